@@ -1,0 +1,2 @@
+//! codex.
+fn main() {}
