@@ -1,0 +1,3 @@
+//! The `codex-cluster` command.
+
+fn main() {}
