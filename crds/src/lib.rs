@@ -1,1 +1,38 @@
-//! crds
+//! The Kubernetes API of Codex: `codex-ml.dev/v1alpha1` with its three kinds, their conditions and names. No I/O.
+//!
+//! The doc comment of a field is what `kubectl explain` shows. Schema, defaults, enumerations and immutability live in
+//! the CRDs, so that the API server refuses a bad object with a sentence; [`manifests`] renders them.
+
+mod conditions;
+mod data;
+mod decimal;
+mod evaluation;
+pub mod manifests;
+mod names;
+mod pod;
+mod reasoning_pod;
+mod ring;
+mod training_run;
+
+pub use conditions::{ConditionType, Reason};
+pub use data::{ConfigMapKey, DataItem, DataSource, Synthetic, VolumeClaimPath};
+pub use decimal::Decimal;
+pub use evaluation::{
+    Evaluation, EvaluationSpec, EvaluationStatus, Gate, GateStatus, JudgedModel, MetricStatus, Verdict,
+};
+pub use names::{annotation, bundle, child, label};
+pub use pod::{TrainerPod, WorkerPod};
+pub use reasoning_pod::{
+    ManifestStatus, PromotionStatus, ReasoningPod, ReasoningPodPhase, ReasoningPodSpec, ReasoningPodStatus,
+    VerifiedStatus,
+};
+pub use ring::Ring;
+pub use training_run::{
+    CheckpointStatus, ClaimOutput, DataStatus, FileStatus, ModelStatus, Output, ProgressStatus, TrainingRun,
+    TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
+};
+
+/// The API group.
+pub const GROUP: &str = "codex-ml.dev";
+/// The API version.
+pub const VERSION: &str = "v1alpha1";

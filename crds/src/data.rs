@@ -1,0 +1,83 @@
+//! Data files and where they come from. No I/O.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One data file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("has(self.sha256) || has(self.source.synthetic)", "data[].sha256 is required unless the source is synthetic: write the SHA-256 of the file, 64 lower-case hexadecimal digits")
+)]
+pub struct DataItem {
+    /// The name of the file within this object: lower-case letters, digits and dashes.
+    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// SHA-256 of the file, 64 lower-case hexadecimal digits. The pod refuses a file that differs. Required but for synthetic data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), regex(pattern = "^[0-9a-f]{64}$"))]
+    pub sha256: Option<String>,
+    /// Where the file comes from: exactly one of configMap, persistentVolumeClaim and synthetic.
+    pub source: DataSource,
+}
+
+/// Where a data file comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("(has(self.configMap) ? 1 : 0) + (has(self.persistentVolumeClaim) ? 1 : 0) + (has(self.synthetic) ? 1 : 0) == 1", "data[].source needs exactly one of configMap, persistentVolumeClaim and synthetic")
+)]
+pub struct DataSource {
+    /// A key of a ConfigMap in this namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map: Option<ConfigMapKey>,
+    /// A file on a PersistentVolumeClaim in this namespace; it is mounted read-only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<VolumeClaimPath>,
+    /// Problems that the pod generates: the same task, seed and count give the same bytes on every machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub synthetic: Option<Synthetic>,
+}
+
+/// A key of a ConfigMap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigMapKey {
+    /// The ConfigMap's name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// The key that holds the file.
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
+}
+
+/// A file on a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeClaimPath {
+    /// The PersistentVolumeClaim's name.
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: String,
+    /// The file's path on the volume, relative, without `..`.
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(
+        validation = ("!self.startsWith('/') && !self.split('/').exists(part, part == '..')", "data[].source.persistentVolumeClaim.path is relative to the volume and has no `..`: write data/train.jsonl, for example")
+    )]
+    pub path: String,
+}
+
+/// Generated problems.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Synthetic {
+    /// The task, such as `arithmetic` or `word-problems`.
+    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub task: String,
+    /// The seed of the generator.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    pub seed: u64,
+    /// How many problems to generate.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub count: u64,
+}

@@ -1,0 +1,54 @@
+//! Names of labels, annotations and children: one place, so that selectors and owners cannot disagree. Pure.
+
+/// Labels of ours; the `app.kubernetes.io/*` ones stand beside them.
+pub mod label {
+    /// The TrainingRun that a child works for.
+    pub const TRAINING_RUN: &str = "codex-ml.dev/training-run";
+    /// The Evaluation that a child works for.
+    pub const EVALUATION: &str = "codex-ml.dev/evaluation";
+    /// The ReasoningPod that a child works for.
+    pub const REASONING_POD: &str = "codex-ml.dev/reasoning-pod";
+    /// The ring, in its label form.
+    pub const RING: &str = "codex-ml.dev/ring";
+}
+
+/// Annotations of ours: digests are too long for labels.
+pub mod annotation {
+    /// The digest of the resolved configuration.
+    pub const CONFIG_DIGEST: &str = "codex-ml.dev/config-digest";
+    /// The digest of the model.
+    pub const MODEL_DIGEST: &str = "codex-ml.dev/model-digest";
+    /// The digest of the promotion statement.
+    pub const PROMOTION_DIGEST: &str = "codex-ml.dev/promotion-digest";
+}
+
+/// Names of children. Objects have names of at most 52 characters, so every child's name is a valid label value.
+pub mod child {
+    /// The Job and the ConfigMap of a TrainingRun.
+    pub fn trainer(run: &str) -> String {
+        format!("{run}-train")
+    }
+
+    /// The Job and the ConfigMap of an Evaluation.
+    pub fn evaluator(evaluation: &str) -> String {
+        format!("{evaluation}-eval")
+    }
+
+    /// The Deployment, PodDisruptionBudget and NetworkPolicy of a ReasoningPod; its Service has the object's own name.
+    pub fn server(pod: &str) -> String {
+        format!("{pod}-serve")
+    }
+}
+
+/// Names of the immutable ConfigMaps that hold bundles.
+pub mod bundle {
+    /// Holds the OMS signature of a run's model.
+    pub fn oms(run_uid: &str) -> String {
+        format!("codex-oms-{run_uid}")
+    }
+
+    /// Holds a promotion statement; `key` digests what was promoted, where, and on which evidence.
+    pub fn promotion(key: &str) -> String {
+        format!("codex-promo-{key}")
+    }
+}
