@@ -1,1 +1,27 @@
-//! configs
+//! YAML groups of configuration, and what composes them into typed values with a digest.
+//!
+//! Pure: the groups are embedded, and nothing here reads a file, a clock or the environment. Layers, weakest first:
+//! `training/base.yaml`, the template, the object's `config`, its `overrides` in their order. A composed configuration
+//! is written as one [`Resolved`] file; whoever reads that file hashes it again and never composes.
+
+mod data;
+mod error;
+mod evaluation;
+mod keys;
+mod layers;
+mod resolved;
+mod rule;
+mod training;
+
+#[cfg(test)]
+mod tests;
+
+pub use data::{BASELINE, Data, MAX_SYNTHETIC, PROBLEMS, Synthetic, TASKS};
+pub use error::{ConfigError, Origin};
+pub use evaluation::{Evaluation, EvaluationSettings, Generation, PRESETS, compose_evaluation};
+pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
+pub use rule::Rule;
+pub use training::{
+    Format, Metadata, ModelShape, Optimization, Response, Scheduler, TEMPLATES, Training, TrainingSettings,
+    compose_training,
+};

@@ -1,0 +1,106 @@
+//! The configuration of an evaluation. Pure.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    BASELINE, ConfigError, Data, PROBLEMS, Resolved, data,
+    error::nearest,
+    keys,
+    layers::{Layers, recheck},
+    resolved::Spec,
+};
+
+const GROUPS: &[(&str, &str, &str)] =
+    &[("cot-lite", "evaluation/cot-lite.yaml", include_str!("../evaluation/cot-lite.yaml"))];
+
+/// The names of the presets.
+pub const PRESETS: &[&str] = &["cot-lite"];
+
+/// What an evaluator is told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Evaluation {
+    /// The preset's name.
+    pub preset: String,
+    /// Recorded with the results; greedy generation draws nothing from it.
+    pub seed: u64,
+    /// Everything that can be configured.
+    pub settings: EvaluationSettings,
+    /// What replaces the preset's `problems` and `baseline`.
+    pub data: Vec<Data>,
+}
+
+/// Everything that can be configured about an evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationSettings {
+    /// How problems are answered.
+    pub evaluation: Generation,
+}
+
+/// How problems are answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Generation {
+    /// The first so many problems; none takes them all.
+    pub limit: Option<u64>,
+    /// Problems that are answered together.
+    pub batch_size: usize,
+    /// The most tokens of one answer.
+    pub max_new_tokens: usize,
+}
+
+/// Composes what an evaluator is told: preset ← overrides.
+///
+/// # Errors
+/// [`ConfigError`] says which field or key is wrong and what would be right.
+pub fn compose_evaluation(
+    preset: &str,
+    overrides: &[String],
+    seed: u64,
+    data: Vec<Data>,
+) -> Result<Resolved<Evaluation>, ConfigError> {
+    let Some((_, path, text)) = GROUPS.iter().find(|(name, ..)| *name == preset) else {
+        return Err(ConfigError::UnknownName {
+            field: "preset",
+            name: preset.to_owned(),
+            nearest: nearest(preset, PRESETS),
+            known: PRESETS.to_vec(),
+        });
+    };
+    let mut layers = Layers::new(keys::EVALUATION, ("evaluation.limit=500", "evaluation: {limit: 500}"));
+    layers.group(path, text)?;
+    layers.overrides(overrides)?;
+    Resolved::new(Evaluation { preset: preset.to_owned(), seed, settings: layers.finish()?, data })
+}
+
+impl Spec for Evaluation {
+    const KIND: &'static str = "Evaluation";
+
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        recheck(keys::EVALUATION, &self.settings)?;
+        data::check(&self.data)?;
+        for (index, item) in self.data.iter().enumerate() {
+            if ![PROBLEMS, BASELINE].contains(&item.name.as_str()) {
+                return Err(ConfigError::Data {
+                    field: format!("data[{index}].name"),
+                    value: format!("{:?}", item.name),
+                    right: format!("an evaluation's data are named {PROBLEMS} and {BASELINE}"),
+                });
+            }
+            if item.name == BASELINE && item.synthetic.is_some() {
+                return Err(ConfigError::Data {
+                    field: format!("data[{index}].synthetic"),
+                    value: format!("set for {BASELINE}"),
+                    right: "name the file of recorded predictions, which codex evaluate --record-baseline writes"
+                        .to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+}

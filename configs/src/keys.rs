@@ -1,0 +1,66 @@
+//! The keys of each kind of configuration with what they take, and the keys that belong to an object's spec. Pure.
+
+use crate::Rule;
+
+/// A key and what it takes.
+pub(crate) struct Key {
+    pub(crate) path: &'static str,
+    pub(crate) rule: Rule,
+}
+
+const fn key(path: &'static str, rule: Rule) -> Key {
+    Key { path, rule }
+}
+
+const STEPS: u64 = 100_000_000;
+
+/// The keys of a training run. A test holds them equal to `training/base.yaml` and to the typed settings.
+pub(crate) const TRAINING: &[Key] = &[
+    key("model.hidden_size", Rule::Whole { min: 8, max: 8192 }),
+    key("model.intermediate_size", Rule::Whole { min: 8, max: 32_768 }),
+    key("model.num_hidden_layers", Rule::Whole { min: 1, max: 128 }),
+    key("model.num_attention_heads", Rule::Whole { min: 1, max: 128 }),
+    key("model.max_position_embeddings", Rule::Whole { min: 16, max: 131_072 }),
+    key("model.rope_theta", Rule::Above { above: 1.0, most: 1e9 }),
+    key("training.max_steps", Rule::Whole { min: 1, max: STEPS }),
+    key("training.stop_after", Rule::WholeOrNull { min: 0, max: STEPS, null: "all of training.max_steps" }),
+    key("training.batch_size", Rule::Whole { min: 1, max: 65_536 }),
+    key("training.gradient_accumulation", Rule::Whole { min: 1, max: 4096 }),
+    key("training.learning_rate", Rule::Above { above: 0.0, most: 1.0 }),
+    key("training.scheduler", Rule::Choice(&["cosine", "constant"])),
+    key("training.warmup_steps", Rule::Whole { min: 0, max: STEPS }),
+    key("training.weight_decay", Rule::From { min: 0.0, below: 1.0 }),
+    key("training.beta1", Rule::From { min: 0.0, below: 1.0 }),
+    key("training.beta2", Rule::From { min: 0.0, below: 1.0 }),
+    key("training.epsilon", Rule::Above { above: 0.0, most: 0.1 }),
+    key("training.grad_clip_norm", Rule::Above { above: 0.0, most: 1e9 }),
+    key("training.checkpoint_every", Rule::Whole { min: 1, max: STEPS }),
+    key("training.keep_last", Rule::Whole { min: 1, max: 1000 }),
+    key("response.format", Rule::Choice(&["steps", "answer"])),
+    key("metadata.owner", Rule::Text { max: 63 }),
+];
+
+/// The keys of an evaluation. A test holds them equal to the presets and to the typed settings.
+pub(crate) const EVALUATION: &[Key] = &[
+    key("evaluation.limit", Rule::WholeOrNull { min: 1, max: 10_000_000, null: "all problems" }),
+    key("evaluation.batch_size", Rule::Whole { min: 1, max: 65_536 }),
+    key("evaluation.max_new_tokens", Rule::Whole { min: 1, max: 131_072 }),
+];
+
+/// Words in a key that belong to an object's spec, with the field that says it there.
+const RESERVED: &[(&str, &str)] = &[
+    ("seed", "seed"),
+    ("ring", "rolloutRing"),
+    ("rollout_ring", "rolloutRing"),
+    ("rolloutRing", "rolloutRing"),
+    ("output", "output"),
+    ("output_dir", "output"),
+    ("data", "data"),
+    ("template", "template"),
+    ("preset", "preset"),
+];
+
+/// The field of an object's spec that says what `key` tries to say.
+pub(crate) fn reserved(key: &str) -> Option<&'static str> {
+    key.split('.').find_map(|word| RESERVED.iter().find(|(name, _)| *name == word)).map(|(_, field)| *field)
+}

@@ -1,0 +1,213 @@
+//! Layers of configuration: YAML and overrides become checked leaves, later leaves replace earlier ones. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use serde_yaml::Value as Yaml;
+
+use crate::{
+    ConfigError, Origin,
+    error::nearest,
+    keys::{Key, reserved},
+};
+
+/// The most bytes of an object's `config`.
+const MAX_CONFIG: usize = 32 * 1024;
+/// The most characters of a value that an error repeats.
+const MAX_SHOWN: usize = 60;
+
+/// The values of one kind of configuration, layer upon layer.
+pub(crate) struct Layers {
+    keys: &'static [Key],
+    example: (&'static str, &'static str),
+    leaves: BTreeMap<&'static str, Value>,
+}
+
+impl Layers {
+    /// No layer yet. `example` is an override and the same in YAML, for error sentences.
+    pub(crate) fn new(keys: &'static [Key], example: (&'static str, &'static str)) -> Self {
+        Self { keys, example, leaves: BTreeMap::new() }
+    }
+
+    /// Adds an embedded group.
+    pub(crate) fn group(&mut self, name: &'static str, text: &str) -> Result<(), ConfigError> {
+        self.yaml(Origin::Group(name), text)
+    }
+
+    /// Adds an object's `config`.
+    pub(crate) fn config(&mut self, text: &str) -> Result<(), ConfigError> {
+        if text.len() > MAX_CONFIG {
+            return Err(ConfigError::TooLong { bytes: text.len(), most: MAX_CONFIG });
+        }
+        self.yaml(Origin::Config, text)
+    }
+
+    /// Adds an object's `overrides`, in their order.
+    pub(crate) fn overrides(&mut self, overrides: &[String]) -> Result<(), ConfigError> {
+        for (index, text) in overrides.iter().enumerate() {
+            let origin = Origin::Override(index);
+            let refuse = || ConfigError::NotAnOverride { index, text: text.clone(), example: self.example.0 };
+            let (key, raw) = text.split_once('=').ok_or_else(refuse)?;
+            let (key, raw) = (key.trim(), raw.trim());
+            if key.is_empty() || raw.is_empty() {
+                return Err(refuse());
+            }
+            let value: Yaml = serde_yaml::from_str(raw).map_err(|source| ConfigError::NotYaml {
+                origin,
+                example: self.example.0,
+                source,
+            })?;
+            let bare = !value.is_string() && self.find(key).is_some_and(|known| known.rule.takes_text());
+            let value = if bare { Value::from(raw) } else { json(&value) };
+            let path = self.check(origin, key, &value)?;
+            self.leaves.insert(path.0, path.1);
+        }
+        Ok(())
+    }
+
+    /// The typed value of all layers together.
+    pub(crate) fn finish<T: DeserializeOwned>(self) -> Result<T, ConfigError> {
+        let mut root = Map::new();
+        for (path, value) in self.leaves {
+            let (group, leaf) = path.split_once('.').unwrap_or(("", path));
+            let group = root.entry(group).or_insert_with(|| Value::Object(Map::new()));
+            if let Value::Object(group) = group {
+                group.insert(leaf.to_owned(), value);
+            }
+        }
+        serde_json::from_value(Value::Object(root)).map_err(|source| ConfigError::Canonical { source })
+    }
+
+    fn yaml(&mut self, origin: Origin, text: &str) -> Result<(), ConfigError> {
+        let example = self.example.1;
+        let yaml: Yaml =
+            serde_yaml::from_str(text).map_err(|source| ConfigError::NotYaml { origin, example, source })?;
+        let mapping = match yaml {
+            Yaml::Null => return Ok(()),
+            Yaml::Mapping(mapping) => mapping,
+            other => return Err(ConfigError::NotAMapping { origin, found: show(&json(&other)), example }),
+        };
+        let mut layer = BTreeMap::new();
+        self.walk(origin, None, &mapping, &mut layer)?;
+        self.leaves.append(&mut layer);
+        Ok(())
+    }
+
+    fn walk(
+        &self,
+        origin: Origin,
+        parent: Option<&str>,
+        mapping: &serde_yaml::Mapping,
+        layer: &mut BTreeMap<&'static str, Value>,
+    ) -> Result<(), ConfigError> {
+        for (name, value) in mapping {
+            let name = name.as_str().map_or_else(|| show(&json(name)), str::to_owned);
+            let path = parent.map_or_else(|| name.clone(), |parent| format!("{parent}.{name}"));
+            match value {
+                Yaml::Mapping(inner) if reserved(&path).is_none() && self.find(&path).is_none() => {
+                    if !self.is_group(&path) {
+                        return Err(self.unknown(origin, path));
+                    }
+                    self.walk(origin, Some(&path), inner, layer)?;
+                }
+                Yaml::Null if self.is_group(&path) => {}
+                _ => {
+                    let (key, value) = self.check(origin, &path, &json(value))?;
+                    if layer.insert(key, value).is_some() {
+                        return Err(ConfigError::Twice { origin, key: path });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The key as it is known and the value as it is stored.
+    fn check(&self, origin: Origin, path: &str, value: &Value) -> Result<(&'static str, Value), ConfigError> {
+        if let Some(field) = reserved(path) {
+            return Err(ConfigError::Reserved { origin, key: path.to_owned(), field });
+        }
+        let Some(key) = self.find(path) else {
+            return Err(self.group_of(path).map_or_else(
+                || self.unknown(origin, path.to_owned()),
+                |example| ConfigError::IsGroup { origin, key: path.to_owned(), value: show(value), example },
+            ));
+        };
+        let accepted = key.rule.accept(value).ok_or_else(|| ConfigError::Refused {
+            origin,
+            key: path.to_owned(),
+            value: show(value),
+            rule: key.rule,
+        })?;
+        Ok((key.path, accepted))
+    }
+
+    fn find(&self, path: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.path == path)
+    }
+
+    fn is_group(&self, path: &str) -> bool {
+        self.group_of(path).is_some()
+    }
+
+    /// A key of the group `path`.
+    fn group_of(&self, path: &str) -> Option<&'static str> {
+        self.keys
+            .iter()
+            .map(|key| key.path)
+            .find(|known| known.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+    }
+
+    fn unknown(&self, origin: Origin, key: String) -> ConfigError {
+        let known: Vec<_> = self.keys.iter().map(|key| key.path).collect();
+        ConfigError::UnknownKey { origin, nearest: nearest(&key, &known), key, known }
+    }
+}
+
+/// Checks settings that were not composed here against the same keys.
+pub(crate) fn recheck(keys: &'static [Key], settings: &impl serde::Serialize) -> Result<(), ConfigError> {
+    let settings = serde_json::to_value(settings).map_err(|source| ConfigError::Canonical { source })?;
+    for key in keys {
+        let value = key.path.split('.').fold(&settings, |value, word| &value[word]);
+        if key.rule.accept(value).is_none() {
+            return Err(ConfigError::Refused {
+                origin: Origin::Resolved,
+                key: key.path.to_owned(),
+                value: show(value),
+                rule: key.rule,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// YAML as JSON. What JSON does not know (tags, infinities) becomes text, which no numeric key takes.
+fn json(yaml: &Yaml) -> Value {
+    match yaml {
+        Yaml::Null => Value::Null,
+        Yaml::Bool(truth) => Value::Bool(*truth),
+        Yaml::Number(number) => serde_json::to_value(number)
+            .ok()
+            .filter(Value::is_number)
+            .unwrap_or_else(|| Value::String(number.to_string())),
+        Yaml::String(text) => Value::String(text.clone()),
+        Yaml::Sequence(items) => Value::Array(items.iter().map(json).collect()),
+        Yaml::Mapping(mapping) => Value::Object(
+            mapping
+                .iter()
+                .map(|(key, value)| (key.as_str().map_or_else(|| show(&json(key)), str::to_owned), json(value)))
+                .collect(),
+        ),
+        Yaml::Tagged(tagged) => Value::String(format!("{} {}", tagged.tag, show(&json(&tagged.value)))),
+    }
+}
+
+/// A value as an error shows it.
+fn show(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= MAX_SHOWN {
+        return text;
+    }
+    text.chars().take(MAX_SHOWN).chain(['…']).collect()
+}

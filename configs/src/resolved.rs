@@ -1,0 +1,119 @@
+//! The resolved file: a composed configuration with its digest, the only form in which a pod sees one. Pure.
+
+use codex_provenance::{ConfigDigest, Sha256};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::ConfigError;
+
+/// The version of the resolved file's shape.
+pub const SCHEMA_VERSION: u32 = 1;
+/// The largest seed: beyond it, JSON numbers are no longer exact.
+pub const MAX_SEED: u64 = (1 << 53) - 1;
+
+/// What one kind of pod is told.
+pub trait Spec: Serialize + DeserializeOwned {
+    /// The kind of object whose pods are told it.
+    const KIND: &'static str;
+
+    /// The object's seed.
+    fn seed(&self) -> u64;
+
+    /// Checks every value and how they go together.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first that is wrong.
+    fn check(&self) -> Result<(), ConfigError>;
+}
+
+/// A checked configuration and its digest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resolved<T> {
+    spec: T,
+    digest: ConfigDigest,
+}
+
+/// What the digest covers.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Digested<'a, T> {
+    schema_version: u32,
+    kind: &'static str,
+    spec: &'a T,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Written<'a, T> {
+    schema_version: u32,
+    digest: ConfigDigest,
+    kind: &'static str,
+    spec: &'a T,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Read {
+    digest: String,
+    kind: String,
+    spec: serde_yaml::Value,
+}
+
+impl<T: Spec> Resolved<T> {
+    /// Checks `spec` and hashes it: SHA-256 over the canonical JSON (RFC 8785) of `{schemaVersion, kind, spec}`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says what is wrong with `spec`.
+    pub fn new(spec: T) -> Result<Self, ConfigError> {
+        if spec.seed() > MAX_SEED {
+            return Err(ConfigError::Seed(spec.seed()));
+        }
+        spec.check()?;
+        let digested = Digested { schema_version: SCHEMA_VERSION, kind: T::KIND, spec: &spec };
+        let canonical =
+            serde_json_canonicalizer::to_vec(&digested).map_err(|source| ConfigError::Canonical { source })?;
+        Ok(Self { digest: ConfigDigest(Sha256::of(canonical)), spec })
+    }
+
+    /// What was composed.
+    pub fn spec(&self) -> &T {
+        &self.spec
+    }
+
+    /// Its digest.
+    pub fn digest(&self) -> ConfigDigest {
+        self.digest
+    }
+
+    /// The resolved file.
+    ///
+    /// # Errors
+    /// [`ConfigError::NotResolved`] where YAML cannot carry a value.
+    pub fn to_yaml(&self) -> Result<String, ConfigError> {
+        let written = Written { schema_version: SCHEMA_VERSION, digest: self.digest, kind: T::KIND, spec: &self.spec };
+        serde_yaml::to_string(&written).map_err(|source| ConfigError::NotResolved { source })
+    }
+
+    /// Reads a resolved file, checks and hashes it again.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for another version, kind, shape or digest, and for values that no key takes.
+    pub fn from_yaml(bytes: &[u8]) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::NotResolved { source };
+        // The version first: a file of another version may have any shape.
+        let mut any: serde_yaml::Mapping = serde_yaml::from_slice(bytes).map_err(unreadable)?;
+        let version = any.remove("schemaVersion").unwrap_or_default();
+        if version.as_u64() != Some(u64::from(SCHEMA_VERSION)) {
+            let found = version.as_u64().map_or_else(|| "no whole number".to_owned(), |found| found.to_string());
+            return Err(ConfigError::Version { found });
+        }
+        let read: Read = serde_yaml::from_value(any.into()).map_err(unreadable)?;
+        if read.kind != T::KIND {
+            return Err(ConfigError::Kind { found: read.kind, wanted: T::KIND });
+        }
+        let resolved = Self::new(serde_yaml::from_value(read.spec).map_err(unreadable)?)?;
+        if read.digest != resolved.digest.to_string() {
+            return Err(ConfigError::Digest { written: read.digest, computed: resolved.digest });
+        }
+        Ok(resolved)
+    }
+}

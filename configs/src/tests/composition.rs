@@ -1,0 +1,175 @@
+//! Layers: what replaces what, and that nothing else changes.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::{data, overrides, starter};
+use crate::{
+    PRESETS, Rule, TEMPLATES, TrainingSettings, compose_evaluation, compose_training,
+    keys::{EVALUATION, Key, TRAINING},
+};
+
+/// Every leaf of a JSON value with its path.
+fn leaves(value: &Value, path: &str) -> Vec<(String, Value)> {
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .flat_map(|(key, value)| {
+                leaves(value, &if path.is_empty() { key.clone() } else { format!("{path}.{key}") })
+            })
+            .collect(),
+        other => vec![(path.to_owned(), other.clone())],
+    }
+}
+
+fn settings(settings: &impl serde::Serialize) -> Vec<(String, Value)> {
+    leaves(&serde_json::to_value(settings).expect("settings are JSON"), "")
+}
+
+fn paths(keys: &[Key]) -> BTreeSet<String> {
+    keys.iter().map(|key| key.path.to_owned()).collect()
+}
+
+fn yaml_paths(text: &str) -> BTreeSet<String> {
+    let value: Value = serde_yaml::from_str(text).expect("embedded YAML");
+    leaves(&value, "").into_iter().map(|(path, _)| path).collect()
+}
+
+#[test]
+fn composed_templates() {
+    for template in TEMPLATES {
+        let resolved = compose_training(template, &[], None, 42, data()).expect("a template");
+        insta::assert_snapshot!(*template, resolved.to_yaml().expect("YAML"));
+    }
+    for preset in PRESETS {
+        let resolved = compose_evaluation(preset, &[], 42, vec![]).expect("a preset");
+        insta::assert_snapshot!(*preset, resolved.to_yaml().expect("YAML"));
+    }
+}
+
+#[test]
+fn keys_base_and_types_are_the_same_set() {
+    assert_eq!(paths(TRAINING), yaml_paths(include_str!("../../training/base.yaml")));
+    let typed: BTreeSet<String> =
+        settings(&starter(&[], None).spec().settings).into_iter().map(|leaf| leaf.0).collect();
+    assert_eq!(paths(TRAINING), typed);
+    assert_eq!(paths(EVALUATION), yaml_paths(include_str!("../../evaluation/cot-lite.yaml")));
+    let evaluation = compose_evaluation("cot-lite", &[], 0, vec![]).expect("a preset");
+    let typed: BTreeSet<String> = settings(&evaluation.spec().settings).into_iter().map(|leaf| leaf.0).collect();
+    assert_eq!(paths(EVALUATION), typed);
+}
+
+#[test]
+fn the_baseline_is_of_equal_size_and_tuning() {
+    let of = |template| {
+        let resolved = compose_training(template, &[], None, 42, data()).expect("a template");
+        settings(&resolved.spec().settings)
+    };
+    let (steps, answers) = (of("cot-starter"), of("answers-only"));
+    let differing: Vec<_> = steps.iter().zip(&answers).filter(|(a, b)| a != b).map(|(a, _)| a.0.as_str()).collect();
+    assert_eq!(differing, ["response.format"]);
+}
+
+#[test]
+fn later_layers_replace_earlier_ones() {
+    let config = "training:\n  batch_size: 16\n  learning_rate: 0.001\nmodel: {hidden_size: 32}\nresponse:\n";
+    let resolved = starter(&["training.batch_size=8", "training.batch_size=4"], Some(config));
+    let TrainingSettings { model, training, .. } = &resolved.spec().settings;
+    assert_eq!(training.batch_size, 4, "the last override wins");
+    assert!((training.learning_rate - 0.001).abs() < f64::EPSILON, "config is above the template");
+    assert_eq!(training.warmup_steps, 100, "the template is above the base");
+    assert_eq!(model.hidden_size, 32);
+    assert_eq!(model.num_hidden_layers, 4, "the base is below all");
+}
+
+#[test]
+fn nothing_set_changes_nothing() {
+    assert_eq!(starter(&[], None), starter(&[], Some("")));
+    assert_eq!(starter(&[], None), starter(&[], Some("# nothing\n")));
+    assert_eq!(starter(&[], None).digest(), starter(&["training.batch_size=64"], None).digest());
+}
+
+#[test]
+fn numbers_and_words_can_be_written_as_people_do() {
+    let resolved = starter(
+        &[
+            "training.learning_rate=5e-3",
+            "training.grad_clip_norm=1",
+            " metadata.owner = 7 ",
+            "training.stop_after=null",
+        ],
+        None,
+    );
+    assert_eq!(resolved.spec().settings.metadata.owner, "7");
+    let TrainingSettings { training, .. } = &resolved.spec().settings;
+    assert_eq!((training.stop_after, training.steps()), (None, 3000));
+    assert_eq!(starter(&["training.stop_after=0"], None).spec().settings.training.steps(), 0);
+}
+
+/// A key with two different values that it takes.
+fn change() -> impl Strategy<Value = (&'static str, String, String)> {
+    let values = |rule: &Rule| match *rule {
+        Rule::Whole { min, .. } | Rule::WholeOrNull { min, .. } => {
+            (min.max(64).to_string(), min.max(64).saturating_add(64).to_string())
+        }
+        Rule::Above { above, .. } => ((above + 0.015_625).to_string(), (above + 0.031_25).to_string()),
+        Rule::From { .. } => ("0.25".to_owned(), "0.5".to_owned()),
+        Rule::Choice(words) => (words[0].to_owned(), words[words.len() - 1].to_owned()),
+        Rule::Text { .. } => ("ada".to_owned(), "grace".to_owned()),
+    };
+    // Heads and width go together; every other key can be set alone.
+    let alone: Vec<_> = TRAINING
+        .iter()
+        .filter(|key| key.path != "model.num_attention_heads" && key.path != "training.max_steps")
+        .map(|key| {
+            let (a, b) = values(&key.rule);
+            (key.path, a, b)
+        })
+        .collect();
+    prop::sample::select(alone)
+}
+
+proptest! {
+    #[test]
+    fn an_override_changes_exactly_its_key((key, one, other) in change()) {
+        let a = starter(&[&format!("{key}={one}")], None);
+        let b = starter(&[&format!("{key}={other}")], None);
+        let (before, after) = (settings(&a.spec().settings), settings(&b.spec().settings));
+        let differing: Vec<_> =
+            before.iter().zip(&after).filter(|(a, b)| a != b).map(|(a, _)| a.0.as_str()).collect();
+        prop_assert_eq!(differing, [key]);
+        prop_assert_ne!(a.digest(), b.digest());
+    }
+
+    #[test]
+    fn the_order_of_different_keys_is_irrelevant(
+        changes in prop::collection::btree_map(change().prop_map(|change| change.0), any::<bool>(), 2..6),
+        (key, one, other) in change(),
+    ) {
+        let texts: Vec<String> = TRAINING
+            .iter()
+            .filter(|known| changes.contains_key(known.path) && known.path != key)
+            .map(|known| match known.rule {
+                Rule::Whole { min, .. } | Rule::WholeOrNull { min, .. } => format!("{}={}", known.path, min.max(128)),
+                Rule::Above { above, .. } => format!("{}={}", known.path, above + 0.125),
+                Rule::From { .. } => format!("{}=0.125", known.path),
+                Rule::Choice(words) => format!("{}={}", known.path, words[0]),
+                Rule::Text { .. } => format!("{}=lin", known.path),
+            })
+            .collect();
+        let forward: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let backward: Vec<&str> = forward.iter().rev().copied().collect();
+        prop_assert_eq!(starter(&forward, None), starter(&backward, None));
+        let (first, second) = (format!("{key}={one}"), format!("{key}={other}"));
+        let last = starter(&[&first, &second], None);
+        prop_assert_eq!(last, starter(&[&second], None));
+    }
+
+    #[test]
+    fn the_seed_is_part_of_the_digest(a in 0..=crate::MAX_SEED, b in 0..=crate::MAX_SEED) {
+        let of = |seed| compose_training("cot-starter", &overrides(&[]), None, seed, data()).expect("good").digest();
+        prop_assert_eq!(of(a) == of(b), a == b);
+    }
+}

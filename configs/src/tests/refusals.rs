@@ -1,0 +1,224 @@
+//! The sentences of refusals.
+
+use super::{data, overrides, synthetic};
+use crate::{Data, Evaluation, Resolved, Synthetic, compose_evaluation, compose_training};
+
+fn sentence(texts: &[&str], config: Option<&str>) -> String {
+    compose_training("cot-starter", &overrides(texts), config, 42, data()).expect_err("must be refused").to_string()
+}
+
+fn data_sentence(data: Vec<Data>) -> String {
+    compose_training("cot-starter", &[], None, 42, data).expect_err("must be refused").to_string()
+}
+
+fn evaluation(data: Vec<Data>) -> Result<Resolved<Evaluation>, crate::ConfigError> {
+    compose_evaluation("cot-lite", &[], 42, data)
+}
+
+#[test]
+fn names() {
+    let of = |template| compose_training(template, &[], None, 42, data()).expect_err("unknown").to_string();
+    assert_eq!(
+        of("cot-stater"),
+        r#"template "cot-stater" is unknown (did you mean cot-starter?): known are answers-only, cot-starter"#
+    );
+    assert_eq!(of("bert"), r#"template "bert" is unknown: known are answers-only, cot-starter"#);
+    assert_eq!(
+        compose_evaluation("cotlite", &[], 0, vec![]).expect_err("unknown").to_string(),
+        r#"preset "cotlite" is unknown (did you mean cot-lite?): known are cot-lite"#
+    );
+}
+
+#[test]
+fn overrides_that_are_none() {
+    for text in ["training.max_steps", "=5", "training.max_steps=", ""] {
+        assert_eq!(
+            sentence(&["training.batch_size=8", text], None),
+            format!("overrides[1] is {text:?}: write key=value, such as training.max_steps=900")
+        );
+    }
+    assert!(sentence(&["training.batch_size=[1"], None).starts_with("overrides[0] is no valid YAML ("));
+}
+
+#[test]
+fn unknown_keys() {
+    assert_eq!(
+        sentence(&["training.batchsize=8"], None),
+        "overrides[0] names the key training.batchsize, which does not exist: did you mean training.batch_size?"
+    );
+    assert_eq!(
+        sentence(&["max_steps=8"], None),
+        "overrides[0] names the key max_steps, which does not exist: did you mean training.max_steps?"
+    );
+    assert_eq!(
+        sentence(&[], Some("trainin:\n  max_steps: 8\n")),
+        "config names the key trainin, which does not exist: did you mean training.max_steps?"
+    );
+    assert!(sentence(&["zzz=1"], None).starts_with(
+        "overrides[0] names the key zzz, which does not exist: known are model.hidden_size, model.intermediate_size, "
+    ));
+    assert_eq!(
+        sentence(&[], Some("training: {batch_size: {micro: 4}}")),
+        r#"config sets training.batch_size to {"micro":4}: write a whole number from 1 to 65536"#
+    );
+    assert!(sentence(&[], Some("7: 3")).starts_with("config names the key 7, which does not exist"));
+}
+
+#[test]
+fn keys_of_the_spec() {
+    for (text, field) in [
+        ("seed=7", "seed"),
+        ("training.seed=7", "seed"),
+        ("metadata.rollout_ring=main", "rolloutRing"),
+        ("rolloutRing=main", "rolloutRing"),
+        ("ring=main", "rolloutRing"),
+        ("training.output_dir=/x", "output"),
+        ("output=/x", "output"),
+        ("data=x", "data"),
+    ] {
+        let key = text.split('=').next().expect("a key");
+        assert_eq!(
+            sentence(&[text], None),
+            format!("overrides[0] names {key}, which is no configuration: set spec.{field} instead")
+        );
+    }
+    assert_eq!(
+        sentence(&[], Some("training: {seed: 7}")),
+        "config names training.seed, which is no configuration: set spec.seed instead"
+    );
+    assert_eq!(
+        sentence(&[], Some("output: {persistentVolumeClaim: {claimName: x}}")),
+        "config names output, which is no configuration: set spec.output instead"
+    );
+}
+
+#[test]
+fn values() {
+    for (text, right) in [
+        ("training.batch_size=0", "training.batch_size to 0: write a whole number from 1 to 65536"),
+        ("training.batch_size=-1", "training.batch_size to -1: write a whole number from 1 to 65536"),
+        ("training.batch_size=8.5", "training.batch_size to 8.5: write a whole number from 1 to 65536"),
+        ("training.batch_size='8'", r#"training.batch_size to "8": write a whole number from 1 to 65536"#),
+        ("training.batch_size=many", r#"training.batch_size to "many": write a whole number from 1 to 65536"#),
+        ("training.batch_size=[8]", "training.batch_size to [8]: write a whole number from 1 to 65536"),
+        (
+            "training.gradient_accumulation=0",
+            "training.gradient_accumulation to 0: write a whole number from 1 to 4096",
+        ),
+        ("training.learning_rate=0", "training.learning_rate to 0: write a number above 0 and at most 1"),
+        ("training.learning_rate=.nan", r#"training.learning_rate to ".nan": write a number above 0 and at most 1"#),
+        ("training.learning_rate=.inf", r#"training.learning_rate to ".inf": write a number above 0 and at most 1"#),
+        ("training.learning_rate=fast", r#"training.learning_rate to "fast": write a number above 0 and at most 1"#),
+        ("training.beta1=1", "training.beta1 to 1: write a number of at least 0 and below 1"),
+        ("training.scheduler=linaer", r#"training.scheduler to "linaer": write one of cosine, constant"#),
+        ("response.format=null", r#"response.format to "null": write one of steps, answer"#),
+        (
+            "training.stop_after=soon",
+            r#"training.stop_after to "soon": write a whole number from 0 to 100000000, or null for all of training.max_steps"#,
+        ),
+        ("metadata.owner='  '", r#"metadata.owner to "  ": write one line of 1 to 63 characters"#),
+        ("training=8", "training to 8, but training is a group: set one of its keys, such as training.max_steps"),
+    ] {
+        assert_eq!(sentence(&[text], None), format!("overrides[0] sets {right}"));
+    }
+    assert_eq!(
+        sentence(&[], Some("training: {batch_size: null}")),
+        "config sets training.batch_size to null: write a whole number from 1 to 65536"
+    );
+    assert_eq!(
+        sentence(&[], Some("training: {batch_size: !big 8}")),
+        r#"config sets training.batch_size to "!big 8": write a whole number from 1 to 65536"#
+    );
+    let long = format!("training.batch_size={}", "x".repeat(5000));
+    assert!(sentence(&[&long], None).len() < 200, "a long value is cut");
+}
+
+#[test]
+fn values_that_do_not_go_together() {
+    assert_eq!(
+        sentence(&["model.num_attention_heads=3"], None),
+        "model.num_attention_heads is 3: model.hidden_size (64) divided by model.num_attention_heads must be an even whole number"
+    );
+    assert!(sentence(&["model.num_attention_heads=64"], None).contains("an even whole number"));
+    assert_eq!(
+        sentence(&["training.max_steps=50"], None),
+        "training.warmup_steps is 100: write at most training.max_steps (50)"
+    );
+    assert_eq!(
+        sentence(&["training.stop_after=3001"], None),
+        "training.stop_after is 3001: write at most training.max_steps (3000), or null"
+    );
+}
+
+#[test]
+fn text_that_is_no_configuration() {
+    assert!(sentence(&[], Some("training: [")).starts_with("config is no valid YAML ("));
+    assert!(sentence(&[], Some("training: {}\ntraining: {}\n")).contains("duplicate entry"));
+    assert_eq!(
+        sentence(&[], Some("training.batch_size: 8\ntraining: {batch_size: 9}")),
+        "config names training.batch_size twice: keep one of the two"
+    );
+    assert_eq!(
+        sentence(&[], Some("- a")),
+        r#"config is ["a"]: write keys and values such as `training: {max_steps: 900}`"#
+    );
+    assert_eq!(sentence(&[], Some(&"#".repeat(40_000))), "config has 40000 bytes: write at most 32768");
+}
+
+#[test]
+fn seeds_that_json_cannot_carry() {
+    let refused = compose_training("cot-starter", &[], None, u64::MAX, data()).expect_err("too large").to_string();
+    assert_eq!(refused, "seed is 18446744073709551615: write a whole number from 0 to 9007199254740991");
+}
+
+#[test]
+fn data_that_cannot_be_used() {
+    assert_eq!(data_sentence(vec![]), "data is empty: name at least one file or synthetic task to learn from");
+    let file = |name: &str| Data { name: name.to_owned(), sha256: None, synthetic: None };
+    assert_eq!(
+        data_sentence(vec![synthetic("arithmetic"), file("mine")]),
+        r#"data[1] is "mine": set data[1].sha256 to the SHA-256 of the file (sha256sum FILE)"#
+    );
+    assert_eq!(
+        data_sentence(vec![file("My File")]),
+        r#"data[0].name is "My File": write 1 to 63 lower-case letters, digits and inner dashes"#
+    );
+    assert_eq!(
+        data_sentence(vec![synthetic("arithmetic"), synthetic("arithmetic")]),
+        r#"data[1].name is "arithmetic": give every file a name of its own"#
+    );
+    assert_eq!(
+        data_sentence(vec![synthetic("arithmetics")]),
+        r#"data[0].synthetic.task is "arithmetics": known tasks are arithmetic, word-problems (did you mean arithmetic?)"#
+    );
+    let made = |seed, count| Data {
+        name: "a".to_owned(),
+        sha256: None,
+        synthetic: Some(Synthetic { task: "arithmetic".to_owned(), seed, count }),
+    };
+    assert_eq!(
+        data_sentence(vec![made(1, 0)]),
+        "data[0].synthetic.count is 0: write a whole number from 1 to 10000000"
+    );
+    assert_eq!(
+        data_sentence(vec![made(u64::MAX, 9)]),
+        "data[0].synthetic.seed is 18446744073709551615: write a whole number from 0 to 9007199254740991"
+    );
+    assert_eq!(
+        data_sentence(vec![made(1, 63)]),
+        "training.batch_size is 64: write at most the number of records (63), or raise data[].synthetic.count"
+    );
+}
+
+#[test]
+fn data_of_an_evaluation() {
+    assert_eq!(
+        evaluation(vec![synthetic("arithmetic")]).expect_err("named otherwise").to_string(),
+        r#"data[0].name is "arithmetic": an evaluation's data are named problems and baseline"#
+    );
+    let mut baseline = synthetic("arithmetic");
+    baseline.name = "baseline".to_owned();
+    assert!(evaluation(vec![baseline.clone()]).expect_err("made").to_string().contains("--record-baseline"));
+    baseline.name = "problems".to_owned();
+    evaluation(vec![baseline]).expect("problems can be made");
+}

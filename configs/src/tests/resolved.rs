@@ -1,0 +1,83 @@
+//! The resolved file: what is written is read, what was changed is refused.
+
+use proptest::prelude::*;
+
+use super::starter;
+use crate::{ConfigError, Evaluation, Resolved, Training, compose_evaluation};
+
+fn refused(yaml: &str) -> String {
+    Resolved::<Training>::from_yaml(yaml.as_bytes()).expect_err("must be refused").to_string()
+}
+
+#[test]
+fn a_written_file_reads_as_the_same() {
+    let written = starter(&["training.learning_rate=0.1", "training.epsilon=1e-12"], None);
+    let yaml = written.to_yaml().expect("YAML");
+    assert_eq!(Resolved::from_yaml(yaml.as_bytes()).expect("its own file"), written);
+    let evaluation = compose_evaluation("cot-lite", &["evaluation.limit=9".to_owned()], 1, vec![]).expect("good");
+    let yaml = evaluation.to_yaml().expect("YAML");
+    assert_eq!(Resolved::from_yaml(yaml.as_bytes()).expect("its own file"), evaluation);
+}
+
+#[test]
+fn any_changed_value_is_refused() {
+    let yaml = starter(&[], None).to_yaml().expect("YAML");
+    for (from, to) in [
+        ("batch_size: 64", "batch_size: 32"),
+        ("seed: 42", "seed: 43"),
+        ("count: 100000", "count: 100001"),
+        ("learning_rate: 0.005", "learning_rate: 0.0050000000000000001"),
+    ] {
+        let changed = yaml.replacen(from, to, 1);
+        assert_ne!(changed, yaml, "{from} is in the file");
+        let outcome = Resolved::<Training>::from_yaml(changed.as_bytes());
+        if to.ends_with("01") && from.starts_with("learning") {
+            outcome.expect("the same number in other digits is the same configuration");
+        } else {
+            assert!(matches!(outcome, Err(ConfigError::Digest { .. })), "{to}: {outcome:?}");
+        }
+    }
+    let other = starter(&["training.batch_size=8"], None);
+    let forged = yaml.replace("batch_size: 64", "batch_size: 8");
+    let sentence = refused(&forged);
+    assert!(sentence.contains(&other.digest().to_string()) && sentence.contains("changed after it was composed"));
+}
+
+#[test]
+fn other_versions_kinds_and_shapes_are_refused() {
+    let yaml = starter(&[], None).to_yaml().expect("YAML");
+    assert_eq!(
+        refused(&yaml.replace("schemaVersion: 1", "schemaVersion: 2")),
+        "the resolved configuration has schemaVersion 2: this program reads 1; use an image of the controller's own version"
+    );
+    assert!(refused("spec: {}").contains("schemaVersion no whole number"));
+    assert!(
+        refused(&yaml.replace("keep_last: 3", "keep_last: 3\n      surprise: 1")).contains("unknown field `surprise`")
+    );
+    assert!(refused(&yaml.replace("batch_size: 64", "batch_size: 0")).contains("write a whole number from 1 to 65536"));
+    assert!(refused(&yaml.replace("learning_rate: 0.005", "learning_rate: .nan")).contains("write a number above 0"));
+    assert!(refused("[").contains("cannot be read"));
+    let sentence = Resolved::<Evaluation>::from_yaml(yaml.as_bytes()).expect_err("another kind").to_string();
+    assert_eq!(sentence, "the resolved configuration has kind TrainingRun: this command reads Evaluation");
+}
+
+#[test]
+fn the_digest_is_that_of_the_canonical_json() {
+    let resolved = starter(&[], None);
+    let value = serde_json::json!({"spec": resolved.spec(), "kind": "TrainingRun", "schemaVersion": 1});
+    let canonical = serde_json_canonicalizer::to_string(&value).expect("canonical");
+    assert!(canonical.contains(r#""epsilon":1e-8,"#), "RFC 8785 writes numbers as ECMAScript does");
+    assert_eq!(resolved.digest().0, codex_provenance::Sha256::of(canonical));
+}
+
+proptest! {
+    #[test]
+    fn floats_survive_the_file(rate in 1e-12_f64..1.0) {
+        let text = format!("training.learning_rate={rate:e}");
+        let resolved = starter(&[&text], None);
+        let yaml = resolved.to_yaml().expect("YAML");
+        let read = Resolved::<Training>::from_yaml(yaml.as_bytes()).expect("its own file");
+        prop_assert_eq!(read.spec().settings.training.learning_rate.to_bits(), rate.to_bits());
+        prop_assert_eq!(read.digest(), resolved.digest());
+    }
+}

@@ -1,0 +1,216 @@
+//! The configuration of a training run. Pure.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ConfigError, Data, Resolved, data,
+    error::nearest,
+    keys,
+    layers::{Layers, recheck},
+    resolved::Spec,
+};
+
+/// The templates by name.
+const GROUPS: &[(&str, &str, &str)] = &[
+    ("answers-only", "templates/answers-only.yaml", include_str!("../templates/answers-only.yaml")),
+    ("cot-starter", "templates/cot-starter.yaml", include_str!("../templates/cot-starter.yaml")),
+];
+const BASE: &str = include_str!("../training/base.yaml");
+
+/// The names of the templates.
+pub const TEMPLATES: &[&str] = &["answers-only", "cot-starter"];
+
+/// What a trainer is told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Training {
+    /// The template's name.
+    pub template: String,
+    /// Chooses initial weights and the order of data.
+    pub seed: u64,
+    /// Everything that can be configured.
+    pub settings: TrainingSettings,
+    /// Mixed with equal weight.
+    pub data: Vec<Data>,
+}
+
+/// Everything that can be configured about a training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingSettings {
+    /// The shape of the model.
+    pub model: ModelShape,
+    /// How it learns.
+    pub training: Optimization,
+    /// What it learns to answer.
+    pub response: Response,
+    /// What is written beside the results.
+    pub metadata: Metadata,
+}
+
+/// The shape of a Llama-shaped decoder with tied embeddings. Names are those of Hugging Face's `LlamaConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelShape {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward block.
+    pub intermediate_size: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// Attention heads, each `hidden_size / num_attention_heads` wide.
+    pub num_attention_heads: usize,
+    /// The longest sequence in tokens.
+    pub max_position_embeddings: usize,
+    /// The base of rotary position embeddings.
+    pub rope_theta: f64,
+}
+
+/// How a model learns: AdamW with warm-up, a schedule and clipping.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optimization {
+    /// Optimiser steps that the schedule is laid out for.
+    pub max_steps: u64,
+    /// Optimiser steps after which to end early, the schedule unchanged; 0 saves the model as it was initialised.
+    pub stop_after: Option<u64>,
+    /// Examples in one forward pass.
+    pub batch_size: usize,
+    /// Forward passes whose gradients make one step.
+    pub gradient_accumulation: usize,
+    /// The peak of the schedule.
+    pub learning_rate: f64,
+    /// How the learning rate goes on after warm-up.
+    pub scheduler: Scheduler,
+    /// Steps over which the learning rate rises linearly.
+    pub warmup_steps: u64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// AdamW's β₁.
+    pub beta1: f64,
+    /// AdamW's β₂.
+    pub beta2: f64,
+    /// AdamW's ε.
+    pub epsilon: f64,
+    /// Gradients are scaled down to this norm.
+    pub grad_clip_norm: f64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Checkpoints that are kept.
+    pub keep_last: usize,
+}
+
+impl Optimization {
+    /// Optimiser steps that the run executes.
+    pub fn steps(&self) -> u64 {
+        self.stop_after.unwrap_or(self.max_steps)
+    }
+}
+
+/// How the learning rate goes on after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheduler {
+    /// Half a cosine from the peak to 0 at `max_steps`.
+    Cosine,
+    /// Stays at the peak.
+    Constant,
+}
+
+/// What a model learns to answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Response {
+    /// Steps and answer, or the answer alone.
+    pub format: Format,
+}
+
+/// The form of the responses that are learnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// The steps, then the answer.
+    Steps,
+    /// The answer alone.
+    Answer,
+}
+
+/// What is written beside the results.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metadata {
+    /// Who answers for the run.
+    pub owner: String,
+}
+
+/// Composes what a trainer is told: base ← template ← `config` ← overrides.
+///
+/// # Errors
+/// [`ConfigError`] says which field or key is wrong and what would be right.
+pub fn compose_training(
+    template: &str,
+    overrides: &[String],
+    config: Option<&str>,
+    seed: u64,
+    data: Vec<Data>,
+) -> Result<Resolved<Training>, ConfigError> {
+    let Some((_, path, text)) = GROUPS.iter().find(|(name, ..)| *name == template) else {
+        return Err(ConfigError::UnknownName {
+            field: "template",
+            name: template.to_owned(),
+            nearest: nearest(template, TEMPLATES),
+            known: TEMPLATES.to_vec(),
+        });
+    };
+    let mut layers = Layers::new(keys::TRAINING, ("training.max_steps=900", "training: {max_steps: 900}"));
+    layers.group("training/base.yaml", BASE)?;
+    layers.group(path, text)?;
+    layers.config(config.unwrap_or_default())?;
+    layers.overrides(overrides)?;
+    Resolved::new(Training { template: template.to_owned(), seed, settings: layers.finish()?, data })
+}
+
+impl Spec for Training {
+    const KIND: &'static str = "TrainingRun";
+
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        recheck(keys::TRAINING, &self.settings)?;
+        let TrainingSettings { model, training, .. } = &self.settings;
+        let conflict =
+            |key, value: u64, right: String| Err(ConfigError::Conflict { key, value: value.to_string(), right });
+        let (width, heads) = (model.hidden_size, model.num_attention_heads);
+        if !width.is_multiple_of(heads) || !(width / heads).is_multiple_of(2) {
+            let right = format!(
+                "model.hidden_size ({width}) divided by model.num_attention_heads must be an even whole number"
+            );
+            return conflict("model.num_attention_heads", heads as u64, right);
+        }
+        if training.warmup_steps > training.max_steps {
+            let right = format!("write at most training.max_steps ({})", training.max_steps);
+            return conflict("training.warmup_steps", training.warmup_steps, right);
+        }
+        if let Some(stop) = training.stop_after
+            && stop > training.max_steps
+        {
+            let right = format!("write at most training.max_steps ({}), or null", training.max_steps);
+            return conflict("training.stop_after", stop, right);
+        }
+        if self.data.is_empty() {
+            let right = "name at least one file or synthetic task to learn from".to_owned();
+            return Err(ConfigError::Data { field: "data".to_owned(), value: "empty".to_owned(), right });
+        }
+        data::check(&self.data)?;
+        let counts: Option<Vec<u64>> = self.data.iter().map(|item| Some(item.synthetic.as_ref()?.count)).collect();
+        if let Some(records) = counts.map(|counts| counts.iter().sum::<u64>())
+            && training.batch_size as u64 > records
+        {
+            let right = format!("write at most the number of records ({records}), or raise data[].synthetic.count");
+            return conflict("training.batch_size", training.batch_size as u64, right);
+        }
+        Ok(())
+    }
+}
