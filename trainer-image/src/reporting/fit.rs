@@ -1,0 +1,163 @@
+//! Makes a report fit into so many bytes of valid JSON, giving up the least first. Pure.
+
+use codex_reports::{Failure, Report, State};
+
+/// What is left of a failure's sentence when nothing else helps.
+const SENTENCE: usize = 1024;
+
+/// A report that does not fit even without what may be left out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FitError {
+    /// JSON cannot carry it.
+    #[error("the report cannot be written as JSON")]
+    Json(#[from] serde_json::Error),
+    /// It is too large.
+    #[error("the report has {size} bytes, {most} are allowed, and nothing more can be left out")]
+    TooLarge {
+        /// Bytes without what may be left out.
+        size: usize,
+        /// Bytes that are allowed.
+        most: usize,
+    },
+}
+
+/// The report as JSON of at most `most` bytes. Left out, one after another until it fits: notices; the files of the
+/// model's manifest (its digest stays; the receiver waits for the whole); the tail of a failure's sentence; the list of
+/// data files. Numbers that a verdict hangs on are never left out.
+pub(super) fn fit(mut report: Report, most: usize) -> Result<Vec<u8>, FitError> {
+    let mut bytes = serde_json::to_vec(&report)?;
+    for leave_out in [notices, manifest, sentence, data] {
+        if bytes.len() <= most {
+            return Ok(bytes);
+        }
+        leave_out(&mut report.state);
+        bytes = serde_json::to_vec(&report)?;
+    }
+    if bytes.len() <= most { Ok(bytes) } else { Err(FitError::TooLarge { size: bytes.len(), most }) }
+}
+
+fn notices(state: &mut State) {
+    if let State::Training(state) = state {
+        state.notices.clear();
+    }
+}
+
+fn manifest(state: &mut State) {
+    if let State::Training(state) = state
+        && let Some(model) = &mut state.model
+    {
+        model.manifest.files.clear();
+    }
+}
+
+fn sentence(state: &mut State) {
+    let failure = match state {
+        State::Training(state) => &mut state.failure,
+        State::Evaluation(state) => &mut state.failure,
+        State::Serving(state) => &mut state.failure,
+    };
+    if let Some(Failure { message, .. }) = failure
+        && message.len() > SENTENCE
+    {
+        message.truncate(message.floor_char_boundary(SENTENCE));
+        message.push('…');
+    }
+}
+
+fn data(state: &mut State) {
+    match state {
+        State::Training(state) => state.data.clear(),
+        State::Evaluation(state) => state.data.clear(),
+        State::Serving(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use codex_provenance::{
+        DataDigest, ModelDigest, OmsRoot, Sha256,
+        manifest::{File, Manifest},
+    };
+    use codex_reports::{
+        DataFile, EvaluationState, Kind, MAX_TERMINATION_BYTES, Measurement, Model, SCHEMA_VERSION, Stage,
+        TrainingState,
+    };
+
+    use super::*;
+
+    fn report(state: State) -> Report {
+        Report {
+            schema_version: SCHEMA_VERSION,
+            kind: Kind::TrainingRun,
+            namespace: "n".repeat(63),
+            name: "m".repeat(52),
+            object_uid: "u".repeat(36),
+            pod_uid: "p".repeat(36),
+            attempt: 1,
+            seq: u64::MAX >> 12,
+            config_digest: None,
+            state,
+        }
+    }
+
+    fn training(notices: usize, files: usize, data: usize, message: usize) -> TrainingState {
+        let digest = Sha256::of("x");
+        let file = |i: usize| File { path: format!("model-{i:05}.safetensors"), size: 1 << 30, sha256: digest };
+        TrainingState {
+            stage: Stage::Finished,
+            notices: vec!["a notice of forty characters, more or less".to_owned(); notices],
+            model: Some(Model {
+                digest: ModelDigest(digest),
+                oms_root: OmsRoot(digest),
+                manifest: Manifest { schema: 1, files: (0..files).map(file).collect() },
+                parameters: 220_000,
+            }),
+            data: (0..data)
+                .map(|i| DataFile { name: format!("{i:0>40}"), sha256: DataDigest(digest), size: 1, records: Some(1) })
+                .collect(),
+            failure: Some(Failure { is_final: true, reason: "BadInput".to_owned(), message: "ä".repeat(message) }),
+            ..TrainingState::default()
+        }
+    }
+
+    fn fitted(state: TrainingState) -> TrainingState {
+        let bytes = fit(report(State::Training(state)), MAX_TERMINATION_BYTES).unwrap();
+        assert!(bytes.len() <= MAX_TERMINATION_BYTES);
+        match serde_json::from_slice::<Report>(&bytes).unwrap().state {
+            State::Training(state) => state,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_fits_travels_whole() {
+        let state = training(2, 5, 2, 20);
+        assert_eq!(fitted(state.clone()), state);
+    }
+
+    #[test]
+    fn notices_go_first_then_the_manifest_then_the_tail_of_the_sentence_then_data() {
+        let without_notices = fitted(training(100, 5, 2, 20));
+        assert_eq!((without_notices.notices.len(), without_notices.model.unwrap().manifest.files.len()), (0, 5));
+
+        let without_files = fitted(training(1, 100, 2, 20));
+        assert_eq!((without_files.notices.len(), without_files.data.len()), (0, 2));
+        let model = without_files.model.unwrap();
+        assert_eq!((model.manifest.files.len(), model.digest), (0, ModelDigest(Sha256::of("x"))));
+
+        let short = fitted(training(0, 0, 2, 5000));
+        assert_eq!(short.data.len(), 2);
+        let message = short.failure.unwrap().message;
+        assert!(message.len() < 1100 && message.ends_with("ä…"), "{} bytes", message.len());
+
+        assert_eq!(fitted(training(0, 0, 40, 5000)).data.len(), 0);
+    }
+
+    #[test]
+    fn numbers_are_never_left_out() {
+        let metrics = (0..200).map(|i| (format!("metric-{i}"), Measurement::Share { successes: 1, n: 2 })).collect();
+        let state = EvaluationState { metrics, ..EvaluationState::default() };
+        let error = fit(report(State::Evaluation(state)), MAX_TERMINATION_BYTES).unwrap_err();
+        assert!(matches!(error, FitError::TooLarge { most: MAX_TERMINATION_BYTES, .. }), "{error}");
+    }
+}

@@ -1,0 +1,277 @@
+//! The mailbox between the work and the sending thread, and that thread. Does I/O.
+//!
+//! The mailbox holds the newest state only: what the thread could not send in time is replaced, never queued.
+
+use std::{
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use codex_provenance::ConfigDigest;
+use codex_reports::{Kind, MAX_BYTES, Report, SCHEMA_VERSION};
+
+use super::{
+    SendError, Work,
+    endpoint::Endpoint,
+    fit::{FitError, fit},
+};
+
+/// How often a final report may be refused before it is given up: a controller that has just started may not know the
+/// pod yet.
+const REFUSALS: u32 = 3;
+/// How often somebody who waits for a delivery looks whether SIGTERM came.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// As whom a pod reports.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    pub(super) kind: Kind,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) object_uid: String,
+    pub(super) pod_uid: String,
+}
+
+/// How fast reports follow each other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// The least time between two reports of the same stage.
+    pub(super) interval: Duration,
+    /// The first pause after a failure; it doubles with each further one and is jittered.
+    pub(super) first_pause: Duration,
+    /// The longest pause.
+    pub(super) longest_pause: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(2),
+            first_pause: Duration::from_millis(500),
+            longest_pause: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Pace {
+    fn pauses(&self) -> ExponentialBackoff {
+        ExponentialBuilder::new()
+            .with_min_delay(self.first_pause)
+            .with_max_delay(self.longest_pause)
+            .without_max_times()
+            .with_jitter()
+            .build()
+    }
+}
+
+/// What is to be said.
+#[derive(Clone, Debug)]
+pub(super) struct Outgoing<W> {
+    pub(super) state: W,
+    pub(super) attempt: u32,
+    pub(super) config_digest: Option<ConfigDigest>,
+}
+
+/// What became of a final report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nobody answered (yet).
+    Pending,
+    /// The controller has it.
+    Taken,
+    /// The controller does not want it, for this reason.
+    Refused(String),
+}
+
+#[derive(Debug)]
+struct Contents<W> {
+    outgoing: Outgoing<W>,
+    /// Changes so far.
+    version: u64,
+    /// The newest change that the controller has.
+    sent: u64,
+    /// True from a change of the stage until it is sent.
+    urgent: bool,
+    /// Set when the last word is spoken.
+    last: Option<Outcome>,
+    closed: bool,
+    seq: u64,
+}
+
+/// Holds the newest state and wakes the sending thread.
+#[derive(Debug)]
+pub(super) struct Mailbox<W> {
+    identity: Option<Identity>,
+    contents: Mutex<Contents<W>>,
+    changed: Condvar,
+}
+
+impl<W: Work> Mailbox<W> {
+    /// An empty mailbox; without an identity, nothing ever leaves it.
+    pub(super) fn new(identity: Option<Identity>) -> Self {
+        // A container that starts again in the same pod must not fall behind its own older reports, so the count goes
+        // on from the clock.
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let contents = Contents {
+            outgoing: Outgoing { state: W::default(), attempt: 1, config_digest: None },
+            version: 1,
+            sent: 0,
+            urgent: true,
+            last: None,
+            closed: false,
+            seq: since_1970.as_millis() as u64,
+        };
+        Self { identity, contents: Mutex::new(contents), changed: Condvar::new() }
+    }
+
+    // A panic in somebody's change leaves a state that is still worth reporting.
+    fn lock(&self) -> MutexGuard<'_, Contents<W>> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is to be said.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Outgoing<W>)) {
+        let mut contents = self.lock();
+        let stage = contents.outgoing.state.stage();
+        change(&mut contents.outgoing);
+        contents.version += 1;
+        contents.urgent |= contents.outgoing.state.stage() != stage;
+        if contents.urgent || contents.version == contents.sent + 1 {
+            self.changed.notify_all();
+        }
+    }
+
+    /// A copy of the state.
+    pub(super) fn state(&self) -> W {
+        self.lock().outgoing.state.clone()
+    }
+
+    /// A new report of the state as it is; none where nobody listens.
+    pub(super) fn report(&self) -> Option<Report> {
+        self.identity.as_ref().map(|identity| compose(identity, &mut self.lock()))
+    }
+
+    /// Speaks the last word and waits until it is taken, refused or too late.
+    pub(super) fn deliver(&self, asked_to_end: &AtomicBool, mut deadline: Instant, patience: Duration) -> Outcome {
+        let mut shortened = false;
+        let mut contents = self.lock();
+        contents.last = Some(Outcome::Pending);
+        contents.version += 1;
+        contents.urgent = true;
+        self.changed.notify_all();
+        loop {
+            let now = Instant::now();
+            if !shortened && asked_to_end.load(Ordering::Relaxed) {
+                (shortened, deadline) = (true, deadline.min(now + patience));
+            }
+            match &contents.last {
+                Some(Outcome::Pending) | None if now < deadline => {}
+                outcome => return outcome.clone().unwrap_or(Outcome::Pending),
+            }
+            contents = self.changed.wait_timeout(contents, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Ends the sending thread after what it is doing.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+}
+
+fn compose<W: Work>(identity: &Identity, contents: &mut Contents<W>) -> Report {
+    contents.seq += 1;
+    let outgoing = contents.outgoing.clone();
+    Report {
+        schema_version: SCHEMA_VERSION,
+        kind: identity.kind,
+        namespace: identity.namespace.clone(),
+        name: identity.name.clone(),
+        object_uid: identity.object_uid.clone(),
+        pod_uid: identity.pod_uid.clone(),
+        attempt: outgoing.attempt,
+        seq: contents.seq,
+        config_digest: outgoing.config_digest,
+        state: outgoing.state.wire(),
+    }
+}
+
+/// Sends what lies in the mailbox until it is closed, or until the last word is taken or refused.
+pub(super) fn run<W: Work>(mailbox: &Mailbox<W>, mut endpoint: Endpoint, pace: Pace) {
+    let Some(identity) = &mailbox.identity else { return };
+    let mut pauses = pace.pauses();
+    let mut pause: Option<Instant> = None;
+    let mut next = Instant::now();
+    let mut refusals = 0;
+    let mut silent = false;
+    let mut contents = mailbox.lock();
+    loop {
+        if contents.closed || matches!(contents.last, Some(Outcome::Taken | Outcome::Refused(_))) {
+            return;
+        }
+        // What is urgent does not wait, not even for the end of a pause, but it fails only once without one.
+        let now = Instant::now();
+        let due = if contents.urgent { now } else { pause.unwrap_or(next) };
+        if contents.version == contents.sent {
+            contents = mailbox.changed.wait(contents).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        }
+        if now < due {
+            contents = mailbox.changed.wait_timeout(contents, due - now).unwrap_or_else(PoisonError::into_inner).0;
+            continue;
+        }
+        let version = contents.version;
+        let last = contents.last.is_some();
+        contents.urgent = false;
+        let report = compose(identity, &mut contents);
+        drop(contents);
+
+        next = now + pace.interval;
+        let result = fit(report, MAX_BYTES).map_err(Trouble::from).and_then(|body| Ok(endpoint.send(&body)?));
+        contents = mailbox.lock();
+        match result {
+            Ok(()) => {
+                if silent {
+                    tracing::info!("the controller takes reports again");
+                }
+                (pauses, pause, refusals, silent) = (pace.pauses(), None, 0, false);
+                contents.sent = version;
+                if last {
+                    contents.last = Some(Outcome::Taken);
+                }
+            }
+            Err(error) => {
+                let sentence = crate::cli::chain(&error);
+                if !silent {
+                    tracing::warn!(error = sentence, "a report was not taken; it is sent again");
+                    silent = true;
+                }
+                refusals = if error.is_refusal() { refusals + 1 } else { 0 };
+                if last && refusals >= REFUSALS {
+                    contents.last = Some(Outcome::Refused(sentence));
+                }
+                pause = pauses.next().map(|pause| Instant::now() + pause);
+            }
+        }
+        mailbox.changed.notify_all();
+    }
+}
+
+/// Why a report did not go.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Fit(#[from] FitError),
+    #[error(transparent)]
+    Send(#[from] SendError),
+}
+
+impl Trouble {
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Fit(_) | Self::Send(SendError::Refused { .. }))
+    }
+}

@@ -1,0 +1,299 @@
+//! A reporter against a real HTTPS server on this machine.
+
+use std::{
+    collections::VecDeque,
+    io::{BufReader, Write as _},
+    net::{TcpListener, TcpStream},
+    sync::{Condvar, Mutex},
+    thread,
+};
+
+use codex_provenance::Sha256;
+use codex_reports::{Kind, MAX_BYTES, Report, Stage, State, TrainingState};
+use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::PrivateKeyDer};
+
+use super::{
+    endpoint::Endpoint,
+    sender::{Identity, Pace},
+    *,
+};
+
+/// What the server does with a request.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    Status(u16),
+    /// Reads the request, then hangs up.
+    Lost,
+    /// Answers 204 after so long.
+    Slow(Duration),
+}
+
+#[derive(Debug)]
+struct Seen {
+    report: Report,
+    size: usize,
+    token: String,
+    at: Instant,
+}
+
+/// A report endpoint that answers by a script, and 204 when the script is over.
+struct Server {
+    directory: tempfile::TempDir,
+    url: String,
+    script: Mutex<VecDeque<Answer>>,
+    seen: Mutex<Vec<Seen>>,
+    arrived: Condvar,
+}
+
+impl Server {
+    fn start(script: &[Answer]) -> Arc<Self> {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("ca.crt"), made.cert.pem()).unwrap();
+        fs::write(directory.path().join("token"), "first\n").unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![made.cert.der().clone()],
+                PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into()),
+            )
+            .unwrap();
+        let listener = TcpListener::bind(("localhost", 0)).unwrap();
+        let url = format!("https://localhost:{}{}", listener.local_addr().unwrap().port(), codex_reports::PATH);
+        let server = Arc::new(Self {
+            directory,
+            url,
+            script: Mutex::new(script.iter().copied().collect()),
+            seen: Mutex::default(),
+            arrived: Condvar::new(),
+        });
+        let (shared, config) = (Arc::clone(&server), Arc::new(config));
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (server, config) = (Arc::clone(&shared), Arc::clone(&config));
+                thread::spawn(move || server.serve(stream.unwrap(), config));
+            }
+        });
+        server
+    }
+
+    fn serve(&self, stream: TcpStream, config: Arc<ServerConfig>) {
+        let mut stream = BufReader::new(StreamOwned::new(ServerConnection::new(config).unwrap(), stream));
+        while let Some(seen) = read_request(&mut stream) {
+            let answer = self.script.lock().unwrap().pop_front().unwrap_or(Answer::Status(204));
+            self.seen.lock().unwrap().push(seen);
+            self.arrived.notify_all();
+            let status = match answer {
+                Answer::Status(status) => status,
+                Answer::Slow(wait) => {
+                    thread::sleep(wait);
+                    204
+                }
+                Answer::Lost => return,
+            };
+            let length = if status == 204 { "" } else { "content-length: 7\r\n" };
+            let body = if status == 204 { "" } else { "because" };
+            write!(stream.get_mut(), "HTTP/1.1 {status} Said\r\n{length}\r\n{body}").unwrap();
+            stream.get_mut().flush().unwrap();
+        }
+    }
+
+    /// Waits until so many requests have come, and looks at them.
+    fn after<T>(&self, count: usize, look: impl FnOnce(&[Seen]) -> T) -> T {
+        let seen = self.seen.lock().unwrap();
+        let (seen, late) =
+            self.arrived.wait_timeout_while(seen, Duration::from_secs(20), |seen| seen.len() < count).unwrap();
+        assert!(!late.timed_out(), "{} of {count} requests came", seen.len());
+        look(&seen)
+    }
+
+    fn reporter(&self, interval: Duration) -> Reporter<TrainingState> {
+        let path = |name: &str| self.directory.path().join(name);
+        let identity = Identity {
+            kind: Kind::TrainingRun,
+            namespace: "team".to_owned(),
+            name: "cot".to_owned(),
+            object_uid: "object".to_owned(),
+            pod_uid: "pod".to_owned(),
+        };
+        Reporter::with(Some(Settings {
+            identity,
+            endpoint: Endpoint::new(self.url.clone(), path("ca.crt"), path("token")).unwrap(),
+            termination_log: path("termination-log"),
+            pace: Pace { interval, first_pause: Duration::from_millis(20), longest_pause: Duration::from_millis(100) },
+        }))
+        .unwrap()
+    }
+
+    fn termination_message(&self) -> Vec<u8> {
+        fs::read(self.directory.path().join("termination-log")).unwrap()
+    }
+}
+
+fn read_request(stream: &mut impl std::io::BufRead) -> Option<Seen> {
+    let (mut size, mut token, mut line) = (0, String::new(), String::new());
+    let mut first = true;
+    loop {
+        line.clear();
+        if stream.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let text = line.trim_end();
+        if first {
+            assert_eq!(text, "POST /v1/reports HTTP/1.1");
+            first = false;
+        }
+        match text.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value)) {
+            Some((name, value)) if name == "content-length" => size = value.parse().unwrap(),
+            Some((name, value)) if name == "authorization" => token = value.to_owned(),
+            _ if text.is_empty() => break,
+            _ => {}
+        }
+    }
+    let mut body = vec![0; size];
+    stream.read_exact(&mut body).ok()?;
+    Some(Seen { report: serde_json::from_slice(&body).unwrap(), size, token, at: Instant::now() })
+}
+
+fn training(report: &Report) -> &TrainingState {
+    match &report.state {
+        State::Training(state) => state,
+        other => panic!("{other:?}"),
+    }
+}
+
+const FAST: Duration = Duration::from_millis(30);
+const NEVER: Duration = Duration::from_secs(3600);
+
+#[test]
+fn what_is_said_arrives_with_identity_token_and_growing_numbers() {
+    let server = Server::start(&[]);
+    let reporter = server.reporter(FAST);
+    let digest = ConfigDigest(Sha256::of("config"));
+    reporter.set_attempt(3);
+    reporter.set_config_digest(digest);
+    reporter.update(|state| state.stage = Stage::Running);
+    server.after(1, |_| ());
+    fs::write(server.directory.path().join("token"), "second").unwrap();
+    reporter.update(|state| state.steps_executed = 7);
+    reporter.finish(exit::FINISHED);
+    server.after(2, |seen| {
+        let last = seen.last().unwrap();
+        assert_eq!((last.report.kind, last.report.attempt), (Kind::TrainingRun, 3));
+        assert_eq!(
+            [&last.report.namespace, &last.report.name, &last.report.object_uid, &last.report.pod_uid],
+            ["team", "cot", "object", "pod"]
+        );
+        assert_eq!((last.report.config_digest, training(&last.report).steps_executed), (Some(digest), 7));
+        assert_eq!([&*seen[0].token, &*last.token], ["Bearer first", "Bearer second"]);
+        assert!(seen.is_sorted_by(|a, b| a.report.seq < b.report.seq));
+        // Later than any container that ran in this pod before.
+        assert!(seen[0].report.seq > 1_700_000_000_000);
+    });
+}
+
+#[test]
+fn a_lost_answer_and_an_overloaded_controller_are_asked_again() {
+    let server = Server::start(&[Answer::Lost, Answer::Status(503), Answer::Status(429), Answer::Status(200)]);
+    let reporter = server.reporter(NEVER);
+    reporter.finish(exit::FINISHED);
+    server.after(4, |seen| assert!(seen.len() <= 6, "{} requests", seen.len()));
+}
+
+#[test]
+fn finish_returns_only_when_the_last_word_is_taken() {
+    let server = Server::start(&[Answer::Status(204), Answer::Status(503), Answer::Lost]);
+    let reporter = server.reporter(NEVER);
+    server.after(1, |_| ());
+    reporter.update(|state| state.stage = Stage::Finished);
+    reporter.finish(exit::FINISHED);
+    server.after(4, |seen| assert_eq!(training(&seen.last().unwrap().report).stage, Stage::Finished));
+}
+
+#[test]
+fn a_refusal_ends_the_offer_but_not_at_once() {
+    let server = Server::start(&[Answer::Status(403); 20]);
+    let reporter = server.reporter(NEVER);
+    let begun = Instant::now();
+    reporter.finish(exit::FAILED);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    server.after(3, |seen| assert!((3..=5).contains(&seen.len()), "{} requests", seen.len()));
+}
+
+#[test]
+fn a_silent_controller_is_given_up_when_time_is_over() {
+    let server = Server::start(&[Answer::Status(503); 200]);
+    let reporter = server.reporter(NEVER);
+    let (asked_to_end, soon) = (std::sync::atomic::AtomicBool::new(true), Duration::from_millis(300));
+    let begun = Instant::now();
+    assert_eq!(reporter.mailbox.deliver(&asked_to_end, begun + PATIENCE, soon), Outcome::Pending);
+    assert!((soon..soon * 10).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn the_work_never_waits_for_a_slow_controller() {
+    let server = Server::start(&[Answer::Slow(Duration::from_secs(2))]);
+    let reporter = server.reporter(FAST);
+    server.after(1, |_| ());
+    let begun = Instant::now();
+    for step in 0..10_000 {
+        reporter.update(|state| state.steps_executed = step);
+    }
+    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+    // The states in between are gone: the next report says everything.
+    server.after(2, |seen| assert_eq!(training(&seen[1].report).steps_executed, 9_999));
+}
+
+#[test]
+fn reports_keep_their_distance_and_a_new_stage_does_not_wait() {
+    let interval = Duration::from_millis(400);
+    let server = Server::start(&[]);
+    let reporter = server.reporter(interval);
+    server.after(1, |_| ());
+    let begun = Instant::now();
+    while begun.elapsed() < interval * 3 {
+        reporter.update(|state| state.steps_executed += 1);
+        thread::sleep(Duration::from_millis(5));
+    }
+    let before = server.after(3, |seen| {
+        assert!(seen.len() <= 5, "{} reports in three intervals", seen.len());
+        assert!(seen.windows(2).all(|pair| pair[1].at - pair[0].at > interval * 9 / 10));
+        seen.len()
+    });
+    reporter.update(|state| state.stage = Stage::Running);
+    let changed = Instant::now();
+    server.after(before + 1, |seen| {
+        assert!(seen[before].at < changed + interval / 2);
+        assert_eq!(training(&seen[before].report).stage, Stage::Running);
+    });
+}
+
+#[test]
+fn the_termination_message_is_the_final_report_and_fits() {
+    let server = Server::start(&[]);
+    let reporter = server.reporter(FAST);
+    reporter.update(|state| state.notices = vec!["x".repeat(100); 1000]);
+    reporter.fail(Failure { is_final: true, reason: "DataMismatch".to_owned(), message: "data[0] differs".to_owned() });
+    reporter.finish(exit::BAD_INPUT);
+    let message = server.termination_message();
+    assert!(message.len() <= MAX_TERMINATION_BYTES);
+    let told: Report = serde_json::from_slice(&message).unwrap();
+    let state = training(&told);
+    assert_eq!((state.stage, state.notices.len()), (Stage::Failed, 0));
+    assert_eq!(state.failure.as_ref().unwrap().reason, "DataMismatch");
+    // The endpoint takes more than the kubelet, though not everything.
+    server.after(1, |seen| assert!(seen.iter().all(|seen| seen.size <= MAX_BYTES)));
+}
+
+#[test]
+fn without_a_controller_the_state_is_kept_and_nothing_is_written() {
+    let reporter = Reporter::<TrainingState>::with(None).unwrap();
+    reporter.update(|state| state.steps_executed = 5);
+    assert_eq!(reporter.state().steps_executed, 5);
+    let begun = Instant::now();
+    reporter.finish(exit::FINISHED);
+    assert!(begun.elapsed() < Duration::from_secs(1));
+}
