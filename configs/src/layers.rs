@@ -161,7 +161,9 @@ impl Layers {
 
     fn unknown(&self, origin: Origin, key: String) -> ConfigError {
         let known: Vec<_> = self.keys.iter().map(|key| key.path).collect();
-        ConfigError::UnknownKey { origin, nearest: nearest(&key, &known), key, known }
+        let groups = known.iter().filter_map(|path| path.split_once('.')).map(|(group, _)| group);
+        let candidates: Vec<_> = known.iter().copied().chain(groups).collect();
+        ConfigError::UnknownKey { origin, nearest: nearest(&key, &candidates), key, known }
     }
 }
 

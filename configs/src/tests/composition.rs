@@ -153,7 +153,7 @@ proptest! {
             .filter(|known| changes.contains_key(known.path) && known.path != key)
             .map(|known| match known.rule {
                 Rule::Whole { min, .. } | Rule::WholeOrNull { min, .. } => format!("{}={}", known.path, min.max(128)),
-                Rule::Above { above, .. } => format!("{}={}", known.path, above + 0.125),
+                Rule::Above { above, .. } => format!("{}={}", known.path, above + 0.062_5),
                 Rule::From { .. } => format!("{}=0.125", known.path),
                 Rule::Choice(words) => format!("{}={}", known.path, words[0]),
                 Rule::Text { .. } => format!("{}=lin", known.path),

@@ -52,7 +52,7 @@ fn unknown_keys() {
     );
     assert_eq!(
         sentence(&[], Some("trainin:\n  max_steps: 8\n")),
-        "config names the key trainin, which does not exist: did you mean training.max_steps?"
+        "config names the key trainin, which does not exist: did you mean training?"
     );
     assert!(sentence(&["zzz=1"], None).starts_with(
         "overrides[0] names the key zzz, which does not exist: known are model.hidden_size, model.intermediate_size, "
