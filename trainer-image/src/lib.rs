@@ -1,1 +1,11 @@
-//! Codex library.
+//! The `codex` binary as a library: train, evaluate, serve and verify small reasoning models.
+//!
+//! It runs in pods and on a laptop alike and knows no Kubernetes client.
+
+pub mod cli;
+pub mod durable;
+pub mod model;
+pub mod reporting;
+pub mod tasks;
+pub mod tokenizer;
+pub mod training;

@@ -1,0 +1,93 @@
+//! Files that are there whole or not at all: written under a temporary name, hashed on the way, synced, renamed. Does I/O.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use codex_provenance::Sha256;
+
+/// A file that could not be written or read.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {path:?} failed")]
+pub struct FileError {
+    /// What was tried.
+    pub action: &'static str,
+    /// On what.
+    pub path: PathBuf,
+    /// What the system says.
+    #[source]
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// Names the action and the path of an I/O error.
+    pub fn of(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self { action, path, source }
+    }
+}
+
+/// Writes `bytes` to `path`, replacing what is there, and returns their digest. The directory is made when it is missing.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<Sha256, FileError> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    make_directory(directory)?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".partial");
+    let temporary = PathBuf::from(temporary);
+    let mut file = File::create(&temporary).map_err(FileError::of("creating", &temporary))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(FileError::of("writing", &temporary))?;
+    fs::rename(&temporary, path).map_err(FileError::of("renaming", &temporary))?;
+    sync_directory(directory)?;
+    Ok(Sha256::of(bytes))
+}
+
+/// Writes a value as indented JSON with a final line feed; see [`write`].
+///
+/// # Errors
+/// When the file system refuses.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<Sha256, FileError> {
+    let mut bytes =
+        serde_json::to_vec_pretty(value).map_err(io::Error::other).map_err(FileError::of("encoding", path))?;
+    bytes.push(b'\n');
+    write(path, &bytes)
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+    fs::read(path).map_err(FileError::of("reading", path))
+}
+
+/// Makes a directory and those above it.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn make_directory(path: &Path) -> Result<(), FileError> {
+    fs::create_dir_all(path).map_err(FileError::of("making directory", path))
+}
+
+/// Makes the names in a directory durable.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn sync_directory(path: &Path) -> Result<(), FileError> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(FileError::of("syncing", path))
+}
+
+/// Writes a line to standard output.
+///
+/// # Errors
+/// When nobody reads it.
+pub fn say(line: &str) -> Result<(), FileError> {
+    writeln!(io::stdout().lock(), "{line}").map_err(FileError::of("writing to", Path::new("standard output")))
+}

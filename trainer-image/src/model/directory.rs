@@ -1,0 +1,162 @@
+//! The files of a model in the shape of Hugging Face: `config.json`, `generation_config.json`, `model.safetensors`,
+//! `tokenizer.json`, `tokenizer_config.json`. Nothing in them holds a time, a machine or a ring. Pure, but for
+//! [`read_directory`].
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::json;
+
+use super::{ConfigError, Decoder, ModelConfig, decoder};
+use crate::{
+    durable::{self, FileError},
+    tokenizer::{PAD, Tokenizer, TokenizerError, UNKNOWN},
+};
+
+/// The bytes of a model's files by their names.
+pub type ModelFiles = BTreeMap<String, Vec<u8>>;
+
+const CONFIG: &str = "config.json";
+const WEIGHTS: &str = "model.safetensors";
+const TOKENIZER: &str = "tokenizer.json";
+
+/// A model that cannot be written or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file that is not there.
+    #[error("the model has no file {0}")]
+    Missing(&'static str),
+    /// A file that is no JSON of the right shape.
+    #[error("{CONFIG} cannot be read")]
+    Json(#[source] serde_json::Error),
+    /// A shape that is not computed here.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A tokenizer that cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Weights that cannot be read.
+    #[error("{WEIGHTS} cannot be read")]
+    Weights(#[source] safetensors::SafeTensorError),
+    /// A weight of another type or shape.
+    #[error("{WEIGHTS}: {name} is {found}, but {CONFIG} asks for {expected}")]
+    Weight {
+        /// The weight.
+        name: String,
+        /// What it is.
+        found: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// A tensor operation that failed.
+    #[error("a tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+    /// A directory that cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// The files of a model.
+///
+/// # Errors
+/// When its weights cannot be read or encoded.
+pub fn describe(decoder: &Decoder, tokenizer: &Tokenizer) -> Result<ModelFiles, ModelError> {
+    let config = decoder.config();
+    let generation = json!({
+        "do_sample": false,
+        "eos_token_id": config.eos_token_id,
+        "max_length": config.max_position_embeddings,
+        "pad_token_id": config.pad_token_id,
+    });
+    let tokenizer_config = json!({
+        "clean_up_tokenization_spaces": false,
+        "eos_token": crate::tasks::END.to_string(),
+        "model_max_length": config.max_position_embeddings,
+        "pad_token": PAD,
+        "padding_side": "left",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": UNKNOWN,
+    });
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = decoder
+        .export()?
+        .into_iter()
+        .map(|(name, (shape, numbers))| (name, shape, numbers.iter().flat_map(|x| x.to_le_bytes()).collect()))
+        .collect();
+    Ok(ModelFiles::from([
+        (CONFIG.to_owned(), pretty(config)?),
+        ("generation_config.json".to_owned(), pretty(&generation)?),
+        (WEIGHTS.to_owned(), encode(&tensors)?),
+        (TOKENIZER.to_owned(), tokenizer.to_json()?),
+        ("tokenizer_config.json".to_owned(), pretty(&tokenizer_config)?),
+    ]))
+}
+
+fn encode(tensors: &[(String, Vec<usize>, Vec<u8>)]) -> Result<Vec<u8>, ModelError> {
+    let views: Result<Vec<(&str, TensorView)>, _> = tensors
+        .iter()
+        .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+        .collect();
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    views.and_then(|views| safetensors::serialize(views, Some(metadata))).map_err(ModelError::Weights)
+}
+
+fn pretty(value: &impl serde::Serialize) -> Result<Vec<u8>, ModelError> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(ModelError::Json)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// Reads the regular files of a directory, one level deep, into memory.
+///
+/// # Errors
+/// When the directory or a file in it cannot be read.
+pub fn read_directory(path: &Path) -> Result<ModelFiles, ModelError> {
+    let mut files = ModelFiles::new();
+    let entries = std::fs::read_dir(path).map_err(FileError::of("reading directory", path))?;
+    for entry in entries {
+        let entry = entry.map_err(FileError::of("reading directory", path))?;
+        if entry.file_type().map_err(FileError::of("reading", &entry.path()))?.is_file() {
+            files.insert(entry.file_name().to_string_lossy().into_owned(), durable::read(&entry.path())?);
+        }
+    }
+    Ok(files)
+}
+
+/// A model as plain numbers: the configuration, the tokenizer, and the weights under [`Decoder::shapes`]'s names.
+pub(super) struct Loaded {
+    pub(super) config: ModelConfig,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) weights: BTreeMap<String, Vec<f32>>,
+}
+
+/// Reads a model out of its files.
+pub(super) fn load(files: &ModelFiles) -> Result<Loaded, ModelError> {
+    let file = |name: &'static str| files.get(name).ok_or(ModelError::Missing(name));
+    let config: ModelConfig = serde_json::from_slice(file(CONFIG)?).map_err(ModelError::Json)?;
+    config.validate()?;
+    let tokenizer = Tokenizer::from_json(file(TOKENIZER)?)?;
+    let stored = SafeTensors::deserialize(file(WEIGHTS)?).map_err(ModelError::Weights)?;
+    let mut weights = BTreeMap::new();
+    for (name, shape) in Decoder::shapes(&config) {
+        let mut numbers = Vec::with_capacity(shape.iter().product());
+        for (part, rows) in decoder::parts(&config, &name, &shape) {
+            let tensor = stored.tensor(&part).map_err(ModelError::Weights)?;
+            let expected: Vec<usize> = std::iter::once(rows.len()).chain(shape[1..].iter().copied()).collect();
+            if tensor.dtype() != Dtype::F32 || tensor.shape() != expected {
+                let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
+                return Err(ModelError::Weight { name: part, found, expected: format!("F32 {expected:?}") });
+            }
+            numbers.extend(floats(tensor.data()));
+        }
+        weights.insert(name, numbers);
+    }
+    Ok(Loaded { config, tokenizer, weights })
+}
+
+/// Little-endian floats.
+pub(crate) fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+}

@@ -1,0 +1,211 @@
+//! Matrix products: for training over gemm, for generation over a kernel whose result for a row does not depend on the
+//! rows beside it. Pure.
+
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::kernels::{ROWS, dispatched, sum_in_order};
+
+/// A matrix in a slice: its element (row, column) is at `row · row_stride + column · column_stride`.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    data: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> View<'a> {
+    fn rows_of(data: &'a [f32], columns: usize) -> Self {
+        Self { data, rows: data.len() / columns, columns, row_stride: columns, column_stride: 1 }
+    }
+
+    fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// `out = a · b`, or `out += a · b`, on this thread; `out` has rows without gaps.
+fn multiply(a: View, b: View, out: &mut [f32], add: bool) {
+    let (m, n, k) = (a.rows, b.columns, a.columns);
+    assert!(b.rows == k && out.len() == m * n && a.data.len() >= m * k && b.data.len() >= k * n);
+    // SAFETY: the assertion keeps every element that the strides reach inside its slice (views cover their slices without
+    // gaps), and `out` is borrowed mutably, so it overlaps neither operand.
+    #[allow(unsafe_code)]
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            n as isize,
+            add,
+            a.data.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            1.0_f32,
+            1.0_f32,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+/// `y = x · wᵀ`, or `y += x · wᵀ`: `x` [rows, inputs], `weight` [outputs, inputs], `y` [rows, outputs].
+pub(super) fn linear(x: &[f32], weight: &[f32], inputs: usize, y: &mut [f32], add: bool) {
+    let outputs = weight.len() / inputs;
+    y.par_chunks_mut(ROWS * outputs).zip(x.par_chunks(ROWS * inputs)).for_each(|(y, x)| {
+        multiply(View::rows_of(x, inputs), View::rows_of(weight, inputs).transposed(), y, add);
+    });
+}
+
+/// The gradients of [`linear`] by `x` (written to `dx`) and by `weight` (returned).
+pub(super) fn linear_backward(x: &[f32], weight: &[f32], inputs: usize, dy: &[f32], dx: &mut [f32]) -> Vec<f32> {
+    let outputs = weight.len() / inputs;
+    let pieces = dx.par_chunks_mut(ROWS * inputs).zip(x.par_chunks(ROWS * inputs)).zip(dy.par_chunks(ROWS * outputs));
+    let partial: Vec<Vec<f32>> = pieces
+        .map(|((dx, x), dy)| {
+            let dy = View::rows_of(dy, outputs);
+            multiply(dy, View::rows_of(weight, inputs), dx, false);
+            let mut dw = vec![0.0; weight.len()];
+            multiply(dy.transposed(), View::rows_of(x, inputs), &mut dw, false);
+            dw
+        })
+        .collect();
+    sum_in_order(partial, weight.len())
+}
+
+/// A weight matrix laid out for generation: [inputs, outputs].
+#[derive(Clone, Debug)]
+pub(super) struct Transposed {
+    data: Vec<f32>,
+    inputs: usize,
+    outputs: usize,
+}
+
+/// Columns that a kernel works on at once.
+const COLUMNS: usize = 32;
+
+impl Transposed {
+    /// Lays out `weight` [outputs, inputs].
+    pub(super) fn of(weight: &[f32], inputs: usize) -> Self {
+        let outputs = weight.len() / inputs;
+        // Whole blocks of columns, so that the kernel has no special case.
+        let padded = outputs.next_multiple_of(COLUMNS);
+        let mut data = vec![0.0; inputs * padded];
+        for (output, row) in weight.chunks_exact(inputs).enumerate() {
+            for (input, value) in row.iter().enumerate() {
+                data[input * padded + output] = *value;
+            }
+        }
+        Self { data, inputs, outputs }
+    }
+
+    /// `y = x · wᵀ` (or `+=`) for rows of `x`. Each result is the sum over inputs in their order, whatever the rows beside it.
+    pub(super) fn apply(&self, x: &[f32], y: &mut [f32], add: bool) {
+        project_dispatched(x, &self.data, self.inputs, self.outputs, y, add);
+    }
+}
+
+dispatched!(project_dispatched<'a>(
+    x: &'a [f32], weight: &'a [f32], inputs: usize, outputs: usize, y: &'a mut [f32], add: bool,
+) = project);
+
+#[inline(always)]
+fn project(x: &[f32], weight: &[f32], inputs: usize, outputs: usize, y: &mut [f32], add: bool) {
+    let rows = x.len() / inputs;
+    let mut row = 0;
+    while row + 4 <= rows {
+        project_rows::<4>(&x[row * inputs..], weight, inputs, outputs, &mut y[row * outputs..], add);
+        row += 4;
+    }
+    while row < rows {
+        project_rows::<1>(&x[row * inputs..], weight, inputs, outputs, &mut y[row * outputs..], add);
+        row += 1;
+    }
+}
+
+#[inline(always)]
+fn project_rows<const R: usize>(x: &[f32], weight: &[f32], inputs: usize, outputs: usize, y: &mut [f32], add: bool) {
+    let padded = outputs.next_multiple_of(COLUMNS);
+    let x: [&[f32]; R] = std::array::from_fn(|row| &x[row * inputs..][..inputs]);
+    for start in (0..outputs).step_by(COLUMNS) {
+        let mut sums = [[0.0_f32; COLUMNS]; R];
+        for (input, line) in weight.chunks_exact(padded).enumerate() {
+            let line: &[f32] = &line[start..start + COLUMNS];
+            for row in 0..R {
+                let value = x[row][input];
+                for column in 0..COLUMNS {
+                    sums[row][column] = value.mul_add(line[column], sums[row][column]);
+                }
+            }
+        }
+        let width = COLUMNS.min(outputs - start);
+        for (row, sums) in sums.iter().enumerate() {
+            for (y, sum) in y[row * outputs + start..][..width].iter_mut().zip(sums) {
+                *y = if add { *y + sum } else { *sum };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        (0..count as u32)
+            .map(|i| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97)) % 1000) as f32 / 500.0 - 1.0)
+            .collect()
+    }
+
+    fn naive(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
+        let mut y = Vec::new();
+        for x in x.chunks_exact(inputs) {
+            for w in w.chunks_exact(inputs) {
+                y.push(x.iter().zip(w).map(|(x, w)| x * w).sum());
+            }
+        }
+        y
+    }
+
+    #[test]
+    fn products_are_right() {
+        for (rows, inputs, outputs) in [(1, 8, 3), (5, 64, 98), (600, 64, 192)] {
+            let (x, w) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
+            let expected = naive(&x, &w, inputs);
+            let close = |y: &[f32]| y.iter().zip(&expected).all(|(y, e)| (y - e).abs() < 1e-3);
+            let mut y = vec![0.0; rows * outputs];
+            linear(&x, &w, inputs, &mut y, false);
+            assert!(close(&y));
+            Transposed::of(&w, inputs).apply(&x, &mut y, false);
+            assert!(close(&y));
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_neighbours() {
+        let (x, w) = (numbers(7 * 64, 3), numbers(98 * 64, 4));
+        let weight = Transposed::of(&w, 64);
+        let mut together = vec![0.0; 7 * 98];
+        weight.apply(&x, &mut together, false);
+        for (row, expected) in together.chunks_exact(98).enumerate() {
+            let mut alone = vec![0.0; 98];
+            weight.apply(&x[row * 64..][..64], &mut alone, false);
+            assert_eq!(alone, expected);
+        }
+    }
+}

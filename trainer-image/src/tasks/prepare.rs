@@ -1,0 +1,109 @@
+//! `codex prepare-data`: writes a task's records as JSON lines and tells what share of the task they cover. Does I/O.
+
+use std::{collections::HashSet, path::PathBuf};
+
+use codex_provenance::Sha256;
+use codex_reports::exit;
+use serde::Serialize;
+
+use super::{Calculation, Key, Operator, Problem, Record, Split, Task, TaskError, write_records};
+use crate::{cli::CommandError, durable};
+
+/// Write problems of a synthetic reasoning task as JSON lines.
+#[derive(Debug, clap::Args)]
+pub struct PrepareData {
+    /// The task: arithmetic or word-problems.
+    #[arg(long)]
+    task: Task,
+    /// Same seed, same bytes.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many records; held-out ones are all different.
+    #[arg(long)]
+    count: usize,
+    /// Which side of the split; it is the same for every seed.
+    #[arg(long, value_enum, default_value = "train")]
+    split: Split,
+    /// The file to write.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+/// What was written.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary {
+    file: PathBuf,
+    sha256: Sha256,
+    size: u64,
+    records: usize,
+    distinct_problems: usize,
+    /// Different calculations that the solutions go through, on operands of one to three digits.
+    distinct_calculations: usize,
+    /// Calculations on such operands that this side of the split has.
+    calculations_of_split: usize,
+    share_of_calculations: f64,
+}
+
+impl PrepareData {
+    pub(crate) fn run(self) -> Result<i32, CommandError> {
+        if self.count == 0 {
+            return Err(CommandError::bad_input("--count is 0: ask for at least one record"));
+        }
+        let problems = problems(self.task, self.split, self.seed, self.count).map_err(CommandError::bad_input)?;
+        let bytes = lines(&problems).map_err(CommandError::failed)?;
+        let sha256 = durable::write(&self.out, &bytes).map_err(CommandError::failed)?;
+        let drawn: HashSet<Key> =
+            problems.iter().flat_map(Problem::inner_keys).filter(|key| key.operands[0] < OPERANDS).collect();
+        let space = calculations(self.split);
+        let summary = Summary {
+            file: self.out,
+            sha256,
+            size: bytes.len() as u64,
+            records: problems.len(),
+            distinct_problems: problems.iter().map(Problem::key).collect::<HashSet<_>>().len(),
+            distinct_calculations: drawn.len(),
+            calculations_of_split: space,
+            share_of_calculations: drawn.len() as f64 / space as f64,
+        };
+        let text = serde_json::to_string(&summary).map_err(CommandError::failed)?;
+        durable::say(&text).map_err(CommandError::failed)?;
+        Ok(exit::FINISHED)
+    }
+}
+
+/// The bytes of a data file: `count` records of `task` as JSON lines.
+///
+/// # Errors
+/// When there are not as many held-out problems.
+pub fn materialise(task: Task, split: Split, seed: u64, count: usize) -> Result<Vec<u8>, TaskError> {
+    lines(&problems(task, split, seed, count)?).map_err(TaskError::Encoding)
+}
+
+fn problems(task: Task, split: Split, seed: u64, count: usize) -> Result<Vec<Problem>, TaskError> {
+    match split {
+        Split::Train => Ok((0..count as u64).map(|index| task.draw(split, seed, index)).collect()),
+        Split::HeldOut => task.held_out(seed, count),
+    }
+}
+
+fn lines(problems: &[Problem]) -> std::io::Result<Vec<u8>> {
+    let records: Vec<Record> = problems.iter().map(Problem::record).collect();
+    let mut bytes = Vec::new();
+    write_records(&records, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Operands are below this.
+const OPERANDS: u32 = 1000;
+
+/// How many calculations one side of the split has.
+fn calculations(split: Split) -> usize {
+    let pairs = (0..OPERANDS).flat_map(|left| (0..=left).map(move |right| (left, right)));
+    pairs
+        .flat_map(|(left, right)| {
+            [Operator::Plus, Operator::Minus].map(|operator| Calculation { operator, left, right }.key())
+        })
+        .filter(|key| key.is_held_out() == (split == Split::HeldOut))
+        .count()
+}

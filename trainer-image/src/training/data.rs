@@ -1,0 +1,256 @@
+//! The training data: read and hashed once, tokenised, and addressed by index. Reads files; everything else is pure.
+//!
+//! Which records a step sees follows from (seed, step) alone. Sources are mixed with equal weight; within a source every
+//! pass over it is a permutation of its own.
+
+use std::path::{Path, PathBuf};
+
+use codex_configs::{Data, Format, Training};
+use codex_provenance::{DataDigest, Sha256};
+use codex_reports::DataFile;
+use rayon::prelude::*;
+use sha2::Digest as _;
+
+use super::TrainError;
+use crate::{
+    durable,
+    model::Packed,
+    tasks::{Split, Task, answer, materialise, parse_records},
+    tokenizer::Tokenizer,
+};
+
+/// All data of a run.
+#[derive(Debug)]
+pub(super) struct Dataset {
+    sources: Vec<Source>,
+    seed: u64,
+    batch: usize,
+}
+
+/// One file: its identity, and its records as token ids one after another.
+#[derive(Debug)]
+struct Source {
+    file: DataFile,
+    ids: Vec<u16>,
+    /// Where each record begins, and where the last one ends.
+    offsets: Vec<usize>,
+    /// How many ids of each record are its prompt.
+    prompts: Vec<u16>,
+}
+
+/// Where a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Address {
+    source: usize,
+    record: usize,
+}
+
+impl Dataset {
+    /// Reads the data of a run: `files` gives the path of each that is not made here. Synthetic data is also written to
+    /// `keep`, so that what was trained on can be looked at. `seen` hears of every file as soon as it was hashed, before it is
+    /// refused.
+    ///
+    /// # Errors
+    /// When a file cannot be read, hashes to something else, or holds a record that cannot be learnt.
+    pub(super) fn read(
+        training: &Training,
+        files: &[(String, PathBuf)],
+        keep: &Path,
+        tokenizer: &Tokenizer,
+        mut seen: impl FnMut(DataFile),
+    ) -> Result<Self, TrainError> {
+        let mut sources = Vec::new();
+        for data in &training.data {
+            let (bytes, label) = bytes_of(data, files)?;
+            let sha256 = DataDigest(Sha256::of(&bytes));
+            let mut file = DataFile { name: data.name.clone(), sha256, size: bytes.len() as u64, records: None };
+            seen(file.clone());
+            if let Some(expected) = data.sha256.filter(|expected| *expected != sha256) {
+                return Err(TrainError::DataMismatch { name: data.name.clone(), found: sha256, expected });
+            }
+            if data.synthetic.is_some() {
+                let path = keep.join(format!("{}.jsonl", data.name));
+                if durable::read(&path).ok().map(Sha256::of) != Some(sha256.0) {
+                    durable::write(&path, &bytes)?;
+                }
+            }
+            let mut source = Source::parse(file.clone(), &label, &bytes, training, tokenizer)?;
+            file.records = Some(source.prompts.len() as u64);
+            seen(file.clone());
+            source.file = file;
+            sources.push(source);
+        }
+        let records = sources.iter().map(|source| source.prompts.len()).sum();
+        let batch = training.settings.training.batch_size;
+        if batch > records {
+            return Err(TrainError::Batch { batch, records });
+        }
+        Ok(Self { sources, seed: training.seed, batch })
+    }
+
+    /// The files as they were read.
+    pub(super) fn files(&self) -> impl Iterator<Item = &DataFile> {
+        self.sources.iter().map(|source| &source.file)
+    }
+
+    /// The records of batch `index`, counted over the whole run.
+    pub(super) fn batch(&self, index: u64) -> Vec<Address> {
+        let first = index * self.batch as u64;
+        (first..first + self.batch as u64).map(|example| self.address(example)).collect()
+    }
+
+    /// The record that is seen as number `example`.
+    fn address(&self, example: u64) -> Address {
+        let count = self.sources.len() as u64;
+        let (source, draw) = ((example % count) as usize, example / count);
+        let records = self.sources[source].prompts.len() as u64;
+        let (pass, position) = (draw / records, draw % records);
+        let record = permute(position, records, key(self.seed, source, pass));
+        Address { source, record: record as usize }
+    }
+
+    /// Packs records for the model.
+    pub(super) fn pack(&self, addresses: &[Address]) -> Packed {
+        let records: Vec<(Vec<u32>, usize)> = addresses
+            .iter()
+            .map(|Address { source, record }| {
+                let source = &self.sources[*source];
+                let ids = &source.ids[source.offsets[*record]..source.offsets[record + 1]];
+                (ids.iter().copied().map(u32::from).collect(), usize::from(source.prompts[*record]))
+            })
+            .collect();
+        Packed::new(records.iter().map(|(ids, prompt)| (ids.as_slice(), *prompt)))
+    }
+
+    /// `name[record]` of each address, records counted from 1.
+    pub(super) fn describe(&self, addresses: &[Address]) -> String {
+        let names = addresses.iter().map(|at| format!("{}[{}]", self.sources[at.source].file.name, at.record + 1));
+        names.collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// The bytes of one file, and the name that errors call it by.
+fn bytes_of(data: &Data, files: &[(String, PathBuf)]) -> Result<(Vec<u8>, String), TrainError> {
+    let given = files.iter().find(|(name, _)| *name == data.name);
+    match (&data.synthetic, given) {
+        (None, Some((_, path))) => Ok((durable::read(path)?, path.display().to_string())),
+        (Some(synthetic), None) => {
+            let task: Task = synthetic.task.parse()?;
+            let count = usize::try_from(synthetic.count).unwrap_or(usize::MAX);
+            Ok((materialise(task, Split::Train, synthetic.seed, count)?, data.name.clone()))
+        }
+        (None, None) => Err(TrainError::Arguments(format!("data {0} has no file: pass --data {0}=FILE", data.name))),
+        (Some(_), Some(_)) => Err(TrainError::Arguments(format!(
+            "data {0} is synthetic in the configuration: leave --data {0}=… out",
+            data.name
+        ))),
+    }
+}
+
+impl Source {
+    fn parse(
+        file: DataFile,
+        label: &str,
+        bytes: &[u8],
+        training: &Training,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self, TrainError> {
+        let records = parse_records(label, bytes)?;
+        let context = training.settings.model.max_position_embeddings;
+        let format = training.settings.response.format;
+        let encoded: Vec<(Vec<u16>, u16)> = records
+            .par_iter()
+            .enumerate()
+            .map(|(index, record)| {
+                let (name, number) = (|| file.name.clone(), index + 1);
+                let encode = |text: &str| {
+                    tokenizer.encode(text).map_err(|source| TrainError::Text { name: name(), record: number, source })
+                };
+                let mut ids = encode(&record.prompt)?;
+                let prompt = ids.len();
+                match format {
+                    Format::Steps => ids.extend(encode(&record.response)?),
+                    Format::Answer => {
+                        let answer = answer(&record.response)
+                            .ok_or_else(|| TrainError::Answerless { name: name(), record: number })?;
+                        ids.extend(encode(&format!("#{answer}$"))?);
+                    }
+                }
+                if ids.len() > context {
+                    return Err(TrainError::TooLong { name: name(), record: number, tokens: ids.len(), context });
+                }
+                Ok((ids.into_iter().map(|id| id as u16).collect(), prompt as u16))
+            })
+            .collect::<Result<_, TrainError>>()?;
+        let mut source = Self { file, ids: Vec::new(), offsets: vec![0], prompts: Vec::new() };
+        for (ids, prompt) in encoded {
+            source.ids.extend(ids);
+            source.offsets.push(source.ids.len());
+            source.prompts.push(prompt);
+        }
+        Ok(source)
+    }
+}
+
+/// Names the permutation of one pass over one source.
+fn key(seed: u64, source: usize, pass: u64) -> u64 {
+    let mut hasher = sha2::Sha256::new();
+    hasher.update(b"codex order 1\0");
+    for number in [seed, source as u64, pass] {
+        hasher.update(number.to_le_bytes());
+    }
+    let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = hasher.finalize().into();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// The place of `index` in a permutation of 0..`count` that `key` names: a Feistel network over the next power of four,
+/// walked until it lands inside. Constant time in the mean.
+fn permute(index: u64, count: u64, key: u64) -> u64 {
+    let half = (64 - count.leading_zeros()).div_ceil(2).max(1);
+    let mask = (1_u64 << half) - 1;
+    let mut at = index;
+    loop {
+        let (mut left, mut right) = (at >> half, at & mask);
+        for round in 0..4 {
+            (left, right) = (right, left ^ (mix(right ^ key.rotate_left(16 * round)) & mask));
+        }
+        at = left << half | right;
+        if at < count {
+            return at;
+        }
+    }
+}
+
+/// The finaliser of `SplitMix64`.
+fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ value >> 31
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_pass_sees_every_record_once(count in 1_u64..3000, key: u64) {
+            let mut seen = vec![false; count as usize];
+            for index in 0..count {
+                let at = permute(index, count, key) as usize;
+                prop_assert!(!seen[at]);
+                seen[at] = true;
+            }
+        }
+    }
+
+    #[test]
+    fn passes_differ() {
+        let order = |pass| (0..100).map(|i| permute(i, 100, key(1, 0, pass))).collect::<Vec<_>>();
+        assert_ne!(order(0), order(1));
+        assert_ne!(order(0), (0..100).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,146 @@
+//! `codex train`: a run from its configuration to its model directory, restart-safe and the same for the same input.
+//!
+//! A run's directory holds `model/` (written last, whole), `checkpoints/step-00000400/`, `artifacts/` and `writers/` (one
+//! file an attempt). Whoever starts `codex train` on it again goes on from the newest valid checkpoint; a finished run
+//! says again what its model is. For tests there is a setting that learns to show most steps of one- and two-digit
+//! problems in a few seconds: see `tests::TINY`.
+
+mod artifacts;
+mod checkpoint;
+mod data;
+mod error;
+mod optimizer;
+mod progress;
+mod session;
+mod state;
+mod writer;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use codex_configs::{Data, Resolved, Synthetic, Training, compose_training};
+use codex_provenance::{DataDigest, Sha256};
+use codex_reports::{Stage, TrainingState, exit};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+
+pub use artifacts::Row;
+pub use error::TrainError;
+pub use session::{Outcome, Session};
+use state::State;
+
+use crate::{cli::CommandError, durable, reporting::Reporter};
+
+/// Train a model; goes on from the newest valid checkpoint in the output directory.
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["config", "template"])))]
+pub struct Train {
+    /// A resolved configuration, as the controller mounts it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["set", "seed"])]
+    config: Option<PathBuf>,
+    /// A template to compose a configuration from, such as cot-starter.
+    #[arg(long)]
+    template: Option<String>,
+    /// Change a key of the template, such as training.max_steps=200.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Chooses initial weights and the order of data [default: 1].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// A file of records (JSON lines); without any, a template learns both synthetic tasks.
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
+    data: Vec<(String, PathBuf)>,
+    /// The run's directory.
+    #[arg(long, value_name = "DIRECTORY")]
+    output: PathBuf,
+}
+
+/// Records of each synthetic task that a template learns when no data is named.
+const DEFAULT_RECORDS: u64 = 100_000;
+
+fn named_file(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
+        _ => Err("write NAME=FILE".to_owned()),
+    }
+}
+
+impl Train {
+    pub(crate) fn run(self) -> Result<i32, CommandError> {
+        keep_memory();
+        let reporter = Reporter::<TrainingState>::from_env().map_err(TrainError::from)?;
+        match self.train(&reporter) {
+            Ok(Outcome::Finished(model)) => {
+                reporter.finish(exit::FINISHED);
+                let line = serde_json::json!({
+                    "model": self.output.join("model"),
+                    "digest": model.digest,
+                    "parameters": model.parameters,
+                    "size": model.manifest.size_bytes(),
+                });
+                durable::say(&line.to_string()).map_err(CommandError::failed)?;
+                Ok(exit::FINISHED)
+            }
+            Ok(Outcome::Interrupted { .. }) => {
+                reporter.finish(exit::INTERRUPTED);
+                Ok(exit::INTERRUPTED)
+            }
+            Err(error) => {
+                reporter.fail(error.failure());
+                reporter.finish(error.exit());
+                Err(error.into())
+            }
+        }
+    }
+
+    fn train(&self, reporter: &Reporter<TrainingState>) -> Result<Outcome, TrainError> {
+        reporter.update(|state| state.stage = Stage::Starting);
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGTERM, SIGINT] {
+            flag::register(signal, Arc::clone(&stop)).map_err(TrainError::System)?;
+        }
+        let resolved = self.resolve()?;
+        reporter.set_config_digest(resolved.digest());
+        let session = Session { resolved: &resolved, files: &self.data, output: &self.output, reporter, stop };
+        session.run()
+    }
+
+    /// The resolved configuration: read, or composed here.
+    fn resolve(&self) -> Result<Resolved<Training>, TrainError> {
+        if let Some(path) = &self.config {
+            return Ok(Resolved::from_yaml(&durable::read(path)?)?);
+        }
+        let template = self.template.as_deref().unwrap_or_default();
+        let mut data = Vec::new();
+        for (name, path) in &self.data {
+            let sha256 = DataDigest(Sha256::of(durable::read(path)?));
+            data.push(Data { name: name.clone(), sha256: Some(sha256), synthetic: None });
+        }
+        if data.is_empty() {
+            data.extend(codex_configs::TASKS.iter().map(|task| Data {
+                name: (*task).to_owned(),
+                sha256: None,
+                synthetic: Some(Synthetic { task: (*task).to_owned(), seed: 1, count: DEFAULT_RECORDS }),
+            }));
+        }
+        Ok(compose_training(template, &self.set, None, self.seed.unwrap_or(1), data)?)
+    }
+}
+
+/// Has the allocator keep what is freed: every step allocates the same sizes again.
+fn keep_memory() {
+    /// `mi_option_purge_delay` of `mimalloc.h`, which the bindings do not name.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: called once, before this process starts a second thread; the option takes any number, and -1 means never.
+    #[allow(unsafe_code)]
+    unsafe {
+        libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
+    }
+}
+
+#[cfg(test)]
+mod tests;
