@@ -25,7 +25,7 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Tokens that fit.
     pub max_position_embeddings: usize,
-    /// What is added under the root of RMSNorm.
+    /// What is added under the root of `RMSNorm`.
     pub rms_norm_eps: f64,
     /// The base of the rotary frequencies, where older readers look for it.
     pub rope_theta: f64,

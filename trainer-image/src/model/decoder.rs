@@ -48,6 +48,9 @@ pub struct Decoder {
     rotary: Arc<Rotary>,
 }
 
+/// Weights by name: their shapes and numbers.
+pub type Exported = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const NORM: &str = "model.norm.weight";
 
@@ -172,7 +175,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When candle cannot read them.
-    pub fn export(&self) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+    pub fn export(&self) -> Result<Exported> {
         let mut tensors = BTreeMap::new();
         for (name, var) in &self.weights {
             let shape = var.dims().to_vec();

@@ -406,25 +406,26 @@ dispatched!(attend_piece<'a>(
 /// Attention of new rows over the cache and themselves; they join the cache.
 #[inline(always)]
 fn attend(weights: &Weights, qkv: &mut [f32], cache: Cache, out: &mut [f32]) {
+    let Cache { keys, values, first } = cache;
     let (hidden, width) = (weights.config.hidden_size, weights.config.head_dim);
     let scale = 1.0 / (width as f32).sqrt();
     let mut scores = Vec::with_capacity(weights.config.max_position_embeddings);
     for (row, (qkv, out)) in qkv.chunks_exact_mut(3 * hidden).zip(out.chunks_exact_mut(hidden)).enumerate() {
-        let position = cache.first + row;
+        let position = first + row;
         let (query, key_value) = qkv.split_at_mut(hidden);
         let (key, value) = key_value.split_at_mut(hidden);
         for head in query.chunks_exact_mut(width).chain(key.chunks_exact_mut(width)) {
             weights.rotary.turn(head, position, 1.0);
         }
-        cache.keys.extend_from_slice(key);
-        cache.values.extend_from_slice(value);
+        keys.extend_from_slice(key);
+        values.extend_from_slice(value);
         for (head, (query, out)) in query.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
             let part = head * width..(head + 1) * width;
             scores.clear();
-            scores.extend(cache.keys.chunks_exact(hidden).map(|key| scale * dot(query, &key[part.clone()])));
+            scores.extend(keys.chunks_exact(hidden).map(|key| scale * dot(query, &key[part.clone()])));
             let (_, sum) = exponentials(&mut scores);
             out.fill(0.0);
-            for (score, value) in scores.iter().zip(cache.values.chunks_exact(hidden)) {
+            for (score, value) in scores.iter().zip(values.chunks_exact(hidden)) {
                 let weight = score / sum;
                 for (out, value) in out.iter_mut().zip(&value[part.clone()]) {
                     *out = weight.mul_add(*value, *out);

@@ -128,7 +128,7 @@ fn exponentials_rows(values: &mut [f32], width: usize, totals: &mut [(f32, f32)]
     }
 }
 
-/// RMSNorm of every row of `x`: `y = x / sqrt(mean(x²) + eps) · weight`.
+/// `RMSNorm` of every row of `x`: `y = x / sqrt(mean(x²) + eps) · weight`.
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     let width = weight.len();
     let pieces = y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width));

@@ -43,7 +43,7 @@ fn stored(data: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
     (CpuStorage::F32(data), shape.into())
 }
 
-/// RMSNorm: (x [rows, width], weight [width]) → [rows, width].
+/// `RMSNorm`: (x [rows, width], weight [width]) → [rows, width].
 pub(super) struct RmsNorm {
     pub(super) eps: f32,
 }

@@ -71,12 +71,12 @@ enum Refusal {
     /// It is damaged: an older one may do.
     Damaged(String),
     /// It is not this run's.
-    Fatal(TrainError),
+    Fatal(Box<TrainError>),
 }
 
 impl<E: Into<TrainError>> From<E> for Refusal {
     fn from(error: E) -> Self {
-        Self::Fatal(error.into())
+        Self::Fatal(Box::new(error.into()))
     }
 }
 
@@ -136,7 +136,7 @@ impl Store {
         for (step, path) in self.scan()? {
             match self.read(config, step, &path) {
                 Ok(found) => return Ok(Some(found)),
-                Err(Refusal::Fatal(error)) => return Err(error),
+                Err(Refusal::Fatal(error)) => return Err(*error),
                 Err(Refusal::Damaged(why)) => {
                     notice(format!("checkpoint {} is damaged and is passed over: {why}", name_of(step)));
                 }

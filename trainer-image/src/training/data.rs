@@ -199,8 +199,8 @@ fn key(seed: u64, source: usize, pass: u64) -> u64 {
     for number in [seed, source as u64, pass] {
         hasher.update(number.to_le_bytes());
     }
-    let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = hasher.finalize().into();
-    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    let digest: [u8; 32] = hasher.finalize().into();
+    digest.iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte))
 }
 
 /// The place of `index` in a permutation of 0..`count` that `key` names: a Feistel network over the next power of four,

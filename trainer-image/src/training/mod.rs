@@ -45,7 +45,7 @@ pub struct Train {
     /// A template to compose a configuration from, such as cot-starter.
     #[arg(long)]
     template: Option<String>,
-    /// Change a key of the template, such as training.max_steps=200.
+    /// Change a key of the template, such as `training.max_steps=200`.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Chooses initial weights and the order of data [default: 1].
