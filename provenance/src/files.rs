@@ -1,9 +1,9 @@
-//! Files of a model on a disk: walking a directory, reading and writing while hashing.
+//! Files of a model on a disk: walking a directory, reading while hashing.
 
 use std::{
     collections::BTreeSet,
     fs::{self, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -129,92 +129,9 @@ pub fn read_hashed(path: &Path) -> io::Result<(Vec<u8>, Sha256)> {
     }
 }
 
-/// A writer that counts and hashes what passes through it.
-#[derive(Debug)]
-pub struct HashingWriter<W> {
-    inner: W,
-    hasher: sha2::Sha256,
-    size: u64,
-}
-
-impl<W: Write> HashingWriter<W> {
-    /// Wraps `inner`.
-    pub fn new(inner: W) -> Self {
-        Self { inner, hasher: sha2::Sha256::new(), size: 0 }
-    }
-
-    /// The writer inside, the bytes that it took and their digest.
-    pub fn finish(self) -> (W, u64, Sha256) {
-        (self.inner, self.size, Sha256::finish(self.hasher))
-    }
-}
-
-impl<W: Write> Write for HashingWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = self.inner.write(bytes)?;
-        self.hasher.update(&bytes[..taken]);
-        self.size += taken as u64;
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
-/// Writes a file so that it is either there as a whole or not at all, also after a power cut: a temporary name in the
-/// same directory, synced, renamed, the directory synced. Returns the bytes and their digest.
-///
-/// # Errors
-/// Whatever the file system refuses; then nothing is left behind.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<(u64, Sha256)> {
-    write_atomic_with(path, |writer| writer.write_all(bytes))
-}
-
-/// As [`write_atomic`], for contents that are produced while they are written.
-///
-/// # Errors
-/// Whatever `produce` or the file system refuses; then nothing is left behind.
-pub fn write_atomic_with(
-    path: &Path,
-    produce: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> io::Result<(u64, Sha256)> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Temporary files are private by default; what another pod reads must be readable by its group and others.
-    let temporary = tempfile::Builder::new()
-        .prefix(".writing-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(parent)?;
-    let mut writer = HashingWriter::new(io::BufWriter::with_capacity(BUFFER, temporary));
-    produce(&mut writer)?;
-    let (buffered, size, digest) = writer.finish();
-    let temporary = buffered.into_inner().map_err(io::IntoInnerError::into_error)?;
-    temporary.as_file().sync_all()?;
-    temporary.persist(path).map_err(|refused| refused.error)?;
-    fs::File::open(parent)?.sync_all()?;
-    Ok((size, digest))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_atomic_write_replaces_and_leaves_nothing_else() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("config.json");
-        fs::write(&path, "old").unwrap();
-        let written = write_atomic(&path, b"new contents").unwrap();
-        assert_eq!(written, (12, Sha256::of(b"new contents")));
-        assert_eq!(fs::read(&path).unwrap(), b"new contents");
-        let refused = write_atomic_with(&path, |writer| {
-            writer.write_all(b"half")?;
-            Err(io::Error::other("no more"))
-        });
-        assert_eq!(refused.unwrap_err().to_string(), "no more");
-        assert_eq!(fs::read(&path).unwrap(), b"new contents");
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-    }
 
     #[test]
     fn reading_hashes_what_it_read_over_several_buffers() {

@@ -1,6 +1,7 @@
 //! What a model is and who vouches for it: file digests, the manifest, signing and verifying.
 //!
-//! Everything here works on bytes and values; only [`files`] and [`manifest::Manifest::of_dir`] touch a disk.
+//! Everything here works on bytes and values; only [`files`] and what reads directories in [`manifest`]
+//! touch a disk.
 //!
 //! The way of a model: [`manifest::Manifest`] → [`oms::payload`] → [`key::Signer::sign`] → OMS bundle, and
 //! [`promotion::Promotion`] → [`promotion::Promotion::payload`] → [`key::Signer::sign`] → promotion bundle. Back:

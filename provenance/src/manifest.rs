@@ -1,6 +1,6 @@
 //! The manifest of a model: which files it has, how large they are and what they hash to.
 //!
-//! Pure but for [`Manifest::of_dir`].
+//! Pure but for [`Manifest::of_dir`] and [`Manifest::read_dir`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -204,6 +204,24 @@ impl Manifest {
             })
             .collect::<Result<_, ManifestError>>()?;
         Self { schema: SCHEMA, files }.validated()
+    }
+
+    /// Reads every file below `directory` into memory, once, and hashes exactly what it read: what is loaded from these
+    /// bytes is what was hashed, whatever happens to the directory meanwhile.
+    ///
+    /// # Errors
+    /// As [`Manifest::of_dir`].
+    pub fn read_dir(directory: &Path) -> Result<(Self, BTreeMap<String, Vec<u8>>), ManifestError> {
+        let mut contents = BTreeMap::new();
+        let mut files = Vec::new();
+        for entry in files::walk(directory, &BTreeSet::new())? {
+            let (bytes, sha256) = files::read_hashed(&entry.location)
+                .map_err(|source| ManifestError::Unreadable { path: entry.location, source })?;
+            files.push(File { path: entry.path.clone(), size: bytes.len() as u64, sha256 });
+            contents.insert(entry.path, bytes);
+        }
+        let manifest = Self { schema: SCHEMA, files }.validated()?;
+        Ok((manifest, contents))
     }
 
     /// The manifest of files that lie in memory, by path.
