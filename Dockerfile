@@ -1,0 +1,34 @@
+# Two images, each one static program and nothing else: `--target codex` (train, evaluate, serve, verify) and
+# `--target codex-controller`.
+#
+#   docker build --target codex .          builds the programs from source, in a container
+#   make image                             builds them with cargo on this machine and packs them (ARTIFACTS=prebuilt)
+ARG ARTIFACTS=source
+
+FROM rust:1.95-slim-bookworm AS source
+WORKDIR /src
+COPY . .
+RUN cargo build --release --locked --package codex --package codex-controller \
+    && host="$(rustc -vV | sed -n 's/^host: //p')" \
+    && mkdir /programs \
+    && for program in codex codex-controller; do \
+        strip -o "/programs/$program" "target/$host/release/$program"; \
+    done
+
+# The build context holds the two programs, stripped.
+FROM scratch AS prebuilt
+COPY codex codex-controller /programs/
+
+FROM ${ARTIFACTS} AS programs
+
+FROM scratch AS codex
+LABEL org.opencontainers.image.title="codex" org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=programs /programs/codex /codex
+USER 65532:65532
+ENTRYPOINT ["/codex"]
+
+FROM scratch AS codex-controller
+LABEL org.opencontainers.image.title="codex-controller" org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=programs /programs/codex-controller /codex-controller
+USER 65532:65532
+ENTRYPOINT ["/codex-controller"]

@@ -1,0 +1,121 @@
+# What a person runs. Every recipe says what it is doing; `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Built once and kept, whichever clone asks: programs, the cluster's tools, images.
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/codex-operator
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+PROGRAMS = $(CARGO_TARGET_DIR)/$(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')/release
+IMAGES = $(CACHE)/images
+# The two images and the most that each may have, in bytes, unpacked.
+IMAGE_NAMES := codex codex-controller
+IMAGE_LIMIT := 30000000
+
+.PHONY: help prerequisites image cluster cluster-down kubeconfig test demo bench
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
+	echo "With CLUSTER=current REGISTRY=host:port, demo, test and bench use the cluster of your kubeconfig context."
+
+prerequisites:
+	@missing=()
+	cargo --version >/dev/null 2>&1 || missing+=("rustup or Rust 1.95")
+	version=$$(go env GOVERSION 2>/dev/null | sed 's/^go//') || version=
+	printf '1.26\n%s\n' "$${version:-0}" | sort -CV || missing+=("Go >= 1.26$${version:+ (here is $$version)}")
+	command -v gcc >/dev/null || missing+=("gcc")
+	if (($${#missing[@]})); then
+		printf 'Missing on this machine:%s; install what is missing and try again.\n' "$$(printf ' %s,' "$${missing[@]}" | sed 's/,$$//')" >&2
+		exit 1
+	fi
+
+image: prerequisites ## the two images from release binaries, as OCI archives; with REGISTRY=host/path also pushed there
+	@if ! command -v buildah >/dev/null || ! command -v skopeo >/dev/null; then
+		echo "Installing buildah and skopeo, which pack images without a container engine."
+		root=; [ "$$(id -u)" = 0 ] || root=sudo
+		$$root apt-get install --yes --quiet --no-install-recommends buildah skopeo >/dev/null
+	fi
+	echo "Building the programs."
+	cargo build --release --locked --package codex --package codex-controller
+	mkdir -p "$(IMAGES)"
+	work=$$(mktemp -d "$(IMAGES)/work.XXXXXX")
+	trap 'rm -rf "$$work"' EXIT
+	mkdir "$$work/context"
+	for name in $(IMAGE_NAMES); do
+		strip --strip-all -o "$$work/context/$$name" "$(PROGRAMS)/$$name"
+	done
+	for name in $(IMAGE_NAMES); do
+		# The tag digests what the image is made of, so another build is another tag.
+		tag=$$(cat "$$work/context/$$name" Dockerfile | sha256sum | cut -c 1-12)
+		archive="$(IMAGES)/$$name-$$tag.oci"
+		if [ ! -f "$$archive" ]; then
+			storage=(--root "$$work/storage" --runroot "$$work/run" --storage-driver vfs)
+			buildah "$${storage[@]}" bud --quiet --isolation chroot --timestamp 0 --build-arg ARTIFACTS=prebuilt \
+				--target "$$name" --tag "$$name:$$tag" --file Dockerfile "$$work/context" >/dev/null
+			buildah "$${storage[@]}" push --quiet "$$name:$$tag" "oci-archive:$$work/$$name.oci:$$name:$$tag"
+			mv "$$work/$$name.oci" "$$archive"
+		fi
+		ln -sfn "$$name-$$tag.oci" "$(IMAGES)/$$name.oci"
+		find "$(IMAGES)" -maxdepth 1 -name "$$name-????????????.oci" ! -samefile "$$archive" -delete
+		size=$$(stat -c %s "$$work/context/$$name")
+		printf '%-36s %5.1f MB unpacked   %s\n' "$$name:$$tag" "$$(awk "BEGIN { print $$size / 1e6 }")" "$$archive"
+		if ((size > $(IMAGE_LIMIT))); then
+			echo "$$name:$$tag has $$size bytes; an image may have $(IMAGE_LIMIT) at most." >&2
+			exit 1
+		fi
+		if [ -n "$(REGISTRY)" ]; then
+			skopeo --insecure-policy copy --quiet "oci-archive:$$archive" "docker://$(REGISTRY)/$$name:$$tag"
+			echo "pushed $(REGISTRY)/$$name:$$tag"
+		fi
+	done
+
+CLUSTER_COMMAND = $(PROGRAMS)/codex-cluster
+
+$(CLUSTER_COMMAND): prerequisites
+	@cargo build --release --locked --package codex-cluster
+
+.PHONY: $(CLUSTER_COMMAND)
+
+cluster: $(CLUSTER_COMMAND) ## a real Kubernetes cluster on this machine, kept until cluster-down
+	@$(CLUSTER_COMMAND) up
+
+cluster-down: $(CLUSTER_COMMAND) ## stops the cluster and takes away all but what was built
+	@$(CLUSTER_COMMAND) down
+
+kubeconfig: $(CLUSTER_COMMAND) ## prints the path of the cluster's kubeconfig
+	@$(CLUSTER_COMMAND) kubeconfig
+
+test: prerequisites ## every check and every test, the ones on a real cluster included; all that CI runs
+	@section() {
+		local begun=$$SECONDS title=$$1
+		shift
+		printf '\n=== %s\n' "$$title"
+		"$$@"
+		printf '=== %s: %d s\n' "$$title" "$$((SECONDS - begun))"
+	}
+	started=no
+	finish() {
+		local status=$$?
+		if [ "$$status" != 0 ] && [ "$$started" != no ]; then
+			printf '\n=== The last the controller said\n'
+			kubectl=$$(ls -t "$(CACHE)"/cluster/*/bin/kubectl 2>/dev/null | head -n 1 || true)
+			"$${kubectl:-kubectl}" --kubeconfig "$$($(CLUSTER_COMMAND) kubeconfig)" --namespace codex-system \
+				logs deployment/codex-controller --tail=60 || true
+		fi
+		if [ "$$started" = here ]; then
+			section "Stop the cluster" $(CLUSTER_COMMAND) down || status=1
+		fi
+		printf '\n=== make test %s after %d s\n' "$$([ "$$status" = 0 ] && echo passed || echo FAILED)" "$$SECONDS"
+		exit "$$status"
+	}
+	trap finish EXIT
+	section "Format" cargo fmt --all --check
+	section "Lints" cargo clippy --locked --workspace --all-targets -- --deny warnings
+	section "Programs and images" $(MAKE) image
+	section "Tests that need no cluster" cargo test --release --locked --workspace --exclude codex-tests
+	cargo build --release --locked --package codex-cluster
+	if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
+	section "Cluster" $(CLUSTER_COMMAND) up
+	section "Tests on the cluster" cargo test --release --locked --package codex-tests
