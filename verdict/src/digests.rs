@@ -1,0 +1,89 @@
+//! Digests of what was judged and by what. Pure.
+
+use std::collections::BTreeMap;
+
+use codex_provenance::{DataDigest, GatesDigest, ModelDigest, ReportDigest, Sha256};
+use codex_reports::Measurement;
+use serde::Serialize;
+
+use crate::Gate;
+
+/// What a report digest covers.
+#[derive(Serialize)]
+struct Reported<'a> {
+    data: &'a BTreeMap<String, DataDigest>,
+    metrics: BTreeMap<&'a str, Measurement>,
+    model: ModelDigest,
+}
+
+/// The digest of gates: SHA-256 of their canonical JSON (RFC 8785), sorted, because their order decides nothing.
+pub fn gates_digest(gates: &[Gate]) -> GatesDigest {
+    let mut each: Vec<Vec<u8>> = gates.iter().map(canonical).collect();
+    each.sort_unstable();
+    GatesDigest(Sha256::of([b"[".as_slice(), &each.join(&b","[..]), b"]"].concat()))
+}
+
+/// The digest of a report: SHA-256 of the canonical JSON (RFC 8785) of the model, the data by name and the numbers.
+pub fn report_digest(
+    model: ModelDigest,
+    data: &BTreeMap<String, DataDigest>,
+    metrics: &BTreeMap<String, Measurement>,
+) -> ReportDigest {
+    let metrics = metrics.iter().map(|(name, measurement)| (name.as_str(), as_it_travels(*measurement))).collect();
+    ReportDigest(Sha256::of(canonical(&Reported { data, metrics, model })))
+}
+
+/// JSON knows no NaN and no infinity: they travel as null, so they are hashed as null.
+fn as_it_travels(measurement: Measurement) -> Measurement {
+    let finite = |number: Option<f64>| number.filter(|number| number.is_finite());
+    match measurement {
+        Measurement::Mean { n, sum, sum_of_squares } => {
+            Measurement::Mean { n, sum: finite(sum), sum_of_squares: finite(sum_of_squares) }
+        }
+        counts @ (Measurement::Share { .. } | Measurement::Duel { .. }) => counts,
+    }
+}
+
+#[expect(clippy::expect_used, reason = "fails only for floats that are not finite and keys that are no strings")]
+fn canonical(value: &impl Serialize) -> Vec<u8> {
+    serde_json_canonicalizer::to_vec(value).expect("gates are finite, and measurements were made so")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gates(texts: &[&str]) -> Vec<Gate> {
+        texts.iter().map(|text| text.parse().expect("a gate")).collect()
+    }
+
+    #[test]
+    fn gates_are_hashed_as_canonical_json() {
+        let text = r#"[{"confidence":0.95,"metric":"exact_match","min":0.9},{"max":0.5,"metric":"error_rate"}]"#;
+        let one = gates(&["exact_match>=0.90@0.95", "error_rate<=0.5"]);
+        let other = gates(&["error_rate<=0.5", "exact_match>=0.9@0.95"]);
+        assert_eq!(gates_digest(&one).0, Sha256::of(text));
+        assert_eq!(gates_digest(&one), gates_digest(&other));
+        assert_ne!(gates_digest(&one), gates_digest(&gates(&["exact_match>=0.91@0.95", "error_rate<=0.5"])));
+        assert_ne!(gates_digest(&one), gates_digest(&gates(&["exact_match>=0.9@0.95"])));
+    }
+
+    #[test]
+    fn reports_are_hashed_as_canonical_json() {
+        let model = ModelDigest(Sha256::of("model"));
+        let data = BTreeMap::from([("problems".to_owned(), DataDigest(Sha256::of("data")))]);
+        let metrics = |sum| {
+            BTreeMap::from([
+                ("exact_match".to_owned(), Measurement::Share { successes: 9, n: 10 }),
+                ("trace_coverage".to_owned(), Measurement::Mean { n: 10, sum, sum_of_squares: Some(0.5) }),
+            ])
+        };
+        let text = format!(
+            r#"{{"data":{{"problems":"{}"}},"metrics":{{"exact_match":{{"kind":"share","n":10,"successes":9}},"trace_coverage":{{"kind":"mean","n":10,"sum":2,"sum_of_squares":0.5}}}},"model":"{model}"}}"#,
+            Sha256::of("data")
+        );
+        assert_eq!(report_digest(model, &data, &metrics(Some(2.0))).0, Sha256::of(text));
+        assert_eq!(report_digest(model, &data, &metrics(Some(f64::NAN))), report_digest(model, &data, &metrics(None)));
+        assert_ne!(report_digest(model, &data, &metrics(Some(2.0))), report_digest(model, &data, &metrics(None)));
+    }
+}

@@ -1,0 +1,71 @@
+//! How many items would decide a gate, if they went on as those that were counted. Pure.
+
+use crate::{Bound, Gate, Sample, bounds};
+
+/// The most items that are asked for.
+const MOST: f64 = 1e9;
+
+/// The number of items, rounded up to two digits, at which the bound would clear or miss the gate with the same value
+/// and variance; none where no number would, or more than a billion.
+pub(crate) fn needed(gate: &Gate, sample: &Sample, confidence: f64) -> Option<u64> {
+    let decided = |n: f64| {
+        let found = match *sample {
+            Sample::Share { successes, n: counted } => {
+                bounds::share(successes as f64 * (n / counted as f64), n, confidence)
+            }
+            Sample::Mean { n: counted, sum, squares } => {
+                let scale = n / counted as f64;
+                bounds::mean(n, sum * scale, squares * scale, confidence)
+            }
+        };
+        match gate.bound {
+            Bound::Min(least) => found.lower >= least || found.upper < least,
+            Bound::Max(most) => found.upper <= most || found.lower > most,
+        }
+    };
+    let mut undecided = sample.n() as f64;
+    let mut enough = undecided * 2.0;
+    while !decided(enough) {
+        undecided = enough;
+        enough *= 2.0;
+        if enough > MOST {
+            return None;
+        }
+    }
+    while enough - undecided > 1.0 {
+        let middle = f64::midpoint(undecided, enough).round();
+        if decided(middle) {
+            enough = middle;
+        } else {
+            undecided = middle;
+        }
+    }
+    Some(two_digits(enough.ceil() as u64))
+}
+
+fn two_digits(number: u64) -> u64 {
+    let unit = 10_u64.pow(number.max(1).ilog10().saturating_sub(1));
+    number.div_ceil(unit) * unit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_as_the_bound_needs() {
+        let gate: Gate = "exact_match>=0.95@0.95".parse().expect("a gate");
+        let all = |n| Sample::Share { successes: n, n };
+        assert_eq!(needed(&gate, &all(58), 0.95), Some(59));
+        let sample = Sample::Share { successes: 96, n: 100 };
+        let items = needed(&gate, &sample, 0.95).expect("96 % clears 95 % in the end");
+        let at = |n: u64| bounds(&Sample::Share { successes: n * 96 / 100, n }, 0.95).lower;
+        assert!(at(items) >= 0.95 && at(items * 9 / 10) < 0.95, "{items}");
+        assert_eq!(needed(&gate, &Sample::Share { successes: 95, n: 100 }, 0.95), None, "never decided at the limit");
+    }
+
+    #[test]
+    fn numbers_are_round() {
+        assert_eq!([1, 59, 99, 101, 1234, 99_001].map(two_digits), [1, 59, 99, 110, 1300, 100_000]);
+    }
+}
