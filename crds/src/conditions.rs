@@ -123,6 +123,8 @@ reasons! {
     RollingOut,
     /// All replicas are ready.
     Serving,
+    /// An object that somebody else made, or changed, stands where a child should.
+    NameTaken,
 }
 
 #[cfg(test)]

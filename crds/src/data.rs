@@ -1,7 +1,6 @@
 //! Data files and where they come from. No I/O.
 
 use kube::KubeSchema;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One data file.
@@ -12,11 +11,13 @@ use serde::{Deserialize, Serialize};
 )]
 pub struct DataItem {
     /// The name of the file within this object: lower-case letters, digits and dashes.
-    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 40))]
+    #[x_kube(validation = ("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')", "data[].name has lower-case letters, digits and inner dashes only: write train, for example"))]
     pub name: String,
     /// SHA-256 of the file, 64 lower-case hexadecimal digits. The pod refuses a file that differs. Required but for synthetic data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64), regex(pattern = "^[0-9a-f]{64}$"))]
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = ("self.matches('^[0-9a-f]{64}$')", "data[].sha256 is 64 lower-case hexadecimal digits: write what sha256sum FILE prints"))]
     pub sha256: Option<String>,
     /// Where the file comes from: exactly one of configMap, persistentVolumeClaim and synthetic.
     pub source: DataSource,
@@ -41,14 +42,15 @@ pub struct DataSource {
 }
 
 /// A key of a ConfigMap.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ConfigMapKey {
     /// The ConfigMap's name.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// The key that holds the file.
-    #[schemars(length(min = 1, max = 253), regex(pattern = "^[-._a-zA-Z0-9]+$"))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = ("self.matches('^[-._a-zA-Z0-9]+$')", "data[].source.configMap.key has letters, digits, dashes, dots and underscores only: write train.jsonl, for example"))]
     pub key: String,
 }
 
@@ -68,16 +70,16 @@ pub struct VolumeClaimPath {
 }
 
 /// Generated problems.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Synthetic {
-    /// The task, such as `arithmetic` or `word-problems`.
-    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    /// The task: arithmetic or word-problems.
+    #[schemars(length(min = 1, max = 40))]
     pub task: String,
     /// The seed of the generator.
-    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    #[schemars(with = "i64", range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub seed: u64,
     /// How many problems to generate.
-    #[schemars(range(min = 1, max = 10_000_000))]
+    #[schemars(with = "i64", range(min = 1, max = 10_000_000))]
     pub count: u64,
 }

@@ -1,4 +1,7 @@
 //! Decimals in the API are strings, so that no reader rounds them. Pure.
+//!
+//! The schema bounds their length. What they may say is a rule of each field, because the API server answers a broken
+//! rule with its sentence, and a broken pattern with a regular expression.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,17 +10,6 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Decimal(pub String);
-
-impl Decimal {
-    /// What the schema accepts.
-    pub const PATTERN: &str = "^-?(0|[1-9][0-9]{0,17})(\\.[0-9]{1,18})?$";
-}
-
-impl From<f64> for Decimal {
-    fn from(value: f64) -> Self {
-        Self(value.to_string())
-    }
-}
 
 impl std::fmt::Display for Decimal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -35,6 +27,6 @@ impl JsonSchema for Decimal {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "string", "pattern": Self::PATTERN, "maxLength": 38 })
+        schemars::json_schema!({ "type": "string", "maxLength": 38 })
     }
 }

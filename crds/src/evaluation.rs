@@ -61,7 +61,7 @@ pub struct EvaluationSpec {
     pub data: Vec<DataItem>,
     /// The seed of whatever the evaluation draws.
     #[serde(default = "default_seed")]
-    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    #[schemars(with = "i64", range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub seed: u64,
     /// What must hold for the model to pass; every gate counts.
     #[schemars(length(min = 1, max = 32))]
@@ -87,17 +87,19 @@ pub struct EvaluationSpec {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = ("has(self.min) != has(self.max)", "gates[] needs exactly one of min and max: write min: \"0.95\", for example"),
-    validation = ("!has(self.confidence) || (double(self.confidence) > 0.5 && double(self.confidence) < 1.0)", "gates[].confidence lies between 0.5 and 1: write confidence: \"0.95\", for example"),
 )]
 pub struct Gate {
     /// The metric: exact_match, reasoning.win_rate or trace_coverage.
     #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = ("self in ['exact_match', 'reasoning.win_rate', 'trace_coverage']", "gates[].metric must be one of exact_match, reasoning.win_rate and trace_coverage"))]
     pub metric: String,
     /// The least value that passes, a decimal in quotes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = ("self.matches('^(0([.][0-9]{1,18})?|1([.]0{1,18})?)$')", "gates[].min must be a decimal from 0 to 1, in quotes: write min: \"0.95\", for example"))]
     pub min: Option<Decimal>,
     /// The greatest value that passes, a decimal in quotes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = ("self.matches('^(0([.][0-9]{1,18})?|1([.]0{1,18})?)$')", "gates[].max must be a decimal from 0 to 1, in quotes: write max: \"0.05\", for example"))]
     pub max: Option<Decimal>,
     /// With fewer items than this the gate is inconclusive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -105,6 +107,7 @@ pub struct Gate {
     pub min_samples: Option<i64>,
     /// The one-sided confidence that the bound must clear, such as "0.95"; without it the value itself decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = ("self.matches('^0[.]([6-9][0-9]{0,17}|5[0-9]*[1-9][0-9]*)$')", "gates[].confidence must be a decimal above 0.5 and below 1, in quotes: write confidence: \"0.95\", for example"))]
     pub confidence: Option<Decimal>,
 }
 
@@ -150,9 +153,12 @@ pub struct EvaluationStatus {
     /// Pods that have begun to work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempts: Option<i32>,
-    /// Seconds that pods have worked before the newest start, summed over suspensions.
+    /// Seconds that pods have worked before `activeSince`, summed over suspensions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_seconds: Option<i64>,
+    /// When the time that runs now began to count; absent while it stands still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_since: Option<Time>,
     /// When the first pod was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
@@ -174,8 +180,11 @@ pub struct EvaluationStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Verdict {
+    /// It holds.
     Passed,
+    /// It does not hold.
     Failed,
+    /// Too little is known to say either.
     Inconclusive,
 }
 
@@ -249,4 +258,3 @@ pub struct MetricStatus {
     #[schemars(length(max = 16))]
     pub kind: String,
 }
-

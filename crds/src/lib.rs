@@ -2,6 +2,7 @@
 //!
 //! The doc comment of a field is what `kubectl explain` shows. Schema, defaults, enumerations and immutability live in
 //! the CRDs, so that the API server refuses a bad object with a sentence; [`manifests`] renders them.
+#![allow(unreachable_pub, reason = "the KubeSchema derive writes public structs into function bodies")]
 
 mod conditions;
 mod data;
@@ -28,8 +29,8 @@ pub use reasoning_pod::{
 };
 pub use ring::Ring;
 pub use training_run::{
-    CheckpointStatus, ClaimOutput, DataStatus, FileStatus, ModelStatus, Output, ProgressStatus, TrainingRun,
-    TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
+    CheckpointStatus, ClaimOutput, DataStatus, FileStatus, MAX_MODEL_FILES, ModelStatus, Output, ProgressStatus,
+    TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
 };
 
 /// The API group.

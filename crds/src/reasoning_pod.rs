@@ -122,10 +122,15 @@ pub struct ReasoningPodStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum ReasoningPodPhase {
+    /// Waiting for something that comes by itself.
     Pending,
+    /// The dry run found nothing that blocks.
     DryRun,
+    /// Something blocks the rollout; `blockedBy` says what.
     Blocked,
+    /// Servers are being started.
     RollingOut,
+    /// All servers are ready.
     Serving,
 }
 

@@ -7,14 +7,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Ring {
+    /// First steps.
     #[serde(rename = "0A_base_")]
     Base0A,
+    /// Development.
     #[serde(rename = "0B_base_")]
     Base0B,
+    /// Integration.
     #[serde(rename = "0C_base_")]
     Base0C,
+    /// Release candidate.
     #[serde(rename = "0D_base_")]
     Base0D,
+    /// What everybody uses.
     #[serde(rename = "main")]
     Main,
 }

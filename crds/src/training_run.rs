@@ -57,7 +57,7 @@ pub struct TrainingRunSpec {
     pub config: Option<String>,
     /// The seed of initial weights and of the order of the data.
     #[serde(default = "default_seed")]
-    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    #[schemars(with = "i64", range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub seed: u64,
     /// The data files, mixed in equal shares.
     #[schemars(length(min = 1, max = 16))]
@@ -147,9 +147,12 @@ pub struct TrainingRunStatus {
     /// Steps that all attempts executed together, repeated ones counted again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps_executed: Option<i64>,
-    /// Seconds that pods have worked before the newest start, summed over suspensions.
+    /// Seconds that pods have worked before `activeSince`, summed over suspensions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_seconds: Option<i64>,
+    /// When the time that runs now began to count; absent while it stands still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_since: Option<Time>,
     /// When the first pod was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
@@ -171,10 +174,15 @@ pub struct TrainingRunStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum TrainingRunPhase {
+    /// No pod has begun to work.
     Pending,
+    /// A pod works.
     Running,
+    /// Stopped, because `suspend` is true.
     Suspended,
+    /// The model is there.
     Succeeded,
+    /// Given up for good.
     Failed,
 }
 
@@ -244,12 +252,15 @@ pub struct ModelStatus {
     pub files: Vec<FileStatus>,
 }
 
+/// The most files that a model in a status may have.
+pub const MAX_MODEL_FILES: usize = 64;
+
 /// A file of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FileStatus {
     /// Path within the model directory.
-    #[schemars(length(max = 512))]
+    #[schemars(length(max = 1024))]
     pub path: String,
     /// Bytes.
     pub size: i64,

@@ -1,0 +1,29 @@
+//! `manifests/crd/` holds what the types say.
+
+use std::{env, fs, path::PathBuf};
+
+use codex_crds::manifests;
+
+const REGENERATE: &str = "UPDATE=1 cargo test --release -p codex-crds --test manifests";
+
+#[test]
+fn files_equal_the_types() {
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../manifests/crd");
+    let files = manifests::files().unwrap();
+    if env::var_os("UPDATE").is_some() {
+        manifests::write(&directory).unwrap();
+    }
+    for (name, expected) in &files {
+        let found = fs::read_to_string(directory.join(name)).unwrap_or_default();
+        assert!(
+            found == *expected,
+            "manifests/crd/{name} differs from the types in crds/: regenerate it with\n    {REGENERATE}\n"
+        );
+    }
+    let mut there: Vec<_> =
+        fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    there.sort();
+    let mut expected: Vec<_> = files.iter().map(|(name, _)| (*name).to_owned()).collect();
+    expected.sort();
+    assert_eq!(there, expected, "manifests/crd/ holds exactly the generated files");
+}
