@@ -1,0 +1,269 @@
+//! Applying: children become what the plan says, by server-side apply, and what it no longer names is removed. I/O.
+//!
+//! Nothing is written where the cache already shows what is wanted. Nothing is touched that the object does not control.
+
+use std::{collections::BTreeSet, fmt::Debug};
+
+use codex_plan::{Desired, KeptKind};
+use k8s_openapi::NamespaceResourceScope;
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
+    runtime::reflector::Store,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tracing::{debug, info};
+
+use crate::{
+    MANAGER,
+    context::Context,
+    error::{answered, client_category},
+    observe::{caught_up, caught_up_deleted, get, workers::is_controlled_by},
+    seal::{ANNOTATION, SealError},
+    semantic::{Difference, difference},
+};
+
+/// How the names of bundles begin: bundles are never removed.
+const BUNDLES: [&str; 2] = ["codex-oms-", "codex-promo-"];
+
+/// Why a child is not as the plan says.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The API server.
+    #[error("the {kind} {name} cannot be {verb}: {source}")]
+    Client {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// What was tried.
+        verb: &'static str,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// Somebody else's object has the child's name.
+    #[error(
+        "the {kind} {name} exists and was not made by this controller for this object: delete it or give the object another name"
+    )]
+    Taken {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+    /// The old one has to go first.
+    #[error("the {kind} {name} is being deleted: waiting until it is gone")]
+    Ending {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+    /// Somebody else holds a part of the child.
+    #[error("the {kind} {name} does not take what is planned: {difference}; delete it to have it made anew")]
+    Mixed {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// Where.
+        difference: Box<Difference>,
+    },
+    /// A child without a name, or one that cannot be sealed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// A child that cannot be written as JSON.
+    #[error("the {kind} {name} cannot be written as JSON: {source}")]
+    Json {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl ApplyError {
+    /// A word for metric labels.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Client { source, .. } => client_category(source),
+            Self::Taken { .. } => "name_taken",
+            Self::Ending { .. } => "ending",
+            Self::Mixed { .. } => "foreign_fields",
+            Self::Seal(source) => source.category(),
+            Self::Json { .. } => "encoding",
+        }
+    }
+
+    /// Whether a person has to do something.
+    pub fn needs_a_person(&self) -> bool {
+        matches!(self, Self::Taken { .. } | Self::Mixed { .. })
+    }
+}
+
+/// Any child.
+trait Child:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + 'static
+{
+}
+
+impl<C> Child for C where
+    C: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned
+        + 'static
+{
+}
+
+/// Whether the pod template of a child is sealed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Template {
+    None,
+    /// Somebody else's changes are undone.
+    Mutable,
+    /// A Job's: what somebody else made cannot be mended.
+    Immutable,
+}
+
+/// Makes the children of `object` what `desired` says.
+///
+/// # Errors
+/// The first child that cannot be made so; those before it in the plan's order are done.
+pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired) -> Result<(), ApplyError> {
+    let stores = &*context.stores;
+    let apply =
+        Apply { context, namespace: object.namespace().unwrap_or_default(), owner: object.uid().unwrap_or_default() };
+    let Desired { config_maps, jobs, deployments, services, pod_disruption_budgets, network_policies, kept } = desired;
+    for child in config_maps {
+        apply.ensure(&stores.config_maps, child, Template::None).await?;
+    }
+    for child in network_policies {
+        apply.ensure(&stores.policies, child, Template::None).await?;
+    }
+    for child in pod_disruption_budgets {
+        apply.ensure(&stores.budgets, child, Template::None).await?;
+    }
+    for child in services {
+        apply.ensure(&stores.services, child, Template::None).await?;
+    }
+    for child in jobs {
+        apply.ensure(&stores.jobs, child, Template::Immutable).await?;
+    }
+    for child in deployments {
+        apply.ensure(&stores.deployments, child, Template::Mutable).await?;
+    }
+    // The other way round: pods go before what they mount.
+    apply.prune(&stores.deployments, names(deployments)).await?;
+    let kept_of = |kind| kept.iter().filter(move |kept| kept.kind == kind).map(|kept| kept.name.clone());
+    apply.prune(&stores.jobs, names(jobs).into_iter().chain(kept_of(KeptKind::Job)).collect()).await?;
+    apply.prune(&stores.services, names(services)).await?;
+    apply.prune(&stores.budgets, names(pod_disruption_budgets)).await?;
+    apply.prune(&stores.policies, names(network_policies)).await?;
+    let bundles = stores.config_maps.state().into_iter().map(|found| found.name_any());
+    let bundles = bundles.filter(|name| BUNDLES.iter().any(|prefix| name.starts_with(prefix)));
+    let mounted = names(config_maps).into_iter().chain(kept_of(KeptKind::ConfigMap)).chain(bundles).collect();
+    apply.prune(&stores.config_maps, mounted).await
+}
+
+fn names<C: Resource>(children: &[C]) -> BTreeSet<String> {
+    children.iter().map(ResourceExt::name_any).collect()
+}
+
+struct Apply<'a> {
+    context: &'a Context,
+    namespace: String,
+    owner: String,
+}
+
+impl Apply<'_> {
+    fn api<C: Child>(&self) -> Api<C> {
+        Api::namespaced(self.context.client.clone(), &self.namespace)
+    }
+
+    async fn ensure<C: Child>(&self, store: &Store<C>, child: &C, template: Template) -> Result<(), ApplyError> {
+        let (kind, name) = (C::kind(&()).into_owned(), child.name_any());
+        let failed = |verb: &'static str| {
+            let (kind, name) = (kind.clone(), name.clone());
+            move |source| ApplyError::Client { kind, name, verb, source }
+        };
+        let mut live = get(store, &self.namespace, &name).map(|live| C::clone(&live));
+        if live.is_none() {
+            // The cache holds only what carries our label: whoever else has the name is found out here.
+            live = self.api::<C>().get_opt(&name).await.map_err(failed("read"))?;
+        }
+        if let Some(live) = &live {
+            let ours = is_controlled_by(live, &self.owner);
+            if !ours || (template == Template::Immutable && !self.context.seal.holds(&self.owner, live)) {
+                return Err(ApplyError::Taken { kind, name });
+            }
+            if live.meta().deletion_timestamp.is_some() {
+                return Err(ApplyError::Ending { kind, name });
+            }
+        }
+        let mut child = child.clone();
+        if template != Template::None {
+            let seal = self.context.seal.of(&self.owner, &child)?;
+            child.annotations_mut().insert(ANNOTATION.to_owned(), seal);
+        }
+        let json = |child: &C| {
+            let (kind, name) = (kind.clone(), name.clone());
+            serde_json::to_value(child).map_err(|source| ApplyError::Json { kind, name, source })
+        };
+        let wanted = json(&child)?;
+        if let Some(live) = &live {
+            match difference(&wanted, &json(live)?) {
+                None => return Ok(()),
+                Some(differs) => debug!(kind, name, "{differs}"),
+            }
+        }
+        let mut params = PatchParams::apply(MANAGER);
+        params.force = live.is_some();
+        let written = self.api::<C>().patch(&name, &params, &Patch::Apply(&wanted)).await;
+        let written = match written {
+            // Somebody was faster and holds other values: without force this is a conflict.
+            Err(source) if live.is_none() && answered(&source, 409) => return Err(ApplyError::Taken { kind, name }),
+            written => written.map_err(failed("applied"))?,
+        };
+        self.context.metrics.wrote(&kind, "apply");
+        info!(kind, name, "{}", if live.is_some() { "changed" } else { "made" });
+        if let Some(difference) = difference(&wanted, &json(&written)?) {
+            return Err(ApplyError::Mixed { kind, name, difference: Box::new(difference) });
+        }
+        caught_up(store, &written).await;
+        Ok(())
+    }
+
+    async fn prune<C: Child>(&self, store: &Store<C>, keep: BTreeSet<String>) -> Result<(), ApplyError> {
+        let goes = store.state_filter(|child| {
+            child.meta().namespace.as_ref() == Some(&self.namespace)
+                && is_controlled_by(child, &self.owner)
+                && child.meta().deletion_timestamp.is_none()
+                && !child.meta().name.as_ref().is_some_and(|name| keep.contains(name))
+        });
+        for child in goes {
+            let (kind, name) = (C::kind(&()).into_owned(), child.name_any());
+            let params = DeleteParams {
+                propagation_policy: Some(PropagationPolicy::Background),
+                preconditions: Some(Preconditions { uid: child.uid(), resource_version: None }),
+                ..DeleteParams::default()
+            };
+            match self.api::<C>().delete(&name, &params).await {
+                Ok(_) => {
+                    self.context.metrics.wrote(&kind, "delete");
+                    info!(kind, name, "removed");
+                }
+                // Gone already, or another object of that name by now.
+                Err(source) if answered(&source, 404) || answered(&source, 409) => {}
+                Err(source) => return Err(ApplyError::Client { kind, name, verb: "deleted", source }),
+            }
+            caught_up_deleted(store, &*child).await;
+        }
+        Ok(())
+    }
+}

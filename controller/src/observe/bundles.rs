@@ -1,0 +1,95 @@
+//! The bundles of a model and what the pinned key says about them. From caches; no I/O.
+
+use std::collections::BTreeMap;
+
+use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
+use codex_plan::reasoning_pod::{Bundle, SignedModel, SignedPromotion, Signer, bundle_names, manifest};
+use codex_provenance::{
+    bundle::BundleError,
+    verify::{Signed, VerifyError, verify_promotion, verify_signature},
+};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt;
+
+use super::{get, workers::is_controlled_by};
+use crate::{context::Context, effects::BUNDLE, error::chain};
+
+/// What was found.
+pub struct Found {
+    /// The signer.
+    pub signer: Signer,
+    /// The signature of the model.
+    pub oms: Bundle<SignedModel>,
+    /// Its promotion into the ring.
+    pub promotion: Bundle<SignedPromotion>,
+}
+
+/// Looks for the bundles of a ReasoningPod and checks them.
+pub fn find(
+    context: &Context,
+    pod: &ReasoningPod,
+    run: Option<&TrainingRun>,
+    evaluations: &BTreeMap<String, Evaluation>,
+) -> Found {
+    let signer = match context.signer.available() {
+        Ok(()) => Signer::Available { fingerprint: context.signer.fingerprint() },
+        Err(reason) => Signer::Unavailable { reason },
+    };
+    let names = bundle_names(pod, run, evaluations);
+    let namespace = pod.namespace().unwrap_or_default();
+    let fetch = |name: Option<String>| get(&context.stores.config_maps, &namespace, &name?);
+    let mut found = Found { signer, oms: Bundle::Absent, promotion: Bundle::Absent };
+    let model = run.and_then(|run| Some((run, run.status.as_ref()?.model.as_ref()?)));
+    let (Some(oms), Some((run, model))) = (fetch(names.oms), model) else { return found };
+    let owner = run.uid().unwrap_or_default();
+    let read = |config_map: &ConfigMap| -> Result<Vec<u8>, String> {
+        if !is_controlled_by(config_map, &owner) {
+            return Err(format!(
+                "the ConfigMap {} does not belong to the run {}",
+                config_map.name_any(),
+                run.name_any()
+            ));
+        }
+        let bundle = config_map.data.as_ref().and_then(|data| data.get(BUNDLE));
+        bundle
+            .map(|text| text.clone().into_bytes())
+            .ok_or_else(|| format!("the ConfigMap {} has no {BUNDLE:?}", config_map.name_any()))
+    };
+    let key = context.signer.public();
+    let checked = manifest(model).map_err(|why| Bundle::Invalid(chain(&why))).and_then(|manifest| {
+        let bytes = read(&oms).map_err(Bundle::Invalid)?;
+        verify_signature(&manifest, &bytes, key, Some(model.digest)).map_err(refused)
+    });
+    let signed: Signed = match checked {
+        Ok(signed) => signed,
+        Err(why) => {
+            found.oms = why;
+            return found;
+        }
+    };
+    found.oms = Bundle::Valid(SignedModel { payload: signed.payload });
+    if let Some(promotion) = fetch(names.promotion) {
+        let checked = read(&promotion).map_err(Bundle::Invalid).and_then(|bytes| {
+            verify_promotion(&signed, &bytes, key, pod.spec.rollout_ring.name(), None).map_err(refused)
+        });
+        found.promotion = match checked {
+            Ok(promoted) => {
+                let occasion = promoted.promotion.occasion().digest();
+                Bundle::Valid(SignedPromotion { digest: promoted.digest, occasion })
+            }
+            Err(why) => why,
+        };
+    }
+    found
+}
+
+/// What a refused bundle is worth.
+fn refused<T>(why: VerifyError) -> Bundle<T> {
+    let sentence = why.to_string();
+    match why {
+        VerifyError::Oms(BundleError::AnotherKey { .. }) | VerifyError::Promotion(BundleError::AnotherKey { .. }) => {
+            Bundle::Foreign(sentence)
+        }
+        _ => Bundle::Invalid(sentence),
+    }
+}

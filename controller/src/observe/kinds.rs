@@ -1,0 +1,237 @@
+//! Observing the three kinds, from caches.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use codex_crds::{
+    DataItem, Evaluation, EvaluationStatus, ReasoningPod, ReasoningPodStatus, TrainingRun, TrainingRunStatus, child,
+};
+use codex_plan::{
+    Plan, Received, References,
+    evaluation::{self, ObservedEvaluation},
+    reasoning_pod::{self, ObservedReasoningPod},
+    training_run::{self, ObservedTrainingRun},
+};
+use codex_reports::Kind;
+use jiff::Timestamp;
+use k8s_openapi::{NamespaceResourceScope, api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::Condition};
+use kube::{Api, Resource, ResourceExt, runtime::reflector::Store};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{ObserveError, bundles, get, workers};
+use crate::context::Context;
+
+/// What differs between the three kinds.
+pub trait Observe:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + std::fmt::Debug
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+    /// The type of its status.
+    type Status: Serialize + Clone + PartialEq + Send + Sync;
+    /// What its plan depends on.
+    type Observed: Send + Sync;
+    /// The kind.
+    const KIND: Kind;
+
+    /// Its cache.
+    fn store(context: &Context) -> &Store<Self>;
+
+    /// Its status.
+    fn status(&self) -> Option<&Self::Status>;
+
+    /// The conditions in a status.
+    fn conditions(status: &mut Self::Status) -> &mut Vec<Condition>;
+
+    /// Looks at it and at everything around it.
+    fn observe(self: Arc<Self>, context: &Context)
+    -> impl Future<Output = Result<Self::Observed, ObserveError>> + Send;
+
+    /// The reports that were observed.
+    fn reports(observed: &Self::Observed) -> &[Received];
+
+    /// What to do.
+    fn plan(observed: &Self::Observed, now: Timestamp) -> Plan<Self::Status>;
+}
+
+impl Observe for TrainingRun {
+    type Status = TrainingRunStatus;
+    type Observed = ObservedTrainingRun;
+    const KIND: Kind = Kind::TrainingRun;
+
+    fn store(context: &Context) -> &Store<Self> {
+        &context.stores.runs
+    }
+
+    fn status(&self) -> Option<&TrainingRunStatus> {
+        self.status.as_ref()
+    }
+
+    fn conditions(status: &mut TrainingRunStatus) -> &mut Vec<Condition> {
+        &mut status.conditions
+    }
+
+    async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedTrainingRun, ObserveError> {
+        let (namespace, name, uid) = identity(&*self);
+        let job = workers::job(context, &namespace, &child::trainer(&name), &uid);
+        let references = if job.is_some() {
+            References::default()
+        } else {
+            references(context, &namespace, &self.spec.data, Some(&*self)).await?
+        };
+        Ok(ObservedTrainingRun {
+            settings: context.settings.clone(),
+            references,
+            pods: job.as_ref().map(|job| workers::of_job(context, job)).unwrap_or_default(),
+            job,
+            reports: context.inbox.of(&uid),
+            status_written_at: context.written.at(&uid),
+            object: Arc::unwrap_or_clone(self),
+        })
+    }
+
+    fn reports(observed: &ObservedTrainingRun) -> &[Received] {
+        &observed.reports
+    }
+
+    fn plan(observed: &ObservedTrainingRun, now: Timestamp) -> Plan<TrainingRunStatus> {
+        training_run::plan(observed, now)
+    }
+}
+
+impl Observe for Evaluation {
+    type Status = EvaluationStatus;
+    type Observed = ObservedEvaluation;
+    const KIND: Kind = Kind::Evaluation;
+
+    fn store(context: &Context) -> &Store<Self> {
+        &context.stores.evaluations
+    }
+
+    fn status(&self) -> Option<&EvaluationStatus> {
+        self.status.as_ref()
+    }
+
+    fn conditions(status: &mut EvaluationStatus) -> &mut Vec<Condition> {
+        &mut status.conditions
+    }
+
+    async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedEvaluation, ObserveError> {
+        let (namespace, name, uid) = identity(&*self);
+        let run = get(&context.stores.runs, &namespace, &self.spec.training_run);
+        let job = workers::job(context, &namespace, &child::evaluator(&name), &uid);
+        let references = if job.is_some() {
+            References::default()
+        } else {
+            references(context, &namespace, &self.spec.data, run.as_deref()).await?
+        };
+        Ok(ObservedEvaluation {
+            settings: context.settings.clone(),
+            run: run.map(Arc::unwrap_or_clone),
+            references,
+            pods: job.as_ref().map(|job| workers::of_job(context, job)).unwrap_or_default(),
+            job,
+            reports: context.inbox.of(&uid),
+            status_written_at: context.written.at(&uid),
+            object: Arc::unwrap_or_clone(self),
+        })
+    }
+
+    fn reports(observed: &ObservedEvaluation) -> &[Received] {
+        &observed.reports
+    }
+
+    fn plan(observed: &ObservedEvaluation, now: Timestamp) -> Plan<EvaluationStatus> {
+        evaluation::plan(observed, now)
+    }
+}
+
+impl Observe for ReasoningPod {
+    type Status = ReasoningPodStatus;
+    type Observed = ObservedReasoningPod;
+    const KIND: Kind = Kind::ReasoningPod;
+
+    fn store(context: &Context) -> &Store<Self> {
+        &context.stores.pods
+    }
+
+    fn status(&self) -> Option<&ReasoningPodStatus> {
+        self.status.as_ref()
+    }
+
+    fn conditions(status: &mut ReasoningPodStatus) -> &mut Vec<Condition> {
+        &mut status.conditions
+    }
+
+    async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedReasoningPod, ObserveError> {
+        let (namespace, name, uid) = identity(&*self);
+        let run = get(&context.stores.runs, &namespace, &self.spec.training_run);
+        let evaluations: BTreeMap<String, Evaluation> = self
+            .spec
+            .evaluations
+            .iter()
+            .filter_map(|name| {
+                Some((name.clone(), Arc::unwrap_or_clone(get(&context.stores.evaluations, &namespace, name)?)))
+            })
+            .collect();
+        let found = bundles::find(context, &self, run.as_deref(), &evaluations);
+        let deployment = workers::deployment(context, &namespace, &child::server(&name), &uid);
+        Ok(ObservedReasoningPod {
+            settings: context.settings.clone(),
+            run: run.map(Arc::unwrap_or_clone),
+            evaluations,
+            signer: found.signer,
+            oms: found.oms,
+            promotion: found.promotion,
+            pods: deployment.as_ref().map(|deployment| workers::of_deployment(context, deployment)).unwrap_or_default(),
+            deployment,
+            reports: context.inbox.of(&uid),
+            object: Arc::unwrap_or_clone(self),
+        })
+    }
+
+    fn reports(observed: &ObservedReasoningPod) -> &[Received] {
+        &observed.reports
+    }
+
+    fn plan(observed: &ObservedReasoningPod, now: Timestamp) -> Plan<ReasoningPodStatus> {
+        reasoning_pod::plan(observed, now)
+    }
+}
+
+fn identity<K: Resource>(object: &K) -> (String, String, String) {
+    (object.namespace().unwrap_or_default(), object.name_any(), object.uid().unwrap_or_default())
+}
+
+/// Which of the things that an object mounts exist. `run` names the claim that its output lies on.
+async fn references(
+    context: &Context,
+    namespace: &str,
+    data: &[DataItem],
+    run: Option<&TrainingRun>,
+) -> Result<References, ObserveError> {
+    let output = run.map(|run| &run.spec.output.persistent_volume_claim.claim_name);
+    let mounted =
+        data.iter().filter_map(|item| item.source.persistent_volume_claim.as_ref()).map(|claim| &claim.claim_name);
+    let claims =
+        output.into_iter().chain(mounted).filter(|name| get(&context.stores.claims, namespace, name).is_some());
+    let mut references = References { claims: claims.cloned().collect(), ..References::default() };
+    let names: BTreeSet<_> = data.iter().filter_map(|item| Some(&item.source.config_map.as_ref()?.name)).collect();
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
+    for name in names {
+        let found = api.get_opt(name).await.map_err(|source| ObserveError::ConfigMap { name: name.clone(), source })?;
+        if let Some(found) = found {
+            let texts = found.data.unwrap_or_default().into_keys();
+            let keys = texts.chain(found.binary_data.unwrap_or_default().into_keys()).collect();
+            references.config_maps.insert(name.clone(), keys);
+        }
+    }
+    Ok(references)
+}

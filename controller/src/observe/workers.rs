@@ -1,0 +1,82 @@
+//! Jobs, Deployments and their pods, as far as they are the controller's own. From caches.
+//!
+//! What carries no valid seal, and pods that are not as their template says, could have been made by anybody: they are
+//! not observed, so that nothing they show reaches a status.
+
+use k8s_openapi::{
+    api::{
+        apps::v1::Deployment,
+        batch::v1::Job,
+        core::v1::{Pod, PodSpec},
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
+use kube::{Resource, ResourceExt};
+use tracing::warn;
+
+use super::get;
+use crate::{
+    context::Context,
+    semantic::{Difference, pod_difference},
+};
+
+/// The reference to whoever controls an object.
+pub fn controller<K: Resource>(object: &K) -> Option<&OwnerReference> {
+    object.owner_references().iter().find(|owner| owner.controller == Some(true))
+}
+
+/// Whether the object with this uid controls `object`.
+pub fn is_controlled_by<K: Resource>(object: &K, uid: &str) -> bool {
+    controller(object).is_some_and(|owner| owner.uid == uid)
+}
+
+/// A Job of ours.
+pub fn job(context: &Context, namespace: &str, name: &str, owner: &str) -> Option<Job> {
+    let job = get(&context.stores.jobs, namespace, name)?;
+    let ours = is_controlled_by(&*job, owner) && context.seal.holds(owner, &*job);
+    ours.then(|| Job::clone(&job))
+}
+
+/// A Deployment of ours. One whose template somebody changed is not: it is made anew.
+pub fn deployment(context: &Context, namespace: &str, name: &str, owner: &str) -> Option<Deployment> {
+    let deployment = get(&context.stores.deployments, namespace, name)?;
+    let ours = is_controlled_by(&*deployment, owner) && context.seal.holds(owner, &*deployment);
+    if !ours {
+        warn!(namespace, name, "the template of the Deployment was changed by somebody else");
+    }
+    ours.then(|| Deployment::clone(&deployment))
+}
+
+/// The pods of a Job.
+pub fn of_job(context: &Context, job: &Job) -> Vec<Pod> {
+    let uid = job.uid().unwrap_or_default();
+    let template = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    genuine(context, job.namespace().as_deref(), template, |pod| is_controlled_by(pod, &uid))
+}
+
+/// The pods of a Deployment that are as its template says now. Between the two stands a ReplicaSet, whose name begins
+/// with the Deployment's.
+pub fn of_deployment(context: &Context, deployment: &Deployment) -> Vec<Pod> {
+    let prefix = format!("{}-", deployment.name_any());
+    let template = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    genuine(context, deployment.namespace().as_deref(), template, |pod| {
+        controller(pod).is_some_and(|owner| owner.kind == "ReplicaSet" && owner.name.starts_with(&prefix))
+    })
+}
+
+fn genuine(
+    context: &Context,
+    namespace: Option<&str>,
+    template: Option<&PodSpec>,
+    owned: impl Fn(&Pod) -> bool,
+) -> Vec<Pod> {
+    let Some(template) = template else { return Vec::new() };
+    let pods = context.stores.workers.state_filter(|pod| pod.meta().namespace.as_deref() == namespace && owned(pod));
+    pods.into_iter().filter(|pod| changed(template, pod).is_none()).map(|pod| Pod::clone(&pod)).collect()
+}
+
+/// Where a pod is not as its template says.
+pub fn changed(template: &PodSpec, pod: &Pod) -> Option<Difference> {
+    let json = |spec: Option<&PodSpec>| serde_json::to_value(spec).unwrap_or_default();
+    pod_difference(&json(Some(template)), &json(pod.spec.as_ref()))
+}

@@ -1,0 +1,143 @@
+//! Reporting: status by server-side apply, then Events. I/O.
+
+use codex_crds::{ConditionType, Reason};
+use codex_plan::{EventType, conditions};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+    runtime::events::{Event, EventType as RecordedType},
+};
+use serde_json::json;
+use tracing::{info, warn};
+
+use crate::{
+    STATUS_MANAGER,
+    context::Context,
+    error::{chain, client_category},
+    observe::{Observe, caught_up},
+};
+
+/// Why the status was not written.
+#[derive(Debug, thiserror::Error)]
+#[error("the status cannot be written: {0}")]
+pub struct ReportError(#[source] kube::Error);
+
+impl ReportError {
+    /// A word for metric labels.
+    pub fn category(&self) -> &'static str {
+        client_category(&self.0)
+    }
+}
+
+/// Writes the status where it differs from what `object` has. Says whether it was written.
+///
+/// # Errors
+/// When the API server does not take it.
+pub async fn status<K: Observe>(context: &Context, object: &K, status: &K::Status) -> Result<bool, ReportError> {
+    if object.status() == Some(status) {
+        return Ok(false);
+    }
+    let (namespace, name, uid) = (object.namespace().unwrap_or_default(), object.name_any(), object.uid());
+    let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
+    // With the uid, the status of one object cannot land on another that took its name.
+    let body = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": { "name": name, "namespace": namespace, "uid": uid },
+        "status": status,
+    });
+    let params = PatchParams::apply(STATUS_MANAGER).force();
+    let written = api.patch_status(&name, &params, &Patch::Apply(&body)).await.map_err(ReportError)?;
+    context.metrics.wrote(&K::kind(&()), "status");
+    context.written.set(uid.as_deref().unwrap_or_default(), context.now());
+    caught_up(K::store(context), &written).await;
+    Ok(true)
+}
+
+/// Tells what happened. An Event that is lost is no failure: the status says the same.
+pub async fn events<K: Observe>(context: &Context, object: &K, events: &[codex_plan::Event]) {
+    let reference = object.object_ref(&());
+    for event in events {
+        info!(reason = event.reason, "{}", event.note);
+        let recorded = Event {
+            type_: match event.type_ {
+                EventType::Normal => RecordedType::Normal,
+                EventType::Warning => RecordedType::Warning,
+            },
+            reason: event.reason.clone(),
+            // An Event's note has at most 1,024 bytes.
+            note: Some(shortened(&event.note, 1024)),
+            action: event.action.clone(),
+            secondary: None,
+        };
+        match context.recorder.publish(&recorded, &reference).await {
+            Ok(()) => context.metrics.wrote("Event", "record"),
+            Err(failure) => warn!(error = chain(&failure), "an Event was not recorded"),
+        }
+    }
+}
+
+/// The conditions of an object whose children somebody else stands in the way of.
+pub fn stalled(
+    planned: &[Condition],
+    before: &[Condition],
+    why: &str,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let set = |kind: ConditionType, holds: &str| {
+        let found = conditions::find(before, kind).filter(|found| found.status == holds);
+        Condition {
+            type_: kind.name().to_owned(),
+            status: holds.to_owned(),
+            reason: Reason::NameTaken.name().to_owned(),
+            message: shortened(why, 2000),
+            observed_generation: generation,
+            last_transition_time: found.map_or(Time(now), |found| found.last_transition_time.clone()),
+        }
+    };
+    let replaced = [ConditionType::Ready, ConditionType::Reconciling, ConditionType::Stalled];
+    let others = planned.iter().filter(|condition| replaced.iter().all(|kind| kind.name() != condition.type_));
+    let mut all = vec![set(ConditionType::Ready, "False"), set(ConditionType::Stalled, "True")];
+    all.extend(others.cloned());
+    all
+}
+
+fn shortened(text: &str, bytes: usize) -> String {
+    if text.len() <= bytes {
+        return text.to_owned();
+    }
+    let mut end = bytes - "…".len();
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use codex_crds::ConditionType;
+    use codex_plan::conditions::{find, is_true};
+    use jiff::Timestamp;
+
+    use super::{shortened, stalled};
+
+    #[test]
+    fn whoever_is_in_the_way_is_named_and_the_time_stands_still() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let first = stalled(&[], &[], "the Job a exists", Some(1), at(1));
+        let second = stalled(&[], &first, "the Job a exists", Some(1), at(2));
+        assert_eq!(first, second);
+        assert!(is_true(&first, ConditionType::Stalled) && !is_true(&first, ConditionType::Ready));
+        assert_eq!(find(&first, ConditionType::Ready).unwrap().reason, "NameTaken");
+    }
+
+    #[test]
+    fn notes_are_cut_between_letters() {
+        assert_eq!(shortened("short", 1024), "short");
+        let cut = shortened(&"ä".repeat(600), 1024);
+        assert!(cut.len() <= 1024 && cut.ends_with('…'));
+    }
+}

@@ -1,0 +1,313 @@
+//! The certificates of the report endpoint. Talks to the API server once, at start.
+//!
+//! A certificate authority of our own lives in a Secret, made on the first start. The serving certificate is issued anew
+//! by every process and never stored, so it always names the addresses of `--report-url`.
+
+use std::{net::IpAddr, sync::Arc};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, PostParams},
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls::{
+    ServerConfig,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+use tracing::info;
+
+use crate::{
+    MANAGER,
+    error::{answered, client_category},
+};
+
+/// The Secret that holds the certificate authority.
+pub const SECRET: &str = "codex-reports-tls";
+const CERTIFICATE: &str = "ca.crt";
+const KEY: &str = "ca.key";
+const YEARS: i64 = 20;
+
+/// Why there are no certificates.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The API server.
+    #[error("the Secret {SECRET} cannot be read or created: {0}")]
+    Client(#[source] kube::Error),
+    /// Somebody changed the Secret.
+    #[error(
+        "the Secret {SECRET} has no usable {0}: delete the Secret and start the controller again to have it made anew"
+    )]
+    Secret(&'static str),
+    /// Making a key or a certificate.
+    #[error("no certificate could be made for the report endpoint: {0}")]
+    Make(#[source] rcgen::Error),
+    /// The TLS library refuses the certificate.
+    #[error("the certificate of the report endpoint is refused: {0}")]
+    Refused(#[source] rustls::Error),
+    /// `--report-url` is of no use.
+    #[error("--report-url {0:?} is no https URL: write https://HOST:PORT/v1/reports")]
+    Url(String),
+}
+
+impl TlsError {
+    /// A word for metric labels.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Client(source) => client_category(source),
+            Self::Secret(_) => "secret",
+            Self::Make(_) | Self::Refused(_) => "certificate",
+            Self::Url(_) => "flag",
+        }
+    }
+}
+
+/// What the report endpoint serves with, and what pods know it by.
+pub struct Certificates {
+    /// For the endpoint.
+    pub server: Arc<ServerConfig>,
+    /// The authority's certificate in PEM, for pods.
+    pub authority: String,
+}
+
+/// The certificate authority.
+struct Authority {
+    certificate: String,
+    key: KeyPair,
+}
+
+/// Loads the authority, or makes it on the first start, and issues a serving certificate.
+///
+/// # Errors
+/// See [`TlsError`].
+pub async fn certificates(client: Client, namespace: &str, report_url: &str) -> Result<Certificates, TlsError> {
+    let host = host(report_url)?;
+    let api: Api<Secret> = Api::namespaced(client, namespace);
+    let secret = match api.get_opt(SECRET).await.map_err(TlsError::Client)? {
+        Some(secret) => secret,
+        None => {
+            let post = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+            match api.create(&post, &new_secret(&Authority::make()?)).await {
+                Ok(secret) => {
+                    info!(secret = SECRET, "made a certificate authority for the report endpoint");
+                    secret
+                }
+                // Another process was faster: its authority is the one.
+                Err(failure) if answered(&failure, 409) => api.get(SECRET).await.map_err(TlsError::Client)?,
+                Err(failure) => return Err(TlsError::Client(failure)),
+            }
+        }
+    };
+    Authority::read(&secret)?.issue(&host, namespace)
+}
+
+fn new_secret(authority: &Authority) -> Secret {
+    let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(SECRET.to_owned()),
+            labels: Some(crate::labels("report-endpoint")),
+            ..ObjectMeta::default()
+        },
+        type_: Some("Opaque".to_owned()),
+        data: Some(
+            [
+                (CERTIFICATE.to_owned(), bytes(&authority.certificate)),
+                (KEY.to_owned(), bytes(&authority.key.serialize_pem())),
+            ]
+            .into(),
+        ),
+        ..Secret::default()
+    }
+}
+
+impl Authority {
+    fn make() -> Result<Self, TlsError> {
+        let key = KeyPair::generate().map_err(TlsError::Make)?;
+        let certificate = Self::params()?.self_signed(&key).map_err(TlsError::Make)?.pem();
+        Ok(Self { certificate, key })
+    }
+
+    fn read(secret: &Secret) -> Result<Self, TlsError> {
+        let text = |name: &'static str| {
+            let bytes = secret.data.as_ref().and_then(|data| data.get(name)).ok_or(TlsError::Secret(name))?;
+            String::from_utf8(bytes.0.clone()).map_err(|_| TlsError::Secret(name))
+        };
+        let key = KeyPair::from_pem(&text(KEY)?).map_err(|_| TlsError::Secret(KEY))?;
+        Ok(Self { certificate: text(CERTIFICATE)?, key })
+    }
+
+    /// The same for every process, so that certificates issued from the key alone chain to the stored certificate.
+    fn params() -> Result<CertificateParams, TlsError> {
+        let mut params = params(Vec::new(), "codex report endpoint CA")?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Ok(params)
+    }
+
+    fn issue(self, host: &str, namespace: &str) -> Result<Certificates, TlsError> {
+        let service = format!("codex-controller.{namespace}.svc");
+        let mut names = vec![host.to_owned(), service.clone(), format!("{service}.cluster.local")];
+        names.dedup();
+        let key = KeyPair::generate().map_err(TlsError::Make)?;
+        let mut params = params(names, "codex-controller")?;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let issuer = Issuer::new(Self::params()?, self.key);
+        let certificate = params.signed_by(&key, &issuer).map_err(TlsError::Make)?;
+        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::Refused)?
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], private)
+            .map_err(TlsError::Refused)?;
+        Ok(Certificates { server: Arc::new(server), authority: self.certificate })
+    }
+}
+
+fn params(names: Vec<String>, common_name: &str) -> Result<CertificateParams, TlsError> {
+    let addresses: Vec<IpAddr> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    let names: Vec<String> = names.into_iter().filter(|name| name.parse::<IpAddr>().is_err()).collect();
+    let mut params = CertificateParams::new(names).map_err(TlsError::Make)?;
+    params.subject_alt_names.extend(addresses.into_iter().map(SanType::IpAddress));
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    let now = Timestamp::now();
+    // Clocks of nodes differ a little.
+    let from = now - SignedDuration::from_hours(1);
+    let until = now + SignedDuration::from_hours(24 * 365 * YEARS);
+    let date = |time: Timestamp| {
+        let date = time.to_zoned(jiff::tz::TimeZone::UTC).date();
+        rcgen::date_time_ymd(i32::from(date.year()), date.month() as u8, date.day() as u8)
+    };
+    params.not_before = date(from);
+    params.not_after = date(until);
+    Ok(params)
+}
+
+/// The host of an https URL.
+fn host(url: &str) -> Result<String, TlsError> {
+    let refuse = || TlsError::Url(url.to_owned());
+    let parsed: axum::http::Uri = url.parse().map_err(|_| refuse())?;
+    match (parsed.scheme_str(), parsed.host()) {
+        (Some("https"), Some(host)) => Ok(host.trim_matches(['[', ']']).to_owned()),
+        _ => Err(refuse()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustls::{
+        RootCertStore,
+        client::{WebPkiServerVerifier, danger::ServerCertVerifier},
+        pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    };
+
+    use super::{Authority, host, new_secret};
+
+    /// The serving certificate that a client would be shown.
+    fn shown(config: &rustls::ServerConfig) -> CertificateDer<'static> {
+        let mut server = rustls::ServerConnection::new(Arc::new(config.clone())).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let client = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Tell(sender)))
+            .with_no_client_auth();
+        let name = ServerName::try_from("x").unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(client), name).unwrap();
+        for _ in 0..4 {
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).unwrap();
+            server.read_tls(&mut wire.as_slice()).unwrap();
+            server.process_new_packets().unwrap();
+            let mut wire = Vec::new();
+            server.write_tls(&mut wire).unwrap();
+            client.read_tls(&mut wire.as_slice()).unwrap();
+            client.process_new_packets().unwrap();
+        }
+        receiver.recv().unwrap()
+    }
+
+    #[derive(Debug)]
+    struct Tell(std::sync::mpsc::Sender<CertificateDer<'static>>);
+
+    impl ServerCertVerifier for Tell {
+        fn verify_server_cert(
+            &self,
+            certificate: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+            self.0.send(certificate.clone().into_owned()).unwrap();
+            Ok(rustls::client::danger::ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+        }
+    }
+
+    #[test]
+    fn a_certificate_issued_after_a_restart_chains_to_the_stored_authority() {
+        let made = Authority::make().unwrap();
+        let secret = new_secret(&made);
+        for url_host in ["10.213.0.1", "fd00::1", "reports.example"] {
+            let issued = Authority::read(&secret).unwrap().issue(url_host, "codex-system").unwrap();
+            assert_eq!(issued.authority, made.certificate);
+            let mut roots = RootCertStore::empty();
+            roots.add(CertificateDer::from_pem_slice(issued.authority.as_bytes()).unwrap()).unwrap();
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build().unwrap();
+            let certificate = shown(&issued.server);
+            for name in
+                [url_host, "codex-controller.codex-system.svc", "codex-controller.codex-system.svc.cluster.local"]
+            {
+                let name = ServerName::try_from(name).unwrap();
+                verifier.verify_server_cert(&certificate, &[], &name, &[], UnixTime::now()).unwrap();
+            }
+            let foreign = ServerName::try_from("elsewhere.example").unwrap();
+            assert!(verifier.verify_server_cert(&certificate, &[], &foreign, &[], UnixTime::now()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_report_url_names_a_host_and_is_https() {
+        assert_eq!(host("https://10.213.0.1:9443/v1/reports").unwrap(), "10.213.0.1");
+        assert_eq!(host("https://[fd00::1]:9443/v1/reports").unwrap(), "fd00::1");
+        for bad in ["http://a/v1/reports", "a", "", "https://"] {
+            assert!(host(bad).unwrap_err().to_string().contains("https://HOST:PORT"), "{bad}");
+        }
+    }
+}
