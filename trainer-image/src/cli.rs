@@ -26,6 +26,10 @@ enum Command {
     Train(crate::training::Train),
     /// Write problems of a synthetic reasoning task as JSON lines.
     PrepareData(crate::tasks::PrepareData),
+    /// Serve a model, after checking its bytes against its signature, its promotion and its ring.
+    Serve(crate::serving::Serve),
+    /// Verify that a model directory is exactly what was signed.
+    Verify(crate::verify::Verify),
 }
 
 impl Command {
@@ -33,6 +37,8 @@ impl Command {
         match self {
             Self::Train(command) => command.run(),
             Self::PrepareData(command) => command.run(),
+            Self::Serve(command) => command.run(),
+            Self::Verify(command) => command.run(),
         }
     }
 }

@@ -6,6 +6,8 @@ pub mod cli;
 pub mod durable;
 pub mod model;
 pub mod reporting;
+pub mod serving;
 pub mod tasks;
 pub mod tokenizer;
 pub mod training;
+pub mod verify;

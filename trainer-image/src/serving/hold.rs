@@ -1,0 +1,72 @@
+//! Reading a model into memory, verifying what is held, loading it from there, and trying it. Reads files.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use codex_provenance::{
+    key::PublicKey,
+    manifest::Manifest,
+    verify::{Expected, Verified, verify_model},
+};
+
+use super::ServeError;
+use crate::model::{GenerateError, Generator, ModelFiles};
+
+/// What the self-check asks; short enough for every context.
+const PINNED: [&str; 3] = ["347+86:", "208-9:", "5+5:"];
+/// How many tokens it generates for each.
+const PINNED_TOKENS: usize = 32;
+
+/// Where a server finds its files.
+#[derive(Clone, Debug)]
+pub(super) struct Paths {
+    pub(super) model: PathBuf,
+    pub(super) oms_bundle: PathBuf,
+    pub(super) promotion: PathBuf,
+    pub(super) public_key: PathBuf,
+}
+
+/// Reads every file of the model once and checks everything against exactly the bytes that it returns.
+pub(super) fn hold(paths: &Paths, expected: &Expected) -> Result<(Verified, ModelFiles), ServeError> {
+    let oms_bundle = read("OMS bundle", &paths.oms_bundle)?;
+    let promotion = read("promotion bundle", &paths.promotion)?;
+    let public_key = read("public key", &paths.public_key)?;
+    let public_key = PublicKey::from_pem(&String::from_utf8_lossy(&public_key))?;
+    let (manifest, files) = Manifest::read_dir(&paths.model)
+        .map_err(|source| ServeError::Manifest { path: paths.model.clone(), source })?;
+    let verified = verify_model(&manifest, &oms_bundle, &promotion, &public_key, expected)?;
+    tracing::info!(
+        model = %verified.signed.model,
+        bytes = manifest.size_bytes(),
+        signer = %verified.signed.signer,
+        promotion = %verified.promoted.digest,
+        ring = %verified.promoted.promotion.reasons.ring,
+        "verified"
+    );
+    Ok((verified, files))
+}
+
+fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, ServeError> {
+    fs::read(path).map_err(|source| ServeError::Unreadable { what, path: path.to_owned(), source })
+}
+
+/// Loads the model and has it answer pinned prompts, one after the other and all at once: the same tokens must come out.
+pub(super) fn load(files: &ModelFiles, slots: usize) -> Result<Generator, ServeError> {
+    let mut generator = Generator::load(files, slots).map_err(ServeError::Model)?;
+    let failed = |prompt: &str, error: GenerateError| ServeError::SelfCheck(format!("{prompt:?}: {error}"));
+    let together = generator.complete(&PINNED, PINNED_TOKENS, |_| ());
+    for (prompt, batched) in PINNED.into_iter().zip(together) {
+        let batched = batched.map_err(|error| failed(prompt, error))?;
+        for alone in generator.complete(&[prompt], PINNED_TOKENS, |_| ()) {
+            let alone = alone.map_err(|error| failed(prompt, error))?;
+            if alone != batched {
+                let told = format!("{prompt:?} gives {:?} alone and {:?} in a batch", alone.text, batched.text);
+                return Err(ServeError::SelfCheck(told));
+            }
+            tracing::info!(prompt, completion = alone.text, "self-check");
+        }
+    }
+    Ok(generator)
+}

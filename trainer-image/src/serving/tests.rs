@@ -1,0 +1,467 @@
+//! The server on a loopback address, with a small model that nobody trained.
+
+use std::{collections::BTreeMap, fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use codex_provenance::{
+    ConfigDigest, Sha256,
+    key::{PrivateKey, Signer as _},
+    manifest::Manifest,
+    oms,
+    promotion::{Promotion, Reasons, Training},
+    verify::Expected,
+};
+use codex_reports::{ServingState, Stage, exit};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+
+use super::{Paths, ServeError, Server, Stop, engine::Engine, hold, http, metrics::Metrics, phase::Phase};
+use crate::{
+    model::{Decoder, Generator, ModelConfig, Shape, describe},
+    reporting::Reporter,
+    tokenizer::Tokenizer,
+};
+
+const RING: &str = "0D_base_";
+/// A context that takes minutes to fill.
+const ENDLESS: usize = 50_000;
+
+fn generator(context: usize, slots: usize) -> Generator {
+    Generator::load(&files(context), slots).unwrap()
+}
+
+/// A model whose end token is never the likeliest, so that only limits end what it says.
+fn files(context: usize) -> BTreeMap<String, Vec<u8>> {
+    let shape = Shape {
+        hidden_size: 32,
+        intermediate_size: 48,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        max_position_embeddings: context,
+        rope_theta: 10_000.0,
+    };
+    let tokenizer = Tokenizer::characters().unwrap();
+    let decoder = Decoder::new(ModelConfig::new(shape, &tokenizer).unwrap(), 11).unwrap();
+    describe(&decoder, &tokenizer).unwrap()
+}
+
+/// A signed and promoted model in a directory, and a server of it.
+struct Case {
+    root: tempfile::TempDir,
+    expected: Expected,
+    slots: usize,
+    queue: usize,
+    drain_delay: Duration,
+    drain_deadline: Duration,
+}
+
+impl Case {
+    fn new(context: usize) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let model = root.path().join("model");
+        fs::create_dir(&model).unwrap();
+        for (name, bytes) in files(context) {
+            fs::write(model.join(name), bytes).unwrap();
+        }
+        let key = PrivateKey::generate().unwrap();
+        let manifest = Manifest::of_dir(&model).unwrap();
+        let payload = oms::payload(&manifest, "tiny");
+        let promotion = Promotion {
+            model: manifest.digest(),
+            reasons: Reasons {
+                ring: RING.into(),
+                oms_payload: oms::payload_digest(&payload),
+                training: Training {
+                    run_uid: "uid".into(),
+                    config_digest: ConfigDigest(Sha256::of("config")),
+                    data: BTreeMap::new(),
+                    image_id: "image".into(),
+                },
+                evaluations: vec![],
+            },
+        };
+        let write = |name: &str, bytes: &[u8]| fs::write(root.path().join(name), bytes).unwrap();
+        write("oms.json", &key.sign(&payload).unwrap());
+        write("promotion.json", &key.sign(&promotion.payload()).unwrap());
+        write("key.pem", key.public().to_pem().as_bytes());
+        let expected = Expected {
+            model_digest: manifest.digest(),
+            key_fingerprint: key.public().fingerprint(),
+            ring: RING.into(),
+            promotion_digest: promotion.digest(),
+        };
+        Self {
+            root,
+            expected,
+            slots: 4,
+            queue: 64,
+            drain_delay: Duration::ZERO,
+            drain_deadline: Duration::from_secs(30),
+        }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn paths(&self) -> Paths {
+        Paths {
+            model: self.path("model"),
+            oms_bundle: self.path("oms.json"),
+            promotion: self.path("promotion.json"),
+            public_key: self.path("key.pem"),
+        }
+    }
+
+    async fn start(&self) -> Running {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = Server {
+            paths: self.paths(),
+            expected: self.expected.clone(),
+            slots: self.slots,
+            queue: self.queue,
+            drain_delay: self.drain_delay,
+            drain_deadline: self.drain_deadline,
+        };
+        let reporter = Arc::new(Reporter::<ServingState>::from_env().unwrap());
+        let stop = Stop::default();
+        let (reported, stopped) = (Arc::clone(&reporter), stop.clone());
+        let end = tokio::spawn(async move { server.run(listener, &reported, &stopped).await });
+        Running { address, reporter, stop, end }
+    }
+
+    async fn ready(&self) -> Running {
+        let server = self.start().await;
+        server.until("/ready", 200).await;
+        server
+    }
+}
+
+struct Running {
+    address: SocketAddr,
+    reporter: Arc<Reporter<ServingState>>,
+    stop: Stop,
+    end: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Running {
+    async fn get(&self, path: &str) -> (u16, String) {
+        let (status, _, body) = request(self.address, path, None).await.unwrap();
+        (status, body)
+    }
+
+    async fn until(&self, path: &str, status: u16) {
+        for _ in 0..600 {
+            if self.get(path).await.0 == status {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{path} never said {status}");
+    }
+
+    async fn infer(&self, body: Value) -> (u16, Value) {
+        let (status, _, body) = request(self.address, "/infer", Some(body.to_string())).await.unwrap();
+        (status, serde_json::from_str(&body).unwrap())
+    }
+}
+
+/// A request from a thread of its own, over a connection of its own: status, `Retry-After`, body.
+async fn request(address: SocketAddr, path: &str, body: Option<String>) -> io::Result<(u16, Option<String>, String)> {
+    let url = format!("http://{address}{path}");
+    let work = move || {
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+        let mut response = match body {
+            Some(body) => agent.post(url).header("content-type", "application/json").send(body),
+            None => agent.get(url).call(),
+        }
+        .map_err(io::Error::other)?;
+        let again = response.headers().get("retry-after").map(|value| value.to_str().unwrap().to_owned());
+        Ok((response.status().as_u16(), again, response.body_mut().read_to_string().map_err(io::Error::other)?))
+    };
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// Starts a server that must refuse and returns why it does.
+async fn refusal(case: &Case) -> (ServeError, ServingState) {
+    let server = case.start().await;
+    // No model that is refused is ever ready, not for a moment.
+    while !server.end.is_finished() {
+        if let Ok((status, _, _)) = request(server.address, "/ready", None).await {
+            assert_eq!(status, 503);
+        }
+    }
+    (server.end.await.unwrap().unwrap_err(), server.reporter.state())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_only_once_verified_and_every_answer_names_the_weights() {
+    let case = Case::new(64);
+    let server = case.ready().await;
+    let digest = case.expected.model_digest.to_string();
+    let state = server.reporter.state();
+    assert_eq!((state.stage, state.verified), (Stage::Running, Some(case.expected.model_digest)));
+    assert_eq!(state.promotion, Some(case.expected.promotion_digest));
+
+    let (status, reply) = server.infer(json!({ "prompt": "347+86:", "max_new_tokens": 5 })).await;
+    assert_eq!(status, 200, "{reply}");
+    assert_eq!((&reply["model_digest"], &reply["tokens"]), (&json!(digest), &json!(5)));
+    assert_eq!(reply["finish_reason"], "length");
+    assert!(reply.get("answer").is_none() && reply.get("steps").is_none());
+    let (_, whole) = server.infer(json!({ "prompt": "347+86:" })).await;
+    assert!(whole["completion"].as_str().unwrap().starts_with(reply["completion"].as_str().unwrap()));
+
+    let (_, status) = server.get("/status").await;
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!((&status["status"], &status["ring"]), (&json!("ready"), &json!(RING)));
+    assert_eq!(status["verified"]["model_digest"], digest);
+    assert_eq!(status["verified"]["signer"], case.expected.key_fingerprint.to_string());
+    assert_eq!(server.get("/health").await.0, 200);
+    let (_, metrics) = server.get("/metrics").await;
+    assert!(metrics.contains("codex_ml_inference_requests_total{endpoint=\"/infer\"} 2"), "{metrics}");
+    assert!(metrics.contains("codex_ml_inference_latency_seconds_bucket{endpoint=\"/infer\",le=\"0.7\"} 2"));
+    assert!(metrics.contains("codex_ml_active_sessions 0"));
+
+    server.stop.asked.cancel();
+    server.end.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_is_refused_and_named() {
+    let case = Case::new(64);
+    let path = case.path("model/model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let (error, state) = refusal(&case).await;
+    let told = "the model is refused: the model's files are not the signed ones: model.safetensors was changed: ";
+    assert!(error.failure().message.starts_with(told), "{error}");
+    assert_eq!((error.exit(), error.failure().reason.as_str()), (exit::BAD_INPUT, "VerificationFailed"));
+    assert!(error.failure().is_final);
+    assert_eq!((state.stage, state.verified), (Stage::Starting, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_belong_together_is_refused() {
+    let told = async |spoil: &dyn Fn(&mut Case)| {
+        let mut case = Case::new(64);
+        spoil(&mut case);
+        let failure = refusal(&case).await.0.failure();
+        assert_eq!(failure.reason, "VerificationFailed", "{}", failure.message);
+        failure.message
+    };
+    let other = Case::new(63);
+    let copy = |case: &Case, name: &str| fs::copy(other.path(name), case.path(name)).map(|_| ()).unwrap();
+    let key = told(&|case| copy(case, "key.pem")).await;
+    assert!(key.contains("the public key is another one"), "{key}");
+    let oms = told(&|case| copy(case, "oms.json")).await;
+    assert!(oms.contains("the OMS bundle was signed by another key"), "{oms}");
+    let promotion = told(&|case| copy(case, "promotion.json")).await;
+    assert!(promotion.contains("the promotion bundle was signed by another key"), "{promotion}");
+    let ring = told(&|case| case.expected.ring = "main".into()).await;
+    assert!(ring.contains("made for the ring \"0D_base_\", and \"main\" is demanded"), "{ring}");
+    let missing = told(&|case| fs::remove_file(case.path("promotion.json")).unwrap()).await;
+    assert!(missing.contains("the promotion bundle in "), "{missing}");
+    let link = told(&|case| {
+        std::os::unix::fs::symlink("/etc/hostname", case.path("model/extra")).unwrap();
+    })
+    .await;
+    assert!(link.contains("\"extra\" is a symbolic link"), "{link}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_genuine_model_that_cannot_be_computed_never_answers() {
+    let case = Case::new(64);
+    fs::remove_dir_all(case.path("model")).unwrap();
+    let error = refusal(&case).await.0;
+    assert_eq!((error.failure().reason.as_str(), error.exit()), ("ModelUnreadable", exit::FAILED));
+
+    let mut files = files(64);
+    files.remove("tokenizer.json");
+    let error = hold::load(&files, 2).err().unwrap();
+    assert_eq!(error.failure().reason, "ModelUnusable");
+    assert!(error.failure().message.contains("tokenizer.json"), "{}", error.failure().message);
+    // Its context is too short even for the pinned prompts.
+    let error = hold::load(&self::files(6), 2).err().unwrap();
+    assert_eq!(error.failure().reason, "SelfCheckFailed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_at_once_get_the_tokens_that_each_gets_alone() {
+    let case = Case { slots: 3, ..Case::new(64) };
+    let server = Arc::new(case.ready().await);
+    let prompts: Vec<String> = (0..20).map(|i| format!("{}+{}:", i * 37 % 100, i * i)).collect();
+    let mut alone = generator(64, 1);
+    let answers: Vec<_> = prompts
+        .iter()
+        .map(|prompt| {
+            let (server, prompt) = (Arc::clone(&server), prompt.clone());
+            tokio::spawn(async move { server.infer(json!({ "prompt": prompt })).await })
+        })
+        .collect();
+    for (prompt, answer) in prompts.iter().zip(answers) {
+        let (status, reply) = answer.await.unwrap();
+        assert_eq!(status, 200, "{reply}");
+        let expected = alone.complete(&[prompt], 64, |_| ()).remove(0).unwrap();
+        assert_eq!(reply["completion"], expected.text.strip_suffix('$').unwrap_or(&expected.text));
+        assert_eq!(reply["tokens"], expected.tokens.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_cannot_be_answered_is_told_why() {
+    let case = Case::new(64);
+    let server = case.ready().await;
+    let said = async |body: Value| {
+        let (status, reply) = server.infer(body).await;
+        assert_eq!(reply["model_digest"], case.expected.model_digest.to_string());
+        (status, reply["error"].as_str().unwrap().to_owned())
+    };
+    let wrong = async |body: Value, told: &str| {
+        let (status, error) = said(body).await;
+        assert_eq!((status, error.contains(told)), (422, true), "{error}");
+    };
+    wrong(json!({ "prompt": "" }), "prompt: it has 0 characters: write 1 to 16000").await;
+    wrong(json!({ "prompt": "1".repeat(16_001) }), "prompt: it has 16001 characters").await;
+    wrong(json!({ "prompt": "caf\u{e9}" }), "prompt: character 'é' is not in the tokenizer's vocabulary").await;
+    wrong(json!({ "prompt": "1".repeat(64) }), "prompt: the prompt has 64 tokens").await;
+    wrong(json!({ "prompt": "1", "max_new_tokens": 0 }), "max_new_tokens: 0 is not between 1 and 64").await;
+    wrong(json!({ "prompt": "1", "max_new_tokens": 65 }), "max_new_tokens: 65 is not").await;
+    wrong(json!({ "prompt": "1", "temperature": 1 }), "unknown field `temperature`").await;
+    wrong(json!({}), "missing field `prompt`").await;
+    let (status, _, body) = request(server.address, "/infer", Some("{".into())).await.unwrap();
+    assert_eq!(status, 400, "{body}");
+    let longest = json!({ "prompt": "\u{1F600}".repeat(16_000) });
+    let escaped = format!("{{\"prompt\":\"{}\"}}", "\\ud83d\\ude00".repeat(16_000));
+    assert_eq!(serde_json::from_str::<Value>(&escaped).unwrap(), longest);
+    assert_eq!(request(server.address, "/infer", Some(escaped)).await.unwrap().0, 422, "refused for its characters");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overload_is_refused_early() {
+    let case = Case { slots: 1, queue: 1, ..Case::new(400) };
+    let server = Arc::new(case.ready().await);
+    let flood: Vec<_> = (0..24)
+        .map(|_| {
+            let address = server.address;
+            tokio::spawn(async move { request(address, "/infer", Some(json!({ "prompt": "1+1:" }).to_string())).await })
+        })
+        .collect();
+    let (mut answered, mut refused) = (0, 0);
+    for request in flood {
+        let (status, again, body) = request.await.unwrap().unwrap();
+        match status {
+            200 => answered += 1,
+            429 => {
+                refused += 1;
+                assert_eq!(again.as_deref(), Some("1"));
+                assert!(body.contains("2 requests are being answered or waiting"), "{body}");
+            }
+            other => panic!("{other}: {body}"),
+        }
+    }
+    assert!(answered >= 2 && refused >= 1, "{answered} answered, {refused} refused");
+    assert_eq!(server.infer(json!({ "prompt": "1+1:" })).await.0, 200, "there is room again");
+}
+
+#[tokio::test]
+async fn an_engine_without_a_free_permit_takes_nothing() {
+    let engine = Engine::start(generator(64, 2), 3).unwrap();
+    let all = Arc::clone(&engine.permits).acquire_many_owned(5).await.unwrap();
+    assert_eq!(engine.active(), 5);
+    assert!(engine.answer(vec![5], 1).await.unwrap_err().to_string().starts_with("5 requests are"));
+    drop(all);
+    assert_eq!(engine.answer(vec![5], 7).await.unwrap().tokens.len(), 7);
+    assert!(engine.answer(vec![9_999], 1).await.unwrap_err().to_string().contains("outside the vocabulary"));
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_waits_for_is_dropped() {
+    let engine = Engine::start(generator(ENDLESS, 1), 1).unwrap();
+    let abandoned = engine.answer(vec![5], ENDLESS);
+    assert!(tokio::time::timeout(Duration::from_millis(50), abandoned).await.is_err(), "it has only begun");
+    // The only slot is free again, long before the context is full.
+    let next = tokio::time::timeout(Duration::from_secs(10), engine.answer(vec![5], 3)).await;
+    assert_eq!(next.unwrap().unwrap().tokens.len(), 3);
+    assert_eq!(engine.active(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_is_first_not_ready_and_then_answers_what_is_under_way() {
+    let case = Case { drain_delay: Duration::from_millis(500), ..Case::new(1_500) };
+    let server = case.ready().await;
+    let address = server.address;
+    let question = json!({ "prompt": "1+1:" }).to_string();
+    let under_way = tokio::spawn(async move { request(address, "/infer", Some(question)).await });
+    while !server.get("/metrics").await.1.contains("codex_ml_active_sessions 1") {}
+    server.stop.asked.cancel();
+    server.until("/ready", 503).await;
+    let late = server.infer(json!({ "prompt": "1+1:", "max_new_tokens": 1 })).await;
+    assert_eq!(late.0, 200, "who did not hear of it yet is still answered");
+    assert_eq!(server.get("/health").await.0, 200);
+    server.end.await.unwrap().unwrap();
+    assert_eq!(under_way.await.unwrap().unwrap().0, 200);
+    assert!(request(address, "/health", None).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_ends_at_its_deadline() {
+    let case = Case { drain_deadline: Duration::from_millis(200), ..Case::new(ENDLESS) };
+    let server = case.ready().await;
+    let address = server.address;
+    let question = json!({ "prompt": "1+1:" }).to_string();
+    let under_way = tokio::spawn(async move { request(address, "/infer", Some(question)).await });
+    while !server.get("/metrics").await.1.contains("codex_ml_active_sessions 1") {}
+    server.stop.asked.cancel();
+    let error = server.end.await.unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "1 requests were cut off: they did not finish within 0.2 seconds");
+    assert_eq!(error.exit(), exit::FAILED);
+    under_way.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_stopped_before_it_is_ready_just_ends() {
+    let case = Case::new(64);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stop = Stop::default();
+    stop.asked.cancel();
+    let server = Server {
+        paths: case.paths(),
+        expected: case.expected.clone(),
+        slots: 1,
+        queue: 1,
+        drain_delay: case.drain_delay,
+        drain_deadline: case.drain_deadline,
+    };
+    let reporter = Reporter::<ServingState>::from_env().unwrap();
+    server.run(listener, &reporter, &stop).await.unwrap();
+    assert_eq!(reporter.state().failure, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_server_says_so_as_long_as_it_listens() {
+    let case = Case::new(64);
+    let (_phase, watched) = watch::channel(Phase::Refused("the model is refused: because".into()));
+    let app = http::App::new(case.expected.clone(), watched, Arc::new(Metrics::new().unwrap()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(axum::serve(listener, http::router(app)).into_future());
+    let (status, _, body) = request(address, "/ready", None).await.unwrap();
+    assert_eq!((status, body.as_str()), (503, r#"{"error":"the model is refused: because"}"#));
+    let (status, again, _) = request(address, "/infer", Some("{}".into())).await.unwrap();
+    assert_eq!((status, again.as_deref()), (503, Some("1")));
+    let (_, _, body) = request(address, "/status", None).await.unwrap();
+    assert!(body.contains(r#""status":"refused""#) && body.contains("because"), "{body}");
+    serving.abort();
+}
+
+#[test]
+fn the_public_key_is_read_through_the_links_of_a_config_map() {
+    let case = Case::new(64);
+    let target = case.path("..data");
+    fs::create_dir(&target).unwrap();
+    fs::rename(case.path("key.pem"), target.join("key.pem")).unwrap();
+    std::os::unix::fs::symlink(Path::new("..data/key.pem"), case.path("key.pem")).unwrap();
+    assert!(hold::hold(&case.paths(), &case.expected).is_ok());
+}
