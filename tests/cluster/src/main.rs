@@ -1,3 +1,5 @@
-//! The `codex-cluster` command.
+//! The `codex-cluster` command: everything it does is in [`codex_cluster::cli`].
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    codex_cluster::cli::main()
+}

@@ -1,0 +1,115 @@
+//! The commands a person types.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::layout::Layout;
+use crate::{Cluster, Result, Target, lifecycle, privilege, status, volumes};
+
+/// The hidden command that one of the cluster's processes runs.
+pub(crate) const KEEP_VOLUMES: &str = "keep-volumes";
+
+/// A real Kubernetes cluster on this machine, for the demo, the tests and the benchmarks.
+#[derive(Debug, Parser)]
+#[command(name = "codex-cluster", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build what is missing and bring the cluster up; quick when it is up, repairs it when it is not well
+    Up,
+    /// Stop the cluster and remove everything it left but the built programs
+    Down,
+    /// Show what runs and whether it is well
+    Status,
+    /// Bring an image to the cluster and print the reference that pods use
+    Load {
+        /// The file of an OCI archive (`buildah push IMAGE oci-archive:FILE:NAME`) or an image of buildah's store
+        image: String,
+    },
+    /// Print the path of the kubeconfig, or its contents
+    Kubeconfig {
+        /// Print the contents
+        #[arg(long)]
+        contents: bool,
+    },
+    /// Show the end of a component's log, or of all
+    Logs {
+        /// The component, as `status` names it
+        component: Option<String>,
+        /// Go on as the log grows
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Wipe volumes that were given back and offer them again, until stopped
+    #[command(name = KEEP_VOLUMES, hide = true)]
+    KeepVolumes,
+}
+
+/// Runs the command line and gives the exit status: 2 for input that must change, 1 for what failed.
+pub fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("codex-cluster: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    let layout = Layout::system();
+    match command {
+        Command::Up => {
+            lifecycle::up(&layout)?;
+            println!("export KUBECONFIG={}", layout.kubeconfig("admin").display());
+            Ok(())
+        }
+        Command::Down => lifecycle::down(&layout),
+        Command::Status => status::print(&layout),
+        Command::Load { image } => {
+            println!("{}", cluster()?.load(&image)?);
+            Ok(())
+        }
+        Command::Kubeconfig { contents } => {
+            let path: PathBuf = cluster()?.kubeconfig().into();
+            if contents {
+                let text = std::fs::read_to_string(&path).map_err(crate::Error::io("read", &path))?;
+                print!("{text}");
+            } else {
+                println!("{}", path.display());
+            }
+            Ok(())
+        }
+        Command::Logs { component, follow } => status::logs(&layout, component.as_deref(), follow),
+        Command::KeepVolumes => {
+            privilege::become_root()?;
+            volumes::keep(&layout)
+        }
+    }
+}
+
+/// The cluster that the environment names; a local one must be up.
+fn cluster() -> Result<Cluster> {
+    match Target::from_env()? {
+        Target::Local => Cluster::find(),
+        current @ Target::Current { .. } => Cluster::ensure_target(current),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+        assert!(Arguments::try_parse_from(["codex-cluster", KEEP_VOLUMES]).is_ok());
+    }
+}

@@ -1,0 +1,202 @@
+//! The cluster as tests see it: where it is, what reaches it, and how images come to it.
+
+use std::net::{IpAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::certificates::write;
+use crate::layout::{Layout, cache};
+use crate::network::{self, NODE};
+use crate::{Error, Result, Target, command, images, lifecycle, report, tools};
+
+/// A cluster that is up.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    target: Target,
+    layout: Layout,
+    kubeconfig: PathBuf,
+}
+
+impl Cluster {
+    /// The cluster that the environment names ([`Target::from_env`]), brought up if it is the local one and is not.
+    ///
+    /// # Errors
+    /// When the environment makes no sense, or the cluster cannot be brought up or reached.
+    pub fn ensure() -> Result<Self> {
+        Self::ensure_target(Target::from_env()?)
+    }
+
+    /// As [`Self::ensure`], for a given target.
+    ///
+    /// # Errors
+    /// When the cluster cannot be brought up or reached.
+    pub fn ensure_target(target: Target) -> Result<Self> {
+        let layout = Layout::system();
+        let kubeconfig = match &target {
+            Target::Local => {
+                // The cluster's processes are started by the command, also because only it may ask for root.
+                let mut up = Command::new(own_command()?);
+                let status = up.arg("up").stdin(Stdio::inherit()).stdout(Stdio::null()).status();
+                let status = status.map_err(Error::io("start", Path::new("codex-cluster")))?;
+                if !status.success() {
+                    return Err(Error::Command {
+                        command: command::line(&up),
+                        status: status.to_string(),
+                        stderr: "what it said stands above".into(),
+                    });
+                }
+                layout.kubeconfig("admin")
+            }
+            Target::Current { context, .. } => pinned_kubeconfig(context.as_deref())?,
+        };
+        Ok(Self { target, layout, kubeconfig })
+    }
+
+    /// The local cluster if it runs; starts nothing.
+    ///
+    /// # Errors
+    /// [`Error::Down`] if it does not run.
+    pub fn find() -> Result<Self> {
+        let layout = Layout::system();
+        if !lifecycle::runs(&layout) {
+            return Err(Error::Down);
+        }
+        Ok(Self { target: Target::Local, kubeconfig: layout.kubeconfig("admin"), layout })
+    }
+
+    /// Which cluster this is.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// kubectl, set to this cluster.
+    ///
+    /// # Errors
+    /// When there is none and it cannot be built.
+    pub fn kubectl(&self) -> Result<Command> {
+        let mut kubectl = Command::new(self.bin("kubectl")?);
+        kubectl.arg("--kubeconfig").arg(&self.kubeconfig);
+        Ok(kubectl)
+    }
+
+    /// A program of the cluster's modules (`kubectl`, `etcd`, …), built if need be.
+    ///
+    /// # Errors
+    /// When no module has it or the build fails.
+    pub fn bin(&self, name: &str) -> Result<PathBuf> {
+        tools::build_one(name)
+    }
+
+    /// The API server's audit log, JSON lines (audit.k8s.io/v1 Event, one per finished request); only a local cluster
+    /// has one. When it has grown to 500 MB it is renamed and begun anew.
+    pub fn audit_log(&self) -> Option<PathBuf> {
+        self.is_local().then(|| self.layout.audit_log())
+    }
+
+    /// The certificate authority's certificate; only known of a local cluster.
+    pub fn authority(&self) -> Option<PathBuf> {
+        self.is_local().then(|| self.layout.pki("ca.crt"))
+    }
+
+    /// The directory behind a volume, by the name of its `PersistentVolume`; only a local cluster's lie on this machine.
+    pub fn volume_directory(&self, volume: &str) -> Option<PathBuf> {
+        self.is_local().then(|| self.layout.volumes().join(volume))
+    }
+
+    /// The name of the local cluster's node.
+    pub fn node(&self) -> Option<&'static str> {
+        self.is_local().then_some(NODE)
+    }
+
+    /// The address at which pods reach servers of this machine: the bridge's, or the one that faces the API server.
+    ///
+    /// # Errors
+    /// When another cluster's API server has no address or no route.
+    pub fn host_address(&self) -> Result<IpAddr> {
+        if self.is_local() {
+            return Ok(network::HOST.into());
+        }
+        let mut view = self.kubectl()?;
+        let server =
+            command::output(view.args(["config", "view", "--output", "jsonpath={.clusters[0].cluster.server}"]))?;
+        let rest = server.trim().trim_start_matches("https://").trim_start_matches("http://");
+        let host = rest.split('/').next().unwrap_or_default();
+        let address = if host.rsplit(']').next().is_some_and(|end| end.contains(':')) {
+            host.to_owned()
+        } else {
+            format!("{host}:443")
+        };
+        let local = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+            // Nothing is sent: connecting only chooses the address.
+            socket.connect(&address)?;
+            socket.local_addr()
+        });
+        Ok(local.map_err(Error::io("find a route to", &address))?.ip())
+    }
+
+    /// Brings the image of an OCI archive (`buildah push IMAGE oci-archive:FILE:NAME`) to the cluster and gives the
+    /// reference that pods use. Nothing happens if exactly this image is there.
+    ///
+    /// # Errors
+    /// When the file is no such archive, or containerd or the registry refuses it.
+    pub fn load_image(&self, archive: &Path) -> Result<String> {
+        match &self.target {
+            Target::Local => images::load(&self.layout, archive),
+            Target::Current { registry, .. } => images::push(archive, registry),
+        }
+    }
+
+    /// As [`Self::load_image`], for an archive's file or the name of an image in buildah's store.
+    ///
+    /// # Errors
+    /// When it is neither, and as [`Self::load_image`].
+    pub fn load(&self, archive_or_name: &str) -> Result<String> {
+        self.load_image(&images::archive_of(archive_or_name)?)
+    }
+
+    fn is_local(&self) -> bool {
+        self.target == Target::Local
+    }
+}
+
+/// The `codex-cluster` command: this process, or the one that cargo put beside it, built first if it is not there.
+fn own_command() -> Result<PathBuf> {
+    let own = std::env::current_exe().map_err(Error::io("find", "/proc/self/exe"))?;
+    let name = "codex-cluster";
+    if own.file_name().is_some_and(|file| file == name) {
+        return Ok(own);
+    }
+    // A test lies in `deps/`, one folder below the programs.
+    let near = || own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|file| file.is_file());
+    if let Some(found) = near() {
+        return Ok(found);
+    }
+    report::say("Building the codex-cluster command.");
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--release", "--package", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command::output(&mut cargo)?;
+    near().ok_or_else(|| {
+        Error::Prerequisite("the codex-cluster command is not beside this program; run `make cluster` first".into())
+    })
+}
+
+/// The context as a kubeconfig of its own, so that nobody's `use-context` moves the tests elsewhere.
+fn pinned_kubeconfig(context: Option<&str>) -> Result<PathBuf> {
+    let kubectl = tools::build_one("kubectl")?;
+    let mut view = Command::new(&kubectl);
+    view.args(["config", "view", "--raw", "--minify", "--flatten"]);
+    if let Some(context) = context {
+        view.args(["--context", context]);
+    }
+    let text = command::output(&mut view)?;
+    let path = cache().join("current.kubeconfig");
+    write(&path, &text, 0o600)?;
+    let mut reach = Command::new(&kubectl);
+    command::output(reach.arg("--kubeconfig").arg(&path).args(["get", "--raw", "/readyz", "--request-timeout=10s"]))?;
+    Ok(path)
+}

@@ -1,0 +1,236 @@
+//! Bringing the cluster up and taking it down: what is well stays, what died is started again, what cannot be trusted
+//! is cleaned up and made anew.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::components::Component;
+use crate::host::Cgroups;
+use crate::layout::{Layout, lock_file};
+use crate::privilege::Lock;
+use crate::report::{say, step};
+use crate::{
+    Error, Result, certificates, config, health, host, images, kubeconfig, network, objects, privilege, process,
+    teardown, tools, volumes,
+};
+
+/// How long a component may take to answer; machines that build something at the same time are slow.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What the running cluster was started as.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Started {
+    boot: String,
+    revision: String,
+}
+
+/// What there is to do.
+#[derive(Debug, PartialEq, Eq)]
+enum Condition {
+    /// Nothing runs and nothing is left behind.
+    Absent,
+    /// All processes run.
+    Running,
+    /// Some of the processes of this boot and this version are gone.
+    Partly(Vec<&'static str>),
+    /// What is there is not to be trusted, and why.
+    Stale(&'static str),
+}
+
+/// Brings the cluster up, building and installing what is missing; quick if it is up.
+///
+/// # Errors
+/// When the machine cannot run it, a build fails, or a component does not come up.
+pub(crate) fn up(layout: &Layout) -> Result<()> {
+    host::check()?;
+    // Built as the user who asks, so that the cache is theirs; the rest needs root.
+    tools::build_all()?;
+    let pause = images::pause()?;
+    privilege::become_root()?;
+    host::install_packages()?;
+    let _lock = Lock::take(&lock_file(), "codex-cluster up")?;
+    let began = Instant::now();
+    let cgroups = Cgroups::detect();
+    let revision = revision(layout, cgroups)?;
+    let well = match condition(layout, &revision) {
+        Condition::Running => match health::complaint(layout) {
+            None => {
+                say(&format!("The cluster is up and healthy ({:.1} s).", began.elapsed().as_secs_f64()));
+                return Ok(());
+            }
+            Some(complaint) => repair(layout, &format!("The cluster is not well: {complaint}."), &pause)?,
+        },
+        Condition::Partly(gone) => repair(layout, &format!("Gone from the cluster: {}.", gone.join(", ")), &pause)?,
+        Condition::Absent => false,
+        Condition::Stale(why) => {
+            say(&format!("Cleaning up an old cluster: {why}."));
+            false
+        }
+    };
+    if !well {
+        teardown::clean(layout)?;
+        prepare(layout, cgroups, revision)?;
+        bring(layout, &pause)?;
+    }
+    say(&format!("The cluster is up after {:.1} s.", began.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+/// Takes the cluster down and removes everything it left on the machine but the cache of programs.
+///
+/// # Errors
+/// When a process does not end or a directory cannot be removed.
+pub(crate) fn down(layout: &Layout) -> Result<()> {
+    privilege::become_root()?;
+    let _lock = Lock::take(&lock_file(), "codex-cluster down")?;
+    if !layout.state().exists() && !layout.run().exists() {
+        say("No cluster is there.");
+        return Ok(());
+    }
+    let began = Instant::now();
+    teardown::clean(layout)?;
+    say(&format!("The cluster is gone after {:.1} s.", began.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+/// Whether a cluster of this boot runs, complete, in whichever version.
+pub(crate) fn runs(layout: &Layout) -> bool {
+    Component::ALL.iter().all(|component| component.running(layout).is_some())
+}
+
+/// The programs, arguments and configuration a cluster is made of: another one is not repaired but made anew.
+fn revision(layout: &Layout, cgroups: Cgroups) -> Result<String> {
+    let mut hash = Sha256::new();
+    for (path, text) in config::files(layout, cgroups) {
+        hash.update(format!("{}\0{text}\0", path.display()));
+    }
+    for component in Component::ALL {
+        hash.update(component.command(layout)?.arguments.join("\0"));
+    }
+    Ok(format!("{} {}", tools::revision(), &hex::encode(hash.finalize())[..12]))
+}
+
+fn condition(layout: &Layout, revision: &str) -> Condition {
+    if !layout.state().exists() && !layout.run().exists() {
+        return Condition::Absent;
+    }
+    let text = fs::read_to_string(layout.at("started.json")).unwrap_or_default();
+    let started: Option<Started> = serde_json::from_str(&text).ok();
+    let gone = Component::ALL.into_iter().filter(|component| component.running(layout).is_none());
+    judge(started.as_ref(), &process::boot_id(), revision, gone.map(Component::name).collect())
+}
+
+/// The pure part of [`condition`].
+fn judge(started: Option<&Started>, boot: &str, revision: &str, gone: Vec<&'static str>) -> Condition {
+    match started {
+        None => Condition::Stale("its start was never finished"),
+        Some(started) if started.boot != boot => Condition::Stale("the machine was restarted"),
+        Some(_) if gone.len() == Component::ALL.len() => Condition::Stale("none of its processes runs any more"),
+        Some(started) if started.revision != revision => Condition::Stale("it was started as another version"),
+        Some(_) if gone.is_empty() => Condition::Running,
+        Some(_) => Condition::Partly(gone),
+    }
+}
+
+/// Starts what is missing; says whether that helped.
+fn repair(layout: &Layout, complaint: &str, pause: &std::path::Path) -> Result<bool> {
+    say(&format!("{complaint} Starting it again; objects and volumes stay."));
+    network::set_up(layout)?;
+    match bring(layout, pause) {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            say(&format!("That did not help ({error}); making a new cluster."));
+            Ok(false)
+        }
+    }
+}
+
+/// Everything that is there before the first process: directories, certificates, configuration, network.
+fn prepare(layout: &Layout, cgroups: Cgroups, revision: String) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    step("certificates, network", || {
+        let private = ["pki", "etcd", "audit"].map(|folder| layout.at(folder));
+        let shared =
+            ["config", "kubeconfig", "logs", "volumes", "kubectl-cache", "pod-logs"].map(|folder| layout.at(folder));
+        let pids = layout.pid("etcd").parent().map(std::path::Path::to_path_buf).into_iter();
+        let folders = private
+            .into_iter()
+            .map(|folder| (folder, 0o700))
+            .chain(shared.into_iter().chain(pids).map(|folder| (folder, 0o755)));
+        for (folder, mode) in folders {
+            let made = fs::DirBuilder::new().recursive(true).mode(mode).create(&folder);
+            made.map_err(Error::io("create", &folder))?;
+        }
+        for folder in [layout.state(), layout.run()] {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).map_err(Error::io("protect", folder))?;
+        }
+        certificates::write_all(layout)?;
+        kubeconfig::write_all(layout)?;
+        config::write_all(layout, cgroups)?;
+        volumes::create_directories(layout)?;
+        network::set_up(layout)?;
+        let started = Started { boot: process::boot_id(), revision };
+        let text = serde_json::to_string(&started).map_err(|source| Error::Json { what: "its state", source })?;
+        fs::write(layout.at("started.json"), text).map_err(Error::io("write", layout.at("started.json")))
+    })
+}
+
+/// Starts every component that does not run and waits until all of them work together.
+fn bring(layout: &Layout, pause: &std::path::Path) -> Result<()> {
+    let mut clocks = std::collections::BTreeMap::new();
+    let mut start = |component: Component| -> Result<()> {
+        if component.running(layout).is_none() {
+            component.start(layout)?;
+            clocks.insert(component, Instant::now());
+        }
+        Ok(())
+    };
+    start(Component::Containerd)?;
+    start(Component::Etcd)?;
+    health::wait(layout, Component::Etcd, PATIENCE)?;
+    start(Component::ApiServer)?;
+    health::wait(layout, Component::Containerd, PATIENCE)?;
+    images::load(layout, pause)?;
+    health::wait(layout, Component::ApiServer, PATIENCE)?;
+    for component in Component::ALL {
+        start(component)?;
+    }
+    objects::apply_all(layout)?;
+    for component in Component::ALL {
+        health::wait(layout, component, PATIENCE)?;
+        if let Some(clock) = clocks.get(&component) {
+            say(&format!("  {:<28} {:>6.1} s", component.name(), clock.elapsed().as_secs_f64()));
+        }
+    }
+    step("Service names resolve", || {
+        health::until(PATIENCE, "Service names do not resolve", || Ok(health::names_resolve()))
+    })?;
+    step("node ready", || health::until(PATIENCE, "the node is not ready", || Ok(health::node_ready(layout))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn started() -> Started {
+        Started { boot: "b".into(), revision: "r".into() }
+    }
+
+    #[test]
+    fn some_gone_is_repaired_and_all_gone_is_not() {
+        let all: Vec<_> = Component::ALL.map(Component::name).to_vec();
+        assert_eq!(judge(Some(&started()), "b", "r", vec![]), Condition::Running);
+        assert_eq!(judge(Some(&started()), "b", "r", vec!["etcd"]), Condition::Partly(vec!["etcd"]));
+        assert!(matches!(judge(Some(&started()), "b", "r", all), Condition::Stale(_)));
+    }
+
+    #[test]
+    fn another_boot_or_version_is_made_anew() {
+        assert!(matches!(judge(Some(&started()), "c", "r", vec![]), Condition::Stale(_)));
+        assert!(matches!(judge(Some(&started()), "b", "s", vec![]), Condition::Stale(_)));
+        assert!(matches!(judge(None, "b", "r", vec![]), Condition::Stale(_)));
+    }
+}
