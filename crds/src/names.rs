@@ -14,12 +14,16 @@ pub mod label {
 
 /// Annotations of ours: digests are too long for labels.
 pub mod annotation {
+    /// What every annotation of ours begins with.
+    pub const PREFIX: &str = "codex-ml.dev/";
     /// The digest of the resolved configuration.
     pub const CONFIG_DIGEST: &str = "codex-ml.dev/config-digest";
     /// The digest of the model.
     pub const MODEL_DIGEST: &str = "codex-ml.dev/model-digest";
     /// The digest of the promotion statement.
     pub const PROMOTION_DIGEST: &str = "codex-ml.dev/promotion-digest";
+    /// The digest of what the controller that made a pod template was started with.
+    pub const SETTINGS_DIGEST: &str = "codex-ml.dev/settings-digest";
 }
 
 /// Names of children. Objects have names of at most 52 characters, so every child's name is a valid label value.

@@ -1,0 +1,113 @@
+//! Conditions as metav1 and kstatus want them. Pure.
+//!
+//! `Ready` is always there; `Reconciling` and `Stalled` only while true; `lastTransitionTime` moves with the status
+//! alone.
+
+use codex_crds::{ConditionType, Reason};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// The most characters of a message: enough for every sentence of ours, far below what the API takes.
+const MAX_MESSAGE: usize = 2_000;
+
+/// Whether something holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Truth {
+    True,
+    False,
+    Unknown,
+}
+
+impl Truth {
+    fn name(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+impl From<bool> for Truth {
+    fn from(holds: bool) -> Self {
+        if holds { Self::True } else { Self::False }
+    }
+}
+
+/// The next conditions of an object, made from its present ones.
+pub(crate) struct Conditions<'a> {
+    before: &'a [Condition],
+    generation: Option<i64>,
+    now: Timestamp,
+    next: Vec<(ConditionType, Condition)>,
+}
+
+impl<'a> Conditions<'a> {
+    pub(crate) fn new(before: &'a [Condition], generation: Option<i64>, now: Timestamp) -> Self {
+        Self { before, generation, now, next: Vec::new() }
+    }
+
+    pub(crate) fn set(&mut self, kind: ConditionType, holds: impl Into<Truth>, reason: Reason, message: &str) {
+        let status = holds.into().name();
+        let since = find(self.before, kind)
+            .filter(|before| before.status == status)
+            .map_or(Time(self.now), |before| before.last_transition_time.clone());
+        let condition = Condition {
+            type_: kind.name().to_owned(),
+            status: status.to_owned(),
+            reason: reason.name().to_owned(),
+            message: shorten(message),
+            observed_generation: self.generation,
+            last_transition_time: since,
+        };
+        self.next.retain(|(present, _)| *present != kind);
+        self.next.push((kind, condition));
+    }
+
+    /// The conditions in the order of [`ConditionType`].
+    pub(crate) fn finish(mut self) -> Vec<Condition> {
+        self.next.sort_by_key(|(kind, _)| *kind);
+        self.next.into_iter().map(|(_, condition)| condition).collect()
+    }
+}
+
+/// The condition of that type.
+pub fn find(conditions: &[Condition], kind: ConditionType) -> Option<&Condition> {
+    conditions.iter().find(|condition| condition.type_ == kind.name())
+}
+
+/// Whether the condition of that type is `True`.
+pub fn is_true(conditions: &[Condition], kind: ConditionType) -> bool {
+    find(conditions, kind).is_some_and(|condition| condition.status == "True")
+}
+
+/// Text that fits a message.
+pub(crate) fn shorten(text: &str) -> String {
+    if text.chars().count() <= MAX_MESSAGE {
+        return text.to_owned();
+    }
+    text.chars().take(MAX_MESSAGE - 1).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_transition_time_moves_with_the_status_alone() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let make = |before: &[Condition], holds: bool, reason, second| {
+            let mut conditions = Conditions::new(before, Some(second), at(second));
+            conditions.set(ConditionType::Stalled, Truth::Unknown, reason, "a");
+            conditions.set(ConditionType::Ready, holds, reason, "m");
+            conditions.finish()
+        };
+        let first = make(&[], false, Reason::Running, 1);
+        let second = make(&first, false, Reason::Suspended, 2);
+        let third = make(&second, true, Reason::Succeeded, 3);
+        let since = |conditions: &[Condition]| find(conditions, ConditionType::Ready).unwrap().last_transition_time.0;
+        assert_eq!((since(&first), since(&second), since(&third)), (at(1), at(1), at(3)));
+        assert_eq!(second[0].observed_generation, Some(2));
+        assert_eq!(third.iter().map(|condition| &*condition.type_).collect::<Vec<_>>(), ["Ready", "Stalled"]);
+    }
+}

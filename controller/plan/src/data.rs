@@ -1,0 +1,112 @@
+//! Data files: what the configuration says about them, where they are mounted, what is missing, what differs. Pure.
+
+use codex_configs::Data;
+use codex_crds::{DataItem, DataStatus};
+use codex_reports::DataFile;
+
+use crate::{
+    References,
+    pod_template::{Access, Mounts, join},
+};
+
+/// Data as the composed configuration names it.
+///
+/// # Errors
+/// One sentence about a digest that is none; the API server takes no such object.
+pub(crate) fn configured(data: &[DataItem]) -> Result<Vec<Data>, String> {
+    data.iter()
+        .enumerate()
+        .map(|(index, item)| {
+            let sha256 = item.sha256.as_deref().map(str::parse).transpose();
+            let synthetic = item.source.synthetic.as_ref().map(|made| codex_configs::Synthetic {
+                task: made.task.clone(),
+                seed: made.seed,
+                count: made.count,
+            });
+            let sha256 = sha256.map_err(|why| format!("data[{index}].sha256: {why}"))?;
+            Ok(Data { name: item.name.clone(), sha256, synthetic })
+        })
+        .collect()
+}
+
+/// What the status says about files as a pod read them, in the order of the names.
+pub(crate) fn digests(files: &[DataFile]) -> Vec<DataStatus> {
+    let mut digests: Vec<_> =
+        files.iter().map(|file| DataStatus { name: file.name.clone(), sha256: file.sha256 }).collect();
+    digests.sort_by(|a, b| a.name.cmp(&b.name));
+    digests.dedup_by(|a, b| a.name == b.name);
+    digests
+}
+
+/// The first file that is not the one that the spec demands, with both digests.
+pub(crate) fn mismatch(data: &[DataItem], read: &[DataStatus]) -> Option<String> {
+    data.iter().enumerate().find_map(|(index, item)| {
+        let expected = item.sha256.as_deref()?;
+        let found = read.iter().find(|file| file.name == item.name)?.sha256.to_string();
+        (found != expected).then(|| {
+            format!(
+                "spec.data[{index}] ({}) demands SHA-256 {expected}, and the file that the pod read has {found}: put the \
+                 right file there, or create another object with the digest of this one",
+                item.name
+            )
+        })
+    })
+}
+
+/// The first file of the spec that the pod did not say it read.
+pub(crate) fn unread(data: &[DataItem], read: &[DataStatus]) -> Option<String> {
+    let (index, item) = data.iter().enumerate().find(|(_, item)| !read.iter().any(|file| file.name == item.name))?;
+    Some(format!("the pod reported no digest of spec.data[{index}] ({}), so nobody knows what it read", item.name))
+}
+
+/// Mounts data files, read-only, and says where each lies: arguments `--data NAME=PATH`.
+pub(crate) fn mount_data(data: &[DataItem], mounts: &mut Mounts, args: &mut Vec<String>) {
+    for item in data {
+        let folder = format!("/data/{}", item.name);
+        let file = if let Some(source) = &item.source.config_map {
+            mounts.config_map(&source.name, Some(&source.key), &folder);
+            &source.key
+        } else if let Some(source) = &item.source.persistent_volume_claim {
+            mounts.claim(&source.claim_name, "", &folder, Access::Untouched);
+            &source.path
+        } else {
+            // Synthetic data is made in the pod.
+            continue;
+        };
+        args.extend(["--data".to_owned(), format!("{}={folder}/{}", item.name, join(&[file]))]);
+    }
+}
+
+/// What an object refers to and does not exist, in plain words.
+pub(crate) fn missing(data: &[DataItem], output: Option<(&str, &str)>, references: &References) -> Vec<String> {
+    let claim = |field: &str, name: &str| {
+        (!references.claims.contains(name)).then(|| {
+            format!(
+                "{field} names the PersistentVolumeClaim {name:?}, which does not exist in this namespace: create it"
+            )
+        })
+    };
+    let mut missing: Vec<String> = output.and_then(|(field, name)| claim(field, name)).into_iter().collect();
+    for (index, item) in data.iter().enumerate() {
+        if let Some(source) = &item.source.persistent_volume_claim {
+            let field = format!("spec.data[{index}].source.persistentVolumeClaim.claimName");
+            missing.extend(claim(&field, &source.claim_name));
+        }
+        let Some(source) = &item.source.config_map else { continue };
+        let field = format!("spec.data[{index}].source.configMap");
+        match references.config_maps.get(&source.name) {
+            None => missing.push(format!(
+                "{field}.name names the ConfigMap {:?}, which does not exist in this namespace: create it",
+                source.name
+            )),
+            Some(keys) if !keys.contains(&source.key) => missing.push(format!(
+                "{field}.key is {:?}, which the ConfigMap {:?} does not have: its keys are {}",
+                source.key,
+                source.name,
+                if keys.is_empty() { "none".to_owned() } else { keys.iter().cloned().collect::<Vec<_>>().join(", ") }
+            )),
+            Some(_) => {}
+        }
+    }
+    missing
+}

@@ -1,0 +1,128 @@
+//! Whether an evaluation proves a model: from its status alone, computed again rather than believed. Pure.
+
+use codex_crds::{ConditionType, Evaluation, EvaluationStatus, GateStatus, Reason, Verdict};
+use codex_provenance::{GatesDigest, ModelDigest, ReportDigest};
+use kube::ResourceExt;
+
+use super::{metrics::measured, outcome};
+use crate::conditions::{find, is_true};
+
+/// What an evaluation that passed says about a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Proof {
+    pub(crate) report: ReportDigest,
+    pub(crate) gates: GatesDigest,
+}
+
+/// Why an evaluation proves nothing, in a word and a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unproven {
+    pub(crate) reason: Reason,
+    /// Whether it can come right by itself.
+    pub(crate) waits: bool,
+    pub(crate) sentence: String,
+}
+
+impl Unproven {
+    fn stalls(reason: Reason, sentence: String) -> Self {
+        Self { reason, waits: false, sentence }
+    }
+}
+
+/// What an evaluation says about a run's model; `model` is none while the run has none.
+pub(crate) fn proof(
+    evaluation: &Evaluation,
+    run: &str,
+    run_uid: Option<&str>,
+    model: Option<ModelDigest>,
+) -> Result<Proof, Unproven> {
+    let name = evaluation.name_any();
+    if evaluation.spec.training_run != run {
+        let sentence = format!(
+            "Evaluation {name} is about TrainingRun {}, not about {run}: name an evaluation of {run}",
+            evaluation.spec.training_run
+        );
+        return Err(Unproven::stalls(Reason::ForeignEvaluation, sentence));
+    }
+    let status = evaluation.status.clone().unwrap_or_default();
+    if let (Some(pinned), Some(uid)) = (&status.training_run_uid, run_uid)
+        && pinned != uid
+    {
+        let sentence = format!(
+            "Evaluation {name} is about a TrainingRun {run} that no longer exists (uid {pinned}, now {uid}): create \
+             another Evaluation"
+        );
+        return Err(Unproven::stalls(Reason::Replaced, sentence));
+    }
+    let (Some(verdict), Some(_)) = (status.verdict, &status.completed_at) else {
+        return Err(pending(&name, &status));
+    };
+    let Some(model) = model else {
+        let sentence =
+            format!("Evaluation {name} has a verdict, and TrainingRun {run} has no model that it could be about");
+        return Err(Unproven { reason: Reason::WaitingForTraining, waits: true, sentence });
+    };
+    let proof = again(evaluation, &status, model).map_err(|why| {
+        let sentence = format!("Evaluation {name} does not vouch for the model {}: {why}", model.short());
+        Unproven::stalls(Reason::ModelMismatch, sentence)
+    })?;
+    let said = |word: &str| format!("Evaluation {name} {word}: {}", wrong(&status.gates).join("; "));
+    match verdict {
+        Verdict::Passed => Ok(proof),
+        Verdict::Failed => Err(Unproven::stalls(Reason::GateFailed, said("failed"))),
+        Verdict::Inconclusive => Err(Unproven::stalls(Reason::Inconclusive, said("is inconclusive"))),
+    }
+}
+
+fn pending(name: &str, status: &EvaluationStatus) -> Unproven {
+    let stalled = find(&status.conditions, ConditionType::Stalled)
+        .filter(|_| is_true(&status.conditions, ConditionType::Stalled));
+    match stalled {
+        Some(stalled) => {
+            let sentence = format!("Evaluation {name} has no verdict, and it stalled: {}", stalled.message);
+            Unproven::stalls(Reason::WaitingForVerdict, sentence)
+        }
+        None => Unproven {
+            reason: Reason::WaitingForVerdict,
+            waits: true,
+            sentence: format!("Evaluation {name} has no verdict yet"),
+        },
+    }
+}
+
+/// Computes everything that the status says from its numbers, its model and the spec's gates.
+fn again(evaluation: &Evaluation, status: &EvaluationStatus, model: ModelDigest) -> Result<Proof, String> {
+    let judged = status.model.as_ref().map(|judged| judged.digest);
+    if judged != Some(model) {
+        let judged = judged.map_or_else(|| "no model".to_owned(), |digest| format!("the model {}", digest.short()));
+        return Err(format!("it scored {judged}"));
+    }
+    let contradicts = |what: &str| format!("its status contradicts itself: {what}");
+    let gates = outcome::gates(&evaluation.spec.gates)?;
+    let metrics = measured(&status.metrics).ok_or_else(|| contradicts("its metrics are no counts"))?;
+    let report = codex_verdict::report_digest(model, &outcome::by_name(&status.data_digests), &metrics);
+    if status.report_digest != Some(report) {
+        return Err(contradicts("the numbers are not those of reportDigest"));
+    }
+    let digest = codex_verdict::gates_digest(&gates);
+    if status.gates_digest != Some(digest) {
+        return Err(contradicts("the gates are not those of gatesDigest"));
+    }
+    let judgement = codex_verdict::judge(&gates, &metrics, judged, model);
+    if Some(outcome::translated(judgement.verdict)) != status.verdict {
+        return Err(contradicts("the numbers do not give its verdict"));
+    }
+    Ok(Proof { report, gates: digest })
+}
+
+/// Every gate that did not pass, in a sentence.
+pub(crate) fn wrong(gates: &[GateStatus]) -> Vec<String> {
+    gates
+        .iter()
+        .filter(|gate| gate.verdict != Verdict::Passed)
+        .map(|gate| {
+            let word = if gate.verdict == Verdict::Failed { "failed" } else { "is inconclusive" };
+            format!("{} {word} ({})", gate.metric, gate.message)
+        })
+        .collect()
+}

@@ -1,0 +1,169 @@
+//! The status of an evaluation. Pure.
+
+use std::time::Duration;
+
+use codex_crds::{ConditionType, EvaluationStatus, GateStatus, JudgedModel, Reason, Verdict};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt;
+
+use super::{
+    metrics::written,
+    outcome::Judged,
+    proof::wrong,
+    stage::{Stage, View, Waiting},
+};
+use crate::{
+    conditions::Conditions,
+    data,
+    throttle::{self, REFERENCES_AGAIN},
+    worker::Tally,
+};
+
+/// The status, and when to look again.
+pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (EvaluationStatus, Option<Duration>) {
+    let observed = view.observed;
+    let generation = observed.object.metadata.generation;
+    let conditions = conditions(view, stage);
+    if let Stage::Done = stage {
+        let held = view.status.clone();
+        return (EvaluationStatus { observed_generation: generation, conditions, ..held }, None);
+    }
+    let uid = observed.run.as_ref().and_then(ResourceExt::uid);
+    let settled = matches!(stage, Stage::Judged(_) | Stage::Failed(_));
+    let tally = if settled { view.worker.final_tally() } else { view.worker.tally() };
+    let Tally { attempts, active_seconds, active_since, started_at, image_id } = tally;
+    let read = view.states().next().map(|(_, state)| data::digests(&state.data)).filter(|read| !read.is_empty());
+    let mut next = EvaluationStatus {
+        observed_generation: generation,
+        training_run_uid: view.status.training_run_uid.clone().or(uid),
+        data_digests: read.unwrap_or_else(|| view.status.data_digests.clone()),
+        attempts,
+        active_seconds,
+        active_since,
+        started_at,
+        image_id,
+        conditions,
+        ..EvaluationStatus::default()
+    };
+    if let Stage::Judged(judged) = stage {
+        let Judged { counted, verdict, passed, gates, gates_digest } = (**judged).clone();
+        next.model = Some(JudgedModel { digest: counted.model, short: counted.model.short() });
+        next.data_digests = counted.data;
+        next.metrics = counted.metrics.iter().map(|(name, measurement)| written(name, measurement)).collect();
+        next.report_digest = Some(counted.digest);
+        next.verdict = Some(verdict);
+        next.gates_passed = Some(passed);
+        next.gates = gates;
+        next.gates_digest = Some(gates_digest);
+    }
+    if settled {
+        let at = view.worker.ended_at().unwrap_or(view.worker.now);
+        next.completed_at = Some(view.status.completed_at.clone().unwrap_or(Time(at)));
+    }
+    let again = match stage {
+        Stage::Waiting(Waiting::References(_)) => Some(REFERENCES_AGAIN),
+        Stage::Waiting(Waiting::LastReport(until)) => Some(throttle::until(view.worker.now, *until)),
+        _ => None,
+    };
+    let at = observed.status_written_at;
+    throttle::hold(observed.object.status.as_ref(), next, at, view.worker.now, again, with_numbers_of)
+}
+
+/// `next` with everything of `present` that may wait.
+fn with_numbers_of(next: &EvaluationStatus, present: &EvaluationStatus) -> EvaluationStatus {
+    EvaluationStatus {
+        data_digests: present.data_digests.clone(),
+        attempts: present.attempts,
+        active_seconds: present.active_seconds,
+        active_since: present.active_since.clone(),
+        started_at: present.started_at.clone(),
+        image_id: present.image_id.clone(),
+        ..next.clone()
+    }
+}
+
+fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
+    use ConditionType::{ConfigResolved, GatesPassed, Ready, Reconciling, Stalled};
+    let generation = view.observed.object.metadata.generation;
+    let mut conditions = Conditions::new(&view.status.conditions, generation, view.worker.now);
+    match (stage, view.config_digest()) {
+        (Stage::Invalid(why), _) => conditions.set(ConfigResolved, false, Reason::InvalidConfiguration, why),
+        (Stage::Done, _) => {
+            conditions.set(ConfigResolved, true, Reason::Resolved, "the configuration was valid");
+        }
+        (_, Some(digest)) => {
+            conditions.set(ConfigResolved, true, Reason::Resolved, &format!("the configuration {digest} is valid"));
+        }
+        (_, None) => {}
+    }
+    let (reason, message) = told(view, stage);
+    match judged(view, stage) {
+        Some((verdict, passed, gates)) => {
+            let (reason, message) = sentence(verdict, passed, gates);
+            conditions.set(Ready, true, Reason::Succeeded, &message);
+            conditions.set(GatesPassed, verdict == Verdict::Passed, reason, &message);
+        }
+        None => {
+            conditions.set(Ready, false, reason, &message);
+            conditions.set(GatesPassed, false, Reason::WaitingForVerdict, "there is no verdict yet");
+        }
+    }
+    match stage {
+        Stage::Waiting(Waiting::FailedTraining(_)) | Stage::Failed(_) | Stage::Invalid(_) => {
+            conditions.set(Stalled, true, reason, &message);
+        }
+        Stage::Waiting(_) | Stage::Running => conditions.set(Reconciling, true, reason, &message),
+        Stage::Done | Stage::Judged(_) | Stage::Suspended => {}
+    }
+    conditions.finish()
+}
+
+fn judged<'a>(view: &'a View<'_>, stage: &'a Stage) -> Option<(Verdict, &'a str, &'a [GateStatus])> {
+    match stage {
+        Stage::Judged(judged) => Some((judged.verdict, &judged.passed, &judged.gates)),
+        Stage::Done => {
+            let status = &view.status;
+            Some((status.verdict?, status.gates_passed.as_deref().unwrap_or_default(), &status.gates))
+        }
+        _ => None,
+    }
+}
+
+/// A verdict in a word and a sentence that names every gate that did not pass.
+fn sentence(verdict: Verdict, passed: &str, gates: &[GateStatus]) -> (Reason, String) {
+    let wrong = || format!("{passed} gates passed; {}", wrong(gates).join("; "));
+    match verdict {
+        Verdict::Passed => (Reason::AllGatesPassed, format!("{passed} gates passed")),
+        Verdict::Failed => (Reason::GateFailed, wrong()),
+        Verdict::Inconclusive => (Reason::Inconclusive, wrong()),
+    }
+}
+
+/// The stage in a word and a sentence. Nothing in it changes with every problem.
+fn told(view: &View<'_>, stage: &Stage) -> (Reason, String) {
+    let run = &view.spec().training_run;
+    let before = view.worker.last_failure().map_or_else(String::new, |(_, told)| format!("; {told}"));
+    match stage {
+        Stage::Done | Stage::Judged(_) => (Reason::Succeeded, "the verdict is reached".to_owned()),
+        Stage::Failed(refusal) => (refusal.reason, refusal.message.clone()),
+        Stage::Invalid(why) => (Reason::InvalidConfiguration, why.clone()),
+        Stage::Suspended => (Reason::Suspended, "spec.suspend is true: set it to false to go on".to_owned()),
+        Stage::Waiting(waiting) => match waiting {
+            Waiting::Run => (
+                Reason::NotFound,
+                format!("spec.trainingRun names {run:?}, which does not exist in this namespace: create it"),
+            ),
+            Waiting::Training => (Reason::WaitingForTraining, format!("TrainingRun {run} has no model yet")),
+            Waiting::FailedTraining(why) => {
+                (Reason::WaitingForTraining, format!("TrainingRun {run} has no model, and it stalled: {why}"))
+            }
+            Waiting::References(missing) => (Reason::NotFound, missing.join("; ")),
+            Waiting::Pod(None) => (Reason::WaitingForPod, format!("waiting for a pod to start{before}")),
+            Waiting::Pod(Some(obstacle)) => (Reason::WaitingForPod, format!("{obstacle}{before}")),
+            Waiting::LastReport(_) => {
+                (Reason::Running, "the evaluator ended well; waiting for its last report".to_owned())
+            }
+        },
+        Stage::Running => (Reason::Running, format!("the evaluator works{before}")),
+    }
+}

@@ -1,0 +1,61 @@
+//! Events out of the difference between old and new conditions: one for each thing that became otherwise. Pure.
+
+use codex_crds::{ConditionType, Reason};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use crate::{Event, EventType, conditions::find};
+
+/// The conditions whose changes are told, the most telling first: a reason is told once, by the first that has it.
+const TOLD: [ConditionType; 8] = [
+    ConditionType::Stalled,
+    ConditionType::Trained,
+    ConditionType::GatesPassed,
+    ConditionType::Signed,
+    ConditionType::Verified,
+    ConditionType::RingMatched,
+    ConditionType::ConfigResolved,
+    ConditionType::Ready,
+];
+
+/// What is worth telling about the step from `before` to `after`.
+pub(crate) fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
+    let mut events: Vec<Event> = Vec::new();
+    for kind in TOLD {
+        let Some(now) = find(after, kind) else { continue };
+        let same = find(before, kind).is_some_and(|then| then.status == now.status && then.reason == now.reason);
+        if same || events.iter().any(|event| event.reason == now.reason) {
+            continue;
+        }
+        events.push(Event {
+            type_: if worrying(kind, &now.reason) { EventType::Warning } else { EventType::Normal },
+            reason: now.reason.clone(),
+            action: kind.name().to_owned(),
+            note: now.message.clone(),
+        });
+    }
+    events
+}
+
+fn worrying(kind: ConditionType, reason: &str) -> bool {
+    const WORRYING: [Reason; 18] = [
+        Reason::InvalidConfiguration,
+        Reason::NotFound,
+        Reason::Replaced,
+        Reason::RetriesExhausted,
+        Reason::DeadlineExceeded,
+        Reason::DataMismatch,
+        Reason::OOMKilled,
+        Reason::PodFailed,
+        Reason::BadInput,
+        Reason::ModelMismatch,
+        Reason::GateFailed,
+        Reason::Inconclusive,
+        Reason::RingsDiffer,
+        Reason::ForeignEvaluation,
+        Reason::Blocked,
+        Reason::SignerUnavailable,
+        Reason::ForeignSignature,
+        Reason::VerificationFailed,
+    ];
+    kind == ConditionType::Stalled || WORRYING.iter().any(|known| known.name() == reason)
+}

@@ -1,0 +1,246 @@
+//! The pod that all three kinds share: `restricted`, without rights, with a token for reports alone. Pure.
+
+use codex_crds::WorkerPod;
+use codex_reports::AUDIENCE;
+use k8s_openapi::api::core::v1::{
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
+    KeyToPath, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, Probe,
+    ProjectedVolumeSource, SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
+    VolumeProjection,
+};
+
+use crate::{
+    Settings,
+    metadata::{Component, Owner},
+};
+
+/// The user and group of every process of ours.
+const USER: i64 = 65_532;
+/// Seconds that a token lives; the kubelet renews it earlier.
+const TOKEN_SECONDS: i64 = 3_600;
+/// Where the ConfigMap of the object's own is mounted.
+pub(crate) const CONFIG: &str = "/etc/codex";
+/// The name of the CA's file in it.
+pub(crate) const CA: &str = "ca.crt";
+const TOKEN: &str = "/var/run/secrets/codex";
+
+/// What differs between the pods of the three kinds.
+pub(crate) struct Template<'a> {
+    pub(crate) owner: &'a Owner,
+    pub(crate) component: Component,
+    pub(crate) settings: &'a Settings,
+    pub(crate) image: &'a str,
+    pub(crate) args: Vec<String>,
+    /// The user's own variables.
+    pub(crate) env: &'a [EnvVar],
+    pub(crate) worker: &'a WorkerPod,
+    /// The ConfigMap for [`CONFIG`].
+    pub(crate) config_map: String,
+    pub(crate) mounts: Mounts,
+    /// `Never` for a Job's pods; none for the default, `Always`.
+    pub(crate) restart_policy: Option<&'static str>,
+    /// From SIGTERM to SIGKILL.
+    pub(crate) grace_seconds: i64,
+    pub(crate) port: Option<i32>,
+    pub(crate) probes: Probes,
+}
+
+/// How the kubelet asks a pod.
+#[derive(Default)]
+pub(crate) struct Probes {
+    pub(crate) startup: Option<Probe>,
+    pub(crate) liveness: Option<Probe>,
+    pub(crate) readiness: Option<Probe>,
+}
+
+/// Volumes and where they are mounted. A claim becomes one volume however often it is mounted, because a pod that
+/// names a claim twice may never start.
+#[derive(Default)]
+pub(crate) struct Mounts {
+    volumes: Vec<Volume>,
+    mounts: Vec<VolumeMount>,
+}
+
+/// What a pod may do to a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Write.
+    Writable,
+    /// Read, beside pods that write.
+    ReadOnly,
+    /// Read; the kubelet changes neither owner nor group of the user's files.
+    Untouched,
+}
+
+impl Mounts {
+    /// Mounts a folder of a claim. An empty `sub_path` is the whole volume.
+    pub(crate) fn claim(&mut self, claim: &str, sub_path: &str, path: &str, access: Access) {
+        let untouched = (access == Access::Untouched).then_some(true);
+        let found = self.volumes.iter_mut().find_map(|volume| {
+            let name = volume.name.clone();
+            volume.persistent_volume_claim.as_mut().filter(|source| source.claim_name == claim).map(|it| (name, it))
+        });
+        let name = if let Some((name, source)) = found {
+            source.read_only = source.read_only.and(untouched);
+            name
+        } else {
+            let name = format!("claim-{}", self.volumes.len());
+            self.volumes.push(Volume {
+                name: name.clone(),
+                persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                    claim_name: claim.to_owned(),
+                    read_only: untouched,
+                }),
+                ..Volume::default()
+            });
+            name
+        };
+        let sub_path = Some(sub_path).filter(|sub| !sub.is_empty());
+        self.mount(name, path, sub_path, access != Access::Writable);
+    }
+
+    /// Mounts a ConfigMap, or one key of it, as a folder.
+    pub(crate) fn config_map(&mut self, name: &str, key: Option<&str>, path: &str) {
+        let volume = format!("files-{}", self.volumes.len());
+        self.volumes.push(Volume {
+            name: volume.clone(),
+            config_map: Some(ConfigMapVolumeSource {
+                name: name.to_owned(),
+                items: key
+                    .map(|key| vec![KeyToPath { key: key.to_owned(), path: key.to_owned(), ..KeyToPath::default() }]),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..Volume::default()
+        });
+        self.mount(volume, path, None, true);
+    }
+
+    fn mount(&mut self, name: String, path: &str, sub_path: Option<&str>, read_only: bool) {
+        self.mounts.push(VolumeMount {
+            name,
+            mount_path: path.to_owned(),
+            sub_path: sub_path.map(str::to_owned),
+            read_only: read_only.then_some(true),
+            ..VolumeMount::default()
+        });
+    }
+}
+
+impl Template<'_> {
+    pub(crate) fn spec(self) -> PodSpec {
+        let env = self.variables();
+        let Self { component, image, args, worker, config_map, mut mounts, restart_policy, .. } = self;
+        mounts.config_map(&config_map, None, CONFIG);
+        mounts.volumes.push(token());
+        mounts.mount("token".to_owned(), TOKEN, None, true);
+        mounts.volumes.push(Volume {
+            name: "tmp".to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource::default()),
+            ..Volume::default()
+        });
+        mounts.mount("tmp".to_owned(), "/tmp", None, false);
+        let list = |items: Vec<_>| Some(items).filter(|items| !items.is_empty());
+        let container = Container {
+            name: component.name().to_owned(),
+            image: Some(image.to_owned()),
+            args: Some(args),
+            env: Some(env),
+            resources: worker.resources.clone(),
+            volume_mounts: Some(mounts.mounts),
+            ports: self.port.map(|port| {
+                vec![ContainerPort { name: Some("http".to_owned()), container_port: port, ..ContainerPort::default() }]
+            }),
+            startup_probe: self.probes.startup,
+            liveness_probe: self.probes.liveness,
+            readiness_probe: self.probes.readiness,
+            termination_message_path: Some("/dev/termination-log".to_owned()),
+            security_context: Some(SecurityContext {
+                allow_privilege_escalation: Some(false),
+                read_only_root_filesystem: Some(true),
+                capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
+                ..SecurityContext::default()
+            }),
+            ..Container::default()
+        };
+        PodSpec {
+            containers: vec![container],
+            volumes: Some(mounts.volumes),
+            restart_policy: restart_policy.map(str::to_owned),
+            termination_grace_period_seconds: Some(self.grace_seconds),
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            security_context: Some(PodSecurityContext {
+                run_as_non_root: Some(true),
+                run_as_user: Some(USER),
+                run_as_group: Some(USER),
+                fs_group: Some(USER),
+                fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+                seccomp_profile: Some(SeccompProfile {
+                    type_: "RuntimeDefault".to_owned(),
+                    ..SeccompProfile::default()
+                }),
+                ..PodSecurityContext::default()
+            }),
+            node_selector: Some(worker.node_selector.clone()).filter(|labels| !labels.is_empty()),
+            tolerations: Some(worker.tolerations.clone()).filter(|items| !items.is_empty()),
+            affinity: worker.affinity.clone(),
+            priority_class_name: worker.priority_class_name.clone(),
+            image_pull_secrets: list(worker.image_pull_secrets.clone()),
+            ..PodSpec::default()
+        }
+    }
+
+    /// The user's variables, then ours: where a name occurs twice, the later one counts.
+    fn variables(&self) -> Vec<EnvVar> {
+        let plain = |name: &str, value: &str| EnvVar {
+            name: name.to_owned(),
+            value: Some(value.to_owned()),
+            ..EnvVar::default()
+        };
+        let mut env = self.env.to_vec();
+        env.extend([
+            plain("CODEX_REPORT_URL", &self.settings.report_url),
+            plain("CODEX_REPORT_CA", &format!("{CONFIG}/{CA}")),
+            plain("CODEX_REPORT_TOKEN", &format!("{TOKEN}/token")),
+            EnvVar {
+                name: "CODEX_POD_UID".to_owned(),
+                value_from: Some(EnvVarSource {
+                    field_ref: Some(ObjectFieldSelector {
+                        field_path: "metadata.uid".to_owned(),
+                        ..ObjectFieldSelector::default()
+                    }),
+                    ..EnvVarSource::default()
+                }),
+                ..EnvVar::default()
+            },
+            plain("CODEX_OBJECT_KIND", self.owner.kind),
+            plain("CODEX_OBJECT_NAMESPACE", &self.owner.namespace),
+            plain("CODEX_OBJECT_NAME", &self.owner.name),
+            plain("CODEX_OBJECT_UID", &self.owner.uid),
+        ]);
+        env
+    }
+}
+
+fn token() -> Volume {
+    Volume {
+        name: "token".to_owned(),
+        projected: Some(ProjectedVolumeSource {
+            sources: Some(vec![VolumeProjection {
+                service_account_token: Some(ServiceAccountTokenProjection {
+                    audience: Some(AUDIENCE.to_owned()),
+                    expiration_seconds: Some(TOKEN_SECONDS),
+                    path: "token".to_owned(),
+                }),
+                ..VolumeProjection::default()
+            }]),
+            ..ProjectedVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+/// Joins the parts of a path on a volume; empty parts and outer slashes count for nothing.
+pub(crate) fn join(parts: &[&str]) -> String {
+    parts.iter().map(|part| part.trim_matches('/')).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")
+}

@@ -1,0 +1,157 @@
+//! What pods are and say: facts out of their status, reports, and references that they mount. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use codex_crds::Reason;
+use codex_reports::{Failure, Report, SCHEMA_VERSION};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
+use kube::ResourceExt;
+use serde::{Deserialize, Serialize};
+
+use crate::metadata::Owner;
+
+/// A report that the endpoint took: its sender was a pod that the object owns.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Received {
+    /// The newest report of its pod.
+    pub report: Report,
+    /// The pod's name.
+    pub pod: String,
+    /// When it came.
+    pub at: Timestamp,
+}
+
+/// Which of the things that an object refers to exist in its namespace. Only what does exist is listed.
+///
+/// It is looked at only while the object has no Job; afterwards an observer may leave it empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct References {
+    /// PersistentVolumeClaims.
+    pub claims: BTreeSet<String>,
+    /// ConfigMaps and their keys (of `data` and `binaryData`).
+    pub config_maps: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// A pod as far as plans care.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts<'a> {
+    pub(crate) pod: &'a Pod,
+    status: Option<&'a ContainerStatus>,
+}
+
+impl<'a> Facts<'a> {
+    /// The facts of pods, oldest first.
+    pub(crate) fn of(pods: &'a [Pod]) -> Vec<Self> {
+        let mut facts: Vec<_> = pods
+            .iter()
+            .map(|pod| {
+                let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref());
+                Self { pod, status: statuses.and_then(<[_]>::first) }
+            })
+            .collect();
+        facts.sort_by_key(|facts| (facts.pod.creation_timestamp(), facts.pod.name_any(), facts.pod.uid()));
+        facts
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.pod.name_any()
+    }
+
+    pub(crate) fn uid(&self) -> &'a str {
+        self.pod.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    fn state(&self) -> Option<&'a ContainerState> {
+        self.status?.state.as_ref()
+    }
+
+    /// When its container began to work, if it did.
+    pub(crate) fn started(&self) -> Option<Timestamp> {
+        let status = self.status?;
+        [status.state.as_ref(), status.last_state.as_ref()].into_iter().flatten().filter_map(began).min()
+    }
+
+    /// Whether its container works at this moment.
+    pub(crate) fn works(&self) -> bool {
+        self.state().is_some_and(|state| state.running.is_some())
+    }
+
+    /// How its container ended, if it did; for a container that was started again, how it ended before.
+    pub(crate) fn ended(&self) -> Option<&'a ContainerStateTerminated> {
+        let status = self.status?;
+        let ended = |state: &'a Option<ContainerState>| state.as_ref().and_then(|state| state.terminated.as_ref());
+        ended(&status.state).or_else(|| ended(&status.last_state))
+    }
+
+    /// The image that its container really runs.
+    pub(crate) fn image_id(&self) -> Option<&'a str> {
+        Some(self.status?.image_id.as_str()).filter(|id| !id.is_empty())
+    }
+
+    /// Why it does not begin, in a person's words.
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        let name = self.name();
+        let waiting = self.state().and_then(|state| state.waiting.as_ref());
+        if let Some(waiting) = waiting {
+            let reason = waiting.reason.as_deref().unwrap_or_default();
+            let ordinary = matches!(reason, "" | "ContainerCreating" | "PodInitializing" | "CrashLoopBackOff");
+            let said = waiting.message.as_deref().unwrap_or("no message");
+            return (!ordinary).then(|| format!("pod {name} cannot start ({reason}): {said}"));
+        }
+        let conditions = self.pod.status.as_ref()?.conditions.as_deref()?;
+        let unscheduled = conditions
+            .iter()
+            .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?
+            .message
+            .as_deref()?;
+        Some(format!("pod {name} cannot be scheduled: {unscheduled}"))
+    }
+
+    /// The report in its termination message, if that is one of this pod about its owner.
+    pub(crate) fn last_words(&self, owner: &Owner) -> Option<Report> {
+        let report: Report = serde_json::from_str(self.ended()?.message.as_deref()?).ok()?;
+        let genuine = report.schema_version == SCHEMA_VERSION
+            && report.object_uid == owner.uid
+            && report.pod_uid == self.uid()
+            && !report.pod_uid.is_empty();
+        genuine.then_some(report)
+    }
+}
+
+fn began(state: &ContainerState) -> Option<Timestamp> {
+    let running = state.running.as_ref().and_then(|running| running.started_at.as_ref());
+    let ended = state.terminated.as_ref().and_then(|ended| ended.started_at.as_ref());
+    running.or(ended).map(|time| time.0)
+}
+
+/// Everything that an object's pods said, by report or by last words, the oldest first: by attempt, then by the time of
+/// the pod, then by `seq`.
+pub(crate) fn said(owner: &Owner, facts: &[Facts<'_>], received: &[Received]) -> Vec<Report> {
+    let order = |report: &Report| facts.iter().position(|facts| facts.uid() == report.pod_uid);
+    let mut newest: BTreeMap<String, Report> = BTreeMap::new();
+    let words = facts.iter().filter_map(|facts| facts.last_words(owner));
+    let taken = received.iter().map(|received| &received.report);
+    for report in taken.filter(|report| report.object_uid == owner.uid).cloned().chain(words) {
+        match newest.get(&report.pod_uid) {
+            // Last words may be cut short: what came whole with the same number is better.
+            Some(known) if known.seq >= report.seq => {}
+            _ => {
+                newest.insert(report.pod_uid.clone(), report);
+            }
+        }
+    }
+    let mut reports: Vec<_> = newest.into_values().collect();
+    reports.sort_by_key(|report| (report.attempt, order(report), report.seq, report.pod_uid.clone()));
+    reports
+}
+
+/// The condition reason of a pod's failure.
+pub(crate) fn reason(failure: &Failure) -> Reason {
+    [Reason::DataMismatch, Reason::InvalidConfiguration, Reason::ModelMismatch, Reason::VerificationFailed]
+        .into_iter()
+        .find(|known| known.name() == failure.reason)
+        .unwrap_or(if failure.is_final { Reason::BadInput } else { Reason::PodFailed })
+}

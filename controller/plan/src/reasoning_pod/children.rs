@@ -1,0 +1,262 @@
+//! The children of a rollout: Deployment, Service, PodDisruptionBudget, NetworkPolicy and what pods mount. Pure.
+
+use std::collections::BTreeMap;
+
+use codex_crds::{annotation, child};
+use codex_provenance::Sha256;
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
+        core::v1::{ConfigMap, HTTPGetAction, PodTemplateSpec, Probe, Service, ServicePort, ServiceSpec},
+        networking::v1::{
+            NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
+            NetworkPolicySpec,
+        },
+        policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
+    },
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
+};
+
+use super::{
+    rollout::Target,
+    servers::Servers,
+    stage::{Stage, View},
+};
+use crate::{
+    Desired, Settings,
+    metadata::{Component, our_annotations, ring_label},
+    pod_template::{Access, CA, Mounts, Probes, Template, join},
+};
+
+/// Where servers answer.
+pub(crate) const PORT: i32 = 8000;
+/// From SIGTERM to SIGKILL: not ready first, then answers that were begun.
+const GRACE_SECONDS: i64 = 60;
+/// Seconds that a server has to begin to answer its probes.
+const STARTUP_SECONDS: i32 = 600;
+
+pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
+    let deployment = match stage {
+        // A dry run creates nothing, and turning it on stops the server.
+        _ if view.spec().dry_run => return Desired::default(),
+        Stage::DryRun => return Desired::default(),
+        // The conditions of serving gate new rollouts, they do not tear down.
+        Stage::Blocked | Stage::Signing(_) => match &view.servers {
+            Some(servers) => kept(view, servers),
+            None => return Desired::default(),
+        },
+        Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => deployment(view, target),
+    };
+    Desired {
+        config_maps: vec![config_map(view)],
+        deployments: vec![deployment],
+        services: vec![service(view)],
+        pod_disruption_budgets: vec![budget(view)],
+        network_policies: vec![policy(view)],
+        ..Desired::default()
+    }
+}
+
+fn metadata(view: &View<'_>, name: String) -> ObjectMeta {
+    view.owner.child(name, Component::Server, &view.observed.settings.version)
+}
+
+fn server(view: &View<'_>) -> String {
+    child::server(&view.owner.name)
+}
+
+fn selector(view: &View<'_>) -> LabelSelector {
+    LabelSelector { match_labels: Some(view.owner.selector(Component::Server)), match_expressions: None }
+}
+
+/// The labels that select the serving pods, as the scale subresource wants them.
+pub(crate) fn selector_text(view: &View<'_>) -> String {
+    let labels = view.owner.selector(Component::Server);
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// What serves, with as many replicas as are asked for and nothing else changed.
+fn kept(view: &View<'_>, servers: &Servers<'_>) -> Deployment {
+    let template = servers.live.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
+    let mut metadata = metadata(view, server(view));
+    metadata.annotations = Some(our_annotations(servers.live));
+    around(view, metadata, template)
+}
+
+fn around(view: &View<'_>, metadata: ObjectMeta, template: PodTemplateSpec) -> Deployment {
+    Deployment {
+        metadata,
+        spec: Some(DeploymentSpec {
+            replicas: Some(view.spec().replicas),
+            selector: selector(view),
+            strategy: Some(DeploymentStrategy {
+                type_: Some("RollingUpdate".to_owned()),
+                // A server that was verified goes only when another is ready.
+                rolling_update: Some(RollingUpdateDeployment {
+                    max_unavailable: Some(IntOrString::Int(0)),
+                    max_surge: Some(IntOrString::Int(1)),
+                }),
+            }),
+            template,
+            ..DeploymentSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// The Deployment of a rollout. One that another controller made for the same rollout keeps its template: upgrading the
+/// controller rolls no server.
+fn deployment(view: &View<'_>, target: &Target) -> Deployment {
+    let digest = settings_digest(&view.observed.settings);
+    if let Some(servers) = &view.servers
+        && servers.made_for() == Some((target.model, target.promotion))
+        && our_annotations(servers.live).get(annotation::SETTINGS_DIGEST) != Some(&digest)
+    {
+        return kept(view, servers);
+    }
+    let annotations = BTreeMap::from([
+        (annotation::MODEL_DIGEST.to_owned(), target.model.to_string()),
+        (annotation::PROMOTION_DIGEST.to_owned(), target.promotion.to_string()),
+    ]);
+    let mut labels = view.owner.labels(Component::Server, &view.observed.settings.version);
+    labels.extend([ring_label(target.ring)]);
+    let mut metadata = metadata(view, server(view));
+    metadata.annotations = Some(annotations.clone());
+    metadata.annotations.get_or_insert_default().insert(annotation::SETTINGS_DIGEST.to_owned(), digest);
+    metadata.labels.get_or_insert_default().extend([ring_label(target.ring)]);
+    let template = PodTemplateSpec {
+        metadata: Some(ObjectMeta { labels: Some(labels), annotations: Some(annotations), ..ObjectMeta::default() }),
+        spec: Some(template(view, target).spec()),
+    };
+    around(view, metadata, template)
+}
+
+/// What of the settings enters the template, in a digest.
+fn settings_digest(settings: &Settings) -> String {
+    let Settings { version, worker_image, report_url, .. } = settings;
+    Sha256::of(format!("{version}\n{worker_image}\n{report_url}")).short()
+}
+
+fn template<'a>(view: &'a View<'_>, target: &Target) -> Template<'a> {
+    let mut mounts = Mounts::default();
+    let model = join(&[&target.sub_path, &target.run_uid, "model"]);
+    mounts.claim(&target.claim, &model, "/model", Access::ReadOnly);
+    mounts.config_map(&target.oms_bundle, None, "/bundles/oms");
+    mounts.config_map(&target.promotion_bundle, None, "/bundles/promotion");
+    let arguments = [
+        ("--model", "/model".to_owned()),
+        ("--model-digest", target.model.to_string()),
+        ("--oms-bundle", "/bundles/oms/bundle.json".to_owned()),
+        ("--promotion", "/bundles/promotion/bundle.json".to_owned()),
+        ("--promotion-digest", target.promotion.to_string()),
+        ("--public-key", "/bundles/oms/key.pem".to_owned()),
+        ("--key-fingerprint", target.fingerprint.to_string()),
+        ("--ring", target.ring.to_string()),
+        ("--listen", format!("0.0.0.0:{PORT}")),
+    ];
+    let arguments = arguments.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+    Template {
+        owner: &view.owner,
+        component: Component::Server,
+        settings: &view.observed.settings,
+        image: &view.observed.settings.worker_image,
+        args: std::iter::once("serve".to_owned()).chain(arguments).collect(),
+        env: &[],
+        worker: &view.observed.object.spec.pod,
+        config_map: server(view),
+        mounts,
+        restart_policy: None,
+        grace_seconds: GRACE_SECONDS,
+        port: Some(PORT),
+        probes: Probes {
+            startup: Some(probe("/health", 1, STARTUP_SECONDS)),
+            liveness: Some(probe("/health", 10, 3)),
+            readiness: Some(probe("/ready", 2, 3)),
+        },
+    }
+}
+
+fn probe(path: &str, period: i32, failures: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String("http".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period),
+        failure_threshold: Some(failures),
+        timeout_seconds: Some(5),
+        ..Probe::default()
+    }
+}
+
+fn config_map(view: &View<'_>) -> ConfigMap {
+    ConfigMap {
+        metadata: metadata(view, server(view)),
+        data: Some(BTreeMap::from([(CA.to_owned(), view.observed.settings.report_ca.clone())])),
+        ..ConfigMap::default()
+    }
+}
+
+fn service(view: &View<'_>) -> Service {
+    Service {
+        metadata: metadata(view, view.owner.name.clone()),
+        spec: Some(ServiceSpec {
+            selector: Some(view.owner.selector(Component::Server)),
+            ports: Some(vec![ServicePort {
+                name: Some("http".to_owned()),
+                port: PORT,
+                target_port: Some(IntOrString::String("http".to_owned())),
+                protocol: Some("TCP".to_owned()),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn budget(view: &View<'_>) -> PodDisruptionBudget {
+    PodDisruptionBudget {
+        metadata: metadata(view, server(view)),
+        spec: Some(PodDisruptionBudgetSpec {
+            // One at a time; a single server never keeps a node from being drained.
+            max_unavailable: Some(IntOrString::Int(1)),
+            selector: Some(selector(view)),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn policy(view: &View<'_>) -> NetworkPolicy {
+    let port = |protocol: &str, port: i32| NetworkPolicyPort {
+        protocol: Some(protocol.to_owned()),
+        port: Some(IntOrString::Int(port)),
+        end_port: None,
+    };
+    let settings = &view.observed.settings;
+    let namespace = BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), settings.controller_namespace.clone())]);
+    let controller = NetworkPolicyPeer {
+        namespace_selector: Some(LabelSelector { match_labels: Some(namespace), match_expressions: None }),
+        ..NetworkPolicyPeer::default()
+    };
+    NetworkPolicy {
+        metadata: metadata(view, server(view)),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(selector(view)),
+            policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
+            ingress: Some(vec![NetworkPolicyIngressRule { ports: Some(vec![port("TCP", PORT)]), from: None }]),
+            egress: Some(vec![
+                NetworkPolicyEgressRule { ports: Some(vec![port("UDP", 53), port("TCP", 53)]), to: None },
+                NetworkPolicyEgressRule {
+                    ports: Some(vec![port("TCP", settings.report_port)]),
+                    to: Some(vec![controller]),
+                },
+            ]),
+        }),
+    }
+}

@@ -1,0 +1,127 @@
+//! What servers are and say. Pure.
+
+use codex_crds::{VerifiedStatus, annotation};
+use codex_provenance::{ModelDigest, PromotionDigest};
+use codex_reports::{Report, ServingState, Stage as PodStage, State};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::apps::v1::{Deployment, DeploymentStatus},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use kube::ResourceExt;
+
+use super::ObservedReasoningPod;
+use crate::{
+    metadata::Owner,
+    pods::{Facts, said},
+};
+
+/// The servers of a Deployment.
+pub(crate) struct Servers<'a> {
+    /// The Deployment.
+    pub(crate) live: &'a Deployment,
+    facts: Vec<Facts<'a>>,
+    said: Vec<Report>,
+    observed: &'a ObservedReasoningPod,
+}
+
+/// How many servers there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) all: i32,
+    pub(crate) ready: i32,
+    /// Whether what is ready is what is wanted, and nothing of a former template is left.
+    pub(crate) settled: bool,
+}
+
+impl<'a> Servers<'a> {
+    pub(crate) fn of(observed: &'a ObservedReasoningPod, owner: &Owner) -> Option<Self> {
+        let live = observed.deployment.as_ref()?;
+        let facts = Facts::of(&observed.pods);
+        let said = said(owner, &facts, &observed.reports);
+        Some(Self { live, facts, said, observed })
+    }
+
+    /// The model and the promotion that it was made for.
+    pub(crate) fn made_for(&self) -> Option<(ModelDigest, PromotionDigest)> {
+        let annotations = self.live.annotations();
+        let model = annotations.get(annotation::MODEL_DIGEST)?.parse().ok()?;
+        let promotion = annotations.get(annotation::PROMOTION_DIGEST)?.parse().ok()?;
+        Some((model, promotion))
+    }
+
+    pub(crate) fn counts(&self, wanted: i32) -> Counts {
+        let Some(status) = &self.live.status else { return Counts::default() };
+        let DeploymentStatus { replicas, ready_replicas, updated_replicas, observed_generation, .. } = status;
+        let (all, ready) = (replicas.unwrap_or(0), ready_replicas.unwrap_or(0));
+        let current = *observed_generation >= self.live.metadata.generation;
+        let settled = current && all == wanted && ready == wanted && updated_replicas.unwrap_or(0) == wanted;
+        Counts { all, ready, settled }
+    }
+
+    /// The pods of the newest template.
+    fn current(&self) -> impl Iterator<Item = &Facts<'a>> {
+        let promotion = self.live.annotations().get(annotation::PROMOTION_DIGEST);
+        self.facts.iter().filter(move |facts| facts.pod.annotations().get(annotation::PROMOTION_DIGEST) == promotion)
+    }
+
+    fn state(&self, facts: &Facts<'_>) -> Option<(&Report, &ServingState)> {
+        let report = self.said.iter().rev().find(|report| report.pod_uid == facts.uid())?;
+        match &report.state {
+            State::Serving(state) => Some((report, state)),
+            State::Training(_) | State::Evaluation(_) => None,
+        }
+    }
+
+    /// What a server of that model and promotion verified: what the status holds as long as its server is there, then
+    /// what came first.
+    pub(crate) fn verified(
+        &self,
+        model: ModelDigest,
+        promotion: PromotionDigest,
+        held: Option<&VerifiedStatus>,
+    ) -> Option<VerifiedStatus> {
+        let holds = |facts: &&Facts<'_>| {
+            self.state(facts).is_some_and(|(_, state)| {
+                state.stage == PodStage::Running && state.verified == Some(model) && state.promotion == Some(promotion)
+            })
+        };
+        let kept = held.filter(|held| held.digest == model).filter(|held| {
+            // Reports live in the controller's memory; a server that works on was verified, also after a restart.
+            self.current()
+                .any(|facts| facts.name() == held.by && facts.works() && (self.state(facts).is_none() || holds(&facts)))
+        });
+        if let Some(kept) = kept {
+            return Some(kept.clone());
+        }
+        let at = |facts: &Facts<'_>| -> Option<Timestamp> {
+            let received = self.observed.reports.iter().find(|received| received.report.pod_uid == facts.uid())?;
+            Timestamp::from_second(received.at.as_second()).ok()
+        };
+        self.current()
+            .filter(holds)
+            .filter_map(|facts| Some((at(facts)?, facts.name())))
+            .min()
+            .map(|(at, by)| VerifiedStatus { digest: model, by, at: Time(at) })
+    }
+
+    /// Why a server of the newest template refuses to serve, if one does.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        self.current().find_map(|facts| {
+            let (_, state) = self.state(facts)?;
+            let failure = state.failure.as_ref().filter(|_| state.stage == PodStage::Failed)?;
+            Some(format!("pod {} refuses to serve: {}", facts.name(), failure.message))
+        })
+    }
+
+    /// What keeps a server of the newest template from starting, if anything does.
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        self.current().find_map(Facts::obstacle).or_else(|| {
+            self.current().filter(|facts| !facts.works()).find_map(|facts| {
+                let ended = facts.ended()?;
+                let reason = ended.reason.as_deref().unwrap_or("Error");
+                Some(format!("pod {} ended with {reason} (exit code {})", facts.name(), ended.exit_code))
+            })
+        })
+    }
+}

@@ -1,0 +1,262 @@
+//! The status of a rollout. Transitions are written at once, counts of servers at most every ten seconds. Pure.
+
+use std::time::Duration;
+
+use codex_crds::{
+    ConditionType, ManifestStatus, PromotionStatus, Reason, ReasoningPodPhase, ReasoningPodStatus, VerifiedStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use super::{
+    Bundle, Signer,
+    blocks::{About, Block},
+    children::{PORT, selector_text},
+    rollout::{Target, bundle_names},
+    stage::{Stage, View},
+};
+use crate::{
+    conditions::{Conditions, Truth},
+    throttle,
+};
+
+/// The status, and when to look again.
+pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Option<Duration>) {
+    let observed = view.observed;
+    let wanted = view.spec().replicas;
+    let serves = !view.spec().dry_run
+        && (view.servers.is_some() || matches!(stage, Stage::RollingOut(_) | Stage::Refused(..) | Stage::Serving(_)));
+    let counts = view.servers.as_ref().filter(|_| serves).map(|servers| servers.counts(wanted)).unwrap_or_default();
+    let Signed { run_uid, manifest, promotion } = signed(view, stage, serves);
+    let next = ReasoningPodStatus {
+        observed_generation: observed.object.metadata.generation,
+        selector: Some(selector_text(view)),
+        phase: Some(phase(view, stage)),
+        blocked_by: blocked_by(view, stage),
+        training_run_uid: run_uid,
+        verified: verified(view, stage, serves),
+        manifest,
+        promotion,
+        replicas: Some(counts.all),
+        ready_replicas: Some(counts.ready),
+        ready: serves.then(|| format!("{}/{wanted}", counts.ready)),
+        url: serves.then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
+        conditions: conditions(view, stage),
+    };
+    let written = observed.status_written_at;
+    throttle::hold(observed.object.status.as_ref(), next, written, view.now, None, |next, present| ReasoningPodStatus {
+        replicas: present.replicas,
+        ready_replicas: present.ready_replicas,
+        ready: present.ready.clone(),
+        ..next.clone()
+    })
+}
+
+fn waits(view: &View<'_>) -> bool {
+    view.evidence.blocks.iter().all(|block| block.waits)
+}
+
+fn phase(view: &View<'_>, stage: &Stage) -> ReasoningPodPhase {
+    match stage {
+        Stage::DryRun => ReasoningPodPhase::DryRun,
+        Stage::Blocked if waits(view) => ReasoningPodPhase::Pending,
+        Stage::Blocked | Stage::Refused(..) => ReasoningPodPhase::Blocked,
+        Stage::Signing(_) | Stage::RollingOut(_) => ReasoningPodPhase::RollingOut,
+        Stage::Serving(_) => ReasoningPodPhase::Serving,
+    }
+}
+
+fn blocked_by(view: &View<'_>, stage: &Stage) -> Vec<String> {
+    match stage {
+        Stage::Refused(_, why) => vec![why.chars().take(1_000).collect()],
+        _ => view.evidence.blocks.iter().map(|block| block.sentence.clone()).collect(),
+    }
+}
+
+/// What is named in a status only once it is real.
+#[derive(Default)]
+struct Signed {
+    run_uid: Option<String>,
+    manifest: Option<ManifestStatus>,
+    promotion: Option<PromotionStatus>,
+}
+
+fn signed(view: &View<'_>, stage: &Stage, serves: bool) -> Signed {
+    if let Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) = stage {
+        return of_target(target);
+    }
+    if serves {
+        // What serves is what was recorded when it was rolled out.
+        let held = &view.status;
+        return Signed {
+            run_uid: held.training_run_uid.clone(),
+            manifest: held.manifest.clone(),
+            promotion: held.promotion.clone(),
+        };
+    }
+    if let Stage::Signing(_) = stage {
+        // Both are named once both are recorded: one write instead of two.
+        return Signed::default();
+    }
+    let observed = view.observed;
+    let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations);
+    let model = view.evidence.trained.map(|(_, model)| model.digest);
+    let manifest = match (&observed.oms, &observed.signer, model, names.oms) {
+        (Bundle::Valid(_), Signer::Available { fingerprint }, Some(digest), Some(bundle)) => {
+            Some(ManifestStatus { digest, short: digest.short(), signer: fingerprint.short(), bundle })
+        }
+        _ => None,
+    };
+    let blocked = view.evidence.blocks.iter().any(|block| block.about == About::Signing);
+    let promotion = match (&observed.promotion, names.promotion) {
+        (Bundle::Valid(promoted), Some(bundle)) if manifest.is_some() && view.evidence.proofs.is_some() && !blocked => {
+            Some(PromotionStatus { ring: view.spec().rollout_ring, digest: promoted.digest, bundle })
+        }
+        _ => None,
+    };
+    Signed { run_uid: None, manifest, promotion }
+}
+
+fn of_target(target: &Target) -> Signed {
+    Signed {
+        run_uid: Some(target.run_uid.clone()),
+        manifest: Some(ManifestStatus {
+            digest: target.model,
+            short: target.model.short(),
+            signer: target.fingerprint.short(),
+            bundle: target.oms_bundle.clone(),
+        }),
+        promotion: Some(PromotionStatus {
+            ring: target.ring,
+            digest: target.promotion,
+            bundle: target.promotion_bundle.clone(),
+        }),
+    }
+}
+
+/// What the servers hold, by those that run what is, or was, rolled out.
+fn verified(view: &View<'_>, stage: &Stage, serves: bool) -> Option<VerifiedStatus> {
+    let servers = view.servers.as_ref().filter(|_| serves)?;
+    let (model, promotion) = servers.made_for()?;
+    match stage {
+        Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target)
+            if (target.model, target.promotion) != (model, promotion) =>
+        {
+            None
+        }
+        _ => servers.verified(model, promotion, view.status.verified.as_ref()),
+    }
+}
+
+fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
+    use ConditionType::{GatesPassed, Ready, Reconciling, RingMatched, Signed, Stalled, Trained, Verified};
+    let generation = view.observed.object.metadata.generation;
+    let mut conditions = Conditions::new(&view.status.conditions, generation, view.now);
+    let blocks = &view.evidence.blocks;
+    let about = |about: About| worst(blocks.iter().filter(|block| block.about == about));
+    match about(About::Training) {
+        Some(block) => conditions.set(Trained, false, block.reason, &block.sentence),
+        None => conditions.set(Trained, true, Reason::Succeeded, "the run has a model"),
+    }
+    match (about(About::Ring), &view.observed.run) {
+        (Some(block), _) => conditions.set(RingMatched, false, block.reason, &block.sentence),
+        (None, Some(_)) => {
+            let message = format!("run and pod are both in {}", view.spec().rollout_ring);
+            conditions.set(RingMatched, true, Reason::RingsEqual, &message);
+        }
+        (None, None) => {
+            conditions.set(RingMatched, Truth::Unknown, Reason::NotFound, "there is no run to compare with");
+        }
+    }
+    match about(About::Gates) {
+        Some(block) => conditions.set(GatesPassed, false, block.reason, &block.sentence),
+        None if view.evidence.proofs.is_some() => {
+            let message = "every evaluation passed for exactly this model";
+            conditions.set(GatesPassed, true, Reason::AllGatesPassed, message);
+        }
+        None => conditions.set(GatesPassed, false, Reason::WaitingForVerdict, "there is no model to judge"),
+    }
+    let (holds, reason, message) = signing(view, stage, about(About::Signing));
+    conditions.set(Signed, holds, reason, &message);
+    let (holds, reason, message) = verification(view, stage);
+    conditions.set(Verified, holds, reason, &message);
+
+    let (reason, message) = told(view, stage);
+    conditions.set(Ready, matches!(stage, Stage::DryRun | Stage::Serving(_)), reason, &message);
+    match stage {
+        Stage::DryRun | Stage::Serving(_) => {}
+        Stage::Blocked if waits(view) => conditions.set(Reconciling, true, reason, &message),
+        Stage::Signing(_) | Stage::RollingOut(_) => conditions.set(Reconciling, true, reason, &message),
+        Stage::Blocked | Stage::Refused(..) => conditions.set(Stalled, true, reason, &message),
+    }
+    conditions.finish()
+}
+
+/// The block that a condition names: one that needs a person before one that waits.
+fn worst<'a>(blocks: impl Iterator<Item = &'a Block> + Clone) -> Option<&'a Block> {
+    blocks.clone().find(|block| !block.waits).or_else(|| blocks.clone().next())
+}
+
+fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reason, String) {
+    if let Some(block) = block {
+        return (false, block.reason, block.sentence.clone());
+    }
+    match stage {
+        Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => {
+            let message =
+                format!("the bundles are in ConfigMaps {} and {}", target.oms_bundle, target.promotion_bundle);
+            (true, Reason::BundlesRecorded, message)
+        }
+        Stage::DryRun => (false, Reason::DryRun, "a dry run signs nothing".to_owned()),
+        Stage::Blocked if view.spec().dry_run => (false, Reason::DryRun, "a dry run signs nothing".to_owned()),
+        Stage::Blocked => (false, Reason::Blocked, "nothing is signed before everything else holds".to_owned()),
+        Stage::Signing(_) => (false, Reason::RollingOut, "the bundles are being made".to_owned()),
+    }
+}
+
+fn verification(view: &View<'_>, stage: &Stage) -> (Truth, Reason, String) {
+    if let Stage::Refused(_, why) = stage {
+        return (Truth::False, Reason::VerificationFailed, why.clone());
+    }
+    let serves = !view.spec().dry_run;
+    match verified(view, stage, serves) {
+        Some(verified) => {
+            let message = format!("a server holds exactly the bytes of the model {}", verified.digest.short());
+            (Truth::True, Reason::BytesVerified, message)
+        }
+        None if view.spec().dry_run => (Truth::Unknown, Reason::DryRun, "a dry run starts no server".to_owned()),
+        None => match stage {
+            Stage::Blocked => (Truth::Unknown, Reason::Blocked, "no server runs".to_owned()),
+            _ => (Truth::Unknown, Reason::RollingOut, "no server has said what it verified".to_owned()),
+        },
+    }
+}
+
+/// The stage in a word and a sentence. No count of servers is in it.
+fn told(view: &View<'_>, stage: &Stage) -> (Reason, String) {
+    match stage {
+        Stage::DryRun => {
+            let message = "nothing blocks the rollout: set spec.dryRun to false to serve";
+            (Reason::DryRun, message.to_owned())
+        }
+        Stage::Blocked => {
+            let blocks = &view.evidence.blocks;
+            let reason = worst(blocks.iter()).map_or(Reason::Blocked, |block| block.reason);
+            let serves = view.servers.is_some() && !view.spec().dry_run;
+            let stays = if serves { "; what serves stays" } else { "" };
+            let all = blocks.iter().map(|block| block.sentence.as_str()).collect::<Vec<_>>().join("; ");
+            (reason, format!("{all}{stays}"))
+        }
+        Stage::Signing(_) => (Reason::RollingOut, "the model and its promotion are being signed".to_owned()),
+        Stage::RollingOut(_) => {
+            let obstacle = view.servers.as_ref().and_then(|servers| servers.obstacle());
+            (Reason::RollingOut, obstacle.unwrap_or_else(|| "the servers are starting".to_owned()))
+        }
+        Stage::Refused(_, why) => (Reason::VerificationFailed, why.clone()),
+        Stage::Serving(target) if view.spec().replicas == 0 => {
+            (Reason::Serving, format!("no server is asked for; the model {} may be served", target.model.short()))
+        }
+        Stage::Serving(target) => {
+            (Reason::Serving, format!("the model {} is served in {}", target.model.short(), target.ring))
+        }
+    }
+}

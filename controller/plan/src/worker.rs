@@ -1,0 +1,143 @@
+//! A Job and its pods, as trainer and evaluator share them: what they said, how long they worked. Pure.
+
+use codex_crds::Reason;
+use codex_reports::{Report, Stage as PodStage, State};
+use jiff::Timestamp;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::{
+    Received,
+    job::{Clock, Ended, Progress},
+    metadata::Owner,
+    pods::{Facts, said},
+    refusal::last_failure,
+};
+
+/// A Job and its pods.
+pub(crate) struct Worker<'a> {
+    pub(crate) owner: Owner,
+    pub(crate) now: Timestamp,
+    pub(crate) job: Option<Progress>,
+    pub(crate) facts: Vec<Facts<'a>>,
+    pub(crate) said: Vec<Report>,
+    pub(crate) clock: Clock,
+    held: Tally,
+}
+
+/// What of a status accumulates over pods.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Tally {
+    pub(crate) attempts: Option<i32>,
+    pub(crate) active_seconds: Option<i64>,
+    pub(crate) active_since: Option<Time>,
+    pub(crate) started_at: Option<Time>,
+    pub(crate) image_id: Option<String>,
+}
+
+/// What a worker is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Doing {
+    /// There is no Job.
+    Nothing,
+    /// No pod works; perhaps with what stands in its way.
+    Waiting(Option<String>),
+    /// A pod works.
+    Working,
+    /// The Job is complete.
+    Complete(Option<Timestamp>),
+    /// The Job failed.
+    Failed(Ended),
+}
+
+impl<'a> Worker<'a> {
+    pub(crate) fn of(
+        owner: Owner,
+        live: Option<&'a Job>,
+        pods: &'a [Pod],
+        reports: &[Received],
+        held: Tally,
+        now: Timestamp,
+    ) -> Self {
+        let facts = Facts::of(pods);
+        let said = said(&owner, &facts, reports);
+        let clock =
+            Clock { seconds: held.active_seconds.unwrap_or(0), since: held.active_since.as_ref().map(|time| time.0) };
+        let clock = clock.advance(live, now);
+        Self { owner, now, job: live.map(Progress::of), facts, said, clock, held }
+    }
+
+    /// Whether a pod has worked, ever.
+    pub(crate) fn begun(&self) -> bool {
+        self.held.attempts.is_some() || self.facts.iter().any(|facts| facts.started().is_some())
+    }
+
+    pub(crate) fn doing(&self) -> Doing {
+        let Some(job) = &self.job else { return Doing::Nothing };
+        match &job.ended {
+            Some(ended) if ended.failure.is_some() => Doing::Failed(ended.clone()),
+            Some(ended) => Doing::Complete(ended.at),
+            None if self.works() => Doing::Working,
+            None => Doing::Waiting(self.facts.iter().rev().find_map(Facts::obstacle)),
+        }
+    }
+
+    /// Whether a pod works: its status says so, or it reported and has not ended.
+    fn works(&self) -> bool {
+        let reported = |facts: &Facts<'_>| self.said.iter().any(|report| report.pod_uid == facts.uid());
+        self.facts.iter().any(|facts| facts.works() || (facts.ended().is_none() && reported(facts)))
+    }
+
+    /// Whether the newest pod gave up by itself, so that nobody has to stop it.
+    pub(crate) fn gave_up(&self) -> bool {
+        let stage = |report: &Report| match &report.state {
+            State::Training(state) => state.stage,
+            State::Evaluation(state) => state.stage,
+            State::Serving(state) => state.stage,
+        };
+        self.said.last().is_some_and(|report| stage(report) == PodStage::Failed)
+    }
+
+    pub(crate) fn last_failure(&self) -> Option<(Reason, String)> {
+        last_failure(&self.facts, &self.said)
+    }
+
+    /// When the Job ended, if it did.
+    pub(crate) fn ended_at(&self) -> Option<Timestamp> {
+        self.job.as_ref()?.ended.as_ref()?.at
+    }
+
+    /// What accumulated in the end: the clock stands still.
+    pub(crate) fn final_tally(&self) -> Tally {
+        let tally = self.tally();
+        let Some(since) = tally.active_since else { return tally };
+        let until = self.ended_at().unwrap_or(self.now).as_second();
+        let worked = until.saturating_sub(since.0.as_second()).max(0);
+        let before = tally.active_seconds.unwrap_or(0);
+        Tally { active_since: None, active_seconds: Some(before.saturating_add(worked)), ..tally }
+    }
+
+    /// What accumulated, over what the status holds already.
+    pub(crate) fn tally(&self) -> Tally {
+        let held = &self.held;
+        let begun = self.facts.iter().filter(|facts| facts.started().is_some()).count();
+        let counted = self.said.iter().map(|report| i32::try_from(report.attempt).unwrap_or(i32::MAX)).max();
+        let attempts = held
+            .attempts
+            .max(counted)
+            .max(Some(i32::try_from(begun).unwrap_or(i32::MAX)))
+            .filter(|attempts| *attempts > 0);
+        let image_id = self.facts.iter().rev().find_map(Facts::image_id).map(str::to_owned);
+        Tally {
+            attempts,
+            // The clock is told once somebody has worked: a pod that waits for its image is no news.
+            active_seconds: attempts.map(|_| self.clock.seconds).or(held.active_seconds),
+            active_since: self.clock.since.filter(|_| attempts.is_some()).map(Time),
+            started_at: held
+                .started_at
+                .clone()
+                .or_else(|| self.facts.iter().filter_map(Facts::started).min().map(Time)),
+            image_id: image_id.or_else(|| held.image_id.clone()),
+        }
+    }
+}
