@@ -125,3 +125,118 @@ impl fmt::Display for Outcome {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use clap::Parser;
+    use codex_provenance::{
+        ConfigDigest, GatesDigest, ReportDigest, Sha256,
+        key::{PrivateKey, Signer as _},
+        oms,
+        promotion::{Evaluation, Gate, Promotion, Reasons, Training},
+    };
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        verify: Verify,
+    }
+
+    fn promotion(model: &Manifest, payload: &[u8]) -> Promotion {
+        let gate = Gate {
+            metric: "exact_match".into(),
+            min: Some("0.95".into()),
+            max: None,
+            confidence: None,
+            value: Some("0.99".into()),
+            n: Some(500),
+            lower: None,
+            upper: None,
+            verdict: "Passed".into(),
+        };
+        let evaluation = Evaluation {
+            name: "cot-lite".into(),
+            uid: "u".into(),
+            report_digest: ReportDigest(Sha256::of("r")),
+            gates_digest: GatesDigest(Sha256::of("g")),
+            data: BTreeMap::new(),
+            image_id: "i".into(),
+            gates: vec![gate],
+        };
+        let training = Training {
+            run_uid: "u".into(),
+            config_digest: ConfigDigest(Sha256::of("c")),
+            data: BTreeMap::new(),
+            image_id: "i".into(),
+        };
+        let reasons = Reasons {
+            ring: "main".into(),
+            oms_payload: oms::payload_digest(payload),
+            training,
+            evaluations: vec![evaluation],
+        };
+        Promotion { model: model.digest(), reasons }
+    }
+
+    /// A signed model whose bundle lies inside its directory.
+    fn signed() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let model = root.path().join("model");
+        fs::create_dir(&model).unwrap();
+        fs::write(model.join("config.json"), "{}").unwrap();
+        let key = PrivateKey::generate().unwrap();
+        let manifest = Manifest::of_dir(&model).unwrap();
+        let payload = oms::payload(&manifest, "model");
+        fs::write(root.path().join("promotion.json"), key.sign(&promotion(&manifest, &payload).payload()).unwrap())
+            .unwrap();
+        fs::write(root.path().join("key.pem"), key.public().to_pem()).unwrap();
+        fs::write(model.join("model.sig"), key.sign(&payload).unwrap()).unwrap();
+        root
+    }
+
+    fn verify(root: &Path, more: &[&str]) -> Result<Outcome, CommandError> {
+        let path = |name: &str| root.join(name).to_str().unwrap().to_owned();
+        let mut arguments =
+            vec!["verify".into(), path("model"), "--bundle".into(), path("model/model.sig"), "--key".into()];
+        arguments.push(path("key.pem"));
+        for argument in more {
+            arguments.push(if argument.ends_with(".json") { path(argument) } else { (*argument).to_owned() });
+        }
+        Arguments::try_parse_from(arguments).map_err(CommandError::bad_input)?.verify.verify()
+    }
+
+    #[test]
+    fn what_was_verified_is_told() {
+        let root = signed();
+        let told = verify(root.path(), &["--promotion", "promotion.json", "--ring", "main"]).ok().unwrap().to_string();
+        assert!(told.starts_with("verified   1 files, 2 bytes: exactly what was signed\nmodel      "), "{told}");
+        assert!(told.contains("promoted   into main by the statement "), "{told}");
+        assert!(told.ends_with("  cot-lite: exact_match 0.99 (n 500, bounds - to -): Passed\n"), "{told}");
+        assert!(!verify(root.path(), &[]).ok().unwrap().to_string().contains("promoted"));
+    }
+
+    #[test]
+    fn refusals_and_bad_input_end_differently() {
+        let root = signed();
+        let end = |more: &[&str]| verify(root.path(), more).err().map(|error| (error.exit, error.sentence())).unwrap();
+        let (code, told) = end(&["--promotion", "promotion.json", "--ring", "0D_base_"]);
+        assert_eq!(code, exit::FAILED);
+        assert_eq!(told, "the promotion bundle was made for the ring \"main\", and \"0D_base_\" is demanded");
+        assert_eq!(end(&["--promotion", "promotion.json"]).0, exit::BAD_INPUT, "a promotion is for a ring");
+        let (code, told) = end(&["--promotion", "nowhere.json", "--ring", "main"]);
+        assert!(code == exit::BAD_INPUT && told.contains("--promotion: ") && told.contains("nowhere.json"), "{told}");
+        fs::write(root.path().join("model/config.json"), "[]").unwrap();
+        let (code, told) = end(&[]);
+        assert!(code == exit::FAILED && told.contains("config.json was changed"), "{told}");
+        std::os::unix::fs::symlink("config.json", root.path().join("model/link")).unwrap();
+        let (code, told) = end(&[]);
+        assert!(code == exit::FAILED && told.contains("\"link\" is a symbolic link"), "{told}");
+        fs::write(root.path().join("key.pem"), "no key").unwrap();
+        let (code, told) = end(&[]);
+        assert!(code == exit::BAD_INPUT && told.starts_with("the public key cannot be read"), "{told}");
+    }
+}
