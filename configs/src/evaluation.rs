@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BASELINE, ConfigError, Data, PROBLEMS, Resolved, data,
+    BASELINE, ConfigError, Data, PROBLEMS, Resolved, benchmark, data,
     error::nearest,
     keys,
     layers::{Layers, recheck},
@@ -26,7 +26,7 @@ pub struct Evaluation {
     pub seed: u64,
     /// Everything that can be configured.
     pub settings: EvaluationSettings,
-    /// What replaces the preset's `problems` and `baseline`.
+    /// `problems`, and `baseline` where there is one: the preset's own or what replaces them.
     pub data: Vec<Data>,
 }
 
@@ -50,7 +50,8 @@ pub struct Generation {
     pub max_new_tokens: usize,
 }
 
-/// Composes what an evaluator is told: preset ← overrides.
+/// Composes what an evaluator is told: preset ← overrides. `data` replaces the preset's own files by name; problems of one's
+/// own also leave the preset's baseline out, because it answered other problems.
 ///
 /// # Errors
 /// [`ConfigError`] says which field or key is wrong and what would be right.
@@ -71,7 +72,41 @@ pub fn compose_evaluation(
     let mut layers = Layers::new(keys::EVALUATION, ("evaluation.limit=500", "evaluation: {limit: 500}"));
     layers.group(path, text)?;
     layers.overrides(overrides)?;
+    check_data(&data)?;
+    let mut data = data;
+    let own_problems = data.iter().any(|item| item.name == PROBLEMS);
+    for file in benchmark(preset) {
+        let given = data.iter().any(|item| item.name == file.name);
+        if !given && !own_problems {
+            data.push(Data { name: file.name.to_owned(), sha256: Some(file.digest()), synthetic: None });
+        }
+    }
+    // The problems first, in whatever order the object names them.
+    data.sort_by_key(|item| item.name != PROBLEMS);
     Resolved::new(Evaluation { preset: preset.to_owned(), seed, settings: layers.finish()?, data })
+}
+
+/// Checks what an object gives as data.
+fn check_data(data: &[Data]) -> Result<(), ConfigError> {
+    data::check(data)?;
+    for (index, item) in data.iter().enumerate() {
+        if ![PROBLEMS, BASELINE].contains(&item.name.as_str()) {
+            return Err(ConfigError::Data {
+                field: format!("data[{index}].name"),
+                value: format!("{:?}", item.name),
+                right: format!("an evaluation's data are named {PROBLEMS} and {BASELINE}"),
+            });
+        }
+        if item.name == BASELINE && item.synthetic.is_some() {
+            return Err(ConfigError::Data {
+                field: format!("data[{index}].synthetic"),
+                value: format!("set for {BASELINE}"),
+                right: "name the file of recorded predictions, which codex evaluate --record-baseline writes"
+                    .to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 impl Spec for Evaluation {
@@ -83,23 +118,13 @@ impl Spec for Evaluation {
 
     fn check(&self) -> Result<(), ConfigError> {
         recheck(keys::EVALUATION, &self.settings)?;
-        data::check(&self.data)?;
-        for (index, item) in self.data.iter().enumerate() {
-            if ![PROBLEMS, BASELINE].contains(&item.name.as_str()) {
-                return Err(ConfigError::Data {
-                    field: format!("data[{index}].name"),
-                    value: format!("{:?}", item.name),
-                    right: format!("an evaluation's data are named {PROBLEMS} and {BASELINE}"),
-                });
-            }
-            if item.name == BASELINE && item.synthetic.is_some() {
-                return Err(ConfigError::Data {
-                    field: format!("data[{index}].synthetic"),
-                    value: format!("set for {BASELINE}"),
-                    right: "name the file of recorded predictions, which codex evaluate --record-baseline writes"
-                        .to_owned(),
-                });
-            }
+        check_data(&self.data)?;
+        if !self.data.iter().any(|item| item.name == PROBLEMS) {
+            return Err(ConfigError::Data {
+                field: "data".to_owned(),
+                value: "without problems".to_owned(),
+                right: format!("name the file of problems {PROBLEMS}"),
+            });
         }
         Ok(())
     }

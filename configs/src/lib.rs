@@ -4,6 +4,7 @@
 //! `training/base.yaml`, the template, the object's `config`, its `overrides` in their order. A composed configuration
 //! is written as one [`Resolved`] file; whoever reads that file hashes it again and never composes.
 
+mod benchmark;
 mod data;
 mod error;
 mod evaluation;
@@ -16,6 +17,7 @@ mod training;
 #[cfg(test)]
 mod tests;
 
+pub use benchmark::{BenchmarkFile, benchmark, benchmark_file};
 pub use data::{BASELINE, Data, MAX_SYNTHETIC, PROBLEMS, Synthetic, TASKS};
 pub use error::{ConfigError, Origin};
 pub use evaluation::{Evaluation, EvaluationSettings, Generation, PRESETS, compose_evaluation};

@@ -24,6 +24,8 @@ struct Arguments {
 enum Command {
     /// Train a model; goes on from the newest valid checkpoint in the output directory.
     Train(crate::training::Train),
+    /// Have a model answer held-out problems and score its answers.
+    Evaluate(crate::evaluation::Evaluate),
     /// Write problems of a synthetic reasoning task as JSON lines.
     PrepareData(crate::tasks::PrepareData),
     /// Serve a model, after checking its bytes against its signature, its promotion and its ring.
@@ -36,6 +38,7 @@ impl Command {
     fn run(self) -> Result<i32, CommandError> {
         match self {
             Self::Train(command) => command.run(),
+            Self::Evaluate(command) => command.run(),
             Self::PrepareData(command) => command.run(),
             Self::Serve(command) => command.run(),
             Self::Verify(command) => command.run(),

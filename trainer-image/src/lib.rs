@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod durable;
+pub mod evaluation;
 pub mod model;
 pub mod reporting;
 pub mod serving;

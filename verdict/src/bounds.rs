@@ -225,7 +225,7 @@ mod tests {
         let found = mean(1000.0, 900.0, 900.0, 0.95);
         let log = 40.0_f64.ln();
         let margin = (2.0 * (90.0 / 999.0) * log / 1000.0).sqrt() + 7.0 * log / (3.0 * 999.0);
-        near(margin, 0.034_395, 1e-6);
+        near(margin, 0.034_397, 1e-6);
         near(found.lower, 0.9 - margin, 1e-12);
         near(found.upper, 0.9 + margin, 1e-12);
         assert_eq!(mean(1.0, 1.0, 1.0, 0.95), Bounds { lower: 0.0, upper: 1.0 }, "one value says nothing");

@@ -11,6 +11,9 @@ mod judge;
 mod needed;
 mod sample;
 
+#[cfg(test)]
+mod tests;
+
 pub use bounds::{Bounds, bounds};
 pub use decimal::Rounding;
 pub use digests::{gates_digest, report_digest};

@@ -62,14 +62,30 @@ fn keys_base_and_types_are_the_same_set() {
 }
 
 #[test]
-fn the_baseline_is_of_equal_size_and_tuning() {
+fn the_baseline_is_of_equal_size_tokens_and_tuning() {
     let of = |template| {
         let resolved = compose_training(template, &[], None, 42, data()).expect("a template");
         settings(&resolved.spec().settings)
     };
     let (steps, answers) = (of("cot-starter"), of("answers-only"));
     let differing: Vec<_> = steps.iter().zip(&answers).filter(|(a, b)| a != b).map(|(a, _)| a.0.as_str()).collect();
-    assert_eq!(differing, ["response.format"]);
+    assert_eq!(differing, ["response.format", "training.max_steps"]);
+
+    // Tokens of an example with its steps, against one with its answer alone (a character is a token).
+    let problems = crate::benchmark("cot-lite")[0].bytes;
+    let (mut long, mut short) = (0, 0);
+    for line in problems.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let record: Value = serde_json::from_slice(line).expect("a record");
+        let (prompt, response) = (record["prompt"].as_str().expect("text"), record["response"].as_str().expect("text"));
+        let answer = &response[response.rfind('#').expect("an answer")..];
+        long += prompt.len() + response.len();
+        short += prompt.len() + answer.len();
+    }
+    let steps_of = |leaves: &[(String, Value)]| {
+        leaves.iter().find(|leaf| leaf.0 == "training.max_steps").and_then(|leaf| leaf.1.as_f64()).expect("a number")
+    };
+    let tokens = (steps_of(&steps) * f64::from(long as u32), steps_of(&answers) * f64::from(short as u32));
+    assert!((tokens.0 / tokens.1 - 1.0).abs() < 0.03, "{tokens:?}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The sentences of refusals.
 
+use codex_provenance::{DataDigest, Sha256};
+
 use super::{data, overrides, synthetic};
 use crate::{Data, Evaluation, Resolved, Synthetic, compose_evaluation, compose_training};
 
@@ -220,5 +222,14 @@ fn data_of_an_evaluation() {
     baseline.name = "baseline".to_owned();
     assert!(evaluation(vec![baseline.clone()]).expect_err("made").to_string().contains("--record-baseline"));
     baseline.name = "problems".to_owned();
-    evaluation(vec![baseline]).expect("problems can be made");
+    let own = evaluation(vec![baseline.clone()]).expect("problems can be made");
+    assert_eq!(own.spec().data, [baseline], "the preset's baseline answered other problems");
+    let file = |name: &str| Data { name: name.to_owned(), sha256: Some(DataDigest(Sha256::of(name))), synthetic: None };
+    let replaced = evaluation(vec![file("baseline")]).expect("a baseline of one's own");
+    let names: Vec<_> = replaced.spec().data.iter().map(|item| item.name.as_str()).collect();
+    assert_eq!(names, ["problems", "baseline"]);
+    assert_eq!(replaced.spec().data[1], file("baseline"));
+    assert_eq!(replaced.spec().data[0].sha256, Some(crate::benchmark("cot-lite")[0].digest()));
+    let turned = |names: [&str; 2]| evaluation(names.map(file).to_vec()).expect("both").digest();
+    assert_eq!(turned(["baseline", "problems"]), turned(["problems", "baseline"]), "names, not places");
 }

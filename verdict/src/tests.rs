@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::{Gate, GateResult, Judgement, Verdict, WrittenGate, judge};
 use codex_provenance::{ModelDigest, Sha256};
 use codex_reports::Measurement;
-use codex_verdict::{Gate, GateResult, Judgement, Verdict, WrittenGate, judge};
 use proptest::prelude::*;
 
 fn model(name: &str) -> ModelDigest {
@@ -38,10 +38,10 @@ fn a_bound_that_clears_passes() {
     let result = one("exact_match>=0.95@0.95", share(986, 1000));
     assert_eq!(result.verdict, Verdict::Passed);
     assert_eq!((result.value.as_deref(), result.n), (Some("0.986"), Some(1000)));
-    assert_eq!((result.lower.as_deref(), result.upper.as_deref()), (Some("0.978206"), Some("0.991537")));
+    assert_eq!((result.lower.as_deref(), result.upper.as_deref()), (Some("0.978199"), Some("0.991517")));
     assert_eq!(
         result.message,
-        "0.986 over 1000 items, so at least 0.978206 with confidence 0.95; the gate asks for at least 0.95"
+        "0.986 over 1000 items, so at least 0.978199 with confidence 0.95; the gate asks for at least 0.95"
     );
 }
 
@@ -58,7 +58,7 @@ fn in_between_nothing_is_decided_and_the_number_of_items_is_said() {
     assert_eq!(result.verdict, Verdict::Inconclusive);
     assert_eq!(
         result.message,
-        "1 over 58 items, so only at least 0.949659 with confidence 0.95; the gate asks for at least 0.95, and about 59 items would decide if they went on like this"
+        "1 over 58 items, so only at least 0.94966 with confidence 0.95; the gate asks for at least 0.95, and about 59 items would decide if they went on like this"
     );
     assert_eq!(one("exact_match>=0.95@0.95", share(59, 59)).verdict, Verdict::Passed);
     let result = one("exact_match>=0.5@0.95", share(10, 20));
@@ -185,7 +185,7 @@ proptest! {
     ) {
         let (one, other) = (judged(&gates, &metrics), judged(&shuffled, &metrics));
         prop_assert_eq!((one.verdict, one.passed, one.total), (other.verdict, other.passed, other.total));
-        prop_assert_eq!(codex_verdict::gates_digest(&gates), codex_verdict::gates_digest(&shuffled));
+        prop_assert_eq!(crate::gates_digest(&gates), crate::gates_digest(&shuffled));
     }
 
     #[test]
@@ -201,12 +201,12 @@ proptest! {
         let result = judged(std::slice::from_ref(&gate), &metrics).gates.remove(0);
         if result.verdict == Verdict::Passed {
             let Some(measurement) = metrics.get(&gate.metric) else { panic!("passed without a measurement") };
-            let sample = codex_verdict::Sample::of(measurement).expect("passed on what cannot be");
+            let sample = crate::Sample::of(measurement).expect("passed on what cannot be");
             let shown: f64 = result.value.expect("a value").parse().expect("a decimal");
             prop_assert!((shown - sample.value()).abs() < 2e-6);
             let met = match gate.bound {
-                codex_verdict::Bound::Min(least) => sample.value() >= least,
-                codex_verdict::Bound::Max(most) => sample.value() <= most,
+                crate::Bound::Min(least) => sample.value() >= least,
+                crate::Bound::Max(most) => sample.value() <= most,
             };
             prop_assert!(met, "the value itself must meet a gate that passed");
         }

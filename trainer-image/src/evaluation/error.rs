@@ -1,0 +1,140 @@
+//! Why an evaluation gives up, and whether another attempt could succeed. Pure.
+
+use std::{io, path::PathBuf};
+
+use codex_provenance::{DataDigest, ModelDigest, manifest::ManifestError};
+use codex_reports::{Failure, exit};
+
+use super::baseline::BaselineError;
+use crate::{
+    cli::{CommandError, chain},
+    durable::FileError,
+    model::ModelError,
+    reporting::ReportingError,
+    tasks::{RecordError, TaskError},
+};
+
+/// Why an evaluation gives up.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluateError {
+    /// A configuration that cannot be used.
+    #[error(transparent)]
+    Config(#[from] codex_configs::ConfigError),
+    /// Arguments that do not go together.
+    #[error("{0}")]
+    Arguments(String),
+    /// A model other than the one that is to be judged.
+    #[error("the model in {} hashes to {found}, but {expected} is to be evaluated: it was changed after it was trained", path.display())]
+    ModelMismatch {
+        /// The model directory.
+        path: PathBuf,
+        /// What it hashes to.
+        found: ModelDigest,
+        /// What is to be evaluated.
+        expected: ModelDigest,
+    },
+    /// A directory that is no model.
+    #[error("the model in {} cannot be hashed", path.display())]
+    Manifest {
+        /// The model directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ManifestError,
+    },
+    /// A model that cannot be loaded.
+    #[error("the model in {} cannot be loaded", path.display())]
+    Model {
+        /// The model directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ModelError,
+    },
+    /// A file that hashes to something else than the evaluation asks for.
+    #[error("data {name} hashes to {found}, but the evaluation asks for {expected}: give it the file that it names")]
+    DataMismatch {
+        /// The data's name.
+        name: String,
+        /// What the file hashes to.
+        found: DataDigest,
+        /// What the evaluation asks for.
+        expected: DataDigest,
+    },
+    /// Problems that cannot be read.
+    #[error(transparent)]
+    Records(#[from] RecordError),
+    /// A task that cannot be drawn from.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// A problem without an answer.
+    #[error("{file}:{line}: the response has no answer: end it in #answer$")]
+    Answerless {
+        /// The file.
+        file: String,
+        /// The line, counted from 1.
+        line: usize,
+    },
+    /// A problem that stands there twice.
+    #[error("{file}:{line}: the prompt of line {first} again: every problem counts once, so remove one of the two")]
+    Repeated {
+        /// The file.
+        file: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// The line that asked it before.
+        first: usize,
+    },
+    /// A baseline that cannot be used.
+    #[error(transparent)]
+    Baseline(#[from] BaselineError),
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The system refused a signal handler.
+    #[error("the evaluator cannot start")]
+    System(#[source] io::Error),
+    /// Reports that cannot be sent.
+    #[error(transparent)]
+    Reporting(#[from] ReportingError),
+}
+
+impl EvaluateError {
+    /// The reason for status, and whether another attempt is in vain.
+    fn class(&self) -> (&'static str, bool) {
+        match self {
+            Self::Config(_) | Self::Arguments(_) => ("InvalidConfiguration", true),
+            Self::ModelMismatch { .. } => ("ModelMismatch", true),
+            // A volume may come back; a directory that is no model stays none.
+            Self::Manifest { source: ManifestError::Unreadable { source, .. }, .. }
+                if source.kind() != io::ErrorKind::NotFound =>
+            {
+                ("StorageFailed", false)
+            }
+            Self::Manifest { .. } | Self::Model { .. } => ("InvalidModel", true),
+            Self::DataMismatch { .. } => ("DataMismatch", true),
+            Self::Records(_) | Self::Task(_) | Self::Answerless { .. } | Self::Repeated { .. } | Self::Baseline(_) => {
+                ("InvalidData", true)
+            }
+            Self::File(_) => ("StorageFailed", false),
+            Self::System(_) | Self::Reporting(_) => ("EvaluationFailed", false),
+        }
+    }
+
+    /// As a report tells it.
+    pub fn failure(&self) -> Failure {
+        let (reason, is_final) = self.class();
+        Failure { is_final, reason: reason.to_owned(), message: chain(self) }
+    }
+
+    /// The process's exit code.
+    pub fn exit(&self) -> i32 {
+        if self.class().1 { exit::BAD_INPUT } else { exit::FAILED }
+    }
+}
+
+impl From<EvaluateError> for CommandError {
+    fn from(error: EvaluateError) -> Self {
+        Self { exit: error.exit(), source: Box::new(error) }
+    }
+}

@@ -1,0 +1,144 @@
+//! The problems and the baseline of an evaluation: read, hashed, checked. Reads files.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use codex_configs::{BASELINE, Data, Evaluation, PROBLEMS, benchmark_file};
+use codex_provenance::{DataDigest, Sha256};
+use codex_reports::DataFile;
+
+use super::{EvaluateError, baseline::Baseline, score::plain_answer};
+use crate::{
+    durable,
+    tasks::{Record, Split, Task, materialise, parse_records},
+};
+
+/// What a model is asked, and what it is compared with.
+#[derive(Debug)]
+pub(super) struct Inputs {
+    /// The problems that are asked.
+    pub(super) problems: Vec<Problem>,
+    /// What another model answered; has every problem.
+    pub(super) baseline: Option<Baseline>,
+}
+
+/// A problem and where it stands.
+#[derive(Debug)]
+pub(super) struct Problem {
+    /// Its line, counted from 1.
+    pub(super) line: usize,
+    /// The problem with its solution.
+    pub(super) record: Record,
+}
+
+impl Inputs {
+    /// Reads the data of an evaluation. `files` gives the paths of data that was given by hand; what the preset brings
+    /// along is embedded, what is synthetic is made. `seen` hears of every file as soon as it was hashed, before it is
+    /// refused, and again with its records.
+    ///
+    /// # Errors
+    /// When a file cannot be read, hashes to something else, or holds what cannot be asked.
+    pub(super) fn read(
+        evaluation: &Evaluation,
+        files: &[(String, PathBuf)],
+        mut seen: impl FnMut(DataFile),
+    ) -> Result<Self, EvaluateError> {
+        let known = |name: &str| evaluation.data.iter().any(|data| data.name == name);
+        if let Some((name, _)) = files.iter().find(|(name, _)| !known(name)) {
+            return Err(EvaluateError::Arguments(format!("--data {name} is not in the configuration")));
+        }
+        let mut problems = Vec::new();
+        let mut baseline = None;
+        for data in &evaluation.data {
+            let (bytes, label) = bytes_of(evaluation, data, files)?;
+            let sha256 = DataDigest(Sha256::of(&bytes));
+            let mut file = DataFile { name: data.name.clone(), sha256, size: bytes.len() as u64, records: None };
+            seen(file.clone());
+            if let Some(expected) = data.sha256.filter(|expected| *expected != sha256) {
+                return Err(EvaluateError::DataMismatch { name: data.name.clone(), found: sha256, expected });
+            }
+            let records = match data.name.as_str() {
+                PROBLEMS => {
+                    problems = parse_problems(&label, &bytes)?;
+                    problems.len()
+                }
+                _ => baseline.insert(Baseline::parse(&label, &bytes)?).len(),
+            };
+            file.records = Some(records as u64);
+            seen(file);
+        }
+        if let Some(limit) = evaluation.settings.evaluation.limit {
+            problems.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        }
+        if let Some(baseline) = &baseline {
+            for problem in &problems {
+                baseline.prediction(&problem.record.prompt)?;
+            }
+        }
+        Ok(Self { problems, baseline })
+    }
+}
+
+/// The bytes of one file, and the name that errors call it by.
+fn bytes_of(
+    evaluation: &Evaluation,
+    data: &Data,
+    files: &[(String, PathBuf)],
+) -> Result<(Vec<u8>, String), EvaluateError> {
+    let given = files.iter().find(|(name, _)| *name == data.name);
+    match (&data.synthetic, given) {
+        (None, Some((_, path))) => Ok((durable::read(path)?, path.display().to_string())),
+        (Some(synthetic), None) => {
+            let task: Task = synthetic.task.parse()?;
+            let count = usize::try_from(synthetic.count).unwrap_or(usize::MAX);
+            Ok((materialise(task, Split::HeldOut, synthetic.seed, count)?, data.name.clone()))
+        }
+        (None, None) => data
+            .sha256
+            .and_then(|digest| benchmark_file(&evaluation.preset, digest))
+            .map(|file| (file.bytes.to_vec(), file.path.to_owned()))
+            .ok_or_else(|| EvaluateError::Arguments(format!("data {0} has no file: pass --data {0}=FILE", data.name))),
+        (Some(_), Some(_)) => Err(EvaluateError::Arguments(format!(
+            "data {0} is synthetic in the configuration: leave --data {0}=… out",
+            data.name
+        ))),
+    }
+}
+
+fn parse_problems(file: &str, bytes: &[u8]) -> Result<Vec<Problem>, EvaluateError> {
+    let records = parse_records(file, bytes)?;
+    // Lines of white space hold no record; all others hold one, or parsing had refused them.
+    let filled = |line: &[u8]| !String::from_utf8_lossy(line).trim().is_empty();
+    let lines = bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| filled(line));
+    let mut first_lines = HashMap::new();
+    let mut problems = Vec::with_capacity(records.len());
+    for ((index, _), record) in lines.zip(records) {
+        let (file, line) = (file.to_owned(), index + 1);
+        if plain_answer(&record.response).is_none() {
+            return Err(EvaluateError::Answerless { file, line });
+        }
+        if let Some(first) = first_lines.insert(record.prompt.clone(), line) {
+            return Err(EvaluateError::Repeated { file, line, first });
+        }
+        problems.push(Problem { line, record });
+    }
+    Ok(problems)
+}
+
+/// The data that files given by hand make: `NAME=FILE` becomes a name with the digest that the file has now.
+///
+/// # Errors
+/// When a file cannot be read.
+pub(super) fn pin(files: &[(String, PathBuf)]) -> Result<Vec<Data>, EvaluateError> {
+    files
+        .iter()
+        .map(|(name, path)| {
+            let sha256 = Some(DataDigest(Sha256::of(durable::read(path)?)));
+            Ok(Data { name: name.clone(), sha256, synthetic: None })
+        })
+        .collect()
+}
+
+/// True for a name that an evaluation's data can have.
+pub(super) fn is_name(name: &str) -> bool {
+    [PROBLEMS, BASELINE].contains(&name)
+}

@@ -1,0 +1,161 @@
+//! `codex evaluate`: has a model answer held-out problems, scores the answers, and writes what a verdict is made of.
+//!
+//! In a pod it reads the resolved configuration and demands the digest of the model; the verdict is the controller's.
+//! On a laptop it composes a preset, and judges by `--gate` with the controller's own code.
+
+mod baseline;
+mod error;
+mod inputs;
+mod outputs;
+mod score;
+mod session;
+mod table;
+
+use std::{
+    io::IsTerminal as _,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use codex_configs::{Evaluation, Resolved, compose_evaluation};
+use codex_provenance::ModelDigest;
+use codex_reports::{EvaluationState, Stage, exit};
+use codex_verdict::{Gate, Judgement, Verdict, judge};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+
+pub use baseline::{Baseline, BaselineError, Prediction};
+pub use error::EvaluateError;
+pub use outputs::{JudgedModel, Results, Shown};
+pub use score::{EXACT_MATCH, Scored, TRACE_COVERAGE, WIN_RATE};
+pub use session::{Outcome, Session};
+
+use crate::{cli::CommandError, durable, reporting::Reporter};
+
+/// Have a model answer held-out problems and score its answers.
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["config", "preset"])))]
+pub struct Evaluate {
+    /// A resolved configuration, as the controller mounts it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["set", "seed"], requires = "model_digest")]
+    config: Option<PathBuf>,
+    /// A preset to compose a configuration from, such as cot-lite.
+    #[arg(long)]
+    preset: Option<String>,
+    /// Change a key of the preset, such as `evaluation.limit=100`.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Recorded with the results; greedy generation draws nothing from it [default: 1].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// `problems` or `baseline` (JSON lines) in place of the preset's.
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
+    data: Vec<(String, PathBuf)>,
+    /// The model directory.
+    #[arg(long, value_name = "DIRECTORY")]
+    model: PathBuf,
+    /// What the model must hash to; another one is refused.
+    #[arg(long, value_name = "HEX")]
+    model_digest: Option<ModelDigest>,
+    /// Where evaluation.json, summary.json and records.ndjson go.
+    #[arg(long, value_name = "DIRECTORY")]
+    output: PathBuf,
+    /// A gate, such as `exact_match>=0.95@0.95` (at least 0.95 with confidence 0.95); exit code 1 unless all pass.
+    #[arg(long, value_name = "METRIC>=BOUND[@CONFIDENCE]")]
+    gate: Vec<Gate>,
+    /// Also write the predictions as a baseline that others are compared with.
+    #[arg(long, value_name = "FILE")]
+    record_baseline: Option<PathBuf>,
+}
+
+fn named_file(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if inputs::is_name(name) && !path.is_empty() => Ok((name.to_owned(), path.into())),
+        _ => Err("write problems=FILE or baseline=FILE".to_owned()),
+    }
+}
+
+impl Evaluate {
+    pub(crate) fn run(self) -> Result<i32, CommandError> {
+        let reporter = Reporter::<EvaluationState>::from_env().map_err(EvaluateError::from)?;
+        match self.evaluate(&reporter) {
+            Ok(Outcome::Finished(results)) => {
+                reporter.finish(exit::FINISHED);
+                let judgement = (!self.gate.is_empty()).then(|| self.judge(&results));
+                self.tell(&results, judgement.as_ref())?;
+                let held = judgement.is_none_or(|judgement| judgement.verdict == Verdict::Passed);
+                Ok(if held { exit::FINISHED } else { exit::FAILED })
+            }
+            Ok(Outcome::Interrupted) => {
+                reporter.finish(exit::INTERRUPTED);
+                Ok(exit::INTERRUPTED)
+            }
+            Err(error) => {
+                reporter.fail(error.failure());
+                reporter.finish(error.exit());
+                Err(error.into())
+            }
+        }
+    }
+
+    fn evaluate(&self, reporter: &Reporter<EvaluationState>) -> Result<Outcome, EvaluateError> {
+        reporter.update(|state| state.stage = Stage::Starting);
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGTERM, SIGINT] {
+            flag::register(signal, Arc::clone(&stop)).map_err(EvaluateError::System)?;
+        }
+        let resolved = self.resolve()?;
+        reporter.set_config_digest(resolved.digest());
+        let session = Session {
+            resolved: &resolved,
+            files: &self.data,
+            model: &self.model,
+            expected: self.model_digest,
+            output: &self.output,
+            record_baseline: self.record_baseline.as_deref(),
+            reporter,
+            stop,
+        };
+        session.run()
+    }
+
+    /// The resolved configuration: read, or composed here.
+    fn resolve(&self) -> Result<Resolved<Evaluation>, EvaluateError> {
+        if let Some(path) = &self.config {
+            return Ok(Resolved::from_yaml(&durable::read(path)?)?);
+        }
+        let preset = self.preset.as_deref().unwrap_or_default();
+        Ok(compose_evaluation(preset, &self.set, self.seed.unwrap_or(1), inputs::pin(&self.data)?)?)
+    }
+
+    fn judge(&self, results: &Results) -> Judgement {
+        let judged = results.model.digest;
+        judge(&self.gate, &results.metrics, Some(judged), self.model_digest.unwrap_or(judged))
+    }
+
+    fn tell(&self, results: &Results, judgement: Option<&Judgement>) -> Result<(), CommandError> {
+        let text = if std::io::stdout().is_terminal() {
+            let verdict = judgement.map(|judgement| format!("\n{}", table::verdict(judgement))).unwrap_or_default();
+            format!(
+                "{}{verdict}\n\nEvery problem: {}",
+                table::numbers(results),
+                self.output.join("records.ndjson").display()
+            )
+        } else {
+            let line = serde_json::json!({
+                "evaluation": self.output.join("evaluation.json"),
+                "model": results.model.digest,
+                "metrics": results.metrics,
+                "baseline": results.baseline,
+                "judgement": judgement,
+            });
+            line.to_string()
+        };
+        durable::say(&text).map_err(CommandError::failed)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! The results of an evaluation, as its files hold them. Writes files.
+//!
+//! `records.ndjson` has a line a problem, `summary.json` the numbers with their bounds, `evaluation.json`, written last,
+//! the preset and the results: everything that a verdict is made of. Nothing in them holds a time or a machine.
+
+use std::{collections::BTreeMap, io, path::Path};
+
+use codex_configs::{Evaluation, Resolved};
+use codex_provenance::{ConfigDigest, ModelDigest, OmsRoot, ReportDigest, manifest::Manifest};
+use codex_reports::{DataFile, Measurement};
+use codex_verdict::{Rounding, Sample, bounds, report_digest};
+use serde::Serialize;
+
+use super::score::{Scored, baseline_exact_match, exact_match, metrics};
+use crate::durable::{self, FileError};
+
+/// The version of the files' shapes.
+const SCHEMA_VERSION: u32 = 1;
+/// The one-sided confidence of the bounds that are shown beside a number.
+pub(super) const CONFIDENCE: f64 = 0.95;
+
+/// `evaluation.json`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Results {
+    schema_version: u32,
+    /// What was evaluated and how: the preset with its settings.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
+    /// The digest of that.
+    pub config_digest: ConfigDigest,
+    /// The model, as it was hashed.
+    pub model: JudgedModel,
+    /// The data, as it was read.
+    pub data_files: Vec<DataFile>,
+    /// Problems that the model could not take; they count as wrong.
+    pub errors: usize,
+    /// The numbers.
+    pub metrics: BTreeMap<String, Measurement>,
+    /// The baseline's share of right answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Measurement>,
+    /// The digest of the model, the data and the numbers.
+    pub report_digest: ReportDigest,
+    /// Every problem.
+    #[serde(skip)]
+    pub scored: Vec<Scored>,
+}
+
+/// The model, as it was hashed.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JudgedModel {
+    /// The digest of its manifest.
+    pub digest: ModelDigest,
+    /// The OMS root over the same files.
+    pub oms_root: OmsRoot,
+    /// Bytes.
+    pub size_bytes: u64,
+}
+
+/// A number with its one-sided bounds, as decimals.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Shown {
+    /// The share or the mean.
+    pub value: String,
+    /// Items.
+    pub n: u64,
+    /// With the confidence, the truth is at least this.
+    pub lower: String,
+    /// With the confidence, the truth is at most this.
+    pub upper: String,
+}
+
+impl Shown {
+    /// A measurement; none where it cannot be.
+    pub fn of(measurement: &Measurement) -> Option<Self> {
+        let sample = Sample::of(measurement).ok()?;
+        let bounds = bounds(&sample, CONFIDENCE);
+        Some(Self {
+            value: Rounding::Down.show(sample.value()),
+            n: sample.n(),
+            lower: Rounding::Down.show(bounds.lower),
+            upper: Rounding::Up.show(bounds.upper),
+        })
+    }
+}
+
+/// `summary.json`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary<'a> {
+    schema_version: u32,
+    preset: &'a str,
+    model: ModelDigest,
+    problems: usize,
+    errors: usize,
+    /// One-sided, of each bound on its own.
+    confidence: f64,
+    metrics: BTreeMap<&'a str, Option<Shown>>,
+    baseline_exact_match: Option<Shown>,
+    /// `exact_match` by category.
+    categories: BTreeMap<&'a str, Option<Shown>>,
+}
+
+impl Results {
+    /// Counts what was scored.
+    pub fn new(
+        resolved: &Resolved<Evaluation>,
+        manifest: &Manifest,
+        data_files: Vec<DataFile>,
+        scored: Vec<Scored>,
+    ) -> Self {
+        let model =
+            JudgedModel { digest: manifest.digest(), oms_root: manifest.oms_root(), size_bytes: manifest.size_bytes() };
+        let metrics = metrics(&scored);
+        let digests = data_files.iter().map(|file| (file.name.clone(), file.sha256)).collect();
+        Self {
+            schema_version: SCHEMA_VERSION,
+            evaluation: resolved.spec().clone(),
+            config_digest: resolved.digest(),
+            report_digest: report_digest(model.digest, &digests, &metrics),
+            model,
+            data_files,
+            errors: scored.iter().filter(|one| one.error.is_some()).count(),
+            baseline: baseline_exact_match(&scored),
+            metrics,
+            scored,
+        }
+    }
+
+    fn summary(&self) -> Summary<'_> {
+        let mut categories: BTreeMap<&str, Vec<&Scored>> = BTreeMap::new();
+        for one in &self.scored {
+            categories.entry(&one.category).or_default().push(one);
+        }
+        Summary {
+            schema_version: SCHEMA_VERSION,
+            preset: &self.evaluation.preset,
+            model: self.model.digest,
+            problems: self.scored.len(),
+            errors: self.errors,
+            confidence: CONFIDENCE,
+            metrics: self.metrics.iter().map(|(name, number)| (name.as_str(), Shown::of(number))).collect(),
+            baseline_exact_match: self.baseline.as_ref().and_then(Shown::of),
+            categories: categories
+                .into_iter()
+                .map(|(name, scored)| (name, Shown::of(&exact_match(scored.iter().copied()))))
+                .collect(),
+        }
+    }
+}
+
+/// Writes the three files into `output`, each whole or not at all.
+///
+/// # Errors
+/// When the file system refuses.
+pub(super) fn write(output: &Path, results: &Results) -> Result<(), FileError> {
+    let path = output.join("records.ndjson");
+    let mut lines = Vec::new();
+    for one in &results.scored {
+        serde_json::to_writer(&mut lines, one).map_err(io::Error::other).map_err(FileError::of("encoding", &path))?;
+        lines.push(b'\n');
+    }
+    durable::write(&path, &lines)?;
+    durable::write_json(&output.join("summary.json"), &results.summary())?;
+    durable::write_json(&output.join("evaluation.json"), results)?;
+    Ok(())
+}

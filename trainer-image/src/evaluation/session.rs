@@ -1,0 +1,156 @@
+//! One evaluation: hash the model, read the problems, have it answer them, score the answers, write the results. Does I/O.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use codex_configs::{Evaluation, Resolved};
+use codex_provenance::{ModelDigest, manifest::Manifest};
+use codex_reports::{EvaluationState, Stage};
+use indicatif::ProgressBar;
+
+use super::{
+    EvaluateError, baseline,
+    inputs::Inputs,
+    outputs::{Results, write},
+    score::{self, Scored},
+    table,
+};
+use crate::{
+    durable::{self, FileError},
+    model::{Generator, ModelFiles},
+    reporting::Reporter,
+};
+
+/// Rounds of full batches between two looks at whether to stop.
+const ROUNDS: usize = 4;
+
+/// What an evaluation is told.
+pub struct Session<'a> {
+    /// The configuration.
+    pub resolved: &'a Resolved<Evaluation>,
+    /// The files of data that is neither synthetic nor the preset's own, by name.
+    pub files: &'a [(String, PathBuf)],
+    /// The model directory.
+    pub model: &'a Path,
+    /// What the model must hash to; none takes whatever is there.
+    pub expected: Option<ModelDigest>,
+    /// Where the results go.
+    pub output: &'a Path,
+    /// Where the predictions go as another evaluation's baseline.
+    pub record_baseline: Option<&'a Path>,
+    /// Where progress goes.
+    pub reporter: &'a Reporter<EvaluationState>,
+    /// Set when the evaluation should end without results.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// How an evaluation ended.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// The results are written.
+    Finished(Box<Results>),
+    /// Asked to stop: an evaluation begins anew.
+    Interrupted,
+}
+
+impl Session<'_> {
+    /// Runs the evaluation.
+    ///
+    /// # Errors
+    /// When the model or the data are not what they should be, or the file system refuses.
+    pub fn run(&self) -> Result<Outcome, EvaluateError> {
+        let (manifest, files) = self.hold()?;
+        let evaluation = self.resolved.spec();
+        let inputs = Inputs::read(evaluation, self.files, |file| {
+            self.reporter.update(|state| {
+                state.data.retain(|known| known.name != file.name);
+                state.data.push(file);
+            });
+        })?;
+        let settings = &evaluation.settings.evaluation;
+        let slots = settings.batch_size.min(inputs.problems.len());
+        let mut generator = Generator::load(&files, slots)
+            .map_err(|source| EvaluateError::Model { path: self.model.to_owned(), source })?;
+        self.reporter.update(|state| {
+            state.stage = Stage::Running;
+            state.total = inputs.problems.len() as u64;
+        });
+        let Some(outcomes) = self.answer(&mut generator, &inputs, settings.max_new_tokens) else {
+            self.reporter.update(|state| state.stage = Stage::Interrupted);
+            return Ok(Outcome::Interrupted);
+        };
+        let mut scored = Vec::with_capacity(outcomes.len());
+        for (problem, outcome) in inputs.problems.iter().zip(outcomes) {
+            let baseline =
+                inputs.baseline.as_ref().map(|baseline| baseline.prediction(&problem.record.prompt)).transpose()?;
+            scored.push(Scored::of(problem.line, &problem.record, outcome, baseline));
+        }
+        let results = Results::new(self.resolved, &manifest, self.reporter.state().data, scored);
+        write(self.output, &results)?;
+        self.record(&results.scored)?;
+        self.reporter.update(|state| {
+            state.metrics.clone_from(&results.metrics);
+            state.stage = Stage::Finished;
+        });
+        Ok(Outcome::Finished(Box::new(results)))
+    }
+
+    /// Reads the model once; what is hashed here is what answers.
+    fn hold(&self) -> Result<(Manifest, ModelFiles), EvaluateError> {
+        let (manifest, files) = Manifest::read_dir(self.model)
+            .map_err(|source| EvaluateError::Manifest { path: self.model.to_owned(), source })?;
+        let found = manifest.digest();
+        self.reporter.update(|state| state.model_digest = Some(found));
+        match self.expected {
+            Some(expected) if expected != found => {
+                Err(EvaluateError::ModelMismatch { path: self.model.to_owned(), found, expected })
+            }
+            _ => Ok((manifest, files)),
+        }
+    }
+
+    /// What the model writes to each problem, or none when it was stopped.
+    fn answer(&self, generator: &mut Generator, inputs: &Inputs, limit: usize) -> Option<Vec<score::Outcome>> {
+        let total = inputs.problems.len();
+        let bar = table::progress_bar(total as u64);
+        let mut outcomes = Vec::with_capacity(total);
+        for problems in inputs.problems.chunks((generator.slots() * ROUNDS).max(1)) {
+            if self.stop.load(Ordering::Relaxed) {
+                return None;
+            }
+            let before = outcomes.len();
+            let prompts: Vec<&str> = problems.iter().map(|problem| problem.record.prompt.as_str()).collect();
+            let completions = generator.complete(&prompts, limit, |done| self.tell(bar.as_ref(), before + done));
+            outcomes.extend(
+                completions
+                    .into_iter()
+                    .map(|completion| completion.map(|done| done.text).map_err(|error| crate::cli::chain(&error))),
+            );
+            tracing::info!(done = outcomes.len(), total, "evaluating");
+        }
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+        }
+        Some(outcomes)
+    }
+
+    fn tell(&self, bar: Option<&ProgressBar>, done: usize) {
+        if let Some(bar) = bar {
+            bar.set_position(done as u64);
+        }
+        self.reporter.update(|state| state.done = done as u64);
+    }
+
+    fn record(&self, scored: &[Scored]) -> Result<(), EvaluateError> {
+        let Some(path) = self.record_baseline else { return Ok(()) };
+        let pairs = scored.iter().map(|one| (one.prompt.as_str(), one.prediction.as_deref().unwrap_or_default()));
+        let bytes = baseline::write(pairs).map_err(std::io::Error::other).map_err(FileError::of("encoding", path))?;
+        durable::write(path, &bytes)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,67 @@
+//! What a person sees of an evaluation. Pure, but for the bar on the terminal.
+
+use std::{fmt::Write as _, io::IsTerminal as _};
+
+use codex_reports::Measurement;
+use codex_verdict::Judgement;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{
+    outputs::{CONFIDENCE, Results, Shown},
+    score::EXACT_MATCH,
+};
+
+/// A bar on a terminal; none elsewhere.
+pub(super) fn progress_bar(total: u64) -> Option<ProgressBar> {
+    std::io::stderr().is_terminal().then(|| {
+        let bar = ProgressBar::new(total);
+        if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos}/{len} problems  {elapsed} elapsed, {eta} left")
+        {
+            bar.set_style(style);
+        }
+        bar
+    })
+}
+
+/// The numbers as a table, the baseline's accuracy beside the model's.
+pub(super) fn numbers(results: &Results) -> String {
+    let mut text = format!(
+        "{} · model {} · {} problems\n\n{:<20}  {:>9}  {:>6}  {:>9}  {:>9}  {}\n",
+        results.evaluation.preset,
+        results.model.digest.short(),
+        results.scored.len(),
+        "METRIC",
+        "VALUE",
+        "N",
+        "AT LEAST",
+        "AT MOST",
+        "BASELINE"
+    );
+    for (name, measurement) in &results.metrics {
+        let baseline = results.baseline.as_ref().filter(|_| name == EXACT_MATCH).and_then(Shown::of);
+        row(&mut text, name, measurement, baseline.map(|shown| shown.value));
+    }
+    let _ = write!(text, "\nAT LEAST and AT MOST hold with confidence {CONFIDENCE} each.");
+    if results.errors > 0 {
+        let _ = write!(text, "\n{} problems could not be answered; they count as wrong.", results.errors);
+    }
+    text
+}
+
+fn row(text: &mut String, name: &str, measurement: &Measurement, baseline: Option<String>) {
+    let Some(Shown { value, n, lower, upper }) = Shown::of(measurement) else {
+        let _ = writeln!(text, "{name:<20}  no number");
+        return;
+    };
+    let line = format!("{name:<20}  {value:>9}  {n:>6}  {lower:>9}  {upper:>9}  {}", baseline.unwrap_or_default());
+    let _ = writeln!(text, "{}", line.trim_end());
+}
+
+/// The verdict with its reasons.
+pub(super) fn verdict(judgement: &Judgement) -> String {
+    let mut text = format!("\n{}: {} of {} gates passed", judgement.verdict, judgement.passed, judgement.total);
+    for gate in &judgement.gates {
+        let _ = write!(text, "\n  {:<12}  {}: {}", gate.verdict, gate.metric, gate.message);
+    }
+    text
+}

@@ -1,0 +1,304 @@
+use std::{fs, path::Path};
+
+use codex_configs::{Data, Synthetic, benchmark, compose_training};
+use codex_provenance::{DataDigest, Sha256, manifest::Manifest};
+use codex_reports::{Measurement, TrainingState};
+
+use super::*;
+use crate::tasks::{Split, Task, materialise};
+
+/// A model that `steps` optimiser steps have taught; 0 leaves it as it was initialised.
+fn train(steps: u64, output: &Path) -> PathBuf {
+    let overrides = [
+        "model.hidden_size=32".to_owned(),
+        "model.intermediate_size=96".to_owned(),
+        "model.num_hidden_layers=2".to_owned(),
+        "model.num_attention_heads=2".to_owned(),
+        "training.max_steps=300".to_owned(),
+        "training.warmup_steps=20".to_owned(),
+        "training.batch_size=32".to_owned(),
+        format!("training.stop_after={steps}"),
+    ];
+    let resolved = compose_training("cot-starter", &overrides, None, 1, vec![synthetic("arithmetic", 20_000)]).unwrap();
+    let reporter = Reporter::<TrainingState>::from_env().unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    crate::training::Session { resolved: &resolved, files: &[], output, reporter: &reporter, stop }.run().unwrap();
+    output.join("model")
+}
+
+fn synthetic(task: &str, count: u64) -> Data {
+    named_synthetic(task, task, count)
+}
+
+fn named_synthetic(name: &str, task: &str, count: u64) -> Data {
+    let synthetic = Some(Synthetic { task: task.to_owned(), seed: 7, count });
+    Data { name: name.to_owned(), sha256: None, synthetic }
+}
+
+fn problems(count: u64) -> Vec<Data> {
+    vec![named_synthetic("problems", "arithmetic", count)]
+}
+
+struct Case<'a> {
+    model: &'a Path,
+    data: Vec<Data>,
+    files: Vec<(String, PathBuf)>,
+    set: &'a [&'a str],
+    expected: Option<ModelDigest>,
+    record_baseline: Option<&'a Path>,
+    stop: bool,
+}
+
+impl<'a> Case<'a> {
+    fn of(model: &'a Path, data: Vec<Data>) -> Self {
+        Self { model, data, files: Vec::new(), set: &[], expected: None, record_baseline: None, stop: false }
+    }
+
+    /// With files in place of the preset's, pinned as they are now.
+    fn with_files(model: &'a Path, files: Vec<(String, PathBuf)>) -> Self {
+        Self { data: inputs::pin(&files).unwrap(), files, ..Self::of(model, Vec::new()) }
+    }
+
+    fn run(&self, output: &Path) -> (Result<Outcome, EvaluateError>, EvaluationState) {
+        let set: Vec<String> = self.set.iter().map(|text| (*text).to_owned()).collect();
+        let resolved = compose_evaluation("cot-lite", &set, 1, self.data.clone()).unwrap();
+        let reporter = Reporter::<EvaluationState>::from_env().unwrap();
+        let session = Session {
+            resolved: &resolved,
+            files: &self.files,
+            model: self.model,
+            expected: self.expected,
+            output,
+            record_baseline: self.record_baseline,
+            reporter: &reporter,
+            stop: Arc::new(AtomicBool::new(self.stop)),
+        };
+        let outcome = session.run();
+        (outcome, reporter.state())
+    }
+
+    fn results(&self, output: &Path) -> (Results, EvaluationState) {
+        match self.run(output) {
+            (Ok(Outcome::Finished(results)), state) => (*results, state),
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+
+    fn error(&self) -> EvaluateError {
+        let output = tempfile::tempdir().unwrap();
+        let (outcome, _) = self.run(output.path());
+        assert_eq!(fs::read_dir(output.path()).unwrap().count(), 0, "nothing is written");
+        outcome.unwrap_err()
+    }
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn what_a_model_has_learnt_is_measured_and_what_it_has_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let fresh = train(0, &directory.path().join("fresh"));
+    let taught = train(300, &directory.path().join("taught"));
+    let coverage = |results: &Results| match results.metrics[TRACE_COVERAGE] {
+        Measurement::Mean { n, sum: Some(sum), sum_of_squares: Some(_) } => sum / n as f64,
+        other => panic!("{other:?}"),
+    };
+    let (results, state) = Case::of(&fresh, problems(100)).results(&directory.path().join("a"));
+    assert_eq!(results.metrics[EXACT_MATCH], Measurement::Share { successes: 0, n: 100 });
+    assert!(coverage(&results) < 0.02);
+    assert_eq!((state.stage, state.done, state.total), (Stage::Finished, 100, 100));
+    assert_eq!(state.model_digest, Some(Manifest::of_dir(&fresh).unwrap().digest()));
+    assert_eq!(state.metrics, results.metrics);
+    assert_eq!(state.data[0].records, Some(100));
+    assert!(!results.metrics.contains_key(WIN_RATE), "no baseline, no win rate");
+
+    let (results, _) = Case::of(&taught, problems(100)).results(&directory.path().join("b"));
+    assert!(coverage(&results) > 0.1, "{}", coverage(&results));
+
+    // The untaught model as the baseline: it loses what the other one wins.
+    let recorded = directory.path().join("baseline.jsonl");
+    let asked = directory.path().join("problems.jsonl");
+    fs::write(&asked, materialise(Task::Arithmetic, Split::HeldOut, 7, 100).unwrap()).unwrap();
+    let own = |name: &str, path: &Path| (name.to_owned(), path.to_owned());
+    let case = Case::with_files(&fresh, vec![own("problems", &asked)]);
+    Case { record_baseline: Some(&recorded), ..case }.results(&directory.path().join("c"));
+    let case = Case::with_files(&taught, vec![own("problems", &asked), own("baseline", &recorded)]);
+    let (results, _) = case.results(&directory.path().join("d"));
+    let Measurement::Share { successes, n } = results.metrics[EXACT_MATCH] else { panic!("a share") };
+    assert_eq!(results.metrics[WIN_RATE], Measurement::Duel { wins: successes, ties: n - successes, losses: 0 });
+    assert_eq!(results.baseline, Some(Measurement::Share { successes: 0, n: 100 }));
+}
+
+#[test]
+fn results_do_not_depend_on_the_batch_and_are_written_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = train(0, &directory.path().join("run"));
+    let (one, seven) = (directory.path().join("one"), directory.path().join("seven"));
+    let short = "evaluation.max_new_tokens=24";
+    let case = Case { set: &["evaluation.batch_size=1", short], ..Case::of(&model, problems(30)) };
+    case.results(&one);
+    let case = Case { set: &["evaluation.batch_size=7", short], ..Case::of(&model, problems(30)) };
+    let (results, _) = case.results(&seven);
+    assert_eq!(read(one.join("records.ndjson")), read(seven.join("records.ndjson")));
+    let names = |path: &Path| {
+        let mut names: Vec<_> =
+            fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&seven), ["evaluation.json", "records.ndjson", "summary.json"]);
+
+    let written: serde_json::Value = serde_json::from_str(&read(seven.join("evaluation.json"))).unwrap();
+    assert_eq!(written["preset"], "cot-lite");
+    assert_eq!(written["settings"]["evaluation"]["batch_size"], 7);
+    assert_eq!(written["model"]["digest"], results.model.digest.to_string());
+    assert_eq!(written["metrics"]["exact_match"], serde_json::json!({"kind": "share", "successes": 0, "n": 30}));
+    let digests = results.data_files.iter().map(|file| (file.name.clone(), file.sha256)).collect();
+    let digest = codex_verdict::report_digest(results.model.digest, &digests, &results.metrics);
+    assert_eq!(written["reportDigest"], digest.to_string());
+    let summary: serde_json::Value = serde_json::from_str(&read(seven.join("summary.json"))).unwrap();
+    assert_eq!(summary["metrics"]["exact_match"]["value"], "0");
+    assert_eq!(summary["problems"], 30);
+    let by_category = summary["categories"].as_object().unwrap();
+    let n: u64 = by_category.values().map(|shown| shown["n"].as_u64().unwrap()).sum();
+    assert_eq!(n, 30);
+}
+
+#[test]
+fn another_model_is_refused_with_both_digests() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = train(0, &directory.path().join("run"));
+    let signed = Manifest::of_dir(&model).unwrap().digest();
+    let case = Case { expected: Some(signed), set: &["evaluation.max_new_tokens=2"], ..Case::of(&model, problems(5)) };
+    case.results(&directory.path().join("same"));
+    let path = model.join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let found = Manifest::of_dir(&model).unwrap().digest();
+    let (outcome, state) = case.run(&directory.path().join("changed"));
+    let error = outcome.unwrap_err();
+    let sentence = error.to_string();
+    assert!(sentence.contains(&signed.to_string()) && sentence.contains(&found.to_string()), "{sentence}");
+    let failure = error.failure();
+    assert_eq!((failure.reason.as_str(), failure.is_final, error.exit()), ("ModelMismatch", true, 2));
+    assert_eq!(state.model_digest, Some(found), "the report says what was hashed");
+    assert!(!directory.path().join("changed").exists());
+}
+
+#[test]
+fn what_cannot_be_asked_is_wrong_and_not_absent() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = train(0, &directory.path().join("run"));
+    let path = directory.path().join("problems.jsonl");
+    let line = |prompt: &str| {
+        format!(r#"{{"prompt":"{prompt}","response":"1+1+0=02 #2$","difficulty":"easy","category":"addition"}}"#)
+    };
+    let long = "9".repeat(300);
+    fs::write(&path, format!("{}\n\n{}\n{}\n", line("1+1:"), line(&long), line("é"))).unwrap();
+    let case = Case::with_files(&model, vec![("problems".to_owned(), path)]);
+    let output = directory.path().join("out");
+    let (results, state) = case.results(&output);
+    assert_eq!((results.errors, results.scored.len(), state.done), (2, 3, 3));
+    assert_eq!(results.metrics[EXACT_MATCH], Measurement::Share { successes: 0, n: 3 });
+    assert_eq!(results.scored.iter().map(|one| one.line).collect::<Vec<_>>(), [1, 3, 4]);
+    assert!(results.scored[1].error.as_ref().unwrap().contains("256"), "{:?}", results.scored[1].error);
+    assert!(table::numbers(&results).contains("2 problems could not be answered; they count as wrong."));
+}
+
+#[test]
+fn a_stopped_evaluation_writes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = train(0, &directory.path().join("run"));
+    let output = directory.path().join("out");
+    let (outcome, state) = Case { stop: true, ..Case::of(&model, problems(5)) }.run(&output);
+    assert!(matches!(outcome, Ok(Outcome::Interrupted)));
+    assert_eq!(state.stage, Stage::Interrupted);
+    assert!(!output.exists());
+}
+
+#[test]
+fn files_that_are_not_what_they_should_be_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = train(0, &directory.path().join("run"));
+    let path = directory.path().join("problems.jsonl");
+    let good = r#"{"prompt":"1+1:","response":"1+1+0=02 #2$","difficulty":"easy","category":"addition"}"#;
+    let file = |name: &str| vec![(name.to_owned(), path.clone())];
+    let refused = |text: &str| {
+        fs::write(&path, text).unwrap();
+        let error = Case::with_files(&model, file("problems")).error();
+        assert_eq!((error.exit(), error.failure().reason.as_str()), (2, "InvalidData"));
+        error.failure().message.replace(&path.display().to_string(), "FILE")
+    };
+    assert!(refused(&format!("{good}\n{{\"prompt\"\n")).starts_with("FILE:2: no record"));
+    assert_eq!(
+        refused(&format!("{good}\n\n{}\n", good.replace("1+1:", "x").replace("#2$", "$"))),
+        "FILE:3: the response has no answer: end it in #answer$"
+    );
+    assert_eq!(
+        refused(&format!("{good}\n\n{good}\n")),
+        "FILE:3: the prompt of line 1 again: every problem counts once, so remove one of the two"
+    );
+    assert!(refused("\n").starts_with("FILE: no records"));
+
+    // Changed after it was pinned.
+    fs::write(&path, good).unwrap();
+    let case = Case::with_files(&model, file("problems"));
+    fs::write(&path, format!("{good}\n")).unwrap();
+    let error = case.error();
+    let sentence = error.to_string();
+    let digests = [format!("{good}\n"), good.to_owned()].map(|text| Sha256::of(text).to_string());
+    assert!(digests.iter().all(|digest| sentence.contains(digest)), "{sentence}");
+    assert_eq!(error.failure().reason, "DataMismatch");
+
+    // A baseline that leaves problems out would make the model look better.
+    let partial = directory.path().join("baseline.jsonl");
+    fs::write(&partial, r#"{"prompt":"2+2:","prediction":""}"#).unwrap();
+    let both = vec![("problems".to_owned(), path.clone()), ("baseline".to_owned(), partial)];
+    assert!(Case::with_files(&model, both).error().to_string().contains("no prediction for \"1+1:\""));
+
+    // Pinned, but not there.
+    let data = vec![Data { name: "problems".to_owned(), sha256: Some(DataDigest(Sha256::of("x"))), synthetic: None }];
+    let error = Case::of(&model, data).error();
+    assert_eq!(error.to_string(), "data problems has no file: pass --data problems=FILE");
+    let error = Case { files: file("baseline"), ..Case::of(&model, problems(3)) }.error();
+    assert_eq!(error.to_string(), "--data baseline is not in the configuration");
+    let error = Case::of(&directory.path().join("nowhere"), problems(3)).error();
+    assert_eq!((error.failure().reason.as_str(), error.exit()), ("InvalidModel", 2));
+}
+
+#[test]
+fn cot_lite_is_what_its_readme_says() {
+    let [arithmetic, words] = Task::ALL.map(|task| materialise(task, Split::HeldOut, 2026, 500).unwrap());
+    let made = [arithmetic, words].concat();
+    assert!(benchmark("cot-lite")[0].bytes == made, "made again, the problems have other bytes");
+}
+
+#[test]
+fn a_preset_brings_its_problems() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = train(0, &directory.path().join("run"));
+    let set = ["evaluation.limit=12", "evaluation.max_new_tokens=4"];
+    let case = Case { set: &set, ..Case::of(&model, Vec::new()) };
+    let (results, state) = case.results(&directory.path().join("out"));
+    assert_eq!(results.scored.len(), 12);
+    let problems = state.data.iter().find(|file| file.name == "problems").unwrap();
+    assert_eq!((problems.sha256, problems.records), (benchmark("cot-lite")[0].digest(), Some(1000)));
+    let table = table::numbers(&results);
+    assert!(
+        table.starts_with(&format!("cot-lite · model {} · 12 problems\n", results.model.digest.short())),
+        "{table}"
+    );
+    let judgement = judge(
+        &["exact_match>=0.95@0.95".parse().unwrap()],
+        &results.metrics,
+        Some(results.model.digest),
+        results.model.digest,
+    );
+    assert!(
+        table::verdict(&judgement)
+            .starts_with("\nFailed: 0 of 1 gates passed\n  Failed        exact_match: 0 over 12 items")
+    );
+}
