@@ -22,6 +22,9 @@ pub mod semantic;
 pub mod signer;
 pub mod tls;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 /// The field manager of children and of the controller's own objects.

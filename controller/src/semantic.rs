@@ -253,7 +253,7 @@ fn quantity(text: &str) -> Option<i128> {
     let end = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if fraction.len() > 9 {
+    if number.is_empty() || fraction.len() > 9 {
         return None;
     }
     let billionths: i128 = format!("{whole}{fraction:0<9}").parse().ok()?;

@@ -23,7 +23,7 @@ pub enum Offer {
 }
 
 /// A report that an observation has used: its pod's uid and its `seq`.
-pub type Seen = (String, u64);
+pub(super) type Seen = (String, u64);
 
 /// The newest reports.
 #[derive(Debug)]

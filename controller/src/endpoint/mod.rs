@@ -110,6 +110,14 @@ impl Endpoint {
     }
 }
 
+#[cfg(test)]
+impl Endpoint {
+    /// Makes final reports wait no longer than `patience`.
+    pub(crate) fn patient_for(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+}
+
 /// Serves until `handle` is shut down.
 ///
 /// # Errors
@@ -126,7 +134,7 @@ pub async fn serve(
     server.serve(router(endpoint).into_make_service()).await
 }
 
-fn router(endpoint: Endpoint) -> Router {
+pub(crate) fn router(endpoint: Endpoint) -> Router {
     Router::new().route(PATH, post(take)).layer(DefaultBodyLimit::max(MAX_BYTES)).with_state(endpoint)
 }
 

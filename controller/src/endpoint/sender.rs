@@ -33,7 +33,7 @@ use crate::{
 ///
 /// # Errors
 /// One sentence that says what does not fit.
-pub async fn check(context: &Context, pod: &PodIdentity, report: &Report) -> Result<(), Refusal> {
+pub(super) async fn check(context: &Context, pod: &PodIdentity, report: &Report) -> Result<(), Refusal> {
     let kind = metrics::name(report.kind);
     let refuse = |why: String| Err(Refusal::Forbidden(why));
     if report.pod_uid != pod.uid {

@@ -15,7 +15,7 @@ use super::{get, workers::is_controlled_by};
 use crate::{context::Context, effects::BUNDLE, error::chain};
 
 /// What was found.
-pub struct Found {
+pub(super) struct Found {
     /// The signer.
     pub signer: Signer,
     /// The signature of the model.
@@ -25,7 +25,7 @@ pub struct Found {
 }
 
 /// Looks for the bundles of a ReasoningPod and checks them.
-pub fn find(
+pub(super) fn find(
     context: &Context,
     pod: &ReasoningPod,
     run: Option<&TrainingRun>,

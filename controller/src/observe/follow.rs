@@ -33,7 +33,7 @@ type Events<K> = Pin<Box<dyn Stream<Item = (usize, watcher::Result<Event<Read<K>
 
 /// Which objects of a kind to follow.
 #[derive(Clone)]
-pub struct Scope {
+pub(super) struct Scope {
     /// The client.
     pub client: Client,
     /// The namespaces; all where there is none.
@@ -60,7 +60,7 @@ impl Scope {
 }
 
 /// Follows whole objects.
-pub fn objects<K>(scope: &Scope) -> Events<K>
+pub(super) fn objects<K>(scope: &Scope) -> Events<K>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
@@ -72,7 +72,7 @@ where
 }
 
 /// Follows nothing but metadata.
-pub fn metadata<K>(scope: &Scope) -> Events<PartialObjectMeta<K>>
+pub(super) fn metadata<K>(scope: &Scope) -> Events<PartialObjectMeta<K>>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
@@ -94,7 +94,7 @@ fn convert<W, K>(event: Event<W>, read: impl Fn(W) -> Read<K>) -> Event<Read<K>>
 }
 
 /// Keeps a store and tells who is to look again.
-pub struct Follower<K>
+pub(super) struct Follower<K>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
@@ -128,7 +128,7 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + 'static,
 {
     /// `strip` takes away what nobody needs, before an object is kept; `wake` hears of every change and every end.
-    pub fn new(metrics: Metrics, strip: fn(&mut K), wake: impl Fn(&K) + Send + 'static) -> (Store<K>, Self) {
+    pub(super) fn new(metrics: Metrics, strip: fn(&mut K), wake: impl Fn(&K) + Send + 'static) -> (Store<K>, Self) {
         let mut writer = Writer::<K>::default();
         // The store counts as ready at once: when the first listing is complete, `run` says.
         writer.apply_watcher_event(&Event::Init);
@@ -141,7 +141,7 @@ where
     }
 
     /// Follows until the watches end, which they do not. `complete` is told once every namespace was listed.
-    pub async fn run(mut self, namespaces: usize, mut events: Events<K>, complete: oneshot::Sender<()>) {
+    pub(super) async fn run(mut self, namespaces: usize, mut events: Events<K>, complete: oneshot::Sender<()>) {
         let mut complete = Some(complete);
         while let Some((index, event)) = events.next().await {
             match event {

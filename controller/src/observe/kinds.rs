@@ -193,6 +193,7 @@ impl Observe for ReasoningPod {
             pods: deployment.as_ref().map(|deployment| workers::of_deployment(context, deployment)).unwrap_or_default(),
             deployment,
             reports: context.inbox.of(&uid),
+            status_written_at: context.written.at(&uid),
             object: Arc::unwrap_or_clone(self),
         })
     }

@@ -72,7 +72,7 @@ impl Wake {
 
 /// Leads changes to those whom they concern.
 #[derive(Clone)]
-pub struct Waker {
+pub(super) struct Waker {
     wake: Wake,
     stores: Arc<OnceLock<Known>>,
 }
@@ -85,24 +85,24 @@ struct Known {
 
 impl Waker {
     /// Queues into `wake`.
-    pub fn new(wake: Wake) -> Self {
+    pub(super) fn new(wake: Wake) -> Self {
         Self { wake, stores: Arc::default() }
     }
 
     /// Where to look up who refers to whom. Until it is known, only the changed object itself is queued: whoever comes
     /// later is queued by its own listing.
-    pub fn know(&self, runs: Store<TrainingRun>, evaluations: Store<Evaluation>, pods: Store<ReasoningPod>) {
+    pub(super) fn know(&self, runs: Store<TrainingRun>, evaluations: Store<Evaluation>, pods: Store<ReasoningPod>) {
         let _ = self.stores.set(Known { runs, evaluations, pods });
     }
 
     /// A listener for one kind of change.
-    pub fn hear<K: 'static>(&self, hear: fn(&Self, &K)) -> impl Fn(&K) + Send + 'static {
+    pub(super) fn hear<K: 'static>(&self, hear: fn(&Self, &K)) -> impl Fn(&K) + Send + 'static {
         let this = self.clone();
         move |object: &K| hear(&this, object)
     }
 
     /// A TrainingRun changed.
-    pub fn run(&self, run: &TrainingRun) {
+    pub(super) fn run(&self, run: &TrainingRun) {
         let (namespace, name) = place(run);
         self.wake.wake(Kind::TrainingRun, &namespace, &name);
         self.users_of_run(&namespace, &name);
@@ -123,7 +123,7 @@ impl Waker {
     }
 
     /// An Evaluation changed.
-    pub fn evaluation(&self, evaluation: &Evaluation) {
+    pub(super) fn evaluation(&self, evaluation: &Evaluation) {
         let (namespace, name) = place(evaluation);
         self.wake.wake(Kind::Evaluation, &namespace, &name);
         let Some(known) = self.stores.get() else { return };
@@ -135,13 +135,13 @@ impl Waker {
     }
 
     /// A ReasoningPod changed.
-    pub fn pod(&self, pod: &ReasoningPod) {
+    pub(super) fn pod(&self, pod: &ReasoningPod) {
         let (namespace, name) = place(pod);
         self.wake.wake(Kind::ReasoningPod, &namespace, &name);
     }
 
     /// A child of one of the three changed: its controller looks again. Bundles belong to a run and matter to its pods.
-    pub fn child<K: Resource<DynamicType = ()>>(&self, child: &K) {
+    pub(super) fn child<K: Resource<DynamicType = ()>>(&self, child: &K) {
         let namespace = child.namespace().unwrap_or_default();
         let Some(owner) = child.owner_references().iter().find(|owner| owner.controller == Some(true)) else { return };
         match owner.kind.as_str() {
@@ -158,7 +158,7 @@ impl Waker {
     }
 
     /// A pod changed. Labels say whom it works for: who is woken without need loses nothing.
-    pub fn worker(&self, worker: &Pod) {
+    pub(super) fn worker(&self, worker: &Pod) {
         let namespace = worker.namespace().unwrap_or_default();
         let labels = worker.labels();
         let kinds = [
@@ -172,7 +172,7 @@ impl Waker {
     }
 
     /// A PersistentVolumeClaim came or went.
-    pub fn claim(&self, claim: &PartialObjectMeta<PersistentVolumeClaim>) {
+    pub(super) fn claim(&self, claim: &PartialObjectMeta<PersistentVolumeClaim>) {
         let name = claim.name_any();
         let mounts = |item: &DataItem| {
             item.source.persistent_volume_claim.as_ref().is_some_and(|claim| claim.claim_name == name)
@@ -185,7 +185,7 @@ impl Waker {
     }
 
     /// A ConfigMap came, changed or went.
-    pub fn data(&self, config_map: &PartialObjectMeta<ConfigMap>) {
+    pub(super) fn data(&self, config_map: &PartialObjectMeta<ConfigMap>) {
         let name = config_map.name_any();
         let mounts = |item: &DataItem| item.source.config_map.as_ref().is_some_and(|key| key.name == name);
         self.mounting(

@@ -1,0 +1,269 @@
+//! The report endpoint: who may say what.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::http::{Request, StatusCode};
+use codex_crds::TrainingRun;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tower::ServiceExt;
+
+use super::world::{World, path, run};
+use crate::{
+    context::Context,
+    endpoint::{Endpoint, router},
+};
+
+const JOB: &str = "/apis/batch/v1/namespaces/team/jobs/a-train";
+const POD: &str = "/api/v1/namespaces/team/pods/a-train-x";
+
+/// A run whose Job has a pod, `a-train-x`, with the token `good`.
+struct Scene {
+    world: World,
+    endpoint: Endpoint,
+    // Whoever drops it stops acting.
+    acting: watch::Sender<Option<Arc<Context>>>,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let world = World::new().await;
+        world.api.put(&path("trainingruns", "a"), run("a"));
+        world.reconcile::<TrainingRun>("a").await.1.unwrap();
+        let job = world.api.object(JOB).unwrap();
+        world.api.put(POD, pod_of(&job));
+        world.api.token("good", token("a-train-x", "pod-uid"));
+        let (acting, seen) = watch::channel(Some(world.context.clone()));
+        let client = world.context.client.clone();
+        let endpoint =
+            Endpoint::new(client, world.context.metrics.clone(), seen).patient_for(Duration::from_millis(300));
+        world.api.requests();
+        Self { world, endpoint, acting }
+    }
+
+    async fn post(&self, token: Option<&str>, body: impl Into<axum::body::Body>) -> (StatusCode, String) {
+        let mut request = Request::post("/v1/reports");
+        if let Some(token) = token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let answer = router(self.endpoint.clone()).oneshot(request.body(body.into()).unwrap()).await.unwrap();
+        let code = answer.status();
+        let text = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        (code, String::from_utf8(text.to_vec()).unwrap())
+    }
+
+    async fn report(&self, report: &Value) -> (StatusCode, String) {
+        self.post(Some("good"), report.to_string()).await
+    }
+
+    /// A report of the pod, as it must be.
+    fn good(&self, seq: u64) -> Value {
+        let job = self.world.api.object(JOB).unwrap();
+        let digest = &job["metadata"]["annotations"]["codex-ml.dev/config-digest"];
+        assert!(digest.is_string(), "{job}");
+        json!({
+            "schemaVersion": 1, "kind": "TrainingRun", "namespace": "team", "name": "a", "objectUid": "a-uid",
+            "podUid": "pod-uid", "attempt": 1, "seq": seq, "configDigest": digest,
+            "state": {"training": {"stage": "Running", "progress": {
+                "step": seq, "totalSteps": 100, "loss": 1.5, "tokensPerSecond": 10.0, "etaSeconds": 9,
+            }}},
+        })
+    }
+
+    async fn refused(&self, change: impl Fn(&mut Value), code: StatusCode, says: &str) {
+        let mut report = self.good(1);
+        change(&mut report);
+        let (found, text) = self.report(&report).await;
+        assert_eq!(found, code, "{text}");
+        assert!(text.contains(says), "{text:?} does not say {says:?}");
+        assert!(self.world.context.inbox.of("a-uid").is_empty());
+    }
+}
+
+/// A pod as the Job's controller makes it.
+fn pod_of(job: &Value) -> Value {
+    let mut spec = job["spec"]["template"]["spec"].clone();
+    spec["nodeName"] = json!("node");
+    spec["containers"][0]["imagePullPolicy"] = json!("IfNotPresent");
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "a-train-x", "uid": "pod-uid", "labels": job["spec"]["template"]["metadata"]["labels"],
+            "ownerReferences": [{
+                "apiVersion": "batch/v1", "kind": "Job", "name": "a-train", "uid": job["metadata"]["uid"], "controller": true,
+            }],
+        },
+        "spec": spec,
+    })
+}
+
+fn token(pod: &str, uid: &str) -> Value {
+    json!({
+        "authenticated": true, "audiences": ["codex-ml.dev/reports"],
+        "user": {
+            "username": "system:serviceaccount:team:default",
+            "extra": {"authentication.kubernetes.io/pod-name": [pod], "authentication.kubernetes.io/pod-uid": [uid]},
+        },
+    })
+}
+
+#[tokio::test]
+async fn a_genuine_pod_is_heard_and_its_token_is_reviewed_once() {
+    let mut scene = Scene::new().await;
+    for seq in [1, 2, 3] {
+        assert_eq!(scene.report(&scene.good(seq)).await, (StatusCode::OK, "taken\n".to_owned()));
+    }
+    assert_eq!(scene.world.api.requests(), ["POST /apis/authentication.k8s.io/v1/tokenreviews"]);
+    let received = scene.world.context.inbox.of("a-uid");
+    assert_eq!((received.len(), received[0].report.seq, received[0].pod.as_str()), (1, 3, "a-train-x"));
+    let woken = scene.world.queues.runs.try_recv().unwrap();
+    assert_eq!((woken.name.as_str(), woken.namespace.as_deref()), ("a", Some("team")));
+}
+
+#[tokio::test]
+async fn a_replayed_report_is_dropped() {
+    let scene = Scene::new().await;
+    scene.report(&scene.good(5)).await;
+    let (code, text) = scene.report(&scene.good(4)).await;
+    assert_eq!(code, StatusCode::OK);
+    assert!(text.contains("dropped"), "{text}");
+    assert_eq!(scene.world.context.inbox.of("a-uid")[0].report.seq, 5);
+}
+
+#[tokio::test]
+async fn nobody_speaks_without_the_right_token() {
+    let scene = Scene::new().await;
+    let report = scene.good(1).to_string();
+    assert_eq!(scene.post(None, report.clone()).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(scene.post(Some("unknown"), report.clone()).await.0, StatusCode::UNAUTHORIZED);
+    let mut other = token("a-train-x", "pod-uid");
+    other["audiences"] = json!(["https://kubernetes.default.svc"]);
+    scene.world.api.token("other-audience", other);
+    let (code, text) = scene.post(Some("other-audience"), report.clone()).await;
+    assert_eq!(code, StatusCode::UNAUTHORIZED);
+    assert!(text.contains("codex-ml.dev/reports"), "{text}");
+    scene.world.api.token("gone", token("a-train-x", "an-older-uid"));
+    let mut of_gone = scene.good(1);
+    of_gone["podUid"] = json!("an-older-uid");
+    let (code, text) = scene.post(Some("gone"), of_gone.to_string()).await;
+    assert_eq!(code, StatusCode::FORBIDDEN);
+    assert!(text.contains("is gone"), "{text}");
+    assert!(scene.world.context.inbox.of("a-uid").is_empty());
+}
+
+#[tokio::test]
+async fn a_report_must_fit_its_sender_and_its_object() {
+    let scene = Scene::new().await;
+    let forbidden = StatusCode::FORBIDDEN;
+    scene.refused(|it| it["podUid"] = json!("another"), forbidden, "podUid is another").await;
+    scene.refused(|it| it["objectUid"] = json!("another"), forbidden, "objectUid is another").await;
+    scene.refused(|it| it["namespace"] = json!("elsewhere"), forbidden, "namespace is elsewhere").await;
+    scene.refused(|it| it["name"] = json!("nothing"), forbidden, "there is no TrainingRun team/nothing").await;
+    scene.refused(|it| it["configDigest"] = json!("0".repeat(64)), forbidden, "the controller resolved").await;
+    scene.refused(|it| it["configDigest"] = Value::Null, forbidden, "configDigest is missing").await;
+    let bad = StatusCode::BAD_REQUEST;
+    scene.refused(|it| it["schemaVersion"] = json!(2), bad, "schemaVersion is 2").await;
+    scene.refused(|it| it["state"] = json!({"serving": {"stage": "Running"}}), bad, "TrainingRun").await;
+    scene.refused(|it| it["surprise"] = json!(1), bad, "surprise").await;
+    scene.world.api.put(&path("trainingruns", "b"), run("b"));
+    let another = |it: &mut Value| {
+        it["name"] = json!("b");
+        it["objectUid"] = json!("b-uid");
+    };
+    scene.refused(another, forbidden, "does not work for the TrainingRun b").await;
+}
+
+#[tokio::test]
+async fn a_large_report_is_refused() {
+    let scene = Scene::new().await;
+    let (code, text) = scene.post(Some("good"), " ".repeat(codex_reports::MAX_BYTES + 1)).await;
+    assert_eq!(code, StatusCode::PAYLOAD_TOO_LARGE, "{text}");
+    assert!(text.contains("65536"), "{text}");
+}
+
+#[tokio::test]
+async fn a_pod_with_a_forged_owner_and_another_spec_is_refused_with_the_field() {
+    let forgeries: &[(&str, fn(&mut Value))] = &[
+        ("spec.containers[trainer].image", |pod| pod["spec"]["containers"][0]["image"] = json!("evil:1")),
+        ("spec.containers[trainer].command", |pod| pod["spec"]["containers"][0]["command"] = json!(["/bin/sh"])),
+        ("spec.containers[trainer].env", |pod| pod["spec"]["containers"][0]["env"] = json!([])),
+        ("spec.volumes", |pod| pod["spec"]["volumes"][0] = json!({"name": "x", "emptyDir": {}})),
+    ];
+    for (field, forge) in forgeries {
+        let scene = Scene::new().await;
+        let mut forged = scene.world.api.object(POD).unwrap();
+        forge(&mut forged);
+        scene.world.api.put(POD, forged);
+        scene.refused(|_| {}, StatusCode::FORBIDDEN, field).await;
+        // And what its status says is not believed either.
+        let job = crate::observe::workers::job(&scene.world.context, "team", "a-train", "a-uid").unwrap();
+        assert!(crate::observe::workers::of_job(&scene.world.context, &job).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_pod_of_a_job_that_somebody_else_made_is_refused() {
+    let scene = Scene::new().await;
+    let mut job = scene.world.api.object(JOB).unwrap();
+    job["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1");
+    let job = scene.world.api.put(JOB, job);
+    scene.world.api.put(POD, pod_of(&job));
+    scene.refused(|_| {}, StatusCode::FORBIDDEN, "was not made by this controller").await;
+    let mut orphan = scene.world.api.object(POD).unwrap();
+    orphan["metadata"]["ownerReferences"] = json!([]);
+    scene.world.api.put(POD, orphan);
+    scene.refused(|_| {}, StatusCode::FORBIDDEN, "works for no object").await;
+}
+
+#[tokio::test]
+async fn a_pod_that_the_cache_does_not_have_yet_is_asked_for() {
+    let scene = Scene::new().await;
+    let pod = scene.world.api.object(POD).unwrap();
+    scene.world.api.hide(POD);
+    assert_eq!(scene.report(&scene.good(1)).await.0, StatusCode::OK);
+    assert!(scene.world.api.requests().contains(&format!("GET {POD}")));
+    assert_eq!(scene.world.api.object(POD).unwrap(), pod);
+}
+
+#[tokio::test]
+async fn a_final_report_is_answered_only_when_the_status_holds_it() {
+    let scene = Scene::new().await;
+    let mut last = scene.good(9);
+    last["state"] = json!({"training": {"stage": "Failed", "failure": {
+        "final": true, "reason": "DataMismatch", "message": "data[sums] has another sha256",
+    }}});
+    let (code, text) = scene.report(&last).await;
+    assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE, "{text}");
+    assert!(text.contains("offer it again"), "{text}");
+    let (answer, ()) = tokio::join!(scene.report(&last), async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        scene.world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    });
+    assert_eq!(answer.0, StatusCode::OK, "{}", answer.1);
+    // Offered once more because the answer was lost: it is there.
+    assert_eq!(scene.report(&last).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_final_report_whose_status_cannot_be_written_is_not_taken() {
+    let scene = Scene::new().await;
+    let mut last = scene.good(9);
+    last["state"]["training"]["stage"] = json!("Failed");
+    last["state"]["training"]["failure"] = json!({"final": true, "reason": "X", "message": "y"});
+    let status = format!("PATCH {}/status", path("trainingruns", "a"));
+    scene.world.api.fail(&status, Some(500));
+    let (answer, ()) = tokio::join!(scene.report(&last), async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        scene.world.reconcile::<TrainingRun>("a").await.1.unwrap_err();
+    });
+    assert_eq!(answer.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_process_that_does_not_act_sends_pods_away() {
+    let scene = Scene::new().await;
+    scene.acting.send_replace(None);
+    let (code, text) = scene.report(&scene.good(1)).await;
+    assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(text.contains("does not act"), "{text}");
+}

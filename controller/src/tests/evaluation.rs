@@ -1,0 +1,66 @@
+//! An Evaluation over its life.
+
+use codex_crds::{Evaluation, TrainingRun};
+use serde_json::{Value, json};
+
+use super::world::{World, path, run};
+
+fn evaluation() -> Value {
+    json!({
+        "apiVersion": "codex-ml.dev/v1alpha1", "kind": "Evaluation",
+        "metadata": {"name": "e", "uid": "e-uid"},
+        "spec": {
+            "trainingRun": "a", "preset": "cot-lite",
+            "gates": [{"metric": "exact_match", "min": "0.95", "confidence": "0.95"}],
+        },
+    })
+}
+
+/// A run that has a model.
+fn finished() -> Value {
+    let mut run = run("a");
+    let (digest, file) = ("1".repeat(64), "2".repeat(64));
+    run["status"] = json!({
+        "observedGeneration": 1, "phase": "Succeeded", "configDigest": "3".repeat(64),
+        "model": {
+            "digest": digest, "short": "111111111111", "omsRoot": "4".repeat(64), "location": "runs/runs/a-uid/model",
+            "parameters": 1, "sizeBytes": 1, "files": [{"path": "config.json", "size": 1, "sha256": file}],
+        },
+        "conditions": [{"type": "Trained", "status": "True", "reason": "Succeeded", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+    });
+    run
+}
+
+#[tokio::test]
+async fn an_evaluation_waits_for_its_run_and_then_takes_a_config_map_a_job_and_a_status() {
+    let world = World::new().await;
+    world.api.put(&path("evaluations", "e"), evaluation());
+    let (requests, result) = world.reconcile::<Evaluation>("e").await;
+    result.unwrap();
+    assert!(!requests.iter().any(|line| line.contains("jobs") || line.contains("configmaps")), "{requests:?}");
+    let waiting = world.api.object(&path("evaluations", "e")).unwrap();
+    assert!(waiting["status"]["conditions"].to_string().contains("NotFound"), "{waiting}");
+    world.api.put(&path("trainingruns", "a"), finished());
+    world.api.requests();
+    let (requests, result) = world.reconcile::<Evaluation>("e").await;
+    result.unwrap();
+    let others: Vec<_> = requests.into_iter().filter(|line| !line.contains("/events")).collect();
+    assert_eq!(
+        others,
+        [
+            "GET /api/v1/namespaces/team/configmaps/e-eval".to_owned(),
+            "PATCH /api/v1/namespaces/team/configmaps/e-eval as codex-controller".to_owned(),
+            "GET /apis/batch/v1/namespaces/team/jobs/e-eval".to_owned(),
+            "PATCH /apis/batch/v1/namespaces/team/jobs/e-eval as codex-controller".to_owned(),
+            format!("PATCH {}/status as codex-controller/status force", path("evaluations", "e")),
+        ]
+    );
+    for round in 0..3 {
+        let (requests, result) = world.reconcile::<Evaluation>("e").await;
+        result.unwrap();
+        assert!(requests.is_empty(), "round {round}: {requests:?}");
+    }
+    let job = world.api.object("/apis/batch/v1/namespaces/team/jobs/e-eval").unwrap();
+    assert!(job["metadata"]["annotations"]["codex-ml.dev/seal"].is_string(), "{job}");
+    assert!(world.context.stores.runs.find(|run: &TrainingRun| run.status.is_some()).is_some());
+}

@@ -1,0 +1,92 @@
+//! Leader election.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::world::Api;
+use crate::lease::{Candidate, DEADLINE, DURATION, LeaseError, RENEW};
+
+const PATH: &str = "/apis/coordination.k8s.io/v1/namespaces/codex-system/leases/codex-controller";
+
+fn candidate(api: &Api, identity: &str) -> Candidate {
+    Candidate::new(api.client(), "codex-system", "codex-controller", identity.to_owned())
+}
+
+fn holder(api: &Api) -> Value {
+    api.object(PATH).unwrap()["spec"]["holderIdentity"].clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_writes_once_every_ten_seconds_and_reads_nothing() {
+    let api = Api::default();
+    let mut held = candidate(&api, "a").acquire().await;
+    assert_eq!(holder(&api), json!("a"));
+    let collection = PATH.rsplit_once('/').unwrap().0;
+    assert_eq!(api.requests(), [format!("GET {PATH}"), format!("POST {collection} as codex-controller")]);
+    assert!(timeout(RENEW * 10, held.keep()).await.is_err(), "still held");
+    let requests = api.requests();
+    assert!(requests.iter().all(|line| line == &format!("PUT {PATH} as codex-controller")), "{requests:?}");
+    assert!((9..=13).contains(&requests.len()), "{}", requests.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_candidate_waits_until_the_lease_is_dead_or_given_back() {
+    let api = Api::default();
+    let mut first = candidate(&api, "a").acquire().await;
+    let second = tokio::spawn(candidate(&api, "b").acquire());
+    assert!(timeout(DURATION * 3, first.keep()).await.is_err());
+    assert!(!second.is_finished());
+    // The first dies without a word.
+    let died = Instant::now();
+    let second = second.await.unwrap();
+    assert!(died.elapsed() >= DURATION - RENEW, "{:?}", died.elapsed());
+    assert_eq!(holder(&api), json!("b"));
+    assert_eq!(api.object(PATH).unwrap()["spec"]["leaseTransitions"], json!(1));
+    // The first comes back to life: it has lost, and leaves the Lease to the second.
+    assert!(matches!(first.keep().await, LeaseError::Taken { .. } | LeaseError::Expired { .. }));
+    assert_eq!(holder(&api), json!("b"));
+    second.release().await.unwrap();
+    let given_back = Instant::now();
+    candidate(&api, "c").acquire().await;
+    assert!(given_back.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_starts_again_under_its_name_need_not_wait() {
+    let api = Api::default();
+    drop(candidate(&api, "a").acquire().await);
+    let again = Instant::now();
+    candidate(&api, "a").acquire().await;
+    assert!(again.elapsed() < Duration::from_secs(1));
+    assert_eq!(api.object(PATH).unwrap()["spec"]["leaseTransitions"], json!(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_cannot_renew_stops_before_anybody_else_may_begin() {
+    let api = Api::default();
+    let mut held = candidate(&api, "a").acquire().await;
+    let renewed = Instant::now();
+    api.fail(&format!("PUT {PATH}"), Some(500));
+    assert!(matches!(held.keep().await, LeaseError::Expired { .. }));
+    assert!(renewed.elapsed() <= DEADLINE && DEADLINE < DURATION, "{:?}", renewed.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_failure_and_a_foreign_touch_do_not_cost_the_lease() {
+    let api = Api::default();
+    let mut held = candidate(&api, "a").acquire().await;
+    api.fail(&format!("PUT {PATH}"), Some(500));
+    let healing = api.clone();
+    tokio::spawn(async move {
+        sleep(RENEW + Duration::from_secs(3)).await;
+        // Somebody annotates the Lease meanwhile: the version that the holder knows is stale.
+        let mut lease = healing.object(PATH).unwrap();
+        lease["metadata"]["annotations"] = json!({"a": "b"});
+        healing.put(PATH, lease);
+        healing.fail(&format!("PUT {PATH}"), None);
+    });
+    assert!(timeout(RENEW * 4, held.keep()).await.is_err(), "still held");
+    assert_eq!(holder(&api), json!("a"));
+}

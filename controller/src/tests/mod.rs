@@ -1,0 +1,10 @@
+//! The controller against a mocked API: which requests it makes, in which order, under which field manager.
+
+mod apply;
+mod endpoint;
+mod evaluation;
+mod lease;
+mod reasoning_pod;
+mod signer;
+mod training_run;
+mod world;

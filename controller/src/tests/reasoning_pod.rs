@@ -1,0 +1,1 @@
+//! A ReasoningPod over its life.

@@ -1,0 +1,55 @@
+//! The signing key's first start, and the starts after it.
+
+use serde_json::json;
+
+use super::world::Api;
+use crate::signer::{NAME, Signer};
+
+const SECRET: &str = "/api/v1/namespaces/codex-system/secrets/codex-signing-key";
+const PIN: &str = "/api/v1/namespaces/codex-system/configmaps/codex-signing-key";
+
+async fn load(api: &Api) -> Signer {
+    Signer::load(api.client(), "codex-system").await.unwrap()
+}
+
+#[tokio::test]
+async fn the_key_is_made_once_and_found_again() {
+    let api = Api::default();
+    let first = load(&api).await;
+    first.available().unwrap();
+    let manager = "as codex-controller";
+    let collection = |path: &str| path.rsplit_once('/').unwrap().0.to_owned();
+    assert_eq!(
+        api.requests(),
+        [
+            format!("GET {PIN}"),
+            format!("GET {SECRET}"),
+            format!("POST {} {manager}", collection(SECRET)),
+            format!("POST {} {manager}", collection(PIN)),
+        ]
+    );
+    let second = load(&api).await;
+    assert_eq!(second.fingerprint(), first.fingerprint());
+    assert_eq!(api.requests(), [format!("GET {PIN}"), format!("GET {SECRET}")]);
+    assert_eq!(api.object(PIN).unwrap()["data"]["fingerprint"], json!(first.fingerprint().to_string()));
+    assert_eq!(api.object(PIN).unwrap()["immutable"], json!(true));
+    assert!(api.object(SECRET).unwrap()["data"]["private.pem"].is_string());
+}
+
+#[tokio::test]
+async fn a_key_that_is_gone_or_another_signs_nothing_and_is_not_replaced() {
+    let api = Api::default();
+    let first = load(&api).await;
+    let other = Api::default();
+    load(&other).await;
+    api.put(SECRET, other.object(SECRET).unwrap());
+    let changed = load(&api).await;
+    assert_eq!(changed.fingerprint(), first.fingerprint());
+    assert!(changed.available().unwrap_err().contains("another key"));
+    assert!(changed.sign(b"x").is_err());
+    let lost = Api::default();
+    lost.put(PIN, api.object(PIN).unwrap());
+    let lost_signer = load(&lost).await;
+    assert!(lost_signer.available().unwrap_err().contains(&format!("the Secret {NAME} is gone")));
+    assert!(lost.object(SECRET).is_none(), "no key was made");
+}

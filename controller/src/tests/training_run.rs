@@ -1,0 +1,98 @@
+//! A TrainingRun over its life.
+
+use codex_crds::TrainingRun;
+use serde_json::json;
+
+use super::world::{World, path, run};
+
+const CHILDREN: &str = "/namespaces/team";
+
+#[tokio::test]
+async fn a_run_takes_a_config_map_a_job_and_a_status_and_then_nothing() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    result.unwrap();
+    let (events, others): (Vec<_>, Vec<_>) = requests.into_iter().partition(|line| line.contains("/events"));
+    assert_eq!(
+        others,
+        [
+            format!("GET /api/v1{CHILDREN}/configmaps/a-train"),
+            format!("PATCH /api/v1{CHILDREN}/configmaps/a-train as codex-controller"),
+            format!("GET /apis/batch/v1{CHILDREN}/jobs/a-train"),
+            format!("PATCH /apis/batch/v1{CHILDREN}/jobs/a-train as codex-controller"),
+            format!("PATCH {}/status as codex-controller/status force", path("trainingruns", "a")),
+        ]
+    );
+    assert!(events.iter().all(|line| line == &format!("POST /apis/events.k8s.io/v1{CHILDREN}/events")), "{events:?}");
+    for round in 0..3 {
+        let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+        result.unwrap();
+        assert!(requests.is_empty(), "round {round}: {requests:?}");
+    }
+}
+
+#[tokio::test]
+async fn somebody_elses_job_is_not_touched_and_the_status_says_so_once() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    let job = "/apis/batch/v1/namespaces/team/jobs/a-train";
+    let foreign = json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a-train"},
+        "spec": {"template": {"spec": {"containers": [{"name": "x", "image": "x"}]}}},
+    });
+    let before = world.api.put(job, foreign);
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    assert_eq!(result.unwrap_err().category(), "name_taken");
+    assert!(!requests.iter().any(|line| line.contains("jobs") && !line.starts_with("GET")), "{requests:?}");
+    assert_eq!(world.api.object(job).unwrap(), before);
+    let run = world.api.object(&path("trainingruns", "a")).unwrap();
+    let stalled = run["status"]["conditions"].as_array().unwrap().iter().find(|it| it["type"] == "Stalled").unwrap();
+    assert_eq!((&stalled["status"], &stalled["reason"]), (&json!("True"), &json!("NameTaken")));
+    assert!(stalled["message"].as_str().unwrap().contains("the Job a-train exists"), "{stalled}");
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    assert_eq!(result.unwrap_err().category(), "name_taken");
+    assert!(requests.iter().all(|line| line.starts_with("GET")), "{requests:?}");
+}
+
+#[tokio::test]
+async fn a_job_with_our_owner_reference_that_we_did_not_make_is_foreign() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    let path = "/apis/batch/v1/namespaces/team/jobs/a-train";
+    let mut job = world.api.object(path).unwrap();
+    job["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1");
+    world.api.put(path, job);
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    assert_eq!(result.unwrap_err().category(), "name_taken");
+    assert!(!requests.iter().any(|line| line.starts_with("PATCH /apis/batch")), "{requests:?}");
+}
+
+#[tokio::test]
+async fn a_failed_write_is_an_error_and_the_next_round_goes_on_where_it_stopped() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    let job = "PATCH /apis/batch/v1/namespaces/team/jobs/a-train";
+    world.api.fail(job, Some(500));
+    let (_, result) = world.reconcile::<TrainingRun>("a").await;
+    assert_eq!(result.unwrap_err().category(), "server");
+    world.api.fail(job, None);
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    result.unwrap();
+    assert!(!requests.iter().any(|line| line.contains("configmaps")), "{requests:?}");
+    assert!(requests.iter().any(|line| line.starts_with(job)), "{requests:?}");
+}
+
+#[tokio::test]
+async fn a_run_without_its_claim_waits_and_makes_no_job() {
+    let world = World::new().await;
+    let mut lonely = run("a");
+    lonely["spec"]["output"]["persistentVolumeClaim"]["claimName"] = json!("nowhere");
+    world.api.put(&path("trainingruns", "a"), lonely);
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    result.unwrap();
+    assert!(!requests.iter().any(|line| line.contains("jobs")), "{requests:?}");
+    let run = world.api.object(&path("trainingruns", "a")).unwrap();
+    assert!(run["status"]["conditions"].to_string().contains("nowhere"), "{run}");
+}

@@ -1,0 +1,337 @@
+//! A mocked API server that keeps what is written, feeds the caches as watches would, and logs every request.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
+use codex_plan::Settings;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    batch::v1::Job,
+    core::v1::{ConfigMap, Pod, Service},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{
+    Client,
+    client::Body,
+    runtime::{
+        events::{Recorder, Reporter},
+        watcher::Event,
+    },
+};
+use serde_json::{Value, json};
+use tower_test::mock;
+
+use crate::{
+    backoff::Backoff,
+    context::{Context, Written},
+    endpoint::Inbox,
+    metrics::Metrics,
+    observe::{Observe, Queues, Stores, Wake, Writers},
+    reconcile::{ReconcileError, reconcile},
+    seal::Seal,
+    signer::Signer,
+};
+
+pub(super) const NAMESPACE: &str = "team";
+
+type Objects = BTreeMap<String, Value>;
+
+/// What the mocked API server holds and has seen.
+#[derive(Default)]
+struct Held {
+    objects: Objects,
+    writers: Option<Writers>,
+    log: Vec<String>,
+    bodies: Vec<(String, Value)>,
+    /// Status codes for requests that fail, by `VERB path`.
+    failures: BTreeMap<String, u16>,
+    version: u64,
+}
+
+/// The mocked API server.
+#[derive(Clone, Default)]
+pub(super) struct Api(Arc<Mutex<Held>>);
+
+/// A mocked cluster with a controller in it.
+pub(super) struct World {
+    pub(super) api: Api,
+    pub(super) context: Arc<Context>,
+    pub(super) queues: Queues,
+}
+
+impl Api {
+    /// A client of it. `writers` are fed with whatever is written.
+    pub(super) fn client(&self) -> Client {
+        let (service, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
+        let api = self.clone();
+        tokio::spawn(async move {
+            while let Some((request, send)) = handle.next_request().await {
+                let (parts, body) = request.into_parts();
+                let bytes = body.collect().await.unwrap().to_bytes();
+                let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+                let (code, answer) = api.answer(&parts.method, &parts.uri, body);
+                let answer = Body::from(serde_json::to_vec(&answer).unwrap());
+                send.send_response(Response::builder().status(code).body(answer).unwrap());
+            }
+        });
+        Client::new(service, NAMESPACE)
+    }
+
+    fn answer(&self, method: &Method, uri: &http::Uri, body: Value) -> (StatusCode, Value) {
+        let mut held = self.0.lock().unwrap();
+        let path = uri.path().to_owned();
+        let query = uri.query().unwrap_or_default();
+        let manager = query.split('&').find_map(|pair| pair.strip_prefix("fieldManager="));
+        let force = if query.contains("force=true") { " force" } else { "" };
+        let line = match manager {
+            Some(manager) => format!("{method} {path} as {}{force}", manager.replace("%2F", "/")),
+            None => format!("{method} {path}"),
+        };
+        held.log.push(line);
+        held.bodies.push((format!("{method} {path}"), body.clone()));
+        let failure = |code: u16, reason: &str| {
+            let code = StatusCode::from_u16(code).unwrap();
+            let status = json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "message": format!("{method} {path}: {reason}"), "reason": reason, "code": code.as_u16(),
+            });
+            (code, status)
+        };
+        if let Some(code) = held.failures.get(&format!("{method} {path}")) {
+            return failure(*code, "Injected");
+        }
+        let object_path = path.strip_suffix("/status").unwrap_or(&path).to_owned();
+        match *method {
+            Method::GET => match held.objects.get(&object_path) {
+                Some(object) => (StatusCode::OK, object.clone()),
+                None => failure(404, "NotFound"),
+            },
+            Method::POST if path.ends_with("/tokenreviews") => {
+                let token = body.pointer("/spec/token").and_then(Value::as_str).unwrap_or_default();
+                let mut reviewed = body.clone();
+                reviewed["status"] =
+                    held.objects.get(&format!("token {token}")).cloned().unwrap_or(json!({"authenticated": false}));
+                (StatusCode::CREATED, reviewed)
+            }
+            Method::POST => {
+                let name = body.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+                let path = format!("{object_path}/{name}");
+                if held.objects.contains_key(&path) {
+                    return failure(409, "AlreadyExists");
+                }
+                (StatusCode::CREATED, held.store(&path, body))
+            }
+            Method::PUT => match held.objects.get(&object_path) {
+                Some(live) if live["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"] => {
+                    failure(409, "Conflict")
+                }
+                Some(_) => (StatusCode::OK, held.store(&object_path, body)),
+                None => failure(404, "NotFound"),
+            },
+            Method::PATCH => {
+                let mut object = held.objects.get(&object_path).cloned().unwrap_or(json!({}));
+                merge(&mut object, body);
+                (StatusCode::OK, held.store(&object_path, object))
+            }
+            Method::DELETE => match held.objects.remove(&object_path) {
+                Some(object) => {
+                    held.feed(&object, true);
+                    (StatusCode::OK, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}))
+                }
+                None => failure(404, "NotFound"),
+            },
+            _ => failure(405, "MethodNotAllowed"),
+        }
+    }
+
+    /// Makes or replaces an object, as somebody else would.
+    pub(super) fn put(&self, path: &str, object: Value) -> Value {
+        self.0.lock().unwrap().store(path, object)
+    }
+
+    /// What is there.
+    pub(super) fn object(&self, path: &str) -> Option<Value> {
+        self.0.lock().unwrap().objects.get(path).cloned()
+    }
+
+    /// Takes an object out of the caches, and leaves it where it is.
+    pub(super) fn hide(&self, path: &str) {
+        let mut held = self.0.lock().unwrap();
+        let object = held.objects[path].clone();
+        held.feed(&object, true);
+    }
+
+    /// What the API server says of a token.
+    pub(super) fn token(&self, token: &str, status: Value) {
+        self.0.lock().unwrap().objects.insert(format!("token {token}"), status);
+    }
+
+    /// Answers a request, `VERB path`, with a failure.
+    pub(super) fn fail(&self, request: &str, code: Option<u16>) {
+        let mut held = self.0.lock().unwrap();
+        match code {
+            Some(code) => held.failures.insert(request.to_owned(), code),
+            None => held.failures.remove(request),
+        };
+    }
+
+    /// The requests since the last call.
+    pub(super) fn requests(&self) -> Vec<String> {
+        let mut held = self.0.lock().unwrap();
+        held.bodies.clear();
+        std::mem::take(&mut held.log)
+    }
+
+    /// The body of the last request of that kind, `VERB path`.
+    pub(super) fn body(&self, request: &str) -> Value {
+        let held = self.0.lock().unwrap();
+        held.bodies.iter().rev().find(|(line, _)| line == request).unwrap_or_else(|| panic!("no {request}")).1.clone()
+    }
+}
+
+/// Server-side apply, as far as these tests need it: what is named is replaced.
+fn merge(object: &mut Value, patch: Value) {
+    match (object, patch) {
+        (Value::Object(object), Value::Object(patch)) => {
+            for (name, value) in patch {
+                let whole = name == "status" || name == "data";
+                match object.get_mut(&name) {
+                    Some(old) if !whole => merge(old, value),
+                    _ => {
+                        object.insert(name, value);
+                    }
+                }
+            }
+        }
+        (object, patch) => *object = patch,
+    }
+}
+
+impl Held {
+    fn store(&mut self, path: &str, mut object: Value) -> Value {
+        self.version += 1;
+        let uid = self
+            .objects
+            .get(path)
+            .map_or_else(|| json!(format!("uid-{}", self.version)), |old| old["metadata"]["uid"].clone());
+        let metadata = object["metadata"].as_object_mut().unwrap();
+        metadata.entry("uid").or_insert(uid);
+        metadata.entry("namespace").or_insert(json!(NAMESPACE));
+        metadata.entry("generation").or_insert(json!(1));
+        metadata.insert("resourceVersion".to_owned(), json!(self.version.to_string()));
+        self.objects.insert(path.to_owned(), object.clone());
+        self.feed(&object, false);
+        object
+    }
+
+    /// Shows an object to the caches.
+    fn feed(&mut self, object: &Value, gone: bool) {
+        let Some(writers) = &mut self.writers else { return };
+        macro_rules! feed {
+            ($($kind:literal $field:ident $type:ty;)*) => {
+                match object["kind"].as_str().unwrap_or_default() {
+                    $($kind => {
+                        let typed: $type = serde_json::from_value(object.clone()).unwrap();
+                        writers.$field.apply_watcher_event(&if gone { Event::Delete(typed) } else { Event::Apply(typed) });
+                    })*
+                    "PersistentVolumeClaim" => {
+                        let mut object = object.clone();
+                        object["kind"] = json!("PartialObjectMetadata");
+                        object["apiVersion"] = json!("meta.k8s.io/v1");
+                        let typed = serde_json::from_value(object).unwrap();
+                        writers.claims.apply_watcher_event(&if gone { Event::Delete(typed) } else { Event::Apply(typed) });
+                    }
+                    _ => {}
+                }
+            };
+        }
+        feed! {
+            "TrainingRun" runs TrainingRun;
+            "Evaluation" evaluations Evaluation;
+            "ReasoningPod" pods ReasoningPod;
+            "Job" jobs Job;
+            "Deployment" deployments Deployment;
+            "Pod" workers Pod;
+            "ConfigMap" config_maps ConfigMap;
+            "Service" services Service;
+            "PodDisruptionBudget" budgets PodDisruptionBudget;
+            "NetworkPolicy" policies NetworkPolicy;
+        }
+    }
+}
+
+impl World {
+    /// An empty cluster with a claim `runs`.
+    pub(super) async fn new() -> Self {
+        let api = Api::default();
+        let mut writers = Writers::ready();
+        let stores = Arc::new(Stores::of(&mut writers));
+        api.0.lock().unwrap().writers = Some(writers);
+        let client = api.client();
+        let signer = Arc::new(Signer::load(client.clone(), "codex-system").await.unwrap());
+        let (wake, queues) = Wake::new();
+        let reporter = Reporter { controller: "codex-controller".to_owned(), instance: Some("test".to_owned()) };
+        let context = Arc::new(Context {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            settings: Arc::new(Settings {
+                version: "1.2.3".to_owned(),
+                trainer_image: "codex:1".to_owned(),
+                worker_image: "codex:1".to_owned(),
+                report_url: "https://reports/v1/reports".to_owned(),
+                report_ca: "-----BEGIN CERTIFICATE-----".to_owned(),
+                controller_namespace: "codex-system".to_owned(),
+                report_port: 8443,
+            }),
+            stores,
+            wake,
+            inbox: Arc::new(Inbox::default()),
+            signer,
+            seal: Seal::for_tests(),
+            metrics: Metrics::new().unwrap(),
+            backoff: Backoff::default(),
+            written: Written::default(),
+        });
+        api.put(
+            "/api/v1/namespaces/team/persistentvolumeclaims/runs",
+            json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "runs"}}),
+        );
+        api.requests();
+        Self { api, context, queues }
+    }
+
+    /// Reconciles the object `name` once and returns the requests that it took.
+    pub(super) async fn reconcile<K: Observe>(
+        &self,
+        name: &str,
+    ) -> (Vec<String>, Result<Option<Duration>, ReconcileError>) {
+        let object = crate::observe::get(K::store(&self.context), NAMESPACE, name).unwrap();
+        let result = reconcile(object, &self.context).await;
+        (self.api.requests(), result)
+    }
+}
+
+/// Where the three kinds live.
+pub(super) fn path(plural: &str, name: &str) -> String {
+    format!("/apis/codex-ml.dev/v1alpha1/namespaces/team/{plural}/{name}")
+}
+
+/// A TrainingRun that works.
+pub(super) fn run(name: &str) -> Value {
+    json!({
+        "apiVersion": "codex-ml.dev/v1alpha1", "kind": "TrainingRun",
+        "metadata": {"name": name, "uid": format!("{name}-uid")},
+        "spec": {
+            "rolloutRing": "0D_base_", "template": "cot-starter",
+            "data": [{"name": "sums", "source": {"synthetic": {"task": "arithmetic", "seed": 1, "count": 1000}}}],
+            "output": {"persistentVolumeClaim": {"claimName": "runs", "subPath": "runs"}},
+        },
+    })
+}
