@@ -63,13 +63,17 @@ pub(crate) fn write_all(layout: &Layout) -> Result<()> {
     write(&layout.pki("service-accounts.pub"), &tokens.public_key_pem(), 0o644)
 }
 
-/// Writes a file that is readable as `mode` says from its first moment on.
+/// Writes a file that is complete and readable as `mode` says from its first moment on.
+///
+/// # Errors
+/// When it cannot be written.
 pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<()> {
     use std::io::Write as _;
-    let _ = fs::remove_file(path);
-    let mut file =
-        fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(Error::io("create", path))?;
-    file.write_all(text.as_bytes()).map_err(Error::io("write", path))
+    let fresh = path.with_added_extension(format!("new-{}", std::process::id()));
+    let _ = fs::remove_file(&fresh);
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh);
+    file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(Error::io("write", &fresh))?;
+    fs::rename(&fresh, path).map_err(Error::io("create", path))
 }
 
 fn subjects() -> Vec<Subject> {

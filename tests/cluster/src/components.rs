@@ -1,8 +1,8 @@
 //! The processes of the cluster: their names, their order and how each is started.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::layout::Layout;
+use crate::layout::{Layout, cache_home};
 use crate::network::{HOST, NODE, PODS, SERVICES, port};
 use crate::process::Identity;
 use crate::{Error, Result, process, tools};
@@ -90,7 +90,9 @@ impl Component {
     /// When its program is not there or does not start.
     pub(crate) fn start(self, layout: &Layout) -> Result<Identity> {
         let Start { program, arguments } = self.command(layout)?;
-        let environment = [("HOME", layout.state().display().to_string())];
+        let text = |path: &Path| path.display().to_string();
+        // Programs of the cache are found there whoever's home it lies in.
+        let environment = [("HOME", text(layout.state())), ("XDG_CACHE_HOME", text(&cache_home()))];
         process::spawn(&program, &arguments, &environment, &layout.log(self.name()), &layout.pid(self.name()))
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::certificates::write;
 use crate::host::Cgroups;
 use crate::layout::Layout;
-use crate::network::{BRIDGE, DNS_SERVICE, DOMAIN, HOST, NODE, PODS, port};
+use crate::network::{BRIDGE, DNS_SERVICE, DOMAIN, HOST, NODE, PODS, SERVICES, port};
 use crate::{Error, Result, images};
 
 /// Writes every configuration file.
@@ -30,7 +30,7 @@ pub(crate) fn files(layout: &Layout, cgroups: Cgroups) -> [(PathBuf, String); 8]
         (layout.config("audit.yaml"), AUDIT.to_owned()),
         (layout.config("containerd.toml"), containerd(layout, cgroups)),
         (layout.config("cni/codex.conflist"), cni(layout)),
-        (layout.config("registries").join(&registry).join("hosts.toml"), format!("server = \"http://{registry}\"\n")),
+        (layout.config("registries").join(&registry).join("hosts.toml"), plain_registry(&registry)),
         (layout.config("kubelet.yaml"), kubelet(layout, cgroups)),
         (layout.config("kube-proxy.yaml"), proxy(layout)),
         (layout.config("Corefile"), corefile(layout)),
@@ -104,7 +104,12 @@ disabled_plugins = [
     )
 }
 
-/// Pods hang on the bridge and reach this machine only: no address is masqueraded, none is routed on.
+/// A registry that is spoken to without TLS.
+fn plain_registry(registry: &str) -> String {
+    format!("[host.\"http://{registry}\"]\n  capabilities = [\"pull\", \"resolve\"]\n")
+}
+
+/// Pods hang on the bridge and reach each other, this machine and Services; they have no route to anything else.
 fn cni(layout: &Layout) -> String {
     let config = serde_json::json!({
         "cniVersion": "0.4.0",
@@ -119,7 +124,7 @@ fn cni(layout: &Layout) -> String {
                 "type": "host-local",
                 "dataDir": layout.run().join("addresses"),
                 "ranges": [[{ "subnet": PODS, "gateway": HOST }]],
-                "routes": [{ "dst": "0.0.0.0/0" }],
+                "routes": [{ "dst": SERVICES, "gw": HOST }],
             },
         }],
     });

@@ -27,7 +27,7 @@ pub(crate) fn healthy(layout: &Layout, component: Component) -> bool {
         Component::Kubelet => http_ok(port::KUBELET_HEALTH, "/healthz"),
         Component::Proxy => http_ok(port::PROXY_HEALTH, "/healthz"),
         Component::Dns => http_ok(port::DNS_READY, "/ready"),
-        Component::Volumes => true,
+        Component::Volumes => layout.volumes_watched().exists(),
     }
 }
 

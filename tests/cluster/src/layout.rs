@@ -66,6 +66,11 @@ impl Layout {
         self.state.join("volumes")
     }
 
+    /// A file that is there while the pool of volumes is watched.
+    pub(crate) fn volumes_watched(&self) -> PathBuf {
+        self.run.join("volumes-watched")
+    }
+
     /// The identity of one component's process.
     pub(crate) fn pid(&self, component: &str) -> PathBuf {
         self.run.join("pids").join(component)
@@ -89,9 +94,13 @@ pub(crate) fn lock_file() -> PathBuf {
 
 /// The directory of what was built for this user, by version.
 pub(crate) fn cache() -> PathBuf {
+    cache_home().join("codex-operator/cluster")
+}
+
+/// The user's cache directory.
+pub(crate) fn cache_home() -> PathBuf {
     let from = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     from("XDG_CACHE_HOME")
         .or_else(|| from("HOME").map(|home| home.join(".cache")))
         .unwrap_or_else(|| "/var/cache".into())
-        .join("codex-operator/cluster")
 }

@@ -1,7 +1,9 @@
 //! Bringing the cluster up and taking it down: what is well stays, what died is started again, what cannot be trusted
 //! is cleaned up and made anew.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +20,7 @@ use crate::{
 };
 
 /// How long a component may take to answer; machines that build something at the same time are slow.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// What the running cluster was started as.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +48,7 @@ enum Condition {
 /// When the machine cannot run it, a build fails, or a component does not come up.
 pub(crate) fn up(layout: &Layout) -> Result<()> {
     host::check()?;
+    privilege::check()?;
     // Built as the user who asks, so that the cache is theirs; the rest needs root.
     tools::build_all()?;
     let pause = images::pause()?;
@@ -84,6 +87,7 @@ pub(crate) fn up(layout: &Layout) -> Result<()> {
 /// # Errors
 /// When a process does not end or a directory cannot be removed.
 pub(crate) fn down(layout: &Layout) -> Result<()> {
+    privilege::check()?;
     privilege::become_root()?;
     let _lock = Lock::take(&lock_file(), "codex-cluster down")?;
     if !layout.state().exists() && !layout.run().exists() {
@@ -136,7 +140,7 @@ fn judge(started: Option<&Started>, boot: &str, revision: &str, gone: Vec<&'stat
 }
 
 /// Starts what is missing; says whether that helped.
-fn repair(layout: &Layout, complaint: &str, pause: &std::path::Path) -> Result<bool> {
+fn repair(layout: &Layout, complaint: &str, pause: &Path) -> Result<bool> {
     say(&format!("{complaint} Starting it again; objects and volumes stay."));
     network::set_up(layout)?;
     match bring(layout, pause) {
@@ -155,7 +159,7 @@ fn prepare(layout: &Layout, cgroups: Cgroups, revision: String) -> Result<()> {
         let private = ["pki", "etcd", "audit"].map(|folder| layout.at(folder));
         let shared =
             ["config", "kubeconfig", "logs", "volumes", "kubectl-cache", "pod-logs"].map(|folder| layout.at(folder));
-        let pids = layout.pid("etcd").parent().map(std::path::Path::to_path_buf).into_iter();
+        let pids = layout.pid("etcd").parent().map(Path::to_path_buf).into_iter();
         let folders = private
             .into_iter()
             .map(|folder| (folder, 0o700))
@@ -179,36 +183,49 @@ fn prepare(layout: &Layout, cgroups: Cgroups, revision: String) -> Result<()> {
 }
 
 /// Starts every component that does not run and waits until all of them work together.
-fn bring(layout: &Layout, pause: &std::path::Path) -> Result<()> {
-    let mut clocks = std::collections::BTreeMap::new();
-    let mut start = |component: Component| -> Result<()> {
-        if component.running(layout).is_none() {
-            component.start(layout)?;
-            clocks.insert(component, Instant::now());
-        }
-        Ok(())
-    };
-    start(Component::Containerd)?;
-    start(Component::Etcd)?;
-    health::wait(layout, Component::Etcd, PATIENCE)?;
-    start(Component::ApiServer)?;
-    health::wait(layout, Component::Containerd, PATIENCE)?;
+fn bring(layout: &Layout, pause: &Path) -> Result<()> {
+    let mut starter = Starter { layout, clocks: BTreeMap::new() };
+    starter.start(Component::Containerd)?;
+    starter.start(Component::Etcd)?;
+    starter.ready(Component::Etcd)?;
+    starter.start(Component::ApiServer)?;
+    starter.ready(Component::Containerd)?;
     images::load(layout, pause)?;
-    health::wait(layout, Component::ApiServer, PATIENCE)?;
+    starter.ready(Component::ApiServer)?;
     for component in Component::ALL {
-        start(component)?;
+        starter.start(component)?;
     }
     objects::apply_all(layout)?;
     for component in Component::ALL {
-        health::wait(layout, component, PATIENCE)?;
-        if let Some(clock) = clocks.get(&component) {
+        starter.ready(component)?;
+    }
+    let resolve = || health::until(PATIENCE, "Service names do not resolve", || Ok(health::names_resolve()));
+    step("Service names resolve", resolve)?;
+    step("node ready", || health::until(PATIENCE, "the node is not ready", || Ok(health::node_ready(layout))))
+}
+
+/// Starts components and says of each when it answers.
+struct Starter<'a> {
+    layout: &'a Layout,
+    clocks: BTreeMap<Component, Instant>,
+}
+
+impl Starter<'_> {
+    fn start(&mut self, component: Component) -> Result<()> {
+        if component.running(self.layout).is_none() {
+            component.start(self.layout)?;
+            self.clocks.insert(component, Instant::now());
+        }
+        Ok(())
+    }
+
+    fn ready(&mut self, component: Component) -> Result<()> {
+        health::wait(self.layout, component, PATIENCE)?;
+        if let Some(clock) = self.clocks.remove(&component) {
             say(&format!("  {:<28} {:>6.1} s", component.name(), clock.elapsed().as_secs_f64()));
         }
+        Ok(())
     }
-    step("Service names resolve", || {
-        health::until(PATIENCE, "Service names do not resolve", || Ok(health::names_resolve()))
-    })?;
-    step("node ready", || health::until(PATIENCE, "the node is not ready", || Ok(health::node_ready(layout))))
 }
 
 #[cfg(test)]

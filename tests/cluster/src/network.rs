@@ -124,7 +124,7 @@ fn removal(saved: &str) -> String {
                 rules.push(format!("-D {rule}\n"));
             }
         } else if line == "COMMIT" && !chains.is_empty() {
-            script += &format!("*{table}\n{}", rules.concat());
+            script.extend([format!("*{table}\n"), rules.concat()]);
             script.extend(chains.iter().map(|chain| format!("-F {chain}\n")));
             script.extend(chains.iter().map(|chain| format!("-X {chain}\n")));
             script += "COMMIT\n";

@@ -21,6 +21,20 @@ pub(crate) fn caller() -> Option<(u32, u32)> {
     Some((number("SUDO_UID")?, number("SUDO_GID")?)).filter(|_| is_root())
 }
 
+/// Checks that this process is root or can become it, before anything that takes long.
+///
+/// # Errors
+/// With one sentence when it is not root and there is no `sudo`.
+pub(crate) fn check() -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if is_root() || std::env::split_paths(&path).any(|folder| folder.join("sudo").is_file()) {
+        return Ok(());
+    }
+    Err(Error::Prerequisite(
+        "the local cluster needs root (network, mounts, containers), and there is no sudo; run this as root".into(),
+    ))
+}
+
 /// Makes sure that this process is root: otherwise it is replaced by itself under `sudo`, after saying why.
 ///
 /// # Errors

@@ -46,8 +46,12 @@ pub(crate) fn clean(layout: &Layout) -> Result<()> {
     })?;
     step("remove mounts, network, files", || {
         remove_mounts(layout)?;
-        network::take_down(layout, foreign_node(layout.state()).is_none());
-        remove_cgroups();
+        // Another node's rules and groups have the same names.
+        let alone = foreign_node(layout.state()).is_none();
+        network::take_down(layout, alone);
+        if alone {
+            remove_cgroups();
+        }
         remove_links(layout);
         for folder in [layout.run(), layout.state()] {
             remove(folder)?;
@@ -157,7 +161,9 @@ fn remove_cgroups() {
         let mut all = vec![root.join("kubepods")];
         all.extend(entries(root).into_iter().map(|hierarchy| hierarchy.join("kubepods")));
         let left: Vec<_> = all.into_iter().filter(|group| group.exists()).collect();
-        left.iter().for_each(|group| remove_group(group));
+        for group in &left {
+            remove_group(group);
+        }
         if left.iter().all(|group| !group.exists()) || began.elapsed() > Duration::from_secs(2) {
             return;
         }

@@ -131,11 +131,8 @@ impl Module {
 
     fn linker_flags(&self) -> String {
         let version = self.version();
-        let mut flags = "-s -w".to_owned();
-        for stamp in self.stamps {
-            flags += &format!(" -X {stamp}={version}");
-        }
-        flags
+        let stamps = self.stamps.iter().map(|stamp| format!(" -X {stamp}={version}"));
+        std::iter::once("-s -w".to_owned()).chain(stamps).collect()
     }
 
     /// The name of the module's place in the cache: its version and a hash of everything that makes the programs.
@@ -196,7 +193,7 @@ impl Module {
         let packages: Vec<&str> = wanted.iter().map(|program| program.package).collect();
         let mut progress = Progress::start(&format!("build {} {}", self.name, self.version()));
         progress.update("reading modules");
-        let mut list = self.go(go, source);
+        let mut list = go_command(go, source);
         list.args(["list", "-deps"]).args(&packages).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut listing = spawn(&mut list)?;
         let count = listing.stdout.take().map(|out| std::thread::spawn(|| BufReader::new(out).lines().count()));
@@ -207,7 +204,7 @@ impl Module {
         })?;
         let total = count.and_then(|thread| thread.join().ok()).unwrap_or_default();
 
-        let mut build = self.go(go, source);
+        let mut build = go_command(go, source);
         build.args(["build", "-v", "-trimpath", "-ldflags", &self.linker_flags(), "-o"]).arg(target);
         build.arg("--").args(&packages).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut done = 0;
@@ -219,13 +216,13 @@ impl Module {
         progress.finish(&format!("{} programs, {done} packages compiled", wanted.len()));
         Ok(())
     }
+}
 
-    fn go(&self, go: &Path, source: &Path) -> Command {
-        let mut command = Command::new(go);
-        command.current_dir(source).stdin(Stdio::null());
-        command.env("CGO_ENABLED", "0").env("GOWORK", "off").env("GOFLAGS", "-mod=readonly -buildvcs=false");
-        command
-    }
+fn go_command(go: &Path, source: &Path) -> Command {
+    let mut command = Command::new(go);
+    command.current_dir(source).stdin(Stdio::null());
+    command.env("CGO_ENABLED", "0").env("GOWORK", "off").env("GOFLAGS", "-mod=readonly -buildvcs=false");
+    command
 }
 
 fn spawn(command: &mut Command) -> Result<Child> {

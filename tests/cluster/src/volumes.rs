@@ -76,6 +76,7 @@ pub(crate) fn create_directories(layout: &Layout) -> Result<()> {
 
 /// Keeps the pool until the process is stopped; the cluster runs this as one of its processes.
 pub(crate) fn keep(layout: &Layout) -> ! {
+    let _ = fs::remove_file(layout.volumes_watched());
     loop {
         if let Err(error) = watch(layout) {
             eprintln!("{error}");
@@ -112,6 +113,7 @@ fn watch(layout: &Layout) -> Result<()> {
         })
     });
     let done = follow(layout, &changes);
+    let _ = fs::remove_file(layout.volumes_watched());
     let _ = child.kill();
     let _ = child.wait();
     if let Some(reader) = reader {
@@ -121,9 +123,12 @@ fn watch(layout: &Layout) -> Result<()> {
 }
 
 fn follow(layout: &Layout, changes: &Receiver<Event>) -> Result<()> {
-    let mut pool = BTreeMap::new();
+    let (mut pool, watched) = (BTreeMap::new(), layout.volumes_watched());
     while let Ok(event) = changes.recv() {
         note(&mut pool, &event);
+        if !watched.exists() {
+            fs::write(&watched, "").map_err(Error::io("write", &watched))?;
+        }
         let began = Instant::now();
         while began.elapsed() < SILENCE.1 {
             match changes.recv_timeout(SILENCE.0) {
