@@ -88,9 +88,11 @@ fn stop_containers(layout: &Layout) -> Result<()> {
             init.signal(Signal::KILL);
             ended.push(init);
         }
-        // containerd keeps the shims' sockets in a place of its own, named by a hash of address, namespace and id.
+        // Outside of our directories lie the shim's socket, named by a hash of address, namespace and id, and what the
+        // loopback plugin answered.
         let name = Sha256::digest(Path::new(&socket).join("k8s.io").join(&id).to_string_lossy().as_bytes());
         let _ = fs::remove_file(Path::new("/run/containerd/s").join(hex::encode(name)));
+        let _ = fs::remove_file(format!("/var/lib/cni/results/cni-loopback-{id}-lo"));
     }
     for init in &ended {
         gone("a container", init)?;
