@@ -1,1 +1,21 @@
-//! Support of the end-to-end tests.
+//! What tests and benchmarks on a real cluster share: the installed operator, a namespace per test, waiting, the audit
+//! log, the controller as a process, documents. Does I/O.
+//!
+//! A test begins with [`Team::new`], which makes sure that the cluster runs and the operator of this working tree is
+//! installed, and gives it a namespace of its own under the `restricted` Pod Security level.
+
+pub mod audit;
+pub mod documents;
+mod error;
+pub mod host;
+pub mod install;
+pub mod objects;
+pub mod peers;
+pub mod process;
+pub mod rights;
+pub mod team;
+pub mod wait;
+
+pub use error::{Error, Result};
+pub use install::Installation;
+pub use team::Team;

@@ -1,0 +1,68 @@
+//! Work that comes to nothing, and what its object says then.
+
+use codex_crds::{ConditionType, TrainingRun, TrainingRunPhase};
+use codex_provenance::Sha256;
+use codex_tests::{
+    Result, Team, objects,
+    team::{TRAINED, condition},
+    wait::{Sight, until},
+};
+use k8s_openapi::api::core::v1::ConfigMap;
+use serde_json::json;
+
+/// Waits until a run failed for good, and gives the reason and message of its `Stalled`.
+async fn failed(team: &Team, name: &str) -> Result<(TrainingRun, String, String)> {
+    let run = until(&team.api::<TrainingRun>(), name, "it failed", TRAINED, |run| {
+        match run.status.as_ref().and_then(|status| status.phase) {
+            Some(TrainingRunPhase::Failed) => Sight::There,
+            Some(TrainingRunPhase::Succeeded) => Sight::Impossible("it succeeded".to_owned()),
+            _ => Sight::NotYet,
+        }
+    })
+    .await?;
+    let conditions = &run.status.as_ref().unwrap().conditions;
+    let ready = condition(Some(conditions), ConditionType::Ready).unwrap();
+    assert_eq!(ready.status, "False");
+    let stalled = condition(Some(conditions), ConditionType::Stalled).unwrap();
+    assert_eq!(stalled.status, "True");
+    let (reason, message) = (stalled.reason.clone(), stalled.message.clone());
+    Ok((run, reason, message))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_with_another_digest_fails_with_both_digests() -> Result<()> {
+    let team = Team::new("data").await?;
+    let line = r#"{"prompt":"1+1:","response":"1+1+0=02 #2$","difficulty":"easy","category":"arithmetic"}"#;
+    let demanded = Sha256::of("what was reviewed").to_string();
+    let found = Sha256::of(line).to_string();
+    let data = json!({ "metadata": { "name": "data" }, "data": { "train.jsonl": line } });
+    team.create::<ConfigMap>(&serde_json::from_value(data).unwrap()).await?;
+    let mut run = objects::run("run", &["training.batch_size=1"]);
+    run.spec.data = serde_json::from_value(json!([{
+        "name": "train", "sha256": demanded, "source": { "configMap": { "name": "data", "key": "train.jsonl" } },
+    }]))
+    .unwrap();
+    team.create(&run).await?;
+    let (run, reason, message) = failed(&team, "run").await?;
+    assert_eq!(reason, "DataMismatch");
+    assert!(message.contains(&demanded) && message.contains(&found), "{message}");
+    assert_eq!(run.status.unwrap().attempts, Some(1), "bad input is not tried again");
+    team.done();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trainer_without_memory_is_tried_again_and_then_fails_with_the_reason() -> Result<()> {
+    let team = Team::new("memory").await?;
+    let mut run = objects::run("run", &["model.hidden_size=1024", "model.intermediate_size=4096"]);
+    run.spec.retries = 1;
+    let resources = json!({ "requests": { "cpu": "50m", "memory": "32Mi" }, "limits": { "memory": "32Mi" } });
+    run.spec.pod.worker.resources = serde_json::from_value(resources).unwrap();
+    team.create(&run).await?;
+    let (run, reason, message) = failed(&team, "run").await?;
+    assert_eq!(reason, "OOMKilled", "{message}");
+    assert!(message.contains("OOMKilled") && message.contains("spec.retries (1)"), "{message}");
+    assert_eq!(run.status.unwrap().attempts, Some(2), "one retry was granted");
+    team.done();
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! The controller dies after every write that it makes, and the chain comes out as if it had not: nothing doubled,
+//! nothing lost.
+
+use std::collections::BTreeMap;
+
+use codex_crds::{Evaluation, ReasoningPod, TrainingRun, Verdict, child};
+use codex_tests::{
+    Error, Result, Team,
+    audit::{Follower, ObjectRef, Request},
+    install::{CONTROLLER, CONTROLLER_USER, NAMESPACE},
+    objects,
+    process::Controller,
+    team::{SOON, TRAINED},
+    wait::until,
+};
+use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::ConfigMap};
+use kube::{Api, ResourceExt as _};
+use serde_json::json;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_killed_after_each_of_its_writes_doubles_nothing_and_loses_nothing() -> Result<()> {
+    let team = Team::alone("killed").await?;
+    let Some(audit_log) = team.installation.cluster.audit_log() else {
+        eprintln!("skipped: only the local cluster shows its audit log");
+        team.done();
+        return Ok(());
+    };
+    scale(&team, 0).await?;
+    let told = chain_under_fire(&team, &Controller::new(team.installation)?, audit_log).await;
+    // Others need the installed controller, whatever came of this.
+    scale(&team, 1).await?;
+    told?;
+    team.done();
+    Ok(())
+}
+
+async fn chain_under_fire(team: &Team, controller: &Controller, audit_log: std::path::PathBuf) -> Result<()> {
+    let mut everything = Follower::from_now(audit_log.clone())?;
+    let (cancel, cancelled) = tokio::sync::oneshot::channel();
+    team.create(&objects::run("run", &[])).await?;
+    team.create(&objects::evaluation("judged", "run", &team.problems)).await?;
+    team.create(&objects::reasoning_pod("served", "run", "judged")).await?;
+    let namespace = team.namespace.clone();
+    let (chain, kills) = tokio::join!(
+        async {
+            let chain = chain(team).await;
+            let _ = cancel.send(());
+            chain
+        },
+        fire(controller, audit_log, namespace, cancelled),
+    );
+    let kills = kills?;
+    chain.inspect_err(|_| eprintln!("the controller said:\n{}", controller.last_words()))?;
+    assert!(kills >= 10, "the controller was killed {kills} times");
+
+    // Nothing doubled: whatever exists was made once, and the work was done once.
+    let mut made: BTreeMap<ObjectRef, usize> = BTreeMap::new();
+    let ours = |request: &Request| request.user.username == CONTROLLER_USER && in_namespace(request, &team.namespace);
+    for request in everything.news()?.into_iter().filter(|request| ours(request) && request.is_creation()) {
+        let object = request.object();
+        if object.resource != "events" {
+            *made.entry(object).or_default() += 1;
+        }
+    }
+    let doubled: Vec<_> = made.iter().filter(|(_, count)| **count > 1).collect();
+    assert!(doubled.is_empty(), "made more than once: {doubled:#?}");
+    let count = |resource: &str| made.keys().filter(|object| object.resource == resource).count();
+    let counts = ["jobs", "deployments", "services", "poddisruptionbudgets", "networkpolicies"].map(|kind| count(kind));
+    assert_eq!(counts, [2, 1, 1, 1, 1], "{made:#?}");
+    for (job, what) in [("run-train", "trainer"), ("judged-eval", "evaluator")] {
+        let pods = team.pods("batch.kubernetes.io/job-name", job).await?;
+        assert_eq!(pods.len(), 1, "one {what} did the work");
+    }
+    Ok(())
+}
+
+/// Runs the controller, and kills it whenever the audit log shows a write of it, until the chain is done; then lets it
+/// live. Gives the number of kills.
+async fn fire(
+    controller: &Controller,
+    audit_log: std::path::PathBuf,
+    namespace: String,
+    mut cancelled: tokio::sync::oneshot::Receiver<()>,
+) -> Result<usize> {
+    let mut kills = 0;
+    loop {
+        let mut log = Follower::from_now(audit_log.clone())?;
+        let running = controller.start()?;
+        let write = |request: &Request| {
+            request.is_write() && request.user.username == CONTROLLER_USER && in_namespace(request, &namespace)
+        };
+        // A chain whose controller has nothing left to write comes to rest here.
+        tokio::select! {
+            _ = &mut cancelled => return Ok(kills),
+            seen = log.next("a write of the controller", TRAINED, write) => {
+                running.kill();
+                match seen {
+                    Ok(_) => kills += 1,
+                    Err(Error::Timeout { .. }) => {}
+                    Err(other) => return Err(other),
+                }
+            }
+        }
+    }
+}
+
+/// Nothing lost: the chain arrives, with all its records.
+async fn chain(team: &Team) -> Result<()> {
+    let run = team.trained("run").await?;
+    let model = run.status.as_ref().unwrap().model.clone().unwrap();
+    let judged = team.judged("judged").await?.status.unwrap();
+    assert_eq!((judged.verdict, judged.model.unwrap().digest), (Some(Verdict::Passed), model.digest));
+    let pod = until(&team.api::<ReasoningPod>(), "served", "it serves", TRAINED, |pod| {
+        let status = pod.status.as_ref();
+        let everything = status.is_some_and(|status| {
+            status.manifest.is_some() && status.promotion.is_some() && status.url.is_some() && status.selector.is_some()
+        });
+        everything && status.and_then(|status| status.verified.as_ref()).is_some_and(|it| it.digest == model.digest)
+    })
+    .await?;
+    let status = pod.status.unwrap();
+    let run_status = run.status.as_ref().unwrap();
+    assert_eq!((run_status.attempts, run_status.steps_executed), (Some(1), Some(300)));
+    assert!(
+        run_status.config_digest.is_some() && !run_status.data_digests.is_empty() && run_status.completed_at.is_some()
+    );
+    for bundle in [&status.manifest.unwrap().bundle, &status.promotion.unwrap().bundle] {
+        team.api::<ConfigMap>().get(bundle).await?;
+    }
+    team.api::<Deployment>().get(&child::server("served")).await?;
+    let evaluation = team.api::<Evaluation>().get("judged").await?;
+    assert!(evaluation.status.unwrap().report_digest.is_some());
+    assert_eq!(team.api::<TrainingRun>().get("run").await?.uid(), run.uid());
+    Ok(())
+}
+
+fn in_namespace(request: &Request, namespace: &str) -> bool {
+    request.object_ref.as_ref().is_some_and(|object| object.namespace == namespace)
+}
+
+/// Scales the installed controller, and waits until it is gone or leads.
+async fn scale(team: &Team, replicas: i32) -> Result<()> {
+    let deployments: Api<Deployment> = Api::namespaced(team.client.clone(), NAMESPACE);
+    let change = kube::api::Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+    deployments.patch_scale(CONTROLLER, &kube::api::PatchParams::default(), &change).await?;
+    let scaled = |deployment: &Deployment| {
+        let status = deployment.status.clone().unwrap_or_default();
+        status.observed_generation == deployment.metadata.generation
+            && status.replicas.unwrap_or(0) == replicas
+            && status.ready_replicas.unwrap_or(0) == replicas
+    };
+    until(&deployments, CONTROLLER, &format!("{replicas} replicas"), SOON, scaled).await?;
+    if replicas > 0 {
+        let leases: Api<Lease> = Api::namespaced(team.client.clone(), NAMESPACE);
+        let held = |lease: &Lease| {
+            let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
+            holder.starts_with(CONTROLLER)
+        };
+        until(&leases, CONTROLLER, "the installed controller leads", SOON, held).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! Bad input that the API server itself refuses, with a sentence that names the field, the value and what would be right.
+
+use std::{io::Write as _, process::Stdio};
+
+use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
+use codex_tests::{Error, Result, Team, objects, team::blocking};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// What is wrong, and what the refusal must say.
+struct Case {
+    object: Value,
+    told: &'static [&'static str],
+}
+
+/// `object` with the value at `pointer` replaced; null takes it away.
+fn with(object: &impl Serialize, pointer: &str, value: Value) -> Value {
+    let mut object = serde_json::to_value(object).unwrap();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    let parent = object.pointer_mut(parent).unwrap();
+    match (parent, value) {
+        (Value::Object(map), Value::Null) => drop(map.remove(key)),
+        (Value::Object(map), value) => drop(map.insert(key.to_owned(), value)),
+        (parent, value) => parent[key.parse::<usize>().unwrap()] = value,
+    }
+    object
+}
+
+fn cases() -> Vec<Case> {
+    let run = objects::run("bad", &[]);
+    let digest = "0".repeat(64);
+    let evaluation = objects::evaluation("bad", "run", &digest);
+    let pod = objects::reasoning_pod("bad", "run", "judged");
+    let run = |pointer, value, told| Case { object: with(&run, pointer, value), told };
+    let evaluation = |pointer, value, told| Case { object: with(&evaluation, pointer, value), told };
+    let pod = |pointer, value, told| Case { object: with(&pod, pointer, value), told };
+    let config_map = json!({ "configMap": { "name": "a", "key": "b" } });
+    vec![
+        run("/spec/rolloutRing", json!("0E_base_"), &["spec.rolloutRing", "0E_base_", "0A_base_", "main"]),
+        pod("/spec/rolloutRing", json!("Main"), &["spec.rolloutRing", "Main", "0A_base_", "main"]),
+        run("/metadata/name", json!("a".repeat(53)), &["metadata.name", "52 characters"]),
+        run("/spec/template", Value::Null, &["spec.template", "Required"]),
+        run("/spec/seed", json!(-1), &["spec.seed", "-1", "greater than or equal to 0"]),
+        run("/spec/seeds", json!(1), &["unknown field", "spec.seeds"]),
+        run("/spec/config", json!("#".repeat(32_769)), &["spec.config", "32768"]),
+        run("/spec/retries", json!(-1), &["spec.retries", "-1"]),
+        run("/spec/data", json!([]), &["spec.data", "at least 1"]),
+        run(
+            "/spec/data/0/source",
+            config_map.clone(),
+            &["data[].sha256 is required", "64 lower-case hexadecimal digits"],
+        ),
+        run("/spec/data/0/source/configMap", config_map["configMap"].clone(), &["exactly one of configMap"]),
+        run("/spec/data/0/sha256", json!("ABC"), &["spec.data[0].sha256", "ABC"]),
+        run("/spec/output/persistentVolumeClaim/subPath", json!("../other"), &["subPath", "no `..`"]),
+        run(
+            "/spec/pod/env",
+            json!([{ "name": "CODEX_REPORT_URL", "value": "x" }]),
+            &["CODEX_", "belong to the controller"],
+        ),
+        evaluation("/spec/gates", json!([]), &["spec.gates", "at least 1"]),
+        evaluation(
+            "/spec/gates/0",
+            json!({ "metric": "exact_match" }),
+            &["exactly one of min and max", "min: \"0.95\""],
+        ),
+        evaluation("/spec/gates/0/max", json!("1"), &["exactly one of min and max"]),
+        evaluation("/spec/gates/0/min", json!("NaN"), &["spec.gates[0].min", "NaN"]),
+        evaluation("/spec/gates/0/min", json!("high"), &["spec.gates[0].min", "high"]),
+        evaluation("/spec/gates/0/min", json!(0.95), &["spec.gates[0].min", "string"]),
+        evaluation("/spec/gates/0/confidence", json!("1.5"), &["confidence", "between 0.5 and 1"]),
+        evaluation("/spec/data/0/name", json!("questions"), &["problems or baseline"]),
+        evaluation("/spec/pod/image", json!("mine"), &["unknown field", "spec.pod.image"]),
+        pod("/spec/evaluations", json!([]), &["spec.evaluations", "at least 1"]),
+        pod("/spec/evaluations", json!(["a", "a"]), &["names each Evaluation once"]),
+        pod("/spec/replicas", json!(-1), &["spec.replicas", "-1"]),
+        pod("/spec/pod/env", json!([]), &["unknown field", "spec.pod.env"]),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_objects_are_refused_with_a_sentence() -> Result<()> {
+    let team = Team::new("refusals").await?;
+    for Case { object, told } in cases() {
+        let refused = refusal(&team, &["create"], &object).await?;
+        for word in told {
+            assert!(refused.contains(word), "{word:?} is not in: {refused}");
+        }
+    }
+    team.done();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_defines_a_result_does_not_change_and_rings_are_not_skipped() -> Result<()> {
+    let team = Team::new("changes").await?;
+    let mut run = objects::run("run", &[]);
+    run.spec.suspend = true;
+    let run: TrainingRun = team.create(&run).await?;
+    let mut evaluation = objects::evaluation("judged", "run", &team.problems);
+    evaluation.spec.suspend = true;
+    let evaluation: Evaluation = team.create(&evaluation).await?;
+    let mut pod = objects::reasoning_pod("served", "run", "judged");
+    pod.spec.dry_run = true;
+    let pod: ReasoningPod = team.create(&pod).await?;
+
+    let synthetic = json!({ "synthetic": { "task": "arithmetic", "seed": 1, "count": 7 } });
+    let gate = json!({ "metric": "trace_coverage", "min": "0" });
+    let cases = [
+        (with(&run, "/spec/rolloutRing", json!("0C_base_")), "spec.rolloutRing moves forward one ring at a time"),
+        (with(&pod, "/spec/rolloutRing", json!("main")), "spec.rolloutRing moves forward one ring at a time"),
+        (with(&run, "/spec/seed", json!(2)), "spec.seed is immutable"),
+        (with(&run, "/spec/seed", Value::Null), "spec.seed is immutable"),
+        (with(&run, "/spec/template", json!("answers-only")), "spec.template is immutable"),
+        (with(&run, "/spec/overrides", json!([])), "spec.overrides is immutable"),
+        (with(&run, "/spec/config", json!("metadata: {owner: me}")), "spec.config is immutable"),
+        (with(&run, "/spec/data/0/source", synthetic), "spec.data is immutable"),
+        (with(&run, "/spec/output/persistentVolumeClaim/subPath", json!("other")), "spec.output is immutable"),
+        (with(&run, "/spec/pod/image", json!("mine")), "spec.pod is immutable"),
+        (with(&evaluation, "/spec/gates/0", gate), "spec.gates is immutable"),
+        (with(&evaluation, "/spec/preset", json!("other")), "spec.preset is immutable"),
+        (with(&evaluation, "/spec/trainingRun", json!("other")), "spec.trainingRun is immutable"),
+        (with(&evaluation, "/spec/pod", json!({})), "spec.pod is immutable"),
+        (with(&pod, "/spec/pod", json!({})), "spec.pod is immutable"),
+    ];
+    for (mut object, told) in cases {
+        // Whoever is refused is refused for this, not for being late.
+        object["metadata"].as_object_mut().unwrap().remove("resourceVersion");
+        let refused = refusal(&team, &["replace"], &object).await?;
+        assert!(refused.contains(told), "{told:?} is not in: {refused}");
+    }
+    // One step forward is no bad input, and neither is any number of steps back.
+    for ring in ["0B_base_", "0C_base_", "0A_base_"] {
+        team.change::<TrainingRun>("run", json!({ "spec": { "rolloutRing": ring } })).await?;
+    }
+    team.done();
+    Ok(())
+}
+
+/// What kubectl says when it is refused; the object is not written either way.
+async fn refusal(team: &Team, verb: &[&str], object: &Value) -> Result<String> {
+    let mut kubectl = team.kubectl()?;
+    kubectl.args(verb).args(["--dry-run=server", "--validate=strict", "--filename=-"]);
+    let text = object.to_string();
+    let told = blocking(move || {
+        kubectl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = kubectl.spawn().map_err(Error::io("starting kubectl"))?;
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(text.as_bytes()).map_err(Error::io("writing to kubectl"))?;
+        drop(input);
+        child.wait_with_output().map_err(Error::io("waiting for kubectl"))
+    })
+    .await?;
+    assert!(!told.status.success(), "taken: {object:#}");
+    Ok(String::from_utf8_lossy(&told.stderr).into_owned())
+}

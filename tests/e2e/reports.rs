@@ -1,0 +1,71 @@
+//! Who may report: a pod that says it belongs to a run, and is not what the controller planned, is not believed.
+
+use codex_crds::{TrainingRun, TrainingRunPhase, child};
+use codex_tests::{
+    Result, Team, objects,
+    team::SOON,
+    wait::{Sight, until},
+};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Pod, PodSpec},
+};
+use kube::ResourceExt as _;
+use serde_json::{Value, json};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_with_a_forged_owner_and_another_spec_is_not_believed() -> Result<()> {
+    let team = Team::new("forger").await?;
+    // The genuine trainer never finds a node, so whatever is reported about this run is forged.
+    let mut run = objects::run("run", &["training.max_steps=1", "training.warmup_steps=0"]);
+    run.spec.pod.worker.node_selector = [("codex-ml.dev/nowhere".to_owned(), "true".to_owned())].into();
+    let run = team.create(&run).await?;
+    let job = until(&team.api::<Job>(), &child::trainer("run"), "it exists", SOON, |_| true).await?;
+    let template = job.spec.as_ref().unwrap().template.spec.clone().unwrap();
+
+    for (name, owner) in [
+        ("owned-by-job", json!({ "apiVersion": "batch/v1", "kind": "Job", "name": job.name_any(), "uid": job.uid() })),
+        (
+            "owned-by-run",
+            json!({ "apiVersion": "codex-ml.dev/v1alpha1", "kind": "TrainingRun", "name": "run", "uid": run.uid() }),
+        ),
+    ] {
+        let pod = team.create(&forged(name, owner, &template)).await?.name_any();
+        // It trains, truly; and nobody takes its word for it.
+        let ended = until(&team.api::<Pod>(), &pod, "it has finished", SOON, |pod| {
+            match pod.status.as_ref().and_then(|status| status.phase.as_deref()) {
+                Some("Succeeded") => Sight::There,
+                Some("Failed") => Sight::Impossible("it failed to train".to_owned()),
+                _ => Sight::NotYet,
+            }
+        })
+        .await?;
+        let log = team.logs(&ended.name_any()).await?;
+        assert!(log.contains("the controller refused the final report") && log.contains("403"), "{name}: {log}");
+    }
+    let status = team.api::<TrainingRun>().get("run").await?.status.unwrap();
+    assert_eq!(
+        (status.phase, &status.model, status.attempts.unwrap_or(0)),
+        (Some(TrainingRunPhase::Pending), &None, 0)
+    );
+    assert!(status.progress.is_none(), "{status:#?}");
+    team.done();
+    Ok(())
+}
+
+/// The trainer's pod with another place to write to and no node selector: what somebody would make who wants a model of
+/// theirs to be taken for the run's.
+fn forged(name: &str, mut owner: Value, template: &PodSpec) -> Pod {
+    owner["controller"] = json!(true);
+    let mut spec = template.clone();
+    spec.node_selector = None;
+    for volume in spec.volumes.iter_mut().flatten().filter(|volume| volume.persistent_volume_claim.is_some()) {
+        volume.persistent_volume_claim = None;
+        volume.empty_dir = Some(Default::default());
+    }
+    serde_json::from_value(json!({
+        "metadata": { "name": name, "ownerReferences": [owner] },
+        "spec": spec,
+    }))
+    .unwrap()
+}

@@ -1,0 +1,128 @@
+//! Interruptions: a killed trainer goes on, a suspended run goes on, and both make the model that an uninterrupted run
+//! makes.
+
+use std::{fs, path::Path};
+
+use codex_crds::{ConditionType, TrainingRun, TrainingRunPhase};
+use codex_tests::{
+    Result, Team, host,
+    objects::{self, CHECKPOINT_EVERY},
+    team::{SOON, TRAINED, condition},
+    wait::{until, until_found},
+};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use serde_json::json;
+
+const TOTAL: i64 = 500;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()> {
+    let team = Team::new("resume").await?;
+    let overrides = format!("training.max_steps={TOTAL}");
+    for name in ["plain", "killed", "suspended"] {
+        team.create(&objects::run(name, &[&overrides])).await?;
+    }
+
+    // Killed as by the kernel, without a chance to write anything.
+    let killed = team.api::<TrainingRun>().get("killed").await?;
+    let pod = first_checkpoint(&team, &killed).await?;
+    if team.installation.cluster.node().is_some() {
+        assert!(host::kill_pod(&pod.uid().unwrap())? > 0, "a process of the pod was killed");
+    } else {
+        team.api::<Pod>().delete(&pod.name_any(), &kube::api::DeleteParams::default().grace_period(0)).await?;
+    }
+
+    // Suspended, and its newest checkpoint damaged meanwhile.
+    let suspended = team.api::<TrainingRun>().get("suspended").await?;
+    first_checkpoint(&team, &suspended).await?;
+    team.change::<TrainingRun>("suspended", json!({ "spec": { "suspend": true } })).await?;
+    let held = until(&team.api::<TrainingRun>(), "suspended", "it is suspended", SOON, |run| {
+        let status = run.status.as_ref();
+        let said = condition(status.map(|status| &*status.conditions), ConditionType::Ready);
+        status.and_then(|status| status.phase) == Some(TrainingRunPhase::Suspended)
+            && said.is_some_and(|said| said.reason == "Suspended")
+    })
+    .await?;
+    until_found("no trainer of the suspended run is left", SOON, async || {
+        let pods = team.pods("batch.kubernetes.io/job-name", "suspended-train").await?;
+        let ended = pods.iter().all(|pod| phase(pod) == "Succeeded" || phase(pod) == "Failed");
+        Ok(ended.then_some(()))
+    })
+    .await?;
+    assert!(held.status.as_ref().is_some_and(|status| status.model.is_none()));
+    let damaged = match team.folder(&held).await? {
+        Some(folder) => Some(damage_newest(&folder.join("checkpoints"))),
+        None => None,
+    };
+    team.change::<TrainingRun>("suspended", json!({ "spec": { "suspend": false } })).await?;
+
+    let digest = |run: &TrainingRun| run.status.as_ref().unwrap().model.as_ref().unwrap().digest;
+    let plain = team.trained("plain").await?;
+    let status = plain.status.as_ref().unwrap();
+    assert_eq!((status.attempts, status.steps_executed), (Some(1), Some(TOTAL)));
+
+    let killed = team.trained("killed").await?;
+    assert_eq!(digest(&killed), digest(&plain), "the killed run makes the same model, byte for byte");
+    let status = killed.status.as_ref().unwrap();
+    assert_eq!(status.attempts, Some(2));
+    let executed = status.steps_executed.unwrap();
+    assert!((TOTAL..=TOTAL + CHECKPOINT_EVERY).contains(&executed), "{executed} steps were executed for {TOTAL}");
+
+    let suspended = team.trained("suspended").await?;
+    assert_eq!(digest(&suspended), digest(&plain), "the suspended run makes the same model, byte for byte");
+    let status = suspended.status.as_ref().unwrap();
+    assert_eq!(status.attempts, Some(2));
+    assert!(status.active_seconds.is_some_and(|seconds| seconds > 0), "the time before the suspension counts");
+    if let Some(damaged) = damaged {
+        // The damaged checkpoint was passed over, and that is said.
+        let pods = team.pods("batch.kubernetes.io/job-name", "suspended-train").await?;
+        let log = team.logs(&pods.last().unwrap().name_any()).await?;
+        assert!(log.contains(&damaged) && log.contains("training goes on from"), "{log}");
+    }
+    team.done();
+    Ok(())
+}
+
+/// Waits until a run has written a checkpoint, and gives the pod that works.
+async fn first_checkpoint(team: &Team, run: &TrainingRun) -> Result<Pod> {
+    let name = run.name_any();
+    let folder = until_found("the claim has its volume", TRAINED, async || {
+        if team.installation.cluster.node().is_none() {
+            return Ok(Some(None));
+        }
+        let folder = team.folder(run).await?;
+        Ok(folder.filter(|folder| folder.is_dir()).map(Some))
+    })
+    .await?;
+    match folder {
+        Some(folder) => {
+            let first = folder.join(format!("checkpoints/step-{CHECKPOINT_EVERY:08}"));
+            until_found("the first checkpoint is written", TRAINED, async || Ok(first.is_dir().then_some(()))).await?;
+        }
+        None => {
+            let there = |run: &TrainingRun| run.status.as_ref().is_some_and(|status| status.last_checkpoint.is_some());
+            until(&team.api::<TrainingRun>(), &name, "its first checkpoint is reported", TRAINED, there).await?;
+        }
+    }
+    let job = format!("{name}-train");
+    team.pod("batch.kubernetes.io/job-name", &job, "works", |pod| phase(pod) == "Running").await
+}
+
+/// Cuts the newest checkpoint short, and gives its name.
+fn damage_newest(checkpoints: &Path) -> String {
+    let mut names: Vec<_> = fs::read_dir(checkpoints)
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+        .filter(|name| name.starts_with("step-"))
+        .collect();
+    names.sort();
+    let newest = names.pop().unwrap();
+    let file = fs::File::options().write(true).open(checkpoints.join(&newest).join("state.safetensors")).unwrap();
+    file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    newest
+}
+
+fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}

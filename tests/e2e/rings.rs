@@ -1,0 +1,80 @@
+//! Rings: what differs is blocked, what serves stays, and a ring is entered with a promotion of its own.
+
+use codex_crds::{ConditionType, ReasoningPod, Ring, TrainingRun, child};
+use codex_tests::{
+    Result, Team, objects,
+    team::{SOON, condition},
+    wait::until,
+};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
+use kube::ResourceExt as _;
+use serde_json::json;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_rings_differ_nothing_new_rolls_out_and_what_serves_stays() -> Result<()> {
+    let team = Team::new("rings").await?;
+    team.create(&objects::run("run", &[])).await?;
+    team.create(&objects::evaluation("judged", "run", &team.problems)).await?;
+    team.create(&objects::reasoning_pod("served", "run", "judged")).await?;
+    let mut elsewhere = objects::reasoning_pod("elsewhere", "run", "judged");
+    elsewhere.spec.rollout_ring = Ring::Base0B;
+    team.create(&elsewhere).await?;
+
+    let first = team.serving("served").await?.status.unwrap();
+    let promotion = first.promotion.clone().unwrap();
+    assert_eq!(promotion.ring, Ring::Base0A);
+    let served = team.pods("codex-ml.dev/reasoning-pod", "served").await?;
+
+    // A pod in another ring never begins.
+    let blocked = team.blocked("elsewhere").await?.status.unwrap();
+    let told = blocked.blocked_by.join("; ");
+    assert!(told.contains("0A_base_") && told.contains("0B_base_"), "{told}");
+    let matched = condition(Some(&blocked.conditions), ConditionType::RingMatched).unwrap();
+    assert_eq!((matched.status.as_str(), matched.reason.as_str()), ("False", "RingsDiffer"));
+    assert!(team.api::<Deployment>().get_opt(&child::server("elsewhere")).await?.is_none());
+
+    // One that serves goes on while its ring is ahead of the run's.
+    let ahead = json!({ "spec": { "rolloutRing": "0B_base_" } });
+    team.change::<ReasoningPod>("served", ahead.clone()).await?;
+    let stays = until(&team.api::<ReasoningPod>(), "served", "it says that the rings differ", SOON, |pod| {
+        let status = pod.status.as_ref();
+        let matched = condition(status.map(|status| &*status.conditions), ConditionType::RingMatched);
+        matched.is_some_and(|it| it.status == "False" && it.observed_generation == pod.metadata.generation)
+    })
+    .await?;
+    let status = stays.status.unwrap();
+    assert_eq!((status.ready_replicas, &status.promotion), (Some(1), &Some(promotion.clone())));
+    assert!(!status.blocked_by.is_empty());
+    let now = team.pods("codex-ml.dev/reasoning-pod", "served").await?;
+    assert_eq!(uids(&now), uids(&served), "the same pods serve");
+    team.infer("served", "1+1:").await?;
+
+    // With the run in the same ring, it is promoted anew and rolled out; the old promotion is kept.
+    let model = team.api::<TrainingRun>().get("run").await?.status.unwrap().model.unwrap().digest;
+    team.change::<TrainingRun>("run", ahead).await?;
+    let advanced = until(&team.api::<ReasoningPod>(), "served", "it serves in the next ring", SOON, |pod| {
+        let status = pod.status.as_ref();
+        let ring = status.and_then(|status| status.promotion.as_ref()).map(|promotion| promotion.ring);
+        let ready = condition(status.map(|status| &*status.conditions), ConditionType::Ready);
+        ring == Some(Ring::Base0B) && ready.is_some_and(|ready| ready.status == "True")
+    })
+    .await?;
+    let status = advanced.status.unwrap();
+    assert_ne!(status.promotion.as_ref().unwrap().digest, promotion.digest);
+    assert_eq!(status.manifest, first.manifest, "a ring is no part of the signature");
+    team.api::<ConfigMap>().get(&promotion.bundle).await?;
+    let now = team.pods("codex-ml.dev/reasoning-pod", "served").await?;
+    assert!(now.iter().any(|pod| !uids(&served).contains(&pod.uid())), "new pods serve");
+    assert_eq!(team.infer("served", "1+1:").await?["model_digest"], json!(model));
+
+    // And the one that was blocked begins by itself.
+    team.serving("elsewhere").await?;
+    let run = team.api::<TrainingRun>().get("run").await?.status.unwrap();
+    assert_eq!((run.attempts, run.model.unwrap().digest), (Some(1), model), "advancing does not retrain");
+    team.done();
+    Ok(())
+}
+
+fn uids(pods: &[k8s_openapi::api::core::v1::Pod]) -> Vec<Option<String>> {
+    pods.iter().map(kube::ResourceExt::uid).collect()
+}

@@ -1,0 +1,22 @@
+//! The controller's role grants what the controller was seen to use, and nothing else. Runs after the end-to-end tests:
+//! what they made the controller do stands in the audit log.
+
+use codex_tests::{Installation, Result, rights};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_role_grants_what_the_controller_uses_and_nothing_else() -> Result<()> {
+    let installation = Installation::ensure().await?;
+    let Some(audit_log) = installation.cluster.audit_log() else {
+        eprintln!("skipped: only the local cluster shows its audit log");
+        return Ok(());
+    };
+    let client = installation.client().await?;
+    let granted = rights::granted(&client).await?;
+    let seen = rights::seen(&client, audit_log).await?;
+    assert!(seen.forbidden.is_empty(), "forbidden: {:#?}", seen.forbidden);
+    let unused: Vec<_> = granted.difference(&seen.used).collect();
+    assert!(unused.is_empty(), "granted, and never used in the end-to-end tests (did they run before?): {unused:#?}");
+    let elsewhere: Vec<_> = seen.used.difference(&granted).collect();
+    assert!(elsewhere.is_empty(), "used by a right that is not the role's own: {elsewhere:#?}");
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! The API server's audit log: who did what. Reads a file that grows.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{BufRead as _, BufReader, Seek as _, SeekFrom},
+    path::PathBuf,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use crate::{Error, Result};
+
+/// A request that the API server has answered.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Request {
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete` or `deletecollection`.
+    pub verb: String,
+    /// Who asked.
+    pub user: User,
+    /// What about; absent for paths such as `/readyz`.
+    pub object_ref: Option<ObjectRef>,
+    /// How it was answered; absent when the client went away.
+    pub response_status: Option<Answer>,
+    /// When it came.
+    pub request_received_timestamp: Timestamp,
+}
+
+/// Who asked.
+#[derive(Clone, Debug, Deserialize)]
+pub struct User {
+    /// Such as `system:serviceaccount:codex-system:codex-controller`.
+    pub username: String,
+}
+
+/// What a request is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ObjectRef {
+    /// The API group; empty for the core.
+    pub api_group: String,
+    /// The plural, lower case.
+    pub resource: String,
+    /// Such as `status`; empty for the object itself.
+    pub subresource: String,
+    /// The namespace; empty for what has none.
+    pub namespace: String,
+    /// The name; empty for collections.
+    pub name: String,
+}
+
+/// How a request was answered.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Answer {
+    /// The HTTP status.
+    pub code: u16,
+}
+
+impl Request {
+    /// Whether it changed something: a verb that writes, and an answer that says it was done.
+    pub fn is_write(&self) -> bool {
+        let writes = ["create", "update", "patch", "delete", "deletecollection"].contains(&self.verb.as_str());
+        writes && self.code().is_some_and(|code| (200..300).contains(&code))
+    }
+
+    /// Whether it made something that was not there.
+    pub fn is_creation(&self) -> bool {
+        self.is_write() && self.code() == Some(201) && self.object().subresource.is_empty()
+    }
+
+    /// The HTTP status of its answer.
+    pub fn code(&self) -> Option<u16> {
+        self.response_status.as_ref().map(|status| status.code)
+    }
+
+    /// What it is about; empty for paths such as `/readyz`.
+    pub fn object(&self) -> ObjectRef {
+        self.object_ref.clone().unwrap_or_default()
+    }
+
+    /// Its verb, group, resource and subresource, as rules of a role have them: `patch codex-ml.dev/evaluations/status`.
+    pub fn right(&self) -> String {
+        let object = self.object();
+        let subresource =
+            if object.subresource.is_empty() { String::new() } else { format!("/{}", object.subresource) };
+        format!("{} {}/{}{subresource}", self.verb, object.api_group, object.resource)
+    }
+}
+
+/// Reads the log as it grows.
+#[derive(Debug)]
+pub struct Follower {
+    path: PathBuf,
+    file: BufReader<File>,
+    /// The beginning of a line whose end has not come.
+    begun: Vec<u8>,
+    /// Requests that were read and not given out.
+    waiting: VecDeque<Request>,
+}
+
+impl Follower {
+    /// From the log's first line.
+    ///
+    /// # Errors
+    /// When the log cannot be opened.
+    pub fn from_start(path: PathBuf) -> Result<Self> {
+        let file = File::open(&path).map_err(Error::io(format!("opening {}", path.display())))?;
+        Ok(Self { path, file: BufReader::new(file), begun: Vec::new(), waiting: VecDeque::new() })
+    }
+
+    /// From now on.
+    ///
+    /// # Errors
+    /// When the log cannot be opened.
+    pub fn from_now(path: PathBuf) -> Result<Self> {
+        let mut follower = Self::from_start(path)?;
+        // A line that is being written now is complete, or skipped by what could not be read of it.
+        follower.file.seek(SeekFrom::End(0)).map_err(Error::io("seeking in the audit log"))?;
+        Ok(follower)
+    }
+
+    /// What has come since the last call, up to the newest whole line.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn news(&mut self) -> Result<Vec<Request>> {
+        self.read()?;
+        Ok(self.waiting.drain(..).collect())
+    }
+
+    fn read(&mut self) -> Result<()> {
+        loop {
+            let read = self.file.read_until(b'\n', &mut self.begun);
+            let read = read.map_err(Error::io(format!("reading {}", self.path.display())))?;
+            if read == 0 || !self.begun.ends_with(b"\n") {
+                return Ok(());
+            }
+            if let Ok(request) = serde_json::from_slice::<Request>(&self.begun) {
+                self.waiting.push_back(request);
+            }
+            self.begun.clear();
+        }
+    }
+
+    /// Waits for a request that `wanted` wants; those before it are dropped.
+    ///
+    /// # Errors
+    /// When none comes in time, or the log cannot be read.
+    pub async fn next(&mut self, what: &str, patience: Duration, wanted: impl Fn(&Request) -> bool) -> Result<Request> {
+        let deadline = Instant::now() + patience;
+        loop {
+            self.read()?;
+            while let Some(request) = self.waiting.pop_front() {
+                if wanted(&request) {
+                    return Ok(request);
+                }
+            }
+            if Instant::now() > deadline {
+                let state = "the audit log shows none".to_owned();
+                return Err(Error::Timeout { what: what.to_owned(), patience, state });
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn line(verb: &str, resource: &str, code: u16) -> String {
+        format!(
+            r#"{{"kind":"Event","stage":"ResponseComplete","verb":"{verb}","user":{{"username":"u","groups":[]}},"objectRef":{{"resource":"{resource}","namespace":"n","name":"x","apiGroup":"batch"}},"responseStatus":{{"metadata":{{}},"code":{code}}},"requestReceivedTimestamp":"2026-11-20T10:00:00.000001Z","stageTimestamp":"2026-11-20T10:00:00.000002Z"}}"#
+        )
+    }
+
+    #[test]
+    fn lines_come_once_and_only_whole() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "{}", line("patch", "jobs", 201)).unwrap();
+        let mut follower = Follower::from_start(file.path().to_owned()).unwrap();
+        let news = follower.news().unwrap();
+        assert_eq!(news.len(), 1);
+        assert!(news[0].is_write() && news[0].is_creation());
+        assert_eq!(news[0].right(), "patch batch/jobs");
+
+        let next = line("get", "pods", 200);
+        write!(file, "{}", &next[..20]).unwrap();
+        assert!(follower.news().unwrap().is_empty());
+        writeln!(file, "{}", &next[20..]).unwrap();
+        let news = follower.news().unwrap();
+        assert_eq!(news.len(), 1);
+        assert!(!news[0].is_write());
+    }
+
+    #[test]
+    fn what_was_refused_is_no_write() {
+        let refused: Request = serde_json::from_str(&line("create", "jobs", 403)).unwrap();
+        assert!(!refused.is_write());
+    }
+}

@@ -1,0 +1,133 @@
+//! What documents and samples say, so that it can be compared with what is true. Reads files.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{Error, Result, install::repository};
+
+/// A piece of YAML and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snippet {
+    /// The file, and the line for a piece of Markdown.
+    pub place: String,
+    /// The text, perhaps of several documents.
+    pub text: String,
+}
+
+/// Every YAML of the README, of `docs/`, and of `manifests/samples/`.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn snippets() -> Result<Vec<Snippet>> {
+    let mut snippets = Vec::new();
+    for path in markdown()? {
+        snippets.extend(fenced(&path.display().to_string(), &read(&path)?));
+    }
+    for path in below(&repository().join("manifests/samples"))? {
+        let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+        if is_yaml && path.file_name().is_none_or(|name| name != "kustomization.yaml") {
+            snippets.push(Snippet { place: path.display().to_string(), text: read(&path)? });
+        }
+    }
+    Ok(snippets)
+}
+
+/// Every name of ours for a metric that the README or `docs/` mention, with where.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn metrics() -> Result<BTreeSet<(String, String)>> {
+    let mut found = BTreeSet::new();
+    for path in markdown()? {
+        let place = path.display().to_string();
+        found.extend(metric_names(&read(&path)?).into_iter().map(|name| (name, place.clone())));
+    }
+    Ok(found)
+}
+
+/// The metric names in a text: words that begin with `codex_ml_` or `codex_controller_`.
+pub fn metric_names(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let ours = |word: &&str| {
+        ["codex_ml_", "codex_controller_"].iter().any(|prefix| word.len() > prefix.len() && word.starts_with(prefix))
+    };
+    words.filter(ours).map(str::to_owned).collect()
+}
+
+/// The README and every page of `docs/`.
+fn markdown() -> Result<Vec<PathBuf>> {
+    let root = repository();
+    let mut pages = vec![root.join("README.md")];
+    pages.extend(below(&root.join("docs"))?.into_iter().filter(|path| path.extension().is_some_and(|it| it == "md")));
+    Ok(pages)
+}
+
+/// The files of a folder and of those below it, in the order of their names; none when there is no such folder.
+fn below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let reading = || Error::io(format!("reading {}", folder.display()));
+    let mut files = Vec::new();
+    if !folder.is_dir() {
+        return Ok(files);
+    }
+    let mut entries: Vec<_> =
+        fs::read_dir(folder).map_err(reading())?.collect::<std::io::Result<_>>().map_err(reading())?;
+    entries.sort_by_key(fs::DirEntry::path);
+    for entry in entries {
+        let path = entry.path();
+        if path.is_dir() { files.extend(below(&path)?) } else { files.push(path) }
+    }
+    Ok(files)
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(Error::io(format!("reading {}", path.display())))
+}
+
+/// The pieces between "```yaml" and "```".
+fn fenced(place: &str, text: &str) -> Vec<Snippet> {
+    let mut snippets = Vec::new();
+    let mut open: Option<Snippet> = None;
+    for (index, line) in text.lines().enumerate() {
+        match (&mut open, line.trim_end()) {
+            (None, "```yaml" | "```yml") => {
+                open = Some(Snippet { place: format!("{place}:{}", index + 2), text: String::new() });
+            }
+            (Some(_), "```") => snippets.extend(open.take()),
+            (Some(snippet), line) => {
+                snippet.text.push_str(line);
+                snippet.text.push('\n');
+            }
+            (None, _) => {}
+        }
+    }
+    snippets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fenced_yaml_is_found_with_its_line() {
+        let text = "# Title\n\n```yaml\na: 1\nb: 2\n```\n\n```sh\nls\n```\n";
+        assert_eq!(fenced("R.md", text), [Snippet { place: "R.md:4".into(), text: "a: 1\nb: 2\n".into() }]);
+    }
+
+    #[test]
+    fn metric_names_are_found_wherever_they_stand() {
+        let names =
+            metric_names("`codex_ml_training_loss`, codex_controller_reconciles_total{kind}; codex_ml_ and codex_mlx");
+        assert_eq!(
+            names.into_iter().collect::<Vec<_>>(),
+            ["codex_controller_reconciles_total", "codex_ml_training_loss"]
+        );
+    }
+
+    #[test]
+    fn the_readme_has_yaml() {
+        assert!(snippets().unwrap().len() >= 3);
+    }
+}

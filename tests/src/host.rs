@@ -1,0 +1,32 @@
+//! The local cluster's node is this machine: the processes of a pod, killed as the kernel would kill them. Needs root.
+
+use std::{fs, path::Path, process::Command};
+
+use crate::{Error, Result, process::output};
+
+/// Kills every process of a pod's containers with SIGKILL, as an out-of-memory killer or a power cut would, and says how
+/// many there were.
+///
+/// # Errors
+/// When the processes cannot be listed or killed.
+pub fn kill_pod(uid: &str) -> Result<usize> {
+    // systemd's cgroup driver writes underscores for dashes.
+    let groups = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
+    let mut killed = 0;
+    for entry in fs::read_dir("/proc").map_err(Error::io("listing processes"))? {
+        let entry = entry.map_err(Error::io("listing processes"))?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let of_pod = fs::read_to_string(entry.path().join("cgroup"))
+            .is_ok_and(|cgroup| groups.iter().any(|group| cgroup.contains(group.as_str())));
+        // The sandbox's own process stays: without it, the kubelet sees another pod, not a failed container.
+        if of_pod && !is_pause(&entry.path()) {
+            output(Command::new("kill").args(["-KILL", &pid.to_string()]))?;
+            killed += 1;
+        }
+    }
+    Ok(killed)
+}
+
+fn is_pause(process: &Path) -> bool {
+    fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim() == "pause")
+}

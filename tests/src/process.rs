@@ -1,0 +1,137 @@
+//! Programs that tests run: commands to their end, and the controller as a process that can be killed. Does I/O.
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use crate::{Error, Installation, Result, install};
+
+/// Runs a command to its end and gives what it wrote to standard output.
+///
+/// # Errors
+/// When it cannot be started or fails; both outputs are told.
+pub fn output(command: &mut Command) -> Result<String> {
+    let line = line(command);
+    let ended = command.output().map_err(Error::io(format!("starting `{line}`")))?;
+    let text = String::from_utf8_lossy(&ended.stdout).into_owned();
+    if ended.status.success() {
+        return Ok(text);
+    }
+    let output = format!("{text}{}", String::from_utf8_lossy(&ended.stderr));
+    Err(Error::Command { command: line, status: ended.status.to_string(), output })
+}
+
+/// A command as a person would type it.
+fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
+/// How to run the controller as a process of this machine, with the rights of its ServiceAccount.
+#[derive(Debug)]
+pub struct Controller {
+    program: PathBuf,
+    kubeconfig: PathBuf,
+    log: PathBuf,
+    arguments: Vec<String>,
+    /// Holds kubeconfig and log.
+    _folder: tempfile::TempDir,
+}
+
+/// A controller that runs; killed when dropped.
+#[derive(Debug)]
+pub struct Running(Child);
+
+impl Controller {
+    /// A controller that takes reports on an address that pods reach.
+    ///
+    /// # Errors
+    /// When the cluster gives no token or the machine no port.
+    pub fn new(installation: &Installation) -> Result<Self> {
+        let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
+        let cluster = &installation.cluster;
+        let mut token = cluster.kubectl()?;
+        token.args(["--namespace", install::NAMESPACE, "create", "token", install::CONTROLLER, "--duration=2h"]);
+        let kubeconfig = folder.path().join("kubeconfig");
+        write_kubeconfig(cluster.kubeconfig(), output(&mut token)?.trim(), &kubeconfig)?;
+        let host = cluster.host_address()?;
+        let port = |host: &str| -> Result<u16> {
+            let free = TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr());
+            Ok(free.map_err(Error::io(format!("finding a free port of {host}")))?.port())
+        };
+        let (reports, health) = (port(&host.to_string())?, port("127.0.0.1")?);
+        let arguments = [
+            "--namespace",
+            install::NAMESPACE,
+            "--trainer-image",
+            &installation.worker_image,
+            "--worker-image",
+            &installation.worker_image,
+            "--report-url",
+            &format!("https://{host}:{reports}{}", codex_reports::PATH),
+            "--listen",
+            &format!("{host}:{reports}"),
+            "--health-listen",
+            &format!("127.0.0.1:{health}"),
+            // Whoever comes back under the old name need not wait for the Lease to expire.
+            "--identity",
+            "codex-tests",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        let log = folder.path().join("controller.log");
+        Ok(Self { program: install::program(install::CONTROLLER)?, kubeconfig, log, arguments, _folder: folder })
+    }
+
+    /// Starts it; its log goes on where the last one's ended.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self) -> Result<Running> {
+        let opened = File::options().create(true).append(true).open(&self.log);
+        let log = opened.map_err(Error::io(format!("opening {}", self.log.display())))?;
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).env("KUBECONFIG", &self.kubeconfig).env_remove("CODEX_WATCH_NAMESPACES");
+        command.stdin(Stdio::null()).stderr(Stdio::null()).stdout(log);
+        command.spawn().map(Running).map_err(Error::io(format!("starting {}", self.program.display())))
+    }
+
+    /// The end of what all of them logged.
+    pub fn last_words(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+impl Running {
+    /// Kills it with SIGKILL and waits until it is gone.
+    pub fn kill(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The administrator's kubeconfig with a token in place of the certificate.
+fn write_kubeconfig(from: &Path, token: &str, to: &Path) -> Result<()> {
+    let unreadable = |why: String| Error::Unreadable { path: from.to_owned(), why };
+    let text = fs::read_to_string(from).map_err(Error::io(format!("reading {}", from.display())))?;
+    let mut kubeconfig: serde_yaml::Value =
+        serde_yaml::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
+    let users = kubeconfig.get_mut("users").and_then(|users| users.as_sequence_mut());
+    for user in users.ok_or_else(|| unreadable("it names no users".to_owned()))? {
+        user["user"] = serde_yaml::to_value(std::collections::BTreeMap::from([("token", token)]))
+            .map_err(|error| unreadable(error.to_string()))?;
+    }
+    let text = serde_yaml::to_string(&kubeconfig).map_err(|error| unreadable(error.to_string()))?;
+    fs::write(to, text).map_err(Error::io(format!("writing {}", to.display())))
+}

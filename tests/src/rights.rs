@@ -1,0 +1,84 @@
+//! The controller's rights: what its role grants, and what it was seen to use. Talks to the API server.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::ReplicaSet,
+    rbac::v1::{ClusterRole, PolicyRule, Role},
+};
+use kube::{Api, Client, ResourceExt, api::ListParams};
+
+use crate::{
+    Result,
+    audit::Follower,
+    install::{CONTROLLER, CONTROLLER_USER, NAMESPACE},
+};
+
+/// What its roles grant, one line a right: `patch batch/jobs`.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn granted(client: &Client) -> Result<BTreeSet<String>> {
+    let cluster: Api<ClusterRole> = Api::all(client.clone());
+    let own: Api<Role> = Api::namespaced(client.clone(), NAMESPACE);
+    let ours = |name: &str| name.starts_with(CONTROLLER);
+    let cluster = cluster.list(&ListParams::default()).await?.items;
+    let own = own.list(&ListParams::default()).await?.items;
+    let cluster = cluster.into_iter().filter(|role| ours(&role.name_any())).filter_map(|role| role.rules);
+    let own = own.into_iter().filter(|role| ours(&role.name_any())).filter_map(|role| role.rules);
+    Ok(cluster.chain(own).flatten().flat_map(|rule| rights(&rule)).collect())
+}
+
+fn rights(rule: &PolicyRule) -> Vec<String> {
+    let mut rights = Vec::new();
+    for group in rule.api_groups.iter().flatten() {
+        for resource in rule.resources.iter().flatten() {
+            rights.extend(rule.verbs.iter().map(|verb| format!("{verb} {group}/{resource}")));
+        }
+    }
+    rights
+}
+
+/// What the controller was seen to do since the installed version runs, and what it was refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Rights that it used.
+    pub used: BTreeSet<String>,
+    /// Requests that were forbidden.
+    pub forbidden: BTreeSet<String>,
+}
+
+/// Reads the audit log from the start of the installed version.
+///
+/// # Errors
+/// When the API server does not answer or the log cannot be read.
+pub async fn seen(client: &Client, audit_log: PathBuf) -> Result<Seen> {
+    let since = installed_since(client).await?;
+    let mut seen = Seen::default();
+    for request in Follower::from_start(audit_log)?.news()? {
+        let about_something = request.object_ref.is_some();
+        if request.user.username != CONTROLLER_USER || request.request_received_timestamp < since || !about_something {
+            continue;
+        }
+        if request.code() == Some(403) {
+            seen.forbidden.insert(request.right());
+            continue;
+        }
+        // Server-side apply of what is not there needs the right to create beside the right to patch.
+        if request.is_creation() && request.verb == "patch" {
+            seen.used.insert(request.right().replacen("patch", "create", 1));
+        }
+        seen.used.insert(request.right());
+    }
+    Ok(seen)
+}
+
+/// When the newest version of the controller was rolled out.
+async fn installed_since(client: &Client) -> Result<Timestamp> {
+    let replica_sets: Api<ReplicaSet> = Api::namespaced(client.clone(), NAMESPACE);
+    let sets = replica_sets.list(&ListParams::default()).await?.items;
+    let newest =
+        sets.iter().filter(|set| set.name_any().starts_with(CONTROLLER)).filter_map(ResourceExt::creation_timestamp);
+    Ok(newest.map(|time| time.0).max().unwrap_or(Timestamp::UNIX_EPOCH))
+}
