@@ -204,7 +204,11 @@ mod tests {
             vec!["verify".into(), path("model"), "--bundle".into(), path("model/model.sig"), "--key".into()];
         arguments.push(path("key.pem"));
         for argument in more {
-            arguments.push(if argument.ends_with(".json") { path(argument) } else { (*argument).to_owned() });
+            arguments.push(if Path::new(argument).extension().is_some() {
+                path(argument)
+            } else {
+                (*argument).to_owned()
+            });
         }
         Arguments::try_parse_from(arguments).map_err(CommandError::bad_input)?.verify.verify()
     }
