@@ -10,6 +10,8 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/codex-operator
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 PROGRAMS = $(CARGO_TARGET_DIR)/$(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')/release
 IMAGES = $(CACHE)/images
+# Always the whole workspace: a part of it would have other features in its dependencies, and build them again.
+BUILD := cargo build --release --locked --workspace --bins
 # The two images and the most that each may have, in bytes, unpacked.
 IMAGE_NAMES := codex codex-controller
 IMAGE_LIMIT := 30000000
@@ -38,7 +40,7 @@ image: prerequisites ## the two images from release binaries, as OCI archives; w
 		$$root apt-get install --yes --quiet --no-install-recommends buildah skopeo >/dev/null
 	fi
 	echo "Building the programs."
-	cargo build --release --locked --package codex --package codex-controller
+	$(BUILD)
 	mkdir -p "$(IMAGES)"
 	work=$$(mktemp -d "$(IMAGES)/work.XXXXXX")
 	trap 'rm -rf "$$work"' EXIT
@@ -74,7 +76,7 @@ image: prerequisites ## the two images from release binaries, as OCI archives; w
 CLUSTER_COMMAND = $(PROGRAMS)/codex-cluster
 
 $(CLUSTER_COMMAND): prerequisites
-	@cargo build --release --locked --package codex-cluster
+	@$(BUILD)
 
 .PHONY: $(CLUSTER_COMMAND)
 
@@ -115,7 +117,14 @@ test: prerequisites ## every check and every test, the ones on a real cluster in
 	section "Lints" cargo clippy --locked --workspace --all-targets -- --deny warnings
 	section "Programs and images" $(MAKE) image
 	section "Tests that need no cluster" cargo test --release --locked --workspace --exclude codex-tests
-	cargo build --release --locked --package codex-cluster
 	if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
 	section "Cluster" $(CLUSTER_COMMAND) up
-	section "Tests on the cluster" cargo test --release --locked --package codex-tests
+	section "Tests on the cluster" cargo test --release --locked --workspace --test e2e --test rights
+
+demo: prerequisites ## a small model trained, judged, signed and served on a real cluster, and another one refused
+	@$(MAKE) image
+	$(PROGRAMS)/codex-demo
+
+bench: prerequisites ## the figures of docs/benchmarks.md, measured on the local cluster
+	@$(MAKE) image
+	$(PROGRAMS)/codex-bench

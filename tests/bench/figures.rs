@@ -1,0 +1,43 @@
+//! What is measured, in the order of the table. Does I/O.
+
+use std::fmt::Write as _;
+
+use codex_tests::{Installation, Result, Team};
+
+use crate::{operator, programs};
+
+/// One row of the table.
+pub(crate) struct Figure {
+    pub(crate) what: &'static str,
+    pub(crate) value: String,
+    pub(crate) aim: &'static str,
+}
+
+impl Figure {
+    pub(crate) fn new(what: &'static str, value: impl Into<String>, aim: &'static str) -> Self {
+        Self { what, value: value.into(), aim }
+    }
+}
+
+/// Measures everything, one thing after the other, because there are few cores.
+pub(crate) async fn measure() -> Result<Vec<Figure>> {
+    let installation = Installation::ensure().await?;
+    let mut figures = operator::idle(installation).await?;
+    let team = Team::new("bench").await?;
+    let (chain, model) = operator::chain(&team).await?;
+    figures.extend(chain);
+    figures.push(programs::ready(&team, &model).await?);
+    team.done();
+    drop(team);
+    figures.push(programs::training()?);
+    Ok(figures)
+}
+
+/// The figures as Markdown.
+pub(crate) fn table(figures: &[Figure]) -> String {
+    let mut text = "\n| Figure | Measured | Aim |\n|---|---|---|\n".to_owned();
+    for Figure { what, value, aim } in figures {
+        let _ = writeln!(text, "| {what} | {value} | {aim} |");
+    }
+    text
+}

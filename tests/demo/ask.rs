@@ -1,0 +1,83 @@
+//! Questions to the served model, drawn at random from the held-out problems. Runs `codex` and asks through the API
+//! server's proxy, so it works on any cluster.
+
+use std::{
+    collections::HashMap,
+    fs,
+    process::Command,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use codex_configs::benchmark;
+use codex_tests::{Error, Result, install::program, process::output};
+use serde::{Deserialize, de::DeserializeOwned};
+
+/// A problem with its reference solution.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Problem {
+    pub(crate) prompt: String,
+    pub(crate) response: String,
+}
+
+/// What the server answers.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Reply {
+    pub(crate) completion: String,
+    pub(crate) answer: Option<String>,
+    pub(crate) steps: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Prediction {
+    prompt: String,
+    prediction: String,
+}
+
+impl Problem {
+    /// The right answer: what stands between the last `#` and the final `$`.
+    pub(crate) fn answer(&self) -> Option<&str> {
+        answer(&self.response)
+    }
+}
+
+fn answer(response: &str) -> Option<&str> {
+    response.strip_suffix('$')?.rsplit_once('#').map(|(_, answer)| answer)
+}
+
+/// Held-out problems that nobody chose: one of word problems, two of arithmetic, by a seed from the clock.
+pub(crate) fn held_out() -> Result<Vec<Problem>> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seed = u64::from(now.subsec_nanos()) ^ now.as_secs();
+    let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
+    let mut problems = Vec::new();
+    for (task, count) in [("arithmetic", "2"), ("word-problems", "1")] {
+        let file = folder.path().join(task);
+        let mut codex = Command::new(program("codex")?);
+        codex.args(["prepare-data", "--split", "held-out", "--task", task, "--count", count]);
+        output(codex.args(["--seed", &seed.to_string(), "--out"]).arg(&file))?;
+        let text = fs::read_to_string(&file).map_err(Error::io(format!("reading {}", file.display())))?;
+        problems.extend(lines::<Problem>(&text)?);
+    }
+    Ok(problems)
+}
+
+/// How many problems of `cot-lite` its pinned baseline answers, and how many there are.
+pub(crate) fn baseline() -> Result<(usize, usize)> {
+    let text = |name: &str| {
+        let file = benchmark("cot-lite").iter().find(|file| file.name == name);
+        file.map(|file| String::from_utf8_lossy(file.bytes).into_owned()).unwrap_or_default()
+    };
+    let predictions: HashMap<String, String> =
+        lines::<Prediction>(&text("baseline"))?.into_iter().map(|line| (line.prompt, line.prediction)).collect();
+    let problems: Vec<Problem> = lines(&text("problems"))?;
+    let right = problems.iter().filter(|problem| {
+        let predicted = predictions.get(&problem.prompt).and_then(|prediction| answer(prediction));
+        predicted.is_some() && predicted == problem.answer()
+    });
+    Ok((right.count(), problems.len()))
+}
+
+fn lines<T: DeserializeOwned>(text: &str) -> Result<Vec<T>> {
+    let parsed: serde_json::Result<Vec<T>> = text.lines().map(serde_json::from_str).collect();
+    parsed.map_err(|error| Error::Client(kube::Error::SerdeError(error)))
+}

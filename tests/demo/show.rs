@@ -1,0 +1,71 @@
+//! What the demo prints: headings, commands with what they print, tables. Runs kubectl.
+
+use std::{process::Command, time::Instant};
+
+use codex_crds::{Evaluation, TrainingRun};
+use codex_tests::{Installation, Result, process::output};
+
+/// The demo's voice: it knows when the demo began and in which namespace it happens.
+pub(crate) struct Show<'a> {
+    installation: &'a Installation,
+    namespace: String,
+    begun: Instant,
+}
+
+impl<'a> Show<'a> {
+    pub(crate) fn new(installation: &'a Installation, namespace: &str) -> Self {
+        Self { installation, namespace: namespace.to_owned(), begun: Instant::now() }
+    }
+
+    /// A heading with the time since the demo began.
+    pub(crate) fn heading(&self, text: &str) {
+        let seconds = self.begun.elapsed().as_secs();
+        println!("\n── {:02}:{:02} ── {text}\n", seconds / 60, seconds % 60);
+    }
+
+    /// Shows a kubectl command, runs it in the demo's namespace and shows what it prints.
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<()> {
+        println!("$ kubectl {}", arguments.join(" "));
+        print!("{}", self.ask_kubectl(arguments)?);
+        Ok(())
+    }
+
+    /// What a kubectl command in the demo's namespace prints.
+    pub(crate) fn ask_kubectl(&self, arguments: &[&str]) -> Result<String> {
+        output(self.command()?.args(arguments))
+    }
+
+    fn command(&self) -> Result<Command> {
+        let mut kubectl = self.installation.cluster.kubectl()?;
+        kubectl.args(["--namespace", &self.namespace]);
+        Ok(kubectl)
+    }
+
+    /// One line of a run's progress.
+    pub(crate) fn progress(&self, run: &TrainingRun) {
+        let seconds = self.begun.elapsed().as_secs();
+        let status = run.status.as_ref();
+        let phase = status.and_then(|status| status.phase).map_or_else(String::new, |phase| format!("{phase:?}"));
+        let Some(progress) = status.and_then(|status| status.progress.as_ref()) else {
+            println!("   {:02}:{:02}  {phase}", seconds / 60, seconds % 60);
+            return;
+        };
+        let loss = progress.loss.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+        let speed = progress.tokens_per_second.map_or_else(|| "-".to_owned(), |speed| speed.to_string());
+        let left = progress.eta_seconds.map_or_else(String::new, |seconds| format!("  about {seconds} s left"));
+        println!(
+            "   {:02}:{:02}  {phase}  step {:>9}  loss {loss:>8}  {speed:>6} tokens/s{left}",
+            seconds / 60,
+            seconds % 60,
+            progress.steps,
+        );
+    }
+}
+
+/// The gates of an evaluation with their numbers.
+pub(crate) fn gates(evaluation: &Evaluation) {
+    println!();
+    for gate in evaluation.status.iter().flat_map(|status| &status.gates) {
+        println!("   {:?}: {}", gate.verdict, gate.message);
+    }
+}

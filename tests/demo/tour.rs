@@ -1,0 +1,238 @@
+//! The demo's course, from nothing to a served model and a refused one. Does I/O.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use codex_crds::{Evaluation, ReasoningPod, ReasoningPodPhase, TrainingRun, TrainingRunPhase, Verdict};
+use codex_tests::{
+    Error, Installation, Result,
+    wait::{Sight, until},
+};
+use k8s_openapi::{NamespaceResourceScope, api::core::v1::Namespace};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, PostParams},
+};
+use serde_json::json;
+
+use crate::{
+    ask::{Reply, baseline, held_out},
+    show::{Show, gates},
+};
+
+/// Marks the namespaces that the demo made.
+const MARK: &str = "codex-ml.dev/demo";
+/// A line of progress at least this often.
+const BEAT: Duration = Duration::from_secs(10);
+const TRAINING: Duration = Duration::from_secs(1200);
+const JUDGING: Duration = Duration::from_secs(300);
+const SERVING: Duration = Duration::from_secs(180);
+
+/// Runs the demo.
+///
+/// # Errors
+/// When something that it shows does not happen.
+pub(crate) async fn run() -> Result<()> {
+    println!("The operator of this working tree, on a real cluster.");
+    let installation = Installation::ensure().await?;
+    let client = installation.client().await?;
+    let tour = Tour::begin(installation, client).await?;
+    tour.passes().await?;
+    tour.stopped_early().await?;
+    tour.farewell();
+    Ok(())
+}
+
+struct Tour<'a> {
+    installation: &'a Installation,
+    client: Client,
+    namespace: String,
+    show: Show<'a>,
+}
+
+impl<'a> Tour<'a> {
+    /// A fresh namespace; those of earlier demos go, because their servers hold the node's resources.
+    async fn begin(installation: &'a Installation, client: Client) -> Result<Self> {
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        for earlier in namespaces.list(&ListParams::default().labels(MARK)).await? {
+            println!("Deleting the earlier demo's namespace {}.", earlier.name_any());
+            namespaces.delete(&earlier.name_any(), &DeleteParams::default()).await?;
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let namespace = format!("codex-demo-{:x}", now & 0x00ff_ffff);
+        let labels = json!({ MARK: "true", "pod-security.kubernetes.io/enforce": "restricted" });
+        let object = json!({ "metadata": { "name": namespace, "labels": labels } });
+        let object: Namespace = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
+        namespaces.create(&PostParams::default(), &object).await?;
+        let show = Show::new(installation, &namespace);
+        println!("Everything below happens in the namespace {namespace}.");
+        Ok(Self { installation, client, namespace, show })
+    }
+
+    /// The model that passes: trained, judged, signed, served, asked.
+    async fn passes(&self) -> Result<()> {
+        let show = &self.show;
+        show.heading(
+            "Train a small reasoning model: a TrainingRun, an Evaluation and a ReasoningPod, as git would hold them",
+        );
+        show.kubectl(&["apply", "-f", "manifests/samples/demo/passes"])?;
+        println!();
+        self.trained("cot-starter").await?;
+        show.kubectl(&["get", "trainingruns"])?;
+
+        show.heading("Judge it: held-out problems that no training data contains, not even as an inner step");
+        let judged = self.judged("cot-lite").await?;
+        show.kubectl(&["get", "evaluations"])?;
+        gates(&judged);
+        let (right, problems) = baseline()?;
+        println!(
+            "   The pinned baseline, a model of the same size trained on answers without steps, gets {right} of {problems} right."
+        );
+        if judged.status.and_then(|status| status.verdict) != Some(Verdict::Passed) {
+            return Err(Error::Impossible {
+                what: "the first model passes its gates".to_owned(),
+                why: "the verdict above is not Passed".to_owned(),
+                state: "the operator did as it should: nothing was signed and nothing is served".to_owned(),
+            });
+        }
+
+        show.heading("Sign it and serve it: the server verified the bytes that it holds before it became ready");
+        let api: Api<ReasoningPod> = self.api();
+        until(&api, "cot-rc", "it serves", SERVING, |pod| phase(pod) == Some(ReasoningPodPhase::Serving)).await?;
+        show.kubectl(&["get", "reasoningpods"])?;
+        self.questions().await
+    }
+
+    async fn questions(&self) -> Result<()> {
+        self.show.heading("Ask it three questions, drawn just now from the held-out problems");
+        for problem in held_out()? {
+            let reply = self.infer("cot-rc", &problem.prompt).await?;
+            println!("   {}", problem.prompt);
+            for step in reply.steps.iter().flatten() {
+                println!("      {step}");
+            }
+            let verdict = if reply.answer.as_deref() == problem.answer() {
+                "right".to_owned()
+            } else {
+                format!("WRONG, it is {}", problem.answer().unwrap_or_default())
+            };
+            println!("      answer {}: {verdict}\n", reply.answer.as_deref().unwrap_or(&reply.completion));
+        }
+        Ok(())
+    }
+
+    /// The model that was stopped too early: judged, and refused.
+    async fn stopped_early(&self) -> Result<()> {
+        let show = &self.show;
+        show.heading("Now the same run, stopped long before it has learnt");
+        show.kubectl(&["apply", "-f", "manifests/samples/demo/stopped-early"])?;
+        println!();
+        self.trained("cot-early").await?;
+        let judged = self.judged("cot-lite-early").await?;
+        show.kubectl(&["get", "trainingruns,evaluations"])?;
+        gates(&judged);
+        if judged.status.and_then(|status| status.verdict) != Some(Verdict::Failed) {
+            return Err(Error::Impossible {
+                what: "the second model fails its gates by their bounds".to_owned(),
+                why: "the verdict above is not Failed".to_owned(),
+                state: "see the messages of the gates".to_owned(),
+            });
+        }
+
+        show.heading("It is not served, and its ReasoningPod says why");
+        let api: Api<ReasoningPod> = self.api();
+        let blocked = until(&api, "cot-rc-early", "it is blocked by the verdict", SERVING, |pod| {
+            let why = pod.status.iter().flat_map(|status| &status.blocked_by);
+            phase(pod) == Some(ReasoningPodPhase::Blocked) && why.clone().any(|why| why.contains("cot-lite-early"))
+        })
+        .await?;
+        show.kubectl(&["get", "reasoningpods"])?;
+        println!();
+        for why in blocked.status.iter().flat_map(|status| &status.blocked_by) {
+            println!("   blocked by: {why}");
+        }
+        Ok(())
+    }
+
+    fn farewell(&self) {
+        self.show.heading("Done. Where to look next, and how to stop");
+        let (namespace, kubeconfig) = (&self.namespace, self.installation.cluster.kubeconfig().display());
+        println!(
+            "   export KUBECONFIG={kubeconfig}\n   \
+             kubectl -n {namespace} describe evaluation cot-lite        # the numbers behind the verdict\n   \
+             kubectl -n {namespace} describe reasoningpod cot-rc        # conditions and Events, in sentences\n   \
+             kubectl -n {namespace} get configmaps                      # the signed statements: codex-oms-…, codex-promo-…\n   \
+             kubectl -n codex-system logs deployment/codex-controller   # what the operator did\n\n   \
+             README.md says how to verify the signatures yourself. The cluster keeps running:\n   \
+             make cluster-down                                          # stops it and takes away all but what was built"
+        );
+    }
+
+    /// Waits for a run's model and tells how far it is.
+    async fn trained(&self, name: &str) -> Result<()> {
+        let api: Api<TrainingRun> = self.api();
+        let (begun, mut told) = (Instant::now(), None::<(Instant, String)>);
+        loop {
+            let run = api.get(name).await?;
+            let status = run.status.clone().unwrap_or_default();
+            let finished = match status.phase {
+                Some(TrainingRunPhase::Succeeded) => true,
+                Some(TrainingRunPhase::Failed) => {
+                    let why = status.conditions.iter().find(|condition| condition.type_ == "Ready");
+                    return Err(Error::Impossible {
+                        what: format!("TrainingRun {name} succeeds"),
+                        why: why.map_or_else(String::new, |condition| condition.message.clone()),
+                        state: format!("kubectl -n {} describe trainingrun {name}", self.namespace),
+                    });
+                }
+                _ => false,
+            };
+            let state = format!("{:?} {:?}", status.phase, status.progress.map(|progress| progress.step));
+            let news = told.as_ref().is_none_or(|(when, last)| *last != state && when.elapsed() >= BEAT);
+            if news || finished {
+                self.show.progress(&run);
+                told = Some((Instant::now(), state));
+            }
+            if finished {
+                println!();
+                return Ok(());
+            }
+            if begun.elapsed() > TRAINING {
+                return Err(Error::Timeout {
+                    what: format!("TrainingRun {name} succeeds"),
+                    patience: TRAINING,
+                    state: format!("kubectl -n {} describe trainingrun {name}", self.namespace),
+                });
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn judged(&self, name: &str) -> Result<Evaluation> {
+        until(&self.api::<Evaluation>(), name, "its verdict is there", JUDGING, |evaluation| {
+            if evaluation.status.as_ref().is_some_and(|status| status.verdict.is_some()) {
+                Sight::There
+            } else {
+                Sight::NotYet
+            }
+        })
+        .await
+    }
+
+    async fn infer(&self, service: &str, prompt: &str) -> Result<Reply> {
+        let path = format!("/api/v1/namespaces/{}/services/{service}:8000/proxy/infer", self.namespace);
+        let body = json!({ "prompt": prompt }).to_string().into_bytes();
+        let request = http::Request::post(path).header("content-type", "application/json").body(body);
+        Ok(self.client.request(request.map_err(kube::Error::HttpError)?).await?)
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+}
+
+fn phase(pod: &ReasoningPod) -> Option<ReasoningPodPhase> {
+    pod.status.as_ref().and_then(|status| status.phase)
+}
