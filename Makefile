@@ -116,7 +116,7 @@ test: prerequisites ## every check and every test, the ones on a real cluster in
 	section "Format" cargo fmt --all --check
 	section "Lints" cargo clippy --locked --workspace --all-targets -- --deny warnings
 	section "Programs and images" $(MAKE) image
-	section "Tests that need no cluster" cargo test --release --locked --workspace --exclude codex-tests
+	section "Tests that need no cluster" cargo test --release --locked --workspace
 	if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
 	section "Cluster" $(CLUSTER_COMMAND) up
 	section "Tests on the cluster" cargo test --release --locked --workspace --test e2e --test rights
