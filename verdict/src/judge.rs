@@ -97,11 +97,11 @@ fn one(gate: &Gate, metrics: &BTreeMap<String, Measurement>) -> GateResult {
     let Some(measurement) = metrics.get(&gate.metric) else {
         let measured: Vec<&str> = metrics.keys().map(String::as_str).collect();
         let measured = if measured.is_empty() { "nothing".to_owned() } else { measured.join(", ") };
-        return unknown(gate, format!("{} was not measured; measured were {measured}", gate.metric));
+        return unknown(gate, format!("it was not measured; measured were {measured}"));
     };
     let sample = match Sample::of(measurement) {
         Ok(sample) => sample,
-        Err(why) => return unknown(gate, format!("{} as reported cannot be: {why}", gate.metric)),
+        Err(why) => return unknown(gate, format!("what was reported cannot be: {why}")),
     };
     let bounds = gate.confidence.map(|confidence| bounds(&sample, confidence));
     let (verdict, message) = decide(gate, &sample, bounds);

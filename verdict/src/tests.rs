@@ -109,7 +109,7 @@ fn what_is_missing_never_passes() {
     assert_eq!(judged(&[], &metrics(&[("exact_match", share(9, 9))])).verdict, Verdict::Inconclusive);
     let judgement = judged(&[gate("exact_match>=0")], &metrics(&[("trace_coverage", share(9, 9))]));
     assert_eq!(judgement.verdict, Verdict::Inconclusive);
-    assert_eq!(judgement.gates[0].message, "exact_match was not measured; measured were trace_coverage");
+    assert_eq!(judgement.gates[0].message, "it was not measured; measured were trace_coverage");
     assert_eq!(judgement.gates[0].value, None);
 }
 

@@ -62,8 +62,9 @@ pub struct Evaluate {
     /// Where evaluation.json, summary.json and records.ndjson go.
     #[arg(long, value_name = "DIRECTORY")]
     output: PathBuf,
-    /// A gate, such as `exact_match>=0.95@0.95` (at least 0.95 with confidence 0.95); exit code 1 unless all pass.
-    #[arg(long, value_name = "METRIC>=BOUND[@CONFIDENCE]")]
+    /// A gate METRIC>=BOUND[@CONFIDENCE], such as `exact_match>=0.95@0.95` (at least 0.95 with confidence 0.95); <= bounds
+    /// from above. The exit code is 1 unless all pass.
+    #[arg(long, value_name = "GATE")]
     gate: Vec<Gate>,
     /// Also write the predictions as a baseline that others are compared with.
     #[arg(long, value_name = "FILE")]

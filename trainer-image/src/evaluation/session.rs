@@ -131,7 +131,10 @@ impl Session<'_> {
                     .into_iter()
                     .map(|completion| completion.map(|done| done.text).map_err(|error| crate::cli::chain(&error))),
             );
-            tracing::info!(done = outcomes.len(), total, "evaluating");
+            // A line would break the bar.
+            if bar.is_none() {
+                tracing::info!(done = outcomes.len(), total, "evaluating");
+            }
         }
         if let Some(bar) = bar {
             bar.finish_and_clear();
