@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 pub struct DataItem {
     /// The name of the file within this object: lower-case letters, digits and dashes.
     #[schemars(length(min = 1, max = 40))]
-    #[x_kube(validation = ("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')", "data[].name has lower-case letters, digits and inner dashes only: write train, for example"))]
+    #[x_kube(validation = crate::rules::text("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')", "name must have lower-case letters, digits and inner dashes only, such as train"))]
     pub name: String,
     /// SHA-256 of the file, 64 lower-case hexadecimal digits. The pod refuses a file that differs. Required but for synthetic data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
-    #[x_kube(validation = ("self.matches('^[0-9a-f]{64}$')", "data[].sha256 is 64 lower-case hexadecimal digits: write what sha256sum FILE prints"))]
+    #[x_kube(validation = crate::rules::text("self.matches('^[0-9a-f]{64}$')", "sha256 must be 64 lower-case hexadecimal digits, as sha256sum prints them"))]
     pub sha256: Option<String>,
     /// Where the file comes from: exactly one of configMap, persistentVolumeClaim and synthetic.
     pub source: DataSource,
@@ -50,7 +50,7 @@ pub struct ConfigMapKey {
     pub name: String,
     /// The key that holds the file.
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = ("self.matches('^[-._a-zA-Z0-9]+$')", "data[].source.configMap.key has letters, digits, dashes, dots and underscores only: write train.jsonl, for example"))]
+    #[x_kube(validation = crate::rules::text("self.matches('^[-._a-zA-Z0-9]+$')", "key must have letters, digits, dashes, dots and underscores only, such as train.jsonl"))]
     pub key: String,
 }
 
@@ -63,9 +63,7 @@ pub struct VolumeClaimPath {
     pub claim_name: String,
     /// The file's path on the volume, relative, without `..`.
     #[schemars(length(min = 1, max = 512))]
-    #[x_kube(
-        validation = ("!self.startsWith('/') && !self.split('/').exists(part, part == '..')", "data[].source.persistentVolumeClaim.path is relative to the volume and has no `..`: write data/train.jsonl, for example")
-    )]
+    #[x_kube(validation = crate::rules::text("!self.startsWith('/') && !self.split('/').exists(part, part == '..')", "path must be relative to the volume and have no .., such as data/train.jsonl"))]
     pub path: String,
 }
 

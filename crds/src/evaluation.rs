@@ -28,7 +28,7 @@ use crate::{
     printcolumn(name = "Gates", type_ = "string", json_path = ".status.gatesPassed"),
     printcolumn(name = "Model", type_ = "string", json_path = ".status.model.short"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = ("self.metadata.name.size() <= 52 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')", "metadata.name must have at most 52 characters: lower-case letters, digits and dashes, a letter first, because the names of Jobs and Services are made from it")
+    validation = crate::rules::name()
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -91,15 +91,15 @@ pub struct EvaluationSpec {
 pub struct Gate {
     /// The metric: exact_match, reasoning.win_rate or trace_coverage.
     #[schemars(length(min = 1, max = 63))]
-    #[x_kube(validation = ("self in ['exact_match', 'reasoning.win_rate', 'trace_coverage']", "gates[].metric must be one of exact_match, reasoning.win_rate and trace_coverage"))]
+    #[x_kube(validation = crate::rules::text("self in ['exact_match', 'reasoning.win_rate', 'trace_coverage']", "metric must be exact_match, reasoning.win_rate or trace_coverage"))]
     pub metric: String,
     /// The least value that passes, a decimal in quotes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = ("self.matches('^(0([.][0-9]{1,18})?|1([.]0{1,18})?)$')", "gates[].min must be a decimal from 0 to 1, in quotes: write min: \"0.95\", for example"))]
+    #[x_kube(validation = crate::rules::share("min", "0.95"))]
     pub min: Option<Decimal>,
     /// The greatest value that passes, a decimal in quotes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = ("self.matches('^(0([.][0-9]{1,18})?|1([.]0{1,18})?)$')", "gates[].max must be a decimal from 0 to 1, in quotes: write max: \"0.05\", for example"))]
+    #[x_kube(validation = crate::rules::share("max", "0.05"))]
     pub max: Option<Decimal>,
     /// With fewer items than this the gate is inconclusive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -107,7 +107,7 @@ pub struct Gate {
     pub min_samples: Option<i64>,
     /// The one-sided confidence that the bound must clear, such as "0.95"; without it the value itself decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = ("self.matches('^0[.]([6-9][0-9]{0,17}|5[0-9]*[1-9][0-9]*)$')", "gates[].confidence must be a decimal above 0.5 and below 1, in quotes: write confidence: \"0.95\", for example"))]
+    #[x_kube(validation = crate::rules::text("self.matches('^0[.]([6-9][0-9]{0,17}|5[0-9]*[1-9][0-9]*)$')", "confidence must be a decimal above 0.5 and below 1, in quotes, such as confidence: \"0.95\""))]
     pub confidence: Option<Decimal>,
 }
 

@@ -13,6 +13,7 @@ mod names;
 mod pod;
 mod reasoning_pod;
 mod ring;
+mod rules;
 mod training_run;
 
 pub use conditions::{ConditionType, Reason};

@@ -27,15 +27,15 @@ use crate::{Ring, WorkerPod};
     printcolumn(name = "Signer", type_ = "string", json_path = ".status.manifest.signer"),
     printcolumn(name = "Model", type_ = "string", json_path = ".status.manifest.short"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = ("self.metadata.name.size() <= 52 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')", "metadata.name must have at most 52 characters: lower-case letters, digits and dashes, a letter first, because the names of Jobs and Services are made from it")
+    validation = crate::rules::name()
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = ("['0A_base_','0B_base_','0C_base_','0D_base_','main'].indexOf(self.rolloutRing) <= ['0A_base_','0B_base_','0C_base_','0D_base_','main'].indexOf(oldSelf.rolloutRing) + 1", "spec.rolloutRing moves forward one ring at a time: 0A_base_, 0B_base_, 0C_base_, 0D_base_, main (moving back is allowed)"),
     validation = ("self.pod == oldSelf.pod", "spec.pod is immutable: create another ReasoningPod"),
 )]
 pub struct ReasoningPodSpec {
     /// The rollout ring that this pod serves. It must equal the run's ring.
+    #[x_kube(validation = crate::rules::ring())]
     pub rollout_ring: Ring,
     /// The TrainingRun of this namespace whose model is served.
     #[schemars(length(min = 1, max = 52))]

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// A rollout ring. The order is the order in which a model moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
+#[schemars(inline, extend("maxLength" = 8))]
 pub enum Ring {
     /// First steps.
     #[serde(rename = "0A_base_")]

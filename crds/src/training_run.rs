@@ -28,11 +28,10 @@ use crate::{DataItem, Decimal, Ring, TrainerPod};
     printcolumn(name = "Checkpoint", type_ = "integer", json_path = ".status.lastCheckpoint.step"),
     printcolumn(name = "Model", type_ = "string", json_path = ".status.model.short"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = ("self.metadata.name.size() <= 52 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')", "metadata.name must have at most 52 characters: lower-case letters, digits and dashes, a letter first, because the names of Jobs and Services are made from it")
+    validation = crate::rules::name()
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = ("['0A_base_','0B_base_','0C_base_','0D_base_','main'].indexOf(self.rolloutRing) <= ['0A_base_','0B_base_','0C_base_','0D_base_','main'].indexOf(oldSelf.rolloutRing) + 1", "spec.rolloutRing moves forward one ring at a time: 0A_base_, 0B_base_, 0C_base_, 0D_base_, main (moving back is allowed)"),
     validation = ("self.template == oldSelf.template", "spec.template is immutable, because it defines the result: create another TrainingRun"),
     validation = ("self.overrides == oldSelf.overrides", "spec.overrides is immutable, because it defines the result: create another TrainingRun"),
     validation = ("has(self.config) == has(oldSelf.config) && (!has(self.config) || self.config == oldSelf.config)", "spec.config is immutable, because it defines the result: create another TrainingRun"),
@@ -43,6 +42,7 @@ use crate::{DataItem, Decimal, Ring, TrainerPod};
 )]
 pub struct TrainingRunSpec {
     /// The rollout ring that this run is meant for. Advancing it does not retrain.
+    #[x_kube(validation = crate::rules::ring())]
     pub rollout_ring: Ring,
     /// The configuration template to start from: cot-starter or answers-only.
     #[schemars(length(min = 1, max = 63))]
@@ -109,9 +109,7 @@ pub struct ClaimOutput {
     /// The folder on the volume; a folder named by the run's uid is made in it.
     #[serde(default)]
     #[schemars(length(max = 256))]
-    #[x_kube(
-        validation = ("!self.startsWith('/') && !self.split('/').exists(part, part == '..')", "spec.output.persistentVolumeClaim.subPath is relative to the volume and has no `..`: write runs, for example")
-    )]
+    #[x_kube(validation = crate::rules::text("!self.startsWith('/') && !self.split('/').exists(part, part == '..')", "subPath must be relative to the volume and have no .., such as runs"))]
     pub sub_path: String,
 }
 
