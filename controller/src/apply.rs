@@ -12,7 +12,7 @@ use kube::{
     runtime::reflector::Store,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::{
     MANAGER,
@@ -20,7 +20,7 @@ use crate::{
     error::{answered, client_category},
     observe::{caught_up, caught_up_deleted, get, workers::is_controlled_by},
     seal::{ANNOTATION, SealError},
-    semantic::{Difference, difference},
+    semantic::{Difference, correction, difference},
 };
 
 /// How the names of bundles begin: bundles are never removed.
@@ -40,7 +40,7 @@ pub enum ApplyError {
         verb: &'static str,
         /// Why.
         #[source]
-        source: kube::Error,
+        source: Box<kube::Error>,
     },
     /// Somebody else's object has the child's name.
     #[error(
@@ -190,7 +190,7 @@ impl Apply<'_> {
         let (kind, name) = (C::kind(&()).into_owned(), child.name_any());
         let failed = |verb: &'static str| {
             let (kind, name) = (kind.clone(), name.clone());
-            move |source| ApplyError::Client { kind, name, verb, source }
+            move |source| ApplyError::Client { kind, name, verb, source: Box::new(source) }
         };
         let mut live = get(store, &self.namespace, &name).map(|live| C::clone(&live));
         if live.is_none() {
@@ -219,20 +219,31 @@ impl Apply<'_> {
         if let Some(live) = &live {
             match difference(&wanted, &json(live)?) {
                 None => return Ok(()),
-                Some(differs) => debug!(kind, name, "{differs}"),
+                Some(differs) => debug!("the {kind} {name} is not as planned: {differs}"),
             }
         }
         let mut params = PatchParams::apply(MANAGER);
         params.force = live.is_some();
         let written = self.api::<C>().patch(&name, &params, &Patch::Apply(&wanted)).await;
-        let written = match written {
+        let mut written = match written {
             // Somebody was faster and holds other values: without force this is a conflict.
             Err(source) if live.is_none() && answered(&source, 409) => return Err(ApplyError::Taken { kind, name }),
             written => written.map_err(failed("applied"))?,
         };
         self.context.metrics.wrote(&kind, "apply");
-        info!(kind, name, "{}", if live.is_some() { "changed" } else { "made" });
-        if let Some(difference) = difference(&wanted, &json(&written)?) {
+        info!("{} the {kind} {name}", if live.is_some() { "changed" } else { "made" });
+        let mut differs = difference(&wanted, &json(&written)?);
+        if let (Some(found), Template::Mutable) = (&differs, template) {
+            // Fields that others own outlive an apply; what nobody planned must not run in a server.
+            warn!("the {kind} {name} was changed by somebody else and is put right: {found}");
+            let correction = correction(&wanted["spec"], &json(&written)?["spec"]);
+            let patch = Patch::Merge(serde_json::json!({ "spec": { "template": correction["template"] } }));
+            let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+            written = self.api::<C>().patch(&name, &params, &patch).await.map_err(failed("corrected"))?;
+            self.context.metrics.wrote(&kind, "correct");
+            differs = difference(&wanted, &json(&written)?);
+        }
+        if let Some(difference) = differs {
             return Err(ApplyError::Mixed { kind, name, difference: Box::new(difference) });
         }
         caught_up(store, &written).await;
@@ -256,11 +267,13 @@ impl Apply<'_> {
             match self.api::<C>().delete(&name, &params).await {
                 Ok(_) => {
                     self.context.metrics.wrote(&kind, "delete");
-                    info!(kind, name, "removed");
+                    info!("removed the {kind} {name}");
                 }
                 // Gone already, or another object of that name by now.
                 Err(source) if answered(&source, 404) || answered(&source, 409) => {}
-                Err(source) => return Err(ApplyError::Client { kind, name, verb: "deleted", source }),
+                Err(source) => {
+                    return Err(ApplyError::Client { kind, name, verb: "deleted", source: Box::new(source) });
+                }
             }
             caught_up_deleted(store, &*child).await;
         }

@@ -31,11 +31,11 @@ pub struct Cli {
 pub enum Command {
     /// Run the controller (the default).
     Run(Box<Run>),
-    /// Write the CustomResourceDefinitions as YAML.
+    /// Write the CRDs as YAML.
     Crds(Crds),
 }
 
-/// Where the CustomResourceDefinitions go.
+/// Where the CRDs go.
 #[derive(Debug, Args)]
 pub struct Crds {
     /// The folder to write to; it is made if it does not exist.
@@ -74,7 +74,7 @@ pub struct Run {
     /// its old name need not wait for the Lease to expire.
     #[arg(long, env = "CODEX_IDENTITY")]
     pub identity: Option<String>,
-    /// How to log: json in pods, compact on a terminal where absent. RUST_LOG selects what.
+    /// How to log: json in pods, compact on a terminal where absent. The environment variable `RUST_LOG` selects what.
     #[arg(long, env = "CODEX_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
 }
@@ -141,10 +141,11 @@ pub fn run(cli: Cli) -> ExitCode {
 fn log(format: Option<LogFormat>) {
     let terminal = std::io::stdout().is_terminal();
     let format = format.unwrap_or(if terminal { LogFormat::Compact } else { LogFormat::Json });
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn,kube_runtime=warn"));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     match format {
-        LogFormat::Json => subscriber.json().flatten_event(true).with_span_list(false).init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).with_current_span(false).init(),
         LogFormat::Compact => subscriber.compact().with_ansi(terminal).init(),
     }
 }

@@ -1,4 +1,4 @@
-//! Writes the CustomResourceDefinitions. Touches the disk.
+//! Writes the CRDs. Touches the disk.
 
 use std::{fs, io::Write, path::Path};
 

@@ -85,7 +85,7 @@ async fn sign(context: &Context, config_map: &ConfigMap, payload: &[u8]) -> Resu
     match api.create(&post, &filled).await {
         Ok(created) => {
             context.metrics.wrote("ConfigMap", "create");
-            info!(namespace, name, "signed");
+            info!("signed: the ConfigMap {name}");
             caught_up(&context.stores.config_maps, &created).await;
             Ok(())
         }

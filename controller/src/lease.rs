@@ -114,9 +114,10 @@ impl Candidate {
                     if now == said {
                         debug!("{now}");
                     } else {
-                        match failure {
-                            LeaseError::Taken { .. } => info!("waiting: {now}"),
-                            _ => warn!("{now}"),
+                        if let LeaseError::Taken { .. } = failure {
+                            info!("waiting: {now}");
+                        } else {
+                            warn!("{now}");
                         }
                         said = now;
                     }
@@ -133,7 +134,7 @@ impl Candidate {
             None => self.api.create(&post(), &self.claim(None)).await,
             Some(found) => {
                 let holder = holder(&found);
-                if !holder.is_empty() && holder != self.identity && !self.dead(&found, seen) {
+                if !holder.is_empty() && holder != self.identity && !is_dead(&found, seen) {
                     return Err(LeaseError::Taken { name: self.name.clone(), holder: holder.to_owned() });
                 }
                 self.api.replace(&self.name, &post(), &self.claim(Some(&found))).await
@@ -141,19 +142,6 @@ impl Candidate {
         };
         let lease = lease.map_err(|source| self.client(source))?;
         Ok(Held { candidate: self.clone(), lease, renewed: began })
-    }
-
-    /// Whether the Lease has not changed for as long as its holder promised to renew it.
-    fn dead(&self, found: &Lease, seen: &mut Option<Seen>) -> bool {
-        let version = found.metadata.resource_version.clone();
-        let promised = found.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or(0).max(0);
-        match seen {
-            Some(seen) if seen.version == version => seen.since.elapsed() > Duration::from_secs(promised as u64),
-            _ => {
-                *seen = Some(Seen { version, since: Instant::now() });
-                false
-            }
-        }
     }
 
     fn claim(&self, found: Option<&Lease>) -> Lease {
@@ -247,6 +235,19 @@ impl Held {
         api.replace(name, &post(), &claim).await.map_err(|source| self.candidate.client(source))?;
         info!(lease = name, "the Lease is given back");
         Ok(())
+    }
+}
+
+/// Whether the Lease has not changed for as long as its holder promised to renew it.
+fn is_dead(found: &Lease, seen: &mut Option<Seen>) -> bool {
+    let version = found.metadata.resource_version.clone();
+    let promised = found.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or(0).max(0);
+    match seen {
+        Some(seen) if seen.version == version => seen.since.elapsed() > Duration::from_secs(promised as u64),
+        _ => {
+            *seen = Some(Seen { version, since: Instant::now() });
+            false
+        }
     }
 }
 

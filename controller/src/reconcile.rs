@@ -129,7 +129,7 @@ pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver
             match &result {
                 Ok(_) => context.backoff.forget(&uid),
                 Err(failure) => {
-                    error!(category = failure.category(), error = chain(failure), "failed; it is tried again")
+                    error!(category = failure.category(), error = chain(failure), "failed; it is tried again");
                 }
             }
             result.map(|again| again.map_or_else(Action::await_change, Action::requeue))

@@ -10,13 +10,14 @@ use kube::{
     runtime::events::{Event, EventType as RecordedType},
 };
 use serde_json::json;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     STATUS_MANAGER,
     context::Context,
     error::{chain, client_category},
     observe::{Observe, caught_up},
+    semantic::difference,
 };
 
 /// Why the status was not written.
@@ -38,6 +39,12 @@ impl ReportError {
 pub async fn status<K: Observe>(context: &Context, object: &K, status: &K::Status) -> Result<bool, ReportError> {
     if object.status() == Some(status) {
         return Ok(false);
+    }
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        let json = |status| serde_json::to_value(status).unwrap_or_default();
+        if let Some(differs) = difference(&json(Some(status)), &json(object.status())) {
+            debug!("the status changes: {differs}");
+        }
     }
     let (namespace, name, uid) = (object.namespace().unwrap_or_default(), object.name_any(), object.uid());
     let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);

@@ -70,18 +70,18 @@ impl Seal {
     /// See [`SealError`].
     pub async fn load(client: Client, namespace: &str) -> Result<Self, SealError> {
         let api: Api<Secret> = Api::namespaced(client, namespace);
-        let secret = match api.get_opt(SECRET).await.map_err(SealError::Client)? {
-            Some(secret) => secret,
-            None => {
-                let post = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-                match api.create(&post, &new_secret()?).await {
-                    Ok(secret) => {
-                        info!(secret = SECRET, "made the key of seals");
-                        secret
-                    }
-                    Err(failure) if answered(&failure, 409) => api.get(SECRET).await.map_err(SealError::Client)?,
-                    Err(failure) => return Err(SealError::Client(failure)),
+        let secret = if let Some(secret) = api.get_opt(SECRET).await.map_err(SealError::Client)? {
+            secret
+        } else {
+            let post = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+            match api.create(&post, &new_secret()?).await {
+                Ok(secret) => {
+                    info!(secret = SECRET, "made the key of seals");
+                    secret
                 }
+                // Another process was faster: its key is the one.
+                Err(failure) if answered(&failure, 409) => api.get(SECRET).await.map_err(SealError::Client)?,
+                Err(failure) => return Err(SealError::Client(failure)),
             }
         };
         let bytes = secret.data.as_ref().and_then(|data| data.get(KEY)).ok_or(SealError::Secret)?;

@@ -99,6 +99,21 @@ pub fn pod_difference(template: &Value, pod: &Value) -> Option<Difference> {
     equal(&canonical(template), &canonical(pod), "spec")
 }
 
+/// The merge patch (RFC 7396) that leaves of `live` nothing but what is wanted; the API server fills in defaults again.
+pub fn correction(wanted: &Value, live: &Value) -> Value {
+    match (wanted, live) {
+        (Value::Object(wanted), Value::Object(live)) => {
+            let goes = live.keys().filter(|name| !wanted.contains_key(*name)).map(|name| (name.clone(), Value::Null));
+            let stays = wanted.iter().map(|(name, wanted)| {
+                let corrected = live.get(name).map_or_else(|| wanted.clone(), |live| correction(wanted, live));
+                (name.clone(), corrected)
+            });
+            Value::Object(goes.chain(stays).collect())
+        }
+        _ => wanted.clone(),
+    }
+}
+
 /// A pod spec without what the API server fills in and what says only where the pod runs and with how much.
 pub fn canonical(spec: &Value) -> Value {
     reduce("", "", spec).unwrap_or_else(|| Value::Object(Map::new()))
@@ -107,7 +122,9 @@ pub fn canonical(spec: &Value) -> Value {
 fn reduce(path: &str, name: &str, value: &Value) -> Option<Value> {
     match POD_SPEC.iter().find(|(known, _)| *known == path).map(|(_, extra)| *extra) {
         Some(Extra::Free) => return None,
-        Some(Extra::Default(json)) if json == value.to_string() => return None,
+        Some(Extra::Default(json)) if serde_json::from_str(json).is_ok_and(|default: Value| default == *value) => {
+            return None;
+        }
         Some(Extra::Default(_)) | None => {}
     }
     match value {
@@ -146,13 +163,13 @@ fn equal(wanted: &Value, found: &Value, path: &str) -> Option<Difference> {
                 let path = join(path, name);
                 match (wanted.get(name), found.get(name)) {
                     (Some(wanted), Some(found)) => equal(wanted, found, &path),
-                    (wanted, found) => differs(&path, found, wanted),
+                    (wanted, found) => Some(differs(&path, found, wanted)),
                 }
             })
         }
         (Value::Array(wanted), Value::Array(found)) => lists(wanted, found, path, equal),
         (wanted, found) if wanted == found => None,
-        (wanted, found) => differs(path, Some(found), Some(wanted)),
+        (wanted, found) => Some(differs(path, Some(found), Some(wanted))),
     }
 }
 
@@ -164,7 +181,7 @@ fn holds(wanted: &Value, live: &Value, path: &str) -> Option<Difference> {
             match live.get(name) {
                 Some(live) => holds(wanted, live, &path),
                 None if is_zero(wanted) => None,
-                None => differs(&path, None, Some(wanted)),
+                None => Some(differs(&path, None, Some(wanted))),
             }
         }),
         (Value::Array(wanted), Value::Array(live)) => lists(wanted, live, path, holds),
@@ -174,7 +191,7 @@ fn holds(wanted: &Value, live: &Value, path: &str) -> Option<Difference> {
             None
         }
         (wanted, live) if wanted == live => None,
-        (wanted, live) => differs(path, Some(live), Some(wanted)),
+        (wanted, live) => Some(differs(path, Some(live), Some(wanted))),
     }
 }
 
@@ -202,7 +219,7 @@ fn lists(
         let path = label(index, paired.as_ref().map(|(wanted, _)| wanted));
         let differs = match found.and_then(|found| live.get(found)) {
             Some(live) => compare(wanted, live, &path),
-            None => differs(&path, None, Some(wanted)),
+            None => Some(differs(&path, None, Some(wanted))),
         };
         if differs.is_some() {
             return differs;
@@ -212,17 +229,17 @@ fn lists(
         Some((wanted, live)) => live.iter().position(|name| !wanted.contains(name)),
         None => (live.len() > wanted.len()).then_some(wanted.len()),
     }?;
-    differs(&label(added, paired.as_ref().map(|(_, live)| live)), live.get(added), None)
+    Some(differs(&label(added, paired.as_ref().map(|(_, live)| live)), live.get(added), None))
 }
 
 fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-fn differs(path: &str, found: Option<&Value>, wanted: Option<&Value>) -> Option<Difference> {
+fn differs(path: &str, found: Option<&Value>, wanted: Option<&Value>) -> Difference {
     let found = found.map_or_else(|| "absent".to_owned(), brief);
     let wanted = wanted.map_or_else(|| "nothing".to_owned(), brief);
-    Some(Difference { path: path.to_owned(), found, wanted })
+    Difference { path: path.to_owned(), found, wanted }
 }
 
 /// A value, shortened.
@@ -282,7 +299,10 @@ fn quantity(text: &str) -> Option<i128> {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{difference, pod_difference, quantity};
+    use super::{correction, difference, pod_difference, quantity};
+
+    /// The field that a change is found in, and the change.
+    type Forgery = (&'static str, fn(&mut Value));
 
     fn template() -> Value {
         json!({
@@ -345,7 +365,7 @@ mod tests {
 
     #[test]
     fn every_other_change_of_a_pod_is_found_and_named() {
-        let forgeries: &[(&str, fn(&mut Value))] = &[
+        let forgeries: &[Forgery] = &[
             ("spec.containers[trainer].image", |pod| pod["containers"][0]["image"] = json!("evil:1")),
             ("spec.containers[trainer].command[0]", |pod| pod["containers"][0]["command"] = json!(["/bin/sh"])),
             ("spec.containers[trainer].args[3]", |pod| {
@@ -409,6 +429,20 @@ mod tests {
             let found = pod_difference(&template(), &forged).unwrap_or_else(|| panic!("{path} passed"));
             assert_eq!(&found.path, path, "{found}");
         }
+    }
+
+    #[test]
+    fn a_correction_takes_away_what_nobody_wants() {
+        let wanted = json!({"containers": [{"name": "a", "env": []}], "securityContext": {"runAsUser": 1}});
+        let live = json!({
+            "containers": [{"name": "a", "env": [{"name": "LD_PRELOAD"}]}], "hostNetwork": true,
+            "securityContext": {"runAsUser": 1, "sysctls": []},
+        });
+        let expected = json!({
+            "containers": [{"name": "a", "env": []}], "hostNetwork": null,
+            "securityContext": {"runAsUser": 1, "sysctls": null},
+        });
+        assert_eq!(correction(&wanted, &live), expected);
     }
 
     #[test]

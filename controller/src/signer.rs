@@ -97,16 +97,15 @@ impl Signer {
                 Err(failure) => return Err(in_secret(failure)),
             };
         }
-        let pin = match pin {
-            Some(pin) => pin,
-            None => {
-                let key = secret.as_ref().map_or_else(|| Err("it is gone".to_owned()), read);
-                let key = key.map_err(|why| SignerError::Unavailable(format!("the Secret {NAME}: {why}")))?;
-                match pins.create(&post(), &new_pin(key.public())).await {
-                    Ok(pin) => pin,
-                    Err(failure) if answered(&failure, 409) => pins.get(NAME).await.map_err(in_pin)?,
-                    Err(failure) => return Err(in_pin(failure)),
-                }
+        let pin = if let Some(pin) = pin {
+            pin
+        } else {
+            let key = secret.as_ref().map_or_else(|| Err("it is gone".to_owned()), read);
+            let key = key.map_err(|why| SignerError::Unavailable(format!("the Secret {NAME}: {why}")))?;
+            match pins.create(&post(), &new_pin(key.public())).await {
+                Ok(pin) => pin,
+                Err(failure) if answered(&failure, 409) => pins.get(NAME).await.map_err(in_pin)?,
+                Err(failure) => return Err(in_pin(failure)),
             }
         };
         let text = pin.data.as_ref().and_then(|data| data.get(PUBLIC)).map(String::as_str).unwrap_or_default();

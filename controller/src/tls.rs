@@ -87,19 +87,18 @@ struct Authority {
 pub async fn certificates(client: Client, namespace: &str, report_url: &str) -> Result<Certificates, TlsError> {
     let host = host(report_url)?;
     let api: Api<Secret> = Api::namespaced(client, namespace);
-    let secret = match api.get_opt(SECRET).await.map_err(TlsError::Client)? {
-        Some(secret) => secret,
-        None => {
-            let post = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-            match api.create(&post, &new_secret(&Authority::make()?)).await {
-                Ok(secret) => {
-                    info!(secret = SECRET, "made a certificate authority for the report endpoint");
-                    secret
-                }
-                // Another process was faster: its authority is the one.
-                Err(failure) if answered(&failure, 409) => api.get(SECRET).await.map_err(TlsError::Client)?,
-                Err(failure) => return Err(TlsError::Client(failure)),
+    let secret = if let Some(secret) = api.get_opt(SECRET).await.map_err(TlsError::Client)? {
+        secret
+    } else {
+        let post = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        match api.create(&post, &new_secret(&Authority::make()?)).await {
+            Ok(secret) => {
+                info!(secret = SECRET, "made a certificate authority for the report endpoint");
+                secret
             }
+            // Another process was faster: its authority is the one.
+            Err(failure) if answered(&failure, 409) => api.get(SECRET).await.map_err(TlsError::Client)?,
+            Err(failure) => return Err(TlsError::Client(failure)),
         }
     };
     Authority::read(&secret)?.issue(&host, namespace)

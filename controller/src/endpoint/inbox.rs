@@ -142,7 +142,7 @@ mod tests {
                 state: State::Serving(ServingState::default()),
             },
             pod: pod.into(),
-            at: Timestamp::from_second(seq as i64).unwrap(),
+            at: Timestamp::from_second(i64::try_from(seq).unwrap()).unwrap(),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! From the pod's uid every step up is by uid: pod → Job, or pod → ReplicaSet → Deployment, → object. The Job or the
 //! Deployment must carry the controller's seal, and the pod must be as its template says. Caches answer; the API server
-//! is asked only for a pod that the cache does not have yet, and for ReplicaSets, which nobody watches.
+//! is asked only for a pod that the cache does not have yet, and for a `ReplicaSet`, which nobody watches.
 
 use std::sync::Arc;
 
@@ -21,7 +21,6 @@ use kube::{Api, Resource, ResourceExt};
 use super::{Refusal, token::PodIdentity};
 use crate::{
     context::Context,
-    error::answered,
     metrics,
     observe::{
         get,
@@ -147,12 +146,9 @@ async fn deployment(context: &Context, pod: &PodIdentity, reference: &OwnerRefer
         return Err(Refusal::Forbidden(why));
     }
     let api: Api<ReplicaSet> = Api::namespaced(context.client.clone(), &pod.namespace);
-    let found = api.get_opt(&reference.name).await.map_err(|source| match answered(&source, 403) {
-        true => Refusal::Forbidden(format!("the ReplicaSet {} may not be read", reference.name)),
-        false => Refusal::Client {
-            what: format!("the ReplicaSet {} cannot be read now", reference.name),
-            source: Box::new(source),
-        },
+    let found = api.get_opt(&reference.name).await.map_err(|source| Refusal::Client {
+        what: format!("the ReplicaSet {} cannot be read now", reference.name),
+        source: Box::new(source),
     })?;
     let set = found.filter(|set| set.uid().as_ref() == Some(&reference.uid)).ok_or_else(|| {
         Refusal::Forbidden(format!("the ReplicaSet {} of the pod {} is gone", reference.name, pod.name))
@@ -177,18 +173,18 @@ async fn deployment(context: &Context, pod: &PodIdentity, reference: &OwnerRefer
 /// Whether the pod worked with the configuration that the controller resolved.
 fn digest(report: &Report, expected: Option<ConfigDigest>) -> Result<(), Refusal> {
     let Some(expected) = expected else { return Ok(()) };
-    let failed = match &report.state {
-        State::Training(state) => state.stage == Stage::Failed,
-        State::Evaluation(state) => state.stage == Stage::Failed,
-        State::Serving(_) => true,
+    let stage = match &report.state {
+        State::Training(state) => state.stage,
+        State::Evaluation(state) => state.stage,
+        State::Serving(_) => return Ok(()),
     };
     match report.config_digest {
         Some(found) if found == expected => Ok(()),
         Some(found) => {
             Err(Refusal::Forbidden(format!("configDigest is {found}, and the controller resolved {expected}")))
         }
-        // A pod that could not read its configuration has only its failure to tell.
-        None if failed => Ok(()),
+        // A pod that has not read its configuration yet, or could not, has only that to tell.
+        None if matches!(stage, Stage::Starting | Stage::Failed) => Ok(()),
         None => Err(Refusal::Forbidden(format!("configDigest is missing, and the controller resolved {expected}"))),
     }
 }

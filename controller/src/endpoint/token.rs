@@ -119,6 +119,9 @@ mod tests {
     use super::{PodIdentity, judge};
     use crate::endpoint::Refusal;
 
+    /// A change of a review, and what the refusal says.
+    type Case = (fn(&mut Value), &'static str);
+
     fn good() -> Value {
         json!({
             "authenticated": true,
@@ -133,20 +136,20 @@ mod tests {
         })
     }
 
-    fn judged(status: Value) -> Result<PodIdentity, Refusal> {
+    fn judged(status: &Value) -> Result<PodIdentity, Refusal> {
         let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {}, "status": status});
         judge(serde_json::from_value(review).unwrap())
     }
 
     #[test]
     fn a_pods_token_for_this_audience_names_the_pod() {
-        let pod = judged(good()).unwrap();
+        let pod = judged(&good()).unwrap();
         assert_eq!(pod, PodIdentity { namespace: "team".into(), name: "a-train-x".into(), uid: "uid".into() });
     }
 
     #[test]
     fn every_other_token_is_refused_with_a_reason() {
-        let cases: &[(fn(&mut Value), &str)] = &[
+        let cases: [Case; 5] = [
             (|status| status["authenticated"] = json!(false), "is refused"),
             (|status| status["audiences"] = json!(["https://kubernetes.default.svc"]), "not for this endpoint"),
             (|status| status["audiences"] = Value::Null, "not for this endpoint"),
@@ -156,7 +159,7 @@ mod tests {
         for (change, says) in cases {
             let mut status = good();
             change(&mut status);
-            let refusal = judged(status).unwrap_err();
+            let refusal = judged(&status).unwrap_err();
             assert!(matches!(refusal, Refusal::Unauthenticated(_)) && refusal.to_string().contains(says), "{refusal}");
         }
     }

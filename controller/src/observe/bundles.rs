@@ -58,7 +58,7 @@ pub(super) fn find(
     let key = context.signer.public();
     let checked = manifest(model).map_err(|why| Bundle::Invalid(chain(&why))).and_then(|manifest| {
         let bytes = read(&oms).map_err(Bundle::Invalid)?;
-        verify_signature(&manifest, &bytes, key, Some(model.digest)).map_err(refused)
+        verify_signature(&manifest, &bytes, key, Some(model.digest)).map_err(|why| refused(&why))
     });
     let signed: Signed = match checked {
         Ok(signed) => signed,
@@ -70,7 +70,7 @@ pub(super) fn find(
     found.oms = Bundle::Valid(SignedModel { payload: signed.payload });
     if let Some(promotion) = fetch(names.promotion) {
         let checked = read(&promotion).map_err(Bundle::Invalid).and_then(|bytes| {
-            verify_promotion(&signed, &bytes, key, pod.spec.rollout_ring.name(), None).map_err(refused)
+            verify_promotion(&signed, &bytes, key, pod.spec.rollout_ring.name(), None).map_err(|why| refused(&why))
         });
         found.promotion = match checked {
             Ok(promoted) => {
@@ -84,7 +84,7 @@ pub(super) fn find(
 }
 
 /// What a refused bundle is worth.
-fn refused<T>(why: VerifyError) -> Bundle<T> {
+fn refused<T>(why: &VerifyError) -> Bundle<T> {
     let sentence = why.to_string();
     match why {
         VerifyError::Oms(BundleError::AnotherKey { .. }) | VerifyError::Promotion(BundleError::AnotherKey { .. }) => {

@@ -13,7 +13,7 @@ use std::{
 use futures::{Stream, StreamExt, stream::select_all};
 use kube::{
     Api, Client, Resource, ResourceExt,
-    core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta, error_boundary::InvalidObject},
+    core::{DeserializeGuard, NamespaceResourceScope, error_boundary::InvalidObject},
     runtime::{
         WatchStreamExt,
         reflector::{ObjectRef, Store, store::Writer},
@@ -27,7 +27,7 @@ use tracing::{debug, error, warn};
 use crate::{error::chain, metrics::Metrics};
 
 /// What a watch yields: an object, or why it cannot be read.
-type Read<K> = Result<K, InvalidObject>;
+type Read<K> = Result<K, Box<InvalidObject>>;
 /// The watches of one kind, each with the number of its namespace.
 type Events<K> = Pin<Box<dyn Stream<Item = (usize, watcher::Result<Event<Read<K>>>)> + Send>>;
 
@@ -59,24 +59,25 @@ impl Scope {
     }
 }
 
-/// Follows whole objects.
-pub(super) fn objects<K>(scope: &Scope) -> Events<K>
+/// Follows objects of ours that a person writes: one that cannot be read is left out.
+pub(super) fn guarded<K>(scope: &Scope) -> Events<K>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let streams = scope.apis::<DeserializeGuard<K>>().into_iter().enumerate().map(|(index, api)| {
         let events = watcher(api, scope.config()).default_backoff();
-        events.map(move |event| (index, event.map(|event| convert(event, |guard| guard.0)))).boxed()
+        events.map(move |event| (index, event.map(|event| convert(event, |guard| guard.0.map_err(Box::new))))).boxed()
     });
     select_all(streams).boxed()
 }
 
-/// Follows nothing but metadata.
-pub(super) fn metadata<K>(scope: &Scope) -> Events<PartialObjectMeta<K>>
+/// Follows objects whose shape the API server itself enforces, whole or by metadata only. A guard around these would
+/// double the code that reads them.
+pub(super) fn objects<K>(scope: &Scope) -> Events<K>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let streams = scope.apis::<PartialObjectMeta<K>>().into_iter().enumerate().map(|(index, api)| {
+    let streams = scope.apis::<K>().into_iter().enumerate().map(|(index, api)| {
         let events = watcher(api, scope.config()).default_backoff();
         events.map(move |event| (index, event.map(|event| convert(event, Ok)))).boxed()
     });
@@ -146,6 +147,10 @@ where
         while let Some((index, event)) = events.next().await {
             match event {
                 Ok(event) => self.take(index, event),
+                // What every watch meets now and then: the API server no longer knows where it stood.
+                Err(watcher::Error::WatchError(status)) if status.code == 410 => {
+                    debug!(kind = self.kind, "the watch lost its place and lists again");
+                }
                 Err(failure) => {
                     self.metrics.watch_failed(&self.kind);
                     warn!(kind = self.kind, error = chain(&failure), "a watch failed; it is tried again");

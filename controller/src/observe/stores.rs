@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    follow::{Follower, Scope, metadata, objects},
+    follow::{Follower, Scope, guarded, objects},
     wake::{Wake, Waker},
 };
 use crate::metrics::Metrics;
@@ -36,11 +36,11 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// The caches.
 #[derive(Clone)]
 pub struct Stores {
-    /// TrainingRuns.
+    /// Of kind `TrainingRun`.
     pub runs: Store<TrainingRun>,
-    /// Evaluations.
+    /// Of kind `Evaluation`.
     pub evaluations: Store<Evaluation>,
-    /// ReasoningPods.
+    /// Of kind `ReasoningPod`.
     pub pods: Store<ReasoningPod>,
     /// Jobs of ours.
     pub jobs: Store<Job>,
@@ -107,9 +107,9 @@ impl Stores {
         let keep = |_: &mut _| {};
         // The three kinds first: everybody else's changes are led to them through these stores.
         let waker = Waker::new(wake.clone());
-        let runs = follow!(objects(&every), keep, waker.hear(Waker::run));
-        let evaluations = follow!(objects(&every), |_| {}, waker.hear(Waker::evaluation));
-        let pods = follow!(objects(&every), |_| {}, waker.hear(Waker::pod));
+        let runs = follow!(guarded(&every), keep, waker.hear(Waker::run));
+        let evaluations = follow!(guarded(&every), |_| {}, waker.hear(Waker::evaluation));
+        let pods = follow!(guarded(&every), |_| {}, waker.hear(Waker::pod));
         waker.know(runs.clone(), evaluations.clone(), pods.clone());
         let stores = Self {
             runs,
@@ -122,10 +122,10 @@ impl Stores {
             services: follow!(objects(&ours), |_| {}, waker.hear(Waker::child)),
             budgets: follow!(objects(&ours), |_| {}, waker.hear(Waker::child)),
             policies: follow!(objects(&ours), |_| {}, waker.hear(Waker::child)),
-            claims: follow!(metadata(&every), bare, waker.hear(Waker::claim)),
+            claims: follow!(objects(&every), bare, waker.hear(Waker::claim)),
         };
         // Whose data lies in a ConfigMap of its own hears when that comes; the keys are asked for when they matter.
-        let _: Store<PartialObjectMeta<ConfigMap>> = follow!(metadata(&every), bare, waker.hear(Waker::data));
+        let _: Store<PartialObjectMeta<ConfigMap>> = follow!(objects(&every), bare, waker.hear(Waker::data));
         join_all(complete).await;
         stores
     }

@@ -29,11 +29,11 @@ pub struct Wake {
 
 /// The other ends of [`Wake`].
 pub struct Queues {
-    /// TrainingRuns.
+    /// Of kind `TrainingRun`.
     pub runs: UnboundedReceiver<ObjectRef<TrainingRun>>,
-    /// Evaluations.
+    /// Of kind `Evaluation`.
     pub evaluations: UnboundedReceiver<ObjectRef<Evaluation>>,
-    /// ReasoningPods.
+    /// Of kind `ReasoningPod`.
     pub pods: UnboundedReceiver<ObjectRef<ReasoningPod>>,
 }
 

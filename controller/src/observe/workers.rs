@@ -12,7 +12,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{Resource, ResourceExt};
-use tracing::warn;
+use tracing::debug;
 
 use super::get;
 use crate::{
@@ -42,7 +42,7 @@ pub fn deployment(context: &Context, namespace: &str, name: &str, owner: &str) -
     let deployment = get(&context.stores.deployments, namespace, name)?;
     let ours = is_controlled_by(&*deployment, owner) && context.seal.holds(owner, &*deployment);
     if !ours {
-        warn!(namespace, name, "the template of the Deployment was changed by somebody else");
+        debug!("the Deployment {name} is not as the controller made it");
     }
     ours.then(|| Deployment::clone(&deployment))
 }

@@ -17,6 +17,9 @@ use crate::{
 const JOB: &str = "/apis/batch/v1/namespaces/team/jobs/a-train";
 const POD: &str = "/api/v1/namespaces/team/pods/a-train-x";
 
+/// The field that a change is found in, and the change.
+type Forgery = (&'static str, fn(&mut Value));
+
 /// A run whose Job has a pod, `a-train-x`, with the token `good`.
 struct Scene {
     world: World,
@@ -183,7 +186,7 @@ async fn a_large_report_is_refused() {
 
 #[tokio::test]
 async fn a_pod_with_a_forged_owner_and_another_spec_is_refused_with_the_field() {
-    let forgeries: &[(&str, fn(&mut Value))] = &[
+    let forgeries: [Forgery; 4] = [
         ("spec.containers[trainer].image", |pod| pod["spec"]["containers"][0]["image"] = json!("evil:1")),
         ("spec.containers[trainer].command", |pod| pod["spec"]["containers"][0]["command"] = json!(["/bin/sh"])),
         ("spec.containers[trainer].env", |pod| pod["spec"]["containers"][0]["env"] = json!([])),

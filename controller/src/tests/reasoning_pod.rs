@@ -1,1 +1,181 @@
-//! A ReasoningPod over its life.
+//! The chain up to a ReasoningPod that serves: what is signed, made, left alone and taken away.
+
+use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
+use codex_plan::Received;
+use codex_provenance::{
+    Sha256,
+    manifest::{File, Manifest, SCHEMA},
+};
+use serde_json::{Value, json};
+
+use super::world::{World, path, run};
+use crate::observe::Observe;
+
+const TEAM: &str = "/namespaces/team";
+
+fn manifest() -> Manifest {
+    Manifest {
+        schema: SCHEMA,
+        files: vec![File { path: "model.safetensors".into(), size: 9, sha256: Sha256::of("m") }],
+    }
+}
+
+fn evaluation() -> Value {
+    json!({
+        "apiVersion": "codex-ml.dev/v1alpha1", "kind": "Evaluation", "metadata": {"name": "e", "uid": "e-uid"},
+        "spec": {"trainingRun": "a", "preset": "cot-lite", "gates": [{"metric": "exact_match", "min": "0.95", "confidence": "0.95"}]},
+    })
+}
+
+fn pod(dry_run: bool) -> Value {
+    json!({
+        "apiVersion": "codex-ml.dev/v1alpha1", "kind": "ReasoningPod", "metadata": {"name": "p", "uid": "p-uid"},
+        "spec": {"rolloutRing": "0D_base_", "trainingRun": "a", "evaluations": ["e"], "dryRun": dry_run, "replicas": 1},
+    })
+}
+
+/// Reconciles until nothing is written any more, and returns every request that was not an Event.
+async fn settle<K: Observe>(world: &World, name: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    for _ in 0..8 {
+        let (requests, result) = world.reconcile::<K>(name).await;
+        result.unwrap();
+        if requests.is_empty() {
+            return all;
+        }
+        all.extend(requests.into_iter().filter(|line| !line.contains("/events")));
+    }
+    panic!("{name} does not settle: {all:#?}");
+}
+
+/// Says that a Job's only pod has finished with `state`.
+fn finish(world: &World, kind: &str, job: &str, object: &str, state: &Value) {
+    let job_path = format!("/apis/batch/v1{TEAM}/jobs/{job}");
+    let mut live = world.api.object(&job_path).unwrap();
+    let digest = live["metadata"]["annotations"]["codex-ml.dev/config-digest"].clone();
+    let at = "2026-01-01T00:00:00Z";
+    live["status"] = json!({
+        "startTime": at, "completionTime": at, "succeeded": 1,
+        "conditions": [{"type": "Complete", "status": "True", "lastTransitionTime": at}],
+    });
+    world.api.put(&job_path, live);
+    let report = json!({
+        "schemaVersion": 1, "kind": kind, "namespace": "team", "name": object, "objectUid": format!("{object}-uid"),
+        "podUid": format!("{job}-pod"), "attempt": 1, "seq": 9, "configDigest": digest, "state": state,
+    });
+    let report = serde_json::from_value(report).unwrap();
+    world.context.inbox.offer(Received { report, pod: format!("{job}-x"), at: world.context.now() });
+}
+
+/// A run with a model and an evaluation that passed (or did not).
+async fn judged(successes: u64) -> World {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    settle::<TrainingRun>(&world, "a").await;
+    let manifest = manifest();
+    let model = json!({
+        "digest": manifest.digest(), "omsRoot": manifest.oms_root(), "manifest": manifest, "parameters": 7,
+    });
+    let data = json!([{"name": "sums", "sha256": Sha256::of("d"), "size": 1, "records": 1000}]);
+    let state = json!({"training": {"stage": "Finished", "stepsExecuted": 100, "data": data, "model": model, "progress": {
+        "step": 100, "totalSteps": 100, "loss": 0.1, "tokensPerSecond": 1.0, "etaSeconds": 0,
+    }}});
+    finish(&world, "TrainingRun", "a-train", "a", &state);
+    settle::<TrainingRun>(&world, "a").await;
+    assert_eq!(world.api.object(&path("trainingruns", "a")).unwrap()["status"]["phase"], json!("Succeeded"));
+    world.api.put(&path("evaluations", "e"), evaluation());
+    settle::<Evaluation>(&world, "e").await;
+    let data = json!([{"name": "problems", "sha256": Sha256::of("p"), "size": 1, "records": 600}]);
+    let state = json!({"evaluation": {
+        "stage": "Finished", "done": 600, "total": 600, "modelDigest": manifest.digest(), "data": data,
+        "metrics": {"exact_match": {"kind": "share", "successes": successes, "n": 600}},
+    }});
+    finish(&world, "Evaluation", "e-eval", "e", &state);
+    settle::<Evaluation>(&world, "e").await;
+    world
+}
+
+fn bundles(world: &World) -> Vec<String> {
+    let state = world.context.stores.config_maps.state();
+    let mut names: Vec<_> = state.iter().map(|it| it.metadata.name.clone().unwrap()).collect();
+    names.retain(|name| name.starts_with("codex-oms-") || name.starts_with("codex-promo-"));
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn a_passing_model_is_signed_twice_and_then_served() {
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    let writes: Vec<_> = requests.iter().filter(|line| !line.starts_with("GET")).cloned().collect();
+    assert!(writes.len() <= 12, "{writes:#?}");
+    let at = |what: &str| {
+        writes.iter().position(|line| line.contains(what)).unwrap_or_else(|| panic!("no {what}: {writes:#?}"))
+    };
+    let signed = writes.iter().filter(|line| line.starts_with(&format!("POST /api/v1{TEAM}/configmaps"))).count();
+    assert_eq!(signed, 2, "{writes:#?}");
+    assert!(
+        writes.iter().rposition(|line| line.starts_with("POST")).unwrap() < at("deployments/p-serve"),
+        "signed before it is served"
+    );
+    for child in ["services/p ", "poddisruptionbudgets/p-serve", "networkpolicies/p-serve", "deployments/p-serve"] {
+        assert!(writes[at(child)].ends_with("as codex-controller"), "{writes:#?}");
+    }
+    assert!(
+        writes
+            .iter()
+            .filter(|line| line.contains("/status"))
+            .all(|line| line.ends_with("as codex-controller/status force"))
+    );
+    assert_eq!(bundles(&world).len(), 2);
+    let bundle = world.api.object(&format!("/api/v1{TEAM}/configmaps/codex-oms-a-uid")).unwrap();
+    assert_eq!(bundle["immutable"], json!(true));
+    assert_eq!(bundle["data"]["key.pem"], json!(world.context.signer.public().to_pem()));
+}
+
+#[tokio::test]
+async fn a_dry_run_and_a_failed_gate_sign_nothing_and_make_nothing() {
+    for (successes, dry_run, phase) in [(600, true, "DryRun"), (300, false, "Blocked")] {
+        let world = judged(successes).await;
+        world.api.put(&path("reasoningpods", "p"), pod(dry_run));
+        let requests = settle::<ReasoningPod>(&world, "p").await;
+        let status = format!("PATCH {}/status as codex-controller/status force", path("reasoningpods", "p"));
+        assert!(requests.iter().all(|line| *line == status), "{requests:#?}");
+        let pod = world.api.object(&path("reasoningpods", "p")).unwrap();
+        assert_eq!(pod["status"]["phase"], json!(phase), "{pod}");
+        assert!(bundles(&world).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn turning_dry_run_on_stops_the_server_and_keeps_the_bundles() {
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    let mut live = world.api.object(&path("reasoningpods", "p")).unwrap();
+    live["spec"]["dryRun"] = json!(true);
+    world.api.put(&path("reasoningpods", "p"), live);
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    assert!(requests.contains(&format!("DELETE /apis/apps/v1{TEAM}/deployments/p-serve")), "{requests:#?}");
+    assert!(
+        !requests.iter().any(|line| line.starts_with("DELETE /api/v1/namespaces/team/configmaps/codex-")),
+        "{requests:#?}"
+    );
+    assert_eq!(bundles(&world).len(), 2);
+}
+
+#[tokio::test]
+async fn a_server_that_somebody_changed_is_changed_back() {
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    let deployment = format!("/apis/apps/v1{TEAM}/deployments/p-serve");
+    let before = world.api.object(&deployment).unwrap();
+    let mut changed = before.clone();
+    changed["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1");
+    world.api.put(&deployment, changed);
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    assert!(requests.contains(&format!("PATCH {deployment} as codex-controller force")), "{requests:#?}");
+    assert_eq!(world.api.object(&deployment).unwrap()["spec"], before["spec"]);
+}

@@ -49,7 +49,6 @@ struct Held {
     objects: Objects,
     writers: Option<Writers>,
     log: Vec<String>,
-    bodies: Vec<(String, Value)>,
     /// Status codes for requests that fail, by `VERB path`.
     failures: BTreeMap<String, u16>,
     version: u64,
@@ -95,7 +94,6 @@ impl Api {
             None => format!("{method} {path}"),
         };
         held.log.push(line);
-        held.bodies.push((format!("{method} {path}"), body.clone()));
         let failure = |code: u16, reason: &str| {
             let code = StatusCode::from_u16(code).unwrap();
             let status = json!({
@@ -185,14 +183,7 @@ impl Api {
     /// The requests since the last call.
     pub(super) fn requests(&self) -> Vec<String> {
         let mut held = self.0.lock().unwrap();
-        held.bodies.clear();
         std::mem::take(&mut held.log)
-    }
-
-    /// The body of the last request of that kind, `VERB path`.
-    pub(super) fn body(&self, request: &str) -> Value {
-        let held = self.0.lock().unwrap();
-        held.bodies.iter().rev().find(|(line, _)| line == request).unwrap_or_else(|| panic!("no {request}")).1.clone()
     }
 }
 
@@ -313,7 +304,7 @@ impl World {
         name: &str,
     ) -> (Vec<String>, Result<Option<Duration>, ReconcileError>) {
         let object = crate::observe::get(K::store(&self.context), NAMESPACE, name).unwrap();
-        let result = reconcile(object, &self.context).await;
+        let result = Box::pin(reconcile(object, &self.context)).await;
         (self.api.requests(), result)
     }
 }
