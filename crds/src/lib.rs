@@ -2,6 +2,7 @@
 //!
 //! The doc comment of a field is what `kubectl explain` shows. Schema, defaults, enumerations and immutability live in
 //! the CRDs, so that the API server refuses a bad object with a sentence; [`manifests`] renders them.
+#![allow(clippy::doc_markdown, reason = "kubectl explain shows the sentences as they are")]
 #![allow(unreachable_pub, reason = "the KubeSchema derive writes public structs into function bodies")]
 
 mod conditions;

@@ -10,7 +10,7 @@ const FOREIGN: [&str; 7] =
 fn walk(path: &str, schema: &Value, faults: &mut Vec<String>) {
     let leaf = path.rsplit('.').next().unwrap_or_default();
     let has = |key: &str| schema.get(key).is_some();
-    if schema["description"].as_str().is_none_or(|text| text.is_empty()) && !path.ends_with("[]") {
+    if schema["description"].as_str().is_none_or(str::is_empty) && !path.ends_with("[]") {
         faults.push(format!("{path} has no description"));
     }
     if FOREIGN.contains(&leaf) {

@@ -64,6 +64,14 @@ impl<'a> Conditions<'a> {
         self.next.push((kind, condition));
     }
 
+    /// Keeps a condition as it is, but for the generation.
+    pub(crate) fn keep(&mut self, kind: ConditionType) {
+        if let Some(before) = find(self.before, kind) {
+            let condition = Condition { observed_generation: self.generation, ..before.clone() };
+            self.next.push((kind, condition));
+        }
+    }
+
     /// The conditions in the order of [`ConditionType`].
     pub(crate) fn finish(mut self) -> Vec<Condition> {
         self.next.sort_by_key(|(kind, _)| *kind);

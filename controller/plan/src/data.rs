@@ -38,25 +38,32 @@ pub(crate) fn digests(files: &[DataFile]) -> Vec<DataStatus> {
     digests
 }
 
-/// The first file that is not the one that the spec demands, with both digests.
-pub(crate) fn mismatch(data: &[DataItem], read: &[DataStatus]) -> Option<String> {
-    data.iter().enumerate().find_map(|(index, item)| {
-        let expected = item.sha256.as_deref()?;
-        let found = read.iter().find(|file| file.name == item.name)?.sha256.to_string();
-        (found != expected).then(|| {
+/// The first file that is not the one that the configuration demands, with both digests.
+pub(crate) fn mismatch(spec: &[DataItem], expected: &[Data], read: &[DataStatus]) -> Option<String> {
+    expected.iter().find_map(|data| {
+        let demanded = data.sha256?;
+        let found = read.iter().find(|file| file.name == data.name)?.sha256;
+        (found != demanded).then(|| {
             format!(
-                "spec.data[{index}] ({}) demands SHA-256 {expected}, and the file that the pod read has {found}: put the \
-                 right file there, or create another object with the digest of this one",
-                item.name
+                "{} demands SHA-256 {demanded}, and the file that the pod read has {found}: put the right file there, or \
+                 create another object with the digest of this one",
+                place(spec, &data.name)
             )
         })
     })
 }
 
-/// The first file of the spec that the pod did not say it read.
-pub(crate) fn unread(data: &[DataItem], read: &[DataStatus]) -> Option<String> {
-    let (index, item) = data.iter().enumerate().find(|(_, item)| !read.iter().any(|file| file.name == item.name))?;
-    Some(format!("the pod reported no digest of spec.data[{index}] ({}), so nobody knows what it read", item.name))
+/// The first file of the configuration that the pod did not say it read.
+pub(crate) fn unread(spec: &[DataItem], expected: &[Data], read: &[DataStatus]) -> Option<String> {
+    let data = expected.iter().find(|data| !read.iter().any(|file| file.name == data.name))?;
+    Some(format!("the pod reported no digest of {}, so nobody knows what it read", place(spec, &data.name)))
+}
+
+fn place(spec: &[DataItem], name: &str) -> String {
+    match spec.iter().position(|item| item.name == name) {
+        Some(index) => format!("spec.data[{index}] ({name})"),
+        None => format!("the preset's file {name:?}"),
+    }
 }
 
 /// Mounts data files, read-only, and says where each lies: arguments `--data NAME=PATH`.

@@ -22,8 +22,12 @@ pub(crate) fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
     let mut events: Vec<Event> = Vec::new();
     for kind in TOLD {
         let Some(now) = find(after, kind) else { continue };
-        let same = find(before, kind).is_some_and(|then| then.status == now.status && then.reason == now.reason);
-        if same || events.iter().any(|event| event.reason == now.reason) {
+        let told = match find(before, kind) {
+            Some(then) => then.status == now.status && then.reason == now.reason,
+            // That something does not hold yet is no news; that an object is not ready, and why, is said by `Ready`.
+            None => now.status != "True" && kind != ConditionType::Ready,
+        };
+        if told || events.iter().any(|event| event.reason == now.reason || event.note == now.message) {
             continue;
         }
         events.push(Event {

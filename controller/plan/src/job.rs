@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use codex_configs::{Resolved, Spec};
+use codex_configs::{Data, Resolved, Spec};
 use codex_crds::annotation;
 use codex_provenance::ConfigDigest;
 use codex_reports::exit;
@@ -191,6 +191,8 @@ pub(crate) struct Config {
     pub(crate) digest: ConfigDigest,
     /// The resolved file; none where a Job runs with another than this controller composes: that one stays.
     pub(crate) file: Option<String>,
+    /// The data files, as far as this controller knows them.
+    pub(crate) data: Vec<Data>,
 }
 
 /// What a Job's pods are to mount: `composed`, unless the work was begun with another configuration (`begun`) or the
@@ -202,11 +204,13 @@ pub(crate) fn config<T: Spec>(
     composed: Result<Resolved<T>, String>,
     job: Option<&Job>,
     begun: Option<ConfigDigest>,
+    data: impl Fn(&T) -> &[Data],
 ) -> Result<Config, String> {
     if let Some(digest) = job.and_then(config_digest) {
         // What runs, runs: a controller that composes otherwise changes nothing under it.
         let same = composed.ok().filter(|resolved| resolved.digest() == digest);
-        return Ok(Config { digest, file: same.and_then(|resolved| resolved.to_yaml().ok()) });
+        let data = same.as_ref().map(|resolved| data(resolved.spec()).to_vec()).unwrap_or_default();
+        return Ok(Config { digest, file: same.and_then(|resolved| resolved.to_yaml().ok()), data });
     }
     let resolved = composed?;
     let digest = resolved.digest();
@@ -214,7 +218,11 @@ pub(crate) fn config<T: Spec>(
         Some(begun) if begun != digest => Err(format!(
             "the work was begun with the configuration {begun}, and this controller composes {digest}: create another object"
         )),
-        _ => Ok(Config { digest, file: Some(resolved.to_yaml().map_err(|why| why.to_string())?) }),
+        _ => Ok(Config {
+            digest,
+            file: Some(resolved.to_yaml().map_err(|why| why.to_string())?),
+            data: data(resolved.spec()).to_vec(),
+        }),
     }
 }
 

@@ -29,9 +29,9 @@ pub struct Received {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct References {
-    /// PersistentVolumeClaims.
+    /// Claims, by name.
     pub claims: BTreeSet<String>,
-    /// ConfigMaps and their keys (of `data` and `binaryData`).
+    /// `ConfigMap`s and their keys (of `data` and `binaryData`).
     pub config_maps: BTreeMap<String, BTreeSet<String>>,
 }
 

@@ -30,8 +30,8 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
         | Stage::Judged(_)
         | Stage::Invalid(_)
         | Stage::Waiting(Waiting::Run | Waiting::Training | Waiting::FailedTraining(_)) => {
+            keep(&mut desired, KeptKind::ConfigMap, name.clone());
             if view.observed.job.is_some() {
-                keep(&mut desired, KeptKind::ConfigMap, name.clone());
                 keep(&mut desired, KeptKind::Job, name);
             }
             return desired;
@@ -49,7 +49,7 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
             carry_on(&mut desired, live, metadata, limits);
             match config {
                 Ok(Config { file: Some(file), .. }) if !settled => {
-                    desired.config_maps.push(config_map(view, name, file))
+                    desired.config_maps.push(config_map(view, name, file));
                 }
                 _ => keep(&mut desired, KeptKind::ConfigMap, name),
             }

@@ -13,34 +13,30 @@ const MEAN: &str = "mean";
 
 /// A metric as a status holds it: floats as text, digit for digit.
 pub(super) fn written(name: &str, measurement: &Measurement) -> MetricStatus {
-    let mut metric = MetricStatus {
+    let text = |number: Option<f64>| number.filter(|number| number.is_finite()).map(|number| format!("{number:e}"));
+    let metric = |kind: &str, n: u64| MetricStatus {
         name: name.to_owned(),
-        n: 0,
+        n: count(n),
         successes: None,
         wins: None,
         ties: None,
         losses: None,
         sum: None,
         sum_of_squares: None,
-        kind: String::new(),
+        kind: kind.to_owned(),
     };
-    let text = |number: Option<f64>| number.filter(|number| number.is_finite()).map(|number| format!("{number:e}"));
     match *measurement {
-        Measurement::Share { successes, n } => {
-            metric.kind = SHARE.to_owned();
-            (metric.successes, metric.n) = (Some(count(successes)), count(n));
-        }
-        Measurement::Duel { wins, ties, losses } => {
-            metric.kind = DUEL.to_owned();
-            (metric.wins, metric.ties, metric.losses) = (Some(count(wins)), Some(count(ties)), Some(count(losses)));
-            metric.n = count(wins.saturating_add(ties).saturating_add(losses));
-        }
+        Measurement::Share { successes, n } => MetricStatus { successes: Some(count(successes)), ..metric(SHARE, n) },
+        Measurement::Duel { wins, ties, losses } => MetricStatus {
+            wins: Some(count(wins)),
+            ties: Some(count(ties)),
+            losses: Some(count(losses)),
+            ..metric(DUEL, wins.saturating_add(ties).saturating_add(losses))
+        },
         Measurement::Mean { n, sum, sum_of_squares } => {
-            metric.kind = MEAN.to_owned();
-            (metric.sum, metric.sum_of_squares, metric.n) = (text(sum), text(sum_of_squares), count(n));
+            MetricStatus { sum: text(sum), sum_of_squares: text(sum_of_squares), ..metric(MEAN, n) }
         }
     }
-    metric
 }
 
 /// The measurements that a status holds; none when one of them is none.

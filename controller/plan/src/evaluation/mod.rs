@@ -29,7 +29,7 @@ pub struct ObservedEvaluation {
     /// The TrainingRun of its namespace that `spec.trainingRun` names, if it exists.
     #[serde(default)]
     pub run: Option<TrainingRun>,
-    /// What it refers to: its data's claims and ConfigMaps, and the claim that its run's output lies on.
+    /// What it refers to: its data's claims and `ConfigMap`s, and the claim that its run's output lies on.
     #[serde(default)]
     pub references: References,
     /// The Job `<name>-eval`, if it exists and the object (by uid) controls it.

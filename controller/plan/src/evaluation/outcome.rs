@@ -62,7 +62,7 @@ pub(crate) fn counted(view: &View<'_>) -> Option<Result<Counted, Refusal>> {
     let Some(model) = state.model_digest else {
         return refuse(Reason::ModelMismatch, "the evaluator did not say which model it scored".to_owned());
     };
-    if let Some(why) = data::unread(&view.spec().data, &data) {
+    if let Some(why) = data::unread(&view.spec().data, view.data(), &data) {
         return refuse(Reason::DataMismatch, why);
     }
     if state.metrics.len() > MAX_METRICS || state.metrics.keys().any(|name| name.is_empty() || name.len() > MAX_NAME) {
@@ -114,7 +114,7 @@ pub(super) fn translated(verdict: codex_verdict::Verdict) -> Verdict {
 pub(crate) fn fault(view: &View<'_>, expected: ModelDigest) -> Option<Refusal> {
     let mounted = view.observed.job.as_ref().and_then(job::config_digest);
     for (report, state) in view.states() {
-        if let Some(why) = data::mismatch(&view.spec().data, &data::digests(&state.data)) {
+        if let Some(why) = data::mismatch(&view.spec().data, view.data(), &data::digests(&state.data)) {
             return Some(Refusal::new(Reason::DataMismatch, why));
         }
         if let (Some(mounted), Some(read)) = (mounted, report.config_digest)

@@ -1,6 +1,6 @@
 //! Where an evaluation stands, out of what is observed. Pure.
 
-use codex_configs::{Evaluation as Configured, Resolved, compose_evaluation};
+use codex_configs::{Data, Evaluation as Configured, Resolved, compose_evaluation};
 use codex_crds::{ConditionType, EvaluationSpec, EvaluationStatus, ModelStatus, Reason, TrainingRun};
 use codex_provenance::ConfigDigest;
 use codex_reports::{EvaluationState, Report, State};
@@ -83,7 +83,7 @@ impl<'a> View<'a> {
         };
         let owner = Owner::evaluation(object);
         let worker = Worker::of(owner, observed.job.as_ref(), &observed.pods, &observed.reports, held, now);
-        let config = job::config(compose(&object.spec), observed.job.as_ref(), None);
+        let config = job::config(compose(&object.spec), observed.job.as_ref(), None, |evaluation| &evaluation.data);
         let gates = outcome::gates(&object.spec.gates);
         let mut view = Self { observed, status, worker, config, gates, counted: None };
         view.counted = outcome::counted(&view);
@@ -108,6 +108,11 @@ impl<'a> View<'a> {
         let status = run.status.as_ref()?;
         let model = status.model.as_ref()?;
         is_true(&status.conditions, ConditionType::Trained).then_some((run, model))
+    }
+
+    /// The data files that the evaluator is to read.
+    pub(crate) fn data(&self) -> &[Data] {
+        self.config.as_ref().map(|config| config.data.as_slice()).unwrap_or_default()
     }
 
     /// The digest of the configuration that counts.

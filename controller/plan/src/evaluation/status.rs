@@ -88,25 +88,21 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     let mut conditions = Conditions::new(&view.status.conditions, generation, view.worker.now);
     match (stage, view.config_digest()) {
         (Stage::Invalid(why), _) => conditions.set(ConfigResolved, false, Reason::InvalidConfiguration, why),
-        (Stage::Done, _) => {
-            conditions.set(ConfigResolved, true, Reason::Resolved, "the configuration was valid");
-        }
+        // What it was judged by is what was recorded, whatever this controller would compose.
+        (Stage::Done, _) => conditions.keep(ConfigResolved),
         (_, Some(digest)) => {
             conditions.set(ConfigResolved, true, Reason::Resolved, &format!("the configuration {digest} is valid"));
         }
         (_, None) => {}
     }
     let (reason, message) = told(view, stage);
-    match judged(view, stage) {
-        Some((verdict, passed, gates)) => {
-            let (reason, message) = sentence(verdict, passed, gates);
-            conditions.set(Ready, true, Reason::Succeeded, &message);
-            conditions.set(GatesPassed, verdict == Verdict::Passed, reason, &message);
-        }
-        None => {
-            conditions.set(Ready, false, reason, &message);
-            conditions.set(GatesPassed, false, Reason::WaitingForVerdict, "there is no verdict yet");
-        }
+    if let Some((verdict, passed, gates)) = judged(view, stage) {
+        let (reason, message) = sentence(verdict, passed, gates);
+        conditions.set(Ready, true, Reason::Succeeded, &message);
+        conditions.set(GatesPassed, verdict == Verdict::Passed, reason, &message);
+    } else {
+        conditions.set(Ready, false, reason, &message);
+        conditions.set(GatesPassed, false, Reason::WaitingForVerdict, "there is no verdict yet");
     }
     match stage {
         Stage::Waiting(Waiting::FailedTraining(_)) | Stage::Failed(_) | Stage::Invalid(_) => {

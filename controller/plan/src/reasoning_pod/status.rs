@@ -12,6 +12,7 @@ use super::{
     blocks::{About, Block},
     children::{PORT, selector_text},
     rollout::{Target, bundle_names},
+    servers::Servers,
     stage::{Stage, View},
 };
 use crate::{
@@ -192,8 +193,9 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
 }
 
 /// The block that a condition names: one that needs a person before one that waits.
-fn worst<'a>(blocks: impl Iterator<Item = &'a Block> + Clone) -> Option<&'a Block> {
-    blocks.clone().find(|block| !block.waits).or_else(|| blocks.clone().next())
+fn worst<'a>(blocks: impl Iterator<Item = &'a Block>) -> Option<&'a Block> {
+    // Of equals the first: false comes before true, and `min_by_key` takes the first of the least.
+    blocks.min_by_key(|block| block.waits)
 }
 
 fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reason, String) {
@@ -248,7 +250,7 @@ fn told(view: &View<'_>, stage: &Stage) -> (Reason, String) {
         }
         Stage::Signing(_) => (Reason::RollingOut, "the model and its promotion are being signed".to_owned()),
         Stage::RollingOut(_) => {
-            let obstacle = view.servers.as_ref().and_then(|servers| servers.obstacle());
+            let obstacle = view.servers.as_ref().and_then(Servers::obstacle);
             (Reason::RollingOut, obstacle.unwrap_or_else(|| "the servers are starting".to_owned()))
         }
         Stage::Refused(_, why) => (Reason::VerificationFailed, why.clone()),

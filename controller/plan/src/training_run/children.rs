@@ -21,9 +21,8 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
     let mut desired = Desired::default();
     let name = child::trainer(&view.worker.owner.name);
     let stopped = match stage {
-        Stage::Done(_) | Stage::Succeeded(_) => true,
+        Stage::Done(_) | Stage::Succeeded(_) | Stage::Suspended => true,
         Stage::Failed(_) => !view.worker.gave_up(),
-        Stage::Suspended => true,
         // What has begun stays as it is while somebody looks at the spec.
         Stage::Invalid(_) => return kept(view, desired, name),
         Stage::Waiting(Waiting::References(_)) => return desired,
@@ -41,7 +40,7 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
             carry_on(&mut desired, live, metadata, limits);
             match config {
                 Ok(Config { file: Some(file), .. }) if !settled => {
-                    desired.config_maps.push(config_map(view, name, file))
+                    desired.config_maps.push(config_map(view, name, file));
                 }
                 _ => keep(&mut desired, KeptKind::ConfigMap, name),
             }

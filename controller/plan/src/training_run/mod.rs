@@ -24,7 +24,7 @@ pub struct ObservedTrainingRun {
     pub object: TrainingRun,
     /// What the controller was started with.
     pub settings: Arc<Settings>,
-    /// What it refers to: its output's claim, its data's claims and ConfigMaps.
+    /// What it refers to: its output's claim, its data's claims and `ConfigMap`s.
     #[serde(default)]
     pub references: References,
     /// The Job `<name>-train`, if it exists and the object (by uid) controls it.

@@ -1,6 +1,6 @@
 //! Where a run stands, out of what is observed. Pure.
 
-use codex_configs::{Resolved, Training, compose_training};
+use codex_configs::{Data, Resolved, Training, compose_training};
 use codex_crds::{ModelStatus, Reason, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus};
 use codex_provenance::ConfigDigest;
 use codex_reports::{Report, State, TrainingState};
@@ -71,7 +71,7 @@ impl<'a> View<'a> {
         let owner = Owner::run(object);
         let worker = Worker::of(owner, observed.job.as_ref(), &observed.pods, &observed.reports, held, now);
         let begun = status.config_digest.filter(|_| worker.begun());
-        let config = job::config(compose(&object.spec), observed.job.as_ref(), begun);
+        let config = job::config(compose(&object.spec), observed.job.as_ref(), begun, |training| &training.data);
         let mut view = Self { observed, status, worker, config, model: None };
         view.model = outcome::model(&view);
         view
@@ -87,6 +87,11 @@ impl<'a> View<'a> {
             State::Training(state) => Some((report, state)),
             State::Evaluation(_) | State::Serving(_) => None,
         })
+    }
+
+    /// The data files that the trainer is to read.
+    pub(crate) fn data(&self) -> &[Data] {
+        self.config.as_ref().map(|config| config.data.as_slice()).unwrap_or_default()
     }
 
     /// The digest of the configuration that counts.

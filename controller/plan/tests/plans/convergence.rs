@@ -1,0 +1,180 @@
+//! Convergence: whatever children do, plans come to rest, and they come to rest where they should.
+
+use codex_crds::{ReasoningPodPhase, TrainingRunPhase, Verdict};
+use codex_reports::State;
+use proptest::prelude::*;
+
+use crate::{
+    make,
+    world::{End, World},
+};
+
+/// Something that happens to children, or that a person does.
+#[derive(Clone, Debug)]
+enum Happening {
+    Jobs,
+    Start,
+    Progress(u64),
+    Train { reported: bool },
+    Evaluate { right: u64, reported: bool },
+    Break { job: bool, code: i32 },
+    Serve { verifies: bool },
+    Suspend(bool),
+    Restart,
+    DryRun(bool),
+    Replicas(i32),
+    Ring { run: bool, back: bool },
+    Signer(bool),
+    Wait(i64),
+    Vanish { job: bool },
+    Reconcile,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    use Happening::*;
+    prop_oneof![
+        4 => Just(Jobs),
+        4 => Just(Start),
+        2 => (1_u64..900).prop_map(Progress),
+        3 => any::<bool>().prop_map(|reported| Train { reported }),
+        3 => (prop_oneof![Just(500_u64), Just(480), Just(100)], any::<bool>())
+            .prop_map(|(right, reported)| Evaluate { right, reported }),
+        2 => (any::<bool>(), prop_oneof![Just(1), Just(2), Just(137), Just(143)]).prop_map(|(job, code)| Break { job, code }),
+        3 => any::<bool>().prop_map(|verifies| Serve { verifies }),
+        1 => any::<bool>().prop_map(Suspend),
+        1 => Just(Restart),
+        1 => any::<bool>().prop_map(DryRun),
+        1 => (0..4).prop_map(Replicas),
+        1 => (any::<bool>(), any::<bool>()).prop_map(|(run, back)| Ring { run, back }),
+        1 => any::<bool>().prop_map(Signer),
+        2 => (1_i64..40).prop_map(Wait),
+        1 => any::<bool>().prop_map(|job| Vanish { job }),
+        8 => Just(Reconcile),
+    ]
+}
+
+fn name(trainer: bool) -> &'static str {
+    if trainer { "cot-train" } else { "lite-eval" }
+}
+
+fn happen(world: &mut World, happening: &Happening) {
+    match *happening {
+        Happening::Jobs => world.sync_jobs(),
+        Happening::Start => world.start_pods(),
+        Happening::Progress(step) => {
+            if let Some(pod) = world.working("cot-train") {
+                world.say("cot-train", &pod, State::Training(make::training(step)));
+            }
+        }
+        Happening::Train { reported } => {
+            if let Some(pod) = world.working("cot-train") {
+                world.end("cot-train", &pod, &End::Finished(Box::new(State::Training(make::trained("a")))), reported);
+            }
+        }
+        Happening::Evaluate { right, reported } => {
+            if let Some(pod) = world.working("lite-eval") {
+                let state = State::Evaluation(make::evaluated("a", right));
+                world.end("lite-eval", &pod, &End::Finished(Box::new(state)), reported);
+            }
+        }
+        Happening::Break { job, code } => {
+            if let Some(pod) = world.working(name(job)) {
+                let reason = if code == 137 { "OOMKilled" } else { "Error" };
+                world.end(name(job), &pod, &End::Code(code, reason), false);
+            }
+        }
+        Happening::Serve { verifies } => world.sync_servers(verifies),
+        Happening::Suspend(suspend) => world.run.spec.suspend = suspend,
+        Happening::Restart => world.restart(),
+        Happening::DryRun(dry_run) => world.pod.spec.dry_run = dry_run,
+        Happening::Replicas(replicas) => world.pod.spec.replicas = replicas,
+        Happening::Ring { run, back } => {
+            let ring = if back { codex_crds::Ring::Base0C } else { codex_crds::Ring::Base0D };
+            if run {
+                world.run.spec.rollout_ring = ring;
+            } else {
+                world.pod.spec.rollout_ring = ring;
+            }
+        }
+        Happening::Signer(there) => world.signer = there,
+        Happening::Wait(seconds) => world.second += seconds,
+        Happening::Vanish { job } => {
+            world.jobs.remove(name(job));
+            world.pods.retain(|pod, _| !pod.starts_with(name(job)));
+        }
+        Happening::Reconcile => {
+            world.reconcile();
+        }
+    }
+}
+
+/// Reconciles until nothing changes; the world itself stands still, but for the clock.
+fn settle(world: &mut World) {
+    for _ in 0..20 {
+        world.second += 11;
+        if !world.reconcile() {
+            return;
+        }
+    }
+    panic!("plans do not come to rest");
+}
+
+/// Lets everything go well from here.
+fn finish(world: &mut World) {
+    world.run.spec.suspend = false;
+    world.signer = true;
+    world.pod.spec.dry_run = false;
+    world.pod.spec.rollout_ring = world.run.spec.rollout_ring;
+    for _ in 0..8 {
+        settle(world);
+        world.sync_jobs();
+        world.start_pods();
+        settle(world);
+        happen(world, &Happening::Train { reported: true });
+        happen(world, &Happening::Evaluate { right: 500, reported: true });
+        world.sync_jobs();
+        world.sync_servers(true);
+    }
+    world.second += 120;
+    settle(world);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn plans_come_to_rest(happenings in prop::collection::vec(happening(), 0..80)) {
+        let mut world = World::new();
+        for happening in &happenings {
+            world.second += 1;
+            happen(&mut world, happening);
+        }
+        settle(&mut world);
+        finish(&mut world);
+        let run = world.run.status.clone().unwrap();
+        let evaluation = world.evaluation.status.clone().unwrap();
+        let pod = world.pod.status.clone().unwrap();
+        match run.phase.unwrap() {
+            TrainingRunPhase::Succeeded => prop_assert_eq!(&run.model.unwrap().digest, &make::model("a").digest),
+            // Only what cannot be mended ends a run.
+            TrainingRunPhase::Failed => prop_assert!(run.model.is_none() && evaluation.verdict.is_none()),
+            other => prop_assert!(false, "the run rests in {other:?}"),
+        }
+        prop_assert_eq!(pod.phase == Some(ReasoningPodPhase::Serving), evaluation.verdict == Some(Verdict::Passed));
+        prop_assert_eq!(world.deployment.is_some(), evaluation.verdict == Some(Verdict::Passed));
+        let writes = world.writes;
+        world.second += 1_000;
+        prop_assert!(!world.reconcile());
+        prop_assert_eq!(world.writes, writes);
+    }
+}
+
+#[test]
+fn a_chain_that_goes_well_takes_few_writes() {
+    let mut world = World::new();
+    finish(&mut world);
+    assert_eq!(world.pod.status.as_ref().unwrap().phase, Some(ReasoningPodPhase::Serving));
+    // Two children and four statuses for the run, two and three for the evaluation (this world has no moment in which the
+    // model is there and the Job is not), two bundles, five children and four statuses for the pod.
+    assert_eq!(world.writes, 22);
+}

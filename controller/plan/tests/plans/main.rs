@@ -1,0 +1,8 @@
+//! Plans, tested without a cluster: stories (snapshots), properties, convergence.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::struct_excessive_bools, reason = "these are tests")]
+
+mod convergence;
+mod make;
+mod properties;
+mod stories;
+mod world;

@@ -1,0 +1,164 @@
+//! Values for tests: settings, a model, objects, what pods say.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
+use codex_plan::Settings;
+use codex_provenance::{
+    ConfigDigest, DataDigest, Sha256,
+    manifest::{File, Manifest},
+};
+use codex_reports::{
+    Checkpoint, DataFile, EvaluationState, Failure, Kind, Measurement, Model, Progress, Report, SCHEMA_VERSION, Stage,
+    State, TrainingState,
+};
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+pub(crate) fn settings() -> Arc<Settings> {
+    Arc::new(Settings {
+        version: "0.1.0".to_owned(),
+        trainer_image: "codex:dev".to_owned(),
+        worker_image: "codex:dev".to_owned(),
+        report_url: "https://codex-controller.codex-system.svc:8443/v1/reports".to_owned(),
+        report_ca: "-----BEGIN CERTIFICATE-----\n".to_owned(),
+        controller_namespace: "codex-system".to_owned(),
+        report_port: 8443,
+    })
+}
+
+pub(crate) fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + second).unwrap()
+}
+
+pub(crate) fn from<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+pub(crate) fn data_digest() -> DataDigest {
+    DataDigest(Sha256::of("data"))
+}
+
+pub(crate) fn run() -> TrainingRun {
+    from(json!({
+        "apiVersion": "codex-ml.dev/v1alpha1", "kind": "TrainingRun",
+        "metadata": {"name": "cot", "namespace": "team", "uid": "run-1", "generation": 1},
+        "spec": {
+            "rolloutRing": "0D_base_", "template": "cot-starter", "seed": 1,
+            "data": [
+                {"name": "made", "source": {"synthetic": {"task": "arithmetic", "seed": 1, "count": 10000}}},
+                {"name": "file", "sha256": data_digest(),
+                 "source": {"configMap": {"name": "problems", "key": "train.jsonl"}}},
+            ],
+            "output": {"persistentVolumeClaim": {"claimName": "output", "subPath": "runs"}},
+            "retries": 2,
+        },
+    }))
+}
+
+pub(crate) fn evaluation() -> Evaluation {
+    from(json!({
+        "apiVersion": "codex-ml.dev/v1alpha1", "kind": "Evaluation",
+        "metadata": {"name": "lite", "namespace": "team", "uid": "evaluation-1", "generation": 1},
+        "spec": {
+            "trainingRun": "cot", "preset": "cot-lite", "retries": 2,
+            "gates": [{"metric": "exact_match", "min": "0.95", "confidence": "0.95"}],
+        },
+    }))
+}
+
+pub(crate) fn pod() -> ReasoningPod {
+    from(json!({
+        "apiVersion": "codex-ml.dev/v1alpha1", "kind": "ReasoningPod",
+        "metadata": {"name": "rc", "namespace": "team", "uid": "pod-1", "generation": 1},
+        "spec": {"rolloutRing": "0D_base_", "trainingRun": "cot", "evaluations": ["lite"], "dryRun": false, "replicas": 2},
+    }))
+}
+
+pub(crate) fn manifest(contents: &str) -> Manifest {
+    let file = |path: &str| File { path: path.to_owned(), size: 7, sha256: Sha256::of(format!("{path} {contents}")) };
+    Manifest::of_hashed(["config.json", "model.safetensors", "tokenizer.json"].map(file)).unwrap()
+}
+
+pub(crate) fn model(contents: &str) -> Model {
+    let manifest = manifest(contents);
+    Model { digest: manifest.digest(), oms_root: manifest.oms_root(), manifest, parameters: 220_000 }
+}
+
+fn data_files() -> Vec<DataFile> {
+    [("made", Sha256::of("made")), ("file", data_digest().0)]
+        .map(|(name, sha256)| DataFile { name: name.to_owned(), sha256: DataDigest(sha256), size: 9, records: Some(3) })
+        .to_vec()
+}
+
+/// A report about an object by one of its pods.
+pub(crate) fn report(
+    kind: Kind,
+    object: &str,
+    pod: &str,
+    seq: u64,
+    config: Option<ConfigDigest>,
+    state: State,
+) -> Report {
+    Report {
+        schema_version: SCHEMA_VERSION,
+        kind,
+        namespace: "team".to_owned(),
+        name: "any".to_owned(),
+        object_uid: object.to_owned(),
+        pod_uid: pod.to_owned(),
+        attempt: 1,
+        seq,
+        config_digest: config,
+        state,
+    }
+}
+
+pub(crate) fn training(step: u64) -> TrainingState {
+    TrainingState {
+        stage: Stage::Running,
+        progress: Some(Progress {
+            step,
+            total_steps: 900,
+            loss: Some(1.312_71),
+            tokens_per_second: Some(21_480.4),
+            eta_seconds: Some(23),
+        }),
+        steps_executed: step,
+        last_checkpoint: Some(Checkpoint { step: step / 100 * 100, digest: Sha256::of(step.to_string()) }),
+        data: data_files(),
+        ..TrainingState::default()
+    }
+}
+
+pub(crate) fn trained(contents: &str) -> TrainingState {
+    TrainingState { stage: Stage::Finished, model: Some(model(contents)), ..training(900) }
+}
+
+pub(crate) fn failure(reason: &str, message: &str) -> Failure {
+    Failure { is_final: true, reason: reason.to_owned(), message: message.to_owned() }
+}
+
+pub(crate) fn evaluated(contents: &str, right: u64) -> EvaluationState {
+    EvaluationState {
+        stage: Stage::Finished,
+        done: 500,
+        total: 500,
+        model_digest: Some(model(contents).digest),
+        data: codex_configs::benchmark("cot-lite")
+            .iter()
+            .map(|file| DataFile {
+                name: file.name.to_owned(),
+                sha256: file.digest(),
+                size: file.bytes.len() as u64,
+                records: Some(500),
+            })
+            .collect(),
+        metrics: BTreeMap::from([
+            ("exact_match".to_owned(), Measurement::Share { successes: right, n: 500 }),
+            ("trace_coverage".to_owned(), Measurement::Mean { n: 500, sum: Some(499.25), sum_of_squares: Some(499.0) }),
+        ]),
+        ..EvaluationState::default()
+    }
+}

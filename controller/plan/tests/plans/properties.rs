@@ -1,0 +1,404 @@
+//! Properties: what must hold for every observation.
+
+use std::collections::BTreeMap;
+
+use codex_crds::{Evaluation, Ring, TrainingRun, Verdict, annotation};
+use codex_plan::{
+    Desired, Plan, Received, evaluation,
+    evaluation::ObservedEvaluation,
+    reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer},
+    training_run,
+};
+use codex_provenance::{OmsPayloadDigest, PromotionDigest, Sha256, promotion::Occasion};
+use codex_reports::{Kind, State};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt;
+use proptest::prelude::*;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use crate::{
+    make,
+    world::{End, World},
+};
+
+/// A run that succeeded, by way of its own plan.
+pub(crate) fn trained() -> TrainingRun {
+    let mut world = World::new();
+    world.reconcile();
+    world.sync_jobs();
+    world.start_pods();
+    let pod = world.working("cot-train").unwrap();
+    world.end("cot-train", &pod, &End::Finished(Box::new(State::Training(make::trained("a")))), true);
+    world.sync_jobs();
+    world.reconcile();
+    assert!(world.run.status.as_ref().unwrap().model.is_some());
+    world.run
+}
+
+/// An evaluation that was judged, by way of its own plan.
+pub(crate) fn judged(run: &TrainingRun, name: &str, right: u64) -> Evaluation {
+    let mut object = make::evaluation();
+    object.metadata.name = Some(name.to_owned());
+    object.metadata.uid = Some(format!("uid of {name}"));
+    let mut observed = ObservedEvaluation {
+        settings: make::settings(),
+        run: Some(run.clone()),
+        references: make::from(json!({"claims": ["output"]})),
+        job: None,
+        pods: Vec::new(),
+        reports: Vec::new(),
+        status_written_at: None,
+        object,
+    };
+    let job = evaluation::plan(&observed, make::at(0)).desired.jobs.remove(0);
+    let config = job.annotations()[annotation::CONFIG_DIGEST].parse().ok();
+    let uid = observed.object.uid().unwrap();
+    let state = State::Evaluation(make::evaluated("a", right));
+    let report = make::report(Kind::Evaluation, &uid, "pod", 1, config, state);
+    observed.reports = vec![Received { report, pod: "pod".to_owned(), at: make::at(1) }];
+    observed.job = Some(job);
+    let status = evaluation::plan(&observed, make::at(2)).status;
+    assert!(status.completed_at.is_some());
+    Evaluation { status: Some(status), ..observed.object }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Flaw {
+    None,
+    Missing,
+    ForeignRun,
+    FormerRun,
+    Failed,
+    Inconclusive,
+    Waiting,
+    OtherModel,
+    Numbers,
+    Gates,
+    Word,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Worth {
+    Absent,
+    Unchecked,
+    Valid,
+    Foreign,
+    Invalid,
+    OtherOccasion,
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    run: bool,
+    trained: bool,
+    forged_model: bool,
+    rings: bool,
+    evaluations: Vec<Flaw>,
+    signer: bool,
+    oms: Worth,
+    promotion: Worth,
+    dry_run: bool,
+    live: bool,
+}
+
+fn flaw() -> impl Strategy<Value = Flaw> {
+    use Flaw::*;
+    prop_oneof![
+        10 => Just(None),
+        1 => prop::sample::select(vec![
+            Missing, ForeignRun, FormerRun, Failed, Inconclusive, Waiting, OtherModel, Numbers, Gates, Word,
+        ]),
+    ]
+}
+
+fn worth() -> impl Strategy<Value = Worth> {
+    use Worth::*;
+    prop_oneof![
+        3 => Just(Absent), 6 => Just(Valid), 1 => prop::sample::select(vec![Unchecked, Foreign, Invalid, OtherOccasion]),
+    ]
+}
+
+prop_compose! {
+    fn case()(
+        run in prop::bool::weighted(0.95), trained in prop::bool::weighted(0.9), forged_model in prop::bool::weighted(0.05),
+        rings in prop::bool::weighted(0.85), evaluations in prop::collection::vec(flaw(), 1..4),
+        signer in prop::bool::weighted(0.9), oms in worth(), promotion in worth(),
+        dry_run in prop::bool::weighted(0.2), live in any::<bool>(),
+    ) -> Case {
+        Case { run, trained, forged_model, rings, evaluations, signer, oms, promotion, dry_run, live }
+    }
+}
+
+fn bundle<T>(worth: Worth, valid: T) -> Bundle<T> {
+    match worth {
+        Worth::Absent => Bundle::Absent,
+        Worth::Unchecked => Bundle::Unchecked,
+        Worth::Valid | Worth::OtherOccasion => Bundle::Valid(valid),
+        Worth::Foreign => Bundle::Foreign("signed by another key".to_owned()),
+        Worth::Invalid => Bundle::Invalid("no bundle".to_owned()),
+    }
+}
+
+fn flawed(run: &TrainingRun, name: &str, flaw: Flaw) -> Option<Evaluation> {
+    let right = match flaw {
+        Flaw::Failed => 100,
+        Flaw::Inconclusive => 480,
+        _ => 500,
+    };
+    let mut evaluation = judged(run, name, right);
+    let status = evaluation.status.as_mut().unwrap();
+    match flaw {
+        Flaw::None | Flaw::Failed | Flaw::Inconclusive => {}
+        Flaw::Missing => return None,
+        Flaw::ForeignRun => evaluation.spec.training_run = String::from("another"),
+        Flaw::FormerRun => status.training_run_uid = Some("run-0".to_owned()),
+        Flaw::Waiting => (status.verdict, status.completed_at) = (None, None),
+        Flaw::OtherModel => status.model.as_mut().unwrap().digest = make::model("b").digest,
+        Flaw::Numbers => status.metrics[0].n = 501,
+        Flaw::Gates => evaluation.spec.gates.clear(),
+        Flaw::Word => {
+            *status = judged(run, name, 100).status.unwrap();
+            status.verdict = Some(Verdict::Passed);
+        }
+    }
+    Some(evaluation)
+}
+
+fn observe(case: &Case) -> ObservedReasoningPod {
+    let mut run = trained();
+    let evaluations: BTreeMap<String, Evaluation> = case
+        .evaluations
+        .iter()
+        .enumerate()
+        .filter_map(|(index, flaw)| Some((format!("e{index}"), flawed(&run, &format!("e{index}"), *flaw)?)))
+        .collect();
+    let model = run.status.as_ref().unwrap().model.as_ref().unwrap().digest;
+    let mut object = make::pod();
+    object.spec.evaluations = (0..case.evaluations.len()).map(|index| format!("e{index}")).collect();
+    object.spec.dry_run = case.dry_run;
+    if !case.rings {
+        run.spec.rollout_ring = Ring::Main;
+    }
+    if case.forged_model {
+        run.status.as_mut().unwrap().model.as_mut().unwrap().files[0].size += 1;
+    }
+    if !case.trained {
+        run.status.as_mut().unwrap().conditions.retain(|condition| condition.type_ != "Trained");
+    }
+    let reported = |evaluation: &Evaluation| {
+        let status = evaluation.status.as_ref()?;
+        Some((status.report_digest?, status.gates_digest?))
+    };
+    let occasion = Occasion {
+        model,
+        ring: object.spec.rollout_ring.name().to_owned(),
+        evaluations: evaluations.values().filter_map(reported).collect(),
+    };
+    let other = case.promotion == Worth::OtherOccasion;
+    let occasion = if other { Sha256::of("another") } else { occasion.digest() };
+    let template = json!({"spec": {"containers": [{"name": "server", "image": "former:1"}]}});
+    let live: Deployment = make::from(json!({
+        "metadata": {"name": "rc-serve", "annotations": {"codex-ml.dev/model-digest": "former"}},
+        "spec": {"selector": {}, "replicas": 1, "template": template},
+    }));
+    ObservedReasoningPod {
+        object,
+        settings: make::settings(),
+        run: case.run.then_some(run),
+        evaluations,
+        signer: if case.signer {
+            Signer::Available { fingerprint: Sha256::of("key") }
+        } else {
+            Signer::Unavailable { reason: "the key is lost".to_owned() }
+        },
+        oms: bundle(case.oms, SignedModel { payload: OmsPayloadDigest(Sha256::of("payload")) }),
+        promotion: bundle(
+            case.promotion,
+            SignedPromotion { digest: PromotionDigest(Sha256::of("promotion")), occasion },
+        ),
+        deployment: case.live.then_some(live),
+        pods: Vec::new(),
+        reports: Vec::new(),
+        status_written_at: None,
+    }
+}
+
+fn template(desired: &Desired) -> Option<&k8s_openapi::api::core::v1::PodTemplateSpec> {
+    desired.deployments.first().and_then(|deployment| deployment.spec.as_ref()).map(|spec| &spec.template)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_new_is_served_unless_the_whole_chain_holds(case in case()) {
+        let observed = observe(&case);
+        let plan = reasoning_pod::plan(&observed, make::at(9));
+        let evidence = case.run && case.trained && !case.forged_model && case.rings && case.signer
+            && case.evaluations.iter().all(|flaw| *flaw == Flaw::None);
+        let usable = |worth| matches!(worth, Worth::Absent | Worth::Valid);
+        let oms = usable(case.oms) || case.oms == Worth::OtherOccasion;
+        let holds = evidence && oms && usable(case.promotion);
+        let recorded = holds && case.oms != Worth::Absent && case.promotion == Worth::Valid;
+        let former = observed.deployment.as_ref().map(|live| &live.spec.as_ref().unwrap().template);
+
+        prop_assert_eq!(plan.status.blocked_by.is_empty(), holds, "{:?}", plan.status.blocked_by);
+        if case.dry_run {
+            prop_assert_eq!(&plan.desired, &Desired::default());
+            prop_assert!(plan.effects.is_empty());
+            prop_assert_eq!(plan.status.url, None);
+        } else if recorded {
+            let rolled = template(&plan.desired).unwrap();
+            prop_assert!(Some(rolled) != former);
+            let model = make::model("a").digest.to_string();
+            let args = rolled.spec.as_ref().unwrap().containers[0].args.clone().unwrap();
+            prop_assert!(args.contains(&model));
+        } else {
+            // What serves stays, and nothing else begins.
+            prop_assert_eq!(template(&plan.desired), former);
+        }
+        prop_assert_eq!(plan.effects.len(), usize::from(holds && !recorded && !case.dry_run));
+        let named = plan.status.promotion.is_some();
+        prop_assert!(!named || case.promotion == Worth::Valid, "a promotion is named before it is real");
+    }
+
+    #[test]
+    fn everything_that_blocks_is_said_at_once(case in case()) {
+        let plan = reasoning_pod::plan(&observe(&case), make::at(9));
+        let said = |text: &str| plan.status.blocked_by.iter().any(|sentence| sentence.contains(text));
+        prop_assert!(case.run || said("TrainingRun cot does not exist"));
+        prop_assert!(!case.run || case.trained || said("TrainingRun cot has no model yet"));
+        prop_assert!(!case.run || case.rings || said("the rings differ"));
+        prop_assert!(case.signer || said("the key is lost"));
+        for (index, flaw) in case.evaluations.iter().enumerate() {
+            prop_assert!(*flaw == Flaw::None || said(&format!("Evaluation e{index} ")), "{flaw:?}");
+        }
+    }
+
+    #[test]
+    fn another_gate_never_helps(right in 0_u64..=500, more in 1_usize..4, bound in 0..=100_u32) {
+        let run = trained();
+        let verdict = |gates: usize| {
+            let mut evaluation = judged(&run, "e", right);
+            let bound = format!("{:.2}", f64::from(bound) / 100.0);
+            for _ in 0..gates {
+                evaluation.spec.gates.push(make::from(json!({"metric": "trace_coverage", "min": bound})));
+            }
+            let (uid, config) = (evaluation.uid().unwrap(), None);
+            evaluation.status = None;
+            let state = State::Evaluation(make::evaluated("a", right));
+            let report = make::report(Kind::Evaluation, &uid, "pod", 1, config, state);
+            let observed = ObservedEvaluation {
+                object: evaluation, settings: make::settings(), run: Some(run.clone()),
+                references: make::from(json!({})), job: None, pods: Vec::new(),
+                reports: vec![Received { report, pod: "pod".to_owned(), at: make::at(1) }], status_written_at: None,
+            };
+            evaluation::plan(&observed, make::at(2)).status.verdict.unwrap()
+        };
+        let rank = |verdict| match verdict { Verdict::Failed => 0, Verdict::Inconclusive => 1, Verdict::Passed => 2 };
+        prop_assert!(rank(verdict(more)) <= rank(verdict(0)));
+    }
+}
+
+/// Observations in the middle of everything.
+fn busy() -> World {
+    let mut world = World::new();
+    for _ in 0..3 {
+        world.second += 20;
+        world.reconcile();
+        world.sync_jobs();
+        world.start_pods();
+        for (job, state) in [
+            ("cot-train", State::Training(make::trained("a"))),
+            ("lite-eval", State::Evaluation(make::evaluated("a", 500))),
+        ] {
+            if let Some(pod) = world.working(job) {
+                world.end(job, &pod, &End::Finished(Box::new(state)), true);
+            }
+        }
+        world.sync_jobs();
+        world.sync_servers(true);
+    }
+    for _ in 0..6 {
+        world.reconcile();
+        world.sync_servers(true);
+    }
+    assert!(world.deployment.is_some() && world.observed_pod().status_written_at.is_some());
+    world
+}
+
+/// Every place in a value.
+fn places(value: &Value, path: &str, all: &mut Vec<String>) {
+    all.push(path.to_owned());
+    match value {
+        Value::Object(fields) => {
+            for (name, inner) in fields {
+                places(inner, &format!("{path}/{}", name.replace('~', "~0").replace('/', "~1")), all);
+            }
+        }
+        Value::Array(items) => {
+            for (index, inner) in items.iter().enumerate() {
+                places(inner, &format!("{path}/{index}"), all);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn damage(mut value: Value, hits: &[(prop::sample::Index, usize)]) -> Value {
+    for (index, kind) in hits {
+        let mut all = Vec::new();
+        places(&value, "", &mut all);
+        let strange = [
+            Value::Null,
+            json!(""),
+            json!(-1),
+            json!(i64::MAX),
+            json!(0),
+            json!("NaN"),
+            json!([]),
+            json!({}),
+            json!("True"),
+            json!("2026-01-01T00:00:00Z"),
+            json!("9999-12-30T22:00:00Z"),
+            json!("ä".repeat(70)),
+        ];
+        if let Some(place) = value.pointer_mut(&all[index.index(all.len())]) {
+            *place = strange[kind % strange.len()].clone();
+        }
+    }
+    value
+}
+
+fn survives<O: Serialize + DeserializeOwned, S>(
+    observed: &O,
+    hits: &[(prop::sample::Index, usize)],
+    second: i64,
+    plan: impl Fn(&O, jiff::Timestamp) -> Plan<S>,
+) {
+    let damaged = damage(serde_json::to_value(observed).unwrap(), hits);
+    if let Ok(observed) = serde_json::from_value::<O>(damaged) {
+        plan(&observed, make::at(second));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
+    #[test]
+    fn plans_are_total(
+        hits in prop::collection::vec((any::<prop::sample::Index>(), any::<usize>()), 1..5),
+        second in -1_000_000_000_i64..1_000_000_000,
+        unfinished in any::<bool>(),
+    ) {
+        let mut world = busy();
+        if unfinished {
+            world.run.status = None;
+            world.evaluation.status.as_mut().unwrap().completed_at = None;
+        }
+        survives(&world.observed_run(), &hits, second, training_run::plan);
+        survives(&world.observed_evaluation(), &hits, second, evaluation::plan);
+        survives(&world.observed_pod(), &hits, second, reasoning_pod::plan);
+    }
+}

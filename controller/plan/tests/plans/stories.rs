@@ -1,0 +1,311 @@
+//! Stories: what is observed comes from YAML, step by step; the snapshot holds the first plan whole and then what each
+//! step changes in it.
+//!
+//! A story is a stream of YAML documents. The first is the observation at second 0; each further one has `step` (its
+//! name), `at` (its second) and what happens: `given` (objects that other plans brought to where they are), `patch` (a JSON
+//! merge patch on the observation), `pods` (name → container state), `says` (pod → a shorthand of [`Saying`]). Statuses,
+//! Jobs, Deployments and bundles come from the plans.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use codex_plan::{
+    Effect, Plan, Received,
+    evaluation::{self, ObservedEvaluation},
+    reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion},
+    training_run::{self, ObservedTrainingRun},
+};
+use codex_provenance::{oms, promotion::Promotion};
+use codex_reports::{EvaluationState, Kind, ServingState, Stage, State, TrainingState};
+use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use similar::TextDiff;
+
+use crate::{
+    make,
+    properties::{judged, trained},
+};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Step {
+    #[serde(rename = "step")]
+    name: String,
+    at: i64,
+    #[serde(default)]
+    given: Given,
+    #[serde(default = "nothing")]
+    patch: Value,
+    #[serde(default)]
+    pods: BTreeMap<String, Value>,
+    #[serde(default)]
+    says: BTreeMap<String, Saying>,
+}
+
+fn nothing() -> Value {
+    json!({})
+}
+
+/// Other objects, as their own plans left them.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Given {
+    /// A run that succeeded.
+    run: bool,
+    /// Evaluations by name, each with so many right answers of 500.
+    evaluations: BTreeMap<String, u64>,
+}
+
+impl Given {
+    fn patch(&self) -> Value {
+        let run = trained();
+        let judged = |(name, right): (&String, &u64)| (name.clone(), json!(judged(&run, name, *right)));
+        let evaluations: serde_json::Map<_, _> = self.evaluations.iter().map(judged).collect();
+        let mut patch = json!({});
+        if self.run {
+            patch["run"] = json!(run);
+        }
+        if !evaluations.is_empty() {
+            patch["evaluations"] = Value::Object(evaluations);
+        }
+        patch
+    }
+}
+
+/// What a pod says.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Saying {
+    /// A trainer at this step.
+    Trains(u64),
+    /// A trainer with a finished model.
+    Trained(String),
+    /// An evaluator with so many right answers of 500.
+    Evaluated(u64),
+    /// A server that holds the story's model.
+    Serves,
+    /// A pod that gives up, by reason and message.
+    GivesUp(String, String),
+}
+
+/// One kind of story.
+trait Told: Serialize + DeserializeOwned {
+    type Status: Serialize;
+    const KIND: Kind;
+    fn plan(&self, now: jiff::Timestamp) -> Plan<Self::Status>;
+    /// Makes the plan come true.
+    fn come_true(&mut self, plan: &Plan<Self::Status>);
+    fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>);
+}
+
+fn merge(target: &mut Value, patch: &Value) {
+    match (target, patch) {
+        (Value::Object(target), Value::Object(patch)) => {
+            for (name, inner) in patch {
+                if inner.is_null() {
+                    target.remove(name);
+                } else {
+                    merge(target.entry(name).or_insert(Value::Null), inner);
+                }
+            }
+        }
+        (target, Value::Object(_)) => {
+            *target = json!({});
+            merge(target, patch);
+        }
+        (target, other) => *target = other.clone(),
+    }
+}
+
+fn job(live: &mut Option<Job>, planned: &[Job]) {
+    if let Some(planned) = planned.first() {
+        let status = live.take().and_then(|live| live.status);
+        *live = Some(Job { status, ..planned.clone() });
+    }
+}
+
+impl Told for ObservedTrainingRun {
+    type Status = codex_crds::TrainingRunStatus;
+    const KIND: Kind = Kind::TrainingRun;
+
+    fn plan(&self, now: jiff::Timestamp) -> Plan<Self::Status> {
+        training_run::plan(self, now)
+    }
+
+    fn come_true(&mut self, plan: &Plan<Self::Status>) {
+        self.object.status = Some(plan.status.clone());
+        job(&mut self.job, &plan.desired.jobs);
+    }
+
+    fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>) {
+        (&mut self.pods, &mut self.reports)
+    }
+}
+
+impl Told for ObservedEvaluation {
+    type Status = codex_crds::EvaluationStatus;
+    const KIND: Kind = Kind::Evaluation;
+
+    fn plan(&self, now: jiff::Timestamp) -> Plan<Self::Status> {
+        evaluation::plan(self, now)
+    }
+
+    fn come_true(&mut self, plan: &Plan<Self::Status>) {
+        self.object.status = Some(plan.status.clone());
+        job(&mut self.job, &plan.desired.jobs);
+    }
+
+    fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>) {
+        (&mut self.pods, &mut self.reports)
+    }
+}
+
+impl Told for ObservedReasoningPod {
+    type Status = codex_crds::ReasoningPodStatus;
+    const KIND: Kind = Kind::ReasoningPod;
+
+    fn plan(&self, now: jiff::Timestamp) -> Plan<Self::Status> {
+        reasoning_pod::plan(self, now)
+    }
+
+    fn come_true(&mut self, plan: &Plan<Self::Status>) {
+        self.object.status = Some(plan.status.clone());
+        let status = self.deployment.take().and_then(|live| live.status);
+        self.deployment = plan.desired.deployments.first().map(|planned| Deployment { status, ..planned.clone() });
+        for effect in &plan.effects {
+            match effect {
+                Effect::SignModel { manifest, name, .. } => {
+                    let payload = oms::payload_digest(&oms::payload(manifest, name));
+                    self.oms = Bundle::Valid(SignedModel { payload });
+                }
+                Effect::SignPromotion { model, reasons, .. } => {
+                    let promotion = Promotion { model: *model, reasons: reasons.clone() };
+                    let occasion = promotion.occasion().digest();
+                    self.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), occasion });
+                }
+            }
+        }
+    }
+
+    fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>) {
+        (&mut self.pods, &mut self.reports)
+    }
+}
+
+fn pod(name: &str, state: &Value, annotations: &Value, second: i64) -> Pod {
+    make::from(json!({
+        "metadata": {
+            "name": name, "uid": name, "namespace": "team", "annotations": annotations, "creationTimestamp": make::at(second),
+        },
+        "status": {"containerStatuses": [{
+            "name": "any", "image": "codex:dev", "imageID": "registry/codex@sha256:0123", "ready": true,
+            "restartCount": 0, "state": state,
+        }]},
+    }))
+}
+
+fn state(kind: Kind, saying: &Saying, annotations: &Value) -> State {
+    let given_up = |reason: &str, message: &str| Some(make::failure(reason, message));
+    match (saying, kind) {
+        (Saying::Trains(step), _) => State::Training(make::training(*step)),
+        (Saying::Trained(contents), _) => State::Training(make::trained(contents)),
+        (Saying::Evaluated(right), _) => State::Evaluation(make::evaluated("a", *right)),
+        (Saying::Serves, _) => State::Serving(ServingState {
+            stage: Stage::Running,
+            verified: Some(make::model("a").digest),
+            promotion: annotations["codex-ml.dev/promotion-digest"].as_str().map(|digest| digest.parse().unwrap()),
+            failure: None,
+        }),
+        (Saying::GivesUp(reason, message), Kind::TrainingRun) => State::Training(TrainingState {
+            stage: Stage::Failed,
+            failure: given_up(reason, message),
+            ..TrainingState::default()
+        }),
+        (Saying::GivesUp(reason, message), Kind::Evaluation) => State::Evaluation(EvaluationState {
+            stage: Stage::Failed,
+            failure: given_up(reason, message),
+            ..EvaluationState::default()
+        }),
+        (Saying::GivesUp(reason, message), Kind::ReasoningPod) => State::Serving(ServingState {
+            stage: Stage::Failed,
+            failure: given_up(reason, message),
+            ..ServingState::default()
+        }),
+    }
+}
+
+fn tell<O: Told>(text: &str) -> String {
+    let mut steps = serde_yaml::Deserializer::from_str(text);
+    let mut observation = Value::deserialize(steps.next().unwrap()).unwrap();
+    merge(&mut observation, &json!({"settings": *make::settings()}));
+    let (mut told, mut before, mut seq) = (String::new(), String::new(), 0);
+    let mut second = 0;
+    let mut name = "the beginning".to_owned();
+    let mut pending: Option<Step> = None;
+    loop {
+        let mut observed: O = serde_json::from_value(observation.clone()).unwrap();
+        if let Some(step) = pending.take() {
+            happen(&mut observed, &observation, &step, &mut seq);
+        }
+        let plan = observed.plan(make::at(second));
+        let after = serde_yaml::to_string(&plan).unwrap();
+        let shown = if before.is_empty() {
+            after.clone()
+        } else {
+            TextDiff::from_lines(&before, &after).unified_diff().context_radius(2).to_string()
+        };
+        let nothing = if shown.is_empty() { "(the same plan)\n" } else { "" };
+        writeln!(told, "=== {name} (second {second})\n{shown}{nothing}").unwrap();
+        before = after;
+        observed.come_true(&plan);
+        observation = serde_json::to_value(&observed).unwrap();
+        let Some(document) = steps.next() else { return told };
+        let step: Step = make::from(Value::deserialize(document).unwrap());
+        merge(&mut observation, &step.given.patch());
+        merge(&mut observation, &step.patch);
+        (second, name) = (step.at, step.name.clone());
+        pending = Some(step);
+    }
+}
+
+fn happen<O: Told>(observed: &mut O, observation: &Value, step: &Step, seq: &mut u64) {
+    let annotations =
+        observation.pointer("/deployment/spec/template/metadata/annotations").cloned().unwrap_or_default();
+    let mounted = observation.pointer("/job/metadata/annotations/codex-ml.dev~1config-digest");
+    let config = mounted.and_then(Value::as_str).map(|digest| digest.parse().unwrap());
+    let uid = observation.pointer("/object/metadata/uid").and_then(Value::as_str).unwrap().to_owned();
+    let (pods, reports) = observed.parts();
+    for (name, state) in &step.pods {
+        pods.retain(|pod| pod.metadata.name.as_ref() != Some(name));
+        if !state.is_null() {
+            pods.push(pod(name, state, &annotations, step.at));
+        }
+    }
+    for (name, saying) in &step.says {
+        *seq += 1;
+        let report = make::report(O::KIND, &uid, name, *seq, config, state(O::KIND, saying, &annotations));
+        reports.retain(|known| known.pod != *name);
+        reports.push(Received { report, pod: name.clone(), at: make::at(step.at) });
+    }
+}
+
+macro_rules! stories {
+    ($($name:ident: $kind:ty;)*) => {$(
+        #[test]
+        fn $name() {
+            insta::assert_snapshot!(tell::<$kind>(include_str!(concat!("stories/", stringify!($name), ".yaml"))));
+        }
+    )*};
+}
+
+stories! {
+    run_succeeds: ObservedTrainingRun;
+    run_suspended_and_resumed: ObservedTrainingRun;
+    run_out_of_memory: ObservedTrainingRun;
+    run_with_bad_input: ObservedTrainingRun;
+    evaluation_passes: ObservedEvaluation;
+    evaluation_of_a_replaced_run: ObservedEvaluation;
+    pod_serves: ObservedReasoningPod;
+    pod_is_blocked: ObservedReasoningPod;
+    pod_refuses: ObservedReasoningPod;
+}

@@ -1,0 +1,484 @@
+//! A small world: objects, Jobs, a Deployment, pods and bundles, with just enough of Kubernetes' own controllers to make
+//! plans come true.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use codex_crds::{Evaluation, ReasoningPod, TrainingRun, annotation};
+use codex_plan::{
+    Desired, Effect, Plan, Received, References,
+    evaluation::{self, ObservedEvaluation},
+    reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer, bundle_names},
+    training_run::{self, ObservedTrainingRun},
+};
+use codex_provenance::{ConfigDigest, ModelDigest, PromotionDigest, Sha256, oms, promotion::Promotion};
+use codex_reports::{Kind, Report, ServingState, Stage, State};
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    batch::v1::Job,
+    core::v1::{ConfigMap, Pod},
+};
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use crate::make;
+
+/// How a Job's pod ends.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum End {
+    Finished(Box<State>),
+    Code(i32, &'static str),
+}
+
+pub(crate) struct World {
+    pub(crate) second: i64,
+    pub(crate) run: TrainingRun,
+    pub(crate) evaluation: Evaluation,
+    pub(crate) pod: ReasoningPod,
+    pub(crate) signer: bool,
+    pub(crate) jobs: BTreeMap<String, Job>,
+    pub(crate) deployment: Option<Deployment>,
+    pub(crate) pods: BTreeMap<String, Pod>,
+    config_maps: BTreeMap<String, ConfigMap>,
+    others: BTreeSet<String>,
+    oms: Option<SignedModel>,
+    promotions: BTreeMap<String, (Promotion, PromotionDigest)>,
+    pub(crate) reports: BTreeMap<String, Vec<Received>>,
+    written: BTreeMap<String, Timestamp>,
+    counter: u64,
+    /// Writes of the API since the world began: children and statuses.
+    pub(crate) writes: u32,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self {
+            second: 0,
+            run: make::run(),
+            evaluation: make::evaluation(),
+            pod: make::pod(),
+            signer: true,
+            jobs: BTreeMap::new(),
+            deployment: None,
+            pods: BTreeMap::new(),
+            config_maps: BTreeMap::new(),
+            others: BTreeSet::new(),
+            oms: None,
+            promotions: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            written: BTreeMap::new(),
+            counter: 0,
+            writes: 0,
+        }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        make::at(self.second)
+    }
+
+    /// The controller forgets everything that it only remembers.
+    pub(crate) fn restart(&mut self) {
+        self.reports.clear();
+        self.written.clear();
+    }
+
+    fn pods_of(&self, owner: &str) -> Vec<Pod> {
+        self.pods.values().filter(|pod| pod.labels().get("owner").is_some_and(|name| name == owner)).cloned().collect()
+    }
+
+    fn said(&self, uid: &str) -> Vec<Received> {
+        self.reports.get(uid).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn observed_run(&self) -> ObservedTrainingRun {
+        ObservedTrainingRun {
+            object: self.run.clone(),
+            settings: make::settings(),
+            references: references(),
+            job: self.jobs.get("cot-train").cloned(),
+            pods: self.pods_of("cot-train"),
+            reports: self.said("run-1"),
+            status_written_at: self.written.get("run-1").copied(),
+        }
+    }
+
+    pub(crate) fn observed_evaluation(&self) -> ObservedEvaluation {
+        ObservedEvaluation {
+            object: self.evaluation.clone(),
+            settings: make::settings(),
+            run: Some(self.run.clone()),
+            references: references(),
+            job: self.jobs.get("lite-eval").cloned(),
+            pods: self.pods_of("lite-eval"),
+            reports: self.said("evaluation-1"),
+            status_written_at: self.written.get("evaluation-1").copied(),
+        }
+    }
+
+    pub(crate) fn observed_pod(&self) -> ObservedReasoningPod {
+        let evaluations = BTreeMap::from([("lite".to_owned(), self.evaluation.clone())]);
+        let names = bundle_names(&self.pod, Some(&self.run), &evaluations);
+        let promoted = names.promotion.and_then(|name| self.promotions.get(&name));
+        ObservedReasoningPod {
+            signer: if self.signer {
+                Signer::Available { fingerprint: Sha256::of("key") }
+            } else {
+                Signer::Unavailable { reason: "the key is lost".to_owned() }
+            },
+            oms: self.oms.filter(|_| names.oms.is_some()).map_or(Bundle::Absent, Bundle::Valid),
+            promotion: promoted.map_or(Bundle::Absent, |(promotion, digest)| {
+                Bundle::Valid(SignedPromotion { digest: *digest, occasion: promotion.occasion().digest() })
+            }),
+            object: self.pod.clone(),
+            settings: make::settings(),
+            run: Some(self.run.clone()),
+            evaluations,
+            deployment: self.deployment.clone(),
+            pods: self.pods_of("rc-serve"),
+            reports: self.said("pod-1"),
+            status_written_at: self.written.get("pod-1").copied(),
+        }
+    }
+
+    /// Plans for each kind once and carries the plans out; whether anything changed.
+    pub(crate) fn reconcile(&mut self) -> bool {
+        let plan = twice(|now| training_run::plan(&self.observed_run(), now), self.now());
+        let mut changed = self.carry_out("cot", &plan);
+        if self.run.status.as_ref() != Some(&plan.status) {
+            self.run.status = Some(plan.status);
+            changed |= self.wrote("run-1");
+        }
+        let plan = twice(|now| evaluation::plan(&self.observed_evaluation(), now), self.now());
+        changed |= self.carry_out("lite", &plan);
+        if self.evaluation.status.as_ref() != Some(&plan.status) {
+            self.evaluation.status = Some(plan.status);
+            changed |= self.wrote("evaluation-1");
+        }
+        let plan = twice(|now| reasoning_pod::plan(&self.observed_pod(), now), self.now());
+        changed |= self.carry_out("rc", &plan);
+        if self.pod.status.as_ref() != Some(&plan.status) {
+            self.pod.status = Some(plan.status);
+            changed |= self.wrote("pod-1");
+        }
+        changed
+    }
+
+    fn wrote(&mut self, uid: &str) -> bool {
+        self.written.insert(uid.to_owned(), self.now());
+        self.writes += 1;
+        true
+    }
+
+    fn carry_out<S>(&mut self, object: &str, plan: &Plan<S>) -> bool {
+        let before = self.writes;
+        self.apply(object, &plan.desired);
+        for effect in &plan.effects {
+            self.effect(effect);
+        }
+        self.writes != before
+    }
+
+    /// Destructured like the real one, so that no kind of child is forgotten.
+    fn apply(&mut self, object: &str, desired: &Desired) {
+        let Desired { config_maps, jobs, deployments, services, pod_disruption_budgets, network_policies, kept } =
+            desired;
+        for wanted in config_maps {
+            let live = self.config_maps.get(&wanted.name_any());
+            if live.is_none_or(|live| live.data != wanted.data) {
+                self.config_maps.insert(wanted.name_any(), wanted.clone());
+                self.writes += 1;
+            }
+        }
+        for wanted in jobs {
+            let name = wanted.name_any();
+            let spec = wanted.spec.clone().unwrap();
+            match self.jobs.get_mut(&name) {
+                None => {
+                    let mut job = wanted.clone();
+                    job.metadata.uid = Some(format!("job-{}", self.counter));
+                    self.counter += 1;
+                    self.jobs.insert(name, job);
+                }
+                Some(live) => {
+                    let present = live.spec.as_mut().unwrap();
+                    assert_eq!(present.template, spec.template, "a Job's template is immutable");
+                    assert_eq!(present.pod_failure_policy, spec.pod_failure_policy, "a Job's policy is immutable");
+                    present.suspend = spec.suspend;
+                    present.backoff_limit = spec.backoff_limit;
+                    present.active_deadline_seconds = spec.active_deadline_seconds;
+                }
+            }
+            self.writes += 1;
+        }
+        for wanted in deployments {
+            let same = self.deployment.as_ref().is_some_and(|live| {
+                live.spec == wanted.spec && live.metadata.annotations == wanted.metadata.annotations
+            });
+            if !same {
+                let generation = self.deployment.as_ref().and_then(|live| live.metadata.generation).unwrap_or(0) + 1;
+                let status = self.deployment.take().and_then(|live| live.status);
+                let mut live = Deployment { status, ..wanted.clone() };
+                live.metadata.generation = Some(generation);
+                self.deployment = Some(live);
+                self.writes += 1;
+            }
+        }
+        let named = services
+            .iter()
+            .map(|child| format!("Service {}", child.name_any()))
+            .chain(pod_disruption_budgets.iter().map(|child| format!("Budget {}", child.name_any())))
+            .chain(network_policies.iter().map(|child| format!("Policy {}", child.name_any())));
+        for name in named {
+            self.writes += u32::from(self.others.insert(name));
+        }
+        let keep: BTreeSet<String> = kept
+            .iter()
+            .map(|kept| kept.name.clone())
+            .chain(jobs.iter().map(ResourceExt::name_any))
+            .chain(config_maps.iter().map(ResourceExt::name_any))
+            .collect();
+        let of_object = |name: &String| name.rsplit_once('-').is_some_and(|(owner, _)| owner == object);
+        let goes: Vec<_> = self.jobs.keys().filter(|name| of_object(name) && !keep.contains(*name)).cloned().collect();
+        for name in goes {
+            self.jobs.remove(&name);
+            self.pods.retain(|_, pod| pod.labels().get("owner") != Some(&name));
+            self.writes += 1;
+        }
+        let held = self.config_maps.len();
+        self.config_maps.retain(|name, _| !of_object(name) || keep.contains(name));
+        self.writes += u32::try_from(held - self.config_maps.len()).unwrap();
+        if object == "rc" && deployments.is_empty() && self.deployment.take().is_some() {
+            self.pods.retain(|_, pod| pod.labels().get("owner").is_none_or(|owner| owner != "rc-serve"));
+            self.others.clear();
+            self.writes += 4;
+        }
+    }
+
+    fn effect(&mut self, effect: &Effect) {
+        self.writes += 1;
+        match effect {
+            Effect::SignModel { config_map, manifest, name } => {
+                assert_eq!(config_map.name_any(), "codex-oms-run-1");
+                let payload = oms::payload_digest(&oms::payload(manifest, name));
+                assert!(self.oms.replace(SignedModel { payload }).is_none(), "a model is signed once");
+            }
+            Effect::SignPromotion { config_map, model, reasons } => {
+                let promotion = Promotion { model: *model, reasons: reasons.clone() };
+                let digest = promotion.digest();
+                let name = config_map.name_any();
+                assert!(name.ends_with(&promotion.occasion().digest().short()), "{name}");
+                assert!(self.promotions.insert(name, (promotion, digest)).is_none(), "a promotion is signed once");
+            }
+        }
+    }
+
+    /// The Job controller: pods for Jobs that need one, conditions for Jobs that ended.
+    pub(crate) fn sync_jobs(&mut self) {
+        let now = json!(self.now().to_string());
+        for name in self.jobs.keys().cloned().collect::<Vec<_>>() {
+            let mut job = self.jobs[&name].clone();
+            let spec = job.spec.clone().unwrap();
+            let mut status: Value = serde_json::to_value(job.status.take().unwrap_or_default()).unwrap();
+            let condition = |status: &Value, kind: &str| {
+                status["conditions"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .any(|c| c["type"] == kind && c["status"] == "True")
+            };
+            if condition(&status, "Complete") || condition(&status, "Failed") {
+                self.jobs.get_mut(&name).unwrap().status = Some(make::from(status));
+                continue;
+            }
+            let own: Vec<Pod> = self.pods_of(&name);
+            let code = |pod: &Pod| {
+                pod.status.as_ref()?.container_statuses.as_ref()?[0]
+                    .state
+                    .as_ref()?
+                    .terminated
+                    .as_ref()
+                    .map(|t| t.exit_code)
+            };
+            let active: Vec<_> = own.iter().filter(|pod| code(pod).is_none()).map(ResourceExt::name_any).collect();
+            if spec.suspend == Some(true) {
+                for pod in active {
+                    self.pods.remove(&pod);
+                }
+                if !condition(&status, "Suspended") {
+                    status["conditions"] = json!([{"type": "Suspended", "status": "True", "lastTransitionTime": now}]);
+                }
+            } else {
+                if condition(&status, "Suspended") || status["startTime"].is_null() {
+                    status["startTime"] = now.clone();
+                    status["conditions"] = json!([{"type": "Suspended", "status": "False", "lastTransitionTime": now}]);
+                }
+                let failed = own.iter().filter_map(code).filter(|code| ![0, 143].contains(code)).count();
+                let ended = |kind: &str, reason: &str| json!([{"type": kind, "status": "True", "reason": reason, "lastTransitionTime": now}]);
+                if own.iter().any(|pod| code(pod) == Some(0)) {
+                    status["conditions"] = ended("Complete", "CompletionsReached");
+                    status["completionTime"] = now.clone();
+                } else if own.iter().any(|pod| code(pod) == Some(2)) {
+                    status["conditions"] = ended("Failed", "PodFailurePolicy");
+                } else if failed > usize::try_from(spec.backoff_limit.unwrap()).unwrap() {
+                    status["conditions"] = ended("Failed", "BackoffLimitExceeded");
+                } else if active.is_empty() {
+                    self.new_pod(&name, None);
+                }
+            }
+            self.jobs.get_mut(&name).unwrap().status = Some(make::from(status));
+        }
+    }
+
+    fn new_pod(&mut self, owner: &str, promotion: Option<String>) -> String {
+        let name = format!("{owner}-{:03}", self.counter);
+        self.counter += 1;
+        let annotations = promotion.map(|digest| json!({annotation::PROMOTION_DIGEST: digest}));
+        let pod = make::from(json!({
+            "metadata": {
+                "name": name, "namespace": "team", "uid": name, "labels": {"owner": owner}, "annotations": annotations,
+                "creationTimestamp": self.now(),
+            },
+            "status": {"phase": "Pending"},
+        }));
+        self.pods.insert(name.clone(), pod);
+        name
+    }
+
+    fn state(&mut self, pod: &str, state: &Value) {
+        let status = json!({"containerStatuses": [{
+            "name": "any", "image": "codex:dev", "imageID": "sha256:image", "ready": true, "restartCount": 0, "state": state,
+        }]});
+        self.pods.get_mut(pod).unwrap().status = Some(make::from(status));
+    }
+
+    /// The kubelet: every pod that waits begins to work.
+    pub(crate) fn start_pods(&mut self) {
+        let waiting: Vec<_> = self
+            .pods
+            .values()
+            .filter(|pod| pod.status.as_ref().is_none_or(|status| status.container_statuses.is_none()))
+            .map(ResourceExt::name_any)
+            .collect();
+        for pod in waiting {
+            self.state(&pod, &json!({"running": {"startedAt": self.now().to_string()}}));
+        }
+    }
+
+    /// The pod of a Job that works, if one does.
+    pub(crate) fn working(&self, job: &str) -> Option<String> {
+        self.pods_of(job)
+            .iter()
+            .find(|pod| {
+                let state = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+                state.is_some_and(|states| states[0].state.as_ref().is_some_and(|state| state.running.is_some()))
+            })
+            .map(ResourceExt::name_any)
+    }
+
+    fn config(&self, job: &str) -> Option<ConfigDigest> {
+        self.jobs.get(job)?.annotations().get(annotation::CONFIG_DIGEST)?.parse().ok()
+    }
+
+    fn report(&mut self, job: &str, pod: &str, state: State) -> Report {
+        self.counter += 1;
+        let (kind, uid) = match state {
+            State::Training(_) => (Kind::TrainingRun, "run-1"),
+            State::Evaluation(_) => (Kind::Evaluation, "evaluation-1"),
+            State::Serving(_) => (Kind::ReasoningPod, "pod-1"),
+        };
+        make::report(kind, uid, pod, self.counter, self.config(job), state)
+    }
+
+    /// A working pod says something.
+    pub(crate) fn say(&mut self, job: &str, pod: &str, state: State) {
+        let report = self.report(job, pod, state);
+        let received = Received { pod: pod.to_owned(), at: self.now(), report };
+        let all = self.reports.entry(received.report.object_uid.clone()).or_default();
+        all.retain(|known| known.pod != pod);
+        all.push(received);
+    }
+
+    /// A working pod ends; what it says goes by report, by last words, or both.
+    pub(crate) fn end(&mut self, job: &str, pod: &str, end: &End, reported: bool) {
+        let began = self.pods[pod].status.as_ref().and_then(|status| status.container_statuses.clone());
+        let started =
+            began.and_then(|all| all[0].state.clone()).and_then(|state| state.running).and_then(|r| r.started_at);
+        let (code, reason, message) = match end {
+            End::Finished(state) => {
+                let report = self.report(job, pod, (**state).clone());
+                if reported {
+                    self.say(job, pod, (**state).clone());
+                }
+                (0, "Completed", serde_json::to_string(&report).unwrap())
+            }
+            End::Code(code, reason) => (*code, *reason, String::new()),
+        };
+        let finished = self.now().to_string();
+        self.state(
+            pod,
+            &json!({"terminated": {
+                "exitCode": code, "reason": reason, "message": message, "startedAt": started, "finishedAt": finished,
+            }}),
+        );
+    }
+
+    /// The Deployment controller and the kubelet: servers of the newest template, verified, then ready.
+    pub(crate) fn sync_servers(&mut self, verifies: bool) {
+        let Some(mut live) = self.deployment.clone() else { return };
+        let wanted = usize::try_from(live.spec.as_ref().unwrap().replicas.unwrap()).unwrap();
+        let promotion = live.annotations()[annotation::PROMOTION_DIGEST].clone();
+        let model: ModelDigest = live.annotations()[annotation::MODEL_DIGEST].parse().unwrap();
+        let (new, old): (Vec<Pod>, Vec<Pod>) = self
+            .pods_of("rc-serve")
+            .into_iter()
+            .partition(|pod| pod.annotations().get(annotation::PROMOTION_DIGEST) == Some(&promotion));
+        for pod in new.iter().skip(wanted).map(ResourceExt::name_any) {
+            self.pods.remove(&pod);
+        }
+        let mut servers: Vec<_> = new.iter().take(wanted).map(ResourceExt::name_any).collect();
+        for _ in new.len()..wanted {
+            let pod = self.new_pod("rc-serve", Some(promotion.clone()));
+            self.state(&pod, &json!({"running": {"startedAt": self.now().to_string()}}));
+            servers.push(pod);
+        }
+        for pod in servers {
+            let promotion = Some(promotion.parse().unwrap());
+            let state = if verifies {
+                ServingState { stage: Stage::Running, verified: Some(model), promotion, failure: None }
+            } else {
+                let failure = make::failure("VerificationFailed", "model.safetensors was changed");
+                ServingState { stage: Stage::Failed, failure: Some(failure), ..ServingState::default() }
+            };
+            self.say("rc-serve", &pod, State::Serving(state));
+        }
+        let ready = if verifies { wanted } else { 0 };
+        if verifies {
+            for pod in old.iter().map(ResourceExt::name_any) {
+                self.pods.remove(&pod);
+            }
+        }
+        live.status = Some(make::from(json!({
+            "replicas": wanted, "readyReplicas": ready, "updatedReplicas": wanted,
+            "observedGeneration": live.metadata.generation,
+        })));
+        self.deployment = Some(live);
+    }
+}
+
+fn references() -> References {
+    References {
+        claims: BTreeSet::from(["output".to_owned()]),
+        config_maps: BTreeMap::from([("problems".to_owned(), BTreeSet::from(["train.jsonl".to_owned()]))]),
+    }
+}
+
+/// A plan is a function: the same observation gives the same bytes.
+fn twice<S: PartialEq + std::fmt::Debug + serde::Serialize>(
+    plan: impl Fn(Timestamp) -> Plan<S>,
+    now: Timestamp,
+) -> Plan<S> {
+    let (first, second) = (plan(now), plan(now));
+    assert_eq!(first, second);
+    assert_eq!(serde_json::to_vec(&first).unwrap(), serde_json::to_vec(&second).unwrap());
+    first
+}
