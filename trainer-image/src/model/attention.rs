@@ -3,9 +3,13 @@
 //! Rows hold query, key and value side by side, each `heads · width` wide, and sequences lie one after another without
 //! padding. The rotation is Llama's: the first half of a head is turned against the second.
 
+use pulp::Simd;
 use rayon::prelude::*;
 
-use super::kernels::{dispatched, dot, exponentials};
+use super::{
+    kernels::{dispatched, dot, exponentials, scale, softmax_slopes},
+    scratch::{Scratch, scratch},
+};
 
 /// The cosines and sines of rotary positions: [positions, width / 2] each.
 #[derive(Clone, Debug)]
@@ -26,14 +30,17 @@ impl Rotary {
         Self { cos, sin, half }
     }
 
-    /// Turns one head at `position`; `direction` 1 turns it, −1 turns it back.
+    /// Turns one head at `position` and multiplies it by `scale`; `direction` 1 turns it, −1 turns it back.
     #[inline(always)]
-    pub(super) fn turn(&self, head: &mut [f32], position: usize, direction: f32) {
+    pub(super) fn turn(&self, head: &mut [f32], position: usize, scale: f32, direction: f32) {
         let at = position * self.half..(position + 1) * self.half;
         let (first, second) = head.split_at_mut(self.half);
-        for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(&self.cos[at.clone()]).zip(&self.sin[at]) {
-            let sin = direction * sin;
-            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        let (cos, sin) = (&self.cos[at.clone()], &self.sin[at]);
+        let (first, second, sin) = (&mut first[..cos.len()], &mut second[..cos.len()], &sin[..cos.len()]);
+        for i in 0..cos.len() {
+            let (a, b, cos, sin) = (first[i], second[i], scale * cos[i], scale * direction * sin[i]);
+            first[i] = a * cos - b * sin;
+            second[i] = b * cos + a * sin;
         }
     }
 }
@@ -58,7 +65,6 @@ pub(super) fn attention(sequences: Sequences, qkv: &[f32], out: &mut [f32]) {
     work.into_par_iter().for_each(|(rows, out)| {
         let qkv = &qkv[rows.start * 3 * hidden..rows.end * 3 * hidden];
         match sequences.width {
-            8 => forward_piece::<8>(sequences, qkv, out),
             16 => forward_piece::<16>(sequences, qkv, out),
             32 => forward_piece::<32>(sequences, qkv, out),
             64 => forward_piece::<64>(sequences, qkv, out),
@@ -75,7 +81,6 @@ pub(super) fn attention_backward(sequences: Sequences, qkv: &[f32], dout: &[f32]
         let qkv = &qkv[rows.start * 3 * hidden..rows.end * 3 * hidden];
         let dout = &dout[rows.start * hidden..rows.end * hidden];
         match sequences.width {
-            8 => backward_piece::<8>(sequences, qkv, dout, dqkv),
             16 => backward_piece::<16>(sequences, qkv, dout, dqkv),
             32 => backward_piece::<32>(sequences, qkv, dout, dqkv),
             64 => backward_piece::<64>(sequences, qkv, dout, dqkv),
@@ -102,148 +107,244 @@ fn split_rows<'a>(
         .collect()
 }
 
-dispatched!(forward_piece[const W]<'a>(sequences: Sequences<'a>, qkv: &'a [f32], out: &'a mut [f32]) = forward::<W>);
+dispatched!(forward_piece[const W]<'a>(sequences: Sequences<'a>, qkv: &'a [f32], out: &'a mut [f32]) = forward::<S, W>);
 dispatched!(backward_piece[const W]<'a>(
     sequences: Sequences<'a>, qkv: &'a [f32], dout: &'a [f32], dqkv: &'a mut [f32],
-) = backward::<W>);
+) = backward::<S, W>);
 
-/// One head of one sequence, rotated and gathered.
+/// Rows that a tile has.
+const TALL: usize = 8;
+/// Rows are padded to whole multiples of this: of a tile, and of every processor's register.
+const PADDED: usize = 16;
+
+/// One head of one sequence. Rows are padded with zeros, so that no kernel has a special case.
 struct Head<const W: usize> {
-    /// [rows][W], scaled by 1/√W
+    rows: usize,
+    padded: usize,
+    /// [padded][W], rotated and scaled by 1/√W
     query: Vec<[f32; W]>,
-    /// [rows][W]
+    /// [padded][W], rotated
     key: Vec<[f32; W]>,
-    /// [W][rows]: scores of a query against all keys run along memory.
-    key_columns: Vec<f32>,
-    /// [rows][W]
+    /// [padded][W]
     value: Vec<[f32; W]>,
-    /// Probabilities of one query.
-    scores: Vec<f32>,
+    /// Rows side by side, a register full at a time: [padded / lanes, W, lanes].
+    columns: Vec<f32>,
+    /// Probabilities of each query over all keys: [padded, padded].
+    scores: Scratch,
 }
 
 impl<const W: usize> Head<W> {
+    fn new(rows: usize) -> Self {
+        let padded = rows.next_multiple_of(PADDED);
+        Self {
+            rows,
+            padded,
+            query: vec![[0.0; W]; padded],
+            key: vec![[0.0; W]; padded],
+            value: vec![[0.0; W]; padded],
+            columns: vec![0.0; padded * W],
+            scores: scratch(padded * padded),
+        }
+    }
+
+    /// Takes one head out of `qkv` [rows, 3 · hidden].
     #[inline(always)]
-    fn gather(sequences: &Sequences, qkv: &[f32], head: usize) -> Self {
+    fn gather(&mut self, sequences: &Sequences, qkv: &[f32], head: usize) {
         let hidden = sequences.heads * W;
-        let rows = qkv.len() / (3 * hidden);
         let scale = 1.0 / (W as f32).sqrt();
-        let mut gathered = Self {
-            query: vec![[0.0; W]; rows],
-            key: vec![[0.0; W]; rows],
-            key_columns: vec![0.0; W * rows],
-            value: vec![[0.0; W]; rows],
-            scores: vec![0.0; rows],
-        };
         for (row, qkv) in qkv.chunks_exact(3 * hidden).enumerate() {
-            let part = |part: usize| &qkv[part * hidden + head * W..][..W];
-            let (query, key) = (&mut gathered.query[row], &mut gathered.key[row]);
-            query.copy_from_slice(part(0));
-            sequences.rotary.turn(query, row, 1.0);
-            for value in query.iter_mut() {
-                *value *= scale;
-            }
-            key.copy_from_slice(part(1));
-            sequences.rotary.turn(key, row, 1.0);
-            for (column, value) in key.iter().enumerate() {
-                gathered.key_columns[column * rows + row] = *value;
-            }
-            gathered.value[row].copy_from_slice(part(2));
+            let (query, key) = (&mut self.query[row], &mut self.key[row]);
+            query.copy_from_slice(&qkv[head * W..][..W]);
+            key.copy_from_slice(&qkv[hidden + head * W..][..W]);
+            self.value[row].copy_from_slice(&qkv[2 * hidden + head * W..][..W]);
+            sequences.rotary.turn(query, row, scale, 1.0);
+            sequences.rotary.turn(key, row, 1.0, 1.0);
         }
-        gathered
     }
 
-    /// Fills `scores` with the probabilities of the query at `row` over keys 0..=row.
+    /// How many keys the queries of the tile at `row` are computed over.
     #[inline(always)]
-    fn probabilities(&mut self, row: usize) {
-        let rows = self.query.len();
-        let query = self.query[row];
-        let scores = &mut self.scores[..=row];
-        scores.fill(0.0);
-        for (column, q) in query.iter().enumerate() {
-            let keys = &self.key_columns[column * rows..][..=row];
-            for (score, key) in scores.iter_mut().zip(keys) {
-                *score = q.mul_add(*key, *score);
-            }
-        }
-        let (_, sum) = exponentials(scores);
-        let inverse = 1.0 / sum;
-        for score in scores {
-            *score *= inverse;
-        }
+    fn reach(row: usize) -> usize {
+        (row + TALL).next_multiple_of(PADDED)
     }
-}
 
-#[inline(always)]
-fn forward<const W: usize>(sequences: Sequences, qkv: &[f32], out: &mut [f32]) {
-    let hidden = sequences.heads * W;
-    for head in 0..sequences.heads {
-        let mut gathered = Head::<W>::gather(&sequences, qkv, head);
-        for (row, out) in out.chunks_exact_mut(hidden).enumerate() {
-            gathered.probabilities(row);
-            let mut sum = [0.0; W];
-            for (probability, value) in gathered.scores[..=row].iter().zip(&gathered.value) {
-                for (sum, value) in sum.iter_mut().zip(value) {
-                    *sum = probability.mul_add(*value, *sum);
+    /// Fills `scores` with probabilities; 0 for keys after their query and for padding.
+    #[inline(always)]
+    fn attend<S: Simd>(&mut self, simd: S) {
+        transpose::<S, W>(&self.key, &mut self.columns);
+        let padded = self.padded;
+        for start in (0..self.rows).step_by(TALL) {
+            let reach = Self::reach(start);
+            let tile = &self.query[start..start + TALL];
+            products::<S, W>(simd, tile, &self.columns, reach, &mut self.scores[start * padded..], padded);
+            for row in start..start + TALL {
+                let scores = &mut self.scores[row * padded..][..reach];
+                if row >= self.rows {
+                    scores.fill(0.0);
+                    continue;
                 }
+                scores[row + 1..].fill(f32::NEG_INFINITY);
+                let (_, sum) = exponentials(simd, scores);
+                scale(simd, scores, 1.0 / sum);
+                scores[row + 1..].fill(0.0);
             }
-            out[head * W..][..W].copy_from_slice(&sum);
+        }
+    }
+}
+
+/// [rows][W] → [rows / lanes, W, lanes]
+#[inline(always)]
+fn transpose<S: Simd, const W: usize>(rows: &[[f32; W]], columns: &mut [f32]) {
+    for (block, rows) in columns.chunks_exact_mut(W * S::F32_LANES).zip(rows.chunks_exact(S::F32_LANES)) {
+        for (lane, row) in rows.iter().enumerate() {
+            for column in 0..W {
+                block[column * S::F32_LANES + lane] = row[column];
+            }
+        }
+    }
+}
+
+/// The products of a tile of rows with the first `reach` rows that `columns` holds, written to `out`, whose rows are `stride`
+/// apart.
+#[inline(always)]
+fn products<S: Simd, const W: usize>(
+    simd: S,
+    tile: &[[f32; W]],
+    columns: &[f32],
+    reach: usize,
+    out: &mut [f32],
+    stride: usize,
+) {
+    let tile: [&[f32; W]; TALL] = std::array::from_fn(|row| &tile[row]);
+    let columns = S::as_simd_f32s(columns).0;
+    for (block, columns) in columns.chunks_exact(W).take(reach / S::F32_LANES).enumerate() {
+        let mut sums = [simd.splat_f32s(0.0); TALL];
+        for column in 0..W {
+            for row in 0..TALL {
+                sums[row] = simd.mul_add_f32s(simd.splat_f32s(tile[row][column]), columns[column], sums[row]);
+            }
+        }
+        for row in 0..TALL {
+            S::as_mut_simd_f32s(&mut out[row * stride..][..reach]).0[block] = sums[row];
+        }
+    }
+}
+
+/// `Σₖ left[start + r][k] · right[k]` for the rows of a tile, where rows of `left` are `stride` apart.
+#[inline(always)]
+fn along_rows<S: Simd, const W: usize>(
+    simd: S,
+    left: &[f32],
+    stride: usize,
+    start: usize,
+    right: &[[f32; W]],
+) -> [[f32; W]; TALL] {
+    let left: [&[f32]; TALL] = std::array::from_fn(|row| &left[(start + row) * stride..][..right.len()]);
+    let mut out = [[0.0; W]; TALL];
+    for block in 0..W / S::F32_LANES {
+        let mut sums = [simd.splat_f32s(0.0); TALL];
+        for (k, line) in right.iter().enumerate() {
+            let line = S::as_simd_f32s(line).0[block];
+            for row in 0..TALL {
+                sums[row] = simd.mul_add_f32s(simd.splat_f32s(left[row][k]), line, sums[row]);
+            }
+        }
+        for row in 0..TALL {
+            S::as_mut_simd_f32s(&mut out[row]).0[block] = sums[row];
+        }
+    }
+    out
+}
+
+/// `Σₖ left[k][at + r] · right[k]` for the rows of a tile, where rows of `left` are `stride` apart.
+#[inline(always)]
+fn along_columns<S: Simd, const W: usize>(
+    simd: S,
+    left: &[f32],
+    stride: usize,
+    at: usize,
+    right: &[[f32; W]],
+) -> [[f32; W]; TALL] {
+    let mut out = [[0.0; W]; TALL];
+    for block in 0..W / S::F32_LANES {
+        let mut sums = [simd.splat_f32s(0.0); TALL];
+        for (left, line) in left.chunks_exact(stride).zip(right) {
+            let line = S::as_simd_f32s(line).0[block];
+            let factors = &left[at..at + TALL];
+            for row in 0..TALL {
+                sums[row] = simd.mul_add_f32s(simd.splat_f32s(factors[row]), line, sums[row]);
+            }
+        }
+        for row in 0..TALL {
+            S::as_mut_simd_f32s(&mut out[row]).0[block] = sums[row];
+        }
+    }
+    out
+}
+
+#[inline(always)]
+fn forward<S: Simd, const W: usize>(simd: S, sequences: Sequences, qkv: &[f32], out: &mut [f32]) {
+    let hidden = sequences.heads * W;
+    let rows = out.len() / hidden;
+    let mut gathered = Head::<W>::new(rows);
+    for head in 0..sequences.heads {
+        gathered.gather(&sequences, qkv, head);
+        gathered.attend(simd);
+        for start in (0..rows).step_by(TALL) {
+            let values = &gathered.value[..Head::<W>::reach(start)];
+            let mixed = along_rows(simd, &gathered.scores, gathered.padded, start, values);
+            for (row, mixed) in mixed.iter().enumerate().take(rows - start) {
+                out[(start + row) * hidden + head * W..][..W].copy_from_slice(mixed);
+            }
         }
     }
 }
 
 #[inline(always)]
-fn backward<const W: usize>(sequences: Sequences, qkv: &[f32], dout: &[f32], dqkv: &mut [f32]) {
+fn backward<S: Simd, const W: usize>(simd: S, sequences: Sequences, qkv: &[f32], dout: &[f32], dqkv: &mut [f32]) {
     let hidden = sequences.heads * W;
     let rows = dout.len() / hidden;
     let scale = 1.0 / (W as f32).sqrt();
-    let mut slopes = vec![0.0_f32; rows];
+    let mut gathered = Head::<W>::new(rows);
+    let padded = gathered.padded;
+    let mut dmixed = vec![[0.0_f32; W]; padded];
+    let mut slopes = scratch(padded * padded);
     for head in 0..sequences.heads {
-        let mut gathered = Head::<W>::gather(&sequences, qkv, head);
-        let mut value_columns = vec![0.0; W * rows];
-        for (row, value) in gathered.value.iter().enumerate() {
-            for (column, value) in value.iter().enumerate() {
-                value_columns[column * rows + row] = *value;
+        gathered.gather(&sequences, qkv, head);
+        gathered.attend(simd);
+        for (dmixed, dout) in dmixed.iter_mut().zip(dout.chunks_exact(hidden)) {
+            dmixed.copy_from_slice(&dout[head * W..][..W]);
+        }
+        // Slopes of scores: p · (dp − Σ p·dp), where dp = dmixed · value.
+        transpose::<S, W>(&gathered.value, &mut gathered.columns);
+        for start in (0..rows).step_by(TALL) {
+            let reach = Head::<W>::reach(start);
+            let tile = &dmixed[start..start + TALL];
+            products::<S, W>(simd, tile, &gathered.columns, reach, &mut slopes[start * padded..], padded);
+            for row in start..start + TALL {
+                let slopes = &mut slopes[row * padded..][..reach];
+                let scores = &gathered.scores[row * padded..][..reach];
+                let mean = dot(simd, slopes, scores);
+                softmax_slopes(simd, scores, mean, slopes);
             }
         }
-        let mut dkey = vec![[0.0_f32; W]; rows];
-        let mut dvalue = vec![[0.0_f32; W]; rows];
-        for (row, dout) in dout.chunks_exact(hidden).enumerate() {
-            gathered.probabilities(row);
-            let dout: &[f32] = &dout[head * W..][..W];
-            let scores = &gathered.scores[..=row];
-            // slope = p · (dp − Σ p·dp), where dp = dout · value
-            let slopes = &mut slopes[..=row];
-            slopes.fill(0.0);
-            for (column, d) in dout.iter().enumerate() {
-                for (slope, value) in slopes.iter_mut().zip(&value_columns[column * rows..][..=row]) {
-                    *slope = d.mul_add(*value, *slope);
-                }
+        for start in (0..rows).step_by(TALL) {
+            let keys = &gathered.key[..Head::<W>::reach(start)];
+            let dquery = along_rows(simd, &slopes, padded, start, keys);
+            // A key is looked at by its own row and those after it.
+            let later = start * padded..rows * padded;
+            let dkey = along_columns(simd, &slopes[later.clone()], padded, start, &gathered.query[start..rows]);
+            let dvalue = along_columns(simd, &gathered.scores[later], padded, start, &dmixed[start..rows]);
+            for at in 0..TALL.min(rows - start) {
+                let row = start + at;
+                let dqkv = &mut dqkv[row * 3 * hidden..][..3 * hidden];
+                let (mut dquery, mut dkey) = (dquery[at], dkey[at]);
+                sequences.rotary.turn(&mut dquery, row, scale, -1.0);
+                sequences.rotary.turn(&mut dkey, row, 1.0, -1.0);
+                dqkv[head * W..][..W].copy_from_slice(&dquery);
+                dqkv[hidden + head * W..][..W].copy_from_slice(&dkey);
+                dqkv[2 * hidden + head * W..][..W].copy_from_slice(&dvalue[at]);
             }
-            let mean = dot(slopes, scores);
-            for (slope, score) in slopes.iter_mut().zip(scores) {
-                *slope = score * (*slope - mean);
-            }
-            let query = gathered.query[row];
-            let mut dquery = [0.0_f32; W];
-            for (at, (slope, score)) in slopes.iter().zip(scores).enumerate() {
-                let (key, dkey, dvalue) = (&gathered.key[at], &mut dkey[at], &mut dvalue[at]);
-                for column in 0..W {
-                    dquery[column] = slope.mul_add(key[column], dquery[column]);
-                    dkey[column] = slope.mul_add(query[column], dkey[column]);
-                    dvalue[column] = score.mul_add(dout[column], dvalue[column]);
-                }
-            }
-            for value in &mut dquery {
-                *value *= scale;
-            }
-            sequences.rotary.turn(&mut dquery, row, -1.0);
-            dqkv[row * 3 * hidden + head * W..][..W].copy_from_slice(&dquery);
-        }
-        for (row, (dkey, dvalue)) in dkey.iter_mut().zip(&dvalue).enumerate() {
-            sequences.rotary.turn(dkey, row, -1.0);
-            let dqkv = &mut dqkv[row * 3 * hidden..][..3 * hidden];
-            dqkv[hidden + head * W..][..W].copy_from_slice(dkey);
-            dqkv[2 * hidden + head * W..][..W].copy_from_slice(dvalue);
         }
     }
 }

@@ -87,7 +87,7 @@ pub enum ConfigError {
     /// Heads of unequal or unsupported width.
     #[error(
         "model.hidden_size {hidden} with model.num_attention_heads {heads} gives no supported head width: hidden_size / \
-         num_attention_heads must be 8, 16, 32, 64 or 128"
+         num_attention_heads must be 16, 32, 64 or 128"
     )]
     Heads {
         /// `hidden_size`
@@ -111,7 +111,7 @@ pub enum ConfigError {
 }
 
 /// Widths of a head that attention is compiled for.
-pub(super) const HEAD_WIDTHS: [usize; 5] = [8, 16, 32, 64, 128];
+pub(super) const HEAD_WIDTHS: [usize; 4] = [16, 32, 64, 128];
 
 impl ModelConfig {
     /// The whole configuration of a model of `shape` over `tokenizer`'s vocabulary.

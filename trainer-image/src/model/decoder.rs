@@ -1,7 +1,6 @@
 //! The decoder as a candle graph over packed sequences: what training differentiates. Pure.
 //!
-//! Query, key and value are one matrix here, and so are gate and up; [`Decoder::export`] writes them under the names that
-//! Hugging Face gives to each.
+//! A block's weights are one variable; [`Decoder::export`] writes its parts under the names that Hugging Face gives them.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,7 +10,13 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, StandardNormal};
 use sha2::{Digest as _, Sha256};
 
-use super::{ModelConfig, attention::Rotary, head::Target, ops};
+use super::{
+    ModelConfig,
+    attention::Rotary,
+    head::Target,
+    layout::{EMBEDDING, Group, NORM, Part, block, groups},
+    ops,
+};
 
 /// Sequences packed one after another, without padding, and what is to be predicted.
 #[derive(Clone, Debug)]
@@ -40,19 +45,14 @@ impl Packed {
     }
 }
 
-/// The weights, as variables in the order of their names, and how they are wired.
+/// The weights, as variables in the order of their groups' names, and how they are wired.
 #[derive(Debug)]
 pub struct Decoder {
-    config: ModelConfig,
+    config: Arc<ModelConfig>,
+    groups: Vec<Group>,
     weights: BTreeMap<String, Var>,
     rotary: Arc<Rotary>,
 }
-
-/// Weights by name: their shapes and numbers.
-pub type Exported = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const NORM: &str = "model.norm.weight";
 
 impl Decoder {
     /// A new model: normal weights of deviation 1/√width, output projections by another 1/√(2 · layers), norms of 1. Every
@@ -61,49 +61,32 @@ impl Decoder {
     /// # Errors
     /// When candle cannot allocate.
     pub fn new(config: ModelConfig, seed: u64) -> Result<Self> {
-        let mut weights = BTreeMap::new();
-        for (name, shape) in Self::shapes(&config) {
-            weights.insert(name.clone(), Var::from_tensor(&initial(&config, &name, &shape, seed)?)?);
-        }
-        Ok(Self::of(config, weights))
+        let numbers = groups(&config).into_iter().map(|group| {
+            let parts = group.parts.iter().flat_map(|part| initial(&config, part, seed));
+            (group.name.clone(), parts.collect())
+        });
+        let numbers = numbers.collect();
+        Self::from_numbers(config, numbers)
     }
 
-    /// A model of given weights, by the names of [`Decoder::shapes`].
+    /// A model of given weights, by the names of their groups.
     ///
     /// # Errors
     /// When one is missing or has another size.
     pub fn from_numbers(config: ModelConfig, mut numbers: BTreeMap<String, Vec<f32>>) -> Result<Self> {
+        let groups = groups(&config);
         let mut weights = BTreeMap::new();
-        for (name, shape) in Self::shapes(&config) {
-            let Some(numbers) = numbers.remove(&name) else { candle_core::bail!("weight {name} is missing") };
-            weights.insert(name, Var::from_tensor(&Tensor::from_vec(numbers, shape, &Device::Cpu)?)?);
+        for group in &groups {
+            let Some(numbers) = numbers.remove(&group.name) else { candle_core::bail!("{} is missing", group.name) };
+            weights.insert(group.name.clone(), Var::from_vec(numbers, group.size(), &Device::Cpu)?);
         }
-        Ok(Self::of(config, weights))
-    }
-
-    fn of(config: ModelConfig, weights: BTreeMap<String, Var>) -> Self {
         let rotary = Rotary::new(config.max_position_embeddings, config.head_dim, config.rope_theta);
-        Self { config, weights, rotary: Arc::new(rotary) }
+        Ok(Self { config: Arc::new(config), groups, weights, rotary: Arc::new(rotary) })
     }
 
-    /// The names and shapes of the weights of a model, in order.
-    pub fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let mut shapes = vec![(EMBEDDING.to_owned(), vec![config.vocab_size, hidden]), (NORM.to_owned(), vec![hidden])];
-        for layer in 0..config.num_hidden_layers {
-            for (name, shape) in [
-                ("input_layernorm", vec![hidden]),
-                ("mlp.down_proj", vec![hidden, inner]),
-                ("mlp.gate_up_proj", vec![2 * inner, hidden]),
-                ("post_attention_layernorm", vec![hidden]),
-                ("self_attn.o_proj", vec![hidden, hidden]),
-                ("self_attn.qkv_proj", vec![3 * hidden, hidden]),
-            ] {
-                shapes.push((format!("model.layers.{layer}.{name}.weight"), shape));
-            }
-        }
-        shapes.sort();
-        shapes
+    /// How the weights of a model are grouped, in the order of names.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
     }
 
     /// The shape of the model.
@@ -111,7 +94,7 @@ impl Decoder {
         &self.config
     }
 
-    /// The variables in the order of their names.
+    /// The variables by the names of their groups.
     pub fn weights(&self) -> &BTreeMap<String, Var> {
         &self.weights
     }
@@ -125,43 +108,21 @@ impl Decoder {
         if longest > self.config.max_position_embeddings {
             candle_core::bail!("{longest} tokens, but {} fit", self.config.max_position_embeddings);
         }
-        let hidden = self.hidden(batch)?;
-        let loss = ops::Loss { targets: batch.targets.clone(), total };
-        hidden.apply_op2(self.weight(EMBEDDING)?, loss)
-    }
-
-    /// The logits [rows, vocabulary] of `batch`.
-    ///
-    /// # Errors
-    /// As [`Decoder::loss`].
-    pub fn logits(&self, batch: &Packed) -> Result<Tensor> {
-        self.hidden(batch)?.apply_op2(self.weight(EMBEDDING)?, ops::Linear)
-    }
-
-    fn hidden(&self, batch: &Packed) -> Result<Tensor> {
-        let norm = || ops::RmsNorm { eps: self.config.rms_norm_eps as f32 };
-        let tokens = Tensor::from_slice(&batch.tokens, batch.tokens.len(), &Device::Cpu)?;
-        let mut x = self.weight(EMBEDDING)?.index_select(&tokens, 0)?;
-        for layer in 0..self.config.num_hidden_layers {
-            let weight = |name: &str| self.weight(&format!("model.layers.{layer}.{name}.weight"));
-            let attention = ops::Attention {
-                offsets: batch.offsets.clone(),
-                heads: self.config.num_attention_heads,
-                width: self.config.head_dim,
-                rotary: self.rotary.clone(),
-            };
-            let mixed = x
-                .apply_op2(weight("input_layernorm")?, norm())?
-                .apply_op2(weight("self_attn.qkv_proj")?, ops::Linear)?
-                .apply_op1(attention)?;
-            x = mixed.apply_op3(weight("self_attn.o_proj")?, &x, ops::LinearAdd)?;
-            let inner = x
-                .apply_op2(weight("post_attention_layernorm")?, norm())?
-                .apply_op2(weight("mlp.gate_up_proj")?, ops::Linear)?
-                .apply_op1(ops::SwiGlu)?;
-            x = inner.apply_op3(weight("mlp.down_proj")?, &x, ops::LinearAdd)?;
+        let (vocabulary, hidden) = (self.config.vocab_size, self.config.hidden_size);
+        if let Some(id) = batch.tokens.iter().chain(batch.targets.iter().map(|target| &target.id)).max()
+            && *id as usize >= vocabulary
+        {
+            candle_core::bail!("id {id} is outside the vocabulary of {vocabulary}");
         }
-        x.apply_op2(self.weight(NORM)?, norm())
+        let tokens = Tensor::from_slice(&batch.tokens, batch.tokens.len(), &Device::Cpu)?;
+        let embedding = self.weight(EMBEDDING)?;
+        let mut x = embedding.reshape((vocabulary, hidden))?.index_select(&tokens, 0)?;
+        for layer in 0..self.config.num_hidden_layers {
+            let op = ops::Block::new(batch.offsets.clone(), self.rotary.clone(), self.config.clone());
+            x = x.apply_op2(self.weight(&block(layer))?, op)?;
+        }
+        let eps = self.config.rms_norm_eps as f32;
+        x.apply_op3(self.weight(NORM)?, embedding, ops::Loss { targets: batch.targets.clone(), total, eps })
     }
 
     fn weight(&self, name: &str) -> Result<&Tensor> {
@@ -177,56 +138,39 @@ impl Decoder {
     /// When candle cannot read them.
     pub fn export(&self) -> Result<Exported> {
         let mut tensors = BTreeMap::new();
-        for (name, var) in &self.weights {
-            let shape = var.dims().to_vec();
-            let numbers = var.flatten_all()?.to_vec1::<f32>()?;
-            for (part, rows) in parts(&self.config, name, &shape) {
-                let width: usize = shape[1..].iter().product();
-                let shape = std::iter::once(rows.len()).chain(shape[1..].iter().copied()).collect();
-                tensors.insert(part, (shape, numbers[rows.start * width..rows.end * width].to_vec()));
+        for group in &self.groups {
+            let numbers = self.weight(&group.name)?.to_vec1::<f32>()?;
+            for part in &group.parts {
+                tensors.insert(part.name.clone(), (part.shape.clone(), numbers[part.range.clone()].to_vec()));
             }
         }
         Ok(tensors)
     }
 }
 
-/// Hugging Face's names for the rows of a weight.
-pub(super) fn parts(config: &ModelConfig, name: &str, shape: &[usize]) -> Vec<(String, std::ops::Range<usize>)> {
-    let split = |joined: &str, parts: &[&str], rows: usize| {
-        parts.iter().enumerate().map(|(i, part)| (name.replace(joined, part), i * rows..(i + 1) * rows)).collect()
-    };
-    if name.contains("qkv_proj") {
-        split("qkv_proj", &["q_proj", "k_proj", "v_proj"], config.hidden_size)
-    } else if name.contains("gate_up_proj") {
-        split("gate_up_proj", &["gate_proj", "up_proj"], config.intermediate_size)
-    } else {
-        vec![(name.to_owned(), 0..shape[0])]
-    }
-}
+/// Weights by name: their shapes and numbers.
+pub type Exported = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-fn initial(config: &ModelConfig, name: &str, shape: &[usize], seed: u64) -> Result<Tensor> {
-    let count = shape.iter().product();
+fn initial(config: &ModelConfig, part: &Part, seed: u64) -> Vec<f32> {
+    let count = part.range.len();
+    if part.shape.len() == 1 {
+        return vec![1.0; count];
+    }
     let mut deviation = 1.0 / (config.hidden_size as f32).sqrt();
-    if name.contains("o_proj") || name.contains("down_proj") {
+    if part.name.contains("o_proj") || part.name.contains("down_proj") {
         deviation /= ((2 * config.num_hidden_layers) as f32).sqrt();
     }
     let mut hasher = Sha256::new();
     hasher.update(b"codex weights 1\0");
-    hasher.update(name);
+    hasher.update(&part.name);
     hasher.update([0]);
     hasher.update(seed.to_le_bytes());
     let mut rng = ChaCha8Rng::from_seed(hasher.finalize().into());
-    let numbers: Vec<f32> = if shape.len() == 1 {
-        vec![1.0; count]
-    } else {
-        (0..count)
-            .map(|_| {
-                let normal: f32 = StandardNormal.sample(&mut rng);
-                deviation * normal
-            })
-            .collect()
+    let draw = |_| {
+        let normal: f32 = StandardNormal.sample(&mut rng);
+        deviation * normal
     };
-    Tensor::from_vec(numbers, shape, &Device::Cpu)
+    (0..count).map(draw).collect()
 }
 
 #[cfg(test)]
@@ -257,7 +201,13 @@ mod tests {
     /// The same model written with candle's own operations, sequence by sequence.
     fn plain_loss(decoder: &Decoder, batch: &Packed) -> Result<Tensor> {
         let config = decoder.config();
-        let weight = |name: &str| decoder.weight(name);
+        let weight = |name: &str| -> Result<Tensor> {
+            let group = decoder.groups().iter().find(|group| group.parts.iter().any(|part| part.name == name)).unwrap();
+            let part = group.parts.iter().find(|part| part.name == name).unwrap();
+            let flat = decoder.weight(&group.name)?.narrow(0, part.range.start, part.range.len())?;
+            flat.reshape(part.shape.as_slice())
+        };
+        let embedding = weight("model.embed_tokens.weight")?;
         let norm = |x: &Tensor, w: &Tensor| -> Result<Tensor> {
             let mean = (x.sqr()?.mean_keepdim(1)? + config.rms_norm_eps)?;
             x.broadcast_div(&mean.sqrt()?)?.broadcast_mul(w)
@@ -267,7 +217,7 @@ mod tests {
         for bounds in batch.offsets.windows(2) {
             let rows = bounds[1] - bounds[0];
             let tokens = Tensor::from_slice(&batch.tokens[bounds[0]..bounds[1]], rows, &Device::Cpu)?;
-            let mut x = weight(EMBEDDING)?.index_select(&tokens, 0)?;
+            let mut x = embedding.index_select(&tokens, 0)?;
             let angles: Vec<f32> = (0..rows)
                 .flat_map(|row| (0..width).map(move |i| (row, i % (width / 2))))
                 .map(|(row, i)| row as f32 * 10_000_f32.powf(-2.0 * i as f32 / width as f32))
@@ -283,21 +233,22 @@ mod tests {
             let mask = Tensor::from_vec(mask, (rows, rows), &Device::Cpu)?;
             for layer in 0..config.num_hidden_layers {
                 let weight = |name: &str| weight(&format!("model.layers.{layer}.{name}.weight"));
-                let n = norm(&x, weight("input_layernorm")?)?;
-                let qkv = n.matmul(&weight("self_attn.qkv_proj")?.t()?)?.reshape((rows, 3, heads, width))?;
-                let part = |i| qkv.narrow(1, i, 1)?.squeeze(1)?.transpose(0, 1)?.contiguous();
-                let (q, k, v) = (turn(&part(0)?)?, turn(&part(1)?)?, part(2)?);
+                let n = norm(&x, &weight("input_layernorm")?)?;
+                let part = |name: &str| -> Result<Tensor> {
+                    let projected = n.matmul(&weight(&format!("self_attn.{name}_proj"))?.t()?)?;
+                    projected.reshape((rows, heads, width))?.transpose(0, 1)?.contiguous()
+                };
+                let (q, k, v) = (turn(&part("q")?)?, turn(&part("k")?)?, part("v")?);
                 let scores = (q.matmul(&k.transpose(1, 2)?)? / (width as f64).sqrt())?.broadcast_add(&mask)?;
                 let p = candle_nn::ops::softmax(&scores, 2)?;
                 let mixed = p.matmul(&v)?.transpose(0, 1)?.reshape((rows, heads * width))?;
                 x = (x + mixed.matmul(&weight("self_attn.o_proj")?.t()?)?)?;
-                let n = norm(&x, weight("post_attention_layernorm")?)?;
-                let both = n.matmul(&weight("mlp.gate_up_proj")?.t()?)?;
-                let inner = config.intermediate_size;
-                let y = (both.narrow(1, 0, inner)?.silu()? * both.narrow(1, inner, inner)?)?;
+                let n = norm(&x, &weight("post_attention_layernorm")?)?;
+                let (gate, up) = (weight("mlp.gate_proj")?, weight("mlp.up_proj")?);
+                let y = (n.matmul(&gate.t()?)?.silu()? * n.matmul(&up.t()?)?)?;
                 x = (x + y.matmul(&weight("mlp.down_proj")?.t()?)?)?;
             }
-            let logits = norm(&x, weight(NORM)?)?.matmul(&weight(EMBEDDING)?.t()?)?;
+            let logits = norm(&x, &weight("model.norm.weight")?)?.matmul(&embedding.t()?)?;
             let log = candle_nn::ops::log_softmax(&logits, 1)?;
             for target in batch.targets.iter().filter(|t| (bounds[0]..bounds[1]).contains(&t.row)) {
                 sum = (sum - log.get(target.row - bounds[0])?.get(target.id as usize)?)?;

@@ -10,7 +10,7 @@ use std::{
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::json;
 
-use super::{ConfigError, Decoder, ModelConfig, decoder};
+use super::{ConfigError, Decoder, ModelConfig, layout};
 use crate::{
     durable::{self, FileError},
     tokenizer::{PAD, Tokenizer, TokenizerError, UNKNOWN},
@@ -125,7 +125,7 @@ pub fn read_directory(path: &Path) -> Result<ModelFiles, ModelError> {
     Ok(files)
 }
 
-/// A model as plain numbers: the configuration, the tokenizer, and the weights under [`Decoder::shapes`]'s names.
+/// A model as plain numbers: the configuration, the tokenizer, and the weights by the names of their groups.
 pub(super) struct Loaded {
     pub(super) config: ModelConfig,
     pub(super) tokenizer: Tokenizer,
@@ -140,18 +140,18 @@ pub(super) fn load(files: &ModelFiles) -> Result<Loaded, ModelError> {
     let tokenizer = Tokenizer::from_json(file(TOKENIZER)?)?;
     let stored = SafeTensors::deserialize(file(WEIGHTS)?).map_err(ModelError::Weights)?;
     let mut weights = BTreeMap::new();
-    for (name, shape) in Decoder::shapes(&config) {
-        let mut numbers = Vec::with_capacity(shape.iter().product());
-        for (part, rows) in decoder::parts(&config, &name, &shape) {
-            let tensor = stored.tensor(&part).map_err(ModelError::Weights)?;
-            let expected: Vec<usize> = std::iter::once(rows.len()).chain(shape[1..].iter().copied()).collect();
-            if tensor.dtype() != Dtype::F32 || tensor.shape() != expected {
+    for group in layout::groups(&config) {
+        let mut numbers = Vec::with_capacity(group.size());
+        for part in &group.parts {
+            let tensor = stored.tensor(&part.name).map_err(ModelError::Weights)?;
+            if tensor.dtype() != Dtype::F32 || tensor.shape() != part.shape {
                 let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
-                return Err(ModelError::Weight { name: part, found, expected: format!("F32 {expected:?}") });
+                let expected = format!("F32 {:?}", part.shape);
+                return Err(ModelError::Weight { name: part.name.clone(), found, expected });
             }
             numbers.extend(floats(tensor.data()));
         }
-        weights.insert(name, numbers);
+        weights.insert(group.name, numbers);
     }
     Ok(Loaded { config, tokenizer, weights })
 }

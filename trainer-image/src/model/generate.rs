@@ -25,13 +25,15 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
     ModelConfig, ModelError, ModelFiles,
     attention::Rotary,
     directory::{self, Loaded},
-    kernels::{dispatched, dot, exponentials, rms_norm_piece, swiglu_piece},
+    kernels::{add_scaled, dispatched, dot, exponentials, rms_norm, swiglu},
+    layout::{BlockWeights, EMBEDDING, NORM, block},
     linear::Transposed,
 };
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -295,22 +297,22 @@ impl Weights {
     fn of(config: ModelConfig, weights: &BTreeMap<String, Vec<f32>>) -> Result<Self, ModelError> {
         let weight = |name: &str| weights.get(name).ok_or(ModelError::Missing("model.safetensors"));
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let embedding = weight("model.embed_tokens.weight")?;
+        let embedding = weight(EMBEDDING)?;
         let layer = |layer: usize| -> Result<Layer, ModelError> {
-            let weight = |name: &str| weight(&format!("model.layers.{layer}.{name}.weight"));
+            let weights = BlockWeights::of(weight(&block(layer))?, hidden, inner);
             Ok(Layer {
-                input_norm: weight("input_layernorm")?.clone(),
-                qkv: Transposed::of(weight("self_attn.qkv_proj")?, hidden),
-                output: Transposed::of(weight("self_attn.o_proj")?, hidden),
-                inner_norm: weight("post_attention_layernorm")?.clone(),
-                gate_up: Transposed::of(weight("mlp.gate_up_proj")?, hidden),
-                down: Transposed::of(weight("mlp.down_proj")?, inner),
+                input_norm: weights.input_norm.to_vec(),
+                qkv: Transposed::of(weights.qkv, hidden),
+                output: Transposed::of(weights.output, hidden),
+                inner_norm: weights.inner_norm.to_vec(),
+                gate_up: Transposed::of(weights.gate_up, hidden),
+                down: Transposed::of(weights.down, inner),
             })
         };
         Ok(Self {
             head: Transposed::of(embedding, hidden),
             embedding: embedding.clone(),
-            norm: weight("model.norm.weight")?.clone(),
+            norm: weight(NORM)?.clone(),
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_, _>>()?,
             rotary: Rotary::new(config.max_position_embeddings, config.head_dim, config.rope_theta),
             config,
@@ -332,7 +334,7 @@ impl Weights {
         let mut gate_up = vec![0.0; rows * 2 * self.config.intermediate_size];
         let mut inner = vec![0.0; rows * self.config.intermediate_size];
         for (index, layer) in self.layers.iter().enumerate() {
-            rms_norm_piece(&x, &layer.input_norm, eps, &mut normed);
+            rms_norm(&x, &layer.input_norm, eps, &mut normed);
             layer.qkv.apply(&normed, &mut qkv, false);
             let mut row = 0;
             for (_, slot) in group.iter_mut() {
@@ -343,9 +345,9 @@ impl Weights {
                 row += count;
             }
             layer.output.apply(&normed, &mut x, true);
-            rms_norm_piece(&x, &layer.inner_norm, eps, &mut normed);
+            rms_norm(&x, &layer.inner_norm, eps, &mut normed);
             layer.gate_up.apply(&normed, &mut gate_up, false);
-            swiglu_piece(&gate_up, self.config.intermediate_size, &mut inner);
+            swiglu(&gate_up, self.config.intermediate_size, &mut inner);
             layer.down.apply(&inner, &mut x, true);
         }
         let mut last = Vec::with_capacity(group.len() * hidden);
@@ -355,7 +357,7 @@ impl Weights {
             last.extend_from_slice(&x[(row - 1) * hidden..][..hidden]);
         }
         let mut normed = vec![0.0; last.len()];
-        rms_norm_piece(&last, &self.norm, eps, &mut normed);
+        rms_norm(&last, &self.norm, eps, &mut normed);
         let mut logits = vec![0.0; group.len() * self.config.vocab_size];
         self.head.apply(&normed, &mut logits, false);
         group
@@ -405,7 +407,7 @@ dispatched!(attend_piece<'a>(
 
 /// Attention of new rows over the cache and themselves; they join the cache.
 #[inline(always)]
-fn attend(weights: &Weights, qkv: &mut [f32], cache: Cache, out: &mut [f32]) {
+fn attend<S: Simd>(simd: S, weights: &Weights, qkv: &mut [f32], cache: Cache, out: &mut [f32]) {
     let Cache { keys, values, first } = cache;
     let (hidden, width) = (weights.config.hidden_size, weights.config.head_dim);
     let scale = 1.0 / (width as f32).sqrt();
@@ -415,21 +417,18 @@ fn attend(weights: &Weights, qkv: &mut [f32], cache: Cache, out: &mut [f32]) {
         let (query, key_value) = qkv.split_at_mut(hidden);
         let (key, value) = key_value.split_at_mut(hidden);
         for head in query.chunks_exact_mut(width).chain(key.chunks_exact_mut(width)) {
-            weights.rotary.turn(head, position, 1.0);
+            weights.rotary.turn(head, position, 1.0, 1.0);
         }
         keys.extend_from_slice(key);
         values.extend_from_slice(value);
         for (head, (query, out)) in query.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
             let part = head * width..(head + 1) * width;
             scores.clear();
-            scores.extend(keys.chunks_exact(hidden).map(|key| scale * dot(query, &key[part.clone()])));
-            let (_, sum) = exponentials(&mut scores);
+            scores.extend(keys.chunks_exact(hidden).map(|key| scale * dot(simd, query, &key[part.clone()])));
+            let (_, sum) = exponentials(simd, &mut scores);
             out.fill(0.0);
             for (score, value) in scores.iter().zip(values.chunks_exact(hidden)) {
-                let weight = score / sum;
-                for (out, value) in out.iter_mut().zip(&value[part.clone()]) {
-                    *out = weight.mul_add(*value, *out);
-                }
+                add_scaled(simd, score / sum, &value[part.clone()], out);
             }
         }
     }
@@ -483,10 +482,14 @@ mod tests {
         for (prompt, completion) in PROMPTS.iter().zip(generator.complete(&PROMPTS, 12, |_| ())) {
             let mut ids = generator.tokenizer().encode(prompt).unwrap();
             for token in completion.unwrap().tokens {
-                let inputs = [ids.as_slice(), &[0]].concat();
-                let logits = decoder.logits(&Packed::new([(inputs.as_slice(), 1)])).unwrap();
-                let last = logits.get(ids.len() - 1).unwrap();
-                assert_eq!(last.argmax(0).unwrap().to_scalar::<u32>().unwrap(), token);
+                // The greedy choice is the token with the smallest loss.
+                let loss = |candidate: u32| {
+                    let sequence = [ids.as_slice(), &[candidate]].concat();
+                    let loss = decoder.loss(&Packed::new([(sequence.as_slice(), ids.len())]), 1).unwrap();
+                    loss.to_scalar::<f32>().unwrap()
+                };
+                let best = (0..98).min_by(|a, b| loss(*a).total_cmp(&loss(*b))).unwrap();
+                assert_eq!(best, token);
                 ids.push(token);
             }
         }

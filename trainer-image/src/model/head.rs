@@ -1,10 +1,10 @@
-//! The output projection fused with softmax and cross-entropy, forwards and backwards, over the rows that have a target.
-//! Pure.
+//! The final norm and the output projection fused with softmax and cross-entropy, forwards and backwards, over the rows that
+//! have a target. Pure.
 
 use rayon::prelude::*;
 
 use super::{
-    kernels::{ROWS, exponentials_of_rows, sum_in_order},
+    kernels::{ROWS, exponentials_of_rows, rms_norm, rms_norm_backward, sum_in_order},
     linear::{linear, linear_backward},
 };
 
@@ -17,43 +17,55 @@ pub struct Target {
     pub id: u32,
 }
 
-/// Σ over targets of −ln softmax(hidden · weightᵀ)[id]: `hidden` [rows, width], `weight` [vocabulary, width].
-pub(super) fn loss(hidden: &[f32], weight: &[f32], width: usize, targets: &[Target]) -> f64 {
-    let vocabulary = weight.len() / width;
-    let pieces: Vec<f64> = targets
-        .par_chunks(ROWS)
-        .map(|targets| {
-            let rows = gather(hidden, width, targets);
-            let mut logits = vec![0.0; targets.len() * vocabulary];
-            linear(&rows, weight, width, &mut logits, false);
-            let chosen = logits.chunks_exact(vocabulary).zip(targets).map(|(row, target)| row[target.id as usize]);
-            let chosen: Vec<f32> = chosen.collect();
-            let mut totals = vec![(0.0, 0.0); targets.len()];
-            exponentials_of_rows(&mut logits, vocabulary, &mut totals);
-            let losses =
-                chosen.iter().zip(totals).map(|(logit, (top, sum))| f64::from(top - logit) + f64::from(sum).ln());
-            losses.sum()
-        })
-        .collect();
-    pieces.into_iter().sum()
+/// The weights of the head.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a> {
+    /// [width]
+    pub(super) norm: &'a [f32],
+    /// [vocabulary, width]
+    pub(super) embedding: &'a [f32],
+    pub(super) eps: f32,
 }
 
-/// `slope` times the gradients of [`loss`] by `hidden` (written to `dhidden`) and by `weight` (returned).
-pub(super) fn loss_backward(
-    hidden: &[f32],
-    weight: &[f32],
-    width: usize,
-    targets: &[Target],
-    slope: f32,
-    dhidden: &mut [f32],
-) -> Vec<f32> {
-    let vocabulary = weight.len() / width;
-    let pieces: Vec<(Vec<f32>, Vec<f32>)> = targets
-        .par_chunks(ROWS)
-        .map(|targets| {
-            let rows = gather(hidden, width, targets);
-            let mut logits = vec![0.0; targets.len() * vocabulary];
-            linear(&rows, weight, width, &mut logits, false);
+impl Head<'_> {
+    fn width(&self) -> usize {
+        self.norm.len()
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.embedding.len() / self.width()
+    }
+
+    /// The logits [rows, vocabulary] of `x` [rows, width], and its norm.
+    fn logits(&self, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let mut normed = vec![0.0; x.len()];
+        rms_norm(x, self.norm, self.eps, &mut normed);
+        let mut logits = vec![0.0; x.len() / self.width() * self.vocabulary()];
+        linear(&normed, self.embedding, self.width(), &mut logits, false);
+        (logits, normed)
+    }
+
+    /// Σ over targets of −ln softmax(logits)[id] for `x` [rows, width].
+    pub(super) fn loss(&self, x: &[f32], targets: &[Target]) -> f64 {
+        let piece = |targets: &[Target]| -> f64 {
+            let (mut logits, _) = self.logits(&gather(x, self.width(), targets));
+            let rows = logits.chunks_exact(self.vocabulary()).zip(targets);
+            let chosen: Vec<f32> = rows.map(|(row, target)| row[target.id as usize]).collect();
+            let mut totals = vec![(0.0, 0.0); targets.len()];
+            exponentials_of_rows(&mut logits, self.vocabulary(), &mut totals);
+            let rows = chosen.iter().zip(totals);
+            rows.map(|(logit, (top, sum))| f64::from(top - logit) + f64::from(sum).ln()).sum()
+        };
+        let sums: Vec<f64> = targets.par_chunks(ROWS).map(piece).collect();
+        sums.into_iter().sum()
+    }
+
+    /// `slope` times the gradients of [`loss`](Self::loss) by `x` (written to `dx`), by the norm and by the embedding.
+    pub(super) fn backward(&self, x: &[f32], targets: &[Target], slope: f32, dx: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
+        let (width, vocabulary) = (self.width(), self.vocabulary());
+        let piece = |targets: &[Target]| {
+            let rows = gather(x, width, targets);
+            let (mut logits, normed) = self.logits(&rows);
             let mut totals = vec![(0.0, 0.0); targets.len()];
             exponentials_of_rows(&mut logits, vocabulary, &mut totals);
             for ((logits, target), (_, total)) in logits.chunks_exact_mut(vocabulary).zip(targets).zip(totals) {
@@ -63,26 +75,34 @@ pub(super) fn loss_backward(
                 }
                 logits[target.id as usize] -= slope;
             }
-            let mut drows = vec![0.0; rows.len()];
-            let dweight = linear_backward(&rows, weight, width, &logits, &mut drows);
-            (drows, dweight)
-        })
-        .collect();
-    dhidden.fill(0.0);
-    let mut partial = Vec::with_capacity(pieces.len());
-    for (targets, (drows, dweight)) in targets.chunks(ROWS).zip(pieces) {
-        for (target, drow) in targets.iter().zip(drows.chunks_exact(width)) {
-            dhidden[target.row * width..][..width].copy_from_slice(drow);
+            let mut dnormed = vec![0.0; rows.len()];
+            let mut dembedding = vec![0.0; self.embedding.len()];
+            linear_backward(&normed, self.embedding, width, &logits, &mut dnormed, &mut dembedding);
+            let (mut drows, mut dnorm) = (vec![0.0; rows.len()], vec![0.0; width]);
+            rms_norm_backward(&rows, self.norm, self.eps, &dnormed, &mut drows, &mut dnorm);
+            (drows, dnorm, dembedding)
+        };
+        let pieces: Vec<_> = targets.par_chunks(ROWS).map(piece).collect();
+        dx.fill(0.0);
+        let (mut dnorms, mut dembeddings) = (Vec::new(), Vec::new());
+        for (targets, (drows, dnorm, dembedding)) in targets.chunks(ROWS).zip(pieces) {
+            for (target, drow) in targets.iter().zip(drows.chunks_exact(width)) {
+                dx[target.row * width..][..width].copy_from_slice(drow);
+            }
+            dnorms.push(dnorm);
+            dembeddings.push(dembedding);
         }
-        partial.push(dweight);
+        let (mut dnorm, mut dembedding) = (vec![0.0; width], vec![0.0; self.embedding.len()]);
+        sum_in_order(&dnorms, &mut dnorm);
+        sum_in_order(&dembeddings, &mut dembedding);
+        (dnorm, dembedding)
     }
-    sum_in_order(partial, weight.len())
 }
 
-fn gather(hidden: &[f32], width: usize, targets: &[Target]) -> Vec<f32> {
+fn gather(x: &[f32], width: usize, targets: &[Target]) -> Vec<f32> {
     let mut rows = Vec::with_capacity(targets.len() * width);
     for target in targets {
-        rows.extend_from_slice(&hidden[target.row * width..][..width]);
+        rows.extend_from_slice(&x[target.row * width..][..width]);
     }
     rows
 }

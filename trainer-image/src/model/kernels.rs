@@ -1,20 +1,21 @@
 //! The arithmetic of the model on plain slices, forwards and backwards. Pure.
 //!
-//! Kernels are compiled for the instruction sets that the processor may have; which one runs is chosen at run time. Work
-//! is cut into pieces of [`ROWS`] rows, whatever the number of threads, and sums over pieces are taken in their order: the
-//! same bits for any number of threads.
+//! Kernels are compiled for the instruction sets that the processor may have; which one runs is chosen at run time. Whoever
+//! calls them cuts the work into pieces of [`ROWS`] rows, whatever the number of threads, and sums over pieces are taken in
+//! their order: the same bits for any number of threads.
 
+use pulp::Simd;
 use rayon::prelude::*;
 
 /// Rows of a piece of work.
 pub(super) const ROWS: usize = 256;
-/// Partial sums that a reduction keeps, so that it can use vector registers.
-const LANES: usize = 16;
 
-/// Makes a function that runs a kernel compiled for the instruction set of this processor. (A closure would not do: it
-/// need not be inlined, and then it is compiled for the oldest processor.)
+/// Makes a function that runs a kernel compiled for the instruction set of this processor.
 macro_rules! dispatched {
-    ($vis:vis $name:ident$([const $width:ident])?<$life:lifetime>($($argument:ident: $type:ty),* $(,)?) = $kernel:expr) => {
+    ($(#[$doc:meta])* $vis:vis $name:ident$([const $width:ident])?<$life:lifetime>(
+        $($argument:ident: $type:ty),* $(,)?
+    ) = $kernel:expr) => {
+        $(#[$doc])*
         $vis fn $name<$life $(, const $width: usize)?>($($argument: $type),*) {
             struct Work<$life $(, const $width: usize)?> {
                 $($argument: $type),*
@@ -22,8 +23,8 @@ macro_rules! dispatched {
             impl<$life $(, const $width: usize)?> pulp::WithSimd for Work<$life $(, $width)?> {
                 type Output = ();
                 #[inline(always)]
-                fn with_simd<S: pulp::Simd>(self, _: S) {
-                    $kernel($(self.$argument),*);
+                fn with_simd<S: pulp::Simd>(self, simd: S) {
+                    $kernel(simd, $(self.$argument),*);
                 }
             }
             pulp::Arch::new().dispatch(Work::<$life $(, $width)?> { $($argument),* });
@@ -32,211 +33,252 @@ macro_rules! dispatched {
 }
 pub(super) use dispatched;
 
-/// e^x for x ≤ 88, within two units in the last place; 0 below −87. (Cephes' `expf`, without its branches.)
+/// `each!(simd, out; a, b => expression)`: replaces every number of `out` by the expression over `out`, `a` and `b`, each of
+/// which is a vector of numbers in it. (A macro, for a closure need not be inlined, and then it is compiled for the oldest
+/// processor.)
+macro_rules! each {
+    ($simd:ident: $s:ident, $out:ident; $($input:ident),* => $value:expr) => {{
+        $(let $input = &$input[..$out.len()];)*
+        let (whole, rest) = $s::as_mut_simd_f32s($out);
+        let count = whole.len();
+        {
+            $(let $input = &$s::as_simd_f32s($input).0[..count];)*
+            for index in 0..count {
+                let $out = whole[index];
+                $(let $input = $input[index];)*
+                let _ = $out;
+                whole[index] = $value;
+            }
+        }
+        if !rest.is_empty() {
+            let $out = $simd.partial_load_f32s(rest);
+            $(let $input = $simd.partial_load_f32s($s::as_simd_f32s($input).1);)*
+            let _ = $out;
+            $simd.partial_store_f32s(rest, $value);
+        }
+    }};
+}
+
+/// e^x for x ≤ 88, within two units in the last place; 10⁻³⁸ below −87, NaN of NaN. (Cephes' `expf`, without its branches.)
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    // Adding it leaves a number rounded to whole in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    let x = x.clamp(-87.3, 88.3);
-    let n = x.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
-    let r = n.mul_add(-0.693_359_4, x);
-    let r = n.mul_add(2.121_944_4e-4, r);
-    let mut p = 1.987_569_1e-4_f32;
-    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_3e-1] {
-        p = p.mul_add(r, c);
-    }
-    let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
-    p.mul_add(r * r, r + 1.0) * power
+    let splat = |value: f32| simd.splat_f32s(value);
+    // In this order of arguments, NaN stays NaN.
+    let x = simd.min_f32s(splat(88.3), simd.max_f32s(splat(-87.3), x));
+    let shifted = simd.mul_add_f32s(x, splat(std::f32::consts::LOG2_E), splat(ROUND));
+    let n = simd.sub_f32s(shifted, splat(ROUND));
+    let r = simd.mul_add_f32s(n, splat(-0.693_359_4), x);
+    let r = simd.mul_add_f32s(n, splat(2.121_944_4e-4), r);
+    let p = simd.mul_add_f32s(splat(1.987_569_1e-4), r, splat(1.398_2e-3));
+    let p = simd.mul_add_f32s(p, r, splat(8.333_452e-3));
+    let p = simd.mul_add_f32s(p, r, splat(4.166_579_6e-2));
+    let p = simd.mul_add_f32s(p, r, splat(1.666_666_5e-1));
+    let p = simd.mul_add_f32s(p, r, splat(5.000_000_3e-1));
+    let p = simd.mul_add_f32s(p, simd.mul_f32s(r, r), simd.add_f32s(r, splat(1.0)));
+    // 2ⁿ: n + 127 is the exponent, and what stands above it in `shifted` falls out of the register.
+    let exponent = simd.add_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(127));
+    let power = simd.wrapping_dyn_shl_u32s(exponent, simd.splat_u32s(23));
+    simd.mul_f32s(p, simd.transmute_f32s_u32s(power))
 }
 
 /// Σ a·b
 #[inline(always)]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0_f32; LANES];
-    let count = a.len().min(b.len());
-    let (blocks_a, blocks_b) = (a[..count].chunks_exact(LANES), b[..count].chunks_exact(LANES));
-    let (rest_a, rest_b) = (blocks_a.remainder(), blocks_b.remainder());
-    for (block_a, block_b) in blocks_a.zip(blocks_b) {
-        for lane in 0..LANES {
-            lanes[lane] = block_a[lane].mul_add(block_b[lane], lanes[lane]);
-        }
+pub(super) fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+    let b = &b[..a.len()];
+    let ((whole_a, rest_a), (whole_b, rest_b)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
+    let whole_b = &whole_b[..whole_a.len()];
+    let mut sum = simd.splat_f32s(0.0);
+    for index in 0..whole_a.len() {
+        sum = simd.mul_add_f32s(whole_a[index], whole_b[index], sum);
     }
-    for (lane, (a, b)) in lanes.iter_mut().zip(rest_a.iter().zip(rest_b)) {
-        *lane = a.mul_add(*b, *lane);
+    if !rest_a.is_empty() {
+        sum = simd.mul_add_f32s(simd.partial_load_f32s(rest_a), simd.partial_load_f32s(rest_b), sum);
     }
-    fold(lanes)
-}
-
-/// Σ lanes, halved again and again.
-#[inline(always)]
-fn fold(lanes: [f32; LANES]) -> f32 {
-    let mut lanes = lanes;
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+    simd.reduce_sum_f32s(sum)
 }
 
 /// The largest of `values`; −∞ of none.
 #[inline(always)]
-fn maximum(values: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let blocks = values.chunks_exact(LANES);
-    let rest = blocks.remainder();
-    for block in blocks {
-        for lane in 0..LANES {
-            lanes[lane] = if block[lane] > lanes[lane] { block[lane] } else { lanes[lane] };
-        }
+fn maximum<S: Simd>(simd: S, values: &[f32]) -> f32 {
+    let (whole, rest) = S::as_simd_f32s(values);
+    let mut top = simd.splat_f32s(f32::NEG_INFINITY);
+    for values in whole {
+        top = simd.max_f32s(top, *values);
     }
-    for (lane, value) in lanes.iter_mut().zip(rest) {
-        *lane = if *value > *lane { *value } else { *lane };
+    let mut top = simd.reduce_max_f32s(top);
+    for value in rest {
+        top = if *value > top { *value } else { top };
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    top
 }
 
 /// Replaces `values` by e^(value − their maximum) and returns (the maximum, the sum of the results).
 #[inline(always)]
-pub(super) fn exponentials(values: &mut [f32]) -> (f32, f32) {
-    let top = maximum(values);
-    let mut lanes = [0.0_f32; LANES];
-    let mut blocks = values.chunks_exact_mut(LANES);
-    for block in blocks.by_ref() {
-        for lane in 0..LANES {
-            block[lane] = exp(block[lane] - top);
-            lanes[lane] += block[lane];
-        }
+pub(super) fn exponentials<S: Simd>(simd: S, values: &mut [f32]) -> (f32, f32) {
+    let top = maximum(simd, values);
+    let shift = simd.splat_f32s(top);
+    each!(simd: S, values; => exp(simd, simd.sub_f32s(values, shift)));
+    let (whole, rest) = S::as_simd_f32s(values);
+    let mut sum = simd.splat_f32s(0.0);
+    for values in whole {
+        sum = simd.add_f32s(sum, *values);
     }
-    for (lane, value) in lanes.iter_mut().zip(blocks.into_remainder()) {
-        *value = exp(*value - top);
-        *lane += *value;
+    if !rest.is_empty() {
+        sum = simd.add_f32s(sum, simd.partial_load_f32s(rest));
     }
-    (top, fold(lanes))
+    (top, simd.reduce_sum_f32s(sum))
 }
 
-/// [`exponentials`] of every row of `values`, `width` wide; (maximum, sum) of each row goes to `totals`.
-pub(super) fn exponentials_of_rows(values: &mut [f32], width: usize, totals: &mut [(f32, f32)]) {
-    exponentials_piece(values, width, totals);
+/// Multiplies `values` by `factor`.
+#[inline(always)]
+pub(super) fn scale<S: Simd>(simd: S, values: &mut [f32], factor: f32) {
+    let factor = simd.splat_f32s(factor);
+    each!(simd: S, values; => simd.mul_f32s(values, factor));
+}
+
+/// `out += factor · values`
+#[inline(always)]
+pub(super) fn add_scaled<S: Simd>(simd: S, factor: f32, values: &[f32], out: &mut [f32]) {
+    let factor = simd.splat_f32s(factor);
+    each!(simd: S, out; values => simd.mul_add_f32s(factor, values, out));
+}
+
+/// The slope of a softmax: `slopes = scores · (slopes − mean)`.
+#[inline(always)]
+pub(super) fn softmax_slopes<S: Simd>(simd: S, scores: &[f32], mean: f32, slopes: &mut [f32]) {
+    let mean = simd.splat_f32s(mean);
+    each!(simd: S, slopes; scores => simd.mul_f32s(scores, simd.sub_f32s(slopes, mean)));
 }
 
 #[inline(always)]
-fn exponentials_rows(values: &mut [f32], width: usize, totals: &mut [(f32, f32)]) {
+fn exponentials_rows<S: Simd>(simd: S, values: &mut [f32], width: usize, totals: &mut [(f32, f32)]) {
     for (row, total) in values.chunks_exact_mut(width).zip(totals) {
-        *total = exponentials(row);
+        *total = exponentials(simd, row);
     }
 }
 
-/// `RMSNorm` of every row of `x`: `y = x / sqrt(mean(x²) + eps) · weight`.
-pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-    let width = weight.len();
-    let pieces = y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width));
-    pieces.for_each(|(y, x)| rms_norm_piece(x, weight, eps, y));
+/// 1 / sqrt(mean(x²) + eps)
+#[inline(always)]
+fn inverse_norm<S: Simd>(simd: S, x: &[f32], eps: f32) -> f32 {
+    1.0 / (dot(simd, x, x) / x.len() as f32 + eps).sqrt()
 }
 
 #[inline(always)]
-fn rms_norm_rows(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+fn rms_norm_rows<S: Simd>(simd: S, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     let width = weight.len();
     for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-        let scale = 1.0 / (dot(x, x) / width as f32 + eps).sqrt();
-        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-            *y = x * scale * w;
-        }
+        let factor = simd.splat_f32s(inverse_norm(simd, x, eps));
+        each!(simd: S, y; x, weight => simd.mul_f32s(simd.mul_f32s(x, factor), weight));
     }
 }
 
-/// The gradients of [`rms_norm`] by `x` (written to `dx`) and by `weight` (returned).
-pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) -> Vec<f32> {
-    let width = weight.len();
-    let pieces = dx.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).zip(dy.par_chunks(ROWS * width));
-    let partial: Vec<Vec<f32>> = pieces
-        .map(|((dx, x), dy)| {
-            let mut dw = vec![0.0; width];
-            rms_norm_backward_piece(x, weight, eps, dy, dx, &mut dw);
-            dw
-        })
-        .collect();
-    sum_in_order(partial, width)
-}
-
 #[inline(always)]
-fn rms_norm_backward_rows(x: &[f32], weight: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+fn rms_norm_backward_rows<S: Simd>(
+    simd: S,
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    dy: &[f32],
+    dx: &mut [f32],
+    dw: &mut [f32],
+) {
     let width = weight.len();
+    let mut slopes = vec![0.0_f32; width];
     let rows = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
     for ((x, dy), dx) in rows {
-        let scale = 1.0 / (dot(x, x) / width as f32 + eps).sqrt();
-        for (((dx, dy), w), (x, dw)) in dx.iter_mut().zip(dy).zip(weight).zip(x.iter().zip(dw.iter_mut())) {
-            *dx = dy * w;
-            *dw = (dy * scale).mul_add(*x, *dw);
-        }
-        let along = dot(dx, x) * scale * scale * scale / width as f32;
-        for (dx, x) in dx.iter_mut().zip(x) {
-            *dx = scale.mul_add(*dx, -along * x);
-        }
+        let norm = inverse_norm(simd, x, eps);
+        let factor = simd.splat_f32s(norm);
+        let dw = &mut *dw;
+        each!(simd: S, dw; x, dy => simd.mul_add_f32s(simd.mul_f32s(dy, factor), x, dw));
+        let along = {
+            let slopes = slopes.as_mut_slice();
+            each!(simd: S, slopes; dy, weight => simd.mul_f32s(dy, weight));
+            dot(simd, slopes, x) * norm * norm * norm / width as f32
+        };
+        let (along, slopes) = (simd.splat_f32s(-along), slopes.as_slice());
+        each!(simd: S, dx; slopes, x => simd.mul_add_f32s(factor, slopes, simd.mul_add_f32s(along, x, dx)));
     }
 }
 
-/// Adds vectors of `width` numbers in their order.
-pub(super) fn sum_in_order(partial: Vec<Vec<f32>>, width: usize) -> Vec<f32> {
-    let mut parts = partial.into_iter();
-    let mut sum = parts.next().unwrap_or_else(|| vec![0.0; width]);
-    for part in parts {
-        for (sum, part) in sum.iter_mut().zip(part) {
-            *sum += part;
+/// Adds vectors to `sum` in their order.
+pub(super) fn sum_in_order(parts: &[Vec<f32>], sum: &mut [f32]) {
+    const WIDTH: usize = 4096;
+    sum.par_chunks_mut(WIDTH).enumerate().for_each(|(index, sum)| {
+        for part in parts {
+            add(&part[index * WIDTH..][..sum.len()], sum);
         }
-    }
-    sum
-}
-
-/// `SwiGLU` of rows that hold gate and up side by side: `y = silu(gate) · up`, each `width` wide.
-pub(super) fn swiglu(gate_up: &[f32], width: usize, y: &mut [f32]) {
-    let pieces = y.par_chunks_mut(ROWS * width).zip(gate_up.par_chunks(2 * ROWS * width));
-    pieces.for_each(|(y, x)| swiglu_piece(x, width, y));
+    });
 }
 
 #[inline(always)]
-fn swiglu_rows(gate_up: &[f32], width: usize, y: &mut [f32]) {
+fn add_all<S: Simd>(simd: S, part: &[f32], sum: &mut [f32]) {
+    each!(simd: S, sum; part => simd.add_f32s(sum, part));
+}
+
+/// 1 / (1 + e^−x)
+#[inline(always)]
+fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let one = simd.splat_f32s(1.0);
+    simd.div_f32s(one, simd.add_f32s(one, exp(simd, simd.neg_f32s(x))))
+}
+
+#[inline(always)]
+fn swiglu_rows<S: Simd>(simd: S, gate_up: &[f32], width: usize, y: &mut [f32]) {
     for (y, x) in y.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
         let (gate, up) = x.split_at(width);
-        for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-            *y = gate / (1.0 + exp(-gate)) * up;
-        }
+        each!(simd: S, y; gate, up => simd.mul_f32s(simd.mul_f32s(gate, sigmoid(simd, gate)), up));
     }
 }
 
-/// The gradient of [`swiglu`] by its input.
-pub(super) fn swiglu_backward(gate_up: &[f32], width: usize, dy: &[f32], dx: &mut [f32]) {
-    let pieces =
-        dx.par_chunks_mut(2 * ROWS * width).zip(gate_up.par_chunks(2 * ROWS * width)).zip(dy.par_chunks(ROWS * width));
-    pieces.for_each(|((dx, x), dy)| swiglu_backward_piece(x, width, dy, dx));
-}
-
 #[inline(always)]
-fn swiglu_backward_rows(gate_up: &[f32], width: usize, dy: &[f32], dx: &mut [f32]) {
+fn swiglu_backward_rows<S: Simd>(simd: S, gate_up: &[f32], width: usize, dy: &[f32], dx: &mut [f32]) {
     let rows = dx.chunks_exact_mut(2 * width).zip(gate_up.chunks_exact(2 * width)).zip(dy.chunks_exact(width));
+    let one = simd.splat_f32s(1.0);
     for ((dx, x), dy) in rows {
         let (gate, up) = x.split_at(width);
         let (dgate, dup) = dx.split_at_mut(width);
-        for (((dgate, dup), (gate, up)), dy) in dgate.iter_mut().zip(dup).zip(gate.iter().zip(up)).zip(dy) {
-            let sigmoid = 1.0 / (1.0 + exp(-gate));
-            *dup = dy * gate * sigmoid;
-            *dgate = dy * up * sigmoid * (gate * (1.0 - sigmoid) + 1.0);
+        // dup holds the sigmoid until dgate is done.
+        each!(simd: S, dup; gate => sigmoid(simd, gate));
+        {
+            let share = &*dup;
+            each!(simd: S, dgate; gate, up, dy, share => {
+                let slope = simd.mul_add_f32s(gate, simd.sub_f32s(one, share), one);
+                simd.mul_f32s(simd.mul_f32s(dy, up), simd.mul_f32s(share, slope))
+            });
         }
+        each!(simd: S, dup; gate, dy => simd.mul_f32s(simd.mul_f32s(dy, gate), dup));
     }
 }
 
-dispatched!(exponentials_piece<'a>(
-    values: &'a mut [f32], width: usize, totals: &'a mut [(f32, f32)],
-) = exponentials_rows);
-dispatched!(pub(super) rms_norm_piece<'a>(x: &'a [f32], weight: &'a [f32], eps: f32, y: &'a mut [f32]) = rms_norm_rows);
-dispatched!(rms_norm_backward_piece<'a>(
-    x: &'a [f32], weight: &'a [f32], eps: f32, dy: &'a [f32], dx: &'a mut [f32], dw: &'a mut [f32],
-) = rms_norm_backward_rows);
-dispatched!(pub(super) swiglu_piece<'a>(gate_up: &'a [f32], width: usize, y: &'a mut [f32]) = swiglu_rows);
-dispatched!(swiglu_backward_piece<'a>(
-    gate_up: &'a [f32], width: usize, dy: &'a [f32], dx: &'a mut [f32],
-) = swiglu_backward_rows);
+dispatched!(
+    /// [`exponentials`] of every row of `values`, `width` wide; (maximum, sum) of each row goes to `totals`.
+    pub(super) exponentials_of_rows<'a>(
+        values: &'a mut [f32], width: usize, totals: &'a mut [(f32, f32)],
+    ) = exponentials_rows
+);
+dispatched!(
+    /// `RMSNorm` of every row of `x`: `y = x / sqrt(mean(x²) + eps) · weight`.
+    pub(super) rms_norm<'a>(x: &'a [f32], weight: &'a [f32], eps: f32, y: &'a mut [f32]) = rms_norm_rows
+);
+dispatched!(
+    /// Adds the gradients of [`rms_norm`] by `x` to `dx` and by `weight` to `dw`.
+    pub(super) rms_norm_backward<'a>(
+        x: &'a [f32], weight: &'a [f32], eps: f32, dy: &'a [f32], dx: &'a mut [f32], dw: &'a mut [f32],
+    ) = rms_norm_backward_rows
+);
+dispatched!(
+    /// `SwiGLU` of rows that hold gate and up side by side: `y = silu(gate) · up`, each `width` wide.
+    pub(super) swiglu<'a>(gate_up: &'a [f32], width: usize, y: &'a mut [f32]) = swiglu_rows
+);
+dispatched!(
+    /// The gradient of [`swiglu`] by its input.
+    pub(super) swiglu_backward<'a>(
+        gate_up: &'a [f32], width: usize, dy: &'a [f32], dx: &'a mut [f32],
+    ) = swiglu_backward_rows
+);
+dispatched!(add<'a>(part: &'a [f32], sum: &'a mut [f32]) = add_all);
 
 #[cfg(test)]
 mod tests {
@@ -244,18 +286,40 @@ mod tests {
 
     #[test]
     fn exp_is_exact_enough() {
-        for step in -8700..=0 {
-            let x = step as f32 / 100.0;
-            let expected = f64::from(x).exp();
-            assert!((f64::from(exp(x)) - expected).abs() <= 3e-7 * expected, "{x}");
+        let mut values: Vec<f32> = (-8700..=0).map(|step| step as f32 / 100.0).collect();
+        let expected: Vec<f64> = values.iter().map(|x| f64::from(*x).exp()).collect();
+        let mut totals = [(0.0, 0.0)];
+        let width = values.len();
+        exponentials_of_rows(&mut values, width, &mut totals);
+        for (value, expected) in values.iter().zip(&expected) {
+            assert!((f64::from(*value) - expected).abs() <= 3e-7 * expected, "{value} {expected}");
         }
+        assert!(totals[0].0.abs() < f32::EPSILON);
+        assert!((f64::from(totals[0].1) - expected.iter().sum::<f64>()).abs() < 1e-3);
     }
 
     #[test]
-    fn reductions_cover_the_remainder() {
-        let values: Vec<f32> = (0..37).map(|i| i as f32).collect();
-        assert!((dot(&values, &values) - 16_206.0).abs() < 0.5);
-        let (top, sum) = exponentials(&mut values.clone());
-        assert!((top - 36.0).abs() < f32::EPSILON && (sum - 1.581_976_7).abs() < 1e-5, "{top} {sum}");
+    fn nan_stays_nan() {
+        let (mut values, mut totals) = ([0.0, f32::NAN, 1.0], [(0.0, 0.0)]);
+        exponentials_of_rows(&mut values, 3, &mut totals);
+        assert!(totals[0].1.is_nan());
+    }
+
+    #[test]
+    fn what_does_not_fill_a_register_is_computed_too() {
+        let (gate_up, mut y) = (vec![1.0; 2 * 37], vec![0.0; 37]);
+        swiglu(&gate_up, 37, &mut y);
+        assert!(y.iter().all(|y| (y - 0.731_058_6).abs() < 1e-6), "{y:?}");
+        let mut normed = vec![0.0; 37];
+        rms_norm(&gate_up[..37], &[2.0; 37], 0.0, &mut normed);
+        assert!(normed.iter().all(|y| (y - 2.0).abs() < 1e-6), "{normed:?}");
+    }
+
+    #[test]
+    fn sums_cover_every_piece() {
+        let parts = vec![vec![1.0; 10_000], vec![2.0; 10_000]];
+        let mut sum = vec![0.5; 10_000];
+        sum_in_order(&parts, &mut sum);
+        assert!(sum.iter().all(|x| (x - 3.5).abs() < f32::EPSILON));
     }
 }

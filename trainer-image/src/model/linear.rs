@@ -2,9 +2,9 @@
 //! rows beside it. Pure.
 
 use gemm::Parallelism;
-use rayon::prelude::*;
+use pulp::Simd;
 
-use super::kernels::{ROWS, dispatched, sum_in_order};
+use super::kernels::dispatched;
 
 /// A matrix in a slice: its element (row, column) is at `row · row_stride + column · column_stride`.
 #[derive(Clone, Copy)]
@@ -64,28 +64,16 @@ fn multiply(a: View, b: View, out: &mut [f32], add: bool) {
     }
 }
 
-/// `y = x · wᵀ`, or `y += x · wᵀ`: `x` [rows, inputs], `weight` [outputs, inputs], `y` [rows, outputs].
+/// `y = x · wᵀ`, or `y += x · wᵀ`, on this thread: `x` [rows, inputs], `weight` [outputs, inputs], `y` [rows, outputs].
 pub(super) fn linear(x: &[f32], weight: &[f32], inputs: usize, y: &mut [f32], add: bool) {
-    let outputs = weight.len() / inputs;
-    y.par_chunks_mut(ROWS * outputs).zip(x.par_chunks(ROWS * inputs)).for_each(|(y, x)| {
-        multiply(View::rows_of(x, inputs), View::rows_of(weight, inputs).transposed(), y, add);
-    });
+    multiply(View::rows_of(x, inputs), View::rows_of(weight, inputs).transposed(), y, add);
 }
 
-/// The gradients of [`linear`] by `x` (written to `dx`) and by `weight` (returned).
-pub(super) fn linear_backward(x: &[f32], weight: &[f32], inputs: usize, dy: &[f32], dx: &mut [f32]) -> Vec<f32> {
-    let outputs = weight.len() / inputs;
-    let pieces = dx.par_chunks_mut(ROWS * inputs).zip(x.par_chunks(ROWS * inputs)).zip(dy.par_chunks(ROWS * outputs));
-    let partial: Vec<Vec<f32>> = pieces
-        .map(|((dx, x), dy)| {
-            let dy = View::rows_of(dy, outputs);
-            multiply(dy, View::rows_of(weight, inputs), dx, false);
-            let mut dw = vec![0.0; weight.len()];
-            multiply(dy.transposed(), View::rows_of(x, inputs), &mut dw, false);
-            dw
-        })
-        .collect();
-    sum_in_order(partial, weight.len())
+/// The gradients of [`linear`] by `x` and by `weight`, on this thread.
+pub(super) fn linear_backward(x: &[f32], weight: &[f32], inputs: usize, dy: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+    let dy = View::rows_of(dy, weight.len() / inputs);
+    multiply(dy, View::rows_of(weight, inputs), dx, false);
+    multiply(dy.transposed(), View::rows_of(x, inputs), dw, false);
 }
 
 /// A weight matrix laid out for generation: [inputs, outputs].
@@ -96,15 +84,14 @@ pub(super) struct Transposed {
     outputs: usize,
 }
 
-/// Columns that a kernel works on at once.
-const COLUMNS: usize = 32;
+/// Columns are padded to whole multiples of this, which is one of every processor's register.
+const PADDED: usize = 16;
 
 impl Transposed {
     /// Lays out `weight` [outputs, inputs].
     pub(super) fn of(weight: &[f32], inputs: usize) -> Self {
         let outputs = weight.len() / inputs;
-        // Whole blocks of columns, so that the kernel has no special case.
-        let padded = outputs.next_multiple_of(COLUMNS);
+        let padded = outputs.next_multiple_of(PADDED);
         let mut data = vec![0.0; inputs * padded];
         for (output, row) in weight.chunks_exact(inputs).enumerate() {
             for (input, value) in row.iter().enumerate() {
@@ -125,39 +112,47 @@ dispatched!(project_dispatched<'a>(
 ) = project);
 
 #[inline(always)]
-fn project(x: &[f32], weight: &[f32], inputs: usize, outputs: usize, y: &mut [f32], add: bool) {
+fn project<S: Simd>(simd: S, x: &[f32], weight: &[f32], inputs: usize, outputs: usize, y: &mut [f32], add: bool) {
     let rows = x.len() / inputs;
     let mut row = 0;
     while row + 4 <= rows {
-        project_rows::<4>(&x[row * inputs..], weight, inputs, outputs, &mut y[row * outputs..], add);
+        let (x, y) = (&x[row * inputs..], &mut y[row * outputs..]);
+        project_rows::<S, 4>(simd, x, weight, inputs, outputs, y, add);
         row += 4;
     }
     while row < rows {
-        project_rows::<1>(&x[row * inputs..], weight, inputs, outputs, &mut y[row * outputs..], add);
+        let (x, y) = (&x[row * inputs..], &mut y[row * outputs..]);
+        project_rows::<S, 1>(simd, x, weight, inputs, outputs, y, add);
         row += 1;
     }
 }
 
+/// `R` rows at once. Their number does not change the order in which a result is summed.
 #[inline(always)]
-fn project_rows<const R: usize>(x: &[f32], weight: &[f32], inputs: usize, outputs: usize, y: &mut [f32], add: bool) {
-    let padded = outputs.next_multiple_of(COLUMNS);
+fn project_rows<S: Simd, const R: usize>(
+    simd: S,
+    x: &[f32],
+    weight: &[f32],
+    inputs: usize,
+    outputs: usize,
+    y: &mut [f32],
+    add: bool,
+) {
+    let padded = outputs.next_multiple_of(PADDED);
     let x: [&[f32]; R] = std::array::from_fn(|row| &x[row * inputs..][..inputs]);
-    for start in (0..outputs).step_by(COLUMNS) {
-        let mut sums = [[0.0_f32; COLUMNS]; R];
+    for start in (0..outputs).step_by(S::F32_LANES) {
+        let mut sums = [simd.splat_f32s(0.0); R];
         for (input, line) in weight.chunks_exact(padded).enumerate() {
-            let line: &[f32] = &line[start..start + COLUMNS];
+            let line = S::as_simd_f32s(&line[start..start + S::F32_LANES]).0[0];
             for row in 0..R {
-                let value = x[row][input];
-                for column in 0..COLUMNS {
-                    sums[row][column] = value.mul_add(line[column], sums[row][column]);
-                }
+                sums[row] = simd.mul_add_f32s(simd.splat_f32s(x[row][input]), line, sums[row]);
             }
         }
-        let width = COLUMNS.min(outputs - start);
-        for (row, sums) in sums.iter().enumerate() {
-            for (y, sum) in y[row * outputs + start..][..width].iter_mut().zip(sums) {
-                *y = if add { *y + sum } else { *sum };
-            }
+        let width = S::F32_LANES.min(outputs - start);
+        for row in 0..R {
+            let y = &mut y[row * outputs + start..][..width];
+            let sum = if add { simd.add_f32s(simd.partial_load_f32s(y), sums[row]) } else { sums[row] };
+            simd.partial_store_f32s(y, sum);
         }
     }
 }

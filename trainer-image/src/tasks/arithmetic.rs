@@ -30,11 +30,11 @@ pub struct Calculation {
 }
 
 impl Calculation {
-    /// Draws operands of one to three digits, each length equally likely. In training one problem in four is one that
+    /// Draws operands of one to three digits, each length equally likely. In training one problem in three is one that
     /// small models find hard: equal leading digits, borrowing past a zero, a chain of carries.
     pub(super) fn sample(rng: &mut impl Rng, split: Split) -> Self {
         let operator = if rng.random() { Operator::Plus } else { Operator::Minus };
-        let (left, right) = if split == Split::Train && rng.random_range(0..4_u32) == 0 {
+        let (left, right) = if split == Split::Train && rng.random_range(0..3_u32) == 0 {
             hard_operands(rng, operator)
         } else {
             (operand(rng), operand(rng))
@@ -130,12 +130,13 @@ pub(super) fn operand(rng: &mut impl Rng) -> u32 {
 
 fn hard_operands(rng: &mut impl Rng, operator: Operator) -> (u32, u32) {
     let a = operand(rng);
-    let b = match (operator, rng.random_range(0..3_u32)) {
+    let b = match (operator, rng.random_range(0..4_u32)) {
         // Near-equal operands: what is left has fewer digits, and which operand is larger shows late.
         (Operator::Minus, 0) => a.saturating_add_signed(rng.random_range(-12..=12)),
+        (Operator::Minus, 1) => a.saturating_add_signed(rng.random_range(-99..=99)),
         (_, 0) => a - a % 10 + rng.random_range(0..10),
         // Equal middle digits: whether a column borrows or carries is decided by the one before it.
-        (_, 1) => 100 * rng.random_range(0..10) + 10 * complement(operator, digit(a, 1)) + rng.random_range(0..10),
+        (_, 1 | 2) => 100 * rng.random_range(0..10) + 10 * complement(operator, digit(a, 1)) + rng.random_range(0..10),
         // Zeros and nines: a borrow or a carry runs through.
         _ => {
             let edge = |rng: &mut _| if Rng::random(rng) { 9 } else { 0 };

@@ -232,8 +232,8 @@ mod tests {
             write_records(&records, &mut bytes).unwrap();
             hex::encode(Sha256::digest(bytes))
         };
-        insta::assert_snapshot!(digest(Task::Arithmetic), @"");
-        insta::assert_snapshot!(digest(Task::WordProblems), @"");
+        insta::assert_snapshot!(digest(Task::Arithmetic), @"285e3d9778d65c7c25e90359ddb160576aed90bcb46e2387efa63d0c4166f503");
+        insta::assert_snapshot!(digest(Task::WordProblems), @"4782b3d7f20311090510907d9791b1367215c6f86655525aa40b8431d31216cd");
     }
 
     proptest! {

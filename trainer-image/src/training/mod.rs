@@ -2,8 +2,14 @@
 //!
 //! A run's directory holds `model/` (written last, whole), `checkpoints/step-00000400/`, `artifacts/` and `writers/` (one
 //! file an attempt). Whoever starts `codex train` on it again goes on from the newest valid checkpoint; a finished run
-//! says again what its model is. For tests there is a setting that learns to show most steps of one- and two-digit
-//! problems in a few seconds: see `tests::TINY`.
+//! says again what its model is. Whoever needs a model in a few seconds (a test, say) trains
+//! `cot-starter` on 20,000 records of `arithmetic` with these overrides; after about eight seconds of one core its
+//! `trace_coverage` on held-out arithmetic is about 0.4, where that of the initial model (`training.stop_after=0`) is 0:
+//!
+//! ```text
+//! model.hidden_size=32 model.intermediate_size=96 model.num_attention_heads=2 training.max_steps=500
+//! training.warmup_steps=20 training.batch_size=32 training.learning_rate=0.01 training.checkpoint_every=100
+//! ```
 
 mod artifacts;
 mod checkpoint;
@@ -71,7 +77,7 @@ fn named_file(text: &str) -> Result<(String, PathBuf), String> {
 
 impl Train {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
-        keep_memory();
+        prepare_process();
         let reporter = Reporter::<TrainingState>::from_env().map_err(TrainError::from)?;
         match self.train(&reporter) {
             Ok(Outcome::Finished(model)) => {
@@ -131,13 +137,17 @@ impl Train {
     }
 }
 
-/// Has the allocator keep what is freed: every step allocates the same sizes again.
-fn keep_memory() {
+/// Has the allocator keep what is freed, for every step allocates the same sizes again; and has candle start no threads of
+/// its own: it would start one for each core of the machine, whatever share of them this process may use, and our kernels
+/// have rayon's, which follow that share.
+fn prepare_process() {
     /// `mi_option_purge_delay` of `mimalloc.h`, which the bindings do not name.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    // SAFETY: called once, before this process starts a second thread; the option takes any number, and -1 means never.
+    // SAFETY: called once, before this process starts a second thread, so nobody reads the environment meanwhile; the option
+    // takes any number, and -1 means never.
     #[allow(unsafe_code)]
     unsafe {
+        std::env::set_var("CANDLE_NUM_THREADS", "1");
         libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
     }
 }

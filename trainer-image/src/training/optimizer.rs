@@ -42,17 +42,21 @@ pub(super) fn norm(gradients: &BTreeMap<String, Vec<f32>>) -> f64 {
     squares.sum::<f64>().sqrt()
 }
 
-/// One step of AdamW on one weight: `step` counts from 0, `scale` is what clipping multiplies the gradient by, and weights that
-/// are no matrix do not decay.
-pub(super) fn adamw(
-    training: &Optimization,
-    step: u64,
-    scale: f32,
-    decays: bool,
-    gradient: &[f32],
-    moments: &mut Moments,
-    weight: &mut [f32],
-) {
+/// One weight and what changes it.
+pub(super) struct Update<'a> {
+    pub(super) weight: &'a mut [f32],
+    pub(super) gradient: &'a [f32],
+    pub(super) first: &'a mut [f32],
+    pub(super) second: &'a mut [f32],
+    /// Whether the weight decays: norms do not.
+    pub(super) decays: bool,
+    /// What clipping multiplies the gradient by.
+    pub(super) scale: f32,
+}
+
+/// One step of AdamW on one weight: `step` counts from 0.
+pub(super) fn adamw(training: &Optimization, step: u64, update: Update) {
+    let Update { weight, gradient, first, second, decays, scale } = update;
     let rate = learning_rate(training, step);
     let (beta1, beta2) = (training.beta1 as f32, training.beta2 as f32);
     let correction = |beta: f64| 1.0 - beta.powf((step + 1) as f64);
@@ -60,7 +64,7 @@ pub(super) fn adamw(
     let root2 = (1.0 / correction(training.beta2)).sqrt() as f32;
     let decay = if decays { (rate * training.weight_decay) as f32 } else { 0.0 };
     let epsilon = training.epsilon as f32;
-    let numbers = weight.iter_mut().zip(gradient).zip(moments.first.iter_mut().zip(&mut moments.second));
+    let numbers = weight.iter_mut().zip(gradient).zip(first.iter_mut().zip(second));
     for ((weight, gradient), (first, second)) in numbers {
         let gradient = gradient * scale;
         *first = beta1 * *first + (1.0 - beta1) * gradient;
@@ -105,13 +109,22 @@ mod tests {
     fn two_steps_by_hand() {
         let training = Optimization { warmup_steps: 0, scheduler: Scheduler::Constant, ..settings() };
         let (mut moments, mut weight) = (Moments::zero(1), [1.0_f32]);
-        adamw(&training, 0, 1.0, true, &[0.5], &mut moments, &mut weight);
+        let mut take = |step, scale, gradient: f32| {
+            let (first, second) = (moments.first.as_mut_slice(), moments.second.as_mut_slice());
+            adamw(
+                &training,
+                step,
+                Update { weight: &mut weight, gradient: &[gradient], first, second, decays: true, scale },
+            );
+            weight[0]
+        };
+        let after = take(0, 1.0, 0.5);
         let first = 1.0 * (1.0 - 0.001) - 0.1;
-        assert!((f64::from(weight[0]) - first).abs() < 1e-6);
-        adamw(&training, 1, 0.5, true, &[-0.5], &mut moments, &mut weight);
+        assert!((f64::from(after) - first).abs() < 1e-6);
+        let after = take(1, 0.5, -0.5);
         let (m, v) = (0.9 * 0.05 - 0.1 * 0.25, 0.99 * 0.0025 + 0.01 * 0.0625);
         let (m, v): (f64, f64) = (m / (1.0 - 0.81), v / (1.0 - 0.9801));
         let second = first * (1.0 - 0.001) - 0.1 * m / (v.sqrt() + 1e-8);
-        assert!((f64::from(weight[0]) - second).abs() < 1e-6, "{} {second}", weight[0]);
+        assert!((f64::from(after) - second).abs() < 1e-6, "{after} {second}");
     }
 }

@@ -21,14 +21,14 @@ use super::{
     artifacts::Artifacts,
     checkpoint::{Identity, Store},
     data::{Address, Dataset},
-    optimizer::{adamw, learning_rate, norm},
+    optimizer::{Update, adamw, learning_rate, norm},
     progress::{StepNumbers, Watchers},
     state::State,
     writer::Writer,
 };
 use crate::{
     durable::{self, FileError},
-    model::{ModelConfig, Shape, describe},
+    model::{ModelConfig, Part, Shape, describe},
     reporting::Reporter,
     tokenizer::Tokenizer,
 };
@@ -184,7 +184,7 @@ impl Session<'_> {
     }
 
     /// One optimiser step: the gradients of all its batches together, then AdamW.
-    fn step(&self, state: &mut State, dataset: &Dataset) -> Result<StepNumbers, TrainError> {
+    pub(super) fn step(&self, state: &mut State, dataset: &Dataset) -> Result<StepNumbers, TrainError> {
         let training = &self.resolved.spec().settings.training;
         let accumulation = training.gradient_accumulation as u64;
         let addresses: Vec<Vec<Address>> =
@@ -203,7 +203,7 @@ impl Session<'_> {
                 let Some(gradient) = store.get(var) else {
                     return Err(candle_core::Error::Msg(format!("{name} has no gradient")).into());
                 };
-                let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
+                let gradient = gradient.to_vec1::<f32>()?;
                 match gradients.get_mut(name) {
                     Some(sum) => sum.iter_mut().zip(gradient).for_each(|(sum, part)| *sum += part),
                     None => drop(gradients.insert(name.clone(), gradient)),
@@ -218,10 +218,24 @@ impl Session<'_> {
             return Err(not_finite("the gradient"));
         }
         let scale = (training.grad_clip_norm / gradient_norm).min(1.0) as f32;
-        for (name, var) in state.decoder.weights() {
-            let (Some(gradient), Some(moments)) = (gradients.get(name), state.moments.get_mut(name)) else { continue };
-            let mut numbers = var.flatten_all()?.to_vec1::<f32>()?;
-            adamw(training, state.step, scale, var.rank() > 1, gradient, moments, &mut numbers);
+        for group in state.decoder.groups() {
+            let name = &group.name;
+            let parts = (state.decoder.weights().get(name), gradients.get(name), state.moments.get_mut(name));
+            let (Some(var), Some(gradient), Some(moments)) = parts else {
+                return Err(candle_core::Error::Msg(format!("{name} has no gradient")).into());
+            };
+            let mut numbers = var.to_vec1::<f32>()?;
+            for Part { shape, range, .. } in &group.parts {
+                let update = Update {
+                    weight: &mut numbers[range.clone()],
+                    gradient: &gradient[range.clone()],
+                    first: &mut moments.first[range.clone()],
+                    second: &mut moments.second[range.clone()],
+                    decays: shape.len() > 1,
+                    scale,
+                };
+                adamw(training, state.step, update);
+            }
             var.set(&Tensor::from_vec(numbers, var.shape(), var.device())?)?;
         }
         state.step += 1;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::{TrainError, optimizer::Moments};
-use crate::model::{Decoder, ModelConfig, ModelError};
+use crate::model::{self, Decoder, Group, ModelConfig, ModelError};
 
 /// What a checkpoint holds.
 #[derive(Debug)]
@@ -29,11 +29,10 @@ impl State {
     /// # Errors
     /// When candle cannot allocate.
     pub(super) fn new(config: ModelConfig, seed: u64) -> Result<Self, TrainError> {
-        let moments = Decoder::shapes(&config)
-            .into_iter()
-            .map(|(name, shape)| (name, Moments::zero(shape.iter().product())))
-            .collect();
-        Ok(Self { step: 0, decoder: Decoder::new(config, seed)?, moments })
+        let decoder = Decoder::new(config, seed)?;
+        let zero = |group: &Group| (group.name.clone(), Moments::zero(group.size()));
+        let moments = decoder.groups().iter().map(zero).collect();
+        Ok(Self { step: 0, decoder, moments })
     }
 
     /// Weights and moments as the bytes of `state.safetensors`.
@@ -44,7 +43,7 @@ impl State {
         let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
         let bytes = |numbers: &[f32]| numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
         for (name, var) in self.decoder.weights() {
-            let numbers = var.flatten_all()?.to_vec1::<f32>()?;
+            let numbers = var.to_vec1::<f32>()?;
             tensors.push((format!("{WEIGHT}{name}"), var.dims().to_vec(), bytes(&numbers)));
         }
         for (name, moments) in &self.moments {
@@ -71,11 +70,11 @@ impl State {
                 let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
                 return Err(ModelError::Weight { name, found, expected: format!("F32 with {count} numbers") }.into());
             }
-            Ok(crate::model::floats(tensor.data()).collect())
+            Ok(model::floats(tensor.data()).collect())
         };
         let (mut weights, mut moments) = (BTreeMap::new(), BTreeMap::new());
-        for (name, shape) in Decoder::shapes(&config) {
-            let count = shape.iter().product();
+        for group in model::groups(&config) {
+            let (count, name) = (group.size(), group.name);
             weights.insert(name.clone(), read(format!("{WEIGHT}{name}"), count)?);
             let (first, second) = (read(format!("{FIRST}{name}"), count)?, read(format!("{SECOND}{name}"), count)?);
             moments.insert(name, Moments { first, second });
