@@ -27,6 +27,8 @@ pub(crate) fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
             // That something does not hold yet is no news; that an object is not ready, and why, is said by `Ready`.
             None => now.status != "True" && kind != ConditionType::Ready,
         };
+        // What is blocked is told by what blocks it.
+        let told = told || now.reason == Reason::Blocked.name();
         if told || events.iter().any(|event| event.reason == now.reason || event.note == now.message) {
             continue;
         }
@@ -41,7 +43,7 @@ pub(crate) fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
 }
 
 fn worrying(kind: ConditionType, reason: &str) -> bool {
-    const WORRYING: [Reason; 18] = [
+    const WORRYING: [Reason; 17] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -56,7 +58,6 @@ fn worrying(kind: ConditionType, reason: &str) -> bool {
         Reason::Inconclusive,
         Reason::RingsDiffer,
         Reason::ForeignEvaluation,
-        Reason::Blocked,
         Reason::SignerUnavailable,
         Reason::ForeignSignature,
         Reason::VerificationFailed,

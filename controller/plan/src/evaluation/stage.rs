@@ -156,11 +156,14 @@ impl Stage {
         if let Some(refusal) = outcome::fault(view, model.digest) {
             return Self::Failed(refusal);
         }
-        // What was counted decides, however its pod ends.
-        if let (Some(Ok(counted)), Ok(gates)) = (&view.counted, &view.gates) {
+        // What was counted decides, however its pod ends; but what counted it has to be known, too, because the promotion
+        // names it.
+        let doing = view.worker.doing();
+        let image = view.worker.tally().image_id.is_some() || matches!(doing, Doing::Complete(_));
+        if let (Some(Ok(counted)), Ok(gates), true) = (&view.counted, &view.gates, image) {
             return Self::Judged(Box::new(outcome::judged(gates, counted.clone(), model.digest)));
         }
-        match view.worker.doing() {
+        match doing {
             Doing::Nothing | Doing::Waiting(_) | Doing::Working if spec.suspend => Self::Suspended,
             Doing::Nothing => Self::without_job(view, run),
             Doing::Waiting(obstacle) => Self::Waiting(Waiting::Pod(obstacle)),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use codex_crds::{annotation, child};
+use codex_crds::{annotation, child, label};
 use codex_provenance::Sha256;
 use k8s_openapi::{
     api::{
@@ -19,6 +19,8 @@ use k8s_openapi::{
         util::intstr::IntOrString,
     },
 };
+
+use kube::ResourceExt;
 
 use super::{
     rollout::Target,
@@ -83,6 +85,8 @@ fn kept(view: &View<'_>, servers: &Servers<'_>) -> Deployment {
     let template = servers.live.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
     let mut metadata = metadata(view, server(view));
     metadata.annotations = Some(our_annotations(servers.live));
+    let ring = servers.live.labels().get_key_value(label::RING);
+    metadata.labels.get_or_insert_default().extend(ring.map(|(key, value)| (key.clone(), value.clone())));
     around(view, metadata, template)
 }
 

@@ -24,8 +24,8 @@ use crate::{
 pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Option<Duration>) {
     let observed = view.observed;
     let wanted = view.spec().replicas;
-    let serves = !view.spec().dry_run
-        && (view.servers.is_some() || matches!(stage, Stage::RollingOut(_) | Stage::Refused(..) | Stage::Serving(_)));
+    let rolls = matches!(stage, Stage::RollingOut(_) | Stage::Refused(..) | Stage::Serving(_));
+    let serves = serves(view) || rolls;
     let counts = view.servers.as_ref().filter(|_| serves).map(|servers| servers.counts(wanted)).unwrap_or_default();
     let Signed { run_uid, manifest, promotion } = signed(view, stage, serves);
     let next = ReasoningPodStatus {
@@ -50,6 +50,11 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         ready: present.ready.clone(),
         ..next.clone()
     })
+}
+
+/// Whether servers are there and stay.
+fn serves(view: &View<'_>) -> bool {
+    view.servers.is_some() && !view.spec().dry_run
 }
 
 fn waits(view: &View<'_>) -> bool {
@@ -202,12 +207,18 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
     if let Some(block) = block {
         return (false, block.reason, block.sentence.clone());
     }
+    let recorded = |oms: &str, promotion: &str| {
+        (true, Reason::BundlesRecorded, format!("the bundles are in ConfigMaps {oms} and {promotion}"))
+    };
     match stage {
         Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => {
-            let message =
-                format!("the bundles are in ConfigMaps {} and {}", target.oms_bundle, target.promotion_bundle);
-            (true, Reason::BundlesRecorded, message)
+            recorded(&target.oms_bundle, &target.promotion_bundle)
         }
+        // What serves was signed, whatever keeps the next rollout from being signed.
+        Stage::Blocked | Stage::Signing(_) if serves(view) => match (&view.status.manifest, &view.status.promotion) {
+            (Some(manifest), Some(promotion)) => recorded(&manifest.bundle, &promotion.bundle),
+            _ => (false, Reason::Blocked, "the status does not say what was signed".to_owned()),
+        },
         Stage::DryRun => (false, Reason::DryRun, "a dry run signs nothing".to_owned()),
         Stage::Blocked if view.spec().dry_run => (false, Reason::DryRun, "a dry run signs nothing".to_owned()),
         Stage::Blocked => (false, Reason::Blocked, "nothing is signed before everything else holds".to_owned()),
@@ -243,8 +254,7 @@ fn told(view: &View<'_>, stage: &Stage) -> (Reason, String) {
         Stage::Blocked => {
             let blocks = &view.evidence.blocks;
             let reason = worst(blocks.iter()).map_or(Reason::Blocked, |block| block.reason);
-            let serves = view.servers.is_some() && !view.spec().dry_run;
-            let stays = if serves { "; what serves stays" } else { "" };
+            let stays = if serves(view) { "; what serves stays" } else { "" };
             let all = blocks.iter().map(|block| block.sentence.as_str()).collect::<Vec<_>>().join("; ");
             (reason, format!("{all}{stays}"))
         }

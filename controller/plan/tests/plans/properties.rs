@@ -36,6 +36,16 @@ pub(crate) fn trained() -> TrainingRun {
     world.run
 }
 
+fn evaluator() -> k8s_openapi::api::core::v1::Pod {
+    make::from(json!({
+        "metadata": {"name": "pod", "uid": "pod"},
+        "status": {"containerStatuses": [{
+            "name": "evaluator", "image": "codex:dev", "imageID": "sha256:image", "ready": true, "restartCount": 0,
+            "state": {"running": {"startedAt": "2027-01-15T08:00:00Z"}},
+        }]},
+    }))
+}
+
 /// An evaluation that was judged, by way of its own plan.
 pub(crate) fn judged(run: &TrainingRun, name: &str, right: u64) -> Evaluation {
     let mut object = make::evaluation();
@@ -58,6 +68,7 @@ pub(crate) fn judged(run: &TrainingRun, name: &str, right: u64) -> Evaluation {
     let report = make::report(Kind::Evaluation, &uid, "pod", 1, config, state);
     observed.reports = vec![Received { report, pod: "pod".to_owned(), at: make::at(1) }];
     observed.job = Some(job);
+    observed.pods = vec![evaluator()];
     let status = evaluation::plan(&observed, make::at(2)).status;
     assert!(status.completed_at.is_some());
     Evaluation { status: Some(status), ..observed.object }
@@ -291,7 +302,7 @@ proptest! {
             let report = make::report(Kind::Evaluation, &uid, "pod", 1, config, state);
             let observed = ObservedEvaluation {
                 object: evaluation, settings: make::settings(), run: Some(run.clone()),
-                references: make::from(json!({})), job: None, pods: Vec::new(),
+                references: make::from(json!({})), job: None, pods: vec![evaluator()],
                 reports: vec![Received { report, pod: "pod".to_owned(), at: make::at(1) }], status_written_at: None,
             };
             evaluation::plan(&observed, make::at(2)).status.verdict.unwrap()

@@ -47,7 +47,7 @@ pub(crate) struct World {
     written: BTreeMap<String, Timestamp>,
     counter: u64,
     /// Writes of the API since the world began: children and statuses.
-    pub(crate) writes: u32,
+    pub(crate) writes: Vec<String>,
 }
 
 impl World {
@@ -68,7 +68,7 @@ impl World {
             reports: BTreeMap::new(),
             written: BTreeMap::new(),
             counter: 0,
-            writes: 0,
+            writes: Vec::new(),
         }
     }
 
@@ -165,17 +165,23 @@ impl World {
 
     fn wrote(&mut self, uid: &str) -> bool {
         self.written.insert(uid.to_owned(), self.now());
-        self.writes += 1;
+        let conditions = match uid {
+            "run-1" => self.run.status.as_ref().map(|status| &status.conditions),
+            "evaluation-1" => self.evaluation.status.as_ref().map(|status| &status.conditions),
+            _ => self.pod.status.as_ref().map(|status| &status.conditions),
+        };
+        let said = conditions.map(|conditions| format!("{}: {}", conditions[0].reason, conditions[0].message));
+        self.writes.push(format!("status of {uid}: {}", said.unwrap()));
         true
     }
 
     fn carry_out<S>(&mut self, object: &str, plan: &Plan<S>) -> bool {
-        let before = self.writes;
+        let before = self.writes.len();
         self.apply(object, &plan.desired);
         for effect in &plan.effects {
             self.effect(effect);
         }
-        self.writes != before
+        self.writes.len() != before
     }
 
     /// Destructured like the real one, so that no kind of child is forgotten.
@@ -186,7 +192,7 @@ impl World {
             let live = self.config_maps.get(&wanted.name_any());
             if live.is_none_or(|live| live.data != wanted.data) {
                 self.config_maps.insert(wanted.name_any(), wanted.clone());
-                self.writes += 1;
+                self.writes.push(format!("ConfigMap {}", wanted.name_any()));
             }
         }
         for wanted in jobs {
@@ -208,7 +214,7 @@ impl World {
                     present.active_deadline_seconds = spec.active_deadline_seconds;
                 }
             }
-            self.writes += 1;
+            self.writes.push(format!("Job {}", wanted.name_any()));
         }
         for wanted in deployments {
             let same = self.deployment.as_ref().is_some_and(|live| {
@@ -220,7 +226,7 @@ impl World {
                 let mut live = Deployment { status, ..wanted.clone() };
                 live.metadata.generation = Some(generation);
                 self.deployment = Some(live);
-                self.writes += 1;
+                self.writes.push(format!("Deployment {}", wanted.name_any()));
             }
         }
         let named = services
@@ -229,7 +235,9 @@ impl World {
             .chain(pod_disruption_budgets.iter().map(|child| format!("Budget {}", child.name_any())))
             .chain(network_policies.iter().map(|child| format!("Policy {}", child.name_any())));
         for name in named {
-            self.writes += u32::from(self.others.insert(name));
+            if self.others.insert(name.clone()) {
+                self.writes.push(name);
+            }
         }
         let keep: BTreeSet<String> = kept
             .iter()
@@ -242,25 +250,27 @@ impl World {
         for name in goes {
             self.jobs.remove(&name);
             self.pods.retain(|_, pod| pod.labels().get("owner") != Some(&name));
-            self.writes += 1;
+            self.writes.push(format!("no Job {name}"));
         }
         let held = self.config_maps.len();
         self.config_maps.retain(|name, _| !of_object(name) || keep.contains(name));
-        self.writes += u32::try_from(held - self.config_maps.len()).unwrap();
+        if held != self.config_maps.len() {
+            self.writes.push("fewer ConfigMaps".to_owned());
+        }
         if object == "rc" && deployments.is_empty() && self.deployment.take().is_some() {
             self.pods.retain(|_, pod| pod.labels().get("owner").is_none_or(|owner| owner != "rc-serve"));
             self.others.clear();
-            self.writes += 4;
+            self.writes.push("no servers".to_owned());
         }
     }
 
     fn effect(&mut self, effect: &Effect) {
-        self.writes += 1;
         match effect {
             Effect::SignModel { config_map, manifest, name } => {
                 assert_eq!(config_map.name_any(), "codex-oms-run-1");
                 let payload = oms::payload_digest(&oms::payload(manifest, name));
                 assert!(self.oms.replace(SignedModel { payload }).is_none(), "a model is signed once");
+                self.writes.push("signature".to_owned());
             }
             Effect::SignPromotion { config_map, model, reasons } => {
                 let promotion = Promotion { model: *model, reasons: reasons.clone() };
@@ -268,6 +278,7 @@ impl World {
                 let name = config_map.name_any();
                 assert!(name.ends_with(&promotion.occasion().digest().short()), "{name}");
                 assert!(self.promotions.insert(name, (promotion, digest)).is_none(), "a promotion is signed once");
+                self.writes.push("promotion".to_owned());
             }
         }
     }
