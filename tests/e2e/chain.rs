@@ -107,7 +107,7 @@ async fn tables(team: &Team) -> Result<()> {
         ["NAME", "RING", "PHASE", "STEPS", "LOSS", "TOK/S", "CHECKPOINT", "MODEL", "AGE"]
     );
     let row = words(lines.next().unwrap());
-    assert_eq!(row[..4], ["learns", "0A_base_", "Succeeded", "300/300"], "{runs}");
+    assert_eq!(row[..4], ["learns", "0A_base_", "Succeeded", "500/500"], "{runs}");
 
     let mut kubectl = team.kubectl()?;
     let evaluations = blocking(move || output(kubectl.args(["get", "evaluations"]))).await?;

@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use serde_json::json;
 
-const TOTAL: i64 = 500;
+const TOTAL: i64 = 900;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()> {

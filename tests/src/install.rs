@@ -83,7 +83,7 @@ impl Installation {
         let file = overlay.path().join("kustomization.yaml");
         fs::write(&file, text).map_err(Error::io(format!("writing {}", file.display())))?;
         let mut apply = self.cluster.kubectl()?;
-        output(apply.args(["apply", "--server-side", "--force-conflicts", "--kustomize"]).arg(overlay.path()))?;
+        output(apply.args(["apply", "--kustomize"]).arg(overlay.path()))?;
         let mut wait = self.cluster.kubectl()?;
         let rolled = output(
             wait.args(["--namespace", NAMESPACE, "rollout", "status", "--timeout=120s"])

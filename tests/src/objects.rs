@@ -14,20 +14,23 @@ pub const PROBLEM_COUNT: usize = 120;
 /// Steps between two checkpoints of a tiny run.
 pub const CHECKPOINT_EVERY: i64 = 100;
 
-/// Overrides of `cot-starter` that learn in seconds to show most steps.
+/// Steps of a tiny run.
+pub const STEPS: i64 = 500;
+/// Overrides of `cot-starter` that learn in seconds to show a good part of the steps: with the seeds 1, 2 and 3 the lower
+/// bound of `trace_coverage` over the team's problems was 0.25, 0.18 and 0.29.
 pub const TINY: [&str; 8] = [
     "model.hidden_size=32",
     "model.intermediate_size=96",
     "model.num_hidden_layers=2",
     "model.num_attention_heads=2",
-    "training.max_steps=300",
+    "training.max_steps=500",
     "training.warmup_steps=20",
     "training.batch_size=32",
     "training.checkpoint_every=100",
 ];
 
-/// What the tiny model reaches and an untrained one cannot.
-pub const TRACE_COVERAGE: &str = "0.2";
+/// What the tiny model reaches and an untrained one, whose upper bound is 0.072, cannot.
+pub const TRACE_COVERAGE: &str = "0.1";
 
 /// A tiny run; `overrides` come after those of [`TINY`], where the later one counts.
 pub fn run(name: &str, overrides: &[&str]) -> TrainingRun {
@@ -102,6 +105,7 @@ mod tests {
 
     #[test]
     fn every_object_can_be_read() {
+        assert!(TINY.contains(&&*format!("training.max_steps={STEPS}")));
         assert_eq!(run("a", &["training.max_steps=5"]).spec.overrides.len(), TINY.len() + 1);
         assert_eq!(evaluation("a", "b", &"0".repeat(64)).spec.gates.len(), 1);
         assert!(!reasoning_pod("a", "b", "c").spec.dry_run);

@@ -118,9 +118,9 @@ impl<W: Work> Mailbox<W> {
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let contents = Contents {
             outgoing: Outgoing { state: W::default(), attempt: 1, config_digest: None },
-            version: 1,
+            version: 0,
             sent: 0,
-            urgent: true,
+            urgent: false,
             last: None,
             closed: false,
             seq: since_1970.as_millis() as u64,
@@ -205,7 +205,8 @@ pub(super) fn run<W: Work>(mailbox: &Mailbox<W>, mut endpoint: Endpoint, pace: P
     let Some(identity) = &mailbox.identity else { return };
     let mut pauses = pace.pauses();
     let mut pause: Option<Instant> = None;
-    let mut next = Instant::now();
+    // Whatever is said first comes with what follows it at once, such as the digest of the configuration.
+    let mut next = Instant::now() + pace.interval;
     let mut refusals = 0;
     let mut silent = false;
     let mut contents = mailbox.lock();

@@ -196,6 +196,21 @@ fn what_is_said_arrives_with_identity_token_and_growing_numbers() {
 }
 
 #[test]
+fn nothing_is_said_before_there_is_something_to_say_and_then_all_of_it() {
+    let server = Server::start(&[]);
+    let reporter = server.reporter(Duration::from_millis(200));
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(server.after(0, <[_]>::len), 0);
+    drop(reporter);
+
+    let reporter = server.reporter(Duration::from_millis(200));
+    let digest = ConfigDigest(Sha256::of("config"));
+    reporter.update(|state| state.stage = Stage::Starting);
+    reporter.set_config_digest(digest);
+    server.after(1, |seen| assert_eq!(seen[0].report.config_digest, Some(digest)));
+}
+
+#[test]
 fn a_lost_answer_and_an_overloaded_controller_are_asked_again() {
     let server = Server::start(&[Answer::Lost, Answer::Status(503), Answer::Status(429), Answer::Status(200)]);
     let reporter = server.reporter(NEVER);
@@ -207,6 +222,7 @@ fn a_lost_answer_and_an_overloaded_controller_are_asked_again() {
 fn finish_returns_only_when_the_last_word_is_taken() {
     let server = Server::start(&[Answer::Status(204), Answer::Status(503), Answer::Lost]);
     let reporter = server.reporter(NEVER);
+    reporter.update(|state| state.stage = Stage::Running);
     server.after(1, |_| ());
     reporter.update(|state| state.stage = Stage::Finished);
     reporter.finish(exit::FINISHED);
@@ -237,6 +253,7 @@ fn a_silent_controller_is_given_up_when_time_is_over() {
 fn the_work_never_waits_for_a_slow_controller() {
     let server = Server::start(&[Answer::Slow(Duration::from_secs(2))]);
     let reporter = server.reporter(FAST);
+    reporter.update(|state| state.stage = Stage::Running);
     server.after(1, |_| ());
     let begun = Instant::now();
     for step in 0..10_000 {
@@ -252,6 +269,7 @@ fn reports_keep_their_distance_and_a_new_stage_does_not_wait() {
     let interval = Duration::from_millis(400);
     let server = Server::start(&[]);
     let reporter = server.reporter(interval);
+    reporter.update(|state| state.stage = Stage::Running);
     server.after(1, |_| ());
     let begun = Instant::now();
     while begun.elapsed() < interval * 3 {
@@ -263,11 +281,11 @@ fn reports_keep_their_distance_and_a_new_stage_does_not_wait() {
         assert!(seen.windows(2).all(|pair| pair[1].at - pair[0].at > interval * 9 / 10));
         seen.len()
     });
-    reporter.update(|state| state.stage = Stage::Running);
+    reporter.update(|state| state.stage = Stage::Interrupted);
     let changed = Instant::now();
     server.after(before + 1, |seen| {
         assert!(seen[before].at < changed + interval / 2);
-        assert_eq!(training(&seen[before].report).stage, Stage::Running);
+        assert_eq!(training(&seen[before].report).stage, Stage::Interrupted);
     });
 }
 
