@@ -2,7 +2,7 @@
 
 use codex_provenance::{DataDigest, Sha256};
 
-use crate::PROBLEMS;
+use crate::{BASELINE, PROBLEMS};
 
 /// A file of a preset.
 #[derive(Clone, Copy, Debug)]
@@ -22,11 +22,18 @@ impl BenchmarkFile {
     }
 }
 
-const COT_LITE: &[BenchmarkFile] = &[BenchmarkFile {
-    name: PROBLEMS,
-    path: "benchmarks/cot-lite/problems.jsonl",
-    bytes: include_bytes!("../benchmarks/cot-lite/problems.jsonl"),
-}];
+const COT_LITE: &[BenchmarkFile] = &[
+    BenchmarkFile {
+        name: PROBLEMS,
+        path: "benchmarks/cot-lite/problems.jsonl",
+        bytes: include_bytes!("../benchmarks/cot-lite/problems.jsonl"),
+    },
+    BenchmarkFile {
+        name: BASELINE,
+        path: "benchmarks/cot-lite/baseline.jsonl",
+        bytes: include_bytes!("../benchmarks/cot-lite/baseline.jsonl"),
+    },
+];
 
 /// The files of a preset: its problems, and the recorded predictions of its baseline where there is one.
 pub fn benchmark(preset: &str) -> &'static [BenchmarkFile] {
@@ -44,7 +51,6 @@ pub fn benchmark_file(preset: &str, digest: DataDigest) -> Option<&'static Bench
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::BASELINE;
 
     #[test]
     fn the_files_are_those_of_the_checksums() {
