@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{Device, Result, Tensor, Var};
+use candle_nn::{Embedding, Module as _};
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, StandardNormal};
@@ -116,7 +117,7 @@ impl Decoder {
         }
         let tokens = Tensor::from_slice(&batch.tokens, batch.tokens.len(), &Device::Cpu)?;
         let embedding = self.weight(EMBEDDING)?;
-        let mut x = embedding.reshape((vocabulary, hidden))?.index_select(&tokens, 0)?;
+        let mut x = Embedding::new(embedding.reshape((vocabulary, hidden))?, hidden).forward(&tokens)?;
         for layer in 0..self.config.num_hidden_layers {
             let op = ops::Block::new(batch.offsets.clone(), self.rotary.clone(), self.config.clone());
             x = x.apply_op2(self.weight(&block(layer))?, op)?;

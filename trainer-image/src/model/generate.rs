@@ -32,9 +32,9 @@ use super::{
     ModelConfig, ModelError, ModelFiles,
     attention::Rotary,
     directory::{self, Loaded},
-    kernels::{add_scaled, dispatched, dot, exponentials, rms_norm, swiglu},
+    kernels::{dispatched, exponentials, rms_norm, scale as multiply, swiglu},
     layout::{BlockWeights, EMBEDDING, NORM, block},
-    linear::Transposed,
+    linear::Panels,
 };
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -121,7 +121,7 @@ pub enum GenerateError {
 /// One sequence: what it attends to, and what has to be fed next.
 #[derive(Default)]
 struct Slot {
-    /// Per layer: [positions, hidden], rotated.
+    /// Per layer: [positions / SPAN, hidden, SPAN], rotated.
     keys: Vec<Vec<f32>>,
     /// Per layer: [positions, hidden].
     values: Vec<Vec<f32>>,
@@ -278,7 +278,7 @@ struct Weights {
     config: ModelConfig,
     /// [vocabulary, hidden]
     embedding: Vec<f32>,
-    head: Transposed,
+    head: Panels,
     norm: Vec<f32>,
     layers: Vec<Layer>,
     rotary: Rotary,
@@ -286,11 +286,11 @@ struct Weights {
 
 struct Layer {
     input_norm: Vec<f32>,
-    qkv: Transposed,
-    output: Transposed,
+    qkv: Panels,
+    output: Panels,
     inner_norm: Vec<f32>,
-    gate_up: Transposed,
-    down: Transposed,
+    gate_up: Panels,
+    down: Panels,
 }
 
 impl Weights {
@@ -302,15 +302,15 @@ impl Weights {
             let weights = BlockWeights::of(weight(&block(layer))?, hidden, inner);
             Ok(Layer {
                 input_norm: weights.input_norm.to_vec(),
-                qkv: Transposed::of(weights.qkv, hidden),
-                output: Transposed::of(weights.output, hidden),
+                qkv: Panels::of(weights.qkv, hidden),
+                output: Panels::of(weights.output, hidden),
                 inner_norm: weights.inner_norm.to_vec(),
-                gate_up: Transposed::of(weights.gate_up, hidden),
-                down: Transposed::of(weights.down, inner),
+                gate_up: Panels::of(weights.gate_up, hidden),
+                down: Panels::of(weights.down, inner),
             })
         };
         Ok(Self {
-            head: Transposed::of(embedding, hidden),
+            head: Panels::of(embedding, hidden),
             embedding: embedding.clone(),
             norm: weight(NORM)?.clone(),
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_, _>>()?,
@@ -405,30 +405,56 @@ dispatched!(attend_piece<'a>(
     weights: &'a Weights, qkv: &'a mut [f32], cache: Cache<'a>, out: &'a mut [f32],
 ) = attend);
 
+/// Positions whose keys lie side by side in the cache.
+const SPAN: usize = 16;
+
 /// Attention of new rows over the cache and themselves; they join the cache.
 #[inline(always)]
 fn attend<S: Simd>(simd: S, weights: &Weights, qkv: &mut [f32], cache: Cache, out: &mut [f32]) {
     let Cache { keys, values, first } = cache;
     let (hidden, width) = (weights.config.hidden_size, weights.config.head_dim);
     let scale = 1.0 / (width as f32).sqrt();
-    let mut scores = Vec::with_capacity(weights.config.max_position_embeddings);
+    let mut scores = Vec::with_capacity(weights.config.max_position_embeddings.next_multiple_of(SPAN));
     for (row, (qkv, out)) in qkv.chunks_exact_mut(3 * hidden).zip(out.chunks_exact_mut(hidden)).enumerate() {
         let position = first + row;
         let (query, key_value) = qkv.split_at_mut(hidden);
         let (key, value) = key_value.split_at_mut(hidden);
-        for head in query.chunks_exact_mut(width).chain(key.chunks_exact_mut(width)) {
-            weights.rotary.turn(head, position, 1.0, 1.0);
+        query.chunks_exact_mut(width).for_each(|head| weights.rotary.turn(head, position, scale, 1.0));
+        key.chunks_exact_mut(width).for_each(|head| weights.rotary.turn(head, position, 1.0, 1.0));
+        if position.is_multiple_of(SPAN) {
+            keys.resize(keys.len() + hidden * SPAN, 0.0);
         }
-        keys.extend_from_slice(key);
+        let block = &mut keys[position / SPAN * hidden * SPAN..];
+        for (line, key) in block.chunks_exact_mut(SPAN).zip(key) {
+            line[position % SPAN] = *key;
+        }
         values.extend_from_slice(value);
         for (head, (query, out)) in query.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
-            let part = head * width..(head + 1) * width;
             scores.clear();
-            scores.extend(keys.chunks_exact(hidden).map(|key| scale * dot(simd, query, &key[part.clone()])));
+            for block in keys.chunks_exact(hidden * SPAN) {
+                let keys = S::as_simd_f32s(&block[head * width * SPAN..][..width * SPAN]).0;
+                let per_line = SPAN / S::F32_LANES;
+                for part in 0..per_line {
+                    let mut sum = simd.splat_f32s(0.0);
+                    for (query, line) in query.iter().zip(keys.chunks_exact(per_line)) {
+                        sum = simd.mul_add_f32s(simd.splat_f32s(*query), line[part], sum);
+                    }
+                    let at = scores.len();
+                    scores.resize(at + S::F32_LANES, 0.0);
+                    S::as_mut_simd_f32s(&mut scores[at..]).0[0] = sum;
+                }
+            }
+            scores.truncate(position + 1);
             let (_, sum) = exponentials(simd, &mut scores);
-            out.fill(0.0);
-            for (score, value) in scores.iter().zip(values.chunks_exact(hidden)) {
-                add_scaled(simd, score / sum, &value[part.clone()], out);
+            multiply(simd, &mut scores, 1.0 / sum);
+            let out = S::as_mut_simd_f32s(out).0;
+            for (part, out) in out.iter_mut().enumerate() {
+                *out = simd.splat_f32s(0.0);
+                let at = head * width + part * S::F32_LANES;
+                for (score, value) in scores.iter().zip(values.chunks_exact(hidden)) {
+                    let value = S::as_simd_f32s(&value[at..at + S::F32_LANES]).0[0];
+                    *out = simd.mul_add_f32s(simd.splat_f32s(*score), value, *out);
+                }
             }
         }
     }

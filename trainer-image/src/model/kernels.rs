@@ -138,13 +138,6 @@ pub(super) fn scale<S: Simd>(simd: S, values: &mut [f32], factor: f32) {
     each!(simd: S, values; => simd.mul_f32s(values, factor));
 }
 
-/// `out += factor · values`
-#[inline(always)]
-pub(super) fn add_scaled<S: Simd>(simd: S, factor: f32, values: &[f32], out: &mut [f32]) {
-    let factor = simd.splat_f32s(factor);
-    each!(simd: S, out; values => simd.mul_add_f32s(factor, values, out));
-}
-
 /// The slope of a softmax: `slopes = scores · (slopes − mean)`.
 #[inline(always)]
 pub(super) fn softmax_slopes<S: Simd>(simd: S, scores: &[f32], mean: f32, slopes: &mut [f32]) {

@@ -76,26 +76,26 @@ pub(super) fn linear_backward(x: &[f32], weight: &[f32], inputs: usize, dy: &[f3
     multiply(dy.transposed(), View::rows_of(x, inputs), dw, false);
 }
 
-/// A weight matrix laid out for generation: [inputs, outputs].
+/// Outputs that lie side by side for each input: whole registers of every processor.
+const PANEL: usize = 64;
+
+/// A weight matrix laid out for generation: [outputs / PANEL, inputs, PANEL], padded with zeros.
 #[derive(Clone, Debug)]
-pub(super) struct Transposed {
+pub(super) struct Panels {
     data: Vec<f32>,
     inputs: usize,
     outputs: usize,
 }
 
-/// Columns are padded to whole multiples of this, which is one of every processor's register.
-const PADDED: usize = 16;
-
-impl Transposed {
+impl Panels {
     /// Lays out `weight` [outputs, inputs].
     pub(super) fn of(weight: &[f32], inputs: usize) -> Self {
         let outputs = weight.len() / inputs;
-        let padded = outputs.next_multiple_of(PADDED);
-        let mut data = vec![0.0; inputs * padded];
+        let mut data = vec![0.0; inputs * outputs.next_multiple_of(PANEL)];
         for (output, row) in weight.chunks_exact(inputs).enumerate() {
-            for (input, value) in row.iter().enumerate() {
-                data[input * padded + output] = *value;
+            let panel = &mut data[output / PANEL * inputs * PANEL..][..inputs * PANEL];
+            for (line, value) in panel.chunks_exact_mut(PANEL).zip(row) {
+                line[output % PANEL] = *value;
             }
         }
         Self { data, inputs, outputs }
@@ -103,56 +103,60 @@ impl Transposed {
 
     /// `y = x · wᵀ` (or `+=`) for rows of `x`. Each result is the sum over inputs in their order, whatever the rows beside it.
     pub(super) fn apply(&self, x: &[f32], y: &mut [f32], add: bool) {
-        project_dispatched(x, &self.data, self.inputs, self.outputs, y, add);
+        project_dispatched(self, x, y, add);
     }
 }
 
-dispatched!(project_dispatched<'a>(
-    x: &'a [f32], weight: &'a [f32], inputs: usize, outputs: usize, y: &'a mut [f32], add: bool,
-) = project);
+dispatched!(project_dispatched<'a>(weight: &'a Panels, x: &'a [f32], y: &'a mut [f32], add: bool) = project);
 
 #[inline(always)]
-fn project<S: Simd>(simd: S, x: &[f32], weight: &[f32], inputs: usize, outputs: usize, y: &mut [f32], add: bool) {
-    let rows = x.len() / inputs;
-    let mut row = 0;
-    while row + 4 <= rows {
-        let (x, y) = (&x[row * inputs..], &mut y[row * outputs..]);
-        project_rows::<S, 4>(simd, x, weight, inputs, outputs, y, add);
-        row += 4;
+fn project<S: Simd>(simd: S, weight: &Panels, x: &[f32], y: &mut [f32], add: bool) {
+    let mut rows = x.chunks_exact(4 * weight.inputs);
+    let mut out = y.chunks_exact_mut(4 * weight.outputs);
+    for (x, y) in rows.by_ref().zip(out.by_ref()) {
+        project_rows::<S, 4, 2>(simd, weight, x, y, add);
     }
-    while row < rows {
-        let (x, y) = (&x[row * inputs..], &mut y[row * outputs..]);
-        project_rows::<S, 1>(simd, x, weight, inputs, outputs, y, add);
-        row += 1;
+    let (rows, out) = (rows.remainder().chunks_exact(weight.inputs), out.into_remainder());
+    for (x, y) in rows.zip(out.chunks_exact_mut(weight.outputs)) {
+        project_rows::<S, 1, 4>(simd, weight, x, y, add);
     }
 }
 
-/// `R` rows at once. Their number does not change the order in which a result is summed.
+/// `R` rows and `C` registers of outputs at once. Neither changes the order in which a result is summed.
 #[inline(always)]
-fn project_rows<S: Simd, const R: usize>(
+fn project_rows<S: Simd, const R: usize, const C: usize>(
     simd: S,
+    weight: &Panels,
     x: &[f32],
-    weight: &[f32],
-    inputs: usize,
-    outputs: usize,
     y: &mut [f32],
     add: bool,
 ) {
-    let padded = outputs.next_multiple_of(PADDED);
+    let Panels { data, inputs, outputs } = weight;
+    let (inputs, outputs, span) = (*inputs, *outputs, C * S::F32_LANES);
     let x: [&[f32]; R] = std::array::from_fn(|row| &x[row * inputs..][..inputs]);
-    for start in (0..outputs).step_by(S::F32_LANES) {
-        let mut sums = [simd.splat_f32s(0.0); R];
-        for (input, line) in weight.chunks_exact(padded).enumerate() {
-            let line = S::as_simd_f32s(&line[start..start + S::F32_LANES]).0[0];
-            for row in 0..R {
-                sums[row] = simd.mul_add_f32s(simd.splat_f32s(x[row][input]), line, sums[row]);
+    for (panel, data) in data.chunks_exact(inputs * PANEL).enumerate() {
+        for part in (0..PANEL).step_by(span) {
+            let start = panel * PANEL + part;
+            if start >= outputs {
+                return;
             }
-        }
-        let width = S::F32_LANES.min(outputs - start);
-        for row in 0..R {
-            let y = &mut y[row * outputs + start..][..width];
-            let sum = if add { simd.add_f32s(simd.partial_load_f32s(y), sums[row]) } else { sums[row] };
-            simd.partial_store_f32s(y, sum);
+            let mut sums = [[simd.splat_f32s(0.0); C]; R];
+            for (input, line) in data.chunks_exact(PANEL).enumerate() {
+                let line = S::as_simd_f32s(&line[part..part + span]).0;
+                for row in 0..R {
+                    let value = simd.splat_f32s(x[row][input]);
+                    for column in 0..C {
+                        sums[row][column] = simd.mul_add_f32s(value, line[column], sums[row][column]);
+                    }
+                }
+            }
+            for row in 0..R {
+                let y = &mut y[row * outputs + start..(row + 1) * outputs];
+                for (y, sum) in y.chunks_mut(S::F32_LANES).zip(sums[row]) {
+                    let sum = if add { simd.add_f32s(simd.partial_load_f32s(y), sum) } else { sum };
+                    simd.partial_store_f32s(y, sum);
+                }
+            }
         }
     }
 }
@@ -186,7 +190,7 @@ mod tests {
             let mut y = vec![0.0; rows * outputs];
             linear(&x, &w, inputs, &mut y, false);
             assert!(close(&y));
-            Transposed::of(&w, inputs).apply(&x, &mut y, false);
+            Panels::of(&w, inputs).apply(&x, &mut y, false);
             assert!(close(&y));
         }
     }
@@ -194,7 +198,7 @@ mod tests {
     #[test]
     fn a_row_does_not_depend_on_its_neighbours() {
         let (x, w) = (numbers(7 * 64, 3), numbers(98 * 64, 4));
-        let weight = Transposed::of(&w, 64);
+        let weight = Panels::of(&w, 64);
         let mut together = vec![0.0; 7 * 98];
         weight.apply(&x, &mut together, false);
         for (row, expected) in together.chunks_exact(98).enumerate() {

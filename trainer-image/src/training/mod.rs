@@ -106,6 +106,8 @@ impl Train {
     fn train(&self, reporter: &Reporter<TrainingState>) -> Result<Outcome, TrainError> {
         reporter.update(|state| state.stage = Stage::Starting);
         let stop = Arc::new(AtomicBool::new(false));
+        // Whoever presses Ctrl-C twice does not want to wait for the checkpoint.
+        flag::register_conditional_shutdown(SIGINT, exit::FAILED, Arc::clone(&stop)).map_err(TrainError::System)?;
         for signal in [SIGTERM, SIGINT] {
             flag::register(signal, Arc::clone(&stop)).map_err(TrainError::System)?;
         }
