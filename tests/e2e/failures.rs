@@ -54,7 +54,8 @@ async fn data_with_another_digest_fails_with_both_digests() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trainer_without_memory_is_tried_again_and_then_fails_with_the_reason() -> Result<()> {
     let team = Team::new("memory").await?;
-    let mut run = objects::run("run", &["model.hidden_size=1024", "model.intermediate_size=4096"]);
+    let mut run =
+        objects::run("run", &["model.hidden_size=1024", "model.num_attention_heads=8", "model.intermediate_size=4096"]);
     run.spec.retries = 1;
     let resources = json!({ "requests": { "cpu": "50m", "memory": "32Mi" }, "limits": { "memory": "32Mi" } });
     run.spec.pod.worker.resources = serde_json::from_value(resources).unwrap();

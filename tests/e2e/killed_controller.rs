@@ -51,6 +51,7 @@ async fn chain_under_fire(team: &Team, controller: &Controller, audit_log: std::
     );
     let kills = kills?;
     chain.inspect_err(|_| eprintln!("the controller said:\n{}", controller.last_words()))?;
+    eprintln!("the controller was killed {kills} times");
     assert!(kills >= 10, "the controller was killed {kills} times");
 
     // Nothing doubled: whatever exists was made once, and the work was done once.

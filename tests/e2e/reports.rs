@@ -23,14 +23,14 @@ async fn a_pod_with_a_forged_owner_and_another_spec_is_not_believed() -> Result<
     let job = until(&team.api::<Job>(), &child::trainer("run"), "it exists", SOON, |_| true).await?;
     let template = job.spec.as_ref().unwrap().template.spec.clone().unwrap();
 
-    for (name, owner) in [
-        ("owned-by-job", json!({ "apiVersion": "batch/v1", "kind": "Job", "name": job.name_any(), "uid": job.uid() })),
-        (
-            "owned-by-run",
-            json!({ "apiVersion": "codex-ml.dev/v1alpha1", "kind": "TrainingRun", "name": "run", "uid": run.uid() }),
-        ),
-    ] {
-        let pod = team.create(&forged(name, owner, &template)).await?.name_any();
+    let labels = job.spec.as_ref().unwrap().template.metadata.clone().unwrap().labels;
+    let by_job = json!({ "apiVersion": "batch/v1", "kind": "Job", "name": job.name_any(), "uid": job.uid() });
+    let by_run =
+        json!({ "apiVersion": "codex-ml.dev/v1alpha1", "kind": "TrainingRun", "name": "run", "uid": run.uid() });
+    for (name, owner, labels) in
+        [("owned-by-run", by_run, None), ("owned-by-job", by_job.clone(), None), ("in-the-jobs-place", by_job, labels)]
+    {
+        let pod = team.create(&forged(name, owner, labels, &template)).await?.name_any();
         // It trains, truly; and nobody takes its word for it.
         let ended = until(&team.api::<Pod>(), &pod, "it has finished", SOON, |pod| {
             match pod.status.as_ref().and_then(|status| status.phase.as_deref()) {
@@ -55,7 +55,12 @@ async fn a_pod_with_a_forged_owner_and_another_spec_is_not_believed() -> Result<
 
 /// The trainer's pod with another place to write to and no node selector: what somebody would make who wants a model of
 /// theirs to be taken for the run's.
-fn forged(name: &str, mut owner: Value, template: &PodSpec) -> Pod {
+fn forged(
+    name: &str,
+    mut owner: Value,
+    labels: Option<std::collections::BTreeMap<String, String>>,
+    template: &PodSpec,
+) -> Pod {
     owner["controller"] = json!(true);
     let mut spec = template.clone();
     spec.node_selector = None;
@@ -64,7 +69,7 @@ fn forged(name: &str, mut owner: Value, template: &PodSpec) -> Pod {
         volume.empty_dir = Some(Default::default());
     }
     serde_json::from_value(json!({
-        "metadata": { "name": name, "ownerReferences": [owner] },
+        "metadata": { "name": name, "ownerReferences": [owner], "labels": labels },
         "spec": spec,
     }))
     .unwrap()

@@ -1,7 +1,7 @@
 //! The API server's audit log: who did what. Reads a file that grows.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fs::File,
     io::{BufRead as _, BufReader, Seek as _, SeekFrom},
     path::PathBuf,
@@ -28,6 +28,9 @@ pub struct Request {
     pub response_status: Option<Answer>,
     /// When it came.
     pub request_received_timestamp: Timestamp,
+    /// What the API server's plugins noted.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// Who asked.
@@ -70,6 +73,11 @@ impl Request {
     /// Whether it made something that was not there.
     pub fn is_creation(&self) -> bool {
         self.is_write() && self.code() == Some(201) && self.object().subresource.is_empty()
+    }
+
+    /// Whether no role allowed it. A namespace that is being deleted refuses with 403, too, and is not meant.
+    pub fn is_forbidden(&self) -> bool {
+        self.annotations.get("authorization.k8s.io/decision").is_some_and(|decision| decision == "forbid")
     }
 
     /// The HTTP status of its answer.
@@ -200,8 +208,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refused_is_no_write() {
-        let refused: Request = serde_json::from_str(&line("create", "jobs", 403)).unwrap();
-        assert!(!refused.is_write());
+    fn what_was_refused_is_no_write_and_not_always_forbidden() {
+        let mut refused: Request = serde_json::from_str(&line("create", "jobs", 403)).unwrap();
+        assert!(!refused.is_write() && !refused.is_forbidden());
+        refused.annotations.insert("authorization.k8s.io/decision".to_owned(), "forbid".to_owned());
+        assert!(refused.is_forbidden());
     }
 }

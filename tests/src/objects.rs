@@ -4,7 +4,7 @@ use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
 use serde_json::{Value, json};
 
 /// The claim that every team has.
-pub const CLAIM: &str = "models";
+pub const CLAIM: &str = "tiny-models";
 /// The ConfigMap that every team has, with held-out problems under [`PROBLEMS_KEY`].
 pub const PROBLEMS: &str = "problems";
 /// The key of the problems.

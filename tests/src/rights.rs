@@ -61,7 +61,7 @@ pub async fn seen(client: &Client, audit_log: PathBuf) -> Result<Seen> {
         if request.user.username != CONTROLLER_USER || request.request_received_timestamp < since || !about_something {
             continue;
         }
-        if request.code() == Some(403) {
+        if request.is_forbidden() {
             seen.forbidden.insert(request.right());
             continue;
         }
@@ -74,11 +74,13 @@ pub async fn seen(client: &Client, audit_log: PathBuf) -> Result<Seen> {
     Ok(seen)
 }
 
-/// When the newest version of the controller was rolled out.
+/// When the version that runs was rolled out first.
 async fn installed_since(client: &Client) -> Result<Timestamp> {
     let replica_sets: Api<ReplicaSet> = Api::namespaced(client.clone(), NAMESPACE);
     let sets = replica_sets.list(&ListParams::default()).await?.items;
-    let newest =
-        sets.iter().filter(|set| set.name_any().starts_with(CONTROLLER)).filter_map(ResourceExt::creation_timestamp);
-    Ok(newest.map(|time| time.0).max().unwrap_or(Timestamp::UNIX_EPOCH))
+    let runs = |set: &&ReplicaSet| {
+        set.name_any().starts_with(CONTROLLER) && set.status.as_ref().is_some_and(|status| status.replicas > 0)
+    };
+    let newest = sets.iter().filter(runs).filter_map(ResourceExt::creation_timestamp).map(|time| time.0).max();
+    Ok(newest.unwrap_or(Timestamp::UNIX_EPOCH))
 }
