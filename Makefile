@@ -19,7 +19,7 @@ IMAGE_LIMIT := 30000000
 .PHONY: help prerequisites image cluster cluster-down kubeconfig test demo bench
 
 help: ## this list
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	echo "With CLUSTER=current REGISTRY=host:port, demo, test and bench use the cluster of your kubeconfig context."
 
 prerequisites:
@@ -113,6 +113,11 @@ test: prerequisites ## every check and every test, the ones on a real cluster in
 		exit "$$status"
 	}
 	trap finish EXIT
+	if ! python3 -c 'import ensurepip' 2>/dev/null; then
+		echo "Installing python3-venv, in which OpenSSF's own verifier is put."
+		root=; [ "$$(id -u)" = 0 ] || root=sudo
+		$$root apt-get install --yes --quiet --no-install-recommends python3-venv >/dev/null
+	fi
 	section "Format" cargo fmt --all --check
 	section "Lints" cargo clippy --locked --workspace --all-targets -- --deny warnings
 	section "Programs and images" $(MAKE) image
