@@ -47,15 +47,14 @@ pub enum RecordError {
         line: usize,
     },
     /// No JSON, or another shape.
-    #[error("{file}:{line}: no record: {source}; write {{\"prompt\", \"response\", \"difficulty\", \"category\"}}")]
+    #[error("{file}:{line}: no record: {why}; write {{\"prompt\", \"response\", \"difficulty\", \"category\"}}")]
     Malformed {
         /// The file's name.
         file: String,
         /// The line, counted from 1.
         line: usize,
-        /// What the parser says.
-        #[source]
-        source: serde_json::Error,
+        /// What the parser says, and in which column.
+        why: String,
     },
     /// A response that does not end, or ends twice.
     #[error("{file}:{line}: the response must end in '$' and hold no other '$'")]
@@ -90,7 +89,9 @@ pub fn parse_records(file: &str, bytes: &[u8]) -> Result<Vec<Record>, RecordErro
         }
         let record: Record = serde_json::from_str(line).map_err(|source| {
             let (file, line) = at();
-            RecordError::Malformed { file, line, source }
+            // The parser saw one line and calls it the first.
+            let why = source.to_string().replacen(" at line 1 column", " in column", 1);
+            RecordError::Malformed { file, line, why }
         })?;
         if record.response.find(END) != Some(record.response.len().wrapping_sub(END.len_utf8())) {
             let (file, line) = at();
@@ -162,6 +163,7 @@ mod tests {
         let said = |text: String| parse(text).unwrap_err().to_string();
         assert!(said(format!("{good}\n{{\"prompt\":1}}")).starts_with("data.jsonl:2: no record"));
         assert!(said(format!("{good}\n{}", good.replace('$', ""))).starts_with("data.jsonl:2: the response"));
+        assert!(said(r#"{"prompt""#.to_owned()).contains("in column 9; write"));
         assert!(said("\n".to_owned()).starts_with("data.jsonl: no records"));
     }
 }
