@@ -1,16 +1,18 @@
 //! What is written is true: every YAML is taken by the API server, every metric exists.
 
-use std::{io::Write as _, process::Stdio};
+use std::{collections::BTreeSet, io::Write as _, process::Stdio};
 
+use codex_crds::{ConditionType, TrainingRun, child};
 use codex_tests::{
     Error, Result, Team, documents,
     install::{CONTROLLER, NAMESPACE},
     objects,
-    team::blocking,
-    wait::until_found,
+    team::{SOON, blocking, condition},
+    wait::{until, until_found},
 };
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{Api, ResourceExt as _, api::ListParams};
+use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_yaml_of_the_documents_is_taken_by_the_api_server() -> Result<()> {
@@ -41,37 +43,57 @@ async fn every_yaml_of_the_documents_is_taken_by_the_api_server() -> Result<()> 
     Ok(())
 }
 
+/// What counts faults that no test provokes: documented, and exposed only once there is one.
+const FAULTS: [&str; 2] = ["codex_controller_malformed_objects_total", "codex_controller_watch_errors_total"];
+
 #[tokio::test(flavor = "multi_thread")]
-async fn every_metric_that_a_document_names_exists() -> Result<()> {
+async fn the_metrics_that_documents_name_are_those_that_exist() -> Result<()> {
     let team = Team::new("metrics").await?;
     team.create(&objects::run("run", &["training.max_steps=1", "training.warmup_steps=0"])).await?;
     let mut evaluation = objects::evaluation("judged", "run", &team.problems);
-    evaluation.spec.gates =
-        serde_json::from_value(serde_json::json!([{ "metric": "exact_match", "min": "0" }])).unwrap();
+    evaluation.spec.gates = serde_json::from_value(json!([{ "metric": "exact_match", "min": "0" }])).unwrap();
     team.create(&evaluation).await?;
     team.create(&objects::reasoning_pod("served", "run", "judged")).await?;
+    // Somebody else's ConfigMap in the way is a failure that a person has to mend; the condition says so.
+    let in_the_way = json!({ "metadata": { "name": child::trainer("taken") }, "data": {} });
+    team.create::<ConfigMap>(&serde_json::from_value(in_the_way).unwrap()).await?;
+    team.create(&objects::run("taken", &[])).await?;
+    until(&team.api::<TrainingRun>(), "taken", "it says what is in the way", SOON, |run| {
+        let conditions = run.status.as_ref().map(|status| &*status.conditions);
+        condition(conditions, ConditionType::Stalled)
+            .is_some_and(|stalled| stalled.reason == "NameTaken" && stalled.message.contains("ConfigMap taken-train"))
+    })
+    .await?;
     team.serving("served").await?;
     team.infer("served", "1+1:").await?;
 
     let controllers: Api<Pod> = Api::namespaced(team.client.clone(), NAMESPACE);
     let labelled = ListParams::default().labels(&format!("app.kubernetes.io/name={CONTROLLER}"));
     let controller = controllers.list(&labelled).await?.items.pop().unwrap().name_any();
-    let mut exposed =
+    let mut text =
         scrape(&team, &format!("/api/v1/namespaces/{NAMESPACE}/pods/{controller}:8080/proxy/metrics")).await?;
-    assert!(exposed.contains("codex_controller_"), "{exposed}");
     let server = format!("/api/v1/namespaces/{}/services/served:8000/proxy/metrics", team.namespace);
-    exposed.push_str(&scrape(&team, &server).await?);
-    assert!(exposed.contains("codex_ml_inference_requests_total"), "{exposed}");
+    text.push_str(&scrape(&team, &server).await?);
 
-    let exposed = documents::metric_names(&exposed);
-    let missing: Vec<_> = documents::metrics()?.into_iter().filter(|(name, _)| !exposed.contains(name)).collect();
-    assert!(missing.is_empty(), "named and not exposed: {missing:#?}; exposed are {exposed:#?}");
+    let exposed: BTreeSet<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .filter(|name| name.starts_with("codex_"))
+        .map(str::to_owned)
+        .collect();
+    let documented = documents::metrics()?;
+    let names: BTreeSet<_> = documented.iter().map(|(name, _)| name.clone()).collect();
+    let missing: Vec<_> =
+        documented.iter().filter(|(name, _)| !exposed.contains(name) && !FAULTS.contains(&name.as_str())).collect();
+    assert!(missing.is_empty(), "documented and not exposed: {missing:#?}; exposed are {exposed:#?}");
+    let unsaid: Vec<_> = exposed.difference(&names).collect();
+    assert!(unsaid.is_empty(), "exposed and not documented: {unsaid:#?}");
     team.done();
     Ok(())
 }
 
 async fn scrape(team: &Team, path: &str) -> Result<String> {
-    until_found(&format!("{path} answers"), codex_tests::team::SOON, async || {
+    until_found(&format!("{path} answers"), SOON, async || {
         let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
         Ok(team.client.request_text(request).await.ok())
     })

@@ -1,4 +1,4 @@
-//! A tenant, with every right that a namespace's editor has, does not reach the signing key.
+//! A tenant, with every right that the administrator of a namespace has, does not reach the signing key.
 
 use codex_tests::{
     Result, Team,
