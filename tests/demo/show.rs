@@ -45,7 +45,8 @@ impl<'a> Show<'a> {
     pub(crate) fn progress(&self, run: &TrainingRun) {
         let seconds = self.begun.elapsed().as_secs();
         let status = run.status.as_ref();
-        let phase = status.and_then(|status| status.phase).map_or_else(String::new, |phase| format!("{phase:?}"));
+        let phase =
+            status.and_then(|status| status.phase).map_or_else(|| "Pending".to_owned(), |phase| format!("{phase:?}"));
         let Some(progress) = status.and_then(|status| status.progress.as_ref()) else {
             println!("   {:02}:{:02}  {phase}", seconds / 60, seconds % 60);
             return;
@@ -66,6 +67,6 @@ impl<'a> Show<'a> {
 pub(crate) fn gates(evaluation: &Evaluation) {
     println!();
     for gate in evaluation.status.iter().flat_map(|status| &status.gates) {
-        println!("   {:?}: {}", gate.verdict, gate.message);
+        println!("   {:<12}  {:<18}  {}", format!("{:?}", gate.verdict), gate.metric, gate.message);
     }
 }

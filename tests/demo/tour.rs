@@ -85,7 +85,7 @@ impl<'a> Tour<'a> {
         gates(&judged);
         let (right, problems) = baseline()?;
         println!(
-            "   The pinned baseline, a model of the same size trained on answers without steps, gets {right} of {problems} right."
+            "\n   The pinned baseline, a model of the same size trained on answers without steps, gets {right} of {problems} right."
         );
         if judged.status.and_then(|status| status.verdict) != Some(Verdict::Passed) {
             return Err(Error::Impossible {
