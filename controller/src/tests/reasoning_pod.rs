@@ -1,5 +1,6 @@
 //! The chain up to a ReasoningPod that serves: what is signed, made, left alone and taken away.
 
+use codex_configs::{BenchmarkFile, benchmark};
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
 use codex_plan::Received;
 use codex_provenance::{
@@ -85,7 +86,8 @@ async fn judged(successes: u64) -> World {
     assert_eq!(world.api.object(&path("trainingruns", "a")).unwrap()["status"]["phase"], json!("Succeeded"));
     world.api.put(&path("evaluations", "e"), evaluation());
     settle::<Evaluation>(&world, "e").await;
-    let data = json!([{"name": "problems", "sha256": Sha256::of("p"), "size": 1, "records": 600}]);
+    let read = |file: &BenchmarkFile| json!({"name": file.name, "sha256": file.digest(), "size": 1, "records": 600});
+    let data: Vec<_> = benchmark("cot-lite").iter().map(read).collect();
     let state = json!({"evaluation": {
         "stage": "Finished", "done": 600, "total": 600, "modelDigest": manifest.digest(), "data": data,
         "metrics": {"exact_match": {"kind": "share", "successes": successes, "n": 600}},
