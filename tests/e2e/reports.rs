@@ -4,7 +4,7 @@ use codex_crds::{TrainingRun, TrainingRunPhase, child};
 use codex_tests::{
     Result, Team, objects,
     team::SOON,
-    wait::{Sight, until},
+    wait::{Sight, until, until_gone},
 };
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -43,6 +43,21 @@ async fn a_pod_with_a_forged_owner_and_another_spec_is_not_believed() -> Result<
         let log = team.logs(&ended.name_any()).await?;
         assert!(log.contains("the controller refused the final report") && log.contains("403"), "{name}: {log}");
     }
+    // Nor does a Job that somebody else made in the run's name stay.
+    let mut intruder = job.clone();
+    let labels = job.metadata.labels.clone();
+    intruder.metadata = serde_json::from_value(json!({
+        "name": "intruder",
+        "labels": labels,
+        "ownerReferences": job.metadata.owner_references,
+    }))
+    .unwrap();
+    intruder.status = None;
+    let spec = intruder.spec.as_mut().unwrap();
+    (spec.selector, spec.suspend, spec.template.metadata) = (None, Some(true), None);
+    team.create(&intruder).await?;
+    until_gone(&team.api::<Job>(), "intruder", SOON).await?;
+
     let status = team.api::<TrainingRun>().get("run").await?.status.unwrap();
     assert_eq!(
         (status.phase, &status.model, status.attempts.unwrap_or(0)),

@@ -45,6 +45,8 @@ fn rights(rule: &PolicyRule) -> Vec<String> {
 pub struct Seen {
     /// Rights that it used.
     pub used: BTreeSet<String>,
+    /// Rights that it used at any time that the log remembers, whichever version of it.
+    pub ever: BTreeSet<String>,
     /// Requests that were forbidden.
     pub forbidden: BTreeSet<String>,
 }
@@ -57,19 +59,21 @@ pub async fn seen(client: &Client, audit_log: PathBuf) -> Result<Seen> {
     let since = installed_since(client).await?;
     let mut seen = Seen::default();
     for request in Follower::from_start(audit_log)?.news()? {
-        let about_something = request.object_ref.is_some();
-        if request.user.username != CONTROLLER_USER || request.request_received_timestamp < since || !about_something {
+        if request.user.username != CONTROLLER_USER || request.object_ref.is_none() {
             continue;
         }
-        if request.is_forbidden() {
-            seen.forbidden.insert(request.right());
-            continue;
-        }
+        let mut rights = vec![request.right()];
         // Server-side apply of what is not there needs the right to create beside the right to patch.
         if request.is_creation() && request.verb == "patch" {
-            seen.used.insert(request.right().replacen("patch", "create", 1));
+            rights.push(request.right().replacen("patch", "create", 1));
         }
-        seen.used.insert(request.right());
+        let forbidden = request.is_forbidden();
+        if !forbidden {
+            seen.ever.extend(rights.iter().cloned());
+        }
+        if request.request_received_timestamp >= since {
+            if forbidden { &mut seen.forbidden } else { &mut seen.used }.extend(rights);
+        }
     }
     Ok(seen)
 }
