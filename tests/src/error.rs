@@ -11,6 +11,9 @@ pub enum Error {
     /// The cluster.
     #[error(transparent)]
     Cluster(#[from] codex_cluster::Error),
+    /// What every test needs first.
+    #[error("the operator could not be installed: {0}")]
+    NotInstalled(String),
     /// The API server, or the way to it.
     #[error("the API server: {0}")]
     Client(#[from] kube::Error),

@@ -36,7 +36,8 @@ pub struct Installation {
     pub controller_image: String,
 }
 
-static INSTALLED: OnceCell<Installation> = OnceCell::const_new();
+/// Tried once: what failed for one test fails for all, at once.
+static INSTALLED: OnceCell<Result<Installation, String>> = OnceCell::const_new();
 
 /// The root of the working tree.
 pub fn repository() -> PathBuf {
@@ -64,7 +65,11 @@ impl Installation {
     /// # Errors
     /// When the cluster, a build or the roll-out fails.
     pub async fn ensure() -> Result<&'static Self> {
-        INSTALLED.get_or_try_init(async || tokio::task::spawn_blocking(Self::make).await.map_err(joined)?).await
+        let made = INSTALLED.get_or_init(async || {
+            let made = tokio::task::spawn_blocking(Self::make).await.map_err(joined);
+            made.flatten().map_err(|error| error.to_string())
+        });
+        made.await.as_ref().map_err(|why| Error::NotInstalled(why.clone()))
     }
 
     fn make() -> Result<Self> {
