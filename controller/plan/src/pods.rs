@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use codex_crds::Reason;
-use codex_reports::{Failure, Report, SCHEMA_VERSION};
+use codex_reports::{Failure, Report, SCHEMA_VERSION, exit};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
 use kube::ResourceExt;
@@ -84,6 +84,12 @@ impl<'a> Facts<'a> {
         let status = self.status?;
         let ended = |state: &'a Option<ContainerState>| state.as_ref().and_then(|state| state.terminated.as_ref());
         ended(&status.state).or_else(|| ended(&status.last_state))
+    }
+
+    /// Whether its container did all that it had to.
+    pub(crate) fn finished(&self) -> bool {
+        let ended = self.state().and_then(|state| state.terminated.as_ref());
+        ended.is_some_and(|ended| ended.exit_code == exit::FINISHED)
     }
 
     /// The image that its container really runs.

@@ -42,7 +42,7 @@ pub(crate) enum Doing {
     Nothing,
     /// No pod works; perhaps with what stands in its way.
     Waiting(Option<String>),
-    /// A pod works.
+    /// A pod works, or the newest one ended well and its Job does not say so yet.
     Working,
     /// The Job is complete.
     Complete(Option<Timestamp>),
@@ -82,10 +82,12 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Whether a pod works: its status says so, or it reported and has not ended.
+    /// Whether a pod works: its status says so, or it reported and has not ended. A Job takes a moment to say that its
+    /// newest pod ended well.
     fn works(&self) -> bool {
         let reported = |facts: &Facts<'_>| self.said.iter().any(|report| report.pod_uid == facts.uid());
         self.facts.iter().any(|facts| facts.works() || (facts.ended().is_none() && reported(facts)))
+            || self.facts.last().is_some_and(Facts::finished)
     }
 
     /// Whether the newest pod gave up by itself, so that nobody has to stop it.

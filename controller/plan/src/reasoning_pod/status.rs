@@ -23,6 +23,10 @@ use crate::{
 /// The status, and when to look again.
 pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Option<Duration>) {
     let observed = view.observed;
+    if let (Stage::Signing(_), Some(present)) = (stage, &observed.object.status) {
+        // A bundle is there as soon as it is asked for, and the next look says so.
+        return (present.clone(), None);
+    }
     let wanted = view.spec().replicas;
     let rolls = matches!(stage, Stage::RollingOut(_) | Stage::Refused(..) | Stage::Serving(_));
     let serves = serves(view) || rolls;

@@ -132,6 +132,7 @@ fn finish(world: &mut World) {
         settle(world);
         happen(world, &Happening::Train { reported: true });
         happen(world, &Happening::Evaluate { right: 500, reported: true });
+        settle(world);
         world.sync_jobs();
         world.sync_servers(true);
     }
