@@ -24,6 +24,6 @@ pub use evaluation::{Evaluation, EvaluationSettings, Generation, PRESETS, compos
 pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
 pub use rule::Rule;
 pub use training::{
-    Format, Metadata, ModelShape, Optimization, Response, Scheduler, TEMPLATES, Training, TrainingSettings,
-    compose_training,
+    Format, HEAD_WIDTHS, Metadata, ModelShape, Optimization, Response, Scheduler, TEMPLATES, Training,
+    TrainingSettings, compose_training,
 };

@@ -20,6 +20,9 @@ const BASE: &str = include_str!("../training/base.yaml");
 /// The names of the templates.
 pub const TEMPLATES: &[&str] = &["answers-only", "cot-starter"];
 
+/// Widths of an attention head, `hidden_size / num_attention_heads`, that can be trained and served.
+pub const HEAD_WIDTHS: [usize; 4] = [16, 32, 64, 128];
+
 /// What a trainer is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -183,10 +186,8 @@ impl Spec for Training {
         let conflict =
             |key, value: u64, right: String| Err(ConfigError::Conflict { key, value: value.to_string(), right });
         let (width, heads) = (model.hidden_size, model.num_attention_heads);
-        if !width.is_multiple_of(heads) || !(width / heads).is_multiple_of(2) {
-            let right = format!(
-                "model.hidden_size ({width}) divided by model.num_attention_heads must be an even whole number"
-            );
+        if !HEAD_WIDTHS.iter().any(|head| heads * head == width) {
+            let right = format!("model.hidden_size ({width}) divided by it must be 16, 32, 64 or 128");
             return conflict("model.num_attention_heads", heads as u64, right);
         }
         if training.warmup_steps > training.max_steps {

@@ -2,7 +2,11 @@
 //!
 //! Nothing is written where the cache already shows what is wanted. Nothing is touched that the object does not control.
 
-use std::{collections::BTreeSet, fmt::Debug};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fmt::Debug,
+    sync::{Mutex, PoisonError},
+};
 
 use codex_plan::{Desired, KeptKind};
 use k8s_openapi::NamespaceResourceScope;
@@ -102,6 +106,39 @@ impl ApplyError {
     /// Whether a person has to do something.
     pub fn needs_a_person(&self) -> bool {
         matches!(self, Self::Taken { .. } | Self::Mixed { .. })
+    }
+}
+
+/// Children that did not become what was planned, one for each object, by its uid. Writing the same again would wake the
+/// object at once, and so on without an end: it is tried again when the object has rested.
+#[derive(Debug, Default)]
+pub struct Unmended(Mutex<HashMap<String, Unmendable>>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Unmendable {
+    kind: String,
+    name: String,
+    difference: Difference,
+}
+
+impl Unmended {
+    fn is(&self, owner: &str, child: &Unmendable) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(owner) == Some(child)
+    }
+
+    fn set(&self, owner: &str, child: Unmendable) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(owner.to_owned(), child);
+    }
+
+    /// Forgets all but the children of these objects.
+    pub fn retain(&self, alive: &HashSet<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| alive.contains(uid));
+    }
+}
+
+impl From<Unmendable> for ApplyError {
+    fn from(Unmendable { kind, name, difference }: Unmendable) -> Self {
+        Self::Mixed { kind, name, difference: Box::new(difference) }
     }
 }
 
@@ -219,7 +256,13 @@ impl Apply<'_> {
         if let Some(live) = &live {
             match difference(&wanted, &json(live)?) {
                 None => return Ok(()),
-                Some(differs) => debug!("the {kind} {name} is not as planned: {differs}"),
+                Some(difference) => {
+                    debug!("the {kind} {name} is not as planned: {difference}");
+                    let child = Unmendable { kind: kind.clone(), name: name.clone(), difference };
+                    if self.context.backoff.rests(&self.owner) && self.context.unmended.is(&self.owner, &child) {
+                        return Err(child.into());
+                    }
+                }
             }
         }
         let mut params = PatchParams::apply(MANAGER);
@@ -244,7 +287,10 @@ impl Apply<'_> {
             differs = difference(&wanted, &json(&written)?);
         }
         if let Some(difference) = differs {
-            return Err(ApplyError::Mixed { kind, name, difference: Box::new(difference) });
+            caught_up(store, &written).await;
+            let child = |difference| Unmendable { kind: kind.clone(), name: name.clone(), difference };
+            self.context.unmended.set(&self.owner, child(difference.clone()));
+            return Err(child(difference).into());
         }
         caught_up(store, &written).await;
         Ok(())

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
-use crate::{crds, error::chain, operator};
+use crate::{error::chain, operator};
 
 /// The Codex controller: trains, judges, signs and serves reasoning models on Kubernetes.
 #[derive(Debug, Parser)]
@@ -109,7 +109,7 @@ pub enum LogFormat {
 pub fn run(cli: Cli) -> ExitCode {
     let flags = match cli.command {
         Some(Command::Crds(Crds { out })) => {
-            return match crds::write(&out) {
+            return match codex_crds::manifests::write(&out) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(failure) => {
                     eprintln!("codex-controller: {}", chain(&failure));

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use kube::{Client, ResourceExt, runtime::events::Recorder};
 
 use crate::{
+    apply::Unmended,
     backoff::Backoff,
     endpoint::Inbox,
     metrics::Metrics,
@@ -40,6 +41,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Failures in a row.
     pub backoff: Backoff,
+    /// Children that did not become what was planned.
+    pub unmended: Unmended,
     /// When the status of each object was written.
     pub written: Written,
 }
@@ -58,6 +61,7 @@ impl Context {
         alive.extend(self.stores.pods.state().iter().filter_map(|object| object.uid()));
         self.inbox.retain(&alive);
         self.backoff.retain(&alive);
+        self.unmended.retain(&alive);
         self.written.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| alive.contains(uid));
     }
 }

@@ -6,7 +6,6 @@ pub mod apply;
 pub mod backoff;
 pub mod cli;
 pub mod context;
-pub mod crds;
 pub mod effects;
 pub mod endpoint;
 pub mod error;

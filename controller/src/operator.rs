@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     BUILD, MANAGER,
+    apply::Unmended,
     backoff::Backoff,
     cli::Run,
     context::{Context, Written},
@@ -196,6 +197,7 @@ async fn lead(
             seal,
             metrics: metrics.clone(),
             backoff: Backoff::default(),
+            unmended: Unmended::default(),
             written: Written::default(),
         });
         tasks.spawn({

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DataItem, Decimal, WorkerPod,
+    DataItem, Decimal, WorkStatus, WorkerPod,
     training_run::{DataStatus, default_retries, default_seed},
 };
 
@@ -150,25 +150,12 @@ pub struct EvaluationStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub data_digests: Vec<DataStatus>,
-    /// Pods that have begun to work.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attempts: Option<i32>,
-    /// Seconds that pods have worked before `activeSince`, summed over suspensions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub active_seconds: Option<i64>,
-    /// When the time that runs now began to count; absent while it stands still.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub active_since: Option<Time>,
-    /// When the first pod was started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Time>,
+    /// What its pods did.
+    #[serde(flatten)]
+    pub work: WorkStatus,
     /// When the verdict was reached or the evaluation failed for good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Time>,
-    /// The image that the newest pod ran, by digest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
-    pub image_id: Option<String>,
     /// The state of the evaluation as conditions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

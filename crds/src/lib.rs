@@ -16,6 +16,7 @@ mod reasoning_pod;
 mod ring;
 mod rules;
 mod training_run;
+mod work;
 
 pub use conditions::{ConditionType, Reason};
 pub use data::{ConfigMapKey, DataItem, DataSource, Synthetic, VolumeClaimPath};
@@ -34,6 +35,7 @@ pub use training_run::{
     CheckpointStatus, ClaimOutput, DataStatus, FileStatus, MAX_MODEL_FILES, ModelStatus, Output, ProgressStatus,
     TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
 };
+pub use work::WorkStatus;
 
 /// The API group.
 pub const GROUP: &str = "codex-ml.dev";

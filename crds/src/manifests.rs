@@ -15,9 +15,15 @@ pub enum ManifestsError {
     /// A CRD that YAML cannot carry.
     #[error("the CRD cannot be written as YAML")]
     Yaml(#[from] serde_yaml::Error),
-    /// The directory refuses.
-    #[error("the CRDs cannot be written")]
-    Io(#[from] io::Error),
+    /// The directory or a file in it.
+    #[error("{path} cannot be written")]
+    Io {
+        /// Which.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// The three CRDs, each with the name of its file.
@@ -52,12 +58,17 @@ pub fn files() -> Result<Vec<(&'static str, String)>, ManifestsError> {
 /// # Errors
 /// Whatever the file system refuses.
 pub fn write(directory: &Path) -> Result<(), ManifestsError> {
-    fs::create_dir_all(directory)?;
+    let failed = |path: &Path| {
+        let path = path.display().to_string();
+        move |source| ManifestsError::Io { path, source }
+    };
+    fs::create_dir_all(directory).map_err(failed(directory))?;
     for (name, text) in files()? {
-        let temporary = directory.join(format!(".{name}.new"));
-        fs::write(&temporary, text)?;
-        fs::File::open(&temporary)?.sync_all()?;
-        fs::rename(&temporary, directory.join(name))?;
+        let (path, temporary) = (directory.join(name), directory.join(format!(".{name}.new")));
+        fs::write(&temporary, text)
+            .and_then(|()| fs::File::open(&temporary)?.sync_all())
+            .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(failed(&path))?;
     }
     Ok(())
 }

@@ -25,7 +25,8 @@ use crate::{Ring, WorkerPod};
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.ready"),
     printcolumn(name = "Signer", type_ = "string", json_path = ".status.manifest.signer"),
-    printcolumn(name = "Model", type_ = "string", json_path = ".status.manifest.short"),
+    printcolumn(name = "Model", type_ = "string", json_path = ".status.model"),
+    printcolumn(name = "Blocked by", type_ = "string", json_path = ".status.blockedBy[0]", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = crate::rules::name()
 )]
@@ -88,6 +89,10 @@ pub struct ReasoningPodStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub training_run_uid: Option<String>,
+    /// The first twelve digits of the digest of the model that is, or is to be, served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 12))]
+    pub model: Option<String>,
     /// The signed manifest of the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<ManifestStatus>,

@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{DataItem, Decimal, Ring, TrainerPod};
+use crate::{DataItem, Decimal, Ring, TrainerPod, WorkStatus};
 
 /// What to train.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -139,28 +139,15 @@ pub struct TrainingRunStatus {
     /// The finished model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelStatus>,
-    /// Pods that have begun to work.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attempts: Option<i32>,
+    /// What its pods did.
+    #[serde(flatten)]
+    pub work: WorkStatus,
     /// Steps that all attempts executed together, repeated ones counted again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps_executed: Option<i64>,
-    /// Seconds that pods have worked before `activeSince`, summed over suspensions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub active_seconds: Option<i64>,
-    /// When the time that runs now began to count; absent while it stands still.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub active_since: Option<Time>,
-    /// When the first pod was started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Time>,
     /// When the run succeeded or failed for good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Time>,
-    /// The image that the newest pod ran, by digest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
-    pub image_id: Option<String>,
     /// The state of the run as conditions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

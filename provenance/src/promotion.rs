@@ -52,7 +52,9 @@ pub struct Training {
     pub config_digest: ConfigDigest,
     /// Its data, by name.
     pub data: BTreeMap<String, DataDigest>,
-    /// The image that really ran, as the node names it.
+    /// The image that really ran, as the node names it; empty, and absent from the statement, where its pod was gone before
+    /// anyone saw it run.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image_id: String,
 }
 
@@ -70,7 +72,9 @@ pub struct Evaluation {
     pub gates_digest: GatesDigest,
     /// Its data, by name.
     pub data: BTreeMap<String, DataDigest>,
-    /// The image that really ran, as the node names it.
+    /// The image that really ran, as the node names it; empty, and absent from the statement, where its pod was gone before
+    /// anyone saw it run.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image_id: String,
     /// Its gates and their verdicts, in the order of its spec.
     pub gates: Vec<Gate>,

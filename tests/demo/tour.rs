@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use codex_crds::{Evaluation, ReasoningPod, ReasoningPodPhase, TrainingRun, TrainingRunPhase, Verdict};
 use codex_tests::{
     Error, Installation, Result,
+    install::infer,
     wait::{Sight, until},
 };
 use k8s_openapi::{NamespaceResourceScope, api::core::v1::Namespace};
@@ -105,7 +106,7 @@ impl<'a> Tour<'a> {
     async fn questions(&self) -> Result<()> {
         self.show.heading("Ask it three questions, drawn just now from the held-out problems");
         for problem in held_out()? {
-            let reply = self.infer("cot-rc", &problem.prompt).await?;
+            let reply: Reply = infer(&self.client, &self.namespace, "cot-rc", &problem.prompt).await?;
             println!("   {}", problem.prompt);
             for step in reply.steps.iter().flatten() {
                 println!("      {step}");
@@ -216,13 +217,6 @@ impl<'a> Tour<'a> {
             }
         })
         .await
-    }
-
-    async fn infer(&self, service: &str, prompt: &str) -> Result<Reply> {
-        let path = format!("/api/v1/namespaces/{}/services/{service}:8000/proxy/infer", self.namespace);
-        let body = json!({ "prompt": prompt }).to_string().into_bytes();
-        let request = http::Request::post(path).header("content-type", "application/json").body(body);
-        Ok(self.client.request(request.map_err(kube::Error::HttpError)?).await?)
     }
 
     fn api<K>(&self) -> Api<K>

@@ -46,7 +46,7 @@ async fn data_with_another_digest_fails_with_both_digests() -> Result<()> {
     let (run, reason, message) = failed(&team, "run").await?;
     assert_eq!(reason, "DataMismatch");
     assert!(message.contains(&demanded) && message.contains(&found), "{message}");
-    assert_eq!(run.status.unwrap().attempts, Some(1), "bad input is not tried again");
+    assert_eq!(run.status.unwrap().work.attempts, Some(1), "bad input is not tried again");
     team.done();
     Ok(())
 }
@@ -63,7 +63,7 @@ async fn a_trainer_without_memory_is_tried_again_and_then_fails_with_the_reason(
     let (run, reason, message) = failed(&team, "run").await?;
     assert_eq!(reason, "OOMKilled", "{message}");
     assert!(message.contains("OOMKilled") && message.contains("spec.retries (1)"), "{message}");
-    assert_eq!(run.status.unwrap().attempts, Some(2), "one retry was granted");
+    assert_eq!(run.status.unwrap().work.attempts, Some(2), "one retry was granted");
     team.done();
     Ok(())
 }

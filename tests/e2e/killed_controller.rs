@@ -121,7 +121,7 @@ async fn chain(team: &Team) -> Result<()> {
     .await?;
     let status = pod.status.unwrap();
     let run_status = run.status.as_ref().unwrap();
-    assert_eq!((run_status.attempts, run_status.steps_executed), (Some(1), Some(objects::STEPS)));
+    assert_eq!((run_status.work.attempts, run_status.steps_executed), (Some(1), Some(objects::STEPS)));
     assert!(
         run_status.config_digest.is_some() && !run_status.data_digests.is_empty() && run_status.completed_at.is_some()
     );

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what a test does not expect ends it")]
 
 mod chain;
+mod cluster;
 mod conditions;
 mod documents;
 mod failures;

@@ -60,7 +60,7 @@ async fn a_pod_with_a_forged_owner_and_another_spec_is_not_believed() -> Result<
 
     let status = team.api::<TrainingRun>().get("run").await?.status.unwrap();
     assert_eq!(
-        (status.phase, &status.model, status.attempts.unwrap_or(0)),
+        (status.phase, &status.model, status.work.attempts.unwrap_or(0)),
         (Some(TrainingRunPhase::Pending), &None, 0)
     );
     assert!(status.progress.is_none(), "{status:#?}");

@@ -60,20 +60,20 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
     let digest = |run: &TrainingRun| run.status.as_ref().unwrap().model.as_ref().unwrap().digest;
     let plain = team.trained("plain").await?;
     let status = plain.status.as_ref().unwrap();
-    assert_eq!((status.attempts, status.steps_executed), (Some(1), Some(TOTAL)));
+    assert_eq!((status.work.attempts, status.steps_executed), (Some(1), Some(TOTAL)));
 
     let killed = team.trained("killed").await?;
     assert_eq!(digest(&killed), digest(&plain), "the killed run makes the same model, byte for byte");
     let status = killed.status.as_ref().unwrap();
-    assert_eq!(status.attempts, Some(2));
+    assert_eq!(status.work.attempts, Some(2));
     let executed = status.steps_executed.unwrap();
     assert!((TOTAL..=TOTAL + CHECKPOINT_EVERY).contains(&executed), "{executed} steps were executed for {TOTAL}");
 
     let suspended = team.trained("suspended").await?;
     assert_eq!(digest(&suspended), digest(&plain), "the suspended run makes the same model, byte for byte");
     let status = suspended.status.as_ref().unwrap();
-    assert_eq!(status.attempts, Some(2));
-    assert!(status.active_seconds.is_some_and(|seconds| seconds > 0), "the time before the suspension counts");
+    assert_eq!(status.work.attempts, Some(2));
+    assert!(status.work.active_seconds.is_some_and(|seconds| seconds > 0), "the time before the suspension counts");
     if let Some(damaged) = damaged {
         // The damaged checkpoint was passed over, and that is said.
         let pods = team.pods("batch.kubernetes.io/job-name", "suspended-train").await?;

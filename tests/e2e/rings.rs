@@ -7,7 +7,10 @@ use codex_tests::{
     wait::until,
 };
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
-use kube::ResourceExt as _;
+use kube::{
+    ResourceExt as _,
+    api::{Patch, PatchParams},
+};
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,6 +52,24 @@ async fn while_rings_differ_nothing_new_rolls_out_and_what_serves_stays() -> Res
     assert_eq!(uids(&now), uids(&served), "the same pods serve");
     team.infer("served", "1+1:").await?;
 
+    // Somebody changes its Deployment meanwhile: it becomes what it was, and goes on.
+    let server = child::server("served");
+    let before = team.api::<Deployment>().get(&server).await?.spec.unwrap().template;
+    let env = json!([{ "name": "server", "env": [{ "name": "FOREIGN", "value": "1" }] }]);
+    let foreign = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": server },
+        "spec": { "template": { "spec": { "containers": env } } },
+    });
+    let apply = PatchParams::apply("somebody");
+    let changed = team.api::<Deployment>().patch(&server, &apply, &Patch::Apply(foreign)).await?;
+    assert_ne!(changed.spec.unwrap().template.spec, before.spec);
+    until(&team.api::<Deployment>(), &server, "its template is what it was", SOON, |deployment| {
+        deployment.spec.as_ref().is_some_and(|spec| spec.template.spec == before.spec)
+    })
+    .await?;
+    assert_eq!(team.api::<ReasoningPod>().get("served").await?.status.unwrap().promotion, Some(promotion.clone()));
+    team.infer("served", "1+1:").await?;
+
     // With the run in the same ring, it is promoted anew and rolled out; the old promotion is kept.
     let model = team.api::<TrainingRun>().get("run").await?.status.unwrap().model.unwrap().digest;
     team.change::<TrainingRun>("run", ahead).await?;
@@ -70,7 +91,7 @@ async fn while_rings_differ_nothing_new_rolls_out_and_what_serves_stays() -> Res
     // And the one that was blocked begins by itself.
     team.serving("elsewhere").await?;
     let run = team.api::<TrainingRun>().get("run").await?.status.unwrap();
-    assert_eq!((run.attempts, run.model.unwrap().digest), (Some(1), model), "advancing does not retrain");
+    assert_eq!((run.work.attempts, run.model.unwrap().digest), (Some(1), model), "advancing does not retrain");
     team.done();
     Ok(())
 }

@@ -12,6 +12,7 @@ use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
 
 use crate::{Error, Result, process::output};
@@ -150,6 +151,17 @@ impl Installation {
             eprintln!("{}{}", String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
         }
     }
+}
+
+/// Asks a served model, through the API server's proxy.
+///
+/// # Errors
+/// When it does not answer with JSON that is a `T`.
+pub async fn infer<T: DeserializeOwned>(client: &Client, namespace: &str, service: &str, prompt: &str) -> Result<T> {
+    let path = format!("/api/v1/namespaces/{namespace}/services/{service}:8000/proxy/infer");
+    let body = serde_json::json!({ "prompt": prompt }).to_string().into_bytes();
+    let request = http::Request::post(path).header("content-type", "application/json").body(body);
+    Ok(client.request(request.map_err(kube::Error::HttpError)?).await?)
 }
 
 /// Where what was built and downloaded is kept, as the Makefile says.

@@ -248,11 +248,7 @@ impl Team {
     /// # Errors
     /// When it does not answer with JSON.
     pub async fn infer(&self, service: &str, prompt: &str) -> Result<Value> {
-        let path = format!("/api/v1/namespaces/{}/services/{service}:8000/proxy/infer", self.namespace);
-        let body = json!({ "prompt": prompt }).to_string().into_bytes();
-        let request = http::Request::post(path).header("content-type", "application/json").body(body);
-        let request = request.map_err(kube::Error::HttpError)?;
-        Ok(self.client.request(request).await?)
+        install::infer(&self.client, &self.namespace, service, prompt).await
     }
 
     /// The folder of a run on this machine's disk; none on a cluster that is not local.

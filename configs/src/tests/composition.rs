@@ -90,13 +90,13 @@ fn the_baseline_is_of_equal_size_tokens_and_tuning() {
 
 #[test]
 fn later_layers_replace_earlier_ones() {
-    let config = "training:\n  batch_size: 16\n  learning_rate: 0.001\nmodel: {hidden_size: 32}\nresponse:\n";
+    let config = "training:\n  batch_size: 16\n  learning_rate: 0.001\nmodel: {hidden_size: 128}\nresponse:\n";
     let resolved = starter(&["training.batch_size=8", "training.batch_size=4"], Some(config));
     let TrainingSettings { model, training, .. } = &resolved.spec().settings;
     assert_eq!(training.batch_size, 4, "the last override wins");
     assert!((training.learning_rate - 0.001).abs() < f64::EPSILON, "config is above the template");
     assert_eq!(training.warmup_steps, 100, "the template is above the base");
-    assert_eq!(model.hidden_size, 32);
+    assert_eq!(model.hidden_size, 128);
     assert_eq!(model.num_hidden_layers, 4, "the base is below all");
 }
 

@@ -12,33 +12,39 @@ use k8s_openapi::api::{
         Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
         PodFailurePolicyRule,
     },
-    core::v1::PodTemplateSpec,
+    core::v1::{ConfigMap, PodTemplateSpec},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
-use crate::{Desired, Kept, KeptKind, metadata::our_annotations, pod_template::Template};
+use crate::{
+    Desired, Kept, KeptKind, Settings,
+    metadata::{Component, our_annotations},
+    pod_template::{CA, CONFIG_FILE, Template},
+    refusal::Granted,
+    worker::Worker,
+};
 
 /// What a Job is made of.
-pub(crate) struct Work<'a> {
-    pub(crate) name: String,
-    pub(crate) template: Template<'a>,
-    pub(crate) config_digest: ConfigDigest,
-    pub(crate) limits: Limits,
+struct Work<'a> {
+    name: String,
+    template: Template<'a>,
+    config_digest: ConfigDigest,
+    limits: Limits,
 }
 
 /// What of a Job may change in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Limits {
-    pub(crate) suspend: bool,
-    pub(crate) retries: i32,
+struct Limits {
+    suspend: bool,
+    retries: i32,
     /// Seconds of `activeDeadlineSeconds` that are left for the time from here to the next suspension.
-    pub(crate) remaining: Option<i64>,
+    remaining: Option<i64>,
 }
 
 impl Work<'_> {
     /// The Job as it is made.
-    pub(crate) fn job(self) -> Job {
+    fn job(self) -> Job {
         let Self { name, template, config_digest, limits } = self;
         let (component, version) = (template.component, template.settings.version.clone());
         let owner = template.owner;
@@ -95,7 +101,7 @@ fn failure_policy(container: &str) -> PodFailurePolicy {
 }
 
 /// A live Job that has to differ in what may change, and in nothing else: the API server refuses another template.
-pub(crate) fn changed(live: &Job, metadata: ObjectMeta, limits: Limits) -> Job {
+fn changed(live: &Job, metadata: ObjectMeta, limits: Limits) -> Job {
     let spec = live.spec.as_ref();
     Job {
         metadata: ObjectMeta { annotations: Some(our_annotations(live)), ..metadata },
@@ -115,7 +121,7 @@ pub(crate) fn changed(live: &Job, metadata: ObjectMeta, limits: Limits) -> Job {
 }
 
 /// Puts a live Job into the desired children: kept where it is right, changed where it is not.
-pub(crate) fn carry_on(desired: &mut Desired, live: &Job, metadata: ObjectMeta, limits: Limits) {
+fn carry_on(desired: &mut Desired, live: &Job, metadata: ObjectMeta, limits: Limits) {
     let spec = live.spec.as_ref();
     let suspended = spec.and_then(|spec| spec.suspend).unwrap_or(false);
     // A clock that stands still is set when it runs again.
@@ -129,8 +135,87 @@ pub(crate) fn carry_on(desired: &mut Desired, live: &Job, metadata: ObjectMeta, 
     }
 }
 
+/// What becomes of a Job and of the configuration that its pods mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Course {
+    /// Nothing is begun.
+    None,
+    /// What is there stays as it is.
+    Kept,
+    /// It goes on, or stands still while `stopped`; once `settled` nothing is made again.
+    On { stopped: bool, settled: bool },
+}
+
+/// Work for a Job: one that is there, or one that is to be made.
+pub(crate) struct Task<'a> {
+    pub(crate) worker: &'a Worker<'a>,
+    pub(crate) component: Component,
+    pub(crate) settings: &'a Settings,
+    pub(crate) name: String,
+    pub(crate) live: Option<&'a Job>,
+    pub(crate) config: &'a Result<Config, String>,
+    pub(crate) granted: Granted,
+}
+
+impl Task<'_> {
+    /// The Job and its configuration as they are to be; `template` is asked for where the Job has to be made.
+    pub(crate) fn children<'b>(self, course: Course, template: impl FnOnce(String) -> Option<Template<'b>>) -> Desired {
+        let mut desired = Desired::default();
+        let Course::On { stopped, settled } = course else {
+            if course == Course::Kept {
+                keep(&mut desired, KeptKind::ConfigMap, self.name.clone());
+                if self.live.is_some() {
+                    keep(&mut desired, KeptKind::Job, self.name);
+                }
+            }
+            return desired;
+        };
+        let Granted { retries, deadline } = self.granted;
+        let limits = Limits { suspend: stopped, retries, remaining: self.worker.clock.remaining(deadline) };
+        match (self.live, self.config) {
+            (Some(live), config) => {
+                carry_on(&mut desired, live, self.metadata(), limits);
+                match config {
+                    Ok(Config { file: Some(file), .. }) if !settled => desired.config_maps.push(self.config_map(file)),
+                    _ => keep(&mut desired, KeptKind::ConfigMap, self.name),
+                }
+            }
+            // Success is what was recorded, and failure stays.
+            (None, _) if settled => keep(&mut desired, KeptKind::ConfigMap, self.name),
+            (None, Ok(config)) if !stopped => {
+                desired.config_maps.extend(config.file.as_ref().map(|file| self.config_map(file)));
+                let config_digest = config.digest;
+                let work = template(self.name.clone()).map(|template| Work {
+                    name: self.name,
+                    template,
+                    config_digest,
+                    limits,
+                });
+                desired.jobs.extend(work.map(Work::job));
+            }
+            (None, _) => {}
+        }
+        desired
+    }
+
+    fn metadata(&self) -> ObjectMeta {
+        self.worker.owner.child(self.name.clone(), self.component, &self.settings.version)
+    }
+
+    fn config_map(&self, file: &str) -> ConfigMap {
+        ConfigMap {
+            metadata: self.metadata(),
+            data: Some(BTreeMap::from([
+                (CONFIG_FILE.to_owned(), file.to_owned()),
+                (CA.to_owned(), self.settings.report_ca.clone()),
+            ])),
+            ..ConfigMap::default()
+        }
+    }
+}
+
 /// Puts a child that stays as it is into the desired children.
-pub(crate) fn keep(desired: &mut Desired, kind: KeptKind, name: String) {
+fn keep(desired: &mut Desired, kind: KeptKind, name: String) {
     desired.kept.push(Kept { kind, name });
 }
 

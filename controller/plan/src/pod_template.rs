@@ -20,6 +20,8 @@ const USER: i64 = 65_532;
 const TOKEN_SECONDS: i64 = 3_600;
 /// Where the ConfigMap of the object's own is mounted.
 pub(crate) const CONFIG: &str = "/etc/codex";
+/// The name of the resolved configuration in it.
+pub(crate) const CONFIG_FILE: &str = "config.yaml";
 /// The name of the CA's file in it.
 pub(crate) const CA: &str = "ca.crt";
 const TOKEN: &str = "/var/run/secrets/codex";

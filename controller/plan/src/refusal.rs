@@ -42,7 +42,7 @@ impl Refusal {
     }
 
     /// Why a Job failed: what its pods said, or how they ended.
-    pub(crate) fn of_job(ended: &Ended, worker: &Worker<'_>, granted: &Granted) -> Self {
+    pub(crate) fn of_job(ended: &Ended, worker: &Worker<'_>, granted: Granted) -> Self {
         let failure = worker.said.iter().rev().find_map(failure);
         let why = ended.failure.as_deref().unwrap_or_default();
         if let Some(failure) = failure.filter(|failure| failure.is_final || why == "PodFailurePolicy") {
@@ -79,6 +79,7 @@ impl Refusal {
 }
 
 /// What an object grants its pods.
+#[derive(Clone, Copy)]
 pub(crate) struct Granted {
     pub(crate) retries: i32,
     pub(crate) deadline: Option<i64>,

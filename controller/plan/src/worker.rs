@@ -1,6 +1,6 @@
 //! A Job and its pods, as trainer and evaluator share them: what they said, how long they worked. Pure.
 
-use codex_crds::Reason;
+use codex_crds::{Reason, WorkStatus};
 use codex_reports::{Report, Stage as PodStage, State};
 use jiff::Timestamp;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
@@ -22,17 +22,7 @@ pub(crate) struct Worker<'a> {
     pub(crate) facts: Vec<Facts<'a>>,
     pub(crate) said: Vec<Report>,
     pub(crate) clock: Clock,
-    held: Tally,
-}
-
-/// What of a status accumulates over pods.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Tally {
-    pub(crate) attempts: Option<i32>,
-    pub(crate) active_seconds: Option<i64>,
-    pub(crate) active_since: Option<Time>,
-    pub(crate) started_at: Option<Time>,
-    pub(crate) image_id: Option<String>,
+    held: WorkStatus,
 }
 
 /// What a worker is doing.
@@ -56,7 +46,7 @@ impl<'a> Worker<'a> {
         live: Option<&'a Job>,
         pods: &'a [Pod],
         reports: &[Received],
-        held: Tally,
+        held: WorkStatus,
         now: Timestamp,
     ) -> Self {
         let facts = Facts::of(pods);
@@ -110,17 +100,17 @@ impl<'a> Worker<'a> {
     }
 
     /// What accumulated in the end: the clock stands still.
-    pub(crate) fn final_tally(&self) -> Tally {
+    pub(crate) fn final_tally(&self) -> WorkStatus {
         let tally = self.tally();
         let Some(since) = tally.active_since else { return tally };
         let until = self.ended_at().unwrap_or(self.now).as_second();
         let worked = until.saturating_sub(since.0.as_second()).max(0);
         let before = tally.active_seconds.unwrap_or(0);
-        Tally { active_since: None, active_seconds: Some(before.saturating_add(worked)), ..tally }
+        WorkStatus { active_since: None, active_seconds: Some(before.saturating_add(worked)), ..tally }
     }
 
     /// What accumulated, over what the status holds already.
-    pub(crate) fn tally(&self) -> Tally {
+    pub(crate) fn tally(&self) -> WorkStatus {
         let held = &self.held;
         let begun = self.facts.iter().filter(|facts| facts.started().is_some()).count();
         let counted = self.said.iter().map(|report| i32::try_from(report.attempt).unwrap_or(i32::MAX)).max();
@@ -130,7 +120,7 @@ impl<'a> Worker<'a> {
             .max(Some(i32::try_from(begun).unwrap_or(i32::MAX)))
             .filter(|attempts| *attempts > 0);
         let image_id = self.facts.iter().rev().find_map(Facts::image_id).map(str::to_owned);
-        Tally {
+        WorkStatus {
             attempts,
             // The clock is told once somebody has worked: a pod that waits for its image is no news.
             active_seconds: attempts.map(|_| self.clock.seconds).or(held.active_seconds),

@@ -16,7 +16,14 @@ use codex_plan::{
 };
 use codex_reports::Kind;
 use jiff::Timestamp;
-use k8s_openapi::{NamespaceResourceScope, api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        batch::v1::Job,
+        core::v1::{ConfigMap, Pod},
+    },
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
 use kube::{Api, Resource, ResourceExt, runtime::reflector::Store};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -81,16 +88,12 @@ impl Observe for TrainingRun {
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedTrainingRun, ObserveError> {
         let (namespace, name, uid) = identity(&*self);
         let job = workers::job(context, &namespace, &child::trainer(&name), &uid);
-        let references = if job.is_some() {
-            References::default()
-        } else {
-            references(context, &namespace, &self.spec.data, Some(&*self)).await?
-        };
+        let Work { job, pods, references } = work(context, &namespace, job, &self.spec.data, Some(&*self)).await?;
         Ok(ObservedTrainingRun {
             settings: context.settings.clone(),
             references,
-            pods: job.as_ref().map(|job| workers::of_job(context, job)).unwrap_or_default(),
             job,
+            pods,
             reports: context.inbox.of(&uid),
             status_written_at: context.written.at(&uid),
             object: Arc::unwrap_or_clone(self),
@@ -127,17 +130,13 @@ impl Observe for Evaluation {
         let (namespace, name, uid) = identity(&*self);
         let run = get(&context.stores.runs, &namespace, &self.spec.training_run);
         let job = workers::job(context, &namespace, &child::evaluator(&name), &uid);
-        let references = if job.is_some() {
-            References::default()
-        } else {
-            references(context, &namespace, &self.spec.data, run.as_deref()).await?
-        };
+        let Work { job, pods, references } = work(context, &namespace, job, &self.spec.data, run.as_deref()).await?;
         Ok(ObservedEvaluation {
             settings: context.settings.clone(),
             run: run.map(Arc::unwrap_or_clone),
             references,
-            pods: job.as_ref().map(|job| workers::of_job(context, job)).unwrap_or_default(),
             job,
+            pods,
             reports: context.inbox.of(&uid),
             status_written_at: context.written.at(&uid),
             object: Arc::unwrap_or_clone(self),
@@ -182,7 +181,7 @@ impl Observe for ReasoningPod {
             })
             .collect();
         let found = bundles::find(context, &self, run.as_deref(), &evaluations);
-        let deployment = workers::deployment(context, &namespace, &child::server(&name), &uid);
+        let (deployment, tampered) = workers::deployment(context, &namespace, &child::server(&name), &uid);
         Ok(ObservedReasoningPod {
             settings: context.settings.clone(),
             run: run.map(Arc::unwrap_or_clone),
@@ -192,6 +191,7 @@ impl Observe for ReasoningPod {
             promotion: found.promotion,
             pods: deployment.as_ref().map(|deployment| workers::of_deployment(context, deployment)).unwrap_or_default(),
             deployment,
+            tampered,
             reports: context.inbox.of(&uid),
             status_written_at: context.written.at(&uid),
             object: Arc::unwrap_or_clone(self),
@@ -209,6 +209,27 @@ impl Observe for ReasoningPod {
 
 fn identity<K: Resource>(object: &K) -> (String, String, String) {
     (object.namespace().unwrap_or_default(), object.name_any(), object.uid().unwrap_or_default())
+}
+
+/// A Job with its pods; without one, what its pods would mount.
+struct Work {
+    job: Option<Job>,
+    pods: Vec<Pod>,
+    references: References,
+}
+
+async fn work(
+    context: &Context,
+    namespace: &str,
+    job: Option<Job>,
+    data: &[DataItem],
+    run: Option<&TrainingRun>,
+) -> Result<Work, ObserveError> {
+    let (pods, references) = match &job {
+        Some(job) => (workers::of_job(context, job), References::default()),
+        None => (Vec::new(), references(context, namespace, data, run).await?),
+    };
+    Ok(Work { job, pods, references })
 }
 
 /// Which of the things that an object mounts exist. `run` names the claim that its output lies on.

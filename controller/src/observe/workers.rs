@@ -37,14 +37,15 @@ pub fn job(context: &Context, namespace: &str, name: &str, owner: &str) -> Optio
     ours.then(|| Job::clone(&job))
 }
 
-/// A Deployment of ours. One whose template somebody changed is not: it is made anew.
-pub fn deployment(context: &Context, namespace: &str, name: &str, owner: &str) -> Option<Deployment> {
-    let deployment = get(&context.stores.deployments, namespace, name)?;
-    let ours = is_controlled_by(&*deployment, owner) && context.seal.holds(owner, &*deployment);
-    if !ours {
+/// A Deployment of ours, and whether there is one whose template somebody changed: that one is made anew.
+pub fn deployment(context: &Context, namespace: &str, name: &str, owner: &str) -> (Option<Deployment>, bool) {
+    let found = get(&context.stores.deployments, namespace, name).filter(|found| is_controlled_by(&**found, owner));
+    let Some(deployment) = found else { return (None, false) };
+    if !context.seal.holds(owner, &*deployment) {
         debug!("the Deployment {name} is not as the controller made it");
+        return (None, true);
     }
-    ours.then(|| Deployment::clone(&deployment))
+    (Some(Deployment::clone(&deployment)), false)
 }
 
 /// The pods of a Job.

@@ -181,3 +181,48 @@ async fn a_server_that_somebody_changed_is_changed_back() {
     assert!(requests.contains(&format!("PATCH {deployment} as codex-controller force")), "{requests:#?}");
     assert_eq!(world.api.object(&deployment).unwrap()["spec"], before["spec"]);
 }
+
+#[tokio::test]
+async fn a_changed_server_of_a_blocked_pod_becomes_what_it_was() {
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    let deployment = format!("/apis/apps/v1{TEAM}/deployments/p-serve");
+    let before = world.api.object(&deployment).unwrap();
+    let promotion = world.api.object(&path("reasoningpods", "p")).unwrap()["status"]["promotion"].clone();
+    // The rings differ: nothing new rolls out, and what serves stays.
+    let mut live = world.api.object(&path("reasoningpods", "p")).unwrap();
+    live["spec"]["rolloutRing"] = json!("main");
+    world.api.put(&path("reasoningpods", "p"), live);
+    settle::<ReasoningPod>(&world, "p").await;
+    let mut changed = before.clone();
+    changed["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1");
+    world.api.put(&deployment, changed);
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    assert!(!requests.iter().any(|line| line.starts_with("DELETE")), "{requests:#?}");
+    assert_eq!(world.api.object(&deployment).unwrap()["spec"], before["spec"]);
+    let pod = world.api.object(&path("reasoningpods", "p")).unwrap();
+    assert_eq!((&pod["status"]["phase"], &pod["status"]["promotion"]), (&json!("Blocked"), &promotion), "{pod}");
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_put_right_is_written_to_once_and_then_left_to_rest() {
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    let deployment = format!("/apis/apps/v1{TEAM}/deployments/p-serve");
+    let image = "/spec/template/spec/containers/0/image";
+    world.api.admit(&deployment, image, json!("evil:1"));
+    let mut changed = world.api.object(&deployment).unwrap();
+    *changed.pointer_mut(image).unwrap() = json!("evil:1");
+    world.api.put(&deployment, changed);
+    let mut looks = Vec::new();
+    for _ in 0..3 {
+        let (requests, result) = world.reconcile::<ReasoningPod>("p").await;
+        assert_eq!(result.unwrap_err().category(), "foreign_fields");
+        world.context.backoff.failed("p-uid");
+        looks.push(requests);
+    }
+    let events = |requests: &[String]| requests.iter().filter(|line| line.contains("/events")).count();
+    assert_eq!((events(&looks[0]), looks[1..].concat()), (1, Vec::new()), "{looks:#?}");
+}

@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 use tower_test::mock;
 
 use crate::{
+    apply::Unmended,
     backoff::Backoff,
     context::{Context, Written},
     endpoint::Inbox,
@@ -51,6 +52,8 @@ struct Held {
     log: Vec<String>,
     /// Status codes for requests that fail, by `VERB path`.
     failures: BTreeMap<String, u16>,
+    /// What admission writes into an object whenever it is written: a pointer and a value, by path.
+    admission: BTreeMap<String, (String, Value)>,
     version: u64,
 }
 
@@ -136,6 +139,9 @@ impl Api {
             Method::PATCH => {
                 let mut object = held.objects.get(&object_path).cloned().unwrap_or(json!({}));
                 merge(&mut object, body);
+                if let Some((pointer, value)) = held.admission.get(&object_path) {
+                    *object.pointer_mut(pointer).unwrap() = value.clone();
+                }
                 (StatusCode::OK, held.store(&object_path, object))
             }
             Method::DELETE => match held.objects.remove(&object_path) {
@@ -169,6 +175,11 @@ impl Api {
     /// What the API server says of a token.
     pub(super) fn token(&self, token: &str, status: Value) {
         self.0.lock().unwrap().objects.insert(format!("token {token}"), status);
+    }
+
+    /// Has admission write `value` at `pointer` whenever somebody writes the object.
+    pub(super) fn admit(&self, path: &str, pointer: &str, value: Value) {
+        self.0.lock().unwrap().admission.insert(path.to_owned(), (pointer.to_owned(), value));
     }
 
     /// Answers a request, `VERB path`, with a failure.
@@ -288,6 +299,7 @@ impl World {
             seal: Seal::for_tests(),
             metrics: Metrics::new().unwrap(),
             backoff: Backoff::default(),
+            unmended: Unmended::default(),
             written: Written::default(),
         });
         api.put(

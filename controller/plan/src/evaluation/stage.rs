@@ -18,7 +18,7 @@ use crate::{
     metadata::Owner,
     refusal::{Granted, Refusal},
     throttle::last_words,
-    worker::{Doing, Tally, Worker},
+    worker::{Doing, Worker},
 };
 
 /// The observation, made handy.
@@ -74,13 +74,7 @@ impl<'a> View<'a> {
     pub(crate) fn of(observed: &'a ObservedEvaluation, now: Timestamp) -> Self {
         let object = &observed.object;
         let status = object.status.clone().unwrap_or_default();
-        let held = Tally {
-            attempts: status.attempts,
-            active_seconds: status.active_seconds,
-            active_since: status.active_since.clone(),
-            started_at: status.started_at.clone(),
-            image_id: status.image_id.clone(),
-        };
+        let held = status.work.clone();
         let owner = Owner::evaluation(object);
         let worker = Worker::of(owner, observed.job.as_ref(), &observed.pods, &observed.reports, held, now);
         let config = job::config(compose(&object.spec), observed.job.as_ref(), None, |evaluation| &evaluation.data);
@@ -108,6 +102,11 @@ impl<'a> View<'a> {
         let status = run.status.as_ref()?;
         let model = status.model.as_ref()?;
         is_true(&status.conditions, ConditionType::Trained).then_some((run, model))
+    }
+
+    /// What the spec grants its pods.
+    pub(crate) fn granted(&self) -> Granted {
+        Granted { retries: self.spec().retries, deadline: self.spec().active_deadline_seconds }
     }
 
     /// The data files that the evaluator is to read.
@@ -169,10 +168,7 @@ impl Stage {
             Doing::Waiting(obstacle) => Self::Waiting(Waiting::Pod(obstacle)),
             Doing::Working => Self::Running,
             Doing::Complete(at) => Self::complete(view, at),
-            Doing::Failed(ended) => {
-                let granted = Granted { retries: spec.retries, deadline: spec.active_deadline_seconds };
-                Self::Failed(Refusal::of_job(&ended, &view.worker, &granted))
-            }
+            Doing::Failed(ended) => Self::Failed(Refusal::of_job(&ended, &view.worker, view.granted())),
         }
     }
 

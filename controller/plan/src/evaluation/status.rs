@@ -16,7 +16,6 @@ use crate::{
     conditions::Conditions,
     data,
     throttle::{self, REFERENCES_AGAIN},
-    worker::Tally,
 };
 
 /// The status, and when to look again.
@@ -30,18 +29,12 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (EvaluationStatus, Optio
     }
     let uid = observed.run.as_ref().and_then(ResourceExt::uid);
     let settled = matches!(stage, Stage::Judged(_) | Stage::Failed(_));
-    let tally = if settled { view.worker.final_tally() } else { view.worker.tally() };
-    let Tally { attempts, active_seconds, active_since, started_at, image_id } = tally;
     let read = view.states().next().map(|(_, state)| data::digests(&state.data)).filter(|read| !read.is_empty());
     let mut next = EvaluationStatus {
         observed_generation: generation,
         training_run_uid: view.status.training_run_uid.clone().or(uid),
         data_digests: read.unwrap_or_else(|| view.status.data_digests.clone()),
-        attempts,
-        active_seconds,
-        active_since,
-        started_at,
-        image_id,
+        work: if settled { view.worker.final_tally() } else { view.worker.tally() },
         conditions,
         ..EvaluationStatus::default()
     };
@@ -71,15 +64,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (EvaluationStatus, Optio
 
 /// `next` with everything of `present` that may wait.
 fn with_numbers_of(next: &EvaluationStatus, present: &EvaluationStatus) -> EvaluationStatus {
-    EvaluationStatus {
-        data_digests: present.data_digests.clone(),
-        attempts: present.attempts,
-        active_seconds: present.active_seconds,
-        active_since: present.active_since.clone(),
-        started_at: present.started_at.clone(),
-        image_id: present.image_id.clone(),
-        ..next.clone()
-    }
+    EvaluationStatus { data_digests: present.data_digests.clone(), work: present.work.clone(), ..next.clone() }
 }
 
 fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {

@@ -46,9 +46,11 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
         _ if view.spec().dry_run => return Desired::default(),
         Stage::DryRun => return Desired::default(),
         // The conditions of serving gate new rollouts, they do not tear down.
-        Stage::Blocked | Stage::Signing(_) => match &view.servers {
-            Some(servers) => kept(view, servers),
-            None => return Desired::default(),
+        Stage::Blocked | Stage::Signing(_) => match (&view.servers, &view.former) {
+            (Some(servers), _) => kept(view, servers),
+            // A template that somebody changed is none that may run: the servers become what they were.
+            (None, Some(former)) => deployment(view, former),
+            (None, None) => return Desired::default(),
         },
         Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => deployment(view, target),
     };

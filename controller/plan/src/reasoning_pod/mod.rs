@@ -46,6 +46,9 @@ pub struct ObservedReasoningPod {
     /// controller made.
     #[serde(default)]
     pub deployment: Option<Deployment>,
+    /// Whether it exists, the object controls it, and somebody changed its template.
+    #[serde(default)]
+    pub tampered: bool,
     /// The Deployment's pods, in any order.
     #[serde(default)]
     pub pods: Vec<Pod>,

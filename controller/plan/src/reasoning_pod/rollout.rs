@@ -95,6 +95,29 @@ pub(crate) struct Target {
     pub(crate) promotion_bundle: String,
 }
 
+impl Target {
+    /// What the status says was rolled out, where the servers' template is no longer that. The servers check both bundles
+    /// against the key, the ring and the digests, so that a status that somebody forged brings nothing unsigned to life.
+    pub(crate) fn recorded(observed: &ObservedReasoningPod) -> Option<Self> {
+        let status = observed.object.status.as_ref().filter(|_| observed.tampered)?;
+        let (manifest, promotion) = (status.manifest.as_ref()?, status.promotion.as_ref()?);
+        let run = observed.run.as_ref().filter(|run| run.uid() == status.training_run_uid)?;
+        let Signer::Available { fingerprint } = observed.signer else { return None };
+        let output = &run.spec.output.persistent_volume_claim;
+        Some(Self {
+            run_uid: run.uid()?,
+            claim: output.claim_name.clone(),
+            sub_path: output.sub_path.clone(),
+            model: manifest.digest,
+            ring: promotion.ring,
+            fingerprint,
+            oms_bundle: manifest.bundle.clone(),
+            promotion: promotion.digest,
+            promotion_bundle: promotion.bundle.clone(),
+        })
+    }
+}
+
 /// How far signing is.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Signing {
@@ -193,7 +216,7 @@ fn training(run: &TrainingRun) -> Option<Training> {
         run_uid: run.uid()?,
         config_digest: status.config_digest?,
         data: status.data_digests.iter().map(|file| (file.name.clone(), file.sha256)).collect(),
-        image_id: status.image_id.clone().unwrap_or_default(),
+        image_id: status.work.image_id.clone().unwrap_or_default(),
     })
 }
 
@@ -207,7 +230,7 @@ fn passed(evaluation: &Evaluation) -> Option<Passed> {
         report_digest: status.report_digest?,
         gates_digest: status.gates_digest?,
         data: status.data_digests.iter().map(|file| (file.name.clone(), file.sha256)).collect(),
-        image_id: status.image_id.clone().unwrap_or_default(),
+        image_id: status.work.image_id.clone().unwrap_or_default(),
         gates: judged
             .map(|(gate, judged)| Bound {
                 metric: gate.metric.clone(),

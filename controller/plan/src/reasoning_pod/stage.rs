@@ -19,6 +19,8 @@ pub(crate) struct View<'a> {
     pub(crate) status: ReasoningPodStatus,
     pub(crate) evidence: Evidence<'a>,
     pub(crate) servers: Option<Servers<'a>>,
+    /// What served before somebody changed the servers' template, as the status recorded it.
+    pub(crate) former: Option<Target>,
 }
 
 /// Where a rollout stands.
@@ -47,12 +49,18 @@ impl<'a> View<'a> {
             status: observed.object.status.clone().unwrap_or_default(),
             evidence: Evidence::of(observed),
             servers: Servers::of(observed, &owner),
+            former: Target::recorded(observed),
             owner,
         }
     }
 
     pub(crate) fn spec(&self) -> &'a ReasoningPodSpec {
         &self.observed.object.spec
+    }
+
+    /// Whether servers are there and stay, or come back as they were.
+    pub(crate) fn serves(&self) -> bool {
+        !self.spec().dry_run && (self.servers.is_some() || self.former.is_some())
     }
 }
 

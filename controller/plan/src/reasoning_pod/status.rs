@@ -29,7 +29,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     }
     let wanted = view.spec().replicas;
     let rolls = matches!(stage, Stage::RollingOut(_) | Stage::Refused(..) | Stage::Serving(_));
-    let serves = serves(view) || rolls;
+    let serves = view.serves() || rolls;
     let counts = view.servers.as_ref().filter(|_| serves).map(|servers| servers.counts(wanted)).unwrap_or_default();
     let Signed { run_uid, manifest, promotion } = signed(view, stage, serves);
     let next = ReasoningPodStatus {
@@ -39,11 +39,15 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         blocked_by: blocked_by(view, stage),
         training_run_uid: run_uid,
         verified: verified(view, stage, serves),
+        model: manifest.as_ref().map(|manifest| manifest.short.clone()).or_else(|| {
+            let (_, model) = view.evidence.trained?;
+            Some(model.short.clone())
+        }),
         manifest,
         promotion,
         replicas: Some(counts.all),
         ready_replicas: Some(counts.ready),
-        ready: serves.then(|| format!("{}/{wanted}", counts.ready)),
+        ready: (!view.spec().dry_run).then(|| format!("{}/{wanted}", counts.ready)),
         url: serves.then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
         conditions: conditions(view, stage),
     };
@@ -54,11 +58,6 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         ready: present.ready.clone(),
         ..next.clone()
     })
-}
-
-/// Whether servers are there and stay.
-fn serves(view: &View<'_>) -> bool {
-    view.servers.is_some() && !view.spec().dry_run
 }
 
 fn waits(view: &View<'_>) -> bool {
@@ -219,7 +218,7 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
             recorded(&target.oms_bundle, &target.promotion_bundle)
         }
         // What serves was signed, whatever keeps the next rollout from being signed.
-        Stage::Blocked | Stage::Signing(_) if serves(view) => match (&view.status.manifest, &view.status.promotion) {
+        Stage::Blocked | Stage::Signing(_) if view.serves() => match (&view.status.manifest, &view.status.promotion) {
             (Some(manifest), Some(promotion)) => recorded(&manifest.bundle, &promotion.bundle),
             _ => (false, Reason::Blocked, "the status does not say what was signed".to_owned()),
         },
@@ -258,7 +257,7 @@ fn told(view: &View<'_>, stage: &Stage) -> (Reason, String) {
         Stage::Blocked => {
             let blocks = &view.evidence.blocks;
             let reason = worst(blocks.iter()).map_or(Reason::Blocked, |block| block.reason);
-            let stays = if serves(view) { "; what serves stays" } else { "" };
+            let stays = if view.serves() { "; what serves stays" } else { "" };
             let all = blocks.iter().map(|block| block.sentence.as_str()).collect::<Vec<_>>().join("; ");
             (reason, format!("{all}{stays}"))
         }

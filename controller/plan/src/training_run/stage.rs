@@ -13,7 +13,7 @@ use crate::{
     metadata::Owner,
     refusal::{Granted, Refusal},
     throttle::last_words,
-    worker::{Doing, Tally, Worker},
+    worker::{Doing, Worker},
 };
 
 /// The observation, made handy.
@@ -61,13 +61,7 @@ impl<'a> View<'a> {
     pub(crate) fn of(observed: &'a ObservedTrainingRun, now: Timestamp) -> Self {
         let object = &observed.object;
         let status = object.status.clone().unwrap_or_default();
-        let held = Tally {
-            attempts: status.attempts,
-            active_seconds: status.active_seconds,
-            active_since: status.active_since.clone(),
-            started_at: status.started_at.clone(),
-            image_id: status.image_id.clone(),
-        };
+        let held = status.work.clone();
         let owner = Owner::run(object);
         let worker = Worker::of(owner, observed.job.as_ref(), &observed.pods, &observed.reports, held, now);
         let begun = status.config_digest.filter(|_| worker.begun());
@@ -87,6 +81,11 @@ impl<'a> View<'a> {
             State::Training(state) => Some((report, state)),
             State::Evaluation(_) | State::Serving(_) => None,
         })
+    }
+
+    /// What the spec grants its pods.
+    pub(crate) fn granted(&self) -> Granted {
+        Granted { retries: self.spec().retries, deadline: self.spec().active_deadline_seconds }
     }
 
     /// The data files that the trainer is to read.
@@ -132,10 +131,7 @@ impl Stage {
             Doing::Waiting(obstacle) => Self::Waiting(Waiting::Pod(obstacle)),
             Doing::Working => Self::Running,
             Doing::Complete(at) => Self::complete(view, at),
-            Doing::Failed(ended) => {
-                let granted = Granted { retries: spec.retries, deadline: spec.active_deadline_seconds };
-                Self::Failed(Refusal::of_job(&ended, &view.worker, &granted))
-            }
+            Doing::Failed(ended) => Self::Failed(Refusal::of_job(&ended, &view.worker, view.granted())),
         }
     }
 

@@ -14,7 +14,6 @@ use crate::{
     data,
     numbers::{count, decimal},
     throttle::{self, REFERENCES_AGAIN},
-    worker::Tally,
 };
 
 /// The status, and when to look again.
@@ -62,8 +61,6 @@ fn numbers(view: &View<'_>, stage: &Stage) -> TrainingRunStatus {
     let checkpoint = newest.and_then(|state| state.last_checkpoint.as_ref());
     let executed = view.states().map(|(_, state)| count(state.steps_executed)).max();
     let settled = matches!(stage, Stage::Succeeded(_) | Stage::Failed(_));
-    let tally = if settled { view.worker.final_tally() } else { view.worker.tally() };
-    let Tally { attempts, active_seconds, active_since, started_at, image_id } = tally;
     TrainingRunStatus {
         progress: newest.and_then(|state| state.progress.as_ref()).map(progress).or_else(|| held.progress.clone()),
         last_checkpoint: checkpoint
@@ -71,11 +68,7 @@ fn numbers(view: &View<'_>, stage: &Stage) -> TrainingRunStatus {
             .or_else(|| held.last_checkpoint.clone()),
         data_digests: read.unwrap_or_else(|| held.data_digests.clone()),
         steps_executed: executed.filter(|steps| *steps > 0).max(held.steps_executed),
-        attempts,
-        active_seconds,
-        active_since,
-        started_at,
-        image_id,
+        work: if settled { view.worker.final_tally() } else { view.worker.tally() },
         ..TrainingRunStatus::default()
     }
 }

@@ -25,6 +25,7 @@ enum Happening {
     Replicas(i32),
     Ring { run: bool, back: bool },
     Signer(bool),
+    Tamper,
     Wait(i64),
     Vanish { job: bool },
     Reconcile,
@@ -47,6 +48,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => (0..4).prop_map(Replicas),
         1 => (any::<bool>(), any::<bool>()).prop_map(|(run, back)| Ring { run, back }),
         1 => any::<bool>().prop_map(Signer),
+        1 => Just(Tamper),
         2 => (1_i64..40).prop_map(Wait),
         1 => any::<bool>().prop_map(|job| Vanish { job }),
         8 => Just(Reconcile),
@@ -97,6 +99,7 @@ fn happen(world: &mut World, happening: &Happening) {
             }
         }
         Happening::Signer(there) => world.signer = there,
+        Happening::Tamper => world.tampered = world.deployment.is_some(),
         Happening::Wait(seconds) => world.second += seconds,
         Happening::Vanish { job } => {
             world.jobs.remove(name(job));

@@ -229,6 +229,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
             SignedPromotion { digest: PromotionDigest(Sha256::of("promotion")), occasion },
         ),
         deployment: case.live.then_some(live),
+        tampered: false,
         pods: Vec::new(),
         reports: Vec::new(),
         status_written_at: None,

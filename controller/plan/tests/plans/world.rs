@@ -38,6 +38,8 @@ pub(crate) struct World {
     pub(crate) signer: bool,
     pub(crate) jobs: BTreeMap<String, Job>,
     pub(crate) deployment: Option<Deployment>,
+    /// Whether somebody changed its template.
+    pub(crate) tampered: bool,
     pub(crate) pods: BTreeMap<String, Pod>,
     config_maps: BTreeMap<String, ConfigMap>,
     others: BTreeSet<String>,
@@ -60,6 +62,7 @@ impl World {
             signer: true,
             jobs: BTreeMap::new(),
             deployment: None,
+            tampered: false,
             pods: BTreeMap::new(),
             config_maps: BTreeMap::new(),
             others: BTreeSet::new(),
@@ -133,7 +136,8 @@ impl World {
             settings: make::settings(),
             run: Some(self.run.clone()),
             evaluations,
-            deployment: self.deployment.clone(),
+            deployment: self.deployment.clone().filter(|_| !self.tampered),
+            tampered: self.tampered,
             pods: self.pods_of("rc-serve"),
             reports: self.said("pod-1"),
             status_written_at: self.written.get("pod-1").copied(),
@@ -217,9 +221,10 @@ impl World {
             self.writes.push(format!("Job {}", wanted.name_any()));
         }
         for wanted in deployments {
-            let same = self.deployment.as_ref().is_some_and(|live| {
-                live.spec == wanted.spec && live.metadata.annotations == wanted.metadata.annotations
-            });
+            let same = !std::mem::take(&mut self.tampered)
+                && self.deployment.as_ref().is_some_and(|live| {
+                    live.spec == wanted.spec && live.metadata.annotations == wanted.metadata.annotations
+                });
             if !same {
                 let generation = self.deployment.as_ref().and_then(|live| live.metadata.generation).unwrap_or(0) + 1;
                 let status = self.deployment.take().and_then(|live| live.status);
@@ -260,6 +265,7 @@ impl World {
         if object == "rc" && deployments.is_empty() && self.deployment.take().is_some() {
             self.pods.retain(|_, pod| pod.labels().get("owner").is_none_or(|owner| owner != "rc-serve"));
             self.others.clear();
+            self.tampered = false;
             self.writes.push("no servers".to_owned());
         }
     }
