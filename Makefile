@@ -8,7 +8,8 @@ MAKEFLAGS += --no-print-directory
 # Built once and kept, whichever clone asks: programs, the cluster's tools, images.
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/codex-operator
 export CARGO_TARGET_DIR ?= $(CACHE)/target
-PROGRAMS = $(CARGO_TARGET_DIR)/$(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')/release
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+PROGRAMS = $(CARGO_TARGET_DIR)/$(HOST)/release
 IMAGES = $(CACHE)/images
 # Always the whole workspace: a part of it would have other features in its dependencies, and build them again.
 BUILD := cargo build --release --locked --workspace --bins
@@ -20,7 +21,7 @@ IMAGE_LIMIT := 30000000
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	echo "With CLUSTER=current REGISTRY=host:port, demo, test and bench use the cluster of your kubeconfig context."
+	echo "With CLUSTER=current REGISTRY=host:port, demo and test use the cluster of your kubeconfig context."
 
 prerequisites:
 	@missing=()
@@ -31,6 +32,12 @@ prerequisites:
 	if (($${#missing[@]})); then
 		printf 'Missing on this machine:%s; install what is missing and try again.\n' "$$(printf ' %s,' "$${missing[@]}" | sed 's/,$$//')" >&2
 		exit 1
+	fi
+	# Cargo takes the same crate of another clone for this one's if its files are older.
+	mkdir -p "$(CARGO_TARGET_DIR)"
+	if [ "$$(cat "$(CARGO_TARGET_DIR)/clone" 2>/dev/null)" != "$(CURDIR)" ]; then
+		cargo clean --quiet --release --workspace --target $(HOST)
+		echo "$(CURDIR)" >"$(CARGO_TARGET_DIR)/clone"
 	fi
 
 image: prerequisites ## the two images from release binaries, as OCI archives; with REGISTRY=host/path also pushed there
@@ -68,7 +75,10 @@ image: prerequisites ## the two images from release binaries, as OCI archives; w
 			exit 1
 		fi
 		if [ -n "$(REGISTRY)" ]; then
-			skopeo --insecure-policy copy --quiet "oci-archive:$$archive" "docker://$(REGISTRY)/$$name:$$tag"
+			# A registry at a bare address has no certificate.
+			secure=true
+			[[ "$(REGISTRY)" =~ ^(localhost|[0-9.]+)(:|/|$$) ]] && secure=false
+			skopeo --insecure-policy copy --quiet --dest-tls-verify="$$secure" "oci-archive:$$archive" "docker://$(REGISTRY)/$$name:$$tag"
 			echo "pushed $(REGISTRY)/$$name:$$tag"
 		fi
 	done
@@ -120,16 +130,24 @@ test: prerequisites ## every check and every test, the ones on a real cluster in
 	fi
 	section "Format" cargo fmt --all --check
 	section "Lints" cargo clippy --locked --workspace --all-targets -- --deny warnings
-	section "Programs and images" $(MAKE) image
+	section "Programs and images" $(MAKE) image REGISTRY=
 	section "Tests that need no cluster" cargo test --release --locked --workspace
-	if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
-	section "Cluster" $(CLUSTER_COMMAND) up
+	case "$(CLUSTER)" in
+	"" | local)
+		if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
+		section "Cluster" $(CLUSTER_COMMAND) up
+		;;
+	*)
+		started=before
+		section "Cluster" $(CLUSTER_COMMAND) kubeconfig
+		;;
+	esac
 	section "Tests on the cluster" cargo test --release --locked --workspace --test e2e --test rights
 
 demo: prerequisites ## a small model trained, judged, signed and served on a real cluster, and another one refused
-	@$(MAKE) image
+	@$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-demo
 
 bench: prerequisites ## the figures of docs/benchmarks.md, measured on the local cluster
-	@$(MAKE) image
+	@$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-bench

@@ -9,8 +9,8 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tracing::error;
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, error};
+use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{error::chain, operator};
 
@@ -74,7 +74,8 @@ pub struct Run {
     /// its old name need not wait for the Lease to expire.
     #[arg(long, env = "CODEX_IDENTITY")]
     pub identity: Option<String>,
-    /// How to log: json in pods, compact on a terminal where absent. The environment variable `RUST_LOG` selects what.
+    /// How to log: json in pods, compact on a terminal where absent. The environment variable `RUST_LOG` selects what, such as
+    /// `info,kube_client=debug`.
     #[arg(long, env = "CODEX_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
 }
@@ -141,11 +142,17 @@ pub fn run(cli: Cli) -> ExitCode {
 fn log(format: Option<LogFormat>) {
     let terminal = std::io::stdout().is_terminal();
     let format = format.unwrap_or(if terminal { LogFormat::Compact } else { LogFormat::Json });
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn,kube_runtime=warn"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    let chosen = std::env::var("RUST_LOG").ok().and_then(|chosen| chosen.parse().ok());
+    let filter: Targets = chosen.unwrap_or_else(|| {
+        let quiet = ["kube_client", "kube_runtime"].map(|target| (target, Level::WARN));
+        Targets::new().with_default(Level::INFO).with_targets(quiet)
+    });
+    let registry = tracing_subscriber::registry();
+    let lines = tracing_subscriber::fmt::layer().with_target(false);
     match format {
-        LogFormat::Json => subscriber.json().flatten_event(true).with_current_span(false).init(),
-        LogFormat::Compact => subscriber.compact().with_ansi(terminal).init(),
+        LogFormat::Json => {
+            registry.with(lines.json().flatten_event(true).with_current_span(false).with_filter(filter)).init();
+        }
+        LogFormat::Compact => registry.with(lines.compact().with_ansi(terminal).with_filter(filter)).init(),
     }
 }

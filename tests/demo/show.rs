@@ -53,7 +53,8 @@ impl<'a> Show<'a> {
         };
         let loss = progress.loss.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
         let speed = progress.tokens_per_second.map_or_else(|| "-".to_owned(), |speed| speed.to_string());
-        let left = progress.eta_seconds.map_or_else(String::new, |seconds| format!("  about {seconds} s left"));
+        let left = progress.eta_seconds.filter(|seconds| *seconds > 0);
+        let left = left.map_or_else(String::new, |seconds| format!("  about {seconds} s left"));
         println!(
             "   {:02}:{:02}  {phase}  step {:>9}  loss {loss:>8}  {speed:>6} tokens/s{left}",
             seconds / 60,

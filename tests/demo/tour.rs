@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use codex_cluster::Target;
 use codex_crds::{Evaluation, ReasoningPod, ReasoningPodPhase, TrainingRun, TrainingRunPhase, Verdict};
 use codex_tests::{
     Error, Installation, Result,
@@ -39,8 +40,7 @@ pub(crate) async fn run() -> Result<()> {
     let tour = Tour::begin(installation, client).await?;
     tour.passes().await?;
     tour.stopped_early().await?;
-    tour.farewell();
-    Ok(())
+    tour.farewell()
 }
 
 struct Tour<'a> {
@@ -105,6 +105,9 @@ impl<'a> Tour<'a> {
 
     async fn questions(&self) -> Result<()> {
         self.show.heading("Ask it three questions, drawn just now from the held-out problems");
+        println!(
+            "   It writes its steps, one column of digits at a time from the right with what is carried, then the answer.\n"
+        );
         for problem in held_out()? {
             let reply: Reply = infer(&self.client, &self.namespace, "cot-rc", &problem.prompt).await?;
             println!("   {}", problem.prompt);
@@ -154,18 +157,27 @@ impl<'a> Tour<'a> {
         Ok(())
     }
 
-    fn farewell(&self) {
+    fn farewell(&self) -> Result<()> {
         self.show.heading("Done. Where to look next, and how to stop");
-        let (namespace, kubeconfig) = (&self.namespace, self.installation.cluster.kubeconfig().display());
+        let cluster = &self.installation.cluster;
+        let (namespace, kubeconfig, kubectl) =
+            (&self.namespace, cluster.kubeconfig().display(), cluster.bin("kubectl")?);
+        let tools = kubectl.parent().unwrap_or(&kubectl).display();
         println!(
-            "   export KUBECONFIG={kubeconfig}\n   \
+            "   export KUBECONFIG={kubeconfig} PATH={tools}:$PATH\n   \
              kubectl -n {namespace} describe evaluation cot-lite        # the numbers behind the verdict\n   \
              kubectl -n {namespace} describe reasoningpod cot-rc        # conditions and Events, in sentences\n   \
              kubectl -n {namespace} get configmaps                      # the signed statements: codex-oms-…, codex-promo-…\n   \
              kubectl -n codex-system logs deployment/codex-controller   # what the operator did\n\n   \
-             README.md says how to verify the signatures yourself. The cluster keeps running:\n   \
-             make cluster-down                                          # stops it and takes away all but what was built"
+             README.md says how to verify the signatures yourself. The model is served until you stop it:\n   \
+             kubectl delete namespace {namespace}                  # ends what the demo made"
         );
+        if *cluster.target() == Target::Local {
+            println!(
+                "   make cluster-down                                          # stops the cluster, too, and keeps what was built"
+            );
+        }
+        Ok(())
     }
 
     /// Waits for a run's model and tells how far it is.
