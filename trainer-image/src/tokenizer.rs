@@ -95,6 +95,11 @@ impl Tokenizer {
         self.fast.get_vocab_size(true)
     }
 
+    /// What a model has to know of it.
+    pub fn for_model(&self) -> codex_engine::Vocabulary {
+        codex_engine::Vocabulary { size: self.vocabulary(), end: self.end, pad: self.pad }
+    }
+
     /// The id that ends a response.
     pub fn end(&self) -> u32 {
         self.end

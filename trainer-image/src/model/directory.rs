@@ -10,11 +10,11 @@ use std::{
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::json;
 
-use super::{ConfigError, Decoder, ModelConfig, layout};
 use crate::{
     durable::{self, FileError},
     tokenizer::{PAD, Tokenizer, TokenizerError, UNKNOWN},
 };
+use codex_engine::{ConfigError, Layout, ModelConfig};
 
 /// The bytes of a model's files by their names.
 pub type ModelFiles = BTreeMap<String, Vec<u8>>;
@@ -51,20 +51,16 @@ pub enum ModelError {
         /// What it must be.
         expected: String,
     },
-    /// A tensor operation that failed.
-    #[error("a tensor operation failed")]
-    Tensor(#[from] candle_core::Error),
     /// A directory that cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
-/// The files of a model.
+/// The files of a model: its parameters lie as [`Layout::of`] says.
 ///
 /// # Errors
-/// When its weights cannot be read or encoded.
-pub fn describe(decoder: &Decoder, tokenizer: &Tokenizer) -> Result<ModelFiles, ModelError> {
-    let config = decoder.config();
+/// When its weights cannot be encoded.
+pub fn describe(config: &ModelConfig, parameters: &[f32], tokenizer: &Tokenizer) -> Result<ModelFiles, ModelError> {
     let generation = json!({
         "do_sample": false,
         "eos_token_id": config.eos_token_id,
@@ -80,10 +76,11 @@ pub fn describe(decoder: &Decoder, tokenizer: &Tokenizer) -> Result<ModelFiles, 
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": UNKNOWN,
     });
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = decoder
-        .export()?
-        .into_iter()
-        .map(|(name, (shape, numbers))| (name, shape, numbers.iter().flat_map(|x| x.to_le_bytes()).collect()))
+    let layout = Layout::of(config);
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = layout
+        .tensors()
+        .iter()
+        .map(|tensor| (tensor.name.clone(), tensor.shape.clone(), bytes(&parameters[tensor.range.clone()])))
         .collect();
     Ok(ModelFiles::from([
         (CONFIG.to_owned(), pretty(config)?),
@@ -125,11 +122,11 @@ pub fn read_directory(path: &Path) -> Result<ModelFiles, ModelError> {
     Ok(files)
 }
 
-/// A model as plain numbers: the configuration, the tokenizer, and the weights by the names of their groups.
+/// A model as plain numbers: the configuration, the tokenizer, and the parameters as [`Layout::of`] says.
 pub(super) struct Loaded {
     pub(super) config: ModelConfig,
     pub(super) tokenizer: Tokenizer,
-    pub(super) weights: BTreeMap<String, Vec<f32>>,
+    pub(super) parameters: Vec<f32>,
 }
 
 /// Reads a model out of its files.
@@ -139,21 +136,23 @@ pub(super) fn load(files: &ModelFiles) -> Result<Loaded, ModelError> {
     config.validate()?;
     let tokenizer = Tokenizer::from_json(file(TOKENIZER)?)?;
     let stored = SafeTensors::deserialize(file(WEIGHTS)?).map_err(ModelError::Weights)?;
-    let mut weights = BTreeMap::new();
-    for group in layout::groups(&config) {
-        let mut numbers = Vec::with_capacity(group.size());
-        for part in &group.parts {
-            let tensor = stored.tensor(&part.name).map_err(ModelError::Weights)?;
-            if tensor.dtype() != Dtype::F32 || tensor.shape() != part.shape {
-                let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
-                let expected = format!("F32 {:?}", part.shape);
-                return Err(ModelError::Weight { name: part.name.clone(), found, expected });
-            }
-            numbers.extend(floats(tensor.data()));
+    let layout = Layout::of(&config);
+    let mut parameters = Vec::with_capacity(layout.size());
+    for part in layout.tensors() {
+        let tensor = stored.tensor(&part.name).map_err(ModelError::Weights)?;
+        if tensor.dtype() != Dtype::F32 || tensor.shape() != part.shape {
+            let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
+            let expected = format!("F32 {:?}", part.shape);
+            return Err(ModelError::Weight { name: part.name.clone(), found, expected });
         }
-        weights.insert(group.name, numbers);
+        parameters.extend(floats(tensor.data()));
     }
-    Ok(Loaded { config, tokenizer, weights })
+    Ok(Loaded { config, tokenizer, parameters })
+}
+
+/// Floats as little-endian bytes.
+pub(crate) fn bytes(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
 /// Little-endian floats.

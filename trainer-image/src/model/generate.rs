@@ -25,16 +25,16 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use codex_engine::{
+    Layout, ModelConfig, dispatched,
+    inference::{BlockWeights, Panels, Rotary, exponentials, rms_norm, scale as multiply, swiglu},
+};
 use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    ModelConfig, ModelError, ModelFiles,
-    attention::Rotary,
+    ModelError, ModelFiles,
     directory::{self, Loaded},
-    kernels::{dispatched, exponentials, rms_norm, scale as multiply, swiglu},
-    layout::{BlockWeights, EMBEDDING, NORM, block},
-    linear::Panels,
 };
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -137,9 +137,9 @@ impl Generator {
     /// # Errors
     /// When a file is missing or cannot be used.
     pub fn load(files: &ModelFiles, slots: usize) -> Result<Self, ModelError> {
-        let Loaded { config, tokenizer, weights } = directory::load(files)?;
+        let Loaded { config, tokenizer, parameters } = directory::load(files)?;
         let slots = (0..slots.max(1)).map(|_| Slot::default()).collect();
-        Ok(Self { weights: Weights::of(config, &weights)?, tokenizer, slots })
+        Ok(Self { weights: Weights::of(config, &parameters), tokenizer, slots })
     }
 
     /// Loads a model directory, with `slots` slots.
@@ -294,29 +294,30 @@ struct Layer {
 }
 
 impl Weights {
-    fn of(config: ModelConfig, weights: &BTreeMap<String, Vec<f32>>) -> Result<Self, ModelError> {
-        let weight = |name: &str| weights.get(name).ok_or(ModelError::Missing("model.safetensors"));
+    fn of(config: ModelConfig, parameters: &[f32]) -> Self {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let embedding = weight(EMBEDDING)?;
-        let layer = |layer: usize| -> Result<Layer, ModelError> {
-            let weights = BlockWeights::of(weight(&block(layer))?, hidden, inner);
-            Ok(Layer {
+        let layout = Layout::of(&config);
+        let tensor = |name: &str| layout.find(name).map_or(&[][..], |tensor| &parameters[tensor.range.clone()]);
+        let embedding = tensor("model.embed_tokens.weight");
+        let layer = |layer: usize| {
+            let weights = BlockWeights::of(&config, parameters, layer);
+            Layer {
                 input_norm: weights.input_norm.to_vec(),
                 qkv: Panels::of(weights.qkv, hidden),
                 output: Panels::of(weights.output, hidden),
                 inner_norm: weights.inner_norm.to_vec(),
                 gate_up: Panels::of(weights.gate_up, hidden),
                 down: Panels::of(weights.down, inner),
-            })
+            }
         };
-        Ok(Self {
+        Self {
             head: Panels::of(embedding, hidden),
-            embedding: embedding.clone(),
-            norm: weight(NORM)?.clone(),
-            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_, _>>()?,
+            embedding: embedding.to_vec(),
+            norm: tensor("model.norm.weight").to_vec(),
+            layers: (0..config.num_hidden_layers).map(layer).collect(),
             rotary: Rotary::new(config.max_position_embeddings, config.head_dim, config.rope_theta),
             config,
-        })
+        }
     }
 
     /// Feeds what is pending in a group of slots and chooses their next tokens.
@@ -462,10 +463,13 @@ fn attend<S: Simd>(simd: S, weights: &Weights, qkv: &mut [f32], cache: Cache, ou
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::model::{Decoder, Packed, Shape, describe};
+    use std::sync::Arc;
 
-    fn files() -> (Decoder, ModelFiles) {
+    use super::*;
+    use crate::model::describe;
+    use codex_engine::{CpuEngine, Engine as _, EngineState, Packed, Shape, initial};
+
+    fn files() -> (CpuEngine, ModelFiles) {
         let shape = Shape {
             hidden_size: 32,
             intermediate_size: 48,
@@ -475,9 +479,11 @@ mod tests {
             rope_theta: 10_000.0,
         };
         let tokenizer = Tokenizer::characters().unwrap();
-        let decoder = Decoder::new(ModelConfig::new(shape, &tokenizer).unwrap(), 11).unwrap();
-        let files = describe(&decoder, &tokenizer).unwrap();
-        (decoder, files)
+        let config = ModelConfig::new(shape, tokenizer.for_model()).unwrap();
+        let layout = Arc::new(Layout::of(&config));
+        let parameters = initial(&config, &layout, 11);
+        let files = describe(&config, &parameters, &tokenizer).unwrap();
+        (CpuEngine::new(config, EngineState::new(layout, parameters)).unwrap(), files)
     }
 
     const PROMPTS: [&str; 5] = ["347+86:", "1-2:", "Jon has 3 eggs. Bob has 64 more.", "9", "208-9:"];
@@ -502,19 +508,19 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_those_of_the_training_graph() {
-        let (decoder, files) = files();
+    fn tokens_are_those_of_training() {
+        let (mut engine, files) = files();
         let mut generator = Generator::load(&files, 3).unwrap();
         for (prompt, completion) in PROMPTS.iter().zip(generator.complete(&PROMPTS, 12, |_| ())) {
             let mut ids = generator.tokenizer().encode(prompt).unwrap();
             for token in completion.unwrap().tokens {
                 // The greedy choice is the token with the smallest loss.
-                let loss = |candidate: u32| {
+                let mut loss = |candidate: u32| {
                     let sequence = [ids.as_slice(), &[candidate]].concat();
-                    let loss = decoder.loss(&Packed::new([(sequence.as_slice(), ids.len())]), 1).unwrap();
-                    loss.to_scalar::<f32>().unwrap()
+                    engine.loss(&Packed::new([(sequence.as_slice(), ids.len())])).unwrap()
                 };
-                let best = (0..98).min_by(|a, b| loss(*a).total_cmp(&loss(*b))).unwrap();
+                let losses: Vec<f64> = (0..98).map(&mut loss).collect();
+                let best = (0..98).min_by(|a, b| losses[*a as usize].total_cmp(&losses[*b as usize])).unwrap();
                 assert_eq!(best, token);
                 ids.push(token);
             }

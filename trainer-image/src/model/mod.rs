@@ -1,5 +1,4 @@
-//! The model: a Llama-shaped decoder (`RMSNorm`, RoPE, SwiGLU, tied embeddings), its training graph in candle, and greedy
-//! generation without a graph.
+//! The model as files, and greedy generation. What it computes is in `codex-engine`.
 
 #![allow(
     clippy::inline_always,
@@ -7,23 +6,9 @@
 )]
 #![allow(clippy::many_single_char_names, reason = "x, y, w, m, n and k are the field's own names")]
 
-mod attention;
-mod block;
-mod config;
-mod decoder;
 mod directory;
 mod generate;
-mod head;
-mod kernels;
-mod layout;
-mod linear;
-mod ops;
-mod scratch;
 
-pub use config::{ConfigError, ModelConfig, Shape};
-pub use decoder::{Decoder, Exported, Packed};
-pub(crate) use directory::floats;
 pub use directory::{ModelError, ModelFiles, describe, read_directory};
+pub(crate) use directory::{bytes, floats};
 pub use generate::{Completion, Emitted, End, GenerateError, Generator};
-pub(crate) use layout::groups;
-pub use layout::{Group, Part};

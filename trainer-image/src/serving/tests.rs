@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
+use codex_engine::{Layout, ModelConfig, Shape, initial};
 use codex_provenance::{
     ConfigDigest, Sha256,
     key::{PrivateKey, Signer as _},
@@ -16,7 +17,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use super::{Paths, ServeError, Server, Stop, engine::Engine, hold, http, metrics::Metrics, phase::Phase};
 use crate::{
-    model::{Decoder, Generator, ModelConfig, Shape, describe},
+    model::{Generator, describe},
     reporting::Reporter,
     tokenizer::Tokenizer,
 };
@@ -40,8 +41,9 @@ fn files(context: usize) -> BTreeMap<String, Vec<u8>> {
         rope_theta: 10_000.0,
     };
     let tokenizer = Tokenizer::characters().unwrap();
-    let decoder = Decoder::new(ModelConfig::new(shape, &tokenizer).unwrap(), 11).unwrap();
-    describe(&decoder, &tokenizer).unwrap()
+    let config = ModelConfig::new(shape, tokenizer.for_model()).unwrap();
+    let parameters = initial(&config, &Layout::of(&config), 11);
+    describe(&config, &parameters, &tokenizer).unwrap()
 }
 
 /// A signed and promoted model in a directory, and a server of it.

@@ -10,15 +10,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use codex_engine::ModelConfig;
 use codex_provenance::{ConfigDigest, DataDigest, Sha256, manifest::Manifest};
 use codex_reports::Checkpoint;
 use serde::{Deserialize, Serialize};
 
 use super::{State, TrainError};
-use crate::{
-    durable::{self, FileError},
-    model::ModelConfig,
-};
+use crate::durable::{self, FileError};
 
 const STATE: &str = "state.safetensors";
 const ABOUT: &str = "state.json";

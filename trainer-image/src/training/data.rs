@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use codex_configs::{Data, Format, Training};
+use codex_engine::Packed;
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::DataFile;
 use rayon::prelude::*;
@@ -14,7 +15,6 @@ use sha2::Digest as _;
 use super::TrainError;
 use crate::{
     durable,
-    model::Packed,
     tasks::{Split, Task, answer, materialise, parse_records},
     tokenizer::Tokenizer,
 };

@@ -8,7 +8,7 @@ use codex_reports::{Failure, exit};
 use crate::{
     cli::{CommandError, chain},
     durable::FileError,
-    model::{self, ModelError},
+    model::ModelError,
     reporting::ReportingError,
     tasks::{RecordError, TaskError},
     tokenizer::TokenizerError,
@@ -22,7 +22,7 @@ pub enum TrainError {
     Config(#[from] codex_configs::ConfigError),
     /// A shape that cannot be computed.
     #[error(transparent)]
-    Shape(#[from] model::ConfigError),
+    Shape(#[from] codex_engine::ConfigError),
     /// Arguments that do not go together.
     #[error("{0}")]
     Arguments(String),
@@ -107,8 +107,8 @@ pub enum TrainError {
         "{what} of step {step} is not finite: lower training.learning_rate or look at the step's records: {records}"
     )]
     NotFinite {
-        /// `the loss` or `the gradient`.
-        what: &'static str,
+        /// `the loss`, or the gradient of which tensor.
+        what: String,
         /// The step, counted from 1.
         step: u64,
         /// `name[index]` of each record of the step.
@@ -131,9 +131,9 @@ pub enum TrainError {
     /// A model that cannot be written.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// A tensor operation that failed.
-    #[error("a tensor operation failed")]
-    Tensor(#[from] candle_core::Error),
+    /// A batch or a state that the engine refuses.
+    #[error("the engine cannot go on")]
+    Engine(#[from] codex_engine::EngineError),
     /// The system refused a thread or a signal handler.
     #[error("the trainer cannot start")]
     System(#[source] std::io::Error),
@@ -159,7 +159,7 @@ impl TrainError {
             Self::NotFinite { .. } => ("NotFinite", true),
             Self::Superseded { .. } => ("Superseded", false),
             Self::File(_) => ("StorageFailed", false),
-            Self::Manifest(_) | Self::Model(_) | Self::Tensor(_) | Self::System(_) | Self::Reporting(_) => {
+            Self::Manifest(_) | Self::Model(_) | Self::Engine(_) | Self::System(_) | Self::Reporting(_) => {
                 ("TrainingFailed", false)
             }
         }

@@ -11,8 +11,8 @@ use std::{
     },
 };
 
-use candle_core::Tensor;
 use codex_configs::{Resolved, Training};
+use codex_engine::{AdamW, EngineError, ModelConfig, Rates, Shape};
 use codex_provenance::{DataDigest, manifest::Manifest};
 use codex_reports::{Checkpoint, Model, Stage, TrainingState};
 
@@ -21,14 +21,14 @@ use super::{
     artifacts::Artifacts,
     checkpoint::{Identity, Store},
     data::{Address, Dataset},
-    optimizer::{Update, adamw, learning_rate, norm},
+    optimizer::learning_rate,
     progress::{StepNumbers, Watchers},
     state::State,
     writer::Writer,
 };
 use crate::{
     durable::{self, FileError},
-    model::{ModelConfig, Part, Shape, describe},
+    model::describe,
     reporting::Reporter,
     tokenizer::Tokenizer,
 };
@@ -191,66 +191,49 @@ impl Session<'_> {
             (0..accumulation).map(|batch| dataset.batch(state.step * accumulation + batch)).collect();
         let batches: Vec<_> = addresses.iter().map(|addresses| dataset.pack(addresses)).collect();
         let targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
-        let not_finite =
-            |what| TrainError::NotFinite { what, step: state.step + 1, records: dataset.describe(&addresses.concat()) };
+        let not_finite = |what: String| TrainError::NotFinite {
+            what,
+            step: state.step + 1,
+            records: dataset.describe(&addresses.concat()),
+        };
+        let engine = state.engine.as_mut();
+        engine.clear_gradients();
         let mut loss = 0.0;
-        let mut gradients: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         for batch in &batches {
-            let mean = state.decoder.loss(batch, targets)?;
-            loss += f64::from(mean.to_scalar::<f32>()?);
-            let store = mean.backward()?;
-            for (name, var) in state.decoder.weights() {
-                let Some(gradient) = store.get(var) else {
-                    return Err(candle_core::Error::Msg(format!("{name} has no gradient")).into());
-                };
-                let gradient = gradient.to_vec1::<f32>()?;
-                match gradients.get_mut(name) {
-                    Some(sum) => sum.iter_mut().zip(gradient).for_each(|(sum, part)| *sum += part),
-                    None => drop(gradients.insert(name.clone(), gradient)),
-                }
-            }
+            loss += engine.accumulate(batch, targets)?;
         }
         if !loss.is_finite() {
-            return Err(not_finite("the loss"));
+            return Err(not_finite("the loss".to_owned()));
         }
-        let gradient_norm = norm(&gradients);
-        if !gradient_norm.is_finite() {
-            return Err(not_finite("the gradient"));
-        }
-        let scale = (training.grad_clip_norm / gradient_norm).min(1.0) as f32;
-        for group in state.decoder.groups() {
-            let name = &group.name;
-            let parts = (state.decoder.weights().get(name), gradients.get(name), state.moments.get_mut(name));
-            let (Some(var), Some(gradient), Some(moments)) = parts else {
-                return Err(candle_core::Error::Msg(format!("{name} has no gradient")).into());
-            };
-            let mut numbers = var.to_vec1::<f32>()?;
-            for Part { shape, range, .. } in &group.parts {
-                let update = Update {
-                    weight: &mut numbers[range.clone()],
-                    gradient: &gradient[range.clone()],
-                    first: &mut moments.first[range.clone()],
-                    second: &mut moments.second[range.clone()],
-                    decays: shape.len() > 1,
-                    scale,
-                };
-                adamw(training, state.step, update);
-            }
-            var.set(&Tensor::from_vec(numbers, var.shape(), var.device())?)?;
-        }
+        let gradient_norm = engine.gradient_norm().map_err(|error| match error {
+            EngineError::NotFinite { tensor } => not_finite(format!("the gradient of {tensor}")),
+            other => other.into(),
+        })?;
+        let rate = learning_rate(training, state.step);
+        let rates = Rates::standard(engine.layout(), training.weight_decay);
+        engine.update(&AdamW {
+            step: state.step,
+            rate,
+            beta1: training.beta1,
+            beta2: training.beta2,
+            epsilon: training.epsilon,
+            scale: (training.grad_clip_norm / gradient_norm).min(1.0),
+            rates: &rates,
+        });
         state.step += 1;
         Ok(StepNumbers {
             step: state.step,
             loss,
             gradient_norm,
-            learning_rate: learning_rate(training, state.step - 1),
+            learning_rate: rate,
             tokens: batches.iter().map(|batch| batch.tokens.len()).sum(),
         })
     }
 
     /// Writes the model directory, unless it is there with exactly these bytes.
     fn write_model(&self, state: &State, tokenizer: &Tokenizer) -> Result<Model, TrainError> {
-        let files = describe(&state.decoder, tokenizer)?;
+        let config = state.engine.config();
+        let files = describe(config, &state.engine.export().parameters, tokenizer)?;
         let manifest = Manifest::of_files(&files)?;
         let place = self.output.join("model");
         if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
@@ -273,7 +256,7 @@ impl Session<'_> {
             digest: manifest.digest(),
             oms_root: manifest.oms_root(),
             manifest,
-            parameters: state.decoder.config().parameters() as u64,
+            parameters: config.parameters() as u64,
         })
     }
 }
@@ -289,5 +272,5 @@ pub(super) fn model_config(training: &Training, tokenizer: &Tokenizer) -> Result
         max_position_embeddings: model.max_position_embeddings,
         rope_theta: model.rope_theta,
     };
-    Ok(ModelConfig::new(shape, tokenizer)?)
+    Ok(ModelConfig::new(shape, tokenizer.for_model())?)
 }

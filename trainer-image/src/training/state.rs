@@ -1,22 +1,26 @@
-//! All training state as one value: the step, the weights and their moments. Schedule, data order and random numbers follow
-//! from the step and the run's seed, so nothing else can be forgotten. Pure.
+//! All training state as one value: the step and the engine's parameters and moments. Schedule, data order and random numbers
+//! follow from the step and the run's seed, so nothing else can be forgotten. Pure.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use codex_engine::{CpuEngine, Engine, EngineState, Layout, ModelConfig, initial};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use super::{TrainError, optimizer::Moments};
-use crate::model::{self, Decoder, Group, ModelConfig, ModelError};
+use super::TrainError;
+use crate::model::{self, ModelError};
 
 /// What a checkpoint holds.
-#[derive(Debug)]
 pub(super) struct State {
     /// Optimiser steps done.
     pub(super) step: u64,
-    /// The weights.
-    pub(super) decoder: Decoder,
-    /// Their moments, by name.
-    pub(super) moments: BTreeMap<String, Moments>,
+    /// The parameters and their moments.
+    pub(super) engine: Box<dyn Engine>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("step", &self.step).field("path", &self.engine.path()).finish()
+    }
 }
 
 const WEIGHT: &str = "weight/";
@@ -27,32 +31,29 @@ impl State {
     /// The state before the first step.
     ///
     /// # Errors
-    /// When candle cannot allocate.
+    /// When the engine refuses it.
     pub(super) fn new(config: ModelConfig, seed: u64) -> Result<Self, TrainError> {
-        let decoder = Decoder::new(config, seed)?;
-        let zero = |group: &Group| (group.name.clone(), Moments::zero(group.size()));
-        let moments = decoder.groups().iter().map(zero).collect();
-        Ok(Self { step: 0, decoder, moments })
+        let layout = Arc::new(Layout::of(&config));
+        let parameters = initial(&config, &layout, seed);
+        Ok(Self { step: 0, engine: Box::new(CpuEngine::new(config, EngineState::new(layout, parameters))?) })
     }
 
-    /// Weights and moments as the bytes of `state.safetensors`.
+    /// Parameters and moments as the bytes of `state.safetensors`, each tensor under its own name.
     ///
     /// # Errors
-    /// When candle cannot read the weights.
+    /// When they cannot be encoded.
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>, TrainError> {
-        let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
-        let bytes = |numbers: &[f32]| numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-        for (name, var) in self.decoder.weights() {
-            let numbers = var.to_vec1::<f32>()?;
-            tensors.push((format!("{WEIGHT}{name}"), var.dims().to_vec(), bytes(&numbers)));
-        }
-        for (name, moments) in &self.moments {
-            tensors.push((format!("{FIRST}{name}"), vec![moments.first.len()], bytes(&moments.first)));
-            tensors.push((format!("{SECOND}{name}"), vec![moments.second.len()], bytes(&moments.second)));
+        let EngineState { layout, parameters, first, second } = self.engine.export();
+        let mut tensors: Vec<(String, &[usize], Vec<u8>)> = Vec::new();
+        for (prefix, numbers) in [(WEIGHT, parameters), (FIRST, first), (SECOND, second)] {
+            for tensor in layout.tensors() {
+                let bytes = model::bytes(&numbers[tensor.range.clone()]);
+                tensors.push((format!("{prefix}{}", tensor.name), &tensor.shape, bytes));
+            }
         }
         let views: Result<Vec<(&str, TensorView)>, _> = tensors
             .iter()
-            .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+            .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.to_vec(), bytes)?)))
             .collect();
         let file = views.and_then(|views| safetensors::serialize(views, None));
         file.map_err(|source| ModelError::Weights(source).into())
@@ -61,24 +62,26 @@ impl State {
     /// Reads what [`to_bytes`](Self::to_bytes) wrote after `step` steps.
     ///
     /// # Errors
-    /// When a tensor is missing or has another size.
+    /// When a tensor is missing or has another shape.
     pub(super) fn from_bytes(config: ModelConfig, step: u64, bytes: &[u8]) -> Result<Self, TrainError> {
         let stored = SafeTensors::deserialize(bytes).map_err(ModelError::Weights)?;
-        let read = |name: String, count: usize| -> Result<Vec<f32>, TrainError> {
-            let tensor = stored.tensor(&name).map_err(ModelError::Weights)?;
-            if tensor.dtype() != Dtype::F32 || tensor.data().len() != 4 * count {
-                let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
-                return Err(ModelError::Weight { name, found, expected: format!("F32 with {count} numbers") }.into());
+        let layout = Arc::new(Layout::of(&config));
+        let read = |prefix: &str| -> Result<Vec<f32>, TrainError> {
+            let mut numbers = Vec::with_capacity(layout.size());
+            for part in layout.tensors() {
+                let name = format!("{prefix}{}", part.name);
+                let tensor = stored.tensor(&name).map_err(ModelError::Weights)?;
+                if tensor.dtype() != Dtype::F32 || tensor.shape() != part.shape {
+                    let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
+                    let expected = format!("F32 {:?}", part.shape);
+                    return Err(ModelError::Weight { name, found, expected }.into());
+                }
+                numbers.extend(model::floats(tensor.data()));
             }
-            Ok(model::floats(tensor.data()).collect())
+            Ok(numbers)
         };
-        let (mut weights, mut moments) = (BTreeMap::new(), BTreeMap::new());
-        for group in model::groups(&config) {
-            let (count, name) = (group.size(), group.name);
-            weights.insert(name.clone(), read(format!("{WEIGHT}{name}"), count)?);
-            let (first, second) = (read(format!("{FIRST}{name}"), count)?, read(format!("{SECOND}{name}"), count)?);
-            moments.insert(name, Moments { first, second });
-        }
-        Ok(Self { step, decoder: Decoder::from_numbers(config, weights)?, moments })
+        let (parameters, first, second) = (read(WEIGHT)?, read(FIRST)?, read(SECOND)?);
+        let state = EngineState { layout: layout.clone(), parameters, first, second };
+        Ok(Self { step, engine: Box::new(CpuEngine::new(config, state)?) })
     }
 }

@@ -210,13 +210,16 @@ fn a_loss_that_is_no_number_stops_with_its_records() {
     let tokenizer = Tokenizer::characters().unwrap();
     let dataset = data::Dataset::read(run.spec(), &[], output.path(), &tokenizer, |_| ()).unwrap();
     let mut state = State::new(session::model_config(run.spec(), &tokenizer).unwrap(), 1).unwrap();
-    let norm = &state.decoder.weights()["model.norm"];
-    norm.set(&(norm.as_tensor() * f64::NAN).unwrap()).unwrap();
+    let mut broken = state.engine.export();
+    let norm = broken.layout.find("model.norm.weight").unwrap().range.clone();
+    broken.parameters[norm].fill(f32::NAN);
+    state.engine.import(&broken).unwrap();
     let reporter = Reporter::<TrainingState>::from_env().unwrap();
     let stop = Arc::default();
     let session = Session { resolved: &run, files: &[], output: output.path(), reporter: &reporter, stop };
     let error = session.step(&mut state, &dataset).unwrap_err();
-    let TrainError::NotFinite { what: "the loss", step: 1, records } = &error else { panic!("{error}") };
+    let TrainError::NotFinite { what, step: 1, records } = &error else { panic!("{error}") };
+    assert_eq!(what, "the loss");
     assert!(records.contains("arithmetic[") && records.contains("word-problems["), "{error}");
     assert_eq!(error.exit(), exit::BAD_INPUT);
 }

@@ -8,9 +8,11 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 /// Rows of a piece of work.
-pub(super) const ROWS: usize = 256;
+pub(crate) const ROWS: usize = 256;
 
-/// Makes a function that runs a kernel compiled for the instruction set of this processor.
+/// Makes a function that runs a kernel compiled for the instruction set of this processor:
+/// `dispatched!(name<'a>(argument: &'a [f32]) = kernel)`, where `kernel` is generic over `pulp::Simd` and takes it first.
+#[macro_export]
 macro_rules! dispatched {
     ($(#[$doc:meta])* $vis:vis $name:ident$([const $width:ident])?<$life:lifetime>(
         $($argument:ident: $type:ty),* $(,)?
@@ -31,7 +33,7 @@ macro_rules! dispatched {
         }
     };
 }
-pub(super) use dispatched;
+pub(crate) use dispatched;
 
 /// `each!(simd, out; a, b => expression)`: replaces every number of `out` by the expression over `out`, `a` and `b`, each of
 /// which is a vector of numbers in it. (A macro, for a closure need not be inlined, and then it is compiled for the oldest
@@ -85,7 +87,7 @@ fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 
 /// Σ a·b
 #[inline(always)]
-pub(super) fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let b = &b[..a.len()];
     let ((whole_a, rest_a), (whole_b, rest_b)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
     let whole_b = &whole_b[..whole_a.len()];
@@ -116,7 +118,7 @@ fn maximum<S: Simd>(simd: S, values: &[f32]) -> f32 {
 
 /// Replaces `values` by e^(value − their maximum) and returns (the maximum, the sum of the results).
 #[inline(always)]
-pub(super) fn exponentials<S: Simd>(simd: S, values: &mut [f32]) -> (f32, f32) {
+pub fn exponentials<S: Simd>(simd: S, values: &mut [f32]) -> (f32, f32) {
     let top = maximum(simd, values);
     let shift = simd.splat_f32s(top);
     each!(simd: S, values; => exp(simd, simd.sub_f32s(values, shift)));
@@ -133,14 +135,14 @@ pub(super) fn exponentials<S: Simd>(simd: S, values: &mut [f32]) -> (f32, f32) {
 
 /// Multiplies `values` by `factor`.
 #[inline(always)]
-pub(super) fn scale<S: Simd>(simd: S, values: &mut [f32], factor: f32) {
+pub fn scale<S: Simd>(simd: S, values: &mut [f32], factor: f32) {
     let factor = simd.splat_f32s(factor);
     each!(simd: S, values; => simd.mul_f32s(values, factor));
 }
 
 /// The slope of a softmax: `slopes = scores · (slopes − mean)`.
 #[inline(always)]
-pub(super) fn softmax_slopes<S: Simd>(simd: S, scores: &[f32], mean: f32, slopes: &mut [f32]) {
+pub(crate) fn softmax_slopes<S: Simd>(simd: S, scores: &[f32], mean: f32, slopes: &mut [f32]) {
     let mean = simd.splat_f32s(mean);
     each!(simd: S, slopes; scores => simd.mul_f32s(scores, simd.sub_f32s(slopes, mean)));
 }
@@ -196,7 +198,7 @@ fn rms_norm_backward_rows<S: Simd>(
 }
 
 /// Adds vectors to `sum` in their order.
-pub(super) fn sum_in_order(parts: &[Vec<f32>], sum: &mut [f32]) {
+pub(crate) fn sum_in_order(parts: &[Vec<f32>], sum: &mut [f32]) {
     const WIDTH: usize = 4096;
     sum.par_chunks_mut(WIDTH).enumerate().for_each(|(index, sum)| {
         for part in parts {
@@ -247,27 +249,27 @@ fn swiglu_backward_rows<S: Simd>(simd: S, gate_up: &[f32], width: usize, dy: &[f
 
 dispatched!(
     /// [`exponentials`] of every row of `values`, `width` wide; (maximum, sum) of each row goes to `totals`.
-    pub(super) exponentials_of_rows<'a>(
+    pub(crate) exponentials_of_rows<'a>(
         values: &'a mut [f32], width: usize, totals: &'a mut [(f32, f32)],
     ) = exponentials_rows
 );
 dispatched!(
     /// `RMSNorm` of every row of `x`: `y = x / sqrt(mean(x²) + eps) · weight`.
-    pub(super) rms_norm<'a>(x: &'a [f32], weight: &'a [f32], eps: f32, y: &'a mut [f32]) = rms_norm_rows
+    pub rms_norm<'a>(x: &'a [f32], weight: &'a [f32], eps: f32, y: &'a mut [f32]) = rms_norm_rows
 );
 dispatched!(
     /// Adds the gradients of [`rms_norm`] by `x` to `dx` and by `weight` to `dw`.
-    pub(super) rms_norm_backward<'a>(
+    pub(crate) rms_norm_backward<'a>(
         x: &'a [f32], weight: &'a [f32], eps: f32, dy: &'a [f32], dx: &'a mut [f32], dw: &'a mut [f32],
     ) = rms_norm_backward_rows
 );
 dispatched!(
     /// `SwiGLU` of rows that hold gate and up side by side: `y = silu(gate) · up`, each `width` wide.
-    pub(super) swiglu<'a>(gate_up: &'a [f32], width: usize, y: &'a mut [f32]) = swiglu_rows
+    pub swiglu<'a>(gate_up: &'a [f32], width: usize, y: &'a mut [f32]) = swiglu_rows
 );
 dispatched!(
     /// The gradient of [`swiglu`] by its input.
-    pub(super) swiglu_backward<'a>(
+    pub(crate) swiglu_backward<'a>(
         gate_up: &'a [f32], width: usize, dy: &'a [f32], dx: &'a mut [f32],
     ) = swiglu_backward_rows
 );

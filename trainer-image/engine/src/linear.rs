@@ -65,12 +65,12 @@ fn multiply(a: View, b: View, out: &mut [f32], add: bool) {
 }
 
 /// `y = x · wᵀ`, or `y += x · wᵀ`, on this thread: `x` [rows, inputs], `weight` [outputs, inputs], `y` [rows, outputs].
-pub(super) fn linear(x: &[f32], weight: &[f32], inputs: usize, y: &mut [f32], add: bool) {
+pub(crate) fn linear(x: &[f32], weight: &[f32], inputs: usize, y: &mut [f32], add: bool) {
     multiply(View::rows_of(x, inputs), View::rows_of(weight, inputs).transposed(), y, add);
 }
 
 /// The gradients of [`linear`] by `x` and by `weight`, on this thread.
-pub(super) fn linear_backward(x: &[f32], weight: &[f32], inputs: usize, dy: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+pub(crate) fn linear_backward(x: &[f32], weight: &[f32], inputs: usize, dy: &[f32], dx: &mut [f32], dw: &mut [f32]) {
     let dy = View::rows_of(dy, weight.len() / inputs);
     multiply(dy, View::rows_of(weight, inputs), dx, false);
     multiply(dy.transposed(), View::rows_of(x, inputs), dw, false);
@@ -81,7 +81,7 @@ const PANEL: usize = 64;
 
 /// A weight matrix laid out for generation: [outputs / PANEL, inputs, PANEL], padded with zeros.
 #[derive(Clone, Debug)]
-pub(super) struct Panels {
+pub struct Panels {
     data: Vec<f32>,
     inputs: usize,
     outputs: usize,
@@ -89,7 +89,7 @@ pub(super) struct Panels {
 
 impl Panels {
     /// Lays out `weight` [outputs, inputs].
-    pub(super) fn of(weight: &[f32], inputs: usize) -> Self {
+    pub fn of(weight: &[f32], inputs: usize) -> Self {
         let outputs = weight.len() / inputs;
         let mut data = vec![0.0; inputs * outputs.next_multiple_of(PANEL)];
         for (output, row) in weight.chunks_exact(inputs).enumerate() {
@@ -102,7 +102,7 @@ impl Panels {
     }
 
     /// `y = x · wᵀ` (or `+=`) for rows of `x`. Each result is the sum over inputs in their order, whatever the rows beside it.
-    pub(super) fn apply(&self, x: &[f32], y: &mut [f32], add: bool) {
+    pub fn apply(&self, x: &[f32], y: &mut [f32], add: bool) {
         project_dispatched(self, x, y, add);
     }
 }

@@ -16,16 +16,16 @@ use super::{
 
 /// The numbers that a block needs beside its weights.
 #[derive(Clone, Copy)]
-pub(super) struct BlockShape<'a> {
-    pub(super) sequences: Sequences<'a>,
-    pub(super) hidden: usize,
-    pub(super) inner: usize,
-    pub(super) eps: f32,
+pub(crate) struct BlockShape<'a> {
+    pub(crate) sequences: Sequences<'a>,
+    pub(crate) hidden: usize,
+    pub(crate) inner: usize,
+    pub(crate) eps: f32,
 }
 
 /// What the way back needs of the way there.
 #[derive(Debug, Default)]
-pub(super) struct Saved {
+pub(crate) struct Saved {
     /// [rows, 3 · hidden]
     qkv: Vec<f32>,
     /// What attention gathered [rows, hidden].
@@ -37,9 +37,9 @@ pub(super) struct Saved {
 }
 
 /// `y` [rows, hidden] of `x`, and what [`backward`] needs.
-pub(super) fn forward(shape: BlockShape, weights: &[f32], x: &[f32], y: &mut [f32]) -> Saved {
+pub(crate) fn forward(shape: BlockShape, weights: &[f32], x: &[f32], y: &mut [f32]) -> Saved {
     let BlockShape { sequences, hidden, inner, eps } = shape;
-    let weights = BlockWeights::of(weights, hidden, inner);
+    let weights = BlockWeights::cut(weights, hidden, inner);
     let rows = x.len() / hidden;
     let mut saved = Saved {
         qkv: vec![0.0; rows * 3 * hidden],
@@ -75,7 +75,7 @@ pub(super) fn forward(shape: BlockShape, weights: &[f32], x: &[f32], y: &mut [f3
 }
 
 /// The gradients by `x` (written to `dx`) and by the weights (returned, laid out like them).
-pub(super) fn backward(
+pub(crate) fn backward(
     shape: BlockShape,
     weights: &[f32],
     x: &[f32],
@@ -86,7 +86,7 @@ pub(super) fn backward(
     let BlockShape { sequences, hidden, inner, eps } = shape;
     let [norm_size, qkv_size, ..] = block_sizes(hidden, inner);
     let first = norm_size + qkv_size;
-    let (total, weights) = (weights.len(), BlockWeights::of(weights, hidden, inner));
+    let (total, weights) = (weights.len(), BlockWeights::cut(weights, hidden, inner));
     let mut dmixed = scratch(x.len());
     // dx holds the gradient by x₁ until the second half.
     let pieces = (

@@ -4,27 +4,19 @@
 use rayon::prelude::*;
 
 use super::{
+    Target,
     kernels::{ROWS, exponentials_of_rows, rms_norm, rms_norm_backward, sum_in_order},
     linear::{linear, linear_backward},
 };
 
-/// A row that has a target, and the id it should predict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// The row.
-    pub row: usize,
-    /// The id.
-    pub id: u32,
-}
-
 /// The weights of the head.
 #[derive(Clone, Copy)]
-pub(super) struct Head<'a> {
+pub(crate) struct Head<'a> {
     /// [width]
-    pub(super) norm: &'a [f32],
+    pub(crate) norm: &'a [f32],
     /// [vocabulary, width]
-    pub(super) embedding: &'a [f32],
-    pub(super) eps: f32,
+    pub(crate) embedding: &'a [f32],
+    pub(crate) eps: f32,
 }
 
 impl Head<'_> {
@@ -46,7 +38,7 @@ impl Head<'_> {
     }
 
     /// Σ over targets of −ln softmax(logits)[id] for `x` [rows, width].
-    pub(super) fn loss(&self, x: &[f32], targets: &[Target]) -> f64 {
+    pub(crate) fn loss(&self, x: &[f32], targets: &[Target]) -> f64 {
         let piece = |targets: &[Target]| -> f64 {
             let (mut logits, _) = self.logits(&gather(x, self.width(), targets));
             let rows = logits.chunks_exact(self.vocabulary()).zip(targets);
@@ -61,7 +53,7 @@ impl Head<'_> {
     }
 
     /// `slope` times the gradients of [`loss`](Self::loss) by `x` (written to `dx`), by the norm and by the embedding.
-    pub(super) fn backward(&self, x: &[f32], targets: &[Target], slope: f32, dx: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
+    pub(crate) fn backward(&self, x: &[f32], targets: &[Target], slope: f32, dx: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
         let (width, vocabulary) = (self.width(), self.vocabulary());
         let piece = |targets: &[Target]| {
             let rows = gather(x, width, targets);

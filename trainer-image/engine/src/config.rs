@@ -75,6 +75,17 @@ pub struct Shape {
     pub rope_theta: f64,
 }
 
+/// What a model has to know of its tokenizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vocabulary {
+    /// How many ids there are.
+    pub size: usize,
+    /// The id that ends a response.
+    pub end: u32,
+    /// The id that fills what is not there.
+    pub pad: u32,
+}
+
 /// A shape that cannot be computed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ConfigError {
@@ -111,19 +122,19 @@ pub enum ConfigError {
 }
 
 /// Widths of a head that attention is compiled for.
-pub(super) const HEAD_WIDTHS: [usize; 4] = [16, 32, 64, 128];
+pub(crate) const HEAD_WIDTHS: [usize; 4] = [16, 32, 64, 128];
 
 impl ModelConfig {
-    /// The whole configuration of a model of `shape` over `tokenizer`'s vocabulary.
+    /// The whole configuration of a model of `shape` over a vocabulary.
     ///
     /// # Errors
     /// When the shape cannot be computed.
-    pub fn new(shape: Shape, tokenizer: &crate::tokenizer::Tokenizer) -> Result<Self, ConfigError> {
+    pub fn new(shape: Shape, vocabulary: Vocabulary) -> Result<Self, ConfigError> {
         let heads = shape.num_attention_heads;
         let config = Self {
             architectures: vec!["LlamaForCausalLM".to_owned()],
             model_type: "llama".to_owned(),
-            vocab_size: tokenizer.vocabulary(),
+            vocab_size: vocabulary.size,
             hidden_size: shape.hidden_size,
             intermediate_size: shape.intermediate_size,
             num_hidden_layers: shape.num_hidden_layers,
@@ -139,8 +150,8 @@ impl ModelConfig {
             attention_bias: false,
             mlp_bias: false,
             bos_token_id: None,
-            eos_token_id: tokenizer.end(),
-            pad_token_id: Some(tokenizer.pad()),
+            eos_token_id: vocabulary.end,
+            pad_token_id: Some(vocabulary.pad),
             dtype: "float32".to_owned(),
         };
         config.validate()?;

@@ -13,7 +13,7 @@ use super::{
 
 /// The cosines and sines of rotary positions: [positions, width / 2] each.
 #[derive(Clone, Debug)]
-pub(super) struct Rotary {
+pub struct Rotary {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
@@ -21,7 +21,7 @@ pub(super) struct Rotary {
 
 impl Rotary {
     /// For positions below `positions` and heads of `width`.
-    pub(super) fn new(positions: usize, width: usize, theta: f64) -> Self {
+    pub fn new(positions: usize, width: usize, theta: f64) -> Self {
         let half = width / 2;
         let angles = (0..positions).flat_map(|position| {
             (0..half).map(move |pair| position as f64 * theta.powf(-2.0 * pair as f64 / width as f64))
@@ -32,7 +32,7 @@ impl Rotary {
 
     /// Turns one head at `position` and multiplies it by `scale`; `direction` 1 turns it, −1 turns it back.
     #[inline(always)]
-    pub(super) fn turn(&self, head: &mut [f32], position: usize, scale: f32, direction: f32) {
+    pub fn turn(&self, head: &mut [f32], position: usize, scale: f32, direction: f32) {
         let at = position * self.half..(position + 1) * self.half;
         let (first, second) = head.split_at_mut(self.half);
         let (cos, sin) = (&self.cos[at.clone()], &self.sin[at]);
@@ -47,19 +47,19 @@ impl Rotary {
 
 /// What attention is computed over.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sequences<'a> {
+pub(crate) struct Sequences<'a> {
     /// Where each sequence begins, and where the last one ends, in rows.
-    pub(super) offsets: &'a [usize],
+    pub(crate) offsets: &'a [usize],
     /// Heads.
-    pub(super) heads: usize,
+    pub(crate) heads: usize,
     /// Width of a head.
-    pub(super) width: usize,
+    pub(crate) width: usize,
     /// The rotation.
-    pub(super) rotary: &'a Rotary,
+    pub(crate) rotary: &'a Rotary,
 }
 
 /// `out` [rows, heads · width] from `qkv` [rows, 3 · heads · width].
-pub(super) fn attention(sequences: Sequences, qkv: &[f32], out: &mut [f32]) {
+pub(crate) fn attention(sequences: Sequences, qkv: &[f32], out: &mut [f32]) {
     let hidden = sequences.heads * sequences.width;
     let work = split_rows(sequences.offsets, hidden, out);
     work.into_par_iter().for_each(|(rows, out)| {
@@ -74,7 +74,7 @@ pub(super) fn attention(sequences: Sequences, qkv: &[f32], out: &mut [f32]) {
 }
 
 /// The gradient of [`attention`] by `qkv`, written to `dqkv`.
-pub(super) fn attention_backward(sequences: Sequences, qkv: &[f32], dout: &[f32], dqkv: &mut [f32]) {
+pub(crate) fn attention_backward(sequences: Sequences, qkv: &[f32], dout: &[f32], dqkv: &mut [f32]) {
     let hidden = sequences.heads * sequences.width;
     let work = split_rows(sequences.offsets, 3 * hidden, dqkv);
     work.into_par_iter().for_each(|(rows, dqkv)| {

@@ -10,13 +10,13 @@ thread_local! {
 }
 
 /// A buffer whose contents are whatever its last user left: write before you read. It goes back when it is dropped.
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     buffer: Vec<f32>,
     length: usize,
 }
 
 /// A buffer of `length` numbers.
-pub(super) fn scratch(length: usize) -> Scratch {
+pub(crate) fn scratch(length: usize) -> Scratch {
     let mut buffer = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
     if buffer.len() < length {
         buffer.resize(length, 0.0);

@@ -1,0 +1,39 @@
+//! The weights that training begins with. Pure.
+
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution as _, StandardNormal};
+use sha2::{Digest as _, Sha256};
+
+use super::{Layout, ModelConfig, Tensor};
+
+/// New parameters, laid out as `layout`: normal numbers of deviation 1/√width, output projections by another 1/√(2 · layers),
+/// norms of 1. Every matrix has its own stream of random numbers, named by `seed` and its name.
+pub fn initial(config: &ModelConfig, layout: &Layout, seed: u64) -> Vec<f32> {
+    let mut parameters = vec![0.0; layout.size()];
+    for tensor in layout.tensors() {
+        fill(config, tensor, seed, &mut parameters[tensor.range.clone()]);
+    }
+    parameters
+}
+
+fn fill(config: &ModelConfig, tensor: &Tensor, seed: u64, numbers: &mut [f32]) {
+    if tensor.shape.len() == 1 {
+        numbers.fill(1.0);
+        return;
+    }
+    let mut deviation = 1.0 / (config.hidden_size as f32).sqrt();
+    if tensor.name.contains("o_proj") || tensor.name.contains("down_proj") {
+        deviation /= ((2 * config.num_hidden_layers) as f32).sqrt();
+    }
+    let mut hasher = Sha256::new();
+    hasher.update(b"codex weights 1\0");
+    hasher.update(&tensor.name);
+    hasher.update([0]);
+    hasher.update(seed.to_le_bytes());
+    let mut rng = ChaCha8Rng::from_seed(hasher.finalize().into());
+    for number in numbers {
+        let normal: f32 = StandardNormal.sample(&mut rng);
+        *number = deviation * normal;
+    }
+}
