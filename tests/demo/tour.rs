@@ -152,7 +152,7 @@ impl<'a> Tour<'a> {
         show.kubectl(&["get", "reasoningpods"])?;
         println!();
         for why in blocked.status.iter().flat_map(|status| &status.blocked_by) {
-            println!("   blocked by: {why}");
+            println!("   blocked by: {}", why.replace("; ", ";\n               "));
         }
         Ok(())
     }
@@ -160,23 +160,26 @@ impl<'a> Tour<'a> {
     fn farewell(&self) -> Result<()> {
         self.show.heading("Done. Where to look next, and how to stop");
         let cluster = &self.installation.cluster;
-        let (namespace, kubeconfig, kubectl) =
-            (&self.namespace, cluster.kubeconfig().display(), cluster.bin("kubectl")?);
+        let (namespace, kubectl) = (&self.namespace, cluster.bin("kubectl")?);
         let tools = kubectl.parent().unwrap_or(&kubectl).display();
-        println!(
-            "   export KUBECONFIG={kubeconfig} PATH={tools}:$PATH\n   \
-             kubectl -n {namespace} describe evaluation cot-lite        # the numbers behind the verdict\n   \
-             kubectl -n {namespace} describe reasoningpod cot-rc        # conditions and Events, in sentences\n   \
-             kubectl -n {namespace} get configmaps                      # the signed statements: codex-oms-…, codex-promo-…\n   \
-             kubectl -n codex-system logs deployment/codex-controller   # what the operator did\n\n   \
-             README.md says how to verify the signatures yourself. The model is served until you stop it:\n   \
-             kubectl delete namespace {namespace}                  # ends what the demo made"
-        );
+        println!("   export KUBECONFIG={} PATH={tools}:$PATH\n", cluster.kubeconfig().display());
+        let mut lines = vec![
+            (format!("kubectl -n {namespace} describe evaluation cot-lite"), "the numbers behind the verdict"),
+            (format!("kubectl -n {namespace} describe reasoningpod cot-rc"), "conditions and Events, in sentences"),
+            (format!("kubectl -n {namespace} get configmaps"), "the signed statements: codex-oms-…, codex-promo-…"),
+            ("kubectl -n codex-system logs deployment/codex-controller".to_owned(), "what the operator did"),
+            (
+                format!("kubectl delete namespace {namespace}"),
+                "ends what the demo made; the model is served until then",
+            ),
+        ];
         if *cluster.target() == Target::Local {
-            println!(
-                "   make cluster-down                                          # stops the cluster, too, and keeps what was built"
-            );
+            lines.push(("make cluster-down".to_owned(), "stops the cluster, too, and keeps what was built"));
         }
+        for (command, what) in lines {
+            println!("   {command:<58} # {what}");
+        }
+        println!("\n   README.md says how to verify the signatures yourself.");
         Ok(())
     }
 
