@@ -152,7 +152,7 @@ impl<'a> Tour<'a> {
         show.kubectl(&["get", "reasoningpods"])?;
         println!();
         for why in blocked.status.iter().flat_map(|status| &status.blocked_by) {
-            println!("   blocked by: {}", why.replace("; ", ";\n               "));
+            println!("   blocked by: {}", why.replace("); ", ");\n               "));
         }
         Ok(())
     }
