@@ -32,6 +32,8 @@ enum Command {
     Serve(crate::serving::Serve),
     /// Verify that a model directory is exactly what was signed.
     Verify(crate::verify::Verify),
+    /// Sum up, follow, draw and compare the metrics of runs.
+    Metrics(crate::metrics::Metrics),
 }
 
 impl Command {
@@ -42,6 +44,7 @@ impl Command {
             Self::PrepareData(command) => command.run(),
             Self::Serve(command) => command.run(),
             Self::Verify(command) => command.run(),
+            Self::Metrics(command) => command.run(),
         }
     }
 }

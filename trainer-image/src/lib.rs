@@ -2,9 +2,11 @@
 //!
 //! It runs in pods and on a laptop alike and knows no Kubernetes client.
 
+pub mod artifacts;
 pub mod cli;
 pub mod durable;
 pub mod evaluation;
+pub mod metrics;
 pub mod model;
 pub mod reporting;
 pub mod serving;

@@ -11,43 +11,19 @@ use std::{
 use codex_configs::{Resolved, Training};
 use codex_provenance::{DataDigest, Sha256};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::TrainError;
-use crate::durable::{self, FileError};
+use crate::{
+    artifacts::ledger::{self, Row},
+    durable::{self, FileError},
+};
 
 /// The directory of a run's artefacts.
 #[derive(Clone, Debug)]
 pub(super) struct Artifacts {
     directory: PathBuf,
     run: String,
-}
-
-/// One row of the metrics ledger, version 1; the order of the keys is part of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
-    /// Which schema the row follows.
-    #[serde(rename = "$schema")]
-    pub schema: String,
-    /// `v1`
-    pub schema_version: String,
-    /// When it was written.
-    pub timestamp: Timestamp,
-    /// Which run wrote it: the object's uid in a cluster, the output directory's name elsewhere.
-    pub run_id: String,
-    /// Optimiser steps done.
-    pub step: u64,
-    /// `train`
-    pub split: String,
-    /// The metric's name.
-    pub metric: String,
-    /// Its value.
-    pub value: f64,
-    /// The names of the data, joined by `+`.
-    pub dataset: String,
-    /// Free labels.
-    pub tags: BTreeMap<String, String>,
 }
 
 impl Artifacts {
@@ -115,13 +91,13 @@ impl Artifacts {
     /// # Errors
     /// When the file system refuses.
     pub(super) fn ledger(&self, step: u64, dataset: String) -> Result<Ledger, TrainError> {
-        let path = self.directory.join("metrics.ndjson");
+        let path = self.directory.join(ledger::FILE);
         let mut kept = Vec::new();
         if let Ok(file) = File::open(&path) {
             for line in BufReader::new(file).lines() {
                 let line = line.map_err(FileError::of("reading", &path))?;
                 // A row that a kill cut short is dropped, too.
-                if serde_json::from_str::<Row>(&line).is_ok_and(|row| row.step <= step) {
+                if Row::parse(line.as_bytes()).is_ok_and(|row| row.step <= step) {
                     kept.extend_from_slice(line.as_bytes());
                     kept.push(b'\n');
                 }
@@ -151,8 +127,8 @@ impl Ledger {
         let mut lines = Vec::new();
         for (metric, value) in metrics {
             let row = Row {
-                schema: "https://codex-ml.dev/schemas/metrics-ledger/v1".to_owned(),
-                schema_version: "v1".to_owned(),
+                schema: ledger::SCHEMA.to_owned(),
+                schema_version: ledger::SCHEMA_VERSION.to_owned(),
                 timestamp: Timestamp::now(),
                 run_id: self.run.clone(),
                 step,
@@ -218,7 +194,7 @@ mod tests {
         ledger.file.write_all(b"{\"$schema\":\"cut").unwrap();
         let mut ledger = artifacts.ledger(20, "a+b".to_owned()).unwrap();
         ledger.append(30, &[("loss", 1.0)]).unwrap();
-        let text = fs::read_to_string(artifacts.directory.join("metrics.ndjson")).unwrap();
+        let text = fs::read_to_string(artifacts.directory.join(ledger::FILE)).unwrap();
         let steps: Vec<u64> = text.lines().map(|line| serde_json::from_str::<Row>(line).unwrap().step).collect();
         assert_eq!(steps, [10, 10, 20, 20, 30]);
         let row: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();

@@ -34,7 +34,6 @@ use signal_hook::{
     flag,
 };
 
-pub use artifacts::Row;
 pub use error::TrainError;
 pub use session::{Outcome, Session};
 use state::State;

@@ -1,0 +1,268 @@
+//! The metrics ledger `metrics.ndjson`: one row a line, written by a run and read by `codex metrics`. Reads files.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::durable::{self, FileError};
+
+/// What every row's `$schema` says.
+pub const SCHEMA: &str = "https://codex-ml.dev/schemas/metrics-ledger/v1";
+/// What every row's `schema_version` says.
+pub const SCHEMA_VERSION: &str = "v1";
+/// The file's name.
+pub const FILE: &str = "metrics.ndjson";
+
+/// One row of the metrics ledger, version 1; the order of the keys is part of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "metrics.ndjson: one row")]
+pub struct Row {
+    /// Which schema the row follows.
+    #[serde(rename = "$schema")]
+    #[schemars(extend("const" = SCHEMA))]
+    pub schema: String,
+    /// The version of that schema.
+    #[schemars(extend("const" = SCHEMA_VERSION))]
+    pub schema_version: String,
+    /// When it was written.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub timestamp: Timestamp,
+    /// Which run wrote it: the object's uid in a cluster, the output directory's name elsewhere.
+    pub run_id: String,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// What was measured on: `train` (the step's own records) or `val` (held-out records, always the same).
+    #[schemars(length(min = 1))]
+    pub split: String,
+    /// The metric's name.
+    #[schemars(length(min = 1))]
+    pub metric: String,
+    /// Its value.
+    pub value: f64,
+    /// The names of the data, joined by `+`.
+    pub dataset: String,
+    /// Free labels.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Why a line is no row.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// No JSON, or JSON of another shape.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// A row of another schema.
+    #[error("{field} is {found:?}: this program reads {expected}")]
+    Schema {
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        found: String,
+        /// What it should say.
+        expected: &'static str,
+    },
+    /// A field that has to say something.
+    #[error("{0} is empty: write a name")]
+    Empty(&'static str),
+}
+
+impl Row {
+    /// Reads one line.
+    ///
+    /// # Errors
+    /// When it is no row of this version.
+    pub fn parse(line: &[u8]) -> Result<Self, LineError> {
+        let row: Self = serde_json::from_slice(line)?;
+        for (field, found, expected) in
+            [("$schema", &row.schema, SCHEMA), ("schema_version", &row.schema_version, SCHEMA_VERSION)]
+        {
+            if found != expected {
+                return Err(LineError::Schema { field, found: found.clone(), expected });
+            }
+        }
+        for (field, text) in [("split", &row.split), ("metric", &row.metric)] {
+            if text.is_empty() {
+                return Err(LineError::Empty(field));
+            }
+        }
+        Ok(row)
+    }
+}
+
+/// A line that is no row.
+#[derive(Debug)]
+pub struct BadLine {
+    /// Its number, counted from 1.
+    pub line: usize,
+    /// Why not.
+    pub why: LineError,
+}
+
+/// A ledger as it was read.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// Where.
+    pub path: PathBuf,
+    /// The rows, in the order of the file.
+    pub rows: Vec<Row>,
+    /// The lines that are none.
+    pub bad: Vec<BadLine>,
+    /// True when the last line has no end: a writer is at it, or was killed there. It is neither a row nor a bad line.
+    pub unfinished: bool,
+}
+
+impl Ledger {
+    /// Reads a ledger's text. Empty lines are passed over.
+    pub fn parse(text: &[u8]) -> Self {
+        let (whole, rest) = match text.iter().rposition(|byte| *byte == b'\n') {
+            Some(last) => text.split_at(last + 1),
+            None => (&[][..], text),
+        };
+        let mut ledger = Self::default();
+        for (index, line) in whole.split(|byte| *byte == b'\n').enumerate() {
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            match Row::parse(line) {
+                Ok(row) => ledger.rows.push(row),
+                Err(why) => ledger.bad.push(BadLine { line: index + 1, why }),
+            }
+        }
+        // A whole row is one, whether or not somebody cut the last line feed off.
+        match Row::parse(rest) {
+            Ok(row) => ledger.rows.push(row),
+            Err(_) => ledger.unfinished = !rest.trim_ascii().is_empty(),
+        }
+        ledger
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn read(path: &Path) -> Result<Self, FileError> {
+        Ok(Self { path: path.to_owned(), ..Self::parse(&durable::read(path)?) })
+    }
+}
+
+/// The ledger that `run` means: a file, a run's directory, or its `artifacts`.
+pub fn locate(run: &Path) -> PathBuf {
+    let inside = [run.join("artifacts").join(FILE), run.join(FILE)];
+    if !run.is_dir() {
+        return run.to_owned();
+    }
+    inside.iter().find(|path| path.exists()).unwrap_or(&inside[0]).clone()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub(crate) fn row(step: u64, metric: &str, value: f64) -> Row {
+        Row {
+            schema: SCHEMA.to_owned(),
+            schema_version: SCHEMA_VERSION.to_owned(),
+            timestamp: Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_secs((step % 1_000_000).cast_signed()),
+            run_id: "r".to_owned(),
+            step,
+            split: "train".to_owned(),
+            metric: metric.to_owned(),
+            value,
+            dataset: "a+b".to_owned(),
+            tags: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn text(rows: &[Row]) -> Vec<u8> {
+        rows.iter().flat_map(|row| [serde_json::to_vec(row).unwrap(), b"\n".to_vec()].concat()).collect()
+    }
+
+    prop_compose! {
+        fn any_row()(
+            step: u64,
+            metric in "[a-z_é\"\\\\]{1,8}",
+            value in prop::num::f64::NORMAL | prop::num::f64::ZERO | prop::num::f64::SUBNORMAL,
+            split in "[a-z]{1,5}",
+            seconds in 0_i64..4_000_000_000,
+            tags in prop::collection::btree_map(".{0,4}", ".{0,4}", 0..3),
+        ) -> Row {
+            let timestamp = Timestamp::from_second(seconds).unwrap();
+            Row { timestamp, step, split, tags, ..row(step, &metric, value) }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(rows in prop::collection::vec(any_row(), 0..8)) {
+            let read = Ledger::parse(&text(&rows));
+            prop_assert!(read.bad.is_empty() && !read.unfinished);
+            prop_assert_eq!(read.rows, rows);
+        }
+
+        #[test]
+        fn a_ledger_cut_anywhere_keeps_its_whole_rows(
+            rows in prop::collection::vec(any_row(), 1..5), cut: prop::sample::Index,
+        ) {
+            let text = text(&rows);
+            let cut = cut.index(text.len());
+            let read = Ledger::parse(&text[..cut]);
+            prop_assert!(read.bad.is_empty());
+            prop_assert_eq!(&read.rows[..], &rows[..read.rows.len()]);
+            let whole = text[..cut].split(|byte| *byte == b'\n').count() - 1;
+            prop_assert!(read.rows.len() == whole || read.rows.len() == whole + 1 && !read.unfinished);
+        }
+
+        #[test]
+        fn any_bytes_give_rows_and_numbered_lines(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'\n'), Just(b'{')], 0..200)) {
+            let read = Ledger::parse(&bytes);
+            prop_assert!(read.rows.is_empty());
+            let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
+            for bad in &read.bad {
+                prop_assert!(!lines[bad.line - 1].trim_ascii().is_empty());
+            }
+            let filled = lines.iter().filter(|line| !line.trim_ascii().is_empty()).count();
+            prop_assert_eq!(read.bad.len() + usize::from(read.unfinished), filled);
+        }
+    }
+
+    #[test]
+    fn lines_that_are_no_rows_say_why() {
+        let good = String::from_utf8(text(&[row(1, "loss", 0.5)])).unwrap();
+        let cases = [
+            (good.replace("0.5", "null"), "invalid type: null"),
+            (good.replace("0.5", "1e999"), "number out of range"),
+            (good.replace("\"v1\"", "\"v2\""), "schema_version is \"v2\": this program reads v1"),
+            (good.replace("ledger/v1", "ledger/v3"), "$schema is"),
+            (good.replace("\"loss\"", "\"\""), "metric is empty"),
+            (good.replace("\"step\":1", "\"step\":-1"), "invalid value"),
+            (good.replace("\"step\"", "\"stp\""), "unknown field `stp`"),
+            ("{}\n".to_owned(), "missing field"),
+        ];
+        for (line, why) in cases {
+            let read = Ledger::parse(format!("{good}\n{line}").as_bytes());
+            assert_eq!((read.rows.len(), read.bad.len()), (1, 1), "{line}");
+            assert_eq!(read.bad[0].line, 3);
+            assert!(read.bad[0].why.to_string().contains(why), "{}", read.bad[0].why);
+        }
+    }
+
+    #[test]
+    fn a_run_is_its_directory_its_artefacts_or_the_file() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("artifacts").join(FILE);
+        assert_eq!(locate(root.path()), file);
+        durable::write(&file, b"").unwrap();
+        assert_eq!(locate(root.path()), file);
+        assert_eq!(locate(&root.path().join("artifacts")), file);
+        assert_eq!(locate(&file), file);
+        assert_eq!(locate(Path::new("not/there.ndjson")), Path::new("not/there.ndjson"));
+    }
+}

@@ -1,0 +1,164 @@
+//! `codex metrics compare`: runs beside each other. Writes the common picture, if one is asked for; else pure.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    Format, Input, MetricsError, chosen, plot, say_json,
+    series::{Digest, Name, Run, shown},
+    table::columns,
+};
+use crate::durable;
+
+/// Two or more runs beside each other.
+#[derive(Debug, Args)]
+pub(super) struct Compare {
+    #[command(flatten)]
+    input: Input,
+    /// Compare this metric only; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    metric: Vec<String>,
+    /// A table, or JSON.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Also draw the metrics (loss, where none is named) of all runs into one picture (.svg or .png).
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+/// One metric of one run, beside the same of the first run.
+#[derive(Debug, PartialEq, Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    name: Name,
+    run: &'a str,
+    #[serde(flatten)]
+    digest: Digest,
+    /// Beside the first run that has the metric; none for that one.
+    against_first: Option<Difference>,
+}
+
+/// How a series differs from another one.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Difference {
+    /// The last value, less the other's.
+    last: f64,
+    /// The median, less the other's.
+    median: f64,
+    /// Steps that both have.
+    common_steps: usize,
+    /// The first of those whose values are not the same bits; none when all are.
+    differs_from_step: Option<u64>,
+}
+
+impl Compare {
+    pub(super) fn run(self) -> Result<(), MetricsError> {
+        let runs = self.input.read()?;
+        if runs.len() < 2 {
+            return Err(MetricsError::OneRun);
+        }
+        let named = if self.metric.is_empty() { None } else { Some(chosen(&runs, &self.metric, "")?) };
+        let lines = compare(&runs, named.as_deref());
+        if let Some(path) = &self.plot {
+            plot::write(&runs, &chosen(&runs, &self.metric, "loss")?, plot::Look::default(), path)?;
+        }
+        match self.format {
+            Format::Json => say_json(&lines),
+            Format::Text => Ok(durable::say(table(&lines).trim_end())?),
+        }
+    }
+}
+
+fn compare<'a>(runs: &'a [Run], metrics: Option<&[String]>) -> Vec<Line<'a>> {
+    let names: BTreeSet<&Name> = runs.iter().flat_map(|run| run.series.keys()).collect();
+    let wanted = |name: &&&Name| metrics.is_none_or(|metrics| metrics.contains(&name.metric));
+    let mut lines = Vec::new();
+    for name in names.iter().filter(wanted) {
+        let mut first = None;
+        for run in runs {
+            let Some((series, digest)) = run.series.get(*name).and_then(|series| Some((series, Digest::of(series)?)))
+            else {
+                continue;
+            };
+            let against_first = first.map(|(other, its): (_, Digest)| {
+                let (count, differs) = common(other, series);
+                Difference {
+                    last: digest.last.value - its.last.value,
+                    median: digest.median - its.median,
+                    common_steps: count,
+                    differs_from_step: differs,
+                }
+            });
+            first = first.or(Some((series, digest)));
+            lines.push(Line { name: (*name).clone(), run: &run.label, digest, against_first });
+        }
+    }
+    lines
+}
+
+/// How many steps two series share, and the first of them where they differ in a bit.
+fn common(a: &std::collections::BTreeMap<u64, f64>, b: &std::collections::BTreeMap<u64, f64>) -> (usize, Option<u64>) {
+    let shared = || a.iter().filter_map(|(step, left)| Some((*step, *left, *b.get(step)?)));
+    let differs = shared().find(|(_, left, right)| left.to_bits() != right.to_bits());
+    (shared().count(), differs.map(|(step, ..)| step))
+}
+
+fn table(lines: &[Line<'_>]) -> String {
+    let head =
+        ["METRIC", "SPLIT", "RUN", "ROWS", "LAST", "DIFFERENCE", "MEDIAN", "DIFFERENCE", "LEAST", "DIFFERS FROM STEP"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    let signed = |value: f64| if value > 0.0 { format!("+{}", shown(value)) } else { shown(value) };
+    for Line { name, run, digest, against_first } in lines {
+        let (last, median, differs) = match against_first {
+            None => (String::new(), String::new(), String::new()),
+            Some(difference) => (
+                signed(difference.last),
+                signed(difference.median),
+                match (difference.common_steps, difference.differs_from_step) {
+                    (0, _) => "no common step".to_owned(),
+                    (_, Some(step)) => step.to_string(),
+                    (count, None) => format!("none of {count}"),
+                },
+            ),
+        };
+        rows.push(vec![
+            name.metric.clone(),
+            name.split.clone(),
+            (*run).to_owned(),
+            digest.rows.to_string(),
+            shown(digest.last.value),
+            last,
+            shown(digest.median),
+            median,
+            shown(digest.least.value),
+            differs,
+        ]);
+    }
+    columns(3, &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifacts::ledger::{Ledger, tests::row};
+
+    fn run(label: &str, values: &[(u64, f64)]) -> Run {
+        let mut rows: Vec<_> = values.iter().map(|(step, value)| row(*step, "loss", *value)).collect();
+        rows.push(row(7, "tokens_per_second", 100.0));
+        Run::of(label.to_owned(), &Ledger { rows, ..Ledger::default() })
+    }
+
+    #[test]
+    fn runs_beside_each_other() {
+        let runs = [
+            run("a", &[(10, 3.0), (20, 2.0), (30, 1.0)]),
+            run("b", &[(10, 3.0), (20, 2.5), (30, 1.25)]),
+            run("c", &[(10, 3.0)]),
+            run("d", &[(15, 3.0)]),
+        ];
+        insta::assert_snapshot!(table(&compare(&runs, None)));
+        assert_eq!(compare(&runs, Some(&["loss".to_owned()])).len(), 4);
+    }
+}

@@ -1,0 +1,100 @@
+//! `codex metrics summarize`: every metric of a run in a few numbers. Pure, but for the table that it says.
+
+use std::fmt::Write as _;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    Format, Input, MetricsError, say_json,
+    series::{Digest, Name, Run, shown},
+    table::columns,
+};
+use crate::durable;
+
+/// First, last, least and greatest value of every metric.
+#[derive(Debug, Args)]
+pub(super) struct Summarize {
+    #[command(flatten)]
+    input: Input,
+    /// A table, or JSON.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+/// A run in a few numbers.
+#[derive(Debug, Serialize)]
+struct Summary<'a> {
+    run: &'a str,
+    last_step: Option<u64>,
+    /// Between the first row and the last.
+    seconds: Option<f64>,
+    metrics: Vec<Metric<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Metric<'a> {
+    #[serde(flatten)]
+    name: &'a Name,
+    #[serde(flatten)]
+    digest: Digest,
+}
+
+impl Summarize {
+    pub(super) fn run(self) -> Result<(), MetricsError> {
+        let runs = self.input.read()?;
+        let summaries: Vec<Summary> = runs.iter().map(Summary::of).collect();
+        match self.format {
+            Format::Json => say_json(&summaries),
+            Format::Text => {
+                let texts: Vec<String> = summaries.iter().map(Summary::text).collect();
+                Ok(durable::say(texts.join("\n").trim_end())?)
+            }
+        }
+    }
+}
+
+impl<'a> Summary<'a> {
+    fn of(run: &'a Run) -> Self {
+        let metrics = run.series.iter().filter_map(|(name, series)| Some(Metric { name, digest: Digest::of(series)? }));
+        Self { run: &run.label, last_step: run.last_step(), seconds: run.seconds(), metrics: metrics.collect() }
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("{}: step {}", self.run, self.last_step.unwrap_or_default());
+        if let Some(seconds) = self.seconds {
+            let _ = write!(text, ", {} s of rows", seconds.round());
+        }
+        text.push_str("\n\n");
+        let head = ["METRIC", "SPLIT", "ROWS", "FIRST", "LAST", "LEAST", "AT STEP", "GREATEST", "AT STEP", "MEDIAN"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        for Metric { name, digest } in &self.metrics {
+            rows.push(vec![
+                name.metric.clone(),
+                name.split.clone(),
+                digest.rows.to_string(),
+                shown(digest.first.value),
+                shown(digest.last.value),
+                shown(digest.least.value),
+                digest.least.step.to_string(),
+                shown(digest.greatest.value),
+                digest.greatest.step.to_string(),
+                shown(digest.median),
+            ]);
+        }
+        text + &columns(2, &rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifacts::ledger::{Ledger, tests::row};
+
+    #[test]
+    fn a_run_in_a_table() {
+        let rows = vec![row(10, "loss", 3.0), row(20, "loss", 1.5), row(20, "tokens_per_second", 21_480.0)];
+        let run = Run::of("a".to_owned(), &Ledger { rows, ..Ledger::default() });
+        insta::assert_snapshot!(Summary::of(&run).text());
+    }
+}

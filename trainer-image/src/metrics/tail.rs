@@ -1,0 +1,211 @@
+//! `codex metrics tail`: the newest rows of a run, a line a step, and with `--follow` those to come. Reads a growing file.
+//!
+//! A run that goes on from a checkpoint replaces its ledger; whoever follows it hears of that and sees no row twice. The file
+//! is looked at twice a second: notifications of the file system do not cross the network file systems of clusters.
+
+use std::{
+    fs::File,
+    io::{Read as _, Seek as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use clap::Args;
+use jiff::Timestamp;
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+
+use super::{MetricsError, series::shown};
+use crate::{
+    artifacts::ledger::{self, Row},
+    durable::{self, FileError},
+};
+
+/// The newest rows, and with --follow those to come.
+#[derive(Debug, Args)]
+pub(super) struct Tail {
+    /// A run's directory, or a ledger.
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// How many of the newest lines to show first.
+    #[arg(long, short = 'n', default_value_t = 10)]
+    lines: usize,
+    /// Show this metric only; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    metric: Vec<String>,
+    /// Go on until Ctrl-C; waits for a run that has no ledger yet.
+    #[arg(long, short)]
+    follow: bool,
+}
+
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+impl Tail {
+    pub(super) fn run(self) -> Result<(), MetricsError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        if self.follow {
+            for signal in [SIGTERM, SIGINT] {
+                flag::register(signal, Arc::clone(&stop)).map_err(MetricsError::System)?;
+            }
+        } else if self.run.is_dir() && !ledger::locate(&self.run).exists() {
+            return Err(MetricsError::NoLedger(self.run));
+        }
+        let mut follower = Follower::new(&self.run);
+        let mut shown = follower.look(!self.follow)?.lines(&self.metric);
+        for line in shown.split_off(shown.len().saturating_sub(self.lines)) {
+            durable::say(&line)?;
+        }
+        while self.follow && !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(LOOK_EVERY);
+            let seen = follower.look(false)?;
+            if let Some(step) = seen.replaced {
+                tracing::info!("the run went on from step {step}");
+            }
+            for line in seen.lines(&self.metric) {
+                durable::say(&line)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Follows a file that grows or is replaced.
+#[derive(Debug)]
+struct Follower {
+    run: PathBuf,
+    file: Option<File>,
+    /// What was read and does not make up a line yet.
+    rest: Vec<u8>,
+    /// Lines before `rest`.
+    lines: usize,
+    /// When the newest row was written that was seen.
+    newest: Option<Timestamp>,
+}
+
+/// What is new.
+#[derive(Debug, Default)]
+struct Seen {
+    rows: Vec<Row>,
+    /// The last step that a ledger kept which took the place of the one before.
+    replaced: Option<u64>,
+}
+
+impl Follower {
+    fn new(run: &Path) -> Self {
+        Self { run: run.to_owned(), file: None, rest: Vec::new(), lines: 0, newest: None }
+    }
+
+    /// Reads what is new. A missing file is an error when it `must_exist`, else nothing new.
+    fn look(&mut self, must_exist: bool) -> Result<Seen, MetricsError> {
+        let path = ledger::locate(&self.run);
+        let reading = || FileError::of("reading", &path);
+        let other = self.replaced(&path).map_err(reading())?;
+        if other {
+            match File::open(&path) {
+                Ok(file) => (self.file, self.rest, self.lines) = (Some(file), Vec::new(), 0),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => return Ok(Seen::default()),
+                Err(error) => return Err(reading()(error).into()),
+            }
+        }
+        let Some(file) = &mut self.file else { return Ok(Seen::default()) };
+        file.read_to_end(&mut self.rest).map_err(reading())?;
+        let before = self.newest;
+        let (mut seen, mut kept) = (Seen::default(), 0);
+        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.rest.drain(..=end).collect();
+            self.lines += 1;
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            match Row::parse(&line) {
+                // Of a ledger that took another's place, the rows that were shown before are not shown again.
+                Ok(row) if other && before.is_some_and(|newest| row.timestamp <= newest) => kept = kept.max(row.step),
+                Ok(row) => {
+                    self.newest = self.newest.max(Some(row.timestamp));
+                    seen.rows.push(row);
+                }
+                Err(why) => tracing::warn!("{}:{}: no row of the ledger: {why}", path.display(), self.lines),
+            }
+        }
+        seen.replaced = (other && before.is_some()).then_some(kept);
+        Ok(seen)
+    }
+
+    /// Whether another file, or less of it, is there than was read.
+    fn replaced(&mut self, path: &Path) -> std::io::Result<bool> {
+        let Some(file) = &mut self.file else { return Ok(true) };
+        let (held, place) = (file.metadata()?, file.stream_position()?);
+        Ok(match std::fs::metadata(path) {
+            Ok(there) => (there.dev(), there.ino()) != (held.dev(), held.ino()) || there.len() < place,
+            // Between a removal and what comes after it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        })
+    }
+}
+
+impl Seen {
+    /// A line for each step and split that the rows are of, with the chosen metrics; all where none is chosen.
+    fn lines(&self, metrics: &[String]) -> Vec<String> {
+        let mut lines = Vec::new();
+        for rows in self.rows.chunk_by(|a, b| (a.step, &a.split) == (b.step, &b.split)) {
+            let chosen = rows.iter().filter(|row| metrics.is_empty() || metrics.contains(&row.metric));
+            let cells: Vec<String> = chosen.map(|row| format!("{} {}", row.metric, shown(row.value))).collect();
+            if !cells.is_empty() {
+                lines.push(format!("{:>8}  {:<5}  {}", rows[0].step, rows[0].split, cells.join("  ")));
+            }
+        }
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::artifacts::ledger::tests::{row, text};
+
+    #[test]
+    fn a_growing_ledger_is_followed_through_a_resume() {
+        let root = tempfile::tempdir().unwrap();
+        let mut follower = Follower::new(root.path());
+        assert!(follower.look(true).is_err());
+        assert!(follower.look(false).unwrap().rows.is_empty());
+
+        let path = ledger::locate(root.path());
+        let rows: Vec<Row> =
+            [10, 20, 30, 40].iter().flat_map(|step| [row(*step, "loss", 1.5), row(*step, "x", 2.0)]).collect();
+        durable::write(&path, &text(&rows[..3])).unwrap();
+        let seen = follower.look(false).unwrap();
+        assert_eq!((seen.rows.len(), seen.replaced), (3, None));
+        assert_eq!(seen.lines(&[]), ["      10  train  loss 1.5000  x 2.0000", "      20  train  loss 1.5000"]);
+        assert_eq!(seen.lines(&["x".to_owned()]), ["      10  train  x 2.0000"]);
+
+        // Half a row is none until its other half is there.
+        let mut file = File::options().append(true).open(&path).unwrap();
+        let more = text(&rows[3..4]);
+        file.write_all(&more[..9]).unwrap();
+        assert!(follower.look(false).unwrap().rows.is_empty());
+        file.write_all(&more[9..]).unwrap();
+        assert_eq!(follower.look(false).unwrap().rows, rows[3..4]);
+
+        // A resume from step 10 replaces the file; what was shown is not shown again.
+        let mut again = text(&rows[..2]);
+        let later: Vec<Row> = rows[2..6]
+            .iter()
+            .map(|row| Row { timestamp: row.timestamp + jiff::SignedDuration::from_secs(100), ..row.clone() })
+            .collect();
+        again.extend(text(&later));
+        durable::write(&path, &again).unwrap();
+        let seen = follower.look(false).unwrap();
+        assert_eq!((seen.rows, seen.replaced), (later, Some(10)));
+    }
+}

@@ -1,0 +1,55 @@
+use super::*;
+use crate::artifacts::ledger::tests::{row, text};
+
+fn input(runs: &[&Path], skip_bad: bool) -> Input {
+    Input { runs: runs.iter().map(|run| run.to_path_buf()).collect(), skip_bad }
+}
+
+#[test]
+fn bad_lines_are_refused_with_their_place_or_left_out() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("run/artifacts/metrics.ndjson");
+    let mut lines = text(&[row(1, "loss", 1.0)]);
+    lines.extend(b"nonsense\n");
+    lines.extend(text(&[row(2, "loss", 0.5)]));
+    durable::write(&path, &lines).unwrap();
+    let run = root.path().join("run");
+    let error = input(&[&run], false).read().unwrap_err();
+    assert_eq!(error.exit(), exit::BAD_INPUT);
+    let sentence = error.to_string();
+    assert!(sentence.starts_with(&format!("{}:2: no row of the ledger: ", path.display())), "{sentence}");
+    assert!(sentence.contains("1 of 3 lines are bad"), "{sentence}");
+    let read = input(&[&run], true).read().unwrap();
+    assert_eq!((read[0].label.as_str(), read[0].series.values().next().unwrap().len()), ("run", 2));
+    let invalid = Validate { runs: vec![run] }.run().unwrap_err();
+    assert_eq!(invalid.to_string(), "1 of 3 lines are no rows of the ledger");
+}
+
+#[test]
+fn runs_of_one_name_are_told_apart() {
+    let root = tempfile::tempdir().unwrap();
+    let [a, b] = ["a/run", "b/run"].map(|run| root.path().join(run));
+    for run in [&a, &b] {
+        durable::write(&run.join("artifacts/metrics.ndjson"), &text(&[row(1, "loss", 1.0)])).unwrap();
+    }
+    let labels: Vec<String> = input(&[&a, &b], false).read().unwrap().into_iter().map(|run| run.label).collect();
+    assert_eq!(labels, [a.display().to_string(), b.display().to_string()]);
+}
+
+#[test]
+fn what_is_not_there_is_said() {
+    let root = tempfile::tempdir().unwrap();
+    let said = |error: MetricsError| (error.exit(), CommandError::from(error).sentence());
+    let (code, sentence) = said(input(&[root.path()], false).read().unwrap_err());
+    assert!(code == 2 && sentence.contains("has no metrics ledger: name a run's directory"), "{sentence}");
+    let (code, sentence) = said(input(&[&root.path().join("none")], false).read().unwrap_err());
+    assert!(code == 2 && sentence.contains("none\" failed: No such file"), "{sentence}");
+    durable::write(&root.path().join("metrics.ndjson"), b"").unwrap();
+    let (code, sentence) = said(input(&[root.path()], false).read().unwrap_err());
+    assert!(code == 2 && sentence.contains("has no rows yet"), "{sentence}");
+    durable::write(&root.path().join("metrics.ndjson"), &text(&[row(1, "loss", 1.0)])).unwrap();
+    let runs = input(&[root.path()], false).read().unwrap();
+    let (_, sentence) = said(chosen(&runs, &["los".to_owned()], "loss").unwrap_err());
+    assert_eq!(sentence, "--metric \"los\" is in none of the runs: they have loss");
+    assert_eq!(chosen(&runs, &[], "loss").unwrap(), ["loss"]);
+}
