@@ -35,9 +35,16 @@ const COT_LITE: &[BenchmarkFile] = &[
     },
 ];
 
+const COT_HARD: &[BenchmarkFile] = &[BenchmarkFile {
+    name: PROBLEMS,
+    path: "benchmarks/cot-hard/problems.jsonl",
+    bytes: include_bytes!("../benchmarks/cot-hard/problems.jsonl"),
+}];
+
 /// The files of a preset: its problems, and the recorded predictions of its baseline where there is one.
 pub fn benchmark(preset: &str) -> &'static [BenchmarkFile] {
     match preset {
+        "cot-hard" => COT_HARD,
         "cot-lite" => COT_LITE,
         _ => &[],
     }
@@ -56,6 +63,7 @@ mod tests {
     fn the_files_are_those_of_the_checksums() {
         for preset in crate::PRESETS {
             let sums = match *preset {
+                "cot-hard" => include_str!("../benchmarks/cot-hard/SHA256SUMS"),
                 "cot-lite" => include_str!("../benchmarks/cot-lite/SHA256SUMS"),
                 other => panic!("no checksums of {other}"),
             };

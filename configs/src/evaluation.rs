@@ -10,11 +10,13 @@ use crate::{
     resolved::Spec,
 };
 
-const GROUPS: &[(&str, &str, &str)] =
-    &[("cot-lite", "evaluation/cot-lite.yaml", include_str!("../evaluation/cot-lite.yaml"))];
+const GROUPS: &[(&str, &str, &str)] = &[
+    ("cot-hard", "evaluation/cot-hard.yaml", include_str!("../evaluation/cot-hard.yaml")),
+    ("cot-lite", "evaluation/cot-lite.yaml", include_str!("../evaluation/cot-lite.yaml")),
+];
 
 /// The names of the presets.
-pub const PRESETS: &[&str] = &["cot-lite"];
+pub const PRESETS: &[&str] = &["cot-hard", "cot-lite"];
 
 /// What an evaluator is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -25,5 +25,5 @@ pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
 pub use rule::Rule;
 pub use training::{
     Format, HEAD_WIDTHS, Metadata, ModelShape, Optimization, Response, Scheduler, TEMPLATES, Training,
-    TrainingSettings, compose_training,
+    TrainingSettings, compose_training, template_tasks,
 };

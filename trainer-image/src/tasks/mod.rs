@@ -4,7 +4,9 @@
 //! A training record is addressed by `(task, seed, index)`: the same three give the same bytes on every machine, in
 //! constant time, whatever was drawn before. What is held out is decided by [`Key`], never by a seed.
 
-mod arithmetic;
+mod calculation;
+mod multiplication;
+mod operands;
 mod prepare;
 mod record;
 mod split;
@@ -16,7 +18,9 @@ use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest as _, Sha256};
 
-pub use arithmetic::{Calculation, Operator};
+pub use calculation::{Calculation, Operator};
+pub use multiplication::Multiplication;
+pub use operands::Digits;
 pub use prepare::{PrepareData, materialise};
 pub use record::{Difficulty, END, Record, RecordError, answer, parse_records, steps, write_records};
 pub use split::{HELD_OUT_SHARE, Key, Split};
@@ -29,28 +33,92 @@ pub enum Task {
     Arithmetic,
     /// Four short stories, each solved by two calculations.
     WordProblems,
+    /// a + b and a − b with one to five digits, negative results included.
+    Arithmetic5,
+    /// a × b of two digits each, by partial products.
+    Multiplication,
+    /// Four short stories, each solved by three calculations.
+    WordProblems3,
 }
 
 impl Task {
     /// Every task.
-    pub const ALL: [Self; 2] = [Self::Arithmetic, Self::WordProblems];
+    pub const ALL: [Self; 5] =
+        [Self::Arithmetic, Self::WordProblems, Self::Arithmetic5, Self::Multiplication, Self::WordProblems3];
 
     /// The name that configuration and command line use.
     pub fn name(self) -> &'static str {
         match self {
             Self::Arithmetic => "arithmetic",
             Self::WordProblems => "word-problems",
+            Self::Arithmetic5 => "arithmetic-5",
+            Self::Multiplication => "multiplication",
+            Self::WordProblems3 => "word-problems-3",
         }
+    }
+
+    /// How many digits its operands have.
+    pub fn digits(self) -> Digits {
+        match self {
+            Self::Arithmetic | Self::WordProblems | Self::WordProblems3 => Digits::up_to(3),
+            Self::Arithmetic5 => Digits::up_to(5),
+            Self::Multiplication => Digits::exactly(2),
+        }
+    }
+
+    /// The task on operands of exactly `count` digits, however long those are that it trains on: what shows whether a model
+    /// goes on from there.
+    ///
+    /// # Errors
+    /// When the task has no such operands.
+    pub fn of_digits(self, count: u32) -> Result<Problems, TaskError> {
+        let most = if self == Self::Multiplication { 2 } else { Digits::LIMIT };
+        let least = if self == Self::Multiplication { 2 } else { 1 };
+        if !(least..=most).contains(&count) {
+            return Err(TaskError::Digits { task: self, count, least, most });
+        }
+        Ok(Problems { task: self, digits: Digits::exactly(count) })
     }
 
     /// The problem at `index` of the stream that `seed` names. Constant time; indices are independent of each other, so
     /// small problems come again and again.
     pub fn draw(self, split: Split, seed: u64, index: u64) -> Problem {
-        let mut rng = stream(self, split, seed, index);
+        Problems::from(self).draw(split, seed, index)
+    }
+
+    /// `count` held-out problems with `count` different keys.
+    ///
+    /// # Errors
+    /// When the held-out part of the task is too small for `count`.
+    pub fn held_out(self, seed: u64, count: usize) -> Result<Vec<Problem>, TaskError> {
+        Problems::from(self).held_out(seed, count)
+    }
+}
+
+/// A task on operands of certain lengths: [`Task::digits`], or others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Problems {
+    task: Task,
+    digits: Digits,
+}
+
+impl From<Task> for Problems {
+    fn from(task: Task) -> Self {
+        Self { task, digits: task.digits() }
+    }
+}
+
+impl Problems {
+    /// As [`Task::draw`].
+    pub fn draw(self, split: Split, seed: u64, index: u64) -> Problem {
+        let Self { task, digits } = self;
+        let mut rng = stream(task, split, seed, index);
         loop {
-            let problem = match self {
-                Self::Arithmetic => Problem::Arithmetic(Calculation::sample(&mut rng, split)),
-                Self::WordProblems => Problem::Word(WordProblem::sample(&mut rng, split)),
+            let problem = match task {
+                Task::Arithmetic | Task::Arithmetic5 => Problem::Arithmetic(digits.calculation(&mut rng, split)),
+                Task::WordProblems => Problem::Word(WordProblem::two_steps(&mut rng, split, digits)),
+                Task::WordProblems3 => Problem::Word(WordProblem::three_steps(&mut rng, split, digits)),
+                Task::Multiplication => Problem::Multiplication(Multiplication::sample(&mut rng)),
             };
             // Problems that mix held-out and other calculations belong to neither side.
             if Split::of(&problem.inner_keys()) == Some(split) {
@@ -59,10 +127,10 @@ impl Task {
         }
     }
 
-    /// `count` held-out problems with `count` different keys.
+    /// As [`Task::held_out`].
     ///
     /// # Errors
-    /// When the held-out part of the task is too small for `count`.
+    /// When there are fewer than `count`.
     pub fn held_out(self, seed: u64, count: usize) -> Result<Vec<Problem>, TaskError> {
         let mut seen = HashSet::new();
         let mut problems = Vec::with_capacity(count);
@@ -78,7 +146,7 @@ impl Task {
             } else {
                 misses += 1;
                 if misses > 10_000 {
-                    return Err(TaskError::TooMany { task: self, count, found: problems.len() });
+                    return Err(TaskError::TooMany { task: self.task, count, found: problems.len() });
                 }
             }
         }
@@ -104,8 +172,20 @@ impl FromStr for Task {
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
     /// A name that no task has.
-    #[error("task {0:?} is unknown: use arithmetic or word-problems")]
+    #[error("task {0:?} is unknown: use one of {known}", known = Task::ALL.map(Task::name).join(", "))]
     Unknown(String),
+    /// Operands that the task does not have.
+    #[error("{count} digits are not what task {task} can be drawn with: use {least} to {most}")]
+    Digits {
+        /// The task.
+        task: Task,
+        /// What was asked for.
+        count: u32,
+        /// The fewest.
+        least: u32,
+        /// The most.
+        most: u32,
+    },
     /// More held-out problems than there are.
     #[error(
         "count {count} is more than task {task} holds out: about {found} different problems can be drawn, use at most that"
@@ -126,10 +206,12 @@ pub enum TaskError {
 /// One problem of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// Of [`Task::Arithmetic`].
+    /// Of [`Task::Arithmetic`] and [`Task::Arithmetic5`].
     Arithmetic(Calculation),
-    /// Of [`Task::WordProblems`].
+    /// Of [`Task::WordProblems`] and [`Task::WordProblems3`].
     Word(WordProblem),
+    /// Of [`Task::Multiplication`].
+    Multiplication(Multiplication),
 }
 
 impl Problem {
@@ -138,14 +220,24 @@ impl Problem {
         match self {
             Self::Arithmetic(calculation) => calculation.key(),
             Self::Word(problem) => problem.key(),
+            Self::Multiplication(product) => product.key(),
         }
     }
 
     /// The keys of the calculations that its solution goes through.
     pub fn inner_keys(&self) -> Vec<Key> {
         match self {
-            Self::Arithmetic(calculation) => vec![calculation.key()],
+            Self::Arithmetic(_) | Self::Multiplication(_) => vec![self.key()],
             Self::Word(problem) => problem.calculations().iter().map(Calculation::key).collect(),
+        }
+    }
+
+    /// The answer.
+    pub fn result(&self) -> i64 {
+        match self {
+            Self::Arithmetic(calculation) => calculation.result(),
+            Self::Word(problem) => problem.calculations().last().map_or(0, Calculation::result),
+            Self::Multiplication(product) => i64::from(product.result()),
         }
     }
 
@@ -154,6 +246,7 @@ impl Problem {
         match self {
             Self::Arithmetic(calculation) => calculation.record(),
             Self::Word(problem) => problem.record(),
+            Self::Multiplication(product) => product.record(),
         }
     }
 }
@@ -211,11 +304,18 @@ mod tests {
     #[test]
     fn held_out_problems_are_distinct_and_held_out_in_every_step() {
         for task in Task::ALL {
-            let problems = task.held_out(7, 2000).unwrap();
+            // There are 4,095 products of two-digit numbers, commutation folded.
+            let count = if task == Task::Multiplication { 200 } else { 2000 };
+            let problems = task.held_out(7, count).unwrap();
             let keys: HashSet<Key> = problems.iter().map(Problem::key).collect();
-            assert_eq!(keys.len(), 2000);
+            assert_eq!(keys.len(), count);
             assert!(problems.iter().all(|problem| problem.inner_keys().iter().all(Key::is_held_out)));
         }
+    }
+
+    #[test]
+    fn the_tasks_are_those_of_the_configuration() {
+        assert_eq!(Task::ALL.map(Task::name), codex_configs::TASKS);
     }
 
     #[test]
@@ -234,22 +334,44 @@ mod tests {
         };
         insta::assert_snapshot!(digest(Task::Arithmetic), @"285e3d9778d65c7c25e90359ddb160576aed90bcb46e2387efa63d0c4166f503");
         insta::assert_snapshot!(digest(Task::WordProblems), @"4782b3d7f20311090510907d9791b1367215c6f86655525aa40b8431d31216cd");
+        insta::assert_snapshot!(digest(Task::Arithmetic5), @"adb43adb29e02a4cf0fd4d45ee84ddfff6d1bd3bcc1f266ec53497d12b153632");
+        insta::assert_snapshot!(digest(Task::Multiplication), @"46b7a88acc83bb26706822e2bc14e02c567f85bb3361b834f307ea8f6e302610");
+        insta::assert_snapshot!(digest(Task::WordProblems3), @"e00a963bbb4a91480794ce877b3d93513450cab9489d682d72307418de4522d5");
+    }
+
+    #[test]
+    fn operands_of_one_length_are_drawn_where_there_are_any() {
+        for task in Task::ALL {
+            for count in 0..=10 {
+                let Ok(problems) = task.of_digits(count) else {
+                    let digits = if task == Task::Multiplication { 2..=2 } else { 1..=8 };
+                    assert!(!digits.contains(&count), "{task} {count}");
+                    continue;
+                };
+                for index in 0..50 {
+                    let key = problems.draw(Split::HeldOut, 1, index).key();
+                    assert!(key.operands.iter().take(2).all(|operand| calculation::digits(*operand) <= count));
+                    assert_eq!(calculation::digits(key.operands.into_iter().max().unwrap()), count);
+                }
+            }
+        }
+        let said = Task::Multiplication.of_digits(3).unwrap_err().to_string();
+        assert_eq!(said, "3 digits are not what task multiplication can be drawn with: use 2 to 2");
     }
 
     proptest! {
         #[test]
-        fn solutions_are_right(seed: u64, index: u64, held_out: bool, words: bool) {
+        fn solutions_are_right(seed: u64, index: u64, held_out: bool, task in 0..Task::ALL.len(), digits in 1..=8_u32) {
             let split = if held_out { Split::HeldOut } else { Split::Train };
-            let task = if words { Task::WordProblems } else { Task::Arithmetic };
-            let problem = task.draw(split, seed, index);
-            let record = problem.record();
-            let expected = match &problem {
-                Problem::Arithmetic(calculation) => calculation.result(),
-                Problem::Word(problem) => problem.calculations()[1].result(),
-            };
-            prop_assert_eq!(answer(&record.response).map(str::to_owned), Some(expected.to_string()));
-            prop_assert!(record.prompt.len() + record.response.len() < 160);
-            prop_assert!(!steps(&record.response).is_empty());
+            let task = Task::ALL[task];
+            let longer = task.of_digits(digits).map(|problems| problems.draw(split, seed, index));
+            for problem in [Ok(task.draw(split, seed, index)), longer].into_iter().flatten() {
+                let record = problem.record();
+                prop_assert_eq!(answer(&record.response).map(str::to_owned), Some(problem.result().to_string()));
+                prop_assert!(!steps(&record.response).is_empty());
+            }
+            let record = task.draw(split, seed, index).record();
+            prop_assert!(record.prompt.len() + record.response.len() <= 256, "{record:?}");
         }
     }
 }

@@ -6,13 +6,13 @@ use codex_provenance::Sha256;
 use codex_reports::exit;
 use serde::Serialize;
 
-use super::{Calculation, Key, Operator, Problem, Record, Split, Task, TaskError, write_records};
+use super::{Calculation, Key, Operator, Problem, Problems, Record, Split, Task, TaskError, write_records};
 use crate::{cli::CommandError, durable};
 
 /// Write problems of a synthetic reasoning task as JSON lines.
 #[derive(Debug, clap::Args)]
 pub struct PrepareData {
-    /// The task: arithmetic or word-problems.
+    /// The task: arithmetic, word-problems, arithmetic-5, multiplication or word-problems-3.
     #[arg(long)]
     task: Task,
     /// Same seed, same bytes.
@@ -24,6 +24,9 @@ pub struct PrepareData {
     /// Which side of the split; it is the same for every seed.
     #[arg(long, value_enum, default_value = "train")]
     split: Split,
+    /// Operands of exactly so many digits, instead of those that the task trains on.
+    #[arg(long)]
+    digits: Option<u32>,
     /// The file to write.
     #[arg(long)]
     out: PathBuf,
@@ -38,9 +41,9 @@ struct Summary {
     size: u64,
     records: usize,
     distinct_problems: usize,
-    /// Different calculations that the solutions go through, on operands of one to three digits.
+    /// Different sums and differences that the solutions go through, on operands of one to three digits.
     distinct_calculations: usize,
-    /// Calculations on such operands that this side of the split has.
+    /// Sums and differences of such operands that this side of the split has.
     calculations_of_split: usize,
     share_of_calculations: f64,
 }
@@ -50,11 +53,16 @@ impl PrepareData {
         if self.count == 0 {
             return Err(CommandError::bad_input("--count is 0: ask for at least one record"));
         }
-        let problems = problems(self.task, self.split, self.seed, self.count).map_err(CommandError::bad_input)?;
+        let source = match self.digits {
+            Some(digits) => self.task.of_digits(digits).map_err(CommandError::bad_input)?,
+            None => self.task.into(),
+        };
+        let problems = problems(source, self.split, self.seed, self.count).map_err(CommandError::bad_input)?;
         let bytes = lines(&problems).map_err(CommandError::failed)?;
         let sha256 = durable::write(&self.out, &bytes).map_err(CommandError::failed)?;
-        let drawn: HashSet<Key> =
-            problems.iter().flat_map(Problem::inner_keys).filter(|key| key.operands[0] < OPERANDS).collect();
+        let short =
+            |key: &Key| key.operands[0] < OPERANDS && SUMS_AND_DIFFERENCES.map(Operator::name).contains(&key.kind);
+        let drawn: HashSet<Key> = problems.iter().flat_map(Problem::inner_keys).filter(short).collect();
         let space = calculations(self.split);
         let summary = Summary {
             file: self.out,
@@ -77,13 +85,13 @@ impl PrepareData {
 /// # Errors
 /// When there are not as many held-out problems.
 pub fn materialise(task: Task, split: Split, seed: u64, count: usize) -> Result<Vec<u8>, TaskError> {
-    lines(&problems(task, split, seed, count)?).map_err(TaskError::Encoding)
+    lines(&problems(task.into(), split, seed, count)?).map_err(TaskError::Encoding)
 }
 
-fn problems(task: Task, split: Split, seed: u64, count: usize) -> Result<Vec<Problem>, TaskError> {
+fn problems(source: Problems, split: Split, seed: u64, count: usize) -> Result<Vec<Problem>, TaskError> {
     match split {
-        Split::Train => Ok((0..count as u64).map(|index| task.draw(split, seed, index)).collect()),
-        Split::HeldOut => task.held_out(seed, count),
+        Split::Train => Ok((0..count as u64).map(|index| source.draw(split, seed, index)).collect()),
+        Split::HeldOut => source.held_out(seed, count),
     }
 }
 
@@ -96,14 +104,13 @@ fn lines(problems: &[Problem]) -> std::io::Result<Vec<u8>> {
 
 /// Operands are below this.
 const OPERANDS: u32 = 1000;
+const SUMS_AND_DIFFERENCES: [Operator; 2] = [Operator::Plus, Operator::Minus];
 
 /// How many calculations one side of the split has.
 fn calculations(split: Split) -> usize {
     let pairs = (0..OPERANDS).flat_map(|left| (0..=left).map(move |right| (left, right)));
     pairs
-        .flat_map(|(left, right)| {
-            [Operator::Plus, Operator::Minus].map(|operator| Calculation { operator, left, right }.key())
-        })
+        .flat_map(|(left, right)| SUMS_AND_DIFFERENCES.map(|operator| Calculation { operator, left, right }.key()))
         .filter(|key| key.is_held_out() == (split == Split::HeldOut))
         .count()
 }

@@ -34,15 +34,25 @@ pub struct Key {
     /// What is computed.
     pub kind: &'static str,
     /// The operands in canonical order; those that the kind does not have are 0.
-    pub operands: [u32; 3],
+    pub operands: [u32; 4],
 }
 
 impl Key {
+    /// A key of up to four operands.
+    pub(super) fn new(kind: &'static str, given: &[u32]) -> Self {
+        let mut operands = [0; 4];
+        for (operand, given) in operands.iter_mut().zip(given) {
+            *operand = *given;
+        }
+        Self { kind, operands }
+    }
+
     /// Whether this key is held out: one in [`HELD_OUT_SHARE`] is.
     pub fn is_held_out(&self) -> bool {
-        let [first, second, third] = self.operands;
-        // The constant is the key of the hash: another one would be another split.
-        let digest = Sha256::digest(format!("codex held-out 1\0{} {first} {second} {third}", self.kind));
+        let [first, second, ..] = self.operands;
+        // Only calculations decide, and they have two operands. The constant is the key of the hash: another one, or a text
+        // without the 0 behind the operands, would be another split.
+        let digest = Sha256::digest(format!("codex held-out 1\0{} {first} {second} 0", self.kind));
         let [a, b, c, d, ..]: [u8; 32] = digest.into();
         let number: u32 = u32::from_be_bytes([a, b, c, d]);
         number.is_multiple_of(HELD_OUT_SHARE)

@@ -1,12 +1,9 @@
-//! Four short stories that two calculations solve, as in `Jon has 3 eggs. Bob has 64 more. How many in all?` →
+//! Short stories that two or three calculations solve, as in `Jon has 3 eggs. Bob has 64 more. How many in all?` →
 //! `3+64:3+4+0=07 0+6+0=06 #67 3+67:3+7+0=10 0+6+1=07 #70$`. Pure.
 
 use rand::Rng;
 
-use super::{
-    Calculation, Difficulty, Key, Operator, Record, Split,
-    arithmetic::{digits, operand},
-};
+use super::{Calculation, Difficulty, Digits, Key, Operator, Record, Split, calculation::digits};
 
 const NAMES: [&str; 10] = ["Jon", "Bob", "Ann", "Eva", "Tim", "Mia", "Sam", "Zoe", "Max", "Ida"];
 const THINGS: [&str; 10] = ["eggs", "pens", "nuts", "cups", "hats", "keys", "coins", "books", "cards", "stones"];
@@ -22,6 +19,44 @@ pub enum Story {
     GotLost,
     /// One had a, lost b and got c.
     LostGot,
+    /// One has a, the other b more, and they lose c; how many in all?
+    MoreLost,
+    /// One has a, the other b fewer, and they get c; how many in all?
+    FewerGot,
+    /// One had a, got b, lost c and got d.
+    GotLostGot,
+    /// One had a, lost b, got c and lost d.
+    LostGotLost,
+}
+
+impl Story {
+    /// The stories that two calculations solve.
+    const TWO_STEPS: [Self; 4] = [Self::More, Self::Fewer, Self::GotLost, Self::LostGot];
+    /// The stories that three calculations solve.
+    const THREE_STEPS: [Self; 4] = [Self::MoreLost, Self::FewerGot, Self::GotLostGot, Self::LostGotLost];
+
+    /// How many numbers it tells.
+    fn operands(self) -> usize {
+        match self {
+            Self::More | Self::Fewer => 2,
+            Self::GotLost | Self::LostGot | Self::MoreLost | Self::FewerGot => 3,
+            Self::GotLostGot | Self::LostGotLost => 4,
+        }
+    }
+
+    /// The kind of its keys.
+    fn name(self) -> &'static str {
+        match self {
+            Self::More => "more",
+            Self::Fewer => "fewer",
+            Self::GotLost => "got-lost",
+            Self::LostGot => "lost-got",
+            Self::MoreLost => "more-lost",
+            Self::FewerGot => "fewer-got",
+            Self::GotLostGot => "got-lost-got",
+            Self::LostGotLost => "lost-got-lost",
+        }
+    }
 }
 
 /// A word problem: a story, its numbers, and the names that it is told with.
@@ -29,8 +64,8 @@ pub enum Story {
 pub struct WordProblem {
     /// What happens.
     pub story: Story,
-    /// a, b and, in the stories that have it, c.
-    pub operands: [u32; 3],
+    /// a, b and, in the stories that have them, c and d; 0 otherwise.
+    pub operands: [u32; 4],
     /// Who it is about.
     pub names: [&'static str; 2],
     /// What they have.
@@ -38,78 +73,113 @@ pub struct WordProblem {
 }
 
 impl WordProblem {
-    /// Draws a story; no number in it or on the way to its answer is negative.
-    pub(super) fn sample(rng: &mut impl Rng, split: Split) -> Self {
-        let story = match rng.random_range(0..4_u32) {
-            0 => Story::More,
-            1 => Story::Fewer,
-            2 => Story::GotLost,
-            _ => Story::LostGot,
-        };
-        // Long numbers have sums of four digits, which are rare otherwise.
+    /// Draws a story of two calculations; no number in it or on the way to its answer is negative.
+    pub(super) fn two_steps(rng: &mut impl Rng, split: Split, range: Digits) -> Self {
+        Self::sample(rng, split, range, Story::TWO_STEPS, 3)
+    }
+
+    /// Draws a story of three calculations; no number in it or on the way to its answer is negative.
+    pub(super) fn three_steps(rng: &mut impl Rng, split: Split, range: Digits) -> Self {
+        Self::sample(rng, split, range, Story::THREE_STEPS, 4)
+    }
+
+    fn sample(rng: &mut impl Rng, split: Split, range: Digits, stories: [Story; 4], numbers: usize) -> Self {
+        let story = stories[rng.random_range(0..4_u32) as usize];
+        // Long numbers have sums with a digit more, which are rare otherwise.
         let long = split == Split::Train && rng.random_range(0..8_u32) == 0;
-        let number = |rng: &mut _| if long { Rng::random_range(rng, 400..1000) } else { operand(rng) };
-        let (mut a, mut b, mut c) = (number(rng), number(rng), number(rng));
+        let top = 10_u32.pow(range.most);
+        let mut operands = [0; 4];
+        for operand in operands.iter_mut().take(numbers) {
+            *operand = if long { rng.random_range(4 * top / 10..top) } else { range.operand(rng) };
+        }
+        operands[story.operands()..].fill(0);
+        let [a, b, c, d] = &mut operands;
         match story {
-            Story::More => c = 0,
-            Story::Fewer => {
-                (a, b) = (a.max(b), a.min(b));
-                c = 0;
-            }
-            Story::GotLost => {
-                if c > a + b {
-                    (a, c) = (c, a);
+            Story::More => {}
+            Story::Fewer | Story::LostGot | Story::FewerGot => larger_first(a, b),
+            Story::GotLost | Story::GotLostGot => {
+                if *c > *a + *b {
+                    std::mem::swap(a, c);
                 }
             }
-            Story::LostGot => (a, b) = (a.max(b), a.min(b)),
+            Story::MoreLost => {
+                if *c > 2 * *a + *b {
+                    std::mem::swap(a, c);
+                }
+            }
+            Story::LostGotLost => {
+                larger_first(a, b);
+                if *d > *a - *b + *c {
+                    std::mem::swap(c, d);
+                }
+            }
         }
         let first = rng.random_range(0..NAMES.len() as u32) as usize;
         let other = (first + rng.random_range(1..NAMES.len() as u32) as usize) % NAMES.len();
         let things = THINGS[rng.random_range(0..THINGS.len() as u32) as usize];
-        Self { story, operands: [a, b, c], names: [NAMES[first], NAMES[other]], things }
+        Self { story, operands, names: [NAMES[first], NAMES[other]], things }
     }
 
     /// The canonical key: the story and its numbers, without names and things.
     pub fn key(&self) -> Key {
-        let kind = match self.story {
-            Story::More => "more",
-            Story::Fewer => "fewer",
-            Story::GotLost => "got-lost",
-            Story::LostGot => "lost-got",
-        };
-        Key { kind, operands: self.operands }
+        Key::new(self.story.name(), &self.operands)
     }
 
-    /// The two calculations, in the order of the solution.
-    pub fn calculations(&self) -> [Calculation; 2] {
+    /// The calculations, in the order of the solution.
+    pub fn calculations(&self) -> Vec<Calculation> {
         use Operator::{Minus, Plus};
-        let [a, b, c] = self.operands;
+        let [a, b, c, d] = self.operands;
         let calculation = |left, operator, right| Calculation { operator, left, right };
         match self.story {
-            Story::More => [calculation(a, Plus, b), calculation(a, Plus, a + b)],
-            Story::Fewer => [calculation(a, Minus, b), calculation(a, Plus, a - b)],
-            Story::GotLost => [calculation(a, Plus, b), calculation(a + b, Minus, c)],
-            Story::LostGot => [calculation(a, Minus, b), calculation(a - b, Plus, c)],
+            Story::More => vec![calculation(a, Plus, b), calculation(a, Plus, a + b)],
+            Story::Fewer => vec![calculation(a, Minus, b), calculation(a, Plus, a - b)],
+            Story::GotLost => vec![calculation(a, Plus, b), calculation(a + b, Minus, c)],
+            Story::LostGot => vec![calculation(a, Minus, b), calculation(a - b, Plus, c)],
+            Story::MoreLost => {
+                vec![calculation(a, Plus, b), calculation(a, Plus, a + b), calculation(a + a + b, Minus, c)]
+            }
+            Story::FewerGot => {
+                vec![calculation(a, Minus, b), calculation(a, Plus, a - b), calculation(a + a - b, Plus, c)]
+            }
+            Story::GotLostGot => {
+                vec![calculation(a, Plus, b), calculation(a + b, Minus, c), calculation(a + b - c, Plus, d)]
+            }
+            Story::LostGotLost => {
+                vec![calculation(a, Minus, b), calculation(a - b, Plus, c), calculation(a - b + c, Minus, d)]
+            }
         }
     }
 
     pub(super) fn record(&self) -> Record {
-        let Self { story, operands: [a, b, c], names: [name, other], things } = self;
+        let Self { story, operands: [a, b, c, d], names: [name, other], things } = self;
         let prompt = match story {
             Story::More => format!("{name} has {a} {things}. {other} has {b} more. How many in all?"),
             Story::Fewer => format!("{name} has {a} {things}. {other} has {b} fewer. How many in all?"),
             Story::GotLost => format!("{name} had {a} {things}, got {b} and lost {c}. How many now?"),
             Story::LostGot => format!("{name} had {a} {things}, lost {b} and got {c}. How many now?"),
+            Story::MoreLost => {
+                format!("{name} has {a} {things}. {other} has {b} more. They lose {c}. How many in all?")
+            }
+            Story::FewerGot => {
+                format!("{name} has {a} {things}. {other} has {b} fewer. They get {c}. How many in all?")
+            }
+            Story::GotLostGot => format!("{name} had {a} {things}, got {b}, lost {c} and got {d}. How many now?"),
+            Story::LostGotLost => format!("{name} had {a} {things}, lost {b}, got {c} and lost {d}. How many now?"),
         };
         let difficulty = match self.operands.map(digits).into_iter().max() {
             Some(1) => Difficulty::Medium,
             Some(2) => Difficulty::Hard,
             _ => Difficulty::VeryHard,
         };
-        let [first, second] = self.calculations();
-        let response = format!("{}{} {}{}$", first.head(), first.solution(), second.head(), second.solution());
+        let calculations: Vec<String> =
+            self.calculations().iter().map(|step| format!("{}{}", step.head(), step.solution())).collect();
+        let response = format!("{}$", calculations.join(" "));
         Record { prompt, response, difficulty, category: "word-problem".to_owned() }
     }
+}
+
+fn larger_first(a: &mut u32, b: &mut u32) {
+    (*a, *b) = ((*a).max(*b), (*a).min(*b));
 }
 
 #[cfg(test)]
@@ -123,27 +193,43 @@ mod tests {
             let record = problem.record();
             format!("{}\n{}", record.prompt, record.response)
         };
-        insta::assert_snapshot!(tell(Story::More, [3, 64, 0]), @r"
+        insta::assert_snapshot!(tell(Story::More, [3, 64, 0, 0]), @r"
         Jon has 3 eggs. Bob has 64 more. How many in all?
         3+64:3+4+0=07 0+6+0=06 #67 3+67:3+7+0=10 0+6+1=07 #70$
         ");
-        insta::assert_snapshot!(tell(Story::Fewer, [64, 3, 0]), @r"
+        insta::assert_snapshot!(tell(Story::Fewer, [64, 3, 0, 0]), @r"
         Jon has 64 eggs. Bob has 3 fewer. How many in all?
         64-3:04-3-0=1 06-0-0=6 #61 64+61:4+1+0=05 6+6+0=12 #125$
         ");
-        insta::assert_snapshot!(tell(Story::GotLost, [8, 5, 4]), @r"
+        insta::assert_snapshot!(tell(Story::GotLost, [8, 5, 4, 0]), @r"
         Jon had 8 eggs, got 5 and lost 4. How many now?
         8+5:8+5+0=13 #13 13-4:13-4-0=9 01-0-1=0 #9$
         ");
-        insta::assert_snapshot!(tell(Story::LostGot, [8, 5, 4]), @r"
+        insta::assert_snapshot!(tell(Story::LostGot, [8, 5, 4, 0]), @r"
         Jon had 8 eggs, lost 5 and got 4. How many now?
         8-5:08-5-0=3 #3 3+4:3+4+0=07 #7$
+        ");
+        insta::assert_snapshot!(tell(Story::MoreLost, [3, 64, 5, 0]), @r"
+        Jon has 3 eggs. Bob has 64 more. They lose 5. How many in all?
+        3+64:3+4+0=07 0+6+0=06 #67 3+67:3+7+0=10 0+6+1=07 #70 70-5:10-5-0=5 07-0-1=6 #65$
+        ");
+        insta::assert_snapshot!(tell(Story::FewerGot, [8, 3, 9, 0]), @r"
+        Jon has 8 eggs. Bob has 3 fewer. They get 9. How many in all?
+        8-3:08-3-0=5 #5 8+5:8+5+0=13 #13 13+9:3+9+0=12 1+0+1=02 #22$
+        ");
+        insta::assert_snapshot!(tell(Story::GotLostGot, [8, 5, 4, 2]), @r"
+        Jon had 8 eggs, got 5, lost 4 and got 2. How many now?
+        8+5:8+5+0=13 #13 13-4:13-4-0=9 01-0-1=0 #9 9+2:9+2+0=11 #11$
+        ");
+        insta::assert_snapshot!(tell(Story::LostGotLost, [8, 5, 4, 2]), @r"
+        Jon had 8 eggs, lost 5, got 4 and lost 2. How many now?
+        8-5:08-5-0=3 #3 3+4:3+4+0=07 #7 7-2:07-2-0=5 #5$
         ");
     }
 
     #[test]
     fn names_and_things_do_not_make_another_problem() {
-        let problem = |names, things| WordProblem { story: Story::More, operands: [3, 64, 0], names, things };
+        let problem = |names, things| WordProblem { story: Story::More, operands: [3, 64, 0, 0], names, things };
         assert_eq!(problem(["Jon", "Bob"], "eggs").key(), problem(["Ann", "Eva"], "pens").key());
     }
 }

@@ -56,7 +56,7 @@ pub struct Train {
     /// Chooses initial weights and the order of data [default: 1].
     #[arg(long)]
     seed: Option<u64>,
-    /// A file of records (JSON lines); without any, a template learns both synthetic tasks.
+    /// A file of records (JSON lines); without any, a template learns the synthetic tasks that it was made for.
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
     data: Vec<(String, PathBuf)>,
     /// The run's directory.
@@ -128,7 +128,7 @@ impl Train {
             data.push(Data { name: name.clone(), sha256: Some(sha256), synthetic: None });
         }
         if data.is_empty() {
-            data.extend(codex_configs::TASKS.iter().map(|task| Data {
+            data.extend(codex_configs::template_tasks(template).iter().map(|task| Data {
                 name: (*task).to_owned(),
                 sha256: None,
                 synthetic: Some(Synthetic { task: (*task).to_owned(), seed: 1, count: DEFAULT_RECORDS }),
