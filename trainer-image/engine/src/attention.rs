@@ -1,14 +1,19 @@
-//! Fused causal attention with rotary positions over packed sequences, forwards and backwards. Pure.
+//! Fused causal attention over packed sequences, forwards and backwards. Pure.
 //!
-//! Rows hold query, key and value side by side, each `heads · width` wide, and sequences lie one after another without
-//! padding. The rotation is Llama's: the first half of a head is turned against the second.
+//! Rows hold queries, keys and values side by side, and sequences lie one after another without padding. Queries are taken
+//! eight at a time, so that their scores never leave the processor's first cache, and nothing grows with the square of a
+//! sequence. A task is one head of keys of one sequence, with all heads of queries that look at it. The rotation is Llama's:
+//! the first half of a head is turned against the second.
+
+use std::{marker::PhantomData, ops::Range};
 
 use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
+    buffer::{Scratch, scratch},
     kernels::{dispatched, dot, exponentials, scale, softmax_slopes},
-    scratch::{Scratch, scratch},
+    matrix::Number,
 };
 
 /// The cosines and sines of rotary positions: [positions, width / 2] each.
@@ -50,146 +55,251 @@ impl Rotary {
 pub(crate) struct Sequences<'a> {
     /// Where each sequence begins, and where the last one ends, in rows.
     pub(crate) offsets: &'a [usize],
-    /// Heads.
+    /// Heads of queries.
     pub(crate) heads: usize,
+    /// Heads of keys and of values; each serves as many heads of queries.
+    pub(crate) shared: usize,
     /// Width of a head.
     pub(crate) width: usize,
-    /// The rotation.
-    pub(crate) rotary: &'a Rotary,
+    /// The rotation, where positions are rotary.
+    pub(crate) rotary: Option<&'a Rotary>,
 }
 
-/// `out` [rows, heads · width] from `qkv` [rows, 3 · heads · width].
-pub(crate) fn attention(sequences: Sequences, qkv: &[f32], out: &mut [f32]) {
-    let hidden = sequences.heads * sequences.width;
-    let work = split_rows(sequences.offsets, hidden, out);
-    work.into_par_iter().for_each(|(rows, out)| {
-        let qkv = &qkv[rows.start * 3 * hidden..rows.end * 3 * hidden];
-        match sequences.width {
-            16 => forward_piece::<16>(sequences, qkv, out),
-            32 => forward_piece::<32>(sequences, qkv, out),
-            64 => forward_piece::<64>(sequences, qkv, out),
-            _ => forward_piece::<128>(sequences, qkv, out),
+/// Widths of a head that attention is compiled for.
+pub(crate) const HEAD_WIDTHS: [usize; 8] = [16, 32, 48, 64, 80, 96, 112, 128];
+
+impl Sequences<'_> {
+    /// Width of the queries of a row.
+    fn queries(&self) -> usize {
+        self.heads * self.width
+    }
+
+    /// Width of the queries, keys and values of a row.
+    pub(crate) fn all(&self) -> usize {
+        (self.heads + 2 * self.shared) * self.width
+    }
+
+    /// Every task: a sequence's rows and a head of keys. The longest sequences come first, for they take the longest.
+    fn tasks(&self) -> Vec<(Range<usize>, usize)> {
+        let mut rows: Vec<Range<usize>> =
+            self.offsets.windows(2).map(|bounds| bounds[0]..bounds[1]).filter(|rows| !rows.is_empty()).collect();
+        rows.sort_by_key(|rows| std::cmp::Reverse(rows.len()));
+        rows.into_iter().flat_map(|rows| (0..self.shared).map(move |head| (rows.clone(), head))).collect()
+    }
+}
+
+/// Rows of a matrix whose columns several tasks write at the same time.
+struct Shared<'a, N> {
+    data: *mut N,
+    length: usize,
+    stride: usize,
+    lifetime: PhantomData<&'a mut [N]>,
+}
+
+// SAFETY: it is a mutable slice whose parts are handed out by `row`, whose contract keeps the tasks apart.
+#[allow(unsafe_code)]
+unsafe impl<N: Send> Sync for Shared<'_, N> {}
+
+impl<'a, N> Shared<'a, N> {
+    fn new(data: &'a mut [N], stride: usize) -> Self {
+        Self { data: data.as_mut_ptr(), length: data.len(), stride, lifetime: PhantomData }
+    }
+
+    /// Some columns of a row.
+    ///
+    /// # Safety
+    /// Nobody else holds these columns of this row meanwhile.
+    #[allow(unsafe_code, clippy::mut_from_ref)]
+    unsafe fn row(&self, row: usize, columns: Range<usize>) -> &mut [N] {
+        assert!(columns.start <= columns.end && columns.end <= self.stride && (row + 1) * self.stride <= self.length);
+        // SAFETY: the assertion keeps it inside the slice; the caller keeps it to itself.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride + columns.start), columns.len()) }
+    }
+}
+
+/// `out` [rows, queries] from `qkv` [rows, queries + keys + values]. What lies behind the columns of a row stays as it is.
+pub(crate) fn attention<N: Number>(sequences: Sequences, qkv: &[N], out: &mut [N]) {
+    let width = sequences.width;
+    let out = Shared::new(out, N::stride(sequences.queries()));
+    sequences.tasks().into_par_iter().with_max_len(1).for_each(|(rows, shared)| {
+        let mut task = Task::new(&sequences, rows.len());
+        task.keys_and_values(&sequences, qkv, rows.start, shared);
+        let mut stored = scratch::<N>(rows.len() * width);
+        let group = sequences.heads / sequences.shared;
+        for head in shared * group..(shared + 1) * group {
+            task.queries(&sequences, qkv, rows.start, head);
+            task.run(width, false);
+            N::convert(&task.mixed[..stored.len()], &mut stored);
+            for (row, stored) in rows.clone().zip(stored.chunks_exact(width)) {
+                // SAFETY: this task alone has this sequence's rows and this head's columns.
+                #[allow(unsafe_code)]
+                let out = unsafe { out.row(row, head * width..(head + 1) * width) };
+                out.copy_from_slice(stored);
+            }
         }
     });
 }
 
 /// The gradient of [`attention`] by `qkv`, written to `dqkv`.
-pub(crate) fn attention_backward(sequences: Sequences, qkv: &[f32], dout: &[f32], dqkv: &mut [f32]) {
-    let hidden = sequences.heads * sequences.width;
-    let work = split_rows(sequences.offsets, 3 * hidden, dqkv);
-    work.into_par_iter().for_each(|(rows, dqkv)| {
-        let qkv = &qkv[rows.start * 3 * hidden..rows.end * 3 * hidden];
-        let dout = &dout[rows.start * hidden..rows.end * hidden];
-        match sequences.width {
-            16 => backward_piece::<16>(sequences, qkv, dout, dqkv),
-            32 => backward_piece::<32>(sequences, qkv, dout, dqkv),
-            64 => backward_piece::<64>(sequences, qkv, dout, dqkv),
-            _ => backward_piece::<128>(sequences, qkv, dout, dqkv),
+pub(crate) fn attention_backward<N: Number>(sequences: Sequences, qkv: &[N], dout: &[N], dqkv: &mut [N]) {
+    let (queries, width) = (sequences.queries(), sequences.width);
+    let values = queries + sequences.shared * width;
+    let dout_stride = N::stride(queries);
+    let dqkv = Shared::new(dqkv, N::stride(sequences.all()));
+    sequences.tasks().into_par_iter().with_max_len(1).for_each(|(rows, shared)| {
+        let mut task = Task::new(&sequences, rows.len());
+        task.keys_and_values(&sequences, qkv, rows.start, shared);
+        task.clear_slopes(width);
+        let used = rows.len() * width;
+        let mut stored = scratch::<N>(used);
+        let mut put = |first: usize, numbers: &[f32]| {
+            N::convert(numbers, &mut stored);
+            for (row, stored) in rows.clone().zip(stored.chunks_exact(width)) {
+                // SAFETY: this task alone has this sequence's rows and the columns of this head of keys and values and of the
+                // heads of queries that look at it.
+                #[allow(unsafe_code)]
+                let out = unsafe { dqkv.row(row, first..first + width) };
+                out.copy_from_slice(stored);
+            }
+        };
+        let group = sequences.heads / sequences.shared;
+        for head in shared * group..(shared + 1) * group {
+            task.queries(&sequences, qkv, rows.start, head);
+            N::gather(&dout[rows.start * dout_stride + head * width..], dout_stride, width, &mut task.dmixed[..used]);
+            task.run(width, true);
+            turn(sequences.rotary, &mut task.dquery[..used], width, 1.0 / (width as f32).sqrt(), -1.0);
+            put(head * width, &task.dquery[..used]);
         }
+        turn(sequences.rotary, &mut task.dkey[..used], width, 1.0, -1.0);
+        put(queries + shared * width, &task.dkey[..used]);
+        put(values + shared * width, &task.dvalue[..used]);
     });
 }
 
-/// Cuts `data` (rows of `width`) into its sequences.
-fn split_rows<'a>(
-    offsets: &[usize],
-    width: usize,
-    data: &'a mut [f32],
-) -> Vec<(std::ops::Range<usize>, &'a mut [f32])> {
-    let mut rest = data;
-    offsets
-        .windows(2)
-        .map(|bounds| {
-            let rows = bounds[0]..bounds[1];
-            let (piece, tail) = std::mem::take(&mut rest).split_at_mut(rows.len() * width);
-            rest = tail;
-            (rows, piece)
-        })
-        .collect()
+/// Turns the rows of a head by their positions and scales them.
+fn turn(rotary: Option<&Rotary>, rows: &mut [f32], width: usize, scale: f32, direction: f32) {
+    turn_dispatched(rotary, rows, width, scale, direction);
 }
 
-dispatched!(forward_piece[const W]<'a>(sequences: Sequences<'a>, qkv: &'a [f32], out: &'a mut [f32]) = forward::<S, W>);
-dispatched!(backward_piece[const W]<'a>(
-    sequences: Sequences<'a>, qkv: &'a [f32], dout: &'a [f32], dqkv: &'a mut [f32],
-) = backward::<S, W>);
+dispatched!(turn_dispatched<'a>(
+    rotary: Option<&'a Rotary>, rows: &'a mut [f32], width: usize, scale: f32, direction: f32,
+) = turn_rows);
 
-/// Rows that a tile has.
+#[inline(always)]
+fn turn_rows<S: Simd>(_: S, rotary: Option<&Rotary>, rows: &mut [f32], width: usize, scale: f32, direction: f32) {
+    match rotary {
+        Some(rotary) => {
+            for (position, row) in rows.chunks_exact_mut(width).enumerate() {
+                rotary.turn(row, position, scale, direction);
+            }
+        }
+        None => rows.iter_mut().for_each(|x| *x *= scale),
+    }
+}
+
+/// Rows of queries that are taken together.
 const TALL: usize = 8;
 /// Rows are padded to whole multiples of this: of a tile, and of every processor's register.
 const PADDED: usize = 16;
 
-/// One head of one sequence. Rows are padded with zeros, so that no kernel has a special case.
-struct Head<const W: usize> {
+/// The buffers of a task. Rows are padded with zeros, so that no kernel has a special case.
+struct Task {
     rows: usize,
-    padded: usize,
-    /// [padded][W], rotated and scaled by 1/√W
-    query: Vec<[f32; W]>,
-    /// [padded][W], rotated
-    key: Vec<[f32; W]>,
-    /// [padded][W]
-    value: Vec<[f32; W]>,
-    /// Rows side by side, a register full at a time: [padded / lanes, W, lanes].
-    columns: Vec<f32>,
-    /// Probabilities of each query over all keys: [padded, padded].
-    scores: Scratch,
+    /// [padded, width], rotated and scaled by 1/√width
+    query: Scratch<f32>,
+    /// [padded, width], rotated
+    key: Scratch<f32>,
+    value: Scratch<f32>,
+    /// Rows side by side, a register full at a time: [padded / lanes, width, lanes].
+    key_columns: Scratch<f32>,
+    value_columns: Scratch<f32>,
+    /// Probabilities of a tile of queries, and the slopes of their scores: [TALL, padded] each.
+    scores: Scratch<f32>,
+    slopes: Scratch<f32>,
+    /// What is gathered, [padded, width], and its gradient.
+    mixed: Scratch<f32>,
+    dmixed: Scratch<f32>,
+    dquery: Scratch<f32>,
+    dkey: Scratch<f32>,
+    dvalue: Scratch<f32>,
 }
 
-impl<const W: usize> Head<W> {
-    fn new(rows: usize) -> Self {
+impl Task {
+    fn new(sequences: &Sequences, rows: usize) -> Self {
         let padded = rows.next_multiple_of(PADDED);
+        let numbers = || {
+            let mut numbers = scratch::<f32>(padded * sequences.width);
+            numbers[rows * sequences.width..].fill(0.0);
+            numbers
+        };
         Self {
             rows,
-            padded,
-            query: vec![[0.0; W]; padded],
-            key: vec![[0.0; W]; padded],
-            value: vec![[0.0; W]; padded],
-            columns: vec![0.0; padded * W],
-            scores: scratch(padded * padded),
+            query: numbers(),
+            key: numbers(),
+            value: numbers(),
+            key_columns: numbers(),
+            value_columns: numbers(),
+            scores: scratch(TALL * padded),
+            slopes: scratch(TALL * padded),
+            mixed: numbers(),
+            dmixed: numbers(),
+            dquery: numbers(),
+            dkey: numbers(),
+            dvalue: numbers(),
         }
     }
 
-    /// Takes one head out of `qkv` [rows, 3 · hidden].
-    #[inline(always)]
-    fn gather(&mut self, sequences: &Sequences, qkv: &[f32], head: usize) {
-        let hidden = sequences.heads * W;
-        let scale = 1.0 / (W as f32).sqrt();
-        for (row, qkv) in qkv.chunks_exact(3 * hidden).enumerate() {
-            let (query, key) = (&mut self.query[row], &mut self.key[row]);
-            query.copy_from_slice(&qkv[head * W..][..W]);
-            key.copy_from_slice(&qkv[hidden + head * W..][..W]);
-            self.value[row].copy_from_slice(&qkv[2 * hidden + head * W..][..W]);
-            sequences.rotary.turn(query, row, scale, 1.0);
-            sequences.rotary.turn(key, row, 1.0, 1.0);
-        }
+    /// Takes one head of keys and values out of `qkv`, from row `first` on.
+    fn keys_and_values<N: Number>(&mut self, sequences: &Sequences, qkv: &[N], first: usize, head: usize) {
+        let (width, stride) = (sequences.width, N::stride(sequences.all()));
+        let used = self.rows * width;
+        let key = sequences.queries() + head * width;
+        let value = key + sequences.shared * width;
+        N::gather(&qkv[first * stride + key..], stride, width, &mut self.key[..used]);
+        N::gather(&qkv[first * stride + value..], stride, width, &mut self.value[..used]);
+        turn(sequences.rotary, &mut self.key[..used], width, 1.0, 1.0);
     }
 
-    /// How many keys the queries of the tile at `row` are computed over.
-    #[inline(always)]
-    fn reach(row: usize) -> usize {
-        (row + TALL).next_multiple_of(PADDED)
+    /// Takes one head of queries out of `qkv`, from row `first` on.
+    fn queries<N: Number>(&mut self, sequences: &Sequences, qkv: &[N], first: usize, head: usize) {
+        let (width, stride) = (sequences.width, N::stride(sequences.all()));
+        let used = self.rows * width;
+        N::gather(&qkv[first * stride + head * width..], stride, width, &mut self.query[..used]);
+        turn(sequences.rotary, &mut self.query[..used], width, 1.0 / (width as f32).sqrt(), 1.0);
     }
 
-    /// Fills `scores` with probabilities; 0 for keys after their query and for padding.
-    #[inline(always)]
-    fn attend<S: Simd>(&mut self, simd: S) {
-        transpose::<S, W>(&self.key, &mut self.columns);
-        let padded = self.padded;
-        for start in (0..self.rows).step_by(TALL) {
-            let reach = Self::reach(start);
-            let tile = &self.query[start..start + TALL];
-            products::<S, W>(simd, tile, &self.columns, reach, &mut self.scores[start * padded..], padded);
-            for row in start..start + TALL {
-                let scores = &mut self.scores[row * padded..][..reach];
-                if row >= self.rows {
-                    scores.fill(0.0);
-                    continue;
-                }
-                scores[row + 1..].fill(f32::NEG_INFINITY);
-                let (_, sum) = exponentials(simd, scores);
-                scale(simd, scores, 1.0 / sum);
-                scores[row + 1..].fill(0.0);
-            }
+    fn clear_slopes(&mut self, width: usize) {
+        let used = self.rows.next_multiple_of(PADDED) * width;
+        self.dkey[..used].fill(0.0);
+        self.dvalue[..used].fill(0.0);
+    }
+
+    /// What the queries gather; or, the other way, their gradient and what they add to those of keys and values.
+    fn run(&mut self, width: usize, back: bool) {
+        match width {
+            16 => run::<16>(self, back),
+            32 => run::<32>(self, back),
+            48 => run::<48>(self, back),
+            64 => run::<64>(self, back),
+            80 => run::<80>(self, back),
+            96 => run::<96>(self, back),
+            112 => run::<112>(self, back),
+            _ => run::<128>(self, back),
         }
     }
+}
+
+fn run<const W: usize>(task: &mut Task, back: bool) {
+    if back { backward_dispatched::<W>(task) } else { forward_dispatched::<W>(task) }
+}
+
+dispatched!(forward_dispatched[const W]<'a>(task: &'a mut Task) = forward::<S, W>);
+dispatched!(backward_dispatched[const W]<'a>(task: &'a mut Task) = backward::<S, W>);
+
+/// How many keys the queries of the tile at `row` are computed over.
+#[inline(always)]
+fn reach(row: usize) -> usize {
+    (row + TALL).next_multiple_of(PADDED)
 }
 
 /// [rows][W] → [rows / lanes, W, lanes]
@@ -204,17 +314,9 @@ fn transpose<S: Simd, const W: usize>(rows: &[[f32; W]], columns: &mut [f32]) {
     }
 }
 
-/// The products of a tile of rows with the first `reach` rows that `columns` holds, written to `out`, whose rows are `stride`
-/// apart.
+/// The products of a tile of rows with the first `reach` rows that `columns` holds: `out` [TALL, reach].
 #[inline(always)]
-fn products<S: Simd, const W: usize>(
-    simd: S,
-    tile: &[[f32; W]],
-    columns: &[f32],
-    reach: usize,
-    out: &mut [f32],
-    stride: usize,
-) {
+fn products<S: Simd, const W: usize>(simd: S, tile: &[[f32; W]], columns: &[f32], reach: usize, out: &mut [f32]) {
     let tile: [&[f32; W]; TALL] = std::array::from_fn(|row| &tile[row]);
     let columns = S::as_simd_f32s(columns).0;
     for (block, columns) in columns.chunks_exact(W).take(reach / S::F32_LANES).enumerate() {
@@ -225,22 +327,15 @@ fn products<S: Simd, const W: usize>(
             }
         }
         for row in 0..TALL {
-            S::as_mut_simd_f32s(&mut out[row * stride..][..reach]).0[block] = sums[row];
+            S::as_mut_simd_f32s(&mut out[row * reach..][..reach]).0[block] = sums[row];
         }
     }
 }
 
-/// `Σₖ left[start + r][k] · right[k]` for the rows of a tile, where rows of `left` are `stride` apart.
+/// `out` [TALL][W] = `left` [TALL, reach] · `right` [reach][W]
 #[inline(always)]
-fn along_rows<S: Simd, const W: usize>(
-    simd: S,
-    left: &[f32],
-    stride: usize,
-    start: usize,
-    right: &[[f32; W]],
-) -> [[f32; W]; TALL] {
-    let left: [&[f32]; TALL] = std::array::from_fn(|row| &left[(start + row) * stride..][..right.len()]);
-    let mut out = [[0.0; W]; TALL];
+fn along_rows<S: Simd, const W: usize>(simd: S, left: &[f32], right: &[[f32; W]], out: &mut [[f32; W]]) {
+    let left: [&[f32]; TALL] = std::array::from_fn(|row| &left[row * right.len()..][..right.len()]);
     for block in 0..W / S::F32_LANES {
         let mut sums = [simd.splat_f32s(0.0); TALL];
         for (k, line) in right.iter().enumerate() {
@@ -253,98 +348,72 @@ fn along_rows<S: Simd, const W: usize>(
             S::as_mut_simd_f32s(&mut out[row]).0[block] = sums[row];
         }
     }
-    out
 }
 
-/// `Σₖ left[k][at + r] · right[k]` for the rows of a tile, where rows of `left` are `stride` apart.
+/// `out` [reach][W] += `left` [TALL, reach] transposed · `right` [TALL][W]
 #[inline(always)]
-fn along_columns<S: Simd, const W: usize>(
-    simd: S,
-    left: &[f32],
-    stride: usize,
-    at: usize,
-    right: &[[f32; W]],
-) -> [[f32; W]; TALL] {
-    let mut out = [[0.0; W]; TALL];
+fn along_columns<S: Simd, const W: usize>(simd: S, left: &[f32], right: &[[f32; W]], out: &mut [[f32; W]]) {
+    let left: [&[f32]; TALL] = std::array::from_fn(|row| &left[row * out.len()..][..out.len()]);
     for block in 0..W / S::F32_LANES {
-        let mut sums = [simd.splat_f32s(0.0); TALL];
-        for (left, line) in left.chunks_exact(stride).zip(right) {
-            let line = S::as_simd_f32s(line).0[block];
-            let factors = &left[at..at + TALL];
+        let right: [S::f32s; TALL] = std::array::from_fn(|row| S::as_simd_f32s(&right[row]).0[block]);
+        for (k, out) in out.iter_mut().enumerate() {
+            let out = &mut S::as_mut_simd_f32s(out).0[block];
+            let mut sum = *out;
             for row in 0..TALL {
-                sums[row] = simd.mul_add_f32s(simd.splat_f32s(factors[row]), line, sums[row]);
+                sum = simd.mul_add_f32s(simd.splat_f32s(left[row][k]), right[row], sum);
             }
-        }
-        for row in 0..TALL {
-            S::as_mut_simd_f32s(&mut out[row]).0[block] = sums[row];
-        }
-    }
-    out
-}
-
-#[inline(always)]
-fn forward<S: Simd, const W: usize>(simd: S, sequences: Sequences, qkv: &[f32], out: &mut [f32]) {
-    let hidden = sequences.heads * W;
-    let rows = out.len() / hidden;
-    let mut gathered = Head::<W>::new(rows);
-    for head in 0..sequences.heads {
-        gathered.gather(&sequences, qkv, head);
-        gathered.attend(simd);
-        for start in (0..rows).step_by(TALL) {
-            let values = &gathered.value[..Head::<W>::reach(start)];
-            let mixed = along_rows(simd, &gathered.scores, gathered.padded, start, values);
-            for (row, mixed) in mixed.iter().enumerate().take(rows - start) {
-                out[(start + row) * hidden + head * W..][..W].copy_from_slice(mixed);
-            }
+            *out = sum;
         }
     }
 }
 
+/// Fills `scores` [TALL, reach] with the probabilities of the tile at `start`; 0 for keys after their query and for padding.
 #[inline(always)]
-fn backward<S: Simd, const W: usize>(simd: S, sequences: Sequences, qkv: &[f32], dout: &[f32], dqkv: &mut [f32]) {
-    let hidden = sequences.heads * W;
-    let rows = dout.len() / hidden;
-    let scale = 1.0 / (W as f32).sqrt();
-    let mut gathered = Head::<W>::new(rows);
-    let padded = gathered.padded;
-    let mut dmixed = vec![[0.0_f32; W]; padded];
-    let mut slopes = scratch(padded * padded);
-    for head in 0..sequences.heads {
-        gathered.gather(&sequences, qkv, head);
-        gathered.attend(simd);
-        for (dmixed, dout) in dmixed.iter_mut().zip(dout.chunks_exact(hidden)) {
-            dmixed.copy_from_slice(&dout[head * W..][..W]);
+fn attend<S: Simd, const W: usize>(simd: S, task: &mut Task, start: usize, reach: usize) {
+    let tile = &task.query.as_chunks::<W>().0[start..start + TALL];
+    products::<S, W>(simd, tile, &task.key_columns, reach, &mut task.scores);
+    for (row, scores) in task.scores.chunks_exact_mut(reach).take(TALL).enumerate() {
+        let row = start + row;
+        if row >= task.rows {
+            scores.fill(0.0);
+            continue;
         }
+        let (seen, later) = scores.split_at_mut(row + 1);
+        let (_, sum) = exponentials(simd, seen);
+        scale(simd, seen, 1.0 / sum);
+        later.fill(0.0);
+    }
+}
+
+#[inline(always)]
+fn forward<S: Simd, const W: usize>(simd: S, task: &mut Task) {
+    transpose::<S, W>(task.key.as_chunks().0, &mut task.key_columns);
+    for start in (0..task.rows).step_by(TALL) {
+        let reach = reach(start);
+        attend::<S, W>(simd, task, start, reach);
+        let out = &mut task.mixed.as_chunks_mut().0[start..start + TALL];
+        along_rows::<S, W>(simd, &task.scores, &task.value.as_chunks().0[..reach], out);
+    }
+}
+
+#[inline(always)]
+fn backward<S: Simd, const W: usize>(simd: S, task: &mut Task) {
+    transpose::<S, W>(task.key.as_chunks().0, &mut task.key_columns);
+    transpose::<S, W>(task.value.as_chunks().0, &mut task.value_columns);
+    for start in (0..task.rows).step_by(TALL) {
+        let reach = reach(start);
+        attend::<S, W>(simd, task, start, reach);
         // Slopes of scores: p · (dp − Σ p·dp), where dp = dmixed · value.
-        transpose::<S, W>(&gathered.value, &mut gathered.columns);
-        for start in (0..rows).step_by(TALL) {
-            let reach = Head::<W>::reach(start);
-            let tile = &dmixed[start..start + TALL];
-            products::<S, W>(simd, tile, &gathered.columns, reach, &mut slopes[start * padded..], padded);
-            for row in start..start + TALL {
-                let slopes = &mut slopes[row * padded..][..reach];
-                let scores = &gathered.scores[row * padded..][..reach];
-                let mean = dot(simd, slopes, scores);
-                softmax_slopes(simd, scores, mean, slopes);
-            }
+        let dmixed = &task.dmixed.as_chunks().0[start..start + TALL];
+        products::<S, W>(simd, dmixed, &task.value_columns, reach, &mut task.slopes);
+        for (slopes, scores) in task.slopes.chunks_exact_mut(reach).zip(task.scores.chunks_exact(reach)).take(TALL) {
+            let mean = dot(simd, slopes, scores);
+            softmax_slopes(simd, scores, mean, slopes);
         }
-        for start in (0..rows).step_by(TALL) {
-            let keys = &gathered.key[..Head::<W>::reach(start)];
-            let dquery = along_rows(simd, &slopes, padded, start, keys);
-            // A key is looked at by its own row and those after it.
-            let later = start * padded..rows * padded;
-            let dkey = along_columns(simd, &slopes[later.clone()], padded, start, &gathered.query[start..rows]);
-            let dvalue = along_columns(simd, &gathered.scores[later], padded, start, &dmixed[start..rows]);
-            for at in 0..TALL.min(rows - start) {
-                let row = start + at;
-                let dqkv = &mut dqkv[row * 3 * hidden..][..3 * hidden];
-                let (mut dquery, mut dkey) = (dquery[at], dkey[at]);
-                sequences.rotary.turn(&mut dquery, row, scale, -1.0);
-                sequences.rotary.turn(&mut dkey, row, 1.0, -1.0);
-                dqkv[head * W..][..W].copy_from_slice(&dquery);
-                dqkv[hidden + head * W..][..W].copy_from_slice(&dkey);
-                dqkv[2 * hidden + head * W..][..W].copy_from_slice(&dvalue[at]);
-            }
-        }
+        let dquery = &mut task.dquery.as_chunks_mut().0[start..start + TALL];
+        along_rows::<S, W>(simd, &task.slopes, &task.key.as_chunks().0[..reach], dquery);
+        let query = &task.query.as_chunks().0[start..start + TALL];
+        along_columns::<S, W>(simd, &task.slopes, query, &mut task.dkey.as_chunks_mut().0[..reach]);
+        along_columns::<S, W>(simd, &task.scores, dmixed, &mut task.dvalue.as_chunks_mut().0[..reach]);
     }
 }

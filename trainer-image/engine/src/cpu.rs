@@ -1,137 +1,217 @@
-//! The engine on processors: forwards and backwards written out by hand over flat vectors. Pure.
+//! The engine on processors: forwards and backwards written out by hand over buffers that are kept from step to step. Pure.
 
 use std::{borrow::Cow, sync::Arc};
 
+use rayon::prelude::*;
+
 use super::{
-    AdamW, Engine, EngineError, EngineState, Layout, ModelConfig, Packed,
+    AdamW, Engine, EngineError, EngineState, Layout, ModelConfig, Packed, Settings,
     adamw::norm,
     attention::{Rotary, Sequences},
-    block::{self, BlockShape},
-    head::Head,
-    layout::Places,
+    block::{self, Context, Room, Saved, piece},
+    buffer::Buffer,
+    config::Family,
+    head::{self, HeadRoom},
+    kernels::{Bend, add},
+    matrix::Number,
+    model::Model,
 };
 
-/// The engine on processors, in single precision.
+/// The engine on processors, with activations stored as `N`.
 #[derive(Debug)]
-pub struct CpuEngine {
-    config: ModelConfig,
-    layout: Arc<Layout>,
-    places: Places,
-    rotary: Rotary,
+pub(crate) struct CpuEngine<N: Number> {
+    model: Model,
+    settings: Settings,
+    rotary: Option<Rotary>,
     parameters: Vec<f32>,
     gradients: Vec<f32>,
     first: Vec<f32>,
     second: Vec<f32>,
+    packs: N::Packs,
+    /// Whether the packs are those of the parameters.
+    packed: bool,
+    workspace: Workspace<N>,
 }
 
-impl CpuEngine {
+/// What a step needs beside parameters, gradients and moments.
+#[derive(Debug, Default)]
+struct Workspace<N: Number> {
+    /// The residual stream before each block and after the last.
+    stream: Vec<Buffer<f32>>,
+    /// What each block keeps; one, when it is computed again.
+    saved: Vec<Saved<N>>,
+    room: Room<N>,
+    head: HeadRoom<N>,
+    dy: Buffer<f32>,
+}
+
+impl<N: Number> CpuEngine<N> {
     /// An engine that goes on from `state`.
     ///
     /// # Errors
     /// When the state is of another model.
-    pub fn new(config: ModelConfig, state: EngineState) -> Result<Self, EngineError> {
-        let layout = Arc::new(Layout::of(&config));
-        state.check(&layout)?;
+    pub(crate) fn new(config: &ModelConfig, state: EngineState, settings: Settings) -> Result<Self, EngineError> {
+        let model = Model::new(config);
+        state.check(&model.layout)?;
         let EngineState { parameters, first, second, .. } = state;
+        let rotary = (config.family == Family::Llama)
+            .then(|| Rotary::new(config.max_position_embeddings, config.head_dim, config.rope_theta));
+        let gradients = vec![0.0; parameters.len()];
         Ok(Self {
-            places: Places::of(&config),
-            rotary: Rotary::new(config.max_position_embeddings, config.head_dim, config.rope_theta),
-            gradients: vec![0.0; parameters.len()],
-            config,
-            layout,
+            model,
+            settings,
+            rotary,
             parameters,
+            gradients,
             first,
             second,
+            packs: N::Packs::default(),
+            packed: false,
+            workspace: Workspace::default(),
         })
     }
 
-    fn shape<'a>(&'a self, batch: &'a Packed) -> BlockShape<'a> {
-        let (heads, width) = (self.config.num_attention_heads, self.config.head_dim);
-        BlockShape {
-            sequences: Sequences { offsets: &batch.offsets, heads, width, rotary: &self.rotary },
-            hidden: self.config.hidden_size,
-            inner: self.config.intermediate_size,
-            eps: self.config.rms_norm_eps as f32,
+    /// Makes packs and workspace ready for a batch, and fills the residual stream as far as the last block. Blocks keep what
+    /// the way back needs when `keep`.
+    fn forward(&mut self, batch: &Packed, keep: bool) -> Result<(), EngineError> {
+        batch.check(&self.model.config)?;
+        if !self.packed {
+            N::pack(&self.model, &self.parameters, &mut self.packs);
+            self.packed = true;
         }
-    }
-
-    fn head(&self) -> Head<'_> {
-        Head {
-            norm: &self.parameters[self.places.norm.clone()],
-            embedding: &self.parameters[self.places.embedding.clone()],
-            eps: self.config.rms_norm_eps as f32,
+        let Self { model, rotary, parameters, packs, workspace, .. } = self;
+        let context = context::<N>(model, rotary.as_ref(), parameters, packs, batch);
+        let (layers, size) = (model.blocks.len(), batch.tokens.len() * context.hidden);
+        workspace.stream.resize_with(if keep { layers + 1 } else { 2.max(workspace.stream.len()) }, Buffer::default);
+        workspace
+            .saved
+            .resize_with(if keep { self.settings.kept(layers) } else { workspace.saved.len().max(1) }, Saved::default);
+        embed(model, parameters, batch, &mut workspace.stream[0], size);
+        for (layer, block) in model.blocks.iter().enumerate() {
+            let (from, to) = if keep { (layer, layer + 1) } else { (layer % 2, (layer + 1) % 2) };
+            let kept = workspace.saved.len();
+            let saved = &mut workspace.saved[if keep { layer % kept } else { 0 }];
+            let (x, y) = pair(&mut workspace.stream, from, to);
+            y.resize(size);
+            block::forward(context, block, x, y, saved);
         }
-    }
-
-    /// The residual stream before each block and after the last, and what the way back needs.
-    fn forward(&self, batch: &Packed) -> (Vec<Vec<f32>>, Vec<block::Saved>) {
-        let hidden = self.config.hidden_size;
-        let embedding = &self.parameters[self.places.embedding.clone()];
-        let mut x = Vec::with_capacity(batch.tokens.len() * hidden);
-        for token in &batch.tokens {
-            x.extend_from_slice(&embedding[*token as usize * hidden..][..hidden]);
-        }
-        let (mut stream, mut saved) = (vec![x], Vec::new());
-        for place in &self.places.blocks {
-            let x = &stream[stream.len() - 1];
-            let mut y = vec![0.0; x.len()];
-            saved.push(block::forward(self.shape(batch), &self.parameters[place.clone()], x, &mut y));
-            stream.push(y);
-        }
-        (stream, saved)
+        Ok(())
     }
 }
 
-fn add(sum: &mut [f32], part: &[f32]) {
-    sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+/// Two neighbours of the stream: what is read, and what is written.
+fn pair<T>(stream: &mut [T], from: usize, to: usize) -> (&T, &mut T) {
+    let (before, after) = stream.split_at_mut(from.max(to));
+    if from < to { (&before[from], &mut after[0]) } else { (&after[0], &mut before[to]) }
 }
 
-impl Engine for CpuEngine {
+/// What every block of a batch is computed with.
+fn context<'a, N: Number>(
+    model: &'a Model,
+    rotary: Option<&'a Rotary>,
+    parameters: &'a [f32],
+    packs: &'a N::Packs,
+    batch: &'a Packed,
+) -> Context<'a, N> {
+    let config = &model.config;
+    let (heads, shared, width) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    Context {
+        sequences: Sequences { offsets: &batch.offsets, heads, shared, width, rotary },
+        parameters,
+        packs,
+        bend: if config.family == Family::Llama { Bend::SwiGlu } else { Bend::Gelu },
+        hidden: config.hidden_size,
+        inner: config.intermediate_size,
+        eps: config.norm_eps as f32,
+        piece: piece(batch.tokens.len()),
+    }
+}
+
+/// The rows of the batch's ids, and of their positions where these are learnt.
+fn embed(model: &Model, parameters: &[f32], batch: &Packed, x: &mut Buffer<f32>, size: usize) {
+    let hidden = model.config.hidden_size;
+    x.resize(size);
+    let embedding = &parameters[model.embedding.clone()];
+    for (row, token) in x.chunks_exact_mut(hidden).zip(&batch.tokens) {
+        row.copy_from_slice(&embedding[*token as usize * hidden..][..hidden]);
+    }
+    let Some(positions) = &model.positions else { return };
+    let positions = &parameters[positions.clone()];
+    for bounds in batch.offsets.windows(2) {
+        let rows = &mut x[bounds[0] * hidden..bounds[1] * hidden];
+        add(&positions[..rows.len()], rows);
+    }
+}
+
+/// Adds the gradients by the embeddings.
+fn embed_backward(model: &Model, batch: &Packed, dx: &[f32], gradients: &mut [f32]) {
+    let hidden = model.config.hidden_size;
+    let rows = model.config.vocab_size.div_ceil(16);
+    gradients[model.embedding.clone()].par_chunks_mut(rows * hidden).enumerate().for_each(|(part, gradient)| {
+        let ids = part * rows..(part + 1) * rows;
+        for (dx, token) in dx.chunks_exact(hidden).zip(&batch.tokens) {
+            let token = *token as usize;
+            if ids.contains(&token) {
+                add(dx, &mut gradient[(token - ids.start) * hidden..][..hidden]);
+            }
+        }
+    });
+    let Some(positions) = &model.positions else { return };
+    gradients[positions.clone()].par_chunks_mut(64 * hidden).enumerate().for_each(|(part, gradient)| {
+        for bounds in batch.offsets.windows(2) {
+            let (first, last) = (bounds[0] + part * 64, bounds[1].min(bounds[0] + (part + 1) * 64));
+            if first < last {
+                let dx = &dx[first * hidden..last * hidden];
+                add(dx, &mut gradient[..dx.len()]);
+            }
+        }
+    });
+}
+
+impl<N: Number> Engine for CpuEngine<N> {
     fn path(&self) -> &'static str {
-        "cpu-f32"
+        N::path()
     }
 
     fn config(&self) -> &ModelConfig {
-        &self.config
+        &self.model.config
     }
 
     fn layout(&self) -> &Arc<Layout> {
-        &self.layout
+        &self.model.layout
     }
 
     fn clear_gradients(&mut self) {
-        self.gradients.fill(0.0);
+        self.gradients.par_chunks_mut(1 << 16).for_each(|part| part.fill(0.0));
     }
 
     fn accumulate(&mut self, batch: &Packed, total_targets: usize) -> Result<f64, EngineError> {
-        batch.check(&self.config)?;
-        let (stream, saved) = self.forward(batch);
-        let x = &stream[saved.len()];
-        let loss = self.head().loss(x, &batch.targets) / total_targets as f64;
-        let mut dy = vec![0.0; x.len()];
-        let (dnorm, dembedding) = self.head().backward(x, &batch.targets, 1.0 / total_targets as f32, &mut dy);
-        add(&mut self.gradients[self.places.norm.clone()], &dnorm);
-        add(&mut self.gradients[self.places.embedding.clone()], &dembedding);
-        let mut dx = vec![0.0; x.len()];
-        for (layer, saved) in saved.iter().enumerate().rev() {
-            let place = self.places.blocks[layer].clone();
-            let weights = &self.parameters[place.clone()];
-            let gradient = block::backward(self.shape(batch), weights, &stream[layer], saved, &dy, &mut dx);
-            add(&mut self.gradients[place], &gradient);
-            std::mem::swap(&mut dx, &mut dy);
+        self.forward(batch, true)?;
+        let Self { model, rotary, parameters, gradients, packs, workspace, settings, .. } = self;
+        let context = context::<N>(model, rotary.as_ref(), parameters, packs, batch);
+        let Workspace { stream, saved, room, head, dy } = workspace;
+        let layers = model.blocks.len();
+        dy.resize(batch.tokens.len() * context.hidden);
+        let slope = 1.0 / total_targets as f32;
+        let sum = head::backward(context, model, (&stream[layers], &batch.targets), slope, head, dy, gradients);
+        for (layer, block) in model.blocks.iter().enumerate().rev() {
+            let kept = saved.len();
+            // The last block's is still there.
+            if settings.gradient_checkpointing && layer + 1 < layers {
+                let (x, y) = pair(stream, layer, layer + 1);
+                block::forward(context, block, x, y, &mut saved[layer % kept]);
+            }
+            block::backward(context, block, &stream[layer], &saved[layer % kept], room, dy, gradients);
         }
-        let hidden = self.config.hidden_size;
-        let embedding = &mut self.gradients[self.places.embedding.clone()];
-        for (token, dx) in batch.tokens.iter().zip(dy.chunks_exact(hidden)) {
-            add(&mut embedding[*token as usize * hidden..][..hidden], dx);
-        }
-        Ok(loss)
+        embed_backward(model, batch, dy, gradients);
+        Ok(sum / total_targets as f64)
     }
 
     fn loss(&mut self, batch: &Packed) -> Result<f64, EngineError> {
-        batch.check(&self.config)?;
-        let (stream, saved) = self.forward(batch);
-        Ok(self.head().loss(&stream[saved.len()], &batch.targets))
+        self.forward(batch, false)?;
+        let Self { model, rotary, parameters, packs, workspace, .. } = self;
+        let context = context::<N>(model, rotary.as_ref(), parameters, packs, batch);
+        Ok(head::loss(context, model, &workspace.stream[model.blocks.len() % 2], &batch.targets))
     }
 
     fn gradients(&self) -> Cow<'_, [f32]> {
@@ -139,27 +219,43 @@ impl Engine for CpuEngine {
     }
 
     fn gradient_norm(&self) -> Result<f64, EngineError> {
-        norm(&self.layout, &self.gradients)
+        norm(&self.model.layout, &self.gradients)
     }
 
     fn update(&mut self, step: &AdamW) {
-        step.apply(&self.layout, &mut self.parameters, &self.gradients, &mut self.first, &mut self.second);
+        step.apply(&self.model.layout, &mut self.parameters, &self.gradients, &mut self.first, &mut self.second);
+        self.packed = false;
+    }
+
+    fn memory(&self) -> usize {
+        let Workspace { stream, saved, room, head, dy } = &self.workspace;
+        let stream: usize = stream.iter().chain([dy]).map(Buffer::bytes).sum();
+        let saved: usize = saved.iter().map(Saved::bytes).sum();
+        4 * size_of::<f32>() * self.parameters.len() + stream + saved + room.bytes(&self.packs) + head.bytes()
     }
 
     fn export(&self) -> EngineState {
         EngineState {
-            layout: self.layout.clone(),
+            layout: self.model.layout.clone(),
             parameters: self.parameters.clone(),
             first: self.first.clone(),
             second: self.second.clone(),
         }
     }
 
+    fn export_into(&self, state: &mut EngineState) {
+        state.layout.clone_from(&self.model.layout);
+        state.parameters.clone_from(&self.parameters);
+        state.first.clone_from(&self.first);
+        state.second.clone_from(&self.second);
+    }
+
     fn import(&mut self, state: &EngineState) -> Result<(), EngineError> {
-        state.check(&self.layout)?;
+        state.check(&self.model.layout)?;
         self.parameters.copy_from_slice(&state.parameters);
         self.first.copy_from_slice(&state.first);
         self.second.copy_from_slice(&state.second);
+        self.packed = false;
         Ok(())
     }
 }

@@ -45,8 +45,14 @@ pub trait Engine: Send {
     /// One step of the optimiser over the accumulated gradients, which stay as they are.
     fn update(&mut self, step: &AdamW);
 
+    /// Bytes that it holds: parameters, gradients, moments, and the room that its batches so far needed.
+    fn memory(&self) -> usize;
+
     /// A copy of all that an engine remembers between steps.
     fn export(&self) -> EngineState;
+
+    /// The same copy, into vectors that an earlier one was made in.
+    fn export_into(&self, state: &mut EngineState);
 
     /// Goes on from what [`export`](Self::export) gave.
     ///

@@ -3,27 +3,29 @@
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, StandardNormal};
+use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
 use super::{Layout, ModelConfig, Tensor};
 
 /// New parameters, laid out as `layout`: normal numbers of deviation 1/√width, output projections by another 1/√(2 · layers),
-/// norms of 1. Every matrix has its own stream of random numbers, named by `seed` and its name.
+/// norms of 1, biases of 0. Every matrix has its own stream of random numbers, named by `seed` and its name.
 pub fn initial(config: &ModelConfig, layout: &Layout, seed: u64) -> Vec<f32> {
     let mut parameters = vec![0.0; layout.size()];
-    for tensor in layout.tensors() {
-        fill(config, tensor, seed, &mut parameters[tensor.range.clone()]);
-    }
+    let mut rest = parameters.as_mut_slice();
+    let cut = |tensor| (tensor, rest.split_off_mut(..Tensor::count(tensor)).unwrap_or_default());
+    let parts: Vec<(&Tensor, &mut [f32])> = layout.tensors().iter().map(cut).collect();
+    parts.into_par_iter().for_each(|(tensor, numbers)| fill(config, tensor, seed, numbers));
     parameters
 }
 
 fn fill(config: &ModelConfig, tensor: &Tensor, seed: u64, numbers: &mut [f32]) {
     if tensor.shape.len() == 1 {
-        numbers.fill(1.0);
+        numbers.fill(if tensor.name.ends_with(".bias") { 0.0 } else { 1.0 });
         return;
     }
     let mut deviation = 1.0 / (config.hidden_size as f32).sqrt();
-    if tensor.name.contains("o_proj") || tensor.name.contains("down_proj") {
+    if ["o_proj", "down_proj", "c_proj"].iter().any(|part| tensor.name.contains(part)) {
         deviation /= ((2 * config.num_hidden_layers) as f32).sqrt();
     }
     let mut hasher = Sha256::new();

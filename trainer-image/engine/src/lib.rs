@@ -1,9 +1,9 @@
 //! The numerics: what a model computes, forwards and backwards, and how a step of the optimiser changes it. Pure: no files,
 //! no command line, no tokenizer, no clock.
 //!
-//! Training goes through [`Engine`], of which there are two: [`CpuEngine`], written out by hand over flat buffers, and
-//! [`ReferenceEngine`], candle's autograd over candle's own operations, which the first one is tested against. Generation
-//! uses the kernels in [`inference`].
+//! Training goes through [`Engine`], which [`engine`] makes: the one that is written out by hand for processors, with
+//! activations in `f32` or `bf16`; or candle's autograd over candle's own operations, which the others are tested against.
+//! Generation uses the kernels in [`inference`].
 
 #![allow(
     clippy::inline_always,
@@ -14,6 +14,7 @@
 mod adamw;
 mod attention;
 mod block;
+mod buffer;
 mod config;
 mod cpu;
 mod engine;
@@ -23,17 +24,22 @@ mod initial;
 mod kernels;
 mod layout;
 mod linear;
+mod matrix;
+mod memory;
+mod model;
+mod number;
 mod packed;
 mod reference;
-mod scratch;
+mod settings;
 #[cfg(test)]
 mod tests;
+mod tile;
 
+pub use self::engine::{Engine, EngineError, EngineState};
 pub use adamw::{AdamW, Rates};
-pub use config::{ConfigError, ModelConfig, RopeParameters, Shape, Vocabulary};
-pub use cpu::CpuEngine;
-pub use engine::{Engine, EngineError, EngineState};
+pub use config::{ConfigError, Family, ModelConfig, Shape, Vocabulary};
 pub use initial::initial;
 pub use layout::{Layout, Tensor};
+pub use memory::memory;
 pub use packed::{Packed, Target};
-pub use reference::ReferenceEngine;
+pub use settings::{Precision, Settings, engine};

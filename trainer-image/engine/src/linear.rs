@@ -1,80 +1,8 @@
-//! Matrix products: for training over gemm, for generation over a kernel whose result for a row does not depend on the
-//! rows beside it. Pure.
+//! Matrix products for generation: the result for a row does not depend on the rows beside it. Pure.
 
-use gemm::Parallelism;
 use pulp::Simd;
 
 use super::kernels::dispatched;
-
-/// A matrix in a slice: its element (row, column) is at `row · row_stride + column · column_stride`.
-#[derive(Clone, Copy)]
-struct View<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<'a> View<'a> {
-    fn rows_of(data: &'a [f32], columns: usize) -> Self {
-        Self { data, rows: data.len() / columns, columns, row_stride: columns, column_stride: 1 }
-    }
-
-    fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-}
-
-/// `out = a · b`, or `out += a · b`, on this thread; `out` has rows without gaps.
-fn multiply(a: View, b: View, out: &mut [f32], add: bool) {
-    let (m, n, k) = (a.rows, b.columns, a.columns);
-    assert!(b.rows == k && out.len() == m * n && a.data.len() >= m * k && b.data.len() >= k * n);
-    // SAFETY: the assertion keeps every element that the strides reach inside its slice (views cover their slices without
-    // gaps), and `out` is borrowed mutably, so it overlaps neither operand.
-    #[allow(unsafe_code)]
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            n.cast_signed(),
-            add,
-            a.data.as_ptr(),
-            a.column_stride.cast_signed(),
-            a.row_stride.cast_signed(),
-            b.data.as_ptr(),
-            b.column_stride.cast_signed(),
-            b.row_stride.cast_signed(),
-            1.0_f32,
-            1.0_f32,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
-    }
-}
-
-/// `y = x · wᵀ`, or `y += x · wᵀ`, on this thread: `x` [rows, inputs], `weight` [outputs, inputs], `y` [rows, outputs].
-pub(crate) fn linear(x: &[f32], weight: &[f32], inputs: usize, y: &mut [f32], add: bool) {
-    multiply(View::rows_of(x, inputs), View::rows_of(weight, inputs).transposed(), y, add);
-}
-
-/// The gradients of [`linear`] by `x` and by `weight`, on this thread.
-pub(crate) fn linear_backward(x: &[f32], weight: &[f32], inputs: usize, dy: &[f32], dx: &mut [f32], dw: &mut [f32]) {
-    let dy = View::rows_of(dy, weight.len() / inputs);
-    multiply(dy, View::rows_of(weight, inputs), dx, false);
-    multiply(dy.transposed(), View::rows_of(x, inputs), dw, false);
-}
 
 /// Outputs that lie side by side for each input: whole registers of every processor.
 const PANEL: usize = 64;
@@ -188,8 +116,6 @@ mod tests {
             let expected = naive(&x, &w, inputs);
             let close = |y: &[f32]| y.iter().zip(&expected).all(|(y, e)| (y - e).abs() < 1e-3);
             let mut y = vec![0.0; rows * outputs];
-            linear(&x, &w, inputs, &mut y, false);
-            assert!(close(&y));
             Panels::of(&w, inputs).apply(&x, &mut y, false);
             assert!(close(&y));
         }

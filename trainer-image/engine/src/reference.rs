@@ -6,11 +6,11 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::ops::{log_softmax, softmax};
 
-use super::{AdamW, Engine, EngineError, EngineState, Layout, ModelConfig, Packed, adamw::norm};
+use super::{AdamW, Engine, EngineError, EngineState, Family, Layout, ModelConfig, Packed, adamw::norm};
 
 /// The engine that candle's autograd drives.
 #[derive(Debug)]
-pub struct ReferenceEngine {
+pub(crate) struct ReferenceEngine {
     config: ModelConfig,
     state: EngineState,
     gradients: Vec<f32>,
@@ -21,10 +21,11 @@ impl ReferenceEngine {
     ///
     /// # Errors
     /// When the state is of another model.
-    pub fn new(config: ModelConfig, state: EngineState) -> std::result::Result<Self, EngineError> {
-        state.check(&Layout::of(&config))?;
+    pub(crate) fn new(config: &ModelConfig, state: EngineState) -> std::result::Result<Self, EngineError> {
+        let layout = Arc::new(Layout::of(config));
+        state.check(&layout)?;
         let gradients = vec![0.0; state.parameters.len()];
-        Ok(Self { config, state, gradients })
+        Ok(Self { config: config.clone(), state: EngineState { layout, ..state }, gradients })
     }
 
     /// The parameters as variables, by name.
@@ -40,56 +41,9 @@ impl ReferenceEngine {
 
     /// Σ over targets of the cross-entropy.
     fn sum(&self, variables: &BTreeMap<&str, Var>, batch: &Packed) -> Result<Tensor> {
-        let config = &self.config;
-        let weight = |name: &str| -> Result<&Tensor> {
-            match variables.get(name) {
-                Some(variable) => Ok(variable.as_tensor()),
-                None => candle_core::bail!("the model has no weight {name}"),
-            }
-        };
-        let embedding = weight("model.embed_tokens.weight")?;
-        let norm = |x: &Tensor, w: &Tensor| -> Result<Tensor> {
-            let mean = (x.sqr()?.mean_keepdim(1)? + config.rms_norm_eps)?;
-            x.broadcast_div(&mean.sqrt()?)?.broadcast_mul(w)
-        };
-        let (heads, width) = (config.num_attention_heads, config.head_dim);
+        let graph = Graph { config: &self.config, variables };
         let mut sum = Tensor::zeros((), DType::F32, &Device::Cpu)?;
         for bounds in batch.offsets.windows(2) {
-            let rows = bounds[1] - bounds[0];
-            if rows == 0 {
-                continue;
-            }
-            let tokens = Tensor::from_slice(&batch.tokens[bounds[0]..bounds[1]], rows, &Device::Cpu)?;
-            let mut x = embedding.index_select(&tokens, 0)?;
-            let angles: Vec<f32> = (0..rows)
-                .flat_map(|row| (0..width).map(move |i| (row, i % (width / 2))))
-                .map(|(row, i)| (row as f64 * config.rope_theta.powf(-2.0 * i as f64 / width as f64)) as f32)
-                .collect();
-            let angles = Tensor::from_vec(angles, (rows, width), &Device::Cpu)?;
-            let turn = |x: &Tensor| -> Result<Tensor> {
-                let (a, b) = (x.narrow(2, 0, width / 2)?, x.narrow(2, width / 2, width / 2)?);
-                let turned = Tensor::cat(&[&b.neg()?, &a], 2)?;
-                x.broadcast_mul(&angles.cos()?)? + turned.broadcast_mul(&angles.sin()?)?
-            };
-            let mask: Vec<f32> =
-                (0..rows * rows).map(|i| if i % rows > i / rows { f32::NEG_INFINITY } else { 0.0 }).collect();
-            let mask = Tensor::from_vec(mask, (rows, rows), &Device::Cpu)?;
-            for layer in 0..config.num_hidden_layers {
-                let weight = |name: &str| weight(&format!("model.layers.{layer}.{name}.weight"));
-                let n = norm(&x, weight("input_layernorm")?)?;
-                let part = |name: &str| -> Result<Tensor> {
-                    let projected = n.matmul(&weight(&format!("self_attn.{name}_proj"))?.t()?)?;
-                    projected.reshape((rows, heads, width))?.transpose(0, 1)?.contiguous()
-                };
-                let (q, k, v) = (turn(&part("q")?)?, turn(&part("k")?)?, part("v")?);
-                let scores = (q.matmul(&k.transpose(1, 2)?)? / (width as f64).sqrt())?.broadcast_add(&mask)?;
-                let mixed = softmax(&scores, 2)?.matmul(&v)?.transpose(0, 1)?.reshape((rows, heads * width))?;
-                x = (x + mixed.matmul(&weight("self_attn.o_proj")?.t()?)?)?;
-                let n = norm(&x, weight("post_attention_layernorm")?)?;
-                let (gate, up) = (weight("mlp.gate_proj")?, weight("mlp.up_proj")?);
-                let y = (n.matmul(&gate.t()?)?.silu()? * n.matmul(&up.t()?)?)?;
-                x = (x + y.matmul(&weight("mlp.down_proj")?.t()?)?)?;
-            }
             let (rows, ids): (Vec<u32>, Vec<u32>) = batch
                 .targets
                 .iter()
@@ -99,8 +53,7 @@ impl ReferenceEngine {
             if rows.is_empty() {
                 continue;
             }
-            let x = x.index_select(&Tensor::new(rows.as_slice(), &Device::Cpu)?, 0)?;
-            let logits = norm(&x, weight("model.norm.weight")?)?.matmul(&embedding.t()?)?;
+            let logits = graph.logits(&batch.tokens[bounds[0]..bounds[1]], &rows)?;
             let ids = Tensor::new(ids.as_slice(), &Device::Cpu)?.unsqueeze(1)?;
             sum = (sum - log_softmax(&logits, 1)?.gather(&ids, 1)?.sum_all()?)?;
         }
@@ -122,6 +75,124 @@ impl ReferenceEngine {
         }
         Ok(f64::from(loss.to_scalar::<f32>()?))
     }
+}
+
+/// The operations of a model.
+struct Graph<'a> {
+    config: &'a ModelConfig,
+    variables: &'a BTreeMap<&'a str, Var>,
+}
+
+impl Graph<'_> {
+    fn weight(&self, name: &str) -> Result<&Tensor> {
+        match self.variables.get(name) {
+            Some(variable) => Ok(variable.as_tensor()),
+            None => candle_core::bail!("the model has no weight {name}"),
+        }
+    }
+
+    /// Logits of some rows of a sequence.
+    fn logits(&self, tokens: &[u32], rows: &[u32]) -> Result<Tensor> {
+        let count = tokens.len();
+        let tokens = Tensor::from_slice(tokens, count, &Device::Cpu)?;
+        let rows = Tensor::new(rows, &Device::Cpu)?;
+        let layers = 0..self.config.num_hidden_layers;
+        match self.config.family {
+            Family::Llama => {
+                let embedding = self.weight("model.embed_tokens.weight")?;
+                let mut x = embedding.index_select(&tokens, 0)?;
+                for layer in layers {
+                    x = self.llama_block(&format!("model.layers.{layer}"), &x)?;
+                }
+                let x = self.rms_norm(&x.index_select(&rows, 0)?, "model.norm")?;
+                let tied = self.config.tie_word_embeddings;
+                x.matmul(&if tied { embedding.t()? } else { self.weight("lm_head.weight")?.t()? })
+            }
+            Family::Gpt2 => {
+                let embedding = self.weight("transformer.wte.weight")?;
+                let positions = self.weight("transformer.wpe.weight")?.narrow(0, 0, count)?;
+                let mut x = (embedding.index_select(&tokens, 0)? + positions)?;
+                for layer in layers {
+                    x = self.gpt2_block(&format!("transformer.h.{layer}"), &x)?;
+                }
+                let x = self.layer_norm(&x.index_select(&rows, 0)?, "transformer.ln_f")?;
+                x.matmul(&embedding.t()?)
+            }
+        }
+    }
+
+    fn llama_block(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+        let linear = |x: &Tensor, part: &str| x.matmul(&self.weight(&format!("{name}.{part}.weight"))?.t()?);
+        let n = self.rms_norm(x, &format!("{name}.input_layernorm"))?;
+        let (heads, shared) = (self.config.num_attention_heads, self.config.num_key_value_heads);
+        let q = self.turn(&self.split(&linear(&n, "self_attn.q_proj")?, heads)?)?;
+        let k = self.turn(&self.split(&linear(&n, "self_attn.k_proj")?, shared)?)?;
+        let v = self.split(&linear(&n, "self_attn.v_proj")?, shared)?;
+        let mixed = attention(&q, &repeat(&k, heads / shared)?, &repeat(&v, heads / shared)?)?;
+        let x = (x + linear(&mixed, "self_attn.o_proj")?)?;
+        let n = self.rms_norm(&x, &format!("{name}.post_attention_layernorm"))?;
+        let y = (linear(&n, "mlp.gate_proj")?.silu()? * linear(&n, "mlp.up_proj")?)?;
+        x + linear(&y, "mlp.down_proj")?
+    }
+
+    fn gpt2_block(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+        let linear = |x: &Tensor, part: &str| {
+            let y = x.matmul(self.weight(&format!("{name}.{part}.weight"))?)?;
+            y.broadcast_add(self.weight(&format!("{name}.{part}.bias"))?)
+        };
+        let hidden = self.config.hidden_size;
+        let qkv = linear(&self.layer_norm(x, &format!("{name}.ln_1"))?, "attn.c_attn")?;
+        let part = |at: usize| self.split(&qkv.narrow(1, at * hidden, hidden)?, self.config.num_attention_heads);
+        let x = (x + linear(&attention(&part(0)?, &part(1)?, &part(2)?)?, "attn.c_proj")?)?;
+        let y = linear(&self.layer_norm(&x, &format!("{name}.ln_2"))?, "mlp.c_fc")?.gelu()?;
+        x + linear(&y, "mlp.c_proj")?
+    }
+
+    fn rms_norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+        let mean = (x.sqr()?.mean_keepdim(1)? + self.config.norm_eps)?;
+        x.broadcast_div(&mean.sqrt()?)?.broadcast_mul(self.weight(&format!("{name}.weight"))?)
+    }
+
+    fn layer_norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+        let x = x.broadcast_sub(&x.mean_keepdim(1)?)?;
+        let variance = (x.sqr()?.mean_keepdim(1)? + self.config.norm_eps)?;
+        let x = x.broadcast_div(&variance.sqrt()?)?.broadcast_mul(self.weight(&format!("{name}.weight"))?)?;
+        x.broadcast_add(self.weight(&format!("{name}.bias"))?)
+    }
+
+    /// [rows, heads · width] → [heads, rows, width]
+    fn split(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+        x.reshape((x.dim(0)?, heads, self.config.head_dim))?.transpose(0, 1)?.contiguous()
+    }
+
+    /// Rotary positions of [heads, rows, width].
+    fn turn(&self, x: &Tensor) -> Result<Tensor> {
+        let (_, rows, width) = x.dims3()?;
+        let theta = self.config.rope_theta;
+        let angles: Vec<f32> = (0..rows)
+            .flat_map(|row| (0..width).map(move |i| (row, i % (width / 2))))
+            .map(|(row, i)| (row as f64 * theta.powf(-2.0 * i as f64 / width as f64)) as f32)
+            .collect();
+        let angles = Tensor::from_vec(angles, (rows, width), &Device::Cpu)?;
+        let (a, b) = (x.narrow(2, 0, width / 2)?, x.narrow(2, width / 2, width / 2)?);
+        let turned = Tensor::cat(&[&b.neg()?, &a], 2)?;
+        x.broadcast_mul(&angles.cos()?)? + turned.broadcast_mul(&angles.sin()?)?
+    }
+}
+
+/// Each head `times` times: [heads, rows, width] → [heads · times, rows, width].
+fn repeat(x: &Tensor, times: usize) -> Result<Tensor> {
+    let (heads, rows, width) = x.dims3()?;
+    x.unsqueeze(1)?.broadcast_as((heads, times, rows, width))?.contiguous()?.reshape((heads * times, rows, width))
+}
+
+/// Causal attention of [heads, rows, width] each: [rows, heads · width].
+fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let (heads, rows, width) = q.dims3()?;
+    let mask: Vec<f32> = (0..rows * rows).map(|i| if i % rows > i / rows { f32::NEG_INFINITY } else { 0.0 }).collect();
+    let mask = Tensor::from_vec(mask, (rows, rows), &Device::Cpu)?;
+    let scores = (q.matmul(&k.transpose(1, 2)?)? / (width as f64).sqrt())?.broadcast_add(&mask)?;
+    softmax(&scores, 2)?.matmul(v)?.transpose(0, 1)?.reshape((rows, heads * width))
 }
 
 impl Engine for ReferenceEngine {
@@ -168,8 +239,16 @@ impl Engine for ReferenceEngine {
         step.apply(layout, parameters, &self.gradients, first, second);
     }
 
+    fn memory(&self) -> usize {
+        4 * size_of::<f32>() * self.gradients.len()
+    }
+
     fn export(&self) -> EngineState {
         self.state.clone()
+    }
+
+    fn export_into(&self, state: &mut EngineState) {
+        state.clone_from(&self.state);
     }
 
     fn import(&mut self, state: &EngineState) -> std::result::Result<(), EngineError> {

@@ -14,10 +14,46 @@ pub(crate) fn tiny() -> ModelConfig {
     ModelConfig::new(shape, Vocabulary { size: 37, end: 1, pad: 0 }).unwrap()
 }
 
+/// A GPT-2 of odd widths.
+pub(crate) fn gpt2() -> ModelConfig {
+    ModelConfig { family: Family::Gpt2, intermediate_size: 51, bos_token_id: Some(1), ..tiny() }
+}
+
+/// Fewer heads of keys than of queries, and an output projection of its own.
+fn grouped() -> ModelConfig {
+    ModelConfig {
+        hidden_size: 96,
+        num_attention_heads: 6,
+        num_key_value_heads: 2,
+        tie_word_embeddings: false,
+        ..tiny()
+    }
+}
+
+fn shapes() -> [ModelConfig; 3] {
+    [tiny(), grouped(), gpt2()]
+}
+
+/// A state whose vectors are not all 1 or 0, so that nothing about them goes unseen.
 fn state(config: &ModelConfig, seed: u64) -> EngineState {
     let layout = Arc::new(Layout::of(config));
-    let parameters = initial(config, &layout, seed);
+    let mut parameters = initial(config, &layout, seed);
+    for tensor in layout.tensors().iter().filter(|tensor| tensor.shape.len() == 1) {
+        for (at, number) in parameters[tensor.range.clone()].iter_mut().enumerate() {
+            *number += ((at * 7 + tensor.range.start) % 11) as f32 / 50.0 - 0.1;
+        }
+    }
     EngineState::new(layout, parameters)
+}
+
+const BF16: Settings = Settings { precision: Precision::Bf16, gradient_checkpointing: false, reference: false };
+
+fn start(config: &ModelConfig, seed: u64, settings: Settings) -> Box<dyn Engine> {
+    engine(config, state(config, seed), settings).unwrap()
+}
+
+fn plain(config: &ModelConfig, seed: u64) -> Box<dyn Engine> {
+    start(config, seed, Settings { reference: true, ..Settings::default() })
 }
 
 fn ids(count: usize, seed: u32) -> Vec<u32> {
@@ -45,42 +81,251 @@ fn same_gradients(a: &dyn Engine, b: &dyn Engine, share: f32) {
 
 #[test]
 fn loss_and_every_gradient_are_candle_s() {
-    let config = tiny();
-    let mut fast = CpuEngine::new(config.clone(), state(&config, 3)).unwrap();
-    let mut plain = ReferenceEngine::new(config.clone(), state(&config, 3)).unwrap();
-    for lengths in [&[26, 11, 7][..], &[2], &[64, 3, 3, 40, 17]] {
-        let batch = batch(lengths);
-        let total = batch.targets.len() + 5;
-        for engine in [&mut fast as &mut dyn Engine, &mut plain] {
-            engine.clear_gradients();
+    for config in shapes() {
+        let mut plain = plain(&config, 3);
+        for (settings, share) in [(Settings::default(), 2e-4), (BF16, 0.08)] {
+            let mut fast = start(&config, 3, settings);
+            for lengths in [&[26, 11, 7][..], &[2], &[64, 3, 3, 40, 17]] {
+                let batch = batch(lengths);
+                let total = batch.targets.len() + 5;
+                plain.clear_gradients();
+                fast.clear_gradients();
+                let (a, b) = (fast.accumulate(&batch, total).unwrap(), plain.accumulate(&batch, total).unwrap());
+                assert!((a - b).abs() < f64::from(share) * 0.1, "{a} {b}");
+                let alone = fast.loss(&batch).unwrap();
+                assert!((alone - a * total as f64).abs() < 1e-5 * total as f64, "{alone} {a}");
+                if lengths.len() > 1 {
+                    same_gradients(&*fast, &*plain, share);
+                }
+            }
         }
-        let (a, b) = (fast.accumulate(&batch, total).unwrap(), plain.accumulate(&batch, total).unwrap());
-        assert!((a - b).abs() < 1e-5, "{a} {b}");
-        assert!((fast.loss(&batch).unwrap() - b * total as f64).abs() < 1e-4 * total as f64);
-        if lengths.len() > 1 {
-            same_gradients(&fast, &plain, 2e-4);
+    }
+}
+
+/// Three steps; the bits of every loss and norm, and the state at the end.
+fn three_steps(config: &ModelConfig, settings: Settings) -> (Vec<u64>, EngineState) {
+    let mut engine = start(config, 3, settings);
+    // Enough rows for several pieces of work.
+    let lengths: Vec<usize> = (0..60).map(|at| 5 + at % 50).collect();
+    let batch = batch(&lengths);
+    let rates = Rates::standard(engine.layout(), 0.01);
+    let mut bits = Vec::new();
+    for step in 0..3 {
+        engine.clear_gradients();
+        bits.push(engine.accumulate(&batch, batch.targets.len()).unwrap().to_bits());
+        let norm = engine.gradient_norm().unwrap();
+        bits.push(norm.to_bits());
+        let scale = (1.0 / norm).min(1.0);
+        engine.update(&AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates });
+    }
+    (bits, engine.export())
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    for config in shapes() {
+        for settings in [Settings::default(), BF16] {
+            let run = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| three_steps(&config, settings))
+            };
+            let (bits, end) = run(1);
+            assert!(bits[0] != bits[4], "a step changes the loss");
+            for threads in [2, 3] {
+                let other = run(threads);
+                assert_eq!(other.0, bits);
+                assert!(other.1 == end);
+            }
         }
     }
 }
 
 #[test]
-fn any_number_of_threads_gives_the_same_bits() {
-    let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            let config = tiny();
-            let mut engine = CpuEngine::new(config.clone(), state(&config, 3)).unwrap();
-            // Enough rows for several pieces of work.
-            let lengths: Vec<usize> = (0..60).map(|at| 5 + at % 50).collect();
-            let batch = batch(&lengths);
-            let rates = Rates::standard(engine.layout(), 0.01);
-            let mut bits = Vec::new();
-            for step in 0..3 {
+fn computing_again_gives_the_same_bits() {
+    let config = ModelConfig { num_hidden_layers: 3, ..tiny() };
+    for settings in [Settings::default(), BF16] {
+        let kept = three_steps(&config, settings);
+        assert!(kept == three_steps(&config, Settings { gradient_checkpointing: true, ..settings }));
+    }
+}
+
+#[test]
+fn computing_again_takes_less_memory() {
+    let config = ModelConfig { num_hidden_layers: 6, ..tiny() };
+    let memory = |gradient_checkpointing| {
+        let mut engine = start(&config, 3, Settings { gradient_checkpointing, ..Settings::default() });
+        let batch = batch(&[60; 40]);
+        engine.accumulate(&batch, 1).unwrap();
+        engine.memory()
+    };
+    assert!(memory(true) * 2 < memory(false));
+}
+
+#[test]
+fn a_slope_is_what_the_loss_does() {
+    for config in shapes() {
+        let batch = batch(&[26, 11, 7]);
+        let begin = state(&config, 5);
+        let mut engine = start(&config, 5, Settings::default());
+        engine.accumulate(&batch, 10).unwrap();
+        let gradients = engine.gradients().into_owned();
+        for tensor in begin.layout.tensors() {
+            let gradient = &gradients[tensor.range.clone()];
+            let length = gradient.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+            let mut at = |step: f64| {
+                let mut moved = begin.clone();
+                for (weight, slope) in moved.parameters[tensor.range.clone()].iter_mut().zip(gradient) {
+                    *weight += (f64::from(*slope) * step / length) as f32;
+                }
+                engine.import(&moved).unwrap();
+                engine.loss(&batch).unwrap() / 10.0
+            };
+            let slope = (at(2e-3) - at(-2e-3)) / (2.0 * 2e-3);
+            assert!((slope - length).abs() < 0.01 * length + 2e-3, "{}: {slope} {length}", tensor.name);
+        }
+    }
+}
+
+#[test]
+fn accumulated_parts_are_the_whole() {
+    let config = tiny();
+    let lengths = [26, 11, 7, 40, 3, 19];
+    let whole = batch(&lengths);
+    let total = whole.targets.len();
+    for (settings, share) in [(Settings::default(), 1e-4), (BF16, 0.02)] {
+        let mut one = start(&config, 3, settings);
+        let loss = one.accumulate(&whole, total).unwrap();
+        let mut parts = start(&config, 3, settings);
+        let all: Vec<Vec<u32>> = lengths.iter().enumerate().map(|(at, length)| ids(*length, at as u32 * 31)).collect();
+        let mut sum = 0.0;
+        for part in all.chunks(2) {
+            let part = Packed::new(part.iter().map(|ids| (ids.as_slice(), ids.len() / 3)));
+            sum += parts.accumulate(&part, total).unwrap();
+        }
+        assert!((loss - sum).abs() < 1e-6);
+        same_gradients(&*parts, &*one, share);
+    }
+}
+
+#[test]
+fn sequences_do_not_see_each_other() {
+    let config = tiny();
+    for settings in [Settings::default(), BF16] {
+        let mut engine = start(&config, 3, settings);
+        let together = engine.loss(&batch(&[26, 11, 7])).unwrap();
+        let alone: f64 = [26, 11, 7]
+            .iter()
+            .enumerate()
+            .map(|(at, length)| {
+                let ids = ids(*length, at as u32 * 31);
+                engine.loss(&Packed::new([(ids.as_slice(), length / 3)])).unwrap()
+            })
+            .sum();
+        assert!((together - alone).abs() < 1e-4, "{together} {alone}");
+    }
+}
+
+#[test]
+fn what_cannot_be_taken_is_said() {
+    let config = tiny();
+    let mut engine = start(&config, 3, Settings::default());
+    let said = engine.loss(&batch(&[70])).unwrap_err().to_string();
+    assert!(said.contains("69 tokens") && said.contains("64"), "{said}");
+    let said = engine.loss(&Packed::new([([1, 2, 37].as_slice(), 1)])).unwrap_err().to_string();
+    assert!(said.contains("token id 37") && said.contains("vocabulary of 37"), "{said}");
+    let mut short = engine.export();
+    short.second.pop();
+    let said = engine.import(&short).unwrap_err().to_string();
+    assert!(said.contains("second moments"), "{said}");
+}
+
+#[test]
+fn a_number_that_is_none_comes_through() {
+    for settings in [Settings::default(), BF16] {
+        let config = tiny();
+        let mut broken = state(&config, 3);
+        let place = broken.layout.find("model.layers.1.mlp.up_proj.weight").unwrap().range.start;
+        broken.parameters[place] = f32::NAN;
+        let mut engine = engine(&config, broken, settings).unwrap();
+        let batch = batch(&[26, 11, 7]);
+        assert!(engine.accumulate(&batch, 10).unwrap().is_nan());
+        let said = engine.gradient_norm().unwrap_err().to_string();
+        assert!(said.contains("is not finite"), "{said}");
+    }
+}
+
+/// What PyTorch computed for a model; `pytorch.py` beside the file says how.
+#[derive(serde::Deserialize)]
+struct Case {
+    config: serde_json::Value,
+    losses: Vec<f64>,
+    norms: Vec<f64>,
+    gradients: std::collections::BTreeMap<String, Slope>,
+    after: std::collections::BTreeMap<String, Vec<f64>>,
+}
+
+#[derive(serde::Deserialize)]
+struct Slope {
+    norm: f64,
+    head: Vec<f64>,
+    tail: Vec<f64>,
+}
+
+#[derive(serde::Deserialize)]
+struct Cases {
+    cases: Vec<Case>,
+}
+
+#[test]
+fn losses_gradients_and_steps_are_pytorch_s() {
+    let text = include_str!("../tests/fixtures/pytorch.json");
+    let Cases { cases } = serde_json::from_str(text).unwrap();
+    assert_eq!(cases.len(), 3);
+    for case in cases {
+        let config = ModelConfig::parse(case.config.to_string().as_bytes()).unwrap();
+        let layout = Arc::new(Layout::of(&config));
+        assert!(
+            layout.tensors().iter().map(|tensor| &tensor.name).collect::<std::collections::BTreeSet<_>>()
+                == case.gradients.keys().collect()
+        );
+        let mut parameters = vec![0.0; layout.size()];
+        for (index, tensor) in layout.tensors().iter().enumerate() {
+            let one = if tensor.shape.len() == 1 && !tensor.name.ends_with(".bias") { 1.0 } else { 0.0 };
+            for (at, number) in parameters[tensor.range.clone()].iter_mut().enumerate() {
+                let drawn = (at as u64 * 2_654_435_761 + index as u64 * 97) % (1 << 32) % 1000;
+                *number = (one + 0.2 * (drawn as f64 / 500.0 - 1.0)) as f32;
+            }
+        }
+        let begin = EngineState::new(layout.clone(), parameters);
+        for (settings, share) in
+            [(Settings::default(), 2e-5), (Settings { reference: true, ..Settings::default() }, 2e-5), (BF16, 3e-2)]
+        {
+            let mut engine = engine(&config, begin.clone(), settings).unwrap();
+            let batch = batch(&[26, 11, 7, 40]);
+            let rates = Rates::standard(&layout, 0.1);
+            for (step, (loss, norm)) in case.losses.iter().zip(&case.norms).enumerate() {
+                let path = engine.path();
+                let close = |found: f64, expected: f64, size: f64| {
+                    assert!((found - expected).abs() < share * size, "{path} step {step}: {found} {expected}");
+                };
                 engine.clear_gradients();
-                bits.push(engine.accumulate(&batch, batch.targets.len()).unwrap().to_bits());
-                let norm = engine.gradient_norm().unwrap();
-                bits.push(norm.to_bits());
-                let scale = (1.0 / norm).min(1.0);
+                let found = engine.accumulate(&batch, batch.targets.len()).unwrap();
+                let gradients = engine.gradients().into_owned();
+                if step == 0 {
+                    for tensor in layout.tensors() {
+                        let Slope { norm, head, tail } = &case.gradients[&tensor.name];
+                        let found = &gradients[tensor.range.clone()];
+                        let length = found.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+                        close(length, *norm, *norm);
+                        let ends =
+                            found.iter().take(3).zip(head).chain(found.iter().rev().take(3).zip(tail.iter().rev()));
+                        ends.for_each(|(found, expected)| close(f64::from(*found), *expected, *norm));
+                    }
+                }
+                close(found, *loss, 10.0);
+                let found = engine.gradient_norm().unwrap();
+                close(found, *norm, 10.0 * norm);
+                let (step, scale) = (step as u64, (1.0 / found).min(1.0));
                 engine.update(&AdamW {
                     step,
                     rate: 1e-2,
@@ -91,71 +336,14 @@ fn any_number_of_threads_gives_the_same_bits() {
                     rates: &rates,
                 });
             }
-            (bits, engine.export())
-        })
-    };
-    let (bits, end) = run(1);
-    assert!(bits[0] != bits[4], "a step changes the loss");
-    for threads in [2, 3] {
-        let other = run(threads);
-        assert_eq!(other.0, bits);
-        assert!(other.1 == end);
-    }
-}
-
-#[test]
-fn a_slope_is_what_the_loss_does() {
-    let config = tiny();
-    let batch = batch(&[26, 11, 7]);
-    let start = state(&config, 5);
-    let mut engine = CpuEngine::new(config.clone(), start.clone()).unwrap();
-    engine.accumulate(&batch, 10).unwrap();
-    let gradients = engine.gradients().into_owned();
-    for tensor in start.layout.tensors() {
-        let gradient = &gradients[tensor.range.clone()];
-        let length = gradient.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        let mut at = |step: f64| {
-            let mut moved = start.clone();
-            for (weight, slope) in moved.parameters[tensor.range.clone()].iter_mut().zip(gradient) {
-                *weight += (f64::from(*slope) * step / length) as f32;
+            if settings.precision == Precision::F32 {
+                let end = engine.export().parameters;
+                for tensor in layout.tensors() {
+                    for (found, expected) in end[tensor.range.clone()].iter().zip(&case.after[&tensor.name]) {
+                        assert!((f64::from(*found) - expected).abs() < 2e-4, "{}: {found} {expected}", tensor.name);
+                    }
+                }
             }
-            engine.import(&moved).unwrap();
-            engine.loss(&batch).unwrap() / 10.0
-        };
-        let slope = (at(2e-3) - at(-2e-3)) / (2.0 * 2e-3);
-        assert!((slope - length).abs() < 0.01 * length + 2e-3, "{}: {slope} {length}", tensor.name);
+        }
     }
-}
-
-#[test]
-fn accumulated_parts_are_the_whole() {
-    let config = tiny();
-    let lengths = [26, 11, 7, 40, 3, 19];
-    let whole = batch(&lengths);
-    let total = whole.targets.len();
-    let mut one = CpuEngine::new(config.clone(), state(&config, 3)).unwrap();
-    let loss = one.accumulate(&whole, total).unwrap();
-    let mut parts = CpuEngine::new(config.clone(), state(&config, 3)).unwrap();
-    let all: Vec<Vec<u32>> = lengths.iter().enumerate().map(|(at, length)| ids(*length, at as u32 * 31)).collect();
-    let mut sum = 0.0;
-    for part in all.chunks(2) {
-        let part = Packed::new(part.iter().map(|ids| (ids.as_slice(), ids.len() / 3)));
-        sum += parts.accumulate(&part, total).unwrap();
-    }
-    assert!((loss - sum).abs() < 1e-6);
-    same_gradients(&parts, &one, 1e-4);
-}
-
-#[test]
-fn what_cannot_be_taken_is_said() {
-    let config = tiny();
-    let mut engine = CpuEngine::new(config.clone(), state(&config, 3)).unwrap();
-    let said = engine.loss(&batch(&[70])).unwrap_err().to_string();
-    assert!(said.contains("69 tokens") && said.contains("64"), "{said}");
-    let said = engine.loss(&Packed::new([([1, 2, 37].as_slice(), 1)])).unwrap_err().to_string();
-    assert!(said.contains("token id 37") && said.contains("vocabulary of 37"), "{said}");
-    let mut short = engine.export();
-    short.second.pop();
-    let said = engine.import(&short).unwrap_err().to_string();
-    assert!(said.contains("second moments"), "{said}");
 }

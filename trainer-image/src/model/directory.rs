@@ -132,8 +132,8 @@ pub(super) struct Loaded {
 /// Reads a model out of its files.
 pub(super) fn load(files: &ModelFiles) -> Result<Loaded, ModelError> {
     let file = |name: &'static str| files.get(name).ok_or(ModelError::Missing(name));
-    let config: ModelConfig = serde_json::from_slice(file(CONFIG)?).map_err(ModelError::Json)?;
-    config.validate()?;
+    let config = ModelConfig::parse(file(CONFIG)?)?;
+    config.generates()?;
     let tokenizer = Tokenizer::from_json(file(TOKENIZER)?)?;
     let stored = SafeTensors::deserialize(file(WEIGHTS)?).map_err(ModelError::Weights)?;
     let layout = Layout::of(&config);

@@ -27,7 +27,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use codex_engine::{
     Layout, ModelConfig, dispatched,
-    inference::{BlockWeights, Panels, Rotary, exponentials, rms_norm, scale as multiply, swiglu},
+    inference::{BlockWeights, Panels, Rotary, blocks, exponentials, rms_norm, scale as multiply, swiglu},
 };
 use pulp::Simd;
 use rayon::prelude::*;
@@ -299,8 +299,7 @@ impl Weights {
         let layout = Layout::of(&config);
         let tensor = |name: &str| layout.find(name).map_or(&[][..], |tensor| &parameters[tensor.range.clone()]);
         let embedding = tensor("model.embed_tokens.weight");
-        let layer = |layer: usize| {
-            let weights = BlockWeights::of(&config, parameters, layer);
+        let layer = |weights: BlockWeights| {
             Layer {
                 input_norm: weights.input_norm.to_vec(),
                 qkv: Panels::of(weights.qkv, hidden),
@@ -314,7 +313,7 @@ impl Weights {
             head: Panels::of(embedding, hidden),
             embedding: embedding.to_vec(),
             norm: tensor("model.norm.weight").to_vec(),
-            layers: (0..config.num_hidden_layers).map(layer).collect(),
+            layers: blocks(&config, parameters).into_iter().map(layer).collect(),
             rotary: Rotary::new(config.max_position_embeddings, config.head_dim, config.rope_theta),
             config,
         }
@@ -323,7 +322,7 @@ impl Weights {
     /// Feeds what is pending in a group of slots and chooses their next tokens.
     fn advance(&self, group: &mut [(usize, &mut Slot)]) -> Vec<Emitted> {
         let hidden = self.config.hidden_size;
-        let eps = self.config.rms_norm_eps as f32;
+        let eps = self.config.norm_eps as f32;
         let fed: Vec<u32> = group.iter().flat_map(|(_, slot)| slot.pending.iter().copied()).collect();
         let rows = fed.len();
         let mut x: Vec<f32> = Vec::with_capacity(rows * hidden);
@@ -467,9 +466,9 @@ mod tests {
 
     use super::*;
     use crate::model::describe;
-    use codex_engine::{CpuEngine, Engine as _, EngineState, Packed, Shape, initial};
+    use codex_engine::{Engine, EngineState, Packed, Settings, Shape, engine, initial};
 
-    fn files() -> (CpuEngine, ModelFiles) {
+    fn files() -> (Box<dyn Engine>, ModelFiles) {
         let shape = Shape {
             hidden_size: 32,
             intermediate_size: 48,
@@ -483,7 +482,7 @@ mod tests {
         let layout = Arc::new(Layout::of(&config));
         let parameters = initial(&config, &layout, 11);
         let files = describe(&config, &parameters, &tokenizer).unwrap();
-        (CpuEngine::new(config, EngineState::new(layout, parameters)).unwrap(), files)
+        (engine(&config, EngineState::new(layout, parameters), Settings::default()).unwrap(), files)
     }
 
     const PROMPTS: [&str; 5] = ["347+86:", "1-2:", "Jon has 3 eggs. Bob has 64 more.", "9", "208-9:"];

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use codex_engine::{CpuEngine, Engine, EngineState, Layout, ModelConfig, initial};
+use codex_engine::{Engine, EngineState, Layout, ModelConfig, Settings, engine, initial};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::TrainError;
@@ -35,7 +35,7 @@ impl State {
     pub(super) fn new(config: ModelConfig, seed: u64) -> Result<Self, TrainError> {
         let layout = Arc::new(Layout::of(&config));
         let parameters = initial(&config, &layout, seed);
-        Ok(Self { step: 0, engine: Box::new(CpuEngine::new(config, EngineState::new(layout, parameters))?) })
+        Ok(Self { step: 0, engine: engine(&config, EngineState::new(layout, parameters), Settings::default())? })
     }
 
     /// Parameters and moments as the bytes of `state.safetensors`, each tensor under its own name.
@@ -82,6 +82,6 @@ impl State {
         };
         let (parameters, first, second) = (read(WEIGHT)?, read(FIRST)?, read(SECOND)?);
         let state = EngineState { layout: layout.clone(), parameters, first, second };
-        Ok(Self { step, engine: Box::new(CpuEngine::new(config, state)?) })
+        Ok(Self { step, engine: engine(&config, state, Settings::default())? })
     }
 }

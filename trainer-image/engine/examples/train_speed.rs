@@ -1,0 +1,204 @@
+//! Times steps of training on random tokens: forwards, backwards, clipping and AdamW. Prints one JSON object.
+//!
+//! `train_speed SHAPE DTYPE STEPS [THREADS] [checkpoint]`, where `SHAPE` is a name below and `DTYPE` is `fp32`, `bf16` or
+//! `candle`. Run by `make bench-train` beside PyTorch.
+
+use std::{env, fs, process::ExitCode, sync::Arc, thread, time::Instant};
+
+use codex_engine::{
+    AdamW, EngineState, Layout, ModelConfig, Packed, Precision, Rates, Settings, Shape, Vocabulary, engine, initial,
+};
+
+/// Layers, width, heads, inner width, vocabulary, tokens of a sequence, sequences of a batch.
+const SHAPES: [(&str, [usize; 7]); 8] = [
+    ("tiny", [2, 64, 4, 192, 98, 64, 64]),
+    ("demo", [4, 64, 4, 192, 98, 32, 64]),
+    ("0.8M", [4, 128, 4, 384, 98, 64, 64]),
+    ("1M", [4, 128, 2, 512, 512, 256, 8]),
+    ("4M", [5, 256, 4, 704, 1024, 256, 8]),
+    ("12M", [6, 384, 6, 1024, 4096, 256, 8]),
+    ("36M", [9, 576, 9, 1536, 4096, 256, 8]),
+    ("100M", [12, 832, 13, 2240, 8192, 256, 8]),
+];
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
+    let begun = Instant::now();
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if let [word, threads] = arguments.as_slice()
+        && word == "peak"
+    {
+        println!("{{\"gflops\": {:.1}}}", peak_products(threads.parse()?));
+        return Ok(());
+    }
+    let [name, dtype, steps, rest @ ..] = arguments.as_slice() else {
+        return Err("use: train_speed SHAPE fp32|bf16|candle STEPS [THREADS] [checkpoint]".into());
+    };
+    let steps: u64 = steps.parse()?;
+    if let Some(threads) = rest.first() {
+        rayon::ThreadPoolBuilder::new().num_threads(threads.parse()?).build_global()?;
+    }
+    let known = || SHAPES.map(|(name, _)| name).join(", ");
+    let Some((_, shape)) = SHAPES.iter().find(|(known, _)| known == name) else {
+        return Err(format!("no shape {name}: use one of {}", known()).into());
+    };
+    let [layers, width, heads, inner, vocabulary, tokens, sequences] = *shape;
+    let shape = Shape {
+        hidden_size: width,
+        intermediate_size: inner,
+        num_hidden_layers: layers,
+        num_attention_heads: heads,
+        max_position_embeddings: tokens,
+        rope_theta: 10_000.0,
+    };
+    let config = ModelConfig::new(shape, Vocabulary { size: vocabulary, end: 1, pad: 0 })?;
+    let layout = Arc::new(Layout::of(&config));
+    let state = EngineState::new(layout.clone(), initial(&config, &layout, 1));
+    let settings = Settings {
+        precision: if dtype == "bf16" { Precision::Bf16 } else { Precision::F32 },
+        gradient_checkpointing: rest.get(1).is_some_and(|word| word == "checkpoint"),
+        reference: dtype == "candle",
+    };
+    let mut engine = engine(&config, state, settings)?;
+    let rates = Rates::standard(&layout, 0.01);
+    let (mut times, mut clipping, mut updating, mut losses, mut first) = (vec![], vec![], vec![], vec![], 0.0);
+    let mut used = 0.0;
+    for step in 0..steps + 2 {
+        if step == 2 {
+            used = processor()?;
+        }
+        let batch = random(step, vocabulary, tokens, sequences);
+        let start = Instant::now();
+        engine.clear_gradients();
+        losses.push(engine.accumulate(&batch, batch.targets.len())?);
+        let gradient = Instant::now();
+        let norm = engine.gradient_norm()?;
+        let clipped = Instant::now();
+        let scale = (1.0 / norm).min(1.0);
+        engine.update(&AdamW { step, rate: 1e-3, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates });
+        let end = Instant::now();
+        if step == 0 {
+            first = (end - begun).as_secs_f64();
+        }
+        if step > 1 {
+            times.push((end - start).as_secs_f64());
+            clipping.push((clipped - gradient).as_secs_f64());
+            updating.push((end - clipped).as_secs_f64());
+        }
+    }
+    let per_step = median(&mut times);
+    let rows = (tokens * sequences) as f64;
+    // 6 for each number of a matrix that a token is multiplied with, there and back; causal attention's scores and sums are
+    // half of what a full square of positions would take.
+    let matrices = layers * (4 * width * width + 3 * width * inner) + vocabulary * width;
+    let flops = rows * (6.0 * matrices as f64 + 6.0 * (layers * width * tokens) as f64);
+    println!(
+        "{{\"shape\": \"{name}\", \"path\": \"{}\", \"parameters\": {}, \"threads\": {}, \"tokens_per_second\": {:.0}, \
+         \"gflops\": {:.1}, \"step_seconds\": {per_step:.5}, \"fastest_seconds\": {:.5}, \"processor_seconds\": {:.5}, \"clip_share\": {:.4}, \
+         \"update_share\": {:.4}, \"first_step_seconds\": {first:.3}, \"peak_mb\": {:.0}, \"held_mb\": {:.0}, \
+         \"loss\": [{:.4}, {:.4}]}}",
+        engine.path(),
+        config.parameters(),
+        rayon::current_num_threads(),
+        rows / per_step,
+        flops / per_step / 1e9,
+        times[0],
+        (processor()? - used) / steps as f64,
+        median(&mut clipping) / per_step,
+        median(&mut updating) / per_step,
+        peak()?,
+        engine.memory() as f64 / 1e6,
+        losses[0],
+        losses[losses.len() - 1],
+    );
+    Ok(())
+}
+
+/// GFLOP/s of large `f32` products, one on each thread: the fastest of eight.
+fn peak_products(threads: usize) -> f64 {
+    const SIZE: usize = 1024;
+    let product = || {
+        let (a, b, mut c) = (vec![0.5_f32; SIZE * SIZE], vec![0.25_f32; SIZE * SIZE], vec![0.0_f32; SIZE * SIZE]);
+        let mut fastest = f64::INFINITY;
+        for _ in 0..8 {
+            let start = Instant::now();
+            // SAFETY: three separate matrices of SIZE × SIZE numbers, whose strides stay inside.
+            #[allow(unsafe_code)]
+            unsafe {
+                gemm::gemm(
+                    SIZE,
+                    SIZE,
+                    SIZE,
+                    c.as_mut_ptr(),
+                    1,
+                    SIZE.cast_signed(),
+                    false,
+                    a.as_ptr(),
+                    1,
+                    SIZE.cast_signed(),
+                    b.as_ptr(),
+                    1,
+                    SIZE.cast_signed(),
+                    0.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    gemm::Parallelism::None,
+                );
+            }
+            fastest = fastest.min(start.elapsed().as_secs_f64());
+        }
+        2.0 * (SIZE * SIZE * SIZE) as f64 / fastest / 1e9
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(product)).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).sum()
+    })
+}
+
+/// The median; sorts.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A batch of random ids, all of which are targets.
+fn random(step: u64, vocabulary: usize, tokens: usize, sequences: usize) -> Packed {
+    let mut state = step.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocabulary as u64) as u32
+    };
+    let all: Vec<Vec<u32>> = (0..sequences).map(|_| (0..=tokens).map(|_| next()).collect()).collect();
+    Packed::new(all.iter().map(|ids| (ids.as_slice(), 1)))
+}
+
+/// Seconds of processors that this process has used.
+fn processor() -> Result<f64, Failure> {
+    /// Linux counts in hundredths, whatever its own clock.
+    const PER_SECOND: f64 = 100.0;
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    // Behind the name, which may hold anything: the 12th and 13th fields are user and system time.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let [user, system] = [11, 12].map(|at| fields.get(at).and_then(|field| field.parse::<f64>().ok()));
+    Ok((user.unwrap_or_default() + system.unwrap_or_default()) / PER_SECOND)
+}
+
+/// The largest resident set so far, in megabytes.
+fn peak() -> Result<f64, Failure> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM in /proc/self/status")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1e3)
+}

@@ -1,0 +1,764 @@
+//! Matrix products of training, for each way of storing activations: over gemm for `f32`, over [`tile`](super::tile) for
+//! `bf16`. Pure.
+
+use gemm::Parallelism;
+use pulp::Simd;
+use rayon::prelude::*;
+
+use super::{
+    buffer::{Buffer, Kept, scratch},
+    kernels::dispatched,
+    model::{Matrix, Model},
+    number::Bf16,
+    tile::{BLOCK, Block, DEPTH, Kind, Left, Pair, TILE, TILE_SIZE},
+};
+
+/// Where a product goes. Rows lie one after another.
+pub(crate) enum Out<'a, N> {
+    /// Activations, [`Number::stride`] apart.
+    Store(&'a mut [N]),
+    /// Instead of what is there, without gaps.
+    Set(&'a mut [f32]),
+    /// Added to what is there, without gaps.
+    Add(&'a mut [f32]),
+}
+
+impl<N> Out<'_, N> {
+    /// The same place once more.
+    fn again(&mut self) -> Out<'_, N> {
+        match self {
+            Out::Store(out) => Out::Store(out),
+            Out::Set(out) => Out::Set(out),
+            Out::Add(out) => Out::Add(out),
+        }
+    }
+}
+
+/// One weight's gradient: `out` [left width, right width] += leftᵀ · right. Rows of both are [`Number::stride`] apart.
+pub(crate) struct Gradient<'a, N> {
+    pub(crate) left: &'a [N],
+    pub(crate) left_width: usize,
+    pub(crate) right: &'a [N],
+    pub(crate) right_width: usize,
+    pub(crate) out: &'a mut [f32],
+}
+
+/// A way of storing activations, and the products over them.
+pub(crate) trait Number: Kept + Send + Sync + std::fmt::Debug {
+    /// What products want beside the parameters, made anew when these have changed.
+    type Packs: Default + Send + Sync + std::fmt::Debug;
+    /// What gradients of weights want as room.
+    type Room: Default + Send + Sync + std::fmt::Debug;
+
+    /// Whether [`operand`](Self::operand) stores what it is given.
+    const COPIES: bool;
+
+    /// The name that records give the path.
+    fn path() -> &'static str;
+
+    /// How far apart rows of `width` lie.
+    fn stride(width: usize) -> usize;
+
+    /// Makes the packs of all matrices of a model.
+    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs);
+
+    /// `x` [rows, inputs] · weightᵀ + bias, on this thread.
+    fn forward(weight: Weight<Self>, x: &[Self], out: Out<Self>);
+
+    /// `dy` [rows, outputs] · weight, on this thread.
+    fn backward(weight: Weight<Self>, dy: &[Self], out: Out<Self>);
+
+    /// Gradients of weights over the same rows, on all threads.
+    fn gradients(jobs: Vec<Gradient<Self>>, room: &mut Self::Room);
+
+    /// Bytes that packs and room take.
+    fn bytes(packs: &Self::Packs, room: &Self::Room) -> usize;
+
+    /// Stores rows of `width` that lie without gaps; what is behind the last column becomes 0.
+    fn keep(rows: &[f32], width: usize, to: &mut [Self]);
+
+    /// Stores numbers one after another.
+    fn convert(numbers: &[f32], to: &mut [Self]);
+
+    /// Reads the first `width` numbers of rows that are `stride` apart.
+    fn gather(rows: &[Self], stride: usize, width: usize, to: &mut [f32]);
+
+    /// A row as `f32`: as it is, or read into `room`. To be called in a kernel.
+    fn read<'a>(row: &'a [Self], room: &'a mut [f32]) -> &'a [f32];
+
+    /// Where a row is written as `f32`: in its place, or in `room`, from where [`finish`](Self::finish) stores it. To be called
+    /// in a kernel.
+    fn place<'a>(row: &'a mut [Self], room: &'a mut [f32]) -> &'a mut [f32];
+
+    /// Stores what was written to [`place`](Self::place).
+    fn finish(row: &mut [Self], room: &[f32]);
+
+    /// Rows without gaps as an operand: as they are, or stored in `buffer`.
+    fn operand<'a>(rows: &'a [f32], width: usize, buffer: &'a mut [Self]) -> &'a [Self];
+
+    /// What [`operand`](Self::operand) gave for all rows, piece by piece, when `buffer` is all pieces' buffers.
+    fn operands<'a>(rows: &'a [f32], buffer: &'a [Self]) -> &'a [Self];
+}
+
+/// A weight with what its product needs.
+pub(crate) struct Weight<'a, N: Number> {
+    pub(crate) matrix: &'a Matrix,
+    pub(crate) parameters: &'a [f32],
+    pub(crate) packs: &'a N::Packs,
+}
+
+/// Rows of the left factor's width whose gradient is one task: enough work for its packing, few enough to share.
+fn share(rows: usize, left: usize, right: usize) -> usize {
+    const WORK: usize = 1 << 22;
+    let wanted = WORK.div_ceil((rows * right).max(1)).next_multiple_of(BLOCK);
+    wanted.clamp(4 * BLOCK, 8 * BLOCK).min(left.next_multiple_of(BLOCK))
+}
+
+// ---- f32 ----
+
+/// A matrix in a slice: its element (row, column) is at `row · row_stride + column · column_stride`.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    data: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> View<'a> {
+    fn rows_of(data: &'a [f32], columns: usize) -> Self {
+        Self { data, rows: data.len() / columns, columns, row_stride: columns, column_stride: 1 }
+    }
+
+    fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// [outputs, inputs], however it is stored.
+    fn of(weight: &Matrix, parameters: &'a [f32]) -> Self {
+        let data = &parameters[weight.weight.clone()];
+        if weight.inputs_first {
+            Self::rows_of(data, weight.outputs).transposed()
+        } else {
+            Self::rows_of(data, weight.inputs)
+        }
+    }
+}
+
+/// `out = a · b`, or `out += a · b`, on this thread; `out` has rows without gaps.
+fn multiply(a: View, b: View, out: &mut [f32], add: bool) {
+    let (m, n, k) = (a.rows, b.columns, a.columns);
+    let reach = |view: View| (view.rows.max(1) - 1) * view.row_stride + (view.columns.max(1) - 1) * view.column_stride;
+    assert!(
+        b.rows == k && out.len() == m * n && (m * n * k == 0 || a.data.len() > reach(a) && b.data.len() > reach(b))
+    );
+    // SAFETY: the assertion keeps every element that the strides reach inside its slice, and `out` is borrowed mutably, so it
+    // overlaps neither operand.
+    #[allow(unsafe_code)]
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            n.cast_signed(),
+            add,
+            a.data.as_ptr(),
+            a.column_stride.cast_signed(),
+            a.row_stride.cast_signed(),
+            b.data.as_ptr(),
+            b.column_stride.cast_signed(),
+            b.row_stride.cast_signed(),
+            1.0_f32,
+            1.0_f32,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+impl Number for f32 {
+    type Packs = ();
+    type Room = ();
+
+    const COPIES: bool = false;
+
+    fn path() -> &'static str {
+        "cpu-f32"
+    }
+
+    fn stride(width: usize) -> usize {
+        width
+    }
+
+    fn pack(_: &Model, _: &[f32], (): &mut ()) {}
+
+    fn forward(weight: Weight<Self>, x: &[Self], out: Out<Self>) {
+        let Weight { matrix, parameters, .. } = weight;
+        let (out, mut add) = match out {
+            Out::Store(out) | Out::Set(out) => (out, false),
+            Out::Add(out) => (out, true),
+        };
+        if let Some(bias) = &matrix.bias {
+            let bias = &parameters[bias.clone()];
+            for row in out.chunks_exact_mut(matrix.outputs) {
+                if add {
+                    row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+                } else {
+                    row.copy_from_slice(bias);
+                }
+            }
+            add = true;
+        }
+        multiply(View::rows_of(x, matrix.inputs), View::of(matrix, parameters).transposed(), out, add);
+    }
+
+    fn backward(weight: Weight<Self>, dy: &[Self], out: Out<Self>) {
+        let Weight { matrix, parameters, .. } = weight;
+        let (out, add) = match out {
+            Out::Store(out) | Out::Set(out) => (out, false),
+            Out::Add(out) => (out, true),
+        };
+        multiply(View::rows_of(dy, matrix.outputs), View::of(matrix, parameters), out, add);
+    }
+
+    fn gradients(jobs: Vec<Gradient<Self>>, (): &mut ()) {
+        let tasks: Vec<_> = jobs
+            .into_iter()
+            .flat_map(|job| {
+                let Gradient { left, left_width, right, right_width, out } = job;
+                let rows = left.len() / left_width;
+                let share = share(rows, left_width, right_width);
+                let parts = out.chunks_mut(share * right_width).enumerate();
+                parts.map(move |(part, out)| {
+                    let left = View {
+                        data: &left[part * share..],
+                        rows: out.len() / right_width,
+                        columns: rows,
+                        row_stride: 1,
+                        column_stride: left_width,
+                    };
+                    (left, View::rows_of(right, right_width), out)
+                })
+            })
+            .collect();
+        tasks.into_par_iter().with_max_len(1).for_each(|(left, right, out)| multiply(left, right, out, true));
+    }
+
+    fn bytes((): &(), (): &()) -> usize {
+        0
+    }
+
+    fn keep(rows: &[f32], _: usize, to: &mut [Self]) {
+        to.copy_from_slice(rows);
+    }
+
+    fn convert(numbers: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(numbers);
+    }
+
+    fn gather(rows: &[Self], stride: usize, width: usize, to: &mut [f32]) {
+        for (row, to) in rows.chunks(stride).zip(to.chunks_exact_mut(width)) {
+            to.copy_from_slice(&row[..width]);
+        }
+    }
+
+    #[inline(always)]
+    fn read<'a>(row: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
+        row
+    }
+
+    #[inline(always)]
+    fn place<'a>(row: &'a mut [Self], _: &'a mut [f32]) -> &'a mut [f32] {
+        row
+    }
+
+    #[inline(always)]
+    fn finish(_: &mut [Self], _: &[f32]) {}
+
+    fn operand<'a>(rows: &'a [f32], _: usize, _: &'a mut [Self]) -> &'a [Self] {
+        rows
+    }
+
+    fn operands<'a>(rows: &'a [f32], _: &'a [Self]) -> &'a [Self] {
+        rows
+    }
+}
+
+// ---- bf16 ----
+
+/// A right operand [depth, columns] in tiles: 16 columns after another, each over the whole depth; columns padded to 32 and the
+/// depth to 32 with zeros.
+#[derive(Debug, Default)]
+pub(crate) struct Tiles {
+    data: Buffer<Pair>,
+    depth: usize,
+    columns: usize,
+}
+
+impl Tiles {
+    fn shape(&mut self, depth: usize, columns: usize) {
+        self.depth = depth.div_ceil(DEPTH);
+        self.columns = columns.div_ceil(BLOCK);
+        self.data.resize(self.columns * 2 * self.depth * TILE_SIZE);
+    }
+
+    /// The tiles of columns 32 · `at` on.
+    fn columns(&self, at: usize) -> &[Pair] {
+        let size = 2 * self.depth * TILE_SIZE;
+        &self.data[at * size..][..size]
+    }
+}
+
+/// The packs of a weight for both directions.
+#[derive(Debug, Default)]
+pub(crate) struct WeightTiles {
+    forward: Tiles,
+    backward: Tiles,
+}
+
+/// Fills the tile of 16 pairs of lines by 16 columns at (`line`, `column`) of a matrix whose lines follow each other.
+#[inline(always)]
+fn fill_across<T: Copy>(
+    data: &[T],
+    stride: usize,
+    size: [usize; 2],
+    at: [usize; 2],
+    value: impl Fn(T) -> u16,
+    tile: &mut [Pair],
+) {
+    let [lines, columns] = size;
+    let [line, column] = at;
+    let width = TILE.min(columns.saturating_sub(column));
+    for (pair, out) in tile.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
+        let first = line + 2 * pair;
+        if width == TILE && first + 1 < lines {
+            let (one, two) = (&data[first * stride + column..][..TILE], &data[(first + 1) * stride + column..][..TILE]);
+            for lane in 0..TILE {
+                out[lane] = u32::from(value(one[lane])) | u32::from(value(two[lane])) << 16;
+            }
+            continue;
+        }
+        for (lane, out) in out.iter_mut().enumerate() {
+            let get = |line: usize| {
+                if line < lines && lane < width { u32::from(value(data[line * stride + column + lane])) } else { 0 }
+            };
+            *out = get(first) | get(first + 1) << 16;
+        }
+    }
+}
+
+/// As [`fill_across`], of the transposed matrix: `lines` are columns of `data`.
+#[inline(always)]
+fn fill_along<T: Copy>(
+    data: &[T],
+    stride: usize,
+    size: [usize; 2],
+    at: [usize; 2],
+    value: impl Fn(T) -> u16,
+    tile: &mut [Pair],
+) {
+    let [lines, columns] = size;
+    let [line, column] = at;
+    let height = DEPTH.min(lines.saturating_sub(line));
+    let width = TILE.min(columns.saturating_sub(column));
+    if height < DEPTH || width < TILE {
+        tile.fill(0);
+    }
+    for lane in 0..width {
+        let row = &data[(column + lane) * stride + line..][..height];
+        let (pairs, rest) = row.as_chunks::<2>();
+        for (pair, [first, second]) in pairs.iter().enumerate() {
+            tile[pair * TILE + lane] = u32::from(value(*first)) | u32::from(value(*second)) << 16;
+        }
+        if let [last] = rest {
+            tile[height / 2 * TILE + lane] = u32::from(value(*last));
+        }
+    }
+}
+
+/// Packs 32 columns of a weight's two right operands.
+struct PackWeight<'a> {
+    data: &'a [f32],
+    stride: usize,
+    /// [depth, columns]
+    size: [usize; 2],
+    /// Whether the columns of the operand follow each other in `data`.
+    across: bool,
+    column: usize,
+    out: &'a mut [Pair],
+}
+
+dispatched!(pack_weight<'a>(work: PackWeight<'a>) = pack_weight_kernel);
+
+#[inline(always)]
+fn pack_weight_kernel<S: Simd>(_: S, work: PackWeight) {
+    let PackWeight { data, stride, size, across, column, out } = work;
+    let depth = size[0].div_ceil(DEPTH);
+    for (at, tile) in out.chunks_exact_mut(TILE_SIZE).enumerate() {
+        let at = [at % depth * DEPTH, column + at / depth * TILE];
+        let value = |x: f32| Bf16::of(x).bits();
+        if across {
+            fill_across(data, stride, size, at, value, tile);
+        } else {
+            fill_along(data, stride, size, at, value, tile);
+        }
+    }
+}
+
+/// Packs 32 columns of activations as a right operand.
+struct PackRows<'a> {
+    data: &'a [Bf16],
+    stride: usize,
+    /// [rows, columns]
+    size: [usize; 2],
+    column: usize,
+    out: &'a mut [Pair],
+}
+
+dispatched!(pack_rows<'a>(work: PackRows<'a>) = pack_rows_kernel);
+
+#[inline(always)]
+fn pack_rows_kernel<S: Simd>(_: S, work: PackRows) {
+    let PackRows { data, stride, size, column, out } = work;
+    let depth = size[0].div_ceil(DEPTH);
+    for (at, tile) in out.chunks_exact_mut(TILE_SIZE).enumerate() {
+        let at = [at % depth * DEPTH, column + at / depth * TILE];
+        fill_across(data, stride, size, at, Bf16::bits, tile);
+    }
+}
+
+/// Packs the transposed of some rows as left tiles: for each 16 columns, tiles of 16 columns by 32 rows.
+struct PackLeft<'a> {
+    data: &'a [Bf16],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    out: &'a mut [Bf16],
+}
+
+dispatched!(pack_left<'a>(work: PackLeft<'a>) = pack_left_kernel);
+
+#[inline(always)]
+fn pack_left_kernel<S: Simd>(_: S, work: PackLeft) {
+    let PackLeft { data, stride, rows, columns, out } = work;
+    let depth = rows.div_ceil(DEPTH);
+    for (index, tile) in out.chunks_exact_mut(TILE * DEPTH).enumerate() {
+        let (row, column) = (index % depth * DEPTH, index / depth * TILE);
+        let (height, width) = (DEPTH.min(rows - row), TILE.min(columns.saturating_sub(column)));
+        if height < DEPTH || width < TILE {
+            tile.fill(Bf16::default());
+        }
+        if width == TILE {
+            for at in 0..height {
+                let line = &data[(row + at) * stride + column..][..TILE];
+                for (lane, value) in line.iter().enumerate() {
+                    tile[lane * DEPTH + at] = *value;
+                }
+            }
+            continue;
+        }
+        for at in 0..height {
+            for lane in 0..width {
+                tile[lane * DEPTH + at] = data[(row + at) * stride + column + lane];
+            }
+        }
+    }
+}
+
+/// Room for the right operands of gradients, one for each that is computed at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Room(Vec<Tiles>);
+
+/// `x` [rows, depth] · `right`, with 32 × 32 sums at a time.
+fn multiply_tiles(x: &[Bf16], depth: usize, right: &Tiles, columns: usize, bias: Option<&[f32]>, mut out: Out<Bf16>) {
+    let kind = Kind::best();
+    kind.prepare();
+    let stride = Bf16::stride(depth);
+    let rows = x.len() / stride;
+    let whole = rows / BLOCK;
+    // The last rows in a block of their own, so that nothing behind them is read.
+    let mut last = scratch::<Bf16>(BLOCK * stride);
+    let rest = rows % BLOCK;
+    if rest > 0 {
+        last[..rest * stride].copy_from_slice(&x[whole * BLOCK * stride..]);
+        last[rest * stride..].fill(Bf16::default());
+    }
+    let mut sums = Block([[0.0; BLOCK]; BLOCK]);
+    for panel in 0..right.columns {
+        let tiles = right.columns(panel);
+        for block in 0..rows.div_ceil(BLOCK) {
+            let data = if block < whole { &x[block * BLOCK * stride..] } else { &last[..] };
+            let left = Left { data, row: stride, step: DEPTH, half: TILE * stride };
+            kind.block(left, tiles.split_at(right.depth * TILE_SIZE).into(), right.depth, &mut sums);
+            let height = BLOCK.min(rows - block * BLOCK);
+            let place = Place { row: block * BLOCK, column: panel * BLOCK, height, columns };
+            put(&mut sums, bias, place, out.again());
+        }
+    }
+}
+
+/// Where a block of sums belongs.
+#[derive(Clone, Copy)]
+struct Place {
+    row: usize,
+    column: usize,
+    /// Rows that count.
+    height: usize,
+    /// Columns of the whole product.
+    columns: usize,
+}
+
+dispatched!(put<'a>(sums: &'a mut Block, bias: Option<&'a [f32]>, place: Place, out: Out<'a, Bf16>) = put_kernel);
+
+#[inline(always)]
+fn put_kernel<S: Simd>(_: S, sums: &mut Block, bias: Option<&[f32]>, place: Place, mut out: Out<Bf16>) {
+    let Place { row, column, height, columns } = place;
+    let width = BLOCK.min(columns - column);
+    if let Some(bias) = bias {
+        for sums in &mut sums.0[..height] {
+            for (sum, bias) in sums.iter_mut().zip(&bias[column..][..width]) {
+                *sum += bias;
+            }
+        }
+    }
+    for (at, sums) in sums.0[..height].iter().enumerate() {
+        let row = row + at;
+        match &mut out {
+            // What is behind the last column is 0, and rows have room for it.
+            Out::Store(out) => {
+                let out = &mut out[row * Bf16::stride(columns) + column..][..BLOCK];
+                for lane in 0..BLOCK {
+                    out[lane] = Bf16::of(sums[lane]);
+                }
+            }
+            Out::Set(out) => out[row * columns + column..][..width].copy_from_slice(&sums[..width]),
+            Out::Add(out) => {
+                for (out, sum) in out[row * columns + column..][..width].iter_mut().zip(sums) {
+                    *out += sum;
+                }
+            }
+        }
+    }
+}
+
+/// Rows of a sum that are packed at a time, so that what is packed stays in the processor's cache.
+const SPAN: usize = 16 * DEPTH;
+
+/// `out` [columns of left, columns of right] += leftᵀ · right for `share` columns of the left factor from `first` on.
+fn multiply_transposed(
+    left: &[Bf16],
+    left_width: usize,
+    first: usize,
+    right: &Tiles,
+    right_width: usize,
+    out: &mut [f32],
+) {
+    let kind = Kind::best();
+    kind.prepare();
+    let stride = Bf16::stride(left_width);
+    let rows = left.len() / stride;
+    let columns = out.len() / right_width;
+    let blocks = columns.div_ceil(BLOCK);
+    let mut packed = scratch::<Bf16>(blocks * BLOCK * SPAN);
+    let mut sums = Block([[0.0; BLOCK]; BLOCK]);
+    for start in (0..rows).step_by(SPAN) {
+        let span = SPAN.min(rows - start);
+        let depth = span.div_ceil(DEPTH);
+        let half = depth * TILE * DEPTH;
+        let packed = &mut packed[..2 * blocks * half];
+        let data = &left[start * stride + first..];
+        pack_left(PackLeft { data, stride, rows: span, columns, out: packed });
+        for panel in 0..right.columns {
+            let tiles = right.columns(panel);
+            // The tiles of this span in both halves of the panel.
+            let (near, far) = tiles.split_at(right.depth * TILE_SIZE);
+            let at = start / DEPTH * TILE_SIZE..(start / DEPTH + depth) * TILE_SIZE;
+            for block in 0..blocks {
+                let data = &packed[2 * block * half..];
+                let left = Left { data, row: DEPTH, step: TILE * DEPTH, half };
+                kind.block(left, [&near[at.clone()], &far[at.clone()]], depth, &mut sums);
+                let height = BLOCK.min(columns - block * BLOCK);
+                let place = Place { row: block * BLOCK, column: panel * BLOCK, height, columns: right_width };
+                put(&mut sums, None, place, Out::Add(out));
+            }
+        }
+    }
+}
+
+impl Number for Bf16 {
+    type Packs = Vec<WeightTiles>;
+    type Room = Room;
+
+    const COPIES: bool = true;
+
+    fn path() -> &'static str {
+        Kind::best().path()
+    }
+
+    /// Whole tiles, and an odd number of cache lines, so that rows below each other do not fall into the same places of the
+    /// cache.
+    fn stride(width: usize) -> usize {
+        DEPTH * (width.div_ceil(DEPTH) | 1)
+    }
+
+    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs) {
+        packs.resize_with(model.matrices, WeightTiles::default);
+        let mut tasks = Vec::new();
+        let mut rest = packs.as_mut_slice();
+        for matrix in model.matrices() {
+            let Some(pack) = rest.split_off_first_mut() else { continue };
+            let data = &parameters[matrix.weight.clone()];
+            let (inputs, outputs) = (matrix.inputs, matrix.outputs);
+            let stride = if matrix.inputs_first { outputs } else { inputs };
+            for (tiles, size, across) in [
+                (&mut pack.forward, [inputs, outputs], matrix.inputs_first),
+                (&mut pack.backward, [outputs, inputs], !matrix.inputs_first),
+            ] {
+                tiles.shape(size[0], size[1]);
+                let panel = 2 * tiles.depth * TILE_SIZE;
+                let panels = tiles.data.chunks_exact_mut(panel).enumerate();
+                tasks.extend(panels.map(|(panel, out)| PackWeight {
+                    data,
+                    stride,
+                    size,
+                    across,
+                    column: panel * BLOCK,
+                    out,
+                }));
+            }
+        }
+        tasks.into_par_iter().for_each(|task| pack_weight(task));
+    }
+
+    fn forward(weight: Weight<Self>, x: &[Self], out: Out<Self>) {
+        let Weight { matrix, parameters, packs } = weight;
+        let bias = matrix.bias.clone().map(|bias| &parameters[bias]);
+        multiply_tiles(x, matrix.inputs, &packs[matrix.index].forward, matrix.outputs, bias, out);
+    }
+
+    fn backward(weight: Weight<Self>, dy: &[Self], out: Out<Self>) {
+        let Weight { matrix, packs, .. } = weight;
+        multiply_tiles(dy, matrix.outputs, &packs[matrix.index].backward, matrix.inputs, None, out);
+    }
+
+    fn gradients(jobs: Vec<Gradient<Self>>, Room(room): &mut Room) {
+        room.resize_with(room.len().max(jobs.len()), Tiles::default);
+        let mut packing = Vec::new();
+        for (job, tiles) in jobs.iter().zip(room.iter_mut()) {
+            let stride = Self::stride(job.right_width);
+            let size = [job.right.len() / stride, job.right_width];
+            tiles.shape(size[0], size[1]);
+            let panels = tiles.data.chunks_exact_mut(2 * tiles.depth * TILE_SIZE).enumerate();
+            packing.extend(panels.map(|(panel, out)| PackRows {
+                data: job.right,
+                stride,
+                size,
+                column: panel * BLOCK,
+                out,
+            }));
+        }
+        packing.into_par_iter().for_each(|task| pack_rows(task));
+        let tasks: Vec<_> = jobs
+            .into_iter()
+            .zip(&*room)
+            .flat_map(|(job, tiles)| {
+                let Gradient { left, left_width, right_width, out, .. } = job;
+                let share = share(left.len() / Self::stride(left_width), left_width, right_width);
+                let parts = out.chunks_mut(share * right_width).enumerate();
+                parts.map(move |(part, out)| (left, left_width, part * share, tiles, right_width, out))
+            })
+            .collect();
+        tasks.into_par_iter().with_max_len(1).for_each(|(left, width, first, tiles, right_width, out)| {
+            multiply_transposed(left, width, first, tiles, right_width, out);
+        });
+    }
+
+    fn bytes(packs: &Self::Packs, Room(room): &Room) -> usize {
+        let both = packs.iter().flat_map(|pack| [&pack.forward, &pack.backward]);
+        both.chain(room).map(|tiles| tiles.data.bytes()).sum()
+    }
+
+    fn keep(rows: &[f32], width: usize, to: &mut [Self]) {
+        narrow(rows, width, to);
+    }
+
+    fn convert(numbers: &[f32], to: &mut [Self]) {
+        convert(numbers, to);
+    }
+
+    fn gather(rows: &[Self], stride: usize, width: usize, to: &mut [f32]) {
+        gather(rows, stride, width, to);
+    }
+
+    #[inline(always)]
+    fn read<'a>(row: &'a [Self], room: &'a mut [f32]) -> &'a [f32] {
+        let room = &mut room[..row.len()];
+        for (to, x) in room.iter_mut().zip(row) {
+            *to = x.to_f32();
+        }
+        room
+    }
+
+    #[inline(always)]
+    fn place<'a>(row: &'a mut [Self], room: &'a mut [f32]) -> &'a mut [f32] {
+        &mut room[..row.len()]
+    }
+
+    #[inline(always)]
+    fn finish(row: &mut [Self], room: &[f32]) {
+        for (to, x) in row.iter_mut().zip(room) {
+            *to = Bf16::of(*x);
+        }
+    }
+
+    fn operand<'a>(rows: &'a [f32], width: usize, buffer: &'a mut [Self]) -> &'a [Self] {
+        let used = rows.len() / width * Self::stride(width);
+        narrow(rows, width, &mut buffer[..used]);
+        &buffer[..used]
+    }
+
+    fn operands<'a>(_: &'a [f32], buffer: &'a [Self]) -> &'a [Self] {
+        buffer
+    }
+}
+
+dispatched!(narrow<'a>(rows: &'a [f32], width: usize, to: &'a mut [Bf16]) = narrow_rows);
+dispatched!(convert<'a>(numbers: &'a [f32], to: &'a mut [Bf16]) = convert_all);
+dispatched!(gather<'a>(rows: &'a [Bf16], stride: usize, width: usize, to: &'a mut [f32]) = gather_rows);
+
+/// Rows without gaps as activations; what is behind the last column becomes 0.
+#[inline(always)]
+fn narrow_rows<S: Simd>(simd: S, rows: &[f32], width: usize, to: &mut [Bf16]) {
+    for (row, to) in rows.chunks_exact(width).zip(to.chunks_exact_mut(Bf16::stride(width))) {
+        let (to, behind) = to.split_at_mut(width);
+        convert_all(simd, row, to);
+        behind.fill(Bf16::default());
+    }
+}
+
+#[inline(always)]
+fn convert_all<S: Simd>(_: S, numbers: &[f32], to: &mut [Bf16]) {
+    for (to, x) in to.iter_mut().zip(numbers) {
+        *to = Bf16::of(*x);
+    }
+}
+
+#[inline(always)]
+fn gather_rows<S: Simd>(_: S, rows: &[Bf16], stride: usize, width: usize, to: &mut [f32]) {
+    for (row, to) in rows.chunks(stride).zip(to.chunks_exact_mut(width)) {
+        for (to, x) in to.iter_mut().zip(&row[..width]) {
+            *to = x.to_f32();
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What a configuration means to the kernels: which matrices and norms there are, and where their numbers lie. Pure.
+
+use std::{ops::Range, sync::Arc};
+
+use super::{Family, Layout, ModelConfig};
+
+/// A projection: `y = x · Wᵀ + b`.
+#[derive(Clone, Debug)]
+pub(crate) struct Matrix {
+    /// Which of the model's matrices it is.
+    pub(crate) index: usize,
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
+    /// Where its numbers lie.
+    pub(crate) weight: Range<usize>,
+    /// Where its bias lies, if it has one.
+    pub(crate) bias: Option<Range<usize>>,
+    /// Whether it is stored [inputs, outputs], as GPT-2's are, rather than [outputs, inputs].
+    pub(crate) inputs_first: bool,
+}
+
+/// A norm: `RMSNorm` without a bias, `LayerNorm` with one.
+#[derive(Clone, Debug)]
+pub(crate) struct Norm {
+    pub(crate) weight: Range<usize>,
+    pub(crate) bias: Option<Range<usize>>,
+}
+
+/// A decoder block.
+#[derive(Clone, Debug)]
+pub(crate) struct Block {
+    pub(crate) input_norm: Norm,
+    /// Queries of all heads, then keys, then values.
+    pub(crate) qkv: Matrix,
+    pub(crate) output: Matrix,
+    pub(crate) inner_norm: Norm,
+    /// Gate and up, or up alone.
+    pub(crate) up: Matrix,
+    pub(crate) down: Matrix,
+}
+
+/// A model as the kernels see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    pub(crate) config: ModelConfig,
+    pub(crate) layout: Arc<Layout>,
+    /// The rows of ids.
+    pub(crate) embedding: Range<usize>,
+    /// The rows of positions, where they are learnt.
+    pub(crate) positions: Option<Range<usize>>,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) norm: Norm,
+    /// The output projection; the embedding itself when they are tied.
+    pub(crate) head: Matrix,
+    /// How many matrices there are.
+    pub(crate) matrices: usize,
+}
+
+/// Lays tensors one after another.
+#[derive(Default)]
+struct Builder {
+    tensors: Vec<(String, Vec<usize>)>,
+    end: usize,
+    matrices: usize,
+}
+
+impl Builder {
+    fn tensor(&mut self, name: String, shape: &[usize]) -> Range<usize> {
+        let start = self.end;
+        self.end += shape.iter().product::<usize>();
+        self.tensors.push((name, shape.to_vec()));
+        start..self.end
+    }
+
+    /// A matrix of several tensors side by side: their names and outputs.
+    fn matrix(&mut self, inputs: usize, parts: &[(String, usize)]) -> Matrix {
+        let start = self.end;
+        for (name, outputs) in parts {
+            self.tensor(format!("{name}.weight"), &[*outputs, inputs]);
+        }
+        let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
+        self.numbered(inputs, outputs, start..self.end, None, false)
+    }
+
+    /// GPT-2's projection, stored [inputs, outputs].
+    fn projection(&mut self, name: &str, inputs: usize, outputs: usize) -> Matrix {
+        let weight = self.tensor(format!("{name}.weight"), &[inputs, outputs]);
+        let bias = self.tensor(format!("{name}.bias"), &[outputs]);
+        self.numbered(inputs, outputs, weight, Some(bias), true)
+    }
+
+    fn numbered(
+        &mut self,
+        inputs: usize,
+        outputs: usize,
+        weight: Range<usize>,
+        bias: Option<Range<usize>>,
+        inputs_first: bool,
+    ) -> Matrix {
+        self.matrices += 1;
+        Matrix { index: self.matrices - 1, inputs, outputs, weight, bias, inputs_first }
+    }
+
+    fn norm(&mut self, name: &str, width: usize, bias: bool) -> Norm {
+        let weight = self.tensor(format!("{name}.weight"), &[width]);
+        let bias = bias.then(|| self.tensor(format!("{name}.bias"), &[width]));
+        Norm { weight, bias }
+    }
+}
+
+impl Model {
+    /// What `config` means.
+    pub(crate) fn new(config: &ModelConfig) -> Self {
+        match config.family {
+            Family::Llama => Self::llama(config),
+            Family::Gpt2 => Self::gpt2(config),
+        }
+    }
+
+    fn llama(config: &ModelConfig) -> Self {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let (queries, keys) =
+            (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+        let mut build = Builder::default();
+        let embedding = build.tensor("model.embed_tokens.weight".to_owned(), &[config.vocab_size, hidden]);
+        let block = |layer: usize| {
+            let build = &mut build;
+            let name = |part: &str| format!("model.layers.{layer}.{part}");
+            Block {
+                input_norm: build.norm(&name("input_layernorm"), hidden, false),
+                qkv: build.matrix(
+                    hidden,
+                    &[
+                        (name("self_attn.q_proj"), queries),
+                        (name("self_attn.k_proj"), keys),
+                        (name("self_attn.v_proj"), keys),
+                    ],
+                ),
+                output: build.matrix(queries, &[(name("self_attn.o_proj"), hidden)]),
+                inner_norm: build.norm(&name("post_attention_layernorm"), hidden, false),
+                up: build.matrix(hidden, &[(name("mlp.gate_proj"), inner), (name("mlp.up_proj"), inner)]),
+                down: build.matrix(inner, &[(name("mlp.down_proj"), hidden)]),
+            }
+        };
+        let blocks = (0..config.num_hidden_layers).map(block).collect();
+        let norm = build.norm("model.norm", hidden, false);
+        let head = if config.tie_word_embeddings {
+            build.numbered(hidden, config.vocab_size, embedding.clone(), None, false)
+        } else {
+            build.matrix(hidden, &[("lm_head".to_owned(), config.vocab_size)])
+        };
+        let layout = Arc::new(Layout::new(build.tensors));
+        let matrices = build.matrices;
+        Self { config: config.clone(), layout, embedding, positions: None, blocks, norm, head, matrices }
+    }
+
+    fn gpt2(config: &ModelConfig) -> Self {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let mut build = Builder::default();
+        let embedding = build.tensor("transformer.wte.weight".to_owned(), &[config.vocab_size, hidden]);
+        let positions = build.tensor("transformer.wpe.weight".to_owned(), &[config.max_position_embeddings, hidden]);
+        let block = |layer: usize| {
+            let build = &mut build;
+            let name = |part: &str| format!("transformer.h.{layer}.{part}");
+            Block {
+                input_norm: build.norm(&name("ln_1"), hidden, true),
+                qkv: build.projection(&name("attn.c_attn"), hidden, 3 * hidden),
+                output: build.projection(&name("attn.c_proj"), hidden, hidden),
+                inner_norm: build.norm(&name("ln_2"), hidden, true),
+                up: build.projection(&name("mlp.c_fc"), hidden, inner),
+                down: build.projection(&name("mlp.c_proj"), inner, hidden),
+            }
+        };
+        let blocks = (0..config.num_hidden_layers).map(block).collect();
+        let norm = build.norm("transformer.ln_f", hidden, true);
+        let head = build.numbered(hidden, config.vocab_size, embedding.clone(), None, false);
+        let layout = Arc::new(Layout::new(build.tensors));
+        let (positions, matrices) = (Some(positions), build.matrices);
+        Self { config: config.clone(), layout, embedding, positions, blocks, norm, head, matrices }
+    }
+
+    /// The matrices in the order of their indices.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let blocks = self.blocks.iter().flat_map(|block| [&block.qkv, &block.output, &block.up, &block.down]);
+        blocks.chain([&self.head])
+    }
+}

@@ -1,0 +1,50 @@
+//! How activations are stored: as `f32`, or rounded to `bf16`, whose matrix products are summed in `f32`. Pure.
+
+/// A number of eight bits of exponent and seven of fraction: the upper half of an `f32`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct Bf16(u16);
+
+impl Bf16 {
+    /// The nearest to `x`, the even one of two; NaN stays NaN.
+    #[inline(always)]
+    pub(crate) fn of(x: f32) -> Self {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        // Rounding could carry a NaN's fraction away.
+        let nan = bits >> 16 | 0x40;
+        Self(if x.is_nan() { nan as u16 } else { rounded as u16 })
+    }
+
+    /// Its sixteen bits.
+    #[inline(always)]
+    pub(crate) fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// The same number.
+    #[inline(always)]
+    pub(crate) fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_is_taken() {
+        let cases = [(1.0, 1.0), (1.003, 1.0), (1.005, 1.007_812_5), (-3.14, -3.140_625), (0.0, 0.0)];
+        for (x, expected) in cases {
+            assert!((Bf16::of(x).to_f32() - expected).abs() < f32::EPSILON, "{x}");
+        }
+        // Half-way: to the even one.
+        assert_eq!(Bf16::of(f32::from_bits(0x3f80_8000)).0, 0x3f80);
+        assert_eq!(Bf16::of(f32::from_bits(0x3f81_8000)).0, 0x3f82);
+        assert!(Bf16::of(f32::from_bits(0x7f80_0001)).to_f32().is_nan());
+        assert!(Bf16::of(f32::NAN).to_f32().is_nan());
+        assert!(Bf16::of(f32::MAX).to_f32().is_infinite());
+        assert!(Bf16::of(f32::NEG_INFINITY).to_f32() == f32::NEG_INFINITY);
+    }
+}

@@ -1,0 +1,366 @@
+//! The kernel beneath products of `bf16` matrices: a block of 32 × 32 sums of products, in `f32`. Three of them, of which the
+//! fastest that the processor has runs: AMX's tiles, AVX-512's dot products, and plain multiplications that run anywhere.
+//!
+//! Which one runs changes the order of a sum and so its last bits; the number of threads does not.
+
+use std::sync::OnceLock;
+
+use pulp::Simd;
+
+use super::{kernels::dispatched, number::Bf16};
+
+/// Rows and columns of a block.
+pub(crate) const BLOCK: usize = 32;
+/// How many products of a row are taken together. Depths are padded to whole multiples with zeros.
+pub(crate) const DEPTH: usize = 32;
+/// Rows or columns of a tile.
+pub(crate) const TILE: usize = 16;
+/// Pairs of numbers of a tile: 16 rows of 16 pairs on the left; 16 pairs of rows, each of 16 columns, on the right.
+pub(crate) const TILE_SIZE: usize = TILE * DEPTH / 2;
+/// Two numbers that follow each other along the sum; the first one in the lower half.
+pub(crate) type Pair = u32;
+
+/// 32 rows of a left operand, in two halves of 16.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<'a> {
+    pub(crate) data: &'a [Bf16],
+    /// From a row to the next, in numbers.
+    pub(crate) row: usize,
+    /// From 32 columns to the next 32.
+    pub(crate) step: usize,
+    /// From the first 16 rows to the others.
+    pub(crate) half: usize,
+}
+
+/// Which kernel runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Intel's tiles.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+    /// `vdpbf16ps`.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// Multiplications and additions of `f32`, in the widest registers that there are.
+    Portable,
+}
+
+impl Kind {
+    /// The fastest that this processor has.
+    pub(crate) fn best() -> Self {
+        static BEST: OnceLock<Kind> = OnceLock::new();
+        *BEST.get_or_init(|| Self::all()[0])
+    }
+
+    /// All that this processor has, the fastest first.
+    pub(crate) fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        {
+            if x86::amx_is_there() {
+                all.push(Self::Amx);
+            }
+            if std::is_x86_feature_detected!("avx512bf16") && std::is_x86_feature_detected!("avx512f") {
+                all.push(Self::Avx512);
+            }
+        }
+        all.push(Self::Portable);
+        all
+    }
+
+    /// The name that records give the path.
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => "cpu-bf16-amx",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "cpu-bf16-avx512",
+            Self::Portable => "cpu-bf16-portable",
+        }
+    }
+
+    /// Readies this thread for [`block`](Self::block): AMX wants its tiles configured. Cheap when it is done already.
+    pub(crate) fn prepare(self) {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Amx {
+            x86::configure();
+        }
+    }
+
+    /// The sums of products of 32 rows with 32 columns over `depth` tiles: `right` are the tiles of the first 16
+    /// columns and those of the others. [`prepare`](Self::prepare) was called on this thread.
+    #[inline]
+    pub(crate) fn block(self, left: Left, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
+        let last = left.half + (TILE - 1) * left.row + (depth - 1) * left.step + DEPTH;
+        assert!(depth > 0 && left.data.len() >= last && right.iter().all(|side| side.len() >= depth * TILE_SIZE));
+        match self {
+            // SAFETY: the variants are made by `all` only, which has seen the processor's features; the assertion keeps every
+            // element that the strides reach inside its slice.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Self::Amx => unsafe { x86::amx(left, right, depth, out) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Self::Avx512 => unsafe { x86::avx512(left, right, depth, out) },
+            Self::Portable => portable(left, right, depth, out),
+        }
+    }
+}
+
+/// 32 × 32 sums.
+#[repr(C, align(64))]
+pub(crate) struct Block(pub(crate) [[f32; BLOCK]; BLOCK]);
+
+dispatched!(portable<'a>(left: Left<'a>, right: [&'a [Pair]; 2], depth: usize, out: &'a mut Block) = portable_kernel);
+
+#[inline(always)]
+fn portable_kernel<S: Simd>(simd: S, left: Left, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
+    const TALL: usize = 8;
+    let upper = simd.splat_u32s(0xffff_0000);
+    for start in (0..BLOCK).step_by(TALL) {
+        let rows: [&[Bf16]; TALL] = std::array::from_fn(|row| {
+            let row = start + row;
+            &left.data[row / TILE * left.half + row % TILE * left.row..]
+        });
+        for (side, columns) in right.into_iter().enumerate() {
+            for part in 0..TILE / S::F32_LANES {
+                let mut sums = [simd.splat_f32s(0.0); TALL];
+                for (step, tile) in columns.chunks_exact(TILE_SIZE).take(depth).enumerate() {
+                    for (pair, line) in tile.chunks_exact(TILE).enumerate() {
+                        let line = S::as_simd_u32s(line).0[part];
+                        let first = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(line, simd.splat_u32s(16)));
+                        let second = simd.transmute_f32s_u32s(simd.and_u32s(line, upper));
+                        let at = step * left.step + 2 * pair;
+                        for row in 0..TALL {
+                            let sum = simd.mul_add_f32s(simd.splat_f32s(rows[row][at].to_f32()), first, sums[row]);
+                            sums[row] = simd.mul_add_f32s(simd.splat_f32s(rows[row][at + 1].to_f32()), second, sum);
+                        }
+                    }
+                }
+                for row in 0..TALL {
+                    let out = &mut out.0[start + row][side * TILE..][..TILE];
+                    S::as_mut_simd_f32s(out).0[part] = sums[row];
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    #![allow(unsafe_code)]
+
+    use std::{
+        arch::{
+            asm,
+            x86_64::{
+                __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
+                _mm512_storeu_ps,
+            },
+        },
+        cell::Cell,
+        sync::OnceLock,
+    };
+
+    use super::{BLOCK, Block, DEPTH, Left, Pair, TILE, TILE_SIZE};
+
+    /// Whether the processor has tiles of `bf16` and the system lets this process use them.
+    pub(super) fn amx_is_there() -> bool {
+        static THERE: OnceLock<bool> = OnceLock::new();
+        *THERE.get_or_init(|| {
+            // Leaf 7 says AMX-BF16 (bit 22) and AMX-TILE (bit 24) in edx.
+            let leaves = std::arch::x86_64::__cpuid(0).eax;
+            if leaves < 7 || !std::is_x86_feature_detected!("avx512f") {
+                return false;
+            }
+            let features = std::arch::x86_64::__cpuid_count(7, 0).edx;
+            features >> 22 & 1 == 1 && features >> 24 & 1 == 1 && permitted()
+        })
+    }
+
+    /// Asks the system for the tiles' state, which a process has to do once; threads that start later have it, too.
+    #[cfg(target_os = "linux")]
+    fn permitted() -> bool {
+        const ARCH_PRCTL: i64 = 158;
+        const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+        const XFEATURE_XTILEDATA: i64 = 18;
+        let result: i64;
+        // SAFETY: the call takes two numbers, reads and writes no memory of ours, and clobbers rcx and r11 as every call does.
+        unsafe {
+            asm!(
+                "syscall",
+                inlateout("rax") ARCH_PRCTL => result,
+                in("rdi") ARCH_REQ_XCOMP_PERM,
+                in("rsi") XFEATURE_XTILEDATA,
+                out("rcx") _,
+                out("r11") _,
+                options(nostack),
+            );
+        }
+        result == 0
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn permitted() -> bool {
+        false
+    }
+
+    /// Eight tiles of 16 rows of 64 bytes.
+    #[repr(C, align(64))]
+    struct Shape {
+        palette: u8,
+        start_row: u8,
+        reserved: [u8; 14],
+        row_bytes: [u16; 16],
+        rows: [u8; 16],
+    }
+
+    static SHAPE: Shape = {
+        let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+        let mut tile = 0;
+        while tile < 8 {
+            row_bytes[tile] = 2 * DEPTH as u16;
+            rows[tile] = TILE as u8;
+            tile += 1;
+        }
+        Shape { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
+    };
+
+    /// Configures this thread's tiles, once. They stay so: nobody else in this process uses them.
+    pub(super) fn configure() {
+        thread_local! {
+            static DONE: Cell<bool> = const { Cell::new(false) };
+        }
+        if !DONE.get() {
+            // SAFETY: whoever calls has seen `amx_is_there`; the instruction reads the 64 bytes of `SHAPE`.
+            unsafe {
+                asm!("ldtilecfg [{shape}]", shape = in(reg) &raw const SHAPE, options(nostack, readonly));
+            }
+            DONE.set(true);
+        }
+    }
+
+    /// # Safety
+    /// The processor has AMX-BF16, this thread's tiles are configured, and all that the strides of `left` reach over `depth`
+    /// steps, and 2 · `depth` tiles of `right`, lie inside their slices.
+    pub(super) unsafe fn amx(left: Left, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
+        let (upper, lower) = (left.data.as_ptr(), left.data[left.half..].as_ptr());
+        let (near, far) = (right[0].as_ptr(), right[1].as_ptr());
+        // SAFETY: the caller's contract; the four stores write the 4 KiB of `out`.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "2:",
+                "tileloadd tmm4, [{upper} + {row}]",
+                "tileloadd tmm5, [{near} + {line}]",
+                "tileloadd tmm6, [{lower} + {row}]",
+                "tileloadd tmm7, [{far} + {line}]",
+                "tdpbf16ps tmm0, tmm4, tmm5",
+                "tdpbf16ps tmm2, tmm6, tmm5",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm6, tmm7",
+                "add {upper}, {step}",
+                "add {lower}, {step}",
+                "add {near}, 1024",
+                "add {far}, 1024",
+                "dec {depth}",
+                "jnz 2b",
+                "tilestored [{out} + {wide}], tmm0",
+                "tilestored [{out} + {wide} + 64], tmm1",
+                "tilestored [{out} + {wide} + 2048], tmm2",
+                "tilestored [{out} + {wide} + 2112], tmm3",
+                upper = inout(reg) upper => _,
+                lower = inout(reg) lower => _,
+                near = inout(reg) near => _,
+                far = inout(reg) far => _,
+                depth = inout(reg) depth => _,
+                row = in(reg) 2 * left.row,
+                step = in(reg) 2 * left.step,
+                line = in(reg) 64_usize,
+                wide = in(reg) 4 * BLOCK,
+                out = in(reg) out.0.as_mut_ptr(),
+                options(nostack),
+            );
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX512F and AVX512-BF16, and all that the strides of `left` reach over `depth` steps, and
+    /// `depth` tiles on each side of `right`, lie inside their slices.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) unsafe fn avx512(left: Left, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
+        const TALL: usize = 8;
+        let (near, far) = (right[0].as_ptr(), right[1].as_ptr());
+        for start in (0..BLOCK).step_by(TALL) {
+            let rows = left.data[start / TILE * left.half + start % TILE * left.row..].as_ptr();
+            let mut sums = [[_mm512_setzero_ps(); 2]; TALL];
+            for step in 0..depth {
+                for pair in 0..DEPTH / 2 {
+                    // SAFETY: the caller's contract. A pair of neighbours in a row is one 32-bit number, read unaligned.
+                    unsafe {
+                        let at = step * TILE_SIZE + pair * TILE;
+                        let one: __m512bh = std::mem::transmute::<__m512i, _>(_mm512_loadu_si512(near.add(at).cast()));
+                        let two: __m512bh = std::mem::transmute::<__m512i, _>(_mm512_loadu_si512(far.add(at).cast()));
+                        let column = step * left.step + 2 * pair;
+                        for (row, sums) in sums.iter_mut().enumerate() {
+                            let a = rows.add(row * left.row + column).cast::<i32>().read_unaligned();
+                            let a: __m512bh = std::mem::transmute::<__m512i, _>(_mm512_set1_epi32(a));
+                            sums[0] = _mm512_dpbf16_ps(sums[0], a, one);
+                            sums[1] = _mm512_dpbf16_ps(sums[1], a, two);
+                        }
+                    }
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                let out = &mut out.0[start + row];
+                // SAFETY: a row of `out` has 32 numbers.
+                unsafe {
+                    _mm512_storeu_ps(out.as_mut_ptr(), sums[0]);
+                    _mm512_storeu_ps(out[TILE..].as_mut_ptr(), sums[1]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, seed: u32) -> Vec<Bf16> {
+        (0..count as u32)
+            .map(|i| Bf16::of(((i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97)) % 1000) as f32 / 500.0 - 1.0))
+            .collect()
+    }
+
+    #[test]
+    fn every_kernel_gives_the_sums() {
+        let (depth, row) = (3, 200);
+        let left = numbers(BLOCK * row, 1);
+        let dense = numbers(depth * DEPTH * BLOCK, 2);
+        let mut right = vec![0; 2 * depth * TILE_SIZE];
+        for k in 0..depth * DEPTH {
+            for column in 0..BLOCK {
+                let at = (column / TILE * depth + k / DEPTH) * TILE_SIZE + k % DEPTH / 2 * TILE + column % TILE;
+                right[at] |= u32::from(dense[k * BLOCK + column].bits()) << (16 * (k % 2));
+            }
+        }
+        for kind in Kind::all() {
+            kind.prepare();
+            let mut out = Block([[f32::NAN; BLOCK]; BLOCK]);
+            let rows = Left { data: &left, row, step: DEPTH, half: TILE * row };
+            kind.block(rows, right.split_at(depth * TILE_SIZE).into(), depth, &mut out);
+            for (r, out) in out.0.iter().enumerate() {
+                for (c, out) in out.iter().enumerate() {
+                    let terms = (0..depth * DEPTH).map(|k| left[r * row + k].to_f32() * dense[k * BLOCK + c].to_f32());
+                    let expected: f32 = terms.sum();
+                    assert!((out - expected).abs() < 1e-4, "{kind:?} {r} {c}: {out} {expected}");
+                }
+            }
+        }
+    }
+}
