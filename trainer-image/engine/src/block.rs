@@ -29,7 +29,7 @@ pub(crate) struct Context<'a, N: Number> {
     pub(crate) piece: usize,
 }
 
-// Derived, they would ask the packs to be `Copy`, too.
+#[allow(clippy::expl_impl_clone_on_copy, reason = "derived, it would ask the packs to be `Copy`, too")]
 impl<N: Number> Clone for Context<'_, N> {
     fn clone(&self) -> Self {
         *self
@@ -226,6 +226,7 @@ struct Piece<'a, N> {
 }
 
 /// Cuts the first `count` numbers off.
+#[allow(clippy::mut_mut, reason = "the rest is left where the slice was")]
 fn take<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
     rest.split_off_mut(..count).unwrap_or_default()
 }

@@ -21,7 +21,7 @@ pub fn initial(config: &ModelConfig, layout: &Layout, seed: u64) -> Vec<f32> {
 
 fn fill(config: &ModelConfig, tensor: &Tensor, seed: u64, numbers: &mut [f32]) {
     if tensor.shape.len() == 1 {
-        numbers.fill(if tensor.name.ends_with(".bias") { 0.0 } else { 1.0 });
+        numbers.fill(if tensor.name.rsplit('.').next() == Some("bias") { 0.0 } else { 1.0 });
         return;
     }
     let mut deviation = 1.0 / (config.hidden_size as f32).sqrt();

@@ -290,7 +290,7 @@ fn losses_gradients_and_steps_are_pytorch_s() {
         );
         let mut parameters = vec![0.0; layout.size()];
         for (index, tensor) in layout.tensors().iter().enumerate() {
-            let one = if tensor.shape.len() == 1 && !tensor.name.ends_with(".bias") { 1.0 } else { 0.0 };
+            let one = if tensor.shape.len() == 1 && tensor.name.rsplit('.').next() != Some("bias") { 1.0 } else { 0.0 };
             for (at, number) in parameters[tensor.range.clone()].iter_mut().enumerate() {
                 let drawn = (at as u64 * 2_654_435_761 + index as u64 * 97) % (1 << 32) % 1000;
                 *number = (one + 0.2 * (drawn as f64 / 500.0 - 1.0)) as f32;

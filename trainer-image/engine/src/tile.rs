@@ -138,9 +138,8 @@ fn portable_kernel<S: Simd>(simd: S, left: Left, right: [&[Pair]; 2], depth: usi
                         }
                     }
                 }
-                for row in 0..TALL {
-                    let out = &mut out.0[start + row][side * TILE..][..TILE];
-                    S::as_mut_simd_f32s(out).0[part] = sums[row];
+                for (sum, out) in sums.into_iter().zip(&mut out.0[start..]) {
+                    S::as_mut_simd_f32s(&mut out[side * TILE..][..TILE]).0[part] = sum;
                 }
             }
         }

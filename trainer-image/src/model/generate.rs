@@ -299,15 +299,13 @@ impl Weights {
         let layout = Layout::of(&config);
         let tensor = |name: &str| layout.find(name).map_or(&[][..], |tensor| &parameters[tensor.range.clone()]);
         let embedding = tensor("model.embed_tokens.weight");
-        let layer = |weights: BlockWeights| {
-            Layer {
-                input_norm: weights.input_norm.to_vec(),
-                qkv: Panels::of(weights.qkv, hidden),
-                output: Panels::of(weights.output, hidden),
-                inner_norm: weights.inner_norm.to_vec(),
-                gate_up: Panels::of(weights.gate_up, hidden),
-                down: Panels::of(weights.down, inner),
-            }
+        let layer = |weights: BlockWeights| Layer {
+            input_norm: weights.input_norm.to_vec(),
+            qkv: Panels::of(weights.qkv, hidden),
+            output: Panels::of(weights.output, hidden),
+            inner_norm: weights.inner_norm.to_vec(),
+            gate_up: Panels::of(weights.gate_up, hidden),
+            down: Panels::of(weights.down, inner),
         };
         Self {
             head: Panels::of(embedding, hidden),
