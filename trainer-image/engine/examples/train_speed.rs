@@ -70,7 +70,7 @@ fn run() -> Result<(), Failure> {
         gradient_checkpointing: rest.get(1).is_some_and(|word| word == "checkpoint"),
         reference: dtype == "candle",
     };
-    let mut engine = engine(&config, state, settings)?;
+    let mut engine = engine(config.clone(), state, settings)?;
     let rates = Rates::standard(&layout, 0.01);
     let (mut times, mut clipping, mut updating, mut losses, mut first) = (vec![], vec![], vec![], vec![], 0.0);
     let mut used = 0.0;

@@ -90,7 +90,7 @@ mod tests {
                     let settings = Settings { precision, gradient_checkpointing, reference: false };
                     let layout = Layout::of(&config);
                     let state = EngineState::new(layout.clone().into(), initial(&config, &layout, 1));
-                    let mut engine = engine(&config, state, settings).unwrap();
+                    let mut engine = engine(config.clone(), state, settings).unwrap();
                     let ids: Vec<u32> = (0..61).map(|at| at % 37).collect();
                     let batch = Packed::new((0..37).map(|_| (ids.as_slice(), 1)));
                     engine.accumulate(&batch, 1).unwrap();

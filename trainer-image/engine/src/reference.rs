@@ -21,11 +21,11 @@ impl ReferenceEngine {
     ///
     /// # Errors
     /// When the state is of another model.
-    pub(crate) fn new(config: &ModelConfig, state: EngineState) -> std::result::Result<Self, EngineError> {
-        let layout = Arc::new(Layout::of(config));
+    pub(crate) fn new(config: ModelConfig, state: EngineState) -> std::result::Result<Self, EngineError> {
+        let layout = Arc::new(Layout::of(&config));
         state.check(&layout)?;
         let gradients = vec![0.0; state.parameters.len()];
-        Ok(Self { config: config.clone(), state: EngineState { layout, ..state }, gradients })
+        Ok(Self { config, state: EngineState { layout, ..state }, gradients })
     }
 
     /// The parameters as variables, by name.

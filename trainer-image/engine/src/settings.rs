@@ -46,10 +46,10 @@ impl Settings {
 ///
 /// # Errors
 /// When the state is of another model.
-pub fn engine(config: &ModelConfig, state: EngineState, settings: Settings) -> Result<Box<dyn Engine>, EngineError> {
+pub fn engine(config: ModelConfig, state: EngineState, settings: Settings) -> Result<Box<dyn Engine>, EngineError> {
     Ok(match settings {
         Settings { reference: true, .. } => Box::new(ReferenceEngine::new(config, state)?),
-        Settings { precision: Precision::F32, .. } => Box::new(CpuEngine::<f32>::new(config, state, settings)?),
-        Settings { precision: Precision::Bf16, .. } => Box::new(CpuEngine::<Bf16>::new(config, state, settings)?),
+        Settings { precision: Precision::F32, .. } => Box::new(CpuEngine::<f32>::new(&config, state, settings)?),
+        Settings { precision: Precision::Bf16, .. } => Box::new(CpuEngine::<Bf16>::new(&config, state, settings)?),
     })
 }

@@ -49,7 +49,7 @@ fn state(config: &ModelConfig, seed: u64) -> EngineState {
 const BF16: Settings = Settings { precision: Precision::Bf16, gradient_checkpointing: false, reference: false };
 
 fn start(config: &ModelConfig, seed: u64, settings: Settings) -> Box<dyn Engine> {
-    engine(config, state(config, seed), settings).unwrap()
+    engine(config.clone(), state(config, seed), settings).unwrap()
 }
 
 fn plain(config: &ModelConfig, seed: u64) -> Box<dyn Engine> {
@@ -246,7 +246,7 @@ fn a_number_that_is_none_comes_through() {
         let mut broken = state(&config, 3);
         let place = broken.layout.find("model.layers.1.mlp.up_proj.weight").unwrap().range.start;
         broken.parameters[place] = f32::NAN;
-        let mut engine = engine(&config, broken, settings).unwrap();
+        let mut engine = engine(config, broken, settings).unwrap();
         let batch = batch(&[26, 11, 7]);
         assert!(engine.accumulate(&batch, 10).unwrap().is_nan());
         let said = engine.gradient_norm().unwrap_err().to_string();
@@ -300,7 +300,7 @@ fn losses_gradients_and_steps_are_pytorch_s() {
         for (settings, share) in
             [(Settings::default(), 2e-5), (Settings { reference: true, ..Settings::default() }, 2e-5), (BF16, 3e-2)]
         {
-            let mut engine = engine(&config, begin.clone(), settings).unwrap();
+            let mut engine = engine(config.clone(), begin.clone(), settings).unwrap();
             let batch = batch(&[26, 11, 7, 40]);
             let rates = Rates::standard(&layout, 0.1);
             for (step, (loss, norm)) in case.losses.iter().zip(&case.norms).enumerate() {

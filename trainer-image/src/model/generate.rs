@@ -480,7 +480,7 @@ mod tests {
         let layout = Arc::new(Layout::of(&config));
         let parameters = initial(&config, &layout, 11);
         let files = describe(&config, &parameters, &tokenizer).unwrap();
-        (engine(&config, EngineState::new(layout, parameters), Settings::default()).unwrap(), files)
+        (engine(config, EngineState::new(layout, parameters), Settings::default()).unwrap(), files)
     }
 
     const PROMPTS: [&str; 5] = ["347+86:", "1-2:", "Jon has 3 eggs. Bob has 64 more.", "9", "208-9:"];

@@ -35,7 +35,7 @@ impl State {
     pub(super) fn new(config: ModelConfig, seed: u64) -> Result<Self, TrainError> {
         let layout = Arc::new(Layout::of(&config));
         let parameters = initial(&config, &layout, seed);
-        Ok(Self { step: 0, engine: engine(&config, EngineState::new(layout, parameters), Settings::default())? })
+        Ok(Self { step: 0, engine: engine(config, EngineState::new(layout, parameters), Settings::default())? })
     }
 
     /// Parameters and moments as the bytes of `state.safetensors`, each tensor under its own name.
@@ -82,6 +82,6 @@ impl State {
         };
         let (parameters, first, second) = (read(WEIGHT)?, read(FIRST)?, read(SECOND)?);
         let state = EngineState { layout: layout.clone(), parameters, first, second };
-        Ok(Self { step, engine: engine(&config, state, Settings::default())? })
+        Ok(Self { step, engine: engine(config, state, Settings::default())? })
     }
 }
