@@ -17,7 +17,7 @@ BUILD := cargo build --release --locked --workspace --bins
 IMAGE_NAMES := codex codex-controller
 IMAGE_LIMIT := 30000000
 
-.PHONY: help prerequisites image cluster cluster-down kubeconfig test demo bench
+.PHONY: help prerequisites image cluster cluster-down kubeconfig test demo bench bench-memory
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -151,3 +151,7 @@ demo: prerequisites ## a small model trained, judged, signed and served on a rea
 bench: prerequisites ## the figures of docs/benchmarks.md, measured on the local cluster
 	@$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-bench
+
+bench-memory: prerequisites ## how far the trainer's estimate of memory is from its peak, on six configurations
+	@$(BUILD)
+	benches/memory.sh $(PROGRAMS)/codex

@@ -39,6 +39,8 @@ pub enum Rule {
     },
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// True or false.
+    Flag,
     /// Text on one line.
     Text {
         /// The most characters.
@@ -56,6 +58,7 @@ impl fmt::Display for Rule {
             Self::Above { above, most } => write!(f, "a number above {above} and at most {most}"),
             Self::From { min, below } => write!(f, "a number of at least {min} and below {below}"),
             Self::Choice(words) => write!(f, "one of {}", words.join(", ")),
+            Self::Flag => f.write_str("true or false"),
             Self::Text { max } => write!(f, "one line of 1 to {max} characters"),
         }
     }
@@ -72,6 +75,7 @@ impl Rule {
             Self::Above { above, most } => real(&|x| x > above && x <= most),
             Self::From { min, below } => real(&|x| x >= min && x < below),
             Self::Choice(words) => value.as_str().filter(|word| words.contains(word)).map(Value::from),
+            Self::Flag => value.as_bool().map(Value::from),
             Self::Text { max } => value
                 .as_str()
                 .filter(|text| {

@@ -90,6 +90,10 @@ pub struct Optimization {
     pub batch_size: usize,
     /// Forward passes whose gradients make one step.
     pub gradient_accumulation: usize,
+    /// How activations are stored.
+    pub dtype: Dtype,
+    /// Whether blocks are computed again on the way back rather than kept.
+    pub gradient_checkpointing: bool,
     /// The peak of the schedule.
     pub learning_rate: f64,
     /// How the learning rate goes on after warm-up.
@@ -108,8 +112,58 @@ pub struct Optimization {
     pub grad_clip_norm: f64,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
-    /// Checkpoints that are kept.
+    /// Seconds between checkpoints, beside those by steps.
+    pub checkpoint_interval_seconds: Option<u64>,
+    /// Newest checkpoints by steps that are kept.
     pub keep_last: usize,
+    /// Checkpoints whose step is a multiple of this are kept for good.
+    pub keep_every: Option<u64>,
+    /// Checkpoints that are kept because they are the best.
+    pub best_k: usize,
+    /// What the best are chosen by, such as `val_loss`.
+    pub best_metric: String,
+    /// Whether the least or the greatest value of `best_metric` is the best.
+    pub metric_mode: MetricMode,
+    /// Steps between recorded digests of the whole state, beside those with checkpoints.
+    pub state_digest_every: Option<u64>,
+    /// What is done about a spike of the loss or the gradient norm.
+    pub spike_action: SpikeAction,
+    /// Robust deviations above the median from which a value is a spike.
+    pub spike_threshold: f64,
+    /// Steps that median and deviation are taken over.
+    pub spike_window: usize,
+}
+
+/// How activations are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// In single precision.
+    Fp32,
+    /// Rounded to the upper half of single precision.
+    Bf16,
+}
+
+/// Which end of a metric is the better one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MetricMode {
+    /// Less is better.
+    Min,
+    /// More is better.
+    Max,
+}
+
+/// What is done about a spike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpikeAction {
+    /// Nothing is looked for.
+    Ignore,
+    /// It is counted and logged.
+    Count,
+    /// It is counted and logged, and its step changes no weight.
+    Skip,
 }
 
 impl Optimization {

@@ -24,6 +24,10 @@ struct Arguments {
 enum Command {
     /// Train a model; goes on from the newest valid checkpoint in the output directory.
     Train(crate::training::Train),
+    /// Redo one step of a run, and show its records, their losses and the gradient.
+    ReplayStep(crate::training::ReplayStep),
+    /// Name the first step and tensor in which two runs differ.
+    Bisect(crate::training::Bisect),
     /// Have a model answer held-out problems and score its answers.
     Evaluate(crate::evaluation::Evaluate),
     /// Write problems of a synthetic reasoning task as JSON lines.
@@ -40,6 +44,8 @@ impl Command {
     fn run(self) -> Result<i32, CommandError> {
         match self {
             Self::Train(command) => command.run(),
+            Self::ReplayStep(command) => command.run(),
+            Self::Bisect(command) => command.run(),
             Self::Evaluate(command) => command.run(),
             Self::PrepareData(command) => command.run(),
             Self::Serve(command) => command.run(),

@@ -29,6 +29,32 @@ impl FileError {
     }
 }
 
+/// What a person can do about a file system that refuses, where its error says enough; looks through all causes.
+pub fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return match error.kind() {
+                io::ErrorKind::StorageFull => Some("free space on the volume or give the claim more"),
+                io::ErrorKind::QuotaExceeded => Some("the quota of the volume is used up: raise it or free space"),
+                io::ErrorKind::FileTooLarge => Some("the process may not write files of this size: raise the limit"),
+                io::ErrorKind::ReadOnlyFilesystem => {
+                    Some("the volume is read-only: mount it for writing, or look why the kernel made it so")
+                }
+                io::ErrorKind::PermissionDenied => {
+                    Some("the process may not write there: look at the owner and fsGroup")
+                }
+                io::ErrorKind::NotFound | io::ErrorKind::StaleNetworkFileHandle => {
+                    Some("the volume has vanished: look whether it is still mounted")
+                }
+                _ => None,
+            };
+        }
+        cause = error.source();
+    }
+    None
+}
+
 /// Writes `bytes` to `path`, replacing what is there, and returns their digest. The directory is made when it is missing.
 ///
 /// # Errors

@@ -133,6 +133,7 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         Rule::Above { above, .. } => ((above + 0.015_625).to_string(), (above + 0.031_25).to_string()),
         Rule::From { .. } => ("0.25".to_owned(), "0.5".to_owned()),
         Rule::Choice(words) => (words[0].to_owned(), words[words.len() - 1].to_owned()),
+        Rule::Flag => ("false".to_owned(), "true".to_owned()),
         Rule::Text { .. } => ("ada".to_owned(), "grace".to_owned()),
     };
     // Heads and width go together; every other key can be set alone.
@@ -172,6 +173,7 @@ proptest! {
                 Rule::Above { above, .. } => format!("{}={}", known.path, above + 0.062_5),
                 Rule::From { .. } => format!("{}=0.125", known.path),
                 Rule::Choice(words) => format!("{}={}", known.path, words[0]),
+                Rule::Flag => format!("{}=true", known.path),
                 Rule::Text { .. } => format!("{}=lin", known.path),
             })
             .collect();

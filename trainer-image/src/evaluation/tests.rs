@@ -21,8 +21,7 @@ fn train(steps: u64, output: &Path) -> PathBuf {
     ];
     let resolved = compose_training("cot-starter", &overrides, None, 1, vec![synthetic("arithmetic", 20_000)]).unwrap();
     let reporter = Reporter::<TrainingState>::from_env().unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    crate::training::Session { resolved: &resolved, files: &[], output, reporter: &reporter, stop }.run().unwrap();
+    crate::training::Session::new(&resolved, &[], output, &reporter, &|| false).run().unwrap();
     output.join("model")
 }
 

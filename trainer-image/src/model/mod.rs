@@ -10,5 +10,4 @@ mod directory;
 mod generate;
 
 pub use directory::{ModelError, ModelFiles, describe, read_directory};
-pub(crate) use directory::{bytes, floats};
 pub use generate::{Completion, Emitted, End, GenerateError, Generator};

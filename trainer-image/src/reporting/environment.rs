@@ -20,8 +20,8 @@ const NAME: &str = "CODEX_OBJECT_NAME";
 const UID: &str = "CODEX_OBJECT_UID";
 const TERMINATION_LOG: &str = "CODEX_TERMINATION_LOG";
 
-/// Set all or none.
-pub(super) const REQUIRED: [&str; 8] = [URL, AUTHORITY, TOKEN, POD_UID, KIND, NAMESPACE, NAME, UID];
+/// The variables of the pod contract: set all or none.
+pub const REQUIRED: [&str; 8] = [URL, AUTHORITY, TOKEN, POD_UID, KIND, NAMESPACE, NAME, UID];
 
 /// What a reporter is told.
 #[derive(Debug)]

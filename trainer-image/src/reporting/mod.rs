@@ -23,7 +23,7 @@ use codex_provenance::ConfigDigest;
 use codex_reports::{Failure, MAX_TERMINATION_BYTES, exit};
 use signal_hook::consts::SIGTERM;
 
-pub use self::{endpoint::SendError, work::Work};
+pub use self::{endpoint::SendError, environment::REQUIRED, work::Work};
 use self::{
     environment::Settings,
     sender::{Mailbox, Outcome},
@@ -90,10 +90,13 @@ impl<W: Work> Reporter<W> {
         Self::with(environment::read::<W>(&|name| std::env::var(name).ok())?)
     }
 
+    /// Keeps the state and sends nothing, whatever the environment says: for looking into a run without being one.
+    pub fn nowhere() -> Self {
+        Self { mailbox: Arc::new(Mailbox::new(None)), termination_log: None }
+    }
+
     fn with(settings: Option<Settings>) -> Result<Self, ReportingError> {
-        let Some(Settings { identity, endpoint, termination_log, pace }) = settings else {
-            return Ok(Self { mailbox: Arc::new(Mailbox::new(None)), termination_log: None });
-        };
+        let Some(Settings { identity, endpoint, termination_log, pace }) = settings else { return Ok(Self::nowhere()) };
         let mailbox = Arc::new(Mailbox::new(Some(identity)));
         let shared = Arc::clone(&mailbox);
         std::thread::Builder::new()

@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 pub use calculation::{Calculation, Operator};
 pub use multiplication::Multiplication;
 pub use operands::Digits;
-pub use prepare::{PrepareData, materialise};
+pub use prepare::{PrepareData, materialise, training_lines};
 pub use record::{Difficulty, END, Record, RecordError, answer, parse_records, steps, write_records};
 pub use split::{HELD_OUT_SHARE, Key, Split};
 pub use word_problems::{Story, WordProblem};

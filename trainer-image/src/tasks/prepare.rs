@@ -88,6 +88,16 @@ pub fn materialise(task: Task, split: Split, seed: u64, count: usize) -> Result<
     lines(&problems(task.into(), split, seed, count)?).map_err(TaskError::Encoding)
 }
 
+/// Lines `range` of the training file that [`materialise`] makes, whatever its length: a long file can be made piece by
+/// piece.
+///
+/// # Errors
+/// When a record cannot be encoded.
+pub fn training_lines(task: Task, seed: u64, range: std::ops::Range<u64>) -> Result<Vec<u8>, TaskError> {
+    let problems: Vec<Problem> = range.map(|index| task.draw(Split::Train, seed, index)).collect();
+    lines(&problems).map_err(TaskError::Encoding)
+}
+
 fn problems(source: Problems, split: Split, seed: u64, count: usize) -> Result<Vec<Problem>, TaskError> {
     match split {
         Split::Train => Ok((0..count as u64).map(|index| source.draw(split, seed, index)).collect()),

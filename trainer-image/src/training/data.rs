@@ -3,9 +3,12 @@
 //! Which records a step sees follows from (seed, step) alone. Sources are mixed with equal weight; within a source every
 //! pass over it is a permutation of its own.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
-use codex_configs::{Data, Format, Training};
+use codex_configs::{Data, Format, Synthetic, Training};
 use codex_engine::Packed;
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::DataFile;
@@ -15,8 +18,8 @@ use sha2::Digest as _;
 use super::TrainError;
 use crate::{
     durable,
-    tasks::{Split, Task, answer, materialise, parse_records},
-    tokenizer::Tokenizer,
+    tasks::{Task, answer, parse_records, training_lines},
+    tokenizer::{Tokenizer, TokenizerError},
 };
 
 /// All data of a run.
@@ -38,6 +41,23 @@ struct Source {
     prompts: Vec<u16>,
 }
 
+/// How long the records are, in tokens: what a batch may become.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Lengths {
+    /// The mean.
+    pub(super) mean: f64,
+    /// The standard deviation.
+    pub(super) deviation: f64,
+    /// The longest.
+    pub(super) longest: usize,
+}
+
+/// Synthetic records that are made between two looks at the signal.
+const MADE_AT_ONCE: u64 = 4096;
+
+/// Asked between two pieces of work that may take long: whether the attempt should end.
+pub(super) type Stop<'a> = &'a (dyn Fn() -> bool + Sync);
+
 /// Where a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Address {
@@ -47,34 +67,36 @@ pub(super) struct Address {
 
 impl Dataset {
     /// Reads the data of a run: `files` gives the path of each that is not made here. Synthetic data is also written to
-    /// `keep`, so that what was trained on can be looked at. `seen` hears of every file as soon as it was hashed, before it is
-    /// refused.
+    /// `keep`, where there is such a place, so that what was trained on can be looked at. `seen` hears of every file as soon
+    /// as it was hashed, before it is refused.
     ///
     /// # Errors
-    /// When a file cannot be read, hashes to something else, or holds a record that cannot be learnt.
+    /// When a file cannot be read, hashes to something else, or holds a record that cannot be learnt, and
+    /// [`TrainError::Interrupted`] soon after `stop` says so.
     pub(super) fn read(
         training: &Training,
         files: &[(String, PathBuf)],
-        keep: &Path,
+        keep: Option<&Path>,
         tokenizer: &Tokenizer,
+        stop: Stop,
         mut seen: impl FnMut(DataFile),
     ) -> Result<Self, TrainError> {
         let mut sources = Vec::new();
         for data in &training.data {
-            let (bytes, label) = bytes_of(data, files)?;
+            let (bytes, label) = bytes_of(data, files, stop)?;
             let sha256 = DataDigest(Sha256::of(&bytes));
             let mut file = DataFile { name: data.name.clone(), sha256, size: bytes.len() as u64, records: None };
             seen(file.clone());
             if let Some(expected) = data.sha256.filter(|expected| *expected != sha256) {
                 return Err(TrainError::DataMismatch { name: data.name.clone(), found: sha256, expected });
             }
-            if data.synthetic.is_some() {
+            if let (Some(keep), true) = (keep, data.synthetic.is_some()) {
                 let path = keep.join(format!("{}.jsonl", data.name));
                 if durable::read(&path).ok().map(Sha256::of) != Some(sha256.0) {
                     durable::write(&path, &bytes)?;
                 }
             }
-            let mut source = Source::parse(file.clone(), &label, &bytes, training, tokenizer)?;
+            let mut source = Source::parse(file.clone(), &label, &bytes, training, tokenizer, stop)?;
             file.records = Some(source.prompts.len() as u64);
             seen(file.clone());
             source.file = file;
@@ -88,6 +110,11 @@ impl Dataset {
         Ok(Self { sources, seed: training.seed, batch })
     }
 
+    /// No data.
+    pub(super) fn empty() -> Self {
+        Self { sources: Vec::new(), seed: 0, batch: 0 }
+    }
+
     /// The files as they were read.
     pub(super) fn files(&self) -> impl Iterator<Item = &DataFile> {
         self.sources.iter().map(|source| &source.file)
@@ -95,8 +122,12 @@ impl Dataset {
 
     /// The records of batch `index`, counted over the whole run.
     pub(super) fn batch(&self, index: u64) -> Vec<Address> {
-        let first = index * self.batch as u64;
-        (first..first + self.batch as u64).map(|example| self.address(example)).collect()
+        self.examples(index * self.batch as u64, self.batch as u64)
+    }
+
+    /// The records of `count` examples from `first` on, counted over the whole run.
+    pub(super) fn examples(&self, first: u64, count: u64) -> Vec<Address> {
+        (first..first + count).map(|example| self.address(example)).collect()
     }
 
     /// The record that is seen as number `example`.
@@ -122,6 +153,52 @@ impl Dataset {
         Packed::new(records.iter().map(|(ids, prompt)| (ids.as_slice(), *prompt)))
     }
 
+    /// The digest of what a step sees: name, number and tokens of every record, in order.
+    pub(super) fn digest(&self, addresses: &[Address]) -> Sha256 {
+        let mut hasher = sha2::Sha256::new();
+        hasher.update(b"codex records 1\0");
+        for Address { source, record } in addresses {
+            let source = &self.sources[*source];
+            let ids = &source.ids[source.offsets[*record]..source.offsets[record + 1]];
+            hasher.update(source.file.name.as_bytes());
+            hasher.update([0]);
+            hasher.update((*record as u64).to_le_bytes());
+            hasher.update((ids.len() as u64).to_le_bytes());
+            hasher.update(source.prompts[*record].to_le_bytes());
+            let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+            hasher.update(bytes);
+        }
+        Sha256::finish(hasher)
+    }
+
+    /// How long the records are that batches are made of: sources count alike, as they are mixed.
+    pub(super) fn lengths(&self) -> Lengths {
+        let (mut mean, mut square, mut longest) = (0.0, 0.0, 0);
+        for source in &self.sources {
+            let count = source.prompts.len() as f64;
+            for bounds in source.offsets.windows(2) {
+                let length = bounds[1] - bounds[0];
+                mean += length as f64 / count;
+                square += (length as f64).powi(2) / count;
+                longest = longest.max(length);
+            }
+        }
+        let sources = self.sources.len().max(1) as f64;
+        (mean, square) = (mean / sources, square / sources);
+        Lengths { mean, deviation: (square - mean * mean).max(0.0).sqrt(), longest }
+    }
+
+    /// The text of a record, prompt and response together.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the ids.
+    pub(super) fn text(&self, address: Address, tokenizer: &Tokenizer) -> Result<String, TokenizerError> {
+        let Address { source, record } = address;
+        let source = &self.sources[source];
+        let ids = &source.ids[source.offsets[record]..source.offsets[record + 1]];
+        tokenizer.decode(&ids.iter().copied().map(u32::from).collect::<Vec<_>>())
+    }
+
     /// `name[record]` of each address, records counted from 1.
     pub(super) fn describe(&self, addresses: &[Address]) -> String {
         let names = addresses.iter().map(|at| format!("{}[{}]", self.sources[at.source].file.name, at.record + 1));
@@ -130,21 +207,31 @@ impl Dataset {
 }
 
 /// The bytes of one file, and the name that errors call it by.
-fn bytes_of(data: &Data, files: &[(String, PathBuf)]) -> Result<(Vec<u8>, String), TrainError> {
+fn bytes_of(data: &Data, files: &[(String, PathBuf)], stop: Stop) -> Result<(Vec<u8>, String), TrainError> {
     let given = files.iter().find(|(name, _)| *name == data.name);
     match (&data.synthetic, given) {
         (None, Some((_, path))) => Ok((durable::read(path)?, path.display().to_string())),
-        (Some(synthetic), None) => {
-            let task: Task = synthetic.task.parse()?;
-            let count = usize::try_from(synthetic.count).unwrap_or(usize::MAX);
-            Ok((materialise(task, Split::Train, synthetic.seed, count)?, data.name.clone()))
-        }
+        (Some(synthetic), None) => Ok((make(synthetic, stop)?, data.name.clone())),
         (None, None) => Err(TrainError::Arguments(format!("data {0} has no file: pass --data {0}=FILE", data.name))),
         (Some(_), Some(_)) => Err(TrainError::Arguments(format!(
             "data {0} is synthetic in the configuration: leave --data {0}=… out",
             data.name
         ))),
     }
+}
+
+/// Synthetic data, made piece by piece.
+fn make(synthetic: &Synthetic, stop: Stop) -> Result<Vec<u8>, TrainError> {
+    let task: Task = synthetic.task.parse()?;
+    let mut bytes = Vec::new();
+    for start in (0..synthetic.count).step_by(MADE_AT_ONCE as usize) {
+        if stop() {
+            return Err(TrainError::Interrupted);
+        }
+        let range: Range<u64> = start..synthetic.count.min(start + MADE_AT_ONCE);
+        bytes.extend(training_lines(task, synthetic.seed, range)?);
+    }
+    Ok(bytes)
 }
 
 impl Source {
@@ -154,6 +241,7 @@ impl Source {
         bytes: &[u8],
         training: &Training,
         tokenizer: &Tokenizer,
+        stop: Stop,
     ) -> Result<Self, TrainError> {
         let records = parse_records(label, bytes)?;
         let context = training.settings.model.max_position_embeddings;
@@ -162,6 +250,9 @@ impl Source {
             .par_iter()
             .enumerate()
             .map(|(index, record)| {
+                if stop() {
+                    return Err(TrainError::Interrupted);
+                }
                 let (name, number) = (|| file.name.clone(), index + 1);
                 let encode = |text: &str| {
                     tokenizer.encode(text).map_err(|source| TrainError::Text { name: name(), record: number, source })

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use codex_provenance::{ConfigDigest, DataDigest, manifest::ManifestError};
+use codex_provenance::{DataDigest, manifest::ManifestError};
 use codex_reports::{Failure, exit};
 
 use crate::{
@@ -85,23 +85,102 @@ pub enum TrainError {
         records: usize,
     },
     /// The output directory belongs to another run.
-    #[error(
-        "{path:?} holds a checkpoint of configuration {found}, but this run's is {expected}: use an empty output directory"
-    )]
+    #[error("{path:?} is a checkpoint of another run ({differences}): {right}")]
     ForeignCheckpoint {
         /// The checkpoint.
         path: PathBuf,
-        /// Its configuration.
-        found: ConfigDigest,
-        /// The run's.
-        expected: ConfigDigest,
+        /// What differs, then and now.
+        differences: String,
+        /// What would be right.
+        right: &'static str,
     },
-    /// The output directory's data was other data.
-    #[error("{path:?} was trained on other data than this run's: use an empty output directory")]
-    ForeignData {
+    /// A checkpoint that another version wrote.
+    #[error(
+        "{path:?} is a checkpoint of format {found}, but this version reads {expected}: go on with the version that wrote it, \
+         or use an empty output directory",
+        expected = super::checkpoint::SCHEMA_VERSION
+    )]
+    CheckpointVersion {
         /// The checkpoint.
         path: PathBuf,
+        /// Its format.
+        found: u64,
     },
+    /// A checkpoint whose tensors are not this model's.
+    #[error("{path:?} {source}")]
+    CheckpointState {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A checkpoint that changed while it was read.
+    #[error("{path:?} is not what its digests say, in {tensors}, though it was a moment ago: look at the volume")]
+    CheckpointDigest {
+        /// The file.
+        path: PathBuf,
+        /// The tensors that differ.
+        tensors: String,
+    },
+    /// A checkpoint without a part of the state.
+    #[error("the checkpoint of step {step} lacks {what}: go on with the version that wrote it")]
+    CheckpointParts {
+        /// Its step.
+        step: u64,
+        /// What is missing.
+        what: String,
+    },
+    /// Data in another order than the run has seen so far.
+    #[error(
+        "step {step} saw records of digest {found}, but here it would have seen {expected}: this version orders data in \
+         another way, so go on with the version that began the run"
+    )]
+    DataOrder {
+        /// The step.
+        step: u64,
+        /// What the ledger says.
+        found: String,
+        /// What is computed here.
+        expected: String,
+    },
+    /// More memory than there is.
+    #[error("training would take {estimate}, but {source_of_limit} allows {limit}: {right}")]
+    Memory {
+        /// What it would take, part by part.
+        estimate: String,
+        /// Who allows how much.
+        source_of_limit: String,
+        /// How much.
+        limit: String,
+        /// What would fit.
+        right: String,
+    },
+    /// The output directory is not the one that the attempt began in.
+    #[error("{path:?} is gone, so the volume beneath it was taken away or exchanged: nothing is written there")]
+    Vanished {
+        /// The attempt's own file.
+        path: PathBuf,
+    },
+    /// The records of a run that cannot be read.
+    #[error(transparent)]
+    RunRecords(#[from] super::records::RecordsError),
+    /// A resumed run that came to something else.
+    #[error(
+        "the resumed run differs from the uninterrupted one in {what}: it is not bit-exact here; both are kept in {kept:?}"
+    )]
+    NotReproduced {
+        /// Steps, files and tensors.
+        what: String,
+        /// Where both runs lie.
+        kept: PathBuf,
+    },
+    /// A part of a proof that did not do its work.
+    #[error("{0}")]
+    Proof(String),
+    /// Asked to end before there was anything to save.
+    #[error("interrupted")]
+    Interrupted,
     /// A loss or a gradient that is no number.
     #[error(
         "{what} of step {step} is not finite: lower training.learning_rate or look at the step's records: {records}"
@@ -154,15 +233,29 @@ impl TrainError {
             | Self::Answerless { .. }
             | Self::TooLong { .. }
             | Self::Batch { .. } => ("InvalidData", true),
-            Self::ForeignCheckpoint { .. } | Self::ForeignData { .. } => ("ForeignCheckpoint", true),
+            Self::ForeignCheckpoint { .. }
+            | Self::CheckpointVersion { .. }
+            | Self::CheckpointState { .. }
+            | Self::CheckpointParts { .. }
+            | Self::DataOrder { .. } => ("ForeignCheckpoint", true),
+            Self::Memory { .. } => ("InsufficientMemory", true),
             // The same seed and data would come to the same step again.
             Self::NotFinite { .. } => ("NotFinite", true),
             Self::Superseded { .. } => ("Superseded", false),
-            Self::File(_) => ("StorageFailed", false),
+            Self::File(_) | Self::Vanished { .. } | Self::CheckpointDigest { .. } => ("StorageFailed", false),
+            // Never an end: the session turns it into its outcome.
+            Self::Interrupted => ("Interrupted", false),
+            Self::RunRecords(_) => ("InvalidRecords", true),
+            Self::NotReproduced { .. } | Self::Proof(_) => ("NotReproduced", false),
             Self::Manifest(_) | Self::Model(_) | Self::Engine(_) | Self::System(_) | Self::Reporting(_) => {
                 ("TrainingFailed", false)
             }
         }
+    }
+
+    /// Whether a volume is to blame, which may be mended while training goes on.
+    pub(super) fn is_storage(&self) -> bool {
+        self.class().0 == "StorageFailed"
     }
 
     /// As a report tells it.

@@ -12,18 +12,33 @@
 //! ```
 
 mod artifacts;
+mod bisect;
 mod checkpoint;
 mod data;
 mod error;
+mod keep;
+mod memory;
 mod optimizer;
+mod plan;
 mod progress;
+mod prove;
+mod records;
+mod replay;
+mod requirement;
+mod saver;
 mod session;
+mod snapshot;
+mod spikes;
 mod state;
 mod writer;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use codex_configs::{Data, Resolved, Synthetic, Training, compose_training};
@@ -34,9 +49,12 @@ use signal_hook::{
     flag,
 };
 
+pub use bisect::Bisect;
 pub use error::TrainError;
+use prove::Proof;
+pub use records::RecordsError;
+pub use replay::ReplayStep;
 pub use session::{Outcome, Session};
-use state::State;
 
 use crate::{cli::CommandError, durable, reporting::Reporter};
 
@@ -62,6 +80,23 @@ pub struct Train {
     /// The run's directory.
     #[arg(long, value_name = "DIRECTORY")]
     output: PathBuf,
+    /// Say what a resume would change, and stop.
+    #[arg(long, conflicts_with = "prove_resume")]
+    plan: bool,
+    /// Go on from a checkpoint although the configuration has changed so that the result has other bits than an
+    /// uninterrupted run's.
+    #[arg(long)]
+    accept_other_bits: bool,
+    /// Prove on this configuration, data and machine that a killed run goes on bit for bit: train a few steps, with and
+    /// without kills, and compare everything.
+    #[arg(long)]
+    prove_resume: bool,
+    /// Steps of the proof.
+    #[arg(long, value_name = "STEPS", default_value_t = 40, requires = "prove_resume")]
+    prove_steps: u64,
+    /// Seconds from SIGTERM to SIGKILL: a pod's terminationGracePeriodSeconds.
+    #[arg(long, value_name = "SECONDS", env = "CODEX_GRACE_SECONDS")]
+    grace_seconds: Option<u64>,
 }
 
 /// Records of each synthetic task that a template learns when no data is named.
@@ -77,6 +112,16 @@ fn named_file(text: &str) -> Result<(String, PathBuf), String> {
 impl Train {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
         prepare_process();
+        if self.plan {
+            return Ok(self.say_plan()?);
+        }
+        if self.prove_resume {
+            let resolved = self.resolve()?;
+            let directory = self.output.join("prove-resume");
+            let proof = Proof { resolved: &resolved, files: &self.data, directory, steps: self.prove_steps };
+            let said = durable::say(&proof.run()?.to_string());
+            return said.map(|()| exit::FINISHED).map_err(CommandError::failed);
+        }
         let reporter = Reporter::<TrainingState>::from_env().map_err(TrainError::from)?;
         match self.train(&reporter) {
             Ok(Outcome::Finished(model)) => {
@@ -112,8 +157,33 @@ impl Train {
         }
         let resolved = self.resolve()?;
         reporter.set_config_digest(resolved.digest());
-        let session = Session { resolved: &resolved, files: &self.data, output: &self.output, reporter, stop };
-        session.run()
+        self.session(&resolved, reporter, &|| stop.load(Ordering::Relaxed)).run()
+    }
+
+    fn session<'a>(
+        &'a self,
+        resolved: &'a Resolved<Training>,
+        reporter: &'a Reporter<TrainingState>,
+        stop: data::Stop<'a>,
+    ) -> Session<'a> {
+        Session {
+            resolved,
+            files: &self.data,
+            output: &self.output,
+            reporter,
+            stop,
+            accept_other_bits: self.accept_other_bits,
+            grace: self.grace_seconds.map(Duration::from_secs),
+        }
+    }
+
+    /// Prints what a resume would change; the exit code says whether it would be refused.
+    fn say_plan(&self) -> Result<i32, TrainError> {
+        let (resolved, reporter) = (self.resolve()?, Reporter::nowhere());
+        let session = self.session(&resolved, &reporter, &|| false);
+        let plan = session.look()?;
+        durable::say(&plan.to_string())?;
+        Ok(if session.permits(&plan) { exit::FINISHED } else { exit::BAD_INPUT })
     }
 
     /// The resolved configuration: read, or composed here.

@@ -27,6 +27,8 @@ mod tests {
             stop_after: None,
             batch_size: 1,
             gradient_accumulation: 1,
+            dtype: codex_configs::Dtype::Fp32,
+            gradient_checkpointing: false,
             learning_rate: 0.1,
             scheduler: Scheduler::Cosine,
             warmup_steps: 10,
@@ -36,7 +38,16 @@ mod tests {
             epsilon: 1e-8,
             grad_clip_norm: 1.0,
             checkpoint_every: 10,
+            checkpoint_interval_seconds: None,
             keep_last: 1,
+            keep_every: None,
+            best_k: 0,
+            best_metric: "val_loss".to_owned(),
+            metric_mode: codex_configs::MetricMode::Min,
+            state_digest_every: None,
+            spike_action: codex_configs::SpikeAction::Count,
+            spike_threshold: 10.0,
+            spike_window: 64,
         }
     }
 

@@ -5,26 +5,29 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    time::{Duration, Instant},
 };
 
-use codex_configs::{Resolved, Training};
-use codex_engine::{AdamW, EngineError, ModelConfig, Rates, Shape};
+use codex_configs::{Optimization, Resolved, Training};
+use codex_engine::{AdamW, EngineError, ModelConfig, Packed, Rates, Shape};
 use codex_provenance::{DataDigest, manifest::Manifest};
-use codex_reports::{Checkpoint, Model, Stage, TrainingState};
+use codex_reports::{Model, Stage, TrainingState};
 
 use super::{
     TrainError,
     artifacts::Artifacts,
-    checkpoint::{Identity, Store},
+    checkpoint::{self, Found, Identity, Origin, Retention, Store},
     data::{Address, Dataset},
+    keep::{self, Keep},
+    memory,
     optimizer::learning_rate,
+    plan::{Class, Plan},
     progress::{StepNumbers, Watchers},
-    state::State,
-    writer::Writer,
+    records::LedgerRow,
+    requirement,
+    saver::Saver,
+    state::{self, State},
+    writer::{Phase, Writer},
 };
 use crate::{
     durable::{self, FileError},
@@ -43,8 +46,13 @@ pub struct Session<'a> {
     pub output: &'a Path,
     /// Where progress goes.
     pub reporter: &'a Reporter<TrainingState>,
-    /// Set when the attempt should write a checkpoint and end.
-    pub stop: Arc<AtomicBool>,
+    /// Says when the attempt should write a checkpoint and end; asked between any two pieces of work that may take long.
+    pub stop: &'a (dyn Fn() -> bool + Sync),
+    /// Whether to go on where the configuration has changed so that the result will have other bits than an uninterrupted
+    /// run's.
+    pub accept_other_bits: bool,
+    /// From the signal to the kill, where somebody said.
+    pub grace: Option<Duration>,
 }
 
 /// How an attempt ended.
@@ -59,41 +67,146 @@ pub enum Outcome {
     },
 }
 
-impl Session<'_> {
+/// What a step sees.
+pub(super) struct StepData {
+    /// The first example, counted over the whole run.
+    pub(super) first: u64,
+    /// The records of each batch.
+    pub(super) addresses: Vec<Vec<Address>>,
+    /// The batches.
+    pub(super) batches: Vec<Packed>,
+    /// Targets of all batches.
+    pub(super) targets: usize,
+}
+
+/// What a step came to.
+pub(super) struct Stepped {
+    /// For those who watch.
+    pub(super) numbers: StepNumbers,
+    /// For the ledger.
+    pub(super) row: LedgerRow,
+}
+
+impl<'a> Session<'a> {
+    /// An attempt that goes on only with what it began with, and was told no grace period.
+    pub fn new(
+        resolved: &'a Resolved<Training>,
+        files: &'a [(String, PathBuf)],
+        output: &'a Path,
+        reporter: &'a Reporter<TrainingState>,
+        stop: &'a (dyn Fn() -> bool + Sync),
+    ) -> Self {
+        Self { resolved, files, output, reporter, stop, accept_other_bits: false, grace: None }
+    }
+
     /// Runs the attempt.
     ///
     /// # Errors
     /// When the input is wrong, the file system refuses, or the loss is not finite.
     pub fn run(&self) -> Result<Outcome, TrainError> {
-        let training = self.resolved.spec();
         let tokenizer = Tokenizer::characters().map_err(crate::model::ModelError::from)?;
-        let config = model_config(training, &tokenizer)?;
+        let config = model_config(self.resolved.spec(), &tokenizer)?;
         durable::make_directory(self.output)?;
         let mut writer = Writer::claim(self.output.join("writers"))?;
         self.reporter.set_attempt(writer.epoch());
+        if let Some(epitaph) = writer.epitaph() {
+            self.notice(epitaph);
+        }
+        let ended = self.attempt(config, &tokenizer, &mut writer);
+        writer.enter(Phase::Ended);
+        match ended {
+            // Before the first step of this attempt: what an earlier one saved is all there is.
+            Err(TrainError::Interrupted) => {
+                tracing::info!("interrupted before a step");
+                self.reporter.update(|report| report.stage = Stage::Interrupted);
+                Ok(Outcome::Interrupted { step: self.reporter.state().resumed_from.unwrap_or(0) })
+            }
+            ended => ended,
+        }
+    }
+
+    fn attempt(&self, config: ModelConfig, tokenizer: &Tokenizer, writer: &mut Writer) -> Result<Outcome, TrainError> {
+        let training = self.resolved.spec();
+        let settings = &training.settings.training;
+        let limit = memory::limit(Path::new("/"));
+        requirement::before_data(&config, limit.as_ref())?;
         let artifacts = Artifacts::open(self.output)?;
-        let dataset = self.read_data(&artifacts, &tokenizer)?;
-        let digests: BTreeMap<String, DataDigest> =
-            dataset.files().map(|file| (file.name.clone(), file.sha256)).collect();
-        artifacts.describe(self.resolved, &digests, writer.epoch())?;
-        let identity = Identity { config_digest: self.resolved.digest(), seed: training.seed, data: digests };
+        writer.enter(Phase::Loading);
+        let dataset = self.read_data(Some(&artifacts.data()), tokenizer)?;
+        memory::note("data");
+        let estimate = requirement::of(&config, settings, dataset.lengths());
+        tracing::info!("memory: {estimate} at most");
+        requirement::check(&config, settings, dataset.lengths(), limit.as_ref())?;
+        writer.expect(estimate.total(), limit.as_ref().map(|limit| limit.bytes));
+        self.pause()?;
+        let identity = self.identity(&dataset)?;
+        let found = self.newest()?;
+        let origin = origin(settings);
+        let plan = plan(found.as_ref(), &identity, &origin);
+        self.follow(&plan, found.as_ref())?;
+        artifacts.describe(self.resolved, &identity.data, writer.epoch())?;
+        durable::write(&self.output.join("artifacts").join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
+        let mut state = self.restore(config, found.as_ref())?;
+        memory::note("state");
+        self.pause()?;
+        let store = Store::open(self.output.join("checkpoints"), identity, Retention::of(settings))?;
+        let probe = self.grace.map(|_| store.probe(requirement::copied(state.engine.config()))).transpose()?;
+        let artifacts_directory = self.output.join("artifacts");
+        let (saver, ends) = Saver::start(writer.lock(), store, origin, &artifacts_directory, state.step)?;
+        match ends.ledger {
+            Some(row) if row.step == state.step => check_order(&row, &dataset)?,
+            None if state.step == 0 => {}
+            row => self.notice(format!(
+                "the ledger ends with step {}, and training goes on from step {}: whether it sees data in the same order is \
+                 not checked",
+                row.map_or(0, |row| row.step),
+                state.step
+            )),
+        }
+        if let (Some(row), Some(found)) = (ends.state, &found)
+            && row.step == state.step
+            && row.digest != found.about.state_digest
+        {
+            self.notice(format!(
+                "the recorded digest of step {} is not that of its checkpoint: one was changed",
+                row.step
+            ));
+        }
+        let durable = found.map(|found| found.checkpoint.step);
+        let mut keep = Keep::new(self.reporter, saver, settings, durable, self.grace);
+        if let Some(took) = probe {
+            keep.expect(took);
+        }
+        let total = settings.steps();
         let names: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
-        let store = Store::open(self.output.join("checkpoints"), identity, training.settings.training.keep_last)?;
-        let mut state = self.restore(&store, config)?;
-        let total = training.settings.training.steps();
         let ledger = artifacts.ledger(state.step, names.join("+"))?;
         let mut watchers = Watchers::new(self.reporter, ledger, state.step, total);
         self.reporter.update(|report| {
             report.stage = Stage::Running;
             report.steps_executed = writer.executed();
         });
-        let walked = self.walk(&mut state, &dataset, &store, &mut writer, &mut watchers);
+        writer.enter(Phase::Training);
+        writer.begin_step(state.step + 1);
+        let walked = self.walk(&mut state, &dataset, &mut keep, writer, &mut watchers);
         watchers.close();
+        let walked = walked.inspect_err(|_| keep.leave(&state));
+        memory::note("steps");
+        let (checkpoints, paused) = keep.cost();
+        tracing::info!(
+            checkpoints,
+            paused_seconds = paused.as_secs_f64(),
+            memory_estimate = estimate.total(),
+            memory_peak = memory::resident().1,
+            "what this attempt took"
+        );
         if let Some(outcome) = walked? {
             return Ok(outcome);
         }
+        drop(keep);
         writer.check()?;
-        let model = self.write_model(&state, &tokenizer)?;
+        writer.enter(Phase::Exporting);
+        let model = self.write_model(&state, tokenizer)?;
+        memory::note("model");
         self.reporter.update(|report| {
             report.model = Some(model.clone());
             report.stage = Stage::Finished;
@@ -101,7 +214,29 @@ impl Session<'_> {
         Ok(Outcome::Finished(Box::new(model)))
     }
 
-    fn read_data(&self, artifacts: &Artifacts, tokenizer: &Tokenizer) -> Result<Dataset, TrainError> {
+    /// What a resume would change, without changing anything.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), as far as that comes.
+    pub(super) fn look(&self) -> Result<Plan, TrainError> {
+        let tokenizer = Tokenizer::characters().map_err(crate::model::ModelError::from)?;
+        model_config(self.resolved.spec(), &tokenizer)?;
+        let identity = self.identity(&self.read_data(None, &tokenizer)?)?;
+        Ok(plan(self.newest()?.as_ref(), &identity, &origin(&self.resolved.spec().settings.training)))
+    }
+
+    /// Ends the attempt where it has been asked to.
+    fn pause(&self) -> Result<(), TrainError> {
+        if (self.stop)() { Err(TrainError::Interrupted) } else { Ok(()) }
+    }
+
+    fn notice(&self, notice: String) {
+        tracing::warn!("{notice}");
+        self.reporter.update(|state| state.notices.push(notice));
+    }
+
+    /// The data of the run, hashed as it is read; synthetic data is also written to `keep`.
+    pub(super) fn read_data(&self, keep: Option<&Path>, tokenizer: &Tokenizer) -> Result<Dataset, TrainError> {
         let training = self.resolved.spec();
         if let Some((name, _)) =
             self.files.iter().find(|(name, _)| !training.data.iter().any(|data| data.name == *name))
@@ -110,7 +245,7 @@ impl Session<'_> {
             let known = known.join(", ");
             return Err(TrainError::Arguments(format!("--data {name} is not in the configuration, which has {known}")));
         }
-        Dataset::read(training, self.files, &artifacts.data(), tokenizer, |file| {
+        Dataset::read(training, self.files, keep, tokenizer, self.stop, |file| {
             self.reporter.update(|state| {
                 state.data.retain(|known| known.name != file.name);
                 state.data.push(file);
@@ -118,26 +253,71 @@ impl Session<'_> {
         })
     }
 
-    /// The newest valid checkpoint's state, or the initial one.
-    fn restore(&self, store: &Store, config: ModelConfig) -> Result<State, TrainError> {
+    fn identity(&self, dataset: &Dataset) -> Result<Identity, TrainError> {
+        let training = self.resolved.spec();
+        let data: BTreeMap<String, DataDigest> = dataset.files().map(|file| (file.name.clone(), file.sha256)).collect();
+        let settings = serde_json::to_value(&training.settings)
+            .map_err(std::io::Error::from)
+            .map_err(FileError::of("encoding the configuration for", self.output))?;
+        Ok(Identity { config_digest: self.resolved.digest(), settings, seed: training.seed, data })
+    }
+
+    /// The newest valid checkpoint; damaged ones are passed over, and that is said.
+    fn newest(&self) -> Result<Option<Found>, TrainError> {
         let mut notices = Vec::new();
-        let found = store.load(&config, |notice| notices.push(notice))?;
+        let found = checkpoint::newest(&self.output.join("checkpoints"), u64::MAX, |notice| notices.push(notice))?;
         let step = found.as_ref().map(|found| found.checkpoint.step);
         for notice in notices {
             let goes_on = step.map_or_else(|| "from the beginning".to_owned(), |step| format!("from step {step}"));
-            let notice = format!("{notice}; training goes on {goes_on}");
-            tracing::warn!("{notice}");
-            self.reporter.update(|state| state.notices.push(notice));
+            self.notice(format!("{notice}; training goes on {goes_on}"));
         }
-        if let Some(found) = found {
-            tracing::info!(step, "training goes on from a checkpoint");
-            self.reporter.update(|state| {
-                state.resumed_from = step;
-                state.last_checkpoint = Some(found.checkpoint);
-            });
-            return Ok(found.state);
+        Ok(found)
+    }
+
+    /// Whether training would go on.
+    pub(super) fn permits(&self, plan: &Plan) -> bool {
+        let least = if self.accept_other_bits { Class::Refused } else { Class::Other };
+        plan.asked(least).is_empty()
+    }
+
+    /// Says what the plan of a resume is, and refuses what it refuses.
+    fn follow(&self, plan: &Plan, found: Option<&Found>) -> Result<(), TrainError> {
+        let Some(found) = found else { return Ok(()) };
+        for line in plan.to_string().lines() {
+            tracing::info!("{}", line.trim());
         }
-        State::new(config, self.resolved.spec().seed)
+        let list = |class: Class| {
+            let lines: Vec<String> =
+                plan.asked(class).iter().map(|line| format!("{}: {} → {}", line.what, line.then, line.now)).collect();
+            lines.join("; ")
+        };
+        let (path, refused) = (found.path.clone(), list(Class::Refused));
+        if !refused.is_empty() {
+            let right = "use an empty output directory";
+            return Err(TrainError::ForeignCheckpoint { path, differences: refused, right });
+        }
+        let other = list(Class::Other);
+        if !other.is_empty() && !self.accept_other_bits {
+            let right = "use an empty output directory, or pass --accept-other-bits to go on with what has changed";
+            return Err(TrainError::ForeignCheckpoint { path, differences: other, right });
+        }
+        for line in plan.differences().filter(|line| line.class == Class::Other) {
+            self.notice(format!(
+                "{} is {} and was {} before step {}: the result is valid, but may have other bits than an uninterrupted run's",
+                line.what, line.now, line.then, found.checkpoint.step,
+            ));
+        }
+        Ok(())
+    }
+
+    /// The checkpoint's state, or the initial one.
+    fn restore(&self, config: ModelConfig, found: Option<&Found>) -> Result<State, TrainError> {
+        let settings = state::settings(&self.resolved.spec().settings.training);
+        let Some(found) = found else { return State::new(config, self.resolved.spec().seed, settings) };
+        let state = State::restore(config.clone(), found.read(&layout_of(&config))?, settings)?;
+        tracing::info!(step = state.step, "training goes on from a checkpoint");
+        keep::reported(self.reporter, &found.checkpoint);
+        Ok(state)
     }
 
     /// Steps until the run is done (none) or told to stop. The last step is always a checkpoint.
@@ -145,89 +325,125 @@ impl Session<'_> {
         &self,
         state: &mut State,
         dataset: &Dataset,
-        store: &Store,
+        keep: &mut Keep,
         writer: &mut Writer,
         watchers: &mut Watchers,
     ) -> Result<Option<Outcome>, TrainError> {
-        let training = &self.resolved.spec().settings.training;
-        let total = training.steps();
-        let mut saved = self.reporter.state().last_checkpoint.map(|Checkpoint { step, .. }| step);
+        let total = self.resolved.spec().settings.training.steps();
         while state.step < total {
-            if self.stop.load(Ordering::Relaxed) {
-                if saved != Some(state.step) {
-                    self.save(state, store, writer)?;
-                }
+            let began = Instant::now();
+            let stepped = if (self.stop)() { None } else { self.step(state, dataset)? };
+            let Some(Stepped { numbers, row }) = stepped else {
+                keep.finish(state, true, self.stop)?;
                 tracing::info!(step = state.step, "interrupted after a checkpoint");
                 self.reporter.update(|report| report.stage = Stage::Interrupted);
                 return Ok(Some(Outcome::Interrupted { step: state.step }));
+            };
+            writer.count_step(state.step + 1);
+            match watchers.step(numbers, writer.executed()) {
+                // Rows of metrics are lost while the volume refuses; training is not.
+                Err(error) if error.is_storage() => {
+                    tracing::warn!(error = crate::cli::chain(&error), "metrics are not written");
+                }
+                watched => watched?,
             }
-            let numbers = self.step(state, dataset)?;
-            writer.count_step()?;
-            watchers.step(numbers, writer.executed())?;
-            if state.step.is_multiple_of(training.checkpoint_every) {
-                self.save(state, store, writer)?;
-                saved = Some(state.step);
+            if state.step == 1 {
+                memory::note("first step");
             }
+            keep.step(state, row, began.elapsed())?;
         }
-        if saved != Some(state.step) {
-            self.save(state, store, writer)?;
-        }
+        keep.finish(state, false, self.stop)?;
         Ok(None)
     }
 
-    fn save(&self, state: &State, store: &Store, writer: &Writer) -> Result<(), TrainError> {
-        writer.check()?;
-        let checkpoint = store.save(state)?;
-        tracing::debug!(step = checkpoint.step, digest = %checkpoint.digest, "checkpoint");
-        self.reporter.update(|report| report.last_checkpoint = Some(checkpoint));
-        Ok(())
-    }
-
-    /// One optimiser step: the gradients of all its batches together, then AdamW.
-    pub(super) fn step(&self, state: &mut State, dataset: &Dataset) -> Result<StepNumbers, TrainError> {
+    /// What the step after `done` steps sees.
+    pub(super) fn data_of(&self, done: u64, dataset: &Dataset) -> StepData {
         let training = &self.resolved.spec().settings.training;
         let accumulation = training.gradient_accumulation as u64;
         let addresses: Vec<Vec<Address>> =
-            (0..accumulation).map(|batch| dataset.batch(state.step * accumulation + batch)).collect();
-        let batches: Vec<_> = addresses.iter().map(|addresses| dataset.pack(addresses)).collect();
-        let targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
-        let not_finite = |what: String| TrainError::NotFinite {
-            what,
-            step: state.step + 1,
-            records: dataset.describe(&addresses.concat()),
-        };
-        let engine = state.engine.as_mut();
+            (0..accumulation).map(|batch| dataset.batch(done * accumulation + batch)).collect();
+        let batches: Vec<Packed> = addresses.iter().map(|addresses| dataset.pack(addresses)).collect();
+        let targets = batches.iter().map(|batch| batch.targets.len()).sum();
+        StepData { first: done * accumulation * training.batch_size as u64, addresses, batches, targets }
+    }
+
+    /// One optimiser step: the gradients of all its batches together, then AdamW. None when the attempt was asked to end
+    /// between two batches; the state is then as it was before.
+    pub(super) fn step(&self, state: &mut State, dataset: &Dataset) -> Result<Option<Stepped>, TrainError> {
+        let training = &self.resolved.spec().settings.training;
+        let StepData { first, addresses, batches, targets } = self.data_of(state.step, dataset);
+        let State { step, engine, spikes, measured } = state;
         engine.clear_gradients();
         let mut loss = 0.0;
-        for batch in &batches {
+        for (index, batch) in batches.iter().enumerate() {
+            if index > 0 && (self.stop)() {
+                return Ok(None);
+            }
             loss += engine.accumulate(batch, targets)?;
         }
+        let addresses = addresses.concat();
         if !loss.is_finite() {
-            return Err(not_finite("the loss".to_owned()));
+            // Which records it is that have no finite loss of their own; all of them, where each alone has one.
+            let mut guilty = Vec::new();
+            for address in &addresses {
+                if !engine.loss(&dataset.pack(&[*address]))?.is_finite() {
+                    guilty.push(*address);
+                }
+            }
+            let guilty = if guilty.is_empty() { &addresses } else { &guilty };
+            let records = dataset.describe(guilty);
+            return Err(TrainError::NotFinite { what: "the loss".to_owned(), step: *step + 1, records });
         }
-        let gradient_norm = engine.gradient_norm().map_err(|error| match error {
-            EngineError::NotFinite { tensor } => not_finite(format!("the gradient of {tensor}")),
+        let grad_norm = engine.gradient_norm().map_err(|error| match error {
+            EngineError::NotFinite { tensor } => TrainError::NotFinite {
+                what: format!("the gradient of {tensor}"),
+                step: *step + 1,
+                records: dataset.describe(&addresses),
+            },
             other => other.into(),
         })?;
-        let rate = learning_rate(training, state.step);
-        let rates = Rates::standard(engine.layout(), training.weight_decay);
-        engine.update(&AdamW {
-            step: state.step,
-            rate,
-            beta1: training.beta1,
-            beta2: training.beta2,
-            epsilon: training.epsilon,
-            scale: (training.grad_clip_norm / gradient_norm).min(1.0),
-            rates: &rates,
-        });
-        state.step += 1;
-        Ok(StepNumbers {
-            step: state.step,
+        let spike = spikes.judge(training, loss, grad_norm);
+        let rate = learning_rate(training, *step);
+        let skipped = spike.is_some_and(|spike| spike.skip);
+        if let Some(spike) = spike {
+            tracing::warn!(
+                step = *step + 1,
+                what = spike.what,
+                value = spike.value,
+                median = spike.median,
+                score = spike.score,
+                skipped,
+                "a spike; `codex replay-step` shows its records"
+            );
+        }
+        if !skipped {
+            let rates = Rates::standard(engine.layout(), training.weight_decay);
+            engine.update(&AdamW {
+                // A step that changed nothing is none to the moments' corrections.
+                step: *step - spikes.skipped,
+                rate,
+                beta1: training.beta1,
+                beta2: training.beta2,
+                epsilon: training.epsilon,
+                scale: (training.grad_clip_norm / grad_norm).min(1.0),
+                rates: &rates,
+            });
+        }
+        *step += 1;
+        measured.insert("loss".to_owned(), loss);
+        let row = LedgerRow {
+            step: *step,
+            first,
+            examples: addresses.len() as u64,
+            records: dataset.digest(&addresses),
             loss,
-            gradient_norm,
-            learning_rate: rate,
-            tokens: batches.iter().map(|batch| batch.tokens.len()).sum(),
-        })
+            grad_norm,
+            spike: spike.map(|spike| spike.what.to_owned()),
+            skipped,
+        };
+        let tokens = batches.iter().map(|batch| batch.tokens.len()).sum();
+        let numbers = StepNumbers { step: *step, loss, gradient_norm: grad_norm, learning_rate: rate, tokens };
+        Ok(Some(Stepped { numbers, row }))
     }
 
     /// Writes the model directory, unless it is there with exactly these bytes.
@@ -259,6 +475,56 @@ impl Session<'_> {
             parameters: config.parameters() as u64,
         })
     }
+}
+
+fn plan(found: Option<&Found>, identity: &Identity, origin: &Origin) -> Plan {
+    found.map_or_else(Plan::fresh, |found| Plan::resume(&found.about, found.origin.as_ref(), identity, origin))
+}
+
+/// Whether the step that the ledger names would see the same records here.
+fn check_order(row: &LedgerRow, dataset: &Dataset) -> Result<(), TrainError> {
+    // Examples are counted over the whole run, so this holds for another batch size, too.
+    let addresses = dataset.examples(row.first, row.examples);
+    let expected = dataset.digest(&addresses);
+    if expected == row.records {
+        return Ok(());
+    }
+    Err(TrainError::DataOrder { step: row.step, found: row.records.short(), expected: expected.short() })
+}
+
+/// The resolved configuration, in a run's artefacts.
+pub(super) const CONFIG: &str = "config.yaml";
+
+fn layout_of(config: &ModelConfig) -> std::sync::Arc<codex_engine::Layout> {
+    std::sync::Arc::new(codex_engine::Layout::of(config))
+}
+
+/// What this process is, for whoever goes on from its checkpoints.
+pub(super) fn origin(training: &Optimization) -> Origin {
+    Origin {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        git_commit: option_env!("CODEX_GIT_COMMIT").map(str::to_owned),
+        engine: state::settings(training).path().to_owned(),
+        instructions: instructions(),
+        threads: rayon::current_num_threads(),
+    }
+}
+
+/// The processor's architecture and the instructions that kernels choose by.
+fn instructions() -> String {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let all = [
+            ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+            ("avx512bf16", std::arch::is_x86_feature_detected!("avx512bf16")),
+            ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+            ("fma", std::arch::is_x86_feature_detected!("fma")),
+        ];
+        let there = all.iter().filter(|(_, there)| *there).map(|(name, _)| format!(" {name}"));
+        format!("x86_64{}", there.collect::<String>())
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::env::consts::ARCH.to_owned()
 }
 
 /// The shape that a configuration asks for.

@@ -1,87 +1,91 @@
-//! All training state as one value: the step and the engine's parameters and moments. Schedule, data order and random numbers
-//! follow from the step and the run's seed, so nothing else can be forgotten. Pure.
+//! All training state as one value. Schedule, data order and random numbers follow from the step and the run's seed, so that
+//! nothing else can be forgotten. Pure.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use codex_engine::{Engine, EngineState, Layout, ModelConfig, Settings, engine, initial};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use codex_configs::{Dtype, Optimization};
+use codex_engine::{Engine, EngineState, Layout, ModelConfig, Precision, Settings, engine, initial};
 
-use super::TrainError;
-use crate::model::{self, ModelError};
+use super::{
+    TrainError,
+    snapshot::{Column, Rest, Snapshot},
+    spikes::Spikes,
+};
 
-/// What a checkpoint holds.
+/// What a checkpoint holds. What changes from step to step is here or nowhere: [`snapshot`](Self::snapshot) takes it apart
+/// field by field, so that a new one cannot be left out.
 pub(super) struct State {
     /// Optimiser steps done.
     pub(super) step: u64,
     /// The parameters and their moments.
     pub(super) engine: Box<dyn Engine>,
+    /// The last losses and gradient norms.
+    pub(super) spikes: Spikes,
+    /// What was measured last, by name: `loss`, and whatever an evaluation measures.
+    pub(super) measured: BTreeMap<String, f64>,
 }
+
+/// How a configuration wants the engine to compute.
+pub(super) fn settings(training: &Optimization) -> Settings {
+    let precision = match training.dtype {
+        Dtype::Fp32 => Precision::F32,
+        Dtype::Bf16 => Precision::Bf16,
+    };
+    Settings { precision, gradient_checkpointing: training.gradient_checkpointing, reference: false }
+}
+
+const MEASURED: &str = "measured/";
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State").field("step", &self.step).field("path", &self.engine.path()).finish()
+        f.debug_struct("State").field("step", &self.step).field("path", &self.engine.path()).finish_non_exhaustive()
     }
 }
-
-const WEIGHT: &str = "weight/";
-const FIRST: &str = "first/";
-const SECOND: &str = "second/";
 
 impl State {
     /// The state before the first step.
     ///
     /// # Errors
     /// When the engine refuses it.
-    pub(super) fn new(config: ModelConfig, seed: u64) -> Result<Self, TrainError> {
+    pub(super) fn new(config: ModelConfig, seed: u64, settings: Settings) -> Result<Self, TrainError> {
         let layout = Arc::new(Layout::of(&config));
         let parameters = initial(&config, &layout, seed);
-        Ok(Self { step: 0, engine: engine(config, EngineState::new(layout, parameters), Settings::default())? })
+        let engine = engine(config, EngineState::new(layout, parameters), settings)?;
+        Ok(Self { step: 0, engine, spikes: Spikes::default(), measured: BTreeMap::new() })
     }
 
-    /// Parameters and moments as the bytes of `state.safetensors`, each tensor under its own name.
-    ///
-    /// # Errors
-    /// When they cannot be encoded.
-    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, TrainError> {
-        let EngineState { layout, parameters, first, second } = self.engine.export();
-        let mut tensors: Vec<(String, &[usize], Vec<u8>)> = Vec::new();
-        for (prefix, numbers) in [(WEIGHT, parameters), (FIRST, first), (SECOND, second)] {
-            for tensor in layout.tensors() {
-                let bytes = model::bytes(&numbers[tensor.range.clone()]);
-                tensors.push((format!("{prefix}{}", tensor.name), &tensor.shape, bytes));
+    /// A copy of everything, in the vectors of `spare` where there are some.
+    pub(super) fn snapshot(&self, spare: Option<EngineState>) -> Snapshot {
+        let Self { step, engine, spikes, measured } = self;
+        let engine = match spare {
+            Some(mut vectors) => {
+                engine.export_into(&mut vectors);
+                vectors
             }
-        }
-        let views: Result<Vec<(&str, TensorView)>, _> = tensors
-            .iter()
-            .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.to_vec(), bytes)?)))
-            .collect();
-        let file = views.and_then(|views| safetensors::serialize(views, None));
-        file.map_err(|source| ModelError::Weights(source).into())
-    }
-
-    /// Reads what [`to_bytes`](Self::to_bytes) wrote after `step` steps.
-    ///
-    /// # Errors
-    /// When a tensor is missing or has another shape.
-    pub(super) fn from_bytes(config: ModelConfig, step: u64, bytes: &[u8]) -> Result<Self, TrainError> {
-        let stored = SafeTensors::deserialize(bytes).map_err(ModelError::Weights)?;
-        let layout = Arc::new(Layout::of(&config));
-        let read = |prefix: &str| -> Result<Vec<f32>, TrainError> {
-            let mut numbers = Vec::with_capacity(layout.size());
-            for part in layout.tensors() {
-                let name = format!("{prefix}{}", part.name);
-                let tensor = stored.tensor(&name).map_err(ModelError::Weights)?;
-                if tensor.dtype() != Dtype::F32 || tensor.shape() != part.shape {
-                    let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
-                    let expected = format!("F32 {:?}", part.shape);
-                    return Err(ModelError::Weight { name, found, expected }.into());
-                }
-                numbers.extend(model::floats(tensor.data()));
-            }
-            Ok(numbers)
+            None => engine.export(),
         };
-        let (parameters, first, second) = (read(WEIGHT)?, read(FIRST)?, read(SECOND)?);
-        let state = EngineState { layout: layout.clone(), parameters, first, second };
-        Ok(Self { step, engine: engine(config, state, Settings::default())? })
+        let mut rest = Rest::new();
+        spikes.save(&mut rest);
+        rest.extend(measured.iter().map(|(name, value)| (format!("{MEASURED}{name}"), Column::F64(vec![*value]))));
+        Snapshot { step: *step, engine, rest }
+    }
+
+    /// The state that a snapshot was taken of.
+    ///
+    /// # Errors
+    /// When it is of another model, or lacks something.
+    pub(super) fn restore(config: ModelConfig, snapshot: Snapshot, settings: Settings) -> Result<Self, TrainError> {
+        let Snapshot { step, engine, mut rest } = snapshot;
+        let lacks = |what: &str| TrainError::CheckpointParts { step, what: what.to_owned() };
+        let spikes = Spikes::load(&mut rest).ok_or_else(|| lacks("the last losses and gradient norms"))?;
+        let mut measured = BTreeMap::new();
+        for (name, column) in rest {
+            let value = match (name.strip_prefix(MEASURED), column) {
+                (Some(name), Column::F64(values)) if values.len() == 1 => (name.to_owned(), values[0]),
+                _ => return Err(lacks(&format!("a place for {name}, which this version does not know"))),
+            };
+            measured.insert(value.0, value.1);
+        }
+        Ok(Self { step, engine: codex_engine::engine(config, engine, settings)?, spikes, measured })
     }
 }

@@ -1,7 +1,13 @@
-use std::{fs, path::Path};
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::Path,
+    sync::atomic::AtomicU64,
+};
 
 use codex_configs::Format;
 use codex_reports::DataFile;
+use proptest::prelude::*;
 
 use super::*;
 use crate::{
@@ -27,30 +33,40 @@ fn synthetic(task: &str, count: u64) -> Data {
     Data { name: task.to_owned(), sha256: None, synthetic: Some(synthetic) }
 }
 
-fn resolved(overrides: &[&str], data: Vec<Data>) -> Resolved<Training> {
+pub(super) fn resolved(overrides: &[&str], data: Vec<Data>) -> Resolved<Training> {
     let overrides: Vec<String> = TINY.iter().chain(overrides).map(|text| (*text).to_owned()).collect();
     compose_training("cot-starter", &overrides, None, 1, data).unwrap()
 }
 
-fn both() -> Vec<Data> {
+pub(super) fn both() -> Vec<Data> {
     vec![synthetic("arithmetic", 500), synthetic("word-problems", 400)]
 }
 
-struct Attempt {
-    outcome: Result<Outcome, TrainError>,
-    state: TrainingState,
+pub(super) struct Attempt {
+    pub(super) outcome: Result<Outcome, TrainError>,
+    pub(super) state: TrainingState,
 }
 
-fn attempt(resolved: &Resolved<Training>, output: &Path, stop: bool) -> Attempt {
-    with_files(resolved, &[], output, stop)
+pub(super) fn attempt(resolved: &Resolved<Training>, output: &Path, stop: bool) -> Attempt {
+    with_files(resolved, &[], output, &|| stop)
 }
 
-fn with_files(resolved: &Resolved<Training>, files: &[(String, PathBuf)], output: &Path, stop: bool) -> Attempt {
-    let reporter = Reporter::<TrainingState>::from_env().unwrap();
-    let stop = Arc::new(AtomicBool::new(stop));
-    let session = Session { resolved, files, output, reporter: &reporter, stop };
+pub(super) fn with_files(
+    resolved: &Resolved<Training>,
+    files: &[(String, PathBuf)],
+    output: &Path,
+    stop: data::Stop,
+) -> Attempt {
+    let reporter = Reporter::<TrainingState>::nowhere();
+    let session = Session::new(resolved, files, output, &reporter, stop);
     let outcome = session.run();
     Attempt { outcome, state: reporter.state() }
+}
+
+/// An attempt that is asked to end at the `look`th time that it looks whether it is.
+fn asked_at(resolved: &Resolved<Training>, output: &Path, look: u64) -> Attempt {
+    let looks = AtomicU64::new(0);
+    with_files(resolved, &[], output, &|| looks.fetch_add(1, Ordering::Relaxed) + 1 >= look)
 }
 
 fn finished(attempt: &Attempt) -> codex_reports::Model {
@@ -78,7 +94,7 @@ fn a_resumed_run_gives_the_same_bytes_for_any_number_of_threads() {
         names.sort();
         names
     };
-    assert_eq!(names(&whole.path().join("checkpoints")), ["latest", "step-00000018", "step-00000024"]);
+    assert_eq!(names(&whole.path().join("checkpoints")), ["index.json", "latest", "step-00000018", "step-00000024"]);
 
     // A kill after step 18: what came later is not there.
     let killed = tempfile::tempdir().unwrap();
@@ -94,6 +110,11 @@ fn a_resumed_run_gives_the_same_bytes_for_any_number_of_threads() {
         assert!(read(whole.path()) == read(killed.path()), "{file}");
     }
 
+    for file in ["ledger.ndjson", "states.ndjson"] {
+        let read = |root: &Path| fs::read(root.join("artifacts").join(file)).unwrap();
+        assert!(read(whole.path()) == read(killed.path()), "{file}");
+    }
+
     // A finished run says the same again without a step.
     let again = attempt(&run, killed.path(), false);
     assert_eq!(finished(&again), model);
@@ -102,15 +123,217 @@ fn a_resumed_run_gives_the_same_bytes_for_any_number_of_threads() {
 }
 
 #[test]
-fn an_interrupted_run_leaves_a_checkpoint() {
+fn an_interrupted_run_goes_on_wherever_it_was_asked() {
+    let run = resolved(&["training.stop_after=3", "training.gradient_accumulation=2"], both());
+    let whole = tempfile::tempdir().unwrap();
+    let model = finished(&attempt(&run, whole.path(), false));
+    // Before anything: nothing is lost, so nothing is written.
     let output = tempfile::tempdir().unwrap();
-    let run = resolved(&["training.stop_after=3"], both());
     let stopped = attempt(&run, output.path(), true);
     assert_eq!(stopped.outcome.unwrap(), Outcome::Interrupted { step: 0 });
     assert_eq!(stopped.state.stage, Stage::Interrupted);
-    assert!(output.path().join("checkpoints/step-00000000/manifest.json").exists());
-    assert!(!output.path().join("model").exists());
+    assert_eq!(checkpoint::scan(&output.path().join("checkpoints")).unwrap(), []);
+    // Looks: 2 for making data, one a record, 2 before the steps; a step looks before its first and its second batch.
+    let before = 2 + 900 + 2;
+    for (look, step) in [(1, 0), (2, 0), (500, 0), (before, 0), (before + 1, 0), (before + 2, 0), (before + 4, 1)] {
+        let output = tempfile::tempdir().unwrap();
+        let stopped = asked_at(&run, output.path(), look);
+        assert_eq!(stopped.outcome.unwrap(), Outcome::Interrupted { step }, "{look}");
+        let steps: Vec<u64> =
+            checkpoint::scan(&output.path().join("checkpoints")).unwrap().into_iter().map(|found| found.0).collect();
+        assert_eq!(steps, if look > before { vec![step] } else { vec![] }, "{look}");
+        assert!(!output.path().join("model").exists());
+        assert_eq!(finished(&attempt(&run, output.path(), false)), model);
+    }
+}
+
+/// A model so small that a run of it takes milliseconds.
+fn speck(overrides: &[&str]) -> Resolved<Training> {
+    let small = [
+        "model.hidden_size=16",
+        "model.intermediate_size=8",
+        "model.num_attention_heads=1",
+        "model.num_hidden_layers=1",
+        "training.batch_size=3",
+        "training.gradient_accumulation=2",
+        "training.max_steps=12",
+        "training.warmup_steps=3",
+        "training.learning_rate=0.2",
+        "training.scheduler=constant",
+        "training.spike_window=8",
+        "training.spike_threshold=1.1",
+        "training.spike_action=skip",
+        "training.state_digest_every=1",
+    ];
+    resolved(&[&small[..], overrides].concat(), vec![synthetic("arithmetic", 25)])
+}
+
+/// Where many small files are written fast.
+fn scratch() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if memory.is_dir() { memory } else { std::env::temp_dir() }
+}
+
+/// Everything that must not depend on kills: the last state, tensor by tensor, the model, the ledger, the chain.
+fn remains(output: &Path) -> (checkpoint::About, Vec<Vec<u8>>) {
+    let found = checkpoint::newest(&output.join("checkpoints"), u64::MAX, |_| unreachable!()).unwrap().unwrap();
+    let files = ["artifacts/ledger.ndjson", "artifacts/states.ndjson", "model/model.safetensors"];
+    (found.about, files.map(|file| fs::read(output.join(file)).unwrap()).to_vec())
+}
+
+/// A kill, as far as a thread can have one: nothing after it is done, nothing is said.
+struct Killed;
+
+/// One attempt that dies at its `look`th look, or at the step that its report shows after so many; whether it did.
+fn killed_at(run: &Resolved<Training>, output: &Path, look: u64) -> bool {
+    let looks = AtomicU64::new(0);
+    let die = || {
+        if looks.fetch_add(1, Ordering::Relaxed) + 1 == look {
+            resume_unwind(Box::new(Killed));
+        }
+        false
+    };
+    let ended = catch_unwind(AssertUnwindSafe(|| with_files(run, &[], output, &die)));
+    match ended {
+        Ok(attempt) => {
+            finished(&attempt);
+            false
+        }
+        Err(payload) if payload.is::<Killed>() => true,
+        Err(payload) => resume_unwind(payload),
+    }
+}
+
+/// A thousand runs, each killed up to three times, anywhere (between two records, two batches, two steps), each attempt on
+/// another number of threads: every one ends in the state of a run that was not killed, to the last bit. Passes over the data
+/// end within the run, and so do skipped steps.
+#[test]
+fn a_thousand_killed_runs_end_in_the_same_bits() {
+    let pools: Vec<rayon::ThreadPool> =
+        (1..4).map(|count| rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap()).collect();
+    for (every, dtype) in [(1, "fp32"), (4, "bf16"), (5, "fp32")] {
+        let run = speck(&[&format!("training.checkpoint_every={every}"), &format!("training.dtype={dtype}")]);
+        let whole = tempfile::tempdir_in(scratch()).unwrap();
+        finished(&attempt(&run, whole.path(), false));
+        let expected = remains(whole.path());
+        let text = String::from_utf8_lossy(&expected.1[0]).into_owned();
+        assert!(text.contains("\"skipped\":true"), "the setting has spikes in {dtype}: {text}");
+        assert!(text.lines().count() == 12 && 12 * 6 > 25, "the data is seen more than once");
+        // An attempt that goes on looks as often for its data and less often for its steps.
+        let looks = 1 + 25 + 2 + 12 * 2;
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+            cases: 334,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        });
+        let kills = prop::collection::vec((1_u64..=looks, 0_usize..3), 1..4);
+        let killed = AtomicU64::new(0);
+        let proved = runner.run(&(kills, 0_usize..3), |(kills, last)| {
+            let output = tempfile::tempdir_in(scratch()).unwrap();
+            for (look, threads) in kills {
+                let died = pools[threads].install(|| killed_at(&run, output.path(), look));
+                killed.fetch_add(u64::from(died), Ordering::Relaxed);
+            }
+            pools[last].install(|| finished(&attempt(&run, output.path(), false)));
+            prop_assert!(remains(output.path()) == expected);
+            Ok(())
+        });
+        proved.unwrap();
+        assert!(killed.load(Ordering::Relaxed) > 334, "most attempts died before their end");
+    }
+}
+
+#[test]
+fn spikes_are_counted_in_the_ledger_and_skipped_steps_change_nothing() {
+    let output = tempfile::tempdir().unwrap();
+    finished(&attempt(&speck(&["training.checkpoint_every=1", "training.keep_last=12"]), output.path(), false));
+    let rows = records::read::<records::LedgerRow>(&output.path().join("artifacts/ledger.ndjson")).unwrap();
+    let skipped: Vec<u64> = rows.iter().filter(|row| row.skipped).map(|row| row.step).collect();
+    assert!(!skipped.is_empty() && rows.iter().all(|row| row.skipped == row.spike.is_some()));
+    for row in records::read_states(&output.path().join("artifacts/states.ndjson")).unwrap().windows(2) {
+        let changed = bisect::differing(&row[0].tensors, &row[1].tensors);
+        let weights = changed.iter().any(|name| !name.starts_with("spikes/") && !name.starts_with("measured/"));
+        assert_eq!(weights, !skipped.contains(&row[1].step), "step {}: {changed:?}", row[1].step);
+    }
+}
+
+#[test]
+fn a_step_is_redone_bit_for_bit() {
+    let output = tempfile::tempdir().unwrap();
+    let run = speck(&["training.checkpoint_every=5"]);
     finished(&attempt(&run, output.path(), false));
+    let past = replay::Past::open(output.path(), &[]).unwrap();
+    for step in [1, 5, 6, 9, 12] {
+        let replayed = replay::replay(&past, step).unwrap();
+        assert_eq!(replayed.reproduced, Some(true), "{step}");
+        assert_eq!(replayed.records.len(), 6);
+        assert!(replayed.records.iter().all(|record| record.text.contains(':') && record.loss.is_some()));
+        assert!(replayed.records.is_sorted_by(|a, b| a.loss >= b.loss));
+    }
+    assert!(replay::replay(&past, 13).unwrap_err().to_string().contains("which has 12"));
+    // Whoever changes the ledger is found out.
+    let path = output.path().join("artifacts/ledger.ndjson");
+    let text = fs::read_to_string(&path).unwrap();
+    let changed: Vec<String> = text
+        .lines()
+        .map(
+            |line| if line.contains("\"step\":9,") { line.replace("\"loss\":", "\"loss\":1") } else { line.to_owned() },
+        )
+        .collect();
+    fs::write(&path, changed.join("\n") + "\n").unwrap();
+    assert_eq!(replay::replay(&past, 9).unwrap().reproduced, Some(false));
+    assert_eq!(replay::replay(&past, 5).unwrap().reproduced, Some(true));
+}
+
+#[test]
+fn bisect_names_the_first_step_and_tensor() {
+    let output = tempfile::tempdir().unwrap();
+    let train = |name: &str, overrides: &[&str]| {
+        let output = output.path().join(name);
+        let run = speck(&[&["training.checkpoint_every=4", "training.state_digest_every=null"], overrides].concat());
+        finished(&attempt(&run, &output, false));
+        replay::Past::open(&output, &[]).unwrap()
+    };
+    let (a, same) = (train("a", &[]), train("same", &[]));
+    let equal = bisect::compare(&a, &same, true).unwrap();
+    assert!(equal.equal() && equal.common == 12 && equal.to_string().contains("equal, bit for bit, in all 12"));
+
+    // A warm-up that ends later changes the rate of the fourth step, whose effect the fifth step's loss shows.
+    let other = train("other", &["training.warmup_steps=5"]);
+    let found = bisect::compare(&a, &other, true).unwrap();
+    assert_eq!(found.configuration, ["training.warmup_steps"]);
+    let first = found.first_replayed.as_ref().unwrap();
+    assert_eq!((first.step, found.first_recorded.as_ref().unwrap().step, found.last_equal), (1, 4, None));
+    assert!(first.tensors.contains(&"parameters/model.norm.weight".to_owned()), "{first:?}");
+    assert!(!first.tensors.contains(&"first/model.norm.weight".to_owned()), "the rate is not in the moments");
+    assert_eq!(found.ledger.as_ref().map(|ledger| (ledger.step, ledger.what)), Some((2, "loss")));
+    assert_eq!(found.reproduced, Some([true, true]));
+
+    // Other data: the ledger says so at once.
+    let accumulated = train("accumulated", &["training.gradient_accumulation=1"]);
+    let found = bisect::compare(&a, &accumulated, false).unwrap();
+    assert_eq!(found.ledger.as_ref().map(|ledger| (ledger.step, ledger.what)), Some((1, "records")));
+    assert_eq!((found.first_replayed, found.reproduced), (None, None));
+
+    // A run whose records were changed is told from the one that is as it was.
+    let path = output.path().join("same/artifacts/states.ndjson");
+    let rows = records::read_states(&path).unwrap();
+    let mut before = None;
+    let changed: Vec<String> = rows
+        .into_iter()
+        .map(|row| {
+            let whole = if row.step == 8 { Sha256::of(b"other") } else { row.digest };
+            let digests = snapshot::Digests { whole, tensors: std::collections::BTreeMap::default() };
+            let row = records::StateRow { tensors: row.tensors, ..records::StateRow::new(row.step, &digests, before) };
+            before = Some(row.chain);
+            serde_json::to_string(&row).unwrap()
+        })
+        .collect();
+    fs::write(&path, changed.join("\n") + "\n").unwrap();
+    let found = bisect::compare(&a, &same, true).unwrap();
+    assert_eq!((found.last_equal, found.first_recorded.as_ref().map(|it| it.step)), (Some(4), Some(8)));
+    assert_eq!((found.first_replayed.as_ref(), found.reproduced), (None, Some([true, false])));
+    assert!(found.to_string().contains("the first run comes to what it recorded; the second does not"));
 }
 
 #[test]
@@ -134,12 +357,107 @@ fn a_damaged_checkpoint_is_passed_over_and_named() {
 }
 
 #[test]
-fn another_run_s_directory_is_refused() {
+fn what_has_changed_decides_whether_a_run_goes_on() {
     let output = tempfile::tempdir().unwrap();
-    finished(&attempt(&resolved(&["training.stop_after=1"], both()), output.path(), false));
-    let other = attempt(&resolved(&["training.stop_after=2"], both()), output.path(), false);
-    let error = other.outcome.unwrap_err();
-    assert!(matches!(error, TrainError::ForeignCheckpoint { .. }) && error.exit() == exit::BAD_INPUT, "{error}");
+    finished(&attempt(&resolved(&["training.stop_after=2"], both()), output.path(), false));
+    let refused = |overrides: &[&str], data: Vec<Data>| {
+        let run = resolved(&[&["training.stop_after=4"], overrides].concat(), data);
+        let error = attempt(&run, output.path(), false).outcome.unwrap_err();
+        assert!(matches!(error, TrainError::ForeignCheckpoint { .. }) && error.exit() == exit::BAD_INPUT, "{error}");
+        error.to_string()
+    };
+    assert!(refused(&["model.intermediate_size=64"], both()).contains("model.intermediate_size: 96 → 64"));
+    assert!(refused(&[], vec![synthetic("arithmetic", 400), both()[1].clone()]).contains("data arithmetic: "));
+    let said = refused(&["training.learning_rate=0.5"], both());
+    assert!(said.contains("training.learning_rate: 0.01 → 0.5") && said.contains("--accept-other-bits"), "{said}");
+
+    // What changes no weight is gone on with, to the bits of a run that was so from its beginning.
+    let longer = resolved(&["training.stop_after=4", "training.keep_last=1"], both());
+    let gone_on = attempt(&longer, output.path(), false);
+    assert_eq!(gone_on.state.resumed_from, Some(2));
+    let whole = tempfile::tempdir().unwrap();
+    assert_eq!(finished(&gone_on), finished(&attempt(&longer, whole.path(), false)));
+
+    // What changes weights is gone on with when that is asked for.
+    let run = resolved(&["training.stop_after=6", "training.learning_rate=0.5"], both());
+    let reporter = Reporter::<TrainingState>::nowhere();
+    let session = Session { accept_other_bits: true, ..Session::new(&run, &[], output.path(), &reporter, &|| false) };
+    assert!(session.permits(&session.look().unwrap()));
+    assert!(matches!(session.run(), Ok(Outcome::Finished(_))));
+    let notices = reporter.state().notices;
+    assert!(notices.iter().any(|notice| notice.contains("training.learning_rate is 0.5 and was 0.01 before step 4")));
+}
+
+/// Which is why a plan calls it "same bits".
+#[test]
+fn computing_again_gives_the_same_bits() {
+    for dtype in ["training.dtype=fp32", "training.dtype=bf16"] {
+        let train = |again: &str| {
+            let output = tempfile::tempdir().unwrap();
+            let run = speck(&["model.num_hidden_layers=3", dtype, again]);
+            finished(&attempt(&run, output.path(), false));
+            remains(output.path()).1
+        };
+        let kept = train("training.gradient_checkpointing=false");
+        assert!(kept == train("training.gradient_checkpointing=true"), "{dtype}");
+    }
+}
+
+#[test]
+fn a_plan_changes_nothing() {
+    let output = tempfile::tempdir().unwrap();
+    let run = resolved(&["training.stop_after=2"], both());
+    let (nowhere, reporter) = (output.path().join("nowhere"), Reporter::<TrainingState>::nowhere());
+    let look = |output: &Path| {
+        let session = Session::new(&run, &[], output, &reporter, &|| false);
+        session.look().unwrap().to_string()
+    };
+    assert!(look(&nowhere).contains("training begins at step 0"));
+    assert!(!nowhere.exists());
+    finished(&attempt(&run, output.path(), false));
+    let files = |root: &Path| walk(root);
+    let before = files(output.path());
+    let said = threads(1, || look(output.path()));
+    assert!(said.starts_with("training goes on from the checkpoint of step 2: same bits"), "{said}");
+    assert!(said.contains("threads: ") && said.contains("engine: cpu-"), "{said}");
+    assert_eq!(files(output.path()), before);
+}
+
+/// Every file below a directory.
+fn walk(root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(walk(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn data_in_another_order_is_found() {
+    let output = tempfile::tempdir().unwrap();
+    let run = speck(&["training.checkpoint_every=4"]);
+    assert!(killed_at(&run, output.path(), 1 + 25 + 2 + 2 * 9));
+    let path = output.path().join("artifacts/ledger.ndjson");
+    let rows = records::read::<records::LedgerRow>(&path).unwrap();
+    let changed = rows.iter().map(|row| records::LedgerRow { first: row.first + 1, ..row.clone() });
+    let lines: String = changed.map(|row| serde_json::to_string(&row).unwrap() + "\n").collect();
+    fs::write(&path, lines).unwrap();
+    let error = attempt(&run, output.path(), false).outcome.unwrap_err();
+    assert!(matches!(error, TrainError::DataOrder { .. }) && error.exit() == exit::BAD_INPUT, "{error}");
+}
+
+#[test]
+fn an_attempt_that_died_is_spoken_of() {
+    let output = tempfile::tempdir().unwrap();
+    let run = speck(&["training.checkpoint_every=4"]);
+    assert!(killed_at(&run, output.path(), 1 + 25 + 2 + 2 * 5 + 1));
+    let ended = attempt(&run, output.path(), false);
+    finished(&ended);
+    assert!(ended.state.notices[0].starts_with("attempt 1 was killed in step 6; it was last seen with "));
+    assert!(ended.state.notices[0].contains("had expected at most "), "{:?}", ended.state.notices);
+    assert_eq!(attempt(&run, output.path(), false).state.notices, [""; 0]);
 }
 
 #[test]
@@ -174,7 +492,7 @@ fn bad_data_is_refused_in_one_sentence() {
         let data = vec![Data { name: "mine".to_owned(), sha256: Some(sha256), synthetic: None }];
         let output = tempfile::tempdir().unwrap();
         let files = [("mine".to_owned(), path.clone())];
-        let attempt = with_files(&resolved(overrides, data), &files, output.path(), false);
+        let attempt = with_files(&resolved(overrides, data), &files, output.path(), &|| false);
         let error = attempt.outcome.unwrap_err();
         assert_eq!(error.exit(), exit::BAD_INPUT, "{error}");
         (error.failure(), attempt.state)
@@ -208,16 +526,17 @@ fn bad_data_is_refused_in_one_sentence() {
 fn a_loss_that_is_no_number_stops_with_its_records() {
     let (run, output) = (resolved(&[], both()), tempfile::tempdir().unwrap());
     let tokenizer = Tokenizer::characters().unwrap();
-    let dataset = data::Dataset::read(run.spec(), &[], output.path(), &tokenizer, |_| ()).unwrap();
-    let mut state = State::new(session::model_config(run.spec(), &tokenizer).unwrap(), 1).unwrap();
+    let dataset = data::Dataset::read(run.spec(), &[], None, &tokenizer, &|| false, |_| ()).unwrap();
+    let mut state =
+        state::State::new(session::model_config(run.spec(), &tokenizer).unwrap(), 1, codex_engine::Settings::default())
+            .unwrap();
     let mut broken = state.engine.export();
     let norm = broken.layout.find("model.norm.weight").unwrap().range.clone();
     broken.parameters[norm].fill(f32::NAN);
     state.engine.import(&broken).unwrap();
-    let reporter = Reporter::<TrainingState>::from_env().unwrap();
-    let stop = Arc::default();
-    let session = Session { resolved: &run, files: &[], output: output.path(), reporter: &reporter, stop };
-    let error = session.step(&mut state, &dataset).unwrap_err();
+    let reporter = Reporter::<TrainingState>::nowhere();
+    let session = Session::new(&run, &[], output.path(), &reporter, &|| false);
+    let error = session.step(&mut state, &dataset).err().unwrap();
     let TrainError::NotFinite { what, step: 1, records } = &error else { panic!("{error}") };
     assert_eq!(what, "the loss");
     assert!(records.contains("arithmetic[") && records.contains("word-problems["), "{error}");
@@ -228,8 +547,8 @@ fn a_loss_that_is_no_number_stops_with_its_records() {
 fn answers_only_leaves_the_steps_out() {
     let run = resolved(&["response.format=answer"], both());
     assert_eq!(run.spec().settings.response.format, Format::Answer);
-    let (one, two) = (tempfile::tempdir().unwrap(), Tokenizer::characters().unwrap());
-    let dataset = data::Dataset::read(run.spec(), &[], one.path(), &two, |_| ()).unwrap();
+    let two = Tokenizer::characters().unwrap();
+    let dataset = data::Dataset::read(run.spec(), &[], None, &two, &|| false, |_| ()).unwrap();
     let packed = dataset.pack(&dataset.batch(0));
     let longest = packed.offsets.windows(2).map(|bounds| bounds[1] - bounds[0]).max().unwrap();
     assert!(longest < 80 && packed.targets.len() < 32 * 8, "{longest}");

@@ -1,0 +1,245 @@
+//! `codex bisect`: the first step, and in it the tensors, in which two runs differ. Reads both directories; writes nothing.
+//!
+//! The ledgers tell the first step whose records, loss or gradient differ; the chained digests tell the first recorded state
+//! that differs, and its tensors. Between two recorded states both runs are gone through again from the last checkpoint that
+//! they have in common.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use codex_provenance::Sha256;
+use codex_reports::exit;
+use serde::Serialize;
+
+use super::{
+    TrainError,
+    checkpoint::Found,
+    named_file,
+    plan::differing_keys,
+    records::{self, LedgerRow, STATES, StateRow},
+    replay::Past,
+};
+use crate::{cli::CommandError, durable};
+
+/// Name the first step and tensor in which two runs differ.
+#[derive(Debug, clap::Args)]
+pub struct Bisect {
+    /// One run's directory.
+    run_a: PathBuf,
+    /// The other's.
+    run_b: PathBuf,
+    /// A file of records that the runs did not make themselves.
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
+    data: Vec<(String, PathBuf)>,
+    /// Compare what the runs recorded, and take no step again.
+    #[arg(long)]
+    no_replay: bool,
+    /// Print everything as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How two runs compare.
+#[derive(Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Comparison {
+    /// Keys of the configuration that differ.
+    pub(super) configuration: Vec<String>,
+    /// The first step whose ledger rows differ, and in what.
+    pub(super) ledger: Option<LedgerDifference>,
+    /// The last step at which both recorded the same state.
+    pub(super) last_equal: Option<u64>,
+    /// The first step at which they recorded different ones, and the tensors that differ.
+    pub(super) first_recorded: Option<StateDifference>,
+    /// The same, when every step between was taken again.
+    pub(super) first_replayed: Option<StateDifference>,
+    /// Whether each run, taken again here, comes to what it recorded; none where nothing was taken again.
+    pub(super) reproduced: Option<[bool; 2]>,
+    /// Steps that both recorded.
+    pub(super) common: u64,
+}
+
+/// Where two ledgers part.
+#[derive(Debug, PartialEq, Serialize)]
+pub(super) struct LedgerDifference {
+    /// The step.
+    pub(super) step: u64,
+    /// `records`, `loss`, `gradNorm` or `spike`: the first of these that differs.
+    pub(super) what: &'static str,
+    /// In one run.
+    a: String,
+    /// In the other.
+    b: String,
+}
+
+/// Where two states part.
+#[derive(Debug, PartialEq, Serialize)]
+pub(super) struct StateDifference {
+    /// The step.
+    pub(super) step: u64,
+    /// The tensors that differ.
+    pub(super) tensors: Vec<String>,
+}
+
+fn ledger_difference(a: &LedgerRow, b: &LedgerRow) -> Option<LedgerDifference> {
+    let differs = |what, a: String, b: String| Some(LedgerDifference { step: 0, what, a, b });
+    let found = if a.records != b.records {
+        differs("records", a.records.short(), b.records.short())
+    } else if a.loss.to_bits() != b.loss.to_bits() {
+        differs("loss", a.loss.to_string(), b.loss.to_string())
+    } else if a.grad_norm.to_bits() != b.grad_norm.to_bits() {
+        differs("gradNorm", a.grad_norm.to_string(), b.grad_norm.to_string())
+    } else if (&a.spike, a.skipped) != (&b.spike, b.skipped) {
+        differs("spike", format!("{:?}", a.spike), format!("{:?}", b.spike))
+    } else {
+        None
+    };
+    found.map(|found| LedgerDifference { step: a.step, ..found })
+}
+
+fn state_difference(a: &StateRow, b: &StateRow) -> Option<StateDifference> {
+    if a.digest == b.digest {
+        return None;
+    }
+    Some(StateDifference { step: a.step, tensors: differing(&a.tensors, &b.tensors) })
+}
+
+/// The names whose values differ, or that only one side has.
+pub(super) fn differing<T: PartialEq>(a: &BTreeMap<String, T>, b: &BTreeMap<String, T>) -> Vec<String> {
+    let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    names.into_iter().filter(|name| a.get(*name) != b.get(*name)).cloned().collect()
+}
+
+impl Bisect {
+    pub(crate) fn run(self) -> Result<i32, CommandError> {
+        let (a, b) = (Past::open(&self.run_a, &self.data)?, Past::open(&self.run_b, &self.data)?);
+        let comparison = compare(&a, &b, !self.no_replay)?;
+        let said = if self.json {
+            durable::say(&serde_json::to_string(&comparison).map_err(CommandError::failed)?)
+        } else {
+            durable::say(&comparison.to_string())
+        };
+        said.map_err(CommandError::failed)?;
+        Ok(if comparison.equal() { exit::FINISHED } else { exit::FAILED })
+    }
+}
+
+impl Comparison {
+    /// Whether nothing that both recorded differs.
+    pub(super) fn equal(&self) -> bool {
+        self.ledger.is_none() && self.first_recorded.is_none()
+    }
+}
+
+impl std::fmt::Display for Comparison {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if !self.configuration.is_empty() {
+            writeln!(f, "the configurations differ in {}", self.configuration.join(", "))?;
+        }
+        if let Some(LedgerDifference { step, what, a, b }) = &self.ledger {
+            writeln!(f, "step {step} is the first whose {what} differs: {a} and {b}")?;
+        }
+        if let Some(StateDifference { step, tensors }) = &self.first_recorded {
+            let equal = self
+                .last_equal
+                .map_or_else(|| "none before is equal".to_owned(), |step| format!("that of step {step} is equal"));
+            writeln!(
+                f,
+                "the state of step {step} is the first recorded one that differs ({equal}), in {}",
+                tensors.join(", ")
+            )?;
+        }
+        if let Some(StateDifference { step, tensors }) = &self.first_replayed {
+            writeln!(
+                f,
+                "taken again, step {step} is the first after which the states differ, in {}",
+                tensors.join(", ")
+            )?;
+        }
+        let reproduced = match self.reproduced {
+            Some([true, true]) | None => None,
+            Some([true, false]) => Some("the first run comes to what it recorded; the second does not"),
+            Some([false, true]) => Some("the second run comes to what it recorded; the first does not"),
+            Some([false, false]) => Some("neither run comes to what it recorded"),
+        };
+        if let Some(reproduced) = reproduced {
+            writeln!(f, "taken again here, {reproduced}")?;
+        }
+        if self.equal() {
+            return write!(f, "the runs are equal, bit for bit, in all {} steps that both recorded", self.common);
+        }
+        Ok(())
+    }
+}
+
+/// Compares two runs; takes steps again where `replay` says so and recorded states leave a gap.
+pub(super) fn compare(a: &Past, b: &Past, replay: bool) -> Result<Comparison, TrainError> {
+    let (ledger_a, ledger_b) = (a.ledger()?, b.ledger()?);
+    let common: Vec<u64> = ledger_a.keys().filter(|step| ledger_b.contains_key(step)).copied().collect();
+    let ledger = common.iter().find_map(|step| ledger_difference(&ledger_a[step], &ledger_b[step]));
+    let states = |past: &Past| -> Result<BTreeMap<u64, StateRow>, TrainError> {
+        let rows = records::read_states(&past.directory.join("artifacts").join(STATES))?;
+        Ok(rows.into_iter().map(|row| (row.step, row)).collect())
+    };
+    let (states_a, states_b) = (states(a)?, states(b)?);
+    let (mut last_equal, mut first_recorded) = (None, None);
+    for (step, row) in &states_a {
+        let Some(other) = states_b.get(step) else { continue };
+        match state_difference(row, other) {
+            None => last_equal = Some(*step),
+            Some(difference) => {
+                first_recorded = Some(difference);
+                break;
+            }
+        }
+    }
+    let settings = |past: &Past| serde_json::to_value(&past.resolved.spec().settings).unwrap_or_default();
+    let mut comparison = Comparison {
+        configuration: differing_keys(&settings(a), &settings(b)),
+        ledger,
+        last_equal,
+        first_recorded,
+        common: common.len() as u64,
+        ..Comparison::default()
+    };
+    if a.resolved.spec().seed != b.resolved.spec().seed {
+        comparison.configuration.push("seed".to_owned());
+    }
+    if let (true, Some(difference)) = (replay, &comparison.first_recorded) {
+        let recorded = [states_a[&difference.step].digest, states_b[&difference.step].digest];
+        let (first, reproduced) = go_through(a, b, last_equal.unwrap_or(0), difference.step, recorded)?;
+        (comparison.first_replayed, comparison.reproduced) = (first, Some(reproduced));
+    }
+    Ok(comparison)
+}
+
+/// Takes both runs from the last state that they have in common to `to`, and says where they part and whether each comes to
+/// what it recorded.
+fn go_through(
+    a: &Past,
+    b: &Past,
+    from: u64,
+    to: u64,
+    recorded: [Sha256; 2],
+) -> Result<(Option<StateDifference>, [bool; 2]), TrainError> {
+    // A checkpoint of either run will do: up to there they are equal.
+    let (of_a, of_b) = (a.checkpoint(from)?, b.checkpoint(from)?);
+    let newer = |found: &Found| found.checkpoint.step;
+    let start = of_a.iter().chain(&of_b).max_by_key(|found| newer(found));
+    let (mut one, mut two) = (a.state(start)?, b.state(start)?);
+    let mut first = None;
+    loop {
+        let digests = (one.snapshot(None).digests(), two.snapshot(None).digests());
+        if first.is_none() && digests.0.whole != digests.1.whole {
+            let tensors = differing(&digests.0.tensors, &digests.1.tensors);
+            first = Some(StateDifference { step: one.step, tensors });
+        }
+        if one.step >= to {
+            return Ok((first, [digests.0.whole == recorded[0], digests.1.whole == recorded[1]]));
+        }
+        a.step(&mut one)?;
+        b.step(&mut two)?;
+    }
+}

@@ -1,0 +1,215 @@
+//! `codex train --prove-resume`: the claim that a killed run goes on bit for bit, tried on the user's own configuration, data and
+//! machine. Starts real processes and kills them.
+
+use std::{
+    fs,
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use codex_configs::{Resolved, Training};
+use serde_json::json;
+
+use super::{
+    TrainError,
+    bisect::differing,
+    checkpoint::{self, Found},
+    records::{LEDGER, STATES},
+    writer,
+};
+use crate::{
+    durable::{self, FileError},
+    reporting,
+};
+
+/// Kills of one proof.
+const KILLS: u64 = 3;
+/// How often the proof looks how far a child is.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// What is proven, and where.
+pub(super) struct Proof<'a> {
+    pub(super) resolved: &'a Resolved<Training>,
+    pub(super) files: &'a [(String, PathBuf)],
+    /// The directory that both runs are made in; emptied first, and removed when the proof holds.
+    pub(super) directory: PathBuf,
+    /// Steps of both runs.
+    pub(super) steps: u64,
+}
+
+impl Proof<'_> {
+    /// Trains once without and once with kills, on different numbers of threads, and compares everything; gives what a
+    /// person reads about it.
+    ///
+    /// # Errors
+    /// [`TrainError::NotReproduced`] names what differs; [`TrainError::Proof`] says why there was nothing to compare.
+    pub(super) fn run(&self) -> Result<serde_json::Value, TrainError> {
+        let steps = self.steps.min(self.resolved.spec().settings.training.steps());
+        if steps < 2 {
+            return Err(TrainError::Arguments(format!(
+                "a run of {steps} steps cannot be killed between two: use more"
+            )));
+        }
+        if let Err(error) = fs::remove_dir_all(&self.directory)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(FileError::of("removing", &self.directory)(error).into());
+        }
+        durable::make_directory(&self.directory)?;
+        let mut spec = self.resolved.spec().clone();
+        let training = &mut spec.settings.training;
+        training.stop_after = Some(steps);
+        training.checkpoint_every = (steps / 5).max(1);
+        training.keep_last = usize::try_from(steps).unwrap_or(1000).min(1000);
+        training.state_digest_every = Some(1);
+        let short = Resolved::new(spec)?;
+        let config = self.directory.join("config.yaml");
+        durable::write(&config, short.to_yaml()?.as_bytes())?;
+
+        let threads = rayon::current_num_threads();
+        let (straight, killed) = (self.directory.join("straight"), self.directory.join("killed"));
+        Self::finish(self.start(&config, &straight, threads)?, "the uninterrupted run", &straight)?;
+        let mut kills = Vec::new();
+        for round in 1..=KILLS {
+            // Within a step, somewhere: the pause after the step that is waited for is another one each time.
+            let wanted = (steps * round / (KILLS + 1)).max(1);
+            let child = self.start(&config, &killed, if round % 2 == 0 { threads } else { 1 })?;
+            if let Some(step) = Self::kill_after(child, &killed, wanted, Duration::from_millis(7 * round))? {
+                kills.push(step);
+            }
+        }
+        if kills.is_empty() {
+            return Err(TrainError::Proof(format!(
+                "the run of {steps} steps was over each time before it could be killed: use more --prove-steps"
+            )));
+        }
+        Self::finish(self.start(&config, &killed, threads)?, "the resumed run", &killed)?;
+        let (digest, comparison) = Self::compare(&straight, &killed, steps)?;
+        if !comparison.is_empty() {
+            return Err(TrainError::NotReproduced { what: comparison.join("; "), kept: self.directory.clone() });
+        }
+        fs::remove_dir_all(&self.directory).map_err(FileError::of("removing", &self.directory))?;
+        Ok(json!({
+            "proved": true,
+            "steps": steps,
+            "killedInStep": kills,
+            "threads": [threads, 1],
+            "stateDigest": digest,
+            "configDigest": self.resolved.digest(),
+        }))
+    }
+
+    fn start(&self, config: &Path, output: &Path, threads: usize) -> Result<Child, TrainError> {
+        let program = std::env::current_exe().map_err(TrainError::System)?;
+        let log = output.with_extension("log");
+        let log_file = fs::File::options().append(true).create(true).open(&log);
+        let log_file = log_file.map_err(FileError::of("creating", &log))?;
+        let mut command = Command::new(program);
+        command.arg("train").arg("--config").arg(config).arg("--output").arg(output);
+        for (name, path) in self.files {
+            let mut file = std::ffi::OsString::from(format!("{name}="));
+            file.push(path);
+            command.arg("--data").arg(file);
+        }
+        // They are no run of the pod's, and must not report as such.
+        for variable in reporting::REQUIRED {
+            command.env_remove(variable);
+        }
+        command.env("RAYON_NUM_THREADS", threads.to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log_file);
+        command.spawn().map_err(TrainError::System)
+    }
+
+    fn finish(mut child: Child, what: &str, output: &Path) -> Result<(), TrainError> {
+        let status = child.wait().map_err(TrainError::System)?;
+        if status.success() {
+            return Ok(());
+        }
+        let log = output.with_extension("log");
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let last = text.lines().last().unwrap_or("it said nothing").to_owned();
+        Err(TrainError::Proof(format!("{what} ended with {status}: {last} (all of it is in {})", log.display())))
+    }
+
+    /// Kills a child some time after it has done `steps` steps of the run; gives the step that it was at, none when it was
+    /// over before.
+    fn kill_after(mut child: Child, output: &Path, steps: u64, pause: Duration) -> Result<Option<u64>, TrainError> {
+        loop {
+            if child.try_wait().map_err(TrainError::System)?.is_some() {
+                Self::finish(child, "a run that was to be killed", output)?;
+                return Ok(None);
+            }
+            if writer::newest_note(&output.join("writers")).is_some_and(|note| note.step > steps) {
+                break;
+            }
+            std::thread::sleep(LOOK);
+        }
+        let until = Instant::now() + pause;
+        while Instant::now() < until {
+            std::thread::sleep(LOOK);
+        }
+        child.kill().map_err(TrainError::System)?;
+        let status = child.wait().map_err(TrainError::System)?;
+        let killed = status.signal() == Some(9);
+        Ok(writer::newest_note(&output.join("writers")).map(|note| note.step).filter(|_| killed))
+    }
+
+    /// The digest of the last state, and everything in which the runs differ.
+    fn compare(straight: &Path, killed: &Path, steps: u64) -> Result<(String, Vec<String>), TrainError> {
+        let last = |output: &Path| -> Result<Found, TrainError> {
+            let found = checkpoint::newest(&output.join("checkpoints"), u64::MAX, |notice| tracing::warn!("{notice}"))?;
+            let found = found.filter(|found| found.checkpoint.step == steps);
+            found.ok_or_else(|| TrainError::Proof(format!("{} has no checkpoint of step {steps}", output.display())))
+        };
+        let (one, two) = (last(straight)?, last(killed)?);
+        let mut differences = Vec::new();
+        if one.about.state_digest != two.about.state_digest {
+            let tensors = differing(&one.about.tensors, &two.about.tensors);
+            differences.push(format!("the state of step {steps}, in {}", tensors.join(", ")));
+        }
+        for file in [format!("artifacts/{LEDGER}"), format!("artifacts/{STATES}")] {
+            let read = |output: &Path| durable::read(&output.join(&file));
+            let (one, two) = (read(straight)?, read(killed)?);
+            if one != two {
+                let line = one.split(|byte| *byte == b'\n').zip(two.split(|byte| *byte == b'\n'));
+                let line = line.take_while(|(one, two)| one == two).count() + 1;
+                differences.push(format!("{file}, from line {line} on"));
+            }
+        }
+        let model = |output: &Path| durable::read(&output.join("model/model.safetensors"));
+        if model(straight)? != model(killed)? {
+            differences.push("model/model.safetensors".to_owned());
+        }
+        Ok((one.about.state_digest.to_string(), differences))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two runs that differ on purpose, so that the comparison is known to see it.
+    #[test]
+    fn a_difference_is_named() {
+        use crate::training::tests::{attempt, both, resolved};
+        let directory = tempfile::tempdir().unwrap();
+        let run = |seed: &str, name: &str| {
+            let run = resolved(&["training.stop_after=3", "training.checkpoint_every=3", seed], both());
+            let output = directory.path().join(name);
+            attempt(&run, &output, false).outcome.unwrap();
+            output
+        };
+        let one = run("training.learning_rate=0.01", "one");
+        let (same, other) = (run("training.learning_rate=0.01", "same"), run("training.learning_rate=0.02", "other"));
+        assert_eq!(Proof::compare(&one, &same, 3).unwrap().1, [""; 0]);
+        let (_, differences) = Proof::compare(&one, &other, 3).unwrap();
+        assert!(differences[0].contains("parameters/model.norm.weight"), "{differences:?}");
+        assert!(
+            differences.iter().any(|line| line.starts_with("artifacts/ledger.ndjson, from line 2")),
+            "{differences:?}"
+        );
+        assert!(Proof::compare(&one, &same, 4).unwrap_err().to_string().contains("no checkpoint of step 4"));
+    }
+}

@@ -1,0 +1,270 @@
+//! A run looked at afterwards: `codex replay-step` redoes one step of it. Reads the run's directory; writes nothing there.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use codex_configs::{Resolved, Training};
+use codex_provenance::DataDigest;
+use codex_reports::{TrainingState, exit};
+use serde::Serialize;
+
+use super::{
+    TrainError,
+    checkpoint::{self, Found},
+    data::Dataset,
+    named_file,
+    records::{self, LEDGER, LedgerRow},
+    session::{CONFIG, Session, StepData, Stepped, model_config},
+    state::{self, State},
+};
+use crate::{cli::CommandError, durable, model::ModelError, reporting::Reporter, tokenizer::Tokenizer};
+
+/// A finished or interrupted run, ready to be gone through again.
+pub(super) struct Past {
+    /// Its directory.
+    pub(super) directory: PathBuf,
+    /// Its configuration.
+    pub(super) resolved: Resolved<Training>,
+    files: Vec<(String, PathBuf)>,
+    tokenizer: Tokenizer,
+    /// Its data.
+    pub(super) dataset: Dataset,
+    reporter: Reporter<TrainingState>,
+}
+
+impl Past {
+    /// Reads a run's configuration and its data; `files` gives those that the run did not make itself.
+    ///
+    /// # Errors
+    /// When the directory holds no run, or the data is other data.
+    pub(super) fn open(directory: &Path, files: &[(String, PathBuf)]) -> Result<Self, TrainError> {
+        let resolved: Resolved<Training> =
+            Resolved::from_yaml(&durable::read(&directory.join("artifacts").join(CONFIG))?)?;
+        let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
+        let reporter = Reporter::nowhere();
+        let names: Vec<&str> = resolved.spec().data.iter().map(|data| data.name.as_str()).collect();
+        // What another run's data is called is nothing to this one.
+        let files = files.iter().filter(|(name, _)| names.contains(&name.as_str())).cloned().collect();
+        let mut past =
+            Self { directory: directory.to_owned(), dataset: Dataset::empty(), resolved, files, tokenizer, reporter };
+        past.dataset = past.session().read_data(None, &past.tokenizer)?;
+        Ok(past)
+    }
+
+    /// The session that the run's steps are taken in.
+    pub(super) fn session(&self) -> Session<'_> {
+        Session::new(&self.resolved, &self.files, &self.directory, &self.reporter, &|| false)
+    }
+
+    /// The newest valid checkpoint at or before `step`.
+    ///
+    /// # Errors
+    /// When the file system refuses, or the checkpoint was trained on other data.
+    pub(super) fn checkpoint(&self, step: u64) -> Result<Option<Found>, TrainError> {
+        let notice = |notice: String| tracing::warn!("{notice}");
+        let found = checkpoint::newest(&self.directory.join("checkpoints"), step, notice)?;
+        if let Some(found) = &found {
+            let data: BTreeMap<String, DataDigest> =
+                self.dataset.files().map(|file| (file.name.clone(), file.sha256)).collect();
+            if let Some((name, then)) =
+                found.about.identity.data.iter().find(|(name, then)| data.get(*name) != Some(then))
+            {
+                let now = data.get(name).map_or_else(|| "none".to_owned(), DataDigest::short);
+                return Err(TrainError::ForeignCheckpoint {
+                    path: found.path.clone(),
+                    differences: format!("data {name}: {} → {now}", then.short()),
+                    right: "pass the file that the run was trained on as --data NAME=FILE",
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// The state that a checkpoint holds, or the initial one.
+    ///
+    /// # Errors
+    /// When the checkpoint is not of this run's model.
+    pub(super) fn state(&self, found: Option<&Found>) -> Result<State, TrainError> {
+        let config = model_config(self.resolved.spec(), &self.tokenizer)?;
+        let settings = state::settings(&self.resolved.spec().settings.training);
+        match found {
+            None => State::new(config, self.resolved.spec().seed, settings),
+            Some(found) => {
+                let layout = std::sync::Arc::new(codex_engine::Layout::of(&config));
+                State::restore(config, found.read(&layout)?, settings)
+            }
+        }
+    }
+
+    /// Takes one step.
+    ///
+    /// # Errors
+    /// As training does.
+    pub(super) fn step(&self, state: &mut State) -> Result<LedgerRow, TrainError> {
+        let stepped = self.session().step(state, &self.dataset)?;
+        let Some(Stepped { row, .. }) = stepped else { return Err(TrainError::Interrupted) };
+        Ok(row)
+    }
+
+    /// The run's ledger by step.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn ledger(&self) -> Result<BTreeMap<u64, LedgerRow>, TrainError> {
+        let rows = records::read::<LedgerRow>(&self.directory.join("artifacts").join(LEDGER))?;
+        Ok(rows.into_iter().map(|row| (row.step, row)).collect())
+    }
+}
+
+/// Redo one step of a run, and show its records, their losses and the gradient, tensor by tensor.
+///
+/// It restores the newest checkpoint before the step, goes on to it, and compares every step with the run's ledger.
+#[derive(Debug, clap::Args)]
+pub struct ReplayStep {
+    /// The run's directory.
+    run: PathBuf,
+    /// The step, counted from 1.
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    step: u64,
+    /// A file of records that the run did not make itself.
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
+    data: Vec<(String, PathBuf)>,
+    /// Records and tensors that are shown, those with the highest numbers first.
+    #[arg(long, default_value_t = 10)]
+    show: usize,
+    /// Print everything as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One step, redone.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Replayed {
+    step: u64,
+    /// The checkpoint that was restored; none when it was the initial state.
+    restored: Option<u64>,
+    /// What the ledger says.
+    recorded: Option<LedgerRow>,
+    /// Whether all steps since came out as the ledger says, this one included; none where it has no row of the step.
+    pub(super) reproduced: Option<bool>,
+    loss: f64,
+    grad_norm: Option<f64>,
+    /// Records, the highest loss first.
+    pub(super) records: Vec<ReplayedRecord>,
+    /// The gradient's norm by tensor, the highest first; those that are not finite before all others.
+    tensors: Vec<(String, Option<f64>)>,
+}
+
+/// One record of a step.
+#[derive(Debug, Serialize)]
+pub(super) struct ReplayedRecord {
+    /// `name[number]`, counted from 1.
+    pub(super) record: String,
+    /// Its text.
+    pub(super) text: String,
+    /// Tokens that count.
+    targets: usize,
+    /// Mean cross-entropy of those, in nats; none where it is not finite.
+    pub(super) loss: Option<f64>,
+}
+
+impl ReplayStep {
+    pub(crate) fn run(self) -> Result<i32, CommandError> {
+        let replayed = replay(&Past::open(&self.run, &self.data)?, self.step)?;
+        if self.json {
+            let line = serde_json::to_string(&replayed).map_err(CommandError::failed)?;
+            durable::say(&line).map_err(CommandError::failed)?;
+        } else {
+            self.show(&replayed).map_err(CommandError::failed)?;
+        }
+        Ok(if replayed.reproduced == Some(false) { exit::FAILED } else { exit::FINISHED })
+    }
+
+    fn show(&self, replayed: &Replayed) -> Result<(), durable::FileError> {
+        let Replayed { step, restored, recorded, reproduced, loss, grad_norm, records, tensors } = replayed;
+        let number = |number: &Option<f64>| number.map_or_else(|| "not finite".to_owned(), |x| format!("{x:.4}"));
+        let from =
+            restored.map_or_else(|| "the initial state".to_owned(), |step| format!("the checkpoint of step {step}"));
+        durable::say(&format!("step {step}, redone from {from}: loss {loss:.6}, gradient norm {}", number(grad_norm)))?;
+        durable::say(&match (reproduced, recorded) {
+            (Some(true), _) => "every step since is, bit for bit, what the run recorded".to_owned(),
+            (Some(false), Some(row)) => {
+                format!("the run recorded otherwise: loss {}, gradient norm {}", row.loss, row.grad_norm)
+            }
+            (Some(false), None) => "a step before this one is not what the run recorded".to_owned(),
+            (None, _) => "the run has no record of this step".to_owned(),
+        })?;
+        durable::say(&format!("\n{} records, the highest losses first:", records.len()))?;
+        for ReplayedRecord { record, text, loss, .. } in records.iter().take(self.show) {
+            durable::say(&format!("  {:>10}  {record}  {text}", number(loss)))?;
+        }
+        durable::say(&format!("\n{} tensors, the highest gradient norms first:", tensors.len()))?;
+        for (name, norm) in tensors.iter().take(self.show) {
+            durable::say(&format!("  {:>10}  {name}", number(norm)))?;
+        }
+        Ok(())
+    }
+}
+
+/// Redoes a step.
+pub(super) fn replay(past: &Past, step: u64) -> Result<Replayed, TrainError> {
+    let total = past.resolved.spec().settings.training.steps();
+    if step > total {
+        return Err(TrainError::Arguments(format!("step {step} is none of this run, which has {total}")));
+    }
+    let ledger = past.ledger()?;
+    let found = past.checkpoint(step - 1)?;
+    let mut state = past.state(found.as_ref())?;
+    let mut agrees = true;
+    while state.step < step - 1 {
+        let row = past.step(&mut state)?;
+        if let Some(recorded) = ledger.get(&row.step).filter(|recorded| **recorded != row) {
+            agrees = false;
+            tracing::warn!(step = row.step, ?recorded, redone = ?row, "a step is not what the run recorded");
+        }
+    }
+    let StepData { addresses, batches, targets, .. } = past.session().data_of(state.step, &past.dataset);
+    let mut records = Vec::new();
+    for address in addresses.concat() {
+        let packed = past.dataset.pack(&[address]);
+        let loss = state.engine.loss(&packed)? / packed.targets.len().max(1) as f64;
+        records.push(ReplayedRecord {
+            record: past.dataset.describe(&[address]),
+            text: past.dataset.text(address, &past.tokenizer).map_err(ModelError::from)?,
+            targets: packed.targets.len(),
+            loss: Some(loss).filter(|loss| loss.is_finite()),
+        });
+    }
+    // What is not finite is the highest of all.
+    let height = |number: Option<f64>| number.unwrap_or(f64::INFINITY);
+    records.sort_by(|a, b| height(b.loss).total_cmp(&height(a.loss)));
+    state.engine.clear_gradients();
+    let mut loss = 0.0;
+    for batch in &batches {
+        loss += state.engine.accumulate(batch, targets)?;
+    }
+    let gradients = state.engine.gradients();
+    let mut tensors: Vec<(String, Option<f64>)> = state
+        .engine
+        .layout()
+        .tensors()
+        .iter()
+        .map(|tensor| {
+            let squares = gradients[tensor.range.clone()].iter().map(|x| f64::from(*x) * f64::from(*x));
+            (tensor.name.clone(), Some(squares.sum::<f64>().sqrt()).filter(|norm| norm.is_finite()))
+        })
+        .collect();
+    tensors.sort_by(|a, b| height(b.1).total_cmp(&height(a.1)));
+    drop(gradients);
+    let grad_norm = state.engine.gradient_norm().ok();
+    let recorded = ledger.get(&step).cloned();
+    let reproduced = match &recorded {
+        Some(row) => Some(agrees && loss.is_finite() && grad_norm.is_some() && past.step(&mut state)? == *row),
+        None => (!agrees).then_some(false),
+    };
+    let restored = found.map(|found| found.checkpoint.step);
+    Ok(Replayed { step, restored, recorded, reproduced, loss, grad_norm, records, tensors })
+}

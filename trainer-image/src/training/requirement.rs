@@ -1,0 +1,124 @@
+//! What training of a configuration takes in memory, held against what there is. Reads what the kernel says.
+
+use codex_configs::Optimization;
+use codex_engine::{ModelConfig, Settings};
+
+use super::{
+    TrainError,
+    data::Lengths,
+    memory::{self, Bytes, Estimate, Limit, Shape},
+    state,
+};
+
+/// Bytes of the vectors that an engine keeps for each parameter: the parameter, its gradient, two moments.
+const KEPT: u64 = 16;
+/// Bytes of a copy of the state for each parameter: the parameter and two moments.
+const COPIED: u64 = 12;
+
+/// Bytes of a copy of a model's state.
+pub(super) fn copied(config: &ModelConfig) -> u64 {
+    config.parameters() as u64 * COPIED
+}
+
+/// Refuses a model whose state alone is too large, before anything of its size is made.
+///
+/// # Errors
+/// [`TrainError::Memory`].
+pub(super) fn before_data(config: &ModelConfig, limit: Option<&Limit>) -> Result<(), TrainError> {
+    let parameters = config.parameters() as u64;
+    let needed = parameters.saturating_mul(KEPT + COPIED);
+    match limit {
+        Some(limit) if needed > limit.bytes => Err(refusal(
+            &Estimate { parts: vec![("parameters, gradients and moments", needed)] },
+            limit,
+            format!("a model of {parameters} parameters takes that alone; make it smaller, or give it more memory"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn refusal(estimate: &Estimate, limit: &Limit, right: String) -> TrainError {
+    TrainError::Memory {
+        estimate: estimate.to_string(),
+        source_of_limit: limit.source.clone(),
+        limit: Bytes(limit.bytes).to_string(),
+        right,
+    }
+}
+
+/// The rows of a batch that is larger than all but one in a hundred thousand.
+fn rows(batch: usize, lengths: Lengths) -> usize {
+    let count = batch as f64;
+    let rows = (count * (lengths.mean - 1.0) + 4.3 * lengths.deviation * count.sqrt()).ceil();
+    (rows as usize).min(batch * lengths.longest.saturating_sub(1))
+}
+
+/// What training will take at most, now that the data is there.
+pub(super) fn of(config: &ModelConfig, training: &Optimization, lengths: Lengths) -> Estimate {
+    of_shape(config, training, lengths, shape(training), memory::resident())
+}
+
+fn shape(training: &Optimization) -> Shape {
+    Shape {
+        batch: training.batch_size,
+        accumulation: training.gradient_accumulation,
+        checkpointing: training.gradient_checkpointing,
+    }
+}
+
+/// `resident`: what the process has now, and the most that it ever had.
+fn of_shape(
+    config: &ModelConfig,
+    training: &Optimization,
+    lengths: Lengths,
+    shape: Shape,
+    resident: (u64, u64),
+) -> Estimate {
+    let parameters = config.parameters() as u64;
+    let rows = rows(shape.batch, lengths);
+    let threads = rayon::current_num_threads();
+    let settings = Settings { gradient_checkpointing: shape.checkpointing, ..state::settings(training) };
+    let longest = lengths.longest.saturating_sub(1);
+    let activations = codex_engine::memory(config, settings, rows, longest, threads) as u64;
+    // Tokens and targets of all batches of a step.
+    let packed = (rows * shape.accumulation * 32) as u64;
+    let mut parts = vec![
+        ("program and data", resident.0),
+        ("parameters, gradients and moments", parameters * KEPT),
+        ("a checkpoint in flight", copied(config)),
+        ("activations", activations + packed),
+    ];
+    // Reading data may have taken more than training will.
+    let total: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
+    if let Some(more) = resident.1.checked_sub(total).filter(|more| *more > 0) {
+        parts.push(("more while data was read", more));
+    }
+    Estimate { parts }
+}
+
+/// Refuses a configuration that does not fit, and says what would.
+///
+/// # Errors
+/// [`TrainError::Memory`].
+pub(super) fn check(
+    config: &ModelConfig,
+    training: &Optimization,
+    lengths: Lengths,
+    limit: Option<&Limit>,
+) -> Result<(), TrainError> {
+    let Some(limit) = limit else { return Ok(()) };
+    let resident = memory::resident();
+    let estimate = |shape: Shape| of_shape(config, training, lengths, shape, resident);
+    let asked = shape(training);
+    if estimate(asked).total() <= limit.bytes {
+        return Ok(());
+    }
+    let right = match memory::propose(asked, limit.bytes, true, |shape| estimate(shape).total()) {
+        Some(shape) => format!("{shape} sees the same examples in a step and would take {}", estimate(shape)),
+        None => format!(
+            "not even training.batch_size=1 fits; make the model smaller, or give it at least {}",
+            Bytes(estimate(Shape { batch: 1, accumulation: asked.batch * asked.accumulation, ..asked }).total())
+        ),
+    };
+    Err(refusal(&estimate(asked), limit, right))
+}

@@ -1,0 +1,315 @@
+//! What real processes survive: kills, signals, volumes that refuse, limits of memory. Each test runs the `codex` binary.
+//!
+//! Full, read-only and vanished volumes are real mounts in a mount namespace of their own, and limits of memory are real
+//! control groups: both need root, without which those tests say so and end.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests and what they are made of")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A run of some seconds, for those who want to meet it at work.
+const SLOW: [&str; 7] = [
+    "model.hidden_size=32",
+    "model.intermediate_size=96",
+    "model.num_attention_heads=2",
+    "model.num_hidden_layers=2",
+    "training.max_steps=150",
+    "training.warmup_steps=10",
+    "training.batch_size=32",
+];
+
+struct Scene {
+    directory: TempDir,
+    data: PathBuf,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path().join("mine.jsonl");
+        let made = codex(&["prepare-data", "--task", "arithmetic", "--count", "2000", "--out", path(&data)]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        Self { directory, data }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The command line that trains on the scene's data.
+    fn train(&self, output: &Path, overrides: &[&str]) -> Vec<String> {
+        let mut line: Vec<String> =
+            ["train", "--template", "cot-starter", "--output", path(output), "--data"].map(str::to_owned).to_vec();
+        line.push(format!("mine={}", path(&self.data)));
+        for change in SLOW.iter().chain(overrides) {
+            line.extend(["--set".to_owned(), (*change).to_owned()]);
+        }
+        line
+    }
+
+    fn digest(&self, overrides: &[&str]) -> String {
+        let ended = codex(&self.train(&self.at("whole"), overrides));
+        assert!(ended.status.success(), "{}", text(&ended.stderr));
+        digest(&ended)
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn command(line: &[impl AsRef<str>]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_codex"));
+    command.args(line.iter().map(AsRef::as_ref)).stdin(Stdio::null());
+    command
+}
+
+fn codex(line: &[impl AsRef<str>]) -> Output {
+    command(line).output().unwrap()
+}
+
+fn digest(ended: &Output) -> String {
+    let line: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    line["digest"].as_str().unwrap().to_owned()
+}
+
+/// Starts a run whose log goes to a file.
+fn start(line: &[String], log: &Path) -> Child {
+    command(line).stdout(Stdio::null()).stderr(fs::File::create(log).unwrap()).spawn().unwrap()
+}
+
+/// Waits until `there` is something, as long as the process lives.
+fn until<T>(child: &mut Child, log: &Path, what: &str, mut there: impl FnMut() -> Option<T>) -> T {
+    loop {
+        if let Some(found) = there() {
+            return found;
+        }
+        if let Some(status) = child.try_wait().unwrap() {
+            panic!("{what} never came; the process ended with {status}: {}", fs::read_to_string(log).unwrap());
+        }
+        sleep(Duration::from_millis(2));
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+/// The step that the newest attempt is at.
+fn step(output: &Path) -> Option<u64> {
+    let mut notes: Vec<_> = fs::read_dir(output.join("writers")).ok()?.map(|entry| entry.unwrap().path()).collect();
+    notes.sort();
+    fs::read_to_string(notes.last()?).ok()?.split_whitespace().nth(2)?.parse().ok()
+}
+
+fn code(status: ExitStatus) -> i32 {
+    status.code().expect("an exit code")
+}
+
+#[test]
+fn a_resume_is_proven_on_a_user_s_own_data() {
+    let scene = Scene::new();
+    let output = scene.at("run");
+    let mut line = scene.train(&output, &["training.gradient_accumulation=2"]);
+    line.extend(["--prove-resume", "--prove-steps", "30"].map(str::to_owned));
+    let proved = codex(&line);
+    assert!(proved.status.success(), "{}", text(&proved.stderr));
+    let said: Value = serde_json::from_slice(&proved.stdout).unwrap();
+    assert_eq!((&said["proved"], &said["steps"]), (&Value::Bool(true), &Value::from(30)));
+    let kills = said["killedInStep"].as_array().unwrap();
+    assert!(!kills.is_empty() && kills.iter().all(|step| (1..=30).contains(&step.as_u64().unwrap())), "{said}");
+    assert!(!output.join("prove-resume").exists());
+}
+
+#[test]
+fn sigterm_is_honoured_from_the_first_moment_on() {
+    let scene = Scene::new();
+    let overrides = ["training.checkpoint_every=1000"];
+    let expected = scene.digest(&overrides);
+    let log = scene.at("log");
+    // As soon as it has claimed the directory, while it reads data, and at its steps.
+    for (name, wanted) in [("early", None), ("first", Some(1)), ("later", Some(60))] {
+        let output = scene.at(name);
+        let line = scene.train(&output, &overrides);
+        let mut child = start(&line, &log);
+        until(&mut child, &log, "the step", || match wanted {
+            None => output.join("writers").is_dir().then_some(()),
+            Some(wanted) => step(&output).filter(|step| *step >= wanted).map(drop),
+        });
+        signal(&child, Signal::TERM);
+        assert_eq!(code(child.wait().unwrap()), 143, "{}", fs::read_to_string(&log).unwrap());
+        if wanted == Some(60) {
+            let steps: Vec<_> =
+                fs::read_dir(output.join("checkpoints")).unwrap().map(|it| it.unwrap().file_name()).collect();
+            assert!(steps.iter().any(|name| name.to_str().unwrap().starts_with("step-000000")), "{steps:?}");
+        }
+        let ended = codex(&line);
+        assert!(ended.status.success(), "{}", text(&ended.stderr));
+        assert_eq!(digest(&ended), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_plan_is_printed_and_a_foreign_directory_refused() {
+    let scene = Scene::new();
+    let output = scene.at("run");
+    let overrides = ["training.stop_after=2"];
+    assert!(codex(&scene.train(&output, &overrides)).status.success());
+    let plan = |overrides: &[&str]| {
+        let mut line = scene.train(&output, overrides);
+        line.push("--plan".to_owned());
+        let said = codex(&line);
+        (code(said.status), text(&said.stdout))
+    };
+    let (exit, said) = plan(&overrides);
+    assert!(exit == 0 && said.starts_with("training goes on from the checkpoint of step 2: same bits"), "{said}");
+    let (exit, said) = plan(&["training.stop_after=2", "model.num_hidden_layers=1"]);
+    assert!(exit == 2 && said.contains("refused            model.num_hidden_layers: 2 → 1"), "{said}");
+}
+
+/// Runs a training with its output on a volume in a mount namespace of its own: `prepare` mounts `$V`, `break_it` makes it
+/// refuse once the run is at work, `mend` makes it take again once the run has said so. Gives the log and the exit code.
+fn on_a_volume(scene: &Scene, prepare: &str, break_it: &str, mend: &str) -> (String, i32) {
+    let volume = scene.at("volume");
+    fs::create_dir(&volume).unwrap();
+    let log = scene.at("log");
+    let overrides = ["training.checkpoint_every=10", "training.keep_last=1"];
+    let line = scene.train(&volume.join("run"), &overrides);
+    let quoted: Vec<String> = line.iter().map(|word| format!("'{word}'")).collect();
+    let script = format!(
+        "set -eu; V={volume}; L={log}\n{prepare}\n\
+         '{codex}' {line} 2>$L & P=$!\n\
+         until [ -d $V/run/checkpoints/step-00000010 ] || ! kill -0 $P 2>/dev/null; do sleep 0.01; done\n{break_it}\n\
+         until grep -q 'the volume refused' $L || ! kill -0 $P 2>/dev/null; do sleep 0.01; done\n{mend}\n\
+         code=0; wait $P || code=$?\n\
+         for file in $V/run/checkpoints/*; do echo $file; done; exit $code",
+        volume = path(&volume),
+        log = path(&log),
+        codex = env!("CARGO_BIN_EXE_codex"),
+        line = quoted.join(" "),
+    );
+    let ended = Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
+    assert!(!text(&ended.stdout).contains(".partial"), "nothing half-written is left: {}", text(&ended.stdout));
+    let log = fs::read_to_string(&log).unwrap() + &text(&ended.stderr);
+    assert!(ended.status.code() != Some(0) || text(&ended.stdout).contains(&scene.digest(&overrides)), "{log}");
+    (log, code(ended.status))
+}
+
+fn root() -> bool {
+    let root = geteuid().is_root();
+    if !root {
+        eprintln!("this needs root, and there is none: not tried");
+    }
+    root
+}
+
+#[test]
+fn a_full_volume_ends_nothing() {
+    if !root() {
+        return;
+    }
+    let fill = "head -c 100000000 /dev/zero >$V/filler 2>/dev/null || true";
+    let (log, code) = on_a_volume(&Scene::new(), "mount -t tmpfs -o size=8m tmpfs $V", fill, "rm $V/filler");
+    assert_eq!(code, 0, "{log}");
+    assert!(
+        log.contains("the volume refused the checkpoint of step ") && log.contains("free space on the volume"),
+        "{log}"
+    );
+    assert!(log.contains("checkpoints can be written again"), "{log}");
+}
+
+#[test]
+fn a_read_only_volume_ends_nothing() {
+    if !root() {
+        return;
+    }
+    // A mount that files are open on cannot be made read-only from here, as a kernel does it after an error; one can be put
+    // over the checkpoints.
+    let over = "mount -t tmpfs -o ro tmpfs $V/run/checkpoints";
+    let (log, code) = on_a_volume(&Scene::new(), "mount -t tmpfs tmpfs $V", over, "umount $V/run/checkpoints");
+    assert_eq!(code, 0, "{log}");
+    assert!(log.contains("the volume is read-only") && log.contains("checkpoints can be written again"), "{log}");
+}
+
+#[test]
+fn a_vanished_volume_is_not_written_around() {
+    if !root() {
+        return;
+    }
+    let scene = Scene::new();
+    let (log, code) = on_a_volume(
+        &scene,
+        "mkdir $V.real; mount -t tmpfs tmpfs $V.real; mount --bind $V.real $V",
+        "umount -l $V",
+        "[ -z \"$(ls $V)\" ] || exit 99; mount --bind $V.real $V",
+    );
+    assert_eq!(code, 0, "{log}");
+    assert!(log.contains("the volume has vanished") && log.contains("checkpoints can be written again"), "{log}");
+}
+
+/// A control group with a limit of memory, removed when it goes.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(limit: u64) -> Self {
+        let name = format!("codex-survival-{}", std::process::id());
+        let (mount, file) = if Path::new("/sys/fs/cgroup/memory").is_dir() {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        } else {
+            ("/sys/fs/cgroup", "memory.max")
+        };
+        let group = Path::new(mount).join(name);
+        fs::create_dir(&group).unwrap();
+        let made = Self(group);
+        fs::write(made.0.join(file), limit.to_string()).unwrap();
+        made
+    }
+
+    fn run(&self, line: &[String]) -> Output {
+        let script = format!("echo $$ >{}/cgroup.procs; exec \"$@\"", path(&self.0));
+        Command::new("sh").args(["-c", &script, "sh", env!("CARGO_BIN_EXE_codex")]).args(line).output().unwrap()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let removed = fs::remove_dir(&self.0);
+        assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_what_does() {
+    if !root() {
+        return;
+    }
+    let scene = Scene::new();
+    let group = Group::new(200 << 20);
+    let shape =
+        ["model.hidden_size=128", "model.intermediate_size=384", "training.stop_after=2", "training.batch_size=512"];
+    let refused = group.run(&scene.train(&scene.at("large"), &shape));
+    let said = text(&refused.stderr);
+    assert_eq!(code(refused.status), 2, "{said}");
+    assert!(said.contains("the control group's memory.") && said.contains("200 MiB"), "{said}");
+    let proposal: Vec<&str> = said
+        .split(|c: char| c.is_whitespace() || c == '"')
+        .filter(|word| word.starts_with("training.batch_size=") || word.starts_with("training.gradient_accumulation="))
+        .collect();
+    assert_eq!(proposal.len(), 2, "{said}");
+    let fits = group.run(&scene.train(&scene.at("fits"), &[&shape[..3], &proposal[..]].concat()));
+    assert!(fits.status.success(), "what was proposed is trained within the same limit: {}", text(&fits.stderr));
+}
