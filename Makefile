@@ -17,7 +17,7 @@ BUILD := cargo build --release --locked --workspace --bins
 IMAGE_NAMES := codex codex-controller
 IMAGE_LIMIT := 30000000
 
-.PHONY: help prerequisites image cluster cluster-down kubeconfig test demo bench bench-memory
+.PHONY: help prerequisites image cluster cluster-down kubeconfig test demo bench bench-memory bench-train
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -155,3 +155,16 @@ bench: prerequisites ## the figures of docs/benchmarks.md, measured on the local
 bench-memory: prerequisites ## how far the trainer's estimate of memory is from its peak, on six configurations
 	@$(BUILD)
 	benches/memory.sh $(PROGRAMS)/codex
+
+ROUNDS ?= 3
+bench-train: prerequisites ## training beside PyTorch on two threads; installs PyTorch (some GB) in an environment of its own
+	@python="$(CACHE)/venvs/torch/bin/python"
+	if ! "$$python" -c 'import torch, numpy' >/dev/null 2>&1; then
+		echo "Installing PyTorch in $(CACHE)/venvs/torch."
+		python3 -m venv "$(CACHE)/venvs/torch"
+		"$$python" -m pip install --quiet --no-cache-dir 'torch>=2.5' numpy
+	fi
+	cargo build --release --locked --workspace --example train_speed
+	place=trainer-image/engine/examples
+	"$$python" "$$place/train_speed.py" compare "$(PROGRAMS)/examples/train_speed" "$(ROUNDS)"
+	"$$python" "$$place/train_speed.py" sizes "$(PROGRAMS)/examples/train_speed" docs/training-sizes.svg

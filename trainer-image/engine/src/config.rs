@@ -86,6 +86,16 @@ pub enum ConfigError {
         /// Which.
         field: &'static str,
     },
+    /// A number that no model has.
+    #[error("model.{field} is {value}: use at most {most}")]
+    Large {
+        /// Which.
+        field: &'static str,
+        /// What it is.
+        value: usize,
+        /// The most that is taken.
+        most: usize,
+    },
     /// Heads of unequal or unsupported width.
     #[error(
         "model.hidden_size {hidden} with model.num_attention_heads {heads} gives no supported head width: hidden_size / \
@@ -171,17 +181,20 @@ impl ModelConfig {
     /// # Errors
     /// One sentence about the first field that is wrong.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        for (field, value) in [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", self.num_key_value_heads),
-            ("max_position_embeddings", self.max_position_embeddings),
+        for (field, value, most) in [
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("hidden_size", self.hidden_size, 1 << 20),
+            ("intermediate_size", self.intermediate_size, 1 << 20),
+            ("num_hidden_layers", self.num_hidden_layers, 1 << 12),
+            ("num_attention_heads", self.num_attention_heads, 1 << 16),
+            ("num_key_value_heads", self.num_key_value_heads, 1 << 16),
+            ("max_position_embeddings", self.max_position_embeddings, 1 << 20),
         ] {
             if value == 0 {
                 return Err(ConfigError::Zero { field });
+            }
+            if value > most {
+                return Err(ConfigError::Large { field, value, most });
             }
         }
         let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
@@ -463,7 +476,7 @@ impl Gpt2File {
             family: Family::Gpt2,
             vocab_size: self.vocab_size,
             hidden_size: self.n_embd,
-            intermediate_size: self.n_inner.unwrap_or(4 * self.n_embd),
+            intermediate_size: self.n_inner.unwrap_or_else(|| self.n_embd.saturating_mul(4)),
             num_hidden_layers: self.n_layer,
             num_attention_heads: self.n_head,
             num_key_value_heads: self.n_head,
@@ -481,6 +494,8 @@ impl Gpt2File {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::tests::{gpt2, tiny};
 
@@ -505,6 +520,31 @@ mod tests {
             "n_positions": 1024, "n_ctx": 1024, "resid_pdrop": 0.1, "bos_token_id": 50256, "eos_token_id": 50256}"#;
         let config = ModelConfig::parse(gpt2.as_bytes()).unwrap();
         assert_eq!((config.intermediate_size, config.head_dim, config.parameters()), (3072, 64, 124_439_808));
+    }
+
+    proptest! {
+        /// Whatever a number is replaced by, the file is read or refused in one sentence.
+        #[test]
+        fn any_numbers_are_read_or_refused(which in 0_usize..40, by in "-?[0-9]{1,20}|null|true|\"a\"|\\[\\]|\\{\\}|[0-9]e[0-9]{2}") {
+            for config in [tiny(), gpt2()] {
+                let text = serde_json::to_string(&config).unwrap();
+                let pieces: Vec<&str> = text.split(':').collect();
+                let at = 1 + which % (pieces.len() - 1);
+                let end = pieces[at].find([',', '}']).unwrap_or(pieces[at].len());
+                let value = format!("{by}{}", &pieces[at][end..]);
+                let changed: Vec<&str> =
+                    pieces.iter().enumerate().map(|(index, piece)| if index == at { &value } else { *piece }).collect();
+                match ModelConfig::parse(changed.join(":").as_bytes()) {
+                    Ok(config) => prop_assert!(config.parameters() > 0),
+                    Err(error) => prop_assert!(!error.to_string().contains('\n')),
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+            prop_assert!(ModelConfig::parse(&bytes).is_err());
+        }
     }
 
     #[test]

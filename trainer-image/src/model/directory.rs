@@ -159,3 +159,73 @@ pub(crate) fn bytes(numbers: &[f32]) -> Vec<u8> {
 pub(crate) fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
     bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
 }
+
+#[cfg(test)]
+mod tests {
+    use codex_engine::{Shape, initial};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn files() -> ModelFiles {
+        let shape = Shape {
+            hidden_size: 16,
+            intermediate_size: 16,
+            num_hidden_layers: 1,
+            num_attention_heads: 1,
+            max_position_embeddings: 16,
+            rope_theta: 10_000.0,
+        };
+        let tokenizer = Tokenizer::characters().unwrap();
+        let config = ModelConfig::new(shape, tokenizer.for_model()).unwrap();
+        describe(&config, &initial(&config, &Layout::of(&config), 1), &tokenizer).unwrap()
+    }
+
+    /// The weights are read, or refused in a sentence that names their file.
+    fn read_or_refuse(weights: Vec<u8>) -> Result<(), TestCaseError> {
+        let mut files = files();
+        files.insert(WEIGHTS.to_owned(), weights);
+        if let Err(error) = load(&files) {
+            let said = error.to_string();
+            prop_assert!(said.contains(WEIGHTS) && !said.contains('\n'), "{said}");
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+            read_or_refuse(bytes)?;
+        }
+
+        /// Changes where the header is: its length, its JSON, its offsets; and cuts.
+        #[test]
+        fn a_damaged_header_is_read_or_refused(
+            changes in proptest::collection::vec((0_usize..1200, any::<u8>()), 1..8), cut in proptest::option::of(0_usize..3000),
+        ) {
+            let mut weights = files().remove(WEIGHTS).unwrap();
+            for (at, byte) in changes {
+                weights[at] = byte;
+            }
+            weights.truncate(cut.unwrap_or(weights.len()));
+            read_or_refuse(weights)?;
+        }
+
+        /// Numbers in the header that point elsewhere.
+        #[test]
+        fn foreign_offsets_are_refused(which in 0_usize..30, by in any::<u64>()) {
+            let weights = files().remove(WEIGHTS).unwrap();
+            let length = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+            let header = std::str::from_utf8(&weights[8..8 + length]).unwrap();
+            let numbers: Vec<(usize, &str)> = header.match_indices(|c: char| c.is_ascii_digit()).collect();
+            let (at, _) = numbers[which * numbers.len() / 30];
+            let changed = format!("{}{by}{}", &header[..at], &header[at + 1..]);
+            let mut bytes = (changed.len() as u64).to_le_bytes().to_vec();
+            bytes.extend(changed.as_bytes());
+            bytes.extend(&weights[8 + length..]);
+            read_or_refuse(bytes)?;
+        }
+    }
+}

@@ -250,6 +250,11 @@ impl<'a> Keep<'a> {
         drop(self.saver.wait());
     }
 
+    /// The parameters of a state that was just made durable: those of the copy that the saver had, so that there is no third.
+    pub(super) fn into_parameters(mut self, state: &State) -> Vec<f32> {
+        self.saver.spare().unwrap_or_else(|| state.engine.export()).parameters
+    }
+
     /// Checkpoints that became durable, and how long training stood still for them between its steps.
     pub(super) fn cost(&self) -> (u64, Duration) {
         (self.written, self.paused)

@@ -191,22 +191,26 @@ impl<'a> Session<'a> {
         watchers.close();
         let walked = walked.inspect_err(|_| keep.leave(&state));
         memory::note("steps");
+        tracing::debug!(engine = state.engine.memory(), "the engine's own count of memory");
         let (checkpoints, paused) = keep.cost();
-        tracing::info!(
-            checkpoints,
-            paused_seconds = paused.as_secs_f64(),
-            memory_estimate = estimate.total(),
-            memory_peak = memory::resident().1,
-            "what this attempt took"
-        );
+        let say_cost = || {
+            tracing::info!(
+                checkpoints,
+                paused_seconds = paused.as_secs_f64(),
+                memory_estimate = estimate.total(),
+                memory_peak = memory::resident().1,
+                "what this attempt took"
+            );
+        };
         if let Some(outcome) = walked? {
+            say_cost();
             return Ok(outcome);
         }
-        drop(keep);
         writer.check()?;
         writer.enter(Phase::Exporting);
-        let model = self.write_model(&state, tokenizer)?;
+        let model = self.write_model(state.engine.config(), &keep.into_parameters(&state), tokenizer)?;
         memory::note("model");
+        say_cost();
         self.reporter.update(|report| {
             report.model = Some(model.clone());
             report.stage = Stage::Finished;
@@ -447,9 +451,13 @@ impl<'a> Session<'a> {
     }
 
     /// Writes the model directory, unless it is there with exactly these bytes.
-    fn write_model(&self, state: &State, tokenizer: &Tokenizer) -> Result<Model, TrainError> {
-        let config = state.engine.config();
-        let files = describe(config, &state.engine.export().parameters, tokenizer)?;
+    fn write_model(
+        &self,
+        config: &ModelConfig,
+        parameters: &[f32],
+        tokenizer: &Tokenizer,
+    ) -> Result<Model, TrainError> {
+        let files = describe(config, parameters, tokenizer)?;
         let manifest = Manifest::of_files(&files)?;
         let place = self.output.join("model");
         if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
