@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use codex_provenance::DataDigest;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, error::nearest};
@@ -16,8 +17,11 @@ pub const PROBLEMS: &str = "problems";
 /// The name of the baseline's predictions in an evaluation's data.
 pub const BASELINE: &str = "baseline";
 
+/// The name of held-out records in a run's data: they are looked at while training, and never trained on.
+pub const VALIDATION: &str = "validation";
+
 /// One file of records: pinned by its digest, or made where it is used.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Data {
     /// Unique among the data of one object.
@@ -31,7 +35,7 @@ pub struct Data {
 }
 
 /// Records that are made, the same bytes on every machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Synthetic {
     /// One of [`TASKS`].

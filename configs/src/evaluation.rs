@@ -1,5 +1,6 @@
 //! The configuration of an evaluation. Pure.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -19,7 +20,7 @@ const GROUPS: &[(&str, &str, &str)] = &[
 pub const PRESETS: &[&str] = &["cot-hard", "cot-lite"];
 
 /// What an evaluator is told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Evaluation {
     /// The preset's name.
@@ -33,7 +34,7 @@ pub struct Evaluation {
 }
 
 /// Everything that can be configured about an evaluation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationSettings {
     /// How problems are answered.
@@ -41,7 +42,7 @@ pub struct EvaluationSettings {
 }
 
 /// How problems are answered.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Generation {
     /// The first so many problems; none takes them all.

@@ -18,12 +18,12 @@ mod training;
 mod tests;
 
 pub use benchmark::{BenchmarkFile, benchmark, benchmark_file};
-pub use data::{BASELINE, Data, MAX_SYNTHETIC, PROBLEMS, Synthetic, TASKS};
+pub use data::{BASELINE, Data, MAX_SYNTHETIC, PROBLEMS, Synthetic, TASKS, VALIDATION};
 pub use error::{ConfigError, Origin};
 pub use evaluation::{Evaluation, EvaluationSettings, Generation, PRESETS, compose_evaluation};
 pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
 pub use rule::Rule;
 pub use training::{
-    Dtype, Format, HEAD_WIDTHS, Metadata, MetricMode, ModelShape, Optimization, Response, Scheduler, SpikeAction,
-    TEMPLATES, Training, TrainingSettings, compose_training, template_tasks,
+    Dtype, Format, HEAD_WIDTHS, Metadata, MetricMode, ModelShape, Optimization, ParameterGroup, Response, Scheduler,
+    SpikeAction, TEMPLATES, Training, TrainingSettings, compose_training, template_tasks,
 };

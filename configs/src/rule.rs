@@ -41,6 +41,11 @@ pub enum Rule {
     Choice(&'static [&'static str]),
     /// True or false.
     Flag,
+    /// A list of parameter groups; see [`ParameterGroup`](crate::ParameterGroup).
+    ParameterGroups {
+        /// The most groups.
+        max: usize,
+    },
     /// Text on one line.
     Text {
         /// The most characters.
@@ -59,6 +64,12 @@ impl fmt::Display for Rule {
             Self::From { min, below } => write!(f, "a number of at least {min} and below {below}"),
             Self::Choice(words) => write!(f, "one of {}", words.join(", ")),
             Self::Flag => f.write_str("true or false"),
+            Self::ParameterGroups { max } => write!(
+                f,
+                "a list of at most {max} groups, each with a pattern of tensor names and at least one of \
+                 learning_rate_multiplier (a number from 0 to 1000) and weight_decay (a number of at least 0 and below 1), \
+                 such as [{{pattern: \"*.embed_tokens.*\", weight_decay: 0}}]"
+            ),
             Self::Text { max } => write!(f, "one line of 1 to {max} characters"),
         }
     }
@@ -76,12 +87,11 @@ impl Rule {
             Self::From { min, below } => real(&|x| x >= min && x < below),
             Self::Choice(words) => value.as_str().filter(|word| words.contains(word)).map(Value::from),
             Self::Flag => value.as_bool().map(Value::from),
-            Self::Text { max } => value
-                .as_str()
-                .filter(|text| {
-                    !text.trim().is_empty() && text.chars().count() <= max && !text.chars().any(char::is_control)
-                })
-                .map(Value::from),
+            Self::ParameterGroups { max } => {
+                let groups = value.as_array().filter(|groups| groups.len() <= max)?;
+                groups.iter().map(parameter_group).collect::<Option<Vec<_>>>().map(Value::from)
+            }
+            Self::Text { max } => value.as_str().filter(|text| is_line(text, max)).map(Value::from),
         }
     }
 
@@ -89,4 +99,23 @@ impl Rule {
     pub fn takes_text(&self) -> bool {
         matches!(self, Self::Choice(_) | Self::Text { .. })
     }
+}
+
+fn is_line(text: &str, max: usize) -> bool {
+    !text.trim().is_empty() && text.chars().count() <= max && !text.chars().any(char::is_control)
+}
+
+/// A parameter group as it is stored, or `None` where it is none.
+fn parameter_group(value: &Value) -> Option<Value> {
+    let mut group = serde_json::Map::new();
+    for (key, value) in value.as_object()? {
+        let accepted = match key.as_str() {
+            "pattern" => Rule::Text { max: 200 }.accept(value)?,
+            "learning_rate_multiplier" => value.as_f64().filter(|x| (0.0..=1000.0).contains(x)).map(Value::from)?,
+            "weight_decay" => Rule::From { min: 0.0, below: 1.0 }.accept(value)?,
+            _ => return None,
+        };
+        group.insert(key.clone(), accepted);
+    }
+    (group.contains_key("pattern") && group.len() > 1).then_some(Value::Object(group))
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ConfigError, Data, Resolved, data,
+    ConfigError, Data, Resolved, VALIDATION, data,
     error::nearest,
     keys,
     layers::{Layers, recheck},
@@ -42,7 +42,7 @@ pub struct Training {
     pub seed: u64,
     /// Everything that can be configured.
     pub settings: TrainingSettings,
-    /// Mixed with equal weight.
+    /// Mixed with equal weight; what is named `validation` is held out.
     pub data: Vec<Data>,
 }
 
@@ -84,6 +84,8 @@ pub struct ModelShape {
 pub struct Optimization {
     /// Optimiser steps that the schedule is laid out for.
     pub max_steps: u64,
+    /// Passes over the data that the schedule is laid out for instead.
+    pub max_epochs: Option<u64>,
     /// Optimiser steps after which to end early, the schedule unchanged; 0 saves the model as it was initialised.
     pub stop_after: Option<u64>,
     /// Examples in one forward pass.
@@ -100,6 +102,30 @@ pub struct Optimization {
     pub scheduler: Scheduler,
     /// Steps over which the learning rate rises linearly.
     pub warmup_steps: u64,
+    /// Of `cosine_with_restarts`: cosines from the peak to 0.
+    pub scheduler_cycles: u64,
+    /// Of `polynomial`: its power.
+    pub scheduler_power: f64,
+    /// Of `polynomial`: the rate at its end.
+    pub scheduler_end_rate: f64,
+    /// Of `inverse_sqrt`: the steps after which the rate begins to fall; none takes `warmup_steps`, or 10,000 where that is 0.
+    pub scheduler_timescale: Option<u64>,
+    /// Of `step`: steps after which the rate is multiplied by `scheduler_gamma`.
+    pub scheduler_step_size: u64,
+    /// Of `step`: what the rate is multiplied by.
+    pub scheduler_gamma: f64,
+    /// Tensors that learn in another way than the rest; the first group that matches decides.
+    pub parameter_groups: Vec<ParameterGroup>,
+    /// Steps between evaluations on held-out records.
+    pub eval_every: Option<u64>,
+    /// Held-out records that are looked at, the same each time.
+    pub eval_records: usize,
+    /// Prompts of those that are answered for a person to read.
+    pub eval_samples: usize,
+    /// The most tokens of such an answer.
+    pub eval_max_new_tokens: usize,
+    /// Evaluations in a row that may pass without a better `best_metric`.
+    pub early_stop_patience: Option<u64>,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
     /// AdamW's β₁.
@@ -173,14 +199,40 @@ impl Optimization {
     }
 }
 
-/// How the learning rate goes on after warm-up.
+/// Tensors that learn in another way than the rest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParameterGroup {
+    /// Names of tensors as Hugging Face writes them; `*` stands for any characters, none included.
+    pub pattern: String,
+    /// What the learning rate is multiplied by; none leaves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate_multiplier: Option<f64>,
+    /// The weight decay in place of the tensor's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+}
+
+/// How the learning rate goes on after warm-up. Names are those of Hugging Face's `SchedulerType`, and of torch's `StepLR`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Scheduler {
+    /// Stays at the peak; takes no warm-up.
+    Constant,
+    /// Stays at the peak.
+    ConstantWithWarmup,
+    /// A straight line from the peak to 0 at `max_steps`.
+    Linear,
     /// Half a cosine from the peak to 0 at `max_steps`.
     Cosine,
-    /// Stays at the peak.
-    Constant,
+    /// Several half cosines, each from the peak to 0.
+    CosineWithRestarts,
+    /// A power of the share that is left, from the peak to the end rate.
+    Polynomial,
+    /// Falls with the root of the step.
+    InverseSqrt,
+    /// Falls by a factor after every so many steps.
+    Step,
 }
 
 /// What a model learns to answer.
@@ -253,12 +305,31 @@ impl Spec for Training {
             let right = format!("model.hidden_size ({width}) divided by it must be 16, 32, 64 or 128");
             return conflict("model.num_attention_heads", heads as u64, right);
         }
-        if training.warmup_steps > training.max_steps {
+        // With epochs, the trainer knows the steps once it has read the data, and checks them then.
+        if training.warmup_steps > training.max_steps && training.max_epochs.is_none() {
             let right = format!("write at most training.max_steps ({})", training.max_steps);
             return conflict("training.warmup_steps", training.warmup_steps, right);
         }
+        if training.scheduler == Scheduler::Constant && training.warmup_steps > 0 {
+            let right = "training.scheduler constant takes none: write 0, or training.scheduler=constant_with_warmup";
+            return conflict("training.warmup_steps", training.warmup_steps, right.to_owned());
+        }
+        if training.scheduler == Scheduler::Polynomial && training.scheduler_end_rate >= training.learning_rate {
+            return Err(ConfigError::Conflict {
+                key: "training.scheduler_end_rate",
+                value: training.scheduler_end_rate.to_string(),
+                right: format!("write less than training.learning_rate ({})", training.learning_rate),
+            });
+        }
+        if let Some(patience) = training.early_stop_patience
+            && training.eval_every.is_none()
+        {
+            let right = "set training.eval_every, for patience counts evaluations".to_owned();
+            return conflict("training.early_stop_patience", patience, right);
+        }
         if let Some(stop) = training.stop_after
             && stop > training.max_steps
+            && training.max_epochs.is_none()
         {
             let right = format!("write at most training.max_steps ({}), or null", training.max_steps);
             return conflict("training.stop_after", stop, right);
@@ -268,7 +339,33 @@ impl Spec for Training {
             return Err(ConfigError::Data { field: "data".to_owned(), value: "empty".to_owned(), right });
         }
         data::check(&self.data)?;
-        let counts: Option<Vec<u64>> = self.data.iter().map(|item| Some(item.synthetic.as_ref()?.count)).collect();
+        let validation = self.data.iter().position(|data| data.name == VALIDATION);
+        match (validation, training.eval_every) {
+            (Some(index), None) => {
+                let right =
+                    "held-out records are looked at every training.eval_every steps: set that, or leave them out";
+                let (field, value) = (format!("data[{index}].name"), format!("{VALIDATION:?}"));
+                return Err(ConfigError::Data { field, value, right: right.to_owned() });
+            }
+            (Some(index), _) if self.data.len() == 1 => {
+                let right = "held-out records are not trained on: name others to learn from".to_owned();
+                let (field, value) = (format!("data[{index}].name"), format!("{VALIDATION:?}"));
+                return Err(ConfigError::Data { field, value, right });
+            }
+            (None, Some(every)) if self.data.iter().any(|data| data.synthetic.is_none()) => {
+                let right = format!(
+                    "only synthetic data keeps records back by itself: name held-out records in data, as {VALIDATION}"
+                );
+                return conflict("training.eval_every", every, right);
+            }
+            _ => {}
+        }
+        let counts: Option<Vec<u64>> = self
+            .data
+            .iter()
+            .filter(|item| item.name != VALIDATION)
+            .map(|item| Some(item.synthetic.as_ref()?.count))
+            .collect();
         if let Some(records) = counts.map(|counts| counts.iter().sum::<u64>())
             && training.batch_size as u64 > records
         {

@@ -191,6 +191,24 @@ pub struct ProgressStatus {
     /// Seconds that the remaining steps will take at this speed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<i64>,
+    /// What the newest step was taken with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<Decimal>,
+    /// The norm of the newest gradient before clipping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradient_norm: Option<Decimal>,
+    /// Floating-point operations of the model in a second, in units of 10⁹.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gflops: Option<i64>,
+    /// The share of the time, from 0 to 1, that the loop waits for data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_wait: Option<Decimal>,
+    /// The memory that the trainer holds, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<i64>,
+    /// The newest loss on held-out records, in nats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_loss: Option<Decimal>,
 }
 
 /// A checkpoint on the volume.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use codex_provenance::ModelDigest;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{DataFile, Failure, Stage};
@@ -34,7 +35,7 @@ pub struct EvaluationState {
 }
 
 /// A metric as it was counted: enough for an exact bound, never a bare ratio.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "camelCase", deny_unknown_fields)]
 pub enum Measurement {
     /// A share of items, such as `exact_match`.

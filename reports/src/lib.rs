@@ -76,6 +76,7 @@ pub struct Report {
 }
 
 /// What a pod says, by the kind of its work.
+#[allow(clippy::large_enum_variant, reason = "there is one a report, and reports are rare")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum State {

@@ -1,6 +1,7 @@
 //! What a trainer says. No I/O.
 
 use codex_provenance::{DataDigest, ModelDigest, OmsRoot, Sha256, manifest::Manifest};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Failure, Stage};
@@ -38,7 +39,7 @@ pub struct TrainingState {
 }
 
 /// The newest numbers of a training loop.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Progress {
     /// Optimiser steps done.
@@ -51,6 +52,24 @@ pub struct Progress {
     pub tokens_per_second: Option<f64>,
     /// Seconds that the remaining steps will take at this speed.
     pub eta_seconds: Option<u64>,
+    /// What the newest step was taken with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// The Euclidean norm of the newest gradient before clipping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradient_norm: Option<f64>,
+    /// Floating-point operations of the model in a second, in units of 10⁹.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gflops: Option<f64>,
+    /// The share of the time, from 0 to 1, that the loop waits for data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_wait: Option<f64>,
+    /// The memory that the process holds, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// The newest loss on held-out records; none before the first evaluation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_loss: Option<f64>,
 }
 
 /// A checkpoint on the volume.
@@ -64,7 +83,7 @@ pub struct Checkpoint {
 }
 
 /// A data file as it was read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DataFile {
     /// The name it has in the object's `data`.

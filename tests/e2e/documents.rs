@@ -81,7 +81,9 @@ async fn the_metrics_that_documents_name_are_those_that_exist() -> Result<()> {
         .filter(|name| name.starts_with("codex_"))
         .map(str::to_owned)
         .collect();
-    let documented = documents::metrics()?;
+    // A trainer is gone before anybody scrapes it here: its metrics are compared where they are made.
+    let mut documented = documents::metrics()?;
+    documented.retain(|(name, _)| !name.starts_with("codex_ml_training_") && !name.starts_with("codex_ml_data_"));
     let names: BTreeSet<_> = documented.iter().map(|(name, _)| name.clone()).collect();
     let missing: Vec<_> =
         documented.iter().filter(|(name, _)| !exposed.contains(name) && !FAULTS.contains(&name.as_str())).collect();

@@ -36,6 +36,8 @@ enum Command {
     Serve(crate::serving::Serve),
     /// Verify that a model directory is exactly what was signed.
     Verify(crate::verify::Verify),
+    /// Check that a directory's volume keeps checkpoints, and how fast.
+    CheckpointSmoke(crate::training::CheckpointSmoke),
     /// Sum up, follow, draw and compare the metrics of runs.
     Metrics(crate::metrics::Metrics),
 }
@@ -50,6 +52,7 @@ impl Command {
             Self::PrepareData(command) => command.run(),
             Self::Serve(command) => command.run(),
             Self::Verify(command) => command.run(),
+            Self::CheckpointSmoke(command) => command.run(),
             Self::Metrics(command) => command.run(),
         }
     }

@@ -6,6 +6,7 @@ pub mod artifacts;
 pub mod cli;
 pub mod durable;
 pub mod evaluation;
+pub mod exposition;
 pub mod metrics;
 pub mod model;
 pub mod reporting;

@@ -132,14 +132,17 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         }
         Rule::Above { above, .. } => ((above + 0.015_625).to_string(), (above + 0.031_25).to_string()),
         Rule::From { .. } => ("0.25".to_owned(), "0.5".to_owned()),
-        Rule::Choice(words) => (words[0].to_owned(), words[words.len() - 1].to_owned()),
+        // The first scheduler takes no warm-up, which the template has.
+        Rule::Choice(words) => (words[words.len() - 2].to_owned(), words[words.len() - 1].to_owned()),
+        Rule::ParameterGroups { .. } => ("[]".to_owned(), "[{pattern: '*', weight_decay: 0}]".to_owned()),
         Rule::Flag => ("false".to_owned(), "true".to_owned()),
         Rule::Text { .. } => ("ada".to_owned(), "grace".to_owned()),
     };
-    // Heads and width go together; every other key can be set alone.
+    // Heads and width go together, patience counts evaluations; every other key can be set alone.
+    let together = ["model.num_attention_heads", "training.max_steps", "training.early_stop_patience"];
     let alone: Vec<_> = TRAINING
         .iter()
-        .filter(|key| key.path != "model.num_attention_heads" && key.path != "training.max_steps")
+        .filter(|key| !together.contains(&key.path))
         .map(|key| {
             let (a, b) = values(&key.rule);
             (key.path, a, b)
@@ -172,7 +175,8 @@ proptest! {
                 Rule::Whole { min, .. } | Rule::WholeOrNull { min, .. } => format!("{}={}", known.path, min.max(128)),
                 Rule::Above { above, .. } => format!("{}={}", known.path, above + 0.062_5),
                 Rule::From { .. } => format!("{}=0.125", known.path),
-                Rule::Choice(words) => format!("{}={}", known.path, words[0]),
+                Rule::Choice(words) => format!("{}={}", known.path, words[words.len() - 2]),
+                Rule::ParameterGroups { .. } => format!("{}=[]", known.path),
                 Rule::Flag => format!("{}=true", known.path),
                 Rule::Text { .. } => format!("{}=lin", known.path),
             })

@@ -112,7 +112,10 @@ fn values() {
         ("training.learning_rate=.inf", r#"training.learning_rate to ".inf": write a number above 0 and at most 1"#),
         ("training.learning_rate=fast", r#"training.learning_rate to "fast": write a number above 0 and at most 1"#),
         ("training.beta1=1", "training.beta1 to 1: write a number of at least 0 and below 1"),
-        ("training.scheduler=linaer", r#"training.scheduler to "linaer": write one of cosine, constant"#),
+        (
+            "training.scheduler=linaer",
+            r#"training.scheduler to "linaer": write one of constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, inverse_sqrt, step"#,
+        ),
         ("response.format=null", r#"response.format to "null": write one of steps, answer"#),
         (
             "training.stop_after=soon",
@@ -137,6 +140,18 @@ fn values() {
 
 #[test]
 fn values_that_do_not_go_together() {
+    assert_eq!(
+        sentence(&["training.scheduler=constant"], None),
+        "training.warmup_steps is 100: training.scheduler constant takes none: write 0, or training.scheduler=constant_with_warmup"
+    );
+    assert_eq!(
+        sentence(&["training.scheduler=polynomial", "training.scheduler_end_rate=0.5"], None),
+        "training.scheduler_end_rate is 0.5: write less than training.learning_rate (0.005)"
+    );
+    assert_eq!(
+        sentence(&["training.early_stop_patience=2"], None),
+        "training.early_stop_patience is 2: set training.eval_every, for patience counts evaluations"
+    );
     assert_eq!(
         sentence(&["model.num_attention_heads=3"], None),
         "model.num_attention_heads is 3: model.hidden_size (64) divided by it must be 16, 32, 64 or 128"
@@ -232,4 +247,47 @@ fn data_of_an_evaluation() {
     assert_eq!(replaced.spec().data[0].sha256, Some(crate::benchmark("cot-lite")[0].digest()));
     let turned = |names: [&str; 2]| evaluation(names.map(file).to_vec()).expect("both").digest();
     assert_eq!(turned(["baseline", "problems"]), turned(["problems", "baseline"]), "names, not places");
+}
+
+#[test]
+fn parameter_groups() {
+    let groups = |text: &str| format!("training.parameter_groups={text}");
+    for wrong in [
+        "[{pattern: a}]",
+        "[{weight_decay: 0}]",
+        "[{pattern: a, weight_decay: 1}]",
+        "[{pattern: '', weight_decay: 0}]",
+        "[{pattern: a, learning_rate_multiplier: -1}]",
+        "[{pattern: a, lr: 1}]",
+        "[a]",
+        "{pattern: a, weight_decay: 0}",
+        "7",
+    ] {
+        let sentence = sentence(&[&groups(wrong)], None);
+        assert!(sentence.contains("write a list of at most 64 groups, each with a pattern"), "{wrong}: {sentence}");
+    }
+    let good = groups("[{pattern: '*.embed_tokens.*', weight_decay: 0}, {pattern: '*', learning_rate_multiplier: 2}]");
+    let good = compose_training("cot-starter", &overrides(&[&good]), None, 42, data()).expect("good");
+    let read = &good.spec().settings.training.parameter_groups;
+    assert_eq!((read[0].weight_decay, read[1].learning_rate_multiplier), (Some(0.0), Some(2.0)));
+    let again = Resolved::<crate::Training>::from_yaml(good.to_yaml().expect("YAML").as_bytes()).expect("the same");
+    assert_eq!(again.digest(), good.digest());
+}
+
+#[test]
+fn held_out_records() {
+    let file = |name: &str| Data { name: name.to_owned(), sha256: Some(DataDigest(Sha256::of(name))), synthetic: None };
+    let of = |texts: &[&str], data| compose_training("cot-starter", &overrides(texts), None, 42, data);
+    let said = |texts: &[&str], data| of(texts, data).expect_err("must be refused").to_string();
+    let every = ["training.eval_every=100"];
+    assert_eq!(
+        said(&[], vec![file("mine"), file("validation")]),
+        "data[1].name is \"validation\": held-out records are looked at every training.eval_every steps: set that, or leave them out"
+    );
+    assert!(said(&every, vec![file("validation")]).ends_with("name others to learn from"));
+    assert!(said(&every, vec![file("mine"), synthetic("arithmetic")]).starts_with(
+        "training.eval_every is 100: only synthetic data keeps records back by itself: name held-out records in data"
+    ));
+    assert!(of(&every, vec![file("mine"), file("validation")]).is_ok());
+    assert!(of(&every, data()).is_ok());
 }

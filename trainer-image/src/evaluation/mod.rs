@@ -28,7 +28,7 @@ use signal_hook::{
 
 pub use baseline::{Baseline, BaselineError, Prediction};
 pub use error::EvaluateError;
-pub use outputs::{JudgedModel, Results, Shown};
+pub use outputs::{JudgedModel, Results, Shown, Summary};
 pub use score::{EXACT_MATCH, Scored, TRACE_COVERAGE, WIN_RATE};
 pub use session::{Outcome, Session};
 

@@ -9,6 +9,7 @@ use codex_configs::{Evaluation, Resolved};
 use codex_provenance::{ConfigDigest, ModelDigest, OmsRoot, ReportDigest, manifest::Manifest};
 use codex_reports::{DataFile, Measurement};
 use codex_verdict::{Rounding, Sample, bounds, report_digest};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::score::{Scored, baseline_exact_match, exact_match, metrics};
@@ -20,9 +21,12 @@ const SCHEMA_VERSION: u32 = 1;
 pub(super) const CONFIDENCE: f64 = 0.95;
 
 /// `evaluation.json`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(title = "evaluation.json")]
 pub struct Results {
+    /// The version of the file's shape.
+    #[schemars(extend("const" = SCHEMA_VERSION))]
     schema_version: u32,
     /// What was evaluated and how: the preset with its settings.
     #[serde(flatten)]
@@ -48,7 +52,7 @@ pub struct Results {
 }
 
 /// The model, as it was hashed.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JudgedModel {
     /// The digest of its manifest.
@@ -60,7 +64,7 @@ pub struct JudgedModel {
 }
 
 /// A number with its one-sided bounds, as decimals.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Shown {
     /// The share or the mean.
     pub value: String,
@@ -87,17 +91,26 @@ impl Shown {
 }
 
 /// `summary.json`.
-#[derive(Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct Summary<'a> {
+#[schemars(title = "summary.json")]
+pub struct Summary<'a> {
+    /// The version of the file's shape.
+    #[schemars(extend("const" = SCHEMA_VERSION))]
     schema_version: u32,
+    /// The preset's name.
     preset: &'a str,
+    /// The digest of the model.
     model: ModelDigest,
+    /// Problems, answered or not.
     problems: usize,
+    /// Problems that the model could not take; they count as wrong.
     errors: usize,
     /// One-sided, of each bound on its own.
     confidence: f64,
+    /// The numbers with their bounds; null where one cannot be.
     metrics: BTreeMap<&'a str, Option<Shown>>,
+    /// The baseline's share of right answers; null without a baseline.
     baseline_exact_match: Option<Shown>,
     /// `exact_match` by category.
     categories: BTreeMap<&'a str, Option<Shown>>,

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use codex_reports::Measurement;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::tasks::{Record, answer, steps};
@@ -21,7 +22,8 @@ pub const TRACE_COVERAGE: &str = "trace_coverage";
 pub(super) type Outcome = Result<String, String>;
 
 /// One problem with what became of it: a line of `records.ndjson`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(title = "records.ndjson: one line")]
 pub struct Scored {
     /// The problem's line in its file.
     pub line: usize,

@@ -3,6 +3,7 @@ use std::{fs, path::Path};
 use codex_configs::{Data, Synthetic, benchmark, compose_training};
 use codex_provenance::{DataDigest, Sha256, manifest::Manifest};
 use codex_reports::{Measurement, TrainingState};
+use serde_json::Value;
 
 use super::*;
 use crate::tasks::{Split, Task, materialise};
@@ -308,4 +309,71 @@ fn a_preset_brings_its_problems() {
         table::verdict(&judgement)
             .starts_with("\nFailed: 0 of 1 gates passed\n  Failed        exact_match: 0 over 12 items")
     );
+}
+
+/// The schema for a file of a run, as it is committed.
+fn schema(name: &str) -> impl Fn(&Value) -> Result<(), String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas").join(format!("{name}.schema.json"));
+    let (mut schemas, mut compiler) = (boon::Schemas::new(), boon::Compiler::new());
+    compiler.enable_format_assertions();
+    let text: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    compiler.add_resource(name, text).unwrap();
+    let index = compiler.compile(name, &mut schemas).unwrap();
+    move |value| schemas.validate(value, index).map_err(|error| format!("{error:#}"))
+}
+
+#[test]
+fn committed_schemas_are_those_of_the_types() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
+    for (name, schema) in crate::artifacts::schemas::all() {
+        let text = format!("{}\n", serde_json::to_string_pretty(&schema).unwrap());
+        let path = directory.join(name);
+        if std::env::var_os("UPDATE").is_some() {
+            durable::write(&path, text.as_bytes()).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap_or_default(), text, "{name}: UPDATE=1 cargo test -p codex schemas");
+    }
+    assert_eq!(fs::read_dir(directory).unwrap().count(), crate::artifacts::schemas::all().len());
+}
+
+#[test]
+fn the_files_of_a_run_follow_their_schemas() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = directory.path().join("run");
+    let model = train(20, &run);
+    let judged = directory.path().join("judged");
+    Case::of(&model, problems(20)).results(&judged);
+    let failing = [("mine".to_owned(), PathBuf::from("not/there"))];
+    let resolved = compose_training("cot-starter", &[], None, 1, vec![synthetic("arithmetic", 100)]).unwrap();
+    let reporter = Reporter::<TrainingState>::nowhere();
+    crate::training::Session::new(&resolved, &failing, &run, &reporter, &|| false).run().unwrap_err();
+    let mut checked = 0;
+    for (file, place) in [
+        ("run_metadata.json", run.join("artifacts")),
+        ("environment.json", run.join("artifacts")),
+        ("dataset_checksums.json", run.join("artifacts")),
+        ("metrics.ndjson", run.join("artifacts")),
+        ("errors.ndjson", run.join("artifacts")),
+        ("evaluation.json", judged.clone()),
+        ("summary.json", judged.clone()),
+        ("records.ndjson", judged.clone()),
+    ] {
+        let (name, ending) = file.split_once('.').unwrap();
+        let holds = schema(name);
+        let text = read(place.join(file));
+        let lines: Vec<&str> = if ending == "ndjson" { text.lines().collect() } else { vec![&text] };
+        assert!(!lines.is_empty(), "{file}");
+        for line in lines {
+            let value: Value = serde_json::from_str(line).unwrap();
+            holds(&value).unwrap_or_else(|error| panic!("{file}: {error}"));
+            // A schema that takes anything would prove nothing.
+            for key in value.as_object().unwrap().keys() {
+                let mut wrong = value.clone();
+                wrong[key] = serde_json::json!([[["no such thing"]]]);
+                assert!(holds(&wrong).is_err(), "{file}: {key} may be anything");
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 30, "{checked}");
 }

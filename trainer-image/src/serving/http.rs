@@ -21,6 +21,7 @@ use super::{
     phase::{Model, Phase},
 };
 use crate::{
+    exposition,
     model::{End, GenerateError},
     tasks,
 };
@@ -246,10 +247,8 @@ async fn status(State(app): State<App>) -> Response {
 }
 
 async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
-    let text = app
-        .0
-        .metrics
-        .text(app.phase().active())
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
+    let metrics = &app.0.metrics;
+    metrics.set_active(app.phase().active());
+    exposition::answer(metrics.registry())
+        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus::{Error, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{Error, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
 
 /// Seconds; 0.7 is the target that shadow hosting is held to.
 const BUCKETS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.7, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -54,9 +54,13 @@ impl Metrics {
         self.latency.with_label_values(&[INFER]).observe(took.as_secs_f64());
     }
 
-    /// The text that Prometheus scrapes.
-    pub(super) fn text(&self, active: usize) -> Result<String, Error> {
+    /// Says how many requests are under way or waiting.
+    pub(super) fn set_active(&self, active: usize) {
         self.sessions.set(i64::try_from(active).unwrap_or(i64::MAX));
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// What there is to scrape.
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
     }
 }

@@ -1,5 +1,5 @@
-//! What a run leaves beside its model: `run_metadata.json`, `environment.json`, `dataset_checksums.json` and the metrics ledger
-//! `metrics.ndjson`. Does I/O.
+//! What a run leaves beside its model: `run_metadata.json`, `environment.json`, `dataset_checksums.json`, the metrics ledger
+//! `metrics.ndjson`, and `errors.ndjson` where an attempt gave up. Does I/O.
 
 use std::{
     collections::BTreeMap,
@@ -9,13 +9,17 @@ use std::{
 };
 
 use codex_configs::{Resolved, Training};
-use codex_provenance::{DataDigest, Sha256};
+use codex_provenance::DataDigest;
 use jiff::Timestamp;
-use serde_json::json;
 
 use super::TrainError;
 use crate::{
-    artifacts::ledger::{self, Row},
+    artifacts::{
+        environment::{self, Environment, variable},
+        errors::{self, ErrorRow},
+        ledger::{self, Row},
+        metadata::{self, Checksums, ControlSurface, Knobs, Metadata, RunMetadata},
+    },
     durable::{self, FileError},
 };
 
@@ -44,7 +48,7 @@ impl Artifacts {
         self.directory.join("data")
     }
 
-    /// Writes `dataset_checksums.json` and the two descriptions of the run.
+    /// Writes `dataset_checksums.json` and `run_metadata.json`.
     ///
     /// # Errors
     /// When the file system refuses.
@@ -55,34 +59,57 @@ impl Artifacts {
         attempt: u32,
     ) -> Result<(), TrainError> {
         let training = resolved.spec();
-        durable::write_json(&self.directory.join("dataset_checksums.json"), data)?;
-        let version = serde_json_canonicalizer::to_vec(&json!({ "name": training.template, "files": data }))
-            .map(Sha256::of)
+        let checksums = Checksums(data.clone());
+        durable::write_json(&self.directory.join(metadata::CHECKSUMS_FILE), &checksums)?;
+        let dataset_version = checksums
+            .version(&training.template)
             .map_err(std::io::Error::other)
             .map_err(FileError::of("encoding", &self.directory))?;
-        let metadata = json!({
-            "metadata": { "owner": training.settings.metadata.owner, "template": training.template, "run_id": self.run },
-            "session_id": format!("{}-{attempt}", self.run),
-            "artifacts_dir": self.directory,
-            "config_digest": resolved.digest(),
-            "dataset_version": version,
-            "control_surface": {
-                "trace_mode": "disabled",
-                "curriculum.preset": null,
-                "evaluation.preset": null,
-                "deployment.preset": null,
-                "metadata.rollout_ring": null,
+        // What is captured, and which curriculum, evaluation and deployment, is not the trainer's to say yet.
+        let trace_mode = "disabled".to_owned();
+        let metadata = RunMetadata {
+            metadata: Metadata {
+                owner: training.settings.metadata.owner.clone(),
+                template: training.template.clone(),
+                run_id: self.run.clone(),
             },
-            "knobs": {
-                "trace_mode": "disabled",
-                "curriculum_preset": null,
-                "evaluation_preset": null,
-                "deployment_preset": null,
-            },
-        });
-        durable::write_json(&self.directory.join("run_metadata.json"), &metadata)?;
-        durable::write_json(&self.directory.join("environment.json"), &environment(training.seed))?;
+            session_id: format!("{}-{attempt}", self.run),
+            artifacts_dir: self.directory.clone(),
+            config_digest: resolved.digest(),
+            dataset_version,
+            control_surface: ControlSurface { trace_mode: trace_mode.clone(), ..ControlSurface::default() },
+            knobs: Knobs { trace_mode, ..Knobs::default() },
+        };
+        durable::write_json(&self.directory.join(metadata::FILE), &metadata)?;
         Ok(())
+    }
+
+    /// Writes `environment.json`: what this attempt runs on, and which engine computes.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub(super) fn environment(&self, seed: u64, engine: &str) -> Result<(), TrainError> {
+        durable::write_json(&self.directory.join(environment::FILE), &Environment::here(seed, engine))?;
+        Ok(())
+    }
+
+    /// Appends why an attempt gives up to `errors.ndjson`.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub(super) fn failed(&self, error: &TrainError, step: Option<u64>) -> Result<(), TrainError> {
+        let failure = error.failure();
+        let row = ErrorRow {
+            schema: errors::SCHEMA.to_owned(),
+            timestamp: Timestamp::now(),
+            run_id: self.run.clone(),
+            step,
+            exit_code: error.exit(),
+            is_final: failure.is_final,
+            reason: failure.reason,
+            chain: errors::causes(error),
+        };
+        Ok(errors::append(&self.directory, &row)?)
     }
 
     /// Opens the metrics ledger for a run that goes on from `step`: rows of later steps are dropped, for they will be written
@@ -119,11 +146,11 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Appends the metrics of a step.
+    /// Appends the metrics of a step, measured on `split`.
     ///
     /// # Errors
     /// When the file system refuses.
-    pub(super) fn append(&mut self, step: u64, metrics: &[(&str, f64)]) -> Result<(), TrainError> {
+    pub(super) fn append(&mut self, step: u64, split: &str, metrics: &[(&str, f64)]) -> Result<(), TrainError> {
         let mut lines = Vec::new();
         for (metric, value) in metrics {
             let row = Row {
@@ -132,7 +159,7 @@ impl Ledger {
                 timestamp: Timestamp::now(),
                 run_id: self.run.clone(),
                 step,
-                split: "train".to_owned(),
+                split: split.to_owned(),
                 metric: (*metric).to_owned(),
                 value: *value,
                 dataset: self.dataset.clone(),
@@ -148,37 +175,6 @@ impl Ledger {
     }
 }
 
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-/// What the run ran on. Nothing here influences the model.
-fn environment(seed: u64) -> serde_json::Value {
-    let system = rustix::system::uname();
-    let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
-    let processor = fs::read_to_string("/proc/cpuinfo").ok().and_then(|info| {
-        let line = info.lines().find(|line| line.starts_with("model name"))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    });
-    let threads = rayon::current_num_threads();
-    let fingerprint = json!({ "machine": text(system.machine()), "processor": processor, "threads": threads });
-    json!({
-        "platform": format!("{} {} {}", text(system.sysname()), text(system.release()), text(system.machine())),
-        "toolchain": format!("rustc {}", env!("CARGO_PKG_RUST_VERSION")),
-        "codex_version": env!("CARGO_PKG_VERSION"),
-        "lock_file_sha256": Sha256::of(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock"))),
-        "git_commit": option_env!("CODEX_GIT_COMMIT"),
-        "image_digest": variable("CODEX_IMAGE_DIGEST"),
-        "node": variable("CODEX_NODE_NAME").unwrap_or_else(|| text(system.nodename())),
-        "cpu": { "model": processor, "threads": threads },
-        "gpus": [],
-        "cuda": null,
-        "seed": seed,
-        "command": std::env::args().collect::<Vec<_>>(),
-        "hardware_fingerprint": serde_json_canonicalizer::to_vec(&fingerprint).map(Sha256::of).ok(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,11 +185,11 @@ mod tests {
         let artifacts = Artifacts::open(output.path()).unwrap();
         let mut ledger = artifacts.ledger(0, "a+b".to_owned()).unwrap();
         for step in [10, 20, 30] {
-            ledger.append(step, &[("loss", 1.5), ("learning_rate", 0.1)]).unwrap();
+            ledger.append(step, "train", &[("loss", 1.5), ("learning_rate", 0.1)]).unwrap();
         }
         ledger.file.write_all(b"{\"$schema\":\"cut").unwrap();
         let mut ledger = artifacts.ledger(20, "a+b".to_owned()).unwrap();
-        ledger.append(30, &[("loss", 1.0)]).unwrap();
+        ledger.append(30, "val", &[("loss", 1.0)]).unwrap();
         let text = fs::read_to_string(artifacts.directory.join(ledger::FILE)).unwrap();
         let steps: Vec<u64> = text.lines().map(|line| serde_json::from_str::<Row>(line).unwrap().step).collect();
         assert_eq!(steps, [10, 10, 20, 20, 30]);

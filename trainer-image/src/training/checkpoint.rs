@@ -30,7 +30,7 @@ use super::{
 };
 use crate::durable::{self, FileError};
 
-const STATE: &str = "state.safetensors";
+pub(super) const STATE: &str = "state.safetensors";
 const ABOUT: &str = "state.json";
 const ORIGIN: &str = "origin.json";
 const MANIFEST: &str = "manifest.json";

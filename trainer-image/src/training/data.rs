@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use codex_configs::{Data, Format, Synthetic, Training};
+use codex_configs::{Data, Format, Synthetic, Training, VALIDATION};
 use codex_engine::Packed;
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::DataFile;
@@ -27,12 +27,11 @@ use crate::{
 pub(super) struct Dataset {
     sources: Vec<Source>,
     seed: u64,
-    batch: usize,
 }
 
 /// One file: its identity, and its records as token ids one after another.
 #[derive(Debug)]
-struct Source {
+pub(super) struct Source {
     file: DataFile,
     ids: Vec<u16>,
     /// Where each record begins, and where the last one ends.
@@ -82,14 +81,9 @@ impl Dataset {
         mut seen: impl FnMut(DataFile),
     ) -> Result<Self, TrainError> {
         let mut sources = Vec::new();
-        for data in &training.data {
-            let (bytes, label) = bytes_of(data, files, stop)?;
-            let sha256 = DataDigest(Sha256::of(&bytes));
-            let mut file = DataFile { name: data.name.clone(), sha256, size: bytes.len() as u64, records: None };
-            seen(file.clone());
-            if let Some(expected) = data.sha256.filter(|expected| *expected != sha256) {
-                return Err(TrainError::DataMismatch { name: data.name.clone(), found: sha256, expected });
-            }
+        for data in training.data.iter().filter(|data| data.name != VALIDATION) {
+            let (mut file, label, bytes) = read_file(data, files, stop, &mut seen)?;
+            let sha256 = file.sha256;
             if let (Some(keep), true) = (keep, data.synthetic.is_some()) {
                 let path = keep.join(format!("{}.jsonl", data.name));
                 if durable::read(&path).ok().map(Sha256::of) != Some(sha256.0) {
@@ -107,12 +101,12 @@ impl Dataset {
         if batch > records {
             return Err(TrainError::Batch { batch, records });
         }
-        Ok(Self { sources, seed: training.seed, batch })
+        Ok(Self { sources, seed: training.seed })
     }
 
     /// No data.
     pub(super) fn empty() -> Self {
-        Self { sources: Vec::new(), seed: 0, batch: 0 }
+        Self { sources: Vec::new(), seed: 0 }
     }
 
     /// The files as they were read.
@@ -120,9 +114,9 @@ impl Dataset {
         self.sources.iter().map(|source| &source.file)
     }
 
-    /// The records of batch `index`, counted over the whole run.
-    pub(super) fn batch(&self, index: u64) -> Vec<Address> {
-        self.examples(index * self.batch as u64, self.batch as u64)
+    /// How many records there are.
+    pub(super) fn records(&self) -> u64 {
+        self.sources.iter().map(|source| source.len() as u64).sum()
     }
 
     /// The records of `count` examples from `first` on, counted over the whole run.
@@ -206,6 +200,24 @@ impl Dataset {
     }
 }
 
+/// One file, the name that errors call it by, and its bytes, which hash to what the run asks for. `seen` hears of it before it is
+/// refused.
+pub(super) fn read_file(
+    data: &Data,
+    files: &[(String, PathBuf)],
+    stop: Stop,
+    seen: &mut impl FnMut(DataFile),
+) -> Result<(DataFile, String, Vec<u8>), TrainError> {
+    let (bytes, label) = bytes_of(data, files, stop)?;
+    let sha256 = DataDigest(Sha256::of(&bytes));
+    let file = DataFile { name: data.name.clone(), sha256, size: bytes.len() as u64, records: None };
+    seen(file.clone());
+    match data.sha256.filter(|expected| *expected != sha256) {
+        Some(expected) => Err(TrainError::DataMismatch { name: data.name.clone(), found: sha256, expected }),
+        None => Ok((file, label, bytes)),
+    }
+}
+
 /// The bytes of one file, and the name that errors call it by.
 fn bytes_of(data: &Data, files: &[(String, PathBuf)], stop: Stop) -> Result<(Vec<u8>, String), TrainError> {
     let given = files.iter().find(|(name, _)| *name == data.name);
@@ -235,7 +247,27 @@ fn make(synthetic: &Synthetic, stop: Stop) -> Result<Vec<u8>, TrainError> {
 }
 
 impl Source {
-    fn parse(
+    /// How many records there are.
+    pub(super) fn len(&self) -> usize {
+        self.prompts.len()
+    }
+
+    /// Packs records that lie side by side for the model.
+    pub(super) fn pack(&self, records: Range<usize>) -> Packed {
+        let ids = |record: usize| &self.ids[self.offsets[record]..self.offsets[record + 1]];
+        let records = records.map(|record| {
+            let ids: Vec<u32> = ids(record).iter().copied().map(u32::from).collect();
+            (ids, usize::from(self.prompts[record]))
+        });
+        let records: Vec<_> = records.collect();
+        Packed::new(records.iter().map(|(ids, prompt)| (ids.as_slice(), *prompt)))
+    }
+
+    /// Tokenises the records of a file.
+    ///
+    /// # Errors
+    /// When one cannot be learnt, and [`TrainError::Interrupted`] soon after `stop` says so.
+    pub(super) fn parse(
         file: DataFile,
         label: &str,
         bytes: &[u8],

@@ -8,6 +8,7 @@ use codex_reports::{Failure, exit};
 use crate::{
     cli::{CommandError, chain},
     durable::FileError,
+    exposition::ExpositionError,
     model::ModelError,
     reporting::ReportingError,
     tasks::{RecordError, TaskError},
@@ -26,6 +27,9 @@ pub enum TrainError {
     /// Arguments that do not go together.
     #[error("{0}")]
     Arguments(String),
+    /// A parameter group that is none.
+    #[error(transparent)]
+    Groups(#[from] super::groups::GroupError),
     /// Data that cannot be read as records.
     #[error(transparent)]
     Records(#[from] RecordError),
@@ -216,6 +220,12 @@ pub enum TrainError {
     /// The system refused a thread or a signal handler.
     #[error("the trainer cannot start")]
     System(#[source] std::io::Error),
+    /// A volume that checkpoints cannot be trusted to.
+    #[error(transparent)]
+    Smoke(#[from] super::smoke::SmokeError),
+    /// Metrics that cannot be served.
+    #[error(transparent)]
+    Exposition(#[from] ExpositionError),
     /// Reports that cannot be sent.
     #[error(transparent)]
     Reporting(#[from] ReportingError),
@@ -225,7 +235,7 @@ impl TrainError {
     /// The reason for status, and whether another attempt is in vain.
     fn class(&self) -> (&'static str, bool) {
         match self {
-            Self::Config(_) | Self::Shape(_) | Self::Arguments(_) => ("InvalidConfiguration", true),
+            Self::Config(_) | Self::Shape(_) | Self::Arguments(_) | Self::Groups(_) => ("InvalidConfiguration", true),
             Self::DataMismatch { .. } => ("DataMismatch", true),
             Self::Records(_)
             | Self::Task(_)
@@ -247,9 +257,13 @@ impl TrainError {
             Self::Interrupted => ("Interrupted", false),
             Self::RunRecords(_) => ("InvalidRecords", true),
             Self::NotReproduced { .. } | Self::Proof(_) => ("NotReproduced", false),
-            Self::Manifest(_) | Self::Model(_) | Self::Engine(_) | Self::System(_) | Self::Reporting(_) => {
-                ("TrainingFailed", false)
-            }
+            Self::Smoke(_)
+            | Self::Manifest(_)
+            | Self::Exposition(_)
+            | Self::Model(_)
+            | Self::Engine(_)
+            | Self::System(_)
+            | Self::Reporting(_) => ("TrainingFailed", false),
         }
     }
 

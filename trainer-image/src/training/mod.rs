@@ -15,10 +15,13 @@ mod artifacts;
 mod bisect;
 mod checkpoint;
 mod data;
+mod epochs;
 mod error;
+mod groups;
 mod keep;
 mod memory;
-mod optimizer;
+mod meter;
+mod patience;
 mod plan;
 mod progress;
 mod prove;
@@ -26,13 +29,17 @@ mod records;
 mod replay;
 mod requirement;
 mod saver;
+mod schedule;
 mod session;
+mod smoke;
 mod snapshot;
 mod spikes;
 mod state;
+mod validation;
 mod writer;
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc,
@@ -41,7 +48,7 @@ use std::{
     time::Duration,
 };
 
-use codex_configs::{Data, Resolved, Synthetic, Training, compose_training};
+use codex_configs::{Data, Resolved, Synthetic, Training, VALIDATION, compose_training};
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::{Stage, TrainingState, exit};
 use signal_hook::{
@@ -51,12 +58,19 @@ use signal_hook::{
 
 pub use bisect::Bisect;
 pub use error::TrainError;
+pub use meter::Meter;
 use prove::Proof;
 pub use records::RecordsError;
 pub use replay::ReplayStep;
 pub use session::{Outcome, Session};
+pub use smoke::{CheckpointSmoke, SmokeError};
 
-use crate::{cli::CommandError, durable, reporting::Reporter};
+use crate::{
+    cli::CommandError,
+    durable,
+    exposition::{Exposition, ExpositionError},
+    reporting::Reporter,
+};
 
 /// Train a model; goes on from the newest valid checkpoint in the output directory.
 #[derive(Debug, clap::Args)]
@@ -97,6 +111,9 @@ pub struct Train {
     /// Seconds from SIGTERM to SIGKILL: a pod's terminationGracePeriodSeconds.
     #[arg(long, value_name = "SECONDS", env = "CODEX_GRACE_SECONDS")]
     grace_seconds: Option<u64>,
+    /// Serve /metrics to Prometheus on this address, such as 127.0.0.1:9464.
+    #[arg(long, env = "CODEX_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
+    metrics_address: Option<SocketAddr>,
 }
 
 /// Records of each synthetic task that a template learns when no data is named.
@@ -107,6 +124,15 @@ fn named_file(text: &str) -> Result<(String, PathBuf), String> {
         Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
         _ => Err("write NAME=FILE".to_owned()),
     }
+}
+
+/// The synthetic tasks that a template was made for.
+fn default_data(template: &str) -> impl Iterator<Item = Data> {
+    codex_configs::template_tasks(template).iter().map(|task| Data {
+        name: (*task).to_owned(),
+        sha256: None,
+        synthetic: Some(Synthetic { task: (*task).to_owned(), seed: 1, count: DEFAULT_RECORDS }),
+    })
 }
 
 impl Train {
@@ -157,7 +183,11 @@ impl Train {
         }
         let resolved = self.resolve()?;
         reporter.set_config_digest(resolved.digest());
-        self.session(&resolved, reporter, &|| stop.load(Ordering::Relaxed)).run()
+        let meter = Meter::new().map_err(ExpositionError::from)?;
+        let exposition =
+            self.metrics_address.map(|address| Exposition::start(address, meter.registry())).transpose()?;
+        let stop = || stop.load(Ordering::Relaxed);
+        Session { meter: exposition.is_some().then_some(&meter), ..self.session(&resolved, reporter, &stop) }.run()
     }
 
     fn session<'a>(
@@ -171,6 +201,7 @@ impl Train {
             files: &self.data,
             output: &self.output,
             reporter,
+            meter: None,
             stop,
             accept_other_bits: self.accept_other_bits,
             grace: self.grace_seconds.map(Duration::from_secs),
@@ -197,12 +228,8 @@ impl Train {
             let sha256 = DataDigest(Sha256::of(durable::read(path)?));
             data.push(Data { name: name.clone(), sha256: Some(sha256), synthetic: None });
         }
-        if data.is_empty() {
-            data.extend(codex_configs::template_tasks(template).iter().map(|task| Data {
-                name: (*task).to_owned(),
-                sha256: None,
-                synthetic: Some(Synthetic { task: (*task).to_owned(), seed: 1, count: DEFAULT_RECORDS }),
-            }));
+        if data.iter().all(|data| data.name == VALIDATION) {
+            data.extend(default_data(template));
         }
         Ok(compose_training(template, &self.set, None, self.seed.unwrap_or(1), data)?)
     }

@@ -74,13 +74,18 @@ impl fmt::Display for Plan {
     }
 }
 
-/// Keys that change what is written or watched, never a weight. `stop_after` only ends earlier or later.
-const FREE: [&str; 11] = [
+/// Keys that change what is written or watched, never a weight. `stop_after` and patience only end earlier or later.
+const FREE: [&str; 16] = [
     "metadata.owner",
     "training.best_k",
     "training.best_metric",
     "training.checkpoint_every",
     "training.checkpoint_interval_seconds",
+    "training.early_stop_patience",
+    "training.eval_every",
+    "training.eval_max_new_tokens",
+    "training.eval_records",
+    "training.eval_samples",
     "training.gradient_checkpointing",
     "training.keep_every",
     "training.keep_last",

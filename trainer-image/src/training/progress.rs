@@ -1,5 +1,5 @@
-//! How far training is, for everyone who watches: a bar on a terminal, lines of JSON in a log, reports to the controller, rows in
-//! the metrics ledger. Does I/O.
+//! How far training is, for everyone who watches: two lines on a terminal, lines of JSON in a log, reports to the controller,
+//! rows in the metrics ledger, numbers for Prometheus. Does I/O.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +10,7 @@ use std::{
 use codex_reports::{Progress, TrainingState};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{TrainError, artifacts::Ledger};
+use super::{TrainError, artifacts::Ledger, meter::Meter, validation::Sample};
 use crate::reporting::Reporter;
 
 /// Steps between two rows of the ledger.
@@ -19,6 +19,8 @@ const ROW_EVERY: u64 = 10;
 const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Steps that the speed is measured over.
 const WINDOW: usize = 50;
+/// Losses that the sparkline is drawn from.
+const SPARKS: usize = 32;
 
 /// What one step came to.
 #[derive(Clone, Copy, Debug)]
@@ -33,38 +35,79 @@ pub(super) struct StepNumbers {
     pub(super) learning_rate: f64,
     /// Tokens that went through the model.
     pub(super) tokens: usize,
+    /// Floating-point operations; see [`codex_engine::flops`].
+    pub(super) flops: f64,
+    /// What the step waited for its data.
+    pub(super) data_wait: Duration,
+}
+
+/// Sums up to the end of a step.
+#[derive(Clone, Copy, Debug)]
+struct Sums {
+    at: Instant,
+    tokens: u64,
+    flops: f64,
+    data_wait: Duration,
+}
+
+/// What the last steps say about the speed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Speed {
+    tokens_per_second: f64,
+    gflops: f64,
+    data_wait: f64,
+    step_seconds: f64,
 }
 
 /// Tells everyone.
 pub(super) struct Watchers<'a> {
     reporter: &'a Reporter<TrainingState>,
     ledger: Ledger,
+    meter: Option<&'a Meter>,
     bar: Option<ProgressBar>,
     total: u64,
-    /// When each of the last steps ended, and the tokens up to then.
-    recent: VecDeque<(Instant, u64)>,
-    tokens: u64,
+    /// The sums after each of the last steps.
+    recent: VecDeque<Sums>,
     /// Losses since the last row.
     losses: Vec<f64>,
+    sparks: Sparks,
+    val_loss: Option<f64>,
     last_line: Option<Instant>,
 }
 
 impl<'a> Watchers<'a> {
     /// For a run of `total` steps that goes on from `step`.
-    pub(super) fn new(reporter: &'a Reporter<TrainingState>, ledger: Ledger, step: u64, total: u64) -> Self {
+    pub(super) fn new(
+        reporter: &'a Reporter<TrainingState>,
+        ledger: Ledger,
+        meter: Option<&'a Meter>,
+        step: u64,
+        total: u64,
+    ) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_position(step).with_elapsed(Duration::ZERO);
-            let style =
-                ProgressStyle::with_template("{bar:32} {pos}/{len} steps  {msg}  {elapsed} elapsed, {eta} left");
+            let style = ProgressStyle::with_template(
+                "{bar:32} {pos}/{len} steps  {prefix}  {elapsed} elapsed, {eta} left\n{wide_msg}",
+            );
             if let Ok(style) = style {
                 bar.set_style(style);
             }
             bar
         });
-        let progress = Progress { step, total_steps: total, loss: None, tokens_per_second: None, eta_seconds: None };
-        reporter.update(|state| state.progress = Some(progress));
-        let recent = VecDeque::from([(Instant::now(), 0)]);
-        Self { reporter, ledger, bar, total, recent, tokens: 0, losses: Vec::new(), last_line: None }
+        reporter.update(|state| state.progress = Some(Progress { step, total_steps: total, ..Progress::default() }));
+        let start = Sums { at: Instant::now(), tokens: 0, flops: 0.0, data_wait: Duration::ZERO };
+        Self {
+            reporter,
+            ledger,
+            meter,
+            bar,
+            total,
+            recent: VecDeque::from([start]),
+            losses: Vec::new(),
+            sparks: Sparks::default(),
+            val_loss: None,
+            last_line: None,
+        }
     }
 
     /// Hears of a step.
@@ -73,32 +116,36 @@ impl<'a> Watchers<'a> {
     /// When the ledger cannot be written.
     pub(super) fn step(&mut self, numbers: StepNumbers, executed: u64) -> Result<(), TrainError> {
         let now = Instant::now();
-        self.tokens += numbers.tokens as u64;
+        let took = self.recent.back().map_or(Duration::ZERO, |last| now.duration_since(last.at));
+        let speed = self.measure(now, &numbers);
+        let left = (self.total.saturating_sub(numbers.step) as f64 * speed.step_seconds).ceil();
+        let memory = resident_bytes();
         self.losses.push(numbers.loss);
-        self.recent.push_back((now, self.tokens));
-        if self.recent.len() > WINDOW {
-            self.recent.pop_front();
+        self.sparks.push(numbers.loss);
+        if let Some(meter) = self.meter {
+            meter.step(&numbers, took);
         }
-        let (seconds, tokens) = self.recent.front().map_or((0.0, 0), |(then, tokens)| {
-            (now.duration_since(*then).as_secs_f64().max(1e-9), self.tokens - tokens)
-        });
-        let speed = tokens as f64 / seconds;
-        let step_seconds = seconds / (self.recent.len() - 1).max(1) as f64;
-        let left = (self.total - numbers.step) as f64 * step_seconds;
         self.reporter.update(|state| {
             state.progress = Some(Progress {
                 step: numbers.step,
                 total_steps: self.total,
                 loss: Some(numbers.loss).filter(|loss| loss.is_finite()),
-                tokens_per_second: Some(speed),
-                eta_seconds: Some(left.ceil() as u64),
+                tokens_per_second: Some(speed.tokens_per_second),
+                eta_seconds: Some(left as u64),
+                learning_rate: Some(numbers.learning_rate),
+                gradient_norm: Some(numbers.gradient_norm).filter(|norm| norm.is_finite()),
+                gflops: Some(speed.gflops),
+                data_wait: Some(speed.data_wait),
+                memory_bytes: memory,
+                val_loss: self.val_loss,
             });
             state.steps_executed = executed;
         });
         let last = numbers.step == self.total;
         if let Some(bar) = &self.bar {
             bar.set_position(numbers.step);
-            bar.set_message(format!("loss {:.4}  {speed:.0} tokens/s", numbers.loss));
+            bar.set_prefix(format!("loss {:.4} {}", numbers.loss, self.sparks));
+            bar.set_message(line(&numbers, speed, memory, self.val_loss));
         } else if last || self.last_line.is_none_or(|then| now.duration_since(then) >= LINE_EVERY) {
             self.last_line = Some(now);
             tracing::info!(
@@ -106,8 +153,13 @@ impl<'a> Watchers<'a> {
                 total_steps = self.total,
                 loss = numbers.loss,
                 learning_rate = numbers.learning_rate,
-                tokens_per_second = speed.round(),
-                eta_seconds = left.ceil(),
+                gradient_norm = numbers.gradient_norm,
+                tokens_per_second = speed.tokens_per_second.round(),
+                gflops = (10.0 * speed.gflops).round() / 10.0,
+                data_wait = (1e4 * speed.data_wait).round() / 1e4,
+                eta_seconds = left,
+                memory_bytes = memory,
+                val_loss = self.val_loss,
                 "training"
             );
         }
@@ -116,15 +168,86 @@ impl<'a> Watchers<'a> {
             self.losses.clear();
             self.ledger.append(
                 numbers.step,
+                "train",
                 &[
                     ("loss", loss),
                     ("learning_rate", numbers.learning_rate),
                     ("grad_norm", numbers.gradient_norm),
-                    ("tokens_per_second", speed),
+                    ("tokens_per_second", speed.tokens_per_second),
+                    ("gflops", speed.gflops),
+                    ("data_wait", speed.data_wait),
                 ],
             )?;
         }
         Ok(())
+    }
+
+    /// Hears what an evaluation after `step` steps came to, and that it took so long.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written.
+    pub(super) fn evaluated(
+        &mut self,
+        step: u64,
+        loss: f64,
+        samples: &[Sample],
+        took: Duration,
+    ) -> Result<(), TrainError> {
+        // The speed is that of the steps.
+        for sums in &mut self.recent {
+            sums.at += took;
+        }
+        self.val_loss = Some(loss).filter(|loss| loss.is_finite());
+        if let Some(meter) = self.meter {
+            meter.evaluated(loss);
+        }
+        self.reporter.update(|state| {
+            if let Some(progress) = &mut state.progress {
+                progress.val_loss = self.val_loss;
+            }
+        });
+        if let Some(bar) = &self.bar {
+            bar.println(format!("step {step}: loss {loss:.4} on held-out records"));
+            for sample in samples {
+                bar.println(format!("  {sample}"));
+            }
+        } else {
+            tracing::info!(step, val_loss = loss, "held-out records");
+            for Sample { prompt, written, correct, .. } in samples {
+                match written {
+                    Ok(text) => tracing::info!(step, prompt, answered = text, correct, "sample"),
+                    Err(error) => tracing::info!(step, prompt, error, "sample"),
+                }
+            }
+        }
+        if loss.is_finite() {
+            self.ledger.append(step, "val", &[("loss", loss)])?;
+        }
+        Ok(())
+    }
+
+    /// The speed over the last steps, this one included.
+    fn measure(&mut self, now: Instant, numbers: &StepNumbers) -> Speed {
+        let before = self.recent.back().copied();
+        let before = before.unwrap_or(Sums { at: now, tokens: 0, flops: 0.0, data_wait: Duration::ZERO });
+        let sums = Sums {
+            at: now,
+            tokens: before.tokens + numbers.tokens as u64,
+            flops: before.flops + numbers.flops,
+            data_wait: before.data_wait + numbers.data_wait,
+        };
+        self.recent.push_back(sums);
+        if self.recent.len() > WINDOW {
+            self.recent.pop_front();
+        }
+        let first = self.recent.front().copied().unwrap_or(before);
+        let seconds = now.duration_since(first.at).as_secs_f64().max(1e-9);
+        Speed {
+            tokens_per_second: (sums.tokens - first.tokens) as f64 / seconds,
+            gflops: (sums.flops - first.flops) / seconds / 1e9,
+            data_wait: (sums.data_wait.saturating_sub(first.data_wait).as_secs_f64() / seconds).min(1.0),
+            step_seconds: seconds / (self.recent.len() - 1).max(1) as f64,
+        }
     }
 
     /// Leaves the terminal as it should be.
@@ -132,5 +255,121 @@ impl<'a> Watchers<'a> {
         if let Some(bar) = &self.bar {
             bar.abandon();
         }
+    }
+}
+
+/// What stands below the bar.
+fn line(numbers: &StepNumbers, speed: Speed, memory: Option<u64>, val_loss: Option<f64>) -> String {
+    let mut parts = vec![
+        format!("rate {:.2e}", numbers.learning_rate),
+        format!("gradient {:.3}", numbers.gradient_norm),
+        format!("{:.0} tokens/s", speed.tokens_per_second),
+        format!("{:.1} GFLOP/s", speed.gflops),
+        format!("data wait {:.1} %", 100.0 * speed.data_wait),
+    ];
+    parts.extend(memory.map(|bytes| format!("memory {:.0} MiB", bytes as f64 / f64::from(1 << 20))));
+    parts.extend(val_loss.map(|loss| format!("val loss {loss:.4}")));
+    parts.join("  ")
+}
+
+/// The memory that this process holds, in bytes, as `/proc` says.
+fn resident_bytes() -> Option<u64> {
+    let pages: u64 = std::fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+/// The losses so far as a line of bars. Each bar is the mean of equally many steps; when there is no room for another one, two
+/// become one, so that the line always spans all steps of this attempt.
+#[derive(Debug, Default)]
+struct Sparks {
+    /// Means of `each` losses.
+    bars: Vec<f64>,
+    /// The sum and the count of the bar that is being filled.
+    rest: (f64, u32),
+    /// Losses of a full bar, as a power of two.
+    doublings: u32,
+}
+
+impl Sparks {
+    fn push(&mut self, loss: f64) {
+        if !loss.is_finite() {
+            return;
+        }
+        self.rest = (self.rest.0 + loss, self.rest.1 + 1);
+        if self.rest.1 < 1 << self.doublings {
+            return;
+        }
+        self.bars.push(self.rest.0 / f64::from(self.rest.1));
+        self.rest = (0.0, 0);
+        if self.bars.len() == SPARKS {
+            self.bars = self.bars.chunks(2).map(|pair| pair.iter().sum::<f64>() / pair.len() as f64).collect();
+            self.doublings = (self.doublings + 1).min(30);
+        }
+    }
+}
+
+impl std::fmt::Display for Sparks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+        let (least, most) = self.bars.iter().fold((f64::MAX, f64::MIN), |(a, b), x| (a.min(*x), b.max(*x)));
+        for bar in &self.bars {
+            let height = if most > least { (bar - least) / (most - least) } else { 0.0 };
+            let index = ((height * 8.0) as usize).min(7);
+            write!(f, "{}", BARS[index])?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sparkline_spans_all_steps() {
+        let mut sparks = Sparks::default();
+        assert_eq!(sparks.to_string(), "");
+        for step in 0..8 {
+            sparks.push(f64::from(7 - step));
+        }
+        assert_eq!(sparks.to_string(), "█▇▆▅▄▃▂▁");
+        for step in 0..5000 {
+            sparks.push(f64::from(5000 - step));
+        }
+        let drawn: Vec<char> = sparks.to_string().chars().collect();
+        assert!((SPARKS / 2..SPARKS).contains(&drawn.len()));
+        assert_eq!(drawn.last(), Some(&'▁'));
+        sparks.push(f64::NAN);
+        assert_eq!(sparks.to_string().chars().count(), drawn.len());
+        let mut flat = Sparks::default();
+        flat.push(1.0);
+        flat.push(1.0);
+        assert_eq!(flat.to_string(), "▁▁");
+    }
+
+    #[test]
+    fn memory_is_measured() {
+        let before = resident_bytes().unwrap();
+        let block = vec![1_u8; 64 << 20];
+        let after = resident_bytes().unwrap();
+        assert!(after >= before + (48 << 20) && block[12_345] == 1, "{before} {after}");
+    }
+
+    #[test]
+    fn the_line_below_the_bar() {
+        let numbers = StepNumbers {
+            step: 1,
+            loss: 1.0,
+            gradient_norm: 0.5,
+            learning_rate: 0.005,
+            tokens: 10,
+            flops: 1e9,
+            data_wait: Duration::ZERO,
+        };
+        let speed = Speed { tokens_per_second: 21_480.4, gflops: 61.44, data_wait: 0.0125, step_seconds: 0.1 };
+        assert_eq!(
+            line(&numbers, speed, Some(314_572_800), Some(0.25)),
+            "rate 5.00e-3  gradient 0.500  21480 tokens/s  61.4 GFLOP/s  data wait 1.2 %  memory 300 MiB  val loss 0.2500"
+        );
     }
 }

@@ -14,10 +14,11 @@ use super::{
     TrainError,
     checkpoint::{self, Found},
     data::Dataset,
-    named_file,
+    epochs, named_file,
     records::{self, LEDGER, LedgerRow},
     session::{CONFIG, Session, StepData, Stepped, model_config},
     state::{self, State},
+    validation::Validation,
 };
 use crate::{cli::CommandError, durable, model::ModelError, reporting::Reporter, tokenizer::Tokenizer};
 
@@ -31,6 +32,8 @@ pub(super) struct Past {
     tokenizer: Tokenizer,
     /// Its data.
     pub(super) dataset: Dataset,
+    /// Its held-out records, where it looked at any.
+    validation: Option<Validation>,
     reporter: Reporter<TrainingState>,
 }
 
@@ -47,9 +50,17 @@ impl Past {
         let names: Vec<&str> = resolved.spec().data.iter().map(|data| data.name.as_str()).collect();
         // What another run's data is called is nothing to this one.
         let files = files.iter().filter(|(name, _)| names.contains(&name.as_str())).cloned().collect();
-        let mut past =
-            Self { directory: directory.to_owned(), dataset: Dataset::empty(), resolved, files, tokenizer, reporter };
+        let mut past = Self {
+            directory: directory.to_owned(),
+            dataset: Dataset::empty(),
+            validation: None,
+            resolved,
+            files,
+            tokenizer,
+            reporter,
+        };
         past.dataset = past.session().read_data(None, &past.tokenizer)?;
+        past.validation = Validation::read(past.resolved.spec(), &past.files, &past.tokenizer, &|| false, |_| ())?;
         Ok(past)
     }
 
@@ -98,13 +109,16 @@ impl Past {
         }
     }
 
-    /// Takes one step.
+    /// Takes one step, and looks at the held-out records where the run did.
     ///
     /// # Errors
     /// As training does.
     pub(super) fn step(&self, state: &mut State) -> Result<LedgerRow, TrainError> {
         let stepped = self.session().step(state, &self.dataset)?;
         let Some(Stepped { row, .. }) = stepped else { return Err(TrainError::Interrupted) };
+        if let Some(validation) = &self.validation {
+            self.session().evaluate(state, validation)?;
+        }
         Ok(row)
     }
 
@@ -211,7 +225,7 @@ impl ReplayStep {
 
 /// Redoes a step.
 pub(super) fn replay(past: &Past, step: u64) -> Result<Replayed, TrainError> {
-    let total = past.resolved.spec().settings.training.steps();
+    let total = epochs::executed(&past.resolved.spec().settings.training, past.dataset.records());
     if step > total {
         return Err(TrainError::Arguments(format!("step {step} is none of this run, which has {total}")));
     }

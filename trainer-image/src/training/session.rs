@@ -9,24 +9,28 @@ use std::{
 };
 
 use codex_configs::{Optimization, Resolved, Training};
-use codex_engine::{AdamW, EngineError, ModelConfig, Packed, Rates, Shape};
+use codex_engine::{AdamW, EngineError, ModelConfig, Packed, Shape};
 use codex_provenance::{DataDigest, manifest::Manifest};
-use codex_reports::{Model, Stage, TrainingState};
+use codex_reports::{DataFile, Model, Stage, TrainingState};
 
 use super::{
     TrainError,
     artifacts::Artifacts,
     checkpoint::{self, Found, Identity, Origin, Retention, Store},
     data::{Address, Dataset},
+    epochs::{self, Examples},
+    groups,
     keep::{self, Keep},
     memory,
-    optimizer::learning_rate,
+    meter::Meter,
     plan::{Class, Plan},
     progress::{StepNumbers, Watchers},
     records::LedgerRow,
     requirement,
     saver::Saver,
+    schedule::learning_rate,
     state::{self, State},
+    validation::Validation,
     writer::{Phase, Writer},
 };
 use crate::{
@@ -46,6 +50,8 @@ pub struct Session<'a> {
     pub output: &'a Path,
     /// Where progress goes.
     pub reporter: &'a Reporter<TrainingState>,
+    /// What Prometheus reads, where somebody listens.
+    pub meter: Option<&'a Meter>,
     /// Says when the attempt should write a checkpoint and end; asked between any two pieces of work that may take long.
     pub stop: &'a (dyn Fn() -> bool + Sync),
     /// Whether to go on where the configuration has changed so that the result will have other bits than an uninterrupted
@@ -66,6 +72,16 @@ pub enum Outcome {
         step: u64,
     },
 }
+
+/// What is looked at between steps, and what reads it.
+#[derive(Clone, Copy)]
+struct Looking<'a> {
+    validation: &'a Validation,
+    tokenizer: &'a Tokenizer,
+}
+
+/// The loss on held-out records among what is measured.
+const VAL_LOSS: &str = "val_loss";
 
 /// What a step sees.
 pub(super) struct StepData {
@@ -96,7 +112,7 @@ impl<'a> Session<'a> {
         reporter: &'a Reporter<TrainingState>,
         stop: &'a (dyn Fn() -> bool + Sync),
     ) -> Self {
-        Self { resolved, files, output, reporter, stop, accept_other_bits: false, grace: None }
+        Self { resolved, files, output, reporter, meter: None, stop, accept_other_bits: false, grace: None }
     }
 
     /// Runs the attempt.
@@ -104,6 +120,19 @@ impl<'a> Session<'a> {
     /// # Errors
     /// When the input is wrong, the file system refuses, or the loss is not finite.
     pub fn run(&self) -> Result<Outcome, TrainError> {
+        self.work().inspect_err(|error| self.record(error))
+    }
+
+    /// Leaves the error of an attempt beside its results.
+    fn record(&self, error: &TrainError) {
+        let step = self.reporter.state().progress.map(|progress| progress.step);
+        let recorded = Artifacts::open(self.output).and_then(|artifacts| artifacts.failed(error, step));
+        if let Err(why) = recorded {
+            tracing::warn!(error = crate::cli::chain(&why), "errors.ndjson was not written");
+        }
+    }
+
+    fn work(&self) -> Result<Outcome, TrainError> {
         let tokenizer = Tokenizer::characters().map_err(crate::model::ModelError::from)?;
         let config = model_config(self.resolved.spec(), &tokenizer)?;
         durable::make_directory(self.output)?;
@@ -133,6 +162,8 @@ impl<'a> Session<'a> {
         let artifacts = Artifacts::open(self.output)?;
         writer.enter(Phase::Loading);
         let dataset = self.read_data(Some(&artifacts.data()), tokenizer)?;
+        let validation = Validation::read(training, self.files, tokenizer, self.stop, |file| self.seen(file))?;
+        check_warmup(settings, dataset.records())?;
         memory::note("data");
         let estimate = requirement::of(&config, settings, dataset.lengths());
         tracing::info!("memory: {estimate} at most");
@@ -144,7 +175,8 @@ impl<'a> Session<'a> {
         let origin = origin(settings);
         let plan = plan(found.as_ref(), &identity, &origin);
         self.follow(&plan, found.as_ref())?;
-        artifacts.describe(self.resolved, &identity.data, writer.epoch())?;
+        let files = self.reporter.state().data.into_iter().map(|file| (file.name, file.sha256)).collect();
+        artifacts.describe(self.resolved, &files, writer.epoch())?;
         durable::write(&self.output.join("artifacts").join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
         let mut state = self.restore(config, found.as_ref())?;
         memory::note("state");
@@ -177,17 +209,19 @@ impl<'a> Session<'a> {
         if let Some(took) = probe {
             keep.expect(took);
         }
-        let total = settings.steps();
+        artifacts.environment(training.seed, state.engine.path())?;
+        let total = epochs::executed(settings, dataset.records());
         let names: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
         let ledger = artifacts.ledger(state.step, names.join("+"))?;
-        let mut watchers = Watchers::new(self.reporter, ledger, state.step, total);
+        let mut watchers = Watchers::new(self.reporter, ledger, self.meter, state.step, total);
         self.reporter.update(|report| {
             report.stage = Stage::Running;
             report.steps_executed = writer.executed();
         });
         writer.enter(Phase::Training);
         writer.begin_step(state.step + 1);
-        let walked = self.walk(&mut state, &dataset, &mut keep, writer, &mut watchers);
+        let looking = validation.as_ref().map(|validation| Looking { validation, tokenizer });
+        let walked = self.walk(&mut state, &dataset, looking, &mut keep, writer, &mut watchers);
         watchers.close();
         let walked = walked.inspect_err(|_| keep.leave(&state));
         memory::note("steps");
@@ -250,11 +284,16 @@ impl<'a> Session<'a> {
             return Err(TrainError::Arguments(format!("--data {name} is not in the configuration, which has {known}")));
         }
         Dataset::read(training, self.files, keep, tokenizer, self.stop, |file| {
-            self.reporter.update(|state| {
-                state.data.retain(|known| known.name != file.name);
-                state.data.push(file);
-            });
+            self.seen(file);
         })
+    }
+
+    /// Reports a file of data.
+    fn seen(&self, file: DataFile) {
+        self.reporter.update(|state| {
+            state.data.retain(|known| known.name != file.name);
+            state.data.push(file);
+        });
     }
 
     fn identity(&self, dataset: &Dataset) -> Result<Identity, TrainError> {
@@ -329,12 +368,14 @@ impl<'a> Session<'a> {
         &self,
         state: &mut State,
         dataset: &Dataset,
+        looking: Option<Looking>,
         keep: &mut Keep,
         writer: &mut Writer,
         watchers: &mut Watchers,
     ) -> Result<Option<Outcome>, TrainError> {
-        let total = self.resolved.spec().settings.training.steps();
-        while state.step < total {
+        let settings = &self.resolved.spec().settings.training;
+        let total = epochs::executed(settings, dataset.records());
+        while state.step < total && !state.patience.is_over(settings.early_stop_patience) {
             let began = Instant::now();
             let stepped = if (self.stop)() { None } else { self.step(state, dataset)? };
             let Some(Stepped { numbers, row }) = stepped else {
@@ -344,12 +385,17 @@ impl<'a> Session<'a> {
                 return Ok(Some(Outcome::Interrupted { step: state.step }));
             };
             writer.count_step(state.step + 1);
-            match watchers.step(numbers, writer.executed()) {
-                // Rows of metrics are lost while the volume refuses; training is not.
-                Err(error) if error.is_storage() => {
-                    tracing::warn!(error = crate::cli::chain(&error), "metrics are not written");
-                }
-                watched => watched?,
+            unless_storage(watchers.step(numbers, writer.executed()))?;
+            let evaluating = Instant::now();
+            if let Some(looking) = looking
+                && let Some(loss) = self.evaluate(state, looking.validation)?
+            {
+                let samples = if (self.stop)() {
+                    Vec::new()
+                } else {
+                    looking.validation.samples(state.engine.as_ref(), looking.tokenizer)?
+                };
+                unless_storage(watchers.evaluated(state.step, loss, &samples, evaluating.elapsed()))?;
             }
             if state.step == 1 {
                 memory::note("first step");
@@ -357,26 +403,53 @@ impl<'a> Session<'a> {
             keep.step(state, row, began.elapsed())?;
         }
         keep.finish(state, false, self.stop)?;
+        if let (true, Some((best, value))) = (state.step < total, state.patience.best) {
+            let (metric, waited) = (&settings.best_metric, state.patience.waited);
+            self.notice(format!(
+                "training ended early at step {}: in {waited} evaluations {metric} was no better than {value} of step {best}",
+                state.step
+            ));
+        }
         Ok(None)
+    }
+
+    /// Looks at the held-out records where that is due after the newest step; gives their loss.
+    ///
+    /// # Errors
+    /// When the engine refuses a batch.
+    pub(super) fn evaluate(&self, state: &mut State, validation: &Validation) -> Result<Option<f64>, TrainError> {
+        let settings = &self.resolved.spec().settings.training;
+        // What an earlier step measured is none of this one's.
+        state.measured.remove(VAL_LOSS);
+        if !settings.eval_every.is_some_and(|every| state.step.is_multiple_of(every)) {
+            return Ok(None);
+        }
+        let loss = validation.loss(state.engine.as_mut())?;
+        state.measured.insert(VAL_LOSS.to_owned(), loss);
+        let best = state.measured.get(&settings.best_metric).copied().unwrap_or(f64::NAN);
+        state.patience.hear(state.step, best, settings.metric_mode);
+        Ok(Some(loss))
     }
 
     /// What the step after `done` steps sees.
     pub(super) fn data_of(&self, done: u64, dataset: &Dataset) -> StepData {
         let training = &self.resolved.spec().settings.training;
-        let accumulation = training.gradient_accumulation as u64;
-        let addresses: Vec<Vec<Address>> =
-            (0..accumulation).map(|batch| dataset.batch(done * accumulation + batch)).collect();
+        let Examples { first, count } = epochs::examples(training, dataset.records(), done);
+        let addresses = dataset.examples(first, count);
+        let addresses: Vec<Vec<Address>> = addresses.chunks(training.batch_size).map(<[_]>::to_vec).collect();
         let batches: Vec<Packed> = addresses.iter().map(|addresses| dataset.pack(addresses)).collect();
         let targets = batches.iter().map(|batch| batch.targets.len()).sum();
-        StepData { first: done * accumulation * training.batch_size as u64, addresses, batches, targets }
+        StepData { first, addresses, batches, targets }
     }
 
     /// One optimiser step: the gradients of all its batches together, then AdamW. None when the attempt was asked to end
     /// between two batches; the state is then as it was before.
     pub(super) fn step(&self, state: &mut State, dataset: &Dataset) -> Result<Option<Stepped>, TrainError> {
         let training = &self.resolved.spec().settings.training;
+        let began = Instant::now();
         let StepData { first, addresses, batches, targets } = self.data_of(state.step, dataset);
-        let State { step, engine, spikes, measured } = state;
+        let data_wait = began.elapsed();
+        let State { step, engine, spikes, measured, patience: _ } = state;
         engine.clear_gradients();
         let mut loss = 0.0;
         for (index, batch) in batches.iter().enumerate() {
@@ -407,7 +480,7 @@ impl<'a> Session<'a> {
             other => other.into(),
         })?;
         let spike = spikes.judge(training, loss, grad_norm);
-        let rate = learning_rate(training, *step);
+        let rate = learning_rate(training, epochs::steps(training, dataset.records()), *step);
         let skipped = spike.is_some_and(|spike| spike.skip);
         if let Some(spike) = spike {
             tracing::warn!(
@@ -421,7 +494,7 @@ impl<'a> Session<'a> {
             );
         }
         if !skipped {
-            let rates = Rates::standard(engine.layout(), training.weight_decay);
+            let rates = groups::rates(engine.layout(), training)?;
             engine.update(&AdamW {
                 // A step that changed nothing is none to the moments' corrections.
                 step: *step - spikes.skipped,
@@ -446,7 +519,9 @@ impl<'a> Session<'a> {
             skipped,
         };
         let tokens = batches.iter().map(|batch| batch.tokens.len()).sum();
-        let numbers = StepNumbers { step: *step, loss, gradient_norm: grad_norm, learning_rate: rate, tokens };
+        let flops = batches.iter().map(|batch| codex_engine::flops(engine.config(), engine.layout(), batch)).sum();
+        let numbers =
+            StepNumbers { step: *step, loss, gradient_norm: grad_norm, learning_rate: rate, tokens, flops, data_wait };
         Ok(Some(Stepped { numbers, row }))
     }
 
@@ -533,6 +608,28 @@ fn instructions() -> String {
     }
     #[cfg(not(target_arch = "x86_64"))]
     std::env::consts::ARCH.to_owned()
+}
+
+/// Whether warm-up ends before the schedule does; without epochs, the configuration was checked for that.
+fn check_warmup(training: &Optimization, records: u64) -> Result<(), TrainError> {
+    let (steps, warmup) = (epochs::steps(training, records), training.warmup_steps);
+    if warmup <= steps {
+        return Ok(());
+    }
+    Err(TrainError::Arguments(format!(
+        "training.warmup_steps is {warmup}, but training.max_epochs comes to {steps} steps of this data: write at most {steps}"
+    )))
+}
+
+/// Rows of metrics are lost while the volume refuses; training is not.
+fn unless_storage(watched: Result<(), TrainError>) -> Result<(), TrainError> {
+    match watched {
+        Err(error) if error.is_storage() => {
+            tracing::warn!(error = crate::cli::chain(&error), "metrics are not written");
+            Ok(())
+        }
+        watched => watched,
+    }
 }
 
 /// The shape that a configuration asks for.

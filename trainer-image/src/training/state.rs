@@ -8,6 +8,7 @@ use codex_engine::{Engine, EngineState, Layout, ModelConfig, Precision, Settings
 
 use super::{
     TrainError,
+    patience::Patience,
     snapshot::{Column, Rest, Snapshot},
     spikes::Spikes,
 };
@@ -23,6 +24,8 @@ pub(super) struct State {
     pub(super) spikes: Spikes,
     /// What was measured last, by name: `loss`, and whatever an evaluation measures.
     pub(super) measured: BTreeMap<String, f64>,
+    /// How long the best evaluation has stood.
+    pub(super) patience: Patience,
 }
 
 /// How a configuration wants the engine to compute.
@@ -51,12 +54,18 @@ impl State {
         let layout = Arc::new(Layout::of(&config));
         let parameters = initial(&config, &layout, seed);
         let engine = engine(config, EngineState::new(layout, parameters), settings)?;
-        Ok(Self { step: 0, engine, spikes: Spikes::default(), measured: BTreeMap::new() })
+        Ok(Self {
+            step: 0,
+            engine,
+            spikes: Spikes::default(),
+            measured: BTreeMap::new(),
+            patience: Patience::default(),
+        })
     }
 
     /// A copy of everything, in the vectors of `spare` where there are some.
     pub(super) fn snapshot(&self, spare: Option<EngineState>) -> Snapshot {
-        let Self { step, engine, spikes, measured } = self;
+        let Self { step, engine, spikes, measured, patience } = self;
         let engine = match spare {
             Some(mut vectors) => {
                 engine.export_into(&mut vectors);
@@ -66,6 +75,7 @@ impl State {
         };
         let mut rest = Rest::new();
         spikes.save(&mut rest);
+        patience.save(&mut rest);
         rest.extend(measured.iter().map(|(name, value)| (format!("{MEASURED}{name}"), Column::F64(vec![*value]))));
         Snapshot { step: *step, engine, rest }
     }
@@ -78,6 +88,7 @@ impl State {
         let Snapshot { step, engine, mut rest } = snapshot;
         let lacks = |what: &str| TrainError::CheckpointParts { step, what: what.to_owned() };
         let spikes = Spikes::load(&mut rest).ok_or_else(|| lacks("the last losses and gradient norms"))?;
+        let patience = Patience::load(&mut rest).ok_or_else(|| lacks("the best evaluation"))?;
         let mut measured = BTreeMap::new();
         for (name, column) in rest {
             let value = match (name.strip_prefix(MEASURED), column) {
@@ -86,6 +97,6 @@ impl State {
             };
             measured.insert(value.0, value.1);
         }
-        Ok(Self { step, engine: codex_engine::engine(config, engine, settings)?, spikes, measured })
+        Ok(Self { step, engine: codex_engine::engine(config, engine, settings)?, spikes, measured, patience })
     }
 }

@@ -28,7 +28,7 @@ const TINY: [&str; 8] = [
     "training.checkpoint_every=100",
 ];
 
-fn synthetic(task: &str, count: u64) -> Data {
+pub(super) fn synthetic(task: &str, count: u64) -> Data {
     let synthetic = Synthetic { task: task.to_owned(), seed: 1, count };
     Data { name: task.to_owned(), sha256: None, synthetic: Some(synthetic) }
 }
@@ -69,14 +69,14 @@ fn asked_at(resolved: &Resolved<Training>, output: &Path, look: u64) -> Attempt 
     with_files(resolved, &[], output, &|| looks.fetch_add(1, Ordering::Relaxed) + 1 >= look)
 }
 
-fn finished(attempt: &Attempt) -> codex_reports::Model {
+pub(super) fn finished(attempt: &Attempt) -> codex_reports::Model {
     match &attempt.outcome {
         Ok(Outcome::Finished(model)) => (**model).clone(),
         other => panic!("{other:?}"),
     }
 }
 
-fn threads<R: Send>(count: usize, work: impl FnOnce() -> R + Send) -> R {
+pub(super) fn threads<R: Send>(count: usize, work: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap().install(work)
 }
 
@@ -148,7 +148,7 @@ fn an_interrupted_run_goes_on_wherever_it_was_asked() {
 }
 
 /// A model so small that a run of it takes milliseconds.
-fn speck(overrides: &[&str]) -> Resolved<Training> {
+pub(super) fn speck(overrides: &[&str]) -> Resolved<Training> {
     let small = [
         "model.hidden_size=16",
         "model.intermediate_size=8",
@@ -159,7 +159,7 @@ fn speck(overrides: &[&str]) -> Resolved<Training> {
         "training.max_steps=12",
         "training.warmup_steps=3",
         "training.learning_rate=0.2",
-        "training.scheduler=constant",
+        "training.scheduler=constant_with_warmup",
         "training.spike_window=8",
         "training.spike_threshold=1.1",
         "training.spike_action=skip",
@@ -169,13 +169,13 @@ fn speck(overrides: &[&str]) -> Resolved<Training> {
 }
 
 /// Where many small files are written fast.
-fn scratch() -> PathBuf {
+pub(super) fn scratch() -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
     if memory.is_dir() { memory } else { std::env::temp_dir() }
 }
 
 /// Everything that must not depend on kills: the last state, tensor by tensor, the model, the ledger, the chain.
-fn remains(output: &Path) -> (checkpoint::About, Vec<Vec<u8>>) {
+pub(super) fn remains(output: &Path) -> (checkpoint::About, Vec<Vec<u8>>) {
     let found = checkpoint::newest(&output.join("checkpoints"), u64::MAX, |_| unreachable!()).unwrap().unwrap();
     let files = ["artifacts/ledger.ndjson", "artifacts/states.ndjson", "model/model.safetensors"];
     (found.about, files.map(|file| fs::read(output.join(file)).unwrap()).to_vec())
@@ -185,7 +185,7 @@ fn remains(output: &Path) -> (checkpoint::About, Vec<Vec<u8>>) {
 struct Killed;
 
 /// One attempt that dies at its `look`th look, or at the step that its report shows after so many; whether it did.
-fn killed_at(run: &Resolved<Training>, output: &Path, look: u64) -> bool {
+pub(super) fn killed_at(run: &Resolved<Training>, output: &Path, look: u64) -> bool {
     let looks = AtomicU64::new(0);
     let die = || {
         if looks.fetch_add(1, Ordering::Relaxed) + 1 == look {
@@ -549,7 +549,7 @@ fn answers_only_leaves_the_steps_out() {
     assert_eq!(run.spec().settings.response.format, Format::Answer);
     let two = Tokenizer::characters().unwrap();
     let dataset = data::Dataset::read(run.spec(), &[], None, &two, &|| false, |_| ()).unwrap();
-    let packed = dataset.pack(&dataset.batch(0));
+    let packed = dataset.pack(&dataset.examples(0, 32));
     let longest = packed.offsets.windows(2).map(|bounds| bounds[1] - bounds[0]).max().unwrap();
     assert!(longest < 80 && packed.targets.len() < 32 * 8, "{longest}");
 }

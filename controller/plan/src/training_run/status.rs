@@ -82,6 +82,12 @@ fn progress(numbers: &Numbers) -> ProgressStatus {
         loss: numbers.loss.and_then(|loss| decimal(loss, 4)).map(Decimal),
         tokens_per_second: numbers.tokens_per_second.and_then(rounded),
         eta_seconds: numbers.eta_seconds.map(count),
+        learning_rate: numbers.learning_rate.and_then(|rate| decimal(rate, 8)).map(Decimal),
+        gradient_norm: numbers.gradient_norm.and_then(|norm| decimal(norm, 4)).map(Decimal),
+        gflops: numbers.gflops.and_then(rounded),
+        data_wait: numbers.data_wait.and_then(|share| decimal(share, 4)).map(Decimal),
+        memory_bytes: numbers.memory_bytes.map(count),
+        val_loss: numbers.val_loss.and_then(|loss| decimal(loss, 4)).map(Decimal),
     }
 }
 

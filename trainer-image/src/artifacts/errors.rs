@@ -1,0 +1,61 @@
+//! `errors.ndjson`: a line for every attempt that gave up. Appends to a file.
+
+use std::{fs::OpenOptions, io::Write as _, path::Path};
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::durable::{self, FileError};
+
+/// What every line's `$schema` says.
+pub const SCHEMA: &str = "https://codex-ml.dev/schemas/errors/v1";
+/// The file's name.
+pub const FILE: &str = "errors.ndjson";
+
+/// Why an attempt gave up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "errors.ndjson: one line")]
+pub struct ErrorRow {
+    /// Which schema the line follows.
+    #[serde(rename = "$schema")]
+    #[schemars(extend("const" = SCHEMA))]
+    pub schema: String,
+    /// When it was written.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub timestamp: Timestamp,
+    /// The object's uid in a cluster, the output directory's name elsewhere.
+    pub run_id: String,
+    /// Optimiser steps done; null when it gave up before the loop.
+    pub step: Option<u64>,
+    /// The process's exit code.
+    pub exit_code: i32,
+    /// True when another attempt cannot succeed.
+    #[serde(rename = "final")]
+    pub is_final: bool,
+    /// A CamelCase word, such as `DataMismatch`.
+    pub reason: String,
+    /// The error and its causes, the outermost first.
+    #[schemars(length(min = 1))]
+    pub chain: Vec<String>,
+}
+
+/// An error and its causes, the outermost first.
+pub fn causes(error: &dyn std::error::Error) -> Vec<String> {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect()
+}
+
+/// Appends a line to the errors in `directory`, and makes it durable.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn append(directory: &Path, row: &ErrorRow) -> Result<(), FileError> {
+    durable::make_directory(directory)?;
+    let path = directory.join(FILE);
+    let mut line = serde_json::to_vec(row).map_err(std::io::Error::other).map_err(FileError::of("encoding", &path))?;
+    line.push(b'\n');
+    let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(FileError::of("opening", &path))?;
+    file.write_all(&line).and_then(|()| file.sync_all()).map_err(FileError::of("writing", &path))?;
+    durable::sync_directory(directory)
+}

@@ -1,0 +1,27 @@
+//! The JSON Schemas of a run's files, made from the types that write them. Pure.
+//!
+//! They are committed in `trainer-image/schemas`; `UPDATE=1 cargo test -p codex schemas` writes them, and a test compares.
+
+use schemars::{JsonSchema, Schema, generate::SchemaSettings};
+
+use super::{environment::Environment, errors::ErrorRow, ledger::Row, metadata};
+use crate::evaluation::{Results, Scored, Summary};
+
+/// Every schema with the name of its file. A `.ndjson` schema is that of each line.
+pub fn all() -> [(&'static str, Schema); 8] {
+    [
+        ("dataset_checksums.schema.json", of::<metadata::Checksums>()),
+        ("environment.schema.json", of::<Environment>()),
+        ("errors.schema.json", of::<ErrorRow>()),
+        ("evaluation.schema.json", of::<Results>()),
+        ("metrics.schema.json", of::<Row>()),
+        ("records.schema.json", of::<Scored>()),
+        ("run_metadata.schema.json", of::<metadata::RunMetadata>()),
+        ("summary.schema.json", of::<Summary>()),
+    ]
+}
+
+/// The schema of what a type is written as.
+fn of<T: JsonSchema>() -> Schema {
+    SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>()
+}
