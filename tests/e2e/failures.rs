@@ -54,11 +54,14 @@ async fn data_with_another_digest_fails_with_both_digests() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trainer_without_memory_is_tried_again_and_then_fails_with_the_reason() -> Result<()> {
     let team = Team::new("memory").await?;
-    let mut run =
-        objects::run("run", &["model.hidden_size=1024", "model.num_attention_heads=8", "model.intermediate_size=4096"]);
+    let mut run = objects::run("run", &[]);
+    // The trainer refuses what it knows to be too large; how much its data takes it knows only when it has read them.
+    run.spec.data = serde_json::from_value(json!([{
+        "name": "more-than-fits", "source": { "synthetic": { "task": "arithmetic", "seed": 1, "count": 3_000_000 } },
+    }]))
+    .unwrap();
     run.spec.retries = 1;
-    let resources = json!({ "requests": { "cpu": "50m", "memory": "32Mi" }, "limits": { "memory": "32Mi" } });
-    run.spec.pod.worker.resources = serde_json::from_value(resources).unwrap();
+    limit_memory(&mut run, "32Mi");
     team.create(&run).await?;
     let (run, reason, message) = failed(&team, "run").await?;
     assert_eq!(reason, "OOMKilled", "{message}");
@@ -66,4 +69,33 @@ async fn a_trainer_without_memory_is_tried_again_and_then_fails_with_the_reason(
     assert_eq!(run.status.unwrap().work.attempts, Some(2), "one retry was granted");
     team.done();
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_does_not_fit_is_refused_with_one_that_does() -> Result<()> {
+    let team = Team::new("batch").await?;
+    let steps = "training.max_steps=6";
+    let mut large = objects::run("large", &["training.batch_size=1024", steps, "training.warmup_steps=1"]);
+    limit_memory(&mut large, "192Mi");
+    team.create(&large).await?;
+    let (large, reason, message) = failed(&team, "large").await?;
+    assert_eq!(reason, "BadInput", "{message}");
+    assert!(message.contains("192 MiB"), "{message}");
+    assert_eq!(large.status.unwrap().work.attempts, Some(1), "bad input is not tried again");
+
+    let proposed: Vec<&str> = message.split_whitespace().filter(|word| word.starts_with("training.")).collect();
+    assert!(proposed.iter().any(|set| set.starts_with("training.gradient_accumulation=")), "{message}");
+    let sets = [proposed.as_slice(), &[steps, "training.warmup_steps=1"]].concat();
+    let mut small = objects::run("small", &sets);
+    limit_memory(&mut small, "192Mi");
+    team.create(&small).await?;
+    let small = team.trained("small").await?;
+    assert_eq!(small.status.unwrap().work.attempts, Some(1), "what the trainer proposes fits at once");
+    team.done();
+    Ok(())
+}
+
+fn limit_memory(run: &mut TrainingRun, limit: &str) {
+    let resources = json!({ "requests": { "cpu": "50m", "memory": limit }, "limits": { "memory": limit } });
+    run.spec.pod.worker.resources = serde_json::from_value(resources).unwrap();
 }

@@ -174,6 +174,11 @@ impl Retention {
         }
     }
 
+    /// None is ever removed.
+    pub(super) fn permanent(self) -> Self {
+        Self { keep_every: Some(1), ..self }
+    }
+
     /// Whether the configuration asks for a checkpoint of `step`; others are there for the clock or an interruption, and
     /// only until a newer one is.
     pub(super) fn scheduled(&self, step: u64) -> bool {

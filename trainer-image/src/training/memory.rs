@@ -42,7 +42,7 @@ impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", Bytes(self.total()))?;
         for (index, (part, bytes)) in self.parts.iter().enumerate() {
-            write!(f, "{} {part} {}", if index == 0 { " (" } else { ", " }, Bytes(*bytes))?;
+            write!(f, "{}{part} {}", if index == 0 { " (" } else { ", " }, Bytes(*bytes))?;
         }
         if self.parts.is_empty() { Ok(()) } else { f.write_str(")") }
     }
