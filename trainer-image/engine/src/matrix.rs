@@ -1,6 +1,8 @@
 //! Matrix products of training, for each way of storing activations: over gemm for `f32`, over [`tile`](super::tile) for
 //! `bf16`. Pure.
 
+use std::sync::Once;
+
 use gemm::Parallelism;
 use pulp::Simd;
 use rayon::prelude::*;
@@ -107,7 +109,7 @@ pub(crate) struct Weight<'a, N: Number> {
     pub(crate) packs: &'a N::Packs,
 }
 
-/// Rows of the left factor's width whose gradient is one task: enough work for its packing, few enough to share.
+/// Columns of the left factor whose `bf16` gradient is one task: enough work for its packing, few enough to share.
 fn share(rows: usize, left: usize, right: usize) -> usize {
     const WORK: usize = 1 << 22;
     let wanted = WORK.div_ceil((rows * right).max(1)).next_multiple_of(BLOCK);
@@ -115,6 +117,16 @@ fn share(rows: usize, left: usize, right: usize) -> usize {
 }
 
 // ---- f32 ----
+
+/// Columns of the left factor whose `f32` gradient is one task: gemm packs the right factor anew for each of them.
+const SHARE: usize = 384;
+
+/// Has gemm read right factors in place whose columns lie without gaps. By default it packs those of more than a few rows,
+/// which costs more than it saves where a weight meets a piece of a batch.
+fn tune() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| gemm::set_rhs_packing_threshold(256));
+}
 
 /// A matrix in a slice: its element (row, column) is at `row · row_stride + column · column_stride`.
 #[derive(Clone, Copy)]
@@ -159,6 +171,7 @@ fn multiply(a: View, b: View, out: &mut [f32], add: bool) {
     assert!(
         b.rows == k && out.len() == m * n && (m * n * k == 0 || a.data.len() > reach(a) && b.data.len() > reach(b))
     );
+    tune();
     // SAFETY: the assertion keeps every element that the strides reach inside its slice, and `out` is borrowed mutably, so it
     // overlaps neither operand.
     #[allow(unsafe_code)]
@@ -238,11 +251,10 @@ impl Number for f32 {
             .flat_map(|job| {
                 let Gradient { left, left_width, right, right_width, out } = job;
                 let rows = left.len() / left_width;
-                let share = share(rows, left_width, right_width);
-                let parts = out.chunks_mut(share * right_width).enumerate();
+                let parts = out.chunks_mut(SHARE * right_width).enumerate();
                 parts.map(move |(part, out)| {
                     let left = View {
-                        data: &left[part * share..],
+                        data: &left[part * SHARE..],
                         rows: out.len() / right_width,
                         columns: rows,
                         row_stride: 1,
