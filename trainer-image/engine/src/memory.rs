@@ -67,14 +67,17 @@ pub(crate) fn tiles(config: &ModelConfig, rows: usize) -> usize {
         + tiled(targets, config.hidden_size)
 }
 
-/// What one thread has at hand, at most: a piece of the head, or of a block, and the heads of a sequence.
+/// What one thread has at hand, at most: a piece of the head, or of a block, the heads of a sequence, and what products pack of
+/// their factors, up to 512 lines at a time.
 fn thread<N: Number>(config: &ModelConfig, rows: usize, longest: usize) -> usize {
     let ModelConfig { hidden_size: hidden, intermediate_size: inner, vocab_size: vocabulary, .. } = *config;
     let (float, number, piece) = (size_of::<f32>(), size_of::<N>(), piece(rows));
     let head = piece * float * (vocabulary + 2 * hidden);
     let block = piece * (number * (N::stride(hidden) + N::stride(inner)) + float * hidden);
     let attention = longest.next_multiple_of(16) * (float * (10 * config.head_dim + 16) + number * config.head_dim);
-    head.max(block) + attention + (1 << 21)
+    let (_, all, wide) = widths(config);
+    let packed = 3 * 512 * float * all.max(wide).max(vocabulary);
+    head.max(block) + attention + packed + (1 << 21)
 }
 
 #[cfg(test)]

@@ -134,6 +134,15 @@ pub(super) fn resident() -> (u64, u64) {
     (field(&status, "VmRSS:").unwrap_or(0), field(&status, "VmHWM:").unwrap_or(0))
 }
 
+/// Has the allocator hand back what was freed, so that what is resident is what is needed.
+pub(super) fn release() {
+    // SAFETY: may be called at any time, on any thread.
+    #[allow(unsafe_code)]
+    unsafe {
+        libmimalloc_sys::mi_collect(true);
+    }
+}
+
 /// Logs what the process has, after what it has just done.
 pub(super) fn note(after: &'static str) {
     let (now, peak) = resident();

@@ -235,18 +235,13 @@ impl Train {
     }
 }
 
-/// Has the allocator keep what is freed, for every step allocates the same sizes again; and has candle start no threads of
-/// its own: it would start one for each core of the machine, whatever share of them this process may use, and our kernels
-/// have rayon's, which follow that share.
+/// Has candle start no threads of its own: it would start one for each core of the machine, whatever share of them this process
+/// may use, and our kernels have rayon's, which follow that share.
 fn prepare_process() {
-    /// `mi_option_purge_delay` of `mimalloc.h`, which the bindings do not name.
-    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    // SAFETY: called once, before this process starts a second thread, so nobody reads the environment meanwhile; the option
-    // takes any number, and -1 means never.
+    // SAFETY: called once, before this process starts a second thread, so nobody reads the environment meanwhile.
     #[allow(unsafe_code)]
     unsafe {
         std::env::set_var("CANDLE_NUM_THREADS", "1");
-        libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
     }
 }
 

@@ -165,6 +165,7 @@ impl<'a> Session<'a> {
         let validation = Validation::read(training, self.files, tokenizer, self.stop, |file| self.seen(file))?;
         check_warmup(settings, dataset.records())?;
         memory::note("data");
+        memory::release();
         let estimate = requirement::of(&config, settings, dataset.lengths());
         tracing::info!("memory: {estimate} at most");
         requirement::check(&config, settings, dataset.lengths(), limit.as_ref())?;
