@@ -123,6 +123,8 @@ test: prerequisites ## every check and every test, the ones on a real cluster in
 		exit "$$status"
 	}
 	trap finish EXIT
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
 	if ! python3 -c 'import ensurepip' 2>/dev/null; then
 		echo "Installing python3-venv, in which OpenSSF's own verifier is put."
 		root=; [ "$$(id -u)" = 0 ] || root=sudo
