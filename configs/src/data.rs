@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::{ConfigError, error::nearest};
 
 /// The tasks that data can be made of.
-pub const TASKS: &[&str] = &["arithmetic", "word-problems", "arithmetic-5", "multiplication", "word-problems-3"];
+pub const TASKS: &[&str] =
+    &["arithmetic", "word-problems", "arithmetic-5", "multiplication", "word-problems-3", "arithmetic-padded"];
 /// The most records that one synthetic file can have.
 pub const MAX_SYNTHETIC: u64 = 10_000_000;
 /// The name of the problems in an evaluation's data.

@@ -13,17 +13,19 @@ use crate::{
 /// The templates by name.
 const GROUPS: &[(&str, &str, &str)] = &[
     ("answers-only", "templates/answers-only.yaml", include_str!("../templates/answers-only.yaml")),
+    ("cot-padded", "templates/cot-padded.yaml", include_str!("../templates/cot-padded.yaml")),
     ("cot-plus", "templates/cot-plus.yaml", include_str!("../templates/cot-plus.yaml")),
     ("cot-starter", "templates/cot-starter.yaml", include_str!("../templates/cot-starter.yaml")),
 ];
 const BASE: &str = include_str!("../training/base.yaml");
 
 /// The names of the templates.
-pub const TEMPLATES: &[&str] = &["answers-only", "cot-plus", "cot-starter"];
+pub const TEMPLATES: &[&str] = &["answers-only", "cot-padded", "cot-plus", "cot-starter"];
 
 /// The synthetic tasks that a template was made for: what it learns where no data is named.
 pub fn template_tasks(template: &str) -> &'static [&'static str] {
     match template {
+        "cot-padded" => &["arithmetic-padded"],
         "cot-plus" => &["arithmetic-5", "multiplication", "word-problems-3"],
         _ => &["arithmetic", "word-problems"],
     }

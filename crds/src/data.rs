@@ -71,7 +71,7 @@ pub struct VolumeClaimPath {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Synthetic {
-    /// The task: arithmetic, word-problems, arithmetic-5, multiplication or word-problems-3.
+    /// The task: arithmetic, word-problems, arithmetic-5, multiplication, word-problems-3 or arithmetic-padded.
     #[schemars(length(min = 1, max = 40))]
     pub task: String,
     /// The seed of the generator.

@@ -44,7 +44,7 @@ pub struct TrainingRunSpec {
     /// The rollout ring that this run is meant for. Advancing it does not retrain.
     #[x_kube(validation = crate::rules::ring())]
     pub rollout_ring: Ring,
-    /// The configuration template to start from: cot-starter or answers-only.
+    /// The configuration template to start from: cot-starter, cot-plus, cot-padded or answers-only.
     #[schemars(length(min = 1, max = 63))]
     pub template: String,
     /// Settings that replace the template's, each `key=value`, such as training.max_steps=500.

@@ -22,9 +22,9 @@ fn names() {
     let of = |template| compose_training(template, &[], None, 42, data()).expect_err("unknown").to_string();
     assert_eq!(
         of("cot-stater"),
-        r#"template "cot-stater" is unknown (did you mean cot-starter?): known are answers-only, cot-plus, cot-starter"#
+        r#"template "cot-stater" is unknown (did you mean cot-starter?): known are answers-only, cot-padded, cot-plus, cot-starter"#
     );
-    assert_eq!(of("bert"), r#"template "bert" is unknown: known are answers-only, cot-plus, cot-starter"#);
+    assert_eq!(of("bert"), r#"template "bert" is unknown: known are answers-only, cot-padded, cot-plus, cot-starter"#);
     assert_eq!(
         compose_evaluation("cotlite", &[], 0, vec![]).expect_err("unknown").to_string(),
         r#"preset "cotlite" is unknown (did you mean cot-lite?): known are cot-hard, cot-lite"#
@@ -162,8 +162,8 @@ fn values_that_do_not_go_together() {
         "training.warmup_steps is 100: write at most training.max_steps (50)"
     );
     assert_eq!(
-        sentence(&["training.stop_after=3001"], None),
-        "training.stop_after is 3001: write at most training.max_steps (3000), or null"
+        sentence(&["training.stop_after=2001"], None),
+        "training.stop_after is 2001: write at most training.max_steps (2000), or null"
     );
 }
 
@@ -206,7 +206,7 @@ fn data_that_cannot_be_used() {
     );
     assert_eq!(
         data_sentence(vec![synthetic("arithmetics")]),
-        r#"data[0].synthetic.task is "arithmetics": known tasks are arithmetic, word-problems, arithmetic-5, multiplication, word-problems-3 (did you mean arithmetic?)"#
+        r#"data[0].synthetic.task is "arithmetics": known tasks are arithmetic, word-problems, arithmetic-5, multiplication, word-problems-3, arithmetic-padded (did you mean arithmetic?)"#
     );
     let made = |seed, count| Data {
         name: "a".to_owned(),

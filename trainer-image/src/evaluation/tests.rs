@@ -15,7 +15,7 @@ fn train(steps: u64, output: &Path) -> PathBuf {
         "model.intermediate_size=96".to_owned(),
         "model.num_hidden_layers=2".to_owned(),
         "model.num_attention_heads=2".to_owned(),
-        "training.max_steps=300".to_owned(),
+        "training.max_steps=500".to_owned(),
         "training.warmup_steps=20".to_owned(),
         "training.batch_size=32".to_owned(),
         format!("training.stop_after={steps}"),
@@ -100,7 +100,7 @@ fn read(path: impl AsRef<Path>) -> String {
 fn what_a_model_has_learnt_is_measured_and_what_it_has_not() {
     let directory = tempfile::tempdir().unwrap();
     let fresh = train(0, &directory.path().join("fresh"));
-    let taught = train(300, &directory.path().join("taught"));
+    let taught = train(500, &directory.path().join("taught"));
     let coverage = |results: &Results| match results.metrics[TRACE_COVERAGE] {
         Measurement::Mean { n, sum: Some(sum), sum_of_squares: Some(_) } => sum / n as f64,
         other => panic!("{other:?}"),

@@ -1,7 +1,9 @@
 //! One calculation on two numbers, solved column by column, least significant digit first. Pure.
 //!
-//! Plus: `digit+digit+carry=` carry and digit, as in `347+86:` → `7+6+0=13 4+8+1=13 3+0+1=04 #433$`. Minus: the upper digit
-//! with what it borrowed in front, `18-9-0=9`, and the larger operand on top: `683-899:` → `899-683:09-3-0=6 … #-216$`.
+//! Every column says what it leaves to the next one before its digit, `digit+digit+carry=` carry and digit and
+//! `digit-digit-borrow=` borrow and digit: `347+86:` → `7+6+0=13 4+8+1=13 3+0+1=04 #433$`. Nothing is decided before the columns that
+//! decide it are worked out. So which operand is larger shows by the last borrow: where there is one, the columns hold the
+//! complement of what is missing, which is taken from a one with zeros: `216-899:` → `… 1000-317:0-7-0=13 0-1-1=18 0-3-1=16 #-683$`.
 
 use std::fmt::Write as _;
 
@@ -17,7 +19,7 @@ pub enum Operator {
 }
 
 impl Operator {
-    fn sign(self) -> char {
+    pub(super) fn sign(self) -> char {
         match self {
             Self::Plus => '+',
             Self::Minus => '-',
@@ -54,7 +56,7 @@ impl Calculation {
         }
     }
 
-    /// The canonical key. a − b and b − a share one, for the same columns solve both.
+    /// The canonical key. a − b and b − a share one, for their results differ in the sign alone.
     pub fn key(&self) -> Key {
         Key::new(self.operator.name(), &[self.left.max(self.right), self.left.min(self.right)])
     }
@@ -66,33 +68,20 @@ impl Calculation {
 
     /// The columns and the result: what follows [`head`](Self::head), without the end mark.
     pub(super) fn solution(&self) -> String {
-        let mut text = String::new();
-        let swapped = self.operator == Operator::Minus && self.left < self.right;
-        let (upper, lower) = if swapped { (self.right, self.left) } else { (self.left, self.right) };
-        if swapped {
-            let _ = write!(text, "{upper}-{lower}:");
-        }
-        let mut carried = 0;
-        for place in 0..digits(upper.max(lower)) {
-            let (a, b) = (digit(upper, place), digit(lower, place));
-            match self.operator {
-                Operator::Plus => {
-                    let sum = a + b + carried;
-                    let _ = write!(text, "{a}+{b}+{carried}={sum:02} ");
-                    carried = sum / 10;
-                }
-                Operator::Minus => {
-                    let borrow = u32::from(a < b + carried);
-                    let _ = write!(text, "{borrow}{a}-{b}-{carried}={} ", 10 * borrow + a - b - carried);
-                    carried = borrow;
-                }
-            }
+        let Self { operator, left, right } = *self;
+        let places = digits(left.max(right));
+        let mut worked = columns(operator, left, right, places);
+        let mut text = written(operator, &worked);
+        if operator == Operator::Minus && worked.last().is_some_and(|last| last.carry == 1) {
+            let complement = number(&worked);
+            worked = columns(operator, 0, complement, places);
+            let _ = write!(text, "{}-{complement}:{}", 10_u32.pow(places), written(operator, &worked));
         }
         let _ = write!(text, "#{}", self.result());
         text
     }
 
-    fn difficulty(&self) -> Difficulty {
+    pub(super) fn difficulty(&self) -> Difficulty {
         match digits(self.left.max(self.right)) {
             1 => Difficulty::Easy,
             2 => Difficulty::Medium,
@@ -109,6 +98,49 @@ impl Calculation {
             category: self.operator.name().to_owned(),
         }
     }
+}
+
+/// One column of a calculation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Column {
+    /// The digit of the left operand.
+    pub(super) upper: u32,
+    /// The digit of the right operand.
+    pub(super) lower: u32,
+    /// What the column before carried, or borrowed.
+    pub(super) carried: u32,
+    /// What this column carries, or borrows.
+    pub(super) carry: u32,
+    /// The digit that it leaves.
+    pub(super) figure: u32,
+}
+
+/// The first `places` columns, least significant first.
+pub(super) fn columns(operator: Operator, left: u32, right: u32, places: u32) -> Vec<Column> {
+    let mut carried = 0;
+    let column = |place| {
+        let (upper, lower) = (digit(left, place), digit(right, place));
+        let (carry, figure) = match operator {
+            Operator::Plus => ((upper + lower + carried) / 10, (upper + lower + carried) % 10),
+            Operator::Minus => (u32::from(upper < lower + carried), (10 + upper - lower - carried) % 10),
+        };
+        Column { upper, lower, carried: std::mem::replace(&mut carried, carry), carry, figure }
+    };
+    (0..places).map(column).collect()
+}
+
+/// The number that the digits of columns make.
+pub(super) fn number(columns: &[Column]) -> u32 {
+    columns.iter().rev().fold(0, |number, column| 10 * number + column.figure)
+}
+
+/// Columns with a space behind each.
+fn written(operator: Operator, columns: &[Column]) -> String {
+    let sign = operator.sign();
+    let column = |Column { upper, lower, carried, carry, figure }: &Column| {
+        format!("{upper}{sign}{lower}{sign}{carried}={carry}{figure} ")
+    };
+    columns.iter().map(column).collect()
 }
 
 /// How many digits a number has; 0 has one.
@@ -135,9 +167,28 @@ mod tests {
         assert_eq!(solve(347, Operator::Plus, 86), "347+86:7+6+0=13 4+8+1=13 3+0+1=04 #433$");
         assert_eq!(solve(999, Operator::Plus, 1), "999+1:9+1+0=10 9+0+1=10 9+0+1=10 #1000$");
         assert_eq!(solve(1, Operator::Plus, 99_999).matches('=').count(), 5);
-        assert_eq!(solve(208, Operator::Minus, 9), "208-9:18-9-0=9 10-0-1=9 02-0-1=1 #199$");
-        assert_eq!(solve(683, Operator::Minus, 899), "683-899:899-683:09-3-0=6 09-8-0=1 08-6-0=2 #-216$");
-        assert_eq!(solve(7, Operator::Minus, 7), "7-7:07-7-0=0 #0$");
+        assert_eq!(solve(208, Operator::Minus, 9), "208-9:8-9-0=19 0-0-1=19 2-0-1=01 #199$");
+        assert_eq!(solve(7, Operator::Minus, 7), "7-7:7-7-0=00 #0$");
+    }
+
+    #[test]
+    fn a_negative_result_is_taken_from_the_last_borrow() {
+        let columns = "6-9-0=17 1-9-1=11 2-8-1=13 1000-317:0-7-0=13 0-1-1=18 0-3-1=16";
+        assert_eq!(solve(216, Operator::Minus, 899), format!("216-899:{columns} #-683$"));
+        assert_eq!(solve(6, Operator::Minus, 7), "6-7:6-7-0=19 10-9:0-9-0=11 #-1$");
+        assert_eq!(
+            solve(1, Operator::Minus, 100),
+            "1-100:1-0-0=01 0-0-0=00 0-1-0=19 1000-901:0-1-0=19 0-0-1=19 0-9-1=10 #-99$"
+        );
+        for (left, right) in (0..200).flat_map(|left| (0..200).map(move |right| (left, right))) {
+            let calculation = Calculation { operator: Operator::Minus, left, right };
+            let text = calculation.solution();
+            let last = text.rsplit_once(':').map_or(text.as_str(), |(_, last)| last);
+            let figures = last.split(' ').filter_map(|column| column.split_once('=')).map(|(_, result)| &result[1..]);
+            let size = figures.rev().collect::<String>().parse::<i64>().unwrap();
+            assert_eq!(size, calculation.result().abs(), "{left}-{right}:{text}");
+            assert_eq!(text.contains(':'), left < right, "{left}-{right}:{text}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod calculation;
 mod multiplication;
 mod operands;
+mod padded;
 mod prepare;
 mod record;
 mod split;
@@ -21,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 pub use calculation::{Calculation, Operator};
 pub use multiplication::Multiplication;
 pub use operands::Digits;
+pub use padded::Padded;
 pub use prepare::{PrepareData, materialise, training_lines};
 pub use record::{Difficulty, END, Record, RecordError, answer, parse_records, steps, write_records};
 pub use split::{HELD_OUT_SHARE, Key, Split};
@@ -39,12 +41,20 @@ pub enum Task {
     Multiplication,
     /// Four short stories, each solved by three calculations.
     WordProblems3,
+    /// As [`Self::Arithmetic`], in a field of places, to go on to longer numbers.
+    ArithmeticPadded,
 }
 
 impl Task {
     /// Every task.
-    pub const ALL: [Self; 5] =
-        [Self::Arithmetic, Self::WordProblems, Self::Arithmetic5, Self::Multiplication, Self::WordProblems3];
+    pub const ALL: [Self; 6] = [
+        Self::Arithmetic,
+        Self::WordProblems,
+        Self::Arithmetic5,
+        Self::Multiplication,
+        Self::WordProblems3,
+        Self::ArithmeticPadded,
+    ];
 
     /// The name that configuration and command line use.
     pub fn name(self) -> &'static str {
@@ -54,13 +64,14 @@ impl Task {
             Self::Arithmetic5 => "arithmetic-5",
             Self::Multiplication => "multiplication",
             Self::WordProblems3 => "word-problems-3",
+            Self::ArithmeticPadded => "arithmetic-padded",
         }
     }
 
     /// How many digits its operands have.
     pub fn digits(self) -> Digits {
         match self {
-            Self::Arithmetic | Self::WordProblems | Self::WordProblems3 => Digits::up_to(3),
+            Self::Arithmetic | Self::WordProblems | Self::WordProblems3 | Self::ArithmeticPadded => Digits::up_to(3),
             Self::Arithmetic5 => Digits::up_to(5),
             Self::Multiplication => Digits::exactly(2),
         }
@@ -72,8 +83,11 @@ impl Task {
     /// # Errors
     /// When the task has no such operands.
     pub fn of_digits(self, count: u32) -> Result<Problems, TaskError> {
-        let most = if self == Self::Multiplication { 2 } else { Digits::LIMIT };
-        let least = if self == Self::Multiplication { 2 } else { 1 };
+        let (least, most) = match self {
+            Self::Multiplication => (2, 2),
+            Self::ArithmeticPadded => (1, Padded::MOST),
+            _ => (1, Digits::LIMIT),
+        };
         if !(least..=most).contains(&count) {
             return Err(TaskError::Digits { task: self, count, least, most });
         }
@@ -119,6 +133,7 @@ impl Problems {
                 Task::WordProblems => Problem::Word(WordProblem::two_steps(&mut rng, split, digits)),
                 Task::WordProblems3 => Problem::Word(WordProblem::three_steps(&mut rng, split, digits)),
                 Task::Multiplication => Problem::Multiplication(Multiplication::sample(&mut rng)),
+                Task::ArithmeticPadded => Problem::Padded(Padded::sample(&mut rng, split, digits)),
             };
             // Problems that mix held-out and other calculations belong to neither side.
             if Split::of(&problem.inner_keys()) == Some(split) {
@@ -212,6 +227,8 @@ pub enum Problem {
     Word(WordProblem),
     /// Of [`Task::Multiplication`].
     Multiplication(Multiplication),
+    /// Of [`Task::ArithmeticPadded`].
+    Padded(Padded),
 }
 
 impl Problem {
@@ -221,6 +238,7 @@ impl Problem {
             Self::Arithmetic(calculation) => calculation.key(),
             Self::Word(problem) => problem.key(),
             Self::Multiplication(product) => product.key(),
+            Self::Padded(padded) => padded.key(),
         }
     }
 
@@ -229,15 +247,17 @@ impl Problem {
         match self {
             Self::Arithmetic(_) | Self::Multiplication(_) => vec![self.key()],
             Self::Word(problem) => problem.calculations().iter().map(Calculation::key).collect(),
+            Self::Padded(padded) => padded.inner_keys(),
         }
     }
 
-    /// The answer.
-    pub fn result(&self) -> i64 {
+    /// The answer, as it is written.
+    pub fn answer(&self) -> String {
         match self {
-            Self::Arithmetic(calculation) => calculation.result(),
-            Self::Word(problem) => problem.calculations().last().map_or(0, Calculation::result),
-            Self::Multiplication(product) => i64::from(product.result()),
+            Self::Arithmetic(calculation) => calculation.result().to_string(),
+            Self::Word(problem) => problem.calculations().last().map_or(0, Calculation::result).to_string(),
+            Self::Multiplication(product) => product.result().to_string(),
+            Self::Padded(padded) => padded.answer(),
         }
     }
 
@@ -247,6 +267,7 @@ impl Problem {
             Self::Arithmetic(calculation) => calculation.record(),
             Self::Word(problem) => problem.record(),
             Self::Multiplication(product) => product.record(),
+            Self::Padded(padded) => padded.record(),
         }
     }
 }
@@ -332,11 +353,12 @@ mod tests {
             write_records(&records, &mut bytes).unwrap();
             hex::encode(Sha256::digest(bytes))
         };
-        insta::assert_snapshot!(digest(Task::Arithmetic), @"285e3d9778d65c7c25e90359ddb160576aed90bcb46e2387efa63d0c4166f503");
-        insta::assert_snapshot!(digest(Task::WordProblems), @"4782b3d7f20311090510907d9791b1367215c6f86655525aa40b8431d31216cd");
-        insta::assert_snapshot!(digest(Task::Arithmetic5), @"adb43adb29e02a4cf0fd4d45ee84ddfff6d1bd3bcc1f266ec53497d12b153632");
+        insta::assert_snapshot!(digest(Task::Arithmetic), @"ccb381ac5b240df488dc8888b220ab568a41c8f4be29239b1934b1e3588d3608");
+        insta::assert_snapshot!(digest(Task::WordProblems), @"c4cf4ac2193471682aa84f9e9bd2591fd5e6a59294fee39ec5565686f8a20aeb");
+        insta::assert_snapshot!(digest(Task::Arithmetic5), @"565164e352817267434fb7d3218ab3628881358eb828f21c2f17e2e7e1492202");
         insta::assert_snapshot!(digest(Task::Multiplication), @"46b7a88acc83bb26706822e2bc14e02c567f85bb3361b834f307ea8f6e302610");
-        insta::assert_snapshot!(digest(Task::WordProblems3), @"e00a963bbb4a91480794ce877b3d93513450cab9489d682d72307418de4522d5");
+        insta::assert_snapshot!(digest(Task::WordProblems3), @"8840acdb7c18f3c30cd10819070f957c8d56c17db52cac3d5479206b77d6c94f");
+        insta::assert_snapshot!(digest(Task::ArithmeticPadded), @"359bd1aaf7bd7dd09a7560423d9575dea864fb7954c025a9ded93e3999a4f030");
     }
 
     #[test]
@@ -344,7 +366,11 @@ mod tests {
         for task in Task::ALL {
             for count in 0..=10 {
                 let Ok(problems) = task.of_digits(count) else {
-                    let digits = if task == Task::Multiplication { 2..=2 } else { 1..=8 };
+                    let digits = match task {
+                        Task::Multiplication => 2..=2,
+                        Task::ArithmeticPadded => 1..=6,
+                        _ => 1..=8,
+                    };
                     assert!(!digits.contains(&count), "{task} {count}");
                     continue;
                 };
@@ -367,7 +393,7 @@ mod tests {
             let longer = task.of_digits(digits).map(|problems| problems.draw(split, seed, index));
             for problem in [Ok(task.draw(split, seed, index)), longer].into_iter().flatten() {
                 let record = problem.record();
-                prop_assert_eq!(answer(&record.response).map(str::to_owned), Some(problem.result().to_string()));
+                prop_assert_eq!(answer(&record.response).map(str::to_owned), Some(problem.answer()));
                 prop_assert!(!steps(&record.response).is_empty());
             }
             let record = task.draw(split, seed, index).record();

@@ -12,7 +12,7 @@ use crate::{cli::CommandError, durable};
 /// Write problems of a synthetic reasoning task as JSON lines.
 #[derive(Debug, clap::Args)]
 pub struct PrepareData {
-    /// The task: arithmetic, word-problems, arithmetic-5, multiplication or word-problems-3.
+    /// The task: arithmetic, word-problems, arithmetic-5, multiplication, word-problems-3 or arithmetic-padded.
     #[arg(long)]
     task: Task,
     /// Same seed, same bytes.

@@ -4,7 +4,7 @@
 //! file an attempt). Whoever starts `codex train` on it again goes on from the newest valid checkpoint; a finished run
 //! says again what its model is. Whoever needs a model in a few seconds (a test, say) trains
 //! `cot-starter` on 20,000 records of `arithmetic` with these overrides; after about eight seconds of one core its
-//! `trace_coverage` on held-out arithmetic is about 0.4, where that of the initial model (`training.stop_after=0`) is 0:
+//! `trace_coverage` on held-out arithmetic is about 0.6, where that of the initial model (`training.stop_after=0`) is 0:
 //!
 //! ```text
 //! model.hidden_size=32 model.intermediate_size=96 model.num_attention_heads=2 training.max_steps=500

@@ -158,7 +158,7 @@ pub(super) fn speck(overrides: &[&str]) -> Resolved<Training> {
         "training.gradient_accumulation=2",
         "training.max_steps=12",
         "training.warmup_steps=3",
-        "training.learning_rate=0.2",
+        "training.learning_rate=0.6",
         "training.scheduler=constant_with_warmup",
         "training.spike_window=8",
         "training.spike_threshold=1.1",
