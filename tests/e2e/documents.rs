@@ -81,7 +81,7 @@ async fn the_metrics_that_documents_name_are_those_that_exist() -> Result<()> {
         .filter(|name| name.starts_with("codex_"))
         .map(str::to_owned)
         .collect();
-    // A trainer is gone before anybody scrapes it here: its metrics are compared where they are made.
+    // A trainer is gone before all of its metrics are scraped here: they are compared where they are made.
     let mut documented = documents::metrics()?;
     documented.retain(|(name, _)| !name.starts_with("codex_ml_training_") && !name.starts_with("codex_ml_data_"));
     let names: BTreeSet<_> = documented.iter().map(|(name, _)| name.clone()).collect();
@@ -94,7 +94,8 @@ async fn the_metrics_that_documents_name_are_those_that_exist() -> Result<()> {
     Ok(())
 }
 
-async fn scrape(team: &Team, path: &str) -> Result<String> {
+/// What stands behind a path of the API server's proxy.
+pub(crate) async fn scrape(team: &Team, path: &str) -> Result<String> {
     until_found(&format!("{path} answers"), SOON, async || {
         let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
         Ok(team.client.request_text(request).await.ok())

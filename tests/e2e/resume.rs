@@ -14,6 +14,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use serde_json::json;
 
+use crate::documents::scrape;
+
 const TOTAL: i64 = 900;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -35,7 +37,10 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
 
     // Suspended, and its newest checkpoint damaged meanwhile.
     let suspended = team.api::<TrainingRun>().get("suspended").await?;
-    first_checkpoint(&team, &suspended).await?;
+    let trainer = first_checkpoint(&team, &suspended).await?;
+    let metrics = format!("/api/v1/namespaces/{}/pods/{}:9464/proxy/metrics", team.namespace, trainer.name_any());
+    let metrics = scrape(&team, &metrics).await?;
+    assert!(metrics.contains("\ncodex_ml_training_steps_total "), "{metrics}");
     team.change::<TrainingRun>("suspended", json!({ "spec": { "suspend": true } })).await?;
     let held = until(&team.api::<TrainingRun>(), "suspended", "it is suspended", SOON, |run| {
         let status = run.status.as_ref();

@@ -64,7 +64,11 @@ impl Work<'_> {
                 pod_replacement_policy: Some("Failed".to_owned()),
                 pod_failure_policy: Some(failure_policy(component.name())),
                 template: PodTemplateSpec {
-                    metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+                    metadata: Some(ObjectMeta {
+                        labels: Some(labels),
+                        annotations: template.scraped(),
+                        ..ObjectMeta::default()
+                    }),
                     spec: Some(template.spec()),
                 },
                 ..JobSpec::default()

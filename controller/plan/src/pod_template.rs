@@ -1,5 +1,7 @@
 //! The pod that all three kinds share: `restricted`, without rights, with a token for reports alone. Pure.
 
+use std::collections::BTreeMap;
+
 use codex_crds::WorkerPod;
 use codex_reports::AUDIENCE;
 use k8s_openapi::api::core::v1::{
@@ -43,8 +45,32 @@ pub(crate) struct Template<'a> {
     pub(crate) restart_policy: Option<&'static str>,
     /// From SIGTERM to SIGKILL.
     pub(crate) grace_seconds: i64,
-    pub(crate) port: Option<i32>,
+    pub(crate) port: Option<Port>,
     pub(crate) probes: Probes,
+}
+
+/// What a pod listens on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Port {
+    /// Requests, the probes' included.
+    Http(i32),
+    /// `/metrics`, for Prometheus alone.
+    Metrics(i32),
+}
+
+impl Port {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Http(_) => "http",
+            Self::Metrics(_) => "metrics",
+        }
+    }
+
+    pub(crate) fn number(self) -> i32 {
+        match self {
+            Self::Http(number) | Self::Metrics(number) => number,
+        }
+    }
 }
 
 /// How the kubelet asks a pod.
@@ -150,7 +176,11 @@ impl Template<'_> {
             resources: worker.resources.clone(),
             volume_mounts: Some(mounts.mounts),
             ports: self.port.map(|port| {
-                vec![ContainerPort { name: Some("http".to_owned()), container_port: port, ..ContainerPort::default() }]
+                vec![ContainerPort {
+                    name: Some(port.name().to_owned()),
+                    container_port: port.number(),
+                    ..ContainerPort::default()
+                }]
             }),
             startup_probe: self.probes.startup,
             liveness_probe: self.probes.liveness,
@@ -192,6 +222,13 @@ impl Template<'_> {
         }
     }
 
+    /// What tells a Prometheus that looks for it where the pod's numbers are.
+    pub(crate) fn scraped(&self) -> Option<BTreeMap<String, String>> {
+        let Some(Port::Metrics(number)) = self.port else { return None };
+        let annotations = [("prometheus.io/scrape", "true".to_owned()), ("prometheus.io/port", number.to_string())];
+        Some(annotations.map(|(name, value)| (name.to_owned(), value)).into())
+    }
+
     /// The user's variables, then ours: where a name occurs twice, the later one counts.
     fn variables(&self) -> Vec<EnvVar> {
         let plain = |name: &str, value: &str| EnvVar {
@@ -219,7 +256,11 @@ impl Template<'_> {
             plain("CODEX_OBJECT_NAMESPACE", &self.owner.namespace),
             plain("CODEX_OBJECT_NAME", &self.owner.name),
             plain("CODEX_OBJECT_UID", &self.owner.uid),
+            plain("CODEX_GRACE_SECONDS", &self.grace_seconds.to_string()),
         ]);
+        if let Some(Port::Metrics(number)) = self.port {
+            env.push(plain("CODEX_METRICS_ADDRESS", &format!("0.0.0.0:{number}")));
+        }
         env
     }
 }

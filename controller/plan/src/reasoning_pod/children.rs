@@ -30,7 +30,7 @@ use super::{
 use crate::{
     Desired, Settings,
     metadata::{Component, our_annotations, ring_label},
-    pod_template::{Access, CA, Mounts, Probes, Template, join},
+    pod_template::{Access, CA, Mounts, Port, Probes, Template, join},
 };
 
 /// Where servers answer.
@@ -176,7 +176,7 @@ fn template<'a>(view: &'a View<'_>, target: &Target) -> Template<'a> {
         mounts,
         restart_policy: None,
         grace_seconds: GRACE_SECONDS,
-        port: Some(PORT),
+        port: Some(Port::Http(PORT)),
         probes: Probes {
             startup: Some(probe("/health", 1, STARTUP_SECONDS)),
             liveness: Some(probe("/health", 10, 3)),

@@ -8,11 +8,13 @@ use crate::{
     data::mount_data,
     job::{Course, Task},
     metadata::Component,
-    pod_template::{Access, CONFIG, CONFIG_FILE, Mounts, Probes, Template, join},
+    pod_template::{Access, CONFIG, CONFIG_FILE, Mounts, Port, Probes, Template, join},
 };
 
 /// From SIGTERM to SIGKILL: time enough for the step at hand and a checkpoint.
 const GRACE_SECONDS: i64 = 60;
+/// Where Prometheus finds a trainer's numbers.
+const METRICS_PORT: i32 = 9464;
 
 pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
     let course = match stage {
@@ -58,7 +60,7 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Template<'a> {
         mounts,
         restart_policy: Some("Never"),
         grace_seconds: GRACE_SECONDS,
-        port: None,
+        port: Some(Port::Metrics(METRICS_PORT)),
         probes: Probes::default(),
     }
 }
