@@ -6,7 +6,7 @@ use codex_crds::{ConditionType, Evaluation, ReasoningPodPhase, TrainingRun, Verd
 use codex_provenance::manifest::Manifest;
 use codex_tests::{
     Result, Team, install,
-    objects::{self, TRACE_COVERAGE},
+    objects::{self, STEPS, TRACE_COVERAGE},
     process::output,
     team::{SOON, blocking, condition},
     wait::{until, until_gone},
@@ -107,7 +107,8 @@ async fn tables(team: &Team) -> Result<()> {
         ["NAME", "RING", "PHASE", "STEPS", "LOSS", "TOK/S", "CHECKPOINT", "MODEL", "AGE"]
     );
     let row = words(lines.next().unwrap());
-    assert_eq!(row[..4], ["learns", "0A_base_", "Succeeded", "500/500"], "{runs}");
+    let steps = format!("{STEPS}/{STEPS}");
+    assert_eq!(row[..4], ["learns", "0A_base_", "Succeeded", steps.as_str()], "{runs}");
 
     let mut kubectl = team.kubectl()?;
     let evaluations = blocking(move || output(kubectl.args(["get", "evaluations"]))).await?;
