@@ -11,9 +11,15 @@ use codex_tests::{
     objects,
     process::Controller,
     team::{SOON, TRAINED},
-    wait::until,
+    wait::{until, until_found},
 };
-use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::ConfigMap};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Service},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
+};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
@@ -128,7 +134,18 @@ async fn chain(team: &Team) -> Result<()> {
     for bundle in [&status.manifest.unwrap().bundle, &status.promotion.unwrap().bundle] {
         team.api::<ConfigMap>().get(bundle).await?;
     }
-    team.api::<Deployment>().get(&child::server("served")).await?;
+    // The servers may be ready before what stands around them is there.
+    let server = child::server("served");
+    until_found("everything around the servers is there", SOON, async || {
+        let there = (
+            team.api::<Deployment>().get_opt(&server).await?,
+            team.api::<PodDisruptionBudget>().get_opt(&server).await?,
+            team.api::<NetworkPolicy>().get_opt(&server).await?,
+            team.api::<Service>().get_opt("served").await?,
+        );
+        Ok(matches!(there, (Some(_), Some(_), Some(_), Some(_))).then_some(()))
+    })
+    .await?;
     let evaluation = team.api::<Evaluation>().get("judged").await?;
     assert!(evaluation.status.unwrap().report_digest.is_some());
     assert_eq!(team.api::<TrainingRun>().get("run").await?.uid(), run.uid());
