@@ -16,18 +16,15 @@ use serde_json::json;
 
 use crate::documents::scrape;
 
-const TOTAL: i64 = 900;
+/// Enough that a run is still at work when its first checkpoint has been seen.
+const TOTAL: i64 = 1500;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()> {
     let team = Team::new("resume").await?;
     let overrides = format!("training.max_steps={TOTAL}");
-    for name in ["plain", "killed", "suspended"] {
-        team.create(&objects::run(name, &[&overrides])).await?;
-    }
-
     // Killed as by the kernel, without a chance to write anything.
-    let killed = team.api::<TrainingRun>().get("killed").await?;
+    let killed = team.create(&objects::run("killed", &[&overrides])).await?;
     let pod = first_checkpoint(&team, &killed).await?;
     if team.installation.cluster.node().is_some() {
         assert!(host::kill_pod(&pod.uid().unwrap())? > 0, "a process of the pod was killed");
@@ -36,7 +33,7 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
     }
 
     // Suspended, and its newest checkpoint damaged meanwhile.
-    let suspended = team.api::<TrainingRun>().get("suspended").await?;
+    let suspended = team.create(&objects::run("suspended", &[&overrides])).await?;
     let trainer = first_checkpoint(&team, &suspended).await?;
     let metrics = format!("/api/v1/namespaces/{}/pods/{}:9464/proxy/metrics", team.namespace, trainer.name_any());
     let metrics = scrape(&team, &metrics).await?;
@@ -62,6 +59,7 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
     };
     team.change::<TrainingRun>("suspended", json!({ "spec": { "suspend": false } })).await?;
 
+    team.create(&objects::run("plain", &[&overrides])).await?;
     let digest = |run: &TrainingRun| run.status.as_ref().unwrap().model.as_ref().unwrap().digest;
     let plain = team.trained("plain").await?;
     let status = plain.status.as_ref().unwrap();
@@ -89,7 +87,8 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
     Ok(())
 }
 
-/// Waits until a run has written a checkpoint, and gives the pod that works.
+/// Waits until a run has written a checkpoint, and gives the pod that works. Whoever waits on one run must not let another
+/// train meanwhile: it could end unseen.
 async fn first_checkpoint(team: &Team, run: &TrainingRun) -> Result<Pod> {
     let name = run.name_any();
     let folder = until_found("the claim has its volume", TRAINED, async || {
@@ -102,8 +101,8 @@ async fn first_checkpoint(team: &Team, run: &TrainingRun) -> Result<Pod> {
     .await?;
     match folder {
         Some(folder) => {
-            let first = folder.join(format!("checkpoints/step-{CHECKPOINT_EVERY:08}"));
-            until_found("the first checkpoint is written", TRAINED, async || Ok(first.is_dir().then_some(()))).await?;
+            let checkpoints = folder.join("checkpoints");
+            until_found("a checkpoint is written", TRAINED, async || Ok(newest(&checkpoints).map(drop))).await?;
         }
         None => {
             let there = |run: &TrainingRun| run.status.as_ref().is_some_and(|status| status.last_checkpoint.is_some());
@@ -114,15 +113,15 @@ async fn first_checkpoint(team: &Team, run: &TrainingRun) -> Result<Pod> {
     team.pod("batch.kubernetes.io/job-name", &job, "works", |pod| phase(pod) == "Running").await
 }
 
+/// The name of the newest checkpoint, if there is one.
+fn newest(checkpoints: &Path) -> Option<String> {
+    let names = fs::read_dir(checkpoints).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.starts_with("step-")).max()
+}
+
 /// Cuts the newest checkpoint short, and gives its name.
 fn damage_newest(checkpoints: &Path) -> String {
-    let mut names: Vec<_> = fs::read_dir(checkpoints)
-        .unwrap()
-        .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
-        .filter(|name| name.starts_with("step-"))
-        .collect();
-    names.sort();
-    let newest = names.pop().unwrap();
+    let newest = newest(checkpoints).expect("the run was seen to have one");
     let file = fs::File::options().write(true).open(checkpoints.join(&newest).join("state.safetensors")).unwrap();
     file.set_len(file.metadata().unwrap().len() / 2).unwrap();
     newest
