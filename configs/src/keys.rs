@@ -26,6 +26,7 @@ pub(crate) const TRAINING: &[Key] = &[
     key("training.max_epochs", Rule::WholeOrNull { min: 1, max: 100_000, null: "training.max_steps instead" }),
     key("training.stop_after", Rule::WholeOrNull { min: 0, max: STEPS, null: "all of training.max_steps" }),
     key("training.batch_size", Rule::Whole { min: 1, max: 65_536 }),
+    key("training.shuffle", Rule::Flag),
     key("training.gradient_accumulation", Rule::Whole { min: 1, max: 4096 }),
     key("training.dtype", Rule::Choice(&["fp32", "bf16"])),
     key("training.gradient_checkpointing", Rule::Flag),

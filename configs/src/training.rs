@@ -32,7 +32,7 @@ pub fn template_tasks(template: &str) -> &'static [&'static str] {
 }
 
 /// Widths of an attention head, `hidden_size / num_attention_heads`, that can be trained and served.
-pub const HEAD_WIDTHS: [usize; 4] = [16, 32, 64, 128];
+pub const HEAD_WIDTHS: [usize; 8] = [16, 32, 48, 64, 80, 96, 112, 128];
 
 /// What a trainer is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,6 +92,8 @@ pub struct Optimization {
     pub stop_after: Option<u64>,
     /// Examples in one forward pass.
     pub batch_size: usize,
+    /// Whether each pass over the data takes the records in an order of its own, rather than in that of their file.
+    pub shuffle: bool,
     /// Forward passes whose gradients make one step.
     pub gradient_accumulation: usize,
     /// How activations are stored.
@@ -304,7 +306,8 @@ impl Spec for Training {
             |key, value: u64, right: String| Err(ConfigError::Conflict { key, value: value.to_string(), right });
         let (width, heads) = (model.hidden_size, model.num_attention_heads);
         if !HEAD_WIDTHS.iter().any(|head| heads * head == width) {
-            let right = format!("model.hidden_size ({width}) divided by it must be 16, 32, 64 or 128");
+            let known = HEAD_WIDTHS.map(|head| head.to_string()).join(", ");
+            let right = format!("model.hidden_size ({width}) divided by it must be one of {known}");
             return conflict("model.num_attention_heads", heads as u64, right);
         }
         // With epochs, the trainer knows the steps once it has read the data, and checks them then.

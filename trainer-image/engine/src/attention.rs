@@ -66,7 +66,7 @@ pub(crate) struct Sequences<'a> {
 }
 
 /// Widths of a head that attention is compiled for.
-pub(crate) const HEAD_WIDTHS: [usize; 8] = [16, 32, 48, 64, 80, 96, 112, 128];
+pub const HEAD_WIDTHS: [usize; 8] = [16, 32, 48, 64, 80, 96, 112, 128];
 
 impl Sequences<'_> {
     /// Width of the queries of a row.

@@ -38,6 +38,7 @@ mod tile;
 
 pub use self::engine::{Engine, EngineError, EngineState};
 pub use adamw::{AdamW, Rates};
+pub use attention::HEAD_WIDTHS;
 pub use config::{ConfigError, Family, ModelConfig, Shape, Vocabulary};
 pub use flops::flops;
 pub use initial::initial;

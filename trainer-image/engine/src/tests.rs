@@ -102,6 +102,23 @@ fn loss_and_every_gradient_are_candle_s() {
     }
 }
 
+#[test]
+fn heads_of_every_width_are_candle_s() {
+    for width in HEAD_WIDTHS {
+        let config = ModelConfig { hidden_size: 2 * width, head_dim: width, ..tiny() };
+        let mut plain = plain(&config, 3);
+        for (settings, share) in [(Settings::default(), 2e-4), (BF16, 0.08)] {
+            let mut fast = start(&config, 3, settings);
+            let batch = batch(&[26, 11, 40]);
+            plain.clear_gradients();
+            let total = batch.targets.len();
+            let (a, b) = (fast.accumulate(&batch, total).unwrap(), plain.accumulate(&batch, total).unwrap());
+            assert!((a - b).abs() < f64::from(share) * 0.1, "{width}: {a} {b}");
+            same_gradients(&*fast, &*plain, share);
+        }
+    }
+}
+
 /// Three steps; the bits of every loss and norm, and the state at the end.
 fn three_steps(config: &ModelConfig, settings: Settings) -> (Vec<u64>, EngineState) {
     let mut engine = start(config, 3, settings);

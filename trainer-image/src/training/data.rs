@@ -1,7 +1,7 @@
 //! The training data: read and hashed once, tokenised, and addressed by index. Reads files; everything else is pure.
 //!
 //! Which records a step sees follows from (seed, step) alone. Sources are mixed with equal weight; within a source every
-//! pass over it is a permutation of its own.
+//! pass over it is a permutation of its own, or the order of the file where that is asked for.
 
 use std::{
     ops::Range,
@@ -27,6 +27,7 @@ use crate::{
 pub(super) struct Dataset {
     sources: Vec<Source>,
     seed: u64,
+    shuffle: bool,
 }
 
 /// One file: its identity, and its records as token ids one after another.
@@ -101,12 +102,12 @@ impl Dataset {
         if batch > records {
             return Err(TrainError::Batch { batch, records });
         }
-        Ok(Self { sources, seed: training.seed })
+        Ok(Self { sources, seed: training.seed, shuffle: training.settings.training.shuffle })
     }
 
     /// No data.
     pub(super) fn empty() -> Self {
-        Self { sources: Vec::new(), seed: 0 }
+        Self { sources: Vec::new(), seed: 0, shuffle: true }
     }
 
     /// The files as they were read.
@@ -130,7 +131,8 @@ impl Dataset {
         let (source, draw) = ((example % count) as usize, example / count);
         let records = self.sources[source].prompts.len() as u64;
         let (pass, position) = (draw / records, draw % records);
-        let record = permute(position, records, key(self.seed, source, pass));
+        let record =
+            if self.shuffle { permute(position, records, key(self.seed, source, pass)) } else { position };
         Address { source, record: record as usize }
     }
 
@@ -368,6 +370,18 @@ mod tests {
                 seen[at] = true;
             }
         }
+    }
+
+    #[test]
+    fn a_curriculum_is_seen_in_its_order() {
+        let source = |name: &str, records: u16| Source {
+            file: DataFile { name: name.to_owned(), sha256: DataDigest(Sha256::of(b"")), size: 0, records: None },
+            ids: vec![0; usize::from(records)],
+            offsets: (0..=usize::from(records)).collect(),
+            prompts: vec![1; usize::from(records)],
+        };
+        let dataset = Dataset { sources: vec![source("a", 3), source("b", 2)], seed: 1, shuffle: false };
+        assert_eq!(dataset.describe(&dataset.examples(0, 8)), "a[1] b[1] a[2] b[2] a[3] b[1] a[1] b[2]");
     }
 
     #[test]

@@ -80,6 +80,12 @@ pub(super) fn threads<R: Send>(count: usize, work: impl FnOnce() -> R + Send) ->
     rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap().install(work)
 }
 
+/// The configuration knows what the engine can do without depending on it.
+#[test]
+fn a_configuration_may_ask_for_every_head_that_the_engine_has() {
+    assert_eq!(codex_configs::HEAD_WIDTHS, codex_engine::HEAD_WIDTHS);
+}
+
 #[test]
 fn a_resumed_run_gives_the_same_bytes_for_any_number_of_threads() {
     let whole = tempfile::tempdir().unwrap();
