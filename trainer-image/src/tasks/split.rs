@@ -4,6 +4,8 @@
 use clap::ValueEnum;
 use sha2::{Digest as _, Sha256};
 
+use super::Operator;
+
 /// One key in this many is held out.
 pub const HELD_OUT_SHARE: u32 = 16;
 
@@ -12,7 +14,7 @@ pub const HELD_OUT_SHARE: u32 = 16;
 pub enum Split {
     /// May be trained on: no calculation in it is held out.
     Train,
-    /// Never trained on: every calculation in it is held out.
+    /// Never trained on: every calculation in it is held out, but for complements ([`Key::is_complement`]).
     HeldOut,
 }
 
@@ -47,8 +49,18 @@ impl Key {
         Self { kind, operands }
     }
 
-    /// Whether this key is held out: one in [`HELD_OUT_SHARE`] is.
+    /// Whether this is a subtraction from a power of ten. Every negative result is written through one, whatever its own
+    /// operands are, so these belong to the way of solving, as columns do, and none is held out.
+    pub fn is_complement(&self) -> bool {
+        let [first, ..] = self.operands;
+        self.kind == Operator::Minus.name() && first > 1 && 10_u32.pow(first.ilog10()) == first
+    }
+
+    /// Whether this key is held out: one in [`HELD_OUT_SHARE`] is, but for complements.
     pub fn is_held_out(&self) -> bool {
+        if self.is_complement() {
+            return false;
+        }
         let [first, second, ..] = self.operands;
         // Only calculations decide, and they have two operands. The constant is the key of the hash: another one, or a text
         // without the 0 behind the operands, would be another split.
