@@ -105,7 +105,9 @@ pub fn chain(error: &dyn Error) -> String {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_logging();
-    let code = match arguments.command.run() {
+    let allowed =
+        codex_engine::Isa::most().map_err(|error| CommandError { exit: exit::BAD_INPUT, source: Box::new(error) });
+    let code = match allowed.and_then(|_| arguments.command.run()) {
         Ok(code) => code,
         Err(error) => {
             let sentence = error.sentence();

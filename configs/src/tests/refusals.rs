@@ -156,7 +156,9 @@ fn values_that_do_not_go_together() {
         sentence(&["model.num_attention_heads=3"], None),
         "model.num_attention_heads is 3: model.hidden_size (64) divided by it must be one of 16, 32, 48, 64, 80, 96, 112, 128"
     );
-    assert!(sentence(&["model.num_attention_heads=64"], None).contains("must be one of 16, 32, 48, 64, 80, 96, 112, 128"));
+    assert!(
+        sentence(&["model.num_attention_heads=64"], None).contains("must be one of 16, 32, 48, 64, 80, 96, 112, 128")
+    );
     assert_eq!(
         sentence(&["training.max_steps=50"], None),
         "training.warmup_steps is 100: write at most training.max_steps (50)"

@@ -214,6 +214,10 @@ impl<N: Number> Engine for CpuEngine<N> {
         Ok(head::loss(context, model, &workspace.stream[model.blocks.len() % 2], &batch.targets))
     }
 
+    fn parameters(&self) -> Cow<'_, [f32]> {
+        Cow::Borrowed(&self.parameters)
+    }
+
     fn gradients(&self) -> Cow<'_, [f32]> {
         Cow::Borrowed(&self.gradients)
     }

@@ -33,6 +33,9 @@ pub trait Engine: Send {
     /// When an id is outside the vocabulary or a sequence is longer than the context.
     fn loss(&mut self, batch: &Packed) -> Result<f64, EngineError>;
 
+    /// The parameters, laid out as [`layout`](Self::layout) says.
+    fn parameters(&self) -> Cow<'_, [f32]>;
+
     /// The gradients accumulated since they were cleared, laid out as [`layout`](Self::layout) says.
     fn gradients(&self) -> Cow<'_, [f32]>;
 

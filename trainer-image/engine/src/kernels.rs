@@ -27,7 +27,7 @@ macro_rules! dispatched {
                     $kernel(simd, $(self.$argument),*);
                 }
             }
-            pulp::Arch::new().dispatch(Work::<$life $(, $width)?> { $($argument),* });
+            $crate::arch().dispatch(Work::<$life $(, $width)?> { $($argument),* });
         }
     };
 }
@@ -50,7 +50,7 @@ macro_rules! dispatched_for {
                     $kernel::<S, $number>(simd, $(self.$argument),*);
                 }
             }
-            pulp::Arch::new().dispatch(Work::<$life, $number> { $($argument),* });
+            $crate::arch().dispatch(Work::<$life, $number> { $($argument),* });
         }
     };
 }
@@ -87,7 +87,10 @@ fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // Adding it leaves a number rounded to whole in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let splat = |value: f32| simd.splat_f32s(value);
-    // In this order of arguments, NaN stays NaN.
+    // In this order of arguments, instructions keep a NaN; Rust's own `min` and `max`, which one number at a time has, do not.
+    if S::IS_SCALAR && simd.reduce_sum_f32s(x).is_nan() {
+        return x;
+    }
     let x = simd.min_f32s(splat(88.3), simd.max_f32s(splat(-87.3), x));
     let shifted = simd.mul_add_f32s(x, splat(std::f32::consts::LOG2_E), splat(ROUND));
     let n = simd.sub_f32s(shifted, splat(ROUND));

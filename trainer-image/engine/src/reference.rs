@@ -226,6 +226,10 @@ impl Engine for ReferenceEngine {
         Ok(f64::from(self.sum(&variables, batch)?.to_scalar::<f32>().map_err(EngineError::from)?))
     }
 
+    fn parameters(&self) -> Cow<'_, [f32]> {
+        Cow::Borrowed(&self.state.parameters)
+    }
+
     fn gradients(&self) -> Cow<'_, [f32]> {
         Cow::Borrowed(&self.gradients)
     }

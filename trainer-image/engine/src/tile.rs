@@ -7,7 +7,11 @@ use std::sync::OnceLock;
 
 use pulp::Simd;
 
-use super::{kernels::dispatched, number::Bf16};
+use super::{
+    isa::{self, Isa},
+    kernels::dispatched,
+    number::Bf16,
+};
 
 /// Rows and columns of a block.
 pub(crate) const BLOCK: usize = 32;
@@ -57,10 +61,13 @@ impl Kind {
         let mut all = Vec::new();
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
-            if x86::amx_is_there() {
+            if isa::most() >= Isa::Amx && x86::amx_is_there() {
                 all.push(Self::Amx);
             }
-            if std::is_x86_feature_detected!("avx512bf16") && std::is_x86_feature_detected!("avx512f") {
+            if isa::most() >= Isa::Avx512
+                && std::is_x86_feature_detected!("avx512bf16")
+                && std::is_x86_feature_detected!("avx512f")
+            {
                 all.push(Self::Avx512);
             }
         }

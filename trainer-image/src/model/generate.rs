@@ -138,8 +138,13 @@ impl Generator {
     /// When a file is missing or cannot be used.
     pub fn load(files: &ModelFiles, slots: usize) -> Result<Self, ModelError> {
         let Loaded { config, tokenizer, parameters } = directory::load(files)?;
+        Ok(Self::of(config, &parameters, tokenizer, slots))
+    }
+
+    /// A model whose parameters lie as [`Layout::of`] says, with `slots` slots. Its weights are a copy.
+    pub(crate) fn of(config: ModelConfig, parameters: &[f32], tokenizer: Tokenizer, slots: usize) -> Self {
         let slots = (0..slots.max(1)).map(|_| Slot::default()).collect();
-        Ok(Self { weights: Weights::of(config, &parameters), tokenizer, slots })
+        Self { weights: Weights::of(config, parameters), tokenizer, slots }
     }
 
     /// Loads a model directory, with `slots` slots.

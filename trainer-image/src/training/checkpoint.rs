@@ -161,11 +161,11 @@ impl<E: Into<TrainError>> From<E> for Refusal {
 }
 
 impl Retention {
-    /// As a run is configured.
-    pub(super) fn of(training: &Optimization) -> Self {
+    /// As a run of `total` steps is configured.
+    pub(super) fn of(training: &Optimization, total: u64) -> Self {
         Self {
             every: training.checkpoint_every,
-            total: training.steps(),
+            total,
             keep_last: training.keep_last.max(1),
             keep_every: training.keep_every,
             best_k: training.best_k,
@@ -453,6 +453,18 @@ pub(super) fn newest(directory: &Path, most: u64, mut notice: impl FnMut(String)
     Ok(None)
 }
 
+/// What the newest checkpoint of `directory` says about itself, its files not hashed; none where it says nothing readable.
+///
+/// # Errors
+/// When the file system refuses.
+pub(super) fn glance(directory: &Path) -> Result<Option<(PathBuf, About)>, FileError> {
+    let newest = scan(directory)?.into_iter().next();
+    Ok(newest.and_then(|(_, path)| {
+        let about = serde_json::from_slice(&fs::read(path.join(ABOUT)).ok()?).ok()?;
+        Some((path, about))
+    }))
+}
+
 fn examine(step: u64, path: PathBuf) -> Result<Found, Refusal> {
     let damaged = |file: &str, why: &dyn std::fmt::Display| Refusal::Damaged(format!("{file} {why}"));
     let read = |file: &str| match fs::read(path.join(file)) {
@@ -583,7 +595,8 @@ mod tests {
     }
 
     fn store(directory: &Path, overrides: &[&str]) -> Store {
-        let retention = Retention::of(&resolved(overrides, both()).spec().settings.training);
+        let settings = resolved(overrides, both()).spec().settings.training.clone();
+        let retention = Retention::of(&settings, settings.max_steps);
         Store::open(directory.to_owned(), identity(), retention).unwrap()
     }
 

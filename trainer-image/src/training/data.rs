@@ -41,8 +41,8 @@ pub(super) struct Source {
     prompts: Vec<u16>,
 }
 
-/// How long the records are, in tokens: what a batch may become.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How long records are, in tokens: what a batch may become.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Lengths {
     /// The mean.
     pub(super) mean: f64,
@@ -50,6 +50,25 @@ pub(super) struct Lengths {
     pub(super) deviation: f64,
     /// The longest.
     pub(super) longest: usize,
+}
+
+impl Lengths {
+    /// Of records of sources that are drawn from alike.
+    pub(super) fn of<'a>(sources: impl IntoIterator<Item = &'a Source>) -> Self {
+        let (mut mean, mut square, mut longest, mut count) = (0.0, 0.0, 0, 0.0_f64);
+        for source in sources {
+            let records = source.prompts.len() as f64;
+            for bounds in source.offsets.windows(2) {
+                let length = bounds[1] - bounds[0];
+                mean += length as f64 / records;
+                square += (length as f64).powi(2) / records;
+                longest = longest.max(length);
+            }
+            count += 1.0;
+        }
+        (mean, square) = (mean / count.max(1.0), square / count.max(1.0));
+        Self { mean, deviation: (square - mean * mean).max(0.0).sqrt(), longest }
+    }
 }
 
 /// Synthetic records that are made between two looks at the signal.
@@ -131,8 +150,7 @@ impl Dataset {
         let (source, draw) = ((example % count) as usize, example / count);
         let records = self.sources[source].prompts.len() as u64;
         let (pass, position) = (draw / records, draw % records);
-        let record =
-            if self.shuffle { permute(position, records, key(self.seed, source, pass)) } else { position };
+        let record = if self.shuffle { permute(position, records, key(self.seed, source, pass)) } else { position };
         Address { source, record: record as usize }
     }
 
@@ -169,19 +187,7 @@ impl Dataset {
 
     /// How long the records are that batches are made of: sources count alike, as they are mixed.
     pub(super) fn lengths(&self) -> Lengths {
-        let (mut mean, mut square, mut longest) = (0.0, 0.0, 0);
-        for source in &self.sources {
-            let count = source.prompts.len() as f64;
-            for bounds in source.offsets.windows(2) {
-                let length = bounds[1] - bounds[0];
-                mean += length as f64 / count;
-                square += (length as f64).powi(2) / count;
-                longest = longest.max(length);
-            }
-        }
-        let sources = self.sources.len().max(1) as f64;
-        (mean, square) = (mean / sources, square / sources);
-        Lengths { mean, deviation: (square - mean * mean).max(0.0).sqrt(), longest }
+        Lengths::of(&self.sources)
     }
 
     /// The text of a record, prompt and response together.

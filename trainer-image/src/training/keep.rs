@@ -24,6 +24,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long the last checkpoint of a run is tried for.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A wait for the volume that is worth a word, if it is also more than the twentieth part of the time since the last one.
+const LONG_WAIT: Duration = Duration::from_secs(1);
 /// How often somebody who waits for the next try looks whether the attempt should end.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -47,6 +49,7 @@ pub(super) struct Keep<'a> {
     /// The longest that a checkpoint and a step took.
     slowest: (Duration, Duration),
     warned_of_grace: bool,
+    warned_of_slowness: bool,
     /// Checkpoints that became durable.
     written: u64,
     /// How long training stood still while it went on: copies, and waits for the one before.
@@ -54,18 +57,19 @@ pub(super) struct Keep<'a> {
 }
 
 impl<'a> Keep<'a> {
-    /// For a run whose newest checkpoint is of step `durable`.
+    /// For a run of `total` steps whose newest checkpoint is of step `durable`.
     pub(super) fn new(
         reporter: &'a Reporter<TrainingState>,
         saver: Saver,
         training: &Optimization,
+        total: u64,
         durable: Option<u64>,
         grace: Option<Duration>,
     ) -> Self {
         Self {
             reporter,
             saver,
-            retention: Retention::of(training),
+            retention: Retention::of(training, total),
             digest_every: training.state_digest_every,
             interval: training.checkpoint_interval_seconds.map(Duration::from_secs),
             grace,
@@ -75,6 +79,7 @@ impl<'a> Keep<'a> {
             failing: None,
             slowest: Default::default(),
             warned_of_grace: false,
+            warned_of_slowness: false,
             written: 0,
             paused: Duration::ZERO,
         }
@@ -93,32 +98,35 @@ impl<'a> Keep<'a> {
         let scheduled = self.retention.scheduled(state.step);
         let record = scheduled || self.digest_every.is_some_and(|every| state.step.is_multiple_of(every));
         let now = Instant::now();
-        let by_clock = self.interval.is_some_and(|interval| now.duration_since(self.last) >= interval)
-            || self.failing.is_some_and(|(_, again)| now >= again);
-        // A volume that refuses is not asked again before its pause is over, even where a checkpoint is scheduled.
-        let wanted = if self.failing.is_some() { by_clock } else { scheduled || by_clock };
-        if record || wanted {
+        let by_clock = self.interval.is_some_and(|interval| now.duration_since(self.last) >= interval);
+        // A volume that refuses is not asked again before its pause is over, whatever is due.
+        let hold = self.failing.is_some_and(|(_, again)| now < again);
+        let checkpoint = !hold && (scheduled || by_clock || self.failing.is_some());
+        if record || checkpoint {
             if self.saver.busy() && !record && !scheduled {
                 // The clock can wait for the next step.
                 return Ok(());
             }
-            self.hand_over(state, record, wanted)?;
+            self.hand_over(state, record, checkpoint, hold)?;
             self.paused += now.elapsed();
         }
         Ok(())
     }
 
     /// Copies the state and hands it over, after what is in flight.
-    fn hand_over(&mut self, state: &State, record: bool, checkpoint: bool) -> Result<(), TrainError> {
+    fn hand_over(&mut self, state: &State, record: bool, checkpoint: bool, hold: bool) -> Result<(), TrainError> {
+        let began = Instant::now();
         if let Some(done) = self.saver.wait() {
             self.settle(done)?;
         }
+        self.waited(began.elapsed());
         let snapshot = state.snapshot(self.saver.spare());
         let rows = std::mem::take(&mut self.rows);
         if checkpoint {
             self.last = Instant::now();
         }
-        self.saver.submit(Job { snapshot, record, checkpoint: checkpoint.then(|| state.measured.clone()), rows })
+        let measured = || state.measured.clone().into_iter().filter(|(_, value)| value.is_finite()).collect();
+        self.saver.submit(Job { snapshot, record, checkpoint: checkpoint.then(measured), rows, hold })
     }
 
     /// Hears what became of a state.
@@ -202,33 +210,51 @@ impl<'a> Keep<'a> {
         self.reporter.update(|report| report.notices.push(notice));
     }
 
+    /// Says once when training stands still for the volume.
+    fn waited(&mut self, waited: Duration) {
+        if self.warned_of_slowness || !is_long(waited, self.last.elapsed()) {
+            return;
+        }
+        self.warned_of_slowness = true;
+        let notice = format!(
+            "the volume is slow: training waited {:.1} s until the checkpoint before was written, the slowest of which took {:.1} \
+             s; raise training.checkpoint_every, or give it a faster volume",
+            waited.as_secs_f64(),
+            self.slowest.0.as_secs_f64(),
+        );
+        tracing::warn!("{notice}");
+        self.reporter.update(|report| report.notices.push(notice));
+    }
+
     /// Makes the state durable and waits for it, trying again for as long as there is time: until the grace period is nearly
     /// over when the attempt was asked to end, for a minute otherwise.
     ///
     /// # Errors
     /// When there is no more time, or this attempt may not write any more.
-    pub(super) fn finish(&mut self, state: &State, interrupted: bool, stop: Stop) -> Result<(), TrainError> {
-        let patience = self.grace.filter(|_| interrupted).map_or(PATIENCE, |grace| grace / 2);
-        let deadline = Instant::now() + patience;
-        let record = self.retention.scheduled(state.step);
+    pub(super) fn finish(&mut self, state: &State, mut interrupted: bool, stop: Stop) -> Result<(), TrainError> {
+        let hurried = self.grace.map_or(PATIENCE, |grace| grace / 2);
+        let mut deadline = Instant::now() + if interrupted { hurried } else { PATIENCE };
+        // The last state of a run is always in the chain; where an interrupted run goes on, it is not its last.
+        let record = !interrupted || self.retention.scheduled(state.step);
         if let Some(done) = self.saver.wait() {
             self.settle(done)?;
         }
         while self.durable != Some(state.step) || !self.rows.is_empty() {
             let checkpoint = self.durable != Some(state.step);
-            self.hand_over(state, record, checkpoint)?;
+            self.hand_over(state, record, checkpoint, false)?;
             let Some(done) = self.saver.wait() else { continue };
             match done.outcome {
                 Ok(_) => self.settle(done)?,
                 Err(error) if error.is_storage() => {
                     self.failed(done.step, checkpoint, &error);
                     let again = self.failing.map_or_else(Instant::now, |(_, again)| again);
-                    if again > deadline {
-                        return Err(error);
-                    }
                     while Instant::now() < again {
-                        // Whoever asks a finished run to end has no more than the grace period left.
-                        if !interrupted && stop() && Instant::now() + FIRST_PAUSE > deadline {
+                        // A finished run that is asked to end has no more than the grace period left.
+                        if !interrupted && stop() {
+                            interrupted = true;
+                            deadline = deadline.min(Instant::now() + hurried);
+                        }
+                        if again > deadline {
                             return Err(error);
                         }
                         std::thread::sleep(LOOK);
@@ -243,7 +269,7 @@ impl<'a> Keep<'a> {
     /// Writes the rows that no checkpoint has taken yet, for whoever looks into a run that gave up.
     pub(super) fn leave(&mut self, state: &State) {
         let left = self.saver.wait().map_or(Ok(()), |done| self.settle(done));
-        let left = left.and_then(|()| self.hand_over(state, false, false));
+        let left = left.and_then(|()| self.hand_over(state, false, false, false));
         if let Err(error) = left {
             tracing::warn!(error = chain(&error), "the last rows of the ledger are not written");
         }
@@ -261,6 +287,11 @@ impl<'a> Keep<'a> {
     }
 }
 
+/// Whether a wait is worth a word, so long after the last checkpoint was handed over.
+fn is_long(waited: Duration, since: Duration) -> bool {
+    waited >= LONG_WAIT && waited > since / 20
+}
+
 /// How a notice about a volume that refuses begins.
 const REFUSED: &str = "the volume refused";
 
@@ -270,4 +301,148 @@ pub(super) fn reported(reporter: &Reporter<TrainingState>, checkpoint: &Checkpoi
         state.resumed_from = Some(checkpoint.step);
         state.last_checkpoint = Some(checkpoint.clone());
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        path::Path,
+        sync::atomic::{AtomicU64, Ordering},
+    };
+
+    use codex_reports::TrainingState;
+
+    use super::*;
+    use crate::training::{
+        Outcome, Session,
+        tests::{attempt, finished, killed_at, remains, scratch, speck},
+    };
+
+    /// One attempt that was told a grace period.
+    fn told(
+        run: &codex_configs::Resolved<codex_configs::Training>,
+        output: &Path,
+        grace: Duration,
+        stop: Stop,
+    ) -> (Result<Outcome, TrainError>, TrainingState) {
+        let reporter = Reporter::<TrainingState>::nowhere();
+        let session = Session { grace: Some(grace), ..Session::new(run, &[], output, &reporter, stop) };
+        let outcome = session.run();
+        (outcome, reporter.state())
+    }
+
+    /// Looks of an attempt before its first step: making data, one a record, two more.
+    const BEFORE: u64 = 1 + 25 + 2;
+
+    #[test]
+    fn a_grace_period_that_is_too_short_is_said() {
+        let run = speck(&[]);
+        let said = |grace| {
+            let output = tempfile::tempdir_in(scratch()).unwrap();
+            told(&run, output.path(), grace, &|| false).1.notices
+        };
+        let short = said(Duration::from_nanos(1));
+        assert!(short.iter().any(|said| said.starts_with("the grace period of 0 s is too short")), "{short:?}");
+        assert_eq!(said(Duration::from_secs(600)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn only_long_waits_are_said() {
+        let seconds = Duration::from_secs;
+        assert!(is_long(seconds(2), seconds(30)));
+        assert!(!is_long(seconds(2), seconds(50)), "5 % are the price of checkpoints");
+        assert!(!is_long(Duration::from_millis(900), seconds(1)));
+    }
+
+    /// A file stands where checkpoints should, as if the volume refused them.
+    fn refuse(output: &Path) {
+        let checkpoints = output.join("checkpoints");
+        fs::rename(&checkpoints, output.join("away")).unwrap();
+        fs::write(checkpoints, "").unwrap();
+    }
+
+    fn accept(output: &Path) {
+        fs::remove_file(output.join("checkpoints")).unwrap();
+        fs::rename(output.join("away"), output.join("checkpoints")).unwrap();
+    }
+
+    #[test]
+    fn what_a_refusing_volume_missed_is_written_when_it_takes_again() {
+        let run = speck(&["training.checkpoint_every=2"]);
+        let whole = tempfile::tempdir_in(scratch()).unwrap();
+        finished(&attempt(&run, whole.path(), false));
+        let output = tempfile::tempdir_in(scratch()).unwrap();
+        let looks = AtomicU64::new(0);
+        // Two looks a step: away from the third step to the eleventh.
+        let stop = || {
+            match looks.fetch_add(1, Ordering::Relaxed) + 1 {
+                look if look == BEFORE + 5 => refuse(output.path()),
+                look if look == BEFORE + 21 => accept(output.path()),
+                _ => {}
+            }
+            false
+        };
+        let (outcome, state) = told(&run, output.path(), Duration::from_secs(60), &stop);
+        assert!(matches!(outcome, Ok(Outcome::Finished(_))), "{outcome:?}");
+        assert!(state.notices.iter().any(|said| said.starts_with("checkpoints can be written again")), "{state:?}");
+        assert!(remains(output.path()) == remains(whole.path()));
+    }
+
+    #[test]
+    fn a_finished_run_that_is_asked_to_end_does_not_wait_for_its_volume() {
+        let run = speck(&["training.checkpoint_every=100"]);
+        let output = tempfile::tempdir_in(scratch()).unwrap();
+        let looks = AtomicU64::new(0);
+        let stop = || {
+            let look = looks.fetch_add(1, Ordering::Relaxed) + 1;
+            if look == BEFORE + 1 {
+                refuse(output.path());
+            }
+            look > BEFORE + 24
+        };
+        let (outcome, _) = told(&run, output.path(), Duration::from_secs(2), &stop);
+        assert!(outcome.is_err_and(|error| error.is_storage()));
+        // It looks every 50 ms; the minute that a run waits of itself would be 1,200 looks.
+        let waited = looks.into_inner() - BEFORE - 24;
+        assert!((1..200).contains(&waited), "{waited}");
+        accept(output.path());
+        finished(&attempt(&run, output.path(), false));
+        assert!(!killed_at(&run, output.path(), u64::MAX));
+    }
+
+    #[test]
+    fn the_last_state_is_in_the_chain_wherever_a_run_ends() {
+        let every = ["training.checkpoint_every=1000", "training.state_digest_every=null"];
+        for (overrides, last) in [
+            (&["training.max_epochs=2"][..], 10),
+            (&["training.stop_after=7"], 7),
+            (&["training.eval_every=1", "training.early_stop_patience=1", "training.metric_mode=max"], 0),
+        ] {
+            let output = tempfile::tempdir_in(scratch()).unwrap();
+            finished(&attempt(&speck(&[&every, overrides].concat()), output.path(), false));
+            let states = super::super::records::read_states(&output.path().join("artifacts/states.ndjson")).unwrap();
+            let steps: Vec<u64> = states.iter().map(|row| row.step).collect();
+            assert_eq!(steps.len(), 1, "{overrides:?}");
+            assert!(last == 0 && steps[0] < 12 || steps[0] == last, "{overrides:?}: {steps:?}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_of_what_has_no_number_is_read_back() {
+        let wild = ["training.learning_rate=1.0", "training.warmup_steps=0", "training.grad_clip_norm=100000000.0"];
+        let more = [
+            "training.eval_every=1",
+            "training.checkpoint_every=1",
+            "training.best_k=1",
+            "training.spike_action=ignore",
+        ];
+        let output = tempfile::tempdir_in(scratch()).unwrap();
+        let ended = attempt(&speck(&[&wild[..], &more].concat()), output.path(), false);
+        let steps = crate::training::checkpoint::scan(&output.path().join("checkpoints")).unwrap();
+        assert!(!steps.is_empty(), "{:?}", ended.outcome);
+        let found =
+            crate::training::checkpoint::newest(&output.path().join("checkpoints"), u64::MAX, |why| panic!("{why}"));
+        assert_eq!(found.unwrap().unwrap().checkpoint.step, steps[0].0);
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use codex_configs::VALIDATION;
 use codex_provenance::DataDigest;
 use serde_json::Value;
 
@@ -94,6 +95,16 @@ const FREE: [&str; 16] = [
     "training.stop_after",
 ];
 
+/// Keys that say where in the data a step begins, together: some records would be seen twice and some never.
+const CURSOR: [&str; 3] = ["training.batch_size", "training.gradient_accumulation", "training.max_epochs"];
+
+/// Where a step begins: so many examples each, and whether epochs cut some short.
+fn cursor(leaves: &[(String, &Value)]) -> (Option<u64>, bool) {
+    let number = |key: &str| leaves.iter().find(|leaf| leaf.0 == key).and_then(|leaf| leaf.1.as_u64());
+    let [batch, accumulation, epochs] = CURSOR.map(number);
+    (batch.zip(accumulation).map(|(batch, accumulation)| batch * accumulation), epochs.is_some())
+}
+
 /// What a change of a configured key means for a run that goes on.
 fn class_of(key: &str) -> Class {
     if FREE.contains(&key) {
@@ -158,9 +169,15 @@ impl Plan {
         compare("seed", about.identity.seed.to_string(), identity.seed.to_string(), Class::Refused);
         let names: BTreeSet<&String> = about.identity.data.keys().chain(identity.data.keys()).collect();
         for name in names {
-            let digest =
-                |identity: &Identity| identity.data.get(name).map_or_else(|| "none".to_owned(), DataDigest::short);
-            compare(&format!("data {name}"), digest(&about.identity), digest(identity), Class::Refused);
+            let (then, now) = (about.identity.data.get(name), identity.data.get(name));
+            let class = match (then, now) {
+                // Held-out data changes no weight, but which checkpoints are the best, and when training ends early.
+                (Some(_), Some(_)) if name == VALIDATION => Class::Other,
+                _ if name == VALIDATION => Class::Same,
+                _ => Class::Refused,
+            };
+            let digest = |digest: Option<&DataDigest>| digest.map_or_else(|| "none".to_owned(), DataDigest::short);
+            compare(&format!("data {name}"), digest(then), digest(now), class);
         }
         let (then, now) = (about.identity.config_digest.short(), identity.config_digest.short());
         if then == now {
@@ -176,7 +193,8 @@ impl Plan {
             for key in keys {
                 let (then, now) = (value(&before, key), value(&after, key));
                 if then != now {
-                    compare(key, then, now, class_of(key));
+                    let cursor = CURSOR.contains(&key.as_str()) && cursor(&before) != cursor(&after);
+                    compare(key, then, now, if cursor { Class::Refused } else { class_of(key) });
                 }
             }
         }
@@ -262,6 +280,23 @@ mod tests {
         let rate = plan(Some(&two), &["training.learning_rate=0.5"], b"data", &two);
         assert_eq!((rate.class(), rate.asked(Class::Other).len()), (Class::Other, 1));
         assert_eq!(plan(Some(&two), &["model.num_hidden_layers=9"], b"data", &two).class(), Class::Refused);
+        let class = |overrides: &[&str]| plan(Some(&two), overrides, b"data", &two).class();
+        let halves = ["training.batch_size=16", "training.gradient_accumulation=2"];
+        assert_eq!(class(&halves), Class::Other, "a step begins where it began");
+        assert_eq!(class(&halves[..1]), Class::Refused, "records would be seen twice");
+        assert_eq!(class(&["training.max_epochs=3"]), Class::Refused);
+        assert_eq!(class(&["training.shuffle=false"]), Class::Refused);
+        let held_out = |then: Option<&[u8]>, now: Option<&[u8]>| {
+            let with = |held_out: Option<&[u8]>| {
+                let mut identity = identity(&[], b"data");
+                let file = held_out.map(|bytes| (VALIDATION.to_owned(), DataDigest(Sha256::of(bytes))));
+                identity.data.extend(file);
+                identity
+            };
+            Plan::resume(&About { identity: with(then), ..about(&[]) }, Some(&two), &with(now), &two).class()
+        };
+        assert_eq!(held_out(None, Some(b"a")), Class::Same, "looking changes no weight");
+        assert_eq!(held_out(Some(b"a"), Some(b"b")), Class::Other, "losses are of something else");
         let text = rate.to_string();
         assert!(text.starts_with("training goes on from the checkpoint of step 40: valid, other bits\n"), "{text}");
         assert!(text.contains("valid, other bits  training.learning_rate: 0.01 → 0.5"), "{text}");

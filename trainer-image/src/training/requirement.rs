@@ -50,6 +50,15 @@ fn refusal(estimate: &Estimate, limit: &Limit, right: String) -> TrainError {
     }
 }
 
+/// What data asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Records {
+    /// How long those are that are trained on.
+    pub(super) trained: Lengths,
+    /// How long those are that are held out, where any are looked at.
+    pub(super) held_out: Option<Lengths>,
+}
+
 /// The rows of a batch that is larger than all but one in a hundred thousand.
 fn rows(batch: usize, lengths: Lengths) -> usize {
     let count = batch as f64;
@@ -58,8 +67,8 @@ fn rows(batch: usize, lengths: Lengths) -> usize {
 }
 
 /// What training will take at most, now that the data is there.
-pub(super) fn of(config: &ModelConfig, training: &Optimization, lengths: Lengths) -> Estimate {
-    of_shape(config, training, lengths, shape(training), memory::resident())
+pub(super) fn of(config: &ModelConfig, training: &Optimization, records: Records) -> Estimate {
+    of_shape(config, training, records, shape(training), memory::resident())
 }
 
 fn shape(training: &Optimization) -> Shape {
@@ -74,15 +83,16 @@ fn shape(training: &Optimization) -> Shape {
 fn of_shape(
     config: &ModelConfig,
     training: &Optimization,
-    lengths: Lengths,
+    records: Records,
     shape: Shape,
     resident: (u64, u64),
 ) -> Estimate {
     let parameters = config.parameters() as u64;
-    let rows = rows(shape.batch, lengths);
+    let held_out = records.held_out.unwrap_or_default();
+    let rows = rows(shape.batch, records.trained).max(rows(shape.batch, held_out));
     let threads = rayon::current_num_threads();
     let settings = Settings { gradient_checkpointing: shape.checkpointing, ..state::settings(training) };
-    let longest = lengths.longest.saturating_sub(1);
+    let longest = records.trained.longest.max(held_out.longest).saturating_sub(1);
     let activations = codex_engine::memory(config, settings, rows, longest, threads) as u64;
     // Tokens and targets of all batches of a step.
     let packed = (rows * shape.accumulation * 32) as u64;
@@ -93,12 +103,23 @@ fn of_shape(
         ("activations", activations + packed),
         ("allocator", BESIDE),
     ];
+    if records.held_out.is_some() && training.eval_samples > 0 {
+        parts.push(("samples of an evaluation", samples(config, training, held_out.longest)));
+    }
     // Reading data may have taken more than training will.
     let total: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
     if let Some(more) = resident.1.checked_sub(total).filter(|more| *more > 0) {
         parts.push(("more while data was read", more));
     }
     Estimate { parts }
+}
+
+/// What answering held-out prompts takes: a copy of the weights, and what every answer attends to, in vectors that grow by doubling.
+fn samples(config: &ModelConfig, training: &Optimization, longest: usize) -> u64 {
+    let positions = (longest + training.eval_max_new_tokens).min(config.max_position_embeddings);
+    let attended = 2 * config.num_hidden_layers * config.hidden_size * positions.next_power_of_two();
+    let floats = config.parameters() + config.vocab_size * config.hidden_size + training.eval_samples * attended;
+    (floats * size_of::<f32>()) as u64
 }
 
 /// Refuses a configuration that does not fit, and says what would.
@@ -108,12 +129,12 @@ fn of_shape(
 pub(super) fn check(
     config: &ModelConfig,
     training: &Optimization,
-    lengths: Lengths,
+    records: Records,
     limit: Option<&Limit>,
 ) -> Result<(), TrainError> {
     let Some(limit) = limit else { return Ok(()) };
     let resident = memory::resident();
-    let estimate = |shape: Shape| of_shape(config, training, lengths, shape, resident);
+    let estimate = |shape: Shape| of_shape(config, training, records, shape, resident);
     let asked = shape(training);
     if estimate(asked).total() <= limit.bytes {
         return Ok(());

@@ -30,6 +30,8 @@ pub(super) struct Job {
     pub(super) checkpoint: Option<BTreeMap<String, f64>>,
     /// What the steps since the last job came to.
     pub(super) rows: Vec<LedgerRow>,
+    /// Whether the volume is left alone: what is to be recorded waits in memory for the next job.
+    pub(super) hold: bool,
 }
 
 /// What became of a state.
@@ -179,7 +181,7 @@ impl Drop for Saver {
 
 impl Keeper {
     fn keep(&mut self, job: Job) -> (Result<Option<Written>, TrainError>, Snapshot) {
-        let Job { snapshot, record, checkpoint, rows } = job;
+        let Job { snapshot, record, checkpoint, rows, hold } = job;
         let digests = snapshot.digests();
         self.pending.1.extend(rows);
         // A retry of a step is not recorded again.
@@ -188,7 +190,8 @@ impl Keeper {
             (self.chain, self.recorded) = (Some(row.chain), row.step);
             self.pending.0.push(row);
         }
-        (self.write(&snapshot, &digests, checkpoint), snapshot)
+        let outcome = if hold { Ok(None) } else { self.write(&snapshot, &digests, checkpoint) };
+        (outcome, snapshot)
     }
 
     /// Records first: what a checkpoint holds is always in them.

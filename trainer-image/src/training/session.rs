@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codex_configs::{Optimization, Resolved, Training};
-use codex_engine::{AdamW, EngineError, ModelConfig, Packed, Shape};
+use codex_configs::{Optimization, Resolved, Training, VALIDATION};
+use codex_engine::{AdamW, EngineError, Isa, ModelConfig, Packed, Shape};
 use codex_provenance::{DataDigest, manifest::Manifest};
 use codex_reports::{DataFile, Model, Stage, TrainingState};
 
@@ -31,7 +31,7 @@ use super::{
     schedule::learning_rate,
     state::{self, State},
     validation::Validation,
-    writer::{Phase, Writer},
+    writer::{Lock, Phase, Writer},
 };
 use crate::{
     durable::{self, FileError},
@@ -120,7 +120,13 @@ impl<'a> Session<'a> {
     /// # Errors
     /// When the input is wrong, the file system refuses, or the loss is not finite.
     pub fn run(&self) -> Result<Outcome, TrainError> {
-        self.work().inspect_err(|error| self.record(error))
+        let mut lock = None;
+        self.work(&mut lock).inspect_err(|error| {
+            // What is another attempt's by now, or lies where the volume was, is not written to.
+            if lock.is_none_or(|lock| lock.check().is_ok()) {
+                self.record(error);
+            }
+        })
     }
 
     /// Leaves the error of an attempt beside its results.
@@ -132,11 +138,14 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn work(&self) -> Result<Outcome, TrainError> {
+    /// `lock`: what this attempt holds, as soon as it does.
+    fn work(&self, lock: &mut Option<Lock>) -> Result<Outcome, TrainError> {
         let tokenizer = Tokenizer::characters().map_err(crate::model::ModelError::from)?;
         let config = model_config(self.resolved.spec(), &tokenizer)?;
+        self.glance()?;
         durable::make_directory(self.output)?;
         let mut writer = Writer::claim(self.output.join("writers"))?;
+        *lock = Some(writer.lock());
         self.reporter.set_attempt(writer.epoch());
         if let Some(epitaph) = writer.epitaph() {
             self.notice(epitaph);
@@ -166,12 +175,14 @@ impl<'a> Session<'a> {
         check_warmup(settings, dataset.records())?;
         memory::note("data");
         memory::release();
-        let estimate = requirement::of(&config, settings, dataset.lengths());
+        let held_out = validation.as_ref().map(Validation::lengths);
+        let records = requirement::Records { trained: dataset.lengths(), held_out };
+        let estimate = requirement::of(&config, settings, records);
         tracing::info!("memory: {estimate} at most");
-        requirement::check(&config, settings, dataset.lengths(), limit.as_ref())?;
+        requirement::check(&config, settings, records, limit.as_ref())?;
         writer.expect(estimate.total(), limit.as_ref().map(|limit| limit.bytes));
         self.pause()?;
-        let identity = self.identity(&dataset)?;
+        let identity = self.identity(digests(&dataset, validation.as_ref()))?;
         let found = self.newest()?;
         let origin = origin(settings);
         let plan = plan(found.as_ref(), &identity, &origin);
@@ -182,7 +193,9 @@ impl<'a> Session<'a> {
         let mut state = self.restore(config, found.as_ref())?;
         memory::note("state");
         self.pause()?;
-        let store = Store::open(self.output.join("checkpoints"), identity, Retention::of(settings))?;
+        let total = epochs::executed(settings, dataset.records());
+        let retention = Retention::of(settings, total);
+        let store = Store::open(self.output.join("checkpoints"), identity, retention)?;
         let probe = self.grace.map(|_| store.probe(requirement::copied(state.engine.config()))).transpose()?;
         let artifacts_directory = self.output.join("artifacts");
         let (saver, ends) = Saver::start(writer.lock(), store, origin, &artifacts_directory, state.step)?;
@@ -206,12 +219,11 @@ impl<'a> Session<'a> {
             ));
         }
         let durable = found.map(|found| found.checkpoint.step);
-        let mut keep = Keep::new(self.reporter, saver, settings, durable, self.grace);
+        let mut keep = Keep::new(self.reporter, saver, settings, total, durable, self.grace);
         if let Some(took) = probe {
             keep.expect(took);
         }
         artifacts.environment(training.seed, state.engine.path())?;
-        let total = epochs::executed(settings, dataset.records());
         let names: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
         let ledger = artifacts.ledger(state.step, names.join("+"))?;
         let mut watchers = Watchers::new(self.reporter, ledger, self.meter, state.step, total);
@@ -260,8 +272,20 @@ impl<'a> Session<'a> {
     pub(super) fn look(&self) -> Result<Plan, TrainError> {
         let tokenizer = Tokenizer::characters().map_err(crate::model::ModelError::from)?;
         model_config(self.resolved.spec(), &tokenizer)?;
-        let identity = self.identity(&self.read_data(None, &tokenizer)?)?;
-        Ok(plan(self.newest()?.as_ref(), &identity, &origin(&self.resolved.spec().settings.training)))
+        let training = self.resolved.spec();
+        let dataset = self.read_data(None, &tokenizer)?;
+        let validation = Validation::read(training, self.files, &tokenizer, self.stop, |_| ())?;
+        let identity = self.identity(digests(&dataset, validation.as_ref()))?;
+        Ok(plan(self.newest()?.as_ref(), &identity, &origin(&training.settings.training)))
+    }
+
+    /// Refuses a directory whose newest checkpoint is of another run, before it is taken over from an attempt that may be alive.
+    /// No data is read for it, so that everything is looked at once more afterwards.
+    fn glance(&self) -> Result<(), TrainError> {
+        let Some((path, about)) = checkpoint::glance(&self.output.join("checkpoints"))? else { return Ok(()) };
+        let identity = self.identity(about.identity.data.clone())?;
+        let now = origin(&self.resolved.spec().settings.training);
+        self.refuse(&Plan::resume(&about, None, &identity, &now), &path)
     }
 
     /// Ends the attempt where it has been asked to.
@@ -297,9 +321,9 @@ impl<'a> Session<'a> {
         });
     }
 
-    fn identity(&self, dataset: &Dataset) -> Result<Identity, TrainError> {
+    /// `data`: the digest of each file by its name.
+    fn identity(&self, data: BTreeMap<String, DataDigest>) -> Result<Identity, TrainError> {
         let training = self.resolved.spec();
-        let data: BTreeMap<String, DataDigest> = dataset.files().map(|file| (file.name.clone(), file.sha256)).collect();
         let settings = serde_json::to_value(&training.settings)
             .map_err(std::io::Error::from)
             .map_err(FileError::of("encoding the configuration for", self.output))?;
@@ -330,12 +354,24 @@ impl<'a> Session<'a> {
         for line in plan.to_string().lines() {
             tracing::info!("{}", line.trim());
         }
+        self.refuse(plan, &found.path)?;
+        for line in plan.differences().filter(|line| line.class == Class::Other) {
+            self.notice(format!(
+                "{} is {} and was {} before step {}: the result is valid, but may have other bits than an uninterrupted run's",
+                line.what, line.now, line.then, found.checkpoint.step,
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses to go on from the checkpoint at `path` where `plan` does.
+    fn refuse(&self, plan: &Plan, path: &Path) -> Result<(), TrainError> {
         let list = |class: Class| {
             let lines: Vec<String> =
                 plan.asked(class).iter().map(|line| format!("{}: {} → {}", line.what, line.then, line.now)).collect();
             lines.join("; ")
         };
-        let (path, refused) = (found.path.clone(), list(Class::Refused));
+        let (path, refused) = (path.to_owned(), list(Class::Refused));
         if !refused.is_empty() {
             let right = "use an empty output directory";
             return Err(TrainError::ForeignCheckpoint { path, differences: refused, right });
@@ -344,12 +380,6 @@ impl<'a> Session<'a> {
         if !other.is_empty() && !self.accept_other_bits {
             let right = "use an empty output directory, or pass --accept-other-bits to go on with what has changed";
             return Err(TrainError::ForeignCheckpoint { path, differences: other, right });
-        }
-        for line in plan.differences().filter(|line| line.class == Class::Other) {
-            self.notice(format!(
-                "{} is {} and was {} before step {}: the result is valid, but may have other bits than an uninterrupted run's",
-                line.what, line.now, line.then, found.checkpoint.step,
-            ));
         }
         Ok(())
     }
@@ -394,7 +424,7 @@ impl<'a> Session<'a> {
                 let samples = if (self.stop)() {
                     Vec::new()
                 } else {
-                    looking.validation.samples(state.engine.as_ref(), looking.tokenizer)?
+                    looking.validation.samples(state.engine.as_ref(), looking.tokenizer)
                 };
                 unless_storage(watchers.evaluated(state.step, loss, &samples, evaluating.elapsed()))?;
             }
@@ -565,6 +595,12 @@ fn plan(found: Option<&Found>, identity: &Identity, origin: &Origin) -> Plan {
     found.map_or_else(Plan::fresh, |found| Plan::resume(&found.about, found.origin.as_ref(), identity, origin))
 }
 
+/// The digest of each file by its name; held-out data is among them where it is looked at.
+fn digests(dataset: &Dataset, validation: Option<&Validation>) -> BTreeMap<String, DataDigest> {
+    let held_out = validation.and_then(|validation| validation.file()).map(|digest| (VALIDATION.to_owned(), digest));
+    dataset.files().map(|file| (file.name.clone(), file.sha256)).chain(held_out).collect()
+}
+
 /// Whether the step that the ledger names would see the same records here.
 fn check_order(row: &LedgerRow, dataset: &Dataset) -> Result<(), TrainError> {
     // Examples are counted over the whole run, so this holds for another batch size, too.
@@ -605,7 +641,8 @@ fn instructions() -> String {
             ("fma", std::arch::is_x86_feature_detected!("fma")),
         ];
         let there = all.iter().filter(|(_, there)| *there).map(|(name, _)| format!(" {name}"));
-        format!("x86_64{}", there.collect::<String>())
+        let held = Isa::most().ok().filter(|isa| *isa < Isa::Amx).map(|isa| format!(", held to {isa}"));
+        format!("x86_64{}{}", there.collect::<String>(), held.unwrap_or_default())
     }
     #[cfg(not(target_arch = "x86_64"))]
     std::env::consts::ARCH.to_owned()

@@ -122,7 +122,8 @@ impl CheckpointSmoke {
         let identity =
             Identity { config_digest: run.digest(), settings: serde_json::Value::Null, seed: 1, data: BTreeMap::new() };
         let directory = place.join("checkpoints");
-        let mut store = Store::open(directory.clone(), identity, Retention::of(settings).permanent())?;
+        let mut store =
+            Store::open(directory.clone(), identity, Retention::of(settings, settings.max_steps).permanent())?;
         let (mut took, mut size, mut digests) = (Vec::new(), 0, None);
         for round in 1..=self.rounds {
             let mut snapshot = state.snapshot(None);

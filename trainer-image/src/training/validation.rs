@@ -12,10 +12,10 @@ use codex_reports::DataFile;
 
 use super::{
     TrainError,
-    data::{Source, Stop, read_file},
+    data::{Lengths, Source, Stop, read_file},
 };
 use crate::{
-    model::{Generator, describe},
+    model::Generator,
     tasks::{self, Record, Split, materialise, parse_records},
     tokenizer::Tokenizer,
 };
@@ -23,6 +23,9 @@ use crate::{
 /// Held-out records.
 #[derive(Debug)]
 pub(super) struct Validation {
+    /// The digest of the data named `validation`, where that is what is held out.
+    file: Option<DataDigest>,
+    lengths: Lengths,
     batches: Vec<Packed>,
     targets: usize,
     samples: Vec<Record>,
@@ -66,25 +69,43 @@ impl Validation {
         files: &[(String, PathBuf)],
         tokenizer: &Tokenizer,
         stop: Stop,
-        seen: impl FnMut(DataFile),
+        mut seen: impl FnMut(DataFile),
     ) -> Result<Option<Self>, TrainError> {
         let settings = &training.settings.training;
         if settings.eval_every.is_none() {
             return Ok(None);
         }
         let (mut batches, mut samples) = (Vec::new(), Vec::new());
-        for (source, records) in held_out(training, files, tokenizer, stop, seen)? {
+        let mut file = None;
+        let held_out = held_out(training, files, tokenizer, stop, |read| {
+            file = Some(read.sha256);
+            seen(read);
+        })?;
+        let lengths = Lengths::of(held_out.iter().map(|(source, _)| source));
+        for (source, records) in held_out {
             let count = source.len().min(records.len());
             let starts = (0..count).step_by(settings.batch_size);
             batches.extend(starts.map(|start| source.pack(start..count.min(start + settings.batch_size))));
             samples.push(records.into_iter());
         }
         Ok(Some(Self {
+            file,
+            lengths,
             targets: batches.iter().map(|batch| batch.targets.len()).sum(),
             batches,
             samples: in_turn(samples, settings.eval_samples),
             max_new_tokens: settings.eval_max_new_tokens,
         }))
+    }
+
+    /// The digest of the data named `validation`, where that is what is held out.
+    pub(super) fn file(&self) -> Option<DataDigest> {
+        self.file
+    }
+
+    /// How long the held-out records are.
+    pub(super) fn lengths(&self) -> Lengths {
+        self.lengths
     }
 
     /// The mean cross-entropy per target token in nats. Not interrupted: a step is either evaluated or was not taken.
@@ -100,15 +121,12 @@ impl Validation {
     }
 
     /// What the model as it is now answers to the first prompts.
-    ///
-    /// # Errors
-    /// When the model cannot be loaded as it would be written.
-    pub(super) fn samples(&self, engine: &dyn Engine, tokenizer: &Tokenizer) -> Result<Vec<Sample>, TrainError> {
+    pub(super) fn samples(&self, engine: &dyn Engine, tokenizer: &Tokenizer) -> Vec<Sample> {
         if self.samples.is_empty() {
-            return Ok(Vec::new());
+            return Vec::new();
         }
-        let files = describe(engine.config(), &engine.export().parameters, tokenizer)?;
-        let mut generator = Generator::load(&files, self.samples.len())?;
+        let config = engine.config().clone();
+        let mut generator = Generator::of(config, &engine.parameters(), tokenizer.clone(), self.samples.len());
         let prompts: Vec<&str> = self.samples.iter().map(|record| record.prompt.as_str()).collect();
         let written = generator.complete(&prompts, self.max_new_tokens, |_| ());
         let samples = self.samples.iter().zip(written).map(|(record, written)| {
@@ -121,7 +139,7 @@ impl Validation {
                 written,
             }
         });
-        Ok(samples.collect())
+        samples.collect()
     }
 }
 
@@ -307,7 +325,7 @@ mod tests {
         assert_eq!(validation.batches.iter().map(|batch| batch.offsets.len() - 1).sum::<usize>(), 10);
         let config = crate::training::session::model_config(run.spec(), &tokenizer).unwrap();
         let state = crate::training::state::State::new(config, 1, codex_engine::Settings::default()).unwrap();
-        let samples = validation.samples(state.engine.as_ref(), &tokenizer).unwrap();
+        let samples = validation.samples(state.engine.as_ref(), &tokenizer);
         assert_eq!(samples.len(), 4);
         assert!(samples[0].prompt.ends_with(':') && samples[1].prompt.contains(' '), "{samples:?}");
         for sample in &samples {

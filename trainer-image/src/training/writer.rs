@@ -143,11 +143,15 @@ impl Lock {
     /// # Errors
     /// [`TrainError::Superseded`] when there is a newer one, [`TrainError::Vanished`] when the directory is another one.
     pub(super) fn check(&self) -> Result<(), TrainError> {
-        let epochs = epochs(&self.directory)?;
+        let vanished = || TrainError::Vanished { path: self.directory.join(name_of(self.epoch)) };
+        let epochs = match epochs(&self.directory) {
+            Err(error) if error.source.kind() == ErrorKind::NotFound => return Err(vanished()),
+            epochs => epochs?,
+        };
         match epochs.last() {
             Some(newer) if *newer > self.epoch => Err(TrainError::Superseded { own: self.epoch, newer: *newer }),
             _ if epochs.contains(&self.epoch) => Ok(()),
-            _ => Err(TrainError::Vanished { path: self.directory.join(name_of(self.epoch)) }),
+            _ => Err(vanished()),
         }
     }
 }
@@ -314,7 +318,7 @@ mod tests {
         let path = directory.path().join("writers");
         let writer = Writer::claim(path.clone()).unwrap();
         fs::rename(&path, directory.path().join("away")).unwrap();
-        assert!(matches!(writer.check(), Err(TrainError::File(_))));
+        assert!(matches!(writer.check(), Err(TrainError::Vanished { .. })));
         fs::create_dir(&path).unwrap();
         assert!(matches!(writer.check(), Err(TrainError::Vanished { .. })));
         fs::remove_dir(&path).unwrap();
