@@ -162,15 +162,16 @@ def compare(program, rounds):
             f"Large products on two threads, GFLOP/s: gemm f32 {middle(peaks, 'gemm'):.0f}, PyTorch f32 "
             f"{middle(peaks, 'gflops'):.0f}, PyTorch bf16 {middle(peaks, 'bf16_gflops'):.0f}\n"
         )
-        print("| | tokens/s | × eager fp32 | processor time of a step, s | × eager fp32 | GFLOP/s | peak memory, MB | first step, s | clip, % | update, % |")
-        print("|---|---|---|---|---|---|---|---|---|---|")
+        print("| | tokens/s | × eager fp32 | processor time of a step, s | × eager fp32 | GFLOP/s | peak memory, MB | first step, s | accumulate, % | clip, % | update, % |")
+        print("|---|---|---|---|---|---|---|---|---|---|---|")
         for key, rows in results.items():
             share = lambda field: f"{100 * middle(rows, field):.1f}" if field in rows[0] else ""
             flops = f"{middle(rows, 'gflops'):.0f}" if "gflops" in rows[0] else ""
             print(
                 f"| {key} | {middle(rows, 'tokens_per_second'):.0f} | {base / middle(rows, 'step_seconds'):.2f} | "
                 f"{middle(rows, 'processor_seconds'):.3f} | {used / middle(rows, 'processor_seconds'):.2f} | {flops} | {middle(rows, 'peak_mb'):.0f} | "
-                f"{middle(rows, 'first_step_seconds'):.2f} | {share('clip_share')} | {share('update_share')} |"
+                f"{middle(rows, 'first_step_seconds'):.2f} | "
+                f"{share('accumulation_cost')} | {share('clip_share')} | {share('update_share')} |"
             )
     print(f"\nload after: {os.getloadavg()[0]:.1f}")
 

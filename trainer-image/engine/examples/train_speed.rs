@@ -6,7 +6,8 @@
 use std::{env, fs, process::ExitCode, sync::Arc, thread, time::Instant};
 
 use codex_engine::{
-    AdamW, EngineState, Layout, ModelConfig, Packed, Precision, Rates, Settings, Shape, Vocabulary, engine, initial,
+    AdamW, EngineState, Layout, ModelConfig, Packed, Precision, Rates, Settings, Shape, Vocabulary, engine, flops,
+    initial,
 };
 
 /// Layers, width, heads, inner width, vocabulary, tokens of a sequence, sequences of a batch.
@@ -72,8 +73,8 @@ fn run() -> Result<(), Failure> {
     };
     let mut engine = engine(config.clone(), state, settings)?;
     let rates = Rates::standard(&layout, 0.01);
-    let (mut times, mut clipping, mut updating, mut losses, mut first) = (vec![], vec![], vec![], vec![], 0.0);
-    let mut used = 0.0;
+    let (mut times, mut computing, mut clipping, mut updating) = (vec![], vec![], vec![], vec![]);
+    let (mut losses, mut first, mut used) = (vec![], 0.0, 0.0);
     for step in 0..steps + 2 {
         if step == 2 {
             used = processor()?;
@@ -93,28 +94,37 @@ fn run() -> Result<(), Failure> {
         }
         if step > 1 {
             times.push((end - start).as_secs_f64());
+            computing.push((gradient - start).as_secs_f64());
             clipping.push((clipped - gradient).as_secs_f64());
             updating.push((end - clipped).as_secs_f64());
         }
     }
+    let processor_seconds = (processor()? - used) / steps as f64;
     let per_step = median(&mut times);
-    let rows = (tokens * sequences) as f64;
-    // 6 for each number of a matrix that a token is multiplied with, there and back; causal attention's scores and sums are
-    // half of what a full square of positions would take.
-    let matrices = layers * (4 * width * width + 3 * width * inner) + vocabulary * width;
-    let flops = rows * (6.0 * matrices as f64 + 6.0 * (layers * width * tokens) as f64);
+    // Four batches whose gradients are added up, beside four times one batch.
+    let batch = random(0, vocabulary, tokens, sequences);
+    let mut accumulating = vec![];
+    for _ in 0..3 {
+        let start = Instant::now();
+        engine.clear_gradients();
+        for _ in 0..4 {
+            engine.accumulate(&batch, 4 * batch.targets.len())?;
+        }
+        accumulating.push(start.elapsed().as_secs_f64());
+    }
+    let accumulation = median(&mut accumulating) / (4.0 * median(&mut computing)) - 1.0;
     println!(
         "{{\"shape\": \"{name}\", \"path\": \"{}\", \"parameters\": {}, \"threads\": {}, \"tokens_per_second\": {:.0}, \
          \"gflops\": {:.1}, \"step_seconds\": {per_step:.5}, \"fastest_seconds\": {:.5}, \"processor_seconds\": {:.5}, \"clip_share\": {:.4}, \
-         \"update_share\": {:.4}, \"first_step_seconds\": {first:.3}, \"peak_mb\": {:.0}, \"held_mb\": {:.0}, \
+         \"accumulation_cost\": {accumulation:.4}, \"update_share\": {:.4}, \"first_step_seconds\": {first:.3}, \"peak_mb\": {:.0}, \"held_mb\": {:.0}, \
          \"loss\": [{:.4}, {:.4}]}}",
         engine.path(),
         config.parameters(),
         rayon::current_num_threads(),
-        rows / per_step,
-        flops / per_step / 1e9,
+        batch.tokens.len() as f64 / per_step,
+        flops(&config, &layout, &batch) / per_step / 1e9,
         times[0],
-        (processor()? - used) / steps as f64,
+        processor_seconds,
         median(&mut clipping) / per_step,
         median(&mut updating) / per_step,
         peak()?,
