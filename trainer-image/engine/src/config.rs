@@ -220,7 +220,11 @@ impl ModelConfig {
     /// One sentence about the first field that is wrong.
     pub fn generates(&self) -> Result<(), ConfigError> {
         if self.family != Family::Llama {
-            return unsupported("model_type", &"gpt2", "such a model can be trained, but not served yet");
+            return unsupported(
+                "model_type",
+                &"gpt2",
+                "the engine computes such a model, but none is generated with yet",
+            );
         }
         if self.num_key_value_heads != self.num_attention_heads {
             let right = "it must equal num_attention_heads where the model is served";

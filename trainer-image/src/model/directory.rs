@@ -7,9 +7,10 @@ use std::{
     path::Path,
 };
 
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 
+use super::weights::{self, WEIGHTS, bytes};
 use crate::{
     durable::{self, FileError},
     tokenizer::{PAD, Tokenizer, TokenizerError, UNKNOWN},
@@ -20,7 +21,6 @@ use codex_engine::{ConfigError, Layout, ModelConfig};
 pub type ModelFiles = BTreeMap<String, Vec<u8>>;
 
 const CONFIG: &str = "config.json";
-const WEIGHTS: &str = "model.safetensors";
 const TOKENIZER: &str = "tokenizer.json";
 
 /// A model that cannot be written or loaded.
@@ -28,10 +28,15 @@ const TOKENIZER: &str = "tokenizer.json";
 pub enum ModelError {
     /// A file that is not there.
     #[error("the model has no file {0}")]
-    Missing(&'static str),
+    Missing(String),
     /// A file that is no JSON of the right shape.
-    #[error("{CONFIG} cannot be read")]
-    Json(#[source] serde_json::Error),
+    #[error("{file} cannot be read")]
+    Json {
+        /// The file.
+        file: &'static str,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
     /// A shape that is not computed here.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -39,8 +44,16 @@ pub enum ModelError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     /// Weights that cannot be read.
-    #[error("{WEIGHTS} cannot be read")]
-    Weights(#[source] safetensors::SafeTensorError),
+    #[error("{file} cannot be read")]
+    Weights {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        source: safetensors::SafeTensorError,
+    },
+    /// A weight that is not there.
+    #[error("{WEIGHTS}: there is no {0}")]
+    WeightMissing(String),
     /// A weight of another type or shape.
     #[error("{WEIGHTS}: {name} is {found}, but {CONFIG} asks for {expected}")]
     Weight {
@@ -97,11 +110,12 @@ fn encode(tensors: &[(String, Vec<usize>, Vec<u8>)]) -> Result<Vec<u8>, ModelErr
         .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
         .collect();
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    views.and_then(|views| safetensors::serialize(views, Some(metadata))).map_err(ModelError::Weights)
+    let encoded = views.and_then(|views| safetensors::serialize(views, Some(metadata)));
+    encoded.map_err(|source| ModelError::Weights { file: WEIGHTS.to_owned(), source })
 }
 
 fn pretty(value: &impl serde::Serialize) -> Result<Vec<u8>, ModelError> {
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(ModelError::Json)?;
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(|source| ModelError::Json { file: CONFIG, source })?;
     bytes.push(b'\n');
     Ok(bytes)
 }
@@ -131,33 +145,12 @@ pub(super) struct Loaded {
 
 /// Reads a model out of its files.
 pub(super) fn load(files: &ModelFiles) -> Result<Loaded, ModelError> {
-    let file = |name: &'static str| files.get(name).ok_or(ModelError::Missing(name));
+    let file = |name: &'static str| files.get(name).ok_or_else(|| ModelError::Missing(name.to_owned()));
     let config = ModelConfig::parse(file(CONFIG)?)?;
     config.generates()?;
     let tokenizer = Tokenizer::from_json(file(TOKENIZER)?)?;
-    let stored = SafeTensors::deserialize(file(WEIGHTS)?).map_err(ModelError::Weights)?;
-    let layout = Layout::of(&config);
-    let mut parameters = Vec::with_capacity(layout.size());
-    for part in layout.tensors() {
-        let tensor = stored.tensor(&part.name).map_err(ModelError::Weights)?;
-        if tensor.dtype() != Dtype::F32 || tensor.shape() != part.shape {
-            let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
-            let expected = format!("F32 {:?}", part.shape);
-            return Err(ModelError::Weight { name: part.name.clone(), found, expected });
-        }
-        parameters.extend(floats(tensor.data()));
-    }
+    let parameters = weights::parameters(files, &Layout::of(&config))?;
     Ok(Loaded { config, tokenizer, parameters })
-}
-
-/// Floats as little-endian bytes.
-pub(crate) fn bytes(numbers: &[f32]) -> Vec<u8> {
-    numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
-}
-
-/// Little-endian floats.
-pub(crate) fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
-    bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
 }
 
 #[cfg(test)]

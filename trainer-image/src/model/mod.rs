@@ -8,6 +8,7 @@
 
 mod directory;
 mod generate;
+mod weights;
 
 pub use directory::{ModelError, ModelFiles, describe, read_directory};
 pub use generate::{Completion, Emitted, End, GenerateError, Generator};
