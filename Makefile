@@ -17,7 +17,7 @@ BUILD := cargo build --release --locked --workspace --bins
 IMAGE_NAMES := codex codex-controller
 IMAGE_LIMIT := 30000000
 
-.PHONY: help prerequisites image cluster cluster-down kubeconfig test demo bench bench-memory bench-train
+.PHONY: help prerequisites image cluster cluster-down kubeconfig test demo bench bench-memory bench-train sanitize
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -157,6 +157,10 @@ bench: prerequisites ## the figures of docs/benchmarks.md, measured on the local
 bench-memory: prerequisites ## how far the trainer's estimate of memory is from its peak, on six configurations
 	@$(BUILD)
 	benches/memory.sh $(PROGRAMS)/codex
+
+sanitize: prerequisites ## the engine's tests under AddressSanitizer, which watches its unsafe kernels
+	@RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Z sanitizer=address" cargo test --release --locked --package codex-engine --lib \
+		--target $(HOST) --target-dir "$(CACHE)/target-sanitize"
 
 ROUNDS ?= 3
 bench-train: prerequisites ## training beside PyTorch on two threads; installs PyTorch (some GB) in an environment of its own
