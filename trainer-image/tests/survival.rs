@@ -196,6 +196,7 @@ fn on_a_volume(scene: &Scene, prepare: &str, break_it: &str, mend: &str) -> (Str
          until [ -d $V/run/checkpoints/step-00000010 ] || ! kill -0 $P 2>/dev/null; do sleep 0.01; done\n{break_it}\n\
          until grep -q 'the volume refused' $L || ! kill -0 $P 2>/dev/null; do sleep 0.01; done\n{mend}\n\
          code=0; wait $P || code=$?\n\
+         '{codex}' metrics validate $V/run >&2 || code=98\n\
          for file in $V/run/checkpoints/*; do echo $file; done; exit $code",
         volume = path(&volume),
         log = path(&log),
@@ -230,6 +231,9 @@ fn a_full_volume_ends_nothing() {
         "{log}"
     );
     assert!(log.contains("checkpoints can be written again"), "{log}");
+    let said = |what: &str| log.matches(what).count();
+    let (refused, again) = (said("metrics are not written, from"), said("metrics are written again, from"));
+    assert!(refused == again || refused == again + 1, "once a spell, not once a row: {log}");
 }
 
 #[test]

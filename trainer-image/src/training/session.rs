@@ -386,7 +386,7 @@ impl<'a> Session<'a> {
                 return Ok(Some(Outcome::Interrupted { step: state.step }));
             };
             writer.count_step(state.step + 1);
-            unless_storage(watchers.step(numbers, writer.executed()))?;
+            watchers.step(numbers, writer.executed());
             let evaluating = Instant::now();
             if let Some(looking) = looking
                 && let Some(loss) = self.evaluate(state, looking.validation)?
@@ -396,7 +396,7 @@ impl<'a> Session<'a> {
                 } else {
                     looking.validation.samples(state.engine.as_ref(), looking.tokenizer)?
                 };
-                unless_storage(watchers.evaluated(state.step, loss, &samples, evaluating.elapsed()))?;
+                watchers.evaluated(state.step, loss, &samples, evaluating.elapsed());
             }
             if state.step == 1 {
                 memory::note("first step");
@@ -620,17 +620,6 @@ fn check_warmup(training: &Optimization, records: u64) -> Result<(), TrainError>
     Err(TrainError::Arguments(format!(
         "training.warmup_steps is {warmup}, but training.max_epochs comes to {steps} steps of this data: write at most {steps}"
     )))
-}
-
-/// Rows of metrics are lost while the volume refuses; training is not.
-fn unless_storage(watched: Result<(), TrainError>) -> Result<(), TrainError> {
-    match watched {
-        Err(error) if error.is_storage() => {
-            tracing::warn!(error = crate::cli::chain(&error), "metrics are not written");
-            Ok(())
-        }
-        watched => watched,
-    }
 }
 
 /// The shape that a configuration asks for.
