@@ -321,6 +321,23 @@ fn bisect_names_the_first_step_and_tensor() {
     assert_eq!(found.ledger.as_ref().map(|ledger| (ledger.step, ledger.what)), Some((1, "records")));
     assert_eq!((found.first_replayed, found.reproduced), (None, None));
 
+    // No recorded state in common: the ledgers say how far to go.
+    let scarce = train("scarce", &["training.warmup_steps=5", "training.checkpoint_every=5", "training.stop_after=9"]);
+    let found = bisect::compare(&a, &scarce, true).unwrap();
+    assert_eq!((found.common, found.last_equal, found.first_recorded.as_ref()), (9, None, None));
+    assert_eq!(found.first_replayed.as_ref().map(|first| first.step), Some(1));
+    assert_eq!(found.reproduced, Some([true, true]));
+    assert!(found.to_string().contains("the states differ first after step 1, in parameters/"), "{found}");
+
+    // Nothing in common is not equal.
+    let none = train("none", &["training.stop_after=0"]);
+    let error = bisect::compare(&a, &none, true).unwrap_err();
+    assert_eq!(error.exit(), exit::BAD_INPUT);
+    assert!(error.to_string().contains("recorded steps 1 to 12") && error.to_string().ends_with("no step"), "{error}");
+    let nowhere = output.path().join("nowhere");
+    let error = replay::Past::open(&nowhere, &[]).err().unwrap();
+    assert!(error.exit() == exit::BAD_INPUT && error.to_string().contains("nowhere\" holds no run"), "{error}");
+
     // A run whose records were changed is told from the one that is as it was.
     let path = output.path().join("same/artifacts/states.ndjson");
     let rows = records::read_states(&path).unwrap();
