@@ -619,6 +619,7 @@ mod tests {
             "training.keep_last=2",
             "training.keep_every=30",
             "training.best_k=1",
+            "training.eval_every=10",
             "training.max_steps=65",
         ];
         let mut kept = store(directory.path(), &overrides);
