@@ -187,11 +187,14 @@ pub enum TrainError {
     Interrupted,
     /// A loss or a gradient that is no number.
     #[error(
-        "{what} of step {step} is not finite: lower training.learning_rate or look at the step's records: {records}"
+        "{what} of step {step} is not finite{}: lower training.learning_rate or look at the step's records: {records}",
+        tensor.as_ref().map(|tensor| format!(", nor is {tensor}")).unwrap_or_default()
     )]
     NotFinite {
         /// `the loss`, or the gradient of which tensor.
         what: String,
+        /// The first tensor that is not finite either, as `parameters/NAME` or `gradients/NAME`.
+        tensor: Option<String>,
         /// The step, counted from 1.
         step: u64,
         /// `name[index]` of each record of the step.

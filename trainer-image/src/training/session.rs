@@ -470,11 +470,13 @@ impl<'a> Session<'a> {
             }
             let guilty = if guilty.is_empty() { &addresses } else { &guilty };
             let records = dataset.describe(guilty);
-            return Err(TrainError::NotFinite { what: "the loss".to_owned(), step: *step + 1, records });
+            let tensor = state::not_finite(engine.as_ref());
+            return Err(TrainError::NotFinite { what: "the loss".to_owned(), tensor, step: *step + 1, records });
         }
         let grad_norm = engine.gradient_norm().map_err(|error| match error {
             EngineError::NotFinite { tensor } => TrainError::NotFinite {
                 what: format!("the gradient of {tensor}"),
+                tensor: None,
                 step: *step + 1,
                 records: dataset.describe(&addresses),
             },

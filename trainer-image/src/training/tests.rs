@@ -560,10 +560,81 @@ fn a_loss_that_is_no_number_stops_with_its_records() {
     let reporter = Reporter::<TrainingState>::nowhere();
     let session = Session::new(&run, &[], output.path(), &reporter, &|| false);
     let error = session.step(&mut state, &dataset).err().unwrap();
-    let TrainError::NotFinite { what, step: 1, records } = &error else { panic!("{error}") };
-    assert_eq!(what, "the loss");
+    let TrainError::NotFinite { what, tensor, step: 1, records } = &error else { panic!("{error}") };
+    assert_eq!((what.as_str(), tensor.as_deref()), ("the loss", Some("parameters/model.norm.weight")));
+    assert!(error.to_string().starts_with("the loss of step 1 is not finite, nor is parameters/model.norm.weight: "));
     assert!(records.contains("arithmetic[") && records.contains("word-problems["), "{error}");
     assert_eq!(error.exit(), exit::BAD_INPUT);
+}
+
+/// Weights that grow a thousandfold with every step: some steps go well, and then there are no numbers left.
+#[test]
+fn a_run_that_diverges_leaves_its_last_checkpoint_and_says_why() {
+    let output = tempfile::tempdir().unwrap();
+    let run = speck(&[
+        "training.parameter_groups=[{pattern: '*', learning_rate_multiplier: 1000, weight_decay: 0.99}]",
+        "training.learning_rate=1",
+        "training.warmup_steps=0",
+        "training.scheduler=constant",
+        "training.spike_action=ignore",
+        "training.checkpoint_every=1",
+    ]);
+    let error = attempt(&run, output.path(), false).outcome.unwrap_err();
+    let TrainError::NotFinite { what, tensor, step, .. } = &error else { panic!("{error}") };
+    let named = format!("{what} {}", tensor.as_deref().unwrap_or_default());
+    assert!(*step > 2 && (named.contains("model.") || named.contains("lm_head")), "{error}");
+    let newest = checkpoint::newest(&output.path().join("checkpoints"), u64::MAX, |_| unreachable!()).unwrap().unwrap();
+    assert_eq!(newest.checkpoint.step, step - 1);
+    let left = fs::read_to_string(output.path().join("artifacts/errors.ndjson")).unwrap();
+    let left: crate::artifacts::errors::ErrorRow = serde_json::from_str(&left).unwrap();
+    assert_eq!((left.step, left.exit_code, left.is_final), (Some(step - 1), exit::BAD_INPUT, true));
+    assert_eq!((left.reason.as_str(), &left.chain[0]), ("NotFinite", &error.to_string()));
+    assert!(!output.path().join("model").exists());
+    // The rows of the steps that went well are there, the last one of them, too.
+    let rows = crate::artifacts::ledger::Ledger::read(&output.path().join("artifacts/metrics.ndjson")).unwrap().rows;
+    assert_eq!(rows.last().map(|row| row.step), Some(step - 1));
+}
+
+#[test]
+fn what_is_named_and_is_not_there_is_final() {
+    let directory = tempfile::tempdir().unwrap();
+    let nowhere = directory.path().join("nowhere.jsonl");
+    let train = |config: Option<&Path>, data: &Path, output: &Path| {
+        let command = Train {
+            config: config.map(Path::to_owned),
+            template: Some("cot-starter".to_owned()),
+            set: Vec::new(),
+            seed: None,
+            data: vec![("mine".to_owned(), data.to_owned())],
+            output: output.to_owned(),
+            plan: true,
+            accept_other_bits: false,
+            prove_resume: false,
+            prove_steps: 40,
+            grace_seconds: None,
+            metrics_address: None,
+        };
+        let error = command.run().unwrap_err();
+        assert_eq!(error.exit, exit::BAD_INPUT, "{error}");
+        error.to_string()
+    };
+    let output = directory.path().join("output");
+    let said = |what: &str, path: &Path, wrong: &str| format!("{what}: {} {wrong}", path.display());
+    assert_eq!(train(None, &nowhere, &output), said("data mine", &nowhere, "does not exist"));
+    assert!(train(None, directory.path(), &output).ends_with(" is a directory: name a file"));
+    assert_eq!(train(Some(&nowhere), &nowhere, &output), said("--config", &nowhere, "does not exist"));
+    fs::write(&nowhere, b"").unwrap();
+    assert_eq!(train(None, &nowhere, &nowhere), said("--output", &nowhere, "is a file: name a directory"));
+    let error = with_files(
+        &resolved(
+            &[],
+            vec![Data { name: "mine".to_owned(), sha256: Some(DataDigest(Sha256::of(b""))), synthetic: None }],
+        ),
+        &[("mine".to_owned(), nowhere.join("beneath"))],
+        &output,
+        &|| false,
+    );
+    assert_eq!(error.outcome.unwrap_err().exit(), exit::BAD_INPUT);
 }
 
 #[test]
