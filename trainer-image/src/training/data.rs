@@ -223,7 +223,9 @@ pub(super) fn read_file(
 fn bytes_of(data: &Data, files: &[(String, PathBuf)], stop: Stop) -> Result<(Vec<u8>, String), TrainError> {
     let given = files.iter().find(|(name, _)| *name == data.name);
     match (&data.synthetic, given) {
-        (None, Some((_, path))) => Ok((durable::read(path)?, path.display().to_string())),
+        (None, Some((name, path))) => {
+            Ok((durable::read_named::<TrainError>(&format!("data {name}"), path)?, path.display().to_string()))
+        }
         (Some(synthetic), None) => Ok((make(synthetic, stop)?, data.name.clone())),
         (None, None) => Err(TrainError::Arguments(format!("data {0} has no file: pass --data {0}=FILE", data.name))),
         (Some(_), Some(_)) => Err(TrainError::Arguments(format!(

@@ -7,7 +7,7 @@ use codex_reports::{Failure, exit};
 
 use crate::{
     cli::{CommandError, chain},
-    durable::FileError,
+    durable::{FileError, Misnamed},
     exposition::ExpositionError,
     model::ModelError,
     reporting::ReportingError,
@@ -208,6 +208,9 @@ pub enum TrainError {
         /// The newest attempt.
         newer: u32,
     },
+    /// A file or directory that was named and is none.
+    #[error(transparent)]
+    Misnamed(#[from] Misnamed),
     /// The file system refused.
     #[error(transparent)]
     File(#[from] FileError),
@@ -238,7 +241,9 @@ impl TrainError {
     /// The reason for status, and whether another attempt is in vain.
     fn class(&self) -> (&'static str, bool) {
         match self {
-            Self::Config(_) | Self::Shape(_) | Self::Arguments(_) | Self::Groups(_) => ("InvalidConfiguration", true),
+            Self::Config(_) | Self::Shape(_) | Self::Arguments(_) | Self::Groups(_) | Self::Misnamed(_) => {
+                ("InvalidConfiguration", true)
+            }
             Self::DataMismatch { .. } => ("DataMismatch", true),
             Self::Records(_)
             | Self::Task(_)

@@ -217,15 +217,16 @@ impl Train {
         Ok(if session.permits(&plan) { exit::FINISHED } else { exit::BAD_INPUT })
     }
 
-    /// The resolved configuration: read, or composed here.
+    /// The resolved configuration: read, or composed here. Whether there is a place for results comes first.
     fn resolve(&self) -> Result<Resolved<Training>, TrainError> {
+        durable::check_output(&self.output)?;
         if let Some(path) = &self.config {
-            return Ok(Resolved::from_yaml(&durable::read(path)?)?);
+            return Ok(Resolved::from_yaml(&durable::read_named::<TrainError>("--config", path)?)?);
         }
         let template = self.template.as_deref().unwrap_or_default();
         let mut data = Vec::new();
         for (name, path) in &self.data {
-            let sha256 = DataDigest(Sha256::of(durable::read(path)?));
+            let sha256 = DataDigest(Sha256::of(durable::read_named::<TrainError>(&format!("data {name}"), path)?));
             data.push(Data { name: name.clone(), sha256: Some(sha256), synthetic: None });
         }
         if data.iter().all(|data| data.name == VALIDATION) {
