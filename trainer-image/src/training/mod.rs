@@ -15,6 +15,8 @@ mod artifacts;
 mod bisect;
 mod checkpoint;
 mod data;
+#[cfg(test)]
+mod death;
 mod epochs;
 mod error;
 mod groups;

@@ -153,12 +153,18 @@ impl Tail {
                 .map_err(FileError::of("encoding", &self.path))?;
             bytes.push(b'\n');
         }
-        let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
-        match written {
-            Ok(()) => self.length += bytes.len() as u64,
-            // Should this fail, too, the next attempt drops the half line.
-            Err(_) => drop(self.file.set_len(self.length)),
-        }
+        #[cfg(test)]
+        super::death::count(&mut self.file, &bytes);
+        let whole = if self.torn { self.file.set_len(self.length) } else { Ok(()) };
+        let written = whole.and_then(|()| self.file.write_all(&bytes)).and_then(|()| sync(&self.file));
+        self.torn = match written {
+            Ok(()) => {
+                self.length += bytes.len() as u64;
+                false
+            }
+            // Should this fail, too, the next call or the next attempt drops the half line.
+            Err(_) => self.file.set_len(self.length).is_err(),
+        };
         written.map_err(FileError::of("writing", &self.path))
     }
 }

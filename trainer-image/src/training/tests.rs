@@ -187,66 +187,115 @@ pub(super) fn remains(output: &Path) -> (checkpoint::About, Vec<Vec<u8>>) {
     (found.about, files.map(|file| fs::read(output.join(file)).unwrap()).to_vec())
 }
 
-/// A kill, as far as a thread can have one: nothing after it is done, nothing is said.
-struct Killed;
-
-/// One attempt that dies at its `look`th look, or at the step that its report shows after so many; whether it did.
-pub(super) fn killed_at(run: &Resolved<Training>, output: &Path, look: u64) -> bool {
-    let looks = AtomicU64::new(0);
+/// One attempt that dies at the look or in the write that is the last of so many; whether it did.
+fn mortal(run: &Resolved<Training>, output: &Path, looks: &AtomicU64, writes: &death::Left) -> bool {
     let die = || {
-        if looks.fetch_add(1, Ordering::Relaxed) + 1 == look {
-            resume_unwind(Box::new(Killed));
+        if looks.fetch_sub(1, Ordering::Relaxed) == 1 {
+            resume_unwind(Box::new(death::Killed));
         }
         false
     };
+    death::set(Some(Arc::clone(writes)));
     let ended = catch_unwind(AssertUnwindSafe(|| with_files(run, &[], output, &die)));
+    death::set(None);
     match ended {
+        // The thread that writes died, and this one noticed at its next checkpoint.
+        Ok(Attempt { outcome: Err(TrainError::System(_)), .. }) => true,
         Ok(attempt) => {
             finished(&attempt);
             false
         }
-        Err(payload) if payload.is::<Killed>() => true,
+        Err(payload) if payload.is::<death::Killed>() => true,
         Err(payload) => resume_unwind(payload),
     }
 }
 
-/// A thousand runs, each killed up to three times, anywhere (between two records, two batches, two steps), each attempt on
-/// another number of threads: every one ends in the state of a run that was not killed, to the last bit. Passes over the data
-/// end within the run, and so do skipped steps.
-#[test]
-fn a_thousand_killed_runs_end_in_the_same_bits() {
+/// More looks or writes than any attempt has.
+const ALL: u64 = u64::MAX;
+
+/// One attempt that dies at its `look`th look; whether it did.
+pub(super) fn killed_at(run: &Resolved<Training>, output: &Path, look: u64) -> bool {
+    mortal(run, output, &AtomicU64::new(look), &Arc::new(AtomicU64::new(ALL)))
+}
+
+/// What the metrics ledger says about a run, without what a clock says.
+fn metrics(output: &Path) -> std::collections::BTreeMap<(u64, String, String), u64> {
+    let ledger = crate::artifacts::ledger::Ledger::read(&output.join("artifacts/metrics.ndjson")).unwrap();
+    assert!(ledger.bad.is_empty() && !ledger.unfinished);
+    let timed = ["tokens_per_second", "gflops", "data_wait"];
+    let rows = ledger.rows.into_iter().filter(|row| !timed.contains(&row.metric.as_str()));
+    rows.map(|row| ((row.step, row.split, row.metric), row.value.to_bits())).collect()
+}
+
+/// A thousand runs, each killed up to three times, anywhere (between two records, two batches, two steps, in the
+/// middle of a checkpoint's file or a ledger's line), each attempt on another number of threads: every one ends in the state and
+/// the metrics of a run that was not killed, to the last bit. Passes over the data end within the run, and so do skipped steps.
+fn a_thousand_killed_runs_end_in_the_same_bits(dtype: &str) {
+    const EACH: u32 = 200;
     let pools: Vec<rayon::ThreadPool> =
         (1..4).map(|count| rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap()).collect();
-    for (every, dtype) in [(1, "fp32"), (4, "bf16"), (5, "fp32")] {
-        let run = speck(&[&format!("training.checkpoint_every={every}"), &format!("training.dtype={dtype}")]);
+    let cases: [&[&str]; 5] = [
+        &["training.checkpoint_every=1"],
+        &["training.checkpoint_every=4"],
+        &["training.checkpoint_every=5"],
+        &["training.checkpoint_every=4", "training.max_epochs=2"],
+        &["training.checkpoint_every=5", "training.eval_every=2", "training.eval_records=4", "training.eval_samples=0"],
+    ];
+    for case in cases {
+        let run = speck(&[&[dtype], case].concat());
         let whole = tempfile::tempdir_in(scratch()).unwrap();
-        finished(&attempt(&run, whole.path(), false));
-        let expected = remains(whole.path());
+        let (looks, writes) = (AtomicU64::new(ALL), Arc::new(AtomicU64::new(ALL)));
+        assert!(!mortal(&run, whole.path(), &looks, &writes));
+        // An attempt that goes on looks as often for its data and less often for its steps, and writes less.
+        let (looks, writes) = (ALL - looks.into_inner(), ALL - writes.load(Ordering::Relaxed));
+        let (expected, measured) = (remains(whole.path()), metrics(whole.path()));
         let text = String::from_utf8_lossy(&expected.1[0]).into_owned();
-        assert!(text.contains("\"skipped\":true"), "the setting has spikes in {dtype}: {text}");
-        assert!(text.lines().count() == 12 && 12 * 6 > 25, "the data is seen more than once");
-        // An attempt that goes on looks as often for its data and less often for its steps.
-        let looks = 1 + 25 + 2 + 12 * 2;
+        assert!(text.contains("\"skipped\":true"), "the setting has spikes in {dtype} {case:?}: {text}");
+        assert!(text.lines().count() > 25_usize.div_ceil(2 * 3), "the data is seen more than once");
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-            cases: 334,
+            cases: EACH,
             failure_persistence: None,
             ..ProptestConfig::default()
         });
-        let kills = prop::collection::vec((1_u64..=looks, 0_usize..3), 1..4);
-        let killed = AtomicU64::new(0);
+        let kills = prop::collection::vec((any::<bool>(), any::<u64>(), 0_usize..3), 1..4);
+        let (killed, halves) = (AtomicU64::new(0), AtomicU64::new(0));
         let proved = runner.run(&(kills, 0_usize..3), |(kills, last)| {
             let output = tempfile::tempdir_in(scratch()).unwrap();
-            for (look, threads) in kills {
-                let died = pools[threads].install(|| killed_at(&run, output.path(), look));
+            for (write, at, threads) in kills {
+                let (look, write) = if write { (ALL, 1 + at % writes) } else { (1 + at % looks, ALL) };
+                let (look, write) = (AtomicU64::new(look), Arc::new(AtomicU64::new(write)));
+                let died = pools[threads].install(|| mortal(&run, output.path(), &look, &write));
                 killed.fetch_add(u64::from(died), Ordering::Relaxed);
+                let half = |path: &PathBuf| {
+                    path.components().any(|part| {
+                        let name = part.as_os_str().to_string_lossy();
+                        name.starts_with("step-") && (name.ends_with(".partial") || name.ends_with(".removed"))
+                    })
+                };
+                halves.fetch_add(u64::from(walk(output.path()).iter().any(half)), Ordering::Relaxed);
             }
             pools[last].install(|| finished(&attempt(&run, output.path(), false)));
             prop_assert!(remains(output.path()) == expected);
+            let rows = metrics(output.path());
+            // An attempt that ends between two rows leaves one more.
+            prop_assert!(measured.iter().all(|(name, value)| rows.get(name) == Some(value)));
             Ok(())
         });
         proved.unwrap();
-        assert!(killed.load(Ordering::Relaxed) > 334, "most attempts died before their end");
+        let (killed, halves) = (killed.into_inner(), halves.into_inner());
+        assert!(killed > u64::from(EACH), "most attempts died before their end: {killed}");
+        assert!(halves > u64::from(EACH) / 10, "many left half a checkpoint: {halves}");
     }
+}
+
+#[test]
+fn a_thousand_killed_runs_of_fp32() {
+    a_thousand_killed_runs_end_in_the_same_bits("training.dtype=fp32");
+}
+
+#[test]
+fn a_thousand_killed_runs_of_bf16() {
+    a_thousand_killed_runs_end_in_the_same_bits("training.dtype=bf16");
 }
 
 #[test]
