@@ -139,7 +139,6 @@ fn default_data(template: &str) -> impl Iterator<Item = Data> {
 
 impl Train {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
-        prepare_process();
         if self.plan {
             return Ok(self.say_plan()?);
         }
@@ -235,16 +234,6 @@ impl Train {
             data.extend(default_data(template));
         }
         Ok(compose_training(template, &self.set, None, self.seed.unwrap_or(1), data)?)
-    }
-}
-
-/// Has candle start no threads of its own: it would start one for each core of the machine, whatever share of them this process
-/// may use, and our kernels have rayon's, which follow that share.
-fn prepare_process() {
-    // SAFETY: called once, before this process starts a second thread, so nobody reads the environment meanwhile.
-    #[allow(unsafe_code)]
-    unsafe {
-        std::env::set_var("CANDLE_NUM_THREADS", "1");
     }
 }
 
