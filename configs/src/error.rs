@@ -168,11 +168,17 @@ pub enum ConfigError {
         #[source]
         source: serde_yaml::Error,
     },
+    /// Something else than a resolved file.
+    #[error(
+        "this is no resolved configuration of codex, for it has no schemaVersion: pass what the controller mounts, or the \
+         artifacts/config.yaml of a run"
+    )]
+    Foreign,
     /// A resolved file of another version.
     #[error("the resolved configuration has schemaVersion {found}: this program reads {known}; use an image of the controller's own version", known = crate::SCHEMA_VERSION)]
     Version {
         /// What it says.
-        found: String,
+        found: u64,
     },
     /// A resolved file of another kind of work.
     #[error("the resolved configuration has kind {found}: this command reads {wanted}")]

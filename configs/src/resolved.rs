@@ -96,15 +96,15 @@ impl<T: Spec> Resolved<T> {
     /// Reads a resolved file, checks and hashes it again.
     ///
     /// # Errors
-    /// [`ConfigError`] for another version, kind, shape or digest, and for values that no key takes.
+    /// [`ConfigError`] for a foreign file, for another version, kind, shape or digest, and for values that no key takes.
     pub fn from_yaml(bytes: &[u8]) -> Result<Self, ConfigError> {
         let unreadable = |source| ConfigError::NotResolved { source };
         // The version first: a file of another version may have any shape.
         let mut any: serde_yaml::Mapping = serde_yaml::from_slice(bytes).map_err(unreadable)?;
-        let version = any.remove("schemaVersion").unwrap_or_default();
-        if version.as_u64() != Some(u64::from(SCHEMA_VERSION)) {
-            let found = version.as_u64().map_or_else(|| "no whole number".to_owned(), |found| found.to_string());
-            return Err(ConfigError::Version { found });
+        let version = any.remove("schemaVersion").and_then(|version| version.as_u64());
+        let version = version.ok_or(ConfigError::Foreign)?;
+        if version != u64::from(SCHEMA_VERSION) {
+            return Err(ConfigError::Version { found: version });
         }
         let read: Read = serde_yaml::from_value(any.into()).map_err(unreadable)?;
         if read.kind != T::KIND {

@@ -332,6 +332,10 @@ impl Spec for Training {
             let right = "set training.eval_every, for patience counts evaluations".to_owned();
             return conflict("training.early_stop_patience", patience, right);
         }
+        if training.best_k > 0 && training.best_metric == "val_loss" && training.eval_every.is_none() {
+            let right = "set training.eval_every, for nothing else measures val_loss, or training.best_metric=loss";
+            return conflict("training.best_k", training.best_k as u64, right.to_owned());
+        }
         if let Some(stop) = training.stop_after
             && stop > training.max_steps
             && training.max_epochs.is_none()

@@ -29,6 +29,54 @@ impl FileError {
     }
 }
 
+/// A file or directory that somebody named, and that is none: another attempt is in vain.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {} {wrong}", path.display())]
+pub struct Misnamed {
+    /// What it was to be, such as `data mine`.
+    pub what: String,
+    /// The name.
+    pub path: PathBuf,
+    /// What is there.
+    pub wrong: &'static str,
+}
+
+impl Misnamed {
+    fn of(what: &str, path: &Path, wrong: &'static str) -> Self {
+        Self { what: what.to_owned(), path: path.to_owned(), wrong }
+    }
+}
+
+/// Reads a file that somebody named; `what` it is to be is told where it is none.
+///
+/// # Errors
+/// [`Misnamed`] when there is no such file, [`FileError`] when the file system refuses.
+pub fn read_named<E: From<Misnamed> + From<FileError>>(what: &str, path: &Path) -> Result<Vec<u8>, E> {
+    read(path).map_err(|error| {
+        let wrong = match error.source.kind() {
+            io::ErrorKind::NotFound => "does not exist",
+            io::ErrorKind::IsADirectory => "is a directory: name a file",
+            io::ErrorKind::NotADirectory => "does not exist: what should be its directory is a file",
+            _ => return error.into(),
+        };
+        Misnamed::of(what, path, wrong).into()
+    })
+}
+
+/// Whether a directory is at a place that somebody named as `--output`, or can be made there.
+///
+/// # Errors
+/// When there is a file.
+pub fn check_output(path: &Path) -> Result<(), Misnamed> {
+    match fs::metadata(path) {
+        Ok(there) if !there.is_dir() => Err(Misnamed::of("--output", path, "is a file: name a directory")),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            Err(Misnamed::of("--output", path, "lies beneath a file: name a directory that can be made"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What a person can do about a file system that refuses, where its error says enough; looks through all causes.
 pub fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     let mut cause = Some(error);

@@ -138,8 +138,9 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         Rule::Flag => ("false".to_owned(), "true".to_owned()),
         Rule::Text { .. } => ("ada".to_owned(), "grace".to_owned()),
     };
-    // Heads and width go together, patience counts evaluations; every other key can be set alone.
-    let together = ["model.num_attention_heads", "training.max_steps", "training.early_stop_patience"];
+    // Heads and width go together, patience and the best take evaluations; every other key can be set alone.
+    let together =
+        ["model.num_attention_heads", "training.max_steps", "training.early_stop_patience", "training.best_k"];
     let alone: Vec<_> = TRAINING
         .iter()
         .filter(|key| !together.contains(&key.path))

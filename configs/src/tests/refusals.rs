@@ -153,6 +153,13 @@ fn values_that_do_not_go_together() {
         "training.early_stop_patience is 2: set training.eval_every, for patience counts evaluations"
     );
     assert_eq!(
+        sentence(&["training.best_k=2"], None),
+        "training.best_k is 2: set training.eval_every, for nothing else measures val_loss, or training.best_metric=loss"
+    );
+    for right in ["training.best_metric=loss", "training.eval_every=100"] {
+        assert!(compose_training("cot-starter", &overrides(&["training.best_k=2", right]), None, 42, data()).is_ok());
+    }
+    assert_eq!(
         sentence(&["model.num_attention_heads=3"], None),
         "model.num_attention_heads is 3: model.hidden_size (64) divided by it must be one of 16, 32, 48, 64, 80, 96, 112, 128"
     );

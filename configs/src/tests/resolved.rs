@@ -50,7 +50,11 @@ fn other_versions_kinds_and_shapes_are_refused() {
         refused(&yaml.replace("schemaVersion: 1", "schemaVersion: 2")),
         "the resolved configuration has schemaVersion 2: this program reads 1; use an image of the controller's own version"
     );
-    assert!(refused("spec: {}").contains("schemaVersion no whole number"));
+    for foreign in ["spec: {}", "apiVersion: v1\nkind: ConfigMap", "schemaVersion: one"] {
+        assert!(
+            refused(foreign).starts_with("this is no resolved configuration of codex, for it has no schemaVersion: ")
+        );
+    }
     assert!(
         refused(&yaml.replace("keep_last: 3", "keep_last: 3\n      surprise: 1")).contains("unknown field `surprise`")
     );

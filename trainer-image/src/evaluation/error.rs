@@ -8,7 +8,7 @@ use codex_reports::{Failure, exit};
 use super::baseline::BaselineError;
 use crate::{
     cli::{CommandError, chain},
-    durable::FileError,
+    durable::{FileError, Misnamed},
     model::ModelError,
     reporting::ReportingError,
     tasks::{RecordError, TaskError},
@@ -88,6 +88,9 @@ pub enum EvaluateError {
     /// A baseline that cannot be used.
     #[error(transparent)]
     Baseline(#[from] BaselineError),
+    /// A file or directory that was named and is none.
+    #[error(transparent)]
+    Misnamed(#[from] Misnamed),
     /// The file system refused.
     #[error(transparent)]
     File(#[from] FileError),
@@ -103,7 +106,7 @@ impl EvaluateError {
     /// The reason for status, and whether another attempt is in vain.
     fn class(&self) -> (&'static str, bool) {
         match self {
-            Self::Config(_) | Self::Arguments(_) => ("InvalidConfiguration", true),
+            Self::Config(_) | Self::Arguments(_) | Self::Misnamed(_) => ("InvalidConfiguration", true),
             Self::ModelMismatch { .. } => ("ModelMismatch", true),
             // A volume may come back; a directory that is no model stays none.
             Self::Manifest { source: ManifestError::Unreadable { source, .. }, .. }

@@ -86,7 +86,9 @@ fn bytes_of(
 ) -> Result<(Vec<u8>, String), EvaluateError> {
     let given = files.iter().find(|(name, _)| *name == data.name);
     match (&data.synthetic, given) {
-        (None, Some((_, path))) => Ok((durable::read(path)?, path.display().to_string())),
+        (None, Some((name, path))) => {
+            Ok((durable::read_named::<EvaluateError>(&format!("data {name}"), path)?, path.display().to_string()))
+        }
         (Some(synthetic), None) => {
             let task: Task = synthetic.task.parse()?;
             let count = usize::try_from(synthetic.count).unwrap_or(usize::MAX);
@@ -132,7 +134,8 @@ pub(super) fn pin(files: &[(String, PathBuf)]) -> Result<Vec<Data>, EvaluateErro
     files
         .iter()
         .map(|(name, path)| {
-            let sha256 = Some(DataDigest(Sha256::of(durable::read(path)?)));
+            let bytes = durable::read_named::<EvaluateError>(&format!("data {name}"), path)?;
+            let sha256 = Some(DataDigest(Sha256::of(bytes)));
             Ok(Data { name: name.clone(), sha256, synthetic: None })
         })
         .collect()

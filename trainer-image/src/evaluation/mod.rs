@@ -103,6 +103,7 @@ impl Evaluate {
 
     fn evaluate(&self, reporter: &Reporter<EvaluationState>) -> Result<Outcome, EvaluateError> {
         reporter.update(|state| state.stage = Stage::Starting);
+        durable::check_output(&self.output)?;
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
             flag::register(signal, Arc::clone(&stop)).map_err(EvaluateError::System)?;
@@ -125,7 +126,7 @@ impl Evaluate {
     /// The resolved configuration: read, or composed here.
     fn resolve(&self) -> Result<Resolved<Evaluation>, EvaluateError> {
         if let Some(path) = &self.config {
-            return Ok(Resolved::from_yaml(&durable::read(path)?)?);
+            return Ok(Resolved::from_yaml(&durable::read_named::<EvaluateError>("--config", path)?)?);
         }
         let preset = self.preset.as_deref().unwrap_or_default();
         Ok(compose_evaluation(preset, &self.set, self.seed.unwrap_or(1), inputs::pin(&self.data)?)?)

@@ -9,7 +9,15 @@ use std::{
 };
 
 use clap::Args;
-use plotters::{coord::Shift, prelude::*, style::register_font};
+use plotters::{
+    coord::{
+        Shift,
+        ranged1d::{DefaultFormatting, KeyPointHint},
+        types::RangedCoordf64,
+    },
+    prelude::*,
+    style::register_font,
+};
 
 use super::{
     Input, MetricsError, chosen,
@@ -109,6 +117,29 @@ struct Line {
     points: Vec<(f64, f64)>,
 }
 
+/// An axis that says itself where it is marked.
+struct Axis {
+    line: RangedCoordf64,
+    ticks: Vec<f64>,
+}
+
+impl Ranged for Axis {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        self.line.map(value, limit)
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+        self.ticks.clone()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.line.range()
+    }
+}
+
 impl Panel {
     fn of(metric: &str, runs: &[Run], look: Look) -> Result<Self, MetricsError> {
         let mut lines = Vec::new();
@@ -131,6 +162,30 @@ impl Panel {
         Ok(Self { metric: metric.to_owned(), log: look.log, lines, steps, values })
     }
 
+    /// Where the axis of values is marked.
+    fn ticks(&self) -> Vec<f64> {
+        if !self.log {
+            return round_numbers(&self.values);
+        }
+        let decades = self.values.start.floor() as i32..=self.values.end.ceil() as i32;
+        let of = |digits: &[f64]| -> Vec<f64> {
+            let ticks =
+                decades.clone().flat_map(|decade| digits.iter().map(move |digit| digit.log10() + f64::from(decade)));
+            ticks.filter(|tick| self.values.contains(tick)).collect()
+        };
+        let all: Vec<f64> = (1..10).map(f64::from).collect();
+        let found = [&[1.0][..], &[1.0, 2.0, 5.0], &all].into_iter().map(of).find(|ticks| ticks.len() >= FEW_TICKS);
+        match found {
+            // Many decades: every second one, or every third.
+            Some(ticks) => ticks.iter().copied().step_by(ticks.len().div_ceil(2 * MANY_TICKS)).collect(),
+            // Less than one: as on any other axis.
+            None => {
+                let values = 10_f64.powf(self.values.start)..10_f64.powf(self.values.end);
+                round_numbers(&values).into_iter().map(f64::log10).collect()
+            }
+        }
+    }
+
     fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<(), String> {
         let failed = |error: &dyn std::fmt::Display| error.to_string();
         let title = if self.log { format!("{} (logarithmic)", self.metric) } else { self.metric.clone() };
@@ -139,9 +194,9 @@ impl Panel {
             .margin(12)
             .x_label_area_size(38)
             .y_label_area_size(72)
-            .build_cartesian_2d(self.steps.clone(), self.values.clone())
+            .build_cartesian_2d(self.steps.clone(), Axis { line: self.values.clone().into(), ticks: self.ticks() })
             .map_err(|error| failed(&error))?;
-        let value = |at: &f64| shown(if self.log { 10_f64.powf(*at) } else { *at });
+        let value = |at: &f64| short(if self.log { 10_f64.powf(*at) } else { *at });
         chart
             .configure_mesh()
             .x_desc("step")
@@ -231,6 +286,28 @@ fn draw<DB: DrawingBackend>(backend: DB, panels: &[Panel]) -> Result<(), Metrics
     root.present().map_err(|error| drawing(&error))
 }
 
+/// The fewest and about the most marks of an axis.
+const FEW_TICKS: usize = 4;
+const MANY_TICKS: usize = 8;
+
+/// Multiples of 1, 2 or 5 times a power of ten within a range, about [`MANY_TICKS`] of them at most.
+fn round_numbers(range: &Range<f64>) -> Vec<f64> {
+    let least_step = (range.end - range.start) / MANY_TICKS as f64;
+    let power = 10_f64.powf(least_step.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|digit| digit * power).find(|step| *step >= least_step);
+    let step = step.unwrap_or(least_step);
+    let (first, last) = ((range.start / step).ceil() as i64, (range.end / step).floor() as i64);
+    (first..=last).map(|count| count as f64 * step).collect()
+}
+
+/// A round value without the zeros that end it.
+fn short(value: f64) -> String {
+    let text = shown(value);
+    let (digits, power) = text.split_at(text.find('e').unwrap_or(text.len()));
+    let digits = if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { digits };
+    format!("{digits}{power}")
+}
+
 /// At most about four points a pixel: of each stretch of steps its least and its greatest value.
 fn thin(points: Vec<(f64, f64)>, width: usize) -> Vec<(f64, f64)> {
     if points.len() <= 4 * width {
@@ -315,6 +392,22 @@ mod tests {
         let error = Panel::of("loss", &[run], look).unwrap_err().to_string();
         assert_eq!(error, "--log takes values above 0, but loss of a is -1 at step 2: leave --log out");
         assert!(Kind::of(Path::new("a.jpg")).is_err() && Kind::of(Path::new("A.PNG")).is_ok());
+    }
+
+    #[test]
+    fn marks_are_round() {
+        let marks = |log: bool, least: f64, greatest: f64| -> Vec<String> {
+            let values = if log { least.log10()..greatest.log10() } else { least..greatest };
+            let panel = Panel { metric: String::new(), log, lines: Vec::new(), steps: 0.0..1.0, values };
+            panel.ticks().into_iter().map(|at| short(if log { 10_f64.powf(at) } else { at })).collect()
+        };
+        assert_eq!(marks(true, 0.09, 3.98), ["0.1", "0.2", "0.5", "1", "2"]);
+        assert_eq!(marks(true, 0.65, 4.5), ["0.7", "0.8", "0.9", "1", "2", "3", "4"]);
+        assert_eq!(marks(true, 3.1, 3.9), ["3.1", "3.2", "3.3", "3.4", "3.5", "3.6", "3.7", "3.8", "3.9"]);
+        assert_eq!(marks(true, 0.9, 11_000.0), ["1", "10", "100", "1000", "10000"]);
+        assert!((FEW_TICKS..=2 * MANY_TICKS).contains(&marks(true, 1e-30, 1e30).len()));
+        assert_eq!(marks(false, -0.05, 3.2), ["0", "0.5", "1", "1.5", "2", "2.5", "3"]);
+        assert_eq!(marks(false, 2e-5, 9e-5).first().map(String::as_str), Some("2e-5"));
     }
 
     #[test]

@@ -46,6 +46,12 @@ pub enum RecordError {
         /// The line, counted from 1.
         line: usize,
     },
+    /// Bytes before the first record that say what UTF-8 need not say.
+    #[error("{file}:1: begins with a byte order mark: save the file as UTF-8 without one")]
+    ByteOrderMark {
+        /// The file's name.
+        file: String,
+    },
     /// No JSON, or another shape.
     #[error("{file}:{line}: no record: {why}; write {{\"prompt\", \"response\", \"difficulty\", \"category\"}}")]
     Malformed {
@@ -77,6 +83,9 @@ pub enum RecordError {
 /// # Errors
 /// [`RecordError`], with the file and the line.
 pub fn parse_records(file: &str, bytes: &[u8]) -> Result<Vec<Record>, RecordError> {
+    if bytes.starts_with("\u{feff}".as_bytes()) {
+        return Err(RecordError::ByteOrderMark { file: file.to_owned() });
+    }
     let mut records = Vec::new();
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let at = || (file.to_owned(), index + 1);
@@ -137,6 +146,12 @@ pub fn answer(response: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_named() {
+        let error = parse_records("a.jsonl", b"\xef\xbb\xbf{\"prompt\":\"\"}").unwrap_err().to_string();
+        assert_eq!(error, "a.jsonl:1: begins with a byte order mark: save the file as UTF-8 without one");
+    }
 
     #[test]
     fn a_response_is_taken_apart() {

@@ -3,8 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io::{BufRead as _, BufReader, Write as _},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +11,10 @@ use codex_configs::{Resolved, Training};
 use codex_provenance::DataDigest;
 use jiff::Timestamp;
 
-use super::TrainError;
+use super::{
+    TrainError,
+    records::{self, Tail},
+};
 use crate::{
     artifacts::{
         environment::{self, Environment, variable},
@@ -118,29 +120,21 @@ impl Artifacts {
     /// # Errors
     /// When the file system refuses.
     pub(super) fn ledger(&self, step: u64, dataset: String) -> Result<Ledger, TrainError> {
-        let path = self.directory.join(ledger::FILE);
-        let mut kept = Vec::new();
-        if let Ok(file) = File::open(&path) {
-            for line in BufReader::new(file).lines() {
-                let line = line.map_err(FileError::of("reading", &path))?;
-                // A row that a kill cut short is dropped, too.
-                if Row::parse(line.as_bytes()).is_ok_and(|row| row.step <= step) {
-                    kept.extend_from_slice(line.as_bytes());
-                    kept.push(b'\n');
-                }
-            }
-        }
-        durable::write(&path, &kept)?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(FileError::of("opening", &path))?;
-        Ok(Ledger { path, file, run: self.run.clone(), dataset })
+        let (tail, _) = Tail::open::<Row>(self.directory.join(ledger::FILE), step)?;
+        Ok(Ledger { tail, run: self.run.clone(), dataset })
+    }
+}
+
+impl records::Row for Row {
+    fn step(&self) -> u64 {
+        self.step
     }
 }
 
 /// The metrics ledger, open for appending.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    path: PathBuf,
-    file: File,
+    tail: Tail,
     run: String,
     dataset: String,
 }
@@ -150,34 +144,27 @@ impl Ledger {
     ///
     /// # Errors
     /// When the file system refuses.
-    pub(super) fn append(&mut self, step: u64, split: &str, metrics: &[(&str, f64)]) -> Result<(), TrainError> {
-        let mut lines = Vec::new();
-        for (metric, value) in metrics {
-            let row = Row {
-                schema: ledger::SCHEMA.to_owned(),
-                schema_version: ledger::SCHEMA_VERSION.to_owned(),
-                timestamp: Timestamp::now(),
-                run_id: self.run.clone(),
-                step,
-                split: split.to_owned(),
-                metric: (*metric).to_owned(),
-                value: *value,
-                dataset: self.dataset.clone(),
-                tags: BTreeMap::new(),
-            };
-            serde_json::to_writer(&mut lines, &row)
-                .map_err(std::io::Error::other)
-                .map_err(FileError::of("encoding", &self.path))?;
-            lines.push(b'\n');
-        }
-        self.file.write_all(&lines).map_err(FileError::of("writing", &self.path))?;
-        Ok(())
+    pub(super) fn append(&mut self, step: u64, split: &str, metrics: &[(&str, f64)]) -> Result<(), FileError> {
+        let row = |(metric, value): &(&str, f64)| Row {
+            schema: ledger::SCHEMA.to_owned(),
+            schema_version: ledger::SCHEMA_VERSION.to_owned(),
+            timestamp: Timestamp::now(),
+            run_id: self.run.clone(),
+            step,
+            split: split.to_owned(),
+            metric: (*metric).to_owned(),
+            value: *value,
+            dataset: self.dataset.clone(),
+            tags: BTreeMap::new(),
+        };
+        self.tail.note(&metrics.iter().map(row).collect::<Vec<_>>())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artifacts::ledger::Ledger as Recorded;
 
     #[test]
     fn a_resumed_ledger_has_no_row_twice() {
@@ -187,10 +174,14 @@ mod tests {
         for step in [10, 20, 30] {
             ledger.append(step, "train", &[("loss", 1.5), ("learning_rate", 0.1)]).unwrap();
         }
-        ledger.file.write_all(b"{\"$schema\":\"cut").unwrap();
+        let path = artifacts.directory.join(ledger::FILE);
+        // What a machine that failed left: half a line, and blocks that it never wrote.
+        fs::write(&path, [fs::read(&path).unwrap(), b"{\"$schema\":\"cut\0\xff\xfe".to_vec()].concat()).unwrap();
+        artifacts.ledger(30, "a+b".to_owned()).unwrap();
+        assert_eq!(Recorded::read(&path).unwrap().rows.len(), 6);
         let mut ledger = artifacts.ledger(20, "a+b".to_owned()).unwrap();
         ledger.append(30, "val", &[("loss", 1.0)]).unwrap();
-        let text = fs::read_to_string(artifacts.directory.join(ledger::FILE)).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
         let steps: Vec<u64> = text.lines().map(|line| serde_json::from_str::<Row>(line).unwrap().step).collect();
         assert_eq!(steps, [10, 10, 20, 20, 30]);
         let row: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();

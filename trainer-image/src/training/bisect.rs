@@ -1,15 +1,14 @@
 //! `codex bisect`: the first step, and in it the tensors, in which two runs differ. Reads both directories; writes nothing.
 //!
 //! The ledgers tell the first step whose records, loss or gradient differ; the chained digests tell the first recorded state
-//! that differs, and its tensors. Between two recorded states both runs are gone through again from the last checkpoint that
-//! they have in common.
+//! that differs, and its tensors. Up to the first of these differences both runs are gone through again, from the last checkpoint
+//! that they have in common.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
 };
 
-use codex_provenance::Sha256;
 use codex_reports::exit;
 use serde::Serialize;
 
@@ -18,8 +17,9 @@ use super::{
     checkpoint::Found,
     named_file,
     plan::differing_keys,
-    records::{self, LedgerRow, STATES, StateRow},
+    records::{LedgerRow, StateRow},
     replay::Past,
+    snapshot::Digests,
 };
 use crate::{cli::CommandError, durable};
 
@@ -49,7 +49,7 @@ pub(super) struct Comparison {
     pub(super) configuration: Vec<String>,
     /// The first step whose ledger rows differ, and in what.
     pub(super) ledger: Option<LedgerDifference>,
-    /// The last step at which both recorded the same state.
+    /// The last step before any difference at which both recorded the same state.
     pub(super) last_equal: Option<u64>,
     /// The first step at which they recorded different ones, and the tensors that differ.
     pub(super) first_recorded: Option<StateDifference>,
@@ -152,11 +152,8 @@ impl std::fmt::Display for Comparison {
             )?;
         }
         if let Some(StateDifference { step, tensors }) = &self.first_replayed {
-            writeln!(
-                f,
-                "taken again, step {step} is the first after which the states differ, in {}",
-                tensors.join(", ")
-            )?;
+            let when = if *step == 0 { "before the first step".to_owned() } else { format!("after step {step}") };
+            writeln!(f, "taken again, the states differ first {when}, in {}", tensors.join(", "))?;
         }
         let reproduced = match self.reproduced {
             Some([true, true]) | None => None,
@@ -178,23 +175,27 @@ impl std::fmt::Display for Comparison {
 pub(super) fn compare(a: &Past, b: &Past, replay: bool) -> Result<Comparison, TrainError> {
     let (ledger_a, ledger_b) = (a.ledger()?, b.ledger()?);
     let common: Vec<u64> = ledger_a.keys().filter(|step| ledger_b.contains_key(step)).copied().collect();
-    let ledger = common.iter().find_map(|step| ledger_difference(&ledger_a[step], &ledger_b[step]));
-    let states = |past: &Past| -> Result<BTreeMap<u64, StateRow>, TrainError> {
-        let rows = records::read_states(&past.directory.join("artifacts").join(STATES))?;
-        Ok(rows.into_iter().map(|row| (row.step, row)).collect())
-    };
-    let (states_a, states_b) = (states(a)?, states(b)?);
-    let (mut last_equal, mut first_recorded) = (None, None);
-    for (step, row) in &states_a {
-        let Some(other) = states_b.get(step) else { continue };
-        match state_difference(row, other) {
-            None => last_equal = Some(*step),
-            Some(difference) => {
-                first_recorded = Some(difference);
-                break;
-            }
-        }
+    if common.is_empty() {
+        let steps = |ledger: &BTreeMap<u64, LedgerRow>| match (ledger.keys().next(), ledger.keys().next_back()) {
+            (Some(first), Some(last)) => format!("steps {first} to {last}"),
+            _ => "no step".to_owned(),
+        };
+        return Err(TrainError::Arguments(format!(
+            "the runs have no step in common, so nothing can be compared: {:?} recorded {}, {:?} {}",
+            a.directory,
+            steps(&ledger_a),
+            b.directory,
+            steps(&ledger_b)
+        )));
     }
+    let ledger = common.iter().find_map(|step| ledger_difference(&ledger_a[step], &ledger_b[step]));
+    let (states_a, states_b) = (a.states()?, b.states()?);
+    let both = || states_a.iter().filter_map(|(step, row)| Some((row, states_b.get(step)?)));
+    let first_recorded = both().find_map(|(row, other)| state_difference(row, other));
+    let parted = [ledger.as_ref().map(|it| it.step), first_recorded.as_ref().map(|it| it.step)];
+    let parted = parted.into_iter().flatten().min();
+    let equal = both().filter(|(row, _)| parted.is_none_or(|step| row.step < step)).map(|(row, _)| row.step);
+    let last_equal = equal.last();
     let settings = |past: &Past| serde_json::to_value(&past.resolved.spec().settings).unwrap_or_default();
     let mut comparison = Comparison {
         configuration: differing_keys(&settings(a), &settings(b)),
@@ -207,39 +208,64 @@ pub(super) fn compare(a: &Past, b: &Past, replay: bool) -> Result<Comparison, Tr
     if a.resolved.spec().seed != b.resolved.spec().seed {
         comparison.configuration.push("seed".to_owned());
     }
-    if let (true, Some(difference)) = (replay, &comparison.first_recorded) {
-        let recorded = [states_a[&difference.step].digest, states_b[&difference.step].digest];
-        let (first, reproduced) = go_through(a, b, last_equal.unwrap_or(0), difference.step, recorded)?;
+    if let (true, Some(to)) = (replay, parted) {
+        let recorded =
+            [Recorded { rows: &ledger_a, states: &states_a }, Recorded { rows: &ledger_b, states: &states_b }];
+        let (first, reproduced) = go_through(a, b, last_equal.unwrap_or(0), to, recorded)?;
         (comparison.first_replayed, comparison.reproduced) = (first, Some(reproduced));
     }
     Ok(comparison)
 }
 
+/// What a run recorded.
+#[derive(Clone, Copy)]
+struct Recorded<'a> {
+    rows: &'a BTreeMap<u64, LedgerRow>,
+    states: &'a BTreeMap<u64, StateRow>,
+}
+
+impl Recorded<'_> {
+    /// Whether a step that was taken again is the one that the run recorded.
+    fn row(&self, row: &LedgerRow) -> bool {
+        self.rows.get(&row.step).is_none_or(|recorded| recorded == row)
+    }
+
+    /// Whether the state after a step is the one that the run recorded, where it recorded any.
+    fn state(&self, step: u64, digests: &Digests) -> bool {
+        self.states.get(&step).is_none_or(|recorded| recorded.digest == digests.whole)
+    }
+}
+
 /// Takes both runs from the last state that they have in common to `to`, and says where they part and whether each comes to
-/// what it recorded.
+/// what it recorded on the way.
 fn go_through(
     a: &Past,
     b: &Past,
     from: u64,
     to: u64,
-    recorded: [Sha256; 2],
+    recorded: [Recorded; 2],
 ) -> Result<(Option<StateDifference>, [bool; 2]), TrainError> {
     // A checkpoint of either run will do: up to there they are equal.
     let (of_a, of_b) = (a.checkpoint(from)?, b.checkpoint(from)?);
     let newer = |found: &Found| found.checkpoint.step;
     let start = of_a.iter().chain(&of_b).max_by_key(|found| newer(found));
     let (mut one, mut two) = (a.state(start)?, b.state(start)?);
-    let mut first = None;
+    tracing::info!(from = one.step, to, "the steps of both runs are taken again");
+    let (mut first, mut reproduced) = (None, [true; 2]);
     loop {
-        let digests = (one.snapshot(None).digests(), two.snapshot(None).digests());
-        if first.is_none() && digests.0.whole != digests.1.whole {
-            let tensors = differing(&digests.0.tensors, &digests.1.tensors);
+        let digests = [one.snapshot(None).digests(), two.snapshot(None).digests()];
+        if first.is_none() && digests[0].whole != digests[1].whole {
+            let tensors = differing(&digests[0].tensors, &digests[1].tensors);
             first = Some(StateDifference { step: one.step, tensors });
         }
-        if one.step >= to {
-            return Ok((first, [digests.0.whole == recorded[0], digests.1.whole == recorded[1]]));
+        for (run, agrees) in reproduced.iter_mut().enumerate() {
+            *agrees &= recorded[run].state(one.step, &digests[run]);
         }
-        a.step(&mut one)?;
-        b.step(&mut two)?;
+        if one.step >= to {
+            return Ok((first, reproduced));
+        }
+        for (run, row) in [a.step(&mut one)?, b.step(&mut two)?].iter().enumerate() {
+            reproduced[run] &= recorded[run].row(row);
+        }
     }
 }

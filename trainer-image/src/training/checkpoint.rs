@@ -226,6 +226,8 @@ struct Hashing<W> {
 
 impl<W: Write> Write for Hashing<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        #[cfg(test)]
+        super::death::count(&mut self.inner, bytes);
         let count = self.inner.write(bytes)?;
         self.hasher.update(&bytes[..count]);
         self.size += count as u64;
@@ -333,6 +335,8 @@ impl Store {
         let place = self.directory.join(&name);
         // One that is in the way was found damaged, or is the same again.
         self.discard(&place)?;
+        #[cfg(test)]
+        super::death::count(&mut io::sink(), &[]);
         fs::rename(&partial, &place).map_err(FileError::of("renaming", &partial))?;
         durable::sync_directory(&self.directory)?;
         self.entries.insert(step, entry(step, about.metrics, Some(about.state_digest)));
@@ -402,6 +406,8 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             renamed => renamed.map_err(FileError::of("removing", place))?,
         }
+        #[cfg(test)]
+        super::death::count(&mut io::sink(), &[]);
         durable::sync_directory(&self.directory)?;
         remove(&gone)
     }
@@ -632,6 +638,7 @@ mod tests {
             "training.keep_last=2",
             "training.keep_every=30",
             "training.best_k=1",
+            "training.eval_every=10",
             "training.max_steps=65",
         ];
         let mut kept = store(directory.path(), &overrides);

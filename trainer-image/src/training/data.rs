@@ -38,7 +38,7 @@ pub(super) struct Source {
     /// Where each record begins, and where the last one ends.
     offsets: Vec<usize>,
     /// How many ids of each record are its prompt.
-    prompts: Vec<u16>,
+    prompts: Vec<u32>,
 }
 
 /// How long records are, in tokens: what a batch may become.
@@ -161,7 +161,7 @@ impl Dataset {
             .map(|Address { source, record }| {
                 let source = &self.sources[*source];
                 let ids = &source.ids[source.offsets[*record]..source.offsets[record + 1]];
-                (ids.iter().copied().map(u32::from).collect(), usize::from(source.prompts[*record]))
+                (ids.iter().copied().map(u32::from).collect(), source.prompts[*record] as usize)
             })
             .collect();
         Packed::new(records.iter().map(|(ids, prompt)| (ids.as_slice(), *prompt)))
@@ -170,7 +170,7 @@ impl Dataset {
     /// The digest of what a step sees: name, number and tokens of every record, in order.
     pub(super) fn digest(&self, addresses: &[Address]) -> Sha256 {
         let mut hasher = sha2::Sha256::new();
-        hasher.update(b"codex records 1\0");
+        hasher.update(b"codex records 2\0");
         for Address { source, record } in addresses {
             let source = &self.sources[*source];
             let ids = &source.ids[source.offsets[*record]..source.offsets[record + 1]];
@@ -230,7 +230,9 @@ pub(super) fn read_file(
 fn bytes_of(data: &Data, files: &[(String, PathBuf)], stop: Stop) -> Result<(Vec<u8>, String), TrainError> {
     let given = files.iter().find(|(name, _)| *name == data.name);
     match (&data.synthetic, given) {
-        (None, Some((_, path))) => Ok((durable::read(path)?, path.display().to_string())),
+        (None, Some((name, path))) => {
+            Ok((durable::read_named::<TrainError>(&format!("data {name}"), path)?, path.display().to_string()))
+        }
         (Some(synthetic), None) => Ok((make(synthetic, stop)?, data.name.clone())),
         (None, None) => Err(TrainError::Arguments(format!("data {0} has no file: pass --data {0}=FILE", data.name))),
         (Some(_), Some(_)) => Err(TrainError::Arguments(format!(
@@ -265,7 +267,7 @@ impl Source {
         let ids = |record: usize| &self.ids[self.offsets[record]..self.offsets[record + 1]];
         let records = records.map(|record| {
             let ids: Vec<u32> = ids(record).iter().copied().map(u32::from).collect();
-            (ids, usize::from(self.prompts[record]))
+            (ids, self.prompts[record] as usize)
         });
         let records: Vec<_> = records.collect();
         Packed::new(records.iter().map(|(ids, prompt)| (ids.as_slice(), *prompt)))
@@ -286,7 +288,7 @@ impl Source {
         let records = parse_records(label, bytes)?;
         let context = training.settings.model.max_position_embeddings;
         let format = training.settings.response.format;
-        let encoded: Vec<(Vec<u16>, u16)> = records
+        let encoded: Vec<(Vec<u16>, u32)> = records
             .par_iter()
             .enumerate()
             .map(|(index, record)| {
@@ -310,7 +312,7 @@ impl Source {
                 if ids.len() > context {
                     return Err(TrainError::TooLong { name: name(), record: number, tokens: ids.len(), context });
                 }
-                Ok((ids.into_iter().map(|id| id as u16).collect(), prompt as u16))
+                Ok((ids.into_iter().map(|id| id as u16).collect(), prompt as u32))
             })
             .collect::<Result<_, TrainError>>()?;
         let mut source = Self { file, ids: Vec::new(), offsets: vec![0], prompts: Vec::new() };
@@ -376,6 +378,27 @@ mod tests {
                 seen[at] = true;
             }
         }
+    }
+
+    /// Longer than 16 bits can count.
+    #[test]
+    fn a_long_prompt_is_not_cut() {
+        let training = crate::training::tests::resolved(
+            &["model.max_position_embeddings=131072"],
+            vec![crate::training::tests::synthetic("arithmetic", 100)],
+        );
+        let (prompt, response) = ("1".repeat(70_000), "2+2=4 #4$");
+        let line = serde_json::json!({
+            "prompt": prompt, "response": response, "difficulty": "easy", "category": "addition",
+        });
+        let file = DataFile { name: "a".to_owned(), sha256: DataDigest(Sha256::of(b"")), size: 0, records: None };
+        let tokenizer = Tokenizer::characters().unwrap();
+        let source =
+            Source::parse(file, "a", line.to_string().as_bytes(), training.spec(), &tokenizer, &|| false).unwrap();
+        let packed = source.pack(0..1);
+        assert_eq!((packed.tokens.len() / 1000, packed.targets.len()), (70, response.len()));
+        let dataset = Dataset { sources: vec![source], seed: 1, shuffle: true };
+        assert_eq!(dataset.pack(&dataset.examples(0, 1)).targets.len(), response.len());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use codex_reports::{Failure, exit};
 
 use crate::{
     cli::{CommandError, chain},
-    durable::FileError,
+    durable::{FileError, Misnamed},
     exposition::ExpositionError,
     model::ModelError,
     reporting::ReportingError,
@@ -187,11 +187,14 @@ pub enum TrainError {
     Interrupted,
     /// A loss or a gradient that is no number.
     #[error(
-        "{what} of step {step} is not finite: lower training.learning_rate or look at the step's records: {records}"
+        "{what} of step {step} is not finite{}: lower training.learning_rate or look at the step's records: {records}",
+        tensor.as_ref().map(|tensor| format!(", nor is {tensor}")).unwrap_or_default()
     )]
     NotFinite {
         /// `the loss`, or the gradient of which tensor.
         what: String,
+        /// The first tensor that is not finite either, as `parameters/NAME` or `gradients/NAME`.
+        tensor: Option<String>,
         /// The step, counted from 1.
         step: u64,
         /// `name[index]` of each record of the step.
@@ -205,6 +208,9 @@ pub enum TrainError {
         /// The newest attempt.
         newer: u32,
     },
+    /// A file or directory that was named and is none.
+    #[error(transparent)]
+    Misnamed(#[from] Misnamed),
     /// The file system refused.
     #[error(transparent)]
     File(#[from] FileError),
@@ -235,7 +241,9 @@ impl TrainError {
     /// The reason for status, and whether another attempt is in vain.
     fn class(&self) -> (&'static str, bool) {
         match self {
-            Self::Config(_) | Self::Shape(_) | Self::Arguments(_) | Self::Groups(_) => ("InvalidConfiguration", true),
+            Self::Config(_) | Self::Shape(_) | Self::Arguments(_) | Self::Groups(_) | Self::Misnamed(_) => {
+                ("InvalidConfiguration", true)
+            }
             Self::DataMismatch { .. } => ("DataMismatch", true),
             Self::Records(_)
             | Self::Task(_)

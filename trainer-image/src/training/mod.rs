@@ -15,6 +15,8 @@ mod artifacts;
 mod bisect;
 mod checkpoint;
 mod data;
+#[cfg(test)]
+mod death;
 mod epochs;
 mod error;
 mod groups;
@@ -137,7 +139,6 @@ fn default_data(template: &str) -> impl Iterator<Item = Data> {
 
 impl Train {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
-        prepare_process();
         if self.plan {
             return Ok(self.say_plan()?);
         }
@@ -217,31 +218,22 @@ impl Train {
         Ok(if session.permits(&plan) { exit::FINISHED } else { exit::BAD_INPUT })
     }
 
-    /// The resolved configuration: read, or composed here.
+    /// The resolved configuration: read, or composed here. Whether there is a place for results comes first.
     fn resolve(&self) -> Result<Resolved<Training>, TrainError> {
+        durable::check_output(&self.output)?;
         if let Some(path) = &self.config {
-            return Ok(Resolved::from_yaml(&durable::read(path)?)?);
+            return Ok(Resolved::from_yaml(&durable::read_named::<TrainError>("--config", path)?)?);
         }
         let template = self.template.as_deref().unwrap_or_default();
         let mut data = Vec::new();
         for (name, path) in &self.data {
-            let sha256 = DataDigest(Sha256::of(durable::read(path)?));
+            let sha256 = DataDigest(Sha256::of(durable::read_named::<TrainError>(&format!("data {name}"), path)?));
             data.push(Data { name: name.clone(), sha256: Some(sha256), synthetic: None });
         }
         if data.iter().all(|data| data.name == VALIDATION) {
             data.extend(default_data(template));
         }
         Ok(compose_training(template, &self.set, None, self.seed.unwrap_or(1), data)?)
-    }
-}
-
-/// Has candle start no threads of its own: it would start one for each core of the machine, whatever share of them this process
-/// may use, and our kernels have rayon's, which follow that share.
-fn prepare_process() {
-    // SAFETY: called once, before this process starts a second thread, so nobody reads the environment meanwhile.
-    #[allow(unsafe_code)]
-    unsafe {
-        std::env::set_var("CANDLE_NUM_THREADS", "1");
     }
 }
 

@@ -10,8 +10,8 @@ use std::{
 use codex_reports::{Progress, TrainingState};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{TrainError, artifacts::Ledger, meter::Meter, validation::Sample};
-use crate::reporting::Reporter;
+use super::{artifacts::Ledger, meter::Meter, validation::Sample};
+use crate::{cli::chain, reporting::Reporter};
 
 /// Steps between two rows of the ledger.
 const ROW_EVERY: u64 = 10;
@@ -63,13 +63,15 @@ struct Speed {
 pub(super) struct Watchers<'a> {
     reporter: &'a Reporter<TrainingState>,
     ledger: Ledger,
+    /// The ledger could not be written; said once.
+    refused: bool,
     meter: Option<&'a Meter>,
     bar: Option<ProgressBar>,
     total: u64,
     /// The sums after each of the last steps.
     recent: VecDeque<Sums>,
-    /// Losses since the last row.
-    losses: Vec<f64>,
+    /// The newest step, where the ledger has no row of it.
+    unwritten: Option<(StepNumbers, Speed)>,
     sparks: Sparks,
     val_loss: Option<f64>,
     last_line: Option<Instant>,
@@ -99,11 +101,12 @@ impl<'a> Watchers<'a> {
         Self {
             reporter,
             ledger,
+            refused: false,
             meter,
             bar,
             total,
             recent: VecDeque::from([start]),
-            losses: Vec::new(),
+            unwritten: None,
             sparks: Sparks::default(),
             val_loss: None,
             last_line: None,
@@ -111,16 +114,12 @@ impl<'a> Watchers<'a> {
     }
 
     /// Hears of a step.
-    ///
-    /// # Errors
-    /// When the ledger cannot be written.
-    pub(super) fn step(&mut self, numbers: StepNumbers, executed: u64) -> Result<(), TrainError> {
+    pub(super) fn step(&mut self, numbers: StepNumbers, executed: u64) {
         let now = Instant::now();
         let took = self.recent.back().map_or(Duration::ZERO, |last| now.duration_since(last.at));
         let speed = self.measure(now, &numbers);
         let left = (self.total.saturating_sub(numbers.step) as f64 * speed.step_seconds).ceil();
         let memory = resident_bytes();
-        self.losses.push(numbers.loss);
         self.sparks.push(numbers.loss);
         if let Some(meter) = self.meter {
             meter.step(&numbers, took);
@@ -141,12 +140,12 @@ impl<'a> Watchers<'a> {
             });
             state.steps_executed = executed;
         });
-        let last = numbers.step == self.total;
         if let Some(bar) = &self.bar {
             bar.set_position(numbers.step);
             bar.set_prefix(format!("loss {:.4} {}", numbers.loss, self.sparks));
             bar.set_message(line(&numbers, speed, memory, self.val_loss));
-        } else if last || self.last_line.is_none_or(|then| now.duration_since(then) >= LINE_EVERY) {
+        } else if numbers.step == self.total || self.last_line.is_none_or(|then| now.duration_since(then) >= LINE_EVERY)
+        {
             self.last_line = Some(now);
             tracing::info!(
                 step = numbers.step,
@@ -163,36 +162,41 @@ impl<'a> Watchers<'a> {
                 "training"
             );
         }
-        if last || numbers.step.is_multiple_of(ROW_EVERY) {
-            let loss = self.losses.iter().sum::<f64>() / self.losses.len() as f64;
-            self.losses.clear();
-            self.ledger.append(
-                numbers.step,
-                "train",
-                &[
-                    ("loss", loss),
-                    ("learning_rate", numbers.learning_rate),
-                    ("grad_norm", numbers.gradient_norm),
-                    ("tokens_per_second", speed.tokens_per_second),
-                    ("gflops", speed.gflops),
-                    ("data_wait", speed.data_wait),
-                ],
-            )?;
+        self.unwritten = Some((numbers, speed));
+        if numbers.step.is_multiple_of(ROW_EVERY) {
+            self.write_step();
         }
-        Ok(())
+    }
+
+    /// Writes the newest step to the ledger, where it is not there yet.
+    fn write_step(&mut self) {
+        let Some((numbers, speed)) = self.unwritten.take() else { return };
+        let metrics = [
+            ("loss", numbers.loss),
+            ("learning_rate", numbers.learning_rate),
+            ("grad_norm", numbers.gradient_norm),
+            ("tokens_per_second", speed.tokens_per_second),
+            ("gflops", speed.gflops),
+            ("data_wait", speed.data_wait),
+        ];
+        self.write(numbers.step, "train", &metrics);
+    }
+
+    /// Writes to the ledger. Rows are lost while the volume refuses; training is not.
+    fn write(&mut self, step: u64, split: &str, metrics: &[(&str, f64)]) {
+        match self.ledger.append(step, split, metrics) {
+            Ok(()) if std::mem::take(&mut self.refused) => {
+                tracing::info!(step, "metrics are written again, from this step on");
+            }
+            Err(error) if !std::mem::replace(&mut self.refused, true) => {
+                tracing::warn!(step, error = chain(&error), "metrics are not written, from this step on");
+            }
+            _ => {}
+        }
     }
 
     /// Hears what an evaluation after `step` steps came to, and that it took so long.
-    ///
-    /// # Errors
-    /// When the ledger cannot be written.
-    pub(super) fn evaluated(
-        &mut self,
-        step: u64,
-        loss: f64,
-        samples: &[Sample],
-        took: Duration,
-    ) -> Result<(), TrainError> {
+    pub(super) fn evaluated(&mut self, step: u64, loss: f64, samples: &[Sample], took: Duration) {
         // The speed is that of the steps.
         for sums in &mut self.recent {
             sums.at += took;
@@ -221,9 +225,8 @@ impl<'a> Watchers<'a> {
             }
         }
         if loss.is_finite() {
-            self.ledger.append(step, "val", &[("loss", loss)])?;
+            self.write(step, "val", &[("loss", loss)]);
         }
-        Ok(())
     }
 
     /// The speed over the last steps, this one included.
@@ -250,8 +253,9 @@ impl<'a> Watchers<'a> {
         }
     }
 
-    /// Leaves the terminal as it should be.
-    pub(super) fn close(&self) {
+    /// Writes the last step to the ledger, and leaves the terminal as it should be.
+    pub(super) fn close(&mut self) {
+        self.write_step();
         if let Some(bar) = &self.bar {
             bar.abandon();
         }

@@ -5,27 +5,34 @@ use std::{
     fs,
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
 use codex_configs::{Resolved, Training};
+use codex_reports::TrainingState;
 use serde_json::json;
 
 use super::{
     TrainError,
     bisect::differing,
     checkpoint::{self, Found},
+    epochs,
     records::{LEDGER, STATES},
+    session::Session,
     writer,
 };
 use crate::{
     durable::{self, FileError},
-    reporting,
+    model::ModelError,
+    reporting::{self, Reporter},
+    tokenizer::Tokenizer,
 };
 
 /// Kills of one proof.
 const KILLS: u64 = 3;
+/// How often the killed run is begun again when it was over before all of them.
+const TRIES: u32 = 5;
 /// How often the proof looks how far a child is.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -46,17 +53,14 @@ impl Proof<'_> {
     /// # Errors
     /// [`TrainError::NotReproduced`] names what differs; [`TrainError::Proof`] says why there was nothing to compare.
     pub(super) fn run(&self) -> Result<serde_json::Value, TrainError> {
-        let steps = self.steps.min(self.resolved.spec().settings.training.steps());
+        let steps = self.steps.min(self.steps_there_are()?);
         if steps < 2 {
             return Err(TrainError::Arguments(format!(
-                "a run of {steps} steps cannot be killed between two: use more"
+                "a run of {steps} steps cannot be killed between two: {}",
+                self.more(steps)
             )));
         }
-        if let Err(error) = fs::remove_dir_all(&self.directory)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(FileError::of("removing", &self.directory)(error).into());
-        }
+        remove(&self.directory)?;
         durable::make_directory(&self.directory)?;
         let mut spec = self.resolved.spec().clone();
         let training = &mut spec.settings.training;
@@ -72,17 +76,17 @@ impl Proof<'_> {
         let (straight, killed) = (self.directory.join("straight"), self.directory.join("killed"));
         Self::finish(self.start(&config, &straight, threads)?, "the uninterrupted run", &straight)?;
         let mut kills = Vec::new();
-        for round in 1..=KILLS {
-            // Within a step, somewhere: the pause after the step that is waited for is another one each time.
-            let wanted = (steps * round / (KILLS + 1)).max(1);
-            let child = self.start(&config, &killed, if round % 2 == 0 { threads } else { 1 })?;
-            if let Some(step) = Self::kill_after(child, &killed, wanted, Duration::from_millis(7 * round))? {
-                kills.push(step);
+        for again in 0..TRIES {
+            remove(&killed)?;
+            kills = self.kill(&config, &killed, steps, threads, again)?;
+            if kills.len() as u64 == KILLS {
+                break;
             }
         }
         if kills.is_empty() {
             return Err(TrainError::Proof(format!(
-                "the run of {steps} steps was over each time before it could be killed: use more --prove-steps"
+                "the run of {steps} steps was over each time before it could be killed: {}",
+                self.more(steps)
             )));
         }
         Self::finish(self.start(&config, &killed, threads)?, "the resumed run", &killed)?;
@@ -90,7 +94,7 @@ impl Proof<'_> {
         if !comparison.is_empty() {
             return Err(TrainError::NotReproduced { what: comparison.join("; "), kept: self.directory.clone() });
         }
-        fs::remove_dir_all(&self.directory).map_err(FileError::of("removing", &self.directory))?;
+        remove(&self.directory)?;
         Ok(json!({
             "proved": true,
             "steps": steps,
@@ -99,6 +103,48 @@ impl Proof<'_> {
             "stateDigest": digest,
             "configDigest": self.resolved.digest(),
         }))
+    }
+
+    /// Steps that the configuration comes to with this data.
+    fn steps_there_are(&self) -> Result<u64, TrainError> {
+        let (reporter, tokenizer) = (Reporter::<TrainingState>::nowhere(), Tokenizer::characters());
+        let session = Session::new(self.resolved, self.files, &self.directory, &reporter, &|| false);
+        let dataset = session.read_data(None, &tokenizer.map_err(ModelError::from)?)?;
+        Ok(epochs::executed(&self.resolved.spec().settings.training, dataset.records()))
+    }
+
+    /// What to do about too few steps.
+    fn more(&self, steps: u64) -> &'static str {
+        if steps == self.steps {
+            "use more --prove-steps"
+        } else {
+            "raise training.max_steps, training.max_epochs or training.stop_after, whichever ends it"
+        }
+    }
+
+    /// Starts a run and kills it, again and again; gives the steps that it was killed in, fewer than [`KILLS`] when it was over
+    /// before.
+    fn kill(
+        &self,
+        config: &Path,
+        output: &Path,
+        steps: u64,
+        threads: usize,
+        again: u32,
+    ) -> Result<Vec<u64>, TrainError> {
+        let mut kills = Vec::new();
+        for round in 1..=KILLS {
+            // Within a step, somewhere: the pause after the step that is waited for is another one each time, and a shorter one
+            // where it was too long for the steps that are left.
+            let wanted = (steps * round / (KILLS + 1)).max(1);
+            let pause = Duration::from_millis((7 * round) >> (2 * again));
+            let child = self.start(config, output, if round % 2 == 0 { threads } else { 1 })?;
+            match Self::kill_after(child, output, wanted, pause)?.filter(|step| *step <= steps) {
+                Some(step) => kills.push(step),
+                None => break,
+            }
+        }
+        Ok(kills)
     }
 
     fn start(&self, config: &Path, output: &Path, threads: usize) -> Result<Child, TrainError> {
@@ -123,7 +169,10 @@ impl Proof<'_> {
     }
 
     fn finish(mut child: Child, what: &str, output: &Path) -> Result<(), TrainError> {
-        let status = child.wait().map_err(TrainError::System)?;
+        Self::succeeded(child.wait().map_err(TrainError::System)?, what, output)
+    }
+
+    fn succeeded(status: ExitStatus, what: &str, output: &Path) -> Result<(), TrainError> {
         if status.success() {
             return Ok(());
         }
@@ -133,14 +182,10 @@ impl Proof<'_> {
         Err(TrainError::Proof(format!("{what} ended with {status}: {last} (all of it is in {})", log.display())))
     }
 
-    /// Kills a child some time after it has done `steps` steps of the run; gives the step that it was at, none when it was
+    /// Kills a child some time after it has done `steps` steps of the run; gives the step that came next, none when it was
     /// over before.
     fn kill_after(mut child: Child, output: &Path, steps: u64, pause: Duration) -> Result<Option<u64>, TrainError> {
-        loop {
-            if child.try_wait().map_err(TrainError::System)?.is_some() {
-                Self::finish(child, "a run that was to be killed", output)?;
-                return Ok(None);
-            }
+        while child.try_wait().map_err(TrainError::System)?.is_none() {
             if writer::newest_note(&output.join("writers")).is_some_and(|note| note.step > steps) {
                 break;
             }
@@ -152,8 +197,11 @@ impl Proof<'_> {
         }
         child.kill().map_err(TrainError::System)?;
         let status = child.wait().map_err(TrainError::System)?;
-        let killed = status.signal() == Some(9);
-        Ok(writer::newest_note(&output.join("writers")).map(|note| note.step).filter(|_| killed))
+        if status.signal() == Some(9) {
+            return Ok(writer::newest_note(&output.join("writers")).map(|note| note.step));
+        }
+        Self::succeeded(status, "a run that was to be killed", output)?;
+        Ok(None)
     }
 
     /// The digest of the last state, and everything in which the runs differ.
@@ -186,9 +234,38 @@ impl Proof<'_> {
     }
 }
 
+/// Removes a directory that may be there.
+fn remove(directory: &Path) -> Result<(), FileError> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(FileError::of("removing", directory)(error)),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Epochs over little data come to fewer steps than are asked for, and the proof says what would be more.
+    #[test]
+    fn steps_are_those_of_the_data() {
+        use crate::training::tests::speck;
+        let proof = |overrides: &[&str], steps: u64| {
+            let resolved = speck(overrides);
+            let directory = tempfile::tempdir().unwrap();
+            let directory = directory.path().join("prove-resume");
+            let proof = Proof { resolved: &resolved, files: &[], directory, steps };
+            (proof.steps_there_are().unwrap(), proof.run().unwrap_err().to_string())
+        };
+        // 25 records in steps of 6.
+        let short = ["training.max_epochs=1", "training.batch_size=25", "training.warmup_steps=0"];
+        let (there_are, said) = proof(&short, 40);
+        assert_eq!(there_are, 1);
+        assert!(said.starts_with("a run of 1 steps cannot") && said.contains("training.max_epochs"), "{said}");
+        let (there_are, said) = proof(&["training.max_epochs=3"], 1);
+        assert_eq!(there_are, 15);
+        assert!(said.ends_with("use more --prove-steps"), "{said}");
+    }
 
     /// Two runs that differ on purpose, so that the comparison is known to see it.
     #[test]

@@ -102,6 +102,8 @@ pub(super) struct Tail {
     path: PathBuf,
     file: File,
     length: u64,
+    /// Half a line may lie behind the last row.
+    torn: bool,
 }
 
 impl Tail {
@@ -124,7 +126,7 @@ impl Tail {
         }
         let file = OpenOptions::new().append(true).create(true).open(&path).map_err(FileError::of("opening", &path))?;
         file.set_len(length).map_err(FileError::of("writing", &path))?;
-        Ok((Self { path, file, length }, last))
+        Ok((Self { path, file, length, torn: false }, last))
     }
 
     /// Appends rows durably, all or none of them.
@@ -132,6 +134,18 @@ impl Tail {
     /// # Errors
     /// When the file system refuses.
     pub(super) fn append<R: Row>(&mut self, rows: &[R]) -> Result<(), FileError> {
+        self.write(rows, File::sync_data)
+    }
+
+    /// Appends rows, all or none of them; they outlive this process, and a machine that fails may forget them.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub(super) fn note<R: Row>(&mut self, rows: &[R]) -> Result<(), FileError> {
+        self.write(rows, |_| Ok(()))
+    }
+
+    fn write<R: Row>(&mut self, rows: &[R], sync: impl Fn(&File) -> io::Result<()>) -> Result<(), FileError> {
         let mut bytes = Vec::new();
         for row in rows {
             serde_json::to_writer(&mut bytes, row)
@@ -139,12 +153,18 @@ impl Tail {
                 .map_err(FileError::of("encoding", &self.path))?;
             bytes.push(b'\n');
         }
-        let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
-        match written {
-            Ok(()) => self.length += bytes.len() as u64,
-            // Should this fail, too, the next attempt drops the half line.
-            Err(_) => drop(self.file.set_len(self.length)),
-        }
+        #[cfg(test)]
+        super::death::count(&mut self.file, &bytes);
+        let whole = if self.torn { self.file.set_len(self.length) } else { Ok(()) };
+        let written = whole.and_then(|()| self.file.write_all(&bytes)).and_then(|()| sync(&self.file));
+        self.torn = match written {
+            Ok(()) => {
+                self.length += bytes.len() as u64;
+                false
+            }
+            // Should this fail, too, the next call or the next attempt drops the half line.
+            Err(_) => self.file.set_len(self.length).is_err(),
+        };
         written.map_err(FileError::of("writing", &self.path))
     }
 }
@@ -192,12 +212,15 @@ pub enum RecordsError {
     },
 }
 
-/// All rows of a file, in order; the last line may be cut short, as a kill leaves it.
+/// All rows of a file, in order, none where there is no file; the last line may be cut short, as a kill leaves it.
 ///
 /// # Errors
 /// [`RecordsError`] for every other line that is no row.
 pub(super) fn read<R: Row>(path: &Path) -> Result<Vec<R>, RecordsError> {
-    parse(path, &durable::read(path)?)
+    match durable::read(path) {
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => parse(path, &read?),
+    }
 }
 
 /// The rows of a run's states, their chain checked.
@@ -289,6 +312,24 @@ mod tests {
         assert_eq!(last.as_ref(), Some(&rows[1]));
         tail.append(&rows[2..]).unwrap();
         assert!(fs::read(&path).unwrap() == lines(&rows));
+    }
+
+    /// A file that takes half a row and can then not even be cut: it is cut as soon as it can be.
+    #[test]
+    fn half_a_row_is_not_joined_to_the_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(LEDGER);
+        let rows: Vec<LedgerRow> = (1..=3).map(ledger_row).collect();
+        let (mut tail, _) = Tail::open::<LedgerRow>(path.clone(), 0).unwrap();
+        tail.append(&rows[..1]).unwrap();
+        let file = std::mem::replace(&mut tail.file, File::open(&path).unwrap());
+        let error = tail.append(&rows[1..2]).unwrap_err();
+        assert_eq!(error.action, "writing");
+        fs::write(&path, [lines(&rows[..1]), b"{\"step\":2,\"fi\xff".to_vec()].concat()).unwrap();
+        tail.file = file;
+        tail.note(&rows[1..]).unwrap();
+        assert_eq!(read::<LedgerRow>(&path).unwrap(), rows);
+        assert_eq!(read::<LedgerRow>(&directory.path().join("nowhere")).unwrap(), []);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use codex_configs::{Resolved, Training};
+use codex_configs::{Data, Resolved, Training};
 use codex_provenance::DataDigest;
 use codex_reports::{TrainingState, exit};
 use serde::Serialize;
@@ -15,7 +15,7 @@ use super::{
     checkpoint::{self, Found},
     data::Dataset,
     epochs, named_file,
-    records::{self, LEDGER, LedgerRow},
+    records::{self, LEDGER, LedgerRow, STATES, StateRow},
     session::{CONFIG, Session, StepData, Stepped, model_config},
     state::{self, State},
     validation::Validation,
@@ -43,8 +43,19 @@ impl Past {
     /// # Errors
     /// When the directory holds no run, or the data is other data.
     pub(super) fn open(directory: &Path, files: &[(String, PathBuf)]) -> Result<Self, TrainError> {
-        let resolved: Resolved<Training> =
-            Resolved::from_yaml(&durable::read(&directory.join("artifacts").join(CONFIG))?)?;
+        let config = directory.join("artifacts").join(CONFIG);
+        if !config.exists() {
+            return Err(TrainError::Arguments(format!(
+                "{directory:?} holds no run, for there is no artifacts/{CONFIG}: name what was the --output of a training"
+            )));
+        }
+        let resolved: Resolved<Training> = Resolved::from_yaml(&durable::read(&config)?)?;
+        let own = |data: &&Data| data.synthetic.is_none() && !files.iter().any(|(name, _)| *name == data.name);
+        if let Some(Data { name, .. }) = resolved.spec().data.iter().find(own) {
+            return Err(TrainError::Arguments(format!(
+                "the run in {directory:?} was given a file as data {name}: pass it as --data {name}=FILE"
+            )));
+        }
         let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
         let reporter = Reporter::nowhere();
         let names: Vec<&str> = resolved.spec().data.iter().map(|data| data.name.as_str()).collect();
@@ -128,6 +139,15 @@ impl Past {
     /// When it cannot be read.
     pub(super) fn ledger(&self) -> Result<BTreeMap<u64, LedgerRow>, TrainError> {
         let rows = records::read::<LedgerRow>(&self.directory.join("artifacts").join(LEDGER))?;
+        Ok(rows.into_iter().map(|row| (row.step, row)).collect())
+    }
+
+    /// The run's recorded states by step.
+    ///
+    /// # Errors
+    /// When they cannot be read, or their chain is broken.
+    pub(super) fn states(&self) -> Result<BTreeMap<u64, StateRow>, TrainError> {
+        let rows = records::read_states(&self.directory.join("artifacts").join(STATES))?;
         Ok(rows.into_iter().map(|row| (row.step, row)).collect())
     }
 }

@@ -100,7 +100,11 @@ impl Saver {
         let mut keeper =
             Keeper { lock, store, origin, states, ledger, chain, recorded, pending: (Vec::new(), Vec::new()) };
         let ((jobs, todo), (answers, done)) = (channel::<Job>(), channel());
+        #[cfg(test)]
+        let left = super::death::left();
         let work = move || {
+            #[cfg(test)]
+            super::death::set(left);
             for job in todo {
                 let (step, asked) = (job.snapshot.step, job.checkpoint.is_some());
                 let (outcome, snapshot) = keeper.keep(job);

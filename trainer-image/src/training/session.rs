@@ -416,7 +416,7 @@ impl<'a> Session<'a> {
                 return Ok(Some(Outcome::Interrupted { step: state.step }));
             };
             writer.count_step(state.step + 1);
-            unless_storage(watchers.step(numbers, writer.executed()))?;
+            watchers.step(numbers, writer.executed());
             let evaluating = Instant::now();
             if let Some(looking) = looking
                 && let Some(loss) = self.evaluate(state, looking.validation)?
@@ -426,7 +426,7 @@ impl<'a> Session<'a> {
                 } else {
                     looking.validation.samples(state.engine.as_ref(), looking.tokenizer)
                 };
-                unless_storage(watchers.evaluated(state.step, loss, &samples, evaluating.elapsed()))?;
+                watchers.evaluated(state.step, loss, &samples, evaluating.elapsed());
             }
             if state.step == 1 {
                 memory::note("first step");
@@ -500,11 +500,13 @@ impl<'a> Session<'a> {
             }
             let guilty = if guilty.is_empty() { &addresses } else { &guilty };
             let records = dataset.describe(guilty);
-            return Err(TrainError::NotFinite { what: "the loss".to_owned(), step: *step + 1, records });
+            let tensor = state::not_finite(engine.as_ref());
+            return Err(TrainError::NotFinite { what: "the loss".to_owned(), tensor, step: *step + 1, records });
         }
         let grad_norm = engine.gradient_norm().map_err(|error| match error {
             EngineError::NotFinite { tensor } => TrainError::NotFinite {
                 what: format!("the gradient of {tensor}"),
+                tensor: None,
                 step: *step + 1,
                 records: dataset.describe(&addresses),
             },
@@ -657,17 +659,6 @@ fn check_warmup(training: &Optimization, records: u64) -> Result<(), TrainError>
     Err(TrainError::Arguments(format!(
         "training.warmup_steps is {warmup}, but training.max_epochs comes to {steps} steps of this data: write at most {steps}"
     )))
-}
-
-/// Rows of metrics are lost while the volume refuses; training is not.
-fn unless_storage(watched: Result<(), TrainError>) -> Result<(), TrainError> {
-    match watched {
-        Err(error) if error.is_storage() => {
-            tracing::warn!(error = crate::cli::chain(&error), "metrics are not written");
-            Ok(())
-        }
-        watched => watched,
-    }
 }
 
 /// The shape that a configuration asks for.

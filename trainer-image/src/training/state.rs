@@ -37,6 +37,16 @@ pub(super) fn settings(training: &Optimization) -> Settings {
     Settings { precision, gradient_checkpointing: training.gradient_checkpointing, reference: false }
 }
 
+/// The first tensor with a number that is none: of the parameters, or else of the gradients.
+pub(super) fn not_finite(engine: &dyn Engine) -> Option<String> {
+    let find = |what: &str, numbers: &[f32]| {
+        let mut tensors = engine.layout().tensors().iter();
+        let found = tensors.find(|tensor| numbers[tensor.range.clone()].iter().any(|number| !number.is_finite()));
+        found.map(|tensor| format!("{what}/{}", tensor.name))
+    };
+    find("parameters", &engine.export().parameters).or_else(|| find("gradients", &engine.gradients()))
+}
+
 const MEASURED: &str = "measured/";
 
 impl std::fmt::Debug for State {

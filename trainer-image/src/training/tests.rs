@@ -187,66 +187,115 @@ pub(super) fn remains(output: &Path) -> (checkpoint::About, Vec<Vec<u8>>) {
     (found.about, files.map(|file| fs::read(output.join(file)).unwrap()).to_vec())
 }
 
-/// A kill, as far as a thread can have one: nothing after it is done, nothing is said.
-struct Killed;
-
-/// One attempt that dies at its `look`th look, or at the step that its report shows after so many; whether it did.
-pub(super) fn killed_at(run: &Resolved<Training>, output: &Path, look: u64) -> bool {
-    let looks = AtomicU64::new(0);
+/// One attempt that dies at the look or in the write that is the last of so many; whether it did.
+fn mortal(run: &Resolved<Training>, output: &Path, looks: &AtomicU64, writes: &death::Left) -> bool {
     let die = || {
-        if looks.fetch_add(1, Ordering::Relaxed) + 1 == look {
-            resume_unwind(Box::new(Killed));
+        if looks.fetch_sub(1, Ordering::Relaxed) == 1 {
+            resume_unwind(Box::new(death::Killed));
         }
         false
     };
+    death::set(Some(Arc::clone(writes)));
     let ended = catch_unwind(AssertUnwindSafe(|| with_files(run, &[], output, &die)));
+    death::set(None);
     match ended {
+        // The thread that writes died, and this one noticed at its next checkpoint.
+        Ok(Attempt { outcome: Err(TrainError::System(_)), .. }) => true,
         Ok(attempt) => {
             finished(&attempt);
             false
         }
-        Err(payload) if payload.is::<Killed>() => true,
+        Err(payload) if payload.is::<death::Killed>() => true,
         Err(payload) => resume_unwind(payload),
     }
 }
 
-/// A thousand runs, each killed up to three times, anywhere (between two records, two batches, two steps), each attempt on
-/// another number of threads: every one ends in the state of a run that was not killed, to the last bit. Passes over the data
-/// end within the run, and so do skipped steps.
-#[test]
-fn a_thousand_killed_runs_end_in_the_same_bits() {
+/// More looks or writes than any attempt has.
+const ALL: u64 = u64::MAX;
+
+/// One attempt that dies at its `look`th look; whether it did.
+pub(super) fn killed_at(run: &Resolved<Training>, output: &Path, look: u64) -> bool {
+    mortal(run, output, &AtomicU64::new(look), &Arc::new(AtomicU64::new(ALL)))
+}
+
+/// What the metrics ledger says about a run, without what a clock says.
+fn metrics(output: &Path) -> std::collections::BTreeMap<(u64, String, String), u64> {
+    let ledger = crate::artifacts::ledger::Ledger::read(&output.join("artifacts/metrics.ndjson")).unwrap();
+    assert!(ledger.bad.is_empty() && !ledger.unfinished);
+    let timed = ["tokens_per_second", "gflops", "data_wait"];
+    let rows = ledger.rows.into_iter().filter(|row| !timed.contains(&row.metric.as_str()));
+    rows.map(|row| ((row.step, row.split, row.metric), row.value.to_bits())).collect()
+}
+
+/// A thousand runs, each killed up to three times, anywhere (between two records, two batches, two steps, in the
+/// middle of a checkpoint's file or a ledger's line), each attempt on another number of threads: every one ends in the state and
+/// the metrics of a run that was not killed, to the last bit. Passes over the data end within the run, and so do skipped steps.
+fn a_thousand_killed_runs_end_in_the_same_bits(dtype: &str) {
+    const EACH: u32 = 200;
     let pools: Vec<rayon::ThreadPool> =
         (1..4).map(|count| rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap()).collect();
-    for (every, dtype) in [(1, "fp32"), (4, "bf16"), (5, "fp32")] {
-        let run = speck(&[&format!("training.checkpoint_every={every}"), &format!("training.dtype={dtype}")]);
+    let cases: [&[&str]; 5] = [
+        &["training.checkpoint_every=1"],
+        &["training.checkpoint_every=4"],
+        &["training.checkpoint_every=5"],
+        &["training.checkpoint_every=4", "training.max_epochs=2"],
+        &["training.checkpoint_every=5", "training.eval_every=2", "training.eval_records=4", "training.eval_samples=0"],
+    ];
+    for case in cases {
+        let run = speck(&[&[dtype], case].concat());
         let whole = tempfile::tempdir_in(scratch()).unwrap();
-        finished(&attempt(&run, whole.path(), false));
-        let expected = remains(whole.path());
+        let (looks, writes) = (AtomicU64::new(ALL), Arc::new(AtomicU64::new(ALL)));
+        assert!(!mortal(&run, whole.path(), &looks, &writes));
+        // An attempt that goes on looks as often for its data and less often for its steps, and writes less.
+        let (looks, writes) = (ALL - looks.into_inner(), ALL - writes.load(Ordering::Relaxed));
+        let (expected, measured) = (remains(whole.path()), metrics(whole.path()));
         let text = String::from_utf8_lossy(&expected.1[0]).into_owned();
-        assert!(text.contains("\"skipped\":true"), "the setting has spikes in {dtype}: {text}");
-        assert!(text.lines().count() == 12 && 12 * 6 > 25, "the data is seen more than once");
-        // An attempt that goes on looks as often for its data and less often for its steps.
-        let looks = 1 + 25 + 2 + 12 * 2;
+        assert!(text.contains("\"skipped\":true"), "the setting has spikes in {dtype} {case:?}: {text}");
+        assert!(text.lines().count() > 25_usize.div_ceil(2 * 3), "the data is seen more than once");
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-            cases: 334,
+            cases: EACH,
             failure_persistence: None,
             ..ProptestConfig::default()
         });
-        let kills = prop::collection::vec((1_u64..=looks, 0_usize..3), 1..4);
-        let killed = AtomicU64::new(0);
+        let kills = prop::collection::vec((any::<bool>(), any::<u64>(), 0_usize..3), 1..4);
+        let (killed, halves) = (AtomicU64::new(0), AtomicU64::new(0));
         let proved = runner.run(&(kills, 0_usize..3), |(kills, last)| {
             let output = tempfile::tempdir_in(scratch()).unwrap();
-            for (look, threads) in kills {
-                let died = pools[threads].install(|| killed_at(&run, output.path(), look));
+            for (write, at, threads) in kills {
+                let (look, write) = if write { (ALL, 1 + at % writes) } else { (1 + at % looks, ALL) };
+                let (look, write) = (AtomicU64::new(look), Arc::new(AtomicU64::new(write)));
+                let died = pools[threads].install(|| mortal(&run, output.path(), &look, &write));
                 killed.fetch_add(u64::from(died), Ordering::Relaxed);
+                let half = |path: &PathBuf| {
+                    path.components().any(|part| {
+                        let name = part.as_os_str().to_string_lossy();
+                        name.starts_with("step-") && (name.ends_with(".partial") || name.ends_with(".removed"))
+                    })
+                };
+                halves.fetch_add(u64::from(walk(output.path()).iter().any(half)), Ordering::Relaxed);
             }
             pools[last].install(|| finished(&attempt(&run, output.path(), false)));
             prop_assert!(remains(output.path()) == expected);
+            let rows = metrics(output.path());
+            // An attempt that ends between two rows leaves one more.
+            prop_assert!(measured.iter().all(|(name, value)| rows.get(name) == Some(value)));
             Ok(())
         });
         proved.unwrap();
-        assert!(killed.load(Ordering::Relaxed) > 334, "most attempts died before their end");
+        let (killed, halves) = (killed.into_inner(), halves.into_inner());
+        assert!(killed > u64::from(EACH), "most attempts died before their end: {killed}");
+        assert!(halves > u64::from(EACH) / 10, "many left half a checkpoint: {halves}");
     }
+}
+
+#[test]
+fn a_thousand_killed_runs_of_fp32() {
+    a_thousand_killed_runs_end_in_the_same_bits("training.dtype=fp32");
+}
+
+#[test]
+fn a_thousand_killed_runs_of_bf16() {
+    a_thousand_killed_runs_end_in_the_same_bits("training.dtype=bf16");
 }
 
 #[test]
@@ -320,6 +369,23 @@ fn bisect_names_the_first_step_and_tensor() {
     let found = bisect::compare(&a, &accumulated, false).unwrap();
     assert_eq!(found.ledger.as_ref().map(|ledger| (ledger.step, ledger.what)), Some((1, "records")));
     assert_eq!((found.first_replayed, found.reproduced), (None, None));
+
+    // No recorded state in common: the ledgers say how far to go.
+    let scarce = train("scarce", &["training.warmup_steps=5", "training.checkpoint_every=5", "training.stop_after=9"]);
+    let found = bisect::compare(&a, &scarce, true).unwrap();
+    assert_eq!((found.common, found.last_equal, found.first_recorded.as_ref()), (9, None, None));
+    assert_eq!(found.first_replayed.as_ref().map(|first| first.step), Some(1));
+    assert_eq!(found.reproduced, Some([true, true]));
+    assert!(found.to_string().contains("the states differ first after step 1, in parameters/"), "{found}");
+
+    // Nothing in common is not equal.
+    let none = train("none", &["training.stop_after=0"]);
+    let error = bisect::compare(&a, &none, true).unwrap_err();
+    assert_eq!(error.exit(), exit::BAD_INPUT);
+    assert!(error.to_string().contains("recorded steps 1 to 12") && error.to_string().ends_with("no step"), "{error}");
+    let nowhere = output.path().join("nowhere");
+    let error = replay::Past::open(&nowhere, &[]).err().unwrap();
+    assert!(error.exit() == exit::BAD_INPUT && error.to_string().contains("nowhere\" holds no run"), "{error}");
 
     // A run whose records were changed is told from the one that is as it was.
     let path = output.path().join("same/artifacts/states.ndjson");
@@ -543,10 +609,81 @@ fn a_loss_that_is_no_number_stops_with_its_records() {
     let reporter = Reporter::<TrainingState>::nowhere();
     let session = Session::new(&run, &[], output.path(), &reporter, &|| false);
     let error = session.step(&mut state, &dataset).err().unwrap();
-    let TrainError::NotFinite { what, step: 1, records } = &error else { panic!("{error}") };
-    assert_eq!(what, "the loss");
+    let TrainError::NotFinite { what, tensor, step: 1, records } = &error else { panic!("{error}") };
+    assert_eq!((what.as_str(), tensor.as_deref()), ("the loss", Some("parameters/model.norm.weight")));
+    assert!(error.to_string().starts_with("the loss of step 1 is not finite, nor is parameters/model.norm.weight: "));
     assert!(records.contains("arithmetic[") && records.contains("word-problems["), "{error}");
     assert_eq!(error.exit(), exit::BAD_INPUT);
+}
+
+/// Weights that grow a thousandfold with every step: some steps go well, and then there are no numbers left.
+#[test]
+fn a_run_that_diverges_leaves_its_last_checkpoint_and_says_why() {
+    let output = tempfile::tempdir().unwrap();
+    let run = speck(&[
+        "training.parameter_groups=[{pattern: '*', learning_rate_multiplier: 1000, weight_decay: 0.99}]",
+        "training.learning_rate=1",
+        "training.warmup_steps=0",
+        "training.scheduler=constant",
+        "training.spike_action=ignore",
+        "training.checkpoint_every=1",
+    ]);
+    let error = attempt(&run, output.path(), false).outcome.unwrap_err();
+    let TrainError::NotFinite { what, tensor, step, .. } = &error else { panic!("{error}") };
+    let named = format!("{what} {}", tensor.as_deref().unwrap_or_default());
+    assert!(*step > 2 && (named.contains("model.") || named.contains("lm_head")), "{error}");
+    let newest = checkpoint::newest(&output.path().join("checkpoints"), u64::MAX, |_| unreachable!()).unwrap().unwrap();
+    assert_eq!(newest.checkpoint.step, step - 1);
+    let left = fs::read_to_string(output.path().join("artifacts/errors.ndjson")).unwrap();
+    let left: crate::artifacts::errors::ErrorRow = serde_json::from_str(&left).unwrap();
+    assert_eq!((left.step, left.exit_code, left.is_final), (Some(step - 1), exit::BAD_INPUT, true));
+    assert_eq!((left.reason.as_str(), &left.chain[0]), ("NotFinite", &error.to_string()));
+    assert!(!output.path().join("model").exists());
+    // The rows of the steps that went well are there, the last one of them, too.
+    let rows = crate::artifacts::ledger::Ledger::read(&output.path().join("artifacts/metrics.ndjson")).unwrap().rows;
+    assert_eq!(rows.last().map(|row| row.step), Some(step - 1));
+}
+
+#[test]
+fn what_is_named_and_is_not_there_is_final() {
+    let directory = tempfile::tempdir().unwrap();
+    let nowhere = directory.path().join("nowhere.jsonl");
+    let train = |config: Option<&Path>, data: &Path, output: &Path| {
+        let command = Train {
+            config: config.map(Path::to_owned),
+            template: Some("cot-starter".to_owned()),
+            set: Vec::new(),
+            seed: None,
+            data: vec![("mine".to_owned(), data.to_owned())],
+            output: output.to_owned(),
+            plan: true,
+            accept_other_bits: false,
+            prove_resume: false,
+            prove_steps: 40,
+            grace_seconds: None,
+            metrics_address: None,
+        };
+        let error = command.run().unwrap_err();
+        assert_eq!(error.exit, exit::BAD_INPUT, "{error}");
+        error.to_string()
+    };
+    let output = directory.path().join("output");
+    let said = |what: &str, path: &Path, wrong: &str| format!("{what}: {} {wrong}", path.display());
+    assert_eq!(train(None, &nowhere, &output), said("data mine", &nowhere, "does not exist"));
+    assert!(train(None, directory.path(), &output).ends_with(" is a directory: name a file"));
+    assert_eq!(train(Some(&nowhere), &nowhere, &output), said("--config", &nowhere, "does not exist"));
+    fs::write(&nowhere, b"").unwrap();
+    assert_eq!(train(None, &nowhere, &nowhere), said("--output", &nowhere, "is a file: name a directory"));
+    let error = with_files(
+        &resolved(
+            &[],
+            vec![Data { name: "mine".to_owned(), sha256: Some(DataDigest(Sha256::of(b""))), synthetic: None }],
+        ),
+        &[("mine".to_owned(), nowhere.join("beneath"))],
+        &output,
+        &|| false,
+    );
+    assert_eq!(error.outcome.unwrap_err().exit(), exit::BAD_INPUT);
 }
 
 #[test]
