@@ -296,7 +296,8 @@ fn round_numbers(range: &Range<f64>) -> Vec<f64> {
     let power = 10_f64.powf(least_step.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|digit| digit * power).find(|step| *step >= least_step);
     let step = step.unwrap_or(least_step);
-    let (first, last) = ((range.start / step).ceil() as i64, (range.end / step).floor() as i64);
+    // A mark at the very end is one, whatever the last bit says.
+    let (first, last) = ((range.start / step - 1e-9).ceil() as i64, (range.end / step + 1e-9).floor() as i64);
     (first..=last).map(|count| count as f64 * step).collect()
 }
 
