@@ -28,11 +28,17 @@ FROM ${ARTIFACTS} AS programs
 FROM scratch AS codex
 LABEL org.opencontainers.image.title="codex" org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=programs /programs/codex /codex
+# What environment.json names: --build-arg GIT_COMMIT="$(git rev-parse HEAD)".
+ARG GIT_COMMIT=
+LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
+ENV CODEX_GIT_COMMIT=${GIT_COMMIT}
 USER 65532:65532
 ENTRYPOINT ["/codex"]
 
 FROM scratch AS codex-controller
 LABEL org.opencontainers.image.title="codex-controller" org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=programs /programs/codex-controller /codex-controller
+ARG GIT_COMMIT=
+LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
 USER 65532:65532
 ENTRYPOINT ["/codex-controller"]

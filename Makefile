@@ -17,15 +17,34 @@ BUILD := cargo build --release --locked --workspace --bins
 IMAGE_NAMES := codex codex-controller
 IMAGE_LIMIT := 30000000
 
-.PHONY: help prerequisites image cluster cluster-down kubeconfig test demo bench bench-memory bench-train sanitize
+# The lists of packages of a bare machine are empty.
+define install
+root=; [ "$$(id -u)" = 0 ] || root=sudo
+install="$$root apt-get install --yes --quiet --no-install-recommends $(1)"
+$$install >/dev/null 2>&1 || { $$root apt-get update --quiet >/dev/null && $$install >/dev/null; }
+endef
+
+.PHONY: help root prerequisites image cluster cluster-down kubeconfig test demo bench bench-memory bench-train sanitize
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	echo "With CLUSTER=current REGISTRY=host:port, demo and test use the cluster of your kubeconfig context."
 
+root:
+	@if [ "$$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
+		echo "This installs packages and starts a cluster, which takes root: run it as root, or install sudo." >&2
+		exit 1
+	fi
+
 prerequisites:
 	@missing=()
-	cargo --version >/dev/null 2>&1 || missing+=("rustup or Rust 1.95")
+	# rustup fetches what rust-toolchain.toml names; a cargo without it is what it is.
+	if ! cargo --version >/dev/null 2>&1; then
+		missing+=("rustup or Rust >= 1.95")
+	elif ! command -v rustup >/dev/null; then
+		rust=$$(rustc --version 2>/dev/null | cut -d ' ' -f 2)
+		printf '1.95\n%s\n' "$${rust:-0}" | sort -CV || missing+=("rustup or Rust >= 1.95$${rust:+ (here is $$rust)}")
+	fi
 	version=$$(go env GOVERSION 2>/dev/null | sed 's/^go//') || version=
 	printf '1.26\n%s\n' "$${version:-0}" | sort -CV || missing+=("Go >= 1.26$${version:+ (here is $$version)}")
 	command -v gcc >/dev/null || missing+=("gcc")
@@ -43,8 +62,7 @@ prerequisites:
 image: prerequisites ## the two images from release binaries, as OCI archives; with REGISTRY=host/path also pushed there
 	@if ! command -v buildah >/dev/null || ! command -v skopeo >/dev/null; then
 		echo "Installing buildah and skopeo, which pack images without a container engine."
-		root=; [ "$$(id -u)" = 0 ] || root=sudo
-		$$root apt-get install --yes --quiet --no-install-recommends buildah skopeo >/dev/null
+		$(call install,buildah skopeo)
 	fi
 	echo "Building the programs."
 	$(BUILD)
@@ -55,13 +73,16 @@ image: prerequisites ## the two images from release binaries, as OCI archives; w
 	for name in $(IMAGE_NAMES); do
 		strip --strip-all -o "$$work/context/$$name" "$(PROGRAMS)/$$name"
 	done
+	# What results say they were made by; nothing is built anew for another commit of the same programs.
+	commit=$$(git rev-parse HEAD 2>/dev/null) || commit=
+	[ -z "$$commit" ] || git diff --quiet HEAD 2>/dev/null || commit+=-dirty
 	for name in $(IMAGE_NAMES); do
 		# The tag digests what the image is made of, so another build is another tag.
 		tag=$$(cat "$$work/context/$$name" Dockerfile | sha256sum | cut -c 1-12)
 		archive="$(IMAGES)/$$name-$$tag.oci"
 		if [ ! -f "$$archive" ]; then
 			storage=(--root "$$work/storage" --runroot "$$work/run" --storage-driver vfs)
-			buildah "$${storage[@]}" bud --quiet --isolation chroot --timestamp 0 --build-arg ARTIFACTS=prebuilt \
+			buildah "$${storage[@]}" bud --quiet --isolation chroot --timestamp 0 --build-arg ARTIFACTS=prebuilt --build-arg GIT_COMMIT="$$commit" \
 				--target "$$name" --tag "$$name:$$tag" --file Dockerfile "$$work/context" >/dev/null
 			buildah "$${storage[@]}" push --quiet "$$name:$$tag" "oci-archive:$$work/$$name.oci:$$name:$$tag"
 			mv "$$work/$$name.oci" "$$archive"
@@ -90,7 +111,7 @@ $(CLUSTER_COMMAND): prerequisites
 
 .PHONY: $(CLUSTER_COMMAND)
 
-cluster: $(CLUSTER_COMMAND) ## a real Kubernetes cluster on this machine, kept until cluster-down
+cluster: root $(CLUSTER_COMMAND) ## a real Kubernetes cluster on this machine, kept until cluster-down
 	@$(CLUSTER_COMMAND) up
 
 cluster-down: $(CLUSTER_COMMAND) ## stops the cluster and takes away all but what was built
@@ -99,7 +120,7 @@ cluster-down: $(CLUSTER_COMMAND) ## stops the cluster and takes away all but wha
 kubeconfig: $(CLUSTER_COMMAND) ## prints the path of the cluster's kubeconfig
 	@$(CLUSTER_COMMAND) kubeconfig
 
-test: prerequisites ## every check and every test, the ones on a real cluster included; all that CI runs
+test: root prerequisites ## every check and every test, the ones on a real cluster included; all that CI runs
 	@section() {
 		local begun=$$SECONDS title=$$1
 		shift
@@ -127,8 +148,7 @@ test: prerequisites ## every check and every test, the ones on a real cluster in
 	trap 'exit 143' TERM
 	if ! python3 -c 'import ensurepip' 2>/dev/null; then
 		echo "Installing python3-venv, in which OpenSSF's own verifier is put."
-		root=; [ "$$(id -u)" = 0 ] || root=sudo
-		$$root apt-get install --yes --quiet --no-install-recommends python3-venv >/dev/null
+		$(call install,python3-venv)
 	fi
 	section "Format" cargo fmt --all --check
 	section "Lints" cargo clippy --locked --workspace --all-targets -- --deny warnings
@@ -146,7 +166,7 @@ test: prerequisites ## every check and every test, the ones on a real cluster in
 	esac
 	section "Tests on the cluster" cargo test --release --locked --workspace --test e2e --test rights
 
-demo: prerequisites ## a small model trained, judged, signed and served on a real cluster, and another one refused
+demo: root prerequisites ## a small model trained, judged, signed and served on a real cluster, and another one refused
 	@$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-demo
 

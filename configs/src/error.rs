@@ -7,7 +7,7 @@ use codex_provenance::ConfigDigest;
 use crate::Rule;
 
 /// Where a value was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// A group that this crate embeds.
     Group(&'static str),
@@ -15,6 +15,8 @@ pub enum Origin {
     Config,
     /// The object's `overrides`, by index.
     Override(usize),
+    /// The command line's `--set`, with what it says; empty where the sentence says that itself.
+    Set(String),
     /// A resolved file.
     Resolved,
 }
@@ -25,6 +27,8 @@ impl fmt::Display for Origin {
             Self::Group(name) => f.write_str(name),
             Self::Config => f.write_str("config"),
             Self::Override(index) => write!(f, "overrides[{index}]"),
+            Self::Set(text) if text.is_empty() => f.write_str("--set"),
+            Self::Set(text) => write!(f, "--set {text}"),
             Self::Resolved => f.write_str("the resolved configuration"),
         }
     }
@@ -46,10 +50,10 @@ pub enum ConfigError {
         known: Vec<&'static str>,
     },
     /// An override that is no `key=value`.
-    #[error("overrides[{index}] is {text:?}: write key=value, such as {example}")]
+    #[error("{origin} is {text:?}: write key=value, such as {example}")]
     NotAnOverride {
-        /// Its index.
-        index: usize,
+        /// Where.
+        origin: Origin,
         /// What it is.
         text: String,
         /// What it could look like.
@@ -68,7 +72,7 @@ pub enum ConfigError {
         known: Vec<&'static str>,
     },
     /// A key that belongs to the object's spec.
-    #[error("{origin} names {key}, which is no configuration: set spec.{field} instead")]
+    #[error("{origin} names {key}, which is no configuration: {}", elsewhere(origin, field))]
     Reserved {
         /// Where.
         origin: Origin,
@@ -118,6 +122,14 @@ pub enum ConfigError {
         value: String,
         /// What would be right, with the other value.
         right: String,
+    },
+    /// An override's value that is no YAML.
+    #[error("{origin} has the value {value}, which is no valid YAML: close what it opens, or put it in quotes")]
+    NotAValue {
+        /// Where.
+        origin: Origin,
+        /// The value.
+        value: String,
     },
     /// Text that is no YAML.
     #[error("{origin} is no valid YAML ({source}): write keys and values such as `{example}`")]
@@ -207,7 +219,45 @@ pub enum ConfigError {
     },
 }
 
-fn meant(nearest: Option<&str>) -> String {
+impl ConfigError {
+    /// The same in the words of the command line, whose `--set` gave the overrides `set`.
+    #[must_use]
+    pub fn on_command_line(mut self, set: &[String]) -> Self {
+        match &mut self {
+            // The sentence shows all of it already.
+            Self::NotAnOverride { origin, .. } => *origin = Origin::Set(String::new()),
+            Self::UnknownKey { origin, .. }
+            | Self::Reserved { origin, .. }
+            | Self::IsGroup { origin, .. }
+            | Self::Refused { origin, .. }
+            | Self::Twice { origin, .. }
+            | Self::NotAValue { origin, .. } => {
+                if let Origin::Override(index) = origin {
+                    let text = set.get(*index).map(|text| text.chars().take(MAX_SET).collect());
+                    *origin = Origin::Set(text.unwrap_or_default());
+                }
+            }
+            _ => {}
+        }
+        self
+    }
+}
+
+/// The most characters of a `--set` that an error repeats.
+const MAX_SET: usize = 80;
+
+/// Where a field of an object's spec is set instead.
+fn elsewhere(origin: &Origin, field: &str) -> String {
+    match (origin, field) {
+        (Origin::Set(_), "seed") => "use --seed".to_owned(),
+        (Origin::Set(_), "output") => "use --output".to_owned(),
+        (Origin::Set(_), "data") => "use --data NAME=FILE".to_owned(),
+        (Origin::Set(_), field) => format!("only an object in a cluster has a {field}"),
+        (_, field) => format!("set spec.{field} instead"),
+    }
+}
+
+pub(crate) fn meant(nearest: Option<&str>) -> String {
     nearest.map(|name| format!(" (did you mean {name}?)")).unwrap_or_default()
 }
 
@@ -215,16 +265,15 @@ fn instead(nearest: Option<&str>, known: &[&str]) -> String {
     nearest.map_or_else(|| format!("known are {}", known.join(", ")), |name| format!("did you mean {name}?"))
 }
 
-/// The known name that resembles `name`, if one does.
+/// The known name that resembles `name`, if one does: as a whole, or in its last word, by most of its letters.
 pub(crate) fn nearest(name: &str, known: &[&'static str]) -> Option<String> {
     let leaf = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
-    let score = |candidate: &str| {
-        strsim::jaro_winkler(name, candidate).max(0.98 * strsim::jaro_winkler(&leaf(name), &leaf(candidate)))
-    };
+    let alike = strsim::normalized_damerau_levenshtein;
+    let score = |candidate: &str| alike(name, candidate).max(0.98 * alike(&leaf(name), &leaf(candidate)));
     known
         .iter()
         .map(|candidate| (score(candidate), *candidate))
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(score, _)| *score >= 0.8)
+        .filter(|(score, _)| *score >= 0.7)
         .map(|(_, candidate)| candidate.to_owned())
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     BASELINE, ConfigError, Data, PROBLEMS, Resolved, benchmark, data,
-    error::nearest,
+    error::{meant, nearest},
     keys,
     layers::{Layers, recheck},
     resolved::Spec,
@@ -19,6 +19,11 @@ const GROUPS: &[(&str, &str, &str)] = &[
 /// The names of the presets.
 pub const PRESETS: &[&str] = &["cot-hard", "cot-lite"];
 
+/// The metrics that an evaluation may measure.
+pub const METRICS: &[&str] = &["exact_match", WIN_RATE, "trace_coverage"];
+/// The metric that compares with a baseline.
+const WIN_RATE: &str = "reasoning.win_rate";
+
 /// What an evaluator is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -31,6 +36,29 @@ pub struct Evaluation {
     pub settings: EvaluationSettings,
     /// `problems`, and `baseline` where there is one: the preset's own or what replaces them.
     pub data: Vec<Data>,
+}
+
+impl Evaluation {
+    /// Why a metric will not be measured, if it will not: what to change, in one sentence.
+    pub fn unmeasurable(&self, metric: &str) -> Option<String> {
+        if !METRICS.contains(&metric) {
+            let (meant, known) = (meant(nearest(metric, METRICS).as_deref()), METRICS.join(", "));
+            return Some(format!("{metric:?} is no metric{meant}: known are {known}"));
+        }
+        if metric != WIN_RATE || self.data.iter().any(|item| item.name == BASELINE) {
+            return None;
+        }
+        let known = benchmark(&self.preset);
+        let why = if known.iter().any(|file| file.name == BASELINE) {
+            format!("the baseline of the preset {} answered other problems than these", self.preset)
+        } else {
+            format!("the preset {} has no baseline", self.preset)
+        };
+        Some(format!(
+            "{WIN_RATE} compares with a baseline, and {why}: name the file of a baseline's predictions {BASELINE} in the \
+             data (codex evaluate --record-baseline writes one), or leave this gate out"
+        ))
+    }
 }
 
 /// Everything that can be configured about an evaluation.

@@ -47,20 +47,22 @@ impl Layers {
     pub(crate) fn overrides(&mut self, overrides: &[String]) -> Result<(), ConfigError> {
         for (index, text) in overrides.iter().enumerate() {
             let origin = Origin::Override(index);
-            let refuse = || ConfigError::NotAnOverride { index, text: text.clone(), example: self.example.0 };
+            let refuse = || ConfigError::NotAnOverride {
+                origin: Origin::Override(index),
+                text: text.clone(),
+                example: self.example.0,
+            };
             let (key, raw) = text.split_once('=').ok_or_else(refuse)?;
             let (key, raw) = (key.trim(), raw.trim());
             if key.is_empty() || raw.is_empty() {
                 return Err(refuse());
             }
-            let value: Yaml = serde_yaml::from_str(raw).map_err(|source| ConfigError::NotYaml {
-                origin,
-                example: self.example.0,
-                source,
-            })?;
+            // Lines and columns of a single value would be read as those of a file.
+            let value: Yaml = serde_yaml::from_str(raw)
+                .map_err(|_| ConfigError::NotAValue { origin: origin.clone(), value: show(&Value::from(raw)) })?;
             let bare = !value.is_string() && self.find(key).is_some_and(|known| known.rule.takes_text());
             let value = if bare { Value::from(raw) } else { json(&value) };
-            let path = self.check(origin, key, &value)?;
+            let path = self.check(&origin, key, &value)?;
             self.leaves.insert(path.0, path.1);
         }
         Ok(())
@@ -81,22 +83,25 @@ impl Layers {
 
     fn yaml(&mut self, origin: Origin, text: &str) -> Result<(), ConfigError> {
         let example = self.example.1;
-        let yaml: Yaml =
-            serde_yaml::from_str(text).map_err(|source| ConfigError::NotYaml { origin, example, source })?;
+        let yaml: Yaml = serde_yaml::from_str(text).map_err(|source| ConfigError::NotYaml {
+            origin: origin.clone(),
+            example,
+            source,
+        })?;
         let mapping = match yaml {
             Yaml::Null => return Ok(()),
             Yaml::Mapping(mapping) => mapping,
             other => return Err(ConfigError::NotAMapping { origin, found: show(&json(&other)), example }),
         };
         let mut layer = BTreeMap::new();
-        self.walk(origin, None, &mapping, &mut layer)?;
+        self.walk(&origin, None, &mapping, &mut layer)?;
         self.leaves.append(&mut layer);
         Ok(())
     }
 
     fn walk(
         &self,
-        origin: Origin,
+        origin: &Origin,
         parent: Option<&str>,
         mapping: &serde_yaml::Mapping,
         layer: &mut BTreeMap<&'static str, Value>,
@@ -115,7 +120,7 @@ impl Layers {
                 _ => {
                     let (key, value) = self.check(origin, &path, &json(value))?;
                     if layer.insert(key, value).is_some() {
-                        return Err(ConfigError::Twice { origin, key: path });
+                        return Err(ConfigError::Twice { origin: origin.clone(), key: path });
                     }
                 }
             }
@@ -124,18 +129,23 @@ impl Layers {
     }
 
     /// The key as it is known and the value as it is stored.
-    fn check(&self, origin: Origin, path: &str, value: &Value) -> Result<(&'static str, Value), ConfigError> {
+    fn check(&self, origin: &Origin, path: &str, value: &Value) -> Result<(&'static str, Value), ConfigError> {
         if let Some(field) = reserved(path) {
-            return Err(ConfigError::Reserved { origin, key: path.to_owned(), field });
+            return Err(ConfigError::Reserved { origin: origin.clone(), key: path.to_owned(), field });
         }
         let Some(key) = self.find(path) else {
             return Err(self.group_of(path).map_or_else(
                 || self.unknown(origin, path.to_owned()),
-                |example| ConfigError::IsGroup { origin, key: path.to_owned(), value: show(value), example },
+                |example| ConfigError::IsGroup {
+                    origin: origin.clone(),
+                    key: path.to_owned(),
+                    value: show(value),
+                    example,
+                },
             ));
         };
         let accepted = key.rule.accept(value).ok_or_else(|| ConfigError::Refused {
-            origin,
+            origin: origin.clone(),
             key: path.to_owned(),
             value: show(value),
             rule: key.rule,
@@ -159,11 +169,11 @@ impl Layers {
             .find(|known| known.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
     }
 
-    fn unknown(&self, origin: Origin, key: String) -> ConfigError {
+    fn unknown(&self, origin: &Origin, key: String) -> ConfigError {
         let known: Vec<_> = self.keys.iter().map(|key| key.path).collect();
         let groups = known.iter().filter_map(|path| path.split_once('.')).map(|(group, _)| group);
         let candidates: Vec<_> = known.iter().copied().chain(groups).collect();
-        ConfigError::UnknownKey { origin, nearest: nearest(&key, &candidates), key, known }
+        ConfigError::UnknownKey { origin: origin.clone(), nearest: nearest(&key, &candidates), key, known }
     }
 }
 

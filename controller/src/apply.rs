@@ -8,6 +8,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use codex_crds::Reason;
 use codex_plan::{Desired, KeptKind};
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
@@ -21,7 +22,7 @@ use tracing::{debug, info, warn};
 use crate::{
     MANAGER,
     context::Context,
-    error::{answered, client_category},
+    error::{answered, client_category, refused, said},
     observe::{caught_up, caught_up_deleted, get, workers::is_controlled_by},
     seal::{ANNOTATION, SealError},
     semantic::{Difference, correction, difference},
@@ -34,7 +35,7 @@ const BUNDLES: [&str; 2] = ["codex-oms-", "codex-promo-"];
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// The API server.
-    #[error("the {kind} {name} cannot be {verb}: {source}")]
+    #[error("the {kind} {name} cannot be {verb}: {}", said(source))]
     Client {
         /// Its kind.
         kind: String,
@@ -103,9 +104,13 @@ impl ApplyError {
         }
     }
 
-    /// Whether a person has to do something.
-    pub fn needs_a_person(&self) -> bool {
-        matches!(self, Self::Taken { .. } | Self::Mixed { .. })
+    /// Why a person has to do something, if one has to.
+    pub fn needs_a_person(&self) -> Option<Reason> {
+        match self {
+            Self::Taken { .. } | Self::Mixed { .. } => Some(Reason::NameTaken),
+            Self::Client { source, .. } => refused(source).then_some(Reason::Refused),
+            Self::Ending { .. } | Self::Seal(_) | Self::Json { .. } => None,
+        }
     }
 }
 

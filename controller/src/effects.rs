@@ -1,5 +1,6 @@
 //! Effects: signing. A bundle is created once and never changed. I/O.
 
+use codex_crds::Reason;
 use codex_plan::Effect;
 use codex_provenance::{oms, promotion::Promotion};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -9,7 +10,7 @@ use tracing::info;
 use crate::{
     MANAGER,
     context::Context,
-    error::{answered, client_category},
+    error::{answered, client_category, refused, said},
     observe::caught_up,
     signer::SignerError,
 };
@@ -26,7 +27,7 @@ pub enum EffectError {
     #[error(transparent)]
     Signer(#[from] SignerError),
     /// The API server.
-    #[error("the ConfigMap {name} cannot be created: {source}")]
+    #[error("the ConfigMap {name} cannot be created: {}", said(source))]
     Client {
         /// Which.
         name: String,
@@ -46,6 +47,14 @@ impl EffectError {
             Self::Signer(source) => source.category(),
             Self::Client { source, .. } => client_category(source),
             Self::Text(_) => "encoding",
+        }
+    }
+
+    /// Why a person has to do something, if one has to. That there is no signer is the plan's to say.
+    pub fn needs_a_person(&self) -> Option<Reason> {
+        match self {
+            Self::Client { source, .. } => refused(source).then_some(Reason::Refused),
+            Self::Signer(_) | Self::Text(_) => None,
         }
     }
 }

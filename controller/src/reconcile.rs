@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use codex_crds::{ConditionType, Reason};
+use codex_plan::conditions::find;
 use futures::{FutureExt, StreamExt, channel::mpsc::UnboundedReceiver};
 use kube::{
     ResourceExt,
@@ -55,12 +57,21 @@ impl ReconcileError {
             Self::Report(source) => source.category(),
         }
     }
+
+    /// Why a person has to do something, if one has to.
+    fn needs_a_person(&self) -> Option<Reason> {
+        match self {
+            Self::Apply(source) => source.needs_a_person(),
+            Self::Effect(source) => source.needs_a_person(),
+            Self::Observe(_) | Self::Report(_) => None,
+        }
+    }
 }
 
 /// Looks at one object and does what its plan says. Says when to look again.
 ///
 /// # Errors
-/// When I/O failed, or somebody else's object stands in the way.
+/// When I/O failed, somebody else's object stands in the way, or the API server refuses a child.
 pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<Option<Duration>, ReconcileError> {
     // What is being deleted takes its children along by itself.
     if object.meta().deletion_timestamp.is_some() {
@@ -72,14 +83,16 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
         K::reports(&observed).iter().map(|received| (received.report.pod_uid.clone(), received.report.seq)).collect();
     let plan = info_span!("plan").in_scope(|| K::plan(&observed, context.now()));
     drop(observed);
-    match apply(context, &*object, &plan.desired).instrument(info_span!("apply")).await {
-        Err(why) if why.needs_a_person() => {
-            obstructed(context, &*object, plan.status, &why).await?;
-            return Err(why.into());
+    let done = async {
+        apply(context, &*object, &plan.desired).await?;
+        Ok::<_, ReconcileError>(carry_out(context, &plan.effects).await?)
+    };
+    if let Err(why) = done.instrument(info_span!("apply")).await {
+        if let Some(reason) = why.needs_a_person() {
+            obstructed(context, &*object, plan.status, reason, &why).await?;
         }
-        applied => applied?,
+        return Err(why);
     }
-    carry_out(context, &plan.effects).instrument(info_span!("apply")).await?;
     async {
         report::status(context, &*object, &plan.status).await?;
         context.inbox.record(&uid, &seen);
@@ -90,23 +103,32 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
     .await
 }
 
-/// Says in the status that somebody else's object stands in the way.
+/// Says in the status that somebody else's object stands in the way, or that the API server refuses a child.
 async fn obstructed<K: Observe>(
     context: &Context,
     object: &K,
     mut status: K::Status,
-    why: &ApplyError,
+    reason: Reason,
+    why: &ReconcileError,
 ) -> Result<(), ReportError> {
     let mut before = object.status().cloned();
     let before = before.as_mut().map(|status| std::mem::take(K::conditions(status))).unwrap_or_default();
+    let generation = object.meta().generation;
+    let told = find(&before, ConditionType::Stalled)
+        .is_some_and(|stalled| stalled.reason == reason.name() && stalled.observed_generation == generation);
+    if told && context.backoff.rests(object.meta().uid.as_deref().unwrap_or_default()) {
+        // A refusal may be worded anew each time, and every write of the status wakes the object.
+        return Ok(());
+    }
     let sentence = chain(why);
     let conditions = K::conditions(&mut status);
-    *conditions = report::stalled(conditions, &before, &sentence, object.meta().generation, context.now());
+    let stall = report::Stall { reason, sentence: &sentence, generation };
+    *conditions = report::stalled(conditions, &before, &stall, context.now());
     if report::status(context, object, &status).await? {
         let event = codex_plan::Event {
             type_: codex_plan::EventType::Warning,
-            reason: codex_crds::Reason::NameTaken.name().to_owned(),
-            action: codex_crds::ConditionType::Stalled.name().to_owned(),
+            reason: reason.name().to_owned(),
+            action: ConditionType::Stalled.name().to_owned(),
             note: sentence,
         };
         report::events(context, object, &[event]).await;

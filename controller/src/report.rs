@@ -86,22 +86,27 @@ pub async fn events<K: Observe>(context: &Context, object: &K, events: &[codex_p
     }
 }
 
-/// The conditions of an object whose children somebody else stands in the way of.
-pub fn stalled(
-    planned: &[Condition],
-    before: &[Condition],
-    why: &str,
-    generation: Option<i64>,
-    now: Timestamp,
-) -> Vec<Condition> {
+/// Why an object stalls although its plan does not.
+#[derive(Clone, Copy, Debug)]
+pub struct Stall<'a> {
+    /// In a word.
+    pub reason: Reason,
+    /// In a sentence.
+    pub sentence: &'a str,
+    /// The generation of the spec that was planned for.
+    pub generation: Option<i64>,
+}
+
+/// The conditions of an object one of whose children cannot be what is planned.
+pub fn stalled(planned: &[Condition], before: &[Condition], why: &Stall<'_>, now: Timestamp) -> Vec<Condition> {
     let set = |kind: ConditionType, holds: &str| {
         let found = conditions::find(before, kind).filter(|found| found.status == holds);
         Condition {
             type_: kind.name().to_owned(),
             status: holds.to_owned(),
-            reason: Reason::NameTaken.name().to_owned(),
-            message: shortened(why, 2000),
-            observed_generation: generation,
+            reason: why.reason.name().to_owned(),
+            message: shortened(why.sentence, 2000),
+            observed_generation: why.generation,
             last_transition_time: found.map_or(Time(now), |found| found.last_transition_time.clone()),
         }
     };
@@ -125,17 +130,18 @@ fn shortened(text: &str, bytes: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use codex_crds::ConditionType;
+    use codex_crds::{ConditionType, Reason};
     use codex_plan::conditions::{find, is_true};
     use jiff::Timestamp;
 
-    use super::{shortened, stalled};
+    use super::{Stall, shortened, stalled};
 
     #[test]
     fn whoever_is_in_the_way_is_named_and_the_time_stands_still() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let first = stalled(&[], &[], "the Job a exists", Some(1), at(1));
-        let second = stalled(&[], &first, "the Job a exists", Some(1), at(2));
+        let why = Stall { reason: Reason::NameTaken, sentence: "the Job a exists", generation: Some(1) };
+        let first = stalled(&[], &[], &why, at(1));
+        let second = stalled(&[], &first, &why, at(2));
         assert_eq!(first, second);
         assert!(is_true(&first, ConditionType::Stalled) && !is_true(&first, ConditionType::Ready));
         assert_eq!(find(&first, ConditionType::Ready).unwrap().reason, "NameTaken");

@@ -62,6 +62,8 @@ const POD_SPEC: &[(&str, Extra)] = &[
     ("containers[].terminationMessagePolicy", Extra::Default("\"File\"")),
     ("containers[].ports[].protocol", Extra::Default("\"TCP\"")),
     ("containers[].env[].valueFrom.fieldRef.apiVersion", Extra::Default("\"v1\"")),
+    ("containers[].env[].valueFrom.resourceFieldRef.divisor", Extra::Default("\"0\"")),
+    ("containers[].env[].valueFrom.fileKeyRef.optional", Extra::Default("false")),
     ("containers[].livenessProbe.timeoutSeconds", Extra::Default("1")),
     ("containers[].livenessProbe.periodSeconds", Extra::Default("10")),
     ("containers[].livenessProbe.successThreshold", Extra::Default("1")),
@@ -131,7 +133,7 @@ fn reduce(path: &str, name: &str, value: &Value) -> Option<Value> {
         Value::Null => None,
         Value::Bool(false) if OMITTED_FALSE.contains(&name) => None,
         Value::String(text) if text.is_empty() => None,
-        Value::String(text) if name == "sizeLimit" => {
+        Value::String(text) if matches!(name, "sizeLimit" | "divisor") => {
             Some(quantity(text).map_or_else(|| value.clone(), |size| Value::String(size.to_string())))
         }
         Value::Bool(_) | Value::Number(_) | Value::String(_) => Some(value.clone()),
@@ -262,7 +264,7 @@ fn is_zero(wanted: &Value) -> bool {
 
 /// Whether a text here is a quantity, which the API server writes in its own form.
 fn is_quantity(path: &str) -> bool {
-    path.contains(".resources.") || path.ends_with(".sizeLimit")
+    path.contains(".resources.") || path.ends_with(".sizeLimit") || path.ends_with(".resourceFieldRef.divisor")
 }
 
 /// A quantity such as `500m`, `1Gi` or `2e3`, in billionths.
@@ -361,6 +363,36 @@ mod tests {
         assert_eq!(pod_difference(&template(), &pod()), None);
         let child = |spec: Value| json!({"spec": {"template": {"spec": spec}}});
         assert_eq!(difference(&child(template()), &child(pod())), None);
+    }
+
+    #[test]
+    fn what_the_api_server_fills_into_variables_is_no_difference() {
+        let child = |env: Value| json!({"spec": {"template": {"spec": {"containers": [{"name": "a", "env": env}]}}}});
+        let variable = |source: Value| json!([{"name": "N", "valueFrom": source}]);
+        let memory = |divisor: Option<&str>| {
+            let mut source = json!({"resourceFieldRef": {"resource": "limits.memory"}});
+            if let Some(divisor) = divisor {
+                source["resourceFieldRef"]["divisor"] = json!(divisor);
+            }
+            child(variable(source))
+        };
+        assert_eq!(difference(&memory(None), &memory(Some("0"))), None);
+        assert_eq!(difference(&memory(Some("1024Ki")), &memory(Some("1Mi"))), None);
+        let changed = difference(&memory(None), &memory(Some("1Mi"))).unwrap();
+        assert!(changed.path.ends_with("resourceFieldRef.divisor"), "{changed}");
+        let file = json!({"fileKeyRef": {"volumeName": "v", "path": "p", "key": "k"}});
+        let mut filled = file.clone();
+        filled["fileKeyRef"]["optional"] = json!(false);
+        assert_eq!(difference(&child(variable(file.clone())), &child(variable(filled.clone()))), None);
+        filled["fileKeyRef"]["optional"] = json!(true);
+        assert!(difference(&child(variable(file)), &child(variable(filled))).is_some());
+        let key = json!({"configMapKeyRef": {"name": "c", "key": "k"}});
+        let mut optional = key.clone();
+        optional["configMapKeyRef"]["optional"] = json!(false);
+        assert!(
+            difference(&child(variable(key)), &child(variable(optional))).is_some(),
+            "no default of the API server"
+        );
     }
 
     #[test]

@@ -125,6 +125,8 @@ reasons! {
     Serving,
     /// An object that somebody else made, or changed, stands where a child should.
     NameTaken,
+    /// The API server refuses a child; the message holds its sentence.
+    Refused,
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ pub struct EvaluationSpec {
     /// The TrainingRun of this namespace whose model is scored.
     #[schemars(length(min = 1, max = 52))]
     pub training_run: String,
-    /// The evaluation preset: cot-lite.
+    /// The evaluation preset: cot-hard or cot-lite.
     #[schemars(length(min = 1, max = 63))]
     pub preset: String,
     /// Settings that replace the preset's, each `key=value`.

@@ -18,6 +18,7 @@ pub struct TrainerPod {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50))]
     #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["name".into()]),
         validation = ("self.all(variable, !variable.name.startsWith('CODEX_'))", "pod.env[].name may not start with CODEX_: those names belong to the controller")
     )]
     pub env: Vec<EnvVar>,
@@ -51,5 +52,6 @@ pub struct WorkerPod {
     /// Secrets for pulling the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
 }

@@ -86,6 +86,7 @@ mod tests {
                 "main main main"
             ]
         );
+        assert_eq!(Ring::ALL.map(Ring::name), codex_provenance::promotion::RINGS);
         for ring in Ring::ALL {
             assert_eq!(ring.name().parse(), Ok(ring));
             assert_eq!(serde_json::to_value(ring).unwrap(), ring.name());

@@ -59,7 +59,8 @@ pub struct TrainingRunSpec {
     #[serde(default = "default_seed")]
     #[schemars(with = "i64", range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub seed: u64,
-    /// The data files, mixed in equal shares.
+    /// The data files, mixed in equal shares. What is named validation is held out: it is looked at every training.eval_every
+    /// steps and never trained on.
     #[schemars(length(min = 1, max = 16))]
     #[x_kube(
         validation = ("self.all(a, self.exists_one(b, b.name == a.name))", "spec.data[].name must be unique within the list")

@@ -4,7 +4,7 @@ use std::{env, fs, path::PathBuf};
 
 use codex_crds::manifests;
 
-const REGENERATE: &str = "UPDATE=1 cargo test --release -p codex-crds --test manifests";
+const REGENERATE: &str = "UPDATE=1 cargo test --release --locked --workspace --test manifests";
 
 #[test]
 fn files_equal_the_types() {

@@ -35,6 +35,18 @@ pub enum KeyError {
         #[source]
         source: SigstoreError,
     },
+    /// The text is no PEM.
+    #[error("the {what} is no PEM: it has no line -----BEGIN PUBLIC KEY-----")]
+    NotPem {
+        /// Which key.
+        what: &'static str,
+    },
+    /// A private key where a public one is wanted.
+    #[error("the {what} is a private key: give the public one that belongs to it, and show this one to nobody")]
+    Private {
+        /// Which key.
+        what: &'static str,
+    },
     /// A key of another kind.
     #[error("the {what} is of another kind: only uncompressed ECDSA keys on the curve P-256 are accepted")]
     AnotherKind {
@@ -167,6 +179,12 @@ impl PublicKey {
     /// When it is no such key, or of another kind.
     pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
         const WHAT: &str = "public key";
+        if pem.contains("PRIVATE KEY-----") {
+            return Err(KeyError::Private { what: WHAT });
+        }
+        if !pem.contains("-----BEGIN PUBLIC KEY-----") {
+            return Err(KeyError::NotPem { what: WHAT });
+        }
         let key = CosignVerificationKey::try_from_pem(pem.as_bytes())
             .map_err(|source| KeyError::Unreadable { what: WHAT, source })?;
         match key {

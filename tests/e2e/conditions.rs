@@ -9,7 +9,11 @@ use codex_tests::{
     team::{TRAINED, condition},
     wait::until,
 };
-use k8s_openapi::{NamespaceResourceScope, api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::core::v1::{ConfigMap, ResourceQuota},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
 use kube::Resource;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
@@ -82,6 +86,9 @@ async fn a_spec_that_cannot_work_stalls_with_what_to_change() -> Result<()> {
     let mut preset = objects::evaluation("preset", "template", &team.problems);
     preset.spec.preset = "cotlite".to_owned();
     team.create(&preset).await?;
+    let mut rate = objects::evaluation("rate", "template", &team.problems);
+    rate.spec.gates[0].metric = "reasoning.win_rate".to_owned();
+    team.create(&rate).await?;
     let missing_run = objects::evaluation("missing-run", "nobody", &team.problems);
     team.create(&missing_run).await?;
 
@@ -96,6 +103,9 @@ async fn a_spec_that_cannot_work_stalls_with_what_to_change() -> Result<()> {
     run_says(&team, "task", STALLED, invalid, &["data[0]", "arithmetics", "did you mean arithmetic"]).await?;
     run_says(&team, "batch", STALLED, invalid, &["training.batch_size is 20001", "at most", "20000"]).await?;
     evaluation_says(&team, "preset", STALLED, invalid, &["preset", "cotlite", "did you mean cot-lite"]).await?;
+    // Problems of one's own have no baseline: known before anything runs.
+    let baseline = ["spec.gates[0].metric", "reasoning.win_rate", "answered other problems", "baseline"];
+    evaluation_says(&team, "rate", STALLED, invalid, &baseline).await?;
     // What may still come is waited for.
     let waits = ConditionType::Reconciling;
     run_says(
@@ -107,6 +117,26 @@ async fn a_spec_that_cannot_work_stalls_with_what_to_change() -> Result<()> {
     )
     .await?;
     evaluation_says(&team, "missing-run", waits, "NotFound", &["spec.trainingRun", "nobody"]).await?;
+    team.done();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_api_server_and_a_quota_refuse_is_told() -> Result<()> {
+    let team = Team::new("refused").await?;
+    let mut run = objects::run("greedy", &[]);
+    let resources = json!({ "requests": { "cpu": "2" }, "limits": { "cpu": "1" } });
+    run.spec.pod.worker.resources = serde_json::from_value(resources).unwrap();
+    team.create(&run).await?;
+    let told = ["the Job greedy-train cannot be applied", "requests", "must be less than or equal to cpu limit"];
+    run_says(&team, "greedy", STALLED, "Refused", &told).await?;
+
+    // A Job is taken, and its pod is not.
+    let quota = json!({ "metadata": { "name": "none" }, "spec": { "hard": { "pods": "0" } } });
+    team.create::<ResourceQuota>(&serde_json::from_value(quota).unwrap()).await?;
+    team.create(&objects::run("alone", &[])).await?;
+    let told = ["the Job alone-train has made no pod", "kubectl describe job alone-train"];
+    run_says(&team, "alone", ConditionType::Reconciling, "WaitingForPod", &told).await?;
     team.done();
     Ok(())
 }

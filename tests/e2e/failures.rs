@@ -72,6 +72,19 @@ async fn a_trainer_without_memory_is_tried_again_and_then_fails_with_the_reason(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_takes_longer_than_its_deadline_fails_with_it() -> Result<()> {
+    let team = Team::new("deadline").await?;
+    let mut run = objects::run("run", &["training.max_steps=1000000"]);
+    run.spec.active_deadline_seconds = Some(5);
+    team.create(&run).await?;
+    let (_, reason, message) = failed(&team, "run").await?;
+    assert_eq!(reason, "DeadlineExceeded", "{message}");
+    assert!(message.contains("spec.activeDeadlineSeconds (5)"), "{message}");
+    team.done();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_does_not_fit_is_refused_with_one_that_does() -> Result<()> {
     let team = Team::new("batch").await?;
     let steps = "training.max_steps=6";

@@ -9,6 +9,7 @@ mod cluster;
 mod conditions;
 mod documents;
 mod failures;
+mod fields;
 mod integrity;
 mod killed_controller;
 mod refusals;

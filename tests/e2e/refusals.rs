@@ -62,6 +62,16 @@ fn cases() -> Vec<Case> {
             json!([{ "name": "CODEX_REPORT_URL", "value": "x" }]),
             &["CODEX_", "belong to the controller"],
         ),
+        run(
+            "/spec/pod/env",
+            json!([{ "name": "A", "value": "x" }, { "name": "A", "value": "y" }]),
+            &["spec.pod.env[1]", "Duplicate value", "\"A\""],
+        ),
+        run(
+            "/spec/pod/imagePullSecrets",
+            json!([{ "name": "registry" }, { "name": "registry" }]),
+            &["spec.pod.imagePullSecrets[1]", "Duplicate value", "registry"],
+        ),
         evaluation("/spec/gates", json!([]), &["spec.gates", "at least 1"]),
         evaluation(
             "/spec/gates/0",

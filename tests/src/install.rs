@@ -153,14 +153,14 @@ impl Installation {
     }
 }
 
-/// Asks a served model, through the API server's proxy.
+/// Asks a served model, through the API server's proxy, as `kubectl create --raw` does: without a content type.
 ///
 /// # Errors
 /// When it does not answer with JSON that is a `T`.
 pub async fn infer<T: DeserializeOwned>(client: &Client, namespace: &str, service: &str, prompt: &str) -> Result<T> {
     let path = format!("/api/v1/namespaces/{namespace}/services/{service}:8000/proxy/infer");
     let body = serde_json::json!({ "prompt": prompt }).to_string().into_bytes();
-    let request = http::Request::post(path).header("content-type", "application/json").body(body);
+    let request = http::Request::post(path).body(body);
     Ok(client.request(request.map_err(kube::Error::HttpError)?).await?)
 }
 

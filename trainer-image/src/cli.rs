@@ -10,6 +10,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use codex_configs::MAX_SEED;
 use codex_reports::exit;
 
 /// Train, judge, serve and verify small reasoning models.
@@ -101,6 +102,15 @@ pub fn chain(error: &dyn Error) -> String {
     line
 }
 
+/// A seed: what JSON carries exactly.
+///
+/// # Errors
+/// What would be right.
+pub(crate) fn seed(text: &str) -> Result<u64, String> {
+    let seed = text.parse().ok().filter(|seed| *seed <= MAX_SEED);
+    seed.ok_or_else(|| format!("write a whole number from 0 to {MAX_SEED}"))
+}
+
 /// Parses the command line, runs the command and turns its end into the process's.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -142,6 +152,34 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_refused_is_named_with_what_would_be_right() {
+        let refused = |line: &str| Arguments::try_parse_from(line.split(' ')).unwrap_err().to_string();
+        let train = refused("codex train --template cot-starter --output x --seed -1");
+        assert!(train.contains("'-1' for '--seed") && train.contains("from 0 to 9007199254740991"), "{train}");
+        let evaluate = "codex evaluate --preset cot-lite --model m --output o";
+        let told = refused(&format!("{evaluate} --seed 1.5"));
+        assert!(told.contains("write a whole number"), "{told}");
+        let told = refused(&format!("{evaluate} --gate exact_match>=2"));
+        assert!(told.contains("bound \"2\": write a plain decimal from 0 to 1, such as 0.95"), "{told}");
+        let verify = "codex verify m --bundle b --key k --promotion p --ring";
+        let told = refused(&format!("{verify} 0E_base_"));
+        for ring in codex_provenance::promotion::RINGS {
+            assert!(told.contains(ring), "{told}");
+            Arguments::try_parse_from(format!("{verify} {ring}").split(' ')).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_help_of_prepare_data_lists_every_task() {
+        let mut command = Arguments::command();
+        let prepare = command.find_subcommand_mut("prepare-data").unwrap();
+        let task = prepare.get_arguments().find(|argument| argument.get_id() == "task").unwrap();
+        let listed = task.get_help().unwrap().to_string().replace(" or ", ", ");
+        let listed: Vec<_> = listed.strip_prefix("The task: ").unwrap().split(", ").collect();
+        assert_eq!(listed, codex_configs::TASKS);
     }
 
     #[derive(Debug, thiserror::Error)]

@@ -7,10 +7,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use clap::builder::PossibleValuesParser;
 use codex_provenance::{
+    bundle::BundleError,
     key::PublicKey,
     manifest::{Manifest, ManifestError},
-    verify::{Promoted, Signed, verify_promotion, verify_signature},
+    promotion::RINGS,
+    verify::{Promoted, Signed, VerifyError, verify_promotion, verify_signature},
 };
 use codex_reports::exit;
 
@@ -34,7 +37,7 @@ pub struct Verify {
     #[arg(long, value_name = "FILE", requires = "ring")]
     promotion: Option<PathBuf>,
     /// The ring that the promotion must be for.
-    #[arg(long, requires = "promotion")]
+    #[arg(long, requires = "promotion", value_parser = PossibleValuesParser::new(RINGS))]
     ring: Option<String>,
 }
 
@@ -71,20 +74,30 @@ impl Verify {
         let bundle = read("--bundle", &self.bundle)?;
         let promotion = self.promotion.as_deref().map(|path| read("--promotion", path)).transpose()?;
         let key = read("--key", &self.key)?;
-        let key = PublicKey::from_pem(&String::from_utf8_lossy(&key)).map_err(CommandError::bad_input)?;
+        let key = PublicKey::from_pem(&String::from_utf8_lossy(&key))
+            .map_err(|error| CommandError::bad_input(format!("--key: {:?}: {error}", self.key)))?;
         let except = inside(&self.bundle, &self.model).into_iter().collect::<BTreeSet<_>>();
         let manifest = Manifest::of_dir_except(&self.model, &except).map_err(|error| match error {
             ManifestError::Unreadable { .. } => CommandError::bad_input(error),
             refused => CommandError::failed(format!("the model directory is refused: {refused}")),
         })?;
-        let signed = verify_signature(&manifest, &bundle, &key, None).map_err(CommandError::failed)?;
+        let signed = verify_signature(&manifest, &bundle, &key, None).map_err(refused)?;
         let promoted = match (promotion, &self.ring) {
             (Some(promotion), Some(ring)) => {
-                Some(verify_promotion(&signed, &promotion, &key, ring, None).map_err(CommandError::failed)?)
+                Some(verify_promotion(&signed, &promotion, &key, ring, None).map_err(refused)?)
             }
             _ => None,
         };
         Ok(Outcome { manifest, signed, promoted })
+    }
+}
+
+/// A bundle that is none cannot be read; everything else is refused.
+fn refused(error: VerifyError) -> CommandError {
+    match error {
+        VerifyError::Oms(BundleError::Shape(_) | BundleError::TooLarge(_))
+        | VerifyError::Promotion(BundleError::Shape(_) | BundleError::TooLarge(_)) => CommandError::bad_input(error),
+        error => CommandError::failed(error),
     }
 }
 
@@ -239,8 +252,22 @@ mod tests {
         std::os::unix::fs::symlink("config.json", root.path().join("model/link")).unwrap();
         let (code, told) = end(&[]);
         assert!(code == exit::FAILED && told.contains("\"link\" is a symbolic link"), "{told}");
-        fs::write(root.path().join("key.pem"), "no key").unwrap();
+        for (key, why) in [
+            ("no key", "the public key is no PEM: it has no line -----BEGIN PUBLIC KEY-----"),
+            ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "the public key cannot be read"),
+            (&PrivateKey::generate().unwrap().to_pem().unwrap(), "the public key is a private key"),
+        ] {
+            fs::write(root.path().join("key.pem"), key).unwrap();
+            let (code, told) = end(&[]);
+            assert!(code == exit::BAD_INPUT && told.starts_with("--key: ") && told.contains(why), "{told}");
+        }
+        let root = signed();
+        let end = |more: &[&str]| verify(root.path(), more).err().map(|error| (error.exit, error.sentence())).unwrap();
+        fs::write(root.path().join("promotion.json"), "no bundle").unwrap();
+        let (code, told) = end(&["--promotion", "promotion.json", "--ring", "main"]);
+        assert!(code == exit::BAD_INPUT && told.contains("promotion bundle is no Sigstore bundle"), "{told}");
+        fs::write(root.path().join("model/model.sig"), "no bundle").unwrap();
         let (code, told) = end(&[]);
-        assert!(code == exit::BAD_INPUT && told.starts_with("the public key cannot be read"), "{told}");
+        assert!(code == exit::BAD_INPUT && told.contains("OMS bundle is no Sigstore bundle"), "{told}");
     }
 }

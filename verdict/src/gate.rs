@@ -82,7 +82,9 @@ pub enum GateError {
         right: &'static str,
     },
     /// Text that is no gate.
-    #[error("the gate {0:?} cannot be read: write METRIC>=BOUND@CONFIDENCE, such as exact_match>=0.95@0.95")]
+    #[error(
+        "the gate {0:?} cannot be read: write METRIC>=BOUND[@CONFIDENCE] or METRIC<=BOUND[@CONFIDENCE], such as exact_match>=0.95@0.95"
+    )]
     Text(String),
 }
 
@@ -149,7 +151,19 @@ impl FromStr for Gate {
             None => (bound.trim(), None),
         };
         let (min, max) = if is_min { (Some(bound), None) } else { (None, Some(bound)) };
-        WrittenGate { metric: metric.trim(), min, max, min_samples: None, confidence }.try_into()
+        let written = WrittenGate { metric: metric.trim(), min, max, min_samples: None, confidence };
+        // Decimals stand in quotes in YAML alone.
+        Self::try_from(written).map_err(|why| match why {
+            GateError::Field { metric, field: "confidence", value, .. } => {
+                let right = "a plain decimal above 0.5 and below 1, such as 0.95";
+                GateError::Field { metric, field: "confidence", value, right }
+            }
+            GateError::Field { metric, value, .. } => {
+                let right = "a plain decimal from 0 to 1, such as 0.95";
+                GateError::Field { metric, field: "bound", value, right }
+            }
+            other => other,
+        })
     }
 }
 
@@ -213,5 +227,11 @@ mod tests {
         assert_eq!((gate.bound, gate.confidence), (Bound::Max(0.1), None));
         assert!("exact_match=0.9".parse::<Gate>().is_err());
         assert!("exact_match>=0.9@".parse::<Gate>().is_err());
+        let said = |text: &str| text.parse::<Gate>().expect_err("no gate").to_string();
+        let right = "write a plain decimal from 0 to 1, such as 0.95";
+        assert_eq!(said("a>=2"), format!("the gate on a has bound \"2\": {right}"));
+        let right = "write a plain decimal above 0.5 and below 1, such as 0.95";
+        assert_eq!(said("a<=0@1"), format!("the gate on a has confidence \"1\": {right}"));
+        assert!(said("a=1").contains("METRIC<=BOUND[@CONFIDENCE]"));
     }
 }

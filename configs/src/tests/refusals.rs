@@ -39,7 +39,47 @@ fn overrides_that_are_none() {
             format!("overrides[1] is {text:?}: write key=value, such as training.max_steps=900")
         );
     }
-    assert!(sentence(&["training.batch_size=[1"], None).starts_with("overrides[0] is no valid YAML ("));
+    assert_eq!(
+        sentence(&["training.batch_size=[1"], None),
+        r#"overrides[0] has the value "[1", which is no valid YAML: close what it opens, or put it in quotes"#
+    );
+}
+
+#[test]
+fn the_command_line_is_told_in_its_own_words() {
+    let said = |texts: &[&str]| {
+        let set = overrides(texts);
+        let refused = compose_training("cot-starter", &set, None, 42, data()).expect_err("must be refused");
+        refused.on_command_line(&set).to_string()
+    };
+    let good = "training.batch_size=8";
+    for (text, told) in [
+        ("seed=7", "--set seed=7 names seed, which is no configuration: use --seed"),
+        (
+            "training.output_dir=/x",
+            "--set training.output_dir=/x names training.output_dir, which is no configuration: use --output",
+        ),
+        ("data=x", "--set data=x names data, which is no configuration: use --data NAME=FILE"),
+        (
+            "ring=main",
+            "--set ring=main names ring, which is no configuration: only an object in a cluster has a rolloutRing",
+        ),
+        ("batch_size", "--set is \"batch_size\": write key=value, such as training.max_steps=900"),
+        (
+            "training.batchsize=8",
+            "--set training.batchsize=8 names the key training.batchsize, which does not exist: did you mean training.batch_size?",
+        ),
+        (
+            "training.batch_size=0",
+            "--set training.batch_size=0 sets training.batch_size to 0: write a whole number from 1 to 65536",
+        ),
+        (
+            "training.batch_size={",
+            "--set training.batch_size={ has the value \"{\", which is no valid YAML: close what it opens, or put it in quotes",
+        ),
+    ] {
+        assert_eq!(said(&[good, text]), told);
+    }
 }
 
 #[test]
@@ -56,6 +96,10 @@ fn unknown_keys() {
         sentence(&[], Some("trainin:\n  max_steps: 8\n")),
         "config names the key trainin, which does not exist: did you mean training?"
     );
+    for stranger in ["logging.reasoning_trace=true", "logging.verbosity=2", "training.foo=1"] {
+        let told = sentence(&[stranger], None);
+        assert!(told.contains("which does not exist: known are model.hidden_size, "), "{told}");
+    }
     assert!(sentence(&["zzz=1"], None).starts_with(
         "overrides[0] names the key zzz, which does not exist: known are model.hidden_size, model.intermediate_size, "
     ));
@@ -256,6 +300,29 @@ fn data_of_an_evaluation() {
     assert_eq!(replaced.spec().data[0].sha256, Some(crate::benchmark("cot-lite")[0].digest()));
     let turned = |names: [&str; 2]| evaluation(names.map(file).to_vec()).expect("both").digest();
     assert_eq!(turned(["baseline", "problems"]), turned(["problems", "baseline"]), "names, not places");
+}
+
+#[test]
+fn metrics_that_will_not_be_measured() {
+    let file = |name: &str| Data { name: name.to_owned(), sha256: Some(DataDigest(Sha256::of(name))), synthetic: None };
+    let said = |preset: &str, names: &[&str], metric: &str| {
+        let data = names.iter().map(|name| file(name)).collect();
+        compose_evaluation(preset, &[], 42, data).expect("good").spec().unmeasurable(metric)
+    };
+    let (rate, own) = ("reasoning.win_rate", ["problems"].as_slice());
+    assert_eq!(said("cot-lite", &[], rate), None);
+    assert_eq!(said("cot-hard", &["baseline"], rate), None);
+    assert_eq!(said("cot-lite", &["problems", "baseline"], rate), None);
+    for metric in ["exact_match", "trace_coverage"] {
+        assert_eq!(said("cot-hard", own, metric), None);
+    }
+    let (without, others) = (said("cot-hard", &[], rate).expect("none"), said("cot-lite", own, rate).expect("other"));
+    assert!(without.contains("the preset cot-hard has no baseline: name the file"), "{without}");
+    assert!(others.contains("the baseline of the preset cot-lite answered other problems"), "{others}");
+    assert_eq!(
+        said("cot-lite", &[], "exact_mach").expect("unknown"),
+        r#""exact_mach" is no metric (did you mean exact_match?): known are exact_match, reasoning.win_rate, trace_coverage"#
+    );
 }
 
 #[test]

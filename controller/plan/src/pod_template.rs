@@ -236,28 +236,31 @@ impl Template<'_> {
             value: Some(value.to_owned()),
             ..EnvVar::default()
         };
+        let field = |name: &str, path: &str| EnvVar {
+            name: name.to_owned(),
+            value_from: Some(EnvVarSource {
+                field_ref: Some(ObjectFieldSelector { field_path: path.to_owned(), ..ObjectFieldSelector::default() }),
+                ..EnvVarSource::default()
+            }),
+            ..EnvVar::default()
+        };
         let mut env = self.env.to_vec();
         env.extend([
             plain("CODEX_REPORT_URL", &self.settings.report_url),
             plain("CODEX_REPORT_CA", &format!("{CONFIG}/{CA}")),
             plain("CODEX_REPORT_TOKEN", &format!("{TOKEN}/token")),
-            EnvVar {
-                name: "CODEX_POD_UID".to_owned(),
-                value_from: Some(EnvVarSource {
-                    field_ref: Some(ObjectFieldSelector {
-                        field_path: "metadata.uid".to_owned(),
-                        ..ObjectFieldSelector::default()
-                    }),
-                    ..EnvVarSource::default()
-                }),
-                ..EnvVar::default()
-            },
+            field("CODEX_POD_UID", "metadata.uid"),
             plain("CODEX_OBJECT_KIND", self.owner.kind),
             plain("CODEX_OBJECT_NAMESPACE", &self.owner.namespace),
             plain("CODEX_OBJECT_NAME", &self.owner.name),
             plain("CODEX_OBJECT_UID", &self.owner.uid),
             plain("CODEX_GRACE_SECONDS", &self.grace_seconds.to_string()),
         ]);
+        if self.component == Component::Trainer {
+            // What a run ran on is recorded beside its results.
+            env.push(field("CODEX_NODE_NAME", "spec.nodeName"));
+            env.extend(self.image.split_once('@').map(|(_, digest)| plain("CODEX_IMAGE_DIGEST", digest)));
+        }
         if let Some(Port::Metrics(number)) = self.port {
             env.push(plain("CODEX_METRICS_ADDRESS", &format!("0.0.0.0:{number}")));
         }

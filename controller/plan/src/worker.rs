@@ -1,10 +1,13 @@
 //! A Job and its pods, as trainer and evaluator share them: what they said, how long they worked. Pure.
 
+use std::time::Duration;
+
 use codex_crds::{Reason, WorkStatus};
 use codex_reports::{Report, Stage as PodStage, State};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
 
 use crate::{
     Received,
@@ -12,6 +15,7 @@ use crate::{
     metadata::Owner,
     pods::{Facts, said},
     refusal::last_failure,
+    throttle,
 };
 
 /// A Job and its pods.
@@ -23,7 +27,12 @@ pub(crate) struct Worker<'a> {
     pub(crate) said: Vec<Report>,
     pub(crate) clock: Clock,
     held: WorkStatus,
+    /// The Job's name, and since when it should have a pod; none while it is suspended or has ended.
+    due: Option<(String, Timestamp)>,
 }
+
+/// How long a Job may take to make its pod before somebody wonders.
+const POD_MADE: SignedDuration = SignedDuration::from_secs(30);
 
 /// What a worker is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +63,27 @@ impl<'a> Worker<'a> {
         let clock =
             Clock { seconds: held.active_seconds.unwrap_or(0), since: held.active_since.as_ref().map(|time| time.0) };
         let clock = clock.advance(live, now);
-        Self { owner, now, job: live.map(Progress::of), facts, said, clock, held }
+        let job = live.map(Progress::of);
+        let due = live.zip(job.as_ref()).and_then(|(live, progress)| {
+            let waits = progress.suspended_since.is_none() && progress.ended.is_none();
+            let since = progress.active_since.or(live.creation_timestamp().map(|time| time.0));
+            since.filter(|_| waits).map(|since| (live.name_any(), since))
+        });
+        Self { owner, now, job, facts, said, clock, held, due }
+    }
+
+    /// That its Job made no pod, once it should have: only its Events say why.
+    fn unmade(&self) -> Option<String> {
+        let (job, since) = self.due.as_ref().filter(|_| self.facts.is_empty())?;
+        (self.now.duration_since(*since) >= POD_MADE)
+            .then(|| format!("the Job {job} has made no pod; its Events say why: kubectl describe job {job}"))
+    }
+
+    /// When to look again for a pod that its Job should make.
+    pub(crate) fn pod_due(&self) -> Option<Duration> {
+        let (_, since) = self.due.as_ref().filter(|_| self.facts.is_empty())?;
+        let at = since.checked_add(POD_MADE).ok().filter(|at| self.now < *at)?;
+        Some(throttle::until(self.now, at))
     }
 
     /// Whether a pod has worked, ever.
@@ -68,7 +97,7 @@ impl<'a> Worker<'a> {
             Some(ended) if ended.failure.is_some() => Doing::Failed(ended.clone()),
             Some(ended) => Doing::Complete(ended.at),
             None if self.works() => Doing::Working,
-            None => Doing::Waiting(self.facts.iter().rev().find_map(Facts::obstacle)),
+            None => Doing::Waiting(self.facts.iter().rev().find_map(Facts::obstacle).or_else(|| self.unmade())),
         }
     }
 

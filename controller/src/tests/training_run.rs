@@ -85,6 +85,38 @@ async fn a_failed_write_is_an_error_and_the_next_round_goes_on_where_it_stopped(
 }
 
 #[tokio::test]
+async fn a_job_that_the_api_server_refuses_stalls_with_its_sentence_and_is_tried_again() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    let job = "PATCH /apis/batch/v1/namespaces/team/jobs/a-train";
+    world.api.fail(job, Some(422));
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    assert_eq!(result.unwrap_err().category(), "invalid");
+    assert_eq!(requests.iter().filter(|line| line.contains("/events")).count(), 1, "{requests:#?}");
+    let live = world.api.object(&path("trainingruns", "a")).unwrap();
+    let said = |kind: &str| {
+        let conditions = live["status"]["conditions"].as_array().unwrap();
+        let found = conditions.iter().find(|it| it["type"] == kind).unwrap();
+        (found["status"].clone(), found["reason"].clone(), found["message"].as_str().unwrap().to_owned())
+    };
+    let sentence = format!("the Job a-train cannot be applied: {job}: Injected");
+    assert_eq!(said("Stalled"), (json!("True"), json!("Refused"), sentence.clone()));
+    assert_eq!(said("Ready"), (json!("False"), json!("Refused"), sentence));
+    assert_eq!(live["status"]["phase"], json!("Pending"));
+    // While it rests it is tried when something changes, and says nothing twice, however it is refused.
+    world.context.backoff.failed("a-uid");
+    world.api.fail(job, Some(403));
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    assert_eq!(result.unwrap_err().category(), "forbidden");
+    assert!(requests.iter().any(|line| line.starts_with(job)), "{requests:#?}");
+    assert!(!requests.iter().any(|line| line.contains("/status") || line.contains("/events")), "{requests:#?}");
+    world.api.fail(job, None);
+    world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    let live = world.api.object(&path("trainingruns", "a")).unwrap();
+    assert!(!live["status"]["conditions"].to_string().contains("Refused"), "{live}");
+}
+
+#[tokio::test]
 async fn a_run_without_its_claim_waits_and_makes_no_job() {
     let world = World::new().await;
     let mut lonely = run("a");

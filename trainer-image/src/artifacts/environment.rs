@@ -23,7 +23,7 @@ pub struct Environment {
     pub codex_version: String,
     /// SHA-256 of the lock file that the program was built from.
     pub lock_file_sha256: Sha256,
-    /// The commit that the program was built from, where the build named it.
+    /// The commit that the program was built from, where its image names it; `-dirty` follows it where more was changed.
     pub git_commit: Option<String>,
     /// The image, by digest, where whoever started it named it.
     pub image_digest: Option<String>,
@@ -73,7 +73,8 @@ impl Environment {
             toolchain: format!("rustc {}", env!("CARGO_PKG_RUST_VERSION")),
             codex_version: env!("CARGO_PKG_VERSION").to_owned(),
             lock_file_sha256: Sha256::of(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock"))),
-            git_commit: option_env!("CODEX_GIT_COMMIT").map(str::to_owned),
+            // The image says it, so that a commit that changes nothing here builds nothing anew.
+            git_commit: variable("CODEX_GIT_COMMIT"),
             image_digest: variable("CODEX_IMAGE_DIGEST"),
             node: variable("CODEX_NODE_NAME").unwrap_or_else(|| text(system.nodename())),
             cpu: Processor { model, threads },

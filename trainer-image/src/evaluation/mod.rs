@@ -48,7 +48,7 @@ pub struct Evaluate {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Recorded with the results; greedy generation draws nothing from it [default: 1].
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = crate::cli::seed)]
     seed: Option<u64>,
     /// `problems` or `baseline` (JSON lines) in place of the preset's.
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
@@ -110,6 +110,9 @@ impl Evaluate {
         }
         let resolved = self.resolve()?;
         reporter.set_config_digest(resolved.digest());
+        if let Some(why) = self.gate.iter().find_map(|gate| resolved.spec().unmeasurable(&gate.metric)) {
+            return Err(EvaluateError::Arguments(format!("--gate: {why}")));
+        }
         let session = Session {
             resolved: &resolved,
             files: &self.data,
@@ -129,7 +132,8 @@ impl Evaluate {
             return Ok(Resolved::from_yaml(&durable::read_named::<EvaluateError>("--config", path)?)?);
         }
         let preset = self.preset.as_deref().unwrap_or_default();
-        Ok(compose_evaluation(preset, &self.set, self.seed.unwrap_or(1), inputs::pin(&self.data)?)?)
+        compose_evaluation(preset, &self.set, self.seed.unwrap_or(1), inputs::pin(&self.data)?)
+            .map_err(|why| why.on_command_line(&self.set).into())
     }
 
     fn judge(&self, results: &Results) -> Judgement {

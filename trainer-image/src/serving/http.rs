@@ -6,7 +6,8 @@ use std::{sync::Arc, time::Instant};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, State, rejection::JsonRejection},
+    body::Bytes,
+    extract::{DefaultBodyLimit, State, rejection::BytesRejection},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -125,10 +126,8 @@ impl IntoResponse for Problem {
     }
 }
 
-async fn infer(
-    State(app): State<App>,
-    question: Result<Json<Question>, JsonRejection>,
-) -> Result<Json<Reply>, Problem> {
+/// Takes the body as it is, whatever its content type: `kubectl create --raw` names none.
+async fn infer(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Result<Json<Reply>, Problem> {
     let begun = Instant::now();
     app.0.metrics.arrived();
     let phase = app.phase();
@@ -137,14 +136,29 @@ async fn infer(
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, told));
     };
     let digest = model.verified.signed.model;
-    let reply = answer(model, question).await.map_err(|problem| Problem { model: Some(digest), ..problem })?;
+    let reply = answer(model, body).await.map_err(|problem| Problem { model: Some(digest), ..problem })?;
     app.0.metrics.completed(begun.elapsed());
     Ok(Json(reply))
 }
 
-async fn answer(model: &Model, question: Result<Json<Question>, JsonRejection>) -> Result<Reply, Problem> {
-    let Json(Question { prompt, max_new_tokens }) =
-        question.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+/// What is asked. Text that is no JSON is a bad request; JSON of another shape cannot be processed.
+fn question(body: Result<Bytes, BytesRejection>) -> Result<Question, Problem> {
+    const EXAMPLE: &str = r#"send {"prompt": "347+86:"}"#;
+    let body = body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+    if body.is_empty() {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, format!("the request is empty: {EXAMPLE}")));
+    }
+    serde_json::from_slice(&body).map_err(|why| {
+        let (status, what) = match why.classify() {
+            serde_json::error::Category::Data => (StatusCode::UNPROCESSABLE_ENTITY, "is no question"),
+            _ => (StatusCode::BAD_REQUEST, "is no JSON"),
+        };
+        Problem::new(status, format!("the request {what} ({why}): {EXAMPLE}"))
+    })
+}
+
+async fn answer(model: &Model, body: Result<Bytes, BytesRejection>) -> Result<Reply, Problem> {
+    let Question { prompt, max_new_tokens } = question(body)?;
     let length = prompt.chars().count();
     if !(1..=MAX_PROMPT).contains(&length) {
         let told = format!("prompt: it has {length} characters: write 1 to {MAX_PROMPT}");

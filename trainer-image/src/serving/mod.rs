@@ -20,7 +20,8 @@ mod tests;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use codex_provenance::{ModelDigest, PromotionDigest, Sha256, verify::Expected};
+use clap::builder::PossibleValuesParser;
+use codex_provenance::{ModelDigest, PromotionDigest, Sha256, promotion::RINGS, verify::Expected};
 use codex_reports::{ServingState, Stage, exit};
 use tokio::{net::TcpListener, signal::unix::SignalKind, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -64,7 +65,7 @@ pub struct Serve {
     #[arg(long, value_name = "HEX")]
     key_fingerprint: Sha256,
     /// The ring that the model is served in.
-    #[arg(long)]
+    #[arg(long, value_parser = PossibleValuesParser::new(RINGS))]
     ring: String,
     /// Where to listen.
     #[arg(long, default_value = "127.0.0.1:8000")]

@@ -174,7 +174,7 @@ async fn request(address: SocketAddr, path: &str, body: Option<String>) -> io::R
     let work = move || {
         let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
         let mut response = match body {
-            Some(body) => agent.post(url).header("content-type", "application/json").send(body),
+            Some(body) => agent.post(url).send(body.as_bytes()),
             None => agent.get(url).call(),
         }
         .map_err(io::Error::other)?;
@@ -338,6 +338,33 @@ async fn a_request_that_cannot_be_answered_is_told_why() {
     let escaped = format!("{{\"prompt\":\"{}\"}}", "\\ud83d\\ude00".repeat(16_000));
     assert_eq!(serde_json::from_str::<Value>(&escaped).unwrap(), longest);
     assert_eq!(request(server.address, "/infer", Some(escaped)).await.unwrap().0, 422, "refused for its characters");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_needs_no_content_type() {
+    let case = Case::new(64);
+    let server = case.ready().await;
+    // What `kubectl create --raw` sends through the API server's proxy.
+    let ask = async |body: &'static str| {
+        let address = server.address;
+        let work = move || {
+            use std::io::{Read as _, Write as _};
+            let mut stream = std::net::TcpStream::connect(address).unwrap();
+            let head =
+                format!("POST /infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}", body.len());
+            stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        };
+        tokio::task::spawn_blocking(work).await.unwrap()
+    };
+    let answer = ask(r#"{"prompt": "1+1:", "max_new_tokens": 2}"#).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    for (body, told) in [("", "the request is empty: send"), ("prompt=1", "the request is no JSON")] {
+        let answer = ask(body).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains(told), "{answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,7 @@ pub struct PrepareData {
     #[arg(long)]
     task: Task,
     /// Same seed, same bytes.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = crate::cli::seed)]
     seed: u64,
     /// How many records; held-out ones are all different.
     #[arg(long)]

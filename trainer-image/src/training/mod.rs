@@ -88,7 +88,7 @@ pub struct Train {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Chooses initial weights and the order of data [default: 1].
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = crate::cli::seed)]
     seed: Option<u64>,
     /// A file of records (JSON lines); without any, a template learns the synthetic tasks that it was made for.
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
@@ -233,7 +233,8 @@ impl Train {
         if data.iter().all(|data| data.name == VALIDATION) {
             data.extend(default_data(template));
         }
-        Ok(compose_training(template, &self.set, None, self.seed.unwrap_or(1), data)?)
+        compose_training(template, &self.set, None, self.seed.unwrap_or(1), data)
+            .map_err(|why| why.on_command_line(&self.set).into())
     }
 }
 

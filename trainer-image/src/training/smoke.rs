@@ -100,7 +100,8 @@ impl CheckpointSmoke {
     }
 
     fn check(&self, place: &Path) -> Result<(), TrainError> {
-        let run = compose_training(&self.template, &self.set, None, 1, default_data(&self.template).collect())?;
+        let run = compose_training(&self.template, &self.set, None, 1, default_data(&self.template).collect())
+            .map_err(|why| why.on_command_line(&self.set))?;
         let training: &Training = run.spec();
         let tokenizer = Tokenizer::characters().map_err(crate::model::ModelError::from)?;
         let config = model_config(training, &tokenizer)?;

@@ -122,7 +122,13 @@ impl<'a> View<'a> {
 
 fn compose(spec: &EvaluationSpec) -> Result<Resolved<Configured>, String> {
     let data = data::configured(&spec.data)?;
-    compose_evaluation(&spec.preset, &spec.overrides, spec.seed, data).map_err(|why| why.to_string())
+    let resolved = compose_evaluation(&spec.preset, &spec.overrides, spec.seed, data).map_err(|why| why.to_string())?;
+    // A gate that nothing will measure is known before anything runs.
+    let mut gates = spec.gates.iter().enumerate();
+    match gates.find_map(|(index, gate)| Some((index, resolved.spec().unmeasurable(&gate.metric)?))) {
+        Some((index, why)) => Err(format!("spec.gates[{index}].metric: {why}")),
+        None => Ok(resolved),
+    }
 }
 
 impl Stage {

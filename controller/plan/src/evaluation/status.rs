@@ -56,6 +56,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (EvaluationStatus, Optio
     let again = match stage {
         Stage::Waiting(Waiting::References(_)) => Some(REFERENCES_AGAIN),
         Stage::Waiting(Waiting::LastReport(until)) => Some(throttle::until(view.worker.now, *until)),
+        Stage::Waiting(Waiting::Pod(None)) => view.worker.pod_due(),
         _ => None,
     };
     let at = observed.status_written_at;

@@ -116,12 +116,21 @@ impl<'a> Servers<'a> {
 
     /// What keeps a server of the newest template from starting, if anything does.
     pub(crate) fn obstacle(&self) -> Option<String> {
-        self.current().find_map(Facts::obstacle).or_else(|| {
+        let obstacle = self.current().find_map(Facts::obstacle).or_else(|| {
             self.current().filter(|facts| !facts.works()).find_map(|facts| {
                 let ended = facts.ended()?;
                 let reason = ended.reason.as_deref().unwrap_or("Error");
                 Some(format!("pod {} ended with {reason} (exit code {})", facts.name(), ended.exit_code))
             })
-        })
+        });
+        obstacle.or_else(|| self.unmade())
+    }
+
+    /// Why the Deployment cannot make a pod, if it cannot.
+    fn unmade(&self) -> Option<String> {
+        let conditions = self.live.status.as_ref()?.conditions.as_deref()?;
+        let failure = conditions.iter().find(|it| it.type_ == "ReplicaFailure" && it.status == "True")?;
+        let said = failure.message.as_deref().or(failure.reason.as_deref()).unwrap_or("no message");
+        Some(format!("the Deployment {} cannot make a pod: {said}", self.live.name_any()))
     }
 }

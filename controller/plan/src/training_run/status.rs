@@ -31,6 +31,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (TrainingRunStatus, Opti
     let again = match stage {
         Stage::Waiting(Waiting::References(_)) => Some(REFERENCES_AGAIN),
         Stage::Waiting(Waiting::LastReport(until)) => Some(throttle::until(view.worker.now, *until)),
+        Stage::Waiting(Waiting::Pod(None)) => view.worker.pod_due(),
         _ => None,
     };
     let written = observed.status_written_at;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::struct_excessive_bools, reason = "these are tests")]
 
 mod convergence;
+mod explained;
 mod make;
 mod properties;
 mod stories;

@@ -303,6 +303,7 @@ stories! {
     run_suspended_and_resumed: ObservedTrainingRun;
     run_out_of_memory: ObservedTrainingRun;
     run_with_bad_input: ObservedTrainingRun;
+    run_without_a_pod: ObservedTrainingRun;
     evaluation_passes: ObservedEvaluation;
     evaluation_of_a_replaced_run: ObservedEvaluation;
     pod_serves: ObservedReasoningPod;

@@ -1,0 +1,158 @@
+//! Fields of the kinds that no other test needs: where a trainer runs, what it finds there, and what is asked of objects
+//! that exist.
+
+use codex_crds::{Evaluation, ReasoningPod};
+use codex_provenance::Sha256;
+use codex_tests::{
+    Error, Result, Team,
+    install::{CONTROLLER, NAMESPACE, program},
+    objects::{self, CLAIM},
+    process::output,
+    team::{SOON, blocking, condition},
+    wait::{until, until_found},
+};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    batch::v1::Job,
+    core::v1::{Pod, PodSpec},
+    scheduling::v1::PriorityClass,
+};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, PostParams},
+};
+use serde_json::{Value, json};
+
+/// What writes the data, here and in the cluster: the same bytes on every machine.
+const PREPARE: [&str; 8] = ["prepare-data", "--task", "arithmetic", "--seed", "3", "--count", "2000", "--out"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_takes_its_place_and_its_data_from_the_spec_and_what_follows_is_paused_and_scaled() -> Result<()> {
+    let team = Team::new("fields").await?;
+    let classes: Api<PriorityClass> = Api::all(team.client.clone());
+    let class = json!({ "metadata": { "name": team.namespace }, "value": 7, "preemptionPolicy": "Never" });
+    classes.create(&PostParams::default(), &read(class)).await?;
+    let sha256 = write_data(&team).await?;
+
+    let mut run = objects::run("run", &["training.max_steps=2", "training.warmup_steps=0"]);
+    run.spec.data = read(json!([{
+        "name": "mine",
+        "sha256": sha256,
+        "source": { "persistentVolumeClaim": { "claimName": CLAIM, "path": "data/train.jsonl" } },
+    }]));
+    let place = json!({
+        "tolerations": [{ "key": "codex-ml.dev/test", "operator": "Exists", "effect": "NoSchedule" }],
+        "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [
+            { "matchExpressions": [{ "key": "kubernetes.io/os", "operator": "In", "values": ["linux"] }] },
+        ] } } },
+        "priorityClassName": team.namespace,
+        "imagePullSecrets": [{ "name": "nobody-needs-it" }],
+        "env": [
+            { "name": "GREETING", "value": "hello" },
+            { "name": "MEMORY", "valueFrom": { "resourceFieldRef": { "resource": "limits.memory" } } },
+        ],
+    });
+    let mut pod = serde_json::to_value(&run.spec.pod).unwrap();
+    pod.as_object_mut().unwrap().extend(place.as_object().unwrap().clone());
+    run.spec.pod = read(pod);
+    team.create(&run).await?;
+    let trained = team.trained("run").await?;
+    let status = trained.status.as_ref().unwrap();
+    assert_eq!(status.data_digests[0].sha256.to_string(), sha256);
+
+    let trainers = team.pods("batch.kubernetes.io/job-name", "run-train").await?;
+    let spec = trainers[0].spec.as_ref().unwrap();
+    let there = serde_json::to_value(spec).unwrap();
+    assert_eq!(spec.priority, Some(7));
+    assert_eq!(there["affinity"], place["affinity"]);
+    assert_eq!(there["imagePullSecrets"], place["imagePullSecrets"]);
+    let holds = |list: &Value, wanted: &Value| list.as_array().unwrap().contains(wanted);
+    assert!(holds(&there["tolerations"], &place["tolerations"][0]), "{there:#}");
+    let env = &there["containers"][0]["env"];
+    assert!(holds(env, &place["env"][0]) && env.to_string().contains("limits.memory"), "{env:#}");
+    if let Some(folder) = team.folder(&trained).await? {
+        let text = std::fs::read_to_string(folder.join("artifacts/environment.json"));
+        let environment: Value = serde_json::from_str(&text.map_err(Error::io("reading environment.json"))?).unwrap();
+        assert_eq!(environment["node"], json!(spec.node_name), "{environment:#}");
+    }
+
+    // An evaluation that is created suspended makes no Job before it goes on.
+    let mut evaluation = objects::evaluation("judged", "run", &team.problems);
+    evaluation.spec.gates = read(json!([{ "metric": "exact_match", "min": "0" }]));
+    evaluation.spec.suspend = true;
+    team.create(&evaluation).await?;
+    until(&team.api::<Evaluation>(), "judged", "it is suspended", SOON, |evaluation| {
+        let conditions = evaluation.status.as_ref().map(|status| &*status.conditions);
+        condition(conditions, codex_crds::ConditionType::Ready).is_some_and(|ready| ready.reason == "Suspended")
+    })
+    .await?;
+    assert!(team.api::<Job>().get_opt("judged-eval").await?.is_none());
+    team.change::<Evaluation>("judged", json!({ "spec": { "suspend": false } })).await?;
+    team.judged("judged").await?;
+
+    // Servers are scaled as those of a Deployment are.
+    team.create(&objects::reasoning_pod("served", "run", "judged")).await?;
+    team.serving("served").await?;
+    let mut scale = team.kubectl()?;
+    blocking(move || output(scale.args(["scale", "--replicas=2", "reasoningpod/served"]))).await?;
+    until(&team.api::<ReasoningPod>(), "served", "two servers are ready", SOON, |pod| {
+        pod.spec.replicas == 2 && pod.status.as_ref().is_some_and(|status| status.ready_replicas == Some(2))
+    })
+    .await?;
+
+    classes.delete(&team.namespace, &DeleteParams::default()).await?;
+    team.done();
+    Ok(())
+}
+
+/// Has a pod write a data file on the team's claim, and gives the SHA-256 that it has.
+async fn write_data(team: &Team) -> Result<String> {
+    let here = blocking(|| {
+        let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
+        let file = folder.path().join("train.jsonl");
+        output(std::process::Command::new(program("codex")?).args(PREPARE).arg(&file))?;
+        std::fs::read(&file).map_err(Error::io(format!("reading {}", file.display())))
+    })
+    .await?;
+    let controllers: Api<Deployment> = Api::namespaced(team.client.clone(), NAMESPACE);
+    let controller = controllers.get(CONTROLLER).await?.spec.and_then(|spec| spec.template.spec).unwrap();
+    let image = image(&controller).unwrap();
+    let mut args = PREPARE.to_vec();
+    args.push("/volume/data/train.jsonl");
+    let writer = json!({
+        "metadata": { "name": "writer" },
+        "spec": {
+            "restartPolicy": "Never",
+            "securityContext": {
+                "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532,
+                "seccompProfile": { "type": "RuntimeDefault" },
+            },
+            "containers": [{
+                "name": "writer", "image": image, "args": args,
+                "securityContext": { "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } },
+                // The folder of the mount is made by the kubelet, the file by the program.
+                "volumeMounts": [{ "name": "volume", "mountPath": "/volume/data", "subPath": "data" }],
+            }],
+            "volumes": [{ "name": "volume", "persistentVolumeClaim": { "claimName": CLAIM } }],
+        },
+    });
+    team.create::<Pod>(&read(writer)).await?;
+    until_found("the data are written", SOON, async || {
+        let pod = team.api::<Pod>().get("writer").await?;
+        let phase = pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
+        assert_ne!(phase, "Failed", "{}", team.logs(&pod.name_any()).await?);
+        Ok((phase == "Succeeded").then_some(()))
+    })
+    .await?;
+    Ok(Sha256::of(here).to_string())
+}
+
+/// The image that trains where a run names none.
+fn image(controller: &PodSpec) -> Option<String> {
+    let env = controller.containers.iter().flat_map(|container| container.env.iter().flatten());
+    env.filter(|variable| variable.name == "CODEX_TRAINER_IMAGE").find_map(|variable| variable.value.clone())
+}
+
+fn read<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
