@@ -263,7 +263,10 @@ fn a_vanished_volume_is_not_written_around() {
         "[ -z \"$(ls $V)\" ] || exit 99; mount --bind $V.real $V",
     );
     assert_eq!(code, 0, "{log}");
-    assert!(log.contains("the volume has vanished") && log.contains("checkpoints can be written again"), "{log}");
+    assert!(
+        log.contains("is gone, so the volume beneath it") && log.contains("checkpoints can be written again"),
+        "{log}"
+    );
 }
 
 /// A control group with a limit of memory, removed when it goes.
