@@ -75,7 +75,7 @@ impl Verify {
         let promotion = self.promotion.as_deref().map(|path| read("--promotion", path)).transpose()?;
         let key = read("--key", &self.key)?;
         let key = PublicKey::from_pem(&String::from_utf8_lossy(&key))
-            .map_err(|error| CommandError::bad_input(format!("--key: {:?}: {error}", self.key)))?;
+            .map_err(|error| CommandError::bad_input(format!("--key: {}: {error}", self.key.display())))?;
         let except = inside(&self.bundle, &self.model).into_iter().collect::<BTreeSet<_>>();
         let manifest = Manifest::of_dir_except(&self.model, &except).map_err(|error| match error {
             ManifestError::Unreadable { .. } => CommandError::bad_input(error),

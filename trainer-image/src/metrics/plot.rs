@@ -175,15 +175,13 @@ impl Panel {
         };
         let all: Vec<f64> = (1..10).map(f64::from).collect();
         let found = [&[1.0][..], &[1.0, 2.0, 5.0], &all].into_iter().map(of).find(|ticks| ticks.len() >= FEW_TICKS);
-        match found {
-            // Many decades: every second one, or every third.
-            Some(ticks) => ticks.iter().copied().step_by(ticks.len().div_ceil(2 * MANY_TICKS)).collect(),
-            // Less than one: as on any other axis.
-            None => {
-                let values = 10_f64.powf(self.values.start)..10_f64.powf(self.values.end);
-                round_numbers(&values).into_iter().map(f64::log10).collect()
-            }
-        }
+        let Some(ticks) = found else {
+            // Less than a decade: as on any other axis.
+            let values = 10_f64.powf(self.values.start)..10_f64.powf(self.values.end);
+            return round_numbers(&values).into_iter().map(f64::log10).collect();
+        };
+        // Many decades: every second one, or every third.
+        ticks.iter().copied().step_by(ticks.len().div_ceil(2 * MANY_TICKS)).collect()
     }
 
     fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<(), String> {

@@ -181,10 +181,10 @@ pub(super) fn compare(a: &Past, b: &Past, replay: bool) -> Result<Comparison, Tr
             _ => "no step".to_owned(),
         };
         return Err(TrainError::Arguments(format!(
-            "the runs have no step in common, so nothing can be compared: {:?} recorded {}, {:?} {}",
-            a.directory,
+            "the runs have no step in common, so nothing can be compared: {} recorded {}, {} {}",
+            a.directory.display(),
             steps(&ledger_a),
-            b.directory,
+            b.directory.display(),
             steps(&ledger_b)
         )));
     }
@@ -195,7 +195,7 @@ pub(super) fn compare(a: &Past, b: &Past, replay: bool) -> Result<Comparison, Tr
     let parted = [ledger.as_ref().map(|it| it.step), first_recorded.as_ref().map(|it| it.step)];
     let parted = parted.into_iter().flatten().min();
     let equal = both().filter(|(row, _)| parted.is_none_or(|step| row.step < step)).map(|(row, _)| row.step);
-    let last_equal = equal.last();
+    let last_equal = equal.max();
     let settings = |past: &Past| serde_json::to_value(&past.resolved.spec().settings).unwrap_or_default();
     let mut comparison = Comparison {
         configuration: differing_keys(&settings(a), &settings(b)),

@@ -46,14 +46,16 @@ impl Past {
         let config = directory.join("artifacts").join(CONFIG);
         if !config.exists() {
             return Err(TrainError::Arguments(format!(
-                "{directory:?} holds no run, for there is no artifacts/{CONFIG}: name what was the --output of a training"
+                "{} holds no run, for there is no artifacts/{CONFIG}: name what was the --output of a training",
+                directory.display()
             )));
         }
         let resolved: Resolved<Training> = Resolved::from_yaml(&durable::read(&config)?)?;
         let own = |data: &&Data| data.synthetic.is_none() && !files.iter().any(|(name, _)| *name == data.name);
         if let Some(Data { name, .. }) = resolved.spec().data.iter().find(own) {
             return Err(TrainError::Arguments(format!(
-                "the run in {directory:?} was given a file as data {name}: pass it as --data {name}=FILE"
+                "the run in {} was given a file as data {name}: pass it as --data {name}=FILE",
+                directory.display()
             )));
         }
         let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;

@@ -599,7 +599,7 @@ fn plan(found: Option<&Found>, identity: &Identity, origin: &Origin) -> Plan {
 
 /// The digest of each file by its name; held-out data is among them where it is looked at.
 fn digests(dataset: &Dataset, validation: Option<&Validation>) -> BTreeMap<String, DataDigest> {
-    let held_out = validation.and_then(|validation| validation.file()).map(|digest| (VALIDATION.to_owned(), digest));
+    let held_out = validation.and_then(Validation::file).map(|digest| (VALIDATION.to_owned(), digest));
     dataset.files().map(|file| (file.name.clone(), file.sha256)).chain(held_out).collect()
 }
 

@@ -385,7 +385,7 @@ fn bisect_names_the_first_step_and_tensor() {
     assert!(error.to_string().contains("recorded steps 1 to 12") && error.to_string().ends_with("no step"), "{error}");
     let nowhere = output.path().join("nowhere");
     let error = replay::Past::open(&nowhere, &[]).err().unwrap();
-    assert!(error.exit() == exit::BAD_INPUT && error.to_string().contains("nowhere\" holds no run"), "{error}");
+    assert!(error.exit() == exit::BAD_INPUT && error.to_string().contains("nowhere holds no run"), "{error}");
 
     // A run whose records were changed is told from the one that is as it was.
     let path = output.path().join("same/artifacts/states.ndjson");
