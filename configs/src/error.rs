@@ -270,10 +270,12 @@ pub(crate) fn nearest(name: &str, known: &[&'static str]) -> Option<String> {
     let leaf = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let alike = strsim::normalized_damerau_levenshtein;
     let score = |candidate: &str| alike(name, candidate).max(0.98 * alike(&leaf(name), &leaf(candidate)));
+    // The group that two paths share makes them alike already.
+    let enough = if name.contains('.') { 0.7 } else { 0.66 };
     known
         .iter()
         .map(|candidate| (score(candidate), *candidate))
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(score, _)| *score >= 0.7)
+        .filter(|(score, _)| *score >= enough)
         .map(|(_, candidate)| candidate.to_owned())
 }
