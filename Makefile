@@ -8,7 +8,8 @@ MAKEFLAGS += --no-print-directory
 # Built once and kept, whichever clone asks: programs, the cluster's tools, images.
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/codex-operator
 export CARGO_TARGET_DIR ?= $(CACHE)/target
-HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+# Asked for once, by the first recipe that needs it.
+HOST = $(eval HOST := $$(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p'))$(HOST)
 PROGRAMS = $(CARGO_TARGET_DIR)/$(HOST)/release
 IMAGES = $(CACHE)/images
 # Always the whole workspace: a part of it would have other features in its dependencies, and build them again.
@@ -24,17 +25,30 @@ install="$$root apt-get install --yes --quiet --no-install-recommends $(1)"
 $$install >/dev/null 2>&1 || { $$root apt-get update --quiet >/dev/null && $$install >/dev/null; }
 endef
 
-.PHONY: help root prerequisites image cluster cluster-down kubeconfig test demo bench bench-memory bench-train sanitize
+# Debian's python3 makes no virtual environments without it.
+define install-venv
+if ! python3 -c 'import ensurepip' 2>/dev/null; then
+	echo "Installing python3-venv, in which $(1) is put."
+	$(call install,python3-venv)
+fi
+endef
+
+.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test demo bench bench-memory bench-train sanitize
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	echo "With CLUSTER=current REGISTRY=host:port, demo and test use the cluster of your kubeconfig context."
 
+# Another cluster is not started here.
 root:
-	@if [ "$$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
+	@case "$(CLUSTER)" in "" | local) ;; *) exit 0 ;; esac
+	if [ "$$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
 		echo "This installs packages and starts a cluster, which takes root: run it as root, or install sudo." >&2
 		exit 1
 	fi
+
+# Go builds Kubernetes and kubectl; images and programs do without.
+cluster demo test bench: WITH_GO := yes
 
 prerequisites:
 	@missing=()
@@ -45,8 +59,10 @@ prerequisites:
 		rust=$$(rustc --version 2>/dev/null | cut -d ' ' -f 2)
 		printf '1.95\n%s\n' "$${rust:-0}" | sort -CV || missing+=("rustup or Rust >= 1.95$${rust:+ (here is $$rust)}")
 	fi
-	version=$$(go env GOVERSION 2>/dev/null | sed 's/^go//') || version=
-	printf '1.26\n%s\n' "$${version:-0}" | sort -CV || missing+=("Go >= 1.26$${version:+ (here is $$version)}")
+	if [ -n "$(WITH_GO)" ]; then
+		version=$$(go env GOVERSION 2>/dev/null | sed 's/^go//') || version=
+		printf '1.26\n%s\n' "$${version:-0}" | sort -CV || missing+=("Go >= 1.26$${version:+ (here is $$version)}")
+	fi
 	command -v gcc >/dev/null || missing+=("gcc")
 	if (($${#missing[@]})); then
 		printf 'Missing on this machine:%s; install what is missing and try again.\n' "$$(printf ' %s,' "$${missing[@]}" | sed 's/,$$//')" >&2
@@ -106,18 +122,16 @@ image: prerequisites ## the two images from release binaries, as OCI archives; w
 
 CLUSTER_COMMAND = $(PROGRAMS)/codex-cluster
 
-$(CLUSTER_COMMAND): prerequisites
+programs: prerequisites
 	@$(BUILD)
 
-.PHONY: $(CLUSTER_COMMAND)
-
-cluster: root $(CLUSTER_COMMAND) ## a real Kubernetes cluster on this machine, kept until cluster-down
+cluster: root programs ## a real Kubernetes cluster on this machine, kept until cluster-down
 	@$(CLUSTER_COMMAND) up
 
-cluster-down: $(CLUSTER_COMMAND) ## stops the cluster and takes away all but what was built
+cluster-down: programs ## stops the cluster and takes away all but what was built
 	@$(CLUSTER_COMMAND) down
 
-kubeconfig: $(CLUSTER_COMMAND) ## prints the path of the cluster's kubeconfig
+kubeconfig: programs ## prints the path of the cluster's kubeconfig
 	@$(CLUSTER_COMMAND) kubeconfig
 
 test: root prerequisites ## every check and every test, the ones on a real cluster included; all that CI runs
@@ -146,10 +160,7 @@ test: root prerequisites ## every check and every test, the ones on a real clust
 	trap finish EXIT
 	trap 'exit 130' INT
 	trap 'exit 143' TERM
-	if ! python3 -c 'import ensurepip' 2>/dev/null; then
-		echo "Installing python3-venv, in which OpenSSF's own verifier is put."
-		$(call install,python3-venv)
-	fi
+	$(call install-venv,OpenSSF's own verifier)
 	section "Format" cargo fmt --all --check
 	section "Lints" cargo clippy --locked --workspace --all-targets -- --deny warnings
 	section "Programs and images" $(MAKE) image REGISTRY=
@@ -174,9 +185,8 @@ bench: prerequisites ## the figures of docs/benchmarks.md, measured on the local
 	@$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-bench
 
-bench-memory: prerequisites ## how far the trainer's estimate of memory is from its peak, on six configurations
-	@$(BUILD)
-	benches/memory.sh $(PROGRAMS)/codex
+bench-memory: programs ## how far the trainer's estimate of memory is from its peak, on six configurations
+	@benches/memory.sh $(PROGRAMS)/codex
 
 sanitize: prerequisites ## the engine's tests under AddressSanitizer, which watches its unsafe kernels
 	@RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Z sanitizer=address" cargo test --release --locked --package codex-engine --lib \
@@ -184,7 +194,8 @@ sanitize: prerequisites ## the engine's tests under AddressSanitizer, which watc
 
 ROUNDS ?= 3
 bench-train: prerequisites ## training beside PyTorch on two threads; installs PyTorch (some GB) in an environment of its own
-	@python="$(CACHE)/venvs/torch/bin/python"
+	@$(call install-venv,PyTorch)
+	python="$(CACHE)/venvs/torch/bin/python"
 	if ! "$$python" -c 'import torch, numpy' >/dev/null 2>&1; then
 		echo "Installing PyTorch in $(CACHE)/venvs/torch."
 		python3 -m venv "$(CACHE)/venvs/torch"
