@@ -4,9 +4,7 @@
 #   docker build --target codex .          builds the programs from source, in a container
 #   make image                             builds them with cargo on this machine and packs them (ARTIFACTS=prebuilt)
 #
-# The second way is the one that every test takes. The first was begun with buildah 1.28 (`--build-arg ARTIFACTS=source`, which it
-# does not take from the default), on a base image put together from Debian's packages and Rust 1.95, without a network: context,
-# lock file and toolchain fit, crates compiled. To the end it has not been tried, nor with Docker.
+# Building from source in a container has not been tried to the end; `make image` is what every test uses.
 ARG ARTIFACTS=source
 
 FROM rust:1.95-slim-bookworm AS source
