@@ -51,7 +51,7 @@ pub mod bundle {
         format!("codex-oms-{run_uid}")
     }
 
-    /// Holds a promotion statement; `key` digests what was promoted, where, and on which evidence.
+    /// Holds a promotion statement; `key` digests the run, and what of it was promoted, where, and on which evidence.
     pub fn promotion(key: &str) -> String {
         format!("codex-promo-{key}")
     }

@@ -83,6 +83,18 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
         let log = team.logs(&pods.last().unwrap().name_any()).await?;
         assert!(log.contains(&damaged) && log.contains("training goes on from"), "{log}");
     }
+
+    // One model, one ring, the same evidence: each run has a promotion of its own, and both are served.
+    for run in ["plain", "killed"] {
+        team.create(&objects::evaluation(&format!("{run}-judged"), run, &team.problems)).await?;
+        team.create(&objects::reasoning_pod(&format!("{run}-served"), run, &format!("{run}-judged"))).await?;
+    }
+    let mut promotions = Vec::new();
+    for run in ["plain", "killed"] {
+        let status = team.serving(&format!("{run}-served")).await?.status.unwrap();
+        promotions.push(status.promotion.unwrap().bundle);
+    }
+    assert_ne!(promotions[0], promotions[1]);
     team.done();
     Ok(())
 }

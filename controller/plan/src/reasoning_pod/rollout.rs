@@ -48,10 +48,17 @@ pub fn bundle_names(
         ring: object.spec.rollout_ring.name().to_owned(),
         evaluations,
     });
+    let uid = run.uid();
     BundleNames {
-        oms: run.uid().map(|uid| bundle::oms(&uid)),
-        promotion: occasion.map(|occasion| bundle::promotion(&occasion.digest().short())),
+        promotion: uid.as_ref().zip(occasion).map(|(uid, occasion)| promotion_name(uid, &occasion)),
+        oms: uid.map(|uid| bundle::oms(&uid)),
     }
+}
+
+/// Where the promotion of a run's model on an occasion is kept. The run is part of the name because the bundle belongs to
+/// it and goes with it: runs that made the same model have a promotion each, even on the same evidence.
+fn promotion_name(run_uid: &str, occasion: &Occasion) -> String {
+    bundle::promotion(&Sha256::of(format!("{run_uid}\n{}", occasion.digest())).short())
 }
 
 /// The manifest of a run's model, from its status.
@@ -158,7 +165,7 @@ impl Signing {
             fingerprint,
             oms_bundle: bundle::oms(&run_uid),
             promotion: promoted.digest,
-            promotion_bundle: bundle::promotion(&occasion.digest().short()),
+            promotion_bundle: promotion_name(&run_uid, &occasion),
             run_uid,
         })))
     }
@@ -195,7 +202,7 @@ fn sign_promotion(
 ) -> Option<Effect> {
     let occasion = occasion(view.observed, &view.evidence)?;
     let ring = view.observed.object.spec.rollout_ring;
-    let mut config_map = config_map(view, run, bundle::promotion(&occasion.digest().short()), model.digest);
+    let mut config_map = config_map(view, run, promotion_name(&run.uid()?, &occasion), model.digest);
     config_map.metadata.labels.get_or_insert_default().extend([ring_label(ring)]);
     let mut evaluations: Vec<_> = view
         .observed

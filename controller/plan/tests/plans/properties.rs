@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use codex_crds::{Evaluation, Ring, TrainingRun, Verdict, annotation};
 use codex_plan::{
-    Desired, Plan, Received, evaluation,
+    Desired, Effect, Plan, Received, evaluation,
     evaluation::ObservedEvaluation,
-    reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer},
+    reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer, bundle_names},
     training_run,
 };
-use codex_provenance::{OmsPayloadDigest, PromotionDigest, Sha256, promotion::Occasion};
+use codex_provenance::{
+    OmsPayloadDigest, PromotionDigest, Sha256,
+    promotion::{Occasion, Promotion},
+};
 use codex_reports::{Kind, State};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
@@ -311,6 +314,53 @@ proptest! {
         let rank = |verdict| match verdict { Verdict::Failed => 0, Verdict::Inconclusive => 1, Verdict::Passed => 2 };
         prop_assert!(rank(verdict(more)) <= rank(verdict(0)));
     }
+}
+
+/// Everything for a rollout of the model of the run `uid`, which two runs may have made alike; nothing is signed yet.
+fn ready_to_sign(uid: &str) -> ObservedReasoningPod {
+    let case = Case {
+        run: true,
+        trained: true,
+        forged_model: false,
+        rings: true,
+        evaluations: vec![Flaw::None],
+        signer: true,
+        oms: Worth::Valid,
+        promotion: Worth::Absent,
+        dry_run: false,
+        live: false,
+    };
+    let mut observed = observe(&case);
+    observed.run.as_mut().unwrap().metadata.uid = Some(uid.to_owned());
+    for evaluation in observed.evaluations.values_mut() {
+        evaluation.status.as_mut().unwrap().training_run_uid = Some(uid.to_owned());
+    }
+    observed
+}
+
+#[test]
+fn runs_that_made_the_same_model_have_a_promotion_each() {
+    let kept = ["run-1", "run-2"].map(|uid| {
+        let mut observed = ready_to_sign(uid);
+        let plan = reasoning_pod::plan(&observed, make::at(9));
+        let [Effect::SignPromotion { config_map, model, reasons }] = &plan.effects[..] else { panic!("{plan:?}") };
+        let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations);
+        assert_eq!(names.promotion, config_map.metadata.name, "it is looked for where it is kept");
+        let promotion = Promotion { model: *model, reasons: reasons.clone() };
+        let occasion = promotion.occasion().digest();
+        observed.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), occasion });
+        let plan = reasoning_pod::plan(&observed, make::at(10));
+        let name = names.promotion.unwrap();
+        assert_eq!(plan.status.promotion.as_ref().map(|promotion| &promotion.bundle), Some(&name));
+        let volumes = template(&plan.desired).and_then(|template| template.spec.as_ref()?.volumes.as_ref()).unwrap();
+        assert!(
+            volumes.iter().any(|it| it.config_map.as_ref().is_some_and(|mounted| mounted.name == name)),
+            "{volumes:?}"
+        );
+        (occasion, name)
+    });
+    assert_eq!(kept[0].0, kept[1].0, "the occasion is the same");
+    assert_ne!(kept[0].1, kept[1].1);
 }
 
 /// Observations in the middle of everything.

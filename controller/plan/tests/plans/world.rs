@@ -282,7 +282,9 @@ impl World {
                 let promotion = Promotion { model: *model, reasons: reasons.clone() };
                 let digest = promotion.digest();
                 let name = config_map.name_any();
-                assert!(name.ends_with(&promotion.occasion().digest().short()), "{name}");
+                let evaluations = BTreeMap::from([("lite".to_owned(), self.evaluation.clone())]);
+                let names = bundle_names(&self.pod, Some(&self.run), &evaluations);
+                assert_eq!(names.promotion.as_ref(), Some(&name), "it is looked for where it is kept");
                 assert!(self.promotions.insert(name, (promotion, digest)).is_none(), "a promotion is signed once");
                 self.writes.push("promotion".to_owned());
             }
