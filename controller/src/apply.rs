@@ -281,11 +281,11 @@ impl Apply<'_> {
         self.context.metrics.wrote(&kind, "apply");
         info!("{} the {kind} {name}", if live.is_some() { "changed" } else { "made" });
         let mut differs = difference(&wanted, &json(&written)?);
-        if let (Some(found), Template::Mutable) = (&differs, template) {
-            // Fields that others own outlive an apply; what nobody planned must not run in a server.
+        let correction = correction(&wanted, &json(&written)?, template == Template::Mutable);
+        if let (Some(found), Some(correction)) = (&differs, correction) {
+            // Fields that others own outlive an apply; what nobody planned must not run in a server, nor stop or divert it.
             warn!("the {kind} {name} was changed by somebody else and is put right: {found}");
-            let correction = correction(&wanted["spec"], &json(&written)?["spec"]);
-            let patch = Patch::Merge(serde_json::json!({ "spec": { "template": correction["template"] } }));
+            let patch = Patch::Merge(correction);
             let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
             written = self.api::<C>().patch(&name, &params, &patch).await.map_err(failed("corrected"))?;
             self.context.metrics.wrote(&kind, "correct");

@@ -4,14 +4,21 @@ use codex_crds::Reason;
 use codex_plan::Effect;
 use codex_provenance::{oms, promotion::Promotion};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, ResourceExt, api::PostParams};
-use tracing::info;
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use tracing::{info, warn};
 
 use crate::{
     MANAGER,
     context::Context,
     error::{answered, client_category, refused, said},
-    observe::caught_up,
+    observe::{
+        caught_up,
+        workers::{controller, is_controlled_by},
+    },
     signer::SignerError,
 };
 
@@ -27,14 +34,24 @@ pub enum EffectError {
     #[error(transparent)]
     Signer(#[from] SignerError),
     /// The API server.
-    #[error("the ConfigMap {name} cannot be created: {}", said(source))]
+    #[error("the ConfigMap {name} cannot be {verb}: {}", said(source))]
     Client {
         /// Which.
         name: String,
+        /// What was tried.
+        verb: &'static str,
         /// Why.
         #[source]
         source: kube::Error,
     },
+    /// Somebody else's object has the bundle's name.
+    #[error(
+        "the ConfigMap {0} exists and was not made by this controller for this run: delete it to have the bundle signed"
+    )]
+    Taken(String),
+    /// The old one has to go first.
+    #[error("the ConfigMap {0} is being deleted: waiting until it is gone")]
+    Ending(String),
     /// A bundle that is no text.
     #[error("the bundle for the ConfigMap {0} is no text")]
     Text(String),
@@ -46,6 +63,8 @@ impl EffectError {
         match self {
             Self::Signer(source) => source.category(),
             Self::Client { source, .. } => client_category(source),
+            Self::Taken(_) => "name_taken",
+            Self::Ending(_) => "ending",
             Self::Text(_) => "encoding",
         }
     }
@@ -54,7 +73,8 @@ impl EffectError {
     pub fn needs_a_person(&self) -> Option<Reason> {
         match self {
             Self::Client { source, .. } => refused(source).then_some(Reason::Refused),
-            Self::Signer(_) | Self::Text(_) => None,
+            Self::Taken(_) => Some(Reason::NameTaken),
+            Self::Signer(_) | Self::Ending(_) | Self::Text(_) => None,
         }
     }
 }
@@ -98,8 +118,33 @@ async fn sign(context: &Context, config_map: &ConfigMap, payload: &[u8]) -> Resu
             caught_up(&context.stores.config_maps, &created).await;
             Ok(())
         }
-        // Signed before: the next observation says what it is worth.
-        Err(source) if answered(&source, 409) => Ok(()),
-        Err(source) => Err(EffectError::Client { name, source }),
+        Err(source) if answered(&source, 409) => signed_before(context, &api, config_map).await,
+        Err(source) => Err(EffectError::Client { name, verb: "created", source }),
     }
+}
+
+/// Leaves a bundle that exists as it is: the next observation says what it is worth. For that it has to be seen, so labels
+/// that somebody took away are put back.
+async fn signed_before(context: &Context, api: &Api<ConfigMap>, wanted: &ConfigMap) -> Result<(), EffectError> {
+    let name = wanted.name_any();
+    let failed = |verb| {
+        let name = name.clone();
+        move |source| EffectError::Client { name, verb, source }
+    };
+    let mut found = api.get(&name).await.map_err(failed("read"))?;
+    if !controller(wanted).is_some_and(|run| is_controlled_by(&found, &run.uid)) {
+        return Err(EffectError::Taken(name));
+    }
+    if found.metadata.deletion_timestamp.is_some() {
+        return Err(EffectError::Ending(name));
+    }
+    if wanted.labels().iter().any(|(key, value)| found.labels().get(key) != Some(value)) {
+        let patch = Patch::Merge(json!({ "metadata": { "labels": wanted.labels() } }));
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        found = api.patch(&name, &params, &patch).await.map_err(failed("labelled"))?;
+        context.metrics.wrote("ConfigMap", "correct");
+        warn!("the ConfigMap {name} had lost its labels and has them again");
+    }
+    caught_up(&context.stores.config_maps, &found).await;
+    Ok(())
 }

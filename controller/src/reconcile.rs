@@ -124,6 +124,8 @@ async fn obstructed<K: Observe>(
     let conditions = K::conditions(&mut status);
     let stall = report::Stall { reason, sentence: &sentence, generation };
     *conditions = report::stalled(conditions, &before, &stall, context.now());
+    // A plan that waits for what was refused leaves the status as it is; this one speaks of the spec as it stands.
+    *K::observed_generation(&mut status) = generation;
     if report::status(context, object, &status).await? {
         let event = codex_plan::Event {
             type_: codex_plan::EventType::Warning,

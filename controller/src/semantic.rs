@@ -89,11 +89,32 @@ const POD_SPEC: &[(&str, Extra)] = &[
 /// Booleans that the API server leaves out where they are false. Of others, absence can mean true.
 const OMITTED_FALSE: &[&str] = &["readOnly", "hostNetwork", "hostPID", "hostIPC", "stdin", "stdinOnce", "tty"];
 
+/// Fields of a child's spec in which nothing else may be: with one more label a selector selects other pods, or none.
+const WHOLE: &[&str] = &["selector", "podSelector", "ingress", "egress"];
+/// Fields of a child's spec that are there only where they are wanted: a limit that was lifted, and a pause that somebody
+/// ordered.
+const ONLY_WANTED: &[&str] = &["activeDeadlineSeconds", "paused"];
+
 /// The first place where `live` does not hold what `wanted` says. In the pod template, if there is one, nothing else may
-/// be there either, but for what the canonical form leaves out.
+/// be there either, but for what the canonical form leaves out; nor in selectors, nor where a field more would stop what
+/// is wanted.
 pub fn difference(wanted: &Value, live: &Value) -> Option<Difference> {
     let template = |object: &Value| object.pointer("/spec/template/spec").map(canonical);
-    holds(wanted, live, "").or_else(|| equal(&template(wanted)?, &template(live)?, "spec.template.spec"))
+    holds(wanted, live, "")
+        .or_else(|| WHOLE.iter().find_map(|name| more(wanted, live, name)))
+        .or_else(|| ONLY_WANTED.iter().find_map(|name| unwanted(wanted, live, name)))
+        .or_else(|| equal(&template(wanted)?, &template(live)?, "spec.template.spec"))
+}
+
+/// Where a field of the spec that is wanted holds anything else.
+fn more(wanted: &Value, live: &Value, name: &str) -> Option<Difference> {
+    equal(wanted["spec"].get(name)?, live["spec"].get(name)?, &join("spec", name))
+}
+
+/// That a field of the spec is there and is not wanted, if that is so.
+fn unwanted(wanted: &Value, live: &Value, name: &str) -> Option<Difference> {
+    let found = live["spec"].get(name).filter(|found| wanted["spec"].get(name).is_none() && !is_zero(found))?;
+    Some(differs(&join("spec", name), Some(found), None))
 }
 
 /// The first place where the spec of a pod is not that of its template.
@@ -101,13 +122,29 @@ pub fn pod_difference(template: &Value, pod: &Value) -> Option<Difference> {
     equal(&canonical(template), &canonical(pod), "spec")
 }
 
-/// The merge patch (RFC 7396) that leaves of `live` nothing but what is wanted; the API server fills in defaults again.
-pub fn correction(wanted: &Value, live: &Value) -> Value {
+/// The merge patch (RFC 7396) that takes away what [`difference`] finds and an apply leaves, because somebody else owns it:
+/// with `template` also in the pod template. None where there is no such thing.
+pub fn correction(wanted: &Value, live: &Value, template: bool) -> Option<Value> {
+    let (all, there) = (&wanted["spec"], &live["spec"]);
+    let (new, old) = (&all["template"], &there["template"]);
+    let mut spec = Map::new();
+    if template && (holds(new, old, "").is_some() || canonical(&new["spec"]) != canonical(&old["spec"])) {
+        spec.insert("template".to_owned(), only(new, old));
+    }
+    let held = WHOLE.iter().filter(|name| more(wanted, live, name).is_some());
+    spec.extend(held.map(|name| ((*name).to_owned(), only(&all[*name], &there[*name]))));
+    let goes = ONLY_WANTED.iter().filter(|name| unwanted(wanted, live, name).is_some());
+    spec.extend(goes.map(|name| ((*name).to_owned(), Value::Null)));
+    (!spec.is_empty()).then(|| serde_json::json!({ "spec": spec }))
+}
+
+/// The merge patch that leaves of `live` nothing but what is wanted; the API server fills in defaults again.
+fn only(wanted: &Value, live: &Value) -> Value {
     match (wanted, live) {
         (Value::Object(wanted), Value::Object(live)) => {
             let goes = live.keys().filter(|name| !wanted.contains_key(*name)).map(|name| (name.clone(), Value::Null));
             let stays = wanted.iter().map(|(name, wanted)| {
-                let corrected = live.get(name).map_or_else(|| wanted.clone(), |live| correction(wanted, live));
+                let corrected = live.get(name).map_or_else(|| wanted.clone(), |live| only(wanted, live));
                 (name.clone(), corrected)
             });
             Value::Object(goes.chain(stays).collect())
@@ -301,7 +338,7 @@ fn quantity(text: &str) -> Option<i128> {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{correction, difference, pod_difference, quantity};
+    use super::{correction, difference, only, pod_difference, quantity};
 
     /// The field that a change is found in, and the change.
     type Forgery = (&'static str, fn(&mut Value));
@@ -474,7 +511,48 @@ mod tests {
             "containers": [{"name": "a", "env": []}], "hostNetwork": null,
             "securityContext": {"runAsUser": 1, "sysctls": null},
         });
-        assert_eq!(correction(&wanted, &live), expected);
+        assert_eq!(only(&wanted, &live), expected);
+    }
+
+    #[test]
+    fn what_would_stop_or_divert_what_is_wanted_is_found_and_taken_away() {
+        let wanted = json!({"spec": {
+            "selector": {"a": "b"}, "podSelector": {"matchLabels": {"a": "b"}}, "egress": [{"ports": [{"port": 53}]}],
+        }});
+        let cases: &[(&str, fn(&mut Value), Value)] = &[
+            ("spec.selector.c", |spec| spec["selector"]["c"] = json!("d"), json!({"selector": {"a": "b", "c": null}})),
+            (
+                "spec.podSelector.matchLabels.c",
+                |spec| spec["podSelector"]["matchLabels"]["c"] = json!("d"),
+                json!({"podSelector": {"matchLabels": {"a": "b", "c": null}}}),
+            ),
+            (
+                "spec.podSelector.matchExpressions",
+                |spec| spec["podSelector"]["matchExpressions"] = json!([{"key": "c", "operator": "Exists"}]),
+                json!({"podSelector": {"matchLabels": {"a": "b"}, "matchExpressions": null}}),
+            ),
+            (
+                "spec.egress[0].to",
+                |spec| spec["egress"][0]["to"] = json!([{}]),
+                json!({"egress": wanted["spec"]["egress"]}),
+            ),
+            ("spec.paused", |spec| spec["paused"] = json!(true), json!({"paused": null})),
+            (
+                "spec.activeDeadlineSeconds",
+                |spec| spec["activeDeadlineSeconds"] = json!(600),
+                json!({"activeDeadlineSeconds": null}),
+            ),
+        ];
+        for (path, change, spec) in cases {
+            let mut live = wanted.clone();
+            change(&mut live["spec"]);
+            let found = difference(&wanted, &live).unwrap_or_else(|| panic!("{path} passed"));
+            assert_eq!(&found.path, path, "{found}");
+            assert_eq!(correction(&wanted, &live, false), Some(json!({"spec": spec})), "{path}");
+        }
+        let mut live = wanted.clone();
+        live["spec"]["paused"] = json!(false);
+        assert_eq!((difference(&wanted, &live), correction(&wanted, &live, true)), (None, None));
     }
 
     #[test]

@@ -57,6 +57,9 @@ pub trait Observe:
     /// The conditions in a status.
     fn conditions(status: &mut Self::Status) -> &mut Vec<Condition>;
 
+    /// The generation that a status speaks of.
+    fn observed_generation(status: &mut Self::Status) -> &mut Option<i64>;
+
     /// Looks at it and at everything around it.
     fn observe(self: Arc<Self>, context: &Context)
     -> impl Future<Output = Result<Self::Observed, ObserveError>> + Send;
@@ -83,6 +86,10 @@ impl Observe for TrainingRun {
 
     fn conditions(status: &mut TrainingRunStatus) -> &mut Vec<Condition> {
         &mut status.conditions
+    }
+
+    fn observed_generation(status: &mut TrainingRunStatus) -> &mut Option<i64> {
+        &mut status.observed_generation
     }
 
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedTrainingRun, ObserveError> {
@@ -126,6 +133,10 @@ impl Observe for Evaluation {
         &mut status.conditions
     }
 
+    fn observed_generation(status: &mut EvaluationStatus) -> &mut Option<i64> {
+        &mut status.observed_generation
+    }
+
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedEvaluation, ObserveError> {
         let (namespace, name, uid) = identity(&*self);
         let run = get(&context.stores.runs, &namespace, &self.spec.training_run);
@@ -167,6 +178,10 @@ impl Observe for ReasoningPod {
 
     fn conditions(status: &mut ReasoningPodStatus) -> &mut Vec<Condition> {
         &mut status.conditions
+    }
+
+    fn observed_generation(status: &mut ReasoningPodStatus) -> &mut Option<i64> {
+        &mut status.observed_generation
     }
 
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedReasoningPod, ObserveError> {

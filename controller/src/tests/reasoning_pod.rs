@@ -183,6 +183,81 @@ async fn a_server_that_somebody_changed_is_changed_back() {
 }
 
 #[tokio::test]
+async fn a_bundle_that_lost_its_labels_is_found_again() {
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    for name in bundles(&world) {
+        let bundle = format!("/api/v1{TEAM}/configmaps/{name}");
+        let before = world.api.object(&bundle).unwrap();
+        let mut changed = before.clone();
+        changed["metadata"]["labels"] = json!({});
+        world.api.put(&bundle, changed);
+        world.api.hide(&bundle);
+        let (requests, result) = world.reconcile::<ReasoningPod>("p").await;
+        result.unwrap();
+        assert!(requests.contains(&format!("PATCH {bundle} as codex-controller")), "{requests:#?}");
+        let after = world.api.object(&bundle).unwrap();
+        assert_eq!((&after["metadata"]["labels"], &after["data"]), (&before["metadata"]["labels"], &before["data"]));
+        assert!(world.reconcile::<ReasoningPod>("p").await.0.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_bundle_that_cannot_be_made_stalls_the_pod_with_the_reason_and_the_generation() {
+    let bundle = format!("/api/v1{TEAM}/configmaps/codex-oms-a-uid");
+    for (reason, said) in [("NameTaken", "was not made by this controller"), ("Refused", "Injected")] {
+        let world = judged(600).await;
+        world.api.put(&path("reasoningpods", "p"), pod(true));
+        settle::<ReasoningPod>(&world, "p").await;
+        if reason == "NameTaken" {
+            world.api.put(
+                &bundle,
+                json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "codex-oms-a-uid"}}),
+            );
+            world.api.hide(&bundle);
+        } else {
+            world.api.fail(&format!("POST /api/v1{TEAM}/configmaps"), Some(403));
+        }
+        let mut live = world.api.object(&path("reasoningpods", "p")).unwrap();
+        live["spec"]["dryRun"] = json!(false);
+        live["metadata"]["generation"] = json!(2);
+        world.api.put(&path("reasoningpods", "p"), live);
+        world.reconcile::<ReasoningPod>("p").await.1.unwrap_err();
+        let status = world.api.object(&path("reasoningpods", "p")).unwrap()["status"].clone();
+        let stalled = status["conditions"].as_array().unwrap().iter().find(|it| it["type"] == "Stalled").unwrap();
+        assert_eq!((&stalled["reason"], &status["observedGeneration"]), (&json!(reason), &json!(2)), "{status}");
+        assert!(stalled["message"].as_str().unwrap().contains(said), "{stalled}");
+    }
+}
+
+#[tokio::test]
+async fn what_would_divert_or_stop_the_servers_is_taken_away() {
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    let changes: [(&str, fn(&mut Value)); 4] = [
+        ("/api/v1/namespaces/team/services/p", |child| child["spec"]["selector"]["more"] = json!("x")),
+        ("/apis/policy/v1/namespaces/team/poddisruptionbudgets/p-serve", |child| {
+            child["spec"]["selector"]["matchLabels"]["more"] = json!("x");
+        }),
+        ("/apis/networking.k8s.io/v1/namespaces/team/networkpolicies/p-serve", |child| {
+            child["spec"]["podSelector"]["matchLabels"]["more"] = json!("x");
+        }),
+        ("/apis/apps/v1/namespaces/team/deployments/p-serve", |child| child["spec"]["paused"] = json!(true)),
+    ];
+    for (child, change) in changes {
+        let before = world.api.object(child).unwrap();
+        let mut changed = before.clone();
+        change(&mut changed);
+        world.api.put(child, changed);
+        let requests = settle::<ReasoningPod>(&world, "p").await;
+        assert!(requests.iter().all(|line| line.starts_with(&format!("PATCH {child}"))), "{requests:#?}");
+        assert_eq!(world.api.object(child).unwrap()["spec"], before["spec"], "{child}");
+    }
+}
+
+#[tokio::test]
 async fn a_changed_server_of_a_blocked_pod_becomes_what_it_was() {
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));

@@ -70,6 +70,30 @@ async fn a_job_with_our_owner_reference_that_we_did_not_make_is_foreign() {
 }
 
 #[tokio::test]
+async fn a_deadline_that_is_lifted_is_lifted_from_the_job_whoever_owns_it() {
+    let world = World::new().await;
+    let mut hurried = run("a");
+    hurried["spec"]["activeDeadlineSeconds"] = json!(600);
+    world.api.put(&path("trainingruns", "a"), hurried);
+    world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    let job = "/apis/batch/v1/namespaces/team/jobs/a-train";
+    assert_eq!(world.api.object(job).unwrap()["spec"]["activeDeadlineSeconds"], json!(600));
+    let mut patient = world.api.object(&path("trainingruns", "a")).unwrap();
+    patient["spec"].as_object_mut().unwrap().remove("activeDeadlineSeconds");
+    world.api.put(&path("trainingruns", "a"), patient);
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    result.unwrap();
+    let writes: Vec<_> = requests.iter().filter(|line| line.contains("/jobs/")).collect();
+    // An apply that leaves the field out, and, because it is there afterwards, a patch that takes it away.
+    assert_eq!(
+        writes,
+        [&format!("PATCH {job} as codex-controller force"), &format!("PATCH {job} as codex-controller")]
+    );
+    assert_eq!(world.api.object(job).unwrap()["spec"].get("activeDeadlineSeconds"), None);
+    assert!(world.reconcile::<TrainingRun>("a").await.0.is_empty());
+}
+
+#[tokio::test]
 async fn a_failed_write_is_an_error_and_the_next_round_goes_on_where_it_stopped() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));

@@ -198,13 +198,17 @@ impl Api {
     }
 }
 
-/// Server-side apply, as far as these tests need it: what is named is replaced.
+/// Server-side apply and merge patches, as far as these tests need them: what is named is replaced, or taken away by null.
+/// What is not named belongs to somebody else, and stays.
 fn merge(object: &mut Value, patch: Value) {
     match (object, patch) {
         (Value::Object(object), Value::Object(patch)) => {
             for (name, value) in patch {
                 let whole = name == "status" || name == "data";
                 match object.get_mut(&name) {
+                    _ if value.is_null() => {
+                        object.remove(&name);
+                    }
                     Some(old) if !whole => merge(old, value),
                     _ => {
                         object.insert(name, value);
