@@ -196,13 +196,6 @@ pub enum SpikeAction {
     Skip,
 }
 
-impl Optimization {
-    /// Optimiser steps that the run executes.
-    pub fn steps(&self) -> u64 {
-        self.stop_after.unwrap_or(self.max_steps)
-    }
-}
-
 /// Tensors that learn in another way than the rest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -332,9 +325,19 @@ impl Spec for Training {
             let right = "set training.eval_every, for patience counts evaluations".to_owned();
             return conflict("training.early_stop_patience", patience, right);
         }
-        if training.best_k > 0 && training.best_metric == "val_loss" && training.eval_every.is_none() {
-            let right = "set training.eval_every, for nothing else measures val_loss, or training.best_metric=loss";
-            return conflict("training.best_k", training.best_k as u64, right.to_owned());
+        if training.best_k > 0 && training.best_metric == "val_loss" {
+            let Some(every) = training.eval_every else {
+                let right = "set training.eval_every, for nothing else measures val_loss, or training.best_metric=loss";
+                return conflict("training.best_k", training.best_k as u64, right.to_owned());
+            };
+            if !training.checkpoint_every.is_multiple_of(every) {
+                let right = format!(
+                    "with training.best_k, write a multiple of training.eval_every ({every}), such as {}: a checkpoint is judged by \
+                     the val_loss of its own step",
+                    training.checkpoint_every.next_multiple_of(every)
+                );
+                return conflict("training.checkpoint_every", training.checkpoint_every, right);
+            }
         }
         if let Some(stop) = training.stop_after
             && stop > training.max_steps

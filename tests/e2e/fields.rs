@@ -14,13 +14,10 @@ use codex_tests::{
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
-    core::v1::{Pod, PodSpec},
+    core::v1::{Namespace, Pod, PodSpec},
     scheduling::v1::PriorityClass,
 };
-use kube::{
-    Api, ResourceExt as _,
-    api::{DeleteParams, PostParams},
-};
+use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
 use serde_json::{Value, json};
 
 /// What writes the data, here and in the cluster: the same bytes on every machine.
@@ -29,9 +26,10 @@ const PREPARE: [&str; 8] = ["prepare-data", "--task", "arithmetic", "--seed", "3
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_takes_its_place_and_its_data_from_the_spec_and_what_follows_is_paused_and_scaled() -> Result<()> {
     let team = Team::new("fields").await?;
-    let classes: Api<PriorityClass> = Api::all(team.client.clone());
-    let class = json!({ "metadata": { "name": team.namespace }, "value": 7, "preemptionPolicy": "Never" });
-    classes.create(&PostParams::default(), &read(class)).await?;
+    // A priority class belongs to no namespace; this one goes with the team's.
+    let mine = Api::<Namespace>::all(team.client.clone()).get(&team.namespace).await?.owner_ref(&());
+    let class = json!({ "metadata": { "name": team.namespace, "ownerReferences": [mine] }, "value": 7, "preemptionPolicy": "Never" });
+    Api::<PriorityClass>::all(team.client.clone()).create(&PostParams::default(), &read(class)).await?;
     let sha256 = write_data(&team).await?;
 
     let mut run = objects::run("run", &["training.max_steps=2", "training.warmup_steps=0"]);
@@ -100,7 +98,6 @@ async fn a_run_takes_its_place_and_its_data_from_the_spec_and_what_follows_is_pa
     })
     .await?;
 
-    classes.delete(&team.namespace, &DeleteParams::default()).await?;
     team.done();
     Ok(())
 }

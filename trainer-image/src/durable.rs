@@ -116,9 +116,13 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<Sha256, FileError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".partial");
     let temporary = PathBuf::from(temporary);
-    let mut file = File::create(&temporary).map_err(FileError::of("creating", &temporary))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(FileError::of("writing", &temporary))?;
-    fs::rename(&temporary, path).map_err(FileError::of("renaming", &temporary))?;
+    let put = || {
+        let mut file = File::create(&temporary).map_err(FileError::of("creating", &temporary))?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(FileError::of("writing", &temporary))?;
+        fs::rename(&temporary, path).map_err(FileError::of("renaming", &temporary))
+    };
+    // What is half written only takes room, on a volume that may have none.
+    put().inspect_err(|_| drop(fs::remove_file(&temporary)))?;
     sync_directory(directory)?;
     Ok(Sha256::of(bytes))
 }

@@ -120,8 +120,8 @@ fn numbers_and_words_can_be_written_as_people_do() {
     );
     assert_eq!(resolved.spec().settings.metadata.owner, "7");
     let TrainingSettings { training, .. } = &resolved.spec().settings;
-    assert_eq!((training.stop_after, training.steps()), (None, 2000));
-    assert_eq!(starter(&["training.stop_after=0"], None).spec().settings.training.steps(), 0);
+    assert_eq!((training.stop_after, training.max_steps), (None, 2000));
+    assert_eq!(starter(&["training.stop_after=0"], None).spec().settings.training.stop_after, Some(0));
 }
 
 /// A key with two different values that it takes.

@@ -200,6 +200,11 @@ fn values_that_do_not_go_together() {
         sentence(&["training.best_k=2"], None),
         "training.best_k is 2: set training.eval_every, for nothing else measures val_loss, or training.best_metric=loss"
     );
+    assert_eq!(
+        sentence(&["training.best_k=2", "training.eval_every=70", "training.checkpoint_every=100"], None),
+        "training.checkpoint_every is 100: with training.best_k, write a multiple of training.eval_every (70), such as 140: a \
+         checkpoint is judged by the val_loss of its own step"
+    );
     for right in ["training.best_metric=loss", "training.eval_every=100"] {
         assert!(compose_training("cot-starter", &overrides(&["training.best_k=2", right]), None, 42, data()).is_ok());
     }

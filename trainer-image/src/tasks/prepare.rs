@@ -18,9 +18,9 @@ pub struct PrepareData {
     /// Same seed, same bytes.
     #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = crate::cli::seed)]
     seed: u64,
-    /// How many records; held-out ones are all different.
-    #[arg(long)]
-    count: usize,
+    /// How many records, 10,000,000 at most; held-out ones are all different.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=codex_configs::MAX_SYNTHETIC))]
+    count: u64,
     /// Which side of the split; it is the same for every seed.
     #[arg(long, value_enum, default_value = "train")]
     split: Split,
@@ -50,14 +50,11 @@ struct Summary {
 
 impl PrepareData {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
-        if self.count == 0 {
-            return Err(CommandError::bad_input("--count is 0: ask for at least one record"));
-        }
         let source = match self.digits {
             Some(digits) => self.task.of_digits(digits).map_err(CommandError::bad_input)?,
             None => self.task.into(),
         };
-        let problems = problems(source, self.split, self.seed, self.count).map_err(CommandError::bad_input)?;
+        let problems = problems(source, self.split, self.seed, self.count as usize).map_err(CommandError::bad_input)?;
         let bytes = lines(&problems).map_err(CommandError::failed)?;
         let sha256 = durable::write(&self.out, &bytes).map_err(CommandError::failed)?;
         let short =

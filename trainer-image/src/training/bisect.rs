@@ -18,10 +18,13 @@ use super::{
     named_file,
     plan::differing_keys,
     records::{LedgerRow, StateRow},
-    replay::Past,
+    replay::{Past, Rerun},
     snapshot::Digests,
 };
-use crate::{cli::CommandError, durable};
+use crate::{
+    cli::{CommandError, chain},
+    durable,
+};
 
 /// Name the first step and tensor in which two runs differ.
 #[derive(Debug, clap::Args)]
@@ -33,6 +36,9 @@ pub struct Bisect {
     /// A file of records that the runs did not make themselves.
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
     data: Vec<(String, PathBuf)>,
+    /// The same of the second run, where it had another file.
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
+    data_b: Vec<(String, PathBuf)>,
     /// Compare what the runs recorded, and take no step again.
     #[arg(long)]
     no_replay: bool,
@@ -57,6 +63,9 @@ pub(super) struct Comparison {
     pub(super) first_replayed: Option<StateDifference>,
     /// Whether each run, taken again here, comes to what it recorded; none where nothing was taken again.
     pub(super) reproduced: Option<[bool; 2]>,
+    /// Why no step could be taken again, where that was wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) not_replayed: Option<String>,
     /// Steps that both recorded.
     pub(super) common: u64,
 }
@@ -114,8 +123,11 @@ pub(super) fn differing<T: PartialEq>(a: &BTreeMap<String, T>, b: &BTreeMap<Stri
 
 impl Bisect {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
-        let (a, b) = (Past::open(&self.run_a, &self.data)?, Past::open(&self.run_b, &self.data)?);
-        let comparison = compare(&a, &b, !self.no_replay)?;
+        let (a, b) = (Past::open(&self.run_a)?, Past::open(&self.run_b)?);
+        let names: Vec<&String> = self.data_b.iter().map(|(name, _)| name).collect();
+        let shared = self.data.iter().filter(|(name, _)| !names.contains(&name)).cloned();
+        let of_b: Vec<_> = shared.chain(self.data_b.iter().cloned()).collect();
+        let comparison = compare(&a, &b, (!self.no_replay).then_some([&self.data, &of_b]))?;
         let said = if self.json {
             durable::say(&serde_json::to_string(&comparison).map_err(CommandError::failed)?)
         } else {
@@ -164,6 +176,9 @@ impl std::fmt::Display for Comparison {
         if let Some(reproduced) = reproduced {
             writeln!(f, "taken again here, {reproduced}")?;
         }
+        if let Some(why) = &self.not_replayed {
+            writeln!(f, "no step was taken again: {why}")?;
+        }
         if self.equal() {
             return write!(f, "the runs are equal, bit for bit, in all {} steps that both recorded", self.common);
         }
@@ -171,8 +186,11 @@ impl std::fmt::Display for Comparison {
     }
 }
 
-/// Compares two runs; takes steps again where `replay` says so and recorded states leave a gap.
-pub(super) fn compare(a: &Past, b: &Past, replay: bool) -> Result<Comparison, TrainError> {
+/// Files of data by name.
+pub(super) type Files = [(String, PathBuf)];
+
+/// Compares two runs; with the files of each of them, also takes steps again where recorded states leave a gap.
+pub(super) fn compare(a: &Past, b: &Past, replay: Option<[&Files; 2]>) -> Result<Comparison, TrainError> {
     let (ledger_a, ledger_b) = (a.ledger()?, b.ledger()?);
     let common: Vec<u64> = ledger_a.keys().filter(|step| ledger_b.contains_key(step)).copied().collect();
     if common.is_empty() {
@@ -208,11 +226,17 @@ pub(super) fn compare(a: &Past, b: &Past, replay: bool) -> Result<Comparison, Tr
     if a.resolved.spec().seed != b.resolved.spec().seed {
         comparison.configuration.push("seed".to_owned());
     }
-    if let (true, Some(to)) = (replay, parted) {
+    if let (Some([of_a, of_b]), Some(to)) = (replay, parted) {
         let recorded =
             [Recorded { rows: &ledger_a, states: &states_a }, Recorded { rows: &ledger_b, states: &states_b }];
-        let (first, reproduced) = go_through(a, b, last_equal.unwrap_or(0), to, recorded)?;
-        (comparison.first_replayed, comparison.reproduced) = (first, Some(reproduced));
+        match a.rerun(of_a).and_then(|a| Ok((a, b.rerun(of_b)?))) {
+            Ok((a, b)) => {
+                let (first, reproduced) = go_through(&a, &b, last_equal.unwrap_or(0), to, recorded)?;
+                (comparison.first_replayed, comparison.reproduced) = (first, Some(reproduced));
+            }
+            // What the runs recorded is worth knowing all the same.
+            Err(error) => comparison.not_replayed = Some(chain(&error)),
+        }
     }
     Ok(comparison)
 }
@@ -239,8 +263,8 @@ impl Recorded<'_> {
 /// Takes both runs from the last state that they have in common to `to`, and says where they part and whether each comes to
 /// what it recorded on the way.
 fn go_through(
-    a: &Past,
-    b: &Past,
+    a: &Rerun,
+    b: &Rerun,
     from: u64,
     to: u64,
     recorded: [Recorded; 2],

@@ -80,6 +80,9 @@ pub(super) struct Origin {
     /// The commit that it was built from, where the build says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) git_commit: Option<String>,
+    /// The SHA-256 of the program, where it could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) program: Option<String>,
     /// The engine's path, such as `cpu-f32`.
     pub(super) engine: String,
     /// The processor's instructions that kernels choose by.
@@ -174,9 +177,9 @@ impl Retention {
         }
     }
 
-    /// None is ever removed.
-    pub(super) fn permanent(self) -> Self {
-        Self { keep_every: Some(1), ..self }
+    /// Every step's, of which the newest `count` stay.
+    pub(super) fn newest(self, count: usize) -> Self {
+        Self { every: 1, keep_last: count, keep_every: None, best_k: 0, ..self }
     }
 
     /// Whether the configuration asks for a checkpoint of `step`; others are there for the clock or an interruption, and
@@ -597,7 +600,14 @@ mod tests {
 
     fn origin() -> Origin {
         let text = |text: &str| text.to_owned();
-        Origin { version: text("1"), git_commit: None, engine: text("e"), instructions: text("i"), threads: 2 }
+        Origin {
+            version: text("1"),
+            git_commit: None,
+            program: None,
+            engine: text("e"),
+            instructions: text("i"),
+            threads: 2,
+        }
     }
 
     fn store(directory: &Path, overrides: &[&str]) -> Store {

@@ -18,7 +18,7 @@ use sha2::Digest as _;
 use super::TrainError;
 use crate::{
     durable,
-    tasks::{Task, answer, parse_records, training_lines},
+    tasks::{Split, Task, answer, materialise, parse_records, training_lines},
     tokenizer::{Tokenizer, TokenizerError},
 };
 
@@ -41,34 +41,74 @@ pub(super) struct Source {
     prompts: Vec<u32>,
 }
 
-/// How long records are, in tokens: what a batch may become.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Lengths {
-    /// The mean.
-    pub(super) mean: f64,
-    /// The standard deviation.
-    pub(super) deviation: f64,
-    /// The longest.
-    pub(super) longest: usize,
+/// How long records are: what a batch may become. A record of `n` tokens has `n - 1` rows, for its last one predicts nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Lengths {
+    /// Of records that are drawn at random, from sources that are drawn from alike.
+    Drawn {
+        /// Mean rows.
+        mean: f64,
+        /// Their standard deviation.
+        deviation: f64,
+        /// Rows of the longest record.
+        longest: usize,
+    },
+    /// The rows of records that are taken as they lie, from their sources in turn.
+    AsTheyLie(Vec<Vec<usize>>),
 }
 
 impl Lengths {
-    /// Of records of sources that are drawn from alike.
-    pub(super) fn of<'a>(sources: impl IntoIterator<Item = &'a Source>) -> Self {
+    /// Of records that are drawn from `sources` at random.
+    fn drawn<'a>(sources: impl IntoIterator<Item = &'a Source>) -> Self {
         let (mut mean, mut square, mut longest, mut count) = (0.0, 0.0, 0, 0.0_f64);
         for source in sources {
-            let records = source.prompts.len() as f64;
-            for bounds in source.offsets.windows(2) {
-                let length = bounds[1] - bounds[0];
-                mean += length as f64 / records;
-                square += (length as f64).powi(2) / records;
-                longest = longest.max(length);
+            let records = source.len() as f64;
+            for rows in source.rows() {
+                mean += rows as f64 / records;
+                square += (rows as f64).powi(2) / records;
+                longest = longest.max(rows);
             }
             count += 1.0;
         }
         (mean, square) = (mean / count.max(1.0), square / count.max(1.0));
-        Self { mean, deviation: (square - mean * mean).max(0.0).sqrt(), longest }
+        Self::Drawn { mean, deviation: (square - mean * mean).max(0.0).sqrt(), longest }
     }
+
+    /// Rows of the longest record.
+    pub(super) fn longest(&self) -> usize {
+        match self {
+            Self::Drawn { longest, .. } => *longest,
+            Self::AsTheyLie(sources) => sources.iter().flatten().max().copied().unwrap_or(0),
+        }
+    }
+
+    /// The rows of a batch that no batch exceeds; of those drawn at random, not one in a hundred thousand.
+    pub(super) fn rows(&self, batch: usize) -> usize {
+        match self {
+            Self::Drawn { mean, deviation, longest } => {
+                let count = batch as f64;
+                let rows = (count * mean + 4.3 * deviation * count.sqrt()).ceil();
+                (rows as usize).min(batch.saturating_mul(*longest))
+            }
+            Self::AsTheyLie(sources) => {
+                let each = batch.div_ceil(sources.len().max(1));
+                sources.iter().map(|rows| most_in_a_row(rows, each)).sum()
+            }
+        }
+    }
+}
+
+/// The largest sum of so many neighbours; after the last comes the first again.
+fn most_in_a_row(numbers: &[usize], count: usize) -> usize {
+    let all = numbers.iter().sum::<usize>();
+    let (times, rest) = (count / numbers.len().max(1), count % numbers.len().max(1));
+    let mut sum: usize = numbers.iter().take(rest).sum();
+    let mut most = sum;
+    for (first, next) in numbers.iter().zip(numbers.iter().cycle().skip(rest)) {
+        sum = sum + next - first;
+        most = most.max(sum);
+    }
+    times * all + most
 }
 
 /// Synthetic records that are made between two looks at the signal.
@@ -102,7 +142,7 @@ impl Dataset {
     ) -> Result<Self, TrainError> {
         let mut sources = Vec::new();
         for data in training.data.iter().filter(|data| data.name != VALIDATION) {
-            let (mut file, label, bytes) = read_file(data, files, stop, &mut seen)?;
+            let (mut file, label, bytes) = read_file(data, Split::Train, files, stop, &mut seen)?;
             let sha256 = file.sha256;
             if let (Some(keep), true) = (keep, data.synthetic.is_some()) {
                 let path = keep.join(format!("{}.jsonl", data.name));
@@ -122,11 +162,6 @@ impl Dataset {
             return Err(TrainError::Batch { batch, records });
         }
         Ok(Self { sources, seed: training.seed, shuffle: training.settings.training.shuffle })
-    }
-
-    /// No data.
-    pub(super) fn empty() -> Self {
-        Self { sources: Vec::new(), seed: 0, shuffle: true }
     }
 
     /// The files as they were read.
@@ -185,9 +220,13 @@ impl Dataset {
         Sha256::finish(hasher)
     }
 
-    /// How long the records are that batches are made of: sources count alike, as they are mixed.
+    /// How long the records are that batches are made of.
     pub(super) fn lengths(&self) -> Lengths {
-        Lengths::of(&self.sources)
+        if self.shuffle {
+            Lengths::drawn(&self.sources)
+        } else {
+            Lengths::AsTheyLie(self.sources.iter().map(|source| source.rows().collect()).collect())
+        }
     }
 
     /// The text of a record, prompt and response together.
@@ -208,15 +247,16 @@ impl Dataset {
     }
 }
 
-/// One file, the name that errors call it by, and its bytes, which hash to what the run asks for. `seen` hears of it before it is
-/// refused.
+/// One file, the name that errors call it by, and its bytes, which hash to what the run asks for; synthetic records are those of
+/// `split`. `seen` hears of it before it is refused.
 pub(super) fn read_file(
     data: &Data,
+    split: Split,
     files: &[(String, PathBuf)],
     stop: Stop,
     seen: &mut impl FnMut(DataFile),
 ) -> Result<(DataFile, String, Vec<u8>), TrainError> {
-    let (bytes, label) = bytes_of(data, files, stop)?;
+    let (bytes, label) = bytes_of(data, split, files, stop)?;
     let sha256 = DataDigest(Sha256::of(&bytes));
     let file = DataFile { name: data.name.clone(), sha256, size: bytes.len() as u64, records: None };
     seen(file.clone());
@@ -227,13 +267,18 @@ pub(super) fn read_file(
 }
 
 /// The bytes of one file, and the name that errors call it by.
-fn bytes_of(data: &Data, files: &[(String, PathBuf)], stop: Stop) -> Result<(Vec<u8>, String), TrainError> {
+fn bytes_of(
+    data: &Data,
+    split: Split,
+    files: &[(String, PathBuf)],
+    stop: Stop,
+) -> Result<(Vec<u8>, String), TrainError> {
     let given = files.iter().find(|(name, _)| *name == data.name);
     match (&data.synthetic, given) {
         (None, Some((name, path))) => {
             Ok((durable::read_named::<TrainError>(&format!("data {name}"), path)?, path.display().to_string()))
         }
-        (Some(synthetic), None) => Ok((make(synthetic, stop)?, data.name.clone())),
+        (Some(synthetic), None) => Ok((make(synthetic, split, stop)?, data.name.clone())),
         (None, None) => Err(TrainError::Arguments(format!("data {0} has no file: pass --data {0}=FILE", data.name))),
         (Some(_), Some(_)) => Err(TrainError::Arguments(format!(
             "data {0} is synthetic in the configuration: leave --data {0}=… out",
@@ -242,9 +287,12 @@ fn bytes_of(data: &Data, files: &[(String, PathBuf)], stop: Stop) -> Result<(Vec
     }
 }
 
-/// Synthetic data, made piece by piece.
-fn make(synthetic: &Synthetic, stop: Stop) -> Result<Vec<u8>, TrainError> {
+/// Synthetic data; what is trained on is made piece by piece.
+fn make(synthetic: &Synthetic, split: Split, stop: Stop) -> Result<Vec<u8>, TrainError> {
     let task: Task = synthetic.task.parse()?;
+    if split == Split::HeldOut {
+        return Ok(materialise(task, split, synthetic.seed, synthetic.count as usize)?);
+    }
     let mut bytes = Vec::new();
     for start in (0..synthetic.count).step_by(MADE_AT_ONCE as usize) {
         if stop() {
@@ -260,6 +308,11 @@ impl Source {
     /// How many records there are.
     pub(super) fn len(&self) -> usize {
         self.prompts.len()
+    }
+
+    /// The rows of each record; see [`Lengths`].
+    pub(super) fn rows(&self) -> impl Iterator<Item = usize> {
+        self.offsets.windows(2).map(|bounds| (bounds[1] - bounds[0]).saturating_sub(1))
     }
 
     /// Packs records that lie side by side for the model.
@@ -401,15 +454,51 @@ mod tests {
         assert_eq!(dataset.pack(&dataset.examples(0, 1)).targets.len(), response.len());
     }
 
+    /// A source with records of so many tokens.
+    fn source(name: &str, lengths: &[usize]) -> Source {
+        let ends = lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        });
+        Source {
+            file: DataFile { name: name.to_owned(), sha256: DataDigest(Sha256::of(b"")), size: 0, records: None },
+            ids: vec![0; lengths.iter().sum()],
+            offsets: std::iter::once(0).chain(ends).collect(),
+            prompts: vec![1; lengths.len()],
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_batch_of_a_curriculum_is_larger_than_was_reckoned(
+            first in prop::collection::vec(2_usize..50, 1..30),
+            second in prop::collection::vec(2_usize..50, 1..30),
+            batch in 1_usize..40,
+        ) {
+            for sources in [vec![source("a", &first)], vec![source("a", &first), source("b", &second)]] {
+                let alone = sources.len() == 1;
+                let dataset = Dataset { sources, seed: 1, shuffle: false };
+                let packed = |start: u64| dataset.pack(&dataset.examples(start, batch as u64)).tokens.len();
+                let most = (0..120).map(packed).max().unwrap();
+                let reckoned = dataset.lengths().rows(batch);
+                prop_assert!(most <= reckoned, "{most} {reckoned}");
+                prop_assert!(!alone || most == reckoned || batch > first.len(), "{most} {reckoned}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_long_end_of_a_curriculum_counts() {
+        let lengths: Vec<usize> = [[30; 95].as_slice(), &[600; 5]].concat();
+        let of = |shuffle| Dataset { sources: vec![source("a", &lengths)], seed: 1, shuffle }.lengths();
+        assert_eq!((of(false).rows(5), of(false).rows(8)), (5 * 599, 5 * 599 + 3 * 29));
+        assert!((500..5 * 599).contains(&of(true).rows(5)), "{}", of(true).rows(5));
+        assert_eq!(of(false).longest(), 599);
+    }
+
     #[test]
     fn a_curriculum_is_seen_in_its_order() {
-        let source = |name: &str, records: u16| Source {
-            file: DataFile { name: name.to_owned(), sha256: DataDigest(Sha256::of(b"")), size: 0, records: None },
-            ids: vec![0; usize::from(records)],
-            offsets: (0..=usize::from(records)).collect(),
-            prompts: vec![1; usize::from(records)],
-        };
-        let dataset = Dataset { sources: vec![source("a", 3), source("b", 2)], seed: 1, shuffle: false };
+        let dataset = Dataset { sources: vec![source("a", &[1; 3]), source("b", &[1; 2])], seed: 1, shuffle: false };
         assert_eq!(dataset.describe(&dataset.examples(0, 8)), "a[1] b[1] a[2] b[2] a[3] b[1] a[1] b[2]");
     }
 

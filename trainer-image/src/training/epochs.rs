@@ -108,7 +108,7 @@ mod tests {
         finished(&ended);
         let progress = ended.state.progress.unwrap();
         assert_eq!((progress.step, progress.total_steps), (6, 6));
-        let past = crate::training::replay::Past::open(output.path(), &[]).unwrap();
+        let past = crate::training::replay::Past::open(output.path()).unwrap();
         let ledger = past.ledger().unwrap();
         let seen: Vec<(u64, u64)> = ledger.values().map(|row| (row.first, row.examples)).collect();
         assert_eq!(seen, [(0, 32), (32, 8), (40, 32), (72, 8), (80, 32), (112, 8)]);

@@ -42,6 +42,8 @@ pub(super) struct Keep<'a> {
     rows: Vec<LedgerRow>,
     /// The step of the newest durable checkpoint.
     durable: Option<u64>,
+    /// The step of the newest state whose digest is recorded, or on its way there.
+    recorded: Option<u64>,
     /// When the last checkpoint was handed over.
     last: Instant,
     /// Failures in a row, and when to try again.
@@ -57,13 +59,14 @@ pub(super) struct Keep<'a> {
 }
 
 impl<'a> Keep<'a> {
-    /// For a run of `total` steps whose newest checkpoint is of step `durable`.
+    /// For a run of `total` steps whose newest checkpoint is of step `durable`, and whose newest recorded state of step `recorded`.
     pub(super) fn new(
         reporter: &'a Reporter<TrainingState>,
         saver: Saver,
         training: &Optimization,
         total: u64,
         durable: Option<u64>,
+        recorded: Option<u64>,
         grace: Option<Duration>,
     ) -> Self {
         Self {
@@ -75,6 +78,7 @@ impl<'a> Keep<'a> {
             grace,
             rows: Vec::new(),
             durable,
+            recorded,
             last: Instant::now(),
             failing: None,
             slowest: Default::default(),
@@ -124,6 +128,9 @@ impl<'a> Keep<'a> {
         let rows = std::mem::take(&mut self.rows);
         if checkpoint {
             self.last = Instant::now();
+        }
+        if record {
+            self.recorded = Some(state.step);
         }
         let measured = || state.measured.clone().into_iter().filter(|(_, value)| value.is_finite()).collect();
         self.saver.submit(Job { snapshot, record, checkpoint: checkpoint.then(measured), rows, hold })
@@ -239,23 +246,31 @@ impl<'a> Keep<'a> {
         if let Some(done) = self.saver.wait() {
             self.settle(done)?;
         }
-        while self.durable != Some(state.step) || !self.rows.is_empty() {
+        // However long the volume has refused, it is asked as often as at first now.
+        self.failing = self.failing.map(|_| (0, Instant::now()));
+        let unrecorded = record && self.recorded != Some(state.step);
+        let mut owing = self.durable != Some(state.step) || !self.rows.is_empty() || unrecorded;
+        while owing {
             let checkpoint = self.durable != Some(state.step);
             self.hand_over(state, record, checkpoint, false)?;
             let Some(done) = self.saver.wait() else { continue };
             match done.outcome {
-                Ok(_) => self.settle(done)?,
+                Ok(_) => {
+                    self.settle(done)?;
+                    owing = false;
+                }
                 Err(error) if error.is_storage() => {
                     self.failed(done.step, checkpoint, &error);
+                    if Instant::now() >= deadline {
+                        return Err(error);
+                    }
                     let again = self.failing.map_or_else(Instant::now, |(_, again)| again);
-                    while Instant::now() < again {
+                    // The last try is made when the time is up.
+                    while Instant::now() < again.min(deadline) {
                         // A finished run that is asked to end has no more than the grace period left.
                         if !interrupted && stop() {
                             interrupted = true;
                             deadline = deadline.min(Instant::now() + hurried);
-                        }
-                        if again > deadline {
-                            return Err(error);
                         }
                         std::thread::sleep(LOOK);
                     }
@@ -314,9 +329,15 @@ mod tests {
     use codex_reports::TrainingState;
 
     use super::*;
-    use crate::training::{
-        Outcome, Session,
-        tests::{attempt, finished, killed_at, remains, scratch, speck},
+    use crate::{
+        tokenizer::Tokenizer,
+        training::{
+            Outcome, Session,
+            checkpoint::Store,
+            session,
+            tests::{attempt, finished, killed_at, remains, scratch, speck},
+            writer::Writer,
+        },
     };
 
     /// One attempt that was told a grace period.
@@ -412,6 +433,54 @@ mod tests {
     }
 
     #[test]
+    fn the_end_of_a_run_waits_however_long_its_volume_had_refused() {
+        let run = speck(&["training.checkpoint_every=100"]);
+        let output = tempfile::tempdir_in(scratch()).unwrap();
+        finished(&attempt(&speck(&["training.stop_after=2"]), output.path(), false));
+        let (about, _) = remains(output.path());
+        let training = &run.spec().settings.training;
+        let retention = Retention::of(training, 12);
+        let store = Store::open(output.path().join("checkpoints"), about.identity.clone(), retention).unwrap();
+        let lock = Writer::claim(output.path().join("writers")).unwrap().lock();
+        let artifacts = output.path().join("artifacts");
+        let (saver, _) = Saver::start(lock, store, session::origin(training), &artifacts, 2).unwrap();
+        let reporter = Reporter::<TrainingState>::nowhere();
+        let mut keep = Keep::new(&reporter, saver, training, 12, Some(1), Some(1), None);
+        let tokenizer = Tokenizer::characters().unwrap();
+        let config = session::model_config(run.spec(), &tokenizer).unwrap();
+        let mut state = State::new(config, 1, codex_engine::Settings::default()).unwrap();
+        state.step = 2;
+        // So often that the next pause would be a minute.
+        keep.failing = Some((12, Instant::now()));
+        refuse(output.path());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !reporter.state().notices.iter().any(|notice| notice.starts_with(REFUSED)) {
+                    std::thread::sleep(LOOK);
+                }
+                accept(output.path());
+            });
+            keep.finish(&state, false, &|| false).unwrap();
+        });
+        assert_eq!(keep.durable, Some(2));
+    }
+
+    #[test]
+    fn the_last_state_is_in_the_chain_where_its_checkpoint_was_there_before() {
+        let every = ["training.checkpoint_every=1000", "training.state_digest_every=null"];
+        let output = tempfile::tempdir_in(scratch()).unwrap();
+        let looks = AtomicU64::new(0);
+        let stop = || looks.fetch_add(1, Ordering::Relaxed) + 1 > BEFORE + 9;
+        let (outcome, _) = told(&speck(&every), output.path(), Duration::from_secs(60), &stop);
+        let Ok(Outcome::Interrupted { step }) = outcome else { panic!("{outcome:?}") };
+        let states = || super::super::records::read_states(&output.path().join("artifacts/states.ndjson")).unwrap();
+        assert_eq!(states().len(), 0);
+        let here = format!("training.stop_after={step}");
+        finished(&attempt(&speck(&[&every[..], &[&here]].concat()), output.path(), false));
+        assert_eq!(states().iter().map(|row| row.step).collect::<Vec<_>>(), [step]);
+    }
+
+    #[test]
     fn the_last_state_is_in_the_chain_wherever_a_run_ends() {
         let every = ["training.checkpoint_every=1000", "training.state_digest_every=null"];
         for (overrides, last) in [
@@ -430,19 +499,22 @@ mod tests {
 
     #[test]
     fn a_checkpoint_of_what_has_no_number_is_read_back() {
-        let wild = ["training.learning_rate=1.0", "training.warmup_steps=0", "training.grad_clip_norm=100000000.0"];
-        let more = [
+        // Weights go wherever one step throws them, as far as numbers go.
+        let run = speck(&[
+            "training.learning_rate=1.0",
+            "training.warmup_steps=0",
+            "training.beta2=0.0",
+            "training.epsilon=1e-37",
             "training.eval_every=1",
             "training.checkpoint_every=1",
             "training.best_k=1",
             "training.spike_action=ignore",
-        ];
+        ]);
         let output = tempfile::tempdir_in(scratch()).unwrap();
-        let ended = attempt(&speck(&[&wild[..], &more].concat()), output.path(), false);
-        let steps = crate::training::checkpoint::scan(&output.path().join("checkpoints")).unwrap();
-        assert!(!steps.is_empty(), "{:?}", ended.outcome);
-        let found =
-            crate::training::checkpoint::newest(&output.path().join("checkpoints"), u64::MAX, |why| panic!("{why}"));
-        assert_eq!(found.unwrap().unwrap().checkpoint.step, steps[0].0);
+        let ended = attempt(&run, output.path(), false);
+        let folder = output.path().join("checkpoints");
+        let newest = crate::training::checkpoint::newest(&folder, u64::MAX, |why| panic!("{why}")).unwrap().unwrap();
+        assert_eq!(newest.checkpoint.step, crate::training::checkpoint::scan(&folder).unwrap()[0].0);
+        assert!(!newest.about.metrics.contains_key("val_loss"), "{:?}: {:?}", newest.about, ended.outcome);
     }
 }

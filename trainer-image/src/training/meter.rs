@@ -17,6 +17,8 @@ pub struct Meter {
     registry: Registry,
     steps: IntCounter,
     tokens: IntCounter,
+    spikes: IntCounter,
+    damaged: IntCounter,
     loss: Gauge,
     val_loss: Gauge,
     learning_rate: Gauge,
@@ -38,6 +40,14 @@ impl Meter {
             registry: Registry::new(),
             steps: IntCounter::new("codex_ml_training_steps_total", "Optimiser steps of this process.")?,
             tokens: IntCounter::new("codex_ml_training_tokens_total", "Tokens that went through the model.")?,
+            spikes: IntCounter::new(
+                "codex_ml_training_spikes_total",
+                "Steps of this process whose loss or gradient stood out, skipped ones included.",
+            )?,
+            damaged: IntCounter::new(
+                "codex_ml_checkpoints_damaged_total",
+                "Checkpoints that this process found damaged and passed over.",
+            )?,
             loss: Gauge::new(
                 "codex_ml_training_loss",
                 "Mean cross-entropy per target token of the newest step, in nats.",
@@ -64,8 +74,9 @@ impl Meter {
         };
         meter.val_loss.set(f64::NAN);
         let registry = &meter.registry;
-        registry.register(Box::new(meter.steps.clone()))?;
-        registry.register(Box::new(meter.tokens.clone()))?;
+        for counter in [&meter.steps, &meter.tokens, &meter.spikes, &meter.damaged] {
+            registry.register(Box::new(counter.clone()))?;
+        }
         for gauge in [&meter.loss, &meter.val_loss, &meter.learning_rate, &meter.gradient_norm] {
             registry.register(Box::new(gauge.clone()))?;
         }
@@ -89,6 +100,16 @@ impl Meter {
         self.gradient_norm.set(numbers.gradient_norm);
         self.duration.observe(took.as_secs_f64());
         self.data.observe(numbers.data_wait.as_secs_f64());
+    }
+
+    /// Hears of a spike.
+    pub(super) fn spiked(&self) {
+        self.spikes.inc();
+    }
+
+    /// Hears of a checkpoint that was passed over.
+    pub(super) fn damaged(&self) {
+        self.damaged.inc();
     }
 
     /// Hears of an evaluation.
@@ -127,10 +148,13 @@ mod tests {
         };
         meter.step(&numbers, Duration::from_millis(20));
         meter.evaluated(0.75);
+        meter.spiked();
         let text = prometheus::TextEncoder::new().encode_to_string(&meter.registry().gather()).unwrap();
         for line in [
             "codex_ml_training_steps_total 1",
             "codex_ml_training_tokens_total 100",
+            "codex_ml_training_spikes_total 1",
+            "codex_ml_checkpoints_damaged_total 0",
             "codex_ml_training_loss 1.25",
             "codex_ml_training_val_loss 0.75",
             "codex_ml_training_duration_seconds_bucket{le=\"0.025\"} 1",

@@ -156,23 +156,29 @@ impl Plan {
             let class = if then == now { Class::Same } else { class };
             lines.push(Line { what: what.to_owned(), then, now, class });
         };
-        let commit = |origin: &Origin| {
-            let commit = origin.git_commit.as_deref().map(|commit| format!(" ({commit})"));
-            format!("{}{}", origin.version, commit.unwrap_or_default())
+        // Another program of the same version or commit may compute other bits; the same program under another commit does not.
+        let version = |origin: &Origin| {
+            let program = origin.program.as_deref().map(|program| format!(" (program {:.12})", program));
+            format!("{}{}", origin.version, program.unwrap_or_default())
         };
         let unknown = || "unknown".to_owned();
         let of = |value: fn(&Origin) -> String| origin.map_or_else(unknown, value);
-        compare("version", origin.map_or_else(unknown, commit), commit(now), Class::Other);
+        compare("version", origin.map_or_else(unknown, version), version(now), Class::Other);
         compare("engine", of(|origin| origin.engine.clone()), now.engine.clone(), Class::Other);
         compare("processor", of(|origin| origin.instructions.clone()), now.instructions.clone(), Class::Other);
         compare("threads", of(|origin| origin.threads.to_string()), now.threads.to_string(), Class::Same);
         compare("seed", about.identity.seed.to_string(), identity.seed.to_string(), Class::Refused);
+        let looks = |identity: &Identity| {
+            identity.settings.pointer("/training/eval_every").is_some_and(|every| !every.is_null())
+        };
+        let looked = looks(&about.identity) && looks(identity);
         let names: BTreeSet<&String> = about.identity.data.keys().chain(identity.data.keys()).collect();
         for name in names {
             let (then, now) = (about.identity.data.get(name), identity.data.get(name));
             let class = match (then, now) {
-                // Held-out data changes no weight, but which checkpoints are the best, and when training ends early.
-                (Some(_), Some(_)) if name == VALIDATION => Class::Other,
+                // Held-out data changes no weight, but which checkpoints are the best, and when training ends early. Without
+                // data of that name, other records are looked at.
+                _ if name == VALIDATION && looked => Class::Other,
                 _ if name == VALIDATION => Class::Same,
                 _ => Class::Refused,
             };
@@ -245,6 +251,7 @@ mod tests {
         Origin {
             version: text("0.1.0"),
             git_commit: None,
+            program: Some(text("0123456789abcdef")),
             engine: text("cpu-f32"),
             instructions: text("avx2"),
             threads,
@@ -274,6 +281,11 @@ mod tests {
         let newer = Origin { version: "0.2.0".to_owned(), ..origin(2) };
         let plan_of_version = plan(Some(&two), &[], b"data", &newer);
         assert_eq!((plan_of_version.class(), plan_of_version.asked(Class::Other).len()), (Class::Other, 0));
+        let rebuilt = Origin { program: Some("fedcba9876543210".to_owned()), ..origin(2) };
+        let plan_of_program = plan(Some(&two), &[], b"data", &rebuilt);
+        assert_eq!((plan_of_program.class(), plan_of_program.asked(Class::Other).len()), (Class::Other, 0));
+        let text = plan_of_program.to_string();
+        assert!(text.contains("version: 0.1.0 (program 0123456789ab) → 0.1.0 (program fedcba987654)"), "{text}");
         assert_eq!(plan(None, &[], b"data", &two).class(), Class::Other, "nobody knows what wrote it");
         assert_eq!(plan(Some(&two), &[], b"other", &two).class(), Class::Refused);
         assert_eq!(plan(Some(&two), &["training.keep_last=7"], b"data", &two).class(), Class::Same);
@@ -286,17 +298,22 @@ mod tests {
         assert_eq!(class(&halves[..1]), Class::Refused, "records would be seen twice");
         assert_eq!(class(&["training.max_epochs=3"]), Class::Refused);
         assert_eq!(class(&["training.shuffle=false"]), Class::Refused);
-        let held_out = |then: Option<&[u8]>, now: Option<&[u8]>| {
-            let with = |held_out: Option<&[u8]>| {
-                let mut identity = identity(&[], b"data");
+        let held_out = |then: (&[&str], Option<&[u8]>), now: (&[&str], Option<&[u8]>)| {
+            let with = |(overrides, held_out): (&[&str], Option<&[u8]>)| {
+                let mut identity = identity(overrides, b"data");
                 let file = held_out.map(|bytes| (VALIDATION.to_owned(), DataDigest(Sha256::of(bytes))));
                 identity.data.extend(file);
                 identity
             };
             Plan::resume(&About { identity: with(then), ..about(&[]) }, Some(&two), &with(now), &two).class()
         };
-        assert_eq!(held_out(None, Some(b"a")), Class::Same, "looking changes no weight");
-        assert_eq!(held_out(Some(b"a"), Some(b"b")), Class::Other, "losses are of something else");
+        let (blind, looking) = (&[][..], &["training.eval_every=2"][..]);
+        let (a, b): (Option<&[u8]>, Option<&[u8]>) = (Some(b"a"), Some(b"b"));
+        assert_eq!(held_out((blind, None), (looking, a)), Class::Same, "looking changes no weight");
+        assert_eq!(held_out((looking, a), (blind, None)), Class::Same, "nobody looks any more");
+        assert_eq!(held_out((looking, a), (looking, b)), Class::Other, "losses are of something else");
+        assert_eq!(held_out((looking, a), (looking, None)), Class::Other, "of synthetic records now");
+        assert_eq!(held_out((looking, None), (looking, a)), Class::Other, "of synthetic records before");
         let text = rate.to_string();
         assert!(text.starts_with("training goes on from the checkpoint of step 40: valid, other bits\n"), "{text}");
         assert!(text.contains("valid, other bits  training.learning_rate: 0.01 → 0.5"), "{text}");

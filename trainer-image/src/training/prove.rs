@@ -65,6 +65,8 @@ impl Proof<'_> {
         let mut spec = self.resolved.spec().clone();
         let training = &mut spec.settings.training;
         training.stop_after = Some(steps);
+        // All of these steps are compared, however little is learnt in them.
+        training.early_stop_patience = None;
         training.checkpoint_every = (steps / 5).max(1);
         training.keep_last = usize::try_from(steps).unwrap_or(1000).min(1000);
         training.state_digest_every = Some(1);

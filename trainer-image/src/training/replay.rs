@@ -16,33 +16,38 @@ use super::{
     data::Dataset,
     epochs, named_file,
     records::{self, LEDGER, LedgerRow, STATES, StateRow},
-    session::{CONFIG, Session, StepData, Stepped, model_config},
+    session::{self, CONFIG, Session, StepData, Stepped, model_config},
     state::{self, State},
     validation::Validation,
 };
 use crate::{cli::CommandError, durable, model::ModelError, reporting::Reporter, tokenizer::Tokenizer};
 
-/// A finished or interrupted run, ready to be gone through again.
+/// A finished or interrupted run, as it recorded itself.
+#[derive(Debug)]
 pub(super) struct Past {
     /// Its directory.
     pub(super) directory: PathBuf,
     /// Its configuration.
     pub(super) resolved: Resolved<Training>,
+}
+
+/// A run with its data at hand, ready to be gone through again.
+pub(super) struct Rerun<'a> {
+    past: &'a Past,
     files: Vec<(String, PathBuf)>,
     tokenizer: Tokenizer,
-    /// Its data.
-    pub(super) dataset: Dataset,
+    dataset: Dataset,
     /// Its held-out records, where it looked at any.
     validation: Option<Validation>,
     reporter: Reporter<TrainingState>,
 }
 
 impl Past {
-    /// Reads a run's configuration and its data; `files` gives those that the run did not make itself.
+    /// Reads a run's configuration.
     ///
     /// # Errors
-    /// When the directory holds no run, or the data is other data.
-    pub(super) fn open(directory: &Path, files: &[(String, PathBuf)]) -> Result<Self, TrainError> {
+    /// When the directory holds no run.
+    pub(super) fn open(directory: &Path) -> Result<Self, TrainError> {
         let config = directory.join("artifacts").join(CONFIG);
         if !config.exists() {
             return Err(TrainError::Arguments(format!(
@@ -50,36 +55,54 @@ impl Past {
                 directory.display()
             )));
         }
-        let resolved: Resolved<Training> = Resolved::from_yaml(&durable::read(&config)?)?;
+        Ok(Self { directory: directory.to_owned(), resolved: Resolved::from_yaml(&durable::read(&config)?)? })
+    }
+
+    /// The run's ledger by step.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn ledger(&self) -> Result<BTreeMap<u64, LedgerRow>, TrainError> {
+        let rows = records::read::<LedgerRow>(&self.directory.join("artifacts").join(LEDGER))?;
+        Ok(rows.into_iter().map(|row| (row.step, row)).collect())
+    }
+
+    /// The run's recorded states by step.
+    ///
+    /// # Errors
+    /// When they cannot be read, or their chain is broken.
+    pub(super) fn states(&self) -> Result<BTreeMap<u64, StateRow>, TrainError> {
+        let rows = records::read_states(&self.directory.join("artifacts").join(STATES))?;
+        Ok(rows.into_iter().map(|row| (row.step, row)).collect())
+    }
+
+    /// Reads the run's data; `files` gives what it did not make itself.
+    ///
+    /// # Errors
+    /// When a file is missing, or holds other data than the run had.
+    pub(super) fn rerun(&self, files: &[(String, PathBuf)]) -> Result<Rerun<'_>, TrainError> {
+        let training = self.resolved.spec();
         let own = |data: &&Data| data.synthetic.is_none() && !files.iter().any(|(name, _)| *name == data.name);
-        if let Some(Data { name, .. }) = resolved.spec().data.iter().find(own) {
+        if let Some(Data { name, .. }) = training.data.iter().find(own) {
             return Err(TrainError::Arguments(format!(
                 "the run in {} was given a file as data {name}: pass it as --data {name}=FILE",
-                directory.display()
+                self.directory.display()
             )));
         }
         let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
-        let reporter = Reporter::nowhere();
-        let names: Vec<&str> = resolved.spec().data.iter().map(|data| data.name.as_str()).collect();
+        let names: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
         // What another run's data is called is nothing to this one.
-        let files = files.iter().filter(|(name, _)| names.contains(&name.as_str())).cloned().collect();
-        let mut past = Self {
-            directory: directory.to_owned(),
-            dataset: Dataset::empty(),
-            validation: None,
-            resolved,
-            files,
-            tokenizer,
-            reporter,
-        };
-        past.dataset = past.session().read_data(None, &past.tokenizer)?;
-        past.validation = Validation::read(past.resolved.spec(), &past.files, &past.tokenizer, &|| false, |_| ())?;
-        Ok(past)
+        let files: Vec<_> = files.iter().filter(|(name, _)| names.contains(&name.as_str())).cloned().collect();
+        let dataset = Dataset::read(training, &files, None, &tokenizer, &|| false, |_| ())?;
+        let validation = Validation::read(training, &files, &tokenizer, &|| false, |_| ())?;
+        Ok(Rerun { past: self, files, tokenizer, dataset, validation, reporter: Reporter::nowhere() })
     }
+}
 
+impl Rerun<'_> {
     /// The session that the run's steps are taken in.
-    pub(super) fn session(&self) -> Session<'_> {
-        Session::new(&self.resolved, &self.files, &self.directory, &self.reporter, &|| false)
+    fn session(&self) -> Session<'_> {
+        Session::new(&self.past.resolved, &self.files, &self.past.directory, &self.reporter, &|| false)
     }
 
     /// The newest valid checkpoint at or before `step`.
@@ -88,10 +111,9 @@ impl Past {
     /// When the file system refuses, or the checkpoint was trained on other data.
     pub(super) fn checkpoint(&self, step: u64) -> Result<Option<Found>, TrainError> {
         let notice = |notice: String| tracing::warn!("{notice}");
-        let found = checkpoint::newest(&self.directory.join("checkpoints"), step, notice)?;
+        let found = checkpoint::newest(&self.past.directory.join("checkpoints"), step, notice)?;
         if let Some(found) = &found {
-            let data: BTreeMap<String, DataDigest> =
-                self.dataset.files().map(|file| (file.name.clone(), file.sha256)).collect();
+            let data = session::digests(&self.dataset, self.validation.as_ref());
             if let Some((name, then)) =
                 found.about.identity.data.iter().find(|(name, then)| data.get(*name) != Some(then))
             {
@@ -111,10 +133,11 @@ impl Past {
     /// # Errors
     /// When the checkpoint is not of this run's model.
     pub(super) fn state(&self, found: Option<&Found>) -> Result<State, TrainError> {
-        let config = model_config(self.resolved.spec(), &self.tokenizer)?;
-        let settings = state::settings(&self.resolved.spec().settings.training);
+        let training = self.past.resolved.spec();
+        let config = model_config(training, &self.tokenizer)?;
+        let settings = state::settings(&training.settings.training);
         match found {
-            None => State::new(config, self.resolved.spec().seed, settings),
+            None => State::new(config, training.seed, settings),
             Some(found) => {
                 let layout = std::sync::Arc::new(codex_engine::Layout::of(&config));
                 State::restore(config, found.read(&layout)?, settings)
@@ -133,24 +156,6 @@ impl Past {
             self.session().evaluate(state, validation)?;
         }
         Ok(row)
-    }
-
-    /// The run's ledger by step.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub(super) fn ledger(&self) -> Result<BTreeMap<u64, LedgerRow>, TrainError> {
-        let rows = records::read::<LedgerRow>(&self.directory.join("artifacts").join(LEDGER))?;
-        Ok(rows.into_iter().map(|row| (row.step, row)).collect())
-    }
-
-    /// The run's recorded states by step.
-    ///
-    /// # Errors
-    /// When they cannot be read, or their chain is broken.
-    pub(super) fn states(&self) -> Result<BTreeMap<u64, StateRow>, TrainError> {
-        let rows = records::read_states(&self.directory.join("artifacts").join(STATES))?;
-        Ok(rows.into_iter().map(|row| (row.step, row)).collect())
     }
 }
 
@@ -209,7 +214,8 @@ pub(super) struct ReplayedRecord {
 
 impl ReplayStep {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
-        let replayed = replay(&Past::open(&self.run, &self.data)?, self.step)?;
+        let past = Past::open(&self.run)?;
+        let replayed = replay(&past.rerun(&self.data)?, self.step)?;
         if self.json {
             let line = serde_json::to_string(&replayed).map_err(CommandError::failed)?;
             durable::say(&line).map_err(CommandError::failed)?;
@@ -246,30 +252,30 @@ impl ReplayStep {
 }
 
 /// Redoes a step.
-pub(super) fn replay(past: &Past, step: u64) -> Result<Replayed, TrainError> {
-    let total = epochs::executed(&past.resolved.spec().settings.training, past.dataset.records());
+pub(super) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
+    let total = epochs::executed(&rerun.past.resolved.spec().settings.training, rerun.dataset.records());
     if step > total {
         return Err(TrainError::Arguments(format!("step {step} is none of this run, which has {total}")));
     }
-    let ledger = past.ledger()?;
-    let found = past.checkpoint(step - 1)?;
-    let mut state = past.state(found.as_ref())?;
+    let ledger = rerun.past.ledger()?;
+    let found = rerun.checkpoint(step - 1)?;
+    let mut state = rerun.state(found.as_ref())?;
     let mut agrees = true;
     while state.step < step - 1 {
-        let row = past.step(&mut state)?;
+        let row = rerun.step(&mut state)?;
         if let Some(recorded) = ledger.get(&row.step).filter(|recorded| **recorded != row) {
             agrees = false;
             tracing::warn!(step = row.step, ?recorded, redone = ?row, "a step is not what the run recorded");
         }
     }
-    let StepData { addresses, batches, targets, .. } = past.session().data_of(state.step, &past.dataset);
+    let StepData { addresses, batches, targets, .. } = rerun.session().data_of(state.step, &rerun.dataset);
     let mut records = Vec::new();
     for address in addresses.concat() {
-        let packed = past.dataset.pack(&[address]);
+        let packed = rerun.dataset.pack(&[address]);
         let loss = state.engine.loss(&packed)? / packed.targets.len().max(1) as f64;
         records.push(ReplayedRecord {
-            record: past.dataset.describe(&[address]),
-            text: past.dataset.text(address, &past.tokenizer).map_err(ModelError::from)?,
+            record: rerun.dataset.describe(&[address]),
+            text: rerun.dataset.text(address, &rerun.tokenizer).map_err(ModelError::from)?,
             targets: packed.targets.len(),
             loss: Some(loss).filter(|loss| loss.is_finite()),
         });
@@ -298,7 +304,7 @@ pub(super) fn replay(past: &Past, step: u64) -> Result<Replayed, TrainError> {
     let grad_norm = state.engine.gradient_norm().ok();
     let recorded = ledger.get(&step).cloned();
     let reproduced = match &recorded {
-        Some(row) => Some(agrees && loss.is_finite() && grad_norm.is_some() && past.step(&mut state)? == *row),
+        Some(row) => Some(agrees && loss.is_finite() && grad_norm.is_some() && rerun.step(&mut state)? == *row),
         None => (!agrees).then_some(false),
     };
     let restored = found.map(|found| found.checkpoint.step);

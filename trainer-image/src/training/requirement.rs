@@ -8,6 +8,7 @@ use super::{
     data::Lengths,
     memory::{self, Bytes, Estimate, Limit, Shape},
     state,
+    validation::HeldOut,
 };
 
 /// Bytes of the vectors that an engine keeps for each parameter: the parameter, its gradient, two moments.
@@ -51,23 +52,29 @@ fn refusal(estimate: &Estimate, limit: &Limit, right: String) -> TrainError {
 }
 
 /// What data asks for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Records {
     /// How long those are that are trained on.
     pub(super) trained: Lengths,
     /// How long those are that are held out, where any are looked at.
-    pub(super) held_out: Option<Lengths>,
+    pub(super) held_out: Option<HeldOut>,
 }
 
-/// The rows of a batch that is larger than all but one in a hundred thousand.
-fn rows(batch: usize, lengths: Lengths) -> usize {
-    let count = batch as f64;
-    let rows = (count * (lengths.mean - 1.0) + 4.3 * lengths.deviation * count.sqrt()).ceil();
-    (rows as usize).min(batch * lengths.longest.saturating_sub(1))
+impl Records {
+    /// The rows of the largest batch of so many records.
+    fn rows(&self, batch: usize) -> usize {
+        let held_out = self.held_out.as_ref().map_or(0, |held_out| held_out.rows(batch));
+        self.trained.rows(batch).max(held_out)
+    }
+
+    /// Rows of the longest record.
+    fn longest(&self) -> usize {
+        self.trained.longest().max(self.held_out.as_ref().map_or(0, HeldOut::longest))
+    }
 }
 
 /// What training will take at most, now that the data is there.
-pub(super) fn of(config: &ModelConfig, training: &Optimization, records: Records) -> Estimate {
+pub(super) fn of(config: &ModelConfig, training: &Optimization, records: &Records) -> Estimate {
     of_shape(config, training, records, shape(training), memory::resident())
 }
 
@@ -83,17 +90,15 @@ fn shape(training: &Optimization) -> Shape {
 fn of_shape(
     config: &ModelConfig,
     training: &Optimization,
-    records: Records,
+    records: &Records,
     shape: Shape,
     resident: (u64, u64),
 ) -> Estimate {
     let parameters = config.parameters() as u64;
-    let held_out = records.held_out.unwrap_or_default();
-    let rows = rows(shape.batch, records.trained).max(rows(shape.batch, held_out));
+    let rows = records.rows(shape.batch);
     let threads = rayon::current_num_threads();
     let settings = Settings { gradient_checkpointing: shape.checkpointing, ..state::settings(training) };
-    let longest = records.trained.longest.max(held_out.longest).saturating_sub(1);
-    let activations = codex_engine::memory(config, settings, rows, longest, threads) as u64;
+    let activations = codex_engine::memory(config, settings, rows, records.longest(), threads) as u64;
     // Tokens and targets of all batches of a step.
     let packed = (rows * shape.accumulation * 32) as u64;
     let mut parts = vec![
@@ -103,8 +108,8 @@ fn of_shape(
         ("activations", activations + packed),
         ("allocator", BESIDE),
     ];
-    if records.held_out.is_some() && training.eval_samples > 0 {
-        parts.push(("samples of an evaluation", samples(config, training, held_out.longest)));
+    if let Some(held_out) = records.held_out.as_ref().filter(|_| training.eval_samples > 0) {
+        parts.push(("samples of an evaluation", samples(config, training, held_out.longest() + 1)));
     }
     // Reading data may have taken more than training will.
     let total: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
@@ -129,7 +134,7 @@ fn samples(config: &ModelConfig, training: &Optimization, longest: usize) -> u64
 pub(super) fn check(
     config: &ModelConfig,
     training: &Optimization,
-    records: Records,
+    records: &Records,
     limit: Option<&Limit>,
 ) -> Result<(), TrainError> {
     let Some(limit) = limit else { return Ok(()) };

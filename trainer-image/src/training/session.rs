@@ -5,13 +5,15 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use codex_configs::{Optimization, Resolved, Training, VALIDATION};
 use codex_engine::{AdamW, EngineError, Isa, ModelConfig, Packed, Shape};
-use codex_provenance::{DataDigest, manifest::Manifest};
+use codex_provenance::{DataDigest, Sha256, manifest::Manifest};
 use codex_reports::{DataFile, Model, Stage, TrainingState};
+use sha2::Digest as _;
 
 use super::{
     TrainError,
@@ -34,6 +36,7 @@ use super::{
     writer::{Lock, Phase, Writer},
 };
 use crate::{
+    artifacts::environment,
     durable::{self, FileError},
     model::describe,
     reporting::Reporter,
@@ -177,9 +180,9 @@ impl<'a> Session<'a> {
         memory::release();
         let held_out = validation.as_ref().map(Validation::lengths);
         let records = requirement::Records { trained: dataset.lengths(), held_out };
-        let estimate = requirement::of(&config, settings, records);
+        let estimate = requirement::of(&config, settings, &records);
         tracing::info!("memory: {estimate} at most");
-        requirement::check(&config, settings, records, limit.as_ref())?;
+        requirement::check(&config, settings, &records, limit.as_ref())?;
         writer.expect(estimate.total(), limit.as_ref().map(|limit| limit.bytes));
         self.pause()?;
         let identity = self.identity(digests(&dataset, validation.as_ref()))?;
@@ -209,7 +212,7 @@ impl<'a> Session<'a> {
                 state.step
             )),
         }
-        if let (Some(row), Some(found)) = (ends.state, &found)
+        if let (Some(row), Some(found)) = (&ends.state, &found)
             && row.step == state.step
             && row.digest != found.about.state_digest
         {
@@ -218,8 +221,9 @@ impl<'a> Session<'a> {
                 row.step
             ));
         }
+        let recorded = ends.state.map(|row| row.step);
         let durable = found.map(|found| found.checkpoint.step);
-        let mut keep = Keep::new(self.reporter, saver, settings, total, durable, self.grace);
+        let mut keep = Keep::new(self.reporter, saver, settings, total, durable, recorded, self.grace);
         if let Some(took) = probe {
             keep.expect(took);
         }
@@ -336,6 +340,9 @@ impl<'a> Session<'a> {
         let found = checkpoint::newest(&self.output.join("checkpoints"), u64::MAX, |notice| notices.push(notice))?;
         let step = found.as_ref().map(|found| found.checkpoint.step);
         for notice in notices {
+            if let Some(meter) = self.meter {
+                meter.damaged();
+            }
             let goes_on = step.map_or_else(|| "from the beginning".to_owned(), |step| format!("from step {step}"));
             self.notice(format!("{notice}; training goes on {goes_on}"));
         }
@@ -416,6 +423,9 @@ impl<'a> Session<'a> {
                 return Ok(Some(Outcome::Interrupted { step: state.step }));
             };
             writer.count_step(state.step + 1);
+            if let Some(meter) = self.meter.filter(|_| row.spike.is_some()) {
+                meter.spiked();
+            }
             watchers.step(numbers, writer.executed());
             let evaluating = Instant::now();
             if let Some(looking) = looking
@@ -569,20 +579,22 @@ impl<'a> Session<'a> {
         let manifest = Manifest::of_files(&files)?;
         let place = self.output.join("model");
         if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
-            let partial = self.output.join("model.partial");
-            for old in [&partial, &place] {
-                match fs::remove_dir_all(old) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(FileError::of("removing", old)(error).into());
-                    }
-                    _ => {}
-                }
+            let [partial, removed] = ["model.partial", "model.removed"].map(|name| self.output.join(name));
+            remove(&partial)?;
+            remove(&removed)?;
+            let written =
+                files.iter().try_for_each(|(name, bytes)| durable::write(&partial.join(name), bytes).map(drop));
+            if let Err(error) = written {
+                // What is half written takes room and helps nobody; the model of before is still there.
+                drop(remove(&partial));
+                return Err(error.into());
             }
-            for (name, bytes) in &files {
-                durable::write(&partial.join(name), bytes)?;
+            if place.exists() {
+                fs::rename(&place, &removed).map_err(FileError::of("renaming", &place))?;
             }
             fs::rename(&partial, &place).map_err(FileError::of("renaming", &partial))?;
             durable::sync_directory(self.output)?;
+            remove(&removed)?;
         }
         Ok(Model {
             digest: manifest.digest(),
@@ -593,12 +605,20 @@ impl<'a> Session<'a> {
     }
 }
 
+/// Removes a directory that may not be there.
+fn remove(directory: &Path) -> Result<(), FileError> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(FileError::of("removing", directory)(error)),
+        _ => Ok(()),
+    }
+}
+
 fn plan(found: Option<&Found>, identity: &Identity, origin: &Origin) -> Plan {
     found.map_or_else(Plan::fresh, |found| Plan::resume(&found.about, found.origin.as_ref(), identity, origin))
 }
 
 /// The digest of each file by its name; held-out data is among them where it is looked at.
-fn digests(dataset: &Dataset, validation: Option<&Validation>) -> BTreeMap<String, DataDigest> {
+pub(super) fn digests(dataset: &Dataset, validation: Option<&Validation>) -> BTreeMap<String, DataDigest> {
     let held_out = validation.and_then(Validation::file).map(|digest| (VALIDATION.to_owned(), digest));
     dataset.files().map(|file| (file.name.clone(), file.sha256)).chain(held_out).collect()
 }
@@ -625,11 +645,23 @@ fn layout_of(config: &ModelConfig) -> std::sync::Arc<codex_engine::Layout> {
 pub(super) fn origin(training: &Optimization) -> Origin {
     Origin {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        git_commit: option_env!("CODEX_GIT_COMMIT").map(str::to_owned),
+        git_commit: environment::variable("CODEX_GIT_COMMIT"),
+        program: program().map(str::to_owned),
         engine: state::settings(training).path().to_owned(),
         instructions: instructions(),
         threads: rayon::current_num_threads(),
     }
+}
+
+/// The SHA-256 of this program's file, where it can be read: two programs of one version may compute other bits.
+fn program() -> Option<&'static str> {
+    static PROGRAM: OnceLock<Option<String>> = OnceLock::new();
+    let digest = || {
+        let mut hasher = sha2::Sha256::new();
+        std::io::copy(&mut fs::File::open("/proc/self/exe").ok()?, &mut hasher).ok()?;
+        Some(Sha256::finish(hasher).to_string())
+    };
+    PROGRAM.get_or_init(digest).as_deref()
 }
 
 /// The processor's architecture and the instructions that kernels choose by.

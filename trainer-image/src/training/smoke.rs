@@ -21,7 +21,7 @@ use rustix::fs::{Advice, fadvise, statvfs};
 use super::{
     TrainError,
     checkpoint::{self, Found, Identity, Retention, Store},
-    default_data,
+    default_data, memory, requirement,
     session::{model_config, origin},
     state::{self, State},
 };
@@ -107,6 +107,7 @@ impl CheckpointSmoke {
         let config = model_config(training, &tokenizer)?;
         let layout = std::sync::Arc::new(Layout::of(&config));
         let settings = &training.settings.training;
+        requirement::before_data(&config, memory::limit(Path::new("/")).as_ref())?;
         let state = State::new(config, training.seed, state::settings(settings))?;
 
         let volume = statvfs(&self.directory)
@@ -124,7 +125,7 @@ impl CheckpointSmoke {
             Identity { config_digest: run.digest(), settings: serde_json::Value::Null, seed: 1, data: BTreeMap::new() };
         let directory = place.join("checkpoints");
         let mut store =
-            Store::open(directory.clone(), identity, Retention::of(settings, settings.max_steps).permanent())?;
+            Store::open(directory.clone(), identity, Retention::of(settings, settings.max_steps).newest(2))?;
         let (mut took, mut size, mut digests) = (Vec::new(), 0, None);
         for round in 1..=self.rounds {
             let mut snapshot = state.snapshot(None);

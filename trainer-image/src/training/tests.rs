@@ -106,11 +106,14 @@ fn a_resumed_run_gives_the_same_bytes_for_any_number_of_threads() {
     let killed = tempfile::tempdir().unwrap();
     threads(1, || attempt(&run, killed.path(), false));
     fs::remove_dir_all(killed.path().join("checkpoints/step-00000024")).unwrap();
-    fs::remove_dir_all(killed.path().join("model")).unwrap();
+    // Another one later, while a model took the place of the one before.
+    fs::rename(killed.path().join("model"), killed.path().join("model.removed")).unwrap();
+    fs::create_dir(killed.path().join("model.partial")).unwrap();
     let resumed = threads(3, || attempt(&run, killed.path(), false));
     assert_eq!(finished(&resumed), model);
     assert_eq!(resumed.state.resumed_from, Some(18));
     assert_eq!(resumed.state.steps_executed, 24 + 6);
+    assert_eq!(names(killed.path()), ["artifacts", "checkpoints", "model", "writers"]);
     for file in ["state.safetensors", "state.json", "manifest.json"] {
         let read = |root: &Path| fs::read(root.join("checkpoints/step-00000024").join(file)).unwrap();
         assert!(read(whole.path()) == read(killed.path()), "{file}");
@@ -317,15 +320,16 @@ fn a_step_is_redone_bit_for_bit() {
     let output = tempfile::tempdir().unwrap();
     let run = speck(&["training.checkpoint_every=5"]);
     finished(&attempt(&run, output.path(), false));
-    let past = replay::Past::open(output.path(), &[]).unwrap();
+    let past = replay::Past::open(output.path()).unwrap();
+    let rerun = past.rerun(&[]).unwrap();
     for step in [1, 5, 6, 9, 12] {
-        let replayed = replay::replay(&past, step).unwrap();
+        let replayed = replay::replay(&rerun, step).unwrap();
         assert_eq!(replayed.reproduced, Some(true), "{step}");
         assert_eq!(replayed.records.len(), 6);
         assert!(replayed.records.iter().all(|record| record.text.contains(':') && record.loss.is_some()));
         assert!(replayed.records.is_sorted_by(|a, b| a.loss >= b.loss));
     }
-    assert!(replay::replay(&past, 13).unwrap_err().to_string().contains("which has 12"));
+    assert!(replay::replay(&rerun, 13).unwrap_err().to_string().contains("which has 12"));
     // Whoever changes the ledger is found out.
     let path = output.path().join("artifacts/ledger.ndjson");
     let text = fs::read_to_string(&path).unwrap();
@@ -336,26 +340,27 @@ fn a_step_is_redone_bit_for_bit() {
         )
         .collect();
     fs::write(&path, changed.join("\n") + "\n").unwrap();
-    assert_eq!(replay::replay(&past, 9).unwrap().reproduced, Some(false));
-    assert_eq!(replay::replay(&past, 5).unwrap().reproduced, Some(true));
+    assert_eq!(replay::replay(&rerun, 9).unwrap().reproduced, Some(false));
+    assert_eq!(replay::replay(&rerun, 5).unwrap().reproduced, Some(true));
 }
 
 #[test]
 fn bisect_names_the_first_step_and_tensor() {
+    let again: Option<[&bisect::Files; 2]> = Some([&[], &[]]);
     let output = tempfile::tempdir().unwrap();
     let train = |name: &str, overrides: &[&str]| {
         let output = output.path().join(name);
         let run = speck(&[&["training.checkpoint_every=4", "training.state_digest_every=null"], overrides].concat());
         finished(&attempt(&run, &output, false));
-        replay::Past::open(&output, &[]).unwrap()
+        replay::Past::open(&output).unwrap()
     };
     let (a, same) = (train("a", &[]), train("same", &[]));
-    let equal = bisect::compare(&a, &same, true).unwrap();
+    let equal = bisect::compare(&a, &same, again).unwrap();
     assert!(equal.equal() && equal.common == 12 && equal.to_string().contains("equal, bit for bit, in all 12"));
 
     // A warm-up that ends later changes the rate of the fourth step, whose effect the fifth step's loss shows.
     let other = train("other", &["training.warmup_steps=5"]);
-    let found = bisect::compare(&a, &other, true).unwrap();
+    let found = bisect::compare(&a, &other, again).unwrap();
     assert_eq!(found.configuration, ["training.warmup_steps"]);
     let first = found.first_replayed.as_ref().unwrap();
     assert_eq!((first.step, found.first_recorded.as_ref().unwrap().step, found.last_equal), (1, 4, None));
@@ -366,13 +371,13 @@ fn bisect_names_the_first_step_and_tensor() {
 
     // Other data: the ledger says so at once.
     let accumulated = train("accumulated", &["training.gradient_accumulation=1"]);
-    let found = bisect::compare(&a, &accumulated, false).unwrap();
+    let found = bisect::compare(&a, &accumulated, None).unwrap();
     assert_eq!(found.ledger.as_ref().map(|ledger| (ledger.step, ledger.what)), Some((1, "records")));
     assert_eq!((found.first_replayed, found.reproduced), (None, None));
 
     // No recorded state in common: the ledgers say how far to go.
     let scarce = train("scarce", &["training.warmup_steps=5", "training.checkpoint_every=5", "training.stop_after=9"]);
-    let found = bisect::compare(&a, &scarce, true).unwrap();
+    let found = bisect::compare(&a, &scarce, again).unwrap();
     assert_eq!((found.common, found.last_equal, found.first_recorded.as_ref()), (9, None, None));
     assert_eq!(found.first_replayed.as_ref().map(|first| first.step), Some(1));
     assert_eq!(found.reproduced, Some([true, true]));
@@ -380,11 +385,11 @@ fn bisect_names_the_first_step_and_tensor() {
 
     // Nothing in common is not equal.
     let none = train("none", &["training.stop_after=0"]);
-    let error = bisect::compare(&a, &none, true).unwrap_err();
+    let error = bisect::compare(&a, &none, again).unwrap_err();
     assert_eq!(error.exit(), exit::BAD_INPUT);
     assert!(error.to_string().contains("recorded steps 1 to 12") && error.to_string().ends_with("no step"), "{error}");
     let nowhere = output.path().join("nowhere");
-    let error = replay::Past::open(&nowhere, &[]).err().unwrap();
+    let error = replay::Past::open(&nowhere).unwrap_err();
     assert!(error.exit() == exit::BAD_INPUT && error.to_string().contains("nowhere holds no run"), "{error}");
 
     // A run whose records were changed is told from the one that is as it was.
@@ -402,10 +407,56 @@ fn bisect_names_the_first_step_and_tensor() {
         })
         .collect();
     fs::write(&path, changed.join("\n") + "\n").unwrap();
-    let found = bisect::compare(&a, &same, true).unwrap();
+    let found = bisect::compare(&a, &same, again).unwrap();
     assert_eq!((found.last_equal, found.first_recorded.as_ref().map(|it| it.step)), (Some(4), Some(8)));
     assert_eq!((found.first_replayed.as_ref(), found.reproduced), (None, Some([true, false])));
     assert!(found.to_string().contains("the first run comes to what it recorded; the second does not"));
+}
+
+#[test]
+fn runs_on_files_of_ones_own_are_gone_through_again_with_those_files() {
+    let place = tempfile::tempdir().unwrap();
+    let file = |name: &str, split: Split, seed: u64| {
+        let path = place.path().join(name);
+        fs::write(&path, materialise(Task::Arithmetic, split, seed, 40).unwrap()).unwrap();
+        path
+    };
+    let own = |name: &str, path: &Path| {
+        let sha256 = Some(codex_provenance::DataDigest(Sha256::of(fs::read(path).unwrap())));
+        Data { name: name.to_owned(), sha256, synthetic: None }
+    };
+    let train = |name: &str, mine: &Path, held_out: &Path| {
+        let output = place.path().join(name);
+        let overrides = ["training.stop_after=4", "training.checkpoint_every=2", "training.eval_every=1"];
+        let run = resolved(&overrides, vec![own("mine", mine), own(codex_configs::VALIDATION, held_out)]);
+        let files = [("mine", mine), (codex_configs::VALIDATION, held_out)];
+        let files = files.map(|(name, path)| (name.to_owned(), path.to_owned()));
+        finished(&with_files(&run, &files, &output, &|| false));
+        (replay::Past::open(&output).unwrap(), files)
+    };
+    let (mine, other) = (file("mine.jsonl", Split::Train, 1), file("other.jsonl", Split::Train, 2));
+    let held_out = file("held-out.jsonl", Split::HeldOut, 3);
+    let ((a, of_a), (b, of_b)) = (train("a", &mine, &held_out), train("b", &other, &held_out));
+
+    let rerun = a.rerun(&of_a).unwrap();
+    let replayed = replay::replay(&rerun, 4).unwrap();
+    assert_eq!(replayed.reproduced, Some(true));
+    let refused = a.rerun(&of_a[..1]).err().unwrap().to_string();
+    assert!(refused.contains("was given a file as data validation: pass it as --data validation=FILE"), "{refused}");
+    let elsewhere = [of_a[0].clone(), (codex_configs::VALIDATION.to_owned(), mine)];
+    let refused = a.rerun(&elsewhere).err().unwrap();
+    assert!(
+        matches!(&refused, TrainError::DataMismatch { name, .. } if name == codex_configs::VALIDATION),
+        "{refused}"
+    );
+
+    // Each run has its own files; without them, what was recorded is compared.
+    let found = bisect::compare(&a, &b, Some([&of_a, &of_b])).unwrap();
+    assert_eq!(found.ledger.as_ref().map(|it| (it.step, it.what)), Some((1, "records")));
+    assert_eq!((found.reproduced, found.not_replayed.as_deref()), (Some([true, true]), None));
+    let found = bisect::compare(&a, &b, Some([&of_a, &[]])).unwrap();
+    assert_eq!((found.ledger.map(|it| it.step), found.reproduced), (Some(1), None));
+    assert!(found.not_replayed.unwrap().contains("was given a file as data mine"));
 }
 
 #[test]

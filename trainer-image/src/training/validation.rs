@@ -2,6 +2,7 @@
 //! answered for a person to read. Reads files; everything else is pure.
 //!
 //! Held out is the data named `validation`, which is never trained on; where there is none, what each synthetic task keeps for it.
+//! Synthetic data of that name is what its task holds out, as an evaluation's is.
 
 use std::path::PathBuf;
 
@@ -12,11 +13,11 @@ use codex_reports::DataFile;
 
 use super::{
     TrainError,
-    data::{Lengths, Source, Stop, read_file},
+    data::{Source, Stop, read_file},
 };
 use crate::{
     model::Generator,
-    tasks::{self, Record, Split, materialise, parse_records},
+    tasks::{self, Record, Split, TaskError, materialise, parse_records},
     tokenizer::Tokenizer,
 };
 
@@ -25,11 +26,28 @@ use crate::{
 pub(super) struct Validation {
     /// The digest of the data named `validation`, where that is what is held out.
     file: Option<DataDigest>,
-    lengths: Lengths,
+    lengths: HeldOut,
     batches: Vec<Packed>,
     targets: usize,
     samples: Vec<Record>,
     max_new_tokens: usize,
+}
+
+/// The rows of held-out records by source; see [`Lengths`](super::data::Lengths).
+#[derive(Clone, Debug)]
+pub(super) struct HeldOut(Vec<Vec<usize>>);
+
+impl HeldOut {
+    /// Rows of the longest record.
+    pub(super) fn longest(&self) -> usize {
+        self.0.iter().flatten().max().copied().unwrap_or(0)
+    }
+
+    /// The rows of the largest batch: batches are so many neighbours of one source.
+    pub(super) fn rows(&self, batch: usize) -> usize {
+        let batches = self.0.iter().flat_map(|rows| rows.chunks(batch.max(1)));
+        batches.map(|rows| rows.iter().sum()).max().unwrap_or(0)
+    }
 }
 
 /// A prompt and what the model makes of it.
@@ -81,16 +99,17 @@ impl Validation {
             file = Some(read.sha256);
             seen(read);
         })?;
-        let lengths = Lengths::of(held_out.iter().map(|(source, _)| source));
+        let mut lengths = Vec::new();
         for (source, records) in held_out {
             let count = source.len().min(records.len());
+            lengths.push(source.rows().take(count).collect());
             let starts = (0..count).step_by(settings.batch_size);
             batches.extend(starts.map(|start| source.pack(start..count.min(start + settings.batch_size))));
             samples.push(records.into_iter());
         }
         Ok(Some(Self {
             file,
-            lengths,
+            lengths: HeldOut(lengths),
             targets: batches.iter().map(|batch| batch.targets.len()).sum(),
             batches,
             samples: in_turn(samples, settings.eval_samples),
@@ -104,8 +123,8 @@ impl Validation {
     }
 
     /// How long the held-out records are.
-    pub(super) fn lengths(&self) -> Lengths {
-        self.lengths
+    pub(super) fn lengths(&self) -> HeldOut {
+        self.lengths.clone()
     }
 
     /// The mean cross-entropy per target token in nats. Not interrupted: a step is either evaluated or was not taken.
@@ -159,7 +178,7 @@ fn held_out(
         Ok((source, records))
     };
     if let Some(data) = training.data.iter().find(|data| data.name == VALIDATION) {
-        let (mut file, label, bytes) = read_file(data, files, stop, &mut seen)?;
+        let (mut file, label, bytes) = read_file(data, Split::HeldOut, files, stop, &mut seen)?;
         let parsed: Result<_, TrainError> = parse(file.clone(), &label, &bytes, wanted);
         let (source, records) = parsed?;
         file.records = Some(source.len() as u64);
@@ -167,9 +186,17 @@ fn held_out(
         return Ok(vec![(source, records)]);
     }
     let synthetic: Vec<_> = training.data.iter().filter_map(|data| Some((data, data.synthetic.as_ref()?))).collect();
-    let each = wanted.div_ceil(synthetic.len().max(1));
+    let sources = synthetic.len();
+    let each = wanted.div_ceil(sources.max(1));
     let made = synthetic.into_iter().map(|(data, Synthetic { task, seed, .. })| {
-        let bytes = materialise(task.parse()?, Split::HeldOut, *seed, each)?;
+        let bytes = materialise(task.parse()?, Split::HeldOut, *seed, each).map_err(|error| match error {
+            TaskError::TooMany { task, found, .. } => TrainError::Arguments(format!(
+                "training.eval_records is {wanted}, {each} of each synthetic task, but {task} holds out about {found} \
+                 problems: write at most {}",
+                found * sources
+            )),
+            error => error.into(),
+        })?;
         let sha256 = DataDigest(Sha256::of(&bytes));
         let file = DataFile { name: data.name.clone(), sha256, size: bytes.len() as u64, records: None };
         parse(file, &format!("held-out {}", data.name), &bytes, each)
@@ -237,10 +264,11 @@ mod tests {
         }
 
         // Who goes through the run again comes to the recorded states, the looks among them.
-        let past = replay::Past::open(whole.path(), &[]).unwrap();
-        let mut state = past.state(None).unwrap();
+        let past = replay::Past::open(whole.path()).unwrap();
+        let rerun = past.rerun(&[]).unwrap();
+        let mut state = rerun.state(None).unwrap();
         while state.step < 12 {
-            past.step(&mut state).unwrap();
+            rerun.step(&mut state).unwrap();
         }
         assert_eq!(state.snapshot(None).digests().whole, about.state_digest);
     }
@@ -313,6 +341,36 @@ mod tests {
         let output = tempfile::tempdir().unwrap();
         let refused = with_validation(output.path(), b"{}\n", None);
         assert!(refused.outcome.unwrap_err().to_string().contains("held-out.jsonl:1: no record"));
+    }
+
+    #[test]
+    fn synthetic_records_of_that_name_are_what_their_task_holds_out() {
+        let held_out = Data { name: VALIDATION.to_owned(), ..synthetic("arithmetic", 12) };
+        let run =
+            resolved(&["training.stop_after=1", "training.eval_every=1"], vec![synthetic("arithmetic", 40), held_out]);
+        let output = tempfile::tempdir().unwrap();
+        let ended = attempt(&run, output.path(), false);
+        finished(&ended);
+        let expected = materialise("arithmetic".parse().unwrap(), Split::HeldOut, 1, 12).unwrap();
+        let found = ended.state.data.iter().find(|file| file.name == VALIDATION).unwrap();
+        assert_eq!((found.sha256, found.records), (DataDigest(Sha256::of(&expected)), Some(12)));
+
+        let many =
+            resolved(&["training.eval_every=1", "training.eval_records=100000"], vec![synthetic("multiplication", 40)]);
+        let refused = attempt(&many, tempfile::tempdir().unwrap().path(), false).outcome.unwrap_err().to_string();
+        assert!(
+            refused.starts_with(
+                "training.eval_records is 100000, 100000 of each synthetic task, but multiplication holds out"
+            ) && refused.contains("write at most"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn batches_of_held_out_records_are_neighbours() {
+        let lengths = HeldOut(vec![vec![5, 5, 9, 9, 1], vec![12]]);
+        assert_eq!([1, 2, 3, 5].map(|batch| lengths.rows(batch)), [12, 18, 19, 29]);
+        assert_eq!((lengths.longest(), HeldOut(vec![]).rows(4)), (12, 0));
     }
 
     #[test]
