@@ -17,6 +17,9 @@ import time
 
 begun = time.perf_counter()
 
+# Seconds of steps before any is timed, as in train_speed.rs.
+WARM_UP = 3
+
 # Layers, width, heads, inner width, vocabulary, tokens of a sequence, sequences of a batch: as in train_speed.rs.
 SHAPES = {
     "tiny": [2, 64, 4, 192, 98, 64, 64],
@@ -81,8 +84,9 @@ def one(name, mode, dtype, steps, threads):
     model = Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     call = torch.compile(model) if mode == "compile" else model
-    times, processor, first = [], [], 0.0
-    for step in range(steps + 2):
+    times, processor, first, step = [], [], 0.0, 0
+    while len(times) < steps:
+        warm = step >= 2 and time.perf_counter() - begun >= WARM_UP
         ids = torch.randint(0, vocabulary, (sequences, tokens + 1))
         start, used = time.perf_counter(), time.process_time()
         optimizer.zero_grad()
@@ -94,9 +98,10 @@ def one(name, mode, dtype, steps, threads):
         end = time.perf_counter()
         if step == 0:
             first = end - begun
-        if step > 1:
+        if warm:
             times.append(end - start)
             processor.append(time.process_time() - used)
+        step += 1
     print(json.dumps({
         "tokens_per_second": tokens * sequences / statistics.median(times),
         "step_seconds": statistics.median(times),

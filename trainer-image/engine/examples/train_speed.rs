@@ -3,7 +3,13 @@
 //! `train_speed SHAPE DTYPE STEPS [THREADS] [checkpoint]`, where `SHAPE` is a name below and `DTYPE` is `fp32`, `bf16` or
 //! `candle`. Run by `make bench-train` beside PyTorch.
 
-use std::{env, fs, process::ExitCode, sync::Arc, thread, time::Instant};
+use std::{
+    env, fs,
+    process::ExitCode,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use codex_engine::{
     AdamW, EngineState, Layout, ModelConfig, Packed, Precision, Rates, Settings, Shape, Vocabulary, engine, flops,
@@ -21,6 +27,11 @@ const SHAPES: [(&str, [usize; 7]); 8] = [
     ("36M", [9, 576, 9, 1536, 4096, 256, 8]),
     ("100M", [12, 832, 13, 2240, 8192, 256, 8]),
 ];
+
+/// How long steps are taken before any is timed.
+const WARM_UP: Duration = Duration::from_secs(3);
+/// Batches whose gradients are added up.
+const ACCUMULATED: usize = 4;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -73,13 +84,18 @@ fn run() -> Result<(), Failure> {
     };
     let mut engine = engine(config.clone(), state, settings)?;
     let rates = Rates::standard(&layout, 0.01);
-    let (mut times, mut computing, mut clipping, mut updating) = (vec![], vec![], vec![], vec![]);
-    let (mut losses, mut first, mut used) = (vec![], 0.0, 0.0);
-    for step in 0..steps + 2 {
-        if step == 2 {
-            used = processor()?;
+    let (mut times, mut accumulating, mut clipping, mut updating) = (vec![], vec![], vec![], vec![]);
+    let (mut losses, mut first, mut used, mut warm) = (vec![], 0.0, 0.0, 0);
+    for step in 0.. {
+        // A processor that was idle does not give all it has at once.
+        if warm == 0 && step >= 2 && begun.elapsed() >= WARM_UP {
+            warm = step;
+        }
+        if warm > 0 && step == warm + steps {
+            break;
         }
         let batch = random(step, vocabulary, tokens, sequences);
+        let before = processor()?;
         let start = Instant::now();
         engine.clear_gradients();
         losses.push(engine.accumulate(&batch, batch.targets.len())?);
@@ -92,31 +108,31 @@ fn run() -> Result<(), Failure> {
         if step == 0 {
             first = (end - begun).as_secs_f64();
         }
-        if step > 1 {
-            times.push((end - start).as_secs_f64());
-            computing.push((gradient - start).as_secs_f64());
-            clipping.push((clipped - gradient).as_secs_f64());
-            updating.push((end - clipped).as_secs_f64());
+        if warm == 0 {
+            continue;
+        }
+        used += processor()? - before;
+        times.push((end - start).as_secs_f64());
+        clipping.push((clipped - gradient).as_secs_f64());
+        updating.push((end - clipped).as_secs_f64());
+        // Batches whose gradients are added up, right after the same batch alone.
+        if accumulating.len() < 3 {
+            let added = Instant::now();
+            engine.clear_gradients();
+            for _ in 0..ACCUMULATED {
+                engine.accumulate(&batch, ACCUMULATED * batch.targets.len())?;
+            }
+            let alone = (gradient - start).as_secs_f64() * ACCUMULATED as f64;
+            accumulating.push(added.elapsed().as_secs_f64() / alone - 1.0);
         }
     }
-    let processor_seconds = (processor()? - used) / steps as f64;
+    let processor_seconds = used / steps as f64;
     let per_step = median(&mut times);
-    // Four batches whose gradients are added up, beside four times one batch.
     let batch = random(0, vocabulary, tokens, sequences);
-    let mut accumulating = vec![];
-    for _ in 0..3 {
-        let start = Instant::now();
-        engine.clear_gradients();
-        for _ in 0..4 {
-            engine.accumulate(&batch, 4 * batch.targets.len())?;
-        }
-        accumulating.push(start.elapsed().as_secs_f64());
-    }
-    let accumulation = median(&mut accumulating) / (4.0 * median(&mut computing)) - 1.0;
     println!(
         "{{\"shape\": \"{name}\", \"path\": \"{}\", \"parameters\": {}, \"threads\": {}, \"tokens_per_second\": {:.0}, \
          \"gflops\": {:.1}, \"step_seconds\": {per_step:.5}, \"fastest_seconds\": {:.5}, \"processor_seconds\": {:.5}, \"clip_share\": {:.4}, \
-         \"accumulation_cost\": {accumulation:.4}, \"update_share\": {:.4}, \"first_step_seconds\": {first:.3}, \"peak_mb\": {:.0}, \"held_mb\": {:.0}, \
+         \"accumulation_cost\": {:.4}, \"update_share\": {:.4}, \"first_step_seconds\": {first:.3}, \"peak_mb\": {:.0}, \"held_mb\": {:.0}, \
          \"loss\": [{:.4}, {:.4}]}}",
         engine.path(),
         config.parameters(),
@@ -126,6 +142,7 @@ fn run() -> Result<(), Failure> {
         times[0],
         processor_seconds,
         median(&mut clipping) / per_step,
+        median(&mut accumulating),
         median(&mut updating) / per_step,
         peak()?,
         engine.memory() as f64 / 1e6,

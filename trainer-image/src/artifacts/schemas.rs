@@ -1,6 +1,7 @@
 //! The JSON Schemas of a run's files, made from the types that write them. Pure.
 //!
-//! They are committed in `trainer-image/schemas`; `UPDATE=1 cargo test -p codex schemas` writes them, and a test compares.
+//! They are committed in `trainer-image/schemas`; `UPDATE=1 cargo test --release --locked --workspace schemas` writes them, and a
+//! test compares.
 
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 

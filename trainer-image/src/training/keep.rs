@@ -206,8 +206,8 @@ impl<'a> Keep<'a> {
         self.warned_of_grace = true;
         let notice = format!(
             "the grace period of {} s is too short: a step takes {:.1} s and a checkpoint {:.1} s, and one may be in flight, so \
-             that a pod that is asked to end may lose the steps since its last checkpoint; \
-             terminationGracePeriodSeconds of {} would do",
+             that a pod that is asked to end may lose the steps since its last checkpoint; {} s would do, or a faster volume, or \
+             a smaller model",
             grace.as_secs(),
             step.as_secs_f64(),
             checkpoint.as_secs_f64(),

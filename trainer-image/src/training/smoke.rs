@@ -76,7 +76,7 @@ pub enum SmokeError {
     Shared,
     /// A checkpoint that takes too long.
     #[error(
-        "the slowest checkpoint took {slowest:.1} s, but a pod has {grace} s from SIGTERM to SIGKILL: use a faster volume, or raise terminationGracePeriodSeconds"
+        "the slowest checkpoint took {slowest:.1} s, but a pod has {grace} s from SIGTERM to SIGKILL: use a faster volume or a smaller model"
     )]
     Slow {
         /// The slowest one, in seconds.
