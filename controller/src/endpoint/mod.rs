@@ -7,7 +7,12 @@ mod inbox;
 mod sender;
 mod token;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -22,7 +27,7 @@ use codex_plan::Received;
 use codex_reports::{Kind, MAX_BYTES, PATH, Report, SCHEMA_VERSION, Stage, State as Said};
 use kube::Client;
 use serde::Deserialize;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tracing::{debug, info, warn};
 
 pub use inbox::{Inbox, Offer};
@@ -94,8 +99,12 @@ pub struct Endpoint {
     acting: watch::Receiver<Option<Arc<Context>>>,
     tokens: Arc<Tokens>,
     at_once: Arc<Semaphore>,
+    waiting: Arc<Mutex<Waiting>>,
     patience: Duration,
 }
+
+/// Of each pod, by its uid, whoever waits for the status: dropping the sender sends it away.
+type Waiting = HashMap<String, oneshot::Sender<()>>;
 
 impl Endpoint {
     /// Answers from `acting`.
@@ -105,6 +114,7 @@ impl Endpoint {
             acting,
             tokens: Arc::new(Tokens::new(client)),
             at_once: Arc::new(Semaphore::new(AT_ONCE)),
+            waiting: Arc::default(),
             patience: PATIENCE,
         }
     }
@@ -115,6 +125,11 @@ impl Endpoint {
     /// Makes final reports wait no longer than `patience`.
     pub(crate) fn patient_for(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    /// Looks at no more than `places` reports at once.
+    pub(crate) fn with_places(self, places: usize) -> Self {
+        Self { at_once: Arc::new(Semaphore::new(places)), ..self }
     }
 }
 
@@ -173,7 +188,7 @@ impl Endpoint {
         let Some(context) = self.acting.borrow().clone() else {
             return Err(Refusal::Unavailable("this controller does not act now".to_owned()));
         };
-        let Ok(_place) = self.at_once.try_acquire() else {
+        let Ok(place) = self.at_once.try_acquire() else {
             return Err(Refusal::Unavailable("too many reports at once".to_owned()));
         };
         let pod = self.tokens.review(bearer(headers)?).await?;
@@ -191,10 +206,31 @@ impl Endpoint {
             return Ok(Offer::Stale);
         }
         context.wake.wake(sent, &namespace, &name);
-        if last && !context.inbox.is_recorded(&object, &pod.uid, seq, self.patience).await {
-            return Err(Refusal::Unavailable("the result is not in the status yet".to_owned()));
+        // Who waits is looked at no more: others may come meanwhile.
+        drop(place);
+        if last {
+            self.recorded(&context, &object, &pod.uid, seq).await?;
         }
         Ok(Offer::Taken)
+    }
+
+    /// Waits until the status holds a final report. Of each pod one request waits: the newer takes the place of the older.
+    async fn recorded(&self, context: &Context, object: &str, pod: &str, seq: u64) -> Result<(), Refusal> {
+        let (stay, sent_away) = oneshot::channel();
+        {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.retain(|_, stay| !stay.is_closed());
+            waiting.insert(pod.to_owned(), stay);
+        }
+        tokio::select! {
+            biased;
+            recorded = context.inbox.is_recorded(object, pod, seq, self.patience) => if recorded {
+                Ok(())
+            } else {
+                Err(Refusal::Unavailable("the result is not in the status yet".to_owned()))
+            },
+            _ = sent_away => Err(Refusal::Unavailable("a newer request of this pod waits for the status".to_owned())),
+        }
     }
 }
 

@@ -248,6 +248,30 @@ async fn a_final_report_is_answered_only_when_the_status_holds_it() {
 }
 
 #[tokio::test]
+async fn whoever_waits_for_the_status_holds_no_place_and_one_request_of_a_pod_waits() {
+    let mut scene = Scene::new().await;
+    scene.endpoint = scene.endpoint.with_places(1).patient_for(Duration::from_secs(30));
+    let mut last = scene.good(9);
+    last["state"]["training"]["stage"] = json!("Failed");
+    last["state"]["training"]["failure"] = json!({"final": true, "reason": "X", "message": "y"});
+    let (older, newer, ()) = tokio::join!(
+        scene.report(&last),
+        async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            scene.report(&last).await
+        },
+        async {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            assert_eq!(scene.report(&scene.good(8)).await.0, StatusCode::OK, "there is a place");
+            scene.world.reconcile::<TrainingRun>("a").await.1.unwrap();
+        }
+    );
+    assert_eq!(older.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(older.1.contains("newer request"), "{}", older.1);
+    assert_eq!(newer.0, StatusCode::OK, "{}", newer.1);
+}
+
+#[tokio::test]
 async fn a_final_report_whose_status_cannot_be_written_is_not_taken() {
     let scene = Scene::new().await;
     let mut last = scene.good(9);
