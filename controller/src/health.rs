@@ -10,6 +10,8 @@ use axum::{
     routing::get,
 };
 use axum_server::Handle;
+use codex_crds::{ConditionType, EvaluationStatus};
+use codex_plan::conditions::{find, is_true};
 use codex_reports::Kind;
 use tokio::sync::watch;
 
@@ -79,16 +81,32 @@ fn count(metrics: &Metrics, stores: &Stores) {
         let phase = run.status.as_ref().and_then(|status| status.phase).map(|phase| format!("{phase:?}"));
         (Kind::TrainingRun, phase)
     });
-    let evaluations = stores.evaluations.state().into_iter().map(|evaluation| {
-        let verdict = evaluation.status.as_ref().and_then(|status| status.verdict);
-        (Kind::Evaluation, verdict.map(|verdict| format!("{verdict:?}")))
-    });
+    let evaluations = stores
+        .evaluations
+        .state()
+        .into_iter()
+        .map(|evaluation| (Kind::Evaluation, evaluation.status.as_ref().map(phase)));
     let pods = stores.pods.state().into_iter().map(|pod| {
         let phase = pod.status.as_ref().and_then(|status| status.phase).map(|phase| format!("{phase:?}"));
         (Kind::ReasoningPod, phase)
     });
     let all: Vec<_> = runs.chain(evaluations).chain(pods).collect();
     metrics.count(all.iter().map(|(kind, phase)| (*kind, phase.as_deref().unwrap_or("Pending"))));
+}
+
+/// Where an evaluation stands: its verdict, and before that what its conditions say.
+fn phase(status: &EvaluationStatus) -> String {
+    if let Some(verdict) = status.verdict {
+        return format!("{verdict:?}");
+    }
+    let ready = find(&status.conditions, ConditionType::Ready).map(|ready| ready.reason.as_str());
+    let phase = match ready {
+        _ if is_true(&status.conditions, ConditionType::Stalled) => "Failed",
+        Some("Suspended") => "Suspended",
+        Some("Running") => "Running",
+        _ => "Pending",
+    };
+    phase.to_owned()
 }
 
 #[cfg(test)]
@@ -100,8 +118,30 @@ mod tests {
     use tokio::sync::watch;
     use tower::ServiceExt;
 
-    use super::{Health, Standing, router};
+    use codex_crds::EvaluationStatus;
+    use serde_json::json;
+
+    use super::{Health, Standing, phase, router};
     use crate::{metrics::Metrics, observe::Stores};
+
+    #[test]
+    fn an_evaluation_is_counted_by_its_verdict_and_before_that_by_what_it_does() {
+        let status = |verdict: Option<&str>, stalled: &str, reason: &str| -> EvaluationStatus {
+            let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            let conditions = [condition("Ready", "False"), condition("Stalled", stalled)];
+            serde_json::from_value(json!({ "verdict": verdict, "conditions": conditions })).unwrap()
+        };
+        for (verdict, stalled, reason, expected) in [
+            (Some("Inconclusive"), "False", "Succeeded", "Inconclusive"),
+            (None, "True", "PodFailed", "Failed"),
+            (None, "False", "Running", "Running"),
+            (None, "False", "Suspended", "Suspended"),
+            (None, "False", "WaitingForPod", "Pending"),
+        ] {
+            assert_eq!(phase(&status(verdict, stalled, reason)), expected);
+        }
+        assert_eq!(phase(&EvaluationStatus::default()), "Pending");
+    }
 
     #[tokio::test]
     async fn a_process_that_waits_is_alive_and_not_ready() {
