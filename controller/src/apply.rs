@@ -201,8 +201,9 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
         apply.ensure(&stores.deployments, child, Template::Mutable).await?;
     }
     // The other way round: pods go before what they mount.
-    apply.prune(&stores.deployments, names(deployments)).await?;
     let kept_of = |kind| kept.iter().filter(move |kept| kept.kind == kind).map(|kept| kept.name.clone());
+    let serving = names(deployments).into_iter().chain(kept_of(KeptKind::Deployment)).collect();
+    apply.prune(&stores.deployments, serving).await?;
     apply.prune(&stores.jobs, names(jobs).into_iter().chain(kept_of(KeptKind::Job)).collect()).await?;
     apply.prune(&stores.services, names(services)).await?;
     apply.prune(&stores.budgets, names(pod_disruption_budgets)).await?;

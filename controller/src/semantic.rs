@@ -516,10 +516,11 @@ mod tests {
 
     #[test]
     fn what_would_stop_or_divert_what_is_wanted_is_found_and_taken_away() {
+        type Change = fn(&mut Value);
         let wanted = json!({"spec": {
             "selector": {"a": "b"}, "podSelector": {"matchLabels": {"a": "b"}}, "egress": [{"ports": [{"port": 53}]}],
         }});
-        let cases: &[(&str, fn(&mut Value), Value)] = &[
+        let cases: &[(&str, Change, Value)] = &[
             ("spec.selector.c", |spec| spec["selector"]["c"] = json!("d"), json!({"selector": {"a": "b", "c": null}})),
             (
                 "spec.podSelector.matchLabels.c",

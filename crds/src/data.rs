@@ -47,6 +47,7 @@ pub struct DataSource {
 pub struct ConfigMapKey {
     /// The ConfigMap's name.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = crate::rules::subdomain("name", "training-data"))]
     pub name: String,
     /// The key that holds the file.
     #[schemars(length(min = 1, max = 253))]
@@ -60,6 +61,7 @@ pub struct ConfigMapKey {
 pub struct VolumeClaimPath {
     /// The PersistentVolumeClaim's name.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = crate::rules::subdomain("claimName", "training-data"))]
     pub claim_name: String,
     /// The file's path on the volume, relative, without `..`.
     #[schemars(length(min = 1, max = 512))]

@@ -76,7 +76,8 @@ pub struct EvaluationSpec {
     #[serde(default = "default_retries")]
     #[schemars(range(min = 0, max = 100))]
     pub retries: i32,
-    /// The most seconds that pods may work, summed over suspensions.
+    /// The most seconds that the Job may take, those in which its pods wait to begin included and suspensions left out. A Job
+    /// that takes longer has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub active_deadline_seconds: Option<i64>,

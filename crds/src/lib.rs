@@ -24,7 +24,7 @@ pub use decimal::Decimal;
 pub use evaluation::{
     Evaluation, EvaluationSpec, EvaluationStatus, Gate, GateStatus, JudgedModel, MetricStatus, Verdict,
 };
-pub use names::{annotation, bundle, child, label};
+pub use names::{annotation, bundle, child, is_subdomain, label};
 pub use pod::{TrainerPod, WorkerPod};
 pub use reasoning_pod::{
     ManifestStatus, PromotionStatus, ReasoningPod, ReasoningPodPhase, ReasoningPodSpec, ReasoningPodStatus,

@@ -44,6 +44,17 @@ pub mod child {
     }
 }
 
+/// Whether an object of Kubernetes can have this name: a DNS subdomain of RFC 1123. The API server refuses others in a spec;
+/// whoever asks for an object by a name in a spec asks this first, because a spec may be older than that rule.
+pub fn is_subdomain(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let label = |label: &str| {
+        let ends = [label.bytes().next(), label.bytes().next_back()];
+        ends.iter().all(|end| end.is_some_and(letter)) && label.bytes().all(|byte| letter(byte) || byte == b'-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
 /// Names of the immutable ConfigMaps that hold bundles.
 pub mod bundle {
     /// Holds the OMS signature of a run's model.
@@ -54,5 +65,34 @@ pub mod bundle {
     /// Holds a promotion statement; `key` digests the run, and what of it was promoted, where, and on which evidence.
     pub fn promotion(key: &str) -> String {
         format!("codex-promo-{key}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_subdomain;
+
+    #[test]
+    fn names_of_kubernetes_are_told_from_others() {
+        for name in ["a", "0", "train-set", "a.b-c.0", &"x".repeat(253)] {
+            assert!(is_subdomain(name), "{name}");
+        }
+        for name in [
+            "",
+            "train set",
+            "train\n",
+            "../secrets",
+            "a..b",
+            "-a",
+            "a-",
+            ".a",
+            "a.",
+            "A",
+            "a_b",
+            "\u{e4}",
+            &"x".repeat(254),
+        ] {
+            assert!(!is_subdomain(name), "{name:?}");
+        }
     }
 }

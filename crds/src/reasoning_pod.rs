@@ -154,6 +154,10 @@ pub struct ManifestStatus {
     /// The ConfigMap that holds the OMS bundle.
     #[schemars(length(max = 253))]
     pub bundle: String,
+    /// Where the model lies: claim name and path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub location: Option<String>,
 }
 
 /// The signed promotion of a model into a ring.

@@ -17,6 +17,15 @@ pub(crate) fn name() -> Rule {
     )
 }
 
+/// The rule on the name of something else in the namespace, which stands in `field`: `example` is one. It is
+/// [`crate::is_subdomain`] once more.
+pub(crate) fn subdomain(field: &str, example: &str) -> Rule {
+    text(
+        "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')",
+        &format!("{field} must have lower-case letters, digits, inner dashes and inner dots only, such as {example}"),
+    )
+}
+
 /// The rule on the ring of an object of ours.
 pub(crate) fn ring() -> Rule {
     const RINGS: &str = "{'0A_base_': 0, '0B_base_': 1, '0C_base_': 2, '0D_base_': 3, 'main': 4}";

@@ -78,7 +78,8 @@ pub struct TrainingRunSpec {
     #[serde(default = "default_retries")]
     #[schemars(range(min = 0, max = 100))]
     pub retries: i32,
-    /// The most seconds that pods may work, summed over suspensions.
+    /// The most seconds that the Job may take, those in which its pods wait to begin included and suspensions left out. A Job
+    /// that takes longer has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub active_deadline_seconds: Option<i64>,
@@ -106,6 +107,7 @@ pub struct Output {
 pub struct ClaimOutput {
     /// The PersistentVolumeClaim's name.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = crate::rules::subdomain("claimName", "models"))]
     pub claim_name: String,
     /// The folder on the volume; a folder named by the run's uid is made in it.
     #[serde(default)]

@@ -35,6 +35,8 @@ fn cases() -> Vec<Case> {
     let evaluation = |pointer, value, told| Case { object: with(&evaluation, pointer, value), told };
     let pod = |pointer, value, told| Case { object: with(&pod, pointer, value), told };
     let config_map = json!({ "configMap": { "name": "a", "key": "b" } });
+    let named = |name: &str| json!({ "configMap": { "name": name, "key": "b" } });
+    let claim = json!({ "persistentVolumeClaim": { "claimName": "../secrets", "path": "b" } });
     vec![
         run("/spec/rolloutRing", json!("0E_base_"), &["spec.rolloutRing", "0E_base_", "0A_base_", "main"]),
         pod("/spec/rolloutRing", json!("Main"), &["spec.rolloutRing", "Main", "0A_base_", "main"]),
@@ -51,6 +53,11 @@ fn cases() -> Vec<Case> {
             &["data[].sha256 is required", "64 lower-case hexadecimal digits"],
         ),
         run("/spec/data/0/source/configMap", config_map["configMap"].clone(), &["exactly one of configMap"]),
+        run("/spec/data/0/source", named("train set"), &["name must have", "such as", "train set"]),
+        // The API server shows no sentence with a line break in it.
+        run("/spec/data/0/source", named("train\n"), &["spec.data[0].source.configMap.name", "Invalid value"]),
+        run("/spec/data/0/source", claim, &["claimName must have", "../secrets"]),
+        run("/spec/output/persistentVolumeClaim/claimName", json!("My_Claim"), &["claimName must have", "My_Claim"]),
         run("/spec/data/0/sha256", json!("ABC"), &["spec.data[0].sha256", "ABC"]),
         run(
             "/spec/output/persistentVolumeClaim/subPath",

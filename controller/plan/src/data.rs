@@ -29,10 +29,11 @@ pub(crate) fn configured(data: &[DataItem]) -> Result<Vec<Data>, String> {
         .collect()
 }
 
-/// What the status says about files as a pod read them, in the order of the names.
-pub(crate) fn digests(files: &[DataFile]) -> Vec<DataStatus> {
-    let mut digests: Vec<_> =
-        files.iter().map(|file| DataStatus { name: file.name.clone(), sha256: file.sha256 }).collect();
+/// What the status says about files as a pod read them, in the order of the names. A file that nobody named to the pod is
+/// left out: the status has no room for whatever a pod may say.
+pub(crate) fn digests(files: &[DataFile], named: &[&str]) -> Vec<DataStatus> {
+    let files = files.iter().filter(|file| named.contains(&file.name.as_str()));
+    let mut digests: Vec<_> = files.map(|file| DataStatus { name: file.name.clone(), sha256: file.sha256 }).collect();
     digests.sort_by(|a, b| a.name.cmp(&b.name));
     digests.dedup_by(|a, b| a.name == b.name);
     digests

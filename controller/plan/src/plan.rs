@@ -64,6 +64,8 @@ pub enum KeptKind {
     ConfigMap,
     /// Work that goes on, or is done.
     Job,
+    /// Servers that somebody changed and nobody can put right.
+    Deployment,
 }
 
 /// What the signer has to do. The result is an immutable ConfigMap; one that exists under that name already is left

@@ -8,7 +8,7 @@ use crate::{
     conditions::find,
     job::{Clock, Ended},
     pods::Facts,
-    worker::Worker,
+    worker::{NO_OBSTACLE, Worker},
 };
 
 /// Why work came to nothing.
@@ -42,7 +42,8 @@ impl Refusal {
     }
 
     /// Why a Job failed: what its pods said, or how they ended.
-    pub(crate) fn of_job(ended: &Ended, worker: &Worker<'_>, granted: Granted) -> Self {
+    /// `before` are the conditions that the object has.
+    pub(crate) fn of_job(ended: &Ended, worker: &Worker<'_>, granted: Granted, before: &[Condition]) -> Self {
         let failure = worker.said.iter().rev().find_map(failure);
         let why = ended.failure.as_deref().unwrap_or_default();
         if let Some(failure) = failure.filter(|failure| failure.is_final || why == "PodFailurePolicy") {
@@ -52,11 +53,14 @@ impl Refusal {
         let told = last.as_ref().map_or("no pod says why", |(_, told)| told);
         match why {
             "DeadlineExceeded" => {
-                let seconds = granted.deadline.map_or_else(String::new, |deadline| format!(" ({deadline})"));
-                Self::new(
-                    Reason::DeadlineExceeded,
-                    format!("the pods worked longer than spec.activeDeadlineSeconds{seconds}"),
-                )
+                let deadline = granted.deadline.map_or_else(String::new, |deadline| format!(" ({deadline})"));
+                let (what, why) = if worker.begun() {
+                    ("the pods worked longer than", last.map(|(_, told)| told))
+                } else {
+                    ("no pod began to work within", worker.obstacle().or_else(|| obstacle(before)))
+                };
+                let why = why.map_or_else(String::new, |why| format!("; in the end {why}"));
+                Self::new(Reason::DeadlineExceeded, format!("{what} spec.activeDeadlineSeconds{deadline}{why}"))
             }
             "BackoffLimitExceeded" => match last {
                 Some((Reason::OOMKilled, told)) => Self::new(
@@ -76,6 +80,13 @@ impl Refusal {
             other => Self::new(Reason::PodFailed, format!("the Job failed ({other}); {told}")),
         }
     }
+}
+
+/// What the conditions of an object say of what kept its pods from beginning, if anything did.
+fn obstacle(before: &[Condition]) -> Option<String> {
+    let ready = find(before, codex_crds::ConditionType::Ready)?;
+    let known = ready.reason == Reason::WaitingForPod.name() && !ready.message.starts_with(NO_OBSTACLE);
+    known.then(|| ready.message.clone())
 }
 
 /// What an object grants its pods.

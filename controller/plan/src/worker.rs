@@ -34,6 +34,9 @@ pub(crate) struct Worker<'a> {
 /// How long a Job may take to make its pod before somebody wonders.
 const POD_MADE: SignedDuration = SignedDuration::from_secs(30);
 
+/// What is said of a pod that nothing is known to keep from beginning.
+pub(crate) const NO_OBSTACLE: &str = "waiting for a pod to start";
+
 /// What a worker is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Doing {
@@ -97,8 +100,13 @@ impl<'a> Worker<'a> {
             Some(ended) if ended.failure.is_some() => Doing::Failed(ended.clone()),
             Some(ended) => Doing::Complete(ended.at),
             None if self.works() => Doing::Working,
-            None => Doing::Waiting(self.facts.iter().rev().find_map(Facts::obstacle).or_else(|| self.unmade())),
+            None => Doing::Waiting(self.obstacle()),
         }
+    }
+
+    /// What keeps a pod from beginning, if anything is known to.
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        self.facts.iter().rev().find_map(Facts::obstacle).or_else(|| self.unmade())
     }
 
     /// Whether a pod works: its status says so, or it reported and has not ended. A Job takes a moment to say that its

@@ -31,9 +31,10 @@ pub(super) fn find(
     run: Option<&TrainingRun>,
     evaluations: &BTreeMap<String, Evaluation>,
 ) -> Found {
+    let fingerprint = context.signer.fingerprint();
     let signer = match context.signer.available() {
-        Ok(()) => Signer::Available { fingerprint: context.signer.fingerprint() },
-        Err(reason) => Signer::Unavailable { reason },
+        Ok(()) => Signer::Available { fingerprint },
+        Err(reason) => Signer::Unavailable { fingerprint, reason },
     };
     let names = bundle_names(pod, run, evaluations);
     let namespace = pod.namespace().unwrap_or_default();

@@ -7,6 +7,7 @@ use std::{
 
 use codex_crds::{
     DataItem, Evaluation, EvaluationStatus, ReasoningPod, ReasoningPodStatus, TrainingRun, TrainingRunStatus, child,
+    is_subdomain,
 };
 use codex_plan::{
     Plan, Received, References,
@@ -19,6 +20,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
+        apps::v1::Deployment,
         batch::v1::Job,
         core::v1::{ConfigMap, Pod},
     },
@@ -196,7 +198,9 @@ impl Observe for ReasoningPod {
             })
             .collect();
         let found = bundles::find(context, &self, run.as_deref(), &evaluations);
-        let (deployment, tampered) = workers::deployment(context, &namespace, &child::server(&name), &uid);
+        let rolled_out = self.status.as_ref().is_some_and(|status| status.training_run_uid.is_some());
+        let live = servers(context, &namespace, &child::server(&name), rolled_out).await?;
+        let (deployment, tampered) = workers::deployment(context, live, &uid);
         Ok(ObservedReasoningPod {
             settings: context.settings.clone(),
             run: run.map(Arc::unwrap_or_clone),
@@ -224,6 +228,24 @@ impl Observe for ReasoningPod {
 
 fn identity<K: Resource>(object: &K) -> (String, String, String) {
     (object.namespace().unwrap_or_default(), object.name_any(), object.uid().unwrap_or_default())
+}
+
+/// The Deployment of that name. The cache holds only what carries our label: one that was rolled out and is not there is
+/// asked for, so that a label that somebody took away costs nobody the servers.
+async fn servers(
+    context: &Context,
+    namespace: &str,
+    name: &str,
+    rolled_out: bool,
+) -> Result<Option<Deployment>, ObserveError> {
+    let cached = get(&context.stores.deployments, namespace, name);
+    if cached.is_some() || !rolled_out {
+        return Ok(cached.map(Arc::unwrap_or_clone));
+    }
+    let api: Api<Deployment> = Api::namespaced(context.client.clone(), namespace);
+    let failed = |source| ObserveError::Client { kind: "Deployment", name: name.to_owned(), source };
+    let found = api.get_opt(name).await.map_err(failed)?;
+    Ok(found.filter(|found| found.metadata.deletion_timestamp.is_none()))
 }
 
 /// A Job with its pods; without one, what its pods would mount.
@@ -262,8 +284,13 @@ async fn references(
     let mut references = References { claims: claims.cloned().collect(), ..References::default() };
     let names: BTreeSet<_> = data.iter().filter_map(|item| Some(&item.source.config_map.as_ref()?.name)).collect();
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
-    for name in names {
-        let found = api.get_opt(name).await.map_err(|source| ObserveError::ConfigMap { name: name.clone(), source })?;
+    // What can be no name leads elsewhere in the API, and is missing.
+    for name in names.into_iter().filter(|name| is_subdomain(name)) {
+        let found = api.get_opt(name).await.map_err(|source| ObserveError::Client {
+            kind: "ConfigMap",
+            name: name.clone(),
+            source,
+        })?;
         if let Some(found) = found {
             let texts = found.data.unwrap_or_default().into_keys();
             let keys = texts.chain(found.binary_data.unwrap_or_default().into_keys()).collect();

@@ -1,5 +1,5 @@
 //! Observing: what the plans depend on, from caches. I/O only where a cache cannot know: the keys of a user's ConfigMap,
-//! while they matter.
+//! while they matter, and servers that were rolled out and lost the label by which the caches select.
 
 mod bundles;
 mod follow;
@@ -12,14 +12,16 @@ pub use kinds::Observe;
 pub use stores::{OURS, Stores, Writers, caught_up, caught_up_deleted, get};
 pub use wake::{Queues, Wake, requests};
 
-use crate::error::client_category;
+use crate::error::{client_category, said};
 
 /// Why something could not be observed.
 #[derive(Debug, thiserror::Error)]
 pub enum ObserveError {
     /// The API server.
-    #[error("the ConfigMap {name} cannot be read: {source}")]
-    ConfigMap {
+    #[error("the {kind} {name} cannot be read: {}", said(source))]
+    Client {
+        /// The kind of what was asked for.
+        kind: &'static str,
         /// Which.
         name: String,
         /// Why.
@@ -32,7 +34,7 @@ impl ObserveError {
     /// A word for metric labels.
     pub fn category(&self) -> &'static str {
         match self {
-            Self::ConfigMap { source, .. } => client_category(source),
+            Self::Client { source, .. } => client_category(source),
         }
     }
 }

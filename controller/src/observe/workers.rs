@@ -37,15 +37,14 @@ pub fn job(context: &Context, namespace: &str, name: &str, owner: &str) -> Optio
     ours.then(|| Job::clone(&job))
 }
 
-/// A Deployment of ours, and whether there is one whose template somebody changed: that one is made anew.
-pub fn deployment(context: &Context, namespace: &str, name: &str, owner: &str) -> (Option<Deployment>, bool) {
-    let found = get(&context.stores.deployments, namespace, name).filter(|found| is_controlled_by(&**found, owner));
-    let Some(deployment) = found else { return (None, false) };
-    if !context.seal.holds(owner, &*deployment) {
-        debug!("the Deployment {name} is not as the controller made it");
+/// `found`, if it is a Deployment of ours, and whether it is one whose template somebody changed: that one is made anew.
+pub fn deployment(context: &Context, found: Option<Deployment>, owner: &str) -> (Option<Deployment>, bool) {
+    let Some(deployment) = found.filter(|found| is_controlled_by(found, owner)) else { return (None, false) };
+    if !context.seal.holds(owner, &deployment) {
+        debug!("the Deployment {} is not as the controller made it", deployment.name_any());
         return (None, true);
     }
-    (Some(Deployment::clone(&deployment)), false)
+    (Some(deployment), false)
 }
 
 /// The pods of a Job.

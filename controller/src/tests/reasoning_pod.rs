@@ -233,10 +233,11 @@ async fn a_bundle_that_cannot_be_made_stalls_the_pod_with_the_reason_and_the_gen
 
 #[tokio::test]
 async fn what_would_divert_or_stop_the_servers_is_taken_away() {
+    type Change = fn(&mut Value);
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));
     settle::<ReasoningPod>(&world, "p").await;
-    let changes: [(&str, fn(&mut Value)); 4] = [
+    let changes: [(&str, Change); 4] = [
         ("/api/v1/namespaces/team/services/p", |child| child["spec"]["selector"]["more"] = json!("x")),
         ("/apis/policy/v1/namespaces/team/poddisruptionbudgets/p-serve", |child| {
             child["spec"]["selector"]["matchLabels"]["more"] = json!("x");
@@ -278,6 +279,44 @@ async fn a_changed_server_of_a_blocked_pod_becomes_what_it_was() {
     assert_eq!(world.api.object(&deployment).unwrap()["spec"], before["spec"]);
     let pod = world.api.object(&path("reasoningpods", "p")).unwrap();
     assert_eq!((&pod["status"]["phase"], &pod["status"]["promotion"]), (&json!("Blocked"), &promotion), "{pod}");
+}
+
+#[tokio::test]
+async fn a_changed_server_becomes_what_it_was_although_its_run_is_gone() {
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    let deployment = format!("/apis/apps/v1{TEAM}/deployments/p-serve");
+    let before = world.api.object(&deployment).unwrap();
+    world.api.hide(&path("trainingruns", "a"));
+    let mut changed = before.clone();
+    changed["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1");
+    world.api.put(&deployment, changed);
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    assert!(!requests.iter().any(|line| line.starts_with("DELETE")), "{requests:#?}");
+    assert_eq!(world.api.object(&deployment).unwrap()["spec"], before["spec"]);
+}
+
+#[tokio::test]
+async fn servers_of_a_blocked_pod_that_lost_their_label_keep_what_leads_to_them() {
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    let mut live = world.api.object(&path("reasoningpods", "p")).unwrap();
+    live["spec"]["rolloutRing"] = json!("main");
+    world.api.put(&path("reasoningpods", "p"), live);
+    settle::<ReasoningPod>(&world, "p").await;
+    let deployment = format!("/apis/apps/v1{TEAM}/deployments/p-serve");
+    let before = world.api.object(&deployment).unwrap();
+    let mut bare = before.clone();
+    bare["metadata"]["labels"].as_object_mut().unwrap().remove("app.kubernetes.io/managed-by");
+    world.api.put(&deployment, bare);
+    world.api.hide(&deployment);
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    assert!(!requests.iter().any(|line| line.starts_with("DELETE")), "{requests:#?}");
+    assert!(requests.contains(&format!("PATCH {deployment} as codex-controller force")), "{requests:#?}");
+    let after = world.api.object(&deployment).unwrap();
+    assert_eq!((&after["metadata"]["labels"], &after["spec"]), (&before["metadata"]["labels"], &before["spec"]));
 }
 
 #[tokio::test]

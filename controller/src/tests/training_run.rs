@@ -141,6 +141,20 @@ async fn a_job_that_the_api_server_refuses_stalls_with_its_sentence_and_is_tried
 }
 
 #[tokio::test]
+async fn a_config_map_whose_name_can_be_none_is_missing_and_nothing_else_is_asked_for() {
+    let world = World::new().await;
+    let mut lost = run("a");
+    let source = json!({"configMap": {"name": "../secrets/codex-seal", "key": "seal.key"}});
+    lost["spec"]["data"] = json!([{"name": "sums", "sha256": "0".repeat(64), "source": source}]);
+    world.api.put(&path("trainingruns", "a"), lost);
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    result.unwrap();
+    assert!(!requests.iter().any(|line| line.starts_with("GET")), "{requests:?}");
+    let run = world.api.object(&path("trainingruns", "a")).unwrap();
+    assert!(run["status"]["conditions"].to_string().contains("which does not exist in this namespace"), "{run}");
+}
+
+#[tokio::test]
 async fn a_run_without_its_claim_waits_and_makes_no_job() {
     let world = World::new().await;
     let mut lonely = run("a");

@@ -26,7 +26,9 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
         Stage::Done
         | Stage::Judged(_)
         | Stage::Invalid(_)
-        | Stage::Waiting(Waiting::Run | Waiting::Training | Waiting::FailedTraining(_)) => Course::Kept,
+        | Stage::Waiting(Waiting::Run | Waiting::RunEnding | Waiting::Training | Waiting::FailedTraining(_)) => {
+            Course::Kept
+        }
         Stage::Waiting(Waiting::References(_)) => Course::None,
     };
     let task = Task {

@@ -57,7 +57,7 @@ pub(crate) fn gates(gates: &[Gate]) -> Result<Vec<codex_verdict::Gate>, String> 
 pub(crate) fn counted(view: &View<'_>) -> Option<Result<Counted, Refusal>> {
     let complete = |state: &&EvaluationState| state.stage == PodStage::Finished && !state.metrics.is_empty();
     let state = view.states().map(|(_, state)| state).find(complete)?;
-    let data = data::digests(&state.data);
+    let data = view.read(state);
     let refuse = |reason, why: String| Some(Err(Refusal::new(reason, why)));
     let Some(model) = state.model_digest else {
         return refuse(Reason::ModelMismatch, "the evaluator did not say which model it scored".to_owned());
@@ -114,7 +114,7 @@ pub(super) fn translated(verdict: codex_verdict::Verdict) -> Verdict {
 pub(crate) fn fault(view: &View<'_>, expected: ModelDigest) -> Option<Refusal> {
     let mounted = view.observed.job.as_ref().and_then(job::config_digest);
     for (report, state) in view.states() {
-        if let Some(why) = data::mismatch(&view.spec().data, view.data(), &data::digests(&state.data)) {
+        if let Some(why) = data::mismatch(&view.spec().data, view.data(), &view.read(state)) {
             return Some(Refusal::new(Reason::DataMismatch, why));
         }
         if let (Some(mounted), Some(read)) = (mounted, report.config_digest)

@@ -1,7 +1,7 @@
 //! Where an evaluation stands, out of what is observed. Pure.
 
 use codex_configs::{Data, Evaluation as Configured, Resolved, compose_evaluation};
-use codex_crds::{ConditionType, EvaluationSpec, EvaluationStatus, ModelStatus, Reason, TrainingRun};
+use codex_crds::{ConditionType, DataStatus, EvaluationSpec, EvaluationStatus, ModelStatus, Reason, TrainingRun};
 use codex_provenance::ConfigDigest;
 use codex_reports::{EvaluationState, Report, State};
 use jiff::Timestamp;
@@ -58,6 +58,8 @@ pub(crate) enum Stage {
 pub(crate) enum Waiting {
     /// The run, which does not exist.
     Run,
+    /// The end of the run, which is being deleted: nothing is done for it any more.
+    RunEnding,
     /// The run's model.
     Training,
     /// A run that can still come right, and has failed as it is.
@@ -68,6 +70,17 @@ pub(crate) enum Waiting {
     Pod(Option<String>),
     /// The report of a pod that ended well, until then.
     LastReport(Timestamp),
+}
+
+impl Waiting {
+    /// For the model of a run that has none.
+    fn untrained(run: &TrainingRun) -> Self {
+        let conditions = run.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        if !is_true(conditions, ConditionType::Stalled) {
+            return Self::Training;
+        }
+        Self::FailedTraining(Refusal::recorded(conditions).message)
+    }
 }
 
 impl<'a> View<'a> {
@@ -114,6 +127,14 @@ impl<'a> View<'a> {
         self.config.as_ref().map(|config| config.data.as_slice()).unwrap_or_default()
     }
 
+    /// What the evaluator says that it read, as a status holds it: files of the spec, and of the preset.
+    pub(crate) fn read(&self, state: &EvaluationState) -> Vec<DataStatus> {
+        let spec = self.spec();
+        let preset = codex_configs::benchmark(&spec.preset).iter().map(|file| file.name);
+        let named: Vec<_> = spec.data.iter().map(|item| item.name.as_str()).chain(preset).collect();
+        data::digests(&state.data, &named)
+    }
+
     /// The digest of the configuration that counts.
     pub(crate) fn config_digest(&self) -> Option<ConfigDigest> {
         self.config.as_ref().ok().map(|config| config.digest)
@@ -143,8 +164,10 @@ impl Stage {
         if let Err(why) = view.config.as_ref().map(|_| ()).and(view.gates.as_ref().map(|_| ())) {
             return Self::Invalid(why.clone());
         }
+        // What waits for a run can stand still as well as what works for it.
+        let waits = |waiting| if spec.suspend { Self::Suspended } else { Self::Waiting(waiting) };
         let Some(run) = &view.observed.run else {
-            return Self::Waiting(Waiting::Run);
+            return waits(Waiting::Run);
         };
         let uid = run.uid().unwrap_or_default();
         if let Some(pinned) = status.training_run_uid.as_ref().filter(|pinned| **pinned != uid) {
@@ -155,8 +178,11 @@ impl Stage {
             );
             return Self::Failed(Refusal::new(Reason::Replaced, why));
         }
+        if run.metadata.deletion_timestamp.is_some() {
+            return waits(Waiting::RunEnding);
+        }
         let Some((_, model)) = view.trained() else {
-            return Self::untrained(run);
+            return waits(Waiting::untrained(run));
         };
         if let Some(refusal) = outcome::fault(view, model.digest) {
             return Self::Failed(refusal);
@@ -174,16 +200,10 @@ impl Stage {
             Doing::Waiting(obstacle) => Self::Waiting(Waiting::Pod(obstacle)),
             Doing::Working => Self::Running,
             Doing::Complete(at) => Self::complete(view, at),
-            Doing::Failed(ended) => Self::Failed(Refusal::of_job(&ended, &view.worker, view.granted())),
+            Doing::Failed(ended) => {
+                Self::Failed(Refusal::of_job(&ended, &view.worker, view.granted(), &status.conditions))
+            }
         }
-    }
-
-    fn untrained(run: &TrainingRun) -> Self {
-        let conditions = run.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        if !is_true(conditions, ConditionType::Stalled) {
-            return Self::Waiting(Waiting::Training);
-        }
-        Self::Waiting(Waiting::FailedTraining(Refusal::recorded(conditions).message))
     }
 
     fn without_job(view: &View<'_>, run: &TrainingRun) -> Self {

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     conditions::Conditions,
-    data,
     throttle::{self, REFERENCES_AGAIN},
+    worker::NO_OBSTACLE,
 };
 
 /// The status, and when to look again.
@@ -29,7 +29,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (EvaluationStatus, Optio
     }
     let uid = observed.run.as_ref().and_then(ResourceExt::uid);
     let settled = matches!(stage, Stage::Judged(_) | Stage::Failed(_));
-    let read = view.states().next().map(|(_, state)| data::digests(&state.data)).filter(|read| !read.is_empty());
+    let read = view.states().next().map(|(_, state)| view.read(state)).filter(|read| !read.is_empty());
     let mut next = EvaluationStatus {
         observed_generation: generation,
         training_run_uid: view.status.training_run_uid.clone().or(uid),
@@ -135,12 +135,13 @@ fn told(view: &View<'_>, stage: &Stage) -> (Reason, String) {
                 Reason::NotFound,
                 format!("spec.trainingRun names {run:?}, which does not exist in this namespace: create it"),
             ),
+            Waiting::RunEnding => (Reason::NotFound, format!("TrainingRun {run} is being deleted")),
             Waiting::Training => (Reason::WaitingForTraining, format!("TrainingRun {run} has no model yet")),
             Waiting::FailedTraining(why) => {
                 (Reason::WaitingForTraining, format!("TrainingRun {run} has no model, and it stalled: {why}"))
             }
             Waiting::References(missing) => (Reason::NotFound, missing.join("; ")),
-            Waiting::Pod(None) => (Reason::WaitingForPod, format!("waiting for a pod to start{before}")),
+            Waiting::Pod(None) => (Reason::WaitingForPod, format!("{NO_OBSTACLE}{before}")),
             Waiting::Pod(Some(obstacle)) => (Reason::WaitingForPod, format!("{obstacle}{before}")),
             Waiting::LastReport(_) => {
                 (Reason::Running, "the evaluator ended well; waiting for its last report".to_owned())

@@ -1,9 +1,12 @@
 //! Everything that stands between an object and its rollout, all of it at once and in plain words. Pure.
 
-use codex_crds::{ConditionType, ModelStatus, Reason, TrainingRun};
+use codex_crds::{ConditionType, ModelStatus, Reason, TrainingRun, child};
 use kube::ResourceExt;
 
-use super::{Bundle, ObservedReasoningPod, Signer, rollout};
+use super::{
+    Bundle, ObservedReasoningPod, Signer,
+    rollout::{self, Target},
+};
 use crate::{
     conditions::{find, is_true},
     evaluation::proof::{Proof, Unproven, proof},
@@ -19,6 +22,7 @@ pub(crate) enum About {
     Ring,
     Gates,
     Signing,
+    Servers,
 }
 
 /// One thing that stands in the way.
@@ -48,6 +52,7 @@ impl<'a> Evidence<'a> {
         evidence.ring(observed);
         evidence.gates(observed);
         evidence.signing(observed);
+        evidence.servers(observed);
         for block in &mut evidence.blocks {
             if block.sentence.chars().count() > MAX_SENTENCE {
                 block.sentence = block.sentence.chars().take(MAX_SENTENCE - 1).chain(['…']).collect();
@@ -66,6 +71,10 @@ impl<'a> Evidence<'a> {
             let sentence = format!("TrainingRun {name} does not exist in this namespace: create it");
             return self.block(About::Training, Reason::NotFound, true, sentence);
         };
+        // Nothing is signed for what leaves: its bundles go with it.
+        if run.metadata.deletion_timestamp.is_some() {
+            self.block(About::Training, Reason::NotFound, true, format!("TrainingRun {name} is being deleted"));
+        }
         let conditions = run.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         let model = run.status.as_ref().and_then(|status| status.model.as_ref());
         match model.filter(|_| is_true(conditions, ConditionType::Trained)) {
@@ -119,6 +128,10 @@ impl<'a> Evidence<'a> {
                 self.block(About::Gates, Reason::NotFound, true, sentence);
                 continue;
             };
+            if evaluation.metadata.deletion_timestamp.is_some() {
+                self.block(About::Gates, Reason::NotFound, true, format!("Evaluation {name} is being deleted"));
+                continue;
+            }
             match proof(evaluation, &spec.training_run, uid.as_deref(), model) {
                 Ok(proof) => proofs.push(proof),
                 Err(Unproven { reason, waits, sentence }) => self.block(About::Gates, reason, waits, sentence),
@@ -134,7 +147,7 @@ impl<'a> Evidence<'a> {
     }
 
     fn signing(&mut self, observed: &ObservedReasoningPod) {
-        if let Signer::Unavailable { reason } = &observed.signer {
+        if let Signer::Unavailable { reason, .. } = &observed.signer {
             let sentence = format!("nothing can be signed: {reason}");
             self.block(About::Signing, Reason::SignerUnavailable, false, sentence);
         }
@@ -155,6 +168,20 @@ impl<'a> Evidence<'a> {
             );
             self.block(About::Signing, reason, false, sentence);
         }
+    }
+
+    /// What serves stays while something blocks; where that cannot be, somebody has to know.
+    fn servers(&mut self, observed: &ObservedReasoningPod) {
+        let lost = observed.tampered && Target::recorded(observed).is_none() && !observed.object.spec.dry_run;
+        if self.blocks.is_empty() || !lost {
+            return;
+        }
+        let sentence = format!(
+            "the pod template of the Deployment {} was changed, and the status does not say what it was with the key that \
+             is pinned now: delete the Deployment, and servers come back once nothing else blocks",
+            child::server(&observed.object.name_any())
+        );
+        self.block(About::Servers, Reason::NameTaken, false, sentence);
     }
 }
 

@@ -28,9 +28,9 @@ use super::{
     stage::{Stage, View},
 };
 use crate::{
-    Desired, Settings,
+    Desired, Kept, KeptKind, Settings,
     metadata::{Component, our_annotations, ring_label},
-    pod_template::{Access, CA, Mounts, Port, Probes, Template, join},
+    pod_template::{Access, CA, Mounts, Port, Probes, Template},
 };
 
 /// Where servers answer.
@@ -41,26 +41,32 @@ const GRACE_SECONDS: i64 = 60;
 const STARTUP_SECONDS: i32 = 600;
 
 pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
-    let deployment = match stage {
+    let mut desired = Desired::default();
+    match stage {
         // A dry run creates nothing, and turning it on stops the server.
-        _ if view.spec().dry_run => return Desired::default(),
-        Stage::DryRun => return Desired::default(),
+        _ if view.spec().dry_run => return desired,
+        Stage::DryRun => return desired,
         // The conditions of serving gate new rollouts, they do not tear down.
         Stage::Blocked | Stage::Signing(_) => match (&view.servers, &view.former) {
-            (Some(servers), _) => kept(view, servers),
+            (Some(servers), _) => desired.deployments.push(kept(view, servers)),
             // A template that somebody changed is none that may run: the servers become what they were.
-            (None, Some(former)) => deployment(view, former),
-            (None, None) => return Desired::default(),
+            (None, Some(former)) => desired.deployments.push(deployment(view, former)),
+            // Nobody knows what they were, and whoever asks them is not to find nothing: a person is told.
+            (None, None) if view.observed.tampered => {
+                desired.kept.push(Kept { kind: KeptKind::Deployment, name: server(view) });
+            }
+            (None, None) => return desired,
         },
-        Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => deployment(view, target),
-    };
+        Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => {
+            desired.deployments.push(deployment(view, target));
+        }
+    }
     Desired {
         config_maps: vec![config_map(view)],
-        deployments: vec![deployment],
         services: vec![service(view)],
         pod_disruption_budgets: vec![budget(view)],
         network_policies: vec![policy(view)],
-        ..Desired::default()
+        ..desired
     }
 }
 
@@ -148,8 +154,7 @@ fn settings_digest(settings: &Settings) -> String {
 
 fn template<'a>(view: &'a View<'_>, target: &Target) -> Template<'a> {
     let mut mounts = Mounts::default();
-    let model = join(&[&target.sub_path, &target.run_uid, "model"]);
-    mounts.claim(&target.claim, &model, "/model", Access::ReadOnly);
+    mounts.claim(&target.claim, &target.path, "/model", Access::ReadOnly);
     mounts.config_map(&target.oms_bundle, None, "/bundles/oms");
     mounts.config_map(&target.promotion_bundle, None, "/bundles/promotion");
     let arguments = [

@@ -71,9 +71,20 @@ pub enum Signer {
     },
     /// No; one sentence says why.
     Unavailable {
+        /// SHA-256 of the public key's PEM text: that one is pinned, whatever became of the private key.
+        fingerprint: Sha256,
         /// Without the key itself, of course.
         reason: String,
     },
+}
+
+impl Signer {
+    /// SHA-256 of the PEM text of the public key by which servers know what was signed.
+    pub(crate) fn fingerprint(&self) -> Sha256 {
+        match self {
+            Self::Available { fingerprint } | Self::Unavailable { fingerprint, .. } => *fingerprint,
+        }
+    }
 }
 
 /// What a ConfigMap with a bundle is worth. The key is always the signer's, never the ConfigMap's.

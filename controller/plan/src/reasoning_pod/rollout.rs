@@ -19,6 +19,7 @@ use super::{
 use crate::{
     Effect,
     metadata::{Component, Owner, ring_label},
+    pod_template::join,
 };
 
 /// Where the bundles of an object are kept, as far as that is known.
@@ -93,7 +94,8 @@ pub(crate) fn occasion(observed: &ObservedReasoningPod, evidence: &Evidence<'_>)
 pub(crate) struct Target {
     pub(crate) run_uid: String,
     pub(crate) claim: String,
-    pub(crate) sub_path: String,
+    /// The folder of the model on that claim.
+    pub(crate) path: String,
     pub(crate) model: ModelDigest,
     pub(crate) ring: Ring,
     pub(crate) fingerprint: Sha256,
@@ -103,18 +105,21 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// What the status says was rolled out, where the servers' template is no longer that. The servers check both bundles
-    /// against the key, the ring and the digests, so that a status that somebody forged brings nothing unsigned to life.
+    /// What the status says was rolled out, where the servers' template is no longer that; none where another key was pinned
+    /// since, by which no server would know it. The servers check both bundles against the key, the ring and the digests, so
+    /// that a status that somebody forged brings nothing unsigned to life.
     pub(crate) fn recorded(observed: &ObservedReasoningPod) -> Option<Self> {
         let status = observed.object.status.as_ref().filter(|_| observed.tampered)?;
         let (manifest, promotion) = (status.manifest.as_ref()?, status.promotion.as_ref()?);
-        let run = observed.run.as_ref().filter(|run| run.uid() == status.training_run_uid)?;
-        let Signer::Available { fingerprint } = observed.signer else { return None };
-        let output = &run.spec.output.persistent_volume_claim;
+        let fingerprint = observed.signer.fingerprint();
+        if manifest.signer != fingerprint.short() {
+            return None;
+        }
+        let (claim, path) = manifest.location.as_ref()?.split_once('/')?;
         Some(Self {
-            run_uid: run.uid()?,
-            claim: output.claim_name.clone(),
-            sub_path: output.sub_path.clone(),
+            run_uid: status.training_run_uid.clone()?,
+            claim: claim.to_owned(),
+            path: path.to_owned(),
             model: manifest.digest,
             ring: promotion.ring,
             fingerprint,
@@ -159,7 +164,7 @@ impl Signing {
         let output = &run.spec.output.persistent_volume_claim;
         Some(Self::Recorded(Box::new(Target {
             claim: output.claim_name.clone(),
-            sub_path: output.sub_path.clone(),
+            path: join(&[&output.sub_path, &run_uid, "model"]),
             model: model.digest,
             ring: observed.object.spec.rollout_ring,
             fingerprint,

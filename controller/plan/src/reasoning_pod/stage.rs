@@ -58,9 +58,9 @@ impl<'a> View<'a> {
         &self.observed.object.spec
     }
 
-    /// Whether servers are there and stay, or come back as they were.
+    /// Whether servers are there and stay, or come back as they were if that is known.
     pub(crate) fn serves(&self) -> bool {
-        !self.spec().dry_run && (self.servers.is_some() || self.former.is_some())
+        !self.spec().dry_run && (self.servers.is_some() || self.observed.tampered)
     }
 }
 

@@ -108,11 +108,15 @@ fn signed(view: &View<'_>, stage: &Stage, serves: bool) -> Signed {
     }
     let observed = view.observed;
     let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations);
-    let model = view.evidence.trained.map(|(_, model)| model.digest);
+    let model = view.evidence.trained.map(|(_, model)| model);
     let manifest = match (&observed.oms, &observed.signer, model, names.oms) {
-        (Bundle::Valid(_), Signer::Available { fingerprint }, Some(digest), Some(bundle)) => {
-            Some(ManifestStatus { digest, short: digest.short(), signer: fingerprint.short(), bundle })
-        }
+        (Bundle::Valid(_), Signer::Available { fingerprint }, Some(model), Some(bundle)) => Some(ManifestStatus {
+            digest: model.digest,
+            short: model.digest.short(),
+            signer: fingerprint.short(),
+            bundle,
+            location: Some(model.location.clone()),
+        }),
         _ => None,
     };
     let blocked = view.evidence.blocks.iter().any(|block| block.about == About::Signing);
@@ -133,6 +137,7 @@ fn of_target(target: &Target) -> Signed {
             short: target.model.short(),
             signer: target.fingerprint.short(),
             bundle: target.oms_bundle.clone(),
+            location: Some(format!("{}/{}", target.claim, target.path)),
         }),
         promotion: Some(PromotionStatus {
             ring: target.ring,
@@ -241,7 +246,12 @@ fn verification(view: &View<'_>, stage: &Stage) -> (Truth, Reason, String) {
         }
         None if view.spec().dry_run => (Truth::Unknown, Reason::DryRun, "a dry run starts no server".to_owned()),
         None => match stage {
-            Stage::Blocked => (Truth::Unknown, Reason::Blocked, "no server runs".to_owned()),
+            Stage::Blocked if view.observed.tampered => {
+                let message =
+                    "the servers were changed, and none of those that are put right has said what it verified";
+                (Truth::Unknown, Reason::Blocked, message.to_owned())
+            }
+            Stage::Blocked if !view.serves() => (Truth::Unknown, Reason::Blocked, "no server runs".to_owned()),
             _ => (Truth::Unknown, Reason::RollingOut, "no server has said what it verified".to_owned()),
         },
     }

@@ -11,12 +11,12 @@ pub(crate) fn model(view: &View<'_>) -> Option<Result<ModelStatus, Refusal>> {
     let reported = view.states().find_map(|(_, state)| {
         let model = state.model.as_ref().filter(|_| state.stage == PodStage::Finished)?;
         // Last words that were cut short leave out the files; whole ones come by report.
-        (!model.manifest.files.is_empty()).then_some((model, &state.data))
+        (!model.manifest.files.is_empty()).then_some((model, state))
     });
-    let Some((model, read)) = reported else {
+    let Some((model, state)) = reported else {
         return view.status.model.clone().map(Ok);
     };
-    let read = data::digests(read);
+    let read = view.read(state);
     let unread = data::unread(&view.spec().data, view.data(), &read).map(|why| Refusal::new(Reason::DataMismatch, why));
     Some(unread.map_or_else(|| checked(view, model), Err))
 }
@@ -62,7 +62,7 @@ fn checked(view: &View<'_>, model: &Model) -> Result<ModelStatus, Refusal> {
 pub(crate) fn fault(view: &View<'_>) -> Option<Refusal> {
     let mounted = view.observed.job.as_ref().and_then(job::config_digest);
     for (report, state) in view.states() {
-        if let Some(why) = data::mismatch(&view.spec().data, view.data(), &data::digests(&state.data)) {
+        if let Some(why) = data::mismatch(&view.spec().data, view.data(), &view.read(state)) {
             return Some(Refusal::new(Reason::DataMismatch, why));
         }
         if let (Some(mounted), Some(read)) = (mounted, report.config_digest)

@@ -1,7 +1,7 @@
 //! Where a run stands, out of what is observed. Pure.
 
 use codex_configs::{Data, Resolved, Training, compose_training};
-use codex_crds::{ModelStatus, Reason, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus};
+use codex_crds::{DataStatus, ModelStatus, Reason, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus};
 use codex_provenance::ConfigDigest;
 use codex_reports::{Report, State, TrainingState};
 use jiff::Timestamp;
@@ -93,6 +93,12 @@ impl<'a> View<'a> {
         self.config.as_ref().map(|config| config.data.as_slice()).unwrap_or_default()
     }
 
+    /// What the trainer says that it read, as a status holds it.
+    pub(crate) fn read(&self, state: &TrainingState) -> Vec<DataStatus> {
+        let named: Vec<_> = self.spec().data.iter().map(|item| item.name.as_str()).collect();
+        data::digests(&state.data, &named)
+    }
+
     /// The digest of the configuration that counts.
     pub(crate) fn config_digest(&self, stage: &Stage) -> Option<ConfigDigest> {
         let composed = self.config.as_ref().ok().map(|config| config.digest);
@@ -131,7 +137,9 @@ impl Stage {
             Doing::Waiting(obstacle) => Self::Waiting(Waiting::Pod(obstacle)),
             Doing::Working => Self::Running,
             Doing::Complete(at) => Self::complete(view, at),
-            Doing::Failed(ended) => Self::Failed(Refusal::of_job(&ended, &view.worker, view.granted())),
+            Doing::Failed(ended) => {
+                Self::Failed(Refusal::of_job(&ended, &view.worker, view.granted(), &status.conditions))
+            }
         }
     }
 

@@ -11,9 +11,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::stage::{Stage, View, Waiting};
 use crate::{
     conditions::Conditions,
-    data,
     numbers::{count, decimal},
     throttle::{self, REFERENCES_AGAIN},
+    worker::NO_OBSTACLE,
 };
 
 /// The status, and when to look again.
@@ -58,7 +58,7 @@ fn numbers(view: &View<'_>, stage: &Stage) -> TrainingRunStatus {
         return held.clone();
     }
     let newest = view.states().next().map(|(_, state)| state);
-    let read = newest.map(|state| data::digests(&state.data)).filter(|read| !read.is_empty());
+    let read = newest.map(|state| view.read(state)).filter(|read| !read.is_empty());
     let checkpoint = newest.and_then(|state| state.last_checkpoint.as_ref());
     let executed = view.states().map(|(_, state)| count(state.steps_executed)).max();
     let settled = matches!(stage, Stage::Succeeded(_) | Stage::Failed(_));
@@ -159,7 +159,7 @@ fn told(view: &View<'_>, stage: &Stage) -> (Reason, String) {
         Stage::Invalid(why) => (Reason::InvalidConfiguration, why.clone()),
         Stage::Suspended => (Reason::Suspended, "spec.suspend is true: set it to false to go on".to_owned()),
         Stage::Waiting(Waiting::References(missing)) => (Reason::NotFound, missing.join("; ")),
-        Stage::Waiting(Waiting::Pod(None)) => (Reason::WaitingForPod, format!("waiting for a pod to start{before}")),
+        Stage::Waiting(Waiting::Pod(None)) => (Reason::WaitingForPod, format!("{NO_OBSTACLE}{before}")),
         Stage::Waiting(Waiting::Pod(Some(obstacle))) => (Reason::WaitingForPod, format!("{obstacle}{before}")),
         Stage::Waiting(Waiting::LastReport(_)) => {
             (Reason::Running, "the trainer ended well; waiting for its last report".to_owned())

@@ -3,7 +3,9 @@
 
 mod convergence;
 mod explained;
+mod leaving;
 mod make;
 mod properties;
+mod servers;
 mod stories;
 mod world;

@@ -13,7 +13,7 @@ use codex_provenance::{
     OmsPayloadDigest, PromotionDigest, Sha256,
     promotion::{Occasion, Promotion},
 };
-use codex_reports::{Kind, State};
+use codex_reports::{DataFile, Kind, State};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use proptest::prelude::*;
@@ -224,7 +224,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         signer: if case.signer {
             Signer::Available { fingerprint: Sha256::of("key") }
         } else {
-            Signer::Unavailable { reason: "the key is lost".to_owned() }
+            Signer::Unavailable { fingerprint: Sha256::of("key"), reason: "the key is lost".to_owned() }
         },
         oms: bundle(case.oms, SignedModel { payload: OmsPayloadDigest(Sha256::of("payload")) }),
         promotion: bundle(
@@ -339,6 +339,23 @@ fn ready_to_sign(uid: &str) -> ObservedReasoningPod {
 }
 
 #[test]
+fn files_that_nobody_named_to_a_pod_reach_no_status() {
+    let mut world = World::new();
+    world.reconcile();
+    world.sync_jobs();
+    world.start_pods();
+    let mut state = make::training(9);
+    let strange = |index: usize| DataFile { name: "x".repeat(30 + index), ..state.data[0].clone() };
+    let strangers: Vec<_> = (0..20).map(strange).collect();
+    state.data.splice(0..0, strangers);
+    let pod = world.working("cot-train").unwrap();
+    world.say("cot-train", &pod, State::Training(state));
+    world.reconcile();
+    let read = world.run.status.unwrap().data_digests;
+    assert_eq!(read.iter().map(|file| &*file.name).collect::<Vec<_>>(), ["file", "made"]);
+}
+
+#[test]
 fn runs_that_made_the_same_model_have_a_promotion_each() {
     let kept = ["run-1", "run-2"].map(|uid| {
         let mut observed = ready_to_sign(uid);
@@ -364,7 +381,7 @@ fn runs_that_made_the_same_model_have_a_promotion_each() {
 }
 
 /// Observations in the middle of everything.
-fn busy() -> World {
+pub(crate) fn busy() -> World {
     let mut world = World::new();
     for _ in 0..3 {
         world.second += 20;

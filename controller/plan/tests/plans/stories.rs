@@ -304,6 +304,7 @@ stories! {
     run_out_of_memory: ObservedTrainingRun;
     run_with_bad_input: ObservedTrainingRun;
     run_without_a_pod: ObservedTrainingRun;
+    run_over_its_deadline: ObservedTrainingRun;
     evaluation_passes: ObservedEvaluation;
     evaluation_of_a_replaced_run: ObservedEvaluation;
     pod_serves: ObservedReasoningPod;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun, annotation};
 use codex_plan::{
-    Desired, Effect, Plan, Received, References,
+    Desired, Effect, KeptKind, Plan, Received, References,
     evaluation::{self, ObservedEvaluation},
     reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer, bundle_names},
     training_run::{self, ObservedTrainingRun},
@@ -126,7 +126,7 @@ impl World {
             signer: if self.signer {
                 Signer::Available { fingerprint: Sha256::of("key") }
             } else {
-                Signer::Unavailable { reason: "the key is lost".to_owned() }
+                Signer::Unavailable { fingerprint: Sha256::of("key"), reason: "the key is lost".to_owned() }
             },
             oms: self.oms.filter(|_| names.oms.is_some()).map_or(Bundle::Absent, Bundle::Valid),
             promotion: promoted.map_or(Bundle::Absent, |(promotion, digest)| {
@@ -262,7 +262,8 @@ impl World {
         if held != self.config_maps.len() {
             self.writes.push("fewer ConfigMaps".to_owned());
         }
-        if object == "rc" && deployments.is_empty() && self.deployment.take().is_some() {
+        let stays = kept.iter().any(|kept| kept.kind == KeptKind::Deployment);
+        if object == "rc" && deployments.is_empty() && !stays && self.deployment.take().is_some() {
             self.pods.retain(|_, pod| pod.labels().get("owner").is_none_or(|owner| owner != "rc-serve"));
             self.others.clear();
             self.tampered = false;

@@ -1,0 +1,69 @@
+//! What serves stays, whatever becomes of what it was made of.
+
+use codex_crds::{ConditionType, ReasoningPodPhase};
+use codex_plan::{
+    Kept, KeptKind,
+    conditions::{find, is_true},
+    reasoning_pod::{self, ObservedReasoningPod, Signer},
+};
+use codex_provenance::Sha256;
+
+use crate::{make, properties::busy};
+
+/// A pod that serves, whose servers' template somebody changed while the signer and the run were lost.
+fn orphaned() -> (ObservedReasoningPod, ObservedReasoningPod) {
+    let before = busy().observed_pod();
+    let mut after = before.clone();
+    (after.deployment, after.tampered, after.pods) = (None, true, Vec::new());
+    after.run = None;
+    after.signer = Signer::Unavailable { fingerprint: Sha256::of("key"), reason: "the key is lost".to_owned() };
+    (before, after)
+}
+
+#[test]
+fn changed_servers_become_what_they_were_without_the_run_and_without_the_key() {
+    let (before, after) = orphaned();
+    let plan = reasoning_pod::plan(&after, make::at(1_000));
+    assert_eq!(plan.status.phase, Some(ReasoningPodPhase::Blocked));
+    let template = |deployment: &k8s_openapi::api::apps::v1::Deployment| deployment.spec.clone().unwrap().template;
+    assert_eq!(
+        plan.desired.deployments.iter().map(template).collect::<Vec<_>>(),
+        [template(&before.deployment.unwrap())]
+    );
+    assert_eq!(plan.desired.services.len(), 1);
+    let status = before.object.status.unwrap();
+    assert_eq!((&plan.status.manifest, &plan.status.promotion), (&status.manifest, &status.promotion));
+    assert!(
+        plan.status.blocked_by.iter().all(|sentence| !sentence.contains("rc-serve")),
+        "{:?}",
+        plan.status.blocked_by
+    );
+}
+
+#[test]
+fn changed_servers_of_which_nobody_knows_what_they_were_stay_and_a_person_is_told() {
+    type Loss = fn(&mut ObservedReasoningPod);
+    let losses: [Loss; 3] = [
+        |observed| observed.object.status.as_mut().unwrap().promotion = None,
+        |observed| observed.object.status.as_mut().unwrap().manifest.as_mut().unwrap().location = None,
+        // Servers are told by which key to know what was signed.
+        |observed| {
+            observed.signer = Signer::Unavailable { fingerprint: Sha256::of("another"), reason: "lost".to_owned() };
+        },
+    ];
+    for (index, lose) in losses.into_iter().enumerate() {
+        let (_, mut after) = orphaned();
+        lose(&mut after);
+        let plan = reasoning_pod::plan(&after, make::at(1_000));
+        let desired = &plan.desired;
+        assert_eq!(desired.kept, [Kept { kind: KeptKind::Deployment, name: "rc-serve".to_owned() }], "{index}");
+        let around = (desired.services.len(), desired.pod_disruption_budgets.len(), desired.network_policies.len());
+        assert_eq!((desired.deployments.len(), around), (0, (1, 1, 1)), "{index}");
+        assert!(is_true(&plan.status.conditions, ConditionType::Stalled), "{index}");
+        let stalled = find(&plan.status.conditions, ConditionType::Stalled).unwrap();
+        assert!(stalled.message.contains("delete the Deployment"), "{}", stalled.message);
+        after.object.spec.dry_run = true;
+        let plan = reasoning_pod::plan(&after, make::at(1_000));
+        assert_eq!(plan.desired, codex_plan::Desired::default(), "a dry run stops what serves");
+    }
+}
