@@ -10,7 +10,7 @@ use codex_tests::{
     team::{SOON, TRAINED, condition},
     wait::{until, until_found},
 };
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::ResourceExt as _;
 use serde_json::json;
 
@@ -59,7 +59,14 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
     };
     team.change::<TrainingRun>("suspended", json!({ "spec": { "suspend": false } })).await?;
 
-    team.create(&objects::run("plain", &[&overrides])).await?;
+    // Its deadline is lifted while it works, and so is that of its Job.
+    let mut plain = objects::run("plain", &[&overrides]);
+    plain.spec.active_deadline_seconds = Some(86_400);
+    team.create(&plain).await?;
+    let timed = |job: &Job| job.spec.as_ref().is_some_and(|spec| spec.active_deadline_seconds.is_some());
+    until(&team.api::<Job>(), "plain-train", "it has a deadline", SOON, timed).await?;
+    team.change::<TrainingRun>("plain", json!({ "spec": { "activeDeadlineSeconds": null } })).await?;
+    until(&team.api::<Job>(), "plain-train", "it has none", SOON, |job| !timed(job)).await?;
     let digest = |run: &TrainingRun| run.status.as_ref().unwrap().model.as_ref().unwrap().digest;
     let plain = team.trained("plain").await?;
     let status = plain.status.as_ref().unwrap();

@@ -6,7 +6,10 @@ use codex_tests::{
     team::{SOON, condition},
     wait::until,
 };
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Service},
+};
 use kube::{
     ResourceExt as _,
     api::{Patch, PatchParams},
@@ -68,6 +71,26 @@ async fn while_rings_differ_nothing_new_rolls_out_and_what_serves_stays() -> Res
     })
     .await?;
     assert_eq!(team.api::<ReasoningPod>().get("served").await?.status.unwrap().promotion, Some(promotion.clone()));
+    team.infer("served", "1+1:").await?;
+
+    // Somebody pauses it and takes away the label that it is known by, and leads its Service elsewhere: both come back, and
+    // nothing was made anew.
+    let service = team.api::<Service>().get("served").await?;
+    let label = "app.kubernetes.io/managed-by";
+    let paused = json!({ "metadata": { "labels": { label: null } }, "spec": { "paused": true } });
+    let paused = team.change::<Deployment>(&server, paused).await?;
+    let back = until(&team.api::<Deployment>(), &server, "it is known again and not paused", SOON, |deployment| {
+        let pauses = deployment.spec.as_ref().and_then(|spec| spec.paused) == Some(true);
+        deployment.labels().contains_key(label) && !pauses
+    })
+    .await?;
+    assert_eq!(back.uid(), paused.uid());
+    let led = team.change::<Service>("served", json!({ "spec": { "selector": { "elsewhere": "yes" } } })).await?;
+    assert_eq!(led.uid(), service.uid(), "it was not removed meanwhile");
+    until(&team.api::<Service>(), "served", "it selects the servers again", SOON, |live| {
+        live.spec.as_ref().unwrap().selector == service.spec.as_ref().unwrap().selector
+    })
+    .await?;
     team.infer("served", "1+1:").await?;
 
     // With the run in the same ring, it is promoted anew and rolled out; the old promotion is kept.
