@@ -224,7 +224,7 @@ impl Template<'_> {
 
     /// What tells a Prometheus that looks for it where the pod's numbers are.
     pub(crate) fn scraped(&self) -> Option<BTreeMap<String, String>> {
-        let Some(Port::Metrics(number)) = self.port else { return None };
+        let (Port::Http(number) | Port::Metrics(number)) = self.port?;
         let annotations = [("prometheus.io/scrape", "true".to_owned()), ("prometheus.io/port", number.to_string())];
         Some(annotations.map(|(name, value)| (name.to_owned(), value)).into())
     }

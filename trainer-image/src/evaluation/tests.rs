@@ -331,7 +331,11 @@ fn committed_schemas_are_those_of_the_types() {
         if std::env::var_os("UPDATE").is_some() {
             durable::write(&path, text.as_bytes()).unwrap();
         }
-        assert_eq!(fs::read_to_string(&path).unwrap_or_default(), text, "{name}: UPDATE=1 cargo test --release --locked --workspace schemas");
+        assert_eq!(
+            fs::read_to_string(&path).unwrap_or_default(),
+            text,
+            "{name}: UPDATE=1 cargo test --release --locked --workspace schemas"
+        );
     }
     assert_eq!(fs::read_dir(directory).unwrap().count(), crate::artifacts::schemas::all().len());
 }

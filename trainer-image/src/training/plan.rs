@@ -158,7 +158,7 @@ impl Plan {
         };
         // Another program of the same version or commit may compute other bits; the same program under another commit does not.
         let version = |origin: &Origin| {
-            let program = origin.program.as_deref().map(|program| format!(" (program {:.12})", program));
+            let program = origin.program.as_deref().map(|program| format!(" (program {program:.12})"));
             format!("{}{}", origin.version, program.unwrap_or_default())
         };
         let unknown = || "unknown".to_owned();

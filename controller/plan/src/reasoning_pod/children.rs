@@ -139,9 +139,11 @@ fn deployment(view: &View<'_>, target: &Target) -> Deployment {
     metadata.annotations = Some(annotations.clone());
     metadata.annotations.get_or_insert_default().insert(annotation::SETTINGS_DIGEST.to_owned(), digest);
     metadata.labels.get_or_insert_default().extend([ring_label(target.ring)]);
+    let template = template(view, target);
+    let annotations = Some(annotations.into_iter().chain(template.scraped().unwrap_or_default()).collect());
     let template = PodTemplateSpec {
-        metadata: Some(ObjectMeta { labels: Some(labels), annotations: Some(annotations), ..ObjectMeta::default() }),
-        spec: Some(template(view, target).spec()),
+        metadata: Some(ObjectMeta { labels: Some(labels), annotations, ..ObjectMeta::default() }),
+        spec: Some(template.spec()),
     };
     around(view, metadata, template)
 }
