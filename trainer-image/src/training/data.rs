@@ -42,8 +42,8 @@ pub(super) struct Source {
 }
 
 /// How long records are: what a batch may become. A record of `n` tokens has `n - 1` rows, for its last one predicts nothing.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Lengths {
+#[derive(Clone, Debug)]
+pub(super) enum Lengths<'a> {
     /// Of records that are drawn at random, from sources that are drawn from alike.
     Drawn {
         /// Mean rows.
@@ -53,13 +53,13 @@ pub(super) enum Lengths {
         /// Rows of the longest record.
         longest: usize,
     },
-    /// The rows of records that are taken as they lie, from their sources in turn.
-    AsTheyLie(Vec<Vec<usize>>),
+    /// Of records that are taken as they lie, from these sources in turn.
+    AsTheyLie(&'a [Source]),
 }
 
-impl Lengths {
+impl Lengths<'_> {
     /// Of records that are drawn from `sources` at random.
-    fn drawn<'a>(sources: impl IntoIterator<Item = &'a Source>) -> Self {
+    fn drawn(sources: &[Source]) -> Self {
         let (mut mean, mut square, mut longest, mut count) = (0.0, 0.0, 0, 0.0_f64);
         for source in sources {
             let records = source.len() as f64;
@@ -78,7 +78,7 @@ impl Lengths {
     pub(super) fn longest(&self) -> usize {
         match self {
             Self::Drawn { longest, .. } => *longest,
-            Self::AsTheyLie(sources) => sources.iter().flatten().max().copied().unwrap_or(0),
+            Self::AsTheyLie(sources) => sources.iter().flat_map(Source::rows).max().unwrap_or(0),
         }
     }
 
@@ -92,23 +92,10 @@ impl Lengths {
             }
             Self::AsTheyLie(sources) => {
                 let each = batch.div_ceil(sources.len().max(1));
-                sources.iter().map(|rows| most_in_a_row(rows, each)).sum()
+                sources.iter().map(|source| source.most_rows(each)).sum()
             }
         }
     }
-}
-
-/// The largest sum of so many neighbours; after the last comes the first again.
-fn most_in_a_row(numbers: &[usize], count: usize) -> usize {
-    let all = numbers.iter().sum::<usize>();
-    let (times, rest) = (count / numbers.len().max(1), count % numbers.len().max(1));
-    let mut sum: usize = numbers.iter().take(rest).sum();
-    let mut most = sum;
-    for (first, next) in numbers.iter().zip(numbers.iter().cycle().skip(rest)) {
-        sum = sum + next - first;
-        most = most.max(sum);
-    }
-    times * all + most
 }
 
 /// Synthetic records that are made between two looks at the signal.
@@ -221,12 +208,8 @@ impl Dataset {
     }
 
     /// How long the records are that batches are made of.
-    pub(super) fn lengths(&self) -> Lengths {
-        if self.shuffle {
-            Lengths::drawn(&self.sources)
-        } else {
-            Lengths::AsTheyLie(self.sources.iter().map(|source| source.rows().collect()).collect())
-        }
+    pub(super) fn lengths(&self) -> Lengths<'_> {
+        if self.shuffle { Lengths::drawn(&self.sources) } else { Lengths::AsTheyLie(&self.sources) }
     }
 
     /// The text of a record, prompt and response together.
@@ -311,8 +294,20 @@ impl Source {
     }
 
     /// The rows of each record; see [`Lengths`].
-    pub(super) fn rows(&self) -> impl Iterator<Item = usize> {
+    pub(super) fn rows(&self) -> impl Iterator<Item = usize> + Clone {
         self.offsets.windows(2).map(|bounds| (bounds[1] - bounds[0]).saturating_sub(1))
+    }
+
+    /// The most rows of so many neighbours; after the last record comes the first again.
+    fn most_rows(&self, count: usize) -> usize {
+        let (times, rest) = (count / self.len().max(1), count % self.len().max(1));
+        let mut here: usize = self.rows().take(rest).sum();
+        let mut most = here;
+        for (first, next) in self.rows().zip(self.rows().cycle().skip(rest)) {
+            here = here + next - first;
+            most = most.max(here);
+        }
+        times * self.rows().sum::<usize>() + most
     }
 
     /// Packs records that lie side by side for the model.
@@ -490,10 +485,11 @@ mod tests {
     #[test]
     fn the_long_end_of_a_curriculum_counts() {
         let lengths: Vec<usize> = [[30; 95].as_slice(), &[600; 5]].concat();
-        let of = |shuffle| Dataset { sources: vec![source("a", &lengths)], seed: 1, shuffle }.lengths();
-        assert_eq!((of(false).rows(5), of(false).rows(8)), (5 * 599, 5 * 599 + 3 * 29));
-        assert!((500..5 * 599).contains(&of(true).rows(5)), "{}", of(true).rows(5));
-        assert_eq!(of(false).longest(), 599);
+        let of = |shuffle| Dataset { sources: vec![source("a", &lengths)], seed: 1, shuffle };
+        let (ordered, shuffled) = (of(false), of(true));
+        assert_eq!([5, 8].map(|batch| ordered.lengths().rows(batch)), [5 * 599, 5 * 599 + 3 * 29]);
+        assert!((500..5 * 599).contains(&shuffled.lengths().rows(5)), "{}", shuffled.lengths().rows(5));
+        assert_eq!(ordered.lengths().longest(), 599);
     }
 
     #[test]

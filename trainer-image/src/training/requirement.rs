@@ -53,14 +53,14 @@ fn refusal(estimate: &Estimate, limit: &Limit, right: String) -> TrainError {
 
 /// What data asks for.
 #[derive(Debug)]
-pub(super) struct Records {
+pub(super) struct Records<'a> {
     /// How long those are that are trained on.
-    pub(super) trained: Lengths,
+    pub(super) trained: Lengths<'a>,
     /// How long those are that are held out, where any are looked at.
     pub(super) held_out: Option<HeldOut>,
 }
 
-impl Records {
+impl Records<'_> {
     /// The rows of the largest batch of so many records.
     fn rows(&self, batch: usize) -> usize {
         let held_out = self.held_out.as_ref().map_or(0, |held_out| held_out.rows(batch));
