@@ -146,6 +146,17 @@ pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     fs::read(path).map_err(FileError::of("reading", path))
 }
 
+/// Removes a directory and what is in it, if it is there.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn remove_directory(path: &Path) -> Result<(), FileError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::of("removing", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a directory and those above it.
 ///
 /// # Errors

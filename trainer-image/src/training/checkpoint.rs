@@ -289,7 +289,7 @@ impl Store {
         durable::make_directory(&directory)?;
         for name in names(&directory)? {
             if name.starts_with("step-") && step_of(&name).is_none() {
-                remove(&directory.join(name))?;
+                durable::remove_directory(&directory.join(name))?;
             }
         }
         let mut store = Self { directory, identity, retention, entries: BTreeMap::new() };
@@ -325,13 +325,13 @@ impl Store {
         };
         let name = name_of(step);
         let partial = self.directory.join(format!("{name}.partial"));
-        remove(&partial)?;
+        durable::remove_directory(&partial)?;
         let written = write_files(&partial, snapshot, &about, origin);
         let (digest, size) = match written {
             Ok(written) => written,
             Err(error) => {
                 // The next attempt clears away what could not be removed now.
-                drop(remove(&partial));
+                drop(durable::remove_directory(&partial));
                 return Err(error);
             }
         };
@@ -357,7 +357,7 @@ impl Store {
     pub(super) fn probe(&self, size: u64) -> Result<Duration, FileError> {
         const MOST: u64 = 8 << 20;
         let partial = self.directory.join("step-probe.partial");
-        remove(&partial)?;
+        durable::remove_directory(&partial)?;
         fs::create_dir(&partial).map_err(FileError::of("making directory", &partial))?;
         let part = size.clamp(1, MOST);
         // Numbers without a pattern: a file system may compress what it is given.
@@ -373,7 +373,7 @@ impl Store {
         let began = Instant::now();
         let written = create(&partial, STATE, |out| out.write_all(&bytes));
         let took = began.elapsed();
-        remove(&partial)?;
+        durable::remove_directory(&partial)?;
         written.map(|_| took.mul_f64(size.max(1) as f64 / part as f64))
     }
 
@@ -404,7 +404,7 @@ impl Store {
         let mut gone = place.as_os_str().to_owned();
         gone.push(".removed");
         let gone = PathBuf::from(gone);
-        remove(&gone)?;
+        durable::remove_directory(&gone)?;
         match fs::rename(place, &gone) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             renamed => renamed.map_err(FileError::of("removing", place))?,
@@ -412,7 +412,7 @@ impl Store {
         #[cfg(test)]
         super::death::count(&mut io::sink(), &[]);
         durable::sync_directory(&self.directory)?;
-        remove(&gone)
+        durable::remove_directory(&gone)
     }
 }
 
@@ -561,14 +561,6 @@ pub(super) fn name_of(step: u64) -> String {
 
 fn step_of(name: &str) -> Option<u64> {
     name.strip_prefix("step-")?.parse().ok()
-}
-
-/// Removes a directory that may be there.
-fn remove(path: &Path) -> Result<(), FileError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::of("removing", path)(error)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

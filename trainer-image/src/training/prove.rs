@@ -60,7 +60,7 @@ impl Proof<'_> {
                 self.more(steps)
             )));
         }
-        remove(&self.directory)?;
+        durable::remove_directory(&self.directory)?;
         durable::make_directory(&self.directory)?;
         let mut spec = self.resolved.spec().clone();
         let training = &mut spec.settings.training;
@@ -79,7 +79,7 @@ impl Proof<'_> {
         Self::finish(self.start(&config, &straight, threads)?, "the uninterrupted run", &straight)?;
         let mut kills = Vec::new();
         for again in 0..TRIES {
-            remove(&killed)?;
+            durable::remove_directory(&killed)?;
             kills = self.kill(&config, &killed, steps, threads, again)?;
             if kills.len() as u64 == KILLS {
                 break;
@@ -96,7 +96,7 @@ impl Proof<'_> {
         if !comparison.is_empty() {
             return Err(TrainError::NotReproduced { what: comparison.join("; "), kept: self.directory.clone() });
         }
-        remove(&self.directory)?;
+        durable::remove_directory(&self.directory)?;
         Ok(json!({
             "proved": true,
             "steps": steps,
@@ -233,14 +233,6 @@ impl Proof<'_> {
             differences.push("model/model.safetensors".to_owned());
         }
         Ok((one.about.state_digest.to_string(), differences))
-    }
-}
-
-/// Removes a directory that may be there.
-fn remove(directory: &Path) -> Result<(), FileError> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(FileError::of("removing", directory)(error)),
-        _ => Ok(()),
     }
 }
 

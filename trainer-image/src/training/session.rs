@@ -580,13 +580,13 @@ impl<'a> Session<'a> {
         let place = self.output.join("model");
         if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
             let [partial, removed] = ["model.partial", "model.removed"].map(|name| self.output.join(name));
-            remove(&partial)?;
-            remove(&removed)?;
+            durable::remove_directory(&partial)?;
+            durable::remove_directory(&removed)?;
             let written =
                 files.iter().try_for_each(|(name, bytes)| durable::write(&partial.join(name), bytes).map(drop));
             if let Err(error) = written {
                 // What is half written takes room and helps nobody; the model of before is still there.
-                drop(remove(&partial));
+                drop(durable::remove_directory(&partial));
                 return Err(error.into());
             }
             if place.exists() {
@@ -594,7 +594,7 @@ impl<'a> Session<'a> {
             }
             fs::rename(&partial, &place).map_err(FileError::of("renaming", &partial))?;
             durable::sync_directory(self.output)?;
-            remove(&removed)?;
+            durable::remove_directory(&removed)?;
         }
         Ok(Model {
             digest: manifest.digest(),
@@ -602,14 +602,6 @@ impl<'a> Session<'a> {
             manifest,
             parameters: config.parameters() as u64,
         })
-    }
-}
-
-/// Removes a directory that may not be there.
-fn remove(directory: &Path) -> Result<(), FileError> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(FileError::of("removing", directory)(error)),
-        _ => Ok(()),
     }
 }
 

@@ -91,10 +91,7 @@ impl CheckpointSmoke {
         durable::make_directory(&self.directory).map_err(TrainError::from)?;
         let place = self.directory.join(format!(".checkpoint-smoke-{}", std::process::id()));
         let checked = self.check(&place);
-        let removed = match fs::remove_dir_all(&place) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(FileError::of("removing", &place)(error).into()),
-            _ => Ok(()),
-        };
+        let removed = durable::remove_directory(&place).map_err(TrainError::from);
         checked.and(removed)?;
         Ok(exit::FINISHED)
     }
