@@ -116,15 +116,13 @@ fn run() -> Result<(), Failure> {
         clipping.push((clipped - gradient).as_secs_f64());
         updating.push((end - clipped).as_secs_f64());
         // Batches whose gradients are added up, right after the same batch alone.
-        if accumulating.len() < 3 {
-            let added = Instant::now();
-            engine.clear_gradients();
-            for _ in 0..ACCUMULATED {
-                engine.accumulate(&batch, ACCUMULATED * batch.targets.len())?;
-            }
-            let alone = (gradient - start).as_secs_f64() * ACCUMULATED as f64;
-            accumulating.push(added.elapsed().as_secs_f64() / alone - 1.0);
+        let added = Instant::now();
+        engine.clear_gradients();
+        for _ in 0..ACCUMULATED {
+            engine.accumulate(&batch, ACCUMULATED * batch.targets.len())?;
         }
+        let alone = (gradient - start).as_secs_f64() * ACCUMULATED as f64;
+        accumulating.push(added.elapsed().as_secs_f64() / alone - 1.0);
     }
     let processor_seconds = used / steps as f64;
     let per_step = median(&mut times);
