@@ -314,56 +314,124 @@ fn transpose<S: Simd, const W: usize>(rows: &[[f32; W]], columns: &mut [f32]) {
     }
 }
 
+/// `count` registers side by side, and whether two are taken at once: then a number that is read for one of them serves both,
+/// where there are registers enough for their sums.
+#[inline(always)]
+fn side_by_side<S: Simd>(count: usize) -> impl Iterator<Item = (usize, bool)> {
+    let paired = if S::REGISTER_COUNT >= 4 * TALL { count / 2 * 2 } else { 0 };
+    (0..paired).step_by(2).map(|at| (at, true)).chain((paired..count).map(|at| (at, false)))
+}
+
 /// The products of a tile of rows with the first `reach` rows that `columns` holds: `out` [TALL, reach].
 #[inline(always)]
 fn products<S: Simd, const W: usize>(simd: S, tile: &[[f32; W]], columns: &[f32], reach: usize, out: &mut [f32]) {
+    for (at, two) in side_by_side::<S>(reach / S::F32_LANES) {
+        if two {
+            products_at::<S, W, 2>(simd, tile, columns, reach, at, out);
+        } else {
+            products_at::<S, W, 1>(simd, tile, columns, reach, at, out);
+        }
+    }
+}
+
+/// As [`products`], with `N` registers of rows from the one at `at` on.
+#[inline(always)]
+fn products_at<S: Simd, const W: usize, const N: usize>(
+    simd: S,
+    tile: &[[f32; W]],
+    columns: &[f32],
+    reach: usize,
+    at: usize,
+    out: &mut [f32],
+) {
     let tile: [&[f32; W]; TALL] = std::array::from_fn(|row| &tile[row]);
     let columns = S::as_simd_f32s(columns).0;
-    for (block, columns) in columns.chunks_exact(W).take(reach / S::F32_LANES).enumerate() {
-        let mut sums = [simd.splat_f32s(0.0); TALL];
-        for column in 0..W {
-            for row in 0..TALL {
-                sums[row] = simd.mul_add_f32s(simd.splat_f32s(tile[row][column]), columns[column], sums[row]);
+    let columns: [&[S::f32s]; N] = std::array::from_fn(|n| &columns[(at + n) * W..][..W]);
+    let mut sums = [[simd.splat_f32s(0.0); N]; TALL];
+    for column in 0..W {
+        for row in 0..TALL {
+            let left = simd.splat_f32s(tile[row][column]);
+            for n in 0..N {
+                sums[row][n] = simd.mul_add_f32s(left, columns[n][column], sums[row][n]);
             }
         }
-        for row in 0..TALL {
-            S::as_mut_simd_f32s(&mut out[row * reach..][..reach]).0[block] = sums[row];
-        }
+    }
+    for row in 0..TALL {
+        S::as_mut_simd_f32s(&mut out[row * reach..][..reach]).0[at..][..N].copy_from_slice(&sums[row]);
     }
 }
 
 /// `out` [TALL][W] = `left` [TALL, reach] · `right` [reach][W]
 #[inline(always)]
 fn along_rows<S: Simd, const W: usize>(simd: S, left: &[f32], right: &[[f32; W]], out: &mut [[f32; W]]) {
+    for (at, two) in side_by_side::<S>(W / S::F32_LANES) {
+        if two {
+            along_rows_at::<S, W, 2>(simd, left, right, at, out);
+        } else {
+            along_rows_at::<S, W, 1>(simd, left, right, at, out);
+        }
+    }
+}
+
+/// As [`along_rows`], for `N` registers of a row from the one at `at` on.
+#[inline(always)]
+fn along_rows_at<S: Simd, const W: usize, const N: usize>(
+    simd: S,
+    left: &[f32],
+    right: &[[f32; W]],
+    at: usize,
+    out: &mut [[f32; W]],
+) {
     let left: [&[f32]; TALL] = std::array::from_fn(|row| &left[row * right.len()..][..right.len()]);
-    for block in 0..W / S::F32_LANES {
-        let mut sums = [simd.splat_f32s(0.0); TALL];
-        for (k, line) in right.iter().enumerate() {
-            let line = S::as_simd_f32s(line).0[block];
-            for row in 0..TALL {
-                sums[row] = simd.mul_add_f32s(simd.splat_f32s(left[row][k]), line, sums[row]);
+    let mut sums = [[simd.splat_f32s(0.0); N]; TALL];
+    for (k, line) in right.iter().enumerate() {
+        let line = &S::as_simd_f32s(line).0[at..][..N];
+        for row in 0..TALL {
+            let left = simd.splat_f32s(left[row][k]);
+            for n in 0..N {
+                sums[row][n] = simd.mul_add_f32s(left, line[n], sums[row][n]);
             }
         }
-        for row in 0..TALL {
-            S::as_mut_simd_f32s(&mut out[row]).0[block] = sums[row];
-        }
+    }
+    for row in 0..TALL {
+        S::as_mut_simd_f32s(&mut out[row]).0[at..][..N].copy_from_slice(&sums[row]);
     }
 }
 
 /// `out` [reach][W] += `left` [TALL, reach] transposed · `right` [TALL][W]
 #[inline(always)]
 fn along_columns<S: Simd, const W: usize>(simd: S, left: &[f32], right: &[[f32; W]], out: &mut [[f32; W]]) {
-    let left: [&[f32]; TALL] = std::array::from_fn(|row| &left[row * out.len()..][..out.len()]);
-    for block in 0..W / S::F32_LANES {
-        let right: [S::f32s; TALL] = std::array::from_fn(|row| S::as_simd_f32s(&right[row]).0[block]);
-        for (k, out) in out.iter_mut().enumerate() {
-            let out = &mut S::as_mut_simd_f32s(out).0[block];
-            let mut sum = *out;
-            for row in 0..TALL {
-                sum = simd.mul_add_f32s(simd.splat_f32s(left[row][k]), right[row], sum);
-            }
-            *out = sum;
+    for (at, two) in side_by_side::<S>(W / S::F32_LANES) {
+        if two {
+            along_columns_at::<S, W, 2>(simd, left, right, at, out);
+        } else {
+            along_columns_at::<S, W, 1>(simd, left, right, at, out);
         }
+    }
+}
+
+/// As [`along_columns`], for `N` registers of a row from the one at `at` on.
+#[inline(always)]
+fn along_columns_at<S: Simd, const W: usize, const N: usize>(
+    simd: S,
+    left: &[f32],
+    right: &[[f32; W]],
+    at: usize,
+    out: &mut [[f32; W]],
+) {
+    let left: [&[f32]; TALL] = std::array::from_fn(|row| &left[row * out.len()..][..out.len()]);
+    let right: [[S::f32s; N]; TALL] =
+        std::array::from_fn(|row| std::array::from_fn(|n| S::as_simd_f32s(&right[row]).0[at + n]));
+    for (k, out) in out.iter_mut().enumerate() {
+        let out = &mut S::as_mut_simd_f32s(out).0[at..][..N];
+        let mut sums: [S::f32s; N] = std::array::from_fn(|n| out[n]);
+        for row in 0..TALL {
+            let left = simd.splat_f32s(left[row][k]);
+            for n in 0..N {
+                sums[n] = simd.mul_add_f32s(left, right[row][n], sums[n]);
+            }
+        }
+        out.copy_from_slice(&sums);
     }
 }
 

@@ -450,38 +450,21 @@ fn pack_rows_kernel<S: Simd>(_: S, work: PackRows) {
     }
 }
 
-/// Packs the transposed of some rows as left tiles: for each 16 columns, tiles of 16 columns by 32 rows.
-struct PackLeft<'a> {
-    data: &'a [Bf16],
-    stride: usize,
-    rows: usize,
-    columns: usize,
-    out: &'a mut [Bf16],
-}
-
-dispatched!(pack_left<'a>(work: PackLeft<'a>) = pack_left_kernel);
-
-#[inline(always)]
-fn pack_left_kernel<S: Simd>(_: S, work: PackLeft) {
-    let PackLeft { data, stride, rows, columns, out } = work;
+/// Packs the transposed of `rows` of `data`, which are `stride` apart, as left tiles: for each 16 of `columns`, tiles of 16
+/// columns by 32 rows. Rows are read along, whatever their tiles' places, for that is how processors fetch memory ahead.
+fn pack_left(kind: Kind, data: &[Bf16], stride: usize, rows: usize, columns: usize, out: &mut [Bf16]) {
     let depth = rows.div_ceil(DEPTH);
-    for (index, tile) in out.chunks_exact_mut(TILE * DEPTH).enumerate() {
-        let (row, column) = (index % depth * DEPTH, index / depth * TILE);
-        let (height, width) = (DEPTH.min(rows - row), TILE.min(columns.saturating_sub(column)));
-        if height < DEPTH || width < TILE {
-            tile.fill(Bf16::default());
-        }
-        if width == TILE {
-            for at in 0..height {
-                let line = &data[(row + at) * stride + column..][..TILE];
-                for (lane, value) in line.iter().enumerate() {
-                    tile[lane * DEPTH + at] = *value;
-                }
+    for step in 0..depth {
+        let row = step * DEPTH;
+        for (at, column) in (0..columns.next_multiple_of(BLOCK)).step_by(TILE).enumerate() {
+            let tile = &mut out[(at * depth + step) * TILE * DEPTH..][..TILE * DEPTH];
+            let (height, width) = (DEPTH.min(rows - row), TILE.min(columns.saturating_sub(column)));
+            if height == DEPTH && width == TILE {
+                kind.transpose(&data[row * stride + column..], stride, tile);
+                continue;
             }
-            continue;
-        }
-        for at in 0..height {
-            for lane in 0..width {
+            tile.fill(Bf16::default());
+            for (at, lane) in (0..height).flat_map(|at| (0..width).map(move |lane| (at, lane))) {
                 tile[lane * DEPTH + at] = data[(row + at) * stride + column + lane];
             }
         }
@@ -554,7 +537,10 @@ fn put_kernel<S: Simd>(_: S, sums: &mut Block, bias: Option<&[f32]>, place: Plac
                     out[lane] = Bf16::of(sums[lane]);
                 }
             }
-            Out::Set(out) => out[row * columns + column..][..width].copy_from_slice(&sums[..width]),
+            Out::Set(out) => match out[row * columns + column..].first_chunk_mut() {
+                Some(out) if width == BLOCK => *out = *sums,
+                _ => out[row * columns + column..][..width].copy_from_slice(&sums[..width]),
+            },
             Out::Add(out) => {
                 for (out, sum) in out[row * columns + column..][..width].iter_mut().zip(sums) {
                     *out += sum;
@@ -590,7 +576,7 @@ fn multiply_transposed(
         let half = depth * TILE * DEPTH;
         let packed = &mut packed[..2 * blocks * half];
         let data = &left[start * stride + first..];
-        pack_left(PackLeft { data, stride, rows: span, columns, out: packed });
+        pack_left(kind, data, stride, span, columns, packed);
         for panel in 0..right.columns {
             let tiles = right.columns(panel);
             // The tiles of this span in both halves of the panel.

@@ -113,6 +113,26 @@ impl Kind {
             Self::Portable => portable(left, right, depth, out),
         }
     }
+
+    /// `out` [16, 32] = the transposed of the first 16 columns of 32 rows, which are `stride` apart.
+    #[inline]
+    pub(crate) fn transpose(self, rows: &[Bf16], stride: usize, out: &mut [Bf16]) {
+        assert!(rows.len() >= (DEPTH - 1) * stride + TILE && out.len() == TILE * DEPTH);
+        match self {
+            // SAFETY: the variants are made by `all` only, which has seen that the processor has AVX-512; the assertion keeps
+            // every element that is reached inside its slice.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Self::Amx | Self::Avx512 => unsafe { x86::transpose(rows, stride, out) },
+            Self::Portable => {
+                for (at, row) in rows.chunks(stride).take(DEPTH).enumerate() {
+                    for (lane, value) in row[..TILE].iter().enumerate() {
+                        out[lane * DEPTH + at] = *value;
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// 32 × 32 sums.
@@ -161,15 +181,17 @@ mod x86 {
         arch::{
             asm,
             x86_64::{
-                __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
-                _mm512_storeu_ps,
+                __m512bh, __m512i, _mm256_loadu_si256, _mm512_cvtepu16_epi32, _mm512_dpbf16_ps, _mm512_loadu_si512,
+                _mm512_or_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_shuffle_i32x4, _mm512_slli_epi32,
+                _mm512_storeu_ps, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
+                _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
             },
         },
         cell::Cell,
         sync::OnceLock,
     };
 
-    use super::{BLOCK, Block, DEPTH, Left, Pair, TILE, TILE_SIZE};
+    use super::{BLOCK, Bf16, Block, DEPTH, Left, Pair, TILE, TILE_SIZE};
 
     /// Whether the processor has tiles of `bf16` and the system lets this process use them.
     pub(super) fn amx_is_there() -> bool {
@@ -295,6 +317,50 @@ mod x86 {
     }
 
     /// # Safety
+    /// The processor has AVX512F; 32 rows of 16 numbers, `stride` apart, lie in `rows`, and 16 rows of 32 in `out`.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn transpose(rows: &[Bf16], stride: usize, out: &mut [Bf16]) {
+        // Two numbers that follow each other along the sum are one of 32 bits: pairs of rows first, then 16 × 16 of those, by
+        // halves: neighbours, pairs of them, and quarters of registers twice.
+        let pair = |at: usize| {
+            // SAFETY: the caller's contract; a row of 16 numbers is 32 bytes, read unaligned.
+            let [first, second] = [2 * at, 2 * at + 1].map(|row| unsafe {
+                _mm512_cvtepu16_epi32(_mm256_loadu_si256(rows.as_ptr().add(row * stride).cast()))
+            });
+            _mm512_or_si512(first, _mm512_slli_epi32::<16>(second))
+        };
+        let lines: [__m512i; TILE] = std::array::from_fn(pair);
+        let mut twos = lines;
+        for at in (0..TILE).step_by(2) {
+            twos[at] = _mm512_unpacklo_epi32(lines[at], lines[at + 1]);
+            twos[at + 1] = _mm512_unpackhi_epi32(lines[at], lines[at + 1]);
+        }
+        let mut fours = twos;
+        for at in (0..TILE).step_by(4) {
+            for half in 0..2 {
+                fours[at + 2 * half] = _mm512_unpacklo_epi64(twos[at + half], twos[at + half + 2]);
+                fours[at + 2 * half + 1] = _mm512_unpackhi_epi64(twos[at + half], twos[at + half + 2]);
+            }
+        }
+        // Now `fours[4 · i + j]` holds lines 4 · i to 4 · i + 3 of columns j, j + 4, j + 8 and j + 12.
+        for column in 0..4 {
+            let [a, b, c, d] = [0, 4, 8, 12].map(|line| fours[line + column]);
+            let (near, far) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d));
+            let (near_odd, far_odd) = (_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(c, d));
+            let done = [
+                _mm512_shuffle_i32x4::<0x88>(near, far),
+                _mm512_shuffle_i32x4::<0x88>(near_odd, far_odd),
+                _mm512_shuffle_i32x4::<0xdd>(near, far),
+                _mm512_shuffle_i32x4::<0xdd>(near_odd, far_odd),
+            ];
+            for (quarter, line) in done.into_iter().enumerate() {
+                // SAFETY: the caller's contract; a row of 32 numbers is 64 bytes, written unaligned.
+                unsafe { _mm512_storeu_si512(out.as_mut_ptr().add((4 * quarter + column) * DEPTH).cast(), line) };
+            }
+        }
+    }
+
+    /// # Safety
     /// The processor has AVX512F and AVX512-BF16, and all that the strides of `left` reach over `depth` steps, and
     /// `depth` tiles on each side of `right`, lie inside their slices.
     #[target_feature(enable = "avx512f,avx512bf16")]
@@ -341,6 +407,19 @@ mod tests {
         (0..count as u32)
             .map(|i| Bf16::of(((i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97)) % 1000) as f32 / 500.0 - 1.0))
             .collect()
+    }
+
+    #[test]
+    fn every_kernel_transposes() {
+        let stride = 50;
+        let rows = numbers((DEPTH - 1) * stride + TILE, 3);
+        for kind in Kind::all() {
+            let mut out = vec![Bf16::default(); TILE * DEPTH];
+            kind.transpose(&rows, stride, &mut out);
+            for (at, out) in out.iter().enumerate() {
+                assert_eq!(*out, rows[at % DEPTH * stride + at / DEPTH], "{kind:?} {at}");
+            }
+        }
     }
 
     #[test]
