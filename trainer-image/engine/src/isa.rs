@@ -4,7 +4,7 @@
 use std::{env, fmt, str::FromStr, sync::OnceLock};
 
 /// Holds kernels to fewer instructions than the processor has, to find out whether these make a difference: `amx`, `avx512`,
-/// `avx2` or `portable`. The products of fp32 are those of the gemm crate, which chooses for itself.
+/// `avx2` or `portable`.
 pub const VARIABLE: &str = "CODEX_MAX_CPU_ISA";
 
 /// Instruction sets, each with those before it.

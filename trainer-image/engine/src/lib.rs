@@ -31,6 +31,7 @@ mod memory;
 mod model;
 mod number;
 mod packed;
+mod panel;
 mod reference;
 mod settings;
 #[cfg(test)]

@@ -1,25 +1,16 @@
 //! What a step takes in memory beside parameters, gradients and moments, before it is taken. Pure.
 
 use super::{
-    ModelConfig, Precision, Settings,
-    block::piece,
-    config::Family,
-    head::at_a_time,
-    kernels::Bend,
-    matrix::Number,
-    model::Model,
-    number::Bf16,
-    tile::{BLOCK, DEPTH},
+    ModelConfig, Precision, Settings, block::piece, config::Family, head::at_a_time, kernels::Bend, matrix::Number,
+    model::Model, number::Bf16,
 };
 
 /// Bytes that an engine's buffers take for a batch of `rows` rows, all of them targets, whose longest sequence has `longest`,
 /// on `threads` threads. The reference engine takes far more, which is not foretold.
 pub fn memory(config: &ModelConfig, settings: Settings, rows: usize, longest: usize, threads: usize) -> usize {
     match settings.precision {
-        Precision::F32 => of::<f32>(config, settings, rows, 0) + thread::<f32>(config, rows, longest) * threads,
-        Precision::Bf16 => {
-            of::<Bf16>(config, settings, rows, tiles(config, rows)) + thread::<Bf16>(config, rows, longest) * threads
-        }
+        Precision::F32 => of::<f32>(config, settings, rows) + thread::<f32>(config, rows, longest) * threads,
+        Precision::Bf16 => of::<Bf16>(config, settings, rows) + thread::<Bf16>(config, rows, longest) * threads,
     }
 }
 
@@ -31,7 +22,7 @@ fn widths(config: &ModelConfig) -> (usize, usize, usize) {
 }
 
 /// The buffers that all threads share.
-pub(crate) fn of<N: Number>(config: &ModelConfig, settings: Settings, rows: usize, tiles: usize) -> usize {
+pub(crate) fn of<N: Number>(config: &ModelConfig, settings: Settings, rows: usize) -> usize {
     let ModelConfig { hidden_size: hidden, intermediate_size: inner, num_hidden_layers: layers, .. } = *config;
     let (queries, all, wide) = widths(config);
     let (float, number) = (size_of::<f32>(), size_of::<N>());
@@ -43,41 +34,36 @@ pub(crate) fn of<N: Number>(config: &ModelConfig, settings: Settings, rows: usiz
     let targets = rows.min(at_a_time(config.vocab_size, rows));
     let parts = targets.div_ceil(piece(rows)) * 2 * hidden;
     let head = targets * (number * (N::stride(config.vocab_size) + N::stride(hidden)) + float * hidden) + float * parts;
-    stream + settings.kept(layers) * saved + rows * number * room + slopes + head + tiles
+    stream + settings.kept(layers) * saved + rows * number * room + slopes + head + packs::<N>(config, rows)
 }
 
-/// The weights and the right factors of gradients as tiles.
-pub(crate) fn tiles(config: &ModelConfig, rows: usize) -> usize {
-    let tiled = |depth: usize, columns: usize| {
-        depth.next_multiple_of(DEPTH) * columns.next_multiple_of(BLOCK) * size_of::<Bf16>()
-    };
+/// The weights and the right factors of gradients, as products want them.
+fn packs<N: Number>(config: &ModelConfig, rows: usize) -> usize {
     let model = Model::new(config);
     let weights: usize = model
         .matrices()
-        .map(|matrix| tiled(matrix.inputs, matrix.outputs) + tiled(matrix.outputs, matrix.inputs))
+        .map(|matrix| N::packed(matrix.inputs, matrix.outputs) + N::packed(matrix.outputs, matrix.inputs))
         .sum();
     let right = |matrix: &super::model::Matrix| if matrix.inputs_first { matrix.outputs } else { matrix.inputs };
     let block = &model.blocks[0];
-    let first = tiled(rows, right(&block.qkv).max(right(&block.output)));
+    let first = N::packed(rows, right(&block.qkv).max(right(&block.output)));
     let targets = rows.min(at_a_time(config.vocab_size, rows));
     weights
         + first
-        + tiled(rows, right(&block.up))
-        + tiled(rows, right(&block.down))
-        + tiled(targets, config.hidden_size)
+        + N::packed(rows, right(&block.up))
+        + N::packed(rows, right(&block.down))
+        + N::packed(targets, config.hidden_size)
 }
 
 /// What one thread has at hand, at most: a piece of the head, or of a block, the heads of a sequence, and what products pack of
-/// their factors, up to 512 lines at a time.
+/// their left factors.
 fn thread<N: Number>(config: &ModelConfig, rows: usize, longest: usize) -> usize {
     let ModelConfig { hidden_size: hidden, intermediate_size: inner, vocab_size: vocabulary, .. } = *config;
     let (float, number, piece) = (size_of::<f32>(), size_of::<N>(), piece(rows));
     let head = piece * float * (vocabulary + 2 * hidden);
     let block = piece * (number * (N::stride(hidden) + N::stride(inner)) + float * hidden);
     let attention = longest.next_multiple_of(16) * (float * (10 * config.head_dim + 16) + number * config.head_dim);
-    let (_, all, wide) = widths(config);
-    let packed = 3 * 512 * float * all.max(wide).max(vocabulary);
-    head.max(block) + attention + packed + (1 << 21)
+    head.max(block) + attention + (1 << 21)
 }
 
 #[cfg(test)]

@@ -63,6 +63,15 @@ pub(super) fn with_files(
     Attempt { outcome, state: reporter.state() }
 }
 
+/// An attempt, and what it counted for Prometheus.
+fn metered(resolved: &Resolved<Training>, output: &Path) -> (Attempt, String) {
+    let (reporter, meter) = (Reporter::<TrainingState>::nowhere(), Meter::new().unwrap());
+    let session = Session { meter: Some(&meter), ..Session::new(resolved, &[], output, &reporter, &|| false) };
+    let outcome = session.run();
+    let counted = prometheus::TextEncoder::new().encode_to_string(&meter.registry().gather()).unwrap();
+    (Attempt { outcome, state: reporter.state() }, counted)
+}
+
 /// An attempt that is asked to end at the `look`th time that it looks whether it is.
 fn asked_at(resolved: &Resolved<Training>, output: &Path, look: u64) -> Attempt {
     let looks = AtomicU64::new(0);
@@ -302,12 +311,15 @@ fn a_thousand_killed_runs_of_bf16() {
 }
 
 #[test]
-fn spikes_are_counted_in_the_ledger_and_skipped_steps_change_nothing() {
+fn spikes_are_counted_and_skipped_steps_change_nothing() {
     let output = tempfile::tempdir().unwrap();
-    finished(&attempt(&speck(&["training.checkpoint_every=1", "training.keep_last=12"]), output.path(), false));
+    let run = speck(&["training.checkpoint_every=1", "training.keep_last=12"]);
+    let (done, counted) = metered(&run, output.path());
+    finished(&done);
     let rows = records::read::<records::LedgerRow>(&output.path().join("artifacts/ledger.ndjson")).unwrap();
     let skipped: Vec<u64> = rows.iter().filter(|row| row.skipped).map(|row| row.step).collect();
     assert!(!skipped.is_empty() && rows.iter().all(|row| row.skipped == row.spike.is_some()));
+    assert!(counted.contains(&format!("\ncodex_ml_training_spikes_total {}\n", skipped.len())), "{counted}");
     for row in records::read_states(&output.path().join("artifacts/states.ndjson")).unwrap().windows(2) {
         let changed = bisect::differing(&row[0].tensors, &row[1].tensors);
         let weights = changed.iter().any(|name| !name.starts_with("spikes/") && !name.starts_with("measured/"));
@@ -471,9 +483,10 @@ fn a_damaged_checkpoint_is_passed_over_and_named() {
     fs::write(checkpoint(6).join("state.safetensors"), bytes).unwrap();
     let bytes = fs::read(checkpoint(4).join("state.safetensors")).unwrap();
     fs::write(checkpoint(4).join("state.safetensors"), &bytes[..1000]).unwrap();
-    let resumed = attempt(&run, output.path(), false);
+    let (resumed, counted) = metered(&run, output.path());
     assert_eq!(finished(&resumed), model);
     assert_eq!(resumed.state.resumed_from, Some(2));
+    assert!(counted.contains("\ncodex_ml_checkpoints_damaged_total 2\n"), "{counted}");
     let [first, second] = resumed.state.notices.as_slice() else { panic!("{:?}", resumed.state.notices) };
     assert!(first.contains("step-00000006") && first.contains("state.safetensors") && first.contains("from step 2"));
     assert!(second.contains("step-00000004"), "{second}");

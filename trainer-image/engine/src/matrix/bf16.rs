@@ -1,113 +1,16 @@
-//! Matrix products of training, for each way of storing activations: over gemm for `f32`, over [`tile`](super::tile) for
-//! `bf16`. Pure.
+//! Products of `bf16`, over [`tile`](crate::tile). Pure.
 
-use std::sync::Once;
-
-use gemm::Parallelism;
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::{
-    buffer::{Buffer, Kept, scratch},
+use super::{Gradient, Number, Out, Weight};
+use crate::{
+    buffer::{Buffer, scratch},
     kernels::dispatched,
-    model::{Matrix, Model},
+    model::Model,
     number::Bf16,
     tile::{BLOCK, Block, DEPTH, Kind, Left, Pair, TILE, TILE_SIZE},
 };
-
-/// Where a product goes. Rows lie one after another.
-pub(crate) enum Out<'a, N> {
-    /// Activations, [`Number::stride`] apart.
-    Store(&'a mut [N]),
-    /// Instead of what is there, without gaps.
-    Set(&'a mut [f32]),
-    /// Added to what is there, without gaps.
-    Add(&'a mut [f32]),
-}
-
-impl<N> Out<'_, N> {
-    /// The same place once more.
-    fn again(&mut self) -> Out<'_, N> {
-        match self {
-            Out::Store(out) => Out::Store(out),
-            Out::Set(out) => Out::Set(out),
-            Out::Add(out) => Out::Add(out),
-        }
-    }
-}
-
-/// One weight's gradient: `out` [left width, right width] += leftᵀ · right. Rows of both are [`Number::stride`] apart.
-pub(crate) struct Gradient<'a, N> {
-    pub(crate) left: &'a [N],
-    pub(crate) left_width: usize,
-    pub(crate) right: &'a [N],
-    pub(crate) right_width: usize,
-    pub(crate) out: &'a mut [f32],
-}
-
-/// A way of storing activations, and the products over them.
-pub(crate) trait Number: Kept + Send + Sync + std::fmt::Debug {
-    /// What products want beside the parameters, made anew when these have changed.
-    type Packs: Default + Send + Sync + std::fmt::Debug;
-    /// What gradients of weights want as room.
-    type Room: Default + Send + Sync + std::fmt::Debug;
-
-    /// Whether [`operand`](Self::operand) stores what it is given.
-    const COPIES: bool;
-
-    /// The name that records give the path.
-    fn path() -> &'static str;
-
-    /// How far apart rows of `width` lie.
-    fn stride(width: usize) -> usize;
-
-    /// Makes the packs of all matrices of a model.
-    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs);
-
-    /// `x` [rows, inputs] · weightᵀ + bias, on this thread.
-    fn forward(weight: Weight<Self>, x: &[Self], out: Out<Self>);
-
-    /// `dy` [rows, outputs] · weight, on this thread.
-    fn backward(weight: Weight<Self>, dy: &[Self], out: Out<Self>);
-
-    /// Gradients of weights over the same rows, on all threads.
-    fn gradients(jobs: Vec<Gradient<Self>>, room: &mut Self::Room);
-
-    /// Bytes that packs and room take.
-    fn bytes(packs: &Self::Packs, room: &Self::Room) -> usize;
-
-    /// Stores rows of `width` that lie without gaps; what is behind the last column becomes 0.
-    fn keep(rows: &[f32], width: usize, to: &mut [Self]);
-
-    /// Stores numbers one after another.
-    fn convert(numbers: &[f32], to: &mut [Self]);
-
-    /// Reads the first `width` numbers of rows that are `stride` apart.
-    fn gather(rows: &[Self], stride: usize, width: usize, to: &mut [f32]);
-
-    /// A row as `f32`: as it is, or read into `room`. To be called in a kernel.
-    fn read<'a>(row: &'a [Self], room: &'a mut [f32]) -> &'a [f32];
-
-    /// Where a row is written as `f32`: in its place, or in `room`, from where [`finish`](Self::finish) stores it. To be called
-    /// in a kernel.
-    fn place<'a>(row: &'a mut [Self], room: &'a mut [f32]) -> &'a mut [f32];
-
-    /// Stores what was written to [`place`](Self::place).
-    fn finish(row: &mut [Self], room: &[f32]);
-
-    /// Rows without gaps as an operand: as they are, or stored in `buffer`.
-    fn operand<'a>(rows: &'a [f32], width: usize, buffer: &'a mut [Self]) -> &'a [Self];
-
-    /// What [`operand`](Self::operand) gave for all rows, piece by piece, when `buffer` is all pieces' buffers.
-    fn operands<'a>(rows: &'a [f32], buffer: &'a [Self]) -> &'a [Self];
-}
-
-/// A weight with what its product needs.
-pub(crate) struct Weight<'a, N: Number> {
-    pub(crate) matrix: &'a Matrix,
-    pub(crate) parameters: &'a [f32],
-    pub(crate) packs: &'a N::Packs,
-}
 
 /// Columns of the left factor whose `bf16` gradient is one task: enough work for its packing, few enough to share.
 fn share(rows: usize, left: usize, right: usize) -> usize {
@@ -115,199 +18,6 @@ fn share(rows: usize, left: usize, right: usize) -> usize {
     let wanted = WORK.div_ceil((rows * right).max(1)).next_multiple_of(BLOCK);
     wanted.clamp(4 * BLOCK, 8 * BLOCK).min(left.next_multiple_of(BLOCK))
 }
-
-// ---- f32 ----
-
-/// Columns of the left factor whose `f32` gradient is one task: gemm packs the right factor anew for each of them.
-const SHARE: usize = 384;
-
-/// Has gemm read right factors in place whose columns lie without gaps. By default it packs those of more than a few rows,
-/// which costs more than it saves where a weight meets a piece of a batch.
-fn tune() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| gemm::set_rhs_packing_threshold(256));
-}
-
-/// A matrix in a slice: its element (row, column) is at `row · row_stride + column · column_stride`.
-#[derive(Clone, Copy)]
-struct View<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<'a> View<'a> {
-    fn rows_of(data: &'a [f32], columns: usize) -> Self {
-        Self { data, rows: data.len() / columns, columns, row_stride: columns, column_stride: 1 }
-    }
-
-    fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    /// [outputs, inputs], however it is stored.
-    fn of(weight: &Matrix, parameters: &'a [f32]) -> Self {
-        let data = &parameters[weight.weight.clone()];
-        if weight.inputs_first {
-            Self::rows_of(data, weight.outputs).transposed()
-        } else {
-            Self::rows_of(data, weight.inputs)
-        }
-    }
-}
-
-/// `out = a · b`, or `out += a · b`, on this thread; `out` has rows without gaps.
-fn multiply(a: View, b: View, out: &mut [f32], add: bool) {
-    let (m, n, k) = (a.rows, b.columns, a.columns);
-    let reach = |view: View| (view.rows.max(1) - 1) * view.row_stride + (view.columns.max(1) - 1) * view.column_stride;
-    assert!(
-        b.rows == k && out.len() == m * n && (m * n * k == 0 || a.data.len() > reach(a) && b.data.len() > reach(b))
-    );
-    tune();
-    // SAFETY: the assertion keeps every element that the strides reach inside its slice, and `out` is borrowed mutably, so it
-    // overlaps neither operand.
-    #[allow(unsafe_code)]
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            n.cast_signed(),
-            add,
-            a.data.as_ptr(),
-            a.column_stride.cast_signed(),
-            a.row_stride.cast_signed(),
-            b.data.as_ptr(),
-            b.column_stride.cast_signed(),
-            b.row_stride.cast_signed(),
-            1.0_f32,
-            1.0_f32,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
-    }
-}
-
-impl Number for f32 {
-    type Packs = ();
-    type Room = ();
-
-    const COPIES: bool = false;
-
-    fn path() -> &'static str {
-        "cpu-f32"
-    }
-
-    fn stride(width: usize) -> usize {
-        width
-    }
-
-    fn pack(_: &Model, _: &[f32], (): &mut ()) {}
-
-    fn forward(weight: Weight<Self>, x: &[Self], out: Out<Self>) {
-        let Weight { matrix, parameters, .. } = weight;
-        let (out, mut add) = match out {
-            Out::Store(out) | Out::Set(out) => (out, false),
-            Out::Add(out) => (out, true),
-        };
-        if let Some(bias) = &matrix.bias {
-            let bias = &parameters[bias.clone()];
-            for row in out.chunks_exact_mut(matrix.outputs) {
-                if add {
-                    row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
-                } else {
-                    row.copy_from_slice(bias);
-                }
-            }
-            add = true;
-        }
-        multiply(View::rows_of(x, matrix.inputs), View::of(matrix, parameters).transposed(), out, add);
-    }
-
-    fn backward(weight: Weight<Self>, dy: &[Self], out: Out<Self>) {
-        let Weight { matrix, parameters, .. } = weight;
-        let (out, add) = match out {
-            Out::Store(out) | Out::Set(out) => (out, false),
-            Out::Add(out) => (out, true),
-        };
-        multiply(View::rows_of(dy, matrix.outputs), View::of(matrix, parameters), out, add);
-    }
-
-    fn gradients(jobs: Vec<Gradient<Self>>, (): &mut ()) {
-        let tasks: Vec<_> = jobs
-            .into_iter()
-            .flat_map(|job| {
-                let Gradient { left, left_width, right, right_width, out } = job;
-                let rows = left.len() / left_width;
-                let parts = out.chunks_mut(SHARE * right_width).enumerate();
-                parts.map(move |(part, out)| {
-                    let left = View {
-                        data: &left[part * SHARE..],
-                        rows: out.len() / right_width,
-                        columns: rows,
-                        row_stride: 1,
-                        column_stride: left_width,
-                    };
-                    (left, View::rows_of(right, right_width), out)
-                })
-            })
-            .collect();
-        tasks.into_par_iter().with_max_len(1).for_each(|(left, right, out)| multiply(left, right, out, true));
-    }
-
-    fn bytes((): &(), (): &()) -> usize {
-        0
-    }
-
-    fn keep(rows: &[f32], _: usize, to: &mut [Self]) {
-        to.copy_from_slice(rows);
-    }
-
-    fn convert(numbers: &[f32], to: &mut [Self]) {
-        to.copy_from_slice(numbers);
-    }
-
-    fn gather(rows: &[Self], stride: usize, width: usize, to: &mut [f32]) {
-        for (row, to) in rows.chunks(stride).zip(to.chunks_exact_mut(width)) {
-            to.copy_from_slice(&row[..width]);
-        }
-    }
-
-    #[inline(always)]
-    fn read<'a>(row: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
-        row
-    }
-
-    #[inline(always)]
-    fn place<'a>(row: &'a mut [Self], _: &'a mut [f32]) -> &'a mut [f32] {
-        row
-    }
-
-    #[inline(always)]
-    fn finish(_: &mut [Self], _: &[f32]) {}
-
-    fn operand<'a>(rows: &'a [f32], _: usize, _: &'a mut [Self]) -> &'a [Self] {
-        rows
-    }
-
-    fn operands<'a>(rows: &'a [f32], _: &'a [Self]) -> &'a [Self] {
-        rows
-    }
-}
-
-// ---- bf16 ----
 
 /// A right operand [depth, columns] in tiles: 16 columns after another, each over the whole depth; columns padded to 32 and the
 /// depth to 32 with zeros.
@@ -608,6 +318,10 @@ impl Number for Bf16 {
     /// cache.
     fn stride(width: usize) -> usize {
         DEPTH * (width.div_ceil(DEPTH) | 1)
+    }
+
+    fn packed(depth: usize, columns: usize) -> usize {
+        depth.next_multiple_of(DEPTH) * columns.next_multiple_of(BLOCK) * size_of::<Bf16>()
     }
 
     fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs) {

@@ -1,0 +1,375 @@
+//! Products of `f32`, over [`panel`](crate::panel). Pure.
+
+use pulp::Simd;
+use rayon::prelude::*;
+
+use super::{Gradient, Number, Out, Weight};
+use crate::{
+    buffer::{Buffer, scratch},
+    kernels::dispatched,
+    model::Model,
+    panel::{self, Left, PANEL, Place, tall},
+};
+
+/// A right operand [depth, columns] in panels of 32 columns, each over the whole depth; columns padded with zeros.
+#[derive(Debug, Default)]
+pub(crate) struct Panels {
+    data: Buffer<f32>,
+    depth: usize,
+}
+
+impl Panels {
+    fn shape(&mut self, depth: usize, columns: usize) {
+        self.depth = depth;
+        self.data.resize(depth * columns.next_multiple_of(PANEL));
+    }
+
+    /// Each panel, and the first of its columns.
+    fn iter(&self) -> impl Iterator<Item = (usize, &[f32])> {
+        self.data.chunks_exact(self.depth * PANEL).enumerate().map(|(at, panel)| (at * PANEL, panel))
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut [f32])> {
+        self.data.chunks_exact_mut(self.depth * PANEL).enumerate().map(|(at, panel)| (at * PANEL, panel))
+    }
+}
+
+/// The packs of a weight for both directions.
+#[derive(Debug, Default)]
+pub(crate) struct WeightPanels {
+    forward: Panels,
+    backward: Panels,
+}
+
+/// A panel to be filled from a matrix whose rows are `stride` apart: with the columns from `column` on, or with rows from there
+/// on, as its columns.
+struct Filling<'a> {
+    data: &'a [f32],
+    stride: usize,
+    across: bool,
+    column: usize,
+    /// How many there are behind `column`.
+    width: usize,
+    panel: &'a mut [f32],
+}
+
+dispatched!(fill<'a>(work: Filling<'a>) = fill_kernel);
+
+#[inline(always)]
+fn fill_kernel<S: Simd>(_: S, work: Filling) {
+    /// Lines of a panel that stay in the processor's first cache.
+    const LINES: usize = 64;
+    let Filling { data, stride, across, column, width, panel } = work;
+    let lines = panel.as_chunks_mut::<PANEL>().0;
+    if width < PANEL {
+        lines.fill([0.0; PANEL]);
+    }
+    if across {
+        for (line, row) in lines.iter_mut().zip(data.chunks(stride)) {
+            match row[column..].first_chunk() {
+                Some(whole) if width >= PANEL => *line = *whole,
+                _ => line[..width].copy_from_slice(&row[column..][..width]),
+            }
+        }
+        return;
+    }
+    for (at, lines) in lines.chunks_mut(LINES).enumerate() {
+        for lane in 0..width.min(PANEL) {
+            let row = &data[(column + lane) * stride + at * LINES..][..lines.len()];
+            for (line, x) in lines.iter_mut().zip(row) {
+                line[lane] = *x;
+            }
+        }
+    }
+}
+
+/// `x` [rows, depth] · `right` [depth, columns].
+struct Product<'a> {
+    x: &'a [f32],
+    right: &'a Panels,
+    columns: usize,
+    out: &'a mut [f32],
+    add: bool,
+}
+
+dispatched!(multiply<'a>(work: Product<'a>) = multiply_kernel);
+
+#[inline(always)]
+fn multiply_kernel<S: Simd>(simd: S, work: Product) {
+    let Product { x, right, columns, out, add } = work;
+    let left = Left { data: x, row: right.depth, step: 1 };
+    for (column, panel) in right.iter() {
+        let width = PANEL.min(columns - column);
+        let mut place = Place { data: &mut out[column..], stride: columns, width, add };
+        panel::multiply(simd, left, x.len() / right.depth, panel, &mut place);
+    }
+}
+
+/// Columns of the left factor whose gradient is one task.
+const SHARE: usize = 96;
+/// Rows of a sum that are packed at a time, so that what is packed stays in the processor's cache.
+const SPAN: usize = 1024;
+
+/// `out` [columns of left, columns of right] += leftᵀ · right, for some columns of the left factor from `first` on.
+struct Transposed<'a> {
+    left: &'a [f32],
+    left_width: usize,
+    first: usize,
+    right: &'a Panels,
+    right_width: usize,
+    out: &'a mut [f32],
+}
+
+dispatched!(multiply_transposed<'a>(work: Transposed<'a>) = multiply_transposed_kernel);
+
+#[inline(always)]
+fn multiply_transposed_kernel<S: Simd>(simd: S, work: Transposed) {
+    let Transposed { left, left_width, first, right, right_width, out } = work;
+    let columns = out.len() / right_width;
+    let tall = tall::<S>();
+    let mut packed = scratch::<f32>(columns.next_multiple_of(tall) * SPAN);
+    for (span, left) in left.chunks(SPAN * left_width).enumerate() {
+        let rows = left.len() / left_width;
+        let columns_of = left.chunks_exact(left_width).map(|row| &row[first..first + columns]);
+        if tall == 12 {
+            group::<12>(columns_of, rows, &mut packed);
+        } else {
+            group::<6>(columns_of, rows, &mut packed);
+        }
+        for (column, panel) in right.iter() {
+            let panel = &panel[span * SPAN * PANEL..][..rows * PANEL];
+            let width = PANEL.min(right_width - column);
+            for group in 0..columns.div_ceil(tall) {
+                let left = Left { data: &packed[group * rows * tall..], row: 1, step: tall };
+                let out = &mut out[group * tall * right_width + column..];
+                let mut place = Place { data: out, stride: right_width, width, add: true };
+                panel::multiply(simd, left, tall.min(columns - group * tall), panel, &mut place);
+            }
+        }
+    }
+}
+
+/// Packs `count` rows: `TALL` columns after another, each few numbers of a row side by side.
+#[inline(always)]
+fn group<'a, const TALL: usize>(rows: impl Iterator<Item = &'a [f32]>, count: usize, packed: &mut [f32]) {
+    let packed = packed.as_chunks_mut::<TALL>().0;
+    for (at, row) in rows.enumerate() {
+        let (groups, rest) = row.as_chunks::<TALL>();
+        for (group, numbers) in groups.iter().enumerate() {
+            packed[group * count + at] = *numbers;
+        }
+        if !rest.is_empty() {
+            packed[groups.len() * count + at][..rest.len()].copy_from_slice(rest);
+        }
+    }
+}
+
+impl Number for f32 {
+    type Packs = Vec<WeightPanels>;
+    /// The right operands of gradients, one for each that is computed at a time.
+    type Room = Vec<Panels>;
+
+    const COPIES: bool = false;
+
+    fn path() -> &'static str {
+        "cpu-f32"
+    }
+
+    fn stride(width: usize) -> usize {
+        width
+    }
+
+    fn packed(depth: usize, columns: usize) -> usize {
+        depth * columns.next_multiple_of(PANEL) * size_of::<f32>()
+    }
+
+    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs) {
+        packs.resize_with(model.matrices, WeightPanels::default);
+        let mut tasks = Vec::new();
+        for (matrix, pack) in model.matrices().zip(packs) {
+            let data = &parameters[matrix.weight.clone()];
+            let (inputs, outputs) = (matrix.inputs, matrix.outputs);
+            let stride = if matrix.inputs_first { outputs } else { inputs };
+            for (panels, depth, columns, across) in [
+                (&mut pack.forward, inputs, outputs, matrix.inputs_first),
+                (&mut pack.backward, outputs, inputs, !matrix.inputs_first),
+            ] {
+                panels.shape(depth, columns);
+                tasks.extend(panels.iter_mut().map(|(column, panel)| Filling {
+                    data,
+                    stride,
+                    across,
+                    column,
+                    width: columns - column,
+                    panel,
+                }));
+            }
+        }
+        tasks.into_par_iter().for_each(|task| fill(task));
+    }
+
+    fn forward(weight: Weight<Self>, x: &[Self], out: Out<Self>) {
+        let Weight { matrix, parameters, packs } = weight;
+        let (out, mut add) = place(out);
+        if let Some(bias) = &matrix.bias {
+            let bias = &parameters[bias.clone()];
+            for row in out.chunks_exact_mut(matrix.outputs) {
+                if add {
+                    row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+                } else {
+                    row.copy_from_slice(bias);
+                }
+            }
+            add = true;
+        }
+        multiply(Product { x, right: &packs[matrix.index].forward, columns: matrix.outputs, out, add });
+    }
+
+    fn backward(weight: Weight<Self>, dy: &[Self], out: Out<Self>) {
+        let Weight { matrix, packs, .. } = weight;
+        let (out, add) = place(out);
+        multiply(Product { x: dy, right: &packs[matrix.index].backward, columns: matrix.inputs, out, add });
+    }
+
+    fn gradients(jobs: Vec<Gradient<Self>>, room: &mut Self::Room) {
+        room.resize_with(room.len().max(jobs.len()), Panels::default);
+        let mut packing = Vec::new();
+        for (job, panels) in jobs.iter().zip(room.iter_mut()) {
+            let (data, stride) = (job.right, job.right_width);
+            panels.shape(data.len() / stride, stride);
+            packing.extend(panels.iter_mut().map(|(column, panel)| Filling {
+                data,
+                stride,
+                across: true,
+                column,
+                width: stride - column,
+                panel,
+            }));
+        }
+        packing.into_par_iter().for_each(|task| fill(task));
+        let tasks: Vec<_> = jobs
+            .into_iter()
+            .zip(&*room)
+            .flat_map(|(job, right)| {
+                let Gradient { left, left_width, right_width, out, .. } = job;
+                let parts = out.chunks_mut(SHARE * right_width).enumerate();
+                parts.map(move |(part, out)| Transposed {
+                    left,
+                    left_width,
+                    first: part * SHARE,
+                    right,
+                    right_width,
+                    out,
+                })
+            })
+            .collect();
+        tasks.into_par_iter().with_max_len(1).for_each(|task| multiply_transposed(task));
+    }
+
+    fn bytes(packs: &Self::Packs, room: &Self::Room) -> usize {
+        let both = packs.iter().flat_map(|pack| [&pack.forward, &pack.backward]);
+        both.chain(room).map(|panels| panels.data.bytes()).sum()
+    }
+
+    fn keep(rows: &[f32], _: usize, to: &mut [Self]) {
+        to.copy_from_slice(rows);
+    }
+
+    fn convert(numbers: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(numbers);
+    }
+
+    fn gather(rows: &[Self], stride: usize, width: usize, to: &mut [f32]) {
+        for (row, to) in rows.chunks(stride).zip(to.chunks_exact_mut(width)) {
+            to.copy_from_slice(&row[..width]);
+        }
+    }
+
+    #[inline(always)]
+    fn read<'a>(row: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
+        row
+    }
+
+    #[inline(always)]
+    fn place<'a>(row: &'a mut [Self], _: &'a mut [f32]) -> &'a mut [f32] {
+        row
+    }
+
+    #[inline(always)]
+    fn finish(_: &mut [Self], _: &[f32]) {}
+
+    fn operand<'a>(rows: &'a [f32], _: usize, _: &'a mut [Self]) -> &'a [Self] {
+        rows
+    }
+
+    fn operands<'a>(rows: &'a [f32], _: &'a [Self]) -> &'a [Self] {
+        rows
+    }
+}
+
+/// Where a product goes, and whether it is added to what is there.
+fn place(out: Out<'_, f32>) -> (&mut [f32], bool) {
+    match out {
+        Out::Store(out) | Out::Set(out) => (out, false),
+        Out::Add(out) => (out, true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// [rows, columns], without gaps.
+    fn numbers(rows: usize, columns: usize) -> Vec<f32> {
+        (0..rows * columns).map(|at| (at * 37 % 101) as f32 / 50.0 - 1.0).collect()
+    }
+
+    /// [rows, columns] = Σ over depth of `term(row, column, depth)`.
+    fn sums(rows: usize, columns: usize, depth: usize, term: impl Fn(usize, usize, usize) -> f32) -> Vec<f32> {
+        let sum = |at: usize| (0..depth).map(|k| f64::from(term(at / columns, at % columns, k))).sum::<f64>() as f32;
+        (0..rows * columns).map(sum).collect()
+    }
+
+    fn close(left: &[f32], right: &[f32]) -> bool {
+        left.len() == right.len() && left.iter().zip(right).all(|(left, right)| (left - right).abs() < 1e-3)
+    }
+
+    #[test]
+    fn rows_of_any_number_meet_columns_of_any_number() {
+        for (rows, depth, columns) in [(1, 1, 1), (12, 33, 32), (29, 70, 31), (17, 5, 97), (64, 64, 64)] {
+            let x = numbers(rows, depth);
+            for across in [true, false] {
+                let weight = if across { numbers(depth, columns) } else { numbers(columns, depth) };
+                let stride = if across { columns } else { depth };
+                let mut right = Panels::default();
+                right.shape(depth, columns);
+                for (column, panel) in right.iter_mut() {
+                    fill(Filling { data: &weight, stride, across, column, width: columns - column, panel });
+                }
+                let at = |k: usize, column: usize| if across { k * stride + column } else { column * stride + k };
+                let expected = sums(rows, columns, depth, |row, column, k| x[row * depth + k] * weight[at(k, column)]);
+                let mut out = vec![f32::NAN; rows * columns];
+                multiply(Product { x: &x, right: &right, columns, out: &mut out, add: false });
+                assert!(close(&out, &expected), "{rows} {depth} {columns} {across}");
+                multiply(Product { x: &x, right: &right, columns, out: &mut out, add: true });
+                let twice: Vec<f32> = expected.iter().map(|x| 2.0 * x).collect();
+                assert!(close(&out, &twice), "{rows} {depth} {columns} {across}");
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_added() {
+        // More rows than are packed at a time, more columns than a task has.
+        let (rows, left_width, right_width) = (SPAN + 7, SHARE + 5, 40);
+        let (left, right) = (numbers(rows, left_width), numbers(rows, right_width));
+        let mut out = vec![1.0; left_width * right_width];
+        let job = Gradient { left: &left, left_width, right: &right, right_width, out: &mut out };
+        f32::gradients(vec![job], &mut Vec::new());
+        let expected = sums(left_width, right_width, rows, |row, column, k| {
+            left[k * left_width + row] * right[k * right_width + column]
+        });
+        let expected: Vec<f32> = expected.iter().map(|x| 1.0 + x).collect();
+        assert!(close(&out, &expected));
+    }
+}

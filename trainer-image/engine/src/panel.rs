@@ -1,0 +1,104 @@
+//! The kernel beneath products of `f32` matrices: a few rows with a panel of 32 columns. A panel lies along its depth; the rows
+//! are read where they are. Pure.
+//!
+//! Every sum is taken in the order of its depth, whatever the instructions and however rows are cut.
+
+use std::ops::Range;
+
+use pulp::Simd;
+
+/// Columns of a panel.
+pub(crate) const PANEL: usize = 32;
+
+/// Rows of a left operand.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<'a> {
+    pub(crate) data: &'a [f32],
+    /// From a row to the next, in numbers.
+    pub(crate) row: usize,
+    /// From a number of a row to the next one.
+    pub(crate) step: usize,
+}
+
+/// Where sums go: from the first number of `data` on, in rows that are `stride` apart.
+pub(crate) struct Place<'a> {
+    pub(crate) data: &'a mut [f32],
+    pub(crate) stride: usize,
+    /// Columns of the panel that count.
+    pub(crate) width: usize,
+    /// Whether sums are added to what is there.
+    pub(crate) add: bool,
+}
+
+/// Rows that are multiplied at a time: as many as have their sums in registers, two of these to a row.
+pub(crate) const fn tall<S: Simd>() -> usize {
+    if S::REGISTER_COUNT >= 32 { 12 } else { 6 }
+}
+
+/// `rows` rows of `left` · `panel` [depth, 32].
+#[inline(always)]
+pub(crate) fn multiply<S: Simd>(simd: S, left: Left, rows: usize, panel: &[f32], place: &mut Place) {
+    let mut row = 0;
+    while row < rows {
+        row += match rows - row {
+            12.. if tall::<S>() == 12 => block::<S, 12>(simd, left, row, panel, place),
+            6.. if tall::<S>() == 6 => block::<S, 6>(simd, left, row, panel, place),
+            4.. => block::<S, 4>(simd, left, row, panel, place),
+            _ => block::<S, 1>(simd, left, row, panel, place),
+        };
+    }
+}
+
+/// `ROWS` rows from `row` on; returns how many these are.
+#[inline(always)]
+fn block<S: Simd, const ROWS: usize>(simd: S, left: Left, row: usize, panel: &[f32], place: &mut Place) -> usize {
+    let lines = S::as_simd_f32s(panel).0.chunks_exact(PANEL / S::F32_LANES);
+    let data = &left.data[row * left.row..];
+    assert!(lines.len() > 0 && data.len() > (ROWS - 1) * left.row + (lines.len() - 1) * left.step);
+    // SAFETY: the assertion keeps the beginning of every row inside.
+    #[allow(unsafe_code)]
+    let rows: [*const f32; ROWS] = std::array::from_fn(|row| unsafe { data.as_ptr().add(row * left.row) });
+    // Each row's address on its own: else the compiler computes each from the one before it, and the processor waits for that.
+    let rows = rows.map(std::hint::black_box);
+    for part in 0..PANEL / (2 * S::F32_LANES) {
+        let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
+        for (k, line) in lines.clone().enumerate() {
+            let right = [line[2 * part], line[2 * part + 1]];
+            for row in 0..ROWS {
+                // SAFETY: k is below the number of lines, and the assertion keeps the last number that is reached inside.
+                #[allow(unsafe_code)]
+                let left = simd.splat_f32s(unsafe { *rows[row].add(k * left.step) });
+                sums[row][0] = simd.mul_add_f32s(left, right[0], sums[row][0]);
+                sums[row][1] = simd.mul_add_f32s(left, right[1], sums[row][1]);
+            }
+        }
+        let first = 2 * part * S::F32_LANES;
+        if place.width == PANEL {
+            for at in 0..ROWS {
+                let out = &mut place.data[(row + at) * place.stride + first..][..2 * S::F32_LANES];
+                let out = S::as_mut_simd_f32s(out).0;
+                out[0] = if place.add { simd.add_f32s(out[0], sums[at][0]) } else { sums[at][0] };
+                out[1] = if place.add { simd.add_f32s(out[1], sums[at][1]) } else { sums[at][1] };
+            }
+        } else {
+            let mut block = [[0.0_f32; PANEL]; ROWS];
+            for at in 0..ROWS {
+                let line = S::as_mut_simd_f32s(&mut block[at]).0;
+                line[0] = sums[at][0];
+                line[1] = sums[at][1];
+            }
+            put_some(&block, row, first..first + 2 * S::F32_LANES, place);
+        }
+    }
+    ROWS
+}
+
+/// Puts sums of some of the panel's columns: those that count.
+fn put_some(sums: &[[f32; PANEL]], row: usize, columns: Range<usize>, place: &mut Place) {
+    for (at, sums) in sums.iter().enumerate() {
+        let out = &mut place.data[(row + at) * place.stride..][..place.width];
+        for (out, sum) in out.iter_mut().skip(columns.start).zip(&sums[..columns.len()]) {
+            *out = if place.add { *out + sum } else { *sum };
+        }
+    }
+}
