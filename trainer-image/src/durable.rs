@@ -1,6 +1,7 @@
 //! Files that are there whole or not at all: written under a temporary name, hashed on the way, synced, renamed. Does I/O.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -157,6 +158,26 @@ pub fn remove_directory(path: &Path) -> Result<(), FileError> {
     }
 }
 
+/// Makes `path` a directory with exactly these files. Until they are all written, and when they cannot be, it is what it was,
+/// save for a moment between two renames.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn write_directory(path: &Path, files: &BTreeMap<String, Vec<u8>>) -> Result<(), FileError> {
+    let [partial, removed] = ["partial", "removed"].map(|word| path.with_added_extension(word));
+    remove_directory(&partial)?;
+    remove_directory(&removed)?;
+    let written = files.iter().try_for_each(|(name, bytes)| write(&partial.join(name), bytes).map(drop));
+    // What is half written takes room and helps nobody.
+    written.inspect_err(|_| drop(remove_directory(&partial)))?;
+    if path.exists() {
+        fs::rename(path, &removed).map_err(FileError::of("renaming", path))?;
+    }
+    fs::rename(&partial, path).map_err(FileError::of("renaming", &partial))?;
+    sync_directory(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    remove_directory(&removed)
+}
+
 /// Makes a directory and those above it.
 ///
 /// # Errors
@@ -179,4 +200,38 @@ pub fn sync_directory(path: &Path) -> Result<(), FileError> {
 /// When nobody reads it.
 pub fn say(line: &str) -> Result<(), FileError> {
     writeln!(io::stdout().lock(), "{line}").map_err(FileError::of("writing to", Path::new("standard output")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_replaced_whole_or_not_at_all() {
+        let place = tempfile::tempdir().unwrap();
+        let model = place.path().join("model");
+        let files = |files: &[(&str, &str)]| {
+            files.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_vec())).collect()
+        };
+        let there = || {
+            let names = fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name());
+            assert_eq!(names.collect::<Vec<_>>(), ["model"], "nothing is left beside it");
+            let mut there: Vec<_> = fs::read_dir(&model)
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .map(|path| (path.file_name().unwrap().to_owned(), fs::read_to_string(path).unwrap()))
+                .collect();
+            there.sort();
+            there
+        };
+        write_directory(&model, &files(&[("a", "1"), ("b", "2")])).unwrap();
+        assert_eq!(there(), [("a".into(), "1".to_owned()), ("b".into(), "2".to_owned())]);
+        // A name that no file system takes fails after the first file is written.
+        let long = "x".repeat(300);
+        let error = write_directory(&model, &files(&[("a", "3"), (&long, "4")])).unwrap_err();
+        assert!(error.to_string().starts_with("creating "), "{error}");
+        assert_eq!(there(), [("a".into(), "1".to_owned()), ("b".into(), "2".to_owned())]);
+        write_directory(&model, &files(&[("c", "5")])).unwrap();
+        assert_eq!(there(), [("c".into(), "5".to_owned())]);
+    }
 }

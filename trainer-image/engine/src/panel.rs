@@ -50,6 +50,7 @@ pub(crate) fn multiply<S: Simd>(simd: S, left: Left, rows: usize, panel: &[f32],
 }
 
 /// `ROWS` rows from `row` on; returns how many these are.
+#[allow(clippy::needless_range_loop, reason = "iterated over, the sums would lie in memory rather than in registers")]
 #[inline(always)]
 fn block<S: Simd, const ROWS: usize>(simd: S, left: Left, row: usize, panel: &[f32], place: &mut Place) -> usize {
     let lines = S::as_simd_f32s(panel).0.chunks_exact(PANEL / S::F32_LANES);

@@ -14,7 +14,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codex_configs::{MetricMode, Optimization};
 use codex_engine::Layout;
 use codex_provenance::{
     ConfigDigest, DataDigest, Sha256,
@@ -26,6 +25,8 @@ use sha2::Digest as _;
 
 use super::{
     TrainError,
+    origin::Origin,
+    retention::{Entry, Retention},
     snapshot::{Digests, Snapshot},
 };
 use crate::durable::{self, FileError};
@@ -69,51 +70,6 @@ pub(super) struct About {
     pub(super) state_digest: Sha256,
     /// The digest of each tensor.
     pub(super) tensors: BTreeMap<String, Sha256>,
-}
-
-/// `origin.json`: what wrote a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Origin {
-    /// The version of codex.
-    pub(super) version: String,
-    /// The commit that it was built from, where the build says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) git_commit: Option<String>,
-    /// The SHA-256 of the program, where it could be read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) program: Option<String>,
-    /// The engine's path, such as `cpu-f32`.
-    pub(super) engine: String,
-    /// The processor's instructions that kernels choose by.
-    pub(super) instructions: String,
-    /// Threads.
-    pub(super) threads: usize,
-}
-
-/// Which checkpoints stay.
-#[derive(Clone, Debug)]
-pub(super) struct Retention {
-    every: u64,
-    total: u64,
-    keep_last: usize,
-    keep_every: Option<u64>,
-    best_k: usize,
-    metric: String,
-    mode: MetricMode,
-}
-
-/// One checkpoint, as the store remembers it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-struct Entry {
-    step: u64,
-    path: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    state_digest: Option<Sha256>,
-    metrics: BTreeMap<String, f64>,
-    /// Why it is kept.
-    kept: Vec<&'static str>,
 }
 
 /// The checkpoints of one run.
@@ -160,63 +116,6 @@ enum Refusal {
 impl<E: Into<TrainError>> From<E> for Refusal {
     fn from(error: E) -> Self {
         Self::Fatal(Box::new(error.into()))
-    }
-}
-
-impl Retention {
-    /// As a run of `total` steps is configured.
-    pub(super) fn of(training: &Optimization, total: u64) -> Self {
-        Self {
-            every: training.checkpoint_every,
-            total,
-            keep_last: training.keep_last.max(1),
-            keep_every: training.keep_every,
-            best_k: training.best_k,
-            metric: training.best_metric.clone(),
-            mode: training.metric_mode,
-        }
-    }
-
-    /// Every step's, of which the newest `count` stay.
-    pub(super) fn newest(self, count: usize) -> Self {
-        Self { every: 1, keep_last: count, keep_every: None, best_k: 0, ..self }
-    }
-
-    /// Whether the configuration asks for a checkpoint of `step`; others are there for the clock or an interruption, and
-    /// only until a newer one is.
-    pub(super) fn scheduled(&self, step: u64) -> bool {
-        step.is_multiple_of(self.every) || step == self.total
-    }
-
-    /// Why each checkpoint of `entries` up to `newest` stays; those without a reason go. Pure.
-    fn kept(&self, entries: &BTreeMap<u64, Entry>, newest: u64) -> BTreeMap<u64, Vec<&'static str>> {
-        let mut kept: BTreeMap<u64, Vec<&'static str>> = BTreeMap::new();
-        let past: Vec<&Entry> = entries.values().rev().filter(|entry| entry.step <= newest).collect();
-        for entry in past.iter().filter(|entry| self.scheduled(entry.step)).take(self.keep_last) {
-            kept.entry(entry.step).or_default().push("last");
-        }
-        if !kept.contains_key(&newest) {
-            kept.entry(newest).or_default().push("until the next");
-        }
-        if let Some(every) = self.keep_every {
-            for entry in past.iter().filter(|entry| entry.step.is_multiple_of(every) && entry.step > 0) {
-                kept.entry(entry.step).or_default().push("permanent");
-            }
-        }
-        let mut measured: Vec<(f64, u64)> =
-            past.iter().filter_map(|entry| Some((*entry.metrics.get(&self.metric)?, entry.step))).collect();
-        // The better first; of equals the earlier one.
-        measured.sort_by(|(a, first), (b, second)| {
-            let order = match self.mode {
-                MetricMode::Min => a.total_cmp(b),
-                MetricMode::Max => b.total_cmp(a),
-            };
-            order.then(first.cmp(second))
-        });
-        for (_, step) in measured.into_iter().take(self.best_k) {
-            kept.entry(step).or_default().push("best");
-        }
-        kept
     }
 }
 

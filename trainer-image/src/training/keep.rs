@@ -10,9 +10,10 @@ use codex_reports::{Checkpoint, TrainingState};
 
 use super::{
     TrainError,
-    checkpoint::{Retention, Written},
+    checkpoint::Written,
     data::Stop,
     records::LedgerRow,
+    retention::Retention,
     saver::{Done, Job, Saver},
     state::State,
 };
@@ -334,6 +335,7 @@ mod tests {
         training::{
             Outcome, Session,
             checkpoint::Store,
+            origin::Origin,
             session,
             tests::{attempt, finished, killed_at, remains, scratch, speck},
             writer::Writer,
@@ -443,7 +445,7 @@ mod tests {
         let store = Store::open(output.path().join("checkpoints"), about.identity.clone(), retention).unwrap();
         let lock = Writer::claim(output.path().join("writers")).unwrap().lock();
         let artifacts = output.path().join("artifacts");
-        let (saver, _) = Saver::start(lock, store, session::origin(training), &artifacts, 2).unwrap();
+        let (saver, _) = Saver::start(lock, store, Origin::here(training), &artifacts, 2).unwrap();
         let reporter = Reporter::<TrainingState>::nowhere();
         let mut keep = Keep::new(&reporter, saver, training, 12, Some(1), Some(1), None);
         let tokenizer = Tokenizer::characters().unwrap();

@@ -7,7 +7,10 @@ use codex_configs::VALIDATION;
 use codex_provenance::DataDigest;
 use serde_json::Value;
 
-use super::checkpoint::{About, Identity, Origin};
+use super::{
+    checkpoint::{About, Identity},
+    origin::Origin,
+};
 
 /// What a difference means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -13,7 +13,8 @@ use codex_provenance::Sha256;
 
 use super::{
     TrainError,
-    checkpoint::{Origin, Store, Written},
+    checkpoint::{Store, Written},
+    origin::Origin,
     records::{LEDGER, LedgerRow, STATES, StateRow, Tail},
     snapshot::{Digests, Snapshot},
     writer::Lock,

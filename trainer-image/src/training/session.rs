@@ -3,32 +3,31 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
-    sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use codex_configs::{Optimization, Resolved, Training, VALIDATION};
-use codex_engine::{AdamW, EngineError, Isa, ModelConfig, Packed, Shape};
-use codex_provenance::{DataDigest, Sha256, manifest::Manifest};
+use codex_engine::{AdamW, EngineError, ModelConfig, Packed, Shape};
+use codex_provenance::{DataDigest, manifest::Manifest};
 use codex_reports::{DataFile, Model, Stage, TrainingState};
-use sha2::Digest as _;
 
 use super::{
     TrainError,
     artifacts::Artifacts,
-    checkpoint::{self, Found, Identity, Origin, Retention, Store},
+    checkpoint::{self, Found, Identity, Store},
     data::{Address, Dataset},
     epochs::{self, Examples},
     groups,
     keep::{self, Keep},
     memory,
     meter::Meter,
+    origin::Origin,
     plan::{Class, Plan},
     progress::{StepNumbers, Watchers},
     records::LedgerRow,
     requirement,
+    retention::Retention,
     saver::Saver,
     schedule::learning_rate,
     state::{self, State},
@@ -36,7 +35,6 @@ use super::{
     writer::{Lock, Phase, Writer},
 };
 use crate::{
-    artifacts::environment,
     durable::{self, FileError},
     model::describe,
     reporting::Reporter,
@@ -187,7 +185,7 @@ impl<'a> Session<'a> {
         self.pause()?;
         let identity = self.identity(digests(&dataset, validation.as_ref()))?;
         let found = self.newest()?;
-        let origin = origin(settings);
+        let origin = Origin::here(settings);
         let plan = plan(found.as_ref(), &identity, &origin);
         self.follow(&plan, found.as_ref())?;
         let files = self.reporter.state().data.into_iter().map(|file| (file.name, file.sha256)).collect();
@@ -280,7 +278,7 @@ impl<'a> Session<'a> {
         let dataset = self.read_data(None, &tokenizer)?;
         let validation = Validation::read(training, self.files, &tokenizer, self.stop, |_| ())?;
         let identity = self.identity(digests(&dataset, validation.as_ref()))?;
-        Ok(plan(self.newest()?.as_ref(), &identity, &origin(&training.settings.training)))
+        Ok(plan(self.newest()?.as_ref(), &identity, &Origin::here(&training.settings.training)))
     }
 
     /// Refuses a directory whose newest checkpoint is of another run, before it is taken over from an attempt that may be alive.
@@ -288,7 +286,7 @@ impl<'a> Session<'a> {
     fn glance(&self) -> Result<(), TrainError> {
         let Some((path, about)) = checkpoint::glance(&self.output.join("checkpoints"))? else { return Ok(()) };
         let identity = self.identity(about.identity.data.clone())?;
-        let now = origin(&self.resolved.spec().settings.training);
+        let now = Origin::here(&self.resolved.spec().settings.training);
         self.refuse(&Plan::resume(&about, None, &identity, &now), &path)
     }
 
@@ -579,22 +577,7 @@ impl<'a> Session<'a> {
         let manifest = Manifest::of_files(&files)?;
         let place = self.output.join("model");
         if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
-            let [partial, removed] = ["model.partial", "model.removed"].map(|name| self.output.join(name));
-            durable::remove_directory(&partial)?;
-            durable::remove_directory(&removed)?;
-            let written =
-                files.iter().try_for_each(|(name, bytes)| durable::write(&partial.join(name), bytes).map(drop));
-            if let Err(error) = written {
-                // What is half written takes room and helps nobody; the model of before is still there.
-                drop(durable::remove_directory(&partial));
-                return Err(error.into());
-            }
-            if place.exists() {
-                fs::rename(&place, &removed).map_err(FileError::of("renaming", &place))?;
-            }
-            fs::rename(&partial, &place).map_err(FileError::of("renaming", &partial))?;
-            durable::sync_directory(self.output)?;
-            durable::remove_directory(&removed)?;
+            durable::write_directory(&place, &files)?;
         }
         Ok(Model {
             digest: manifest.digest(),
@@ -631,47 +614,6 @@ pub(super) const CONFIG: &str = "config.yaml";
 
 fn layout_of(config: &ModelConfig) -> std::sync::Arc<codex_engine::Layout> {
     std::sync::Arc::new(codex_engine::Layout::of(config))
-}
-
-/// What this process is, for whoever goes on from its checkpoints.
-pub(super) fn origin(training: &Optimization) -> Origin {
-    Origin {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        git_commit: environment::variable("CODEX_GIT_COMMIT"),
-        program: program().map(str::to_owned),
-        engine: state::settings(training).path().to_owned(),
-        instructions: instructions(),
-        threads: rayon::current_num_threads(),
-    }
-}
-
-/// The SHA-256 of this program's file, where it can be read: two programs of one version may compute other bits.
-fn program() -> Option<&'static str> {
-    static PROGRAM: OnceLock<Option<String>> = OnceLock::new();
-    let digest = || {
-        let mut hasher = sha2::Sha256::new();
-        std::io::copy(&mut fs::File::open("/proc/self/exe").ok()?, &mut hasher).ok()?;
-        Some(Sha256::finish(hasher).to_string())
-    };
-    PROGRAM.get_or_init(digest).as_deref()
-}
-
-/// The processor's architecture and the instructions that kernels choose by.
-fn instructions() -> String {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let all = [
-            ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
-            ("avx512bf16", std::arch::is_x86_feature_detected!("avx512bf16")),
-            ("avx2", std::arch::is_x86_feature_detected!("avx2")),
-            ("fma", std::arch::is_x86_feature_detected!("fma")),
-        ];
-        let there = all.iter().filter(|(_, there)| *there).map(|(name, _)| format!(" {name}"));
-        let held = Isa::most().ok().filter(|isa| *isa < Isa::Amx).map(|isa| format!(", held to {isa}"));
-        format!("x86_64{}{}", there.collect::<String>(), held.unwrap_or_default())
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    std::env::consts::ARCH.to_owned()
 }
 
 /// Whether warm-up ends before the schedule does; without epochs, the configuration was checked for that.

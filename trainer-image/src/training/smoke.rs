@@ -20,9 +20,12 @@ use rustix::fs::{Advice, fadvise, statvfs};
 
 use super::{
     TrainError,
-    checkpoint::{self, Found, Identity, Retention, Store},
-    default_data, memory, requirement,
-    session::{model_config, origin},
+    checkpoint::{self, Found, Identity, Store},
+    default_data, memory,
+    origin::Origin,
+    requirement,
+    retention::Retention,
+    session::model_config,
     state::{self, State},
 };
 use crate::{
@@ -128,7 +131,7 @@ impl CheckpointSmoke {
             let mut snapshot = state.snapshot(None);
             snapshot.step = round;
             let its = snapshot.digests();
-            let written = store.save(&snapshot, &its, BTreeMap::new(), &origin(settings))?;
+            let written = store.save(&snapshot, &its, BTreeMap::new(), &Origin::here(settings))?;
             took.push(written.took);
             size = written.size;
             digests = Some((round, its.whole));
