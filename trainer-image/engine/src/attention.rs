@@ -352,7 +352,7 @@ fn products_at<S: Simd, const W: usize, const N: usize>(
         for row in 0..TALL {
             let left = simd.splat_f32s(tile[row][column]);
             for n in 0..N {
-                sums[row][n] = simd.mul_add_f32s(left, columns[n][column], sums[row][n]);
+                sums[row][n] = simd.mul_add_e_f32s(left, columns[n][column], sums[row][n]);
             }
         }
     }
@@ -389,7 +389,7 @@ fn along_rows_at<S: Simd, const W: usize, const N: usize>(
         for row in 0..TALL {
             let left = simd.splat_f32s(left[row][k]);
             for n in 0..N {
-                sums[row][n] = simd.mul_add_f32s(left, line[n], sums[row][n]);
+                sums[row][n] = simd.mul_add_e_f32s(left, line[n], sums[row][n]);
             }
         }
     }
@@ -428,7 +428,7 @@ fn along_columns_at<S: Simd, const W: usize, const N: usize>(
         for row in 0..TALL {
             let left = simd.splat_f32s(left[row][k]);
             for n in 0..N {
-                sums[n] = simd.mul_add_f32s(left, right[row][n], sums[n]);
+                sums[n] = simd.mul_add_e_f32s(left, right[row][n], sums[n]);
             }
         }
         out.copy_from_slice(&sums);

@@ -69,8 +69,8 @@ fn block<S: Simd, const ROWS: usize>(simd: S, left: Left, row: usize, panel: &[f
                 // SAFETY: k is below the number of lines, and the assertion keeps the last number that is reached inside.
                 #[allow(unsafe_code)]
                 let left = simd.splat_f32s(unsafe { *rows[row].add(k * left.step) });
-                sums[row][0] = simd.mul_add_f32s(left, right[0], sums[row][0]);
-                sums[row][1] = simd.mul_add_f32s(left, right[1], sums[row][1]);
+                sums[row][0] = simd.mul_add_e_f32s(left, right[0], sums[row][0]);
+                sums[row][1] = simd.mul_add_e_f32s(left, right[1], sums[row][1]);
             }
         }
         let first = 2 * part * S::F32_LANES;

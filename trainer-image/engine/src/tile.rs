@@ -160,8 +160,8 @@ fn portable_kernel<S: Simd>(simd: S, left: Left, right: [&[Pair]; 2], depth: usi
                         let second = simd.transmute_f32s_u32s(simd.and_u32s(line, upper));
                         let at = step * left.step + 2 * pair;
                         for row in 0..TALL {
-                            let sum = simd.mul_add_f32s(simd.splat_f32s(rows[row][at].to_f32()), first, sums[row]);
-                            sums[row] = simd.mul_add_f32s(simd.splat_f32s(rows[row][at + 1].to_f32()), second, sum);
+                            let sum = simd.mul_add_e_f32s(simd.splat_f32s(rows[row][at].to_f32()), first, sums[row]);
+                            sums[row] = simd.mul_add_e_f32s(simd.splat_f32s(rows[row][at + 1].to_f32()), second, sum);
                         }
                     }
                 }
