@@ -324,9 +324,13 @@ mod tests {
     use std::{
         fs,
         path::Path,
-        sync::atomic::{AtomicU64, Ordering},
+        sync::{
+            Arc,
+            atomic::{AtomicU64, Ordering},
+        },
     };
 
+    use codex_configs::{Resolved, Training};
     use codex_reports::TrainingState;
 
     use super::*;
@@ -334,7 +338,7 @@ mod tests {
         tokenizer::Tokenizer,
         training::{
             Outcome, Session,
-            checkpoint::Store,
+            checkpoint::{self, Store},
             origin::Origin,
             session,
             tests::{attempt, finished, killed_at, remains, scratch, speck},
@@ -344,7 +348,7 @@ mod tests {
 
     /// One attempt that was told a grace period.
     fn told(
-        run: &codex_configs::Resolved<codex_configs::Training>,
+        run: &Resolved<Training>,
         output: &Path,
         grace: Duration,
         stop: Stop,
@@ -434,24 +438,33 @@ mod tests {
         assert!(!killed_at(&run, output.path(), u64::MAX));
     }
 
-    #[test]
-    fn the_end_of_a_run_waits_however_long_its_volume_had_refused() {
-        let run = speck(&["training.checkpoint_every=100"]);
-        let output = tempfile::tempdir_in(scratch()).unwrap();
-        finished(&attempt(&speck(&["training.stop_after=2"]), output.path(), false));
-        let (about, _) = remains(output.path());
+    /// A run of two steps that is about to write one more checkpoint of step 2.
+    fn one_more<'a>(
+        run: &Resolved<Training>,
+        output: &Path,
+        reporter: &'a Reporter<TrainingState>,
+    ) -> (Keep<'a>, State) {
+        finished(&attempt(&speck(&["training.stop_after=2"]), output, false));
+        let (about, _) = remains(output);
         let training = &run.spec().settings.training;
         let retention = Retention::of(training, 12);
-        let store = Store::open(output.path().join("checkpoints"), about.identity.clone(), retention).unwrap();
-        let lock = Writer::claim(output.path().join("writers")).unwrap().lock();
-        let artifacts = output.path().join("artifacts");
-        let (saver, _) = Saver::start(lock, store, Origin::here(training), &artifacts, 2).unwrap();
-        let reporter = Reporter::<TrainingState>::nowhere();
-        let mut keep = Keep::new(&reporter, saver, training, 12, Some(1), Some(1), None);
+        let store = Store::open(output.join("checkpoints"), about.identity, retention).unwrap();
+        let lock = Writer::claim(output.join("writers")).unwrap().lock();
+        let (saver, _) = Saver::start(lock, store, Origin::here(training), &output.join("artifacts"), 2).unwrap();
+        let keep = Keep::new(reporter, saver, training, 12, Some(1), Some(1), None);
         let tokenizer = Tokenizer::characters().unwrap();
         let config = session::model_config(run.spec(), &tokenizer).unwrap();
         let mut state = State::new(config, 1, codex_engine::Settings::default()).unwrap();
         state.step = 2;
+        (keep, state)
+    }
+
+    #[test]
+    fn the_end_of_a_run_waits_however_long_its_volume_had_refused() {
+        let run = speck(&["training.checkpoint_every=100"]);
+        let output = tempfile::tempdir_in(scratch()).unwrap();
+        let reporter = Reporter::<TrainingState>::nowhere();
+        let (mut keep, state) = one_more(&run, output.path(), &reporter);
         // So often that the next pause would be a minute.
         keep.failing = Some((12, Instant::now()));
         refuse(output.path());
@@ -500,23 +513,25 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_of_what_has_no_number_is_read_back() {
-        // Weights go wherever one step throws them, as far as numbers go.
-        let run = speck(&[
-            "training.learning_rate=1.0",
-            "training.warmup_steps=0",
-            "training.beta2=0.0",
-            "training.epsilon=1e-37",
-            "training.eval_every=1",
-            "training.checkpoint_every=1",
-            "training.best_k=1",
-            "training.spike_action=ignore",
-        ]);
-        let output = tempfile::tempdir_in(scratch()).unwrap();
-        let ended = attempt(&run, output.path(), false);
-        let folder = output.path().join("checkpoints");
-        let newest = crate::training::checkpoint::newest(&folder, u64::MAX, |why| panic!("{why}")).unwrap().unwrap();
-        assert_eq!(newest.checkpoint.step, crate::training::checkpoint::scan(&folder).unwrap()[0].0);
-        assert!(!newest.about.metrics.contains_key("val_loss"), "{:?}: {:?}", newest.about, ended.outcome);
+    fn a_checkpoint_with_a_loss_that_is_not_finite_is_read_back_without_it() {
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let run = speck(&["training.eval_every=1", "training.best_k=1"]);
+            let output = tempfile::tempdir_in(scratch()).unwrap();
+            let reporter = Reporter::<TrainingState>::nowhere();
+            let (mut keep, mut state) = one_more(&run, output.path(), &reporter);
+            state.measured.insert("loss".to_owned(), 1.5);
+            state.measured.insert("val_loss".to_owned(), value);
+            keep.finish(&state, false, &|| false).unwrap();
+            let folder = output.path().join("checkpoints");
+            let newest = checkpoint::newest(&folder, u64::MAX, |why| panic!("{why}")).unwrap().unwrap();
+            assert_eq!(newest.checkpoint.step, 2);
+            assert_eq!(newest.about.metrics.keys().collect::<Vec<_>>(), ["loss"], "{value}");
+            // The state itself keeps the value, to its bits: a resumed run is in the same state.
+            let config = state.engine.config().clone();
+            let read = newest.read(&Arc::new(codex_engine::Layout::of(&config))).unwrap();
+            assert_eq!(read.digests(), state.snapshot(None).digests());
+            let restored = State::restore(config, read, codex_engine::Settings::default()).unwrap();
+            assert_eq!(restored.measured["val_loss"].to_bits(), value.to_bits());
+        }
     }
 }
