@@ -6,10 +6,8 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use codex_provenance::{
-    Sha256,
-    key::{KeyError, PrivateKey, PublicKey, Signer as _},
-};
+use codex_provenance::Sha256;
+use codex_signing::key::{KeyError, PrivateKey, PublicKey, Signer as _};
 use futures::{StreamExt, pin_mut};
 use k8s_openapi::{
     ByteString,
@@ -236,7 +234,7 @@ fn metadata() -> ObjectMeta {
 
 #[cfg(test)]
 mod tests {
-    use codex_provenance::key::PrivateKey;
+    use codex_signing::key::PrivateKey;
 
     use super::{judge, new_secret};
 

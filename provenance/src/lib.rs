@@ -1,23 +1,19 @@
-//! What a model is and who vouches for it: file digests, the manifest, signing and verifying.
+//! What a model is: file digests, the manifest, and the statements made about it.
 //!
-//! Everything here works on bytes and values; only [`files`] and what reads directories in [`manifest`]
-//! touch a disk.
+//! [`manifest::Manifest`] lists a model's files; its digest is the model's identity. [`oms`] writes and reads the
+//! OpenSSF Model Signing statement about a manifest, [`promotion`] the statement that allows a model in a ring. Who
+//! signs and verifies them is the crate `codex-signing`: this one needs no cryptography beyond SHA-256.
 //!
-//! The way of a model: [`manifest::Manifest`] → [`oms::payload`] → [`key::Signer::sign`] → OMS bundle, and
-//! [`promotion::Promotion`] → [`promotion::Promotion::payload`] → [`key::Signer::sign`] → promotion bundle. Back:
-//! [`verify::verify_model`] over exactly the bytes that are about to be used.
+//! Everything here works on bytes and values, except [`files`] and the constructors of [`manifest::Manifest`] that
+//! read directories.
 
-pub mod bundle;
 mod canonical;
 pub mod digest;
-mod dsse;
 pub mod files;
-pub mod key;
 pub mod manifest;
 pub mod oms;
 pub mod promotion;
 mod statement;
-pub mod verify;
 
 pub use digest::{
     ConfigDigest, DataDigest, GatesDigest, ModelDigest, OmsPayloadDigest, OmsRoot, PromotionDigest, ReportDigest,

@@ -64,7 +64,7 @@ pub fn payload_digest(payload: &[u8]) -> OmsPayloadDigest {
 
 /// What a statement has to say about a manifest that was computed from bytes at hand.
 #[derive(Debug)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// It names exactly these files, with these contents, in this order.
     Same,
     /// It names others.
@@ -75,7 +75,7 @@ pub(crate) enum Verdict {
 ///
 /// # Errors
 /// Why the payload is no statement of OpenSSF Model Signing over files, or contradicts itself.
-pub(crate) fn compare(payload: &[u8], manifest: &Manifest) -> Result<Verdict, String> {
+pub fn compare(payload: &[u8], manifest: &Manifest) -> Result<Verdict, String> {
     let (root, Predicate { serialization, resources }) = statement::read(payload, PREDICATE_TYPE)?;
     if (serialization.method.as_str(), serialization.hash_type.as_str()) != ("files", "sha256") {
         return Err(format!(

@@ -132,7 +132,7 @@ impl Promotion {
     ///
     /// # Errors
     /// Why it is no promotion statement.
-    pub(crate) fn read(payload: &[u8]) -> Result<Self, String> {
+    pub fn read(payload: &[u8]) -> Result<Self, String> {
         let (model, reasons) = statement::read(payload, PREDICATE_TYPE)?;
         Ok(Self { model: ModelDigest(model), reasons })
     }

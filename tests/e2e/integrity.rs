@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use codex_crds::{ConditionType, ReasoningPod, ReasoningPodStatus, TrainingRun, child};
-use codex_provenance::key::{PrivateKey, Signer as _};
 use codex_reports::{Report, State, exit};
+use codex_signing::key::{PrivateKey, Signer as _};
 use codex_tests::{
     Result, Team, objects,
     team::{SOON, condition},
@@ -93,7 +93,7 @@ async fn bundles_of_another_key_another_model_and_another_ring_are_refused() -> 
     let foreign = Bundles::of(&team, &other).await?;
     let key = PrivateKey::generate().unwrap();
     let resigned = |bundle: &str| {
-        let payload = codex_provenance::bundle::open(bundle.as_bytes(), &genuine.public()).unwrap();
+        let payload = codex_signing::bundle::open(bundle.as_bytes(), &genuine.public()).unwrap();
         String::from_utf8(key.sign(&payload).unwrap()).unwrap()
     };
     let resigned = Bundles { oms: resigned(&genuine.oms), promotion: resigned(&genuine.promotion), ..genuine.clone() };
@@ -178,8 +178,8 @@ impl Bundles {
         Ok(Self { oms: take("bundle.json"), key: take("key.pem"), promotion: promotion.remove("bundle.json").unwrap() })
     }
 
-    fn public(&self) -> codex_provenance::key::PublicKey {
-        codex_provenance::key::PublicKey::from_pem(&self.key).unwrap()
+    fn public(&self) -> codex_signing::key::PublicKey {
+        codex_signing::key::PublicKey::from_pem(&self.key).unwrap()
     }
 }
 

@@ -9,13 +9,15 @@ use std::{
 
 use clap::builder::PossibleValuesParser;
 use codex_provenance::{
-    bundle::BundleError,
-    key::PublicKey,
     manifest::{Manifest, ManifestError},
     promotion::RINGS,
-    verify::{Promoted, Signed, VerifyError, verify_promotion, verify_signature},
 };
 use codex_reports::exit;
+use codex_signing::{
+    bundle::BundleError,
+    key::PublicKey,
+    verify::{Promoted, Signed, VerifyError, verify_promotion, verify_signature},
+};
 
 use crate::cli::CommandError;
 
@@ -145,11 +147,10 @@ mod tests {
 
     use clap::Parser;
     use codex_provenance::{
-        ConfigDigest, GatesDigest, ReportDigest, Sha256,
-        key::{PrivateKey, Signer as _},
-        oms,
+        ConfigDigest, GatesDigest, ReportDigest, Sha256, oms,
         promotion::{Evaluation, Gate, Promotion, Reasons, Training},
     };
+    use codex_signing::key::{PrivateKey, Signer as _};
 
     use super::*;
 

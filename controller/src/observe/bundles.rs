@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
 use codex_plan::reasoning_pod::{Bundle, SignedModel, SignedPromotion, Signer, bundle_names, manifest};
-use codex_provenance::{
+use codex_signing::{
     bundle::BundleError,
     verify::{Signed, VerifyError, verify_promotion, verify_signature},
 };

@@ -2,8 +2,9 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
-use codex_provenance::{key::KeyError, manifest::ManifestError, verify::VerifyError};
+use codex_provenance::manifest::ManifestError;
 use codex_reports::{Failure, exit};
+use codex_signing::{key::KeyError, verify::VerifyError};
 
 use crate::{
     cli::{CommandError, chain},

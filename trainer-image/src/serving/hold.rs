@@ -5,9 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use codex_provenance::{
+use codex_provenance::manifest::Manifest;
+use codex_signing::{
     key::PublicKey,
-    manifest::Manifest,
     verify::{Expected, Verified, verify_model},
 };
 

@@ -12,7 +12,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use codex_provenance::{ModelDigest, PromotionDigest, Sha256, verify::Expected};
+use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
+use codex_signing::verify::Expected;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 

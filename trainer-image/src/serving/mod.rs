@@ -21,8 +21,9 @@ mod tests;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::builder::PossibleValuesParser;
-use codex_provenance::{ModelDigest, PromotionDigest, Sha256, promotion::RINGS, verify::Expected};
+use codex_provenance::{ModelDigest, PromotionDigest, Sha256, promotion::RINGS};
 use codex_reports::{ServingState, Stage, exit};
+use codex_signing::verify::Expected;
 use tokio::{net::TcpListener, signal::unix::SignalKind, sync::watch};
 use tokio_util::sync::CancellationToken;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use codex_provenance::verify::Verified;
+use codex_signing::verify::Verified;
 
 use super::engine::Engine;
 use crate::tokenizer::Tokenizer;

@@ -5,13 +5,15 @@ use std::{collections::BTreeMap, fs, io, net::SocketAddr, path::Path, sync::Arc,
 use codex_engine::{Layout, ModelConfig, Shape, initial};
 use codex_provenance::{
     ConfigDigest, Sha256,
-    key::{PrivateKey, Signer as _},
     manifest::Manifest,
     oms,
     promotion::{Promotion, Reasons, Training},
-    verify::Expected,
 };
 use codex_reports::{ServingState, Stage, exit};
+use codex_signing::{
+    key::{PrivateKey, Signer as _},
+    verify::Expected,
+};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 

@@ -3,6 +3,7 @@
 //! Source: <https://github.com/sigstore/protobuf-specs/blob/main/protos/sigstore_bundle.proto>. A transparency log is
 //! not asked: entries that a bundle may carry are neither needed nor believed.
 
+use codex_provenance::Sha256;
 use sigstore_protobuf_specs::{
     dev::sigstore::{
         bundle::v1::{Bundle as Wire, VerificationMaterial, bundle, verification_material},
@@ -12,7 +13,6 @@ use sigstore_protobuf_specs::{
 };
 
 use crate::{
-    digest::Sha256,
     dsse::{IN_TOTO, pre_authentication},
     key::PublicKey,
 };

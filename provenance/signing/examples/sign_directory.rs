@@ -1,17 +1,17 @@
 //! Signs a model directory with a key made for the occasion and thrown away: writes `oms.json`, `promotion.json` (into the
 //! ring `0D_base_`, without evaluations) and `key.pem`. For trying out verifiers; in a cluster only the controller signs.
 //!
-//! `cargo run --release -p codex-provenance --example sign_directory MODEL_DIR OUTPUT_DIR`
+//! `cargo run --release -p codex-signing --example sign_directory MODEL_DIR OUTPUT_DIR`
 
 use std::{collections::BTreeMap, error::Error, fs, path::PathBuf};
 
 use codex_provenance::{
     ConfigDigest, Sha256,
-    key::{PrivateKey, Signer as _},
     manifest::Manifest,
     oms,
     promotion::{Promotion, Reasons, Training},
 };
+use codex_signing::key::{PrivateKey, Signer as _};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);

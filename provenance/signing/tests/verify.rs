@@ -7,10 +7,12 @@ use std::{collections::BTreeMap, sync::LazyLock};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use codex_provenance::{
     ConfigDigest, DataDigest, GatesDigest, OmsPayloadDigest, PromotionDigest, ReportDigest, Sha256,
-    key::{PrivateKey, PublicKey, Signer},
     manifest::Manifest,
     oms,
     promotion::{Evaluation, Gate, Promotion, Reasons, Training},
+};
+use codex_signing::{
+    key::{PrivateKey, PublicKey, Signer},
     verify::{Expected, Verified, VerifyError, verify_model},
 };
 use proptest::prelude::*;

@@ -3,13 +3,16 @@
 //! The manifest must have been computed from the bytes that are about to be used, not read from anywhere. Every refusal
 //! is one sentence that names the file, the bundle, the key or the ring.
 
-use crate::{
-    bundle::{self, BundleError},
-    digest::{ModelDigest, OmsPayloadDigest, PromotionDigest, Sha256},
-    key::PublicKey,
+use codex_provenance::{
+    ModelDigest, OmsPayloadDigest, PromotionDigest, Sha256,
     manifest::{Difference, Manifest},
     oms::{self, Verdict},
     promotion::{self, Promotion},
+};
+
+use crate::{
+    bundle::{self, BundleError},
+    key::PublicKey,
 };
 
 /// How many changed files a refusal names.

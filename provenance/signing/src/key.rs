@@ -3,6 +3,7 @@
 use std::fmt;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use codex_provenance::Sha256;
 use sigstore::{
     crypto::{
         CosignVerificationKey, Signature,
@@ -18,7 +19,7 @@ use sigstore::{
 };
 use zeroize::Zeroizing;
 
-use crate::{bundle, digest::Sha256, dsse::pre_authentication};
+use crate::{bundle, dsse::pre_authentication};
 
 /// The length of a P-256 public key in DER with both coordinates.
 const P256_DER: usize = 91;

@@ -5,11 +5,10 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use codex_provenance::{
+use codex_provenance::{manifest::Manifest, oms};
+use codex_signing::{
     bundle,
     key::PublicKey,
-    manifest::Manifest,
-    oms,
     verify::{VerifyError, verify_signature},
 };
 use serde_json::Value;
