@@ -105,7 +105,7 @@ impl ApplyError {
     }
 
     /// Why a person has to do something, if one has to.
-    pub fn needs_a_person(&self) -> Option<Reason> {
+    pub fn needs_attention(&self) -> Option<Reason> {
         match self {
             Self::Taken { .. } | Self::Mixed { .. } => Some(Reason::NameTaken),
             Self::Client { source, .. } => refused(source).then_some(Reason::Refused),

@@ -70,7 +70,7 @@ impl EffectError {
     }
 
     /// Why a person has to do something, if one has to. That there is no signer is the plan's to say.
-    pub fn needs_a_person(&self) -> Option<Reason> {
+    pub fn needs_attention(&self) -> Option<Reason> {
         match self {
             Self::Client { source, .. } => refused(source).then_some(Reason::Refused),
             Self::Taken(_) => Some(Reason::NameTaken),

@@ -59,10 +59,10 @@ impl ReconcileError {
     }
 
     /// Why a person has to do something, if one has to.
-    fn needs_a_person(&self) -> Option<Reason> {
+    fn needs_attention(&self) -> Option<Reason> {
         match self {
-            Self::Apply(source) => source.needs_a_person(),
-            Self::Effect(source) => source.needs_a_person(),
+            Self::Apply(source) => source.needs_attention(),
+            Self::Effect(source) => source.needs_attention(),
             Self::Observe(_) | Self::Report(_) => None,
         }
     }
@@ -88,7 +88,7 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
         Ok::<_, ReconcileError>(carry_out(context, &plan.effects).await?)
     };
     if let Err(why) = done.instrument(info_span!("apply")).await {
-        if let Some(reason) = why.needs_a_person() {
+        if let Some(reason) = why.needs_attention() {
             obstructed(context, &*object, plan.status, reason, &why).await?;
         }
         return Err(why);

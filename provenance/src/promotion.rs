@@ -137,10 +137,10 @@ impl Promotion {
         Ok(Self { model: ModelDigest(model), reasons })
     }
 
-    /// What a promotion is for: [`Occasion::digest`] names the place where its bundle is kept.
-    pub fn occasion(&self) -> Occasion {
+    /// The key of this promotion. The name of its bundle derives from [`PromotionKey::digest`].
+    pub fn key(&self) -> PromotionKey {
         let evaluations = &self.reasons.evaluations;
-        Occasion {
+        PromotionKey {
             model: self.model,
             ring: self.reasons.ring.clone(),
             evaluations: evaluations.iter().map(|passed| (passed.report_digest, passed.gates_digest)).collect(),
@@ -148,10 +148,10 @@ impl Promotion {
     }
 }
 
-/// What makes one promotion another than the next: the model, the ring, and what the evaluations reported and were
-/// judged by. Names, uids and images do not count.
+/// Identifies a promotion: the model, the ring, and the report and gates digests of its evaluations. Names, uids and
+/// images do not count.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Occasion {
+pub struct PromotionKey {
     /// The model.
     pub model: ModelDigest,
     /// The ring.
@@ -160,7 +160,7 @@ pub struct Occasion {
     pub evaluations: Vec<(ReportDigest, GatesDigest)>,
 }
 
-impl Occasion {
+impl PromotionKey {
     /// SHA-256 of its canonical JSON; the order of the evaluations does not count.
     pub fn digest(&self) -> Sha256 {
         let mut sorted = self.clone();

@@ -75,8 +75,7 @@ pub(super) fn find(
         });
         found.promotion = match checked {
             Ok(promoted) => {
-                let occasion = promoted.promotion.occasion().digest();
-                Bundle::Valid(SignedPromotion { digest: promoted.digest, occasion })
+                Bundle::Valid(SignedPromotion { digest: promoted.digest, key: promoted.promotion.key().digest() })
             }
             Err(why) => why,
         };

@@ -278,11 +278,11 @@ fn the_order_in_which_evaluations_are_listed_does_not_count() {
     let mut second = first.clone();
     second.reasons.evaluations.reverse();
     assert_eq!(first.payload(), second.payload());
-    assert_eq!(first.occasion().digest(), second.occasion().digest());
+    assert_eq!(first.key().digest(), second.key().digest());
     second.reasons.evaluations[0].report_digest = ReportDigest(Sha256::of("another report"));
-    assert_ne!(first.occasion().digest(), second.occasion().digest());
+    assert_ne!(first.key().digest(), second.key().digest());
     second.reasons = Reasons { ring: "main".into(), ..first.reasons.clone() };
-    assert_ne!(first.occasion().digest(), second.occasion().digest());
+    assert_ne!(first.key().digest(), second.key().digest());
 }
 
 #[test]

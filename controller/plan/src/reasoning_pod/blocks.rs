@@ -154,9 +154,9 @@ impl<'a> Evidence<'a> {
         let names = rollout::bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations);
         let oms = Worth::of(&observed.oms);
         let mut promotion = Worth::of(&observed.promotion);
-        let expected = rollout::occasion(observed, self).map(|occasion| occasion.digest());
+        let expected = rollout::key(observed, self).map(|key| key.digest());
         if let (Bundle::Valid(signed), Some(expected)) = (&observed.promotion, expected)
-            && signed.occasion != expected
+            && signed.key != expected
         {
             promotion = Worth::Refused(Reason::VerificationFailed, "it promotes on other evidence".to_owned());
         }

@@ -119,8 +119,8 @@ pub struct SignedModel {
 pub struct SignedPromotion {
     /// `Promoted::digest`.
     pub digest: PromotionDigest,
-    /// `Promoted::promotion.occasion().digest()`.
-    pub occasion: Sha256,
+    /// `Promoted::promotion.key().digest()`.
+    pub key: Sha256,
 }
 
 /// What to do about a ReasoningPod.

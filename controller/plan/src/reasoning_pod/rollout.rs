@@ -6,7 +6,7 @@ use codex_crds::{Evaluation, ModelStatus, ReasoningPod, Ring, TrainingRun, annot
 use codex_provenance::{
     ModelDigest, OmsPayloadDigest, PromotionDigest, Sha256,
     manifest::{File, Manifest, ManifestError, SCHEMA},
-    promotion::{Evaluation as Passed, Gate as Bound, Occasion, Reasons, Training},
+    promotion::{Evaluation as Passed, Gate as Bound, PromotionKey, Reasons, Training},
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
@@ -44,22 +44,22 @@ pub fn bundle_names(
         Some((status.report_digest?, status.gates_digest?))
     };
     let evidence: Option<Vec<_>> = object.spec.evaluations.iter().map(reported).collect();
-    let occasion = evidence.map(|evaluations| Occasion {
+    let key = evidence.map(|evaluations| PromotionKey {
         model: model.digest,
         ring: object.spec.rollout_ring.name().to_owned(),
         evaluations,
     });
     let uid = run.uid();
     BundleNames {
-        promotion: uid.as_ref().zip(occasion).map(|(uid, occasion)| promotion_name(uid, &occasion)),
+        promotion: uid.as_ref().zip(key).map(|(uid, key)| promotion_name(uid, &key)),
         oms: uid.map(|uid| bundle::oms(&uid)),
     }
 }
 
-/// Where the promotion of a run's model on an occasion is kept. The run is part of the name because the bundle belongs to
+/// Where the promotion of a run's model with this key is kept. The run is part of the name because the bundle belongs to
 /// it and goes with it: runs that made the same model have a promotion each, even on the same evidence.
-fn promotion_name(run_uid: &str, occasion: &Occasion) -> String {
-    bundle::promotion(&Sha256::of(format!("{run_uid}\n{}", occasion.digest())).short())
+fn promotion_name(run_uid: &str, key: &PromotionKey) -> String {
+    bundle::promotion(&Sha256::of(format!("{run_uid}\n{}", key.digest())).short())
 }
 
 /// The manifest of a run's model, from its status.
@@ -79,10 +79,10 @@ pub fn manifest(model: &ModelStatus) -> Result<Manifest, ManifestError> {
 }
 
 /// What a promotion of this object is for, once every evaluation proves the model.
-pub(crate) fn occasion(observed: &ObservedReasoningPod, evidence: &Evidence<'_>) -> Option<Occasion> {
+pub(crate) fn key(observed: &ObservedReasoningPod, evidence: &Evidence<'_>) -> Option<PromotionKey> {
     let (_, model) = evidence.trained?;
     let proofs = evidence.proofs.as_ref()?;
-    Some(Occasion {
+    Some(PromotionKey {
         model: model.digest,
         ring: observed.object.spec.rollout_ring.name().to_owned(),
         evaluations: proofs.iter().map(|proof| (proof.report, proof.gates)).collect(),
@@ -135,7 +135,7 @@ impl Target {
 pub(crate) enum Signing {
     /// The model has no signature.
     Model,
-    /// The model has no promotion for this occasion.
+    /// The model has no promotion for this key.
     Promotion(OmsPayloadDigest),
     /// Both are recorded.
     Recorded(Box<Target>),
@@ -148,7 +148,7 @@ impl Signing {
             return None;
         }
         let (run, model) = evidence.trained?;
-        let occasion = occasion(observed, evidence)?;
+        let key = key(observed, evidence)?;
         let Signer::Available { fingerprint } = observed.signer else { return None };
         let run_uid = run.uid()?;
         let signed = match &observed.oms {
@@ -158,7 +158,7 @@ impl Signing {
         };
         let promoted = match &observed.promotion {
             Bundle::Absent => return Some(Self::Promotion(signed.payload)),
-            Bundle::Valid(promoted) if promoted.occasion == occasion.digest() => promoted,
+            Bundle::Valid(promoted) if promoted.key == key.digest() => promoted,
             Bundle::Valid(_) | Bundle::Unchecked | Bundle::Foreign(_) | Bundle::Invalid(_) => return None,
         };
         let output = &run.spec.output.persistent_volume_claim;
@@ -170,7 +170,7 @@ impl Signing {
             fingerprint,
             oms_bundle: bundle::oms(&run_uid),
             promotion: promoted.digest,
-            promotion_bundle: promotion_name(&run_uid, &occasion),
+            promotion_bundle: promotion_name(&run_uid, &key),
             run_uid,
         })))
     }
@@ -205,9 +205,9 @@ fn sign_promotion(
     model: &ModelStatus,
     payload: OmsPayloadDigest,
 ) -> Option<Effect> {
-    let occasion = occasion(view.observed, &view.evidence)?;
+    let key = key(view.observed, &view.evidence)?;
     let ring = view.observed.object.spec.rollout_ring;
-    let mut config_map = config_map(view, run, promotion_name(&run.uid()?, &occasion), model.digest);
+    let mut config_map = config_map(view, run, promotion_name(&run.uid()?, &key), model.digest);
     config_map.metadata.labels.get_or_insert_default().extend([ring_label(ring)]);
     let mut evaluations: Vec<_> = view
         .observed

@@ -11,7 +11,7 @@ use codex_plan::{
 };
 use codex_provenance::{
     OmsPayloadDigest, PromotionDigest, Sha256,
-    promotion::{Occasion, Promotion},
+    promotion::{Promotion, PromotionKey},
 };
 use codex_reports::{DataFile, Kind, State};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -99,7 +99,7 @@ enum Worth {
     Valid,
     Foreign,
     Invalid,
-    OtherOccasion,
+    OtherKey,
 }
 
 #[derive(Clone, Debug)]
@@ -129,7 +129,7 @@ fn flaw() -> impl Strategy<Value = Flaw> {
 fn worth() -> impl Strategy<Value = Worth> {
     use Worth::*;
     prop_oneof![
-        3 => Just(Absent), 6 => Just(Valid), 1 => prop::sample::select(vec![Unchecked, Foreign, Invalid, OtherOccasion]),
+        3 => Just(Absent), 6 => Just(Valid), 1 => prop::sample::select(vec![Unchecked, Foreign, Invalid, OtherKey]),
     ]
 }
 
@@ -148,7 +148,7 @@ fn bundle<T>(worth: Worth, valid: T) -> Bundle<T> {
     match worth {
         Worth::Absent => Bundle::Absent,
         Worth::Unchecked => Bundle::Unchecked,
-        Worth::Valid | Worth::OtherOccasion => Bundle::Valid(valid),
+        Worth::Valid | Worth::OtherKey => Bundle::Valid(valid),
         Worth::Foreign => Bundle::Foreign("signed by another key".to_owned()),
         Worth::Invalid => Bundle::Invalid("no bundle".to_owned()),
     }
@@ -204,13 +204,13 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         let status = evaluation.status.as_ref()?;
         Some((status.report_digest?, status.gates_digest?))
     };
-    let occasion = Occasion {
+    let key = PromotionKey {
         model,
         ring: object.spec.rollout_ring.name().to_owned(),
         evaluations: evaluations.values().filter_map(reported).collect(),
     };
-    let other = case.promotion == Worth::OtherOccasion;
-    let occasion = if other { Sha256::of("another") } else { occasion.digest() };
+    let other = case.promotion == Worth::OtherKey;
+    let key = if other { Sha256::of("another") } else { key.digest() };
     let template = json!({"spec": {"containers": [{"name": "server", "image": "former:1"}]}});
     let live: Deployment = make::from(json!({
         "metadata": {"name": "rc-serve", "annotations": {"codex-ml.dev/model-digest": "former"}},
@@ -227,10 +227,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
             Signer::Unavailable { fingerprint: Sha256::of("key"), reason: "the key is lost".to_owned() }
         },
         oms: bundle(case.oms, SignedModel { payload: OmsPayloadDigest(Sha256::of("payload")) }),
-        promotion: bundle(
-            case.promotion,
-            SignedPromotion { digest: PromotionDigest(Sha256::of("promotion")), occasion },
-        ),
+        promotion: bundle(case.promotion, SignedPromotion { digest: PromotionDigest(Sha256::of("promotion")), key }),
         deployment: case.live.then_some(live),
         tampered: false,
         pods: Vec::new(),
@@ -253,7 +250,7 @@ proptest! {
         let evidence = case.run && case.trained && !case.forged_model && case.rings && case.signer
             && case.evaluations.iter().all(|flaw| *flaw == Flaw::None);
         let usable = |worth| matches!(worth, Worth::Absent | Worth::Valid);
-        let oms = usable(case.oms) || case.oms == Worth::OtherOccasion;
+        let oms = usable(case.oms) || case.oms == Worth::OtherKey;
         let holds = evidence && oms && usable(case.promotion);
         let recorded = holds && case.oms != Worth::Absent && case.promotion == Worth::Valid;
         let former = observed.deployment.as_ref().map(|live| &live.spec.as_ref().unwrap().template);
@@ -364,8 +361,8 @@ fn runs_that_made_the_same_model_have_a_promotion_each() {
         let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations);
         assert_eq!(names.promotion, config_map.metadata.name, "it is looked for where it is kept");
         let promotion = Promotion { model: *model, reasons: reasons.clone() };
-        let occasion = promotion.occasion().digest();
-        observed.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), occasion });
+        let key = promotion.key().digest();
+        observed.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), key });
         let plan = reasoning_pod::plan(&observed, make::at(10));
         let name = names.promotion.unwrap();
         assert_eq!(plan.status.promotion.as_ref().map(|promotion| &promotion.bundle), Some(&name));
@@ -374,9 +371,9 @@ fn runs_that_made_the_same_model_have_a_promotion_each() {
             volumes.iter().any(|it| it.config_map.as_ref().is_some_and(|mounted| mounted.name == name)),
             "{volumes:?}"
         );
-        (occasion, name)
+        (key, name)
     });
-    assert_eq!(kept[0].0, kept[1].0, "the occasion is the same");
+    assert_eq!(kept[0].0, kept[1].0, "the promotion keys are equal");
     assert_ne!(kept[0].1, kept[1].1);
 }
 

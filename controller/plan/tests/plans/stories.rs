@@ -180,8 +180,8 @@ impl Told for ObservedReasoningPod {
                 }
                 Effect::SignPromotion { model, reasons, .. } => {
                     let promotion = Promotion { model: *model, reasons: reasons.clone() };
-                    let occasion = promotion.occasion().digest();
-                    self.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), occasion });
+                    let key = promotion.key().digest();
+                    self.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), key });
                 }
             }
         }

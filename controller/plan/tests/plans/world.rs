@@ -130,7 +130,7 @@ impl World {
             },
             oms: self.oms.filter(|_| names.oms.is_some()).map_or(Bundle::Absent, Bundle::Valid),
             promotion: promoted.map_or(Bundle::Absent, |(promotion, digest)| {
-                Bundle::Valid(SignedPromotion { digest: *digest, occasion: promotion.occasion().digest() })
+                Bundle::Valid(SignedPromotion { digest: *digest, key: promotion.key().digest() })
             }),
             object: self.pod.clone(),
             settings: make::settings(),
