@@ -1,17 +1,17 @@
-//! The command line: one variant per command, one way to end, one place where logs are set up. Does I/O.
+//! The command line: a variant for each command, the set-up of logs, and the process's exit code. Does I/O.
 //!
 //! A command is a struct with clap's `Args` and a `run(self) -> Result<i32, CommandError>`; its `Ok` is the process's
-//! exit code (see [`codex_reports::exit`]). To add one: its `Args` in its own module, a variant and a line in `run` here.
+//! exit code (see [`codex_reports::exit`]). To add one, write its `Args` in its own module, and a variant and a line in `run`
+//! here. Nothing depends on this file but `main`.
 
 use std::{
-    error::Error,
     io::{IsTerminal as _, Write as _},
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
-use codex_configs::MAX_SEED;
-use codex_reports::exit;
+
+use crate::error::CommandError;
 
 /// Train, judge, serve and verify small reasoning models.
 #[derive(Debug, Parser)]
@@ -59,64 +59,11 @@ impl Command {
     }
 }
 
-/// Why a command ended without its result: an error and the exit code that says whether trying again can help.
-#[derive(Debug, thiserror::Error)]
-#[error("{source}")]
-pub struct CommandError {
-    /// One of [`codex_reports::exit`].
-    pub exit: i32,
-    /// What went wrong.
-    #[source]
-    pub source: Box<dyn Error + Send + Sync>,
-}
-
-impl CommandError {
-    /// The input is wrong: another attempt cannot succeed (exit code 2).
-    pub fn bad_input(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { exit: exit::BAD_INPUT, source: error.into() }
-    }
-
-    /// Anything that another attempt may mend (exit code 1).
-    pub fn failed(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { exit: exit::FAILED, source: error.into() }
-    }
-
-    /// The whole chain of causes as one line.
-    pub fn sentence(&self) -> String {
-        chain(self.source.as_ref())
-    }
-}
-
-/// An error and its causes as one line, a cause left out where its effect already says it.
-pub fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !line.contains(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        cause = error.source();
-    }
-    line
-}
-
-/// A seed: what JSON carries exactly.
-///
-/// # Errors
-/// What would be right.
-pub(crate) fn seed(text: &str) -> Result<u64, String> {
-    let seed = text.parse().ok().filter(|seed| *seed <= MAX_SEED);
-    seed.ok_or_else(|| format!("write a whole number from 0 to {MAX_SEED}"))
-}
-
 /// Parses the command line, runs the command and turns its end into the process's.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_logging();
-    let allowed =
-        codex_engine::Isa::most().map_err(|error| CommandError { exit: exit::BAD_INPUT, source: Box::new(error) });
+    let allowed = codex_engine::Isa::most().map_err(CommandError::bad_input);
     let code = match allowed.and_then(|_| arguments.command.run()) {
         Ok(code) => code,
         Err(error) => {
@@ -180,16 +127,5 @@ mod tests {
         let listed = task.get_help().unwrap().to_string().replace(" or ", ", ");
         let listed: Vec<_> = listed.strip_prefix("The task: ").unwrap().split(", ").collect();
         assert_eq!(listed, codex_configs::TASKS);
-    }
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("outer")]
-    struct Outer(#[source] std::io::Error);
-
-    #[test]
-    fn an_error_is_told_with_its_causes() {
-        let error = CommandError::bad_input(Outer(std::io::Error::other("inner")));
-        assert_eq!(error.sentence(), "outer: inner");
-        assert_eq!(error.exit, 2);
     }
 }

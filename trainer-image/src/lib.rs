@@ -2,9 +2,11 @@
 //!
 //! It runs in pods and on a laptop alike and knows no Kubernetes client.
 
+mod arguments;
 pub mod artifacts;
+pub mod atomic_fs;
 pub mod cli;
-pub mod durable;
+pub mod error;
 pub mod evaluation;
 pub mod exposition;
 pub mod metrics;

@@ -19,7 +19,7 @@ use codex_signing::{
     verify::{Promoted, Signed, VerifyError, verify_promotion, verify_signature},
 };
 
-use crate::cli::CommandError;
+use crate::error::CommandError;
 
 /// Verify that a model directory is exactly what was signed, and, if asked, what was promoted into a ring.
 ///

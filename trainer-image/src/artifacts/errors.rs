@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::durable::{self, FileError};
+use crate::atomic_fs::{self, FileError};
 
 /// What every line's `$schema` says.
 pub const SCHEMA: &str = "https://codex-ml.dev/schemas/errors/v1";
@@ -51,11 +51,11 @@ pub fn causes(error: &dyn std::error::Error) -> Vec<String> {
 /// # Errors
 /// When the file system refuses.
 pub fn append(directory: &Path, row: &ErrorRow) -> Result<(), FileError> {
-    durable::make_directory(directory)?;
+    atomic_fs::make_directory(directory)?;
     let path = directory.join(FILE);
     let mut line = serde_json::to_vec(row).map_err(std::io::Error::other).map_err(FileError::of("encoding", &path))?;
     line.push(b'\n');
     let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(FileError::of("opening", &path))?;
     file.write_all(&line).and_then(|()| file.sync_all()).map_err(FileError::of("writing", &path))?;
-    durable::sync_directory(directory)
+    atomic_fs::sync_directory(directory)
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::durable::{self, FileError};
+use crate::atomic_fs::{self, FileError};
 
 /// What every row's `$schema` says.
 pub const SCHEMA: &str = "https://codex-ml.dev/schemas/metrics-ledger/v1";
@@ -147,7 +147,7 @@ impl Ledger {
     /// # Errors
     /// When the file system refuses.
     pub fn read(path: &Path) -> Result<Self, FileError> {
-        Ok(Self { path: path.to_owned(), ..Self::parse(&durable::read(path)?) })
+        Ok(Self { path: path.to_owned(), ..Self::parse(&atomic_fs::read(path)?) })
     }
 }
 
@@ -259,7 +259,7 @@ pub(crate) mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("artifacts").join(FILE);
         assert_eq!(locate(root.path()), file);
-        durable::write(&file, b"").unwrap();
+        atomic_fs::write(&file, b"").unwrap();
         assert_eq!(locate(root.path()), file);
         assert_eq!(locate(&root.path().join("artifacts")), file);
         assert_eq!(locate(&file), file);

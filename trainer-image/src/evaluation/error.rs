@@ -7,8 +7,8 @@ use codex_reports::{Failure, exit};
 
 use super::baseline::BaselineError;
 use crate::{
-    cli::{CommandError, chain},
-    durable::{FileError, Misnamed},
+    atomic_fs::{FileError, Misnamed},
+    error::{CommandError, chain},
     model::ModelError,
     reporting::ReportingError,
     tasks::{RecordError, TaskError},

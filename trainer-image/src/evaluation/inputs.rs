@@ -8,7 +8,7 @@ use codex_reports::DataFile;
 
 use super::{EvaluateError, baseline::Baseline, score::plain_answer};
 use crate::{
-    durable,
+    atomic_fs,
     tasks::{Record, Split, Task, materialise, parse_records},
 };
 
@@ -87,7 +87,7 @@ fn bytes_of(
     let given = files.iter().find(|(name, _)| *name == data.name);
     match (&data.synthetic, given) {
         (None, Some((name, path))) => {
-            Ok((durable::read_named::<EvaluateError>(&format!("data {name}"), path)?, path.display().to_string()))
+            Ok((atomic_fs::read_named::<EvaluateError>(&format!("data {name}"), path)?, path.display().to_string()))
         }
         (Some(synthetic), None) => {
             let task: Task = synthetic.task.parse()?;
@@ -134,7 +134,7 @@ pub(super) fn pin(files: &[(String, PathBuf)]) -> Result<Vec<Data>, EvaluateErro
     files
         .iter()
         .map(|(name, path)| {
-            let bytes = durable::read_named::<EvaluateError>(&format!("data {name}"), path)?;
+            let bytes = atomic_fs::read_named::<EvaluateError>(&format!("data {name}"), path)?;
             let sha256 = Some(DataDigest(Sha256::of(bytes)));
             Ok(Data { name: name.clone(), sha256, synthetic: None })
         })

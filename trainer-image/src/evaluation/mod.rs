@@ -32,7 +32,7 @@ pub use outputs::{JudgedModel, Results, Shown, Summary};
 pub use score::{EXACT_MATCH, Scored, TRACE_COVERAGE, WIN_RATE};
 pub use session::{Outcome, Session};
 
-use crate::{cli::CommandError, durable, reporting::Reporter};
+use crate::{atomic_fs, error::CommandError, reporting::Reporter};
 
 /// Have a model answer held-out problems and score its answers.
 #[derive(Debug, clap::Args)]
@@ -48,7 +48,7 @@ pub struct Evaluate {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Recorded with the results; greedy generation draws nothing from it [default: 1].
-    #[arg(long, allow_negative_numbers = true, value_parser = crate::cli::seed)]
+    #[arg(long, allow_negative_numbers = true, value_parser = crate::arguments::seed)]
     seed: Option<u64>,
     /// `problems` or `baseline` (JSON lines) in place of the preset's.
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
@@ -103,7 +103,7 @@ impl Evaluate {
 
     fn evaluate(&self, reporter: &Reporter<EvaluationState>) -> Result<Outcome, EvaluateError> {
         reporter.update(|state| state.stage = Stage::Starting);
-        durable::check_output(&self.output)?;
+        atomic_fs::check_output(&self.output)?;
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
             flag::register(signal, Arc::clone(&stop)).map_err(EvaluateError::System)?;
@@ -129,7 +129,7 @@ impl Evaluate {
     /// The resolved configuration: read, or composed here.
     fn resolve(&self) -> Result<Resolved<Evaluation>, EvaluateError> {
         if let Some(path) = &self.config {
-            return Ok(Resolved::from_yaml(&durable::read_named::<EvaluateError>("--config", path)?)?);
+            return Ok(Resolved::from_yaml(&atomic_fs::read_named::<EvaluateError>("--config", path)?)?);
         }
         let preset = self.preset.as_deref().unwrap_or_default();
         compose_evaluation(preset, &self.set, self.seed.unwrap_or(1), inputs::pin(&self.data)?)
@@ -159,7 +159,7 @@ impl Evaluate {
             });
             line.to_string()
         };
-        durable::say(&text).map_err(CommandError::failed)
+        atomic_fs::say(&text).map_err(CommandError::failed)
     }
 }
 

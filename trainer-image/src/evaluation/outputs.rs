@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::score::{Scored, baseline_exact_match, exact_match, metrics};
-use crate::durable::{self, FileError};
+use crate::atomic_fs::{self, FileError};
 
 /// The version of the files' shapes.
 const SCHEMA_VERSION: u32 = 1;
@@ -175,8 +175,8 @@ pub(super) fn write(output: &Path, results: &Results) -> Result<(), FileError> {
         serde_json::to_writer(&mut lines, one).map_err(io::Error::other).map_err(FileError::of("encoding", &path))?;
         lines.push(b'\n');
     }
-    durable::write(&path, &lines)?;
-    durable::write_json(&output.join("summary.json"), &results.summary())?;
-    durable::write_json(&output.join("evaluation.json"), results)?;
+    atomic_fs::write(&path, &lines)?;
+    atomic_fs::write_json(&output.join("summary.json"), &results.summary())?;
+    atomic_fs::write_json(&output.join("evaluation.json"), results)?;
     Ok(())
 }

@@ -21,7 +21,7 @@ use super::{
     table,
 };
 use crate::{
-    durable::{self, FileError},
+    atomic_fs::{self, FileError},
     model::{Generator, ModelFiles},
     reporting::Reporter,
 };
@@ -129,7 +129,7 @@ impl Session<'_> {
             outcomes.extend(
                 completions
                     .into_iter()
-                    .map(|completion| completion.map(|done| done.text).map_err(|error| crate::cli::chain(&error))),
+                    .map(|completion| completion.map(|done| done.text).map_err(|error| crate::error::chain(&error))),
             );
             // A line would break the bar.
             if bar.is_none() {
@@ -153,7 +153,7 @@ impl Session<'_> {
         let Some(path) = self.record_baseline else { return Ok(()) };
         let pairs = scored.iter().map(|one| (one.prompt.as_str(), one.prediction.as_deref().unwrap_or_default()));
         let bytes = baseline::write(pairs).map_err(std::io::Error::other).map_err(FileError::of("encoding", path))?;
-        durable::write(path, &bytes)?;
+        atomic_fs::write(path, &bytes)?;
         Ok(())
     }
 }

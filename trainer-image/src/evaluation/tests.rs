@@ -329,7 +329,7 @@ fn committed_schemas_are_those_of_the_types() {
         let text = format!("{}\n", serde_json::to_string_pretty(&schema).unwrap());
         let path = directory.join(name);
         if std::env::var_os("UPDATE").is_some() {
-            durable::write(&path, text.as_bytes()).unwrap();
+            atomic_fs::write(&path, text.as_bytes()).unwrap();
         }
         assert_eq!(
             fs::read_to_string(&path).unwrap_or_default(),

@@ -10,7 +10,7 @@ use super::{
     series::{Digest, Name, Run, shown},
     table::columns,
 };
-use crate::durable;
+use crate::atomic_fs;
 
 /// Two or more runs beside each other.
 #[derive(Debug, Args)]
@@ -66,7 +66,7 @@ impl Compare {
         }
         match self.format {
             Format::Json => say_json(&lines),
-            Format::Text => Ok(durable::say(table(&lines).trim_end())?),
+            Format::Text => Ok(atomic_fs::say(table(&lines).trim_end())?),
         }
     }
 }

@@ -18,8 +18,8 @@ use codex_reports::exit;
 use self::series::Run;
 use crate::{
     artifacts::ledger::{self, Ledger, LineError},
-    cli::CommandError,
-    durable::{self, FileError},
+    atomic_fs::{self, FileError},
+    error::CommandError,
 };
 
 /// Sum up, follow, draw and compare the metrics of runs.
@@ -184,11 +184,11 @@ impl Validate {
         for run in &self.runs {
             let ledger = open(run)?;
             for line in &ledger.bad {
-                durable::say(&format!("{}:{}: {}", ledger.path.display(), line.line, line.why))?;
+                atomic_fs::say(&format!("{}:{}: {}", ledger.path.display(), line.line, line.why))?;
             }
             let unfinished = if ledger.unfinished { ", the last line unfinished" } else { "" };
             let (rows, refused) = (ledger.rows.len(), ledger.bad.len());
-            durable::say(&format!("{}: {rows} rows, {refused} bad lines{unfinished}", ledger.path.display()))?;
+            atomic_fs::say(&format!("{}: {rows} rows, {refused} bad lines{unfinished}", ledger.path.display()))?;
             (bad, lines) = (bad + refused, lines + rows + refused);
         }
         if bad > 0 { Err(MetricsError::Invalid { bad, lines }) } else { Ok(()) }
@@ -254,7 +254,7 @@ fn say_json(value: &impl serde::Serialize) -> Result<(), MetricsError> {
     let text = serde_json::to_string_pretty(value)
         .map_err(std::io::Error::other)
         .map_err(FileError::of("encoding", Path::new("the result")))?;
-    Ok(durable::say(&text)?)
+    Ok(atomic_fs::say(&text)?)
 }
 
 /// The chosen metrics that the runs have, in the order they were named; all of the first choice when none was.

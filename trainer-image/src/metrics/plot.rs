@@ -23,7 +23,7 @@ use super::{
     Input, MetricsError, chosen,
     series::{Name, Run, shown},
 };
-use crate::durable;
+use crate::atomic_fs;
 
 /// Draw metrics over the steps.
 #[derive(Debug, Args)]
@@ -80,7 +80,7 @@ pub(super) fn write(runs: &[Run], metrics: &[String], look: Look, output: &Path)
         Kind::Svg => svg(&panels, look)?.into_bytes(),
         Kind::Png => png(&panels, look)?,
     };
-    durable::write(output, &bytes)?;
+    atomic_fs::write(output, &bytes)?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use super::{
     series::{Digest, Name, Run, shown},
     table::columns,
 };
-use crate::durable;
+use crate::atomic_fs;
 
 /// First, last, least and greatest value of every metric.
 #[derive(Debug, Args)]
@@ -48,7 +48,7 @@ impl Summarize {
             Format::Json => say_json(&summaries),
             Format::Text => {
                 let texts: Vec<String> = summaries.iter().map(Summary::text).collect();
-                Ok(durable::say(texts.join("\n").trim_end())?)
+                Ok(atomic_fs::say(texts.join("\n").trim_end())?)
             }
         }
     }

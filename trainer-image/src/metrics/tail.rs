@@ -25,7 +25,7 @@ use signal_hook::{
 use super::{MetricsError, series::shown};
 use crate::{
     artifacts::ledger::{self, Row},
-    durable::{self, FileError},
+    atomic_fs::{self, FileError},
 };
 
 /// The newest rows, and with --follow those to come.
@@ -60,7 +60,7 @@ impl Tail {
         let mut follower = Follower::new(&self.run);
         let mut shown = follower.look(!self.follow)?.lines(&self.metric);
         for line in shown.split_off(shown.len().saturating_sub(self.lines)) {
-            durable::say(&line)?;
+            atomic_fs::say(&line)?;
         }
         while self.follow && !stop.load(Ordering::Relaxed) {
             std::thread::sleep(LOOK_EVERY);
@@ -69,7 +69,7 @@ impl Tail {
                 tracing::info!("the run went on from step {step}");
             }
             for line in seen.lines(&self.metric) {
-                durable::say(&line)?;
+                atomic_fs::say(&line)?;
             }
         }
         Ok(())
@@ -183,7 +183,7 @@ mod tests {
         let path = ledger::locate(root.path());
         let rows: Vec<Row> =
             [10, 20, 30, 40].iter().flat_map(|step| [row(*step, "loss", 1.5), row(*step, "x", 2.0)]).collect();
-        durable::write(&path, &text(&rows[..3])).unwrap();
+        atomic_fs::write(&path, &text(&rows[..3])).unwrap();
         let seen = follower.look(false).unwrap();
         assert_eq!((seen.rows.len(), seen.replaced), (3, None));
         assert_eq!(seen.lines(&[]), ["      10  train  loss 1.5000  x 2.0000", "      20  train  loss 1.5000"]);
@@ -204,7 +204,7 @@ mod tests {
             .map(|row| Row { timestamp: row.timestamp + jiff::SignedDuration::from_secs(100), ..row.clone() })
             .collect();
         again.extend(text(&later));
-        durable::write(&path, &again).unwrap();
+        atomic_fs::write(&path, &again).unwrap();
         let seen = follower.look(false).unwrap();
         assert_eq!((seen.rows, seen.replaced), (later, Some(10)));
     }

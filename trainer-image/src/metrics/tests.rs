@@ -12,7 +12,7 @@ fn bad_lines_are_refused_with_their_place_or_left_out() {
     let mut lines = text(&[row(1, "loss", 1.0)]);
     lines.extend(b"nonsense\n");
     lines.extend(text(&[row(2, "loss", 0.5)]));
-    durable::write(&path, &lines).unwrap();
+    atomic_fs::write(&path, &lines).unwrap();
     let run = root.path().join("run");
     let error = input(&[&run], false).read().unwrap_err();
     assert_eq!(error.exit(), exit::BAD_INPUT);
@@ -30,7 +30,7 @@ fn runs_of_one_name_are_told_apart() {
     let root = tempfile::tempdir().unwrap();
     let [a, b] = ["a/run", "b/run"].map(|run| root.path().join(run));
     for run in [&a, &b] {
-        durable::write(&run.join("artifacts/metrics.ndjson"), &text(&[row(1, "loss", 1.0)])).unwrap();
+        atomic_fs::write(&run.join("artifacts/metrics.ndjson"), &text(&[row(1, "loss", 1.0)])).unwrap();
     }
     let labels: Vec<String> = input(&[&a, &b], false).read().unwrap().into_iter().map(|run| run.label).collect();
     assert_eq!(labels, [a.display().to_string(), b.display().to_string()]);
@@ -44,10 +44,10 @@ fn what_is_not_there_is_said() {
     assert!(code == 2 && sentence.contains("has no metrics ledger: name a run's directory"), "{sentence}");
     let (code, sentence) = said(input(&[&root.path().join("none")], false).read().unwrap_err());
     assert!(code == 2 && sentence.contains("none\" failed: No such file"), "{sentence}");
-    durable::write(&root.path().join("metrics.ndjson"), b"").unwrap();
+    atomic_fs::write(&root.path().join("metrics.ndjson"), b"").unwrap();
     let (code, sentence) = said(input(&[root.path()], false).read().unwrap_err());
     assert!(code == 2 && sentence.contains("has no rows yet"), "{sentence}");
-    durable::write(&root.path().join("metrics.ndjson"), &text(&[row(1, "loss", 1.0)])).unwrap();
+    atomic_fs::write(&root.path().join("metrics.ndjson"), &text(&[row(1, "loss", 1.0)])).unwrap();
     let runs = input(&[root.path()], false).read().unwrap();
     let (_, sentence) = said(chosen(&runs, &["los".to_owned()], "loss").unwrap_err());
     assert_eq!(sentence, "--metric \"los\" is in none of the runs: they have loss");

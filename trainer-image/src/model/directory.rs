@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::weights::{self, WEIGHTS, bytes};
 use crate::{
-    durable::{self, FileError},
+    atomic_fs::{self, FileError},
     tokenizer::{PAD, Tokenizer, TokenizerError, UNKNOWN},
 };
 use codex_engine::{ConfigError, Layout, ModelConfig};
@@ -130,7 +130,7 @@ pub fn read_directory(path: &Path) -> Result<ModelFiles, ModelError> {
     for entry in entries {
         let entry = entry.map_err(FileError::of("reading directory", path))?;
         if entry.file_type().map_err(FileError::of("reading", &entry.path()))?.is_file() {
-            files.insert(entry.file_name().to_string_lossy().into_owned(), durable::read(&entry.path())?);
+            files.insert(entry.file_name().to_string_lossy().into_owned(), atomic_fs::read(&entry.path())?);
         }
     }
     Ok(files)

@@ -246,7 +246,7 @@ pub(super) fn run<W: Work>(mailbox: &Mailbox<W>, mut endpoint: Endpoint, pace: P
                 }
             }
             Err(error) => {
-                let sentence = crate::cli::chain(&error);
+                let sentence = crate::error::chain(&error);
                 if !silent {
                     tracing::warn!(error = sentence, "a report was not taken; it is sent again");
                     silent = true;

@@ -7,7 +7,7 @@ use codex_reports::{Failure, exit};
 use codex_signing::{key::KeyError, verify::VerifyError};
 
 use crate::{
-    cli::{CommandError, chain},
+    error::{CommandError, chain},
     model::ModelError,
 };
 

@@ -37,7 +37,7 @@ use self::{
 pub use error::ServeError;
 
 use crate::{
-    cli::{CommandError, chain},
+    error::{CommandError, chain},
     reporting::Reporter,
 };
 

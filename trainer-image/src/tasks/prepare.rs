@@ -7,7 +7,7 @@ use codex_reports::exit;
 use serde::Serialize;
 
 use super::{Calculation, Key, Operator, Problem, Problems, Record, Split, Task, TaskError, write_records};
-use crate::{cli::CommandError, durable};
+use crate::{atomic_fs, error::CommandError};
 
 /// Write problems of a synthetic reasoning task as JSON lines.
 #[derive(Debug, clap::Args)]
@@ -16,7 +16,7 @@ pub struct PrepareData {
     #[arg(long)]
     task: Task,
     /// Same seed, same bytes.
-    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = crate::cli::seed)]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = crate::arguments::seed)]
     seed: u64,
     /// How many records, 10,000,000 at most; held-out ones are all different.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=codex_configs::MAX_SYNTHETIC))]
@@ -56,7 +56,7 @@ impl PrepareData {
         };
         let problems = problems(source, self.split, self.seed, self.count as usize).map_err(CommandError::bad_input)?;
         let bytes = lines(&problems).map_err(CommandError::failed)?;
-        let sha256 = durable::write(&self.out, &bytes).map_err(CommandError::failed)?;
+        let sha256 = atomic_fs::write(&self.out, &bytes).map_err(CommandError::failed)?;
         let short =
             |key: &Key| key.operands[0] < OPERANDS && SUMS_AND_DIFFERENCES.map(Operator::name).contains(&key.kind);
         let drawn: HashSet<Key> = problems.iter().flat_map(Problem::inner_keys).filter(short).collect();
@@ -72,7 +72,7 @@ impl PrepareData {
             share_of_calculations: drawn.len() as f64 / space as f64,
         };
         let text = serde_json::to_string(&summary).map_err(CommandError::failed)?;
-        durable::say(&text).map_err(CommandError::failed)?;
+        atomic_fs::say(&text).map_err(CommandError::failed)?;
         Ok(exit::FINISHED)
     }
 }

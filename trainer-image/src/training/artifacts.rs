@@ -22,7 +22,7 @@ use crate::{
         ledger::{self, Row},
         metadata::{self, Checksums, ControlSurface, Knobs, Metadata, RunMetadata},
     },
-    durable::{self, FileError},
+    atomic_fs::{self, FileError},
 };
 
 /// The directory of a run's artefacts.
@@ -39,7 +39,7 @@ impl Artifacts {
     /// When the directory cannot be made.
     pub(super) fn open(output: &Path) -> Result<Self, TrainError> {
         let directory = output.join("artifacts");
-        durable::make_directory(&directory)?;
+        atomic_fs::make_directory(&directory)?;
         let named = || fs::canonicalize(output).ok()?.file_name().map(|name| name.to_string_lossy().into_owned());
         let run = variable("CODEX_OBJECT_UID").or_else(named).unwrap_or_else(|| "run".to_owned());
         Ok(Self { directory, run })
@@ -62,7 +62,7 @@ impl Artifacts {
     ) -> Result<(), TrainError> {
         let training = resolved.spec();
         let checksums = Checksums(data.clone());
-        durable::write_json(&self.directory.join(metadata::CHECKSUMS_FILE), &checksums)?;
+        atomic_fs::write_json(&self.directory.join(metadata::CHECKSUMS_FILE), &checksums)?;
         let dataset_version = checksums
             .version(&training.template)
             .map_err(std::io::Error::other)
@@ -82,7 +82,7 @@ impl Artifacts {
             control_surface: ControlSurface { trace_mode: trace_mode.clone(), ..ControlSurface::default() },
             knobs: Knobs { trace_mode, ..Knobs::default() },
         };
-        durable::write_json(&self.directory.join(metadata::FILE), &metadata)?;
+        atomic_fs::write_json(&self.directory.join(metadata::FILE), &metadata)?;
         Ok(())
     }
 
@@ -91,7 +91,7 @@ impl Artifacts {
     /// # Errors
     /// When the file system refuses.
     pub(super) fn environment(&self, seed: u64, engine: &str) -> Result<(), TrainError> {
-        durable::write_json(&self.directory.join(environment::FILE), &Environment::here(seed, engine))?;
+        atomic_fs::write_json(&self.directory.join(environment::FILE), &Environment::here(seed, engine))?;
         Ok(())
     }
 

@@ -22,8 +22,8 @@ use super::{
     snapshot::Digests,
 };
 use crate::{
-    cli::{CommandError, chain},
-    durable,
+    atomic_fs,
+    error::{CommandError, chain},
 };
 
 /// Name the first step and tensor in which two runs differ.
@@ -129,9 +129,9 @@ impl Bisect {
         let of_b: Vec<_> = shared.chain(self.data_b.iter().cloned()).collect();
         let comparison = compare(&a, &b, (!self.no_replay).then_some([&self.data, &of_b]))?;
         let said = if self.json {
-            durable::say(&serde_json::to_string(&comparison).map_err(CommandError::failed)?)
+            atomic_fs::say(&serde_json::to_string(&comparison).map_err(CommandError::failed)?)
         } else {
-            durable::say(&comparison.to_string())
+            atomic_fs::say(&comparison.to_string())
         };
         said.map_err(CommandError::failed)?;
         Ok(if comparison.equal() { exit::FINISHED } else { exit::FAILED })

@@ -29,7 +29,7 @@ use super::{
     retention::{Entry, Retention},
     snapshot::{Digests, Snapshot},
 };
-use crate::durable::{self, FileError};
+use crate::atomic_fs::{self, FileError};
 
 pub(super) const STATE: &str = "state.safetensors";
 const ABOUT: &str = "state.json";
@@ -185,10 +185,10 @@ impl Store {
     /// # Errors
     /// When the file system refuses.
     pub(super) fn open(directory: PathBuf, identity: Identity, retention: Retention) -> Result<Self, TrainError> {
-        durable::make_directory(&directory)?;
+        atomic_fs::make_directory(&directory)?;
         for name in names(&directory)? {
             if name.starts_with("step-") && step_of(&name).is_none() {
-                durable::remove_directory(&directory.join(name))?;
+                atomic_fs::remove_directory(&directory.join(name))?;
             }
         }
         let mut store = Self { directory, identity, retention, entries: BTreeMap::new() };
@@ -224,13 +224,13 @@ impl Store {
         };
         let name = name_of(step);
         let partial = self.directory.join(format!("{name}.partial"));
-        durable::remove_directory(&partial)?;
+        atomic_fs::remove_directory(&partial)?;
         let written = write_files(&partial, snapshot, &about, origin);
         let (digest, size) = match written {
             Ok(written) => written,
             Err(error) => {
                 // The next attempt clears away what could not be removed now.
-                drop(durable::remove_directory(&partial));
+                drop(atomic_fs::remove_directory(&partial));
                 return Err(error);
             }
         };
@@ -240,11 +240,11 @@ impl Store {
         #[cfg(test)]
         super::death::count(&mut io::sink(), &[]);
         fs::rename(&partial, &place).map_err(FileError::of("renaming", &partial))?;
-        durable::sync_directory(&self.directory)?;
+        atomic_fs::sync_directory(&self.directory)?;
         self.entries.insert(step, entry(step, about.metrics, Some(about.state_digest)));
         // The checkpoint is durable; what follows is for people, and for those that come after.
         if let Err(error) = self.tidy(&name, step) {
-            tracing::warn!(error = crate::cli::chain(&error), "old checkpoints could not be tidied up");
+            tracing::warn!(error = crate::error::chain(&error), "old checkpoints could not be tidied up");
         }
         Ok(Written { checkpoint: Checkpoint { step, digest }, size, took: began.elapsed() })
     }
@@ -256,7 +256,7 @@ impl Store {
     pub(super) fn probe(&self, size: u64) -> Result<Duration, FileError> {
         const MOST: u64 = 8 << 20;
         let partial = self.directory.join("step-probe.partial");
-        durable::remove_directory(&partial)?;
+        atomic_fs::remove_directory(&partial)?;
         fs::create_dir(&partial).map_err(FileError::of("making directory", &partial))?;
         let part = size.clamp(1, MOST);
         // Numbers without a pattern: a file system may compress what it is given.
@@ -272,13 +272,13 @@ impl Store {
         let began = Instant::now();
         let written = create(&partial, STATE, |out| out.write_all(&bytes));
         let took = began.elapsed();
-        durable::remove_directory(&partial)?;
+        atomic_fs::remove_directory(&partial)?;
         written.map(|_| took.mul_f64(size.max(1) as f64 / part as f64))
     }
 
     /// Removes checkpoints that need not stay, and writes `latest` and the index.
     fn tidy(&mut self, name: &str, newest: u64) -> Result<(), FileError> {
-        durable::write(&self.directory.join(LATEST), format!("{name}\n").as_bytes())?;
+        atomic_fs::write(&self.directory.join(LATEST), format!("{name}\n").as_bytes())?;
         let kept = self.retention.kept(&self.entries, newest);
         let gone: Vec<u64> =
             self.entries.keys().copied().filter(|step| *step <= newest && !kept.contains_key(step)).collect();
@@ -295,7 +295,7 @@ impl Store {
             "top_k": self.retention.best_k,
             "entries": self.entries.values().collect::<Vec<_>>(),
         });
-        durable::write_json(&self.directory.join(INDEX), &index).map(drop)
+        atomic_fs::write_json(&self.directory.join(INDEX), &index).map(drop)
     }
 
     /// Removes a checkpoint in one step: a kill leaves it whole or gone.
@@ -303,15 +303,15 @@ impl Store {
         let mut gone = place.as_os_str().to_owned();
         gone.push(".removed");
         let gone = PathBuf::from(gone);
-        durable::remove_directory(&gone)?;
+        atomic_fs::remove_directory(&gone)?;
         match fs::rename(place, &gone) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             renamed => renamed.map_err(FileError::of("removing", place))?,
         }
         #[cfg(test)]
         super::death::count(&mut io::sink(), &[]);
-        durable::sync_directory(&self.directory)?;
-        durable::remove_directory(&gone)
+        atomic_fs::sync_directory(&self.directory)?;
+        atomic_fs::remove_directory(&gone)
     }
 }
 
@@ -330,7 +330,7 @@ fn write_files(
     let manifest = Manifest::of_hashed([state, about])?;
     let manifest = canonical(&manifest)?;
     let listed = create(partial, MANIFEST, |out| out.write_all(&manifest))?;
-    durable::sync_directory(partial)?;
+    atomic_fs::sync_directory(partial)?;
     Ok((listed.sha256, size + listed.size))
 }
 
@@ -638,9 +638,9 @@ mod tests {
             let mut notices = Vec::new();
             let said = match newest(directory.path(), u64::MAX, |notice| notices.push(notice)) {
                 Ok(None) => notices.concat(),
-                Err(error) => crate::cli::chain(&error),
+                Err(error) => crate::error::chain(&error),
                 Ok(Some(found)) => match found.read(&layout()) {
-                    Err(error) => crate::cli::chain(&error),
+                    Err(error) => crate::error::chain(&error),
                     Ok(read) => {
                         // What is changed but in the tensors' own data, their names and digests may be anything.
                         prop_assert!(read == snapshot(100));

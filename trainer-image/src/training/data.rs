@@ -17,7 +17,7 @@ use sha2::Digest as _;
 
 use super::TrainError;
 use crate::{
-    durable,
+    atomic_fs,
     tasks::{Split, Task, answer, materialise, parse_records, training_lines},
     tokenizer::{Tokenizer, TokenizerError},
 };
@@ -133,8 +133,8 @@ impl Dataset {
             let sha256 = file.sha256;
             if let (Some(keep), true) = (keep, data.synthetic.is_some()) {
                 let path = keep.join(format!("{}.jsonl", data.name));
-                if durable::read(&path).ok().map(Sha256::of) != Some(sha256.0) {
-                    durable::write(&path, &bytes)?;
+                if atomic_fs::read(&path).ok().map(Sha256::of) != Some(sha256.0) {
+                    atomic_fs::write(&path, &bytes)?;
                 }
             }
             let mut source = Source::parse(file.clone(), &label, &bytes, training, tokenizer, stop)?;
@@ -259,7 +259,7 @@ fn bytes_of(
     let given = files.iter().find(|(name, _)| *name == data.name);
     match (&data.synthetic, given) {
         (None, Some((name, path))) => {
-            Ok((durable::read_named::<TrainError>(&format!("data {name}"), path)?, path.display().to_string()))
+            Ok((atomic_fs::read_named::<TrainError>(&format!("data {name}"), path)?, path.display().to_string()))
         }
         (Some(synthetic), None) => Ok((make(synthetic, split, stop)?, data.name.clone())),
         (None, None) => Err(TrainError::Arguments(format!("data {0} has no file: pass --data {0}=FILE", data.name))),

@@ -6,8 +6,8 @@ use codex_provenance::{DataDigest, manifest::ManifestError};
 use codex_reports::{Failure, exit};
 
 use crate::{
-    cli::{CommandError, chain},
-    durable::{FileError, Misnamed},
+    atomic_fs::{FileError, Misnamed},
+    error::{CommandError, chain},
     exposition::ExpositionError,
     model::ModelError,
     reporting::ReportingError,

@@ -17,7 +17,7 @@ use super::{
     saver::{Done, Job, Saver},
     state::State,
 };
-use crate::{cli::chain, durable::advice, reporting::Reporter};
+use crate::{atomic_fs::advice, error::chain, reporting::Reporter};
 
 /// The pause after a first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);

@@ -70,8 +70,8 @@ pub use session::{Outcome, Session};
 pub use smoke::{CheckpointSmoke, SmokeError};
 
 use crate::{
-    cli::CommandError,
-    durable,
+    atomic_fs,
+    error::CommandError,
     exposition::{Exposition, ExpositionError},
     reporting::Reporter,
 };
@@ -90,7 +90,7 @@ pub struct Train {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Chooses initial weights and the order of data [default: 1].
-    #[arg(long, allow_negative_numbers = true, value_parser = crate::cli::seed)]
+    #[arg(long, allow_negative_numbers = true, value_parser = crate::arguments::seed)]
     seed: Option<u64>,
     /// A file of records (JSON lines); without any, a template learns the synthetic tasks that it was made for.
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
@@ -148,7 +148,7 @@ impl Train {
             let resolved = self.resolve()?;
             let directory = self.output.join("prove-resume");
             let proof = Proof { resolved: &resolved, files: &self.data, directory, steps: self.prove_steps };
-            let said = durable::say(&proof.run()?.to_string());
+            let said = atomic_fs::say(&proof.run()?.to_string());
             return said.map(|()| exit::FINISHED).map_err(CommandError::failed);
         }
         let reporter = Reporter::<TrainingState>::from_env().map_err(TrainError::from)?;
@@ -161,7 +161,7 @@ impl Train {
                     "parameters": model.parameters,
                     "size": model.manifest.size_bytes(),
                 });
-                durable::say(&line.to_string()).map_err(CommandError::failed)?;
+                atomic_fs::say(&line.to_string()).map_err(CommandError::failed)?;
                 Ok(exit::FINISHED)
             }
             Ok(Outcome::Interrupted { .. }) => {
@@ -216,20 +216,20 @@ impl Train {
         let (resolved, reporter) = (self.resolve()?, Reporter::nowhere());
         let session = self.session(&resolved, &reporter, &|| false);
         let plan = session.look()?;
-        durable::say(&plan.to_string())?;
+        atomic_fs::say(&plan.to_string())?;
         Ok(if session.permits(&plan) { exit::FINISHED } else { exit::BAD_INPUT })
     }
 
     /// The resolved configuration: read, or composed here. Whether there is a place for results comes first.
     fn resolve(&self) -> Result<Resolved<Training>, TrainError> {
-        durable::check_output(&self.output)?;
+        atomic_fs::check_output(&self.output)?;
         if let Some(path) = &self.config {
-            return Ok(Resolved::from_yaml(&durable::read_named::<TrainError>("--config", path)?)?);
+            return Ok(Resolved::from_yaml(&atomic_fs::read_named::<TrainError>("--config", path)?)?);
         }
         let template = self.template.as_deref().unwrap_or_default();
         let mut data = Vec::new();
         for (name, path) in &self.data {
-            let sha256 = DataDigest(Sha256::of(durable::read_named::<TrainError>(&format!("data {name}"), path)?));
+            let sha256 = DataDigest(Sha256::of(atomic_fs::read_named::<TrainError>(&format!("data {name}"), path)?));
             data.push(Data { name: name.clone(), sha256: Some(sha256), synthetic: None });
         }
         if data.iter().all(|data| data.name == VALIDATION) {

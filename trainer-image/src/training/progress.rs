@@ -11,7 +11,7 @@ use codex_reports::{Progress, TrainingState};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{artifacts::Ledger, meter::Meter, validation::Sample};
-use crate::{cli::chain, reporting::Reporter};
+use crate::{error::chain, reporting::Reporter};
 
 /// Steps between two rows of the ledger.
 const ROW_EVERY: u64 = 10;

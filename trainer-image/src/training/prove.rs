@@ -23,7 +23,7 @@ use super::{
     writer,
 };
 use crate::{
-    durable::{self, FileError},
+    atomic_fs::{self, FileError},
     model::ModelError,
     reporting::{self, Reporter},
     tokenizer::Tokenizer,
@@ -60,8 +60,8 @@ impl Proof<'_> {
                 self.more(steps)
             )));
         }
-        durable::remove_directory(&self.directory)?;
-        durable::make_directory(&self.directory)?;
+        atomic_fs::remove_directory(&self.directory)?;
+        atomic_fs::make_directory(&self.directory)?;
         let mut spec = self.resolved.spec().clone();
         let training = &mut spec.settings.training;
         training.stop_after = Some(steps);
@@ -72,14 +72,14 @@ impl Proof<'_> {
         training.state_digest_every = Some(1);
         let short = Resolved::new(spec)?;
         let config = self.directory.join("config.yaml");
-        durable::write(&config, short.to_yaml()?.as_bytes())?;
+        atomic_fs::write(&config, short.to_yaml()?.as_bytes())?;
 
         let threads = rayon::current_num_threads();
         let (straight, killed) = (self.directory.join("straight"), self.directory.join("killed"));
         Self::finish(self.start(&config, &straight, threads)?, "the uninterrupted run", &straight)?;
         let mut kills = Vec::new();
         for again in 0..TRIES {
-            durable::remove_directory(&killed)?;
+            atomic_fs::remove_directory(&killed)?;
             kills = self.kill(&config, &killed, steps, threads, again)?;
             if kills.len() as u64 == KILLS {
                 break;
@@ -96,7 +96,7 @@ impl Proof<'_> {
         if !comparison.is_empty() {
             return Err(TrainError::NotReproduced { what: comparison.join("; "), kept: self.directory.clone() });
         }
-        durable::remove_directory(&self.directory)?;
+        atomic_fs::remove_directory(&self.directory)?;
         Ok(json!({
             "proved": true,
             "steps": steps,
@@ -220,7 +220,7 @@ impl Proof<'_> {
             differences.push(format!("the state of step {steps}, in {}", tensors.join(", ")));
         }
         for file in [format!("artifacts/{LEDGER}"), format!("artifacts/{STATES}")] {
-            let read = |output: &Path| durable::read(&output.join(&file));
+            let read = |output: &Path| atomic_fs::read(&output.join(&file));
             let (one, two) = (read(straight)?, read(killed)?);
             if one != two {
                 let line = one.split(|byte| *byte == b'\n').zip(two.split(|byte| *byte == b'\n'));
@@ -228,7 +228,7 @@ impl Proof<'_> {
                 differences.push(format!("{file}, from line {line} on"));
             }
         }
-        let model = |output: &Path| durable::read(&output.join("model/model.safetensors"));
+        let model = |output: &Path| atomic_fs::read(&output.join("model/model.safetensors"));
         if model(straight)? != model(killed)? {
             differences.push("model/model.safetensors".to_owned());
         }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::Digest as _;
 
 use super::snapshot::Digests;
-use crate::durable::{self, FileError};
+use crate::atomic_fs::{self, FileError};
 
 /// The file of chained digests, in a run's artefacts.
 pub(super) const STATES: &str = "states.ndjson";
@@ -217,7 +217,7 @@ pub enum RecordsError {
 /// # Errors
 /// [`RecordsError`] for every other line that is no row.
 pub(super) fn read<R: Row>(path: &Path) -> Result<Vec<R>, RecordsError> {
-    match durable::read(path) {
+    match atomic_fs::read(path) {
         Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         read => parse(path, &read?),
     }

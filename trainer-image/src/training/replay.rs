@@ -20,7 +20,7 @@ use super::{
     state::{self, State},
     validation::Validation,
 };
-use crate::{cli::CommandError, durable, model::ModelError, reporting::Reporter, tokenizer::Tokenizer};
+use crate::{atomic_fs, error::CommandError, model::ModelError, reporting::Reporter, tokenizer::Tokenizer};
 
 /// A finished or interrupted run, as it recorded itself.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Past {
                 directory.display()
             )));
         }
-        Ok(Self { directory: directory.to_owned(), resolved: Resolved::from_yaml(&durable::read(&config)?)? })
+        Ok(Self { directory: directory.to_owned(), resolved: Resolved::from_yaml(&atomic_fs::read(&config)?)? })
     }
 
     /// The run's ledger by step.
@@ -218,20 +218,23 @@ impl ReplayStep {
         let replayed = replay(&past.rerun(&self.data)?, self.step)?;
         if self.json {
             let line = serde_json::to_string(&replayed).map_err(CommandError::failed)?;
-            durable::say(&line).map_err(CommandError::failed)?;
+            atomic_fs::say(&line).map_err(CommandError::failed)?;
         } else {
             self.show(&replayed).map_err(CommandError::failed)?;
         }
         Ok(if replayed.reproduced == Some(false) { exit::FAILED } else { exit::FINISHED })
     }
 
-    fn show(&self, replayed: &Replayed) -> Result<(), durable::FileError> {
+    fn show(&self, replayed: &Replayed) -> Result<(), atomic_fs::FileError> {
         let Replayed { step, restored, recorded, reproduced, loss, grad_norm, records, tensors } = replayed;
         let number = |number: &Option<f64>| number.map_or_else(|| "not finite".to_owned(), |x| format!("{x:.4}"));
         let from =
             restored.map_or_else(|| "the initial state".to_owned(), |step| format!("the checkpoint of step {step}"));
-        durable::say(&format!("step {step}, redone from {from}: loss {loss:.6}, gradient norm {}", number(grad_norm)))?;
-        durable::say(&match (reproduced, recorded) {
+        atomic_fs::say(&format!(
+            "step {step}, redone from {from}: loss {loss:.6}, gradient norm {}",
+            number(grad_norm)
+        ))?;
+        atomic_fs::say(&match (reproduced, recorded) {
             (Some(true), _) => "every step since is, bit for bit, what the run recorded".to_owned(),
             (Some(false), Some(row)) => {
                 format!("the run recorded otherwise: loss {}, gradient norm {}", row.loss, row.grad_norm)
@@ -239,13 +242,13 @@ impl ReplayStep {
             (Some(false), None) => "a step before this one is not what the run recorded".to_owned(),
             (None, _) => "the run has no record of this step".to_owned(),
         })?;
-        durable::say(&format!("\n{} records, the highest losses first:", records.len()))?;
+        atomic_fs::say(&format!("\n{} records, the highest losses first:", records.len()))?;
         for ReplayedRecord { record, text, loss, .. } in records.iter().take(self.show) {
-            durable::say(&format!("  {:>10}  {record}  {text}", number(loss)))?;
+            atomic_fs::say(&format!("  {:>10}  {record}  {text}", number(loss)))?;
         }
-        durable::say(&format!("\n{} tensors, the highest gradient norms first:", tensors.len()))?;
+        atomic_fs::say(&format!("\n{} tensors, the highest gradient norms first:", tensors.len()))?;
         for (name, norm) in tensors.iter().take(self.show) {
-            durable::say(&format!("  {:>10}  {name}", number(norm)))?;
+            atomic_fs::say(&format!("  {:>10}  {name}", number(norm)))?;
         }
         Ok(())
     }

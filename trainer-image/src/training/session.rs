@@ -35,7 +35,7 @@ use super::{
     writer::{Lock, Phase, Writer},
 };
 use crate::{
-    durable::{self, FileError},
+    atomic_fs::{self, FileError},
     model::describe,
     reporting::Reporter,
     tokenizer::Tokenizer,
@@ -135,7 +135,7 @@ impl<'a> Session<'a> {
         let step = self.reporter.state().progress.map(|progress| progress.step);
         let recorded = Artifacts::open(self.output).and_then(|artifacts| artifacts.failed(error, step));
         if let Err(why) = recorded {
-            tracing::warn!(error = crate::cli::chain(&why), "errors.ndjson was not written");
+            tracing::warn!(error = crate::error::chain(&why), "errors.ndjson was not written");
         }
     }
 
@@ -144,7 +144,7 @@ impl<'a> Session<'a> {
         let tokenizer = Tokenizer::characters().map_err(crate::model::ModelError::from)?;
         let config = model_config(self.resolved.spec(), &tokenizer)?;
         self.glance()?;
-        durable::make_directory(self.output)?;
+        atomic_fs::make_directory(self.output)?;
         let mut writer = Writer::claim(self.output.join("writers"))?;
         *lock = Some(writer.lock());
         self.reporter.set_attempt(writer.epoch());
@@ -190,7 +190,7 @@ impl<'a> Session<'a> {
         self.follow(&plan, found.as_ref())?;
         let files = self.reporter.state().data.into_iter().map(|file| (file.name, file.sha256)).collect();
         artifacts.describe(self.resolved, &files, writer.epoch())?;
-        durable::write(&self.output.join("artifacts").join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
+        atomic_fs::write(&self.output.join("artifacts").join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
         let mut state = self.restore(config, found.as_ref())?;
         memory::note("state");
         self.pause()?;
@@ -577,7 +577,7 @@ impl<'a> Session<'a> {
         let manifest = Manifest::of_files(&files)?;
         let place = self.output.join("model");
         if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
-            durable::write_directory(&place, &files)?;
+            atomic_fs::write_directory(&place, &files)?;
         }
         Ok(Model {
             digest: manifest.digest(),

@@ -29,8 +29,8 @@ use super::{
     state::{self, State},
 };
 use crate::{
-    cli::CommandError,
-    durable::{self, FileError},
+    atomic_fs::{self, FileError},
+    error::CommandError,
     tokenizer::Tokenizer,
 };
 
@@ -91,10 +91,10 @@ pub enum SmokeError {
 
 impl CheckpointSmoke {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
-        durable::make_directory(&self.directory).map_err(TrainError::from)?;
+        atomic_fs::make_directory(&self.directory).map_err(TrainError::from)?;
         let place = self.directory.join(format!(".checkpoint-smoke-{}", std::process::id()));
         let checked = self.check(&place);
-        let removed = durable::remove_directory(&place).map_err(TrainError::from);
+        let removed = atomic_fs::remove_directory(&place).map_err(TrainError::from);
         checked.and(removed)?;
         Ok(exit::FINISHED)
     }
@@ -115,7 +115,7 @@ impl CheckpointSmoke {
             .map_err(FileError::of("looking at", &self.directory))?;
         say(&format!("{} has {} free", self.directory.display(), mebibytes(volume.f_bavail * volume.f_frsize)))?;
 
-        durable::make_directory(place)?;
+        atomic_fs::make_directory(place)?;
         exclusive(&place.join("claim"))?;
         say("ok  a name goes to one of two writers")?;
         in_place(&place.join("note"))?;
@@ -207,10 +207,10 @@ fn exclusive(path: &Path) -> Result<(), TrainError> {
 
 /// A file that is changed in place, as an attempt's note is.
 fn in_place(path: &Path) -> Result<(), TrainError> {
-    durable::write(path, b"00000000")?;
+    atomic_fs::write(path, b"00000000")?;
     let file = OpenOptions::new().write(true).open(path).map_err(FileError::of("opening", path))?;
     file.write_all_at(b"42", 3).and_then(|()| file.sync_all()).map_err(FileError::of("writing", path))?;
-    let found = durable::read(path)?;
+    let found = atomic_fs::read(path)?;
     if found != b"00042000" {
         let found = String::from_utf8_lossy(&found).into_owned();
         return Err(SmokeError::Differs { step: 0, written: "00042000".to_owned(), found }.into());
@@ -230,7 +230,7 @@ fn damage(path: &Path) -> Result<(), TrainError> {
 }
 
 fn say(line: &str) -> Result<(), TrainError> {
-    Ok(durable::say(line)?)
+    Ok(atomic_fs::say(line)?)
 }
 
 fn mebibytes(bytes: u64) -> String {

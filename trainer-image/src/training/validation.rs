@@ -149,7 +149,7 @@ impl Validation {
         let prompts: Vec<&str> = self.samples.iter().map(|record| record.prompt.as_str()).collect();
         let written = generator.complete(&prompts, self.max_new_tokens, |_| ());
         let samples = self.samples.iter().zip(written).map(|(record, written)| {
-            let written = written.map(|done| done.text).map_err(|error| crate::cli::chain(&error));
+            let written = written.map(|done| done.text).map_err(|error| crate::error::chain(&error));
             let found = written.as_deref().ok().and_then(tasks::answer);
             Sample {
                 correct: tasks::answer(&record.response).map(|expected| found == Some(expected)),

@@ -17,7 +17,7 @@ use super::{
     TrainError,
     memory::{self, Bytes},
 };
-use crate::durable::{self, FileError};
+use crate::atomic_fs::{self, FileError};
 
 /// The right to write to a run's directory.
 #[derive(Debug)]
@@ -162,14 +162,14 @@ impl Writer {
     /// # Errors
     /// When the file system refuses.
     pub(super) fn claim(directory: PathBuf) -> Result<Self, TrainError> {
-        durable::make_directory(&directory)?;
+        atomic_fs::make_directory(&directory)?;
         loop {
             let known = epochs(&directory)?;
             let epoch = known.last().map_or(1, |newest| newest + 1);
             let path = directory.join(name_of(epoch));
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(file) => {
-                    durable::sync_directory(&directory)?;
+                    atomic_fs::sync_directory(&directory)?;
                     let notes = read_notes(&directory, &known)?;
                     let earlier = notes.iter().map(|(_, note)| note.steps).sum();
                     let previous = notes.last().copied();
@@ -244,7 +244,7 @@ impl Writer {
         if let Err(error) = self.try_record()
             && !std::mem::replace(&mut self.silent, true)
         {
-            tracing::warn!(error = crate::cli::chain(&error), "the steps of this attempt are not counted");
+            tracing::warn!(error = crate::error::chain(&error), "the steps of this attempt are not counted");
         }
     }
 

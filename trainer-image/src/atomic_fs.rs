@@ -1,4 +1,5 @@
-//! Files that are there whole or not at all: written under a temporary name, hashed on the way, synced, renamed. Does I/O.
+//! Atomic writes: a file or directory is written under a temporary name, synced and renamed, so that readers see all of it or
+//! none. Does I/O.
 
 use std::{
     collections::BTreeMap,

@@ -1,0 +1,66 @@
+//! How a command ends without its result: its error, and the exit code that says whether another attempt can succeed. Pure.
+//!
+//! Every module maps its own error to a [`CommandError`]; nothing here knows the commands.
+
+use std::error::Error;
+
+use codex_reports::exit;
+
+/// An error that ends a command, with its exit code.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct CommandError {
+    /// One of [`codex_reports::exit`].
+    pub exit: i32,
+    /// The error.
+    #[source]
+    pub source: Box<dyn Error + Send + Sync>,
+}
+
+impl CommandError {
+    /// The input is wrong, so another attempt cannot succeed (exit code 2).
+    pub fn bad_input(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { exit: exit::BAD_INPUT, source: error.into() }
+    }
+
+    /// Another attempt may succeed (exit code 1).
+    pub fn failed(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { exit: exit::FAILED, source: error.into() }
+    }
+
+    /// Returns the error and its causes as one line.
+    pub fn sentence(&self) -> String {
+        chain(self.source.as_ref())
+    }
+}
+
+/// Returns an error and its causes as one line, outermost first. A cause is left out where its effect already contains it.
+pub fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.contains(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        cause = error.source();
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn a_sentence_has_the_error_and_its_causes() {
+        let error = CommandError::bad_input(Outer(std::io::Error::other("inner")));
+        assert_eq!(error.sentence(), "outer: inner");
+        assert_eq!(error.exit, 2);
+    }
+}
