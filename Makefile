@@ -1,58 +1,58 @@
-# What a person runs. Every recipe says what it is doing; `make help` lists them.
+# The commands of this project. Every recipe prints what it does; `make help` lists all targets.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# Built once and kept, whichever clone asks: programs, the cluster's tools, images.
+# The cache is shared by all clones: programs, the cluster's tools, images.
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/codex-operator
 export CARGO_TARGET_DIR ?= $(CACHE)/target
-# Asked for once, by the first recipe that needs it.
+# Evaluated once, when a recipe first needs it.
 HOST = $(eval HOST := $$(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p'))$(HOST)
 PROGRAMS = $(CARGO_TARGET_DIR)/$(HOST)/release
 IMAGES = $(CACHE)/images
-# Always the whole workspace: a part of it would have other features in its dependencies, and build them again.
+# Always the whole workspace: building one crate alone selects other features of its dependencies and compiles them again.
 BUILD := cargo build --release --locked --workspace --bins
-# The two images and the most that each may have, in bytes, unpacked.
+# The two images and their size limit in bytes, unpacked.
 IMAGE_NAMES := codex codex-controller
 IMAGE_LIMIT := 30000000
 
-# The lists of packages of a bare machine are empty.
+# Installs Debian packages. The package lists of a fresh machine are empty, so a failed install updates them and retries.
 define install
 root=; [ "$$(id -u)" = 0 ] || root=sudo
 install="$$root apt-get install --yes --quiet --no-install-recommends $(1)"
 $$install >/dev/null 2>&1 || { $$root apt-get update --quiet >/dev/null && $$install >/dev/null; }
 endef
 
-# Debian's python3 makes no virtual environments without it.
+# On Debian, python3 needs python3-venv to create virtual environments.
 define install-venv
 if ! python3 -c 'import ensurepip' 2>/dev/null; then
-	echo "Installing python3-venv, in which $(1) is put."
+	echo "Installing python3-venv, to create a virtual environment for $(1)."
 	$(call install,python3-venv)
 fi
 endef
 
 .PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test demo bench bench-memory bench-train sanitize
 
-help: ## this list
+help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	echo "With CLUSTER=current REGISTRY=host:port, demo and test use the cluster of your kubeconfig context."
+	echo "With CLUSTER=current REGISTRY=host:port, demo and test use the cluster of the current kubeconfig context."
 
-# Another cluster is not started here.
-root:
+# Only the local cluster needs root.
+root: ## checks that packages can be installed and the local cluster can start: needs root or sudo
 	@case "$(CLUSTER)" in "" | local) ;; *) exit 0 ;; esac
 	if [ "$$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
-		echo "This installs packages and starts a cluster, which takes root: run it as root, or install sudo." >&2
+		echo "This target installs packages and starts a cluster. Run it as root, or install sudo." >&2
 		exit 1
 	fi
 
-# Go builds Kubernetes and kubectl; images and programs do without.
+# Go builds Kubernetes and kubectl. Images and programs do not need it.
 cluster demo test bench: WITH_GO := yes
 
-prerequisites:
+prerequisites: ## checks that Rust, Go and gcc are installed
 	@missing=()
-	# rustup fetches what rust-toolchain.toml names; a cargo without it is what it is.
+	# rustup installs the version in rust-toolchain.toml; a cargo without rustup must be new enough already.
 	if ! cargo --version >/dev/null 2>&1; then
 		missing+=("rustup or Rust >= 1.95")
 	elif ! command -v rustup >/dev/null; then
@@ -65,19 +65,19 @@ prerequisites:
 	fi
 	command -v gcc >/dev/null || missing+=("gcc")
 	if (($${#missing[@]})); then
-		printf 'Missing on this machine:%s; install what is missing and try again.\n' "$$(printf ' %s,' "$${missing[@]}" | sed 's/,$$//')" >&2
+		printf 'Not installed:%s. Install it and try again.\n' "$$(printf ' %s,' "$${missing[@]}" | sed 's/,$$//')" >&2
 		exit 1
 	fi
-	# Cargo takes the same crate of another clone for this one's if its files are older.
+	# Cargo reuses a crate that another clone built if the files of this clone are older, so a change of clone cleans.
 	mkdir -p "$(CARGO_TARGET_DIR)"
 	if [ "$$(cat "$(CARGO_TARGET_DIR)/clone" 2>/dev/null)" != "$(CURDIR)" ]; then
 		cargo clean --quiet --release --workspace --target $(HOST)
 		echo "$(CURDIR)" >"$(CARGO_TARGET_DIR)/clone"
 	fi
 
-image: prerequisites ## the two images from release binaries, as OCI archives; with REGISTRY=host/path also pushed there
+image: prerequisites ## builds the two images as OCI archives; with REGISTRY=host/path also pushes them
 	@if ! command -v buildah >/dev/null || ! command -v skopeo >/dev/null; then
-		echo "Installing buildah and skopeo, which pack images without a container engine."
+		echo "Installing buildah and skopeo, which build images without a container engine."
 		$(call install,buildah skopeo)
 	fi
 	echo "Building the programs."
@@ -89,11 +89,11 @@ image: prerequisites ## the two images from release binaries, as OCI archives; w
 	for name in $(IMAGE_NAMES); do
 		strip --strip-all -o "$$work/context/$$name" "$(PROGRAMS)/$$name"
 	done
-	# What results say they were made by; nothing is built anew for another commit of the same programs.
+	# Results record this commit. A new commit with the same programs builds no new image.
 	commit=$$(git rev-parse HEAD 2>/dev/null) || commit=
 	[ -z "$$commit" ] || git diff --quiet HEAD 2>/dev/null || commit+=-dirty
 	for name in $(IMAGE_NAMES); do
-		# The tag digests what the image is made of, so another build is another tag.
+		# The tag is a digest of the image's inputs, so a different build has a different tag.
 		tag=$$(cat "$$work/context/$$name" Dockerfile | sha256sum | cut -c 1-12)
 		archive="$(IMAGES)/$$name-$$tag.oci"
 		if [ ! -f "$$archive" ]; then
@@ -108,51 +108,69 @@ image: prerequisites ## the two images from release binaries, as OCI archives; w
 		size=$$(stat -c %s "$$work/context/$$name")
 		printf '%-36s %5.1f MB unpacked   %s\n' "$$name:$$tag" "$$(awk "BEGIN { print $$size / 1e6 }")" "$$archive"
 		if ((size > $(IMAGE_LIMIT))); then
-			echo "$$name:$$tag has $$size bytes; an image may have $(IMAGE_LIMIT) at most." >&2
+			echo "$$name:$$tag has $$size bytes; the limit is $(IMAGE_LIMIT)." >&2
 			exit 1
 		fi
 		if [ -n "$(REGISTRY)" ]; then
-			# A registry at a bare address has no certificate.
+			# A registry at an IP address or localhost has no certificate.
 			secure=true
 			[[ "$(REGISTRY)" =~ ^(localhost|[0-9.]+)(:|/|$$) ]] && secure=false
 			skopeo --insecure-policy copy --quiet --dest-tls-verify="$$secure" "oci-archive:$$archive" "docker://$(REGISTRY)/$$name:$$tag"
-			echo "pushed $(REGISTRY)/$$name:$$tag"
+			echo "Pushed $(REGISTRY)/$$name:$$tag"
 		fi
 	done
 
 CLUSTER_COMMAND = $(PROGRAMS)/codex-cluster
 
-programs: prerequisites
+programs: prerequisites ## builds the release binaries
 	@$(BUILD)
 
-cluster: root programs ## a real Kubernetes cluster on this machine, kept until cluster-down
+cluster: root programs ## starts a real Kubernetes cluster on this machine; cluster-down stops it
 	@$(CLUSTER_COMMAND) up
 
-cluster-down: programs ## stops the cluster and takes away all but what was built
+cluster-down: programs ## stops the cluster and removes everything except built programs
 	@$(CLUSTER_COMMAND) down
 
 kubeconfig: programs ## prints the path of the cluster's kubeconfig
 	@$(CLUSTER_COMMAND) kubeconfig
 
-test: root prerequisites ## every check and every test, the ones on a real cluster included; all that CI runs
-	@section() {
+test: root prerequisites ## runs every check and test, including those on a real cluster; CI runs this
+	@failed=()
+	passed=yes
+	started=no
+	# Runs a section. A failure is recorded, and the next section runs.
+	section() {
 		local begun=$$SECONDS title=$$1
 		shift
 		printf '\n=== %s\n' "$$title"
-		"$$@"
-		printf '=== %s: %d s\n' "$$title" "$$((SECONDS - begun))"
+		if "$$@"; then
+			passed=yes
+			printf '=== %s: %d s\n' "$$title" "$$((SECONDS - begun))"
+		else
+			passed=no
+			failed+=("$$title")
+			printf '=== %s: FAILED after %d s\n' "$$title" "$$((SECONDS - begun))"
+		fi
 	}
-	started=no
+	not_run() {
+		printf '\n=== %s: not run, because %s\n' "$$1" "$$2"
+		failed+=("$$1 (not run: $$2)")
+	}
 	finish() {
 		local status=$$?
-		if [ "$$status" != 0 ] && [ "$$started" != no ]; then
-			printf '\n=== The last the controller said\n'
+		if [ "$$started" != no ] && { [ "$$status" != 0 ] || [ "$$passed" = no ]; }; then
+			printf '\n=== The end of the controller log\n'
 			kubectl=$$(ls -t "$(CACHE)"/cluster/*/bin/kubectl 2>/dev/null | head -n 1 || true)
 			"$${kubectl:-kubectl}" --kubeconfig "$$($(CLUSTER_COMMAND) kubeconfig)" --namespace codex-system \
 				logs deployment/codex-controller --tail=60 || true
 		fi
 		if [ "$$started" = here ]; then
-			section "Stop the cluster" $(CLUSTER_COMMAND) down || status=1
+			section "Stop the cluster" $(CLUSTER_COMMAND) down
+		fi
+		if (($${#failed[@]})); then
+			[ "$$status" != 0 ] || status=1
+			printf '\n=== Failed:\n'
+			printf '  - %s\n' "$${failed[@]}"
 		fi
 		printf '\n=== make test %s after %d s\n' "$$([ "$$status" = 0 ] && echo passed || echo FAILED)" "$$SECONDS"
 		exit "$$status"
@@ -160,40 +178,51 @@ test: root prerequisites ## every check and every test, the ones on a real clust
 	trap finish EXIT
 	trap 'exit 130' INT
 	trap 'exit 143' TERM
+	case "$(CLUSTER)" in "" | local) local_cluster=yes ;; *) local_cluster=no ;; esac
+	# Where every check can run, a skipped one fails. Set and empty, the variable allows skips.
+	if [ "$${CI:-}" = true ] || { [ "$$local_cluster" = yes ] && [ "$$(id -u)" = 0 ]; }; then
+		export CODEX_TESTS_FORBID_SKIPS="$${CODEX_TESTS_FORBID_SKIPS-1}"
+	fi
 	$(call install-venv,OpenSSF's own verifier)
 	section "Format" cargo fmt --all --check
 	section "Lints" cargo clippy --locked --workspace --all-targets -- --deny warnings
 	section "Programs and images" $(MAKE) image REGISTRY=
-	section "Tests that need no cluster" cargo test --release --locked --workspace
-	case "$(CLUSTER)" in
-	"" | local)
+	built=$$passed
+	section "Tests that need no cluster" cargo test --release --locked --workspace --no-fail-fast
+	if [ "$$built" = no ]; then
+		not_run "Tests on the cluster" "the programs and images were not built"
+		exit 1
+	fi
+	if [ "$$local_cluster" = yes ]; then
 		if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
 		section "Cluster" $(CLUSTER_COMMAND) up
-		;;
-	*)
+	else
 		started=before
 		section "Cluster" $(CLUSTER_COMMAND) kubeconfig
-		;;
-	esac
-	section "Tests on the cluster" cargo test --release --locked --workspace --test e2e --test rights
+	fi
+	if [ "$$passed" = no ]; then
+		not_run "Tests on the cluster" "the cluster is not up"
+		exit 1
+	fi
+	section "Tests on the cluster" cargo test --release --locked --workspace --no-fail-fast --test e2e --test rights
 
-demo: root prerequisites ## a small model trained, judged, signed and served on a real cluster, and another one refused
+demo: root prerequisites ## trains, evaluates, signs and serves a small model on a real cluster, and refuses another
 	@$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-demo
 
-bench: prerequisites ## the figures of docs/benchmarks.md, measured on the local cluster
+bench: prerequisites ## measures the figures of docs/benchmarks.md on the local cluster
 	@$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-bench
 
-bench-memory: programs ## how far the trainer's estimate of memory is from its peak, on six configurations
+bench-memory: programs ## compares the trainer's memory estimate with its peak, on six configurations
 	@benches/memory.sh $(PROGRAMS)/codex
 
-sanitize: prerequisites ## the engine's tests under AddressSanitizer, which watches its unsafe kernels
+sanitize: prerequisites ## runs the engine's tests under AddressSanitizer, which checks its unsafe kernels
 	@RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Z sanitizer=address" cargo test --release --locked --package codex-engine --lib \
 		--target $(HOST) --target-dir "$(CACHE)/target-sanitize"
 
 ROUNDS ?= 3
-bench-train: prerequisites ## training beside PyTorch on two threads; installs PyTorch (some GB) in an environment of its own
+bench-train: prerequisites ## compares training speed with PyTorch; installs PyTorch (some GB) in its own environment
 	@$(call install-venv,PyTorch)
 	python="$(CACHE)/venvs/torch/bin/python"
 	if ! "$$python" -c 'import torch, numpy' >/dev/null 2>&1; then

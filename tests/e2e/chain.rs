@@ -141,7 +141,10 @@ async fn signatures(team: &Team, run: &TrainingRun, pod: &codex_crds::ReasoningP
         fs::write(files.path().join(format!("{name}.json")), &data["bundle.json"]).unwrap();
         fs::write(files.path().join("key.pem"), &data["key.pem"]).unwrap();
     }
-    let Some(folder) = team.folder(run).await? else { return Ok(()) };
+    let Some(folder) = team.folder(run).await? else {
+        team.skip("the signatures over the model's files", "the files of this cluster's volumes cannot be read");
+        return Ok(());
+    };
     let model = folder.join("model");
     let on_disk = Manifest::of_dir(&model).unwrap();
     let recorded = run.status.as_ref().and_then(|status| status.model.as_ref()).unwrap();

@@ -1,12 +1,13 @@
 //! The cluster beneath all tests: it is made once and then found, and what it tells about itself is true.
 
 use codex_cluster::{Cluster, Target};
-use codex_tests::{Installation, Result, process::output, team::blocking};
+use codex_tests::{Installation, Result, process::output, skip, team::blocking};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_made_once_and_then_found() -> Result<()> {
     let cluster = &Installation::ensure().await?.cluster;
     if *cluster.target() != Target::Local {
+        skip(cluster.target(), "the local cluster", "another cluster was chosen");
         return Ok(());
     }
     let began = |cluster: &Cluster| -> Result<String> {

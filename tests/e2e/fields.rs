@@ -72,6 +72,8 @@ async fn a_run_takes_its_place_and_its_data_from_the_spec_and_what_follows_is_pa
         let text = std::fs::read_to_string(folder.join("artifacts/environment.json"));
         let environment: Value = serde_json::from_str(&text.map_err(Error::io("reading environment.json"))?).unwrap();
         assert_eq!(environment["node"], json!(spec.node_name), "{environment:#}");
+    } else {
+        team.skip("the node in environment.json", "the files of this cluster's volumes cannot be read");
     }
 
     // An evaluation that is created suspended makes no Job before it goes on.

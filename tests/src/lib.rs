@@ -13,9 +13,11 @@ pub mod objects;
 pub mod peers;
 pub mod process;
 pub mod rights;
+mod skip;
 pub mod team;
 pub mod wait;
 
 pub use error::{Error, Result};
 pub use install::Installation;
+pub use skip::skip;
 pub use team::Team;

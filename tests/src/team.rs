@@ -122,6 +122,11 @@ impl Team {
         self.done.store(true, Ordering::Relaxed);
     }
 
+    /// Reports that a check of this test is skipped, as [`crate::skip`] does.
+    pub fn skip(&self, what: &str, why: &str) {
+        crate::skip(self.installation.cluster.target(), what, why);
+    }
+
     /// Objects of one kind in this namespace.
     pub fn api<K>(&self) -> Api<K>
     where
