@@ -204,6 +204,54 @@ async fn a_pod_with_a_forged_owner_and_another_spec_is_refused_with_the_field() 
     }
 }
 
+/// docs/security.md lists these fields and says why they may differ.
+#[tokio::test]
+async fn a_pod_may_differ_from_its_template_in_placement_resources_scheduler_and_image_pulls() {
+    type Change = (&'static str, fn(&mut Value));
+    let changes: [Change; 6] = [
+        ("placement", |spec| {
+            spec["nodeName"] = json!("other");
+            spec["nodeSelector"] = json!({"pool": "other"});
+            spec["tolerations"] = json!([{"operator": "Exists"}]);
+            spec["topologySpreadConstraints"] =
+                json!([{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}]);
+            spec["affinity"] = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["other"]}]}],
+            }}});
+        }),
+        ("resources", |spec| {
+            spec["containers"][0]["resources"] = json!({"limits": {"memory": "64Mi"}});
+            spec["resources"] = json!({"limits": {"cpu": "1"}});
+            spec["overhead"] = json!({"cpu": "250m"});
+        }),
+        ("scheduler", |spec| {
+            spec["schedulerName"] = json!("other");
+            spec["schedulingGates"] = json!([{"name": "team/gate"}]);
+        }),
+        ("priority", |spec| {
+            spec["priority"] = json!(7);
+            spec["priorityClassName"] = json!("high");
+            spec["preemptionPolicy"] = json!("Never");
+        }),
+        ("pull secrets", |spec| spec["imagePullSecrets"] = json!([{"name": "registry"}])),
+        ("pull policy", |spec| spec["containers"][0]["imagePullPolicy"] = json!("Always")),
+    ];
+    for (what, change) in changes {
+        let scene = Scene::new().await;
+        let mut pod = scene.world.api.object(POD).unwrap();
+        change(&mut pod["spec"]);
+        scene.world.api.put(POD, pod.clone());
+        let (code, text) = scene.report(&scene.good(1)).await;
+        assert_eq!(code, StatusCode::OK, "{what}: {text}");
+        // None of them hides a change of a field that is compared.
+        pod["spec"]["containers"][0]["image"] = json!("evil:1");
+        scene.world.api.put(POD, pod);
+        let (code, text) = scene.report(&scene.good(2)).await;
+        assert_eq!(code, StatusCode::FORBIDDEN, "{what}: {text}");
+        assert!(text.contains("spec.containers[trainer].image"), "{what}: {text}");
+    }
+}
+
 #[tokio::test]
 async fn a_pod_of_a_job_that_somebody_else_made_is_refused() {
     let scene = Scene::new().await;
