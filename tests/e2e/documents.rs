@@ -1,18 +1,28 @@
-//! What is written is true: every YAML is taken by the API server, every metric exists.
+//! Compares documents with the cluster: the API server accepts every YAML, and every metric exists.
 
-use std::{collections::BTreeSet, io::Write as _, process::Stdio};
+use std::{collections::BTreeSet, fs, os::unix::fs::symlink};
 
 use codex_crds::{ConditionType, TrainingRun, child};
 use codex_tests::{
     Error, Result, Team, documents,
-    install::{CONTROLLER, NAMESPACE},
+    install::{CONTROLLER, NAMESPACE, repository},
     objects,
+    process::{output, output_with},
     team::{SOON, blocking, condition},
     wait::{until, until_found},
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, Pod},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
 use kube::{Api, ResourceExt as _, api::ListParams};
-use serde_json::json;
+use serde_json::{Value, json};
+
+/// CRDs of other projects whose objects the documents show: a name, and an excerpt for a cluster without the real one.
+const FOREIGN: [(&str, &str); 2] = [
+    ("applications.argoproj.io", include_str!("crds/applications.argoproj.io.yaml")),
+    ("podmonitors.monitoring.coreos.com", include_str!("crds/podmonitors.monitoring.coreos.com.yaml")),
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_yaml_of_the_documents_is_taken_by_the_api_server() -> Result<()> {
@@ -20,27 +30,125 @@ async fn every_yaml_of_the_documents_is_taken_by_the_api_server() -> Result<()> 
     let snippets = documents::snippets()?;
     assert!(snippets.iter().any(|snippet| snippet.place.contains("README.md")));
     assert!(snippets.iter().any(|snippet| snippet.place.contains("samples")));
+    let excerpts = establish_foreign(&team).await?;
+    let mut kinds = BTreeSet::new();
+    let mut refused = Vec::new();
     for snippet in snippets {
-        let mut apply = team.kubectl()?;
-        let place = snippet.place.clone();
-        let told = blocking(move || {
-            apply.args(["apply", "--dry-run=server", "--validate=strict", "--filename=-"]);
-            let mut child = apply
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .map_err(Error::io("starting kubectl"))?;
-            let mut input = child.stdin.take().unwrap();
-            input.write_all(snippet.text.as_bytes()).map_err(Error::io("writing to kubectl"))?;
-            drop(input);
-            child.wait_with_output().map_err(Error::io("waiting for kubectl"))
-        })
-        .await?;
-        assert!(told.status.success(), "{place}: {}", String::from_utf8_lossy(&told.stderr));
+        for object in snippet.objects()? {
+            kinds.insert(object["kind"].as_str().unwrap_or_default().to_owned());
+            let taken = if object["kind"] == "Kustomization" {
+                kustomization(&team, &object).await
+            } else {
+                apply(&team, object).await
+            };
+            if let Err(error) = taken {
+                refused.push(format!("{}: {error}", snippet.place));
+            }
+        }
+    }
+    for name in excerpts {
+        let mut kubectl = team.installation.cluster.kubectl()?;
+        blocking(move || output(kubectl.args(["delete", "customresourcedefinition", name, "--wait=false"]))).await?;
+    }
+    assert!(refused.is_empty(), "{}", refused.join("\n"));
+    for kind in ["TrainingRun", "Evaluation", "ReasoningPod", "Kustomization", "Application", "PodMonitor"] {
+        assert!(kinds.contains(kind), "no document shows a {kind}: {kinds:?}");
     }
     team.done();
     Ok(())
+}
+
+/// Applies an object in the team's namespace, without storing it.
+async fn apply(team: &Team, mut object: Value) -> Result<String> {
+    if object["metadata"]["namespace"].is_string() {
+        object["metadata"]["namespace"] = json!(team.namespace);
+    }
+    let mut kubectl = team.kubectl()?;
+    kubectl.args(["apply", "--dry-run=server", "--validate=strict", "--filename=-"]);
+    let text = object.to_string();
+    blocking(move || output_with(&mut kubectl, &text)).await
+}
+
+/// Builds a kustomization beside what it names, and applies the result without storing it.
+async fn kustomization(team: &Team, object: &Value) -> Result<String> {
+    let folder = tempfile::tempdir().map_err(Error::io("creating a temporary folder"))?;
+    let own = folder.path().join("mine");
+    let io = |what: &str| Error::io(format!("{what} in {}", folder.path().display()));
+    fs::create_dir(&own).map_err(io("creating a folder"))?;
+    symlink(repository().join("manifests"), folder.path().join("manifests")).map_err(io("linking manifests"))?;
+    fs::write(own.join("kustomization.yaml"), object.to_string()).map_err(io("writing a kustomization"))?;
+    // The kustomization of Argo CD names a copy of our health checks and the manifests of Argo CD.
+    fs::copy(repository().join(HEALTH), own.join("health.yaml")).map_err(io("copying health.yaml"))?;
+    let argo = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "argocd-cm" }, "data": { "url": "https://argo" } });
+    fs::write(own.join("install.yaml"), argo.to_string()).map_err(io("writing install.yaml"))?;
+
+    let mut build = team.installation.cluster.kubectl()?;
+    let from = own.clone();
+    let built = blocking(move || output(build.arg("kustomize").arg(from))).await?;
+    let built = documents::Snippet { place: "the built kustomization".to_owned(), text: built };
+    // Every patch and image of the document must be in the result.
+    let text = built.text.replace('"', "");
+    for image in ["codex-controller:TAG", "codex:OTHER_TAG", "name: registry"] {
+        assert!(!object.to_string().contains(image) || text.contains(image), "{image} is not in:\n{}", built.text);
+    }
+    let objects = built.objects()?;
+    if objects.iter().any(|object| object["metadata"]["name"] == "argocd-cm") {
+        let [config_map] = &objects[..] else { panic!("one ConfigMap: {}", built.text) };
+        has_health_checks(&config_map["data"]);
+        return apply(team, config_map.clone()).await;
+    }
+    let mut kubectl = team.installation.cluster.kubectl()?;
+    kubectl.args(["apply", "--dry-run=server", "--validate=strict", "--filename=-"]);
+    blocking(move || output_with(&mut kubectl, &built.text)).await
+}
+
+/// Makes the kinds of other projects known to the API server. Returns the names of the excerpts that it created; a CRD
+/// that exists stays.
+async fn establish_foreign(team: &Team) -> Result<Vec<&'static str>> {
+    let mut excerpts = Vec::new();
+    for (name, excerpt) in FOREIGN {
+        let definitions: Api<CustomResourceDefinition> = Api::all(team.client.clone());
+        let found = definitions.get_opt(name).await?;
+        if found.is_none_or(|found| found.labels().contains_key("codex-ml.dev/test")) {
+            let mut kubectl = team.installation.cluster.kubectl()?;
+            kubectl.args(["apply", "--filename=-"]);
+            blocking(move || output_with(&mut kubectl, excerpt)).await?;
+            excerpts.push(name);
+        }
+        until(&definitions, name, "it is established", SOON, |definition| {
+            let conditions = definition.status.iter().flat_map(|status| status.conditions.iter().flatten());
+            conditions.clone().any(|condition| condition.type_ == "Established" && condition.status == "True")
+        })
+        .await?;
+    }
+    Ok(excerpts)
+}
+
+/// The health checks for Argo CD, below the root of the repository.
+const HEALTH: &str = "manifests/argocd/health.yaml";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_health_checks_are_added_to_the_config_map_of_argo_cd() -> Result<()> {
+    let team = Team::new("argocd").await?;
+    let existing = json!({ "metadata": { "name": "argocd-cm" }, "data": { "url": "https://argo" } });
+    team.create::<ConfigMap>(&serde_json::from_value(existing).unwrap()).await?;
+    // The command of docs/install.md, in another namespace.
+    let mut patch = team.kubectl()?;
+    patch.args(["patch", "configmap", "argocd-cm", "--patch-file"]).arg(repository().join(HEALTH));
+    blocking(move || output(&mut patch)).await?;
+    let data = team.api::<ConfigMap>().get("argocd-cm").await?.data;
+    has_health_checks(&json!(data));
+    team.done();
+    Ok(())
+}
+
+/// Checks that the ConfigMap of Argo CD has a health check for each kind beside what it had.
+fn has_health_checks(data: &Value) {
+    for kind in ["TrainingRun", "Evaluation", "ReasoningPod"] {
+        let script = &data[format!("resource.customizations.health.codex-ml.dev_{kind}")];
+        assert!(script.as_str().is_some_and(|script| script.contains("return")), "{kind}: {data:#}");
+    }
+    assert_eq!(data["url"], "https://argo");
 }
 
 /// What counts faults that no test provokes: documented, and exposed only once there is one.
@@ -66,6 +174,7 @@ async fn the_metrics_that_documents_name_are_those_that_exist() -> Result<()> {
     .await?;
     team.serving("served").await?;
     team.infer("served", "1+1:").await?;
+    pod_monitors_select(&team).await?;
 
     let controllers: Api<Pod> = Api::namespaced(team.client.clone(), NAMESPACE);
     let labelled = ListParams::default().labels(&format!("app.kubernetes.io/name={CONTROLLER}"));
@@ -92,6 +201,34 @@ async fn the_metrics_that_documents_name_are_those_that_exist() -> Result<()> {
     let unsaid: Vec<_> = exposed.difference(&names).collect();
     assert!(unsaid.is_empty(), "exposed and not documented: {unsaid:#?}");
     team.done();
+    Ok(())
+}
+
+/// Checks that every PodMonitor in the documents selects a pod of the team, by a port that the pod names.
+async fn pod_monitors_select(team: &Team) -> Result<()> {
+    let mut monitors = 0;
+    for snippet in documents::snippets()? {
+        for object in snippet.objects()?.iter().filter(|object| object["kind"] == "PodMonitor") {
+            let spec = &object["spec"];
+            let labels = spec["selector"]["matchLabels"].as_object().unwrap();
+            let labels: Vec<_> =
+                labels.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap())).collect();
+            let labelled = ListParams::default().labels(&labels.join(","));
+            let pods = team.api::<Pod>().list(&labelled).await?.items;
+            assert!(!pods.is_empty(), "{}: no pod has {labels:?}", snippet.place);
+            for port in spec["podMetricsEndpoints"].as_array().unwrap().iter().map(|endpoint| &endpoint["port"]) {
+                let pod = json!(pods[0].spec);
+                let ports = pod["containers"][0]["ports"].as_array().unwrap();
+                assert!(
+                    ports.iter().any(|named| named["name"] == *port),
+                    "{}: {port} is not in {ports:?}",
+                    snippet.place
+                );
+            }
+            monitors += 1;
+        }
+    }
+    assert!(monitors > 0, "no document shows a PodMonitor");
     Ok(())
 }
 

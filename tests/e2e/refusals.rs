@@ -1,9 +1,7 @@
 //! Bad input that the API server itself refuses, with a sentence that names the field, the value and what would be right.
 
-use std::{io::Write as _, process::Stdio};
-
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
-use codex_tests::{Error, Result, Team, objects, team::blocking};
+use codex_tests::{Error, Result, Team, objects, process::output_with, team::blocking};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -161,20 +159,14 @@ async fn what_defines_a_result_does_not_change_and_rings_are_not_skipped() -> Re
     Ok(())
 }
 
-/// What kubectl says when it is refused; the object is not written either way.
+/// Returns the error of kubectl for an object that the API server must refuse. Nothing is stored either way.
 async fn refusal(team: &Team, verb: &[&str], object: &Value) -> Result<String> {
     let mut kubectl = team.kubectl()?;
     kubectl.args(verb).args(["--dry-run=server", "--validate=strict", "--filename=-"]);
     let text = object.to_string();
-    let told = blocking(move || {
-        kubectl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = kubectl.spawn().map_err(Error::io("starting kubectl"))?;
-        let mut input = child.stdin.take().unwrap();
-        input.write_all(text.as_bytes()).map_err(Error::io("writing to kubectl"))?;
-        drop(input);
-        child.wait_with_output().map_err(Error::io("waiting for kubectl"))
-    })
-    .await?;
-    assert!(!told.status.success(), "taken: {object:#}");
-    Ok(String::from_utf8_lossy(&told.stderr).into_owned())
+    match blocking(move || Ok(output_with(&mut kubectl, &text))).await? {
+        Err(Error::Command { output, .. }) => Ok(output),
+        Err(other) => Err(other),
+        Ok(_) => panic!("the API server accepted {object:#}"),
+    }
 }

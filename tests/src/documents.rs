@@ -1,4 +1,4 @@
-//! What documents and samples say, so that it can be compared with what is true. Reads files.
+//! The YAML and the metric names in documents and samples, so that tests can check them. Reads files.
 
 use std::{
     collections::BTreeSet,
@@ -6,21 +6,36 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::Deserialize as _;
+use serde_json::Value;
+
 use crate::{Error, Result, install::repository};
 
-/// A piece of YAML and where it stands.
+/// A piece of YAML and its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snippet {
-    /// The file, and the line for a piece of Markdown.
+    /// The file; in Markdown with the line.
     pub place: String,
-    /// The text, perhaps of several documents.
+    /// The text. May hold several YAML documents.
     pub text: String,
 }
 
-/// Every YAML of the README, of `docs/`, and of `manifests/samples/`.
+impl Snippet {
+    /// Parses the objects in the text.
+    ///
+    /// # Errors
+    /// If the text is not valid YAML.
+    pub fn objects(&self) -> Result<Vec<Value>> {
+        let unreadable =
+            |error: serde_yaml::Error| Error::Unreadable { path: PathBuf::from(&self.place), why: error.to_string() };
+        serde_yaml::Deserializer::from_str(&self.text).map(|it| Value::deserialize(it).map_err(unreadable)).collect()
+    }
+}
+
+/// Returns every YAML of the README, of `docs/`, and of `manifests/samples/`.
 ///
 /// # Errors
-/// When a file cannot be read.
+/// If a file cannot be read.
 pub fn snippets() -> Result<Vec<Snippet>> {
     let mut snippets = Vec::new();
     for path in markdown()? {
@@ -35,10 +50,10 @@ pub fn snippets() -> Result<Vec<Snippet>> {
     Ok(snippets)
 }
 
-/// Every name of ours for a metric that the README or `docs/` mention, with where.
+/// Returns every metric name of this project that the README or `docs/` mention, with the file.
 ///
 /// # Errors
-/// When a file cannot be read.
+/// If a file cannot be read.
 pub fn metrics() -> Result<BTreeSet<(String, String)>> {
     let mut found = BTreeSet::new();
     for path in markdown()? {
@@ -48,7 +63,7 @@ pub fn metrics() -> Result<BTreeSet<(String, String)>> {
     Ok(found)
 }
 
-/// The metric names in a text: words that begin with `codex_ml_` or `codex_controller_`.
+/// Returns the metric names in a text: words that begin with `codex_ml_` or `codex_controller_`.
 pub fn metric_names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let ours = |word: &&str| {
@@ -57,7 +72,7 @@ pub fn metric_names(text: &str) -> BTreeSet<String> {
     words.filter(ours).map(str::to_owned).collect()
 }
 
-/// The README and every page of `docs/`.
+/// Lists the README and every page of `docs/`.
 fn markdown() -> Result<Vec<PathBuf>> {
     let root = repository();
     let mut pages = vec![root.join("README.md")];
@@ -65,7 +80,7 @@ fn markdown() -> Result<Vec<PathBuf>> {
     Ok(pages)
 }
 
-/// The files of a folder and of those below it, in the order of their names; none when there is no such folder.
+/// Lists the files of a folder and of its subfolders, sorted by name. A missing folder has no files.
 fn below(folder: &Path) -> Result<Vec<PathBuf>> {
     let reading = || Error::io(format!("reading {}", folder.display()));
     let mut files = Vec::new();
@@ -86,7 +101,7 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(Error::io(format!("reading {}", path.display())))
 }
 
-/// The pieces between "```yaml" and "```".
+/// Returns the blocks between "```yaml" and "```".
 fn fenced(place: &str, text: &str) -> Vec<Snippet> {
     let mut snippets = Vec::new();
     let mut open: Option<Snippet> = None;
@@ -117,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn metric_names_are_found_wherever_they_stand() {
+    fn metric_names_are_found_anywhere_in_a_text() {
         let names =
             metric_names("`codex_ml_training_loss`, codex_controller_reconciles_total{kind}; codex_ml_ and codex_mlx");
         assert_eq!(
@@ -129,5 +144,35 @@ mod tests {
     #[test]
     fn the_readme_has_yaml() {
         assert!(snippets().unwrap().len() >= 3);
+    }
+
+    #[test]
+    fn every_snippet_holds_kubernetes_objects() {
+        for snippet in snippets().unwrap() {
+            let objects = snippet.objects().unwrap();
+            assert!(!objects.is_empty(), "{}", snippet.place);
+            for object in objects {
+                assert!(object["apiVersion"].is_string() && object["kind"].is_string(), "{}", snippet.place);
+            }
+        }
+    }
+
+    /// The end-to-end tests apply fenced YAML only, so YAML outside fences would be untested.
+    #[test]
+    fn no_yaml_stands_outside_fences() {
+        const KEYS: [&str; 5] = ["apiVersion:", "kind:", "metadata:", "spec:", "patches:"];
+        for path in markdown().unwrap() {
+            let (text, mut inside) = (read(&path).unwrap(), false);
+            for (index, line) in text.lines().enumerate() {
+                match line.trim_end() {
+                    "```yaml" | "```yml" => inside = true,
+                    "```" => inside = false,
+                    line => {
+                        let yaml = KEYS.iter().any(|key| line.trim_start().starts_with(key));
+                        assert!(inside || !yaml, "{}:{}: {line}", path.display(), index + 1);
+                    }
+                }
+            }
+        }
     }
 }

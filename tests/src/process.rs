@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io::Write as _,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -9,22 +10,44 @@ use std::{
 
 use crate::{Error, Installation, Result, install};
 
-/// Runs a command to its end and gives what it wrote to standard output.
+/// Runs a command to its end, and returns its standard output.
 ///
 /// # Errors
-/// When it cannot be started or fails; both outputs are told.
+/// If it cannot be started or fails; the error holds both outputs.
 pub fn output(command: &mut Command) -> Result<String> {
     let line = line(command);
     let ended = command.output().map_err(Error::io(format!("starting `{line}`")))?;
+    finish(line, &ended)
+}
+
+/// Runs a command with `input` on its standard input, and returns its standard output.
+///
+/// # Errors
+/// If it cannot be started or fails; the error holds both outputs.
+pub fn output_with(command: &mut Command, input: &str) -> Result<String> {
+    let line = line(command);
+    let io = |what: &str| Error::io(format!("{what} `{line}`"));
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().map_err(io("starting"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A command that ends early closes the pipe; its exit status says why.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let ended = child.wait_with_output().map_err(io("waiting for"))?;
+    finish(line, &ended)
+}
+
+/// Returns the standard output of a command that succeeded.
+fn finish(command: String, ended: &std::process::Output) -> Result<String> {
     let text = String::from_utf8_lossy(&ended.stdout).into_owned();
     if ended.status.success() {
         return Ok(text);
     }
     let output = format!("{text}{}", String::from_utf8_lossy(&ended.stderr));
-    Err(Error::Command { command: line, status: ended.status.to_string(), output })
+    Err(Error::Command { command, status: ended.status.to_string(), output })
 }
 
-/// A command as a person would type it.
+/// Formats a command as a user would type it.
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
