@@ -33,7 +33,7 @@ if ! python3 -c 'import ensurepip' 2>/dev/null; then
 fi
 endef
 
-.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test demo bench bench-memory bench-train sanitize
+.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test test-isa demo bench bench-memory bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -205,6 +205,29 @@ test: root prerequisites ## runs every check and test, including those on a real
 		exit 1
 	fi
 	section "Tests on the cluster" cargo test --release --locked --workspace --no-fail-fast --test e2e --test rights
+
+test-isa: prerequisites ## runs the numeric tests under every CODEX_MAX_CPU_ISA that this processor has
+	@has() { for flag in "$$@"; do grep -qw "$$flag" /proc/cpuinfo || return 1; done; }
+	run=() missing=() failed=()
+	for isa in amx avx512 avx2 portable; do
+		case "$$isa" in
+		amx) flags=(amx_tile amx_bf16 avx512f) ;;
+		avx512) flags=(avx512f avx512bw avx512cd avx512dq avx512vl) ;;
+		avx2) flags=(avx2 fma) ;;
+		portable) flags=() ;;
+		esac
+		if has "$${flags[@]}"; then run+=("$$isa"); else missing+=("$$isa"); fi
+	done
+	for isa in "$${run[@]}"; do
+		printf '\n=== CODEX_MAX_CPU_ISA=%s\n' "$$isa"
+		CODEX_MAX_CPU_ISA="$$isa" cargo test --release --locked --workspace --lib -- \
+			candle:: cpu:: model:: optim:: tests:: training:: evaluation:: || failed+=("$$isa")
+	done
+	for isa in "$${missing[@]}"; do
+		echo "SKIPPED: numeric tests under $$isa: this processor does not have it" >&2
+	done
+	[ "$${#failed[@]}" = 0 ] || { echo "The numeric tests failed under $${failed[*]}." >&2; exit 1; }
+	echo "The numeric tests passed under $${run[*]}."
 
 demo: root prerequisites ## trains, evaluates, signs and serves a small model on a real cluster, and refuses another
 	@$(MAKE) image REGISTRY=

@@ -1,8 +1,13 @@
-//! The numerics: what a model computes, forwards and backwards, and how a step of the optimiser changes it. Pure: no files,
-//! no command line, no tokenizer, no clock.
+//! The numerics of training and generation: what a model computes, its gradients, and the optimizer. Pure: no files, no
+//! command line, no tokenizer, no clock.
 //!
-//! Training goes through [`Engine`], which [`engine`] makes: the one that is written out by hand for processors, with
-//! activations in `f32` or `bf16`; or candle's autograd over candle's own operations, which the others are tested against.
+//! - [`Engine`] is a training step; [`engine()`] makes the one that [`Settings`] ask for.
+//! - `model/` describes a model: configuration, tensor names and layout, initialization, FLOPs.
+//! - `cpu/` holds hand-written kernels for processors, with activations in `f32` or `bf16`.
+//! - `candle/` holds the same models in candle's operations with candle's autograd: the oracle that the kernels are tested
+//!   against.
+//! - `optim/` holds AdamW and the gradient norm.
+//!
 //! Generation uses the kernels in [`inference`].
 
 #![allow(
@@ -11,41 +16,25 @@
 )]
 #![allow(clippy::many_single_char_names, reason = "x, y, w, m, n and k are the field's own names")]
 
-mod adamw;
-mod attention;
-mod block;
-mod buffer;
-mod config;
+mod backend;
+mod candle;
 mod cpu;
 mod engine;
-mod flops;
-mod head;
-pub mod inference;
-mod initial;
-mod isa;
-mod kernels;
-mod layout;
-mod linear;
-mod matrix;
-mod memory;
+mod error;
 mod model;
-mod number;
+mod optim;
 mod packed;
-mod panel;
-mod reference;
 mod settings;
+mod state;
 #[cfg(test)]
 mod tests;
-mod tile;
 
-pub use self::engine::{Engine, EngineError, EngineState};
-pub use adamw::{AdamW, Rates};
-pub use attention::HEAD_WIDTHS;
-pub use config::{ConfigError, Family, ModelConfig, Shape, Vocabulary};
-pub use flops::flops;
-pub use initial::initial;
-pub use isa::{Isa, UnknownIsa, VARIABLE as MAX_CPU_ISA, arch};
-pub use layout::{Layout, Tensor};
-pub use memory::memory;
+pub use self::engine::Engine;
+pub use backend::engine;
+pub use cpu::{Isa, MAX_CPU_ISA, UnknownIsa, arch, inference, memory};
+pub use error::EngineError;
+pub use model::{ConfigError, Family, HEAD_WIDTHS, Layout, ModelConfig, Shape, Tensor, Vocabulary, flops, initial};
+pub use optim::{AdamW, Rates};
 pub use packed::{Packed, Target};
-pub use settings::{Precision, Settings, engine};
+pub use settings::{Precision, Settings};
+pub use state::EngineState;

@@ -14,12 +14,12 @@ pub(crate) fn tiny() -> ModelConfig {
     ModelConfig::new(shape, Vocabulary { size: 37, end: 1, pad: 0 }).unwrap()
 }
 
-/// A GPT-2 of odd widths.
+/// A GPT-2 with odd widths.
 pub(crate) fn gpt2() -> ModelConfig {
     ModelConfig { family: Family::Gpt2, intermediate_size: 51, bos_token_id: Some(1), ..tiny() }
 }
 
-/// Fewer heads of keys than of queries, and an output projection of its own.
+/// Fewer key-value heads than query heads, and an untied output projection.
 fn grouped() -> ModelConfig {
     ModelConfig {
         hidden_size: 96,
@@ -34,7 +34,7 @@ fn shapes() -> [ModelConfig; 3] {
     [tiny(), grouped(), gpt2()]
 }
 
-/// A state whose vectors are not all 1 or 0, so that nothing about them goes unseen.
+/// A state without vectors of only 1 or 0, so that every parameter has an effect.
 fn state(config: &ModelConfig, seed: u64) -> EngineState {
     let layout = Arc::new(Layout::of(config));
     let mut parameters = initial(config, &layout, seed);
@@ -66,8 +66,8 @@ fn batch(lengths: &[usize]) -> Packed {
     Packed::new(all.iter().map(|ids| (ids.as_slice(), ids.len() / 3)))
 }
 
-/// Every gradient of `a` is that of `b`, as far as `share` of its tensor's largest, and none is 0 altogether.
-fn same_gradients(a: &dyn Engine, b: &dyn Engine, share: f32) {
+/// Asserts that the gradients agree within `share` of each tensor's maximum, and that no tensor has a zero gradient.
+fn assert_gradients_agree(a: &dyn Engine, b: &dyn Engine, share: f32) {
     let (left, right) = (a.gradients(), b.gradients());
     for tensor in a.layout().tensors() {
         let (left, right) = (&left[tensor.range.clone()], &right[tensor.range.clone()]);
@@ -80,7 +80,7 @@ fn same_gradients(a: &dyn Engine, b: &dyn Engine, share: f32) {
 }
 
 #[test]
-fn loss_and_every_gradient_are_candle_s() {
+fn losses_and_gradients_agree_with_candle() {
     for config in shapes() {
         let mut plain = plain(&config, 3);
         for (settings, share) in [(Settings::default(), 2e-4), (BF16, 0.08)] {
@@ -95,7 +95,7 @@ fn loss_and_every_gradient_are_candle_s() {
                 let alone = fast.loss(&batch).unwrap();
                 assert!((alone - a * total as f64).abs() < 1e-5 * total as f64, "{alone} {a}");
                 if lengths.len() > 1 {
-                    same_gradients(&*fast, &*plain, share);
+                    assert_gradients_agree(&*fast, &*plain, share);
                 }
             }
         }
@@ -103,7 +103,7 @@ fn loss_and_every_gradient_are_candle_s() {
 }
 
 #[test]
-fn heads_of_every_width_are_candle_s() {
+fn heads_of_every_width_agree_with_candle() {
     for width in HEAD_WIDTHS {
         let config = ModelConfig { hidden_size: 2 * width, head_dim: width, ..tiny() };
         let mut plain = plain(&config, 3);
@@ -114,15 +114,15 @@ fn heads_of_every_width_are_candle_s() {
             let total = batch.targets.len();
             let (a, b) = (fast.accumulate(&batch, total).unwrap(), plain.accumulate(&batch, total).unwrap());
             assert!((a - b).abs() < f64::from(share) * 0.1, "{width}: {a} {b}");
-            same_gradients(&*fast, &*plain, share);
+            assert_gradients_agree(&*fast, &*plain, share);
         }
     }
 }
 
-/// Three steps; the bits of every loss and norm, and the state at the end.
+/// Takes three steps. Returns the bits of every loss and norm, and the final state.
 fn three_steps(config: &ModelConfig, settings: Settings) -> (Vec<u64>, EngineState) {
     let mut engine = start(config, 3, settings);
-    // Enough rows for several pieces of work.
+    // Enough rows for several chunks.
     let lengths: Vec<usize> = (0..60).map(|at| 5 + at % 50).collect();
     let batch = batch(&lengths);
     let rates = Rates::standard(engine.layout(), 0.01);
@@ -139,7 +139,7 @@ fn three_steps(config: &ModelConfig, settings: Settings) -> (Vec<u64>, EngineSta
 }
 
 #[test]
-fn any_number_of_threads_gives_the_same_bits() {
+fn bits_do_not_depend_on_threads() {
     for config in shapes() {
         for settings in [Settings::default(), BF16] {
             let run = |threads| {
@@ -158,7 +158,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 }
 
 #[test]
-fn computing_again_gives_the_same_bits() {
+fn gradient_checkpointing_gives_the_same_bits() {
     let config = ModelConfig { num_hidden_layers: 3, ..tiny() };
     for settings in [Settings::default(), BF16] {
         let kept = three_steps(&config, settings);
@@ -167,7 +167,7 @@ fn computing_again_gives_the_same_bits() {
 }
 
 #[test]
-fn computing_again_takes_less_memory() {
+fn gradient_checkpointing_takes_less_memory() {
     let config = ModelConfig { num_hidden_layers: 6, ..tiny() };
     let memory = |gradient_checkpointing| {
         let mut engine = start(&config, 3, Settings { gradient_checkpointing, ..Settings::default() });
@@ -179,7 +179,7 @@ fn computing_again_takes_less_memory() {
 }
 
 #[test]
-fn a_slope_is_what_the_loss_does() {
+fn gradients_agree_with_finite_differences() {
     for config in shapes() {
         let batch = batch(&[26, 11, 7]);
         let begin = state(&config, 5);
@@ -204,7 +204,7 @@ fn a_slope_is_what_the_loss_does() {
 }
 
 #[test]
-fn accumulated_parts_are_the_whole() {
+fn accumulated_batches_equal_one_batch() {
     let config = tiny();
     let lengths = [26, 11, 7, 40, 3, 19];
     let whole = batch(&lengths);
@@ -220,12 +220,12 @@ fn accumulated_parts_are_the_whole() {
             sum += parts.accumulate(&part, total).unwrap();
         }
         assert!((loss - sum).abs() < 1e-6);
-        same_gradients(&*parts, &*one, share);
+        assert_gradients_agree(&*parts, &*one, share);
     }
 }
 
 #[test]
-fn sequences_do_not_see_each_other() {
+fn sequences_are_independent() {
     let config = tiny();
     for settings in [Settings::default(), BF16] {
         let mut engine = start(&config, 3, settings);
@@ -243,7 +243,7 @@ fn sequences_do_not_see_each_other() {
 }
 
 #[test]
-fn what_cannot_be_taken_is_said() {
+fn invalid_batches_and_states_are_refused() {
     let config = tiny();
     let mut engine = start(&config, 3, Settings::default());
     let said = engine.loss(&batch(&[70])).unwrap_err().to_string();
@@ -257,7 +257,7 @@ fn what_cannot_be_taken_is_said() {
 }
 
 #[test]
-fn a_number_that_is_none_comes_through() {
+fn nan_is_propagated() {
     for settings in [Settings::default(), BF16] {
         let config = tiny();
         let mut broken = state(&config, 3);
@@ -271,18 +271,18 @@ fn a_number_that_is_none_comes_through() {
     }
 }
 
-/// What PyTorch computed for a model; `pytorch.py` beside the file says how.
+/// Results of PyTorch, written by `pytorch.py` beside the fixture.
 #[derive(serde::Deserialize)]
 struct Case {
     config: serde_json::Value,
     losses: Vec<f64>,
     norms: Vec<f64>,
-    gradients: std::collections::BTreeMap<String, Slope>,
+    gradients: std::collections::BTreeMap<String, ExpectedGradient>,
     after: std::collections::BTreeMap<String, Vec<f64>>,
 }
 
 #[derive(serde::Deserialize)]
-struct Slope {
+struct ExpectedGradient {
     norm: f64,
     head: Vec<f64>,
     tail: Vec<f64>,
@@ -294,7 +294,7 @@ struct Cases {
 }
 
 #[test]
-fn losses_gradients_and_steps_are_pytorch_s() {
+fn losses_gradients_and_steps_agree_with_pytorch() {
     let text = include_str!("../tests/fixtures/pytorch.json");
     let Cases { cases } = serde_json::from_str(text).unwrap();
     assert_eq!(cases.len(), 3);
@@ -330,7 +330,7 @@ fn losses_gradients_and_steps_are_pytorch_s() {
                 let gradients = engine.gradients().into_owned();
                 if step == 0 {
                     for tensor in layout.tensors() {
-                        let Slope { norm, head, tail } = &case.gradients[&tensor.name];
+                        let ExpectedGradient { norm, head, tail } = &case.gradients[&tensor.name];
                         let found = &gradients[tensor.range.clone()];
                         let length = found.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
                         close(length, *norm, *norm);

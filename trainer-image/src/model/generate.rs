@@ -422,8 +422,8 @@ fn attend<S: Simd>(simd: S, weights: &Weights, qkv: &mut [f32], cache: Cache, ou
         let position = first + row;
         let (query, key_value) = qkv.split_at_mut(hidden);
         let (key, value) = key_value.split_at_mut(hidden);
-        query.chunks_exact_mut(width).for_each(|head| weights.rotary.turn(head, position, scale, 1.0));
-        key.chunks_exact_mut(width).for_each(|head| weights.rotary.turn(head, position, 1.0, 1.0));
+        query.chunks_exact_mut(width).for_each(|head| weights.rotary.apply_rope(head, position, scale, 1.0));
+        key.chunks_exact_mut(width).for_each(|head| weights.rotary.apply_rope(head, position, 1.0, 1.0));
         if position.is_multiple_of(SPAN) {
             keys.resize(keys.len() + hidden * SPAN, 0.0);
         }

@@ -67,7 +67,7 @@ fn instructions() -> String {
             ("fma", std::arch::is_x86_feature_detected!("fma")),
         ];
         let there = all.iter().filter(|(_, there)| *there).map(|(name, _)| format!(" {name}"));
-        let held = Isa::most().ok().filter(|isa| *isa < Isa::Amx).map(|isa| format!(", held to {isa}"));
+        let held = Isa::limit().ok().filter(|isa| *isa < Isa::Amx).map(|isa| format!(", held to {isa}"));
         format!("x86_64{}{}", there.collect::<String>(), held.unwrap_or_default())
     }
     #[cfg(not(target_arch = "x86_64"))]

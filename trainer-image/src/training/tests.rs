@@ -757,7 +757,7 @@ fn answers_only_leaves_the_steps_out() {
     let two = Tokenizer::characters().unwrap();
     let dataset = data::Dataset::read(run.spec(), &[], None, &two, &|| false, |_| ()).unwrap();
     let packed = dataset.pack(&dataset.examples(0, 32));
-    let longest = packed.offsets.windows(2).map(|bounds| bounds[1] - bounds[0]).max().unwrap();
+    let longest = packed.cu_seqlens.windows(2).map(|bounds| bounds[1] - bounds[0]).max().unwrap();
     assert!(longest < 80 && packed.targets.len() < 32 * 8, "{longest}");
 }
 

@@ -380,7 +380,7 @@ mod tests {
         let read = || Validation::read(run.spec(), &[], &tokenizer, &|| false, |_| ()).unwrap().unwrap();
         let validation = read();
         assert_eq!(validation.samples, read().samples);
-        assert_eq!(validation.batches.iter().map(|batch| batch.offsets.len() - 1).sum::<usize>(), 10);
+        assert_eq!(validation.batches.iter().map(|batch| batch.cu_seqlens.len() - 1).sum::<usize>(), 10);
         let config = crate::training::session::model_config(run.spec(), &tokenizer).unwrap();
         let state = crate::training::state::State::new(config, 1, codex_engine::Settings::default()).unwrap();
         let samples = validation.samples(state.engine.as_ref(), &tokenizer);

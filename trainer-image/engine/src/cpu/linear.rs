@@ -2,7 +2,7 @@
 
 use pulp::Simd;
 
-use super::kernels::dispatched;
+use super::dispatch::dispatched;
 
 /// Outputs that lie side by side for each input: whole registers of every processor.
 const PANEL: usize = 64;

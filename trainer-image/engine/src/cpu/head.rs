@@ -1,32 +1,32 @@
-//! The final norm and the output projection fused with softmax and cross-entropy, forwards and backwards, over the rows that
+//! The final norm and the output projection, fused with softmax and cross-entropy, forward and backward, over the rows that
 //! have a target. Pure.
 
 use rayon::prelude::*;
 
 use super::{
-    Target,
-    block::{Context, Room, add_norm, piece},
+    block::{Context, Workspace, add_norm, chunk_rows},
     buffer::{Buffer, scratch},
-    kernels::{exponentials_of_rows, multiply_all, norm, norm_backward},
-    matrix::{Number, Out},
-    model::Model,
+    kernels::{exponentials_of_rows, multiply_all},
+    matrix::{Dtype, Out},
+    norm::{norm, norm_backward},
 };
+use crate::{Target, model::Model};
 
-/// Logits that are held at a time, so that a large vocabulary needs no more memory than a small one.
+/// Maximum of logits held at once, so that a large vocabulary needs no more memory than a small one.
 const LOGITS: usize = 1 << 22;
 
-/// Room for the way back, for as many targets as are computed at a time.
+/// Buffers of the backward pass for the targets that are computed at once.
 #[derive(Debug, Default)]
-pub(crate) struct HeadRoom<N: Number> {
+pub(crate) struct HeadWorkspace<N: Dtype> {
     dlogits: Buffer<N>,
     normed: Buffer<N>,
     dx: Buffer<f32>,
     parts: Buffer<f32>,
-    gradients: N::Room,
+    gradients: N::Workspace,
 }
 
-impl<N: Number> HeadRoom<N> {
-    /// Bytes that it takes.
+impl<N: Dtype> HeadWorkspace<N> {
+    /// Returns the bytes held.
     pub(crate) fn bytes(&self) -> usize {
         self.dlogits.bytes()
             + self.normed.bytes()
@@ -36,14 +36,14 @@ impl<N: Number> HeadRoom<N> {
     }
 }
 
-/// How many targets are computed at a time: whole pieces.
-pub(crate) fn at_a_time(vocabulary: usize, targets: usize) -> usize {
-    let piece = piece(targets);
-    (LOGITS / vocabulary).max(1).next_multiple_of(piece)
+/// Returns how many targets are computed at once: a multiple of a chunk.
+pub(crate) fn targets_per_pass(vocabulary: usize, targets: usize) -> usize {
+    let chunk_rows = chunk_rows(targets);
+    (LOGITS / vocabulary).max(1).next_multiple_of(chunk_rows)
 }
 
-/// The logits of the rows of some targets become e^(logit − the largest). Returns Σ of −ln softmax(logits)[id], and each row's
-/// sum of exponentials in `totals`.
+/// Replaces the logits of the targets' rows with e^(logit − maximum). Returns Σ of −ln softmax(logits)[id], and each row's
+/// (maximum, sum) in `totals`.
 fn cross_entropy(logits: &mut [f32], vocabulary: usize, targets: &[Target], totals: &mut [(f32, f32)]) -> f64 {
     let chosen: Vec<f32> =
         logits.chunks_exact(vocabulary).zip(targets).map(|(row, target)| row[target.id as usize]).collect();
@@ -58,11 +58,11 @@ fn gather(x: &[f32], width: usize, targets: &[Target], rows: &mut [f32]) {
     }
 }
 
-/// Σ over targets of −ln softmax(logits)[id] for `x` [rows, hidden].
-pub(crate) fn loss<N: Number>(context: Context<N>, model: &Model, x: &[f32], targets: &[Target]) -> f64 {
+/// Returns Σ over targets of −ln softmax(logits)[id] for `x` [rows, hidden].
+pub(crate) fn loss<N: Dtype>(context: Context<N>, model: &Model, x: &[f32], targets: &[Target]) -> f64 {
     let (hidden, vocabulary) = (context.hidden, model.head.outputs);
     let sums: Vec<f64> = targets
-        .par_chunks(piece(targets.len()).min((LOGITS / vocabulary).max(1)))
+        .par_chunks(chunk_rows(targets.len()).min((LOGITS / vocabulary).max(1)))
         .map(|targets| {
             let mut rows = scratch::<f32>(targets.len() * hidden);
             gather(x, hidden, targets, &mut rows);
@@ -77,8 +77,8 @@ pub(crate) fn loss<N: Number>(context: Context<N>, model: &Model, x: &[f32], tar
     sums.into_iter().sum()
 }
 
-/// What one task of the way back reads and writes.
-struct Piece<'a, N> {
+/// Operands of one backward task.
+struct Chunk<'a, N> {
     targets: &'a [Target],
     dlogits: &'a mut [N],
     normed: &'a mut [N],
@@ -86,54 +86,58 @@ struct Piece<'a, N> {
     part: &'a mut [f32],
 }
 
-/// As [`loss`], and `slope` times its gradients: by `x`, written to `dx`, and by the weights, added to `gradients`.
-pub(crate) fn backward<N: Number>(
+/// As [`loss`], and computes its gradients times `scale`: by `x` into `dx`; those of the weights are added to `gradients`.
+pub(crate) fn backward<N: Dtype>(
     context: Context<N>,
     model: &Model,
     (x, targets): (&[f32], &[Target]),
-    slope: f32,
-    room: &mut HeadRoom<N>,
+    scale: f32,
+    workspace: &mut HeadWorkspace<N>,
     dx: &mut [f32],
     gradients: &mut [f32],
 ) -> f64 {
     let (hidden, vocabulary) = (context.hidden, model.head.outputs);
     let (wide, narrow) = (N::stride(vocabulary), N::stride(hidden));
-    let piece = piece(targets.len());
+    let chunk_rows = chunk_rows(targets.len());
     dx.fill(0.0);
     let mut sum = 0.0;
-    for targets in targets.chunks(at_a_time(vocabulary, targets.len())) {
+    for targets in targets.chunks(targets_per_pass(vocabulary, targets.len())) {
         let count = targets.len();
-        room.dlogits.resize(count * wide);
-        room.normed.resize(count * narrow);
-        room.dx.resize(count * hidden);
-        room.parts.resize(count.div_ceil(piece) * 2 * hidden);
-        room.dx.fill(0.0);
-        room.parts.fill(0.0);
-        let pieces = (
-            targets.par_chunks(piece),
-            room.dlogits.par_chunks_mut(piece * wide),
-            room.normed.par_chunks_mut(piece * narrow),
-            room.dx.par_chunks_mut(piece * hidden),
-            room.parts.par_chunks_mut(2 * hidden),
+        workspace.dlogits.resize(count * wide);
+        workspace.normed.resize(count * narrow);
+        workspace.dx.resize(count * hidden);
+        workspace.parts.resize(count.div_ceil(chunk_rows) * 2 * hidden);
+        workspace.dx.fill(0.0);
+        workspace.parts.fill(0.0);
+        let chunks = (
+            targets.par_chunks(chunk_rows),
+            workspace.dlogits.par_chunks_mut(chunk_rows * wide),
+            workspace.normed.par_chunks_mut(chunk_rows * narrow),
+            workspace.dx.par_chunks_mut(chunk_rows * hidden),
+            workspace.parts.par_chunks_mut(2 * hidden),
         );
-        let sums: Vec<f64> = pieces
+        let sums: Vec<f64> = chunks
             .into_par_iter()
             .map(|(targets, dlogits, normed, dx, part)| {
-                backward_piece(context, model, x, slope, Piece { targets, dlogits, normed, dx, part })
+                backward_chunk(context, model, x, scale, Chunk { targets, dlogits, normed, dx, part })
             })
             .collect();
         sum += sums.into_iter().sum::<f64>();
-        add_norm(&model.norm, &room.parts, gradients);
-        Room::add_gradients(&mut room.gradients, &[(&model.head, &room.dlogits, &room.normed)], gradients);
-        for (target, row) in targets.iter().zip(room.dx.chunks_exact(hidden)) {
+        add_norm(&model.norm, &workspace.parts, gradients);
+        Workspace::add_gradients(
+            &mut workspace.gradients,
+            &[(&model.head, &workspace.dlogits, &workspace.normed)],
+            gradients,
+        );
+        for (target, row) in targets.iter().zip(workspace.dx.chunks_exact(hidden)) {
             dx[target.row * hidden..][..hidden].copy_from_slice(row);
         }
     }
     sum
 }
 
-fn backward_piece<N: Number>(context: Context<N>, model: &Model, x: &[f32], slope: f32, piece: Piece<N>) -> f64 {
-    let Piece { targets, dlogits, normed, dx, part } = piece;
+fn backward_chunk<N: Dtype>(context: Context<N>, model: &Model, x: &[f32], scale: f32, chunk: Chunk<N>) -> f64 {
+    let Chunk { targets, dlogits, normed, dx, part } = chunk;
     let (hidden, vocabulary) = (context.hidden, model.head.outputs);
     let weights = context.norm(&model.norm);
     let mut rows = scratch::<f32>(targets.len() * hidden);
@@ -144,8 +148,8 @@ fn backward_piece<N: Number>(context: Context<N>, model: &Model, x: &[f32], slop
     let mut totals = vec![(0.0, 0.0); targets.len()];
     let sum = cross_entropy(&mut logits, vocabulary, targets, &mut totals);
     for ((logits, target), (_, total)) in logits.chunks_exact_mut(vocabulary).zip(targets).zip(&totals) {
-        multiply_all(logits, slope / total);
-        logits[target.id as usize] -= slope;
+        multiply_all(logits, scale / total);
+        logits[target.id as usize] -= scale;
     }
     N::keep(&logits, vocabulary, dlogits);
     let mut dnormed = scratch::<f32>(rows.len());

@@ -1,11 +1,13 @@
 //! What generation shares with training: rotary positions, kernels, and weights laid out for few rows at a time.
 
-use crate::{ModelConfig, model::Model};
-pub use crate::{
+pub use super::{
+    activation::swiglu,
     attention::Rotary,
-    kernels::{exponentials, rms_norm, scale, swiglu},
+    kernels::{exponentials, scale},
     linear::Panels,
+    norm::rms_norm,
 };
+use crate::{ModelConfig, model::Model};
 
 /// A Llama's block as the kernels see it.
 #[derive(Clone, Copy, Debug)]

@@ -1,26 +1,29 @@
-//! Products of `bf16`, over [`tile`](crate::tile). Pure.
+//! Products of `bf16`, built on [`tile`](crate::cpu::tile). Pure.
 
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::{Gradient, Number, Out, Weight};
+use super::{Dtype, Gradient, Out, Weight};
 use crate::{
-    buffer::{Buffer, scratch},
-    kernels::dispatched,
+    cpu::{
+        bf16::Bf16,
+        buffer::{Buffer, scratch},
+        dispatch::dispatched,
+        tile::{BLOCK, Block, DEPTH, Kind, Left, Pair, TILE, TILE_SIZE},
+    },
     model::Model,
-    number::Bf16,
-    tile::{BLOCK, Block, DEPTH, Kind, Left, Pair, TILE, TILE_SIZE},
 };
 
-/// Columns of the left factor whose `bf16` gradient is one task: enough work for its packing, few enough to share.
+/// Returns the columns of the left factor per task of a weight gradient: enough work to pay for packing, few enough to
+/// balance the threads.
 fn share(rows: usize, left: usize, right: usize) -> usize {
     const WORK: usize = 1 << 22;
     let wanted = WORK.div_ceil((rows * right).max(1)).next_multiple_of(BLOCK);
     wanted.clamp(4 * BLOCK, 8 * BLOCK).min(left.next_multiple_of(BLOCK))
 }
 
-/// A right operand [depth, columns] in tiles: 16 columns after another, each over the whole depth; columns padded to 32 and the
-/// depth to 32 with zeros.
+/// A right operand [depth, columns] in tiles: groups of 16 columns, each over the whole depth. Columns and depth are padded
+/// with zeros to a multiple of 32.
 #[derive(Debug, Default)]
 pub(crate) struct Tiles {
     data: Buffer<Pair>,
@@ -35,21 +38,21 @@ impl Tiles {
         self.data.resize(self.columns * 2 * self.depth * TILE_SIZE);
     }
 
-    /// The tiles of columns 32 · `at` on.
+    /// Returns the tiles of the 32 columns from 32 · `at`.
     fn columns(&self, at: usize) -> &[Pair] {
         let size = 2 * self.depth * TILE_SIZE;
         &self.data[at * size..][..size]
     }
 }
 
-/// The packs of a weight for both directions.
+/// The packed weight for the forward and the backward pass.
 #[derive(Debug, Default)]
 pub(crate) struct WeightTiles {
     forward: Tiles,
     backward: Tiles,
 }
 
-/// Fills the tile of 16 pairs of lines by 16 columns at (`line`, `column`) of a matrix whose lines follow each other.
+/// Fills the tile of 16 pairs of lines by 16 columns at (`line`, `column`) of a matrix with consecutive lines.
 #[inline(always)]
 fn fill_across<T: Copy>(
     data: &[T],
@@ -80,7 +83,7 @@ fn fill_across<T: Copy>(
     }
 }
 
-/// As [`fill_across`], of the transposed matrix: `lines` are columns of `data`.
+/// As [`fill_across`], for the transposed matrix: `lines` are columns of `data`.
 #[inline(always)]
 fn fill_along<T: Copy>(
     data: &[T],
@@ -109,13 +112,13 @@ fn fill_along<T: Copy>(
     }
 }
 
-/// Packs 32 columns of a weight's two right operands.
+/// A task that packs 32 columns of a weight.
 struct PackWeight<'a> {
     data: &'a [f32],
     stride: usize,
     /// [depth, columns]
     size: [usize; 2],
-    /// Whether the columns of the operand follow each other in `data`.
+    /// Whether the operand's columns are contiguous in `data`.
     across: bool,
     column: usize,
     out: &'a mut [Pair],
@@ -138,7 +141,7 @@ fn pack_weight_kernel<S: Simd>(_: S, work: PackWeight) {
     }
 }
 
-/// Packs 32 columns of activations as a right operand.
+/// A task that packs 32 columns of activations as a right operand.
 struct PackRows<'a> {
     data: &'a [Bf16],
     stride: usize,
@@ -160,8 +163,8 @@ fn pack_rows_kernel<S: Simd>(_: S, work: PackRows) {
     }
 }
 
-/// Packs the transposed of `rows` of `data`, which are `stride` apart, as left tiles: for each 16 of `columns`, tiles of 16
-/// columns by 32 rows. Rows are read along, whatever their tiles' places, for that is how processors fetch memory ahead.
+/// Packs the transpose of `rows` of `data`, which are `stride` apart, as left tiles: per 16 of `columns`, tiles of 16
+/// columns by 32 rows. Reads along the rows, so that the processor prefetches.
 fn pack_left(kind: Kind, data: &[Bf16], stride: usize, rows: usize, columns: usize, out: &mut [Bf16]) {
     let depth = rows.div_ceil(DEPTH);
     for step in 0..depth {
@@ -181,18 +184,18 @@ fn pack_left(kind: Kind, data: &[Bf16], stride: usize, rows: usize, columns: usi
     }
 }
 
-/// Room for the right operands of gradients, one for each that is computed at a time.
+/// The packed right operands of weight gradients, one for each that is computed at once.
 #[derive(Debug, Default)]
-pub(crate) struct Room(Vec<Tiles>);
+pub(crate) struct Workspace(Vec<Tiles>);
 
-/// `x` [rows, depth] · `right`, with 32 × 32 sums at a time.
+/// Computes `x` [rows, depth] · `right` in blocks of 32 × 32 sums.
 fn multiply_tiles(x: &[Bf16], depth: usize, right: &Tiles, columns: usize, bias: Option<&[f32]>, mut out: Out<Bf16>) {
     let kind = Kind::best();
     kind.prepare();
     let stride = Bf16::stride(depth);
     let rows = x.len() / stride;
     let whole = rows / BLOCK;
-    // The last rows in a block of their own, so that nothing behind them is read.
+    // Copy the last rows into a block of their own, so that nothing behind them is read.
     let mut last = scratch::<Bf16>(BLOCK * stride);
     let rest = rows % BLOCK;
     if rest > 0 {
@@ -213,12 +216,12 @@ fn multiply_tiles(x: &[Bf16], depth: usize, right: &Tiles, columns: usize, bias:
     }
 }
 
-/// Where a block of sums belongs.
+/// The place of a block of sums in the product.
 #[derive(Clone, Copy)]
 struct Place {
     row: usize,
     column: usize,
-    /// Rows that count.
+    /// Valid rows.
     height: usize,
     /// Columns of the whole product.
     columns: usize,
@@ -240,7 +243,7 @@ fn put_kernel<S: Simd>(_: S, sums: &mut Block, bias: Option<&[f32]>, place: Plac
     for (at, sums) in sums.0[..height].iter().enumerate() {
         let row = row + at;
         match &mut out {
-            // What is behind the last column is 0, and rows have room for it.
+            // Sums beyond the last column are 0, and rows have padding for them.
             Out::Store(out) => {
                 let out = &mut out[row * Bf16::stride(columns) + column..][..BLOCK];
                 for lane in 0..BLOCK {
@@ -260,10 +263,10 @@ fn put_kernel<S: Simd>(_: S, sums: &mut Block, bias: Option<&[f32]>, place: Plac
     }
 }
 
-/// Rows of a sum that are packed at a time, so that what is packed stays in the processor's cache.
+/// Rows of a sum that are packed at once, so that they stay in the cache.
 const SPAN: usize = 16 * DEPTH;
 
-/// `out` [columns of left, columns of right] += leftᵀ · right for `share` columns of the left factor from `first` on.
+/// Computes `out` [columns of left, columns of right] += leftᵀ · right for the left columns from `first`.
 fn multiply_transposed(
     left: &[Bf16],
     left_width: usize,
@@ -304,9 +307,9 @@ fn multiply_transposed(
     }
 }
 
-impl Number for Bf16 {
+impl Dtype for Bf16 {
     type Packs = Vec<WeightTiles>;
-    type Room = Room;
+    type Workspace = Workspace;
 
     const COPIES: bool = true;
 
@@ -314,8 +317,7 @@ impl Number for Bf16 {
         Kind::best().path()
     }
 
-    /// Whole tiles, and an odd number of cache lines, so that rows below each other do not fall into the same places of the
-    /// cache.
+    /// A multiple of a tile, and an odd number of cache lines, so that consecutive rows map to different cache sets.
     fn stride(width: usize) -> usize {
         DEPTH * (width.div_ceil(DEPTH) | 1)
     }
@@ -364,10 +366,10 @@ impl Number for Bf16 {
         multiply_tiles(dy, matrix.outputs, &packs[matrix.index].backward, matrix.inputs, None, out);
     }
 
-    fn gradients(jobs: Vec<Gradient<Self>>, Room(room): &mut Room) {
-        room.resize_with(room.len().max(jobs.len()), Tiles::default);
+    fn gradients(jobs: Vec<Gradient<Self>>, Workspace(packed): &mut Workspace) {
+        packed.resize_with(packed.len().max(jobs.len()), Tiles::default);
         let mut packing = Vec::new();
-        for (job, tiles) in jobs.iter().zip(room.iter_mut()) {
+        for (job, tiles) in jobs.iter().zip(packed.iter_mut()) {
             let stride = Self::stride(job.right_width);
             let size = [job.right.len() / stride, job.right_width];
             tiles.shape(size[0], size[1]);
@@ -383,7 +385,7 @@ impl Number for Bf16 {
         packing.into_par_iter().for_each(|task| pack_rows(task));
         let tasks: Vec<_> = jobs
             .into_iter()
-            .zip(&*room)
+            .zip(&*packed)
             .flat_map(|(job, tiles)| {
                 let Gradient { left, left_width, right_width, out, .. } = job;
                 let share = share(left.len() / Self::stride(left_width), left_width, right_width);
@@ -396,9 +398,9 @@ impl Number for Bf16 {
         });
     }
 
-    fn bytes(packs: &Self::Packs, Room(room): &Room) -> usize {
+    fn bytes(packs: &Self::Packs, Workspace(packed): &Workspace) -> usize {
         let both = packs.iter().flat_map(|pack| [&pack.forward, &pack.backward]);
-        both.chain(room).map(|tiles| tiles.data.bytes()).sum()
+        both.chain(packed).map(|tiles| tiles.data.bytes()).sum()
     }
 
     fn keep(rows: &[f32], width: usize, to: &mut [Self]) {
@@ -414,22 +416,22 @@ impl Number for Bf16 {
     }
 
     #[inline(always)]
-    fn read<'a>(row: &'a [Self], room: &'a mut [f32]) -> &'a [f32] {
-        let room = &mut room[..row.len()];
-        for (to, x) in room.iter_mut().zip(row) {
+    fn read<'a>(row: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
+        let buffer = &mut buffer[..row.len()];
+        for (to, x) in buffer.iter_mut().zip(row) {
             *to = x.to_f32();
         }
-        room
+        buffer
     }
 
     #[inline(always)]
-    fn place<'a>(row: &'a mut [Self], room: &'a mut [f32]) -> &'a mut [f32] {
-        &mut room[..row.len()]
+    fn place<'a>(row: &'a mut [Self], buffer: &'a mut [f32]) -> &'a mut [f32] {
+        &mut buffer[..row.len()]
     }
 
     #[inline(always)]
-    fn finish(row: &mut [Self], room: &[f32]) {
-        for (to, x) in row.iter_mut().zip(room) {
+    fn finish(row: &mut [Self], buffer: &[f32]) {
+        for (to, x) in row.iter_mut().zip(buffer) {
             *to = Bf16::of(*x);
         }
     }
@@ -449,7 +451,7 @@ dispatched!(narrow<'a>(rows: &'a [f32], width: usize, to: &'a mut [Bf16]) = narr
 dispatched!(convert<'a>(numbers: &'a [f32], to: &'a mut [Bf16]) = convert_all);
 dispatched!(gather<'a>(rows: &'a [Bf16], stride: usize, width: usize, to: &'a mut [f32]) = gather_rows);
 
-/// Rows without gaps as activations; what is behind the last column becomes 0.
+/// Converts rows without gaps into activations, and clears their padding.
 #[inline(always)]
 fn narrow_rows<S: Simd>(simd: S, rows: &[f32], width: usize, to: &mut [Bf16]) {
     for (row, to) in rows.chunks_exact(width).zip(to.chunks_exact_mut(Bf16::stride(width))) {

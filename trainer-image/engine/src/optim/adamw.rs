@@ -1,57 +1,57 @@
 //! AdamW and the norm of a gradient, over flat vectors. Pure.
 //!
-//! Both cut the vectors into pieces of a fixed size, whatever the number of threads, and add up pieces in their order.
+//! Both split the vectors into pieces of a fixed size and sum pieces in order, so that the bits do not depend on the number
+//! of threads.
 
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::{EngineError, Layout, kernels::dispatched};
+use crate::{EngineError, Layout, dispatched};
 
-/// How one tensor learns.
+/// The learning rate and weight decay of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
-    /// What multiplies the learning rate.
+    /// Factor on the learning rate.
     pub rate: f64,
-    /// The weight decay; 0 for none.
+    /// Weight decay; 0 disables it.
     pub decay: f64,
 }
 
 impl Rates {
-    /// The rates of every tensor of a model, in order: the same learning rate for all; matrices decay, vectors do not.
+    /// Returns the rates of every tensor in order: one learning rate for all, weight decay for matrices only.
     pub fn standard(layout: &Layout, decay: f64) -> Vec<Self> {
         let of = |matrix| Self { rate: 1.0, decay: if matrix { decay } else { 0.0 } };
         layout.tensors().iter().map(|tensor| of(tensor.shape.len() > 1)).collect()
     }
 }
 
-/// One step of AdamW (Loshchilov and Hutter 2019), with the numbers that may change from step to step.
+/// One step of AdamW (Loshchilov and Hutter 2019) with its current hyperparameters.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW<'a> {
-    /// Which step, counted from 0.
+    /// Index of the step, from 0.
     pub step: u64,
     /// The learning rate.
     pub rate: f64,
-    /// How slowly the mean of gradients forgets.
+    /// Decay rate of the first moment.
     pub beta1: f64,
-    /// How slowly the mean of squared gradients forgets.
+    /// Decay rate of the second moment.
     pub beta2: f64,
-    /// What is added to the root of the squared gradients' mean.
+    /// Epsilon: added to the root of the second moment.
     pub epsilon: f64,
-    /// What clipping multiplies the gradients by; 1 leaves them as they are.
+    /// Factor that gradient clipping applies; 1 leaves the gradients unchanged.
     pub scale: f64,
-    /// One for each tensor of the layout, in order.
+    /// One entry per tensor of the layout, in order.
     pub rates: &'a [Rates],
 }
 
-/// The numbers of a flat vector that one task works on.
+/// Elements of a flat vector per task.
 const PIECE: usize = 1 << 16;
 
 impl AdamW<'_> {
-    /// Changes `parameters` and their moments by `gradients`:
-    /// `w ← w · (1 − lr · wd) − lr · m̂ / (√v̂ + ε)`.
+    /// Updates `parameters` and moments with `gradients`: `w ← w · (1 − lr · wd) − lr · m̂ / (√v̂ + ε)`.
     ///
     /// # Panics
-    /// When there are not as many rates as tensors, or a vector is not as long as the layout.
+    /// `rates` has another length than the layout, or a vector has another size.
     pub(crate) fn apply(
         &self,
         layout: &Layout,
@@ -98,11 +98,11 @@ impl AdamW<'_> {
 struct Numbers {
     beta1: f32,
     beta2: f32,
-    /// The learning rate over the first moment's correction.
+    /// Learning rate divided by the first moment's bias correction.
     rate: f32,
-    /// The learning rate times the decay.
+    /// Learning rate times weight decay.
     decay: f32,
-    /// The root of the second moment's correction.
+    /// Root of the second moment's bias correction.
     root2: f32,
     epsilon: f32,
     scale: f32,
@@ -131,10 +131,10 @@ fn step<S: Simd>(_: S, update: Update) {
     }
 }
 
-/// The Euclidean norm of `gradients`.
+/// Returns the Euclidean norm of `gradients`.
 ///
 /// # Errors
-/// When it is not finite; names the first tensor with a number that is not.
+/// The norm is not finite; the error names the first tensor with such an element.
 pub(crate) fn norm(layout: &Layout, gradients: &[f32]) -> Result<f64, EngineError> {
     let mut sums = vec![0.0; gradients.len().div_ceil(PIECE)];
     sums.par_iter_mut().zip(gradients.par_chunks(PIECE)).for_each(|(sum, piece)| squares_dispatched(piece, sum));
@@ -151,7 +151,7 @@ pub(crate) fn norm(layout: &Layout, gradients: &[f32]) -> Result<f64, EngineErro
 
 dispatched!(squares_dispatched<'a>(piece: &'a [f32], sum: &'a mut f64) = squares);
 
-/// Σ x², as 16 sums side by side.
+/// Computes Σ x² in 16 parallel sums.
 #[inline(always)]
 fn squares<S: Simd>(_: S, piece: &[f32], sum: &mut f64) {
     let mut sums = [0.0_f64; 16];
@@ -176,7 +176,7 @@ mod tests {
         AdamW { step, rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates }
     }
 
-    /// Numbers of `torch.optim.AdamW(lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.01)` follow from its definition.
+    /// Expected values follow the definition of `torch.optim.AdamW(lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.01)`.
     #[test]
     fn two_steps_by_hand() {
         let layout = Layout::new([("w".to_owned(), vec![1, 1])]);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_of_their_tensor() {
+    fn each_tensor_has_its_own_rates() {
         let layout = Layout::new([("a".to_owned(), vec![PIECE + 3]), ("b".to_owned(), vec![2, 5])]);
         let rates = [Rates { rate: 0.0, decay: 0.5 }, Rates { rate: 2.0, decay: 0.0 }];
         let count = layout.size();
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_norm_names_who_is_not_finite() {
+    fn the_norm_names_the_tensor_that_is_not_finite() {
         let layout = Layout::new([("a".to_owned(), vec![PIECE + 3]), ("b".to_owned(), vec![9])]);
         let mut gradients = vec![2.0; layout.size()];
         let length = norm(&layout, &gradients).unwrap();

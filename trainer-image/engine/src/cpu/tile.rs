@@ -1,70 +1,70 @@
-//! The kernel beneath products of `bf16` matrices: a block of 32 × 32 sums of products, in `f32`. Three of them, of which the
-//! fastest that the processor has runs: AMX's tiles, AVX-512's dot products, and plain multiplications that run anywhere.
+//! The kernel of `bf16` products: a block of 32 × 32 sums of products in `f32`. There are three implementations, and the
+//! fastest that the processor has is used: AMX tiles, AVX-512 dot products, and portable multiply-adds.
 //!
-//! Which one runs changes the order of a sum and so its last bits; the number of threads does not.
+//! The implementation determines the order of a sum and so its last bits; the number of threads does not.
 
 use std::sync::OnceLock;
 
 use pulp::Simd;
 
 use super::{
+    bf16::Bf16,
+    dispatch::dispatched,
     isa::{self, Isa},
-    kernels::dispatched,
-    number::Bf16,
 };
 
 /// Rows and columns of a block.
 pub(crate) const BLOCK: usize = 32;
-/// How many products of a row are taken together. Depths are padded to whole multiples with zeros.
+/// Products of a row that are processed together. Depths are padded with zeros to a multiple.
 pub(crate) const DEPTH: usize = 32;
 /// Rows or columns of a tile.
 pub(crate) const TILE: usize = 16;
-/// Pairs of numbers of a tile: 16 rows of 16 pairs on the left; 16 pairs of rows, each of 16 columns, on the right.
+/// Pairs of elements in a tile: 16 rows of 16 pairs on the left; 16 pairs of rows by 16 columns on the right.
 pub(crate) const TILE_SIZE: usize = TILE * DEPTH / 2;
-/// Two numbers that follow each other along the sum; the first one in the lower half.
+/// Two consecutive elements along the sum; the first in the lower half.
 pub(crate) type Pair = u32;
 
 /// 32 rows of a left operand, in two halves of 16.
 #[derive(Clone, Copy)]
 pub(crate) struct Left<'a> {
     pub(crate) data: &'a [Bf16],
-    /// From a row to the next, in numbers.
+    /// Distance between rows, in elements.
     pub(crate) row: usize,
-    /// From 32 columns to the next 32.
+    /// Distance between groups of 32 columns.
     pub(crate) step: usize,
-    /// From the first 16 rows to the others.
+    /// Distance between the first 16 rows and the others.
     pub(crate) half: usize,
 }
 
-/// Which kernel runs.
+/// An implementation of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Intel's tiles.
+    /// Intel AMX.
     #[cfg(target_arch = "x86_64")]
     Amx,
-    /// `vdpbf16ps`.
+    /// AVX-512 `vdpbf16ps`.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// Multiplications and additions of `f32`, in the widest registers that there are.
+    /// `f32` multiply-adds in the widest registers available.
     Portable,
 }
 
 impl Kind {
-    /// The fastest that this processor has.
+    /// Returns the fastest that this processor has.
     pub(crate) fn best() -> Self {
         static BEST: OnceLock<Kind> = OnceLock::new();
         *BEST.get_or_init(|| Self::all()[0])
     }
 
-    /// All that this processor has, the fastest first.
+    /// Returns all that this processor has, the fastest first.
     pub(crate) fn all() -> Vec<Self> {
         let mut all = Vec::new();
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
-            if isa::most() >= Isa::Amx && x86::amx_is_there() {
+            if isa::limit() >= Isa::Amx && Isa::Amx.is_supported() {
                 all.push(Self::Amx);
             }
-            if isa::most() >= Isa::Avx512
+            if isa::limit() >= Isa::Avx512
                 && std::is_x86_feature_detected!("avx512bf16")
                 && std::is_x86_feature_detected!("avx512f")
             {
@@ -75,7 +75,7 @@ impl Kind {
         all
     }
 
-    /// The name that records give the path.
+    /// Returns the path's name for the records of a run.
     pub(crate) fn path(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -86,7 +86,7 @@ impl Kind {
         }
     }
 
-    /// Readies this thread for [`block`](Self::block): AMX wants its tiles configured. Cheap when it is done already.
+    /// Prepares this thread for [`block`](Self::block): AMX needs its tiles configured. Cheap when repeated.
     pub(crate) fn prepare(self) {
         #[cfg(target_arch = "x86_64")]
         if self == Self::Amx {
@@ -94,14 +94,14 @@ impl Kind {
         }
     }
 
-    /// The sums of products of 32 rows with 32 columns over `depth` tiles: `right` are the tiles of the first 16
-    /// columns and those of the others. [`prepare`](Self::prepare) was called on this thread.
+    /// Computes the sums of products of 32 rows with 32 columns over `depth` tiles. `right` holds the tiles of the first 16
+    /// columns and of the others. Call [`prepare`](Self::prepare) on this thread first.
     #[inline]
     pub(crate) fn block(self, left: Left, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
         let last = left.half + (TILE - 1) * left.row + (depth - 1) * left.step + DEPTH;
         assert!(depth > 0 && left.data.len() >= last && right.iter().all(|side| side.len() >= depth * TILE_SIZE));
         match self {
-            // SAFETY: the variants are made by `all` only, which has seen the processor's features; the assertion keeps every
+            // SAFETY: only `all` makes the variants, after checking the processor's features; the assertion keeps every
             // element that the strides reach inside its slice.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
@@ -114,13 +114,13 @@ impl Kind {
         }
     }
 
-    /// `out` [16, 32] = the transposed of the first 16 columns of 32 rows, which are `stride` apart.
+    /// Computes `out` [16, 32] = the transpose of the first 16 columns of 32 rows, which are `stride` apart.
     #[inline]
     pub(crate) fn transpose(self, rows: &[Bf16], stride: usize, out: &mut [Bf16]) {
         assert!(rows.len() >= (DEPTH - 1) * stride + TILE && out.len() == TILE * DEPTH);
         match self {
-            // SAFETY: the variants are made by `all` only, which has seen that the processor has AVX-512; the assertion keeps
-            // every element that is reached inside its slice.
+            // SAFETY: only `all` makes the variants, after checking for AVX-512; the assertion keeps every element inside
+            // its slice.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
             Self::Amx | Self::Avx512 => unsafe { x86::transpose(rows, stride, out) },
@@ -188,51 +188,9 @@ mod x86 {
             },
         },
         cell::Cell,
-        sync::OnceLock,
     };
 
     use super::{BLOCK, Bf16, Block, DEPTH, Left, Pair, TILE, TILE_SIZE};
-
-    /// Whether the processor has tiles of `bf16` and the system lets this process use them.
-    pub(super) fn amx_is_there() -> bool {
-        static THERE: OnceLock<bool> = OnceLock::new();
-        *THERE.get_or_init(|| {
-            // Leaf 7 says AMX-BF16 (bit 22) and AMX-TILE (bit 24) in edx.
-            let leaves = std::arch::x86_64::__cpuid(0).eax;
-            if leaves < 7 || !std::is_x86_feature_detected!("avx512f") {
-                return false;
-            }
-            let features = std::arch::x86_64::__cpuid_count(7, 0).edx;
-            features >> 22 & 1 == 1 && features >> 24 & 1 == 1 && permitted()
-        })
-    }
-
-    /// Asks the system for the tiles' state, which a process has to do once; threads that start later have it, too.
-    #[cfg(target_os = "linux")]
-    fn permitted() -> bool {
-        const ARCH_PRCTL: i64 = 158;
-        const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
-        const XFEATURE_XTILEDATA: i64 = 18;
-        let result: i64;
-        // SAFETY: the call takes two numbers, reads and writes no memory of ours, and clobbers rcx and r11 as every call does.
-        unsafe {
-            asm!(
-                "syscall",
-                inlateout("rax") ARCH_PRCTL => result,
-                in("rdi") ARCH_REQ_XCOMP_PERM,
-                in("rsi") XFEATURE_XTILEDATA,
-                out("rcx") _,
-                out("r11") _,
-                options(nostack),
-            );
-        }
-        result == 0
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn permitted() -> bool {
-        false
-    }
 
     /// Eight tiles of 16 rows of 64 bytes.
     #[repr(C, align(64))]
@@ -255,13 +213,13 @@ mod x86 {
         Shape { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
     };
 
-    /// Configures this thread's tiles, once. They stay so: nobody else in this process uses them.
+    /// Configures this thread's tiles, once. No other code in this process uses them.
     pub(super) fn configure() {
         thread_local! {
             static DONE: Cell<bool> = const { Cell::new(false) };
         }
         if !DONE.get() {
-            // SAFETY: whoever calls has seen `amx_is_there`; the instruction reads the 64 bytes of `SHAPE`.
+            // SAFETY: the caller checked that the processor has AMX; the instruction reads the 64 bytes of `SHAPE`.
             unsafe {
                 asm!("ldtilecfg [{shape}]", shape = in(reg) &raw const SHAPE, options(nostack, readonly));
             }
@@ -270,8 +228,8 @@ mod x86 {
     }
 
     /// # Safety
-    /// The processor has AMX-BF16, this thread's tiles are configured, and all that the strides of `left` reach over `depth`
-    /// steps, and 2 · `depth` tiles of `right`, lie inside their slices.
+    /// The processor has AMX-BF16, this thread's tiles are configured, and everything that the strides of `left` reach over
+    /// `depth` steps, and 2 · `depth` tiles of `right`, lies inside their slices.
     pub(super) unsafe fn amx(left: Left, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
         let (upper, lower) = (left.data.as_ptr(), left.data[left.half..].as_ptr());
         let (near, far) = (right[0].as_ptr(), right[1].as_ptr());
@@ -317,13 +275,13 @@ mod x86 {
     }
 
     /// # Safety
-    /// The processor has AVX512F; 32 rows of 16 numbers, `stride` apart, lie in `rows`, and 16 rows of 32 in `out`.
+    /// The processor has AVX512F; `rows` holds 32 rows of 16 elements, `stride` apart, and `out` 16 rows of 32.
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn transpose(rows: &[Bf16], stride: usize, out: &mut [Bf16]) {
-        // Two numbers that follow each other along the sum are one of 32 bits: pairs of rows first, then 16 × 16 of those, by
-        // halves: neighbours, pairs of them, and quarters of registers twice.
+        // Two consecutive elements along the sum form one 32-bit element: first combine pairs of rows, then transpose 16 ×
+        // 16 of these in steps: neighbors, pairs, and twice quarters of registers.
         let pair = |at: usize| {
-            // SAFETY: the caller's contract; a row of 16 numbers is 32 bytes, read unaligned.
+            // SAFETY: the caller's contract; a row of 16 elements is 32 bytes, read unaligned.
             let [first, second] = [2 * at, 2 * at + 1].map(|row| unsafe {
                 _mm512_cvtepu16_epi32(_mm256_loadu_si256(rows.as_ptr().add(row * stride).cast()))
             });
@@ -354,15 +312,15 @@ mod x86 {
                 _mm512_shuffle_i32x4::<0xdd>(near_odd, far_odd),
             ];
             for (quarter, line) in done.into_iter().enumerate() {
-                // SAFETY: the caller's contract; a row of 32 numbers is 64 bytes, written unaligned.
+                // SAFETY: the caller's contract; a row of 32 elements is 64 bytes, written unaligned.
                 unsafe { _mm512_storeu_si512(out.as_mut_ptr().add((4 * quarter + column) * DEPTH).cast(), line) };
             }
         }
     }
 
     /// # Safety
-    /// The processor has AVX512F and AVX512-BF16, and all that the strides of `left` reach over `depth` steps, and
-    /// `depth` tiles on each side of `right`, lie inside their slices.
+    /// The processor has AVX512F and AVX512-BF16, and everything that the strides of `left` reach over `depth` steps, and
+    /// `depth` tiles on each side of `right`, lies inside their slices.
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) unsafe fn avx512(left: Left, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
         const TALL: usize = 8;
@@ -372,7 +330,7 @@ mod x86 {
             let mut sums = [[_mm512_setzero_ps(); 2]; TALL];
             for step in 0..depth {
                 for pair in 0..DEPTH / 2 {
-                    // SAFETY: the caller's contract. A pair of neighbours in a row is one 32-bit number, read unaligned.
+                    // SAFETY: the caller's contract. Two neighbors in a row form one 32-bit element, read unaligned.
                     unsafe {
                         let at = step * TILE_SIZE + pair * TILE;
                         let one: __m512bh = std::mem::transmute::<__m512i, _>(_mm512_loadu_si512(near.add(at).cast()));
@@ -389,7 +347,7 @@ mod x86 {
             }
             for (row, sums) in sums.iter().enumerate() {
                 let out = &mut out.0[start + row];
-                // SAFETY: a row of `out` has 32 numbers.
+                // SAFETY: a row of `out` has 32 elements.
                 unsafe {
                     _mm512_storeu_ps(out.as_mut_ptr(), sums[0]);
                     _mm512_storeu_ps(out[TILE..].as_mut_ptr(), sums[1]);

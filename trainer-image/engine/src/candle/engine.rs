@@ -1,26 +1,26 @@
-//! The same model in candle's own operations, differentiated by candle's autograd, sequence by sequence. Slow and plain: what
-//! the other engines are compared with. Pure.
+//! The model in candle's operations, differentiated by candle's autograd, one sequence at a time. Slow and simple: the
+//! oracle of the kernels' tests. Pure.
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::ops::{log_softmax, softmax};
 
-use super::{AdamW, Engine, EngineError, EngineState, Family, Layout, ModelConfig, Packed, adamw::norm};
+use crate::{AdamW, Engine, EngineError, EngineState, Family, Layout, ModelConfig, Packed, optim::norm};
 
-/// The engine that candle's autograd drives.
+/// An engine on candle's autograd.
 #[derive(Debug)]
-pub(crate) struct ReferenceEngine {
+pub(crate) struct CandleEngine {
     config: ModelConfig,
     state: EngineState,
     gradients: Vec<f32>,
 }
 
-impl ReferenceEngine {
-    /// An engine that goes on from `state`.
+impl CandleEngine {
+    /// Makes an engine that starts from `state`.
     ///
     /// # Errors
-    /// When the state is of another model.
+    /// The state belongs to another model.
     pub(crate) fn new(config: ModelConfig, state: EngineState) -> std::result::Result<Self, EngineError> {
         let layout = Arc::new(Layout::of(&config));
         state.check(&layout)?;
@@ -28,7 +28,7 @@ impl ReferenceEngine {
         Ok(Self { config, state: EngineState { layout, ..state }, gradients })
     }
 
-    /// The parameters as variables, by name.
+    /// Returns the parameters as variables by name.
     fn variables(&self) -> Result<BTreeMap<&str, Var>> {
         let tensors = self.state.layout.tensors().iter();
         tensors
@@ -39,11 +39,11 @@ impl ReferenceEngine {
             .collect()
     }
 
-    /// Σ over targets of the cross-entropy.
+    /// Returns Σ over targets of the cross-entropy.
     fn sum(&self, variables: &BTreeMap<&str, Var>, batch: &Packed) -> Result<Tensor> {
         let graph = Graph { config: &self.config, variables };
         let mut sum = Tensor::zeros((), DType::F32, &Device::Cpu)?;
-        for bounds in batch.offsets.windows(2) {
+        for bounds in batch.cu_seqlens.windows(2) {
             let (rows, ids): (Vec<u32>, Vec<u32>) = batch
                 .targets
                 .iter()
@@ -77,7 +77,7 @@ impl ReferenceEngine {
     }
 }
 
-/// The operations of a model.
+/// The forward pass of a model.
 struct Graph<'a> {
     config: &'a ModelConfig,
     variables: &'a BTreeMap<&'a str, Var>,
@@ -91,7 +91,7 @@ impl Graph<'_> {
         }
     }
 
-    /// Logits of some rows of a sequence.
+    /// Returns the logits of some rows of a sequence.
     fn logits(&self, tokens: &[u32], rows: &[u32]) -> Result<Tensor> {
         let count = tokens.len();
         let tokens = Tensor::from_slice(tokens, count, &Device::Cpu)?;
@@ -124,12 +124,12 @@ impl Graph<'_> {
     fn llama_block(&self, name: &str, x: &Tensor) -> Result<Tensor> {
         let linear = |x: &Tensor, part: &str| x.matmul(&self.weight(&format!("{name}.{part}.weight"))?.t()?);
         let n = self.rms_norm(x, &format!("{name}.input_layernorm"))?;
-        let (heads, shared) = (self.config.num_attention_heads, self.config.num_key_value_heads);
-        let q = self.turn(&self.split(&linear(&n, "self_attn.q_proj")?, heads)?)?;
-        let k = self.turn(&self.split(&linear(&n, "self_attn.k_proj")?, shared)?)?;
-        let v = self.split(&linear(&n, "self_attn.v_proj")?, shared)?;
-        let mixed = attention(&q, &repeat(&k, heads / shared)?, &repeat(&v, heads / shared)?)?;
-        let x = (x + linear(&mixed, "self_attn.o_proj")?)?;
+        let (heads, kv_heads) = (self.config.num_attention_heads, self.config.num_key_value_heads);
+        let q = self.apply_rope(&self.split(&linear(&n, "self_attn.q_proj")?, heads)?)?;
+        let k = self.apply_rope(&self.split(&linear(&n, "self_attn.k_proj")?, kv_heads)?)?;
+        let v = self.split(&linear(&n, "self_attn.v_proj")?, kv_heads)?;
+        let attn_out = attention(&q, &repeat(&k, heads / kv_heads)?, &repeat(&v, heads / kv_heads)?)?;
+        let x = (x + linear(&attn_out, "self_attn.o_proj")?)?;
         let n = self.rms_norm(&x, &format!("{name}.post_attention_layernorm"))?;
         let y = (linear(&n, "mlp.gate_proj")?.silu()? * linear(&n, "mlp.up_proj")?)?;
         x + linear(&y, "mlp.down_proj")?
@@ -165,8 +165,8 @@ impl Graph<'_> {
         x.reshape((x.dim(0)?, heads, self.config.head_dim))?.transpose(0, 1)?.contiguous()
     }
 
-    /// Rotary positions of [heads, rows, width].
-    fn turn(&self, x: &Tensor) -> Result<Tensor> {
+    /// Applies rotary positions to [heads, rows, width].
+    fn apply_rope(&self, x: &Tensor) -> Result<Tensor> {
         let (_, rows, width) = x.dims3()?;
         let theta = self.config.rope_theta;
         let angles: Vec<f32> = (0..rows)
@@ -175,18 +175,18 @@ impl Graph<'_> {
             .collect();
         let angles = Tensor::from_vec(angles, (rows, width), &Device::Cpu)?;
         let (a, b) = (x.narrow(2, 0, width / 2)?, x.narrow(2, width / 2, width / 2)?);
-        let turned = Tensor::cat(&[&b.neg()?, &a], 2)?;
-        x.broadcast_mul(&angles.cos()?)? + turned.broadcast_mul(&angles.sin()?)?
+        let rotated = Tensor::cat(&[&b.neg()?, &a], 2)?;
+        x.broadcast_mul(&angles.cos()?)? + rotated.broadcast_mul(&angles.sin()?)?
     }
 }
 
-/// Each head `times` times: [heads, rows, width] → [heads · times, rows, width].
+/// Repeats each head: [heads, rows, width] → [heads · times, rows, width].
 fn repeat(x: &Tensor, times: usize) -> Result<Tensor> {
     let (heads, rows, width) = x.dims3()?;
     x.unsqueeze(1)?.broadcast_as((heads, times, rows, width))?.contiguous()?.reshape((heads * times, rows, width))
 }
 
-/// Causal attention of [heads, rows, width] each: [rows, heads · width].
+/// Returns causal attention over [heads, rows, width] as [rows, heads · width].
 fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let (heads, rows, width) = q.dims3()?;
     let mask: Vec<f32> = (0..rows * rows).map(|i| if i % rows > i / rows { f32::NEG_INFINITY } else { 0.0 }).collect();
@@ -195,7 +195,7 @@ fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     softmax(&scores, 2)?.matmul(v)?.transpose(0, 1)?.reshape((rows, heads * width))
 }
 
-impl Engine for ReferenceEngine {
+impl Engine for CandleEngine {
     fn path(&self) -> &'static str {
         "candle-f32"
     }

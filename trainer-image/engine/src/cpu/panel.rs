@@ -1,7 +1,7 @@
-//! The kernel beneath products of `f32` matrices: a few rows with a panel of 32 columns. A panel lies along its depth; the rows
-//! are read where they are. Pure.
+//! The kernel of `f32` products: multiplies a few rows with a panel of 32 columns. A panel is stored along its depth; the
+//! rows are read in place. Pure.
 //!
-//! Every sum is taken in the order of its depth, whatever the instructions and however rows are cut.
+//! Every sum is taken in the order of its depth, for every instruction set and however rows are split.
 
 use std::ops::Range;
 
@@ -10,32 +10,32 @@ use pulp::Simd;
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 32;
 
-/// Rows of a left operand.
+/// The rows of a left operand.
 #[derive(Clone, Copy)]
 pub(crate) struct Left<'a> {
     pub(crate) data: &'a [f32],
-    /// From a row to the next, in numbers.
+    /// Distance between rows, in elements.
     pub(crate) row: usize,
-    /// From a number of a row to the next one.
+    /// Distance between elements of a row.
     pub(crate) step: usize,
 }
 
-/// Where sums go: from the first number of `data` on, in rows that are `stride` apart.
+/// The destination of sums: `data`, in rows `stride` apart.
 pub(crate) struct Place<'a> {
     pub(crate) data: &'a mut [f32],
     pub(crate) stride: usize,
-    /// Columns of the panel that count.
+    /// Valid columns of the panel.
     pub(crate) width: usize,
-    /// Whether sums are added to what is there.
+    /// Whether sums are added to the destination.
     pub(crate) add: bool,
 }
 
-/// Rows that are multiplied at a time: as many as have their sums in registers, two of these to a row.
+/// Returns how many rows are multiplied at once: as many as the registers hold sums for, two registers per row.
 pub(crate) const fn tall<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 12 } else { 6 }
 }
 
-/// `rows` rows of `left` · `panel` [depth, 32].
+/// Multiplies `rows` rows of `left` with `panel` [depth, 32].
 #[inline(always)]
 pub(crate) fn multiply<S: Simd>(simd: S, left: Left, rows: usize, panel: &[f32], place: &mut Place) {
     let mut row = 0;
@@ -49,24 +49,25 @@ pub(crate) fn multiply<S: Simd>(simd: S, left: Left, rows: usize, panel: &[f32],
     }
 }
 
-/// `ROWS` rows from `row` on; returns how many these are.
+/// Multiplies `ROWS` rows from `row` on. Returns `ROWS`.
 #[allow(clippy::needless_range_loop, reason = "iterated over, the sums would lie in memory rather than in registers")]
 #[inline(always)]
 fn block<S: Simd, const ROWS: usize>(simd: S, left: Left, row: usize, panel: &[f32], place: &mut Place) -> usize {
     let lines = S::as_simd_f32s(panel).0.chunks_exact(PANEL / S::F32_LANES);
     let data = &left.data[row * left.row..];
     assert!(lines.len() > 0 && data.len() > (ROWS - 1) * left.row + (lines.len() - 1) * left.step);
-    // SAFETY: the assertion keeps the beginning of every row inside.
+    // SAFETY: the assertion keeps the start of every row inside the slice.
     #[allow(unsafe_code)]
     let rows: [*const f32; ROWS] = std::array::from_fn(|row| unsafe { data.as_ptr().add(row * left.row) });
-    // Each row's address on its own: else the compiler computes each from the one before it, and the processor waits for that.
+    // Hide the relation of the addresses: the compiler would otherwise compute each from the previous one, a chain that
+    // stalls the processor.
     let rows = rows.map(std::hint::black_box);
     for part in 0..PANEL / (2 * S::F32_LANES) {
         let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
         for (k, line) in lines.clone().enumerate() {
             let right = [line[2 * part], line[2 * part + 1]];
             for row in 0..ROWS {
-                // SAFETY: k is below the number of lines, and the assertion keeps the last number that is reached inside.
+                // SAFETY: k is below the number of lines, and the assertion keeps the last element inside the slice.
                 #[allow(unsafe_code)]
                 let left = simd.splat_f32s(unsafe { *rows[row].add(k * left.step) });
                 sums[row][0] = simd.mul_add_e_f32s(left, right[0], sums[row][0]);
@@ -94,7 +95,7 @@ fn block<S: Simd, const ROWS: usize>(simd: S, left: Left, row: usize, panel: &[f
     ROWS
 }
 
-/// Puts sums of some of the panel's columns: those that count.
+/// Stores the sums of the panel's valid columns.
 fn put_some(sums: &[[f32; PANEL]], row: usize, columns: Range<usize>, place: &mut Place) {
     for (at, sums) in sums.iter().enumerate() {
         let out = &mut place.data[(row + at) * place.stride..][..place.width];

@@ -1,16 +1,16 @@
-//! Memory that a step needs, kept from step to step, at addresses that whole cache lines and matrix tiles begin at. Pure.
+//! Aligned buffers that are kept between steps. Pure.
 
 use std::{
     cell::RefCell,
     ops::{Deref, DerefMut},
 };
 
-use super::number::Bf16;
+use super::bf16::Bf16;
 
-/// Bytes that a buffer's address is a multiple of: a cache line, and a row of a tile.
+/// Alignment of a buffer in bytes: a cache line, and a row of a tile.
 const ALIGNMENT: usize = 64;
 
-/// Numbers in a row at an aligned address. It grows when it must and never shrinks.
+/// An aligned buffer. It grows on demand and never shrinks.
 #[derive(Debug)]
 pub(crate) struct Buffer<T> {
     data: Vec<T>,
@@ -25,11 +25,11 @@ impl<T> Default for Buffer<T> {
 }
 
 impl<T: Copy + Default> Buffer<T> {
-    /// Makes it `length` long. What it holds then is whatever it held, or zeros.
+    /// Sets the length. The contents are unspecified.
     pub(crate) fn resize(&mut self, length: usize) {
         if self.data.len() < self.start + length || self.data.is_empty() {
             let slack = ALIGNMENT / size_of::<T>();
-            // The old one goes first, so that both are never there together.
+            // Free the old one first, so that both never coexist.
             self.data = Vec::new();
             self.data = vec![T::default(); length + slack];
             self.start = self.data.as_ptr().align_offset(ALIGNMENT).min(slack);
@@ -37,7 +37,7 @@ impl<T: Copy + Default> Buffer<T> {
         self.length = length;
     }
 
-    /// Bytes that it holds.
+    /// Returns the bytes held.
     pub(crate) fn bytes(&self) -> usize {
         self.data.len() * size_of::<T>()
     }
@@ -57,15 +57,15 @@ impl<T> DerefMut for Buffer<T> {
     }
 }
 
-/// Kinds of numbers that a thread keeps buffers of.
-pub(crate) trait Kept: Copy + Default + 'static {
-    /// Runs `work` on the buffers of this thread that are not in use.
+/// Types that each thread keeps a pool of buffers for.
+pub(crate) trait Pooled: Copy + Default + 'static {
+    /// Runs `work` on this thread's unused buffers.
     fn with_free<R>(work: impl FnOnce(&mut Vec<Buffer<Self>>) -> R) -> R;
 }
 
-macro_rules! kept {
+macro_rules! pooled {
     ($($number:ty),*) => {$(
-        impl Kept for $number {
+        impl Pooled for $number {
             fn with_free<R>(work: impl FnOnce(&mut Vec<Buffer<Self>>) -> R) -> R {
                 thread_local! {
                     static FREE: RefCell<Vec<Buffer<$number>>> = const { RefCell::new(Vec::new()) };
@@ -75,21 +75,20 @@ macro_rules! kept {
         }
     )*};
 }
-kept!(f32, Bf16);
+pooled!(f32, Bf16);
 
-/// A buffer whose contents are whatever its last user left: write before you read. It goes back to its thread when it is
-/// dropped.
-pub(crate) struct Scratch<T: Kept>(Buffer<T>);
+/// A pooled buffer with unspecified contents: write before reading. It returns to its thread's pool on drop.
+pub(crate) struct Scratch<T: Pooled>(Buffer<T>);
 
-/// A buffer of `length` numbers for a while.
-pub(crate) fn scratch<T: Kept>(length: usize) -> Scratch<T> {
-    // The last one back is the first one out, so the same places get the same buffers step by step.
+/// Takes a buffer of `length` elements from this thread's pool.
+pub(crate) fn scratch<T: Pooled>(length: usize) -> Scratch<T> {
+    // Last in, first out: the same call sites get the same buffers in every step.
     let mut buffer = T::with_free(Vec::pop).unwrap_or_default();
     buffer.resize(length);
     Scratch(buffer)
 }
 
-impl<T: Kept> Deref for Scratch<T> {
+impl<T: Pooled> Deref for Scratch<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -97,13 +96,13 @@ impl<T: Kept> Deref for Scratch<T> {
     }
 }
 
-impl<T: Kept> DerefMut for Scratch<T> {
+impl<T: Pooled> DerefMut for Scratch<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut self.0
     }
 }
 
-impl<T: Kept> Drop for Scratch<T> {
+impl<T: Pooled> Drop for Scratch<T> {
     fn drop(&mut self) {
         let buffer = std::mem::take(&mut self.0);
         T::with_free(|free| free.push(buffer));
@@ -115,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_are_aligned_and_kept() {
+    fn buffers_are_aligned_and_reused() {
         let mut buffer = Buffer::<f32>::default();
         for length in [1, 17, 4096, 5] {
             buffer.resize(length);

@@ -1,21 +1,21 @@
-//! What a configuration means to the kernels: which matrices and norms there are, and where their numbers lie. Pure.
+//! The modules of a model (linear layers, norms, blocks) and the ranges of their parameters. Pure.
 
 use std::{ops::Range, sync::Arc};
 
 use super::{Family, Layout, ModelConfig};
 
-/// A projection: `y = x · Wᵀ + b`.
+/// A linear layer: `y = x · Wᵀ + b`.
 #[derive(Clone, Debug)]
-pub(crate) struct Matrix {
-    /// Which of the model's matrices it is.
+pub(crate) struct Linear {
+    /// Index among the model's linear layers.
     pub(crate) index: usize,
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
-    /// Where its numbers lie.
+    /// Range of its weight.
     pub(crate) weight: Range<usize>,
-    /// Where its bias lies, if it has one.
+    /// Range of its bias, if it has one.
     pub(crate) bias: Option<Range<usize>>,
-    /// Whether it is stored [inputs, outputs], as GPT-2's are, rather than [outputs, inputs].
+    /// Whether the weight is stored [inputs, outputs], as in GPT-2, instead of [outputs, inputs].
     pub(crate) inputs_first: bool,
 }
 
@@ -30,33 +30,33 @@ pub(crate) struct Norm {
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
     pub(crate) input_norm: Norm,
-    /// Queries of all heads, then keys, then values.
-    pub(crate) qkv: Matrix,
-    pub(crate) output: Matrix,
+    /// Queries of all heads, then keys, then values: one fused layer.
+    pub(crate) qkv: Linear,
+    pub(crate) output: Linear,
     pub(crate) inner_norm: Norm,
-    /// Gate and up, or up alone.
-    pub(crate) up: Matrix,
-    pub(crate) down: Matrix,
+    /// Gate and up as one fused layer, or up alone.
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
 }
 
-/// A model as the kernels see it.
+/// The modules of a model.
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     pub(crate) config: ModelConfig,
     pub(crate) layout: Arc<Layout>,
-    /// The rows of ids.
+    /// Range of the token embedding.
     pub(crate) embedding: Range<usize>,
-    /// The rows of positions, where they are learnt.
+    /// Range of the learned position embedding, if the model has one.
     pub(crate) positions: Option<Range<usize>>,
     pub(crate) blocks: Vec<Block>,
     pub(crate) norm: Norm,
-    /// The output projection; the embedding itself when they are tied.
-    pub(crate) head: Matrix,
-    /// How many matrices there are.
+    /// The output projection; shares the embedding's range if they are tied.
+    pub(crate) head: Linear,
+    /// Number of linear layers.
     pub(crate) matrices: usize,
 }
 
-/// Lays tensors one after another.
+/// Assigns ranges to tensors, one after another.
 #[derive(Default)]
 struct Builder {
     tensors: Vec<(String, Vec<usize>)>,
@@ -72,8 +72,8 @@ impl Builder {
         start..self.end
     }
 
-    /// A matrix of several tensors side by side: their names and outputs.
-    fn matrix(&mut self, inputs: usize, parts: &[(String, usize)]) -> Matrix {
+    /// Adds a linear layer of several adjacent tensors, given as (name, outputs).
+    fn matrix(&mut self, inputs: usize, parts: &[(String, usize)]) -> Linear {
         let start = self.end;
         for (name, outputs) in parts {
             self.tensor(format!("{name}.weight"), &[*outputs, inputs]);
@@ -82,8 +82,8 @@ impl Builder {
         self.numbered(inputs, outputs, start..self.end, None, false)
     }
 
-    /// GPT-2's projection, stored [inputs, outputs].
-    fn projection(&mut self, name: &str, inputs: usize, outputs: usize) -> Matrix {
+    /// Adds a GPT-2 layer, stored [inputs, outputs].
+    fn projection(&mut self, name: &str, inputs: usize, outputs: usize) -> Linear {
         let weight = self.tensor(format!("{name}.weight"), &[inputs, outputs]);
         let bias = self.tensor(format!("{name}.bias"), &[outputs]);
         self.numbered(inputs, outputs, weight, Some(bias), true)
@@ -96,9 +96,9 @@ impl Builder {
         weight: Range<usize>,
         bias: Option<Range<usize>>,
         inputs_first: bool,
-    ) -> Matrix {
+    ) -> Linear {
         self.matrices += 1;
-        Matrix { index: self.matrices - 1, inputs, outputs, weight, bias, inputs_first }
+        Linear { index: self.matrices - 1, inputs, outputs, weight, bias, inputs_first }
     }
 
     fn norm(&mut self, name: &str, width: usize, bias: bool) -> Norm {
@@ -109,7 +109,7 @@ impl Builder {
 }
 
 impl Model {
-    /// What `config` means.
+    /// Returns the modules of `config`.
     pub(crate) fn new(config: &ModelConfig) -> Self {
         match config.family {
             Family::Llama => Self::llama(config),
@@ -179,8 +179,8 @@ impl Model {
         Self { config: config.clone(), layout, embedding, positions, blocks, norm, head, matrices }
     }
 
-    /// The matrices in the order of their indices.
-    pub(crate) fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+    /// Returns the linear layers in the order of their indices.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = &Linear> {
         let blocks = self.blocks.iter().flat_map(|block| [&block.qkv, &block.output, &block.up, &block.down]);
         blocks.chain([&self.head])
     }

@@ -1,9 +1,9 @@
-//! Fused causal attention over packed sequences, forwards and backwards. Pure.
+//! Fused causal attention over packed sequences, forward and backward. Pure.
 //!
-//! Rows hold queries, keys and values side by side, and sequences lie one after another without padding. Queries are taken
-//! eight at a time, so that their scores never leave the processor's first cache, and nothing grows with the square of a
-//! sequence. A task is one head of keys of one sequence, with all heads of queries that look at it. The rotation is Llama's:
-//! the first half of a head is turned against the second.
+//! Rows hold queries, keys and values side by side; sequences lie one after another without padding. Queries are processed
+//! in tiles of eight, so that their scores stay in the L1 cache and memory does not grow with the square of a sequence. A
+//! task is one key-value head of one sequence with all query heads that share it. RoPE rotates the first half of a head
+//! against the second, as in Llama.
 
 use std::{marker::PhantomData, ops::Range};
 
@@ -12,8 +12,9 @@ use rayon::prelude::*;
 
 use super::{
     buffer::{Scratch, scratch},
-    kernels::{dispatched, dot, exponentials, scale, softmax_slopes},
-    matrix::Number,
+    dispatch::dispatched,
+    kernels::{dot, exponentials, scale, softmax_backward},
+    matrix::Dtype,
 };
 
 /// The cosines and sines of rotary positions: [positions, width / 2] each.
@@ -25,7 +26,7 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// For positions below `positions` and heads of `width`.
+    /// Computes the tables for positions below `positions` and heads of `width`.
     pub fn new(positions: usize, width: usize, theta: f64) -> Self {
         let half = width / 2;
         let angles = (0..positions).flat_map(|position| {
@@ -35,9 +36,9 @@ impl Rotary {
         Self { cos, sin, half }
     }
 
-    /// Turns one head at `position` and multiplies it by `scale`; `direction` 1 turns it, −1 turns it back.
+    /// Rotates one head at `position` and multiplies it by `scale`. `direction` is 1, or −1 for the inverse rotation.
     #[inline(always)]
-    pub fn turn(&self, head: &mut [f32], position: usize, scale: f32, direction: f32) {
+    pub fn apply_rope(&self, head: &mut [f32], position: usize, scale: f32, direction: f32) {
         let at = position * self.half..(position + 1) * self.half;
         let (first, second) = head.split_at_mut(self.half);
         let (cos, sin) = (&self.cos[at.clone()], &self.sin[at]);
@@ -50,23 +51,20 @@ impl Rotary {
     }
 }
 
-/// What attention is computed over.
+/// The shape of the attention over a batch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sequences<'a> {
-    /// Where each sequence begins, and where the last one ends, in rows.
-    pub(crate) offsets: &'a [usize],
-    /// Heads of queries.
+    /// The first row of each sequence, then the number of rows.
+    pub(crate) cu_seqlens: &'a [usize],
+    /// Query heads.
     pub(crate) heads: usize,
-    /// Heads of keys and of values; each serves as many heads of queries.
-    pub(crate) shared: usize,
+    /// Key-value heads; each serves the same number of query heads.
+    pub(crate) kv_heads: usize,
     /// Width of a head.
     pub(crate) width: usize,
-    /// The rotation, where positions are rotary.
+    /// Tables of the rotary positions, if the model has them.
     pub(crate) rotary: Option<&'a Rotary>,
 }
-
-/// Widths of a head that attention is compiled for.
-pub const HEAD_WIDTHS: [usize; 8] = [16, 32, 48, 64, 80, 96, 112, 128];
 
 impl Sequences<'_> {
     /// Width of the queries of a row.
@@ -76,62 +74,63 @@ impl Sequences<'_> {
 
     /// Width of the queries, keys and values of a row.
     pub(crate) fn all(&self) -> usize {
-        (self.heads + 2 * self.shared) * self.width
+        (self.heads + 2 * self.kv_heads) * self.width
     }
 
-    /// Every task: a sequence's rows and a head of keys. The longest sequences come first, for they take the longest.
+    /// Returns the tasks: the rows of a sequence and a key-value head. The longest sequences come first to balance the
+    /// threads.
     fn tasks(&self) -> Vec<(Range<usize>, usize)> {
         let mut rows: Vec<Range<usize>> =
-            self.offsets.windows(2).map(|bounds| bounds[0]..bounds[1]).filter(|rows| !rows.is_empty()).collect();
+            self.cu_seqlens.windows(2).map(|bounds| bounds[0]..bounds[1]).filter(|rows| !rows.is_empty()).collect();
         rows.sort_by_key(|rows| std::cmp::Reverse(rows.len()));
-        rows.into_iter().flat_map(|rows| (0..self.shared).map(move |head| (rows.clone(), head))).collect()
+        rows.into_iter().flat_map(|rows| (0..self.kv_heads).map(move |head| (rows.clone(), head))).collect()
     }
 }
 
-/// Rows of a matrix whose columns several tasks write at the same time.
-struct Shared<'a, N> {
+/// Rows of a matrix whose columns several tasks write concurrently.
+struct DisjointRows<'a, N> {
     data: *mut N,
     length: usize,
     stride: usize,
     lifetime: PhantomData<&'a mut [N]>,
 }
 
-// SAFETY: it is a mutable slice whose parts are handed out by `row`, whose contract keeps the tasks apart.
+// SAFETY: this is a mutable slice whose parts `row` hands out; the contract of `row` keeps the tasks disjoint.
 #[allow(unsafe_code)]
-unsafe impl<N: Send> Sync for Shared<'_, N> {}
+unsafe impl<N: Send> Sync for DisjointRows<'_, N> {}
 
-impl<'a, N> Shared<'a, N> {
+impl<'a, N> DisjointRows<'a, N> {
     fn new(data: &'a mut [N], stride: usize) -> Self {
         Self { data: data.as_mut_ptr(), length: data.len(), stride, lifetime: PhantomData }
     }
 
-    /// Some columns of a row.
+    /// Returns some columns of a row.
     ///
     /// # Safety
-    /// Nobody else holds these columns of this row meanwhile.
+    /// No other reference to these columns of this row exists meanwhile.
     #[allow(unsafe_code, clippy::mut_from_ref)]
     unsafe fn row(&self, row: usize, columns: Range<usize>) -> &mut [N] {
         assert!(columns.start <= columns.end && columns.end <= self.stride && (row + 1) * self.stride <= self.length);
-        // SAFETY: the assertion keeps it inside the slice; the caller keeps it to itself.
+        // SAFETY: the assertion keeps the range inside the slice; the caller keeps it exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride + columns.start), columns.len()) }
     }
 }
 
-/// `out` [rows, queries] from `qkv` [rows, queries + keys + values]. What lies behind the columns of a row stays as it is.
-pub(crate) fn attention<N: Number>(sequences: Sequences, qkv: &[N], out: &mut [N]) {
+/// Computes `out` [rows, queries] from `qkv` [rows, queries + keys + values]. Leaves the padding of the rows unchanged.
+pub(crate) fn attention<N: Dtype>(sequences: Sequences, qkv: &[N], out: &mut [N]) {
     let width = sequences.width;
-    let out = Shared::new(out, N::stride(sequences.queries()));
-    sequences.tasks().into_par_iter().with_max_len(1).for_each(|(rows, shared)| {
+    let out = DisjointRows::new(out, N::stride(sequences.queries()));
+    sequences.tasks().into_par_iter().with_max_len(1).for_each(|(rows, kv_heads)| {
         let mut task = Task::new(&sequences, rows.len());
-        task.keys_and_values(&sequences, qkv, rows.start, shared);
+        task.keys_and_values(&sequences, qkv, rows.start, kv_heads);
         let mut stored = scratch::<N>(rows.len() * width);
-        let group = sequences.heads / sequences.shared;
-        for head in shared * group..(shared + 1) * group {
+        let group = sequences.heads / sequences.kv_heads;
+        for head in kv_heads * group..(kv_heads + 1) * group {
             task.queries(&sequences, qkv, rows.start, head);
             task.run(width, false);
-            N::convert(&task.mixed[..stored.len()], &mut stored);
+            N::convert(&task.attn_out[..stored.len()], &mut stored);
             for (row, stored) in rows.clone().zip(stored.chunks_exact(width)) {
-                // SAFETY: this task alone has this sequence's rows and this head's columns.
+                // SAFETY: only this task writes this sequence's rows and this head's columns.
                 #[allow(unsafe_code)]
                 let out = unsafe { out.row(row, head * width..(head + 1) * width) };
                 out.copy_from_slice(stored);
@@ -140,69 +139,74 @@ pub(crate) fn attention<N: Number>(sequences: Sequences, qkv: &[N], out: &mut [N
     });
 }
 
-/// The gradient of [`attention`] by `qkv`, written to `dqkv`.
-pub(crate) fn attention_backward<N: Number>(sequences: Sequences, qkv: &[N], dout: &[N], dqkv: &mut [N]) {
+/// Computes the gradient of [`attention`] by `qkv` into `dqkv`.
+pub(crate) fn attention_backward<N: Dtype>(sequences: Sequences, qkv: &[N], dout: &[N], dqkv: &mut [N]) {
     let (queries, width) = (sequences.queries(), sequences.width);
-    let values = queries + sequences.shared * width;
+    let values = queries + sequences.kv_heads * width;
     let dout_stride = N::stride(queries);
-    let dqkv = Shared::new(dqkv, N::stride(sequences.all()));
-    sequences.tasks().into_par_iter().with_max_len(1).for_each(|(rows, shared)| {
+    let dqkv = DisjointRows::new(dqkv, N::stride(sequences.all()));
+    sequences.tasks().into_par_iter().with_max_len(1).for_each(|(rows, kv_heads)| {
         let mut task = Task::new(&sequences, rows.len());
-        task.keys_and_values(&sequences, qkv, rows.start, shared);
-        task.clear_slopes(width);
+        task.keys_and_values(&sequences, qkv, rows.start, kv_heads);
+        task.clear_gradients_of_keys(width);
         let used = rows.len() * width;
         let mut stored = scratch::<N>(used);
         let mut put = |first: usize, numbers: &[f32]| {
             N::convert(numbers, &mut stored);
             for (row, stored) in rows.clone().zip(stored.chunks_exact(width)) {
-                // SAFETY: this task alone has this sequence's rows and the columns of this head of keys and values and of the
-                // heads of queries that look at it.
+                // SAFETY: only this task writes this sequence's rows and the columns of this key-value head and of the query
+                // heads that share it.
                 #[allow(unsafe_code)]
                 let out = unsafe { dqkv.row(row, first..first + width) };
                 out.copy_from_slice(stored);
             }
         };
-        let group = sequences.heads / sequences.shared;
-        for head in shared * group..(shared + 1) * group {
+        let group = sequences.heads / sequences.kv_heads;
+        for head in kv_heads * group..(kv_heads + 1) * group {
             task.queries(&sequences, qkv, rows.start, head);
-            N::gather(&dout[rows.start * dout_stride + head * width..], dout_stride, width, &mut task.dmixed[..used]);
+            N::gather(
+                &dout[rows.start * dout_stride + head * width..],
+                dout_stride,
+                width,
+                &mut task.dattn_out[..used],
+            );
             task.run(width, true);
-            turn(sequences.rotary, &mut task.dquery[..used], width, 1.0 / (width as f32).sqrt(), -1.0);
+            apply_rope(sequences.rotary, &mut task.dquery[..used], width, 1.0 / (width as f32).sqrt(), -1.0);
             put(head * width, &task.dquery[..used]);
         }
-        turn(sequences.rotary, &mut task.dkey[..used], width, 1.0, -1.0);
-        put(queries + shared * width, &task.dkey[..used]);
-        put(values + shared * width, &task.dvalue[..used]);
+        apply_rope(sequences.rotary, &mut task.dkey[..used], width, 1.0, -1.0);
+        put(queries + kv_heads * width, &task.dkey[..used]);
+        put(values + kv_heads * width, &task.dvalue[..used]);
     });
 }
 
-/// Turns the rows of a head by their positions and scales them.
-fn turn(rotary: Option<&Rotary>, rows: &mut [f32], width: usize, scale: f32, direction: f32) {
-    turn_dispatched(rotary, rows, width, scale, direction);
+/// Rotates the rows of a head by their positions and scales them.
+fn apply_rope(rotary: Option<&Rotary>, rows: &mut [f32], width: usize, scale: f32, direction: f32) {
+    apply_rope_dispatched(rotary, rows, width, scale, direction);
 }
 
-dispatched!(turn_dispatched<'a>(
+dispatched!(apply_rope_dispatched<'a>(
     rotary: Option<&'a Rotary>, rows: &'a mut [f32], width: usize, scale: f32, direction: f32,
-) = turn_rows);
+) = apply_rope_rows);
 
 #[inline(always)]
-fn turn_rows<S: Simd>(_: S, rotary: Option<&Rotary>, rows: &mut [f32], width: usize, scale: f32, direction: f32) {
+fn apply_rope_rows<S: Simd>(_: S, rotary: Option<&Rotary>, rows: &mut [f32], width: usize, scale: f32, direction: f32) {
     match rotary {
         Some(rotary) => {
             for (position, row) in rows.chunks_exact_mut(width).enumerate() {
-                rotary.turn(row, position, scale, direction);
+                rotary.apply_rope(row, position, scale, direction);
             }
         }
         None => rows.iter_mut().for_each(|x| *x *= scale),
     }
 }
 
-/// Rows of queries that are taken together.
-const TALL: usize = 8;
-/// Rows are padded to whole multiples of this: of a tile, and of every processor's register.
+/// Query rows per tile.
+const QUERIES: usize = 8;
+/// Rows are padded to a multiple of this: of a tile and of every processor's register.
 const PADDED: usize = 16;
 
-/// The buffers of a task. Rows are padded with zeros, so that no kernel has a special case.
+/// The buffers of a task. Rows are padded with zeros, so that kernels need no special cases.
 struct Task {
     rows: usize,
     /// [padded, width], rotated and scaled by 1/√width
@@ -210,15 +214,15 @@ struct Task {
     /// [padded, width], rotated
     key: Scratch<f32>,
     value: Scratch<f32>,
-    /// Rows side by side, a register full at a time: [padded / lanes, width, lanes].
+    /// Transposed rows in register-wide groups: [padded / lanes, width, lanes].
     key_columns: Scratch<f32>,
     value_columns: Scratch<f32>,
-    /// Probabilities of a tile of queries, and the slopes of their scores: [TALL, padded] each.
+    /// Probabilities of a tile of queries, and the gradients of their scores: [QUERIES, padded] each.
     scores: Scratch<f32>,
-    slopes: Scratch<f32>,
-    /// What is gathered, [padded, width], and its gradient.
-    mixed: Scratch<f32>,
-    dmixed: Scratch<f32>,
+    dscores: Scratch<f32>,
+    /// Attention's output [padded, width], and its gradient.
+    attn_out: Scratch<f32>,
+    dattn_out: Scratch<f32>,
     dquery: Scratch<f32>,
     dkey: Scratch<f32>,
     dvalue: Scratch<f32>,
@@ -239,42 +243,42 @@ impl Task {
             value: numbers(),
             key_columns: numbers(),
             value_columns: numbers(),
-            scores: scratch(TALL * padded),
-            slopes: scratch(TALL * padded),
-            mixed: numbers(),
-            dmixed: numbers(),
+            scores: scratch(QUERIES * padded),
+            dscores: scratch(QUERIES * padded),
+            attn_out: numbers(),
+            dattn_out: numbers(),
             dquery: numbers(),
             dkey: numbers(),
             dvalue: numbers(),
         }
     }
 
-    /// Takes one head of keys and values out of `qkv`, from row `first` on.
-    fn keys_and_values<N: Number>(&mut self, sequences: &Sequences, qkv: &[N], first: usize, head: usize) {
+    /// Reads one head of keys and values from `qkv`, starting at row `first`.
+    fn keys_and_values<N: Dtype>(&mut self, sequences: &Sequences, qkv: &[N], first: usize, head: usize) {
         let (width, stride) = (sequences.width, N::stride(sequences.all()));
         let used = self.rows * width;
         let key = sequences.queries() + head * width;
-        let value = key + sequences.shared * width;
+        let value = key + sequences.kv_heads * width;
         N::gather(&qkv[first * stride + key..], stride, width, &mut self.key[..used]);
         N::gather(&qkv[first * stride + value..], stride, width, &mut self.value[..used]);
-        turn(sequences.rotary, &mut self.key[..used], width, 1.0, 1.0);
+        apply_rope(sequences.rotary, &mut self.key[..used], width, 1.0, 1.0);
     }
 
-    /// Takes one head of queries out of `qkv`, from row `first` on.
-    fn queries<N: Number>(&mut self, sequences: &Sequences, qkv: &[N], first: usize, head: usize) {
+    /// Reads one head of queries from `qkv`, starting at row `first`.
+    fn queries<N: Dtype>(&mut self, sequences: &Sequences, qkv: &[N], first: usize, head: usize) {
         let (width, stride) = (sequences.width, N::stride(sequences.all()));
         let used = self.rows * width;
         N::gather(&qkv[first * stride + head * width..], stride, width, &mut self.query[..used]);
-        turn(sequences.rotary, &mut self.query[..used], width, 1.0 / (width as f32).sqrt(), 1.0);
+        apply_rope(sequences.rotary, &mut self.query[..used], width, 1.0 / (width as f32).sqrt(), 1.0);
     }
 
-    fn clear_slopes(&mut self, width: usize) {
+    fn clear_gradients_of_keys(&mut self, width: usize) {
         let used = self.rows.next_multiple_of(PADDED) * width;
         self.dkey[..used].fill(0.0);
         self.dvalue[..used].fill(0.0);
     }
 
-    /// What the queries gather; or, the other way, their gradient and what they add to those of keys and values.
+    /// Computes the attention of the queries, or, if `back`, the gradients of queries, keys and values.
     fn run(&mut self, width: usize, back: bool) {
         match width {
             16 => run::<16>(self, back),
@@ -296,10 +300,10 @@ fn run<const W: usize>(task: &mut Task, back: bool) {
 dispatched!(forward_dispatched[const W]<'a>(task: &'a mut Task) = forward::<S, W>);
 dispatched!(backward_dispatched[const W]<'a>(task: &'a mut Task) = backward::<S, W>);
 
-/// How many keys the queries of the tile at `row` are computed over.
+/// Returns how many keys the tile of queries at `row` is computed over.
 #[inline(always)]
 fn reach(row: usize) -> usize {
-    (row + TALL).next_multiple_of(PADDED)
+    (row + QUERIES).next_multiple_of(PADDED)
 }
 
 /// [rows][W] → [rows / lanes, W, lanes]
@@ -314,15 +318,15 @@ fn transpose<S: Simd, const W: usize>(rows: &[[f32; W]], columns: &mut [f32]) {
     }
 }
 
-/// `count` registers side by side, and whether two are taken at once: then a number that is read for one of them serves both,
-/// where there are registers enough for their sums.
+/// Yields register indices of `count`, and whether the next two are processed together: each broadcast then serves both, if
+/// there are enough registers for the sums.
 #[inline(always)]
 fn side_by_side<S: Simd>(count: usize) -> impl Iterator<Item = (usize, bool)> {
-    let paired = if S::REGISTER_COUNT >= 4 * TALL { count / 2 * 2 } else { 0 };
+    let paired = if S::REGISTER_COUNT >= 4 * QUERIES { count / 2 * 2 } else { 0 };
     (0..paired).step_by(2).map(|at| (at, true)).chain((paired..count).map(|at| (at, false)))
 }
 
-/// The products of a tile of rows with the first `reach` rows that `columns` holds: `out` [TALL, reach].
+/// Multiplies a tile of rows with the first `reach` rows of `columns`: `out` [QUERIES, reach].
 #[inline(always)]
 fn products<S: Simd, const W: usize>(simd: S, tile: &[[f32; W]], columns: &[f32], reach: usize, out: &mut [f32]) {
     for (at, two) in side_by_side::<S>(reach / S::F32_LANES) {
@@ -334,7 +338,7 @@ fn products<S: Simd, const W: usize>(simd: S, tile: &[[f32; W]], columns: &[f32]
     }
 }
 
-/// As [`products`], with `N` registers of rows from the one at `at` on.
+/// As [`products`], for `N` registers of rows from index `at`.
 #[inline(always)]
 fn products_at<S: Simd, const W: usize, const N: usize>(
     simd: S,
@@ -344,24 +348,24 @@ fn products_at<S: Simd, const W: usize, const N: usize>(
     at: usize,
     out: &mut [f32],
 ) {
-    let tile: [&[f32; W]; TALL] = std::array::from_fn(|row| &tile[row]);
+    let tile: [&[f32; W]; QUERIES] = std::array::from_fn(|row| &tile[row]);
     let columns = S::as_simd_f32s(columns).0;
     let columns: [&[S::f32s]; N] = std::array::from_fn(|n| &columns[(at + n) * W..][..W]);
-    let mut sums = [[simd.splat_f32s(0.0); N]; TALL];
+    let mut sums = [[simd.splat_f32s(0.0); N]; QUERIES];
     for column in 0..W {
-        for row in 0..TALL {
+        for row in 0..QUERIES {
             let left = simd.splat_f32s(tile[row][column]);
             for n in 0..N {
                 sums[row][n] = simd.mul_add_e_f32s(left, columns[n][column], sums[row][n]);
             }
         }
     }
-    for row in 0..TALL {
+    for row in 0..QUERIES {
         S::as_mut_simd_f32s(&mut out[row * reach..][..reach]).0[at..][..N].copy_from_slice(&sums[row]);
     }
 }
 
-/// `out` [TALL][W] = `left` [TALL, reach] · `right` [reach][W]
+/// Computes `out` [QUERIES][W] = `left` [QUERIES, reach] · `right` [reach][W].
 #[inline(always)]
 fn along_rows<S: Simd, const W: usize>(simd: S, left: &[f32], right: &[[f32; W]], out: &mut [[f32; W]]) {
     for (at, two) in side_by_side::<S>(W / S::F32_LANES) {
@@ -373,7 +377,7 @@ fn along_rows<S: Simd, const W: usize>(simd: S, left: &[f32], right: &[[f32; W]]
     }
 }
 
-/// As [`along_rows`], for `N` registers of a row from the one at `at` on.
+/// As [`along_rows`], for `N` registers of a row from index `at`.
 #[inline(always)]
 fn along_rows_at<S: Simd, const W: usize, const N: usize>(
     simd: S,
@@ -382,23 +386,23 @@ fn along_rows_at<S: Simd, const W: usize, const N: usize>(
     at: usize,
     out: &mut [[f32; W]],
 ) {
-    let left: [&[f32]; TALL] = std::array::from_fn(|row| &left[row * right.len()..][..right.len()]);
-    let mut sums = [[simd.splat_f32s(0.0); N]; TALL];
+    let left: [&[f32]; QUERIES] = std::array::from_fn(|row| &left[row * right.len()..][..right.len()]);
+    let mut sums = [[simd.splat_f32s(0.0); N]; QUERIES];
     for (k, line) in right.iter().enumerate() {
         let line = &S::as_simd_f32s(line).0[at..][..N];
-        for row in 0..TALL {
+        for row in 0..QUERIES {
             let left = simd.splat_f32s(left[row][k]);
             for n in 0..N {
                 sums[row][n] = simd.mul_add_e_f32s(left, line[n], sums[row][n]);
             }
         }
     }
-    for row in 0..TALL {
+    for row in 0..QUERIES {
         S::as_mut_simd_f32s(&mut out[row]).0[at..][..N].copy_from_slice(&sums[row]);
     }
 }
 
-/// `out` [reach][W] += `left` [TALL, reach] transposed · `right` [TALL][W]
+/// Computes `out` [reach][W] += `left` [QUERIES, reach]ᵀ · `right` [QUERIES][W].
 #[inline(always)]
 fn along_columns<S: Simd, const W: usize>(simd: S, left: &[f32], right: &[[f32; W]], out: &mut [[f32; W]]) {
     for (at, two) in side_by_side::<S>(W / S::F32_LANES) {
@@ -410,7 +414,7 @@ fn along_columns<S: Simd, const W: usize>(simd: S, left: &[f32], right: &[[f32; 
     }
 }
 
-/// As [`along_columns`], for `N` registers of a row from the one at `at` on.
+/// As [`along_columns`], for `N` registers of a row from index `at`.
 #[inline(always)]
 fn along_columns_at<S: Simd, const W: usize, const N: usize>(
     simd: S,
@@ -419,13 +423,13 @@ fn along_columns_at<S: Simd, const W: usize, const N: usize>(
     at: usize,
     out: &mut [[f32; W]],
 ) {
-    let left: [&[f32]; TALL] = std::array::from_fn(|row| &left[row * out.len()..][..out.len()]);
-    let right: [[S::f32s; N]; TALL] =
+    let left: [&[f32]; QUERIES] = std::array::from_fn(|row| &left[row * out.len()..][..out.len()]);
+    let right: [[S::f32s; N]; QUERIES] =
         std::array::from_fn(|row| std::array::from_fn(|n| S::as_simd_f32s(&right[row]).0[at + n]));
     for (k, out) in out.iter_mut().enumerate() {
         let out = &mut S::as_mut_simd_f32s(out).0[at..][..N];
         let mut sums: [S::f32s; N] = std::array::from_fn(|n| out[n]);
-        for row in 0..TALL {
+        for row in 0..QUERIES {
             let left = simd.splat_f32s(left[row][k]);
             for n in 0..N {
                 sums[n] = simd.mul_add_e_f32s(left, right[row][n], sums[n]);
@@ -435,12 +439,12 @@ fn along_columns_at<S: Simd, const W: usize, const N: usize>(
     }
 }
 
-/// Fills `scores` [TALL, reach] with the probabilities of the tile at `start`; 0 for keys after their query and for padding.
+/// Fills `scores` [QUERIES, reach] with the probabilities of the tile at `start`; later keys and padding get 0.
 #[inline(always)]
 fn attend<S: Simd, const W: usize>(simd: S, task: &mut Task, start: usize, reach: usize) {
-    let tile = &task.query.as_chunks::<W>().0[start..start + TALL];
+    let tile = &task.query.as_chunks::<W>().0[start..start + QUERIES];
     products::<S, W>(simd, tile, &task.key_columns, reach, &mut task.scores);
-    for (row, scores) in task.scores.chunks_exact_mut(reach).take(TALL).enumerate() {
+    for (row, scores) in task.scores.chunks_exact_mut(reach).take(QUERIES).enumerate() {
         let row = start + row;
         if row >= task.rows {
             scores.fill(0.0);
@@ -456,10 +460,10 @@ fn attend<S: Simd, const W: usize>(simd: S, task: &mut Task, start: usize, reach
 #[inline(always)]
 fn forward<S: Simd, const W: usize>(simd: S, task: &mut Task) {
     transpose::<S, W>(task.key.as_chunks().0, &mut task.key_columns);
-    for start in (0..task.rows).step_by(TALL) {
+    for start in (0..task.rows).step_by(QUERIES) {
         let reach = reach(start);
         attend::<S, W>(simd, task, start, reach);
-        let out = &mut task.mixed.as_chunks_mut().0[start..start + TALL];
+        let out = &mut task.attn_out.as_chunks_mut().0[start..start + QUERIES];
         along_rows::<S, W>(simd, &task.scores, &task.value.as_chunks().0[..reach], out);
     }
 }
@@ -468,20 +472,21 @@ fn forward<S: Simd, const W: usize>(simd: S, task: &mut Task) {
 fn backward<S: Simd, const W: usize>(simd: S, task: &mut Task) {
     transpose::<S, W>(task.key.as_chunks().0, &mut task.key_columns);
     transpose::<S, W>(task.value.as_chunks().0, &mut task.value_columns);
-    for start in (0..task.rows).step_by(TALL) {
+    for start in (0..task.rows).step_by(QUERIES) {
         let reach = reach(start);
         attend::<S, W>(simd, task, start, reach);
-        // Slopes of scores: p · (dp − Σ p·dp), where dp = dmixed · value.
-        let dmixed = &task.dmixed.as_chunks().0[start..start + TALL];
-        products::<S, W>(simd, dmixed, &task.value_columns, reach, &mut task.slopes);
-        for (slopes, scores) in task.slopes.chunks_exact_mut(reach).zip(task.scores.chunks_exact(reach)).take(TALL) {
-            let mean = dot(simd, slopes, scores);
-            softmax_slopes(simd, scores, mean, slopes);
+        // Gradients of scores: p · (dp − Σ p·dp), where dp = dattn_out · value.
+        let dattn_out = &task.dattn_out.as_chunks().0[start..start + QUERIES];
+        products::<S, W>(simd, dattn_out, &task.value_columns, reach, &mut task.dscores);
+        for (dscores, scores) in task.dscores.chunks_exact_mut(reach).zip(task.scores.chunks_exact(reach)).take(QUERIES)
+        {
+            let mean = dot(simd, dscores, scores);
+            softmax_backward(simd, scores, mean, dscores);
         }
-        let dquery = &mut task.dquery.as_chunks_mut().0[start..start + TALL];
-        along_rows::<S, W>(simd, &task.slopes, &task.key.as_chunks().0[..reach], dquery);
-        let query = &task.query.as_chunks().0[start..start + TALL];
-        along_columns::<S, W>(simd, &task.slopes, query, &mut task.dkey.as_chunks_mut().0[..reach]);
-        along_columns::<S, W>(simd, &task.scores, dmixed, &mut task.dvalue.as_chunks_mut().0[..reach]);
+        let dquery = &mut task.dquery.as_chunks_mut().0[start..start + QUERIES];
+        along_rows::<S, W>(simd, &task.dscores, &task.key.as_chunks().0[..reach], dquery);
+        let query = &task.query.as_chunks().0[start..start + QUERIES];
+        along_columns::<S, W>(simd, &task.dscores, query, &mut task.dkey.as_chunks_mut().0[..reach]);
+        along_columns::<S, W>(simd, &task.scores, dattn_out, &mut task.dvalue.as_chunks_mut().0[..reach]);
     }
 }

@@ -1,25 +1,25 @@
-//! The engine on processors: forwards and backwards written out by hand over buffers that are kept from step to step. Pure.
+//! The training engine on processors: forward and backward passes over buffers that are kept between steps. Pure.
 
 use std::{borrow::Cow, sync::Arc};
 
 use rayon::prelude::*;
 
 use super::{
-    AdamW, Engine, EngineError, EngineState, Layout, ModelConfig, Packed, Settings,
-    adamw::norm,
+    activation::Activation,
     attention::{Rotary, Sequences},
-    block::{self, Context, Room, Saved, piece},
+    block::{self, Context, Saved, chunk_rows},
     buffer::Buffer,
-    config::Family,
-    head::{self, HeadRoom},
-    kernels::{Bend, add},
-    matrix::Number,
-    model::Model,
+    head::{self, HeadWorkspace},
+    kernels::add,
+    matrix::Dtype,
+};
+use crate::{
+    AdamW, Engine, EngineError, EngineState, Family, Layout, ModelConfig, Packed, Settings, model::Model, optim::norm,
 };
 
-/// The engine on processors, with activations stored as `N`.
+/// The engine on processors, with activations of type `N`.
 #[derive(Debug)]
-pub(crate) struct CpuEngine<N: Number> {
+pub(crate) struct CpuEngine<N: Dtype> {
     model: Model,
     settings: Settings,
     rotary: Option<Rotary>,
@@ -28,28 +28,28 @@ pub(crate) struct CpuEngine<N: Number> {
     first: Vec<f32>,
     second: Vec<f32>,
     packs: N::Packs,
-    /// Whether the packs are those of the parameters.
+    /// Whether the packed weights are up to date.
     packed: bool,
     workspace: Workspace<N>,
 }
 
-/// What a step needs beside parameters, gradients and moments.
+/// The buffers of a step beside parameters, gradients and moments.
 #[derive(Debug, Default)]
-struct Workspace<N: Number> {
-    /// The residual stream before each block and after the last.
+struct Workspace<N: Dtype> {
+    /// The residual stream before each block and after the last one.
     stream: Vec<Buffer<f32>>,
-    /// What each block keeps; one, when it is computed again.
+    /// Saved activations per block; a single entry with gradient checkpointing.
     saved: Vec<Saved<N>>,
-    room: Room<N>,
-    head: HeadRoom<N>,
+    backward: block::Workspace<N>,
+    head: HeadWorkspace<N>,
     dy: Buffer<f32>,
 }
 
-impl<N: Number> CpuEngine<N> {
-    /// An engine that goes on from `state`.
+impl<N: Dtype> CpuEngine<N> {
+    /// Makes an engine that starts from `state`.
     ///
     /// # Errors
-    /// When the state is of another model.
+    /// The state belongs to another model.
     pub(crate) fn new(config: &ModelConfig, state: EngineState, settings: Settings) -> Result<Self, EngineError> {
         let model = Model::new(config);
         state.check(&model.layout)?;
@@ -71,8 +71,8 @@ impl<N: Number> CpuEngine<N> {
         })
     }
 
-    /// Makes packs and workspace ready for a batch, and fills the residual stream as far as the last block. Blocks keep what
-    /// the way back needs when `keep`.
+    /// Packs the weights, prepares the workspace for a batch, and runs the blocks. With `keep`, blocks save their
+    /// activations for the backward pass.
     fn forward(&mut self, batch: &Packed, keep: bool) -> Result<(), EngineError> {
         batch.check(&self.model.config)?;
         if !self.packed {
@@ -99,14 +99,14 @@ impl<N: Number> CpuEngine<N> {
     }
 }
 
-/// Two neighbours of the stream: what is read, and what is written.
+/// Returns two neighbors of the residual stream: one to read, one to write.
 fn pair<T>(stream: &mut [T], from: usize, to: usize) -> (&T, &mut T) {
     let (before, after) = stream.split_at_mut(from.max(to));
     if from < to { (&before[from], &mut after[0]) } else { (&after[0], &mut before[to]) }
 }
 
-/// What every block of a batch is computed with.
-fn context<'a, N: Number>(
+/// Returns the context that every block of a batch shares.
+fn context<'a, N: Dtype>(
     model: &'a Model,
     rotary: Option<&'a Rotary>,
     parameters: &'a [f32],
@@ -114,20 +114,20 @@ fn context<'a, N: Number>(
     batch: &'a Packed,
 ) -> Context<'a, N> {
     let config = &model.config;
-    let (heads, shared, width) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    let (heads, kv_heads, width) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
     Context {
-        sequences: Sequences { offsets: &batch.offsets, heads, shared, width, rotary },
+        sequences: Sequences { cu_seqlens: &batch.cu_seqlens, heads, kv_heads, width, rotary },
         parameters,
         packs,
-        bend: if config.family == Family::Llama { Bend::SwiGlu } else { Bend::Gelu },
+        activation: if config.family == Family::Llama { Activation::SwiGlu } else { Activation::Gelu },
         hidden: config.hidden_size,
         inner: config.intermediate_size,
         eps: config.norm_eps as f32,
-        piece: piece(batch.tokens.len()),
+        chunk_rows: chunk_rows(batch.tokens.len()),
     }
 }
 
-/// The rows of the batch's ids, and of their positions where these are learnt.
+/// Looks up the embeddings of the batch's tokens, and of their positions if these are learned.
 fn embed(model: &Model, parameters: &[f32], batch: &Packed, x: &mut Buffer<f32>, size: usize) {
     let hidden = model.config.hidden_size;
     x.resize(size);
@@ -137,13 +137,13 @@ fn embed(model: &Model, parameters: &[f32], batch: &Packed, x: &mut Buffer<f32>,
     }
     let Some(positions) = &model.positions else { return };
     let positions = &parameters[positions.clone()];
-    for bounds in batch.offsets.windows(2) {
+    for bounds in batch.cu_seqlens.windows(2) {
         let rows = &mut x[bounds[0] * hidden..bounds[1] * hidden];
         add(&positions[..rows.len()], rows);
     }
 }
 
-/// Adds the gradients by the embeddings.
+/// Adds the gradients of the embeddings.
 fn embed_backward(model: &Model, batch: &Packed, dx: &[f32], gradients: &mut [f32]) {
     let hidden = model.config.hidden_size;
     let rows = model.config.vocab_size.div_ceil(16);
@@ -158,7 +158,7 @@ fn embed_backward(model: &Model, batch: &Packed, dx: &[f32], gradients: &mut [f3
     });
     let Some(positions) = &model.positions else { return };
     gradients[positions.clone()].par_chunks_mut(64 * hidden).enumerate().for_each(|(part, gradient)| {
-        for bounds in batch.offsets.windows(2) {
+        for bounds in batch.cu_seqlens.windows(2) {
             let (first, last) = (bounds[0] + part * 64, bounds[1].min(bounds[0] + (part + 1) * 64));
             if first < last {
                 let dx = &dx[first * hidden..last * hidden];
@@ -168,7 +168,7 @@ fn embed_backward(model: &Model, batch: &Packed, dx: &[f32], gradients: &mut [f3
     });
 }
 
-impl<N: Number> Engine for CpuEngine<N> {
+impl<N: Dtype> Engine for CpuEngine<N> {
     fn path(&self) -> &'static str {
         N::path()
     }
@@ -189,19 +189,19 @@ impl<N: Number> Engine for CpuEngine<N> {
         self.forward(batch, true)?;
         let Self { model, rotary, parameters, gradients, packs, workspace, settings, .. } = self;
         let context = context::<N>(model, rotary.as_ref(), parameters, packs, batch);
-        let Workspace { stream, saved, room, head, dy } = workspace;
+        let Workspace { stream, saved, backward, head, dy } = workspace;
         let layers = model.blocks.len();
         dy.resize(batch.tokens.len() * context.hidden);
         let slope = 1.0 / total_targets as f32;
         let sum = head::backward(context, model, (&stream[layers], &batch.targets), slope, head, dy, gradients);
         for (layer, block) in model.blocks.iter().enumerate().rev() {
             let kept = saved.len();
-            // The last block's is still there.
+            // The last block's activations are still there.
             if settings.gradient_checkpointing && layer + 1 < layers {
                 let (x, y) = pair(stream, layer, layer + 1);
                 block::forward(context, block, x, y, &mut saved[layer % kept]);
             }
-            block::backward(context, block, &stream[layer], &saved[layer % kept], room, dy, gradients);
+            block::backward(context, block, &stream[layer], &saved[layer % kept], backward, dy, gradients);
         }
         embed_backward(model, batch, dy, gradients);
         Ok(sum / total_targets as f64)
@@ -232,10 +232,10 @@ impl<N: Number> Engine for CpuEngine<N> {
     }
 
     fn memory(&self) -> usize {
-        let Workspace { stream, saved, room, head, dy } = &self.workspace;
+        let Workspace { stream, saved, backward, head, dy } = &self.workspace;
         let stream: usize = stream.iter().chain([dy]).map(Buffer::bytes).sum();
         let saved: usize = saved.iter().map(Saved::bytes).sum();
-        4 * size_of::<f32>() * self.parameters.len() + stream + saved + room.bytes(&self.packs) + head.bytes()
+        4 * size_of::<f32>() * self.parameters.len() + stream + saved + backward.bytes(&self.packs) + head.bytes()
     }
 
     fn export(&self) -> EngineState {

@@ -1,22 +1,23 @@
-//! How much arithmetic a training step is. Pure.
+//! FLOPs of a training step. Pure.
 
-use super::{Layout, ModelConfig, Packed};
+use super::{Layout, ModelConfig};
+use crate::Packed;
 
-/// Floating-point operations of one forward and backward pass over `batch`; a multiplication and an addition count as two.
+/// Returns the floating-point operations of one forward and backward pass over `batch`. A multiply-add counts as two.
 ///
-/// Forward takes 2 for each weight of a matrix and token, backward twice that: **6 · weights · tokens**. The matrices are those of the
-/// blocks, for all tokens, and the output head (`vocabulary × width`), for the tokens that have a target only;
-/// looking up an embedding is no arithmetic. Attention takes **12 · layers · heads · head width** for each pair of a token and one that it sees
-/// (scores and their product with the values, 4 · heads · head width forward), and a sequence of `t` tokens has `t (t + 1) / 2` of those, for
-/// attention is causal and stays inside a sequence. Norms, activations and the optimiser are left out, as is usual (Kaplan et
-/// al. 2020, appendix of Chowdhery et al. 2022), though those count the attention of a full square.
+/// The forward pass takes 2 per weight and token, the backward pass twice that: **6 · weights · tokens**. The weights of the
+/// blocks count for all tokens, those of the output projection (`vocabulary × width`) for tokens with a target only; an
+/// embedding lookup takes none. Attention takes **12 · layers · heads · head width** for each pair of a query and a key that
+/// it sees (4 · heads · head width in the forward pass, for scores and values). A sequence of `t` tokens has `t (t + 1) / 2`
+/// such pairs, because attention is causal and stays inside a sequence. Norms, activations and the optimizer are left out,
+/// as is usual (Kaplan et al. 2020, appendix of Chowdhery et al. 2022), although those count the full square of attention.
 pub fn flops(config: &ModelConfig, layout: &Layout, batch: &Packed) -> f64 {
     let looked_up = |name: &str| ["embed_tokens", "wte", "wpe", "lm_head"].iter().any(|part| name.contains(part));
     let blocks = layout.tensors().iter().filter(|tensor| tensor.shape.len() > 1 && !looked_up(&tensor.name));
     let blocks: usize = blocks.map(crate::Tensor::count).sum();
     let head = config.vocab_size * config.hidden_size;
     let pairs: f64 = batch
-        .offsets
+        .cu_seqlens
         .windows(2)
         .map(|bounds| {
             let tokens = (bounds[1] - bounds[0]) as f64;

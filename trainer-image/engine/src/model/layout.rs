@@ -1,36 +1,36 @@
-//! Where each weight lies in the one vector that holds them all. Pure.
+//! The range of each tensor in the flat vector of parameters. Pure.
 
 use std::{ops::Range, sync::Arc};
 
-use super::{ModelConfig, model::Model};
+use super::{ModelConfig, modules::Model};
 
-/// A weight under Hugging Face's name.
+/// A tensor under its Hugging Face name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
-    /// Such as `model.layers.0.self_attn.q_proj.weight`.
+    /// Name, such as `model.layers.0.self_attn.q_proj.weight`.
     pub name: String,
-    /// Its shape: [outputs, inputs], or [inputs, outputs] in a GPT-2, or [width].
+    /// Shape: [outputs, inputs], or [inputs, outputs] in a GPT-2, or [width].
     pub shape: Vec<usize>,
-    /// Where it lies in the flat vector.
+    /// Range in the flat vector.
     pub range: Range<usize>,
 }
 
 impl Tensor {
-    /// How many numbers it has.
+    /// Returns the number of elements.
     pub fn count(&self) -> usize {
         self.range.len()
     }
 }
 
-/// All weights of a model, one after another without gaps: the embedding, the blocks, the final norm. What the kernels see as
-/// one matrix (query, key and value; gate and up) lies side by side.
+/// The tensors of a model, one after another without gaps: embedding, blocks, final norm. Tensors that the kernels multiply
+/// as one matrix (query, key and value; gate and up) are adjacent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     tensors: Vec<Tensor>,
 }
 
 impl Layout {
-    /// Tensors of these names and shapes, in this order.
+    /// Lays out tensors of these names and shapes in this order.
     pub fn new(tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> Self {
         let mut start = 0;
         let tensors = tensors.into_iter().map(|(name, shape)| {
@@ -41,22 +41,22 @@ impl Layout {
         Self { tensors: tensors.collect() }
     }
 
-    /// The tensors of a model.
+    /// Returns the layout of a model.
     pub fn of(config: &ModelConfig) -> Self {
         Arc::unwrap_or_clone(Model::new(config).layout)
     }
 
-    /// The tensors in the order in which they lie.
+    /// Returns the tensors in order.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
 
-    /// The tensor of a name.
+    /// Returns the tensor of this name.
     pub fn find(&self, name: &str) -> Option<&Tensor> {
         self.tensors.iter().find(|tensor| tensor.name == name)
     }
 
-    /// How many numbers there are.
+    /// Returns the number of elements of all tensors.
     pub fn size(&self) -> usize {
         self.tensors.last().map_or(0, |tensor| tensor.range.end)
     }

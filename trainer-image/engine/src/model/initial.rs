@@ -1,4 +1,4 @@
-//! The weights that training begins with. Pure.
+//! Initialization of the parameters. Pure.
 
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
@@ -8,8 +8,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Layout, ModelConfig, Tensor};
 
-/// New parameters, laid out as `layout`: normal numbers of deviation 1/√width, output projections by another 1/√(2 · layers),
-/// norms of 1, biases of 0. Every matrix has its own stream of random numbers, named by `seed` and its name.
+/// Returns initial parameters in the order of `layout`: normal with standard deviation 1/√width, output projections also
+/// divided by √(2 · layers), norm weights 1, biases 0. Each matrix has a random stream of its own, derived from `seed` and
+/// its name.
 pub fn initial(config: &ModelConfig, layout: &Layout, seed: u64) -> Vec<f32> {
     let mut parameters = vec![0.0; layout.size()];
     let mut rest = parameters.as_mut_slice();

@@ -1,17 +1,19 @@
-//! Products of `f32`, over [`panel`](crate::panel). Pure.
+//! Products of `f32`, built on [`panel`](crate::cpu::panel). Pure.
 
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::{Gradient, Number, Out, Weight};
+use super::{Dtype, Gradient, Out, Weight};
 use crate::{
-    buffer::{Buffer, scratch},
-    kernels::dispatched,
+    cpu::{
+        buffer::{Buffer, scratch},
+        dispatch::dispatched,
+        panel::{self, Left, PANEL, Place, tall},
+    },
     model::Model,
-    panel::{self, Left, PANEL, Place, tall},
 };
 
-/// A right operand [depth, columns] in panels of 32 columns, each over the whole depth; columns padded with zeros.
+/// A right operand [depth, columns] in panels of 32 columns, each over the whole depth. Columns are padded with zeros.
 #[derive(Debug, Default)]
 pub(crate) struct Panels {
     data: Buffer<f32>,
@@ -24,7 +26,7 @@ impl Panels {
         self.data.resize(depth * columns.next_multiple_of(PANEL));
     }
 
-    /// Each panel, and the first of its columns.
+    /// Yields each panel with its first column.
     fn iter(&self) -> impl Iterator<Item = (usize, &[f32])> {
         self.data.chunks_exact(self.depth * PANEL).enumerate().map(|(at, panel)| (at * PANEL, panel))
     }
@@ -34,21 +36,21 @@ impl Panels {
     }
 }
 
-/// The packs of a weight for both directions.
+/// The packed weight for the forward and the backward pass.
 #[derive(Debug, Default)]
 pub(crate) struct WeightPanels {
     forward: Panels,
     backward: Panels,
 }
 
-/// A panel to be filled from a matrix whose rows are `stride` apart: with the columns from `column` on, or with rows from there
-/// on, as its columns.
+/// A task that fills a panel from a matrix whose rows are `stride` apart: from its columns (`across`) or its rows, starting
+/// at `column`.
 struct Filling<'a> {
     data: &'a [f32],
     stride: usize,
     across: bool,
     column: usize,
-    /// How many there are behind `column`.
+    /// Columns from `column` to the end.
     width: usize,
     panel: &'a mut [f32],
 }
@@ -57,7 +59,7 @@ dispatched!(fill<'a>(work: Filling<'a>) = fill_kernel);
 
 #[inline(always)]
 fn fill_kernel<S: Simd>(_: S, work: Filling) {
-    /// Lines of a panel that stay in the processor's first cache.
+    /// Lines of a panel that fit into the L1 cache.
     const LINES: usize = 64;
     let Filling { data, stride, across, column, width, panel } = work;
     let lines = panel.as_chunks_mut::<PANEL>().0;
@@ -83,7 +85,7 @@ fn fill_kernel<S: Simd>(_: S, work: Filling) {
     }
 }
 
-/// `x` [rows, depth] · `right` [depth, columns].
+/// The product `x` [rows, depth] · `right` [depth, columns].
 struct Product<'a> {
     x: &'a [f32],
     right: &'a Panels,
@@ -105,12 +107,12 @@ fn multiply_kernel<S: Simd>(simd: S, work: Product) {
     }
 }
 
-/// Columns of the left factor whose gradient is one task.
+/// Columns of the left factor per task of a weight gradient.
 const SHARE: usize = 96;
-/// Rows of a sum that are packed at a time, so that what is packed stays in the processor's cache.
+/// Rows of a sum that are packed at once, so that they stay in the cache.
 const SPAN: usize = 1024;
 
-/// `out` [columns of left, columns of right] += leftᵀ · right, for some columns of the left factor from `first` on.
+/// The product `out` [columns of left, columns of right] += leftᵀ · right for some columns of the left factor from `first`.
 struct Transposed<'a> {
     left: &'a [f32],
     left_width: usize,
@@ -149,7 +151,7 @@ fn multiply_transposed_kernel<S: Simd>(simd: S, work: Transposed) {
     }
 }
 
-/// Packs `count` rows: `TALL` columns after another, each few numbers of a row side by side.
+/// Packs `count` rows in groups of `TALL` columns; a group holds its columns of a row side by side.
 #[inline(always)]
 fn group<'a, const TALL: usize>(rows: impl Iterator<Item = &'a [f32]>, count: usize, packed: &mut [f32]) {
     let packed = packed.as_chunks_mut::<TALL>().0;
@@ -164,10 +166,10 @@ fn group<'a, const TALL: usize>(rows: impl Iterator<Item = &'a [f32]>, count: us
     }
 }
 
-impl Number for f32 {
+impl Dtype for f32 {
     type Packs = Vec<WeightPanels>;
-    /// The right operands of gradients, one for each that is computed at a time.
-    type Room = Vec<Panels>;
+    /// The packed right operands of weight gradients, one for each that is computed at once.
+    type Workspace = Vec<Panels>;
 
     const COPIES: bool = false;
 
@@ -231,10 +233,10 @@ impl Number for f32 {
         multiply(Product { x: dy, right: &packs[matrix.index].backward, columns: matrix.inputs, out, add });
     }
 
-    fn gradients(jobs: Vec<Gradient<Self>>, room: &mut Self::Room) {
-        room.resize_with(room.len().max(jobs.len()), Panels::default);
+    fn gradients(jobs: Vec<Gradient<Self>>, workspace: &mut Self::Workspace) {
+        workspace.resize_with(workspace.len().max(jobs.len()), Panels::default);
         let mut packing = Vec::new();
-        for (job, panels) in jobs.iter().zip(room.iter_mut()) {
+        for (job, panels) in jobs.iter().zip(workspace.iter_mut()) {
             let (data, stride) = (job.right, job.right_width);
             panels.shape(data.len() / stride, stride);
             packing.extend(panels.iter_mut().map(|(column, panel)| Filling {
@@ -249,7 +251,7 @@ impl Number for f32 {
         packing.into_par_iter().for_each(|task| fill(task));
         let tasks: Vec<_> = jobs
             .into_iter()
-            .zip(&*room)
+            .zip(&*workspace)
             .flat_map(|(job, right)| {
                 let Gradient { left, left_width, right_width, out, .. } = job;
                 let parts = out.chunks_mut(SHARE * right_width).enumerate();
@@ -266,9 +268,9 @@ impl Number for f32 {
         tasks.into_par_iter().with_max_len(1).for_each(|task| multiply_transposed(task));
     }
 
-    fn bytes(packs: &Self::Packs, room: &Self::Room) -> usize {
+    fn bytes(packs: &Self::Packs, workspace: &Self::Workspace) -> usize {
         let both = packs.iter().flat_map(|pack| [&pack.forward, &pack.backward]);
-        both.chain(room).map(|panels| panels.data.bytes()).sum()
+        both.chain(workspace).map(|panels| panels.data.bytes()).sum()
     }
 
     fn keep(rows: &[f32], _: usize, to: &mut [Self]) {
@@ -307,7 +309,7 @@ impl Number for f32 {
     }
 }
 
-/// Where a product goes, and whether it is added to what is there.
+/// Returns the destination, and whether the product is added to it.
 fn place(out: Out<'_, f32>) -> (&mut [f32], bool) {
     match out {
         Out::Store(out) | Out::Set(out) => (out, false),
@@ -319,12 +321,12 @@ fn place(out: Out<'_, f32>) -> (&mut [f32], bool) {
 mod tests {
     use super::*;
 
-    /// [rows, columns], without gaps.
+    /// Returns [rows, columns] without gaps.
     fn numbers(rows: usize, columns: usize) -> Vec<f32> {
         (0..rows * columns).map(|at| (at * 37 % 101) as f32 / 50.0 - 1.0).collect()
     }
 
-    /// [rows, columns] = Σ over depth of `term(row, column, depth)`.
+    /// Returns [rows, columns] = Σ over depth of `term(row, column, depth)`.
     fn sums(rows: usize, columns: usize, depth: usize, term: impl Fn(usize, usize, usize) -> f32) -> Vec<f32> {
         let sum = |at: usize| (0..depth).map(|k| f64::from(term(at / columns, at % columns, k))).sum::<f64>() as f32;
         (0..rows * columns).map(sum).collect()
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_any_number_meet_columns_of_any_number() {
+    fn products_of_any_shape_are_right() {
         for (rows, depth, columns) in [(1, 1, 1), (12, 33, 32), (29, 70, 31), (17, 5, 97), (64, 64, 64)] {
             let x = numbers(rows, depth);
             for across in [true, false] {
@@ -360,7 +362,7 @@ mod tests {
 
     #[test]
     fn gradients_are_added() {
-        // More rows than are packed at a time, more columns than a task has.
+        // More rows than a span and more columns than a task.
         let (rows, left_width, right_width) = (SPAN + 7, SHARE + 5, 40);
         let (left, right) = (numbers(rows, left_width), numbers(rows, right_width));
         let mut out = vec![1.0; left_width * right_width];

@@ -1,0 +1,353 @@
+//! One decoder block over packed sequences, forward and backward: `x₁ = x + attention(norm(x))`, `y = x₁ +
+//! feed_forward(norm(x₁))`. Pure.
+//!
+//! Everything between two attentions is computed in chunks of rows that fit into the cache. The backward pass computes the
+//! outputs of norms and activations again instead of keeping them.
+
+use rayon::prelude::*;
+
+use super::{
+    activation::{Activation, ActivationBackward, activate, activation_backward},
+    attention::{Sequences, attention, attention_backward},
+    buffer::{Buffer, scratch},
+    kernels::{add, add_columns},
+    matrix::{Dtype, Gradient, Out, Weight},
+    norm::{NormWeights, norm, norm_backward},
+};
+use crate::model::{Block, Linear, Norm};
+
+/// The parameters and shapes that a block is computed with.
+pub(crate) struct Context<'a, N: Dtype> {
+    pub(crate) sequences: Sequences<'a>,
+    pub(crate) parameters: &'a [f32],
+    pub(crate) packs: &'a N::Packs,
+    pub(crate) activation: Activation,
+    /// Width of the residual stream.
+    pub(crate) hidden: usize,
+    /// Width inside the feed-forward part.
+    pub(crate) inner: usize,
+    pub(crate) eps: f32,
+    /// Rows of a chunk.
+    pub(crate) chunk_rows: usize,
+}
+
+#[allow(clippy::expl_impl_clone_on_copy, reason = "derived, it would ask the packs to be `Copy`, too")]
+impl<N: Dtype> Clone for Context<'_, N> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<N: Dtype> Copy for Context<'_, N> {}
+
+impl<'a, N: Dtype> Context<'a, N> {
+    pub(crate) fn weight(&self, matrix: &'a Linear) -> Weight<'a, N> {
+        Weight { matrix, parameters: self.parameters, packs: self.packs }
+    }
+
+    pub(crate) fn norm(&self, norm: &Norm) -> NormWeights<'a> {
+        let bias = norm.bias.clone().map(|bias| &self.parameters[bias]);
+        NormWeights { weight: &self.parameters[norm.weight.clone()], bias, eps: self.eps }
+    }
+
+    /// Returns the width of a row's queries, and of its queries, keys and values.
+    fn widths(&self) -> (usize, usize) {
+        (self.sequences.heads * self.sequences.width, self.sequences.all())
+    }
+}
+
+/// Returns the rows of a chunk among `rows`: few enough to fit into the cache, with enough chunks for all threads.
+pub(crate) fn chunk_rows(rows: usize) -> usize {
+    rows.div_ceil(8).next_multiple_of(32).clamp(32, 256)
+}
+
+/// Activations of a block that are saved for the backward pass.
+#[derive(Debug, Default)]
+pub(crate) struct Saved<N> {
+    /// [rows, queries + keys + values]
+    qkv: Buffer<N>,
+    /// Output of attention [rows, queries].
+    attn_out: Buffer<N>,
+    /// x₁ [rows, hidden]
+    residual: Buffer<f32>,
+    /// Input of the activation: [rows, inner], or twice as wide.
+    up: Buffer<N>,
+}
+
+impl<N: Dtype> Saved<N> {
+    /// Resizes the buffers for `rows`.
+    pub(crate) fn resize(&mut self, context: &Context<N>, rows: usize) {
+        let (queries, all) = context.widths();
+        self.qkv.resize(rows * N::stride(all));
+        self.attn_out.resize(rows * N::stride(queries));
+        self.residual.resize(rows * context.hidden);
+        self.up.resize(rows * N::stride(context.activation.inputs(context.inner)));
+    }
+
+    /// Returns the bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.qkv.bytes() + self.attn_out.bytes() + self.residual.bytes() + self.up.bytes()
+    }
+}
+
+/// Computes `y` [rows, hidden] from `x`, and saves the activations that [`backward`] needs.
+pub(crate) fn forward<N: Dtype>(context: Context<N>, block: &Block, x: &[f32], y: &mut [f32], saved: &mut Saved<N>) {
+    let Context { hidden, inner, chunk_rows, .. } = context;
+    let (queries, all) = context.widths();
+    let wide = N::stride(context.activation.inputs(inner));
+    saved.resize(&context, x.len() / hidden);
+    let Saved { qkv, attn_out, residual, up } = saved;
+    (qkv.par_chunks_mut(chunk_rows * N::stride(all)), x.par_chunks(chunk_rows * hidden)).into_par_iter().for_each(
+        |(qkv, x)| {
+            let mut normed = scratch::<N>(x.len() / hidden * N::stride(hidden));
+            norm(x, context.norm(&block.input_norm), &mut normed);
+            N::forward(context.weight(&block.qkv), &normed, Out::Store(qkv));
+        },
+    );
+    attention(context.sequences, qkv, attn_out);
+    let chunks = (
+        residual.par_chunks_mut(chunk_rows * hidden),
+        up.par_chunks_mut(chunk_rows * wide),
+        y.par_chunks_mut(chunk_rows * hidden),
+        x.par_chunks(chunk_rows * hidden),
+        attn_out.par_chunks(chunk_rows * N::stride(queries)),
+    );
+    chunks.into_par_iter().for_each(|(residual, up, y, x, attn_out)| {
+        let rows = x.len() / hidden;
+        residual.copy_from_slice(x);
+        N::forward(context.weight(&block.output), attn_out, Out::Add(residual));
+        let mut normed = scratch::<N>(rows * N::stride(hidden));
+        norm(residual, context.norm(&block.inner_norm), &mut normed);
+        N::forward(context.weight(&block.up), &normed, Out::Store(up));
+        let mut activated = scratch::<N>(rows * N::stride(inner));
+        activate(context.activation, up, inner, &mut activated);
+        y.copy_from_slice(residual);
+        N::forward(context.weight(&block.down), &activated, Out::Add(y));
+    });
+}
+
+/// Buffers of the backward pass, shared by all blocks.
+#[derive(Debug, Default)]
+pub(crate) struct Workspace<N: Dtype> {
+    /// Operands of the weight gradients, each [rows, …].
+    normed: Buffer<N>,
+    dy: Buffer<N>,
+    dup: Buffer<N>,
+    activated: Buffer<N>,
+    dresidual: Buffer<N>,
+    dattn_out: Buffer<N>,
+    dqkv: Buffer<N>,
+    /// The gradient by x₁, later by x [rows, hidden].
+    dx: Buffer<f32>,
+    /// Per chunk, the gradients of a norm.
+    parts: Buffer<f32>,
+    gradients: N::Workspace,
+}
+
+impl<N: Dtype> Workspace<N> {
+    fn resize(&mut self, context: &Context<N>, rows: usize) {
+        let (queries, all) = context.widths();
+        let hidden = rows * N::stride(context.hidden);
+        self.normed.resize(hidden);
+        if N::COPIES {
+            self.dy.resize(hidden);
+            self.dresidual.resize(hidden);
+        }
+        self.dup.resize(rows * N::stride(context.activation.inputs(context.inner)));
+        self.activated.resize(rows * N::stride(context.inner));
+        self.dattn_out.resize(rows * N::stride(queries));
+        self.dqkv.resize(rows * N::stride(all));
+        self.dx.resize(rows * context.hidden);
+        self.parts.resize(rows.div_ceil(context.chunk_rows) * 2 * context.hidden);
+    }
+
+    /// Returns the bytes held.
+    pub(crate) fn bytes(&self, packs: &N::Packs) -> usize {
+        let numbers =
+            [&self.normed, &self.dy, &self.dup, &self.activated, &self.dresidual, &self.dattn_out, &self.dqkv];
+        let numbers: usize = numbers.iter().map(|buffer| buffer.bytes()).sum();
+        numbers + self.dx.bytes() + self.parts.bytes() + N::bytes(packs, &self.gradients)
+    }
+
+    /// Adds the gradients of weights and biases over the same rows. A job is (layer, gradient of its output, its input).
+    pub(crate) fn add_gradients(workspace: &mut N::Workspace, jobs: &[(&Linear, &[N], &[N])], gradients: &mut [f32]) {
+        // Layers of a block lie in order, so that the vector can be split without a search.
+        let mut sorted: Vec<&(&Linear, &[N], &[N])> = jobs.iter().collect();
+        sorted.sort_by_key(|(matrix, ..)| matrix.weight.start);
+        for (matrix, dy, _) in &sorted {
+            if let Some(bias) = &matrix.bias {
+                add_bias(dy, matrix.outputs, &mut gradients[bias.clone()]);
+            }
+        }
+        let (mut rest, mut start) = (gradients, 0);
+        let mut cut = Vec::with_capacity(sorted.len());
+        for (matrix, dy, x) in sorted {
+            let (_, tail) = rest.split_at_mut(matrix.weight.start - start);
+            let (out, tail) = tail.split_at_mut(matrix.weight.len());
+            (rest, start) = (tail, matrix.weight.end);
+            let (outputs, inputs) = (matrix.outputs, matrix.inputs);
+            cut.push(if matrix.inputs_first {
+                Gradient { left: x, left_width: inputs, right: dy, right_width: outputs, out }
+            } else {
+                Gradient { left: dy, left_width: outputs, right: x, right_width: inputs, out }
+            });
+        }
+        N::gradients(cut, workspace);
+    }
+}
+
+/// Adds the sums over rows to the gradient of a bias.
+fn add_bias<N: Dtype>(dy: &[N], width: usize, gradient: &mut [f32]) {
+    const COLUMNS: usize = 64;
+    let stride = N::stride(width);
+    gradient.par_chunks_mut(COLUMNS).enumerate().for_each(|(at, sum)| add_columns(&dy[at * COLUMNS..], stride, sum));
+}
+
+/// Adds the gradients of a norm from all chunks.
+pub(crate) fn add_norm(norm: &Norm, parts: &[f32], gradients: &mut [f32]) {
+    let width = norm.weight.len();
+    for part in parts.chunks_exact(2 * width) {
+        add(&part[..width], &mut gradients[norm.weight.clone()]);
+        if let Some(bias) = &norm.bias {
+            add(&part[width..], &mut gradients[bias.clone()]);
+        }
+    }
+}
+
+/// Operands of one backward task between two attentions.
+struct Chunk<'a, N> {
+    dy: &'a [f32],
+    residual: &'a [f32],
+    up: &'a [N],
+    dresidual: &'a mut [f32],
+    normed: &'a mut [N],
+    dup: &'a mut [N],
+    activated: &'a mut [N],
+    dattn_out: &'a mut [N],
+    part: &'a mut [f32],
+    dy_operand: &'a mut [N],
+    dresidual_operand: &'a mut [N],
+}
+
+/// Splits off the first `count` elements.
+#[allow(clippy::mut_mut, reason = "the rest is left where the slice was")]
+fn take<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
+    rest.split_off_mut(..count).unwrap_or_default()
+}
+
+/// Replaces `dy` with the gradient by `x`, and adds the gradients of the weights to `gradients`.
+pub(crate) fn backward<N: Dtype>(
+    context: Context<N>,
+    block: &Block,
+    x: &[f32],
+    saved: &Saved<N>,
+    workspace: &mut Workspace<N>,
+    dy: &mut Buffer<f32>,
+    gradients: &mut [f32],
+) {
+    let Context { hidden, inner, chunk_rows, .. } = context;
+    let (queries, all) = context.widths();
+    let wide = N::stride(context.activation.inputs(inner));
+    workspace.resize(&context, x.len() / hidden);
+    let Workspace {
+        normed,
+        dy: dy_stored,
+        dup,
+        activated,
+        dresidual,
+        dattn_out,
+        dqkv,
+        dx,
+        parts,
+        gradients: gradient_workspace,
+    } = workspace;
+    let Saved { qkv, attn_out, residual, up } = saved;
+    let (narrow, copies) = (N::stride(hidden), if N::COPIES { N::stride(hidden) } else { 0 });
+    parts.fill(0.0);
+    let rows = x.len() / hidden;
+    let (mut dx_rest, mut normed_rest, mut dup_rest, mut activated_rest) =
+        (&mut dx[..], &mut normed[..], &mut dup[..], &mut activated[..]);
+    let (mut dattn_out_rest, mut parts_rest) = (&mut dattn_out[..], &mut parts[..]);
+    let (mut dy_rest, mut dresidual_rest) = (&mut dy_stored[..], &mut dresidual[..]);
+    let chunks: Vec<_> = (0..rows)
+        .step_by(chunk_rows)
+        .map(|start| {
+            let here = start..rows.min(start + chunk_rows);
+            let count = here.len();
+            Chunk {
+                dy: &dy[here.start * hidden..here.end * hidden],
+                residual: &residual[here.start * hidden..here.end * hidden],
+                up: &up[here.start * wide..here.end * wide],
+                dresidual: take(&mut dx_rest, count * hidden),
+                normed: take(&mut normed_rest, count * narrow),
+                dup: take(&mut dup_rest, count * wide),
+                activated: take(&mut activated_rest, count * N::stride(inner)),
+                dattn_out: take(&mut dattn_out_rest, count * N::stride(queries)),
+                part: take(&mut parts_rest, 2 * hidden),
+                dy_operand: take(&mut dy_rest, count * copies),
+                dresidual_operand: take(&mut dresidual_rest, count * copies),
+            }
+        })
+        .collect();
+    chunks.into_par_iter().with_max_len(1).for_each(|chunk| {
+        let Chunk {
+            dy,
+            residual,
+            up,
+            dresidual,
+            normed,
+            dup,
+            activated,
+            dattn_out,
+            part,
+            dy_operand,
+            dresidual_operand,
+        } = chunk;
+        let rows = dy.len() / hidden;
+        let dy_stored = N::operand(dy, hidden, dy_operand);
+        let mut dactivated = scratch::<N>(rows * N::stride(inner));
+        N::backward(context.weight(&block.down), dy_stored, Out::Store(&mut dactivated));
+        activation_backward(ActivationBackward {
+            activation: context.activation,
+            width: inner,
+            x: up,
+            dy: &dactivated,
+            y: activated,
+            dx: dup,
+        });
+        let mut dnormed = scratch::<f32>(dy.len());
+        N::backward(context.weight(&block.up), dup, Out::Set(&mut dnormed));
+        let weights = context.norm(&block.inner_norm);
+        norm(residual, weights, normed);
+        dresidual.copy_from_slice(dy);
+        norm_backward(residual, weights, &dnormed, dresidual, part);
+        let dresidual = N::operand(dresidual, hidden, dresidual_operand);
+        N::backward(context.weight(&block.output), dresidual, Out::Store(dattn_out));
+    });
+    add_norm(&block.inner_norm, parts, gradients);
+    let jobs: [(&Linear, &[N], &[N]); 3] = [
+        (&block.output, N::operands(dx, dresidual), attn_out),
+        (&block.up, dup, normed),
+        (&block.down, N::operands(dy, dy_stored), activated),
+    ];
+    Workspace::add_gradients(gradient_workspace, &jobs, gradients);
+    attention_backward(context.sequences, qkv, dattn_out, dqkv);
+    parts.fill(0.0);
+    let chunks = (
+        dx.par_chunks_mut(chunk_rows * hidden),
+        x.par_chunks(chunk_rows * hidden),
+        dqkv.par_chunks(chunk_rows * N::stride(all)),
+        normed.par_chunks_mut(chunk_rows * narrow),
+        parts.par_chunks_mut(2 * hidden),
+    );
+    chunks.into_par_iter().for_each(|(dx, x, dqkv, normed, part)| {
+        let weights = context.norm(&block.input_norm);
+        norm(x, weights, normed);
+        let mut dnormed = scratch::<f32>(x.len());
+        N::backward(context.weight(&block.qkv), dqkv, Out::Set(&mut dnormed));
+        norm_backward(x, weights, &dnormed, dx, part);
+    });
+    add_norm(&block.input_norm, parts, gradients);
+    Workspace::add_gradients(gradient_workspace, &[(&block.qkv, dqkv, normed)], gradients);
+    std::mem::swap(dy, dx);
+}

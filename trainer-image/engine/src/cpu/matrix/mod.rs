@@ -1,0 +1,104 @@
+//! Matrix products of training for each type of activations: [`fp32`] and [`bf16`]. Pure.
+
+mod bf16;
+mod fp32;
+
+use super::buffer::Pooled;
+use crate::model::{Linear, Model};
+
+/// The destination of a product.
+pub(crate) enum Out<'a, N> {
+    /// Activations whose rows are [`Dtype::stride`] apart.
+    Store(&'a mut [N]),
+    /// Overwrites rows without gaps.
+    Set(&'a mut [f32]),
+    /// Adds to rows without gaps.
+    Add(&'a mut [f32]),
+}
+
+impl<N> Out<'_, N> {
+    /// Reborrows the destination.
+    fn again(&mut self) -> Out<'_, N> {
+        match self {
+            Out::Store(out) => Out::Store(out),
+            Out::Set(out) => Out::Set(out),
+            Out::Add(out) => Out::Add(out),
+        }
+    }
+}
+
+/// A weight gradient: `out` [left width, right width] += leftᵀ · right. Rows of both factors are [`Dtype::stride`] apart.
+pub(crate) struct Gradient<'a, N> {
+    pub(crate) left: &'a [N],
+    pub(crate) left_width: usize,
+    pub(crate) right: &'a [N],
+    pub(crate) right_width: usize,
+    pub(crate) out: &'a mut [f32],
+}
+
+/// A type of activations, and the products over it.
+pub(crate) trait Dtype: Pooled + Send + Sync + std::fmt::Debug {
+    /// Packed weights, rebuilt when the parameters have changed.
+    type Packs: Default + Send + Sync + std::fmt::Debug;
+    /// Buffers of the weight gradients.
+    type Workspace: Default + Send + Sync + std::fmt::Debug;
+
+    /// Whether [`operand`](Self::operand) copies its input.
+    const COPIES: bool;
+
+    /// Returns the path's name for the records of a run.
+    fn path() -> &'static str;
+
+    /// Returns the distance between rows of `width`.
+    fn stride(width: usize) -> usize;
+
+    /// Returns the bytes of a packed right operand [depth, columns].
+    fn packed(depth: usize, columns: usize) -> usize;
+
+    /// Packs all linear layers of a model.
+    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs);
+
+    /// Computes `x` [rows, inputs] · weightᵀ + bias on this thread.
+    fn forward(weight: Weight<Self>, x: &[Self], out: Out<Self>);
+
+    /// Computes `dy` [rows, outputs] · weight on this thread.
+    fn backward(weight: Weight<Self>, dy: &[Self], out: Out<Self>);
+
+    /// Computes weight gradients over the same rows on all threads.
+    fn gradients(jobs: Vec<Gradient<Self>>, workspace: &mut Self::Workspace);
+
+    /// Returns the bytes of packed weights and workspace.
+    fn bytes(packs: &Self::Packs, workspace: &Self::Workspace) -> usize;
+
+    /// Converts rows of `width` without gaps into activations, and clears their padding.
+    fn keep(rows: &[f32], width: usize, to: &mut [Self]);
+
+    /// Converts consecutive numbers.
+    fn convert(numbers: &[f32], to: &mut [Self]);
+
+    /// Reads the first `width` elements of rows that are `stride` apart.
+    fn gather(rows: &[Self], stride: usize, width: usize, to: &mut [f32]);
+
+    /// Returns a row as `f32`: in place, or converted into `buffer`. Call it in a kernel.
+    fn read<'a>(row: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32];
+
+    /// Returns where a row is written as `f32`: in place, or in `buffer`, from where [`finish`](Self::finish) converts it.
+    /// Call it in a kernel.
+    fn place<'a>(row: &'a mut [Self], buffer: &'a mut [f32]) -> &'a mut [f32];
+
+    /// Converts a row that was written to [`place`](Self::place).
+    fn finish(row: &mut [Self], buffer: &[f32]);
+
+    /// Returns rows without gaps as an operand: in place, or converted into `buffer`.
+    fn operand<'a>(rows: &'a [f32], width: usize, buffer: &'a mut [Self]) -> &'a [Self];
+
+    /// Returns the operand of all rows after [`operand`](Self::operand) ran for every chunk of `buffer`.
+    fn operands<'a>(rows: &'a [f32], buffer: &'a [Self]) -> &'a [Self];
+}
+
+/// A linear layer with its parameters and packed weights.
+pub(crate) struct Weight<'a, N: Dtype> {
+    pub(crate) matrix: &'a Linear,
+    pub(crate) parameters: &'a [f32],
+    pub(crate) packs: &'a N::Packs,
+}

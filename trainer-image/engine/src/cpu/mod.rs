@@ -1,0 +1,26 @@
+//! Training and generation on processors: kernels written by hand, forward and backward, over buffers that are kept between
+//! steps. Activations are `f32` or `bf16`; the instruction set is chosen at run time.
+
+mod activation;
+mod attention;
+mod bf16;
+mod block;
+mod buffer;
+mod dispatch;
+mod engine;
+mod head;
+pub mod inference;
+mod isa;
+mod kernels;
+mod linear;
+mod matrix;
+mod memory;
+mod norm;
+mod panel;
+mod tile;
+
+pub(crate) use bf16::Bf16;
+pub(crate) use engine::CpuEngine;
+pub use isa::{Isa, UnknownIsa, VARIABLE as MAX_CPU_ISA, arch};
+pub(crate) use matrix::Dtype;
+pub use memory::memory;

@@ -1,0 +1,41 @@
+//! The errors of an engine. Pure.
+
+/// The reasons for which an engine refuses a batch or a state.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A sequence is longer than the context.
+    #[error("a sequence has {tokens} tokens, but the model's context holds {context}")]
+    TooLong {
+        /// Tokens of the sequence.
+        tokens: usize,
+        /// Tokens that fit into the context.
+        context: usize,
+    },
+    /// A token id has no row in the embedding.
+    #[error("token id {id} is outside the vocabulary of {vocabulary}")]
+    Id {
+        /// The token id.
+        id: u32,
+        /// Size of the vocabulary.
+        vocabulary: usize,
+    },
+    /// A gradient is NaN or infinite.
+    #[error("the gradient of {tensor} is not finite")]
+    NotFinite {
+        /// The first tensor with such a gradient.
+        tensor: String,
+    },
+    /// A state belongs to another model.
+    #[error("the state has {found} {what}, but the model has {expected}")]
+    State {
+        /// Which vector differs.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// The expected length.
+        expected: usize,
+    },
+    /// A candle operation failed.
+    #[error("a tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+}

@@ -1,0 +1,44 @@
+//! The state that an engine keeps between steps. Pure.
+
+use std::sync::Arc;
+
+use super::{EngineError, Layout};
+
+/// The state that an engine keeps between steps: three vectors with one layout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineState {
+    /// The range of each tensor in the vectors.
+    pub layout: Arc<Layout>,
+    /// The parameters.
+    pub parameters: Vec<f32>,
+    /// The first moments: running means of the gradients.
+    pub first: Vec<f32>,
+    /// The second moments: running means of the squared gradients.
+    pub second: Vec<f32>,
+}
+
+impl EngineState {
+    /// Returns the state before the first step, with moments of 0.
+    pub fn new(layout: Arc<Layout>, parameters: Vec<f32>) -> Self {
+        let zero = vec![0.0; parameters.len()];
+        Self { layout, parameters, first: zero.clone(), second: zero }
+    }
+
+    /// Checks that the state belongs to a model of `layout`.
+    ///
+    /// # Errors
+    /// A vector's length differs from the layout's size.
+    pub(crate) fn check(&self, layout: &Layout) -> Result<(), EngineError> {
+        let expected = layout.size();
+        for (what, found) in [
+            ("parameters", self.parameters.len()),
+            ("first moments", self.first.len()),
+            ("second moments", self.second.len()),
+        ] {
+            if found != expected {
+                return Err(EngineError::State { what, found, expected });
+            }
+        }
+        Ok(())
+    }
+}
