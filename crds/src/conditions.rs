@@ -1,30 +1,30 @@
-//! Condition types and the one enumeration of their reasons. Pure.
+//! Condition types and reasons. Pure.
 
-/// The types of condition that the three kinds carry.
+/// A type of condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConditionType {
-    /// The object has reached what its spec asks for.
+    /// The object has reached the state that its spec describes.
     Ready,
-    /// Work goes on; present only when true.
+    /// The controller or a pod is working towards the spec. Present only while true.
     Reconciling,
-    /// A person has to change something; present only when true.
+    /// The object cannot proceed until a user changes something. Present only while true.
     Stalled,
-    /// The configuration was composed and is valid.
+    /// The configuration is complete and valid.
     ConfigResolved,
-    /// The run has finished and its model is known.
+    /// The TrainingRun has finished and its model is recorded.
     Trained,
-    /// Every gate of every evaluation holds for exactly this model.
+    /// Every gate of every Evaluation has passed for exactly this model.
     GatesPassed,
-    /// The run's ring equals the pod's ring.
+    /// The ring of the TrainingRun equals the ring of the ReasoningPod.
     RingMatched,
-    /// Both bundles exist and are recorded.
+    /// The signature and the promotion are signed and recorded.
     Signed,
-    /// The server verified the bytes that it holds.
+    /// The servers have verified the model that they hold in memory.
     Verified,
 }
 
 impl ConditionType {
-    /// The type as conditions carry it.
+    /// Returns the type as it is written in conditions.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ready => "Ready",
@@ -42,15 +42,15 @@ impl ConditionType {
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Why a condition is as it is. Events carry the same word.
+        /// The reason of a condition. Events use the same reasons.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Reason { $($(#[$doc])* $name,)* }
 
         impl Reason {
-            /// Every reason, in the order of this list.
+            /// All reasons, in the order of declaration.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The reason as conditions and Events carry it.
+            /// Returns the reason as it is written in conditions and Events.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$name => stringify!($name),)* }
             }
@@ -61,71 +61,71 @@ macro_rules! reasons {
 reasons! {
     /// The configuration is valid.
     Resolved,
-    /// The configuration is not valid; the message says what to change.
+    /// The configuration is invalid. The message says what to change.
     InvalidConfiguration,
-    /// A referenced object does not exist (yet).
+    /// A referenced object does not exist.
     NotFound,
     /// A referenced object was deleted and created again under the same name.
     Replaced,
-    /// Waiting for a pod to be scheduled or started.
+    /// A pod is waiting to be scheduled or started.
     WaitingForPod,
-    /// The pods are at work.
+    /// A pod is running.
     Running,
-    /// Stopped because `suspend` is true.
+    /// Suspended by `spec.suspend`.
     Suspended,
-    /// The work is finished.
+    /// The work has finished.
     Succeeded,
-    /// The pods failed more often than `retries` allows.
+    /// Pods failed more often than `spec.retries` allows.
     RetriesExhausted,
-    /// The work took longer than `activeDeadlineSeconds`.
+    /// The Job exceeded `spec.activeDeadlineSeconds`.
     DeadlineExceeded,
-    /// A data file's SHA-256 differs from the spec's.
+    /// The SHA-256 of a data file differs from `spec.data[].sha256`.
     DataMismatch,
-    /// A container used more memory than its limit.
+    /// A container exceeded its memory limit.
     OOMKilled,
-    /// The pods ended without saying why.
+    /// A pod failed without reporting a reason.
     PodFailed,
-    /// The pod refused its input.
+    /// A pod refused its input.
     BadInput,
-    /// The bytes that were hashed are not those of the run's model.
+    /// The evaluated files are not the model of the TrainingRun.
     ModelMismatch,
     /// Every gate passed.
     AllGatesPassed,
     /// A gate failed.
     GateFailed,
-    /// Too little is known to say that a gate holds or fails.
+    /// The data is too small to decide whether a gate passes or fails.
     Inconclusive,
-    /// The evaluation has no verdict yet.
+    /// An Evaluation has no verdict yet.
     WaitingForVerdict,
-    /// The run has no model yet.
+    /// The TrainingRun has no model yet.
     WaitingForTraining,
-    /// The rings are equal.
+    /// The ring of the TrainingRun equals the ring of the ReasoningPod.
     RingsEqual,
-    /// The rings differ.
+    /// The ring of the TrainingRun differs from the ring of the ReasoningPod.
     RingsDiffer,
-    /// The evaluation belongs to another run.
+    /// An Evaluation scores another TrainingRun.
     ForeignEvaluation,
-    /// The dry run found nothing that blocks.
+    /// `spec.dryRun` is true, and nothing blocks the rollout.
     DryRun,
-    /// Something blocks the rollout; `status.blockedBy` says what.
+    /// Something blocks the rollout; `status.blockedBy` lists it.
     Blocked,
-    /// Both bundles were made and recorded.
+    /// The signature and the promotion are signed and recorded.
     BundlesRecorded,
-    /// The signer has no usable key.
+    /// The signing key is missing or unusable.
     SignerUnavailable,
-    /// What is recorded was signed by another key.
+    /// A recorded bundle was signed with another key.
     ForeignSignature,
-    /// The server holds exactly the bytes that were signed.
+    /// The servers hold exactly the bytes that were signed.
     BytesVerified,
-    /// The server refused the bytes, a bundle, the key or the ring.
+    /// A server refused the model, a bundle, the key or the ring.
     VerificationFailed,
-    /// The replicas are being rolled out.
+    /// Server pods are being started or replaced.
     RollingOut,
-    /// All replicas are ready.
+    /// All server pods are ready.
     Serving,
-    /// An object that somebody else made, or changed, stands where a child should.
+    /// Another object has the name of a child, or a child was modified.
     NameTaken,
-    /// The API server refuses a child; the message holds its sentence.
+    /// The API server refused a child. The message quotes its answer.
     Refused,
 }
 
@@ -134,7 +134,7 @@ mod tests {
     use super::Reason;
 
     #[test]
-    fn reasons_are_distinct_camel_case_words() {
+    fn reasons_are_distinct_and_in_camel_case() {
         let names: std::collections::BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
         assert_eq!(names.len(), Reason::ALL.len());
         assert!(names.iter().all(|name| name.starts_with(|c: char| c.is_ascii_uppercase())));

@@ -1,7 +1,7 @@
-//! Decimals in the API are strings, so that no reader rounds them. Pure.
+//! Decimals of the API. They are strings, so that no reader rounds them. Pure.
 //!
-//! The schema bounds their length. What they may say is a rule of each field, because the API server answers a broken
-//! rule with its sentence, and a broken pattern with a regular expression.
+//! The schema bounds only their length. Each field has a CEL rule for the format, because the API server reports a failed
+//! CEL rule with its message, but a failed pattern with a regular expression.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

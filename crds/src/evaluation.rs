@@ -11,7 +11,7 @@ use crate::{
     training_run::{DataStatus, default_retries, default_seed},
 };
 
-/// What to judge, and by which gates.
+/// Desired state of an Evaluation: the model to score, preset, data, gates and pod.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "codex-ml.dev",
@@ -20,7 +20,7 @@ use crate::{
     namespaced,
     status = "EvaluationStatus",
     derive = "PartialEq",
-    doc = "An Evaluation scores the model of a TrainingRun and judges the numbers by gates. The controller computes the verdict, which holds for exactly the model digest that was scored.",
+    doc = "An Evaluation scores the model of a TrainingRun and checks the results against gates. The controller computes the verdict, which applies only to the model digest that was scored.",
     shortname = "evl",
     category = "codex",
     printcolumn(name = "Run", type_ = "string", json_path = ".spec.trainingRun"),
@@ -37,212 +37,214 @@ use crate::{
     validation = ("self.overrides == oldSelf.overrides", "spec.overrides is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.data == oldSelf.data", "spec.data is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.seed == oldSelf.seed", "spec.seed is immutable, because it defines the result: create another Evaluation"),
-    validation = ("self.gates == oldSelf.gates", "spec.gates is immutable: a gate changed after the numbers are known is another Evaluation"),
+    validation = ("self.gates == oldSelf.gates", "spec.gates is immutable, because the verdict depends on it: create another Evaluation"),
     validation = ("self.pod == oldSelf.pod", "spec.pod is immutable: create another Evaluation"),
 )]
 pub struct EvaluationSpec {
-    /// The TrainingRun of this namespace whose model is scored.
+    /// Name of the TrainingRun in this namespace whose model is scored.
     #[schemars(length(min = 1, max = 52))]
     pub training_run: String,
-    /// The evaluation preset: cot-hard or cot-lite.
+    /// Evaluation preset: cot-hard or cot-lite.
     #[schemars(length(min = 1, max = 63))]
     pub preset: String,
-    /// Settings that replace the preset's, each `key=value`.
+    /// Settings that replace those of the preset, each as key=value.
     #[serde(default)]
     #[schemars(length(max = 64), inner(length(min = 3, max = 1024)))]
     pub overrides: Vec<String>,
-    /// Files that replace the preset's: `problems`, and `baseline` for reasoning.win_rate.
+    /// Files that replace those of the preset: problems, and baseline for reasoning.win_rate.
     #[serde(default)]
     #[schemars(length(max = 2))]
     #[x_kube(
-        validation = ("self.all(a, self.exists_one(b, b.name == a.name))", "spec.data[].name must be unique within the list"),
+        validation = ("self.all(a, self.exists_one(b, b.name == a.name))", "spec.data[].name must be unique within the list: remove one of the files"),
         validation = ("self.all(item, item.name in ['problems', 'baseline'])", "spec.data[].name must be problems or baseline"),
     )]
     pub data: Vec<DataItem>,
-    /// The seed of whatever the evaluation draws.
+    /// Seed for sampling and for the bootstrap. It has no effect yet, because no preset samples and no bound is bootstrapped.
+    /// Defaults to 42.
     #[serde(default = "default_seed")]
     #[schemars(with = "i64", range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub seed: u64,
-    /// What must hold for the model to pass; every gate counts.
+    /// Bounds on metrics. The model passes if every gate passes.
     #[schemars(length(min = 1, max = 32))]
     pub gates: Vec<Gate>,
-    /// The pod that evaluates; it runs the controller's own image.
+    /// Settings of the evaluator pod. Its image is the one that the controller is configured with.
     #[serde(default)]
     pub pod: WorkerPod,
-    /// Stops the pod while true.
+    /// While true, the evaluator pod is stopped. Defaults to false.
     #[serde(default)]
     pub suspend: bool,
-    /// How often a failed pod is tried again. Interruptions and evictions do not count.
+    /// How often a failed pod is replaced before the Evaluation fails. Interruptions and evictions do not count. Defaults to 3.
     #[serde(default = "default_retries")]
     #[schemars(range(min = 0, max = 100))]
     pub retries: i32,
-    /// The most seconds that the Job may take, those in which its pods wait to begin included and suspensions left out. A Job
-    /// that takes longer has failed.
+    /// Active deadline of the Job in seconds. Includes the time in which pods wait to start; excludes suspensions. A Job that
+    /// exceeds it fails. Without it, there is no deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub active_deadline_seconds: Option<i64>,
 }
 
-/// One bound on one metric.
+/// A bound on a metric.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = ("has(self.min) != has(self.max)", "gates[] needs exactly one of min and max: write min: \"0.95\", for example"),
+    validation = ("has(self.min) != has(self.max)", "gates[] must have exactly one of min and max, such as min: \"0.95\""),
 )]
 pub struct Gate {
-    /// The metric: exact_match, reasoning.win_rate or trace_coverage.
+    /// Metric that the gate checks: exact_match, reasoning.win_rate or trace_coverage.
     #[schemars(length(min = 1, max = 63))]
-    #[x_kube(validation = crate::rules::text("self in ['exact_match', 'reasoning.win_rate', 'trace_coverage']", "metric must be exact_match, reasoning.win_rate or trace_coverage"))]
+    #[x_kube(validation = crate::rules::text("metric", "self in ['exact_match', 'reasoning.win_rate', 'trace_coverage']", "exact_match, reasoning.win_rate or trace_coverage"))]
     pub metric: String,
-    /// The least value that passes, a decimal in quotes.
+    /// Lowest value that passes, as a decimal in quotes, such as "0.95". Exactly one of min and max is required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = crate::rules::share("min", "0.95"))]
     pub min: Option<Decimal>,
-    /// The greatest value that passes, a decimal in quotes.
+    /// Highest value that passes, as a decimal in quotes, such as "0.05". Exactly one of min and max is required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = crate::rules::share("max", "0.05"))]
     pub max: Option<Decimal>,
-    /// With fewer items than this the gate is inconclusive.
+    /// Minimum number of scored items. With fewer, the gate is inconclusive. Without it, there is no minimum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub min_samples: Option<i64>,
-    /// The one-sided confidence that the bound must clear, such as "0.95"; without it the value itself decides.
+    /// Confidence level of the one-sided bound that the gate checks, as a decimal in quotes, such as "0.95". Without it, the
+    /// gate checks the value itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = crate::rules::text("self.matches('^0[.]([6-9][0-9]{0,17}|5[0-9]*[1-9][0-9]*)$')", "confidence must be a decimal above 0.5 and below 1, in quotes, such as confidence: \"0.95\""))]
+    #[x_kube(validation = crate::rules::text("confidence", "self.matches('^0[.]([6-9][0-9]{0,17}|5[0-9]*[1-9][0-9]*)$')", "a decimal above 0.5 and below 1, in quotes, such as confidence: \"0.95\""))]
     pub confidence: Option<Decimal>,
 }
 
-/// What is known about an evaluation.
+/// Observed state of an Evaluation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvaluationStatus {
-    /// The generation of the spec that this status speaks of.
+    /// Generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The verdict over all gates.
+    /// Verdict over all gates: Passed, Failed or Inconclusive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
-    /// The uid of the run that was scored; a run created again under the same name is another run.
+    /// Uid of the TrainingRun that was scored. A run that is deleted and created again under the same name is another run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub training_run_uid: Option<String>,
-    /// Gates that passed, as `passed/all`.
+    /// Number of gates that passed and number of all gates, as passed/all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub gates_passed: Option<String>,
-    /// The verdict of each gate with its numbers.
+    /// Verdict of each gate, with the numbers that it was computed from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub gates: Vec<GateStatus>,
-    /// The model that was scored, by the digest that the evaluator hashed.
+    /// Model that was scored, identified by the digest that the evaluator computed from its files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<JudgedModel>,
-    /// What the evaluator counted; `reportDigest` is over these numbers.
+    /// Counts and sums that the evaluator reported. status.reportDigest covers them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub metrics: Vec<MetricStatus>,
-    /// The digest of the model, the data and the numbers as reported.
+    /// SHA-256 over the reported model digest, data digests and metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report_digest: Option<ReportDigest>,
-    /// The digest of the gates.
+    /// SHA-256 of the gates that the verdict was computed with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gates_digest: Option<GatesDigest>,
-    /// The data files as the evaluator read them.
+    /// Data files with the digests of the bytes that the evaluator read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub data_digests: Vec<DataStatus>,
-    /// What its pods did.
+    /// Work of the pods.
     #[serde(flatten)]
     pub work: WorkStatus,
-    /// When the verdict was reached or the evaluation failed for good.
+    /// Time at which the verdict was reached or the Evaluation failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Time>,
-    /// The state of the evaluation as conditions.
+    /// Conditions of the Evaluation: ConfigResolved, GatesPassed, Ready, Reconciling and Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
 
-/// What gates say.
+/// Result of a gate or of all gates together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Verdict {
-    /// It holds.
+    /// The bound holds.
     Passed,
-    /// It does not hold.
+    /// The bound does not hold.
     Failed,
-    /// Too little is known to say either.
+    /// The data is too small to decide.
     Inconclusive,
 }
 
-/// A judged gate.
+/// Verdict of a gate and the numbers behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GateStatus {
-    /// The metric.
+    /// Metric that the gate checks.
     #[schemars(length(max = 63))]
     pub metric: String,
-    /// The value as counted.
+    /// Measured value of the metric.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Decimal>,
-    /// Items.
+    /// Number of scored items.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<i64>,
-    /// The one-sided lower bound at the gate's confidence.
+    /// One-sided lower bound of the metric at the gate's confidence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lower: Option<Decimal>,
-    /// The one-sided upper bound at the gate's confidence.
+    /// One-sided upper bound of the metric at the gate's confidence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upper: Option<Decimal>,
-    /// What the gate says.
+    /// Verdict of the gate: Passed, Failed or Inconclusive.
     pub verdict: Verdict,
-    /// Why, in one sentence.
+    /// Reason for the verdict of the gate, in one sentence.
     #[schemars(length(max = 1024))]
     pub message: String,
 }
 
-/// The model that was scored.
+/// A model that was scored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JudgedModel {
-    /// The digest that the evaluator hashed.
+    /// Digest that the evaluator computed from the files of the model.
     pub digest: ModelDigest,
-    /// The first twelve digits of it.
+    /// First twelve digits of the model digest.
     #[schemars(length(max = 12))]
     pub short: String,
 }
 
-/// A metric as it was counted.
+/// Counts and sums of a metric.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MetricStatus {
-    /// The metric's name.
+    /// Name of the metric.
     #[schemars(length(max = 63))]
     pub name: String,
-    /// Items.
+    /// Number of scored items.
     pub n: i64,
-    /// Items that hold, for a share.
+    /// Number of items that count as a success. Set for a share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub successes: Option<i64>,
-    /// Comparisons won, for a duel.
+    /// Number of comparisons won. Set for a duel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wins: Option<i64>,
-    /// Comparisons tied, for a duel.
+    /// Number of comparisons tied. Set for a duel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ties: Option<i64>,
-    /// Comparisons lost, for a duel.
+    /// Number of comparisons lost. Set for a duel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub losses: Option<i64>,
-    /// The sum of the values, for a mean; absent when it was not a finite number.
+    /// Sum of the values. Set for a mean; absent if it is not a finite number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub sum: Option<String>,
-    /// The sum of the squared values, for a mean; absent when it was not a finite number.
+    /// Sum of the squared values. Set for a mean; absent if it is not a finite number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub sum_of_squares: Option<String>,
-    /// Whether this is a share, a duel or a mean.
+    /// Kind of the metric: share, duel or mean.
     #[schemars(length(max = 16))]
     pub kind: String,
 }

@@ -1,7 +1,8 @@
-//! The Kubernetes API of Codex: `codex-ml.dev/v1alpha1` with its three kinds, their conditions and names. No I/O.
+//! The Kubernetes API of Codex: the kinds of `codex-ml.dev/v1alpha1`, their conditions, and names of child objects.
 //!
-//! The doc comment of a field is what `kubectl explain` shows. Schema, defaults, enumerations and immutability live in
-//! the CRDs, so that the API server refuses a bad object with a sentence; [`manifests`] renders them.
+//! The doc comment of a field is its description in `kubectl explain`. Defaults, bounds, enumerations and immutability are
+//! part of the CRDs, so that the API server itself refuses an invalid object. [`manifests`] renders the CRDs; nothing else
+//! here does I/O.
 #![allow(clippy::doc_markdown, reason = "kubectl explain shows the sentences as they are")]
 #![allow(unreachable_pub, reason = "the KubeSchema derive writes public structs into function bodies")]
 

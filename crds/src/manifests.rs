@@ -1,4 +1,4 @@
-//! Renders `manifests/crd/`: the three CRDs and the kustomization that names them. Pure but for [`write`].
+//! Renders `manifests/crd/`: the CRDs and their kustomization. Pure, except for [`write`].
 
 use std::{fs, io, path::Path};
 
@@ -7,26 +7,26 @@ use kube::CustomResourceExt;
 
 use crate::{Evaluation, ReasoningPod, TrainingRun};
 
-const HEADER: &str = "# Generated from the types in crds/; crds/tests/manifests.rs says by which command.\n";
+const HEADER: &str = "# Generated from the types in crds/; crds/tests/manifests.rs names the command.\n";
 
-/// Why the files could not be made.
+/// Reasons why the manifests cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestsError {
-    /// A CRD that YAML cannot carry.
-    #[error("the CRD cannot be written as YAML")]
+    /// A CRD cannot be serialized.
+    #[error("a CRD cannot be serialized as YAML")]
     Yaml(#[from] serde_yaml::Error),
-    /// The directory or a file in it.
+    /// The directory or a file in it cannot be written.
     #[error("{path} cannot be written")]
     Io {
-        /// Which.
+        /// The directory or file.
         path: String,
-        /// Why.
+        /// The error of the file system.
         #[source]
         source: io::Error,
     },
 }
 
-/// The three CRDs, each with the name of its file.
+/// Returns the CRDs, each with the name of its file.
 pub fn all() -> [(&'static str, CustomResourceDefinition); 3] {
     [
         ("trainingruns.yaml", TrainingRun::crd()),
@@ -35,10 +35,10 @@ pub fn all() -> [(&'static str, CustomResourceDefinition); 3] {
     ]
 }
 
-/// The files of `manifests/crd/` by name.
+/// Returns the name and the contents of each file of `manifests/crd/`.
 ///
 /// # Errors
-/// When YAML cannot carry a CRD.
+/// Fails if a CRD cannot be serialized.
 pub fn files() -> Result<Vec<(&'static str, String)>, ManifestsError> {
     let mut kustomization =
         format!("{HEADER}apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n");
@@ -53,10 +53,10 @@ pub fn files() -> Result<Vec<(&'static str, String)>, ManifestsError> {
     Ok(files)
 }
 
-/// Writes [`files`] into `directory`, each under a temporary name first.
+/// Writes [`files`] into `directory`. Each file is written under a temporary name, synced and renamed.
 ///
 /// # Errors
-/// Whatever the file system refuses.
+/// Fails if a CRD cannot be serialized or the file system refuses to write.
 pub fn write(directory: &Path) -> Result<(), ManifestsError> {
     let failed = |path: &Path| {
         let path = path.display().to_string();

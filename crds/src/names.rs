@@ -1,51 +1,54 @@
-//! Names of labels, annotations and children: one place, so that selectors and owners cannot disagree. Pure.
+//! Names of labels, annotations and child objects. Pure.
 
-/// Labels of ours; the `app.kubernetes.io/*` ones stand beside them.
+/// Labels of the project, used beside `app.kubernetes.io/*`.
 pub mod label {
-    /// The TrainingRun that a child works for.
+    /// Name of the TrainingRun that owns a child.
     pub const TRAINING_RUN: &str = "codex-ml.dev/training-run";
-    /// The Evaluation that a child works for.
+    /// Name of the Evaluation that owns a child.
     pub const EVALUATION: &str = "codex-ml.dev/evaluation";
-    /// The ReasoningPod that a child works for.
+    /// Name of the ReasoningPod that owns a child.
     pub const REASONING_POD: &str = "codex-ml.dev/reasoning-pod";
     /// The ring, in its label form.
     pub const RING: &str = "codex-ml.dev/ring";
 }
 
-/// Annotations of ours: digests are too long for labels.
+/// Annotations of the project. Digests are annotations because they are too long for labels.
 pub mod annotation {
-    /// What every annotation of ours begins with.
+    /// Prefix of all annotations of the project.
     pub const PREFIX: &str = "codex-ml.dev/";
-    /// The digest of the resolved configuration.
+    /// SHA-256 of the resolved configuration.
     pub const CONFIG_DIGEST: &str = "codex-ml.dev/config-digest";
-    /// The digest of the model.
+    /// Digest of the model.
     pub const MODEL_DIGEST: &str = "codex-ml.dev/model-digest";
-    /// The digest of the promotion statement.
+    /// SHA-256 of the promotion statement.
     pub const PROMOTION_DIGEST: &str = "codex-ml.dev/promotion-digest";
-    /// The digest of what the controller that made a pod template was started with.
+    /// SHA-256 of the settings of the controller that created a pod template.
     pub const SETTINGS_DIGEST: &str = "codex-ml.dev/settings-digest";
 }
 
-/// Names of children. Objects have names of at most 52 characters, so every child's name is a valid label value.
+/// Names of child objects. Custom resources have names of at most 52 characters, so these names are valid label values.
 pub mod child {
-    /// The Job and the ConfigMap of a TrainingRun.
+    /// Returns the name of the Job and of the ConfigMap of a TrainingRun.
     pub fn trainer(run: &str) -> String {
         format!("{run}-train")
     }
 
-    /// The Job and the ConfigMap of an Evaluation.
+    /// Returns the name of the Job and of the ConfigMap of an Evaluation.
     pub fn evaluator(evaluation: &str) -> String {
         format!("{evaluation}-eval")
     }
 
-    /// The Deployment, PodDisruptionBudget and NetworkPolicy of a ReasoningPod; its Service has the object's own name.
+    /// Returns the name of the Deployment, PodDisruptionBudget and NetworkPolicy of a ReasoningPod. Its Service has the name
+    /// of the ReasoningPod.
     pub fn server(pod: &str) -> String {
         format!("{pod}-serve")
     }
 }
 
-/// Whether an object of Kubernetes can have this name: a DNS subdomain of RFC 1123. The API server refuses others in a spec;
-/// whoever asks for an object by a name in a spec asks this first, because a spec may be older than that rule.
+/// Whether a Kubernetes object can have this name: a DNS subdomain of RFC 1123.
+///
+/// The CRDs refuse other names in a spec. Check a name from a spec again before using it in a request, because the object
+/// may be older than that rule.
 pub fn is_subdomain(name: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let label = |label: &str| {
@@ -55,14 +58,15 @@ pub fn is_subdomain(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(label)
 }
 
-/// Names of the immutable ConfigMaps that hold bundles.
+/// Names of the immutable ConfigMaps that hold signed bundles.
 pub mod bundle {
-    /// Holds the OMS signature of a run's model.
+    /// Returns the name of the ConfigMap with the OpenSSF Model Signing bundle of a run's model.
     pub fn oms(run_uid: &str) -> String {
         format!("codex-oms-{run_uid}")
     }
 
-    /// Holds a promotion statement; `key` digests the run, and what of it was promoted, where, and on which evidence.
+    /// Returns the name of the ConfigMap with a promotion bundle. `key` is a digest of the run, the model, the ring and the
+    /// evidence.
     pub fn promotion(key: &str) -> String {
         format!("codex-promo-{key}")
     }
@@ -73,7 +77,7 @@ mod tests {
     use super::is_subdomain;
 
     #[test]
-    fn names_of_kubernetes_are_told_from_others() {
+    fn subdomains_are_recognized() {
         for name in ["a", "0", "train-set", "a.b-c.0", &"x".repeat(253)] {
             assert!(is_subdomain(name), "{name}");
         }

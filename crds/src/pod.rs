@@ -1,4 +1,4 @@
-//! What a user may say about the pods that work for an object. No I/O.
+//! Settings of the pods that a user may choose. No I/O.
 
 use std::collections::BTreeMap;
 
@@ -6,35 +6,36 @@ use k8s_openapi::api::core::v1::{Affinity, EnvVar, LocalObjectReference, Resourc
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-/// The pod of a TrainingRun.
+/// Settings of the trainer pod.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TrainerPod {
-    /// The image that trains. The controller's default where absent.
+    /// Container image of the trainer. Defaults to the image that the controller is configured with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 500))]
     pub image: Option<String>,
-    /// Environment variables for the trainer; names that start with CODEX_ belong to the controller.
+    /// Environment variables of the trainer. Names that start with CODEX_ are reserved for the controller.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 50))]
+    #[schemars(length(max = 50), transform = without_file_key_ref)]
     #[x_kube(
         merge_strategy = ListMerge::Map(vec!["name".into()]),
-        validation = ("self.all(variable, !variable.name.startsWith('CODEX_'))", "pod.env[].name may not start with CODEX_: those names belong to the controller")
+        validation = ("self.all(variable, !variable.name.startsWith('CODEX_'))", "pod.env[].name must not start with CODEX_, which is reserved for the controller: use another name")
     )]
     pub env: Vec<EnvVar>,
-    /// Where the pod runs and what it may use.
+    /// Resources and placement of the pod.
     #[serde(flatten)]
     pub worker: WorkerPod,
 }
 
-/// The pod of an Evaluation or a ReasoningPod: it runs the controller's own image.
+/// Settings of the pod of an Evaluation or a ReasoningPod. Its image is the one that the controller is configured with.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkerPod {
-    /// What the container requests and may use.
+    /// Compute resources of the container. resources.claims is refused, because pod.resourceClaims does not exist yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = ("!has(self.claims) || self.claims.size() == 0", "pod.resources.claims cannot work until pod.resourceClaims exists: remove it"))]
     pub resources: Option<ResourceRequirements>,
-    /// Labels that a node must have.
+    /// Labels that a node must have to run the pod.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
     pub node_selector: BTreeMap<String, String>,
@@ -42,16 +43,25 @@ pub struct WorkerPod {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub tolerations: Vec<Toleration>,
-    /// Where the scheduler should and must place the pod.
+    /// Scheduling constraints of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
-    /// The PriorityClass of the pod.
+    /// Name of the PriorityClass of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
-    /// Secrets for pulling the image.
+    /// Secrets of this namespace with credentials for pulling the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
+}
+
+/// Removes `valueFrom.fileKeyRef` from the schema of `env`. It reads a file that another container of the pod has written
+/// into a volume, and a trainer pod has neither such a container nor such a volume.
+fn without_file_key_ref(env: &mut schemars::Schema) {
+    let sources = env.pointer_mut("/items/properties/valueFrom/properties");
+    if let Some(sources) = sources.and_then(serde_json::Value::as_object_mut) {
+        sources.remove("fileKeyRef");
+    }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Ring, WorkerPod};
 
-/// What to serve, and on which evidence.
+/// Desired state of a ReasoningPod: ring, model, required Evaluations, replicas and pods.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "codex-ml.dev",
@@ -17,7 +17,7 @@ use crate::{Ring, WorkerPod};
     namespaced,
     status = "ReasoningPodStatus",
     derive = "PartialEq",
-    doc = "A ReasoningPod serves the model of a TrainingRun once the run's ring equals its own and every named Evaluation passed for exactly that model. By default it is a dry run, which checks everything and creates nothing.",
+    doc = "A ReasoningPod serves the model of a TrainingRun if the ring of the run equals its own and every named Evaluation has passed for exactly that model. By default it is a dry run, which checks everything and creates nothing.",
     shortname = "rpod",
     category = "codex",
     scale(spec_replicas_path = ".spec.replicas", status_replicas_path = ".status.replicas", label_selector_path = ".status.selector"),
@@ -35,26 +35,28 @@ use crate::{Ring, WorkerPod};
     validation = ("self.pod == oldSelf.pod", "spec.pod is immutable: create another ReasoningPod"),
 )]
 pub struct ReasoningPodSpec {
-    /// The rollout ring that this pod serves. It must equal the run's ring.
+    /// Rollout ring in which the model is served. A ring is a stage of promotion: a model moves through
+    /// 0A_base_, 0B_base_, 0C_base_, 0D_base_ and main, in this order. An object may be created in any ring; an update moves
+    /// it forward by at most one ring, or back by any number. It must equal the ring of the TrainingRun.
     #[x_kube(validation = crate::rules::ring())]
     pub rollout_ring: Ring,
-    /// The TrainingRun of this namespace whose model is served.
+    /// Name of the TrainingRun in this namespace whose model is served.
     #[schemars(length(min = 1, max = 52))]
     pub training_run: String,
-    /// The Evaluations of this namespace that must have passed for exactly that model.
+    /// Names of the Evaluations in this namespace that must have passed for exactly the model that is served.
     #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 52)))]
     #[x_kube(
-        validation = ("self.all(a, self.exists_one(b, b == a))", "spec.evaluations[] names each Evaluation once")
+        validation = ("self.all(a, self.exists_one(b, b == a))", "spec.evaluations[] must name each Evaluation once: remove the duplicates")
     )]
     pub evaluations: Vec<String>,
-    /// Checks everything, signs nothing and creates nothing while true.
+    /// While true, everything is checked, and nothing is signed or created. Defaults to true.
     #[serde(default = "default_dry_run")]
     pub dry_run: bool,
-    /// How many servers to run.
+    /// Number of server pods. Defaults to 1.
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: i32,
-    /// The pods that serve; they run the controller's own image.
+    /// Settings of the server pods. Their image is the one that the controller is configured with.
     #[serde(default)]
     pub pod: WorkerPod,
 }
@@ -67,121 +69,121 @@ fn default_replicas() -> i32 {
     1
 }
 
-/// What is known about a served model.
+/// Observed state of a ReasoningPod.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReasoningPodStatus {
-    /// The generation of the spec that this status speaks of.
+    /// Generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Selects the serving pods, for the scale subresource.
+    /// Label selector of the server pods, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub selector: Option<String>,
-    /// Where the rollout stands.
+    /// Phase of the rollout: Pending, DryRun, Blocked, RollingOut or Serving.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<ReasoningPodPhase>,
-    /// All that is missing before anything new may roll out, in plain words.
+    /// Everything that blocks the rollout, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 1024)))]
     pub blocked_by: Vec<String>,
-    /// The uid of the run whose model is served; a run created again under the same name is another run.
+    /// Uid of the TrainingRun whose model is served. A run that is deleted and created again under the same name is another run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub training_run_uid: Option<String>,
-    /// The first twelve digits of the digest of the model that is, or is to be, served.
+    /// First twelve digits of the digest of the model that is served or about to be served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 12))]
     pub model: Option<String>,
-    /// The signed manifest of the model.
+    /// Signed manifest of the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<ManifestStatus>,
-    /// The signed promotion of that model into this ring.
+    /// Signed promotion of the model into spec.rolloutRing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promotion: Option<PromotionStatus>,
-    /// What the servers verified.
+    /// Model digest that the servers verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<VerifiedStatus>,
-    /// Servers that exist.
+    /// Number of server pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
-    /// Servers that are ready.
+    /// Number of server pods that are ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_replicas: Option<i32>,
-    /// Ready and wanted servers, as `ready/wanted`.
+    /// Number of ready and of desired server pods, as ready/desired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub ready: Option<String>,
-    /// Where the model answers, inside the cluster.
+    /// URL of the Service inside the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub url: Option<String>,
-    /// The state of the rollout as conditions.
+    /// Conditions of the rollout: GatesPassed, Ready, Reconciling, RingMatched, Signed, Stalled, Trained and Verified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
 
-/// Where a rollout stands.
+/// The phase of a rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum ReasoningPodPhase {
-    /// Waiting for something that comes by itself.
+    /// Waiting for an object that is expected to appear or to finish.
     Pending,
-    /// The dry run found nothing that blocks.
+    /// `spec.dryRun` is true, and nothing blocks the rollout.
     DryRun,
-    /// Something blocks the rollout; `blockedBy` says what.
+    /// Something blocks the rollout; `status.blockedBy` lists it.
     Blocked,
-    /// Servers are being started.
+    /// Server pods are being started or replaced.
     RollingOut,
-    /// All servers are ready.
+    /// All server pods are ready.
     Serving,
 }
 
-/// The signed manifest of a model.
+/// A signed manifest of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ManifestStatus {
-    /// The model's digest.
+    /// Digest of the model whose manifest is signed.
     pub digest: ModelDigest,
-    /// The first twelve digits of it.
+    /// First twelve digits of the digest of the model.
     #[schemars(length(max = 12))]
     pub short: String,
-    /// The first twelve digits of the signing key's fingerprint.
+    /// First twelve digits of the fingerprint of the signing key.
     #[schemars(length(max = 64))]
     pub signer: String,
-    /// The ConfigMap that holds the OMS bundle.
+    /// Name of the ConfigMap that holds the OpenSSF Model Signing bundle.
     #[schemars(length(max = 253))]
     pub bundle: String,
-    /// Where the model lies: claim name and path.
+    /// Location of the model: claim name and path on the volume, as claim/path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub location: Option<String>,
 }
 
-/// The signed promotion of a model into a ring.
+/// A signed promotion of a model into a ring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PromotionStatus {
-    /// The ring.
+    /// Ring that the promotion statement names.
     pub ring: Ring,
-    /// The digest of the promotion statement.
+    /// SHA-256 of the promotion statement.
     pub digest: PromotionDigest,
-    /// The ConfigMap that holds the bundle.
+    /// Name of the ConfigMap that holds the promotion bundle.
     #[schemars(length(max = 253))]
     pub bundle: String,
 }
 
-/// What the servers verified.
+/// Result of the verification that a server makes before it loads a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifiedStatus {
-    /// The digest of the bytes that the newest reporting server holds.
+    /// Digest of the model that the server pod with the latest report verified and holds in memory.
     pub digest: ModelDigest,
-    /// That server's pod.
+    /// Name of the server pod that reported status.verified.digest.
     #[schemars(length(max = 253))]
     pub by: String,
-    /// When it reported so first.
+    /// Time at which the server pod named in status.verified.by first reported status.verified.digest.
     pub at: Time,
 }

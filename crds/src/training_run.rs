@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{DataItem, Decimal, Ring, TrainerPod, WorkStatus};
 
-/// What to train.
+/// Desired state of a TrainingRun: configuration, seed, data, output and pod.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "codex-ml.dev",
@@ -17,7 +17,7 @@ use crate::{DataItem, Decimal, Ring, TrainerPod, WorkStatus};
     namespaced,
     status = "TrainingRunStatus",
     derive = "PartialEq",
-    doc = "A TrainingRun trains one model from a configuration, a seed and data, in a Job that survives interruptions, and records the model's digest.",
+    doc = "A TrainingRun trains one model from a configuration, a seed and data. It runs as a Job that resumes after interruptions, and it records the digest of the model.",
     shortname = "trun",
     category = "codex",
     printcolumn(name = "Ring", type_ = "string", json_path = ".spec.rolloutRing"),
@@ -37,49 +37,52 @@ use crate::{DataItem, Decimal, Ring, TrainerPod, WorkStatus};
     validation = ("has(self.config) == has(oldSelf.config) && (!has(self.config) || self.config == oldSelf.config)", "spec.config is immutable, because it defines the result: create another TrainingRun"),
     validation = ("self.seed == oldSelf.seed", "spec.seed is immutable, because it defines the result: create another TrainingRun"),
     validation = ("self.data == oldSelf.data", "spec.data is immutable, because it defines the result: create another TrainingRun"),
-    validation = ("self.output == oldSelf.output", "spec.output is immutable, because the checkpoints lie there: create another TrainingRun"),
+    validation = ("self.output == oldSelf.output", "spec.output is immutable, because it holds the checkpoints: create another TrainingRun"),
     validation = ("self.pod == oldSelf.pod", "spec.pod is immutable: create another TrainingRun"),
 )]
 pub struct TrainingRunSpec {
-    /// The rollout ring that this run is meant for. Advancing it does not retrain.
+    /// Rollout ring that the run is meant for. A ring is a stage of promotion: a model moves through
+    /// 0A_base_, 0B_base_, 0C_base_, 0D_base_ and main, in this order. An object may be created in any ring; an update moves
+    /// it forward by at most one ring, or back by any number.
+    /// A ReasoningPod serves the model only if its own ring is equal. Changing the ring does not retrain.
     #[x_kube(validation = crate::rules::ring())]
     pub rollout_ring: Ring,
-    /// The configuration template to start from: cot-starter, cot-plus, cot-padded or answers-only.
+    /// Configuration template to start from: cot-starter, cot-plus, cot-padded or answers-only.
     #[schemars(length(min = 1, max = 63))]
     pub template: String,
-    /// Settings that replace the template's, each `key=value`, such as training.max_steps=500.
+    /// Settings that replace those of template and config, each as key=value, such as training.max_steps=500.
     #[serde(default)]
     #[schemars(length(max = 64), inner(length(min = 3, max = 1024)))]
     pub overrides: Vec<String>,
-    /// Settings as YAML in a string, laid over the template before the overrides; at most 32 KiB.
+    /// Settings as YAML text, applied to the template before the overrides. At most 32 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32768))]
     pub config: Option<String>,
-    /// The seed of initial weights and of the order of the data.
+    /// Seed of the initial weights and of the order of the training data. Defaults to 42.
     #[serde(default = "default_seed")]
     #[schemars(with = "i64", range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub seed: u64,
-    /// The data files, mixed in equal shares. What is named validation is held out: it is looked at every training.eval_every
-    /// steps and never trained on.
+    /// Data files, mixed in equal shares. The file named validation is held out: the trainer evaluates it every
+    /// training.eval_every steps and never trains on it.
     #[schemars(length(min = 1, max = 16))]
     #[x_kube(
-        validation = ("self.all(a, self.exists_one(b, b.name == a.name))", "spec.data[].name must be unique within the list")
+        validation = ("self.all(a, self.exists_one(b, b.name == a.name))", "spec.data[].name must be unique within the list: rename one of the files")
     )]
     pub data: Vec<DataItem>,
-    /// Where checkpoints, artefacts and the model go. Deleting the object never deletes them.
+    /// Volume that receives checkpoints, artifacts and the model. Deleting the TrainingRun does not delete them.
     pub output: Output,
-    /// The pod that trains.
+    /// Settings of the trainer pod.
     #[serde(default)]
     pub pod: TrainerPod,
-    /// Stops the pod after a checkpoint while true.
+    /// While true, the trainer pod is stopped after it has written a checkpoint. Defaults to false.
     #[serde(default)]
     pub suspend: bool,
-    /// How often a failed pod is tried again. Interruptions and evictions do not count.
+    /// How often a failed pod is replaced before the run fails. Interruptions and evictions do not count. Defaults to 3.
     #[serde(default = "default_retries")]
     #[schemars(range(min = 0, max = 100))]
     pub retries: i32,
-    /// The most seconds that the Job may take, those in which its pods wait to begin included and suspensions left out. A Job
-    /// that takes longer has failed.
+    /// Active deadline of the Job in seconds. Includes the time in which pods wait to start; excludes suspensions. A Job that
+    /// exceeds it fails. Without it, there is no deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub active_deadline_seconds: Option<i64>,
@@ -93,123 +96,124 @@ pub(crate) fn default_retries() -> i32 {
     3
 }
 
-/// Where a run's output goes.
+/// Where the output of a run is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Output {
-    /// A volume of this namespace.
+    /// PersistentVolumeClaim of this namespace, and the folder to use on it.
     pub persistent_volume_claim: ClaimOutput,
 }
 
-/// A folder on a volume.
+/// A folder on a PersistentVolumeClaim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ClaimOutput {
-    /// The PersistentVolumeClaim's name.
+    /// Name of the PersistentVolumeClaim.
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = crate::rules::subdomain("claimName", "models"))]
     pub claim_name: String,
-    /// The folder on the volume; a folder named by the run's uid is made in it.
+    /// Folder on the volume, as a relative path without `..`. The run writes into a subfolder named after its uid. Defaults to
+    /// the root of the volume.
     #[serde(default)]
     #[schemars(length(max = 256))]
-    #[x_kube(validation = crate::rules::text("!self.startsWith('/') && !self.split('/').exists(part, part == '..')", "subPath must be relative to the volume and have no .., such as runs"))]
+    #[x_kube(validation = crate::rules::text("subPath", "!self.startsWith('/') && !self.split('/').exists(part, part == '..')", "a path relative to the volume, without .., such as runs"))]
     pub sub_path: String,
 }
 
-/// What is known about a run.
+/// Observed state of a TrainingRun.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TrainingRunStatus {
-    /// The generation of the spec that this status speaks of.
+    /// Generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Where the run stands.
+    /// Phase of the run: Pending, Running, Suspended, Succeeded or Failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<TrainingRunPhase>,
-    /// The newest numbers of the loop.
+    /// Latest numbers of the training loop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<ProgressStatus>,
-    /// The newest checkpoint on the volume.
+    /// Latest checkpoint on the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_checkpoint: Option<CheckpointStatus>,
-    /// The digest of the resolved configuration.
+    /// SHA-256 of the resolved configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_digest: Option<ConfigDigest>,
-    /// The data files as the trainer read them.
+    /// Data files with the digests of the bytes that the trainer read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub data_digests: Vec<DataStatus>,
-    /// The finished model.
+    /// Trained model. Absent until training has finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelStatus>,
-    /// What its pods did.
+    /// Work of the pods.
     #[serde(flatten)]
     pub work: WorkStatus,
-    /// Steps that all attempts executed together, repeated ones counted again.
+    /// Number of optimizer steps executed by all attempts together, including repeated steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps_executed: Option<i64>,
-    /// When the run succeeded or failed for good.
+    /// Time at which the run succeeded or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Time>,
-    /// The state of the run as conditions.
+    /// Conditions of the run: ConfigResolved, Ready, Reconciling, Stalled and Trained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
 
-/// Where a run stands.
+/// The phase of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum TrainingRunPhase {
-    /// No pod has begun to work.
+    /// No pod is training yet.
     Pending,
-    /// A pod works.
+    /// A pod is training.
     Running,
-    /// Stopped, because `suspend` is true.
+    /// Suspended by `spec.suspend`.
     Suspended,
-    /// The model is there.
+    /// The model is complete.
     Succeeded,
-    /// Given up for good.
+    /// The run has failed and is not retried.
     Failed,
 }
 
-/// The newest numbers of a training loop.
+/// Latest numbers of a training loop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ProgressStatus {
-    /// Optimiser steps done.
+    /// Number of optimizer steps completed.
     pub step: i64,
-    /// Optimiser steps that the run has.
+    /// Number of optimizer steps in the whole run.
     pub total_steps: i64,
-    /// Both, as `step/totalSteps`.
+    /// Completed and total optimizer steps, as step/totalSteps.
     #[schemars(length(max = 64))]
     pub steps: String,
-    /// Mean cross-entropy per target token, in nats.
+    /// Training loss: mean cross-entropy per target token, in nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<Decimal>,
-    /// Tokens that the loop goes through in a second, padding left out.
+    /// Tokens trained per second, without padding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<i64>,
-    /// Seconds that the remaining steps will take at this speed.
+    /// Estimated seconds until the last step, at the current speed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<i64>,
-    /// What the newest step was taken with.
+    /// Learning rate of the latest step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<Decimal>,
-    /// The norm of the newest gradient before clipping.
+    /// Norm of the latest gradient before clipping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gradient_norm: Option<Decimal>,
-    /// Floating-point operations of the model in a second, in units of 10⁹.
+    /// Floating-point operations of the model per second, in units of 10⁹.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gflops: Option<i64>,
-    /// The share of the time, from 0 to 1, that the loop waits for data.
+    /// Share of the time, from 0 to 1, that the training loop waits for data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_wait: Option<Decimal>,
-    /// The memory that the trainer holds, in bytes.
+    /// Resident memory of the trainer, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<i64>,
-    /// The newest loss on held-out records, in nats.
+    /// Latest loss on the validation records, in nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<Decimal>,
 }
@@ -218,58 +222,58 @@ pub struct ProgressStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckpointStatus {
-    /// Optimiser steps that it holds.
+    /// Number of optimizer steps in the checkpoint.
     pub step: i64,
-    /// SHA-256 of its manifest.
+    /// SHA-256 of the checkpoint's manifest.
     pub digest: Sha256,
 }
 
-/// A data file as it was read.
+/// A data file and the digest of the bytes that were read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataStatus {
-    /// Its name in the spec.
+    /// Name of the file in spec.data.
     #[schemars(length(max = 40))]
     pub name: String,
-    /// SHA-256 of the bytes that were read.
+    /// SHA-256 of the bytes that the pod read.
     pub sha256: DataDigest,
 }
 
-/// A finished model.
+/// A trained model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ModelStatus {
-    /// SHA-256 of the model's canonical manifest: the model's identity everywhere.
+    /// Model digest: SHA-256 of the model's canonical manifest. It identifies the model everywhere.
     pub digest: ModelDigest,
-    /// The first twelve digits of it.
+    /// First twelve digits of the model digest.
     #[schemars(length(max = 12))]
     pub short: String,
-    /// The root of its OpenSSF Model Signing statement.
+    /// Root of the model's OpenSSF Model Signing statement.
     pub oms_root: OmsRoot,
-    /// Where it lies: claim name and path.
+    /// Location of the model: claim name and path on the volume, as claim/path.
     #[schemars(length(max = 1024))]
     pub location: String,
-    /// Numbers that training chose.
+    /// Number of trainable parameters.
     pub parameters: i64,
-    /// Bytes of all files together.
+    /// Total size of the model files in bytes.
     pub size_bytes: i64,
-    /// Its files, in the order of the manifest.
+    /// Files of the model, in the order of its manifest.
     #[schemars(length(max = 64))]
     pub files: Vec<FileStatus>,
 }
 
-/// The most files that a model in a status may have.
+/// Maximum number of model files that a status holds.
 pub const MAX_MODEL_FILES: usize = 64;
 
 /// A file of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FileStatus {
-    /// Path within the model directory.
+    /// Path of the file in the model directory.
     #[schemars(length(max = 1024))]
     pub path: String,
-    /// Bytes.
+    /// Size of the file in bytes.
     pub size: i64,
-    /// SHA-256 of its contents.
+    /// SHA-256 of the contents of the file.
     pub sha256: Sha256,
 }

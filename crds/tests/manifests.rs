@@ -1,4 +1,4 @@
-//! `manifests/crd/` holds what the types say.
+//! `manifests/crd/` is up to date with the types.
 
 use std::{env, fs, path::PathBuf};
 
@@ -7,7 +7,7 @@ use codex_crds::manifests;
 const REGENERATE: &str = "UPDATE=1 cargo test --release --locked --workspace --test manifests";
 
 #[test]
-fn files_equal_the_types() {
+fn files_are_up_to_date() {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../manifests/crd");
     let files = manifests::files().unwrap();
     if env::var_os("UPDATE").is_some() {
@@ -25,5 +25,5 @@ fn files_equal_the_types() {
     there.sort();
     let mut expected: Vec<_> = files.iter().map(|(name, _)| (*name).to_owned()).collect();
     expected.sort();
-    assert_eq!(there, expected, "manifests/crd/ holds exactly the generated files");
+    assert_eq!(there, expected, "manifests/crd/ must hold exactly the generated files");
 }

@@ -1,6 +1,6 @@
-//! What every field of the CRDs has: a sentence for `kubectl explain`, and a bound.
+//! Every field of the CRDs has a description for `kubectl explain` and a bound, and its description names its default.
 
-use codex_crds::manifests;
+use codex_crds::{Ring, manifests};
 use serde_json::Value;
 
 /// Types of Kubernetes itself, described and bounded by it.
@@ -10,8 +10,15 @@ const FOREIGN: [&str; 7] =
 fn walk(path: &str, schema: &Value, faults: &mut Vec<String>) {
     let leaf = path.rsplit('.').next().unwrap_or_default();
     let has = |key: &str| schema.get(key).is_some();
-    if schema["description"].as_str().is_none_or(str::is_empty) && !path.ends_with("[]") {
+    let description = schema["description"].as_str().unwrap_or_default();
+    if description.is_empty() && !path.ends_with("[]") {
         faults.push(format!("{path} has no description"));
+    }
+    if let Value::Bool(_) | Value::Number(_) = schema["default"] {
+        let sentence = format!("Defaults to {}.", schema["default"]);
+        if !description.contains(&sentence) {
+            faults.push(format!("{path} does not say: {sentence}"));
+        }
     }
     if FOREIGN.contains(&leaf) {
         return;
@@ -45,16 +52,57 @@ fn walk(path: &str, schema: &Value, faults: &mut Vec<String>) {
     }
 }
 
+/// Returns the kind and the schema of each CRD.
+fn schemas() -> Vec<(String, Value)> {
+    let schema = |crd| {
+        let mut crd = serde_json::to_value(crd).unwrap();
+        let kind = crd["spec"]["names"]["kind"].as_str().unwrap().to_owned();
+        (kind, crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].take())
+    };
+    manifests::all().into_iter().map(|(_, crd)| schema(crd)).collect()
+}
+
 #[test]
-fn every_field_has_a_sentence_and_a_bound() {
+fn every_field_has_a_description_and_a_bound() {
     let mut faults = Vec::new();
-    for (_, crd) in manifests::all() {
-        let crd = serde_json::to_value(crd).unwrap();
-        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    for (kind, schema) in schemas() {
         for part in ["spec", "status"] {
-            let path = format!("{}.{part}", crd["spec"]["names"]["kind"].as_str().unwrap());
-            walk(&path, &schema["properties"][part], &mut faults);
+            walk(&format!("{kind}.{part}"), &schema["properties"][part], &mut faults);
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn descriptions_of_rings_name_all_rings() {
+    let mut rings = 0;
+    for (kind, schema) in schemas() {
+        let Some(description) = schema["properties"]["spec"]["properties"]["rolloutRing"]["description"].as_str()
+        else {
+            continue;
+        };
+        rings += 1;
+        let missing: Vec<_> = Ring::ALL.into_iter().filter(|ring| !description.contains(ring.name())).collect();
+        assert!(missing.is_empty(), "{kind}: {missing:?} not in: {description}");
+    }
+    assert_eq!(rings, 2);
+}
+
+#[test]
+fn fields_that_cannot_work_are_absent_or_refused() {
+    let schemas = schemas();
+    for (kind, schema) in &schemas {
+        assert!(!schema.to_string().contains("fileKeyRef"), "{kind}");
+        let resources = &schema["properties"]["spec"]["properties"]["pod"]["properties"]["resources"];
+        assert!(resources["properties"]["claims"].is_object(), "{kind}");
+        let rule = &resources["x-kubernetes-validations"][0];
+        assert_eq!(rule["rule"], "!has(self.claims) || self.claims.size() == 0", "{kind}");
+        assert_eq!(rule["message"], "pod.resources.claims cannot work until pod.resourceClaims exists: remove it");
+    }
+    let (_, run) = schemas.iter().find(|(kind, _)| kind == "TrainingRun").unwrap();
+    let sources =
+        &run["properties"]["spec"]["properties"]["pod"]["properties"]["env"]["items"]["properties"]["valueFrom"];
+    let mut sources: Vec<_> = sources["properties"].as_object().unwrap().keys().collect();
+    sources.sort();
+    assert_eq!(sources, ["configMapKeyRef", "fieldRef", "resourceFieldRef", "secretKeyRef"]);
 }

@@ -34,6 +34,7 @@ fn cases() -> Vec<Case> {
     let pod = |pointer, value, told| Case { object: with(&pod, pointer, value), told };
     let config_map = json!({ "configMap": { "name": "a", "key": "b" } });
     let named = |name: &str| json!({ "configMap": { "name": name, "key": "b" } });
+    let claims = json!({ "claims": [{ "name": "gpu" }] });
     let claim = json!({ "persistentVolumeClaim": { "claimName": "../secrets", "path": "b" } });
     vec![
         run("/spec/rolloutRing", json!("0E_base_"), &["spec.rolloutRing", "0E_base_", "0A_base_", "main"]),
@@ -51,26 +52,41 @@ fn cases() -> Vec<Case> {
             &["data[].sha256 is required", "64 lower-case hexadecimal digits"],
         ),
         run("/spec/data/0/source/configMap", config_map["configMap"].clone(), &["exactly one of configMap"]),
-        run("/spec/data/0/source", named("train set"), &["name must have", "such as", "train set"]),
+        run("/spec/data/0/source", named("train set"), &["name \"train set\" is invalid", "such as"]),
         // The API server shows no sentence with a line break in it.
         run("/spec/data/0/source", named("train\n"), &["spec.data[0].source.configMap.name", "Invalid value"]),
-        run("/spec/data/0/source", claim, &["claimName must have", "../secrets"]),
-        run("/spec/output/persistentVolumeClaim/claimName", json!("My_Claim"), &["claimName must have", "My_Claim"]),
+        run("/spec/data/0/source", claim, &["claimName \"../secrets\" is invalid"]),
+        run("/spec/output/persistentVolumeClaim/claimName", json!("My_Claim"), &["claimName \"My_Claim\" is invalid"]),
         run("/spec/data/0/sha256", json!("ABC"), &["spec.data[0].sha256", "ABC"]),
         run(
             "/spec/output/persistentVolumeClaim/subPath",
             json!("../other"),
-            &["subPath", "no ..", "such as runs", "../other"],
+            &["subPath \"../other\" is invalid", "without ..", "such as runs"],
         ),
         run(
             "/spec/pod/env",
             json!([{ "name": "CODEX_REPORT_URL", "value": "x" }]),
-            &["CODEX_", "belong to the controller"],
+            &["CODEX_", "reserved for the controller"],
         ),
         run(
             "/spec/pod/env",
             json!([{ "name": "A", "value": "x" }, { "name": "A", "value": "y" }]),
             &["spec.pod.env[1]", "Duplicate value", "\"A\""],
+        ),
+        run(
+            "/spec/pod/env",
+            json!([{ "name": "A", "valueFrom": { "fileKeyRef": { "volumeName": "v", "path": "p", "key": "k" } } }]),
+            &["unknown field", "spec.pod.env[0].valueFrom.fileKeyRef"],
+        ),
+        run(
+            "/spec/pod/resources",
+            claims.clone(),
+            &["pod.resources.claims cannot work until pod.resourceClaims exists"],
+        ),
+        evaluation(
+            "/spec/pod/resources",
+            claims,
+            &["pod.resources.claims cannot work until pod.resourceClaims exists"],
         ),
         run(
             "/spec/pod/imagePullSecrets",
@@ -91,7 +107,7 @@ fn cases() -> Vec<Case> {
         evaluation("/spec/data/0/name", json!("questions"), &["problems or baseline"]),
         evaluation("/spec/pod/image", json!("mine"), &["unknown field", "spec.pod.image"]),
         pod("/spec/evaluations", json!([]), &["spec.evaluations", "at least 1"]),
-        pod("/spec/evaluations", json!(["a", "a"]), &["names each Evaluation once"]),
+        pod("/spec/evaluations", json!(["a", "a"]), &["name each Evaluation once"]),
         pod("/spec/replicas", json!(-1), &["spec.replicas", "-1"]),
         pod("/spec/pod/env", json!([]), &["unknown field", "spec.pod.env"]),
     ]
