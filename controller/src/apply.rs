@@ -2,11 +2,7 @@
 //!
 //! Nothing is written where the cache already shows what is wanted. Nothing is touched that the object does not control.
 
-use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    fmt::Debug,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::BTreeSet, fmt::Debug};
 
 use codex_crds::Reason;
 use codex_plan::{Desired, KeptKind};
@@ -21,11 +17,14 @@ use tracing::{debug, info, warn};
 
 use crate::{
     MANAGER,
+    api::merge_params,
     context::Context,
+    drift::{correction, difference},
     error::{answered, client_category, refused, said},
-    observe::{caught_up, caught_up_deleted, get, workers::is_controlled_by},
+    observe::{caught_up, caught_up_deleted, get},
+    ownership::is_controlled_by,
     seal::{ANNOTATION, SealError},
-    semantic::{Difference, correction, difference},
+    unmended::UnmendedChild,
 };
 
 /// How the names of bundles begin: bundles are never removed.
@@ -65,16 +64,9 @@ pub enum ApplyError {
         /// Its name.
         name: String,
     },
-    /// Somebody else holds a part of the child.
-    #[error("the {kind} {name} does not take what is planned: {difference}; delete it to have it made anew")]
-    Mixed {
-        /// Its kind.
-        kind: String,
-        /// Its name.
-        name: String,
-        /// Where.
-        difference: Box<Difference>,
-    },
+    /// The child differs from the plan even after it was applied and corrected.
+    #[error("{0}; delete it to have it recreated")]
+    Unmended(Box<UnmendedChild>),
     /// A child without a name, or one that cannot be sealed.
     #[error(transparent)]
     Seal(#[from] SealError),
@@ -98,7 +90,7 @@ impl ApplyError {
             Self::Client { source, .. } => client_category(source),
             Self::Taken { .. } => "name_taken",
             Self::Ending { .. } => "ending",
-            Self::Mixed { .. } => "foreign_fields",
+            Self::Unmended(_) => "foreign_fields",
             Self::Seal(source) => source.category(),
             Self::Json { .. } => "encoding",
         }
@@ -107,43 +99,10 @@ impl ApplyError {
     /// Why a person has to do something, if one has to.
     pub fn needs_attention(&self) -> Option<Reason> {
         match self {
-            Self::Taken { .. } | Self::Mixed { .. } => Some(Reason::NameTaken),
+            Self::Taken { .. } | Self::Unmended(_) => Some(Reason::NameTaken),
             Self::Client { source, .. } => refused(source).then_some(Reason::Refused),
             Self::Ending { .. } | Self::Seal(_) | Self::Json { .. } => None,
         }
-    }
-}
-
-/// Children that did not become what was planned, one for each object, by its uid. Writing the same again would wake the
-/// object at once, and so on without an end: it is tried again when the object has rested.
-#[derive(Debug, Default)]
-pub struct Unmended(Mutex<HashMap<String, Unmendable>>);
-
-#[derive(Debug, PartialEq, Eq)]
-struct Unmendable {
-    kind: String,
-    name: String,
-    difference: Difference,
-}
-
-impl Unmended {
-    fn is(&self, owner: &str, child: &Unmendable) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(owner) == Some(child)
-    }
-
-    fn set(&self, owner: &str, child: Unmendable) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(owner.to_owned(), child);
-    }
-
-    /// Forgets all but the children of these objects.
-    pub fn retain(&self, alive: &HashSet<String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| alive.contains(uid));
-    }
-}
-
-impl From<Unmendable> for ApplyError {
-    fn from(Unmendable { kind, name, difference }: Unmendable) -> Self {
-        Self::Mixed { kind, name, difference: Box::new(difference) }
     }
 }
 
@@ -264,9 +223,10 @@ impl Apply<'_> {
                 None => return Ok(()),
                 Some(difference) => {
                     debug!("the {kind} {name} is not as planned: {difference}");
-                    let child = Unmendable { kind: kind.clone(), name: name.clone(), difference };
-                    if self.context.backoff.rests(&self.owner) && self.context.unmended.is(&self.owner, &child) {
-                        return Err(child.into());
+                    let child = UnmendedChild { kind: kind.clone(), name: name.clone(), difference };
+                    let known = self.context.unmended.get(&self.owner).is_some_and(|known| known == child);
+                    if self.context.backoff.rests(&self.owner) && known {
+                        return Err(ApplyError::Unmended(child.into()));
                     }
                 }
             }
@@ -287,16 +247,15 @@ impl Apply<'_> {
             // Fields that others own outlive an apply; what nobody planned must not run in a server, nor stop or divert it.
             warn!("the {kind} {name} was changed by somebody else and is put right: {found}");
             let patch = Patch::Merge(correction);
-            let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-            written = self.api::<C>().patch(&name, &params, &patch).await.map_err(failed("corrected"))?;
+            written = self.api::<C>().patch(&name, &merge_params(), &patch).await.map_err(failed("corrected"))?;
             self.context.metrics.wrote(&kind, "correct");
             differs = difference(&wanted, &json(&written)?);
         }
         if let Some(difference) = differs {
             caught_up(store, &written).await;
-            let child = |difference| Unmendable { kind: kind.clone(), name: name.clone(), difference };
-            self.context.unmended.set(&self.owner, child(difference.clone()));
-            return Err(child(difference).into());
+            let child = UnmendedChild { kind, name, difference };
+            self.context.unmended.insert(&self.owner, child.clone());
+            return Err(ApplyError::Unmended(child.into()));
         }
         caught_up(store, &written).await;
         Ok(())

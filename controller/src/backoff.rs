@@ -1,20 +1,21 @@
-//! How long to wait after a failure, per object: 5 s, doubling, 5 min at most, jittered; forgotten after a success.
+//! The backoff of each object after failed reconciliations: 5 s, doubling up to 5 min, with jitter; a success resets it.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     hash::{BuildHasher, RandomState},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
+use crate::by_uid::ByUid;
+
 const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_mins(5);
 
-/// How often each object failed in a row, and until when it rests, by uid.
+/// The consecutive failures of each object and the end of its backoff.
 #[derive(Debug, Default)]
-pub struct Backoff(Mutex<HashMap<String, Failures>>);
+pub struct Backoff(ByUid<Failures>);
 
 #[derive(Debug)]
 struct Failures {
@@ -23,10 +24,10 @@ struct Failures {
 }
 
 impl Backoff {
-    /// Counts a failure and says how long to wait. One that comes before its time, because something changed meanwhile, is
-    /// not counted.
+    /// Counts a failure and returns how long to wait. A failure during the backoff, of a reconciliation that a change
+    /// triggered, is not counted.
     pub fn failed(&self, uid: &str) -> Duration {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         let now = Instant::now();
         let failures = all.entry(uid.to_owned()).or_insert(Failures { count: 0, until: now });
         if failures.until <= now {
@@ -36,26 +37,25 @@ impl Backoff {
         failures.until - now
     }
 
-    /// Whether an object that failed rests still.
+    /// Returns whether the backoff of an object has not passed yet.
     pub fn rests(&self, uid: &str) -> bool {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(uid).is_some_and(|failures| Instant::now() < failures.until)
+        self.0.lock().get(uid).is_some_and(|failures| Instant::now() < failures.until)
     }
 
-    /// Forgets all but these objects.
+    /// Drops the failures of all objects but these.
     pub fn retain(&self, alive: &HashSet<String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| alive.contains(uid));
+        self.0.retain(alive);
     }
 
-    /// Forgets an object: it succeeded.
+    /// Resets an object after a success.
     pub fn forget(&self, uid: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.0.remove(uid);
     }
 }
 
-/// `wait`, shortened by up to a fifth, so that what failed together does not come back together.
+/// Returns `wait`, shortened by up to a fifth, so that objects that failed together are not retried together.
 pub fn jittered(wait: Duration) -> Duration {
-    // A fresh hasher is seeded by the system: random enough to spread load, and no dependency.
+    // A new hasher has a random seed: good enough to spread load without another dependency.
     let random = RandomState::new().hash_one(wait) % 1000;
     wait.mul_f64(0.8 + 0.2 * random as f64 / 1000.0)
 }
@@ -67,7 +67,7 @@ mod tests {
     use super::{Backoff, jittered};
 
     #[tokio::test(start_paused = true)]
-    async fn waits_double_up_to_five_minutes_and_start_again_after_a_success() {
+    async fn backoff_doubles_up_to_five_minutes_and_is_reset_by_a_success() {
         let backoff = Backoff::default();
         for seconds in [5, 10, 20, 40, 80, 160, 300, 300, 300] {
             let wait = backoff.failed("a");
@@ -76,7 +76,7 @@ mod tests {
             tokio::time::advance(wait / 2).await;
             assert!(
                 backoff.rests("a") && backoff.failed("a") <= wait / 2,
-                "what fails before its time waits for the rest"
+                "a failure during the backoff only waits for its end"
             );
             tokio::time::advance(wait).await;
             assert!(!backoff.rests("a"));

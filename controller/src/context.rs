@@ -1,22 +1,20 @@
 //! What every reconciliation has at hand.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashSet, sync::Arc};
 
 use codex_plan::Settings;
 use jiff::Timestamp;
 use kube::{Client, ResourceExt, runtime::events::Recorder};
 
 use crate::{
-    apply::Unmended,
     backoff::Backoff,
-    endpoint::Inbox,
+    by_uid::ByUid,
+    inbox::Inbox,
     metrics::Metrics,
     observe::{Stores, Wake},
     seal::Seal,
     signer::Signer,
+    unmended::Unmended,
 };
 
 /// What every reconciliation has at hand.
@@ -44,7 +42,7 @@ pub struct Context {
     /// Children that did not become what was planned.
     pub unmended: Unmended,
     /// When the status of each object was written.
-    pub written: Written,
+    pub written: ByUid<Timestamp>,
 }
 
 impl Context {
@@ -62,22 +60,6 @@ impl Context {
         self.inbox.retain(&alive);
         self.backoff.retain(&alive);
         self.unmended.retain(&alive);
-        self.written.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| alive.contains(uid));
-    }
-}
-
-/// When this process last wrote the status of each object, by uid.
-#[derive(Debug, Default)]
-pub struct Written(Mutex<HashMap<String, Timestamp>>);
-
-impl Written {
-    /// When; none when it has not.
-    pub fn at(&self, uid: &str) -> Option<Timestamp> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(uid).copied()
-    }
-
-    /// It was written.
-    pub fn set(&self, uid: &str, at: Timestamp) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), at);
+        self.written.retain(&alive);
     }
 }

@@ -1,64 +1,54 @@
-//! Effects: signing. A bundle is created once and never changed. I/O.
+//! Effects of a plan: signing. A bundle is created once and never changed.
 
 use codex_crds::Reason;
 use codex_plan::Effect;
 use codex_provenance::{oms, promotion::Promotion};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{
-    Api, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
-};
+use kube::{Api, ResourceExt, api::Patch};
 use serde_json::json;
 use tracing::{info, warn};
 
 use crate::{
-    MANAGER,
+    api::{merge_params, post_params},
     context::Context,
     error::{answered, client_category, refused, said},
-    observe::{
-        caught_up,
-        workers::{controller, is_controlled_by},
-    },
-    signer::SignerError,
+    observe::caught_up,
+    ownership::{controller, is_controlled_by},
+    signer::{BUNDLE, PUBLIC, SignerError},
 };
 
-/// The key of a bundle in its ConfigMap.
-pub const BUNDLE: &str = "bundle.json";
-/// The key of the public key beside it.
-const KEY: &str = "key.pem";
-
-/// Why nothing was signed.
+/// Why an effect failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EffectError {
-    /// The signer.
+    /// The signer does not sign.
     #[error(transparent)]
     Signer(#[from] SignerError),
-    /// The API server.
+    /// A request to the API server failed.
     #[error("the ConfigMap {name} cannot be {verb}: {}", said(source))]
     Client {
-        /// Which.
+        /// The name of the ConfigMap.
         name: String,
-        /// What was tried.
+        /// The operation, as a past participle.
         verb: &'static str,
-        /// Why.
+        /// The client's error.
         #[source]
         source: kube::Error,
     },
-    /// Somebody else's object has the bundle's name.
+    /// Another object has the bundle's name.
     #[error(
-        "the ConfigMap {0} exists and was not made by this controller for this run: delete it to have the bundle signed"
+        "the ConfigMap {0} exists and does not belong to this TrainingRun: delete it so that the bundle can be created"
     )]
     Taken(String),
-    /// The old one has to go first.
-    #[error("the ConfigMap {0} is being deleted: waiting until it is gone")]
+    /// An earlier bundle of the same name is being deleted.
+    #[error("the ConfigMap {0} is being deleted; the bundle is created when it is gone")]
     Ending(String),
-    /// A bundle that is no text.
-    #[error("the bundle for the ConfigMap {0} is no text")]
+    /// The signed bundle is not UTF-8.
+    #[error("the bundle for the ConfigMap {0} is not UTF-8")]
     Text(String),
 }
 
 impl EffectError {
-    /// A word for metric labels.
+    /// Returns the category for metrics and logs.
     pub fn category(&self) -> &'static str {
         match self {
             Self::Signer(source) => source.category(),
@@ -69,7 +59,8 @@ impl EffectError {
         }
     }
 
-    /// Why a person has to do something, if one has to. That there is no signer is the plan's to say.
+    /// Returns the reason of the `Stalled` condition if the failure needs attention. The plan itself reports a missing
+    /// signer.
     pub fn needs_attention(&self) -> Option<Reason> {
         match self {
             Self::Client { source, .. } => refused(source).then_some(Reason::Refused),
@@ -79,10 +70,10 @@ impl EffectError {
     }
 }
 
-/// Does what has to be done, in order.
+/// Executes the effects in order.
 ///
 /// # Errors
-/// The first that fails; those after it are not begun.
+/// When an effect fails; later effects are not started.
 pub async fn carry_out(context: &Context, effects: &[Effect]) -> Result<(), EffectError> {
     for effect in effects {
         match effect {
@@ -104,28 +95,27 @@ async fn sign(context: &Context, config_map: &ConfigMap, payload: &[u8]) -> Resu
     let bundle = String::from_utf8(bundle).map_err(|_| EffectError::Text(name.clone()))?;
     let key = context.signer.public().to_pem().to_owned();
     let filled = ConfigMap {
-        data: Some([(BUNDLE.to_owned(), bundle), (KEY.to_owned(), key)].into()),
+        data: Some([(BUNDLE.to_owned(), bundle), (PUBLIC.to_owned(), key)].into()),
         immutable: Some(true),
         ..config_map.clone()
     };
     let namespace = config_map.namespace().unwrap_or_default();
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
-    let post = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-    match api.create(&post, &filled).await {
+    match api.create(&post_params(), &filled).await {
         Ok(created) => {
             context.metrics.wrote("ConfigMap", "create");
-            info!("signed: the ConfigMap {name}");
+            info!("created the signed bundle in the ConfigMap {name}");
             caught_up(&context.stores.config_maps, &created).await;
             Ok(())
         }
-        Err(source) if answered(&source, 409) => signed_before(context, &api, config_map).await,
+        Err(source) if answered(&source, 409) => adopt(context, &api, config_map).await,
         Err(source) => Err(EffectError::Client { name, verb: "created", source }),
     }
 }
 
-/// Leaves a bundle that exists as it is: the next observation says what it is worth. For that it has to be seen, so labels
-/// that somebody took away are put back.
-async fn signed_before(context: &Context, api: &Api<ConfigMap>, wanted: &ConfigMap) -> Result<(), EffectError> {
+/// Keeps an existing bundle; the next observation verifies it. Missing labels are restored, because the cache selects
+/// objects by label.
+async fn adopt(context: &Context, api: &Api<ConfigMap>, wanted: &ConfigMap) -> Result<(), EffectError> {
     let name = wanted.name_any();
     let failed = |verb| {
         let name = name.clone();
@@ -140,10 +130,9 @@ async fn signed_before(context: &Context, api: &Api<ConfigMap>, wanted: &ConfigM
     }
     if wanted.labels().iter().any(|(key, value)| found.labels().get(key) != Some(value)) {
         let patch = Patch::Merge(json!({ "metadata": { "labels": wanted.labels() } }));
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        found = api.patch(&name, &params, &patch).await.map_err(failed("labelled"))?;
+        found = api.patch(&name, &merge_params(), &patch).await.map_err(failed("labelled"))?;
         context.metrics.wrote("ConfigMap", "correct");
-        warn!("the ConfigMap {name} had lost its labels and has them again");
+        warn!("restored the missing labels of the ConfigMap {name}");
     }
     caught_up(&context.stores.config_maps, &found).await;
     Ok(())

@@ -1,30 +1,35 @@
-//! The Codex controller: `observe → plan → apply → report` for the three kinds of `codex-ml.dev`.
+//! The Codex controller: `observe → plan → apply → report` for the kinds of `codex-ml.dev`.
 //!
-//! What to do is decided by the pure crate `codex-plan`; this crate does the I/O around it.
+//! The pure crate `codex-plan` decides what to do; this crate does the I/O around it.
 
+pub mod api;
 pub mod apply;
 pub mod backoff;
+pub mod by_uid;
 pub mod cli;
 pub mod context;
+pub mod drift;
 pub mod effects;
 pub mod endpoint;
 pub mod error;
+pub mod flags;
 pub mod health;
+pub mod inbox;
 pub mod lease;
 pub mod metrics;
 pub mod observe;
 pub mod operator;
+pub mod ownership;
 pub mod reconcile;
 pub mod report;
 pub mod seal;
-pub mod semantic;
+pub mod secrets;
 pub mod signer;
 pub mod tls;
+pub mod unmended;
 
 #[cfg(test)]
 mod tests;
-
-use std::collections::BTreeMap;
 
 /// The field manager of children and of the controller's own objects.
 pub const MANAGER: &str = "codex-controller";
@@ -32,15 +37,3 @@ pub const MANAGER: &str = "codex-controller";
 pub const STATUS_MANAGER: &str = "codex-controller/status";
 /// The version of this build.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
-
-/// The labels of the controller's own objects.
-pub(crate) fn labels(component: &str) -> BTreeMap<String, String> {
-    let label = |key: &str, value: &str| (format!("app.kubernetes.io/{key}"), value.to_owned());
-    [
-        label("name", "codex-controller"),
-        label("component", component),
-        label("part-of", "codex"),
-        label("managed-by", MANAGER),
-    ]
-    .into()
-}

@@ -19,13 +19,14 @@ use tracing::{error, info, warn};
 
 use crate::{
     BUILD, MANAGER,
-    apply::Unmended,
     backoff::Backoff,
-    cli::Run,
-    context::{Context, Written},
-    endpoint::{self, Endpoint, Inbox},
+    by_uid::ByUid,
+    context::Context,
+    endpoint::{self, Endpoint},
     error::{chain, client_category},
+    flags::Flags,
     health::{self, Health, Standing},
+    inbox::Inbox,
     lease::{Candidate, LeaseError},
     metrics::Metrics,
     observe::{Stores, Wake},
@@ -33,6 +34,7 @@ use crate::{
     seal::{Seal, SealError},
     signer::{Signer, SignerError},
     tls::{self, TlsError},
+    unmended::Unmended,
 };
 
 /// How long what was begun may take when the process is asked to stop.
@@ -99,7 +101,7 @@ impl OperatorError {
 ///
 /// # Errors
 /// See [`OperatorError`].
-pub async fn run(flags: Run) -> Result<(), OperatorError> {
+pub async fn run(flags: Flags) -> Result<(), OperatorError> {
     // One provider for all TLS; a second installation of the same one is no failure.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     info!(version = BUILD, namespace = flags.namespace, "codex-controller starts");
@@ -117,7 +119,7 @@ pub async fn run(flags: Run) -> Result<(), OperatorError> {
             health::serve(address, handle, health).await.map_err(|source| OperatorError::Listen { address, source })
         }
     });
-    let certificates = tls::certificates(client.clone(), &flags.namespace, &flags.reports()).await?;
+    let certificates = tls::certificates(client.clone(), &flags.namespace, &flags.report_url()).await?;
     let reports_handle = Handle::new();
     servers.spawn({
         let (address, handle) = (flags.listen, reports_handle.clone());
@@ -151,7 +153,7 @@ pub async fn run(flags: Run) -> Result<(), OperatorError> {
 
 /// Waits for the Lease and acts while it is held.
 async fn lead(
-    flags: &Run,
+    flags: &Flags,
     client: Client,
     metrics: Metrics,
     authority: String,
@@ -171,7 +173,7 @@ async fn lead(
             version: BUILD.to_owned(),
             trainer_image: flags.trainer_image.clone(),
             worker_image: flags.worker_image.clone(),
-            report_url: flags.reports(),
+            report_url: flags.report_url(),
             report_ca: authority,
             controller_namespace: flags.namespace.clone(),
             report_port: i32::from(flags.listen.port()),
@@ -198,7 +200,7 @@ async fn lead(
             metrics: metrics.clone(),
             backoff: Backoff::default(),
             unmended: Unmended::default(),
-            written: Written::default(),
+            written: ByUid::default(),
         });
         tasks.spawn({
             let (context, signer) = (context.clone(), signer);

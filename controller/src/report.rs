@@ -1,7 +1,7 @@
 //! Reporting: status by server-side apply, then Events. I/O.
 
 use codex_crds::{ConditionType, Reason};
-use codex_plan::{EventType, conditions};
+use codex_plan::{EventType, conditions, text::truncate_bytes};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{
@@ -15,9 +15,9 @@ use tracing::{debug, info, warn};
 use crate::{
     STATUS_MANAGER,
     context::Context,
+    drift::difference,
     error::{chain, client_category},
     observe::{Observe, caught_up},
-    semantic::difference,
 };
 
 /// Why the status was not written.
@@ -58,7 +58,7 @@ pub async fn status<K: Observe>(context: &Context, object: &K, status: &K::Statu
     let params = PatchParams::apply(STATUS_MANAGER).force();
     let written = api.patch_status(&name, &params, &Patch::Apply(&body)).await.map_err(ReportError)?;
     context.metrics.wrote(&K::kind(&()), "status");
-    context.written.set(uid.as_deref().unwrap_or_default(), context.now());
+    context.written.insert(uid.as_deref().unwrap_or_default(), context.now());
     caught_up(K::store(context), &written).await;
     Ok(true)
 }
@@ -75,7 +75,7 @@ pub async fn events<K: Observe>(context: &Context, object: &K, events: &[codex_p
             },
             reason: event.reason.clone(),
             // An Event's note has at most 1,024 bytes.
-            note: Some(shortened(&event.note, 1024)),
+            note: Some(truncate_bytes(&event.note, 1024)),
             action: event.action.clone(),
             secondary: None,
         };
@@ -105,7 +105,7 @@ pub fn stalled(planned: &[Condition], before: &[Condition], why: &Stall<'_>, now
             type_: kind.name().to_owned(),
             status: holds.to_owned(),
             reason: why.reason.name().to_owned(),
-            message: shortened(why.sentence, 2000),
+            message: truncate_bytes(why.sentence, 2000),
             observed_generation: why.generation,
             last_transition_time: found.map_or(Time(now), |found| found.last_transition_time.clone()),
         }
@@ -117,24 +117,13 @@ pub fn stalled(planned: &[Condition], before: &[Condition], why: &Stall<'_>, now
     all
 }
 
-fn shortened(text: &str, bytes: usize) -> String {
-    if text.len() <= bytes {
-        return text.to_owned();
-    }
-    let mut end = bytes - "…".len();
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}…", &text[..end])
-}
-
 #[cfg(test)]
 mod tests {
     use codex_crds::{ConditionType, Reason};
     use codex_plan::conditions::{find, is_true};
     use jiff::Timestamp;
 
-    use super::{Stall, shortened, stalled};
+    use super::{Stall, stalled};
 
     #[test]
     fn whoever_is_in_the_way_is_named_and_the_time_stands_still() {
@@ -145,12 +134,5 @@ mod tests {
         assert_eq!(first, second);
         assert!(is_true(&first, ConditionType::Stalled) && !is_true(&first, ConditionType::Ready));
         assert_eq!(find(&first, ConditionType::Ready).unwrap().reason, "NameTaken");
-    }
-
-    #[test]
-    fn notes_are_cut_between_letters() {
-        assert_eq!(shortened("short", 1024), "short");
-        let cut = shortened(&"ä".repeat(600), 1024);
-        assert!(cut.len() <= 1024 && cut.ends_with('…'));
     }
 }

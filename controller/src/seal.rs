@@ -1,54 +1,52 @@
-//! Seals: how the controller knows its own Jobs and Deployments again. Talks to the API server once, at start.
+//! Seals: how the controller recognizes the Jobs and Deployments that it created.
 //!
-//! Who may create Jobs in a namespace can write any owner reference, any label and any field manager. So the controller
-//! marks each pod template that it made with a MAC over the object it is for, the template and its digests. The key is in
-//! a Secret of the controller's namespace. A copied seal is good for the same template and the same object only.
+//! Anyone who may create Jobs in a namespace can forge owner references, labels and field managers. The controller
+//! therefore adds a MAC to each pod template that it creates. The MAC covers the owner's uid, the template and the
+//! controller's annotations; its key is in a Secret of the controller's namespace. A copied seal is valid only for the
+//! same template and the same owner.
 
 use codex_provenance::Sha256;
 use hmac::{Hmac, Mac};
-use k8s_openapi::{ByteString, api::core::v1::Secret};
-use kube::{
-    Api, Client,
-    api::{ObjectMeta, PostParams},
-};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client};
 use serde::Serialize;
 use serde_json::Value;
-use tracing::info;
 
 use crate::{
-    MANAGER,
-    error::{answered, client_category},
-    semantic::canonical,
+    drift::canonical,
+    error::client_category,
+    secrets::{get_or_create, secret, value},
 };
 
 /// The annotation that carries a seal.
 pub const ANNOTATION: &str = "codex-ml.dev/seal";
-/// The Secret that holds the key.
+/// The name of the Secret with the key.
 pub const SECRET: &str = "codex-seal";
 const KEY: &str = "seal.key";
 const BYTES: usize = 32;
 
-/// Why there is no key.
+/// Why the seal key cannot be loaded or a child cannot be sealed.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    /// The API server.
+    /// A request to the API server failed.
     #[error("the Secret {SECRET} cannot be read or created: {0}")]
     Client(#[source] kube::Error),
-    /// Somebody changed the Secret.
+    /// The Secret does not hold a key of the right length.
     #[error(
-        "the Secret {SECRET} holds no {BYTES} bytes under {KEY:?}: delete the Secret and start the controller again; Jobs that are at work then count as foreign"
+        "the Secret {SECRET} must hold exactly {BYTES} bytes under {KEY:?}: delete the Secret and restart the controller; \
+         it then treats existing Jobs as foreign"
     )]
     Secret,
-    /// The system gives no randomness.
-    #[error("no randomness for the Secret {SECRET}")]
+    /// The system's random number generator failed.
+    #[error("the system has no random bytes for the Secret {SECRET}")]
     Random,
-    /// A child that cannot be written as JSON.
-    #[error("a child cannot be written as JSON: {0}")]
+    /// A child cannot be serialized.
+    #[error("a child cannot be serialized to JSON: {0}")]
     Json(#[source] serde_json::Error),
 }
 
 impl SealError {
-    /// A word for metric labels.
+    /// Returns the category for metrics and logs.
     pub fn category(&self) -> &'static str {
         match self {
             Self::Client(source) => client_category(source),
@@ -59,40 +57,27 @@ impl SealError {
     }
 }
 
-/// The key of seals.
+/// Seals children with the key from the Secret.
 #[derive(Clone)]
 pub struct Seal([u8; BYTES]);
 
 impl Seal {
-    /// Loads the key, or makes it on the first start.
+    /// Loads the key. Generates it on the first start.
     ///
     /// # Errors
     /// See [`SealError`].
     pub async fn load(client: Client, namespace: &str) -> Result<Self, SealError> {
         let api: Api<Secret> = Api::namespaced(client, namespace);
-        let secret = if let Some(secret) = api.get_opt(SECRET).await.map_err(SealError::Client)? {
-            secret
-        } else {
-            let post = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-            match api.create(&post, &new_secret()?).await {
-                Ok(secret) => {
-                    info!(secret = SECRET, "made the key of seals");
-                    secret
-                }
-                // Another process was faster: its key is the one.
-                Err(failure) if answered(&failure, 409) => api.get(SECRET).await.map_err(SealError::Client)?,
-                Err(failure) => return Err(SealError::Client(failure)),
-            }
-        };
-        let bytes = secret.data.as_ref().and_then(|data| data.get(KEY)).ok_or(SealError::Secret)?;
-        Ok(Self(bytes.0.as_slice().try_into().map_err(|_| SealError::Secret)?))
+        let secret = get_or_create(&api, SECRET, generate, SealError::Client).await?;
+        let key = value(&secret, KEY).ok_or(SealError::Secret)?;
+        Ok(Self(key.try_into().map_err(|_| SealError::Secret)?))
     }
 
-    /// The seal of a child with a pod template, for the object with the uid `owner`. Scale, suspension and whatever else
-    /// lies outside the template is not sealed; our annotations are.
+    /// Returns the seal of a child for the owner with this uid. It covers the pod template and the controller's
+    /// annotations, and nothing else of the child, such as its scale or suspension.
     ///
     /// # Errors
-    /// When the child cannot be written as JSON.
+    /// When the child cannot be serialized to JSON.
     pub fn of<K: Serialize>(&self, owner: &str, child: &K) -> Result<String, SealError> {
         let child = serde_json::to_value(child).map_err(SealError::Json)?;
         let template = child.pointer("/spec/template/spec").map(canonical);
@@ -101,19 +86,19 @@ impl Seal {
         });
         let sealed =
             (owner, child.get("kind"), child.pointer("/metadata/namespace"), annotations.unwrap_or_default(), template);
-        // Maps of serde_json are in the order of their keys: equal templates give equal bytes.
+        // serde_json keeps maps sorted by key, so equal templates give equal bytes.
         let bytes = serde_json::to_vec(&sealed).map_err(SealError::Json)?;
         Ok(self.mac(&bytes))
     }
 
-    /// Whether a live child carries its seal.
+    /// Returns whether a live child carries the valid seal for this owner.
     pub fn holds<K: Serialize + kube::Resource>(&self, owner: &str, child: &K) -> bool {
         let carried = child.meta().annotations.as_ref().and_then(|all| all.get(ANNOTATION));
         carried.is_some_and(|carried| self.of(owner, child).is_ok_and(|seal| equal(carried, &seal)))
     }
 
     fn mac(&self, bytes: &[u8]) -> String {
-        // The block of SHA-256 is longer than the key, so that every key is taken.
+        // HMAC pads a key that is shorter than SHA-256's 64-byte block with zeros.
         let mut block = [0; 64];
         block[..BYTES].copy_from_slice(&self.0);
         let mut mac = <Hmac<sha2::Sha256> as Mac>::new(&block.into());
@@ -122,30 +107,21 @@ impl Seal {
     }
 }
 
-/// Compares without telling by time where two texts differ: their digests do not reveal what comes next.
+/// Compares the digests of two texts, so that the time taken does not reveal where the texts differ.
 fn equal(carried: &str, seal: &str) -> bool {
     Sha256::of(carried) == Sha256::of(seal)
 }
 
-fn new_secret() -> Result<Secret, SealError> {
+fn generate() -> Result<Secret, SealError> {
     let mut key = [0; BYTES];
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.secure_random.fill(&mut key).map_err(|_| SealError::Random)?;
-    Ok(Secret {
-        metadata: ObjectMeta {
-            name: Some(SECRET.to_owned()),
-            labels: Some(crate::labels("seal")),
-            ..ObjectMeta::default()
-        },
-        type_: Some("Opaque".to_owned()),
-        data: Some([(KEY.to_owned(), ByteString(key.to_vec()))].into()),
-        ..Secret::default()
-    })
+    Ok(secret(SECRET, "seal", [(KEY, key.as_slice())]))
 }
 
 #[cfg(test)]
 impl Seal {
-    /// A key that tests know.
+    /// Returns a seal with a fixed key.
     pub(crate) fn for_tests() -> Self {
         Self([7; BYTES])
     }

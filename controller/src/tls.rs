@@ -1,16 +1,13 @@
-//! The certificates of the report endpoint. Talks to the API server once, at start.
+//! The certificates of the report endpoint.
 //!
-//! A certificate authority of our own lives in a Secret, made on the first start. The serving certificate is issued anew
-//! by every process and never stored, so it always names the addresses of `--report-url`.
+//! The controller creates its own certificate authority on the first start and keeps it in a Secret. Every process issues
+//! a new serving certificate and does not store it, so the certificate always names the host of `--report-url`.
 
 use std::{net::IpAddr, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::{ByteString, api::core::v1::Secret};
-use kube::{
-    Api, Client,
-    api::{ObjectMeta, PostParams},
-};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
@@ -19,58 +16,57 @@ use rustls::{
     ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
 };
-use tracing::info;
 
 use crate::{
-    MANAGER,
-    error::{answered, client_category},
+    error::client_category,
+    secrets::{get_or_create, secret, value},
 };
 
-/// The Secret that holds the certificate authority.
+/// The name of the Secret with the certificate authority.
 pub const SECRET: &str = "codex-reports-tls";
 const CERTIFICATE: &str = "ca.crt";
 const KEY: &str = "ca.key";
 const YEARS: i64 = 20;
 
-/// Why there are no certificates.
+/// Why no certificate can be issued.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The API server.
+    /// A request to the API server failed.
     #[error("the Secret {SECRET} cannot be read or created: {0}")]
     Client(#[source] kube::Error),
-    /// Somebody changed the Secret.
+    /// A key of the Secret is missing or invalid.
     #[error(
-        "the Secret {SECRET} has no usable {0}: delete the Secret and start the controller again to have it made anew"
+        "the Secret {SECRET} has no valid value under {0:?}: delete the Secret and restart the controller to recreate it"
     )]
     Secret(&'static str),
-    /// Making a key or a certificate.
-    #[error("no certificate could be made for the report endpoint: {0}")]
-    Make(#[source] rcgen::Error),
-    /// The TLS library refuses the certificate.
-    #[error("the certificate of the report endpoint is refused: {0}")]
-    Refused(#[source] rustls::Error),
-    /// `--report-url` is of no use.
-    #[error("--report-url {0:?} is no https URL: write https://HOST:PORT/v1/reports")]
+    /// A key or a certificate cannot be generated.
+    #[error("the certificate of the report endpoint cannot be generated: {0}")]
+    Generate(#[source] rcgen::Error),
+    /// The TLS library rejects the certificate.
+    #[error("the TLS library rejects the certificate of the report endpoint: {0}")]
+    Rejected(#[source] rustls::Error),
+    /// `--report-url` is not an https URL.
+    #[error("--report-url: {0:?} is not an https URL; use https://HOST:PORT/v1/reports")]
     Url(String),
 }
 
 impl TlsError {
-    /// A word for metric labels.
+    /// Returns the category for metrics and logs.
     pub fn category(&self) -> &'static str {
         match self {
             Self::Client(source) => client_category(source),
             Self::Secret(_) => "secret",
-            Self::Make(_) | Self::Refused(_) => "certificate",
+            Self::Generate(_) | Self::Rejected(_) => "certificate",
             Self::Url(_) => "flag",
         }
     }
 }
 
-/// What the report endpoint serves with, and what pods know it by.
+/// The certificates of the report endpoint.
 pub struct Certificates {
-    /// For the endpoint.
+    /// The TLS configuration of the endpoint, with its serving certificate.
     pub server: Arc<ServerConfig>,
-    /// The authority's certificate in PEM, for pods.
+    /// The certificate of the authority in PEM, which pods verify the endpoint with.
     pub authority: String,
 }
 
@@ -80,67 +76,41 @@ struct Authority {
     key: KeyPair,
 }
 
-/// Loads the authority, or makes it on the first start, and issues a serving certificate.
+/// Loads the certificate authority and issues a serving certificate. Creates the authority on the first start.
 ///
 /// # Errors
 /// See [`TlsError`].
 pub async fn certificates(client: Client, namespace: &str, report_url: &str) -> Result<Certificates, TlsError> {
     let host = host(report_url)?;
     let api: Api<Secret> = Api::namespaced(client, namespace);
-    let secret = if let Some(secret) = api.get_opt(SECRET).await.map_err(TlsError::Client)? {
-        secret
-    } else {
-        let post = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        match api.create(&post, &new_secret(&Authority::make()?)).await {
-            Ok(secret) => {
-                info!(secret = SECRET, "made a certificate authority for the report endpoint");
-                secret
-            }
-            // Another process was faster: its authority is the one.
-            Err(failure) if answered(&failure, 409) => api.get(SECRET).await.map_err(TlsError::Client)?,
-            Err(failure) => return Err(TlsError::Client(failure)),
-        }
-    };
+    let generate = || Ok(Authority::generate()?.to_secret());
+    let secret = get_or_create(&api, SECRET, generate, TlsError::Client).await?;
     Authority::read(&secret)?.issue(&host, namespace)
 }
 
-fn new_secret(authority: &Authority) -> Secret {
-    let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
-    Secret {
-        metadata: ObjectMeta {
-            name: Some(SECRET.to_owned()),
-            labels: Some(crate::labels("report-endpoint")),
-            ..ObjectMeta::default()
-        },
-        type_: Some("Opaque".to_owned()),
-        data: Some(
-            [
-                (CERTIFICATE.to_owned(), bytes(&authority.certificate)),
-                (KEY.to_owned(), bytes(&authority.key.serialize_pem())),
-            ]
-            .into(),
-        ),
-        ..Secret::default()
-    }
-}
-
 impl Authority {
-    fn make() -> Result<Self, TlsError> {
-        let key = KeyPair::generate().map_err(TlsError::Make)?;
-        let certificate = Self::params()?.self_signed(&key).map_err(TlsError::Make)?.pem();
+    fn generate() -> Result<Self, TlsError> {
+        let key = KeyPair::generate().map_err(TlsError::Generate)?;
+        let certificate = Self::params()?.self_signed(&key).map_err(TlsError::Generate)?.pem();
         Ok(Self { certificate, key })
+    }
+
+    fn to_secret(&self) -> Secret {
+        let key = self.key.serialize_pem();
+        secret(SECRET, "report-endpoint", [(CERTIFICATE, self.certificate.as_bytes()), (KEY, key.as_bytes())])
     }
 
     fn read(secret: &Secret) -> Result<Self, TlsError> {
         let text = |name: &'static str| {
-            let bytes = secret.data.as_ref().and_then(|data| data.get(name)).ok_or(TlsError::Secret(name))?;
-            String::from_utf8(bytes.0.clone()).map_err(|_| TlsError::Secret(name))
+            let bytes = value(secret, name).ok_or(TlsError::Secret(name))?;
+            String::from_utf8(bytes.to_vec()).map_err(|_| TlsError::Secret(name))
         };
         let key = KeyPair::from_pem(&text(KEY)?).map_err(|_| TlsError::Secret(KEY))?;
         Ok(Self { certificate: text(CERTIFICATE)?, key })
     }
 
-    /// The same for every process, so that certificates issued from the key alone chain to the stored certificate.
+    /// Returns the parameters of the authority. They are the same in every process, so that certificates issued from the
+    /// key alone chain to the stored certificate.
     fn params() -> Result<CertificateParams, TlsError> {
         let mut params = params(Vec::new(), "codex report endpoint CA")?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -152,21 +122,21 @@ impl Authority {
         let service = format!("codex-controller.{namespace}.svc");
         let mut names = vec![host.to_owned(), service.clone(), format!("{service}.cluster.local")];
         names.dedup();
-        let key = KeyPair::generate().map_err(TlsError::Make)?;
+        let key = KeyPair::generate().map_err(TlsError::Generate)?;
         let mut params = params(names, "codex-controller")?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let issuer = Issuer::new(Self::params()?, self.key);
-        let certificate = params.signed_by(&key, &issuer).map_err(TlsError::Make)?;
+        let certificate = params.signed_by(&key, &issuer).map_err(TlsError::Generate)?;
         let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let server = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(TlsError::Refused)?
+            .map_err(TlsError::Rejected)?
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], private)
-            .map_err(TlsError::Refused)?;
+            .map_err(TlsError::Rejected)?;
         Ok(Certificates { server: Arc::new(server), authority: self.certificate })
     }
 }
@@ -174,12 +144,12 @@ impl Authority {
 fn params(names: Vec<String>, common_name: &str) -> Result<CertificateParams, TlsError> {
     let addresses: Vec<IpAddr> = names.iter().filter_map(|name| name.parse().ok()).collect();
     let names: Vec<String> = names.into_iter().filter(|name| name.parse::<IpAddr>().is_err()).collect();
-    let mut params = CertificateParams::new(names).map_err(TlsError::Make)?;
+    let mut params = CertificateParams::new(names).map_err(TlsError::Generate)?;
     params.subject_alt_names.extend(addresses.into_iter().map(SanType::IpAddress));
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
     let now = Timestamp::now();
-    // Clocks of nodes differ a little.
+    // The clocks of nodes may differ slightly.
     let from = now - SignedDuration::from_hours(1);
     let until = now + SignedDuration::from_hours(24 * 365 * YEARS);
     let date = |time: Timestamp| {
@@ -191,13 +161,13 @@ fn params(names: Vec<String>, common_name: &str) -> Result<CertificateParams, Tl
     Ok(params)
 }
 
-/// The host of an https URL.
+/// Returns the host of an https URL.
 fn host(url: &str) -> Result<String, TlsError> {
-    let refuse = || TlsError::Url(url.to_owned());
-    let parsed: axum::http::Uri = url.parse().map_err(|_| refuse())?;
+    let invalid = || TlsError::Url(url.to_owned());
+    let parsed: axum::http::Uri = url.parse().map_err(|_| invalid())?;
     match (parsed.scheme_str(), parsed.host()) {
         (Some("https"), Some(host)) => Ok(host.trim_matches(['[', ']']).to_owned()),
-        _ => Err(refuse()),
+        _ => Err(invalid()),
     }
 }
 
@@ -211,9 +181,9 @@ mod tests {
         pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
     };
 
-    use super::{Authority, host, new_secret};
+    use super::{Authority, host};
 
-    /// The serving certificate that a client would be shown.
+    /// Returns the serving certificate that a client receives.
     fn shown(config: &rustls::ServerConfig) -> CertificateDer<'static> {
         let mut server = rustls::ServerConnection::new(Arc::new(config.clone())).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -280,8 +250,8 @@ mod tests {
 
     #[test]
     fn a_certificate_issued_after_a_restart_chains_to_the_stored_authority() {
-        let made = Authority::make().unwrap();
-        let secret = new_secret(&made);
+        let made = Authority::generate().unwrap();
+        let secret = made.to_secret();
         for url_host in ["10.213.0.1", "fd00::1", "reports.example"] {
             let issued = Authority::read(&secret).unwrap().issue(url_host, "codex-system").unwrap();
             assert_eq!(issued.authority, made.certificate);
@@ -302,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_url_names_a_host_and_is_https() {
+    fn a_report_url_must_be_https_and_name_a_host() {
         assert_eq!(host("https://10.213.0.1:9443/v1/reports").unwrap(), "10.213.0.1");
         assert_eq!(host("https://[fd00::1]:9443/v1/reports").unwrap(), "fd00::1");
         for bad in ["http://a/v1/reports", "a", "", "https://"] {

@@ -48,6 +48,17 @@ pub enum Kind {
     ReasoningPod,
 }
 
+impl Kind {
+    /// Returns the name of the kind, as in `kind:` of its objects.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TrainingRun => "TrainingRun",
+            Self::Evaluation => "Evaluation",
+            Self::ReasoningPod => "ReasoningPod",
+        }
+    }
+}
+
 /// One report of one pod about one object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -86,6 +97,26 @@ pub enum State {
     Evaluation(EvaluationState),
     /// From a server.
     Serving(ServingState),
+}
+
+impl State {
+    /// Returns the stage of the pod's work.
+    pub fn stage(&self) -> Stage {
+        match self {
+            Self::Training(state) => state.stage,
+            Self::Evaluation(state) => state.stage,
+            Self::Serving(state) => state.stage,
+        }
+    }
+
+    /// Returns why the pod gave up, if it did.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Training(state) => state.failure.as_ref(),
+            Self::Evaluation(state) => state.failure.as_ref(),
+            Self::Serving(state) => state.failure.as_ref(),
+        }
+    }
 }
 
 /// How far the work of a pod is.

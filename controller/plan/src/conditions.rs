@@ -7,6 +7,8 @@ use codex_crds::{ConditionType, Reason};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use crate::text::truncate_chars;
+
 /// The most characters of a message: enough for every sentence of ours, far below what the API takes.
 const MAX_MESSAGE: usize = 2_000;
 
@@ -56,7 +58,7 @@ impl<'a> Conditions<'a> {
             type_: kind.name().to_owned(),
             status: status.to_owned(),
             reason: reason.name().to_owned(),
-            message: shorten(message),
+            message: truncate_chars(message, MAX_MESSAGE),
             observed_generation: self.generation,
             last_transition_time: since,
         };
@@ -87,14 +89,6 @@ pub fn find(conditions: &[Condition], kind: ConditionType) -> Option<&Condition>
 /// Whether the condition of that type is `True`.
 pub fn is_true(conditions: &[Condition], kind: ConditionType) -> bool {
     find(conditions, kind).is_some_and(|condition| condition.status == "True")
-}
-
-/// Text that fits a message.
-pub(crate) fn shorten(text: &str) -> String {
-    if text.chars().count() <= MAX_MESSAGE {
-        return text.to_owned();
-    }
-    text.chars().take(MAX_MESSAGE - 1).chain(['…']).collect()
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod pods;
 pub mod reasoning_pod;
 mod refusal;
 mod settings;
+pub mod text;
 mod throttle;
 pub mod training_run;
 mod worker;

@@ -1,7 +1,7 @@
 //! Why work came to nothing, in a word and a sentence. Pure.
 
 use codex_crds::Reason;
-use codex_reports::{Failure, Report, State, exit};
+use codex_reports::{Report, exit};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::{
@@ -44,7 +44,7 @@ impl Refusal {
     /// Why a Job failed: what its pods said, or how they ended.
     /// `before` are the conditions that the object has.
     pub(crate) fn of_job(ended: &Ended, worker: &Worker<'_>, granted: Granted, before: &[Condition]) -> Self {
-        let failure = worker.said.iter().rev().find_map(failure);
+        let failure = worker.said.iter().rev().find_map(|report| report.state.failure());
         let why = ended.failure.as_deref().unwrap_or_default();
         if let Some(failure) = failure.filter(|failure| failure.is_final || why == "PodFailurePolicy") {
             return Self::new(crate::pods::reason(failure), &*failure.message);
@@ -96,14 +96,6 @@ pub(crate) struct Granted {
     pub(crate) deadline: Option<i64>,
 }
 
-fn failure(report: &Report) -> Option<&Failure> {
-    match &report.state {
-        State::Training(state) => state.failure.as_ref(),
-        State::Evaluation(state) => state.failure.as_ref(),
-        State::Serving(state) => state.failure.as_ref(),
-    }
-}
-
 /// How the newest pod that came to nothing ended.
 pub(crate) fn last_failure(facts: &[Facts<'_>], said: &[Report]) -> Option<(Reason, String)> {
     facts.iter().rev().find_map(|facts| {
@@ -121,7 +113,8 @@ pub(crate) fn last_failure(facts: &[Facts<'_>], said: &[Report]) -> Option<(Reas
                 format!("pod {pod} was interrupted after a checkpoint (exit code {code})"),
             ));
         }
-        let own = said.iter().rev().find(|report| report.pod_uid == facts.uid()).and_then(failure);
+        let own =
+            said.iter().rev().find(|report| report.pod_uid == facts.uid()).and_then(|report| report.state.failure());
         if let Some(failure) = own {
             return Some((crate::pods::reason(failure), format!("pod {pod} said: {}", failure.message)));
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use codex_crds::{Reason, WorkStatus};
-use codex_reports::{Report, Stage as PodStage, State};
+use codex_reports::{Report, Stage as PodStage};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -119,12 +119,7 @@ impl<'a> Worker<'a> {
 
     /// Whether the newest pod gave up by itself, so that nobody has to stop it.
     pub(crate) fn gave_up(&self) -> bool {
-        let stage = |report: &Report| match &report.state {
-            State::Training(state) => state.stage,
-            State::Evaluation(state) => state.stage,
-            State::Serving(state) => state.stage,
-        };
-        self.said.last().is_some_and(|report| stage(report) == PodStage::Failed)
+        self.said.last().is_some_and(|report| report.state.stage() == PodStage::Failed)
     }
 
     pub(crate) fn last_failure(&self) -> Option<(Reason, String)> {

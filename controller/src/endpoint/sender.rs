@@ -1,8 +1,8 @@
-//! Senders: whether the pod that speaks works for the object that it speaks of, and is what the controller planned.
+//! Authorization of senders: the pod must work for the object that it reports about and must match its plan.
 //!
-//! From the pod's uid every step up is by uid: pod → Job, or pod → ReplicaSet → Deployment, → object. The Job or the
-//! Deployment must carry the controller's seal, and the pod must be as its template says. Caches answer; the API server
-//! is asked only for a pod that the cache does not have yet, and for a `ReplicaSet`, which nobody watches.
+//! Owner references lead by uid from the pod to the object: pod → Job → object, or pod → ReplicaSet → Deployment →
+//! object. The Job or Deployment must carry the controller's seal, and the pod must match its template. The caches hold
+//! what is needed, except for pods that they do not show yet and ReplicaSets, which are not watched.
 
 use std::sync::Arc;
 
@@ -18,31 +18,28 @@ use k8s_openapi::{
 };
 use kube::{Api, Resource, ResourceExt};
 
-use super::{Refusal, token::PodIdentity};
+use super::{rejection::Rejection, token::PodIdentity};
 use crate::{
     context::Context,
-    metrics,
-    observe::{
-        get,
-        workers::{changed, controller},
-    },
+    observe::{get, workers::changed},
+    ownership::controller,
 };
 
 /// Checks that `pod` may send `report`.
 ///
 /// # Errors
-/// One sentence that says what does not fit.
-pub(super) async fn check(context: &Context, pod: &PodIdentity, report: &Report) -> Result<(), Refusal> {
-    let kind = metrics::name(report.kind);
-    let refuse = |why: String| Err(Refusal::Forbidden(why));
+/// A rejection that names the field or object that does not match.
+pub(super) async fn authorize(context: &Context, pod: &PodIdentity, report: &Report) -> Result<(), Rejection> {
+    let kind = report.kind.name();
+    let reject = |why: String| Err(Rejection::Forbidden(why));
     if report.pod_uid != pod.uid {
-        return refuse(format!(
-            "podUid is {}, and the token was issued to the pod {} ({})",
+        return reject(format!(
+            "podUid is {}, but the token belongs to the pod {} ({})",
             report.pod_uid, pod.name, pod.uid
         ));
     }
     if report.namespace != pod.namespace {
-        return refuse(format!("namespace is {}, and the pod runs in {}", report.namespace, pod.namespace));
+        return reject(format!("namespace is {}, but the pod is in {}", report.namespace, pod.namespace));
     }
     let fits = matches!(
         (report.kind, &report.state),
@@ -51,11 +48,14 @@ pub(super) async fn check(context: &Context, pod: &PodIdentity, report: &Report)
             | (Kind::ReasoningPod, State::Serving(_))
     );
     if !fits {
-        return Err(Refusal::Invalid(format!("state is not what a pod of a {kind} says")));
+        return Err(Rejection::Invalid(format!("state does not match the kind {kind}")));
     }
     let object = object(context, report)?;
     if object != report.object_uid {
-        return refuse(format!("objectUid is {}, and the {kind} {} is {object} now", report.object_uid, report.name));
+        return reject(format!(
+            "objectUid is {}, but the {kind} {} has the uid {object}",
+            report.object_uid, report.name
+        ));
     }
     let live = live(context, pod).await?;
     let owner = owner(&*live)?;
@@ -64,71 +64,80 @@ pub(super) async fn check(context: &Context, pod: &PodIdentity, report: &Report)
         Kind::ReasoningPod => deployment(context, pod, owner).await?,
     };
     if parent.owner != report.object_uid {
-        return refuse(format!("the pod {} does not work for the {kind} {}", pod.name, report.name));
+        return reject(format!("the pod {} does not belong to the {kind} {}", pod.name, report.name));
     }
     if !parent.genuine {
-        return refuse(format!("the {} of the pod {} was not made by this controller", parent.kind, pod.name));
+        return reject(format!("the {} of the pod {} was not created by this controller", parent.kind, pod.name));
     }
     if let Some(difference) = changed(&parent.template, &live) {
-        return refuse(format!("the pod {} is not what the controller planned: {difference}", pod.name));
+        return reject(format!("the pod {} differs from its template: {difference}", pod.name));
     }
-    digest(report, parent.config)
+    check_digest(report, parent.config)
 }
 
-/// The uid of a report's object, as the cache has it.
-fn object(context: &Context, report: &Report) -> Result<String, Refusal> {
+/// Returns the uid of the report's object from the cache.
+fn object(context: &Context, report: &Report) -> Result<String, Rejection> {
     let (stores, namespace, name) = (&context.stores, &report.namespace, &report.name);
     let found = match report.kind {
         Kind::TrainingRun => get(&stores.runs, namespace, name).and_then(|run| run.uid()),
         Kind::Evaluation => get(&stores.evaluations, namespace, name).and_then(|evaluation| evaluation.uid()),
         Kind::ReasoningPod => get(&stores.pods, namespace, name).and_then(|pod| pod.uid()),
     };
-    found.ok_or_else(|| Refusal::Forbidden(format!("there is no {} {namespace}/{name}", metrics::name(report.kind))))
+    found.ok_or_else(|| Rejection::Forbidden(format!("the {} {namespace}/{name} does not exist", report.kind.name())))
 }
 
-/// The pod as it is now.
-async fn live(context: &Context, pod: &PodIdentity) -> Result<Arc<Pod>, Refusal> {
+/// Returns the live pod.
+async fn live(context: &Context, pod: &PodIdentity) -> Result<Arc<Pod>, Rejection> {
     let cached = get(&context.stores.workers, &pod.namespace, &pod.name);
     if let Some(cached) = cached.filter(|cached| cached.uid().as_ref() == Some(&pod.uid)) {
         return Ok(cached);
     }
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace);
-    let found = api.get_opt(&pod.name).await.map_err(|source| Refusal::Client {
-        what: format!("the pod {} cannot be read now", pod.name),
+    let found = api.get_opt(&pod.name).await.map_err(|source| Rejection::Client {
+        what: format!("the pod {} cannot be read", pod.name),
         source: Box::new(source),
     })?;
     found.filter(|found| found.uid().as_ref() == Some(&pod.uid)).map(Arc::new).ok_or_else(|| {
-        Refusal::Forbidden(format!("the pod {} that the token was issued to ({}) is gone", pod.name, pod.uid))
+        Rejection::Forbidden(format!("the pod {} of the token ({}) no longer exists", pod.name, pod.uid))
     })
 }
 
-fn owner<K: Resource>(object: &K) -> Result<&OwnerReference, Refusal> {
+fn owner<K: Resource>(object: &K) -> Result<&OwnerReference, Rejection> {
     controller(object).ok_or_else(|| {
-        Refusal::Forbidden(format!("nothing controls the {}: it works for no object", object.name_any()))
+        Rejection::Forbidden(format!(
+            "{} has no controlling owner reference, so it does not belong to an object",
+            object.name_any()
+        ))
     })
 }
 
-/// What made a pod.
+/// The Job or Deployment of a pod.
 struct Parent {
     kind: &'static str,
-    /// The uid of the object that it belongs to.
+    /// The uid of the object that controls it.
     owner: String,
-    /// Whether the controller made it.
+    /// Whether it carries the controller's seal.
     genuine: bool,
     template: PodSpec,
     /// The digest of the resolved configuration, from an annotation that the seal covers.
     config: Option<ConfigDigest>,
 }
 
-fn job(context: &Context, pod: &PodIdentity, reference: &OwnerReference) -> Result<Parent, Refusal> {
+fn job(context: &Context, pod: &PodIdentity, reference: &OwnerReference) -> Result<Parent, Rejection> {
     if reference.kind != "Job" || !reference.api_version.starts_with("batch/") {
-        return Err(Refusal::Forbidden(format!("the pod {} belongs to a {}, not to a Job", pod.name, reference.kind)));
+        return Err(Rejection::Forbidden(format!(
+            "the pod {} belongs to a {}; expected a Job",
+            pod.name, reference.kind
+        )));
     }
     let Some(job) = get(&context.stores.jobs, &pod.namespace, &reference.name) else {
-        return Err(Refusal::Unavailable(format!("the Job {} is not known yet", reference.name)));
+        return Err(Rejection::Unavailable(format!("the Job {} is not in the cache yet", reference.name)));
     };
     if job.uid().as_ref() != Some(&reference.uid) {
-        return Err(Refusal::Forbidden(format!("the Job {} of the pod {} is gone", reference.name, pod.name)));
+        return Err(Rejection::Forbidden(format!(
+            "the Job {} of the pod {} no longer exists",
+            reference.name, pod.name
+        )));
     }
     let object = owner(&*job)?.uid.clone();
     Ok(Parent {
@@ -140,25 +149,28 @@ fn job(context: &Context, pod: &PodIdentity, reference: &OwnerReference) -> Resu
     })
 }
 
-async fn deployment(context: &Context, pod: &PodIdentity, reference: &OwnerReference) -> Result<Parent, Refusal> {
+async fn deployment(context: &Context, pod: &PodIdentity, reference: &OwnerReference) -> Result<Parent, Rejection> {
     if reference.kind != "ReplicaSet" || !reference.api_version.starts_with("apps/") {
-        let why = format!("the pod {} belongs to a {}, not to a ReplicaSet", pod.name, reference.kind);
-        return Err(Refusal::Forbidden(why));
+        let why = format!("the pod {} belongs to a {}; expected a ReplicaSet", pod.name, reference.kind);
+        return Err(Rejection::Forbidden(why));
     }
     let api: Api<ReplicaSet> = Api::namespaced(context.client.clone(), &pod.namespace);
-    let found = api.get_opt(&reference.name).await.map_err(|source| Refusal::Client {
-        what: format!("the ReplicaSet {} cannot be read now", reference.name),
+    let found = api.get_opt(&reference.name).await.map_err(|source| Rejection::Client {
+        what: format!("the ReplicaSet {} cannot be read", reference.name),
         source: Box::new(source),
     })?;
     let set = found.filter(|set| set.uid().as_ref() == Some(&reference.uid)).ok_or_else(|| {
-        Refusal::Forbidden(format!("the ReplicaSet {} of the pod {} is gone", reference.name, pod.name))
+        Rejection::Forbidden(format!("the ReplicaSet {} of the pod {} no longer exists", reference.name, pod.name))
     })?;
     let above = owner(&set)?;
     let Some(deployment) = get(&context.stores.deployments, &pod.namespace, &above.name) else {
-        return Err(Refusal::Unavailable(format!("the Deployment {} is not known yet", above.name)));
+        return Err(Rejection::Unavailable(format!("the Deployment {} is not in the cache yet", above.name)));
     };
     if above.kind != "Deployment" || deployment.uid().as_ref() != Some(&above.uid) {
-        return Err(Refusal::Forbidden(format!("the Deployment {} of the pod {} is gone", above.name, pod.name)));
+        return Err(Rejection::Forbidden(format!(
+            "the Deployment {} of the pod {} no longer exists",
+            above.name, pod.name
+        )));
     }
     let object = owner(&*deployment)?.uid.clone();
     Ok(Parent {
@@ -170,21 +182,16 @@ async fn deployment(context: &Context, pod: &PodIdentity, reference: &OwnerRefer
     })
 }
 
-/// Whether the pod worked with the configuration that the controller resolved.
-fn digest(report: &Report, expected: Option<ConfigDigest>) -> Result<(), Refusal> {
+/// Checks that the pod used the configuration that the controller resolved.
+fn check_digest(report: &Report, expected: Option<ConfigDigest>) -> Result<(), Rejection> {
     let Some(expected) = expected else { return Ok(()) };
-    let stage = match &report.state {
-        State::Training(state) => state.stage,
-        State::Evaluation(state) => state.stage,
-        State::Serving(_) => return Ok(()),
-    };
     match report.config_digest {
         Some(found) if found == expected => Ok(()),
         Some(found) => {
-            Err(Refusal::Forbidden(format!("configDigest is {found}, and the controller resolved {expected}")))
+            Err(Rejection::Forbidden(format!("configDigest is {found}, but the controller resolved {expected}")))
         }
-        // A pod that has not read its configuration yet, or could not, has only that to tell.
-        None if matches!(stage, Stage::Starting | Stage::Failed) => Ok(()),
-        None => Err(Refusal::Forbidden(format!("configDigest is missing, and the controller resolved {expected}"))),
+        // The pod has not read its configuration yet, or reports that it cannot.
+        None if matches!(report.state.stage(), Stage::Starting | Stage::Failed) => Ok(()),
+        None => Err(Rejection::Forbidden(format!("configDigest is missing, but the controller resolved {expected}"))),
     }
 }

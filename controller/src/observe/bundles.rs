@@ -11,8 +11,8 @@ use codex_signing::{
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 
-use super::{get, workers::is_controlled_by};
-use crate::{context::Context, effects::BUNDLE, error::chain};
+use super::get;
+use crate::{context::Context, error::chain, ownership::is_controlled_by, signer::BUNDLE};
 
 /// What was found.
 pub(super) struct Found {

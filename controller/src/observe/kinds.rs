@@ -104,7 +104,7 @@ impl Observe for TrainingRun {
             job,
             pods,
             reports: context.inbox.of(&uid),
-            status_written_at: context.written.at(&uid),
+            status_written_at: context.written.get(&uid),
             object: Arc::unwrap_or_clone(self),
         })
     }
@@ -151,7 +151,7 @@ impl Observe for Evaluation {
             job,
             pods,
             reports: context.inbox.of(&uid),
-            status_written_at: context.written.at(&uid),
+            status_written_at: context.written.get(&uid),
             object: Arc::unwrap_or_clone(self),
         })
     }
@@ -212,7 +212,7 @@ impl Observe for ReasoningPod {
             deployment,
             tampered,
             reports: context.inbox.of(&uid),
-            status_written_at: context.written.at(&uid),
+            status_written_at: context.written.get(&uid),
             object: Arc::unwrap_or_clone(self),
         })
     }

@@ -3,13 +3,10 @@
 //! What carries no valid seal, and pods that are not as their template says, could have been made by anybody: they are
 //! not observed, so that nothing they show reaches a status.
 
-use k8s_openapi::{
-    api::{
-        apps::v1::Deployment,
-        batch::v1::Job,
-        core::v1::{Pod, PodSpec},
-    },
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    batch::v1::Job,
+    core::v1::{Pod, PodSpec},
 };
 use kube::{Resource, ResourceExt};
 use tracing::debug;
@@ -17,18 +14,9 @@ use tracing::debug;
 use super::get;
 use crate::{
     context::Context,
-    semantic::{Difference, pod_difference},
+    drift::{Difference, pod_difference},
+    ownership::{controller, is_controlled_by},
 };
-
-/// The reference to whoever controls an object.
-pub fn controller<K: Resource>(object: &K) -> Option<&OwnerReference> {
-    object.owner_references().iter().find(|owner| owner.controller == Some(true))
-}
-
-/// Whether the object with this uid controls `object`.
-pub fn is_controlled_by<K: Resource>(object: &K, uid: &str) -> bool {
-    controller(object).is_some_and(|owner| owner.uid == uid)
-}
 
 /// A Job of ours.
 pub fn job(context: &Context, namespace: &str, name: &str, owner: &str) -> Option<Job> {

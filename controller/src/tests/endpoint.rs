@@ -1,4 +1,4 @@
-//! The report endpoint: who may say what.
+//! The report endpoint: which pods may send which reports.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,15 +17,15 @@ use crate::{
 const JOB: &str = "/apis/batch/v1/namespaces/team/jobs/a-train";
 const POD: &str = "/api/v1/namespaces/team/pods/a-train-x";
 
-/// The field that a change is found in, and the change.
+/// The field that the rejection names, and the change.
 type Forgery = (&'static str, fn(&mut Value));
 
 /// A run whose Job has a pod, `a-train-x`, with the token `good`.
 struct Scene {
     world: World,
     endpoint: Endpoint,
-    // Whoever drops it stops acting.
-    acting: watch::Sender<Option<Arc<Context>>>,
+    // Dropping the sender ends the endpoint's activity.
+    active: watch::Sender<Option<Arc<Context>>>,
 }
 
 impl Scene {
@@ -36,12 +36,12 @@ impl Scene {
         let job = world.api.object(JOB).unwrap();
         world.api.put(POD, pod_of(&job));
         world.api.token("good", token("a-train-x", "pod-uid"));
-        let (acting, seen) = watch::channel(Some(world.context.clone()));
+        let (active, receiver) = watch::channel(Some(world.context.clone()));
         let client = world.context.client.clone();
-        let endpoint =
-            Endpoint::new(client, world.context.metrics.clone(), seen).patient_for(Duration::from_millis(300));
+        let endpoint = Endpoint::new(client, world.context.metrics.clone(), receiver)
+            .with_status_timeout(Duration::from_millis(300));
         world.api.requests();
-        Self { world, endpoint, acting }
+        Self { world, endpoint, active }
     }
 
     async fn post(&self, token: Option<&str>, body: impl Into<axum::body::Body>) -> (StatusCode, String) {
@@ -59,7 +59,7 @@ impl Scene {
         self.post(Some("good"), report.to_string()).await
     }
 
-    /// A report of the pod, as it must be.
+    /// Returns a valid report of the pod.
     fn good(&self, seq: u64) -> Value {
         let job = self.world.api.object(JOB).unwrap();
         let digest = &job["metadata"]["annotations"]["codex-ml.dev/config-digest"];
@@ -83,7 +83,7 @@ impl Scene {
     }
 }
 
-/// A pod as the Job's controller makes it.
+/// Returns the pod that the Job controller creates.
 fn pod_of(job: &Value) -> Value {
     let mut spec = job["spec"]["template"]["spec"].clone();
     spec["nodeName"] = json!("node");
@@ -111,10 +111,10 @@ fn token(pod: &str, uid: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_genuine_pod_is_heard_and_its_token_is_reviewed_once() {
+async fn reports_of_a_genuine_pod_are_accepted_with_one_token_review() {
     let mut scene = Scene::new().await;
     for seq in [1, 2, 3] {
-        assert_eq!(scene.report(&scene.good(seq)).await, (StatusCode::OK, "taken\n".to_owned()));
+        assert_eq!(scene.report(&scene.good(seq)).await, (StatusCode::OK, "accepted\n".to_owned()));
     }
     assert_eq!(scene.world.api.requests(), ["POST /apis/authentication.k8s.io/v1/tokenreviews"]);
     let received = scene.world.context.inbox.of("a-uid");
@@ -134,7 +134,7 @@ async fn a_replayed_report_is_dropped() {
 }
 
 #[tokio::test]
-async fn nobody_speaks_without_the_right_token() {
+async fn a_report_without_a_valid_token_is_rejected() {
     let scene = Scene::new().await;
     let report = scene.good(1).to_string();
     assert_eq!(scene.post(None, report.clone()).await.0, StatusCode::UNAUTHORIZED);
@@ -150,18 +150,18 @@ async fn nobody_speaks_without_the_right_token() {
     of_gone["podUid"] = json!("an-older-uid");
     let (code, text) = scene.post(Some("gone"), of_gone.to_string()).await;
     assert_eq!(code, StatusCode::FORBIDDEN);
-    assert!(text.contains("is gone"), "{text}");
+    assert!(text.contains("no longer exists"), "{text}");
     assert!(scene.world.context.inbox.of("a-uid").is_empty());
 }
 
 #[tokio::test]
-async fn a_report_must_fit_its_sender_and_its_object() {
+async fn a_report_must_match_its_sender_and_its_object() {
     let scene = Scene::new().await;
     let forbidden = StatusCode::FORBIDDEN;
     scene.refused(|it| it["podUid"] = json!("another"), forbidden, "podUid is another").await;
     scene.refused(|it| it["objectUid"] = json!("another"), forbidden, "objectUid is another").await;
     scene.refused(|it| it["namespace"] = json!("elsewhere"), forbidden, "namespace is elsewhere").await;
-    scene.refused(|it| it["name"] = json!("nothing"), forbidden, "there is no TrainingRun team/nothing").await;
+    scene.refused(|it| it["name"] = json!("nothing"), forbidden, "the TrainingRun team/nothing does not exist").await;
     scene.refused(|it| it["configDigest"] = json!("0".repeat(64)), forbidden, "the controller resolved").await;
     scene.refused(|it| it["configDigest"] = Value::Null, forbidden, "configDigest is missing").await;
     let bad = StatusCode::BAD_REQUEST;
@@ -173,11 +173,11 @@ async fn a_report_must_fit_its_sender_and_its_object() {
         it["name"] = json!("b");
         it["objectUid"] = json!("b-uid");
     };
-    scene.refused(another, forbidden, "does not work for the TrainingRun b").await;
+    scene.refused(another, forbidden, "does not belong to the TrainingRun b").await;
 }
 
 #[tokio::test]
-async fn a_large_report_is_refused() {
+async fn a_large_report_is_rejected() {
     let scene = Scene::new().await;
     let (code, text) = scene.post(Some("good"), " ".repeat(codex_reports::MAX_BYTES + 1)).await;
     assert_eq!(code, StatusCode::PAYLOAD_TOO_LARGE, "{text}");
@@ -185,7 +185,7 @@ async fn a_large_report_is_refused() {
 }
 
 #[tokio::test]
-async fn a_pod_with_a_forged_owner_and_another_spec_is_refused_with_the_field() {
+async fn a_pod_that_differs_from_its_template_is_rejected_with_the_field() {
     let forgeries: [Forgery; 4] = [
         ("spec.containers[trainer].image", |pod| pod["spec"]["containers"][0]["image"] = json!("evil:1")),
         ("spec.containers[trainer].command", |pod| pod["spec"]["containers"][0]["command"] = json!(["/bin/sh"])),
@@ -198,7 +198,7 @@ async fn a_pod_with_a_forged_owner_and_another_spec_is_refused_with_the_field() 
         forge(&mut forged);
         scene.world.api.put(POD, forged);
         scene.refused(|_| {}, StatusCode::FORBIDDEN, field).await;
-        // And what its status says is not believed either.
+        // The controller does not observe the pod either.
         let job = crate::observe::workers::job(&scene.world.context, "team", "a-train", "a-uid").unwrap();
         assert!(crate::observe::workers::of_job(&scene.world.context, &job).is_empty());
     }
@@ -253,21 +253,21 @@ async fn a_pod_may_differ_from_its_template_in_placement_resources_scheduler_and
 }
 
 #[tokio::test]
-async fn a_pod_of_a_job_that_somebody_else_made_is_refused() {
+async fn a_pod_of_a_foreign_job_is_rejected() {
     let scene = Scene::new().await;
     let mut job = scene.world.api.object(JOB).unwrap();
     job["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1");
     let job = scene.world.api.put(JOB, job);
     scene.world.api.put(POD, pod_of(&job));
-    scene.refused(|_| {}, StatusCode::FORBIDDEN, "was not made by this controller").await;
+    scene.refused(|_| {}, StatusCode::FORBIDDEN, "was not created by this controller").await;
     let mut orphan = scene.world.api.object(POD).unwrap();
     orphan["metadata"]["ownerReferences"] = json!([]);
     scene.world.api.put(POD, orphan);
-    scene.refused(|_| {}, StatusCode::FORBIDDEN, "works for no object").await;
+    scene.refused(|_| {}, StatusCode::FORBIDDEN, "does not belong to an object").await;
 }
 
 #[tokio::test]
-async fn a_pod_that_the_cache_does_not_have_yet_is_asked_for() {
+async fn a_pod_that_is_not_in_the_cache_is_read_from_the_api_server() {
     let scene = Scene::new().await;
     let pod = scene.world.api.object(POD).unwrap();
     scene.world.api.hide(POD);
@@ -277,7 +277,7 @@ async fn a_pod_that_the_cache_does_not_have_yet_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_final_report_is_answered_only_when_the_status_holds_it() {
+async fn a_final_report_is_accepted_only_when_it_is_in_the_status() {
     let scene = Scene::new().await;
     let mut last = scene.good(9);
     last["state"] = json!({"training": {"stage": "Failed", "failure": {
@@ -285,20 +285,20 @@ async fn a_final_report_is_answered_only_when_the_status_holds_it() {
     }}});
     let (code, text) = scene.report(&last).await;
     assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE, "{text}");
-    assert!(text.contains("offer it again"), "{text}");
+    assert!(text.contains("retry later"), "{text}");
     let (answer, ()) = tokio::join!(scene.report(&last), async {
         tokio::time::sleep(Duration::from_millis(20)).await;
         scene.world.reconcile::<TrainingRun>("a").await.1.unwrap();
     });
     assert_eq!(answer.0, StatusCode::OK, "{}", answer.1);
-    // Offered once more because the answer was lost: it is there.
+    // The pod repeats the report because the answer was lost.
     assert_eq!(scene.report(&last).await.0, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn whoever_waits_for_the_status_holds_no_place_and_one_request_of_a_pod_waits() {
+async fn a_waiting_request_holds_no_permit_and_a_newer_one_replaces_it() {
     let mut scene = Scene::new().await;
-    scene.endpoint = scene.endpoint.with_places(1).patient_for(Duration::from_secs(30));
+    scene.endpoint = scene.endpoint.with_permits(1).with_status_timeout(Duration::from_secs(30));
     let mut last = scene.good(9);
     last["state"]["training"]["stage"] = json!("Failed");
     last["state"]["training"]["failure"] = json!({"final": true, "reason": "X", "message": "y"});
@@ -310,7 +310,7 @@ async fn whoever_waits_for_the_status_holds_no_place_and_one_request_of_a_pod_wa
         },
         async {
             tokio::time::sleep(Duration::from_millis(40)).await;
-            assert_eq!(scene.report(&scene.good(8)).await.0, StatusCode::OK, "there is a place");
+            assert_eq!(scene.report(&scene.good(8)).await.0, StatusCode::OK, "a permit is free");
             scene.world.reconcile::<TrainingRun>("a").await.1.unwrap();
         }
     );
@@ -320,7 +320,7 @@ async fn whoever_waits_for_the_status_holds_no_place_and_one_request_of_a_pod_wa
 }
 
 #[tokio::test]
-async fn a_final_report_whose_status_cannot_be_written_is_not_taken() {
+async fn a_final_report_is_not_accepted_when_the_status_cannot_be_written() {
     let scene = Scene::new().await;
     let mut last = scene.good(9);
     last["state"]["training"]["stage"] = json!("Failed");
@@ -335,10 +335,10 @@ async fn a_final_report_whose_status_cannot_be_written_is_not_taken() {
 }
 
 #[tokio::test]
-async fn a_process_that_does_not_act_sends_pods_away() {
+async fn a_standby_process_accepts_no_reports() {
     let scene = Scene::new().await;
-    scene.acting.send_replace(None);
+    scene.active.send_replace(None);
     let (code, text) = scene.report(&scene.good(1)).await;
     assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(text.contains("does not act"), "{text}");
+    assert!(text.contains("not the active leader"), "{text}");
 }

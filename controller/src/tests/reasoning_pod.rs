@@ -206,7 +206,7 @@ async fn a_bundle_that_lost_its_labels_is_found_again() {
 #[tokio::test]
 async fn a_bundle_that_cannot_be_made_stalls_the_pod_with_the_reason_and_the_generation() {
     let bundle = format!("/api/v1{TEAM}/configmaps/codex-oms-a-uid");
-    for (reason, said) in [("NameTaken", "was not made by this controller"), ("Refused", "Injected")] {
+    for (reason, said) in [("NameTaken", "does not belong to this TrainingRun"), ("Refused", "Injected")] {
         let world = judged(600).await;
         world.api.put(&path("reasoningpods", "p"), pod(true));
         settle::<ReasoningPod>(&world, "p").await;

@@ -1,4 +1,4 @@
-//! The signing key's first start, and the starts after it.
+//! The signing key at the first start and at later starts.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ async fn load(api: &Api) -> Signer {
 }
 
 #[tokio::test]
-async fn the_key_is_made_once_and_found_again() {
+async fn the_key_is_created_once_and_then_loaded() {
     let api = Api::default();
     let first = load(&api).await;
     first.available().unwrap();
@@ -37,7 +37,7 @@ async fn the_key_is_made_once_and_found_again() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_gone_or_another_signs_nothing_and_is_not_replaced() {
+async fn a_missing_or_changed_key_signs_nothing_and_is_not_replaced() {
     let api = Api::default();
     let first = load(&api).await;
     let other = Api::default();
@@ -45,11 +45,11 @@ async fn a_key_that_is_gone_or_another_signs_nothing_and_is_not_replaced() {
     api.put(SECRET, other.object(SECRET).unwrap());
     let changed = load(&api).await;
     assert_eq!(changed.fingerprint(), first.fingerprint());
-    assert!(changed.available().unwrap_err().contains("another key"));
+    assert!(changed.available().unwrap_err().contains("not the pinned one"));
     assert!(changed.sign(b"x").is_err());
     let lost = Api::default();
     lost.put(PIN, api.object(PIN).unwrap());
     let lost_signer = load(&lost).await;
-    assert!(lost_signer.available().unwrap_err().contains(&format!("the Secret {NAME} is gone")));
-    assert!(lost.object(SECRET).is_none(), "no key was made");
+    assert!(lost_signer.available().unwrap_err().contains(&format!("the Secret {NAME} does not exist")));
+    assert!(lost.object(SECRET).is_none(), "no key was created");
 }

@@ -29,15 +29,16 @@ use serde_json::{Value, json};
 use tower_test::mock;
 
 use crate::{
-    apply::Unmended,
     backoff::Backoff,
-    context::{Context, Written},
-    endpoint::Inbox,
+    by_uid::ByUid,
+    context::Context,
+    inbox::Inbox,
     metrics::Metrics,
     observe::{Observe, Queues, Stores, Wake, Writers},
     reconcile::{ReconcileError, reconcile},
     seal::Seal,
     signer::Signer,
+    unmended::Unmended,
 };
 
 pub(super) const NAMESPACE: &str = "team";
@@ -304,7 +305,7 @@ impl World {
             metrics: Metrics::new().unwrap(),
             backoff: Backoff::default(),
             unmended: Unmended::default(),
-            written: Written::default(),
+            written: ByUid::default(),
         });
         api.put(
             "/api/v1/namespaces/team/persistentvolumeclaims/runs",

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     conditions::{find, is_true},
     evaluation::proof::{Proof, Unproven, proof},
+    text::truncate_chars,
 };
 
 /// The most characters of a sentence in `status.blockedBy`.
@@ -54,9 +55,7 @@ impl<'a> Evidence<'a> {
         evidence.signing(observed);
         evidence.servers(observed);
         for block in &mut evidence.blocks {
-            if block.sentence.chars().count() > MAX_SENTENCE {
-                block.sentence = block.sentence.chars().take(MAX_SENTENCE - 1).chain(['…']).collect();
-            }
+            block.sentence = truncate_chars(&block.sentence, MAX_SENTENCE);
         }
         evidence
     }

@@ -1,62 +1,64 @@
-//! The newest report of every pod, by object. In memory only: what matters is in `status` before a final report is
-//! answered. No I/O.
+//! The newest report of every pod, by object. They are kept in memory only: before a final report is answered, its
+//! contents are in `status`.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use codex_plan::Received;
 use tokio::{sync::watch, time::timeout};
 
-/// The most pods per object whose reports are kept; the oldest reports go first.
+use crate::by_uid::ByUid;
+
+/// The maximum number of pods per object whose reports are kept. The oldest report is dropped first.
 const PODS: usize = 32;
 
-/// Whether a report was taken.
+/// The outcome of offering a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offer {
-    /// It is the newest of its pod.
-    Taken,
-    /// A newer one of the same pod is here already.
+    /// The report is the newest of its pod and was stored.
+    Accepted,
+    /// A newer report of the same pod is stored; this one was dropped.
     Stale,
 }
 
-/// A report that an observation has used: its pod's uid and its `seq`.
-pub(super) type Seen = (String, u64);
+/// A report that a reconciliation has observed: its pod's uid and its `seq`.
+pub type Seen = (String, u64);
 
-/// The newest reports.
+/// The newest reports, by the uids of object and pod.
 #[derive(Debug)]
 pub struct Inbox {
-    objects: Mutex<HashMap<String, HashMap<String, Entry>>>,
-    /// Grows whenever something was recorded.
+    objects: ByUid<HashMap<String, Entry>>,
+    /// Counts the calls of [`Inbox::record`], to wake those who wait for one.
     recorded: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
 struct Entry {
     received: Received,
-    /// The newest `seq` that `status` holds.
+    /// The newest `seq` whose contents are in `status`.
     recorded: Option<u64>,
 }
 
 impl Default for Inbox {
     fn default() -> Self {
-        Self { objects: Mutex::default(), recorded: watch::Sender::new(0) }
+        Self { objects: ByUid::default(), recorded: watch::Sender::new(0) }
     }
 }
 
 impl Inbox {
-    /// Takes a report unless a newer one of the same pod is here. The same one again is taken: its answer was lost.
+    /// Stores a report unless a newer one of the same pod is stored. A report with the same `seq` is accepted again: the
+    /// pod repeats it because the answer was lost.
     pub fn offer(&self, received: Received) -> Offer {
-        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut objects = self.objects.lock();
         let pods = objects.entry(received.report.object_uid.clone()).or_default();
         match pods.get_mut(&received.report.pod_uid) {
             Some(entry) if received.report.seq < entry.received.report.seq => Offer::Stale,
-            Some(entry) if received.report.seq == entry.received.report.seq => Offer::Taken,
+            Some(entry) if received.report.seq == entry.received.report.seq => Offer::Accepted,
             Some(entry) => {
                 entry.received = received;
-                Offer::Taken
+                Offer::Accepted
             }
             None => {
                 if pods.len() >= PODS
@@ -66,21 +68,21 @@ impl Inbox {
                     pods.remove(&oldest);
                 }
                 pods.insert(received.report.pod_uid.clone(), Entry { received, recorded: None });
-                Offer::Taken
+                Offer::Accepted
             }
         }
     }
 
-    /// The newest reports about an object.
+    /// Returns the newest report of each pod of an object.
     pub fn of(&self, object: &str) -> Vec<Received> {
-        let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let objects = self.objects.lock();
         objects.get(object).map(|pods| pods.values().map(|entry| entry.received.clone()).collect()).unwrap_or_default()
     }
 
-    /// Says that `status` holds what these reports said.
+    /// Records that the contents of these reports are in `status`.
     pub fn record(&self, object: &str, seen: &[Seen]) {
         {
-            let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut objects = self.objects.lock();
             let Some(pods) = objects.get_mut(object) else { return };
             for (pod, seq) in seen {
                 if let Some(entry) = pods.get_mut(pod) {
@@ -91,15 +93,15 @@ impl Inbox {
         self.recorded.send_modify(|count| *count += 1);
     }
 
-    /// Waits until `status` holds what a report said; false when that takes longer than `patience`.
-    pub async fn is_recorded(&self, object: &str, pod: &str, seq: u64, patience: Duration) -> bool {
+    /// Waits until the contents of a report are in `status`. Returns false if that takes longer than `limit`.
+    pub async fn is_recorded(&self, object: &str, pod: &str, seq: u64, limit: Duration) -> bool {
         let mut changes = self.recorded.subscribe();
         let holds = || {
-            let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+            let objects = self.objects.lock();
             let entry = objects.get(object).and_then(|pods| pods.get(pod));
             entry.is_some_and(|entry| entry.recorded >= Some(seq))
         };
-        timeout(patience, async {
+        timeout(limit, async {
             while !holds() {
                 if changes.changed().await.is_err() {
                     return false;
@@ -111,9 +113,9 @@ impl Inbox {
         .unwrap_or(false)
     }
 
-    /// Forgets all but these objects.
+    /// Drops the reports about all objects but these.
     pub fn retain(&self, alive: &HashSet<String>) {
-        self.objects.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| alive.contains(uid));
+        self.objects.retain(alive);
     }
 }
 
@@ -147,12 +149,12 @@ mod tests {
     }
 
     #[test]
-    fn a_lower_seq_of_the_same_pod_is_dropped_and_another_pods_is_not() {
+    fn a_lower_seq_is_dropped_only_for_the_same_pod() {
         let inbox = Inbox::default();
-        assert_eq!(inbox.offer(received("p", 5)), Offer::Taken);
+        assert_eq!(inbox.offer(received("p", 5)), Offer::Accepted);
         assert_eq!(inbox.offer(received("p", 4)), Offer::Stale);
-        assert_eq!(inbox.offer(received("p", 5)), Offer::Taken);
-        assert_eq!(inbox.offer(received("q", 1)), Offer::Taken);
+        assert_eq!(inbox.offer(received("p", 5)), Offer::Accepted);
+        assert_eq!(inbox.offer(received("q", 1)), Offer::Accepted);
         let mut seqs: Vec<_> = inbox.of("object").iter().map(|received| received.report.seq).collect();
         seqs.sort_unstable();
         assert_eq!(seqs, [1, 5]);
@@ -161,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_of_pods_does_not_fill_the_memory() {
+    fn only_the_newest_reports_of_an_object_are_kept() {
         let inbox = Inbox::default();
         for pod in 0..=PODS as u64 {
             inbox.offer(received(&pod.to_string(), pod));
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_waits_hears_when_its_seq_is_recorded_and_not_before() {
+    async fn a_waiter_returns_when_its_seq_is_recorded_and_not_before() {
         let inbox = Arc::new(Inbox::default());
         inbox.offer(received("p", 7));
         assert!(!inbox.is_recorded("object", "p", 7, Duration::from_secs(1)).await);

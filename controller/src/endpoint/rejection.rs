@@ -1,0 +1,56 @@
+//! Why a report is rejected.
+
+use axum::http::StatusCode;
+use codex_reports::MAX_BYTES;
+
+/// Why a report is rejected.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Rejection {
+    /// The sender may not send this report.
+    #[error("{0}")]
+    Forbidden(String),
+    /// The token is missing or not valid for this endpoint.
+    #[error("{0}")]
+    Unauthenticated(String),
+    /// The body is not a valid report.
+    #[error("{0}")]
+    Invalid(String),
+    /// The body is too large.
+    #[error("a report must not exceed {MAX_BYTES} bytes")]
+    TooLarge,
+    /// The controller cannot accept the report now.
+    #[error("{0}; retry later")]
+    Unavailable(String),
+    /// A request to the API server failed.
+    #[error("{what}; retry later")]
+    Client {
+        /// What failed.
+        what: String,
+        /// The client's error.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+impl Rejection {
+    /// Returns the status code of the response.
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
+            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Unavailable(_) | Self::Client { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// Returns the value of the metric label `result`.
+    pub(super) fn result(&self) -> &'static str {
+        match self {
+            Self::Forbidden(_) => "refused",
+            Self::Unauthenticated(_) => "unauthenticated",
+            Self::Invalid(_) | Self::TooLarge => "invalid",
+            Self::Unavailable(_) | Self::Client { .. } => "unavailable",
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The server of the report endpoint.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State, rejection::BytesRejection},
+    http::{HeaderMap, StatusCode, header::AUTHORIZATION},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use axum_server::{Handle, tls_rustls::RustlsConfig};
+use codex_plan::Received;
+use codex_reports::{Kind, MAX_BYTES, PATH, Report, SCHEMA_VERSION, Stage};
+use kube::Client;
+use serde::Deserialize;
+use tokio::sync::{Semaphore, oneshot, watch};
+use tracing::{debug, info, warn};
+
+use super::{rejection::Rejection, sender, token::TokenReviewer};
+use crate::{by_uid::ByUid, context::Context, error::chain, inbox::Offer, metrics::Metrics};
+
+/// How long a final report waits until its contents are in `status`.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(20);
+/// The maximum number of reports that are checked at once. Further reports are answered with 503.
+const MAX_CONCURRENT: usize = 256;
+
+/// The state of the report endpoint.
+#[derive(Clone)]
+pub struct Endpoint {
+    metrics: Metrics,
+    /// The context while this process is the active leader.
+    active: watch::Receiver<Option<Arc<Context>>>,
+    tokens: Arc<TokenReviewer>,
+    permits: Arc<Semaphore>,
+    /// The request of each pod, by its uid, that waits for the status. Dropping the sender ends the request.
+    waiting: Arc<ByUid<oneshot::Sender<()>>>,
+    status_timeout: Duration,
+}
+
+impl Endpoint {
+    /// Creates an endpoint that accepts reports while `active` holds a context.
+    pub fn new(client: Client, metrics: Metrics, active: watch::Receiver<Option<Arc<Context>>>) -> Self {
+        Self {
+            metrics,
+            active,
+            tokens: Arc::new(TokenReviewer::new(client)),
+            permits: Arc::new(Semaphore::new(MAX_CONCURRENT)),
+            waiting: Arc::default(),
+            status_timeout: STATUS_TIMEOUT,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Endpoint {
+    /// Sets how long final reports wait for the status.
+    pub(crate) fn with_status_timeout(self, status_timeout: Duration) -> Self {
+        Self { status_timeout, ..self }
+    }
+
+    /// Sets how many reports are checked at once.
+    pub(crate) fn with_permits(self, permits: usize) -> Self {
+        Self { permits: Arc::new(Semaphore::new(permits)), ..self }
+    }
+}
+
+/// Serves until `handle` is shut down.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve(
+    address: SocketAddr,
+    handle: Handle<SocketAddr>,
+    tls: Arc<rustls::ServerConfig>,
+    endpoint: Endpoint,
+) -> std::io::Result<()> {
+    let mut server = axum_server::bind_rustls(address, RustlsConfig::from_config(tls)).handle(handle);
+    // A client that sends its header slowly must not hold a connection for long.
+    server.http_builder().http1().header_read_timeout(Duration::from_secs(10)).timer(hyper_util::rt::TokioTimer::new());
+    server.serve(router(endpoint).into_make_service()).await
+}
+
+pub(crate) fn router(endpoint: Endpoint) -> Router {
+    Router::new().route(PATH, post(handle)).layer(DefaultBodyLimit::max(MAX_BYTES)).with_state(endpoint)
+}
+
+async fn handle(State(endpoint): State<Endpoint>, headers: HeaderMap, body: Result<Bytes, BytesRejection>) -> Response {
+    let mut kind = None;
+    let offered = endpoint.accept(&headers, body, &mut kind).await;
+    let metrics = &endpoint.metrics;
+    match offered {
+        Ok(Offer::Accepted) => {
+            metrics.report(kind, "accepted");
+            (StatusCode::OK, "accepted\n").into_response()
+        }
+        Ok(Offer::Stale) => {
+            metrics.report(kind, "stale");
+            (StatusCode::OK, "dropped: a newer report of this pod is known\n").into_response()
+        }
+        Err(rejection) => {
+            metrics.report(kind, rejection.result());
+            match &rejection {
+                Rejection::Client { .. } => warn!(error = chain(&rejection), "a report could not be checked"),
+                Rejection::Unavailable(_) => debug!("a report was deferred: {rejection}"),
+                _ => info!("a report was rejected: {rejection}"),
+            }
+            (rejection.status(), format!("{rejection}\n")).into_response()
+        }
+    }
+}
+
+impl Endpoint {
+    async fn accept(
+        &self,
+        headers: &HeaderMap,
+        body: Result<Bytes, BytesRejection>,
+        kind: &mut Option<Kind>,
+    ) -> Result<Offer, Rejection> {
+        let Some(context) = self.active.borrow().clone() else {
+            return Err(Rejection::Unavailable("this controller is not the active leader".to_owned()));
+        };
+        let Ok(permit) = self.permits.try_acquire() else {
+            return Err(Rejection::Unavailable("too many concurrent reports".to_owned()));
+        };
+        let pod = self.tokens.review(bearer(headers)?).await?;
+        let body = body.map_err(|why| match why.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Rejection::TooLarge,
+            _ => Rejection::Invalid(format!("the report cannot be read: {why}")),
+        })?;
+        let report = parse(&body)?;
+        *kind = Some(report.kind);
+        sender::authorize(&context, &pod, &report).await?;
+        let (object, seq) = (report.object_uid.clone(), report.seq);
+        // The pod sends nothing after this report, so it must not get lost.
+        let last = matches!(report.state.stage(), Stage::Finished | Stage::Failed);
+        let (namespace, name, sent) = (report.namespace.clone(), report.name.clone(), report.kind);
+        let received = Received { report, pod: pod.name.clone(), at: context.now() };
+        if context.inbox.offer(received) == Offer::Stale {
+            return Ok(Offer::Stale);
+        }
+        context.wake.wake(sent, &namespace, &name);
+        // The check is done: a request that waits for the status must not block others.
+        drop(permit);
+        if last {
+            self.recorded(&context, &object, &pod.uid, seq).await?;
+        }
+        Ok(Offer::Accepted)
+    }
+
+    /// Waits until the contents of a final report are in `status`. One request of each pod waits: a newer one ends the
+    /// older one.
+    async fn recorded(&self, context: &Context, object: &str, pod: &str, seq: u64) -> Result<(), Rejection> {
+        let (newest, replaced) = oneshot::channel();
+        {
+            let mut waiting = self.waiting.lock();
+            waiting.retain(|_, newest| !newest.is_closed());
+            waiting.insert(pod.to_owned(), newest);
+        }
+        tokio::select! {
+            biased;
+            recorded = context.inbox.is_recorded(object, pod, seq, self.status_timeout) => if recorded {
+                Ok(())
+            } else {
+                Err(Rejection::Unavailable("the report is not in the status yet".to_owned()))
+            },
+            _ = replaced => Err(Rejection::Unavailable("a newer request of this pod waits for the status".to_owned())),
+        }
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Result<&str, Rejection> {
+    let value = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    value.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim).filter(|token| !token.is_empty()).ok_or_else(
+        || Rejection::Unauthenticated("send the pod's projected token as `Authorization: Bearer TOKEN`".to_owned()),
+    )
+}
+
+fn parse(body: &[u8]) -> Result<Report, Rejection> {
+    /// The version is read first: other versions may have other fields.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Versioned {
+        schema_version: u32,
+    }
+    let unreadable = |why: serde_json::Error| Rejection::Invalid(format!("the body is not a valid report: {why}"));
+    let Versioned { schema_version } = serde_json::from_slice(body).map_err(unreadable)?;
+    if schema_version != SCHEMA_VERSION {
+        return Err(Rejection::Invalid(format!(
+            "schemaVersion is {schema_version}; this controller supports only {SCHEMA_VERSION}"
+        )));
+    }
+    serde_json::from_slice(body).map_err(unreadable)
+}
