@@ -17,3 +17,4 @@ pub mod tasks;
 pub mod tokenizer;
 pub mod training;
 pub mod verify;
+mod wording;

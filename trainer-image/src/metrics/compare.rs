@@ -1,4 +1,4 @@
-//! `codex metrics compare`: runs beside each other. Writes the common picture, if one is asked for; else pure.
+//! `codex metrics compare`: compares the metrics of several runs. Prints the result, and writes a plot on request.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -6,50 +6,52 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    Format, Input, MetricsError, chosen, plot, say_json,
-    series::{Digest, Name, Run, shown},
+    error::MetricsError,
+    input::{Format, Input, chosen, print_json},
+    plot,
+    series::{Name, Run, Statistics, shown},
     table::columns,
 };
 use crate::atomic_fs;
 
-/// Two or more runs beside each other.
+/// Compare two or more runs.
 #[derive(Debug, Args)]
 pub(super) struct Compare {
     #[command(flatten)]
     input: Input,
-    /// Compare this metric only; may be repeated.
+    /// Compare only this metric. May be repeated.
     #[arg(long, value_name = "NAME")]
     metric: Vec<String>,
-    /// A table, or JSON.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// Also draw the metrics (loss, where none is named) of all runs into one picture (.svg or .png).
+    /// Also plot the metrics [default: loss] of all runs into one picture (.svg or .png).
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
 
-/// One metric of one run, beside the same of the first run.
+/// One metric of one run, compared with the same metric of the first run that has it.
 #[derive(Debug, PartialEq, Serialize)]
 struct Line<'a> {
     #[serde(flatten)]
     name: Name,
     run: &'a str,
     #[serde(flatten)]
-    digest: Digest,
-    /// Beside the first run that has the metric; none for that one.
+    statistics: Statistics,
+    /// The difference from the first run that has the metric; `None` for that run.
     against_first: Option<Difference>,
 }
 
-/// How a series differs from another one.
+/// The difference between two series of one metric.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 struct Difference {
-    /// The last value, less the other's.
+    /// The last value minus the other's.
     last: f64,
-    /// The median, less the other's.
+    /// The median minus the other's.
     median: f64,
-    /// Steps that both have.
+    /// Number of steps that both have.
     common_steps: usize,
-    /// The first of those whose values are not the same bits; none when all are.
+    /// The first common step whose values differ in a bit; `None` when all are equal.
     differs_from_step: Option<u64>,
 }
 
@@ -65,7 +67,7 @@ impl Compare {
             plot::write(&runs, &chosen(&runs, &self.metric, "loss")?, plot::Look::default(), path)?;
         }
         match self.format {
-            Format::Json => say_json(&lines),
+            Format::Json => print_json(&lines),
             Format::Text => Ok(atomic_fs::say(table(&lines).trim_end())?),
         }
     }
@@ -78,27 +80,28 @@ fn compare<'a>(runs: &'a [Run], metrics: Option<&[String]>) -> Vec<Line<'a>> {
     for name in names.iter().filter(wanted) {
         let mut first = None;
         for run in runs {
-            let Some((series, digest)) = run.series.get(*name).and_then(|series| Some((series, Digest::of(series)?)))
+            let Some((series, statistics)) =
+                run.series.get(*name).and_then(|series| Some((series, Statistics::of(series)?)))
             else {
                 continue;
             };
-            let against_first = first.map(|(other, its): (_, Digest)| {
+            let against_first = first.map(|(other, its): (_, Statistics)| {
                 let (count, differs) = common(other, series);
                 Difference {
-                    last: digest.last.value - its.last.value,
-                    median: digest.median - its.median,
+                    last: statistics.last.value - its.last.value,
+                    median: statistics.median - its.median,
                     common_steps: count,
                     differs_from_step: differs,
                 }
             });
-            first = first.or(Some((series, digest)));
-            lines.push(Line { name: (*name).clone(), run: &run.label, digest, against_first });
+            first = first.or(Some((series, statistics)));
+            lines.push(Line { name: (*name).clone(), run: &run.label, statistics, against_first });
         }
     }
     lines
 }
 
-/// How many steps two series share, and the first of them where they differ in a bit.
+/// Returns the number of common steps, and the first of them whose values differ in a bit.
 fn common(a: &std::collections::BTreeMap<u64, f64>, b: &std::collections::BTreeMap<u64, f64>) -> (usize, Option<u64>) {
     let shared = || a.iter().filter_map(|(step, left)| Some((*step, *left, *b.get(step)?)));
     let differs = shared().find(|(_, left, right)| left.to_bits() != right.to_bits());
@@ -110,7 +113,7 @@ fn table(lines: &[Line<'_>]) -> String {
         ["METRIC", "SPLIT", "RUN", "ROWS", "LAST", "DIFFERENCE", "MEDIAN", "DIFFERENCE", "LEAST", "DIFFERS FROM STEP"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     let signed = |value: f64| if value > 0.0 { format!("+{}", shown(value)) } else { shown(value) };
-    for Line { name, run, digest, against_first } in lines {
+    for Line { name, run, statistics, against_first } in lines {
         let (last, median, differs) = match against_first {
             None => (String::new(), String::new(), String::new()),
             Some(difference) => (
@@ -127,12 +130,12 @@ fn table(lines: &[Line<'_>]) -> String {
             name.metric.clone(),
             name.split.clone(),
             (*run).to_owned(),
-            digest.rows.to_string(),
-            shown(digest.last.value),
+            statistics.rows.to_string(),
+            shown(statistics.last.value),
             last,
-            shown(digest.median),
+            shown(statistics.median),
             median,
-            shown(digest.least.value),
+            shown(statistics.least.value),
             differs,
         ]);
     }

@@ -1,6 +1,6 @@
-//! `codex metrics plot`: metrics over the steps as a picture, one panel a metric, one line a run and split. Writes the picture.
+//! `codex metrics plot`: plots metrics over the steps, one panel per metric, one line per run and split. Writes the picture.
 //!
-//! The font (`DejaVu` Sans) is part of the program, so that a picture needs nothing of the machine and is the same everywhere.
+//! The font (`DejaVu` Sans) is embedded in the program, so that a picture is the same on every machine.
 
 use std::{
     ops::Range,
@@ -20,36 +20,37 @@ use plotters::{
 };
 
 use super::{
-    Input, MetricsError, chosen,
+    error::MetricsError,
+    input::{Input, chosen},
     series::{Name, Run, shown},
 };
 use crate::atomic_fs;
 
-/// Draw metrics over the steps.
+/// Plot metrics over the steps.
 #[derive(Debug, Args)]
 pub(super) struct Plot {
     #[command(flatten)]
     input: Input,
-    /// The metric to draw; each that is named has a panel of its own [default: loss].
+    /// Metric to plot; each has its own panel. May be repeated [default: loss].
     #[arg(long, value_name = "NAME")]
     metric: Vec<String>,
-    /// Where to write the picture: a name that ends in .svg or .png.
+    /// The picture to write: a name that ends in .svg or .png.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
     #[command(flatten)]
     look: Look,
 }
 
-/// How a picture looks.
+/// The look of a picture.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct Look {
-    /// A logarithmic axis.
+    /// Use a logarithmic axis for the values.
     #[arg(long)]
     log: bool,
-    /// The picture's width in pixels.
+    /// Width of the picture in pixels.
     #[arg(long, default_value_t = 960, value_parser = clap::value_parser!(u32).range(200..=8000))]
     width: u32,
-    /// The height of each panel in pixels.
+    /// Height of each panel in pixels.
     #[arg(long, default_value_t = 420, value_parser = clap::value_parser!(u32).range(150..=4000))]
     height: u32,
 }
@@ -62,17 +63,17 @@ impl Default for Look {
 
 impl Plot {
     pub(super) fn run(self) -> Result<(), MetricsError> {
-        // A name without a known ending is refused before anything is read.
+        // Refuses an unknown extension before anything is read.
         Kind::of(&self.output)?;
         let runs = self.input.read()?;
         write(&runs, &chosen(&runs, &self.metric, "loss")?, self.look, &self.output)
     }
 }
 
-/// Draws `metrics` of `runs` and writes the picture.
+/// Plots `metrics` of `runs` and writes the picture.
 ///
 /// # Errors
-/// When the name's ending is unknown, when a logarithm of a value does not exist, and when the file system refuses.
+/// When the extension is unknown, a value has no logarithm, or the file cannot be written.
 pub(super) fn write(runs: &[Run], metrics: &[String], look: Look, output: &Path) -> Result<(), MetricsError> {
     let kind = Kind::of(output)?;
     let panels: Vec<Panel> = metrics.iter().map(|metric| Panel::of(metric, runs, look)).collect::<Result<_, _>>()?;
@@ -107,7 +108,7 @@ struct Panel {
     log: bool,
     lines: Vec<Line>,
     steps: Range<f64>,
-    /// Of the values, or of their decadic logarithms.
+    /// The range of the values, or of their decadic logarithms.
     values: Range<f64>,
 }
 
@@ -117,7 +118,7 @@ struct Line {
     points: Vec<(f64, f64)>,
 }
 
-/// An axis that says itself where it is marked.
+/// An axis with given tick marks.
 struct Axis {
     line: RangedCoordf64,
     ticks: Vec<f64>,
@@ -162,7 +163,7 @@ impl Panel {
         Ok(Self { metric: metric.to_owned(), log: look.log, lines, steps, values })
     }
 
-    /// Where the axis of values is marked.
+    /// Returns the tick marks of the value axis.
     fn ticks(&self) -> Vec<f64> {
         if !self.log {
             return round_numbers(&self.values);
@@ -176,11 +177,11 @@ impl Panel {
         let all: Vec<f64> = (1..10).map(f64::from).collect();
         let found = [&[1.0][..], &[1.0, 2.0, 5.0], &all].into_iter().map(of).find(|ticks| ticks.len() >= FEW_TICKS);
         let Some(ticks) = found else {
-            // Less than a decade: as on any other axis.
+            // Less than a decade: use the ticks of a linear axis.
             let values = 10_f64.powf(self.values.start)..10_f64.powf(self.values.end);
             return round_numbers(&values).into_iter().map(f64::log10).collect();
         };
-        // Many decades: every second one, or every third.
+        // Many decades: keep every second tick, or every third.
         ticks.iter().copied().step_by(ticks.len().div_ceil(2 * MANY_TICKS)).collect()
     }
 
@@ -214,7 +215,7 @@ impl Panel {
                 .map_err(|error| failed(&error))?
                 .label(&line.label)
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], style));
-            // A line through one point is none.
+            // A line through a single point is invisible.
             if let [point] = line.points[..] {
                 let dot = Circle::new(point, 4, colour.filled());
                 chart.draw_series(std::iter::once(dot)).map_err(|error| failed(&error))?;
@@ -234,7 +235,7 @@ impl Panel {
 
 const FONT: &str = "DejaVu Sans, sans-serif";
 
-/// The eight colours of Okabe and Ito, which people with any colour vision tell apart; the yellow, faint on white, last.
+/// The colours of Okabe and Ito, which are distinguishable with any colour vision; yellow, faint on white, is last.
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -284,22 +285,22 @@ fn draw<DB: DrawingBackend>(backend: DB, panels: &[Panel]) -> Result<(), Metrics
     root.present().map_err(|error| drawing(&error))
 }
 
-/// The fewest and about the most marks of an axis.
+/// The least and about the greatest number of ticks of an axis.
 const FEW_TICKS: usize = 4;
 const MANY_TICKS: usize = 8;
 
-/// Multiples of 1, 2 or 5 times a power of ten within a range, about [`MANY_TICKS`] of them at most.
+/// Returns multiples of 1, 2 or 5 times a power of ten within a range, about [`MANY_TICKS`] at most.
 fn round_numbers(range: &Range<f64>) -> Vec<f64> {
     let least_step = (range.end - range.start) / MANY_TICKS as f64;
     let power = 10_f64.powf(least_step.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|digit| digit * power).find(|step| *step >= least_step);
     let step = step.unwrap_or(least_step);
-    // A mark at the very end is one, whatever the last bit says.
+    // Rounding must not drop a tick at an end of the range.
     let (first, last) = ((range.start / step - 1e-9).ceil() as i64, (range.end / step + 1e-9).floor() as i64);
     (first..=last).map(|count| count as f64 * step).collect()
 }
 
-/// A round value without the zeros that end it.
+/// Formats a round value without trailing zeros.
 fn short(value: f64) -> String {
     let text = shown(value);
     let (digits, power) = text.split_at(text.find('e').unwrap_or(text.len()));
@@ -307,7 +308,7 @@ fn short(value: f64) -> String {
     format!("{digits}{power}")
 }
 
-/// At most about four points a pixel: of each stretch of steps its least and its greatest value.
+/// Reduces points to about four per pixel: the least and the greatest value of each stretch of steps.
 fn thin(points: Vec<(f64, f64)>, width: usize) -> Vec<(f64, f64)> {
     if points.len() <= 4 * width {
         return points;
@@ -327,7 +328,7 @@ fn thin(points: Vec<(f64, f64)>, width: usize) -> Vec<(f64, f64)> {
     kept
 }
 
-/// From the least to the greatest number, with a share of it as margin; never empty.
+/// Returns the range of the numbers, widened by `margin` times its width; never empty.
 fn range(numbers: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
     let (least, greatest) =
         numbers.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, greatest), x| (least.min(x), greatest.max(x)));
@@ -335,7 +336,7 @@ fn range(numbers: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
         return 0.0..1.0;
     }
     let width = greatest - least;
-    // A flat line lies in the middle.
+    // A flat line is drawn in the middle.
     let margin = if width > 0.0 { width * margin } else { (least.abs() * 0.1).max(0.5) };
     least - margin..greatest + margin
 }
@@ -378,35 +379,35 @@ mod tests {
         assert_eq!((frame.width, frame.height), (960, 420));
         let count = |colour: [u8; 3]| pixels.chunks(3).filter(|pixel| *pixel == colour).count();
         assert!(count([0, 114, 178]) > 300 && count([213, 94, 0]) > 300);
-        // Without a font there would be no black but the axes'.
+        // Without a font, only the axes would be black.
         let title = pixels[..3 * 960 * 40].chunks(3).filter(|pixel| pixel.iter().all(|part| *part < 100)).count();
         assert!(title > 50, "{title}");
     }
 
     #[test]
-    fn what_cannot_be_drawn_is_refused() {
+    fn values_without_a_logarithm_are_refused() {
         let rows = vec![row(1, "loss", 1.0), row(2, "loss", -1.0)];
         let run = Run::of("a".to_owned(), &Ledger { rows, ..Ledger::default() });
         let look = Look { log: true, ..Look::default() };
         let error = Panel::of("loss", &[run], look).unwrap_err().to_string();
-        assert_eq!(error, "--log takes values above 0, but loss of a is -1 at step 2: leave --log out");
+        assert_eq!(error, "--log needs values above 0, but loss of a is -1 at step 2: omit --log");
         assert!(Kind::of(Path::new("a.jpg")).is_err() && Kind::of(Path::new("A.PNG")).is_ok());
     }
 
     #[test]
-    fn marks_are_round() {
-        let marks = |log: bool, least: f64, greatest: f64| -> Vec<String> {
+    fn ticks_are_round() {
+        let ticks = |log: bool, least: f64, greatest: f64| -> Vec<String> {
             let values = if log { least.log10()..greatest.log10() } else { least..greatest };
             let panel = Panel { metric: String::new(), log, lines: Vec::new(), steps: 0.0..1.0, values };
             panel.ticks().into_iter().map(|at| short(if log { 10_f64.powf(at) } else { at })).collect()
         };
-        assert_eq!(marks(true, 0.09, 3.98), ["0.1", "0.2", "0.5", "1", "2"]);
-        assert_eq!(marks(true, 0.65, 4.5), ["0.7", "0.8", "0.9", "1", "2", "3", "4"]);
-        assert_eq!(marks(true, 3.1, 3.9), ["3.1", "3.2", "3.3", "3.4", "3.5", "3.6", "3.7", "3.8", "3.9"]);
-        assert_eq!(marks(true, 0.9, 11_000.0), ["1", "10", "100", "1000", "10000"]);
-        assert!((FEW_TICKS..=2 * MANY_TICKS).contains(&marks(true, 1e-30, 1e30).len()));
-        assert_eq!(marks(false, -0.05, 3.2), ["0", "0.5", "1", "1.5", "2", "2.5", "3"]);
-        assert_eq!(marks(false, 2e-5, 9e-5).first().map(String::as_str), Some("2e-5"));
+        assert_eq!(ticks(true, 0.09, 3.98), ["0.1", "0.2", "0.5", "1", "2"]);
+        assert_eq!(ticks(true, 0.65, 4.5), ["0.7", "0.8", "0.9", "1", "2", "3", "4"]);
+        assert_eq!(ticks(true, 3.1, 3.9), ["3.1", "3.2", "3.3", "3.4", "3.5", "3.6", "3.7", "3.8", "3.9"]);
+        assert_eq!(ticks(true, 0.9, 11_000.0), ["1", "10", "100", "1000", "10000"]);
+        assert!((FEW_TICKS..=2 * MANY_TICKS).contains(&ticks(true, 1e-30, 1e30).len()));
+        assert_eq!(ticks(false, -0.05, 3.2), ["0", "0.5", "1", "1.5", "2", "2.5", "3"]);
+        assert_eq!(ticks(false, 2e-5, 9e-5).first().map(String::as_str), Some("2e-5"));
     }
 
     #[test]

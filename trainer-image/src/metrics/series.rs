@@ -1,4 +1,4 @@
-//! The rows of a run as series: one metric of one split over the steps. Pure.
+//! The series of a run: the values of one metric on one split, by step. Pure.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use jiff::Timestamp;
 
 use crate::artifacts::ledger::{Ledger, Row};
 
-/// What is measured, and on what.
+/// The name of a series.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub(super) struct Name {
-    /// The metric.
+    /// The metric's name.
     pub(super) metric: String,
     /// `train` or `val`.
     pub(super) split: String,
@@ -18,15 +18,15 @@ pub(super) struct Name {
 /// The metrics of one run, each by step.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Run {
-    /// What a person calls it.
+    /// The run's label in tables and plots.
     pub(super) label: String,
-    /// The series. Where a step was written twice, the last value stands.
+    /// Values by step. The last value wins where a step was written twice.
     pub(super) series: BTreeMap<Name, BTreeMap<u64, f64>>,
-    /// When the first and the last row were written.
+    /// Times of the first and the last row.
     pub(super) written: Option<(Timestamp, Timestamp)>,
 }
 
-/// Where a value stands.
+/// A value and its step.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub(super) struct Point {
     /// The step.
@@ -35,10 +35,10 @@ pub(super) struct Point {
     pub(super) value: f64,
 }
 
-/// One series in a few numbers.
+/// Summary statistics of a series.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub(super) struct Digest {
-    /// Values.
+pub(super) struct Statistics {
+    /// Number of values.
     pub(super) rows: usize,
     /// The value of the first step.
     pub(super) first: Point,
@@ -50,12 +50,12 @@ pub(super) struct Digest {
     pub(super) greatest: Point,
     /// The arithmetic mean.
     pub(super) mean: f64,
-    /// The value in the middle.
+    /// The median.
     pub(super) median: f64,
 }
 
 impl Run {
-    /// The rows of a ledger.
+    /// Groups the rows of a ledger.
     pub(super) fn of(label: String, ledger: &Ledger) -> Self {
         let mut run = Self { label, series: BTreeMap::new(), written: None };
         for Row { metric, split, step, value, timestamp, .. } in &ledger.rows {
@@ -67,19 +67,19 @@ impl Run {
         run
     }
 
-    /// The last step that any series has.
+    /// Returns the last step of all series.
     pub(super) fn last_step(&self) -> Option<u64> {
         self.series.values().filter_map(|series| Some(*series.last_key_value()?.0)).max()
     }
 
-    /// Seconds between the first and the last row.
+    /// Returns the seconds between the first and the last row.
     pub(super) fn seconds(&self) -> Option<f64> {
         self.written.map(|(first, last)| last.duration_since(first).as_secs_f64())
     }
 }
 
-impl Digest {
-    /// None of an empty series.
+impl Statistics {
+    /// Computes the statistics; `None` for an empty series.
     pub(super) fn of(series: &BTreeMap<u64, f64>) -> Option<Self> {
         let points = || series.iter().map(|(step, value)| Point { step: *step, value: *value });
         let mut sorted: Vec<f64> = series.values().copied().collect();
@@ -101,7 +101,7 @@ impl Digest {
     }
 }
 
-/// A value in about four digits, however large or small.
+/// Formats a value with about four significant digits.
 pub(super) fn shown(value: f64) -> String {
     let size = value.abs();
     if value == 0.0 {
@@ -121,13 +121,13 @@ mod tests {
     use crate::artifacts::ledger::tests::row;
 
     #[test]
-    fn a_series_in_numbers() {
+    fn statistics_of_a_series() {
         let rows = vec![row(10, "loss", 3.0), row(20, "loss", 1.0), row(30, "loss", 1.0), row(40, "loss", 3.0)];
         let run = Run::of("a".to_owned(), &Ledger { rows, ..Ledger::default() });
         assert_eq!((run.last_step(), run.seconds()), (Some(40), Some(30.0)));
-        let digest = Digest::of(run.series.values().next().unwrap()).unwrap();
+        let statistics = Statistics::of(run.series.values().next().unwrap()).unwrap();
         let at = |step, value| Point { step, value };
-        let expected = Digest {
+        let expected = Statistics {
             rows: 4,
             first: at(10, 3.0),
             last: at(40, 3.0),
@@ -136,19 +136,19 @@ mod tests {
             mean: 2.0,
             median: 2.0,
         };
-        assert_eq!(digest, expected);
-        assert_eq!(Digest::of(&BTreeMap::new()), None);
+        assert_eq!(statistics, expected);
+        assert_eq!(Statistics::of(&BTreeMap::new()), None);
     }
 
     #[test]
-    fn the_last_word_of_a_step_counts() {
+    fn the_last_value_of_a_step_wins() {
         let rows = vec![row(10, "loss", 3.0), row(10, "loss", 2.0)];
         let run = Run::of("a".to_owned(), &Ledger { rows, ..Ledger::default() });
         assert_eq!(run.series.values().next().unwrap()[&10].to_bits(), 2.0_f64.to_bits());
     }
 
     #[test]
-    fn values_are_short() {
+    fn values_have_four_digits() {
         let shown: Vec<String> = [0.0, 0.000_5, 1.23456, 21_480.44, 1.5e9, -2.5].into_iter().map(shown).collect();
         assert_eq!(shown, ["0", "5.000e-4", "1.2346", "21480.4", "1.500e9", "-2.5000"]);
     }

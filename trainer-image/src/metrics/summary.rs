@@ -1,4 +1,4 @@
-//! `codex metrics summarize`: every metric of a run in a few numbers. Pure, but for the table that it says.
+//! `codex metrics summarize`: summary statistics of every metric. Prints the result.
 
 use std::fmt::Write as _;
 
@@ -6,28 +6,29 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    Format, Input, MetricsError, say_json,
-    series::{Digest, Name, Run, shown},
+    error::MetricsError,
+    input::{Format, Input, print_json},
+    series::{Name, Run, Statistics, shown},
     table::columns,
 };
 use crate::atomic_fs;
 
-/// First, last, least and greatest value of every metric.
+/// Print the first, last, least and greatest value of every metric.
 #[derive(Debug, Args)]
 pub(super) struct Summarize {
     #[command(flatten)]
     input: Input,
-    /// A table, or JSON.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
 
-/// A run in a few numbers.
+/// The statistics of a run.
 #[derive(Debug, Serialize)]
 struct Summary<'a> {
     run: &'a str,
     last_step: Option<u64>,
-    /// Between the first row and the last.
+    /// Seconds between the first and the last row.
     seconds: Option<f64>,
     metrics: Vec<Metric<'a>>,
 }
@@ -37,7 +38,7 @@ struct Metric<'a> {
     #[serde(flatten)]
     name: &'a Name,
     #[serde(flatten)]
-    digest: Digest,
+    statistics: Statistics,
 }
 
 impl Summarize {
@@ -45,7 +46,7 @@ impl Summarize {
         let runs = self.input.read()?;
         let summaries: Vec<Summary> = runs.iter().map(Summary::of).collect();
         match self.format {
-            Format::Json => say_json(&summaries),
+            Format::Json => print_json(&summaries),
             Format::Text => {
                 let texts: Vec<String> = summaries.iter().map(Summary::text).collect();
                 Ok(atomic_fs::say(texts.join("\n").trim_end())?)
@@ -56,7 +57,8 @@ impl Summarize {
 
 impl<'a> Summary<'a> {
     fn of(run: &'a Run) -> Self {
-        let metrics = run.series.iter().filter_map(|(name, series)| Some(Metric { name, digest: Digest::of(series)? }));
+        let metrics =
+            run.series.iter().filter_map(|(name, series)| Some(Metric { name, statistics: Statistics::of(series)? }));
         Self { run: &run.label, last_step: run.last_step(), seconds: run.seconds(), metrics: metrics.collect() }
     }
 
@@ -68,18 +70,18 @@ impl<'a> Summary<'a> {
         text.push_str("\n\n");
         let head = ["METRIC", "SPLIT", "ROWS", "FIRST", "LAST", "LEAST", "AT STEP", "GREATEST", "AT STEP", "MEDIAN"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
-        for Metric { name, digest } in &self.metrics {
+        for Metric { name, statistics } in &self.metrics {
             rows.push(vec![
                 name.metric.clone(),
                 name.split.clone(),
-                digest.rows.to_string(),
-                shown(digest.first.value),
-                shown(digest.last.value),
-                shown(digest.least.value),
-                digest.least.step.to_string(),
-                shown(digest.greatest.value),
-                digest.greatest.step.to_string(),
-                shown(digest.median),
+                statistics.rows.to_string(),
+                shown(statistics.first.value),
+                shown(statistics.last.value),
+                shown(statistics.least.value),
+                statistics.least.step.to_string(),
+                shown(statistics.greatest.value),
+                statistics.greatest.step.to_string(),
+                shown(statistics.median),
             ]);
         }
         text + &columns(2, &rows)

@@ -1,9 +1,8 @@
-//! Text in columns. Pure.
+//! Aligns text in columns. Pure.
 
 use std::fmt::Write as _;
 
-/// Lays rows out in columns as wide as their widest cell, two spaces apart: the first `left` columns flush left, the others
-/// flush right.
+/// Aligns rows in columns two spaces apart. The first `left` columns are left-aligned, the others right-aligned.
 pub(super) fn columns(left: usize, rows: &[Vec<String>]) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
@@ -29,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_as_wide_as_they_must_be() {
+    fn columns_are_as_wide_as_their_widest_cell() {
         let rows =
             [vec!["ä".to_owned(), "12".to_owned()], vec!["bcd".to_owned(), "3".to_owned()], vec!["e".to_owned()]];
         assert_eq!(columns(1, &rows), "ä    12\nbcd   3\ne\n");

@@ -1,7 +1,7 @@
-//! `codex metrics tail`: the newest rows of a run, a line a step, and with `--follow` those to come. Reads a growing file.
+//! `codex metrics tail`: prints the newest rows of a run, one line per step; with `--follow`, also new ones. Reads a growing file.
 //!
-//! A run that goes on from a checkpoint replaces its ledger; whoever follows it hears of that and sees no row twice. The file
-//! is looked at twice a second: notifications of the file system do not cross the network file systems of clusters.
+//! A run that resumes from a checkpoint replaces its ledger; `--follow` logs that and prints no row twice. It polls twice a
+//! second, because file system notifications do not work across network file systems.
 
 use std::{
     fs::File,
@@ -22,37 +22,37 @@ use signal_hook::{
     flag,
 };
 
-use super::{MetricsError, series::shown};
+use super::{error::MetricsError, series::shown};
 use crate::{
     artifacts::ledger::{self, Row},
     atomic_fs::{self, FileError},
 };
 
-/// The newest rows, and with --follow those to come.
+/// Print the newest rows; with --follow, also new ones.
 #[derive(Debug, Args)]
 pub(super) struct Tail {
     /// A run's directory, or a ledger.
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// How many of the newest lines to show first.
+    /// Number of newest lines to print first.
     #[arg(long, short = 'n', default_value_t = 10)]
     lines: usize,
-    /// Show this metric only; may be repeated.
+    /// Print only this metric. May be repeated.
     #[arg(long, value_name = "NAME")]
     metric: Vec<String>,
-    /// Go on until Ctrl-C; waits for a run that has no ledger yet.
+    /// Print new rows until Ctrl-C. Waits for a run that has no ledger yet.
     #[arg(long, short)]
     follow: bool,
 }
 
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Tail {
     pub(super) fn run(self) -> Result<(), MetricsError> {
         let stop = Arc::new(AtomicBool::new(false));
         if self.follow {
             for signal in [SIGTERM, SIGINT] {
-                flag::register(signal, Arc::clone(&stop)).map_err(MetricsError::System)?;
+                flag::register(signal, Arc::clone(&stop)).map_err(MetricsError::Signals)?;
             }
         } else if self.run.is_dir() && !ledger::locate(&self.run).exists() {
             return Err(MetricsError::NoLedger(self.run));
@@ -63,10 +63,10 @@ impl Tail {
             atomic_fs::say(&line)?;
         }
         while self.follow && !stop.load(Ordering::Relaxed) {
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(POLL_INTERVAL);
             let seen = follower.look(false)?;
             if let Some(step) = seen.replaced {
-                tracing::info!("the run went on from step {step}");
+                tracing::info!("the run resumed from step {step}");
             }
             for line in seen.lines(&self.metric) {
                 atomic_fs::say(&line)?;
@@ -76,24 +76,24 @@ impl Tail {
     }
 }
 
-/// Follows a file that grows or is replaced.
+/// Reads new rows of a file that grows or is replaced.
 #[derive(Debug)]
 struct Follower {
     run: PathBuf,
     file: Option<File>,
-    /// What was read and does not make up a line yet.
+    /// Bytes of an incomplete line.
     rest: Vec<u8>,
-    /// Lines before `rest`.
+    /// Number of lines before `rest`.
     lines: usize,
-    /// When the newest row was written that was seen.
+    /// Time of the newest row that was read.
     newest: Option<Timestamp>,
 }
 
-/// What is new.
+/// New rows.
 #[derive(Debug, Default)]
 struct Seen {
     rows: Vec<Row>,
-    /// The last step that a ledger kept which took the place of the one before.
+    /// The last step that a new ledger kept of the one that it replaced.
     replaced: Option<u64>,
 }
 
@@ -102,7 +102,7 @@ impl Follower {
         Self { run: run.to_owned(), file: None, rest: Vec::new(), lines: 0, newest: None }
     }
 
-    /// Reads what is new. A missing file is an error when it `must_exist`, else nothing new.
+    /// Reads new rows. A missing file is an error if it `must_exist`.
     fn look(&mut self, must_exist: bool) -> Result<Seen, MetricsError> {
         let path = ledger::locate(&self.run);
         let reading = || FileError::of("reading", &path);
@@ -125,26 +125,26 @@ impl Follower {
                 continue;
             }
             match Row::parse(&line) {
-                // Of a ledger that took another's place, the rows that were shown before are not shown again.
+                // A new ledger repeats rows of the one that it replaced.
                 Ok(row) if other && before.is_some_and(|newest| row.timestamp <= newest) => kept = kept.max(row.step),
                 Ok(row) => {
                     self.newest = self.newest.max(Some(row.timestamp));
                     seen.rows.push(row);
                 }
-                Err(why) => tracing::warn!("{}:{}: no row of the ledger: {why}", path.display(), self.lines),
+                Err(why) => tracing::warn!("{}:{}: invalid ledger row: {why}", path.display(), self.lines),
             }
         }
         seen.replaced = (other && before.is_some()).then_some(kept);
         Ok(seen)
     }
 
-    /// Whether another file, or less of it, is there than was read.
+    /// Returns whether the file was replaced or truncated since it was read.
     fn replaced(&mut self, path: &Path) -> std::io::Result<bool> {
         let Some(file) = &mut self.file else { return Ok(true) };
         let (held, place) = (file.metadata()?, file.stream_position()?);
         Ok(match std::fs::metadata(path) {
             Ok(there) => (there.dev(), there.ino()) != (held.dev(), held.ino()) || there.len() < place,
-            // Between a removal and what comes after it.
+            // The old file was removed, and the new one does not exist yet.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
             Err(error) => return Err(error),
         })
@@ -152,7 +152,7 @@ impl Follower {
 }
 
 impl Seen {
-    /// A line for each step and split that the rows are of, with the chosen metrics; all where none is chosen.
+    /// Returns a line for each step and split, with the given metrics; all metrics if `metrics` is empty.
     fn lines(&self, metrics: &[String]) -> Vec<String> {
         let mut lines = Vec::new();
         for rows in self.rows.chunk_by(|a, b| (a.step, &a.split) == (b.step, &b.split)) {
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(seen.lines(&[]), ["      10  train  loss 1.5000  x 2.0000", "      20  train  loss 1.5000"]);
         assert_eq!(seen.lines(&["x".to_owned()]), ["      10  train  x 2.0000"]);
 
-        // Half a row is none until its other half is there.
+        // An incomplete line is not a row yet.
         let mut file = File::options().append(true).open(&path).unwrap();
         let more = text(&rows[3..4]);
         file.write_all(&more[..9]).unwrap();
@@ -197,7 +197,7 @@ mod tests {
         file.write_all(&more[9..]).unwrap();
         assert_eq!(follower.look(false).unwrap().rows, rows[3..4]);
 
-        // A resume from step 10 replaces the file; what was shown is not shown again.
+        // A resume from step 10 replaces the file; its first rows were printed before.
         let mut again = text(&rows[..2]);
         let later: Vec<Row> = rows[2..6]
             .iter()

@@ -1,12 +1,15 @@
-use super::*;
+use super::{
+    input::{Input, chosen},
+    *,
+};
 use crate::artifacts::ledger::tests::{row, text};
 
-fn input(runs: &[&Path], skip_bad: bool) -> Input {
+fn input(runs: &[&std::path::Path], skip_bad: bool) -> Input {
     Input { runs: runs.iter().map(|run| run.to_path_buf()).collect(), skip_bad }
 }
 
 #[test]
-fn bad_lines_are_refused_with_their_place_or_left_out() {
+fn invalid_lines_are_refused_with_their_number_or_ignored() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("run/artifacts/metrics.ndjson");
     let mut lines = text(&[row(1, "loss", 1.0)]);
@@ -17,16 +20,16 @@ fn bad_lines_are_refused_with_their_place_or_left_out() {
     let error = input(&[&run], false).read().unwrap_err();
     assert_eq!(error.exit(), exit::BAD_INPUT);
     let sentence = error.to_string();
-    assert!(sentence.starts_with(&format!("{}:2: no row of the ledger: ", path.display())), "{sentence}");
-    assert!(sentence.contains("1 of 3 lines are bad"), "{sentence}");
+    assert!(sentence.starts_with(&format!("{}:2: invalid ledger row: ", path.display())), "{sentence}");
+    assert!(sentence.contains("1 of 3 lines are invalid"), "{sentence}");
     let read = input(&[&run], true).read().unwrap();
     assert_eq!((read[0].label.as_str(), read[0].series.values().next().unwrap().len()), ("run", 2));
     let invalid = Validate { runs: vec![run] }.run().unwrap_err();
-    assert_eq!(invalid.to_string(), "1 of 3 lines are no rows of the ledger");
+    assert_eq!(invalid.to_string(), "1 of 3 lines are invalid");
 }
 
 #[test]
-fn runs_of_one_name_are_told_apart() {
+fn runs_with_equal_names_are_labelled_by_path() {
     let root = tempfile::tempdir().unwrap();
     let [a, b] = ["a/run", "b/run"].map(|run| root.path().join(run));
     for run in [&a, &b] {
@@ -37,7 +40,7 @@ fn runs_of_one_name_are_told_apart() {
 }
 
 #[test]
-fn what_is_not_there_is_said() {
+fn missing_ledgers_rows_and_metrics_are_named() {
     let root = tempfile::tempdir().unwrap();
     let said = |error: MetricsError| (error.exit(), CommandError::from(error).sentence());
     let (code, sentence) = said(input(&[root.path()], false).read().unwrap_err());
@@ -50,6 +53,6 @@ fn what_is_not_there_is_said() {
     atomic_fs::write(&root.path().join("metrics.ndjson"), &text(&[row(1, "loss", 1.0)])).unwrap();
     let runs = input(&[root.path()], false).read().unwrap();
     let (_, sentence) = said(chosen(&runs, &["los".to_owned()], "loss").unwrap_err());
-    assert_eq!(sentence, "--metric \"los\" is in none of the runs: they have loss");
+    assert_eq!(sentence, "--metric \"los\" is unknown: the runs have loss");
     assert_eq!(chosen(&runs, &[], "loss").unwrap(), ["loss"]);
 }

@@ -33,8 +33,8 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    ModelError, ModelFiles,
     directory::{self, Loaded},
+    files::{self, ModelError, ModelFiles},
 };
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -152,7 +152,7 @@ impl Generator {
     /// # Errors
     /// When a file is missing or cannot be used.
     pub fn load_directory(path: &Path, slots: usize) -> Result<Self, ModelError> {
-        Self::load(&directory::read_directory(path)?, slots)
+        Self::load(&files::read_directory(path)?, slots)
     }
 
     /// The model's tokenizer.

@@ -7,8 +7,10 @@
 #![allow(clippy::many_single_char_names, reason = "x, y, w, m, n and k are the field's own names")]
 
 mod directory;
+mod files;
 mod generate;
 mod weights;
 
-pub use directory::{ModelError, ModelFiles, describe, read_directory};
+pub use directory::describe;
+pub use files::{ModelError, ModelFiles, read_directory};
 pub use generate::{Completion, Emitted, End, GenerateError, Generator};

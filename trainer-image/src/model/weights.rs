@@ -7,10 +7,8 @@ use codex_engine::Layout;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::Deserialize;
 
-use super::{ModelError, ModelFiles};
+use super::files::{ModelError, ModelFiles, WEIGHTS};
 
-/// All weights in one file.
-pub(super) const WEIGHTS: &str = "model.safetensors";
 /// Which shard each weight is in.
 const INDEX: &str = "model.safetensors.index.json";
 /// What some files of GPT-2 leave out in front of their names.
@@ -88,7 +86,7 @@ mod tests {
     use codex_engine::{EngineState, ModelConfig, Packed, Settings, engine};
 
     use super::*;
-    use crate::model::directory::read_directory;
+    use crate::model::files::read_directory;
 
     #[derive(Deserialize)]
     struct Losses {

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use codex_reports::Kind;
 
 use super::{
-    ReportingError, Work,
     endpoint::Endpoint,
+    error::ReportingError,
     sender::{Identity, Pace},
+    work::Work,
 };
 
 const URL: &str = "CODEX_REPORT_URL";
@@ -36,7 +37,8 @@ pub(super) struct Settings {
 pub(super) fn read<W: Work>(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Option<Settings>, ReportingError> {
     let lookup = |name: &str| lookup(name).filter(|value| !value.is_empty());
     let Some(present) = REQUIRED.into_iter().find(|name| lookup(name).is_some()) else { return Ok(None) };
-    let get = |name: &'static str| lookup(name).ok_or(ReportingError::Incomplete { present, missing: name });
+    let get =
+        |name: &'static str| lookup(name).ok_or(ReportingError::Incomplete { present, missing: name, all: &REQUIRED });
 
     let wrong = |variable, value, right| ReportingError::Variable { variable, value, right };
     let url = get(URL)?;

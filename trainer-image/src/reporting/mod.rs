@@ -8,6 +8,7 @@
 
 mod endpoint;
 mod environment;
+mod error;
 mod fit;
 mod sender;
 mod work;
@@ -23,7 +24,7 @@ use codex_provenance::ConfigDigest;
 use codex_reports::{Failure, MAX_TERMINATION_BYTES, exit};
 use signal_hook::consts::SIGTERM;
 
-pub use self::{endpoint::SendError, environment::REQUIRED, work::Work};
+pub use self::{endpoint::SendError, environment::REQUIRED, error::ReportingError, work::Work};
 use self::{
     environment::Settings,
     sender::{Mailbox, Outcome},
@@ -33,44 +34,6 @@ use self::{
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long it is offered once the pod was asked to end.
 const PATIENCE_AFTER_SIGTERM: Duration = Duration::from_secs(20);
-
-/// Why a pod cannot report.
-#[derive(Debug, thiserror::Error)]
-pub enum ReportingError {
-    /// Some variables are there and others are not.
-    #[error(
-        "{present} is set and {missing} is not: the controller sets all of {all}; unset them all to work without reports",
-        all = environment::REQUIRED.join(", ")
-    )]
-    Incomplete {
-        /// A variable that is set.
-        present: &'static str,
-        /// One that is not.
-        missing: &'static str,
-    },
-    /// A variable with a value that cannot be.
-    #[error("{variable} is {value:?}: {right}")]
-    Variable {
-        /// The variable.
-        variable: &'static str,
-        /// Its value.
-        value: String,
-        /// What would be right.
-        right: String,
-    },
-    /// The endpoint's certificate authority is not there or holds no certificate.
-    #[error("the certificates in {path:?} (CODEX_REPORT_CA) cannot be used")]
-    Authority {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: SendError,
-    },
-    /// The system gives no thread or no signal handler.
-    #[error("reporting cannot start")]
-    System(#[source] io::Error),
-}
 
 /// Keeps the state of one pod's work and has it sent; see the module. It is shared between threads by reference.
 #[derive(Debug)]

@@ -15,9 +15,9 @@ use codex_provenance::ConfigDigest;
 use codex_reports::{Kind, MAX_BYTES, Report, SCHEMA_VERSION};
 
 use super::{
-    SendError, Work,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, SendError},
     fit::{FitError, fit},
+    work::Work,
 };
 
 /// How often a final report may be refused before it is given up: a controller that has just started may not know the

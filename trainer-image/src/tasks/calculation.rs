@@ -7,33 +7,11 @@
 
 use std::fmt::Write as _;
 
-use super::{Difficulty, Key, Record};
-
-/// What a calculation does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Operator {
-    /// left + right
-    Plus,
-    /// left − right
-    Minus,
-}
-
-impl Operator {
-    pub(super) fn sign(self) -> char {
-        match self {
-            Self::Plus => '+',
-            Self::Minus => '-',
-        }
-    }
-
-    /// The category of records, and the kind of keys.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Plus => "addition",
-            Self::Minus => "subtraction",
-        }
-    }
-}
+use super::{
+    key::Key,
+    operator::Operator,
+    record::{Difficulty, Record},
+};
 
 /// One calculation on two operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

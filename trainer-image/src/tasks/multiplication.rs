@@ -9,8 +9,10 @@ use std::fmt::Write as _;
 use rand::Rng;
 
 use super::{
-    Difficulty, Digits, Key, Record,
     calculation::{digit, digits},
+    key::Key,
+    operands::Digits,
+    record::{Difficulty, Record},
 };
 
 /// A product of two numbers.

@@ -3,8 +3,9 @@
 use rand::Rng;
 
 use super::{
-    Calculation, Operator, Split,
-    calculation::{digit, digits},
+    calculation::{Calculation, digit, digits},
+    key::Split,
+    operator::Operator,
 };
 
 /// How many digits operands have; every number of digits in the range is equally likely.

@@ -11,8 +11,11 @@ use std::fmt::Write as _;
 use rand::Rng;
 
 use super::{
-    Calculation, Difficulty, Digits, Key, Operator, Record, Split,
-    calculation::{digit, digits},
+    calculation::{Calculation, digit, digits},
+    key::{Key, Split},
+    operands::Digits,
+    operator::Operator,
+    record::{Difficulty, Record},
 };
 
 /// How many places the field has.

@@ -6,7 +6,14 @@ use codex_provenance::Sha256;
 use codex_reports::exit;
 use serde::Serialize;
 
-use super::{Calculation, Key, Operator, Problem, Problems, Record, Split, Task, TaskError, write_records};
+use super::{
+    calculation::Calculation,
+    data_file::{lines, problems},
+    key::{Key, Split},
+    operator::Operator,
+    problem::Problem,
+    task::Task,
+};
 use crate::{atomic_fs, error::CommandError};
 
 /// Write problems of a synthetic reasoning task as JSON lines.
@@ -75,38 +82,6 @@ impl PrepareData {
         atomic_fs::say(&text).map_err(CommandError::failed)?;
         Ok(exit::FINISHED)
     }
-}
-
-/// The bytes of a data file: `count` records of `task` as JSON lines.
-///
-/// # Errors
-/// When there are not as many held-out problems.
-pub fn materialise(task: Task, split: Split, seed: u64, count: usize) -> Result<Vec<u8>, TaskError> {
-    lines(&problems(task.into(), split, seed, count)?).map_err(TaskError::Encoding)
-}
-
-/// Lines `range` of the training file that [`materialise`] makes, whatever its length: a long file can be made piece by
-/// piece.
-///
-/// # Errors
-/// When a record cannot be encoded.
-pub fn training_lines(task: Task, seed: u64, range: std::ops::Range<u64>) -> Result<Vec<u8>, TaskError> {
-    let problems: Vec<Problem> = range.map(|index| task.draw(Split::Train, seed, index)).collect();
-    lines(&problems).map_err(TaskError::Encoding)
-}
-
-fn problems(source: Problems, split: Split, seed: u64, count: usize) -> Result<Vec<Problem>, TaskError> {
-    match split {
-        Split::Train => Ok((0..count as u64).map(|index| source.draw(split, seed, index)).collect()),
-        Split::HeldOut => source.held_out(seed, count),
-    }
-}
-
-fn lines(problems: &[Problem]) -> std::io::Result<Vec<u8>> {
-    let records: Vec<Record> = problems.iter().map(Problem::record).collect();
-    let mut bytes = Vec::new();
-    write_records(&records, &mut bytes)?;
-    Ok(bytes)
 }
 
 /// Operands are below this.

@@ -3,7 +3,13 @@
 
 use rand::Rng;
 
-use super::{Calculation, Difficulty, Digits, Key, Operator, Record, Split, calculation::digits};
+use super::{
+    calculation::{Calculation, digits},
+    key::{Key, Split},
+    operands::Digits,
+    operator::Operator,
+    record::{Difficulty, Record},
+};
 
 const NAMES: [&str; 10] = ["Jon", "Bob", "Ann", "Eva", "Tim", "Mia", "Sam", "Zoe", "Max", "Ida"];
 const THINGS: [&str; 10] = ["eggs", "pens", "nuts", "cups", "hats", "keys", "coins", "books", "cards", "stones"];

@@ -4,7 +4,7 @@
 use clap::ValueEnum;
 use sha2::{Digest as _, Sha256};
 
-use super::Operator;
+use super::operator::Operator;
 
 /// One key in this many is held out.
 pub const HELD_OUT_SHARE: u32 = 16;

@@ -1,0 +1,95 @@
+//! Errors of `codex metrics`, and their exit codes. Pure.
+
+use std::path::PathBuf;
+
+use codex_reports::exit;
+
+use crate::{artifacts::ledger::LineError, atomic_fs::FileError, error::CommandError};
+
+/// Metrics cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The directory has no ledger.
+    #[error(
+        "{0:?} has no metrics ledger: name a run's directory (it holds artifacts/metrics.ndjson) or a metrics.ndjson"
+    )]
+    NoLedger(PathBuf),
+    /// A line of the ledger is invalid.
+    #[error("{}:{line}: invalid ledger row: {why} ({bad} of {lines} lines are invalid; --skip-bad ignores them)", path.display())]
+    BadLine {
+        /// The ledger.
+        path: PathBuf,
+        /// The first invalid line, counted from 1.
+        line: usize,
+        /// Number of invalid lines.
+        bad: usize,
+        /// Number of lines.
+        lines: usize,
+        /// What is wrong with the first one.
+        #[source]
+        why: LineError,
+    },
+    /// `validate` found invalid lines and has printed them.
+    #[error("{bad} of {lines} lines are invalid")]
+    Invalid {
+        /// Number of invalid lines.
+        bad: usize,
+        /// Number of lines.
+        lines: usize,
+    },
+    /// The ledger has no rows.
+    #[error("{0:?} has no rows yet")]
+    Empty(PathBuf),
+    /// No run has the metric.
+    #[error("--metric {name:?} is unknown: the runs have {known}")]
+    UnknownMetric {
+        /// The metric.
+        name: String,
+        /// The metrics of the runs.
+        known: String,
+    },
+    /// `compare` was given one run.
+    #[error("compare needs at least two runs; one was given")]
+    OneRun,
+    /// The output is neither SVG nor PNG.
+    #[error("--output {0:?} has an unknown extension: use .svg or .png")]
+    Picture(PathBuf),
+    /// A logarithmic axis cannot show the value.
+    #[error("--log needs values above 0, but {metric} of {run} is {value} at step {step}: omit --log")]
+    NotPositive {
+        /// The metric.
+        metric: String,
+        /// The run.
+        run: String,
+        /// The step.
+        step: u64,
+        /// The value.
+        value: f64,
+    },
+    /// The picture cannot be drawn.
+    #[error("the picture cannot be drawn: {0}")]
+    Drawing(String),
+    /// The system refused a signal handler.
+    #[error("--follow cannot install its signal handlers")]
+    Signals(#[source] std::io::Error),
+}
+
+impl MetricsError {
+    /// Returns the exit code: another attempt helps only where the file system or the drawing failed.
+    pub(super) fn exit(&self) -> i32 {
+        match self {
+            Self::File(error) if error.source.kind() != std::io::ErrorKind::NotFound => exit::FAILED,
+            Self::Drawing(_) | Self::Signals(_) => exit::FAILED,
+            _ => exit::BAD_INPUT,
+        }
+    }
+}
+
+impl From<MetricsError> for CommandError {
+    fn from(error: MetricsError) -> Self {
+        Self { exit: error.exit(), source: Box::new(error) }
+    }
+}

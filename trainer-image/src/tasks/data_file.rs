@@ -1,0 +1,40 @@
+//! Data files of tasks as JSON lines. Pure.
+
+use super::{
+    key::Split,
+    problem::Problem,
+    record::{Record, write_records},
+    task::{Problems, Task, TaskError},
+};
+
+/// The bytes of a data file: `count` records of `task` as JSON lines.
+///
+/// # Errors
+/// When there are not as many held-out problems.
+pub fn materialise(task: Task, split: Split, seed: u64, count: usize) -> Result<Vec<u8>, TaskError> {
+    lines(&problems(task.into(), split, seed, count)?).map_err(TaskError::Encoding)
+}
+
+/// Lines `range` of the training file that [`materialise`] makes, whatever its length: a long file can be made piece by
+/// piece.
+///
+/// # Errors
+/// When a record cannot be encoded.
+pub fn training_lines(task: Task, seed: u64, range: std::ops::Range<u64>) -> Result<Vec<u8>, TaskError> {
+    let problems: Vec<Problem> = range.map(|index| task.draw(Split::Train, seed, index)).collect();
+    lines(&problems).map_err(TaskError::Encoding)
+}
+
+pub(super) fn problems(source: Problems, split: Split, seed: u64, count: usize) -> Result<Vec<Problem>, TaskError> {
+    match split {
+        Split::Train => Ok((0..count as u64).map(|index| source.draw(split, seed, index)).collect()),
+        Split::HeldOut => source.held_out(seed, count),
+    }
+}
+
+pub(super) fn lines(problems: &[Problem]) -> std::io::Result<Vec<u8>> {
+    let records: Vec<Record> = problems.iter().map(Problem::record).collect();
+    let mut bytes = Vec::new();
+    write_records(&records, &mut bytes)?;
+    Ok(bytes)
+}
