@@ -186,7 +186,8 @@ mod tests {
         let files = folders.iter().flat_map(|folder| below(&root.join(folder)).unwrap());
         let uses = |path: &PathBuf| {
             let markers = ["{", "fn", "impl", "extern"].map(|after| format!("{} {after}", "unsafe"));
-            let is_use = |line: &str| !line.trim_start().starts_with("//") && markers.iter().any(|it| line.contains(it));
+            let is_use =
+                |line: &str| !line.trim_start().starts_with("//") && markers.iter().any(|it| line.contains(it));
             path.extension().is_some_and(|it| it == "rs") && read(path).unwrap().lines().any(is_use)
         };
         let found = files.filter(uses).map(|path| path.file_name().unwrap().to_string_lossy().into_owned());
