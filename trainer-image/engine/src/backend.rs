@@ -1,9 +1,9 @@
 //! Chooses the backend that the settings ask for. Pure.
 
 use super::{
-    Engine, EngineError, EngineState, ModelConfig, Precision, Settings,
-    candle::CandleEngine,
-    cpu::{Bf16, CpuEngine, Dtype as _},
+    Decoder, Engine, EngineError, EngineState, Layout, ModelConfig, Precision, Settings,
+    candle::{CandleDecoder, CandleEngine},
+    cpu::{Bf16, CpuDecoder, CpuEngine, Dtype as _},
 };
 
 impl Settings {
@@ -26,5 +26,27 @@ pub fn engine(config: ModelConfig, state: EngineState, settings: Settings) -> Re
         Settings { reference: true, .. } => Box::new(CandleEngine::new(config, state)?),
         Settings { precision: Precision::F32, .. } => Box::new(CpuEngine::<f32>::new(&config, state, settings)?),
         Settings { precision: Precision::Bf16, .. } => Box::new(CpuEngine::<Bf16>::new(&config, state, settings)?),
+    })
+}
+
+/// Makes the decoder for this machine, with `slots` free slots. Copies what it needs of `parameters`, which are in the order of
+/// [`Layout::of`].
+///
+/// # Errors
+/// `parameters` belong to another model.
+pub fn decoder(
+    config: &ModelConfig,
+    parameters: &[f32],
+    settings: Settings,
+    slots: usize,
+) -> Result<Box<dyn Decoder>, EngineError> {
+    let expected = Layout::of(config).size();
+    if parameters.len() != expected {
+        return Err(EngineError::State { what: "parameters", found: parameters.len(), expected });
+    }
+    Ok(match settings {
+        Settings { reference: true, .. } => Box::new(CandleDecoder::new(config.clone(), parameters, slots)),
+        Settings { precision: Precision::F32, .. } => Box::new(CpuDecoder::<f32>::new(config, parameters, slots)),
+        Settings { precision: Precision::Bf16, .. } => Box::new(CpuDecoder::<Bf16>::new(config, parameters, slots)),
     })
 }

@@ -1,14 +1,13 @@
 //! The numerics of training and generation: what a model computes, its gradients, and the optimizer. Pure: no files, no
 //! command line, no tokenizer, no clock.
 //!
-//! - [`Engine`] is a training step; [`engine()`] makes the one that [`Settings`] ask for.
+//! - [`Engine`] is a training step, [`Decoder`] generates text; [`engine()`] and [`decoder()`] make the ones that [`Settings`]
+//!   ask for.
 //! - `model/` describes a model: configuration, tensor names and layout, initialization, FLOPs.
 //! - `cpu/` holds hand-written kernels for processors, with activations in `f32` or `bf16`.
 //! - `candle/` holds the same models in candle's operations with candle's autograd: the oracle that the kernels are tested
 //!   against.
 //! - `optim/` holds AdamW and the gradient norm.
-//!
-//! Generation uses the kernels in [`inference`].
 
 #![allow(
     clippy::inline_always,
@@ -19,6 +18,7 @@
 mod backend;
 mod candle;
 mod cpu;
+mod decoder;
 mod engine;
 mod error;
 mod model;
@@ -30,8 +30,9 @@ mod state;
 mod tests;
 
 pub use self::engine::Engine;
-pub use backend::engine;
-pub use cpu::{Isa, MAX_CPU_ISA, UnknownIsa, arch, inference, memory};
+pub use backend::{decoder, engine};
+pub use cpu::{Isa, MAX_CPU_ISA, UnknownIsa, arch, memory};
+pub use decoder::{Decoder, Emitted, End, Logits, PromptError, Slots};
 pub use error::EngineError;
 pub use model::{ConfigError, Family, HEAD_WIDTHS, Layout, ModelConfig, Shape, Tensor, Vocabulary, flops, initial};
 pub use optim::{AdamW, Rates};

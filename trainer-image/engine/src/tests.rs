@@ -1,3 +1,5 @@
+mod decoding;
+
 use std::sync::Arc;
 
 use super::*;

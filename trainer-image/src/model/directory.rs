@@ -75,7 +75,6 @@ pub(super) struct Loaded {
 pub(super) fn load(files: &ModelFiles) -> Result<Loaded, ModelError> {
     let file = |name: &'static str| files.get(name).ok_or_else(|| ModelError::Missing(name.to_owned()));
     let config = ModelConfig::parse(file(CONFIG)?)?;
-    config.generates()?;
     let tokenizer = Tokenizer::from_json(file(TOKENIZER)?)?;
     let parameters = weights::parameters(files, &Layout::of(&config))?;
     Ok(Loaded { config, tokenizer, parameters })

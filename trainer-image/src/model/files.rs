@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use codex_engine::ConfigError;
+use codex_engine::{ConfigError, EngineError};
 
 use crate::{
     atomic_fs::{self, FileError},
@@ -61,6 +61,9 @@ pub enum ModelError {
         /// What it must be.
         expected: String,
     },
+    /// The weights do not fit the model.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// A directory that cannot be read.
     #[error(transparent)]
     File(#[from] FileError),

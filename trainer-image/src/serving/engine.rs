@@ -8,7 +8,9 @@ use std::{io, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::model::{End, GenerateError, Generator};
+use codex_engine::End;
+
+use crate::model::{GenerateError, Generator};
 
 /// A running engine. It ends when this is dropped and all its requests are answered.
 #[derive(Debug)]
@@ -122,7 +124,16 @@ fn run(mut generator: Generator, mut jobs: mpsc::Receiver<Job>) {
                 generator.release(slot);
             }
         }
-        for emitted in generator.step() {
+        let emitted = generator.step().unwrap_or_else(|error| {
+            for (slot, place) in running.iter_mut().enumerate() {
+                if let Some(running) = place.take() {
+                    generator.release(slot);
+                    running.job.answer(Err(error.clone()));
+                }
+            }
+            Vec::new()
+        });
+        for emitted in emitted {
             let Some(place) = running.get_mut(emitted.slot) else { continue };
             let full = place.as_mut().is_some_and(|running| {
                 running.tokens.push(emitted.token);

@@ -12,6 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use codex_engine::{End, PromptError};
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_signing::verify::Expected;
 use serde::{Deserialize, Serialize};
@@ -22,11 +23,7 @@ use super::{
     metrics::Metrics,
     phase::{Model, Phase},
 };
-use crate::{
-    exposition,
-    model::{End, GenerateError},
-    tasks,
-};
+use crate::{exposition, model::GenerateError, tasks};
 
 /// Characters that a prompt may have.
 const MAX_PROMPT: usize = 16_000;
@@ -168,7 +165,7 @@ async fn answer(model: &Model, body: Result<Bytes, BytesRejection>) -> Result<Re
     let ids = model.tokenizer.encode(&prompt).map_err(|error| Problem::prompt(&error.into()))?;
     let (tokens, context) = (ids.len(), model.context);
     if tokens >= context {
-        return Err(Problem::prompt(&GenerateError::TooLong { tokens, context }));
+        return Err(Problem::prompt(&PromptError::TooLong { tokens, context }.into()));
     }
     let limit = max_new_tokens.unwrap_or(context);
     if !(1..=context).contains(&limit) {

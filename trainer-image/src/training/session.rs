@@ -432,7 +432,7 @@ impl<'a> Session<'a> {
                 let samples = if (self.stop)() {
                     Vec::new()
                 } else {
-                    looking.validation.samples(state.engine.as_ref(), looking.tokenizer)
+                    looking.validation.samples(state.engine.as_ref(), looking.tokenizer)?
                 };
                 watchers.evaluated(state.step, loss, &samples, evaluating.elapsed());
             }

@@ -140,12 +140,12 @@ impl Validation {
     }
 
     /// What the model as it is now answers to the first prompts.
-    pub(super) fn samples(&self, engine: &dyn Engine, tokenizer: &Tokenizer) -> Vec<Sample> {
+    pub(super) fn samples(&self, engine: &dyn Engine, tokenizer: &Tokenizer) -> Result<Vec<Sample>, TrainError> {
         if self.samples.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        let config = engine.config().clone();
-        let mut generator = Generator::of(config, &engine.parameters(), tokenizer.clone(), self.samples.len());
+        let mut generator =
+            Generator::new(engine.config(), &engine.parameters(), tokenizer.clone(), self.samples.len())?;
         let prompts: Vec<&str> = self.samples.iter().map(|record| record.prompt.as_str()).collect();
         let written = generator.complete(&prompts, self.max_new_tokens, |_| ());
         let samples = self.samples.iter().zip(written).map(|(record, written)| {
@@ -158,7 +158,7 @@ impl Validation {
                 written,
             }
         });
-        samples.collect()
+        Ok(samples.collect())
     }
 }
 
@@ -383,7 +383,7 @@ mod tests {
         assert_eq!(validation.batches.iter().map(|batch| batch.cu_seqlens.len() - 1).sum::<usize>(), 10);
         let config = crate::training::session::model_config(run.spec(), &tokenizer).unwrap();
         let state = crate::training::state::State::new(config, 1, codex_engine::Settings::default()).unwrap();
-        let samples = validation.samples(state.engine.as_ref(), &tokenizer);
+        let samples = validation.samples(state.engine.as_ref(), &tokenizer).unwrap();
         assert_eq!(samples.len(), 4);
         assert!(samples[0].prompt.ends_with(':') && samples[1].prompt.contains(' '), "{samples:?}");
         for sample in &samples {

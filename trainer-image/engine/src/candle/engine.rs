@@ -28,17 +28,6 @@ impl CandleEngine {
         Ok(Self { config, state: EngineState { layout, ..state }, gradients })
     }
 
-    /// Returns the parameters as variables by name.
-    fn variables(&self) -> Result<BTreeMap<&str, Var>> {
-        let tensors = self.state.layout.tensors().iter();
-        tensors
-            .map(|tensor| {
-                let numbers = &self.state.parameters[tensor.range.clone()];
-                Ok((tensor.name.as_str(), Var::from_slice(numbers, tensor.shape.as_slice(), &Device::Cpu)?))
-            })
-            .collect()
-    }
-
     /// Returns Σ over targets of the cross-entropy.
     fn sum(&self, variables: &BTreeMap<&str, Var>, batch: &Packed) -> Result<Tensor> {
         let graph = Graph { config: &self.config, variables };
@@ -61,7 +50,7 @@ impl CandleEngine {
     }
 
     fn accumulate_graph(&mut self, batch: &Packed, total_targets: usize) -> Result<f64> {
-        let variables = self.variables()?;
+        let variables = variables(&self.state.layout, &self.state.parameters)?;
         let loss = (self.sum(&variables, batch)? / total_targets as f64)?;
         let store = loss.backward()?;
         let mut gradients = Vec::with_capacity(variables.len());
@@ -77,10 +66,21 @@ impl CandleEngine {
     }
 }
 
+/// Returns the parameters as variables by name.
+pub(super) fn variables<'a>(layout: &'a Layout, parameters: &[f32]) -> Result<BTreeMap<&'a str, Var>> {
+    let tensors = layout.tensors().iter();
+    tensors
+        .map(|tensor| {
+            let numbers = &parameters[tensor.range.clone()];
+            Ok((tensor.name.as_str(), Var::from_slice(numbers, tensor.shape.as_slice(), &Device::Cpu)?))
+        })
+        .collect()
+}
+
 /// The forward pass of a model.
-struct Graph<'a> {
-    config: &'a ModelConfig,
-    variables: &'a BTreeMap<&'a str, Var>,
+pub(super) struct Graph<'a> {
+    pub(super) config: &'a ModelConfig,
+    pub(super) variables: &'a BTreeMap<&'a str, Var>,
 }
 
 impl Graph<'_> {
@@ -92,7 +92,7 @@ impl Graph<'_> {
     }
 
     /// Returns the logits of some rows of a sequence.
-    fn logits(&self, tokens: &[u32], rows: &[u32]) -> Result<Tensor> {
+    pub(super) fn logits(&self, tokens: &[u32], rows: &[u32]) -> Result<Tensor> {
         let count = tokens.len();
         let tokens = Tensor::from_slice(tokens, count, &Device::Cpu)?;
         let rows = Tensor::new(rows, &Device::Cpu)?;
@@ -222,7 +222,7 @@ impl Engine for CandleEngine {
 
     fn loss(&mut self, batch: &Packed) -> std::result::Result<f64, EngineError> {
         batch.check(&self.config)?;
-        let variables = self.variables()?;
+        let variables = variables(&self.state.layout, &self.state.parameters)?;
         Ok(f64::from(self.sum(&variables, batch)?.to_scalar::<f32>().map_err(EngineError::from)?))
     }
 

@@ -4,10 +4,11 @@ use pulp::Simd;
 
 use super::{
     buffer::scratch,
-    dispatch::{dispatched, dispatched_for, each},
+    dispatch::{dispatched_for, each},
     kernels::exp,
     matrix::Dtype,
 };
+use crate::{Family, ModelConfig};
 
 /// 1 / (1 + e^−x)
 #[inline(always)]
@@ -20,14 +21,6 @@ fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 #[inline(always)]
 fn swiglu_row<S: Simd>(simd: S, gate: &[f32], up: &[f32], y: &mut [f32]) {
     each!(simd: S, y; gate, up => simd.mul_f32s(simd.mul_f32s(gate, sigmoid(simd, gate)), up));
-}
-
-#[inline(always)]
-fn swiglu_rows<S: Simd>(simd: S, gate_up: &[f32], width: usize, y: &mut [f32]) {
-    for (y, x) in y.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
-        let (gate, up) = x.split_at(width);
-        swiglu_row(simd, gate, up, y);
-    }
 }
 
 /// Returns tanh(√(2/π) · (x + 0.044715 · x³)) and its derivative.
@@ -66,6 +59,14 @@ pub(crate) enum Activation {
 }
 
 impl Activation {
+    /// Returns the activation of a model.
+    pub(crate) fn of(config: &ModelConfig) -> Self {
+        match config.family {
+            Family::Llama => Self::SwiGlu,
+            Family::Gpt2 => Self::Gelu,
+        }
+    }
+
     /// Returns the input width for an output of `width`.
     pub(crate) fn inputs(self, width: usize) -> usize {
         match self {
@@ -164,10 +165,6 @@ fn gelu_backward_row<S: Simd>(simd: S, x: &[f32], dy: &[f32], y: &mut [f32], dx:
     });
 }
 
-dispatched!(
-    /// Computes `y = silu(gate) · up` for rows that hold gate and up side by side, each `width` wide.
-    pub swiglu<'a>(gate_up: &'a [f32], width: usize, y: &'a mut [f32]) = swiglu_rows
-);
 dispatched_for!(
     /// Applies the activation to every row of `x`; rows of `y` are `width` wide.
     pub(crate) activate<'a, N>(activation: Activation, x: &'a [N], width: usize, y: &'a mut [N]) = activation_rows
@@ -184,7 +181,7 @@ mod tests {
     #[test]
     fn widths_that_do_not_fill_a_register_are_computed() {
         let (gate_up, mut y) = (vec![1.0; 2 * 37], vec![0.0; 37]);
-        swiglu(&gate_up, 37, &mut y);
+        activate(Activation::SwiGlu, &gate_up, 37, &mut y);
         assert!(y.iter().all(|y| (y - 0.731_058_6).abs() < 1e-6), "{y:?}");
     }
 }

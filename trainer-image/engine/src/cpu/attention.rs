@@ -16,10 +16,11 @@ use super::{
     kernels::{dot, exponentials, scale, softmax_backward},
     matrix::Dtype,
 };
+use crate::{Family, ModelConfig};
 
 /// The cosines and sines of rotary positions: [positions, width / 2] each.
 #[derive(Clone, Debug)]
-pub struct Rotary {
+pub(crate) struct Rotary {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
@@ -27,7 +28,7 @@ pub struct Rotary {
 
 impl Rotary {
     /// Computes the tables for positions below `positions` and heads of `width`.
-    pub fn new(positions: usize, width: usize, theta: f64) -> Self {
+    pub(crate) fn new(positions: usize, width: usize, theta: f64) -> Self {
         let half = width / 2;
         let angles = (0..positions).flat_map(|position| {
             (0..half).map(move |pair| position as f64 * theta.powf(-2.0 * pair as f64 / width as f64))
@@ -36,9 +37,15 @@ impl Rotary {
         Self { cos, sin, half }
     }
 
+    /// Computes the tables of a model; `None` if its positions are learned.
+    pub(crate) fn of(config: &ModelConfig) -> Option<Self> {
+        let Family::Llama = config.family else { return None };
+        Some(Self::new(config.max_position_embeddings, config.head_dim, config.rope_theta))
+    }
+
     /// Rotates one head at `position` and multiplies it by `scale`. `direction` is 1, or −1 for the inverse rotation.
     #[inline(always)]
-    pub fn apply_rope(&self, head: &mut [f32], position: usize, scale: f32, direction: f32) {
+    pub(crate) fn apply_rope(&self, head: &mut [f32], position: usize, scale: f32, direction: f32) {
         let at = position * self.half..(position + 1) * self.half;
         let (first, second) = head.split_at_mut(self.half);
         let (cos, sin) = (&self.cos[at.clone()], &self.sin[at]);
@@ -51,11 +58,9 @@ impl Rotary {
     }
 }
 
-/// The shape of the attention over a batch.
+/// The heads of an attention.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sequences<'a> {
-    /// The first row of each sequence, then the number of rows.
-    pub(crate) cu_seqlens: &'a [usize],
+pub(crate) struct Heads<'a> {
     /// Query heads.
     pub(crate) heads: usize,
     /// Key-value heads; each serves the same number of query heads.
@@ -66,9 +71,23 @@ pub(crate) struct Sequences<'a> {
     pub(crate) rotary: Option<&'a Rotary>,
 }
 
-impl Sequences<'_> {
+/// The shape of the attention over a batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sequences<'a> {
+    /// The first row of each sequence, then the number of rows.
+    pub(crate) cu_seqlens: &'a [usize],
+    pub(crate) heads: Heads<'a>,
+}
+
+impl<'a> Heads<'a> {
+    /// Returns the heads of a block.
+    pub(crate) fn new(config: &ModelConfig, rotary: Option<&'a Rotary>) -> Self {
+        let (heads, kv_heads, width) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+        Self { heads, kv_heads, width, rotary }
+    }
+
     /// Width of the queries of a row.
-    fn queries(&self) -> usize {
+    pub(crate) fn queries(&self) -> usize {
         self.heads * self.width
     }
 
@@ -77,18 +96,40 @@ impl Sequences<'_> {
         (self.heads + 2 * self.kv_heads) * self.width
     }
 
+    /// Reads the keys at column `column` of the rows `qkv`, which begin at `position`, and rotates them.
+    pub(crate) fn keys<N: Dtype>(&self, qkv: &[N], column: usize, position: usize, keys: &mut [f32]) {
+        N::gather(&qkv[column..], N::stride(self.all()), self.width, keys);
+        apply_rope(self.rotary, keys, Rope { width: self.width, position, step: 1, scale: 1.0, direction: 1.0 });
+    }
+
+    /// Reads the queries at column `column` of the rows `qkv`, which begin at `position`, rotates and scales them.
+    fn query_rows<N: Dtype>(&self, qkv: &[N], column: usize, queries: &mut [f32]) {
+        N::gather(&qkv[column..], N::stride(self.all()), self.width, queries);
+        let scale = 1.0 / (self.width as f32).sqrt();
+        apply_rope(self.rotary, queries, Rope { width: self.width, position: 0, step: 1, scale, direction: 1.0 });
+    }
+
+    /// Reads adjacent query heads of one row at `position`, rotates and scales them.
+    pub(crate) fn query_group<N: Dtype>(&self, row: &[N], position: usize, queries: &mut [f32]) {
+        N::gather(row, self.width, self.width, queries);
+        let scale = 1.0 / (self.width as f32).sqrt();
+        apply_rope(self.rotary, queries, Rope { width: self.width, position, step: 0, scale, direction: 1.0 });
+    }
+}
+
+impl Sequences<'_> {
     /// Returns the tasks: the rows of a sequence and a key-value head. The longest sequences come first to balance the
     /// threads.
     fn tasks(&self) -> Vec<(Range<usize>, usize)> {
         let mut rows: Vec<Range<usize>> =
             self.cu_seqlens.windows(2).map(|bounds| bounds[0]..bounds[1]).filter(|rows| !rows.is_empty()).collect();
         rows.sort_by_key(|rows| std::cmp::Reverse(rows.len()));
-        rows.into_iter().flat_map(|rows| (0..self.kv_heads).map(move |head| (rows.clone(), head))).collect()
+        rows.into_iter().flat_map(|rows| (0..self.heads.kv_heads).map(move |head| (rows.clone(), head))).collect()
     }
 }
 
 /// Rows of a matrix whose columns several tasks write concurrently.
-struct DisjointRows<'a, N> {
+pub(super) struct DisjointRows<'a, N> {
     data: *mut N,
     length: usize,
     stride: usize,
@@ -100,7 +141,7 @@ struct DisjointRows<'a, N> {
 unsafe impl<N: Send> Sync for DisjointRows<'_, N> {}
 
 impl<'a, N> DisjointRows<'a, N> {
-    fn new(data: &'a mut [N], stride: usize) -> Self {
+    pub(super) fn new(data: &'a mut [N], stride: usize) -> Self {
         Self { data: data.as_mut_ptr(), length: data.len(), stride, lifetime: PhantomData }
     }
 
@@ -109,7 +150,7 @@ impl<'a, N> DisjointRows<'a, N> {
     /// # Safety
     /// No other reference to these columns of this row exists meanwhile.
     #[allow(unsafe_code, clippy::mut_from_ref)]
-    unsafe fn row(&self, row: usize, columns: Range<usize>) -> &mut [N] {
+    pub(super) unsafe fn row(&self, row: usize, columns: Range<usize>) -> &mut [N] {
         assert!(columns.start <= columns.end && columns.end <= self.stride && (row + 1) * self.stride <= self.length);
         // SAFETY: the assertion keeps the range inside the slice; the caller keeps it exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride + columns.start), columns.len()) }
@@ -118,15 +159,16 @@ impl<'a, N> DisjointRows<'a, N> {
 
 /// Computes `out` [rows, queries] from `qkv` [rows, queries + keys + values]. Leaves the padding of the rows unchanged.
 pub(crate) fn attention<N: Dtype>(sequences: Sequences, qkv: &[N], out: &mut [N]) {
-    let width = sequences.width;
-    let out = DisjointRows::new(out, N::stride(sequences.queries()));
+    let heads = sequences.heads;
+    let width = heads.width;
+    let out = DisjointRows::new(out, N::stride(heads.queries()));
     sequences.tasks().into_par_iter().with_max_len(1).for_each(|(rows, kv_heads)| {
-        let mut task = Task::new(&sequences, rows.len());
-        task.keys_and_values(&sequences, qkv, rows.start, kv_heads);
+        let mut task = Task::new(width, rows.len());
+        task.keys_and_values(&heads, qkv, rows.start, kv_heads);
         let mut stored = scratch::<N>(rows.len() * width);
-        let group = sequences.heads / sequences.kv_heads;
+        let group = heads.heads / heads.kv_heads;
         for head in kv_heads * group..(kv_heads + 1) * group {
-            task.queries(&sequences, qkv, rows.start, head);
+            task.queries(&heads, qkv, rows.start, head);
             task.run(width, false);
             N::convert(&task.attn_out[..stored.len()], &mut stored);
             for (row, stored) in rows.clone().zip(stored.chunks_exact(width)) {
@@ -141,13 +183,14 @@ pub(crate) fn attention<N: Dtype>(sequences: Sequences, qkv: &[N], out: &mut [N]
 
 /// Computes the gradient of [`attention`] by `qkv` into `dqkv`.
 pub(crate) fn attention_backward<N: Dtype>(sequences: Sequences, qkv: &[N], dout: &[N], dqkv: &mut [N]) {
-    let (queries, width) = (sequences.queries(), sequences.width);
-    let values = queries + sequences.kv_heads * width;
+    let heads = sequences.heads;
+    let (queries, width) = (heads.queries(), heads.width);
+    let values = queries + heads.kv_heads * width;
     let dout_stride = N::stride(queries);
-    let dqkv = DisjointRows::new(dqkv, N::stride(sequences.all()));
+    let dqkv = DisjointRows::new(dqkv, N::stride(heads.all()));
     sequences.tasks().into_par_iter().with_max_len(1).for_each(|(rows, kv_heads)| {
-        let mut task = Task::new(&sequences, rows.len());
-        task.keys_and_values(&sequences, qkv, rows.start, kv_heads);
+        let mut task = Task::new(width, rows.len());
+        task.keys_and_values(&heads, qkv, rows.start, kv_heads);
         task.clear_gradients_of_keys(width);
         let used = rows.len() * width;
         let mut stored = scratch::<N>(used);
@@ -161,9 +204,9 @@ pub(crate) fn attention_backward<N: Dtype>(sequences: Sequences, qkv: &[N], dout
                 out.copy_from_slice(stored);
             }
         };
-        let group = sequences.heads / sequences.kv_heads;
+        let group = heads.heads / heads.kv_heads;
         for head in kv_heads * group..(kv_heads + 1) * group {
-            task.queries(&sequences, qkv, rows.start, head);
+            task.queries(&heads, qkv, rows.start, head);
             N::gather(
                 &dout[rows.start * dout_stride + head * width..],
                 dout_stride,
@@ -171,30 +214,51 @@ pub(crate) fn attention_backward<N: Dtype>(sequences: Sequences, qkv: &[N], dout
                 &mut task.dattn_out[..used],
             );
             task.run(width, true);
-            apply_rope(sequences.rotary, &mut task.dquery[..used], width, 1.0 / (width as f32).sqrt(), -1.0);
+            let scale = 1.0 / (width as f32).sqrt();
+            apply_rope(
+                heads.rotary,
+                &mut task.dquery[..used],
+                Rope { width, position: 0, step: 1, scale, direction: -1.0 },
+            );
             put(head * width, &task.dquery[..used]);
         }
-        apply_rope(sequences.rotary, &mut task.dkey[..used], width, 1.0, -1.0);
+        apply_rope(
+            heads.rotary,
+            &mut task.dkey[..used],
+            Rope { width, position: 0, step: 1, scale: 1.0, direction: -1.0 },
+        );
         put(queries + kv_heads * width, &task.dkey[..used]);
         put(values + kv_heads * width, &task.dvalue[..used]);
     });
 }
 
-/// Rotates the rows of a head by their positions and scales them.
-fn apply_rope(rotary: Option<&Rotary>, rows: &mut [f32], width: usize, scale: f32, direction: f32) {
-    apply_rope_dispatched(rotary, rows, width, scale, direction);
+/// A rotation of rows of `width`.
+#[derive(Clone, Copy)]
+struct Rope {
+    width: usize,
+    /// Position of the first row.
+    position: usize,
+    /// Distance between the positions of consecutive rows.
+    step: usize,
+    scale: f32,
+    /// 1, or −1 for the inverse rotation.
+    direction: f32,
 }
 
-dispatched!(apply_rope_dispatched<'a>(
-    rotary: Option<&'a Rotary>, rows: &'a mut [f32], width: usize, scale: f32, direction: f32,
-) = apply_rope_rows);
+/// Rotates the rows of a head by their positions and scales them.
+fn apply_rope(rotary: Option<&Rotary>, rows: &mut [f32], rope: Rope) {
+    apply_rope_dispatched(rotary, rows, rope);
+}
+
+dispatched!(apply_rope_dispatched<'a>(rotary: Option<&'a Rotary>, rows: &'a mut [f32], rope: Rope) = apply_rope_rows);
 
 #[inline(always)]
-fn apply_rope_rows<S: Simd>(_: S, rotary: Option<&Rotary>, rows: &mut [f32], width: usize, scale: f32, direction: f32) {
+fn apply_rope_rows<S: Simd>(_: S, rotary: Option<&Rotary>, rows: &mut [f32], rope: Rope) {
+    let Rope { width, position, step, scale, direction } = rope;
     match rotary {
         Some(rotary) => {
-            for (position, row) in rows.chunks_exact_mut(width).enumerate() {
-                rotary.apply_rope(row, position, scale, direction);
+            for (at, row) in rows.chunks_exact_mut(width).enumerate() {
+                rotary.apply_rope(row, position + at * step, scale, direction);
             }
         }
         None => rows.iter_mut().for_each(|x| *x *= scale),
@@ -229,11 +293,11 @@ struct Task {
 }
 
 impl Task {
-    fn new(sequences: &Sequences, rows: usize) -> Self {
+    fn new(width: usize, rows: usize) -> Self {
         let padded = rows.next_multiple_of(PADDED);
         let numbers = || {
-            let mut numbers = scratch::<f32>(padded * sequences.width);
-            numbers[rows * sequences.width..].fill(0.0);
+            let mut numbers = scratch::<f32>(padded * width);
+            numbers[rows * width..].fill(0.0);
             numbers
         };
         Self {
@@ -254,22 +318,19 @@ impl Task {
     }
 
     /// Reads one head of keys and values from `qkv`, starting at row `first`.
-    fn keys_and_values<N: Dtype>(&mut self, sequences: &Sequences, qkv: &[N], first: usize, head: usize) {
-        let (width, stride) = (sequences.width, N::stride(sequences.all()));
+    fn keys_and_values<N: Dtype>(&mut self, heads: &Heads, qkv: &[N], first: usize, head: usize) {
+        let (width, stride) = (heads.width, N::stride(heads.all()));
         let used = self.rows * width;
-        let key = sequences.queries() + head * width;
-        let value = key + sequences.kv_heads * width;
-        N::gather(&qkv[first * stride + key..], stride, width, &mut self.key[..used]);
+        let key = heads.queries() + head * width;
+        let value = key + heads.kv_heads * width;
+        heads.keys(&qkv[first * stride..], key, 0, &mut self.key[..used]);
         N::gather(&qkv[first * stride + value..], stride, width, &mut self.value[..used]);
-        apply_rope(sequences.rotary, &mut self.key[..used], width, 1.0, 1.0);
     }
 
     /// Reads one head of queries from `qkv`, starting at row `first`.
-    fn queries<N: Dtype>(&mut self, sequences: &Sequences, qkv: &[N], first: usize, head: usize) {
-        let (width, stride) = (sequences.width, N::stride(sequences.all()));
-        let used = self.rows * width;
-        N::gather(&qkv[first * stride + head * width..], stride, width, &mut self.query[..used]);
-        apply_rope(sequences.rotary, &mut self.query[..used], width, 1.0 / (width as f32).sqrt(), 1.0);
+    fn queries<N: Dtype>(&mut self, heads: &Heads, qkv: &[N], first: usize, head: usize) {
+        let (width, stride) = (heads.width, N::stride(heads.all()));
+        heads.query_rows(&qkv[first * stride..], head * width, &mut self.query[..self.rows * width]);
     }
 
     fn clear_gradients_of_keys(&mut self, width: usize) {

@@ -46,19 +46,13 @@ impl<'a, N: Dtype> Context<'a, N> {
     }
 
     pub(crate) fn norm(&self, norm: &Norm) -> NormWeights<'a> {
-        let bias = norm.bias.clone().map(|bias| &self.parameters[bias]);
-        NormWeights { weight: &self.parameters[norm.weight.clone()], bias, eps: self.eps }
+        NormWeights::new(norm, self.parameters, self.eps)
     }
 
     /// Returns the width of a row's queries, and of its queries, keys and values.
     fn widths(&self) -> (usize, usize) {
-        (self.sequences.heads * self.sequences.width, self.sequences.all())
+        (self.sequences.heads.queries(), self.sequences.heads.all())
     }
-}
-
-/// Returns the rows of a chunk among `rows`: few enough to fit into the cache, with enough chunks for all threads.
-pub(crate) fn chunk_rows(rows: usize) -> usize {
-    rows.div_ceil(8).next_multiple_of(32).clamp(32, 256)
 }
 
 /// Activations of a block that are saved for the backward pass.

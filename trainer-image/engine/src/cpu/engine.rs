@@ -6,15 +6,15 @@ use rayon::prelude::*;
 
 use super::{
     activation::Activation,
-    attention::{Rotary, Sequences},
-    block::{self, Context, Saved, chunk_rows},
+    attention::{Heads, Rotary, Sequences},
+    block::{self, Context, Saved},
     buffer::Buffer,
     head::{self, HeadWorkspace},
     kernels::add,
-    matrix::Dtype,
+    matrix::{Dtype, chunk_rows},
 };
 use crate::{
-    AdamW, Engine, EngineError, EngineState, Family, Layout, ModelConfig, Packed, Settings, model::Model, optim::norm,
+    AdamW, Engine, EngineError, EngineState, Layout, ModelConfig, Packed, Settings, model::Model, optim::norm,
 };
 
 /// The engine on processors, with activations of type `N`.
@@ -54,8 +54,7 @@ impl<N: Dtype> CpuEngine<N> {
         let model = Model::new(config);
         state.check(&model.layout)?;
         let EngineState { parameters, first, second, .. } = state;
-        let rotary = (config.family == Family::Llama)
-            .then(|| Rotary::new(config.max_position_embeddings, config.head_dim, config.rope_theta));
+        let rotary = Rotary::of(config);
         let gradients = vec![0.0; parameters.len()];
         Ok(Self {
             model,
@@ -76,7 +75,7 @@ impl<N: Dtype> CpuEngine<N> {
     fn forward(&mut self, batch: &Packed, keep: bool) -> Result<(), EngineError> {
         batch.check(&self.model.config)?;
         if !self.packed {
-            N::pack(&self.model, &self.parameters, &mut self.packs);
+            N::pack(&self.model, &self.parameters, &mut self.packs, true);
             self.packed = true;
         }
         let Self { model, rotary, parameters, packs, workspace, .. } = self;
@@ -99,6 +98,23 @@ impl<N: Dtype> CpuEngine<N> {
     }
 }
 
+#[cfg(test)]
+impl<N: Dtype> CpuEngine<N> {
+    /// Returns the logits of every row of a batch.
+    pub(crate) fn logits(&mut self, batch: &Packed) -> Vec<f32> {
+        self.forward(batch, false).unwrap();
+        let Self { model, rotary, parameters, packs, workspace, .. } = self;
+        let context = context::<N>(model, rotary.as_ref(), parameters, packs, batch);
+        let x = &workspace.stream[model.blocks.len() % 2];
+        let rows = batch.tokens.len();
+        let mut normed = vec![N::default(); rows * N::stride(context.hidden)];
+        super::norm::norm(x, context.norm(&model.norm), &mut normed);
+        let mut logits = vec![0.0; rows * model.head.outputs];
+        N::forward(context.weight(&model.head), &normed, super::matrix::Out::Set(&mut logits));
+        logits
+    }
+}
+
 /// Returns two neighbors of the residual stream: one to read, one to write.
 fn pair<T>(stream: &mut [T], from: usize, to: usize) -> (&T, &mut T) {
     let (before, after) = stream.split_at_mut(from.max(to));
@@ -114,12 +130,11 @@ fn context<'a, N: Dtype>(
     batch: &'a Packed,
 ) -> Context<'a, N> {
     let config = &model.config;
-    let (heads, kv_heads, width) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
     Context {
-        sequences: Sequences { cu_seqlens: &batch.cu_seqlens, heads, kv_heads, width, rotary },
+        sequences: Sequences { cu_seqlens: &batch.cu_seqlens, heads: Heads::new(config, rotary) },
         parameters,
         packs,
-        activation: if config.family == Family::Llama { Activation::SwiGlu } else { Activation::Gelu },
+        activation: Activation::of(config),
         hidden: config.hidden_size,
         inner: config.intermediate_size,
         eps: config.norm_eps as f32,

@@ -4,10 +4,10 @@
 use rayon::prelude::*;
 
 use super::{
-    block::{Context, Workspace, add_norm, chunk_rows},
+    block::{Context, Workspace, add_norm},
     buffer::{Buffer, scratch},
     kernels::{exponentials_of_rows, multiply_all},
-    matrix::{Dtype, Out},
+    matrix::{Dtype, Out, chunk_rows},
     norm::{norm, norm_backward},
 };
 use crate::{Target, model::Model};

@@ -73,7 +73,7 @@ fn maximum<S: Simd>(simd: S, values: &[f32]) -> f32 {
 
 /// Replaces `values` with e^(value − maximum). Returns the maximum and the sum of the results.
 #[inline(always)]
-pub fn exponentials<S: Simd>(simd: S, values: &mut [f32]) -> (f32, f32) {
+pub(crate) fn exponentials<S: Simd>(simd: S, values: &mut [f32]) -> (f32, f32) {
     let top = maximum(simd, values);
     let shift = simd.splat_f32s(top);
     each!(simd: S, values; => exp(simd, simd.sub_f32s(values, shift)));
@@ -90,7 +90,7 @@ pub fn exponentials<S: Simd>(simd: S, values: &mut [f32]) -> (f32, f32) {
 
 /// Multiplies `values` by `factor`.
 #[inline(always)]
-pub fn scale<S: Simd>(simd: S, values: &mut [f32], factor: f32) {
+pub(crate) fn scale<S: Simd>(simd: S, values: &mut [f32], factor: f32) {
     let factor = simd.splat_f32s(factor);
     each!(simd: S, values; => simd.mul_f32s(values, factor));
 }

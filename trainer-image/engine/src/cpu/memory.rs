@@ -1,8 +1,13 @@
 //! Estimate of the engine's workspace before a step runs. Pure.
 
-use super::{activation::Activation, bf16::Bf16, block::chunk_rows, head::targets_per_pass, matrix::Dtype};
+use super::{
+    activation::Activation,
+    bf16::Bf16,
+    head::targets_per_pass,
+    matrix::{Dtype, chunk_rows},
+};
 use crate::{
-    Family, ModelConfig, Precision, Settings,
+    ModelConfig, Precision, Settings,
     model::{Linear, Model},
 };
 
@@ -18,7 +23,7 @@ pub fn memory(config: &ModelConfig, settings: Settings, rows: usize, longest: us
 /// Returns the widths of a row: of its queries; of queries, keys and values; of the activation's input.
 fn widths(config: &ModelConfig) -> (usize, usize, usize) {
     let (queries, keys) = (config.num_attention_heads, config.num_key_value_heads);
-    let activation = if config.family == Family::Llama { Activation::SwiGlu } else { Activation::Gelu };
+    let activation = Activation::of(config);
     (queries * config.head_dim, (queries + 2 * keys) * config.head_dim, activation.inputs(config.intermediate_size))
 }
 

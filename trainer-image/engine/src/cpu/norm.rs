@@ -8,6 +8,7 @@ use super::{
     kernels::{dot, scale},
     matrix::Dtype,
 };
+use crate::model::Norm;
 
 /// Returns 1 / sqrt(mean(x²) + eps).
 #[inline(always)]
@@ -19,14 +20,6 @@ fn inverse_norm<S: Simd>(simd: S, x: &[f32], eps: f32) -> f32 {
 fn rms_norm_row<S: Simd>(simd: S, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     let factor = simd.splat_f32s(inverse_norm(simd, x, eps));
     each!(simd: S, y; x, weight => simd.mul_f32s(simd.mul_f32s(x, factor), weight));
-}
-
-#[inline(always)]
-fn rms_norm_rows<S: Simd>(simd: S, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-    let width = weight.len();
-    for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-        rms_norm_row(simd, x, weight, eps, y);
-    }
 }
 
 /// Returns Σ x.
@@ -62,6 +55,14 @@ pub(crate) struct NormWeights<'a> {
     pub(crate) weight: &'a [f32],
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) eps: f32,
+}
+
+impl<'a> NormWeights<'a> {
+    /// Returns the parameters of a norm module.
+    pub(crate) fn new(norm: &Norm, parameters: &'a [f32], eps: f32) -> Self {
+        let bias = norm.bias.clone().map(|bias| &parameters[bias]);
+        Self { weight: &parameters[norm.weight.clone()], bias, eps }
+    }
 }
 
 #[inline(always)]
@@ -129,10 +130,6 @@ fn norm_backward_rows<S: Simd>(simd: S, x: &[f32], norm: NormWeights, dy: &[f32]
     }
 }
 
-dispatched!(
-    /// Computes `RMSNorm` of every row of `x`: `y = x / sqrt(mean(x²) + eps) · weight`.
-    pub rms_norm<'a>(x: &'a [f32], weight: &'a [f32], eps: f32, y: &'a mut [f32]) = rms_norm_rows
-);
 dispatched_for!(
     /// Computes the norm of every row of `x`. Rows of `x` have no gaps.
     pub(crate) norm<'a, N>(x: &'a [f32], norm: NormWeights<'a>, y: &'a mut [N]) = norm_rows
@@ -150,8 +147,8 @@ mod tests {
 
     #[test]
     fn widths_that_do_not_fill_a_register_are_computed() {
-        let (x, mut normed) = (vec![1.0; 37], vec![0.0; 37]);
-        rms_norm(&x, &[2.0; 37], 0.0, &mut normed);
+        let (x, mut normed) = (vec![1.0_f32; 37], vec![0.0_f32; 37]);
+        norm(&x, NormWeights { weight: &[2.0; 37], bias: None, eps: 0.0 }, &mut normed);
         assert!(normed.iter().all(|y| (y - 2.0).abs() < 1e-6), "{normed:?}");
     }
 }

@@ -94,12 +94,25 @@ impl Kind {
         }
     }
 
-    /// Computes the sums of products of 32 rows with 32 columns over `depth` tiles. `right` holds the tiles of the first 16
+    /// Returns whether [`block`](Self::block) reads all 32 rows, however many are valid.
+    pub(crate) fn reads_whole_blocks(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Amx {
+            return true;
+        }
+        false
+    }
+
+    /// Computes the sums of products of the first `height` of 32 rows with 32 columns over `depth` tiles. `right` holds the tiles of the first 16
     /// columns and of the others. Call [`prepare`](Self::prepare) on this thread first.
     #[inline]
-    pub(crate) fn block(self, left: Left, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
-        let last = left.half + (TILE - 1) * left.row + (depth - 1) * left.step + DEPTH;
-        assert!(depth > 0 && left.data.len() >= last && right.iter().all(|side| side.len() >= depth * TILE_SIZE));
+    pub(crate) fn block(self, left: Left, height: usize, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
+        let reached = if self.reads_whole_blocks() { BLOCK } else { height };
+        assert!(depth > 0 && (1..=BLOCK).contains(&reached));
+        let row = reached - 1;
+        let farthest = (row / TILE * left.half + row % TILE * left.row).max(row.min(TILE - 1) * left.row);
+        let last = farthest + (depth - 1) * left.step + DEPTH;
+        assert!(left.data.len() >= last && right.iter().all(|side| side.len() >= depth * TILE_SIZE));
         match self {
             // SAFETY: only `all` makes the variants, after checking the processor's features; the assertion keeps every
             // element that the strides reach inside its slice.
@@ -109,8 +122,8 @@ impl Kind {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Self::Avx512 => unsafe { x86::avx512(left, right, depth, out) },
-            Self::Portable => portable(left, right, depth, out),
+            Self::Avx512 => unsafe { x86::avx512(left, height, right, depth, out) },
+            Self::Portable => portable(left, height, right, depth, out),
         }
     }
 
@@ -139,38 +152,59 @@ impl Kind {
 #[repr(C, align(64))]
 pub(crate) struct Block(pub(crate) [[f32; BLOCK]; BLOCK]);
 
-dispatched!(portable<'a>(left: Left<'a>, right: [&'a [Pair]; 2], depth: usize, out: &'a mut Block) = portable_kernel);
+dispatched!(portable<'a>(
+    left: Left<'a>, height: usize, right: [&'a [Pair]; 2], depth: usize, out: &'a mut Block,
+) = portable_kernel);
 
 #[inline(always)]
-fn portable_kernel<S: Simd>(simd: S, left: Left, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
-    const TALL: usize = 8;
+fn portable_kernel<S: Simd>(simd: S, left: Left, height: usize, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
+    let mut start = 0;
+    while start < height {
+        start += match height - start {
+            8.. => portable_rows::<S, 8>(simd, left, start, right, depth, out),
+            4.. => portable_rows::<S, 4>(simd, left, start, right, depth, out),
+            2.. => portable_rows::<S, 2>(simd, left, start, right, depth, out),
+            _ => portable_rows::<S, 1>(simd, left, start, right, depth, out),
+        };
+    }
+}
+
+/// Computes `R` rows from `start` on. Returns `R`.
+#[inline(always)]
+fn portable_rows<S: Simd, const R: usize>(
+    simd: S,
+    left: Left,
+    start: usize,
+    right: [&[Pair]; 2],
+    depth: usize,
+    out: &mut Block,
+) -> usize {
     let upper = simd.splat_u32s(0xffff_0000);
-    for start in (0..BLOCK).step_by(TALL) {
-        let rows: [&[Bf16]; TALL] = std::array::from_fn(|row| {
-            let row = start + row;
-            &left.data[row / TILE * left.half + row % TILE * left.row..]
-        });
-        for (side, columns) in right.into_iter().enumerate() {
-            for part in 0..TILE / S::F32_LANES {
-                let mut sums = [simd.splat_f32s(0.0); TALL];
-                for (step, tile) in columns.chunks_exact(TILE_SIZE).take(depth).enumerate() {
-                    for (pair, line) in tile.chunks_exact(TILE).enumerate() {
-                        let line = S::as_simd_u32s(line).0[part];
-                        let first = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(line, simd.splat_u32s(16)));
-                        let second = simd.transmute_f32s_u32s(simd.and_u32s(line, upper));
-                        let at = step * left.step + 2 * pair;
-                        for row in 0..TALL {
-                            let sum = simd.mul_add_e_f32s(simd.splat_f32s(rows[row][at].to_f32()), first, sums[row]);
-                            sums[row] = simd.mul_add_e_f32s(simd.splat_f32s(rows[row][at + 1].to_f32()), second, sum);
-                        }
+    let rows: [&[Bf16]; R] = std::array::from_fn(|row| {
+        let row = start + row;
+        &left.data[row / TILE * left.half + row % TILE * left.row..]
+    });
+    for (side, columns) in right.into_iter().enumerate() {
+        for part in 0..TILE / S::F32_LANES {
+            let mut sums = [simd.splat_f32s(0.0); R];
+            for (step, tile) in columns.chunks_exact(TILE_SIZE).take(depth).enumerate() {
+                for (pair, line) in tile.chunks_exact(TILE).enumerate() {
+                    let line = S::as_simd_u32s(line).0[part];
+                    let first = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(line, simd.splat_u32s(16)));
+                    let second = simd.transmute_f32s_u32s(simd.and_u32s(line, upper));
+                    let at = step * left.step + 2 * pair;
+                    for row in 0..R {
+                        let sum = simd.mul_add_e_f32s(simd.splat_f32s(rows[row][at].to_f32()), first, sums[row]);
+                        sums[row] = simd.mul_add_e_f32s(simd.splat_f32s(rows[row][at + 1].to_f32()), second, sum);
                     }
                 }
-                for (sum, out) in sums.into_iter().zip(&mut out.0[start..]) {
-                    S::as_mut_simd_f32s(&mut out[side * TILE..][..TILE]).0[part] = sum;
-                }
+            }
+            for (sum, out) in sums.into_iter().zip(&mut out.0[start..]) {
+                S::as_mut_simd_f32s(&mut out[side * TILE..][..TILE]).0[part] = sum;
             }
         }
     }
+    R
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -319,41 +353,66 @@ mod x86 {
     }
 
     /// # Safety
-    /// The processor has AVX512F and AVX512-BF16, and everything that the strides of `left` reach over `depth` steps, and
-    /// `depth` tiles on each side of `right`, lies inside their slices.
+    /// The processor has AVX512F and AVX512-BF16, and everything that the strides of `left` reach over `height` rows and `depth`
+    /// steps, and `depth` tiles on each side of `right`, lies inside their slices.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) unsafe fn avx512(left: Left, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
-        const TALL: usize = 8;
+    pub(super) unsafe fn avx512(left: Left, height: usize, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
+        let mut start = 0;
+        while start < height {
+            // SAFETY: the caller's contract; the rows from `start` on are at least as many as are computed.
+            unsafe {
+                start += match height - start {
+                    8.. => avx512_rows::<8>(left, start, right, depth, out),
+                    4.. => avx512_rows::<4>(left, start, right, depth, out),
+                    2.. => avx512_rows::<2>(left, start, right, depth, out),
+                    _ => avx512_rows::<1>(left, start, right, depth, out),
+                };
+            }
+        }
+    }
+
+    /// Computes `R` rows from `start`, a multiple of `R`, on. Returns `R`.
+    ///
+    /// # Safety
+    /// As [`avx512`], for these rows.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn avx512_rows<const R: usize>(
+        left: Left,
+        start: usize,
+        right: [&[Pair]; 2],
+        depth: usize,
+        out: &mut Block,
+    ) -> usize {
         let (near, far) = (right[0].as_ptr(), right[1].as_ptr());
-        for start in (0..BLOCK).step_by(TALL) {
-            let rows = left.data[start / TILE * left.half + start % TILE * left.row..].as_ptr();
-            let mut sums = [[_mm512_setzero_ps(); 2]; TALL];
-            for step in 0..depth {
-                for pair in 0..DEPTH / 2 {
-                    // SAFETY: the caller's contract. Two neighbors in a row form one 32-bit element, read unaligned.
-                    unsafe {
-                        let at = step * TILE_SIZE + pair * TILE;
-                        let one: __m512bh = std::mem::transmute::<__m512i, _>(_mm512_loadu_si512(near.add(at).cast()));
-                        let two: __m512bh = std::mem::transmute::<__m512i, _>(_mm512_loadu_si512(far.add(at).cast()));
-                        let column = step * left.step + 2 * pair;
-                        for (row, sums) in sums.iter_mut().enumerate() {
-                            let a = rows.add(row * left.row + column).cast::<i32>().read_unaligned();
-                            let a: __m512bh = std::mem::transmute::<__m512i, _>(_mm512_set1_epi32(a));
-                            sums[0] = _mm512_dpbf16_ps(sums[0], a, one);
-                            sums[1] = _mm512_dpbf16_ps(sums[1], a, two);
-                        }
+        let rows = left.data[start / TILE * left.half + start % TILE * left.row..].as_ptr();
+        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        for step in 0..depth {
+            for pair in 0..DEPTH / 2 {
+                // SAFETY: the caller's contract. Two neighbors in a row form one 32-bit element, read unaligned.
+                unsafe {
+                    let at = step * TILE_SIZE + pair * TILE;
+                    let one: __m512bh = std::mem::transmute::<__m512i, _>(_mm512_loadu_si512(near.add(at).cast()));
+                    let two: __m512bh = std::mem::transmute::<__m512i, _>(_mm512_loadu_si512(far.add(at).cast()));
+                    let column = step * left.step + 2 * pair;
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let a = rows.add(row * left.row + column).cast::<i32>().read_unaligned();
+                        let a: __m512bh = std::mem::transmute::<__m512i, _>(_mm512_set1_epi32(a));
+                        sums[0] = _mm512_dpbf16_ps(sums[0], a, one);
+                        sums[1] = _mm512_dpbf16_ps(sums[1], a, two);
                     }
                 }
             }
-            for (row, sums) in sums.iter().enumerate() {
-                let out = &mut out.0[start + row];
-                // SAFETY: a row of `out` has 32 elements.
-                unsafe {
-                    _mm512_storeu_ps(out.as_mut_ptr(), sums[0]);
-                    _mm512_storeu_ps(out[TILE..].as_mut_ptr(), sums[1]);
-                }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            let out = &mut out.0[start + row];
+            // SAFETY: a row of `out` has 32 elements.
+            unsafe {
+                _mm512_storeu_ps(out.as_mut_ptr(), sums[0]);
+                _mm512_storeu_ps(out[TILE..].as_mut_ptr(), sums[1]);
             }
         }
+        R
     }
 }
 
@@ -396,7 +455,12 @@ mod tests {
             kind.prepare();
             let mut out = Block([[f32::NAN; BLOCK]; BLOCK]);
             let rows = Left { data: &left, row, step: DEPTH, half: TILE * row };
-            kind.block(rows, right.split_at(depth * TILE_SIZE).into(), depth, &mut out);
+            kind.block(rows, BLOCK, right.split_at(depth * TILE_SIZE).into(), depth, &mut out);
+            for height in 1..BLOCK {
+                let mut some = Block([[f32::NAN; BLOCK]; BLOCK]);
+                kind.block(rows, height, right.split_at(depth * TILE_SIZE).into(), depth, &mut some);
+                assert_eq!(some.0[..height], out.0[..height], "{kind:?} {height}");
+            }
             for (r, out) in out.0.iter().enumerate() {
                 for (c, out) in out.iter().enumerate() {
                     let terms = (0..depth * DEPTH).map(|k| left[r * row + k].to_f32() * dense[k * BLOCK + c].to_f32());

@@ -179,6 +179,30 @@ impl Model {
         Self { config: config.clone(), layout, embedding, positions, blocks, norm, head, matrices }
     }
 
+    /// Copies norms, biases and position embeddings out of `parameters`, and points their ranges into the copy.
+    pub(crate) fn extract_vectors(&mut self, parameters: &[f32]) -> Vec<f32> {
+        let mut vectors = Vec::new();
+        let mut extract = |range: &mut Range<usize>| {
+            let start = vectors.len();
+            vectors.extend_from_slice(&parameters[range.clone()]);
+            *range = start..vectors.len();
+        };
+        for block in &mut self.blocks {
+            for norm in [&mut block.input_norm, &mut block.inner_norm] {
+                extract(&mut norm.weight);
+                norm.bias.iter_mut().for_each(&mut extract);
+            }
+            for linear in [&mut block.qkv, &mut block.output, &mut block.up, &mut block.down] {
+                linear.bias.iter_mut().for_each(&mut extract);
+            }
+        }
+        extract(&mut self.norm.weight);
+        self.norm.bias.iter_mut().for_each(&mut extract);
+        self.head.bias.iter_mut().for_each(&mut extract);
+        self.positions.iter_mut().for_each(&mut extract);
+        vectors
+    }
+
     /// Returns the linear layers in the order of their indices.
     pub(crate) fn matrices(&self) -> impl Iterator<Item = &Linear> {
         let blocks = self.blocks.iter().flat_map(|block| [&block.qkv, &block.output, &block.up, &block.down]);

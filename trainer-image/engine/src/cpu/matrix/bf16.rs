@@ -3,11 +3,11 @@
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::{Dtype, Gradient, Out, Weight};
+use super::{Dtype, Gradient, Out, Weight, panels_per_task};
 use crate::{
     cpu::{
         bf16::Bf16,
-        buffer::{Buffer, scratch},
+        buffer::{Buffer, Scratch, scratch},
         dispatch::dispatched,
         tile::{BLOCK, Block, DEPTH, Kind, Left, Pair, TILE, TILE_SIZE},
     },
@@ -192,27 +192,51 @@ pub(crate) struct Workspace(Vec<Tiles>);
 fn multiply_tiles(x: &[Bf16], depth: usize, right: &Tiles, columns: usize, bias: Option<&[f32]>, mut out: Out<Bf16>) {
     let kind = Kind::best();
     kind.prepare();
-    let stride = Bf16::stride(depth);
-    let rows = x.len() / stride;
-    let whole = rows / BLOCK;
-    // Copy the last rows into a block of their own, so that nothing behind them is read.
-    let mut last = scratch::<Bf16>(BLOCK * stride);
-    let rest = rows % BLOCK;
-    if rest > 0 {
-        last[..rest * stride].copy_from_slice(&x[whole * BLOCK * stride..]);
-        last[rest * stride..].fill(Bf16::default());
-    }
+    let rows = Rows::new(kind, x, depth);
     let mut sums = Block([[0.0; BLOCK]; BLOCK]);
     for panel in 0..right.columns {
         let tiles = right.columns(panel);
-        for block in 0..rows.div_ceil(BLOCK) {
-            let data = if block < whole { &x[block * BLOCK * stride..] } else { &last[..] };
-            let left = Left { data, row: stride, step: DEPTH, half: TILE * stride };
-            kind.block(left, tiles.split_at(right.depth * TILE_SIZE).into(), right.depth, &mut sums);
-            let height = BLOCK.min(rows - block * BLOCK);
-            let place = Place { row: block * BLOCK, column: panel * BLOCK, height, columns };
-            put(&mut sums, bias, place, out.again());
+        for (block, left, height) in rows.blocks() {
+            kind.block(left, height, tiles.split_at(right.depth * TILE_SIZE).into(), right.depth, &mut sums);
+            let place = Place { row: block * BLOCK, column: panel * BLOCK, columns };
+            put(&mut sums.0[..height], bias, place, out.again());
         }
+    }
+}
+
+/// The rows of a left operand in blocks of 32.
+struct Rows<'a> {
+    x: &'a [Bf16],
+    stride: usize,
+    rows: usize,
+    /// The last rows in a block of their own, for kernels that read whole blocks.
+    last: Option<Scratch<Bf16>>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(kind: Kind, x: &'a [Bf16], depth: usize) -> Self {
+        let stride = Bf16::stride(depth);
+        let rows = x.len() / stride;
+        let rest = rows % BLOCK;
+        let last = (rest > 0 && kind.reads_whole_blocks()).then(|| {
+            let mut last = scratch::<Bf16>(BLOCK * stride);
+            last[..rest * stride].copy_from_slice(&x[(rows - rest) * stride..]);
+            last[rest * stride..].fill(Bf16::default());
+            last
+        });
+        Self { x, stride, rows, last }
+    }
+
+    /// Yields each block's index, rows, and number of valid rows.
+    fn blocks(&self) -> impl Iterator<Item = (usize, Left<'_>, usize)> {
+        (0..self.rows.div_ceil(BLOCK)).map(|block| {
+            let height = BLOCK.min(self.rows - block * BLOCK);
+            let data = match &self.last {
+                Some(last) if height < BLOCK => last,
+                _ => &self.x[block * BLOCK * self.stride..],
+            };
+            (block, Left { data, row: self.stride, step: DEPTH, half: TILE * self.stride }, height)
+        })
     }
 }
 
@@ -221,26 +245,24 @@ fn multiply_tiles(x: &[Bf16], depth: usize, right: &Tiles, columns: usize, bias:
 struct Place {
     row: usize,
     column: usize,
-    /// Valid rows.
-    height: usize,
     /// Columns of the whole product.
     columns: usize,
 }
 
-dispatched!(put<'a>(sums: &'a mut Block, bias: Option<&'a [f32]>, place: Place, out: Out<'a, Bf16>) = put_kernel);
+dispatched!(put<'a>(sums: &'a mut [[f32; BLOCK]], bias: Option<&'a [f32]>, place: Place, out: Out<'a, Bf16>) = put_kernel);
 
 #[inline(always)]
-fn put_kernel<S: Simd>(_: S, sums: &mut Block, bias: Option<&[f32]>, place: Place, mut out: Out<Bf16>) {
-    let Place { row, column, height, columns } = place;
+fn put_kernel<S: Simd>(_: S, sums: &mut [[f32; BLOCK]], bias: Option<&[f32]>, place: Place, mut out: Out<Bf16>) {
+    let Place { row, column, columns } = place;
     let width = BLOCK.min(columns - column);
     if let Some(bias) = bias {
-        for sums in &mut sums.0[..height] {
+        for sums in &mut *sums {
             for (sum, bias) in sums.iter_mut().zip(&bias[column..][..width]) {
                 *sum += bias;
             }
         }
     }
-    for (at, sums) in sums.0[..height].iter().enumerate() {
+    for (at, sums) in sums.iter().enumerate() {
         let row = row + at;
         match &mut out {
             // Sums beyond the last column are 0, and rows have padding for them.
@@ -298,10 +320,10 @@ fn multiply_transposed(
             for block in 0..blocks {
                 let data = &packed[2 * block * half..];
                 let left = Left { data, row: DEPTH, step: TILE * DEPTH, half };
-                kind.block(left, [&near[at.clone()], &far[at.clone()]], depth, &mut sums);
+                kind.block(left, BLOCK, [&near[at.clone()], &far[at.clone()]], depth, &mut sums);
                 let height = BLOCK.min(columns - block * BLOCK);
-                let place = Place { row: block * BLOCK, column: panel * BLOCK, height, columns: right_width };
-                put(&mut sums, None, place, Out::Add(out));
+                let place = Place { row: block * BLOCK, column: panel * BLOCK, columns: right_width };
+                put(&mut sums.0[..height], None, place, Out::Add(out));
             }
         }
     }
@@ -326,7 +348,7 @@ impl Dtype for Bf16 {
         depth.next_multiple_of(DEPTH) * columns.next_multiple_of(BLOCK) * size_of::<Bf16>()
     }
 
-    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs) {
+    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs, backward: bool) {
         packs.resize_with(model.matrices, WeightTiles::default);
         let mut tasks = Vec::new();
         let mut rest = packs.as_mut_slice();
@@ -335,10 +357,9 @@ impl Dtype for Bf16 {
             let data = &parameters[matrix.weight.clone()];
             let (inputs, outputs) = (matrix.inputs, matrix.outputs);
             let stride = if matrix.inputs_first { outputs } else { inputs };
-            for (tiles, size, across) in [
-                (&mut pack.forward, [inputs, outputs], matrix.inputs_first),
-                (&mut pack.backward, [outputs, inputs], !matrix.inputs_first),
-            ] {
+            let forward = (&mut pack.forward, [inputs, outputs], matrix.inputs_first);
+            let backward = backward.then_some((&mut pack.backward, [outputs, inputs], !matrix.inputs_first));
+            for (tiles, size, across) in [Some(forward), backward].into_iter().flatten() {
                 tiles.shape(size[0], size[1]);
                 let panel = 2 * tiles.depth * TILE_SIZE;
                 let panels = tiles.data.chunks_exact_mut(panel).enumerate();
@@ -359,6 +380,29 @@ impl Dtype for Bf16 {
         let Weight { matrix, parameters, packs } = weight;
         let bias = matrix.bias.clone().map(|bias| &parameters[bias]);
         multiply_tiles(x, matrix.inputs, &packs[matrix.index].forward, matrix.outputs, bias, out);
+    }
+
+    fn forward_few(weight: Weight<Self>, x: &[Self], mut out: Out<Self>) {
+        let Weight { matrix, parameters, packs } = weight;
+        let (right, columns) = (&packs[matrix.index].forward, matrix.outputs);
+        let kind = Kind::best();
+        let rows = Rows::new(kind, x, matrix.inputs);
+        let Some((_, left, height)) = rows.blocks().next() else { return };
+        let task = panels_per_task(right.columns);
+        let mut sums = scratch::<f32>(right.columns * height * BLOCK);
+        sums.par_chunks_mut(task * height * BLOCK).enumerate().for_each(|(at, sums)| {
+            kind.prepare();
+            let mut block = Block([[0.0; BLOCK]; BLOCK]);
+            for (panel, sums) in sums.as_chunks_mut::<BLOCK>().0.chunks_exact_mut(height).enumerate() {
+                let tiles = right.columns(at * task + panel);
+                kind.block(left, height, tiles.split_at(right.depth * TILE_SIZE).into(), right.depth, &mut block);
+                sums.copy_from_slice(&block.0[..height]);
+            }
+        });
+        let bias = matrix.bias.clone().map(|bias| &parameters[bias]);
+        for (panel, sums) in sums.as_chunks_mut::<BLOCK>().0.chunks_exact_mut(height).enumerate() {
+            put(sums, bias, Place { row: 0, column: panel * BLOCK, columns }, out.again());
+        }
     }
 
     fn backward(weight: Weight<Self>, dy: &[Self], out: Out<Self>) {

@@ -3,7 +3,7 @@
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::{Dtype, Gradient, Out, Weight};
+use super::{Dtype, Gradient, Out, Weight, panels_per_task};
 use crate::{
     cpu::{
         buffer::{Buffer, scratch},
@@ -107,6 +107,27 @@ fn multiply_kernel<S: Simd>(simd: S, work: Product) {
     }
 }
 
+/// The products of a few rows `x` with some panels, each [rows, 32].
+struct PanelProduct<'a> {
+    x: &'a [f32],
+    depth: usize,
+    panels: &'a [f32],
+    out: &'a mut [f32],
+}
+
+dispatched!(multiply_panels<'a>(work: PanelProduct<'a>) = multiply_panels_kernel);
+
+#[inline(always)]
+fn multiply_panels_kernel<S: Simd>(simd: S, work: PanelProduct) {
+    let PanelProduct { x, depth, panels, out } = work;
+    let rows = x.len() / depth;
+    let left = Left { data: x, row: depth, step: 1 };
+    for (panel, out) in panels.chunks_exact(depth * PANEL).zip(out.chunks_exact_mut(rows * PANEL)) {
+        let mut place = Place { data: out, stride: PANEL, width: PANEL, add: false };
+        panel::multiply(simd, left, rows, panel, &mut place);
+    }
+}
+
 /// Columns of the left factor per task of a weight gradient.
 const SHARE: usize = 96;
 /// Rows of a sum that are packed at once, so that they stay in the cache.
@@ -185,17 +206,16 @@ impl Dtype for f32 {
         depth * columns.next_multiple_of(PANEL) * size_of::<f32>()
     }
 
-    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs) {
+    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs, backward: bool) {
         packs.resize_with(model.matrices, WeightPanels::default);
         let mut tasks = Vec::new();
         for (matrix, pack) in model.matrices().zip(packs) {
             let data = &parameters[matrix.weight.clone()];
             let (inputs, outputs) = (matrix.inputs, matrix.outputs);
             let stride = if matrix.inputs_first { outputs } else { inputs };
-            for (panels, depth, columns, across) in [
-                (&mut pack.forward, inputs, outputs, matrix.inputs_first),
-                (&mut pack.backward, outputs, inputs, !matrix.inputs_first),
-            ] {
+            let forward = (&mut pack.forward, inputs, outputs, matrix.inputs_first);
+            let backward = backward.then_some((&mut pack.backward, outputs, inputs, !matrix.inputs_first));
+            for (panels, depth, columns, across) in [Some(forward), backward].into_iter().flatten() {
                 panels.shape(depth, columns);
                 tasks.extend(panels.iter_mut().map(|(column, panel)| Filling {
                     data,
@@ -225,6 +245,36 @@ impl Dtype for f32 {
             add = true;
         }
         multiply(Product { x, right: &packs[matrix.index].forward, columns: matrix.outputs, out, add });
+    }
+
+    fn forward_few(weight: Weight<Self>, x: &[Self], out: Out<Self>) {
+        let Weight { matrix, parameters, packs } = weight;
+        let (right, columns) = (&packs[matrix.index].forward, matrix.outputs);
+        let rows = x.len() / right.depth;
+        let panels = columns.div_ceil(PANEL);
+        let task = panels_per_task(panels);
+        let mut sums = scratch::<f32>(panels * rows * PANEL);
+        let pieces = sums.par_chunks_mut(task * rows * PANEL).zip(right.data.par_chunks(task * right.depth * PANEL));
+        pieces.for_each(|(sums, panels)| {
+            multiply_panels(PanelProduct { x, depth: right.depth, panels, out: sums });
+        });
+        let (out, add) = place(out);
+        let bias = matrix.bias.clone().map(|bias| &parameters[bias]);
+        for (at, sums) in sums.chunks_exact(rows * PANEL).enumerate() {
+            let column = at * PANEL;
+            let width = PANEL.min(columns - column);
+            for (row, sums) in sums.chunks_exact(PANEL).enumerate() {
+                let out = &mut out[row * columns + column..][..width];
+                match bias.map(|bias| &bias[column..][..width]) {
+                    None if add => out.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum),
+                    None => out.copy_from_slice(&sums[..width]),
+                    Some(bias) if add => {
+                        out.iter_mut().zip(bias).zip(sums).for_each(|((y, bias), sum)| *y = *y + bias + sum);
+                    }
+                    Some(bias) => out.iter_mut().zip(bias).zip(sums).for_each(|((y, bias), sum)| *y = bias + sum),
+                }
+            }
+        }
     }
 
     fn backward(weight: Weight<Self>, dy: &[Self], out: Out<Self>) {

@@ -3,6 +3,8 @@
 mod bf16;
 mod fp32;
 
+use rayon::prelude::*;
+
 use super::buffer::Pooled;
 use crate::model::{Linear, Model};
 
@@ -55,11 +57,14 @@ pub(crate) trait Dtype: Pooled + Send + Sync + std::fmt::Debug {
     /// Returns the bytes of a packed right operand [depth, columns].
     fn packed(depth: usize, columns: usize) -> usize;
 
-    /// Packs all linear layers of a model.
-    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs);
+    /// Packs all linear layers of a model for the forward pass and, if `backward`, for the backward pass.
+    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs, backward: bool);
 
     /// Computes `x` [rows, inputs] · weightᵀ + bias on this thread.
     fn forward(weight: Weight<Self>, x: &[Self], out: Out<Self>);
+
+    /// As [`forward`](Self::forward) for at most [`FEW`] rows, on all threads, with the same bits.
+    fn forward_few(weight: Weight<Self>, x: &[Self], out: Out<Self>);
 
     /// Computes `dy` [rows, outputs] · weight on this thread.
     fn backward(weight: Weight<Self>, dy: &[Self], out: Out<Self>);
@@ -101,4 +106,50 @@ pub(crate) struct Weight<'a, N: Dtype> {
     pub(crate) matrix: &'a Linear,
     pub(crate) parameters: &'a [f32],
     pub(crate) packs: &'a N::Packs,
+}
+
+impl<N: Dtype> Clone for Weight<'_, N> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<N: Dtype> Copy for Weight<'_, N> {}
+
+/// Rows up to which threads share the columns of a product instead of its rows.
+pub(crate) const FEW: usize = 32;
+
+/// As [`Dtype::forward`], on all threads, with the same bits.
+pub(crate) fn forward_parallel<N: Dtype>(weight: Weight<N>, x: &[N], out: Out<N>) {
+    let (inputs, outputs) = (N::stride(weight.matrix.inputs), weight.matrix.outputs);
+    let rows = x.len() / inputs;
+    if rows == 0 {
+        return;
+    }
+    if rows <= FEW {
+        return N::forward_few(weight, x, out);
+    }
+    let chunk = chunk_rows(rows);
+    let x = x.par_chunks(chunk * inputs);
+    match out {
+        Out::Store(out) => x
+            .zip(out.par_chunks_mut(chunk * N::stride(outputs)))
+            .for_each(|(x, out)| N::forward(weight, x, Out::Store(out))),
+        Out::Set(out) => {
+            x.zip(out.par_chunks_mut(chunk * outputs)).for_each(|(x, out)| N::forward(weight, x, Out::Set(out)));
+        }
+        Out::Add(out) => {
+            x.zip(out.par_chunks_mut(chunk * outputs)).for_each(|(x, out)| N::forward(weight, x, Out::Add(out)));
+        }
+    }
+}
+
+/// Returns the rows of a chunk among `rows`: few enough to fit into the cache, with enough chunks for all threads.
+pub(crate) fn chunk_rows(rows: usize) -> usize {
+    rows.div_ceil(8).next_multiple_of(32).clamp(32, 256)
+}
+
+/// Returns how many of `columns` panels one task of [`Dtype::forward_few`] takes.
+fn panels_per_task(panels: usize) -> usize {
+    panels.div_ceil(2 * rayon::current_num_threads()).max(1)
 }

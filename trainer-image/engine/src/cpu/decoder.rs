@@ -1,0 +1,249 @@
+//! The generation backend on processors: packed weights, a key-value cache per slot, and rows of all slots in one batch. Pure.
+//!
+//! Rows are computed by the kernels of training, which give a row the same bits whatever the rows beside it. A prompt
+//! therefore has the bits of a training forward pass, in chunks of any size.
+
+use rayon::prelude::*;
+
+use super::{
+    activation::{Activation, activate},
+    attention::{Heads, Rotary},
+    bf16::Bf16,
+    buffer::Buffer,
+    cache::{Cache, Part, attend},
+    kernels::add,
+    matrix::{Dtype, Out, Weight, chunk_rows, forward_parallel},
+    norm::{NormWeights, norm},
+};
+use crate::{
+    Decoder, EngineError, ModelConfig, PromptError,
+    decoder::{End, Logits, Slots},
+    model::{Linear, Model, Norm},
+};
+
+/// Rows that are processed at once, at most. Prompts are cut into chunks of it.
+const ROWS: usize = 512;
+
+/// The decoder on processors, with activations of type `N`.
+#[derive(Debug)]
+pub(crate) struct CpuDecoder<N: Dtype> {
+    /// The modules. Norms, biases and positions have their ranges in `vectors`.
+    model: Model,
+    vectors: Vec<f32>,
+    embedding: Embedding,
+    packs: N::Packs,
+    rotary: Option<Rotary>,
+    slots: Slots,
+    /// [layers][slots]
+    caches: Vec<Vec<Cache>>,
+    workspace: Workspace<N>,
+    /// Rows that are processed at once.
+    rows: usize,
+}
+
+/// The rows of the token embedding: in `bf16` if that is exact.
+#[derive(Debug)]
+enum Embedding {
+    F32(Vec<f32>),
+    Bf16(Vec<Bf16>),
+}
+
+impl Embedding {
+    fn new(weight: &[f32]) -> Self {
+        if weight.par_iter().all(|x| Bf16::of(*x).to_f32().to_bits() == x.to_bits()) {
+            Self::Bf16(weight.iter().map(|x| Bf16::of(*x)).collect())
+        } else {
+            Self::F32(weight.to_vec())
+        }
+    }
+
+    fn read(&self, token: u32, row: &mut [f32]) {
+        let range = token as usize * row.len()..(token as usize + 1) * row.len();
+        match self {
+            Self::F32(weight) => row.copy_from_slice(&weight[range]),
+            Self::Bf16(weight) => row.iter_mut().zip(&weight[range]).for_each(|(to, x)| *to = x.to_f32()),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::F32(weight) => size_of_val(weight.as_slice()),
+            Self::Bf16(weight) => size_of_val(weight.as_slice()),
+        }
+    }
+}
+
+/// The buffers of a batch.
+#[derive(Debug, Default)]
+struct Workspace<N> {
+    /// The residual stream.
+    x: Buffer<f32>,
+    normed: Buffer<N>,
+    qkv: Buffer<N>,
+    attn_out: Buffer<N>,
+    up: Buffer<N>,
+    activated: Buffer<N>,
+}
+
+impl<N: Dtype> CpuDecoder<N> {
+    /// Makes a decoder with `slots` free slots. Copies what it needs of `parameters`.
+    pub(crate) fn new(config: &ModelConfig, parameters: &[f32], slots: usize) -> Self {
+        let mut model = Model::new(config);
+        let mut packs = N::Packs::default();
+        N::pack(&model, parameters, &mut packs, false);
+        let embedding = Embedding::new(&parameters[model.embedding.clone()]);
+        let vectors = model.extract_vectors(parameters);
+        let slots = Slots::new(slots);
+        let caches = vec![vec![Cache::default(); slots.len()]; config.num_hidden_layers];
+        let rotary = Rotary::of(config);
+        Self { model, vectors, embedding, packs, rotary, slots, caches, workspace: Workspace::default(), rows: ROWS }
+    }
+
+    /// Cuts prompts into chunks of `rows`.
+    #[cfg(test)]
+    pub(crate) fn with_rows(self, rows: usize) -> Self {
+        Self { rows, ..self }
+    }
+
+    /// Runs the blocks over the tokens of `parts`, appends to the caches, and leaves the residual stream in the workspace.
+    fn forward(&mut self, parts: &[Part], tokens: &[u32]) {
+        let Self { model, vectors, embedding, packs, rotary, caches, workspace, .. } = self;
+        let config = &model.config;
+        let (hidden, inner, rows) = (config.hidden_size, config.intermediate_size, tokens.len());
+        let activation = Activation::of(config);
+        let module = Module { vectors, packs, eps: config.norm_eps as f32 };
+        let Workspace { x, normed, qkv, attn_out, up, activated } = workspace;
+        x.resize(rows * hidden);
+        for (row, token) in x.chunks_exact_mut(hidden).zip(tokens) {
+            embedding.read(*token, row);
+        }
+        if let Some(positions) = &model.positions {
+            let positions = &vectors[positions.clone()];
+            for part in parts {
+                let rows = &mut x[part.row * hidden..(part.row + part.count) * hidden];
+                add(&positions[part.position * hidden..][..rows.len()], rows);
+            }
+        }
+        for (block, caches) in model.blocks.iter().zip(caches) {
+            let heads = Heads::new(config, rotary.as_ref());
+            normed.resize(rows * N::stride(hidden));
+            qkv.resize(rows * N::stride(heads.all()));
+            attn_out.resize(rows * N::stride(heads.queries()));
+            up.resize(rows * N::stride(activation.inputs(inner)));
+            activated.resize(rows * N::stride(inner));
+            module.norm(&block.input_norm, x, normed);
+            module.linear(&block.qkv, normed, Out::Store(qkv));
+            attend(&heads, parts, caches, qkv, attn_out);
+            module.linear(&block.output, attn_out, Out::Add(x));
+            module.norm(&block.inner_norm, x, normed);
+            module.linear(&block.up, normed, Out::Store(up));
+            let (wide, narrow) = (N::stride(activation.inputs(inner)), N::stride(inner));
+            let chunk = chunk_rows(rows);
+            up.par_chunks(chunk * wide).zip(activated.par_chunks_mut(chunk * narrow)).for_each(|(up, activated)| {
+                activate(activation, up, inner, activated);
+            });
+            module.linear(&block.down, activated, Out::Add(x));
+        }
+    }
+
+    /// Returns the logits of some rows of the residual stream.
+    fn head(&self, rows: &[usize]) -> Vec<f32> {
+        let Self { model, vectors, packs, workspace, .. } = self;
+        let (hidden, vocabulary) = (model.config.hidden_size, model.config.vocab_size);
+        let module = Module { vectors, packs, eps: model.config.norm_eps as f32 };
+        let x: Vec<f32> = rows.iter().flat_map(|row| &workspace.x[row * hidden..][..hidden]).copied().collect();
+        let mut normed = Buffer::<N>::default();
+        normed.resize(rows.len() * N::stride(hidden));
+        module.norm(&model.norm, &x, &mut normed);
+        let mut logits = vec![0.0; rows.len() * vocabulary];
+        module.linear(&model.head, &normed, Out::Set(&mut logits));
+        logits
+    }
+}
+
+/// Computes single modules over rows.
+struct Module<'a, N: Dtype> {
+    vectors: &'a [f32],
+    packs: &'a N::Packs,
+    eps: f32,
+}
+
+impl<N: Dtype> Module<'_, N> {
+    fn norm(&self, module: &Norm, x: &[f32], y: &mut [N]) {
+        let weights = NormWeights::new(module, self.vectors, self.eps);
+        let width = module.weight.len();
+        let chunk = chunk_rows(x.len() / width);
+        x.par_chunks(chunk * width).zip(y.par_chunks_mut(chunk * N::stride(width))).for_each(|(x, y)| {
+            norm(x, weights, y);
+        });
+    }
+
+    fn linear(&self, linear: &Linear, x: &[N], out: Out<N>) {
+        forward_parallel(Weight { matrix: linear, parameters: self.vectors, packs: self.packs }, x, out);
+    }
+}
+
+impl<N: Dtype> Decoder for CpuDecoder<N> {
+    fn path(&self) -> &'static str {
+        N::path()
+    }
+
+    fn config(&self) -> &ModelConfig {
+        &self.model.config
+    }
+
+    fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    fn prefill(&mut self, slot: usize, tokens: &[u32]) -> Result<(), PromptError> {
+        self.slots.prefill(&self.model.config, slot, tokens)
+    }
+
+    fn logits(&mut self) -> Result<Logits, EngineError> {
+        let work: Vec<(usize, usize, Vec<u32>)> =
+            self.slots.used().map(|(index, slot)| (index, slot.cached, slot.pending.clone())).collect();
+        let mut logits = Logits { vocabulary: self.model.config.vocab_size, ..Logits::default() };
+        let (mut parts, mut tokens, mut last): (Vec<Part>, Vec<u32>, Vec<usize>) = Default::default();
+        for (at, (slot, cached, pending)) in work.iter().enumerate() {
+            let mut done = 0;
+            while done < pending.len() {
+                let count = (pending.len() - done).min(self.rows - tokens.len());
+                parts.push(Part { slot: *slot, row: tokens.len(), count, position: cached + done });
+                tokens.extend_from_slice(&pending[done..done + count]);
+                done += count;
+                if done == pending.len() {
+                    last.push(tokens.len() - 1);
+                    logits.slots.push(*slot);
+                }
+                let ended = at + 1 == work.len() && done == pending.len();
+                if tokens.len() == self.rows || ended {
+                    self.forward(&parts, &tokens);
+                    if !last.is_empty() {
+                        logits.rows.extend(self.head(&last));
+                    }
+                    parts.clear();
+                    tokens.clear();
+                    last.clear();
+                }
+            }
+        }
+        Ok(logits)
+    }
+
+    fn push(&mut self, slot: usize, token: u32) -> Option<End> {
+        self.slots.push(&self.model.config, slot, token)
+    }
+
+    fn release(&mut self, slot: usize) {
+        self.slots.release(slot);
+    }
+
+    fn memory(&self) -> usize {
+        let caches: usize = self.caches.iter().flatten().map(Cache::bytes).sum();
+        size_of_val(self.vectors.as_slice())
+            + self.embedding.bytes()
+            + N::bytes(&self.packs, &N::Workspace::default())
+            + caches
+    }
+}

@@ -1,0 +1,221 @@
+//! The trait that a generation backend implements, and the bookkeeping of its slots. Pure.
+
+use super::{EngineError, ModelConfig};
+
+/// A generation backend: a model with a fixed number of slots, each of which holds one sequence and its key-value cache.
+///
+/// [`prefill`](Self::prefill) puts a prompt into a slot, every [`step`](Self::step) yields one token for each slot in use, and
+/// [`release`](Self::release) empties one. Prompts may be added between any two steps. The tokens of a slot depend on its
+/// prompt alone, bit for bit: not on other slots, the number of threads, or when the prompt was added.
+pub trait Decoder: Send {
+    /// Returns the name of the code path, such as `cpu-f32`, for the records of a run.
+    fn path(&self) -> &'static str;
+
+    /// Returns the configuration of the model. A prompt and its response share a context of `max_position_embeddings`.
+    fn config(&self) -> &ModelConfig;
+
+    /// Returns the bookkeeping of the slots.
+    fn slots(&self) -> &Slots;
+
+    /// Puts a prompt into a free slot. The next [`step`](Self::step) processes it and yields the response's first token.
+    ///
+    /// # Errors
+    /// The prompt is empty, too long or has an unknown token id, or the slot is not free.
+    fn prefill(&mut self, slot: usize, tokens: &[u32]) -> Result<(), PromptError>;
+
+    /// Processes all pending tokens and returns the logits that follow them, for each slot in use in ascending order. Call
+    /// [`push`](Self::push) for each of these slots before the next call.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    fn logits(&mut self) -> Result<Logits, EngineError>;
+
+    /// Appends the chosen token to a slot. Returns why the sequence ends with it, in which case the slot is free again.
+    fn push(&mut self, slot: usize, token: u32) -> Option<End>;
+
+    /// Empties a slot. Its memory is kept for the next prompt.
+    fn release(&mut self, slot: usize);
+
+    /// Returns the bytes held: weights and caches.
+    fn memory(&self) -> usize;
+
+    /// Yields the most likely token for every slot in use, in ascending order of slots.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    fn step(&mut self) -> Result<Vec<Emitted>, EngineError> {
+        let Logits { slots, rows, vocabulary } = self.logits()?;
+        let chosen = slots.into_iter().zip(rows.chunks_exact(vocabulary.max(1)));
+        Ok(chosen
+            .map(|(slot, logits)| {
+                let token = most_likely(logits);
+                Emitted { slot, token, end: self.push(slot, token) }
+            })
+            .collect())
+    }
+}
+
+/// Returns the index of the largest logit, the first of equal ones.
+fn most_likely(logits: &[f32]) -> u32 {
+    let mut token = 0;
+    for (id, logit) in logits.iter().enumerate() {
+        if *logit > logits[token] {
+            token = id;
+        }
+    }
+    token as u32
+}
+
+/// The logits of the next token for each slot in use.
+#[derive(Clone, Debug, Default)]
+pub struct Logits {
+    /// The slots in ascending order.
+    pub slots: Vec<usize>,
+    /// Logits [slots, vocabulary].
+    pub rows: Vec<f32>,
+    /// Size of the vocabulary.
+    pub vocabulary: usize,
+}
+
+/// A token that a slot yielded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Emitted {
+    /// The slot.
+    pub slot: usize,
+    /// The token. The end token is yielded, too.
+    pub token: u32,
+    /// The reason why the sequence ends with this token. The slot is then free again.
+    pub end: Option<End>,
+}
+
+/// The reasons for which a sequence ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The model yielded its end token.
+    Stop,
+    /// The context is full.
+    Context,
+}
+
+/// The reasons for which a prompt is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    /// The prompt leaves no room for a response.
+    #[error(
+        "the prompt has {tokens} tokens, but the model's context holds {context} with at least one of the response"
+    )]
+    TooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens that fit into the context.
+        context: usize,
+    },
+    /// The prompt has no tokens.
+    #[error("the prompt is empty: write at least one character")]
+    Empty,
+    /// A token id has no row in the embedding.
+    #[error("token id {id} is outside the vocabulary of {vocabulary}")]
+    Id {
+        /// The token id.
+        id: u32,
+        /// Size of the vocabulary.
+        vocabulary: usize,
+    },
+    /// The slot does not exist or is in use.
+    #[error("slot {slot} {state}: there are {slots}, and each takes one prompt at a time")]
+    Slot {
+        /// The slot.
+        slot: usize,
+        /// Why it takes no prompt.
+        state: &'static str,
+        /// Number of slots.
+        slots: usize,
+    },
+}
+
+/// The bookkeeping of a decoder's slots: the tokens that the model has not processed yet, and the positions in the cache.
+#[derive(Debug)]
+pub struct Slots {
+    all: Vec<Slot>,
+}
+
+/// One sequence.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slot {
+    /// Tokens that the model has not processed; empty when the slot is free.
+    pub(crate) pending: Vec<u32>,
+    /// Tokens that the cache holds.
+    pub(crate) cached: usize,
+}
+
+impl Slots {
+    /// Makes `count` free slots, at least one.
+    pub(crate) fn new(count: usize) -> Self {
+        Self { all: vec![Slot::default(); count.max(1)] }
+    }
+
+    /// Returns the number of slots.
+    #[allow(clippy::len_without_is_empty, reason = "there is at least one")]
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Returns the lowest free slot.
+    pub fn free(&self) -> Option<usize> {
+        self.all.iter().position(|slot| slot.pending.is_empty())
+    }
+
+    /// Yields the slots in use with their indices.
+    pub(crate) fn used(&self) -> impl Iterator<Item = (usize, &Slot)> {
+        self.all.iter().enumerate().filter(|(_, slot)| !slot.pending.is_empty())
+    }
+
+    /// See [`Decoder::prefill`].
+    pub(crate) fn prefill(&mut self, config: &ModelConfig, slot: usize, tokens: &[u32]) -> Result<(), PromptError> {
+        let (context, vocabulary) = (config.max_position_embeddings, config.vocab_size);
+        if tokens.is_empty() {
+            return Err(PromptError::Empty);
+        }
+        if tokens.len() >= context {
+            return Err(PromptError::TooLong { tokens: tokens.len(), context });
+        }
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(PromptError::Id { id: *id, vocabulary });
+        }
+        let slots = self.all.len();
+        match self.all.get_mut(slot) {
+            None => Err(PromptError::Slot { slot, state: "does not exist", slots }),
+            Some(used) if !used.pending.is_empty() => Err(PromptError::Slot { slot, state: "is in use", slots }),
+            Some(free) => {
+                *free = Slot { pending: tokens.to_vec(), cached: 0 };
+                Ok(())
+            }
+        }
+    }
+
+    /// See [`Decoder::push`].
+    pub(crate) fn push(&mut self, config: &ModelConfig, slot: usize, token: u32) -> Option<End> {
+        let used = self.all.get_mut(slot)?;
+        used.cached += used.pending.len();
+        used.pending.clear();
+        let end = if token == config.eos_token_id {
+            Some(End::Stop)
+        } else if used.cached + 1 >= config.max_position_embeddings {
+            Some(End::Context)
+        } else {
+            None
+        };
+        match end {
+            Some(_) => *used = Slot::default(),
+            None => used.pending.push(token),
+        }
+        end
+    }
+
+    /// See [`Decoder::release`].
+    pub(crate) fn release(&mut self, slot: usize) {
+        if let Some(slot) = self.all.get_mut(slot) {
+            *slot = Slot::default();
+        }
+    }
+}
