@@ -5,8 +5,8 @@ use codex_crds::{DataItem, DataStatus};
 use codex_reports::DataFile;
 
 use crate::{
-    References,
     pod_template::{Access, Mounts, join},
+    pods::References,
 };
 
 /// Data as the composed configuration names it.

@@ -3,7 +3,10 @@
 use codex_crds::{ConditionType, Reason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use crate::{Event, EventType, conditions::find};
+use crate::{
+    conditions::find,
+    plan::{Event, EventType},
+};
 
 /// The conditions whose changes are told, the most telling first: a reason is told once, by the first that has it.
 const TOLD: [ConditionType; 8] = [

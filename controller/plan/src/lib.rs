@@ -10,27 +10,18 @@ pub mod conditions;
 mod data;
 pub mod evaluation;
 mod events;
-mod job;
 mod metadata;
 mod numbers;
 mod plan;
 mod pod_template;
 mod pods;
 pub mod reasoning_pod;
-mod refusal;
 mod settings;
 pub mod text;
 mod throttle;
 pub mod training_run;
-mod worker;
-
-use jiff::Timestamp;
+mod work;
 
 pub use plan::{Desired, Effect, Event, EventType, Kept, KeptKind, Plan};
 pub use pods::{Received, References};
 pub use settings::Settings;
-
-/// Times in the API have no fractions of a second.
-fn whole_seconds(time: Timestamp) -> Timestamp {
-    Timestamp::from_second(time.as_second()).unwrap_or(time)
-}

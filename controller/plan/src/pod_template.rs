@@ -12,8 +12,8 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::{
-    Settings,
     metadata::{Component, Owner},
+    settings::Settings,
 };
 
 /// The user and group of every process of ours.

@@ -71,11 +71,11 @@ impl<'a> Facts<'a> {
     /// When its container began to work, if it did.
     pub(crate) fn started(&self) -> Option<Timestamp> {
         let status = self.status?;
-        [status.state.as_ref(), status.last_state.as_ref()].into_iter().flatten().filter_map(began).min()
+        [status.state.as_ref(), status.last_state.as_ref()].into_iter().flatten().filter_map(started_at).min()
     }
 
     /// Whether its container works at this moment.
-    pub(crate) fn works(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         self.state().is_some_and(|state| state.running.is_some())
     }
 
@@ -87,7 +87,7 @@ impl<'a> Facts<'a> {
     }
 
     /// Whether its container did all that it had to.
-    pub(crate) fn finished(&self) -> bool {
+    pub(crate) fn succeeded(&self) -> bool {
         let ended = self.state().and_then(|state| state.terminated.as_ref());
         ended.is_some_and(|ended| ended.exit_code == exit::FINISHED)
     }
@@ -117,7 +117,7 @@ impl<'a> Facts<'a> {
     }
 
     /// The report in its termination message, if that is one of this pod about its owner.
-    pub(crate) fn last_words(&self, owner: &Owner) -> Option<Report> {
+    pub(crate) fn termination_report(&self, owner: &Owner) -> Option<Report> {
         let report: Report = serde_json::from_str(self.ended()?.message.as_deref()?).ok()?;
         let genuine = report.schema_version == SCHEMA_VERSION
             && report.object_uid == owner.uid
@@ -127,7 +127,7 @@ impl<'a> Facts<'a> {
     }
 }
 
-fn began(state: &ContainerState) -> Option<Timestamp> {
+fn started_at(state: &ContainerState) -> Option<Timestamp> {
     let running = state.running.as_ref().and_then(|running| running.started_at.as_ref());
     let ended = state.terminated.as_ref().and_then(|ended| ended.started_at.as_ref());
     running.or(ended).map(|time| time.0)
@@ -135,10 +135,10 @@ fn began(state: &ContainerState) -> Option<Timestamp> {
 
 /// Everything that an object's pods said, by report or by last words, the oldest first: by attempt, then by the time of
 /// the pod, then by `seq`.
-pub(crate) fn said(owner: &Owner, facts: &[Facts<'_>], received: &[Received]) -> Vec<Report> {
+pub(crate) fn newest_reports(owner: &Owner, facts: &[Facts<'_>], received: &[Received]) -> Vec<Report> {
     let order = |report: &Report| facts.iter().position(|facts| facts.uid() == report.pod_uid);
     let mut newest: BTreeMap<String, Report> = BTreeMap::new();
-    let words = facts.iter().filter_map(|facts| facts.last_words(owner));
+    let words = facts.iter().filter_map(|facts| facts.termination_report(owner));
     let taken = received.iter().map(|received| &received.report);
     for report in taken.filter(|report| report.object_uid == owner.uid).cloned().chain(words) {
         match newest.get(&report.pod_uid) {

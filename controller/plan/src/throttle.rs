@@ -9,12 +9,18 @@ const NUMBERS: Duration = Duration::from_secs(10);
 /// Until things that an object refers to are looked for again.
 pub(crate) const REFERENCES_AGAIN: Duration = Duration::from_secs(15);
 
-/// How long to wait for the last report of a pod that ended well: its Job may be seen before its own end is.
-const LAST_WORDS: SignedDuration = SignedDuration::from_secs(60);
+/// How long to wait for the final report of a pod that exited 0: the end of a Job may be observed before that of its pod.
+const FINAL_REPORT: SignedDuration = SignedDuration::from_secs(60);
 
-/// Until when to wait for the last report of work that was complete at that time; none once that is over, or when that time is unknown.
-pub(crate) fn last_words(complete: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
-    complete?.checked_add(LAST_WORDS).ok().filter(|until| now < *until)
+/// Returns how long to wait for the final report of a Job that completed at `complete`; `None` if that time has passed or
+/// is unknown.
+pub(crate) fn final_report_until(complete: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
+    complete?.checked_add(FINAL_REPORT).ok().filter(|until| now < *until)
+}
+
+/// Truncates to whole seconds: times in the API have no fractions.
+pub(crate) fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 /// From now until then, at least a second.

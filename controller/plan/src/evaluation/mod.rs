@@ -1,59 +1,33 @@
-//! The plan of an Evaluation. Pure.
+//! The plan of an Evaluation: `View` → `Outcome` → `Stage` → children and status. Pure.
 
 mod children;
+mod gates;
 mod metrics;
+mod observed;
 mod outcome;
 pub(crate) mod proof;
 mod stage;
 mod status;
+mod view;
 
-use std::sync::Arc;
-
-use codex_crds::{Evaluation, EvaluationStatus, TrainingRun};
+use codex_crds::EvaluationStatus;
 use jiff::Timestamp;
-use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
-use serde::{Deserialize, Serialize};
 
-use crate::{Plan, Received, References, Settings, events::events, whole_seconds};
+pub use observed::ObservedEvaluation;
+
+use crate::{events::events, plan::Plan, throttle::whole_seconds};
 use children::children;
-use stage::{Stage, View};
+use outcome::Outcome;
+use stage::Stage;
+use view::View;
 
-/// Everything that the plan of an Evaluation depends on, besides the time.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ObservedEvaluation {
-    /// The object with its status.
-    pub object: Evaluation,
-    /// What the controller was started with.
-    pub settings: Arc<Settings>,
-    /// The TrainingRun of its namespace that `spec.trainingRun` names, if it exists.
-    #[serde(default)]
-    pub run: Option<TrainingRun>,
-    /// What it refers to: its data's claims and `ConfigMap`s, and the claim that its run's output lies on.
-    #[serde(default)]
-    pub references: References,
-    /// The Job `<name>-eval`, if it exists and the object (by uid) controls it.
-    #[serde(default)]
-    pub job: Option<Job>,
-    /// The Job's pods, in any order.
-    #[serde(default)]
-    pub pods: Vec<Pod>,
-    /// The newest report of each of its pods, also of pods that are gone, in any order.
-    #[serde(default)]
-    pub reports: Vec<Received>,
-    /// When this controller last wrote the object's status; none when it has not since it started.
-    #[serde(default)]
-    pub status_written_at: Option<Timestamp>,
-}
-
-/// What to do about an Evaluation.
+/// Returns the plan for an Evaluation.
 pub fn plan(observed: &ObservedEvaluation, now: Timestamp) -> Plan<EvaluationStatus> {
-    let now = whole_seconds(now);
-    let view = View::of(observed, now);
-    let stage = Stage::of(&view);
+    let view = View::of(observed, whole_seconds(now));
+    let outcome = Outcome::of(&view);
+    let stage = Stage::of(&view, &outcome);
     let desired = children(&view, &stage);
     let (status, requeue) = status::status(&view, &stage);
-    let before = observed.object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let events = events(before, &status.conditions);
+    let events = events(view.work.conditions, &status.conditions);
     Plan { desired, effects: Vec::new(), status, events, requeue }
 }

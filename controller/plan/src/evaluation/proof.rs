@@ -4,7 +4,7 @@ use codex_crds::{ConditionType, Evaluation, EvaluationStatus, GateStatus, Reason
 use codex_provenance::{GatesDigest, ModelDigest, ReportDigest};
 use kube::ResourceExt;
 
-use super::{metrics::measured, outcome};
+use super::{gates, metrics::measured};
 use crate::conditions::{find, is_true};
 
 /// What an evaluation that passed says about a model.
@@ -98,18 +98,18 @@ fn again(evaluation: &Evaluation, status: &EvaluationStatus, model: ModelDigest)
         return Err(format!("it scored {judged}"));
     }
     let contradicts = |what: &str| format!("its status contradicts itself: {what}");
-    let gates = outcome::gates(&evaluation.spec.gates)?;
+    let bounds = gates::gates(&evaluation.spec.gates)?;
     let metrics = measured(&status.metrics).ok_or_else(|| contradicts("its metrics are no counts"))?;
-    let report = codex_verdict::report_digest(model, &outcome::by_name(&status.data_digests), &metrics);
+    let report = codex_verdict::report_digest(model, &gates::by_name(&status.data_digests), &metrics);
     if status.report_digest != Some(report) {
         return Err(contradicts("the numbers are not those of reportDigest"));
     }
-    let digest = codex_verdict::gates_digest(&gates);
+    let digest = codex_verdict::gates_digest(&bounds);
     if status.gates_digest != Some(digest) {
         return Err(contradicts("the gates are not those of gatesDigest"));
     }
-    let judgement = codex_verdict::judge(&gates, &metrics, judged, model);
-    if Some(outcome::translated(judgement.verdict)) != status.verdict {
+    let judgement = codex_verdict::judge(&bounds, &metrics, judged, model);
+    if Some(gates::translated(judgement.verdict)) != status.verdict {
         return Err(contradicts("the numbers do not give its verdict"));
     }
     Ok(Proof { report, gates: digest })

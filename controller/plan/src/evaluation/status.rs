@@ -3,22 +3,19 @@
 use std::time::Duration;
 
 use codex_crds::{ConditionType, EvaluationStatus, GateStatus, JudgedModel, Reason, Verdict};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
 use super::{
+    gates::Judged,
     metrics::written,
-    outcome::Judged,
     proof::wrong,
-    stage::{Stage, View, Waiting},
+    stage::{Stage, Waiting},
+    view::View,
 };
-use crate::{
-    conditions::Conditions,
-    throttle::{self, REFERENCES_AGAIN},
-    worker::NO_OBSTACLE,
-};
+use crate::{conditions::Conditions, throttle, work::Active};
 
-/// The status, and when to look again.
+/// Returns the status, and when to plan again.
 pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (EvaluationStatus, Option<Duration>) {
     let observed = view.observed;
     let generation = observed.object.metadata.generation;
@@ -29,12 +26,12 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (EvaluationStatus, Optio
     }
     let uid = observed.run.as_ref().and_then(ResourceExt::uid);
     let settled = matches!(stage, Stage::Judged(_) | Stage::Failed(_));
-    let read = view.states().next().map(|(_, state)| view.read(state)).filter(|read| !read.is_empty());
+    let newest = view.states().next().map(|(_, state)| state.data.as_slice());
     let mut next = EvaluationStatus {
         observed_generation: generation,
         training_run_uid: view.status.training_run_uid.clone().or(uid),
-        data_digests: read.unwrap_or_else(|| view.status.data_digests.clone()),
-        work: if settled { view.worker.final_tally() } else { view.worker.tally() },
+        data_digests: view.work.data_digests(newest, &view.status.data_digests),
+        work: view.work.status(settled),
         conditions,
         ..EvaluationStatus::default()
     };
@@ -50,20 +47,17 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (EvaluationStatus, Optio
         next.gates_digest = Some(gates_digest);
     }
     if settled {
-        let at = view.worker.ended_at().unwrap_or(view.worker.now);
-        next.completed_at = Some(view.status.completed_at.clone().unwrap_or(Time(at)));
+        next.completed_at = Some(view.work.completed_at(view.status.completed_at.as_ref()));
     }
     let again = match stage {
-        Stage::Waiting(Waiting::References(_)) => Some(REFERENCES_AGAIN),
-        Stage::Waiting(Waiting::LastReport(until)) => Some(throttle::until(view.worker.now, *until)),
-        Stage::Waiting(Waiting::Pod(None)) => view.worker.pod_due(),
-        _ => None,
+        Stage::Active(active) => active.requeue(&view.work),
+        Stage::Done | Stage::Judged(_) | Stage::Failed(_) | Stage::Invalid(_) | Stage::Waiting(_) => None,
     };
     let at = observed.status_written_at;
-    throttle::hold(observed.object.status.as_ref(), next, at, view.worker.now, again, with_numbers_of)
+    throttle::hold(observed.object.status.as_ref(), next, at, view.work.now(), again, with_numbers_of)
 }
 
-/// `next` with everything of `present` that may wait.
+/// Returns `next` with the numbers of `present`.
 fn with_numbers_of(next: &EvaluationStatus, present: &EvaluationStatus) -> EvaluationStatus {
     EvaluationStatus { data_digests: present.data_digests.clone(), work: present.work.clone(), ..next.clone() }
 }
@@ -71,8 +65,8 @@ fn with_numbers_of(next: &EvaluationStatus, present: &EvaluationStatus) -> Evalu
 fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     use ConditionType::{ConfigResolved, GatesPassed, Ready, Reconciling, Stalled};
     let generation = view.observed.object.metadata.generation;
-    let mut conditions = Conditions::new(&view.status.conditions, generation, view.worker.now);
-    match (stage, view.config_digest()) {
+    let mut conditions = Conditions::new(&view.status.conditions, generation, view.work.now());
+    match (stage, view.work.config_digest()) {
         (Stage::Invalid(why), _) => conditions.set(ConfigResolved, false, Reason::InvalidConfiguration, why),
         // What it was judged by is what was recorded, whatever this controller would compose.
         (Stage::Done, _) => conditions.keep(ConfigResolved),
@@ -81,7 +75,7 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         }
         (_, None) => {}
     }
-    let (reason, message) = told(view, stage);
+    let (reason, message) = message(view, stage);
     if let Some((verdict, passed, gates)) = judged(view, stage) {
         let (reason, message) = sentence(verdict, passed, gates);
         conditions.set(Ready, true, Reason::Succeeded, &message);
@@ -91,11 +85,11 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         conditions.set(GatesPassed, false, Reason::WaitingForVerdict, "there is no verdict yet");
     }
     match stage {
-        Stage::Waiting(Waiting::FailedTraining(_)) | Stage::Failed(_) | Stage::Invalid(_) => {
+        Stage::Waiting(Waiting::StalledTraining(_)) | Stage::Failed(_) | Stage::Invalid(_) => {
             conditions.set(Stalled, true, reason, &message);
         }
-        Stage::Waiting(_) | Stage::Running => conditions.set(Reconciling, true, reason, &message),
-        Stage::Done | Stage::Judged(_) | Stage::Suspended => {}
+        Stage::Done | Stage::Judged(_) | Stage::Active(Active::Suspended) => {}
+        Stage::Waiting(_) | Stage::Active(_) => conditions.set(Reconciling, true, reason, &message),
     }
     conditions.finish()
 }
@@ -121,32 +115,24 @@ fn sentence(verdict: Verdict, passed: &str, gates: &[GateStatus]) -> (Reason, St
     }
 }
 
-/// The stage in a word and a sentence. Nothing in it changes with every problem.
-fn told(view: &View<'_>, stage: &Stage) -> (Reason, String) {
+/// Returns the reason and the message of the stage. The message must not change with every problem.
+fn message(view: &View<'_>, stage: &Stage) -> (Reason, String) {
     let run = &view.spec().training_run;
-    let before = view.worker.last_failure().map_or_else(String::new, |(_, told)| format!("; {told}"));
     match stage {
         Stage::Done | Stage::Judged(_) => (Reason::Succeeded, "the verdict is reached".to_owned()),
-        Stage::Failed(refusal) => (refusal.reason, refusal.message.clone()),
+        Stage::Failed(failure) => (failure.reason, failure.message.clone()),
         Stage::Invalid(why) => (Reason::InvalidConfiguration, why.clone()),
-        Stage::Suspended => (Reason::Suspended, "spec.suspend is true: set it to false to go on".to_owned()),
         Stage::Waiting(waiting) => match waiting {
             Waiting::Run => (
                 Reason::NotFound,
                 format!("spec.trainingRun names {run:?}, which does not exist in this namespace: create it"),
             ),
-            Waiting::RunEnding => (Reason::NotFound, format!("TrainingRun {run} is being deleted")),
+            Waiting::RunDeleted => (Reason::NotFound, format!("TrainingRun {run} is being deleted")),
             Waiting::Training => (Reason::WaitingForTraining, format!("TrainingRun {run} has no model yet")),
-            Waiting::FailedTraining(why) => {
+            Waiting::StalledTraining(why) => {
                 (Reason::WaitingForTraining, format!("TrainingRun {run} has no model, and it stalled: {why}"))
             }
-            Waiting::References(missing) => (Reason::NotFound, missing.join("; ")),
-            Waiting::Pod(None) => (Reason::WaitingForPod, format!("{NO_OBSTACLE}{before}")),
-            Waiting::Pod(Some(obstacle)) => (Reason::WaitingForPod, format!("{obstacle}{before}")),
-            Waiting::LastReport(_) => {
-                (Reason::Running, "the evaluator ended well; waiting for its last report".to_owned())
-            }
         },
-        Stage::Running => (Reason::Running, format!("the evaluator works{before}")),
+        Stage::Active(active) => active.message(&view.work),
     }
 }

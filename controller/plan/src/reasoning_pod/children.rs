@@ -22,15 +22,12 @@ use k8s_openapi::{
 
 use kube::ResourceExt;
 
-use super::{
-    rollout::Target,
-    servers::Servers,
-    stage::{Stage, View},
-};
+use super::{servers::Servers, stage::Stage, target::Target, view::View};
 use crate::{
-    Desired, Kept, KeptKind, Settings,
     metadata::{Component, our_annotations, ring_label},
+    plan::{Desired, Kept, KeptKind},
     pod_template::{Access, CA, Mounts, Port, Probes, Template},
+    settings::Settings,
 };
 
 /// Where servers answer.

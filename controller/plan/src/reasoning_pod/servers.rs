@@ -10,10 +10,10 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use super::ObservedReasoningPod;
+use super::observed::ObservedReasoningPod;
 use crate::{
     metadata::Owner,
-    pods::{Facts, said},
+    pods::{Facts, newest_reports},
 };
 
 /// The servers of a Deployment.
@@ -21,7 +21,7 @@ pub(crate) struct Servers<'a> {
     /// The Deployment.
     pub(crate) live: &'a Deployment,
     facts: Vec<Facts<'a>>,
-    said: Vec<Report>,
+    reports: Vec<Report>,
     observed: &'a ObservedReasoningPod,
 }
 
@@ -38,8 +38,8 @@ impl<'a> Servers<'a> {
     pub(crate) fn of(observed: &'a ObservedReasoningPod, owner: &Owner) -> Option<Self> {
         let live = observed.deployment.as_ref()?;
         let facts = Facts::of(&observed.pods);
-        let said = said(owner, &facts, &observed.reports);
-        Some(Self { live, facts, said, observed })
+        let reports = newest_reports(owner, &facts, &observed.reports);
+        Some(Self { live, facts, reports, observed })
     }
 
     /// The model and the promotion that it was made for.
@@ -66,7 +66,7 @@ impl<'a> Servers<'a> {
     }
 
     fn state(&self, facts: &Facts<'_>) -> Option<(&Report, &ServingState)> {
-        let report = self.said.iter().rev().find(|report| report.pod_uid == facts.uid())?;
+        let report = self.reports.iter().rev().find(|report| report.pod_uid == facts.uid())?;
         match &report.state {
             State::Serving(state) => Some((report, state)),
             State::Training(_) | State::Evaluation(_) => None,
@@ -88,8 +88,9 @@ impl<'a> Servers<'a> {
         };
         let kept = held.filter(|held| held.digest == model).filter(|held| {
             // Reports live in the controller's memory; a server that works on was verified, also after a restart.
-            self.current()
-                .any(|facts| facts.name() == held.by && facts.works() && (self.state(facts).is_none() || holds(&facts)))
+            self.current().any(|facts| {
+                facts.name() == held.by && facts.is_running() && (self.state(facts).is_none() || holds(&facts))
+            })
         });
         if let Some(kept) = kept {
             return Some(kept.clone());
@@ -117,7 +118,7 @@ impl<'a> Servers<'a> {
     /// What keeps a server of the newest template from starting, if anything does.
     pub(crate) fn obstacle(&self) -> Option<String> {
         let obstacle = self.current().find_map(Facts::obstacle).or_else(|| {
-            self.current().filter(|facts| !facts.works()).find_map(|facts| {
+            self.current().filter(|facts| !facts.is_running()).find_map(|facts| {
                 let ended = facts.ended()?;
                 let reason = ended.reason.as_deref().unwrap_or("Error");
                 Some(format!("pod {} ended with {reason} (exit code {})", facts.name(), ended.exit_code))

@@ -1,67 +1,22 @@
-//! Where a rollout stands, out of what is observed. Pure.
+//! The stage of a rollout, derived from its observation. Pure.
 
-use codex_crds::{ReasoningPodSpec, ReasoningPodStatus};
-use jiff::Timestamp;
+use super::{signing::Signing, target::Target, view::View};
 
-use super::{
-    ObservedReasoningPod,
-    blocks::Evidence,
-    rollout::{Signing, Target},
-    servers::Servers,
-};
-use crate::metadata::Owner;
-
-/// The observation, made handy.
-pub(crate) struct View<'a> {
-    pub(crate) observed: &'a ObservedReasoningPod,
-    pub(crate) now: Timestamp,
-    pub(crate) owner: Owner,
-    pub(crate) status: ReasoningPodStatus,
-    pub(crate) evidence: Evidence<'a>,
-    pub(crate) servers: Option<Servers<'a>>,
-    /// What served before somebody changed the servers' template, as the status recorded it.
-    pub(crate) former: Option<Target>,
-}
-
-/// Where a rollout stands.
+/// The stage of a rollout.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Stage {
-    /// Nothing blocks, and nothing is wanted but to know that.
+    /// Nothing blocks the rollout; `spec.dryRun` keeps it from starting.
     DryRun,
-    /// Something blocks: what serves stays, unless a dry run is asked for.
+    /// Something blocks the rollout. Servers that exist stay, unless `spec.dryRun` is true.
     Blocked,
-    /// A bundle is missing: what serves stays.
+    /// A bundle has to be signed. Servers that exist stay.
     Signing(Signing),
-    /// Servers are being started.
+    /// Servers are starting.
     RollingOut(Box<Target>),
-    /// A server refuses the bytes, a bundle, the key or the ring.
+    /// A server refuses the bytes, a bundle, the key or the ring; the text says why.
     Refused(Box<Target>, String),
-    /// All servers are ready, and what they hold is verified.
+    /// All servers are ready, and one has verified the bytes that it serves.
     Serving(Box<Target>),
-}
-
-impl<'a> View<'a> {
-    pub(crate) fn of(observed: &'a ObservedReasoningPod, now: Timestamp) -> Self {
-        let owner = Owner::reasoning_pod(&observed.object);
-        Self {
-            observed,
-            now,
-            status: observed.object.status.clone().unwrap_or_default(),
-            evidence: Evidence::of(observed),
-            servers: Servers::of(observed, &owner),
-            former: Target::recorded(observed),
-            owner,
-        }
-    }
-
-    pub(crate) fn spec(&self) -> &'a ReasoningPodSpec {
-        &self.observed.object.spec
-    }
-
-    /// Whether servers are there and stay, or come back as they were if that is known.
-    pub(crate) fn serves(&self) -> bool {
-        !self.spec().dry_run && (self.servers.is_some() || self.observed.tampered)
-    }
 }
 
 impl Stage {
@@ -86,7 +41,7 @@ impl Stage {
         }
         let wanted = view.spec().replicas;
         let verified = servers.verified(target.model, target.promotion, view.status.verified.as_ref());
-        // Without servers there is nobody to verify.
+        // With zero replicas no server can verify anything.
         if servers.counts(wanted).settled && (wanted == 0 || verified.is_some()) {
             return Self::Serving(target);
         }

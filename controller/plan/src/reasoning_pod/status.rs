@@ -8,12 +8,14 @@ use codex_crds::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
-    Bundle, Signer,
-    blocks::{About, Block},
+    bundles::bundle_names,
     children::{PORT, selector_text},
-    rollout::{Target, bundle_names},
+    evidence::{About, Block},
+    observed::{Bundle, Signer},
     servers::Servers,
-    stage::{Stage, View},
+    stage::Stage,
+    target::Target,
+    view::View,
 };
 use crate::{
     conditions::{Conditions, Truth},
@@ -121,7 +123,7 @@ fn signed(view: &View<'_>, stage: &Stage, serves: bool) -> Signed {
     };
     let blocked = view.evidence.blocks.iter().any(|block| block.about == About::Signing);
     let promotion = match (&observed.promotion, names.promotion) {
-        (Bundle::Valid(promoted), Some(bundle)) if manifest.is_some() && view.evidence.proofs.is_some() && !blocked => {
+        (Bundle::Valid(promoted), Some(bundle)) if manifest.is_some() && view.evidence.key.is_some() && !blocked => {
             Some(PromotionStatus { ring: view.spec().rollout_ring, digest: promoted.digest, bundle })
         }
         _ => None,
@@ -183,7 +185,7 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     }
     match about(About::Gates) {
         Some(block) => conditions.set(GatesPassed, false, block.reason, &block.sentence),
-        None if view.evidence.proofs.is_some() => {
+        None if view.evidence.key.is_some() => {
             let message = "every evaluation passed for exactly this model";
             conditions.set(GatesPassed, true, Reason::AllGatesPassed, message);
         }

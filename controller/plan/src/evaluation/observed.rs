@@ -1,0 +1,41 @@
+//! What the plan of an Evaluation depends on. Pure.
+
+use std::sync::Arc;
+
+use codex_crds::{Evaluation, TrainingRun};
+use jiff::Timestamp;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    pods::{Received, References},
+    settings::Settings,
+};
+
+/// Everything that the plan of an Evaluation depends on, besides the time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ObservedEvaluation {
+    /// The object with its status.
+    pub object: Evaluation,
+    /// The settings of the controller.
+    pub settings: Arc<Settings>,
+    /// The TrainingRun that `spec.trainingRun` names, if it exists in the object's namespace.
+    #[serde(default)]
+    pub run: Option<TrainingRun>,
+    /// The claim of the run's output, and the claims and `ConfigMap`s of its own data, as far as they exist.
+    #[serde(default)]
+    pub references: References,
+    /// The Job `<name>-eval`, if it exists and the object (by uid) controls it.
+    #[serde(default)]
+    pub job: Option<Job>,
+    /// The Job's pods, in any order.
+    #[serde(default)]
+    pub pods: Vec<Pod>,
+    /// The newest report of each pod, including pods that no longer exist, in any order.
+    #[serde(default)]
+    pub reports: Vec<Received>,
+    /// When this process last wrote the object's status.
+    #[serde(default)]
+    pub status_written_at: Option<Timestamp>,
+}

@@ -1,0 +1,72 @@
+//! Names, keys and manifests of signed bundles. Pure.
+
+use std::collections::BTreeMap;
+
+use codex_crds::{Evaluation, ModelStatus, ReasoningPod, TrainingRun, bundle};
+use codex_provenance::{
+    GatesDigest, ReportDigest, Sha256,
+    manifest::{File, Manifest, ManifestError, SCHEMA},
+    promotion::PromotionKey,
+};
+use kube::ResourceExt;
+
+/// The names of the ConfigMaps that hold the bundles of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BundleNames {
+    /// `None` until the run has a model.
+    pub oms: Option<String>,
+    /// `None` until every evaluation has reported.
+    pub promotion: Option<String>,
+}
+
+/// Returns the names of the ConfigMaps that hold the bundles of an object.
+pub fn bundle_names(
+    object: &ReasoningPod,
+    run: Option<&TrainingRun>,
+    evaluations: &BTreeMap<String, Evaluation>,
+) -> BundleNames {
+    let model = run.and_then(|run| Some((run, run.status.as_ref()?.model.as_ref()?)));
+    let Some((run, model)) = model else { return BundleNames::default() };
+    let reported = |name: &String| {
+        let status = evaluations.get(name)?.status.as_ref()?;
+        Some((status.report_digest?, status.gates_digest?))
+    };
+    let evaluations: Option<Vec<_>> = object.spec.evaluations.iter().map(reported).collect();
+    let key = evaluations.map(|evaluations| promotion_key(object, model, evaluations));
+    let uid = run.uid();
+    BundleNames {
+        promotion: uid.as_ref().zip(key).map(|(uid, key)| promotion_name(uid, &key)),
+        oms: uid.map(|uid| bundle::oms(&uid)),
+    }
+}
+
+/// Returns the name of the ConfigMap that holds a promotion. The run is part of the name because the run owns the
+/// ConfigMap: runs that made the same model have a promotion each, even on the same evidence.
+pub(crate) fn promotion_name(run_uid: &str, key: &PromotionKey) -> String {
+    bundle::promotion(&Sha256::of(format!("{run_uid}\n{}", key.digest())).short())
+}
+
+/// Returns the key of the promotion of `model` by an object.
+pub(crate) fn promotion_key(
+    object: &ReasoningPod,
+    model: &ModelStatus,
+    evaluations: Vec<(ReportDigest, GatesDigest)>,
+) -> PromotionKey {
+    PromotionKey { model: model.digest, ring: object.spec.rollout_ring.name().to_owned(), evaluations }
+}
+
+/// Returns the manifest of a run's model, from its status.
+///
+/// # Errors
+/// When the files in the status are not a valid manifest: the controller never records such files.
+pub fn manifest(model: &ModelStatus) -> Result<Manifest, ManifestError> {
+    let files = model.files.iter().map(|file| File {
+        path: file.path.clone(),
+        // A negative size becomes `u64::MAX`, so validation fails.
+        size: u64::try_from(file.size).unwrap_or(u64::MAX),
+        sha256: file.sha256,
+    });
+    let manifest = Manifest { schema: SCHEMA, files: files.collect() };
+    manifest.validate()?;
+    Ok(manifest)
+}

@@ -1,0 +1,210 @@
+//! The evidence for a rollout, and everything that blocks it. Pure.
+
+use codex_crds::{ConditionType, ModelStatus, Reason, TrainingRun, child};
+use codex_provenance::promotion::PromotionKey;
+use kube::ResourceExt;
+
+use super::{
+    bundles::{bundle_names, manifest, promotion_key},
+    observed::{Bundle, ObservedReasoningPod, Signer},
+    target::Target,
+};
+use crate::{
+    conditions::{find, is_true},
+    evaluation::proof::{Proof, Unproven, proof},
+    text::truncate_chars,
+};
+
+/// The most characters of a sentence in `status.blockedBy`.
+const MAX_SENTENCE: usize = 1_000;
+
+/// The subject of a block: the condition that is false because of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum About {
+    Training,
+    Ring,
+    Gates,
+    Signing,
+    Servers,
+}
+
+/// One thing that blocks a rollout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub(crate) about: About,
+    pub(crate) reason: Reason,
+    /// Whether the block can resolve without a change by the user.
+    pub(crate) waits: bool,
+    pub(crate) sentence: String,
+}
+
+/// What is known about the run, the evaluations and the bundles of an object.
+pub(crate) struct Evidence<'a> {
+    /// The run and its finished model.
+    pub(crate) trained: Option<(&'a TrainingRun, &'a ModelStatus)>,
+    /// The key of the promotion, once every evaluation proves the model.
+    pub(crate) key: Option<PromotionKey>,
+    pub(crate) blocks: Vec<Block>,
+}
+
+impl Block {
+    fn waits(about: About, reason: Reason, sentence: impl Into<String>) -> Self {
+        Self { about, reason, waits: true, sentence: sentence.into() }
+    }
+
+    fn stalls(about: About, reason: Reason, sentence: impl Into<String>) -> Self {
+        Self { about, reason, waits: false, sentence: sentence.into() }
+    }
+}
+
+impl<'a> Evidence<'a> {
+    pub(crate) fn of(observed: &'a ObservedReasoningPod) -> Self {
+        let mut blocks = Vec::new();
+        let trained = trained(observed, &mut blocks);
+        blocks.extend(ring(observed));
+        let key = key(observed, trained.map(|(_, model)| model), &mut blocks);
+        signing(observed, key.as_ref(), &mut blocks);
+        if !blocks.is_empty() {
+            blocks.extend(lost_servers(observed));
+        }
+        for block in &mut blocks {
+            block.sentence = truncate_chars(&block.sentence, MAX_SENTENCE);
+        }
+        Self { trained, key, blocks }
+    }
+}
+
+/// Returns the run and its finished model.
+fn trained<'a>(
+    observed: &'a ObservedReasoningPod,
+    blocks: &mut Vec<Block>,
+) -> Option<(&'a TrainingRun, &'a ModelStatus)> {
+    let name = &observed.object.spec.training_run;
+    let Some(run) = &observed.run else {
+        let sentence = format!("TrainingRun {name} does not exist in this namespace: create it");
+        blocks.push(Block::waits(About::Training, Reason::NotFound, sentence));
+        return None;
+    };
+    // Nothing is signed for a run that is being deleted: its bundles are deleted with it.
+    if run.metadata.deletion_timestamp.is_some() {
+        let sentence = format!("TrainingRun {name} is being deleted");
+        blocks.push(Block::waits(About::Training, Reason::NotFound, sentence));
+    }
+    let conditions = run.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let model = run.status.as_ref().and_then(|status| status.model.as_ref());
+    let Some(model) = model.filter(|_| is_true(conditions, ConditionType::Trained)) else {
+        blocks.push(if is_true(conditions, ConditionType::Stalled) {
+            let why = find(conditions, ConditionType::Stalled).map_or("", |stalled| &stalled.message);
+            let sentence = format!("TrainingRun {name} has no model, and it stalled: {why}");
+            Block::stalls(About::Training, Reason::WaitingForTraining, sentence)
+        } else {
+            let sentence = format!("TrainingRun {name} has no model yet");
+            Block::waits(About::Training, Reason::WaitingForTraining, sentence)
+        });
+        return None;
+    };
+    let sentence = match manifest(model) {
+        Ok(manifest) if manifest.digest() == model.digest => return Some((run, model)),
+        Ok(manifest) => {
+            let found = manifest.digest();
+            format!(
+                "the files in the status of TrainingRun {name} are the model {found}, and it names {}",
+                model.digest
+            )
+        }
+        Err(why) => format!("the status of TrainingRun {name} holds no manifest: {why}"),
+    };
+    blocks.push(Block::stalls(About::Training, Reason::ModelMismatch, sentence));
+    None
+}
+
+fn ring(observed: &ObservedReasoningPod) -> Option<Block> {
+    let wanted = observed.object.spec.rollout_ring;
+    let run = observed.run.as_ref().filter(|run| run.spec.rollout_ring != wanted)?;
+    let sentence = format!(
+        "the rings differ: TrainingRun {} is in {}, and this ReasoningPod serves {wanted}: bring one to the other's \
+         spec.rolloutRing",
+        run.name_any(),
+        run.spec.rollout_ring
+    );
+    Some(Block::stalls(About::Ring, Reason::RingsDiffer, sentence))
+}
+
+/// Returns the key of the promotion, if every evaluation proves the model.
+fn key(observed: &ObservedReasoningPod, model: Option<&ModelStatus>, blocks: &mut Vec<Block>) -> Option<PromotionKey> {
+    let spec = &observed.object.spec;
+    let uid = observed.run.as_ref().and_then(ResourceExt::uid);
+    let mut proofs = Vec::new();
+    for name in &spec.evaluations {
+        let Some(evaluation) = observed.evaluations.get(name) else {
+            let sentence = format!("Evaluation {name} does not exist in this namespace: create it");
+            blocks.push(Block::waits(About::Gates, Reason::NotFound, sentence));
+            continue;
+        };
+        if evaluation.metadata.deletion_timestamp.is_some() {
+            let sentence = format!("Evaluation {name} is being deleted");
+            blocks.push(Block::waits(About::Gates, Reason::NotFound, sentence));
+            continue;
+        }
+        match proof(evaluation, &spec.training_run, uid.as_deref(), model.map(|model| model.digest)) {
+            Ok(Proof { report, gates }) => proofs.push((report, gates)),
+            Err(Unproven { reason, waits, sentence }) => {
+                blocks.push(Block { about: About::Gates, reason, waits, sentence });
+            }
+        }
+    }
+    // The API server refuses an empty list; an object that has one nevertheless proves nothing.
+    if spec.evaluations.is_empty() {
+        let sentence = "spec.evaluations is empty: name at least one Evaluation";
+        blocks.push(Block::stalls(About::Gates, Reason::WaitingForVerdict, sentence));
+        return None;
+    }
+    let model = model.filter(|_| proofs.len() == spec.evaluations.len())?;
+    Some(promotion_key(&observed.object, model, proofs))
+}
+
+fn signing(observed: &ObservedReasoningPod, key: Option<&PromotionKey>, blocks: &mut Vec<Block>) {
+    if let Signer::Unavailable { reason, .. } = &observed.signer {
+        let sentence = format!("nothing can be signed: {reason}");
+        blocks.push(Block::stalls(About::Signing, Reason::SignerUnavailable, sentence));
+    }
+    let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations);
+    let mut promotion = unusable(&observed.promotion);
+    if let (Bundle::Valid(signed), Some(key)) = (&observed.promotion, key)
+        && signed.key != key.digest()
+    {
+        promotion = Some((Reason::VerificationFailed, "it promotes on other evidence"));
+    }
+    for (name, unusable) in [(names.oms, unusable(&observed.oms)), (names.promotion, promotion)] {
+        let (Some(name), Some((reason, why))) = (name, unusable) else { continue };
+        let sentence = format!(
+            "the bundle in ConfigMap {name} cannot be used: {why}; nothing is signed again by itself: restore the key, \
+             or delete the ConfigMap to have it signed anew"
+        );
+        blocks.push(Block::stalls(About::Signing, reason, sentence));
+    }
+}
+
+/// Returns why a bundle that exists cannot be used.
+fn unusable<T>(bundle: &Bundle<T>) -> Option<(Reason, &str)> {
+    match bundle {
+        Bundle::Absent | Bundle::Valid(_) => None,
+        Bundle::Unchecked => Some((Reason::SignerUnavailable, "there is no key to check it with")),
+        Bundle::Foreign(why) => Some((Reason::ForeignSignature, why)),
+        Bundle::Invalid(why) => Some((Reason::VerificationFailed, why)),
+    }
+}
+
+/// Servers stay while something blocks the rollout. Returns a block if their pod template was modified and the status does
+/// not record what to restore.
+fn lost_servers(observed: &ObservedReasoningPod) -> Option<Block> {
+    if !observed.tampered || Target::recorded(observed).is_some() || observed.object.spec.dry_run {
+        return None;
+    }
+    let sentence = format!(
+        "the pod template of the Deployment {} was changed, and the status does not say what it was with the key that \
+         is pinned now: delete the Deployment, and servers come back once nothing else blocks",
+        child::server(&observed.object.name_any())
+    );
+    Some(Block::stalls(About::Servers, Reason::NameTaken, sentence))
+}

@@ -1,0 +1,114 @@
+//! What the plan of a ReasoningPod depends on. Pure.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
+use codex_provenance::{OmsPayloadDigest, PromotionDigest, Sha256};
+use jiff::Timestamp;
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use serde::{Deserialize, Serialize};
+
+use crate::{pods::Received, settings::Settings};
+
+/// Everything that the plan of a ReasoningPod depends on, besides the time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ObservedReasoningPod {
+    /// The object with its status.
+    pub object: ReasoningPod,
+    /// The settings of the controller.
+    pub settings: Arc<Settings>,
+    /// The TrainingRun that `spec.trainingRun` names, if it exists in the object's namespace.
+    #[serde(default)]
+    pub run: Option<TrainingRun>,
+    /// The Evaluations that `spec.evaluations` names, by name, as far as they exist in the object's namespace.
+    #[serde(default)]
+    pub evaluations: BTreeMap<String, Evaluation>,
+    /// The signer.
+    pub signer: Signer,
+    /// The bundle in the ConfigMap [`BundleNames::oms`](super::BundleNames::oms), verified with the signer's public key.
+    #[serde(default)]
+    pub oms: Bundle<SignedModel>,
+    /// The bundle in the ConfigMap [`BundleNames::promotion`](super::BundleNames::promotion), verified likewise.
+    #[serde(default)]
+    pub promotion: Bundle<SignedPromotion>,
+    /// The Deployment `<name>-serve`, if it exists, the object (by uid) controls it, and its pod template is sealed by this
+    /// controller.
+    #[serde(default)]
+    pub deployment: Option<Deployment>,
+    /// Whether that Deployment exists, the object controls it, and its pod template was modified.
+    #[serde(default)]
+    pub tampered: bool,
+    /// The Deployment's pods, in any order.
+    #[serde(default)]
+    pub pods: Vec<Pod>,
+    /// The newest report of each pod, including pods that no longer exist, in any order.
+    #[serde(default)]
+    pub reports: Vec<Received>,
+    /// When this process last wrote the object's status.
+    #[serde(default)]
+    pub status_written_at: Option<Timestamp>,
+}
+
+/// The state of the signer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Signer {
+    /// The signer has the private key with this fingerprint.
+    Available {
+        /// SHA-256 of the public key's PEM text.
+        fingerprint: Sha256,
+    },
+    /// The signer has no usable private key.
+    Unavailable {
+        /// SHA-256 of the public key's PEM text. The public key stays pinned although the private key is unusable.
+        fingerprint: Sha256,
+        /// One sentence; it never contains key material.
+        reason: String,
+    },
+}
+
+impl Signer {
+    /// Returns the SHA-256 of the public key's PEM text: servers verify signatures with that key.
+    pub(crate) fn fingerprint(&self) -> Sha256 {
+        match self {
+            Self::Available { fingerprint } | Self::Unavailable { fingerprint, .. } => *fingerprint,
+        }
+    }
+}
+
+/// The bundle in a ConfigMap, verified. The key is always the signer's, never the one in the ConfigMap.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Bundle<T> {
+    /// The ConfigMap does not exist, or its name is not known yet.
+    #[default]
+    Absent,
+    /// The bundle exists, but there is no key to verify it with.
+    Unchecked,
+    /// The signature is valid; the value is what it states.
+    Valid(T),
+    /// Another key signed the bundle; the sentence names both fingerprints (`BundleError::AnotherKey`).
+    Foreign(String),
+    /// The bundle is invalid; the sentence says why.
+    Invalid(String),
+}
+
+/// What a valid OMS bundle states: `verify::verify_signature` accepted it for the manifest of the run's model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SignedModel {
+    /// `Signed::payload`.
+    pub payload: OmsPayloadDigest,
+}
+
+/// What a valid promotion bundle states: `verify::verify_promotion` accepted it for the signed model and the object's
+/// ring, whatever its digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SignedPromotion {
+    /// `Promoted::digest`.
+    pub digest: PromotionDigest,
+    /// `Promoted::promotion.key().digest()`.
+    pub key: Sha256,
+}

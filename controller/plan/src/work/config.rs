@@ -1,0 +1,50 @@
+//! The configuration that a Job's pods mount. Pure.
+
+use codex_configs::{Data, Resolved, Spec};
+use codex_provenance::ConfigDigest;
+use k8s_openapi::api::batch::v1::Job;
+
+use super::job_status::config_digest;
+
+/// The configuration of a Job's pods.
+pub(crate) struct Config {
+    pub(crate) digest: ConfigDigest,
+    /// The resolved file. `None` if the Job runs with another configuration than this controller composes: the mounted
+    /// file stays as it is.
+    pub(crate) file: Option<String>,
+    /// The data files, as far as this controller knows them.
+    pub(crate) data: Vec<Data>,
+}
+
+impl Config {
+    /// Returns the configuration to mount: `composed`, unless `job` already runs with another one. `started_with` is the
+    /// digest of a configuration that pods have run with, also after their Job is gone.
+    ///
+    /// # Errors
+    /// One sentence that says what to change.
+    pub(crate) fn of<T: Spec>(
+        composed: Result<Resolved<T>, String>,
+        job: Option<&Job>,
+        started_with: Option<ConfigDigest>,
+        data: impl Fn(&T) -> &[Data],
+    ) -> Result<Self, String> {
+        if let Some(digest) = job.and_then(config_digest) {
+            // A controller upgrade must not change a running Job.
+            let same = composed.ok().filter(|resolved| resolved.digest() == digest);
+            let data = same.as_ref().map(|resolved| data(resolved.spec()).to_vec()).unwrap_or_default();
+            return Ok(Self { digest, file: same.and_then(|resolved| resolved.to_yaml().ok()), data });
+        }
+        let resolved = composed?;
+        let digest = resolved.digest();
+        match started_with {
+            Some(started) if started != digest => Err(format!(
+                "the work was begun with the configuration {started}, and this controller composes {digest}: create another object"
+            )),
+            _ => Ok(Self {
+                digest,
+                file: Some(resolved.to_yaml().map_err(|why| why.to_string())?),
+                data: data(resolved.spec()).to_vec(),
+            }),
+        }
+    }
+}

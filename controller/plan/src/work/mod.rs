@@ -1,0 +1,19 @@
+//! What a TrainingRun and an Evaluation share: one Job, its pods, its configuration and its data. Pure.
+//!
+//! Files build on each other in this order: `job_status` → `failure` → `worker` → `config` → `job` → `view` → `stage`.
+
+mod config;
+mod failure;
+mod job;
+mod job_status;
+mod stage;
+mod view;
+mod worker;
+
+pub(crate) use config::Config;
+pub(crate) use failure::WorkFailure;
+pub(crate) use job::DesiredJob;
+pub(crate) use job_status::Limits;
+pub(crate) use stage::{Active, Progress};
+pub(crate) use view::WorkView;
+pub(crate) use worker::Worker;

@@ -1,0 +1,168 @@
+//! Stages that TrainingRun and Evaluation share. Pure.
+
+use std::time::Duration;
+
+use codex_crds::{ConditionType, Reason};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use super::{failure::WorkFailure, job::DesiredJob, job_status::Ended, view::WorkView, worker::JobPhase};
+use crate::{
+    conditions::find,
+    data, pods,
+    throttle::{self, REFERENCES_AGAIN},
+};
+
+/// The message of an object that waits for a pod when nothing is known to prevent it.
+const WAITING_FOR_POD: &str = "waiting for a pod to start";
+
+/// Work that is neither settled nor waiting for another object of ours.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Active {
+    /// Suspended by `spec.suspend`.
+    Suspended,
+    /// Referenced objects do not exist; each sentence names one.
+    MissingReferences(Vec<String>),
+    /// No pod is running. The text says what prevents it, if that is known.
+    Pending(Option<String>),
+    /// A pod is running.
+    Running,
+    /// The pod exited 0 and its final report is awaited, until this time at most.
+    FinalReport(Timestamp),
+}
+
+/// How far the Job is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Progress {
+    /// The work can still succeed.
+    Active(Active),
+    /// The Job is complete: what the pod reported decides.
+    Complete(Option<Timestamp>),
+    /// The work failed.
+    Failed(WorkFailure),
+}
+
+impl Progress {
+    /// Returns how far the Job of `view` is. `output` is the field that names the claim of the output, and the claim.
+    pub(crate) fn of(view: &WorkView<'_>, output: (&str, &str)) -> Self {
+        match view.worker.phase() {
+            JobPhase::Absent | JobPhase::Pending(_) | JobPhase::Running if view.suspend => {
+                Self::Active(Active::Suspended)
+            }
+            JobPhase::Absent => Self::without_job(view, output),
+            JobPhase::Pending(obstacle) => Self::Active(Active::Pending(obstacle)),
+            JobPhase::Running => Self::Active(Active::Running),
+            JobPhase::Complete(at) => Self::Complete(at),
+            JobPhase::Failed(ended) => Self::Failed(job_failure(&ended, view)),
+        }
+    }
+
+    fn without_job(view: &WorkView<'_>, output: (&str, &str)) -> Self {
+        if let Some(failure) = WorkFailure::deadline_exceeded(view.worker.clock, view.limits.deadline) {
+            return Self::Failed(failure);
+        }
+        let missing = data::missing(view.data, Some(output), view.references);
+        Self::Active(if missing.is_empty() { Active::Pending(None) } else { Active::MissingReferences(missing) })
+    }
+}
+
+impl Active {
+    /// Returns the stage after the Job completed at `at` without a result: the final report may still arrive, for a while.
+    ///
+    /// # Errors
+    /// The failure with that message, once the report is overdue.
+    pub(crate) fn without_result(
+        view: &WorkView<'_>,
+        at: Option<Timestamp>,
+        failure: &str,
+    ) -> Result<Self, WorkFailure> {
+        let until = throttle::final_report_until(at, view.now());
+        until.map(Self::FinalReport).ok_or_else(|| WorkFailure::new(Reason::PodFailed, failure))
+    }
+
+    /// Returns the desired state of the Job.
+    pub(crate) fn job(&self) -> DesiredJob {
+        match self {
+            Self::Suspended => DesiredJob::Present { suspended: true, settled: false },
+            Self::MissingReferences(_) => DesiredJob::Absent,
+            Self::Pending(_) | Self::Running | Self::FinalReport(_) => {
+                DesiredJob::Present { suspended: false, settled: false }
+            }
+        }
+    }
+
+    /// Returns when to plan again although nothing changed.
+    pub(crate) fn requeue(&self, view: &WorkView<'_>) -> Option<Duration> {
+        match self {
+            Self::MissingReferences(_) => Some(REFERENCES_AGAIN),
+            Self::FinalReport(until) => Some(throttle::until(view.now(), *until)),
+            Self::Pending(None) => view.worker.pod_due(),
+            Self::Suspended | Self::Pending(Some(_)) | Self::Running => None,
+        }
+    }
+
+    /// Returns the reason and the message of the `Ready` condition. The message must not change with every step.
+    pub(crate) fn message(&self, view: &WorkView<'_>) -> (Reason, String) {
+        let component = view.component.name();
+        let before = view.worker.last_failure().map_or_else(String::new, |failure| format!("; {}", failure.message));
+        match self {
+            Self::Suspended => (Reason::Suspended, "spec.suspend is true: set it to false to go on".to_owned()),
+            Self::MissingReferences(missing) => (Reason::NotFound, missing.join("; ")),
+            Self::Pending(obstacle) => {
+                let message = obstacle.as_deref().unwrap_or(WAITING_FOR_POD);
+                (Reason::WaitingForPod, format!("{message}{before}"))
+            }
+            Self::FinalReport(_) => {
+                (Reason::Running, format!("the {component} ended well; waiting for its last report"))
+            }
+            Self::Running => (Reason::Running, format!("the {component} works{before}")),
+        }
+    }
+}
+
+/// Returns why a Job failed: what its pods reported, or how they ended.
+fn job_failure(ended: &Ended, view: &WorkView<'_>) -> WorkFailure {
+    let (worker, limits) = (&view.worker, view.limits);
+    let own = worker.reports.iter().rev().find_map(|report| report.state.failure());
+    let why = ended.failure.as_deref().unwrap_or_default();
+    if let Some(failure) = own.filter(|failure| failure.is_final || why == "PodFailurePolicy") {
+        return WorkFailure::new(pods::reason(failure), &*failure.message);
+    }
+    let last = worker.last_failure();
+    let told = last.as_ref().map_or("no pod says why", |last| &last.message);
+    match why {
+        "DeadlineExceeded" => {
+            let deadline = limits.deadline.map_or_else(String::new, |deadline| format!(" ({deadline})"));
+            let (what, why) = if worker.has_started() {
+                ("the pods worked longer than", last.map(|last| last.message))
+            } else {
+                ("no pod began to work within", worker.obstacle().or_else(|| recorded_obstacle(view.conditions)))
+            };
+            let why = why.map_or_else(String::new, |why| format!("; in the end {why}"));
+            WorkFailure::new(Reason::DeadlineExceeded, format!("{what} spec.activeDeadlineSeconds{deadline}{why}"))
+        }
+        "BackoffLimitExceeded" => match last {
+            Some(WorkFailure { reason: Reason::OOMKilled, message }) => WorkFailure::new(
+                Reason::OOMKilled,
+                format!(
+                    "{message}, and spec.retries ({}) are used up: create another object with more memory in \
+                     spec.pod.resources.limits",
+                    limits.retries
+                ),
+            ),
+            _ => WorkFailure::new(
+                Reason::RetriesExhausted,
+                format!("spec.retries ({}) are used up; in the end {told}", limits.retries),
+            ),
+        },
+        "PodFailurePolicy" => WorkFailure::new(Reason::BadInput, format!("the input was refused; {told}")),
+        other => WorkFailure::new(Reason::PodFailed, format!("the Job failed ({other}); {told}")),
+    }
+}
+
+/// Returns the obstacle that the conditions of an object record: it outlives the pod that met it.
+fn recorded_obstacle(conditions: &[Condition]) -> Option<String> {
+    let ready = find(conditions, ConditionType::Ready)?;
+    let known = ready.reason == Reason::WaitingForPod.name() && !ready.message.starts_with(WAITING_FOR_POD);
+    known.then(|| ready.message.clone())
+}

@@ -1,0 +1,119 @@
+//! The observation that TrainingRun and Evaluation share, in the form that their plans need. Pure.
+
+use codex_configs::Data;
+use codex_crds::{DataItem, DataStatus, Reason, WorkStatus};
+use codex_provenance::ConfigDigest;
+use codex_reports::{DataFile, Report};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::batch::v1::Job,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+};
+
+use super::{
+    config::Config,
+    failure::WorkFailure,
+    job::{DesiredJob, JobChildren},
+    job_status::{self, Limits},
+    worker::Worker,
+};
+use crate::{data, metadata::Component, plan::Desired, pod_template::Template, pods::References, settings::Settings};
+
+/// The configuration, Job, data and reports of a TrainingRun or an Evaluation.
+pub(crate) struct WorkView<'a> {
+    pub(crate) component: Component,
+    pub(crate) settings: &'a Settings,
+    pub(crate) job: Option<&'a Job>,
+    pub(crate) worker: Worker<'a>,
+    /// The configuration, or the sentence that says what is wrong with it.
+    pub(crate) config: Result<Config, String>,
+    pub(crate) limits: Limits,
+    pub(crate) suspend: bool,
+    /// `spec.data`.
+    pub(crate) data: &'a [DataItem],
+    /// The names of data files that the preset adds to `spec.data`.
+    pub(crate) preset_data: Vec<&'a str>,
+    pub(crate) references: &'a References,
+    /// The conditions as they are recorded.
+    pub(crate) conditions: &'a [Condition],
+}
+
+impl WorkView<'_> {
+    pub(crate) fn now(&self) -> Timestamp {
+        self.worker.now
+    }
+
+    /// Returns the digest of the configuration, if it is valid.
+    pub(crate) fn config_digest(&self) -> Option<ConfigDigest> {
+        self.config.as_ref().ok().map(|config| config.digest)
+    }
+
+    /// Returns the data files that the pod must read.
+    fn expected_data(&self) -> &[Data] {
+        self.config.as_ref().map(|config| config.data.as_slice()).unwrap_or_default()
+    }
+
+    /// Returns the digests that a pod reported for its data files, as a status records them.
+    pub(crate) fn digests(&self, files: &[DataFile]) -> Vec<DataStatus> {
+        let named: Vec<_> =
+            self.data.iter().map(|item| item.name.as_str()).chain(self.preset_data.iter().copied()).collect();
+        data::digests(files, &named)
+    }
+
+    /// Returns `status.dataDigests`: those of the newest report, or `recorded` if that report names no file.
+    pub(crate) fn data_digests(&self, newest: Option<&[DataFile]>, recorded: &[DataStatus]) -> Vec<DataStatus> {
+        let read = newest.map(|files| self.digests(files)).filter(|read| !read.is_empty());
+        read.unwrap_or_else(|| recorded.to_vec())
+    }
+
+    /// Returns a failure if a data file of the configuration is missing from `read`.
+    pub(crate) fn unread(&self, read: &[DataStatus]) -> Option<WorkFailure> {
+        let why = data::unread(self.data, self.expected_data(), read)?;
+        Some(WorkFailure::new(Reason::DataMismatch, why))
+    }
+
+    /// Returns a failure if a pod read other data or another configuration than it had to. Another attempt cannot help.
+    pub(crate) fn wrong_input(&self, report: &Report, files: &[DataFile]) -> Option<WorkFailure> {
+        if let Some(why) = data::mismatch(self.data, self.expected_data(), &self.digests(files)) {
+            return Some(WorkFailure::new(Reason::DataMismatch, why));
+        }
+        let mounted = self.job.and_then(job_status::config_digest)?;
+        let read = report.config_digest.filter(|read| *read != mounted)?;
+        let why = format!("the {} was given the configuration {mounted} and read {read}", self.component.name());
+        Some(WorkFailure::new(Reason::InvalidConfiguration, why))
+    }
+
+    /// Returns `status.work`.
+    pub(crate) fn status(&self, settled: bool) -> WorkStatus {
+        if settled { self.worker.final_status() } else { self.worker.status() }
+    }
+
+    /// Returns `status.completedAt` of settled work.
+    pub(crate) fn completed_at(&self, recorded: Option<&Time>) -> Time {
+        recorded.cloned().unwrap_or_else(|| Time(self.worker.ended_at().unwrap_or(self.now())))
+    }
+
+    /// The desired state of a failed Job: suspended, unless its pod exits by itself.
+    pub(crate) fn failed_job(&self) -> DesiredJob {
+        DesiredJob::Present { suspended: !self.worker.reported_failure(), settled: true }
+    }
+
+    /// Returns the Job and its ConfigMap, both called `name`, as desired children.
+    pub(crate) fn children<'b>(
+        &self,
+        name: String,
+        job: DesiredJob,
+        template: impl FnOnce(String) -> Option<Template<'b>>,
+    ) -> Desired {
+        let children = JobChildren {
+            worker: &self.worker,
+            component: self.component,
+            settings: self.settings,
+            name,
+            live: self.job,
+            config: &self.config,
+            limits: self.limits,
+        };
+        children.desired(job, template)
+    }
+}

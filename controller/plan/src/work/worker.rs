@@ -1,0 +1,169 @@
+//! A Job with its pods and their reports: what they are doing, how long they ran. Pure.
+
+use std::time::Duration;
+
+use codex_crds::WorkStatus;
+use codex_reports::{Report, Stage as PodStage};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+
+use super::{
+    failure::WorkFailure,
+    job_status::{Clock, Ended, JobStatus},
+};
+use crate::{
+    metadata::Owner,
+    pods::{Facts, Received, newest_reports},
+    throttle,
+};
+
+/// How long a Job may take to create its pod before the status says so.
+const POD_CREATED_WITHIN: SignedDuration = SignedDuration::from_secs(30);
+
+/// A Job with its pods and their reports.
+pub(crate) struct Worker<'a> {
+    pub(crate) owner: Owner,
+    pub(crate) now: Timestamp,
+    pub(crate) reports: Vec<Report>,
+    pub(crate) clock: Clock,
+    job: Option<JobStatus>,
+    facts: Vec<Facts<'a>>,
+    /// `status.work` as it is recorded.
+    recorded: WorkStatus,
+    /// The Job's name and the time since which it should have a pod; `None` while it is suspended or after it ended.
+    pod_expected: Option<(String, Timestamp)>,
+}
+
+/// What the Job of a [`Worker`] is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum JobPhase {
+    /// The Job does not exist.
+    Absent,
+    /// No pod is running. The text says what prevents it, if that is known.
+    Pending(Option<String>),
+    /// A pod is running, or the newest one exited 0 and the Job does not show it yet.
+    Running,
+    /// The Job is complete.
+    Complete(Option<Timestamp>),
+    /// The Job failed.
+    Failed(Ended),
+}
+
+impl<'a> Worker<'a> {
+    pub(crate) fn of(
+        owner: Owner,
+        job: Option<&'a Job>,
+        pods: &'a [Pod],
+        received: &[Received],
+        recorded: WorkStatus,
+        now: Timestamp,
+    ) -> Self {
+        let facts = Facts::of(pods);
+        let reports = newest_reports(&owner, &facts, received);
+        let clock = Clock {
+            seconds: recorded.active_seconds.unwrap_or(0),
+            since: recorded.active_since.as_ref().map(|time| time.0),
+        };
+        let clock = clock.advance(job, now);
+        let status = job.map(JobStatus::of);
+        let pod_expected = job.zip(status.as_ref()).and_then(|(job, status)| {
+            let pending = status.suspended_since.is_none() && status.ended.is_none();
+            let since = status.active_since.or(job.creation_timestamp().map(|time| time.0));
+            since.filter(|_| pending).map(|since| (job.name_any(), since))
+        });
+        Self { owner, now, reports, clock, job: status, facts, recorded, pod_expected }
+    }
+
+    /// Returns a message when the Job is late in creating its pod.
+    fn late_pod(&self) -> Option<String> {
+        let (job, since) = self.pod_expected.as_ref().filter(|_| self.facts.is_empty())?;
+        (self.now.duration_since(*since) >= POD_CREATED_WITHIN)
+            .then(|| format!("the Job {job} has made no pod; its Events say why: kubectl describe job {job}"))
+    }
+
+    /// Returns when to check again for a pod that the Job has not created yet.
+    pub(crate) fn pod_due(&self) -> Option<Duration> {
+        let (_, since) = self.pod_expected.as_ref().filter(|_| self.facts.is_empty())?;
+        let at = since.checked_add(POD_CREATED_WITHIN).ok().filter(|at| self.now < *at)?;
+        Some(throttle::until(self.now, at))
+    }
+
+    /// Whether a pod has ever started.
+    pub(crate) fn has_started(&self) -> bool {
+        self.recorded.attempts.is_some() || self.facts.iter().any(|facts| facts.started().is_some())
+    }
+
+    pub(crate) fn phase(&self) -> JobPhase {
+        let Some(job) = &self.job else { return JobPhase::Absent };
+        match &job.ended {
+            Some(ended) if ended.failure.is_some() => JobPhase::Failed(ended.clone()),
+            Some(ended) => JobPhase::Complete(ended.at),
+            None if self.is_running() => JobPhase::Running,
+            None => JobPhase::Pending(self.obstacle()),
+        }
+    }
+
+    /// Returns what prevents a pod from running, if that is known.
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        self.facts.iter().rev().find_map(Facts::obstacle).or_else(|| self.late_pod())
+    }
+
+    /// Whether a pod is running: its status says so, or it has reported and has not ended. A Job takes a moment to show
+    /// that its newest pod exited 0.
+    fn is_running(&self) -> bool {
+        let reported = |facts: &Facts<'_>| self.reports.iter().any(|report| report.pod_uid == facts.uid());
+        self.facts.iter().any(|facts| facts.is_running() || (facts.ended().is_none() && reported(facts)))
+            || self.facts.last().is_some_and(Facts::succeeded)
+    }
+
+    /// Whether the newest pod reported a failure. It exits by itself, so its Job need not be suspended.
+    pub(crate) fn reported_failure(&self) -> bool {
+        self.reports.last().is_some_and(|report| report.state.stage() == PodStage::Failed)
+    }
+
+    /// Returns how the newest failed pod ended.
+    pub(crate) fn last_failure(&self) -> Option<WorkFailure> {
+        WorkFailure::of_pods(&self.facts, &self.reports)
+    }
+
+    /// Returns when the Job ended.
+    pub(crate) fn ended_at(&self) -> Option<Timestamp> {
+        self.job.as_ref()?.ended.as_ref()?.at
+    }
+
+    /// Returns `status.work` of settled work: the clock no longer runs.
+    pub(crate) fn final_status(&self) -> WorkStatus {
+        let status = self.status();
+        let Some(since) = status.active_since else { return status };
+        let until = self.ended_at().unwrap_or(self.now).as_second();
+        let active = until.saturating_sub(since.0.as_second()).max(0);
+        let before = status.active_seconds.unwrap_or(0);
+        WorkStatus { active_since: None, active_seconds: Some(before.saturating_add(active)), ..status }
+    }
+
+    /// Returns `status.work`: what is recorded already, and what is observed beyond it.
+    pub(crate) fn status(&self) -> WorkStatus {
+        let recorded = &self.recorded;
+        let started = self.facts.iter().filter(|facts| facts.started().is_some()).count();
+        let counted = self.reports.iter().map(|report| i32::try_from(report.attempt).unwrap_or(i32::MAX)).max();
+        let attempts = recorded
+            .attempts
+            .max(counted)
+            .max(Some(i32::try_from(started).unwrap_or(i32::MAX)))
+            .filter(|attempts| *attempts > 0);
+        let image_id = self.facts.iter().rev().find_map(Facts::image_id).map(str::to_owned);
+        WorkStatus {
+            attempts,
+            // The clock is written only after a pod has started: a pod that pulls its image causes no status write.
+            active_seconds: attempts.map(|_| self.clock.seconds).or(recorded.active_seconds),
+            active_since: self.clock.since.filter(|_| attempts.is_some()).map(Time),
+            started_at: recorded
+                .started_at
+                .clone()
+                .or_else(|| self.facts.iter().filter_map(Facts::started).min().map(Time)),
+            image_id: image_id.or_else(|| recorded.image_id.clone()),
+        }
+    }
+}
