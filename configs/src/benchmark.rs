@@ -1,4 +1,4 @@
-//! The files that presets bring along. Pure: they are embedded.
+//! The embedded files of the presets. Pure.
 
 use codex_provenance::{DataDigest, Sha256};
 
@@ -9,14 +9,14 @@ use crate::{BASELINE, PROBLEMS};
 pub struct BenchmarkFile {
     /// `problems` or `baseline`.
     pub name: &'static str,
-    /// Where it lies in this crate's folder.
+    /// Path within the folder of this crate.
     pub path: &'static str,
-    /// Its bytes.
+    /// Contents.
     pub bytes: &'static [u8],
 }
 
 impl BenchmarkFile {
-    /// The digest of its bytes.
+    /// Returns the digest of the contents.
     pub fn digest(&self) -> DataDigest {
         DataDigest(Sha256::of(self.bytes))
     }
@@ -41,7 +41,7 @@ const COT_HARD: &[BenchmarkFile] = &[BenchmarkFile {
     bytes: include_bytes!("../benchmarks/cot-hard/problems.jsonl"),
 }];
 
-/// The files of a preset: its problems, and the recorded predictions of its baseline where there is one.
+/// Returns the files of a preset: its problems and, if it has a baseline, the recorded predictions of the baseline.
 pub fn benchmark(preset: &str) -> &'static [BenchmarkFile] {
     match preset {
         "cot-hard" => COT_HARD,
@@ -50,7 +50,7 @@ pub fn benchmark(preset: &str) -> &'static [BenchmarkFile] {
     }
 }
 
-/// The file of a preset that has this digest.
+/// Returns the file of a preset with this digest.
 pub fn benchmark_file(preset: &str, digest: DataDigest) -> Option<&'static BenchmarkFile> {
     benchmark(preset).iter().find(|file| file.digest() == digest)
 }
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_files_are_those_of_the_checksums() {
+    fn files_match_their_checksums() {
         for preset in crate::PRESETS {
             let sums = match *preset {
                 "cot-hard" => include_str!("../benchmarks/cot-hard/SHA256SUMS"),

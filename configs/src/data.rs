@@ -1,4 +1,4 @@
-//! The data of a run or an evaluation, as its resolved configuration names it. Pure.
+//! Data files in a resolved configuration. Pure.
 
 use std::collections::BTreeSet;
 
@@ -8,46 +8,46 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, error::nearest};
 
-/// The tasks that data can be made of.
+/// The synthetic tasks.
 pub const TASKS: &[&str] =
     &["arithmetic", "word-problems", "arithmetic-5", "multiplication", "word-problems-3", "arithmetic-padded"];
-/// The most records that one synthetic file can have.
+/// Maximum number of records of a synthetic file.
 pub const MAX_SYNTHETIC: u64 = 10_000_000;
-/// The name of the problems in an evaluation's data.
+/// Name of the problems in the data of an evaluation.
 pub const PROBLEMS: &str = "problems";
-/// The name of the baseline's predictions in an evaluation's data.
+/// Name of the predictions of the baseline in the data of an evaluation.
 pub const BASELINE: &str = "baseline";
 
-/// The name of held-out records in a run's data: they are looked at while training, and never trained on.
+/// Name of the validation records in the data of a training run. They are evaluated and never trained on.
 pub const VALIDATION: &str = "validation";
 
-/// One file of records: pinned by its digest, or made where it is used.
+/// A file of records, either pinned by its digest or generated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Data {
-    /// Unique among the data of one object.
+    /// Name, unique within the object.
     pub name: String,
-    /// What the file must hash to; only synthetic data may leave it out.
+    /// SHA-256 of the file. Required unless the data is synthetic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<DataDigest>,
-    /// How the file is made, where it is not read.
+    /// Generator of the file, if it is synthetic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synthetic: Option<Synthetic>,
 }
 
-/// Records that are made, the same bytes on every machine.
+/// Generated records. The same values give the same bytes on every machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Synthetic {
-    /// One of [`TASKS`].
+    /// The task, one of [`TASKS`].
     pub task: String,
-    /// Chooses the records.
+    /// Seed of the generator.
     pub seed: u64,
-    /// Records.
+    /// Number of records.
     pub count: u64,
 }
 
-/// Checks the data of one object.
+/// Checks the data of an object.
 pub(crate) fn check(data: &[Data]) -> Result<(), ConfigError> {
     let mut names = BTreeSet::new();
     for (index, item) in data.iter().enumerate() {
@@ -61,7 +61,7 @@ pub(crate) fn check(data: &[Data]) -> Result<(), ConfigError> {
             return Err(refuse(".name", format!("{:?}", item.name), right));
         }
         if !names.insert(&item.name) {
-            return Err(refuse(".name", format!("{:?}", item.name), "give every file a name of its own".to_owned()));
+            return Err(refuse(".name", format!("{:?}", item.name), "give each file a unique name".to_owned()));
         }
         let Some(synthetic) = &item.synthetic else {
             if item.sha256.is_none() {
@@ -72,7 +72,7 @@ pub(crate) fn check(data: &[Data]) -> Result<(), ConfigError> {
         };
         if !TASKS.contains(&synthetic.task.as_str()) {
             let meant = nearest(&synthetic.task, TASKS).map(|task| format!(" (did you mean {task}?)"));
-            let right = format!("known tasks are {}{}", TASKS.join(", "), meant.unwrap_or_default());
+            let right = format!("use one of {}{}", TASKS.join(", "), meant.unwrap_or_default());
             return Err(refuse(".synthetic.task", format!("{:?}", synthetic.task), right));
         }
         if !(1..=MAX_SYNTHETIC).contains(&synthetic.count) {

@@ -1,4 +1,4 @@
-//! Why a configuration is refused. Pure. Every error is one sentence that names the field, its value and what is right.
+//! Errors of configurations. Pure. Each message is one sentence that names the field, its value and what to write instead.
 
 use std::fmt;
 
@@ -6,18 +6,18 @@ use codex_provenance::ConfigDigest;
 
 use crate::Rule;
 
-/// Where a value was written.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A group that this crate embeds.
+    /// An embedded YAML file of this crate.
     Group(&'static str),
-    /// The object's `config`.
+    /// `spec.config`.
     Config,
-    /// The object's `overrides`, by index.
+    /// An item of `spec.overrides`, by index.
     Override(usize),
-    /// The command line's `--set`, with what it says; empty where the sentence says that itself.
+    /// A `--set` argument of the command line, with its text; empty if the message quotes the text itself.
     Set(String),
-    /// A resolved file.
+    /// A resolved configuration file.
     Resolved,
 }
 
@@ -34,45 +34,45 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Why a configuration is refused.
+/// Reasons why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A template or preset that there is not.
-    #[error("{field} {name:?} is unknown{}: known are {}", meant(nearest.as_deref()), known.join(", "))]
+    /// The template or preset does not exist.
+    #[error("{field} {name:?} is unknown{}: use one of {}", meant(nearest.as_deref()), known.join(", "))]
     UnknownName {
         /// `template` or `preset`.
         field: &'static str,
         /// The name.
         name: String,
-        /// The known name that resembles it most.
+        /// The most similar known name.
         nearest: Option<String>,
-        /// The names there are.
+        /// All known names.
         known: Vec<&'static str>,
     },
-    /// An override that is no `key=value`.
+    /// An override is not of the form `key=value`.
     #[error("{origin} is {text:?}: write key=value, such as {example}")]
     NotAnOverride {
         /// Where.
         origin: Origin,
-        /// What it is.
+        /// The text of the override.
         text: String,
-        /// What it could look like.
+        /// A valid example.
         example: &'static str,
     },
-    /// A key that there is not.
+    /// A key does not exist.
     #[error("{origin} names the key {key}, which does not exist: {}", instead(nearest.as_deref(), known))]
     UnknownKey {
         /// Where.
         origin: Origin,
         /// The key.
         key: String,
-        /// The known key that resembles it most.
+        /// The most similar known key.
         nearest: Option<String>,
-        /// The keys there are.
+        /// All known keys.
         known: Vec<&'static str>,
     },
-    /// A key that belongs to the object's spec.
-    #[error("{origin} names {key}, which is no configuration: {}", elsewhere(origin, field))]
+    /// A key is a field of the object and not a setting.
+    #[error("{origin} names {key}, which is not a setting: {}", elsewhere(origin, field))]
     Reserved {
         /// Where.
         origin: Origin,
@@ -81,7 +81,7 @@ pub enum ConfigError {
         /// The field of the object's spec.
         field: &'static str,
     },
-    /// A value for a key that has keys of its own.
+    /// A value is given for a group of keys.
     #[error("{origin} sets {key} to {value}, but {key} is a group: set one of its keys, such as {example}")]
     IsGroup {
         /// Where.
@@ -93,7 +93,7 @@ pub enum ConfigError {
         /// One of the group's keys.
         example: &'static str,
     },
-    /// A value outside of what its key takes.
+    /// A value is not valid for its key.
     #[error("{origin} sets {key} to {value}: write {rule}")]
     Refused {
         /// Where.
@@ -102,10 +102,10 @@ pub enum ConfigError {
         key: String,
         /// The value.
         value: String,
-        /// What the key takes.
+        /// The values that the key accepts.
         rule: Rule,
     },
-    /// A key that one layer names twice.
+    /// A source names a key twice.
     #[error("{origin} names {key} twice: keep one of the two")]
     Twice {
         /// Where.
@@ -113,118 +113,121 @@ pub enum ConfigError {
         /// The key.
         key: String,
     },
-    /// Two values that do not go together.
+    /// Two values contradict each other.
     #[error("{key} is {value}: {right}")]
     Conflict {
         /// The key.
         key: &'static str,
         /// Its value.
         value: String,
-        /// What would be right, with the other value.
+        /// What to write instead.
         right: String,
     },
-    /// An override's value that is no YAML.
-    #[error("{origin} has the value {value}, which is no valid YAML: close what it opens, or put it in quotes")]
+    /// The value of an override is not valid YAML.
+    #[error(
+        "{origin} has the value {value}, which is not valid YAML: close open brackets and quotes, or put the value in quotes"
+    )]
     NotAValue {
         /// Where.
         origin: Origin,
         /// The value.
         value: String,
     },
-    /// Text that is no YAML.
-    #[error("{origin} is no valid YAML ({source}): write keys and values such as `{example}`")]
+    /// The text is not valid YAML.
+    #[error("{origin} is not valid YAML ({source}): write keys and values such as `{example}`")]
     NotYaml {
         /// Where.
         origin: Origin,
-        /// What it could look like.
+        /// A valid example.
         example: &'static str,
-        /// What the parser found.
+        /// The error of the parser.
         #[source]
         source: serde_yaml::Error,
     },
-    /// YAML that is no mapping.
+    /// The YAML document is not a mapping.
     #[error("{origin} is {found}: write keys and values such as `{example}`")]
     NotAMapping {
         /// Where.
         origin: Origin,
-        /// What it is.
+        /// The document.
         found: String,
-        /// What it could look like.
+        /// A valid example.
         example: &'static str,
     },
-    /// A `config` beyond its limit.
+    /// `spec.config` is too long.
     #[error("config has {bytes} bytes: write at most {most}")]
     TooLong {
-        /// Its bytes.
+        /// Its size in bytes.
         bytes: usize,
-        /// Their limit.
+        /// The maximum size in bytes.
         most: usize,
     },
-    /// A seed that JSON cannot carry exactly.
+    /// The seed is too large for a JSON number.
     #[error("seed is {0}: write a whole number from 0 to {most}", most = crate::MAX_SEED)]
     Seed(u64),
-    /// Data that cannot be used.
+    /// An item of `spec.data` is invalid.
     #[error("{field} is {value}: {right}")]
     Data {
-        /// Such as `data[1].name`.
+        /// The field, such as `data[1].name`.
         field: String,
         /// Its value.
         value: String,
-        /// What would be right.
+        /// What to write instead.
         right: String,
     },
-    /// A resolved file of another shape.
+    /// A resolved configuration file cannot be parsed.
     #[error("the resolved configuration cannot be read: {source}")]
     NotResolved {
-        /// What the parser found.
+        /// The error of the parser.
         #[source]
         source: serde_yaml::Error,
     },
-    /// Something else than a resolved file.
+    /// The file is not a resolved configuration.
     #[error(
-        "this is no resolved configuration of codex, for it has no schemaVersion: pass what the controller mounts, or the \
-         artifacts/config.yaml of a run"
+        "the file has no schemaVersion, so it is not a resolved configuration of codex: pass the file that the controller \
+         mounts, or artifacts/config.yaml of a run"
     )]
     Foreign,
-    /// A resolved file of another version.
+    /// A resolved configuration file has another version.
     #[error("the resolved configuration has schemaVersion {found}: this program reads {known}; use an image of the controller's own version", known = crate::SCHEMA_VERSION)]
     Version {
-        /// What it says.
+        /// The version of the file.
         found: u64,
     },
-    /// A resolved file of another kind of work.
+    /// A resolved configuration file is for another kind of object.
     #[error("the resolved configuration has kind {found}: this command reads {wanted}")]
     Kind {
-        /// What it says.
+        /// The kind in the file.
         found: String,
-        /// What was asked for.
+        /// The kind that the command reads.
         wanted: &'static str,
     },
-    /// A resolved file that was changed.
+    /// A resolved configuration file was changed.
     #[error(
-        "the resolved configuration says digest {written} and hashes to {computed}: it was changed after it was composed"
+        "the resolved configuration names the digest {written} but hashes to {computed}: it was changed after it was \
+         composed; pass the original file"
     )]
     Digest {
-        /// What it says.
+        /// The digest in the file.
         written: String,
-        /// What it is.
+        /// The digest of the contents.
         computed: ConfigDigest,
     },
-    /// A value that JSON cannot carry.
+    /// A value cannot be represented in JSON.
     #[error("the configuration has no canonical form: {source}")]
     Canonical {
-        /// Why.
+        /// The error of the serializer.
         #[source]
         source: serde_json::Error,
     },
 }
 
 impl ConfigError {
-    /// The same in the words of the command line, whose `--set` gave the overrides `set`.
+    /// Rewrites the error for a command line, where the overrides are the `--set` arguments `set`.
     #[must_use]
     pub fn on_command_line(mut self, set: &[String]) -> Self {
         match &mut self {
-            // The sentence shows all of it already.
+            // The message quotes the whole argument already.
             Self::NotAnOverride { origin, .. } => *origin = Origin::Set(String::new()),
             Self::UnknownKey { origin, .. }
             | Self::Reserved { origin, .. }
@@ -243,16 +246,16 @@ impl ConfigError {
     }
 }
 
-/// The most characters of a `--set` that an error repeats.
+/// Maximum number of characters of a `--set` argument in a message.
 const MAX_SET: usize = 80;
 
-/// Where a field of an object's spec is set instead.
+/// Returns where a field of the object is set instead.
 fn elsewhere(origin: &Origin, field: &str) -> String {
     match (origin, field) {
         (Origin::Set(_), "seed") => "use --seed".to_owned(),
         (Origin::Set(_), "output") => "use --output".to_owned(),
         (Origin::Set(_), "data") => "use --data NAME=FILE".to_owned(),
-        (Origin::Set(_), field) => format!("only an object in a cluster has a {field}"),
+        (Origin::Set(_), field) => format!("{field} is a field of an object in a cluster"),
         (_, field) => format!("set spec.{field} instead"),
     }
 }
@@ -262,10 +265,11 @@ pub(crate) fn meant(nearest: Option<&str>) -> String {
 }
 
 fn instead(nearest: Option<&str>, known: &[&str]) -> String {
-    nearest.map_or_else(|| format!("known are {}", known.join(", ")), |name| format!("did you mean {name}?"))
+    nearest.map_or_else(|| format!("use one of {}", known.join(", ")), |name| format!("did you mean {name}?"))
 }
 
-/// The known name that resembles `name`, if one does: as a whole, or in its last word, by most of its letters.
+/// Returns the known name that is most similar to `name`, as a whole or in the part after the last dot, if any is
+/// similar enough.
 pub(crate) fn nearest(name: &str, known: &[&'static str]) -> Option<String> {
     let leaf = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let alike = strsim::normalized_damerau_levenshtein;

@@ -24,17 +24,17 @@ pub const METRICS: &[&str] = &["exact_match", WIN_RATE, "trace_coverage"];
 /// The metric that compares with a baseline.
 const WIN_RATE: &str = "reasoning.win_rate";
 
-/// What an evaluator is told.
+/// The configuration of an evaluator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Evaluation {
     /// The preset's name.
     pub preset: String,
-    /// Recorded with the results; greedy generation draws nothing from it.
+    /// Seed, recorded with the results. Greedy generation does not use it.
     pub seed: u64,
-    /// Everything that can be configured.
+    /// The settings.
     pub settings: EvaluationSettings,
-    /// `problems`, and `baseline` where there is one: the preset's own or what replaces them.
+    /// `problems` and, if there is one, `baseline`: the files of the preset or those that replace them.
     pub data: Vec<Data>,
 }
 
@@ -61,7 +61,7 @@ impl Evaluation {
     }
 }
 
-/// Everything that can be configured about an evaluation.
+/// The settings of an evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationSettings {
@@ -73,19 +73,19 @@ pub struct EvaluationSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Generation {
-    /// The first so many problems; none takes them all.
+    /// Number of problems to answer, from the first. `None` means all.
     pub limit: Option<u64>,
-    /// Problems that are answered together.
+    /// Number of problems that are answered in a batch.
     pub batch_size: usize,
-    /// The most tokens of one answer.
+    /// Maximum number of tokens of an answer.
     pub max_new_tokens: usize,
 }
 
-/// Composes what an evaluator is told: preset ← overrides. `data` replaces the preset's own files by name; problems of one's
-/// own also leave the preset's baseline out, because it answered other problems.
+/// Composes the configuration of an evaluator: preset ← overrides. `data` replaces files of the preset by name. If it
+/// replaces the problems, the baseline of the preset is left out, because it answered other problems.
 ///
 /// # Errors
-/// [`ConfigError`] says which field or key is wrong and what would be right.
+/// [`ConfigError`] names the field or key that is wrong and what to write instead.
 pub fn compose_evaluation(
     preset: &str,
     overrides: &[String],
@@ -117,7 +117,7 @@ pub fn compose_evaluation(
     Resolved::new(Evaluation { preset: preset.to_owned(), seed, settings: layers.finish()?, data })
 }
 
-/// Checks what an object gives as data.
+/// Checks the data of an object.
 fn check_data(data: &[Data]) -> Result<(), ConfigError> {
     data::check(data)?;
     for (index, item) in data.iter().enumerate() {
@@ -125,7 +125,7 @@ fn check_data(data: &[Data]) -> Result<(), ConfigError> {
             return Err(ConfigError::Data {
                 field: format!("data[{index}].name"),
                 value: format!("{:?}", item.name),
-                right: format!("an evaluation's data are named {PROBLEMS} and {BASELINE}"),
+                right: format!("use {PROBLEMS} or {BASELINE}"),
             });
         }
         if item.name == BASELINE && item.synthetic.is_some() {

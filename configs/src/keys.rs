@@ -1,8 +1,8 @@
-//! The keys of each kind of configuration with what they take, and the keys that belong to an object's spec. Pure.
+//! The keys of each kind of configuration with their rules, and the keys that are fields of an object instead. Pure.
 
 use crate::Rule;
 
-/// A key and what it takes.
+/// A key and the values that it accepts.
 pub(crate) struct Key {
     pub(crate) path: &'static str,
     pub(crate) rule: Rule,
@@ -14,7 +14,7 @@ const fn key(path: &'static str, rule: Rule) -> Key {
 
 const STEPS: u64 = 100_000_000;
 
-/// The keys of a training run. A test holds them equal to `training/base.yaml` and to the typed settings.
+/// The keys of a training run. A test compares them with `training/base.yaml` and with the typed settings.
 pub(crate) const TRAINING: &[Key] = &[
     key("model.hidden_size", Rule::Whole { min: 8, max: 8192 }),
     key("model.intermediate_size", Rule::Whole { min: 8, max: 32_768 }),
@@ -86,14 +86,14 @@ pub(crate) const TRAINING: &[Key] = &[
     key("metadata.owner", Rule::Text { max: 63 }),
 ];
 
-/// The keys of an evaluation. A test holds them equal to the presets and to the typed settings.
+/// The keys of an evaluation. A test compares them with the presets and with the typed settings.
 pub(crate) const EVALUATION: &[Key] = &[
     key("evaluation.limit", Rule::WholeOrNull { min: 1, max: 10_000_000, null: "all problems" }),
     key("evaluation.batch_size", Rule::Whole { min: 1, max: 65_536 }),
     key("evaluation.max_new_tokens", Rule::Whole { min: 1, max: 131_072 }),
 ];
 
-/// Words in a key that belong to an object's spec, with the field that says it there.
+/// Parts of keys that name a field of an object, and the field.
 const RESERVED: &[(&str, &str)] = &[
     ("seed", "seed"),
     ("ring", "rolloutRing"),
@@ -106,7 +106,7 @@ const RESERVED: &[(&str, &str)] = &[
     ("preset", "preset"),
 ];
 
-/// The field of an object's spec that says what `key` tries to say.
+/// Returns the field of the object that `key` refers to.
 pub(crate) fn reserved(key: &str) -> Option<&'static str> {
     key.split('.').find_map(|word| RESERVED.iter().find(|(name, _)| *name == word)).map(|(_, field)| *field)
 }

@@ -1,4 +1,4 @@
-//! Layers of configuration: YAML and overrides become checked leaves, later leaves replace earlier ones. Pure.
+//! Layers of a configuration. YAML and overrides become checked values by key; later values replace earlier ones. Pure.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +12,12 @@ use crate::{
     keys::{Key, reserved},
 };
 
-/// The most bytes of an object's `config`.
+/// Maximum size of `spec.config` in bytes.
 const MAX_CONFIG: usize = 32 * 1024;
-/// The most characters of a value that an error repeats.
+/// Maximum number of characters of a value in a message.
 const MAX_SHOWN: usize = 60;
 
-/// The values of one kind of configuration, layer upon layer.
+/// The values of a configuration, after the layers added so far.
 pub(crate) struct Layers {
     keys: &'static [Key],
     example: (&'static str, &'static str),
@@ -25,17 +25,17 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// No layer yet. `example` is an override and the same in YAML, for error sentences.
+    /// Creates an empty configuration. `example` is an override and the same setting in YAML, for messages.
     pub(crate) fn new(keys: &'static [Key], example: (&'static str, &'static str)) -> Self {
         Self { keys, example, leaves: BTreeMap::new() }
     }
 
-    /// Adds an embedded group.
+    /// Adds an embedded YAML file.
     pub(crate) fn group(&mut self, name: &'static str, text: &str) -> Result<(), ConfigError> {
         self.yaml(Origin::Group(name), text)
     }
 
-    /// Adds an object's `config`.
+    /// Adds `spec.config`.
     pub(crate) fn config(&mut self, text: &str) -> Result<(), ConfigError> {
         if text.len() > MAX_CONFIG {
             return Err(ConfigError::TooLong { bytes: text.len(), most: MAX_CONFIG });
@@ -43,7 +43,7 @@ impl Layers {
         self.yaml(Origin::Config, text)
     }
 
-    /// Adds an object's `overrides`, in their order.
+    /// Adds `spec.overrides`, in their order.
     pub(crate) fn overrides(&mut self, overrides: &[String]) -> Result<(), ConfigError> {
         for (index, text) in overrides.iter().enumerate() {
             let origin = Origin::Override(index);
@@ -57,7 +57,7 @@ impl Layers {
             if key.is_empty() || raw.is_empty() {
                 return Err(refuse());
             }
-            // Lines and columns of a single value would be read as those of a file.
+            // The error of the parser names a line and a column, which mean nothing for a single value.
             let value: Yaml = serde_yaml::from_str(raw)
                 .map_err(|_| ConfigError::NotAValue { origin: origin.clone(), value: show(&Value::from(raw)) })?;
             let bare = !value.is_string() && self.find(key).is_some_and(|known| known.rule.takes_text());
@@ -68,7 +68,7 @@ impl Layers {
         Ok(())
     }
 
-    /// The typed value of all layers together.
+    /// Returns the typed configuration.
     pub(crate) fn finish<T: DeserializeOwned>(self) -> Result<T, ConfigError> {
         let mut root = Map::new();
         for (path, value) in self.leaves {
@@ -128,7 +128,7 @@ impl Layers {
         Ok(())
     }
 
-    /// The key as it is known and the value as it is stored.
+    /// Returns the known key and the value to store.
     fn check(&self, origin: &Origin, path: &str, value: &Value) -> Result<(&'static str, Value), ConfigError> {
         if let Some(field) = reserved(path) {
             return Err(ConfigError::Reserved { origin: origin.clone(), key: path.to_owned(), field });
@@ -161,7 +161,7 @@ impl Layers {
         self.group_of(path).is_some()
     }
 
-    /// A key of the group `path`.
+    /// Returns a key of the group `path`.
     fn group_of(&self, path: &str) -> Option<&'static str> {
         self.keys
             .iter()
@@ -177,7 +177,7 @@ impl Layers {
     }
 }
 
-/// Checks settings that were not composed here against the same keys.
+/// Checks the settings of a resolved file against the same rules.
 pub(crate) fn recheck(keys: &'static [Key], settings: &impl serde::Serialize) -> Result<(), ConfigError> {
     let settings = serde_json::to_value(settings).map_err(|source| ConfigError::Canonical { source })?;
     for key in keys {
@@ -194,7 +194,7 @@ pub(crate) fn recheck(keys: &'static [Key], settings: &impl serde::Serialize) ->
     Ok(())
 }
 
-/// YAML as JSON. What JSON does not know (tags, infinities) becomes text, which no numeric key takes.
+/// Converts YAML to JSON. Values that JSON lacks (tags, infinities) become text, which numeric keys refuse.
 fn json(yaml: &Yaml) -> Value {
     match yaml {
         Yaml::Null => Value::Null,
@@ -215,7 +215,7 @@ fn json(yaml: &Yaml) -> Value {
     }
 }
 
-/// A value as an error shows it.
+/// Returns a value in the form for messages.
 fn show(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() <= MAX_SHOWN {

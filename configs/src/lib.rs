@@ -1,8 +1,8 @@
-//! YAML groups of configuration, and what composes them into typed values with a digest.
+//! Composes YAML configuration into typed values with a digest.
 //!
-//! Pure: the groups are embedded, and nothing here reads a file, a clock or the environment. Layers, weakest first:
-//! `training/base.yaml`, the template, the object's `config`, its `overrides` in their order. A composed configuration
-//! is written as one [`Resolved`] file; whoever reads that file hashes it again and never composes.
+//! Pure: the YAML files are embedded, and nothing here reads a file, a clock or the environment. Layers, weakest first:
+//! `training/base.yaml`, the template, `spec.config`, `spec.overrides` in their order. The controller composes a
+//! configuration once and mounts it as a [`Resolved`] file; pods read that file, check its digest and never compose.
 
 mod benchmark;
 mod data;

@@ -1,27 +1,27 @@
-//! The resolved file: a composed configuration with its digest, the only form in which a pod sees one. Pure.
+//! The resolved configuration file: a composed configuration with its digest. Pods read no other form. Pure.
 
 use codex_provenance::{ConfigDigest, Sha256};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::ConfigError;
 
-/// The version of the resolved file's shape.
+/// Version of the format of the file.
 pub const SCHEMA_VERSION: u32 = 1;
-/// The largest seed: beyond it, JSON numbers are no longer exact.
+/// Maximum seed. Larger JSON numbers are not exact.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
 
-/// What one kind of pod is told.
+/// The configuration of a kind of pod.
 pub trait Spec: Serialize + DeserializeOwned {
-    /// The kind of object whose pods are told it.
+    /// Kind of the object that owns the pod.
     const KIND: &'static str;
 
-    /// The object's seed.
+    /// Returns the seed.
     fn seed(&self) -> u64;
 
-    /// Checks every value and how they go together.
+    /// Checks every value, and values against each other.
     ///
     /// # Errors
-    /// [`ConfigError`] names the first that is wrong.
+    /// [`ConfigError`] names the first invalid value.
     fn check(&self) -> Result<(), ConfigError>;
 }
 
@@ -32,7 +32,7 @@ pub struct Resolved<T> {
     digest: ConfigDigest,
 }
 
-/// What the digest covers.
+/// The value that the digest covers.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Digested<'a, T> {
@@ -62,7 +62,7 @@ impl<T: Spec> Resolved<T> {
     /// Checks `spec` and hashes it: SHA-256 over the canonical JSON (RFC 8785) of `{schemaVersion, kind, spec}`.
     ///
     /// # Errors
-    /// [`ConfigError`] says what is wrong with `spec`.
+    /// [`ConfigError`] names the first invalid value of `spec`.
     pub fn new(spec: T) -> Result<Self, ConfigError> {
         if spec.seed() > MAX_SEED {
             return Err(ConfigError::Seed(spec.seed()));
@@ -74,29 +74,30 @@ impl<T: Spec> Resolved<T> {
         Ok(Self { digest: ConfigDigest(Sha256::of(canonical)), spec })
     }
 
-    /// What was composed.
+    /// Returns the configuration.
     pub fn spec(&self) -> &T {
         &self.spec
     }
 
-    /// Its digest.
+    /// Returns the digest of the configuration.
     pub fn digest(&self) -> ConfigDigest {
         self.digest
     }
 
-    /// The resolved file.
+    /// Returns the contents of the resolved configuration file.
     ///
     /// # Errors
-    /// [`ConfigError::NotResolved`] where YAML cannot carry a value.
+    /// [`ConfigError::NotResolved`] if YAML cannot represent a value.
     pub fn to_yaml(&self) -> Result<String, ConfigError> {
         let written = Written { schema_version: SCHEMA_VERSION, digest: self.digest, kind: T::KIND, spec: &self.spec };
         serde_yaml::to_string(&written).map_err(|source| ConfigError::NotResolved { source })
     }
 
-    /// Reads a resolved file, checks and hashes it again.
+    /// Reads a resolved configuration file, checks its values and compares its digest.
     ///
     /// # Errors
-    /// [`ConfigError`] for a foreign file, for another version, kind, shape or digest, and for values that no key takes.
+    /// [`ConfigError`] if the file is not a resolved configuration, has another version, kind, shape or digest, or holds an
+    /// invalid value.
     pub fn from_yaml(bytes: &[u8]) -> Result<Self, ConfigError> {
         let unreadable = |source| ConfigError::NotResolved { source };
         // The version first: a file of another version may have any shape.

@@ -1,40 +1,40 @@
-//! What values a key takes. Pure. The one place that knows ranges; the sentence of an error is written from it.
+//! Rules on the values of keys. Pure. Ranges are defined only here; messages are derived from the rules.
 
 use std::fmt;
 
 use serde_json::Value;
 
-/// What values a key takes.
+/// A rule on the values of a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rule {
     /// A whole number in a range, both ends included.
     Whole {
-        /// The least.
+        /// The minimum.
         min: u64,
-        /// The most.
+        /// The maximum.
         max: u64,
     },
     /// A whole number in a range, or null.
     WholeOrNull {
-        /// The least.
+        /// The minimum.
         min: u64,
-        /// The most.
+        /// The maximum.
         max: u64,
-        /// What null means.
+        /// The meaning of null.
         null: &'static str,
     },
-    /// A number above `above` (which is left out) and at most `most`.
+    /// A number above `above` and at most `most`.
     Above {
-        /// The number below all others, left out itself.
+        /// The exclusive lower bound.
         above: f64,
-        /// The most.
+        /// The maximum.
         most: f64,
     },
-    /// A number from `min` (included) to `below` (left out).
+    /// A number of at least `min` and below `below`.
     From {
-        /// The least.
+        /// The minimum.
         min: f64,
-        /// The number above all others, left out itself.
+        /// The exclusive upper bound.
         below: f64,
     },
     /// One of these words.
@@ -43,12 +43,12 @@ pub enum Rule {
     Flag,
     /// A list of parameter groups; see [`ParameterGroup`](crate::ParameterGroup).
     ParameterGroups {
-        /// The most groups.
+        /// Maximum number of groups.
         max: usize,
     },
     /// Text on one line.
     Text {
-        /// The most characters.
+        /// Maximum number of characters.
         max: usize,
     },
 }
@@ -76,7 +76,7 @@ impl fmt::Display for Rule {
 }
 
 impl Rule {
-    /// The value as the key stores it, or `None` where the key does not take it.
+    /// Returns the value to store, or `None` if the rule refuses it.
     pub fn accept(&self, value: &Value) -> Option<Value> {
         let whole = |min: u64, max: u64| value.as_u64().filter(|n| (min..=max).contains(n)).map(Value::from);
         let real = |holds: &dyn Fn(f64) -> bool| value.as_f64().filter(|x| x.is_finite() && holds(*x)).map(Value::from);
@@ -95,7 +95,7 @@ impl Rule {
         }
     }
 
-    /// True where a bare word is text, whatever YAML would make of it (`7`, `yes`, `null`).
+    /// Whether an unquoted word is text even if YAML reads it as another type (`7`, `yes`, `null`).
     pub fn takes_text(&self) -> bool {
         matches!(self, Self::Choice(_) | Self::Text { .. })
     }
@@ -105,7 +105,7 @@ fn is_line(text: &str, max: usize) -> bool {
     !text.trim().is_empty() && text.chars().count() <= max && !text.chars().any(char::is_control)
 }
 
-/// A parameter group as it is stored, or `None` where it is none.
+/// Returns the parameter group to store, or `None` if it is malformed.
 fn parameter_group(value: &Value) -> Option<Value> {
     let mut group = serde_json::Map::new();
     for (key, value) in value.as_object()? {

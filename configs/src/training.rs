@@ -22,7 +22,7 @@ const BASE: &str = include_str!("../training/base.yaml");
 /// The names of the templates.
 pub const TEMPLATES: &[&str] = &["answers-only", "cot-padded", "cot-plus", "cot-starter"];
 
-/// The synthetic tasks that a template was made for: what it learns where no data is named.
+/// Returns the synthetic tasks that a template trains on if no data is named.
 pub fn template_tasks(template: &str) -> &'static [&'static str] {
     match template {
         "cot-padded" => &["arithmetic-padded"],
@@ -31,34 +31,34 @@ pub fn template_tasks(template: &str) -> &'static [&'static str] {
     }
 }
 
-/// Widths of an attention head, `hidden_size / num_attention_heads`, that can be trained and served.
+/// Supported widths of an attention head, `hidden_size / num_attention_heads`.
 pub const HEAD_WIDTHS: [usize; 8] = [16, 32, 48, 64, 80, 96, 112, 128];
 
-/// What a trainer is told.
+/// The configuration of a trainer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Training {
     /// The template's name.
     pub template: String,
-    /// Chooses initial weights and the order of data.
+    /// Seed of the initial weights and of the order of the data.
     pub seed: u64,
-    /// Everything that can be configured.
+    /// The settings.
     pub settings: TrainingSettings,
-    /// Mixed with equal weight; what is named `validation` is held out.
+    /// Data files, mixed in equal shares. The file named `validation` is held out.
     pub data: Vec<Data>,
 }
 
-/// Everything that can be configured about a training run.
+/// The settings of a training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingSettings {
     /// The shape of the model.
     pub model: ModelShape,
-    /// How it learns.
+    /// The optimization.
     pub training: Optimization,
-    /// What it learns to answer.
+    /// The form of the responses.
     pub response: Response,
-    /// What is written beside the results.
+    /// Metadata of the results.
     pub metadata: Metadata,
 }
 
@@ -66,69 +66,69 @@ pub struct TrainingSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelShape {
-    /// Width of the residual stream.
+    /// Width of the hidden states.
     pub hidden_size: usize,
     /// Width of the feed-forward block.
     pub intermediate_size: usize,
-    /// Blocks.
+    /// Number of decoder layers.
     pub num_hidden_layers: usize,
-    /// Attention heads, each `hidden_size / num_attention_heads` wide.
+    /// Number of attention heads, each `hidden_size / num_attention_heads` wide.
     pub num_attention_heads: usize,
-    /// The longest sequence in tokens.
+    /// Maximum sequence length in tokens.
     pub max_position_embeddings: usize,
-    /// The base of rotary position embeddings.
+    /// Base of the rotary position embeddings.
     pub rope_theta: f64,
 }
 
-/// How a model learns: AdamW with warm-up, a schedule and clipping.
+/// The optimization: AdamW, learning-rate schedule, evaluation, checkpoints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Optimization {
-    /// Optimiser steps that the schedule is laid out for.
+    /// Number of optimizer steps of the schedule.
     pub max_steps: u64,
-    /// Passes over the data that the schedule is laid out for instead.
+    /// Number of epochs of the schedule. Replaces `max_steps`.
     pub max_epochs: Option<u64>,
-    /// Optimiser steps after which to end early, the schedule unchanged; 0 saves the model as it was initialised.
+    /// Optimizer step after which training stops, without a change of the schedule. 0 saves the initialized model.
     pub stop_after: Option<u64>,
-    /// Examples in one forward pass.
+    /// Number of examples in a forward pass.
     pub batch_size: usize,
-    /// Whether each pass over the data takes the records in an order of its own, rather than in that of their file.
+    /// Whether each epoch shuffles the records.
     pub shuffle: bool,
-    /// Forward passes whose gradients make one step.
+    /// Number of forward passes per optimizer step.
     pub gradient_accumulation: usize,
-    /// How activations are stored.
+    /// Data type of the activations.
     pub dtype: Dtype,
-    /// Whether blocks are computed again on the way back rather than kept.
+    /// Whether activations are recomputed in the backward pass.
     pub gradient_checkpointing: bool,
-    /// The peak of the schedule.
+    /// Peak learning rate of the schedule.
     pub learning_rate: f64,
-    /// How the learning rate goes on after warm-up.
+    /// Learning-rate schedule after warm-up.
     pub scheduler: Scheduler,
-    /// Steps over which the learning rate rises linearly.
+    /// Number of warm-up steps, over which the learning rate rises linearly.
     pub warmup_steps: u64,
-    /// Of `cosine_with_restarts`: cosines from the peak to 0.
+    /// Number of cycles of `cosine_with_restarts`.
     pub scheduler_cycles: u64,
-    /// Of `polynomial`: its power.
+    /// Power of `polynomial`.
     pub scheduler_power: f64,
-    /// Of `polynomial`: the rate at its end.
+    /// Final learning rate of `polynomial`.
     pub scheduler_end_rate: f64,
-    /// Of `inverse_sqrt`: the steps after which the rate begins to fall; none takes `warmup_steps`, or 10,000 where that is 0.
+    /// Time scale of `inverse_sqrt` in steps. `None` means `warmup_steps`, or 10,000 if that is 0.
     pub scheduler_timescale: Option<u64>,
-    /// Of `step`: steps after which the rate is multiplied by `scheduler_gamma`.
+    /// Number of steps after which `step` multiplies the learning rate by `scheduler_gamma`.
     pub scheduler_step_size: u64,
-    /// Of `step`: what the rate is multiplied by.
+    /// Factor of `step`.
     pub scheduler_gamma: f64,
-    /// Tensors that learn in another way than the rest; the first group that matches decides.
+    /// Learning rate and weight decay of particular tensors. The first group that matches a tensor applies.
     pub parameter_groups: Vec<ParameterGroup>,
-    /// Steps between evaluations on held-out records.
+    /// Steps between evaluations on the validation records.
     pub eval_every: Option<u64>,
-    /// Held-out records that are looked at, the same each time.
+    /// Number of validation records that are evaluated, the same each time.
     pub eval_records: usize,
-    /// Prompts of those that are answered for a person to read.
+    /// Number of validation prompts that are answered, as samples to read.
     pub eval_samples: usize,
-    /// The most tokens of such an answer.
+    /// Maximum number of tokens of a sample.
     pub eval_max_new_tokens: usize,
-    /// Evaluations in a row that may pass without a better `best_metric`.
+    /// Number of consecutive evaluations without a better `best_metric` after which training stops.
     pub early_stop_patience: Option<u64>,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
@@ -138,130 +138,130 @@ pub struct Optimization {
     pub beta2: f64,
     /// AdamW's ε.
     pub epsilon: f64,
-    /// Gradients are scaled down to this norm.
+    /// Maximum norm of the gradient, which is clipped to it.
     pub grad_clip_norm: f64,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
-    /// Seconds between checkpoints, beside those by steps.
+    /// Seconds between additional checkpoints.
     pub checkpoint_interval_seconds: Option<u64>,
-    /// Newest checkpoints by steps that are kept.
+    /// Number of latest checkpoints that are kept.
     pub keep_last: usize,
-    /// Checkpoints whose step is a multiple of this are kept for good.
+    /// Checkpoints whose step is a multiple of this are never deleted.
     pub keep_every: Option<u64>,
-    /// Checkpoints that are kept because they are the best.
+    /// Number of best checkpoints that are kept.
     pub best_k: usize,
-    /// What the best are chosen by, such as `val_loss`.
+    /// Metric of the best checkpoints, such as `val_loss`.
     pub best_metric: String,
-    /// Whether the least or the greatest value of `best_metric` is the best.
+    /// Whether the lowest or the highest value of `best_metric` is the best.
     pub metric_mode: MetricMode,
-    /// Steps between recorded digests of the whole state, beside those with checkpoints.
+    /// Steps between recorded digests of the training state. Checkpoints record it in any case.
     pub state_digest_every: Option<u64>,
-    /// What is done about a spike of the loss or the gradient norm.
+    /// Reaction to a spike of the loss or of the gradient norm.
     pub spike_action: SpikeAction,
-    /// Robust deviations above the median from which a value is a spike.
+    /// Number of robust deviations above the median from which a value is a spike.
     pub spike_threshold: f64,
-    /// Steps that median and deviation are taken over.
+    /// Number of steps over which median and deviation are computed.
     pub spike_window: usize,
 }
 
-/// How activations are stored.
+/// The data type of activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    /// In single precision.
+    /// IEEE 754 single precision.
     Fp32,
-    /// Rounded to the upper half of single precision.
+    /// bfloat16.
     Bf16,
 }
 
-/// Which end of a metric is the better one.
+/// Direction in which a metric improves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MetricMode {
-    /// Less is better.
+    /// Lower values are better.
     Min,
-    /// More is better.
+    /// Higher values are better.
     Max,
 }
 
-/// What is done about a spike.
+/// Reaction to a spike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SpikeAction {
-    /// Nothing is looked for.
+    /// Spikes are not detected.
     Ignore,
-    /// It is counted and logged.
+    /// A spike is counted and logged.
     Count,
-    /// It is counted and logged, and its step changes no weight.
+    /// A spike is counted and logged, and its step does not update the weights.
     Skip,
 }
 
-/// Tensors that learn in another way than the rest.
+/// Learning rate and weight decay of particular tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ParameterGroup {
-    /// Names of tensors as Hugging Face writes them; `*` stands for any characters, none included.
+    /// Pattern of tensor names of Hugging Face. `*` matches any characters, or none.
     pub pattern: String,
-    /// What the learning rate is multiplied by; none leaves it.
+    /// Factor on the learning rate. `None` means 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learning_rate_multiplier: Option<f64>,
-    /// The weight decay in place of the tensor's own.
+    /// Weight decay of the tensors. `None` keeps the default of each tensor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
 }
 
-/// How the learning rate goes on after warm-up. Names are those of Hugging Face's `SchedulerType`, and of torch's `StepLR`.
+/// A learning-rate schedule after warm-up. Names are those of Hugging Face's `SchedulerType`, and of torch's `StepLR`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scheduler {
-    /// Stays at the peak; takes no warm-up.
+    /// Constant, without warm-up.
     Constant,
-    /// Stays at the peak.
+    /// Constant, after warm-up.
     ConstantWithWarmup,
-    /// A straight line from the peak to 0 at `max_steps`.
+    /// Linear decay from the peak to 0 at `max_steps`.
     Linear,
-    /// Half a cosine from the peak to 0 at `max_steps`.
+    /// Cosine decay from the peak to 0 at `max_steps`.
     Cosine,
-    /// Several half cosines, each from the peak to 0.
+    /// Several cosine decays, each from the peak to 0.
     CosineWithRestarts,
-    /// A power of the share that is left, from the peak to the end rate.
+    /// Polynomial decay from the peak to the final learning rate.
     Polynomial,
-    /// Falls with the root of the step.
+    /// Decay with the inverse square root of the step.
     InverseSqrt,
-    /// Falls by a factor after every so many steps.
+    /// Decay by a factor after a fixed number of steps.
     Step,
 }
 
-/// What a model learns to answer.
+/// The form of the responses that a model is trained on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Response {
-    /// Steps and answer, or the answer alone.
+    /// The format.
     pub format: Format,
 }
 
-/// The form of the responses that are learnt.
+/// The format of responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// The steps, then the answer.
+    /// Reasoning steps, then the answer.
     Steps,
-    /// The answer alone.
+    /// Only the answer.
     Answer,
 }
 
-/// What is written beside the results.
+/// Metadata of the results.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
-    /// Who answers for the run.
+    /// Owner of the run.
     pub owner: String,
 }
 
-/// Composes what a trainer is told: base ← template ← `config` ← overrides.
+/// Composes the configuration of a trainer: base ← template ← `config` ← overrides.
 ///
 /// # Errors
-/// [`ConfigError`] says which field or key is wrong and what would be right.
+/// [`ConfigError`] names the field or key that is wrong and what to write instead.
 pub fn compose_training(
     template: &str,
     overrides: &[String],
@@ -303,13 +303,14 @@ impl Spec for Training {
             let right = format!("model.hidden_size ({width}) divided by it must be one of {known}");
             return conflict("model.num_attention_heads", heads as u64, right);
         }
-        // With epochs, the trainer knows the steps once it has read the data, and checks them then.
+        // With epochs, the trainer knows the steps only after it has read the data, and checks them then.
         if training.warmup_steps > training.max_steps && training.max_epochs.is_none() {
             let right = format!("write at most training.max_steps ({})", training.max_steps);
             return conflict("training.warmup_steps", training.warmup_steps, right);
         }
         if training.scheduler == Scheduler::Constant && training.warmup_steps > 0 {
-            let right = "training.scheduler constant takes none: write 0, or training.scheduler=constant_with_warmup";
+            let right =
+                "training.scheduler constant has no warm-up; write 0, or training.scheduler=constant_with_warmup";
             return conflict("training.warmup_steps", training.warmup_steps, right.to_owned());
         }
         if training.scheduler == Scheduler::Polynomial && training.scheduler_end_rate >= training.learning_rate {
@@ -322,18 +323,19 @@ impl Spec for Training {
         if let Some(patience) = training.early_stop_patience
             && training.eval_every.is_none()
         {
-            let right = "set training.eval_every, for patience counts evaluations".to_owned();
+            let right = "set training.eval_every, because patience counts evaluations".to_owned();
             return conflict("training.early_stop_patience", patience, right);
         }
         if training.best_k > 0 && training.best_metric == "val_loss" {
             let Some(every) = training.eval_every else {
-                let right = "set training.eval_every, for nothing else measures val_loss, or training.best_metric=loss";
+                let right =
+                    "val_loss is measured by evaluations only; set training.eval_every, or training.best_metric=loss";
                 return conflict("training.best_k", training.best_k as u64, right.to_owned());
             };
             if !training.checkpoint_every.is_multiple_of(every) {
                 let right = format!(
-                    "with training.best_k, write a multiple of training.eval_every ({every}), such as {}: a checkpoint is judged by \
-                     the val_loss of its own step",
+                    "with training.best_k, write a multiple of training.eval_every ({every}), such as {}, because a checkpoint \
+                     is ranked by the val_loss of its own step",
                     training.checkpoint_every.next_multiple_of(every)
                 );
                 return conflict("training.checkpoint_every", training.checkpoint_every, right);
@@ -347,7 +349,7 @@ impl Spec for Training {
             return conflict("training.stop_after", stop, right);
         }
         if self.data.is_empty() {
-            let right = "name at least one file or synthetic task to learn from".to_owned();
+            let right = "name at least one file or synthetic task to train on".to_owned();
             return Err(ConfigError::Data { field: "data".to_owned(), value: "empty".to_owned(), right });
         }
         data::check(&self.data)?;
@@ -355,18 +357,18 @@ impl Spec for Training {
         match (validation, training.eval_every) {
             (Some(index), None) => {
                 let right =
-                    "held-out records are looked at every training.eval_every steps: set that, or leave them out";
+                    "validation records are evaluated every training.eval_every steps; set it, or remove this item";
                 let (field, value) = (format!("data[{index}].name"), format!("{VALIDATION:?}"));
                 return Err(ConfigError::Data { field, value, right: right.to_owned() });
             }
             (Some(index), _) if self.data.len() == 1 => {
-                let right = "held-out records are not trained on: name others to learn from".to_owned();
+                let right = "validation records are not trained on; name other data to train on".to_owned();
                 let (field, value) = (format!("data[{index}].name"), format!("{VALIDATION:?}"));
                 return Err(ConfigError::Data { field, value, right });
             }
             (None, Some(every)) if self.data.iter().any(|data| data.synthetic.is_none()) => {
                 let right = format!(
-                    "only synthetic data keeps records back by itself: name held-out records in data, as {VALIDATION}"
+                    "only synthetic data has validation records of its own; add the records to evaluate on to data, as {VALIDATION}"
                 );
                 return conflict("training.eval_every", every, right);
             }

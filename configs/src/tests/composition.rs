@@ -1,4 +1,4 @@
-//! Layers: what replaces what, and that nothing else changes.
+//! Precedence of the layers, and that a change of one key changes no other.
 
 use std::collections::BTreeSet;
 
@@ -108,7 +108,7 @@ fn nothing_set_changes_nothing() {
 }
 
 #[test]
-fn numbers_and_words_can_be_written_as_people_do() {
+fn numbers_and_words_have_common_spellings() {
     let resolved = starter(
         &[
             "training.learning_rate=5e-3",

@@ -1,5 +1,6 @@
 //! Tests of composition.
 
+mod arbitrary;
 mod composition;
 mod refusals;
 mod resolved;

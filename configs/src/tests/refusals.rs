@@ -1,4 +1,4 @@
-//! The sentences of refusals.
+//! Messages of refused configurations.
 
 use codex_provenance::{DataDigest, Sha256};
 
@@ -22,17 +22,17 @@ fn names() {
     let of = |template| compose_training(template, &[], None, 42, data()).expect_err("unknown").to_string();
     assert_eq!(
         of("cot-stater"),
-        r#"template "cot-stater" is unknown (did you mean cot-starter?): known are answers-only, cot-padded, cot-plus, cot-starter"#
+        r#"template "cot-stater" is unknown (did you mean cot-starter?): use one of answers-only, cot-padded, cot-plus, cot-starter"#
     );
-    assert_eq!(of("bert"), r#"template "bert" is unknown: known are answers-only, cot-padded, cot-plus, cot-starter"#);
+    assert_eq!(of("bert"), r#"template "bert" is unknown: use one of answers-only, cot-padded, cot-plus, cot-starter"#);
     assert_eq!(
         compose_evaluation("cotlite", &[], 0, vec![]).expect_err("unknown").to_string(),
-        r#"preset "cotlite" is unknown (did you mean cot-lite?): known are cot-hard, cot-lite"#
+        r#"preset "cotlite" is unknown (did you mean cot-lite?): use one of cot-hard, cot-lite"#
     );
 }
 
 #[test]
-fn overrides_that_are_none() {
+fn malformed_overrides() {
     for text in ["training.max_steps", "=5", "training.max_steps=", ""] {
         assert_eq!(
             sentence(&["training.batch_size=8", text], None),
@@ -41,12 +41,12 @@ fn overrides_that_are_none() {
     }
     assert_eq!(
         sentence(&["training.batch_size=[1"], None),
-        r#"overrides[0] has the value "[1", which is no valid YAML: close what it opens, or put it in quotes"#
+        r#"overrides[0] has the value "[1", which is not valid YAML: close open brackets and quotes, or put the value in quotes"#
     );
 }
 
 #[test]
-fn the_command_line_is_told_in_its_own_words() {
+fn errors_on_the_command_line_name_its_flags() {
     let said = |texts: &[&str]| {
         let set = overrides(texts);
         let refused = compose_training("cot-starter", &set, None, 42, data()).expect_err("must be refused");
@@ -54,15 +54,15 @@ fn the_command_line_is_told_in_its_own_words() {
     };
     let good = "training.batch_size=8";
     for (text, told) in [
-        ("seed=7", "--set seed=7 names seed, which is no configuration: use --seed"),
+        ("seed=7", "--set seed=7 names seed, which is not a setting: use --seed"),
         (
             "training.output_dir=/x",
-            "--set training.output_dir=/x names training.output_dir, which is no configuration: use --output",
+            "--set training.output_dir=/x names training.output_dir, which is not a setting: use --output",
         ),
-        ("data=x", "--set data=x names data, which is no configuration: use --data NAME=FILE"),
+        ("data=x", "--set data=x names data, which is not a setting: use --data NAME=FILE"),
         (
             "ring=main",
-            "--set ring=main names ring, which is no configuration: only an object in a cluster has a rolloutRing",
+            "--set ring=main names ring, which is not a setting: rolloutRing is a field of an object in a cluster",
         ),
         ("batch_size", "--set is \"batch_size\": write key=value, such as training.max_steps=900"),
         (
@@ -75,7 +75,7 @@ fn the_command_line_is_told_in_its_own_words() {
         ),
         (
             "training.batch_size={",
-            "--set training.batch_size={ has the value \"{\", which is no valid YAML: close what it opens, or put it in quotes",
+            "--set training.batch_size={ has the value \"{\", which is not valid YAML: close open brackets and quotes, or put the value in quotes",
         ),
     ] {
         assert_eq!(said(&[good, text]), told);
@@ -98,10 +98,10 @@ fn unknown_keys() {
     );
     for stranger in ["logging.reasoning_trace=true", "logging.verbosity=2", "training.foo=1"] {
         let told = sentence(&[stranger], None);
-        assert!(told.contains("which does not exist: known are model.hidden_size, "), "{told}");
+        assert!(told.contains("which does not exist: use one of model.hidden_size, "), "{told}");
     }
     assert!(sentence(&["zzz=1"], None).starts_with(
-        "overrides[0] names the key zzz, which does not exist: known are model.hidden_size, model.intermediate_size, "
+        "overrides[0] names the key zzz, which does not exist: use one of model.hidden_size, model.intermediate_size, "
     ));
     assert_eq!(
         sentence(&[], Some("training: {batch_size: {micro: 4}}")),
@@ -111,7 +111,7 @@ fn unknown_keys() {
 }
 
 #[test]
-fn keys_of_the_spec() {
+fn fields_of_the_object() {
     for (text, field) in [
         ("seed=7", "seed"),
         ("training.seed=7", "seed"),
@@ -125,16 +125,16 @@ fn keys_of_the_spec() {
         let key = text.split('=').next().expect("a key");
         assert_eq!(
             sentence(&[text], None),
-            format!("overrides[0] names {key}, which is no configuration: set spec.{field} instead")
+            format!("overrides[0] names {key}, which is not a setting: set spec.{field} instead")
         );
     }
     assert_eq!(
         sentence(&[], Some("training: {seed: 7}")),
-        "config names training.seed, which is no configuration: set spec.seed instead"
+        "config names training.seed, which is not a setting: set spec.seed instead"
     );
     assert_eq!(
         sentence(&[], Some("output: {persistentVolumeClaim: {claimName: x}}")),
-        "config names output, which is no configuration: set spec.output instead"
+        "config names output, which is not a setting: set spec.output instead"
     );
 }
 
@@ -183,10 +183,10 @@ fn values() {
 }
 
 #[test]
-fn values_that_do_not_go_together() {
+fn contradicting_values() {
     assert_eq!(
         sentence(&["training.scheduler=constant"], None),
-        "training.warmup_steps is 100: training.scheduler constant takes none: write 0, or training.scheduler=constant_with_warmup"
+        "training.warmup_steps is 100: training.scheduler constant has no warm-up; write 0, or training.scheduler=constant_with_warmup"
     );
     assert_eq!(
         sentence(&["training.scheduler=polynomial", "training.scheduler_end_rate=0.5"], None),
@@ -194,16 +194,16 @@ fn values_that_do_not_go_together() {
     );
     assert_eq!(
         sentence(&["training.early_stop_patience=2"], None),
-        "training.early_stop_patience is 2: set training.eval_every, for patience counts evaluations"
+        "training.early_stop_patience is 2: set training.eval_every, because patience counts evaluations"
     );
     assert_eq!(
         sentence(&["training.best_k=2"], None),
-        "training.best_k is 2: set training.eval_every, for nothing else measures val_loss, or training.best_metric=loss"
+        "training.best_k is 2: val_loss is measured by evaluations only; set training.eval_every, or training.best_metric=loss"
     );
     assert_eq!(
         sentence(&["training.best_k=2", "training.eval_every=70", "training.checkpoint_every=100"], None),
-        "training.checkpoint_every is 100: with training.best_k, write a multiple of training.eval_every (70), such as 140: a \
-         checkpoint is judged by the val_loss of its own step"
+        "training.checkpoint_every is 100: with training.best_k, write a multiple of training.eval_every (70), such as 140, \
+         because a checkpoint is ranked by the val_loss of its own step"
     );
     for right in ["training.best_metric=loss", "training.eval_every=100"] {
         assert!(compose_training("cot-starter", &overrides(&["training.best_k=2", right]), None, 42, data()).is_ok());
@@ -226,8 +226,8 @@ fn values_that_do_not_go_together() {
 }
 
 #[test]
-fn text_that_is_no_configuration() {
-    assert!(sentence(&[], Some("training: [")).starts_with("config is no valid YAML ("));
+fn malformed_config() {
+    assert!(sentence(&[], Some("training: [")).starts_with("config is not valid YAML ("));
     assert!(sentence(&[], Some("training: {}\ntraining: {}\n")).contains("duplicate entry"));
     assert_eq!(
         sentence(&[], Some("training.batch_size: 8\ntraining: {batch_size: 9}")),
@@ -241,14 +241,14 @@ fn text_that_is_no_configuration() {
 }
 
 #[test]
-fn seeds_that_json_cannot_carry() {
+fn seeds_too_large_for_json() {
     let refused = compose_training("cot-starter", &[], None, u64::MAX, data()).expect_err("too large").to_string();
     assert_eq!(refused, "seed is 18446744073709551615: write a whole number from 0 to 9007199254740991");
 }
 
 #[test]
-fn data_that_cannot_be_used() {
-    assert_eq!(data_sentence(vec![]), "data is empty: name at least one file or synthetic task to learn from");
+fn invalid_data() {
+    assert_eq!(data_sentence(vec![]), "data is empty: name at least one file or synthetic task to train on");
     let file = |name: &str| Data { name: name.to_owned(), sha256: None, synthetic: None };
     assert_eq!(
         data_sentence(vec![synthetic("arithmetic"), file("mine")]),
@@ -260,11 +260,11 @@ fn data_that_cannot_be_used() {
     );
     assert_eq!(
         data_sentence(vec![synthetic("arithmetic"), synthetic("arithmetic")]),
-        r#"data[1].name is "arithmetic": give every file a name of its own"#
+        r#"data[1].name is "arithmetic": give each file a unique name"#
     );
     assert_eq!(
         data_sentence(vec![synthetic("arithmetics")]),
-        r#"data[0].synthetic.task is "arithmetics": known tasks are arithmetic, word-problems, arithmetic-5, multiplication, word-problems-3, arithmetic-padded (did you mean arithmetic?)"#
+        r#"data[0].synthetic.task is "arithmetics": use one of arithmetic, word-problems, arithmetic-5, multiplication, word-problems-3, arithmetic-padded (did you mean arithmetic?)"#
     );
     let made = |seed, count| Data {
         name: "a".to_owned(),
@@ -289,7 +289,7 @@ fn data_that_cannot_be_used() {
 fn data_of_an_evaluation() {
     assert_eq!(
         evaluation(vec![synthetic("arithmetic")]).expect_err("named otherwise").to_string(),
-        r#"data[0].name is "arithmetic": an evaluation's data are named problems and baseline"#
+        r#"data[0].name is "arithmetic": use problems or baseline"#
     );
     let mut baseline = synthetic("arithmetic");
     baseline.name = "baseline".to_owned();
@@ -363,11 +363,11 @@ fn held_out_records() {
     let every = ["training.eval_every=100"];
     assert_eq!(
         said(&[], vec![file("mine"), file("validation")]),
-        "data[1].name is \"validation\": held-out records are looked at every training.eval_every steps: set that, or leave them out"
+        "data[1].name is \"validation\": validation records are evaluated every training.eval_every steps; set it, or remove this item"
     );
-    assert!(said(&every, vec![file("validation")]).ends_with("name others to learn from"));
+    assert!(said(&every, vec![file("validation")]).ends_with("name other data to train on"));
     assert!(said(&every, vec![file("mine"), synthetic("arithmetic")]).starts_with(
-        "training.eval_every is 100: only synthetic data keeps records back by itself: name held-out records in data"
+        "training.eval_every is 100: only synthetic data has validation records of its own; add the records to evaluate on to data"
     ));
     assert!(of(&every, vec![file("mine"), file("validation")]).is_ok());
     assert!(of(&every, data()).is_ok());

@@ -1,4 +1,4 @@
-//! The resolved file: what is written is read, what was changed is refused.
+//! The resolved configuration file: it reads back as the same, and a changed file is refused.
 
 use proptest::prelude::*;
 
@@ -52,7 +52,8 @@ fn other_versions_kinds_and_shapes_are_refused() {
     );
     for foreign in ["spec: {}", "apiVersion: v1\nkind: ConfigMap", "schemaVersion: one"] {
         assert!(
-            refused(foreign).starts_with("this is no resolved configuration of codex, for it has no schemaVersion: ")
+            refused(foreign)
+                .starts_with("the file has no schemaVersion, so it is not a resolved configuration of codex: ")
         );
     }
     assert!(
