@@ -1,4 +1,4 @@
-//! What an evaluator says. No I/O.
+//! Reports of evaluators. No I/O.
 
 use std::collections::BTreeMap;
 
@@ -8,28 +8,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::{DataFile, Failure, Stage};
 
-/// An evaluator's cumulative state.
+/// Cumulative state of an evaluator.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EvaluationState {
-    /// How far the work is.
+    /// Stage of the work.
     pub stage: Stage,
-    /// Problems that have been answered.
+    /// Number of problems answered.
     #[serde(default)]
     pub done: u64,
-    /// Problems that there are.
+    /// Number of all problems.
     #[serde(default)]
     pub total: u64,
-    /// The digest of the model, hashed again by this pod.
+    /// Digest that the evaluator computed from the files of the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_digest: Option<ModelDigest>,
-    /// The problems (and the baseline) as they were read.
+    /// Data files that were read: the problems and, if there is one, the baseline.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<DataFile>,
-    /// The numbers by metric name, complete only at [`Stage::Finished`].
+    /// Measurements by metric name. Complete only at [`Stage::Finished`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, Measurement>,
-    /// Why the evaluator gave up.
+    /// Reason why the evaluator failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
 }

@@ -1,7 +1,7 @@
-//! What pods tell the controller: the wire types of progress, results and evaluation numbers. No I/O.
+//! Reports of pods to the controller: the wire types of progress, results and measurements. No I/O.
 //!
-//! A [`Report`] is cumulative: the newest one says everything, so a lost one costs nothing and an older one (a lower
-//! `seq` of the same pod) is dropped. The final one is also the pod's termination message, as far as it fits.
+//! A [`Report`] is cumulative: the latest one holds everything, so a lost report costs nothing, and an older one (a lower
+//! `seq` of the same pod) is dropped. The final report is also the termination message of the pod, as far as it fits.
 
 mod evaluation;
 mod serving;
@@ -14,37 +14,37 @@ pub use evaluation::{EvaluationState, Measurement};
 pub use serving::ServingState;
 pub use training::{Checkpoint, DataFile, Model, Progress, TrainingState};
 
-/// The version of these types. A receiver refuses one it does not know.
+/// Version of the report format. A receiver refuses other versions.
 pub const SCHEMA_VERSION: u32 = 1;
-/// The audience that a pod's projected token is bound to.
+/// Audience of the projected token that a pod sends with its reports.
 pub const AUDIENCE: &str = "codex-ml.dev/reports";
-/// Where the controller takes reports.
+/// URL path of the report endpoint.
 pub const PATH: &str = "/v1/reports";
-/// The most bytes that one report may have.
+/// Maximum size of a report in bytes.
 pub const MAX_BYTES: usize = 64 * 1024;
-/// The most bytes of a termination message that the kubelet keeps.
+/// Maximum size in bytes of a termination message; the kubelet cuts longer ones.
 pub const MAX_TERMINATION_BYTES: usize = 4096;
 
-/// Exit codes of the pods' processes.
+/// Exit codes of `codex`.
 pub mod exit {
-    /// The work is finished.
+    /// The work has finished.
     pub const FINISHED: i32 = 0;
-    /// Anything that another attempt may mend.
+    /// The work failed, and another attempt may succeed.
     pub const FAILED: i32 = 1;
-    /// Bad input: another attempt cannot succeed.
+    /// The input is invalid, and another attempt cannot succeed.
     pub const BAD_INPUT: i32 = 2;
-    /// Interrupted by SIGTERM after a checkpoint was written.
+    /// SIGTERM interrupted the work, and a checkpoint was written.
     pub const INTERRUPTED: i32 = 143;
 }
 
-/// The kinds of object that pods work for.
+/// Kind of the object that owns a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Kind {
-    /// A trainer's object.
+    /// The pod is a trainer.
     TrainingRun,
-    /// An evaluator's object.
+    /// The pod is an evaluator.
     Evaluation,
-    /// A server's object.
+    /// The pod is a server.
     ReasoningPod,
 }
 
@@ -59,43 +59,43 @@ impl Kind {
     }
 }
 
-/// One report of one pod about one object.
+/// A report of a pod about the object that owns it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Report {
-    /// [`SCHEMA_VERSION`].
+    /// Version of the report format, [`SCHEMA_VERSION`].
     pub schema_version: u32,
-    /// The kind of the object that the pod works for.
+    /// Kind of the object.
     pub kind: Kind,
-    /// The object's namespace.
+    /// Namespace of the object.
     pub namespace: String,
-    /// The object's name.
+    /// Name of the object.
     pub name: String,
-    /// The object's uid.
+    /// Uid of the object.
     pub object_uid: String,
-    /// The reporting pod's uid.
+    /// Uid of the pod that reports.
     pub pod_uid: String,
-    /// Which attempt at the work this is, counted from 1 by the work's own directory.
+    /// Number of the attempt, from 1. It is counted in the output directory.
     pub attempt: u32,
-    /// Grows with every report of one pod.
+    /// Sequence number, which grows with every report of a pod.
     pub seq: u64,
-    /// The digest of the configuration that the pod mounted and hashed again; none for a server.
+    /// Digest that the pod computed from its mounted configuration. `None` for a server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_digest: Option<ConfigDigest>,
-    /// What there is to say.
+    /// State of the work.
     pub state: State,
 }
 
-/// What a pod says, by the kind of its work.
-#[allow(clippy::large_enum_variant, reason = "there is one a report, and reports are rare")]
+/// State of the work of a pod, by kind.
+#[allow(clippy::large_enum_variant, reason = "a report holds one, and reports are rare")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum State {
-    /// From a trainer.
+    /// State of a trainer.
     Training(TrainingState),
-    /// From an evaluator.
+    /// State of an evaluator.
     Evaluation(EvaluationState),
-    /// From a server.
+    /// State of a server.
     Serving(ServingState),
 }
 
@@ -119,31 +119,31 @@ impl State {
     }
 }
 
-/// How far the work of a pod is.
+/// Stage of the work of a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stage {
-    /// Reading configuration, data, checkpoints.
+    /// The pod reads configuration, data and checkpoints.
     #[default]
     Starting,
-    /// At work.
+    /// The pod trains, evaluates or serves.
     Running,
-    /// Stopped by SIGTERM after a checkpoint; another attempt goes on.
+    /// SIGTERM stopped the pod after a checkpoint. Another attempt resumes.
     Interrupted,
-    /// Done; the results stand.
+    /// The work has finished.
     Finished,
-    /// Given up; `failure` says why.
+    /// The work failed; `failure` holds the reason.
     Failed,
 }
 
-/// Why a pod gave up.
+/// Failure of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Failure {
-    /// True when another attempt cannot succeed (exit code 2).
+    /// Whether another attempt cannot succeed (exit code 2).
     #[serde(rename = "final")]
     pub is_final: bool,
-    /// A CamelCase word, such as `DataMismatch`, `InvalidConfiguration`, `ModelMismatch`, `VerificationFailed`.
+    /// Reason in CamelCase, such as `DataMismatch`, `InvalidConfiguration`, `ModelMismatch`, `VerificationFailed`.
     pub reason: String,
-    /// One sentence that names the field, the value and what would be right.
+    /// One sentence that names the field, its value and what to change.
     pub message: String,
 }

@@ -1,23 +1,23 @@
-//! What a server says. No I/O.
+//! Reports of servers. No I/O.
 
 use codex_provenance::{ModelDigest, PromotionDigest};
 use serde::{Deserialize, Serialize};
 
 use crate::{Failure, Stage};
 
-/// A server's cumulative state.
+/// Cumulative state of a server.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServingState {
-    /// How far the work is; [`Stage::Running`] once it verified, loaded and answers.
+    /// Stage of the work. [`Stage::Running`] once the model is verified and loaded and the server answers.
     pub stage: Stage,
-    /// The digest of the bytes it holds in memory, once both bundles were checked against exactly those.
+    /// Digest of the model that the server holds in memory, after both bundles were verified against exactly these bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<ModelDigest>,
-    /// The digest of the promotion statement that it checked.
+    /// Digest of the promotion statement that the server verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promotion: Option<PromotionDigest>,
-    /// Why it refuses to serve: `VerificationFailed` names the file, the bundle or the ring.
+    /// Reason why the server refuses to serve. `VerificationFailed` names the file, the bundle or the ring.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
 }

@@ -1,4 +1,4 @@
-//! What a trainer says. No I/O.
+//! Reports of trainers. No I/O.
 
 use codex_provenance::{DataDigest, ModelDigest, OmsRoot, Sha256, manifest::Manifest};
 use schemars::JsonSchema;
@@ -6,68 +6,68 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Failure, Stage};
 
-/// A trainer's cumulative state.
+/// Cumulative state of a trainer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrainingState {
-    /// How far the work is.
+    /// Stage of the work.
     pub stage: Stage,
-    /// The newest numbers of the loop.
+    /// Latest numbers of the training loop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
-    /// The step that this attempt went on from; none when it began at step 0.
+    /// Step that this attempt resumed from. `None` if it started at step 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed_from: Option<u64>,
-    /// Steps that all attempts executed together, repeated ones counted again.
+    /// Number of optimizer steps executed by all attempts together, including repeated steps.
     #[serde(default)]
     pub steps_executed: u64,
-    /// The newest checkpoint on the volume.
+    /// Latest checkpoint on the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_checkpoint: Option<Checkpoint>,
-    /// The data files as they were read, hashed while they were read.
+    /// Data files, with the digests of the bytes that were read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<DataFile>,
-    /// The finished model.
+    /// Trained model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
-    /// What a person should know: a damaged checkpoint that was passed over, say.
+    /// Notices for the user, such as a damaged checkpoint that was skipped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notices: Vec<String>,
-    /// Why the trainer gave up.
+    /// Reason why the trainer failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
 }
 
-/// The newest numbers of a training loop.
+/// Latest numbers of a training loop.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Progress {
-    /// Optimiser steps done.
+    /// Number of optimizer steps completed.
     pub step: u64,
-    /// Optimiser steps that the run has.
+    /// Number of optimizer steps in the whole run.
     pub total_steps: u64,
-    /// Mean cross-entropy per target token in nats; none before the first step, and when it is not finite.
+    /// Training loss: mean cross-entropy per target token, in nats. `None` before the first step and if it is not finite.
     pub loss: Option<f64>,
-    /// Tokens (padding left out) that the loop goes through in a second.
+    /// Tokens trained per second, without padding.
     pub tokens_per_second: Option<f64>,
-    /// Seconds that the remaining steps will take at this speed.
+    /// Estimated seconds until the last step, at the current speed.
     pub eta_seconds: Option<u64>,
-    /// What the newest step was taken with.
+    /// Learning rate of the latest step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
-    /// The Euclidean norm of the newest gradient before clipping.
+    /// Euclidean norm of the latest gradient before clipping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gradient_norm: Option<f64>,
-    /// Floating-point operations of the model in a second, in units of 10⁹.
+    /// Floating-point operations of the model per second, in units of 10⁹.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gflops: Option<f64>,
-    /// The share of the time, from 0 to 1, that the loop waits for data.
+    /// Share of the time, from 0 to 1, that the training loop waits for data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_wait: Option<f64>,
-    /// The memory that the process holds, in bytes.
+    /// Resident memory of the process, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// The newest loss on held-out records; none before the first evaluation.
+    /// Latest loss on the validation records. `None` before the first evaluation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
 }
@@ -76,37 +76,37 @@ pub struct Progress {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Checkpoint {
-    /// Optimiser steps that it holds.
+    /// Number of optimizer steps in the checkpoint.
     pub step: u64,
-    /// SHA-256 of its manifest.
+    /// SHA-256 of the manifest of the checkpoint.
     pub digest: Sha256,
 }
 
-/// A data file as it was read.
+/// A data file and the digest of the bytes that were read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DataFile {
-    /// The name it has in the object's `data`.
+    /// Name in `spec.data`.
     pub name: String,
-    /// SHA-256 of its bytes.
+    /// SHA-256 of the bytes that were read.
     pub sha256: DataDigest,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Records; none when it was refused before they were read.
+    /// Number of records. `None` if the file was refused before they were read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub records: Option<u64>,
 }
 
-/// A finished model.
+/// A trained model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Model {
-    /// The digest of `manifest`; the receiver computes it again.
+    /// Digest of `manifest`. The receiver computes it again.
     pub digest: ModelDigest,
-    /// The OMS root over the same files.
+    /// OMS root of the same files.
     pub oms_root: OmsRoot,
-    /// The model's files.
+    /// Manifest of the files of the model.
     pub manifest: Manifest,
-    /// Numbers that training chose.
+    /// Number of trainable parameters.
     pub parameters: u64,
 }
