@@ -78,7 +78,7 @@ impl Layers {
                 group.insert(leaf.to_owned(), value);
             }
         }
-        serde_json::from_value(Value::Object(root)).map_err(|source| ConfigError::Canonical { source })
+        codex_json::from_value(Value::Object(root)).map_err(|source| ConfigError::Canonical { source })
     }
 
     fn yaml(&mut self, origin: Origin, text: &str) -> Result<(), ConfigError> {

@@ -78,7 +78,7 @@ impl Row {
     /// # Errors
     /// When it is no row of this version.
     pub fn parse(line: &[u8]) -> Result<Self, LineError> {
-        let row: Self = serde_json::from_slice(line)?;
+        let row: Self = codex_json::from_slice(line)?;
         for (field, found, expected) in
             [("$schema", &row.schema, SCHEMA), ("schema_version", &row.schema_version, SCHEMA_VERSION)]
         {

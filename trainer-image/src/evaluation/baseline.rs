@@ -71,7 +71,7 @@ impl Baseline {
                 continue;
             }
             let (file, line) = (file.to_owned(), index + 1);
-            let Prediction { prompt, prediction } = match serde_json::from_slice(text) {
+            let Prediction { prompt, prediction } = match codex_json::from_slice(text) {
                 Ok(prediction) => prediction,
                 Err(source) => return Err(BaselineError::Malformed { file, line, source }),
             };

@@ -232,7 +232,7 @@ fn files_that_are_not_what_they_should_be_are_refused() {
         assert_eq!((error.exit(), error.failure().reason.as_str()), (2, "InvalidData"));
         error.failure().message.replace(&path.display().to_string(), "FILE")
     };
-    assert!(refused(&format!("{good}\n{{\"prompt\"\n")).starts_with("FILE:2: no record"));
+    assert!(refused(&format!("{good}\n{{\"prompt\"\n")).starts_with("FILE:2: invalid record"));
     assert_eq!(
         refused(&format!("{good}\n\n{}\n", good.replace("1+1:", "x").replace("#2$", "$"))),
         "FILE:3: the response has no answer: end it in #answer$"

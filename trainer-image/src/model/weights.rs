@@ -48,7 +48,7 @@ pub(crate) fn parameters(files: &ModelFiles, layout: &Layout) -> Result<Vec<f32>
 fn shards(files: &ModelFiles) -> Result<Vec<(String, SafeTensors<'_>)>, ModelError> {
     let mut names = vec![WEIGHTS.to_owned()];
     if let (None, Some(index)) = (files.get(WEIGHTS), files.get(INDEX)) {
-        let index: Index = serde_json::from_slice(index).map_err(|source| ModelError::Json { file: INDEX, source })?;
+        let index: Index = codex_json::from_slice(index).map_err(|source| ModelError::Json { file: INDEX, source })?;
         names = index.weight_map.into_values().collect();
         names.sort();
         names.dedup();

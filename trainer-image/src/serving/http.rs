@@ -146,7 +146,7 @@ fn question(body: Result<Bytes, BytesRejection>) -> Result<Question, Problem> {
     if body.is_empty() {
         return Err(Problem::new(StatusCode::BAD_REQUEST, format!("the request is empty: {EXAMPLE}")));
     }
-    serde_json::from_slice(&body).map_err(|why| {
+    codex_json::from_slice(&body).map_err(|why| {
         let (status, what) = match why.classify() {
             serde_json::error::Category::Data => (StatusCode::UNPROCESSABLE_ENTITY, "is no question"),
             _ => (StatusCode::BAD_REQUEST, "is no JSON"),

@@ -1,4 +1,4 @@
-//! A record of training or evaluation data as a line of JSON, and how a response is taken apart. Pure.
+//! Records of training and evaluation data as JSON lines, and the parts of a response. Pure.
 
 use std::io::{self, Write};
 
@@ -7,85 +7,86 @@ use serde::{Deserialize, Serialize};
 /// The character that ends a response.
 pub const END: char = '$';
 
-/// One problem with its solution.
+/// A problem with its solution.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
-    /// What is asked.
+    /// The problem.
     pub prompt: String,
     /// The solution, step by step, and the answer as `#answer$`.
     pub response: String,
-    /// How hard it is.
+    /// The difficulty.
     pub difficulty: Difficulty,
-    /// What kind of problem it is, such as `addition`.
+    /// The kind of problem, such as `addition`.
     pub category: String,
 }
 
-/// How hard a problem is.
+/// The difficulty of a problem, by the digits of its operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Difficulty {
-    /// One digit.
+    /// Operands of one digit.
     Easy,
-    /// Two digits, or a story with one.
+    /// Operands of two digits, or a word problem with one digit.
     Medium,
-    /// Three digits, or a story with two.
+    /// Operands of three digits, or a word problem with two digits.
     Hard,
-    /// A story with three.
+    /// A word problem with three digits, a product, or longer operands.
     VeryHard,
 }
 
-/// A line that is no record.
+/// A file of records is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// Not UTF-8.
-    #[error("{file}:{line}: not UTF-8; write one JSON object a line")]
+    /// The line is not UTF-8.
+    #[error("{file}:{line}: not UTF-8: save the file as UTF-8, with one JSON object per line")]
     Encoding {
         /// The file's name.
         file: String,
         /// The line, counted from 1.
         line: usize,
     },
-    /// Bytes before the first record that say what UTF-8 need not say.
-    #[error("{file}:1: begins with a byte order mark: save the file as UTF-8 without one")]
-    ByteOrderMark {
+    /// The file is UTF-16.
+    #[error("{file}:1: UTF-16 text: save the file as UTF-8, with one JSON object per line")]
+    Utf16 {
         /// The file's name.
         file: String,
     },
-    /// No JSON, or another shape.
-    #[error("{file}:{line}: no record: {why}; write {{\"prompt\", \"response\", \"difficulty\", \"category\"}}")]
+    /// The line is not a JSON object with the keys of a record.
+    #[error("{file}:{line}: invalid record: {why}; write {{\"prompt\", \"response\", \"difficulty\", \"category\"}}")]
     Malformed {
         /// The file's name.
         file: String,
         /// The line, counted from 1.
         line: usize,
-        /// What the parser says, and in which column.
+        /// The parser's message, with the column.
         why: String,
     },
-    /// A response that does not end, or ends twice.
-    #[error("{file}:{line}: the response must end in '$' and hold no other '$'")]
+    /// The response has no end mark, or more than one.
+    #[error("{file}:{line}: the response must end in '$' and contain no other '$'")]
     Unended {
         /// The file's name.
         file: String,
         /// The line, counted from 1.
         line: usize,
     },
-    /// Nothing in it.
-    #[error("{file}: no records; write one JSON object a line")]
+    /// The file has no records.
+    #[error("{file}: no records: write one JSON object per line")]
     Empty {
         /// The file's name.
         file: String,
     },
 }
 
-/// Reads JSON lines; lines of white space are passed over. `file` is the name that an error tells.
+/// Reads JSON lines. Blank lines and a UTF-8 byte order mark are skipped. `file` is the name in errors.
 ///
 /// # Errors
 /// [`RecordError`], with the file and the line.
 pub fn parse_records(file: &str, bytes: &[u8]) -> Result<Vec<Record>, RecordError> {
-    if bytes.starts_with("\u{feff}".as_bytes()) {
-        return Err(RecordError::ByteOrderMark { file: file.to_owned() });
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(RecordError::Utf16 { file: file.to_owned() });
     }
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     let mut records = Vec::new();
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let at = || (file.to_owned(), index + 1);
@@ -96,9 +97,9 @@ pub fn parse_records(file: &str, bytes: &[u8]) -> Result<Vec<Record>, RecordErro
         if line.trim().is_empty() {
             continue;
         }
-        let record: Record = serde_json::from_str(line).map_err(|source| {
+        let record: Record = codex_json::from_str(line).map_err(|source| {
             let (file, line) = at();
-            // The parser saw one line and calls it the first.
+            // The parser got a single line, so its line number is always 1.
             let why = source.to_string().replacen(" at line 1 column", " in column", 1);
             RecordError::Malformed { file, line, why }
         })?;
@@ -117,7 +118,7 @@ pub fn parse_records(file: &str, bytes: &[u8]) -> Result<Vec<Record>, RecordErro
 /// Writes records as JSON lines.
 ///
 /// # Errors
-/// When `out` cannot be written.
+/// When writing to `out` fails.
 pub fn write_records<'a>(records: impl IntoIterator<Item = &'a Record>, mut out: impl Write) -> io::Result<()> {
     for record in records {
         serde_json::to_writer(&mut out, record)?;
@@ -126,8 +127,8 @@ pub fn write_records<'a>(records: impl IntoIterator<Item = &'a Record>, mut out:
     Ok(())
 }
 
-/// The steps of a response, in order: what white space separates, without the final `#answer$`. A head that says what is
-/// computed next, as in `3+64:3+4+0=07`, is a step of its own (`3+64:`).
+/// Returns the steps of a response, in order: its parts between white space, without the final `#answer$`. The head of a
+/// calculation, as in `3+64:3+4+0=07`, is a step of its own (`3+64:`).
 pub fn steps(response: &str) -> Vec<&str> {
     let mut steps: Vec<&str> = response.split_whitespace().flat_map(|part| part.split_inclusive(':')).collect();
     if steps.last().is_some_and(|last| last.starts_with('#')) {
@@ -136,8 +137,8 @@ pub fn steps(response: &str) -> Vec<&str> {
     steps
 }
 
-/// The answer of a response: what stands between its last `#` and the `$` that ends it. None when it does not end, or has
-/// no answer, or an empty one.
+/// Returns the answer of a response: the text between its last `#` and the `$` that ends it. `None` if either is missing or the
+/// answer is empty.
 pub fn answer(response: &str) -> Option<&str> {
     let (_, answer) = response.strip_suffix(END)?.rsplit_once('#')?;
     (!answer.is_empty()).then_some(answer)
@@ -145,12 +146,81 @@ pub fn answer(response: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
-    fn a_byte_order_mark_is_named() {
-        let error = parse_records("a.jsonl", b"\xef\xbb\xbf{\"prompt\":\"\"}").unwrap_err().to_string();
-        assert_eq!(error, "a.jsonl:1: begins with a byte order mark: save the file as UTF-8 without one");
+    fn a_byte_order_mark_is_skipped_and_utf_16_is_named() {
+        let text = r##"{"prompt":"1+1:","response":"#2$","difficulty":"easy","category":"addition"}"##;
+        let marked = format!("\u{feff}{text}\r\n{text}\r\n");
+        assert_eq!(parse_records("a.jsonl", marked.as_bytes()).unwrap().len(), 2);
+        let utf16: Vec<u8> = marked.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let error = parse_records("a.jsonl", &utf16).unwrap_err().to_string();
+        assert_eq!(error, "a.jsonl:1: UTF-16 text: save the file as UTF-8, with one JSON object per line");
+    }
+
+    #[test]
+    fn arrays_and_objects_in_the_place_of_names_are_refused() {
+        let refused = |line: &str| parse_records("a.jsonl", line.as_bytes()).unwrap_err().to_string();
+        let array = refused(r##"["1+1:","#2$","easy","addition"]"##);
+        assert!(
+            array.starts_with("a.jsonl:1: invalid record: invalid type: sequence, expected an object with prompt"),
+            "{array}"
+        );
+        let object =
+            refused(r##"{"prompt":"1+1:","response":"#2$","difficulty":{"easy":null},"category":"addition"}"##);
+        assert!(object.starts_with("a.jsonl:1: invalid record: an object is not allowed here"), "{object}");
+    }
+
+    prop_compose! {
+        fn record()(
+            prompt: String,
+            response in "[^$]{0,40}",
+            difficulty in prop::sample::select(vec![
+                Difficulty::Easy, Difficulty::Medium, Difficulty::Hard, Difficulty::VeryHard,
+            ]),
+            category: String,
+        ) -> Record {
+            Record { prompt, response: response + "$", difficulty, category }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn written_records_are_read(records in prop::collection::vec(record(), 1..8)) {
+            let mut bytes = Vec::new();
+            write_records(&records, &mut bytes).unwrap();
+            prop_assert_eq!(parse_records("a", &bytes).unwrap(), records);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'\n')], 0..200)) {
+            prop_assert!(parse_records("a", &bytes).is_err());
+        }
+
+        /// A file with a changed byte is refused, or gives records that are written again as they were read.
+        #[test]
+        fn a_changed_file_is_read_as_it_is_written(
+            records in prop::collection::vec(record(), 1..4), at: prop::sample::Index, byte: u8,
+        ) {
+            let mut bytes = Vec::new();
+            write_records(&records, &mut bytes).unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            match parse_records("a", &bytes) {
+                Ok(read) => {
+                    let mut again = Vec::new();
+                    write_records(&read, &mut again).unwrap();
+                    let values = |bytes: &[u8]| -> Vec<serde_json::Value> {
+                        let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+                        lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
+                    };
+                    prop_assert_eq!(values(&again), values(&bytes));
+                }
+                Err(error) => prop_assert!(error.to_string().starts_with("a:"), "{error}"),
+            }
+        }
     }
 
     #[test]
@@ -163,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_end_has_no_answer() {
+    fn an_incomplete_response_has_no_answer() {
         assert_eq!(answer("7+6+0=13 #43"), None);
         assert_eq!(answer("7+6+0=13$"), None);
         assert_eq!(answer("#$"), None);
@@ -171,12 +241,12 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_line_is_named() {
+    fn an_invalid_line_is_named() {
         let good = r##"{"prompt":"1+1:","response":"#2$","difficulty":"easy","category":"addition"}"##;
         let parse = |text: String| parse_records("data.jsonl", text.as_bytes());
         assert_eq!(parse(format!("{good}\n\n{good}")).unwrap().len(), 2);
         let said = |text: String| parse(text).unwrap_err().to_string();
-        assert!(said(format!("{good}\n{{\"prompt\":1}}")).starts_with("data.jsonl:2: no record"));
+        assert!(said(format!("{good}\n{{\"prompt\":1}}")).starts_with("data.jsonl:2: invalid record"));
         assert!(said(format!("{good}\n{}", good.replace('$', ""))).starts_with("data.jsonl:2: the response"));
         assert!(said(r#"{"prompt""#.to_owned()).contains("in column 9; write"));
         assert!(said("\n".to_owned()).starts_with("data.jsonl: no records"));

@@ -644,7 +644,7 @@ fn bad_data_is_refused_in_one_sentence() {
     assert_eq!(state.data, [DataFile { name: "mine".to_owned(), sha256: found, size, records: None }]);
 
     let malformed = [good.as_slice(), b"{\"prompt\":\n"].concat();
-    assert!(said(&malformed, &[]).contains("mine.jsonl:41: no record"));
+    assert!(said(&malformed, &[]).contains("mine.jsonl:41: invalid record"));
     assert!(said(b"\n", &[]).contains("mine.jsonl: no records"));
     assert!(
         said(&good, &["training.batch_size=41"]).contains("training.batch_size is 41, but the data has 40 records")

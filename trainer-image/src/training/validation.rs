@@ -340,7 +340,7 @@ mod tests {
         assert!(matches!(refused.outcome, Err(TrainError::DataMismatch { name, .. }) if name == VALIDATION));
         let output = tempfile::tempdir().unwrap();
         let refused = with_validation(output.path(), b"{}\n", None);
-        assert!(refused.outcome.unwrap_err().to_string().contains("held-out.jsonl:1: no record"));
+        assert!(refused.outcome.unwrap_err().to_string().contains("held-out.jsonl:1: invalid record"));
     }
 
     #[test]

@@ -16,9 +16,9 @@ impl ModelConfig {
         struct ModelType {
             model_type: String,
         }
-        let config = match serde_json::from_slice::<ModelType>(bytes)?.model_type.as_str() {
-            "llama" => serde_json::from_slice::<LlamaFile>(bytes)?.config()?,
-            "gpt2" => serde_json::from_slice::<Gpt2File>(bytes)?.config()?,
+        let config = match codex_json::from_slice::<ModelType>(bytes)?.model_type.as_str() {
+            "llama" => codex_json::from_slice::<LlamaFile>(bytes)?.config()?,
+            "gpt2" => codex_json::from_slice::<Gpt2File>(bytes)?.config()?,
             other => return unsupported("model_type", &other, "use llama or gpt2"),
         };
         config.validate()?;
