@@ -3,6 +3,8 @@
 mod directory;
 mod files;
 mod generate;
+#[cfg(test)]
+mod trained;
 mod weights;
 
 pub use directory::describe;
