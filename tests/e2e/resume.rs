@@ -88,10 +88,10 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
     assert_eq!(status.work.attempts, Some(2));
     assert!(status.work.active_seconds.is_some_and(|seconds| seconds > 0), "the time before the suspension counts");
     if let Some(damaged) = damaged {
-        // The damaged checkpoint was passed over, and that is said.
+        // The damaged checkpoint is skipped, and the log says so.
         let pods = team.pods("batch.kubernetes.io/job-name", "suspended-train").await?;
         let log = team.logs(&pods.last().unwrap().name_any()).await?;
-        assert!(log.contains(&damaged) && log.contains("training goes on from"), "{log}");
+        assert!(log.contains(&damaged) && log.contains("training resumes from"), "{log}");
     }
 
     // One model, one ring, the same evidence: each run has a promotion of its own, and both are served.

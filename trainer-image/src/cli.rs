@@ -23,11 +23,11 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Train a model; goes on from the newest valid checkpoint in the output directory.
+    /// Train a model; resumes from the newest valid checkpoint in the output directory.
     Train(crate::training::Train),
-    /// Redo one step of a run, and show its records, their losses and the gradient.
+    /// Take one step of a run again, and show its records, their losses and the gradient.
     ReplayStep(crate::training::ReplayStep),
-    /// Name the first step and tensor in which two runs differ.
+    /// Find the first step and tensor in which two runs differ.
     Bisect(crate::training::Bisect),
     /// Have a model answer held-out problems and score its answers.
     Evaluate(crate::evaluation::Evaluate),
@@ -37,7 +37,7 @@ enum Command {
     Serve(crate::serving::Serve),
     /// Verify that a model directory is exactly what was signed.
     Verify(crate::verify::Verify),
-    /// Check that a directory's volume keeps checkpoints, and how fast.
+    /// Check that a volume keeps checkpoints, and measure how fast it writes them.
     CheckpointSmoke(crate::training::CheckpointSmoke),
     /// Sum up, follow, draw and compare the metrics of runs.
     Metrics(crate::metrics::Metrics),

@@ -1,294 +1,149 @@
-//! Why training gives up, and whether another attempt could succeed. Pure.
+//! Why training fails, by what failed, and whether another attempt can succeed. Pure.
 
-use std::path::PathBuf;
-
-use codex_provenance::{DataDigest, manifest::ManifestError};
+use codex_provenance::manifest::ManifestError;
 use codex_reports::{Failure, exit};
 
+use super::{
+    attempts::LockError,
+    checkpoint::{CheckpointError, ResumeError},
+    checks::{ProofError, SmokeError},
+    data::DataError,
+    failure_class::FailureClass,
+    records::RecordsError,
+    resources::MemoryError,
+    run::NumericsError,
+    schedule::GroupError,
+    state::StateError,
+};
 use crate::{
     atomic_fs::{FileError, Misnamed},
     error::{CommandError, chain},
     exposition::ExpositionError,
     model::ModelError,
     reporting::ReportingError,
-    tasks::{RecordError, TaskError},
-    tokenizer::TokenizerError,
 };
 
-/// Why training gives up.
+/// A failure of training.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// A configuration that cannot be used.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] codex_configs::ConfigError),
-    /// A shape that cannot be computed.
+    /// The engine does not support the shape of the model.
     #[error(transparent)]
     Shape(#[from] codex_engine::ConfigError),
-    /// Arguments that do not go together.
+    /// Arguments contradict each other or the configuration.
     #[error("{0}")]
     Arguments(String),
-    /// A parameter group that is none.
+    /// A parameter group matches no tensor.
     #[error(transparent)]
-    Groups(#[from] super::groups::GroupError),
-    /// Data that cannot be read as records.
-    #[error(transparent)]
-    Records(#[from] RecordError),
-    /// A task that cannot be drawn from.
-    #[error(transparent)]
-    Task(#[from] TaskError),
-    /// A file that hashes to something else than the run asks for.
-    #[error("data {name} hashes to {found}, but the run asks for {expected}: give it the file that it names")]
-    DataMismatch {
-        /// The data's name.
-        name: String,
-        /// What the file hashes to.
-        found: DataDigest,
-        /// What the run asks for.
-        expected: DataDigest,
-    },
-    /// A record that cannot be tokenised.
-    #[error("data {name}, record {record}")]
-    Text {
-        /// The data's name.
-        name: String,
-        /// The record, counted from 1.
-        record: usize,
-        /// What the tokenizer says.
-        #[source]
-        source: TokenizerError,
-    },
-    /// A record without an answer.
-    #[error("data {name}, record {record}: the response has no answer: end it in #answer$")]
-    Answerless {
-        /// The data's name.
-        name: String,
-        /// The record, counted from 1.
-        record: usize,
-    },
-    /// A record that does not fit.
-    #[error(
-        "data {name}, record {record} has {tokens} tokens, but model.max_position_embeddings is {context}: shorten the record \
-         or raise it to at least {tokens}"
-    )]
-    TooLong {
-        /// The data's name.
-        name: String,
-        /// The record, counted from 1.
-        record: usize,
-        /// Its tokens.
-        tokens: usize,
-        /// What fits.
-        context: usize,
-    },
-    /// A batch that the data cannot fill.
-    #[error("training.batch_size is {batch}, but the data has {records} records: use at most {records}")]
-    Batch {
-        /// The size of a batch.
-        batch: usize,
-        /// Records of all data.
-        records: usize,
-    },
-    /// The output directory belongs to another run.
-    #[error("{path:?} is a checkpoint of another run ({differences}): {right}")]
-    ForeignCheckpoint {
-        /// The checkpoint.
-        path: PathBuf,
-        /// What differs, then and now.
-        differences: String,
-        /// What would be right.
-        right: &'static str,
-    },
-    /// A checkpoint that another version wrote.
-    #[error(
-        "{path:?} is a checkpoint of format {found}, but this version reads {expected}: go on with the version that wrote it, \
-         or use an empty output directory",
-        expected = super::checkpoint::SCHEMA_VERSION
-    )]
-    CheckpointVersion {
-        /// The checkpoint.
-        path: PathBuf,
-        /// Its format.
-        found: u64,
-    },
-    /// A checkpoint whose tensors are not this model's.
-    #[error("{path:?} {source}")]
-    CheckpointState {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A checkpoint that changed while it was read.
-    #[error("{path:?} is not what its digests say, in {tensors}, though it was a moment ago: look at the volume")]
-    CheckpointDigest {
-        /// The file.
-        path: PathBuf,
-        /// The tensors that differ.
-        tensors: String,
-    },
-    /// A checkpoint without a part of the state.
-    #[error("the checkpoint of step {step} lacks {what}: go on with the version that wrote it")]
-    CheckpointParts {
-        /// Its step.
-        step: u64,
-        /// What is missing.
-        what: String,
-    },
-    /// Data in another order than the run has seen so far.
-    #[error(
-        "step {step} saw records of digest {found}, but here it would have seen {expected}: this version orders data in \
-         another way, so go on with the version that began the run"
-    )]
-    DataOrder {
-        /// The step.
-        step: u64,
-        /// What the ledger says.
-        found: String,
-        /// What is computed here.
-        expected: String,
-    },
-    /// More memory than there is.
-    #[error("training would take {estimate}, but {source_of_limit} allows {limit}: {right}")]
-    Memory {
-        /// What it would take, part by part.
-        estimate: String,
-        /// Who allows how much.
-        source_of_limit: String,
-        /// How much.
-        limit: String,
-        /// What would fit.
-        right: String,
-    },
-    /// The output directory is not the one that the attempt began in.
-    #[error("{path:?} is gone, so the volume beneath it was taken away or exchanged: nothing is written there")]
-    Vanished {
-        /// The attempt's own file.
-        path: PathBuf,
-    },
-    /// The records of a run that cannot be read.
-    #[error(transparent)]
-    RunRecords(#[from] super::records::RecordsError),
-    /// A resumed run that came to something else.
-    #[error(
-        "the resumed run differs from the uninterrupted one in {what}: it is not bit-exact here; both are kept in {kept:?}"
-    )]
-    NotReproduced {
-        /// Steps, files and tensors.
-        what: String,
-        /// Where both runs lie.
-        kept: PathBuf,
-    },
-    /// A part of a proof that did not do its work.
-    #[error("{0}")]
-    Proof(String),
-    /// Asked to end before there was anything to save.
-    #[error("interrupted")]
-    Interrupted,
-    /// A loss or a gradient that is no number.
-    #[error(
-        "{what} of step {step} is not finite{}: lower training.learning_rate or look at the step's records: {records}",
-        tensor.as_ref().map(|tensor| format!(", nor is {tensor}")).unwrap_or_default()
-    )]
-    NotFinite {
-        /// `the loss`, or the gradient of which tensor.
-        what: String,
-        /// The first tensor that is not finite either, as `parameters/NAME` or `gradients/NAME`.
-        tensor: Option<String>,
-        /// The step, counted from 1.
-        step: u64,
-        /// `name[index]` of each record of the step.
-        records: String,
-    },
-    /// A newer attempt has taken the directory over.
-    #[error("attempt {newer} has taken the output directory over, so attempt {own} stops writing to it")]
-    Superseded {
-        /// This attempt.
-        own: u32,
-        /// The newest attempt.
-        newer: u32,
-    },
-    /// A file or directory that was named and is none.
+    Groups(#[from] GroupError),
+    /// A named file or directory is missing or of the wrong kind.
     #[error(transparent)]
     Misnamed(#[from] Misnamed),
-    /// The file system refused.
+    /// The data cannot be trained on.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A checkpoint cannot be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The run cannot resume from its checkpoint.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
+    /// The state of a checkpoint cannot be restored.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The attempt may not write to the run's directory.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The configuration needs more memory than there is.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The loss or a gradient is not finite.
+    #[error(transparent)]
+    Numerics(#[from] NumericsError),
+    /// The records of a run cannot be read.
+    #[error(transparent)]
+    RunRecords(#[from] RecordsError),
+    /// A resume could not be proven.
+    #[error(transparent)]
+    Proof(#[from] ProofError),
+    /// The volume does not keep checkpoints.
+    #[error(transparent)]
+    Smoke(#[from] SmokeError),
+    /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Files that no manifest can list.
+    /// Files cannot be listed in a manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// A model that cannot be written.
+    /// The model cannot be written.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// A batch or a state that the engine refuses.
-    #[error("the engine cannot go on")]
+    /// The engine rejected a batch.
+    #[error("the engine cannot continue")]
     Engine(#[from] codex_engine::EngineError),
-    /// The system refused a thread or a signal handler.
+    /// The system refused a process, a thread or a signal handler.
     #[error("the trainer cannot start")]
     System(#[source] std::io::Error),
-    /// A volume that checkpoints cannot be trusted to.
-    #[error(transparent)]
-    Smoke(#[from] super::smoke::SmokeError),
-    /// Metrics that cannot be served.
+    /// Metrics cannot be served.
     #[error(transparent)]
     Exposition(#[from] ExpositionError),
-    /// Reports that cannot be sent.
+    /// Reports cannot be sent.
     #[error(transparent)]
     Reporting(#[from] ReportingError),
+    /// The attempt was asked to end before there was anything to save.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 impl TrainError {
-    /// The reason for status, and whether another attempt is in vain.
-    fn class(&self) -> (&'static str, bool) {
+    fn class(&self) -> FailureClass {
         match self {
             Self::Config(_) | Self::Shape(_) | Self::Arguments(_) | Self::Groups(_) | Self::Misnamed(_) => {
-                ("InvalidConfiguration", true)
+                FailureClass::INVALID_CONFIGURATION
             }
-            Self::DataMismatch { .. } => ("DataMismatch", true),
-            Self::Records(_)
-            | Self::Task(_)
-            | Self::Text { .. }
-            | Self::Answerless { .. }
-            | Self::TooLong { .. }
-            | Self::Batch { .. } => ("InvalidData", true),
-            Self::ForeignCheckpoint { .. }
-            | Self::CheckpointVersion { .. }
-            | Self::CheckpointState { .. }
-            | Self::CheckpointParts { .. }
-            | Self::DataOrder { .. } => ("ForeignCheckpoint", true),
-            Self::Memory { .. } => ("InsufficientMemory", true),
-            // The same seed and data would come to the same step again.
-            Self::NotFinite { .. } => ("NotFinite", true),
-            Self::Superseded { .. } => ("Superseded", false),
-            Self::File(_) | Self::Vanished { .. } | Self::CheckpointDigest { .. } => ("StorageFailed", false),
-            // Never an end: the session turns it into its outcome.
-            Self::Interrupted => ("Interrupted", false),
-            Self::RunRecords(_) => ("InvalidRecords", true),
-            Self::NotReproduced { .. } | Self::Proof(_) => ("NotReproduced", false),
+            Self::Data(error) => error.class(),
+            Self::Checkpoint(error) => error.class(),
+            Self::Resume(error) => error.class(),
+            Self::State(error) => error.class(),
+            Self::Lock(error) => error.class(),
+            Self::Memory(error) => error.class(),
+            Self::Numerics(error) => error.class(),
+            Self::RunRecords(error) => error.class(),
+            Self::Proof(error) => error.class(),
+            Self::File(_) => FailureClass::STORAGE_FAILED,
+            Self::Interrupted => FailureClass::INTERRUPTED,
             Self::Smoke(_)
             | Self::Manifest(_)
-            | Self::Exposition(_)
             | Self::Model(_)
             | Self::Engine(_)
             | Self::System(_)
-            | Self::Reporting(_) => ("TrainingFailed", false),
+            | Self::Exposition(_)
+            | Self::Reporting(_) => FailureClass::TRAINING_FAILED,
         }
     }
 
-    /// Whether a volume is to blame, which may be mended while training goes on.
-    pub(super) fn is_storage(&self) -> bool {
-        self.class().0 == "StorageFailed"
+    /// Whether the attempt was asked to end before its first step.
+    pub(super) fn is_interruption(&self) -> bool {
+        self.class() == FailureClass::INTERRUPTED
     }
 
-    /// As a report tells it.
+    /// Whether the volume failed.
+    #[cfg(test)]
+    pub(super) fn is_storage(&self) -> bool {
+        self.class() == FailureClass::STORAGE_FAILED
+    }
+
+    /// Returns the failure as a report has it.
     pub fn failure(&self) -> Failure {
-        let (reason, is_final) = self.class();
+        let FailureClass { reason, is_final } = self.class();
         Failure { is_final, reason: reason.to_owned(), message: chain(self) }
     }
 
-    /// The process's exit code.
+    /// Returns the exit code of the process.
     pub fn exit(&self) -> i32 {
-        if self.class().1 { exit::BAD_INPUT } else { exit::FAILED }
+        if self.class().is_final { exit::BAD_INPUT } else { exit::FAILED }
     }
 }
 

@@ -1,0 +1,74 @@
+//! The program and machine that wrote a checkpoint. Reads the environment, and the file of this program once.
+
+use std::{fs, sync::OnceLock};
+
+use codex_configs::Optimization;
+use codex_engine::Isa;
+use codex_provenance::Sha256;
+use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
+
+use crate::{artifacts::environment, training::state::engine_settings};
+
+/// Content of `origin.json`: the program and machine that wrote a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Origin {
+    /// Version of codex.
+    pub(crate) version: String,
+    /// Commit of the build, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) git_commit: Option<String>,
+    /// SHA-256 of the program, if it could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) program: Option<String>,
+    /// Path of the engine, such as `cpu-f32`.
+    pub(crate) engine: String,
+    /// Processor instructions that select kernels.
+    pub(crate) instructions: String,
+    /// Number of threads.
+    pub(crate) threads: usize,
+}
+
+impl Origin {
+    /// Returns the origin of checkpoints of this process.
+    pub(crate) fn here(training: &Optimization) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            git_commit: environment::variable("CODEX_GIT_COMMIT"),
+            program: program().map(str::to_owned),
+            engine: engine_settings(training).path().to_owned(),
+            instructions: instructions(),
+            threads: rayon::current_num_threads(),
+        }
+    }
+}
+
+/// Returns the SHA-256 of this program, if it can be read: two builds of one version may compute different bits.
+fn program() -> Option<&'static str> {
+    static PROGRAM: OnceLock<Option<String>> = OnceLock::new();
+    let digest = || {
+        let mut hasher = sha2::Sha256::new();
+        std::io::copy(&mut fs::File::open("/proc/self/exe").ok()?, &mut hasher).ok()?;
+        Some(Sha256::finish(hasher).to_string())
+    };
+    PROGRAM.get_or_init(digest).as_deref()
+}
+
+/// Returns the processor architecture and the instructions that select kernels.
+fn instructions() -> String {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let all = [
+            ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+            ("avx512bf16", std::arch::is_x86_feature_detected!("avx512bf16")),
+            ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+            ("fma", std::arch::is_x86_feature_detected!("fma")),
+        ];
+        let there = all.iter().filter(|(_, there)| *there).map(|(name, _)| format!(" {name}"));
+        let held = Isa::limit().ok().filter(|isa| *isa < Isa::Amx).map(|isa| format!(", held to {isa}"));
+        format!("x86_64{}{}", there.collect::<String>(), held.unwrap_or_default())
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::env::consts::ARCH.to_owned()
+}

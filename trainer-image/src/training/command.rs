@@ -1,0 +1,177 @@
+//! `codex train`: the command line of training. Does I/O.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use codex_configs::{Data, Resolved, Training, VALIDATION, compose_training};
+use codex_provenance::{DataDigest, Sha256};
+use codex_reports::{Stage, TrainingState, exit};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+
+use super::{
+    Outcome, Session, TrainError, TrainerMetrics,
+    arguments::{default_data, named_file, socket_address},
+    checks::ResumeProof,
+    data::Stop,
+};
+use crate::{
+    atomic_fs,
+    error::CommandError,
+    exposition::{Exposition, ExpositionError},
+    reporting::Reporter,
+};
+
+/// Train a model; resumes from the newest valid checkpoint in the output directory.
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["config", "template"])))]
+pub struct Train {
+    /// Resolved configuration, as the controller mounts it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["set", "seed"])]
+    pub(super) config: Option<PathBuf>,
+    /// Template of the configuration, such as cot-starter.
+    #[arg(long)]
+    pub(super) template: Option<String>,
+    /// Override a key of the template, such as `training.max_steps=200`.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(super) set: Vec<String>,
+    /// Seed of initial weights and data order [default: 1].
+    #[arg(long, allow_negative_numbers = true, value_parser = crate::arguments::seed)]
+    pub(super) seed: Option<u64>,
+    /// Data file with records as JSON lines; without one, a template uses its synthetic tasks.
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
+    pub(super) data: Vec<(String, PathBuf)>,
+    /// Directory of the run.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(super) output: PathBuf,
+    /// Show the effect of resuming, and exit.
+    #[arg(long, conflicts_with = "prove_resume")]
+    pub(super) plan: bool,
+    /// Resume although the configuration has changed so that the bits of the result differ from those of an uninterrupted
+    /// run.
+    #[arg(long)]
+    pub(super) accept_other_bits: bool,
+    /// Prove on this configuration, data and machine that a killed run resumes bit for bit: train a few steps with and without
+    /// kills, and compare everything.
+    #[arg(long)]
+    pub(super) prove_resume: bool,
+    /// Number of steps of the proof.
+    #[arg(long, value_name = "STEPS", default_value_t = 40, requires = "prove_resume")]
+    pub(super) prove_steps: u64,
+    /// Seconds from SIGTERM to SIGKILL: terminationGracePeriodSeconds of the pod.
+    #[arg(long, value_name = "SECONDS", env = "CODEX_GRACE_SECONDS")]
+    pub(super) grace_seconds: Option<u64>,
+    /// Address on which /metrics is served to Prometheus, such as 127.0.0.1:9464.
+    #[arg(long, env = "CODEX_METRICS_ADDRESS", value_name = "ADDRESS:PORT", value_parser = socket_address)]
+    pub(super) metrics_address: Option<SocketAddr>,
+}
+
+impl Train {
+    pub(crate) fn run(self) -> Result<i32, CommandError> {
+        if self.plan {
+            return Ok(self.show_diff()?);
+        }
+        if self.prove_resume {
+            let resolved = self.resolve()?;
+            let directory = self.output.join("prove-resume");
+            let proof = ResumeProof { resolved: &resolved, files: &self.data, directory, steps: self.prove_steps };
+            let said = atomic_fs::say(&proof.run()?.to_string());
+            return said.map(|()| exit::FINISHED).map_err(CommandError::failed);
+        }
+        let reporter = Reporter::<TrainingState>::from_env().map_err(TrainError::from)?;
+        match self.train(&reporter) {
+            Ok(Outcome::Finished(model)) => {
+                reporter.finish(exit::FINISHED);
+                let line = serde_json::json!({
+                    "model": self.output.join("model"),
+                    "digest": model.digest,
+                    "parameters": model.parameters,
+                    "size": model.manifest.size_bytes(),
+                });
+                atomic_fs::say(&line.to_string()).map_err(CommandError::failed)?;
+                Ok(exit::FINISHED)
+            }
+            Ok(Outcome::Interrupted { .. }) => {
+                reporter.finish(exit::INTERRUPTED);
+                Ok(exit::INTERRUPTED)
+            }
+            Err(error) => {
+                reporter.fail(error.failure());
+                reporter.finish(error.exit());
+                Err(error.into())
+            }
+        }
+    }
+
+    fn train(&self, reporter: &Reporter<TrainingState>) -> Result<Outcome, TrainError> {
+        reporter.update(|state| state.stage = Stage::Starting);
+        let stop = Arc::new(AtomicBool::new(false));
+        // A second Ctrl-C ends the process without waiting for the checkpoint.
+        flag::register_conditional_shutdown(SIGINT, exit::FAILED, Arc::clone(&stop)).map_err(TrainError::System)?;
+        for signal in [SIGTERM, SIGINT] {
+            flag::register(signal, Arc::clone(&stop)).map_err(TrainError::System)?;
+        }
+        let resolved = self.resolve()?;
+        reporter.set_config_digest(resolved.digest());
+        let metrics = TrainerMetrics::new().map_err(ExpositionError::from)?;
+        let exposition =
+            self.metrics_address.map(|address| Exposition::start(address, metrics.registry())).transpose()?;
+        let stop = || stop.load(Ordering::Relaxed);
+        Session { metrics: exposition.is_some().then_some(&metrics), ..self.session(&resolved, reporter, &stop) }.run()
+    }
+
+    fn session<'a>(
+        &'a self,
+        resolved: &'a Resolved<Training>,
+        reporter: &'a Reporter<TrainingState>,
+        stop: Stop<'a>,
+    ) -> Session<'a> {
+        Session {
+            resolved,
+            files: &self.data,
+            output: &self.output,
+            reporter,
+            metrics: None,
+            stop,
+            accept_other_bits: self.accept_other_bits,
+            grace: self.grace_seconds.map(Duration::from_secs),
+        }
+    }
+
+    /// Prints the effect of resuming; the exit code says whether resuming would be refused.
+    fn show_diff(&self) -> Result<i32, TrainError> {
+        let (resolved, reporter) = (self.resolve()?, Reporter::nowhere());
+        let session = self.session(&resolved, &reporter, &|| false);
+        let diff = session.resume_diff()?;
+        atomic_fs::say(&diff.to_string())?;
+        Ok(if session.permits(&diff) { exit::FINISHED } else { exit::BAD_INPUT })
+    }
+
+    /// Reads or composes the resolved configuration, after checking the output directory.
+    fn resolve(&self) -> Result<Resolved<Training>, TrainError> {
+        atomic_fs::check_output(&self.output)?;
+        if let Some(path) = &self.config {
+            return Ok(Resolved::from_yaml(&atomic_fs::read_named::<TrainError>("--config", path)?)?);
+        }
+        let template = self.template.as_deref().unwrap_or_default();
+        let mut data = Vec::new();
+        for (name, path) in &self.data {
+            let sha256 = DataDigest(Sha256::of(atomic_fs::read_named::<TrainError>(&format!("data {name}"), path)?));
+            data.push(Data { name: name.clone(), sha256: Some(sha256), synthetic: None });
+        }
+        if data.iter().all(|data| data.name == VALIDATION) {
+            data.extend(default_data(template));
+        }
+        compose_training(template, &self.set, None, self.seed.unwrap_or(1), data)
+            .map_err(|why| why.on_command_line(&self.set).into())
+    }
+}

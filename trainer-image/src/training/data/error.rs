@@ -1,0 +1,135 @@
+//! Why data cannot be trained on. Pure.
+
+use codex_provenance::DataDigest;
+
+use crate::{
+    atomic_fs::{FileError, Misnamed},
+    tasks::{RecordError, TaskError},
+    tokenizer::TokenizerError,
+    training::{failure_class::FailureClass, listing::counted},
+};
+
+/// Data that cannot be trained on.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// No file was passed for data that is not synthetic.
+    #[error("data {0} has no file: pass --data {0}=FILE")]
+    NoFile(String),
+    /// A file was passed for synthetic data.
+    #[error("data {0} is synthetic in the configuration: omit --data {0}=…")]
+    Synthetic(String),
+    /// A synthetic task has fewer held-out problems than the evaluation needs.
+    #[error(
+        "training.eval_records is {wanted}, {each} for each synthetic task, but {task} holds out about {found} problems: use at \
+         most {most}"
+    )]
+    TooFewHeldOut {
+        /// Configured number of records.
+        wanted: usize,
+        /// Share of each task.
+        each: usize,
+        /// Name of the task.
+        task: String,
+        /// Number of its held-out problems.
+        found: usize,
+        /// Largest value that works.
+        most: usize,
+    },
+    /// The validation data is also training data.
+    #[error(
+        "data {name} and data validation have the same bytes, but validation data must not be trained on: use different files"
+    )]
+    TrainedOn {
+        /// Name of the training data.
+        name: String,
+    },
+    /// A named file is missing or is not a file.
+    #[error(transparent)]
+    Misnamed(#[from] Misnamed),
+    /// A file operation failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A line is not a valid record.
+    #[error(transparent)]
+    Records(#[from] RecordError),
+    /// A synthetic task cannot provide its records.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// The digest of a file differs from the configured one.
+    #[error("data {name} has digest {found}, but the run requires {expected}: pass the file with that digest")]
+    Mismatch {
+        /// Name of the data.
+        name: String,
+        /// Digest of the file.
+        found: DataDigest,
+        /// Configured digest.
+        expected: DataDigest,
+    },
+    /// A record cannot be tokenized.
+    #[error("data {name}, record {record}")]
+    Text {
+        /// Name of the data.
+        name: String,
+        /// Number of the record, counted from 1.
+        record: usize,
+        /// Error of the tokenizer.
+        #[source]
+        source: TokenizerError,
+    },
+    /// A record has no answer.
+    #[error("data {name}, record {record}: the response has no answer: end it in #answer$")]
+    Answerless {
+        /// Name of the data.
+        name: String,
+        /// Number of the record, counted from 1.
+        record: usize,
+    },
+    /// A record is longer than the context.
+    #[error(
+        "data {name}, record {record} has {tokens} tokens, but model.max_position_embeddings is {context}: shorten the record \
+         or raise the setting to at least {tokens}"
+    )]
+    TooLong {
+        /// Name of the data.
+        name: String,
+        /// Number of the record, counted from 1.
+        record: usize,
+        /// Tokens of the record.
+        tokens: usize,
+        /// Configured context.
+        context: usize,
+    },
+    /// The data has fewer records than a batch.
+    #[error(
+        "training.batch_size is {batch}, but the data has {}: use at most {records}", counted(*records as u64, "record")
+    )]
+    Batch {
+        /// Configured batch size.
+        batch: usize,
+        /// Number of records of all data.
+        records: usize,
+    },
+    /// The attempt was asked to end.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl DataError {
+    pub(crate) fn class(&self) -> FailureClass {
+        match self {
+            Self::NoFile(_) | Self::Synthetic(_) | Self::TooFewHeldOut { .. } | Self::Misnamed(_) => {
+                FailureClass::INVALID_CONFIGURATION
+            }
+            Self::File(_) => FailureClass::STORAGE_FAILED,
+            Self::Mismatch { .. } => FailureClass::DATA_MISMATCH,
+            Self::TrainedOn { .. }
+            | Self::Records(_)
+            | Self::Task(_)
+            | Self::Text { .. }
+            | Self::Answerless { .. }
+            | Self::TooLong { .. }
+            | Self::Batch { .. } => FailureClass::INVALID_DATA,
+            Self::Interrupted => FailureClass::INTERRUPTED,
+        }
+    }
+}

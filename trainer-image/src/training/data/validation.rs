@@ -1,0 +1,288 @@
+//! Evaluation during training: the loss on validation records, always the same ones in the same order, and completions of some
+//! of their prompts for the log. Reads files; everything else is pure.
+//!
+//! Validation records are those of the data named `validation`, which is never trained on, or else the held-out problems of each
+//! synthetic task. Synthetic data of that name consists of held-out problems, too.
+
+use std::path::PathBuf;
+
+use codex_configs::{Synthetic, Training, VALIDATION};
+use codex_engine::{Emitted, Engine, EngineError, Packed};
+use codex_provenance::{DataDigest, Sha256};
+use codex_reports::DataFile;
+
+use super::{DataError, HeldOutLengths, Stop, dataset::Dataset, files::read_file, source::Source};
+use crate::{
+    error::chain,
+    model::{GenerateError, Generator},
+    tasks::{self, Record, Split, TaskError, materialise, parse_records},
+    tokenizer::Tokenizer,
+};
+
+/// Validation records of a run.
+#[derive(Debug)]
+pub(crate) struct ValidationSet {
+    /// Digest of the data named `validation`, if the records are from there.
+    file: Option<DataDigest>,
+    lengths: HeldOutLengths,
+    batches: Vec<Packed>,
+    targets: usize,
+    samples: Vec<Record>,
+    max_new_tokens: usize,
+}
+
+/// Result of one evaluation.
+#[derive(Debug)]
+pub(crate) struct Evaluated {
+    /// Mean cross-entropy per target token in nats.
+    pub(crate) loss: f64,
+    /// Completions of the first prompts.
+    pub(crate) samples: Vec<Sample>,
+}
+
+/// A prompt and its completion by the model.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sample {
+    /// Prompt of the record.
+    pub(crate) prompt: String,
+    /// Completion, or the error that prevented it.
+    pub(crate) written: Result<String, String>,
+    /// Response of the record.
+    pub(crate) response: String,
+    /// Whether the answers are equal; `None` if the record has no answer.
+    pub(crate) correct: Option<bool>,
+}
+
+impl std::fmt::Display for Sample {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mark = match self.correct {
+            Some(true) => "right",
+            Some(false) => "wrong",
+            None => "-",
+        };
+        match &self.written {
+            Ok(text) => write!(f, "{mark:<5}  {}  {text}", self.prompt),
+            Err(error) => write!(f, "{mark:<5}  {}  ({error})", self.prompt),
+        }
+    }
+}
+
+impl ValidationSet {
+    /// Reads the validation records of a run; `None` if the run does not evaluate. `seen` is called for a file as soon as it is
+    /// hashed.
+    ///
+    /// # Errors
+    /// When a file cannot be read, has another digest, or holds a record that cannot be trained on, and
+    /// [`DataError::Interrupted`] soon after `stop` returns true.
+    pub(crate) fn read(
+        training: &Training,
+        files: &[(String, PathBuf)],
+        tokenizer: &Tokenizer,
+        stop: Stop,
+        mut seen: impl FnMut(DataFile),
+    ) -> Result<Option<Self>, DataError> {
+        let settings = &training.settings.training;
+        if settings.eval_every.is_none() {
+            return Ok(None);
+        }
+        let (mut batches, mut samples) = (Vec::new(), Vec::new());
+        let mut file = None;
+        let held_out = held_out(training, files, tokenizer, stop, |read| {
+            file = Some(read.sha256);
+            seen(read);
+        })?;
+        let mut lengths = Vec::new();
+        for (source, records) in held_out {
+            let count = source.len().min(records.len());
+            lengths.push(source.rows().take(count).collect());
+            let starts = (0..count).step_by(settings.batch_size);
+            batches.extend(starts.map(|start| source.pack(start..count.min(start + settings.batch_size))));
+            samples.push(records.into_iter());
+        }
+        Ok(Some(Self {
+            file,
+            lengths: HeldOutLengths(lengths),
+            targets: batches.iter().map(|batch| batch.targets.len()).sum(),
+            batches,
+            samples: interleave(samples, settings.eval_samples),
+            max_new_tokens: settings.eval_max_new_tokens,
+        }))
+    }
+
+    /// Checks that the data named `validation` is not also training data.
+    ///
+    /// # Errors
+    /// [`DataError::TrainedOn`] when a file of `dataset` has the same bytes.
+    pub(crate) fn check_apart_from(&self, dataset: &Dataset) -> Result<(), DataError> {
+        match dataset.files().find(|file| Some(file.sha256) == self.file) {
+            Some(file) => Err(DataError::TrainedOn { name: file.name.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Digest of the data named `validation`, if the records are from there.
+    pub(crate) fn file(&self) -> Option<DataDigest> {
+        self.file
+    }
+
+    /// Lengths of the records.
+    pub(crate) fn lengths(&self) -> HeldOutLengths {
+        self.lengths.clone()
+    }
+
+    /// Computes the mean cross-entropy per target token in nats; `None` if `stop` returns true before a batch.
+    ///
+    /// # Errors
+    /// When the engine rejects a batch.
+    pub(crate) fn loss(&self, engine: &mut dyn Engine, stop: Stop) -> Result<Option<f64>, EngineError> {
+        let mut sum = 0.0;
+        for batch in &self.batches {
+            if stop() {
+                return Ok(None);
+            }
+            sum += engine.loss(batch)?;
+        }
+        Ok(Some(sum / self.targets.max(1) as f64))
+    }
+
+    /// Completes the first prompts with the current parameters; `None` if `stop` returns true before a token.
+    ///
+    /// # Errors
+    /// When the engine rejects the parameters.
+    pub(crate) fn samples(
+        &self,
+        engine: &dyn Engine,
+        tokenizer: &Tokenizer,
+        stop: Stop,
+    ) -> Result<Option<Vec<Sample>>, EngineError> {
+        if self.samples.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        let slots = self.samples.len();
+        let mut generator = Generator::new(engine.config(), &engine.parameters(), tokenizer.clone(), slots)?;
+        let Some(written) = self.complete(&mut generator, stop) else { return Ok(None) };
+        let samples = self.samples.iter().zip(written).map(|(record, written)| {
+            let written = written.map_err(|error| chain(&error));
+            let found = written.as_deref().ok().and_then(tasks::answer);
+            Sample {
+                correct: tasks::answer(&record.response).map(|expected| found == Some(expected)),
+                prompt: record.prompt.clone(),
+                response: record.response.clone(),
+                written,
+            }
+        });
+        Ok(Some(samples.collect()))
+    }
+
+    /// Completes the prompt of each sample. [`Generator::complete`] cannot be interrupted.
+    fn complete(&self, generator: &mut Generator, stop: Stop) -> Option<Vec<Result<String, GenerateError>>> {
+        let prompts = self.samples.iter().map(|record| record.prompt.as_str()).enumerate();
+        let mut taken: Vec<Result<(), GenerateError>> = Vec::new();
+        for (slot, prompt) in prompts {
+            let ids = generator.tokenizer().encode(prompt).map_err(GenerateError::from);
+            taken.push(ids.and_then(|ids| generator.prefill(slot, &ids)));
+        }
+        let mut tokens = vec![Vec::new(); taken.len()];
+        loop {
+            if stop() {
+                return None;
+            }
+            let emitted = match generator.step() {
+                Ok(emitted) => emitted,
+                Err(error) => return Some(taken.iter().map(|_| Err(error.clone())).collect()),
+            };
+            if emitted.is_empty() {
+                break;
+            }
+            for Emitted { slot, token, end } in emitted {
+                tokens[slot].push(token);
+                if end.is_none() && tokens[slot].len() >= self.max_new_tokens {
+                    generator.release(slot);
+                }
+            }
+        }
+        let written = taken.into_iter().zip(&tokens).map(|(taken, tokens)| {
+            taken?;
+            Ok(generator.tokenizer().decode(tokens)?)
+        });
+        Some(written.collect())
+    }
+}
+
+/// Returns each validation source with the records that are evaluated.
+fn held_out(
+    training: &Training,
+    files: &[(String, PathBuf)],
+    tokenizer: &Tokenizer,
+    stop: Stop,
+    mut seen: impl FnMut(DataFile),
+) -> Result<Vec<(Source, Vec<Record>)>, DataError> {
+    let wanted = training.settings.training.eval_records;
+    let parse = |file: DataFile, label: &str, bytes: &[u8], wanted: usize| -> Result<_, DataError> {
+        let source = Source::parse(file, label, bytes, training, tokenizer, stop)?;
+        let mut records = parse_records(label, bytes)?;
+        records.truncate(wanted);
+        Ok((source, records))
+    };
+    if let Some(data) = training.data.iter().find(|data| data.name == VALIDATION) {
+        let (mut file, label, bytes) = read_file(data, Split::HeldOut, files, stop, &mut seen)?;
+        let (source, records) = parse(file.clone(), &label, &bytes, wanted)?;
+        file.records = Some(source.len() as u64);
+        seen(file);
+        return Ok(vec![(source, records)]);
+    }
+    let synthetic: Vec<_> = training.data.iter().filter_map(|data| Some((data, data.synthetic.as_ref()?))).collect();
+    let sources = synthetic.len();
+    let each = wanted.div_ceil(sources.max(1));
+    let made = synthetic.into_iter().map(|(data, Synthetic { task, seed, .. })| {
+        let bytes = materialise(task.parse()?, Split::HeldOut, *seed, each).map_err(|error| match error {
+            TaskError::TooMany { task, found, .. } => {
+                DataError::TooFewHeldOut { wanted, each, task: task.to_string(), found, most: found * sources }
+            }
+            error => error.into(),
+        })?;
+        let sha256 = DataDigest(Sha256::of(&bytes));
+        let file = DataFile { name: data.name.clone(), sha256, size: bytes.len() as u64, records: None };
+        parse(file, &format!("held-out {}", data.name), &bytes, each)
+    });
+    made.collect()
+}
+
+/// Takes the first record of each source, then the second of each, and so on, up to `count` records.
+fn interleave(mut sources: Vec<impl Iterator<Item = Record>>, count: usize) -> Vec<Record> {
+    let mut records = Vec::new();
+    while records.len() < count {
+        let before = records.len();
+        records.extend(sources.iter_mut().filter_map(Iterator::next));
+        if records.len() == before {
+            break;
+        }
+    }
+    records.truncate(count);
+    records
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::training::test_support::{both, resolved};
+
+    #[test]
+    fn samples_are_the_first_of_each_source_in_turn_with_their_marks() {
+        let run = resolved(&["training.eval_every=1", "training.eval_samples=4", "training.eval_records=9"], both());
+        let tokenizer = Tokenizer::characters().unwrap();
+        let read = || ValidationSet::read(run.spec(), &[], &tokenizer, &|| false, |_| ()).unwrap().unwrap();
+        let validation = read();
+        assert_eq!(validation.samples, read().samples);
+        assert_eq!(validation.batches.iter().map(|batch| batch.cu_seqlens.len() - 1).sum::<usize>(), 10);
+        let config = crate::training::run::model_config(run.spec(), &tokenizer).unwrap();
+        let state = crate::training::state::State::new(config, 1, codex_engine::Settings::default()).unwrap();
+        let samples = validation.samples(state.engine.as_ref(), &tokenizer, &|| false).unwrap().unwrap();
+        assert_eq!(samples.len(), 4);
+        assert!(samples[0].prompt.ends_with(':') && samples[1].prompt.contains(' '), "{samples:?}");
+        for sample in &samples {
+            assert_eq!(sample.correct, Some(false));
+            assert!(sample.to_string().starts_with(&format!("wrong  {}", sample.prompt)), "{sample}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! A run read from its directory, with what it recorded, and the means to take its steps again. Reads files.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use codex_configs::{Data, Resolved, Training};
+use codex_engine::Layout;
+use codex_provenance::DataDigest;
+use codex_reports::TrainingState;
+
+use crate::{
+    atomic_fs,
+    model::ModelError,
+    reporting::Reporter,
+    tokenizer::Tokenizer,
+    training::{
+        ResumeError, Session, TrainError,
+        checkpoint::{ValidCheckpoint, newest},
+        data::{Dataset, ValidationSet},
+        records::{LEDGER, LedgerRow, STATES, StateRow, read_rows, read_states},
+        run::{CONFIG, StepResult, data_digests, model_config},
+        state::{State, engine_settings},
+    },
+};
+
+/// A finished or interrupted run, read from its directory.
+#[derive(Debug)]
+pub(crate) struct RecordedRun {
+    /// Directory of the run.
+    pub(crate) directory: PathBuf,
+    /// Configuration of the run.
+    pub(crate) resolved: Resolved<Training>,
+}
+
+/// A run with its data, whose steps can be taken again.
+pub(crate) struct Rerun<'a> {
+    pub(super) run: &'a RecordedRun,
+    files: Vec<(String, PathBuf)>,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) dataset: Dataset,
+    /// Validation records, if the run evaluated.
+    validation: Option<ValidationSet>,
+    reporter: Reporter<TrainingState>,
+}
+
+impl RecordedRun {
+    /// Opens a run and reads its configuration.
+    ///
+    /// # Errors
+    /// When the directory does not hold a run.
+    pub(crate) fn open(directory: &Path) -> Result<Self, TrainError> {
+        let config = directory.join("artifacts").join(CONFIG);
+        if !config.exists() {
+            return Err(TrainError::Arguments(format!(
+                "{} does not hold a run: artifacts/{CONFIG} does not exist there; pass the --output directory of a training",
+                directory.display()
+            )));
+        }
+        Ok(Self { directory: directory.to_owned(), resolved: Resolved::from_yaml(&atomic_fs::read(&config)?)? })
+    }
+
+    /// Reads the ledger of the run by step.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn ledger(&self) -> Result<BTreeMap<u64, LedgerRow>, TrainError> {
+        let rows = read_rows::<LedgerRow>(&self.directory.join("artifacts").join(LEDGER))?;
+        Ok(rows.into_iter().map(|row| (row.step, row)).collect())
+    }
+
+    /// Reads the recorded states of the run by step.
+    ///
+    /// # Errors
+    /// When they cannot be read, or the chain is broken.
+    pub(crate) fn states(&self) -> Result<BTreeMap<u64, StateRow>, TrainError> {
+        let rows = read_states(&self.directory.join("artifacts").join(STATES))?;
+        Ok(rows.into_iter().map(|row| (row.step, row)).collect())
+    }
+
+    /// Reads the data of the run; `files` has the files that are not synthetic.
+    ///
+    /// # Errors
+    /// When a file is missing, or has another digest than in the run.
+    pub(crate) fn rerun(&self, files: &[(String, PathBuf)]) -> Result<Rerun<'_>, TrainError> {
+        let training = self.resolved.spec();
+        let own = |data: &&Data| data.synthetic.is_none() && !files.iter().any(|(name, _)| *name == data.name);
+        if let Some(Data { name, .. }) = training.data.iter().find(own) {
+            return Err(TrainError::Arguments(format!(
+                "the run in {} used a file as data {name}: pass it as --data {name}=FILE",
+                self.directory.display()
+            )));
+        }
+        let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
+        let names: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
+        // Files for the other run of a comparison are ignored.
+        let files: Vec<_> = files.iter().filter(|(name, _)| names.contains(&name.as_str())).cloned().collect();
+        let dataset = Dataset::read(training, &files, None, &tokenizer, &|| false, |_| ())?;
+        let validation = ValidationSet::read(training, &files, &tokenizer, &|| false, |_| ())?;
+        Ok(Rerun { run: self, files, tokenizer, dataset, validation, reporter: Reporter::nowhere() })
+    }
+}
+
+impl Rerun<'_> {
+    /// Returns a session for taking the steps of the run.
+    pub(super) fn session(&self) -> Session<'_> {
+        Session::new(&self.run.resolved, &self.files, &self.run.directory, &self.reporter, &|| false)
+    }
+
+    /// Returns the newest valid checkpoint at or before `step`.
+    ///
+    /// # Errors
+    /// When a file operation fails, or the checkpoint was trained on other data.
+    pub(crate) fn checkpoint(&self, step: u64) -> Result<Option<ValidCheckpoint>, TrainError> {
+        let notice = |notice: String| tracing::warn!("{notice}");
+        let found = newest(&self.run.directory.join("checkpoints"), step, notice)?;
+        if let Some(found) = &found {
+            let data = data_digests(&self.dataset, self.validation.as_ref());
+            if let Some((name, then)) =
+                found.info.identity.data.iter().find(|(name, then)| data.get(*name) != Some(then))
+            {
+                let now = data.get(name).map_or_else(|| "none".to_owned(), DataDigest::short);
+                return Err(ResumeError::ForeignCheckpoint {
+                    path: found.path.clone(),
+                    differences: format!("data {name}: {} → {now}", then.short()),
+                    fix: "pass the training data of the run as --data NAME=FILE",
+                }
+                .into());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Restores the state of a checkpoint, or creates the initial one. A pending evaluation is completed.
+    ///
+    /// # Errors
+    /// When the checkpoint does not match the model of the run.
+    pub(crate) fn state(&self, found: Option<&ValidCheckpoint>) -> Result<State, TrainError> {
+        let training = self.run.resolved.spec();
+        let config = model_config(training, &self.tokenizer)?;
+        let settings = engine_settings(&training.settings.training);
+        match found {
+            None => Ok(State::new(config, training.seed, settings)?),
+            Some(found) => {
+                let layout = Arc::new(Layout::of(&config));
+                let mut state = State::restore(config, found.read(&layout)?, settings)?;
+                if let (true, Some(validation)) = (state.evaluation_pending, &self.validation) {
+                    self.session().evaluate(&mut state, validation, None)?;
+                }
+                Ok(state)
+            }
+        }
+    }
+
+    /// Takes one step, and evaluates where the run did.
+    ///
+    /// # Errors
+    /// As for training.
+    pub(crate) fn step(&self, state: &mut State) -> Result<LedgerRow, TrainError> {
+        let result = self.session().step(state, &self.dataset)?;
+        let Some(StepResult { row, .. }) = result else { return Err(TrainError::Interrupted) };
+        if let Some(validation) = &self.validation {
+            self.session().evaluate(state, validation, None)?;
+        }
+        Ok(row)
+    }
+}

@@ -1,0 +1,38 @@
+//! Lists in messages: a few items and the number of the others. Pure.
+
+/// Number of items that a message lists.
+const SHOWN: usize = 8;
+
+/// Joins the first few items; of a longer list the number of the others follows.
+pub(crate) fn some_of(items: &[impl AsRef<str>], separator: &str) -> String {
+    let mut text = items.iter().take(SHOWN).map(AsRef::as_ref).collect::<Vec<_>>().join(separator);
+    if items.len() > SHOWN {
+        text.push_str(&format!("{separator}and {} more", items.len() - SHOWN));
+    }
+    text
+}
+
+/// Returns a count with its noun, in the singular for one.
+pub(crate) fn counted(count: u64, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_are_cut() {
+        let names: Vec<String> = (1..=10).map(|number| number.to_string()).collect();
+        assert_eq!(some_of(&names[..2], ", "), "1, 2");
+        assert_eq!(some_of(&names, ", "), "1, 2, 3, 4, 5, 6, 7, 8, and 2 more");
+    }
+
+    #[test]
+    fn one_is_singular() {
+        assert_eq!(
+            (counted(1, "step"), counted(0, "step"), counted(2, "step")),
+            ("1 step".into(), "0 steps".into(), "2 steps".into())
+        );
+    }
+}

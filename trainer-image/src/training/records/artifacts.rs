@@ -1,0 +1,212 @@
+//! Files that a run leaves beside its model: `run_metadata.json`, `environment.json`, `dataset_checksums.json`, the metrics ledger
+//! `metrics.ndjson`, and `errors.ndjson` with the failures of attempts. Does I/O.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use codex_configs::{Resolved, Training};
+use codex_provenance::DataDigest;
+use codex_reports::Failure;
+use jiff::Timestamp;
+
+use super::{AppendLog, Row, append_log::Opened};
+use crate::{
+    artifacts::{
+        environment::{self, Environment, variable},
+        errors::{self, ErrorRow},
+        ledger::{self, Row as MetricsRow},
+        metadata::{self, Checksums, ControlSurface, Knobs, Metadata, RunMetadata},
+    },
+    atomic_fs::{self, FileError},
+};
+
+/// The split of metrics that an evaluation measures.
+pub(crate) const VALIDATION_SPLIT: &str = "val";
+
+/// The `artifacts` directory of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Artifacts {
+    directory: PathBuf,
+    run: String,
+}
+
+impl Artifacts {
+    /// Opens the artifacts of the run with this output directory.
+    ///
+    /// # Errors
+    /// When the directory cannot be created.
+    pub(crate) fn open(output: &Path) -> Result<Self, FileError> {
+        let directory = output.join("artifacts");
+        atomic_fs::make_directory(&directory)?;
+        let named = || fs::canonicalize(output).ok()?.file_name().map(|name| name.to_string_lossy().into_owned());
+        let run = variable("CODEX_OBJECT_UID").or_else(named).unwrap_or_else(|| "run".to_owned());
+        Ok(Self { directory, run })
+    }
+
+    /// Directory of synthetic data.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    /// Writes `dataset_checksums.json` and `run_metadata.json`.
+    ///
+    /// # Errors
+    /// When a file operation fails.
+    pub(crate) fn describe(
+        &self,
+        resolved: &Resolved<Training>,
+        data: &BTreeMap<String, DataDigest>,
+        attempt: u32,
+    ) -> Result<(), FileError> {
+        let training = resolved.spec();
+        let checksums = Checksums(data.clone());
+        atomic_fs::write_json(&self.directory.join(metadata::CHECKSUMS_FILE), &checksums)?;
+        let dataset_version = checksums
+            .version(&training.template)
+            .map_err(std::io::Error::other)
+            .map_err(FileError::of("encoding", &self.directory))?;
+        // The trainer does not know yet what is captured, nor curriculum, evaluation and deployment.
+        let trace_mode = "disabled".to_owned();
+        let metadata = RunMetadata {
+            metadata: Metadata {
+                owner: training.settings.metadata.owner.clone(),
+                template: training.template.clone(),
+                run_id: self.run.clone(),
+            },
+            session_id: format!("{}-{attempt}", self.run),
+            artifacts_dir: self.directory.clone(),
+            config_digest: resolved.digest(),
+            dataset_version,
+            control_surface: ControlSurface { trace_mode: trace_mode.clone(), ..ControlSurface::default() },
+            knobs: Knobs { trace_mode, ..Knobs::default() },
+        };
+        atomic_fs::write_json(&self.directory.join(metadata::FILE), &metadata)?;
+        Ok(())
+    }
+
+    /// Writes `environment.json`: the machine of this attempt and the path of its engine.
+    ///
+    /// # Errors
+    /// When a file operation fails.
+    pub(crate) fn environment(&self, seed: u64, engine: &str) -> Result<(), FileError> {
+        atomic_fs::write_json(&self.directory.join(environment::FILE), &Environment::here(seed, engine))?;
+        Ok(())
+    }
+
+    /// Appends the failure of an attempt to `errors.ndjson`.
+    ///
+    /// # Errors
+    /// When a file operation fails.
+    pub(crate) fn append_failure(
+        &self,
+        failure: Failure,
+        exit_code: i32,
+        chain: Vec<String>,
+        step: Option<u64>,
+    ) -> Result<(), FileError> {
+        let row = ErrorRow {
+            schema: errors::SCHEMA.to_owned(),
+            timestamp: Timestamp::now(),
+            run_id: self.run.clone(),
+            step,
+            exit_code,
+            is_final: failure.is_final,
+            reason: failure.reason,
+            chain,
+        };
+        errors::append(&self.directory, &row)
+    }
+
+    /// Opens the metrics ledger for a run that resumes at `step`, and returns a notice if it was damaged. Rows of later steps
+    /// are dropped, because they will be written again; so is the evaluation of this step if it is `pending`.
+    ///
+    /// # Errors
+    /// When a file operation fails.
+    pub(crate) fn metrics_ledger(
+        &self,
+        step: u64,
+        pending: bool,
+        dataset: String,
+    ) -> Result<(MetricsLedger, Option<String>), FileError> {
+        let kept =
+            |row: &MetricsRow| row.step < step || (row.step == step && !(pending && row.split == VALIDATION_SPLIT));
+        let Opened { log, notice, .. } = AppendLog::open_while(self.directory.join(ledger::FILE), kept)?;
+        Ok((MetricsLedger { log, run: self.run.clone(), dataset }, notice))
+    }
+}
+
+impl Row for MetricsRow {
+    fn step(&self) -> u64 {
+        self.step
+    }
+}
+
+/// The metrics ledger, open for appending.
+#[derive(Debug)]
+pub(crate) struct MetricsLedger {
+    log: AppendLog,
+    run: String,
+    dataset: String,
+}
+
+impl MetricsLedger {
+    /// Appends the metrics of a step, measured on `split`.
+    ///
+    /// # Errors
+    /// When a file operation fails.
+    pub(crate) fn append(&mut self, step: u64, split: &str, metrics: &[(&str, f64)]) -> Result<(), FileError> {
+        let row = |(metric, value): &(&str, f64)| MetricsRow {
+            schema: ledger::SCHEMA.to_owned(),
+            schema_version: ledger::SCHEMA_VERSION.to_owned(),
+            timestamp: Timestamp::now(),
+            run_id: self.run.clone(),
+            step,
+            split: split.to_owned(),
+            metric: (*metric).to_owned(),
+            value: *value,
+            dataset: self.dataset.clone(),
+            tags: BTreeMap::new(),
+        };
+        self.log.append_unsynced(&metrics.iter().map(row).collect::<Vec<_>>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifacts::ledger::Ledger as Recorded;
+
+    #[test]
+    fn a_resumed_ledger_has_no_row_twice() {
+        let output = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::open(output.path()).unwrap();
+        let mut ledger = artifacts.metrics_ledger(0, false, "a+b".to_owned()).unwrap().0;
+        for step in [10, 20, 30] {
+            ledger.append(step, "train", &[("loss", 1.5), ("learning_rate", 0.1)]).unwrap();
+        }
+        let path = artifacts.directory.join(ledger::FILE);
+        // The remains of a crashed machine: half a line, and blocks that were never written.
+        fs::write(&path, [fs::read(&path).unwrap(), b"{\"$schema\":\"cut\0\xff\xfe".to_vec()].concat()).unwrap();
+        artifacts.metrics_ledger(30, false, "a+b".to_owned()).unwrap();
+        assert_eq!(Recorded::read(&path).unwrap().rows.len(), 6);
+        let mut ledger = artifacts.metrics_ledger(20, false, "a+b".to_owned()).unwrap().0;
+        ledger.append(30, VALIDATION_SPLIT, &[("loss", 1.0)]).unwrap();
+        // An evaluation that is repeated is not listed twice.
+        let mut ledger = artifacts.metrics_ledger(30, true, "a+b".to_owned()).unwrap().0;
+        assert_eq!(Recorded::read(&path).unwrap().rows.len(), 4);
+        ledger.append(30, VALIDATION_SPLIT, &[("loss", 1.0)]).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let steps: Vec<u64> = text.lines().map(|line| serde_json::from_str::<MetricsRow>(line).unwrap().step).collect();
+        assert_eq!(steps, [10, 10, 20, 20, 30]);
+        let row: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        assert_eq!(row["split"], "train");
+        assert!(text.starts_with("{\"$schema\":"), "keys keep their order");
+        let order =
+            ["$schema", "schema_version", "timestamp", "run_id", "step", "split", "metric", "value", "dataset", "tags"];
+        let places: Vec<usize> = order.iter().map(|key| text.find(&format!("\"{key}\":")).unwrap()).collect();
+        assert!(places.is_sorted());
+    }
+}

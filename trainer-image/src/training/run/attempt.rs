@@ -1,0 +1,203 @@
+//! The course of an attempt, from claiming the run's directory to writing the model. Does I/O.
+
+use std::path::Path;
+
+use codex_engine::ModelConfig;
+use codex_provenance::manifest::Manifest;
+use codex_reports::{Model, Stage};
+
+use super::{
+    CONFIG, Outcome, Session,
+    inputs::{check_warmup, data_digests, model_config},
+    progress::ProgressOutputs,
+    resume::{check_order, compare},
+};
+use crate::{
+    artifacts::errors::causes,
+    atomic_fs,
+    error::chain,
+    model::{ModelError, describe},
+    tokenizer::Tokenizer,
+    training::{
+        TrainError,
+        attempts::{LockHandle, Phase, RunLock},
+        checkpoint::{AsyncWriter, CheckpointPolicy, CheckpointStore, Origin, Retention},
+        records::Artifacts,
+        resources::{check_model_size, log_memory, memory_limit, release_memory, resident_memory, snapshot_size},
+        schedule::executed_steps,
+    },
+};
+
+impl Session<'_> {
+    /// Runs the attempt.
+    ///
+    /// # Errors
+    /// When the input is invalid, a file operation fails, or the loss is not finite.
+    pub fn run(&self) -> Result<Outcome, TrainError> {
+        let mut lock = None;
+        self.claim_and_run(&mut lock).inspect_err(|error| {
+            // A directory that belongs to a newer attempt, or lies where the volume was mounted, is not written to.
+            if lock.is_none_or(|lock| lock.check().is_ok()) {
+                self.record_failure(error);
+            }
+        })
+    }
+
+    /// Appends the error of the attempt to the run's artifacts.
+    fn record_failure(&self, error: &TrainError) {
+        let step = self.reporter.state().progress.map(|progress| progress.step);
+        let recorded = Artifacts::open(self.output)
+            .and_then(|artifacts| artifacts.append_failure(error.failure(), error.exit(), causes(error), step));
+        if let Err(why) = recorded {
+            tracing::warn!(error = chain(&why), "errors.ndjson cannot be written");
+        }
+    }
+
+    /// Claims the directory and runs the attempt; `lock` is set as soon as the directory is claimed.
+    fn claim_and_run(&self, lock: &mut Option<LockHandle>) -> Result<Outcome, TrainError> {
+        let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
+        let config = model_config(self.resolved.spec(), &tokenizer)?;
+        self.refuse_foreign_directory()?;
+        atomic_fs::make_directory(self.output)?;
+        let mut run_lock = RunLock::claim(self.output.join("writers"))?;
+        *lock = Some(run_lock.handle());
+        self.reporter.set_attempt(run_lock.epoch());
+        if let Some(notice) = run_lock.previous() {
+            self.notice(notice.to_owned());
+        }
+        let ended = self.train(config, &tokenizer, &mut run_lock);
+        run_lock.enter(Phase::Ended);
+        match ended {
+            // Interrupted before its first step: the checkpoint of an earlier attempt is still the newest state.
+            Err(error) if error.is_interruption() => {
+                tracing::info!("interrupted before the first step");
+                self.reporter.update(|report| report.stage = Stage::Interrupted);
+                Ok(Outcome::Interrupted { step: self.reporter.state().resumed_from.unwrap_or(0) })
+            }
+            ended => ended,
+        }
+    }
+
+    fn train(&self, config: ModelConfig, tokenizer: &Tokenizer, lock: &mut RunLock) -> Result<Outcome, TrainError> {
+        let training = self.resolved.spec();
+        let settings = &training.settings.training;
+        let limit = memory_limit(Path::new("/"));
+        check_model_size(&config, limit.as_ref())?;
+        let artifacts = Artifacts::open(self.output)?;
+        lock.enter(Phase::Loading);
+        let dataset = self.read_data(Some(&artifacts.data()), tokenizer)?;
+        let validation = self.read_validation(&dataset, tokenizer)?;
+        check_warmup(settings, dataset.records())?;
+        log_memory("data");
+        release_memory();
+        let estimate = self.check_memory(&config, &dataset, validation.as_ref())?;
+        lock.set_memory(estimate, limit.as_ref().map(|limit| limit.bytes));
+        self.check_stop()?;
+        let identity = self.identity(data_digests(&dataset, validation.as_ref()))?;
+        let found = self.newest_checkpoint()?;
+        let origin = Origin::here(settings);
+        self.accept_diff(&compare(found.as_ref(), &identity, &origin), found.as_ref())?;
+        let files = self.reporter.state().data.into_iter().map(|file| (file.name, file.sha256)).collect();
+        artifacts.describe(self.resolved, &files, lock.epoch())?;
+        let artifacts_directory = self.output.join("artifacts");
+        atomic_fs::write(&artifacts_directory.join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
+        let mut state = self.restore(config, found.as_ref())?;
+        log_memory("state");
+        self.check_stop()?;
+        let total = executed_steps(settings, dataset.records());
+        let store = CheckpointStore::open(self.output.join("checkpoints"), identity, Retention::of(settings, total))?;
+        let probe = self.grace.map(|_| store.probe(snapshot_size(state.engine.config()))).transpose()?;
+        let (writer, ends) = AsyncWriter::start(lock.handle(), store, origin, &artifacts_directory, state.step)?;
+        ends.notices.into_iter().for_each(|notice| self.notice(notice));
+        match ends.ledger {
+            Some(row) if row.step == state.step => check_order(&row, &dataset)?,
+            None if state.step == 0 => {}
+            row => self.notice(format!(
+                "the ledger ends at step {}, but training resumes from step {}: the order of data cannot be checked",
+                row.map_or(0, |row| row.step),
+                state.step
+            )),
+        }
+        // The checkpoint of an interrupted evaluation has the state before it, and the chain may have the state after it.
+        if let (Some(row), Some(found)) = (&ends.state, &found)
+            && row.step == state.step
+            && !state.evaluation_pending
+            && row.digest != found.info.state_digest
+        {
+            self.notice(format!(
+                "the recorded digest of step {} differs from its checkpoint: one was modified",
+                row.step
+            ));
+        }
+        let recorded = ends.state.map(|row| row.step);
+        let durable = found.map(|found| found.checkpoint.step);
+        let pending = state.evaluation_pending;
+        let mut policy =
+            CheckpointPolicy::new(self.reporter, writer, settings, total, durable, pending, recorded, self.grace);
+        if let Some(took) = probe {
+            policy.expect(took);
+        }
+        artifacts.environment(training.seed, state.engine.path())?;
+        let names: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
+        let (ledger, notice) = artifacts.metrics_ledger(state.step, pending, names.join("+"))?;
+        notice.into_iter().for_each(|notice| self.notice(notice));
+        let mut outputs = ProgressOutputs::new(self.reporter, ledger, self.metrics, state.step, total);
+        self.reporter.update(|report| {
+            report.stage = Stage::Running;
+            report.steps_executed = lock.executed();
+        });
+        lock.enter(Phase::Training);
+        lock.begin_step(state.step + 1);
+        let evaluation = validation.as_ref().map(|validation| (validation, tokenizer));
+        let ended = self.take_steps(&mut state, &dataset, evaluation, &mut policy, lock, &mut outputs);
+        outputs.close();
+        let ended = ended.inspect_err(|_| policy.write_remaining_rows(&state));
+        log_memory("steps");
+        tracing::debug!(engine = state.engine.memory(), "memory counted by the engine");
+        let (checkpoints, paused) = policy.cost();
+        let log_cost = || {
+            tracing::info!(
+                checkpoints,
+                paused_seconds = paused.as_secs_f64(),
+                memory_estimate = estimate,
+                memory_peak = resident_memory().1,
+                "cost of this attempt"
+            );
+        };
+        if let Some(outcome) = ended? {
+            log_cost();
+            return Ok(outcome);
+        }
+        lock.check()?;
+        lock.enter(Phase::Exporting);
+        let model = self.write_model(state.engine.config(), &policy.into_parameters(&state), tokenizer)?;
+        log_memory("model");
+        log_cost();
+        self.reporter.update(|report| {
+            report.model = Some(model.clone());
+            report.stage = Stage::Finished;
+        });
+        Ok(Outcome::Finished(Box::new(model)))
+    }
+
+    /// Writes the model directory, unless it already has exactly these bytes.
+    fn write_model(
+        &self,
+        config: &ModelConfig,
+        parameters: &[f32],
+        tokenizer: &Tokenizer,
+    ) -> Result<Model, TrainError> {
+        let files = describe(config, parameters, tokenizer)?;
+        let manifest = Manifest::of_files(&files)?;
+        let place = self.output.join("model");
+        if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
+            atomic_fs::write_directory(&place, &files)?;
+        }
+        Ok(Model {
+            digest: manifest.digest(),
+            oms_root: manifest.oms_root(),
+            manifest,
+            parameters: config.parameters() as u64,
+        })
+    }
+}

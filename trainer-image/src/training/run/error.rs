@@ -1,0 +1,26 @@
+//! Error of a loss or gradient that is not finite. Pure.
+
+use crate::training::failure_class::FailureClass;
+
+/// A loss or gradient that is not finite.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{what} of step {step} is not finite{}: lower training.learning_rate, or check the records of the step: {records}",
+    tensor.as_ref().map(|tensor| format!(", nor is {tensor}")).unwrap_or_default()
+)]
+pub struct NumericsError {
+    /// `the loss`, or `the gradient of` a tensor.
+    pub(crate) what: String,
+    /// First tensor that is not finite, as `parameters/NAME` or `gradients/NAME`.
+    pub(crate) tensor: Option<String>,
+    /// Number of the step, counted from 1.
+    pub(crate) step: u64,
+    /// Records of the step as `name[number]`, at most the first few.
+    pub(crate) records: String,
+}
+
+impl NumericsError {
+    pub(crate) fn class(&self) -> FailureClass {
+        FailureClass::NOT_FINITE
+    }
+}

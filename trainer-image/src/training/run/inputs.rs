@@ -1,0 +1,128 @@
+//! The inputs of an attempt: its data, the shape of its model, and its identity. Reads files.
+
+use std::{collections::BTreeMap, path::Path};
+
+use codex_configs::{Optimization, Training, VALIDATION};
+use codex_engine::{ModelConfig, Shape};
+use codex_provenance::DataDigest;
+use codex_reports::DataFile;
+
+use super::Session;
+use crate::{
+    atomic_fs::FileError,
+    tokenizer::Tokenizer,
+    training::{
+        TrainError,
+        checkpoint::RunIdentity,
+        data::{Dataset, ValidationSet},
+        listing::counted,
+        resources::{RecordRows, check_estimate, estimate, memory_limit},
+        schedule::scheduled_steps,
+    },
+};
+
+impl Session<'_> {
+    /// Reads the training data of the run, hashed as it is read. Synthetic data is also written to `keep`.
+    ///
+    /// # Errors
+    /// When data is missing or invalid, or the attempt is interrupted.
+    pub(crate) fn read_data(&self, keep: Option<&Path>, tokenizer: &Tokenizer) -> Result<Dataset, TrainError> {
+        let training = self.resolved.spec();
+        if let Some((name, _)) =
+            self.files.iter().find(|(name, _)| !training.data.iter().any(|data| data.name == *name))
+        {
+            let known: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
+            let known = known.join(", ");
+            return Err(TrainError::Arguments(format!("--data {name} is not in the configuration, which has {known}")));
+        }
+        let seen = |file| self.report_data(file);
+        Ok(Dataset::read(training, self.files, keep, tokenizer, self.stop, seen)?)
+    }
+
+    /// Reads the validation records, if the run evaluates, and checks that they are not also trained on.
+    ///
+    /// # Errors
+    /// When data is missing or invalid.
+    pub(super) fn read_validation(
+        &self,
+        dataset: &Dataset,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<ValidationSet>, TrainError> {
+        let seen = |file| self.report_data(file);
+        let validation = ValidationSet::read(self.resolved.spec(), self.files, tokenizer, self.stop, seen)?;
+        if let Some(validation) = &validation {
+            validation.check_apart_from(dataset)?;
+        }
+        Ok(validation)
+    }
+
+    /// Reports a file of data.
+    fn report_data(&self, file: DataFile) {
+        self.reporter.update(|state| {
+            state.data.retain(|known| known.name != file.name);
+            state.data.push(file);
+        });
+    }
+
+    /// Checks the memory estimate against the limit, and returns it in bytes.
+    ///
+    /// # Errors
+    /// When the configuration does not fit.
+    pub(super) fn check_memory(
+        &self,
+        config: &ModelConfig,
+        dataset: &Dataset,
+        validation: Option<&ValidationSet>,
+    ) -> Result<u64, TrainError> {
+        let settings = &self.resolved.spec().settings.training;
+        let records = RecordRows { trained: dataset.lengths(), held_out: validation.map(ValidationSet::lengths) };
+        let estimate = estimate(config, settings, &records);
+        tracing::info!("memory: at most {estimate}");
+        check_estimate(config, settings, &records, memory_limit(Path::new("/")).as_ref())?;
+        Ok(estimate.total())
+    }
+
+    /// Returns the identity of the run; `data` has the digest of each file by name.
+    pub(super) fn identity(&self, data: BTreeMap<String, DataDigest>) -> Result<RunIdentity, FileError> {
+        let training = self.resolved.spec();
+        let settings = serde_json::to_value(&training.settings)
+            .map_err(std::io::Error::from)
+            .map_err(FileError::of("encoding the configuration for", self.output))?;
+        Ok(RunIdentity { config_digest: self.resolved.digest(), settings, seed: training.seed, data })
+    }
+}
+
+/// Returns the digest of each data file by name, including validation data if the run evaluates.
+pub(crate) fn data_digests(dataset: &Dataset, validation: Option<&ValidationSet>) -> BTreeMap<String, DataDigest> {
+    let held_out = validation.and_then(ValidationSet::file).map(|digest| (VALIDATION.to_owned(), digest));
+    dataset.files().map(|file| (file.name.clone(), file.sha256)).chain(held_out).collect()
+}
+
+/// Returns the model configuration for the settings of a run.
+///
+/// # Errors
+/// When the engine does not support the shape.
+pub(crate) fn model_config(training: &Training, tokenizer: &Tokenizer) -> Result<ModelConfig, TrainError> {
+    let model = &training.settings.model;
+    let shape = Shape {
+        hidden_size: model.hidden_size,
+        intermediate_size: model.intermediate_size,
+        num_hidden_layers: model.num_hidden_layers,
+        num_attention_heads: model.num_attention_heads,
+        max_position_embeddings: model.max_position_embeddings,
+        rope_theta: model.rope_theta,
+    };
+    Ok(ModelConfig::new(shape, tokenizer.for_model())?)
+}
+
+/// Checks that warm-up ends within the schedule. Without epochs the configuration has been checked for that.
+pub(super) fn check_warmup(training: &Optimization, records: u64) -> Result<(), TrainError> {
+    let (steps, warmup) = (scheduled_steps(training, records), training.warmup_steps);
+    if warmup <= steps {
+        return Ok(());
+    }
+    Err(TrainError::Arguments(format!(
+        "training.warmup_steps is {warmup}, but training.max_epochs yields only {} with this data: use at most {steps}",
+        counted(steps, "step")
+    )))
+}

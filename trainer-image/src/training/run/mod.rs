@@ -1,0 +1,21 @@
+//! One attempt at a run: claim the directory, read the data, restore the newest checkpoint, take steps until done or interrupted,
+//! write the model, and report progress on the way. Does I/O.
+
+mod attempt;
+mod error;
+mod inputs;
+mod progress;
+mod resume;
+mod session;
+mod sparkline;
+mod step_numbers;
+mod steps;
+mod trainer_metrics;
+
+pub use error::NumericsError;
+pub(crate) use inputs::{data_digests, model_config};
+pub(crate) use session::CONFIG;
+pub use session::{Outcome, Session};
+pub(crate) use step_numbers::StepNumbers;
+pub(crate) use steps::{StepData, StepResult};
+pub use trainer_metrics::TrainerMetrics;

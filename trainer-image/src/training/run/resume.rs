@@ -1,0 +1,142 @@
+//! Resuming from a checkpoint: finds it, compares it with the current run, and restores its state. Does I/O.
+
+use std::{path::Path, sync::Arc};
+
+use codex_engine::{Layout, ModelConfig};
+
+use super::{
+    Session,
+    inputs::{data_digests, model_config},
+};
+use crate::{
+    model::ModelError,
+    tokenizer::Tokenizer,
+    training::{
+        ResumeError, TrainError,
+        checkpoint::{Effect, Origin, ResumeDiff, RunIdentity, ValidCheckpoint, newest, peek},
+        data::Dataset,
+        records::LedgerRow,
+        state::{State, engine_settings},
+    },
+};
+
+impl Session<'_> {
+    /// Returns the effect of resuming, without changing anything.
+    ///
+    /// # Errors
+    /// As for [`run`](Self::run), up to the comparison.
+    pub(crate) fn resume_diff(&self) -> Result<ResumeDiff, TrainError> {
+        let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
+        let config = model_config(self.resolved.spec(), &tokenizer)?;
+        let training = self.resolved.spec();
+        let dataset = self.read_data(None, &tokenizer)?;
+        let validation = self.read_validation(&dataset, &tokenizer)?;
+        self.check_memory(&config, &dataset, validation.as_ref())?;
+        let identity = self.identity(data_digests(&dataset, validation.as_ref()))?;
+        Ok(compare(self.newest_checkpoint()?.as_ref(), &identity, &Origin::here(&training.settings.training)))
+    }
+
+    /// Refuses a directory whose newest checkpoint is of another run, before it is taken over from an attempt that may still
+    /// run. No data is read for this check; the full comparison follows later.
+    pub(super) fn refuse_foreign_directory(&self) -> Result<(), TrainError> {
+        let Some((path, info)) = peek(&self.output.join("checkpoints")).map_err(TrainError::File)? else {
+            return Ok(());
+        };
+        let identity = self.identity(info.identity.data.clone())?;
+        let now = Origin::here(&self.resolved.spec().settings.training);
+        Ok(self.refuse(&ResumeDiff::compare(&info, None, &identity, &now), &path)?)
+    }
+
+    /// Returns the newest valid checkpoint. Damaged ones are skipped with a notice.
+    pub(super) fn newest_checkpoint(&self) -> Result<Option<ValidCheckpoint>, TrainError> {
+        let mut notices = Vec::new();
+        let found = newest(&self.output.join("checkpoints"), u64::MAX, |notice| notices.push(notice))?;
+        let step = found.as_ref().map(|found| found.checkpoint.step);
+        for notice in notices {
+            if let Some(metrics) = self.metrics {
+                metrics.count_damaged_checkpoint();
+            }
+            let from =
+                step.map_or_else(|| "starts from the beginning".to_owned(), |step| format!("resumes from step {step}"));
+            self.notice(format!("{notice}; training {from}"));
+        }
+        Ok(found)
+    }
+
+    /// Whether training would resume.
+    pub(crate) fn permits(&self, diff: &ResumeDiff) -> bool {
+        let least = if self.accept_other_bits { Effect::Refused } else { Effect::OtherBits };
+        diff.requested(least).is_empty()
+    }
+
+    /// Logs the comparison with a checkpoint, and refuses to resume if it must not.
+    pub(super) fn accept_diff(&self, diff: &ResumeDiff, found: Option<&ValidCheckpoint>) -> Result<(), ResumeError> {
+        let Some(found) = found else { return Ok(()) };
+        for line in diff.to_string().lines() {
+            tracing::info!("{}", line.trim());
+        }
+        self.refuse(diff, &found.path)?;
+        for value in diff.differences().filter(|value| value.effect == Effect::OtherBits) {
+            self.notice(format!(
+                "{} is {} and was {} before step {}: the result is valid, but its bits may differ from an uninterrupted run",
+                value.name, value.now, value.before, found.checkpoint.step,
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses to resume from the checkpoint at `path` if `diff` does not permit it.
+    fn refuse(&self, diff: &ResumeDiff, path: &Path) -> Result<(), ResumeError> {
+        let list = |effect: Effect| {
+            let values: Vec<String> = diff
+                .requested(effect)
+                .iter()
+                .map(|value| format!("{}: {} → {}", value.name, value.before, value.now))
+                .collect();
+            values.join("; ")
+        };
+        let (path, refused) = (path.to_owned(), list(Effect::Refused));
+        if !refused.is_empty() {
+            let fix = "use an empty output directory";
+            return Err(ResumeError::ForeignCheckpoint { path, differences: refused, fix });
+        }
+        let other = list(Effect::OtherBits);
+        if !other.is_empty() && !self.accept_other_bits {
+            let fix = "use an empty output directory, or pass --accept-other-bits to resume with these changes";
+            return Err(ResumeError::ForeignCheckpoint { path, differences: other, fix });
+        }
+        Ok(())
+    }
+
+    /// Restores the state of the checkpoint, or creates the initial one.
+    pub(super) fn restore(&self, config: ModelConfig, found: Option<&ValidCheckpoint>) -> Result<State, TrainError> {
+        let settings = engine_settings(&self.resolved.spec().settings.training);
+        let Some(found) = found else { return Ok(State::new(config, self.resolved.spec().seed, settings)?) };
+        let layout = Arc::new(Layout::of(&config));
+        let state = State::restore(config, found.read(&layout)?, settings)?;
+        tracing::info!(step = state.step, "training resumes from a checkpoint");
+        self.reporter.update(|report| {
+            report.resumed_from = Some(found.checkpoint.step);
+            report.last_checkpoint = Some(found.checkpoint.clone());
+        });
+        Ok(state)
+    }
+}
+
+/// Compares the newest checkpoint, if there is one, with the current run.
+pub(super) fn compare(found: Option<&ValidCheckpoint>, identity: &RunIdentity, origin: &Origin) -> ResumeDiff {
+    found.map_or_else(ResumeDiff::fresh, |found| {
+        ResumeDiff::compare(&found.info, found.origin.as_ref(), identity, origin)
+    })
+}
+
+/// Checks that the last step of the ledger would see the same records again.
+pub(super) fn check_order(row: &LedgerRow, dataset: &Dataset) -> Result<(), ResumeError> {
+    // Examples are counted over the whole run, so this holds for another batch size, too.
+    let addresses = dataset.examples(row.first, row.examples);
+    let expected = dataset.digest(&addresses);
+    if expected == row.records {
+        return Ok(());
+    }
+    Err(ResumeError::DataOrder { step: row.step, found: row.records.short(), expected: expected.short() })
+}

@@ -1,0 +1,22 @@
+//! Numbers of one step, for all outputs of progress. Pure.
+
+use std::time::Duration;
+
+/// Numbers of one step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepNumbers {
+    /// Optimizer steps done, this one included.
+    pub(crate) step: u64,
+    /// Mean cross-entropy per target token, in nats.
+    pub(crate) loss: f64,
+    /// Norm of the gradient before clipping.
+    pub(crate) gradient_norm: f64,
+    /// Learning rate of the step.
+    pub(crate) learning_rate: f64,
+    /// Number of tokens.
+    pub(crate) tokens: usize,
+    /// Number of floating-point operations; see [`codex_engine::flops`].
+    pub(crate) flops: f64,
+    /// Time that the step waited for its data.
+    pub(crate) data_wait: Duration,
+}

@@ -1,0 +1,28 @@
+//! Why a state cannot be restored. Pure.
+
+use crate::training::failure_class::FailureClass;
+
+/// A state that cannot be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The checkpoint lacks a part of the state, or has an unknown one.
+    #[error("the checkpoint of step {step} lacks {what}: resume with the version that wrote it")]
+    Parts {
+        /// Step of the checkpoint.
+        step: u64,
+        /// The missing part.
+        what: String,
+    },
+    /// The engine rejected the state.
+    #[error("the engine cannot continue")]
+    Engine(#[from] codex_engine::EngineError),
+}
+
+impl StateError {
+    pub(crate) fn class(&self) -> FailureClass {
+        match self {
+            Self::Parts { .. } => FailureClass::FOREIGN_CHECKPOINT,
+            Self::Engine(_) => FailureClass::TRAINING_FAILED,
+        }
+    }
+}

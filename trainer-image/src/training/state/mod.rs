@@ -1,0 +1,17 @@
+//! The state of a run: everything that a step changes, as one value, with its digest and its form as a safetensors file.
+//! Schedule, data order and random numbers follow from the step and the seed and are not stored. Pure.
+
+mod early_stopping;
+mod error;
+mod snapshot;
+mod snapshot_reader;
+mod spike_detector;
+mod training_state;
+
+pub use error::StateError;
+#[cfg(test)]
+pub(crate) use snapshot::{Column, Columns};
+pub(crate) use snapshot::{Digests, Snapshot, differing_names};
+#[cfg(test)]
+pub(crate) use training_state::EVALUATION_PENDING;
+pub(crate) use training_state::{State, engine_settings, first_non_finite_tensor};

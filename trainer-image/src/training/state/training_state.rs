@@ -1,0 +1,121 @@
+//! The state of a run in memory, and its conversion to and from a snapshot. Pure.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use codex_configs::{Dtype, Optimization};
+use codex_engine::{Engine, EngineState, Layout, ModelConfig, Precision, Settings, engine, initial};
+
+use super::{
+    StateError,
+    early_stopping::EarlyStopping,
+    snapshot::{Column, Columns, Snapshot},
+    spike_detector::SpikeDetector,
+};
+
+/// Everything that changes from step to step. [`snapshot`](Self::snapshot) destructures it field by field, so that no field can
+/// be left out of a checkpoint.
+pub(crate) struct State {
+    /// Optimizer steps done.
+    pub(crate) step: u64,
+    /// Parameters and moments.
+    pub(crate) engine: Box<dyn Engine>,
+    /// Window of losses and gradient norms.
+    pub(crate) spikes: SpikeDetector,
+    /// Latest measurements by name: `loss`, and those of an evaluation.
+    pub(crate) measured: BTreeMap<String, f64>,
+    /// Evaluations since the best one.
+    pub(crate) early_stopping: EarlyStopping,
+    /// Whether the evaluation that is due after the latest step was interrupted; a resumed run begins with it.
+    pub(crate) evaluation_pending: bool,
+}
+
+/// Returns the engine settings of a configuration.
+pub(crate) fn engine_settings(training: &Optimization) -> Settings {
+    let precision = match training.dtype {
+        Dtype::Fp32 => Precision::F32,
+        Dtype::Bf16 => Precision::Bf16,
+    };
+    Settings { precision, gradient_checkpointing: training.gradient_checkpointing, reference: false }
+}
+
+/// Returns the first tensor with a value that is not finite, of the parameters or else of the gradients.
+pub(crate) fn first_non_finite_tensor(engine: &dyn Engine) -> Option<String> {
+    let find = |what: &str, numbers: &[f32]| {
+        let mut tensors = engine.layout().tensors().iter();
+        let found = tensors.find(|tensor| numbers[tensor.range.clone()].iter().any(|number| !number.is_finite()));
+        found.map(|tensor| format!("{what}/{}", tensor.name))
+    };
+    find("parameters", &engine.export().parameters).or_else(|| find("gradients", &engine.gradients()))
+}
+
+const MEASURED: &str = "measured/";
+/// Column that exists only while an evaluation is pending.
+pub(crate) const EVALUATION_PENDING: &str = "evaluation/pending";
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("step", &self.step).field("path", &self.engine.path()).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Creates the state before the first step.
+    ///
+    /// # Errors
+    /// When the engine rejects the configuration.
+    pub(crate) fn new(config: ModelConfig, seed: u64, settings: Settings) -> Result<Self, StateError> {
+        let layout = Arc::new(Layout::of(&config));
+        let parameters = initial(&config, &layout, seed);
+        let engine = engine(config, EngineState::new(layout, parameters), settings)?;
+        Ok(Self {
+            step: 0,
+            engine,
+            spikes: SpikeDetector::default(),
+            measured: BTreeMap::new(),
+            early_stopping: EarlyStopping::default(),
+            evaluation_pending: false,
+        })
+    }
+
+    /// Copies the state, into the vectors of `spare` if given.
+    pub(crate) fn snapshot(&self, spare: Option<EngineState>) -> Snapshot {
+        let Self { step, engine, spikes, measured, early_stopping, evaluation_pending } = self;
+        let engine = match spare {
+            Some(mut vectors) => {
+                engine.export_into(&mut vectors);
+                vectors
+            }
+            None => engine.export(),
+        };
+        let mut rest = Columns::new();
+        spikes.save(&mut rest);
+        early_stopping.save(&mut rest);
+        if *evaluation_pending {
+            rest.insert(EVALUATION_PENDING.to_owned(), Column::U64(vec![1]));
+        }
+        rest.extend(measured.iter().map(|(name, value)| (format!("{MEASURED}{name}"), Column::F64(vec![*value]))));
+        Snapshot { step: *step, engine, rest }
+    }
+
+    /// Restores the state of a snapshot.
+    ///
+    /// # Errors
+    /// When the snapshot is of another model, or lacks a part.
+    pub(crate) fn restore(config: ModelConfig, snapshot: Snapshot, settings: Settings) -> Result<Self, StateError> {
+        let Snapshot { step, engine, mut rest } = snapshot;
+        let lacks = |what: &str| StateError::Parts { step, what: what.to_owned() };
+        let spikes = SpikeDetector::load(&mut rest).ok_or_else(|| lacks("the window of losses and gradient norms"))?;
+        let early_stopping = EarlyStopping::load(&mut rest).ok_or_else(|| lacks("the state of early stopping"))?;
+        let evaluation_pending = rest.remove(EVALUATION_PENDING).is_some();
+        let mut measured = BTreeMap::new();
+        for (name, column) in rest {
+            let value = match (name.strip_prefix(MEASURED), column) {
+                (Some(name), Column::F64(values)) if values.len() == 1 => (name.to_owned(), values[0]),
+                _ => return Err(lacks(&format!("a meaning for {name}, which this version does not know"))),
+            };
+            measured.insert(value.0, value.1);
+        }
+        let engine = codex_engine::engine(config, engine, settings)?;
+        Ok(Self { step, engine, spikes, measured, early_stopping, evaluation_pending })
+    }
+}

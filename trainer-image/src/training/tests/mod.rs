@@ -1,0 +1,8 @@
+//! Tests of whole runs.
+
+mod evaluation;
+mod forensics;
+mod inputs;
+mod kills;
+mod numerics;
+mod resume;
