@@ -1,4 +1,4 @@
-//! The whole chain: a model that learnt is served, one that learnt nothing is not.
+//! The whole chain: a trained model is served, and an untrained one is not.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
@@ -21,7 +21,7 @@ use kube::{ResourceExt as _, api::ListParams};
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_that_learnt_is_served_and_one_that_learnt_nothing_is_not() -> Result<()> {
+async fn a_trained_model_is_served_and_an_untrained_one_is_not() -> Result<()> {
     let team = Team::new("chain").await?;
     for (name, overrides) in [("learns", vec![]), ("untrained", vec!["training.stop_after=0"])] {
         team.create(&objects::run(name, &overrides)).await?;
@@ -29,25 +29,25 @@ async fn a_model_that_learnt_is_served_and_one_that_learnt_nothing_is_not() -> R
         team.create(&objects::reasoning_pod(&format!("{name}-served"), name, &format!("{name}-judged"))).await?;
     }
 
-    // The same gate, two verdicts, each proved by a bound.
+    // The same gate gives two verdicts, each by a bound.
     let run = team.trained("learns").await?;
     let limit: f64 = TRACE_COVERAGE.parse().unwrap();
     let passed = team.judged("learns-judged").await?;
     let gate = only_gate(&passed);
     assert_eq!(gate.0, Verdict::Passed, "{:#?}", passed.status);
-    assert!(gate.1 >= limit, "the lower bound {} clears {limit}", gate.1);
+    assert!(gate.1 >= limit, "the lower bound {} reaches {limit}", gate.1);
     let failed = team.judged("untrained-judged").await?;
     let gate = only_gate(&failed);
     assert_eq!(gate.0, Verdict::Failed, "{:#?}", failed.status);
-    assert!(gate.2 < limit, "the upper bound {} stays below {limit}", gate.2);
+    assert!(gate.2 < limit, "the upper bound {} is below {limit}", gate.2);
 
-    // A verdict is not a failure of the operator.
+    // A failed verdict is not a failure of the operator.
     let status = failed.status.as_ref().unwrap();
     let holds = |kind| condition(Some(&status.conditions), kind).map(|condition| condition.status.as_str());
     assert_eq!((holds(ConditionType::Ready), holds(ConditionType::GatesPassed)), (Some("True"), Some("False")));
     assert_eq!(holds(ConditionType::Stalled), None);
 
-    // The model that learnt is served, and everything names the same bytes.
+    // The trained model is served, and every status names the same bytes.
     let model = run.status.as_ref().and_then(|status| status.model.clone()).unwrap();
     let judged = passed.status.as_ref().and_then(|status| status.model.clone()).unwrap();
     assert_eq!(judged.digest, model.digest);
@@ -60,7 +60,7 @@ async fn a_model_that_learnt_is_served_and_one_that_learnt_nothing_is_not() -> R
     assert_eq!(answer["model_digest"], json!(model.digest), "{answer}");
     assert!(answer["tokens"].as_u64().is_some_and(|tokens| tokens > 0), "{answer}");
 
-    // The other is not, and says why.
+    // The untrained one is not, and its status says why.
     let blocked = team.blocked("untrained-served").await?;
     let status = blocked.status.unwrap();
     assert!(
@@ -73,7 +73,7 @@ async fn a_model_that_learnt_is_served_and_one_that_learnt_nothing_is_not() -> R
     assert_eq!((status.manifest, status.promotion), (None, None), "nothing is signed for a model that did not pass");
     assert!(team.api::<Deployment>().get_opt(&child::server("untrained-served")).await?.is_none());
 
-    // No pod carries a token for the API server.
+    // No pod has a token for the API server.
     let pods = team.api::<Pod>().list(&ListParams::default()).await?.items;
     assert!(pods.len() >= 5, "two trainers, two evaluators, a server");
     for pod in pods {
@@ -88,7 +88,7 @@ async fn a_model_that_learnt_is_served_and_one_that_learnt_nothing_is_not() -> R
     Ok(())
 }
 
-/// Verdict, lower and upper bound of an evaluation's only gate.
+/// Returns verdict, lower and upper bound of an evaluation's only gate.
 fn only_gate(evaluation: &Evaluation) -> (Verdict, f64, f64) {
     let gates = &evaluation.status.as_ref().unwrap().gates;
     assert_eq!(gates.len(), 1);
@@ -96,7 +96,7 @@ fn only_gate(evaluation: &Evaluation) -> (Verdict, f64, f64) {
     (gates[0].verdict, bound(&gates[0].lower), bound(&gates[0].upper))
 }
 
-/// What a person sees.
+/// Checks the tables of `kubectl get`.
 async fn tables(team: &Team) -> Result<()> {
     let mut kubectl = team.kubectl()?;
     let runs = blocking(move || output(kubectl.args(["get", "trainingruns"]))).await?;
@@ -128,7 +128,7 @@ async fn tables(team: &Team) -> Result<()> {
     Ok(())
 }
 
-/// Both bundles are kept by the run, cannot be changed, and convince others.
+/// Checks that the run owns both bundles, that they are immutable, and that two verifiers accept them.
 async fn signatures(team: &Team, run: &TrainingRun, pod: &codex_crds::ReasoningPod) -> Result<()> {
     let status = pod.status.as_ref().unwrap();
     let (manifest, promotion) = (status.manifest.as_ref().unwrap(), status.promotion.as_ref().unwrap());
@@ -161,7 +161,7 @@ async fn signatures(team: &Team, run: &TrainingRun, pod: &codex_crds::ReasoningP
     output(&mut verify(&model))?;
     peer_accepts(&model, files.path()).await?;
 
-    // And neither is convinced by other bytes.
+    // Neither accepts other bytes.
     let copy = files.path().join("model");
     fs::create_dir(&copy).unwrap();
     for file in &on_disk.files {
@@ -182,7 +182,7 @@ fn flip(file: &Path) {
     fs::write(file, bytes).unwrap();
 }
 
-/// OpenSSF's own verifier, from PyPI.
+/// Checks that OpenSSF's own verifier accepts the model.
 async fn peer_accepts(model: &Path, files: &Path) -> Result<()> {
     peer(model, files).await?.map(drop)
 }
@@ -197,7 +197,7 @@ async fn peer(model: &Path, files: &Path) -> Result<Result<String>> {
     .await
 }
 
-/// Turning `dryRun` on stops the server, as asked, and unsigns nothing.
+/// Checks that turning `dryRun` on stops the server and keeps the signatures.
 async fn dry_run(team: &Team) -> Result<()> {
     let name = "learns-served";
     let server = child::server(name);

@@ -1,10 +1,10 @@
-//! The cluster beneath all tests: it is made once and then found, and what it tells about itself is true.
+//! The cluster of all tests: it is created once and then found, and it describes itself correctly.
 
 use codex_cluster::{Cluster, Target};
 use codex_tests::{Installation, Result, process::output, skip, team::blocking};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_is_made_once_and_then_found() -> Result<()> {
+async fn a_cluster_is_created_once_and_then_found() -> Result<()> {
     let cluster = &Installation::ensure().await?.cluster;
     if *cluster.target() != Target::Local {
         skip(cluster.target(), "the local cluster", "another cluster was chosen");
@@ -15,7 +15,7 @@ async fn a_cluster_is_made_once_and_then_found() -> Result<()> {
     };
     let before = began(cluster)?;
     let again = blocking(|| Ok(Cluster::ensure_target(Target::Local)?)).await?;
-    assert_eq!(began(&again)?, before, "nothing is made anew");
+    assert_eq!(began(&again)?, before, "nothing is created again");
     assert_eq!(again.kubeconfig(), Cluster::find()?.kubeconfig());
 
     let node = output(cluster.kubectl()?.args(["get", "nodes", "--output=name"]))?;

@@ -1,4 +1,4 @@
-//! Bad input that only the controller or a pod can know: the condition says what to change.
+//! Bad input that only the controller or a pod can detect: the condition says what to change.
 
 use std::fmt::Debug;
 
@@ -18,7 +18,7 @@ use kube::Resource;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
-/// Waits for a condition whose message has all the words.
+/// Waits for a condition whose message contains all words.
 async fn says<K>(
     team: &Team,
     name: &str,
@@ -103,10 +103,10 @@ async fn a_spec_that_cannot_work_stalls_with_what_to_change() -> Result<()> {
     run_says(&team, "task", STALLED, invalid, &["data[0]", "arithmetics", "did you mean arithmetic"]).await?;
     run_says(&team, "batch", STALLED, invalid, &["training.batch_size is 20001", "at most", "20000"]).await?;
     evaluation_says(&team, "preset", STALLED, invalid, &["preset", "cotlite", "did you mean cot-lite"]).await?;
-    // Problems of one's own have no baseline: known before anything runs.
+    // Custom problems have no baseline. This is known before anything runs.
     let baseline = ["spec.gates[0].metric", "reasoning.win_rate", "answered other problems", "baseline"];
     evaluation_says(&team, "rate", STALLED, invalid, &baseline).await?;
-    // What may still come is waited for.
+    // A missing object may still be created, so the controller waits for it.
     let waits = ConditionType::Reconciling;
     run_says(
         &team,
@@ -122,7 +122,7 @@ async fn a_spec_that_cannot_work_stalls_with_what_to_change() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_api_server_and_a_quota_refuse_is_told() -> Result<()> {
+async fn refusals_by_the_api_server_and_a_quota_are_reported() -> Result<()> {
     let team = Team::new("refused").await?;
     let mut run = objects::run("greedy", &[]);
     let resources = json!({ "requests": { "cpu": "2" }, "limits": { "cpu": "1" } });
@@ -131,7 +131,7 @@ async fn what_the_api_server_and_a_quota_refuse_is_told() -> Result<()> {
     let told = ["the Job greedy-train cannot be applied", "requests", "must be less than or equal to cpu limit"];
     run_says(&team, "greedy", STALLED, "Refused", &told).await?;
 
-    // A Job is taken, and its pod is not.
+    // The API server accepts the Job and refuses its pod.
     let quota = json!({ "metadata": { "name": "none" }, "spec": { "hard": { "pods": "0" } } });
     team.create::<ResourceQuota>(&serde_json::from_value(quota).unwrap()).await?;
     team.create(&objects::run("alone", &[])).await?;
@@ -142,7 +142,7 @@ async fn what_the_api_server_and_a_quota_refuse_is_told() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_cannot_be_served_says_all_that_is_missing_at_once() -> Result<()> {
+async fn a_blocked_pod_lists_everything_that_is_missing() -> Result<()> {
     let team = Team::new("blocked").await?;
     for name in ["run", "other"] {
         let mut run = objects::run(name, &[]);
@@ -170,7 +170,7 @@ async fn a_pod_that_cannot_be_served_says_all_that_is_missing_at_once() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn data_that_cannot_be_learnt_from_fails_with_its_file_and_line() -> Result<()> {
+async fn unusable_data_fails_with_its_file_and_line() -> Result<()> {
     let team = Team::new("records").await?;
     let good = r#"{"prompt":"1+1:","response":"1+1+0=02 #2$","difficulty":"easy","category":"arithmetic"}"#;
     let long = format!(

@@ -25,7 +25,7 @@ const FOREIGN: [(&str, &str); 2] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_yaml_of_the_documents_is_taken_by_the_api_server() -> Result<()> {
+async fn the_api_server_accepts_every_yaml_of_the_documents() -> Result<()> {
     let team = Team::new("documents").await?;
     let snippets = documents::snippets()?;
     assert!(snippets.iter().any(|snippet| snippet.place.contains("README.md")));
@@ -151,7 +151,7 @@ fn has_health_checks(data: &Value) {
     assert_eq!(data["url"], "https://argo");
 }
 
-/// What counts faults that no test provokes: documented, and exposed only once there is one.
+/// Counters of faults that no test causes: they are documented, and exposed only after the first fault.
 const FAULTS: [&str; 2] = ["codex_controller_malformed_objects_total", "codex_controller_watch_errors_total"];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,11 +162,11 @@ async fn the_metrics_that_documents_name_are_those_that_exist() -> Result<()> {
     evaluation.spec.gates = serde_json::from_value(json!([{ "metric": "exact_match", "min": "0" }])).unwrap();
     team.create(&evaluation).await?;
     team.create(&objects::reasoning_pod("served", "run", "judged")).await?;
-    // Somebody else's ConfigMap in the way is a failure that a person has to mend; the condition says so.
+    // A foreign ConfigMap with the name of a child is a failure that a user must resolve; the condition says so.
     let in_the_way = json!({ "metadata": { "name": child::trainer("taken") }, "data": {} });
     team.create::<ConfigMap>(&serde_json::from_value(in_the_way).unwrap()).await?;
     team.create(&objects::run("taken", &[])).await?;
-    until(&team.api::<TrainingRun>(), "taken", "it says what is in the way", SOON, |run| {
+    until(&team.api::<TrainingRun>(), "taken", "it names the foreign ConfigMap", SOON, |run| {
         let conditions = run.status.as_ref().map(|status| &*status.conditions);
         condition(conditions, ConditionType::Stalled)
             .is_some_and(|stalled| stalled.reason == "NameTaken" && stalled.message.contains("ConfigMap taken-train"))
@@ -190,7 +190,7 @@ async fn the_metrics_that_documents_name_are_those_that_exist() -> Result<()> {
         .filter(|name| name.starts_with("codex_"))
         .map(str::to_owned)
         .collect();
-    // A trainer is gone before all of its metrics are scraped here: they are compared where they are made.
+    // A trainer ends before all of its metrics can be scraped; its own tests compare them.
     let mut documented = documents::metrics()?;
     const OF_A_TRAINER: [&str; 3] = ["codex_ml_training_", "codex_ml_data_", "codex_ml_checkpoints_"];
     documented.retain(|(name, _)| !OF_A_TRAINER.iter().any(|prefix| name.starts_with(prefix)));
@@ -232,7 +232,7 @@ async fn pod_monitors_select(team: &Team) -> Result<()> {
     Ok(())
 }
 
-/// What stands behind a path of the API server's proxy.
+/// Returns the text behind a path of the API server's proxy.
 pub(crate) async fn scrape(team: &Team, path: &str) -> Result<String> {
     until_found(&format!("{path} answers"), SOON, async || {
         let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;

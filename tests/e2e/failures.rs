@@ -1,4 +1,4 @@
-//! Work that comes to nothing, and what its object says then.
+//! Runs that fail, and what their status says.
 
 use codex_crds::{ConditionType, TrainingRun, TrainingRunPhase};
 use codex_provenance::Sha256;
@@ -10,7 +10,7 @@ use codex_tests::{
 use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::json;
 
-/// Waits until a run failed for good, and gives the reason and message of its `Stalled`.
+/// Waits until a run has failed, and returns the reason and message of its `Stalled` condition.
 async fn failed(team: &Team, name: &str) -> Result<(TrainingRun, String, String)> {
     let run = until(&team.api::<TrainingRun>(), name, "it failed", TRAINED, |run| {
         match run.status.as_ref().and_then(|status| status.phase) {
@@ -46,16 +46,16 @@ async fn data_with_another_digest_fails_with_both_digests() -> Result<()> {
     let (run, reason, message) = failed(&team, "run").await?;
     assert_eq!(reason, "DataMismatch");
     assert!(message.contains(&demanded) && message.contains(&found), "{message}");
-    assert_eq!(run.status.unwrap().work.attempts, Some(1), "bad input is not tried again");
+    assert_eq!(run.status.unwrap().work.attempts, Some(1), "bad input is not retried");
     team.done();
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trainer_without_memory_is_tried_again_and_then_fails_with_the_reason() -> Result<()> {
+async fn a_trainer_out_of_memory_is_retried_and_then_fails_with_the_reason() -> Result<()> {
     let team = Team::new("memory").await?;
     let mut run = objects::run("run", &[]);
-    // The trainer refuses what it knows to be too large; how much its data takes it knows only when it has read them.
+    // The trainer refuses a configuration that it knows to be too large, but it knows the size of its data only after reading.
     run.spec.data = serde_json::from_value(json!([{
         "name": "more-than-fits", "source": { "synthetic": { "task": "arithmetic", "seed": 1, "count": 3_000_000 } },
     }]))
@@ -66,13 +66,13 @@ async fn a_trainer_without_memory_is_tried_again_and_then_fails_with_the_reason(
     let (run, reason, message) = failed(&team, "run").await?;
     assert_eq!(reason, "OOMKilled", "{message}");
     assert!(message.contains("OOMKilled") && message.contains("spec.retries (1)"), "{message}");
-    assert_eq!(run.status.unwrap().work.attempts, Some(2), "one retry was granted");
+    assert_eq!(run.status.unwrap().work.attempts, Some(2), "one retry is allowed");
     team.done();
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_takes_longer_than_its_deadline_fails_with_it() -> Result<()> {
+async fn a_run_that_exceeds_its_deadline_fails() -> Result<()> {
     let team = Team::new("deadline").await?;
     let mut run = objects::run("run", &["training.max_steps=1000000"]);
     run.spec.active_deadline_seconds = Some(5);
@@ -85,7 +85,7 @@ async fn a_run_that_takes_longer_than_its_deadline_fails_with_it() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_does_not_fit_is_refused_with_one_that_does() -> Result<()> {
+async fn a_batch_that_does_not_fit_is_refused_with_a_smaller_one() -> Result<()> {
     let team = Team::new("batch").await?;
     let steps = "training.max_steps=6";
     let mut large = objects::run("large", &["training.batch_size=1024", steps, "training.warmup_steps=1"]);
@@ -94,7 +94,7 @@ async fn a_batch_that_does_not_fit_is_refused_with_one_that_does() -> Result<()>
     let (large, reason, message) = failed(&team, "large").await?;
     assert_eq!(reason, "BadInput", "{message}");
     assert!(message.contains("192 MiB"), "{message}");
-    assert_eq!(large.status.unwrap().work.attempts, Some(1), "bad input is not tried again");
+    assert_eq!(large.status.unwrap().work.attempts, Some(1), "bad input is not retried");
 
     let proposed: Vec<&str> = message.split_whitespace().filter(|word| word.starts_with("training.")).collect();
     assert!(proposed.iter().any(|set| set.starts_with("training.gradient_accumulation=")), "{message}");
@@ -103,7 +103,7 @@ async fn a_batch_that_does_not_fit_is_refused_with_one_that_does() -> Result<()>
     limit_memory(&mut small, "192Mi");
     team.create(&small).await?;
     let small = team.trained("small").await?;
-    assert_eq!(small.status.unwrap().work.attempts, Some(1), "what the trainer proposes fits at once");
+    assert_eq!(small.status.unwrap().work.attempts, Some(1), "the proposal of the trainer fits");
     team.done();
     Ok(())
 }

@@ -1,5 +1,4 @@
-//! Fields of the kinds that no other test needs: where a trainer runs, what it finds there, and what is asked of objects
-//! that exist.
+//! Fields that no other test uses: placement and data of a trainer, suspension of an evaluation, scale of servers.
 
 use codex_crds::{Evaluation, ReasoningPod};
 use codex_provenance::Sha256;
@@ -20,13 +19,13 @@ use k8s_openapi::api::{
 use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
 use serde_json::{Value, json};
 
-/// What writes the data, here and in the cluster: the same bytes on every machine.
+/// The command that writes the data, here and in the cluster. It gives the same bytes on every machine.
 const PREPARE: [&str; 8] = ["prepare-data", "--task", "arithmetic", "--seed", "3", "--count", "2000", "--out"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_takes_its_place_and_its_data_from_the_spec_and_what_follows_is_paused_and_scaled() -> Result<()> {
+async fn placement_data_suspension_and_scale_follow_the_spec() -> Result<()> {
     let team = Team::new("fields").await?;
-    // A priority class belongs to no namespace; this one goes with the team's.
+    // A priority class is cluster-scoped. The namespace owns this one, so it is deleted with the team.
     let mine = Api::<Namespace>::all(team.client.clone()).get(&team.namespace).await?.owner_ref(&());
     let class = json!({ "metadata": { "name": team.namespace, "ownerReferences": [mine] }, "value": 7, "preemptionPolicy": "Never" });
     Api::<PriorityClass>::all(team.client.clone()).create(&PostParams::default(), &read(class)).await?;
@@ -76,7 +75,7 @@ async fn a_run_takes_its_place_and_its_data_from_the_spec_and_what_follows_is_pa
         team.skip("the node in environment.json", "the files of this cluster's volumes cannot be read");
     }
 
-    // An evaluation that is created suspended makes no Job before it goes on.
+    // An evaluation that is created suspended has no Job until it is resumed.
     let mut evaluation = objects::evaluation("judged", "run", &team.problems);
     evaluation.spec.gates = read(json!([{ "metric": "exact_match", "min": "0" }]));
     evaluation.spec.suspend = true;
@@ -90,7 +89,7 @@ async fn a_run_takes_its_place_and_its_data_from_the_spec_and_what_follows_is_pa
     team.change::<Evaluation>("judged", json!({ "spec": { "suspend": false } })).await?;
     team.judged("judged").await?;
 
-    // Servers are scaled as those of a Deployment are.
+    // Servers are scaled as a Deployment is.
     team.create(&objects::reasoning_pod("served", "run", "judged")).await?;
     team.serving("served").await?;
     let mut scale = team.kubectl()?;
@@ -104,7 +103,7 @@ async fn a_run_takes_its_place_and_its_data_from_the_spec_and_what_follows_is_pa
     Ok(())
 }
 
-/// Has a pod write a data file on the team's claim, and gives the SHA-256 that it has.
+/// Runs a pod that writes a data file on the team's claim, and returns the SHA-256 of the file.
 async fn write_data(team: &Team) -> Result<String> {
     let here = blocking(|| {
         let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
@@ -129,7 +128,7 @@ async fn write_data(team: &Team) -> Result<String> {
             "containers": [{
                 "name": "writer", "image": image, "args": args,
                 "securityContext": { "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } },
-                // The folder of the mount is made by the kubelet, the file by the program.
+                // The kubelet creates the folder of the mount, the program the file.
                 "volumeMounts": [{ "name": "volume", "mountPath": "/volume/data", "subPath": "data" }],
             }],
             "volumes": [{ "name": "volume", "persistentVolumeClaim": { "claimName": CLAIM } }],
@@ -146,7 +145,7 @@ async fn write_data(team: &Team) -> Result<String> {
     Ok(Sha256::of(here).to_string())
 }
 
-/// The image that trains where a run names none.
+/// Returns the image of trainers whose run names none.
 fn image(controller: &PodSpec) -> Option<String> {
     let env = controller.containers.iter().flat_map(|container| container.env.iter().flatten());
     env.filter(|variable| variable.name == "CODEX_TRAINER_IMAGE").find_map(|variable| variable.value.clone())

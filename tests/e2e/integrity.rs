@@ -1,4 +1,4 @@
-//! A server serves exactly what was signed, promoted and demanded, or nothing.
+//! A server serves exactly the signed and promoted model that its arguments name, or nothing.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -34,7 +34,7 @@ async fn a_byte_flipped_after_signing_is_never_served() -> Result<()> {
     bytes[last] ^= 1;
     fs::write(&file, &bytes).unwrap();
 
-    // Whoever holds the model goes on: it reads no volume any more.
+    // The running server continues: it no longer reads the volume.
     team.infer("run-served", "1+1:").await?;
     let [old] = &team.pods("codex-ml.dev/reasoning-pod", "run-served").await?[..] else { panic!("one server") };
     team.api::<Pod>().delete(&old.name_any(), &DeleteParams::default()).await?;
@@ -48,8 +48,8 @@ async fn a_byte_flipped_after_signing_is_never_served() -> Result<()> {
     let status = refused.status.unwrap();
     let verified = condition(Some(&status.conditions), ConditionType::Verified).unwrap();
     assert_eq!(verified.reason, "VerificationFailed");
-    assert_eq!(status.manifest, serving.status.unwrap().manifest, "what was signed stays signed");
-    // It stays so: started again and again, the new server never becomes ready.
+    assert_eq!(status.manifest, serving.status.unwrap().manifest, "the signatures stay");
+    // The kubelet restarts the new server again and again, and it never becomes ready.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let now = team.pods("codex-ml.dev/reasoning-pod", "run-served").await?;
     let new: Vec<&Pod> = now.iter().filter(|pod| pod.uid() != old.uid()).collect();
@@ -57,7 +57,7 @@ async fn a_byte_flipped_after_signing_is_never_served() -> Result<()> {
     let status = team.api::<ReasoningPod>().get("run-served").await?.status.unwrap();
     assert!(condition(Some(&status.conditions), ConditionType::Ready).is_some_and(|ready| ready.status == "False"));
 
-    // With the byte put right it serves again, by itself.
+    // With the byte restored, it serves again without help.
     bytes[last] ^= 1;
     fs::write(&file, &bytes).unwrap();
     for pod in new {
@@ -75,7 +75,7 @@ async fn bundles_of_another_key_another_model_and_another_ring_are_refused() -> 
     chain(&team, "other", 2).await?;
     let other = team.serving("other-served").await?.status.unwrap();
     let lower = team.serving("run-served").await?.status.unwrap();
-    // The same run in the next ring: both promotions are genuine, each for its ring.
+    // Move the run to the next ring: both promotions are genuine, each for its ring.
     let ahead = json!({ "spec": { "rolloutRing": "0B_base_" } });
     team.change::<TrainingRun>("run", ahead.clone()).await?;
     team.change::<ReasoningPod>("run-served", ahead).await?;
@@ -105,7 +105,7 @@ async fn bundles_of_another_key_another_model_and_another_ring_are_refused() -> 
         async move { serve(team, name, template, own, bundles).await }
     };
 
-    // What is genuine serves, so what follows is refused for what was changed alone.
+    // The genuine bundles serve, so the attempts below are refused only for what was changed.
     let pod = attempt("genuine", genuine.clone()).await?;
     until(&team.api::<Pod>(), &pod, "it is ready", SOON, is_ready).await?;
 
@@ -151,7 +151,7 @@ async fn bundles_of_another_key_another_model_and_another_ring_are_refused() -> 
     Ok(())
 }
 
-/// A run with its evaluation and its server.
+/// Creates a run with its evaluation and its server.
 async fn chain(team: &Team, name: &str, seed: u64) -> Result<()> {
     let mut run = objects::run(name, &[]);
     run.spec.seed = seed;
@@ -161,7 +161,7 @@ async fn chain(team: &Team, name: &str, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// What a server mounts.
+/// The files that a server mounts.
 #[derive(Clone, Debug)]
 struct Bundles {
     oms: String,
@@ -183,7 +183,7 @@ impl Bundles {
     }
 }
 
-/// Starts a server as the controller would, but with other bundles, and gives its pod's name.
+/// Starts a server as the controller would, but with other bundles. Returns the name of its pod.
 async fn serve(
     team: &Team,
     name: &str,

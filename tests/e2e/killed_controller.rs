@@ -1,5 +1,5 @@
-//! The controller dies after every write that it makes, and the chain comes out as if it had not: nothing doubled,
-//! nothing lost.
+//! The controller is killed after each of its writes, and the chain ends as if it had not been: nothing is duplicated or
+//! lost.
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +34,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_controller_killed_after_each_of_its_writes_doubles_nothing_and_loses_nothing() -> Result<()> {
+async fn a_controller_killed_after_each_write_duplicates_and_loses_nothing() -> Result<()> {
     let team = Team::alone("killed").await?;
     let Some(audit_log) = team.installation.cluster.audit_log() else {
         team.skip("a controller killed after each of its writes", "this cluster shows no audit log");
@@ -44,7 +44,7 @@ async fn a_controller_killed_after_each_of_its_writes_doubles_nothing_and_loses_
     scale(&team, 0).await?;
     let controller = Controller::new(team.installation)?;
     let told = AssertUnwindSafe(chain_under_fire(&team, &controller, audit_log)).catch_unwind().await;
-    // Others need the installed controller, whatever came of this.
+    // Other tests need the installed controller, even if this one fails.
     scale(&team, 1).await?;
     told.unwrap_or_else(|panic| resume_unwind(panic))?;
     team.done();
@@ -71,7 +71,7 @@ async fn chain_under_fire(team: &Team, controller: &Controller, audit_log: std::
     eprintln!("the controller was killed {kills} times");
     assert!(kills >= 10, "the controller was killed {kills} times");
 
-    // Nothing doubled: whatever exists was made once, and the work was done once.
+    // Every object was created once, and the work was done once.
     let mut made: BTreeMap<ObjectRef, usize> = BTreeMap::new();
     let ours = |request: &Request| request.user.username == CONTROLLER_USER && in_namespace(request, &team.namespace);
     for request in everything.news()?.into_iter().filter(|request| ours(request) && request.is_creation()) {
@@ -81,8 +81,8 @@ async fn chain_under_fire(team: &Team, controller: &Controller, audit_log: std::
         }
     }
     let doubled: Vec<_> = made.iter().filter(|(_, count)| **count > 1).collect();
-    assert!(doubled.is_empty(), "made more than once: {doubled:#?}");
-    // A write whose answer nobody waited for is a timeout in the log, and done all the same: what there is says more.
+    assert!(doubled.is_empty(), "created more than once: {doubled:#?}");
+    // A write whose client was killed is logged as a timeout although it was done, so also count the objects.
     let there = (
         names::<Job>(team).await?,
         names::<Deployment>(team).await?,
@@ -101,8 +101,8 @@ async fn chain_under_fire(team: &Team, controller: &Controller, audit_log: std::
     Ok(())
 }
 
-/// Runs the controller, and kills it whenever the audit log shows a write of it, until the chain is done; then lets it
-/// live. Gives the number of kills.
+/// Runs the controller and kills it whenever the audit log shows one of its writes, until the chain is done. Returns the
+/// number of kills.
 async fn fire(
     controller: &Controller,
     audit_log: std::path::PathBuf,
@@ -116,7 +116,7 @@ async fn fire(
         let write = |request: &Request| {
             request.is_write() && request.user.username == CONTROLLER_USER && in_namespace(request, &namespace)
         };
-        // A chain whose controller has nothing left to write comes to rest here.
+        // If the controller has nothing left to write, this waits for the chain to finish.
         tokio::select! {
             _ = &mut cancelled => return Ok(kills),
             seen = log.next("a write of the controller", TRAINED, write) => {
@@ -131,7 +131,7 @@ async fn fire(
     }
 }
 
-/// Nothing lost: the chain arrives, with all its records.
+/// Checks that the chain reaches its end with all its records.
 async fn chain(team: &Team) -> Result<()> {
     let run = team.trained("run").await?;
     let model = run.status.as_ref().unwrap().model.clone().unwrap();
@@ -154,9 +154,9 @@ async fn chain(team: &Team) -> Result<()> {
     for bundle in [&status.manifest.unwrap().bundle, &status.promotion.unwrap().bundle] {
         team.api::<ConfigMap>().get(bundle).await?;
     }
-    // The servers may be ready before what stands around them is there.
+    // The servers can be ready before their other children exist.
     let server = child::server("served");
-    until_found("everything around the servers is there", SOON, async || {
+    until_found("all children of the ReasoningPod exist", SOON, async || {
         let there = (
             team.api::<Deployment>().get_opt(&server).await?,
             team.api::<PodDisruptionBudget>().get_opt(&server).await?,
@@ -172,7 +172,7 @@ async fn chain(team: &Team) -> Result<()> {
     Ok(())
 }
 
-/// The names of all objects of a kind in the team's namespace, sorted.
+/// Lists the names of all objects of a kind in the team's namespace, sorted.
 async fn names<K>(team: &Team) -> Result<Vec<String>>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
@@ -186,7 +186,7 @@ fn in_namespace(request: &Request, namespace: &str) -> bool {
     request.object_ref.as_ref().is_some_and(|object| object.namespace == namespace)
 }
 
-/// Scales the installed controller, and waits until it is gone or leads.
+/// Scales the installed controller, and waits until it is gone or holds the Lease.
 async fn scale(team: &Team, replicas: i32) -> Result<()> {
     let deployments: Api<Deployment> = Api::namespaced(team.client.clone(), NAMESPACE);
     let change = kube::api::Patch::Merge(json!({ "spec": { "replicas": replicas } }));
@@ -204,7 +204,7 @@ async fn scale(team: &Team, replicas: i32) -> Result<()> {
             let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
             holder.starts_with(CONTROLLER)
         };
-        until(&leases, CONTROLLER, "the installed controller leads", SOON, held).await?;
+        until(&leases, CONTROLLER, "the installed controller holds the Lease", SOON, held).await?;
     }
     Ok(())
 }

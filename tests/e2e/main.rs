@@ -1,8 +1,8 @@
-//! The chain and its faults on a real cluster, asserted on what the API and the pods show.
+//! The chain and its failures on a real cluster, checked by what the API and the pods show.
 //!
-//! All tests share one cluster, one build of the images and one tiny model; each has a namespace of its own.
+//! All tests share one cluster, one build of the images and one tiny model; each has its own namespace.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "what a test does not expect ends it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "an unexpected result ends the test")]
 
 mod chain;
 mod cluster;

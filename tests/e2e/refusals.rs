@@ -1,17 +1,17 @@
-//! Bad input that the API server itself refuses, with a sentence that names the field, the value and what would be right.
+//! Bad input that the API server refuses with a message that names the field, the value and what would be valid.
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
 use codex_tests::{Error, Result, Team, objects, process::output_with, team::blocking};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// What is wrong, and what the refusal must say.
+/// A bad object, and the words that the refusal must contain.
 struct Case {
     object: Value,
     told: &'static [&'static str],
 }
 
-/// `object` with the value at `pointer` replaced; null takes it away.
+/// Returns `object` with the value at `pointer` replaced; null removes it.
 fn with(object: &impl Serialize, pointer: &str, value: Value) -> Value {
     let mut object = serde_json::to_value(object).unwrap();
     let (parent, key) = pointer.rsplit_once('/').unwrap();
@@ -53,7 +53,7 @@ fn cases() -> Vec<Case> {
         ),
         run("/spec/data/0/source/configMap", config_map["configMap"].clone(), &["exactly one of configMap"]),
         run("/spec/data/0/source", named("train set"), &["name \"train set\" is invalid", "such as"]),
-        // The API server shows no sentence with a line break in it.
+        // The API server does not show a message that contains a line break.
         run("/spec/data/0/source", named("train\n"), &["spec.data[0].source.configMap.name", "Invalid value"]),
         run("/spec/data/0/source", claim, &["claimName \"../secrets\" is invalid"]),
         run("/spec/output/persistentVolumeClaim/claimName", json!("My_Claim"), &["claimName \"My_Claim\" is invalid"]),
@@ -114,7 +114,7 @@ fn cases() -> Vec<Case> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_objects_are_refused_with_a_sentence() -> Result<()> {
+async fn bad_objects_are_refused_with_a_message() -> Result<()> {
     let team = Team::new("refusals").await?;
     let mut silent = Vec::new();
     for Case { object, told } in cases() {
@@ -130,7 +130,7 @@ async fn bad_objects_are_refused_with_a_sentence() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_defines_a_result_does_not_change_and_rings_are_not_skipped() -> Result<()> {
+async fn fields_that_define_a_result_are_immutable_and_rings_are_not_skipped() -> Result<()> {
     let team = Team::new("changes").await?;
     let mut run = objects::run("run", &[]);
     run.spec.suspend = true;
@@ -162,12 +162,12 @@ async fn what_defines_a_result_does_not_change_and_rings_are_not_skipped() -> Re
         (with(&pod, "/spec/pod", json!({})), "spec.pod is immutable"),
     ];
     for (mut object, told) in cases {
-        // Whoever is refused is refused for this, not for being late.
+        // Without the version, the refusal cannot be a conflict.
         object["metadata"].as_object_mut().unwrap().remove("resourceVersion");
         let refused = refusal(&team, &["replace"], &object).await?;
         assert!(refused.contains(told), "{told:?} is not in: {refused}");
     }
-    // One step forward is no bad input, and neither is any number of steps back.
+    // One ring forward and any number back are valid.
     for ring in ["0B_base_", "0C_base_", "0A_base_"] {
         team.change::<TrainingRun>("run", json!({ "spec": { "rolloutRing": ring } })).await?;
     }

@@ -1,4 +1,4 @@
-//! Who may report: a pod that says it belongs to a run, and is not what the controller planned, is not believed.
+//! Who may report: the controller refuses a pod that claims to belong to a run and differs from its template.
 
 use codex_crds::{TrainingRun, TrainingRunPhase, child};
 use codex_tests::{
@@ -14,9 +14,9 @@ use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_with_a_forged_owner_and_another_spec_is_not_believed() -> Result<()> {
+async fn a_pod_with_a_forged_owner_and_another_spec_is_refused() -> Result<()> {
     let team = Team::new("forger").await?;
-    // The genuine trainer never finds a node, so whatever is reported about this run is forged.
+    // The genuine trainer is never scheduled, so every report about this run is forged.
     let mut run = objects::run("run", &["training.max_steps=1", "training.warmup_steps=0"]);
     run.spec.pod.worker.node_selector = [("codex-ml.dev/nowhere".to_owned(), "true".to_owned())].into();
     let run = team.create(&run).await?;
@@ -31,7 +31,7 @@ async fn a_pod_with_a_forged_owner_and_another_spec_is_not_believed() -> Result<
         [("owned-by-run", by_run, None), ("owned-by-job", by_job.clone(), None), ("in-the-jobs-place", by_job, labels)]
     {
         let pod = team.create(&forged(name, owner, labels, &template)).await?.name_any();
-        // It trains, truly; and nobody takes its word for it.
+        // It does train, and the controller refuses its report.
         let ended = until(&team.api::<Pod>(), &pod, "it has finished", SOON, |pod| {
             match pod.status.as_ref().and_then(|status| status.phase.as_deref()) {
                 Some("Succeeded") => Sight::There,
@@ -43,7 +43,7 @@ async fn a_pod_with_a_forged_owner_and_another_spec_is_not_believed() -> Result<
         let log = team.logs(&ended.name_any()).await?;
         assert!(log.contains("the controller refused the final report") && log.contains("403"), "{name}: {log}");
     }
-    // Nor does a Job that somebody else made in the run's name stay.
+    // The controller also removes a Job that a user created in the run's name.
     let mut intruder = job.clone();
     let labels = job.metadata.labels.clone();
     intruder.metadata = serde_json::from_value(json!({
@@ -68,8 +68,8 @@ async fn a_pod_with_a_forged_owner_and_another_spec_is_not_believed() -> Result<
     Ok(())
 }
 
-/// The trainer's pod with another place to write to and no node selector: what somebody would make who wants a model of
-/// theirs to be taken for the run's.
+/// Returns the trainer's pod with another output volume and no node selector, as an attacker would create it to pass off
+/// their model as the run's.
 fn forged(
     name: &str,
     mut owner: Value,

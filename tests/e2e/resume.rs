@@ -1,5 +1,4 @@
-//! Interruptions: a killed trainer goes on, a suspended run goes on, and both make the model that an uninterrupted run
-//! makes.
+//! Interruptions: a killed and a suspended run resume, and both make the same model as an uninterrupted run.
 
 use std::{fs, path::Path};
 
@@ -16,14 +15,14 @@ use serde_json::json;
 
 use crate::documents::scrape;
 
-/// Enough that a run is still at work when its first checkpoint has been seen.
+/// Enough that a run is still training when its first checkpoint has been seen.
 const TOTAL: i64 = 1500;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()> {
     let team = Team::new("resume").await?;
     let overrides = format!("training.max_steps={TOTAL}");
-    // Killed as by the kernel, without a chance to write anything.
+    // Killed with SIGKILL, without a chance to write anything.
     let killed = team.create(&objects::run("killed", &[&overrides])).await?;
     let pod = first_checkpoint(&team, &killed).await?;
     if team.installation.cluster.node().is_some() {
@@ -32,7 +31,7 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
         team.api::<Pod>().delete(&pod.name_any(), &kube::api::DeleteParams::default().grace_period(0)).await?;
     }
 
-    // Suspended, and its newest checkpoint damaged meanwhile.
+    // Suspended, and its newest checkpoint damaged while it is suspended.
     let suspended = team.create(&objects::run("suspended", &[&overrides])).await?;
     let trainer = first_checkpoint(&team, &suspended).await?;
     let metrics = format!("/api/v1/namespaces/{}/pods/{}:9464/proxy/metrics", team.namespace, trainer.name_any());
@@ -62,14 +61,14 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
     };
     team.change::<TrainingRun>("suspended", json!({ "spec": { "suspend": false } })).await?;
 
-    // Its deadline is lifted while it works, and so is that of its Job.
+    // The deadline is removed while the run trains, and its Job loses its deadline as well.
     let mut plain = objects::run("plain", &[&overrides]);
     plain.spec.active_deadline_seconds = Some(86_400);
     team.create(&plain).await?;
     let timed = |job: &Job| job.spec.as_ref().is_some_and(|spec| spec.active_deadline_seconds.is_some());
     until(&team.api::<Job>(), "plain-train", "it has a deadline", SOON, timed).await?;
     team.change::<TrainingRun>("plain", json!({ "spec": { "activeDeadlineSeconds": null } })).await?;
-    until(&team.api::<Job>(), "plain-train", "it has none", SOON, |job| !timed(job)).await?;
+    until(&team.api::<Job>(), "plain-train", "it has no deadline", SOON, |job| !timed(job)).await?;
     let digest = |run: &TrainingRun| run.status.as_ref().unwrap().model.as_ref().unwrap().digest;
     let plain = team.trained("plain").await?;
     let status = plain.status.as_ref().unwrap();
@@ -94,7 +93,7 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
         assert!(log.contains(&damaged) && log.contains("training resumes from"), "{log}");
     }
 
-    // One model, one ring, the same evidence: each run has a promotion of its own, and both are served.
+    // Two runs with the same model, ring and evidence: each has its own promotion, and both are served.
     for run in ["plain", "killed"] {
         team.create(&objects::evaluation(&format!("{run}-judged"), run, &team.problems)).await?;
         team.create(&objects::reasoning_pod(&format!("{run}-served"), run, &format!("{run}-judged"))).await?;
@@ -109,8 +108,8 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
     Ok(())
 }
 
-/// Waits until a run has written a checkpoint, and gives the pod that works. Whoever waits on one run must not let another
-/// train meanwhile: it could end unseen.
+/// Waits until a run has written a checkpoint, and returns its running pod. No other run must train meanwhile, because it
+/// could end unseen.
 async fn first_checkpoint(team: &Team, run: &TrainingRun) -> Result<Pod> {
     let name = run.name_any();
     let folder = until_found("the claim has its volume", TRAINED, async || {
@@ -135,13 +134,13 @@ async fn first_checkpoint(team: &Team, run: &TrainingRun) -> Result<Pod> {
     team.pod("batch.kubernetes.io/job-name", &job, "works", |pod| phase(pod) == "Running").await
 }
 
-/// The name of the newest checkpoint, if there is one.
+/// Returns the name of the newest checkpoint.
 fn newest(checkpoints: &Path) -> Option<String> {
     let names = fs::read_dir(checkpoints).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     names.filter(|name| name.starts_with("step-")).max()
 }
 
-/// Cuts the newest checkpoint short, and gives its name.
+/// Truncates the newest checkpoint, and returns its name.
 fn damage_newest(checkpoints: &Path) -> String {
     let newest = newest(checkpoints).expect("the run was seen to have one");
     let file = fs::File::options().write(true).open(checkpoints.join(&newest).join("state.safetensors")).unwrap();

@@ -1,4 +1,4 @@
-//! Rings: what differs is blocked, what serves stays, and a ring is entered with a promotion of its own.
+//! Rings: while the rings of run and pod differ, nothing new rolls out and servers stay; each ring has its own promotion.
 
 use codex_crds::{ConditionType, ReasoningPod, Ring, TrainingRun, child};
 use codex_tests::{
@@ -17,7 +17,7 @@ use kube::{
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_rings_differ_nothing_new_rolls_out_and_what_serves_stays() -> Result<()> {
+async fn while_rings_differ_nothing_new_rolls_out_and_servers_stay() -> Result<()> {
     let team = Team::new("rings").await?;
     team.create(&objects::run("run", &[])).await?;
     team.create(&objects::evaluation("judged", "run", &team.problems)).await?;
@@ -31,7 +31,7 @@ async fn while_rings_differ_nothing_new_rolls_out_and_what_serves_stays() -> Res
     assert_eq!(promotion.ring, Ring::Base0A);
     let served = team.pods("codex-ml.dev/reasoning-pod", "served").await?;
 
-    // A pod in another ring never begins.
+    // A ReasoningPod in another ring gets no servers.
     let blocked = team.blocked("elsewhere").await?.status.unwrap();
     let told = blocked.blocked_by.join("; ");
     assert!(told.contains("0A_base_") && told.contains("0B_base_"), "{told}");
@@ -39,7 +39,7 @@ async fn while_rings_differ_nothing_new_rolls_out_and_what_serves_stays() -> Res
     assert_eq!((matched.status.as_str(), matched.reason.as_str()), ("False", "RingsDiffer"));
     assert!(team.api::<Deployment>().get_opt(&child::server("elsewhere")).await?.is_none());
 
-    // One that serves goes on while its ring is ahead of the run's.
+    // A serving one continues while its ring is ahead of the run's.
     let ahead = json!({ "spec": { "rolloutRing": "0B_base_" } });
     team.change::<ReasoningPod>("served", ahead.clone()).await?;
     let stays = until(&team.api::<ReasoningPod>(), "served", "it says that the rings differ", SOON, |pod| {
@@ -55,7 +55,7 @@ async fn while_rings_differ_nothing_new_rolls_out_and_what_serves_stays() -> Res
     assert_eq!(uids(&now), uids(&served), "the same pods serve");
     team.infer("served", "1+1:").await?;
 
-    // Somebody changes its Deployment meanwhile: it becomes what it was, and goes on.
+    // A foreign change of its Deployment is reverted, and it continues to serve.
     let server = child::server("served");
     let before = team.api::<Deployment>().get(&server).await?.spec.unwrap().template;
     let env = json!([{ "name": "server", "env": [{ "name": "FOREIGN", "value": "1" }] }]);
@@ -73,27 +73,26 @@ async fn while_rings_differ_nothing_new_rolls_out_and_what_serves_stays() -> Res
     assert_eq!(team.api::<ReasoningPod>().get("served").await?.status.unwrap().promotion, Some(promotion.clone()));
     team.infer("served", "1+1:").await?;
 
-    // Somebody pauses it and takes away the label that it is known by, and leads its Service elsewhere: both come back, and
-    // nothing was made anew.
+    // A pause, a removed label and another selector of its Service are reverted, and neither object is recreated.
     let service = team.api::<Service>().get("served").await?;
     let label = "app.kubernetes.io/managed-by";
     let paused = json!({ "metadata": { "labels": { label: null } }, "spec": { "paused": true } });
     let paused = team.change::<Deployment>(&server, paused).await?;
-    let back = until(&team.api::<Deployment>(), &server, "it is known again and not paused", SOON, |deployment| {
+    let back = until(&team.api::<Deployment>(), &server, "it has its label and is not paused", SOON, |deployment| {
         let pauses = deployment.spec.as_ref().and_then(|spec| spec.paused) == Some(true);
         deployment.labels().contains_key(label) && !pauses
     })
     .await?;
     assert_eq!(back.uid(), paused.uid());
     let led = team.change::<Service>("served", json!({ "spec": { "selector": { "elsewhere": "yes" } } })).await?;
-    assert_eq!(led.uid(), service.uid(), "it was not removed meanwhile");
+    assert_eq!(led.uid(), service.uid(), "it was not recreated");
     until(&team.api::<Service>(), "served", "it selects the servers again", SOON, |live| {
         live.spec.as_ref().unwrap().selector == service.spec.as_ref().unwrap().selector
     })
     .await?;
     team.infer("served", "1+1:").await?;
 
-    // With the run in the same ring, it is promoted anew and rolled out; the old promotion is kept.
+    // With the run in the same ring, it gets a new promotion and rolls out; the old promotion is kept.
     let model = team.api::<TrainingRun>().get("run").await?.status.unwrap().model.unwrap().digest;
     team.change::<TrainingRun>("run", ahead).await?;
     let advanced = until(&team.api::<ReasoningPod>(), "served", "it serves in the next ring", SOON, |pod| {
@@ -111,10 +110,14 @@ async fn while_rings_differ_nothing_new_rolls_out_and_what_serves_stays() -> Res
     assert!(now.iter().any(|pod| !uids(&served).contains(&pod.uid())), "new pods serve");
     assert_eq!(team.infer("served", "1+1:").await?["model_digest"], json!(model));
 
-    // And the one that was blocked begins by itself.
+    // The blocked one now starts without help.
     team.serving("elsewhere").await?;
     let run = team.api::<TrainingRun>().get("run").await?.status.unwrap();
-    assert_eq!((run.work.attempts, run.model.unwrap().digest), (Some(1), model), "advancing does not retrain");
+    assert_eq!(
+        (run.work.attempts, run.model.unwrap().digest),
+        (Some(1), model),
+        "moving to the next ring does not retrain"
+    );
     team.done();
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A tenant, with every right that the administrator of a namespace has, does not reach the signing key.
+//! A tenant with the `admin` role in a namespace cannot reach the signing key.
 
 use codex_tests::{
     Result, Team,
@@ -25,11 +25,11 @@ async fn a_tenant_cannot_read_the_signing_key() -> Result<()> {
     })
     .await?;
 
-    // The tenant is somebody here …
+    // The tenant can read Secrets in its own namespace …
     let (mut own, as_user) = (team.kubectl()?, format!("--as={user}"));
     let tenant = as_user.clone();
     blocking(move || output(own.args(["get", "secrets", &tenant]))).await?;
-    // … and nobody there, whichever way they ask.
+    // … and nothing in the controller's, in any of these ways.
     for words in [
         vec!["get", "secret", SIGNING_KEY],
         vec!["get", "secrets"],

@@ -1,9 +1,9 @@
-//! The controller's role grants what the controller was seen to use, and nothing else. Runs after the end-to-end tests:
-//! what they made the controller do stands in the audit log.
+//! The controller's role grants exactly the rights that the controller used. Runs after the end-to-end tests, because the
+//! audit log then shows what they made the controller do.
 
 use codex_tests::{Installation, Result, rights, skip};
 
-/// What a controller does only where nobody did it before: its Lease and its Secrets outlive every version.
+/// Rights that a controller uses only on a new cluster, because its Lease and its Secrets outlive every version.
 const ONCE: [&str; 2] = ["create /secrets", "create coordination.k8s.io/leases"];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -19,8 +19,8 @@ async fn the_role_grants_what_the_controller_uses_and_nothing_else() -> Result<(
     assert!(seen.forbidden.is_empty(), "forbidden: {:#?}", seen.forbidden);
     let once = |right: &str| ONCE.contains(&right) && seen.ever.contains(right);
     let unused: Vec<_> = granted.difference(&seen.used).filter(|right| !once(right)).collect();
-    assert!(unused.is_empty(), "granted, and never used in the end-to-end tests (did they run before?): {unused:#?}");
+    assert!(unused.is_empty(), "granted, and not used by the end-to-end tests (did they run before?): {unused:#?}");
     let elsewhere: Vec<_> = seen.used.difference(&granted).collect();
-    assert!(elsewhere.is_empty(), "used by a right that is not the role's own: {elsewhere:#?}");
+    assert!(elsewhere.is_empty(), "used, and not granted by the role: {elsewhere:#?}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The API server's audit log: who did what. Reads a file that grows.
+//! Reads the API server's audit log while it grows.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -20,43 +20,43 @@ use crate::{Error, Result};
 pub struct Request {
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete` or `deletecollection`.
     pub verb: String,
-    /// Who asked.
+    /// The client.
     pub user: User,
-    /// What about; absent for paths such as `/readyz`.
+    /// The object; absent for paths such as `/readyz`.
     pub object_ref: Option<ObjectRef>,
-    /// How it was answered; absent when the client went away.
+    /// The response; absent if the client disconnected.
     pub response_status: Option<Answer>,
-    /// When it came.
+    /// The time at which it arrived.
     pub request_received_timestamp: Timestamp,
-    /// What the API server's plugins noted.
+    /// Annotations of the API server's plugins.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Who asked.
+/// The client of a request.
 #[derive(Clone, Debug, Deserialize)]
 pub struct User {
-    /// Such as `system:serviceaccount:codex-system:codex-controller`.
+    /// The user name, such as `system:serviceaccount:codex-system:codex-controller`.
     pub username: String,
 }
 
-/// What a request is about.
+/// The object of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ObjectRef {
-    /// The API group; empty for the core.
+    /// The API group; empty for the core group.
     pub api_group: String,
-    /// The plural, lower case.
+    /// The plural name of the kind, in lower case.
     pub resource: String,
-    /// Such as `status`; empty for the object itself.
+    /// The subresource, such as `status`; empty for the object itself.
     pub subresource: String,
-    /// The namespace; empty for what has none.
+    /// The namespace; empty for cluster-scoped objects.
     pub namespace: String,
     /// The name; empty for collections.
     pub name: String,
 }
 
-/// How a request was answered.
+/// The response to a request.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Answer {
     /// The HTTP status.
@@ -64,33 +64,33 @@ pub struct Answer {
 }
 
 impl Request {
-    /// Whether it changed something: a verb that writes, and an answer that says it was done.
+    /// Returns true if it changed something: a verb that writes, and a response that reports success.
     pub fn is_write(&self) -> bool {
         let writes = ["create", "update", "patch", "delete", "deletecollection"].contains(&self.verb.as_str());
         writes && self.code().is_some_and(|code| (200..300).contains(&code))
     }
 
-    /// Whether it made something that was not there.
+    /// Returns true if it created an object.
     pub fn is_creation(&self) -> bool {
         self.is_write() && self.code() == Some(201) && self.object().subresource.is_empty()
     }
 
-    /// Whether no role allowed it. A namespace that is being deleted refuses with 403, too, and is not meant.
+    /// Returns true if no role allowed it. A namespace that is being deleted also answers 403; that does not count.
     pub fn is_forbidden(&self) -> bool {
         self.annotations.get("authorization.k8s.io/decision").is_some_and(|decision| decision == "forbid")
     }
 
-    /// The HTTP status of its answer.
+    /// Returns the HTTP status of its response.
     pub fn code(&self) -> Option<u16> {
         self.response_status.as_ref().map(|status| status.code)
     }
 
-    /// What it is about; empty for paths such as `/readyz`.
+    /// Returns its object; empty for paths such as `/readyz`.
     pub fn object(&self) -> ObjectRef {
         self.object_ref.clone().unwrap_or_default()
     }
 
-    /// Its verb, group, resource and subresource, as rules of a role have them: `patch codex-ml.dev/evaluations/status`.
+    /// Returns its verb, group, resource and subresource, as a rule of a role has them: `patch codex-ml.dev/evaluations/status`.
     pub fn right(&self) -> String {
         let object = self.object();
         let subresource =
@@ -99,42 +99,42 @@ impl Request {
     }
 }
 
-/// Reads the log as it grows.
+/// Follows the log as it grows.
 #[derive(Debug)]
 pub struct Follower {
     path: PathBuf,
     file: BufReader<File>,
-    /// The beginning of a line whose end has not come.
+    /// The beginning of an incomplete line.
     begun: Vec<u8>,
-    /// Requests that were read and not given out.
+    /// Requests that were read and not yet returned.
     waiting: VecDeque<Request>,
 }
 
 impl Follower {
-    /// From the log's first line.
+    /// Starts at the first line.
     ///
     /// # Errors
-    /// When the log cannot be opened.
+    /// If the log cannot be opened.
     pub fn from_start(path: PathBuf) -> Result<Self> {
         let file = File::open(&path).map_err(Error::io(format!("opening {}", path.display())))?;
         Ok(Self { path, file: BufReader::new(file), begun: Vec::new(), waiting: VecDeque::new() })
     }
 
-    /// From now on.
+    /// Starts at the present end.
     ///
     /// # Errors
-    /// When the log cannot be opened.
+    /// If the log cannot be opened.
     pub fn from_now(path: PathBuf) -> Result<Self> {
         let mut follower = Self::from_start(path)?;
-        // A line that is being written now is complete, or skipped by what could not be read of it.
+        // A line that is being written now is read in full, or skipped because its rest does not parse.
         follower.file.seek(SeekFrom::End(0)).map_err(Error::io("seeking in the audit log"))?;
         Ok(follower)
     }
 
-    /// What has come since the last call, up to the newest whole line.
+    /// Returns the requests since the last call, up to the last complete line.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// If the log cannot be read.
     pub fn news(&mut self) -> Result<Vec<Request>> {
         self.read()?;
         Ok(self.waiting.drain(..).collect())
@@ -154,10 +154,10 @@ impl Follower {
         }
     }
 
-    /// Waits for a request that `wanted` wants; those before it are dropped.
+    /// Waits for a request that `wanted` accepts, and drops those before it.
     ///
     /// # Errors
-    /// When none comes in time, or the log cannot be read.
+    /// If none arrives in time, or the log cannot be read.
     pub async fn next(&mut self, what: &str, patience: Duration, wanted: impl Fn(&Request) -> bool) -> Result<Request> {
         let deadline = Instant::now() + patience;
         loop {
@@ -168,7 +168,7 @@ impl Follower {
                 }
             }
             if Instant::now() > deadline {
-                let state = "the audit log shows none".to_owned();
+                let state = "the audit log has no such request".to_owned();
                 return Err(Error::Timeout { what: what.to_owned(), patience, state });
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_once_and_only_whole() {
+    fn each_complete_line_is_returned_once() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "{}", line("patch", "jobs", 201)).unwrap();
         let mut follower = Follower::from_start(file.path().to_owned()).unwrap();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refused_is_no_write_and_not_always_forbidden() {
+    fn a_refused_request_is_no_write_and_forbidden_only_by_a_role() {
         let mut refused: Request = serde_json::from_str(&line("create", "jobs", 403)).unwrap();
         assert!(!refused.is_write() && !refused.is_forbidden());
         refused.annotations.insert("authorization.k8s.io/decision".to_owned(), "forbid".to_owned());

@@ -1,79 +1,79 @@
-//! Why a test could not go on. Its `Debug` is the sentence, because that is what the test harness shows.
+//! The error of a test. Its `Debug` is its message, because the test harness shows `Debug`.
 
 use std::{fmt, io, path::PathBuf, time::Duration};
 
-/// What goes wrong on the way.
+/// The result of the functions that tests use.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a test could not go on.
+/// An error that ends a test.
 #[derive(thiserror::Error)]
 pub enum Error {
-    /// The cluster.
+    /// The cluster failed.
     #[error(transparent)]
     Cluster(#[from] codex_cluster::Error),
-    /// What every test needs first.
+    /// The operator could not be installed, which every test needs.
     #[error("the operator could not be installed: {0}")]
     NotInstalled(String),
-    /// The API server, or the way to it.
-    #[error("the API server: {0}")]
+    /// A request to the API server failed.
+    #[error("the request to the API server failed: {0}")]
     Client(#[from] kube::Error),
-    /// The kubeconfig.
+    /// The kubeconfig is invalid.
     #[error("the kubeconfig cannot be used: {0}")]
     Kubeconfig(String),
-    /// A watch.
-    #[error("watching: {0}")]
+    /// A watch failed.
+    #[error("the watch failed: {0}")]
     Watch(#[from] kube::runtime::watcher::Error),
-    /// A command.
-    #[error("`{command}` ended with {status}:\n{output}")]
+    /// A command failed.
+    #[error("`{command}` failed ({status}):\n{output}")]
     Command {
         /// The command line.
         command: String,
-        /// How it ended.
+        /// Its exit status.
         status: String,
-        /// What it wrote.
+        /// Its output.
         output: String,
     },
-    /// A file, or another thing of this machine.
+    /// An operation on this machine failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation.
         what: String,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Something that did not come.
-    #[error("after {patience:?} {what} had not come true; {state}")]
+    /// A condition did not become true in time.
+    #[error("timed out after {patience:?}: {what}; {state}")]
     Timeout {
-        /// What was awaited.
+        /// The condition.
         what: String,
-        /// For how long.
+        /// The time limit.
         patience: Duration,
-        /// What there was instead.
+        /// The state instead.
         state: String,
     },
-    /// Something that can no longer come.
-    #[error("{what} cannot come true: {why}; {state}")]
+    /// A condition can no longer become true.
+    #[error("{what}: impossible, because {why}; {state}")]
     Impossible {
-        /// What was awaited.
+        /// The condition.
         what: String,
-        /// Why it cannot come.
+        /// The reason.
         why: String,
-        /// What there was instead.
+        /// The state instead.
         state: String,
     },
-    /// Text of an unexpected shape.
+    /// A file has unexpected content.
     #[error("{path:?}: {why}")]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with it.
         why: String,
     },
 }
 
 impl Error {
-    /// Names what was tried when an I/O error came.
+    /// Adds the operation to an I/O error.
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }

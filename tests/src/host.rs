@@ -1,14 +1,13 @@
-//! The local cluster's node is this machine: the processes of a pod, killed as the kernel would kill them. Needs root.
+//! Kills the processes of a pod as the kernel would. Works because this machine is the local cluster's node. Needs root.
 
 use std::{fs, path::Path, process::Command};
 
 use crate::{Error, Result, process::output};
 
-/// Kills every process of a pod's containers with SIGKILL, as an out-of-memory killer or a power cut would, and says how
-/// many there were.
+/// Kills every process of a pod's containers with SIGKILL, as the out-of-memory killer would. Returns their number.
 ///
 /// # Errors
-/// When the processes cannot be listed or killed.
+/// If the processes cannot be listed or killed.
 pub fn kill_pod(uid: &str) -> Result<usize> {
     // systemd's cgroup driver writes underscores for dashes.
     let groups = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
@@ -18,7 +17,7 @@ pub fn kill_pod(uid: &str) -> Result<usize> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let of_pod = fs::read_to_string(entry.path().join("cgroup"))
             .is_ok_and(|cgroup| groups.iter().any(|group| cgroup.contains(group.as_str())));
-        // The sandbox's own process stays: without it, the kubelet sees another pod, not a failed container.
+        // The sandbox's process must stay: without it, the kubelet recreates the sandbox instead of seeing a failed container.
         if of_pod && !is_pause(&entry.path()) {
             output(Command::new("kill").args(["-KILL", &pid.to_string()]))?;
             killed += 1;

@@ -1,5 +1,5 @@
-//! The operator of this working tree on the cluster: built, packed, brought there and applied as a user would apply it.
-//! Does I/O; once per test process.
+//! Installs the operator of this working tree on the cluster: builds the images, loads them, and applies the manifests as a
+//! user would. Does I/O; runs once per test process.
 
 use std::{
     fs,
@@ -17,16 +17,16 @@ use tokio::sync::OnceCell;
 
 use crate::{Error, Result, process::output};
 
-/// Where the controller lives.
+/// The namespace of the controller.
 pub const NAMESPACE: &str = "codex-system";
 /// The controller's Deployment, ServiceAccount, ClusterRole and Lease.
 pub const CONTROLLER: &str = "codex-controller";
 /// The Secret of the signing key.
 pub const SIGNING_KEY: &str = "codex-signing-key";
-/// The user as whom the controller talks to the API server.
+/// The controller's user name at the API server.
 pub const CONTROLLER_USER: &str = "system:serviceaccount:codex-system:codex-controller";
 
-/// The cluster with the operator on it.
+/// The cluster with the operator installed.
 #[derive(Clone, Debug)]
 pub struct Installation {
     /// The cluster.
@@ -37,34 +37,34 @@ pub struct Installation {
     pub controller_image: String,
 }
 
-/// Tried once: what failed for one test fails for all, at once.
+/// Attempted once. If it fails for one test, it fails for all immediately.
 static INSTALLED: OnceCell<Result<Installation, String>> = OnceCell::const_new();
 
-/// The root of the working tree.
+/// Returns the root of the working tree.
 pub fn repository() -> PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
     own.parent().unwrap_or(own).to_owned()
 }
 
-/// A program that cargo built beside this one, such as `codex`.
+/// Finds a program that cargo built beside this one, such as `codex`.
 ///
 /// # Errors
-/// When it is not there.
+/// If it does not exist.
 pub fn program(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().map_err(Error::io("finding this program"))?;
-    // A test lies in `deps/`, one folder below the programs.
+    // Test programs are in `deps/`, one folder below the programs.
     let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
     found.ok_or_else(|| Error::Unreadable {
         path: own.with_file_name(name),
-        why: "there is no such program beside this one: `make image` builds it".to_owned(),
+        why: "the program does not exist; build it with `make image`".to_owned(),
     })
 }
 
 impl Installation {
-    /// The operator of this working tree, on the cluster that the environment names.
+    /// Installs the operator of this working tree on the cluster that the environment names.
     ///
     /// # Errors
-    /// When the cluster, a build or the roll-out fails.
+    /// If the cluster, a build or the rollout fails.
     pub async fn ensure() -> Result<&'static Self> {
         let made = INSTALLED.get_or_init(async || {
             let made = tokio::task::spawn_blocking(Self::make).await.map_err(joined);
@@ -82,7 +82,7 @@ impl Installation {
         Ok(installation)
     }
 
-    /// Applies the CRDs and the controller with these images, and waits for the roll-out.
+    /// Applies the CRDs and the controller with these images, and waits for the rollout.
     fn apply(&self) -> Result<()> {
         let overlay = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
         let text = self.overlay(overlay.path())?;
@@ -98,10 +98,10 @@ impl Installation {
         rolled.map(drop).inspect_err(|_| self.tell_controller())
     }
 
-    /// A kustomization of `manifests/` with the images set, as the README tells a user to set them.
+    /// Returns a kustomization of `manifests/` that sets the images as the README describes.
     fn overlay(&self, from: &Path) -> Result<String> {
         let manifests = repository().join("manifests");
-        // kustomize takes relative paths only.
+        // kustomize accepts relative paths only.
         let up: PathBuf = from.components().skip(1).map(|_| "..").collect();
         let relative = |folder: &str| {
             let path = manifests.join(folder);
@@ -130,10 +130,10 @@ impl Installation {
             .map_err(|error| Error::Unreadable { path: manifests, why: error.to_string() })
     }
 
-    /// A client with the administrator's rights; each belongs to the runtime that it was made on.
+    /// Creates a client with the administrator's rights, for the current runtime.
     ///
     /// # Errors
-    /// When the kubeconfig cannot be used.
+    /// If the kubeconfig cannot be used.
     pub async fn client(&self) -> Result<Client> {
         let unusable = |error: kube::config::KubeconfigError| Error::Kubeconfig(error.to_string());
         let kubeconfig = Kubeconfig::read_from(self.cluster.kubeconfig()).map_err(unusable)?;
@@ -142,7 +142,7 @@ impl Installation {
         Ok(Client::try_from(config)?)
     }
 
-    /// Prints the end of the controller's log, for somebody who looks for the cause of a failure.
+    /// Prints the end of the controller's log, to find the cause of a failure.
     pub fn tell_controller(&self) {
         let Ok(mut kubectl) = self.cluster.kubectl() else { return };
         kubectl.args(["--namespace", NAMESPACE, "logs", "--tail=40", "--all-containers", "--prefix"]);
@@ -153,10 +153,10 @@ impl Installation {
     }
 }
 
-/// Asks a served model, through the API server's proxy, as `kubectl create --raw` does: without a content type.
+/// Sends a prompt to a served model through the API server's proxy, as `kubectl create --raw` does: without a content type.
 ///
 /// # Errors
-/// When it does not answer with JSON that is a `T`.
+/// If the response is not JSON for a `T`.
 pub async fn infer<T: DeserializeOwned>(client: &Client, namespace: &str, service: &str, prompt: &str) -> Result<T> {
     let path = format!("/api/v1/namespaces/{namespace}/services/{service}:8000/proxy/infer");
     let body = serde_json::json!({ "prompt": prompt }).to_string().into_bytes();
@@ -164,27 +164,27 @@ pub async fn infer<T: DeserializeOwned>(client: &Client, namespace: &str, servic
     Ok(client.request(request.map_err(kube::Error::HttpError)?).await?)
 }
 
-/// Where what was built and downloaded is kept, as the Makefile says.
+/// Returns the folder of builds and downloads, the same as in the Makefile.
 pub fn cache() -> PathBuf {
     let from = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = || from("HOME").map(|home| home.join(".cache"));
     from("XDG_CACHE_HOME").or_else(home).unwrap_or_else(|| "/var/cache".into()).join("codex-operator")
 }
 
-/// What `make image` leaves for others.
+/// Returns the path of an archive that `make image` writes.
 fn archive(name: &str) -> PathBuf {
     cache().join("images").join(format!("{name}.oci"))
 }
 
-/// Packs the images of this working tree; a moment's work when nothing changed.
+/// Builds the images of this working tree; quick if nothing changed.
 fn make_images() -> Result<()> {
     let mut make = Command::new("make");
-    // What the outer make told its children is not for this one: REGISTRY would push.
+    // Variables of an outer make must not apply: with REGISTRY, this one would push.
     make.args(["image", "REGISTRY="]).current_dir(repository()).env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
     output(make.stdin(Stdio::null())).map(drop)
 }
 
-/// A blocking task that panicked panics here, too.
+/// Propagates the panic of a blocking task.
 pub(crate) fn joined(error: tokio::task::JoinError) -> Error {
     match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),

@@ -1,8 +1,8 @@
-//! What tests and benchmarks on a real cluster share: the installed operator, a namespace per test, waiting, the audit
-//! log, the controller as a process, documents. Does I/O.
+//! Shared code of the tests and benchmarks on a real cluster: installing the operator, a namespace per test, waiting, the
+//! audit log, the controller as a process, documents. Does I/O.
 //!
 //! A test begins with [`Team::new`], which makes sure that the cluster runs and the operator of this working tree is
-//! installed, and gives it a namespace of its own under the `restricted` Pod Security level.
+//! installed, and creates a namespace for the test under the `restricted` Pod Security level.
 
 pub mod audit;
 pub mod documents;

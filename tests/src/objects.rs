@@ -3,20 +3,20 @@
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
 use serde_json::{Value, json};
 
-/// The claim that every team has.
+/// The claim of every team.
 pub const CLAIM: &str = "tiny-models";
-/// The ConfigMap that every team has, with held-out problems under [`PROBLEMS_KEY`].
+/// The ConfigMap of every team, with held-out problems under [`PROBLEMS_KEY`].
 pub const PROBLEMS: &str = "problems";
 /// The key of the problems.
 pub const PROBLEMS_KEY: &str = "held-out.jsonl";
-/// How many problems there are.
+/// The number of problems.
 pub const PROBLEM_COUNT: usize = 120;
 /// Steps between two checkpoints of a tiny run.
 pub const CHECKPOINT_EVERY: i64 = 100;
 
 /// Steps of a tiny run.
 pub const STEPS: i64 = 700;
-/// Overrides of `cot-starter` that learn in seconds to show a good part of the steps: with the seeds 1, 2 and 3 the lower
+/// Overrides of `cot-starter` with which a model learns many of the steps within seconds: with the seeds 1, 2 and 3 the lower
 /// bound of `trace_coverage` over the team's problems was 0.83, 0.23 and 0.79.
 pub const TINY: [&str; 9] = [
     "model.hidden_size=32",
@@ -30,10 +30,10 @@ pub const TINY: [&str; 9] = [
     "training.checkpoint_every=100",
 ];
 
-/// What the tiny model reaches and an untrained one, whose upper bound is 0.072, cannot.
+/// A bound that the tiny model reaches and an untrained model, whose upper bound is 0.072, does not.
 pub const TRACE_COVERAGE: &str = "0.1";
 
-/// A tiny run; `overrides` come after those of [`TINY`], where the later one counts.
+/// Returns a tiny run. `overrides` follow those of [`TINY`]; the later one of two with the same key applies.
 pub fn run(name: &str, overrides: &[&str]) -> TrainingRun {
     let overrides: Vec<_> = TINY.iter().chain(overrides).collect();
     read(json!({
@@ -52,8 +52,8 @@ pub fn run(name: &str, overrides: &[&str]) -> TrainingRun {
     }))
 }
 
-/// An evaluation of `run` over the team's problems, whose SHA-256 is `problems`, by one gate that a trained tiny model
-/// clears with confidence.
+/// Returns an evaluation of `run` over the team's problems, whose SHA-256 is `problems`, with one gate that a trained tiny
+/// model passes with confidence.
 pub fn evaluation(name: &str, run: &str, problems: &str) -> Evaluation {
     read(json!({
         "apiVersion": "codex-ml.dev/v1alpha1",
@@ -74,7 +74,7 @@ pub fn evaluation(name: &str, run: &str, problems: &str) -> Evaluation {
     }))
 }
 
-/// A server of `run`, gated by `evaluation`, that is no dry run.
+/// Returns a ReasoningPod for `run`, gated by `evaluation`, with `dryRun: false`.
 pub fn reasoning_pod(name: &str, run: &str, evaluation: &str) -> ReasoningPod {
     read(json!({
         "apiVersion": "codex-ml.dev/v1alpha1",
@@ -94,10 +94,10 @@ fn pod(memory: &str) -> Value {
     json!({ "resources": { "requests": { "cpu": "50m", "memory": "64Mi" }, "limits": { "memory": memory } } })
 }
 
-/// An object out of what is written in this file.
-#[allow(clippy::expect_used, reason = "the text stands in this file, and every test reads it")]
+/// Deserializes an object that is written in this file.
+#[allow(clippy::expect_used, reason = "the text is in this file, and every test reads it")]
 fn read<K: serde::de::DeserializeOwned>(value: Value) -> K {
-    serde_json::from_value(value).expect("the object is as the API wants it")
+    serde_json::from_value(value).expect("the object matches the API")
 }
 
 #[cfg(test)]

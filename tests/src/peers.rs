@@ -1,4 +1,4 @@
-//! Tools of others that judge what we make, installed once into the cache by version. Does I/O.
+//! Tools of other projects that verify our files, installed into the cache by version. Does I/O.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,17 +7,17 @@ use std::{
 
 use crate::{Error, Result, install, process::output};
 
-/// OpenSSF Model Signing, and what it forgets to require.
+/// OpenSSF Model Signing, and a package that it needs and does not require.
 const MODEL_SIGNING: [&str; 2] = ["model-signing==1.1.1", "pyOpenSSL==26.4.0"];
 
-/// The `model_signing` command from PyPI.
+/// Returns the `model_signing` command from PyPI, and installs it if necessary.
 ///
 /// # Errors
-/// When Python makes no virtual environment or the packages cannot be installed.
+/// If Python cannot create a virtual environment or the packages cannot be installed.
 pub fn model_signing() -> Result<PathBuf> {
     let folder = install::cache().join("venvs").join(MODEL_SIGNING[0].replace("==", "-"));
     let command = folder.join("bin/model_signing");
-    // The environment is complete once this stands in it.
+    // This file marks a complete environment.
     let complete = folder.join("complete");
     if !complete.is_file() {
         output(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;

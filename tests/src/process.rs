@@ -1,4 +1,4 @@
-//! Programs that tests run: commands to their end, and the controller as a process that can be killed. Does I/O.
+//! Runs commands to their end, and the controller as a process that can be killed. Does I/O.
 
 use std::{
     fs::{self, File},
@@ -53,7 +53,7 @@ fn line(command: &Command) -> String {
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
-/// How to run the controller as a process of this machine, with the rights of its ServiceAccount.
+/// Runs the controller as a process of this machine, with the rights of its ServiceAccount.
 #[derive(Debug)]
 pub struct Controller {
     program: PathBuf,
@@ -64,15 +64,15 @@ pub struct Controller {
     _folder: tempfile::TempDir,
 }
 
-/// A controller that runs; killed when dropped.
+/// A running controller; killed when dropped.
 #[derive(Debug)]
 pub struct Running(Child);
 
 impl Controller {
-    /// A controller that takes reports on an address that pods reach.
+    /// Prepares a controller whose report endpoint has an address that pods reach.
     ///
     /// # Errors
-    /// When the cluster gives no token or the machine no port.
+    /// If the cluster issues no token or the machine has no free port.
     pub fn new(installation: &Installation) -> Result<Self> {
         let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
         let cluster = &installation.cluster;
@@ -99,7 +99,7 @@ impl Controller {
             &format!("{host}:{reports}"),
             "--health-listen",
             &format!("127.0.0.1:{health}"),
-            // Whoever comes back under the old name need not wait for the Lease to expire.
+            // With the same identity, the next process need not wait until the Lease expires.
             "--identity",
             "codex-tests",
         ]
@@ -109,10 +109,10 @@ impl Controller {
         Ok(Self { program: install::program(install::CONTROLLER)?, kubeconfig, log, arguments, _folder: folder })
     }
 
-    /// Starts it; its log goes on where the last one's ended.
+    /// Starts it. Its log is appended to that of the last one.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub fn start(&self) -> Result<Running> {
         let opened = File::options().create(true).append(true).open(&self.log);
         let log = opened.map_err(Error::io(format!("opening {}", self.log.display())))?;
@@ -122,7 +122,7 @@ impl Controller {
         command.spawn().map(Running).map_err(Error::io(format!("starting {}", self.program.display())))
     }
 
-    /// The end of what all of them logged.
+    /// Returns the end of their common log.
     pub fn last_words(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -131,7 +131,7 @@ impl Controller {
 }
 
 impl Running {
-    /// Kills it with SIGKILL and waits until it is gone.
+    /// Kills it with SIGKILL and waits until it has exited.
     pub fn kill(self) {
         drop(self);
     }
@@ -144,7 +144,7 @@ impl Drop for Running {
     }
 }
 
-/// The administrator's kubeconfig with a token in place of the certificate.
+/// Writes the administrator's kubeconfig with a token instead of the certificate.
 fn write_kubeconfig(from: &Path, token: &str, to: &Path) -> Result<()> {
     let unreadable = |why: String| Error::Unreadable { path: from.to_owned(), why };
     let text = fs::read_to_string(from).map_err(Error::io(format!("reading {}", from.display())))?;

@@ -1,4 +1,4 @@
-//! The controller's rights: what its role grants, and what it was seen to use. Talks to the API server.
+//! The controller's rights: those that its role grants, and those that it used. Talks to the API server.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -15,10 +15,10 @@ use crate::{
     install::{CONTROLLER, CONTROLLER_USER, NAMESPACE},
 };
 
-/// What its roles grant, one line a right: `patch batch/jobs`.
+/// Returns the rights that its roles grant, such as `patch batch/jobs`.
 ///
 /// # Errors
-/// When the API server does not answer.
+/// If the API server does not answer.
 pub async fn granted(client: &Client) -> Result<BTreeSet<String>> {
     let cluster: Api<ClusterRole> = Api::all(client.clone());
     let own: Api<Role> = Api::namespaced(client.clone(), NAMESPACE);
@@ -40,12 +40,12 @@ fn rights(rule: &PolicyRule) -> Vec<String> {
     rights
 }
 
-/// What the controller was seen to do since the installed version runs, and what it was refused.
+/// The rights that the controller used, and those that it was denied, since the installed version runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Rights that it used.
     pub used: BTreeSet<String>,
-    /// Rights that it used at any time that the log remembers, whichever version of it.
+    /// Rights that any version used at any time that the log covers.
     pub ever: BTreeSet<String>,
     /// Requests that were forbidden.
     pub forbidden: BTreeSet<String>,
@@ -54,7 +54,7 @@ pub struct Seen {
 /// Reads the audit log from the start of the installed version.
 ///
 /// # Errors
-/// When the API server does not answer or the log cannot be read.
+/// If the API server does not answer or the log cannot be read.
 pub async fn seen(client: &Client, audit_log: PathBuf) -> Result<Seen> {
     let since = installed_since(client).await?;
     let mut seen = Seen::default();
@@ -63,7 +63,7 @@ pub async fn seen(client: &Client, audit_log: PathBuf) -> Result<Seen> {
             continue;
         }
         let mut rights = vec![request.right()];
-        // Server-side apply of what is not there needs the right to create beside the right to patch.
+        // Server-side apply of a missing object needs the right to create as well as the right to patch.
         if request.is_creation() && request.verb == "patch" {
             rights.push(request.right().replacen("patch", "create", 1));
         }
@@ -78,7 +78,7 @@ pub async fn seen(client: &Client, audit_log: PathBuf) -> Result<Seen> {
     Ok(seen)
 }
 
-/// When the version that runs was rolled out first.
+/// Returns the time at which the running version was first rolled out.
 async fn installed_since(client: &Client) -> Result<Timestamp> {
     let replica_sets: Api<ReplicaSet> = Api::namespaced(client.clone(), NAMESPACE);
     let sets = replica_sets.list(&ListParams::default()).await?.items;

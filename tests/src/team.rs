@@ -1,5 +1,4 @@
-//! A namespace with what every test needs: a volume, held-out problems, the `restricted` Pod Security level. Talks to the
-//! API server.
+//! A namespace for one test: a volume, held-out problems, the `restricted` Pod Security level. Talks to the API server.
 
 use std::{
     collections::BTreeMap,
@@ -34,20 +33,20 @@ use crate::{
     wait::{Sight, until, until_found},
 };
 
-/// How long a tiny run may take, start of its pod and waiting for a processor included.
+/// The time limit of a tiny run, including pod start-up and waiting for a processor.
 pub const TRAINED: Duration = Duration::from_secs(150);
-/// How long anything else may take.
+/// The time limit of everything else.
 pub const SOON: Duration = Duration::from_secs(90);
 
-/// Tests that replace the installed controller exclude all others.
+/// Held exclusively by tests that replace the installed controller.
 static CONTROLLER: RwLock<()> = RwLock::const_new(());
 
-/// A test's own namespace. It is deleted when dropped; if [`Team::done`] was not called before, everything in it is told
+/// The namespace of one test. It is deleted when dropped. If [`Team::done`] was not called before, its contents are printed
 /// first.
 pub struct Team {
-    /// The cluster and what is installed on it.
+    /// The cluster with the operator installed.
     pub installation: &'static Installation,
-    /// With the administrator's rights.
+    /// A client with the administrator's rights.
     pub client: Client,
     /// The name of the namespace.
     pub namespace: String,
@@ -57,22 +56,22 @@ pub struct Team {
     _turn: Turn,
 }
 
-/// The right to use the installed controller, or to replace it.
+/// A lock on the installed controller: shared to use it, exclusive to replace it.
 enum Turn {
     Shared(#[allow(dead_code, reason = "held until it is dropped")] RwLockReadGuard<'static, ()>),
     Alone(#[allow(dead_code, reason = "held until it is dropped")] RwLockWriteGuard<'static, ()>),
 }
 
 impl Team {
-    /// A new team called `test`, next to other tests.
+    /// Creates a team called `test`, which runs beside other tests.
     ///
     /// # Errors
-    /// When the operator cannot be installed or the namespace not be filled.
+    /// If the operator cannot be installed or the namespace cannot be created.
     pub async fn new(test: &str) -> Result<Self> {
         Self::with(test, Turn::Shared(CONTROLLER.read().await)).await
     }
 
-    /// A new team called `test`, while no other test runs.
+    /// Creates a team called `test`, while no other test runs.
     ///
     /// # Errors
     /// As [`Team::new`].
@@ -117,7 +116,7 @@ impl Team {
         Ok(())
     }
 
-    /// Says that the test passed.
+    /// Marks the test as passed.
     pub fn done(&self) {
         self.done.store(true, Ordering::Relaxed);
     }
@@ -127,7 +126,7 @@ impl Team {
         crate::skip(self.installation.cluster.target(), what, why);
     }
 
-    /// Objects of one kind in this namespace.
+    /// Returns an API client for one kind in this namespace.
     pub fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
@@ -138,7 +137,7 @@ impl Team {
     /// Creates an object in this namespace.
     ///
     /// # Errors
-    /// When the API server refuses it.
+    /// If the API server refuses it.
     pub async fn create<K>(&self, object: &K) -> Result<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
@@ -149,7 +148,7 @@ impl Team {
     /// Merges `change` into an object.
     ///
     /// # Errors
-    /// When the API server refuses it.
+    /// If the API server refuses it.
     pub async fn change<K>(&self, name: &str, change: Value) -> Result<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
@@ -158,10 +157,10 @@ impl Team {
         Ok(self.api().patch(name, &kube::api::PatchParams::default(), &patch).await?)
     }
 
-    /// kubectl in this namespace.
+    /// Returns kubectl for this namespace.
     ///
     /// # Errors
-    /// When there is no kubectl.
+    /// If there is no kubectl.
     pub fn kubectl(&self) -> Result<Command> {
         let mut kubectl = self.installation.cluster.kubectl()?;
         kubectl.args(["--namespace", &self.namespace]);
@@ -171,7 +170,7 @@ impl Team {
     /// Waits until a run has its model.
     ///
     /// # Errors
-    /// When it fails, or takes too long.
+    /// If it fails or takes too long.
     pub async fn trained(&self, name: &str) -> Result<TrainingRun> {
         until(&self.api::<TrainingRun>(), name, "its model is there", TRAINED, |run| {
             match run.status.as_ref().and_then(|status| status.phase) {
@@ -186,7 +185,7 @@ impl Team {
     /// Waits until an evaluation has its verdict.
     ///
     /// # Errors
-    /// When it takes too long.
+    /// If it takes too long.
     pub async fn judged(&self, name: &str) -> Result<Evaluation> {
         until(&self.api::<Evaluation>(), name, "its verdict is there", SOON, |evaluation| {
             evaluation.status.as_ref().is_some_and(|status| status.verdict.is_some())
@@ -194,10 +193,10 @@ impl Team {
         .await
     }
 
-    /// Waits until a model is served by as many servers as are wanted, and the status says so.
+    /// Waits until all servers of a ReasoningPod are ready, and its status says so.
     ///
     /// # Errors
-    /// When it takes too long.
+    /// If it takes too long.
     pub async fn serving(&self, name: &str) -> Result<ReasoningPod> {
         until(&self.api::<ReasoningPod>(), name, "it serves", SOON, |pod| {
             let ready = condition(pod.status.as_ref().map(|status| &*status.conditions), ConditionType::Ready);
@@ -207,10 +206,10 @@ impl Team {
         .await
     }
 
-    /// Waits until a ReasoningPod says that it is blocked.
+    /// Waits until a ReasoningPod reports that it is blocked.
     ///
     /// # Errors
-    /// When it takes too long.
+    /// If it takes too long.
     pub async fn blocked(&self, name: &str) -> Result<ReasoningPod> {
         until(&self.api::<ReasoningPod>(), name, "it is blocked", SOON, |pod| {
             pod.status.as_ref().is_some_and(|status| {
@@ -220,10 +219,10 @@ impl Team {
         .await
     }
 
-    /// The pods that carry a label, oldest first.
+    /// Lists the pods with a label, oldest first.
     ///
     /// # Errors
-    /// When the API server does not answer.
+    /// If the API server does not answer.
     pub async fn pods(&self, label: &str, value: &str) -> Result<Vec<Pod>> {
         let labelled = ListParams::default().labels(&format!("{label}={value}"));
         let mut pods = self.api::<Pod>().list(&labelled).await?.items;
@@ -231,35 +230,35 @@ impl Team {
         Ok(pods)
     }
 
-    /// Waits for a pod that carries a label and is as `look` wants it.
+    /// Waits for a pod with a label that `look` accepts.
     ///
     /// # Errors
-    /// When none comes in time.
+    /// If there is none in time.
     pub async fn pod(&self, label: &str, value: &str, what: &str, look: impl Fn(&Pod) -> bool) -> Result<Pod> {
         let what = format!("a pod with {label}={value}: {what}");
         until_found(&what, SOON, async || Ok(self.pods(label, value).await?.into_iter().find(|pod| look(pod)))).await
     }
 
-    /// What a pod wrote.
+    /// Returns the log of a pod.
     ///
     /// # Errors
-    /// When the API server does not answer.
+    /// If the API server does not answer.
     pub async fn logs(&self, pod: &str) -> Result<String> {
         Ok(self.api::<Pod>().logs(pod, &LogParams::default()).await?)
     }
 
-    /// Asks a served model, through the API server's proxy.
+    /// Sends a prompt to a served model through the API server's proxy.
     ///
     /// # Errors
-    /// When it does not answer with JSON.
+    /// If the response is not JSON.
     pub async fn infer(&self, service: &str, prompt: &str) -> Result<Value> {
         install::infer(&self.client, &self.namespace, service, prompt).await
     }
 
-    /// The folder of a run on this machine's disk; none on a cluster that is not local.
+    /// Returns the folder of a run on this machine; `None` on a cluster that is not local.
     ///
     /// # Errors
-    /// When the API server does not answer.
+    /// If the API server does not answer.
     pub async fn folder(&self, run: &TrainingRun) -> Result<Option<PathBuf>> {
         let claim = self.api::<PersistentVolumeClaim>().get(CLAIM).await?;
         let volume = claim.spec.and_then(|spec| spec.volume_name).unwrap_or_default();
@@ -267,9 +266,9 @@ impl Team {
         Ok(directory.map(|directory| directory.join("runs").join(run.uid().unwrap_or_default())))
     }
 
-    /// Prints what there is in this namespace.
+    /// Prints the contents of this namespace.
     fn tell(&self) {
-        eprintln!("\n--- what there was in {}", self.namespace);
+        eprintln!("\n--- contents of {}", self.namespace);
         for what in ["trainingruns,evaluations,reasoningpods", "jobs,deployments,pods,configmaps", "events"] {
             let Ok(mut kubectl) = self.kubectl() else { return };
             if let Ok(told) = kubectl.args(["get", what, "--output=wide"]).output() {
@@ -291,7 +290,7 @@ impl Drop for Team {
     }
 }
 
-/// The condition of that type.
+/// Returns the condition of a type.
 pub fn condition(conditions: Option<&[Condition]>, kind: ConditionType) -> Option<&Condition> {
     conditions?.iter().find(|condition| condition.type_ == kind.name())
 }
@@ -300,7 +299,7 @@ fn is_current(condition: &Condition, generation: Option<i64>) -> bool {
     condition.observed_generation == generation
 }
 
-/// Held-out problems, as `codex prepare-data` writes them.
+/// Generates held-out problems with `codex prepare-data`.
 fn held_out_problems() -> Result<String> {
     let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
     let file = folder.path().join(PROBLEMS_KEY);
@@ -314,10 +313,10 @@ fn read<K: DeserializeOwned>(value: Value) -> Result<K> {
     serde_json::from_value(value).map_err(|error| Error::Client(kube::Error::SerdeError(error)))
 }
 
-/// Runs blocking work beside the test.
+/// Runs blocking work on another thread.
 ///
 /// # Errors
-/// What the work fails with.
+/// The error of the work.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(joined)?
 }

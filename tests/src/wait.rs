@@ -1,5 +1,5 @@
-//! Waiting for an object to look as it should, by a watch, with a limit; what there was instead is told. Talks to the API
-//! server.
+//! Waits until an object meets a condition, by a watch with a time limit. A timeout reports the state instead. Talks to the
+//! API server.
 
 use std::{
     fmt::{Debug, Write as _},
@@ -18,14 +18,14 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{Error, Result};
 
-/// What an object's present shape means for somebody who waits.
+/// The result of looking at an object while waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sight {
-    /// This is what was awaited.
+    /// The condition is met.
     There,
     /// Not yet.
     NotYet,
-    /// It can no longer come, for this reason.
+    /// The condition can no longer be met, for this reason.
     Impossible(String),
 }
 
@@ -35,10 +35,10 @@ impl From<bool> for Sight {
     }
 }
 
-/// Waits until the object called `name` exists and `look` sees what it waits for, and returns that object.
+/// Waits until the object `name` exists and `look` accepts it, and returns that object.
 ///
 /// # Errors
-/// When `patience` ends first or `look` says that it cannot come; both tell the object's status and Events.
+/// If `patience` ends first or `look` returns `Impossible`. Both errors hold the object's status and Events.
 pub async fn until<K, S>(
     api: &Api<K>,
     name: &str,
@@ -64,7 +64,7 @@ where
                 }
             },
             Ok(Some(Ok(None))) => last = None,
-            // The watcher begins again by itself.
+            // The watcher restarts by itself.
             Ok(Some(Err(error))) => tracing::debug!(%error, "watching"),
             Ok(None) | Err(_) => {
                 return Err(Error::Timeout { what: what(), patience, state: tell(api, last.as_ref()).await });
@@ -73,10 +73,10 @@ where
     }
 }
 
-/// Waits until no object of that name is left.
+/// Waits until no object of that name exists.
 ///
 /// # Errors
-/// When `patience` ends first.
+/// If `patience` ends first.
 pub async fn until_gone<K>(api: &Api<K>, name: &str, patience: Duration) -> Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + 'static,
@@ -97,10 +97,10 @@ where
     }
 }
 
-/// Waits until `look` finds something, asking again and again: for what no watch shows.
+/// Polls until `look` finds something, for conditions that no watch shows.
 ///
 /// # Errors
-/// When `patience` ends first, and whatever `look` fails with.
+/// If `patience` ends first, or `look` fails.
 pub async fn until_found<T>(
     what: &str,
     patience: Duration,
@@ -112,22 +112,22 @@ pub async fn until_found<T>(
             return Ok(found);
         }
         if Instant::now() >= deadline {
-            let state = "nothing of it was found".to_owned();
+            let state = "nothing was found".to_owned();
             return Err(Error::Timeout { what: what.to_owned(), patience, state });
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// The status of an object, and what Events say about it.
+/// Formats the status of an object and its Events.
 async fn tell<K>(api: &Api<K>, object: Option<&K>) -> String
 where
     K: Resource<DynamicType = ()> + Clone + Serialize,
 {
-    let Some(object) = object else { return "there is no such object".to_owned() };
+    let Some(object) = object else { return "the object does not exist".to_owned() };
     let value = serde_json::to_value(object).unwrap_or_default();
     let status = serde_yaml::to_string(&value["status"]).unwrap_or_default();
-    let mut text = format!("its status:\n{status}");
+    let mut text = format!("status:\n{status}");
     if let Some(namespace) = object.meta().namespace.as_deref() {
         let events: Api<Event> = Api::namespaced(api.clone().into_client(), namespace);
         let about = ListParams::default().fields(&format!("involvedObject.name={}", object.name_any()));
