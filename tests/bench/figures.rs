@@ -1,4 +1,4 @@
-//! What is measured, in the order of the table. Does I/O.
+//! Runs all measurements, in the order of the table. Does I/O.
 
 use std::fmt::Write as _;
 
@@ -19,7 +19,7 @@ impl Figure {
     }
 }
 
-/// Measures everything, one thing after the other, because there are few cores.
+/// Runs the measurements one after the other, because there are few cores.
 pub(crate) async fn measure() -> Result<Vec<Figure>> {
     let installation = Installation::ensure().await?;
     let mut figures = operator::idle(installation).await?;
@@ -33,7 +33,7 @@ pub(crate) async fn measure() -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// The figures as Markdown.
+/// Formats the figures as Markdown.
 pub(crate) fn table(figures: &[Figure]) -> String {
     let mut text = "\n| Figure | Measured | Aim |\n|---|---|---|\n".to_owned();
     for Figure { what, value, aim } in figures {

@@ -1,4 +1,4 @@
-//! `make bench`: the figures of docs/benchmarks.md, measured on the local cluster and printed as one table.
+//! `make bench`: measures the figures of docs/benchmarks.md on the local cluster and prints one table.
 
 mod figures;
 mod operator;

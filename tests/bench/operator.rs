@@ -28,13 +28,13 @@ use tokio::time::Instant;
 use crate::figures::Figure;
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// What the API server writes down late still belongs to what was measured.
+/// The time that the API server has to write late audit events.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// The controller while nothing happens.
+/// Measures the idle controller.
 pub(crate) async fn idle(installation: &Installation) -> Result<Vec<Figure>> {
     let log = audit_log(installation)?;
-    println!("Watching the controller for a minute in which nothing happens.");
+    println!("Watching the idle controller for a minute.");
     tokio::time::sleep(2 * SETTLE).await;
     let mut follower = Follower::from_now(log)?;
     tokio::time::sleep(MINUTE).await;
@@ -42,17 +42,17 @@ pub(crate) async fn idle(installation: &Installation) -> Result<Vec<Figure>> {
     let writes = requests.iter().filter(|request| request.is_write() && !is_lease(request)).count();
     let lists = requests.iter().filter(|request| request.verb == "list").count();
     let memory = resident_bytes("codex-controller").map_or_else(
-        || "not seen: the controller runs on another machine".to_owned(),
+        || "unknown: the controller runs on another machine".to_owned(),
         |bytes| format!("{:.1} MB", bytes as f64 / 1e6),
     );
     Ok(vec![
         Figure::new("Controller, resident memory, idle", memory, "≤ 15 MB"),
-        Figure::new("API writes in an idle minute, but for the Lease", writes.to_string(), "0"),
+        Figure::new("API writes in an idle minute, apart from the Lease", writes.to_string(), "0"),
         Figure::new("LISTs in an idle minute", lists.to_string(), "0"),
     ])
 }
 
-/// One chain from `create` to serving; also the name of the ReasoningPod that serves.
+/// Measures one chain from `create` to serving. Also returns the name of its ReasoningPod.
 pub(crate) async fn chain(team: &Team) -> Result<(Vec<Figure>, String)> {
     println!("Running one chain and counting what the controller writes.");
     let mut follower = Follower::from_now(audit_log(team.installation)?)?;
@@ -86,18 +86,22 @@ pub(crate) async fn chain(team: &Team) -> Result<(Vec<Figure>, String)> {
     let figures = vec![
         Figure::new("create → trainer container running", format!("{:.2} s", started.as_secs_f64()), ""),
         Figure::new(
-            "Writes of a TrainingRun's life, children included, progress apart",
+            "Writes in the life of a TrainingRun, children included, without progress",
             format!("{} (and {progress} of progress)", count("TrainingRun").saturating_sub(progress)),
             "≤ 6",
         ),
-        Figure::new("Writes of an Evaluation's life, children included", count("Evaluation").to_string(), "≤ 6"),
-        Figure::new("Writes of a ReasoningPod's life, children included", count("ReasoningPod").to_string(), "≤ 12"),
+        Figure::new("Writes in the life of an Evaluation, children included", count("Evaluation").to_string(), "≤ 6"),
+        Figure::new(
+            "Writes in the life of a ReasoningPod, children included",
+            count("ReasoningPod").to_string(),
+            "≤ 12",
+        ),
         Figure::new("Events of the three together", events.to_string(), ""),
     ];
     Ok((figures, "bench".to_owned()))
 }
 
-/// Whose life a write belongs to.
+/// Returns the kind whose life a write belongs to.
 fn kind(resource: &str, name: &str) -> &'static str {
     if resource == "trainingruns" || name.ends_with("-train") {
         "TrainingRun"
@@ -126,12 +130,12 @@ fn is_lease(request: &Request) -> bool {
 fn audit_log(installation: &Installation) -> Result<PathBuf> {
     installation.cluster.audit_log().ok_or_else(|| {
         Error::io("reading the audit log")(std::io::Error::other(
-            "only the local cluster keeps one: run `make bench` without CLUSTER",
+            "only the local cluster has one; run `make bench` without CLUSTER",
         ))
     })
 }
 
-/// The resident memory of the process of that name on this machine, in bytes.
+/// Returns the resident memory in bytes of the process with that name on this machine.
 fn resident_bytes(program: &str) -> Option<u64> {
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let command = fs::read(entry.path().join("cmdline")).ok()?;
@@ -145,7 +149,7 @@ fn resident_bytes(program: &str) -> Option<u64> {
     })
 }
 
-/// Counts the changes of a TrainingRun in which nothing but its progress moved.
+/// Counts the changes of a TrainingRun that change only its progress.
 struct Progress {
     versions: Arc<Mutex<Vec<Value>>>,
     task: tokio::task::JoinHandle<()>,

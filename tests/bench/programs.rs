@@ -16,20 +16,20 @@ use serde_json::Value;
 
 use crate::figures::Figure;
 
-/// Steps that say how fast the demo's model trains.
+/// Steps of the speed measurement.
 const STEPS: u32 = 200;
-/// Starts of the server; the median is told.
+/// Number of server starts; the figure is their median.
 const STARTS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// From executing the server to its readiness, over the model and the bundles that the chain has just made.
+/// Measures the time from executing the server to its readiness, with the model and the bundles of the chain.
 pub(crate) async fn ready(team: &Team, name: &str) -> Result<Figure> {
     println!("Starting the server {STARTS} times.");
     let pod = team.api::<ReasoningPod>().get(name).await?;
     let run = team.api::<TrainingRun>().get(&pod.spec.training_run).await?;
     let status = pod.status.unwrap_or_default();
     let (Some(manifest), Some(promotion)) = (status.manifest, status.promotion) else {
-        return Err(Error::io("reading the bundles")(std::io::Error::other("the ReasoningPod names none")));
+        return Err(Error::io("reading the bundles")(std::io::Error::other("the ReasoningPod has no bundles")));
     };
     let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
     for (map, file, key) in [
@@ -62,7 +62,7 @@ pub(crate) async fn ready(team: &Team, name: &str) -> Result<Figure> {
     Ok(Figure::new("Server, exec → ready (median of 5)", format!("{} ms", times[STARTS / 2].as_millis()), ""))
 }
 
-/// The time until `/ready` answers 200; the server is ended afterwards.
+/// Returns the time until `/ready` answers 200, and stops the server.
 fn start(server: &mut Command, address: SocketAddr) -> Result<Duration> {
     let begun = Instant::now();
     let mut child =
@@ -72,12 +72,12 @@ fn start(server: &mut Command, address: SocketAddr) -> Result<Duration> {
             break Ok(begun.elapsed());
         }
         if begun.elapsed() > PATIENCE {
-            let state = "it answered nothing or 503".to_owned();
+            let state = "it did not answer 200".to_owned();
             break Err(Error::Timeout { what: "the server is ready".to_owned(), patience: PATIENCE, state });
         }
         std::thread::sleep(Duration::from_millis(1));
     };
-    child.kill().and_then(|()| child.wait().map(drop)).map_err(Error::io("ending the server"))?;
+    child.kill().and_then(|()| child.wait().map(drop)).map_err(Error::io("stopping the server"))?;
     ready
 }
 
@@ -97,7 +97,7 @@ fn free_address() -> Result<SocketAddr> {
     listener.local_addr().map_err(Error::io("finding a free port"))
 }
 
-/// How fast the demo's model trains on this machine, on all its cores.
+/// Measures how fast the demo's model trains on all cores of this machine.
 pub(crate) fn training() -> Result<Figure> {
     println!("Training the demo's model for {STEPS} steps.");
     let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
@@ -108,7 +108,7 @@ pub(crate) fn training() -> Result<Figure> {
     Ok(Figure::new("Training the demo's model (0.22M parameters)", format!("{speed:.0} tokens/s"), ""))
 }
 
-/// The newest `tokens_per_second` of a run's ledger.
+/// Returns the latest `tokens_per_second` in a run's metrics.
 fn last_speed(ledger: &Path) -> Result<f64> {
     let text = fs::read_to_string(ledger).map_err(Error::io(format!("reading {}", ledger.display())))?;
     let rows = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());

@@ -1,5 +1,4 @@
-//! Questions to the served model, drawn at random from the held-out problems. Runs `codex` and asks through the API
-//! server's proxy, so it works on any cluster.
+//! Questions for the served model, drawn at random from the held-out problems. Runs `codex`.
 
 use std::{
     collections::HashMap,
@@ -19,7 +18,7 @@ pub(crate) struct Problem {
     pub(crate) response: String,
 }
 
-/// What the server answers.
+/// The response of the server.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Reply {
     pub(crate) completion: String,
@@ -34,7 +33,7 @@ struct Prediction {
 }
 
 impl Problem {
-    /// The right answer: what stands between the last `#` and the final `$`.
+    /// Returns the right answer: the text between the last `#` and the final `$`.
     pub(crate) fn answer(&self) -> Option<&str> {
         answer(&self.response)
     }
@@ -44,7 +43,7 @@ fn answer(response: &str) -> Option<&str> {
     response.strip_suffix('$')?.rsplit_once('#').map(|(_, answer)| answer)
 }
 
-/// Held-out problems that nobody chose: one of word problems, two of arithmetic, by a seed from the clock.
+/// Draws held-out problems with a seed from the clock: two of arithmetic and one word problem.
 pub(crate) fn held_out() -> Result<Vec<Problem>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seed = u64::from(now.subsec_nanos()) ^ now.as_secs();
@@ -61,7 +60,7 @@ pub(crate) fn held_out() -> Result<Vec<Problem>> {
     Ok(problems)
 }
 
-/// How many problems of `cot-lite` its pinned baseline answers, and how many there are.
+/// Returns how many problems of `cot-lite` its pinned baseline answers correctly, and how many there are.
 pub(crate) fn baseline() -> Result<(usize, usize)> {
     let text = |name: &str| {
         let file = benchmark("cot-lite").iter().find(|file| file.name == name);

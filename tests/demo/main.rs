@@ -1,4 +1,4 @@
-//! `make demo`: trains, judges, signs and serves one model on a real cluster, and shows how another one is refused.
+//! `make demo`: trains, evaluates, signs and serves one model on a real cluster, and shows how another one is refused.
 
 mod ask;
 mod show;

@@ -1,11 +1,11 @@
-//! What the demo prints: headings, commands with what they print, tables. Runs kubectl.
+//! The output of the demo: headings, commands with their output, tables. Runs kubectl.
 
 use std::{process::Command, time::Instant};
 
 use codex_crds::{Evaluation, TrainingRun};
 use codex_tests::{Installation, Result, process::output};
 
-/// The demo's voice: it knows when the demo began and in which namespace it happens.
+/// Prints the output of the demo. Holds its start time and its namespace.
 pub(crate) struct Show<'a> {
     installation: &'a Installation,
     namespace: String,
@@ -17,20 +17,20 @@ impl<'a> Show<'a> {
         Self { installation, namespace: namespace.to_owned(), begun: Instant::now() }
     }
 
-    /// A heading with the time since the demo began.
+    /// Prints a heading with the time since the start of the demo.
     pub(crate) fn heading(&self, text: &str) {
         let seconds = self.begun.elapsed().as_secs();
         println!("\n── {:02}:{:02} ── {text}\n", seconds / 60, seconds % 60);
     }
 
-    /// Shows a kubectl command, runs it in the demo's namespace and shows what it prints.
+    /// Prints a kubectl command, runs it in the demo's namespace and prints its output.
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<()> {
         println!("$ kubectl {}", arguments.join(" "));
         print!("{}", self.ask_kubectl(arguments)?);
         Ok(())
     }
 
-    /// What a kubectl command in the demo's namespace prints.
+    /// Returns the output of a kubectl command in the demo's namespace.
     pub(crate) fn ask_kubectl(&self, arguments: &[&str]) -> Result<String> {
         output(self.command()?.args(arguments))
     }
@@ -41,7 +41,7 @@ impl<'a> Show<'a> {
         Ok(kubectl)
     }
 
-    /// One line of a run's progress.
+    /// Prints one line of a run's progress.
     pub(crate) fn progress(&self, run: &TrainingRun) {
         let seconds = self.begun.elapsed().as_secs();
         let status = run.status.as_ref();
@@ -64,7 +64,7 @@ impl<'a> Show<'a> {
     }
 }
 
-/// The gates of an evaluation with their numbers.
+/// Prints the gates of an evaluation with their numbers.
 pub(crate) fn gates(evaluation: &Evaluation) {
     println!();
     for gate in evaluation.status.iter().flat_map(|status| &status.gates) {

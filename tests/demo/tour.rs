@@ -1,4 +1,4 @@
-//! The demo's course, from nothing to a served model and a refused one. Does I/O.
+//! The steps of the demo, from nothing to a served model and a refused one. Does I/O.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,9 +21,9 @@ use crate::{
     show::{Show, gates},
 };
 
-/// Marks the namespaces that the demo made.
+/// Labels the namespaces of the demo.
 const MARK: &str = "codex-ml.dev/demo";
-/// A line of progress at least this often.
+/// The interval of progress lines.
 const BEAT: Duration = Duration::from_secs(10);
 const TRAINING: Duration = Duration::from_secs(1200);
 const JUDGING: Duration = Duration::from_secs(300);
@@ -32,7 +32,7 @@ const SERVING: Duration = Duration::from_secs(180);
 /// Runs the demo.
 ///
 /// # Errors
-/// When something that it shows does not happen.
+/// If a step does not have the expected result.
 pub(crate) async fn run() -> Result<()> {
     println!("The operator of this working tree, on a real cluster.");
     let installation = Installation::ensure().await?;
@@ -51,7 +51,7 @@ struct Tour<'a> {
 }
 
 impl<'a> Tour<'a> {
-    /// A fresh namespace; those of earlier demos go, because their servers hold the node's resources.
+    /// Creates a new namespace. Deletes those of earlier demos, because their servers use the node's resources.
     async fn begin(installation: &'a Installation, client: Client) -> Result<Self> {
         let namespaces: Api<Namespace> = Api::all(client.clone());
         for earlier in namespaces.list(&ListParams::default().labels(MARK)).await? {
@@ -69,7 +69,7 @@ impl<'a> Tour<'a> {
         Ok(Self { installation, client, namespace, show })
     }
 
-    /// The model that passes: trained, judged, signed, served, asked.
+    /// Trains, evaluates, signs and serves the model that passes, and asks it questions.
     async fn passes(&self) -> Result<()> {
         let show = &self.show;
         show.heading(
@@ -80,7 +80,7 @@ impl<'a> Tour<'a> {
         self.trained("cot-starter").await?;
         show.kubectl(&["get", "trainingruns"])?;
 
-        show.heading("Judge it: held-out problems that no training data contains, not even as an inner step");
+        show.heading("Evaluate it on held-out problems that no training data contains, not even as an inner step");
         let judged = self.judged("cot-lite").await?;
         show.kubectl(&["get", "evaluations"])?;
         gates(&judged);
@@ -92,11 +92,11 @@ impl<'a> Tour<'a> {
             return Err(Error::Impossible {
                 what: "the first model passes its gates".to_owned(),
                 why: "the verdict above is not Passed".to_owned(),
-                state: "the operator did as it should: nothing was signed and nothing is served".to_owned(),
+                state: "the operator behaved correctly: nothing was signed and nothing is served".to_owned(),
             });
         }
 
-        show.heading("Sign it and serve it: the server verified the bytes that it holds before it became ready");
+        show.heading("Sign and serve it: the server verifies the bytes in its memory before it becomes ready");
         let api: Api<ReasoningPod> = self.api();
         until(&api, "cot-rc", "it serves", SERVING, |pod| phase(pod) == Some(ReasoningPodPhase::Serving)).await?;
         show.kubectl(&["get", "reasoningpods"])?;
@@ -104,9 +104,9 @@ impl<'a> Tour<'a> {
     }
 
     async fn questions(&self) -> Result<()> {
-        self.show.heading("Ask it three questions, drawn just now from the held-out problems");
+        self.show.heading("Ask it three questions, drawn at random from the held-out problems");
         println!(
-            "   It writes its steps, one column of digits at a time from the right with what is carried, then the answer.\n"
+            "   It writes its steps, one column of digits at a time from the right with the carry, then the answer.\n"
         );
         for problem in held_out()? {
             let reply: Reply = infer(&self.client, &self.namespace, "cot-rc", &problem.prompt).await?;
@@ -124,10 +124,10 @@ impl<'a> Tour<'a> {
         Ok(())
     }
 
-    /// The model that was stopped too early: judged, and refused.
+    /// Evaluates the model that was stopped too early, and shows that it is refused.
     async fn stopped_early(&self) -> Result<()> {
         let show = &self.show;
-        show.heading("Now the same run, stopped long before it has learnt");
+        show.heading("Train the same model, but stop long before it has learnt");
         show.kubectl(&["apply", "-f", "manifests/samples/demo/stopped-early"])?;
         println!();
         self.trained("cot-early").await?;
@@ -167,14 +167,14 @@ impl<'a> Tour<'a> {
             (format!("kubectl -n {namespace} describe evaluation cot-lite"), "the numbers behind the verdict"),
             (format!("kubectl -n {namespace} describe reasoningpod cot-rc"), "conditions and Events, in sentences"),
             (format!("kubectl -n {namespace} get configmaps"), "the signed statements: codex-oms-…, codex-promo-…"),
-            ("kubectl -n codex-system logs deployment/codex-controller".to_owned(), "what the operator did"),
+            ("kubectl -n codex-system logs deployment/codex-controller".to_owned(), "the operator's log"),
             (
                 format!("kubectl delete namespace {namespace}"),
-                "ends what the demo made; the model is served until then",
+                "deletes everything of the demo; the model is served until then",
             ),
         ];
         if *cluster.target() == Target::Local {
-            lines.push(("make cluster-down".to_owned(), "stops the cluster, too, and keeps what was built"));
+            lines.push(("make cluster-down".to_owned(), "also stops the cluster, and keeps built programs"));
         }
         for (command, what) in lines {
             println!("   {command:<58} # {what}");
@@ -183,7 +183,7 @@ impl<'a> Tour<'a> {
         Ok(())
     }
 
-    /// Waits for a run's model and tells how far it is.
+    /// Waits for a run's model and prints its progress.
     async fn trained(&self, name: &str) -> Result<()> {
         let api: Api<TrainingRun> = self.api();
         let (begun, mut told) = (Instant::now(), None::<(Instant, String)>);

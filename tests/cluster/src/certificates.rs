@@ -1,4 +1,4 @@
-//! The cluster's certificate authority, the certificates it gives, and the key that signs service-account tokens.
+//! The cluster's certificate authority, the certificates that it issues, and the key that signs service-account tokens.
 
 use std::fs;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use crate::layout::Layout;
 use crate::network::{API_SERVICE, DOMAIN, HOST, NODE};
 use crate::{Error, Result};
 
-/// A certificate of the cluster: a user towards the API server, or a server, or both.
+/// A certificate of the cluster: for a user of the API server, a server, or both.
 struct Subject {
     /// The file's name.
     file: &'static str,
@@ -22,7 +22,7 @@ struct Subject {
     name: String,
     /// The user's group.
     group: Option<&'static str>,
-    /// The addresses it serves; none for a mere client.
+    /// The addresses of a server; empty for a client.
     serves: Vec<IpAddr>,
 }
 
@@ -40,7 +40,7 @@ pub(crate) const USERS: &[(&str, &str, Option<&str>)] = &[
 /// Writes the authority and all certificates and keys.
 ///
 /// # Errors
-/// When a certificate cannot be made or a file cannot be written.
+/// If a certificate cannot be made or a file cannot be written.
 pub(crate) fn write_all(layout: &Layout) -> Result<()> {
     let authority_key = KeyPair::generate()?;
     let mut authority = CertificateParams::default();
@@ -63,10 +63,10 @@ pub(crate) fn write_all(layout: &Layout) -> Result<()> {
     write(&layout.pki("service-accounts.pub"), &tokens.public_key_pem(), 0o644)
 }
 
-/// Writes a file that is complete and readable as `mode` says from its first moment on.
+/// Writes a file atomically, with the permissions `mode` from the start.
 ///
 /// # Errors
-/// When it cannot be written.
+/// If it cannot be written.
 pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<()> {
     use std::io::Write as _;
     let fresh = path.with_added_extension(format!("new-{}", std::process::id()));

@@ -1,4 +1,4 @@
-//! The commands a person types.
+//! The command line of `codex-cluster`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,15 +21,15 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Build what is missing and bring the cluster up; quick when it is up, repairs it when it is not well
+    /// Start the cluster: build missing programs, repair an unhealthy cluster; quick if it is up
     Up,
-    /// Stop the cluster and remove everything it left but the built programs
+    /// Stop the cluster and remove everything except the built programs
     Down,
-    /// Show what runs and whether it is well
+    /// Show the components with their memory and health
     Status,
-    /// Bring an image to the cluster and print the reference that pods use
+    /// Load an image into the cluster and print the reference for pods
     Load {
-        /// The file of an OCI archive (`buildah push IMAGE oci-archive:FILE:NAME`) or an image of buildah's store
+        /// An OCI archive (`buildah push IMAGE oci-archive:FILE:NAME`) or an image in buildah's store
         image: String,
     },
     /// Print the path of the kubeconfig, or its contents
@@ -38,20 +38,20 @@ enum Command {
         #[arg(long)]
         contents: bool,
     },
-    /// Show the end of a component's log, or of all
+    /// Show the end of the log of one component, or of all
     Logs {
-        /// The component, as `status` names it
+        /// Name of the component, as `status` prints it
         component: Option<String>,
-        /// Go on as the log grows
+        /// Follow the log
         #[arg(short, long)]
         follow: bool,
     },
-    /// Wipe volumes that were given back and offer them again, until stopped
+    /// Wipe released volumes and make them available again, until stopped
     #[command(name = KEEP_VOLUMES, hide = true)]
     KeepVolumes,
 }
 
-/// Runs the command line and gives the exit status: 2 for input that must change, 1 for what failed.
+/// Runs the command line. Returns the exit status: 2 for invalid input, 1 for failures.
 pub fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -94,7 +94,7 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// The cluster that the environment names; a local one must be up.
+/// Finds the cluster that the environment names; a local one must be up.
 fn cluster() -> Result<Cluster> {
     match Target::from_env()? {
         Target::Local => Cluster::find(),

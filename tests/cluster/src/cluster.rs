@@ -1,4 +1,4 @@
-//! The cluster as tests see it: where it is, what reaches it, and how images come to it.
+//! The cluster for tests: its kubeconfig, its addresses and files, and loading images.
 
 use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -18,10 +18,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The cluster that the environment names ([`Target::from_env`]), brought up if it is the local one and is not.
+    /// Returns the cluster that the environment names ([`Target::from_env`]), and starts a local one if necessary.
     ///
     /// # Errors
-    /// When the environment makes no sense, or the cluster cannot be brought up or reached.
+    /// If the environment is invalid, or the cluster cannot be started or reached.
     pub fn ensure() -> Result<Self> {
         Self::ensure_target(Target::from_env()?)
     }
@@ -29,12 +29,12 @@ impl Cluster {
     /// As [`Self::ensure`], for a given target.
     ///
     /// # Errors
-    /// When the cluster cannot be brought up or reached.
+    /// If the cluster cannot be started or reached.
     pub fn ensure_target(target: Target) -> Result<Self> {
         let layout = Layout::system();
         let kubeconfig = match &target {
             Target::Local => {
-                // The cluster's processes are started by the command, also because only it may ask for root.
+                // The command starts the processes, because it can ask for root.
                 let mut up = Command::new(own_command()?);
                 let status = up.arg("up").stdin(Stdio::inherit()).stdout(Stdio::null()).status();
                 let status = status.map_err(Error::io("start", Path::new("codex-cluster")))?;
@@ -42,7 +42,7 @@ impl Cluster {
                     return Err(Error::Command {
                         command: command::line(&up),
                         status: status.to_string(),
-                        stderr: "what it said stands above".into(),
+                        stderr: "see its output above".into(),
                     });
                 }
                 layout.kubeconfig("admin")
@@ -52,7 +52,7 @@ impl Cluster {
         Ok(Self { target, layout, kubeconfig })
     }
 
-    /// The local cluster if it runs; starts nothing.
+    /// Returns the local cluster if it runs; starts nothing.
     ///
     /// # Errors
     /// [`Error::Down`] if it does not run.
@@ -64,59 +64,60 @@ impl Cluster {
         Ok(Self { target: Target::Local, kubeconfig: layout.kubeconfig("admin"), layout })
     }
 
-    /// Which cluster this is.
+    /// Returns the target.
     pub fn target(&self) -> &Target {
         &self.target
     }
 
-    /// The administrator's kubeconfig.
+    /// Returns the administrator's kubeconfig.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
 
-    /// kubectl, set to this cluster.
+    /// Returns a kubectl command for this cluster.
     ///
     /// # Errors
-    /// When there is none and it cannot be built.
+    /// If kubectl is missing and cannot be built.
     pub fn kubectl(&self) -> Result<Command> {
         let mut kubectl = Command::new(self.bin("kubectl")?);
         kubectl.arg("--kubeconfig").arg(&self.kubeconfig);
         Ok(kubectl)
     }
 
-    /// A program of the cluster's modules (`kubectl`, `etcd`, …), built if need be.
+    /// Returns a program of the cluster's modules (`kubectl`, `etcd`, …), built if necessary.
     ///
     /// # Errors
-    /// When no module has it or the build fails.
+    /// If no module has it or the build fails.
     pub fn bin(&self, name: &str) -> Result<PathBuf> {
         tools::build_one(name)
     }
 
-    /// The API server's audit log, JSON lines (audit.k8s.io/v1 Event, one per finished request); only a local cluster
-    /// has one. When it has grown to 500 MB it is renamed and begun anew.
+    /// Returns the API server's audit log, JSON lines (audit.k8s.io/v1 Event, one per finished request); `None` if the cluster
+    /// is not local. At 500 MB it is rotated.
     pub fn audit_log(&self) -> Option<PathBuf> {
         self.is_local().then(|| self.layout.audit_log())
     }
 
-    /// The certificate authority's certificate; only known of a local cluster.
+    /// Returns the certificate of the certificate authority; `None` if the cluster is not local.
     pub fn authority(&self) -> Option<PathBuf> {
         self.is_local().then(|| self.layout.pki("ca.crt"))
     }
 
-    /// The directory behind a volume, by the name of its `PersistentVolume`; only a local cluster's lie on this machine.
+    /// Returns the directory of a volume, by the name of its `PersistentVolume`; `None` if the cluster is not local.
     pub fn volume_directory(&self, volume: &str) -> Option<PathBuf> {
         self.is_local().then(|| self.layout.volumes().join(volume))
     }
 
-    /// The name of the local cluster's node.
+    /// Returns the name of the local cluster's node.
     pub fn node(&self) -> Option<&'static str> {
         self.is_local().then_some(NODE)
     }
 
-    /// The address at which pods reach servers of this machine: the bridge's, or the one that faces the API server.
+    /// Returns the address at which pods reach servers on this machine: that of the bridge, or the one that faces the API
+    /// server.
     ///
     /// # Errors
-    /// When another cluster's API server has no address or no route.
+    /// If another cluster's API server has no address or no route.
     pub fn host_address(&self) -> Result<IpAddr> {
         if self.is_local() {
             return Ok(network::HOST.into());
@@ -139,11 +140,11 @@ impl Cluster {
         Ok(local.map_err(Error::io("find a route to", &address))?.ip())
     }
 
-    /// Brings the image of an OCI archive (`buildah push IMAGE oci-archive:FILE:NAME`) to the cluster and gives the
-    /// reference that pods use. Nothing happens if exactly this image is there.
+    /// Loads the image of an OCI archive (`buildah push IMAGE oci-archive:FILE:NAME`) into the cluster and returns the
+    /// reference for pods. Does nothing if the image exists.
     ///
     /// # Errors
-    /// When the file is no such archive, or containerd or the registry refuses it.
+    /// If the file is not such an archive, or containerd or the registry refuses it.
     pub fn load_image(&self, archive: &Path) -> Result<String> {
         match &self.target {
             Target::Local => images::load(&self.layout, archive),
@@ -154,7 +155,7 @@ impl Cluster {
     /// As [`Self::load_image`], for an archive's file or the name of an image in buildah's store.
     ///
     /// # Errors
-    /// When it is neither, and as [`Self::load_image`].
+    /// If it is neither, and as [`Self::load_image`].
     pub fn load(&self, archive_or_name: &str) -> Result<String> {
         self.load_image(&images::archive_of(archive_or_name)?)
     }
@@ -164,14 +165,14 @@ impl Cluster {
     }
 }
 
-/// The `codex-cluster` command: this process, or the one that cargo put beside it, built first if it is not there.
+/// Returns the `codex-cluster` command: this process, or the program that cargo put beside it, built if necessary.
 fn own_command() -> Result<PathBuf> {
     let own = std::env::current_exe().map_err(Error::io("find", "/proc/self/exe"))?;
     let name = "codex-cluster";
     if own.file_name().is_some_and(|file| file == name) {
         return Ok(own);
     }
-    // A test lies in `deps/`, one folder below the programs.
+    // Test programs are in `deps/`, one folder below the programs.
     let near = || own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|file| file.is_file());
     if let Some(found) = near() {
         return Ok(found);
@@ -185,7 +186,7 @@ fn own_command() -> Result<PathBuf> {
     })
 }
 
-/// The context as a kubeconfig of its own, so that nobody's `use-context` moves the tests elsewhere.
+/// Writes the context to a separate kubeconfig, so that a later `use-context` does not redirect the tests.
 fn pinned_kubeconfig(context: Option<&str>) -> Result<PathBuf> {
     let kubectl = tools::build_one("kubectl")?;
     let mut view = Command::new(&kubectl);

@@ -1,23 +1,23 @@
-//! Running other programs: quietly, with what they said kept for the error.
+//! Runs other programs without showing their output, and keeps the output for errors.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use crate::{Error, Result};
 
-/// How much of a program's complaint goes into an error.
+/// The bytes of a program's standard error that an error keeps.
 const TAIL: usize = 1200;
 
-/// Runs `command` to its end and gives its standard output.
+/// Runs `command` to its end and returns its standard output.
 ///
 /// # Errors
-/// When it does not start or ends with another status than 0; the end of its standard error is kept.
+/// If it does not start or fails; the error keeps the end of its standard error.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let result = command.stdin(Stdio::null()).output().map_err(|error| unstarted(command, &error))?;
     finish(command, &result)
 }
 
-/// Runs `command` with `input` on its standard input and gives its standard output.
+/// Runs `command` with `input` on its standard input and returns its standard output.
 ///
 /// # Errors
 /// As [`output`].
@@ -36,19 +36,19 @@ pub(crate) fn with_input(command: &mut Command, input: &str) -> Result<String> {
     finish(command, &result)
 }
 
-/// Runs `command` and says whether it ended with status 0; what it printed is dropped.
+/// Runs `command` and returns whether it succeeded. Its output is dropped.
 pub(crate) fn succeeds(command: &mut Command) -> bool {
     output(command).is_ok()
 }
 
-/// The command line as a person would type it.
+/// Formats the command line as a user would type it.
 pub(crate) fn line(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|word| word.to_string_lossy().into_owned()));
     words.join(" ")
 }
 
-/// The last `limit` bytes of `text`, cut at a character and trimmed.
+/// Returns the last `limit` bytes of `text`, cut at a character boundary and trimmed.
 pub(crate) fn tail(text: &str, limit: usize) -> &str {
     let mut start = text.len().saturating_sub(limit);
     while !text.is_char_boundary(start) {
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_keeps_the_last_words() {
+    fn an_error_keeps_the_end_of_the_output() {
         let error = output(Command::new("sh").args(["-c", "echo no such thing >&2; exit 3"])).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("no such thing") && text.contains('3'), "{text}");

@@ -18,15 +18,15 @@ pub enum Component {
     ApiServer,
     /// The controllers of Kubernetes' own kinds.
     ControllerManager,
-    /// What gives pods a node.
+    /// The scheduler.
     Scheduler,
-    /// What runs the node's pods.
+    /// The kubelet.
     Kubelet,
-    /// What makes Services reachable.
+    /// kube-proxy.
     Proxy,
     /// The DNS server, `CoreDNS`.
     Dns,
-    /// What wipes and re-creates volumes that were given back.
+    /// The process that wipes and recreates released volumes.
     Volumes,
 }
 
@@ -52,7 +52,7 @@ impl Component {
         Self::Volumes,
     ];
 
-    /// The name that files, logs and people use.
+    /// Returns the name in files, logs and output.
     pub fn name(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
@@ -67,10 +67,10 @@ impl Component {
         }
     }
 
-    /// The component of this name.
+    /// Finds a component by name.
     ///
     /// # Errors
-    /// When there is none; the sentence lists all names.
+    /// If no component has this name; the message lists all names.
     pub fn parse(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|component| component.name() == name).ok_or_else(|| Error::Input {
             field: "component",
@@ -79,7 +79,7 @@ impl Component {
         })
     }
 
-    /// Its process, if it was started and still runs.
+    /// Returns its process, if it runs.
     pub(crate) fn running(self, layout: &Layout) -> Option<Identity> {
         process::recorded(&layout.pid(self.name())).filter(Identity::runs)
     }
@@ -87,19 +87,19 @@ impl Component {
     /// Starts it.
     ///
     /// # Errors
-    /// When its program is not there or does not start.
+    /// If its program is missing or does not start.
     pub(crate) fn start(self, layout: &Layout) -> Result<Identity> {
         let Start { program, arguments } = self.command(layout)?;
         let text = |path: &Path| path.display().to_string();
-        // Programs of the cache are found there whoever's home it lies in.
+        // The programs are in the cache of the user who started the command, not of root.
         let environment = [("HOME", text(layout.state())), ("XDG_CACHE_HOME", text(&cache_home()))];
         process::spawn(&program, &arguments, &environment, &layout.log(self.name()), &layout.pid(self.name()))
     }
 
-    /// How it is started.
+    /// Returns its program and arguments.
     ///
     /// # Errors
-    /// When nothing builds its program.
+    /// If no module builds its program.
     pub(crate) fn command(self, layout: &Layout) -> Result<Start> {
         let program = match self {
             Self::Containerd => Some(PathBuf::from("/usr/bin/containerd")),
@@ -148,7 +148,7 @@ fn etcd(layout: &Layout) -> Vec<String> {
         format!("--initial-advertise-peer-urls=https://127.0.0.1:{peer}"),
         format!("--initial-cluster=codex=https://127.0.0.1:{peer}"),
         format!("--listen-metrics-urls=http://127.0.0.1:{}", port::ETCD_HEALTH),
-        // A crash of the machine loses the cluster, which is thrown away then; a crash of the process loses nothing.
+        // After a crash of the machine the cluster is recreated anyway. A crash of the process loses nothing.
         "--unsafe-no-fsync".into(),
         "--quota-backend-bytes=4294967296".into(),
         "--log-level=warn".into(),

@@ -1,4 +1,4 @@
-//! The configuration files of the components, rendered; nothing here touches the machine but [`write_all`].
+//! Renders the configuration files of the components. Pure, except for [`write_all`].
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::{Error, Result, images};
 /// Writes every configuration file.
 ///
 /// # Errors
-/// When a file cannot be written.
+/// If a file cannot be written.
 pub(crate) fn write_all(layout: &Layout, cgroups: Cgroups) -> Result<()> {
     for (path, text) in files(layout, cgroups) {
         if let Some(folder) = path.parent() {
@@ -23,7 +23,7 @@ pub(crate) fn write_all(layout: &Layout, cgroups: Cgroups) -> Result<()> {
     Ok(())
 }
 
-/// Every configuration file with its place.
+/// Returns every configuration file with its path.
 pub(crate) fn files(layout: &Layout, cgroups: Cgroups) -> [(PathBuf, String); 8] {
     let registry = format!("{HOST}:{}", port::REGISTRY);
     [
@@ -38,7 +38,7 @@ pub(crate) fn files(layout: &Layout, cgroups: Cgroups) -> [(PathBuf, String); 8]
     ]
 }
 
-/// Who did what to which object, once per request: enough to count the writes and LISTs of each user.
+/// The audit policy: metadata, once per request. Enough to count the writes and LISTs of each user.
 const AUDIT: &str = "apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
@@ -49,7 +49,7 @@ rules:
 ";
 
 fn containerd(layout: &Layout, cgroups: Cgroups) -> String {
-    // Without CAP_SYS_RESOURCE a process cannot lower its OOM score, and each sandbox would die trying.
+    // Without CAP_SYS_RESOURCE a process cannot lower its OOM score, and every sandbox would fail to start.
     format!(
         r#"version = 2
 root = "{root}"
@@ -104,12 +104,12 @@ disabled_plugins = [
     )
 }
 
-/// A registry that is spoken to without TLS.
+/// The configuration of a registry without TLS.
 fn plain_registry(registry: &str) -> String {
     format!("[host.\"http://{registry}\"]\n  capabilities = [\"pull\", \"resolve\"]\n")
 }
 
-/// Pods hang on the bridge and reach each other, this machine and Services; they have no route to anything else.
+/// The CNI configuration: pods are on the bridge and reach each other, this machine and Services, and nothing else.
 fn cni(layout: &Layout) -> String {
     let config = serde_json::json!({
         "cniVersion": "0.4.0",

@@ -1,91 +1,91 @@
-//! What can go wrong with a cluster, each as one sentence for a person.
+//! The errors of the cluster.
 
 use std::path::{Path, PathBuf};
 
-/// The result of everything in this crate.
+/// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why the cluster could not do what was asked.
+/// An error of the cluster.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An argument or a variable holds something that cannot work.
+    /// An argument or a variable has an invalid value.
     #[error("{field} is {value:?}; it must be {expected}")]
     Input {
         /// The argument or variable.
         field: &'static str,
-        /// What it holds.
+        /// Its value.
         value: String,
-        /// What would be right.
+        /// The valid values.
         expected: String,
     },
-    /// The machine lacks something that this command does not install itself.
+    /// The machine lacks a requirement that this command does not install.
     #[error("{0}")]
     Prerequisite(String),
     /// A file, directory or socket could not be used.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         action: &'static str,
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A program ended with an error.
+    /// A program failed.
     #[error("`{command}` failed ({status}): {stderr}")]
     Command {
         /// The program and its arguments.
         command: String,
         /// Its exit status, or why it did not start.
         status: String,
-        /// The end of what it said.
+        /// The end of its standard error.
         stderr: String,
     },
-    /// A component ended although it should run.
-    #[error("{component} ended; the end of its log:\n{log}")]
+    /// A component exited unexpectedly.
+    #[error("{component} exited; the end of its log:\n{log}")]
     Component {
         /// Its name, as `codex-cluster logs` takes it.
         component: &'static str,
-        /// Its last words.
+        /// The end of its log.
         log: String,
     },
-    /// Something did not happen in time.
-    #[error("{what} after {seconds} s; `codex-cluster logs` shows what the components say")]
+    /// A condition did not become true in time.
+    #[error("{what} after {seconds} s; `codex-cluster logs` shows the logs of the components")]
     Timeout {
-        /// What is still not so.
+        /// The condition that does not hold.
         what: String,
-        /// How long it was waited for.
+        /// The time limit.
         seconds: u64,
     },
-    /// An answer could not be read.
-    #[error("cannot read the answer of {what}: {source}")]
+    /// A response could not be parsed.
+    #[error("cannot parse the response of {what}: {source}")]
     Json {
-        /// Who answered.
+        /// The source of the response.
         what: &'static str,
-        /// Why it is not understood.
+        /// The parser's error.
         source: serde_json::Error,
     },
     /// A certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
     /// A process could not be stopped.
-    #[error("{component} (pid {pid}) does not end")]
+    #[error("{component} (pid {pid}) does not exit")]
     Stuck {
         /// Its name.
         component: String,
         /// Its process id.
         pid: u32,
     },
-    /// There is no cluster to talk to.
+    /// No cluster is running.
     #[error("no cluster is running; start one with `codex-cluster up`")]
     Down,
-    /// The cluster runs but not all of it is well.
+    /// The cluster runs, and a component is unhealthy.
     #[error("the cluster is not healthy: {0}; `codex-cluster up` repairs it")]
     Unhealthy(String),
 }
 
 impl Error {
-    /// The exit status a command ends with: 2 for input a person must change, 1 for everything else.
+    /// Returns the exit status of the command: 2 for input that a user must change, 1 for everything else.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Input { .. } | Self::Prerequisite(_) => 2,

@@ -1,4 +1,4 @@
-//! Whether each component does its work, asked where it answers without credentials of ours or with kubectl.
+//! Health checks of the components, through endpoints without credentials or through kubectl.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -10,10 +10,10 @@ use crate::layout::Layout;
 use crate::network::{API_SERVICE, DNS_SERVICE, DOMAIN, NODE, port};
 use crate::{Error, Result, command, objects};
 
-/// How long one question may take.
+/// The time limit of one request.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Whether the component answers as it should.
+/// Returns whether the component is healthy.
 pub(crate) fn healthy(layout: &Layout, component: Component) -> bool {
     match component {
         Component::Etcd => http_ok(port::ETCD_HEALTH, "/health"),
@@ -31,7 +31,7 @@ pub(crate) fn healthy(layout: &Layout, component: Component) -> bool {
     }
 }
 
-/// Whether the node takes pods.
+/// Returns whether the node is ready.
 pub(crate) fn node_ready(layout: &Layout) -> bool {
     let mut get = objects::kubectl(layout, "admin");
     let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status} {.spec.taints[*].key}";
@@ -39,13 +39,13 @@ pub(crate) fn node_ready(layout: &Layout) -> bool {
     answer.is_ok_and(|text| text.trim() == "True")
 }
 
-/// Whether the DNS Service's address resolves the API server's name: kube-proxy and the DNS server both work.
+/// Returns whether the DNS Service's address resolves the API server's name: kube-proxy and the DNS server both work.
 pub(crate) fn names_resolve() -> bool {
     resolve(SocketAddr::from((DNS_SERVICE, 53)), &format!("kubernetes.default.svc.{DOMAIN}"))
         .is_ok_and(|address| address == Some(API_SERVICE))
 }
 
-/// What is wrong with a cluster whose processes all run, if anything.
+/// Returns the first problem of a cluster whose processes all run.
 pub(crate) fn complaint(layout: &Layout) -> Option<String> {
     let sick = Component::ALL.into_iter().find(|&component| !healthy(layout, component));
     sick.map(|component| format!("{} does not answer", component.name()))
@@ -53,10 +53,10 @@ pub(crate) fn complaint(layout: &Layout) -> Option<String> {
         .or_else(|| (!node_ready(layout)).then(|| "the node is not ready".to_owned()))
 }
 
-/// Waits until the component answers.
+/// Waits until the component is healthy.
 ///
 /// # Errors
-/// When its process ends, or `limit` passes.
+/// If its process exits, or `limit` passes.
 pub(crate) fn wait(layout: &Layout, component: Component, limit: Duration) -> Result<()> {
     let what = format!("{} does not answer", component.name());
     until(limit, &what, || {
@@ -68,10 +68,10 @@ pub(crate) fn wait(layout: &Layout, component: Component, limit: Duration) -> Re
     })
 }
 
-/// Asks until the answer is yes.
+/// Polls until the check returns true.
 ///
 /// # Errors
-/// Those of the question, or that `limit` passed.
+/// If the check fails, or `limit` passes.
 pub(crate) fn until(limit: Duration, what: &str, mut question: impl FnMut() -> Result<bool>) -> Result<()> {
     let began = Instant::now();
     while !question()? {
@@ -99,7 +99,7 @@ fn http_ok(port: u16, path: &str) -> bool {
     ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }
 
-/// The first IPv4 address of `name`, asked of one server.
+/// Resolves the first IPv4 address of `name` with one DNS server.
 fn resolve(server: SocketAddr, name: &str) -> std::io::Result<Option<Ipv4Addr>> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.set_read_timeout(Some(Duration::from_millis(500)))?;
@@ -111,7 +111,7 @@ fn resolve(server: SocketAddr, name: &str) -> std::io::Result<Option<Ipv4Addr>> 
     Ok(address(&answer[..length], query.len()))
 }
 
-/// A DNS question for the IPv4 address of `name`.
+/// Builds a DNS query for the IPv4 address of `name`.
 fn query(name: &str) -> Vec<u8> {
     // Identifier, recursion desired, one question, no records.
     let mut query = vec![0xc0, 0xde, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
@@ -123,7 +123,7 @@ fn query(name: &str) -> Vec<u8> {
     query
 }
 
-/// The address in the first record of an answer to a question of `asked` bytes.
+/// Parses the address in the first record of the response to a query of `asked` bytes.
 fn address(answer: &[u8], asked: usize) -> Option<Ipv4Addr> {
     let records = u16::from_be_bytes([*answer.get(6)?, *answer.get(7)?]);
     let mut at = asked;

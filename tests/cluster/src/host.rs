@@ -1,4 +1,4 @@
-//! What the machine must have: its system, its packages, a Go and a C compiler, and which cgroups it runs.
+//! Requirements of the machine: system, packages, Go, a C compiler and cgroups.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,7 +20,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("/usr/bin/tar", "tar"),
 ];
 
-/// How processes are grouped on this machine.
+/// The cgroup configuration of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cgroups {
     /// Whether the unified hierarchy (version 2) is in use.
@@ -44,10 +44,10 @@ impl Cgroups {
     }
 }
 
-/// Checks what no command can install: the processor, and that no other node runs here.
+/// Checks requirements that no command can install: the processor, and that no other node runs here.
 ///
 /// # Errors
-/// With one sentence that says what would be right.
+/// If a requirement is not met; the message says what is needed.
 pub(crate) fn check() -> Result<()> {
     let architecture = std::env::consts::ARCH;
     if !matches!(architecture, "x86_64" | "aarch64") {
@@ -75,10 +75,10 @@ pub(crate) fn foreign_node(state: &Path) -> Option<(u32, String)> {
     })
 }
 
-/// The Go command, new enough.
+/// Finds a Go command that is new enough.
 ///
 /// # Errors
-/// With one sentence if Go or a C compiler is missing or Go is too old.
+/// If Go or a C compiler is missing or Go is too old.
 pub(crate) fn go() -> Result<PathBuf> {
     let need = format!("Go {}.{} or newer", GO.0, GO.1);
     let tried = ["go", "/usr/local/go/bin/go"].into_iter().find_map(|name| {
@@ -103,20 +103,20 @@ pub(crate) fn go() -> Result<PathBuf> {
 /// The C compiler, which makes the pause program.
 ///
 /// # Errors
-/// With one sentence if there is none.
+/// If there is none.
 pub(crate) fn gcc() -> Result<Command> {
     if command::succeeds(Command::new("gcc").arg("--version")) {
         return Ok(Command::new("gcc"));
     }
     Err(Error::Prerequisite(
-        "gcc builds the cluster's pause program, and there is none; install gcc and libc6-dev".into(),
+        "gcc is missing, which builds the cluster's pause program; install gcc and libc6-dev".into(),
     ))
 }
 
 /// Installs the Debian packages that are missing, after saying so.
 ///
 /// # Errors
-/// When the system has no apt, or apt fails.
+/// If the system has no apt, or apt fails.
 pub(crate) fn install_packages() -> Result<()> {
     let missing: Vec<&str> =
         PACKAGES.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| *package).collect();

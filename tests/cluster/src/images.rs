@@ -1,4 +1,4 @@
-//! Images: the pause program every sandbox runs, and archives loaded into containerd or pushed to a registry.
+//! Images: the pause image of every sandbox, and archives that are loaded into containerd or pushed to a registry.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,11 +15,11 @@ use crate::{Error, Result, command, host};
 
 /// The image of every sandbox.
 pub(crate) const PAUSE: &str = "codex-ml.dev/pause:1";
-/// containerd's namespace of the kubelet's images.
+/// The containerd namespace of the kubelet's images.
 const NAMESPACE: &str = "k8s.io";
 const PAUSE_SOURCE: &str = include_str!("../tools/pause/pause.c");
 
-/// What an OCI archive says about itself.
+/// The index of an OCI archive.
 #[derive(Debug, Deserialize)]
 struct Index {
     manifests: Vec<Entry>,
@@ -39,11 +39,11 @@ struct Image {
     digest: String,
 }
 
-/// Loads the image of an OCI archive into the cluster's containerd; does nothing if exactly this one is there.
-/// Gives the name that pods use.
+/// Loads the image of an OCI archive into the cluster's containerd; does nothing if it exists.
+/// Returns the name that pods use.
 ///
 /// # Errors
-/// When the archive does not exist, is none, or names no image, and when containerd refuses it.
+/// If the archive does not exist, is invalid or names no image, or if containerd refuses it.
 pub(crate) fn load(layout: &Layout, archive: &Path) -> Result<String> {
     let image = read(archive)?;
     if present(layout, &image)? {
@@ -51,26 +51,26 @@ pub(crate) fn load(layout: &Layout, archive: &Path) -> Result<String> {
     }
     let mut import = ctr(layout);
     command::output(import.args(["images", "import"]).arg(archive))?;
-    // A name without a registry is looked for in Docker's; give it that name too.
+    // The kubelet looks for a name without a registry in Docker's, so tag the image with that name as well.
     let full = normal(&image.name);
     if full != image.name {
         command::output(ctr(layout).args(["images", "tag", "--force", &image.name, &full]))?;
     }
-    // The kubelet sees an image only after containerd's own listener has taken it up.
+    // The kubelet sees an image only after the listener of containerd has processed it.
     let began = Instant::now();
     while !present(layout, &Image { name: full.clone(), digest: image.digest.clone() })? {
         if began.elapsed() > Duration::from_secs(10) {
-            return Err(Error::Timeout { what: format!("containerd does not offer {}", image.name), seconds: 10 });
+            return Err(Error::Timeout { what: format!("containerd does not list {}", image.name), seconds: 10 });
         }
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(image.name)
 }
 
-/// Pushes the image of an OCI archive to a registry and gives the reference to pull it by, digest included.
+/// Pushes the image of an OCI archive to a registry and returns the reference to pull it by, digest included.
 ///
 /// # Errors
-/// When the archive cannot be read or the registry refuses it.
+/// If the archive cannot be read or the registry refuses it.
 pub(crate) fn push(archive: &Path, registry: &str) -> Result<String> {
     let image = read(archive)?;
     let name = normal(&image.name);
@@ -78,7 +78,7 @@ pub(crate) fn push(archive: &Path, registry: &str) -> Result<String> {
     let target = format!("{registry}/{repository}");
     let digests = std::env::temp_dir().join(format!("codex-push-{}", std::process::id()));
     let mut skopeo = Command::new("skopeo");
-    // Registries on this machine or at a bare address have no certificate.
+    // Registries at localhost or an IP address have no certificate.
     let host = registry.split(':').next().unwrap_or_default();
     let plain = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok();
     skopeo.args(["--insecure-policy", "copy", "--quiet", &format!("--dest-tls-verify={}", !plain), "--digestfile"]);
@@ -91,10 +91,10 @@ pub(crate) fn push(archive: &Path, registry: &str) -> Result<String> {
     Ok(format!("{untagged}@{}", digest.trim()))
 }
 
-/// The archive that an argument names: a file, or an image of buildah's store, which is written to the cache first.
+/// Returns the archive that an argument names: a file, or an image in buildah's store, which is written to the cache first.
 ///
 /// # Errors
-/// When it is neither.
+/// If the argument is neither.
 pub(crate) fn archive_of(argument: &str) -> Result<PathBuf> {
     let path = PathBuf::from(argument);
     if path.is_file() {
@@ -125,10 +125,10 @@ pub(crate) fn archive_of(argument: &str) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// Makes the pause image if the cache lacks it and gives its archive.
+/// Builds the pause image if the cache lacks it, and returns its archive.
 ///
 /// # Errors
-/// When there is no C compiler or a file cannot be written.
+/// If there is no C compiler or a file cannot be written.
 pub(crate) fn pause() -> Result<PathBuf> {
     let root = cache().join(format!("pause-{}", &hex::encode(Sha256::digest(PAUSE_SOURCE))[..12]));
     let archive = root.join("pause.oci");
@@ -188,7 +188,7 @@ fn ctr(layout: &Layout) -> Command {
     command
 }
 
-/// Whether containerd and its Kubernetes side both know this image.
+/// Returns whether containerd and its Kubernetes side both know this image.
 fn present(layout: &Layout, image: &Image) -> Result<bool> {
     let filter = format!("name=={}", image.name);
     let listed = command::output(ctr(layout).args(["images", "list", &filter]))?;
@@ -213,7 +213,7 @@ fn parse_index(text: &str) -> Option<Image> {
     name.contains(['/', ':']).then(|| Image { name: name.clone(), digest: entry.digest.clone() })
 }
 
-/// The full name the kubelet looks for: with a registry and a tag.
+/// Returns the full name that the kubelet looks for: with a registry and a tag.
 fn normal(name: &str) -> String {
     let first = name.split('/').next().unwrap_or_default();
     let registry = name.contains('/') && (first.contains(['.', ':']) || first == "localhost");
@@ -226,7 +226,7 @@ fn normal(name: &str) -> String {
     if tagged { name } else { format!("{name}:latest") }
 }
 
-/// Writes a blob under its digest; gives digest and size.
+/// Writes a blob under its digest; returns digest and size.
 fn blob(folder: &Path, bytes: &[u8]) -> Result<(String, usize)> {
     let digest = hex::encode(Sha256::digest(bytes));
     let path = folder.join(&digest);
@@ -234,7 +234,7 @@ fn blob(folder: &Path, bytes: &[u8]) -> Result<(String, usize)> {
     Ok((format!("sha256:{digest}"), bytes.len()))
 }
 
-/// An archive that depends on nothing but the files' contents.
+/// Writes an archive that depends only on the contents of the files.
 fn tar(archive: &Path, folder: &Path, names: &[&str]) -> Result<()> {
     let mut tar = Command::new("tar");
     tar.args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--format=ustar", "-cf"]);

@@ -1,4 +1,4 @@
-//! How each user reaches the API server, in files that need no other file.
+//! Self-contained kubeconfigs for the users of the cluster.
 
 use std::fs;
 use std::path::Path;
@@ -11,10 +11,10 @@ use crate::layout::Layout;
 use crate::network::{HOST, port};
 use crate::{Error, Result, privilege};
 
-/// Writes a kubeconfig for every user of the cluster; the administrator's belongs to whoever asked through `sudo`.
+/// Writes a kubeconfig for every user of the cluster; the administrator's belongs to the user who ran `sudo`.
 ///
 /// # Errors
-/// When a file cannot be read or written.
+/// If a file cannot be read or written.
 pub(crate) fn write_all(layout: &Layout) -> Result<()> {
     for (user, _, _) in USERS {
         let text = render(

@@ -1,8 +1,8 @@
-//! Where everything of the cluster lies on this machine.
+//! The paths of the cluster on this machine.
 
 use std::path::{Path, PathBuf};
 
-/// The directories of one cluster: what outlives a reboot and what must not.
+/// The directories of one cluster: state that survives a reboot, and state that must not.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     state: PathBuf,
@@ -66,7 +66,7 @@ impl Layout {
         self.state.join("volumes")
     }
 
-    /// A file that is there while the pool of volumes is watched.
+    /// A file that exists while the pool of volumes is watched.
     pub(crate) fn volumes_watched(&self) -> PathBuf {
         self.run.join("volumes-watched")
     }
@@ -92,7 +92,7 @@ pub(crate) fn lock_file() -> PathBuf {
     "/run/codex-cluster.lock".into()
 }
 
-/// The directory of what was built for this user, by version.
+/// Returns the directory of this user's built programs, by version.
 pub(crate) fn cache() -> PathBuf {
     cache_home().join("codex-operator/cluster")
 }

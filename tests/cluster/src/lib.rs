@@ -7,7 +7,7 @@
 //! Tests start with [`Cluster::ensure`]; people use the `codex-cluster` command ([`cli`]).
 //!
 //! Both cgroup versions are handled, with the `cgroupfs` driver or, where systemd runs, with its own; only version 1
-//! with `cgroupfs` has been tried so far.
+//! with `cgroupfs` has been tested.
 
 mod certificates;
 pub mod cli;

@@ -1,5 +1,5 @@
-//! Bringing the cluster up and taking it down: what is well stays, what died is started again, what cannot be trusted
-//! is cleaned up and made anew.
+//! Starts and stops the cluster: healthy components stay, dead ones are restarted, and a cluster that cannot be trusted is
+//! removed and created again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,37 +19,37 @@ use crate::{
     teardown, tools, volumes,
 };
 
-/// How long a component may take to answer; machines that build something at the same time are slow.
+/// The time limit for a component to become healthy; a machine that also compiles is slow.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// What the running cluster was started as.
+/// Identifies the boot and the version of the running cluster.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Started {
     boot: String,
     revision: String,
 }
 
-/// What there is to do.
+/// The state of the cluster on this machine.
 #[derive(Debug, PartialEq, Eq)]
 enum Condition {
-    /// Nothing runs and nothing is left behind.
+    /// Nothing runs, and no files are left.
     Absent,
     /// All processes run.
     Running,
     /// Some of the processes of this boot and this version are gone.
     Partly(Vec<&'static str>),
-    /// What is there is not to be trusted, and why.
+    /// The cluster cannot be trusted, for this reason.
     Stale(&'static str),
 }
 
-/// Brings the cluster up, building and installing what is missing; quick if it is up.
+/// Starts the cluster, and builds and installs what is missing; quick if it is up.
 ///
 /// # Errors
-/// When the machine cannot run it, a build fails, or a component does not come up.
+/// If the machine does not meet the requirements, a build fails, or a component does not become healthy.
 pub(crate) fn up(layout: &Layout) -> Result<()> {
     host::check()?;
     privilege::check()?;
-    // Built as the user who asks, so that the cache is theirs; the rest needs root.
+    // The calling user builds, so that the cache belongs to them; the rest needs root.
     tools::build_all()?;
     let pause = images::pause()?;
     privilege::become_root()?;
@@ -64,12 +64,14 @@ pub(crate) fn up(layout: &Layout) -> Result<()> {
                 say(&format!("The cluster is up and healthy ({:.1} s).", began.elapsed().as_secs_f64()));
                 return Ok(());
             }
-            Some(complaint) => repair(layout, &format!("The cluster is not well: {complaint}."), &pause)?,
+            Some(complaint) => repair(layout, &format!("The cluster is unhealthy: {complaint}."), &pause)?,
         },
-        Condition::Partly(gone) => repair(layout, &format!("Gone from the cluster: {}.", gone.join(", ")), &pause)?,
+        Condition::Partly(gone) => {
+            repair(layout, &format!("These components have exited: {}.", gone.join(", ")), &pause)?
+        }
         Condition::Absent => false,
         Condition::Stale(why) => {
-            say(&format!("Cleaning up an old cluster: {why}."));
+            say(&format!("Removing an old cluster: {why}."));
             false
         }
     };
@@ -82,30 +84,30 @@ pub(crate) fn up(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Takes the cluster down and removes everything it left on the machine but the cache of programs.
+/// Stops the cluster and removes everything from the machine except the cache of programs.
 ///
 /// # Errors
-/// When a process does not end or a directory cannot be removed.
+/// If a process does not exit or a directory cannot be removed.
 pub(crate) fn down(layout: &Layout) -> Result<()> {
     privilege::check()?;
     privilege::become_root()?;
     let _lock = Lock::take(&lock_file(), "codex-cluster down")?;
     if !layout.state().exists() && !layout.run().exists() {
-        say("No cluster is there.");
+        say("No cluster is running.");
         return Ok(());
     }
     let began = Instant::now();
     teardown::clean(layout)?;
-    say(&format!("The cluster is gone after {:.1} s.", began.elapsed().as_secs_f64()));
+    say(&format!("The cluster is removed after {:.1} s.", began.elapsed().as_secs_f64()));
     Ok(())
 }
 
-/// Whether a cluster of this boot runs, complete, in whichever version.
+/// Returns whether a complete cluster of this boot runs, in any version.
 pub(crate) fn runs(layout: &Layout) -> bool {
     Component::ALL.iter().all(|component| component.running(layout).is_some())
 }
 
-/// The programs, arguments and configuration a cluster is made of: another one is not repaired but made anew.
+/// Returns a digest of programs, arguments and configuration. A cluster with another digest is recreated, not repaired.
 fn revision(layout: &Layout, cgroups: Cgroups) -> Result<String> {
     let mut hash = Sha256::new();
     for (path, text) in config::files(layout, cgroups) {
@@ -139,20 +141,20 @@ fn judge(started: Option<&Started>, boot: &str, revision: &str, gone: Vec<&'stat
     }
 }
 
-/// Starts what is missing; says whether that helped.
+/// Restarts missing components. Returns whether the cluster is then healthy.
 fn repair(layout: &Layout, complaint: &str, pause: &Path) -> Result<bool> {
-    say(&format!("{complaint} Starting it again; objects and volumes stay."));
+    say(&format!("{complaint} Restarting; objects and volumes stay."));
     network::set_up(layout)?;
     match bring(layout, pause) {
         Ok(()) => Ok(true),
         Err(error) => {
-            say(&format!("That did not help ({error}); making a new cluster."));
+            say(&format!("The restart failed ({error}); creating a new cluster."));
             Ok(false)
         }
     }
 }
 
-/// Everything that is there before the first process: directories, certificates, configuration, network.
+/// Prepares everything that the first process needs: directories, certificates, configuration, network.
 fn prepare(layout: &Layout, cgroups: Cgroups, revision: String) -> Result<()> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     step("certificates, network", || {
@@ -182,7 +184,7 @@ fn prepare(layout: &Layout, cgroups: Cgroups, revision: String) -> Result<()> {
     })
 }
 
-/// Starts every component that does not run and waits until all of them work together.
+/// Starts every component that does not run, and waits until all are healthy.
 fn bring(layout: &Layout, pause: &Path) -> Result<()> {
     let mut starter = Starter { layout, clocks: BTreeMap::new() };
     starter.start(Component::Containerd)?;
@@ -204,7 +206,7 @@ fn bring(layout: &Layout, pause: &Path) -> Result<()> {
     step("node ready", || health::until(PATIENCE, "the node is not ready", || Ok(health::node_ready(layout))))
 }
 
-/// Starts components and says of each when it answers.
+/// Starts components and prints when each is healthy.
 struct Starter<'a> {
     layout: &'a Layout,
     clocks: BTreeMap<Component, Instant>,

@@ -8,13 +8,13 @@ use std::process::Command;
 use crate::layout::Layout;
 use crate::{Error, Result, command};
 
-/// The bridge that pods hang on.
+/// The bridge of the pods.
 pub(crate) const BRIDGE: &str = "codex0";
 /// The bridge's own address: the API server and servers under test listen here.
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 213, 0, 1);
-/// Where pods get their addresses from.
+/// The address range of pods.
 pub(crate) const PODS: &str = "10.213.0.0/24";
-/// Where Services get theirs from.
+/// The address range of Services.
 pub(crate) const SERVICES: &str = "10.214.0.0/16";
 /// The Service of the API server: the first address of the range.
 pub(crate) const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 214, 0, 1);
@@ -25,7 +25,7 @@ pub(crate) const NODE: &str = "codex-node";
 /// The suffix of Service names.
 pub(crate) const DOMAIN: &str = "cluster.local";
 
-/// Ports; those not said to be on the bridge are on the loopback device.
+/// Ports. They are on the loopback device unless the comment says otherwise.
 pub(crate) mod port {
     /// The API server, on the bridge.
     pub(crate) const API: u16 = 6443;
@@ -33,7 +33,7 @@ pub(crate) mod port {
     pub(crate) const KUBELET: u16 = 10250;
     /// The DNS server, on the bridge.
     pub(crate) const DNS: u16 = 21053;
-    /// An image registry on the bridge, if somebody starts one, is spoken to without TLS.
+    /// An optional image registry, on the bridge, without TLS.
     pub(crate) const REGISTRY: u16 = 5000;
     /// etcd's clients.
     pub(crate) const ETCD: u16 = 21379;
@@ -57,13 +57,13 @@ pub(crate) mod port {
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
-/// Makes the bridge, its routes and forwarding; what is there already stays.
+/// Creates the bridge, its routes and forwarding; existing ones stay.
 ///
 /// # Errors
-/// When `ip` fails.
+/// If `ip` fails.
 pub(crate) fn set_up(layout: &Layout) -> Result<()> {
     if !Path::new("/sys/class/net").join(BRIDGE).exists() {
-        // A fixed address of its own: a bridge otherwise takes that of its lowest port, which comes and goes.
+        // A fixed MAC address: otherwise a bridge takes that of its lowest port, which changes.
         ip(&["link", "add", BRIDGE, "address", "02:c0:de:00:00:01", "type", "bridge"])?;
     }
     ip(&["address", "replace", &format!("{HOST}/24"), "dev", BRIDGE])?;
@@ -79,7 +79,7 @@ pub(crate) fn set_up(layout: &Layout) -> Result<()> {
     fs::write(FORWARDING, "1").map_err(Error::io("write", FORWARDING))
 }
 
-/// Takes away the bridge, the routes and kube-proxy's rules, and sets forwarding back.
+/// Removes the bridge, the routes and kube-proxy's rules, and restores forwarding.
 pub(crate) fn take_down(layout: &Layout, rules: bool) {
     let quietly = |arguments: &[&str]| {
         let _ = ip(arguments);

@@ -1,4 +1,4 @@
-//! The objects every cluster starts with: the volumes' class and the volumes, the DNS Service, and the rights of the
+//! The initial objects of the cluster: the storage class and its volumes, the DNS Service, and the rights of the
 //! cluster's own users. Applied with kubectl, server side.
 
 use std::process::Command;
@@ -10,13 +10,13 @@ use crate::network::{DNS_SERVICE, HOST, NODE, port};
 use crate::volumes;
 use crate::{Result, command, tools};
 
-/// The field manager of what this crate applies.
+/// The field manager of this crate.
 const MANAGER: &str = "codex-cluster";
 
 /// Applies the objects.
 ///
 /// # Errors
-/// When kubectl fails.
+/// If kubectl fails.
 pub(crate) fn apply_all(layout: &Layout) -> Result<()> {
     let mut items = vec![storage_class()];
     items.extend((0..volumes::POOL).map(|number| volume(layout, number)));
@@ -42,7 +42,7 @@ pub(crate) fn apply_all(layout: &Layout) -> Result<()> {
 /// Applies `items` as `user`.
 ///
 /// # Errors
-/// When kubectl fails.
+/// If kubectl fails.
 pub(crate) fn apply(layout: &Layout, user: &str, items: &[Value]) -> Result<()> {
     let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
     let mut apply = kubectl(layout, user);
@@ -59,7 +59,7 @@ pub(crate) fn kubectl(layout: &Layout, user: &str) -> Command {
     command
 }
 
-/// The volume of this number.
+/// Returns the volume with this number.
 pub(crate) fn volume(layout: &Layout, number: usize) -> Value {
     let name = volumes::name(number);
     json!({
@@ -93,7 +93,7 @@ fn storage_class() -> Value {
     })
 }
 
-/// The Service without a selector and, behind it, the DNS server that is a process of this machine.
+/// Returns a Service without a selector, and its endpoints: the DNS server, a process of this machine.
 fn dns() -> [Value; 2] {
     let ports = ["UDP", "TCP"].map(|protocol| {
         json!({ "name": format!("dns-{}", protocol.to_lowercase()), "protocol": protocol, "port": port::DNS })

@@ -1,4 +1,4 @@
-//! Root, and one command at a time: what is needed before the machine is changed.
+//! Root rights, and a lock that lets one command at a time change the machine.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -10,41 +10,41 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::{Error, Result, report};
 
-/// Whether this process is root.
+/// Returns whether this process is root.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// The user who asked through `sudo`, with their group, so that their files can be theirs.
+/// Returns the user who ran `sudo`, with their group, so that files can belong to them.
 pub(crate) fn caller() -> Option<(u32, u32)> {
     let number = |name| std::env::var(name).ok()?.parse().ok();
     Some((number("SUDO_UID")?, number("SUDO_GID")?)).filter(|_| is_root())
 }
 
-/// Checks that this process is root or can become it, before anything that takes long.
+/// Checks that this process is root or can become root, before long work starts.
 ///
 /// # Errors
-/// With one sentence when it is not root and there is no `sudo`.
+/// If it is not root and there is no `sudo`.
 pub(crate) fn check() -> Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     if is_root() || std::env::split_paths(&path).any(|folder| folder.join("sudo").is_file()) {
         return Ok(());
     }
     Err(Error::Prerequisite(
-        "the local cluster needs root (network, mounts, containers), and there is no sudo; run this as root".into(),
+        "the local cluster needs root for network, mounts and containers; run this as root, or install sudo".into(),
     ))
 }
 
-/// Makes sure that this process is root: otherwise it is replaced by itself under `sudo`, after saying why.
+/// Makes sure that this process is root. Otherwise it prints why and replaces itself by the same command under `sudo`.
 ///
 /// # Errors
-/// When there is no `sudo`, or this process came from it already.
+/// If there is no `sudo`, or this process came from it already.
 pub(crate) fn become_root() -> Result<()> {
     if is_root() {
         return Ok(());
     }
     let own = std::env::current_exe().map_err(Error::io("find", "/proc/self/exe"))?;
-    report::say("The local cluster needs root for network, mounts and containers; asking sudo once.");
+    report::say("The local cluster needs root for network, mounts and containers; running sudo once.");
     let variables = "--preserve-env=HOME,PATH,XDG_CACHE_HOME,CLUSTER,REGISTRY,KUBECONFIG";
     let error = Command::new("sudo").arg(variables).arg(own).args(std::env::args_os().skip(1)).exec();
     Err(Error::Prerequisite(format!(
@@ -52,7 +52,7 @@ pub(crate) fn become_root() -> Result<()> {
     )))
 }
 
-/// A command that runs as root: itself if this process is root, through `sudo` otherwise.
+/// Returns a command that runs as root: directly if this process is root, otherwise through `sudo`.
 pub(crate) fn root_command(program: &str) -> Command {
     if is_root() {
         return Command::new(program);
@@ -62,16 +62,16 @@ pub(crate) fn root_command(program: &str) -> Command {
     command
 }
 
-/// A file lock held until it is dropped or the process ends, whichever way.
+/// A file lock, held until it is dropped or the process exits.
 pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Takes the lock; if another process holds it, says what that one is doing and waits.
+    /// Takes the lock. If another process holds it, prints what that process is doing, and waits.
     ///
     /// # Errors
-    /// When the file cannot be used.
+    /// If the file cannot be used.
     pub(crate) fn take(path: &Path, purpose: &str) -> Result<Self> {
         let mut file = fs::OpenOptions::new()
             .create(true)
@@ -83,7 +83,7 @@ impl Lock {
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut holder = String::new();
             let _ = file.read_to_string(&mut holder);
-            report::say(&format!("Another process is busy with this ({}); waiting for it.", holder.trim()));
+            report::say(&format!("Waiting for another process ({}).", holder.trim()));
             flock(&file, FlockOperation::LockExclusive).map_err(|error| Error::io("lock", path)(error.into()))?;
         }
         let note = format!("`{purpose}`, pid {}\n", std::process::id());

@@ -11,34 +11,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Who a process is: a pid alone is reused, a pid with its start time within one boot is not.
+/// Identifies a process. A pid alone can be reused; a pid with its start time and boot cannot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     /// The process id.
     pub pid: u32,
-    /// When it started, in clock ticks since boot.
+    /// The start time, in clock ticks since boot.
     pub started: u64,
-    /// The boot it belongs to.
+    /// The id of its boot.
     pub boot: String,
 }
 
 impl Identity {
-    /// The identity of a running process; none if there is no such process or it only waits to be collected.
+    /// Returns the identity of a running process; `None` if it does not exist or is a zombie.
     pub(crate) fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (state, started) = parse_stat(&stat)?;
         (!matches!(state, 'Z' | 'X')).then(|| Self { pid, started, boot: boot_id() })
     }
 
-    /// Whether exactly this process still runs.
+    /// Returns whether exactly this process still runs.
     pub(crate) fn runs(&self) -> bool {
         Self::of(self.pid).as_ref() == Some(self)
     }
 
-    /// Sends a signal to exactly this process; nothing happens if it is gone.
+    /// Sends a signal to exactly this process; does nothing if it has exited.
     pub(crate) fn signal(&self, signal: Signal) {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return };
-        // The descriptor pins the process: what is checked after opening it is what gets the signal.
+        // The descriptor pins the process, so the check after opening it applies to the process that gets the signal.
         if let Ok(handle) = pidfd_open(pid, PidfdFlags::empty())
             && self.runs()
         {
@@ -46,7 +46,7 @@ impl Identity {
         }
     }
 
-    /// Waits until the process is gone, or until `limit` has passed; says whether it is gone.
+    /// Waits until the process has exited, or until `limit` has passed. Returns whether it has exited.
     pub(crate) fn wait_gone(&self, limit: Duration) -> bool {
         let began = Instant::now();
         while self.runs() {
@@ -58,7 +58,7 @@ impl Identity {
         true
     }
 
-    /// How long the process has run.
+    /// Returns how long the process has been running.
     pub(crate) fn age(&self) -> Duration {
         let ticks = u64::from(u32::try_from(rustix::param::clock_ticks_per_second()).unwrap_or(100)).max(1);
         let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
@@ -66,7 +66,7 @@ impl Identity {
         Duration::from_secs_f64((up - self.started as f64 / ticks as f64).max(0.0))
     }
 
-    /// Its resident memory in bytes.
+    /// Returns its resident memory in bytes.
     pub(crate) fn memory(&self) -> u64 {
         let statm = fs::read_to_string(format!("/proc/{}/statm", self.pid)).unwrap_or_default();
         let pages: u64 = statm.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
@@ -77,7 +77,7 @@ impl Identity {
 /// Starts `program` as a process of its own session, its output appended to `log`, and records its identity.
 ///
 /// # Errors
-/// When a file cannot be written or the program does not start.
+/// If a file cannot be written or the program does not start.
 pub(crate) fn spawn(
     program: &Path,
     arguments: &[String],
@@ -95,7 +95,7 @@ pub(crate) fn spawn(
     let child = command.spawn().map_err(Error::io("start", program))?;
     let identity = Identity::of(child.id()).ok_or_else(|| Error::Command {
         command: program.display().to_string(),
-        status: "ended at once".into(),
+        status: "exited at once".into(),
         stderr: fs::read_to_string(log).unwrap_or_default(),
     })?;
     let text = serde_json::to_string(&identity).map_err(|source| Error::Json { what: "the process table", source })?;
@@ -103,17 +103,17 @@ pub(crate) fn spawn(
     Ok(identity)
 }
 
-/// The identity written by [`spawn`], whether or not the process still runs.
+/// Reads the identity written by [`spawn`], whether or not the process still runs.
 pub(crate) fn recorded(record: &Path) -> Option<Identity> {
     serde_json::from_str(&fs::read_to_string(record).ok()?).ok()
 }
 
-/// The id of the current boot.
+/// Returns the id of the current boot.
 pub(crate) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// All processes with their command lines (arguments separated by spaces).
+/// Lists all processes with their command lines (arguments separated by spaces).
 pub(crate) fn all() -> Vec<(u32, Vec<String>)> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
@@ -126,7 +126,7 @@ pub(crate) fn all() -> Vec<(u32, Vec<String>)> {
         .collect()
 }
 
-/// State and start time from `/proc/PID/stat`; the name in it may hold spaces and brackets.
+/// Parses state and start time from `/proc/PID/stat`, in which the name can contain spaces and brackets.
 fn parse_stat(stat: &str) -> Option<(char, u64)> {
     let rest = &stat[stat.rfind(')')? + 1..];
     let mut fields = rest.split_whitespace();

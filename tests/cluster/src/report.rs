@@ -1,22 +1,22 @@
-//! What a person sees while the cluster comes up: one line per step, with the seconds it took.
+//! The output while the cluster starts: one line per step, with its seconds.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use crate::Result;
 
-/// How often a step that takes long says so when nobody watches a terminal.
+/// The interval of progress lines when the output is not a terminal.
 const QUIET: Duration = Duration::from_secs(15);
 
-/// Says one sentence.
+/// Prints one line.
 pub(crate) fn say(text: &str) {
     eprintln!("{text}");
 }
 
-/// Runs a step and prints its name and seconds when it is done.
+/// Runs a step, and prints its name and seconds when it is done.
 ///
 /// # Errors
-/// Those of the step.
+/// If the step fails.
 pub(crate) fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let began = Instant::now();
     let done = work()?;
@@ -24,7 +24,7 @@ pub(crate) fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T>
     Ok(done)
 }
 
-/// A line that is rewritten on a terminal, and repeated now and then elsewhere.
+/// A line that is rewritten on a terminal, and repeated at intervals elsewhere.
 pub(crate) struct Progress {
     name: String,
     began: Instant,
@@ -39,7 +39,7 @@ impl Progress {
         Self { name: name.to_owned(), began: Instant::now(), shown: None, terminal }
     }
 
-    /// Shows how far the step is.
+    /// Shows the progress of the step.
     pub(crate) fn update(&mut self, state: &str) {
         let pause = if self.terminal { Duration::from_millis(200) } else { QUIET };
         if self.shown.is_some_and(|shown| shown.elapsed() < pause) {

@@ -1,4 +1,4 @@
-//! What runs, since when, with how much memory, and whether it is well; and what it says in its logs.
+//! Shows the components with age, memory and health, and their logs.
 
 use std::process::Command;
 
@@ -10,7 +10,7 @@ use crate::{Error, Result, health};
 /// Prints a line per component.
 ///
 /// # Errors
-/// [`Error::Down`] when nothing runs, [`Error::Unhealthy`] when something is not well.
+/// [`Error::Down`] if nothing runs, [`Error::Unhealthy`] if a component is unhealthy.
 pub(crate) fn print(layout: &Layout) -> Result<()> {
     let processes = Component::ALL.map(|component| (component, component.running(layout)));
     if processes.iter().all(|(_, process)| process.is_none()) {
@@ -34,15 +34,15 @@ pub(crate) fn print(layout: &Layout) -> Result<()> {
     println!("\nAPI server   https://{HOST}:{}", crate::network::port::API);
     println!("kubeconfig   {}", layout.kubeconfig("admin").display());
     if let Some((component, _)) = processes.iter().find(|(_, process)| process.is_none()) {
-        return Err(Error::Unhealthy(format!("{} is gone", component.name())));
+        return Err(Error::Unhealthy(format!("{} has exited", component.name())));
     }
     health::complaint(layout).map_or(Ok(()), |complaint| Err(Error::Unhealthy(complaint)))
 }
 
-/// Prints the end of one component's log, or of all; with `follow`, goes on with one.
+/// Prints the end of one component's log, or of all. With `follow`, follows it.
 ///
 /// # Errors
-/// When there is no such component or no log.
+/// If the component or its log does not exist.
 pub(crate) fn logs(layout: &Layout, component: Option<&str>, follow: bool) -> Result<()> {
     let components =
         component.map_or(Ok(Component::ALL.to_vec()), |name| Component::parse(name).map(|one| vec![one]))?;
@@ -55,7 +55,7 @@ pub(crate) fn logs(layout: &Layout, component: Option<&str>, follow: bool) -> Re
         tail.arg("--follow");
     }
     tail.args(components.iter().map(|component| layout.log(component.name())));
-    // The logs go straight to the terminal; a component without one says so there.
+    // `tail` writes to the terminal directly, and reports missing logs there.
     tail.status().map_err(Error::io("read", layout.at("logs")))?;
     Ok(())
 }

@@ -1,15 +1,15 @@
-//! Which cluster is meant: the local one, or the one of a kubeconfig context with a registry that it pulls from.
+//! The target cluster: the local one, or that of a kubeconfig context with a registry from which it pulls.
 
 use crate::{Error, Result};
 
 /// The cluster that tests, demo and benchmarks run on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// The cluster of this machine, brought up when it is not there.
+    /// The cluster of this machine, started if necessary.
     Local,
-    /// A cluster that exists already.
+    /// An existing cluster.
     Current {
-        /// The kubeconfig context; none means the current one.
+        /// The kubeconfig context; `None` is the current one.
         context: Option<String>,
         /// `host:port` (and path) of a registry that this machine pushes to and the cluster pulls from.
         registry: String,
@@ -20,7 +20,7 @@ impl Target {
     /// Reads `CLUSTER` (`local`, the default; `current`; or `context:NAME`) and `REGISTRY`.
     ///
     /// # Errors
-    /// When `CLUSTER` has another value, or a cluster that is not local has no registry.
+    /// If `CLUSTER` has another value, or a cluster that is not local has no registry.
     pub fn from_env() -> Result<Self> {
         let variable = |name| std::env::var(name).unwrap_or_default();
         Self::parse(&variable("CLUSTER"), &variable("REGISTRY"))

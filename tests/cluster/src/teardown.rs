@@ -1,6 +1,6 @@
-//! Stopping whatever runs of the cluster and removing whatever it left: complete, repeatable, and ours only.
+//! Stops all processes of the cluster and removes everything that it created: completely, repeatably, and nothing else.
 //!
-//! The kubelet goes first, so that nothing is started again; then containers, even when containerd is dead; then the
+//! The kubelet stops first, so that nothing is restarted; then containers, even if containerd is dead; then the
 //! servers from the outside in; then mounts, network, cgroups and directories.
 
 use std::fs;
@@ -19,13 +19,13 @@ use crate::process::{self, Identity};
 use crate::report::{say, step};
 use crate::{Error, Result, command, network};
 
-/// How long a process may take to leave before it is made to.
+/// The time that a process has to exit before it is killed.
 const GRACE: Duration = Duration::from_secs(6);
 
 /// Stops and removes everything.
 ///
 /// # Errors
-/// When a process does not end even when killed, or something stays mounted.
+/// If a process does not exit even when killed, or a mount remains.
 pub(crate) fn clean(layout: &Layout) -> Result<()> {
     if !layout.state().exists() && !layout.run().exists() {
         return Ok(());
@@ -37,7 +37,7 @@ pub(crate) fn clean(layout: &Layout) -> Result<()> {
     step("stop the other components", || {
         let rest: Vec<_> =
             Component::ALL.into_iter().rev().filter(|component| *component != Component::Kubelet).collect();
-        // The API server takes seconds; those that only talk to it need not wait for each other.
+        // The API server takes seconds; its clients need not wait for each other.
         let servers = [Component::ApiServer, Component::Etcd, Component::Containerd];
         for component in rest.iter().filter(|component| !servers.contains(component)) {
             component.running(layout).inspect(|process| process.signal(Signal::TERM));
@@ -46,7 +46,7 @@ pub(crate) fn clean(layout: &Layout) -> Result<()> {
     })?;
     step("remove mounts, network, files", || {
         remove_mounts(layout)?;
-        // Another node's rules and groups have the same names.
+        // The rules and cgroups of another node would have the same names.
         let alone = foreign_node(layout.state()).is_none();
         network::take_down(layout, alone);
         if alone {
@@ -64,7 +64,7 @@ fn stop(layout: &Layout, component: Component) -> Result<()> {
     let Some(process) = component.running(layout) else { return Ok(()) };
     process.signal(Signal::TERM);
     if !process.wait_gone(GRACE) {
-        say(&format!("  {} (pid {}) is still stopping; ending it", component.name(), process.pid));
+        say(&format!("  {} (pid {}) is still stopping; killing it", component.name(), process.pid));
         process.signal(Signal::KILL);
     }
     gone(component.name(), &process)
@@ -77,7 +77,7 @@ fn gone(name: &str, process: &Identity) -> Result<()> {
     Err(Error::Stuck { component: name.to_owned(), pid: process.pid })
 }
 
-/// Ends all containers and the shims that hold them; containerd need not run.
+/// Kills all containers and their shims; containerd need not run.
 fn stop_containers(layout: &Layout) -> Result<()> {
     let socket = layout.containerd_socket().display().to_string();
     let tasks = layout.containerd_run().join("io.containerd.runtime.v2.task/k8s.io");
@@ -88,8 +88,8 @@ fn stop_containers(layout: &Layout) -> Result<()> {
             init.signal(Signal::KILL);
             ended.push(init);
         }
-        // Outside of our directories lie the shim's socket, named by a hash of address, namespace and id, and what the
-        // loopback plugin answered.
+        // The shim's socket, named by a hash of address, namespace and id, and the result of the loopback plugin are outside
+        // our directories.
         let name = Sha256::digest(Path::new(&socket).join("k8s.io").join(&id).to_string_lossy().as_bytes());
         let _ = fs::remove_file(Path::new("/run/containerd/s").join(hex::encode(name)));
         let _ = fs::remove_file(format!("/var/lib/cni/results/cni-loopback-{id}-lo"));
@@ -105,7 +105,7 @@ fn stop_containers(layout: &Layout) -> Result<()> {
     shims.iter().try_for_each(|shim| gone("a container's shim", shim))
 }
 
-/// The first process of a container, if it still is that container's: its cgroup carries the container's id.
+/// Returns the first process of a container, if its cgroup still has the container's id.
 fn init_of(folder: &Path, id: &str) -> Option<Identity> {
     let pid: u32 = fs::read_to_string(folder.join("init.pid")).ok()?.trim().parse().ok()?;
     let process = Identity::of(pid)?;
@@ -136,7 +136,7 @@ fn remove_mounts(layout: &Layout) -> Result<()> {
     }
 }
 
-/// The mount points below the folders, innermost first.
+/// Lists the mount points below the folders, innermost first.
 fn mounts_below(table: &str, folders: &[&Path]) -> Vec<PathBuf> {
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
     // The kernel writes spaces, tabs, line ends and backslashes in octal.
@@ -158,7 +158,7 @@ fn remove_cgroups() {
     }
     let root = Path::new("/sys/fs/cgroup");
     let began = Instant::now();
-    // A process that has just ended is counted for another moment.
+    // A process that has just exited is still counted for a moment.
     loop {
         let mut all = vec![root.join("kubepods")];
         all.extend(entries(root).into_iter().map(|hierarchy| hierarchy.join("kubepods")));
@@ -178,7 +178,7 @@ fn remove_group(group: &Path) {
     let _ = fs::remove_dir(group);
 }
 
-/// Removes what the kubelet and the network plugins keep outside the cluster's directories.
+/// Removes the files that the kubelet and the network plugins keep outside the cluster's directories.
 fn remove_links(layout: &Layout) {
     for link in entries(Path::new("/var/log/containers")) {
         if fs::read_link(&link).is_ok_and(|target| target.starts_with(layout.state())) {

@@ -1,6 +1,6 @@
 //! The programs of the cluster, built from pinned Go modules and cached by version.
 //!
-//! The modules (`tools/`) travel inside this crate, so that a built command needs no checkout. A later tool is one more
+//! The modules (`tools/`) travel inside this crate, so that a built command needs no checkout. To add a tool, add a
 //! [`Module`].
 
 use std::fs;
@@ -15,15 +15,15 @@ use crate::privilege::Lock;
 use crate::report::Progress;
 use crate::{Error, Result, command, host};
 
-/// A Go module and what is built from it.
+/// A Go module and its programs.
 pub(crate) struct Module {
-    /// Its folder and the name it has on the screen.
+    /// Its folder, also its name in the output.
     name: &'static str,
     /// The requirement that gives the module its version.
     pin: &'static str,
     /// Its files.
     files: &'static [(&'static str, &'static str)],
-    /// What is built.
+    /// Its programs.
     programs: &'static [Program],
     /// Variables of the linker that take the version.
     stamps: &'static [&'static str],
@@ -31,11 +31,11 @@ pub(crate) struct Module {
 
 /// One program of a module.
 struct Program {
-    /// The name it gets.
+    /// The name of the file.
     name: &'static str,
     /// Its package.
     package: &'static str,
-    /// The name the Go command gives it.
+    /// The name that the Go command gives it.
     built: &'static str,
 }
 
@@ -70,31 +70,31 @@ const COREDNS: Module = Module {
     stamps: &[],
 };
 
-/// Every module, in the order in which they are built.
+/// All modules, in build order.
 pub(crate) const MODULES: &[Module] = &[KUBERNETES, COREDNS];
 
 const fn program(name: &'static str, package: &'static str) -> Program {
     Program { name, package, built: name }
 }
 
-/// The path of a program in the cache, whether or not it is built yet; none if no module builds it.
+/// Returns the path of a program in the cache, whether or not it is built; `None` if no module builds it.
 pub(crate) fn path(name: &str) -> Option<PathBuf> {
     let module = MODULES.iter().find(|module| module.programs.iter().any(|program| program.name == name))?;
     Some(module.bin().join(name))
 }
 
-/// Builds what the cache lacks of all modules.
+/// Builds all programs that the cache lacks.
 ///
 /// # Errors
-/// When Go or a C compiler is missing, or a build fails.
+/// If Go or a C compiler is missing, or a build fails.
 pub(crate) fn build_all() -> Result<()> {
     MODULES.iter().try_for_each(|module| module.build(&module.names()))
 }
 
-/// Builds one program if the cache lacks it, and gives its path.
+/// Builds one program if the cache lacks it, and returns its path.
 ///
 /// # Errors
-/// When no module has it, Go is missing, or the build fails.
+/// If no module has it, Go is missing, or the build fails.
 pub(crate) fn build_one(name: &str) -> Result<PathBuf> {
     for module in MODULES {
         if let Some(program) = module.programs.iter().find(|program| program.name == name) {
@@ -110,7 +110,7 @@ pub(crate) fn build_one(name: &str) -> Result<PathBuf> {
     })
 }
 
-/// What identifies the programs a cluster was started with.
+/// Returns a text that identifies the programs of a cluster.
 pub(crate) fn revision() -> String {
     MODULES.iter().map(Module::key).collect::<Vec<_>>().join(" ")
 }
@@ -120,7 +120,7 @@ impl Module {
         self.programs.iter().map(|program| program.name).collect()
     }
 
-    /// The pinned version, as the module file says it.
+    /// Returns the version pinned in the module file.
     fn version(&self) -> &'static str {
         let lines = self.files.iter().filter(|(name, _)| *name == "go.mod").flat_map(|(_, text)| text.lines());
         lines
@@ -135,7 +135,7 @@ impl Module {
         std::iter::once("-s -w".to_owned()).chain(stamps).collect()
     }
 
-    /// The name of the module's place in the cache: its version and a hash of everything that makes the programs.
+    /// Returns the name of the module's folder in the cache: its version and a hash of all inputs of its programs.
     fn key(&self) -> String {
         let mut hash = Sha256::new();
         for (name, text) in self.files {
@@ -165,7 +165,7 @@ impl Module {
         let root = cache().join(self.key());
         fs::create_dir_all(root.join("bin")).map_err(Error::io("create", &root))?;
         let _lock = Lock::take(&root.join("lock"), &format!("build {}", self.name))?;
-        // Whoever held the lock may have built it.
+        // The process that held the lock may have built it.
         let missing = self.missing(names);
         if missing.is_empty() {
             return Ok(());
@@ -233,7 +233,7 @@ fn spawn(command: &mut Command) -> Result<Child> {
     })
 }
 
-/// Hands each line of the program's standard error to `each` and keeps the last ones for an error.
+/// Calls `each` with every line of the program's standard error, and keeps the last ones for an error.
 fn finish(command: &Command, mut child: Child, mut each: impl FnMut(&str)) -> Result<()> {
     let mut last = Vec::new();
     if let Some(stderr) = child.stderr.take() {

@@ -1,7 +1,7 @@
-//! The pool of volumes: directories of this machine that honour a pod's fsGroup and take every access mode.
+//! The pool of volumes: directories of this machine that honour a pod's fsGroup and support every access mode.
 //!
-//! A process of the cluster watches them: one that was given back is wiped and offered again, and when few are left
-//! new ones are made, so that a long session never runs out. What to do is decided by a pure function, [`decide`].
+//! A process of the cluster watches them: it wipes released volumes and makes them available again, and it creates new
+//! ones when few are left, so that a long session never runs out. The pure function [`decide`] decides what to do.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,18 +20,18 @@ use crate::{Error, Result, command, objects};
 
 /// The default storage class.
 pub(crate) const CLASS: &str = "codex-local";
-/// How many volumes there are at first.
+/// The initial number of volumes.
 pub(crate) const POOL: usize = 24;
-/// What each of them offers; directories are not limited to it.
+/// The capacity of each volume. The directories are not limited to it.
 pub(crate) const SIZE: &str = "10Gi";
-/// How many are kept free.
+/// The number of volumes that are kept free.
 const SPARE: usize = 8;
-/// No more than these are made: whoever holds that many has forgotten to give them back.
+/// The maximum number of volumes. A session that uses this many does not release them.
 const MOST: usize = 400;
-/// How long the watch must be silent before its news is acted upon, and how long that may take at most.
+/// How long the watch must be silent before the pool reacts, and the longest wait for that.
 const SILENCE: (Duration, Duration) = (Duration::from_millis(150), Duration::from_secs(1));
 
-/// The name of the volume of this number; its directory has the same.
+/// Returns the name of the volume with this number, and of its directory.
 pub(crate) fn name(number: usize) -> String {
     format!("codex-local-{number:03}")
 }
@@ -43,16 +43,16 @@ struct Volume {
     claim: Option<String>,
 }
 
-/// What is to be done to the pool.
+/// A change of the pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Action {
-    /// Wipe the directory and offer the volume again, if this claim was still the last one to hold it.
+    /// Wipe the directory and make the volume available again, if this claim was the last one to hold it.
     Recycle { volume: String, claim: String },
-    /// Make the volume of this number.
+    /// Create the volume with this number.
     Create(usize),
 }
 
-/// What the pool needs now.
+/// Returns the changes that the pool needs.
 fn decide(pool: &BTreeMap<String, Volume>) -> Vec<Action> {
     let mut actions = Vec::new();
     for (volume, state) in pool {
@@ -66,15 +66,15 @@ fn decide(pool: &BTreeMap<String, Volume>) -> Vec<Action> {
     actions
 }
 
-/// Makes the directories of the first volumes.
+/// Creates the directories of the first volumes.
 ///
 /// # Errors
-/// When a directory cannot be made.
+/// If a directory cannot be made.
 pub(crate) fn create_directories(layout: &Layout) -> Result<()> {
     (0..POOL).try_for_each(|number| wipe(&layout.volumes().join(name(number))))
 }
 
-/// Keeps the pool until the process is stopped; the cluster runs this as one of its processes.
+/// Maintains the pool until the process is stopped. The cluster runs this as one of its processes.
 pub(crate) fn keep(layout: &Layout) -> ! {
     let _ = fs::remove_file(layout.volumes_watched());
     loop {
@@ -184,7 +184,7 @@ fn act(layout: &Layout, action: &Action) -> Result<()> {
     Ok(())
 }
 
-/// Makes an empty directory of root's, whatever was there before. The directory itself stays: it may still be mounted.
+/// Empties a directory, or creates it, owned by root. The directory itself stays: it may still be mounted.
 fn wipe(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
     for entry in fs::read_dir(directory).map_err(Error::io("read", directory))? {
@@ -229,7 +229,7 @@ mod tests {
         let mut pool = free(SPARE - 1);
         pool.insert(name(20), volume("Bound", Some("b")));
         assert_eq!(decide(&pool), [Action::Create(SPARE - 1)]);
-        // One that comes back counts as free.
+        // A released volume counts as free.
         pool.insert(name(21), volume("Released", Some("c")));
         assert_eq!(decide(&pool), [Action::Recycle { volume: name(21), claim: "c".into() }]);
     }
