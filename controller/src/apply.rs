@@ -145,10 +145,10 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
         apply.ensure(&stores.config_maps, child, Template::None).await?;
     }
     for child in network_policies {
-        apply.ensure(&stores.policies, child, Template::None).await?;
+        apply.ensure(&stores.network_policies, child, Template::None).await?;
     }
     for child in pod_disruption_budgets {
-        apply.ensure(&stores.budgets, child, Template::None).await?;
+        apply.ensure(&stores.pod_disruption_budgets, child, Template::None).await?;
     }
     for child in services {
         apply.ensure(&stores.services, child, Template::None).await?;
@@ -165,8 +165,8 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
     apply.prune(&stores.deployments, serving).await?;
     apply.prune(&stores.jobs, names(jobs).into_iter().chain(kept_of(KeptKind::Job)).collect()).await?;
     apply.prune(&stores.services, names(services)).await?;
-    apply.prune(&stores.budgets, names(pod_disruption_budgets)).await?;
-    apply.prune(&stores.policies, names(network_policies)).await?;
+    apply.prune(&stores.pod_disruption_budgets, names(pod_disruption_budgets)).await?;
+    apply.prune(&stores.network_policies, names(network_policies)).await?;
     let bundles = stores.config_maps.state().into_iter().map(|found| found.name_any());
     let bundles = bundles.filter(|name| BUNDLES.iter().any(|prefix| name.starts_with(prefix)));
     let mounted = names(config_maps).into_iter().chain(kept_of(KeptKind::ConfigMap)).chain(bundles).collect();

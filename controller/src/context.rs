@@ -1,62 +1,59 @@
-//! What every reconciliation has at hand.
+//! The state that all reconciliations share.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use codex_plan::Settings;
 use jiff::Timestamp;
-use kube::{Client, ResourceExt, runtime::events::Recorder};
+use kube::{Client, runtime::events::Recorder};
 
 use crate::{
     backoff::Backoff,
     by_uid::ByUid,
     inbox::Inbox,
     metrics::Metrics,
-    observe::{Stores, Wake},
+    observe::{Queues, Stores},
     seal::Seal,
     signer::Signer,
     unmended::Unmended,
 };
 
-/// What every reconciliation has at hand.
+/// The state that all reconciliations share.
 pub struct Context {
-    /// The client.
+    /// The client for the API server.
     pub client: Client,
-    /// What the controller was started with.
+    /// The settings of this controller that plans depend on.
     pub settings: Arc<Settings>,
     /// The caches.
     pub stores: Arc<Stores>,
-    /// Where those who have to look again are queued.
-    pub wake: Wake,
-    /// The reports of pods.
+    /// The queues of objects to be reconciled.
+    pub queues: Queues,
+    /// The newest report of each pod.
     pub inbox: Arc<Inbox>,
-    /// Who signs.
+    /// The signer of bundles.
     pub signer: Arc<Signer>,
-    /// How own children are known.
+    /// The seal of Jobs and Deployments.
     pub seal: Seal,
-    /// The one recorder of Events.
+    /// The recorder of Events.
     pub recorder: Recorder,
-    /// The counters.
+    /// The metrics.
     pub metrics: Metrics,
-    /// Failures in a row.
+    /// The backoff of objects whose reconciliation failed.
     pub backoff: Backoff,
-    /// Children that did not become what was planned.
+    /// The children that kept drifting after an apply.
     pub unmended: Unmended,
-    /// When the status of each object was written.
+    /// When this process last wrote the status of each object.
     pub written: ByUid<Timestamp>,
 }
 
 impl Context {
-    /// The time.
+    /// Returns the current time.
     pub fn now(&self) -> Timestamp {
         Timestamp::now()
     }
 
-    /// Forgets what is remembered about objects that are gone.
+    /// Drops the state of objects that no longer exist.
     pub fn sweep(&self) {
-        let mut alive = HashSet::new();
-        alive.extend(self.stores.runs.state().iter().filter_map(|object| object.uid()));
-        alive.extend(self.stores.evaluations.state().iter().filter_map(|object| object.uid()));
-        alive.extend(self.stores.pods.state().iter().filter_map(|object| object.uid()));
+        let alive = self.stores.uids();
         self.inbox.retain(&alive);
         self.backoff.retain(&alive);
         self.unmended.retain(&alive);

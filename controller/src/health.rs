@@ -10,38 +10,37 @@ use axum::{
     routing::get,
 };
 use axum_server::Handle;
-use codex_crds::{ConditionType, EvaluationStatus};
-use codex_plan::conditions::{find, is_true};
-use codex_reports::Kind;
+use kube::Resource;
 use tokio::sync::watch;
 
 use crate::{
+    kinds::kinds,
     metrics::{self, Metrics},
-    observe::Stores,
+    observe::{Kind, Stores},
 };
 
-/// Where a process stands.
+/// Whether a process is the active leader.
 #[derive(Clone)]
-pub enum Standing {
-    /// It waits for the Lease, or for its first look at the cluster.
-    Waiting,
-    /// It acts.
-    Acting(Arc<Stores>),
+pub enum Leadership {
+    /// The process waits for the Lease, fills its caches, or stops.
+    Standby,
+    /// The process holds the Lease, has filled these caches and reconciles.
+    Active(Arc<Stores>),
 }
 
-/// What the three paths answer from.
+/// The state of the health endpoints.
 #[derive(Clone)]
 pub struct Health {
-    /// The counters.
+    /// The metrics.
     pub metrics: Metrics,
-    /// Where the process stands.
-    pub standing: watch::Receiver<Standing>,
+    /// Whether the process is the active leader.
+    pub leadership: watch::Receiver<Leadership>,
 }
 
 /// Serves until `handle` is shut down.
 ///
 /// # Errors
-/// When the address cannot be listened on.
+/// When the address cannot be bound.
 pub async fn serve(address: SocketAddr, handle: Handle<SocketAddr>, health: Health) -> std::io::Result<()> {
     axum_server::bind(address).handle(handle).serve(router(health).into_make_service()).await
 }
@@ -54,19 +53,19 @@ fn router(health: Health) -> Router {
         .with_state(health)
 }
 
-/// Ready is who acts: only then does the Service lead reports here.
+/// Only the active leader is ready, so that the Service routes reports to it.
 async fn ready(State(health): State<Health>) -> Response {
-    match &*health.standing.borrow() {
-        Standing::Acting(_) => (StatusCode::OK, "ok\n").into_response(),
-        Standing::Waiting => {
-            let why = "waiting for the Lease or for the first look at the cluster\n";
+    match &*health.leadership.borrow() {
+        Leadership::Active(_) => (StatusCode::OK, "ok\n").into_response(),
+        Leadership::Standby => {
+            let why = "not the active leader: waiting for the Lease, filling the caches or stopping\n";
             (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
         }
     }
 }
 
 async fn text(State(health): State<Health>) -> Response {
-    if let Standing::Acting(stores) = &*health.standing.borrow() {
+    if let Leadership::Active(stores) = &*health.leadership.borrow() {
         count(&health.metrics, stores);
     }
     match health.metrics.text() {
@@ -75,39 +74,24 @@ async fn text(State(health): State<Health>) -> Response {
     }
 }
 
-/// Counts objects when somebody asks, so that counting costs nothing otherwise.
-fn count(metrics: &Metrics, stores: &Stores) {
-    let runs = stores.runs.state().into_iter().map(|run| {
-        let phase = run.status.as_ref().and_then(|status| status.phase).map(|phase| format!("{phase:?}"));
-        (Kind::TrainingRun, phase)
-    });
-    let evaluations = stores
-        .evaluations
-        .state()
-        .into_iter()
-        .map(|evaluation| (Kind::Evaluation, evaluation.status.as_ref().map(phase)));
-    let pods = stores.pods.state().into_iter().map(|pod| {
-        let phase = pod.status.as_ref().and_then(|status| status.phase).map(|phase| format!("{phase:?}"));
-        (Kind::ReasoningPod, phase)
-    });
-    let all: Vec<_> = runs.chain(evaluations).chain(pods).collect();
-    metrics.count(all.iter().map(|(kind, phase)| (*kind, phase.as_deref().unwrap_or("Pending"))));
+macro_rules! count_objects {
+    (
+        reconciled { $($reconciled:ident: $kind:ty, $label:expr;)* }
+        referenced { $($referenced:ident: $referenced_kind:ty;)* }
+    ) => {
+        /// Counts the objects by kind and phase. It runs only when metrics are requested.
+        fn count(metrics: &Metrics, stores: &Stores) {
+            let mut phases = Vec::new();
+            $(phases.extend(stores.$reconciled.state().iter().map(|object| (<$kind>::kind(&()), object.phase())));)*
+            $(phases.extend(
+                stores.$referenced.state().iter().map(|object| (<$referenced_kind>::kind(&()), object.phase())),
+            );)*
+            metrics.count(phases.iter().map(|(kind, phase)| (&**kind, &**phase)));
+        }
+    };
 }
 
-/// Where an evaluation stands: its verdict, and before that what its conditions say.
-fn phase(status: &EvaluationStatus) -> String {
-    if let Some(verdict) = status.verdict {
-        return format!("{verdict:?}");
-    }
-    let ready = find(&status.conditions, ConditionType::Ready).map(|ready| ready.reason.as_str());
-    let phase = match ready {
-        _ if is_true(&status.conditions, ConditionType::Stalled) => "Failed",
-        Some("Suspended") => "Suspended",
-        Some("Running") => "Running",
-        _ => "Pending",
-    };
-    phase.to_owned()
-}
+kinds!(count_objects);
 
 #[cfg(test)]
 mod tests {
@@ -118,35 +102,16 @@ mod tests {
     use tokio::sync::watch;
     use tower::ServiceExt;
 
-    use codex_crds::EvaluationStatus;
-    use serde_json::json;
-
-    use super::{Health, Standing, phase, router};
-    use crate::{metrics::Metrics, observe::Stores};
-
-    #[test]
-    fn an_evaluation_is_counted_by_its_verdict_and_before_that_by_what_it_does() {
-        let status = |verdict: Option<&str>, stalled: &str, reason: &str| -> EvaluationStatus {
-            let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
-            let conditions = [condition("Ready", "False"), condition("Stalled", stalled)];
-            serde_json::from_value(json!({ "verdict": verdict, "conditions": conditions })).unwrap()
-        };
-        for (verdict, stalled, reason, expected) in [
-            (Some("Inconclusive"), "False", "Succeeded", "Inconclusive"),
-            (None, "True", "PodFailed", "Failed"),
-            (None, "False", "Running", "Running"),
-            (None, "False", "Suspended", "Suspended"),
-            (None, "False", "WaitingForPod", "Pending"),
-        ] {
-            assert_eq!(phase(&status(verdict, stalled, reason)), expected);
-        }
-        assert_eq!(phase(&EvaluationStatus::default()), "Pending");
-    }
+    use super::{Health, Leadership, router};
+    use crate::{
+        metrics::Metrics,
+        observe::{Stores, Writers},
+    };
 
     #[tokio::test]
-    async fn a_process_that_waits_is_alive_and_not_ready() {
-        let (sender, standing) = watch::channel(Standing::Waiting);
-        let router = router(Health { metrics: Metrics::new().unwrap(), standing });
+    async fn a_standby_process_is_alive_but_not_ready() {
+        let (sender, leadership) = watch::channel(Leadership::Standby);
+        let router = router(Health { metrics: Metrics::new().unwrap(), leadership });
         let ask = |path: &'static str| {
             let router = router.clone();
             async move { router.oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap().status() }
@@ -154,7 +119,7 @@ mod tests {
         assert_eq!(ask("/healthz").await, StatusCode::OK);
         assert_eq!(ask("/readyz").await, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(ask("/metrics").await, StatusCode::OK);
-        sender.send_replace(Standing::Acting(Stores::empty().into()));
+        sender.send_replace(Leadership::Active(Stores::of(&mut Writers::default()).into()));
         assert_eq!(ask("/readyz").await, StatusCode::OK);
         assert_eq!(ask("/metrics").await, StatusCode::OK);
         assert_eq!(ask("/elsewhere").await, StatusCode::NOT_FOUND);

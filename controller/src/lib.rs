@@ -15,6 +15,7 @@ pub mod error;
 pub mod flags;
 pub mod health;
 pub mod inbox;
+mod kinds;
 pub mod lease;
 pub mod metrics;
 pub mod observe;

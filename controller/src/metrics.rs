@@ -1,8 +1,7 @@
-//! What the controller counts, for Prometheus. No object names as labels.
+//! The metrics of the controller, for Prometheus. Labels hold no object names.
 
 use std::time::Duration;
 
-use codex_reports::Kind;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -10,7 +9,7 @@ use prometheus::{
 /// The content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// Everything that the controller counts.
+/// The metrics.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
@@ -26,10 +25,10 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers everything.
+    /// Registers the metrics.
     ///
     /// # Errors
-    /// Never in practice: names are fixed and distinct.
+    /// When two metrics have the same name, which is a bug.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new_custom(Some("codex_controller".to_owned()), None)?;
         let counter = |name: &str, help: &str, labels: &[&str]| {
@@ -47,19 +46,21 @@ impl Metrics {
         )?;
         let writes =
             counter("writes_total", "Writes to the API server by kind of object and verb.", &["kind", "verb"])?;
-        let malformed = counter("malformed_objects_total", "Objects that could not be read.", &["kind"])?;
-        let watch_errors = counter("watch_errors_total", "Failures of watches, each tried again.", &["kind"])?;
+        let malformed =
+            counter("malformed_objects_total", "Objects that could not be parsed and were ignored.", &["kind"])?;
+        let watch_errors = counter("watch_errors_total", "Failed watches; each is retried.", &["kind"])?;
         let durations = HistogramVec::new(
-            HistogramOpts::new("reconcile_duration_seconds", "How long reconciliations take.")
+            HistogramOpts::new("reconcile_duration_seconds", "Duration of reconciliations.")
                 .buckets(vec![0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]),
             &["kind"],
         )?;
         registry.register(Box::new(durations.clone()))?;
         let objects = IntGaugeVec::new(Opts::new("objects", "Objects by kind and phase."), &["kind", "phase"])?;
         registry.register(Box::new(objects.clone()))?;
-        let leader = IntGauge::new("is_leader", "1 while this process acts, 0 while it waits.")?;
+        let leader = IntGauge::new("is_leader", "1 while this process holds the Lease, 0 otherwise.")?;
         registry.register(Box::new(leader.clone()))?;
-        let build = IntGaugeVec::new(Opts::new("build_info", "The build that runs."), &["version"])?;
+        let build =
+            IntGaugeVec::new(Opts::new("build_info", "The version of the running build; always 1."), &["version"])?;
         registry.register(Box::new(build.clone()))?;
         build.with_label_values(&[crate::BUILD]).set(1);
         Ok(Self {
@@ -76,9 +77,8 @@ impl Metrics {
         })
     }
 
-    /// A reconciliation ended.
-    pub fn reconciled(&self, kind: Kind, took: Duration, failure: Option<&'static str>) {
-        let kind = name(kind);
+    /// Counts a reconciliation and, if it failed, the category of the failure.
+    pub fn reconciled(&self, kind: &str, took: Duration, failure: Option<&'static str>) {
         self.durations.with_label_values(&[kind]).observe(took.as_secs_f64());
         let result = if failure.is_some() { "error" } else { "ok" };
         self.reconciliations.with_label_values(&[kind, result]).inc();
@@ -87,40 +87,40 @@ impl Metrics {
         }
     }
 
-    /// A report came; `kind` is known once its sender is.
-    pub fn report(&self, kind: Option<Kind>, result: &'static str) {
-        self.reports.with_label_values(&[kind.map_or("unknown", name), result]).inc();
+    /// Counts a report. `kind` is `None` if the report was rejected before it was parsed.
+    pub fn report(&self, kind: Option<&str>, result: &'static str) {
+        self.reports.with_label_values(&[kind.unwrap_or("unknown"), result]).inc();
     }
 
-    /// Something was written.
+    /// Counts a write to the API server.
     pub fn wrote(&self, kind: &str, verb: &'static str) {
         self.writes.with_label_values(&[kind, verb]).inc();
     }
 
-    /// An object could not be read.
+    /// Counts an object that could not be parsed.
     pub fn malformed(&self, kind: &str) {
         self.malformed.with_label_values(&[kind]).inc();
     }
 
-    /// A watch failed.
+    /// Counts a failed watch.
     pub fn watch_failed(&self, kind: &str) {
         self.watch_errors.with_label_values(&[kind]).inc();
     }
 
-    /// Whether this process acts.
+    /// Sets whether this process holds the Lease.
     pub fn leads(&self, leads: bool) {
         self.leader.set(i64::from(leads));
     }
 
-    /// How many objects there are, by kind and phase.
-    pub fn count<'a>(&self, phases: impl IntoIterator<Item = (Kind, &'a str)>) {
+    /// Sets the number of objects from the kind and phase of each.
+    pub fn count<'a>(&self, phases: impl IntoIterator<Item = (&'a str, &'a str)>) {
         self.objects.reset();
         for (kind, phase) in phases {
-            self.objects.with_label_values(&[name(kind), phase]).inc();
+            self.objects.with_label_values(&[kind, phase]).inc();
         }
     }
 
-    /// Everything, in the text format.
+    /// Returns all metrics in the text format.
     ///
     /// # Errors
     /// When a metric cannot be encoded.
@@ -131,31 +131,20 @@ impl Metrics {
     }
 }
 
-/// A kind as labels and logs carry it.
-pub fn name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::TrainingRun => "TrainingRun",
-        Kind::Evaluation => "Evaluation",
-        Kind::ReasoningPod => "ReasoningPod",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-
-    use codex_reports::Kind;
 
     use super::Metrics;
 
     #[test]
     fn names_and_labels_are_as_documented() {
         let metrics = Metrics::new().unwrap();
-        metrics.reconciled(Kind::TrainingRun, Duration::from_millis(3), Some("conflict"));
-        metrics.report(Some(Kind::Evaluation), "accepted");
+        metrics.reconciled("TrainingRun", Duration::from_millis(3), Some("conflict"));
+        metrics.report(Some("Evaluation"), "accepted");
         metrics.report(None, "unauthenticated");
         metrics.wrote("Job", "apply");
-        metrics.count([(Kind::TrainingRun, "Running"), (Kind::TrainingRun, "Running")]);
+        metrics.count([("TrainingRun", "Running"), ("TrainingRun", "Running")]);
         metrics.leads(true);
         let text = String::from_utf8(metrics.text().unwrap()).unwrap();
         for line in [

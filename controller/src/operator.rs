@@ -1,16 +1,17 @@
-//! The life of the process: servers up, Lease, first look, controllers, and the way back down.
+//! The life of the process: start the servers, acquire the Lease, fill the caches, reconcile, shut down.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum_server::Handle;
+use codex_crds::ReasoningPod;
 use codex_plan::Settings;
 use kube::{
-    Client,
+    Client, ResourceExt,
     runtime::events::{Recorder, Reporter},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::watch::{Sender, channel},
     task::JoinSet,
     time::{interval, timeout},
 };
@@ -25,11 +26,12 @@ use crate::{
     endpoint::{self, Endpoint},
     error::{chain, client_category},
     flags::Flags,
-    health::{self, Health, Standing},
+    health::{self, Health, Leadership},
     inbox::Inbox,
+    kinds::kinds,
     lease::{Candidate, LeaseError},
     metrics::Metrics,
-    observe::{Stores, Wake},
+    observe::{Queues, Requests, watch},
     reconcile::control,
     seal::{Seal, SealError},
     signer::{Signer, SignerError},
@@ -37,51 +39,53 @@ use crate::{
     unmended::Unmended,
 };
 
-/// How long what was begun may take when the process is asked to stop.
+/// How long reconciliations in progress may take after a signal to stop.
 const DRAIN: Duration = Duration::from_secs(15);
-/// How often is forgotten what belongs to objects that are gone.
+/// How long connections may stay open after that.
+const CONNECTION_GRACE: Duration = Duration::from_secs(2);
+/// How often the state of objects that no longer exist is dropped.
 const SWEEP: Duration = Duration::from_mins(5);
 
-/// Why the process stops.
+/// Why the process failed.
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
-    /// No cluster is configured.
-    #[error("no cluster: {0}")]
+    /// The configuration of the client cannot be loaded.
+    #[error("the configuration of the cluster cannot be loaded: {0}")]
     Config(#[source] Box<kube::Error>),
-    /// An address that is taken, say.
+    /// An address cannot be bound.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// No signal handlers.
-    #[error("signals cannot be heard: {0}")]
+    /// The signal handlers cannot be installed.
+    #[error("the signal handlers cannot be installed: {0}")]
     Signals(#[source] std::io::Error),
-    /// Metrics with one name.
+    /// The metrics cannot be registered.
     #[error("metrics cannot be registered: {0}")]
     Metrics(#[from] prometheus::Error),
-    /// The report endpoint's certificates.
+    /// The certificates of the report endpoint cannot be issued.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The key of seals.
+    /// The seal key cannot be loaded.
     #[error(transparent)]
     Seal(#[from] SealError),
-    /// The signing key.
+    /// The signing key cannot be loaded.
     #[error(transparent)]
     Signer(#[from] SignerError),
-    /// Another process leads.
-    #[error("stopped acting: {0}")]
+    /// The Lease was lost.
+    #[error("leadership lost: {0}")]
     Lease(#[from] LeaseError),
-    /// A task that should have run for ever.
-    #[error("a task of the controller ended: {0}")]
+    /// A task ended that runs until the process stops.
+    #[error("a task ended unexpectedly: {0}")]
     Task(String),
 }
 
 impl OperatorError {
-    /// A word for logs.
+    /// Returns the category for logs.
     pub fn category(&self) -> &'static str {
         match self {
             Self::Config(source) => client_category(source),
@@ -102,19 +106,19 @@ impl OperatorError {
 /// # Errors
 /// See [`OperatorError`].
 pub async fn run(flags: Flags) -> Result<(), OperatorError> {
-    // One provider for all TLS; a second installation of the same one is no failure.
+    // Installing the provider again fails and changes nothing.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    info!(version = BUILD, namespace = flags.namespace, "codex-controller starts");
+    info!(version = BUILD, namespace = flags.namespace, "codex-controller is starting");
     let stop = stop_on_signal()?;
     let client = Client::try_default().await.map_err(|source| OperatorError::Config(Box::new(source)))?;
     let metrics = Metrics::new()?;
-    let (standing, seen) = watch::channel(Standing::Waiting);
-    let (acting, context) = watch::channel(None);
+    let (leadership, leadership_seen) = channel(Leadership::Standby);
+    let (active, context) = channel(None);
     let mut servers = JoinSet::new();
     let health_handle = Handle::new();
     servers.spawn({
         let (address, handle) = (flags.health_listen, health_handle.clone());
-        let health = Health { metrics: metrics.clone(), standing: seen };
+        let health = Health { metrics: metrics.clone(), leadership: leadership_seen };
         async move {
             health::serve(address, handle, health).await.map_err(|source| OperatorError::Listen { address, source })
         }
@@ -131,35 +135,35 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
                 .map_err(|source| OperatorError::Listen { address, source })
         }
     });
-    let lead = lead(&flags, client, metrics, certificates.authority, &stop, &standing, &acting);
+    let lead = lead(&flags, client, metrics, certificates.authority, &stop, &leadership, &active);
     let result = tokio::select! {
         result = lead => result,
         Some(ended) = servers.join_next() => match ended {
             Ok(Err(failure)) => Err(failure),
-            Ok(Ok(())) => Err(OperatorError::Task("a server stopped serving".to_owned())),
+            Ok(Ok(())) => Err(OperatorError::Task("an HTTP server".to_owned())),
             Err(panicked) => Err(OperatorError::Task(panicked.to_string())),
         },
     };
-    acting.send_replace(None);
-    standing.send_replace(Standing::Waiting);
-    let patience = Duration::from_secs(2);
-    health_handle.graceful_shutdown(Some(patience));
-    reports_handle.graceful_shutdown(Some(patience));
-    // Connections that stay open longer are cut off.
-    let _ = timeout(patience + Duration::from_secs(1), async { while servers.join_next().await.is_some() {} }).await;
-    info!("codex-controller stops");
+    active.send_replace(None);
+    leadership.send_replace(Leadership::Standby);
+    health_handle.graceful_shutdown(Some(CONNECTION_GRACE));
+    reports_handle.graceful_shutdown(Some(CONNECTION_GRACE));
+    // Connections that stay open longer are closed.
+    let _ = timeout(CONNECTION_GRACE + Duration::from_secs(1), async { while servers.join_next().await.is_some() {} })
+        .await;
+    info!("codex-controller has stopped");
     result
 }
 
-/// Waits for the Lease and acts while it is held.
+/// Waits for the Lease and reconciles while it is held.
 async fn lead(
     flags: &Flags,
     client: Client,
     metrics: Metrics,
     authority: String,
     stop: &CancellationToken,
-    standing: &watch::Sender<Standing>,
-    acting: &watch::Sender<Option<Arc<Context>>>,
+    leadership: &Sender<Leadership>,
+    active: &Sender<Option<Arc<Context>>>,
 ) -> Result<(), OperatorError> {
     let identity = flags.identity();
     let candidate = Candidate::new(client.clone(), &flags.namespace, &flags.lease_name, identity.clone());
@@ -180,10 +184,10 @@ async fn lead(
         });
         let seal = Seal::load(client.clone(), &flags.namespace).await?;
         let signer = Arc::new(Signer::load(client.clone(), &flags.namespace).await?);
-        let (wake, queues) = Wake::new();
+        let (queues, requests) = Queues::new();
         let mut tasks = JoinSet::new();
         let stores = tokio::select! {
-            stores = Stores::follow(&client, &flags.watch_namespaces, &metrics, &wake, &mut tasks) => Arc::new(stores),
+            stores = watch(&client, &flags.watch_namespaces, &metrics, &queues, &mut tasks) => Arc::new(stores),
             () = stop.cancelled() => return Ok(()),
         };
         let reporter =
@@ -193,7 +197,7 @@ async fn lead(
             client,
             settings,
             stores: stores.clone(),
-            wake: wake.clone(),
+            queues: queues.clone(),
             inbox: Arc::new(Inbox::default()),
             signer: signer.clone(),
             seal,
@@ -204,24 +208,18 @@ async fn lead(
         });
         tasks.spawn({
             let (context, signer) = (context.clone(), signer);
-            async move { signer.watch(|| wake_pods(&context)).await }
+            async move { signer.watch(|| queue_reasoning_pods(&context)).await }
         });
         tasks.spawn(sweep(context.clone()));
         info!(
-            runs = stores.runs.len(),
+            training_runs = stores.training_runs.len(),
             evaluations = stores.evaluations.len(),
-            pods = stores.pods.len(),
+            reasoning_pods = stores.reasoning_pods.len(),
             "the caches are filled; reconciling"
         );
-        acting.send_replace(Some(context.clone()));
-        standing.send_replace(Standing::Acting(stores));
-        let controllers = async {
-            tokio::join!(
-                control(context.clone(), queues.runs),
-                control(context.clone(), queues.evaluations),
-                control(context.clone(), queues.pods),
-            );
-        };
+        active.send_replace(Some(context.clone()));
+        leadership.send_replace(Leadership::Active(stores));
+        let controllers = control_all(context, requests);
         tokio::pin!(controllers);
         tokio::select! {
             () = &mut controllers => Err(OperatorError::Task("the controllers".to_owned())),
@@ -230,12 +228,12 @@ async fn lead(
                 Err(OperatorError::Task(why))
             }
             () = stop.cancelled() => {
-                info!("finishing what was begun");
-                acting.send_replace(None);
-                standing.send_replace(Standing::Waiting);
-                wake.close();
+                info!("finishing the reconciliations in progress");
+                active.send_replace(None);
+                leadership.send_replace(Leadership::Standby);
+                queues.close();
                 if timeout(DRAIN, controllers).await.is_err() {
-                    warn!("not everything that was begun is finished: the next process goes on");
+                    warn!("reconciliations were cut off; the next leader continues them");
                 }
                 Ok(())
             }
@@ -250,17 +248,26 @@ async fn lead(
     };
     metrics.leads(false);
     if let Err(failure) = held.release().await {
-        warn!(error = chain(&failure), "the Lease was not given back; it expires");
+        warn!(error = chain(&failure), "the Lease could not be released and expires by itself");
     }
     result
 }
 
-/// The signer came or went: every ReasoningPod looks again.
-fn wake_pods(context: &Context) {
-    use kube::ResourceExt;
-    for pod in context.stores.pods.state() {
-        let namespace = pod.namespace().unwrap_or_default();
-        context.wake.wake(codex_reports::Kind::ReasoningPod, &namespace, &pod.name_any());
+macro_rules! control_kinds {
+    (reconciled { $($field:ident: $kind:ty, $label:expr;)* } referenced { $($referenced:tt)* }) => {
+        /// Runs the controller of every reconciled kind until the queues are closed.
+        async fn control_all(context: Arc<Context>, requests: Requests) {
+            tokio::join!($(control::<$kind>(context.clone(), requests.$field)),*);
+        }
+    };
+}
+
+kinds!(control_kinds);
+
+/// Queues every ReasoningPod, because the signer became available or unavailable.
+fn queue_reasoning_pods(context: &Context) {
+    for pod in context.stores.reasoning_pods.state() {
+        context.queues.add::<ReasoningPod>(&pod.namespace().unwrap_or_default(), &pod.name_any());
     }
 }
 
@@ -272,18 +279,18 @@ async fn sweep(context: Arc<Context>) {
     }
 }
 
-/// A token that SIGTERM and SIGINT cancel.
+/// Returns a token that SIGTERM and SIGINT cancel.
 fn stop_on_signal() -> Result<CancellationToken, OperatorError> {
     let stop = CancellationToken::new();
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let mut heard = signal(kind).map_err(OperatorError::Signals)?;
+        let mut signals = signal(kind).map_err(OperatorError::Signals)?;
         let stop = stop.clone();
         tokio::spawn(async move {
-            if heard.recv().await.is_some() {
-                info!("asked to stop");
+            if signals.recv().await.is_some() {
+                info!("received a signal to stop");
                 stop.cancel();
             } else {
-                error!("signals are no longer heard");
+                error!("signals are no longer received");
             }
         });
     }

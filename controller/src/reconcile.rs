@@ -20,7 +20,6 @@ use crate::{
     context::Context,
     effects::{EffectError, carry_out},
     error::chain,
-    metrics::name,
     observe::{Observe, ObserveError, requests},
     report::{self, ReportError},
 };
@@ -145,11 +144,15 @@ pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver
     let one = |object: Arc<K>, context: Arc<Context>| {
         let (namespace, object_name) = (object.namespace().unwrap_or_default(), object.name_any());
         let generation = object.meta().generation;
-        let span = info_span!("reconcile", kind = name(K::KIND), namespace, name = object_name, generation);
+        let span = info_span!("reconcile", kind = %K::kind(&()), namespace, name = object_name, generation);
         async move {
             let (uid, began) = (object.uid().unwrap_or_default(), Instant::now());
             let result = reconcile(object, &context).await;
-            context.metrics.reconciled(K::KIND, began.elapsed(), result.as_ref().err().map(ReconcileError::category));
+            context.metrics.reconciled(
+                &K::kind(&()),
+                began.elapsed(),
+                result.as_ref().err().map(ReconcileError::category),
+            );
             match &result {
                 Ok(_) => context.backoff.forget(&uid),
                 Err(failure) => {

@@ -79,16 +79,16 @@ pub(super) async fn authorize(context: &Context, pod: &PodIdentity, report: &Rep
 fn object(context: &Context, report: &Report) -> Result<String, Rejection> {
     let (stores, namespace, name) = (&context.stores, &report.namespace, &report.name);
     let found = match report.kind {
-        Kind::TrainingRun => get(&stores.runs, namespace, name).and_then(|run| run.uid()),
+        Kind::TrainingRun => get(&stores.training_runs, namespace, name).and_then(|run| run.uid()),
         Kind::Evaluation => get(&stores.evaluations, namespace, name).and_then(|evaluation| evaluation.uid()),
-        Kind::ReasoningPod => get(&stores.pods, namespace, name).and_then(|pod| pod.uid()),
+        Kind::ReasoningPod => get(&stores.reasoning_pods, namespace, name).and_then(|pod| pod.uid()),
     };
     found.ok_or_else(|| Rejection::Forbidden(format!("the {} {namespace}/{name} does not exist", report.kind.name())))
 }
 
 /// Returns the live pod.
 async fn live(context: &Context, pod: &PodIdentity) -> Result<Arc<Pod>, Rejection> {
-    let cached = get(&context.stores.workers, &pod.namespace, &pod.name);
+    let cached = get(&context.stores.pods, &pod.namespace, &pod.name);
     if let Some(cached) = cached.filter(|cached| cached.uid().as_ref() == Some(&pod.uid)) {
         return Ok(cached);
     }

@@ -12,7 +12,7 @@ use axum::{
 };
 use axum_server::{Handle, tls_rustls::RustlsConfig};
 use codex_plan::Received;
-use codex_reports::{Kind, MAX_BYTES, PATH, Report, SCHEMA_VERSION, Stage};
+use codex_reports::{MAX_BYTES, PATH, Report, SCHEMA_VERSION, Stage};
 use kube::Client;
 use serde::Deserialize;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -116,7 +116,7 @@ impl Endpoint {
         &self,
         headers: &HeaderMap,
         body: Result<Bytes, BytesRejection>,
-        kind: &mut Option<Kind>,
+        kind: &mut Option<&'static str>,
     ) -> Result<Offer, Rejection> {
         let Some(context) = self.active.borrow().clone() else {
             return Err(Rejection::Unavailable("this controller is not the active leader".to_owned()));
@@ -130,17 +130,18 @@ impl Endpoint {
             _ => Rejection::Invalid(format!("the report cannot be read: {why}")),
         })?;
         let report = parse(&body)?;
-        *kind = Some(report.kind);
+        *kind = Some(report.kind.name());
         sender::authorize(&context, &pod, &report).await?;
         let (object, seq) = (report.object_uid.clone(), report.seq);
         // The pod sends nothing after this report, so it must not get lost.
         let last = matches!(report.state.stage(), Stage::Finished | Stage::Failed);
-        let (namespace, name, sent) = (report.namespace.clone(), report.name.clone(), report.kind);
+        let (namespace, name) = (report.namespace.clone(), report.name.clone());
+        let report_kind = report.kind.name();
         let received = Received { report, pod: pod.name.clone(), at: context.now() };
         if context.inbox.offer(received) == Offer::Stale {
             return Ok(Offer::Stale);
         }
-        context.wake.wake(sent, &namespace, &name);
+        context.queues.add_kind(report_kind, &namespace, &name);
         // The check is done: a request that waits for the status must not block others.
         drop(permit);
         if last {

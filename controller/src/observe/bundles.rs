@@ -1,4 +1,4 @@
-//! The bundles of a model and what the pinned key says about them. From caches; no I/O.
+//! The bundles of a model, verified with the pinned key. They are read from the caches.
 
 use std::collections::BTreeMap;
 
@@ -11,20 +11,20 @@ use codex_signing::{
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 
-use super::get;
+use super::stores::get;
 use crate::{context::Context, error::chain, ownership::is_controlled_by, signer::BUNDLE};
 
-/// What was found.
+/// The signer and the bundles of a ReasoningPod.
 pub(super) struct Found {
-    /// The signer.
+    /// Whether the signer is available.
     pub signer: Signer,
-    /// The signature of the model.
+    /// The signed manifest of the model.
     pub oms: Bundle<SignedModel>,
-    /// Its promotion into the ring.
+    /// The signed promotion of the model into the ring.
     pub promotion: Bundle<SignedPromotion>,
 }
 
-/// Looks for the bundles of a ReasoningPod and checks them.
+/// Finds the bundles of a ReasoningPod and verifies them.
 pub(super) fn find(
     context: &Context,
     pod: &ReasoningPod,
@@ -46,7 +46,7 @@ pub(super) fn find(
     let read = |config_map: &ConfigMap| -> Result<Vec<u8>, String> {
         if !is_controlled_by(config_map, &owner) {
             return Err(format!(
-                "the ConfigMap {} does not belong to the run {}",
+                "the ConfigMap {} does not belong to the TrainingRun {}",
                 config_map.name_any(),
                 run.name_any()
             ));
@@ -83,7 +83,7 @@ pub(super) fn find(
     found
 }
 
-/// What a refused bundle is worth.
+/// Classifies a bundle that failed verification.
 fn refused<T>(why: &VerifyError) -> Bundle<T> {
     let sentence = why.to_string();
     match why {

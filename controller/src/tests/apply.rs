@@ -24,7 +24,7 @@ async fn what_the_plan_no_longer_names_goes_and_bundles_stay() {
     {
         world.api.put(&format!("/api/v1/namespaces/team/configmaps/{name}"), owned(name, owner));
     }
-    let object = get(&world.context.stores.runs, "team", "a").unwrap();
+    let object = get(&world.context.stores.training_runs, "team", "a").unwrap();
     apply(&world.context, &*object, &Desired::default()).await.unwrap();
     assert_eq!(world.api.requests(), ["DELETE /api/v1/namespaces/team/configmaps/old"]);
     apply(&world.context, &*object, &Desired::default()).await.unwrap();

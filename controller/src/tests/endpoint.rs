@@ -119,7 +119,7 @@ async fn reports_of_a_genuine_pod_are_accepted_with_one_token_review() {
     assert_eq!(scene.world.api.requests(), ["POST /apis/authentication.k8s.io/v1/tokenreviews"]);
     let received = scene.world.context.inbox.of("a-uid");
     assert_eq!((received.len(), received[0].report.seq, received[0].pod.as_str()), (1, 3, "a-train-x"));
-    let woken = scene.world.queues.runs.try_recv().unwrap();
+    let woken = scene.world.requests.training_runs.try_recv().unwrap();
     assert_eq!((woken.name.as_str(), woken.namespace.as_deref()), ("a", Some("team")));
 }
 

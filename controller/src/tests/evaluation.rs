@@ -62,5 +62,5 @@ async fn an_evaluation_waits_for_its_run_and_then_takes_a_config_map_a_job_and_a
     }
     let job = world.api.object("/apis/batch/v1/namespaces/team/jobs/e-eval").unwrap();
     assert!(job["metadata"]["annotations"]["codex-ml.dev/seal"].is_string(), "{job}");
-    assert!(world.context.stores.runs.find(|run: &TrainingRun| run.status.is_some()).is_some());
+    assert!(world.context.stores.training_runs.find(|run: &TrainingRun| run.status.is_some()).is_some());
 }

@@ -7,4 +7,4 @@ mod lease;
 mod reasoning_pod;
 mod signer;
 mod training_run;
-mod world;
+pub(crate) mod world;

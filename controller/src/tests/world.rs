@@ -34,7 +34,7 @@ use crate::{
     context::Context,
     inbox::Inbox,
     metrics::Metrics,
-    observe::{Observe, Queues, Stores, Wake, Writers},
+    observe::{Observe, Queues, Requests, Stores, Writers},
     reconcile::{ReconcileError, reconcile},
     seal::Seal,
     signer::Signer,
@@ -60,18 +60,18 @@ struct Held {
 
 /// The mocked API server.
 #[derive(Clone, Default)]
-pub(super) struct Api(Arc<Mutex<Held>>);
+pub(crate) struct Api(Arc<Mutex<Held>>);
 
 /// A mocked cluster with a controller in it.
 pub(super) struct World {
     pub(super) api: Api,
     pub(super) context: Arc<Context>,
-    pub(super) queues: Queues,
+    pub(super) requests: Requests,
 }
 
 impl Api {
     /// A client of it. `writers` are fed with whatever is written.
-    pub(super) fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let (service, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
         let api = self.clone();
         tokio::spawn(async move {
@@ -260,16 +260,16 @@ impl Held {
             };
         }
         feed! {
-            "TrainingRun" runs TrainingRun;
+            "TrainingRun" training_runs TrainingRun;
             "Evaluation" evaluations Evaluation;
-            "ReasoningPod" pods ReasoningPod;
+            "ReasoningPod" reasoning_pods ReasoningPod;
             "Job" jobs Job;
             "Deployment" deployments Deployment;
-            "Pod" workers Pod;
+            "Pod" pods Pod;
             "ConfigMap" config_maps ConfigMap;
             "Service" services Service;
-            "PodDisruptionBudget" budgets PodDisruptionBudget;
-            "NetworkPolicy" policies NetworkPolicy;
+            "PodDisruptionBudget" pod_disruption_budgets PodDisruptionBudget;
+            "NetworkPolicy" network_policies NetworkPolicy;
         }
     }
 }
@@ -283,7 +283,7 @@ impl World {
         api.0.lock().unwrap().writers = Some(writers);
         let client = api.client();
         let signer = Arc::new(Signer::load(client.clone(), "codex-system").await.unwrap());
-        let (wake, queues) = Wake::new();
+        let (queues, requests) = Queues::new();
         let reporter = Reporter { controller: "codex-controller".to_owned(), instance: Some("test".to_owned()) };
         let context = Arc::new(Context {
             recorder: Recorder::new(client.clone(), reporter),
@@ -298,7 +298,7 @@ impl World {
                 report_port: 8443,
             }),
             stores,
-            wake,
+            queues,
             inbox: Arc::new(Inbox::default()),
             signer,
             seal: Seal::for_tests(),
@@ -312,7 +312,7 @@ impl World {
             json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "runs"}}),
         );
         api.requests();
-        Self { api, context, queues }
+        Self { api, context, requests }
     }
 
     /// Reconciles the object `name` once and returns the requests that it took.

@@ -1,0 +1,122 @@
+//! Evaluation: its observation, and what its changes trigger.
+
+use std::sync::Arc;
+
+use codex_crds::{ConditionType, Evaluation, EvaluationStatus, child};
+use codex_plan::{
+    Plan, Received,
+    conditions::{find, is_true},
+    evaluation::{self, ObservedEvaluation},
+};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{ResourceExt, runtime::reflector::Store};
+
+use super::{
+    error::ObserveError,
+    kind::{Kind, Observe},
+    references::{Work, work},
+    stores::get,
+    triggers::Triggers,
+    workers,
+};
+use crate::context::Context;
+
+impl Kind for Evaluation {
+    /// Returns the verdict, or before there is one, a phase that follows from the conditions.
+    fn phase(&self) -> String {
+        self.status.as_ref().map_or_else(|| "Pending".to_owned(), phase)
+    }
+
+    fn changed(&self, triggers: &Triggers) {
+        triggers.object(self);
+        triggers.users_of_evaluation(&self.namespace().unwrap_or_default(), &self.name_any());
+    }
+}
+
+fn phase(status: &EvaluationStatus) -> String {
+    if let Some(verdict) = status.verdict {
+        return format!("{verdict:?}");
+    }
+    let ready = find(&status.conditions, ConditionType::Ready).map(|ready| ready.reason.as_str());
+    let phase = match ready {
+        _ if is_true(&status.conditions, ConditionType::Stalled) => "Failed",
+        Some("Suspended") => "Suspended",
+        Some("Running") => "Running",
+        _ => "Pending",
+    };
+    phase.to_owned()
+}
+
+impl Observe for Evaluation {
+    type Status = EvaluationStatus;
+    type Observed = ObservedEvaluation;
+
+    fn store(context: &Context) -> &Store<Self> {
+        &context.stores.evaluations
+    }
+
+    fn status(&self) -> Option<&EvaluationStatus> {
+        self.status.as_ref()
+    }
+
+    fn conditions(status: &mut EvaluationStatus) -> &mut Vec<Condition> {
+        &mut status.conditions
+    }
+
+    fn observed_generation(status: &mut EvaluationStatus) -> &mut Option<i64> {
+        &mut status.observed_generation
+    }
+
+    async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedEvaluation, ObserveError> {
+        let (namespace, uid) = (self.namespace().unwrap_or_default(), self.uid().unwrap_or_default());
+        let run = get(&context.stores.training_runs, &namespace, &self.spec.training_run);
+        let job = workers::job(context, &namespace, &child::evaluator(&self.name_any()), &uid);
+        let Work { job, pods, references } = work(context, &namespace, job, &self.spec.data, run.as_deref()).await?;
+        Ok(ObservedEvaluation {
+            settings: context.settings.clone(),
+            run: run.map(Arc::unwrap_or_clone),
+            references,
+            job,
+            pods,
+            reports: context.inbox.of(&uid),
+            status_written_at: context.written.get(&uid),
+            object: Arc::unwrap_or_clone(self),
+        })
+    }
+
+    fn reports(observed: &ObservedEvaluation) -> &[Received] {
+        &observed.reports
+    }
+
+    fn plan(observed: &ObservedEvaluation, now: Timestamp) -> Plan<EvaluationStatus> {
+        evaluation::plan(observed, now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use codex_crds::EvaluationStatus;
+    use serde_json::json;
+
+    use super::phase;
+
+    #[test]
+    fn the_phase_is_the_verdict_and_before_that_follows_from_the_conditions() {
+        let status = |verdict: Option<&str>, stalled: &str, reason: &str| -> EvaluationStatus {
+            let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            let conditions = [condition("Ready", "False"), condition("Stalled", stalled)];
+            serde_json::from_value(json!({ "verdict": verdict, "conditions": conditions })).unwrap()
+        };
+        for (verdict, stalled, reason, expected) in [
+            (Some("Inconclusive"), "False", "Succeeded", "Inconclusive"),
+            (None, "True", "PodFailed", "Failed"),
+            (None, "False", "Running", "Running"),
+            (None, "False", "Suspended", "Suspended"),
+            (None, "False", "WaitingForPod", "Pending"),
+        ] {
+            assert_eq!(phase(&status(verdict, stalled, reason)), expected);
+        }
+        assert_eq!(phase(&EvaluationStatus::default()), "Pending");
+    }
+}

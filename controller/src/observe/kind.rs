@@ -1,0 +1,53 @@
+//! The traits of the kinds in the list of [`kinds`](crate::kinds).
+
+use std::{fmt::Debug, sync::Arc};
+
+use codex_plan::{Plan, Received};
+use jiff::Timestamp;
+use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Condition};
+use kube::{Resource, runtime::reflector::Store};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{error::ObserveError, reflector::WatchScope, triggers::Triggers};
+use crate::context::Context;
+
+/// A kind that the controller watches.
+pub trait Kind:
+    Resource<DynamicType = (), Scope: WatchScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
+    /// Returns the value of the metric label `phase`.
+    fn phase(&self) -> String;
+
+    /// Queues the objects whose plans depend on this one, after it was created, changed or deleted.
+    fn changed(&self, triggers: &Triggers);
+}
+
+/// A kind that the controller reconciles.
+pub trait Observe: Kind + Resource<Scope = NamespaceResourceScope> + Serialize {
+    /// The type of its status.
+    type Status: Serialize + Clone + PartialEq + Send + Sync;
+    /// The input of its plan.
+    type Observed: Send + Sync;
+
+    /// Returns its cache.
+    fn store(context: &Context) -> &Store<Self>;
+
+    /// Returns its status.
+    fn status(&self) -> Option<&Self::Status>;
+
+    /// Returns the conditions in a status.
+    fn conditions(status: &mut Self::Status) -> &mut Vec<Condition>;
+
+    /// Returns `observedGeneration` in a status.
+    fn observed_generation(status: &mut Self::Status) -> &mut Option<i64>;
+
+    /// Observes the object and everything that its plan depends on.
+    fn observe(self: Arc<Self>, context: &Context)
+    -> impl Future<Output = Result<Self::Observed, ObserveError>> + Send;
+
+    /// Returns the reports in an observation.
+    fn reports(observed: &Self::Observed) -> &[Received];
+
+    /// Returns the plan for an observation.
+    fn plan(observed: &Self::Observed, now: Timestamp) -> Plan<Self::Status>;
+}

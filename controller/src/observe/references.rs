@@ -1,0 +1,67 @@
+//! What the pods of a TrainingRun or an Evaluation mount.
+
+use std::collections::BTreeSet;
+
+use codex_crds::{DataItem, TrainingRun, is_subdomain};
+use codex_plan::References;
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{ConfigMap, Pod},
+};
+use kube::Api;
+
+use super::{error::ObserveError, stores::get, workers};
+use crate::context::Context;
+
+/// A Job with its pods. Without a Job, the references that its pods would mount.
+pub(super) struct Work {
+    pub job: Option<Job>,
+    pub pods: Vec<Pod>,
+    pub references: References,
+}
+
+/// Observes the pods of a Job or, without one, the references. The output goes to the claim of `run`.
+pub(super) async fn work(
+    context: &Context,
+    namespace: &str,
+    job: Option<Job>,
+    data: &[DataItem],
+    run: Option<&TrainingRun>,
+) -> Result<Work, ObserveError> {
+    let (pods, references) = match &job {
+        Some(job) => (workers::of_job(context, job), References::default()),
+        None => (Vec::new(), references(context, namespace, data, run).await?),
+    };
+    Ok(Work { job, pods, references })
+}
+
+/// Returns which claims and ConfigMaps exist among those that an object mounts.
+async fn references(
+    context: &Context,
+    namespace: &str,
+    data: &[DataItem],
+    run: Option<&TrainingRun>,
+) -> Result<References, ObserveError> {
+    let output = run.map(|run| &run.spec.output.persistent_volume_claim.claim_name);
+    let mounted =
+        data.iter().filter_map(|item| item.source.persistent_volume_claim.as_ref()).map(|claim| &claim.claim_name);
+    let claims =
+        output.into_iter().chain(mounted).filter(|name| get(&context.stores.claims, namespace, name).is_some());
+    let mut references = References { claims: claims.cloned().collect(), ..References::default() };
+    let names: BTreeSet<_> = data.iter().filter_map(|item| Some(&item.source.config_map.as_ref()?.name)).collect();
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
+    // An invalid name could be a path to another resource of the API. It counts as missing.
+    for name in names.into_iter().filter(|name| is_subdomain(name)) {
+        let found = api.get_opt(name).await.map_err(|source| ObserveError::Client {
+            kind: "ConfigMap",
+            name: name.clone(),
+            source,
+        })?;
+        if let Some(found) = found {
+            let texts = found.data.unwrap_or_default().into_keys();
+            let keys = texts.chain(found.binary_data.unwrap_or_default().into_keys()).collect();
+            references.config_maps.insert(name.clone(), keys);
+        }
+    }
+    Ok(references)
+}
