@@ -1,8 +1,8 @@
-//! How errors are shown. Pure.
+//! Formatting and classification of errors.
 
 use std::error::Error;
 
-/// An error and everything that caused it, outermost first. A cause whose text its effect already carries is left out.
+/// Returns an error and its sources as one line, outermost first. A source whose text is already included is left out.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -13,15 +13,15 @@ pub fn chain(error: &dyn Error) -> String {
             text.push_str(": ");
             text.push_str(&said);
         }
-        // Behind what the API server said there is only the same once more, with its fields.
+        // The sources of an API error only repeat it with all its fields.
         source = if answer.is_some() { None } else { cause.source() };
     }
     text
 }
 
-/// The API server's own sentence, where an error is one.
+/// Returns the message of the API server if the error is a response from it.
 fn answer<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a str> {
-    // `#[source] Box<kube::Error>` is a source of its own type.
+    // The source of a boxed error is the box, not its content.
     let error = error.downcast_ref().or_else(|| error.downcast_ref::<Box<kube::Error>>().map(|error| &**error));
     match error {
         Some(kube::Error::Api(status)) if !status.message.is_empty() => Some(&status.message),
@@ -29,12 +29,12 @@ fn answer<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a str> {
     }
 }
 
-/// What a client's error says: the API server's own sentence, where it is one.
+/// Returns the message of a client error: that of the API server if the error is a response from it.
 pub fn said(error: &kube::Error) -> String {
     answer(error).map_or_else(|| error.to_string(), str::to_owned)
 }
 
-/// A word for what kind of failure a client's error is, for metric labels.
+/// Returns the category of a client error for metrics and logs.
 pub fn client_category(error: &kube::Error) -> &'static str {
     match error {
         kube::Error::Api(status) => match status.code {
@@ -52,15 +52,15 @@ pub fn client_category(error: &kube::Error) -> &'static str {
     }
 }
 
-/// Whether the API server refuses what was asked of it, and will until somebody changes something. The end of a namespace
-/// refuses, too, and passes by itself.
+/// Returns whether the API server rejects the request until an object or a permission changes. The rejection of writes in
+/// a terminating namespace does not count, because it resolves by itself.
 pub fn refused(error: &kube::Error) -> bool {
     let kube::Error::Api(status) = error else { return false };
     let ends = status.details.iter().flat_map(|details| &details.causes).any(|it| it.reason == "NamespaceTerminating");
     matches!(status.code, 400 | 403 | 422) && !ends
 }
 
-/// Whether the API server answered with this HTTP status.
+/// Returns whether the API server answered with this HTTP status.
 pub fn answered(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
 }
@@ -69,8 +69,7 @@ pub fn answered(error: &kube::Error, code: u16) -> bool {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{chain, refused};
-    use crate::apply::ApplyError;
+    use super::{chain, refused, said};
 
     fn answered(code: u16, causes: &Value) -> kube::Error {
         let status = json!({
@@ -81,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_by_itself_is_no_refusal() {
+    fn failures_that_resolve_by_themselves_are_not_refusals() {
         for code in [400, 403, 422] {
             assert!(refused(&answered(code, &json!([]))), "{code}");
         }
@@ -92,9 +91,11 @@ mod tests {
     }
 
     #[test]
-    fn the_api_server_is_quoted_once_and_without_its_fields() {
-        let source = Box::new(answered(403, &json!([])));
-        let failed = ApplyError::Client { kind: "Job".into(), name: "a".into(), verb: "applied", source };
+    fn the_message_of_the_api_server_is_included_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("the Job a cannot be applied: {}", said(.0))]
+        struct Failed(#[source] Box<kube::Error>);
+        let failed = Failed(Box::new(answered(403, &json!([]))));
         assert_eq!(chain(&failed), "the Job a cannot be applied: jobs \"a\" is forbidden: no");
     }
 }

@@ -1,8 +1,8 @@
-//! Leader election by a Lease: one process acts, others wait. Talks to the API server; takes time from its monotonic
-//! clock, so that clocks of other machines do not matter.
+//! Leader election by a Lease: its holder reconciles, all other processes stand by. Expiry is measured with the monotonic
+//! clock of the process, so that clock skew between machines does not matter.
 //!
-//! A holder renews by one PUT that names the resourceVersion it wrote last, so an idle controller costs one write every
-//! [`RENEW`] and no read. Whoever waits judges a Lease dead when it has not changed for its own duration.
+//! The holder renews with one PUT on the resourceVersion that it wrote last. An idle controller therefore costs one write
+//! every [`RENEW`] and no reads. A candidate regards a Lease as expired if it has not changed for its own duration.
 
 use std::time::Duration;
 
@@ -11,58 +11,55 @@ use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::MicroTime,
 };
-use kube::{
-    Api, Client,
-    api::{ObjectMeta, PostParams},
-};
+use kube::{Api, Client, api::ObjectMeta};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::{
-    MANAGER,
+    api::post_params,
     backoff::jittered,
     error::{answered, client_category},
 };
 
-/// How long a Lease holds without being renewed.
+/// The duration of the Lease: how long it is valid without being renewed.
 pub const DURATION: Duration = Duration::from_secs(30);
-/// How often it is renewed.
+/// How often the holder renews the Lease.
 pub const RENEW: Duration = Duration::from_secs(10);
-/// A holder that could not renew for so long stops acting, well before anybody else may begin.
+/// How long a holder keeps reconciling without a successful renewal. It stops well before the Lease expires.
 pub const DEADLINE: Duration = Duration::from_secs(20);
-/// How long to wait before trying again.
+/// How long to wait between attempts.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Why a process is not, or no longer, the leader.
+/// Why a process does not hold the Lease.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
-    /// The API server.
+    /// A request to the API server failed.
     #[error("the Lease {name} cannot be read or written: {source}")]
     Client {
-        /// Which.
+        /// The name of the Lease.
         name: String,
-        /// Why.
+        /// The client's error.
         #[source]
         source: kube::Error,
     },
     /// Another process holds it.
     #[error("the Lease {name} is held by {holder}")]
     Taken {
-        /// Which.
+        /// The name of the Lease.
         name: String,
-        /// By whom.
+        /// The identity of the holder.
         holder: String,
     },
-    /// Nobody could be asked in time.
+    /// The Lease was not renewed in time.
     #[error("the Lease {name} could not be renewed for {} s", DEADLINE.as_secs())]
     Expired {
-        /// Which.
+        /// The name of the Lease.
         name: String,
     },
 }
 
 impl LeaseError {
-    /// A word for metric labels.
+    /// Returns the category for logs.
     pub fn category(&self) -> &'static str {
         match self {
             Self::Client { source, .. } => client_category(source),
@@ -72,7 +69,7 @@ impl LeaseError {
     }
 }
 
-/// Who asks for which Lease.
+/// A process that tries to acquire the Lease.
 #[derive(Clone)]
 pub struct Candidate {
     api: Api<Lease>,
@@ -80,46 +77,46 @@ pub struct Candidate {
     identity: String,
 }
 
-/// A Lease that this process holds.
-pub struct Held {
+/// The Lease, held by this process.
+pub struct HeldLease {
     candidate: Candidate,
     lease: Lease,
     renewed: Instant,
 }
 
-/// What a Lease looked like, and since when.
+/// The version of the Lease that was seen last, and when it was first seen.
 struct Seen {
     version: Option<String>,
     since: Instant,
 }
 
 impl Candidate {
-    /// Asks for the Lease `name` in `namespace` under the name `identity`.
+    /// Creates a candidate for the Lease `name` in `namespace` with the holder identity `identity`.
     pub fn new(client: Client, namespace: &str, name: &str, identity: String) -> Self {
         Self { api: Api::namespaced(client, namespace), name: name.to_owned(), identity }
     }
 
-    /// Waits until this process holds the Lease. What goes wrong meanwhile is logged and tried again.
-    pub async fn acquire(self) -> Held {
+    /// Waits until this process holds the Lease. Failures are logged and retried.
+    pub async fn acquire(self) -> HeldLease {
         let mut seen: Option<Seen> = None;
-        let mut said = String::new();
+        let mut logged = String::new();
         loop {
             match self.attempt(&mut seen).await {
                 Ok(held) => {
-                    info!(lease = self.name, identity = self.identity, "this process is the leader");
+                    info!(lease = self.name, identity = self.identity, "acquired the Lease");
                     return held;
                 }
                 Err(failure) => {
                     let now = failure.to_string();
-                    if now == said {
+                    if now == logged {
                         debug!("{now}");
                     } else {
                         if let LeaseError::Taken { .. } = failure {
-                            info!("waiting: {now}");
+                            info!("standing by: {now}");
                         } else {
                             warn!("{now}");
                         }
-                        said = now;
+                        logged = now;
                     }
                 }
             }
@@ -127,21 +124,21 @@ impl Candidate {
         }
     }
 
-    async fn attempt(&self, seen: &mut Option<Seen>) -> Result<Held, LeaseError> {
+    async fn attempt(&self, seen: &mut Option<Seen>) -> Result<HeldLease, LeaseError> {
         let began = Instant::now();
         let found = self.api.get_opt(&self.name).await.map_err(|source| self.client(source))?;
         let lease = match found {
-            None => self.api.create(&post(), &self.claim(None)).await,
+            None => self.api.create(&post_params(), &self.claim(None)).await,
             Some(found) => {
                 let holder = holder(&found);
-                if !holder.is_empty() && holder != self.identity && !is_dead(&found, seen) {
+                if !holder.is_empty() && holder != self.identity && !is_expired(&found, seen) {
                     return Err(LeaseError::Taken { name: self.name.clone(), holder: holder.to_owned() });
                 }
-                self.api.replace(&self.name, &post(), &self.claim(Some(&found))).await
+                self.api.replace(&self.name, &post_params(), &self.claim(Some(&found))).await
             }
         };
         let lease = lease.map_err(|source| self.client(source))?;
-        Ok(Held { candidate: self.clone(), lease, renewed: began })
+        Ok(HeldLease { candidate: self.clone(), lease, renewed: began })
     }
 
     fn claim(&self, found: Option<&Lease>) -> Lease {
@@ -171,8 +168,8 @@ impl Candidate {
     }
 }
 
-impl Held {
-    /// Renews until the Lease is lost.
+impl HeldLease {
+    /// Renews the Lease until it is lost, and returns why.
     pub async fn keep(&mut self) -> LeaseError {
         loop {
             let deadline = self.renewed + DEADLINE;
@@ -196,13 +193,13 @@ impl Held {
         let Candidate { api, name, identity } = &self.candidate;
         let began = Instant::now();
         let claim = self.candidate.claim(Some(&self.lease));
-        match api.replace(name, &post(), &claim).await {
+        match api.replace(name, &post_params(), &claim).await {
             Ok(lease) => {
                 self.lease = lease;
                 self.renewed = began;
                 Ok(())
             }
-            // Somebody else wrote it: it is lost only if somebody else holds it.
+            // Another client changed the Lease. It is lost only if its holder changed.
             Err(source) if answered(&source, 409) || answered(&source, 404) => {
                 let found = api.get_opt(name).await.map_err(|source| self.candidate.client(source))?;
                 match found {
@@ -212,7 +209,7 @@ impl Held {
                     }
                     found => {
                         let holder = found.as_ref().map(holder).filter(|holder| !holder.is_empty());
-                        let holder = holder.unwrap_or("nobody: it was deleted or given back").to_owned();
+                        let holder = holder.unwrap_or("nobody (it was deleted or released)").to_owned();
                         Err(LeaseError::Taken { name: name.clone(), holder })
                     }
                 }
@@ -221,10 +218,10 @@ impl Held {
         }
     }
 
-    /// Gives the Lease back, so that the next process need not wait.
+    /// Releases the Lease, so that the next process need not wait.
     ///
     /// # Errors
-    /// When the API server does not take it; then it expires.
+    /// When the request fails; the Lease then expires by itself.
     pub async fn release(self) -> Result<(), LeaseError> {
         let Candidate { api, name, .. } = &self.candidate;
         let mut claim = self.candidate.claim(Some(&self.lease));
@@ -232,27 +229,23 @@ impl Held {
             spec.holder_identity = None;
             spec.lease_duration_seconds = Some(1);
         }
-        api.replace(name, &post(), &claim).await.map_err(|source| self.candidate.client(source))?;
-        info!(lease = name, "the Lease is given back");
+        api.replace(name, &post_params(), &claim).await.map_err(|source| self.candidate.client(source))?;
+        info!(lease = name, "released the Lease");
         Ok(())
     }
 }
 
-/// Whether the Lease has not changed for as long as its holder promised to renew it.
-fn is_dead(found: &Lease, seen: &mut Option<Seen>) -> bool {
+/// Returns whether the Lease has not changed for longer than its duration.
+fn is_expired(found: &Lease, seen: &mut Option<Seen>) -> bool {
     let version = found.metadata.resource_version.clone();
-    let promised = found.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or(0).max(0);
+    let duration = found.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or(0).max(0);
     match seen {
-        Some(seen) if seen.version == version => seen.since.elapsed() > Duration::from_secs(promised as u64),
+        Some(seen) if seen.version == version => seen.since.elapsed() > Duration::from_secs(duration as u64),
         _ => {
             *seen = Some(Seen { version, since: Instant::now() });
             false
         }
     }
-}
-
-fn post() -> PostParams {
-    PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
 }
 
 fn holder(lease: &Lease) -> &str {

@@ -1,4 +1,4 @@
-//! The `codex-controller` binary: parses the command line and hands over to the library.
+//! The `codex-controller` binary.
 
 use std::process::ExitCode;
 

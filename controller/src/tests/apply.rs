@@ -1,4 +1,4 @@
-//! Pruning and the way back from what others change.
+//! Pruning, and the correction of drift.
 
 use codex_crds::TrainingRun;
 use codex_plan::Desired;
@@ -8,7 +8,7 @@ use super::world::{World, path, run};
 use crate::{apply::apply, observe::get};
 
 #[tokio::test]
-async fn what_the_plan_no_longer_names_goes_and_bundles_stay() {
+async fn children_that_are_not_planned_are_deleted_except_bundles() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));
     let owned = |name: &str, owner: &str| {
@@ -32,7 +32,7 @@ async fn what_the_plan_no_longer_names_goes_and_bundles_stay() {
 }
 
 #[tokio::test]
-async fn what_somebody_changed_in_a_config_map_is_changed_back() {
+async fn drift_in_a_config_map_is_corrected() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));
     world.reconcile::<TrainingRun>("a").await.1.unwrap();

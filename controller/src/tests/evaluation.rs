@@ -1,4 +1,4 @@
-//! An Evaluation over its life.
+//! The reconciliation of an Evaluation.
 
 use codex_crds::{Evaluation, TrainingRun};
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ fn evaluation() -> Value {
     })
 }
 
-/// A run that has a model.
+/// Returns a run that has a model.
 fn finished() -> Value {
     let mut run = run("a");
     let (digest, file) = ("1".repeat(64), "2".repeat(64));
@@ -32,7 +32,7 @@ fn finished() -> Value {
 }
 
 #[tokio::test]
-async fn an_evaluation_waits_for_its_run_and_then_takes_a_config_map_a_job_and_a_status() {
+async fn an_evaluation_waits_for_its_run_and_then_writes_a_config_map_a_job_and_a_status() {
     let world = World::new().await;
     world.api.put(&path("evaluations", "e"), evaluation());
     let (requests, result) = world.reconcile::<Evaluation>("e").await;

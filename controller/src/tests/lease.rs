@@ -32,29 +32,29 @@ async fn a_holder_writes_once_every_ten_seconds_and_reads_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_candidate_waits_until_the_lease_is_dead_or_given_back() {
+async fn a_second_candidate_waits_until_the_lease_has_expired_or_is_released() {
     let api = Api::default();
     let mut first = candidate(&api, "a").acquire().await;
     let second = tokio::spawn(candidate(&api, "b").acquire());
     assert!(timeout(DURATION * 3, first.keep()).await.is_err());
     assert!(!second.is_finished());
-    // The first dies without a word.
-    let died = Instant::now();
+    // The first holder stops renewing.
+    let stopped = Instant::now();
     let second = second.await.unwrap();
-    assert!(died.elapsed() + RENEW >= DURATION, "{:?}", died.elapsed());
+    assert!(stopped.elapsed() + RENEW >= DURATION, "{:?}", stopped.elapsed());
     assert_eq!(holder(&api), json!("b"));
     assert_eq!(api.object(PATH).unwrap()["spec"]["leaseTransitions"], json!(1));
-    // The first comes back to life: it has lost, and leaves the Lease to the second.
+    // The first holder tries to renew again: it has lost the Lease and does not change it.
     assert!(matches!(first.keep().await, LeaseError::Taken { .. } | LeaseError::Expired { .. }));
     assert_eq!(holder(&api), json!("b"));
     second.release().await.unwrap();
-    let given_back = Instant::now();
+    let released = Instant::now();
     candidate(&api, "c").acquire().await;
-    assert!(given_back.elapsed() < Duration::from_secs(1));
+    assert!(released.elapsed() < Duration::from_secs(1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_that_starts_again_under_its_name_need_not_wait() {
+async fn a_process_that_restarts_with_the_same_identity_does_not_wait() {
     let api = Api::default();
     drop(candidate(&api, "a").acquire().await);
     let again = Instant::now();
@@ -64,7 +64,7 @@ async fn a_process_that_starts_again_under_its_name_need_not_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_holder_that_cannot_renew_stops_before_anybody_else_may_begin() {
+async fn a_holder_that_cannot_renew_stops_before_the_lease_expires() {
     let api = Api::default();
     let mut held = candidate(&api, "a").acquire().await;
     let renewed = Instant::now();
@@ -74,14 +74,14 @@ async fn a_holder_that_cannot_renew_stops_before_anybody_else_may_begin() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_short_failure_and_a_foreign_touch_do_not_cost_the_lease() {
+async fn a_short_failure_and_a_foreign_change_do_not_lose_the_lease() {
     let api = Api::default();
     let mut held = candidate(&api, "a").acquire().await;
     api.fail(&format!("PUT {PATH}"), Some(500));
     let healing = api.clone();
     tokio::spawn(async move {
         sleep(RENEW + Duration::from_secs(3)).await;
-        // Somebody annotates the Lease meanwhile: the version that the holder knows is stale.
+        // Another client annotates the Lease, so the version that the holder knows is outdated.
         let mut lease = healing.object(PATH).unwrap();
         lease["metadata"]["annotations"] = json!({"a": "b"});
         healing.put(PATH, lease);

@@ -1,4 +1,4 @@
-//! The chain up to a ReasoningPod that serves: what is signed, made, left alone and taken away.
+//! The chain up to a serving ReasoningPod: what is signed, created, kept and deleted.
 
 use codex_configs::{BenchmarkFile, benchmark};
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
@@ -35,7 +35,7 @@ fn pod(dry_run: bool) -> Value {
     })
 }
 
-/// Reconciles until nothing is written any more, and returns every request that was not an Event.
+/// Reconciles until nothing is written any more. Returns all requests but those for Events.
 async fn settle<K: Observe>(world: &World, name: &str) -> Vec<String> {
     let mut all = Vec::new();
     for _ in 0..8 {
@@ -49,7 +49,7 @@ async fn settle<K: Observe>(world: &World, name: &str) -> Vec<String> {
     panic!("{name} does not settle: {all:#?}");
 }
 
-/// Says that a Job's only pod has finished with `state`.
+/// Reports that a Job's only pod has finished with `state`.
 fn finish(world: &World, kind: &str, job: &str, object: &str, state: &Value) {
     let job_path = format!("/apis/batch/v1{TEAM}/jobs/{job}");
     let mut live = world.api.object(&job_path).unwrap();
@@ -68,7 +68,7 @@ fn finish(world: &World, kind: &str, job: &str, object: &str, state: &Value) {
     world.context.inbox.offer(Received { report, pod: format!("{job}-x"), at: world.context.now() });
 }
 
-/// A run with a model and an evaluation that passed (or did not).
+/// Returns a world with a trained model and a finished evaluation.
 async fn judged(successes: u64) -> World {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));
@@ -137,7 +137,7 @@ async fn a_passing_model_is_signed_twice_and_then_served() {
 }
 
 #[tokio::test]
-async fn a_dry_run_and_a_failed_gate_sign_nothing_and_make_nothing() {
+async fn a_dry_run_and_a_failed_gate_sign_and_create_nothing() {
     for (successes, dry_run, phase) in [(600, true, "DryRun"), (300, false, "Blocked")] {
         let world = judged(successes).await;
         world.api.put(&path("reasoningpods", "p"), pod(dry_run));
@@ -168,7 +168,7 @@ async fn turning_dry_run_on_stops_the_server_and_keeps_the_bundles() {
 }
 
 #[tokio::test]
-async fn a_server_that_somebody_changed_is_changed_back() {
+async fn drift_in_a_deployment_is_corrected() {
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));
     settle::<ReasoningPod>(&world, "p").await;
@@ -183,7 +183,7 @@ async fn a_server_that_somebody_changed_is_changed_back() {
 }
 
 #[tokio::test]
-async fn a_bundle_that_lost_its_labels_is_found_again() {
+async fn a_bundle_without_its_labels_gets_them_back() {
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));
     settle::<ReasoningPod>(&world, "p").await;
@@ -204,7 +204,7 @@ async fn a_bundle_that_lost_its_labels_is_found_again() {
 }
 
 #[tokio::test]
-async fn a_bundle_that_cannot_be_made_stalls_the_pod_with_the_reason_and_the_generation() {
+async fn a_bundle_that_cannot_be_created_stalls_the_pod_with_reason_and_generation() {
     let bundle = format!("/api/v1{TEAM}/configmaps/codex-oms-a-uid");
     for (reason, said) in [("NameTaken", "does not belong to this TrainingRun"), ("Refused", "Injected")] {
         let world = judged(600).await;
@@ -232,7 +232,7 @@ async fn a_bundle_that_cannot_be_made_stalls_the_pod_with_the_reason_and_the_gen
 }
 
 #[tokio::test]
-async fn what_would_divert_or_stop_the_servers_is_taken_away() {
+async fn fields_that_divert_or_stop_the_servers_are_removed() {
     type Change = fn(&mut Value);
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));
@@ -259,14 +259,14 @@ async fn what_would_divert_or_stop_the_servers_is_taken_away() {
 }
 
 #[tokio::test]
-async fn a_changed_server_of_a_blocked_pod_becomes_what_it_was() {
+async fn a_modified_deployment_of_a_blocked_pod_is_restored() {
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));
     settle::<ReasoningPod>(&world, "p").await;
     let deployment = format!("/apis/apps/v1{TEAM}/deployments/p-serve");
     let before = world.api.object(&deployment).unwrap();
     let promotion = world.api.object(&path("reasoningpods", "p")).unwrap()["status"]["promotion"].clone();
-    // The rings differ: nothing new rolls out, and what serves stays.
+    // The rings differ: nothing new is rolled out, and the servers stay.
     let mut live = world.api.object(&path("reasoningpods", "p")).unwrap();
     live["spec"]["rolloutRing"] = json!("main");
     world.api.put(&path("reasoningpods", "p"), live);
@@ -282,7 +282,7 @@ async fn a_changed_server_of_a_blocked_pod_becomes_what_it_was() {
 }
 
 #[tokio::test]
-async fn a_changed_server_becomes_what_it_was_although_its_run_is_gone() {
+async fn a_modified_deployment_is_restored_although_its_run_is_gone() {
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));
     settle::<ReasoningPod>(&world, "p").await;
@@ -298,7 +298,7 @@ async fn a_changed_server_becomes_what_it_was_although_its_run_is_gone() {
 }
 
 #[tokio::test]
-async fn servers_of_a_blocked_pod_that_lost_their_label_keep_what_leads_to_them() {
+async fn servers_of_a_blocked_pod_without_their_label_keep_their_service() {
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));
     settle::<ReasoningPod>(&world, "p").await;
@@ -320,7 +320,7 @@ async fn servers_of_a_blocked_pod_that_lost_their_label_keep_what_leads_to_them(
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_be_put_right_is_written_to_once_and_then_left_to_rest() {
+async fn an_unmended_deployment_is_written_once_per_backoff() {
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));
     settle::<ReasoningPod>(&world, "p").await;
@@ -330,13 +330,13 @@ async fn a_server_that_cannot_be_put_right_is_written_to_once_and_then_left_to_r
     let mut changed = world.api.object(&deployment).unwrap();
     *changed.pointer_mut(image).unwrap() = json!("evil:1");
     world.api.put(&deployment, changed);
-    let mut looks = Vec::new();
+    let mut rounds = Vec::new();
     for _ in 0..3 {
         let (requests, result) = world.reconcile::<ReasoningPod>("p").await;
         assert_eq!(result.unwrap_err().category(), "foreign_fields");
         world.context.backoff.failed("p-uid");
-        looks.push(requests);
+        rounds.push(requests);
     }
     let events = |requests: &[String]| requests.iter().filter(|line| line.contains("/events")).count();
-    assert_eq!((events(&looks[0]), looks[1..].concat()), (1, Vec::new()), "{looks:#?}");
+    assert_eq!((events(&rounds[0]), rounds[1..].concat()), (1, Vec::new()), "{rounds:#?}");
 }

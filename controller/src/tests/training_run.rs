@@ -1,4 +1,4 @@
-//! A TrainingRun over its life.
+//! The reconciliation of a TrainingRun.
 
 use codex_crds::TrainingRun;
 use serde_json::json;
@@ -8,7 +8,7 @@ use super::world::{World, path, run};
 const CHILDREN: &str = "/namespaces/team";
 
 #[tokio::test]
-async fn a_run_takes_a_config_map_a_job_and_a_status_and_then_nothing() {
+async fn a_run_writes_a_config_map_a_job_and_a_status_and_then_nothing() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));
     let (requests, result) = world.reconcile::<TrainingRun>("a").await;
@@ -33,7 +33,7 @@ async fn a_run_takes_a_config_map_a_job_and_a_status_and_then_nothing() {
 }
 
 #[tokio::test]
-async fn somebody_elses_job_is_not_touched_and_the_status_says_so_once() {
+async fn a_foreign_job_is_not_changed_and_the_status_says_so_once() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));
     let job = "/apis/batch/v1/namespaces/team/jobs/a-train";
@@ -56,7 +56,7 @@ async fn somebody_elses_job_is_not_touched_and_the_status_says_so_once() {
 }
 
 #[tokio::test]
-async fn a_job_with_our_owner_reference_that_we_did_not_make_is_foreign() {
+async fn a_modified_job_with_our_owner_reference_is_foreign() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));
     world.reconcile::<TrainingRun>("a").await.1.unwrap();
@@ -70,21 +70,21 @@ async fn a_job_with_our_owner_reference_that_we_did_not_make_is_foreign() {
 }
 
 #[tokio::test]
-async fn a_deadline_that_is_lifted_is_lifted_from_the_job_whoever_owns_it() {
+async fn a_removed_deadline_is_removed_from_the_job() {
     let world = World::new().await;
-    let mut hurried = run("a");
-    hurried["spec"]["activeDeadlineSeconds"] = json!(600);
-    world.api.put(&path("trainingruns", "a"), hurried);
+    let mut limited = run("a");
+    limited["spec"]["activeDeadlineSeconds"] = json!(600);
+    world.api.put(&path("trainingruns", "a"), limited);
     world.reconcile::<TrainingRun>("a").await.1.unwrap();
     let job = "/apis/batch/v1/namespaces/team/jobs/a-train";
     assert_eq!(world.api.object(job).unwrap()["spec"]["activeDeadlineSeconds"], json!(600));
-    let mut patient = world.api.object(&path("trainingruns", "a")).unwrap();
-    patient["spec"].as_object_mut().unwrap().remove("activeDeadlineSeconds");
-    world.api.put(&path("trainingruns", "a"), patient);
+    let mut unlimited = world.api.object(&path("trainingruns", "a")).unwrap();
+    unlimited["spec"].as_object_mut().unwrap().remove("activeDeadlineSeconds");
+    world.api.put(&path("trainingruns", "a"), unlimited);
     let (requests, result) = world.reconcile::<TrainingRun>("a").await;
     result.unwrap();
     let writes: Vec<_> = requests.iter().filter(|line| line.contains("/jobs/")).collect();
-    // An apply that leaves the field out, and, because it is there afterwards, a patch that takes it away.
+    // The apply omits the field. Because another manager owns it, a patch removes it.
     assert_eq!(
         writes,
         [&format!("PATCH {job} as codex-controller force"), &format!("PATCH {job} as codex-controller")]
@@ -94,7 +94,7 @@ async fn a_deadline_that_is_lifted_is_lifted_from_the_job_whoever_owns_it() {
 }
 
 #[tokio::test]
-async fn a_failed_write_is_an_error_and_the_next_round_goes_on_where_it_stopped() {
+async fn a_failed_write_is_an_error_and_the_next_reconciliation_continues() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));
     let job = "PATCH /apis/batch/v1/namespaces/team/jobs/a-train";
@@ -109,7 +109,7 @@ async fn a_failed_write_is_an_error_and_the_next_round_goes_on_where_it_stopped(
 }
 
 #[tokio::test]
-async fn a_job_that_the_api_server_refuses_stalls_with_its_sentence_and_is_tried_again() {
+async fn a_job_that_the_api_server_rejects_stalls_with_its_message_and_is_retried() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));
     let job = "PATCH /apis/batch/v1/namespaces/team/jobs/a-train";
@@ -127,7 +127,7 @@ async fn a_job_that_the_api_server_refuses_stalls_with_its_sentence_and_is_tried
     assert_eq!(said("Stalled"), (json!("True"), json!("Refused"), sentence.clone()));
     assert_eq!(said("Ready"), (json!("False"), json!("Refused"), sentence));
     assert_eq!(live["status"]["phase"], json!("Pending"));
-    // While it rests it is tried when something changes, and says nothing twice, however it is refused.
+    // During the backoff a change still triggers an attempt, but the status stays as it is, whatever the rejection.
     world.context.backoff.failed("a-uid");
     world.api.fail(job, Some(403));
     let (requests, result) = world.reconcile::<TrainingRun>("a").await;
@@ -141,7 +141,7 @@ async fn a_job_that_the_api_server_refuses_stalls_with_its_sentence_and_is_tried
 }
 
 #[tokio::test]
-async fn a_config_map_whose_name_can_be_none_is_missing_and_nothing_else_is_asked_for() {
+async fn a_config_map_with_an_invalid_name_counts_as_missing_and_is_not_requested() {
     let world = World::new().await;
     let mut lost = run("a");
     let source = json!({"configMap": {"name": "../secrets/codex-seal", "key": "seal.key"}});
@@ -155,7 +155,7 @@ async fn a_config_map_whose_name_can_be_none_is_missing_and_nothing_else_is_aske
 }
 
 #[tokio::test]
-async fn a_run_without_its_claim_waits_and_makes_no_job() {
+async fn a_run_without_its_claim_waits_and_creates_no_job() {
     let world = World::new().await;
     let mut lonely = run("a");
     lonely["spec"]["output"]["persistentVolumeClaim"]["claimName"] = json!("nowhere");

@@ -1,4 +1,4 @@
-//! A mocked API server that keeps what is written, feeds the caches as watches would, and logs every request.
+//! A mocked API server that stores writes, feeds the caches as watches do, and logs every request.
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +45,7 @@ pub(super) const NAMESPACE: &str = "team";
 
 type Objects = BTreeMap<String, Value>;
 
-/// What the mocked API server holds and has seen.
+/// The state of the mocked API server.
 #[derive(Default)]
 struct Held {
     objects: Objects,
@@ -53,7 +53,7 @@ struct Held {
     log: Vec<String>,
     /// Status codes for requests that fail, by `VERB path`.
     failures: BTreeMap<String, u16>,
-    /// What admission writes into an object whenever it is written: a pointer and a value, by path.
+    /// The pointer and value that admission sets at each write of an object, by path.
     admission: BTreeMap<String, (String, Value)>,
     version: u64,
 }
@@ -62,7 +62,7 @@ struct Held {
 #[derive(Clone, Default)]
 pub(crate) struct Api(Arc<Mutex<Held>>);
 
-/// A mocked cluster with a controller in it.
+/// A mocked cluster with a controller.
 pub(super) struct World {
     pub(super) api: Api,
     pub(super) context: Arc<Context>,
@@ -70,7 +70,7 @@ pub(super) struct World {
 }
 
 impl Api {
-    /// A client of it. `writers` are fed with whatever is written.
+    /// Returns a client.
     pub(crate) fn client(&self) -> Client {
         let (service, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
         let api = self.clone();
@@ -156,34 +156,34 @@ impl Api {
         }
     }
 
-    /// Makes or replaces an object, as somebody else would.
+    /// Creates or replaces an object, as another client would.
     pub(super) fn put(&self, path: &str, object: Value) -> Value {
         self.0.lock().unwrap().store(path, object)
     }
 
-    /// What is there.
+    /// Returns an object.
     pub(super) fn object(&self, path: &str) -> Option<Value> {
         self.0.lock().unwrap().objects.get(path).cloned()
     }
 
-    /// Takes an object out of the caches, and leaves it where it is.
+    /// Removes an object from the caches only.
     pub(super) fn hide(&self, path: &str) {
         let mut held = self.0.lock().unwrap();
         let object = held.objects[path].clone();
         held.feed(&object, true);
     }
 
-    /// What the API server says of a token.
+    /// Sets the result of a TokenReview.
     pub(super) fn token(&self, token: &str, status: Value) {
         self.0.lock().unwrap().objects.insert(format!("token {token}"), status);
     }
 
-    /// Has admission write `value` at `pointer` whenever somebody writes the object.
+    /// Makes admission set `value` at `pointer` at each write of the object.
     pub(super) fn admit(&self, path: &str, pointer: &str, value: Value) {
         self.0.lock().unwrap().admission.insert(path.to_owned(), (pointer.to_owned(), value));
     }
 
-    /// Answers a request, `VERB path`, with a failure.
+    /// Sets or clears the failure of a request, `VERB path`.
     pub(super) fn fail(&self, request: &str, code: Option<u16>) {
         let mut held = self.0.lock().unwrap();
         match code {
@@ -192,15 +192,15 @@ impl Api {
         };
     }
 
-    /// The requests since the last call.
+    /// Returns the requests since the last call.
     pub(super) fn requests(&self) -> Vec<String> {
         let mut held = self.0.lock().unwrap();
         std::mem::take(&mut held.log)
     }
 }
 
-/// Server-side apply and merge patches, as far as these tests need them: what is named is replaced, or taken away by null.
-/// What is not named belongs to somebody else, and stays.
+/// Applies a patch, as far as these tests need server-side apply and merge patches: named fields are replaced, or removed
+/// by null. All other fields stay.
 fn merge(object: &mut Value, patch: Value) {
     match (object, patch) {
         (Value::Object(object), Value::Object(patch)) => {
@@ -238,7 +238,7 @@ impl Held {
         object
     }
 
-    /// Shows an object to the caches.
+    /// Updates the caches.
     fn feed(&mut self, object: &Value, gone: bool) {
         let Some(writers) = &mut self.writers else { return };
         macro_rules! feed {
@@ -275,7 +275,7 @@ impl Held {
 }
 
 impl World {
-    /// An empty cluster with a claim `runs`.
+    /// Returns a cluster with only the claim `runs`.
     pub(super) async fn new() -> Self {
         let api = Api::default();
         let mut writers = Writers::ready();
@@ -315,7 +315,7 @@ impl World {
         Self { api, context, requests }
     }
 
-    /// Reconciles the object `name` once and returns the requests that it took.
+    /// Reconciles the object `name` once and returns the requests.
     pub(super) async fn reconcile<K: Observe>(
         &self,
         name: &str,
@@ -326,12 +326,12 @@ impl World {
     }
 }
 
-/// Where the three kinds live.
+/// Returns the path of an object of `codex-ml.dev`.
 pub(super) fn path(plural: &str, name: &str) -> String {
     format!("/apis/codex-ml.dev/v1alpha1/namespaces/team/{plural}/{name}")
 }
 
-/// A TrainingRun that works.
+/// Returns a valid TrainingRun.
 pub(super) fn run(name: &str) -> Value {
     json!({
         "apiVersion": "codex-ml.dev/v1alpha1", "kind": "TrainingRun",
