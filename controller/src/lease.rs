@@ -209,7 +209,7 @@ impl HeldLease {
                     }
                     found => {
                         let holder = found.as_ref().map(holder).filter(|holder| !holder.is_empty());
-                        let holder = holder.unwrap_or("nobody (it was deleted or released)").to_owned();
+                        let holder = holder.unwrap_or("no process (it was deleted or released)").to_owned();
                         Err(LeaseError::Taken { name: name.clone(), holder })
                     }
                 }
