@@ -29,13 +29,14 @@ use crate::{error::chain, metrics::Metrics};
 
 /// An object, or why it cannot be parsed.
 type Parsed<K> = Result<K, Box<InvalidObject>>;
+/// Events, each with the index of its watch.
+type Events<K> = Pin<Box<dyn Stream<Item = (usize, watcher::Result<Event<Parsed<K>>>)> + Send>>;
 
 /// The watches of one kind.
 pub(super) struct Watch<K> {
     /// The number of watches: one for each namespace, or one for the whole cluster.
     count: usize,
-    /// The events, each with the index of its watch.
-    events: Pin<Box<dyn Stream<Item = (usize, watcher::Result<Event<Parsed<K>>>)> + Send>>,
+    events: Events<K>,
 }
 
 /// The objects of a kind to watch.
