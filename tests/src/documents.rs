@@ -182,7 +182,8 @@ mod tests {
         let text = read(&root.join("CONTRIBUTING.md")).unwrap();
         let paragraph = text.split("\n\n").find(|paragraph| paragraph.starts_with("`unsafe` occurs in")).unwrap();
         let named: BTreeSet<_> = paragraph.split('`').filter(|word| word.ends_with(".rs")).map(str::to_owned).collect();
-        let folders = ["crds", "configs", "reports", "verdict", "provenance", "controller", "trainer-image", "tests"];
+        let folders =
+            ["crds", "configs", "json", "reports", "verdict", "provenance", "controller", "trainer-image", "tests"];
         let files = folders.iter().flat_map(|folder| below(&root.join(folder)).unwrap());
         let uses = |path: &PathBuf| {
             let markers = ["{", "fn", "impl", "extern"].map(|after| format!("{} {after}", "unsafe"));
@@ -192,5 +193,36 @@ mod tests {
         };
         let found = files.filter(uses).map(|path| path.file_name().unwrap().to_string_lossy().into_owned());
         assert_eq!(named, found.collect());
+    }
+
+    #[test]
+    fn the_design_page_lists_every_room() {
+        /// Lists the folders below `src` that hold sources, except tests and their files.
+        fn rooms(folder: &Path, inside: bool, found: &mut BTreeSet<String>) {
+            const OTHER: [&str; 6] = ["tests", "fixtures", "snapshots", "target", "tools", "node_modules"];
+            for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
+                let name = entry.file_name().unwrap().to_string_lossy().into_owned();
+                if OTHER.contains(&name.as_str()) || name.starts_with('.') {
+                    continue;
+                }
+                if inside && entry.join("mod.rs").is_file() {
+                    let relative = entry.strip_prefix(repository()).unwrap();
+                    found.insert(format!("{}/", relative.display()));
+                }
+                rooms(&entry, inside || name == "src", found);
+            }
+        }
+        let text = read(&repository().join("docs/design.md")).unwrap();
+        let (_, text) = text.split_once("## The rooms").unwrap();
+        let (text, _) = text.split_once("\n## ").unwrap();
+        let listed: BTreeSet<_> =
+            text.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned())).collect();
+        for room in listed.iter().filter(|room| room.contains('/')) {
+            assert!(repository().join(room).is_dir(), "docs/design.md lists {room}, which does not exist");
+        }
+        let mut found = BTreeSet::new();
+        rooms(&repository(), false, &mut found);
+        let missing: Vec<_> = found.difference(&listed).collect();
+        assert!(missing.is_empty(), "docs/design.md does not list {missing:?}");
     }
 }
