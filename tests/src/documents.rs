@@ -176,12 +176,17 @@ mod tests {
         }
     }
 
+    fn is_rust(path: &Path) -> bool {
+        path.extension().is_some_and(|extension| extension == "rs")
+    }
+
     #[test]
     fn contributing_names_every_file_with_unsafe_code() {
         let root = repository();
         let text = read(&root.join("CONTRIBUTING.md")).unwrap();
         let paragraph = text.split("\n\n").find(|paragraph| paragraph.starts_with("`unsafe` occurs in")).unwrap();
-        let named: BTreeSet<_> = paragraph.split('`').filter(|word| word.ends_with(".rs")).map(str::to_owned).collect();
+        let named: BTreeSet<_> =
+            paragraph.split('`').filter(|word| is_rust(Path::new(word))).map(str::to_owned).collect();
         let folders =
             ["crds", "configs", "json", "reports", "verdict", "provenance", "controller", "trainer-image", "tests"];
         let files = folders.iter().flat_map(|folder| below(&root.join(folder)).unwrap());
@@ -189,7 +194,7 @@ mod tests {
             let markers = ["{", "fn", "impl", "extern"].map(|after| format!("{} {after}", "unsafe"));
             let is_use =
                 |line: &str| !line.trim_start().starts_with("//") && markers.iter().any(|it| line.contains(it));
-            path.extension().is_some_and(|it| it == "rs") && read(path).unwrap().lines().any(is_use)
+            is_rust(path) && read(path).unwrap().lines().any(is_use)
         };
         let found = files.filter(uses).map(|path| path.file_name().unwrap().to_string_lossy().into_owned());
         assert_eq!(named, found.collect());
