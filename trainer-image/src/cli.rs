@@ -63,6 +63,7 @@ impl Command {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_logging();
+    crate::threads::limit();
     let allowed = codex_engine::Isa::limit().map_err(CommandError::bad_input);
     let code = match allowed.and_then(|_| arguments.command.run()) {
         Ok(code) => code,

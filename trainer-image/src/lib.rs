@@ -14,6 +14,7 @@ pub mod model;
 pub mod reporting;
 pub mod serving;
 pub mod tasks;
+mod threads;
 pub mod tokenizer;
 pub mod training;
 pub mod verify;

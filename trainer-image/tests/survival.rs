@@ -138,6 +138,20 @@ fn a_resume_is_proven_on_user_data() {
 }
 
 #[test]
+fn threads_are_limited_to_the_processors() {
+    let scene = Scene::new();
+    let output = scene.at("run");
+    let line = scene.train(&output, &["training.max_steps=2", "training.warmup_steps=1"]);
+    let ended = command(&line).env("RAYON_NUM_THREADS", "100000").output().unwrap();
+    assert!(ended.status.success(), "{}", text(&ended.stderr));
+    assert!(text(&ended.stderr).contains("RAYON_NUM_THREADS is 100000, but this process may use only "));
+    let environment: Value =
+        serde_json::from_slice(&fs::read(output.join("artifacts/environment.json")).unwrap()).unwrap();
+    let threads = environment["cpu"]["threads"].as_u64().unwrap();
+    assert!((1..1000).contains(&threads), "{threads}");
+}
+
+#[test]
 fn sigterm_is_honoured_from_the_start() {
     let scene = Scene::new();
     let overrides = ["training.checkpoint_every=1000"];
