@@ -105,13 +105,13 @@ impl TrainError {
             }
             Self::Data(error) => error.class(),
             Self::Checkpoint(error) => error.class(),
-            Self::Resume(error) => error.class(),
+            Self::Resume(_) => FailureClass::FOREIGN_CHECKPOINT,
             Self::State(error) => error.class(),
             Self::Lock(error) => error.class(),
-            Self::Memory(error) => error.class(),
-            Self::Numerics(error) => error.class(),
-            Self::RunRecords(error) => error.class(),
-            Self::Proof(error) => error.class(),
+            Self::Memory(_) => FailureClass::INSUFFICIENT_MEMORY,
+            Self::Numerics(_) => FailureClass::NOT_FINITE,
+            Self::RunRecords(_) => FailureClass::INVALID_RECORDS,
+            Self::Proof(_) => FailureClass::NOT_REPRODUCED,
             Self::File(_) => FailureClass::STORAGE_FAILED,
             Self::Interrupted => FailureClass::INTERRUPTED,
             Self::Smoke(_)

@@ -7,7 +7,7 @@ const SHOWN: usize = 8;
 pub(crate) fn some_of(items: &[impl AsRef<str>], separator: &str) -> String {
     let mut text = items.iter().take(SHOWN).map(AsRef::as_ref).collect::<Vec<_>>().join(separator);
     if items.len() > SHOWN {
-        text.push_str(&format!("{separator}and {} more", items.len() - SHOWN));
+        text = format!("{text}{separator}and {} more", items.len() - SHOWN);
     }
     text
 }

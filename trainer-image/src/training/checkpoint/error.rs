@@ -98,9 +98,3 @@ pub enum ResumeError {
         expected: String,
     },
 }
-
-impl ResumeError {
-    pub(crate) fn class(&self) -> FailureClass {
-        FailureClass::FOREIGN_CHECKPOINT
-    }
-}

@@ -22,7 +22,7 @@ pub(crate) use format::StateInfo;
 pub(crate) use format::{RunIdentity, STATE, name_of, scan};
 pub(crate) use loader::{ValidCheckpoint, newest, peek};
 pub(crate) use origin::Origin;
-pub(crate) use policy::CheckpointPolicy;
+pub(crate) use policy::{CheckpointPolicy, Written};
 pub(crate) use resume_diff::{Effect, ResumeDiff, differing_keys};
 pub(crate) use retention::Retention;
 pub(crate) use store::CheckpointStore;

@@ -31,6 +31,17 @@ const LONG_WAIT: Duration = Duration::from_secs(1);
 /// Interval between two checks of the stop flag while waiting for the next try.
 const POLL: Duration = Duration::from_millis(50);
 
+/// What earlier attempts have written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written {
+    /// Step of the newest checkpoint.
+    pub(crate) durable: Option<u64>,
+    /// Whether the evaluation of that checkpoint is pending.
+    pub(crate) pending: bool,
+    /// Step of the newest recorded state.
+    pub(crate) recorded: Option<u64>,
+}
+
 /// Writes the states of a run as checkpoints and records.
 pub(crate) struct CheckpointPolicy<'a> {
     reporter: &'a Reporter<TrainingState>,
@@ -63,18 +74,16 @@ pub(crate) struct CheckpointPolicy<'a> {
 }
 
 impl<'a> CheckpointPolicy<'a> {
-    /// Creates the policy for a run of `total` steps whose newest checkpoint is of step `durable` and whose newest recorded state
-    /// is of step `recorded`. `pending`: whether the evaluation of that checkpoint is pending.
+    /// Creates the policy for a run of `total` steps.
     pub(crate) fn new(
         reporter: &'a Reporter<TrainingState>,
         writer: AsyncWriter,
         training: &Optimization,
         total: u64,
-        durable: Option<u64>,
-        pending: bool,
-        recorded: Option<u64>,
+        written: Written,
         grace: Option<Duration>,
     ) -> Self {
+        let Written { durable, pending, recorded } = written;
         Self {
             reporter,
             writer,

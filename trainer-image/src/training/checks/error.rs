@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::training::failure_class::FailureClass;
-
 /// A resume that could not be proven.
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
@@ -20,12 +18,6 @@ pub enum ProofError {
     /// A part of the proof failed.
     #[error("{0}")]
     Incomplete(String),
-}
-
-impl ProofError {
-    pub(crate) fn class(&self) -> FailureClass {
-        FailureClass::NOT_REPRODUCED
-    }
 }
 
 /// A volume that cannot be used for checkpoints.

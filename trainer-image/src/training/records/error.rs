@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{atomic_fs::FileError, training::failure_class::FailureClass};
+use crate::atomic_fs::FileError;
 
 /// A file of rows that cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -43,10 +43,4 @@ pub enum RecordsError {
         /// Step of the line.
         step: u64,
     },
-}
-
-impl RecordsError {
-    pub(crate) fn class(&self) -> FailureClass {
-        FailureClass::INVALID_RECORDS
-    }
 }

@@ -1,7 +1,5 @@
 //! Error of a configuration that does not fit into memory. Pure.
 
-use crate::training::failure_class::FailureClass;
-
 /// A configuration that needs more memory than the process may use.
 #[derive(Debug, thiserror::Error)]
 #[error("training needs {estimate}, but {source_of_limit} allows {limit}: {fix}")]
@@ -14,10 +12,4 @@ pub struct MemoryError {
     pub(super) limit: String,
     /// What to change.
     pub(super) fix: String,
-}
-
-impl MemoryError {
-    pub(crate) fn class(&self) -> FailureClass {
-        FailureClass::INSUFFICIENT_MEMORY
-    }
 }

@@ -21,7 +21,7 @@ use crate::{
     training::{
         TrainError,
         attempts::{LockHandle, Phase, RunLock},
-        checkpoint::{AsyncWriter, CheckpointPolicy, CheckpointStore, Origin, Retention},
+        checkpoint::{AsyncWriter, CheckpointPolicy, CheckpointStore, Origin, Retention, Written},
         records::Artifacts,
         resources::{check_model_size, log_memory, memory_limit, release_memory, resident_memory, snapshot_size},
         schedule::executed_steps,
@@ -129,18 +129,21 @@ impl Session<'_> {
                 row.step
             ));
         }
-        let recorded = ends.state.map(|row| row.step);
-        let durable = found.map(|found| found.checkpoint.step);
-        let pending = state.evaluation_pending;
-        let mut policy =
-            CheckpointPolicy::new(self.reporter, writer, settings, total, durable, pending, recorded, self.grace);
+        let written = Written {
+            durable: found.map(|found| found.checkpoint.step),
+            pending: state.evaluation_pending,
+            recorded: ends.state.map(|row| row.step),
+        };
+        let mut policy = CheckpointPolicy::new(self.reporter, writer, settings, total, written, self.grace);
         if let Some(took) = probe {
             policy.expect(took);
         }
         artifacts.environment(training.seed, state.engine.path())?;
         let names: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
-        let (ledger, notice) = artifacts.metrics_ledger(state.step, pending, names.join("+"))?;
-        notice.into_iter().for_each(|notice| self.notice(notice));
+        let (ledger, notice) = artifacts.metrics_ledger(state.step, state.evaluation_pending, names.join("+"))?;
+        if let Some(notice) = notice {
+            self.notice(notice);
+        }
         let mut outputs = ProgressOutputs::new(self.reporter, ledger, self.metrics, state.step, total);
         self.reporter.update(|report| {
             report.stage = Stage::Running;

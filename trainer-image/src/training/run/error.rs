@@ -1,7 +1,5 @@
 //! Error of a loss or gradient that is not finite. Pure.
 
-use crate::training::failure_class::FailureClass;
-
 /// A loss or gradient that is not finite.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -17,10 +15,4 @@ pub struct NumericsError {
     pub(crate) step: u64,
     /// Records of the step as `name[number]`, at most the first few.
     pub(crate) records: String,
-}
-
-impl NumericsError {
-    pub(crate) fn class(&self) -> FailureClass {
-        FailureClass::NOT_FINITE
-    }
 }

@@ -128,7 +128,14 @@ fn before_last_checkpoint<'a>(
     let store = CheckpointStore::open(output.join("checkpoints"), about.identity, retention).unwrap();
     let lock = RunLock::claim(output.join("writers")).unwrap().handle();
     let (writer, _) = AsyncWriter::start(lock, store, Origin::here(training), &output.join("artifacts"), 2).unwrap();
-    let keep = CheckpointPolicy::new(reporter, writer, training, 12, Some(1), false, Some(1), None);
+    let keep = CheckpointPolicy::new(
+        reporter,
+        writer,
+        training,
+        12,
+        Written { durable: Some(1), pending: false, recorded: Some(1) },
+        None,
+    );
     let tokenizer = Tokenizer::characters().unwrap();
     let config = model_config(run.spec(), &tokenizer).unwrap();
     let mut state = State::new(config, 1, codex_engine::Settings::default()).unwrap();
