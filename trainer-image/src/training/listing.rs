@@ -12,6 +12,13 @@ pub(crate) fn some_of(items: &[impl AsRef<str>], separator: &str) -> String {
     text
 }
 
+/// Joins the first few tensor names, parameters before moments and other state.
+pub(crate) fn some_tensors(names: &[String]) -> String {
+    let mut names: Vec<&String> = names.iter().collect();
+    names.sort_by_key(|name| !name.starts_with("parameters/"));
+    some_of(&names, ", ")
+}
+
 /// Returns a count with its noun, in the singular for one.
 pub(crate) fn counted(count: u64, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
@@ -26,6 +33,12 @@ mod tests {
         let names: Vec<String> = (1..=10).map(|number| number.to_string()).collect();
         assert_eq!(some_of(&names[..2], ", "), "1, 2");
         assert_eq!(some_of(&names, ", "), "1, 2, 3, 4, 5, 6, 7, 8, and 2 more");
+    }
+
+    #[test]
+    fn parameters_are_listed_first() {
+        let names = ["first/a", "parameters/a"].map(str::to_owned);
+        assert_eq!(some_tensors(&names), "parameters/a, first/a");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::{
         Session, TrainError,
         attempts::newest_note,
         checkpoint::{ValidCheckpoint, newest},
-        listing::{counted, some_of},
+        listing::{counted, some_tensors},
         records::{LEDGER, STATES},
         schedule::executed_steps,
         state::differing_names,
@@ -223,7 +223,7 @@ impl ResumeProof<'_> {
         let mut differences = Vec::new();
         if one.info.state_digest != two.info.state_digest {
             let tensors = differing_names(&one.info.tensors, &two.info.tensors);
-            differences.push(format!("the state of step {steps}, in {}", some_of(&tensors, ", ")));
+            differences.push(format!("the state of step {steps}, in {}", some_tensors(&tensors)));
         }
         for file in [format!("artifacts/{LEDGER}"), format!("artifacts/{STATES}")] {
             let read = |output: &Path| atomic_fs::read(&output.join(&file));

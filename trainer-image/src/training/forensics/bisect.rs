@@ -17,7 +17,7 @@ use crate::{
         TrainError,
         arguments::named_file,
         checkpoint::{ValidCheckpoint, differing_keys},
-        listing::{counted, some_of},
+        listing::{counted, some_tensors},
         records::{LedgerRow, StateRow},
         state::{Digests, differing_names},
     },
@@ -98,7 +98,12 @@ fn ledger_difference(a: &LedgerRow, b: &LedgerRow) -> Option<LedgerDifference> {
     } else if a.grad_norm.to_bits() != b.grad_norm.to_bits() {
         differs("gradNorm", a.grad_norm.to_string(), b.grad_norm.to_string())
     } else if (&a.spike, a.skipped) != (&b.spike, b.skipped) {
-        differs("spike", format!("{:?}", a.spike), format!("{:?}", b.spike))
+        let spike = |row: &LedgerRow| match (&row.spike, row.skipped) {
+            (Some(what), true) => format!("{what}, skipped"),
+            (Some(what), false) => what.clone(),
+            (None, _) => "no spike".to_owned(),
+        };
+        differs("spike", spike(a), spike(b))
     } else {
         None
     };
@@ -151,12 +156,12 @@ impl std::fmt::Display for Comparison {
             writeln!(
                 f,
                 "the first recorded state that differs is that of step {step} ({equal}), in {}",
-                some_of(tensors, ", ")
+                some_tensors(tensors)
             )?;
         }
         if let Some(StateDifference { step, tensors }) = &self.first_replayed {
             let when = if *step == 0 { "before the first step".to_owned() } else { format!("after step {step}") };
-            writeln!(f, "with the steps taken again, the states first differ {when}, in {}", some_of(tensors, ", "))?;
+            writeln!(f, "with the steps taken again, the states first differ {when}, in {}", some_tensors(tensors))?;
         }
         let reproduced = match self.reproduced {
             Some([true, true]) | None => None,

@@ -131,7 +131,15 @@ pub(crate) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
         let row = rerun.step(&mut state)?;
         if let Some(recorded) = ledger.get(&row.step).filter(|recorded| **recorded != row) {
             agrees = false;
-            tracing::warn!(step = row.step, ?recorded, redone = ?row, "a step differs from the ledger of the run");
+            tracing::warn!(
+                step = row.step,
+                recorded_loss = recorded.loss,
+                loss = row.loss,
+                recorded_grad_norm = recorded.grad_norm,
+                grad_norm = row.grad_norm,
+                same_records = recorded.records == row.records,
+                "a step differs from the ledger of the run"
+            );
         }
     }
     let StepData { addresses, batches, targets, .. } = rerun.session().data_of(state.step, &rerun.dataset);

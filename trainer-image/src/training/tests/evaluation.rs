@@ -198,8 +198,8 @@ fn synthetic_validation_records_are_held_out_problems() {
     let refused = attempt(&many, tempfile::tempdir().unwrap().path(), false).outcome.unwrap_err().to_string();
     assert!(
         refused.starts_with(
-            "training.eval_records is 100000, 100000 of each synthetic task, but multiplication holds out"
-        ) && refused.contains("write at most"),
+            "training.eval_records is 100000, 100000 for each synthetic task, but multiplication holds out"
+        ) && refused.contains("use at most"),
         "{refused}"
     );
 }
