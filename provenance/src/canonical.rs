@@ -1,9 +1,9 @@
-//! Canonical JSON (RFC 8785), the only form in which this crate hashes or signs values. Pure.
+//! Canonical JSON (RFC 8785), the form in which this crate hashes and signs values. Pure.
 
 use serde::Serialize;
 
-/// The canonical JSON of a value of this crate.
-#[expect(clippy::expect_used, reason = "fails only for floats that are not finite and keys that are no strings")]
+/// Returns the canonical JSON of a value of this crate.
+#[expect(clippy::expect_used, reason = "fails only for non-finite floats and for keys that are not strings")]
 pub(crate) fn canonical(value: &impl Serialize) -> Vec<u8> {
     serde_json_canonicalizer::to_vec(value).expect("the values of this crate have string keys and no floats")
 }

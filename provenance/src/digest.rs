@@ -1,4 +1,4 @@
-//! SHA-256 digests, one newtype per thing that is digested, so that no two kinds can be confused. Pure.
+//! SHA-256 digests, with a newtype for each kind of digested object, so that two kinds cannot be confused. Pure.
 
 use std::{fmt, str::FromStr};
 
@@ -6,35 +6,35 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
-/// How many hexadecimal digits the short form of a digest shows in printer columns.
+/// Number of hexadecimal digits of the short form of a digest, which printer columns show.
 pub const SHORT: usize = 12;
 
 /// A SHA-256 digest, written as 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sha256([u8; 32]);
 
-/// A text that is no SHA-256 digest.
+/// The error for a text that is not a SHA-256 digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no SHA-256 digest: write 64 lower-case hexadecimal digits")]
+#[error("{0:?} is not a SHA-256 digest: write 64 lower-case hexadecimal digits")]
 pub struct NotADigest(pub String);
 
 impl Sha256 {
-    /// Hashes `bytes`.
+    /// Returns the digest of `bytes`.
     pub fn of(bytes: impl AsRef<[u8]>) -> Self {
         Self(sha2::Sha256::digest(bytes).into())
     }
 
-    /// The digest that a finished hasher holds.
+    /// Returns the digest of everything that `hasher` was given.
     pub fn finish(hasher: sha2::Sha256) -> Self {
         Self(hasher.finalize().into())
     }
 
-    /// The 32 raw bytes.
+    /// Returns the 32 raw bytes.
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// The first [`SHORT`] hexadecimal digits.
+    /// Returns the first [`SHORT`] hexadecimal digits.
     pub fn short(&self) -> String {
         let mut text = self.to_string();
         text.truncate(SHORT);
@@ -108,7 +108,7 @@ macro_rules! digests {
         pub struct $name(pub Sha256);
 
         impl $name {
-            /// The first [`SHORT`] hexadecimal digits.
+            /// Returns the first [`SHORT`] hexadecimal digits.
             pub fn short(&self) -> String {
                 self.0.short()
             }
@@ -131,20 +131,20 @@ macro_rules! digests {
 }
 
 digests! {
-    /// The digest of a model: SHA-256 of its canonical manifest. It binds names and contents.
+    /// The digest of a model: SHA-256 of its canonical manifest. It covers names, sizes and contents.
     ModelDigest;
     /// The digest of a resolved configuration.
     ConfigDigest;
-    /// The digest of one data file.
+    /// The digest of a data file.
     DataDigest;
-    /// The digest of the numbers that an evaluation reported.
+    /// The digest of the measurements that an evaluation reported.
     ReportDigest;
-    /// The digest of the gates that an evaluation was judged by.
+    /// The digest of the gates of an evaluation.
     GatesDigest;
-    /// The root of an OpenSSF Model Signing statement: contents in order, without names.
+    /// The root of an OpenSSF Model Signing statement. It covers contents in their order, without names.
     OmsRoot;
-    /// The digest of the payload of an OpenSSF Model Signing bundle: contents, order and names.
+    /// The digest of the payload of an OpenSSF Model Signing bundle. It covers contents, order and names.
     OmsPayloadDigest;
-    /// The digest of a promotion statement's payload.
+    /// The digest of the payload of a promotion statement.
     PromotionDigest;
 }

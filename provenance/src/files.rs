@@ -1,4 +1,4 @@
-//! Files of a model on a disk: walking a directory, reading while hashing.
+//! Files of a model: listing a directory, reading and hashing.
 
 use std::{
     collections::BTreeSet,
@@ -16,33 +16,54 @@ use crate::{
     manifest::{ManifestError, check_paths},
 };
 
-/// How many bytes are read at once.
+/// Size of a read buffer in bytes.
 const BUFFER: usize = 1 << 20;
 
-/// What OpenSSF Model Signing leaves out at the top of a model directory.
+/// Names that OpenSSF Model Signing leaves out at the top of a model directory.
 pub const IGNORED: [&str; 4] = [".git", ".gitattributes", ".github", ".gitignore"];
 
 /// A file of a model directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// POSIX path relative to the model directory, as manifests name it.
+    /// POSIX path, relative to the model directory, as in a manifest.
     pub path: String,
-    /// Where it lies.
+    /// Path of the file.
     pub location: PathBuf,
+    /// Size in bytes when the directory was listed.
+    pub size: u64,
 }
 
-/// Every regular file below `directory`, in manifest order; [`IGNORED`] names and the relative paths in `except` (a
-/// signature that lies beside what it signs) are left out.
+/// Lists the regular files below `directory` in the order of a manifest, without reading them. Leaves out the names in
+/// [`IGNORED`] and the relative paths in `except`, such as a signature inside the directory.
 ///
 /// # Errors
-/// A symbolic link, a device, socket or pipe, a name that is not UTF-8 or that [`check_paths`] refuses, a directory
-/// without a file, and whatever the file system refuses.
+/// Fails for a symbolic link, a device, socket or pipe, a name that is not UTF-8 or that [`check_paths`] refuses, a directory
+/// without files, and if the directory cannot be read.
 pub fn walk(directory: &Path, except: &BTreeSet<String>) -> Result<Vec<Entry>, ManifestError> {
     let mut entries = Vec::new();
     descend(directory, "", except, &mut entries)?;
     entries.sort_by(|a, b| a.path.split('/').cmp(b.path.split('/')));
     check_paths(entries.iter().map(|entry| entry.path.as_str()))?;
     Ok(entries)
+}
+
+/// Lists a model that is a single file, under its own name.
+///
+/// # Errors
+/// Fails for anything but a regular file, for a name that is not UTF-8, and if the file cannot be read.
+pub fn single(file: &Path) -> Result<Entry, ManifestError> {
+    let unreadable = |source| ManifestError::Unreadable { path: file.to_owned(), source };
+    let metadata = fs::symlink_metadata(file).map_err(unreadable)?;
+    let name = file.file_name().unwrap_or_default();
+    let path = name.to_str().ok_or_else(|| ManifestError::NotUtf8 { path: name.display().to_string() })?.to_owned();
+    if metadata.is_symlink() {
+        return Err(ManifestError::Symlink { path });
+    }
+    if !metadata.is_file() {
+        return Err(ManifestError::NotAFile { path });
+    }
+    check_paths([path.as_str()].into_iter())?;
+    Ok(Entry { path, location: file.to_owned(), size: metadata.len() })
 }
 
 fn descend(
@@ -69,7 +90,8 @@ fn descend(
         if kind.is_dir() {
             descend(&item.path(), &format!("{path}/"), except, entries)?;
         } else if kind.is_file() {
-            entries.push(Entry { path, location: item.path() });
+            let size = item.metadata().map_err(unreadable)?.len();
+            entries.push(Entry { path, location: item.path(), size });
         } else {
             return Err(ManifestError::NotAFile { path });
         }
@@ -77,11 +99,11 @@ fn descend(
     Ok(())
 }
 
-/// Opens a regular file for reading; a symbolic link that took its place since the walk is refused, and a pipe does
-/// not block.
+/// Opens a regular file for reading. Refuses a symbolic link, and does not block on a pipe, even if one has replaced the file
+/// since the directory was listed.
 ///
 /// # Errors
-/// Whatever the file system refuses, and anything but a regular file.
+/// Fails for anything but a regular file, and if the file cannot be opened.
 pub fn open(path: &Path) -> io::Result<fs::File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
@@ -91,10 +113,10 @@ pub fn open(path: &Path) -> io::Result<fs::File> {
     Ok(file)
 }
 
-/// Hashes what a reader yields, a buffer at a time: bytes read and their digest.
+/// Hashes the output of a reader and returns its size and digest.
 ///
 /// # Errors
-/// Whatever the reader refuses.
+/// The error of the reader.
 pub fn hash_reader(mut reader: impl Read) -> io::Result<(u64, Sha256)> {
     let mut hasher = sha2::Sha256::new();
     let mut buffer = vec![0; BUFFER];
@@ -112,21 +134,41 @@ pub fn hash_reader(mut reader: impl Read) -> io::Result<(u64, Sha256)> {
     }
 }
 
-/// Reads a file into memory and hashes exactly what it read, while it reads.
+/// Reads a file of at most `limit` bytes into memory and returns its bytes and their digest.
 ///
 /// # Errors
-/// As [`open`], and whatever the file system refuses while reading.
-pub fn read_hashed(path: &Path) -> io::Result<(Vec<u8>, Sha256)> {
+/// As [`open`]; fails if the file cannot be read or has more bytes.
+pub fn read_hashed(path: &Path, limit: u64) -> io::Result<(Vec<u8>, Sha256)> {
     let mut file = open(path)?;
-    let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or(0));
+    let grown = || io::Error::new(io::ErrorKind::InvalidData, format!("it has more than the {limit} bytes expected"));
+    if file.metadata()?.len() > limit {
+        return Err(grown());
+    }
+    let mut bytes = Vec::new();
+    // A size beyond the memory of the machine is an error here and not the end of the process.
+    bytes.try_reserve_exact(usize::try_from(limit).unwrap_or(usize::MAX))?;
     let mut hasher = sha2::Sha256::new();
     loop {
         let before = bytes.len();
         if Read::by_ref(&mut file).take(BUFFER as u64).read_to_end(&mut bytes)? == 0 {
             return Ok((bytes, Sha256::finish(hasher)));
         }
+        if bytes.len() as u64 > limit {
+            return Err(grown());
+        }
         hasher.update(&bytes[before..]);
     }
+}
+
+/// Reads the first `limit` bytes of a file, and one more if there is one, so that the caller can refuse a larger file without
+/// having read it. Follows symbolic links.
+///
+/// # Errors
+/// Fails if the file cannot be read.
+pub fn read_start(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -134,15 +176,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reading_hashes_what_it_read_over_several_buffers() {
+    fn the_digest_covers_several_buffers() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("weights");
         let contents: Vec<u8> = (0..BUFFER * 2 + 17).map(|i| (i % 251) as u8).collect();
         fs::write(&path, &contents).unwrap();
-        let (bytes, digest) = read_hashed(&path).unwrap();
+        let (bytes, digest) = read_hashed(&path, contents.len() as u64).unwrap();
         assert!(bytes == contents);
         assert_eq!(digest, Sha256::of(&contents));
         assert_eq!(hash_reader(&contents[..]).unwrap(), (contents.len() as u64, digest));
+    }
+
+    #[test]
+    fn no_more_is_read_than_was_listed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("weights");
+        fs::write(&path, "0123456789").unwrap();
+        let told = read_hashed(&path, 9).unwrap_err().to_string();
+        assert_eq!(told, "it has more than the 9 bytes expected");
+        assert_eq!(read_start(&path, 4).unwrap(), b"01234");
+        assert_eq!(read_start(&path, 100).unwrap(), b"0123456789");
+        // A sparse file of 1 TiB is refused at once.
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(read_hashed(&path, 10).is_err());
     }
 
     #[test]

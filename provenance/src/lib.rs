@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod oms;
 pub mod promotion;
 mod statement;
+pub mod text;
 
 pub use digest::{
     ConfigDigest, DataDigest, GatesDigest, ModelDigest, OmsPayloadDigest, OmsRoot, PromotionDigest, ReportDigest,

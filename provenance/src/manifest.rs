@@ -1,6 +1,6 @@
-//! The manifest of a model: which files it has, how large they are and what they hash to.
+//! The manifest of a model: paths, sizes and digests of its files.
 //!
-//! Pure but for [`Manifest::of_dir`] and [`Manifest::read_dir`].
+//! Pure, except for the constructors that read files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,153 +14,154 @@ use sha2::Digest as _;
 use crate::{
     canonical::canonical,
     digest::{ModelDigest, OmsRoot, Sha256},
-    files::{self, IGNORED},
+    files::{self, Entry, IGNORED},
+    text::Printable,
 };
 
-/// The version of [`Manifest`].
+/// Version of the format of [`Manifest`].
 pub const SCHEMA: u32 = 1;
-/// The most files that a manifest may name.
+/// Maximum number of files of a manifest.
 pub const MAX_FILES: usize = 10_000;
-/// The most bytes that a path may have.
+/// Maximum length of a path in bytes.
 pub const MAX_PATH: usize = 1024;
-/// The largest size that JSON numbers (RFC 8785) carry exactly.
+/// Maximum size of a model in bytes. Larger JSON numbers (RFC 8785) are not exact.
 pub const MAX_SIZE: u64 = 1 << 53;
 
-/// The manifest of a model directory, in the order of OpenSSF Model Signing (by path components).
+/// The manifest of a model, in the order of OpenSSF Model Signing (by path components).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Manifest {
-    /// The version of this shape.
+    /// Version of the format, [`SCHEMA`].
     pub schema: u32,
     /// The files.
     pub files: Vec<File>,
 }
 
-/// One file of a manifest.
+/// A file of a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct File {
-    /// POSIX path relative to the model directory.
+    /// POSIX path, relative to the model directory.
     pub path: String,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// SHA-256 of the contents.
     pub sha256: Sha256,
 }
 
-/// Why something is no manifest of a model.
+/// Reasons why a model directory or a manifest is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// The file system refused.
-    #[error("{} cannot be read: {source}", path.display())]
+    /// A file or directory cannot be read.
+    #[error("{} cannot be read: {source}", Printable(&path.display().to_string()))]
     Unreadable {
-        /// What was read.
+        /// The file or directory.
         path: PathBuf,
-        /// What the file system said.
+        /// The error of the file system.
         #[source]
         source: io::Error,
     },
-    /// A symbolic link: what it points to can change without the model directory.
+    /// The directory contains a symbolic link, whose target can change independently.
     #[error("{path:?} is a symbolic link: a model holds regular files only")]
     Symlink {
         /// The path below the model directory.
         path: String,
     },
-    /// A device, a socket or a pipe.
+    /// The directory contains a device, a socket or a pipe.
     #[error("{path:?} is neither a regular file nor a directory")]
     NotAFile {
         /// The path below the model directory.
         path: String,
     },
-    /// A name in another encoding.
+    /// A file name is not UTF-8.
     #[error("the file name {path:?} is not UTF-8")]
     NotUtf8 {
-        /// The path below the model directory, with the strange bytes replaced.
+        /// The path below the model directory, with invalid bytes replaced.
         path: String,
     },
-    /// A path that could leave the model directory or that not every system can hold.
-    #[error("{path:?} is no path of a model file: {reason}")]
+    /// A path could leave the model directory, or is not portable.
+    #[error("{path:?} is not a valid path of a model file: {reason}")]
     Path {
         /// The path.
         path: String,
-        /// What is wrong with it.
+        /// The fault of the path.
         reason: &'static str,
     },
-    /// Two names that are one on some file systems.
-    #[error("{first:?} and {second:?} are the same file where case does not count, or one is a directory of the other")]
-    Collision {
-        /// The one.
-        first: String,
-        /// The other.
-        second: String,
-    },
-    /// Another order than by path components: another digest for the same files.
+    /// Two paths collide on some file systems.
     #[error(
-        "{second:?} stands behind {first:?}: a manifest names its files once, in the order of their path components"
+        "{first:?} and {second:?} collide: they differ only in case, are equal, or one is a directory of the other"
     )]
-    Order {
-        /// The one that stands before.
+    Collision {
+        /// The first path.
         first: String,
-        /// The one that belongs before it.
+        /// The second path.
         second: String,
     },
-    /// No file at all.
-    #[error("it holds no file")]
+    /// The files are not in the order of their path components, so the digest would be another one.
+    #[error("{second:?} follows {first:?}: a manifest lists each file once, in the order of their path components")]
+    Order {
+        /// The path that comes first.
+        first: String,
+        /// The path that should come before it.
+        second: String,
+    },
+    /// There is no file.
+    #[error("it contains no files")]
     Empty,
-    /// More files than any model has.
-    #[error("it names {count} files, more than {MAX_FILES}")]
+    /// There are too many files.
+    #[error("it contains {count} files; at most {MAX_FILES} are allowed")]
     TooMany {
-        /// Files.
+        /// Number of files.
         count: usize,
     },
-    /// Sizes that cannot be.
-    #[error("the size of {path:?}, {size} bytes, brings the model over 2^53 bytes")]
+    /// The model is too large.
+    #[error("with {path:?}, which has {size} bytes, the model has more than 2^53 bytes")]
     Size {
         /// The path.
         path: String,
-        /// Bytes.
+        /// Size in bytes.
         size: u64,
     },
-    /// A digest that contradicts the size.
-    #[error("{path:?} is said to be empty, and to hash to {sha256}, which is not the digest of nothing")]
+    /// Size and digest of a file contradict each other.
+    #[error("size and digest of {path:?} contradict each other: exactly the empty file hashes to {}", Sha256::of([]))]
     EmptyDigest {
         /// The path.
         path: String,
-        /// What it is said to hash to.
+        /// The digest.
         sha256: Sha256,
     },
-    /// A shape of another version.
-    #[error("its schema is {0}, and {SCHEMA} is the one known here")]
+    /// The format has another version.
+    #[error("its schema is {0}; only {SCHEMA} is supported")]
     Schema(u32),
 }
 
-/// A difference between two manifests, in the words of the one who compares.
+/// A difference between an expected manifest and the one at hand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Difference {
-    /// A file whose contents are others.
+    /// The contents of a file differ.
     Changed {
         /// The path.
         path: String,
-        /// What was expected.
+        /// The expected digest.
         expected: Sha256,
-        /// What is there.
+        /// The digest at hand.
         found: Sha256,
     },
-    /// A file whose recorded size is another, with the same contents.
+    /// The recorded sizes of a file differ, although its digests are equal.
     Resized {
         /// The path.
         path: String,
-        /// Bytes expected.
+        /// The expected size in bytes.
         expected: u64,
-        /// Bytes there.
+        /// The size at hand in bytes.
         found: u64,
     },
-    /// A file that is expected and not there.
+    /// A file is missing.
     Missing {
         /// The path.
         path: String,
     },
-    /// A file that is there and not expected.
+    /// A file is not expected.
     Added {
         /// The path.
         path: String,
@@ -169,22 +170,29 @@ pub enum Difference {
 
 impl std::fmt::Display for Difference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let path = match self {
+            Self::Changed { path, .. } | Self::Resized { path, .. } | Self::Missing { path } | Self::Added { path } => {
+                path
+            }
+        };
+        // Paths of a statement can hold anything.
+        let path = Printable(path);
         match self {
-            Self::Changed { path, expected, found } => {
+            Self::Changed { expected, found, .. } => {
                 write!(f, "{path} was changed: it hashes to {}, not {}", found.short(), expected.short())
             }
-            Self::Resized { path, expected, found } => write!(f, "{path} has {found} bytes, not {expected}"),
-            Self::Missing { path } => write!(f, "{path} is missing"),
-            Self::Added { path } => write!(f, "{path} was added"),
+            Self::Resized { expected, found, .. } => write!(f, "{path} has {found} bytes, not {expected}"),
+            Self::Missing { .. } => write!(f, "{path} is missing"),
+            Self::Added { .. } => write!(f, "{path} was added"),
         }
     }
 }
 
 impl Manifest {
-    /// Hashes every file below `directory` (see [`files::walk`]), a buffer at a time.
+    /// Returns the manifest of the files below `directory` (see [`files::walk`]). Each file is hashed in pieces.
     ///
     /// # Errors
-    /// As [`files::walk`], and whatever the file system refuses.
+    /// As [`files::walk`]; fails if a file cannot be read.
     pub fn of_dir(directory: &Path) -> Result<Self, ManifestError> {
         Self::of_dir_except(directory, &BTreeSet::new())
     }
@@ -194,28 +202,46 @@ impl Manifest {
     /// # Errors
     /// As [`Manifest::of_dir`].
     pub fn of_dir_except(directory: &Path, except: &BTreeSet<String>) -> Result<Self, ManifestError> {
-        let files = files::walk(directory, except)?
-            .into_iter()
-            .map(|entry| {
-                let (size, sha256) = files::open(&entry.location)
-                    .and_then(files::hash_reader)
-                    .map_err(|source| ManifestError::Unreadable { path: entry.location, source })?;
-                Ok(File { path: entry.path, size, sha256 })
-            })
-            .collect::<Result<_, ManifestError>>()?;
+        Self::hash(files::walk(directory, except)?)
+    }
+
+    /// Returns the manifest of a model that is a single file: its name, its size and its digest.
+    ///
+    /// # Errors
+    /// As [`files::single`]; fails if the file cannot be read.
+    pub fn of_file(file: &Path) -> Result<Self, ManifestError> {
+        Self::hash(vec![files::single(file)?])
+    }
+
+    fn hash(entries: Vec<Entry>) -> Result<Self, ManifestError> {
+        let hash = |entry: Entry| {
+            let (size, sha256) = files::open(&entry.location)
+                .and_then(files::hash_reader)
+                .map_err(|source| ManifestError::Unreadable { path: entry.location, source })?;
+            Ok(File { path: entry.path, size, sha256 })
+        };
+        let files = entries.into_iter().map(hash).collect::<Result<_, ManifestError>>()?;
         Self { schema: SCHEMA, files }.validated()
     }
 
-    /// Reads every file below `directory` into memory, once, and hashes exactly what it read: what is loaded from these
-    /// bytes is what was hashed, whatever happens to the directory meanwhile.
+    /// Reads the files below `directory` into memory, as [`Manifest::read`] does.
     ///
     /// # Errors
-    /// As [`Manifest::of_dir`].
+    /// As [`files::walk`] and [`Manifest::read`].
     pub fn read_dir(directory: &Path) -> Result<(Self, BTreeMap<String, Vec<u8>>), ManifestError> {
+        Self::read(files::walk(directory, &BTreeSet::new())?)
+    }
+
+    /// Reads files into memory, each once and at most as far as the listing said, and hashes exactly the bytes that it
+    /// returns. A later change of the directory does not affect them.
+    ///
+    /// # Errors
+    /// Fails if a file cannot be read or has grown since it was listed.
+    pub fn read(entries: Vec<Entry>) -> Result<(Self, BTreeMap<String, Vec<u8>>), ManifestError> {
         let mut contents = BTreeMap::new();
         let mut files = Vec::new();
-        for entry in files::walk(directory, &BTreeSet::new())? {
-            let (bytes, sha256) = files::read_hashed(&entry.location)
+        for entry in entries {
+            let (bytes, sha256) = files::read_hashed(&entry.location, entry.size)
                 .map_err(|source| ManifestError::Unreadable { path: entry.location, source })?;
             files.push(File { path: entry.path.clone(), size: bytes.len() as u64, sha256 });
             contents.insert(entry.path, bytes);
@@ -224,7 +250,7 @@ impl Manifest {
         Ok((manifest, contents))
     }
 
-    /// The manifest of files that lie in memory, by path.
+    /// Returns the manifest of files in memory, by path.
     ///
     /// # Errors
     /// As [`Manifest::validate`].
@@ -237,7 +263,7 @@ impl Manifest {
         Self::of_hashed(hashed)
     }
 
-    /// The manifest of files that were hashed before, in any order.
+    /// Returns the manifest of files that are hashed already, in any order.
     ///
     /// # Errors
     /// As [`Manifest::validate`].
@@ -252,10 +278,10 @@ impl Manifest {
         Ok(self)
     }
 
-    /// Checks a manifest that came from elsewhere: every constructor's refusals, the order, sizes that can be.
+    /// Checks a manifest from another program: version, paths, order and sizes.
     ///
     /// # Errors
-    /// The first thing that no model directory could have led to.
+    /// The first fault. No model directory has such a manifest.
     pub fn validate(&self) -> Result<(), ManifestError> {
         if self.schema != SCHEMA {
             return Err(ManifestError::Schema(self.schema));
@@ -274,12 +300,12 @@ impl Manifest {
         Ok(())
     }
 
-    /// The model digest: SHA-256 of the canonical JSON (RFC 8785) of this manifest.
+    /// Returns the model digest: SHA-256 of the canonical JSON (RFC 8785) of this manifest.
     pub fn digest(&self) -> ModelDigest {
         ModelDigest(Sha256::of(canonical(self)))
     }
 
-    /// The root of OpenSSF Model Signing: SHA-256 of the files' raw digests in order. It binds no names.
+    /// Returns the root of OpenSSF Model Signing: SHA-256 of the raw digests of the files in order. It does not cover names.
     pub fn oms_root(&self) -> OmsRoot {
         let mut hasher = sha2::Sha256::new();
         for file in &self.files {
@@ -288,12 +314,12 @@ impl Manifest {
         OmsRoot(Sha256::finish(hasher))
     }
 
-    /// Bytes of all files.
+    /// Returns the total size in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).fold(0, u64::saturating_add)
     }
 
-    /// What `found` has otherwise than this manifest, by path; empty if and only if they are equal.
+    /// Returns the differences between this expected manifest and `found`, by path. They are equal if there are none.
     pub fn diff(&self, found: &Self) -> Vec<Difference> {
         let by_path = |manifest: &Self| -> BTreeMap<String, (u64, Sha256)> {
             manifest.files.iter().map(|file| (file.path.clone(), (file.size, file.sha256))).collect()
@@ -315,11 +341,11 @@ impl Manifest {
     }
 }
 
-/// Checks that paths can stand in a manifest, in this order: relative, without `.`, `..`, back-slashes and control
-/// characters, none twice (case does not count), none both a file and a directory, at least one.
+/// Checks the paths of a manifest. They must be relative, without `.`, `..`, backslashes and control characters, in order,
+/// and distinct regardless of case; a path must not be a directory of another. At least one is required.
 ///
 /// # Errors
-/// The first path that cannot.
+/// The first path that is refused.
 pub fn check_paths<'a>(paths: impl ExactSizeIterator<Item = &'a str>) -> Result<(), ManifestError> {
     match paths.len() {
         0 => return Err(ManifestError::Empty),
@@ -359,12 +385,12 @@ fn refusal(path: &str) -> Option<&'static str> {
         return Some("it must be relative to the model directory");
     }
     if path.chars().any(|letter| letter.is_control() || letter == '\\') {
-        return Some("it must have neither control characters nor back-slashes");
+        return Some("it must have neither control characters nor backslashes");
     }
     let mut components = path.split('/');
     if components.any(|part| part.is_empty() || part == "." || part == "..") {
         return Some("no part of it may be empty, \".\" or \"..\"");
     }
     let top = path.split('/').next().unwrap_or_default();
-    IGNORED.contains(&top).then_some("model signing leaves out what git keeps at the top of a directory")
+    IGNORED.contains(&top).then_some("OpenSSF Model Signing leaves out the files of git at the top of a directory")
 }

@@ -1,8 +1,8 @@
-//! The promotion statement: why a model may be served in a ring. Pure.
+//! The promotion statement: the evidence that allows a model in a ring. Pure.
 //!
-//! An in-toto statement of our own predicate type. Its subject is the model digest. It holds neither times nor places,
-//! so that the same reasons give the same bytes and the same [`PromotionDigest`]. Decimals are strings, digit for digit
-//! as the status of the evaluations shows them.
+//! It is an in-toto statement with a predicate type of this project. Its subject is the model digest. It holds neither times
+//! nor locations, so that the same evidence gives the same bytes and the same [`PromotionDigest`]. Decimals are strings,
+//! digit for digit as in the status of the evaluations.
 
 use std::collections::BTreeMap;
 
@@ -22,41 +22,41 @@ pub const PREDICATE_TYPE: &str = "https://codex-ml.dev/promotion/v1";
 /// The rings by their real names, in the order in which a model moves forward.
 pub const RINGS: [&str; 5] = ["0A_base_", "0B_base_", "0C_base_", "0D_base_", "main"];
 
-/// Why a model may be served in a ring.
+/// A statement that allows a model in a ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Promotion {
     /// The model.
     pub model: ModelDigest,
-    /// What is said about it.
+    /// The ring and the evidence.
     pub reasons: Reasons,
 }
 
-/// What a promotion statement says about its model.
+/// The predicate of a promotion statement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Reasons {
-    /// The ring that the model may be served in, by its real name, such as `0D_base_`.
+    /// Name of the ring that the model is allowed in, such as `0D_base_`.
     pub ring: String,
-    /// The payload of the OMS bundle that vouches for the model's files.
+    /// Digest of the payload of the OMS bundle over the files of the model.
     pub oms_payload: OmsPayloadDigest,
-    /// How the model came about.
+    /// The training of the model.
     pub training: Training,
-    /// The evaluations that passed, in the order of their names.
+    /// Evaluations that passed, ordered by name.
     pub evaluations: Vec<Evaluation>,
 }
 
-/// How a model came about.
+/// The training of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Training {
-    /// The uid of the training run.
+    /// Uid of the TrainingRun.
     pub run_uid: String,
-    /// Its resolved configuration.
+    /// Digest of the resolved configuration.
     pub config_digest: ConfigDigest,
-    /// Its data, by name.
+    /// Digests of the data files, by name.
     pub data: BTreeMap<String, DataDigest>,
-    /// The image that really ran, as the node names it; empty, and absent from the statement, where its pod was gone before
-    /// anyone saw it run.
+    /// Image that ran, as the node reported it. Empty, and absent from the statement, if the pod was gone before the controller
+    /// observed it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image_id: String,
 }
@@ -65,73 +65,72 @@ pub struct Training {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Evaluation {
-    /// Its name.
+    /// Name of the Evaluation.
     pub name: String,
-    /// Its uid.
+    /// Uid of the Evaluation.
     pub uid: String,
-    /// The numbers that it reported.
+    /// Digest of the reported measurements.
     pub report_digest: ReportDigest,
-    /// The gates that it was judged by.
+    /// Digest of the gates.
     pub gates_digest: GatesDigest,
-    /// Its data, by name.
+    /// Digests of the data files, by name.
     pub data: BTreeMap<String, DataDigest>,
-    /// The image that really ran, as the node names it; empty, and absent from the statement, where its pod was gone before
-    /// anyone saw it run.
+    /// Image that ran, as the node reported it. Empty, and absent from the statement, if the pod was gone before the controller
+    /// observed it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image_id: String,
-    /// Its gates and their verdicts, in the order of its spec.
+    /// Gates and their verdicts, in the order of the spec.
     pub gates: Vec<Gate>,
 }
 
-/// A gate and what became of it.
+/// A gate and its verdict.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Gate {
-    /// The metric.
+    /// Name of the metric.
     pub metric: String,
-    /// The least value allowed.
+    /// Lowest value that passes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min: Option<String>,
-    /// The greatest value allowed.
+    /// Highest value that passes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<String>,
-    /// The confidence of the one-sided bounds.
+    /// Confidence level of the one-sided bounds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confidence: Option<String>,
-    /// What was measured.
+    /// Measured value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// Over how many items.
+    /// Number of scored items.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<u64>,
-    /// The lower bound.
+    /// One-sided lower bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lower: Option<String>,
-    /// The upper bound.
+    /// One-sided upper bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upper: Option<String>,
-    /// The verdict, such as `Passed`.
+    /// Verdict, such as `Passed`.
     pub verdict: String,
 }
 
 impl Promotion {
-    /// The bytes to sign. Evaluations are put in the order of their names (then uids), so that it does not matter in
-    /// which order somebody lists them.
+    /// Returns the bytes to sign. Evaluations are sorted by name and uid, so that their order in a spec does not matter.
     pub fn payload(&self) -> Vec<u8> {
         let mut reasons = self.reasons.clone();
         reasons.evaluations.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
         statement::write("model", self.model.0, PREDICATE_TYPE, &reasons)
     }
 
-    /// The digest of [`Promotion::payload`].
+    /// Returns the digest of [`Promotion::payload`].
     pub fn digest(&self) -> PromotionDigest {
         payload_digest(&self.payload())
     }
 
-    /// Reads a payload, which somebody must have verified before.
+    /// Reads the payload of a verified bundle.
     ///
     /// # Errors
-    /// Why it is no promotion statement.
+    /// Fails if the payload is not a promotion statement.
     pub fn read(payload: &[u8]) -> Result<Self, String> {
         let (model, reasons) = statement::read(payload, PREDICATE_TYPE)?;
         Ok(Self { model: ModelDigest(model), reasons })
@@ -169,7 +168,7 @@ impl PromotionKey {
     }
 }
 
-/// The digest of a promotion statement's payload.
+/// Returns the digest of the payload of a promotion statement.
 pub fn payload_digest(payload: &[u8]) -> PromotionDigest {
     PromotionDigest(Sha256::of(payload))
 }

@@ -1,14 +1,14 @@
-//! in-toto statements v1: who is spoken of, and what is said. Pure.
+//! in-toto statements v1: a subject and a predicate about it. Pure.
 //!
 //! Source: <https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md>.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{canonical::canonical, digest::Sha256};
+use crate::{canonical::canonical, digest::Sha256, text::Printable};
 
 const STATEMENT: &str = "https://in-toto.io/Statement/v1";
 
-/// A statement about one thing.
+/// A statement about a subject.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Statement<P> {
@@ -32,7 +32,7 @@ struct SubjectDigest {
     sha256: Sha256,
 }
 
-/// The canonical bytes of a statement that says `predicate` about the thing `name` with the digest `subject`.
+/// Returns the canonical bytes of a statement about the subject `name` with the digest `subject`.
 pub(crate) fn write<P: Serialize>(name: &str, subject: Sha256, predicate_type: &str, predicate: &P) -> Vec<u8> {
     canonical(&Statement {
         type_: STATEMENT.to_owned(),
@@ -42,13 +42,14 @@ pub(crate) fn write<P: Serialize>(name: &str, subject: Sha256, predicate_type: &
     })
 }
 
-/// Reads a statement: the digest of its one subject, and what it says.
+/// Reads a statement and returns the digest of its subject and its predicate.
 ///
 /// # Errors
-/// What is not as it must be, to go on after "it holds no … statement: ".
+/// The first fault, as a text that is safe to print.
 pub(crate) fn read<P: DeserializeOwned>(payload: &[u8], predicate_type: &str) -> Result<(Sha256, P), String> {
-    // The kind first, so that a statement of another kind is named and not its first strange field.
-    let kind: Statement<serde::de::IgnoredAny> = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
+    // The types first, so that the message about another kind of statement names the kind and not an unknown field.
+    let unreadable = |error: serde_json::Error| Printable(&error.to_string()).to_string();
+    let kind: Statement<serde::de::IgnoredAny> = serde_json::from_slice(payload).map_err(unreadable)?;
     if kind.type_ != STATEMENT {
         return Err(format!("its type is {:?}, not {STATEMENT:?}", kind.type_));
     }
@@ -56,8 +57,8 @@ pub(crate) fn read<P: DeserializeOwned>(payload: &[u8], predicate_type: &str) ->
         return Err(format!("its predicate type is {:?}, not {predicate_type:?}", kind.predicate_type));
     }
     let [subject] = kind.subject.as_slice() else {
-        return Err(format!("it has {} subjects, and exactly one is allowed", kind.subject.len()));
+        return Err(format!("it has {} subjects, and exactly one is required", kind.subject.len()));
     };
-    let statement: Statement<P> = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
+    let statement: Statement<P> = serde_json::from_slice(payload).map_err(unreadable)?;
     Ok((subject.digest.sha256, statement.predicate))
 }

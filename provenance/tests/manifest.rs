@@ -1,4 +1,4 @@
-//! What a manifest accepts, refuses and finds.
+//! Manifests: reading directories, validation, digests and differences.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,6 +11,7 @@ use std::{
 
 use codex_provenance::{
     Sha256,
+    files::walk,
     manifest::{Difference, File, Manifest},
 };
 use proptest::prelude::*;
@@ -57,7 +58,7 @@ fn a_directory_is_read_as_model_signing_reads_it() {
 }
 
 #[test]
-fn a_directory_with_something_strange_in_it_is_refused() {
+fn a_directory_with_anything_but_regular_files_is_refused() {
     let told = |prepare: &dyn Fn(&Path)| {
         let root = tempfile::tempdir().unwrap();
         write(root.path(), "config.json", "{}");
@@ -73,36 +74,57 @@ fn a_directory_with_something_strange_in_it_is_refused() {
     let latin = |root: &Path| fs::write(root.join(std::ffi::OsStr::from_bytes(b"caf\xe9")), "x").unwrap();
     assert_eq!(told(&latin), "the file name \"caf\u{fffd}\" is not UTF-8");
     let cases = |root: &Path| write(root, "Config.json", "{}");
-    assert!(told(&cases).contains("\"Config.json\" and \"config.json\" are the same file"));
+    assert!(told(&cases).contains("\"Config.json\" and \"config.json\" collide"));
     let control = |root: &Path| write(root, "a\nb", "");
     assert!(told(&control).contains("neither control characters"));
     let empty = tempfile::tempdir().unwrap();
-    assert_eq!(Manifest::of_dir(empty.path()).unwrap_err().to_string(), "it holds no file");
+    assert_eq!(Manifest::of_dir(empty.path()).unwrap_err().to_string(), "it contains no files");
     let missing = Manifest::of_dir(&empty.path().join("nowhere")).unwrap_err().to_string();
     assert!(missing.contains("nowhere cannot be read"), "{missing}");
+}
+
+#[test]
+fn a_single_file_is_listed_under_its_name() {
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), "weights", "w");
+    let manifest = Manifest::of_file(&root.path().join("weights")).unwrap();
+    assert_eq!(manifest.files, [file("weights", "w")]);
+    assert!(Manifest::of_file(root.path()).unwrap_err().to_string().contains("neither a regular file nor a directory"));
+    symlink("weights", root.path().join("link")).unwrap();
+    assert!(Manifest::of_file(&root.path().join("link")).unwrap_err().to_string().contains("symbolic link"));
+}
+
+#[test]
+fn a_file_that_grows_after_it_was_listed_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), "weights", "w");
+    let entries = walk(root.path(), &BTreeSet::new()).unwrap();
+    assert_eq!(entries[0].size, 1);
+    write(root.path(), "weights", "ww");
+    assert!(Manifest::read(entries).unwrap_err().to_string().contains("more than the 1 bytes expected"));
 }
 
 #[test]
 fn a_manifest_from_elsewhere_is_checked() {
     for path in ["/etc/passwd", "../up", "a/../b", "a//b", "a/", "./a", "", "a\\b", "a\u{7}", ".git/HEAD", ".gitignore"]
     {
-        assert!(refused(vec![file(path, "x")]).contains("is no path of a model file"), "{path:?}");
+        assert!(refused(vec![file(path, "x")]).contains("is not a valid path of a model file"), "{path:?}");
     }
     assert!(refused(vec![file(&"a".repeat(1025), "x")]).contains("longer than 1024"));
-    assert!(refused(vec![file("a", "x"), file("a", "y")]).contains("are the same file"));
-    assert!(refused(vec![file("A", "x"), file("a", "x")]).contains("are the same file"));
+    assert!(refused(vec![file("a", "x"), file("a", "y")]).contains("collide"));
+    assert!(refused(vec![file("A", "x"), file("a", "x")]).contains("collide"));
     assert!(refused(vec![file("a", "x"), file("a/b", "x")]).contains("one is a directory of the other"));
     assert!(refused(vec![file("A/b", "x"), file("a", "x")]).contains("one is a directory of the other"));
     assert_eq!(
         refused(vec![file("a-b", "x"), file("a/b", "x")]),
-        "\"a/b\" stands behind \"a-b\": a manifest names its files once, in the order of their path components"
+        "\"a/b\" follows \"a-b\": a manifest lists each file once, in the order of their path components"
     );
-    assert_eq!(refused(vec![]), "it holds no file");
-    assert!(refused(vec![File { size: u64::MAX, ..file("a", "x") }]).contains("over 2^53"));
-    assert!(refused(vec![File { size: 0, ..file("a", "x") }]).contains("not the digest of nothing"));
-    assert!(refused(vec![File { size: 1, ..file("a", "") }]).contains("not the digest of nothing"));
+    assert_eq!(refused(vec![]), "it contains no files");
+    assert!(refused(vec![File { size: u64::MAX, ..file("a", "x") }]).contains("more than 2^53 bytes"));
+    assert!(refused(vec![File { size: 0, ..file("a", "x") }]).contains("contradict each other"));
+    assert!(refused(vec![File { size: 1, ..file("a", "") }]).contains("contradict each other"));
     let future = Manifest { schema: 2, files: vec![file("a", "x")] };
-    assert_eq!(future.validate().unwrap_err().to_string(), "its schema is 2, and 1 is the one known here");
+    assert_eq!(future.validate().unwrap_err().to_string(), "its schema is 2; only 1 is supported");
     assert!(serde_json::from_str::<Manifest>(r#"{"schema":1,"files":[],"more":1}"#).is_err());
 }
 

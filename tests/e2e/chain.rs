@@ -151,10 +151,11 @@ async fn signatures(team: &Team, run: &TrainingRun, pod: &codex_crds::ReasoningP
     assert_eq!(on_disk.digest(), recorded.digest, "the digest is that of the bytes on the volume");
     assert_eq!(on_disk.files.len(), recorded.files.len());
 
+    let pinned = codex_provenance::Sha256::of(fs::read(files.path().join("key.pem")).unwrap()).to_string();
     let verify = |model: &Path| {
         let mut codex = Command::new(install::program("codex").unwrap());
         codex.arg("verify").arg(model).arg("--bundle").arg(files.path().join("oms.json"));
-        codex.arg("--key").arg(files.path().join("key.pem"));
+        codex.arg("--key").arg(files.path().join("key.pem")).args(["--fingerprint", &pinned]);
         codex.arg("--promotion").arg(files.path().join("promotion.json")).args(["--ring", "0A_base_"]);
         codex
     };

@@ -1,41 +1,53 @@
-//! `codex verify`: the check that a server makes, for a person with a model directory and its bundles. Reads files.
+//! `codex verify`: the checks of a server on the command line, for a model and its bundles. Reads files.
 
 use std::{
     collections::BTreeSet,
-    fmt, fs,
+    fmt,
     io::Write as _,
     path::{Path, PathBuf},
 };
 
 use clap::builder::PossibleValuesParser;
 use codex_provenance::{
+    Sha256, files,
     manifest::{Manifest, ManifestError},
-    promotion::RINGS,
+    promotion::{Gate, RINGS},
+    text::Printable,
 };
 use codex_reports::exit;
 use codex_signing::{
-    bundle::BundleError,
+    bundle::{self, BundleError},
     key::PublicKey,
     verify::{Promoted, Signed, VerifyError, verify_promotion, verify_signature},
 };
 
 use crate::error::CommandError;
 
-/// Verify that a model directory is exactly what was signed, and, if asked, what was promoted into a ring.
+/// The exit code for a valid model whose key was not compared with a fingerprint.
+const NOT_PINNED: i32 = 3;
+/// Maximum size of a key file in bytes.
+const MAX_KEY: usize = 64 << 10;
+
+/// Verify that a model is exactly what was signed and, with --promotion, that it was promoted into a ring.
 ///
-/// Exit codes: 0 verified, 1 refused (one sentence says why), 2 something cannot be read.
+/// Exit codes: 0 verified with the key of --fingerprint, 1 refused (one sentence says why), 2 something cannot be read,
+/// 3 verified, but with a key that was not compared with a fingerprint.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Verify {
-    /// The model directory.
-    #[arg(value_name = "MODEL_DIR")]
+    /// The model: a directory, or a single file.
+    #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// The OMS signature bundle; when it lies inside the model directory, it is not counted as a file of the model.
+    /// The OpenSSF Model Signing bundle. Inside the model directory, it does not count as a file of the model.
     #[arg(long, value_name = "FILE")]
     bundle: PathBuf,
-    /// The public key to trust, in PEM.
+    /// The public key, a PEM file with exactly one key.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
-    /// The promotion bundle.
+    /// The SHA-256 fingerprint that the key must have. Take it from a source that you trust, such as the ConfigMap
+    /// codex-signing-key in the controller's namespace. Without it, the key is not pinned, and the exit code is 3.
+    #[arg(long, value_name = "SHA256")]
+    fingerprint: Option<Sha256>,
+    /// The promotion bundle. Without it, no promotion is checked.
     #[arg(long, value_name = "FILE", requires = "ring")]
     promotion: Option<PathBuf>,
     /// The ring that the promotion must be for.
@@ -43,14 +55,15 @@ pub struct Verify {
     ring: Option<String>,
 }
 
-/// What was verified.
+/// A valid model.
 struct Outcome {
     manifest: Manifest,
+    pinned: bool,
     signed: Signed,
     promoted: Option<Promoted>,
 }
 
-/// A file that cannot be read.
+/// The error for a file that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{argument}: {path:?} cannot be read")]
 struct Unreadable {
@@ -61,27 +74,32 @@ struct Unreadable {
 }
 
 impl Verify {
-    /// Verifies and says what was verified.
+    /// Verifies the model and prints the result.
     ///
     /// # Errors
-    /// A refusal (exit 1); a file that cannot be read, a key that is none (exit 2).
+    /// Fails with exit code 1 if a check fails, and with 2 if a file cannot be read or the key is invalid.
     pub fn run(self) -> Result<i32, CommandError> {
         let outcome = self.verify()?;
-        // Nobody listens: the exit code says it all.
+        // The exit code is the result, even if it cannot be printed.
         let _ = std::io::stdout().write_all(outcome.to_string().as_bytes());
-        Ok(exit::FINISHED)
+        Ok(outcome.exit())
     }
 
     fn verify(&self) -> Result<Outcome, CommandError> {
-        let bundle = read("--bundle", &self.bundle)?;
-        let promotion = self.promotion.as_deref().map(|path| read("--promotion", path)).transpose()?;
-        let key = read("--key", &self.key)?;
+        let bundle = read("--bundle", &self.bundle, bundle::MAX_BYTES)?;
+        let promotion =
+            self.promotion.as_deref().map(|path| read("--promotion", path, bundle::MAX_BYTES)).transpose()?;
+        let key = read("--key", &self.key, MAX_KEY)?;
         let key = PublicKey::from_pem(&String::from_utf8_lossy(&key))
-            .map_err(|error| CommandError::bad_input(format!("--key: {}: {error}", self.key.display())))?;
-        let except = inside(&self.bundle, &self.model).into_iter().collect::<BTreeSet<_>>();
-        let manifest = Manifest::of_dir_except(&self.model, &except).map_err(|error| match error {
+            .map_err(|error| CommandError::bad_input(format!("--key: {:?}: {error}", self.key)))?;
+        if let Some(expected) = self.fingerprint
+            && expected != key.fingerprint()
+        {
+            return Err(refused(VerifyError::Key { found: key.fingerprint(), expected }));
+        }
+        let manifest = self.manifest().map_err(|error| match error {
             ManifestError::Unreadable { .. } => CommandError::bad_input(error),
-            refused => CommandError::failed(format!("the model directory is refused: {refused}")),
+            refused => CommandError::failed(format!("the model is refused: {refused}")),
         })?;
         let signed = verify_signature(&manifest, &bundle, &key, None).map_err(refused)?;
         let promoted = match (promotion, &self.ring) {
@@ -90,65 +108,102 @@ impl Verify {
             }
             _ => None,
         };
-        Ok(Outcome { manifest, signed, promoted })
+        Ok(Outcome { manifest, pinned: self.fingerprint.is_some(), signed, promoted })
+    }
+
+    fn manifest(&self) -> Result<Manifest, ManifestError> {
+        if self.model.is_file() {
+            return Manifest::of_file(&self.model);
+        }
+        Manifest::of_dir_except(&self.model, &inside(&self.bundle, &self.model).into_iter().collect::<BTreeSet<_>>())
     }
 }
 
-/// A bundle that is none cannot be read; everything else is refused.
+/// Returns the exit code 2 for a file that is not a bundle, and 1 for every other refusal.
 fn refused(error: VerifyError) -> CommandError {
     match error {
-        VerifyError::Oms(BundleError::Shape(_) | BundleError::TooLarge(_))
-        | VerifyError::Promotion(BundleError::Shape(_) | BundleError::TooLarge(_)) => CommandError::bad_input(error),
+        VerifyError::Oms(BundleError::Shape(_) | BundleError::TooLarge)
+        | VerifyError::Promotion(BundleError::Shape(_) | BundleError::TooLarge) => CommandError::bad_input(error),
         error => CommandError::failed(error),
     }
 }
 
-fn read(argument: &'static str, path: &Path) -> Result<Vec<u8>, CommandError> {
-    fs::read(path).map_err(|source| CommandError::bad_input(Unreadable { argument, path: path.to_owned(), source }))
+fn read(argument: &'static str, path: &Path, limit: usize) -> Result<Vec<u8>, CommandError> {
+    files::read_start(path, limit)
+        .map_err(|source| CommandError::bad_input(Unreadable { argument, path: path.to_owned(), source }))
 }
 
-/// The path of `file` below `directory`, if it lies there.
+/// Returns the path of `file` relative to `directory`, if the file is inside it.
 fn inside(file: &Path, directory: &Path) -> Option<String> {
     let (file, directory) = (file.canonicalize().ok()?, directory.canonicalize().ok()?);
     Some(file.strip_prefix(directory).ok()?.to_str()?.to_owned())
 }
 
+impl Outcome {
+    fn exit(&self) -> i32 {
+        if self.pinned { exit::FINISHED } else { NOT_PINNED }
+    }
+}
+
+/// First what the promotion statement says, then what was checked, so that no text of a statement follows the result. Texts
+/// from files are escaped.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (files, bytes) = (self.manifest.files.len(), self.manifest.size_bytes());
-        writeln!(f, "verified   {files} files, {bytes} bytes: exactly what was signed")?;
-        writeln!(f, "model      {}", self.signed.model)?;
-        writeln!(f, "signed by  {}", self.signed.signer)?;
-        let Some(Promoted { promotion, digest }) = &self.promoted else { return Ok(()) };
-        writeln!(f, "promoted   into {} by the statement {digest}", promotion.reasons.ring)?;
-        for evaluation in &promotion.reasons.evaluations {
+        for evaluation in self.promoted.iter().flat_map(|promoted| &promoted.promotion.reasons.evaluations) {
             for gate in &evaluation.gates {
-                let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
-                writeln!(
-                    f,
-                    "  {}: {} {} (n {}, bounds {} to {}): {}",
-                    evaluation.name,
-                    gate.metric,
-                    text(&gate.value),
-                    text(&gate.n.map(|n| n.to_string())),
-                    text(&gate.lower),
-                    text(&gate.upper),
-                    gate.verdict
-                )?;
+                writeln!(f, "evaluation {}: {}", Printable(&evaluation.name), Printable(&describe(gate)))?;
             }
         }
-        Ok(())
+        let (files, bytes) = (self.manifest.files.len(), self.manifest.size_bytes());
+        let skipped = &self.signed.skipped;
+        if skipped.is_empty() {
+            writeln!(f, "verified   {files} files, {bytes} bytes: exactly what was signed")?;
+        } else {
+            writeln!(f, "verified   {} files of {files}: exactly what was signed", files - skipped.len())?;
+            let names: Vec<_> = skipped.iter().map(|path| Printable(path).to_string()).collect();
+            writeln!(f, "skipped    NOT signed, by the signature's ignore_paths: {}", names.join(", "))?;
+        }
+        writeln!(f, "model      {}", self.signed.model)?;
+        match &self.promoted {
+            Some(Promoted { promotion, digest }) => {
+                writeln!(f, "promoted   into {} by the statement {digest}", Printable(&promotion.reasons.ring))?;
+            }
+            None => writeln!(f, "promoted   NOT checked: give --promotion and --ring")?,
+        }
+        let signer = self.signed.signer;
+        if self.pinned {
+            writeln!(f, "signed by  {signer}, the key of --fingerprint")
+        } else {
+            writeln!(f, "signed by  {signer}: key NOT pinned, give --fingerprint")
+        }
     }
+}
+
+/// Returns a gate with its limits, values and verdict.
+fn describe(gate: &Gate) -> String {
+    let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    let limits = [(">=", &gate.min), ("<=", &gate.max), ("at confidence", &gate.confidence)];
+    let limits = limits.iter().filter_map(|(sign, limit)| Some(format!(" {sign} {}", limit.as_ref()?)));
+    format!(
+        "{}{} (value {}, n {}, bounds {} to {}): {}",
+        gate.metric,
+        limits.collect::<String>(),
+        text(&gate.value),
+        text(&gate.n.map(|n| n.to_string())),
+        text(&gate.lower),
+        text(&gate.upper),
+        gate.verdict
+    )
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, fs};
 
     use clap::Parser;
     use codex_provenance::{
         ConfigDigest, GatesDigest, ReportDigest, Sha256, oms,
-        promotion::{Evaluation, Gate, Promotion, Reasons, Training},
+        promotion::{Evaluation, Promotion, Reasons, Training},
     };
     use codex_signing::key::{PrivateKey, Signer as _};
 
@@ -160,12 +215,12 @@ mod tests {
         verify: Verify,
     }
 
-    fn promotion(model: &Manifest, payload: &[u8]) -> Promotion {
+    fn promotion(model: &Manifest, payload: &[u8], name: &str) -> Promotion {
         let gate = Gate {
             metric: "exact_match".into(),
             min: Some("0.95".into()),
             max: None,
-            confidence: None,
+            confidence: Some("0.95".into()),
             value: Some("0.99".into()),
             n: Some(500),
             lower: None,
@@ -173,7 +228,7 @@ mod tests {
             verdict: "Passed".into(),
         };
         let evaluation = Evaluation {
-            name: "cot-lite".into(),
+            name: name.into(),
             uid: "u".into(),
             report_digest: ReportDigest(Sha256::of("r")),
             gates_digest: GatesDigest(Sha256::of("g")),
@@ -196,8 +251,12 @@ mod tests {
         Promotion { model: model.digest(), reasons }
     }
 
-    /// A signed model whose bundle lies inside its directory.
+    /// A signed model whose bundle is inside its directory, promoted on the evaluation `cot-lite`.
     fn signed() -> tempfile::TempDir {
+        signed_with("cot-lite")
+    }
+
+    fn signed_with(evaluation: &str) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let model = root.path().join("model");
         fs::create_dir(&model).unwrap();
@@ -205,8 +264,8 @@ mod tests {
         let key = PrivateKey::generate().unwrap();
         let manifest = Manifest::of_dir(&model).unwrap();
         let payload = oms::payload(&manifest, "model");
-        fs::write(root.path().join("promotion.json"), key.sign(&promotion(&manifest, &payload).payload()).unwrap())
-            .unwrap();
+        let promotion = promotion(&manifest, &payload, evaluation).payload();
+        fs::write(root.path().join("promotion.json"), key.sign(&promotion).unwrap()).unwrap();
         fs::write(root.path().join("key.pem"), key.public().to_pem()).unwrap();
         fs::write(model.join("model.sig"), key.sign(&payload).unwrap()).unwrap();
         root
@@ -227,14 +286,89 @@ mod tests {
         Arguments::try_parse_from(arguments).map_err(CommandError::bad_input)?.verify.verify()
     }
 
+    fn fingerprint(root: &Path) -> String {
+        PublicKey::from_pem(&fs::read_to_string(root.join("key.pem")).unwrap()).unwrap().fingerprint().to_string()
+    }
+
     #[test]
-    fn what_was_verified_is_told() {
+    fn the_result_names_what_was_checked() {
         let root = signed();
-        let told = verify(root.path(), &["--promotion", "promotion.json", "--ring", "main"]).ok().unwrap().to_string();
-        assert!(told.starts_with("verified   1 files, 2 bytes: exactly what was signed\nmodel      "), "{told}");
-        assert!(told.contains("promoted   into main by the statement "), "{told}");
-        assert!(told.ends_with("  cot-lite: exact_match 0.99 (n 500, bounds - to -): Passed\n"), "{told}");
-        assert!(!verify(root.path(), &[]).ok().unwrap().to_string().contains("promoted"));
+        let pin = fingerprint(root.path());
+        let all = ["--promotion", "promotion.json", "--ring", "main", "--fingerprint", &pin];
+        let outcome = verify(root.path(), &all).ok().unwrap();
+        let told = outcome.to_string();
+        let lines: Vec<_> = told.lines().collect();
+        assert_eq!(
+            lines[0],
+            "evaluation cot-lite: exact_match >= 0.95 at confidence 0.95 (value 0.99, n 500, bounds - to -): Passed"
+        );
+        assert_eq!(lines[1], "verified   1 files, 2 bytes: exactly what was signed");
+        assert!(lines[2].starts_with("model      ") && lines[3].starts_with("promoted   into main by the statement "));
+        assert_eq!(lines[4..], [format!("signed by  {pin}, the key of --fingerprint")]);
+        assert_eq!(outcome.exit(), exit::FINISHED);
+    }
+
+    #[test]
+    fn what_was_not_checked_is_said() {
+        let root = signed();
+        let pin = fingerprint(root.path());
+        let outcome = verify(root.path(), &[]).ok().unwrap();
+        let told = outcome.to_string();
+        assert_eq!(outcome.exit(), NOT_PINNED);
+        assert!(told.contains("promoted   NOT checked: give --promotion and --ring\n"), "{told}");
+        assert!(told.ends_with(&format!("signed by  {pin}: key NOT pinned, give --fingerprint\n")), "{told}");
+        let other = PrivateKey::generate().unwrap().public().fingerprint().to_string();
+        let refused = verify(root.path(), &["--fingerprint", &other]).err().unwrap();
+        assert_eq!(refused.exit, exit::FAILED);
+        let told = refused.sentence();
+        assert_eq!(told, format!("the public key has the fingerprint {pin}, but {other} is trusted"));
+        assert_eq!(verify(root.path(), &["--fingerprint", "abc"]).err().unwrap().exit, exit::BAD_INPUT);
+    }
+
+    /// A name in a statement can neither add a line nor direct the terminal, and nothing follows the result.
+    #[test]
+    fn text_from_a_statement_is_escaped_and_comes_first() {
+        let forged = format!("x\nsigned by  {}, the key of --fingerprint\u{1b}[1A\u{202e}", "0".repeat(64));
+        let root = signed_with(&forged);
+        let outcome = verify(root.path(), &["--promotion", "promotion.json", "--ring", "main"]).ok().unwrap();
+        let told = outcome.to_string();
+        assert_eq!(told.lines().filter(|line| line.starts_with("signed by")).count(), 1, "{told}");
+        assert!(told.lines().last().unwrap().contains("key NOT pinned"), "{told}");
+        assert!(!told.chars().any(|letter| letter != '\n' && letter.is_control()), "{told:?}");
+        assert!(told.starts_with("evaluation x\\nsigned by  000") && told.contains("\\u{1b}[1A\\u{202e}"), "{told}");
+    }
+
+    #[test]
+    fn a_model_of_one_file_is_verified() {
+        let root = signed();
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../provenance/signing/tests/fixtures");
+        let path = |name: &str| fixtures.join(name).to_str().unwrap().to_owned();
+        let weights = root.path().join("weights.bin");
+        let verify = |contents: &str| {
+            fs::write(&weights, contents).unwrap();
+            let (bundle, key) = (path("file.sig"), path("p384.pem"));
+            let arguments = ["verify", weights.to_str().unwrap(), "--bundle", &bundle, "--key", &key];
+            Arguments::try_parse_from(arguments).unwrap().verify.verify()
+        };
+        let told = verify("{\"hidden_size\": 64}").ok().unwrap().to_string();
+        assert!(told.starts_with("verified   1 files, 19 bytes: exactly what was signed\n"), "{told}");
+        let refused = verify("{\"hidden_size\": 65}").err().unwrap();
+        assert!(refused.exit == exit::FAILED && refused.sentence().contains("weights.bin was changed"));
+    }
+
+    #[test]
+    fn unsigned_files_are_named() {
+        let manifest = Manifest::of_files(&BTreeMap::from([("config.json".to_owned(), "{}")])).unwrap();
+        let signed = Signed {
+            model: manifest.digest(),
+            payload: oms::payload_digest(b""),
+            signer: Sha256::of(""),
+            skipped: vec!["a\n.md".to_owned()],
+        };
+        let outcome = Outcome { manifest, pinned: true, signed, promoted: None };
+        let told = outcome.to_string();
+        assert!(told.starts_with("verified   0 files of 1: exactly what was signed\n"), "{told}");
+        assert!(told.contains("skipped    NOT signed, by the signature's ignore_paths: a\\n.md\n"), "{told}");
     }
 
     #[test]
@@ -243,7 +377,7 @@ mod tests {
         let end = |more: &[&str]| verify(root.path(), more).err().map(|error| (error.exit, error.sentence())).unwrap();
         let (code, told) = end(&["--promotion", "promotion.json", "--ring", "0D_base_"]);
         assert_eq!(code, exit::FAILED);
-        assert_eq!(told, "the promotion bundle was made for the ring \"main\", and \"0D_base_\" is demanded");
+        assert_eq!(told, "the promotion bundle was made for the ring \"main\", but \"0D_base_\" is required");
         assert_eq!(end(&["--promotion", "promotion.json"]).0, exit::BAD_INPUT, "a promotion is for a ring");
         let (code, told) = end(&["--promotion", "nowhere.json", "--ring", "main"]);
         assert!(code == exit::BAD_INPUT && told.contains("--promotion: ") && told.contains("nowhere.json"), "{told}");
@@ -254,7 +388,7 @@ mod tests {
         let (code, told) = end(&[]);
         assert!(code == exit::FAILED && told.contains("\"link\" is a symbolic link"), "{told}");
         for (key, why) in [
-            ("no key", "the public key is no PEM: it has no line -----BEGIN PUBLIC KEY-----"),
+            ("no key", "the public key is not PEM: the line -----BEGIN PUBLIC KEY----- is missing"),
             ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "the public key cannot be read"),
             (&PrivateKey::generate().unwrap().to_pem().unwrap(), "the public key is a private key"),
         ] {
@@ -266,9 +400,9 @@ mod tests {
         let end = |more: &[&str]| verify(root.path(), more).err().map(|error| (error.exit, error.sentence())).unwrap();
         fs::write(root.path().join("promotion.json"), "no bundle").unwrap();
         let (code, told) = end(&["--promotion", "promotion.json", "--ring", "main"]);
-        assert!(code == exit::BAD_INPUT && told.contains("promotion bundle is no Sigstore bundle"), "{told}");
+        assert!(code == exit::BAD_INPUT && told.contains("promotion bundle is not a Sigstore bundle"), "{told}");
         fs::write(root.path().join("model/model.sig"), "no bundle").unwrap();
         let (code, told) = end(&[]);
-        assert!(code == exit::BAD_INPUT && told.contains("OMS bundle is no Sigstore bundle"), "{told}");
+        assert!(code == exit::BAD_INPUT && told.contains("OMS bundle is not a Sigstore bundle"), "{told}");
     }
 }

@@ -1,9 +1,9 @@
-//! Sigstore bundles v0.3 that hold one in-toto statement signed by one key. Pure.
+//! Sigstore bundles v0.3 that hold one in-toto statement, signed with one key. Pure.
 //!
-//! Source: <https://github.com/sigstore/protobuf-specs/blob/main/protos/sigstore_bundle.proto>. A transparency log is
-//! not asked: entries that a bundle may carry are neither needed nor believed.
+//! Source: <https://github.com/sigstore/protobuf-specs/blob/main/protos/sigstore_bundle.proto>. Entries
+//! of a transparency log are neither required nor checked.
 
-use codex_provenance::Sha256;
+use codex_provenance::{Sha256, text::Printable};
 use sigstore_protobuf_specs::{
     dev::sigstore::{
         bundle::v1::{Bundle as Wire, VerificationMaterial, bundle, verification_material},
@@ -19,52 +19,50 @@ use crate::{
 
 /// The media type of the bundles read and written here.
 pub const MEDIA_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
-/// The most bytes that a bundle may have: as many as fit in a `ConfigMap`.
-pub const MAX_BYTES: usize = 1 << 20;
+/// Maximum size of a bundle in bytes: enough for a statement about the maximum number of files, with paths of the maximum
+/// length. (A `ConfigMap` holds 1 MiB.)
+pub const MAX_BYTES: usize = 32 << 20;
 
-/// Why a bundle is refused. Each sentence goes on after "the OMS bundle" or "the promotion bundle".
+/// Reasons why a bundle is refused. Each message continues "the OMS bundle" or "the promotion bundle".
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    /// More bytes than any bundle of a model needs.
-    #[error("has {0} bytes, more than {MAX_BYTES}")]
-    TooLarge(usize),
-    /// No JSON, or not of the bundle's shape.
-    #[error("is no Sigstore bundle: {0}")]
+    /// The bundle is too large.
+    #[error("is too large: at most {MAX_BYTES} bytes are allowed")]
+    TooLarge,
+    /// The text is not a Sigstore bundle in JSON.
+    #[error("is not a Sigstore bundle: {}", Printable(&.0.to_string()))]
     Shape(#[source] serde_json::Error),
-    /// Another version, or something else.
-    #[error("has the media type {0:?}, and {MEDIA_TYPE:?} is the one known here")]
+    /// The bundle has another version.
+    #[error("has the media type {0:?}; only {MEDIA_TYPE:?} is supported")]
     MediaType(String),
-    /// Signed without a key of its own.
-    #[error("names no public key: only bundles that a key signed are accepted here")]
+    /// The bundle is signed with a certificate.
+    #[error("names no public key; only bundles that are signed with a key are supported")]
     NoKey,
-    /// A bare signature.
-    #[error("holds no DSSE envelope")]
+    /// The bundle has no DSSE envelope.
+    #[error("has no DSSE envelope")]
     NoEnvelope,
-    /// Not a statement in JSON.
-    #[error("has the payload type {0:?}, and {IN_TOTO:?} is the one known here")]
+    /// The payload is not a statement in JSON.
+    #[error("has the payload type {0:?}; only {IN_TOTO:?} is supported")]
     PayloadType(String),
-    /// None or several.
-    #[error("has {0} signatures, and exactly one is allowed")]
+    /// The bundle has no signature or several.
+    #[error("has {0} signatures; exactly one is required")]
     Signatures(usize),
-    /// The envelope names another key than the bundle.
-    #[error("names the key {0:?} in its envelope and another one beside it")]
-    Hints(String),
-    /// Made by another key.
-    #[error("was signed by another key: it names the fingerprint {found}, and {expected} is trusted")]
+    /// The bundle is signed with another key.
+    #[error("was signed with another key: it names {}, but {expected} is trusted", Printable(found))]
     AnotherKey {
         /// The hint in the bundle.
         found: String,
         /// The fingerprint of the trusted key.
         expected: Sha256,
     },
-    /// Payload, signature or hint were changed, or another key made it.
-    #[error("does not verify: its signature was not made over this payload by the key {0}")]
+    /// The signature is not one of the trusted key over this payload.
+    #[error("has an invalid signature: the key {0} did not sign this payload")]
     Signature(Sha256),
 }
 
-/// Assembles the bundle of a payload and its DER-encoded signature by the key `signer`: JSON.
+/// Returns the bundle, in JSON, of a payload and its DER-encoded signature with the key `signer`.
 pub(crate) fn assemble(payload: &[u8], signature: Vec<u8>, signer: Sha256) -> Result<Vec<u8>, serde_json::Error> {
-    // The specification wants the same hint in both places.
+    // The specification requires the same hint in both places.
     let hint = signer.to_string();
     serde_json::to_vec(&Wire {
         media_type: MEDIA_TYPE.to_owned(),
@@ -80,13 +78,13 @@ pub(crate) fn assemble(payload: &[u8], signature: Vec<u8>, signer: Sha256) -> Re
     })
 }
 
-/// Checks a bundle against the one trusted key and returns the statement that it vouches for.
+/// Verifies the signature of a bundle with the trusted key and returns its payload.
 ///
 /// # Errors
-/// The first thing that is not as it must be; the payload of a refused bundle is never returned.
+/// The first fault. The payload of a refused bundle is never returned.
 pub fn open(bundle: &[u8], key: &PublicKey) -> Result<Vec<u8>, BundleError> {
     if bundle.len() > MAX_BYTES {
-        return Err(BundleError::TooLarge(bundle.len()));
+        return Err(BundleError::TooLarge);
     }
     let wire: Wire = serde_json::from_slice(bundle).map_err(BundleError::Shape)?;
     if wire.media_type != MEDIA_TYPE {
@@ -105,16 +103,13 @@ pub fn open(bundle: &[u8], key: &PublicKey) -> Result<Vec<u8>, BundleError> {
     let [Signature { sig, keyid }] = envelope.signatures.as_slice() else {
         return Err(BundleError::Signatures(envelope.signatures.len()));
     };
-    // The hint is not authenticated: it only leads to a better sentence. An absent one says nothing.
-    if !keyid.is_empty() && *keyid != hint {
-        return Err(BundleError::Hints(keyid.clone()));
+    if key.verifies(&pre_authentication(&envelope.payload), sig) {
+        return Ok(envelope.payload);
     }
-    let fingerprint = key.fingerprint();
-    if !hint.is_empty() && hint != fingerprint.to_string() {
-        return Err(BundleError::AnotherKey { found: hint, expected: fingerprint });
-    }
-    if !key.verifies(&pre_authentication(&envelope.payload), sig) {
-        return Err(BundleError::Signature(fingerprint));
-    }
-    Ok(envelope.payload)
+    // Hints are not signed, and programs write them in different ways. They only lead to a better message.
+    let expected = key.fingerprint();
+    Err(match [hint, keyid.clone()].into_iter().find(|hint| key.differs_from(hint)) {
+        Some(found) => BundleError::AnotherKey { found, expected },
+        None => BundleError::Signature(expected),
+    })
 }

@@ -1,9 +1,15 @@
-//! P-256 keys: making, storing, signing, verifying. Pure but for the randomness that keys and signatures take.
+//! ECDSA keys: generation, storage, signing and verifying. Pure, except for the randomness of keys and signatures.
+//!
+//! Keys on P-256 (with SHA-256) and P-384 (with SHA-384) verify; only keys on P-256 sign.
 
 use std::fmt;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use codex_provenance::Sha256;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ParsedPublicKey};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD},
+};
+use codex_provenance::{Sha256, text::Printable};
 use sigstore::{
     crypto::{
         CosignVerificationKey, Signature,
@@ -21,63 +27,84 @@ use zeroize::Zeroizing;
 
 use crate::{bundle, dsse::pre_authentication};
 
-/// The length of a P-256 public key in DER with both coordinates.
-const P256_DER: usize = 91;
-
-/// Why a key is refused or does not sign.
+/// Reasons why a key is refused or does not sign.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The text is no key.
-    #[error("the {what} cannot be read: {source}")]
+    /// The text is not a key.
+    #[error("the {what} cannot be read: {}", Printable(&source.to_string()))]
     Unreadable {
-        /// Which key.
+        /// The kind of key.
         what: &'static str,
-        /// What the parser said.
+        /// The error of the parser.
         #[source]
         source: SigstoreError,
     },
-    /// The text is no PEM.
-    #[error("the {what} is no PEM: it has no line -----BEGIN PUBLIC KEY-----")]
+    /// The text is not PEM.
+    #[error("the {what} is not PEM: the line -----BEGIN PUBLIC KEY----- is missing")]
     NotPem {
-        /// Which key.
+        /// The kind of key.
         what: &'static str,
     },
-    /// A private key where a public one is wanted.
-    #[error("the {what} is a private key: give the public one that belongs to it, and show this one to nobody")]
+    /// The text holds several PEM blocks.
+    #[error("the {what} has {count} PEM blocks: give a file with exactly one public key")]
+    Several {
+        /// The kind of key.
+        what: &'static str,
+        /// Number of blocks.
+        count: usize,
+    },
+    /// The text holds a PEM block of another kind.
+    #[error("the {what} is a PEM block {label:?}: give a PUBLIC KEY")]
+    Label {
+        /// The kind of key.
+        what: &'static str,
+        /// Label of the block.
+        label: String,
+    },
+    /// A private key is given as a public one.
+    #[error("the {what} is a private key: give its public key instead, and keep the private key secret")]
     Private {
-        /// Which key.
+        /// The kind of key.
         what: &'static str,
     },
-    /// A key of another kind.
-    #[error("the {what} is of another kind: only uncompressed ECDSA keys on the curve P-256 are accepted")]
+    /// The key is of another kind.
+    #[error("the {what} is of another kind: only uncompressed ECDSA keys on the curves {curves} are supported")]
     AnotherKind {
-        /// Which key.
+        /// The kind of key.
+        what: &'static str,
+        /// The supported curves.
+        curves: &'static str,
+    },
+    /// The point of a public key is not on its curve.
+    #[error("the {what} is invalid: its point is not on the curve")]
+    OffCurve {
+        /// The kind of key.
         what: &'static str,
     },
-    /// No randomness, say.
-    #[error("no key could be made: {0}")]
+    /// A key cannot be generated or encoded.
+    #[error("the key cannot be generated or encoded: {0}")]
     Make(#[source] SigstoreError),
-    /// No randomness, say.
-    #[error("the key does not sign: {0}")]
+    /// The key cannot sign.
+    #[error("the key cannot sign: {0}")]
     Sign(#[source] SigstoreError),
-    /// The bundle could not be written as JSON.
-    #[error("the bundle cannot be written: {0}")]
+    /// The bundle cannot be serialized.
+    #[error("the bundle cannot be serialized: {0}")]
     Bundle(#[source] serde_json::Error),
 }
 
-/// Whoever vouches for statements.
+/// A signer of statements.
 pub trait Signer: Send + Sync {
-    /// Who it is, as `status` shows it: a key's fingerprint.
+    /// Returns the identity that `status` shows: the fingerprint of a key.
     fn identity(&self) -> String;
 
     /// Signs an in-toto statement and returns the Sigstore bundle, in JSON.
     ///
     /// # Errors
-    /// When the signer is not able to sign.
+    /// Fails if the key cannot sign.
     fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, KeyError>;
 }
 
-/// A private key. It shows itself to nobody by accident: `Debug` prints the fingerprint.
+/// A private key on the curve P-256. `Debug` prints only its fingerprint.
 pub struct PrivateKey {
     keys: EcdsaKeys,
     signer: EcdsaSigner,
@@ -85,10 +112,10 @@ pub struct PrivateKey {
 }
 
 impl PrivateKey {
-    /// Makes a key from the system's randomness.
+    /// Generates a key.
     ///
     /// # Errors
-    /// When there is no randomness.
+    /// Fails if there is no randomness.
     pub fn generate() -> Result<Self, KeyError> {
         EcdsaKeys::new(EllipticCurve::P256).and_then(Self::of).map_err(KeyError::Make)
     }
@@ -96,7 +123,7 @@ impl PrivateKey {
     /// Reads a PKCS#8 key (`PRIVATE KEY`).
     ///
     /// # Errors
-    /// When it is no such key, or of another curve.
+    /// Fails if the text is not such a key, or the key is on another curve.
     pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
         Self::read(EcdsaKeys::from_pem(pem.as_bytes()))
     }
@@ -104,7 +131,7 @@ impl PrivateKey {
     /// Reads a key in cosign's encrypted form (`ENCRYPTED SIGSTORE PRIVATE KEY`).
     ///
     /// # Errors
-    /// When it is no such key, the password is another one, or the key is of another curve.
+    /// Fails if the text is not such a key, the password is wrong, or the key is on another curve.
     pub fn from_encrypted_pem(pem: &str, password: &[u8]) -> Result<Self, KeyError> {
         Self::read(EcdsaKeys::from_encrypted_pem(pem.as_bytes(), password))
     }
@@ -114,35 +141,35 @@ impl PrivateKey {
         let unreadable = |source| KeyError::Unreadable { what: WHAT, source };
         let keys = keys.map_err(unreadable)?;
         if !matches!(keys.to_wrapped_ecdsa_keys().map_err(unreadable)?, ECDSAKeys::P256(_)) {
-            return Err(KeyError::AnotherKind { what: WHAT });
+            return Err(KeyError::AnotherKind { what: WHAT, curves: "P-256" });
         }
         Self::of(keys).map_err(unreadable)
     }
 
     fn of(keys: EcdsaKeys) -> Result<Self, SigstoreError> {
         let signer = EcdsaSigner::from_ecdsa_keys(&keys)?;
-        let public = PublicKey::of(keys.public_key_to_der()?);
+        let public = PublicKey::of(CosignVerificationKey::ECDSA_P256_SHA256_ASN1, keys.public_key_to_der()?);
         Ok(Self { keys, signer, public })
     }
 
-    /// The key that others verify with.
+    /// Returns the public key.
     pub fn public(&self) -> &PublicKey {
         &self.public
     }
 
-    /// The key in PKCS#8, readable by everybody who holds the text.
+    /// Returns the key in PKCS#8, unencrypted.
     ///
     /// # Errors
-    /// When the key cannot be encoded.
+    /// Fails if the key cannot be encoded.
     pub fn to_pem(&self) -> Result<Zeroizing<String>, KeyError> {
         let pem = self.keys.private_key_to_pem().map_err(KeyError::Make)?;
         Ok(Zeroizing::new(pem.replace("\r\n", "\n")))
     }
 
-    /// The key in cosign's encrypted form.
+    /// Returns the key in cosign's encrypted form.
     ///
     /// # Errors
-    /// When there is no randomness.
+    /// Fails if there is no randomness.
     pub fn to_encrypted_pem(&self, password: &[u8]) -> Result<Zeroizing<String>, KeyError> {
         let pem = self.keys.private_key_to_encrypted_pem(password).map_err(KeyError::Make)?;
         Ok(Zeroizing::new(pem.replace("\r\n", "\n")))
@@ -171,30 +198,46 @@ impl Signer for PrivateKey {
 pub struct PublicKey {
     verifier: CosignVerificationKey,
     pem: String,
+    der_digest: Sha256,
 }
 
 impl PublicKey {
-    /// Reads a key in PEM (`PUBLIC KEY`). Line ends and white space around it do not count.
+    /// Reads a PEM file with exactly one public key (`PUBLIC KEY`). Line ends and text around the block do not count.
     ///
     /// # Errors
-    /// When it is no such key, or of another kind.
+    /// Fails if the text has no block or several, the block is not a public key, the key is not an uncompressed ECDSA key on
+    /// P-256 or P-384, or its point is not on the curve.
     pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
         const WHAT: &str = "public key";
         if pem.contains("PRIVATE KEY-----") {
             return Err(KeyError::Private { what: WHAT });
         }
-        if !pem.contains("-----BEGIN PUBLIC KEY-----") {
-            return Err(KeyError::NotPem { what: WHAT });
+        let labels = pem.split("-----BEGIN ").skip(1).map(|rest| rest.split("-----").next().unwrap_or_default());
+        match labels.collect::<Vec<_>>().as_slice() {
+            ["PUBLIC KEY"] => {}
+            [] => return Err(KeyError::NotPem { what: WHAT }),
+            [label] => return Err(KeyError::Label { what: WHAT, label: label.chars().take(40).collect() }),
+            labels => return Err(KeyError::Several { what: WHAT, count: labels.len() }),
         }
         let key = CosignVerificationKey::try_from_pem(pem.as_bytes())
             .map_err(|source| KeyError::Unreadable { what: WHAT, source })?;
+        // Each coordinate has the length of the curve. A key in another form would have another fingerprint.
+        let uncompressed =
+            |der: &[u8], length: usize| der.len() > 2 * length && der.get(der.len() - 2 * length - 1) == Some(&4);
         match key {
-            CosignVerificationKey::ECDSA_P256_SHA256_ASN1(der) if der.len() == P256_DER => Ok(Self::of(der)),
-            _ => Err(KeyError::AnotherKind { what: WHAT }),
+            CosignVerificationKey::ECDSA_P256_SHA256_ASN1(der) if uncompressed(&der, 32) => {
+                ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &der).map_err(|_| KeyError::OffCurve { what: WHAT })?;
+                Ok(Self::of(CosignVerificationKey::ECDSA_P256_SHA256_ASN1, der))
+            }
+            CosignVerificationKey::ECDSA_P384_SHA384_ASN1(der) if uncompressed(&der, 48) => {
+                ParsedPublicKey::new(&ECDSA_P384_SHA384_ASN1, &der).map_err(|_| KeyError::OffCurve { what: WHAT })?;
+                Ok(Self::of(CosignVerificationKey::ECDSA_P384_SHA384_ASN1, der))
+            }
+            _ => Err(KeyError::AnotherKind { what: WHAT, curves: "P-256 and P-384" }),
         }
     }
 
-    fn of(der: Vec<u8>) -> Self {
+    fn of(verifier: fn(Vec<u8>) -> CosignVerificationKey, der: Vec<u8>) -> Self {
         let text = STANDARD.encode(&der);
         let mut pem = String::from("-----BEGIN PUBLIC KEY-----\n");
         let mut rest = text.as_str();
@@ -205,20 +248,26 @@ impl PublicKey {
             rest = after;
         }
         pem.push_str("-----END PUBLIC KEY-----\n");
-        Self { verifier: CosignVerificationKey::ECDSA_P256_SHA256_ASN1(der), pem }
+        let der_digest = Sha256::of(&der);
+        Self { verifier: verifier(der), pem, der_digest }
     }
 
-    /// The key in PEM: 64 columns, line feeds, one at the end.
+    /// Returns the key in PEM, with 64 columns and a line feed at the end of each line.
     pub fn to_pem(&self) -> &str {
         &self.pem
     }
 
-    /// SHA-256 of [`PublicKey::to_pem`], which is also the hint in bundles.
+    /// Returns the SHA-256 of [`PublicKey::to_pem`], which is also the hint in bundles.
     pub fn fingerprint(&self) -> Sha256 {
         Sha256::of(&self.pem)
     }
 
-    /// Whether a DER-encoded signature was made over `message` by this key.
+    /// Whether a hint is a digest of another key. A hint in another form says nothing.
+    pub(crate) fn differs_from(&self, hint: &str) -> bool {
+        digest_in(hint).is_some_and(|digest| digest != self.fingerprint() && digest != self.der_digest)
+    }
+
+    /// Whether a DER-encoded signature was made over `message` with this key.
     pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         self.verifier.verify_signature(Signature::Raw(signature), message).is_ok()
     }
@@ -228,4 +277,14 @@ impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("PublicKey").field(&self.fingerprint()).finish()
     }
+}
+
+/// Reads the SHA-256 digest in a hint: hexadecimal or base64, with or without `sha256:` before it.
+fn digest_in(hint: &str) -> Option<Sha256> {
+    let hint = match hint.split_at_checked(7) {
+        Some((prefix, rest)) if prefix.eq_ignore_ascii_case("sha256:") => rest,
+        _ => hint,
+    };
+    let decoded = || STANDARD.decode(hint).or_else(|_| STANDARD_NO_PAD.decode(hint)).ok()?.try_into().ok();
+    hint.to_ascii_lowercase().parse().ok().or_else(|| decoded().map(|raw: [u8; 32]| raw.into()))
 }

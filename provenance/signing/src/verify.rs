@@ -1,13 +1,15 @@
-//! Verifying a model: whether exactly these bytes were signed, and may be served in this ring. Pure.
+//! Verification of a model: exactly these bytes are signed, and allowed in this ring. Pure.
 //!
-//! The manifest must have been computed from the bytes that are about to be used, not read from anywhere. Every refusal
-//! is one sentence that names the file, the bundle, the key or the ring.
+//! Compute the manifest from the bytes that will be used; never read it from a file. Each refusal is one sentence that names
+//! the file, the bundle, the key or the ring, and is safe to print.
 
 use codex_provenance::{
     ModelDigest, OmsPayloadDigest, PromotionDigest, Sha256,
+    files::Entry,
     manifest::{Difference, Manifest},
-    oms::{self, Verdict},
+    oms::{self, Comparison, ListingError, Statement},
     promotion::{self, Promotion},
+    text::Printable,
 };
 
 use crate::{
@@ -15,138 +17,191 @@ use crate::{
     key::PublicKey,
 };
 
-/// How many changed files a refusal names.
+/// Number of files that a message names.
 const NAMED: usize = 5;
 
-/// What a verifier was told by somebody whom it trusts more than the bundles.
+/// The values that a verifier requires. They come from a source that is trusted more than the bundles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// The model.
+    /// Digest of the model.
     pub model_digest: ModelDigest,
-    /// The fingerprint of the key.
+    /// Fingerprint of the key.
     pub key_fingerprint: Sha256,
-    /// The ring that the model is to be served in.
+    /// Ring in which the model will be served.
     pub ring: String,
-    /// The promotion statement.
+    /// Digest of the promotion statement.
     pub promotion_digest: PromotionDigest,
 }
 
-/// What an OMS bundle vouches for.
+/// The verified content of an OMS bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signed {
-    /// The model whose files were compared.
+    /// Digest of the model: of all files that were compared.
     pub model: ModelDigest,
-    /// The statement about them.
+    /// Digest of the payload of the bundle.
     pub payload: OmsPayloadDigest,
-    /// The fingerprint of the key that signed.
+    /// Fingerprint of the key that signed.
     pub signer: Sha256,
+    /// Paths of files that the statement leaves out by its `ignore_paths`. A server loads none of them.
+    pub skipped: Vec<String>,
 }
 
-/// What a promotion bundle vouches for.
+/// The verified content of a promotion bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Promoted {
-    /// The statement.
+    /// The promotion statement.
     pub promotion: Promotion,
-    /// Its digest.
+    /// Digest of the promotion statement.
     pub digest: PromotionDigest,
 }
 
-/// What was verified.
+/// The verified content of both bundles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// By the OMS bundle.
+    /// Content of the OMS bundle.
     pub signed: Signed,
-    /// By the promotion bundle.
+    /// Content of the promotion bundle.
     pub promoted: Promoted,
 }
 
-/// Why a model is refused.
+/// Reasons why a model is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// Somebody put another key in its place.
-    #[error("the public key is another one: its fingerprint is {found}, and {expected} is trusted")]
+    /// The public key is not the trusted one.
+    #[error("the public key has the fingerprint {found}, but {expected} is trusted")]
     Key {
-        /// Of the key at hand.
+        /// Fingerprint of the key at hand.
         found: Sha256,
-        /// Of the key that is trusted.
+        /// Fingerprint of the trusted key.
         expected: Sha256,
     },
-    /// The OMS bundle itself is refused.
+    /// The OMS bundle is refused.
     #[error("the OMS bundle {0}")]
     Oms(#[source] BundleError),
-    /// The OMS bundle is genuine and says something else.
-    #[error("the OMS bundle holds no model signing statement: {0}")]
+    /// The OMS bundle is validly signed, but does not hold a valid statement.
+    #[error("the OMS bundle has no valid model signing statement: {0}")]
     OmsStatement(String),
-    /// The OMS bundle is genuine and the files are others.
-    #[error("the model's files are not the signed ones: {}", name(.0))]
+    /// The files differ from the signed ones.
+    #[error("the files of the model differ from the signed ones: {}", name(.0))]
     Files(Vec<Difference>),
-    /// The files are the ones demanded, and the OMS bundle is about others.
+    /// The OMS bundle leaves out a file that a server may load.
+    #[error("the OMS bundle does not cover {0:?}: its ignore_paths leave the file out, and a server may load it")]
+    Uncovered(String),
+    /// The OMS bundle leaves out a file of a model that is about to be served.
+    #[error(
+        "the OMS bundle does not cover {0:?}: its ignore_paths leave the file out, and a server needs every file signed"
+    )]
+    Skipped(String),
+    /// A file has another size than the signed one, or the OMS bundle is for another model.
+    #[error(
+        "the files and the OMS bundle are not those of the model {expected}: a file has another size, or the bundle was made \
+         for another model; sizes found: {}",
+        list(sizes.iter().map(|(path, size)| format!("{} {size}", Printable(path))), ", ")
+    )]
+    Sizes {
+        /// Path and size in bytes of each file.
+        sizes: Vec<(String, u64)>,
+        /// The required model.
+        expected: ModelDigest,
+    },
+    /// The files are the required model, but the OMS bundle is for another one.
     #[error("the OMS bundle was made for another model than {model}: {}", name(.differences))]
     OmsModel {
-        /// The model at hand, which is the one demanded.
+        /// The model at hand, which is the required one.
         model: ModelDigest,
-        /// How the two differ.
+        /// The differences.
         differences: Vec<Difference>,
     },
-    /// The files are signed, and others are demanded.
-    #[error("the files are the model {found}, and {expected} is demanded")]
+    /// The files are signed, but are not the required model.
+    #[error("the files are the model {found}, but {expected} is required")]
     Model {
         /// The model at hand.
         found: ModelDigest,
-        /// The model demanded.
+        /// The required model.
         expected: ModelDigest,
     },
-    /// The promotion bundle itself is refused.
+    /// The promotion bundle is refused.
     #[error("the promotion bundle {0}")]
     Promotion(#[source] BundleError),
-    /// The promotion bundle is genuine and says something else.
-    #[error("the promotion bundle holds no promotion statement: {0}")]
+    /// The promotion bundle is validly signed, but does not hold a valid statement.
+    #[error("the promotion bundle has no valid promotion statement: {0}")]
     PromotionStatement(String),
-    /// The promotion is about another model.
+    /// The promotion is for another model.
     #[error("the promotion bundle was made for another model: {found}, not {expected}")]
     PromotionModel {
-        /// The model that it promotes.
+        /// The model that the promotion names.
         found: ModelDigest,
         /// The model at hand.
         expected: ModelDigest,
     },
-    /// The promotion is about another OMS statement.
+    /// The promotion is for another OMS statement.
     #[error("the promotion bundle was made for another OMS bundle: payload {found}, not {expected}")]
     PromotionPayload {
-        /// The payload that it names.
+        /// The payload that the promotion names.
         found: OmsPayloadDigest,
         /// The payload at hand.
         expected: OmsPayloadDigest,
     },
     /// The promotion is for another ring.
-    #[error("the promotion bundle was made for the ring {found:?}, and {expected:?} is demanded")]
+    #[error("the promotion bundle was made for the ring {found:?}, but {expected:?} is required")]
     Ring {
-        /// The ring that it allows.
+        /// The ring that the promotion names.
         found: String,
-        /// The ring demanded.
+        /// The required ring.
         expected: String,
     },
-    /// A genuine promotion for the same model and ring, and not the one demanded.
-    #[error("the promotion bundle holds another statement: {found}, and {expected} is demanded")]
+    /// The promotion is for the same model and ring, but is not the required one.
+    #[error("the promotion bundle holds the statement {found}, but {expected} is required")]
     PromotionDigest {
         /// The statement at hand.
         found: PromotionDigest,
-        /// The statement demanded.
+        /// The required statement.
         expected: PromotionDigest,
     },
 }
 
 fn name(differences: &[Difference]) -> String {
-    let named: Vec<String> = differences.iter().take(NAMED).map(ToString::to_string).collect();
-    let rest = differences.len().saturating_sub(NAMED);
-    if rest == 0 { named.join("; ") } else { format!("{}; and {rest} more", named.join("; ")) }
+    list(differences.iter().map(ToString::to_string), "; ")
 }
 
-/// Checks that `bundle` is a signature by `key` over exactly the files of `manifest`, names included. `demanded` is the
-/// digest that somebody trusted named, if anybody did.
+/// Joins the first few texts and counts the rest.
+fn list(texts: impl ExactSizeIterator<Item = String>, separator: &str) -> String {
+    let rest = texts.len().saturating_sub(NAMED);
+    let named = texts.take(NAMED).collect::<Vec<_>>().join(separator);
+    if rest == 0 { named } else { format!("{named}{separator}and {rest} more") }
+}
+
+/// Checks the key, the OMS bundle, and the names and sizes of the files before any file is read.
 ///
 /// # Errors
-/// The first thing that does not hold.
+/// The first check that fails.
+pub fn verify_listing(
+    entries: &[Entry],
+    bundle: &[u8],
+    key: &PublicKey,
+    expected: &Expected,
+) -> Result<(), VerifyError> {
+    check_key(key, expected)?;
+    let payload = bundle::open(bundle, key).map_err(VerifyError::Oms)?;
+    let statement = Statement::read(&payload).map_err(VerifyError::OmsStatement)?;
+    let expected = expected.model_digest;
+    statement.check_listing(entries, expected).map_err(|error| match error {
+        ListingError::Names(differences) => VerifyError::Files(differences),
+        ListingError::Skipped(path) => VerifyError::Skipped(path),
+        ListingError::Sizes(sizes) => VerifyError::Sizes { sizes, expected },
+    })
+}
+
+fn check_key(key: &PublicKey, expected: &Expected) -> Result<(), VerifyError> {
+    let (found, expected) = (key.fingerprint(), expected.key_fingerprint);
+    if found == expected { Ok(()) } else { Err(VerifyError::Key { found, expected }) }
+}
+
+/// Checks that `bundle` is signed with `key` and covers exactly the files of `manifest`, names included. `demanded` is the
+/// required model digest, if there is one.
+///
+/// # Errors
+/// The first check that fails.
 pub fn verify_signature(
     manifest: &Manifest,
     bundle: &[u8],
@@ -155,26 +210,28 @@ pub fn verify_signature(
 ) -> Result<Signed, VerifyError> {
     let payload = bundle::open(bundle, key).map_err(VerifyError::Oms)?;
     let model = manifest.digest();
-    match oms::compare(&payload, manifest).map_err(VerifyError::OmsStatement)? {
-        Verdict::Different(differences) if demanded == Some(model) => {
+    let statement = Statement::read(&payload).map_err(VerifyError::OmsStatement)?;
+    let skipped = match statement.compare(manifest).map_err(VerifyError::OmsStatement)? {
+        Comparison::Different(differences) if demanded == Some(model) => {
             return Err(VerifyError::OmsModel { model, differences });
         }
-        Verdict::Different(differences) => return Err(VerifyError::Files(differences)),
-        Verdict::Same => {}
-    }
+        Comparison::Different(differences) => return Err(VerifyError::Files(differences)),
+        Comparison::Uncovered(path) => return Err(VerifyError::Uncovered(path)),
+        Comparison::Same { skipped } => skipped,
+    };
     if let Some(expected) = demanded
         && expected != model
     {
         return Err(VerifyError::Model { found: model, expected });
     }
-    Ok(Signed { model, payload: oms::payload_digest(&payload), signer: key.fingerprint() })
+    Ok(Signed { model, payload: oms::payload_digest(&payload), signer: key.fingerprint(), skipped })
 }
 
-/// Checks that `bundle` is a promotion by `key` of the model that `signed` is about, into `ring`. `demanded` is the
-/// digest that somebody trusted named, if anybody did.
+/// Checks that `bundle` is signed with `key` and promotes the model of `signed` into `ring`. `demanded` is the required digest
+/// of the promotion statement, if there is one.
 ///
 /// # Errors
-/// The first thing that does not hold.
+/// The first check that fails.
 pub fn verify_promotion(
     signed: &Signed,
     bundle: &[u8],
@@ -201,10 +258,10 @@ pub fn verify_promotion(
     }
 }
 
-/// Checks everything that a server demands: the key, the files, the OMS bundle, the promotion bundle, the ring.
+/// Makes all checks of a server: the key, the files, the OMS bundle, the promotion bundle and the ring.
 ///
 /// # Errors
-/// The first thing that does not hold.
+/// The first check that fails.
 pub fn verify_model(
     manifest: &Manifest,
     oms_bundle: &[u8],
@@ -212,10 +269,7 @@ pub fn verify_model(
     key: &PublicKey,
     expected: &Expected,
 ) -> Result<Verified, VerifyError> {
-    let found = key.fingerprint();
-    if found != expected.key_fingerprint {
-        return Err(VerifyError::Key { found, expected: expected.key_fingerprint });
-    }
+    check_key(key, expected)?;
     let signed = verify_signature(manifest, oms_bundle, key, Some(expected.model_digest))?;
     let promoted = verify_promotion(&signed, promotion_bundle, key, &expected.ring, Some(expected.promotion_digest))?;
     Ok(Verified { signed, promoted })

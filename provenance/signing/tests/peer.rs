@@ -1,10 +1,11 @@
-//! The reference implementation of OpenSSF Model Signing made `fixtures/model.sig` (see `fixtures/make.sh`): what it
-//! signs is accepted here, and our statement about the same files says the same.
+//! Signatures of the reference implementation of OpenSSF Model Signing, made by `fixtures/make.sh`, verify here, and our
+//! statement about the same files equals the one of the reference.
 
 #![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeSet, fs, path::Path};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use codex_provenance::{manifest::Manifest, oms};
 use codex_signing::{
     bundle,
@@ -25,6 +26,11 @@ const FILES: [(&str, &str); 8] = [
 ];
 
 fn sample() -> (tempfile::TempDir, Vec<u8>, PublicKey) {
+    signed("model.sig", "key.pem")
+}
+
+/// The sample model, a signature and a key from the fixtures.
+fn signed(signature: &str, key: &str) -> (tempfile::TempDir, Vec<u8>, PublicKey) {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let directory = tempfile::tempdir().unwrap();
     for (path, contents) in FILES {
@@ -32,8 +38,8 @@ fn sample() -> (tempfile::TempDir, Vec<u8>, PublicKey) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, contents).unwrap();
     }
-    let key = PublicKey::from_pem(&fs::read_to_string(fixtures.join("key.pem")).unwrap()).unwrap();
-    (directory, fs::read(fixtures.join("model.sig")).unwrap(), key)
+    let key = PublicKey::from_pem(&fs::read_to_string(fixtures.join(key)).unwrap()).unwrap();
+    (directory, fs::read(fixtures.join(signature)).unwrap(), key)
 }
 
 #[test]
@@ -72,4 +78,64 @@ fn what_the_reference_signed_does_not_cover_other_files() {
     for part in ["config.json was changed", "empty is missing", "blank was added"] {
         assert!(told.contains(part), "{told}");
     }
+}
+
+#[test]
+fn signatures_with_p384_keys_verify() {
+    let (directory, signature, key) = signed("p384.sig", "p384.pem");
+    let manifest = Manifest::of_dir(directory.path()).unwrap();
+    let verified = verify_signature(&manifest, &signature, &key, Some(manifest.digest())).unwrap();
+    assert_eq!((verified.signer, verified.skipped.len()), (key.fingerprint(), 0));
+    let (_, _, other) = sample();
+    let told = verify_signature(&manifest, &signature, &other, None).unwrap_err().to_string();
+    assert!(told.starts_with("the OMS bundle was signed with another key: it names "), "{told}");
+    let last = signature.len() - 100;
+    let mut changed = signature;
+    changed[last] ^= 1;
+    assert!(verify_signature(&manifest, &changed, &key, None).is_err());
+}
+
+#[test]
+fn p384_keys_are_checked_as_p256_keys_are() {
+    let (_, _, key) = signed("p384.sig", "p384.pem");
+    let body: String = key.to_pem().lines().filter(|line| !line.starts_with('-')).collect();
+    let mut der = STANDARD.decode(body).unwrap();
+    *der.last_mut().unwrap() ^= 1;
+    let off = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der));
+    assert!(PublicKey::from_pem(&off).unwrap_err().to_string().ends_with("its point is not on the curve"));
+}
+
+#[test]
+fn ignored_paths_of_the_reference_are_skipped_and_named() {
+    let (directory, signature, key) = signed("ignored.sig", "p384.pem");
+    let write = |path: &str| {
+        let path = directory.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "not signed").unwrap();
+    };
+    write("a.md");
+    write("notes/draft.md");
+    let verify = || verify_signature(&Manifest::of_dir(directory.path()).unwrap(), &signature, &key, None);
+    assert_eq!(verify().unwrap().skipped, ["a.md", "notes/draft.md"]);
+    write("notes/model.safetensors");
+    assert!(verify().unwrap_err().to_string().contains("does not cover \"notes/model.safetensors\""));
+    fs::remove_file(directory.path().join("notes/model.safetensors")).unwrap();
+    write("b.md");
+    assert!(verify().unwrap_err().to_string().ends_with("b.md was added"));
+}
+
+#[test]
+fn a_single_file_verifies_under_any_name() {
+    let (directory, signature, key) = signed("file.sig", "p384.pem");
+    let verify = |name: &str| {
+        let manifest = Manifest::of_file(&directory.path().join(name)).unwrap();
+        verify_signature(&manifest, &signature, &key, None)
+    };
+    verify("config.json").unwrap();
+    fs::copy(directory.path().join("config.json"), directory.path().join("renamed")).unwrap();
+    verify("renamed").unwrap();
+    assert!(verify("empty").unwrap_err().to_string().contains("empty was changed"));
+    // The statement covers one file and no directory.
+    let manifest = Manifest::of_dir(directory.path()).unwrap();
+    assert!(verify_signature(&manifest, &signature, &key, None).is_err());
 }

@@ -1,4 +1,4 @@
-//! Everything that a server refuses, and the sentence it says.
+//! Refusals of a server, and their messages.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,13 +7,15 @@ use std::{collections::BTreeMap, sync::LazyLock};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use codex_provenance::{
     ConfigDigest, DataDigest, GatesDigest, OmsPayloadDigest, PromotionDigest, ReportDigest, Sha256,
+    files::Entry,
     manifest::Manifest,
     oms,
     promotion::{Evaluation, Gate, Promotion, Reasons, Training},
 };
 use codex_signing::{
+    bundle::{self, MAX_BYTES},
     key::{PrivateKey, PublicKey, Signer},
-    verify::{Expected, Verified, VerifyError, verify_model},
+    verify::{Expected, Verified, VerifyError, verify_listing, verify_model, verify_signature},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -136,18 +138,20 @@ fn other_files_are_refused_by_name() {
     flipped.files.get_mut("model.safetensors").unwrap()[3] ^= 1;
     let told = flipped.refusal();
     assert!(
-        told.starts_with("the model's files are not the signed ones: model.safetensors was changed: it hashes to "),
+        told.starts_with(
+            "the files of the model differ from the signed ones: model.safetensors was changed: it hashes to "
+        ),
         "{told}"
     );
     let mut added = good.clone();
     added.files.insert("pickle.bin".into(), vec![]);
-    assert_eq!(added.refusal(), "the model's files are not the signed ones: pickle.bin was added");
+    assert_eq!(added.refusal(), "the files of the model differ from the signed ones: pickle.bin was added");
     let mut renamed = good.clone();
     let contents = renamed.files.remove("tokenizer.json").unwrap();
     renamed.files.insert("tokenizer.js".into(), contents);
     assert_eq!(
         renamed.refusal(),
-        "the model's files are not the signed ones: tokenizer.json is missing; tokenizer.js was added"
+        "the files of the model differ from the signed ones: tokenizer.json is missing; tokenizer.js was added"
     );
     let mut swapped = good.clone();
     let first = swapped.files["config.json"].clone();
@@ -164,10 +168,10 @@ fn bundles_of_another_key_model_ring_or_kind_are_refused() {
     let good = Case::good();
     let told = good.verify_with(OTHER_KEY.public()).unwrap_err().to_string();
     let (ours, theirs) = (KEY.public().fingerprint(), OTHER_KEY.public().fingerprint());
-    assert_eq!(told, format!("the public key is another one: its fingerprint is {theirs}, and {ours} is trusted"));
+    assert_eq!(told, format!("the public key has the fingerprint {theirs}, but {ours} is trusted"));
 
     let foreign = Case::of("weights", &OTHER_KEY, RING);
-    let another = format!("was signed by another key: it names the fingerprint {theirs}, and {ours} is trusted");
+    let another = format!("was signed with another key: it names {theirs}, but {ours} is trusted");
     let told = Case { oms: foreign.oms.clone(), ..good.clone() }.refusal();
     assert_eq!(told, format!("the OMS bundle {another}"));
     let told = Case { promotion: foreign.promotion.clone(), ..good.clone() }.refusal();
@@ -176,7 +180,7 @@ fn bundles_of_another_key_model_ring_or_kind_are_refused() {
         bundle["verificationMaterial"]["publicKey"]["hint"] = json!(ours);
         bundle["dsseEnvelope"]["signatures"][0]["keyid"] = json!(ours);
     });
-    assert!(Case { oms: disguised, ..good.clone() }.refusal().starts_with("the OMS bundle does not verify"));
+    assert!(Case { oms: disguised, ..good.clone() }.refusal().starts_with("the OMS bundle has an invalid signature"));
 
     let other = Case::of("other weights", &KEY, RING);
     let told = Case { oms: other.oms.clone(), ..good.clone() }.refusal();
@@ -188,16 +192,16 @@ fn bundles_of_another_key_model_ring_or_kind_are_refused() {
     assert_eq!(
         told,
         format!(
-            "the files are the model {}, and {} is demanded",
+            "the files are the model {}, but {} is required",
             other.expected.model_digest, good.expected.model_digest
         )
     );
 
     let told = Case { promotion: Case::of("weights", &KEY, "0C_base_").promotion, ..good.clone() }.refusal();
-    assert_eq!(told, "the promotion bundle was made for the ring \"0C_base_\", and \"0D_base_\" is demanded");
+    assert_eq!(told, "the promotion bundle was made for the ring \"0C_base_\", but \"0D_base_\" is required");
     let mut replaced = good.clone();
     replaced.expected.promotion_digest = PromotionDigest(Sha256::of("an older one"));
-    assert!(replaced.refusal().starts_with("the promotion bundle holds another statement: "));
+    assert!(replaced.refusal().starts_with("the promotion bundle holds the statement "));
     let payload = json!(Sha256::of("another payload"));
     let rebound = resigned(&good.promotion, |statement| statement["predicate"]["omsPayload"] = payload);
     assert!(Case { promotion: rebound, ..good.clone() }.refusal().contains("made for another OMS bundle"));
@@ -205,11 +209,11 @@ fn bundles_of_another_key_model_ring_or_kind_are_refused() {
     let crossed = Case { oms: good.promotion.clone(), promotion: good.oms.clone(), ..good.clone() }.refusal();
     assert_eq!(
         crossed,
-        "the OMS bundle holds no model signing statement: its predicate type is \
+        "the OMS bundle has no valid model signing statement: its predicate type is \
          \"https://codex-ml.dev/promotion/v1\", not \"https://model_signing/signature/v1.0\""
     );
     let told = Case { promotion: good.oms.clone(), ..good }.refusal();
-    assert!(told.starts_with("the promotion bundle holds no promotion statement: its predicate type"), "{told}");
+    assert!(told.starts_with("the promotion bundle has no valid promotion statement: its predicate type"), "{told}");
 }
 
 #[test]
@@ -217,10 +221,10 @@ fn malformed_bundles_are_refused() {
     let good = Case::good();
     let told = |oms: Vec<u8>| Case { oms, ..good.clone() }.refusal();
     let after = |edit: &dyn Fn(&mut Value)| told(edited(&good.oms, edit));
-    assert!(told(b"not JSON".to_vec()).starts_with("the OMS bundle is no Sigstore bundle: "));
-    assert!(told(vec![b' '; (1 << 20) + 1]).contains("more than 1048576"));
+    assert!(told(b"not JSON".to_vec()).starts_with("the OMS bundle is not a Sigstore bundle: "));
+    assert!(told(vec![b' '; MAX_BYTES + 1]).contains("at most 33554432 bytes are allowed"));
     assert!(after(&|bundle| bundle["mediaType"] = json!("text/plain")).contains("media type \"text/plain\""));
-    assert!(after(&|bundle| bundle["surprise"] = json!(1)).contains("is no Sigstore bundle"));
+    assert!(after(&|bundle| bundle["surprise"] = json!(1)).contains("is not a Sigstore bundle"));
     assert!(
         after(&|bundle| bundle["dsseEnvelope"]["payloadType"] = json!("text/plain"))
             .contains("payload type \"text/plain\"")
@@ -229,19 +233,160 @@ fn malformed_bundles_are_refused() {
         let signatures = bundle["dsseEnvelope"]["signatures"].as_array_mut().unwrap();
         signatures.push(signatures[0].clone());
     };
-    assert_eq!(after(&twice), "the OMS bundle has 2 signatures, and exactly one is allowed");
+    assert_eq!(after(&twice), "the OMS bundle has 2 signatures; exactly one is required");
     assert!(after(&|bundle| bundle["dsseEnvelope"]["signatures"] = json!([])).contains("has 0 signatures"));
-    assert!(after(&|bundle| drop(bundle.as_object_mut().unwrap().remove("dsseEnvelope"))).contains("no DSSE envelope"));
-    assert!(after(&|bundle| bundle["verificationMaterial"] = json!({})).contains("names no public key"));
     assert!(
-        after(&|bundle| bundle["dsseEnvelope"]["signatures"][0]["keyid"] = json!("x")).contains("names the key \"x\"")
+        after(&|bundle| drop(bundle.as_object_mut().unwrap().remove("dsseEnvelope"))).contains("has no DSSE envelope")
     );
-    let bare = |bundle: &mut Value| {
-        bundle["verificationMaterial"]["publicKey"]["hint"] = json!("");
-        bundle["dsseEnvelope"]["signatures"][0]["keyid"] = json!("");
+    assert!(after(&|bundle| bundle["verificationMaterial"] = json!({})).contains("names no public key"));
+}
+
+/// Hints are not signed. They are optional, written in different ways, and decide nothing.
+#[test]
+fn hints_only_lead_to_a_better_message() {
+    let good = Case::good();
+    let hinted = |case: &Case, hint: &str, keyid: &str| {
+        let edit = |bundle: &mut Value| {
+            bundle["verificationMaterial"]["publicKey"]["hint"] = json!(hint);
+            bundle["dsseEnvelope"]["signatures"][0]["keyid"] = json!(keyid);
+        };
+        Case { oms: edited(&case.oms, edit), ..case.clone() }
     };
-    let hintless = Case { oms: edited(&good.oms, bare), ..good.clone() };
-    assert!(hintless.verify_with(KEY.public()).is_ok(), "hints are optional and not what is believed");
+    let (ours, theirs) = (KEY.public().fingerprint(), OTHER_KEY.public().fingerprint());
+    let base64 = STANDARD.encode(ours.bytes());
+    let upper = ours.to_string().to_uppercase();
+    for hint in ["", "my key", &base64, &upper, &format!("sha256:{ours}"), &theirs.to_string()] {
+        for keyid in ["", "x", &ours.to_string()] {
+            assert!(hinted(&good, hint, keyid).verify_with(KEY.public()).is_ok(), "{hint:?} {keyid:?}");
+        }
+    }
+    let mut foreign = Case::of("weights", &OTHER_KEY, RING);
+    foreign.expected.key_fingerprint = ours;
+    let foreign_base64 = STANDARD.encode(theirs.bytes());
+    for hint in [&theirs.to_string(), &theirs.to_string().to_uppercase(), &format!("SHA256:{theirs}"), &foreign_base64]
+    {
+        let told = hinted(&foreign, hint, "").refusal();
+        assert_eq!(told, format!("the OMS bundle was signed with another key: it names {hint}, but {ours} is trusted"));
+        assert_eq!(hinted(&foreign, "", hint).refusal(), told, "the hint of the envelope counts as much");
+    }
+    for hint in ["", "my key", &base64, "\u{1b}[2K"] {
+        let told = hinted(&foreign, hint, "").refusal();
+        assert_eq!(told, format!("the OMS bundle has an invalid signature: the key {ours} did not sign this payload"));
+    }
+}
+
+/// Nothing from a bundle reaches a terminal unescaped, whether or not the bundle is signed.
+#[test]
+fn messages_escape_what_bundles_say() {
+    const EVIL: &str = "\u{1b}[1A\n\u{202e}";
+    let good = Case::good();
+    let mut told = Vec::new();
+    for edit in [
+        (&|bundle: &mut Value| bundle[EVIL] = json!(1)) as &dyn Fn(&mut Value),
+        &|bundle| bundle["mediaType"] = json!(EVIL),
+        &|bundle| bundle["dsseEnvelope"]["payloadType"] = json!(EVIL),
+    ] {
+        told.push(Case { oms: edited(&good.oms, edit), ..good.clone() }.refusal());
+    }
+    for edit in [
+        (&|statement: &mut Value| statement[EVIL] = json!(1)) as &dyn Fn(&mut Value),
+        &|statement| statement["_type"] = json!(EVIL),
+        &|statement| statement["predicateType"] = json!(EVIL),
+        &|statement| statement["predicate"]["resources"][0]["name"] = json!(EVIL),
+        &|statement| statement["predicate"]["resources"][0]["algorithm"] = json!(EVIL),
+        &|statement| statement["predicate"]["resources"][0]["digest"] = json!(EVIL),
+        &|statement| statement["predicate"]["serialization"]["method"] = json!(EVIL),
+    ] {
+        told.push(Case { oms: resigned(&good.oms, edit), ..good.clone() }.refusal());
+    }
+    for edit in
+        [(&|statement: &mut Value| statement["predicate"][EVIL] = json!(1)) as &dyn Fn(&mut Value), &|statement| {
+            statement["predicate"]["ring"] = json!(EVIL)
+        }]
+    {
+        told.push(Case { promotion: resigned(&good.promotion, edit), ..good.clone() }.refusal());
+    }
+    for told in told {
+        assert!(told.contains("\\u{1b}[1A\\n\\u{202e}"), "{told:?}");
+        assert!(!told.chars().any(|letter| letter.is_control() || letter == '\u{202e}'), "{told:?}");
+    }
+}
+
+/// The listing of a directory with the files of a case; nothing is read.
+fn listing(case: &Case) -> Vec<Entry> {
+    let entry = |(path, contents): (&String, &Vec<u8>)| Entry {
+        path: path.clone(),
+        location: "nowhere".into(),
+        size: contents.len() as u64,
+    };
+    case.files.iter().map(entry).collect()
+}
+
+#[test]
+fn names_and_sizes_are_compared_before_files_are_read() {
+    let good = Case::good();
+    let check = |case: &Case, entries: &[Entry]| {
+        verify_listing(entries, &case.oms, KEY.public(), &case.expected).map_err(|error| error.to_string())
+    };
+    let entries = listing(&good);
+    check(&good, &entries).unwrap();
+    let mut grown = entries.clone();
+    grown[1].size = 1 << 40;
+    let told = check(&good, &grown).unwrap_err();
+    assert!(told.contains("a file has another size"), "{told}");
+    assert!(told.ends_with("sizes found: config.json 2, model.safetensors 1099511627776, tokenizer.json 2"), "{told}");
+    let told = check(&good, &entries[..2]).unwrap_err();
+    assert_eq!(told, "the files of the model differ from the signed ones: tokenizer.json is missing");
+    let mut added = entries.clone();
+    added.push(Entry { path: "pickle.bin".to_owned(), location: "nowhere".into(), size: 0 });
+    let told = check(&good, &added).unwrap_err();
+    assert_eq!(told, "the files of the model differ from the signed ones: pickle.bin was added");
+    let other = Case { oms: Case::of("other weights", &KEY, RING).oms, ..good.clone() };
+    assert!(check(&other, &entries).unwrap_err().contains("the bundle was made for another model"));
+    let mut foreign = good.clone();
+    foreign.expected.key_fingerprint = OTHER_KEY.public().fingerprint();
+    assert!(check(&foreign, &entries).unwrap_err().starts_with("the public key has the fingerprint "));
+    // A server needs every file signed, whatever the file is.
+    added[3].path = "README.md".to_owned();
+    let ignoring =
+        |statement: &mut Value| statement["predicate"]["serialization"]["ignore_paths"] = json!(["README.md"]);
+    let ignoring = Case { oms: resigned(&good.oms, ignoring), ..good };
+    assert!(check(&ignoring, &added).unwrap_err().starts_with("the OMS bundle does not cover \"README.md\""));
+}
+
+#[test]
+fn ignored_paths_may_hold_nothing_that_a_server_loads() {
+    let good = Case::good();
+    let with = |ignored: &[&str], added: &[&str]| {
+        let edit = |statement: &mut Value| statement["predicate"]["serialization"]["ignore_paths"] = json!(ignored);
+        let mut case = Case { oms: resigned(&good.oms, edit), ..good.clone() };
+        case.files.extend(added.iter().map(|path| ((*path).to_owned(), b"unsigned".to_vec())));
+        let manifest = Manifest::of_files(&case.files).unwrap();
+        verify_signature(&manifest, &case.oms, KEY.public(), None)
+            .map(|signed| signed.skipped)
+            .map_err(|e| e.to_string())
+    };
+    assert_eq!(with(&["README.md", "docs/"], &["README.md", "docs/a.pdf"]).unwrap(), ["README.md", "docs/a.pdf"]);
+    assert_eq!(with(&["./LICENSE"], &["LICENSE"]).unwrap(), ["LICENSE"]);
+    assert!(with(&["README.md"], &[]).unwrap().is_empty());
+    for path in ["extra.safetensors", "docs/config.JSON", "chat_template.jinja", "modeling.py", "a/b.bin"] {
+        let told = with(&[path], &[path]).unwrap_err();
+        let expected = format!(
+            "the OMS bundle does not cover {path:?}: its ignore_paths leave the file out, and a server may load it"
+        );
+        assert_eq!(told, expected);
+    }
+    // Neither the whole model nor a part of a name can be ignored.
+    for ignored in ["", ".", "./", "/", "READ", "READMEmd"] {
+        assert!(with(&[ignored], &["README.md"]).unwrap_err().ends_with("README.md was added"), "{ignored:?}");
+    }
+    // What the statement lists is compared, even if it also ignores it.
+    let mut changed = good.clone();
+    let ignoring =
+        |statement: &mut Value| statement["predicate"]["serialization"]["ignore_paths"] = json!(["config.json"]);
+    changed.oms = resigned(&good.oms, ignoring);
+    changed.files.get_mut("config.json").unwrap()[0] ^= 1;
+    assert!(changed.refusal().contains("config.json was changed"));
 }
 
 #[test]
@@ -254,7 +399,7 @@ fn genuine_statements_that_say_something_odd_are_refused() {
         oms(&|statement| statement["subject"][0]["digest"]["sha256"] = json!(Sha256::of("x"))).contains("its root")
     );
     let shards = |statement: &mut Value| statement["predicate"]["serialization"]["method"] = json!("shards");
-    assert!(oms(&shards).contains("serialises by \"shards\""));
+    assert!(oms(&shards).contains("uses the method \"shards\""));
     let blake = |statement: &mut Value| statement["predicate"]["resources"][0]["algorithm"] = json!("blake2b");
     assert!(oms(&blake).contains("hashes \"config.json\" with \"blake2b\""));
     // The root binds no names: a statement with two names exchanged has the same root and must be found by its names.
@@ -285,32 +430,9 @@ fn the_order_in_which_evaluations_are_listed_does_not_count() {
     assert_ne!(first.key().digest(), second.key().digest());
 }
 
-#[test]
-fn keys_survive_being_stored_and_strange_ones_are_refused() {
-    let plain = KEY.to_pem().unwrap();
-    assert!(plain.starts_with("-----BEGIN PRIVATE KEY-----\n") && !plain.contains('\r'));
-    let encrypted = KEY.to_encrypted_pem(b"secret").unwrap();
-    assert!(encrypted.starts_with("-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\n"));
-    for back in [PrivateKey::from_pem(&plain).unwrap(), PrivateKey::from_encrypted_pem(&encrypted, b"secret").unwrap()]
-    {
-        assert_eq!(back.public().fingerprint(), KEY.public().fingerprint());
-        let case = Case::of("weights", &back, RING);
-        assert!(case.verify_with(KEY.public()).is_ok());
-    }
-    assert!(PrivateKey::from_encrypted_pem(&encrypted, b"wrong").is_err());
-    assert!(PrivateKey::from_pem("no key").unwrap_err().to_string().starts_with("the private key cannot be read: "));
-    assert!(!format!("{:?}", *KEY).contains("PRIVATE KEY"));
-    let pem = KEY.public().to_pem();
-    assert!(pem.ends_with("-----END PUBLIC KEY-----\n") && pem.lines().all(|line| line.len() <= 64));
-    let windows = PublicKey::from_pem(&pem.replace('\n', "\r\n")).unwrap();
-    assert_eq!(windows.fingerprint(), Sha256::of(pem));
-    let ed25519 = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
-    assert!(PublicKey::from_pem(ed25519).unwrap_err().to_string().contains("is of another kind"));
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
-    /// Whatever byte of a bundle is changed: it is refused, or it says exactly the same (white space, hints' absence).
+    /// A bundle with a changed byte is refused, or verifies to exactly the same (changed white space or hints).
     #[test]
     fn no_changed_byte_of_a_bundle_changes_what_is_verified(which: bool, at: prop::sample::Index, flip in 1..=255_u8) {
         static GOOD: LazyLock<Case> = LazyLock::new(Case::good);
@@ -320,6 +442,21 @@ proptest! {
         bundle[at] ^= flip;
         if let Ok(verified) = case.verify_with(KEY.public()) {
             prop_assert_eq!(verified, GOOD.verify_with(KEY.public()).unwrap());
+        }
+    }
+
+    /// Arbitrary bytes are no bundle, and a signed payload of arbitrary JSON is no statement; neither panics.
+    #[test]
+    fn arbitrary_bundles_and_payloads_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), text in "[ -~]{0,80}") {
+        static GOOD: LazyLock<Case> = LazyLock::new(Case::good);
+        prop_assert!(bundle::open(&bytes, KEY.public()).is_err());
+        for payload in [&bytes[..], text.as_bytes(), json!({ "_type": text, "predicate": [text] }).to_string().as_bytes()] {
+            let signed = KEY.sign(payload).unwrap();
+            let told = [
+                Case { oms: signed.clone(), ..GOOD.clone() }.refusal(),
+                Case { promotion: signed, ..GOOD.clone() }.refusal(),
+            ];
+            prop_assert!(told.iter().all(|told| told.contains(" statement: ")), "{:?}", told);
         }
     }
 }

@@ -1,14 +1,15 @@
-//! Reading a model into memory, verifying what is held, loading it from there, and trying it. Reads files.
+//! Reads a model into memory, verifies these bytes, loads the model from them, and checks that it generates. Reads files.
 
 use std::{
-    fs,
+    collections::BTreeSet,
     path::{Path, PathBuf},
 };
 
-use codex_provenance::manifest::Manifest;
+use codex_provenance::{files, manifest::Manifest};
 use codex_signing::{
+    bundle,
     key::PublicKey,
-    verify::{Expected, Verified, verify_model},
+    verify::{Expected, Verified, verify_listing, verify_model},
 };
 
 use super::ServeError;
@@ -28,14 +29,20 @@ pub(super) struct Paths {
     pub(super) public_key: PathBuf,
 }
 
-/// Reads every file of the model once and checks everything against exactly the bytes that it returns.
+/// Maximum size of a key file in bytes.
+const MAX_KEY: usize = 64 << 10;
+
+/// Checks names and sizes, reads every file of the model once, and verifies exactly the bytes that it returns.
 pub(super) fn hold(paths: &Paths, expected: &Expected) -> Result<(Verified, ModelFiles), ServeError> {
-    let oms_bundle = read("OMS bundle", &paths.oms_bundle)?;
-    let promotion = read("promotion bundle", &paths.promotion)?;
-    let public_key = read("public key", &paths.public_key)?;
+    let oms_bundle = read("OMS bundle", &paths.oms_bundle, bundle::MAX_BYTES)?;
+    let promotion = read("promotion bundle", &paths.promotion, bundle::MAX_BYTES)?;
+    let public_key = read("public key", &paths.public_key, MAX_KEY)?;
     let public_key = PublicKey::from_pem(&String::from_utf8_lossy(&public_key))?;
-    let (manifest, files) = Manifest::read_dir(&paths.model)
-        .map_err(|source| ServeError::Manifest { path: paths.model.clone(), source })?;
+    let refused = |source| ServeError::Manifest { path: paths.model.clone(), source };
+    let entries = files::walk(&paths.model, &BTreeSet::new()).map_err(refused)?;
+    // Before the first byte is read: a file that was replaced may be larger than the memory.
+    verify_listing(&entries, &oms_bundle, &public_key, expected)?;
+    let (manifest, files) = Manifest::read(entries).map_err(refused)?;
     let verified = verify_model(&manifest, &oms_bundle, &promotion, &public_key, expected)?;
     tracing::info!(
         model = %verified.signed.model,
@@ -48,8 +55,8 @@ pub(super) fn hold(paths: &Paths, expected: &Expected) -> Result<(Verified, Mode
     Ok((verified, files))
 }
 
-fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, ServeError> {
-    fs::read(path).map_err(|source| ServeError::Unreadable { what, path: path.to_owned(), source })
+fn read(what: &'static str, path: &Path, limit: usize) -> Result<Vec<u8>, ServeError> {
+    files::read_start(path, limit).map_err(|source| ServeError::Unreadable { what, path: path.to_owned(), source })
 }
 
 /// Loads the model and has it answer pinned prompts, one after the other and all at once: the same tokens must come out.

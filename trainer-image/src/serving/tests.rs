@@ -239,11 +239,33 @@ async fn a_flipped_byte_is_refused_and_named() {
     bytes[last] ^= 1;
     fs::write(&path, bytes).unwrap();
     let (error, state) = refusal(&case).await;
-    let told = "the model is refused: the model's files are not the signed ones: model.safetensors was changed: ";
+    let told =
+        "the model is refused: the files of the model differ from the signed ones: model.safetensors was changed: ";
     assert!(error.failure().message.starts_with(told), "{error}");
     assert_eq!((error.exit(), error.failure().reason.as_str()), (exit::BAD_INPUT, "VerificationFailed"));
     assert!(error.failure().is_final);
     assert_eq!((state.stage, state.verified), (Stage::Starting, None));
+}
+
+/// A sparse file of 1 TiB, an added file and a missing one are refused before any byte is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_and_sizes_are_checked_before_anything_is_read() {
+    let told = async |spoil: &dyn Fn(&Case)| {
+        let case = Case::new(64);
+        spoil(&case);
+        let failure = refusal(&case).await.0.failure();
+        assert_eq!(failure.reason, "VerificationFailed", "{}", failure.message);
+        failure.message
+    };
+    let sparse = |path: std::path::PathBuf| {
+        fs::OpenOptions::new().create(true).write(true).truncate(false).open(path).unwrap().set_len(1 << 40).unwrap();
+    };
+    let grown = told(&|case| sparse(case.path("model/model.safetensors"))).await;
+    assert!(grown.contains("a file has another size") && grown.contains("model.safetensors 1099511627776"), "{grown}");
+    let added = told(&|case| sparse(case.path("model/pickle.bin"))).await;
+    assert!(added.ends_with("the files of the model differ from the signed ones: pickle.bin was added"), "{added}");
+    let missing = told(&|case| fs::remove_file(case.path("model/tokenizer.json")).unwrap()).await;
+    assert!(missing.ends_with("tokenizer.json is missing"), "{missing}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,13 +280,13 @@ async fn what_does_not_belong_together_is_refused() {
     let other = Case::new(63);
     let copy = |case: &Case, name: &str| fs::copy(other.path(name), case.path(name)).map(|_| ()).unwrap();
     let key = told(&|case| copy(case, "key.pem")).await;
-    assert!(key.contains("the public key is another one"), "{key}");
+    assert!(key.contains("the public key has the fingerprint "), "{key}");
     let oms = told(&|case| copy(case, "oms.json")).await;
-    assert!(oms.contains("the OMS bundle was signed by another key"), "{oms}");
+    assert!(oms.contains("the OMS bundle was signed with another key"), "{oms}");
     let promotion = told(&|case| copy(case, "promotion.json")).await;
-    assert!(promotion.contains("the promotion bundle was signed by another key"), "{promotion}");
+    assert!(promotion.contains("the promotion bundle was signed with another key"), "{promotion}");
     let ring = told(&|case| case.expected.ring = "main".into()).await;
-    assert!(ring.contains("made for the ring \"0D_base_\", and \"main\" is demanded"), "{ring}");
+    assert!(ring.contains("made for the ring \"0D_base_\", but \"main\" is required"), "{ring}");
     let missing = told(&|case| fs::remove_file(case.path("promotion.json")).unwrap()).await;
     assert!(missing.contains("the promotion bundle in "), "{missing}");
     let link = told(&|case| {

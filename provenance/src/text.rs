@@ -1,0 +1,46 @@
+//! Text from outside, made safe to print. Pure.
+
+use std::fmt::{self, Write as _};
+
+/// Shows a text with its control characters, line breaks and invisible characters escaped, so that it can neither start
+/// another line nor direct a terminal.
+#[derive(Clone, Copy, Debug)]
+pub struct Printable<'a>(pub &'a str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for letter in self.0.chars() {
+            match letter {
+                // `escape_debug` escapes them, too, and they are harmless.
+                '"' | '\'' | '\\' => f.write_char(letter)?,
+                _ => write!(f, "{}", letter.escape_debug())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::Printable;
+
+    #[test]
+    fn only_what_directs_a_terminal_is_escaped() {
+        for plain in ["größe.txt", "it's \"a\" \\ b", "日本 – ½ 🙂", ""] {
+            assert_eq!(Printable(plain).to_string(), plain);
+        }
+        assert_eq!(Printable("a\nb\r\t").to_string(), "a\\nb\\r\\t");
+        assert_eq!(Printable("\u{1b}[2K\u{9b}0m\u{7f}").to_string(), "\\u{1b}[2K\\u{9b}0m\\u{7f}");
+        // Right-to-left override, line separator, zero-width space.
+        assert_eq!(Printable("\u{202e}\u{2028}\u{200b}").to_string(), "\\u{202e}\\u{2028}\\u{200b}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_control_character_is_left(text: String) {
+            prop_assert!(!Printable(&text).to_string().chars().any(char::is_control));
+        }
+    }
+}
