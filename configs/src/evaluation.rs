@@ -1,11 +1,12 @@
 //! The configuration of an evaluation. Pure.
 
+use codex_verdict::Metric;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     BASELINE, ConfigError, Data, PROBLEMS, Resolved, benchmark, data,
-    error::{meant, nearest},
+    error::nearest,
     keys,
     layers::{Layers, recheck},
     resolved::Spec,
@@ -18,11 +19,6 @@ const GROUPS: &[(&str, &str, &str)] = &[
 
 /// The names of the presets.
 pub const PRESETS: &[&str] = &["cot-hard", "cot-lite"];
-
-/// The metrics that an evaluation may measure.
-pub const METRICS: &[&str] = &["exact_match", WIN_RATE, "trace_coverage"];
-/// The metric that compares with a baseline.
-const WIN_RATE: &str = "reasoning.win_rate";
 
 /// The configuration of an evaluator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -39,24 +35,20 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Why a metric will not be measured, if it will not: what to change, in one sentence.
-    pub fn unmeasurable(&self, metric: &str) -> Option<String> {
-        if !METRICS.contains(&metric) {
-            let (meant, known) = (meant(nearest(metric, METRICS).as_deref()), METRICS.join(", "));
-            return Some(format!("{metric:?} is no metric{meant}: known are {known}"));
-        }
-        if metric != WIN_RATE || self.data.iter().any(|item| item.name == BASELINE) {
+    /// Returns why a metric will not be measured, and what to change, in one sentence. `None` if it will be.
+    pub fn unmeasurable(&self, metric: Metric) -> Option<String> {
+        if !metric.needs_baseline() || self.data.iter().any(|item| item.name == BASELINE) {
             return None;
         }
-        let known = benchmark(&self.preset);
-        let why = if known.iter().any(|file| file.name == BASELINE) {
+        let of_preset = benchmark(&self.preset);
+        let why = if of_preset.iter().any(|file| file.name == BASELINE) {
             format!("the baseline of the preset {} answered other problems than these", self.preset)
         } else {
             format!("the preset {} has no baseline", self.preset)
         };
         Some(format!(
-            "{WIN_RATE} compares with a baseline, and {why}: name the file of a baseline's predictions {BASELINE} in the \
-             data (codex evaluate --record-baseline writes one), or leave this gate out"
+            "{metric} needs a baseline, and {why}: add a file of a baseline's predictions to the data under the name \
+             {BASELINE} (codex evaluate --record-baseline writes one), or remove this gate"
         ))
     }
 }

@@ -1,13 +1,14 @@
 //! `Evaluation`: judges one model by gates. No I/O.
 
 use codex_provenance::{GatesDigest, ModelDigest, ReportDigest};
+use codex_verdict::{GateResult, GateSpec, MAX_GATES, MAX_METRIC_NAME, MAX_METRICS, Verdict};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DataItem, Decimal, WorkStatus, WorkerPod,
+    DataItem, WorkStatus, WorkerPod,
     training_run::{DataStatus, default_retries, default_seed},
 };
 
@@ -65,8 +66,8 @@ pub struct EvaluationSpec {
     #[schemars(with = "i64", range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub seed: u64,
     /// Bounds on metrics. The model passes if every gate passes.
-    #[schemars(length(min = 1, max = 32))]
-    pub gates: Vec<Gate>,
+    #[schemars(length(min = 1, max = MAX_GATES))]
+    pub gates: Vec<GateSpec>,
     /// Settings of the evaluator pod. Its image is the one that the controller is configured with.
     #[serde(default)]
     pub pod: WorkerPod,
@@ -82,36 +83,6 @@ pub struct EvaluationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub active_deadline_seconds: Option<i64>,
-}
-
-/// A bound on a metric.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = ("has(self.min) != has(self.max)", "gates[] must have exactly one of min and max, such as min: \"0.95\""),
-)]
-pub struct Gate {
-    /// Metric that the gate checks: exact_match, reasoning.win_rate or trace_coverage.
-    #[schemars(length(min = 1, max = 63))]
-    #[x_kube(validation = crate::rules::text("metric", "self in ['exact_match', 'reasoning.win_rate', 'trace_coverage']", "exact_match, reasoning.win_rate or trace_coverage"))]
-    pub metric: String,
-    /// Lowest value that passes, as a decimal in quotes, such as "0.95". Exactly one of min and max is required.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = crate::rules::share("min", "0.95"))]
-    pub min: Option<Decimal>,
-    /// Highest value that passes, as a decimal in quotes, such as "0.05". Exactly one of min and max is required.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = crate::rules::share("max", "0.05"))]
-    pub max: Option<Decimal>,
-    /// Minimum number of scored items. With fewer, the gate is inconclusive. Without it, there is no minimum.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_000_000_000))]
-    pub min_samples: Option<i64>,
-    /// Confidence level of the one-sided bound that the gate checks, as a decimal in quotes, such as "0.95". Without it, the
-    /// gate checks the value itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = crate::rules::text("confidence", "self.matches('^0[.]([6-9][0-9]{0,17}|5[0-9]*[1-9][0-9]*)$')", "a decimal above 0.5 and below 1, in quotes, such as confidence: \"0.95\""))]
-    pub confidence: Option<Decimal>,
 }
 
 /// Observed state of an Evaluation.
@@ -134,14 +105,14 @@ pub struct EvaluationStatus {
     pub gates_passed: Option<String>,
     /// Verdict of each gate, with the numbers that it was computed from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32))]
-    pub gates: Vec<GateStatus>,
+    #[schemars(length(max = MAX_GATES))]
+    pub gates: Vec<GateResult>,
     /// Model that was scored, identified by the digest that the evaluator computed from its files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<JudgedModel>,
-    /// Counts and sums that the evaluator reported. status.reportDigest covers them.
+    /// Measurements that the evaluator reported. status.reportDigest covers them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = MAX_METRICS))]
     pub metrics: Vec<MetricStatus>,
     /// SHA-256 over the reported model digest, data digests and metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -166,44 +137,6 @@ pub struct EvaluationStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// Result of a gate or of all gates together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum Verdict {
-    /// The bound holds.
-    Passed,
-    /// The bound does not hold.
-    Failed,
-    /// The data is too small to decide.
-    Inconclusive,
-}
-
-/// Verdict of a gate and the numbers behind it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct GateStatus {
-    /// Metric that the gate checks.
-    #[schemars(length(max = 63))]
-    pub metric: String,
-    /// Measured value of the metric.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub value: Option<Decimal>,
-    /// Number of scored items.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub n: Option<i64>,
-    /// One-sided lower bound of the metric at the gate's confidence.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lower: Option<Decimal>,
-    /// One-sided upper bound of the metric at the gate's confidence.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upper: Option<Decimal>,
-    /// Verdict of the gate: Passed, Failed or Inconclusive.
-    pub verdict: Verdict,
-    /// Reason for the verdict of the gate, in one sentence.
-    #[schemars(length(max = 1024))]
-    pub message: String,
-}
-
 /// A model that was scored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -215,12 +148,12 @@ pub struct JudgedModel {
     pub short: String,
 }
 
-/// Counts and sums of a metric.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Measurement of a metric.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MetricStatus {
     /// Name of the metric.
-    #[schemars(length(max = 63))]
+    #[schemars(length(max = MAX_METRIC_NAME))]
     pub name: String,
     /// Number of scored items.
     pub n: i64,
@@ -244,7 +177,27 @@ pub struct MetricStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub sum_of_squares: Option<String>,
-    /// Kind of the metric: share, duel or mean.
+    /// Value of the metric. Set for an estimate, which has its own bounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40))]
+    pub value: Option<String>,
+    /// One-sided lower bound. Set for an estimate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40))]
+    pub lower: Option<String>,
+    /// One-sided upper bound. Set for an estimate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40))]
+    pub upper: Option<String>,
+    /// Confidence level of each bound. Set for an estimate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40))]
+    pub confidence: Option<String>,
+    /// Method that computed the bounds: bootstrap. Set for an estimate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub method: Option<String>,
+    /// Kind of the measurement: share, duel, mean or estimate.
     #[schemars(length(max = 16))]
     pub kind: String,
 }

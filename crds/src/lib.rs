@@ -8,30 +8,24 @@
 
 mod conditions;
 mod data;
-mod decimal;
 mod evaluation;
 pub mod manifests;
 mod names;
 mod pod;
 mod reasoning_pod;
-mod ring;
 mod rules;
 mod training_run;
 mod work;
 
 pub use conditions::{ConditionType, Reason};
 pub use data::{ConfigMapKey, DataItem, DataSource, Synthetic, VolumeClaimPath};
-pub use decimal::Decimal;
-pub use evaluation::{
-    Evaluation, EvaluationSpec, EvaluationStatus, Gate, GateStatus, JudgedModel, MetricStatus, Verdict,
-};
+pub use evaluation::{Evaluation, EvaluationSpec, EvaluationStatus, JudgedModel, MetricStatus};
 pub use names::{annotation, bundle, child, is_subdomain, label};
 pub use pod::{TrainerPod, WorkerPod};
 pub use reasoning_pod::{
     ManifestStatus, PromotionStatus, ReasoningPod, ReasoningPodPhase, ReasoningPodSpec, ReasoningPodStatus,
     VerifiedStatus,
 };
-pub use ring::Ring;
 pub use training_run::{
     CheckpointStatus, ClaimOutput, DataStatus, FileStatus, MAX_MODEL_FILES, ModelStatus, Output, ProgressStatus,
     TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,

@@ -1,12 +1,13 @@
 //! `ReasoningPod`: serves one model, once it passed in its ring. No I/O.
 
 use codex_provenance::{ModelDigest, PromotionDigest};
+use codex_verdict::Ring;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Ring, WorkerPod};
+use crate::WorkerPod;
 
 /// Desired state of a ReasoningPod: ring, model, required Evaluations, replicas and pods.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]

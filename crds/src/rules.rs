@@ -1,5 +1,6 @@
 //! CEL rules of the CRDs. Each message names the field, the value found and the values allowed. Pure.
 
+use codex_verdict::cel;
 use kube::core::{Message, Rule};
 
 /// Returns a rule on a string `field`; `form` describes the values that it allows.
@@ -30,22 +31,13 @@ pub(crate) fn subdomain(field: &str, example: &str) -> Rule {
 
 /// Returns the rule on changes of `spec.rolloutRing`.
 pub(crate) fn ring() -> Rule {
-    const RINGS: &str = "{'0A_base_': 0, '0B_base_': 1, '0C_base_': 2, '0D_base_': 3, 'main': 4}";
-    let sentence = "'spec.rolloutRing moves forward one ring at a time (0A_base_, 0B_base_, 0C_base_, 0D_base_, main; back \
-                    is allowed): it cannot go from ' + oldSelf + ' to ' + self";
-    Rule::new(format!("{RINGS}[self] <= {RINGS}[oldSelf] + 1")).message(Message::Expression(sentence.to_owned()))
-}
-
-/// Returns the rule on a share, a decimal from 0 to 1 in quotes, such as `example`.
-pub(crate) fn share(field: &str, example: &str) -> Rule {
-    text(
-        field,
-        "self.matches('^(0([.][0-9]{1,18})?|1([.]0{1,18})?)$')",
-        &format!("a decimal from 0 to 1, in quotes, such as {field}: \"{example}\""),
-    )
+    of_kube(cel::ring())
 }
 
 fn refuses(field: &str, value: &str, rule: &str, form: &str) -> Rule {
-    let form = form.replace('\\', "\\\\").replace('\'', "\\'");
-    Rule::new(rule).message(Message::Expression(format!("'{field} \"' + {value} + '\" is invalid: use {form}'")))
+    of_kube(cel::Rule::new(field, value, rule, form))
+}
+
+fn of_kube(rule: cel::Rule) -> Rule {
+    Rule::new(rule.rule).message(Message::Expression(rule.message_expression))
 }

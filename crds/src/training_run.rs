@@ -1,12 +1,13 @@
 //! `TrainingRun`: trains one model, once. No I/O.
 
 use codex_provenance::{ConfigDigest, DataDigest, ModelDigest, OmsRoot, Sha256};
+use codex_verdict::{Decimal, Ring};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{DataItem, Decimal, Ring, TrainerPod, WorkStatus};
+use crate::{DataItem, TrainerPod, WorkStatus};
 
 /// Desired state of a TrainingRun: configuration, seed, data, output and pod.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]

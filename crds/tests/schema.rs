@@ -1,6 +1,7 @@
 //! Every field of the CRDs has a description for `kubectl explain` and a bound, and its description names its default.
 
-use codex_crds::{Ring, manifests};
+use codex_crds::manifests;
+use codex_verdict::Ring;
 use serde_json::Value;
 
 /// Types of Kubernetes itself, described and bounded by it.

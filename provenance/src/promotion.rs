@@ -19,9 +19,6 @@ use crate::{
 /// The predicate type of promotion statements.
 pub const PREDICATE_TYPE: &str = "https://codex-ml.dev/promotion/v1";
 
-/// The rings by their real names, in the order in which a model moves forward.
-pub const RINGS: [&str; 5] = ["0A_base_", "0B_base_", "0C_base_", "0D_base_", "main"];
-
 /// A statement that allows a model in a ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Promotion {

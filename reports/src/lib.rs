@@ -10,7 +10,7 @@ mod training;
 use codex_provenance::ConfigDigest;
 use serde::{Deserialize, Serialize};
 
-pub use evaluation::{EvaluationState, Measurement};
+pub use evaluation::EvaluationState;
 pub use serving::ServingState;
 pub use training::{Checkpoint, DataFile, Model, Progress, TrainingState};
 

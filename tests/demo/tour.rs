@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use codex_cluster::Target;
-use codex_crds::{Evaluation, ReasoningPod, ReasoningPodPhase, TrainingRun, TrainingRunPhase, Verdict};
+use codex_crds::{Evaluation, ReasoningPod, ReasoningPodPhase, TrainingRun, TrainingRunPhase};
 use codex_tests::{
     Error, Installation, Result,
     install::infer,
     wait::{Sight, until},
 };
+use codex_verdict::Verdict;
 use k8s_openapi::{NamespaceResourceScope, api::core::v1::Namespace};
 use kube::{
     Api, Client, Resource, ResourceExt,

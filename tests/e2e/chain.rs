@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
-use codex_crds::{ConditionType, Evaluation, ReasoningPodPhase, TrainingRun, Verdict, child};
+use codex_crds::{ConditionType, Evaluation, ReasoningPodPhase, TrainingRun, child};
 use codex_provenance::manifest::Manifest;
 use codex_tests::{
     Result, Team, install,
@@ -11,6 +11,7 @@ use codex_tests::{
     team::{SOON, blocking, condition},
     wait::{until, until_gone},
 };
+use codex_verdict::Verdict;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Pod, Service},
@@ -92,7 +93,7 @@ async fn a_trained_model_is_served_and_an_untrained_one_is_not() -> Result<()> {
 fn only_gate(evaluation: &Evaluation) -> (Verdict, f64, f64) {
     let gates = &evaluation.status.as_ref().unwrap().gates;
     assert_eq!(gates.len(), 1);
-    let bound = |bound: &Option<codex_crds::Decimal>| bound.as_ref().unwrap().to_string().parse().unwrap();
+    let bound = |bound: &Option<codex_verdict::Decimal>| bound.as_ref().unwrap().to_string().parse().unwrap();
     (gates[0].verdict, bound(&gates[0].lower), bound(&gates[0].upper))
 }
 

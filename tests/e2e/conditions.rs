@@ -152,7 +152,7 @@ async fn a_blocked_pod_lists_everything_that_is_missing() -> Result<()> {
     team.create(&objects::evaluation("of-other", "other", &team.problems)).await?;
     let mut pod = objects::reasoning_pod("served", "run", "of-other");
     pod.spec.evaluations.push("missing".to_owned());
-    pod.spec.rollout_ring = codex_crds::Ring::Base0B;
+    pod.spec.rollout_ring = codex_verdict::Ring::Base0B;
     team.create(&pod).await?;
     let expected = [
         ["run", "no model"].as_slice(),

@@ -7,7 +7,7 @@ use std::{
     panic::{AssertUnwindSafe, resume_unwind},
 };
 
-use codex_crds::{Evaluation, ReasoningPod, TrainingRun, Verdict, child};
+use codex_crds::{Evaluation, ReasoningPod, TrainingRun, child};
 use codex_tests::{
     Error, Result, Team,
     audit::{Follower, ObjectRef, Request},
@@ -17,6 +17,7 @@ use codex_tests::{
     team::{SOON, TRAINED},
     wait::{until, until_found},
 };
+use codex_verdict::Verdict;
 use futures::FutureExt as _;
 use k8s_openapi::{
     NamespaceResourceScope,

@@ -1,11 +1,12 @@
 //! Rings: while the rings of run and pod differ, nothing new rolls out and servers stay; each ring has its own promotion.
 
-use codex_crds::{ConditionType, ReasoningPod, Ring, TrainingRun, child};
+use codex_crds::{ConditionType, ReasoningPod, TrainingRun, child};
 use codex_tests::{
     Result, Team, objects,
     team::{SOON, condition},
     wait::until,
 };
+use codex_verdict::Ring;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Service},

@@ -111,10 +111,10 @@ mod tests {
         let told = refused(&format!("{evaluate} --seed 1.5"));
         assert!(told.contains("write a whole number"), "{told}");
         let told = refused(&format!("{evaluate} --gate exact_match>=2"));
-        assert!(told.contains("bound \"2\": write a plain decimal from 0 to 1, such as 0.95"), "{told}");
+        assert!(told.contains("bound \"2\": write a decimal from 0 to 1, such as 0.95"), "{told}");
         let verify = "codex verify m --bundle b --key k --promotion p --ring";
         let told = refused(&format!("{verify} 0E_base_"));
-        for ring in codex_provenance::promotion::RINGS {
+        for ring in codex_verdict::Ring::ALL.map(codex_verdict::Ring::name) {
             assert!(told.contains(ring), "{told}");
             Arguments::try_parse_from(format!("{verify} {ring}").split(' ')).unwrap();
         }

@@ -11,7 +11,7 @@ use clap::builder::PossibleValuesParser;
 use codex_provenance::{
     Sha256, files,
     manifest::{Manifest, ManifestError},
-    promotion::{Gate, RINGS},
+    promotion::Gate,
     text::Printable,
 };
 use codex_reports::exit;
@@ -20,6 +20,7 @@ use codex_signing::{
     key::PublicKey,
     verify::{Promoted, Signed, VerifyError, verify_promotion, verify_signature},
 };
+use codex_verdict::Ring;
 
 use crate::error::CommandError;
 
@@ -51,7 +52,7 @@ pub struct Verify {
     #[arg(long, value_name = "FILE", requires = "ring")]
     promotion: Option<PathBuf>,
     /// The ring that the promotion must be for.
-    #[arg(long, requires = "promotion", value_parser = PossibleValuesParser::new(RINGS))]
+    #[arg(long, requires = "promotion", value_parser = PossibleValuesParser::new(Ring::ALL.map(Ring::name)))]
     ring: Option<String>,
 }
 

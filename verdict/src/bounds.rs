@@ -1,19 +1,20 @@
 //! One-sided confidence bounds. Pure.
 //!
-//! - Shares: Clopper and Pearson 1934, the exact test turned around. Beyond [`EXACT`] items the Chernoff bound with
-//!   relative entropy, which is a little wider and keeps its coverage at any size.
+//! - Shares: Clopper and Pearson 1934, the inverted exact test. Beyond [`EXACT`] items the Chernoff bound with relative
+//!   entropy, which is slightly wider and keeps its coverage at any size.
 //! - Means of values in [0, 1]: the empirical Bernstein bound, Maurer and Pontil 2009, theorem 4.
+//! - Estimates: the bounds that the evaluator reported.
 
 use statrs::function::beta::beta_reg;
 
 use crate::Sample;
 
-/// The most items for which the exact bound is computed: the incomplete beta function is accurate up to here.
+/// The largest number of items for which the exact bound is computed: the incomplete beta function is accurate up to it.
 const EXACT: f64 = 100_000.0;
-/// Halvings of an interval of length 1 until floats have no more digits.
+/// Halvings of an interval of length 1 that exhaust the digits of a float.
 const HALVINGS: u32 = 60;
 
-/// One-sided bounds: each holds with the confidence on its own, not both together.
+/// One-sided bounds: each holds with the confidence on its own, not both at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bounds {
     /// The value is at least this.
@@ -22,15 +23,19 @@ pub struct Bounds {
     pub upper: f64,
 }
 
-/// The bounds of a sample at a one-sided `confidence` in (0, 1).
-pub fn bounds(sample: &Sample, confidence: f64) -> Bounds {
+/// Returns the bounds of a sample at a one-sided `confidence` in (0, 1). `None` for an estimate whose bounds have another
+/// confidence.
+pub fn bounds(sample: &Sample, confidence: f64) -> Option<Bounds> {
     match *sample {
-        Sample::Share { successes, n } => share(successes as f64, n as f64, confidence),
-        Sample::Mean { n, sum, squares } => mean(n as f64, sum, squares, confidence),
+        Sample::Share { successes, n } => Some(share(successes as f64, n as f64, confidence)),
+        Sample::Mean { n, sum, squares } => Some(mean(n as f64, sum, squares, confidence)),
+        Sample::Estimate { bounds, confidence: reported, .. } => {
+            (reported.to_bits() == confidence.to_bits()).then_some(bounds)
+        }
     }
 }
 
-/// The bounds of a share; counts may be fractions, as planning needs.
+/// Returns the bounds of a share. Counts may be fractions, because [`needed`](crate::needed::needed) scales them.
 pub(crate) fn share(successes: f64, n: f64, confidence: f64) -> Bounds {
     let failures = n - successes;
     Bounds {
@@ -39,7 +44,7 @@ pub(crate) fn share(successes: f64, n: f64, confidence: f64) -> Bounds {
     }
 }
 
-/// The least share under which as many successes, or more, are not rarer than 1 − confidence.
+/// Returns the smallest share under which at least this many successes have a probability of 1 − confidence or more.
 fn lowest_share(successes: f64, failures: f64, confidence: f64) -> f64 {
     let rarity = 1.0 - confidence;
     let n = successes + failures;
@@ -57,7 +62,8 @@ fn lowest_share(successes: f64, failures: f64, confidence: f64) -> f64 {
     }
 }
 
-/// The greatest x in [0, most] for which `holds`, which holds below some x and not above; from below.
+/// Returns the largest x in [0, most] for which `holds`, approached from below. `holds` must be true up to some x and
+/// false above it.
 fn greatest(holds: impl Fn(f64) -> bool, most: f64) -> f64 {
     let (mut below, mut above) = (0.0, most);
     for _ in 0..HALVINGS {
@@ -71,7 +77,7 @@ fn greatest(holds: impl Fn(f64) -> bool, most: f64) -> f64 {
     below
 }
 
-/// The bounds of a mean of values in [0, 1].
+/// Returns the bounds of a mean of values in [0, 1].
 pub(crate) fn mean(n: f64, sum: f64, squares: f64, confidence: f64) -> Bounds {
     if n < 2.0 {
         return Bounds { lower: 0.0, upper: 1.0 };
@@ -82,7 +88,7 @@ pub(crate) fn mean(n: f64, sum: f64, squares: f64, confidence: f64) -> Bounds {
     Bounds { lower: (mean - margin).clamp(0.0, 1.0), upper: (mean + margin).clamp(0.0, 1.0) }
 }
 
-/// How far the mean of n values with this sample variance can be from the truth, to one side.
+/// Returns how far the mean of n values with this sample variance can be from the true mean, to one side.
 pub(crate) fn margin(n: f64, variance: f64, confidence: f64) -> f64 {
     let log = (2.0 / (1.0 - confidence)).ln();
     (2.0 * variance * log / n).sqrt() + 7.0 * log / (3.0 * (n - 1.0))
@@ -92,7 +98,7 @@ pub(crate) fn margin(n: f64, variance: f64, confidence: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// ln C(n, k) by summation, so that the check shares no code with what it checks.
+    /// ln C(n, k) by summation, so that the test shares no code with the function under test.
     fn ln_choose(n: u32, k: u32) -> f64 {
         (1..=k).map(|i| f64::from(n - k + i).ln() - f64::from(i).ln()).sum()
     }
@@ -102,7 +108,7 @@ mod tests {
     }
 
     fn of(successes: u64, n: u64, confidence: f64) -> Bounds {
-        bounds(&Sample::Share { successes, n }, confidence)
+        bounds(&Sample::Share { successes, n }, confidence).expect("a share has bounds at every confidence")
     }
 
     fn near(a: f64, b: f64, by: f64) {
@@ -110,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn all_right_proves_no_more_than_it_can() {
+    fn a_perfect_sample_proves_what_its_size_allows() {
         // Wilks 1941: 59 of 59 is the smallest sample that shows 95 % with 95 % confidence.
         assert!(of(58, 58, 0.95).lower < 0.95);
         assert!(of(59, 59, 0.95).lower >= 0.95);
@@ -133,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_the_exact_test_turned_around() {
+    fn shares_invert_the_exact_test() {
         for n in [1, 2, 7, 59, 500, 1000, 5000] {
             for k in [1, 2, n / 2, n - 1] {
                 if k == 0 || k >= n {
@@ -151,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_stay_exact_up_to_their_limit() {
+    fn shares_are_exact_up_to_the_limit() {
         for (k, n) in [(50_000, 100_000), (95_000, 100_000), (99_999, 100_000), (3, 100_000), (33_333, 99_999)] {
             let found = of(k, n, 0.95).lower;
             let mut term =
@@ -166,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_their_limit_shares_are_wider_but_not_much() {
+    fn beyond_the_limit_bounds_are_slightly_wider() {
         let exact = of(95_000, 100_000, 0.95);
         let chernoff = of(95_001, 100_001, 0.95);
         assert!(chernoff.lower < exact.lower && chernoff.lower > exact.lower - 0.001);
@@ -175,7 +181,7 @@ mod tests {
         assert!(huge.lower < 0.5 && huge.upper > 0.5 && huge.upper - huge.lower < 1e-6);
     }
 
-    /// How often a bound misses the truth, over every outcome of n draws.
+    /// The probability that a bound misses the true share, summed over every outcome of n draws.
     #[test]
     fn shares_keep_their_coverage() {
         for n in [5, 20, 59, 200] {
@@ -228,6 +234,16 @@ mod tests {
         near(margin, 0.034_397, 1e-6);
         near(found.lower, 0.9 - margin, 1e-12);
         near(found.upper, 0.9 + margin, 1e-12);
-        assert_eq!(mean(1.0, 1.0, 1.0, 0.95), Bounds { lower: 0.0, upper: 1.0 }, "one value says nothing");
+        assert_eq!(mean(1.0, 1.0, 1.0, 0.95), Bounds { lower: 0.0, upper: 1.0 }, "one value bounds nothing");
+    }
+
+    #[test]
+    fn an_estimate_has_bounds_at_its_own_confidence_only() {
+        let own = Bounds { lower: 0.4, upper: 0.6 };
+        let method = crate::Method::Bootstrap;
+        let sample = Sample::Estimate { value: 0.5, bounds: own, n: 9, confidence: 0.95, method };
+        assert_eq!(bounds(&sample, 0.95), Some(own));
+        assert_eq!(bounds(&sample, 0.9), None);
+        assert_eq!(bounds(&sample, 0.99), None);
     }
 }

@@ -1,10 +1,48 @@
 //! Decimals as text: how gates are written and numbers are shown. Pure.
+//!
+//! The API has no floats: its decimals are strings, so that no reader rounds them. The schema bounds only their length.
+//! Each field has a CEL rule for the format, because the API server reports a failed CEL rule with its message, but a
+//! failed pattern with a regular expression.
 
+use std::{borrow::Cow, fmt};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// The most digits on each side of the point that are read.
+pub(crate) const MAX_DIGITS: usize = 18;
+/// The longest decimal: a minus, digits, the point, digits.
+const MAX_LENGTH: usize = 1 + MAX_DIGITS + 1 + MAX_DIGITS;
 /// The most decimals that are shown.
 const DECIMALS: usize = 6;
 const UNIT: f64 = 1e6;
 
-/// Which way a number is rounded.
+/// A decimal number as text, such as `0.95`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Decimal(pub String);
+
+impl fmt::Display for Decimal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl JsonSchema for Decimal {
+    fn schema_name() -> Cow<'static, str> {
+        "Decimal".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "maxLength": MAX_LENGTH })
+    }
+}
+
+/// The direction in which a number is rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rounding {
     /// To a number that is not greater.
@@ -14,9 +52,9 @@ pub enum Rounding {
 }
 
 impl Rounding {
-    /// The number with at most six decimals and none that are needless.
+    /// Returns the number with at most six decimals and without trailing zeros.
     pub fn show(self, number: f64) -> String {
-        // The nearest decimal where it is the number itself (0.95 · 10⁶ is no whole number as a float).
+        // Use the nearest decimal if it is the number itself: 0.95 · 10⁶ is not an integer as a float.
         let nearest = (number * UNIT).round() / UNIT;
         let rounded = match self {
             _ if nearest.to_bits() == number.to_bits() => nearest,
@@ -29,11 +67,11 @@ impl Rounding {
     }
 }
 
-/// Reads a plain decimal such as `0.95`; no exponent, no sign but a minus, no word.
+/// Reads a plain decimal such as `0.95`, without an exponent or a plus sign; words such as `NaN` are refused.
 pub(crate) fn parse(text: &str) -> Option<f64> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
-    let plain = |part: &str| (1..=18).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
+    let plain = |part: &str| (1..=MAX_DIGITS).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
     if plain(whole) && plain(fraction) { text.parse().ok() } else { None }
 }
 

@@ -1,14 +1,13 @@
-//! Digests of what was judged and by what. Pure.
+//! Digests of measurements and of the gates that judge them. Pure.
 
 use std::collections::BTreeMap;
 
 use codex_provenance::{DataDigest, GatesDigest, ModelDigest, ReportDigest, Sha256};
-use codex_reports::Measurement;
 use serde::Serialize;
 
-use crate::Gate;
+use crate::{Gate, Measurement};
 
-/// What a report digest covers.
+/// The fields that a report digest covers.
 #[derive(Serialize)]
 struct Reported<'a> {
     data: &'a BTreeMap<String, DataDigest>,
@@ -16,37 +15,47 @@ struct Reported<'a> {
     model: ModelDigest,
 }
 
-/// The digest of gates: SHA-256 of their canonical JSON (RFC 8785), sorted, because their order decides nothing.
+/// Returns the digest of gates: SHA-256 of their canonical JSON (RFC 8785), sorted, because their order decides nothing.
 pub fn gates_digest(gates: &[Gate]) -> GatesDigest {
     let mut each: Vec<Vec<u8>> = gates.iter().map(canonical).collect();
     each.sort_unstable();
     GatesDigest(Sha256::of([b"[".as_slice(), &each.join(&b","[..]), b"]"].concat()))
 }
 
-/// The digest of a report: SHA-256 of the canonical JSON (RFC 8785) of the model, the data by name and the numbers.
+/// Returns the digest of a report: SHA-256 of the canonical JSON (RFC 8785) of the model, the data by name and the numbers.
 pub fn report_digest(
     model: ModelDigest,
     data: &BTreeMap<String, DataDigest>,
     metrics: &BTreeMap<String, Measurement>,
 ) -> ReportDigest {
-    let metrics = metrics.iter().map(|(name, measurement)| (name.as_str(), as_it_travels(*measurement))).collect();
+    let metrics =
+        metrics.iter().map(|(name, measurement)| (name.as_str(), with_finite_numbers(*measurement))).collect();
     ReportDigest(Sha256::of(canonical(&Reported { data, metrics, model })))
 }
 
-/// JSON knows no NaN and no infinity: they travel as null, so they are hashed as null.
-fn as_it_travels(measurement: Measurement) -> Measurement {
+/// Replaces numbers that are not finite: JSON has no NaN and no infinity, so they travel as null and are hashed as null.
+fn with_finite_numbers(measurement: Measurement) -> Measurement {
     let finite = |number: Option<f64>| number.filter(|number| number.is_finite());
     match measurement {
         Measurement::Mean { n, sum, sum_of_squares } => {
             Measurement::Mean { n, sum: finite(sum), sum_of_squares: finite(sum_of_squares) }
         }
+        Measurement::Estimate { value, lower, upper, n, confidence, method } => Measurement::Estimate {
+            value: finite(value),
+            lower: finite(lower),
+            upper: finite(upper),
+            n,
+            confidence: finite(confidence),
+            method,
+        },
         counts @ (Measurement::Share { .. } | Measurement::Duel { .. }) => counts,
     }
 }
 
-#[expect(clippy::expect_used, reason = "fails only for floats that are not finite and keys that are no strings")]
+#[expect(clippy::expect_used, reason = "fails only for floats that are not finite and keys that are not strings")]
 fn canonical(value: &impl Serialize) -> Vec<u8> {
-    serde_json_canonicalizer::to_vec(value).expect("gates are finite, and measurements were made so")
+    serde_json_canonicalizer::to_vec(value)
+        .expect("the numbers of gates are finite, and those of measurements are made so")
 }
 
 #[cfg(test)]
@@ -59,12 +68,12 @@ mod tests {
 
     #[test]
     fn gates_are_hashed_as_canonical_json() {
-        let text = r#"[{"confidence":0.95,"metric":"exact_match","min":0.9},{"max":0.5,"metric":"error_rate"}]"#;
-        let one = gates(&["exact_match>=0.90@0.95", "error_rate<=0.5"]);
-        let other = gates(&["error_rate<=0.5", "exact_match>=0.9@0.95"]);
+        let text = r#"[{"confidence":0.95,"metric":"exact_match","min":0.9},{"max":0.5,"metric":"trace_coverage"}]"#;
+        let one = gates(&["exact_match>=0.90@0.95", "trace_coverage<=0.5"]);
+        let other = gates(&["trace_coverage<=0.5", "exact_match>=0.9@0.95"]);
         assert_eq!(gates_digest(&one).0, Sha256::of(text));
         assert_eq!(gates_digest(&one), gates_digest(&other));
-        assert_ne!(gates_digest(&one), gates_digest(&gates(&["exact_match>=0.91@0.95", "error_rate<=0.5"])));
+        assert_ne!(gates_digest(&one), gates_digest(&gates(&["exact_match>=0.91@0.95", "trace_coverage<=0.5"])));
         assert_ne!(gates_digest(&one), gates_digest(&gates(&["exact_match>=0.9@0.95"])));
     }
 

@@ -1,29 +1,73 @@
-//! A gate: one bound on one metric. Pure.
+//! Gates: bounds on metrics, as a spec states them and as they are judged. Pure.
 
 use std::{fmt, str::FromStr};
 
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use crate::decimal;
+use crate::{Decimal, MAX_METRIC_NAME, Metric, UnknownMetric, cel, decimal, text::alternatives};
 
-/// One bound on one metric. Its canonical JSON is what a gates digest covers.
+/// The most items that `minSamples` may require.
+const MAX_SAMPLES: i64 = 1_000_000_000;
+
+/// What `min` and `max` must be.
+pub(crate) const RIGHT_BOUND: &str = "a decimal from 0 to 1";
+/// What `confidence` must be.
+pub(crate) const RIGHT_CONFIDENCE: &str = "a decimal above 0.5 and below 1";
+/// A bound that sentences show.
+pub(crate) const EXAMPLE_BOUND: &str = "0.95";
+/// A confidence that sentences show.
+pub(crate) const EXAMPLE_CONFIDENCE: &str = "0.95";
+
+/// A bound on a metric.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline, extend("x-kubernetes-validations" = cel::one_bound()))]
+pub struct GateSpec {
+    /// Metric that the gate checks.
+    #[schemars(
+        description = format!("Metric that the gate checks: {}.", alternatives(Metric::NAMES)),
+        length(min = 1, max = MAX_METRIC_NAME),
+        extend("x-kubernetes-validations" = cel::metric())
+    )]
+    pub metric: String,
+    /// Lowest value that passes, as a decimal in quotes, such as "0.95". Exactly one of min and max is required.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = cel::share("min", EXAMPLE_BOUND)))]
+    pub min: Option<Decimal>,
+    /// Highest value that passes, as a decimal in quotes, such as "0.05". Exactly one of min and max is required.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = cel::share("max", "0.05")))]
+    pub max: Option<Decimal>,
+    /// Minimum number of scored items. With fewer, the gate is inconclusive. Without it, there is no minimum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_SAMPLES))]
+    pub min_samples: Option<i64>,
+    /// Confidence level of the one-sided bound that the gate checks, as a decimal in quotes, such as "0.95". Without it, the
+    /// gate checks the value itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = cel::confidence()))]
+    pub confidence: Option<Decimal>,
+}
+
+/// A valid gate, as it is judged. Its canonical JSON is what a gates digest covers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Gate {
-    /// The metric's name.
-    pub metric: String,
-    /// What its value must keep.
+    /// The metric.
+    pub metric: Metric,
+    /// The bound on its value.
     #[serde(flatten)]
     pub bound: Bound,
-    /// With fewer items than this the gate is inconclusive.
+    /// The smallest number of items that can decide.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_samples: Option<u64>,
-    /// The confidence in (0.5, 1) with which the one-sided bound must clear the gate; without it the value decides.
+    /// The one-sided confidence with which the bound must clear the gate; without it the value decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confidence: Option<f64>,
 }
 
-/// What a metric's value must keep.
+/// The bound on a metric's value.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Bound {
@@ -42,102 +86,86 @@ impl fmt::Display for Bound {
     }
 }
 
-/// A gate as it is written in the API: decimals are text.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct WrittenGate<'a> {
-    /// The metric's name.
-    pub metric: &'a str,
-    /// The least value that passes.
-    pub min: Option<&'a str>,
-    /// The greatest value that passes.
-    pub max: Option<&'a str>,
-    /// The fewest items that decide.
-    pub min_samples: Option<i64>,
-    /// The one-sided confidence.
-    pub confidence: Option<&'a str>,
-}
-
-/// Why a gate is none.
+/// Why a gate is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GateError {
-    /// No bound.
-    #[error("the gate on {0} has neither min nor max: write one of them, such as min: \"0.95\"")]
-    NoBound(String),
-    /// Two bounds.
+    /// The metric is unknown.
+    #[error(transparent)]
+    Metric(#[from] UnknownMetric),
+    /// No bound is set.
+    #[error("the gate on {0} has neither min nor max: write one of them, such as min: \"{EXAMPLE_BOUND}\"")]
+    NoBound(Metric),
+    /// Both bounds are set.
     #[error("the gate on {0} has both min and max: write two gates")]
-    TwoBounds(String),
-    /// No name.
-    #[error("a gate's metric is {0:?}: write the name of a metric, such as exact_match")]
-    Metric(String),
-    /// A field that is no number, or one out of range.
+    TwoBounds(Metric),
+    /// A field is not a number, or is out of range.
     #[error("the gate on {metric} has {field} {value:?}: write {right}")]
     Field {
-        /// The metric's name.
-        metric: String,
+        /// The metric.
+        metric: Metric,
         /// The field.
         field: &'static str,
         /// Its value.
         value: String,
-        /// What would be right.
-        right: &'static str,
+        /// What to write instead.
+        right: String,
     },
-    /// Text that is no gate.
+    /// The text of a gate on the command line cannot be read.
     #[error(
         "the gate {0:?} cannot be read: write METRIC>=BOUND[@CONFIDENCE] or METRIC<=BOUND[@CONFIDENCE], such as exact_match>=0.95@0.95"
     )]
     Text(String),
 }
 
-impl TryFrom<WrittenGate<'_>> for Gate {
+impl TryFrom<&GateSpec> for Gate {
     type Error = GateError;
 
-    fn try_from(written: WrittenGate<'_>) -> Result<Self, GateError> {
-        let WrittenGate { metric, min, max, min_samples, confidence } = written;
-        if metric.is_empty() || metric.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err(GateError::Metric(metric.to_owned()));
-        }
-        let refuse = |field, value: &str, right| GateError::Field {
-            metric: metric.to_owned(),
-            field,
-            value: value.to_owned(),
-            right,
-        };
-        let number = |field, text: &str| {
+    fn try_from(spec: &GateSpec) -> Result<Self, GateError> {
+        let metric: Metric = spec.metric.parse()?;
+        let refuse =
+            |field, value: &str, right: String| GateError::Field { metric, field, value: value.to_owned(), right };
+        let number = |field, Decimal(text): &Decimal| {
             decimal::parse(text)
                 .filter(|bound| (0.0..=1.0).contains(bound))
-                .ok_or_else(|| refuse(field, text, "a plain decimal from 0 to 1 in quotes, such as \"0.95\""))
+                .ok_or_else(|| refuse(field, text, in_quotes(RIGHT_BOUND, EXAMPLE_BOUND)))
         };
-        let bound = match (min, max) {
+        let bound = match (&spec.min, &spec.max) {
             (Some(min), None) => Bound::Min(number("min", min)?),
             (None, Some(max)) => Bound::Max(number("max", max)?),
-            (None, None) => return Err(GateError::NoBound(metric.to_owned())),
-            (Some(_), Some(_)) => return Err(GateError::TwoBounds(metric.to_owned())),
+            (None, None) => return Err(GateError::NoBound(metric)),
+            (Some(_), Some(_)) => return Err(GateError::TwoBounds(metric)),
         };
-        let min_samples = min_samples
+        let min_samples = spec
+            .min_samples
             .map(|count| {
-                let right = "a whole number of at least 1";
-                u64::try_from(count)
-                    .ok()
-                    .filter(|count| *count >= 1)
-                    .ok_or_else(|| refuse("minSamples", &count.to_string(), right))
+                u64::try_from(count).ok().filter(|_| (1..=MAX_SAMPLES).contains(&count)).ok_or_else(|| {
+                    let right = format!("a whole number from 1 to {MAX_SAMPLES}");
+                    refuse("minSamples", &count.to_string(), right)
+                })
             })
             .transpose()?;
-        let confidence = confidence
-            .map(|text| {
-                let right = "a plain decimal above 0.5 and below 1 in quotes, such as \"0.95\"";
+        let confidence = spec
+            .confidence
+            .as_ref()
+            .map(|Decimal(text)| {
                 decimal::parse(text)
                     .filter(|share| *share > 0.5 && *share < 1.0)
-                    .ok_or_else(|| refuse("confidence", text, right))
+                    .ok_or_else(|| refuse("confidence", text, in_quotes(RIGHT_CONFIDENCE, EXAMPLE_CONFIDENCE)))
             })
             .transpose()?;
-        Ok(Self { metric: metric.to_owned(), bound, min_samples, confidence })
+        Ok(Self { metric, bound, min_samples, confidence })
     }
+}
+
+/// The sentence for a field of a spec: YAML needs quotes around a decimal.
+fn in_quotes(right: &str, example: &str) -> String {
+    format!("{right} in quotes, such as \"{example}\"")
 }
 
 impl FromStr for Gate {
     type Err = GateError;
 
-    /// Reads `METRIC>=BOUND` or `METRIC<=BOUND`, with `@CONFIDENCE` behind it or without.
+    /// Reads `METRIC>=BOUND` or `METRIC<=BOUND`, with or without a trailing `@CONFIDENCE`.
     fn from_str(text: &str) -> Result<Self, GateError> {
         let (metric, bound, is_min) = if let Some((metric, bound)) = text.split_once(">=") {
             (metric, bound, true)
@@ -147,19 +175,21 @@ impl FromStr for Gate {
             return Err(GateError::Text(text.to_owned()));
         };
         let (bound, confidence) = match bound.split_once('@') {
-            Some((bound, confidence)) => (bound.trim(), Some(confidence.trim())),
-            None => (bound.trim(), None),
+            Some((bound, confidence)) => (bound, Some(confidence)),
+            None => (bound, None),
         };
-        let (min, max) = if is_min { (Some(bound), None) } else { (None, Some(bound)) };
-        let written = WrittenGate { metric: metric.trim(), min, max, min_samples: None, confidence };
-        // Decimals stand in quotes in YAML alone.
-        Self::try_from(written).map_err(|why| match why {
+        let decimal = |text: &str| Decimal(text.trim().to_owned());
+        let (min, max) = if is_min { (Some(decimal(bound)), None) } else { (None, Some(decimal(bound))) };
+        let metric = metric.trim().to_owned();
+        let spec = GateSpec { metric, min, max, min_samples: None, confidence: confidence.map(decimal) };
+        // Only YAML needs quotes, and the command line has one bound.
+        Self::try_from(&spec).map_err(|why| match why {
             GateError::Field { metric, field: "confidence", value, .. } => {
-                let right = "a plain decimal above 0.5 and below 1, such as 0.95";
+                let right = format!("{RIGHT_CONFIDENCE}, such as {EXAMPLE_CONFIDENCE}");
                 GateError::Field { metric, field: "confidence", value, right }
             }
             GateError::Field { metric, value, .. } => {
-                let right = "a plain decimal from 0 to 1, such as 0.95";
+                let right = format!("{RIGHT_BOUND}, such as {EXAMPLE_BOUND}");
                 GateError::Field { metric, field: "bound", value, right }
             }
             other => other,
@@ -169,69 +199,112 @@ impl FromStr for Gate {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn refused(gate: WrittenGate<'_>) -> String {
-        Gate::try_from(gate).expect_err("no gate").to_string()
+    fn exact_match() -> GateSpec {
+        GateSpec { metric: "exact_match".to_owned(), min: None, max: None, min_samples: None, confidence: None }
+    }
+
+    fn decimal(text: &str) -> Option<Decimal> {
+        Some(Decimal(text.to_owned()))
+    }
+
+    fn refused(gate: &GateSpec) -> String {
+        Gate::try_from(gate).expect_err("invalid").to_string()
     }
 
     #[test]
-    fn gates_that_are_none() {
-        let gate = WrittenGate { metric: "exact_match", ..WrittenGate::default() };
+    fn invalid_gates_are_refused_with_a_sentence() {
+        let gate = exact_match();
         assert_eq!(
-            refused(gate),
+            refused(&gate),
             "the gate on exact_match has neither min nor max: write one of them, such as min: \"0.95\""
         );
         assert_eq!(
-            refused(WrittenGate { min: Some("0.1"), max: Some("0.9"), ..gate }),
+            refused(&GateSpec { min: decimal("0.1"), max: decimal("0.9"), ..gate.clone() }),
             "the gate on exact_match has both min and max: write two gates"
         );
         for value in ["NaN", "inf", "high", "", "95", "-0.1", "1.01", "1e-3"] {
-            let right = "write a plain decimal from 0 to 1 in quotes, such as \"0.95\"";
+            let right = "write a decimal from 0 to 1 in quotes, such as \"0.95\"";
             assert_eq!(
-                refused(WrittenGate { min: Some(value), ..gate }),
+                refused(&GateSpec { min: decimal(value), ..gate.clone() }),
                 format!("the gate on exact_match has min {value:?}: {right}")
             );
             assert_eq!(
-                refused(WrittenGate { max: Some(value), ..gate }),
+                refused(&GateSpec { max: decimal(value), ..gate.clone() }),
                 format!("the gate on exact_match has max {value:?}: {right}")
             );
         }
-        let gate = WrittenGate { min: Some("0.95"), ..gate };
+        let gate = GateSpec { min: decimal("0.95"), ..gate };
         for value in ["NaN", "0.5", "1", "95", "sure"] {
             assert_eq!(
-                refused(WrittenGate { confidence: Some(value), ..gate }),
+                refused(&GateSpec { confidence: decimal(value), ..gate.clone() }),
                 format!(
-                    "the gate on exact_match has confidence {value:?}: write a plain decimal above 0.5 and below 1 in quotes, such as \"0.95\""
+                    "the gate on exact_match has confidence {value:?}: write a decimal above 0.5 and below 1 in quotes, such as \"0.95\""
                 )
             );
         }
-        assert_eq!(
-            refused(WrittenGate { min_samples: Some(0), ..gate }),
-            "the gate on exact_match has minSamples \"0\": write a whole number of at least 1"
-        );
-        assert!(refused(WrittenGate { metric: "", ..gate }).starts_with("a gate's metric is \"\""));
+        for count in [-1, 0, MAX_SAMPLES + 1] {
+            assert_eq!(
+                refused(&GateSpec { min_samples: Some(count), ..gate.clone() }),
+                format!(
+                    "the gate on exact_match has minSamples \"{count}\": write a whole number from 1 to 1000000000"
+                )
+            );
+        }
+        assert!(refused(&GateSpec { metric: String::new(), ..gate }).starts_with("metric \"\" is unknown: use exact"));
     }
 
     #[test]
     fn gates_on_the_command_line() {
         let gate: Gate = "reasoning.win_rate >= 0.55 @ 0.95".parse().expect("a gate");
-        let written = WrittenGate {
-            metric: "reasoning.win_rate",
-            min: Some("0.55"),
-            confidence: Some("0.95"),
-            ..WrittenGate::default()
+        let spec = GateSpec {
+            metric: "reasoning.win_rate".to_owned(),
+            min: decimal("0.55"),
+            confidence: decimal("0.95"),
+            ..exact_match()
         };
-        assert_eq!(gate, Gate::try_from(written).expect("the same gate"));
-        let gate: Gate = "error_rate<=0.1".parse().expect("a gate");
-        assert_eq!((gate.bound, gate.confidence), (Bound::Max(0.1), None));
+        assert_eq!(gate, Gate::try_from(&spec).expect("the same gate"));
+        let gate: Gate = "trace_coverage<=0.1".parse().expect("a gate");
+        assert_eq!((gate.metric, gate.bound, gate.confidence), (Metric::TraceCoverage, Bound::Max(0.1), None));
         assert!("exact_match=0.9".parse::<Gate>().is_err());
         assert!("exact_match>=0.9@".parse::<Gate>().is_err());
-        let said = |text: &str| text.parse::<Gate>().expect_err("no gate").to_string();
-        let right = "write a plain decimal from 0 to 1, such as 0.95";
-        assert_eq!(said("a>=2"), format!("the gate on a has bound \"2\": {right}"));
-        let right = "write a plain decimal above 0.5 and below 1, such as 0.95";
-        assert_eq!(said("a<=0@1"), format!("the gate on a has confidence \"1\": {right}"));
-        assert!(said("a=1").contains("METRIC<=BOUND[@CONFIDENCE]"));
+        let said = |text: &str| text.parse::<Gate>().expect_err("invalid").to_string();
+        let right = "write a decimal from 0 to 1, such as 0.95";
+        assert_eq!(said("exact_match>=2"), format!("the gate on exact_match has bound \"2\": {right}"));
+        let right = "write a decimal above 0.5 and below 1, such as 0.95";
+        assert_eq!(said("exact_match<=0@1"), format!("the gate on exact_match has confidence \"1\": {right}"));
+        assert!(said("exact_match=1").contains("METRIC<=BOUND[@CONFIDENCE]"));
+        assert!(said("exact_mach>=0.9").contains("did you mean exact_match?"));
+    }
+
+    /// The pattern of a CEL rule on a decimal.
+    fn pattern(rules: &serde_json::Value) -> String {
+        let rule = rules[0]["rule"].as_str().expect("a rule");
+        rule.trim_start_matches("self.matches('^").trim_end_matches("$')").to_owned()
+    }
+
+    proptest! {
+        /// What the API server accepts, the controller accepts, too.
+        #[test]
+        fn every_bound_that_matches_its_rule_is_valid(
+            text in prop::string::string_regex(&pattern(&cel::share("min", "0.95"))).expect("a pattern"),
+        ) {
+            let gate = Gate::try_from(&GateSpec { min: decimal(&text), ..exact_match() });
+            prop_assert!(gate.is_ok(), "{text}: {gate:?}");
+        }
+
+        /// Above 0.5 by less than a float can hold is 0.5, and 18 digits are read: longer texts are refused with a sentence.
+        #[test]
+        fn every_confidence_that_matches_its_rule_and_is_short_is_valid(
+            text in prop::string::string_regex(&pattern(&cel::confidence())).expect("a pattern"),
+        ) {
+            let text: String = text.chars().take(12).collect();
+            prop_assume!(text != "0.5000000000");
+            let gate = Gate::try_from(&GateSpec { min: decimal("1"), confidence: decimal(&text), ..exact_match() });
+            prop_assert!(gate.is_ok(), "{text}: {gate:?}");
+        }
     }
 }

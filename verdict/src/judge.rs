@@ -1,55 +1,39 @@
-//! The verdict. Pure.
+//! Judging: compares gates with measurements. Pure.
 
 use std::collections::BTreeMap;
 
 use codex_provenance::ModelDigest;
-use codex_reports::Measurement;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Bound, Bounds, Gate, Rounding, Sample, bounds, needed::needed};
+use crate::{
+    Bound, Bounds, Decimal, Gate, Kind, MAX_MESSAGE, MAX_METRIC_NAME, Measurement, Rounding, Sample, Verdict, bounds,
+    needed::needed,
+};
 
-/// What gates say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Verdict {
-    /// It does not hold.
-    Failed,
-    /// Too little is known to say either.
-    Inconclusive,
-    /// It holds.
-    Passed,
-}
-
-impl std::fmt::Display for Verdict {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Failed => "Failed",
-            Self::Inconclusive => "Inconclusive",
-            Self::Passed => "Passed",
-        })
-    }
-}
-
-/// A judged gate.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Verdict of a gate and the numbers behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GateResult {
-    /// The metric's name.
+    /// Metric that the gate checks.
+    #[schemars(length(max = MAX_METRIC_NAME))]
     pub metric: String,
-    /// The value as counted, a decimal rounded to the gate's disadvantage.
+    /// Measured value of the metric, rounded to the gate's disadvantage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub value: Option<String>,
-    /// Items.
+    pub value: Option<Decimal>,
+    /// Number of scored items.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub n: Option<u64>,
-    /// The one-sided lower bound at the gate's confidence, a decimal rounded down.
+    pub n: Option<i64>,
+    /// One-sided lower bound of the metric at the gate's confidence, rounded down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lower: Option<String>,
-    /// The one-sided upper bound at the gate's confidence, a decimal rounded up.
+    pub lower: Option<Decimal>,
+    /// One-sided upper bound of the metric at the gate's confidence, rounded up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upper: Option<String>,
-    /// What the gate says.
+    pub upper: Option<Decimal>,
+    /// Verdict of the gate: Passed, Failed or Inconclusive.
     pub verdict: Verdict,
-    /// Why, in one sentence.
+    /// Reason for the verdict of the gate, in one sentence.
+    #[schemars(length(max = MAX_MESSAGE))]
     pub message: String,
 }
 
@@ -57,17 +41,17 @@ pub struct GateResult {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Judgement {
-    /// Passed only if every gate passed and there is one; Failed if any failed.
+    /// `Passed` if there is a gate and every gate passed; `Failed` if any failed; else `Inconclusive`.
     pub verdict: Verdict,
-    /// Gates that passed.
+    /// Number of gates that passed.
     pub passed: usize,
-    /// Gates.
+    /// Number of gates.
     pub total: usize,
-    /// Every gate, in the order they were given.
+    /// Every gate, in the order in which they were given.
     pub gates: Vec<GateResult>,
 }
 
-/// Judges what was measured on `judged`, the model that the evaluator hashed, as a verdict about `expected`.
+/// Judges the measurements of the model `judged`, whose digest the evaluator computed, for a verdict about `expected`.
 pub fn judge(
     gates: &[Gate],
     metrics: &BTreeMap<String, Measurement>,
@@ -76,48 +60,63 @@ pub fn judge(
 ) -> Judgement {
     let foreign = match judged {
         Some(judged) if judged == expected => None,
-        Some(judged) => Some(format!("the numbers are about model {judged}, not about {expected}")),
-        None => Some(format!("the numbers do not say which model they are about; {expected} is to be judged")),
+        Some(judged) => Some(format!("the evaluator measured model {judged}, not {expected}")),
+        None => Some(format!("the evaluator did not report which model it measured; the gates judge {expected}")),
     };
     let gates: Vec<GateResult> = gates
         .iter()
-        .map(|gate| foreign.as_ref().map_or_else(|| one(gate, metrics), |why| unknown(gate, why.clone())))
+        .map(|gate| match &foreign {
+            None => one(gate, gate.metric.kind(), metrics),
+            Some(why) => undecided(gate, why.clone()),
+        })
         .collect();
     let passed = gates.iter().filter(|gate| gate.verdict == Verdict::Passed).count();
     let verdict = gates.iter().map(|gate| gate.verdict).min().unwrap_or(Verdict::Inconclusive);
     Judgement { verdict, passed, total: gates.len(), gates }
 }
 
-fn unknown(gate: &Gate, message: String) -> GateResult {
-    let metric = gate.metric.clone();
+fn undecided(gate: &Gate, message: String) -> GateResult {
+    let metric = gate.metric.to_string();
     GateResult { metric, value: None, n: None, lower: None, upper: None, verdict: Verdict::Inconclusive, message }
 }
 
-fn one(gate: &Gate, metrics: &BTreeMap<String, Measurement>) -> GateResult {
-    let Some(measurement) = metrics.get(&gate.metric) else {
+/// Judges one gate, whose metric must be measured as `kind`.
+fn one(gate: &Gate, kind: Kind, metrics: &BTreeMap<String, Measurement>) -> GateResult {
+    let Some(measurement) = metrics.get(gate.metric.name()) else {
         let measured: Vec<&str> = metrics.keys().map(String::as_str).collect();
-        let measured = if measured.is_empty() { "nothing".to_owned() } else { measured.join(", ") };
-        return unknown(gate, format!("it was not measured; measured were {measured}"));
+        let measured = if measured.is_empty() { "no metrics".to_owned() } else { measured.join(", ") };
+        return undecided(gate, shortened(&format!("it was not measured; the evaluator reported {measured}")));
     };
+    if measurement.kind() != kind {
+        let (reported, expected) = (measurement.kind().name(), kind.name());
+        return undecided(
+            gate,
+            format!("the evaluator reported a measurement of kind {reported} instead of {expected}"),
+        );
+    }
     let sample = match Sample::of(measurement) {
         Ok(sample) => sample,
-        Err(why) => return unknown(gate, format!("what was reported cannot be: {why}")),
+        Err(why) => return undecided(gate, format!("the reported measurement is impossible: {why}")),
     };
-    let bounds = gate.confidence.map(|confidence| bounds(&sample, confidence));
+    let bounds = gate.confidence.and_then(|confidence| bounds(&sample, confidence));
     let (verdict, message) = decide(gate, &sample, bounds);
-    let value = show_value(gate, &sample);
     GateResult {
-        metric: gate.metric.clone(),
-        value: Some(value),
-        n: Some(sample.n()),
-        lower: bounds.map(|bounds| Rounding::Down.show(bounds.lower)),
-        upper: bounds.map(|bounds| Rounding::Up.show(bounds.upper)),
+        metric: gate.metric.to_string(),
+        value: Some(Decimal(show_value(gate, &sample))),
+        n: i64::try_from(sample.n()).ok(),
+        lower: bounds.map(|bounds| Decimal(Rounding::Down.show(bounds.lower))),
+        upper: bounds.map(|bounds| Decimal(Rounding::Up.show(bounds.upper))),
         verdict,
-        message,
+        message: shortened(&message),
     }
 }
 
-/// To the gate's disadvantage, so that a value that misses its gate never looks as if it met it.
+/// Cuts a sentence to the length that a status holds.
+fn shortened(message: &str) -> String {
+    message.chars().take(MAX_MESSAGE).collect()
+}
+
+/// Rounds to the gate's disadvantage, so that a value that misses its gate never looks as if it met it.
 fn show_value(gate: &Gate, sample: &Sample) -> String {
     match gate.bound {
         Bound::Min(_) => Rounding::Down.show(sample.value()),
@@ -130,15 +129,19 @@ fn decide(gate: &Gate, sample: &Sample, bounds: Option<Bounds>) -> (Verdict, Str
     if let Some(fewest) = gate.min_samples
         && n < fewest
     {
-        return (Verdict::Inconclusive, format!("{value} over {n} items; minSamples asks for {fewest} items"));
+        return (Verdict::Inconclusive, format!("{value} over {n} items; minSamples is {fewest}"));
     }
-    let (Some(confidence), Some(Bounds { lower, upper })) = (gate.confidence, bounds) else {
+    let Some(confidence) = gate.confidence else {
         let holds = match bound {
             Bound::Min(least) => sample.value() >= least,
             Bound::Max(most) => sample.value() <= most,
         };
         let verdict = if holds { Verdict::Passed } else { Verdict::Failed };
-        return (verdict, format!("{value} over {n} items; the gate asks for {bound}"));
+        return (verdict, format!("{value} over {n} items; the gate requires {bound}"));
+    };
+    let Some(Bounds { lower, upper }) = bounds else {
+        let why = format!("{value} over {n} items, whose bounds do not have the gate's confidence {confidence}");
+        return (Verdict::Inconclusive, why);
     };
     let (clears, misses) = match bound {
         Bound::Min(least) => (lower >= least, upper < least),
@@ -151,7 +154,7 @@ fn decide(gate: &Gate, sample: &Sample, bounds: Option<Bounds>) -> (Verdict, Str
         Bound::Max(_) => (at_most, at_least),
     };
     let says = |known: &str| {
-        format!("{value} over {n} items, so {known} with confidence {confidence}; the gate asks for {bound}")
+        format!("{value} over {n} items, so {known} with confidence {confidence}; the gate requires {bound}")
     };
     if clears {
         return (Verdict::Passed, says(&towards));
@@ -159,9 +162,65 @@ fn decide(gate: &Gate, sample: &Sample, bounds: Option<Bounds>) -> (Verdict, Str
     if misses {
         return (Verdict::Failed, says(&against));
     }
-    let more = needed(gate, sample, confidence).map_or_else(
-        || "no number of items would decide at this value".to_owned(),
-        |items| format!("about {items} items would decide if they went on like this"),
-    );
+    let more = match (sample, needed(gate, sample, confidence)) {
+        (Sample::Estimate { .. }, _) => "more items may narrow the bounds".to_owned(),
+        (_, Some(items)) => format!("about {items} similar items would decide"),
+        (_, None) => "no number of similar items would decide".to_owned(),
+    };
     (Verdict::Inconclusive, format!("{}, and {more}", says(&format!("only {towards}"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Method;
+
+    /// No metric is an estimate today, so a gate on another metric is judged as if its metric were one.
+    fn judged(gate: &str, value: f64, lower: f64, upper: f64) -> GateResult {
+        let gate: Gate = gate.parse().expect("a gate");
+        let [value, lower, upper, confidence] = [value, lower, upper, 0.95].map(Some);
+        let estimate = Measurement::Estimate { value, lower, upper, n: 200, confidence, method: Method::Bootstrap };
+        one(&gate, Kind::Estimate, &BTreeMap::from([(gate.metric.to_string(), estimate)]))
+    }
+
+    #[test]
+    fn an_estimate_is_judged_by_its_own_bounds() {
+        let result = judged("exact_match>=0.4@0.95", 0.5, 0.41, 0.6);
+        assert_eq!(result.verdict, Verdict::Passed);
+        assert_eq!((result.value, result.n), (Some(Decimal("0.5".to_owned())), Some(200)));
+        let bounds = [result.lower, result.upper].map(|bound| bound.expect("a bound").0);
+        assert_eq!(bounds, ["0.41", "0.6"]);
+        assert_eq!(
+            result.message,
+            "0.5 over 200 items, so at least 0.41 with confidence 0.95; the gate requires at least 0.4"
+        );
+        assert_eq!(judged("exact_match>=0.7@0.95", 0.5, 0.41, 0.6).verdict, Verdict::Failed);
+        assert_eq!(judged("exact_match<=0.7@0.95", 0.5, 0.41, 0.6).verdict, Verdict::Passed);
+        assert_eq!(judged("exact_match<=0.4@0.95", 0.5, 0.41, 0.6).verdict, Verdict::Failed);
+        let between = judged("exact_match>=0.45@0.95", 0.5, 0.41, 0.6);
+        assert_eq!(between.verdict, Verdict::Inconclusive);
+        assert!(
+            between.message.ends_with("at least 0.45, and more items may narrow the bounds"),
+            "{}",
+            between.message
+        );
+        assert_eq!(judged("exact_match>=0.5", 0.5, 0.41, 0.6).verdict, Verdict::Passed, "the value decides");
+    }
+
+    #[test]
+    fn an_estimate_at_another_confidence_decides_nothing() {
+        let result = judged("exact_match>=0.1@0.9", 0.5, 0.41, 0.6);
+        assert_eq!((result.verdict, result.lower), (Verdict::Inconclusive, None));
+        assert_eq!(result.message, "0.5 over 200 items, whose bounds do not have the gate's confidence 0.9");
+    }
+
+    #[test]
+    fn an_impossible_estimate_decides_nothing() {
+        let result = judged("exact_match>=0.1@0.95", 0.7, 0.41, 0.6);
+        assert_eq!(result.verdict, Verdict::Inconclusive);
+        assert_eq!(
+            result.message,
+            "the reported measurement is impossible: its value 0.7 is not between its bounds 0.41 and 0.6"
+        );
+    }
 }

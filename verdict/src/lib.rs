@@ -1,22 +1,45 @@
-//! How numbers become verdicts: statistics and gates. Pure; the controller and the evaluator use the same code.
+//! The vocabulary of evaluations (metrics, measurements, gates, verdicts, rings) and the statistics that turn
+//! measurements into verdicts. Pure; the API, the controller and the evaluator use the same code.
 //!
-//! A [`Gate`] bounds one metric. [`judge`] holds the gates against what an evaluator counted and says Passed, Failed or
-//! Inconclusive, each with its reason. What is missing, impossible or about another model never passes.
+//! A [`GateSpec`] is a bound on a [`Metric`] as a spec states it, a [`Gate`] is a valid one. [`judge`] compares gates with
+//! the [`Measurement`]s of an evaluator, and gives each gate a [`GateResult`] with its reason. What is missing, impossible
+//! or about another model never passes.
 
 mod bounds;
+pub mod cel;
 mod decimal;
 mod digests;
 mod gate;
 mod judge;
+mod measurement;
+mod metric;
 mod needed;
+mod receipt;
+mod ring;
 mod sample;
+mod text;
+mod verdict;
 
 #[cfg(test)]
 mod tests;
 
 pub use bounds::{Bounds, bounds};
-pub use decimal::Rounding;
+pub use decimal::{Decimal, Rounding};
 pub use digests::{gates_digest, report_digest};
-pub use gate::{Bound, Gate, GateError, WrittenGate};
-pub use judge::{GateResult, Judgement, Verdict, judge};
+pub use gate::{Bound, Gate, GateError, GateSpec};
+pub use judge::{GateResult, Judgement, judge};
+pub use measurement::{Kind, Measurement, Method};
+pub use metric::{Metric, UnknownMetric};
+pub use receipt::{Unacceptable, accept};
+pub use ring::{Ring, UnknownRing};
 pub use sample::{Impossible, Sample};
+pub use verdict::Verdict;
+
+/// The most gates of an evaluation.
+pub const MAX_GATES: usize = 32;
+/// The most metrics that a report or a status holds.
+pub const MAX_METRICS: usize = 64;
+/// The longest name of a metric, in characters.
+pub const MAX_METRIC_NAME: usize = 63;
+/// The longest sentence of a gate, in characters.
+pub const MAX_MESSAGE: usize = 1024;

@@ -1,12 +1,12 @@
-//! How many items would decide a gate, if they went on as those that were counted. Pure.
+//! The number of items that would decide a gate, if more items were like those that were counted. Pure.
 
 use crate::{Bound, Gate, Sample, bounds};
 
-/// The most items that are asked for.
+/// The largest number of items that is suggested.
 const MOST: f64 = 1e9;
 
-/// The number of items, rounded up to two digits, at which the bound would clear or miss the gate with the same value
-/// and variance; none where no number would, or more than a billion.
+/// Returns the number of items, rounded up to two digits, at which the bound would clear or miss the gate with the same
+/// value and variance. `None` if no number up to a billion would.
 pub(crate) fn needed(gate: &Gate, sample: &Sample, confidence: f64) -> Option<u64> {
     let decided = |n: f64| {
         let found = match *sample {
@@ -17,6 +17,8 @@ pub(crate) fn needed(gate: &Gate, sample: &Sample, confidence: f64) -> Option<u6
                 let scale = n / counted as f64;
                 bounds::mean(n, sum * scale, squares * scale, confidence)
             }
+            // How the evaluator's bounds would narrow is unknown here.
+            Sample::Estimate { bounds, .. } => bounds,
         };
         match gate.bound {
             Bound::Min(least) => found.lower >= least || found.upper < least,
@@ -53,19 +55,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_as_the_bound_needs() {
+    fn the_number_is_what_the_bound_needs() {
         let gate: Gate = "exact_match>=0.95@0.95".parse().expect("a gate");
         let all = |n| Sample::Share { successes: n, n };
         assert_eq!(needed(&gate, &all(58), 0.95), Some(59));
         let sample = Sample::Share { successes: 96, n: 100 };
         let items = needed(&gate, &sample, 0.95).expect("96 % clears 95 % in the end");
-        let at = |n: u64| bounds(&Sample::Share { successes: n * 96 / 100, n }, 0.95).lower;
+        let at = |n: u64| bounds(&Sample::Share { successes: n * 96 / 100, n }, 0.95).expect("a bound").lower;
         assert!(at(items) >= 0.95 && at(items * 9 / 10) < 0.95, "{items}");
         assert_eq!(needed(&gate, &Sample::Share { successes: 95, n: 100 }, 0.95), None, "never decided at the limit");
     }
 
     #[test]
-    fn numbers_are_round() {
+    fn numbers_are_rounded_up_to_two_digits() {
         assert_eq!([1, 59, 99, 101, 1234, 99_001].map(two_digits), [1, 59, 99, 110, 1300, 100_000]);
     }
 }

@@ -1,16 +1,16 @@
-//! What was counted, checked: a measurement that no counting can lead to is none. Pure.
+//! Measurements whose numbers are possible. Pure.
 
-use codex_reports::Measurement;
+use crate::{Bounds, Measurement, Method};
 
 /// The largest count that JSON numbers (RFC 8785) carry exactly.
 const MAX_COUNT: u64 = 1 << 53;
-/// How far sums of floats may stray, relative to what they sum.
+/// How far sums of floats may stray through rounding, relative to what they sum.
 const TOLERANCE: f64 = 1e-9;
 
-/// A measurement that can be.
+/// A measurement whose numbers are possible.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Sample {
-    /// Items that hold, of all.
+    /// A share of items.
     Share {
         /// Items that hold.
         successes: u64,
@@ -26,15 +26,28 @@ pub enum Sample {
         /// Σx².
         squares: f64,
     },
+    /// A number with its own bounds.
+    Estimate {
+        /// The number.
+        value: f64,
+        /// Its one-sided bounds.
+        bounds: Bounds,
+        /// Items.
+        n: u64,
+        /// The confidence of each bound on its own.
+        confidence: f64,
+        /// How the bounds were computed.
+        method: Method,
+    },
 }
 
-/// Why a measurement cannot be.
+/// Why a measurement is impossible.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Impossible {
-    /// Nothing was counted.
+    /// No items were counted.
     #[error("it counts no items")]
     Nothing,
-    /// More items than numbers in reports can carry.
+    /// More items than JSON numbers carry exactly.
     #[error("it counts more than 2^53 items")]
     TooMany,
     /// More successes than items.
@@ -45,10 +58,10 @@ pub enum Impossible {
         /// Items.
         n: u64,
     },
-    /// Sums that are NaN or infinite.
+    /// The sums are NaN or infinite.
     #[error("its sums are not finite numbers")]
     NotFinite,
-    /// Sums that values in [0, 1] cannot have.
+    /// Values in [0, 1] cannot have these sums.
     #[error("values between 0 and 1 cannot have n = {n}, sum {sum} and sum of squares {squares}")]
     Sums {
         /// Items.
@@ -58,13 +71,29 @@ pub enum Impossible {
         /// Σx².
         squares: f64,
     },
+    /// A number of an estimate is NaN or infinite.
+    #[error("its value, bounds and confidence are not all finite numbers")]
+    NotFiniteEstimate,
+    /// The value of an estimate is not between its bounds.
+    #[error("its value {value} is not between its bounds {lower} and {upper}")]
+    Outside {
+        /// The value.
+        value: f64,
+        /// The lower bound.
+        lower: f64,
+        /// The upper bound.
+        upper: f64,
+    },
+    /// The confidence of an estimate's bounds is out of range.
+    #[error("its bounds have confidence {0}, which is not above 0.5 and below 1")]
+    Confidence(f64),
 }
 
 impl Sample {
-    /// Checks a measurement.
+    /// Checks the numbers of a measurement.
     ///
     /// # Errors
-    /// [`Impossible`] says what no counting can lead to.
+    /// [`Impossible`] if no items can give these numbers.
     pub fn of(measurement: &Measurement) -> Result<Self, Impossible> {
         match *measurement {
             Measurement::Share { successes, n } => {
@@ -82,35 +111,49 @@ impl Sample {
             }
             Measurement::Mean { n, sum, sum_of_squares } => {
                 count(n)?;
-                let (Some(sum), Some(squares)) = (sum, sum_of_squares) else { return Err(Impossible::NotFinite) };
-                if !sum.is_finite() || !squares.is_finite() {
+                let (Some(sum), Some(squares)) = (finite(sum), finite(sum_of_squares)) else {
                     return Err(Impossible::NotFinite);
-                }
+                };
                 let items = n as f64;
                 let slack = TOLERANCE * items;
-                let can_be = sum >= 0.0
+                let possible = sum >= 0.0
                     && squares >= 0.0
                     && sum <= items + slack
                     // x² ≤ x in [0, 1], and Cauchy–Schwarz.
                     && squares <= sum + slack
                     && sum * sum <= items * (squares + slack);
-                if can_be { Ok(Self::Mean { n, sum, squares }) } else { Err(Impossible::Sums { n, sum, squares }) }
+                if possible { Ok(Self::Mean { n, sum, squares }) } else { Err(Impossible::Sums { n, sum, squares }) }
+            }
+            Measurement::Estimate { value, lower, upper, n, confidence, method } => {
+                count(n)?;
+                let numbers = (finite(value), finite(lower), finite(upper), finite(confidence));
+                let (Some(value), Some(lower), Some(upper), Some(confidence)) = numbers else {
+                    return Err(Impossible::NotFiniteEstimate);
+                };
+                if !(lower..=upper).contains(&value) {
+                    return Err(Impossible::Outside { value, lower, upper });
+                }
+                if confidence <= 0.5 || confidence >= 1.0 {
+                    return Err(Impossible::Confidence(confidence));
+                }
+                Ok(Self::Estimate { value, bounds: Bounds { lower, upper }, n, confidence, method })
             }
         }
     }
 
-    /// Items.
+    /// Returns the number of items.
     pub fn n(&self) -> u64 {
         match *self {
-            Self::Share { n, .. } | Self::Mean { n, .. } => n,
+            Self::Share { n, .. } | Self::Mean { n, .. } | Self::Estimate { n, .. } => n,
         }
     }
 
-    /// The share or the mean, in [0, 1].
+    /// Returns the share or the mean, which are in [0, 1], or the estimate.
     pub fn value(&self) -> f64 {
         match *self {
             Self::Share { successes, n } => successes as f64 / n as f64,
             Self::Mean { n, sum, .. } => (sum / n as f64).clamp(0.0, 1.0),
+            Self::Estimate { value, .. } => value,
         }
     }
 }
@@ -123,12 +166,16 @@ fn count(n: u64) -> Result<(), Impossible> {
     }
 }
 
+fn finite(number: Option<f64>) -> Option<f64> {
+    number.filter(|number| number.is_finite())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn refused(measurement: Measurement) -> String {
-        Sample::of(&measurement).expect_err("cannot be").to_string()
+        Sample::of(&measurement).expect_err("impossible").to_string()
     }
 
     fn mean(n: u64, sum: f64, squares: f64) -> Measurement {
@@ -136,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_counted_is_refused() {
+    fn impossible_numbers_are_refused() {
         assert_eq!(refused(Measurement::Share { successes: 0, n: 0 }), "it counts no items");
         assert_eq!(refused(Measurement::Share { successes: 5, n: 4 }), "it counts 5 successes among 4 items");
         assert_eq!(refused(Measurement::Share { successes: 1, n: u64::MAX }), "it counts more than 2^53 items");
@@ -158,12 +205,12 @@ mod tests {
             (10, 5.0, 5.1),
             (10, 5.0, 2.4),
         ] {
-            Sample::of(&mean(n, sum, squares)).expect_err("cannot be");
+            Sample::of(&mean(n, sum, squares)).expect_err("impossible");
         }
     }
 
     #[test]
-    fn what_can_be_counted_is_taken() {
+    fn possible_numbers_are_accepted() {
         assert!((Sample::of(&mean(10, 5.0, 2.5)).expect("all ½").value() - 0.5).abs() < 1e-15);
         assert!((Sample::of(&mean(10, 5.0, 5.0)).expect("half 1, half 0").value() - 0.5).abs() < 1e-15);
         let duel = Sample::of(&Measurement::Duel { wins: 6, ties: 2, losses: 2 }).expect("ten");
@@ -171,6 +218,39 @@ mod tests {
         // A third, summed three thousand times, strays by rounding only.
         let third: f64 = (0..3000).map(|_| 1.0 / 3.0).sum();
         let squares: f64 = (0..3000).map(|_| 1.0 / 9.0).sum();
-        Sample::of(&mean(3000, third, squares)).expect("rounding is no impossibility");
+        Sample::of(&mean(3000, third, squares)).expect("rounding is possible");
+    }
+
+    fn estimate(value: f64, lower: f64, upper: f64, n: u64, confidence: f64) -> Measurement {
+        let [value, lower, upper, confidence] = [value, lower, upper, confidence].map(Some);
+        Measurement::Estimate { value, lower, upper, n, confidence, method: Method::Bootstrap }
+    }
+
+    #[test]
+    fn estimates_must_lie_between_their_bounds() {
+        let sample =
+            Sample::of(&estimate(31.5, 30.0, 33.0, 200, 0.95)).expect("a corpus metric is not confined to [0, 1]");
+        assert_eq!((sample.value(), sample.n()), (31.5, 200));
+        Sample::of(&estimate(0.5, 0.5, 0.5, 1, 0.95)).expect("bounds may equal the value");
+        assert_eq!(refused(estimate(0.5, 0.4, 0.6, 0, 0.95)), "it counts no items");
+        assert_eq!(refused(estimate(0.5, 0.4, 0.6, u64::MAX, 0.95)), "it counts more than 2^53 items");
+        for (value, lower, upper) in [(0.3, 0.4, 0.6), (0.7, 0.4, 0.6), (0.5, 0.6, 0.4)] {
+            let said = refused(estimate(value, lower, upper, 9, 0.95));
+            assert_eq!(said, format!("its value {value} is not between its bounds {lower} and {upper}"));
+        }
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            for wrong in [
+                estimate(bad, 0.4, 0.6, 9, 0.95),
+                estimate(0.5, bad, 0.6, 9, 0.95),
+                estimate(0.5, 0.4, bad, 9, 0.95),
+                estimate(0.5, 0.4, 0.6, 9, bad),
+            ] {
+                assert_eq!(refused(wrong), "its value, bounds and confidence are not all finite numbers");
+            }
+        }
+        for confidence in [0.0, 0.5, 1.0, 95.0] {
+            let said = refused(estimate(0.5, 0.4, 0.6, 9, confidence));
+            assert_eq!(said, format!("its bounds have confidence {confidence}, which is not above 0.5 and below 1"));
+        }
     }
 }

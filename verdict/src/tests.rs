@@ -1,11 +1,11 @@
-//! What gates say: examples and properties.
+//! Verdicts: examples and properties.
 
 use std::collections::BTreeMap;
 
-use crate::{Gate, GateResult, Judgement, Verdict, WrittenGate, judge};
 use codex_provenance::{ModelDigest, Sha256};
-use codex_reports::Measurement;
 use proptest::prelude::*;
+
+use crate::{Decimal, Gate, GateResult, Judgement, Measurement, Method, Metric, Verdict, judge};
 
 fn model(name: &str) -> ModelDigest {
     ModelDigest(Sha256::of(name))
@@ -25,8 +25,12 @@ fn judged(gates: &[Gate], metrics: &BTreeMap<String, Measurement>) -> Judgement 
 
 fn one(text: &str, measurement: Measurement) -> GateResult {
     let gate = gate(text);
-    let metrics = metrics(&[(gate.metric.clone().as_str(), measurement)]);
+    let metrics = metrics(&[(gate.metric.name(), measurement)]);
     judged(&[gate], &metrics).gates.remove(0)
+}
+
+fn text(decimal: Option<&Decimal>) -> Option<&str> {
+    decimal.map(|decimal| decimal.0.as_str())
 }
 
 fn share(successes: u64, n: u64) -> Measurement {
@@ -34,47 +38,47 @@ fn share(successes: u64, n: u64) -> Measurement {
 }
 
 #[test]
-fn a_bound_that_clears_passes() {
+fn a_bound_that_clears_the_gate_passes() {
     let result = one("exact_match>=0.95@0.95", share(986, 1000));
     assert_eq!(result.verdict, Verdict::Passed);
-    assert_eq!((result.value.as_deref(), result.n), (Some("0.986"), Some(1000)));
-    assert_eq!((result.lower.as_deref(), result.upper.as_deref()), (Some("0.978199"), Some("0.991517")));
+    assert_eq!((text(result.value.as_ref()), result.n), (Some("0.986"), Some(1000)));
+    assert_eq!((text(result.lower.as_ref()), text(result.upper.as_ref())), (Some("0.978199"), Some("0.991517")));
     assert_eq!(
         result.message,
-        "0.986 over 1000 items, so at least 0.978199 with confidence 0.95; the gate asks for at least 0.95"
+        "0.986 over 1000 items, so at least 0.978199 with confidence 0.95; the gate requires at least 0.95"
     );
 }
 
 #[test]
-fn a_bound_that_misses_fails() {
+fn a_bound_that_misses_the_gate_fails() {
     let result = one("exact_match>=0.95@0.95", share(100, 1000));
     assert_eq!(result.verdict, Verdict::Failed);
     assert!(result.message.starts_with("0.1 over 1000 items, so at most 0.11"), "{}", result.message);
 }
 
 #[test]
-fn in_between_nothing_is_decided_and_the_number_of_items_is_said() {
+fn in_between_the_gate_is_inconclusive_and_names_the_number_of_items() {
     let result = one("exact_match>=0.95@0.95", share(58, 58));
     assert_eq!(result.verdict, Verdict::Inconclusive);
     assert_eq!(
         result.message,
-        "1 over 58 items, so only at least 0.94966 with confidence 0.95; the gate asks for at least 0.95, and about 59 items would decide if they went on like this"
+        "1 over 58 items, so only at least 0.94966 with confidence 0.95; the gate requires at least 0.95, and about 59 similar items would decide"
     );
     assert_eq!(one("exact_match>=0.95@0.95", share(59, 59)).verdict, Verdict::Passed);
     let result = one("exact_match>=0.5@0.95", share(10, 20));
     assert_eq!(result.verdict, Verdict::Inconclusive);
-    assert!(result.message.ends_with("and no number of items would decide at this value"), "{}", result.message);
+    assert!(result.message.ends_with("and no number of similar items would decide"), "{}", result.message);
     let below = one("exact_match>=0.95@0.95", share(90, 100));
     assert_eq!(below.verdict, Verdict::Failed);
     let below = one("exact_match>=0.95@0.95", share(93, 100));
     assert_eq!(below.verdict, Verdict::Inconclusive);
-    assert!(below.message.contains("items would decide"), "{}", below.message);
+    assert!(below.message.contains("similar items would decide"), "{}", below.message);
 }
 
 #[test]
 fn duels_count_ties_half() {
     let result = one("reasoning.win_rate>=0.55@0.95", Measurement::Duel { wins: 600, ties: 395, losses: 5 });
-    assert_eq!((result.verdict, result.value.as_deref(), result.n), (Verdict::Passed, Some("0.7975"), Some(1000)));
+    assert_eq!((result.verdict, text(result.value.as_ref()), result.n), (Verdict::Passed, Some("0.7975"), Some(1000)));
     let result = one("reasoning.win_rate>=0.55@0.95", Measurement::Duel { wins: 5, ties: 395, losses: 600 });
     assert_eq!(result.verdict, Verdict::Failed);
     let result = one("reasoning.win_rate>=0.55", Measurement::Duel { wins: 11, ties: 0, losses: 9 });
@@ -84,46 +88,40 @@ fn duels_count_ties_half() {
 #[test]
 fn a_max_is_the_mirror_of_a_min() {
     let rare = share(0, 59);
-    assert_eq!(one("error_rate<=0.05@0.95", rare).verdict, Verdict::Passed);
-    assert_eq!(one("error_rate<=0.05@0.95", share(0, 58)).verdict, Verdict::Inconclusive);
-    assert_eq!(one("error_rate<=0.05@0.95", share(30, 58)).verdict, Verdict::Failed);
-    assert_eq!(one("error_rate<=0.05", share(1, 20)).verdict, Verdict::Passed);
-    assert_eq!(one("error_rate<=0.05", share(2, 20)).verdict, Verdict::Failed);
+    assert_eq!(one("exact_match<=0.05@0.95", rare).verdict, Verdict::Passed);
+    assert_eq!(one("exact_match<=0.05@0.95", share(0, 58)).verdict, Verdict::Inconclusive);
+    assert_eq!(one("exact_match<=0.05@0.95", share(30, 58)).verdict, Verdict::Failed);
+    assert_eq!(one("exact_match<=0.05", share(1, 20)).verdict, Verdict::Passed);
+    assert_eq!(one("exact_match<=0.05", share(2, 20)).verdict, Verdict::Failed);
 }
 
 #[test]
-fn too_few_samples_decide_nothing() {
-    let gate: Gate =
-        WrittenGate { metric: "exact_match", min: Some("0.5"), min_samples: Some(100), ..WrittenGate::default() }
-            .try_into()
-            .expect("a gate");
+fn too_few_samples_are_inconclusive() {
+    let gate = Gate { min_samples: Some(100), ..gate("exact_match>=0.5") };
     let of = |successes, n| judged(std::slice::from_ref(&gate), &metrics(&[("exact_match", share(successes, n))]));
     assert_eq!(of(99, 99).verdict, Verdict::Inconclusive);
     assert_eq!(of(0, 99).verdict, Verdict::Inconclusive);
-    assert_eq!(of(99, 99).gates[0].message, "1 over 99 items; minSamples asks for 100 items");
+    assert_eq!(of(99, 99).gates[0].message, "1 over 99 items; minSamples is 100");
     assert_eq!(of(100, 100).verdict, Verdict::Passed);
 }
 
 #[test]
-fn what_is_missing_never_passes() {
+fn a_missing_metric_never_passes() {
     assert_eq!(judged(&[], &metrics(&[("exact_match", share(9, 9))])).verdict, Verdict::Inconclusive);
     let judgement = judged(&[gate("exact_match>=0")], &metrics(&[("trace_coverage", share(9, 9))]));
     assert_eq!(judgement.verdict, Verdict::Inconclusive);
-    assert_eq!(judgement.gates[0].message, "it was not measured; measured were trace_coverage");
+    assert_eq!(judgement.gates[0].message, "it was not measured; the evaluator reported trace_coverage");
     assert_eq!(judgement.gates[0].value, None);
 }
 
 #[test]
-fn another_models_numbers_never_pass() {
+fn measurements_of_another_model_never_pass() {
     let metrics = metrics(&[("exact_match", share(1000, 1000))]);
     let gates = [gate("exact_match>=0.5")];
     assert_eq!(judge(&gates, &metrics, Some(model("a")), model("a")).verdict, Verdict::Passed);
     let foreign = judge(&gates, &metrics, Some(model("b")), model("a"));
     assert_eq!((foreign.verdict, foreign.passed, foreign.total), (Verdict::Inconclusive, 0, 1));
-    assert_eq!(
-        foreign.gates[0].message,
-        format!("the numbers are about model {}, not about {}", model("b"), model("a"))
-    );
+    assert_eq!(foreign.gates[0].message, format!("the evaluator measured model {}, not {}", model("b"), model("a")));
     assert_ne!(judge(&gates, &metrics, None, model("a")).verdict, Verdict::Passed);
 }
 
@@ -142,19 +140,31 @@ fn any_measurement() -> impl Strategy<Value = Measurement> {
         (count(), count()).prop_map(|(successes, n)| Measurement::Share { successes, n }),
         (count(), count(), count()).prop_map(|(wins, ties, losses)| Measurement::Duel { wins, ties, losses }),
         (count(), number(), number()).prop_map(|(n, sum, sum_of_squares)| Measurement::Mean { n, sum, sum_of_squares }),
+        (count(), number(), number(), number()).prop_map(|(n, value, lower, upper)| Measurement::Estimate {
+            value,
+            lower,
+            upper,
+            n,
+            confidence: Some(0.95),
+            method: Method::Bootstrap,
+        }),
     ]
 }
 
+/// Measurements of every metric, most of them of its kind.
 fn any_metrics() -> impl Strategy<Value = BTreeMap<String, Measurement>> {
-    prop::collection::btree_map(
-        prop::sample::select(vec!["a".to_owned(), "b".to_owned(), "c".to_owned()]),
-        any_measurement(),
-        0..4,
-    )
+    let of = |metric: Metric| {
+        let right = any_measurement().prop_filter("of its kind", move |found| found.kind() == metric.kind());
+        prop::option::of(prop_oneof![6 => right, 1 => any_measurement()])
+    };
+    Metric::ALL.iter().copied().map(of).collect::<Vec<_>>().prop_map(|measured| {
+        let named = Metric::ALL.iter().zip(measured);
+        named.filter_map(|(metric, measurement)| Some((metric.to_string(), measurement?))).collect()
+    })
 }
 
 fn any_gate() -> impl Strategy<Value = Gate> {
-    let metric = prop::sample::select(vec!["a", "b", "c", "missing"]);
+    let metric = prop::sample::select(Metric::ALL);
     let confidence = prop::sample::select(vec!["", "@0.6", "@0.95", "@0.999999"]);
     (metric, any::<bool>(), 0..=100_u32, confidence).prop_map(|(metric, is_min, percent, confidence)| {
         let sign = if is_min { ">=" } else { "<=" };
@@ -189,7 +199,7 @@ proptest! {
     }
 
     #[test]
-    fn a_foreign_digest_never_passes(metrics in any_metrics(), gates in prop::collection::vec(any_gate(), 0..5)) {
+    fn another_model_digest_never_passes(metrics in any_metrics(), gates in prop::collection::vec(any_gate(), 0..5)) {
         let foreign = judge(&gates, &metrics, Some(model("b")), model("a"));
         prop_assert_ne!(foreign.verdict, Verdict::Passed);
         prop_assert_eq!(foreign.passed, 0);
@@ -197,12 +207,13 @@ proptest! {
     }
 
     #[test]
-    fn a_pass_is_always_backed(metrics in any_metrics(), gate in any_gate()) {
+    fn a_pass_rests_on_a_possible_measurement(metrics in any_metrics(), gate in any_gate()) {
         let result = judged(std::slice::from_ref(&gate), &metrics).gates.remove(0);
         if result.verdict == Verdict::Passed {
-            let Some(measurement) = metrics.get(&gate.metric) else { panic!("passed without a measurement") };
-            let sample = crate::Sample::of(measurement).expect("passed on what cannot be");
-            let shown: f64 = result.value.expect("a value").parse().expect("a decimal");
+            let Some(measurement) = metrics.get(gate.metric.name()) else { panic!("passed without a measurement") };
+            prop_assert_eq!(measurement.kind(), gate.metric.kind());
+            let sample = crate::Sample::of(measurement).expect("passed on impossible numbers");
+            let shown: f64 = result.value.expect("a value").0.parse().expect("a decimal");
             prop_assert!((shown - sample.value()).abs() < 2e-6);
             let met = match gate.bound {
                 crate::Bound::Min(least) => sample.value() >= least,
@@ -213,10 +224,10 @@ proptest! {
     }
 
     #[test]
-    fn more_confidence_never_turns_anything_else_into_a_pass(successes in 0..=500_u64, n in 1..=500_u64, percent in 1..100_u32) {
+    fn more_confidence_never_helps(successes in 0..=500_u64, n in 1..=500_u64, percent in 1..100_u32) {
         prop_assume!(successes <= n);
         let bound = f64::from(percent) / 100.0;
-        let verdict = |confidence| one(&format!("a>={bound}@{confidence}"), share(successes, n)).verdict;
+        let verdict = |confidence| one(&format!("exact_match>={bound}@{confidence}"), share(successes, n)).verdict;
         prop_assert!(verdict("0.9") != Verdict::Passed || verdict("0.6") == Verdict::Passed);
         prop_assert!(verdict("0.99") != Verdict::Passed || verdict("0.9") == Verdict::Passed);
     }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use codex_crds::{Evaluation, ReasoningPod, Ring, TrainingRun, annotation, label};
+use codex_crds::{Evaluation, ReasoningPod, TrainingRun, annotation, label};
+use codex_verdict::Ring;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource, ResourceExt};
 

@@ -29,7 +29,7 @@ use signal_hook::{
 pub use baseline::{Baseline, BaselineError, Prediction};
 pub use error::EvaluateError;
 pub use outputs::{JudgedModel, Results, Shown, Summary};
-pub use score::{EXACT_MATCH, Scored, TRACE_COVERAGE, WIN_RATE};
+pub use score::Scored;
 pub use session::{Outcome, Session};
 
 use crate::{atomic_fs, error::CommandError, reporting::Reporter};
@@ -110,7 +110,7 @@ impl Evaluate {
         }
         let resolved = self.resolve()?;
         reporter.set_config_digest(resolved.digest());
-        if let Some(why) = self.gate.iter().find_map(|gate| resolved.spec().unmeasurable(&gate.metric)) {
+        if let Some(why) = self.gate.iter().find_map(|gate| resolved.spec().unmeasurable(gate.metric)) {
             return Err(EvaluateError::Arguments(format!("--gate: {why}")));
         }
         let session = Session {

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, io, path::Path};
 
 use codex_configs::{Evaluation, Resolved};
 use codex_provenance::{ConfigDigest, ModelDigest, OmsRoot, ReportDigest, manifest::Manifest};
-use codex_reports::{DataFile, Measurement};
-use codex_verdict::{Rounding, Sample, bounds, report_digest};
+use codex_reports::DataFile;
+use codex_verdict::{Measurement, Rounding, Sample, bounds, report_digest};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -77,10 +77,10 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// A measurement; none where it cannot be.
+    /// Returns a measurement with its bounds; `None` if it is impossible or bounded at another confidence.
     pub fn of(measurement: &Measurement) -> Option<Self> {
         let sample = Sample::of(measurement).ok()?;
-        let bounds = bounds(&sample, CONFIDENCE);
+        let bounds = bounds(&sample, CONFIDENCE)?;
         Some(Self {
             value: Rounding::Down.show(sample.value()),
             n: sample.n(),

@@ -1,60 +1,53 @@
-//! What an answer is worth. Pure.
+//! Scores answers and measures the metrics over them. Pure.
 //!
-//! The answer is what stands between the last `#` and the final `$`; only it is compared, never the form around it. A
-//! step counts only if its text equals a step of that problem's reference, in the reference's order.
+//! The answer is the text between the last `#` and the final `$`; only it is compared, never the text before it. A step
+//! counts only if its text equals a step of that problem's reference, in the reference's order.
 
 use std::collections::BTreeMap;
 
-use codex_reports::Measurement;
+use codex_verdict::{Measurement, Metric};
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::tasks::{Record, answer, steps};
 
-/// The name of the share of right answers.
-pub const EXACT_MATCH: &str = "exact_match";
-/// The name of the duel with the baseline.
-pub const WIN_RATE: &str = "reasoning.win_rate";
-/// The name of the mean share of reference steps found.
-pub const TRACE_COVERAGE: &str = "trace_coverage";
-
-/// What a model made of one problem: its response, or why there is none.
+/// The model's response to one problem, or why there is none.
 pub(super) type Outcome = Result<String, String>;
 
-/// One problem with what became of it: a line of `records.ndjson`.
+/// One scored problem: a line of `records.ndjson`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[schemars(title = "records.ndjson: one line")]
 pub struct Scored {
     /// The problem's line in its file.
     pub line: usize,
-    /// What was asked.
+    /// The prompt.
     pub prompt: String,
-    /// What kind of problem it is.
+    /// The category of the problem.
     pub category: String,
-    /// The reference solution.
+    /// The reference response.
     pub reference: String,
-    /// What the model wrote; none where it failed.
+    /// The model's response; null if it failed.
     pub prediction: Option<String>,
-    /// Why it wrote nothing.
+    /// Why there is no response.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The right answer.
     pub expected: Option<String>,
-    /// The model's answer; none where it gave none.
+    /// The model's answer; null if its response has none.
     pub answer: Option<String>,
-    /// Whether they are the same.
+    /// Whether the answer is right.
     pub correct: bool,
-    /// Steps of the reference.
+    /// Number of steps in the reference.
     pub steps: usize,
-    /// Those that the model wrote, in their order.
+    /// Number of these steps in the model's response, in the reference's order.
     pub steps_found: usize,
-    /// Whether the baseline's answer is right; none without a baseline.
+    /// Whether the baseline's answer is right; absent without a baseline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline_correct: Option<bool>,
 }
 
 impl Scored {
-    /// Scores one problem. What failed, what is empty and what has no answer is wrong.
+    /// Scores one problem. A failure, an empty response and a response without an answer are wrong.
     pub fn of(line: usize, record: &Record, outcome: Outcome, baseline: Option<&str>) -> Self {
         let (prediction, error) = match outcome {
             Ok(text) => (Some(text), None),
@@ -80,7 +73,7 @@ impl Scored {
     }
 }
 
-/// The answer of a response without white space around it.
+/// Returns the answer of a response without surrounding white space.
 pub(super) fn plain_answer(response: &str) -> Option<&str> {
     answer(response).map(str::trim).filter(|answer| !answer.is_empty())
 }
@@ -89,7 +82,7 @@ fn is_right(response: &str, expected: Option<&str>) -> bool {
     expected.is_some() && plain_answer(response) == expected
 }
 
-/// The length of the longest common subsequence: how many of `reference` are found in `written`, in order.
+/// Returns the length of the longest common subsequence: how many steps of `reference` are in `written`, in order.
 fn in_order(reference: &[&str], written: &[&str]) -> usize {
     let mut found = vec![0; reference.len() + 1];
     for step in written {
@@ -103,37 +96,47 @@ fn in_order(reference: &[&str], written: &[&str]) -> usize {
     found[reference.len()]
 }
 
-/// The metrics of all problems. Without a baseline there is no win rate; problems whose reference shows no steps have
-/// no share of steps, and without any other there is no coverage.
+/// Measures every metric that these problems allow.
 pub(super) fn metrics(scored: &[Scored]) -> BTreeMap<String, Measurement> {
-    let mut metrics = BTreeMap::from([(EXACT_MATCH.to_owned(), exact_match(scored.iter()))]);
-    let duels: Vec<(bool, bool)> =
-        scored.iter().filter_map(|one| one.baseline_correct.map(|baseline| (one.correct, baseline))).collect();
-    if !duels.is_empty() {
-        let count = |wanted: (bool, bool)| duels.iter().filter(|duel| **duel == wanted).count() as u64;
-        let (wins, losses) = (count((true, false)), count((false, true)));
-        let ties = duels.len() as u64 - wins - losses;
-        metrics.insert(WIN_RATE.to_owned(), Measurement::Duel { wins, ties, losses });
-    }
-    let shares: Vec<f64> =
-        scored.iter().filter(|one| one.steps > 0).map(|one| one.steps_found as f64 / one.steps as f64).collect();
-    if !shares.is_empty() {
-        let coverage = Measurement::Mean {
-            n: shares.len() as u64,
-            sum: Some(shares.iter().sum()),
-            sum_of_squares: Some(shares.iter().map(|share| share * share).sum()),
-        };
-        metrics.insert(TRACE_COVERAGE.to_owned(), coverage);
-    }
-    metrics
+    Metric::ALL.iter().filter_map(|metric| Some((metric.to_string(), measure(*metric, scored)?))).collect()
 }
 
-/// The share of right answers.
+/// Measures a metric; `None` if no problem allows it.
+fn measure(metric: Metric, scored: &[Scored]) -> Option<Measurement> {
+    match metric {
+        Metric::ExactMatch => Some(exact_match(scored.iter())),
+        Metric::WinRate => win_rate(scored),
+        Metric::TraceCoverage => trace_coverage(scored),
+    }
+}
+
+/// Measures the duel with the baseline; `None` without a baseline.
+fn win_rate(scored: &[Scored]) -> Option<Measurement> {
+    let duels: Vec<(bool, bool)> =
+        scored.iter().filter_map(|one| one.baseline_correct.map(|baseline| (one.correct, baseline))).collect();
+    let count = |wanted: (bool, bool)| duels.iter().filter(|duel| **duel == wanted).count() as u64;
+    let (wins, losses) = (count((true, false)), count((false, true)));
+    let ties = duels.len() as u64 - wins - losses;
+    (!duels.is_empty()).then_some(Measurement::Duel { wins, ties, losses })
+}
+
+/// Measures the mean share of reference steps found, over the problems whose reference has steps; `None` if none has.
+fn trace_coverage(scored: &[Scored]) -> Option<Measurement> {
+    let shares: Vec<f64> =
+        scored.iter().filter(|one| one.steps > 0).map(|one| one.steps_found as f64 / one.steps as f64).collect();
+    (!shares.is_empty()).then(|| Measurement::Mean {
+        n: shares.len() as u64,
+        sum: Some(shares.iter().sum()),
+        sum_of_squares: Some(shares.iter().map(|share| share * share).sum()),
+    })
+}
+
+/// Measures the share of right answers.
 pub(super) fn exact_match<'a>(scored: impl Iterator<Item = &'a Scored> + Clone) -> Measurement {
     Measurement::Share { successes: scored.clone().filter(|one| one.correct).count() as u64, n: scored.count() as u64 }
 }
 
-/// The baseline's share of right answers, where there is a baseline.
+/// Measures the baseline's share of right answers; `None` without a baseline.
 pub(super) fn baseline_exact_match(scored: &[Scored]) -> Option<Measurement> {
     let right: Vec<bool> = scored.iter().filter_map(|one| one.baseline_correct).collect();
     let successes = right.iter().filter(|right| **right).count() as u64;
@@ -161,8 +164,8 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_counts_and_not_the_form() {
-        assert!(score("#433$", None).correct, "no step is needed");
+    fn only_the_answer_is_compared() {
+        assert!(score("#433$", None).correct, "steps are not needed");
         assert!(score("1+1=3 9 # #433$", None).correct, "wrong steps do not matter");
         assert!(score("# 433 $", None).correct);
         for wrong in ["", "$", "#$", "#433", "#0433$", "#432$", "433$", "#433$ #432$", "#433$x", "#43 3$"] {
@@ -171,14 +174,17 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_wrong_and_not_absent() {
+    fn a_failure_counts_as_wrong() {
         let failed = Scored::of(1, &record(REFERENCE), Err("too long".to_owned()), Some("#433$"));
         assert!(!failed.correct);
         assert_eq!((failed.steps, failed.steps_found, failed.baseline_correct), (3, 0, Some(true)));
         let metrics = metrics(&[failed, score("", Some("#1$")), score(REFERENCE, Some(""))]);
-        assert_eq!(metrics[EXACT_MATCH], Measurement::Share { successes: 1, n: 3 });
-        assert_eq!(metrics[WIN_RATE], Measurement::Duel { wins: 1, ties: 1, losses: 1 });
-        assert_eq!(metrics[TRACE_COVERAGE], Measurement::Mean { n: 3, sum: Some(1.0), sum_of_squares: Some(1.0) });
+        assert_eq!(metrics[Metric::ExactMatch.name()], Measurement::Share { successes: 1, n: 3 });
+        assert_eq!(metrics[Metric::WinRate.name()], Measurement::Duel { wins: 1, ties: 1, losses: 1 });
+        assert_eq!(
+            metrics[Metric::TraceCoverage.name()],
+            Measurement::Mean { n: 3, sum: Some(1.0), sum_of_squares: Some(1.0) }
+        );
     }
 
     #[test]
@@ -194,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn every_step_of_the_reference_is_needed_once() {
+    fn repeated_steps_count_as_often_as_the_reference_repeats_them() {
         let repeated = record("0+0+0=00 0+0+0=00 #0$");
         let found = |text: &str| Scored::of(1, &repeated, Ok(text.to_owned()), None).steps_found;
         assert_eq!(found("0+0+0=00 #0$"), 1);
@@ -202,9 +208,9 @@ mod tests {
     }
 
     #[test]
-    fn without_baseline_or_steps_there_is_no_such_metric() {
+    fn metrics_without_a_baseline_or_steps_are_left_out() {
         let answer_only = Scored::of(1, &record("#433$"), Ok("#433$".to_owned()), None);
         let names: Vec<String> = metrics(&[answer_only]).into_keys().collect();
-        assert_eq!(names, [EXACT_MATCH]);
+        assert_eq!(names, [Metric::ExactMatch.name()]);
     }
 }

@@ -2,14 +2,10 @@
 
 use std::{fmt::Write as _, io::IsTerminal as _};
 
-use codex_reports::Measurement;
-use codex_verdict::Judgement;
+use codex_verdict::{Judgement, Measurement, Metric};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{
-    outputs::{CONFIDENCE, Results, Shown},
-    score::EXACT_MATCH,
-};
+use super::outputs::{CONFIDENCE, Results, Shown};
 
 /// A bar on a terminal; none elsewhere.
 pub(super) fn progress_bar(total: u64) -> Option<ProgressBar> {
@@ -38,7 +34,7 @@ pub(super) fn numbers(results: &Results) -> String {
         "BASELINE"
     );
     for (name, measurement) in &results.metrics {
-        let baseline = results.baseline.as_ref().filter(|_| name == EXACT_MATCH).and_then(Shown::of);
+        let baseline = results.baseline.as_ref().filter(|_| name == Metric::ExactMatch.name()).and_then(Shown::of);
         row(&mut text, name, measurement, baseline.map(|shown| shown.value));
     }
     let _ = write!(text, "\nAT LEAST and AT MOST hold with confidence {CONFIDENCE} each.");

@@ -2,7 +2,8 @@ use std::{fs, path::Path};
 
 use codex_configs::{Data, Synthetic, benchmark, compose_training};
 use codex_provenance::{DataDigest, Sha256, manifest::Manifest};
-use codex_reports::{Measurement, TrainingState};
+use codex_reports::TrainingState;
+use codex_verdict::{Measurement, Metric};
 use serde_json::Value;
 
 use super::*;
@@ -101,18 +102,18 @@ fn what_a_model_has_learnt_is_measured_and_what_it_has_not() {
     let directory = tempfile::tempdir().unwrap();
     let fresh = train(0, &directory.path().join("fresh"));
     let taught = train(500, &directory.path().join("taught"));
-    let coverage = |results: &Results| match results.metrics[TRACE_COVERAGE] {
+    let coverage = |results: &Results| match results.metrics[Metric::TraceCoverage.name()] {
         Measurement::Mean { n, sum: Some(sum), sum_of_squares: Some(_) } => sum / n as f64,
         other => panic!("{other:?}"),
     };
     let (results, state) = Case::of(&fresh, problems(100)).results(&directory.path().join("a"));
-    assert_eq!(results.metrics[EXACT_MATCH], Measurement::Share { successes: 0, n: 100 });
+    assert_eq!(results.metrics[Metric::ExactMatch.name()], Measurement::Share { successes: 0, n: 100 });
     assert!(coverage(&results) < 0.02);
     assert_eq!((state.stage, state.done, state.total), (Stage::Finished, 100, 100));
     assert_eq!(state.model_digest, Some(Manifest::of_dir(&fresh).unwrap().digest()));
     assert_eq!(state.metrics, results.metrics);
     assert_eq!(state.data[0].records, Some(100));
-    assert!(!results.metrics.contains_key(WIN_RATE), "no baseline, no win rate");
+    assert!(!results.metrics.contains_key(Metric::WinRate.name()), "no baseline, no win rate");
 
     let (results, _) = Case::of(&taught, problems(100)).results(&directory.path().join("b"));
     assert!(coverage(&results) > 0.1, "{}", coverage(&results));
@@ -126,8 +127,11 @@ fn what_a_model_has_learnt_is_measured_and_what_it_has_not() {
     Case { record_baseline: Some(&recorded), ..case }.results(&directory.path().join("c"));
     let case = Case::with_files(&taught, vec![own("problems", &asked), own("baseline", &recorded)]);
     let (results, _) = case.results(&directory.path().join("d"));
-    let Measurement::Share { successes, n } = results.metrics[EXACT_MATCH] else { panic!("a share") };
-    assert_eq!(results.metrics[WIN_RATE], Measurement::Duel { wins: successes, ties: n - successes, losses: 0 });
+    let Measurement::Share { successes, n } = results.metrics[Metric::ExactMatch.name()] else { panic!("a share") };
+    assert_eq!(
+        results.metrics[Metric::WinRate.name()],
+        Measurement::Duel { wins: successes, ties: n - successes, losses: 0 }
+    );
     assert_eq!(results.baseline, Some(Measurement::Share { successes: 0, n: 100 }));
 }
 
@@ -202,7 +206,7 @@ fn what_cannot_be_asked_is_wrong_and_not_absent() {
     let output = directory.path().join("out");
     let (results, state) = case.results(&output);
     assert_eq!((results.errors, results.scored.len(), state.done), (2, 3, 3));
-    assert_eq!(results.metrics[EXACT_MATCH], Measurement::Share { successes: 0, n: 3 });
+    assert_eq!(results.metrics[Metric::ExactMatch.name()], Measurement::Share { successes: 0, n: 3 });
     assert_eq!(results.scored.iter().map(|one| one.line).collect::<Vec<_>>(), [1, 3, 4]);
     assert!(results.scored[1].error.as_ref().unwrap().contains("256"), "{:?}", results.scored[1].error);
     assert!(table::numbers(&results).contains("2 problems could not be answered; they count as wrong."));

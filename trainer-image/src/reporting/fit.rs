@@ -79,8 +79,7 @@ mod tests {
         manifest::{File, Manifest},
     };
     use codex_reports::{
-        DataFile, EvaluationState, Kind, MAX_TERMINATION_BYTES, Measurement, Model, SCHEMA_VERSION, Stage,
-        TrainingState,
+        DataFile, EvaluationState, Kind, MAX_TERMINATION_BYTES, Model, SCHEMA_VERSION, Stage, TrainingState,
     };
 
     use super::*;
@@ -155,7 +154,9 @@ mod tests {
 
     #[test]
     fn numbers_are_never_left_out() {
-        let metrics = (0..200).map(|i| (format!("metric-{i}"), Measurement::Share { successes: 1, n: 2 })).collect();
+        let metrics = (0..200)
+            .map(|i| (format!("metric-{i}"), codex_verdict::Measurement::Share { successes: 1, n: 2 }))
+            .collect();
         let state = EvaluationState { metrics, ..EvaluationState::default() };
         let error = fit(report(State::Evaluation(state)), MAX_TERMINATION_BYTES).unwrap_err();
         assert!(matches!(error, FitError::TooLarge { most: MAX_TERMINATION_BYTES, .. }), "{error}");

@@ -21,9 +21,10 @@ mod tests;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::builder::PossibleValuesParser;
-use codex_provenance::{ModelDigest, PromotionDigest, Sha256, promotion::RINGS};
+use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_reports::{ServingState, Stage, exit};
 use codex_signing::verify::Expected;
+use codex_verdict::Ring;
 use tokio::{net::TcpListener, signal::unix::SignalKind, sync::watch};
 use tokio_util::sync::CancellationToken;
 
@@ -66,7 +67,7 @@ pub struct Serve {
     #[arg(long, value_name = "HEX")]
     key_fingerprint: Sha256,
     /// The ring that the model is served in.
-    #[arg(long, value_parser = PossibleValuesParser::new(RINGS))]
+    #[arg(long, value_parser = PossibleValuesParser::new(Ring::ALL.map(Ring::name)))]
     ring: String,
     /// Where to listen.
     #[arg(long, default_value = "127.0.0.1:8000")]

@@ -1,71 +1,70 @@
-//! Measurements as a status holds them: exactly, and without floats. Pure.
+//! Measurements in a status: exact, and without floats. Pure.
 
 use std::collections::BTreeMap;
 
 use codex_crds::MetricStatus;
-use codex_reports::Measurement;
+use codex_verdict::{Kind, Measurement, Method};
 
 use crate::numbers::count;
 
-const SHARE: &str = "share";
-const DUEL: &str = "duel";
-const MEAN: &str = "mean";
-
-/// A metric as a status holds it: floats as text, digit for digit.
+/// Returns a measurement as a status holds it: floats as text, digit for digit.
 pub(super) fn written(name: &str, measurement: &Measurement) -> MetricStatus {
     let text = |number: Option<f64>| number.filter(|number| number.is_finite()).map(|number| format!("{number:e}"));
-    let metric = |kind: &str, n: u64| MetricStatus {
+    let metric = |n: u64| MetricStatus {
         name: name.to_owned(),
+        kind: measurement.kind().name().to_owned(),
         n: count(n),
-        successes: None,
-        wins: None,
-        ties: None,
-        losses: None,
-        sum: None,
-        sum_of_squares: None,
-        kind: kind.to_owned(),
+        ..MetricStatus::default()
     };
     match *measurement {
-        Measurement::Share { successes, n } => MetricStatus { successes: Some(count(successes)), ..metric(SHARE, n) },
+        Measurement::Share { successes, n } => MetricStatus { successes: Some(count(successes)), ..metric(n) },
         Measurement::Duel { wins, ties, losses } => MetricStatus {
             wins: Some(count(wins)),
             ties: Some(count(ties)),
             losses: Some(count(losses)),
-            ..metric(DUEL, wins.saturating_add(ties).saturating_add(losses))
+            ..metric(wins.saturating_add(ties).saturating_add(losses))
         },
         Measurement::Mean { n, sum, sum_of_squares } => {
-            MetricStatus { sum: text(sum), sum_of_squares: text(sum_of_squares), ..metric(MEAN, n) }
+            MetricStatus { sum: text(sum), sum_of_squares: text(sum_of_squares), ..metric(n) }
         }
+        Measurement::Estimate { value, lower, upper, n, confidence, method } => MetricStatus {
+            value: text(value),
+            lower: text(lower),
+            upper: text(upper),
+            confidence: text(confidence),
+            method: Some(method.name().to_owned()),
+            ..metric(n)
+        },
     }
 }
 
-/// The measurements that a status holds; none when one of them is none.
+/// Returns the measurements that a status holds; `None` if any of them is malformed.
 pub(super) fn measured(metrics: &[MetricStatus]) -> Option<BTreeMap<String, Measurement>> {
+    metrics.iter().map(|metric| Some((metric.name.clone(), read(metric)?))).collect()
+}
+
+fn read(metric: &MetricStatus) -> Option<Measurement> {
     let number = |count: Option<i64>| u64::try_from(count?).ok();
     let float = |text: &Option<String>| match text {
         None => Some(None),
         Some(text) => text.parse().ok().map(Some),
     };
-    metrics
-        .iter()
-        .map(|metric| {
-            let measurement = match metric.kind.as_str() {
-                SHARE => Measurement::Share { successes: number(metric.successes)?, n: number(Some(metric.n))? },
-                DUEL => Measurement::Duel {
-                    wins: number(metric.wins)?,
-                    ties: number(metric.ties)?,
-                    losses: number(metric.losses)?,
-                },
-                MEAN => Measurement::Mean {
-                    n: number(Some(metric.n))?,
-                    sum: float(&metric.sum)?,
-                    sum_of_squares: float(&metric.sum_of_squares)?,
-                },
-                _ => return None,
-            };
-            Some((metric.name.clone(), measurement))
-        })
-        .collect()
+    let n = number(Some(metric.n))?;
+    Some(match Kind::ALL.into_iter().find(|kind| kind.name() == metric.kind)? {
+        Kind::Share => Measurement::Share { successes: number(metric.successes)?, n },
+        Kind::Duel => {
+            Measurement::Duel { wins: number(metric.wins)?, ties: number(metric.ties)?, losses: number(metric.losses)? }
+        }
+        Kind::Mean => Measurement::Mean { n, sum: float(&metric.sum)?, sum_of_squares: float(&metric.sum_of_squares)? },
+        Kind::Estimate => Measurement::Estimate {
+            value: float(&metric.value)?,
+            lower: float(&metric.lower)?,
+            upper: float(&metric.upper)?,
+            n,
+            confidence: float(&metric.confidence)?,
+            method: Method::ALL.into_iter().find(|method| Some(method.name()) == metric.method.as_deref())?,
+        },
+    })
 }
 
 #[cfg(test)]
@@ -85,6 +84,9 @@ mod tests {
                 sum,
                 sum_of_squares
             }),
+            (count(), number(), number(), number(), number()).prop_map(|(n, value, lower, upper, confidence)| {
+                Measurement::Estimate { value, lower, upper, n, confidence, method: Method::Bootstrap }
+            }),
         ]
     }
 
@@ -92,7 +94,8 @@ mod tests {
         #[test]
         fn a_status_holds_numbers_exactly(metrics in prop::collection::btree_map("[a-z_.]{1,63}", measurement(), 0..6)) {
             let held: Vec<_> = metrics.iter().map(|(name, measurement)| written(name, measurement)).collect();
-            prop_assert!(held.iter().all(|metric| metric.sum.as_ref().is_none_or(|text| text.len() <= 40)));
+            let texts = held.iter().flat_map(|metric| [&metric.sum, &metric.value, &metric.confidence]);
+            prop_assert!(texts.flatten().all(|text| text.len() <= 40));
             prop_assert_eq!(measured(&held), Some(metrics));
         }
     }

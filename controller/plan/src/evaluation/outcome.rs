@@ -10,11 +10,6 @@ use super::{
 };
 use crate::work::WorkFailure;
 
-/// The most metrics that a status holds.
-const MAX_METRICS: usize = 64;
-/// The longest name of a metric that a status holds.
-const MAX_NAME: usize = 63;
-
 /// What the evaluators reported, checked.
 pub(crate) struct Outcome {
     /// The complete result.
@@ -45,10 +40,8 @@ pub(crate) fn counted(view: &View<'_>) -> Option<Result<Counted, WorkFailure>> {
     if let Some(failure) = view.work.unread(&data) {
         return Some(Err(failure));
     }
-    if state.metrics.len() > MAX_METRICS || state.metrics.keys().any(|name| name.is_empty() || name.len() > MAX_NAME) {
-        let why =
-            format!("the evaluator reported more than {MAX_METRICS} metrics, or one with a name that is too long");
-        return refuse(Reason::PodFailed, why);
+    if let Err(why) = codex_verdict::accept(&state.metrics) {
+        return refuse(Reason::PodFailed, format!("the evaluator's report is refused: {why}"));
     }
     let metrics = state.metrics.clone();
     let digest = codex_verdict::report_digest(model, &by_name(&data), &metrics);

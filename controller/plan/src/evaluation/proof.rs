@@ -1,7 +1,8 @@
 //! Whether an evaluation proves a model: from its status alone, computed again rather than believed. Pure.
 
-use codex_crds::{ConditionType, Evaluation, EvaluationStatus, GateStatus, Reason, Verdict};
+use codex_crds::{ConditionType, Evaluation, EvaluationStatus, Reason};
 use codex_provenance::{GatesDigest, ModelDigest, ReportDigest};
+use codex_verdict::{GateResult, Verdict};
 use kube::ResourceExt;
 
 use super::{gates, metrics::measured};
@@ -109,14 +110,14 @@ fn again(evaluation: &Evaluation, status: &EvaluationStatus, model: ModelDigest)
         return Err(contradicts("the gates are not those of gatesDigest"));
     }
     let judgement = codex_verdict::judge(&bounds, &metrics, judged, model);
-    if Some(gates::translated(judgement.verdict)) != status.verdict {
+    if Some(judgement.verdict) != status.verdict {
         return Err(contradicts("the numbers do not give its verdict"));
     }
     Ok(Proof { report, gates: digest })
 }
 
 /// Every gate that did not pass, in a sentence.
-pub(crate) fn wrong(gates: &[GateStatus]) -> Vec<String> {
+pub(crate) fn wrong(gates: &[GateResult]) -> Vec<String> {
     gates
         .iter()
         .filter(|gate| gate.verdict != Verdict::Passed)

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use codex_crds::{ConditionType, EvaluationStatus, GateStatus, JudgedModel, Reason, Verdict};
+use codex_crds::{ConditionType, EvaluationStatus, JudgedModel, Reason};
+use codex_verdict::{GateResult, Verdict};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
@@ -94,7 +95,7 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     conditions.finish()
 }
 
-fn judged<'a>(view: &'a View<'_>, stage: &'a Stage) -> Option<(Verdict, &'a str, &'a [GateStatus])> {
+fn judged<'a>(view: &'a View<'_>, stage: &'a Stage) -> Option<(Verdict, &'a str, &'a [GateResult])> {
     match stage {
         Stage::Judged(judged) => Some((judged.verdict, &judged.passed, &judged.gates)),
         Stage::Done => {
@@ -106,7 +107,7 @@ fn judged<'a>(view: &'a View<'_>, stage: &'a Stage) -> Option<(Verdict, &'a str,
 }
 
 /// A verdict in a word and a sentence that names every gate that did not pass.
-fn sentence(verdict: Verdict, passed: &str, gates: &[GateStatus]) -> (Reason, String) {
+fn sentence(verdict: Verdict, passed: &str, gates: &[GateResult]) -> (Reason, String) {
     let wrong = || format!("{passed} gates passed; {}", wrong(gates).join("; "));
     match verdict {
         Verdict::Passed => (Reason::AllGatesPassed, format!("{passed} gates passed")),

@@ -71,7 +71,7 @@ fn compose(spec: &EvaluationSpec) -> Result<Resolved<Configured>, String> {
     let resolved = compose_evaluation(&spec.preset, &spec.overrides, spec.seed, data).map_err(|why| why.to_string())?;
     // A gate on a metric that the evaluation does not measure is refused before a pod starts.
     let mut gates = spec.gates.iter().enumerate();
-    match gates.find_map(|(index, gate)| Some((index, resolved.spec().unmeasurable(&gate.metric)?))) {
+    match gates.find_map(|(index, gate)| Some((index, resolved.spec().unmeasurable(gate.metric.parse().ok()?)?))) {
         Some((index, why)) => Err(format!("spec.gates[{index}].metric: {why}")),
         None => Ok(resolved),
     }

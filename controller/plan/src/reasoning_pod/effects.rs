@@ -80,7 +80,7 @@ fn training(run: &TrainingRun) -> Option<Training> {
 fn passed(evaluation: &Evaluation) -> Option<Passed> {
     let status = evaluation.status.as_ref()?;
     let judged = evaluation.spec.gates.iter().zip(&status.gates);
-    let text = |decimal: &Option<codex_crds::Decimal>| decimal.as_ref().map(|decimal| decimal.0.clone());
+    let text = |decimal: &Option<codex_verdict::Decimal>| decimal.as_ref().map(|decimal| decimal.0.clone());
     Some(Passed {
         name: evaluation.name_any(),
         uid: evaluation.uid()?,
@@ -98,7 +98,7 @@ fn passed(evaluation: &Evaluation) -> Option<Passed> {
                 n: judged.n.and_then(|n| u64::try_from(n).ok()),
                 lower: text(&judged.lower),
                 upper: text(&judged.upper),
-                verdict: format!("{:?}", judged.verdict),
+                verdict: judged.verdict.to_string(),
             })
             .collect(),
     })

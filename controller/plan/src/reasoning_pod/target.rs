@@ -1,7 +1,7 @@
 //! What servers are rolled out for. Pure.
 
-use codex_crds::Ring;
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
+use codex_verdict::Ring;
 
 use super::observed::ObservedReasoningPod;
 

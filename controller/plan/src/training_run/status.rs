@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use codex_crds::{
-    CheckpointStatus, ConditionType, Decimal, ModelStatus, ProgressStatus, Reason, TrainingRunPhase, TrainingRunStatus,
+    CheckpointStatus, ConditionType, ModelStatus, ProgressStatus, Reason, TrainingRunPhase, TrainingRunStatus,
 };
 use codex_provenance::ConfigDigest;
 use codex_reports::Progress as Numbers;
+use codex_verdict::Decimal;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{outcome::Outcome, stage::Stage, view::View};

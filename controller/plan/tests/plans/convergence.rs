@@ -1,7 +1,8 @@
 //! Convergence: whatever children do, plans come to rest, and they come to rest where they should.
 
-use codex_crds::{ReasoningPodPhase, TrainingRunPhase, Verdict};
+use codex_crds::{ReasoningPodPhase, TrainingRunPhase};
 use codex_reports::State;
+use codex_verdict::{Ring, Verdict};
 use proptest::prelude::*;
 
 use crate::{
@@ -91,7 +92,7 @@ fn happen(world: &mut World, happening: &Happening) {
         Happening::DryRun(dry_run) => world.pod.spec.dry_run = dry_run,
         Happening::Replicas(replicas) => world.pod.spec.replicas = replicas,
         Happening::Ring { run, back } => {
-            let ring = if back { codex_crds::Ring::Base0C } else { codex_crds::Ring::Base0D };
+            let ring = if back { Ring::Base0C } else { Ring::Base0D };
             if run {
                 world.run.spec.rollout_ring = ring;
             } else {

@@ -1,6 +1,6 @@
 //! What `kubectl explain` lists is what there is.
 
-use codex_configs::{METRICS, PRESETS, TASKS, TEMPLATES};
+use codex_configs::{PRESETS, TASKS, TEMPLATES};
 use codex_crds::manifests;
 use serde_json::Value;
 
@@ -39,7 +39,7 @@ fn the_names_that_fields_list_are_those_that_are_known() {
         ("TrainingRun", "spec.data.source.synthetic.task", TASKS),
         ("Evaluation", "spec.data.source.synthetic.task", TASKS),
         ("Evaluation", "spec.preset", PRESETS),
-        ("Evaluation", "spec.gates.metric", METRICS),
+        ("Evaluation", "spec.gates.metric", codex_verdict::Metric::NAMES),
     ] {
         let said = sentence(kind, path);
         assert_eq!(listed(&said), sorted(known), "{kind} {path}: {said}");

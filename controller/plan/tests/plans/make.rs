@@ -9,8 +9,8 @@ use codex_provenance::{
     manifest::{File, Manifest},
 };
 use codex_reports::{
-    Checkpoint, DataFile, EvaluationState, Failure, Kind, Measurement, Model, Progress, Report, SCHEMA_VERSION, Stage,
-    State, TrainingState,
+    Checkpoint, DataFile, EvaluationState, Failure, Kind, Model, Progress, Report, SCHEMA_VERSION, Stage, State,
+    TrainingState,
 };
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -162,8 +162,11 @@ pub(crate) fn evaluated(contents: &str, right: u64) -> EvaluationState {
             })
             .collect(),
         metrics: BTreeMap::from([
-            ("exact_match".to_owned(), Measurement::Share { successes: right, n: 500 }),
-            ("trace_coverage".to_owned(), Measurement::Mean { n: 500, sum: Some(499.25), sum_of_squares: Some(499.0) }),
+            ("exact_match".to_owned(), codex_verdict::Measurement::Share { successes: right, n: 500 }),
+            (
+                "trace_coverage".to_owned(),
+                codex_verdict::Measurement::Mean { n: 500, sum: Some(499.25), sum_of_squares: Some(499.0) },
+            ),
         ]),
         ..EvaluationState::default()
     }

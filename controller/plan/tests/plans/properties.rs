@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use codex_crds::{Evaluation, Ring, TrainingRun, Verdict, annotation};
+use codex_crds::{Evaluation, EvaluationStatus, TrainingRun, annotation};
 use codex_plan::{
     Desired, Effect, Plan, Received, evaluation,
     evaluation::ObservedEvaluation,
@@ -13,7 +13,8 @@ use codex_provenance::{
     OmsPayloadDigest, PromotionDigest, Sha256,
     promotion::{Promotion, PromotionKey},
 };
-use codex_reports::{DataFile, Kind, State};
+use codex_reports::{DataFile, EvaluationState, Kind, State};
+use codex_verdict::{Ring, Verdict};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use proptest::prelude::*;
@@ -297,20 +298,46 @@ proptest! {
             for _ in 0..gates {
                 evaluation.spec.gates.push(make::from(json!({"metric": "trace_coverage", "min": bound})));
             }
-            let (uid, config) = (evaluation.uid().unwrap(), None);
             evaluation.status = None;
-            let state = State::Evaluation(make::evaluated("a", right));
-            let report = make::report(Kind::Evaluation, &uid, "pod", 1, config, state);
-            let observed = ObservedEvaluation {
-                object: evaluation, settings: make::settings(), run: Some(run.clone()),
-                references: make::from(json!({})), job: None, pods: vec![evaluator()],
-                reports: vec![Received { report, pod: "pod".to_owned(), at: make::at(1) }], status_written_at: None,
-            };
-            evaluation::plan(&observed, make::at(2)).status.verdict.unwrap()
+            reported(evaluation, &run, make::evaluated("a", right)).verdict.unwrap()
         };
-        let rank = |verdict| match verdict { Verdict::Failed => 0, Verdict::Inconclusive => 1, Verdict::Passed => 2 };
-        prop_assert!(rank(verdict(more)) <= rank(verdict(0)));
+        prop_assert!(verdict(more) <= verdict(0));
     }
+}
+
+/// Returns the status of an evaluation whose pod has reported.
+fn reported(object: Evaluation, run: &TrainingRun, state: EvaluationState) -> EvaluationStatus {
+    let uid = object.uid().unwrap();
+    let report = make::report(Kind::Evaluation, &uid, "pod", 1, None, State::Evaluation(state));
+    let observed = ObservedEvaluation {
+        object,
+        settings: make::settings(),
+        run: Some(run.clone()),
+        references: make::from(json!({})),
+        job: None,
+        pods: vec![evaluator()],
+        reports: vec![Received { report, pod: "pod".to_owned(), at: make::at(1) }],
+        status_written_at: None,
+    };
+    evaluation::plan(&observed, make::at(2)).status
+}
+
+#[test]
+fn a_share_with_its_own_bounds_is_refused() {
+    let run = trained();
+    let evaluation = Evaluation { status: None, ..judged(&run, "e", 500) };
+    let mut state = make::evaluated("a", 500);
+    let estimate = json!({
+        "kind": "estimate", "value": 1.0, "lower": 1.0, "upper": 1.0, "n": 500, "confidence": 0.95, "method": "bootstrap",
+    });
+    state.metrics.insert("exact_match".to_owned(), make::from(estimate));
+    let status = reported(evaluation, &run, state);
+    assert_eq!((status.verdict, status.metrics.len()), (None, 0));
+    let stalled = status.conditions.iter().find(|condition| condition.type_ == "Stalled").unwrap();
+    assert_eq!(
+        stalled.message,
+        "the evaluator's report is refused: its exact_match is a measurement of kind estimate, but exact_match is of kind share"
+    );
 }
 
 /// Everything for a rollout of the model of the run `uid`, which two runs may have made alike; nothing is signed yet.

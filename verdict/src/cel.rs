@@ -1,0 +1,75 @@
+//! Rules in the Common Expression Language (CEL), which the API server checks, generated from the vocabulary. Pure.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    Metric, Ring,
+    decimal::MAX_DIGITS,
+    gate::{EXAMPLE_BOUND, EXAMPLE_CONFIDENCE, RIGHT_BOUND, RIGHT_CONFIDENCE},
+    text::alternatives,
+};
+
+/// A rule with the sentence that the API server answers when it is broken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rule {
+    /// The condition that must hold.
+    pub rule: String,
+    /// The expression that gives the sentence.
+    pub message_expression: String,
+}
+
+impl Rule {
+    /// Returns a rule on a `field`. `value` is an expression for what was found, and `form` describes what is allowed.
+    pub fn new(field: &str, value: &str, rule: &str, form: &str) -> Self {
+        let form = form.replace('\\', "\\\\").replace('\'', "\\'");
+        let message_expression = format!("'{field} \"' + {value} + '\" is invalid: use {form}'");
+        Self { rule: rule.to_owned(), message_expression }
+    }
+}
+
+/// Returns the rule on changes of `spec.rolloutRing`: forward by one at most.
+pub fn ring() -> Rule {
+    let order: Vec<String> = Ring::ALL.iter().enumerate().map(|(place, ring)| format!("'{ring}': {place}")).collect();
+    let order = format!("{{{}}}", order.join(", "));
+    Rule {
+        rule: format!("{order}[self] <= {order}[oldSelf] + 1"),
+        message_expression: format!(
+            "'spec.rolloutRing moves forward one ring at a time ({}; back is allowed): it cannot go from ' + oldSelf + ' to ' \
+             + self",
+            Ring::ALL.map(Ring::name).join(", ")
+        ),
+    }
+}
+
+/// Returns the rule on a gate's metric, as `x-kubernetes-validations`.
+pub(crate) fn metric() -> Value {
+    let names: Vec<String> = Metric::NAMES.iter().map(|name| format!("'{name}'")).collect();
+    field("metric", &format!("self in [{}]", names.join(", ")), &alternatives(Metric::NAMES))
+}
+
+/// Returns the rule on a gate's `min` or `max`, as `x-kubernetes-validations`; `example` is a valid one.
+pub(crate) fn share(name: &str, example: &str) -> Value {
+    let rule = format!("self.matches('^(0([.][0-9]{{1,{MAX_DIGITS}}})?|1([.]0{{1,{MAX_DIGITS}}})?)$')");
+    field(name, &rule, &format!("{RIGHT_BOUND}, in quotes, such as {name}: \"{example}\""))
+}
+
+/// Returns the rule on a gate's `confidence`, as `x-kubernetes-validations`.
+pub(crate) fn confidence() -> Value {
+    let rule = format!("self.matches('^0[.]([6-9][0-9]{{0,{}}}|5[0-9]*[1-9][0-9]*)$')", MAX_DIGITS - 1);
+    let form = format!("{RIGHT_CONFIDENCE}, in quotes, such as confidence: \"{EXAMPLE_CONFIDENCE}\"");
+    field("confidence", &rule, &form)
+}
+
+/// Returns the rule on a gate as a whole, as `x-kubernetes-validations`.
+pub(crate) fn one_bound() -> Value {
+    serde_json::json!([{
+        "rule": "has(self.min) != has(self.max)",
+        "message": format!("gates[] must have exactly one of min and max, such as min: \"{EXAMPLE_BOUND}\""),
+    }])
+}
+
+fn field(name: &str, rule: &str, form: &str) -> Value {
+    serde_json::json!([Rule::new(name, "self", rule, form)])
+}

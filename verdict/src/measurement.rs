@@ -1,0 +1,154 @@
+//! What an evaluator reports for a metric. Pure.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The measurement of one metric: enough to bound it, never a bare ratio.
+///
+/// JSON has no NaN and no infinity. A number that is not finite travels as null, and is refused by
+/// [`Sample::of`](crate::Sample::of).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "camelCase", deny_unknown_fields)]
+pub enum Measurement {
+    /// A share of items, such as `exact_match`.
+    Share {
+        /// Items that hold.
+        successes: u64,
+        /// Items, attempted or not.
+        n: u64,
+    },
+    /// Won, tied and lost comparisons, such as `reasoning.win_rate`; a tie counts half.
+    Duel {
+        /// Items where the model is right and the baseline is not.
+        wins: u64,
+        /// Items where both are right or both are wrong.
+        ties: u64,
+        /// Items where the baseline is right and the model is not.
+        losses: u64,
+    },
+    /// A mean over items of values in [0, 1], such as `trace_coverage`.
+    Mean {
+        /// Items.
+        n: u64,
+        /// Σx; null if it is not finite.
+        sum: Option<f64>,
+        /// Σx²; null if it is not finite.
+        sum_of_squares: Option<f64>,
+    },
+    /// A number with its own bounds, for a metric that is not a mean of values in [0, 1], such as corpus F1.
+    Estimate {
+        /// The number; null if it is not finite.
+        value: Option<f64>,
+        /// The one-sided lower bound; null if it is not finite.
+        lower: Option<f64>,
+        /// The one-sided upper bound; null if it is not finite.
+        upper: Option<f64>,
+        /// Items.
+        n: u64,
+        /// The one-sided confidence of each bound on its own; null if it is not finite.
+        confidence: Option<f64>,
+        /// How the bounds were computed.
+        method: Method,
+    },
+}
+
+/// How an evaluator bounds an estimate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub enum Method {
+    /// Resampling the items with replacement.
+    Bootstrap,
+}
+
+impl Method {
+    /// All methods.
+    pub const ALL: [Self; 1] = [Self::Bootstrap];
+
+    /// Returns the name that reports and statuses carry.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bootstrap => "bootstrap",
+        }
+    }
+}
+
+/// The kind of a measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// [`Measurement::Share`].
+    Share,
+    /// [`Measurement::Duel`].
+    Duel,
+    /// [`Measurement::Mean`].
+    Mean,
+    /// [`Measurement::Estimate`].
+    Estimate,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Share, Self::Duel, Self::Mean, Self::Estimate];
+
+    /// Returns the name that reports and statuses carry.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Share => "share",
+            Self::Duel => "duel",
+            Self::Mean => "mean",
+            Self::Estimate => "estimate",
+        }
+    }
+
+    /// Returns the bound that a gate with a confidence uses.
+    pub const fn bound(self) -> &'static str {
+        match self {
+            Self::Share => "Clopper–Pearson",
+            Self::Duel | Self::Mean => "empirical Bernstein",
+            Self::Estimate => "reported by the evaluator",
+        }
+    }
+}
+
+impl Measurement {
+    /// Returns its kind.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Share { .. } => Kind::Share,
+            Self::Duel { .. } => Kind::Duel,
+            Self::Mean { .. } => Kind::Mean,
+            Self::Estimate { .. } => Kind::Estimate,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_carry_the_names_of_kinds_and_methods() {
+        let each = [
+            Measurement::Share { successes: 1, n: 2 },
+            Measurement::Duel { wins: 1, ties: 2, losses: 3 },
+            Measurement::Mean { n: 1, sum: Some(0.5), sum_of_squares: Some(f64::NAN) },
+            Measurement::Estimate {
+                value: Some(0.5),
+                lower: Some(0.4),
+                upper: None,
+                n: 9,
+                confidence: Some(0.95),
+                method: Method::Bootstrap,
+            },
+        ];
+        assert_eq!(each.map(|measurement| measurement.kind()), Kind::ALL);
+        for measurement in each {
+            let json = serde_json::to_value(measurement).expect("JSON");
+            assert_eq!(json["kind"], measurement.kind().name());
+            serde_json::from_value::<Measurement>(json).expect("the same type");
+        }
+        for method in Method::ALL {
+            assert_eq!(serde_json::to_value(method).expect("JSON"), method.name());
+        }
+    }
+}

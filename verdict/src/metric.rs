@@ -1,0 +1,167 @@
+//! The metrics of an evaluation: one list, which the schema, the evaluator, the errors and the documents use. Pure.
+//!
+//! To add a metric, add it to the list below and its scorer to `trainer-image/src/evaluation/score.rs`, which does not
+//! compile without one; then regenerate the CRDs and add its row to README.md, which a test compares with the list.
+
+use std::{borrow::Cow, fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::{Kind, text::alternatives};
+
+/// The similarity from which an unknown name is taken for a misspelt metric.
+const SIMILAR: f64 = 0.66;
+
+macro_rules! metrics {
+    ($($variant:ident { name: $name:literal, kind: $kind:ident, needs_baseline: $baseline:literal, description: $description:literal, })*) => {
+        /// A metric that an evaluation measures.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Metric {
+            $(#[doc = $description] $variant,)*
+        }
+
+        impl Metric {
+            /// All metrics.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+            /// The names of all metrics.
+            pub const NAMES: &[&str] = &[$($name,)*];
+
+            /// Returns the name that gates, reports and documents use.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// Returns the kind of measurement that the evaluator reports for it, which decides how it is bounded.
+            pub const fn kind(self) -> Kind {
+                match self { $(Self::$variant => Kind::$kind,)* }
+            }
+
+            /// Returns true if it compares the model with the recorded predictions of a baseline.
+            pub const fn needs_baseline(self) -> bool {
+                match self { $(Self::$variant => $baseline,)* }
+            }
+
+            /// Returns what it measures, as documents describe it.
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$variant => $description,)* }
+            }
+        }
+    };
+}
+
+metrics! {
+    ExactMatch {
+        name: "exact_match",
+        kind: Share,
+        needs_baseline: false,
+        description: "Share of problems with the right answer: the text between the last `#` and the final `$`. Text before it does not count",
+    }
+    WinRate {
+        name: "reasoning.win_rate",
+        kind: Duel,
+        needs_baseline: true,
+        description: "Share of problems where the model is right and the pinned baseline is wrong; ties count half",
+    }
+    TraceCoverage {
+        name: "trace_coverage",
+        kind: Mean,
+        needs_baseline: false,
+        description: "Mean over problems of the share of reference steps that the output contains word for word and in order (longest common subsequence)",
+    }
+}
+
+/// A name that no metric has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("metric {name:?} is unknown{}: use {}", suggestion(*nearest), alternatives(Metric::NAMES))]
+pub struct UnknownMetric {
+    /// The name.
+    pub name: String,
+    /// The metric whose name resembles it.
+    pub nearest: Option<Metric>,
+}
+
+fn suggestion(nearest: Option<Metric>) -> String {
+    nearest.map(|metric| format!(" (did you mean {metric}?)")).unwrap_or_default()
+}
+
+fn nearest(name: &str) -> Option<Metric> {
+    Metric::ALL
+        .iter()
+        .map(|metric| (strsim::normalized_damerau_levenshtein(name, metric.name()), *metric))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(similarity, _)| *similarity >= SIMILAR)
+        .map(|(_, metric)| metric)
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Metric {
+    type Err = UnknownMetric;
+
+    fn from_str(name: &str) -> Result<Self, UnknownMetric> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|metric| metric.name() == name)
+            .ok_or_else(|| UnknownMetric { name: name.to_owned(), nearest: nearest(name) })
+    }
+}
+
+impl Serialize for Metric {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Metric {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Cow::<str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::MAX_METRIC_NAME;
+
+    #[test]
+    fn names_are_distinct_and_are_read_back() {
+        let names: BTreeSet<&str> = Metric::NAMES.iter().copied().collect();
+        assert_eq!(names.len(), Metric::ALL.len());
+        for metric in Metric::ALL {
+            assert_eq!(metric.name().parse(), Ok(*metric));
+            assert!((1..=MAX_METRIC_NAME).contains(&metric.name().len()));
+            assert!(!metric.description().is_empty());
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_known_ones() {
+        let said = |name: &str| name.parse::<Metric>().expect_err("unknown").to_string();
+        let known = "use exact_match, reasoning.win_rate or trace_coverage";
+        assert_eq!(
+            said("exact_mach"),
+            format!("metric \"exact_mach\" is unknown (did you mean exact_match?): {known}")
+        );
+        assert_eq!(said("bleu"), format!("metric \"bleu\" is unknown: {known}"));
+        assert_eq!(said(""), format!("metric \"\" is unknown: {known}"));
+    }
+
+    #[test]
+    fn the_readme_has_a_row_for_every_metric() {
+        let readme = include_str!("../../README.md");
+        let rows: Vec<String> = Metric::ALL
+            .iter()
+            .map(|metric| format!("| `{metric}` | {} | {} |", metric.description(), metric.kind().bound()))
+            .collect();
+        let header = "| Metric | Meaning | Bound |\n|---|---|---|\n";
+        let table = format!("\n{header}{}\n\n", rows.join("\n"));
+        assert!(readme.contains(&table), "README.md must contain this table:\n{table}");
+    }
+}

@@ -1,0 +1,145 @@
+//! Which measurements of a report are accepted. Pure.
+
+use std::collections::BTreeMap;
+
+use crate::{Impossible, Kind, MAX_METRIC_NAME, MAX_METRICS, Measurement, Metric, Sample};
+
+/// Why the measurements of a report are refused.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Unacceptable {
+    /// More metrics than a status holds.
+    #[error("it has {0} metrics, more than {MAX_METRICS}")]
+    TooMany(usize),
+    /// A name of a metric that a status cannot hold.
+    #[error("it has a metric whose name is empty or longer than {MAX_METRIC_NAME} characters")]
+    Name,
+    /// A measurement of another kind than the metric's.
+    #[error("its {metric} is a measurement of kind {}, but {metric} is of kind {}", reported.name(), metric.kind().name())]
+    Kind {
+        /// The metric.
+        metric: Metric,
+        /// The kind of the measurement.
+        reported: Kind,
+    },
+    /// An estimate of a metric that this version does not know.
+    #[error("its {0:?} carries its own bounds, which only a known metric may, and this metric is unknown")]
+    UnknownEstimate(String),
+    /// An estimate whose numbers are impossible.
+    #[error("its {metric} is impossible: {why}")]
+    Impossible {
+        /// The metric.
+        metric: Metric,
+        /// Why.
+        #[source]
+        why: Impossible,
+    },
+}
+
+/// Checks the measurements of a report before they are recorded and judged.
+///
+/// A metric that is unknown is recorded and judges nothing. Counts that are impossible are recorded, too, and leave their
+/// gate inconclusive. The bounds of an estimate cannot be computed again, so an estimate is accepted only for a metric of
+/// that kind, and only if its numbers are possible.
+///
+/// # Errors
+/// [`Unacceptable`] says what is wrong with which metric; a sentence about "the report" can start with it.
+pub fn accept(metrics: &BTreeMap<String, Measurement>) -> Result<(), Unacceptable> {
+    if metrics.len() > MAX_METRICS {
+        return Err(Unacceptable::TooMany(metrics.len()));
+    }
+    for (name, measurement) in metrics {
+        if name.is_empty() || name.len() > MAX_METRIC_NAME {
+            return Err(Unacceptable::Name);
+        }
+        match name.parse::<Metric>() {
+            Ok(metric) => of_kind(metric, metric.kind(), measurement)?,
+            Err(_) if measurement.kind() == Kind::Estimate => return Err(Unacceptable::UnknownEstimate(name.clone())),
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Checks the measurement of a metric that must be measured as `kind`.
+fn of_kind(metric: Metric, kind: Kind, measurement: &Measurement) -> Result<(), Unacceptable> {
+    let reported = measurement.kind();
+    if reported != kind {
+        return Err(Unacceptable::Kind { metric, reported });
+    }
+    if kind == Kind::Estimate {
+        Sample::of(measurement).map_err(|why| Unacceptable::Impossible { metric, why })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Method;
+
+    fn estimate(value: f64) -> Measurement {
+        Measurement::Estimate {
+            value: Some(value),
+            lower: Some(0.4),
+            upper: Some(0.6),
+            n: 200,
+            confidence: Some(0.95),
+            method: Method::Bootstrap,
+        }
+    }
+
+    fn of(name: &str, measurement: Measurement) -> Result<(), String> {
+        accept(&BTreeMap::from([(name.to_owned(), measurement)])).map_err(|why| why.to_string())
+    }
+
+    #[test]
+    fn measurements_of_the_metrics_kind_are_accepted() {
+        of("exact_match", Measurement::Share { successes: 1, n: 2 }).expect("a share");
+        of("reasoning.win_rate", Measurement::Duel { wins: 1, ties: 0, losses: 0 }).expect("a duel");
+        of("trace_coverage", Measurement::Mean { n: 1, sum: None, sum_of_squares: None }).expect("a mean");
+        of("unknown", Measurement::Share { successes: 1, n: 2 }).expect("recorded, never judged");
+        let said = of("exact_match", Measurement::Mean { n: 1, sum: None, sum_of_squares: None });
+        assert_eq!(
+            said.expect_err("another kind"),
+            "its exact_match is a measurement of kind mean, but exact_match is of kind share"
+        );
+    }
+
+    #[test]
+    fn no_metric_of_today_may_carry_its_own_bounds() {
+        for metric in Metric::ALL {
+            assert_eq!(
+                of(metric.name(), estimate(0.5)).expect_err("no estimate"),
+                format!(
+                    "its {metric} is a measurement of kind estimate, but {metric} is of kind {}",
+                    metric.kind().name()
+                )
+            );
+        }
+        assert_eq!(
+            of("corpus_f1", estimate(0.5)).expect_err("unknown"),
+            "its \"corpus_f1\" carries its own bounds, which only a known metric may, and this metric is unknown"
+        );
+    }
+
+    #[test]
+    fn an_estimate_must_be_possible() {
+        let of = |value| of_kind(Metric::ExactMatch, Kind::Estimate, &estimate(value)).map_err(|why| why.to_string());
+        of(0.5).expect("possible");
+        assert_eq!(
+            of(0.7).expect_err("outside"),
+            "its exact_match is impossible: its value 0.7 is not between its bounds 0.4 and 0.6"
+        );
+    }
+
+    #[test]
+    fn names_and_their_number_are_limited() {
+        let share = Measurement::Share { successes: 1, n: 2 };
+        for name in [String::new(), "x".repeat(MAX_METRIC_NAME + 1)] {
+            of(&name, share).expect_err("a name that a status cannot hold");
+        }
+        let many = |count: usize| (0..count).map(|index| (format!("m{index}"), share)).collect();
+        accept(&many(MAX_METRICS)).expect("as many as a status holds");
+        accept(&many(MAX_METRICS + 1)).expect_err("one more");
+    }
+}
