@@ -32,7 +32,7 @@ pub fn template_tasks(template: &str) -> &'static [&'static str] {
 }
 
 /// Supported widths of an attention head, `hidden_size / num_attention_heads`.
-pub const HEAD_WIDTHS: [usize; 8] = [16, 32, 48, 64, 80, 96, 112, 128];
+pub const HEAD_WIDTHS: [usize; 12] = [16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256];
 
 /// The configuration of a trainer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

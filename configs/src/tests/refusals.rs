@@ -210,10 +210,11 @@ fn contradicting_values() {
     }
     assert_eq!(
         sentence(&["model.num_attention_heads=3"], None),
-        "model.num_attention_heads is 3: model.hidden_size (64) divided by it must be one of 16, 32, 48, 64, 80, 96, 112, 128"
+        "model.num_attention_heads is 3: model.hidden_size (64) divided by it must be one of 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256"
     );
     assert!(
-        sentence(&["model.num_attention_heads=64"], None).contains("must be one of 16, 32, 48, 64, 80, 96, 112, 128")
+        sentence(&["model.num_attention_heads=64"], None)
+            .contains("must be one of 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256")
     );
     assert_eq!(
         sentence(&["training.max_steps=50"], None),

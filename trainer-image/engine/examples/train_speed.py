@@ -1,4 +1,4 @@
-"""The peer of train_speed.rs: the same steps in PyTorch, and both beside each other. Run by `make bench-train`.
+"""Runs the steps of train_speed.rs in PyTorch, and compares both. `make bench-train` runs it.
 
     train_speed.py one SHAPE eager|compile fp32|bf16 STEPS THREADS   one JSON object, as train_speed prints it
     train_speed.py peak THREADS                                      how fast large products are
@@ -17,10 +17,10 @@ import time
 
 begun = time.perf_counter()
 
-# Seconds of steps before any is timed, as in train_speed.rs.
+# Seconds of untimed steps before the timed ones, as in train_speed.rs.
 WARM_UP = 3
 
-# Layers, width, heads, inner width, vocabulary, tokens of a sequence, sequences of a batch: as in train_speed.rs.
+# Layers, width, heads, inner width, vocabulary, tokens per sequence, sequences per batch, as in train_speed.rs.
 SHAPES = {
     "tiny": [2, 64, 4, 192, 98, 64, 64],
     "demo": [4, 64, 4, 192, 98, 32, 64],
@@ -114,7 +114,7 @@ def one(name, mode, dtype, steps, threads):
 
 
 def peak(threads):
-    """The fastest of some large products, in both precisions."""
+    """Returns the GFLOP/s of the fastest of several large products, in both precisions."""
     import torch
 
     torch.set_num_threads(threads)
@@ -141,7 +141,7 @@ def torch_run(name, mode, dtype, steps, threads):
 
 
 def compare(program, rounds):
-    """Every contender once a round, so that whatever else the machine does falls on all of them."""
+    """Runs every contender once per round, so that other load affects all of them."""
     print(f"load before: {os.getloadavg()[0]:.1f}")
     for name, steps in [("12M", 5), ("0.8M", 20)]:
         contenders = {
@@ -182,7 +182,7 @@ def compare(program, rounds):
 
 
 def sizes(program, output):
-    """Seconds of a step over parameters, both on logarithmic axes, as a picture without a library."""
+    """Draws the seconds of a step over the number of parameters, on logarithmic axes."""
     names = ["1M", "4M", "12M", "36M", "100M"]
     lines = {}
     for dtype in ["fp32", "bf16"]:

@@ -1,7 +1,7 @@
-//! Times steps of training on random tokens: forwards, backwards, clipping and AdamW. Prints one JSON object.
+//! Times training steps on random tokens: forward and backward pass, clipping and AdamW. Prints one JSON object.
 //!
-//! `train_speed SHAPE DTYPE STEPS [THREADS] [checkpoint]`, where `SHAPE` is a name below and `DTYPE` is `fp32`, `bf16` or
-//! `candle`. Run by `make bench-train` beside PyTorch.
+//! `train_speed SHAPE DTYPE STEPS [THREADS] [checkpoint]`: `SHAPE` is a name of the list below, `DTYPE` is `fp32`, `bf16` or
+//! `candle`. `make bench-train` runs it beside PyTorch.
 
 use std::{
     env, fs,
@@ -16,7 +16,7 @@ use codex_engine::{
     initial,
 };
 
-/// Layers, width, heads, inner width, vocabulary, tokens of a sequence, sequences of a batch.
+/// Layers, width, heads, inner width, vocabulary, tokens per sequence, sequences per batch.
 const SHAPES: [(&str, [usize; 7]); 8] = [
     ("tiny", [2, 64, 4, 192, 98, 64, 64]),
     ("demo", [4, 64, 4, 192, 98, 32, 64]),
@@ -28,9 +28,9 @@ const SHAPES: [(&str, [usize; 7]); 8] = [
     ("100M", [12, 832, 13, 2240, 8192, 256, 8]),
 ];
 
-/// How long steps are taken before any is timed.
+/// Duration of the untimed steps before the timed ones.
 const WARM_UP: Duration = Duration::from_secs(3);
-/// Batches whose gradients are added up.
+/// Batches per step of the timed gradient accumulation.
 const ACCUMULATED: usize = 4;
 
 type Failure = Box<dyn std::error::Error>;
@@ -63,7 +63,7 @@ fn run() -> Result<(), Failure> {
     }
     let known = || SHAPES.map(|(name, _)| name).join(", ");
     let Some((_, shape)) = SHAPES.iter().find(|(known, _)| known == name) else {
-        return Err(format!("no shape {name}: use one of {}", known()).into());
+        return Err(format!("unknown shape {name}: use one of {}", known()).into());
     };
     let [layers, width, heads, inner, vocabulary, tokens, sequences] = *shape;
     let shape = Shape {
@@ -87,7 +87,7 @@ fn run() -> Result<(), Failure> {
     let (mut times, mut accumulating, mut clipping, mut updating) = (vec![], vec![], vec![], vec![]);
     let (mut losses, mut first, mut used, mut warm) = (vec![], 0.0, 0.0, 0);
     for step in 0.. {
-        // A processor that was idle does not give all it has at once.
+        // An idle processor needs time to reach its full clock rate.
         if warm == 0 && step >= 2 && begun.elapsed() >= WARM_UP {
             warm = step;
         }
@@ -115,7 +115,7 @@ fn run() -> Result<(), Failure> {
         times.push((end - start).as_secs_f64());
         clipping.push((clipped - gradient).as_secs_f64());
         updating.push((end - clipped).as_secs_f64());
-        // Batches whose gradients are added up, right after the same batch alone.
+        // Accumulate right after the single batch, so that both see the same load.
         let added = Instant::now();
         engine.clear_gradients();
         for _ in 0..ACCUMULATED {
@@ -150,7 +150,7 @@ fn run() -> Result<(), Failure> {
     Ok(())
 }
 
-/// GFLOP/s of large `f32` products, one on each thread: the fastest of eight.
+/// Returns the GFLOP/s of large `f32` products, one per thread: the fastest of eight.
 fn peak_products(threads: usize) -> f64 {
     const SIZE: usize = 1024;
     let product = || {
@@ -158,7 +158,7 @@ fn peak_products(threads: usize) -> f64 {
         let mut fastest = f64::INFINITY;
         for _ in 0..8 {
             let start = Instant::now();
-            // SAFETY: three separate matrices of SIZE × SIZE numbers, whose strides stay inside.
+            // SAFETY: three separate matrices of SIZE × SIZE elements; the strides stay inside them.
             #[allow(unsafe_code)]
             unsafe {
                 gemm::gemm(
@@ -193,13 +193,13 @@ fn peak_products(threads: usize) -> f64 {
     })
 }
 
-/// The median; sorts.
+/// Sorts the values and returns the median.
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-/// A batch of random ids, all of which are targets.
+/// Returns a batch of random token ids, all of them targets.
 fn random(step: u64, vocabulary: usize, tokens: usize, sequences: usize) -> Packed {
     let mut state = step.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -210,18 +210,18 @@ fn random(step: u64, vocabulary: usize, tokens: usize, sequences: usize) -> Pack
     Packed::new(all.iter().map(|ids| (ids.as_slice(), 1)))
 }
 
-/// Seconds of processors that this process has used.
+/// Returns the CPU seconds of this process.
 fn processor() -> Result<f64, Failure> {
-    /// Linux counts in hundredths, whatever its own clock.
+    /// Linux reports hundredths of a second, whatever its internal clock.
     const PER_SECOND: f64 = 100.0;
     let stat = fs::read_to_string("/proc/self/stat")?;
-    // Behind the name, which may hold anything: the 12th and 13th fields are user and system time.
+    // After the name, which may contain anything, fields 12 and 13 are user and system time.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let [user, system] = [11, 12].map(|at| fields.get(at).and_then(|field| field.parse::<f64>().ok()));
     Ok((user.unwrap_or_default() + system.unwrap_or_default()) / PER_SECOND)
 }
 
-/// The largest resident set so far, in megabytes.
+/// Returns the peak resident set in megabytes.
 fn peak() -> Result<f64, Failure> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM in /proc/self/status")?;

@@ -34,7 +34,9 @@ pub use backend::{decoder, engine};
 pub use cpu::{Isa, MAX_CPU_ISA, UnknownIsa, arch, memory};
 pub use decoder::{Decoder, Emitted, End, Logits, PromptError, Slots};
 pub use error::EngineError;
-pub use model::{ConfigError, Family, HEAD_WIDTHS, Layout, ModelConfig, Shape, Tensor, Vocabulary, flops, initial};
+pub use model::{
+    ConfigError, Family, HEAD_WIDTHS, Layout, ModelConfig, RopeScaling, Shape, Tensor, Vocabulary, flops, initial,
+};
 pub use optim::{AdamW, Rates};
 pub use packed::{Packed, Target};
 pub use settings::{Precision, Settings};

@@ -32,8 +32,21 @@ fn grouped() -> ModelConfig {
     }
 }
 
-fn shapes() -> [ModelConfig; 3] {
-    [tiny(), grouped(), gpt2()]
+/// Biases of queries, keys and values; scaled rotary frequencies.
+fn qwen2() -> ModelConfig {
+    let scaling =
+        RopeScaling::Llama3 { factor: 4.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 16 };
+    ModelConfig { qkv_bias: true, tie_word_embeddings: true, rope_scaling: Some(scaling), ..grouped() }
+}
+
+/// Normalized queries and keys, in heads wider than the residual stream divided by their number.
+fn qwen3() -> ModelConfig {
+    let rope_scaling = Some(RopeScaling::Linear { factor: 2.0 });
+    ModelConfig { qk_norm: true, head_dim: 32, num_key_value_heads: 3, rope_scaling, ..grouped() }
+}
+
+pub(crate) fn shapes() -> [ModelConfig; 5] {
+    [tiny(), grouped(), gpt2(), qwen2(), qwen3()]
 }
 
 /// A state without vectors of only 1 or 0, so that every parameter has an effect.

@@ -177,7 +177,9 @@ impl Generator {
             let emitted = match self.step() {
                 Ok(emitted) => emitted,
                 Err(error) => {
-                    running.keys().for_each(|slot| self.decoder.release(*slot));
+                    for slot in running.keys() {
+                        self.decoder.release(*slot);
+                    }
                     return results.into_iter().map(|result| result.unwrap_or_else(|| Err(error.clone()))).collect();
                 }
             };

@@ -123,11 +123,19 @@ impl Graph<'_> {
 
     fn llama_block(&self, name: &str, x: &Tensor) -> Result<Tensor> {
         let linear = |x: &Tensor, part: &str| x.matmul(&self.weight(&format!("{name}.{part}.weight"))?.t()?);
+        let biased = |x: &Tensor, part: &str| {
+            let y = linear(x, part)?;
+            if self.config.qkv_bias { y.broadcast_add(self.weight(&format!("{name}.{part}.bias"))?) } else { Ok(y) }
+        };
+        let normed = |x: Tensor, part: &str| {
+            if self.config.qk_norm { self.rms_norm(&x, &format!("{name}.{part}")) } else { Ok(x) }
+        };
         let n = self.rms_norm(x, &format!("{name}.input_layernorm"))?;
         let (heads, kv_heads) = (self.config.num_attention_heads, self.config.num_key_value_heads);
-        let q = self.apply_rope(&self.split(&linear(&n, "self_attn.q_proj")?, heads)?)?;
-        let k = self.apply_rope(&self.split(&linear(&n, "self_attn.k_proj")?, kv_heads)?)?;
-        let v = self.split(&linear(&n, "self_attn.v_proj")?, kv_heads)?;
+        let q = normed(self.split(&biased(&n, "self_attn.q_proj")?, heads)?, "self_attn.q_norm")?;
+        let k = normed(self.split(&biased(&n, "self_attn.k_proj")?, kv_heads)?, "self_attn.k_norm")?;
+        let (q, k) = (self.apply_rope(&q)?, self.apply_rope(&k)?);
+        let v = self.split(&biased(&n, "self_attn.v_proj")?, kv_heads)?;
         let attn_out = attention(&q, &repeat(&k, heads / kv_heads)?, &repeat(&v, heads / kv_heads)?)?;
         let x = (x + linear(&attn_out, "self_attn.o_proj")?)?;
         let n = self.rms_norm(&x, &format!("{name}.post_attention_layernorm"))?;
@@ -149,7 +157,7 @@ impl Graph<'_> {
     }
 
     fn rms_norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        let mean = (x.sqr()?.mean_keepdim(1)? + self.config.norm_eps)?;
+        let mean = (x.sqr()?.mean_keepdim(candle_core::D::Minus1)? + self.config.norm_eps)?;
         x.broadcast_div(&mean.sqrt()?)?.broadcast_mul(self.weight(&format!("{name}.weight"))?)
     }
 
@@ -168,10 +176,10 @@ impl Graph<'_> {
     /// Applies rotary positions to [heads, rows, width].
     fn apply_rope(&self, x: &Tensor) -> Result<Tensor> {
         let (_, rows, width) = x.dims3()?;
-        let theta = self.config.rope_theta;
+        let frequencies = self.config.inverse_frequencies();
         let angles: Vec<f32> = (0..rows)
             .flat_map(|row| (0..width).map(move |i| (row, i % (width / 2))))
-            .map(|(row, i)| (row as f64 * theta.powf(-2.0 * i as f64 / width as f64)) as f32)
+            .map(|(row, i)| (row as f64 * frequencies[i]) as f32)
             .collect();
         let angles = Tensor::from_vec(angles, (rows, width), &Device::Cpu)?;
         let (a, b) = (x.narrow(2, 0, width / 2)?, x.narrow(2, width / 2, width / 2)?);

@@ -15,8 +15,9 @@ use super::{
     dispatch::dispatched,
     kernels::{dot, exponentials, scale, softmax_backward},
     matrix::Dtype,
+    norm::{NormWeights, norm, norm_backward},
 };
-use crate::{Family, ModelConfig};
+use crate::{ModelConfig, model::Block};
 
 /// The cosines and sines of rotary positions: [positions, width / 2] each.
 #[derive(Clone, Debug)]
@@ -27,20 +28,13 @@ pub(crate) struct Rotary {
 }
 
 impl Rotary {
-    /// Computes the tables for positions below `positions` and heads of `width`.
-    pub(crate) fn new(positions: usize, width: usize, theta: f64) -> Self {
-        let half = width / 2;
-        let angles = (0..positions).flat_map(|position| {
-            (0..half).map(move |pair| position as f64 * theta.powf(-2.0 * pair as f64 / width as f64))
-        });
-        let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
-        Self { cos, sin, half }
-    }
-
     /// Computes the tables of a model; `None` if its positions are learned.
     pub(crate) fn of(config: &ModelConfig) -> Option<Self> {
-        let Family::Llama = config.family else { return None };
-        Some(Self::new(config.max_position_embeddings, config.head_dim, config.rope_theta))
+        let frequencies = config.inverse_frequencies();
+        let angles = (0..config.max_position_embeddings)
+            .flat_map(|position| frequencies.iter().map(move |frequency| position as f64 * frequency));
+        let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        (!frequencies.is_empty()).then_some(Self { cos, sin, half: config.head_dim / 2 })
     }
 
     /// Rotates one head at `position` and multiplies it by `scale`. `direction` is 1, or −1 for the inverse rotation.
@@ -58,9 +52,9 @@ impl Rotary {
     }
 }
 
-/// The heads of an attention.
+/// The shape of attention: its heads, positions and norms.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Heads<'a> {
+pub(crate) struct AttentionShape<'a> {
     /// Query heads.
     pub(crate) heads: usize,
     /// Key-value heads; each serves the same number of query heads.
@@ -69,6 +63,8 @@ pub(crate) struct Heads<'a> {
     pub(crate) width: usize,
     /// Tables of the rotary positions, if the model has them.
     pub(crate) rotary: Option<&'a Rotary>,
+    /// The norms of each head of queries and keys, if the model has them.
+    pub(crate) norms: Option<[NormWeights<'a>; 2]>,
 }
 
 /// The shape of the attention over a batch.
@@ -76,14 +72,21 @@ pub(crate) struct Heads<'a> {
 pub(crate) struct Sequences<'a> {
     /// The first row of each sequence, then the number of rows.
     pub(crate) cu_seqlens: &'a [usize],
-    pub(crate) heads: Heads<'a>,
+    pub(crate) heads: AttentionShape<'a>,
 }
 
-impl<'a> Heads<'a> {
-    /// Returns the heads of a block.
+impl<'a> AttentionShape<'a> {
+    /// Returns the shape for a model, without norms.
     pub(crate) fn new(config: &ModelConfig, rotary: Option<&'a Rotary>) -> Self {
         let (heads, kv_heads, width) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-        Self { heads, kv_heads, width, rotary }
+        Self { heads, kv_heads, width, rotary, norms: None }
+    }
+
+    /// Adds the norms of a block.
+    pub(crate) fn of_block(self, block: &Block, parameters: &'a [f32], eps: f32) -> Self {
+        let norms =
+            block.qk_norm.as_ref().map(|norms| norms.each_ref().map(|norm| NormWeights::new(norm, parameters, eps)));
+        Self { norms, ..self }
     }
 
     /// Width of the queries of a row.
@@ -96,22 +99,25 @@ impl<'a> Heads<'a> {
         (self.heads + 2 * self.kv_heads) * self.width
     }
 
-    /// Reads the keys at column `column` of the rows `qkv`, which begin at `position`, and rotates them.
+    /// Reads the keys at column `column` of the rows `qkv`, which begin at `position`, normalizes and rotates them.
     pub(crate) fn keys<N: Dtype>(&self, qkv: &[N], column: usize, position: usize, keys: &mut [f32]) {
         N::gather(&qkv[column..], N::stride(self.all()), self.width, keys);
+        normalize(self.norms.map(|norms| norms[1]), keys);
         apply_rope(self.rotary, keys, Rope { width: self.width, position, step: 1, scale: 1.0, direction: 1.0 });
     }
 
-    /// Reads the queries at column `column` of the rows `qkv`, which begin at `position`, rotates and scales them.
+    /// Reads the queries at column `column` of the rows `qkv` of a whole sequence, normalizes, rotates and scales them.
     fn query_rows<N: Dtype>(&self, qkv: &[N], column: usize, queries: &mut [f32]) {
         N::gather(&qkv[column..], N::stride(self.all()), self.width, queries);
+        normalize(self.norms.map(|norms| norms[0]), queries);
         let scale = 1.0 / (self.width as f32).sqrt();
         apply_rope(self.rotary, queries, Rope { width: self.width, position: 0, step: 1, scale, direction: 1.0 });
     }
 
-    /// Reads adjacent query heads of one row at `position`, rotates and scales them.
+    /// Reads adjacent query heads of one row at `position`, normalizes, rotates and scales them.
     pub(crate) fn query_group<N: Dtype>(&self, row: &[N], position: usize, queries: &mut [f32]) {
         N::gather(row, self.width, self.width, queries);
+        normalize(self.norms.map(|norms| norms[0]), queries);
         let scale = 1.0 / (self.width as f32).sqrt();
         apply_rope(self.rotary, queries, Rope { width: self.width, position, step: 0, scale, direction: 1.0 });
     }
@@ -162,12 +168,12 @@ pub(crate) fn attention<N: Dtype>(sequences: Sequences, qkv: &[N], out: &mut [N]
     let heads = sequences.heads;
     let width = heads.width;
     let out = DisjointRows::new(out, N::stride(heads.queries()));
-    sequences.tasks().into_par_iter().with_max_len(1).for_each(|(rows, kv_heads)| {
+    sequences.tasks().into_par_iter().with_max_len(1).for_each(|(rows, kv_head)| {
         let mut task = Task::new(width, rows.len());
-        task.keys_and_values(&heads, qkv, rows.start, kv_heads);
+        task.keys_and_values(&heads, qkv, rows.start, kv_head);
         let mut stored = scratch::<N>(rows.len() * width);
         let group = heads.heads / heads.kv_heads;
-        for head in kv_heads * group..(kv_heads + 1) * group {
+        for head in kv_head * group..(kv_head + 1) * group {
             task.queries(&heads, qkv, rows.start, head);
             task.run(width, false);
             N::convert(&task.attn_out[..stored.len()], &mut stored);
@@ -181,16 +187,23 @@ pub(crate) fn attention<N: Dtype>(sequences: Sequences, qkv: &[N], out: &mut [N]
     });
 }
 
-/// Computes the gradient of [`attention`] by `qkv` into `dqkv`.
-pub(crate) fn attention_backward<N: Dtype>(sequences: Sequences, qkv: &[N], dout: &[N], dqkv: &mut [N]) {
+/// Computes the gradient of [`attention`] by `qkv` into `dqkv`. Returns the gradients of the norms of queries and keys, if there
+/// are any: for each task, in a fixed order, [queries, keys] of [weight, bias] each.
+pub(crate) fn attention_backward<N: Dtype>(sequences: Sequences, qkv: &[N], dout: &[N], dqkv: &mut [N]) -> Vec<f32> {
     let heads = sequences.heads;
     let (queries, width) = (heads.queries(), heads.width);
     let values = queries + heads.kv_heads * width;
-    let dout_stride = N::stride(queries);
-    let dqkv = DisjointRows::new(dqkv, N::stride(heads.all()));
-    sequences.tasks().into_par_iter().with_max_len(1).for_each(|(rows, kv_heads)| {
+    let (stride, dout_stride) = (N::stride(heads.all()), N::stride(queries));
+    let dqkv = DisjointRows::new(dqkv, stride);
+    let tasks = sequences.tasks();
+    let part = if heads.norms.is_some() { 4 * width } else { 0 };
+    let mut parts = vec![0.0; tasks.len() * part];
+    let mut rest = parts.as_mut_slice();
+    let tasks: Vec<_> = tasks.into_iter().map(|task| (task, rest.split_off_mut(..part).unwrap_or_default())).collect();
+    tasks.into_par_iter().with_max_len(1).for_each(|((rows, kv_head), part)| {
+        let (query_part, key_part) = part.split_at_mut(part.len() / 2);
         let mut task = Task::new(width, rows.len());
-        task.keys_and_values(&heads, qkv, rows.start, kv_heads);
+        task.keys_and_values(&heads, qkv, rows.start, kv_head);
         task.clear_gradients_of_keys(width);
         let used = rows.len() * width;
         let mut stored = scratch::<N>(used);
@@ -204,32 +217,49 @@ pub(crate) fn attention_backward<N: Dtype>(sequences: Sequences, qkv: &[N], dout
                 out.copy_from_slice(stored);
             }
         };
+        let raw = |column: usize| &qkv[rows.start * stride + column..];
         let group = heads.heads / heads.kv_heads;
-        for head in kv_heads * group..(kv_heads + 1) * group {
+        for head in kv_head * group..(kv_head + 1) * group {
             task.queries(&heads, qkv, rows.start, head);
-            N::gather(
-                &dout[rows.start * dout_stride + head * width..],
-                dout_stride,
-                width,
-                &mut task.dattn_out[..used],
-            );
+            let dout = &dout[rows.start * dout_stride + head * width..];
+            N::gather(dout, dout_stride, width, &mut task.dattn_out[..used]);
             task.run(width, true);
             let scale = 1.0 / (width as f32).sqrt();
-            apply_rope(
-                heads.rotary,
-                &mut task.dquery[..used],
-                Rope { width, position: 0, step: 1, scale, direction: -1.0 },
-            );
-            put(head * width, &task.dquery[..used]);
+            let dquery = &mut task.dquery[..used];
+            apply_rope(heads.rotary, dquery, Rope { width, position: 0, step: 1, scale, direction: -1.0 });
+            if let Some([norm, _]) = heads.norms {
+                normalize_backward(norm, raw(head * width), stride, dquery, query_part);
+            }
+            put(head * width, dquery);
         }
-        apply_rope(
-            heads.rotary,
-            &mut task.dkey[..used],
-            Rope { width, position: 0, step: 1, scale: 1.0, direction: -1.0 },
-        );
-        put(queries + kv_heads * width, &task.dkey[..used]);
-        put(values + kv_heads * width, &task.dvalue[..used]);
+        let (dkey, key) = (&mut task.dkey[..used], queries + kv_head * width);
+        apply_rope(heads.rotary, dkey, Rope { width, position: 0, step: 1, scale: 1.0, direction: -1.0 });
+        if let Some([_, norm]) = heads.norms {
+            normalize_backward(norm, raw(key), stride, dkey, key_part);
+        }
+        put(key, dkey);
+        put(values + kv_head * width, &task.dvalue[..used]);
     });
+    parts
+}
+
+/// Normalizes the rows of a head in place, if there is a norm.
+fn normalize(weights: Option<NormWeights>, rows: &mut [f32]) {
+    if let Some(weights) = weights {
+        let mut x = scratch::<f32>(rows.len());
+        x.copy_from_slice(rows);
+        norm(&x, weights, rows);
+    }
+}
+
+/// Replaces the gradient by the normalized rows of a head with the gradient by the rows, which are `stride` apart in `rows`. Adds
+/// the gradient of the norm to `gradient`.
+fn normalize_backward<N: Dtype>(weights: NormWeights, rows: &[N], stride: usize, dx: &mut [f32], gradient: &mut [f32]) {
+    let (mut x, mut dy) = (scratch::<f32>(dx.len()), scratch::<f32>(dx.len()));
+    N::gather(rows, stride, weights.weight.len(), &mut x);
+    dy.copy_from_slice(dx);
+    dx.fill(0.0);
+    norm_backward(&x, weights, &dy, dx, gradient);
 }
 
 /// A rotation of rows of `width`.
@@ -318,7 +348,7 @@ impl Task {
     }
 
     /// Reads one head of keys and values from `qkv`, starting at row `first`.
-    fn keys_and_values<N: Dtype>(&mut self, heads: &Heads, qkv: &[N], first: usize, head: usize) {
+    fn keys_and_values<N: Dtype>(&mut self, heads: &AttentionShape, qkv: &[N], first: usize, head: usize) {
         let (width, stride) = (heads.width, N::stride(heads.all()));
         let used = self.rows * width;
         let key = heads.queries() + head * width;
@@ -328,7 +358,7 @@ impl Task {
     }
 
     /// Reads one head of queries from `qkv`, starting at row `first`.
-    fn queries<N: Dtype>(&mut self, heads: &Heads, qkv: &[N], first: usize, head: usize) {
+    fn queries<N: Dtype>(&mut self, heads: &AttentionShape, qkv: &[N], first: usize, head: usize) {
         let (width, stride) = (heads.width, N::stride(heads.all()));
         heads.query_rows(&qkv[first * stride..], head * width, &mut self.query[..self.rows * width]);
     }
@@ -349,7 +379,11 @@ impl Task {
             80 => run::<80>(self, back),
             96 => run::<96>(self, back),
             112 => run::<112>(self, back),
-            _ => run::<128>(self, back),
+            128 => run::<128>(self, back),
+            160 => run::<160>(self, back),
+            192 => run::<192>(self, back),
+            224 => run::<224>(self, back),
+            _ => run::<256>(self, back),
         }
     }
 }

@@ -31,7 +31,7 @@ pub(crate) struct Context<'a, N: Dtype> {
     pub(crate) chunk_rows: usize,
 }
 
-#[allow(clippy::expl_impl_clone_on_copy, reason = "derived, it would ask the packs to be `Copy`, too")]
+#[allow(clippy::expl_impl_clone_on_copy, reason = "derived, it would require the packs to be `Copy`")]
 impl<N: Dtype> Clone for Context<'_, N> {
     fn clone(&self) -> Self {
         *self
@@ -47,6 +47,12 @@ impl<'a, N: Dtype> Context<'a, N> {
 
     pub(crate) fn norm(&self, norm: &Norm) -> NormWeights<'a> {
         NormWeights::new(norm, self.parameters, self.eps)
+    }
+
+    /// Returns the sequences with the norms of a block.
+    fn sequences(&self, block: &Block) -> Sequences<'a> {
+        let heads = self.sequences.heads.of_block(block, self.parameters, self.eps);
+        Sequences { heads, ..self.sequences }
     }
 
     /// Returns the width of a row's queries, and of its queries, keys and values.
@@ -98,7 +104,7 @@ pub(crate) fn forward<N: Dtype>(context: Context<N>, block: &Block, x: &[f32], y
             N::forward(context.weight(&block.qkv), &normed, Out::Store(qkv));
         },
     );
-    attention(context.sequences, qkv, attn_out);
+    attention(context.sequences(block), qkv, attn_out);
     let chunks = (
         residual.par_chunks_mut(chunk_rows * hidden),
         up.par_chunks_mut(chunk_rows * wide),
@@ -325,7 +331,14 @@ pub(crate) fn backward<N: Dtype>(
         (&block.down, N::operands(dy, dy_stored), activated),
     ];
     Workspace::add_gradients(gradient_workspace, &jobs, gradients);
-    attention_backward(context.sequences, qkv, dattn_out, dqkv);
+    let norm_parts = attention_backward(context.sequences(block), qkv, dattn_out, dqkv);
+    if let Some([query_norm, key_norm]) = &block.qk_norm {
+        let width = 2 * context.sequences.heads.width;
+        for parts in norm_parts.chunks_exact(2 * width) {
+            add_norm(query_norm, &parts[..width], gradients);
+            add_norm(key_norm, &parts[width..], gradients);
+        }
+    }
     parts.fill(0.0);
     let chunks = (
         dx.par_chunks_mut(chunk_rows * hidden),

@@ -7,7 +7,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    attention::{DisjointRows, Heads},
+    attention::{AttentionShape, DisjointRows},
     buffer::scratch,
     dispatch::dispatched_for,
     kernels::{exponentials, scale},
@@ -50,7 +50,7 @@ impl Cache {
     }
 
     /// Appends the keys and values of new rows `qkv`. Positions from `position` on are overwritten.
-    fn append<N: Dtype>(&mut self, heads: &Heads, qkv: &[N], position: usize) {
+    fn append<N: Dtype>(&mut self, heads: &AttentionShape, qkv: &[N], position: usize) {
         let (width, stride) = (heads.width, N::stride(heads.all()));
         let rows = qkv.len() / stride;
         let shared = heads.kv_heads * width;
@@ -77,11 +77,13 @@ impl Cache {
 
 /// Appends the keys and values of a batch `qkv` to the caches of its slots, and computes the attention of its rows into `out`
 /// [rows, queries]. Leaves the padding of `out` unchanged.
-pub(crate) fn attend<N: Dtype>(heads: &Heads, parts: &[Part], caches: &mut [Cache], qkv: &[N], out: &mut [N]) {
+pub(crate) fn attend<N: Dtype>(heads: &AttentionShape, parts: &[Part], caches: &mut [Cache], qkv: &[N], out: &mut [N]) {
     let stride = N::stride(heads.all());
     let rows = |part: &Part| &qkv[part.row * stride..(part.row + part.count) * stride];
     let mut by_slot = vec![None; caches.len()];
-    parts.iter().for_each(|part| by_slot[part.slot] = Some(*part));
+    for part in parts {
+        by_slot[part.slot] = Some(*part);
+    }
     caches.par_iter_mut().zip(&by_slot).for_each(|(cache, part)| {
         if let Some(part) = part {
             cache.append(heads, rows(part), part.position);
@@ -107,8 +109,9 @@ pub(crate) fn attend<N: Dtype>(heads: &Heads, parts: &[Part], caches: &mut [Cach
 }
 
 /// The rows of one sequence and the query heads of one key-value head.
+#[derive(Clone, Copy)]
 struct QueryRows<'a, N> {
-    heads: &'a Heads<'a>,
+    heads: &'a AttentionShape<'a>,
     part: Part,
     kv_head: usize,
     cache: &'a Cache,
@@ -158,7 +161,7 @@ fn attend_rows<S: Simd, N: Dtype>(simd: S, work: QueryRows<N>) {
 
 /// Queries of one key-value head from `start` on.
 struct Tile<'a> {
-    heads: &'a Heads<'a>,
+    heads: &'a AttentionShape<'a>,
     kv_head: usize,
     cache: &'a Cache,
     /// [queries, width], normalized, rotated and scaled.
@@ -172,7 +175,7 @@ impl Tile<'_> {
     /// Computes the attention of `T` queries into `out` [T, width]. Returns `T`.
     #[inline(always)]
     fn run<S: Simd, const T: usize>(&self, simd: S, scores: &mut [f32], out: &mut [f32]) -> usize {
-        let Heads { kv_heads, width, .. } = *self.heads;
+        let AttentionShape { kv_heads, width, .. } = *self.heads;
         let queries: [&[f32]; T] = std::array::from_fn(|query| &self.queries[(self.start + query) * width..][..width]);
         let seen: [usize; T] = std::array::from_fn(|query| (self.seen)(self.start + query));
         let longest = seen[T - 1];

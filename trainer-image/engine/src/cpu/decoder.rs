@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{
     activation::{Activation, activate},
-    attention::{Heads, Rotary},
+    attention::{AttentionShape, Rotary},
     bf16::Bf16,
     buffer::Buffer,
     cache::{Cache, Part, attend},
@@ -125,7 +125,7 @@ impl<N: Dtype> CpuDecoder<N> {
             }
         }
         for (block, caches) in model.blocks.iter().zip(caches) {
-            let heads = Heads::new(config, rotary.as_ref());
+            let heads = AttentionShape::new(config, rotary.as_ref()).of_block(block, vectors, module.eps);
             normed.resize(rows * N::stride(hidden));
             qkv.resize(rows * N::stride(heads.all()));
             attn_out.resize(rows * N::stride(heads.queries()));

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{
     activation::Activation,
-    attention::{Heads, Rotary, Sequences},
+    attention::{AttentionShape, Rotary, Sequences},
     block::{self, Context, Saved},
     buffer::Buffer,
     head::{self, HeadWorkspace},
@@ -131,7 +131,7 @@ fn context<'a, N: Dtype>(
 ) -> Context<'a, N> {
     let config = &model.config;
     Context {
-        sequences: Sequences { cu_seqlens: &batch.cu_seqlens, heads: Heads::new(config, rotary) },
+        sequences: Sequences { cu_seqlens: &batch.cu_seqlens, heads: AttentionShape::new(config, rotary) },
         parameters,
         packs,
         activation: Activation::of(config),

@@ -1,7 +1,7 @@
 //! The configuration of a model and its validation. Pure.
 
 /// Head widths that attention is compiled for.
-pub const HEAD_WIDTHS: [usize; 8] = [16, 32, 48, 64, 80, 96, 112, 128];
+pub const HEAD_WIDTHS: [usize; 12] = [16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256];
 
 /// The architecture of a model's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,12 @@ pub struct ModelConfig {
     pub norm_eps: f64,
     /// Base of the rotary frequencies. Unused with learned positions.
     pub rope_theta: f64,
+    /// Scaling of the rotary frequencies for contexts longer than the pretrained one.
+    pub rope_scaling: Option<RopeScaling>,
+    /// Whether queries, keys and values have biases, as in Qwen2.
+    pub qkv_bias: bool,
+    /// Whether each head of queries and keys is normalized, as in Qwen3.
+    pub qk_norm: bool,
     /// Whether the output projection shares the embedding's weight.
     pub tie_word_embeddings: bool,
     /// Token id that begins a sequence. `None` if a sequence begins with its prompt.
@@ -45,6 +51,27 @@ pub struct ModelConfig {
     pub eos_token_id: u32,
     /// Token id used for padding.
     pub pad_token_id: Option<u32>,
+}
+
+/// Scaling of the rotary frequencies, as in `rope_scaling` of `config.json`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Divides all frequencies by a factor.
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// Llama 3.1's: divides low frequencies by a factor, keeps high ones, and interpolates between them.
+    Llama3 {
+        /// The factor.
+        factor: f64,
+        /// Wavelengths above the original context divided by this are low frequencies.
+        low_freq_factor: f64,
+        /// Wavelengths below the original context divided by this are high frequencies.
+        high_freq_factor: f64,
+        /// The context that the model was pretrained with.
+        original_context: usize,
+    },
 }
 
 /// The configurable dimensions of a model that is trained from scratch.
@@ -97,7 +124,7 @@ pub enum ConfigError {
     /// The head width is not a supported one.
     #[error(
         "model.hidden_size {hidden} with model.num_attention_heads {heads} gives an unsupported head width: hidden_size / \
-         num_attention_heads must be a multiple of 16 up to 128"
+         num_attention_heads must be a multiple of 16 up to 128, or 160, 192, 224 or 256"
     )]
     Heads {
         /// `hidden_size`
@@ -150,6 +177,9 @@ impl ModelConfig {
             max_position_embeddings: shape.max_position_embeddings,
             norm_eps: 1e-5,
             rope_theta: shape.rope_theta,
+            rope_scaling: None,
+            qkv_bias: false,
+            qk_norm: false,
             tie_word_embeddings: true,
             bos_token_id: None,
             eos_token_id: vocabulary.end,
@@ -181,14 +211,33 @@ impl ModelConfig {
             }
         }
         let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
-        if hidden % heads != 0 || !HEAD_WIDTHS.contains(&(hidden / heads)) {
+        let derived = hidden.checked_div(heads).unwrap_or(0);
+        if self.head_dim == derived && (!HEAD_WIDTHS.contains(&derived) || hidden % heads != 0) {
             return Err(ConfigError::Heads { hidden, heads });
         }
         if !self.rope_theta.is_finite() || self.rope_theta <= 1.0 {
             return Err(ConfigError::Theta(self.rope_theta));
         }
-        if self.head_dim != hidden / heads {
-            return unsupported("head_dim", &self.head_dim, "it must be hidden_size / num_attention_heads");
+        if !HEAD_WIDTHS.contains(&self.head_dim) {
+            return unsupported("head_dim", &self.head_dim, "use a multiple of 16 up to 128, or 160, 192, 224 or 256");
+        }
+        if self.family == Family::Gpt2 && self.head_dim != derived {
+            return unsupported("head_dim", &self.head_dim, "it must be n_embd / n_head");
+        }
+        match self.rope_scaling {
+            None => {}
+            Some(RopeScaling::Linear { factor }) if factor.is_finite() && factor >= 1.0 => {}
+            Some(RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_context })
+                if factor.is_finite()
+                    && factor >= 1.0
+                    && low > 0.0
+                    && high > low
+                    && high.is_finite()
+                    && original_context > 0 => {}
+            Some(_) => {
+                let right = "use a factor of at least 1 and 0 < low_freq_factor < high_freq_factor";
+                return unsupported("rope_scaling", &"out of range", right);
+            }
         }
         if heads % self.num_key_value_heads != 0 {
             let shared = self.num_key_value_heads;
@@ -197,32 +246,39 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Checks that generation implements this configuration; training implements more.
-    ///
-    /// # Errors
-    /// The first unsupported field, in one sentence.
-    pub fn generates(&self) -> Result<(), ConfigError> {
-        if self.family != Family::Llama {
-            return unsupported("model_type", &"gpt2", "it can be trained, but generation does not support it yet");
-        }
-        if self.num_key_value_heads != self.num_attention_heads {
-            let right = "generation requires num_attention_heads";
-            return unsupported("num_key_value_heads", &self.num_key_value_heads, right);
-        }
-        if !self.tie_word_embeddings {
-            return unsupported("tie_word_embeddings", &false, "generation requires true");
-        }
-        Ok(())
+    /// Returns the angle per position of each pair of a head's elements, or nothing if positions are learned.
+    pub(crate) fn inverse_frequencies(&self) -> Vec<f64> {
+        let Family::Llama = self.family else { return Vec::new() };
+        let width = self.head_dim as f64;
+        let frequencies = (0..self.head_dim / 2).map(|pair| self.rope_theta.powf(-2.0 * pair as f64 / width));
+        frequencies
+            .map(|frequency| match self.rope_scaling {
+                None => frequency,
+                Some(RopeScaling::Linear { factor }) => frequency / factor,
+                Some(RopeScaling::Llama3 {
+                    factor,
+                    low_freq_factor: low,
+                    high_freq_factor: high,
+                    original_context,
+                }) => {
+                    let turns = original_context as f64 * frequency / std::f64::consts::TAU;
+                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    (1.0 - kept) * frequency / factor + kept * frequency
+                }
+            })
+            .collect()
     }
 
     /// Returns the number of trainable parameters.
     pub fn parameters(&self) -> usize {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let keys = self.num_key_value_heads * self.head_dim;
+        let (queries, keys) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
         let embedding = self.vocab_size * hidden;
         match self.family {
             Family::Llama => {
-                let block = 2 * hidden * hidden + 2 * keys * hidden + 3 * hidden * inner + 2 * hidden;
+                let biases = if self.qkv_bias { queries + 2 * keys } else { 0 };
+                let norms = 2 * hidden + if self.qk_norm { 2 * self.head_dim } else { 0 };
+                let block = 2 * queries * hidden + 2 * keys * hidden + 3 * hidden * inner + biases + norms;
                 let head = if self.tie_word_embeddings { 0 } else { embedding };
                 embedding + self.num_hidden_layers * block + hidden + head
             }

@@ -1,9 +1,8 @@
 //! `config.json` as Hugging Face's `LlamaForCausalLM` and `GPT2LMHeadModel` read and write it. Pure.
 
 use serde::{Deserialize, Serialize, Serializer};
-use serde_json::Value;
 
-use super::{ConfigError, Family, ModelConfig, config::unsupported};
+use super::{ConfigError, Family, ModelConfig, RopeScaling, config::unsupported};
 
 impl ModelConfig {
     /// Parses a `config.json`. Missing keys have the defaults of `transformers`.
@@ -17,9 +16,9 @@ impl ModelConfig {
             model_type: String,
         }
         let config = match codex_json::from_slice::<ModelType>(bytes)?.model_type.as_str() {
-            "llama" => codex_json::from_slice::<LlamaFile>(bytes)?.config()?,
+            "llama" | "mistral" | "qwen2" | "qwen3" => codex_json::from_slice::<LlamaFile>(bytes)?.config()?,
             "gpt2" => codex_json::from_slice::<Gpt2File>(bytes)?.config()?,
-            other => return unsupported("model_type", &other, "use llama or gpt2"),
+            other => return unsupported("model_type", &other, "use llama, mistral, qwen2, qwen3 or gpt2"),
         };
         config.validate()?;
         Ok(config)
@@ -55,7 +54,7 @@ impl EosTokenId {
     }
 }
 
-/// `config.json` of a `LlamaForCausalLM`.
+/// `config.json` of a `LlamaForCausalLM`, `MistralForCausalLM`, `Qwen2ForCausalLM` or `Qwen3ForCausalLM`.
 #[derive(Serialize, Deserialize)]
 struct LlamaFile {
     #[serde(default)]
@@ -75,8 +74,9 @@ struct LlamaFile {
     rope_theta: Option<f64>,
     /// The same base, where newer versions read it.
     rope_parameters: Option<RopeParameters>,
-    #[serde(skip_serializing)]
-    rope_scaling: Option<Value>,
+    /// The scaling, where older versions of `transformers` read it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rope_scaling: Option<RopeParameters>,
     hidden_act: String,
     #[serde(default)]
     tie_word_embeddings: bool,
@@ -84,6 +84,10 @@ struct LlamaFile {
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
+    #[serde(default, skip_serializing)]
+    use_sliding_window: Option<bool>,
+    #[serde(default, skip_serializing)]
+    sliding_window: Option<usize>,
     bos_token_id: Option<u32>,
     eos_token_id: Option<EosTokenId>,
     pad_token_id: Option<u32>,
@@ -99,19 +103,73 @@ fn float32() -> &'static str {
     "float32"
 }
 
-/// `rope_parameters` of `config.json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// `rope_parameters` or `rope_scaling` of `config.json`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct RopeParameters {
-    rope_type: String,
+    #[serde(alias = "type", skip_serializing_if = "Option::is_none")]
+    rope_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     rope_theta: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    factor: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    low_freq_factor: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    high_freq_factor: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_max_position_embeddings: Option<usize>,
+}
+
+impl RopeParameters {
+    fn of(scaling: Option<RopeScaling>) -> Self {
+        let named = |name: &str| Self { rope_type: Some(name.to_owned()), ..Self::default() };
+        match scaling {
+            None => named("default"),
+            Some(RopeScaling::Linear { factor }) => Self { factor: Some(factor), ..named("linear") },
+            Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context }) => Self {
+                factor: Some(factor),
+                low_freq_factor: Some(low_freq_factor),
+                high_freq_factor: Some(high_freq_factor),
+                original_max_position_embeddings: Some(original_context),
+                ..named("llama3")
+            },
+        }
+    }
+
+    fn scaling(&self, field: &'static str) -> Result<Option<RopeScaling>, ConfigError> {
+        let missing = |key: &'static str| ConfigError::Unsupported {
+            field,
+            value: format!("without {key}"),
+            right: "write it as transformers does",
+        };
+        let factor = || self.factor.ok_or_else(|| missing("factor"));
+        match self.rope_type.as_deref() {
+            None | Some("default") => Ok(None),
+            Some("linear") => Ok(Some(RopeScaling::Linear { factor: factor()? })),
+            Some("llama3") => Ok(Some(RopeScaling::Llama3 {
+                factor: factor()?,
+                low_freq_factor: self.low_freq_factor.ok_or_else(|| missing("low_freq_factor"))?,
+                high_freq_factor: self.high_freq_factor.ok_or_else(|| missing("high_freq_factor"))?,
+                original_context: self
+                    .original_max_position_embeddings
+                    .ok_or_else(|| missing("original_max_position_embeddings"))?,
+            })),
+            Some(other) => unsupported(field, &other, "use default, linear or llama3"),
+        }
+    }
 }
 
 impl LlamaFile {
     fn of(config: &ModelConfig) -> Self {
         let theta = Some(config.rope_theta);
+        let (architecture, model_type) = match (config.qkv_bias, config.qk_norm) {
+            (_, true) => ("Qwen3ForCausalLM", "qwen3"),
+            (true, false) => ("Qwen2ForCausalLM", "qwen2"),
+            (false, false) => ("LlamaForCausalLM", "llama"),
+        };
         Self {
-            architectures: vec!["LlamaForCausalLM".to_owned()],
-            model_type: "llama".to_owned(),
+            architectures: vec![architecture.to_owned()],
+            model_type: model_type.to_owned(),
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
             intermediate_size: config.intermediate_size,
@@ -122,12 +180,14 @@ impl LlamaFile {
             max_position_embeddings: config.max_position_embeddings,
             rms_norm_eps: config.norm_eps,
             rope_theta: theta,
-            rope_parameters: Some(RopeParameters { rope_type: "default".to_owned(), rope_theta: theta }),
-            rope_scaling: None,
+            rope_parameters: Some(RopeParameters { rope_theta: theta, ..RopeParameters::of(config.rope_scaling) }),
+            rope_scaling: config.rope_scaling.map(|scaling| RopeParameters::of(Some(scaling))),
             hidden_act: "silu".to_owned(),
             tie_word_embeddings: config.tie_word_embeddings,
             attention_bias: false,
             mlp_bias: false,
+            use_sliding_window: None,
+            sliding_window: None,
             bos_token_id: config.bos_token_id,
             eos_token_id: Some(EosTokenId::One(config.eos_token_id)),
             pad_token_id: config.pad_token_id,
@@ -140,16 +200,40 @@ impl LlamaFile {
             let value = (self.attention_bias, self.mlp_bias, &self.hidden_act);
             return unsupported("(attention_bias, mlp_bias, hidden_act)", &value, "use (false, false, silu)");
         }
-        let parameters = self.rope_parameters.as_ref();
-        let inner = parameters.and_then(|parameters| parameters.rope_theta);
-        if parameters.is_some_and(|parameters| parameters.rope_type != "default")
-            || matches!((self.rope_theta, inner), (Some(a), Some(b)) if a.to_bits() != b.to_bits())
+        let kind = self.model_type.as_str();
+        let windowed = match kind {
+            "mistral" => self.sliding_window.is_some(),
+            _ => self.use_sliding_window == Some(true),
+        };
+        if windowed && self.sliding_window.is_none_or(|window| window < self.max_position_embeddings) {
+            return unsupported(
+                "sliding_window",
+                &self.sliding_window.unwrap_or(0),
+                "only full attention is supported",
+            );
+        }
+        let theta = self.rope_parameters.as_ref().and_then(|parameters| parameters.rope_theta);
+        if let (Some(outer), Some(inner)) = (self.rope_theta, theta)
+            && outer.to_bits() != inner.to_bits()
         {
-            return unsupported("rope_parameters", &parameters, "it must say default and repeat rope_theta");
+            return unsupported("rope_theta", &outer, "it must equal rope_parameters.rope_theta");
         }
-        if let Some(scaling) = self.rope_scaling.filter(|scaling| !scaling.is_null()) {
-            return unsupported("rope_scaling", &scaling, "leave it out");
-        }
+        let parsed =
+            |field, parameters: Option<&RopeParameters>| parameters.map(|found| found.scaling(field)).transpose();
+        let newer = parsed("rope_parameters", self.rope_parameters.as_ref())?;
+        let older = parsed("rope_scaling", self.rope_scaling.as_ref())?;
+        let rope_scaling = match (newer, older) {
+            (Some(newer), Some(older)) if newer != older => {
+                return unsupported("rope_scaling", &"another scaling", "it must equal rope_parameters");
+            }
+            (Some(scaling), _) | (None, Some(scaling)) => scaling,
+            (None, None) => None,
+        };
+        let width = || self.hidden_size.checked_div(self.num_attention_heads).unwrap_or(0);
+        let head_dim = self.head_dim.unwrap_or_else(|| if kind == "qwen3" { 128 } else { width() });
+        let Some(kv_heads) = self.num_key_value_heads.or((kind == "llama").then_some(self.num_attention_heads)) else {
+            return unsupported("num_key_value_heads", &"missing", "write it");
+        };
         Ok(ModelConfig {
             family: Family::Llama,
             vocab_size: self.vocab_size,
@@ -157,13 +241,14 @@ impl LlamaFile {
             intermediate_size: self.intermediate_size,
             num_hidden_layers: self.num_hidden_layers,
             num_attention_heads: self.num_attention_heads,
-            num_key_value_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
-            head_dim: self
-                .head_dim
-                .unwrap_or_else(|| self.hidden_size.checked_div(self.num_attention_heads).unwrap_or(0)),
+            num_key_value_heads: kv_heads,
+            head_dim,
             max_position_embeddings: self.max_position_embeddings,
             norm_eps: self.rms_norm_eps,
-            rope_theta: self.rope_theta.or(inner).unwrap_or(10_000.0),
+            rope_theta: self.rope_theta.or(theta).unwrap_or(10_000.0),
+            rope_scaling,
+            qkv_bias: kind == "qwen2",
+            qk_norm: kind == "qwen3",
             tie_word_embeddings: self.tie_word_embeddings,
             bos_token_id: self.bos_token_id,
             eos_token_id: EosTokenId::first(self.eos_token_id.as_ref())?,
@@ -260,6 +345,9 @@ impl Gpt2File {
             max_position_embeddings: self.n_positions,
             norm_eps: self.layer_norm_epsilon,
             rope_theta: 10_000.0,
+            rope_scaling: None,
+            qkv_bias: false,
+            qk_norm: false,
             tie_word_embeddings: true,
             bos_token_id: self.bos_token_id,
             eos_token_id: EosTokenId::first(self.eos_token_id.as_ref())?,
@@ -273,11 +361,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tests::{gpt2, tiny};
+    use crate::tests::{gpt2, shapes, tiny};
 
     #[test]
     fn a_written_configuration_is_read_back() {
-        for config in [tiny(), gpt2()] {
+        for config in shapes() {
             let bytes = serde_json::to_vec(&config).unwrap();
             assert_eq!(ModelConfig::parse(&bytes).unwrap(), config);
         }
@@ -296,6 +384,48 @@ mod tests {
             "n_positions": 1024, "n_ctx": 1024, "resid_pdrop": 0.1, "bos_token_id": 50256, "eos_token_id": 50256}"#;
         let config = ModelConfig::parse(gpt2.as_bytes()).unwrap();
         assert_eq!((config.intermediate_size, config.head_dim, config.parameters()), (3072, 64, 124_439_808));
+    }
+
+    #[test]
+    fn other_families_are_parsed() {
+        let parse = |text: &str| ModelConfig::parse(text.as_bytes()).unwrap();
+        let shape = r#""vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "hidden_act": "silu",
+            "eos_token_id": 2"#;
+        let qwen2 =
+            parse(&format!(r#"{{"model_type": "qwen2", {shape}, "sliding_window": 32, "use_sliding_window": false}}"#));
+        assert!(qwen2.qkv_bias && !qwen2.qk_norm && qwen2.head_dim == 16);
+        let qwen3 = parse(&format!(r#"{{"model_type": "qwen3", {shape}}}"#));
+        assert!(!qwen3.qkv_bias && qwen3.qk_norm && qwen3.head_dim == 128);
+        let mistral = parse(&format!(r#"{{"model_type": "mistral", {shape}, "sliding_window": null}}"#));
+        assert!(!mistral.qkv_bias && !mistral.qk_norm && mistral.rope_scaling.is_none());
+        let old = parse(&format!(
+            r#"{{"model_type": "llama", {shape}, "rope_theta": 500000.0, "rope_scaling": {{"type": "linear", "factor": 4.0}}}}"#
+        ));
+        assert_eq!(old.rope_scaling, Some(RopeScaling::Linear { factor: 4.0 }));
+    }
+
+    /// Expected values follow `_compute_llama3_parameters` of `transformers`.
+    #[test]
+    fn llama3_scaling_keeps_high_frequencies() {
+        let scaling =
+            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
+        let plain = ModelConfig { head_dim: 128, rope_theta: 500_000.0, ..tiny() };
+        let scaled = ModelConfig { rope_scaling: Some(scaling), ..plain.clone() }.inverse_frequencies();
+        let plain = plain.inverse_frequencies();
+        for (pair, (plain, scaled)) in plain.iter().zip(&scaled).enumerate() {
+            let wavelength = std::f64::consts::TAU / plain;
+            let expected = if wavelength < 2048.0 {
+                *plain
+            } else if wavelength > 8192.0 {
+                plain / 8.0
+            } else {
+                let smooth = (8192.0 / wavelength - 1.0) / 3.0;
+                (1.0 - smooth) * plain / 8.0 + smooth * plain
+            };
+            assert!((scaled - expected).abs() < 1e-12 * expected, "{pair}");
+        }
+        assert!((scaled[0] - 1.0).abs() < 1e-12 && (scaled[63] - plain[63] / 8.0).abs() < 1e-12);
     }
 
     proptest! {
@@ -333,8 +463,12 @@ mod tests {
         assert!(said("\"llama\"", "\"mamba\"").contains("model_type is \"mamba\""));
         assert!(said("\"silu\"", "\"relu\"").contains("relu"));
         assert!(said("\"head_dim\":16", "\"head_dim\":8").contains("head_dim is 8"));
-        assert!(said("\"num_attention_heads\":2", "\"num_attention_heads\":3").contains("must be a multiple of 16"));
+        let heads = "\"num_attention_heads\":2,\"num_key_value_heads\":2,\"head_dim\":16";
+        let changed = "\"num_attention_heads\":3,\"num_key_value_heads\":3";
+        assert!(said(heads, changed).contains("must be a multiple of 16"));
         assert!(said("\"rope_theta\":10000.0", "\"rope_theta\":1.0").contains("rope_theta is 1"));
-        assert!(said("\"rope_type\":\"default\"", "\"rope_type\":\"linear\"").contains("rope_parameters"));
+        assert!(said("\"rope_type\":\"default\"", "\"rope_type\":\"linear\"").contains("without factor"));
+        assert!(said("\"rope_type\":\"default\"", "\"rope_type\":\"yarn\"").contains("rope_parameters is \"yarn\""));
+        assert!(said("\"llama\"", "\"mistral\",\"sliding_window\":32").contains("sliding_window is 32"));
     }
 }

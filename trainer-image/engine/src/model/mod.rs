@@ -8,7 +8,7 @@ mod initial;
 mod layout;
 mod modules;
 
-pub use config::{ConfigError, Family, HEAD_WIDTHS, ModelConfig, Shape, Vocabulary};
+pub use config::{ConfigError, Family, HEAD_WIDTHS, ModelConfig, RopeScaling, Shape, Vocabulary};
 pub use flops::flops;
 pub use initial::initial;
 pub use layout::{Layout, Tensor};

@@ -32,6 +32,8 @@ pub(crate) struct Block {
     pub(crate) input_norm: Norm,
     /// Queries of all heads, then keys, then values: one fused layer.
     pub(crate) qkv: Linear,
+    /// The norms of each head of queries and keys, if the model has them.
+    pub(crate) qk_norm: Option<[Norm; 2]>,
     pub(crate) output: Linear,
     pub(crate) inner_norm: Norm,
     /// Gate and up as one fused layer, or up alone.
@@ -73,13 +75,20 @@ impl Builder {
     }
 
     /// Adds a linear layer of several adjacent tensors, given as (name, outputs).
-    fn matrix(&mut self, inputs: usize, parts: &[(String, usize)]) -> Linear {
+    fn matrix(&mut self, inputs: usize, parts: &[(String, usize)], bias: bool) -> Linear {
         let start = self.end;
         for (name, outputs) in parts {
             self.tensor(format!("{name}.weight"), &[*outputs, inputs]);
         }
+        let weight = start..self.end;
         let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
-        self.numbered(inputs, outputs, start..self.end, None, false)
+        if bias {
+            for (name, outputs) in parts {
+                self.tensor(format!("{name}.bias"), &[*outputs]);
+            }
+        }
+        let bias = bias.then_some(weight.end..self.end);
+        self.numbered(inputs, outputs, weight, bias, false)
     }
 
     /// Adds a GPT-2 layer, stored [inputs, outputs].
@@ -135,11 +144,15 @@ impl Model {
                         (name("self_attn.k_proj"), keys),
                         (name("self_attn.v_proj"), keys),
                     ],
+                    config.qkv_bias,
                 ),
-                output: build.matrix(queries, &[(name("self_attn.o_proj"), hidden)]),
+                qk_norm: config.qk_norm.then(|| {
+                    ["self_attn.q_norm", "self_attn.k_norm"].map(|part| build.norm(&name(part), config.head_dim, false))
+                }),
+                output: build.matrix(queries, &[(name("self_attn.o_proj"), hidden)], false),
                 inner_norm: build.norm(&name("post_attention_layernorm"), hidden, false),
-                up: build.matrix(hidden, &[(name("mlp.gate_proj"), inner), (name("mlp.up_proj"), inner)]),
-                down: build.matrix(inner, &[(name("mlp.down_proj"), hidden)]),
+                up: build.matrix(hidden, &[(name("mlp.gate_proj"), inner), (name("mlp.up_proj"), inner)], false),
+                down: build.matrix(inner, &[(name("mlp.down_proj"), hidden)], false),
             }
         };
         let blocks = (0..config.num_hidden_layers).map(block).collect();
@@ -147,7 +160,7 @@ impl Model {
         let head = if config.tie_word_embeddings {
             build.numbered(hidden, config.vocab_size, embedding.clone(), None, false)
         } else {
-            build.matrix(hidden, &[("lm_head".to_owned(), config.vocab_size)])
+            build.matrix(hidden, &[("lm_head".to_owned(), config.vocab_size)], false)
         };
         let layout = Arc::new(Layout::new(build.tensors));
         let matrices = build.matrices;
@@ -165,6 +178,7 @@ impl Model {
             Block {
                 input_norm: build.norm(&name("ln_1"), hidden, true),
                 qkv: build.projection(&name("attn.c_attn"), hidden, 3 * hidden),
+                qk_norm: None,
                 output: build.projection(&name("attn.c_proj"), hidden, hidden),
                 inner_norm: build.norm(&name("ln_2"), hidden, true),
                 up: build.projection(&name("mlp.c_fc"), hidden, inner),
@@ -188,7 +202,9 @@ impl Model {
             *range = start..vectors.len();
         };
         for block in &mut self.blocks {
-            for norm in [&mut block.input_norm, &mut block.inner_norm] {
+            for norm in
+                [&mut block.input_norm, &mut block.inner_norm].into_iter().chain(block.qk_norm.iter_mut().flatten())
+            {
                 extract(&mut norm.weight);
                 norm.bias.iter_mut().for_each(&mut extract);
             }

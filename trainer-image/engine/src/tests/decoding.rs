@@ -56,7 +56,7 @@ fn assert_same_bits<N: Dtype>(config: &ModelConfig) {
                     alone
                 });
                 let expected = &whole[(prompt - 1) * vocabulary..];
-                assert!(bits(&found) == bits(expected), "{} rows, prompt of {prompt}, {threads} threads", rows);
+                assert!(bits(&found) == bits(expected), "{rows} rows, prompt of {prompt}, {threads} threads");
             }
         }
     }

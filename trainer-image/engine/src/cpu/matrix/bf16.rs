@@ -192,7 +192,7 @@ pub(crate) struct Workspace(Vec<Tiles>);
 fn multiply_tiles(x: &[Bf16], depth: usize, right: &Tiles, columns: usize, bias: Option<&[f32]>, mut out: Out<Bf16>) {
     let kind = Kind::best();
     kind.prepare();
-    let rows = Rows::new(kind, x, depth);
+    let rows = LeftRows::new(kind, x, depth);
     let mut sums = Block([[0.0; BLOCK]; BLOCK]);
     for panel in 0..right.columns {
         let tiles = right.columns(panel);
@@ -205,7 +205,7 @@ fn multiply_tiles(x: &[Bf16], depth: usize, right: &Tiles, columns: usize, bias:
 }
 
 /// The rows of a left operand in blocks of 32.
-struct Rows<'a> {
+struct LeftRows<'a> {
     x: &'a [Bf16],
     stride: usize,
     rows: usize,
@@ -213,7 +213,7 @@ struct Rows<'a> {
     last: Option<Scratch<Bf16>>,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> LeftRows<'a> {
     fn new(kind: Kind, x: &'a [Bf16], depth: usize) -> Self {
         let stride = Bf16::stride(depth);
         let rows = x.len() / stride;
@@ -386,7 +386,7 @@ impl Dtype for Bf16 {
         let Weight { matrix, parameters, packs } = weight;
         let (right, columns) = (&packs[matrix.index].forward, matrix.outputs);
         let kind = Kind::best();
-        let rows = Rows::new(kind, x, matrix.inputs);
+        let rows = LeftRows::new(kind, x, matrix.inputs);
         let Some((_, left, height)) = rows.blocks().next() else { return };
         let task = panels_per_task(right.columns);
         let mut sums = scratch::<f32>(right.columns * height * BLOCK);

@@ -108,6 +108,7 @@ pub(crate) struct Weight<'a, N: Dtype> {
     pub(crate) packs: &'a N::Packs,
 }
 
+#[allow(clippy::expl_impl_clone_on_copy, reason = "derived, it would require the packs to be `Copy`")]
 impl<N: Dtype> Clone for Weight<'_, N> {
     fn clone(&self) -> Self {
         *self
