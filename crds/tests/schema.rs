@@ -1,5 +1,7 @@
 //! Every field of the CRDs has a description for `kubectl explain` and a bound, and its description names its default.
 
+#![allow(clippy::unwrap_used)]
+
 use codex_crds::manifests;
 use codex_verdict::Ring;
 use serde_json::Value;

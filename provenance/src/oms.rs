@@ -144,7 +144,7 @@ impl Statement {
         if let ([resource], Some((path, _)), 1) = (named.resources.as_mut_slice(), paths.first_key_value(), paths.len())
             && resource.name == SINGLE_FILE
         {
-            resource.name = (*path).to_owned();
+            (*path).clone_into(&mut resource.name);
         }
         named
     }

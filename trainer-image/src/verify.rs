@@ -91,8 +91,10 @@ impl Verify {
         let promotion =
             self.promotion.as_deref().map(|path| read("--promotion", path, bundle::MAX_BYTES)).transpose()?;
         let key = read("--key", &self.key, MAX_KEY)?;
-        let key = PublicKey::from_pem(&String::from_utf8_lossy(&key))
-            .map_err(|error| CommandError::bad_input(format!("--key: {:?}: {error}", self.key)))?;
+        let key = PublicKey::from_pem(&String::from_utf8_lossy(&key)).map_err(|error| {
+            let path = self.key.display().to_string();
+            CommandError::bad_input(format!("--key: {}: {error}", Printable(&path)))
+        })?;
         if let Some(expected) = self.fingerprint
             && expected != key.fingerprint()
         {

@@ -301,7 +301,7 @@ fn messages_escape_what_bundles_say() {
     }
     for edit in
         [(&|statement: &mut Value| statement["predicate"][EVIL] = json!(1)) as &dyn Fn(&mut Value), &|statement| {
-            statement["predicate"]["ring"] = json!(EVIL)
+            statement["predicate"]["ring"] = json!(EVIL);
         }]
     {
         told.push(Case { promotion: resigned(&good.promotion, edit), ..good.clone() }.refusal());
