@@ -1,4 +1,4 @@
-//! Why a server does not serve, and what that means for another attempt. Pure.
+//! Errors of `codex serve`, with their exit codes and report reasons. Pure.
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -9,76 +9,77 @@ use codex_signing::{key::KeyError, verify::VerifyError};
 use crate::{
     error::{CommandError, chain},
     model::ModelError,
+    wording::counted,
 };
 
-/// Why a server does not serve.
+/// The reasons for which a server does not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// A bundle or the key is not there.
-    #[error("the {what} in {path:?} cannot be read")]
+    /// A bundle or the key cannot be read.
+    #[error("the {what} {path:?} cannot be read")]
     Unreadable {
-        /// Which.
+        /// The name of the file's role.
         what: &'static str,
-        /// Where.
+        /// Its path.
         path: PathBuf,
-        /// What the system says.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// The key is none.
+    /// The public key is invalid.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The model directory is refused.
     #[error("the model directory {path:?} is refused: {source}")]
     Manifest {
-        /// Where.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         #[source]
         source: ManifestError,
     },
-    /// The bytes, the bundles, the key or the ring do not fit each other.
+    /// The bytes, the bundles, the key and the ring do not match.
     #[error("the model is refused: {0}")]
     Verify(#[from] VerifyError),
-    /// It is genuine and cannot be computed.
+    /// The model is verified but cannot be loaded.
     #[error("the model cannot be loaded")]
     Model(#[source] ModelError),
-    /// It was loaded and does not generate as it must.
+    /// The self-check failed.
     #[error("the self-check failed: {0}")]
     SelfCheck(String),
-    /// The address is taken, say.
+    /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// What the system says.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// No signal handlers.
-    #[error("SIGTERM cannot be listened for")]
+    /// The signal handlers cannot be installed.
+    #[error("the signal handlers cannot be installed")]
     Signals(#[source] io::Error),
-    /// The metrics could not be registered.
-    #[error("metrics cannot be kept")]
+    /// The metrics cannot be registered.
+    #[error("the metrics cannot be registered")]
     Metrics(#[source] prometheus::Error),
-    /// The engine could not start, or ended.
-    #[error("the engine does not run")]
+    /// The engine thread could not start, or ended.
+    #[error("the engine thread is not running")]
     Engine(#[source] io::Error),
-    /// The listener ended.
-    #[error("HTTP ended")]
+    /// The HTTP server failed.
+    #[error("the HTTP server failed")]
     Http(#[source] io::Error),
-    /// Requests took longer than the drain.
-    #[error("{requests} requests were cut off: they did not finish within {} seconds", deadline.as_secs_f64())]
+    /// Requests took longer than `--drain-deadline`.
+    #[error("{} did not finish within {} seconds and was aborted", counted(*requests, "request"), deadline.as_secs_f64())]
     CutOff {
-        /// Under way or waiting.
+        /// Number of running and waiting requests.
         requests: usize,
-        /// How long they had.
+        /// `--drain-deadline`.
         deadline: Duration,
     },
 }
 
 impl ServeError {
-    /// The CamelCase reason of a report.
+    /// Returns the CamelCase reason for a report.
     fn reason(&self) -> &'static str {
         match self {
             Self::Manifest { source: ManifestError::Unreadable { .. }, .. } => "ModelUnreadable",
@@ -91,7 +92,7 @@ impl ServeError {
         }
     }
 
-    /// The exit code: [`exit::BAD_INPUT`] where the same input must lead to the same end.
+    /// Returns the exit code: [`exit::BAD_INPUT`] if another attempt with the same input must fail, too.
     pub fn exit(&self) -> i32 {
         match self.reason() {
             "VerificationFailed" | "ModelUnusable" | "SelfCheckFailed" => exit::BAD_INPUT,
@@ -99,7 +100,7 @@ impl ServeError {
         }
     }
 
-    /// What the controller is told.
+    /// Returns the failure for a report.
     pub fn failure(&self) -> Failure {
         Failure { is_final: self.exit() == exit::BAD_INPUT, reason: self.reason().to_owned(), message: chain(self) }
     }

@@ -1,6 +1,6 @@
-//! The server's HTTP: `/infer`, `/health`, `/ready`, `/status`, `/metrics`. No I/O of its own.
+//! The HTTP endpoints: `/infer`, `/health`, `/ready`, `/status`, `/metrics`. No I/O of its own.
 //!
-//! Every answer to `/infer` names the digest of the weights, refusals included once there are weights.
+//! Every response to `/infer` has the model digest; errors have it once the model is loaded.
 
 use std::{sync::Arc, time::Instant};
 
@@ -19,18 +19,18 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
-    engine::Refusal,
+    batcher::RequestError,
     metrics::Metrics,
-    phase::{Model, Phase},
+    phase::{Phase, ServedModel},
 };
 use crate::{exposition, model::GenerateError, tasks};
 
-/// Characters that a prompt may have.
+/// The most characters of a prompt.
 const MAX_PROMPT: usize = 16_000;
-/// Bytes that a request may have: every character of the longest prompt escaped as `\uXXXX`, twice for those that need it.
+/// The most bytes of a request: each character of the longest prompt may be escaped as two `\uXXXX`.
 const MAX_BODY: usize = 12 * MAX_PROMPT + 1024;
 
-/// What the handlers share.
+/// The state that the handlers share.
 #[derive(Clone)]
 pub(super) struct App(Arc<Shared>);
 
@@ -42,7 +42,7 @@ struct Shared {
 }
 
 impl App {
-    /// For a server that was told to serve what is `expected`.
+    /// Makes the state of a server that must serve the `expected` model.
     pub(super) fn new(expected: Expected, phase: watch::Receiver<Phase>, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Shared { expected, phase, metrics, started: Instant::now() }))
     }
@@ -52,7 +52,7 @@ impl App {
     }
 }
 
-/// All endpoints.
+/// Returns the router of all endpoints.
 pub(super) fn router(app: App) -> Router {
     Router::new()
         .route("/infer", post(infer))
@@ -64,39 +64,41 @@ pub(super) fn router(app: App) -> Router {
         .with_state(app)
 }
 
+/// The body of a request to `/infer`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Question {
+struct InferRequest {
     prompt: String,
     max_new_tokens: Option<usize>,
 }
 
+/// The body of a completion.
 #[derive(Debug, Serialize)]
-struct Reply {
+struct InferResponse {
     /// The response without its end token.
     completion: String,
-    /// Tokens of the response, its end token included.
+    /// Number of tokens of the response, including its end token.
     tokens: usize,
-    /// `stop` when the model ended it, `length` when the limit or the context did.
+    /// `stop` if the model ended the response, `length` if it reached the limit or filled the context.
     finish_reason: &'static str,
     model_digest: ModelDigest,
-    /// The answer that the response ends in; none when it was cut off or has none.
+    /// The answer at the end of the response. Absent if the response is incomplete or has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     answer: Option<String>,
-    /// The steps before the answer; none without an answer.
+    /// The steps before the answer. Absent without an answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     steps: Option<Vec<String>>,
 }
 
-/// A request that gets no completion.
-struct Problem {
+/// The response to a request that gets no completion.
+struct ErrorResponse {
     status: StatusCode,
     error: String,
-    /// Set once there is a model.
+    /// The model digest, once the model is loaded.
     model: Option<ModelDigest>,
 }
 
-impl Problem {
+impl ErrorResponse {
     fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self { status, error: error.into(), model: None }
     }
@@ -106,7 +108,7 @@ impl Problem {
     }
 }
 
-impl IntoResponse for Problem {
+impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
         #[derive(Serialize)]
         struct Body {
@@ -124,65 +126,69 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Takes the body as it is, whatever its content type: `kubectl create --raw` names none.
-async fn infer(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Result<Json<Reply>, Problem> {
+/// Answers a prompt. Accepts any content type, because `kubectl create --raw` sends none.
+async fn infer(
+    State(app): State<App>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<InferResponse>, ErrorResponse> {
     let begun = Instant::now();
     app.0.metrics.arrived();
     let phase = app.phase();
     let Some(model) = phase.model() else {
-        let told = format!("the model is not ready to answer: {}", phase.name());
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, told));
+        let told = format!("the model is not ready: {}", phase.name());
+        return Err(ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, told));
     };
     let digest = model.verified.signed.model;
-    let reply = answer(model, body).await.map_err(|problem| Problem { model: Some(digest), ..problem })?;
+    let reply = answer(model, body).await.map_err(|problem| ErrorResponse { model: Some(digest), ..problem })?;
     app.0.metrics.completed(begun.elapsed());
     Ok(Json(reply))
 }
 
-/// What is asked. Text that is no JSON is a bad request; JSON of another shape cannot be processed.
-fn question(body: Result<Bytes, BytesRejection>) -> Result<Question, Problem> {
+/// Parses the body. Invalid JSON gives 400; valid JSON of another shape gives 422.
+fn parse(body: Result<Bytes, BytesRejection>) -> Result<InferRequest, ErrorResponse> {
     const EXAMPLE: &str = r#"send {"prompt": "347+86:"}"#;
-    let body = body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+    let body = body.map_err(|rejection| ErrorResponse::new(rejection.status(), rejection.body_text()))?;
     if body.is_empty() {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, format!("the request is empty: {EXAMPLE}")));
+        return Err(ErrorResponse::new(StatusCode::BAD_REQUEST, format!("the request body is empty: {EXAMPLE}")));
     }
     codex_json::from_slice(&body).map_err(|why| {
         let (status, what) = match why.classify() {
-            serde_json::error::Category::Data => (StatusCode::UNPROCESSABLE_ENTITY, "is no question"),
-            _ => (StatusCode::BAD_REQUEST, "is no JSON"),
+            serde_json::error::Category::Data => (StatusCode::UNPROCESSABLE_ENTITY, "has the wrong shape"),
+            _ => (StatusCode::BAD_REQUEST, "is not JSON"),
         };
-        Problem::new(status, format!("the request {what} ({why}): {EXAMPLE}"))
+        ErrorResponse::new(status, format!("the request body {what} ({why}): {EXAMPLE}"))
     })
 }
 
-async fn answer(model: &Model, body: Result<Bytes, BytesRejection>) -> Result<Reply, Problem> {
-    let Question { prompt, max_new_tokens } = question(body)?;
+/// Validates the request, generates, and takes the response apart.
+async fn answer(model: &ServedModel, body: Result<Bytes, BytesRejection>) -> Result<InferResponse, ErrorResponse> {
+    let InferRequest { prompt, max_new_tokens } = parse(body)?;
     let length = prompt.chars().count();
     if !(1..=MAX_PROMPT).contains(&length) {
-        let told = format!("prompt: it has {length} characters: write 1 to {MAX_PROMPT}");
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, told));
+        let told = format!("prompt: {length} characters: write 1 to {MAX_PROMPT}");
+        return Err(ErrorResponse::new(StatusCode::UNPROCESSABLE_ENTITY, told));
     }
-    let ids = model.tokenizer.encode(&prompt).map_err(|error| Problem::prompt(&error.into()))?;
+    let ids = model.tokenizer.encode(&prompt).map_err(|error| ErrorResponse::prompt(&error.into()))?;
     let (tokens, context) = (ids.len(), model.context);
     if tokens >= context {
-        return Err(Problem::prompt(&PromptError::TooLong { tokens, context }.into()));
+        return Err(ErrorResponse::prompt(&PromptError::TooLong { tokens, context }.into()));
     }
     let limit = max_new_tokens.unwrap_or(context);
     if !(1..=context).contains(&limit) {
-        let told = format!("max_new_tokens: {limit} is not between 1 and {context}, the model's context");
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, told));
+        let told = format!("max_new_tokens: {limit} is out of range; use 1 to {context}, the model's context");
+        return Err(ErrorResponse::new(StatusCode::UNPROCESSABLE_ENTITY, told));
     }
-    let answer = model.engine.answer(ids, limit).await.map_err(|refusal| match &refusal {
-        Refusal::Overloaded { .. } => Problem::new(StatusCode::TOO_MANY_REQUESTS, refusal.to_string()),
-        Refusal::Prompt(error) => Problem::prompt(error),
-        Refusal::Gone => Problem::new(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string()),
+    let answer = model.batcher.answer(ids, limit).await.map_err(|error| match &error {
+        RequestError::Overloaded { .. } => ErrorResponse::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
+        RequestError::Generate(error) => ErrorResponse::prompt(error),
+        RequestError::Ended => ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
     })?;
     let text = model
         .tokenizer
         .decode(&answer.tokens)
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        .map_err(|error| ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let solution = tasks::answer(&text).map(str::to_owned);
-    Ok(Reply {
+    Ok(InferResponse {
         tokens: answer.tokens.len(),
         finish_reason: if answer.end == Some(End::Stop) { "stop" } else { "length" },
         model_digest: model.verified.signed.model,
@@ -192,11 +198,11 @@ async fn answer(model: &Model, body: Result<Bytes, BytesRejection>) -> Result<Re
     })
 }
 
-/// Alive as long as there is hope: only an engine that ended asks to be started again.
+/// Returns 200 unless the engine thread has died.
 async fn health(State(app): State<App>) -> Response {
     match app.phase().model() {
-        Some(model) if !model.engine.runs() => {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, Refusal::Gone.to_string()).into_response()
+        Some(model) if !model.batcher.is_running() => {
+            ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, RequestError::Ended.to_string()).into_response()
         }
         _ => Json(serde_json::json!({ "status": "ok" })).into_response(),
     }
@@ -205,8 +211,10 @@ async fn health(State(app): State<App>) -> Response {
 async fn ready(State(app): State<App>) -> Response {
     match app.phase() {
         Phase::Ready(_) => Json(serde_json::json!({ "status": "ready" })).into_response(),
-        Phase::Refused(why) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, &*why).into_response(),
-        phase => Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}", phase.name())).into_response(),
+        Phase::Refused(why) => ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, &*why).into_response(),
+        phase => {
+            ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}", phase.name())).into_response()
+        }
     }
 }
 
@@ -215,10 +223,10 @@ struct Status<'a> {
     #[serde(rename = "status")]
     phase: &'static str,
     version: &'static str,
-    /// Seconds since the process listens.
+    /// Seconds since the process began to listen.
     uptime: f64,
     ring: &'a str,
-    /// What it was told to serve, and serves when `verified`.
+    /// The digest that it must serve, and serves once `verified`.
     model_digest: ModelDigest,
     verified: Option<VerifiedStatus>,
     active_sessions: usize,
@@ -258,9 +266,9 @@ async fn status(State(app): State<App>) -> Response {
     .into_response()
 }
 
-async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
+async fn metrics(State(app): State<App>) -> Result<Response, ErrorResponse> {
     let metrics = &app.0.metrics;
     metrics.set_active(app.phase().active());
     exposition::answer(metrics.registry())
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+        .map_err(|error| ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }

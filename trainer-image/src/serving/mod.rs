@@ -1,22 +1,21 @@
-//! `codex serve`: holds a model in memory, verifies exactly the bytes that it holds, and only then answers. Does I/O.
+//! `codex serve`: reads a model into memory, verifies exactly those bytes, and only then answers requests. Does I/O.
 //!
-//! The order never changes: the address is listened on (alive, not ready), every file is read once and hashed on the way,
-//! key, signature, promotion and ring are checked against those bytes, the model is loaded from those bytes, a self-check
-//! generates, and then `/ready` says yes. A model that is refused is reported with the reason `VerificationFailed`, and the
-//! process ends with [`exit::BAD_INPUT`]; in a Deployment the kubelet starts it again with growing pauses, so that a pod that
-//! refuses its model stays un-ready, keeps saying why in its termination message, and recovers by itself once the volume is
-//! put right.
+//! The order is fixed: the server listens (alive, not ready), reads and hashes every file once, verifies key, signature,
+//! promotion and ring against those bytes, loads the model from them, and runs a self-check. Then `/ready` returns 200. A
+//! refused model is reported with the reason `VerificationFailed`, and the process exits with [`exit::BAD_INPUT`]. In a
+//! Deployment the kubelet restarts it with growing delays: the pod stays unready, its termination message has the reason, and
+//! it recovers once the volume has the right files.
 //!
-//! Threads: two for HTTP, one for the engine, and rayon's, whose number is that of the CPUs which the cgroup's quota leaves.
+//! Threads: two for HTTP, the engine thread, and rayon's, one for each CPU within the cgroup's quota.
 
-mod engine;
+mod batcher;
 mod error;
-mod hold;
 mod http;
 mod metrics;
 mod phase;
 #[cfg(test)]
 mod tests;
+mod verified_load;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -29,11 +28,11 @@ use tokio::{net::TcpListener, signal::unix::SignalKind, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    engine::Engine,
-    hold::Paths,
+    batcher::Batcher,
     http::App,
     metrics::Metrics,
-    phase::{Model, Phase},
+    phase::{Phase, ServedModel},
+    verified_load::{Paths, load_checked, read_verified},
 };
 pub use error::ServeError;
 
@@ -42,13 +41,13 @@ use crate::{
     reporting::Reporter,
 };
 
-/// Serve a model, after checking its bytes against its signature, its promotion and its ring.
+/// Verify a model's signature, promotion and ring, then serve it over HTTP.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Serve {
     /// The model directory.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// The digest that the model must have.
+    /// Required digest of the model.
     #[arg(long, value_name = "HEX")]
     model_digest: ModelDigest,
     /// The OMS signature bundle.
@@ -57,31 +56,31 @@ pub struct Serve {
     /// The promotion bundle.
     #[arg(long, value_name = "FILE")]
     promotion: PathBuf,
-    /// The digest that the promotion statement must have.
+    /// Required digest of the promotion statement.
     #[arg(long, value_name = "HEX")]
     promotion_digest: PromotionDigest,
-    /// The public key that both bundles were signed with, in PEM.
+    /// The public key that verifies both bundles, in PEM.
     #[arg(long, value_name = "FILE")]
     public_key: PathBuf,
-    /// The fingerprint that the public key must have.
+    /// Required fingerprint of the public key.
     #[arg(long, value_name = "HEX")]
     key_fingerprint: Sha256,
-    /// The ring that the model is served in.
+    /// The ring that the promotion must be for.
     #[arg(long, value_parser = PossibleValuesParser::new(Ring::ALL.map(Ring::name)))]
     ring: String,
-    /// Where to listen.
+    /// Address and port to listen on.
     #[arg(long, default_value = "127.0.0.1:8000")]
     listen: SocketAddr,
-    /// How many requests are worked on at the same time.
+    /// Number of requests that are generated at the same time.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     slots: u16,
-    /// How many more requests may wait before others are refused with 429.
+    /// Number of requests that may wait; further ones are refused with 429.
     #[arg(long, default_value_t = 64)]
     queue: u16,
-    /// Seconds to go on answering, not ready, after SIGTERM, until nobody sends requests here any more.
+    /// Seconds after SIGTERM in which the server is unready but accepts requests, until endpoints are updated.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     drain_delay: u16,
-    /// Seconds that requests under way then have to finish.
+    /// Seconds that running requests then have to finish.
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     drain_deadline: u16,
 }
@@ -90,8 +89,8 @@ impl Serve {
     /// Serves until SIGTERM or Ctrl-C.
     ///
     /// # Errors
-    /// A model that is refused or cannot be loaded (exit 2), an address that cannot be listened on, requests that did not
-    /// finish in time (exit 1).
+    /// The model is refused or cannot be loaded (exit code 2); the address is unavailable, or requests did not finish in time
+    /// (exit code 1).
     pub fn run(self) -> Result<i32, CommandError> {
         let reporter = Arc::new(Reporter::<ServingState>::from_env().map_err(CommandError::bad_input)?);
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -100,7 +99,7 @@ impl Serve {
             .build()
             .map_err(CommandError::failed)?;
         let outcome = runtime.block_on(self.serve(&reporter));
-        // Reading a large model is not worth waiting for when nobody wants it any more.
+        // Do not wait for a large model to be read after a request to stop.
         runtime.shutdown_background();
         match outcome {
             Ok(()) => Ok(exit::FINISHED),
@@ -109,34 +108,34 @@ impl Serve {
     }
 
     async fn serve(self, reporter: &Arc<Reporter<ServingState>>) -> Result<(), ServeError> {
-        let stop = Stop::on_signals()?;
+        let stop = Shutdown::on_signals()?;
         let listener = TcpListener::bind(self.listen)
             .await
             .map_err(|source| ServeError::Listen { address: self.listen, source })?;
         let outcome = Server::of(self).run(listener, reporter, &stop).await;
-        // Who was asked to end and ran out of time spends none on a last word.
+        // After the drain deadline there is no time left for a final report.
         if let Err(error) = &outcome
             && !matches!(error, ServeError::CutOff { .. })
         {
             reporter.fail(error.failure());
             let (reporter, code) = (Arc::clone(reporter), error.exit());
-            // What came of it is logged by the reporter; it changes nothing here.
+            // The reporter logs whether the report was delivered.
             drop(tokio::task::spawn_blocking(move || reporter.finish(code)).await);
         }
         outcome
     }
 }
 
-/// The wish to stop.
+/// Cancellation tokens that signals cancel.
 #[derive(Clone, Debug, Default)]
-struct Stop {
-    /// Somebody asked.
-    asked: CancellationToken,
-    /// Somebody sits before a terminal and waits.
-    at_once: CancellationToken,
+struct Shutdown {
+    /// Cancelled by SIGTERM and SIGINT.
+    requested: CancellationToken,
+    /// Cancelled by SIGINT: skips the drain delay.
+    immediate: CancellationToken,
 }
 
-impl Stop {
+impl Shutdown {
     fn on_signals() -> Result<Self, ServeError> {
         let signal = |kind| tokio::signal::unix::signal(kind).map_err(ServeError::Signals);
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -145,9 +144,9 @@ impl Stop {
         tokio::spawn(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
-                _ = interrupt.recv() => asked.at_once.cancel(),
+                _ = interrupt.recv() => asked.immediate.cancel(),
             }
-            asked.asked.cancel();
+            asked.requested.cancel();
         });
         Ok(stop)
     }
@@ -185,15 +184,15 @@ impl Server {
         }
     }
 
-    /// Serves on `listener` until `stop`; returns once every request is answered.
+    /// Serves on `listener` until `stop`. Returns after the last request is answered.
     async fn run(
         self,
         listener: TcpListener,
         reporter: &Reporter<ServingState>,
-        stop: &Stop,
+        stop: &Shutdown,
     ) -> Result<(), ServeError> {
         if let Ok(address) = listener.local_addr() {
-            tracing::info!(%address, "listening; not ready before the model is verified");
+            tracing::info!(%address, "listening; not ready until the model is verified");
         }
         let (phase, watched) = watch::channel(Phase::Verifying);
         let metrics = Arc::new(Metrics::new().map_err(ServeError::Metrics)?);
@@ -204,7 +203,7 @@ impl Server {
         let served = self.until_stopped(&phase, reporter, stop).await;
         if let Err(error) = &served {
             phase.send_replace(Phase::Refused(chain(error).into()));
-            // The listener stays open while the last word is delivered: probes then see why.
+            // The listener stays open during the final report, so that probes see the reason.
             return served;
         }
         closing.cancel();
@@ -215,15 +214,15 @@ impl Server {
         }
     }
 
-    /// Verifies, loads and answers; returns when it is time to close the door.
+    /// Verifies and loads the model and serves it. Returns when no more requests should be accepted.
     async fn until_stopped(
         &self,
         phase: &watch::Sender<Phase>,
         reporter: &Reporter<ServingState>,
-        stop: &Stop,
+        stop: &Shutdown,
     ) -> Result<(), ServeError> {
         let model = tokio::select! {
-            () = stop.asked.cancelled() => return Ok(()),
+            () = stop.requested.cancelled() => return Ok(()),
             model = self.open(phase) => Arc::new(model?),
         };
         phase.send_replace(Phase::Ready(Arc::clone(&model)));
@@ -234,31 +233,31 @@ impl Server {
         });
         tracing::info!(model = %model.verified.signed.model, ring = %self.expected.ring, "ready");
         tokio::select! {
-            () = stop.asked.cancelled() => {}
-            () = model.engine.ended() => return Err(ServeError::Engine(std::io::Error::other("it panicked"))),
+            () = stop.requested.cancelled() => {}
+            () = model.batcher.ended() => return Err(ServeError::Engine(std::io::Error::other("it panicked"))),
         }
-        tracing::info!("asked to stop: not ready any more, requests under way are finished");
+        tracing::info!("stopping: not ready; finishing running requests");
         phase.send_replace(Phase::Draining(model));
         tokio::select! {
             () = tokio::time::sleep(self.drain_delay) => {}
-            () = stop.at_once.cancelled() => {}
+            () = stop.immediate.cancelled() => {}
         }
         Ok(())
     }
 
-    /// Reads, verifies, loads and tries the model.
-    async fn open(&self, phase: &watch::Sender<Phase>) -> Result<Model, ServeError> {
+    /// Reads, verifies and loads the model, and runs the self-check.
+    async fn open(&self, phase: &watch::Sender<Phase>) -> Result<ServedModel, ServeError> {
         let (paths, expected, slots) = (self.paths.clone(), self.expected.clone(), self.slots);
-        let (verified, files) = blocking(move || hold::hold(&paths, &expected)).await?;
+        let (verified, files) = blocking(move || read_verified(&paths, &expected)).await?;
         phase.send_replace(Phase::Loading);
-        let generator = blocking(move || hold::load(&files, slots)).await?;
+        let generator = blocking(move || load_checked(&files, slots)).await?;
         let (tokenizer, context) = (generator.tokenizer().clone(), generator.config().max_position_embeddings);
-        let engine = Engine::start(generator, self.queue).map_err(ServeError::Engine)?;
-        Ok(Model { verified, tokenizer, context, engine })
+        let batcher = Batcher::start(generator, self.queue).map_err(ServeError::Engine)?;
+        Ok(ServedModel { verified, tokenizer, context, batcher })
     }
 }
 
-/// Runs long work where it holds up nobody.
+/// Runs blocking work on a thread for it.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ServeError> + Send + 'static,
 ) -> Result<T, ServeError> {

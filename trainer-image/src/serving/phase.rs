@@ -1,52 +1,52 @@
-//! How far a server is, and what it holds once it serves. Pure.
+//! The phases of a server, and the model that it serves. Pure.
 
 use std::sync::Arc;
 
 use codex_signing::verify::Verified;
 
-use super::engine::Engine;
+use super::batcher::Batcher;
 use crate::tokenizer::Tokenizer;
 
-/// How far a server is.
+/// The phase of a server.
 #[derive(Clone, Debug)]
 pub(super) enum Phase {
-    /// Reading the model and checking what was read.
+    /// It reads the model and verifies its bytes.
     Verifying,
-    /// Verified; loading and trying it.
+    /// The model is verified; the server loads it and runs the self-check.
     Loading,
-    /// Answers.
-    Ready(Arc<Model>),
-    /// Answers what still comes, and is about to end.
-    Draining(Arc<Model>),
-    /// Does not serve, and is about to end; why.
+    /// It answers requests.
+    Ready(Arc<ServedModel>),
+    /// It was asked to stop, and still answers requests.
+    Draining(Arc<ServedModel>),
+    /// It does not serve, for this reason, and is about to exit.
     Refused(Arc<str>),
 }
 
 /// A verified, loaded model.
 #[derive(Debug)]
-pub(super) struct Model {
+pub(super) struct ServedModel {
     pub(super) verified: Verified,
     pub(super) tokenizer: Tokenizer,
-    /// Tokens that a prompt and its response may have together.
+    /// The most tokens of a prompt and its response together.
     pub(super) context: usize,
-    pub(super) engine: Engine,
+    pub(super) batcher: Batcher,
 }
 
 impl Phase {
-    /// The model, where there is one to answer with.
-    pub(super) fn model(&self) -> Option<&Arc<Model>> {
+    /// Returns the model, if the phase has one.
+    pub(super) fn model(&self) -> Option<&Arc<ServedModel>> {
         match self {
             Self::Ready(model) | Self::Draining(model) => Some(model),
             Self::Verifying | Self::Loading | Self::Refused(_) => None,
         }
     }
 
-    /// Requests under way or waiting.
+    /// Returns the number of running and waiting requests.
     pub(super) fn active(&self) -> usize {
-        self.model().map_or(0, |model| model.engine.active())
+        self.model().map_or(0, |model| model.batcher.active())
     }
 
-    /// The word for it.
+    /// Returns the name of the phase in `/status`.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Verifying => "verifying",

@@ -1,4 +1,4 @@
-//! The server on a loopback address, with a small model that nobody trained.
+//! The server on a loopback address, with a small untrained model.
 
 use std::{collections::BTreeMap, fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -17,7 +17,10 @@ use codex_signing::{
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-use super::{Paths, ServeError, Server, Stop, engine::Engine, hold, http, metrics::Metrics, phase::Phase};
+use super::{
+    Paths, ServeError, Server, Shutdown, batcher::Batcher, http, load_checked, metrics::Metrics, phase::Phase,
+    read_verified,
+};
 use crate::{
     model::{Generator, describe},
     reporting::Reporter,
@@ -32,7 +35,7 @@ fn generator(context: usize, slots: usize) -> Generator {
     Generator::load(&files(context), slots).unwrap()
 }
 
-/// A model whose end token is never the likeliest, so that only limits end what it says.
+/// Makes a model that never yields its end token, so that only limits end a response.
 fn files(context: usize) -> BTreeMap<String, Vec<u8>> {
     let shape = Shape {
         hidden_size: 32,
@@ -128,7 +131,7 @@ impl Case {
             drain_deadline: self.drain_deadline,
         };
         let reporter = Arc::new(Reporter::<ServingState>::from_env().unwrap());
-        let stop = Stop::default();
+        let stop = Shutdown::default();
         let (reported, stopped) = (Arc::clone(&reporter), stop.clone());
         let end = tokio::spawn(async move { server.run(listener, &reported, &stopped).await });
         Running { address, reporter, stop, end }
@@ -144,7 +147,7 @@ impl Case {
 struct Running {
     address: SocketAddr,
     reporter: Arc<Reporter<ServingState>>,
-    stop: Stop,
+    stop: Shutdown,
     end: JoinHandle<Result<(), ServeError>>,
 }
 
@@ -189,7 +192,7 @@ async fn request(address: SocketAddr, path: &str, body: Option<String>) -> io::R
 /// Starts a server that must refuse and returns why it does.
 async fn refusal(case: &Case) -> (ServeError, ServingState) {
     let server = case.start().await;
-    // No model that is refused is ever ready, not for a moment.
+    // A refused model is never ready.
     while !server.end.is_finished() {
         if let Ok((status, _, _)) = request(server.address, "/ready", None).await {
             assert_eq!(status, 503);
@@ -199,7 +202,7 @@ async fn refusal(case: &Case) -> (ServeError, ServingState) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ready_only_once_verified_and_every_answer_names_the_weights() {
+async fn a_server_is_ready_once_verified_and_responses_have_the_model_digest() {
     let case = Case::new(64);
     let server = case.ready().await;
     let digest = case.expected.model_digest.to_string();
@@ -226,7 +229,7 @@ async fn ready_only_once_verified_and_every_answer_names_the_weights() {
     assert!(metrics.contains("codex_ml_inference_latency_seconds_bucket{endpoint=\"/infer\",le=\"0.7\"} 2"));
     assert!(metrics.contains("codex_ml_active_sessions 0"));
 
-    server.stop.asked.cancel();
+    server.stop.requested.cancel();
     server.end.await.unwrap().unwrap();
 }
 
@@ -269,7 +272,7 @@ async fn names_and_sizes_are_checked_before_anything_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_belong_together_is_refused() {
+async fn mismatched_files_are_refused() {
     let told = async |spoil: &dyn Fn(&mut Case)| {
         let mut case = Case::new(64);
         spoil(&mut case);
@@ -288,7 +291,7 @@ async fn what_does_not_belong_together_is_refused() {
     let ring = told(&|case| case.expected.ring = "main".into()).await;
     assert!(ring.contains("made for the ring \"0D_base_\", but \"main\" is required"), "{ring}");
     let missing = told(&|case| fs::remove_file(case.path("promotion.json")).unwrap()).await;
-    assert!(missing.contains("the promotion bundle in "), "{missing}");
+    assert!(missing.contains("the promotion bundle "), "{missing}");
     let link = told(&|case| {
         std::os::unix::fs::symlink("/etc/hostname", case.path("model/extra")).unwrap();
     })
@@ -297,7 +300,7 @@ async fn what_does_not_belong_together_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_genuine_model_that_cannot_be_computed_never_answers() {
+async fn a_verified_model_that_cannot_be_loaded_never_answers() {
     let case = Case::new(64);
     fs::remove_dir_all(case.path("model")).unwrap();
     let error = refusal(&case).await.0;
@@ -305,16 +308,16 @@ async fn a_genuine_model_that_cannot_be_computed_never_answers() {
 
     let mut files = files(64);
     files.remove("tokenizer.json");
-    let error = hold::load(&files, 2).err().unwrap();
+    let error = load_checked(&files, 2).err().unwrap();
     assert_eq!(error.failure().reason, "ModelUnusable");
     assert!(error.failure().message.contains("tokenizer.json"), "{}", error.failure().message);
     // Its context is too short even for the pinned prompts.
-    let error = hold::load(&self::files(6), 2).err().unwrap();
+    let error = load_checked(&self::files(6), 2).err().unwrap();
     assert_eq!(error.failure().reason, "SelfCheckFailed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_at_once_get_the_tokens_that_each_gets_alone() {
+async fn concurrent_requests_get_the_tokens_that_each_gets_alone() {
     let case = Case { slots: 3, ..Case::new(64) };
     let server = Arc::new(case.ready().await);
     let prompts: Vec<String> = (0..20).map(|i| format!("{}+{}:", i * 37 % 100, i * i)).collect();
@@ -336,7 +339,7 @@ async fn many_at_once_get_the_tokens_that_each_gets_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_cannot_be_answered_is_told_why() {
+async fn an_invalid_request_gets_a_reason() {
     let case = Case::new(64);
     let server = case.ready().await;
     let said = async |body: Value| {
@@ -348,14 +351,16 @@ async fn a_request_that_cannot_be_answered_is_told_why() {
         let (status, error) = said(body).await;
         assert_eq!((status, error.contains(told)), (422, true), "{error}");
     };
-    wrong(json!({ "prompt": "" }), "prompt: it has 0 characters: write 1 to 16000").await;
-    wrong(json!({ "prompt": "1".repeat(16_001) }), "prompt: it has 16001 characters").await;
+    wrong(json!({ "prompt": "" }), "prompt: 0 characters: write 1 to 16000").await;
+    wrong(json!({ "prompt": "1".repeat(16_001) }), "prompt: 16001 characters").await;
     wrong(json!({ "prompt": "caf\u{e9}" }), "prompt: character 'é' is not in the tokenizer's vocabulary").await;
     wrong(json!({ "prompt": "1".repeat(64) }), "prompt: the prompt has 64 tokens").await;
-    wrong(json!({ "prompt": "1", "max_new_tokens": 0 }), "max_new_tokens: 0 is not between 1 and 64").await;
-    wrong(json!({ "prompt": "1", "max_new_tokens": 65 }), "max_new_tokens: 65 is not").await;
+    wrong(json!({ "prompt": "1", "max_new_tokens": 0 }), "max_new_tokens: 0 is out of range; use 1 to 64").await;
+    wrong(json!({ "prompt": "1", "max_new_tokens": 65 }), "max_new_tokens: 65 is out of range").await;
     wrong(json!({ "prompt": "1", "temperature": 1 }), "unknown field `temperature`").await;
     wrong(json!({}), "missing field `prompt`").await;
+    wrong(json!(["1+1:", 5]), "expected an object with prompt, max_new_tokens").await;
+    wrong(json!({ "prompt": ["1+1:"] }), "expected a string").await;
     let (status, _, body) = request(server.address, "/infer", Some("{".into())).await.unwrap();
     assert_eq!(status, 400, "{body}");
     let longest = json!({ "prompt": "\u{1F600}".repeat(16_000) });
@@ -365,10 +370,10 @@ async fn a_request_that_cannot_be_answered_is_told_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_question_needs_no_content_type() {
+async fn a_request_needs_no_content_type() {
     let case = Case::new(64);
     let server = case.ready().await;
-    // What `kubectl create --raw` sends through the API server's proxy.
+    // `kubectl create --raw` sends this through the API server's proxy.
     let ask = async |body: &'static str| {
         let address = server.address;
         let work = move || {
@@ -385,7 +390,7 @@ async fn a_question_needs_no_content_type() {
     };
     let answer = ask(r#"{"prompt": "1+1:", "max_new_tokens": 2}"#).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    for (body, told) in [("", "the request is empty: send"), ("prompt=1", "the request is no JSON")] {
+    for (body, told) in [("", "the request body is empty: send"), ("prompt=1", "the request body is not JSON")] {
         let answer = ask(body).await;
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains(told), "{answer}");
     }
@@ -409,7 +414,7 @@ async fn overload_is_refused_early() {
             429 => {
                 refused += 1;
                 assert_eq!(again.as_deref(), Some("1"));
-                assert!(body.contains("2 requests are being answered or waiting"), "{body}");
+                assert!(body.contains("overloaded: 2 requests are running or waiting"), "{body}");
             }
             other => panic!("{other}: {body}"),
         }
@@ -419,43 +424,43 @@ async fn overload_is_refused_early() {
 }
 
 #[tokio::test]
-async fn an_engine_without_a_free_permit_takes_nothing() {
-    let engine = Engine::start(generator(64, 2), 3).unwrap();
-    let all = Arc::clone(&engine.permits).acquire_many_owned(5).await.unwrap();
-    assert_eq!(engine.active(), 5);
-    assert!(engine.answer(vec![5], 1).await.unwrap_err().to_string().starts_with("5 requests are"));
+async fn without_a_free_permit_requests_are_refused() {
+    let batcher = Batcher::start(generator(64, 2), 3).unwrap();
+    let all = Arc::clone(&batcher.permits).acquire_many_owned(5).await.unwrap();
+    assert_eq!(batcher.active(), 5);
+    assert!(batcher.answer(vec![5], 1).await.unwrap_err().to_string().contains("5 requests are running or waiting"));
     drop(all);
-    assert_eq!(engine.answer(vec![5], 7).await.unwrap().tokens.len(), 7);
-    assert!(engine.answer(vec![9_999], 1).await.unwrap_err().to_string().contains("outside the vocabulary"));
+    assert_eq!(batcher.answer(vec![5], 7).await.unwrap().tokens.len(), 7);
+    assert!(batcher.answer(vec![9_999], 1).await.unwrap_err().to_string().contains("outside the vocabulary"));
 }
 
 #[tokio::test]
-async fn a_request_that_nobody_waits_for_is_dropped() {
-    let engine = Engine::start(generator(ENDLESS, 1), 1).unwrap();
-    let abandoned = engine.answer(vec![5], ENDLESS);
-    assert!(tokio::time::timeout(Duration::from_millis(50), abandoned).await.is_err(), "it has only begun");
+async fn an_abandoned_request_is_dropped() {
+    let batcher = Batcher::start(generator(ENDLESS, 1), 1).unwrap();
+    let abandoned = batcher.answer(vec![5], ENDLESS);
+    assert!(tokio::time::timeout(Duration::from_millis(50), abandoned).await.is_err(), "generation has only begun");
     // The only slot is free again, long before the context is full.
-    let next = tokio::time::timeout(Duration::from_secs(10), engine.answer(vec![5], 3)).await;
+    let next = tokio::time::timeout(Duration::from_secs(10), batcher.answer(vec![5], 3)).await;
     assert_eq!(next.unwrap().unwrap().tokens.len(), 3);
-    assert_eq!(engine.active(), 0);
+    assert_eq!(batcher.active(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_is_first_not_ready_and_then_answers_what_is_under_way() {
+async fn a_drain_is_unready_first_and_then_answers_running_requests() {
     let case = Case { drain_delay: Duration::from_millis(500), ..Case::new(1_500) };
     let server = case.ready().await;
     let address = server.address;
     let question = json!({ "prompt": "1+1:" }).to_string();
     let under_way = tokio::spawn(async move { request(address, "/infer", Some(question)).await });
     while !server.get("/metrics").await.1.contains("codex_ml_active_sessions 1") {}
-    server.stop.asked.cancel();
+    server.stop.requested.cancel();
     server.until("/ready", 503).await;
     let late = server.infer(json!({ "prompt": "1+1:", "max_new_tokens": 1 })).await;
-    assert_eq!(late.0, 200, "who did not hear of it yet is still answered");
+    assert_eq!(late.0, 200, "clients with old endpoints still get answers");
     assert_eq!(server.get("/health").await.0, 200);
     server.end.await.unwrap().unwrap();
     assert_eq!(under_way.await.unwrap().unwrap().0, 200);
-    assert!(request(address, "/health", None).await.is_err(), "nobody listens any more");
+    assert!(request(address, "/health", None).await.is_err(), "the listener is closed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -466,19 +471,19 @@ async fn a_drain_ends_at_its_deadline() {
     let question = json!({ "prompt": "1+1:" }).to_string();
     let under_way = tokio::spawn(async move { request(address, "/infer", Some(question)).await });
     while !server.get("/metrics").await.1.contains("codex_ml_active_sessions 1") {}
-    server.stop.asked.cancel();
+    server.stop.requested.cancel();
     let error = server.end.await.unwrap().unwrap_err();
-    assert_eq!(error.to_string(), "1 requests were cut off: they did not finish within 0.2 seconds");
+    assert_eq!(error.to_string(), "1 request did not finish within 0.2 seconds and was aborted");
     assert_eq!(error.exit(), exit::FAILED);
     under_way.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_stopped_before_it_is_ready_just_ends() {
+async fn a_server_that_is_stopped_before_it_is_ready_exits() {
     let case = Case::new(64);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let stop = Stop::default();
-    stop.asked.cancel();
+    let stop = Shutdown::default();
+    stop.requested.cancel();
     let server = Server {
         paths: case.paths(),
         expected: case.expected.clone(),
@@ -493,7 +498,7 @@ async fn who_is_stopped_before_it_is_ready_just_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_server_says_so_as_long_as_it_listens() {
+async fn a_refused_model_is_reported_on_every_endpoint() {
     let case = Case::new(64);
     let (_phase, watched) = watch::channel(Phase::Refused("the model is refused: because".into()));
     let app = http::App::new(case.expected.clone(), watched, Arc::new(Metrics::new().unwrap()));
@@ -516,5 +521,5 @@ fn the_public_key_is_read_through_the_links_of_a_config_map() {
     fs::create_dir(&target).unwrap();
     fs::rename(case.path("key.pem"), target.join("key.pem")).unwrap();
     std::os::unix::fs::symlink(Path::new("..data/key.pem"), case.path("key.pem")).unwrap();
-    assert!(hold::hold(&case.paths(), &case.expected).is_ok());
+    assert!(read_verified(&case.paths(), &case.expected).is_ok());
 }

@@ -1,4 +1,4 @@
-//! Reads a model into memory, verifies these bytes, loads the model from them, and checks that it generates. Reads files.
+//! Reads a model into memory, verifies the bytes, loads the model from them, and runs a self-check. Reads files.
 
 use std::{
     collections::BTreeSet,
@@ -15,12 +15,12 @@ use codex_signing::{
 use super::ServeError;
 use crate::model::{GenerateError, Generator, ModelFiles};
 
-/// What the self-check asks; short enough for every context.
-const PINNED: [&str; 3] = ["347+86:", "208-9:", "5+5:"];
-/// How many tokens it generates for each.
-const PINNED_TOKENS: usize = 32;
+/// Prompts of the self-check; short enough for every context.
+const SELF_CHECK: [&str; 3] = ["347+86:", "208-9:", "5+5:"];
+/// Tokens that the self-check generates for each prompt.
+const SELF_CHECK_TOKENS: usize = 32;
 
-/// Where a server finds its files.
+/// The paths of a server's files.
 #[derive(Clone, Debug)]
 pub(super) struct Paths {
     pub(super) model: PathBuf,
@@ -32,8 +32,9 @@ pub(super) struct Paths {
 /// Maximum size of a key file in bytes.
 const MAX_KEY: usize = 64 << 10;
 
-/// Checks names and sizes, reads every file of the model once, and verifies exactly the bytes that it returns.
-pub(super) fn hold(paths: &Paths, expected: &Expected) -> Result<(Verified, ModelFiles), ServeError> {
+/// Checks names and sizes, reads every file of the model once, and verifies signature, promotion and ring against exactly the
+/// bytes that it returns.
+pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verified, ModelFiles), ServeError> {
     let oms_bundle = read("OMS bundle", &paths.oms_bundle, bundle::MAX_BYTES)?;
     let promotion = read("promotion bundle", &paths.promotion, bundle::MAX_BYTES)?;
     let public_key = read("public key", &paths.public_key, MAX_KEY)?;
@@ -59,14 +60,14 @@ fn read(what: &'static str, path: &Path, limit: usize) -> Result<Vec<u8>, ServeE
     files::read_start(path, limit).map_err(|source| ServeError::Unreadable { what, path: path.to_owned(), source })
 }
 
-/// Loads the model and has it answer pinned prompts, one after the other and all at once: the same tokens must come out.
-pub(super) fn load(files: &ModelFiles, slots: usize) -> Result<Generator, ServeError> {
+/// Loads the model and generates from the self-check's prompts, one by one and in a batch: both must give the same tokens.
+pub(super) fn load_checked(files: &ModelFiles, slots: usize) -> Result<Generator, ServeError> {
     let mut generator = Generator::load(files, slots).map_err(ServeError::Model)?;
     let failed = |prompt: &str, error: GenerateError| ServeError::SelfCheck(format!("{prompt:?}: {error}"));
-    let together = generator.complete(&PINNED, PINNED_TOKENS, |_| ());
-    for (prompt, batched) in PINNED.into_iter().zip(together) {
+    let together = generator.complete(&SELF_CHECK, SELF_CHECK_TOKENS, |_| ());
+    for (prompt, batched) in SELF_CHECK.into_iter().zip(together) {
         let batched = batched.map_err(|error| failed(prompt, error))?;
-        for alone in generator.complete(&[prompt], PINNED_TOKENS, |_| ()) {
+        for alone in generator.complete(&[prompt], SELF_CHECK_TOKENS, |_| ()) {
             let alone = alone.map_err(|error| failed(prompt, error))?;
             if alone != batched {
                 let told = format!("{prompt:?} gives {:?} alone and {:?} in a batch", alone.text, batched.text);
