@@ -1,5 +1,5 @@
-//! Metrics as Prometheus reads them: the answer of a server that has other things to say, too, and a small server of its own
-//! for work that listens to nobody. Does I/O.
+//! Serves Prometheus metrics: as a response for servers with other endpoints, and on a server of its own for the trainer and the
+//! evaluator. Does I/O.
 
 use std::{
     io,
@@ -17,36 +17,36 @@ use axum::{
 use prometheus::{Registry, TextEncoder};
 use tokio_util::sync::CancellationToken;
 
-/// Metrics that cannot be served.
+/// Metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ExpositionError {
-    /// An address that cannot be listened on.
+    /// The address cannot be listened on.
     #[error("--metrics-address {address} cannot be listened on: name a free port, such as 127.0.0.1:9464")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// Why not.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// Metrics that do not go together.
+    /// A metric cannot be registered.
     #[error("the metrics cannot be registered")]
     Register(#[from] prometheus::Error),
-    /// The system gives no thread.
+    /// The thread cannot start.
     #[error("the thread that serves metrics cannot start")]
     System(#[source] io::Error),
 }
 
-/// What a registry holds, as an answer to a scrape.
+/// Encodes a registry as the response to a scrape.
 ///
 /// # Errors
-/// When a metric cannot be written.
+/// When a metric cannot be encoded.
 pub(crate) fn answer(registry: &Registry) -> Result<Response, prometheus::Error> {
     let text = TextEncoder::new().encode_to_string(&registry.gather())?;
     Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
 }
 
-/// Serves `/metrics` on a thread of its own until it is dropped.
+/// Serves `/metrics` on a thread until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Exposition {
     address: SocketAddr,
@@ -55,10 +55,10 @@ pub(crate) struct Exposition {
 }
 
 impl Exposition {
-    /// Listens on `address`; port 0 takes any that is free.
+    /// Listens on `address`; port 0 chooses a free port.
     ///
     /// # Errors
-    /// When the address cannot be listened on, or the system gives no thread.
+    /// When the address cannot be listened on, or the thread cannot start.
     pub(crate) fn start(address: SocketAddr, registry: &Registry) -> Result<Self, ExpositionError> {
         let refused = |source| ExpositionError::Listen { address, source };
         let listener = TcpListener::bind(address).map_err(refused)?;
@@ -71,7 +71,7 @@ impl Exposition {
         let serve = async move {
             let router = Router::new().route("/metrics", get(metrics)).with_state(registry);
             let served = match tokio::net::TcpListener::from_std(listener) {
-                // Who still reads when the work ends reads no further.
+                // Does not wait for open connections when the work ends.
                 Ok(listener) => tokio::select! {
                     served = axum::serve(listener, router).into_future() => served,
                     () = stopped.cancelled() => Ok(()),
@@ -79,18 +79,18 @@ impl Exposition {
                 Err(error) => Err(error),
             };
             if let Err(error) = served {
-                tracing::warn!(%error, "metrics are served no more");
+                tracing::warn!(%error, "stopped serving metrics");
             }
         };
         let thread = std::thread::Builder::new()
             .name("metrics".to_owned())
             .spawn(move || runtime.block_on(serve))
             .map_err(ExpositionError::System)?;
-        tracing::info!(address = %bound, "metrics are served on /metrics");
+        tracing::info!(address = %bound, "serving metrics on /metrics");
         Ok(Self { address: bound, stop, thread: Some(thread) })
     }
 
-    /// Where it listens.
+    /// Returns the address that it listens on.
     #[cfg(test)]
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
@@ -103,7 +103,7 @@ impl Drop for Exposition {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::warn!(address = %self.address, "the thread that serves metrics ended badly");
+            tracing::warn!(address = %self.address, "the thread that serves metrics panicked");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `environment.json`: what a run ran on. Nothing in it influences the model. Reads what the system says.
+//! `environment.json`: the machine and program of a run. Nothing in it influences the model. Reads from the system.
 
 use std::fs;
 
@@ -10,24 +10,24 @@ use serde_json::json;
 /// The file's name.
 pub const FILE: &str = "environment.json";
 
-/// What a run ran on.
+/// The content of `environment.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "environment.json")]
 pub struct Environment {
-    /// The kernel's name and release, and the machine's architecture.
+    /// Kernel name and release, and machine architecture.
     pub platform: String,
-    /// The compiler.
+    /// Version of the Rust compiler.
     pub toolchain: String,
-    /// The program's version.
+    /// Version of the program.
     pub codex_version: String,
-    /// SHA-256 of the lock file that the program was built from.
+    /// SHA-256 of the `Cargo.lock` that the program was built from.
     pub lock_file_sha256: Sha256,
-    /// The commit that the program was built from, where its image names it; `-dirty` follows it where more was changed.
+    /// Git commit that the program was built from, if its image has it; `-dirty` is appended for uncommitted changes.
     pub git_commit: Option<String>,
-    /// The image, by digest, where whoever started it named it.
+    /// Digest of the image, if `CODEX_IMAGE_DIGEST` is set.
     pub image_digest: Option<String>,
-    /// The machine's name.
+    /// Name of the node.
     pub node: String,
     /// The processor.
     pub cpu: Processor,
@@ -35,13 +35,13 @@ pub struct Environment {
     pub gpus: Vec<String>,
     /// The version of CUDA.
     pub cuda: Option<String>,
-    /// Which path computed, such as `cpu-f32`.
+    /// Code path of the engine, such as `cpu-f32`.
     pub engine: String,
-    /// The run's seed.
+    /// Seed of the run.
     pub seed: u64,
     /// The command line.
     pub command: Vec<String>,
-    /// SHA-256 over architecture, processor and threads: equal on machines that are equal to the program.
+    /// SHA-256 over architecture, processor and threads; equal on machines that the program cannot tell apart.
     pub hardware_fingerprint: Sha256,
 }
 
@@ -49,14 +49,14 @@ pub struct Environment {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Processor {
-    /// Its name, where the kernel says it.
+    /// Model name, if the kernel reports it.
     pub model: Option<String>,
-    /// The threads that compute.
+    /// Number of compute threads.
     pub threads: usize,
 }
 
 impl Environment {
-    /// What this process runs on.
+    /// Describes this process and its machine.
     pub fn here(seed: u64, engine: &str) -> Self {
         let system = rustix::system::uname();
         let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
@@ -66,14 +66,14 @@ impl Environment {
         });
         let threads = rayon::current_num_threads();
         let machine = text(system.machine());
-        // Keys in the order of their canonical form.
+        // The keys are in canonical order.
         let fingerprint = json!({ "machine": machine, "processor": model, "threads": threads });
         Self {
             platform: format!("{} {} {machine}", text(system.sysname()), text(system.release())),
             toolchain: format!("rustc {}", env!("CARGO_PKG_RUST_VERSION")),
             codex_version: env!("CARGO_PKG_VERSION").to_owned(),
             lock_file_sha256: Sha256::of(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock"))),
-            // The image says it, so that a commit that changes nothing here builds nothing anew.
+            // Set by the image rather than at build time, so that a commit without code changes causes no rebuild.
             git_commit: variable("CODEX_GIT_COMMIT"),
             image_digest: variable("CODEX_IMAGE_DIGEST"),
             node: variable("CODEX_NODE_NAME").unwrap_or_else(|| text(system.nodename())),
@@ -88,7 +88,7 @@ impl Environment {
     }
 }
 
-/// A variable that is set to something.
+/// Returns an environment variable; an empty one counts as absent.
 pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }

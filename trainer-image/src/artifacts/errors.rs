@@ -1,4 +1,4 @@
-//! `errors.ndjson`: a line for every attempt that gave up. Appends to a file.
+//! `errors.ndjson`: a line for each failed attempt. Appends to a file.
 
 use std::{fs::OpenOptions, io::Write as _, path::Path};
 
@@ -8,48 +8,48 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic_fs::{self, FileError};
 
-/// What every line's `$schema` says.
+/// The value of `$schema` in each line.
 pub const SCHEMA: &str = "https://codex-ml.dev/schemas/errors/v1";
 /// The file's name.
 pub const FILE: &str = "errors.ndjson";
 
-/// Why an attempt gave up.
+/// A failed attempt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "errors.ndjson: one line")]
 pub struct ErrorRow {
-    /// Which schema the line follows.
+    /// The schema of the line.
     #[serde(rename = "$schema")]
     #[schemars(extend("const" = SCHEMA))]
     pub schema: String,
-    /// When it was written.
+    /// Time of writing.
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub timestamp: Timestamp,
     /// The object's uid in a cluster, the output directory's name elsewhere.
     pub run_id: String,
-    /// Optimiser steps done; null when it gave up before the loop.
+    /// Optimizer steps done; null if the attempt failed before the training loop.
     pub step: Option<u64>,
     /// The process's exit code.
     pub exit_code: i32,
     /// True when another attempt cannot succeed.
     #[serde(rename = "final")]
     pub is_final: bool,
-    /// A CamelCase word, such as `DataMismatch`.
+    /// The reason in CamelCase, such as `DataMismatch`.
     pub reason: String,
-    /// The error and its causes, the outermost first.
+    /// The error and its causes, outermost first.
     #[schemars(length(min = 1))]
     pub chain: Vec<String>,
 }
 
-/// An error and its causes, the outermost first.
+/// Returns the messages of an error and its causes, outermost first.
 pub fn causes(error: &dyn std::error::Error) -> Vec<String> {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect()
 }
 
-/// Appends a line to the errors in `directory`, and makes it durable.
+/// Appends a line to the errors in `directory`, and syncs it.
 ///
 /// # Errors
-/// When the file system refuses.
+/// When the file cannot be written.
 pub fn append(directory: &Path, row: &ErrorRow) -> Result<(), FileError> {
     atomic_fs::make_directory(directory)?;
     let path = directory.join(FILE);

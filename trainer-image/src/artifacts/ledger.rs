@@ -1,4 +1,4 @@
-//! The metrics ledger `metrics.ndjson`: one row a line, written by a run and read by `codex metrics`. Reads files.
+//! The metrics ledger `metrics.ndjson`: one row per line, written by a run and read by `codex metrics`. Reads files.
 
 use std::{
     collections::BTreeMap,
@@ -11,39 +11,39 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic_fs::{self, FileError};
 
-/// What every row's `$schema` says.
+/// The value of `$schema` in each row.
 pub const SCHEMA: &str = "https://codex-ml.dev/schemas/metrics-ledger/v1";
-/// What every row's `schema_version` says.
+/// The value of `schema_version` in each row.
 pub const SCHEMA_VERSION: &str = "v1";
 /// The file's name.
 pub const FILE: &str = "metrics.ndjson";
 
-/// One row of the metrics ledger, version 1; the order of the keys is part of it.
+/// A row of the metrics ledger, version 1. The order of the keys is part of the format.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "metrics.ndjson: one row")]
 pub struct Row {
-    /// Which schema the row follows.
+    /// The schema of the row.
     #[serde(rename = "$schema")]
     #[schemars(extend("const" = SCHEMA))]
     pub schema: String,
-    /// The version of that schema.
+    /// The version of the schema.
     #[schemars(extend("const" = SCHEMA_VERSION))]
     pub schema_version: String,
-    /// When it was written.
+    /// Time of writing.
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub timestamp: Timestamp,
-    /// Which run wrote it: the object's uid in a cluster, the output directory's name elsewhere.
+    /// The run: the object's uid in a cluster, the output directory's name elsewhere.
     pub run_id: String,
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub step: u64,
-    /// What was measured on: `train` (the step's own records) or `val` (held-out records, always the same).
+    /// The records that were measured: `train` (those of the step) or `val` (held-out ones, always the same).
     #[schemars(length(min = 1))]
     pub split: String,
-    /// The metric's name.
+    /// The name of the metric.
     #[schemars(length(min = 1))]
     pub metric: String,
-    /// Its value.
+    /// The value of the metric.
     pub value: f64,
     /// The names of the data, joined by `+`.
     pub dataset: String,
@@ -51,32 +51,32 @@ pub struct Row {
     pub tags: BTreeMap<String, String>,
 }
 
-/// Why a line is no row.
+/// The reasons for which a line is not a row.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// No JSON, or JSON of another shape.
+    /// The line is not JSON, or has another shape.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
-    /// A row of another schema.
+    /// The row has another schema or version.
     #[error("{field} is {found:?}: this program reads {expected}")]
     Schema {
         /// The field.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         found: String,
-        /// What it should say.
+        /// The value that this program reads.
         expected: &'static str,
     },
-    /// A field that has to say something.
+    /// A name is empty.
     #[error("{0} is empty: write a name")]
     Empty(&'static str),
 }
 
 impl Row {
-    /// Reads one line.
+    /// Parses a line.
     ///
     /// # Errors
-    /// When it is no row of this version.
+    /// When the line is not a row of this version.
     pub fn parse(line: &[u8]) -> Result<Self, LineError> {
         let row: Self = codex_json::from_slice(line)?;
         for (field, found, expected) in
@@ -95,30 +95,30 @@ impl Row {
     }
 }
 
-/// A line that is no row.
+/// An invalid line.
 #[derive(Debug)]
 pub struct BadLine {
-    /// Its number, counted from 1.
+    /// The line number, counted from 1.
     pub line: usize,
-    /// Why not.
+    /// The reason.
     pub why: LineError,
 }
 
-/// A ledger as it was read.
+/// The content of a ledger.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    /// Where.
+    /// The path of the ledger.
     pub path: PathBuf,
     /// The rows, in the order of the file.
     pub rows: Vec<Row>,
-    /// The lines that are none.
+    /// The invalid lines.
     pub bad: Vec<BadLine>,
-    /// True when the last line has no end: a writer is at it, or was killed there. It is neither a row nor a bad line.
+    /// Whether the last line is incomplete: its writer is still writing, or was killed. It counts neither as a row nor as invalid.
     pub unfinished: bool,
 }
 
 impl Ledger {
-    /// Reads a ledger's text. Empty lines are passed over.
+    /// Parses the text of a ledger. Blank lines are skipped.
     pub fn parse(text: &[u8]) -> Self {
         let (whole, rest) = match text.iter().rposition(|byte| *byte == b'\n') {
             Some(last) => text.split_at(last + 1),
@@ -134,7 +134,7 @@ impl Ledger {
                 Err(why) => ledger.bad.push(BadLine { line: index + 1, why }),
             }
         }
-        // A whole row is one, whether or not somebody cut the last line feed off.
+        // A complete row counts even without its final line feed.
         match Row::parse(rest) {
             Ok(row) => ledger.rows.push(row),
             Err(_) => ledger.unfinished = !rest.trim_ascii().is_empty(),
@@ -142,16 +142,16 @@ impl Ledger {
         ledger
     }
 
-    /// Reads a file.
+    /// Reads a ledger from a file.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// When the file cannot be read.
     pub fn read(path: &Path) -> Result<Self, FileError> {
         Ok(Self { path: path.to_owned(), ..Self::parse(&atomic_fs::read(path)?) })
     }
 }
 
-/// The ledger that `run` means: a file, a run's directory, or its `artifacts`.
+/// Returns the path of the ledger of `run`, which is the ledger itself, a run's directory, or its `artifacts` directory.
 pub fn locate(run: &Path) -> PathBuf {
     let inside = [run.join("artifacts").join(FILE), run.join(FILE)];
     if !run.is_dir() {
@@ -201,14 +201,14 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(rows in prop::collection::vec(any_row(), 0..8)) {
+        fn written_rows_are_read(rows in prop::collection::vec(any_row(), 0..8)) {
             let read = Ledger::parse(&text(&rows));
             prop_assert!(read.bad.is_empty() && !read.unfinished);
             prop_assert_eq!(read.rows, rows);
         }
 
         #[test]
-        fn a_ledger_cut_anywhere_keeps_its_whole_rows(
+        fn a_ledger_cut_anywhere_keeps_its_complete_rows(
             rows in prop::collection::vec(any_row(), 1..5), cut: prop::sample::Index,
         ) {
             let text = text(&rows);
@@ -234,7 +234,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn lines_that_are_no_rows_say_why() {
+    fn invalid_lines_have_a_reason() {
         let good = String::from_utf8(text(&[row(1, "loss", 0.5)])).unwrap();
         let cases = [
             (good.replace("0.5", "null"), "invalid type: null"),

@@ -1,5 +1,5 @@
-//! What a run leaves beside its model, as types: who writes a file and who reads it again mean the same, and the JSON Schemas
-//! in `trainer-image/schemas` are made from them.
+//! Types of the files that a run writes beside its model. Writers and readers share them, and the JSON Schemas in
+//! `trainer-image/schemas` are generated from them.
 
 pub mod environment;
 pub mod errors;

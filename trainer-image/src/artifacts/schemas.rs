@@ -1,4 +1,4 @@
-//! The JSON Schemas of a run's files, made from the types that write them. Pure.
+//! Generates the JSON Schemas of a run's files from the types that write them. Pure.
 //!
 //! They are committed in `trainer-image/schemas`; `UPDATE=1 cargo test --release --locked --workspace schemas` writes them, and a
 //! test compares.
@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use super::{environment::Environment, errors::ErrorRow, ledger::Row, metadata};
 use crate::evaluation::{Results, Scored, Summary};
 
-/// Every schema with the name of its file. A `.ndjson` schema is that of each line.
+/// Returns every schema with its file name. The schema of an `.ndjson` file describes each line.
 pub fn all() -> [(&'static str, Schema); 8] {
     [
         ("dataset_checksums.schema.json", of::<metadata::Checksums>()),
@@ -22,7 +22,7 @@ pub fn all() -> [(&'static str, Schema); 8] {
     ]
 }
 
-/// The schema of what a type is written as.
+/// Returns the schema of a type in its serialized form.
 fn of<T: JsonSchema>() -> Schema {
     SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>()
 }

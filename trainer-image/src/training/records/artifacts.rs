@@ -18,7 +18,7 @@ use crate::{
         environment::{self, Environment, variable},
         errors::{self, ErrorRow},
         ledger::{self, Row as MetricsRow},
-        metadata::{self, Checksums, ControlSurface, Knobs, Metadata, RunMetadata},
+        metadata::{self, Checksums, Metadata, RunMetadata},
     },
     atomic_fs::{self, FileError},
 };
@@ -68,8 +68,6 @@ impl Artifacts {
             .version(&training.template)
             .map_err(std::io::Error::other)
             .map_err(FileError::of("encoding", &self.directory))?;
-        // The trainer does not know yet what is captured, nor curriculum, evaluation and deployment.
-        let trace_mode = "disabled".to_owned();
         let metadata = RunMetadata {
             metadata: Metadata {
                 owner: training.settings.metadata.owner.clone(),
@@ -80,8 +78,6 @@ impl Artifacts {
             artifacts_dir: self.directory.clone(),
             config_digest: resolved.digest(),
             dataset_version,
-            control_surface: ControlSurface { trace_mode: trace_mode.clone(), ..ControlSurface::default() },
-            knobs: Knobs { trace_mode, ..Knobs::default() },
         };
         atomic_fs::write_json(&self.directory.join(metadata::FILE), &metadata)?;
         Ok(())
