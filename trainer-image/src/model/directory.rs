@@ -13,10 +13,10 @@ use super::{
 use crate::tokenizer::{PAD, Tokenizer, UNKNOWN};
 use codex_engine::{Layout, ModelConfig};
 
-/// The files of a model: its parameters lie as [`Layout::of`] says.
+/// Returns the files of a model. `parameters` are in the order of [`Layout::of`].
 ///
 /// # Errors
-/// When its weights cannot be encoded.
+/// When the weights cannot be encoded.
 pub fn describe(config: &ModelConfig, parameters: &[f32], tokenizer: &Tokenizer) -> Result<ModelFiles, ModelError> {
     let generation = json!({
         "do_sample": false,
@@ -64,17 +64,22 @@ fn pretty(value: &impl serde::Serialize) -> Result<Vec<u8>, ModelError> {
     Ok(bytes)
 }
 
-/// A model as plain numbers: the configuration, the tokenizer, and the parameters as [`Layout::of`] says.
+/// A loaded model: configuration, tokenizer, and parameters in the order of [`Layout::of`].
 pub(super) struct Loaded {
     pub(super) config: ModelConfig,
     pub(super) tokenizer: Tokenizer,
     pub(super) parameters: Vec<f32>,
 }
 
-/// Reads a model out of its files.
+/// Loads a model from its files.
 pub(super) fn load(files: &ModelFiles) -> Result<Loaded, ModelError> {
     let file = |name: &'static str| files.get(name).ok_or_else(|| ModelError::Missing(name.to_owned()));
     let config = ModelConfig::parse(file(CONFIG)?)?;
+    for (field, id) in [("eos_token_id", Some(config.eos_token_id)), ("pad_token_id", config.pad_token_id)] {
+        if let Some(id) = id.filter(|id| *id as usize >= config.vocab_size) {
+            return Err(ModelError::TokenId { field, id, size: config.vocab_size });
+        }
+    }
     let tokenizer = Tokenizer::from_json(file(TOKENIZER)?)?;
     let parameters = weights::parameters(files, &Layout::of(&config))?;
     Ok(Loaded { config, tokenizer, parameters })
@@ -101,7 +106,7 @@ mod tests {
         describe(&config, &initial(&config, &Layout::of(&config), 1), &tokenizer).unwrap()
     }
 
-    /// The weights are read, or refused in a sentence that names their file.
+    /// Loads the weights, or checks that the error names their file.
     fn read_or_refuse(weights: Vec<u8>) -> Result<(), TestCaseError> {
         let mut files = files();
         files.insert(WEIGHTS.to_owned(), weights);
@@ -112,6 +117,19 @@ mod tests {
         Ok(())
     }
 
+    #[test]
+    fn special_tokens_outside_the_vocabulary_are_refused() {
+        for (field, id) in [("eos_token_id", 7), ("pad_token_id", 0)] {
+            let mut files = files();
+            let config = String::from_utf8(files[CONFIG].clone()).unwrap();
+            let changed = config.replace(&format!("\"{field}\": {id}"), &format!("\"{field}\": 98"));
+            assert_ne!(changed, config);
+            files.insert(CONFIG.to_owned(), changed.into_bytes());
+            let told = load(&files).err().unwrap().to_string();
+            assert_eq!(told, format!("config.json: {field} 98 is out of range; the vocabulary has 98 tokens"));
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -120,7 +138,7 @@ mod tests {
             read_or_refuse(bytes)?;
         }
 
-        /// Changes where the header is: its length, its JSON, its offsets; and cuts.
+        /// Changes bytes of the header (length, JSON, offsets), and truncates the file.
         #[test]
         fn a_damaged_header_is_read_or_refused(
             changes in proptest::collection::vec((0_usize..1200, any::<u8>()), 1..8), cut in proptest::option::of(0_usize..3000),
@@ -133,7 +151,7 @@ mod tests {
             read_or_refuse(weights)?;
         }
 
-        /// Numbers in the header that point elsewhere.
+        /// Changes numbers in the header.
         #[test]
         fn foreign_offsets_are_refused(which in 0_usize..30, by in any::<u64>()) {
             let weights = files().remove(WEIGHTS).unwrap();

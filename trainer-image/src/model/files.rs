@@ -1,4 +1,4 @@
-//! The files of a model by their names, and what can be wrong with them. Pure, but for [`read_directory`].
+//! The files of a model by their names, and the errors in them. Pure, but for [`read_directory`].
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -20,51 +20,82 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 /// All weights in one file.
 pub(super) const WEIGHTS: &str = "model.safetensors";
 
-/// A model that cannot be written or loaded.
+/// A model cannot be written or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// A file that is not there.
+    /// A file is missing.
     #[error("the model has no file {0}")]
     Missing(String),
-    /// A file that is no JSON of the right shape.
+    /// A file is not JSON of the right shape.
     #[error("{file} cannot be read")]
     Json {
         /// The file.
         file: &'static str,
-        /// What is wrong with it.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// A shape that is not computed here.
+    /// The configuration is not supported.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A tokenizer that cannot be used.
+    /// The tokenizer is not supported.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// Weights that cannot be read.
+    /// A file of weights cannot be read.
     #[error("{file} cannot be read")]
     Weights {
         /// The file.
         file: String,
-        /// What is wrong with it.
+        /// The parser's error.
         source: safetensors::SafeTensorError,
     },
-    /// A weight that is not there.
-    #[error("{WEIGHTS}: there is no {0}")]
+    /// A tensor is missing.
+    #[error("{WEIGHTS}: {0} is missing")]
     WeightMissing(String),
-    /// A weight of another type or shape.
+    /// A tensor has an unsupported type or another shape.
     #[error("{WEIGHTS}: {name} is {found}, but {CONFIG} asks for {expected}")]
     Weight {
-        /// The weight.
+        /// The tensor.
         name: String,
-        /// What it is.
+        /// Its type and shape.
         found: String,
-        /// What it must be.
+        /// The required type and shape.
         expected: String,
+    },
+    /// A value of a tensor is infinite or NaN.
+    #[error("{WEIGHTS}: {name} is not finite: value {at} is {value}")]
+    NotFinite {
+        /// The tensor.
+        name: String,
+        /// The index of the first such value.
+        at: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A tensor is not part of the model that the configuration describes.
+    #[error("{WEIGHTS}: {CONFIG} has no place for {0}")]
+    WeightUnused(String),
+    /// Two files have the same tensor.
+    #[error("{file}: {name} is in another file, too")]
+    WeightRepeated {
+        /// The second file.
+        file: String,
+        /// The tensor.
+        name: String,
+    },
+    /// The id of a special token is not in the vocabulary.
+    #[error("{CONFIG}: {field} {id} is out of range; the vocabulary has {size} tokens")]
+    TokenId {
+        /// The field of the configuration.
+        field: &'static str,
+        /// The id.
+        id: u32,
+        /// Size of the vocabulary.
+        size: usize,
     },
     /// The weights do not fit the model.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// A directory that cannot be read.
+    /// A directory or file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
 }

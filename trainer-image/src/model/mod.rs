@@ -1,4 +1,4 @@
-//! The model as files, and greedy generation. What it computes is in `codex-engine`.
+//! Model directories, and greedy generation. The numerics are in `codex-engine`.
 
 mod directory;
 mod files;

@@ -1,7 +1,7 @@
-//! Weights as Hugging Face's libraries store them: safetensors in one file or in shards with an index, in f32, f16 or bf16, of both
-//! families that the engine computes. Pure.
+//! Reads weights as Hugging Face's libraries store them: safetensors in one file or in shards with an index, in F32, F16 or
+//! BF16, for both model families. Pure.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use codex_engine::Layout;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -9,28 +9,30 @@ use serde::Deserialize;
 
 use super::files::{ModelError, ModelFiles, WEIGHTS};
 
-/// Which shard each weight is in.
+/// The index of sharded weights.
 const INDEX: &str = "model.safetensors.index.json";
-/// What some files of GPT-2 leave out in front of their names.
+/// The prefix that some GPT-2 files omit.
 const PREFIX: &str = "transformer.";
+/// Suffixes of constant buffers that some libraries save.
+const BUFFERS: [&str; 3] = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
+/// The output projection, which equals the embedding when the two are tied.
+const HEAD: &str = "lm_head.weight";
 
 #[derive(Deserialize)]
 struct Index {
-    weight_map: HashMap<String, String>,
+    weight_map: BTreeMap<String, String>,
 }
 
-/// The parameters of a model, laid out as `layout` says, in f32.
+/// Returns the parameters of a model in the order of `layout`, in f32.
 ///
 /// # Errors
-/// When a file or a weight is missing, or a weight has another shape or a type that is not computed with.
+/// When a file or tensor is missing or invalid, a tensor has another shape, an unsupported type or a value that is not finite,
+/// or the model has no place for it.
 pub(crate) fn parameters(files: &ModelFiles, layout: &Layout) -> Result<Vec<f32>, ModelError> {
-    let shards = shards(files)?;
+    let mut stored = tensors(files)?;
     let mut parameters = Vec::with_capacity(layout.size());
     for part in layout.tensors() {
-        let short = part.name.strip_prefix(PREFIX).unwrap_or(&part.name);
-        let stored =
-            shards.iter().find_map(|(_, shard)| shard.tensor(&part.name).or_else(|_| shard.tensor(short)).ok());
-        let tensor = stored.ok_or_else(|| ModelError::WeightMissing(part.name.clone()))?;
+        let tensor = stored.remove(short(&part.name)).ok_or_else(|| ModelError::WeightMissing(part.name.clone()))?;
         let wrong = || ModelError::Weight {
             name: part.name.clone(),
             found: format!("{:?} {:?}", tensor.dtype(), tensor.shape()),
@@ -39,13 +41,33 @@ pub(crate) fn parameters(files: &ModelFiles, layout: &Layout) -> Result<Vec<f32>
         if tensor.shape() != part.shape {
             return Err(wrong());
         }
+        let first = parameters.len();
         extend(&mut parameters, &tensor).ok_or_else(wrong)?;
+        if let Some(at) = parameters[first..].iter().position(|value: &f32| !value.is_finite()) {
+            return Err(ModelError::NotFinite { name: part.name.clone(), at, value: parameters[first + at] });
+        }
+    }
+    let embedding = layout.tensors().first();
+    for (name, tensor) in stored {
+        let mut copy = Vec::new();
+        // Some libraries save the tied output projection as a copy of the embedding.
+        let tied = name == HEAD
+            && extend(&mut copy, &tensor).is_some()
+            && embedding.is_some_and(|embedding| parameters[embedding.range.clone()] == copy);
+        if !tied && !BUFFERS.iter().any(|buffer| name.ends_with(buffer)) {
+            return Err(ModelError::WeightUnused(name));
+        }
     }
     Ok(parameters)
 }
 
-/// The files of weights, opened; one, or those that an index names.
-fn shards(files: &ModelFiles) -> Result<Vec<(String, SafeTensors<'_>)>, ModelError> {
+/// Returns a tensor's name without the prefix that some files omit.
+fn short(name: &str) -> &str {
+    name.strip_prefix(PREFIX).unwrap_or(name)
+}
+
+/// Returns the tensors of all files by their short names.
+fn tensors(files: &ModelFiles) -> Result<BTreeMap<String, TensorView<'_>>, ModelError> {
     let mut names = vec![WEIGHTS.to_owned()];
     if let (None, Some(index)) = (files.get(WEIGHTS), files.get(INDEX)) {
         let index: Index = codex_json::from_slice(index).map_err(|source| ModelError::Json { file: INDEX, source })?;
@@ -53,15 +75,21 @@ fn shards(files: &ModelFiles) -> Result<Vec<(String, SafeTensors<'_>)>, ModelErr
         names.sort();
         names.dedup();
     }
-    let open = |name: String| {
-        let bytes = files.get(&name).ok_or_else(|| ModelError::Missing(name.clone()))?;
-        let opened = SafeTensors::deserialize(bytes);
-        opened.map(|shard| (name.clone(), shard)).map_err(|source| ModelError::Weights { file: name, source })
-    };
-    names.into_iter().map(open).collect()
+    let mut all = BTreeMap::new();
+    for file in names {
+        let bytes = files.get(&file).ok_or_else(|| ModelError::Missing(file.clone()))?;
+        let shard =
+            SafeTensors::deserialize(bytes).map_err(|source| ModelError::Weights { file: file.clone(), source })?;
+        for (name, tensor) in shard.tensors() {
+            if all.insert(short(&name).to_owned(), tensor).is_some() {
+                return Err(ModelError::WeightRepeated { file, name });
+            }
+        }
+    }
+    Ok(all)
 }
 
-/// Appends a tensor's numbers as f32; none of another type.
+/// Appends the values of a tensor as f32; `None` if its type is not supported.
 fn extend(numbers: &mut Vec<f32>, tensor: &TensorView<'_>) -> Option<()> {
     let halves = || tensor.data().chunks_exact(2).map(|two| u16::from_le_bytes([two[0], two[1]]));
     match tensor.dtype() {
@@ -74,7 +102,7 @@ fn extend(numbers: &mut Vec<f32>, tensor: &TensorView<'_>) -> Option<()> {
     Some(())
 }
 
-/// Floats as little-endian bytes.
+/// Returns numbers as little-endian bytes.
 pub(crate) fn bytes(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
@@ -84,6 +112,8 @@ mod tests {
     use std::{collections::BTreeMap, path::Path, sync::Arc};
 
     use codex_engine::{EngineState, ModelConfig, Packed, Settings, engine};
+
+    use proptest::prelude::*;
 
     use super::*;
     use crate::model::files::read_directory;
@@ -107,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn models_that_transformers_saved_lose_what_they_do_there() {
+    fn models_that_transformers_saved_have_its_losses() {
         let Losses { tokens, losses } = serde_json::from_slice(include_bytes!("fixtures/losses.json")).unwrap();
         assert_eq!(losses.len(), 3);
         for (name, expected) in losses {
@@ -132,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_of_another_shape_is_named() {
+    fn missing_tensors_and_other_shapes_are_named() {
         let refused = |files: &ModelFiles, config: &str| {
             let config = ModelConfig::parse(config.as_bytes()).unwrap();
             parameters(files, &Layout::of(&config)).unwrap_err().to_string()
@@ -145,8 +175,102 @@ mod tests {
             "model.safetensors: model.embed_tokens.weight is F16 [37, 32], but config.json asks for F32, F16 or BF16 [38, 32]"
         );
         let deep = config.replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2");
-        assert_eq!(refused(&files, &deep), "model.safetensors: there is no model.layers.1.input_layernorm.weight");
+        assert_eq!(refused(&files, &deep), "model.safetensors: model.layers.1.input_layernorm.weight is missing");
         files.remove("model-00002-of-00004.safetensors");
         assert_eq!(refused(&files, &config), "the model has no file model-00002-of-00004.safetensors");
+    }
+
+    /// The tensors of a file by name, to be changed and written again.
+    fn changed(file: &[u8], change: impl FnOnce(&mut BTreeMap<String, (Vec<usize>, Vec<f32>)>)) -> Vec<u8> {
+        let stored = SafeTensors::deserialize(file).unwrap();
+        let mut tensors = BTreeMap::new();
+        for (name, tensor) in stored.tensors() {
+            let mut numbers = Vec::new();
+            extend(&mut numbers, &tensor).unwrap();
+            tensors.insert(name, (tensor.shape().to_vec(), numbers));
+        }
+        change(&mut tensors);
+        let tensors: Vec<_> = tensors.into_iter().map(|(name, (shape, it))| (name, shape, bytes(&it))).collect();
+        let views = tensors
+            .iter()
+            .map(|(name, shape, bytes)| (name.clone(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+        safetensors::serialize(views, None).unwrap()
+    }
+
+    fn read(files: &ModelFiles) -> Result<Vec<f32>, ModelError> {
+        parameters(files, &Layout::of(&ModelConfig::parse(&files["config.json"]).unwrap()))
+    }
+
+    #[test]
+    fn tensors_without_a_place_in_the_model_are_refused() {
+        let files = fixture("trained");
+        let right = read(&files).unwrap();
+        let with = |change: &dyn Fn(&mut BTreeMap<String, (Vec<usize>, Vec<f32>)>)| {
+            let mut files = files.clone();
+            files.insert(WEIGHTS.to_owned(), changed(&files[WEIGHTS], change));
+            read(&files)
+        };
+        let embedding = "model.embed_tokens.weight";
+        let tied = with(&|tensors| drop(tensors.insert(HEAD.to_owned(), tensors[embedding].clone()))).unwrap();
+        assert_eq!(tied, right, "a copy of the tied embedding is harmless");
+        let buffer = "model.layers.0.self_attn.rotary_emb.inv_freq";
+        assert_eq!(with(&|tensors| drop(tensors.insert(buffer.to_owned(), (vec![1], vec![1.0])))).unwrap(), right);
+        let refused = with(&|tensors| {
+            let (shape, mut numbers) = tensors[embedding].clone();
+            numbers[0] += 1.0;
+            tensors.insert(HEAD.to_owned(), (shape, numbers));
+        });
+        let told = "model.safetensors: config.json has no place for lm_head.weight";
+        assert_eq!(refused.unwrap_err().to_string(), told);
+        let more = "model.layers.1.input_layernorm.weight";
+        let refused = with(&|tensors| drop(tensors.insert(more.to_owned(), (vec![32], vec![1.0; 32]))));
+        assert_eq!(refused.unwrap_err().to_string(), format!("model.safetensors: config.json has no place for {more}"));
+        let refused = with(&|tensors| {
+            if let Some((_, numbers)) = tensors.get_mut("model.norm.weight") {
+                numbers[3] = f32::NAN;
+            }
+        });
+        let told = "model.safetensors: model.norm.weight is not finite: value 3 is NaN";
+        assert_eq!(refused.unwrap_err().to_string(), told);
+    }
+
+    #[test]
+    fn a_tensor_in_two_shards_is_refused() {
+        let mut files = fixture("llama-f16-sharded");
+        let (first, last) = ("model-00001-of-00004.safetensors", "model-00004-of-00004.safetensors");
+        files.insert(last.to_owned(), files[first].clone());
+        let told = read(&files).unwrap_err().to_string();
+        assert!(told.starts_with(&format!("{last}: ")) && told.ends_with(" is in another file, too"), "{told}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_index_is_read_or_refused(index: Vec<u8>) {
+            let mut files = fixture("llama-f16-sharded");
+            files.insert(INDEX.to_owned(), index);
+            prop_assert!(read(&files).is_err());
+        }
+
+        /// An index with changed bytes is refused, or names the same files: then the parameters are the same.
+        #[test]
+        fn a_changed_index_gives_the_same_parameters_or_is_refused(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4), cut in prop::option::of(0_usize..1100),
+        ) {
+            let mut files = fixture("llama-f16-sharded");
+            let right = read(&files).unwrap();
+            let mut index = files[INDEX].clone();
+            for (at, byte) in changes {
+                let at = at.index(index.len());
+                index[at] = byte;
+            }
+            index.truncate(cut.unwrap_or(index.len()));
+            files.insert(INDEX.to_owned(), index);
+            match read(&files) {
+                Ok(read) => prop_assert_eq!(read, right),
+                Err(error) => prop_assert!(!error.to_string().contains('\n'), "{error}"),
+            }
+        }
     }
 }
