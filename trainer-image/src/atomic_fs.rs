@@ -10,36 +10,36 @@ use std::{
 
 use codex_provenance::Sha256;
 
-/// A file that could not be written or read.
+/// A file operation failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{action} {path:?} failed")]
 pub struct FileError {
-    /// What was tried.
+    /// The operation.
     pub action: &'static str,
-    /// On what.
+    /// The file.
     pub path: PathBuf,
-    /// What the system says.
+    /// The I/O error.
     #[source]
     pub source: io::Error,
 }
 
 impl FileError {
-    /// Names the action and the path of an I/O error.
+    /// Adds the operation and the path to an I/O error.
     pub fn of(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self { action, path, source }
     }
 }
 
-/// A file or directory that somebody named, and that is none: another attempt is in vain.
+/// The user-supplied path is missing or wrong; retrying cannot help.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {} {wrong}", path.display())]
 pub struct Misnamed {
-    /// What it was to be, such as `data mine`.
+    /// The role of the file, such as `data mine`.
     pub what: String,
-    /// The name.
+    /// The path.
     pub path: PathBuf,
-    /// What is there.
+    /// What is wrong with it.
     pub wrong: &'static str,
 }
 
@@ -49,53 +49,53 @@ impl Misnamed {
     }
 }
 
-/// Reads a file that somebody named; `what` it is to be is told where it is none.
+/// Reads a user-supplied file; `what` is its role in errors.
 ///
 /// # Errors
-/// [`Misnamed`] when there is no such file, [`FileError`] when the file system refuses.
+/// [`Misnamed`] if the file does not exist, [`FileError`] if it cannot be read.
 pub fn read_named<E: From<Misnamed> + From<FileError>>(what: &str, path: &Path) -> Result<Vec<u8>, E> {
     read(path).map_err(|error| {
         let wrong = match error.source.kind() {
             io::ErrorKind::NotFound => "does not exist",
             io::ErrorKind::IsADirectory => "is a directory: name a file",
-            io::ErrorKind::NotADirectory => "does not exist: what should be its directory is a file",
+            io::ErrorKind::NotADirectory => "does not exist: its parent is a file",
             _ => return error.into(),
         };
         Misnamed::of(what, path, wrong).into()
     })
 }
 
-/// Whether a directory is at a place that somebody named as `--output`, or can be made there.
+/// Checks that `--output` is a directory or can become one.
 ///
 /// # Errors
-/// When there is a file.
+/// When it, or a parent, is a file.
 pub fn check_output(path: &Path) -> Result<(), Misnamed> {
     match fs::metadata(path) {
         Ok(there) if !there.is_dir() => Err(Misnamed::of("--output", path, "is a file: name a directory")),
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-            Err(Misnamed::of("--output", path, "lies beneath a file: name a directory that can be made"))
+            Err(Misnamed::of("--output", path, "is below a file: name a directory that can be created"))
         }
         _ => Ok(()),
     }
 }
 
-/// What a person can do about a file system that refuses, where its error says enough; looks through all causes.
+/// Returns what to do about a file system error, if its kind says enough. Looks through all causes.
 pub fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<io::Error>() {
             return match error.kind() {
-                io::ErrorKind::StorageFull => Some("free space on the volume or give the claim more"),
-                io::ErrorKind::QuotaExceeded => Some("the quota of the volume is used up: raise it or free space"),
-                io::ErrorKind::FileTooLarge => Some("the process may not write files of this size: raise the limit"),
-                io::ErrorKind::ReadOnlyFilesystem => {
-                    Some("the volume is read-only: mount it for writing, or look why the kernel made it so")
-                }
+                io::ErrorKind::StorageFull => Some("free space on the volume, or enlarge the claim"),
+                io::ErrorKind::QuotaExceeded => Some("the quota of the volume is exhausted: raise it or free space"),
+                io::ErrorKind::FileTooLarge => Some("the file size limit of the process is exceeded: raise the limit"),
+                io::ErrorKind::ReadOnlyFilesystem => Some(
+                    "the volume is read-only: mount it for writing, or check the kernel log for file system errors",
+                ),
                 io::ErrorKind::PermissionDenied => {
-                    Some("the process may not write there: look at the owner and fsGroup")
+                    Some("permission denied: check the owner of the directory and the pod's fsGroup")
                 }
                 io::ErrorKind::NotFound | io::ErrorKind::StaleNetworkFileHandle => {
-                    Some("the volume has vanished: look whether it is still mounted")
+                    Some("the directory is gone: check that the volume is still mounted and that nothing moved it")
                 }
                 _ => None,
             };
@@ -105,10 +105,10 @@ pub fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str>
     None
 }
 
-/// Writes `bytes` to `path`, replacing what is there, and returns their digest. The directory is made when it is missing.
+/// Writes `bytes` to `path`, replacing an existing file, and returns their digest. Creates missing parents.
 ///
 /// # Errors
-/// When the file system refuses.
+/// When the file cannot be written.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<Sha256, FileError> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -123,7 +123,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<Sha256, FileError> {
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(FileError::of("writing", &temporary))?;
         fs::rename(&temporary, path).map_err(FileError::of("renaming", &temporary))
     };
-    // What is half written only takes room, on a volume that may have none.
+    // A partial file only takes space on a volume that may be full.
     put().inspect_err(|_| drop(fs::remove_file(&temporary)))?;
     sync_directory(directory)?;
     Ok(Sha256::of(bytes))
@@ -132,7 +132,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<Sha256, FileError> {
 /// Writes a value as indented JSON with a final line feed; see [`write`].
 ///
 /// # Errors
-/// When the file system refuses.
+/// When the file system returns an error.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<Sha256, FileError> {
     let mut bytes =
         serde_json::to_vec_pretty(value).map_err(io::Error::other).map_err(FileError::of("encoding", path))?;
@@ -143,15 +143,15 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<Sha256, 
 /// Reads a whole file.
 ///
 /// # Errors
-/// When the file system refuses.
+/// When the file system returns an error.
 pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     fs::read(path).map_err(FileError::of("reading", path))
 }
 
-/// Removes a directory and what is in it, if it is there.
+/// Removes a directory and its contents, if it exists.
 ///
 /// # Errors
-/// When the file system refuses.
+/// When the file system returns an error.
 pub fn remove_directory(path: &Path) -> Result<(), FileError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::of("removing", path)(error)),
@@ -159,17 +159,17 @@ pub fn remove_directory(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Makes `path` a directory with exactly these files. Until they are all written, and when they cannot be, it is what it was,
-/// save for a moment between two renames.
+/// Replaces the directory `path` by one with exactly these files. If they cannot be written, the old directory stays. Between
+/// the two renames, for a moment, neither exists.
 ///
 /// # Errors
-/// When the file system refuses.
+/// When the file system returns an error.
 pub fn write_directory(path: &Path, files: &BTreeMap<String, Vec<u8>>) -> Result<(), FileError> {
     let [partial, removed] = ["partial", "removed"].map(|word| path.with_added_extension(word));
     remove_directory(&partial)?;
     remove_directory(&removed)?;
     let written = files.iter().try_for_each(|(name, bytes)| write(&partial.join(name), bytes).map(drop));
-    // What is half written takes room and helps nobody.
+    // A partial directory only takes space.
     written.inspect_err(|_| drop(remove_directory(&partial)))?;
     if path.exists() {
         fs::rename(path, &removed).map_err(FileError::of("renaming", path))?;
@@ -179,18 +179,18 @@ pub fn write_directory(path: &Path, files: &BTreeMap<String, Vec<u8>>) -> Result
     remove_directory(&removed)
 }
 
-/// Makes a directory and those above it.
+/// Creates a directory and its parents.
 ///
 /// # Errors
-/// When the file system refuses.
+/// When the file system returns an error.
 pub fn make_directory(path: &Path) -> Result<(), FileError> {
-    fs::create_dir_all(path).map_err(FileError::of("making directory", path))
+    fs::create_dir_all(path).map_err(FileError::of("creating directory", path))
 }
 
-/// Makes the names in a directory durable.
+/// Syncs a directory, so that its entries are durable.
 ///
 /// # Errors
-/// When the file system refuses.
+/// When the file system returns an error.
 pub fn sync_directory(path: &Path) -> Result<(), FileError> {
     File::open(path).and_then(|directory| directory.sync_all()).map_err(FileError::of("syncing", path))
 }
@@ -198,7 +198,7 @@ pub fn sync_directory(path: &Path) -> Result<(), FileError> {
 /// Writes a line to standard output.
 ///
 /// # Errors
-/// When nobody reads it.
+/// When standard output is closed or full.
 pub fn say(line: &str) -> Result<(), FileError> {
     writeln!(io::stdout().lock(), "{line}").map_err(FileError::of("writing to", Path::new("standard output")))
 }
@@ -216,7 +216,7 @@ mod tests {
         };
         let there = || {
             let names = fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name());
-            assert_eq!(names.collect::<Vec<_>>(), ["model"], "nothing is left beside it");
+            assert_eq!(names.collect::<Vec<_>>(), ["model"], "nothing else is left");
             let mut there: Vec<_> = fs::read_dir(&model)
                 .unwrap()
                 .map(|entry| entry.unwrap().path())
@@ -227,7 +227,7 @@ mod tests {
         };
         write_directory(&model, &files(&[("a", "1"), ("b", "2")])).unwrap();
         assert_eq!(there(), [("a".into(), "1".to_owned()), ("b".into(), "2".to_owned())]);
-        // A name that no file system takes fails after the first file is written.
+        // A name that is too long fails after the first file is written.
         let long = "x".repeat(300);
         let error = write_directory(&model, &files(&[("a", "3"), (&long, "4")])).unwrap_err();
         assert!(error.to_string().starts_with("creating "), "{error}");

@@ -9,11 +9,11 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::error::CommandError;
+use crate::{error::CommandError, terminal};
 
-/// Train, judge, serve and verify small reasoning models.
+/// Train, evaluate, serve and verify small reasoning models.
 #[derive(Debug, Parser)]
 #[command(name = "codex", version, propagate_version = true)]
 struct Arguments {
@@ -29,17 +29,17 @@ enum Command {
     ReplayStep(crate::training::ReplayStep),
     /// Find the first step and tensor in which two runs differ.
     Bisect(crate::training::Bisect),
-    /// Have a model answer held-out problems and score its answers.
+    /// Let a model answer held-out problems, and score its answers.
     Evaluate(crate::evaluation::Evaluate),
     /// Write problems of a synthetic reasoning task as JSON lines.
     PrepareData(crate::tasks::PrepareData),
-    /// Serve a model, after checking its bytes against its signature, its promotion and its ring.
+    /// Verify a model's signature, promotion and ring, then serve it over HTTP.
     Serve(crate::serving::Serve),
     /// Verify that a model directory is exactly what was signed.
     Verify(crate::verify::Verify),
     /// Check that a volume keeps checkpoints, and measure how fast it writes them.
     CheckpointSmoke(crate::training::CheckpointSmoke),
-    /// Sum up, follow, draw and compare the metrics of runs.
+    /// Summarize, follow, plot and compare the metrics of runs.
     Metrics(crate::metrics::Metrics),
 }
 
@@ -59,9 +59,15 @@ impl Command {
     }
 }
 
-/// Parses the command line, runs the command and turns its end into the process's.
+/// Parses the command line, runs the command and returns its exit code.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let command = ignore_empty_variables(Arguments::command(), &|name| {
+        std::env::var_os(name).is_some_and(|value| value.is_empty())
+    });
+    let arguments = match Arguments::from_arg_matches(&command.get_matches()) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
     start_logging();
     crate::threads::limit();
     let allowed = codex_engine::Isa::limit().map_err(CommandError::bad_input);
@@ -80,21 +86,39 @@ pub fn main() -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }
 
-/// Logs go to standard error: compact on a terminal, JSON lines elsewhere; `CODEX_LOG` filters them (default `info`).
+/// Makes clap ignore environment variables that are set and empty.
+fn ignore_empty_variables(command: clap::Command, is_empty: &impl Fn(&std::ffi::OsStr) -> bool) -> clap::Command {
+    let command = command.mut_args(|argument| match argument.get_env() {
+        Some(name) if is_empty(name) => argument.env(clap::builder::Resettable::Reset),
+        _ => argument,
+    });
+    command.mut_subcommands(|command| ignore_empty_variables(command, is_empty))
+}
+
+/// Starts logging to standard error: compact lines on a terminal, JSON lines elsewhere, filtered by `CODEX_LOG` (default
+/// `info`).
 fn start_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("CODEX_LOG").unwrap_or_else(|_| "info".into());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = std::env::var("CODEX_LOG").ok().filter(|filter| !filter.is_empty());
+    let filter = filter.and_then(|filter| tracing_subscriber::EnvFilter::try_new(filter).ok());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|| "info".into()))
+        .with_writer(std::io::stderr)
+        // Otherwise a log line that cannot be written is reported with `eprintln!`, which panics.
+        .log_internal_errors(false);
     if std::io::stderr().is_terminal() {
-        builder.compact().with_target(false).init();
+        builder.compact().with_target(false).with_ansi(colours()).init();
     } else {
         builder.json().flatten_event(true).init();
     }
 }
 
+/// Returns whether log lines have colours: not on dumb terminals, nor with `NO_COLOR`.
+fn colours() -> bool {
+    terminal::is_interactive() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -103,7 +127,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_named_with_what_would_be_right() {
+    fn empty_variables_are_ignored() {
+        let names = |command: &clap::Command| -> Vec<String> {
+            let train = command.find_subcommand("train").unwrap();
+            train.get_arguments().filter_map(|it| Some(it.get_env()?.to_str()?.to_owned())).collect()
+        };
+        assert_eq!(names(&Arguments::command()), ["CODEX_GRACE_SECONDS", "CODEX_METRICS_ADDRESS"]);
+        let command = ignore_empty_variables(Arguments::command(), &|name| name == "CODEX_GRACE_SECONDS");
+        assert_eq!(names(&command), ["CODEX_METRICS_ADDRESS"]);
+    }
+
+    #[test]
+    fn refusals_name_the_argument_and_the_allowed_values() {
         let refused = |line: &str| Arguments::try_parse_from(line.split(' ')).unwrap_err().to_string();
         let train = refused("codex train --template cot-starter --output x --seed -1");
         assert!(train.contains("'-1' for '--seed") && train.contains("from 0 to 9007199254740991"), "{train}");

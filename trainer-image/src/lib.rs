@@ -1,6 +1,6 @@
-//! The `codex` binary as a library: train, evaluate, serve and verify small reasoning models.
+//! The `codex` program as a library: trains, evaluates, serves and verifies small reasoning models.
 //!
-//! It runs in pods and on a laptop alike and knows no Kubernetes client.
+//! It runs in pods and on laptops alike, and has no Kubernetes client.
 
 mod arguments;
 pub mod artifacts;
@@ -14,6 +14,7 @@ pub mod model;
 pub mod reporting;
 pub mod serving;
 pub mod tasks;
+mod terminal;
 mod threads;
 pub mod tokenizer;
 pub mod training;

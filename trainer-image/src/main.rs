@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-// Training allocates and frees the same sizes at every step; the system's allocator hands each of them back to the
-// kernel and pays for it in page faults.
+// Training allocates and frees the same sizes at every step; the system's allocator returns them to the kernel, which costs
+// page faults.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

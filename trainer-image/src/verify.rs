@@ -22,7 +22,7 @@ use codex_signing::{
 };
 use codex_verdict::Ring;
 
-use crate::error::CommandError;
+use crate::{error::CommandError, wording::counted};
 
 /// The exit code for a valid model whose key was not compared with a fingerprint.
 const NOT_PINNED: i32 = 3;
@@ -160,7 +160,7 @@ impl fmt::Display for Outcome {
         let (files, bytes) = (self.manifest.files.len(), self.manifest.size_bytes());
         let skipped = &self.signed.skipped;
         if skipped.is_empty() {
-            writeln!(f, "verified   {files} files, {bytes} bytes: exactly what was signed")?;
+            writeln!(f, "verified   {}, {bytes} bytes: exactly what was signed", counted(files, "file"))?;
         } else {
             writeln!(f, "verified   {} files of {files}: exactly what was signed", files - skipped.len())?;
             let names: Vec<_> = skipped.iter().map(|path| Printable(path).to_string()).collect();
@@ -305,7 +305,7 @@ mod tests {
             lines[0],
             "evaluation cot-lite: exact_match >= 0.95 at confidence 0.95 (value 0.99, n 500, bounds - to -): Passed"
         );
-        assert_eq!(lines[1], "verified   1 files, 2 bytes: exactly what was signed");
+        assert_eq!(lines[1], "verified   1 file, 2 bytes: exactly what was signed");
         assert!(lines[2].starts_with("model      ") && lines[3].starts_with("promoted   into main by the statement "));
         assert_eq!(lines[4..], [format!("signed by  {pin}, the key of --fingerprint")]);
         assert_eq!(outcome.exit(), exit::FINISHED);
@@ -354,7 +354,7 @@ mod tests {
             Arguments::try_parse_from(arguments).unwrap().verify.verify()
         };
         let told = verify("{\"hidden_size\": 64}").ok().unwrap().to_string();
-        assert!(told.starts_with("verified   1 files, 19 bytes: exactly what was signed\n"), "{told}");
+        assert!(told.starts_with("verified   1 file, 19 bytes: exactly what was signed\n"), "{told}");
         let refused = verify("{\"hidden_size\": 65}").err().unwrap();
         assert!(refused.exit == exit::FAILED && refused.sentence().contains("weights.bin was changed"));
     }

@@ -1,15 +1,16 @@
 //! What a person sees of an evaluation. Pure, but for the bar on the terminal.
 
-use std::{fmt::Write as _, io::IsTerminal as _};
+use std::fmt::Write as _;
 
 use codex_verdict::{Judgement, Measurement, Metric};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::outputs::{CONFIDENCE, Results, Shown};
+use crate::terminal;
 
 /// A bar on a terminal; none elsewhere.
 pub(super) fn progress_bar(total: u64) -> Option<ProgressBar> {
-    std::io::stderr().is_terminal().then(|| {
+    terminal::is_interactive().then(|| {
         let bar = ProgressBar::new(total);
         if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos}/{len} problems  {elapsed} elapsed, {eta} left")
         {

@@ -1,4 +1,4 @@
-//! The controller's report endpoint: one HTTPS request with this pod's token. Does I/O, and blocks.
+//! Client of the controller's report endpoint: HTTPS with this pod's token. Does blocking I/O.
 
 use std::{
     fs, io,
@@ -12,61 +12,61 @@ use ureq::{
     tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
 };
 
-/// The most that one request may take: a slow controller is asked again, with a newer state.
+/// Timeout of a request. A later request has a newer state.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The most of an answer's body that is read, for the sentence of a refusal.
+/// The most bytes of a response body that are read.
 const ANSWER: u64 = 1024;
 
-/// Why a report was not taken.
+/// The reasons for which a report was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// A file of the pod contract.
+    /// A file of the pod contract cannot be read.
     #[error("reading {path:?} failed")]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// No certificate where there should be one.
-    #[error("{path:?} holds no certificate in PEM form")]
+    /// The file has no certificate.
+    #[error("{path:?} has no certificate in PEM format")]
     NoCertificate {
         /// The file.
         path: PathBuf,
     },
-    /// No whole answer came.
-    #[error("no answer from {url}")]
+    /// There was no complete response.
+    #[error("no response from {url}")]
     NoAnswer {
         /// The address.
         url: String,
-        /// What happened.
+        /// The client's error.
         #[source]
         source: ureq::Error,
     },
-    /// The endpoint asks to come back, or failed itself.
-    #[error("{url} answered {status}: {body}")]
+    /// The endpoint asks for a retry, or failed.
+    #[error("{url} returned {status}: {body}")]
     NotNow {
         /// The address.
         url: String,
         /// The HTTP status.
         status: u16,
-        /// What it said.
+        /// The response body.
         body: String,
     },
-    /// The endpoint understood and does not take it.
+    /// The endpoint refuses the report.
     #[error("{url} refused with {status}: {body}")]
     Refused {
         /// The address.
         url: String,
         /// The HTTP status.
         status: u16,
-        /// What it said.
+        /// The response body.
         body: String,
     },
 }
 
-/// Where reports go.
+/// The endpoint for reports.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     url: String,
@@ -75,7 +75,7 @@ pub(super) struct Endpoint {
     client: Client,
 }
 
-/// An HTTPS client and the certificates that it trusts.
+/// An HTTPS client and its trusted certificates.
 #[derive(Debug)]
 struct Client {
     trusted: Vec<u8>,
@@ -83,15 +83,15 @@ struct Client {
 }
 
 impl Endpoint {
-    /// An endpoint whose certificate `authority` (a PEM file) vouches for; `token` is read again for each request.
+    /// Makes a client that trusts the certificates in the PEM file `authority`. `token` is read for each request.
     pub(super) fn new(url: String, authority: PathBuf, token: PathBuf) -> Result<Self, SendError> {
         let client = Client::new(&authority, read(&authority)?)?;
         Ok(Self { url, authority, token, client })
     }
 
-    /// Posts a report and waits for the answer.
+    /// Posts a report and waits for the response.
     pub(super) fn send(&mut self, body: &[u8]) -> Result<(), SendError> {
-        // Both files are replaced under a running pod: the kubelet renews the token, the controller its certificate.
+        // Both files change while the pod runs: the kubelet renews the token, the controller its certificate.
         let trusted = read(&self.authority)?;
         if trusted != self.client.trusted {
             self.client = Client::new(&self.authority, trusted)?;
@@ -113,7 +113,7 @@ impl Endpoint {
         }
         let body = answer.body_mut().with_config().limit(ANSWER).lossy_utf8(true).read_to_string();
         let (url, body) = (self.url.clone(), body.unwrap_or_default().trim().to_owned());
-        // 408 and 429 mean "later", whatever the class of their numbers.
+        // 408 and 429 ask for a retry although they are 4xx.
         Err(match status {
             400..=407 | 409..=428 | 430..=499 => SendError::Refused { url, status, body },
             _ => SendError::NotNow { url, status, body },

@@ -1,4 +1,4 @@
-//! The variables by which a pod learns where to report and as whom. Pure but for the lookup that it is given.
+//! The environment variables of the pod contract: where to report, and for which object. Pure.
 
 use std::path::PathBuf;
 
@@ -21,10 +21,10 @@ const NAME: &str = "CODEX_OBJECT_NAME";
 const UID: &str = "CODEX_OBJECT_UID";
 const TERMINATION_LOG: &str = "CODEX_TERMINATION_LOG";
 
-/// The variables of the pod contract: set all or none.
+/// The variables of the pod contract: all or none must be set.
 pub const REQUIRED: [&str; 8] = [URL, AUTHORITY, TOKEN, POD_UID, KIND, NAMESPACE, NAME, UID];
 
-/// What a reporter is told.
+/// The settings of a reporter.
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) identity: Identity,
@@ -33,7 +33,7 @@ pub(super) struct Settings {
     pub(super) pace: Pace,
 }
 
-/// Reads the settings; none when no variable is set.
+/// Reads the settings; `None` if no variable is set. An empty variable counts as absent.
 pub(super) fn read<W: Work>(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Option<Settings>, ReportingError> {
     let lookup = |name: &str| lookup(name).filter(|value| !value.is_empty());
     let Some(present) = REQUIRED.into_iter().find(|name| lookup(name).is_some()) else { return Ok(None) };
@@ -63,7 +63,7 @@ pub(super) fn read<W: Work>(lookup: &dyn Fn(&str) -> Option<String>) -> Result<O
     Ok(Some(Settings { identity, endpoint, termination_log, pace: Pace::default() }))
 }
 
-/// The kind as the variable says it.
+/// Returns the value of the variable for a kind.
 fn name(kind: Kind) -> &'static str {
     match kind {
         Kind::TrainingRun => "TrainingRun",
@@ -100,16 +100,16 @@ mod tests {
     }
 
     #[test]
-    fn half_a_set_is_refused_with_what_is_missing() {
+    fn a_missing_variable_is_named() {
         for left_out in REQUIRED {
             let half: Vec<_> = FULL.into_iter().filter(|(name, _)| *name != left_out).collect();
             let message = read_from(&half).unwrap_err().to_string();
-            assert!(message.contains(&format!("is set and {left_out} is not")), "{message}");
+            assert!(message.contains(&format!("is set but {left_out} is not")), "{message}");
         }
     }
 
     #[test]
-    fn values_that_cannot_be_are_refused() {
+    fn invalid_values_are_refused() {
         let with = |name: &str, value: &'static str| {
             let mut variables = FULL;
             for variable in &mut variables {

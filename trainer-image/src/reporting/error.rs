@@ -1,45 +1,45 @@
-//! Errors of the set-up of reports. Pure.
+//! Errors in the set-up of reports. Pure.
 
 use std::{io, path::PathBuf};
 
 use super::endpoint::SendError;
 
-/// Why a pod cannot report.
+/// The reasons for which a pod cannot report.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportingError {
-    /// Some variables are there and others are not.
+    /// Only some of the variables are set.
     #[error(
-        "{present} is set and {missing} is not: the controller sets all of {all}; unset them all to work without reports",
+        "{present} is set but {missing} is not: set all of {all}, or none to work without reports",
         all = all.join(", ")
     )]
     Incomplete {
         /// A variable that is set.
         present: &'static str,
-        /// One that is not.
+        /// A variable that is not set.
         missing: &'static str,
-        /// All of them.
+        /// All required variables.
         all: &'static [&'static str],
     },
-    /// A variable with a value that cannot be.
+    /// A variable has an invalid value.
     #[error("{variable} is {value:?}: {right}")]
     Variable {
         /// The variable.
         variable: &'static str,
         /// Its value.
         value: String,
-        /// What would be right.
+        /// The allowed values.
         right: String,
     },
-    /// The endpoint's certificate authority is not there or holds no certificate.
-    #[error("the certificates in {path:?} (CODEX_REPORT_CA) cannot be used")]
+    /// The certificate authority of the endpoint is missing or has no certificate.
+    #[error("CODEX_REPORT_CA {path:?} is unusable")]
     Authority {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         #[source]
         source: SendError,
     },
-    /// The system gives no thread or no signal handler.
+    /// The sending thread cannot start.
     #[error("reporting cannot start")]
     System(#[source] io::Error),
 }

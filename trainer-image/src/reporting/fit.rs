@@ -1,29 +1,29 @@
-//! Makes a report fit into so many bytes of valid JSON, giving up the least first. Pure.
+//! Shortens a report to a number of bytes, dropping the least important parts first. Pure.
 
 use codex_reports::{Failure, Report, State};
 
-/// What is left of a failure's sentence when nothing else helps.
+/// Bytes to which a failure's message is shortened.
 const SENTENCE: usize = 1024;
 
-/// A report that does not fit even without what may be left out.
+/// A report cannot be encoded in the allowed size.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FitError {
-    /// JSON cannot carry it.
-    #[error("the report cannot be written as JSON")]
+    /// Encoding failed.
+    #[error("the report cannot be encoded as JSON")]
     Json(#[from] serde_json::Error),
-    /// It is too large.
-    #[error("the report has {size} bytes, {most} are allowed, and nothing more can be left out")]
+    /// The report is too large.
+    #[error("the report has {size} bytes even without optional parts; {most} are allowed")]
     TooLarge {
-        /// Bytes without what may be left out.
+        /// Bytes without the optional parts.
         size: usize,
-        /// Bytes that are allowed.
+        /// Allowed bytes.
         most: usize,
     },
 }
 
-/// The report as JSON of at most `most` bytes. Left out, one after another until it fits: notices; the files of the
-/// model's manifest (its digest stays; the receiver waits for the whole); the tail of a failure's sentence; the list of
-/// data files. Numbers that a verdict hangs on are never left out.
+/// Encodes the report as JSON of at most `most` bytes. Drops, in this order until it fits: notices; the files of the model's
+/// manifest (the digest stays, and the receiver waits for the complete report); the tail of the failure's message; the list of
+/// data files. Numbers that decide a verdict are never dropped.
 pub(super) fn fit(mut report: Report, most: usize) -> Result<Vec<u8>, FitError> {
     let mut bytes = serde_json::to_vec(&report)?;
     for leave_out in [notices, manifest, sentence, data] {
@@ -129,13 +129,13 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_travels_whole() {
+    fn a_report_that_fits_is_complete() {
         let state = training(2, 5, 2, 20);
         assert_eq!(fitted(state.clone()), state);
     }
 
     #[test]
-    fn notices_go_first_then_the_manifest_then_the_tail_of_the_sentence_then_data() {
+    fn notices_go_first_then_the_manifest_then_the_tail_of_the_message_then_data() {
         let without_notices = fitted(training(100, 5, 2, 20));
         assert_eq!((without_notices.notices.len(), without_notices.model.unwrap().manifest.files.len()), (0, 5));
 
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_never_left_out() {
+    fn numbers_are_never_dropped() {
         let metrics = (0..200)
             .map(|i| (format!("metric-{i}"), codex_verdict::Measurement::Share { successes: 1, n: 2 }))
             .collect();

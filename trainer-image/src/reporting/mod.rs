@@ -1,10 +1,9 @@
-//! Tells the controller how far the work of this pod is. Does I/O, on a thread of its own.
+//! Reports the progress of this pod's work to the controller. Does I/O on a background thread.
 //!
-//! The work changes one cumulative state with [`Reporter::update`], which never waits for the network. A background
-//! thread sends the newest state, at most every two seconds, at once when the stage changes, and with growing, jittered
-//! pauses while nobody answers. [`Reporter::finish`] leaves the last word twice: in the pod's termination message and
-//! with the controller. On a laptop, where none of the pod contract's variables is set, the state is kept here and goes
-//! nowhere.
+//! The work changes a cumulative state with [`Reporter::update`], which never waits for the network. The thread sends the newest
+//! state: at most every two seconds, immediately when the stage changes, and with exponential backoff and jitter after failures.
+//! [`Reporter::finish`] delivers the final report twice: in the pod's termination message and to the controller. Outside a pod,
+//! without the variables of the pod contract, nothing is sent.
 
 mod endpoint;
 mod environment;
@@ -30,12 +29,12 @@ use self::{
     sender::{Mailbox, Outcome},
 };
 
-/// How long a final report is offered.
+/// Time in which a final report is sent again until the controller takes it.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long it is offered once the pod was asked to end.
+/// The same after SIGTERM.
 const PATIENCE_AFTER_SIGTERM: Duration = Duration::from_secs(20);
 
-/// Keeps the state of one pod's work and has it sent; see the module. It is shared between threads by reference.
+/// Holds the state of a pod's work and sends it; see the module.
 #[derive(Debug)]
 pub struct Reporter<W: Work> {
     mailbox: Arc<Mailbox<W>>,
@@ -43,17 +42,15 @@ pub struct Reporter<W: Work> {
 }
 
 impl<W: Work> Reporter<W> {
-    /// Reads the environment of the pod contract and starts the sending thread; without any of its variables, keeps
-    /// the state and sends nothing.
+    /// Reads the variables of the pod contract and starts the sending thread. Without these variables nothing is sent.
     ///
     /// # Errors
-    /// When some variables are set and others are not, when a value cannot be, and when the certificate authority
-    /// cannot be read.
+    /// When only some variables are set, a value is invalid, or the certificate authority cannot be read.
     pub fn from_env() -> Result<Self, ReportingError> {
         Self::with(environment::read::<W>(&|name| std::env::var(name).ok())?)
     }
 
-    /// Keeps the state and sends nothing, whatever the environment says: for looking into a run without being one.
+    /// Makes a reporter that sends nothing, whatever the environment: for commands that inspect a run.
     pub fn nowhere() -> Self {
         Self { mailbox: Arc::new(Mailbox::new(None)), termination_log: None }
     }
@@ -69,51 +66,52 @@ impl<W: Work> Reporter<W> {
         Ok(Self { mailbox, termination_log: Some(termination_log) })
     }
 
-    /// Changes the state. Never waits for the network; what the state becomes is sent soon, and at once when its stage
-    /// changes.
+    /// Changes the state. Never waits for the network.
     pub fn update(&self, change: impl FnOnce(&mut W)) {
         self.mailbox.change(|outgoing| change(&mut outgoing.state));
     }
 
-    /// A copy of the state as it is now.
+    /// Returns a copy of the state.
     pub fn state(&self) -> W {
         self.mailbox.state()
     }
 
-    /// Says why the work is given up; [`Reporter::finish`] still has to be called.
+    /// Sets why the work failed. [`Reporter::finish`] must still be called.
     pub fn fail(&self, failure: Failure) {
         self.update(|state| state.fail(failure));
     }
 
-    /// Sets which attempt at the work this is, counted from 1 by the work's own directory (1 where nobody says).
+    /// Sets the number of this attempt, counted from 1 in the output directory (default 1).
     pub fn set_attempt(&self, attempt: u32) {
         self.mailbox.change(|outgoing| outgoing.attempt = attempt);
     }
 
-    /// Sets the digest of the configuration that this pod hashed again.
+    /// Sets the digest of the configuration, as this pod computed it.
     pub fn set_config_digest(&self, digest: ConfigDigest) {
         self.mailbox.change(|outgoing| outgoing.config_digest = Some(digest));
     }
 
-    /// Leaves the last word: writes the termination message, then offers the final state until the controller took it
-    /// or refused it, or until 60 seconds have passed (20 seconds from a SIGTERM, and when `code` says that there was
-    /// one). Blocks meanwhile. What cannot be delivered is logged; nothing here changes how the process ends.
+    /// Writes the termination message, then sends the final state until the controller takes or refuses it, or 60 seconds have
+    /// passed (20 seconds after SIGTERM, also if `code` is that of an interruption). Blocks meanwhile. Failures are logged and do
+    /// not change the exit code.
     pub fn finish(&self, code: i32) {
         let Some(path) = &self.termination_log else { return };
         match self.mailbox.report().map(|report| fit::fit(report, MAX_TERMINATION_BYTES)) {
             Some(Ok(bytes)) => {
                 if let Err(error) = fs::write(path, bytes) {
-                    tracing::warn!(path = %path.display(), %error, "the termination message could not be written");
+                    tracing::warn!(path = %path.display(), %error, "the termination message cannot be written");
                 }
             }
-            Some(Err(error)) => tracing::warn!(%error, "the termination message was left empty"),
+            Some(Err(error)) => tracing::warn!(%error, "the termination message is empty: the report does not fit"),
             None => return,
         }
         match self.deliver(code) {
-            Ok(Outcome::Taken) => tracing::debug!("the controller has the final report"),
+            Ok(Outcome::Taken) => tracing::debug!("the controller took the final report"),
             Ok(Outcome::Refused(reason)) => tracing::warn!(%reason, "the controller refused the final report"),
             Ok(Outcome::Pending) => tracing::warn!("the controller did not take the final report in time"),
-            Err(error) => tracing::warn!(%error, "no signal handler: the final report is left to the sending thread"),
+            Err(error) => {
+                tracing::warn!(%error, "the signal handler cannot be installed; not waiting for the final report")
+            }
         }
     }
 

@@ -1,6 +1,6 @@
-//! The mailbox between the work and the sending thread, and that thread. Does I/O.
+//! The sending thread, and the mailbox between it and the work. Does I/O.
 //!
-//! The mailbox holds the newest state only: what the thread could not send in time is replaced, never queued.
+//! The mailbox holds only the newest state: unsent states are replaced, never queued.
 
 use std::{
     sync::{
@@ -20,13 +20,12 @@ use super::{
     work::Work,
 };
 
-/// How often a final report may be refused before it is given up: a controller that has just started may not know the
-/// pod yet.
+/// Refusals of a final report after which it is given up. A controller that has just started may not know the pod yet.
 const REFUSALS: u32 = 3;
-/// How often somebody who waits for a delivery looks whether SIGTERM came.
+/// Interval in which a pending delivery checks for SIGTERM.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// As whom a pod reports.
+/// The identity of a pod and of its object.
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
     pub(super) kind: Kind,
@@ -36,14 +35,14 @@ pub(super) struct Identity {
     pub(super) pod_uid: String,
 }
 
-/// How fast reports follow each other.
+/// The pace of reports.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
-    /// The least time between two reports of the same stage.
+    /// Minimum time between two reports of the same stage.
     pub(super) interval: Duration,
-    /// The first pause after a failure; it doubles with each further one and is jittered.
+    /// First pause after a failure; it doubles with each further failure, with jitter.
     pub(super) first_pause: Duration,
-    /// The longest pause.
+    /// Maximum pause.
     pub(super) longest_pause: Duration,
 }
 
@@ -68,7 +67,7 @@ impl Pace {
     }
 }
 
-/// What is to be said.
+/// The content of the next report.
 #[derive(Clone, Debug)]
 pub(super) struct Outgoing<W> {
     pub(super) state: W,
@@ -76,33 +75,33 @@ pub(super) struct Outgoing<W> {
     pub(super) config_digest: Option<ConfigDigest>,
 }
 
-/// What became of a final report.
+/// The outcome of a final report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Nobody answered (yet).
+    /// It has not been answered.
     Pending,
-    /// The controller has it.
+    /// The controller took it.
     Taken,
-    /// The controller does not want it, for this reason.
+    /// The controller refused it, for this reason.
     Refused(String),
 }
 
 #[derive(Debug)]
 struct Contents<W> {
     outgoing: Outgoing<W>,
-    /// Changes so far.
+    /// Number of changes.
     version: u64,
-    /// The newest change that the controller has.
+    /// The newest change that the controller took.
     sent: u64,
-    /// True from a change of the stage until it is sent.
+    /// Whether a change of the stage is unsent.
     urgent: bool,
-    /// Set when the last word is spoken.
+    /// The outcome of the final report, once there is one.
     last: Option<Outcome>,
     closed: bool,
     seq: u64,
 }
 
-/// Holds the newest state and wakes the sending thread.
+/// Holds the newest state, and wakes the sending thread.
 #[derive(Debug)]
 pub(super) struct Mailbox<W> {
     identity: Option<Identity>,
@@ -111,10 +110,9 @@ pub(super) struct Mailbox<W> {
 }
 
 impl<W: Work> Mailbox<W> {
-    /// An empty mailbox; without an identity, nothing ever leaves it.
+    /// Makes an empty mailbox. Without an identity nothing is sent.
     pub(super) fn new(identity: Option<Identity>) -> Self {
-        // A container that starts again in the same pod must not fall behind its own older reports, so the count goes
-        // on from the clock.
+        // A restarted container must continue after its older reports, so the sequence starts from the clock.
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let contents = Contents {
             outgoing: Outgoing { state: W::default(), attempt: 1, config_digest: None },
@@ -128,12 +126,12 @@ impl<W: Work> Mailbox<W> {
         Self { identity, contents: Mutex::new(contents), changed: Condvar::new() }
     }
 
-    // A panic in somebody's change leaves a state that is still worth reporting.
+    // After a panic in a change, the state is still worth reporting.
     fn lock(&self) -> MutexGuard<'_, Contents<W>> {
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes what is to be said.
+    /// Changes the content of the next report.
     pub(super) fn change(&self, change: impl FnOnce(&mut Outgoing<W>)) {
         let mut contents = self.lock();
         let stage = contents.outgoing.state.stage();
@@ -145,17 +143,17 @@ impl<W: Work> Mailbox<W> {
         }
     }
 
-    /// A copy of the state.
+    /// Returns a copy of the state.
     pub(super) fn state(&self) -> W {
         self.lock().outgoing.state.clone()
     }
 
-    /// A new report of the state as it is; none where nobody listens.
+    /// Makes a report of the current state; `None` without an identity.
     pub(super) fn report(&self) -> Option<Report> {
         self.identity.as_ref().map(|identity| compose(identity, &mut self.lock()))
     }
 
-    /// Speaks the last word and waits until it is taken, refused or too late.
+    /// Makes the next report the final one, and waits until it is taken, refused or the deadline has passed.
     pub(super) fn deliver(&self, asked_to_end: &AtomicBool, mut deadline: Instant, patience: Duration) -> Outcome {
         let mut shortened = false;
         let mut contents = self.lock();
@@ -176,7 +174,7 @@ impl<W: Work> Mailbox<W> {
         }
     }
 
-    /// Ends the sending thread after what it is doing.
+    /// Ends the sending thread after its current request.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
@@ -200,12 +198,12 @@ fn compose<W: Work>(identity: &Identity, contents: &mut Contents<W>) -> Report {
     }
 }
 
-/// Sends what lies in the mailbox until it is closed, or until the last word is taken or refused.
+/// Sends reports until the mailbox is closed, or the final report is taken or refused.
 pub(super) fn run<W: Work>(mailbox: &Mailbox<W>, mut endpoint: Endpoint, pace: Pace) {
     let Some(identity) = &mailbox.identity else { return };
     let mut pauses = pace.pauses();
     let mut pause: Option<Instant> = None;
-    // Whatever is said first comes with what follows it at once, such as the digest of the configuration.
+    // The first report waits for an interval, so that it includes the digest of the configuration.
     let mut next = Instant::now() + pace.interval;
     let mut refusals = 0;
     let mut silent = false;
@@ -214,7 +212,7 @@ pub(super) fn run<W: Work>(mailbox: &Mailbox<W>, mut endpoint: Endpoint, pace: P
         if contents.closed || matches!(contents.last, Some(Outcome::Taken | Outcome::Refused(_))) {
             return;
         }
-        // What is urgent does not wait, not even for the end of a pause, but it fails only once without one.
+        // An urgent report does not wait for the end of a pause, but a retry of it does.
         let now = Instant::now();
         let due = if contents.urgent { now } else { pause.unwrap_or(next) };
         if contents.version == contents.sent {
@@ -237,7 +235,7 @@ pub(super) fn run<W: Work>(mailbox: &Mailbox<W>, mut endpoint: Endpoint, pace: P
         match result {
             Ok(()) => {
                 if silent {
-                    tracing::info!("the controller takes reports again");
+                    tracing::info!("the controller accepts reports again");
                 }
                 (pauses, pause, refusals, silent) = (pace.pauses(), None, 0, false);
                 contents.sent = version;
@@ -248,7 +246,7 @@ pub(super) fn run<W: Work>(mailbox: &Mailbox<W>, mut endpoint: Endpoint, pace: P
             Err(error) => {
                 let sentence = crate::error::chain(&error);
                 if !silent {
-                    tracing::warn!(error = sentence, "a report was not taken; it is sent again");
+                    tracing::warn!(error = sentence, "a report was not accepted; retrying");
                     silent = true;
                 }
                 refusals = if error.is_refusal() { refusals + 1 } else { 0 };
@@ -262,7 +260,7 @@ pub(super) fn run<W: Work>(mailbox: &Mailbox<W>, mut endpoint: Endpoint, pace: P
     }
 }
 
-/// Why a report did not go.
+/// The reasons for which a report was not sent.
 #[derive(Debug, thiserror::Error)]
 enum Trouble {
     #[error(transparent)]

@@ -169,7 +169,7 @@ const FAST: Duration = Duration::from_millis(30);
 const NEVER: Duration = Duration::from_secs(3600);
 
 #[test]
-fn what_is_said_arrives_with_identity_token_and_growing_numbers() {
+fn reports_have_identity_token_and_growing_sequence_numbers() {
     let server = Server::start(&[]);
     let reporter = server.reporter(FAST);
     let digest = ConfigDigest(Sha256::of("config"));
@@ -196,7 +196,7 @@ fn what_is_said_arrives_with_identity_token_and_growing_numbers() {
 }
 
 #[test]
-fn nothing_is_said_before_there_is_something_to_say_and_then_all_of_it() {
+fn the_first_report_waits_for_the_config_digest() {
     let server = Server::start(&[]);
     let reporter = server.reporter(Duration::from_millis(200));
     thread::sleep(Duration::from_millis(300));
@@ -211,7 +211,7 @@ fn nothing_is_said_before_there_is_something_to_say_and_then_all_of_it() {
 }
 
 #[test]
-fn a_lost_answer_and_an_overloaded_controller_are_asked_again() {
+fn lost_responses_and_overload_are_retried() {
     let server = Server::start(&[Answer::Lost, Answer::Status(503), Answer::Status(429), Answer::Status(200)]);
     let reporter = server.reporter(NEVER);
     reporter.finish(exit::FINISHED);
@@ -219,7 +219,7 @@ fn a_lost_answer_and_an_overloaded_controller_are_asked_again() {
 }
 
 #[test]
-fn finish_returns_only_when_the_last_word_is_taken() {
+fn finish_returns_when_the_final_report_is_taken() {
     let server = Server::start(&[Answer::Status(204), Answer::Status(503), Answer::Lost]);
     let reporter = server.reporter(NEVER);
     reporter.update(|state| state.stage = Stage::Running);
@@ -230,7 +230,7 @@ fn finish_returns_only_when_the_last_word_is_taken() {
 }
 
 #[test]
-fn a_refusal_ends_the_offer_but_not_at_once() {
+fn a_refused_final_report_is_given_up_after_some_retries() {
     let server = Server::start(&[Answer::Status(403); 20]);
     let reporter = server.reporter(NEVER);
     let begun = Instant::now();
@@ -240,7 +240,7 @@ fn a_refusal_ends_the_offer_but_not_at_once() {
 }
 
 #[test]
-fn a_silent_controller_is_given_up_when_time_is_over() {
+fn a_silent_controller_is_given_up_at_the_deadline() {
     let server = Server::start(&[Answer::Status(503); 200]);
     let reporter = server.reporter(NEVER);
     let (asked_to_end, soon) = (std::sync::atomic::AtomicBool::new(true), Duration::from_millis(300));
@@ -265,7 +265,7 @@ fn the_work_never_waits_for_a_slow_controller() {
 }
 
 #[test]
-fn reports_keep_their_distance_and_a_new_stage_does_not_wait() {
+fn reports_keep_their_interval_and_a_new_stage_does_not_wait() {
     let interval = Duration::from_millis(400);
     let server = Server::start(&[]);
     let reporter = server.reporter(interval);

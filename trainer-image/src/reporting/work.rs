@@ -1,19 +1,19 @@
-//! What the three kinds of work have in common for a reporter. Pure.
+//! The trait of states that can be reported. Pure.
 
 use codex_reports::{EvaluationState, Failure, Kind, ServingState, Stage, State, TrainingState};
 
-/// The cumulative state of one kind of work.
+/// The cumulative state of the work for an object.
 pub trait Work: Clone + Default + Send + 'static {
-    /// The kind of object that such pods work for.
+    /// The kind of the object.
     const KIND: Kind;
 
-    /// How far the work is.
+    /// Returns the stage.
     fn stage(&self) -> Stage;
 
-    /// The state as it travels.
+    /// Returns the state in its wire form.
     fn wire(self) -> State;
 
-    /// Sets the stage to [`Stage::Failed`], and why.
+    /// Sets the stage to [`Stage::Failed`], with the failure.
     fn fail(&mut self, failure: Failure);
 }
 

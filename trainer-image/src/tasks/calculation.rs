@@ -1,9 +1,9 @@
-//! One calculation on two numbers, solved column by column, least significant digit first. Pure.
+//! Sums and differences, solved column by column from the least significant digit. Pure.
 //!
-//! Every column says what it leaves to the next one before its digit, `digit+digit+carry=` carry and digit and
-//! `digit-digit-borrow=` borrow and digit: `347+86:` → `7+6+0=13 4+8+1=13 3+0+1=04 #433$`. Nothing is decided before the columns that
-//! decide it are worked out. So which operand is larger shows by the last borrow: where there is one, the columns hold the
-//! complement of what is missing, which is taken from a one with zeros: `216-899:` → `… 1000-317:0-7-0=13 0-1-1=18 0-3-1=16 #-683$`.
+//! Each column has its carry or borrow before its digit: `digit+digit+carry=` carry and digit, or `digit-digit-borrow=` borrow
+//! and digit. Example: `347+86:` → `7+6+0=13 4+8+1=13 3+0+1=04 #433$`. Nothing is written before the columns that decide it. The
+//! last borrow decides which operand is larger: if there is one, the columns hold the complement of the result, which is
+//! subtracted from a power of ten: `216-899:` → `… 1000-317:0-7-0=13 0-1-1=18 0-3-1=16 #-683$`.
 
 use std::fmt::Write as _;
 
@@ -13,10 +13,10 @@ use super::{
     record::{Difficulty, Record},
 };
 
-/// One calculation on two operands.
+/// A sum or difference of two operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Calculation {
-    /// What is done.
+    /// The operator.
     pub operator: Operator,
     /// The left operand.
     pub left: u32,
@@ -25,7 +25,7 @@ pub struct Calculation {
 }
 
 impl Calculation {
-    /// The result.
+    /// Returns the result.
     pub fn result(&self) -> i64 {
         let (left, right) = (i64::from(self.left), i64::from(self.right));
         match self.operator {
@@ -34,17 +34,17 @@ impl Calculation {
         }
     }
 
-    /// The canonical key. a − b and b − a share one, for their results differ in the sign alone.
+    /// Returns the canonical key. a − b and b − a share a key, because their results differ only in sign.
     pub fn key(&self) -> Key {
         Key::new(self.operator.name(), &[self.left.max(self.right), self.left.min(self.right)])
     }
 
-    /// `left±right:`, which is a prompt here and the head of a step in a longer solution.
+    /// Returns `left±right:`, the prompt, and the head of a step in a longer solution.
     pub(super) fn head(&self) -> String {
         format!("{}{}{}:", self.left, self.operator.sign(), self.right)
     }
 
-    /// The columns and the result: what follows [`head`](Self::head), without the end mark.
+    /// Returns the columns and the result, without the end mark.
     pub(super) fn solution(&self) -> String {
         let Self { operator, left, right } = *self;
         let places = digits(left.max(right));
@@ -78,22 +78,22 @@ impl Calculation {
     }
 }
 
-/// One column of a calculation.
+/// A column of a calculation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Column {
     /// The digit of the left operand.
     pub(super) upper: u32,
     /// The digit of the right operand.
     pub(super) lower: u32,
-    /// What the column before carried, or borrowed.
+    /// The carry or borrow of the column before.
     pub(super) carried: u32,
-    /// What this column carries, or borrows.
+    /// The carry or borrow of this column.
     pub(super) carry: u32,
-    /// The digit that it leaves.
+    /// The digit of the result.
     pub(super) figure: u32,
 }
 
-/// The first `places` columns, least significant first.
+/// Returns the first `places` columns, least significant first.
 pub(super) fn columns(operator: Operator, left: u32, right: u32, places: u32) -> Vec<Column> {
     let mut carried = 0;
     let column = |place| {
@@ -107,12 +107,12 @@ pub(super) fn columns(operator: Operator, left: u32, right: u32, places: u32) ->
     (0..places).map(column).collect()
 }
 
-/// The number that the digits of columns make.
+/// Returns the number that the columns' digits form.
 pub(super) fn number(columns: &[Column]) -> u32 {
     columns.iter().rev().fold(0, |number, column| 10 * number + column.figure)
 }
 
-/// Columns with a space behind each.
+/// Formats columns, each followed by a space.
 fn written(operator: Operator, columns: &[Column]) -> String {
     let sign = operator.sign();
     let column = |Column { upper, lower, carried, carry, figure }: &Column| {
@@ -121,12 +121,12 @@ fn written(operator: Operator, columns: &[Column]) -> String {
     columns.iter().map(column).collect()
 }
 
-/// How many digits a number has; 0 has one.
+/// Returns the number of digits; 0 has one.
 pub(super) fn digits(number: u32) -> u32 {
     number.checked_ilog10().unwrap_or(0) + 1
 }
 
-/// The digit at `place`, counted from the least significant one; 0 where the number has none.
+/// Returns the digit at `place`, counted from the least significant one; 0 beyond the number's digits.
 pub(super) fn digit(number: u32, place: u32) -> u32 {
     number / 10_u32.pow(place) % 10
 }
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_negative_result_is_taken_from_the_last_borrow() {
+    fn a_negative_result_follows_from_the_last_borrow() {
         let columns = "6-9-0=17 1-9-1=11 2-8-1=13 1000-317:0-7-0=13 0-1-1=18 0-3-1=16";
         assert_eq!(solve(216, Operator::Minus, 899), format!("216-899:{columns} #-683$"));
         assert_eq!(solve(6, Operator::Minus, 7), "6-7:6-7-0=19 10-9:0-9-0=11 #-1$");
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn commutation_is_folded() {
+    fn swapped_operands_share_a_key() {
         let key = |operator, left, right| Calculation { operator, left, right }.key();
         assert_eq!(key(Operator::Plus, 3, 64), key(Operator::Plus, 64, 3));
         assert_eq!(key(Operator::Minus, 3, 64), key(Operator::Minus, 64, 3));

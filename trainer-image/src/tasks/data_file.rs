@@ -7,16 +7,15 @@ use super::{
     task::{Problems, Task, TaskError},
 };
 
-/// The bytes of a data file: `count` records of `task` as JSON lines.
+/// Returns the bytes of a data file: `count` records of `task` as JSON lines.
 ///
 /// # Errors
-/// When there are not as many held-out problems.
+/// When the task has fewer held-out problems.
 pub fn materialise(task: Task, split: Split, seed: u64, count: usize) -> Result<Vec<u8>, TaskError> {
     lines(&problems(task.into(), split, seed, count)?).map_err(TaskError::Encoding)
 }
 
-/// Lines `range` of the training file that [`materialise`] makes, whatever its length: a long file can be made piece by
-/// piece.
+/// Returns the lines `range` of a training file, as [`materialise`] makes it, so that a long file can be made in pieces.
 ///
 /// # Errors
 /// When a record cannot be encoded.

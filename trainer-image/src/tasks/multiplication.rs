@@ -1,8 +1,8 @@
-//! a × b of two digits each, by partial products: the product of the left operand and each digit of the right one, every
-//! row added to the one before it as it is worked out. Pure.
+//! Products of two-digit numbers by partial products: the left operand times each digit of the right one, each row added to
+//! the row before. Pure.
 //!
-//! `47*86:` → `7*6:42+0+0=42 4*6:24+0+4=28 #282 7*8:56+8+0=64 4*8:32+2+6=40 #4042$`: a product of two digits, plus the digit of the
-//! row before, plus the carry.
+//! Example: `47*86:` → `7*6:42+0+0=42 4*6:24+0+4=28 #282 7*8:56+8+0=64 4*8:32+2+6=40 #4042$`. Each step is a product of two digits,
+//! plus the digit of the row before, plus the carry.
 
 use std::fmt::Write as _;
 
@@ -20,7 +20,7 @@ use super::{
 pub struct Multiplication {
     /// The left operand.
     pub left: u32,
-    /// The right operand, whose digits make the rows.
+    /// The right operand; each of its digits gives a row.
     pub right: u32,
 }
 
@@ -31,12 +31,12 @@ impl Multiplication {
         Self { left: two.operand(rng), right: two.operand(rng) }
     }
 
-    /// The result.
+    /// Returns the result.
     pub fn result(self) -> u32 {
         self.left * self.right
     }
 
-    /// The canonical key. A row, as `47*6`, is none: like the columns of a sum, it is in many problems.
+    /// Returns the canonical key. A row, such as `47*6`, has no key: like a column of a sum, it is part of many problems.
     pub fn key(self) -> Key {
         Key::new("multiplication", &[self.left.max(self.right), self.left.min(self.right)])
     }
@@ -86,7 +86,7 @@ mod tests {
                 let product = Multiplication { left, right };
                 let response = product.record().response;
                 assert!(response.ends_with(&format!("#{}$", product.result())), "{response}");
-                // The last column and the digits that stay are the result, too.
+                // The last column and the final digits of the rows form the result, too.
                 let (rows, mut written) = (response.split(" #").collect::<Vec<_>>(), 0);
                 let columns = |row: &str| -> Vec<u32> {
                     let sums = row.split(' ').filter_map(|step| step.split_once('='));

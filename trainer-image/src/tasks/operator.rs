@@ -1,6 +1,6 @@
 //! The operators of calculations. Pure.
 
-/// What a calculation does.
+/// The operator of a calculation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operator {
     /// left + right
@@ -17,7 +17,7 @@ impl Operator {
         }
     }
 
-    /// The category of records, and the kind of keys.
+    /// Returns the category of its records, which is also the kind of its keys.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Plus => "addition",

@@ -1,9 +1,9 @@
-//! a + b and a − b in a field of seven places. Both operands have the same places, drawn anew for every problem, and a dot
-//! stands where neither has a digit. Pure.
+//! Sums and differences in a field of seven places. Both operands share their places, which are drawn for each problem; places
+//! without a digit have a dot. Pure.
 //!
-//! `..347..+...86..:` → `.+.+0=0. .+.+0=0. 7+6+0=13 4+8+1=13 3+.+1=04 .+.+0=0. .+.+0=0. #..433..$`. In training, every other field is
-//! filled with short numbers, a dot or two between them, as `.12.347+..4..86:` is; for one in three of these more than one fits.
-//! So digits come at every place and in more of them than a short number has, and a longer number asks for no column that
+//! Example: `..347..+...86..:` → `.+.+0=0. .+.+0=0. 7+6+0=13 4+8+1=13 3+.+1=04 .+.+0=0. .+.+0=0. #..433..$`. For training, every other
+//! field is filled with short numbers, separated by a dot or two, as in `.12.347+..4..86:`; in one of three such fields, more than
+//! one fits. So digits occur at every place, in more places than one short number has, and a longer number needs no column that
 //! was not trained.
 
 use std::fmt::Write as _;
@@ -18,25 +18,25 @@ use super::{
     record::{Difficulty, Record},
 };
 
-/// How many places the field has.
+/// Places of the field.
 const PLACES: u32 = 7;
 
-/// Digits by place, least significant first; none where a dot stands.
+/// Digits by place, least significant first; `None` is a dot.
 type Field = Vec<Option<u32>>;
 
-/// Calculations with the same operator in one field.
+/// Calculations with one operator in a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Padded {
-    /// What is calculated, and the place of its least significant digits, from the lowest place up. Differences are negative
-    /// only where they are alone.
+    /// The calculations and the places of their least significant digits, in ascending order. A difference is negative only if
+    /// it is the only calculation.
     calculations: Vec<(Calculation, u32)>,
 }
 
 impl Padded {
-    /// The most digits of an operand; one place is for what a sum carries.
+    /// The most digits of an operand; one place is for the carry of a sum.
     pub(super) const MOST: u32 = PLACES - 1;
 
-    /// Draws a calculation and where it stands, or for training as many as there is room for.
+    /// Draws a calculation and its place; for training, as many as fit.
     pub(super) fn sample(rng: &mut impl Rng, split: Split, range: Digits) -> Self {
         let calculation = range.calculation(rng, split);
         if split == Split::HeldOut || rng.random() {
@@ -53,19 +53,19 @@ impl Padded {
             first += places(&next) + 1 + u32::from(rng.random_range(0..4_u32) == 0);
             next = Calculation { left: range.operand(rng), right: range.operand(rng), ..next };
         }
-        // Numbers that fill the field leave no room for a gap in front.
+        // Numbers that fill the field leave no room for an offset.
         if calculations.is_empty() {
             calculations.push((calculation, 0));
         }
         Self { calculations }
     }
 
-    /// The canonical key: that of the calculation, where it is alone.
+    /// Returns the canonical key: that of the first calculation.
     pub fn key(&self) -> Key {
         self.inner_keys()[0]
     }
 
-    /// The keys of the calculations.
+    /// Returns the keys of the calculations.
     pub(super) fn inner_keys(&self) -> Vec<Key> {
         self.calculations.iter().map(|(calculation, _)| calculation.key()).collect()
     }
@@ -85,7 +85,7 @@ impl Padded {
         field
     }
 
-    /// The columns, and the result in its field, as in `..433..`; zeros in front stay.
+    /// Returns the columns, and the result in its field, as in `..433..`, with leading zeros.
     fn solution(&self) -> (String, String) {
         let (operator, mut text) = (self.operator(), String::new());
         let (left, right) = (self.field(|it| it.left), self.field(|it| it.right));
@@ -99,7 +99,7 @@ impl Padded {
         (text, format!("{}{}", if negative { "-" } else { "" }, written(&result)))
     }
 
-    /// The answer in its field.
+    /// Returns the answer in its field.
     pub(super) fn answer(&self) -> String {
         self.solution().1
     }
@@ -120,8 +120,7 @@ fn places(calculation: &Calculation) -> u32 {
     digits(calculation.left.max(calculation.right))
 }
 
-/// Writes a column for each place with a space behind it: the digits that they leave, and what the last one carries or
-/// borrows.
+/// Writes a column for each place, followed by a space. Returns the digits of the result, and the last carry or borrow.
 fn columns(text: &mut String, operator: Operator, upper: &Field, lower: &Field) -> (Field, u32) {
     let mut carried = 0;
     let sign = operator.sign();
@@ -131,7 +130,7 @@ fn columns(text: &mut String, operator: Operator, upper: &Field, lower: &Field) 
             Operator::Plus => ((a + b + carried) / 10, (a + b + carried) % 10),
             Operator::Minus => (u32::from(a < b + carried), (10 + a - b - carried) % 10),
         };
-        // Where neither has a digit, only the carry of a sum leaves one.
+        // Without digits, only the carry of a sum gives a digit.
         let left = upper.is_some() || lower.is_some() || operator == Operator::Plus && carried == 1;
         let figure = left.then_some(figure);
         let [upper, lower, result] = [*upper, *lower, figure].map(mark);
@@ -147,7 +146,7 @@ fn mark(digit: Option<u32>) -> char {
     digit.and_then(|digit| char::from_digit(digit, 10)).unwrap_or('.')
 }
 
-/// A field as it is read, most significant place first.
+/// Formats a field, most significant place first.
 fn written(field: &Field) -> String {
     field.iter().rev().map(|digit| mark(*digit)).collect()
 }
@@ -160,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_stand_where_the_digits_do() {
+    fn columns_are_at_the_places_of_the_digits() {
         let solve = |left, operator, right, first| {
             let record = Padded { calculations: vec![(Calculation { operator, left, right }, first)] }.record();
             record.prompt + &record.response
@@ -203,7 +202,7 @@ mod tests {
                 let padded = Padded::sample(&mut rng, split, Digits::up_to(range));
                 several += u32::from(padded.calculations.len() > 1);
                 let answer = padded.answer();
-                // Where a sum carries into the dot between two numbers, its result takes that place.
+                // A sum may carry into the dot between two numbers.
                 let mut results: Vec<i64> = Vec::new();
                 for (calculation, first) in padded.calculations.iter().rev() {
                     let size = digits(calculation.result().unsigned_abs() as u32).max(places(calculation));

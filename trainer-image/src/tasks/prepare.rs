@@ -1,4 +1,4 @@
-//! `codex prepare-data`: writes a task's records as JSON lines and tells what share of the task they cover. Does I/O.
+//! `codex prepare-data`: writes records of a task as JSON lines, and prints which share of the task they cover. Does I/O.
 
 use std::{collections::HashSet, path::PathBuf};
 
@@ -22,16 +22,16 @@ pub struct PrepareData {
     /// The task: arithmetic, word-problems, arithmetic-5, multiplication, word-problems-3 or arithmetic-padded.
     #[arg(long)]
     task: Task,
-    /// Same seed, same bytes.
+    /// Seed; the same seed gives the same bytes.
     #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = crate::arguments::seed)]
     seed: u64,
-    /// How many records, 10,000,000 at most; held-out ones are all different.
+    /// Number of records, at most 10,000,000. Held-out records are all different.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=codex_configs::MAX_SYNTHETIC))]
     count: u64,
-    /// Which side of the split; it is the same for every seed.
+    /// Side of the split, which is the same for every seed.
     #[arg(long, value_enum, default_value = "train")]
     split: Split,
-    /// Operands of exactly so many digits, instead of those that the task trains on.
+    /// Use operands of exactly this many digits instead of those that the task trains on.
     #[arg(long)]
     digits: Option<u32>,
     /// The file to write.
@@ -39,7 +39,7 @@ pub struct PrepareData {
     out: PathBuf,
 }
 
-/// What was written.
+/// The summary that is printed.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Summary {
@@ -48,9 +48,9 @@ struct Summary {
     size: u64,
     records: usize,
     distinct_problems: usize,
-    /// Different sums and differences that the solutions go through, on operands of one to three digits.
+    /// Different sums and differences in the solutions, on operands of one to three digits.
     distinct_calculations: usize,
-    /// Sums and differences of such operands that this side of the split has.
+    /// Number of sums and differences of such operands on this side of the split.
     calculations_of_split: usize,
     share_of_calculations: f64,
 }
@@ -84,11 +84,11 @@ impl PrepareData {
     }
 }
 
-/// Operands are below this.
+/// Upper bound of the operands that the summary counts.
 const OPERANDS: u32 = 1000;
 const SUMS_AND_DIFFERENCES: [Operator; 2] = [Operator::Plus, Operator::Minus];
 
-/// How many calculations one side of the split has.
+/// Returns the number of calculations on a side of the split.
 fn calculations(split: Split) -> usize {
     let pairs = (0..OPERANDS).flat_map(|left| (0..=left).map(move |right| (left, right)));
     pairs

@@ -5,7 +5,7 @@ use super::{
     word_problems::WordProblem,
 };
 
-/// One problem of a task.
+/// A problem of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// Of [`Task::Arithmetic`] and [`Task::Arithmetic5`].
@@ -19,7 +19,7 @@ pub enum Problem {
 }
 
 impl Problem {
-    /// Its canonical key: the same for all renderings.
+    /// Returns the canonical key, which is the same for all renderings.
     pub fn key(&self) -> Key {
         match self {
             Self::Arithmetic(calculation) => calculation.key(),
@@ -29,7 +29,7 @@ impl Problem {
         }
     }
 
-    /// The keys of the calculations that its solution goes through.
+    /// Returns the keys of the calculations in its solution.
     pub fn inner_keys(&self) -> Vec<Key> {
         match self {
             Self::Arithmetic(_) | Self::Multiplication(_) => vec![self.key()],
@@ -38,7 +38,7 @@ impl Problem {
         }
     }
 
-    /// The answer, as it is written.
+    /// Returns the answer as it is written.
     pub fn answer(&self) -> String {
         match self {
             Self::Arithmetic(calculation) => calculation.result().to_string(),
@@ -48,7 +48,7 @@ impl Problem {
         }
     }
 
-    /// The problem, its solution step by step, and its labels.
+    /// Returns the record: prompt, solution and labels.
     pub fn record(&self) -> Record {
         match self {
             Self::Arithmetic(calculation) => calculation.record(),

@@ -51,7 +51,7 @@ impl Task {
         }
     }
 
-    /// How many digits its operands have.
+    /// Returns the range of its operands' digits.
     pub fn digits(self) -> Digits {
         match self {
             Self::Arithmetic | Self::WordProblems | Self::WordProblems3 | Self::ArithmeticPadded => Digits::up_to(3),
@@ -60,11 +60,10 @@ impl Task {
         }
     }
 
-    /// The task on operands of exactly `count` digits, however long those are that it trains on: what shows whether a model
-    /// goes on from there.
+    /// Returns the task on operands of exactly `count` digits, to test generalization to lengths that were not trained.
     ///
     /// # Errors
-    /// When the task has no such operands.
+    /// When the task does not support `count` digits.
     pub fn of_digits(self, count: u32) -> Result<Problems, TaskError> {
         let (least, most) = match self {
             Self::Multiplication => (2, 2),
@@ -77,22 +76,22 @@ impl Task {
         Ok(Problems { task: self, digits: Digits::exactly(count) })
     }
 
-    /// The problem at `index` of the stream that `seed` names. Constant time; indices are independent of each other, so
-    /// small problems come again and again.
+    /// Draws the problem at `index` of the stream of `seed`, in constant time. Indices are independent, so small problems
+    /// repeat.
     pub fn draw(self, split: Split, seed: u64, index: u64) -> Problem {
         Problems::from(self).draw(split, seed, index)
     }
 
-    /// `count` held-out problems with `count` different keys.
+    /// Draws `count` held-out problems with different keys.
     ///
     /// # Errors
-    /// When the held-out part of the task is too small for `count`.
+    /// When the task has fewer held-out problems.
     pub fn held_out(self, seed: u64, count: usize) -> Result<Vec<Problem>, TaskError> {
         Problems::from(self).held_out(seed, count)
     }
 }
 
-/// A task on operands of certain lengths: [`Task::digits`], or others.
+/// A task on operands of given lengths: those of [`Task::digits`], or others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Problems {
     task: Task,
@@ -106,7 +105,7 @@ impl From<Task> for Problems {
 }
 
 impl Problems {
-    /// As [`Task::draw`].
+    /// Draws a problem; see [`Task::draw`].
     pub fn draw(self, split: Split, seed: u64, index: u64) -> Problem {
         let Self { task, digits } = self;
         let mut rng = stream(task, split, seed, index);
@@ -118,14 +117,14 @@ impl Problems {
                 Task::Multiplication => Problem::Multiplication(Multiplication::sample(&mut rng)),
                 Task::ArithmeticPadded => Problem::Padded(Padded::sample(&mut rng, split, digits)),
             };
-            // Problems that mix held-out and other calculations belong to neither side.
+            // Problems with calculations of both sides belong to neither.
             if Split::of(&problem.inner_keys()) == Some(split) {
                 return problem;
             }
         }
     }
 
-    /// As [`Task::held_out`].
+    /// Draws held-out problems; see [`Task::held_out`].
     ///
     /// # Errors
     /// When there are fewer than `count`.
@@ -166,42 +165,42 @@ impl FromStr for Task {
     }
 }
 
-/// What cannot be drawn.
+/// Problems that cannot be drawn.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
-    /// A name that no task has.
+    /// The name is unknown.
     #[error("task {0:?} is unknown: use one of {known}", known = Task::ALL.map(Task::name).join(", "))]
     Unknown(String),
-    /// Operands that the task does not have.
-    #[error("{count} digits are not what task {task} can be drawn with: use {least} to {most}")]
+    /// The task does not support the number of digits.
+    #[error("task {task} has no problems with {count} digits: use {least} to {most}")]
     Digits {
         /// The task.
         task: Task,
-        /// What was asked for.
+        /// The requested number.
         count: u32,
-        /// The fewest.
+        /// The least allowed.
         least: u32,
-        /// The most.
+        /// The greatest allowed.
         most: u32,
     },
-    /// More held-out problems than there are.
+    /// The task has fewer held-out problems.
     #[error(
-        "count {count} is more than task {task} holds out: about {found} different problems can be drawn, use at most that"
+        "count {count} is out of range: task {task} has about {found} different held-out problems; use at most that"
     )]
     TooMany {
         /// The task.
         task: Task,
-        /// What was asked for.
+        /// The requested number.
         count: usize,
-        /// What was found.
+        /// The number that was found.
         found: usize,
     },
-    /// Records that could not be written as JSON.
-    #[error("records could not be encoded")]
+    /// Records cannot be encoded as JSON.
+    #[error("the records cannot be encoded")]
     Encoding(#[source] std::io::Error),
 }
 
-/// The random numbers of one index: `ChaCha8` with a key made of everything else that names the stream.
+/// Returns the random numbers of one index: `ChaCha8`, keyed by task, split and seed.
 fn stream(task: Task, split: Split, seed: u64, index: u64) -> ChaCha8Rng {
     let mut hasher = Sha256::new();
     hasher.update(b"codex tasks 1\0");

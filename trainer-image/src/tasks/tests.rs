@@ -35,7 +35,7 @@ fn written_keys(record: &Record) -> Vec<Key> {
 }
 
 #[test]
-fn what_is_written_is_on_the_same_side_as_its_problem() {
+fn written_calculations_are_on_the_side_of_their_problem() {
     for task in Task::ALL {
         let mut seen = 0;
         for index in 0..20_000 {
@@ -47,7 +47,7 @@ fn what_is_written_is_on_the_same_side_as_its_problem() {
             let keys = written_keys(&task.draw(Split::HeldOut, 1, index).record());
             assert!(keys.iter().all(|key| key.is_held_out() || key.is_complement()), "{keys:?}");
         }
-        // A field of places is read by its columns alone, and so is a product.
+        // Padded problems and products have columns only, without heads.
         let heads = !matches!(task, Task::Multiplication | Task::ArithmeticPadded);
         assert_eq!(seen >= 20_000, heads, "{task}: {seen}");
     }
@@ -72,7 +72,7 @@ fn no_training_record_goes_through_a_held_out_calculation() {
 #[test]
 fn held_out_problems_are_distinct_and_held_out_in_every_step() {
     for task in Task::ALL {
-        // There are 4,095 products of two-digit numbers, commutation folded.
+        // There are 4,095 products of two-digit numbers with different keys.
         let count = if task == Task::Multiplication { 200 } else { 2000 };
         let problems = task.held_out(7, count).unwrap();
         let keys: HashSet<Key> = problems.iter().map(Problem::key).collect();
@@ -87,7 +87,7 @@ fn the_tasks_are_those_of_the_configuration() {
 }
 
 #[test]
-fn more_than_there_are_is_refused() {
+fn too_many_held_out_problems_are_refused() {
     let error = Task::Arithmetic.held_out(1, 100_000).unwrap_err();
     assert!(matches!(error, TaskError::TooMany { .. }), "{error}");
 }
@@ -109,7 +109,7 @@ fn the_bytes_are_the_same_on_every_machine() {
 }
 
 #[test]
-fn operands_of_one_length_are_drawn_where_there_are_any() {
+fn operands_of_one_length_are_drawn_where_supported() {
     for task in Task::ALL {
         for count in 0..=10 {
             let Ok(problems) = task.of_digits(count) else {
@@ -129,7 +129,7 @@ fn operands_of_one_length_are_drawn_where_there_are_any() {
         }
     }
     let said = Task::Multiplication.of_digits(3).unwrap_err().to_string();
-    assert_eq!(said, "3 digits are not what task multiplication can be drawn with: use 2 to 2");
+    assert_eq!(said, "task multiplication has no problems with 3 digits: use 2 to 2");
 }
 
 proptest! {

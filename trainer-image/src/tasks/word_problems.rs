@@ -1,4 +1,4 @@
-//! Short stories that two or three calculations solve, as in `Jon has 3 eggs. Bob has 64 more. How many in all?` →
+//! Word problems of two or three calculations. Example: `Jon has 3 eggs. Bob has 64 more. How many in all?` →
 //! `3+64:3+4+0=07 0+6+0=06 #67 3+67:3+7+0=10 0+6+1=07 #70$`. Pure.
 
 use rand::Rng;
@@ -14,7 +14,7 @@ use super::{
 const NAMES: [&str; 10] = ["Jon", "Bob", "Ann", "Eva", "Tim", "Mia", "Sam", "Zoe", "Max", "Ida"];
 const THINGS: [&str; 10] = ["eggs", "pens", "nuts", "cups", "hats", "keys", "coins", "books", "cards", "stones"];
 
-/// What happens in a word problem.
+/// The story of a word problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Story {
     /// One has a, the other b more; how many in all?
@@ -41,7 +41,7 @@ impl Story {
     /// The stories that three calculations solve.
     const THREE_STEPS: [Self; 4] = [Self::MoreLost, Self::FewerGot, Self::GotLostGot, Self::LostGotLost];
 
-    /// How many numbers it tells.
+    /// Returns the number of operands.
     fn operands(self) -> usize {
         match self {
             Self::More | Self::Fewer => 2,
@@ -50,7 +50,7 @@ impl Story {
         }
     }
 
-    /// The kind of its keys.
+    /// Returns the kind of its keys.
     fn name(self) -> &'static str {
         match self {
             Self::More => "more",
@@ -65,33 +65,33 @@ impl Story {
     }
 }
 
-/// A word problem: a story, its numbers, and the names that it is told with.
+/// A word problem: a story, its operands, and the names in its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WordProblem {
-    /// What happens.
+    /// The story.
     pub story: Story,
-    /// a, b and, in the stories that have them, c and d; 0 otherwise.
+    /// The operands a, b, c and d; 0 where the story has fewer.
     pub operands: [u32; 4],
-    /// Who it is about.
+    /// The names of the persons.
     pub names: [&'static str; 2],
-    /// What they have.
+    /// The objects that they have.
     pub things: &'static str,
 }
 
 impl WordProblem {
-    /// Draws a story of two calculations; no number in it or on the way to its answer is negative.
+    /// Draws a story of two calculations without negative numbers.
     pub(super) fn two_steps(rng: &mut impl Rng, split: Split, range: Digits) -> Self {
         Self::sample(rng, split, range, Story::TWO_STEPS, 3)
     }
 
-    /// Draws a story of three calculations; no number in it or on the way to its answer is negative.
+    /// Draws a story of three calculations without negative numbers.
     pub(super) fn three_steps(rng: &mut impl Rng, split: Split, range: Digits) -> Self {
         Self::sample(rng, split, range, Story::THREE_STEPS, 4)
     }
 
     fn sample(rng: &mut impl Rng, split: Split, range: Digits, stories: [Story; 4], numbers: usize) -> Self {
         let story = stories[rng.random_range(0..4_u32) as usize];
-        // Long numbers have sums with a digit more, which are rare otherwise.
+        // Large operands give sums with one more digit, which are rare otherwise.
         let long = split == Split::Train && rng.random_range(0..4_u32) == 0;
         let top = 10_u32.pow(range.most);
         let mut operands = [0; 4];
@@ -126,12 +126,12 @@ impl WordProblem {
         Self { story, operands, names: [NAMES[first], NAMES[other]], things }
     }
 
-    /// The canonical key: the story and its numbers, without names and things.
+    /// Returns the canonical key: the story and its operands, without the names.
     pub fn key(&self) -> Key {
         Key::new(self.story.name(), &self.operands)
     }
 
-    /// The calculations, in the order of the solution.
+    /// Returns the calculations in the order of the solution.
     pub fn calculations(&self) -> Vec<Calculation> {
         use Operator::{Minus, Plus};
         let [a, b, c, d] = self.operands;
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stories_are_told_and_solved() {
+    fn stories_have_a_text_and_a_solution() {
         let tell = |story, operands| {
             let problem = WordProblem { story, operands, names: ["Jon", "Bob"], things: "eggs" };
             let record = problem.record();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_things_do_not_make_another_problem() {
+    fn names_do_not_change_the_key() {
         let problem = |names, things| WordProblem { story: Story::More, operands: [3, 64, 0, 0], names, things };
         assert_eq!(problem(["Jon", "Bob"], "eggs").key(), problem(["Ann", "Eva"], "pens").key());
     }

@@ -28,7 +28,7 @@ impl Isa {
     /// # Errors
     /// The variable holds an unknown name.
     pub fn limit() -> Result<Self, UnknownIsa> {
-        env::var(VARIABLE).map_or(Ok(Self::Amx), |name| name.parse())
+        env::var(VARIABLE).ok().filter(|name| !name.is_empty()).map_or(Ok(Self::Amx), |name| name.parse())
     }
 
     /// Returns whether this processor has the instruction set.

@@ -3,7 +3,6 @@
 
 use std::{
     collections::VecDeque,
-    io::IsTerminal as _,
     time::{Duration, Instant},
 };
 
@@ -14,6 +13,7 @@ use super::{StepNumbers, TrainerMetrics, sparkline::Sparkline};
 use crate::{
     error::chain,
     reporting::Reporter,
+    terminal,
     training::{
         data::Sample,
         records::{MetricsLedger, VALIDATION_SPLIT},
@@ -72,7 +72,7 @@ impl<'a> ProgressOutputs<'a> {
         step: u64,
         total: u64,
     ) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = terminal::is_interactive().then(|| {
             let bar = ProgressBar::new(total).with_position(step).with_elapsed(Duration::ZERO);
             let style = ProgressStyle::with_template(
                 "{bar:32} {pos}/{len} steps  {prefix}  {elapsed} elapsed, {eta} left\n{wide_msg}",
