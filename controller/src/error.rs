@@ -2,21 +2,9 @@
 
 use std::error::Error;
 
-/// Returns an error and its sources as one line, outermost first. A source whose text is already included is left out.
+/// Returns an error and its causes as one line, outermost first. What follows the API server's message only repeats it.
 pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let answer = answer(cause);
-        let said = answer.map_or_else(|| cause.to_string(), str::to_owned);
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        // The sources of an API error only repeat it with all its fields.
-        source = if answer.is_some() { None } else { cause.source() };
-    }
-    text
+    codex_reports::chain_until(error, |cause| answer(cause).map(str::to_owned))
 }
 
 /// Returns the message of the API server if the error is a response from it.

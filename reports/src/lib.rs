@@ -3,6 +3,7 @@
 //! A [`Report`] is cumulative: the latest one holds everything, so a lost report costs nothing, and an older one (a lower
 //! `seq` of the same pod) is dropped. The final report is also the termination message of the pod, as far as it fits.
 
+mod chain;
 mod evaluation;
 mod serving;
 mod training;
@@ -10,6 +11,7 @@ mod training;
 use codex_provenance::ConfigDigest;
 use serde::{Deserialize, Serialize};
 
+pub use chain::{chain, chain_until};
 pub use evaluation::EvaluationState;
 pub use serving::ServingState;
 pub use training::{Checkpoint, DataFile, Model, Progress, TrainingState};

@@ -3,12 +3,15 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
 use codex_provenance::Sha256;
+use codex_reports::exit;
+
+use crate::error::CommandError;
 
 /// A file operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +31,20 @@ impl FileError {
     pub fn of(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self { action, path, source }
+    }
+
+    /// Returns the exit code of a command whose user-supplied file fails like this: bad input if the path is wrong.
+    pub fn exit(&self) -> i32 {
+        match self.source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => exit::BAD_INPUT,
+            _ => exit::FAILED,
+        }
+    }
+}
+
+impl From<FileError> for CommandError {
+    fn from(error: FileError) -> Self {
+        Self { exit: error.exit(), source: error.into() }
     }
 }
 
@@ -105,28 +122,52 @@ pub fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str>
     None
 }
 
-/// Writes `bytes` to `path`, replacing an existing file, and returns their digest. Creates missing parents.
+/// Writes `bytes` to `path` and returns their digest. Creates missing parents.
+///
+/// A regular file is replaced atomically. A symbolic link stays, and its target is replaced. Devices, pipes and sockets are
+/// written to.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// When the file cannot be written, `path` is a directory, or it is a dangling link.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<Sha256, FileError> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => {
+            let target = fs::canonicalize(path).map_err(FileError::of("following link", path))?;
+            return write(&target, bytes);
+        }
+        metadata => metadata.ok(),
+    };
+    if let Some(file_type) = metadata.map(|metadata| metadata.file_type())
+        && !file_type.is_file()
+    {
+        if file_type.is_dir() {
+            let directory = io::Error::new(io::ErrorKind::IsADirectory, "it is a directory: name a file");
+            return Err(FileError::of("writing", path)(directory));
+        }
+        let open = OpenOptions::new().write(true).open(path);
+        open.and_then(|mut file| file.write_all(bytes)).map_err(FileError::of("writing", path))?;
+        return Ok(Sha256::of(bytes));
+    }
+    replace(path, bytes)?;
+    Ok(Sha256::of(bytes))
+}
+
+/// Replaces a regular file atomically, or creates it.
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     make_directory(directory)?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".partial");
-    let temporary = PathBuf::from(temporary);
+    let temporary = path.with_added_extension("partial");
     let put = || {
         let mut file = File::create(&temporary).map_err(FileError::of("creating", &temporary))?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(FileError::of("writing", &temporary))?;
-        fs::rename(&temporary, path).map_err(FileError::of("renaming", &temporary))
+        fs::rename(&temporary, path).map_err(FileError::of("replacing", path))
     };
     // A partial file only takes space on a volume that may be full.
     put().inspect_err(|_| drop(fs::remove_file(&temporary)))?;
-    sync_directory(directory)?;
-    Ok(Sha256::of(bytes))
+    sync_directory(directory)
 }
 
 /// Writes a value as indented JSON with a final line feed; see [`write`].
@@ -205,7 +246,42 @@ pub fn say(line: &str) -> Result<(), FileError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileTypeExt as _;
+
     use super::*;
+
+    #[test]
+    fn links_devices_and_pipes_are_never_replaced() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        fs::write(path("target"), "old").unwrap();
+        std::os::unix::fs::symlink("target", path("link")).unwrap();
+        write(&path("link"), b"new").unwrap();
+        assert!(path("link").is_symlink());
+        assert_eq!(fs::read(path("target")).unwrap(), b"new");
+
+        std::os::unix::fs::symlink("nowhere", path("dangling")).unwrap();
+        let error = write(&path("dangling"), b"x").unwrap_err();
+        assert!(error.to_string().starts_with("following link ") && error.exit() == exit::BAD_INPUT, "{error}");
+        assert!(path("dangling").is_symlink());
+
+        let error = CommandError::from(write(place.path(), b"x").unwrap_err());
+        assert_eq!(error.exit, exit::BAD_INPUT);
+        assert!(error.sentence().ends_with("failed: it is a directory: name a file"), "{}", error.sentence());
+
+        let pipe = path("pipe");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let reader = {
+            let pipe = pipe.clone();
+            std::thread::spawn(move || fs::read(pipe).unwrap())
+        };
+        write(&pipe, b"through").unwrap();
+        assert_eq!(reader.join().unwrap(), b"through");
+        write(Path::new("/dev/null"), b"x").unwrap();
+        assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 4, "nothing else is left");
+    }
 
     #[test]
     fn a_directory_is_replaced_whole_or_not_at_all() {

@@ -4,6 +4,7 @@
 
 use std::error::Error;
 
+pub use codex_reports::chain;
 use codex_reports::exit;
 
 /// An error that ends a command, with its exit code.
@@ -32,21 +33,6 @@ impl CommandError {
     pub fn sentence(&self) -> String {
         chain(self.source.as_ref())
     }
-}
-
-/// Returns an error and its causes as one line, outermost first. A cause is left out where its effect already contains it.
-pub fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !line.contains(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        cause = error.source();
-    }
-    line
 }
 
 #[cfg(test)]

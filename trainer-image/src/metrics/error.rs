@@ -78,10 +78,10 @@ pub enum MetricsError {
 }
 
 impl MetricsError {
-    /// Returns the exit code: another attempt helps only where the file system or the drawing failed.
+    /// Returns the exit code: another attempt helps only if the file system or the drawing failed.
     pub(super) fn exit(&self) -> i32 {
         match self {
-            Self::File(error) if error.source.kind() != std::io::ErrorKind::NotFound => exit::FAILED,
+            Self::File(error) => error.exit(),
             Self::Drawing(_) | Self::Signals(_) => exit::FAILED,
             _ => exit::BAD_INPUT,
         }

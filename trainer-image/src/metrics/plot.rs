@@ -24,7 +24,7 @@ use super::{
     input::{Input, chosen},
     series::{Name, Run, shown},
 };
-use crate::atomic_fs;
+use crate::{arguments::whole, atomic_fs};
 
 /// Plot metrics over the steps.
 #[derive(Debug, Args)]
@@ -48,10 +48,10 @@ pub(super) struct Look {
     #[arg(long)]
     log: bool,
     /// Width of the picture in pixels.
-    #[arg(long, default_value_t = 960, value_parser = clap::value_parser!(u32).range(200..=8000))]
+    #[arg(long, default_value_t = 960, value_parser = whole::<u32>(200..=8000))]
     width: u32,
     /// Height of each panel in pixels.
-    #[arg(long, default_value_t = 420, value_parser = clap::value_parser!(u32).range(150..=4000))]
+    #[arg(long, default_value_t = 420, value_parser = whole::<u32>(150..=4000))]
     height: u32,
 }
 

@@ -24,6 +24,7 @@ use signal_hook::{
 
 use super::{error::MetricsError, series::shown};
 use crate::{
+    arguments::whole,
     artifacts::ledger::{self, Row},
     atomic_fs::{self, FileError},
 };
@@ -35,7 +36,7 @@ pub(super) struct Tail {
     #[arg(value_name = "RUN")]
     run: PathBuf,
     /// Number of newest lines to print first.
-    #[arg(long, short = 'n', default_value_t = 10)]
+    #[arg(long, short = 'n', default_value_t = 10, value_parser = whole::<usize>(0..=u64::MAX))]
     lines: usize,
     /// Print only this metric. May be repeated.
     #[arg(long, value_name = "NAME")]

@@ -37,9 +37,13 @@ use self::{
 pub use error::ServeError;
 
 use crate::{
+    arguments::{socket_address, whole},
     error::{CommandError, chain},
     reporting::Reporter,
 };
+
+/// The greatest value of a numeric argument.
+const MOST: u64 = u16::MAX as u64;
 
 /// Verify a model's signature, promotion and ring, then serve it over HTTP.
 #[derive(Clone, Debug, clap::Args)]
@@ -69,19 +73,19 @@ pub struct Serve {
     #[arg(long, value_parser = PossibleValuesParser::new(Ring::ALL.map(Ring::name)))]
     ring: String,
     /// Address and port to listen on.
-    #[arg(long, default_value = "127.0.0.1:8000")]
+    #[arg(long, default_value = "127.0.0.1:8000", value_parser = socket_address)]
     listen: SocketAddr,
     /// Number of requests that are generated at the same time.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 8, value_parser = whole::<u16>(1..=MOST))]
     slots: u16,
     /// Number of requests that may wait; further ones are refused with 429.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = whole::<u16>(0..=MOST))]
     queue: u16,
     /// Seconds after SIGTERM in which the server is unready but accepts requests, until endpoints are updated.
-    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = whole::<u16>(0..=MOST))]
     drain_delay: u16,
     /// Seconds that running requests then have to finish.
-    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = whole::<u16>(0..=MOST))]
     drain_deadline: u16,
 }
 

@@ -10,11 +10,12 @@ use super::{
     calculation::Calculation,
     data_file::{lines, problems},
     key::{Key, Split},
+    operands::Digits,
     operator::Operator,
     problem::Problem,
     task::Task,
 };
-use crate::{atomic_fs, error::CommandError};
+use crate::{arguments::whole, atomic_fs, error::CommandError};
 
 /// Write problems of a synthetic reasoning task as JSON lines.
 #[derive(Debug, clap::Args)]
@@ -26,13 +27,13 @@ pub struct PrepareData {
     #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = crate::arguments::seed)]
     seed: u64,
     /// Number of records, at most 10,000,000. Held-out records are all different.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=codex_configs::MAX_SYNTHETIC))]
+    #[arg(long, value_parser = whole::<u64>(1..=codex_configs::MAX_SYNTHETIC))]
     count: u64,
     /// Side of the split, which is the same for every seed.
     #[arg(long, value_enum, default_value = "train")]
     split: Split,
     /// Use operands of exactly this many digits instead of those that the task trains on.
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u32>(1..=Digits::LIMIT.into()))]
     digits: Option<u32>,
     /// The file to write.
     #[arg(long)]
@@ -63,7 +64,7 @@ impl PrepareData {
         };
         let problems = problems(source, self.split, self.seed, self.count as usize).map_err(CommandError::bad_input)?;
         let bytes = lines(&problems).map_err(CommandError::failed)?;
-        let sha256 = atomic_fs::write(&self.out, &bytes).map_err(CommandError::failed)?;
+        let sha256 = atomic_fs::write(&self.out, &bytes)?;
         let short =
             |key: &Key| key.operands[0] < OPERANDS && SUMS_AND_DIFFERENCES.map(Operator::name).contains(&key.kind);
         let drawn: HashSet<Key> = problems.iter().flat_map(Problem::inner_keys).filter(short).collect();
@@ -79,7 +80,7 @@ impl PrepareData {
             share_of_calculations: drawn.len() as f64 / space as f64,
         };
         let text = serde_json::to_string(&summary).map_err(CommandError::failed)?;
-        atomic_fs::say(&text).map_err(CommandError::failed)?;
+        atomic_fs::say(&text)?;
         Ok(exit::FINISHED)
     }
 }

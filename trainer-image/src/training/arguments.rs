@@ -1,6 +1,6 @@
 //! Arguments that several training commands share. Pure.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::path::PathBuf;
 
 use codex_configs::{Data, Synthetic};
 
@@ -15,11 +15,6 @@ pub(crate) fn named_file(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-/// Parses an IP address with a port.
-pub(crate) fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:9464".to_owned())
-}
-
 /// Returns the synthetic data of a template, for runs without `--data`.
 pub(crate) fn default_data(template: &str) -> impl Iterator<Item = Data> {
     codex_configs::template_tasks(template).iter().map(|task| Data {
@@ -32,12 +27,6 @@ pub(crate) fn default_data(template: &str) -> impl Iterator<Item = Data> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_address_without_an_ip_address_is_refused_with_an_example() {
-        assert!(socket_address("localhost:0").unwrap_err().contains("such as 127.0.0.1:9464"));
-        assert_eq!(socket_address("[::1]:9464").unwrap().port(), 9464);
-    }
 
     #[test]
     fn a_named_file_has_both_parts() {

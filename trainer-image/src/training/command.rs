@@ -20,7 +20,7 @@ use signal_hook::{
 
 use super::{
     Outcome, Session, TrainError, TrainerMetrics,
-    arguments::{default_data, named_file, socket_address},
+    arguments::{default_data, named_file},
     checks::ResumeProof,
     data::Stop,
 };
@@ -71,7 +71,7 @@ pub struct Train {
     #[arg(long, value_name = "SECONDS", env = "CODEX_GRACE_SECONDS")]
     pub(super) grace_seconds: Option<u64>,
     /// Address on which /metrics is served to Prometheus, such as 127.0.0.1:9464.
-    #[arg(long, env = "CODEX_METRICS_ADDRESS", value_name = "ADDRESS:PORT", value_parser = socket_address)]
+    #[arg(long, env = "CODEX_METRICS_ADDRESS", value_name = "ADDRESS:PORT", value_parser = crate::arguments::socket_address)]
     pub(super) metrics_address: Option<SocketAddr>,
 }
 

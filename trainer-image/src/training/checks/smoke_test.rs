@@ -47,10 +47,10 @@ pub struct CheckpointSmoke {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Number of checkpoints to write.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=1000))]
+    #[arg(long, default_value_t = 5, value_parser = crate::arguments::whole::<u64>(2..=1000))]
     rounds: u64,
     /// Seconds from SIGTERM to SIGKILL. A checkpoint must take less.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = crate::arguments::whole::<u64>(1..=u64::MAX))]
     grace: u64,
 }
 

@@ -24,7 +24,7 @@ pub struct ReplayStep {
     /// Directory of the run.
     run: PathBuf,
     /// Number of the step, counted from 1.
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(value_parser = crate::arguments::whole::<u64>(1..=u64::MAX))]
     step: u64,
     /// Data file of the run, for data that is not synthetic.
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
