@@ -180,8 +180,11 @@ mod tests {
         assert_eq!(refused(&files, &config), "the model has no file model-00002-of-00004.safetensors");
     }
 
-    /// The tensors of a file by name, to be changed and written again.
-    fn changed(file: &[u8], change: impl FnOnce(&mut BTreeMap<String, (Vec<usize>, Vec<f32>)>)) -> Vec<u8> {
+    /// Shapes and values by name.
+    type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+    /// Changes the tensors of a file.
+    fn changed(file: &[u8], change: impl FnOnce(&mut Tensors)) -> Vec<u8> {
         let stored = SafeTensors::deserialize(file).unwrap();
         let mut tensors = BTreeMap::new();
         for (name, tensor) in stored.tensors() {
@@ -205,7 +208,7 @@ mod tests {
     fn tensors_without_a_place_in_the_model_are_refused() {
         let files = fixture("trained");
         let right = read(&files).unwrap();
-        let with = |change: &dyn Fn(&mut BTreeMap<String, (Vec<usize>, Vec<f32>)>)| {
+        let with = |change: &dyn Fn(&mut Tensors)| {
             let mut files = files.clone();
             files.insert(WEIGHTS.to_owned(), changed(&files[WEIGHTS], change));
             read(&files)

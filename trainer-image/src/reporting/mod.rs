@@ -110,7 +110,7 @@ impl<W: Work> Reporter<W> {
             Ok(Outcome::Refused(reason)) => tracing::warn!(%reason, "the controller refused the final report"),
             Ok(Outcome::Pending) => tracing::warn!("the controller did not take the final report in time"),
             Err(error) => {
-                tracing::warn!(%error, "the signal handler cannot be installed; not waiting for the final report")
+                tracing::warn!(%error, "the signal handler cannot be installed; not waiting for the final report");
             }
         }
     }
