@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use codex_plan::Settings;
+use codex_plan::{Obstruction, Settings};
 use jiff::Timestamp;
 use kube::{Client, runtime::events::Recorder};
 
@@ -43,6 +43,8 @@ pub struct Context {
     pub unmended: Unmended,
     /// When this process last wrote the status of each object.
     pub written: ByUid<Timestamp>,
+    /// What kept apply from carrying out the last plan of each object.
+    pub obstructions: ByUid<Obstruction>,
 }
 
 impl Context {
@@ -58,5 +60,6 @@ impl Context {
         self.backoff.retain(&alive);
         self.unmended.retain(&alive);
         self.written.retain(&alive);
+        self.obstructions.retain(&alive);
     }
 }

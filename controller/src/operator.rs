@@ -205,6 +205,7 @@ async fn lead(
             backoff: Backoff::default(),
             unmended: Unmended::default(),
             written: ByUid::default(),
+            obstructions: ByUid::default(),
         });
         tasks.spawn({
             let (context, signer) = (context.clone(), signer);

@@ -1,9 +1,9 @@
-//! Observe → plan → apply → report, for one object and for all of a kind.
+//! Reconciliation: observe → plan → apply → report, for one object and for all objects of a kind.
 
 use std::{sync::Arc, time::Duration};
 
-use codex_crds::{ConditionType, Reason};
-use codex_plan::conditions::find;
+use codex_crds::Reason;
+use codex_plan::Obstruction;
 use futures::{FutureExt, StreamExt, channel::mpsc::UnboundedReceiver};
 use kube::{
     ResourceExt,
@@ -24,30 +24,30 @@ use crate::{
     report::{self, ReportError},
 };
 
-/// How many objects of a kind are looked at at once.
+/// The number of objects of a kind that are reconciled concurrently.
 const CONCURRENCY: u16 = 16;
-/// Changes that come together are looked at together.
+/// Changes within this time cause one reconciliation.
 const DEBOUNCE: Duration = Duration::from_millis(20);
 
-/// Why an object is not where its plan wants it.
+/// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
-    /// Looking.
+    /// Failed to observe the object.
     #[error(transparent)]
     Observe(#[from] ObserveError),
-    /// Children.
+    /// Failed to apply its children.
     #[error(transparent)]
     Apply(#[from] ApplyError),
-    /// Signing.
+    /// Failed to sign a bundle.
     #[error(transparent)]
     Effect(#[from] EffectError),
-    /// Status.
+    /// Failed to write its status.
     #[error(transparent)]
     Report(#[from] ReportError),
 }
 
 impl ReconcileError {
-    /// A word for metric labels.
+    /// Returns the metric label of the error.
     pub fn category(&self) -> &'static str {
         match self {
             Self::Observe(source) => source.category(),
@@ -57,7 +57,7 @@ impl ReconcileError {
         }
     }
 
-    /// Why a person has to do something, if one has to.
+    /// Returns the reason of an error that needs attention: it persists until a user changes something.
     fn needs_attention(&self) -> Option<Reason> {
         match self {
             Self::Apply(source) => source.needs_attention(),
@@ -67,31 +67,44 @@ impl ReconcileError {
     }
 }
 
-/// Looks at one object and does what its plan says. Says when to look again.
+/// Reconciles one object. Returns when to reconcile it again although nothing changed.
+///
+/// If apply meets an obstruction, the plan is made again with the obstruction observed, and its status is written.
 ///
 /// # Errors
-/// When I/O failed, somebody else's object stands in the way, or the API server refuses a child.
+/// When I/O failed, another owner's object has the name of a child, or the API server refuses a child.
 pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<Option<Duration>, ReconcileError> {
-    // What is being deleted takes its children along by itself.
+    // The garbage collector deletes the children of a deleted object.
     if object.meta().deletion_timestamp.is_some() {
         return Ok(None);
     }
     let uid = object.uid().unwrap_or_default();
-    let observed = object.clone().observe(context).instrument(info_span!("observe")).await?;
+    let mut observed = object.clone().observe(context).instrument(info_span!("observe")).await?;
     let seen: Vec<_> =
         K::reports(&observed).iter().map(|received| (received.report.pod_uid.clone(), received.report.seq)).collect();
     let plan = info_span!("plan").in_scope(|| K::plan(&observed, context.now()));
-    drop(observed);
-    let done = async {
+    let applied = async {
         apply(context, &*object, &plan.desired).await?;
         Ok::<_, ReconcileError>(carry_out(context, &plan.effects).await?)
     };
-    if let Err(why) = done.instrument(info_span!("apply")).await {
-        if let Some(reason) = why.needs_attention() {
-            obstructed(context, &*object, plan.status, reason, &why).await?;
+    if let Err(failure) = applied.instrument(info_span!("apply")).await {
+        if let Some(reason) = failure.needs_attention() {
+            let generation = object.meta().generation;
+            let obstruction = Obstruction { reason, message: chain(&failure), generation };
+            K::obstruct(&mut observed, recorded(context, &uid, obstruction));
+            let plan = info_span!("plan").in_scope(|| K::plan(&observed, context.now()));
+            async {
+                report::status(context, &*object, &plan.status).await?;
+                report::events(context, &*object, &plan.events).await;
+                Ok::<_, ReconcileError>(())
+            }
+            .instrument(info_span!("report"))
+            .await?;
         }
-        return Err(why);
+        return Err(failure);
     }
+    drop(observed);
+    context.obstructions.remove(&uid);
     async {
         report::status(context, &*object, &plan.status).await?;
         context.inbox.record(&uid, &seen);
@@ -102,42 +115,20 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
     .await
 }
 
-/// Says in the status that somebody else's object stands in the way, or that the API server refuses a child.
-async fn obstructed<K: Observe>(
-    context: &Context,
-    object: &K,
-    mut status: K::Status,
-    reason: Reason,
-    why: &ReconcileError,
-) -> Result<(), ReportError> {
-    let mut before = object.status().cloned();
-    let before = before.as_mut().map(|status| std::mem::take(K::conditions(status))).unwrap_or_default();
-    let generation = object.meta().generation;
-    let told = find(&before, ConditionType::Stalled)
-        .is_some_and(|stalled| stalled.reason == reason.name() && stalled.observed_generation == generation);
-    if told && context.backoff.rests(object.meta().uid.as_deref().unwrap_or_default()) {
-        // A refusal may be worded anew each time, and every write of the status wakes the object.
-        return Ok(());
+/// Records an obstruction and returns the one to observe. That is the recorded one while the object's backoff lasts: the
+/// API server may word a refusal differently each time, and every write of the status triggers another reconciliation.
+fn recorded(context: &Context, uid: &str, obstruction: Obstruction) -> Obstruction {
+    let same = |known: &Obstruction| (known.reason, known.generation) == (obstruction.reason, obstruction.generation);
+    if context.backoff.rests(uid)
+        && let Some(known) = context.obstructions.get(uid).filter(same)
+    {
+        return known;
     }
-    let sentence = chain(why);
-    let conditions = K::conditions(&mut status);
-    let stall = report::Stall { reason, sentence: &sentence, generation };
-    *conditions = report::stalled(conditions, &before, &stall, context.now());
-    // A plan that waits for what was refused leaves the status as it is; this one speaks of the spec as it stands.
-    *K::observed_generation(&mut status) = generation;
-    if report::status(context, object, &status).await? {
-        let event = codex_plan::Event {
-            type_: codex_plan::EventType::Warning,
-            reason: reason.name().to_owned(),
-            action: ConditionType::Stalled.name().to_owned(),
-            note: sentence,
-        };
-        report::events(context, object, &[event]).await;
-    }
-    Ok(())
+    context.obstructions.insert(uid, obstruction.clone());
+    obstruction
 }
 
-/// Looks at every object that is queued, until the queue is closed and what was begun is done.
+/// Reconciles every queued object, until the queue is closed and running reconciliations have finished.
 pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver<ObjectRef<K>>) {
     let store = K::store(&context).clone();
     let config = Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE);
@@ -156,7 +147,11 @@ pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver
             match &result {
                 Ok(_) => context.backoff.forget(&uid),
                 Err(failure) => {
-                    error!(category = failure.category(), error = chain(failure), "failed; it is tried again");
+                    error!(
+                        category = failure.category(),
+                        error = chain(failure),
+                        "reconciliation failed; it will be retried"
+                    );
                 }
             }
             result.map(|again| again.map_or_else(Action::await_change, Action::requeue))
@@ -169,9 +164,9 @@ pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver
     };
     controller::applier(one, failed, context, store, requests(queue), config)
         .for_each(|result| async {
-            // Failures were logged where they happened; what is left is an object that vanished from under its request.
+            // Failed reconciliations are logged above. The remaining error is an object that was deleted while queued.
             if let Err(failure) = result {
-                debug!(error = chain(&failure), "not looked at");
+                debug!(error = chain(&failure), "not reconciled");
             }
         })
         .await;

@@ -1,9 +1,6 @@
-//! Reporting: status by server-side apply, then Events. I/O.
+//! Reporting: writes the status by server-side apply and records Events. I/O.
 
-use codex_crds::{ConditionType, Reason};
-use codex_plan::{EventType, conditions, text::truncate_bytes};
-use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use codex_plan::{EventType, text::truncate_bytes};
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
@@ -20,35 +17,35 @@ use crate::{
     observe::{Observe, caught_up},
 };
 
-/// Why the status was not written.
+/// The status could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("the status cannot be written: {0}")]
 pub struct ReportError(#[source] kube::Error);
 
 impl ReportError {
-    /// A word for metric labels.
+    /// Returns the metric label of the error.
     pub fn category(&self) -> &'static str {
         client_category(&self.0)
     }
 }
 
-/// Writes the status where it differs from what `object` has. Says whether it was written.
+/// Writes the status of a plan, if it differs from the status of `object`.
 ///
 /// # Errors
-/// When the API server does not take it.
-pub async fn status<K: Observe>(context: &Context, object: &K, status: &K::Status) -> Result<bool, ReportError> {
+/// When the API server refuses the status.
+pub async fn status<K: Observe>(context: &Context, object: &K, status: &K::Status) -> Result<(), ReportError> {
     if object.status() == Some(status) {
-        return Ok(false);
+        return Ok(());
     }
     if tracing::enabled!(tracing::Level::DEBUG) {
         let json = |status| serde_json::to_value(status).unwrap_or_default();
         if let Some(differs) = difference(&json(Some(status)), &json(object.status())) {
-            debug!("the status changes: {differs}");
+            debug!("status changed: {differs}");
         }
     }
     let (namespace, name, uid) = (object.namespace().unwrap_or_default(), object.name_any(), object.uid());
     let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
-    // With the uid, the status of one object cannot land on another that took its name.
+    // The uid keeps the status from being written to a new object of the same name.
     let body = json!({
         "apiVersion": K::api_version(&()),
         "kind": K::kind(&()),
@@ -60,10 +57,10 @@ pub async fn status<K: Observe>(context: &Context, object: &K, status: &K::Statu
     context.metrics.wrote(&K::kind(&()), "status");
     context.written.insert(uid.as_deref().unwrap_or_default(), context.now());
     caught_up(K::store(context), &written).await;
-    Ok(true)
+    Ok(())
 }
 
-/// Tells what happened. An Event that is lost is no failure: the status says the same.
+/// Records Events. A lost Event is not an error: the status carries the same message.
 pub async fn events<K: Observe>(context: &Context, object: &K, events: &[codex_plan::Event]) {
     let reference = object.object_ref(&());
     for event in events {
@@ -81,58 +78,7 @@ pub async fn events<K: Observe>(context: &Context, object: &K, events: &[codex_p
         };
         match context.recorder.publish(&recorded, &reference).await {
             Ok(()) => context.metrics.wrote("Event", "record"),
-            Err(failure) => warn!(error = chain(&failure), "an Event was not recorded"),
+            Err(failure) => warn!(error = chain(&failure), "failed to record an Event"),
         }
-    }
-}
-
-/// Why an object stalls although its plan does not.
-#[derive(Clone, Copy, Debug)]
-pub struct Stall<'a> {
-    /// In a word.
-    pub reason: Reason,
-    /// In a sentence.
-    pub sentence: &'a str,
-    /// The generation of the spec that was planned for.
-    pub generation: Option<i64>,
-}
-
-/// The conditions of an object one of whose children cannot be what is planned.
-pub fn stalled(planned: &[Condition], before: &[Condition], why: &Stall<'_>, now: Timestamp) -> Vec<Condition> {
-    let set = |kind: ConditionType, holds: &str| {
-        let found = conditions::find(before, kind).filter(|found| found.status == holds);
-        Condition {
-            type_: kind.name().to_owned(),
-            status: holds.to_owned(),
-            reason: why.reason.name().to_owned(),
-            message: truncate_bytes(why.sentence, 2000),
-            observed_generation: why.generation,
-            last_transition_time: found.map_or(Time(now), |found| found.last_transition_time.clone()),
-        }
-    };
-    let replaced = [ConditionType::Ready, ConditionType::Reconciling, ConditionType::Stalled];
-    let others = planned.iter().filter(|condition| replaced.iter().all(|kind| kind.name() != condition.type_));
-    let mut all = vec![set(ConditionType::Ready, "False"), set(ConditionType::Stalled, "True")];
-    all.extend(others.cloned());
-    all
-}
-
-#[cfg(test)]
-mod tests {
-    use codex_crds::{ConditionType, Reason};
-    use codex_plan::conditions::{find, is_true};
-    use jiff::Timestamp;
-
-    use super::{Stall, stalled};
-
-    #[test]
-    fn whoever_is_in_the_way_is_named_and_the_time_stands_still() {
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let why = Stall { reason: Reason::NameTaken, sentence: "the Job a exists", generation: Some(1) };
-        let first = stalled(&[], &[], &why, at(1));
-        let second = stalled(&[], &first, &why, at(2));
-        assert_eq!(first, second);
-        assert!(is_true(&first, ConditionType::Stalled) && !is_true(&first, ConditionType::Ready));
-        assert_eq!(find(&first, ConditionType::Ready).unwrap().reason, "NameTaken");
     }
 }

@@ -1,5 +1,7 @@
 //! Condition types and reasons. Pure.
 
+use serde::{Deserialize, Serialize};
+
 /// A type of condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConditionType {
@@ -43,7 +45,7 @@ impl ConditionType {
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// The reason of a condition. Events use the same reasons.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum Reason { $($(#[$doc])* $name,)* }
 
         impl Reason {

@@ -7,7 +7,7 @@ use codex_crds::{ConditionType, Reason};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::text::truncate_chars;
+use crate::{obstruction::Obstruction, text::truncate_chars};
 
 /// The most characters of a message: enough for every sentence of ours, far below what the API takes.
 const MAX_MESSAGE: usize = 2_000;
@@ -64,6 +64,16 @@ impl<'a> Conditions<'a> {
         };
         self.next.retain(|(present, _)| *present != kind);
         self.next.push((kind, condition));
+    }
+
+    /// Names an obstruction: the object is neither ready nor reconciling. `Stalled` keeps the failure of an object that has
+    /// `failed`, because later plans read the failure there.
+    pub(crate) fn obstruct(&mut self, obstruction: &Obstruction, failed: bool) {
+        self.next.retain(|(present, _)| *present != ConditionType::Reconciling);
+        self.set(ConditionType::Ready, false, obstruction.reason, &obstruction.message);
+        if !failed {
+            self.set(ConditionType::Stalled, true, obstruction.reason, &obstruction.message);
+        }
     }
 
     /// Keeps a condition as it is, but for the generation.

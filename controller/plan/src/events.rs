@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::{
     conditions::find,
+    obstruction::Obstruction,
     plan::{Event, EventType},
 };
 
@@ -20,8 +21,11 @@ const TOLD: [ConditionType; 8] = [
     ConditionType::Ready,
 ];
 
-/// What is worth telling about the step from `before` to `after`.
-pub(crate) fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
+/// Returns the Events of the transition from `before` to `after`.
+pub(crate) fn events(before: &[Condition], after: &[Condition], obstruction: Option<&Obstruction>) -> Vec<Event> {
+    if obstruction.is_some() {
+        return obstructed(before, after).into_iter().collect();
+    }
     let mut events: Vec<Event> = Vec::new();
     for kind in TOLD {
         let Some(now) = find(after, kind) else { continue };
@@ -43,6 +47,19 @@ pub(crate) fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
         });
     }
     events
+}
+
+/// Returns the Event of an obstruction: once for each wording and generation.
+fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
+    let said = |ready: &Condition| (ready.reason.clone(), ready.message.clone(), ready.observed_generation);
+    let ready = find(after, ConditionType::Ready)?;
+    let new = find(before, ConditionType::Ready).map(said) != Some(said(ready));
+    new.then(|| Event {
+        type_: EventType::Warning,
+        reason: ready.reason.clone(),
+        action: ConditionType::Stalled.name().to_owned(),
+        note: ready.message.clone(),
+    })
 }
 
 fn worrying(kind: ConditionType, reason: &str) -> bool {

@@ -12,6 +12,7 @@ pub mod evaluation;
 mod events;
 mod metadata;
 mod numbers;
+mod obstruction;
 mod plan;
 mod pod_template;
 mod pods;
@@ -22,6 +23,7 @@ mod throttle;
 pub mod training_run;
 mod work;
 
+pub use obstruction::Obstruction;
 pub use plan::{Desired, Effect, Event, EventType, Kept, KeptKind, Plan};
 pub use pods::{Received, References};
 pub use settings::Settings;

@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use codex_crds::{ConditionType, Evaluation, EvaluationStatus, child};
 use codex_plan::{
-    Plan, Received,
+    Obstruction, Plan, Received,
     conditions::{find, is_true},
     evaluation::{self, ObservedEvaluation},
 };
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{ResourceExt, runtime::reflector::Store};
 
 use super::{
@@ -60,14 +59,6 @@ impl Observe for Evaluation {
         self.status.as_ref()
     }
 
-    fn conditions(status: &mut EvaluationStatus) -> &mut Vec<Condition> {
-        &mut status.conditions
-    }
-
-    fn observed_generation(status: &mut EvaluationStatus) -> &mut Option<i64> {
-        &mut status.observed_generation
-    }
-
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedEvaluation, ObserveError> {
         let (namespace, uid) = (self.namespace().unwrap_or_default(), self.uid().unwrap_or_default());
         let run = get(&context.stores.training_runs, &namespace, &self.spec.training_run);
@@ -81,12 +72,17 @@ impl Observe for Evaluation {
             pods,
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
+            obstruction: None,
             object: Arc::unwrap_or_clone(self),
         })
     }
 
     fn reports(observed: &ObservedEvaluation) -> &[Received] {
         &observed.reports
+    }
+
+    fn obstruct(observed: &mut ObservedEvaluation, obstruction: Obstruction) {
+        observed.obstruction = Some(obstruction);
     }
 
     fn plan(observed: &ObservedEvaluation, now: Timestamp) -> Plan<EvaluationStatus> {

@@ -2,9 +2,9 @@
 
 use std::{fmt::Debug, sync::Arc};
 
-use codex_plan::{Plan, Received};
+use codex_plan::{Obstruction, Plan, Received};
 use jiff::Timestamp;
-use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::NamespaceResourceScope;
 use kube::{Resource, runtime::reflector::Store};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -35,18 +35,15 @@ pub trait Observe: Kind + Resource<Scope = NamespaceResourceScope> + Serialize {
     /// Returns its status.
     fn status(&self) -> Option<&Self::Status>;
 
-    /// Returns the conditions in a status.
-    fn conditions(status: &mut Self::Status) -> &mut Vec<Condition>;
-
-    /// Returns `observedGeneration` in a status.
-    fn observed_generation(status: &mut Self::Status) -> &mut Option<i64>;
-
     /// Observes the object and everything that its plan depends on.
     fn observe(self: Arc<Self>, context: &Context)
     -> impl Future<Output = Result<Self::Observed, ObserveError>> + Send;
 
     /// Returns the reports in an observation.
     fn reports(observed: &Self::Observed) -> &[Received];
+
+    /// Adds what apply met to an observation.
+    fn obstruct(observed: &mut Self::Observed, obstruction: Obstruction);
 
     /// Returns the plan for an observation.
     fn plan(observed: &Self::Observed, now: Timestamp) -> Plan<Self::Status>;

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, child};
 use codex_plan::{
-    Plan, Received,
+    Obstruction, Plan, Received,
     reasoning_pod::{self, ObservedReasoningPod},
 };
 use jiff::Timestamp;
-use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Api, ResourceExt, runtime::reflector::Store};
 
 use super::{
@@ -44,14 +44,6 @@ impl Observe for ReasoningPod {
         self.status.as_ref()
     }
 
-    fn conditions(status: &mut ReasoningPodStatus) -> &mut Vec<Condition> {
-        &mut status.conditions
-    }
-
-    fn observed_generation(status: &mut ReasoningPodStatus) -> &mut Option<i64> {
-        &mut status.observed_generation
-    }
-
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedReasoningPod, ObserveError> {
         let (namespace, uid) = (self.namespace().unwrap_or_default(), self.uid().unwrap_or_default());
         let run = get(&context.stores.training_runs, &namespace, &self.spec.training_run);
@@ -79,12 +71,17 @@ impl Observe for ReasoningPod {
             tampered,
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
+            obstruction: None,
             object: Arc::unwrap_or_clone(self),
         })
     }
 
     fn reports(observed: &ObservedReasoningPod) -> &[Received] {
         &observed.reports
+    }
+
+    fn obstruct(observed: &mut ObservedReasoningPod, obstruction: Obstruction) {
+        observed.obstruction = Some(obstruction);
     }
 
     fn plan(observed: &ObservedReasoningPod, now: Timestamp) -> Plan<ReasoningPodStatus> {

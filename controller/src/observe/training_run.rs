@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use codex_crds::{TrainingRun, TrainingRunStatus, child};
 use codex_plan::{
-    Plan, Received,
+    Obstruction, Plan, Received,
     training_run::{self, ObservedTrainingRun},
 };
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{ResourceExt, runtime::reflector::Store};
 
 use super::{
@@ -44,14 +43,6 @@ impl Observe for TrainingRun {
         self.status.as_ref()
     }
 
-    fn conditions(status: &mut TrainingRunStatus) -> &mut Vec<Condition> {
-        &mut status.conditions
-    }
-
-    fn observed_generation(status: &mut TrainingRunStatus) -> &mut Option<i64> {
-        &mut status.observed_generation
-    }
-
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedTrainingRun, ObserveError> {
         let (namespace, uid) = (self.namespace().unwrap_or_default(), self.uid().unwrap_or_default());
         let job = workers::job(context, &namespace, &child::trainer(&self.name_any()), &uid);
@@ -63,12 +54,17 @@ impl Observe for TrainingRun {
             pods,
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
+            obstruction: None,
             object: Arc::unwrap_or_clone(self),
         })
     }
 
     fn reports(observed: &ObservedTrainingRun) -> &[Received] {
         &observed.reports
+    }
+
+    fn obstruct(observed: &mut ObservedTrainingRun, obstruction: Obstruction) {
+        observed.obstruction = Some(obstruction);
     }
 
     fn plan(observed: &ObservedTrainingRun, now: Timestamp) -> Plan<TrainingRunStatus> {

@@ -306,6 +306,7 @@ impl World {
             backoff: Backoff::default(),
             unmended: Unmended::default(),
             written: ByUid::default(),
+            obstructions: ByUid::default(),
         });
         api.put(
             "/api/v1/namespaces/team/persistentvolumeclaims/runs",

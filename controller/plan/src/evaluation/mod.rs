@@ -28,6 +28,6 @@ pub fn plan(observed: &ObservedEvaluation, now: Timestamp) -> Plan<EvaluationSta
     let stage = Stage::of(&view, &outcome);
     let desired = children(&view, &stage);
     let (status, requeue) = status::status(&view, &stage);
-    let events = events(view.work.conditions, &status.conditions);
+    let events = events(view.work.conditions, &status.conditions, view.obstruction);
     Plan { desired, effects: Vec::new(), status, events, requeue }
 }

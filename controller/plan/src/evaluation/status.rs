@@ -92,6 +92,9 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         Stage::Done | Stage::Judged(_) | Stage::Active(Active::Suspended) => {}
         Stage::Waiting(_) | Stage::Active(_) => conditions.set(Reconciling, true, reason, &message),
     }
+    if let Some(obstruction) = view.obstruction {
+        conditions.obstruct(obstruction, matches!(stage, Stage::Failed(_)));
+    }
     conditions.finish()
 }
 

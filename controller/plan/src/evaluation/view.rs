@@ -10,12 +10,14 @@ use crate::{
     conditions::is_true,
     data,
     metadata::{Component, Owner},
+    obstruction::Obstruction,
     work::{Config, Limits, WorkView, Worker},
 };
 
 /// The observation of an Evaluation.
 pub(crate) struct View<'a> {
     pub(crate) observed: &'a ObservedEvaluation,
+    pub(crate) obstruction: Option<&'a Obstruction>,
     /// The status as it is recorded.
     pub(crate) status: EvaluationStatus,
     pub(crate) work: WorkView<'a>,
@@ -42,7 +44,8 @@ impl<'a> View<'a> {
             references: &observed.references,
             conditions: object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default(),
         };
-        Self { observed, status, work, gates: gates(&spec.gates) }
+        let obstruction = Obstruction::current(observed.obstruction.as_ref(), object.metadata.generation);
+        Self { observed, obstruction, status, work, gates: gates(&spec.gates) }
     }
 
     pub(crate) fn spec(&self) -> &'a EvaluationSpec {

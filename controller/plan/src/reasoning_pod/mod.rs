@@ -29,6 +29,6 @@ pub fn plan(observed: &ObservedReasoningPod, now: Timestamp) -> Plan<ReasoningPo
     let desired = children::children(&view, &stage);
     let effects = effects::effects(&view, &stage);
     let (status, requeue) = status::status(&view, &stage);
-    let events = events(&view.status.conditions, &status.conditions);
+    let events = events(&view.status.conditions, &status.conditions, view.obstruction);
     Plan { desired, effects, status, events, requeue }
 }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use serde::{Deserialize, Serialize};
 
-use crate::{pods::Received, settings::Settings};
+use crate::{obstruction::Obstruction, pods::Received, settings::Settings};
 
 /// Everything that the plan of a ReasoningPod depends on, besides the time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,6 +48,9 @@ pub struct ObservedReasoningPod {
     /// When this process last wrote the object's status.
     #[serde(default)]
     pub status_written_at: Option<Timestamp>,
+    /// What kept this reconciliation from carrying out the plan without it.
+    #[serde(default)]
+    pub obstruction: Option<Obstruction>,
 }
 
 /// The state of the signer.

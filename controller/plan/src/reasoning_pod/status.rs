@@ -25,8 +25,8 @@ use crate::{
 /// The status, and when to look again.
 pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Option<Duration>) {
     let observed = view.observed;
-    if let (Stage::Signing(_), Some(present)) = (stage, &observed.object.status) {
-        // A bundle is there as soon as it is asked for, and the next look says so.
+    if let (Stage::Signing(_), Some(present), None) = (stage, &observed.object.status, view.obstruction) {
+        // The bundle exists as soon as the signer is asked for it, and the next plan says so: one write instead of two.
         return (present.clone(), None);
     }
     let wanted = view.spec().replicas;
@@ -203,6 +203,9 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         Stage::Blocked if waits(view) => conditions.set(Reconciling, true, reason, &message),
         Stage::Signing(_) | Stage::RollingOut(_) => conditions.set(Reconciling, true, reason, &message),
         Stage::Blocked | Stage::Refused(..) => conditions.set(Stalled, true, reason, &message),
+    }
+    if let Some(obstruction) = view.obstruction {
+        conditions.obstruct(obstruction, false);
     }
     conditions.finish()
 }

@@ -4,13 +4,14 @@ use codex_crds::{ReasoningPodSpec, ReasoningPodStatus};
 use jiff::Timestamp;
 
 use super::{evidence::Evidence, observed::ObservedReasoningPod, servers::Servers, target::Target};
-use crate::metadata::Owner;
+use crate::{metadata::Owner, obstruction::Obstruction};
 
 /// The observation of a ReasoningPod.
 pub(crate) struct View<'a> {
     pub(crate) observed: &'a ObservedReasoningPod,
     pub(crate) now: Timestamp,
     pub(crate) owner: Owner,
+    pub(crate) obstruction: Option<&'a Obstruction>,
     /// The status as it is recorded.
     pub(crate) status: ReasoningPodStatus,
     pub(crate) evidence: Evidence<'a>,
@@ -24,6 +25,7 @@ impl<'a> View<'a> {
         let owner = Owner::reasoning_pod(&observed.object);
         Self {
             observed,
+            obstruction: Obstruction::current(observed.obstruction.as_ref(), observed.object.metadata.generation),
             now,
             status: observed.object.status.clone().unwrap_or_default(),
             evidence: Evidence::of(observed),

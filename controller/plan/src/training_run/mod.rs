@@ -25,6 +25,6 @@ pub fn plan(observed: &ObservedTrainingRun, now: Timestamp) -> Plan<TrainingRunS
     let stage = Stage::of(&view, &outcome);
     let desired = children(&view, &stage);
     let (status, requeue) = status::status(&view, &outcome, &stage);
-    let events = events(view.work.conditions, &status.conditions);
+    let events = events(view.work.conditions, &status.conditions, view.obstruction);
     Plan { desired, effects: Vec::new(), status, events, requeue }
 }

@@ -8,6 +8,7 @@ use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    obstruction::Obstruction,
     pods::{Received, References},
     settings::Settings,
 };
@@ -35,4 +36,7 @@ pub struct ObservedTrainingRun {
     /// When this process last wrote the object's status.
     #[serde(default)]
     pub status_written_at: Option<Timestamp>,
+    /// What kept this reconciliation from carrying out the plan without it.
+    #[serde(default)]
+    pub obstruction: Option<Obstruction>,
 }

@@ -147,6 +147,9 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         Stage::Done(_) | Stage::Succeeded(_) | Stage::Active(Active::Suspended) => {}
         Stage::Active(_) => conditions.set(Reconciling, true, reason, &message),
     }
+    if let Some(obstruction) = view.obstruction {
+        conditions.obstruct(obstruction, matches!(stage, Stage::Failed(_)));
+    }
     conditions.finish()
 }
 

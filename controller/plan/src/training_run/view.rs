@@ -9,12 +9,14 @@ use super::observed::ObservedTrainingRun;
 use crate::{
     data,
     metadata::{Component, Owner},
+    obstruction::Obstruction,
     work::{Config, Limits, WorkView, Worker},
 };
 
 /// The observation of a TrainingRun.
 pub(crate) struct View<'a> {
     pub(crate) observed: &'a ObservedTrainingRun,
+    pub(crate) obstruction: Option<&'a Obstruction>,
     /// The status as it is recorded.
     pub(crate) status: TrainingRunStatus,
     pub(crate) work: WorkView<'a>,
@@ -40,7 +42,8 @@ impl<'a> View<'a> {
             references: &observed.references,
             conditions: object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default(),
         };
-        Self { observed, status, work }
+        let obstruction = Obstruction::current(observed.obstruction.as_ref(), object.metadata.generation);
+        Self { observed, obstruction, status, work }
     }
 
     pub(crate) fn spec(&self) -> &'a TrainingRunSpec {

@@ -26,6 +26,7 @@ enum Happening {
     Replicas(i32),
     Ring { run: bool, back: bool },
     Signer(bool),
+    Obstruct(bool),
     Tamper,
     Wait(i64),
     Vanish { job: bool },
@@ -49,6 +50,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => (0..4).prop_map(Replicas),
         1 => (any::<bool>(), any::<bool>()).prop_map(|(run, back)| Ring { run, back }),
         1 => any::<bool>().prop_map(Signer),
+        1 => any::<bool>().prop_map(Obstruct),
         1 => Just(Tamper),
         2 => (1_i64..40).prop_map(Wait),
         1 => any::<bool>().prop_map(|job| Vanish { job }),
@@ -100,6 +102,7 @@ fn happen(world: &mut World, happening: &Happening) {
             }
         }
         Happening::Signer(there) => world.signer = there,
+        Happening::Obstruct(obstructed) => world.obstructed = obstructed,
         Happening::Tamper => world.tampered = world.deployment.is_some(),
         Happening::Wait(seconds) => world.second += seconds,
         Happening::Vanish { job } => {
@@ -127,6 +130,7 @@ fn settle(world: &mut World) {
 fn finish(world: &mut World) {
     world.run.spec.suspend = false;
     world.signer = true;
+    world.obstructed = false;
     world.pod.spec.dry_run = false;
     world.pod.spec.rollout_ring = world.run.spec.rollout_ring;
     for _ in 0..8 {

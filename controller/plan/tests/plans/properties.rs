@@ -1,10 +1,10 @@
 //! Properties: what must hold for every observation.
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap};
 
-use codex_crds::{Evaluation, EvaluationStatus, TrainingRun, annotation};
+use codex_crds::{Evaluation, EvaluationStatus, Reason, TrainingRun, annotation};
 use codex_plan::{
-    Desired, Effect, Plan, Received, evaluation,
+    Desired, Effect, Obstruction, Received, evaluation,
     evaluation::ObservedEvaluation,
     reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer, bundle_names},
     training_run,
@@ -17,7 +17,7 @@ use codex_reports::{DataFile, EvaluationState, Kind, State};
 use codex_verdict::{Ring, Verdict};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::TestRunner};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -63,6 +63,7 @@ pub(crate) fn judged(run: &TrainingRun, name: &str, right: u64) -> Evaluation {
         pods: Vec::new(),
         reports: Vec::new(),
         status_written_at: None,
+        obstruction: None,
         object,
     };
     let job = evaluation::plan(&observed, make::at(0)).desired.jobs.remove(0);
@@ -234,6 +235,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         pods: Vec::new(),
         reports: Vec::new(),
         status_written_at: None,
+        obstruction: None,
     }
 }
 
@@ -318,6 +320,7 @@ fn reported(object: Evaluation, run: &TrainingRun, state: EvaluationState) -> Ev
         pods: vec![evaluator()],
         reports: vec![Received { report, pod: "pod".to_owned(), at: make::at(1) }],
         status_written_at: None,
+        obstruction: None,
     };
     evaluation::plan(&observed, make::at(2)).status
 }
@@ -449,59 +452,99 @@ fn places(value: &Value, path: &str, all: &mut Vec<String>) {
     }
 }
 
-fn damage(mut value: Value, hits: &[(prop::sample::Index, usize)]) -> Value {
+/// Replaces values of an observation by strange ones, so that it still parses; returns it with the number of damages.
+fn damage<O: DeserializeOwned>(observed: &impl Serialize, hits: &[(prop::sample::Index, usize)]) -> (O, usize) {
+    let strange = [
+        Value::Null,
+        json!(""),
+        json!(-1),
+        json!(i64::MAX),
+        json!(0),
+        json!("NaN"),
+        json!([]),
+        json!({}),
+        json!("True"),
+        json!("2026-01-01T00:00:00Z"),
+        json!("9999-12-30T22:00:00Z"),
+        json!("ä".repeat(70)),
+    ];
+    let mut value = serde_json::to_value(observed).unwrap();
+    let mut damages = 0;
     for (index, kind) in hits {
         let mut all = Vec::new();
         places(&value, "", &mut all);
-        let strange = [
-            Value::Null,
-            json!(""),
-            json!(-1),
-            json!(i64::MAX),
-            json!(0),
-            json!("NaN"),
-            json!([]),
-            json!({}),
-            json!("True"),
-            json!("2026-01-01T00:00:00Z"),
-            json!("9999-12-30T22:00:00Z"),
-            json!("ä".repeat(70)),
-        ];
-        if let Some(place) = value.pointer_mut(&all[index.index(all.len())]) {
-            *place = strange[kind % strange.len()].clone();
-        }
+        let first = index.index(all.len());
+        // Some places, such as the digests, take no strange value: the next place that takes one is damaged.
+        let (before, after) = all.split_at(first);
+        damages += usize::from(after.iter().chain(before).any(|place| {
+            let sound = value.pointer(place).unwrap().clone();
+            let candidates = (0..strange.len()).map(|offset| &strange[(kind % strange.len() + offset) % strange.len()]);
+            let parses = candidates.filter(|strange| **strange != sound).any(|strange| {
+                *value.pointer_mut(place).unwrap() = strange.clone();
+                serde_json::from_value::<O>(value.clone()).is_ok()
+            });
+            if !parses {
+                *value.pointer_mut(place).unwrap() = sound;
+            }
+            parses
+        }));
     }
-    value
+    (serde_json::from_value(value).unwrap(), damages)
 }
 
-fn survives<O: Serialize + DeserializeOwned, S>(
-    observed: &O,
-    hits: &[(prop::sample::Index, usize)],
-    second: i64,
-    plan: impl Fn(&O, jiff::Timestamp) -> Plan<S>,
-) {
-    let damaged = damage(serde_json::to_value(observed).unwrap(), hits);
-    if let Ok(observed) = serde_json::from_value::<O>(damaged) {
-        plan(&observed, make::at(second));
-    }
+fn obstruction() -> impl Strategy<Value = Option<Obstruction>> {
+    let reasons = prop::sample::select(vec![Reason::NameTaken, Reason::Refused, Reason::Serving]);
+    prop::option::of(
+        (reasons, ".{0,9}", prop::option::of(1_i64..3)).prop_map(|(reason, message, generation)| Obstruction {
+            reason,
+            message,
+            generation,
+        }),
+    )
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
-
-    #[test]
-    fn plans_are_total(
-        hits in prop::collection::vec((any::<prop::sample::Index>(), any::<usize>()), 1..5),
-        second in -1_000_000_000_i64..1_000_000_000,
-        unfinished in any::<bool>(),
-    ) {
-        let mut world = busy();
+#[test]
+fn plans_are_total() {
+    let cases = (
+        prop::collection::vec((any::<prop::sample::Index>(), any::<usize>()), 1..5),
+        -1_000_000_000_i64..1_000_000_000,
+        any::<bool>(),
+        obstruction(),
+    );
+    // For each kind: the damages that were generated, and those that left an observation that parses.
+    let counts = RefCell::new([(0, 0); 3]);
+    let finished = busy();
+    let mut runner = TestRunner::new(ProptestConfig { cases: 600, ..ProptestConfig::default() });
+    let result = runner.run(&cases, |(hits, second, unfinished, obstruction)| {
+        let mut run = finished.observed_run();
+        let mut evaluation = finished.observed_evaluation();
+        let mut pod = finished.observed_pod();
         if unfinished {
-            world.run.status = None;
-            world.evaluation.status.as_mut().unwrap().completed_at = None;
+            run.object.status = None;
+            evaluation.object.status.as_mut().unwrap().completed_at = None;
+            evaluation.run = Some(run.object.clone());
+            pod.run = Some(run.object.clone());
+            pod.evaluations = BTreeMap::from([("lite".to_owned(), evaluation.object.clone())]);
         }
-        survives(&world.observed_run(), &hits, second, training_run::plan);
-        survives(&world.observed_evaluation(), &hits, second, evaluation::plan);
-        survives(&world.observed_pod(), &hits, second, reasoning_pod::plan);
+        run.obstruction.clone_from(&obstruction);
+        evaluation.obstruction.clone_from(&obstruction);
+        pod.obstruction = obstruction;
+        let (run, hurt_run) = damage(&run, &hits);
+        training_run::plan(&run, make::at(second));
+        let (evaluation, hurt_evaluation) = damage(&evaluation, &hits);
+        evaluation::plan(&evaluation, make::at(second));
+        let (pod, hurt_pod) = damage(&pod, &hits);
+        reasoning_pod::plan(&pod, make::at(second));
+        for ((all, done), hurt) in counts.borrow_mut().iter_mut().zip([hurt_run, hurt_evaluation, hurt_pod]) {
+            (*all, *done) = (*all + hits.len(), *done + hurt);
+        }
+        Ok(())
+    });
+    result.unwrap();
+    for (kind, (all, done)) in ["TrainingRun", "Evaluation", "ReasoningPod"].into_iter().zip(counts.into_inner()) {
+        assert!(
+            all >= 600 && done * 10 >= all * 9,
+            "{kind}: only {done} of {all} damages left an observation that parses"
+        );
     }
 }

@@ -93,7 +93,7 @@ trait Told: Serialize + DeserializeOwned {
     type Status: Serialize;
     const KIND: Kind;
     fn plan(&self, now: jiff::Timestamp) -> Plan<Self::Status>;
-    /// Makes the plan come true.
+    /// Makes the plan come true; of a plan with an obstruction, the status alone.
     fn come_true(&mut self, plan: &Plan<Self::Status>);
     fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>);
 }
@@ -134,7 +134,9 @@ impl Told for ObservedTrainingRun {
 
     fn come_true(&mut self, plan: &Plan<Self::Status>) {
         self.object.status = Some(plan.status.clone());
-        job(&mut self.job, &plan.desired.jobs);
+        if self.obstruction.is_none() {
+            job(&mut self.job, &plan.desired.jobs);
+        }
     }
 
     fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>) {
@@ -152,7 +154,9 @@ impl Told for ObservedEvaluation {
 
     fn come_true(&mut self, plan: &Plan<Self::Status>) {
         self.object.status = Some(plan.status.clone());
-        job(&mut self.job, &plan.desired.jobs);
+        if self.obstruction.is_none() {
+            job(&mut self.job, &plan.desired.jobs);
+        }
     }
 
     fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>) {
@@ -170,6 +174,9 @@ impl Told for ObservedReasoningPod {
 
     fn come_true(&mut self, plan: &Plan<Self::Status>) {
         self.object.status = Some(plan.status.clone());
+        if self.obstruction.is_some() {
+            return;
+        }
         let status = self.deployment.take().and_then(|live| live.status);
         self.deployment = plan.desired.deployments.first().map(|planned| Deployment { status, ..planned.clone() });
         for effect in &plan.effects {
@@ -305,9 +312,12 @@ stories! {
     run_with_bad_input: ObservedTrainingRun;
     run_without_a_pod: ObservedTrainingRun;
     run_over_its_deadline: ObservedTrainingRun;
+    run_obstructed: ObservedTrainingRun;
     evaluation_passes: ObservedEvaluation;
     evaluation_of_a_replaced_run: ObservedEvaluation;
+    evaluation_obstructed: ObservedEvaluation;
     pod_serves: ObservedReasoningPod;
     pod_is_blocked: ObservedReasoningPod;
     pod_refuses: ObservedReasoningPod;
+    pod_obstructed: ObservedReasoningPod;
 }

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use codex_crds::{Evaluation, ReasoningPod, TrainingRun, annotation};
+use codex_crds::{ConditionType, Evaluation, Reason, ReasoningPod, TrainingRun, annotation};
 use codex_plan::{
-    Desired, Effect, KeptKind, Plan, Received, References,
+    Desired, Effect, KeptKind, Obstruction, Plan, Received, References,
+    conditions::{find, is_true},
     evaluation::{self, ObservedEvaluation},
     reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer, bundle_names},
     training_run::{self, ObservedTrainingRun},
@@ -18,6 +19,7 @@ use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{ConfigMap, Pod},
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
@@ -36,6 +38,8 @@ pub(crate) struct World {
     pub(crate) evaluation: Evaluation,
     pub(crate) pod: ReasoningPod,
     pub(crate) signer: bool,
+    /// Whether the API server refuses every child.
+    pub(crate) obstructed: bool,
     pub(crate) jobs: BTreeMap<String, Job>,
     pub(crate) deployment: Option<Deployment>,
     /// Whether somebody changed its template.
@@ -60,6 +64,7 @@ impl World {
             evaluation: make::evaluation(),
             pod: make::pod(),
             signer: true,
+            obstructed: false,
             jobs: BTreeMap::new(),
             deployment: None,
             tampered: false,
@@ -102,6 +107,7 @@ impl World {
             pods: self.pods_of("cot-train"),
             reports: self.said("run-1"),
             status_written_at: self.written.get("run-1").copied(),
+            obstruction: None,
         }
     }
 
@@ -115,6 +121,7 @@ impl World {
             pods: self.pods_of("lite-eval"),
             reports: self.said("evaluation-1"),
             status_written_at: self.written.get("evaluation-1").copied(),
+            obstruction: None,
         }
     }
 
@@ -141,25 +148,40 @@ impl World {
             pods: self.pods_of("rc-serve"),
             reports: self.said("pod-1"),
             status_written_at: self.written.get("pod-1").copied(),
+            obstruction: None,
         }
     }
 
     /// Plans for each kind once and carries the plans out; whether anything changed.
     pub(crate) fn reconcile(&mut self) -> bool {
-        let plan = twice(|now| training_run::plan(&self.observed_run(), now), self.now());
-        let mut changed = self.carry_out("cot", &plan);
+        let mut observed = self.observed_run();
+        let (mut plan, mut changed) = self.carry_out("cot", training_run::plan, &observed);
+        if self.obstructed {
+            observed.obstruction = obstruction(observed.object.metadata.generation);
+            plan = obstruct(plan, training_run::plan, &observed, self.now());
+        }
         if self.run.status.as_ref() != Some(&plan.status) {
             self.run.status = Some(plan.status);
             changed |= self.wrote("run-1");
         }
-        let plan = twice(|now| evaluation::plan(&self.observed_evaluation(), now), self.now());
-        changed |= self.carry_out("lite", &plan);
+        let mut observed = self.observed_evaluation();
+        let (mut plan, carried_out) = self.carry_out("lite", evaluation::plan, &observed);
+        changed |= carried_out;
+        if self.obstructed {
+            observed.obstruction = obstruction(observed.object.metadata.generation);
+            plan = obstruct(plan, evaluation::plan, &observed, self.now());
+        }
         if self.evaluation.status.as_ref() != Some(&plan.status) {
             self.evaluation.status = Some(plan.status);
             changed |= self.wrote("evaluation-1");
         }
-        let plan = twice(|now| reasoning_pod::plan(&self.observed_pod(), now), self.now());
-        changed |= self.carry_out("rc", &plan);
+        let mut observed = self.observed_pod();
+        let (mut plan, carried_out) = self.carry_out("rc", reasoning_pod::plan, &observed);
+        changed |= carried_out;
+        if self.obstructed {
+            observed.obstruction = obstruction(observed.object.metadata.generation);
+            plan = obstruct(plan, reasoning_pod::plan, &observed, self.now());
+        }
         if self.pod.status.as_ref() != Some(&plan.status) {
             self.pod.status = Some(plan.status);
             changed |= self.wrote("pod-1");
@@ -179,13 +201,22 @@ impl World {
         true
     }
 
-    fn carry_out<S>(&mut self, object: &str, plan: &Plan<S>) -> bool {
+    /// Plans and, unless an obstruction prevents it, carries the plan out; whether anything changed.
+    fn carry_out<O, S: PartialEq + std::fmt::Debug + serde::Serialize>(
+        &mut self,
+        object: &str,
+        plan: impl Fn(&O, Timestamp) -> Plan<S>,
+        observed: &O,
+    ) -> (Plan<S>, bool) {
+        let plan = twice(|now| plan(observed, now), self.now());
         let before = self.writes.len();
-        self.apply(object, &plan.desired);
-        for effect in &plan.effects {
-            self.effect(effect);
+        if !self.obstructed {
+            self.apply(object, &plan.desired);
+            for effect in &plan.effects {
+                self.effect(effect);
+            }
         }
-        self.writes.len() != before
+        (plan, self.writes.len() != before)
     }
 
     /// Destructured like the real one, so that no kind of child is forgotten.
@@ -490,6 +521,28 @@ fn references() -> References {
         claims: BTreeSet::from(["output".to_owned()]),
         config_maps: BTreeMap::from([("problems".to_owned(), BTreeSet::from(["train.jsonl".to_owned()]))]),
     }
+}
+
+fn obstruction(generation: Option<i64>) -> Option<Obstruction> {
+    Some(Obstruction { reason: Reason::Refused, message: "the child is forbidden".to_owned(), generation })
+}
+
+/// The plan with an obstruction observed: it wants the same, and its status names the obstruction.
+fn obstruct<O, S: PartialEq + std::fmt::Debug + serde::Serialize>(
+    free: Plan<S>,
+    plan: impl Fn(&O, Timestamp) -> Plan<S>,
+    observed: &O,
+    now: Timestamp,
+) -> Plan<S> {
+    let plan = twice(|now| plan(observed, now), now);
+    assert_eq!((&plan.desired, &plan.effects), (&free.desired, &free.effects));
+    let conditions = serde_json::to_value(&plan.status).unwrap()["conditions"].take();
+    let conditions: Vec<Condition> = serde_json::from_value(conditions).unwrap();
+    let ready = find(&conditions, ConditionType::Ready).unwrap();
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "Refused"));
+    assert!(is_true(&conditions, ConditionType::Stalled) && find(&conditions, ConditionType::Reconciling).is_none());
+    assert!(plan.events.iter().all(|event| event.reason == "Refused"), "{:?}", plan.events);
+    plan
 }
 
 /// A plan is a function: the same observation gives the same bytes.
