@@ -1,6 +1,6 @@
-//! Applying: children become what the plan says, by server-side apply, and what it no longer names is removed. I/O.
+//! Apply: creates and changes children by server-side apply, and deletes those that the plan no longer names. I/O.
 //!
-//! Nothing is written where the cache already shows what is wanted. Nothing is touched that the object does not control.
+//! A child that is already as planned in the cache is not written. Objects of other owners are never touched.
 
 use std::{collections::BTreeSet, fmt::Debug};
 
@@ -27,28 +27,28 @@ use crate::{
     unmended::UnmendedChild,
 };
 
-/// How the names of bundles begin: bundles are never removed.
+/// The prefixes of the names of bundles, which are never deleted.
 const BUNDLES: [&str; 2] = ["codex-oms-", "codex-promo-"];
 
-/// Why a child is not as the plan says.
+/// Why a child could not be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The API server.
+    /// A request to the API server failed.
     #[error("the {kind} {name} cannot be {verb}: {}", said(source))]
     Client {
         /// Its kind.
         kind: String,
         /// Its name.
         name: String,
-        /// What was tried.
+        /// The request, as a participle.
         verb: &'static str,
         /// Why.
         #[source]
         source: Box<kube::Error>,
     },
-    /// Somebody else's object has the child's name.
+    /// Another owner's object has the name of the child.
     #[error(
-        "the {kind} {name} exists and was not made by this controller for this object: delete it or give the object another name"
+        "the {kind} {name} exists and was not created by this controller for this object: delete it, or use another name"
     )]
     Taken {
         /// Its kind.
@@ -56,8 +56,8 @@ pub enum ApplyError {
         /// Its name.
         name: String,
     },
-    /// The old one has to go first.
-    #[error("the {kind} {name} is being deleted: waiting until it is gone")]
+    /// A former child of that name is still being deleted.
+    #[error("the {kind} {name} is being deleted; it is created again when it is gone")]
     Ending {
         /// Its kind.
         kind: String,
@@ -67,10 +67,10 @@ pub enum ApplyError {
     /// The child differs from the plan even after it was applied and corrected.
     #[error("{0}; delete it to have it recreated")]
     Unmended(Box<UnmendedChild>),
-    /// A child without a name, or one that cannot be sealed.
+    /// The child cannot be sealed.
     #[error(transparent)]
     Seal(#[from] SealError),
-    /// A child that cannot be written as JSON.
+    /// The child cannot be serialized.
     #[error("the {kind} {name} cannot be written as JSON: {source}")]
     Json {
         /// Its kind.
@@ -84,7 +84,7 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
-    /// A word for metric labels.
+    /// Returns the metric label of the error.
     pub fn category(&self) -> &'static str {
         match self {
             Self::Client { source, .. } => client_category(source),
@@ -96,7 +96,7 @@ impl ApplyError {
         }
     }
 
-    /// Why a person has to do something, if one has to.
+    /// Returns the reason of an error that persists until a user changes something.
     pub fn needs_attention(&self) -> Option<Reason> {
         match self {
             Self::Taken { .. } | Self::Unmended(_) => Some(Reason::NameTaken),
@@ -106,7 +106,7 @@ impl ApplyError {
     }
 }
 
-/// Any child.
+/// A kind of child.
 trait Child:
     Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + 'static
 {
@@ -126,16 +126,16 @@ impl<C> Child for C where
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Template {
     None,
-    /// Somebody else's changes are undone.
+    /// The template may be changed back.
     Mutable,
-    /// A Job's: what somebody else made cannot be mended.
+    /// A Job's template cannot be changed, so a Job with another seal is foreign.
     Immutable,
 }
 
-/// Makes the children of `object` what `desired` says.
+/// Applies the children of `object` and deletes the others.
 ///
 /// # Errors
-/// The first child that cannot be made so; those before it in the plan's order are done.
+/// When a child cannot be applied; the children before it have been applied.
 pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired) -> Result<(), ApplyError> {
     let stores = &*context.stores;
     let apply =
@@ -159,7 +159,7 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
     for child in deployments {
         apply.ensure(&stores.deployments, child, Template::Mutable).await?;
     }
-    // The other way round: pods go before what they mount.
+    // In reverse order: pods are deleted before the objects that they mount.
     let kept_of = |kind| kept.iter().filter(move |kept| kept.kind == kind).map(|kept| kept.name.clone());
     let serving = names(deployments).into_iter().chain(kept_of(KeptKind::Deployment)).collect();
     apply.prune(&stores.deployments, serving).await?;
@@ -196,7 +196,7 @@ impl Apply<'_> {
         };
         let mut live = get(store, &self.namespace, &name).map(|live| C::clone(&live));
         if live.is_none() {
-            // The cache holds only what carries our label: whoever else has the name is found out here.
+            // The cache holds only objects with our label. Another object may have the name.
             live = self.api::<C>().get_opt(&name).await.map_err(failed("read"))?;
         }
         if let Some(live) = &live {
@@ -222,7 +222,7 @@ impl Apply<'_> {
             match difference(&wanted, &json(live)?) {
                 None => return Ok(()),
                 Some(difference) => {
-                    debug!("the {kind} {name} is not as planned: {difference}");
+                    debug!("the {kind} {name} differs from the plan: {difference}");
                     let child = UnmendedChild { kind: kind.clone(), name: name.clone(), difference };
                     let known = self.context.unmended.get(&self.owner).is_some_and(|known| known == child);
                     if self.context.backoff.rests(&self.owner) && known {
@@ -235,17 +235,17 @@ impl Apply<'_> {
         params.force = live.is_some();
         let written = self.api::<C>().patch(&name, &params, &Patch::Apply(&wanted)).await;
         let mut written = match written {
-            // Somebody was faster and holds other values: without force this is a conflict.
+            // Another manager created it meanwhile: without force this is a conflict.
             Err(source) if live.is_none() && answered(&source, 409) => return Err(ApplyError::Taken { kind, name }),
             written => written.map_err(failed("applied"))?,
         };
         self.context.metrics.wrote(&kind, "apply");
-        info!("{} the {kind} {name}", if live.is_some() { "changed" } else { "made" });
+        info!("{} the {kind} {name}", if live.is_some() { "changed" } else { "created" });
         let mut differs = difference(&wanted, &json(&written)?);
         let correction = correction(&wanted, &json(&written)?, template == Template::Mutable);
         if let (Some(found), Some(correction)) = (&differs, correction) {
-            // Fields that others own outlive an apply; what nobody planned must not run in a server, nor stop or divert it.
-            warn!("the {kind} {name} was changed by somebody else and is put right: {found}");
+            // Apply keeps fields of other managers. Unplanned fields must not run in a server, stop it or divert its traffic.
+            warn!("the {kind} {name} was changed by another manager; correcting it: {found}");
             let patch = Patch::Merge(correction);
             written = self.api::<C>().patch(&name, &merge_params(), &patch).await.map_err(failed("corrected"))?;
             self.context.metrics.wrote(&kind, "correct");
@@ -278,9 +278,9 @@ impl Apply<'_> {
             match self.api::<C>().delete(&name, &params).await {
                 Ok(_) => {
                     self.context.metrics.wrote(&kind, "delete");
-                    info!("removed the {kind} {name}");
+                    info!("deleted the {kind} {name}");
                 }
-                // Gone already, or another object of that name by now.
+                // Already deleted, or replaced by another object of that name.
                 Err(source) if answered(&source, 404) || answered(&source, 409) => {}
                 Err(source) => {
                     return Err(ApplyError::Client { kind, name, verb: "deleted", source: Box::new(source) });

@@ -1,7 +1,7 @@
-//! Conditions as metav1 and kstatus want them. Pure.
+//! Conditions that follow metav1 and kstatus. Pure.
 //!
-//! `Ready` is always there; `Reconciling` and `Stalled` only while true; `lastTransitionTime` moves with the status
-//! alone.
+//! `Ready` is always present; `Reconciling` and `Stalled` only while true; `lastTransitionTime` changes only with the
+//! status.
 
 use codex_crds::{ConditionType, Reason};
 use jiff::Timestamp;
@@ -9,10 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::{obstruction::Obstruction, text::truncate_chars};
 
-/// The most characters of a message: enough for every sentence of ours, far below what the API takes.
+/// The most characters of a message: far below the limit of the API.
 const MAX_MESSAGE: usize = 2_000;
 
-/// Whether something holds.
+/// The status of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Truth {
     True,
@@ -36,7 +36,7 @@ impl From<bool> for Truth {
     }
 }
 
-/// The next conditions of an object, made from its present ones.
+/// Builds the next conditions of an object from its present ones.
 pub(crate) struct Conditions<'a> {
     before: &'a [Condition],
     generation: Option<i64>,
@@ -76,7 +76,7 @@ impl<'a> Conditions<'a> {
         }
     }
 
-    /// Keeps a condition as it is, but for the generation.
+    /// Keeps a condition, with the current generation.
     pub(crate) fn keep(&mut self, kind: ConditionType) {
         if let Some(before) = find(self.before, kind) {
             let condition = Condition { observed_generation: self.generation, ..before.clone() };
@@ -84,19 +84,19 @@ impl<'a> Conditions<'a> {
         }
     }
 
-    /// The conditions in the order of [`ConditionType`].
+    /// Returns the conditions in the order of [`ConditionType`].
     pub(crate) fn finish(mut self) -> Vec<Condition> {
         self.next.sort_by_key(|(kind, _)| *kind);
         self.next.into_iter().map(|(_, condition)| condition).collect()
     }
 }
 
-/// The condition of that type.
+/// Returns the condition of a type.
 pub fn find(conditions: &[Condition], kind: ConditionType) -> Option<&Condition> {
     conditions.iter().find(|condition| condition.type_ == kind.name())
 }
 
-/// Whether the condition of that type is `True`.
+/// Whether the condition of a type is `True`.
 pub fn is_true(conditions: &[Condition], kind: ConditionType) -> bool {
     find(conditions, kind).is_some_and(|condition| condition.status == "True")
 }

@@ -1,4 +1,4 @@
-//! Data files: what the configuration says about them, where they are mounted, what is missing, what differs. Pure.
+//! Data files: their part of the configuration, their mounts, and the checks of what pods read. Pure.
 
 use codex_configs::Data;
 use codex_crds::{DataItem, DataStatus};
@@ -9,10 +9,10 @@ use crate::{
     pods::References,
 };
 
-/// Data as the composed configuration names it.
+/// Returns the data files in the form of the composed configuration.
 ///
 /// # Errors
-/// One sentence about a digest that is none; the API server takes no such object.
+/// One sentence about an invalid digest; the API server refuses such objects.
 pub(crate) fn configured(data: &[DataItem]) -> Result<Vec<Data>, String> {
     data.iter()
         .enumerate()
@@ -29,8 +29,8 @@ pub(crate) fn configured(data: &[DataItem]) -> Result<Vec<Data>, String> {
         .collect()
 }
 
-/// What the status says about files as a pod read them, in the order of the names. A file that nobody named to the pod is
-/// left out: the status has no room for whatever a pod may say.
+/// Returns the digests that a pod reported, sorted by name, as the status records them. Files that are not among the `named`
+/// ones are left out, so that a pod cannot fill the status.
 pub(crate) fn digests(files: &[DataFile], named: &[&str]) -> Vec<DataStatus> {
     let files = files.iter().filter(|file| named.contains(&file.name.as_str()));
     let mut digests: Vec<_> = files.map(|file| DataStatus { name: file.name.clone(), sha256: file.sha256 }).collect();
@@ -39,25 +39,25 @@ pub(crate) fn digests(files: &[DataFile], named: &[&str]) -> Vec<DataStatus> {
     digests
 }
 
-/// The first file that is not the one that the configuration demands, with both digests.
+/// Returns a sentence about the first file whose digest differs from the one in the configuration.
 pub(crate) fn mismatch(spec: &[DataItem], expected: &[Data], read: &[DataStatus]) -> Option<String> {
     expected.iter().find_map(|data| {
         let demanded = data.sha256?;
         let found = read.iter().find(|file| file.name == data.name)?.sha256;
         (found != demanded).then(|| {
             format!(
-                "{} demands SHA-256 {demanded}, and the file that the pod read has {found}: put the right file there, or \
-                 create another object with the digest of this one",
+                "{}: the pod read a file with SHA-256 {found}, but {demanded} is required: restore the file, or create \
+                 another object with the digest of this file",
                 place(spec, &data.name)
             )
         })
     })
 }
 
-/// The first file of the configuration that the pod did not say it read.
+/// Returns a sentence about the first file of the configuration whose digest the pod did not report.
 pub(crate) fn unread(spec: &[DataItem], expected: &[Data], read: &[DataStatus]) -> Option<String> {
     let data = expected.iter().find(|data| !read.iter().any(|file| file.name == data.name))?;
-    Some(format!("the pod reported no digest of {}, so nobody knows what it read", place(spec, &data.name)))
+    Some(format!("the pod reported no digest for {}, so the data that it read is unverified", place(spec, &data.name)))
 }
 
 fn place(spec: &[DataItem], name: &str) -> String {
@@ -67,7 +67,7 @@ fn place(spec: &[DataItem], name: &str) -> String {
     }
 }
 
-/// Mounts data files, read-only, and says where each lies: arguments `--data NAME=PATH`.
+/// Mounts data files read-only and adds the argument `--data NAME=PATH` for each.
 pub(crate) fn mount_data(data: &[DataItem], mounts: &mut Mounts, args: &mut Vec<String>) {
     for item in data {
         let folder = format!("/data/{}", item.name);
@@ -78,14 +78,14 @@ pub(crate) fn mount_data(data: &[DataItem], mounts: &mut Mounts, args: &mut Vec<
             mounts.claim(&source.claim_name, "", &folder, Access::Untouched);
             &source.path
         } else {
-            // Synthetic data is made in the pod.
+            // Synthetic data is generated in the pod.
             continue;
         };
         args.extend(["--data".to_owned(), format!("{}={folder}/{}", item.name, join(&[file]))]);
     }
 }
 
-/// What an object refers to and does not exist, in plain words.
+/// Returns a sentence for each referenced object that does not exist.
 pub(crate) fn missing(data: &[DataItem], output: Option<(&str, &str)>, references: &References) -> Vec<String> {
     let claim = |field: &str, name: &str| {
         (!references.claims.contains(name)).then(|| {

@@ -1,4 +1,4 @@
-//! Events out of the difference between old and new conditions: one for each thing that became otherwise. Pure.
+//! Events for the transitions between old and new conditions. Pure.
 
 use codex_crds::{ConditionType, Reason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -9,8 +9,8 @@ use crate::{
     plan::{Event, EventType},
 };
 
-/// The conditions whose changes are told, the most telling first: a reason is told once, by the first that has it.
-const TOLD: [ConditionType; 8] = [
+/// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
+const REPORTED: [ConditionType; 8] = [
     ConditionType::Stalled,
     ConditionType::Trained,
     ConditionType::GatesPassed,
@@ -27,20 +27,20 @@ pub(crate) fn events(before: &[Condition], after: &[Condition], obstruction: Opt
         return obstructed(before, after).into_iter().collect();
     }
     let mut events: Vec<Event> = Vec::new();
-    for kind in TOLD {
+    for kind in REPORTED {
         let Some(now) = find(after, kind) else { continue };
         let told = match find(before, kind) {
             Some(then) => then.status == now.status && then.reason == now.reason,
-            // That something does not hold yet is no news; that an object is not ready, and why, is said by `Ready`.
+            // A new condition that is not true is no transition, except `Ready`, which says why the object is not ready.
             None => now.status != "True" && kind != ConditionType::Ready,
         };
-        // What is blocked is told by what blocks it.
+        // The condition that blocks another one causes the Event.
         let told = told || now.reason == Reason::Blocked.name();
         if told || events.iter().any(|event| event.reason == now.reason || event.note == now.message) {
             continue;
         }
         events.push(Event {
-            type_: if worrying(kind, &now.reason) { EventType::Warning } else { EventType::Normal },
+            type_: if is_warning(kind, &now.reason) { EventType::Warning } else { EventType::Normal },
             reason: now.reason.clone(),
             action: kind.name().to_owned(),
             note: now.message.clone(),
@@ -62,8 +62,8 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
     })
 }
 
-fn worrying(kind: ConditionType, reason: &str) -> bool {
-    const WORRYING: [Reason; 17] = [
+fn is_warning(kind: ConditionType, reason: &str) -> bool {
+    const WARNINGS: [Reason; 17] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -82,5 +82,5 @@ fn worrying(kind: ConditionType, reason: &str) -> bool {
         Reason::ForeignSignature,
         Reason::VerificationFailed,
     ];
-    kind == ConditionType::Stalled || WORRYING.iter().any(|known| known.name() == reason)
+    kind == ConditionType::Stalled || WARNINGS.iter().any(|known| known.name() == reason)
 }

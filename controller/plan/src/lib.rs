@@ -1,10 +1,10 @@
-//! The pure core of the controller: what is observed goes in, a plan comes out. No client, no tokio, no clock, no
-//! environment.
+//! The pure core of the controller: it turns an observation into a plan, without client, runtime, clock or environment.
 //!
-//! For each kind: `observe → plan → apply → report`, of which this crate is the second. A plan is total (it exists for
-//! every observation) and a function (equal observations and times give equal plans, byte for byte). What cannot be
-//! done yet is a stage of the plan, never an error; a spec that cannot work is a plan with `Stalled` and the sentence
-//! that says what to change. Objects that are being deleted need no plan: their children have owners.
+//! Each kind is reconciled by `observe → plan → apply → report`; this crate is the second step. A plan is total (every
+//! observation has one) and a function (equal observations and times give equal plans, byte for byte). Work that cannot be
+//! done yet is a stage, never an error. A spec that cannot work gives a plan with `Stalled` and a sentence that says what to
+//! change. An obstruction that apply meets is an observation too, so every status comes from a plan. Objects that are being
+//! deleted need no plan: the garbage collector deletes their children.
 
 pub mod conditions;
 mod data;

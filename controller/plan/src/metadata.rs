@@ -1,4 +1,4 @@
-//! Names, labels and owner references of children: one place, so that selectors and owners cannot disagree. Pure.
+//! Names, labels and owner references of children. Pure.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use codex_verdict::Ring;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource, ResourceExt};
 
-/// What a child works as; `app.kubernetes.io/component`, and the name of its pods' container.
+/// The component of a child: the value of `app.kubernetes.io/component`, and the name of the container in its pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Component {
     Trainer,
@@ -27,7 +27,7 @@ impl Component {
     }
 }
 
-/// The object that children belong to.
+/// The object that owns children.
 #[derive(Clone, Debug)]
 pub(crate) struct Owner {
     pub(crate) kind: &'static str,
@@ -49,7 +49,7 @@ impl Owner {
         Self::of(evaluation, "Evaluation", labels)
     }
 
-    /// The owner of servers. What changes with a rollout, such as the ring, is no label of the owner.
+    /// Returns the owner of servers. Its labels must not change with a rollout, so the ring is not among them.
     pub(crate) fn reasoning_pod(pod: &ReasoningPod) -> Self {
         Self::of(pod, "ReasoningPod", [(label::REASONING_POD, pod.name_any())])
     }
@@ -77,14 +77,14 @@ impl Owner {
         }
     }
 
-    /// The labels that select the pods of `component`. They never change in the life of the owner.
+    /// Returns the labels that select the pods of `component`. They must not change while the owner exists.
     pub(crate) fn selector(&self, component: Component) -> BTreeMap<String, String> {
         let mut labels = self.labels.clone();
         labels.insert("app.kubernetes.io/component".to_owned(), component.name().to_owned());
         labels
     }
 
-    /// All labels of a child or its pods.
+    /// Returns all labels of a child or its pods.
     pub(crate) fn labels(&self, component: Component, version: &str) -> BTreeMap<String, String> {
         let mut labels = self.selector(component);
         for (key, value) in [
@@ -99,7 +99,7 @@ impl Owner {
         labels
     }
 
-    /// The metadata of a child.
+    /// Returns the metadata of a child.
     pub(crate) fn child(&self, name: String, component: Component, version: &str) -> ObjectMeta {
         ObjectMeta {
             name: Some(name),
@@ -111,7 +111,7 @@ impl Owner {
     }
 }
 
-/// The annotations of ours that a live child carries.
+/// Returns the annotations of a live child that this controller owns.
 pub(crate) fn our_annotations(live: &impl Resource) -> BTreeMap<String, String> {
     live.annotations()
         .iter()
@@ -120,12 +120,12 @@ pub(crate) fn our_annotations(live: &impl Resource) -> BTreeMap<String, String> 
         .collect()
 }
 
-/// The ring as a label.
+/// Returns the label of a ring.
 pub(crate) fn ring_label(ring: Ring) -> (String, String) {
     (label::RING.to_owned(), ring.label().to_owned())
 }
 
-/// The nearest valid label value: at most 63 characters of `[-_.A-Za-z0-9]`, alphanumeric at both ends.
+/// Returns the nearest valid label value: at most 63 characters of `[-_.A-Za-z0-9]`, alphanumeric at both ends.
 pub(crate) fn label_value(text: &str) -> String {
     let allowed: String = text
         .chars()

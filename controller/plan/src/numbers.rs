@@ -1,11 +1,11 @@
-//! Numbers of reports as the API carries them. Pure.
+//! Conversion of reported numbers to the numbers of the API. Pure.
 
-/// A count that the API's integers can carry.
+/// Returns a count as an integer of the API.
 pub(crate) fn count(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// A decimal with that many places; none for what is not finite or has no place in a status.
+/// Returns a decimal with that many places; `None` if the number is not finite or too large for a status.
 pub(crate) fn decimal(number: f64, places: usize) -> Option<String> {
     (number.is_finite() && number.abs() < 1e15).then(|| format!("{number:.places$}"))
 }

@@ -1,4 +1,4 @@
-//! The shape of a plan. Pure.
+//! The plan of one object. Pure.
 
 use std::time::Duration;
 
@@ -12,39 +12,39 @@ use k8s_openapi::api::{
 };
 use serde::Serialize;
 
-/// What to do about one object. `S` is the status of its kind.
+/// The plan of one object. `S` is the status of its kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan<S> {
-    /// The children that exist once the plan is carried out; every other child of the object is removed.
+    /// The children that exist after the plan is carried out; every other child of the object is deleted.
     pub desired: Desired,
-    /// What has to happen besides, in this order. Each is done once: the next observation says that it was.
+    /// Other actions, in order. The next observation shows that they were done, so each is done once.
     pub effects: Vec<Effect>,
-    /// The whole status. It is written only where it differs from the object's.
+    /// The whole status. It is written only if it differs from the object's.
     pub status: S,
-    /// What to tell whoever watches, on transitions only. They are recorded once the status was written.
+    /// Events, on transitions only. They are recorded after the status was written.
     pub events: Vec<Event>,
-    /// When to look again although nothing changed; none when only a change can bring news.
+    /// When to plan again although nothing changed; `None` if only a change can alter the plan.
     pub requeue: Option<Duration>,
 }
 
-/// The children of an object, complete: apply destructures it without `..`.
+/// The children of an object. Apply destructures it without `..`, so that no kind of child is forgotten.
 ///
-/// Every child carries the object as its controller. What a plan leaves out is removed.
+/// Every child has the object as its controller. Children that a plan leaves out are deleted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Desired {
-    /// To be applied before whatever mounts them.
+    /// `ConfigMaps`. They are applied before the pods that mount them.
     pub config_maps: Vec<ConfigMap>,
-    /// Jobs that have to be made or changed. A Job that is right as it is stands in `kept`.
+    /// Jobs to create or change. A Job that stays as it is is in `kept`.
     pub jobs: Vec<Job>,
-    /// Deployments, each with the template that is to run; a template that must not roll is the live one.
+    /// Deployments. One that must not restart its pods has the live template.
     pub deployments: Vec<Deployment>,
     /// Services.
     pub services: Vec<Service>,
-    /// Budgets of voluntary disruptions.
+    /// Pod disruption budgets.
     pub pod_disruption_budgets: Vec<PodDisruptionBudget>,
     /// Network policies.
     pub network_policies: Vec<NetworkPolicy>,
-    /// Children that exist and stay as they are: neither applied nor removed.
+    /// Children that exist and stay as they are: neither applied nor deleted.
     pub kept: Vec<Kept>,
 }
 
@@ -60,58 +60,58 @@ pub struct Kept {
 /// The kinds of child that can stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum KeptKind {
-    /// A configuration that is mounted, or was.
+    /// A ConfigMap that pods mount or have mounted.
     ConfigMap,
-    /// Work that goes on, or is done.
+    /// A Job whose fields are right, or that has ended.
     Job,
-    /// Servers that somebody changed and nobody can put right.
+    /// A Deployment whose template was modified and cannot be restored.
     Deployment,
 }
 
-/// What the signer has to do. The result is an immutable ConfigMap; one that exists under that name already is left
-/// alone, and the next observation says what it is worth.
+/// A request to the signer. The result is an immutable ConfigMap. If a ConfigMap of that name exists, it is left alone and
+/// the next observation verifies it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Effect {
-    /// Sign the files of a model: `oms::payload(&manifest, &name)`.
+    /// Signs the files of a model: `oms::payload(&manifest, &name)`.
     SignModel {
-        /// Everything of the ConfigMap but its `data`: `bundle.json` and `key.pem`.
+        /// The ConfigMap without its `data`: `bundle.json` and `key.pem`.
         config_map: ConfigMap,
         /// The files.
         manifest: Manifest,
-        /// What the statement calls the model.
+        /// The name of the model in the statement.
         name: String,
     },
-    /// Sign a promotion: `Promotion { model, reasons }.payload()`.
+    /// Signs a promotion: `Promotion { model, reasons }.payload()`.
     SignPromotion {
-        /// Everything of the ConfigMap but its `data`: `bundle.json` and `key.pem`.
+        /// The ConfigMap without its `data`: `bundle.json` and `key.pem`.
         config_map: ConfigMap,
         /// The model.
         model: ModelDigest,
-        /// Why it may be served, and where.
+        /// The ring, and the evidence for the promotion.
         reasons: Reasons,
     },
 }
 
-/// Something that a person may want to hear once.
+/// An Event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Event {
-    /// Whether somebody should worry.
+    /// Normal or Warning.
     #[serde(rename = "type")]
     pub type_: EventType,
     /// The reason of the condition that changed.
     pub reason: String,
-    /// What the controller was doing, in CamelCase: the type of the condition that changed.
+    /// The type of the condition that changed.
     pub action: String,
     /// The message of the condition that changed.
     pub note: String,
 }
 
-/// Whether somebody should worry.
+/// The type of an Event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum EventType {
-    /// No.
+    /// Information.
     Normal,
-    /// Yes.
+    /// A problem.
     Warning,
 }

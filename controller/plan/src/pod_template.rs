@@ -1,4 +1,5 @@
-//! The pod that all three kinds share: `restricted`, without rights, with a token for reports alone. Pure.
+//! The pod template of all three kinds: `restricted`, without API access, with a token that only the report endpoint accepts.
+//! Pure.
 
 use std::collections::BTreeMap;
 
@@ -16,45 +17,45 @@ use crate::{
     settings::Settings,
 };
 
-/// The user and group of every process of ours.
+/// The user and group of all pods.
 const USER: i64 = 65_532;
-/// Seconds that a token lives; the kubelet renews it earlier.
+/// The lifetime of a token in seconds; the kubelet renews it earlier.
 const TOKEN_SECONDS: i64 = 3_600;
-/// Where the ConfigMap of the object's own is mounted.
+/// The mount path of the object's own ConfigMap.
 pub(crate) const CONFIG: &str = "/etc/codex";
-/// The name of the resolved configuration in it.
+/// The key of the resolved configuration in it.
 pub(crate) const CONFIG_FILE: &str = "config.yaml";
-/// The name of the CA's file in it.
+/// The key of the CA certificates in it.
 pub(crate) const CA: &str = "ca.crt";
 const TOKEN: &str = "/var/run/secrets/codex";
 
-/// What differs between the pods of the three kinds.
+/// The parts of a pod that differ between the three kinds.
 pub(crate) struct Template<'a> {
     pub(crate) owner: &'a Owner,
     pub(crate) component: Component,
     pub(crate) settings: &'a Settings,
     pub(crate) image: &'a str,
     pub(crate) args: Vec<String>,
-    /// The user's own variables.
+    /// The environment variables of the spec.
     pub(crate) env: &'a [EnvVar],
     pub(crate) worker: &'a WorkerPod,
     /// The ConfigMap for [`CONFIG`].
     pub(crate) config_map: String,
     pub(crate) mounts: Mounts,
-    /// `Never` for a Job's pods; none for the default, `Always`.
+    /// `Never` for the pods of a Job; `None` for the default, `Always`.
     pub(crate) restart_policy: Option<&'static str>,
-    /// From SIGTERM to SIGKILL.
+    /// Seconds from SIGTERM to SIGKILL.
     pub(crate) grace_seconds: i64,
     pub(crate) port: Option<Port>,
     pub(crate) probes: Probes,
 }
 
-/// What a pod listens on.
+/// The port of a pod.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Port {
-    /// Requests, the probes' included.
+    /// Requests and probes.
     Http(i32),
-    /// `/metrics`, for Prometheus alone.
+    /// `/metrics` only.
     Metrics(i32),
 }
 
@@ -73,7 +74,7 @@ impl Port {
     }
 }
 
-/// How the kubelet asks a pod.
+/// The probes of a pod.
 #[derive(Default)]
 pub(crate) struct Probes {
     pub(crate) startup: Option<Probe>,
@@ -81,22 +82,22 @@ pub(crate) struct Probes {
     pub(crate) readiness: Option<Probe>,
 }
 
-/// Volumes and where they are mounted. A claim becomes one volume however often it is mounted, because a pod that
-/// names a claim twice may never start.
+/// Volumes and their mounts. A claim becomes one volume however often it is mounted, because a pod with two volumes of the
+/// same claim may never start.
 #[derive(Default)]
 pub(crate) struct Mounts {
     volumes: Vec<Volume>,
     mounts: Vec<VolumeMount>,
 }
 
-/// What a pod may do to a claim.
+/// The access of a pod to a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Write.
+    /// Reads and writes.
     Writable,
-    /// Read, beside pods that write.
+    /// Reads, while other pods may write.
     ReadOnly,
-    /// Read; the kubelet changes neither owner nor group of the user's files.
+    /// Reads; the kubelet changes neither owner nor group of the user's files.
     Untouched,
 }
 
@@ -222,14 +223,14 @@ impl Template<'_> {
         }
     }
 
-    /// What tells a Prometheus that looks for it where the pod's numbers are.
+    /// Returns the annotations by which Prometheus discovers the metrics port.
     pub(crate) fn scraped(&self) -> Option<BTreeMap<String, String>> {
         let (Port::Http(number) | Port::Metrics(number)) = self.port?;
         let annotations = [("prometheus.io/scrape", "true".to_owned()), ("prometheus.io/port", number.to_string())];
         Some(annotations.map(|(name, value)| (name.to_owned(), value)).into())
     }
 
-    /// The user's variables, then ours: where a name occurs twice, the later one counts.
+    /// Returns the variables of the spec, then ours: the later one of two equal names counts.
     fn variables(&self) -> Vec<EnvVar> {
         let plain = |name: &str, value: &str| EnvVar {
             name: name.to_owned(),
@@ -257,7 +258,7 @@ impl Template<'_> {
             plain("CODEX_GRACE_SECONDS", &self.grace_seconds.to_string()),
         ]);
         if self.component == Component::Trainer {
-            // What a run ran on is recorded beside its results.
+            // The trainer records node and image beside its results.
             env.push(field("CODEX_NODE_NAME", "spec.nodeName"));
             env.extend(self.image.split_once('@').map(|(_, digest)| plain("CODEX_IMAGE_DIGEST", digest)));
         }
@@ -286,7 +287,7 @@ fn token() -> Volume {
     }
 }
 
-/// Joins the parts of a path on a volume; empty parts and outer slashes count for nothing.
+/// Joins the parts of a path on a volume. Empty parts and outer slashes are ignored.
 pub(crate) fn join(parts: &[&str]) -> String {
     parts.iter().map(|part| part.trim_matches('/')).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")
 }

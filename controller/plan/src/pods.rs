@@ -1,4 +1,4 @@
-//! What pods are and say: facts out of their status, reports, and references that they mount. Pure.
+//! Pods: facts from their status, their reports, and the objects that they mount. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::metadata::Owner;
 
-/// A report that the endpoint took: its sender was a pod that the object owns.
+/// A report that the endpoint accepted: its sender is a pod that the object owns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Received {
@@ -19,23 +19,23 @@ pub struct Received {
     pub report: Report,
     /// The pod's name.
     pub pod: String,
-    /// When it came.
+    /// When it was received.
     pub at: Timestamp,
 }
 
-/// Which of the things that an object refers to exist in its namespace. Only what does exist is listed.
+/// The objects that a spec refers to, as far as they exist in its namespace.
 ///
-/// It is looked at only while the object has no Job; afterwards an observer may leave it empty.
+/// Plans use it only while the object has no Job; otherwise the observer may leave it empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct References {
-    /// Claims, by name.
+    /// The names of `PersistentVolumeClaims`.
     pub claims: BTreeSet<String>,
     /// `ConfigMap`s and their keys (of `data` and `binaryData`).
     pub config_maps: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// A pod as far as plans care.
+/// The facts about a pod that plans depend on.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts<'a> {
     pub(crate) pod: &'a Pod,
@@ -43,7 +43,7 @@ pub(crate) struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
-    /// The facts of pods, oldest first.
+    /// Returns the facts about pods, oldest first.
     pub(crate) fn of(pods: &'a [Pod]) -> Vec<Self> {
         let mut facts: Vec<_> = pods
             .iter()
@@ -68,36 +68,36 @@ impl<'a> Facts<'a> {
         self.status?.state.as_ref()
     }
 
-    /// When its container began to work, if it did.
+    /// Returns when its container first started.
     pub(crate) fn started(&self) -> Option<Timestamp> {
         let status = self.status?;
         [status.state.as_ref(), status.last_state.as_ref()].into_iter().flatten().filter_map(started_at).min()
     }
 
-    /// Whether its container works at this moment.
+    /// Whether its container is running.
     pub(crate) fn is_running(&self) -> bool {
         self.state().is_some_and(|state| state.running.is_some())
     }
 
-    /// How its container ended, if it did; for a container that was started again, how it ended before.
+    /// Returns how its container terminated; for a restarted container, how it terminated before.
     pub(crate) fn ended(&self) -> Option<&'a ContainerStateTerminated> {
         let status = self.status?;
         let ended = |state: &'a Option<ContainerState>| state.as_ref().and_then(|state| state.terminated.as_ref());
         ended(&status.state).or_else(|| ended(&status.last_state))
     }
 
-    /// Whether its container did all that it had to.
+    /// Whether its container exited 0.
     pub(crate) fn succeeded(&self) -> bool {
         let ended = self.state().and_then(|state| state.terminated.as_ref());
         ended.is_some_and(|ended| ended.exit_code == exit::FINISHED)
     }
 
-    /// The image that its container really runs.
+    /// Returns the image that its container runs, with the digest.
     pub(crate) fn image_id(&self) -> Option<&'a str> {
         Some(self.status?.image_id.as_str()).filter(|id| !id.is_empty())
     }
 
-    /// Why it does not begin, in a person's words.
+    /// Returns why it does not start.
     pub(crate) fn obstacle(&self) -> Option<String> {
         let name = self.name();
         let waiting = self.state().and_then(|state| state.waiting.as_ref());
@@ -116,7 +116,7 @@ impl<'a> Facts<'a> {
         Some(format!("pod {name} cannot be scheduled: {unscheduled}"))
     }
 
-    /// The report in its termination message, if that is one of this pod about its owner.
+    /// Returns the report in its termination message, if this pod wrote it about `owner`.
     pub(crate) fn termination_report(&self, owner: &Owner) -> Option<Report> {
         let report: Report = serde_json::from_str(self.ended()?.message.as_deref()?).ok()?;
         let genuine = report.schema_version == SCHEMA_VERSION
@@ -133,8 +133,8 @@ fn started_at(state: &ContainerState) -> Option<Timestamp> {
     running.or(ended).map(|time| time.0)
 }
 
-/// Everything that an object's pods said, by report or by last words, the oldest first: by attempt, then by the time of
-/// the pod, then by `seq`.
+/// Returns the newest report of each pod, received or from a termination message, sorted by attempt, by the age of the pod,
+/// then by `seq`.
 pub(crate) fn newest_reports(owner: &Owner, facts: &[Facts<'_>], received: &[Received]) -> Vec<Report> {
     let order = |report: &Report| facts.iter().position(|facts| facts.uid() == report.pod_uid);
     let mut newest: BTreeMap<String, Report> = BTreeMap::new();
@@ -142,7 +142,7 @@ pub(crate) fn newest_reports(owner: &Owner, facts: &[Facts<'_>], received: &[Rec
     let taken = received.iter().map(|received| &received.report);
     for report in taken.filter(|report| report.object_uid == owner.uid).cloned().chain(words) {
         match newest.get(&report.pod_uid) {
-            // Last words may be cut short: what came whole with the same number is better.
+            // A termination message may be truncated, so the received report of the same number is preferred.
             Some(known) if known.seq >= report.seq => {}
             _ => {
                 newest.insert(report.pod_uid.clone(), report);
@@ -154,7 +154,7 @@ pub(crate) fn newest_reports(owner: &Owner, facts: &[Facts<'_>], received: &[Rec
     reports
 }
 
-/// The condition reason of a pod's failure.
+/// Returns the condition reason of a failure that a pod reported.
 pub(crate) fn reason(failure: &Failure) -> Reason {
     [Reason::DataMismatch, Reason::InvalidConfiguration, Reason::ModelMismatch, Reason::VerificationFailed]
         .into_iter()

@@ -1,12 +1,12 @@
-//! How often a status is written and looked at. Pure.
+//! Limits how often a status is written, and how long a plan waits. Pure.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Between two writes of numbers alone.
+/// The time between two writes that change only numbers.
 const NUMBERS: Duration = Duration::from_secs(10);
-/// Until things that an object refers to are looked for again.
+/// The time until missing references are checked again.
 pub(crate) const REFERENCES_AGAIN: Duration = Duration::from_secs(15);
 
 /// How long to wait for the final report of a pod that exited 0: the end of a Job may be observed before that of its pod.
@@ -23,15 +23,15 @@ pub(crate) fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-/// From now until then, at least a second.
+/// Returns the time from `now` until `then`: at least one second.
 pub(crate) fn until(now: Timestamp, then: Timestamp) -> Duration {
     let seconds = then.as_second().saturating_sub(now.as_second()).max(1);
     Duration::from_secs(u64::try_from(seconds).unwrap_or(1))
 }
 
-/// The status to write, and when to look again: `next` at once if it is a transition; if it is numbers alone, what is
-/// there (`present`), until the last write is ten seconds old. `numbers_of(next, present)` is `next` with the numbers of
-/// `present`.
+/// Returns the status to write, and when to plan again. A transition is written at once. A change of numbers alone waits
+/// until the last write is ten seconds old; until then `present` stays. `numbers_of(next, present)` returns `next` with the
+/// numbers of `present`.
 pub(crate) fn hold<S: PartialEq + Clone>(
     present: Option<&S>,
     next: S,

@@ -6,7 +6,7 @@ use codex_crds::DataStatus;
 use codex_provenance::{DataDigest, GatesDigest, ModelDigest, ReportDigest};
 use codex_verdict::{Gate, GateResult, GateSpec, Judgement, Measurement, Verdict};
 
-/// What was counted, and about which model.
+/// The metrics of a complete report, and the model that they measure.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Counted {
     pub(crate) model: ModelDigest,
@@ -15,7 +15,7 @@ pub(crate) struct Counted {
     pub(crate) digest: ReportDigest,
 }
 
-/// A verdict with everything that it rests on.
+/// A verdict with its evidence.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Judged {
     pub(crate) counted: Counted,
@@ -41,7 +41,7 @@ pub(super) fn by_name(data: &[DataStatus]) -> BTreeMap<String, DataDigest> {
     data.iter().map(|file| (file.name.clone(), file.sha256)).collect()
 }
 
-/// Judges what was counted as a verdict about the run's model.
+/// Judges the metrics by the gates. `expected` is the run's model.
 pub(crate) fn judged(gates: &[Gate], counted: Counted, expected: ModelDigest) -> Judged {
     let Judgement { verdict, passed, total, gates: each } =
         codex_verdict::judge(gates, &counted.metrics, Some(counted.model), expected);

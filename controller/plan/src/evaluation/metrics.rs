@@ -1,4 +1,4 @@
-//! Measurements in a status: exact, and without floats. Pure.
+//! Conversion of measurements to and from their exact form in the status, which has no floats. Pure.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use codex_verdict::{Kind, Measurement, Method};
 
 use crate::numbers::count;
 
-/// Returns a measurement as a status holds it: floats as text, digit for digit.
+/// Returns a metric as the status records it. Floats become text that parses to the same float.
 pub(super) fn written(name: &str, measurement: &Measurement) -> MetricStatus {
     let text = |number: Option<f64>| number.filter(|number| number.is_finite()).map(|number| format!("{number:e}"));
     let metric = |n: u64| MetricStatus {
@@ -38,7 +38,7 @@ pub(super) fn written(name: &str, measurement: &Measurement) -> MetricStatus {
     }
 }
 
-/// Returns the measurements that a status holds; `None` if any of them is malformed.
+/// Returns the measurements in a status; `None` if any of them is malformed.
 pub(super) fn measured(metrics: &[MetricStatus]) -> Option<BTreeMap<String, Measurement>> {
     metrics.iter().map(|metric| Some((metric.name.clone(), read(metric)?))).collect()
 }

@@ -35,7 +35,7 @@ pub(crate) fn counted(view: &View<'_>) -> Option<Result<Counted, WorkFailure>> {
     let data = view.work.digests(&state.data);
     let refuse = |reason, why: String| Some(Err(WorkFailure::new(reason, why)));
     let Some(model) = state.model_digest else {
-        return refuse(Reason::ModelMismatch, "the evaluator did not say which model it scored".to_owned());
+        return refuse(Reason::ModelMismatch, "the evaluator did not report which model it evaluated".to_owned());
     };
     if let Some(failure) = view.work.unread(&data) {
         return Some(Err(failure));
@@ -54,8 +54,8 @@ fn wrong_input(view: &View<'_>, expected: ModelDigest) -> Option<WorkFailure> {
         view.work.wrong_input(report, &state.data).or_else(|| {
             let found = state.model_digest.filter(|found| *found != expected)?;
             let why = format!(
-                "the evaluator found the model {found} on the volume, and TrainingRun {} made {expected}: somebody changed \
-                 the files",
+                "the evaluator found the model {found} on the volume, but TrainingRun {} made {expected}: the files \
+                 were modified",
                 view.spec().training_run
             );
             Some(WorkFailure::new(Reason::ModelMismatch, why))

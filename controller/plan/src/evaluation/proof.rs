@@ -1,4 +1,4 @@
-//! Whether an evaluation proves a model: from its status alone, computed again rather than believed. Pure.
+//! Checks whether the status of an Evaluation proves a model: everything is computed again from its metrics. Pure.
 
 use codex_crds::{ConditionType, Evaluation, EvaluationStatus, Reason};
 use codex_provenance::{GatesDigest, ModelDigest, ReportDigest};
@@ -8,18 +8,18 @@ use kube::ResourceExt;
 use super::{gates, metrics::measured};
 use crate::conditions::{find, is_true};
 
-/// What an evaluation that passed says about a model.
+/// The digests of an evaluation that passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Proof {
     pub(crate) report: ReportDigest,
     pub(crate) gates: GatesDigest,
 }
 
-/// Why an evaluation proves nothing, in a word and a sentence.
+/// Why an evaluation does not prove the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unproven {
     pub(crate) reason: Reason,
-    /// Whether it can come right by itself.
+    /// Whether it can still pass without a change by the user.
     pub(crate) waits: bool,
     pub(crate) sentence: String,
 }
@@ -30,7 +30,7 @@ impl Unproven {
     }
 }
 
-/// What an evaluation says about a run's model; `model` is none while the run has none.
+/// Returns the proof that `evaluation` gives for the model of a run; `model` is `None` until the run has a model.
 pub(crate) fn proof(
     evaluation: &Evaluation,
     run: &str,
@@ -40,7 +40,7 @@ pub(crate) fn proof(
     let name = evaluation.name_any();
     if evaluation.spec.training_run != run {
         let sentence = format!(
-            "Evaluation {name} is about TrainingRun {}, not about {run}: name an evaluation of {run}",
+            "Evaluation {name} evaluates TrainingRun {}, not {run}: name an Evaluation of {run}",
             evaluation.spec.training_run
         );
         return Err(Unproven::stalls(Reason::ForeignEvaluation, sentence));
@@ -50,8 +50,7 @@ pub(crate) fn proof(
         && pinned != uid
     {
         let sentence = format!(
-            "Evaluation {name} is about a TrainingRun {run} that no longer exists (uid {pinned}, now {uid}): create \
-             another Evaluation"
+            "Evaluation {name} evaluates a former TrainingRun {run} (uid {pinned}, now {uid}): create another Evaluation"
         );
         return Err(Unproven::stalls(Reason::Replaced, sentence));
     }
@@ -59,12 +58,11 @@ pub(crate) fn proof(
         return Err(pending(&name, &status));
     };
     let Some(model) = model else {
-        let sentence =
-            format!("Evaluation {name} has a verdict, and TrainingRun {run} has no model that it could be about");
+        let sentence = format!("Evaluation {name} has a verdict, but TrainingRun {run} has no model yet");
         return Err(Unproven { reason: Reason::WaitingForTraining, waits: true, sentence });
     };
     let proof = again(evaluation, &status, model).map_err(|why| {
-        let sentence = format!("Evaluation {name} does not vouch for the model {}: {why}", model.short());
+        let sentence = format!("Evaluation {name} does not prove the model {}: {why}", model.short());
         Unproven::stalls(Reason::ModelMismatch, sentence)
     })?;
     let said = |word: &str| format!("Evaluation {name} {word}: {}", wrong(&status.gates).join("; "));
@@ -80,7 +78,7 @@ fn pending(name: &str, status: &EvaluationStatus) -> Unproven {
         .filter(|_| is_true(&status.conditions, ConditionType::Stalled));
     match stalled {
         Some(stalled) => {
-            let sentence = format!("Evaluation {name} has no verdict, and it stalled: {}", stalled.message);
+            let sentence = format!("Evaluation {name} has no verdict and is stalled: {}", stalled.message);
             Unproven::stalls(Reason::WaitingForVerdict, sentence)
         }
         None => Unproven {
@@ -91,32 +89,32 @@ fn pending(name: &str, status: &EvaluationStatus) -> Unproven {
     }
 }
 
-/// Computes everything that the status says from its numbers, its model and the spec's gates.
+/// Computes digests and verdict again from the metrics and the model in the status, and the gates in the spec.
 fn again(evaluation: &Evaluation, status: &EvaluationStatus, model: ModelDigest) -> Result<Proof, String> {
     let judged = status.model.as_ref().map(|judged| judged.digest);
     if judged != Some(model) {
         let judged = judged.map_or_else(|| "no model".to_owned(), |digest| format!("the model {}", digest.short()));
-        return Err(format!("it scored {judged}"));
+        return Err(format!("it evaluated {judged}"));
     }
-    let contradicts = |what: &str| format!("its status contradicts itself: {what}");
+    let contradicts = |what: &str| format!("its status is inconsistent: {what}");
     let bounds = gates::gates(&evaluation.spec.gates)?;
-    let metrics = measured(&status.metrics).ok_or_else(|| contradicts("its metrics are no counts"))?;
+    let metrics = measured(&status.metrics).ok_or_else(|| contradicts("its metrics are malformed"))?;
     let report = codex_verdict::report_digest(model, &gates::by_name(&status.data_digests), &metrics);
     if status.report_digest != Some(report) {
-        return Err(contradicts("the numbers are not those of reportDigest"));
+        return Err(contradicts("its metrics do not match reportDigest"));
     }
     let digest = codex_verdict::gates_digest(&bounds);
     if status.gates_digest != Some(digest) {
-        return Err(contradicts("the gates are not those of gatesDigest"));
+        return Err(contradicts("its gates do not match gatesDigest"));
     }
     let judgement = codex_verdict::judge(&bounds, &metrics, judged, model);
     if Some(judgement.verdict) != status.verdict {
-        return Err(contradicts("the numbers do not give its verdict"));
+        return Err(contradicts("its metrics do not yield its verdict"));
     }
     Ok(Proof { report, gates: digest })
 }
 
-/// Every gate that did not pass, in a sentence.
+/// Returns a sentence for each gate that did not pass.
 pub(crate) fn wrong(gates: &[GateResult]) -> Vec<String> {
     gates
         .iter()

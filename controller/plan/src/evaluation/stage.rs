@@ -74,8 +74,8 @@ impl Stage {
         let uid = run.uid().unwrap_or_default();
         if let Some(pinned) = status.training_run_uid.as_ref().filter(|pinned| **pinned != uid) {
             let why = format!(
-                "TrainingRun {} was created again (uid {uid}, formerly {pinned}), and this evaluation is about the former \
-                 one: create another Evaluation",
+                "TrainingRun {} was recreated (uid {uid}, formerly {pinned}), and this Evaluation belongs to the former one: \
+                 create another Evaluation",
                 spec.training_run
             );
             return Self::Failed(WorkFailure::new(Reason::Replaced, why));
@@ -101,12 +101,10 @@ impl Stage {
         match progress {
             Progress::Active(active) => Self::Active(active),
             Progress::Failed(failure) => Self::Failed(failure),
-            Progress::Complete(at) => Active::without_result(
-                &view.work,
-                at,
-                "the evaluator ended well and never reported its numbers: there is nothing to judge",
-            )
-            .map_or_else(Self::Failed, Self::Active),
+            Progress::Complete(at) => {
+                Active::without_result(&view.work, at, "the evaluator exited 0 without reporting its metrics")
+                    .map_or_else(Self::Failed, Self::Active)
+            }
         }
     }
 }

@@ -69,7 +69,7 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     let mut conditions = Conditions::new(&view.status.conditions, generation, view.work.now());
     match (stage, view.work.config_digest()) {
         (Stage::Invalid(why), _) => conditions.set(ConfigResolved, false, Reason::InvalidConfiguration, why),
-        // What it was judged by is what was recorded, whatever this controller would compose.
+        // A verdict keeps the configuration that it was reached with, also after a controller upgrade.
         (Stage::Done, _) => conditions.keep(ConfigResolved),
         (_, Some(digest)) => {
             conditions.set(ConfigResolved, true, Reason::Resolved, &format!("the configuration {digest} is valid"));
@@ -109,7 +109,7 @@ fn judged<'a>(view: &'a View<'_>, stage: &'a Stage) -> Option<(Verdict, &'a str,
     }
 }
 
-/// A verdict in a word and a sentence that names every gate that did not pass.
+/// Returns the reason and the message of a verdict. The message names each gate that did not pass.
 fn sentence(verdict: Verdict, passed: &str, gates: &[GateResult]) -> (Reason, String) {
     let wrong = || format!("{passed} gates passed; {}", wrong(gates).join("; "));
     match verdict {
@@ -134,7 +134,7 @@ fn message(view: &View<'_>, stage: &Stage) -> (Reason, String) {
             Waiting::RunDeleted => (Reason::NotFound, format!("TrainingRun {run} is being deleted")),
             Waiting::Training => (Reason::WaitingForTraining, format!("TrainingRun {run} has no model yet")),
             Waiting::StalledTraining(why) => {
-                (Reason::WaitingForTraining, format!("TrainingRun {run} has no model, and it stalled: {why}"))
+                (Reason::WaitingForTraining, format!("TrainingRun {run} has no model and is stalled: {why}"))
             }
         },
         Stage::Active(active) => active.message(&view.work),

@@ -10,7 +10,7 @@ use codex_provenance::{
 };
 use kube::ResourceExt;
 
-/// The names of the ConfigMaps that hold the bundles of an object.
+/// The names of the `ConfigMaps` that hold the bundles of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BundleNames {
     /// `None` until the run has a model.
@@ -19,7 +19,7 @@ pub struct BundleNames {
     pub promotion: Option<String>,
 }
 
-/// Returns the names of the ConfigMaps that hold the bundles of an object.
+/// Returns the names of the `ConfigMaps` that hold the bundles of an object.
 pub fn bundle_names(
     object: &ReasoningPod,
     run: Option<&TrainingRun>,

@@ -30,25 +30,25 @@ use crate::{
     settings::Settings,
 };
 
-/// Where servers answer.
+/// The port of servers.
 pub(crate) const PORT: i32 = 8000;
-/// From SIGTERM to SIGKILL: not ready first, then answers that were begun.
+/// Seconds from SIGTERM to SIGKILL: the server becomes unready, then finishes the requests in progress.
 const GRACE_SECONDS: i64 = 60;
-/// Seconds that a server has to begin to answer its probes.
+/// Seconds until a server must answer its probes.
 const STARTUP_SECONDS: i32 = 600;
 
 pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
     let mut desired = Desired::default();
     match stage {
-        // A dry run creates nothing, and turning it on stops the server.
+        // A dry run creates nothing, and turning it on stops the servers.
         _ if view.spec().dry_run => return desired,
         Stage::DryRun => return desired,
-        // The conditions of serving gate new rollouts, they do not tear down.
+        // Conditions gate new rollouts; they do not stop running servers.
         Stage::Blocked | Stage::Signing(_) => match (&view.servers, &view.former) {
             (Some(servers), _) => desired.deployments.push(kept(view, servers)),
-            // A template that somebody changed is none that may run: the servers become what they were.
+            // A modified template must not run: the recorded one is restored.
             (None, Some(former)) => desired.deployments.push(deployment(view, former)),
-            // Nobody knows what they were, and whoever asks them is not to find nothing: a person is told.
+            // The status records no template to restore. The servers stay available, and the status asks for attention.
             (None, None) if view.observed.tampered => {
                 desired.kept.push(Kept { kind: KeptKind::Deployment, name: server(view) });
             }
@@ -79,13 +79,13 @@ fn selector(view: &View<'_>) -> LabelSelector {
     LabelSelector { match_labels: Some(view.owner.selector(Component::Server)), match_expressions: None }
 }
 
-/// The labels that select the serving pods, as the scale subresource wants them.
+/// Returns the label selector of the pods, in the form of the scale subresource.
 pub(crate) fn selector_text(view: &View<'_>) -> String {
     let labels = view.owner.selector(Component::Server);
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
-/// What serves, with as many replicas as are asked for and nothing else changed.
+/// Returns the live Deployment with the wanted number of replicas and nothing else changed.
 fn kept(view: &View<'_>, servers: &Servers<'_>) -> Deployment {
     let template = servers.live.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
     let mut metadata = metadata(view, server(view));
@@ -103,7 +103,7 @@ fn around(view: &View<'_>, metadata: ObjectMeta, template: PodTemplateSpec) -> D
             selector: selector(view),
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".to_owned()),
-                // A server that was verified goes only when another is ready.
+                // A verified server is stopped only after another one is ready.
                 rolling_update: Some(RollingUpdateDeployment {
                     max_unavailable: Some(IntOrString::Int(0)),
                     max_surge: Some(IntOrString::Int(1)),
@@ -116,8 +116,8 @@ fn around(view: &View<'_>, metadata: ObjectMeta, template: PodTemplateSpec) -> D
     }
 }
 
-/// The Deployment of a rollout. One that another controller made for the same rollout keeps its template: upgrading the
-/// controller rolls no server.
+/// Returns the Deployment of a rollout. A Deployment that another controller version made for the same rollout keeps its
+/// template: a controller upgrade restarts no server.
 fn deployment(view: &View<'_>, target: &Target) -> Deployment {
     let digest = settings_digest(&view.observed.settings);
     if let Some(servers) = &view.servers
@@ -145,7 +145,7 @@ fn deployment(view: &View<'_>, target: &Target) -> Deployment {
     around(view, metadata, template)
 }
 
-/// What of the settings enters the template, in a digest.
+/// Returns the digest of the settings that are part of the template.
 fn settings_digest(settings: &Settings) -> String {
     let Settings { version, worker_image, report_url, .. } = settings;
     Sha256::of(format!("{version}\n{worker_image}\n{report_url}")).short()
@@ -233,7 +233,7 @@ fn budget(view: &View<'_>) -> PodDisruptionBudget {
     PodDisruptionBudget {
         metadata: metadata(view, server(view)),
         spec: Some(PodDisruptionBudgetSpec {
-            // One at a time; a single server never keeps a node from being drained.
+            // One at a time; a single server must not prevent a node drain.
             max_unavailable: Some(IntOrString::Int(1)),
             selector: Some(selector(view)),
             ..PodDisruptionBudgetSpec::default()

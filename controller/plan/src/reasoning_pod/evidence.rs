@@ -95,7 +95,7 @@ fn trained<'a>(
     let Some(model) = model.filter(|_| is_true(conditions, ConditionType::Trained)) else {
         blocks.push(if is_true(conditions, ConditionType::Stalled) {
             let why = find(conditions, ConditionType::Stalled).map_or("", |stalled| &stalled.message);
-            let sentence = format!("TrainingRun {name} has no model, and it stalled: {why}");
+            let sentence = format!("TrainingRun {name} has no model and is stalled: {why}");
             Block::stalls(About::Training, Reason::WaitingForTraining, sentence)
         } else {
             let sentence = format!("TrainingRun {name} has no model yet");
@@ -108,11 +108,11 @@ fn trained<'a>(
         Ok(manifest) => {
             let found = manifest.digest();
             format!(
-                "the files in the status of TrainingRun {name} are the model {found}, and it names {}",
+                "the files in the status of TrainingRun {name} have the digest {found}, but its model is {}",
                 model.digest
             )
         }
-        Err(why) => format!("the status of TrainingRun {name} holds no manifest: {why}"),
+        Err(why) => format!("the files in the status of TrainingRun {name} are not a valid manifest: {why}"),
     };
     blocks.push(Block::stalls(About::Training, Reason::ModelMismatch, sentence));
     None
@@ -122,8 +122,8 @@ fn ring(observed: &ObservedReasoningPod) -> Option<Block> {
     let wanted = observed.object.spec.rollout_ring;
     let run = observed.run.as_ref().filter(|run| run.spec.rollout_ring != wanted)?;
     let sentence = format!(
-        "the rings differ: TrainingRun {} is in {}, and this ReasoningPod serves {wanted}: bring one to the other's \
-         spec.rolloutRing",
+        "the rings differ: spec.rolloutRing of TrainingRun {} is {}, and that of this ReasoningPod is {wanted}: set both to \
+         the same ring",
         run.name_any(),
         run.spec.rollout_ring
     );
@@ -173,13 +173,13 @@ fn signing(observed: &ObservedReasoningPod, key: Option<&PromotionKey>, blocks: 
     if let (Bundle::Valid(signed), Some(key)) = (&observed.promotion, key)
         && signed.key != key.digest()
     {
-        promotion = Some((Reason::VerificationFailed, "it promotes on other evidence"));
+        promotion = Some((Reason::VerificationFailed, "it promotes with other evidence"));
     }
     for (name, unusable) in [(names.oms, unusable(&observed.oms)), (names.promotion, promotion)] {
         let (Some(name), Some((reason, why))) = (name, unusable) else { continue };
         let sentence = format!(
-            "the bundle in ConfigMap {name} cannot be used: {why}; nothing is signed again by itself: restore the key, \
-             or delete the ConfigMap to have it signed anew"
+            "the bundle in ConfigMap {name} cannot be used: {why}; the controller does not replace it: restore the key, \
+             or delete the ConfigMap to have it signed again"
         );
         blocks.push(Block::stalls(About::Signing, reason, sentence));
     }
@@ -189,7 +189,7 @@ fn signing(observed: &ObservedReasoningPod, key: Option<&PromotionKey>, blocks: 
 fn unusable<T>(bundle: &Bundle<T>) -> Option<(Reason, &str)> {
     match bundle {
         Bundle::Absent | Bundle::Valid(_) => None,
-        Bundle::Unchecked => Some((Reason::SignerUnavailable, "there is no key to check it with")),
+        Bundle::Unchecked => Some((Reason::SignerUnavailable, "there is no key to verify it with")),
         Bundle::Foreign(why) => Some((Reason::ForeignSignature, why)),
         Bundle::Invalid(why) => Some((Reason::VerificationFailed, why)),
     }
@@ -202,8 +202,8 @@ fn lost_servers(observed: &ObservedReasoningPod) -> Option<Block> {
         return None;
     }
     let sentence = format!(
-        "the pod template of the Deployment {} was changed, and the status does not say what it was with the key that \
-         is pinned now: delete the Deployment, and servers come back once nothing else blocks",
+        "the pod template of the Deployment {} was modified, and the status does not record how to restore it with the \
+         pinned key: delete the Deployment; servers start again once nothing else blocks the rollout",
         child::server(&observed.object.name_any())
     );
     Some(Block::stalls(About::Servers, Reason::NameTaken, sentence))

@@ -1,4 +1,4 @@
-//! What servers are and say. Pure.
+//! The servers of a Deployment: their counts, what they verified, what keeps them from starting. Pure.
 
 use codex_crds::{VerifiedStatus, annotation};
 use codex_provenance::{ModelDigest, PromotionDigest};
@@ -25,12 +25,12 @@ pub(crate) struct Servers<'a> {
     observed: &'a ObservedReasoningPod,
 }
 
-/// How many servers there are.
+/// The number of servers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) all: i32,
     pub(crate) ready: i32,
-    /// Whether what is ready is what is wanted, and nothing of a former template is left.
+    /// Whether the wanted number of servers is ready and no pod of a former template is left.
     pub(crate) settled: bool,
 }
 
@@ -42,7 +42,7 @@ impl<'a> Servers<'a> {
         Some(Self { live, facts, reports, observed })
     }
 
-    /// The model and the promotion that it was made for.
+    /// Returns the model and the promotion that the Deployment was rolled out for.
     pub(crate) fn made_for(&self) -> Option<(ModelDigest, PromotionDigest)> {
         let annotations = self.live.annotations();
         let model = annotations.get(annotation::MODEL_DIGEST)?.parse().ok()?;
@@ -59,7 +59,7 @@ impl<'a> Servers<'a> {
         Counts { all, ready, settled }
     }
 
-    /// The pods of the newest template.
+    /// Returns the pods of the current template.
     fn current(&self) -> impl Iterator<Item = &Facts<'a>> {
         let promotion = self.live.annotations().get(annotation::PROMOTION_DIGEST);
         self.facts.iter().filter(move |facts| facts.pod.annotations().get(annotation::PROMOTION_DIGEST) == promotion)
@@ -73,8 +73,8 @@ impl<'a> Servers<'a> {
         }
     }
 
-    /// What a server of that model and promotion verified: what the status holds as long as its server is there, then
-    /// what came first.
+    /// Returns what a server of that model and promotion verified: what the status records while that server is running,
+    /// else the first report.
     pub(crate) fn verified(
         &self,
         model: ModelDigest,
@@ -87,7 +87,7 @@ impl<'a> Servers<'a> {
             })
         };
         let kept = held.filter(|held| held.digest == model).filter(|held| {
-            // Reports live in the controller's memory; a server that works on was verified, also after a restart.
+            // Reports are kept in the controller's memory. After a restart, a server that kept running stays verified.
             self.current().any(|facts| {
                 facts.name() == held.by && facts.is_running() && (self.state(facts).is_none() || holds(&facts))
             })
@@ -106,7 +106,7 @@ impl<'a> Servers<'a> {
             .map(|(at, by)| VerifiedStatus { digest: model, by, at: Time(at) })
     }
 
-    /// Why a server of the newest template refuses to serve, if one does.
+    /// Returns why a server of the current template refuses to serve.
     pub(crate) fn refusal(&self) -> Option<String> {
         self.current().find_map(|facts| {
             let (_, state) = self.state(facts)?;
@@ -115,23 +115,23 @@ impl<'a> Servers<'a> {
         })
     }
 
-    /// What keeps a server of the newest template from starting, if anything does.
+    /// Returns what keeps a server of the current template from starting.
     pub(crate) fn obstacle(&self) -> Option<String> {
         let obstacle = self.current().find_map(Facts::obstacle).or_else(|| {
             self.current().filter(|facts| !facts.is_running()).find_map(|facts| {
                 let ended = facts.ended()?;
                 let reason = ended.reason.as_deref().unwrap_or("Error");
-                Some(format!("pod {} ended with {reason} (exit code {})", facts.name(), ended.exit_code))
+                Some(format!("pod {} terminated with {reason} (exit code {})", facts.name(), ended.exit_code))
             })
         });
         obstacle.or_else(|| self.unmade())
     }
 
-    /// Why the Deployment cannot make a pod, if it cannot.
+    /// Returns why the Deployment cannot create a pod.
     fn unmade(&self) -> Option<String> {
         let conditions = self.live.status.as_ref()?.conditions.as_deref()?;
         let failure = conditions.iter().find(|it| it.type_ == "ReplicaFailure" && it.status == "True")?;
         let said = failure.message.as_deref().or(failure.reason.as_deref()).unwrap_or("no message");
-        Some(format!("the Deployment {} cannot make a pod: {said}", self.live.name_any()))
+        Some(format!("the Deployment {} cannot create a pod: {said}", self.live.name_any()))
     }
 }

@@ -1,4 +1,4 @@
-//! The status of a rollout. Transitions are written at once, counts of servers at most every ten seconds. Pure.
+//! The status of a ReasoningPod. Transitions are written at once, server counts at most every ten seconds. Pure.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::{
     throttle,
 };
 
-/// The status, and when to look again.
+/// Returns the status, and when to plan again.
 pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Option<Duration>) {
     let observed = view.observed;
     if let (Stage::Signing(_), Some(present), None) = (stage, &observed.object.status, view.obstruction) {
@@ -83,7 +83,7 @@ fn blocked_by(view: &View<'_>, stage: &Stage) -> Vec<String> {
     }
 }
 
-/// What is named in a status only once it is real.
+/// The parts of a status that name bundles. They are set only after the bundles exist.
 #[derive(Default)]
 struct Signed {
     run_uid: Option<String>,
@@ -96,7 +96,7 @@ fn signed(view: &View<'_>, stage: &Stage, serves: bool) -> Signed {
         return of_target(target);
     }
     if serves {
-        // What serves is what was recorded when it was rolled out.
+        // Servers that stay serve what was recorded when they were rolled out.
         let held = &view.status;
         return Signed {
             run_uid: held.training_run_uid.clone(),
@@ -105,7 +105,7 @@ fn signed(view: &View<'_>, stage: &Stage, serves: bool) -> Signed {
         };
     }
     if let Stage::Signing(_) = stage {
-        // Both are named once both are recorded: one write instead of two.
+        // Both bundles are named once both exist: one write instead of two.
         return Signed::default();
     }
     let observed = view.observed;
@@ -149,7 +149,7 @@ fn of_target(target: &Target) -> Signed {
     }
 }
 
-/// What the servers hold, by those that run what is, or was, rolled out.
+/// Returns what a server of the current or the former rollout has verified.
 fn verified(view: &View<'_>, stage: &Stage, serves: bool) -> Option<VerifiedStatus> {
     let servers = view.servers.as_ref().filter(|_| serves)?;
     let (model, promotion) = servers.made_for()?;
@@ -180,7 +180,7 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
             conditions.set(RingMatched, true, Reason::RingsEqual, &message);
         }
         (None, None) => {
-            conditions.set(RingMatched, Truth::Unknown, Reason::NotFound, "there is no run to compare with");
+            conditions.set(RingMatched, Truth::Unknown, Reason::NotFound, "the TrainingRun does not exist");
         }
     }
     match about(About::Gates) {
@@ -189,14 +189,14 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
             let message = "every evaluation passed for exactly this model";
             conditions.set(GatesPassed, true, Reason::AllGatesPassed, message);
         }
-        None => conditions.set(GatesPassed, false, Reason::WaitingForVerdict, "there is no model to judge"),
+        None => conditions.set(GatesPassed, false, Reason::WaitingForVerdict, "there is no model to evaluate"),
     }
     let (holds, reason, message) = signing(view, stage, about(About::Signing));
     conditions.set(Signed, holds, reason, &message);
     let (holds, reason, message) = verification(view, stage);
     conditions.set(Verified, holds, reason, &message);
 
-    let (reason, message) = told(view, stage);
+    let (reason, message) = ready(view, stage);
     conditions.set(Ready, matches!(stage, Stage::DryRun | Stage::Serving(_)), reason, &message);
     match stage {
         Stage::DryRun | Stage::Serving(_) => {}
@@ -210,9 +210,9 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     conditions.finish()
 }
 
-/// The block that a condition names: one that needs a person before one that waits.
+/// Returns the block that a condition names: one that needs attention before one that waits.
 fn worst<'a>(blocks: impl Iterator<Item = &'a Block>) -> Option<&'a Block> {
-    // Of equals the first: false comes before true, and `min_by_key` takes the first of the least.
+    // `min_by_key` returns the first of equal elements, and false is less than true.
     blocks.min_by_key(|block| block.waits)
 }
 
@@ -227,15 +227,17 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
         Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => {
             recorded(&target.oms_bundle, &target.promotion_bundle)
         }
-        // What serves was signed, whatever keeps the next rollout from being signed.
+        // Servers that stay were signed, although something blocks the next rollout.
         Stage::Blocked | Stage::Signing(_) if view.serves() => match (&view.status.manifest, &view.status.promotion) {
             (Some(manifest), Some(promotion)) => recorded(&manifest.bundle, &promotion.bundle),
-            _ => (false, Reason::Blocked, "the status does not say what was signed".to_owned()),
+            _ => (false, Reason::Blocked, "the status does not record the bundles".to_owned()),
         },
         Stage::DryRun => (false, Reason::DryRun, "a dry run signs nothing".to_owned()),
         Stage::Blocked if view.spec().dry_run => (false, Reason::DryRun, "a dry run signs nothing".to_owned()),
-        Stage::Blocked => (false, Reason::Blocked, "nothing is signed before everything else holds".to_owned()),
-        Stage::Signing(_) => (false, Reason::RollingOut, "the bundles are being made".to_owned()),
+        Stage::Blocked => {
+            (false, Reason::Blocked, "bundles are signed once nothing else blocks the rollout".to_owned())
+        }
+        Stage::Signing(_) => (false, Reason::RollingOut, "the bundles are being signed".to_owned()),
     }
 }
 
@@ -246,24 +248,24 @@ fn verification(view: &View<'_>, stage: &Stage) -> (Truth, Reason, String) {
     let serves = !view.spec().dry_run;
     match verified(view, stage, serves) {
         Some(verified) => {
-            let message = format!("a server holds exactly the bytes of the model {}", verified.digest.short());
+            let message =
+                format!("a server verified that it holds exactly the bytes of the model {}", verified.digest.short());
             (Truth::True, Reason::BytesVerified, message)
         }
         None if view.spec().dry_run => (Truth::Unknown, Reason::DryRun, "a dry run starts no server".to_owned()),
         None => match stage {
             Stage::Blocked if view.observed.tampered => {
-                let message =
-                    "the servers were changed, and none of those that are put right has said what it verified";
+                let message = "the pod template was modified, and no restored server has reported a verified model";
                 (Truth::Unknown, Reason::Blocked, message.to_owned())
             }
-            Stage::Blocked if !view.serves() => (Truth::Unknown, Reason::Blocked, "no server runs".to_owned()),
-            _ => (Truth::Unknown, Reason::RollingOut, "no server has said what it verified".to_owned()),
+            Stage::Blocked if !view.serves() => (Truth::Unknown, Reason::Blocked, "no server is running".to_owned()),
+            _ => (Truth::Unknown, Reason::RollingOut, "no server has reported a verified model".to_owned()),
         },
     }
 }
 
-/// The stage in a word and a sentence. No count of servers is in it.
-fn told(view: &View<'_>, stage: &Stage) -> (Reason, String) {
+/// Returns the reason and the message of the stage. The message must not change with the number of servers.
+fn ready(view: &View<'_>, stage: &Stage) -> (Reason, String) {
     match stage {
         Stage::DryRun => {
             let message = "nothing blocks the rollout: set spec.dryRun to false to serve";
@@ -272,7 +274,7 @@ fn told(view: &View<'_>, stage: &Stage) -> (Reason, String) {
         Stage::Blocked => {
             let blocks = &view.evidence.blocks;
             let reason = worst(blocks.iter()).map_or(Reason::Blocked, |block| block.reason);
-            let stays = if view.serves() { "; what serves stays" } else { "" };
+            let stays = if view.serves() { "; running servers stay" } else { "" };
             let all = blocks.iter().map(|block| block.sentence.as_str()).collect::<Vec<_>>().join("; ");
             (reason, format!("{all}{stays}"))
         }
@@ -283,7 +285,7 @@ fn told(view: &View<'_>, stage: &Stage) -> (Reason, String) {
         }
         Stage::Refused(_, why) => (Reason::VerificationFailed, why.clone()),
         Stage::Serving(target) if view.spec().replicas == 0 => {
-            (Reason::Serving, format!("no server is asked for; the model {} may be served", target.model.short()))
+            (Reason::Serving, format!("spec.replicas is 0; the model {} is ready to be served", target.model.short()))
         }
         Stage::Serving(target) => {
             (Reason::Serving, format!("the model {} is served in {}", target.model.short(), target.ring))

@@ -40,22 +40,22 @@ fn model(view: &View<'_>) -> Option<Result<ModelStatus, WorkFailure>> {
 
 fn checked(view: &View<'_>, model: &Model) -> Result<ModelStatus, WorkFailure> {
     let refuse = |why: String| {
-        Err(WorkFailure::new(Reason::ModelMismatch, format!("the trainer's report contradicts itself: {why}")))
+        Err(WorkFailure::new(Reason::ModelMismatch, format!("the trainer's report is inconsistent: {why}")))
     };
     if let Err(why) = model.manifest.validate() {
-        return refuse(format!("its manifest is none: {why}"));
+        return refuse(format!("its manifest is invalid: {why}"));
     }
     let digest = model.manifest.digest();
     if digest != model.digest {
-        return refuse(format!("it names the model {} and its manifest hashes to {digest}", model.digest));
+        return refuse(format!("it names the model {}, but the digest of its manifest is {digest}", model.digest));
     }
     if model.manifest.oms_root() != model.oms_root {
         let root = model.manifest.oms_root();
-        return refuse(format!("it names the OMS root {} and its manifest has {root}", model.oms_root));
+        return refuse(format!("it names the OMS root {}, but that of its manifest is {root}", model.oms_root));
     }
     let files = model.manifest.files.len();
     if files > MAX_MODEL_FILES {
-        return refuse(format!("its model has {files} files, and at most {MAX_MODEL_FILES} can be recorded"));
+        return refuse(format!("its model has {files} files, but at most {MAX_MODEL_FILES} can be recorded"));
     }
     let output = &view.spec().output.persistent_volume_claim;
     Ok(ModelStatus {

@@ -45,7 +45,7 @@ impl Stage {
                 None => Active::without_result(
                     &view.work,
                     at,
-                    "the trainer ended well and never reported its model: nothing vouches for what lies on the volume",
+                    "the trainer exited 0 without reporting its model: the files on the volume are unverified",
                 )
                 .map_or_else(Self::Failed, Self::Active),
             },

@@ -157,7 +157,7 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
 fn message(view: &View<'_>, stage: &Stage) -> (Reason, String) {
     match stage {
         Stage::Done(model) | Stage::Succeeded(model) => {
-            (Reason::Succeeded, format!("the model {} lies in {}", model.short, model.location))
+            (Reason::Succeeded, format!("the model {} is stored in {}", model.short, model.location))
         }
         Stage::Failed(failure) => (failure.reason, failure.message.clone()),
         Stage::Invalid(why) => (Reason::InvalidConfiguration, why.clone()),

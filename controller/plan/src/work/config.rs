@@ -38,7 +38,7 @@ impl Config {
         let digest = resolved.digest();
         match started_with {
             Some(started) if started != digest => Err(format!(
-                "the work was begun with the configuration {started}, and this controller composes {digest}: create another object"
+                "pods ran with the configuration {started}, but this controller composes {digest}: create another object"
             )),
             _ => Ok(Self {
                 digest,

@@ -28,7 +28,7 @@ impl WorkFailure {
         let reason = stalled.and_then(|stalled| Reason::ALL.iter().find(|reason| reason.name() == stalled.reason));
         Self::new(
             reason.copied().unwrap_or(Reason::PodFailed),
-            stalled.map_or("it failed, and its status no longer says why", |stalled| &stalled.message),
+            stalled.map_or("it failed, and the status no longer records why", |stalled| &stalled.message),
         )
     }
 
@@ -36,7 +36,7 @@ impl WorkFailure {
     pub(crate) fn deadline_exceeded(clock: Clock, deadline: Option<i64>) -> Option<Self> {
         let deadline = deadline.filter(|deadline| clock.seconds >= *deadline)?;
         let message =
-            format!("the pods worked {} seconds, and spec.activeDeadlineSeconds is {deadline}", clock.seconds);
+            format!("the pods ran for {} seconds, but spec.activeDeadlineSeconds is {deadline}", clock.seconds);
         Some(Self::new(Reason::DeadlineExceeded, message))
     }
 
@@ -61,11 +61,14 @@ impl WorkFailure {
                 .find(|report| report.pod_uid == facts.uid())
                 .and_then(|report| report.state.failure());
             if let Some(failure) = own {
-                return Some(Self::new(pods::reason(failure), format!("pod {pod} said: {}", failure.message)));
+                return Some(Self::new(pods::reason(failure), format!("pod {pod} reported: {}", failure.message)));
             }
             let reason = ended.reason.as_deref().filter(|reason| *reason != "Error");
             let word = reason.map_or_else(String::new, |reason| format!("{reason}, "));
-            Some(Self::new(Reason::PodFailed, format!("pod {pod} ended without a word ({word}exit code {code})")))
+            Some(Self::new(
+                Reason::PodFailed,
+                format!("pod {pod} exited without reporting a reason ({word}exit code {code})"),
+            ))
         })
     }
 }

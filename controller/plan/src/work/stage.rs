@@ -106,16 +106,16 @@ impl Active {
         let component = view.component.name();
         let before = view.worker.last_failure().map_or_else(String::new, |failure| format!("; {}", failure.message));
         match self {
-            Self::Suspended => (Reason::Suspended, "spec.suspend is true: set it to false to go on".to_owned()),
+            Self::Suspended => (Reason::Suspended, "spec.suspend is true: set it to false to resume".to_owned()),
             Self::MissingReferences(missing) => (Reason::NotFound, missing.join("; ")),
             Self::Pending(obstacle) => {
                 let message = obstacle.as_deref().unwrap_or(WAITING_FOR_POD);
                 (Reason::WaitingForPod, format!("{message}{before}"))
             }
             Self::FinalReport(_) => {
-                (Reason::Running, format!("the {component} ended well; waiting for its last report"))
+                (Reason::Running, format!("the {component} exited 0; waiting for its final report"))
             }
-            Self::Running => (Reason::Running, format!("the {component} works{before}")),
+            Self::Running => (Reason::Running, format!("the {component} is running{before}")),
         }
     }
 }
@@ -129,33 +129,34 @@ fn job_failure(ended: &Ended, view: &WorkView<'_>) -> WorkFailure {
         return WorkFailure::new(pods::reason(failure), &*failure.message);
     }
     let last = worker.last_failure();
-    let told = last.as_ref().map_or("no pod says why", |last| &last.message);
+    let told = last.as_ref().map_or("no pod reported why", |last| &last.message);
     match why {
         "DeadlineExceeded" => {
             let deadline = limits.deadline.map_or_else(String::new, |deadline| format!(" ({deadline})"));
             let (what, why) = if worker.has_started() {
-                ("the pods worked longer than", last.map(|last| last.message))
+                ("the pods ran longer than", last.map(|last| format!("; last failure: {}", last.message)))
             } else {
-                ("no pod began to work within", worker.obstacle().or_else(|| recorded_obstacle(view.conditions)))
+                let obstacle = worker.obstacle().or_else(|| recorded_obstacle(view.conditions));
+                ("no pod started within", obstacle.map(|obstacle| format!("; {obstacle}")))
             };
-            let why = why.map_or_else(String::new, |why| format!("; in the end {why}"));
+            let why = why.unwrap_or_default();
             WorkFailure::new(Reason::DeadlineExceeded, format!("{what} spec.activeDeadlineSeconds{deadline}{why}"))
         }
         "BackoffLimitExceeded" => match last {
             Some(WorkFailure { reason: Reason::OOMKilled, message }) => WorkFailure::new(
                 Reason::OOMKilled,
                 format!(
-                    "{message}, and spec.retries ({}) are used up: create another object with more memory in \
+                    "{message}, and spec.retries ({}) are exhausted: create another object with more memory in \
                      spec.pod.resources.limits",
                     limits.retries
                 ),
             ),
             _ => WorkFailure::new(
                 Reason::RetriesExhausted,
-                format!("spec.retries ({}) are used up; in the end {told}", limits.retries),
+                format!("spec.retries ({}) are exhausted; last failure: {told}", limits.retries),
             ),
         },
-        "PodFailurePolicy" => WorkFailure::new(Reason::BadInput, format!("the input was refused; {told}")),
+        "PodFailurePolicy" => WorkFailure::new(Reason::BadInput, format!("the pod refused its input; {told}")),
         other => WorkFailure::new(Reason::PodFailed, format!("the Job failed ({other}); {told}")),
     }
 }

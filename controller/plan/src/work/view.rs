@@ -79,7 +79,7 @@ impl WorkView<'_> {
         }
         let mounted = self.job.and_then(job_status::config_digest)?;
         let read = report.config_digest.filter(|read| *read != mounted)?;
-        let why = format!("the {} was given the configuration {mounted} and read {read}", self.component.name());
+        let why = format!("the {} read the configuration {read}, but {mounted} is mounted", self.component.name());
         Some(WorkFailure::new(Reason::InvalidConfiguration, why))
     }
 

@@ -80,7 +80,7 @@ impl<'a> Worker<'a> {
     fn late_pod(&self) -> Option<String> {
         let (job, since) = self.pod_expected.as_ref().filter(|_| self.facts.is_empty())?;
         (self.now.duration_since(*since) >= POD_CREATED_WITHIN)
-            .then(|| format!("the Job {job} has made no pod; its Events say why: kubectl describe job {job}"))
+            .then(|| format!("the Job {job} has not created a pod; its Events say why: kubectl describe job {job}"))
     }
 
     /// Returns when to check again for a pod that the Job has not created yet.

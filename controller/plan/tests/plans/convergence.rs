@@ -1,4 +1,4 @@
-//! Convergence: whatever children do, plans come to rest, and they come to rest where they should.
+//! Convergence: whatever happens to the children, plans settle in the right state.
 
 use codex_crds::{ReasoningPodPhase, TrainingRunPhase};
 use codex_reports::State;
@@ -10,7 +10,7 @@ use crate::{
     world::{End, World},
 };
 
-/// Something that happens to children, or that a person does.
+/// Something that happens to children, or that a user does.
 #[derive(Clone, Debug)]
 enum Happening {
     Jobs,
@@ -115,7 +115,7 @@ fn happen(world: &mut World, happening: &Happening) {
     }
 }
 
-/// Reconciles until nothing changes; the world itself stands still, but for the clock.
+/// Reconciles until nothing changes. Only the clock advances.
 fn settle(world: &mut World) {
     for _ in 0..20 {
         world.second += 11;
@@ -123,10 +123,10 @@ fn settle(world: &mut World) {
             return;
         }
     }
-    panic!("plans do not come to rest");
+    panic!("the plans do not settle");
 }
 
-/// Lets everything go well from here.
+/// Lets everything succeed from here on.
 fn finish(world: &mut World) {
     world.run.spec.suspend = false;
     world.signer = true;
@@ -152,7 +152,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
-    fn plans_come_to_rest(happenings in prop::collection::vec(happening(), 0..80)) {
+    fn plans_settle(happenings in prop::collection::vec(happening(), 0..80)) {
         let mut world = World::new();
         for happening in &happenings {
             world.second += 1;
@@ -165,9 +165,9 @@ proptest! {
         let pod = world.pod.status.clone().unwrap();
         match run.phase.unwrap() {
             TrainingRunPhase::Succeeded => prop_assert_eq!(&run.model.unwrap().digest, &make::model("a").digest),
-            // Only what cannot be mended ends a run.
+            // A run fails only for a reason that no retry can mend.
             TrainingRunPhase::Failed => prop_assert!(run.model.is_none() && evaluation.verdict.is_none()),
-            other => prop_assert!(false, "the run rests in {other:?}"),
+            other => prop_assert!(false, "the run settles in {other:?}"),
         }
         prop_assert_eq!(pod.phase == Some(ReasoningPodPhase::Serving), evaluation.verdict == Some(Verdict::Passed));
         prop_assert_eq!(world.deployment.is_some(), evaluation.verdict == Some(Verdict::Passed));
@@ -179,7 +179,7 @@ proptest! {
 }
 
 #[test]
-fn a_chain_that_goes_well_takes_few_writes() {
+fn a_successful_chain_takes_few_writes() {
     let mut world = World::new();
     finish(&mut world);
     assert_eq!(world.pod.status.as_ref().unwrap().phase, Some(ReasoningPodPhase::Serving));

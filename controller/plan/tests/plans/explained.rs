@@ -1,4 +1,4 @@
-//! What `kubectl explain` lists is what there is.
+//! The lists in `kubectl explain` match the known names.
 
 use codex_configs::{PRESETS, TASKS, TEMPLATES};
 use codex_crds::manifests;

@@ -1,4 +1,4 @@
-//! What is being deleted, or is not there: nothing is done for it, and what serves stays.
+//! Objects that are being deleted or do not exist: no work starts for them, and running servers stay.
 
 use codex_crds::{ConditionType, ReasoningPodPhase};
 use codex_plan::{
@@ -28,7 +28,7 @@ fn nothing_is_signed_for_a_run_or_an_evaluation_that_is_being_deleted() {
         }),
     ];
     for (sentence, leave) in leaves {
-        // Its bundles went before it.
+        // Its bundles are deleted already.
         let mut observed = busy().observed_pod();
         (observed.oms, observed.promotion) = (Bundle::Absent, Bundle::Absent);
         assert_eq!(reasoning_pod::plan(&observed, make::at(1_000)).effects.len(), 1);
@@ -36,12 +36,12 @@ fn nothing_is_signed_for_a_run_or_an_evaluation_that_is_being_deleted() {
         let plan = reasoning_pod::plan(&observed, make::at(1_000));
         assert_eq!((plan.effects.len(), plan.status.phase), (0, Some(ReasoningPodPhase::Pending)));
         assert_eq!(plan.status.blocked_by, [sentence]);
-        assert_eq!(ready(&plan.status.conditions), ("NotFound", &*format!("{sentence}; what serves stays")));
+        assert_eq!(ready(&plan.status.conditions), ("NotFound", &*format!("{sentence}; running servers stay")));
         assert_eq!(plan.desired.deployments[0].spec, observed.deployment.unwrap().spec);
     }
 }
 
-/// An evaluation that could begin.
+/// An evaluation that can start.
 fn trained() -> ObservedEvaluation {
     let mut world = busy();
     world.evaluation.status = None;
@@ -61,7 +61,7 @@ fn nothing_is_evaluated_for_a_run_that_is_being_deleted() {
 }
 
 #[test]
-fn an_evaluation_that_is_suspended_says_so_whatever_it_waits_for() {
+fn a_suspended_evaluation_says_so_whatever_it_waits_for() {
     let mut world = World::new();
     world.reconcile();
     let mut observed = ObservedEvaluation { run: None, ..world.observed_evaluation() };
@@ -70,7 +70,7 @@ fn an_evaluation_that_is_suspended_says_so_whatever_it_waits_for() {
     assert_eq!(ready(&evaluation::plan(&observed, make::at(1)).status.conditions).0, "Suspended");
     observed.run = Some(world.run.clone());
     assert_eq!(ready(&evaluation::plan(&observed, make::at(1)).status.conditions).0, "Suspended");
-    // And a Job that is at work for a run that vanished stands still.
+    // A running Job is suspended although its run no longer exists.
     let mut observed = trained();
     observed.job = evaluation::plan(&observed, make::at(1_000)).desired.jobs.pop();
     (observed.run, observed.object.spec.suspend) = (None, true);

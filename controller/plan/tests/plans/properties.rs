@@ -1,4 +1,4 @@
-//! Properties: what must hold for every observation.
+//! Properties that hold for every observation.
 
 use std::{cell::RefCell, collections::BTreeMap};
 
@@ -26,7 +26,7 @@ use crate::{
     world::{End, World},
 };
 
-/// A run that succeeded, by way of its own plan.
+/// Returns a run that succeeded by its own plans.
 pub(crate) fn trained() -> TrainingRun {
     let mut world = World::new();
     world.reconcile();
@@ -50,7 +50,7 @@ fn evaluator() -> k8s_openapi::api::core::v1::Pod {
     }))
 }
 
-/// An evaluation that was judged, by way of its own plan.
+/// Returns an evaluation that reached a verdict by its own plans.
 pub(crate) fn judged(run: &TrainingRun, name: &str, right: u64) -> Evaluation {
     let mut object = make::evaluation();
     object.metadata.name = Some(name.to_owned());
@@ -270,7 +270,7 @@ proptest! {
             let args = rolled.spec.as_ref().unwrap().containers[0].args.clone().unwrap();
             prop_assert!(args.contains(&model));
         } else {
-            // What serves stays, and nothing else begins.
+            // Running servers stay, and nothing else starts.
             prop_assert_eq!(template(&plan.desired), former);
         }
         prop_assert_eq!(plan.effects.len(), usize::from(holds && !recorded && !case.dry_run));
@@ -343,7 +343,7 @@ fn a_share_with_its_own_bounds_is_refused() {
     );
 }
 
-/// Everything for a rollout of the model of the run `uid`, which two runs may have made alike; nothing is signed yet.
+/// Returns an observation in which the model of the run `uid` can be promoted; two runs may have made the same model.
 fn ready_to_sign(uid: &str) -> ObservedReasoningPod {
     let case = Case {
         run: true,
@@ -366,7 +366,7 @@ fn ready_to_sign(uid: &str) -> ObservedReasoningPod {
 }
 
 #[test]
-fn files_that_nobody_named_to_a_pod_reach_no_status() {
+fn files_that_the_spec_does_not_name_reach_no_status() {
     let mut world = World::new();
     world.reconcile();
     world.sync_jobs();
@@ -389,7 +389,7 @@ fn runs_that_made_the_same_model_have_a_promotion_each() {
         let plan = reasoning_pod::plan(&observed, make::at(9));
         let [Effect::SignPromotion { config_map, model, reasons }] = &plan.effects[..] else { panic!("{plan:?}") };
         let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations);
-        assert_eq!(names.promotion, config_map.metadata.name, "it is looked for where it is kept");
+        assert_eq!(names.promotion, config_map.metadata.name, "the ConfigMap has the name that is looked up");
         let promotion = Promotion { model: *model, reasons: reasons.clone() };
         let key = promotion.key().digest();
         observed.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), key });
@@ -407,7 +407,7 @@ fn runs_that_made_the_same_model_have_a_promotion_each() {
     assert_ne!(kept[0].1, kept[1].1);
 }
 
-/// Observations in the middle of everything.
+/// Returns a world in which every object has children, reports and a status.
 pub(crate) fn busy() -> World {
     let mut world = World::new();
     for _ in 0..3 {
@@ -434,7 +434,7 @@ pub(crate) fn busy() -> World {
     world
 }
 
-/// Every place in a value.
+/// Collects the JSON pointers of all values in a value.
 fn places(value: &Value, path: &str, all: &mut Vec<String>) {
     all.push(path.to_owned());
     match value {

@@ -1,4 +1,4 @@
-//! What serves stays, whatever becomes of what it was made of.
+//! Running servers stay, whatever happens to the run, the key and the status.
 
 use codex_crds::{ConditionType, ReasoningPodPhase};
 use codex_plan::{
@@ -10,7 +10,7 @@ use codex_provenance::Sha256;
 
 use crate::{make, properties::busy};
 
-/// A pod that serves, whose servers' template somebody changed while the signer and the run were lost.
+/// A ReasoningPod that serves, and the same one after its pod template was modified and the signer and the run were lost.
 fn orphaned() -> (ObservedReasoningPod, ObservedReasoningPod) {
     let before = busy().observed_pod();
     let mut after = before.clone();
@@ -21,7 +21,7 @@ fn orphaned() -> (ObservedReasoningPod, ObservedReasoningPod) {
 }
 
 #[test]
-fn changed_servers_become_what_they_were_without_the_run_and_without_the_key() {
+fn a_modified_template_is_restored_without_the_run_and_without_the_key() {
     let (before, after) = orphaned();
     let plan = reasoning_pod::plan(&after, make::at(1_000));
     assert_eq!(plan.status.phase, Some(ReasoningPodPhase::Blocked));
@@ -41,12 +41,12 @@ fn changed_servers_become_what_they_were_without_the_run_and_without_the_key() {
 }
 
 #[test]
-fn changed_servers_of_which_nobody_knows_what_they_were_stay_and_a_person_is_told() {
+fn a_modified_template_that_cannot_be_restored_keeps_its_servers_and_stalls() {
     type Loss = fn(&mut ObservedReasoningPod);
     let losses: [Loss; 3] = [
         |observed| observed.object.status.as_mut().unwrap().promotion = None,
         |observed| observed.object.status.as_mut().unwrap().manifest.as_mut().unwrap().location = None,
-        // Servers are told by which key to know what was signed.
+        // Servers verify with the pinned key, and another one is pinned now.
         |observed| {
             observed.signer = Signer::Unavailable { fingerprint: Sha256::of("another"), reason: "lost".to_owned() };
         },

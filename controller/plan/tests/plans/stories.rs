@@ -1,5 +1,4 @@
-//! Stories: what is observed comes from YAML, step by step; the snapshot holds the first plan whole and then what each
-//! step changes in it.
+//! Stories: a YAML file gives the observations step by step; the snapshot holds the first plan and the changes of each step.
 //!
 //! A story is a stream of YAML documents. The first is the observation at second 0; each further one has `step` (its
 //! name), `at` (its second) and what happens: `given` (objects that other plans brought to where they are), `patch` (a JSON
@@ -46,7 +45,7 @@ fn nothing() -> Value {
     json!({})
 }
 
-/// Other objects, as their own plans left them.
+/// Other objects, in the state that their own plans produced.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Given {
@@ -72,7 +71,7 @@ impl Given {
     }
 }
 
-/// What a pod says.
+/// A report of a pod, in short form.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Saying {
@@ -88,12 +87,12 @@ enum Saying {
     GivesUp(String, String),
 }
 
-/// One kind of story.
+/// The kinds that stories are about.
 trait Told: Serialize + DeserializeOwned {
     type Status: Serialize;
     const KIND: Kind;
     fn plan(&self, now: jiff::Timestamp) -> Plan<Self::Status>;
-    /// Makes the plan come true; of a plan with an obstruction, the status alone.
+    /// Carries the plan out; with an obstruction, only its status is written.
     fn come_true(&mut self, plan: &Plan<Self::Status>);
     fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>);
 }

@@ -1,5 +1,5 @@
-//! A small world: objects, Jobs, a Deployment, pods and bundles, with just enough of Kubernetes' own controllers to make
-//! plans come true.
+//! A simulated cluster: objects, Jobs, a Deployment, pods and bundles, with the parts of Kubernetes' controllers that plans
+//! depend on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use crate::make;
 
-/// How a Job's pod ends.
+/// How the pod of a Job ends.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum End {
     Finished(Box<State>),
@@ -42,7 +42,7 @@ pub(crate) struct World {
     pub(crate) obstructed: bool,
     pub(crate) jobs: BTreeMap<String, Job>,
     pub(crate) deployment: Option<Deployment>,
-    /// Whether somebody changed its template.
+    /// Whether its template was modified.
     pub(crate) tampered: bool,
     pub(crate) pods: BTreeMap<String, Pod>,
     config_maps: BTreeMap<String, ConfigMap>,
@@ -84,7 +84,7 @@ impl World {
         make::at(self.second)
     }
 
-    /// The controller forgets everything that it only remembers.
+    /// Restarts the controller: it loses everything that it keeps in memory.
     pub(crate) fn restart(&mut self) {
         self.reports.clear();
         self.written.clear();
@@ -157,8 +157,8 @@ impl World {
         let mut observed = self.observed_run();
         let (mut plan, mut changed) = self.carry_out("cot", training_run::plan, &observed);
         if self.obstructed {
-            observed.obstruction = obstruction(observed.object.metadata.generation);
-            plan = obstruct(plan, training_run::plan, &observed, self.now());
+            observed.obstruction = Some(obstruction(observed.object.metadata.generation));
+            plan = obstruct(&plan, training_run::plan, &observed, self.now());
         }
         if self.run.status.as_ref() != Some(&plan.status) {
             self.run.status = Some(plan.status);
@@ -168,8 +168,8 @@ impl World {
         let (mut plan, carried_out) = self.carry_out("lite", evaluation::plan, &observed);
         changed |= carried_out;
         if self.obstructed {
-            observed.obstruction = obstruction(observed.object.metadata.generation);
-            plan = obstruct(plan, evaluation::plan, &observed, self.now());
+            observed.obstruction = Some(obstruction(observed.object.metadata.generation));
+            plan = obstruct(&plan, evaluation::plan, &observed, self.now());
         }
         if self.evaluation.status.as_ref() != Some(&plan.status) {
             self.evaluation.status = Some(plan.status);
@@ -179,8 +179,8 @@ impl World {
         let (mut plan, carried_out) = self.carry_out("rc", reasoning_pod::plan, &observed);
         changed |= carried_out;
         if self.obstructed {
-            observed.obstruction = obstruction(observed.object.metadata.generation);
-            plan = obstruct(plan, reasoning_pod::plan, &observed, self.now());
+            observed.obstruction = Some(obstruction(observed.object.metadata.generation));
+            plan = obstruct(&plan, reasoning_pod::plan, &observed, self.now());
         }
         if self.pod.status.as_ref() != Some(&plan.status) {
             self.pod.status = Some(plan.status);
@@ -219,7 +219,7 @@ impl World {
         (plan, self.writes.len() != before)
     }
 
-    /// Destructured like the real one, so that no kind of child is forgotten.
+    /// Destructures like the real apply, so that no kind of child is forgotten.
     fn apply(&mut self, object: &str, desired: &Desired) {
         let Desired { config_maps, jobs, deployments, services, pod_disruption_budgets, network_policies, kept } =
             desired;
@@ -323,7 +323,7 @@ impl World {
         }
     }
 
-    /// The Job controller: pods for Jobs that need one, conditions for Jobs that ended.
+    /// Acts as the Job controller: creates pods, and sets the conditions of Jobs that ended.
     pub(crate) fn sync_jobs(&mut self) {
         let now = json!(self.now().to_string());
         for name in self.jobs.keys().cloned().collect::<Vec<_>>() {
@@ -402,7 +402,7 @@ impl World {
         self.pods.get_mut(pod).unwrap().status = Some(make::from(status));
     }
 
-    /// The kubelet: every pod that waits begins to work.
+    /// Acts as the kubelet: every waiting pod starts.
     pub(crate) fn start_pods(&mut self) {
         let waiting: Vec<_> = self
             .pods
@@ -415,7 +415,7 @@ impl World {
         }
     }
 
-    /// The pod of a Job that works, if one does.
+    /// Returns the running pod of a Job.
     pub(crate) fn working(&self, job: &str) -> Option<String> {
         self.pods_of(job)
             .iter()
@@ -440,7 +440,7 @@ impl World {
         make::report(kind, uid, pod, self.counter, self.config(job), state)
     }
 
-    /// A working pod says something.
+    /// Lets a running pod report.
     pub(crate) fn say(&mut self, job: &str, pod: &str, state: State) {
         let report = self.report(job, pod, state);
         let received = Received { pod: pod.to_owned(), at: self.now(), report };
@@ -449,7 +449,7 @@ impl World {
         all.push(received);
     }
 
-    /// A working pod ends; what it says goes by report, by last words, or both.
+    /// Ends a running pod. Its final state is in its termination message and, if `reported`, in a report too.
     pub(crate) fn end(&mut self, job: &str, pod: &str, end: &End, reported: bool) {
         let began = self.pods[pod].status.as_ref().and_then(|status| status.container_statuses.clone());
         let started =
@@ -473,7 +473,7 @@ impl World {
         );
     }
 
-    /// The Deployment controller and the kubelet: servers of the newest template, verified, then ready.
+    /// Acts as the Deployment controller and the kubelet: starts servers of the current template, which verify and become ready.
     pub(crate) fn sync_servers(&mut self, verifies: bool) {
         let Some(mut live) = self.deployment.clone() else { return };
         let wanted = usize::try_from(live.spec.as_ref().unwrap().replicas.unwrap()).unwrap();
@@ -523,13 +523,13 @@ fn references() -> References {
     }
 }
 
-fn obstruction(generation: Option<i64>) -> Option<Obstruction> {
-    Some(Obstruction { reason: Reason::Refused, message: "the child is forbidden".to_owned(), generation })
+fn obstruction(generation: Option<i64>) -> Obstruction {
+    Obstruction { reason: Reason::Refused, message: "the child is forbidden".to_owned(), generation }
 }
 
 /// The plan with an obstruction observed: it wants the same, and its status names the obstruction.
 fn obstruct<O, S: PartialEq + std::fmt::Debug + serde::Serialize>(
-    free: Plan<S>,
+    free: &Plan<S>,
     plan: impl Fn(&O, Timestamp) -> Plan<S>,
     observed: &O,
     now: Timestamp,
@@ -545,7 +545,7 @@ fn obstruct<O, S: PartialEq + std::fmt::Debug + serde::Serialize>(
     plan
 }
 
-/// A plan is a function: the same observation gives the same bytes.
+/// Plans twice: the same observation must give the same bytes.
 fn twice<S: PartialEq + std::fmt::Debug + serde::Serialize>(
     plan: impl Fn(Timestamp) -> Plan<S>,
     now: Timestamp,
