@@ -147,7 +147,7 @@ pub(crate) fn check_estimate(
         return Ok(());
     }
     let fix = match propose(asked, limit.bytes, true, |shape| estimate(shape).total()) {
-        Some(shape) => format!("use {shape}, which has the same examples per step and needs {}", estimate(shape)),
+        Some(shape) => format!("{shape} has the same examples per step and needs {}", estimate(shape)),
         None => format!(
             "even training.batch_size=1 does not fit; use a smaller model or at least {} of memory",
             Bytes(estimate(BatchShape { batch: 1, accumulation: asked.batch * asked.accumulation, ..asked }).total())
