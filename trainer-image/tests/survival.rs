@@ -281,7 +281,7 @@ fn on_a_volume(scene: &Scene, prepare: &str, break_it: &str, mend: &str) -> (Str
 fn has_root(test: &str) -> bool {
     let root = geteuid().is_root();
     if !root {
-        let line = format!("SKIPPED: {test}: it needs root to mount volumes and to set memory limits\n");
+        let line = format!("\nSKIPPED: {test}: it needs root to mount volumes and to set memory limits\n");
         std::io::stderr().write_all(line.as_bytes()).unwrap();
         let forbidden = std::env::var_os("CODEX_TESTS_FORBID_SKIPS").is_some_and(|value| !value.is_empty());
         assert!(!forbidden, "CODEX_TESTS_FORBID_SKIPS is set: {line}");
