@@ -10,6 +10,7 @@ mod conditions;
 mod documents;
 mod failures;
 mod fields;
+mod forgery;
 mod integrity;
 mod killed_controller;
 mod refusals;

@@ -135,11 +135,17 @@ impl Installation {
     /// # Errors
     /// If the kubeconfig cannot be used.
     pub async fn client(&self) -> Result<Client> {
+        Ok(Client::try_from(self.config().await?)?)
+    }
+
+    /// Reads the configuration of a client with the administrator's rights.
+    ///
+    /// # Errors
+    /// If the kubeconfig cannot be used.
+    pub async fn config(&self) -> Result<Config> {
         let unusable = |error: kube::config::KubeconfigError| Error::Kubeconfig(error.to_string());
         let kubeconfig = Kubeconfig::read_from(self.cluster.kubeconfig()).map_err(unusable)?;
-        let config =
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(unusable)?;
-        Ok(Client::try_from(config)?)
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(unusable)
     }
 
     /// Prints the end of the controller's log, to find the cause of a failure.
