@@ -137,7 +137,7 @@ mod tests {
     fn job() -> Value {
         json!({
             "apiVersion": "batch/v1", "kind": "Job",
-            "metadata": {"name": "a-train", "namespace": "ns", "annotations": {"codex-ml.dev/config-digest": "abc", "other": "x"}},
+            "metadata": {"name": "codex-t-a", "namespace": "ns", "annotations": {"codex-ml.dev/config-digest": "abc", "other": "x"}},
             "spec": {"suspend": false, "template": {"spec": {"containers": [{"name": "trainer", "image": "codex:1"}]}}},
         })
     }

@@ -30,18 +30,18 @@ pub mod annotation {
 pub mod child {
     /// Returns the name of the Job and of the ConfigMap of a TrainingRun.
     pub fn trainer(run: &str) -> String {
-        format!("{run}-train")
+        format!("codex-t-{run}")
     }
 
     /// Returns the name of the Job and of the ConfigMap of an Evaluation.
     pub fn evaluator(evaluation: &str) -> String {
-        format!("{evaluation}-eval")
+        format!("codex-e-{evaluation}")
     }
 
     /// Returns the name of the Deployment, PodDisruptionBudget and NetworkPolicy of a ReasoningPod. Its Service has the name
     /// of the ReasoningPod.
     pub fn server(pod: &str) -> String {
-        format!("{pod}-serve")
+        format!("codex-s-{pod}")
     }
 }
 

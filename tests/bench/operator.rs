@@ -103,9 +103,9 @@ pub(crate) async fn chain(team: &Team) -> Result<(Vec<Figure>, String)> {
 
 /// Returns the kind whose life a write belongs to.
 fn kind(resource: &str, name: &str) -> &'static str {
-    if resource == "trainingruns" || name.ends_with("-train") {
+    if resource == "trainingruns" || name.starts_with("codex-t-") {
         "TrainingRun"
-    } else if resource == "evaluations" || name.ends_with("-eval") {
+    } else if resource == "evaluations" || name.starts_with("codex-e-") {
         "Evaluation"
     } else {
         "ReasoningPod"

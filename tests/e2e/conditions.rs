@@ -128,14 +128,14 @@ async fn refusals_by_the_api_server_and_a_quota_are_reported() -> Result<()> {
     let resources = json!({ "requests": { "cpu": "2" }, "limits": { "cpu": "1" } });
     run.spec.pod.worker.resources = serde_json::from_value(resources).unwrap();
     team.create(&run).await?;
-    let told = ["the Job greedy-train cannot be applied", "requests", "must be less than or equal to cpu limit"];
+    let told = ["the Job codex-t-greedy cannot be applied", "requests", "must be less than or equal to cpu limit"];
     run_says(&team, "greedy", STALLED, "Refused", &told).await?;
 
     // The API server accepts the Job and refuses its pod.
     let quota = json!({ "metadata": { "name": "none" }, "spec": { "hard": { "pods": "0" } } });
     team.create::<ResourceQuota>(&serde_json::from_value(quota).unwrap()).await?;
     team.create(&objects::run("alone", &[])).await?;
-    let told = ["the Job alone-train has not created a pod", "kubectl describe job alone-train"];
+    let told = ["the Job codex-t-alone has not created a pod", "kubectl describe job codex-t-alone"];
     run_says(&team, "alone", ConditionType::Reconciling, "WaitingForPod", &told).await?;
     team.done();
     Ok(())

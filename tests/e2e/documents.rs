@@ -169,7 +169,7 @@ async fn the_metrics_that_documents_name_are_those_that_exist() -> Result<()> {
     until(&team.api::<TrainingRun>(), "taken", "it names the foreign ConfigMap", SOON, |run| {
         let conditions = run.status.as_ref().map(|status| &*status.conditions);
         condition(conditions, ConditionType::Stalled)
-            .is_some_and(|stalled| stalled.reason == "NameTaken" && stalled.message.contains("ConfigMap taken-train"))
+            .is_some_and(|stalled| stalled.reason == "NameTaken" && stalled.message.contains("ConfigMap codex-t-taken"))
     })
     .await?;
     team.serving("served").await?;

@@ -57,7 +57,7 @@ async fn placement_data_suspension_and_scale_follow_the_spec() -> Result<()> {
     let status = trained.status.as_ref().unwrap();
     assert_eq!(status.data_digests[0].sha256.to_string(), sha256);
 
-    let trainers = team.pods("batch.kubernetes.io/job-name", "run-train").await?;
+    let trainers = team.pods("batch.kubernetes.io/job-name", "codex-t-run").await?;
     let spec = trainers[0].spec.as_ref().unwrap();
     let there = serde_json::to_value(spec).unwrap();
     assert_eq!(spec.priority, Some(7));
@@ -85,7 +85,7 @@ async fn placement_data_suspension_and_scale_follow_the_spec() -> Result<()> {
         condition(conditions, codex_crds::ConditionType::Ready).is_some_and(|ready| ready.reason == "Suspended")
     })
     .await?;
-    assert!(team.api::<Job>().get_opt("judged-eval").await?.is_none());
+    assert!(team.api::<Job>().get_opt("codex-e-judged").await?.is_none());
     team.change::<Evaluation>("judged", json!({ "spec": { "suspend": false } })).await?;
     team.judged("judged").await?;
 

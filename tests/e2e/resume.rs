@@ -46,7 +46,7 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
     })
     .await?;
     until_found("no trainer of the suspended run is left", SOON, async || {
-        let pods = team.pods("batch.kubernetes.io/job-name", "suspended-train").await?;
+        let pods = team.pods("batch.kubernetes.io/job-name", "codex-t-suspended").await?;
         let ended = pods.iter().all(|pod| phase(pod) == "Succeeded" || phase(pod) == "Failed");
         Ok(ended.then_some(()))
     })
@@ -66,9 +66,9 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
     plain.spec.active_deadline_seconds = Some(86_400);
     team.create(&plain).await?;
     let timed = |job: &Job| job.spec.as_ref().is_some_and(|spec| spec.active_deadline_seconds.is_some());
-    until(&team.api::<Job>(), "plain-train", "it has a deadline", SOON, timed).await?;
+    until(&team.api::<Job>(), "codex-t-plain", "it has a deadline", SOON, timed).await?;
     team.change::<TrainingRun>("plain", json!({ "spec": { "activeDeadlineSeconds": null } })).await?;
-    until(&team.api::<Job>(), "plain-train", "it has no deadline", SOON, |job| !timed(job)).await?;
+    until(&team.api::<Job>(), "codex-t-plain", "it has no deadline", SOON, |job| !timed(job)).await?;
     let digest = |run: &TrainingRun| run.status.as_ref().unwrap().model.as_ref().unwrap().digest;
     let plain = team.trained("plain").await?;
     let status = plain.status.as_ref().unwrap();
@@ -88,7 +88,7 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
     assert!(status.work.active_seconds.is_some_and(|seconds| seconds > 0), "the time before the suspension counts");
     if let Some(damaged) = damaged {
         // The damaged checkpoint is skipped, and the log says so.
-        let pods = team.pods("batch.kubernetes.io/job-name", "suspended-train").await?;
+        let pods = team.pods("batch.kubernetes.io/job-name", "codex-t-suspended").await?;
         let log = team.logs(&pods.last().unwrap().name_any()).await?;
         assert!(log.contains(&damaged) && log.contains("training resumes from"), "{log}");
     }
@@ -130,7 +130,7 @@ async fn first_checkpoint(team: &Team, run: &TrainingRun) -> Result<Pod> {
             until(&team.api::<TrainingRun>(), &name, "its first checkpoint is reported", TRAINED, there).await?;
         }
     }
-    let job = format!("{name}-train");
+    let job = format!("codex-t-{name}");
     team.pod("batch.kubernetes.io/job-name", &job, "works", |pod| phase(pod) == "Running").await
 }
 

@@ -70,7 +70,7 @@ mod tests {
             "volumes": [
                 {"name": "output", "persistentVolumeClaim": {"claimName": "runs"}},
                 {"name": "tmp", "emptyDir": {}},
-                {"name": "config", "configMap": {"name": "a-train"}},
+                {"name": "config", "configMap": {"name": "codex-t-a"}},
                 {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"audience": "x", "path": "token"}}]}},
             ],
         })

@@ -131,7 +131,7 @@ mod tests {
             "user": {
                 "username": "system:serviceaccount:team:default",
                 "extra": {
-                    "authentication.kubernetes.io/pod-name": ["a-train-x"],
+                    "authentication.kubernetes.io/pod-name": ["codex-t-a-x"],
                     "authentication.kubernetes.io/pod-uid": ["uid"],
                 },
             },
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_pod_token_for_this_audience_identifies_the_pod() {
         let pod = judged(&good()).unwrap();
-        assert_eq!(pod, PodIdentity { namespace: "team".into(), name: "a-train-x".into(), uid: "uid".into() });
+        assert_eq!(pod, PodIdentity { namespace: "team".into(), name: "codex-t-a-x".into(), uid: "uid".into() });
     }
 
     #[test]

@@ -36,7 +36,7 @@ async fn drift_in_a_config_map_is_corrected() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));
     world.reconcile::<TrainingRun>("a").await.1.unwrap();
-    let config = "/api/v1/namespaces/team/configmaps/a-train";
+    let config = "/api/v1/namespaces/team/configmaps/codex-t-a";
     let mut changed = world.api.object(config).unwrap();
     let before = changed["data"].clone();
     changed["data"]["config.yaml"] = json!("nothing");

@@ -14,13 +14,13 @@ use crate::{
     endpoint::{Endpoint, router},
 };
 
-const JOB: &str = "/apis/batch/v1/namespaces/team/jobs/a-train";
-const POD: &str = "/api/v1/namespaces/team/pods/a-train-x";
+const JOB: &str = "/apis/batch/v1/namespaces/team/jobs/codex-t-a";
+const POD: &str = "/api/v1/namespaces/team/pods/codex-t-a-x";
 
 /// The field that the rejection names, and the change.
 type Forgery = (&'static str, fn(&mut Value));
 
-/// A run whose Job has a pod, `a-train-x`, with the token `good`.
+/// A run whose Job has a pod, `codex-t-a-x`, with the token `good`.
 struct Scene {
     world: World,
     endpoint: Endpoint,
@@ -35,7 +35,7 @@ impl Scene {
         world.reconcile::<TrainingRun>("a").await.1.unwrap();
         let job = world.api.object(JOB).unwrap();
         world.api.put(POD, pod_of(&job));
-        world.api.token("good", token("a-train-x", "pod-uid"));
+        world.api.token("good", token("codex-t-a-x", "pod-uid"));
         let (active, receiver) = watch::channel(Some(world.context.clone()));
         let client = world.context.client.clone();
         let endpoint = Endpoint::new(client, world.context.metrics.clone(), receiver)
@@ -91,9 +91,9 @@ fn pod_of(job: &Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
-            "name": "a-train-x", "uid": "pod-uid", "labels": job["spec"]["template"]["metadata"]["labels"],
+            "name": "codex-t-a-x", "uid": "pod-uid", "labels": job["spec"]["template"]["metadata"]["labels"],
             "ownerReferences": [{
-                "apiVersion": "batch/v1", "kind": "Job", "name": "a-train", "uid": job["metadata"]["uid"], "controller": true,
+                "apiVersion": "batch/v1", "kind": "Job", "name": "codex-t-a", "uid": job["metadata"]["uid"], "controller": true,
             }],
         },
         "spec": spec,
@@ -118,7 +118,7 @@ async fn reports_of_a_genuine_pod_are_accepted_with_one_token_review() {
     }
     assert_eq!(scene.world.api.requests(), ["POST /apis/authentication.k8s.io/v1/tokenreviews"]);
     let received = scene.world.context.inbox.of("a-uid");
-    assert_eq!((received.len(), received[0].report.seq, received[0].pod.as_str()), (1, 3, "a-train-x"));
+    assert_eq!((received.len(), received[0].report.seq, received[0].pod.as_str()), (1, 3, "codex-t-a-x"));
     let woken = scene.world.requests.training_runs.try_recv().unwrap();
     assert_eq!((woken.name.as_str(), woken.namespace.as_deref()), ("a", Some("team")));
 }
@@ -139,13 +139,13 @@ async fn a_report_without_a_valid_token_is_rejected() {
     let report = scene.good(1).to_string();
     assert_eq!(scene.post(None, report.clone()).await.0, StatusCode::UNAUTHORIZED);
     assert_eq!(scene.post(Some("unknown"), report.clone()).await.0, StatusCode::UNAUTHORIZED);
-    let mut other = token("a-train-x", "pod-uid");
+    let mut other = token("codex-t-a-x", "pod-uid");
     other["audiences"] = json!(["https://kubernetes.default.svc"]);
     scene.world.api.token("other-audience", other);
     let (code, text) = scene.post(Some("other-audience"), report.clone()).await;
     assert_eq!(code, StatusCode::UNAUTHORIZED);
     assert!(text.contains("codex-ml.dev/reports"), "{text}");
-    scene.world.api.token("gone", token("a-train-x", "an-older-uid"));
+    scene.world.api.token("gone", token("codex-t-a-x", "an-older-uid"));
     let mut of_gone = scene.good(1);
     of_gone["podUid"] = json!("an-older-uid");
     let (code, text) = scene.post(Some("gone"), of_gone.to_string()).await;
@@ -199,7 +199,7 @@ async fn a_pod_that_differs_from_its_template_is_rejected_with_the_field() {
         scene.world.api.put(POD, forged);
         scene.refused(|_| {}, StatusCode::FORBIDDEN, field).await;
         // The controller does not observe the pod either.
-        let job = crate::observe::workers::job(&scene.world.context, "team", "a-train", "a-uid").unwrap();
+        let job = crate::observe::workers::job(&scene.world.context, "team", "codex-t-a", "a-uid").unwrap();
         assert!(crate::observe::workers::of_job(&scene.world.context, &job).is_empty());
     }
 }

@@ -48,10 +48,10 @@ async fn an_evaluation_waits_for_its_run_and_then_writes_a_config_map_a_job_and_
     assert_eq!(
         others,
         [
-            "GET /api/v1/namespaces/team/configmaps/e-eval".to_owned(),
-            "PATCH /api/v1/namespaces/team/configmaps/e-eval as codex-controller".to_owned(),
-            "GET /apis/batch/v1/namespaces/team/jobs/e-eval".to_owned(),
-            "PATCH /apis/batch/v1/namespaces/team/jobs/e-eval as codex-controller".to_owned(),
+            "GET /api/v1/namespaces/team/configmaps/codex-e-e".to_owned(),
+            "PATCH /api/v1/namespaces/team/configmaps/codex-e-e as codex-controller".to_owned(),
+            "GET /apis/batch/v1/namespaces/team/jobs/codex-e-e".to_owned(),
+            "PATCH /apis/batch/v1/namespaces/team/jobs/codex-e-e as codex-controller".to_owned(),
             format!("PATCH {}/status as codex-controller/status force", path("evaluations", "e")),
         ]
     );
@@ -60,7 +60,7 @@ async fn an_evaluation_waits_for_its_run_and_then_writes_a_config_map_a_job_and_
         result.unwrap();
         assert!(requests.is_empty(), "round {round}: {requests:?}");
     }
-    let job = world.api.object("/apis/batch/v1/namespaces/team/jobs/e-eval").unwrap();
+    let job = world.api.object("/apis/batch/v1/namespaces/team/jobs/codex-e-e").unwrap();
     assert!(job["metadata"]["annotations"]["codex-ml.dev/seal"].is_string(), "{job}");
     assert!(world.context.stores.training_runs.find(|run: &TrainingRun| run.status.is_some()).is_some());
 }

@@ -81,7 +81,7 @@ async fn judged(successes: u64) -> World {
     let state = json!({"training": {"stage": "Finished", "stepsExecuted": 100, "data": data, "model": model, "progress": {
         "step": 100, "totalSteps": 100, "loss": 0.1, "tokensPerSecond": 1.0, "etaSeconds": 0,
     }}});
-    finish(&world, "TrainingRun", "a-train", "a", &state);
+    finish(&world, "TrainingRun", "codex-t-a", "a", &state);
     settle::<TrainingRun>(&world, "a").await;
     assert_eq!(world.api.object(&path("trainingruns", "a")).unwrap()["status"]["phase"], json!("Succeeded"));
     world.api.put(&path("evaluations", "e"), evaluation());
@@ -92,7 +92,7 @@ async fn judged(successes: u64) -> World {
         "stage": "Finished", "done": 600, "total": 600, "modelDigest": manifest.digest(), "data": data,
         "metrics": {"exact_match": {"kind": "share", "successes": successes, "n": 600}},
     }});
-    finish(&world, "Evaluation", "e-eval", "e", &state);
+    finish(&world, "Evaluation", "codex-e-e", "e", &state);
     settle::<Evaluation>(&world, "e").await;
     world
 }
@@ -118,10 +118,10 @@ async fn a_passing_model_is_signed_twice_and_then_served() {
     let signed = writes.iter().filter(|line| line.starts_with(&format!("POST /api/v1{TEAM}/configmaps"))).count();
     assert_eq!(signed, 2, "{writes:#?}");
     assert!(
-        writes.iter().rposition(|line| line.starts_with("POST")).unwrap() < at("deployments/p-serve"),
+        writes.iter().rposition(|line| line.starts_with("POST")).unwrap() < at("deployments/codex-s-p"),
         "signed before it is served"
     );
-    for child in ["services/p ", "poddisruptionbudgets/p-serve", "networkpolicies/p-serve", "deployments/p-serve"] {
+    for child in ["services/p ", "poddisruptionbudgets/codex-s-p", "networkpolicies/codex-s-p", "deployments/codex-s-p"] {
         assert!(writes[at(child)].ends_with("as codex-controller"), "{writes:#?}");
     }
     assert!(
@@ -159,7 +159,7 @@ async fn turning_dry_run_on_stops_the_server_and_keeps_the_bundles() {
     live["spec"]["dryRun"] = json!(true);
     world.api.put(&path("reasoningpods", "p"), live);
     let requests = settle::<ReasoningPod>(&world, "p").await;
-    assert!(requests.contains(&format!("DELETE /apis/apps/v1{TEAM}/deployments/p-serve")), "{requests:#?}");
+    assert!(requests.contains(&format!("DELETE /apis/apps/v1{TEAM}/deployments/codex-s-p")), "{requests:#?}");
     assert!(
         !requests.iter().any(|line| line.starts_with("DELETE /api/v1/namespaces/team/configmaps/codex-")),
         "{requests:#?}"
@@ -172,7 +172,7 @@ async fn drift_in_a_deployment_is_corrected() {
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));
     settle::<ReasoningPod>(&world, "p").await;
-    let deployment = format!("/apis/apps/v1{TEAM}/deployments/p-serve");
+    let deployment = format!("/apis/apps/v1{TEAM}/deployments/codex-s-p");
     let before = world.api.object(&deployment).unwrap();
     let mut changed = before.clone();
     changed["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1");
@@ -239,13 +239,13 @@ async fn fields_that_divert_or_stop_the_servers_are_removed() {
     settle::<ReasoningPod>(&world, "p").await;
     let changes: [(&str, Change); 4] = [
         ("/api/v1/namespaces/team/services/p", |child| child["spec"]["selector"]["more"] = json!("x")),
-        ("/apis/policy/v1/namespaces/team/poddisruptionbudgets/p-serve", |child| {
+        ("/apis/policy/v1/namespaces/team/poddisruptionbudgets/codex-s-p", |child| {
             child["spec"]["selector"]["matchLabels"]["more"] = json!("x");
         }),
-        ("/apis/networking.k8s.io/v1/namespaces/team/networkpolicies/p-serve", |child| {
+        ("/apis/networking.k8s.io/v1/namespaces/team/networkpolicies/codex-s-p", |child| {
             child["spec"]["podSelector"]["matchLabels"]["more"] = json!("x");
         }),
-        ("/apis/apps/v1/namespaces/team/deployments/p-serve", |child| child["spec"]["paused"] = json!(true)),
+        ("/apis/apps/v1/namespaces/team/deployments/codex-s-p", |child| child["spec"]["paused"] = json!(true)),
     ];
     for (child, change) in changes {
         let before = world.api.object(child).unwrap();
@@ -263,7 +263,7 @@ async fn a_modified_deployment_of_a_blocked_pod_is_restored() {
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));
     settle::<ReasoningPod>(&world, "p").await;
-    let deployment = format!("/apis/apps/v1{TEAM}/deployments/p-serve");
+    let deployment = format!("/apis/apps/v1{TEAM}/deployments/codex-s-p");
     let before = world.api.object(&deployment).unwrap();
     let promotion = world.api.object(&path("reasoningpods", "p")).unwrap()["status"]["promotion"].clone();
     // The rings differ: nothing new is rolled out, and the servers stay.
@@ -286,7 +286,7 @@ async fn a_modified_deployment_is_restored_although_its_run_is_gone() {
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));
     settle::<ReasoningPod>(&world, "p").await;
-    let deployment = format!("/apis/apps/v1{TEAM}/deployments/p-serve");
+    let deployment = format!("/apis/apps/v1{TEAM}/deployments/codex-s-p");
     let before = world.api.object(&deployment).unwrap();
     world.api.hide(&path("trainingruns", "a"));
     let mut changed = before.clone();
@@ -306,7 +306,7 @@ async fn servers_of_a_blocked_pod_without_their_label_keep_their_service() {
     live["spec"]["rolloutRing"] = json!("main");
     world.api.put(&path("reasoningpods", "p"), live);
     settle::<ReasoningPod>(&world, "p").await;
-    let deployment = format!("/apis/apps/v1{TEAM}/deployments/p-serve");
+    let deployment = format!("/apis/apps/v1{TEAM}/deployments/codex-s-p");
     let before = world.api.object(&deployment).unwrap();
     let mut bare = before.clone();
     bare["metadata"]["labels"].as_object_mut().unwrap().remove("app.kubernetes.io/managed-by");
@@ -324,7 +324,7 @@ async fn an_unmended_deployment_is_written_once_per_backoff() {
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));
     settle::<ReasoningPod>(&world, "p").await;
-    let deployment = format!("/apis/apps/v1{TEAM}/deployments/p-serve");
+    let deployment = format!("/apis/apps/v1{TEAM}/deployments/codex-s-p");
     let image = "/spec/template/spec/containers/0/image";
     world.api.admit(&deployment, image, json!("evil:1"));
     let mut changed = world.api.object(&deployment).unwrap();

@@ -17,10 +17,10 @@ async fn a_run_writes_a_config_map_a_job_and_a_status_and_then_nothing() {
     assert_eq!(
         others,
         [
-            format!("GET /api/v1{CHILDREN}/configmaps/a-train"),
-            format!("PATCH /api/v1{CHILDREN}/configmaps/a-train as codex-controller"),
-            format!("GET /apis/batch/v1{CHILDREN}/jobs/a-train"),
-            format!("PATCH /apis/batch/v1{CHILDREN}/jobs/a-train as codex-controller"),
+            format!("GET /api/v1{CHILDREN}/configmaps/codex-t-a"),
+            format!("PATCH /api/v1{CHILDREN}/configmaps/codex-t-a as codex-controller"),
+            format!("GET /apis/batch/v1{CHILDREN}/jobs/codex-t-a"),
+            format!("PATCH /apis/batch/v1{CHILDREN}/jobs/codex-t-a as codex-controller"),
             format!("PATCH {}/status as codex-controller/status force", path("trainingruns", "a")),
         ]
     );
@@ -36,9 +36,9 @@ async fn a_run_writes_a_config_map_a_job_and_a_status_and_then_nothing() {
 async fn a_foreign_job_is_not_changed_and_the_status_says_so_once() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));
-    let job = "/apis/batch/v1/namespaces/team/jobs/a-train";
+    let job = "/apis/batch/v1/namespaces/team/jobs/codex-t-a";
     let foreign = json!({
-        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a-train"},
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "codex-t-a"},
         "spec": {"template": {"spec": {"containers": [{"name": "x", "image": "x"}]}}},
     });
     let before = world.api.put(job, foreign);
@@ -49,7 +49,7 @@ async fn a_foreign_job_is_not_changed_and_the_status_says_so_once() {
     let run = world.api.object(&path("trainingruns", "a")).unwrap();
     let stalled = run["status"]["conditions"].as_array().unwrap().iter().find(|it| it["type"] == "Stalled").unwrap();
     assert_eq!((&stalled["status"], &stalled["reason"]), (&json!("True"), &json!("NameTaken")));
-    assert!(stalled["message"].as_str().unwrap().contains("the Job a-train exists"), "{stalled}");
+    assert!(stalled["message"].as_str().unwrap().contains("the Job codex-t-a exists"), "{stalled}");
     let (requests, result) = world.reconcile::<TrainingRun>("a").await;
     assert_eq!(result.unwrap_err().category(), "name_taken");
     assert!(requests.iter().all(|line| line.starts_with("GET")), "{requests:?}");
@@ -60,7 +60,7 @@ async fn a_modified_job_with_our_owner_reference_is_foreign() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));
     world.reconcile::<TrainingRun>("a").await.1.unwrap();
-    let path = "/apis/batch/v1/namespaces/team/jobs/a-train";
+    let path = "/apis/batch/v1/namespaces/team/jobs/codex-t-a";
     let mut job = world.api.object(path).unwrap();
     job["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1");
     world.api.put(path, job);
@@ -76,7 +76,7 @@ async fn a_removed_deadline_is_removed_from_the_job() {
     limited["spec"]["activeDeadlineSeconds"] = json!(600);
     world.api.put(&path("trainingruns", "a"), limited);
     world.reconcile::<TrainingRun>("a").await.1.unwrap();
-    let job = "/apis/batch/v1/namespaces/team/jobs/a-train";
+    let job = "/apis/batch/v1/namespaces/team/jobs/codex-t-a";
     assert_eq!(world.api.object(job).unwrap()["spec"]["activeDeadlineSeconds"], json!(600));
     let mut unlimited = world.api.object(&path("trainingruns", "a")).unwrap();
     unlimited["spec"].as_object_mut().unwrap().remove("activeDeadlineSeconds");
@@ -97,7 +97,7 @@ async fn a_removed_deadline_is_removed_from_the_job() {
 async fn a_failed_write_is_an_error_and_the_next_reconciliation_continues() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));
-    let job = "PATCH /apis/batch/v1/namespaces/team/jobs/a-train";
+    let job = "PATCH /apis/batch/v1/namespaces/team/jobs/codex-t-a";
     world.api.fail(job, Some(500));
     let (_, result) = world.reconcile::<TrainingRun>("a").await;
     assert_eq!(result.unwrap_err().category(), "server");
@@ -112,7 +112,7 @@ async fn a_failed_write_is_an_error_and_the_next_reconciliation_continues() {
 async fn a_job_that_the_api_server_rejects_stalls_with_its_message_and_is_retried() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));
-    let job = "PATCH /apis/batch/v1/namespaces/team/jobs/a-train";
+    let job = "PATCH /apis/batch/v1/namespaces/team/jobs/codex-t-a";
     world.api.fail(job, Some(422));
     let (requests, result) = world.reconcile::<TrainingRun>("a").await;
     assert_eq!(result.unwrap_err().category(), "invalid");
@@ -123,7 +123,7 @@ async fn a_job_that_the_api_server_rejects_stalls_with_its_message_and_is_retrie
         let found = conditions.iter().find(|it| it["type"] == kind).unwrap();
         (found["status"].clone(), found["reason"].clone(), found["message"].as_str().unwrap().to_owned())
     };
-    let sentence = format!("the Job a-train cannot be applied: {job}: Injected");
+    let sentence = format!("the Job codex-t-a cannot be applied: {job}: Injected");
     assert_eq!(said("Stalled"), (json!("True"), json!("Refused"), sentence.clone()));
     assert_eq!(said("Ready"), (json!("False"), json!("Refused"), sentence));
     assert_eq!(live["status"]["phase"], json!("Pending"));

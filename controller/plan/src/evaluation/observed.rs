@@ -27,7 +27,7 @@ pub struct ObservedEvaluation {
     /// The claim of the run's output, and the claims and `ConfigMap`s of its own data, as far as they exist.
     #[serde(default)]
     pub references: References,
-    /// The Job `<name>-eval`, if it exists and the object (by uid) controls it.
+    /// The Job `codex-e-<name>`, if it exists and the object (by uid) controls it.
     #[serde(default)]
     pub job: Option<Job>,
     /// The Job's pods, in any order.

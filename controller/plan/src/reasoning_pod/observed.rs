@@ -32,7 +32,7 @@ pub struct ObservedReasoningPod {
     /// The bundle in the ConfigMap [`BundleNames::promotion`](super::BundleNames::promotion), verified likewise.
     #[serde(default)]
     pub promotion: Bundle<SignedPromotion>,
-    /// The Deployment `<name>-serve`, if it exists, the object (by uid) controls it, and its pod template is sealed by this
+    /// The Deployment `codex-s-<name>`, if it exists, the object (by uid) controls it, and its pod template is sealed by this
     /// controller.
     #[serde(default)]
     pub deployment: Option<Deployment>,

@@ -24,7 +24,7 @@ pub struct ObservedTrainingRun {
     /// The claim of its output, and the claims and `ConfigMap`s of its data, as far as they exist.
     #[serde(default)]
     pub references: References,
-    /// The Job `<name>-train`, if it exists and the object (by uid) controls it.
+    /// The Job `codex-t-<name>`, if it exists and the object (by uid) controls it.
     #[serde(default)]
     pub job: Option<Job>,
     /// The Job's pods, in any order.

@@ -59,7 +59,7 @@ fn happening() -> impl Strategy<Value = Happening> {
 }
 
 fn name(trainer: bool) -> &'static str {
-    if trainer { "cot-train" } else { "lite-eval" }
+    if trainer { "codex-t-cot" } else { "codex-e-lite" }
 }
 
 fn happen(world: &mut World, happening: &Happening) {
@@ -67,19 +67,19 @@ fn happen(world: &mut World, happening: &Happening) {
         Happening::Jobs => world.sync_jobs(),
         Happening::Start => world.start_pods(),
         Happening::Progress(step) => {
-            if let Some(pod) = world.working("cot-train") {
-                world.say("cot-train", &pod, State::Training(make::training(step)));
+            if let Some(pod) = world.working("codex-t-cot") {
+                world.say("codex-t-cot", &pod, State::Training(make::training(step)));
             }
         }
         Happening::Train { reported } => {
-            if let Some(pod) = world.working("cot-train") {
-                world.end("cot-train", &pod, &End::Finished(Box::new(State::Training(make::trained("a")))), reported);
+            if let Some(pod) = world.working("codex-t-cot") {
+                world.end("codex-t-cot", &pod, &End::Finished(Box::new(State::Training(make::trained("a")))), reported);
             }
         }
         Happening::Evaluate { right, reported } => {
-            if let Some(pod) = world.working("lite-eval") {
+            if let Some(pod) = world.working("codex-e-lite") {
                 let state = State::Evaluation(make::evaluated("a", right));
-                world.end("lite-eval", &pod, &End::Finished(Box::new(state)), reported);
+                world.end("codex-e-lite", &pod, &End::Finished(Box::new(state)), reported);
             }
         }
         Happening::Break { job, code } => {

@@ -32,8 +32,8 @@ pub(crate) fn trained() -> TrainingRun {
     world.reconcile();
     world.sync_jobs();
     world.start_pods();
-    let pod = world.working("cot-train").unwrap();
-    world.end("cot-train", &pod, &End::Finished(Box::new(State::Training(make::trained("a")))), true);
+    let pod = world.working("codex-t-cot").unwrap();
+    world.end("codex-t-cot", &pod, &End::Finished(Box::new(State::Training(make::trained("a")))), true);
     world.sync_jobs();
     world.reconcile();
     assert!(world.run.status.as_ref().unwrap().model.is_some());
@@ -215,7 +215,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
     let key = if other { Sha256::of("another") } else { key.digest() };
     let template = json!({"spec": {"containers": [{"name": "server", "image": "former:1"}]}});
     let live: Deployment = make::from(json!({
-        "metadata": {"name": "rc-serve", "annotations": {"codex-ml.dev/model-digest": "former"}},
+        "metadata": {"name": "codex-s-rc", "annotations": {"codex-ml.dev/model-digest": "former"}},
         "spec": {"selector": {}, "replicas": 1, "template": template},
     }));
     ObservedReasoningPod {
@@ -375,8 +375,8 @@ fn files_that_the_spec_does_not_name_reach_no_status() {
     let strange = |index: usize| DataFile { name: "x".repeat(30 + index), ..state.data[0].clone() };
     let strangers: Vec<_> = (0..20).map(strange).collect();
     state.data.splice(0..0, strangers);
-    let pod = world.working("cot-train").unwrap();
-    world.say("cot-train", &pod, State::Training(state));
+    let pod = world.working("codex-t-cot").unwrap();
+    world.say("codex-t-cot", &pod, State::Training(state));
     world.reconcile();
     let read = world.run.status.unwrap().data_digests;
     assert_eq!(read.iter().map(|file| &*file.name).collect::<Vec<_>>(), ["file", "made"]);
@@ -416,8 +416,8 @@ pub(crate) fn busy() -> World {
         world.sync_jobs();
         world.start_pods();
         for (job, state) in [
-            ("cot-train", State::Training(make::trained("a"))),
-            ("lite-eval", State::Evaluation(make::evaluated("a", 500))),
+            ("codex-t-cot", State::Training(make::trained("a"))),
+            ("codex-e-lite", State::Evaluation(make::evaluated("a", 500))),
         ] {
             if let Some(pod) = world.working(job) {
                 world.end(job, &pod, &End::Finished(Box::new(state)), true);

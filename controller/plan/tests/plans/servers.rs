@@ -34,7 +34,7 @@ fn a_modified_template_is_restored_without_the_run_and_without_the_key() {
     let status = before.object.status.unwrap();
     assert_eq!((&plan.status.manifest, &plan.status.promotion), (&status.manifest, &status.promotion));
     assert!(
-        plan.status.blocked_by.iter().all(|sentence| !sentence.contains("rc-serve")),
+        plan.status.blocked_by.iter().all(|sentence| !sentence.contains("codex-s-rc")),
         "{:?}",
         plan.status.blocked_by
     );
@@ -56,7 +56,7 @@ fn a_modified_template_that_cannot_be_restored_keeps_its_servers_and_stalls() {
         lose(&mut after);
         let plan = reasoning_pod::plan(&after, make::at(1_000));
         let desired = &plan.desired;
-        assert_eq!(desired.kept, [Kept { kind: KeptKind::Deployment, name: "rc-serve".to_owned() }], "{index}");
+        assert_eq!(desired.kept, [Kept { kind: KeptKind::Deployment, name: "codex-s-rc".to_owned() }], "{index}");
         let around = (desired.services.len(), desired.pod_disruption_budgets.len(), desired.network_policies.len());
         assert_eq!((desired.deployments.len(), around), (0, (1, 1, 1)), "{index}");
         assert!(is_true(&plan.status.conditions, ConditionType::Stalled), "{index}");

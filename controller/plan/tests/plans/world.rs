@@ -103,8 +103,8 @@ impl World {
             object: self.run.clone(),
             settings: make::settings(),
             references: references(),
-            job: self.jobs.get("cot-train").cloned(),
-            pods: self.pods_of("cot-train"),
+            job: self.jobs.get("codex-t-cot").cloned(),
+            pods: self.pods_of("codex-t-cot"),
             reports: self.said("run-1"),
             status_written_at: self.written.get("run-1").copied(),
             obstruction: None,
@@ -117,8 +117,8 @@ impl World {
             settings: make::settings(),
             run: Some(self.run.clone()),
             references: references(),
-            job: self.jobs.get("lite-eval").cloned(),
-            pods: self.pods_of("lite-eval"),
+            job: self.jobs.get("codex-e-lite").cloned(),
+            pods: self.pods_of("codex-e-lite"),
             reports: self.said("evaluation-1"),
             status_written_at: self.written.get("evaluation-1").copied(),
             obstruction: None,
@@ -145,7 +145,7 @@ impl World {
             evaluations,
             deployment: self.deployment.clone().filter(|_| !self.tampered),
             tampered: self.tampered,
-            pods: self.pods_of("rc-serve"),
+            pods: self.pods_of("codex-s-rc"),
             reports: self.said("pod-1"),
             status_written_at: self.written.get("pod-1").copied(),
             obstruction: None,
@@ -295,7 +295,7 @@ impl World {
         }
         let stays = kept.iter().any(|kept| kept.kind == KeptKind::Deployment);
         if object == "rc" && deployments.is_empty() && !stays && self.deployment.take().is_some() {
-            self.pods.retain(|_, pod| pod.labels().get("owner").is_none_or(|owner| owner != "rc-serve"));
+            self.pods.retain(|_, pod| pod.labels().get("owner").is_none_or(|owner| owner != "codex-s-rc"));
             self.others.clear();
             self.tampered = false;
             self.writes.push("no servers".to_owned());
@@ -480,7 +480,7 @@ impl World {
         let promotion = live.annotations()[annotation::PROMOTION_DIGEST].clone();
         let model: ModelDigest = live.annotations()[annotation::MODEL_DIGEST].parse().unwrap();
         let (new, old): (Vec<Pod>, Vec<Pod>) = self
-            .pods_of("rc-serve")
+            .pods_of("codex-s-rc")
             .into_iter()
             .partition(|pod| pod.annotations().get(annotation::PROMOTION_DIGEST) == Some(&promotion));
         for pod in new.iter().skip(wanted).map(ResourceExt::name_any) {
@@ -488,7 +488,7 @@ impl World {
         }
         let mut servers: Vec<_> = new.iter().take(wanted).map(ResourceExt::name_any).collect();
         for _ in new.len()..wanted {
-            let pod = self.new_pod("rc-serve", Some(promotion.clone()));
+            let pod = self.new_pod("codex-s-rc", Some(promotion.clone()));
             self.state(&pod, &json!({"running": {"startedAt": self.now().to_string()}}));
             servers.push(pod);
         }
@@ -500,7 +500,7 @@ impl World {
                 let failure = make::failure("VerificationFailed", "model.safetensors was changed");
                 ServingState { stage: Stage::Failed, failure: Some(failure), ..ServingState::default() }
             };
-            self.say("rc-serve", &pod, State::Serving(state));
+            self.say("codex-s-rc", &pod, State::Serving(state));
         }
         let ready = if verifies { wanted } else { 0 };
         if verifies {
