@@ -121,7 +121,8 @@ async fn a_passing_model_is_signed_twice_and_then_served() {
         writes.iter().rposition(|line| line.starts_with("POST")).unwrap() < at("deployments/codex-s-p"),
         "signed before it is served"
     );
-    for child in ["services/p ", "poddisruptionbudgets/codex-s-p", "networkpolicies/codex-s-p", "deployments/codex-s-p"] {
+    for child in ["services/p ", "poddisruptionbudgets/codex-s-p", "networkpolicies/codex-s-p", "deployments/codex-s-p"]
+    {
         assert!(writes[at(child)].ends_with("as codex-controller"), "{writes:#?}");
     }
     assert!(
