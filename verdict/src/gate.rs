@@ -207,8 +207,8 @@ mod tests {
         GateSpec { metric: "exact_match".to_owned(), min: None, max: None, min_samples: None, confidence: None }
     }
 
-    fn decimal(text: &str) -> Option<Decimal> {
-        Some(Decimal(text.to_owned()))
+    fn decimal(text: &str) -> Decimal {
+        Decimal(text.to_owned())
     }
 
     fn refused(gate: &GateSpec) -> String {
@@ -223,24 +223,24 @@ mod tests {
             "the gate on exact_match has neither min nor max: write one of them, such as min: \"0.95\""
         );
         assert_eq!(
-            refused(&GateSpec { min: decimal("0.1"), max: decimal("0.9"), ..gate.clone() }),
+            refused(&GateSpec { min: Some(decimal("0.1")), max: Some(decimal("0.9")), ..gate.clone() }),
             "the gate on exact_match has both min and max: write two gates"
         );
         for value in ["NaN", "inf", "high", "", "95", "-0.1", "1.01", "1e-3"] {
             let right = "write a decimal from 0 to 1 in quotes, such as \"0.95\"";
             assert_eq!(
-                refused(&GateSpec { min: decimal(value), ..gate.clone() }),
+                refused(&GateSpec { min: Some(decimal(value)), ..gate.clone() }),
                 format!("the gate on exact_match has min {value:?}: {right}")
             );
             assert_eq!(
-                refused(&GateSpec { max: decimal(value), ..gate.clone() }),
+                refused(&GateSpec { max: Some(decimal(value)), ..gate.clone() }),
                 format!("the gate on exact_match has max {value:?}: {right}")
             );
         }
-        let gate = GateSpec { min: decimal("0.95"), ..gate };
+        let gate = GateSpec { min: Some(decimal("0.95")), ..gate };
         for value in ["NaN", "0.5", "1", "95", "sure"] {
             assert_eq!(
-                refused(&GateSpec { confidence: decimal(value), ..gate.clone() }),
+                refused(&GateSpec { confidence: Some(decimal(value)), ..gate.clone() }),
                 format!(
                     "the gate on exact_match has confidence {value:?}: write a decimal above 0.5 and below 1 in quotes, such as \"0.95\""
                 )
@@ -262,8 +262,8 @@ mod tests {
         let gate: Gate = "reasoning.win_rate >= 0.55 @ 0.95".parse().expect("a gate");
         let spec = GateSpec {
             metric: "reasoning.win_rate".to_owned(),
-            min: decimal("0.55"),
-            confidence: decimal("0.95"),
+            min: Some(decimal("0.55")),
+            confidence: Some(decimal("0.95")),
             ..exact_match()
         };
         assert_eq!(gate, Gate::try_from(&spec).expect("the same gate"));
@@ -292,7 +292,7 @@ mod tests {
         fn every_bound_that_matches_its_rule_is_valid(
             text in prop::string::string_regex(&pattern(&cel::share("min", "0.95"))).expect("a pattern"),
         ) {
-            let gate = Gate::try_from(&GateSpec { min: decimal(&text), ..exact_match() });
+            let gate = Gate::try_from(&GateSpec { min: Some(decimal(&text)), ..exact_match() });
             prop_assert!(gate.is_ok(), "{text}: {gate:?}");
         }
 
@@ -303,7 +303,7 @@ mod tests {
         ) {
             let text: String = text.chars().take(12).collect();
             prop_assume!(text != "0.5000000000");
-            let gate = Gate::try_from(&GateSpec { min: decimal("1"), confidence: decimal(&text), ..exact_match() });
+            let gate = Gate::try_from(&GateSpec { min: Some(decimal("1")), confidence: Some(decimal(&text)), ..exact_match() });
             prop_assert!(gate.is_ok(), "{text}: {gate:?}");
         }
     }

@@ -134,7 +134,7 @@ fn load(config: &ModelConfig, bytes: &[u8]) -> Result<Vec<f32>, Failure> {
         let tensor = stored.tensor(&part.name)?;
         match tensor.dtype() {
             Dtype::F32 => {
-                parameters.extend(tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)))
+                parameters.extend(tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
             }
             Dtype::BF16 => parameters.extend(
                 tensor
