@@ -22,7 +22,7 @@ async fn an_editor_of_the_namespace_cannot_forge_evidence() -> Result<()> {
     team.trained("run").await?;
     // The genuine evaluator never finds a node, so that every attack meets it.
     let mut evaluation = objects::evaluation("judged", "run", &team.problems);
-    evaluation.spec.pod.worker.node_selector = [("example.com/nowhere".to_owned(), "true".to_owned())].into();
+    evaluation.spec.pod.node_selector = [("example.com/nowhere".to_owned(), "true".to_owned())].into();
     team.create(&evaluation).await?;
     let evaluator = until_found("the evaluator's pod", SOON, async || {
         Ok(team.pods(codex_crds::label::EVALUATION, "judged").await?.pop())
