@@ -199,7 +199,7 @@ async fn unusable_data_fails_with_its_file_and_line() -> Result<()> {
     let bad = "BadInput";
     run_says(&team, "malformed", STALLED, bad, &["malformed.jsonl:2"]).await?;
     run_says(&team, "empty", STALLED, bad, &["empty.jsonl", "no records"]).await?;
-    run_says(&team, "few", STALLED, bad, &["training.batch_size is 32", "1 records"]).await?;
+    run_says(&team, "few", STALLED, bad, &["training.batch_size is 32", "the data has 1 record:"]).await?;
     run_says(&team, "long", STALLED, bad, &["record", "tokens", "model.max_position_embeddings is 256"]).await?;
     team.done();
     Ok(())

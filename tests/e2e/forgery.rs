@@ -57,7 +57,9 @@ async fn an_editor_of_the_namespace_cannot_forge_evidence() -> Result<()> {
     for way in ["exec?command=x&stdout=true", "attach?stdout=true", "portforward", "proxy/"] {
         refused(&team, "codex-connections", &["get", "--raw", &format!("{pod}/{way}")], None).await?;
     }
-    let debugger = json!({ "spec": { "ephemeralContainers": [{ "name": "debugger", "image": "mine" }] } });
+    let harmless = json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } });
+    let debugger = json!({ "name": "debugger", "image": "mine", "securityContext": harmless });
+    let debugger = json!({ "spec": { "ephemeralContainers": [debugger] } });
     let patched = kube::Client::try_from(impersonated(&team).await?)?;
     let api: kube::Api<Pod> = kube::Api::namespaced(patched, &team.namespace);
     let patch = kube::api::Patch::Strategic(debugger);

@@ -114,7 +114,7 @@ async fn bundles_of_another_key_another_model_and_another_ring_are_refused() -> 
         (
             "other-key",
             Bundles { key: key.public().to_pem().to_owned(), ..resigned.clone() },
-            vec!["public key is another one"],
+            vec!["the public key has the fingerprint"],
         ),
         (
             "other-promoter",
