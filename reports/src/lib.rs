@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use chain::{chain, chain_until};
 pub use evaluation::EvaluationState;
 pub use serving::ServingState;
-pub use training::{Checkpoint, DataFile, Model, Progress, TrainingState};
+pub use training::{Base, Checkpoint, DataFile, Model, Progress, TrainingState};
 
 /// Version of the report format. A receiver refuses other versions.
 pub const SCHEMA_VERSION: u32 = 1;

@@ -27,6 +27,9 @@ pub struct TrainingState {
     /// Data files, with the digests of the bytes that were read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<DataFile>,
+    /// Base that the weights are loaded from. `None` until its files are hashed, and for a run that initializes its weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
     /// Trained model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
@@ -97,6 +100,14 @@ pub struct DataFile {
     pub records: Option<u64>,
 }
 
+/// The model whose weights a training starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Base {
+    /// Digest that the trainer computed from the files of the base.
+    pub digest: ModelDigest,
+}
+
 /// A trained model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -109,4 +120,25 @@ pub struct Model {
     pub manifest: Manifest,
     /// Number of trainable parameters.
     pub parameters: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Base, ModelDigest, Sha256, TrainingState};
+
+    #[test]
+    fn a_base_is_optional_and_holds_its_digest_only() {
+        let state = TrainingState::default();
+        assert!(!serde_json::to_string(&state).unwrap().contains("base"));
+        let digest = ModelDigest(Sha256::of("base"));
+        let text = format!(r#"{{"stage":"Running","base":{{"digest":"{digest}"}}}}"#);
+        let state: TrainingState = serde_json::from_str(&text).unwrap();
+        assert_eq!(state.base, Some(Base { digest }));
+        assert_eq!(serde_json::to_value(&state).unwrap()["base"], serde_json::json!({ "digest": digest }));
+        for malformed in [r#"{"stage":"Running","base":{}}"#, r#"{"stage":"Running","base":{"digest":"base"}}"#] {
+            assert!(serde_json::from_str::<TrainingState>(malformed).is_err(), "{malformed}");
+        }
+        let more = text.replace("\"}}", "\",\"path\":\"x\"}}");
+        assert!(serde_json::from_str::<TrainingState>(&more).is_err(), "{more}");
+    }
 }
