@@ -149,6 +149,18 @@ impl Generator {
         self.decoder.release(slot);
     }
 
+    /// Checks that a prompt can be answered, without answering it. A slot must be free.
+    ///
+    /// # Errors
+    /// The prompt is empty, too long, or has a character outside the vocabulary.
+    pub fn check(&mut self, prompt: &str) -> Result<(), GenerateError> {
+        let ids = self.tokenizer.encode(prompt)?;
+        let slot = self.free_slot().unwrap_or_default();
+        self.prefill(slot, &ids)?;
+        self.release(slot);
+        Ok(())
+    }
+
     /// Answers many prompts, as many at once as there are slots, each with at most `limit` new tokens. A prompt without a
     /// response has an error in its place. All slots must be free, and are free afterwards. `progress` receives the number of
     /// prompts that are done.
@@ -158,6 +170,21 @@ impl Generator {
         limit: usize,
         mut progress: impl FnMut(usize),
     ) -> Vec<Result<Completion, GenerateError>> {
+        let always = |done| {
+            progress(done);
+            true
+        };
+        self.complete_while(prompts, limit, always).unwrap_or_default()
+    }
+
+    /// Answers many prompts like [`complete`](Self::complete), and gives up with `None` as soon as `progress` returns false. It
+    /// is called after every step of the decoder.
+    pub fn complete_while(
+        &mut self,
+        prompts: &[&str],
+        limit: usize,
+        mut progress: impl FnMut(usize) -> bool,
+    ) -> Option<Vec<Result<Completion, GenerateError>>> {
         let mut results: Vec<Option<Result<Completion, GenerateError>>> = prompts.iter().map(|_| None).collect();
         let mut waiting = prompts.iter().enumerate();
         let mut running: BTreeMap<usize, (usize, Vec<u32>)> = BTreeMap::new();
@@ -177,10 +204,10 @@ impl Generator {
             let emitted = match self.step() {
                 Ok(emitted) => emitted,
                 Err(error) => {
-                    for slot in running.keys() {
-                        self.decoder.release(*slot);
-                    }
-                    return results.into_iter().map(|result| result.unwrap_or_else(|| Err(error.clone()))).collect();
+                    self.release_all(running.keys());
+                    return Some(
+                        results.into_iter().map(|result| result.unwrap_or_else(|| Err(error.clone()))).collect(),
+                    );
                 }
             };
             if emitted.is_empty() {
@@ -199,10 +226,19 @@ impl Generator {
                 self.release(slot);
                 done += 1;
             }
-            progress(done);
+            if !progress(done) {
+                self.release_all(running.keys());
+                return None;
+            }
         }
         progress(done);
-        results.into_iter().map(|result| result.unwrap_or_else(|| Err(PromptError::Empty.into()))).collect()
+        Some(results.into_iter().map(|result| result.unwrap_or_else(|| Err(PromptError::Empty.into()))).collect())
+    }
+
+    fn release_all<'a>(&mut self, slots: impl Iterator<Item = &'a usize>) {
+        for slot in slots {
+            self.decoder.release(*slot);
+        }
     }
 }
 
@@ -270,6 +306,34 @@ mod tests {
                 ids.push(token);
             }
         }
+    }
+
+    #[test]
+    fn a_check_refuses_what_completion_refuses_and_leaves_the_slot_free() {
+        let (_, files) = files();
+        let mut generator = Generator::load(&files, 1).unwrap();
+        let long = "9".repeat(48);
+        for prompt in ["", "caf\u{e9}", &long, &long[1..], "1+1:"] {
+            let checked = generator.check(prompt).map_err(|error| error.to_string());
+            let completed = generator.complete(&[prompt], 2, |_| ()).remove(0);
+            assert_eq!(checked, completed.map(drop).map_err(|error| error.to_string()), "{prompt}");
+            assert_eq!(generator.free_slot(), Some(0), "{prompt}");
+        }
+        assert!(generator.check("").is_err() && generator.check(&long).is_err() && generator.check("1+1:").is_ok());
+    }
+
+    #[test]
+    fn completion_stops_when_it_is_told_to() {
+        let (_, files) = files();
+        let mut generator = Generator::load(&files, 2).unwrap();
+        let mut steps = 0;
+        let stopped = generator.complete_while(&PROMPTS, 12, |_| {
+            steps += 1;
+            steps < 3
+        });
+        assert!(stopped.is_none() && steps == 3);
+        assert_eq!(generator.free_slot(), Some(0));
+        assert_eq!(generator.complete(&PROMPTS, 12, |_| ()).len(), PROMPTS.len(), "all slots are free again");
     }
 
     #[test]
