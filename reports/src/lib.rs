@@ -35,6 +35,8 @@ pub mod exit {
     pub const FAILED: i32 = 1;
     /// The input is invalid, and another attempt cannot succeed.
     pub const BAD_INPUT: i32 = 2;
+    /// `codex evaluate` failed, and another attempt may succeed. It has its own code, because 1 says that a gate failed.
+    pub const NOT_EVALUATED: i32 = 3;
     /// SIGTERM interrupted the work, and a checkpoint was written.
     pub const INTERRUPTED: i32 = 143;
 }

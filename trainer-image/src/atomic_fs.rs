@@ -96,6 +96,20 @@ pub fn check_output(path: &Path) -> Result<(), Misnamed> {
     }
 }
 
+/// Checks that an output can be a file: it is not a directory, nor below a file. `what` is its role in errors.
+///
+/// # Errors
+/// When it is a directory, or a parent is a file.
+pub fn check_output_file(what: &str, path: &Path) -> Result<(), Misnamed> {
+    match fs::metadata(path) {
+        Ok(there) if there.is_dir() => Err(Misnamed::of(what, path, "is a directory: name a file")),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            Err(Misnamed::of(what, path, "is below a file: name a file that can be created"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Returns what to do about a file system error, if its kind says enough. Looks through all causes.
 pub fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     let mut cause = Some(error);

@@ -11,6 +11,7 @@ pub mod evaluation;
 pub mod exposition;
 pub mod metrics;
 pub mod model;
+mod overlap;
 pub mod reporting;
 pub mod serving;
 pub mod tasks;

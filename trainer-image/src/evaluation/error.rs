@@ -9,7 +9,8 @@ use super::baseline::BaselineError;
 use crate::{
     atomic_fs::{FileError, Misnamed},
     error::{CommandError, chain},
-    model::ModelError,
+    model::{GenerateError, ModelError},
+    overlap::Overlap,
     reporting::ReportingError,
     tasks::{RecordError, TaskError},
 };
@@ -85,12 +86,37 @@ pub enum EvaluateError {
         /// The line that asked it before.
         first: usize,
     },
+    /// The model cannot be asked a problem; scoring it as wrong would judge the problem and not the model.
+    #[error("{file}:{line}: the model cannot answer this problem")]
+    Prompt {
+        /// The file.
+        file: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// Why the prompt is refused.
+        #[source]
+        source: GenerateError,
+    },
+    /// The decoder failed at a problem.
+    #[error("{file}:{line}: generating the response failed")]
+    Generation {
+        /// The file.
+        file: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// The failure.
+        #[source]
+        source: GenerateError,
+    },
     /// A baseline that cannot be used.
     #[error(transparent)]
     Baseline(#[from] BaselineError),
     /// A file or directory that was named and is none.
     #[error(transparent)]
     Misnamed(#[from] Misnamed),
+    /// An output would change an input.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
     /// The file system refused.
     #[error(transparent)]
     File(#[from] FileError),
@@ -106,21 +132,26 @@ impl EvaluateError {
     /// The reason for status, and whether another attempt is in vain.
     fn class(&self) -> (&'static str, bool) {
         match self {
-            Self::Config(_) | Self::Arguments(_) | Self::Misnamed(_) => ("InvalidConfiguration", true),
+            Self::Config(_) | Self::Arguments(_) | Self::Misnamed(_) | Self::Overlap(_) => {
+                ("InvalidConfiguration", true)
+            }
             Self::ModelMismatch { .. } => ("ModelMismatch", true),
             // A volume may come back; a directory that is no model stays none.
             Self::Manifest { source: ManifestError::Unreadable { source, .. }, .. }
-                if source.kind() != io::ErrorKind::NotFound =>
+                if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
             {
                 ("StorageFailed", false)
             }
             Self::Manifest { .. } | Self::Model { .. } => ("InvalidModel", true),
             Self::DataMismatch { .. } => ("DataMismatch", true),
-            Self::Records(_) | Self::Task(_) | Self::Answerless { .. } | Self::Repeated { .. } | Self::Baseline(_) => {
-                ("InvalidData", true)
-            }
+            Self::Records(_)
+            | Self::Task(_)
+            | Self::Answerless { .. }
+            | Self::Repeated { .. }
+            | Self::Prompt { .. }
+            | Self::Baseline(_) => ("InvalidData", true),
             Self::File(_) => ("StorageFailed", false),
-            Self::System(_) | Self::Reporting(_) => ("EvaluationFailed", false),
+            Self::Generation { .. } | Self::System(_) | Self::Reporting(_) => ("EvaluationFailed", false),
         }
     }
 
@@ -130,9 +161,9 @@ impl EvaluateError {
         Failure { is_final, reason: reason.to_owned(), message: chain(self) }
     }
 
-    /// The process's exit code.
+    /// The process's exit code. It is never [`exit::FAILED`], which says that a gate failed.
     pub fn exit(&self) -> i32 {
-        if self.class().1 { exit::BAD_INPUT } else { exit::FAILED }
+        if self.class().1 { exit::BAD_INPUT } else { exit::NOT_EVALUATED }
     }
 }
 

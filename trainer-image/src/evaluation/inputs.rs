@@ -15,6 +15,8 @@ use crate::{
 /// What a model is asked, and what it is compared with.
 #[derive(Debug)]
 pub(super) struct Inputs {
+    /// The name of the file of problems in errors.
+    pub(super) file: String,
     /// The problems that are asked.
     pub(super) problems: Vec<Problem>,
     /// What another model answered; has every problem.
@@ -47,6 +49,7 @@ impl Inputs {
             return Err(EvaluateError::Arguments(format!("--data {name} is not in the configuration")));
         }
         let mut problems = Vec::new();
+        let mut problems_file = String::new();
         let mut baseline = None;
         for data in &evaluation.data {
             let (bytes, label) = bytes_of(evaluation, data, files)?;
@@ -59,6 +62,7 @@ impl Inputs {
             let records = match data.name.as_str() {
                 PROBLEMS => {
                     problems = parse_problems(&label, &bytes)?;
+                    problems_file = label;
                     problems.len()
                 }
                 _ => baseline.insert(Baseline::parse(&label, &bytes)?).len(),
@@ -74,7 +78,7 @@ impl Inputs {
                 baseline.prediction(&problem.record.prompt)?;
             }
         }
-        Ok(Self { problems, baseline })
+        Ok(Self { file: problems_file, problems, baseline })
     }
 }
 

@@ -32,7 +32,12 @@ pub use outputs::{JudgedModel, Results, Shown, Summary};
 pub use score::Scored;
 pub use session::{Outcome, Session};
 
-use crate::{atomic_fs, error::CommandError, reporting::Reporter};
+use crate::{
+    atomic_fs,
+    error::CommandError,
+    overlap::{self, Named},
+    reporting::Reporter,
+};
 
 /// Have a model answer held-out problems and score its answers.
 #[derive(Debug, clap::Args)]
@@ -63,7 +68,7 @@ pub struct Evaluate {
     #[arg(long, value_name = "DIRECTORY")]
     output: PathBuf,
     /// A gate METRIC>=BOUND[@CONFIDENCE], such as `exact_match>=0.95@0.95` (at least 0.95 with confidence 0.95); <= bounds
-    /// from above. The exit code is 1 unless all pass.
+    /// from above. The exit code is 1 if one does not pass; a failure of any other kind is 2 or 3.
     #[arg(long, value_name = "GATE")]
     gate: Vec<Gate>,
     /// Also write the predictions as a baseline that others are compared with.
@@ -80,8 +85,12 @@ fn named_file(text: &str) -> Result<(String, PathBuf), String> {
 
 impl Evaluate {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGTERM, SIGINT] {
+            flag::register(signal, Arc::clone(&stop)).map_err(EvaluateError::System)?;
+        }
         let reporter = Reporter::<EvaluationState>::from_env().map_err(EvaluateError::from)?;
-        match self.evaluate(&reporter) {
+        match self.evaluate(&reporter, stop) {
             Ok(Outcome::Finished(results)) => {
                 reporter.finish(exit::FINISHED);
                 let judgement = (!self.gate.is_empty()).then(|| self.judge(&results));
@@ -101,13 +110,10 @@ impl Evaluate {
         }
     }
 
-    fn evaluate(&self, reporter: &Reporter<EvaluationState>) -> Result<Outcome, EvaluateError> {
+    fn evaluate(&self, reporter: &Reporter<EvaluationState>, stop: Arc<AtomicBool>) -> Result<Outcome, EvaluateError> {
         reporter.update(|state| state.stage = Stage::Starting);
         atomic_fs::check_output(&self.output)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        for signal in [SIGTERM, SIGINT] {
-            flag::register(signal, Arc::clone(&stop)).map_err(EvaluateError::System)?;
-        }
+        self.check_overlap()?;
         let resolved = self.resolve()?;
         reporter.set_config_digest(resolved.digest());
         if let Some(why) = self.gate.iter().find_map(|gate| resolved.spec().unmeasurable(gate.metric)) {
@@ -124,6 +130,20 @@ impl Evaluate {
             stop,
         };
         session.run()
+    }
+
+    /// Checks that no output changes the model or another input.
+    fn check_overlap(&self) -> Result<(), EvaluateError> {
+        let mut outputs: Vec<Named> =
+            outputs::FILES.iter().map(|name| Named::new("--output", self.output.join(name))).collect();
+        if let Some(path) = &self.record_baseline {
+            atomic_fs::check_output_file("--record-baseline", path)?;
+            outputs.push(Named::new("--record-baseline", path));
+        }
+        let mut inputs: Vec<Named> = Named::data(&self.data).collect();
+        inputs.push(Named::new("--model", &self.model));
+        inputs.extend(self.config.iter().map(|path| Named::new("--config", path)));
+        Ok(overlap::check(&outputs, &inputs)?)
     }
 
     /// The resolved configuration: read, or composed here.
@@ -159,7 +179,7 @@ impl Evaluate {
             });
             line.to_string()
         };
-        atomic_fs::say(&text).map_err(CommandError::failed)
+        atomic_fs::say(&text).map_err(|error| EvaluateError::from(error).into())
     }
 }
 

@@ -16,7 +16,7 @@ use super::score::{Scored, baseline_exact_match, exact_match, metrics};
 use crate::atomic_fs::{self, FileError};
 
 /// The version of the files' shapes.
-const SCHEMA_VERSION: u32 = 1;
+const SCHEMA_VERSION: u32 = 2;
 /// The one-sided confidence of the bounds that are shown beside a number.
 pub(super) const CONFIDENCE: f64 = 0.95;
 
@@ -37,8 +37,6 @@ pub struct Results {
     pub model: JudgedModel,
     /// The data, as it was read.
     pub data_files: Vec<DataFile>,
-    /// Problems that the model could not take; they count as wrong.
-    pub errors: usize,
     /// The numbers.
     pub metrics: BTreeMap<String, Measurement>,
     /// The baseline's share of right answers.
@@ -102,10 +100,8 @@ pub struct Summary<'a> {
     preset: &'a str,
     /// The digest of the model.
     model: ModelDigest,
-    /// Problems, answered or not.
+    /// Number of problems.
     problems: usize,
-    /// Problems that the model could not take; they count as wrong.
-    errors: usize,
     /// One-sided, of each bound on its own.
     confidence: f64,
     /// The numbers with their bounds; null where one cannot be.
@@ -135,7 +131,6 @@ impl Results {
             report_digest: report_digest(model.digest, &digests, &metrics),
             model,
             data_files,
-            errors: scored.iter().filter(|one| one.error.is_some()).count(),
             baseline: baseline_exact_match(&scored),
             metrics,
             scored,
@@ -152,7 +147,6 @@ impl Results {
             preset: &self.evaluation.preset,
             model: self.model.digest,
             problems: self.scored.len(),
-            errors: self.errors,
             confidence: CONFIDENCE,
             metrics: self.metrics.iter().map(|(name, number)| (name.as_str(), Shown::of(number))).collect(),
             baseline_exact_match: self.baseline.as_ref().and_then(Shown::of),
@@ -164,19 +158,24 @@ impl Results {
     }
 }
 
+/// The names of the three files in the output directory.
+pub(super) const FILES: [&str; 3] = ["records.ndjson", "summary.json", "evaluation.json"];
+
 /// Writes the three files into `output`, each whole or not at all.
 ///
 /// # Errors
 /// When the file system refuses.
 pub(super) fn write(output: &Path, results: &Results) -> Result<(), FileError> {
-    let path = output.join("records.ndjson");
+    let [records, summary, evaluation] = FILES.map(|name| output.join(name));
     let mut lines = Vec::new();
     for one in &results.scored {
-        serde_json::to_writer(&mut lines, one).map_err(io::Error::other).map_err(FileError::of("encoding", &path))?;
+        serde_json::to_writer(&mut lines, one)
+            .map_err(io::Error::other)
+            .map_err(FileError::of("encoding", &records))?;
         lines.push(b'\n');
     }
-    atomic_fs::write(&path, &lines)?;
-    atomic_fs::write_json(&output.join("summary.json"), &results.summary())?;
-    atomic_fs::write_json(&output.join("evaluation.json"), results)?;
+    atomic_fs::write(&records, &lines)?;
+    atomic_fs::write_json(&summary, &results.summary())?;
+    atomic_fs::write_json(&evaluation, results)?;
     Ok(())
 }

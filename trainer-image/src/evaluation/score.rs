@@ -11,9 +11,6 @@ use serde::Serialize;
 
 use crate::tasks::{Record, answer, steps};
 
-/// The model's response to one problem, or why there is none.
-pub(super) type Outcome = Result<String, String>;
-
 /// One scored problem: a line of `records.ndjson`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[schemars(title = "records.ndjson: one line")]
@@ -26,11 +23,8 @@ pub struct Scored {
     pub category: String,
     /// The reference response.
     pub reference: String,
-    /// The model's response; null if it failed.
-    pub prediction: Option<String>,
-    /// Why there is no response.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
+    /// The model's response.
+    pub prediction: String,
     /// The right answer.
     pub expected: Option<String>,
     /// The model's answer; null if its response has none.
@@ -47,13 +41,9 @@ pub struct Scored {
 }
 
 impl Scored {
-    /// Scores one problem. A failure, an empty response and a response without an answer are wrong.
-    pub fn of(line: usize, record: &Record, outcome: Outcome, baseline: Option<&str>) -> Self {
-        let (prediction, error) = match outcome {
-            Ok(text) => (Some(text), None),
-            Err(error) => (None, Some(error)),
-        };
-        let text = prediction.as_deref().unwrap_or_default();
+    /// Scores one problem. An empty response and a response without an answer are wrong.
+    pub fn of(line: usize, record: &Record, prediction: String, baseline: Option<&str>) -> Self {
+        let text = prediction.as_str();
         let expected = plain_answer(&record.response);
         let reference = steps(&record.response);
         Self {
@@ -67,7 +57,6 @@ impl Scored {
             steps_found: in_order(&reference, &steps(text)),
             baseline_correct: baseline.map(|text| is_right(text, expected)),
             expected: expected.map(str::to_owned),
-            error,
             prediction,
         }
     }
@@ -160,7 +149,7 @@ mod tests {
     const REFERENCE: &str = "7+6+0=13 4+8+1=13 3+0+1=04 #433$";
 
     fn score(prediction: &str, baseline: Option<&str>) -> Scored {
-        Scored::of(1, &record(REFERENCE), Ok(prediction.to_owned()), baseline)
+        Scored::of(1, &record(REFERENCE), prediction.to_owned(), baseline)
     }
 
     #[test]
@@ -174,11 +163,11 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_counts_as_wrong() {
-        let failed = Scored::of(1, &record(REFERENCE), Err("too long".to_owned()), Some("#433$"));
-        assert!(!failed.correct);
-        assert_eq!((failed.steps, failed.steps_found, failed.baseline_correct), (3, 0, Some(true)));
-        let metrics = metrics(&[failed, score("", Some("#1$")), score(REFERENCE, Some(""))]);
+    fn an_empty_response_counts_as_wrong() {
+        let empty = score("", Some("#433$"));
+        assert!(!empty.correct);
+        assert_eq!((empty.steps, empty.steps_found, empty.baseline_correct), (3, 0, Some(true)));
+        let metrics = metrics(&[empty, score("", Some("#1$")), score(REFERENCE, Some(""))]);
         assert_eq!(metrics[Metric::ExactMatch.name()], Measurement::Share { successes: 1, n: 3 });
         assert_eq!(metrics[Metric::WinRate.name()], Measurement::Duel { wins: 1, ties: 1, losses: 1 });
         assert_eq!(
@@ -202,14 +191,14 @@ mod tests {
     #[test]
     fn repeated_steps_count_as_often_as_the_reference_repeats_them() {
         let repeated = record("0+0+0=00 0+0+0=00 #0$");
-        let found = |text: &str| Scored::of(1, &repeated, Ok(text.to_owned()), None).steps_found;
+        let found = |text: &str| Scored::of(1, &repeated, text.to_owned(), None).steps_found;
         assert_eq!(found("0+0+0=00 #0$"), 1);
         assert_eq!(found("0+0+0=00 0+0+0=00 0+0+0=00 #0$"), 2);
     }
 
     #[test]
     fn metrics_without_a_baseline_or_steps_are_left_out() {
-        let answer_only = Scored::of(1, &record("#433$"), Ok("#433$".to_owned()), None);
+        let answer_only = Scored::of(1, &record("#433$"), "#433$".to_owned(), None);
         let names: Vec<String> = metrics(&[answer_only]).into_keys().collect();
         assert_eq!(names, [Metric::ExactMatch.name()]);
     }

@@ -15,9 +15,9 @@ use indicatif::ProgressBar;
 
 use super::{
     EvaluateError, baseline,
-    inputs::Inputs,
+    inputs::{Inputs, Problem},
     outputs::{Results, write},
-    score::{self, Scored},
+    score::Scored,
     table,
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
     reporting::Reporter,
 };
 
-/// Rounds of full batches between two looks at whether to stop.
+/// Rounds of full batches between two lines of the log.
 const ROUNDS: usize = 4;
 
 /// What an evaluation is told.
@@ -64,7 +64,21 @@ impl Session<'_> {
     /// # Errors
     /// When the model or the data are not what they should be, or the file system refuses.
     pub fn run(&self) -> Result<Outcome, EvaluateError> {
+        let finished = self.evaluate()?;
+        if finished.is_none() {
+            self.reporter.update(|state| state.stage = Stage::Interrupted);
+        }
+        Ok(finished.map_or(Outcome::Interrupted, |results| Outcome::Finished(Box::new(results))))
+    }
+
+    /// Returns the results, or `None` if it was stopped. Looks between any two stages, and after every token.
+    fn evaluate(&self) -> Result<Option<Results>, EvaluateError> {
+        tracing::info!(path = %self.model.display(), "reading the model");
         let (manifest, files) = self.hold()?;
+        if self.is_stopped() {
+            return Ok(None);
+        }
+        tracing::info!("reading the problems");
         let evaluation = self.resolved.spec();
         let inputs = Inputs::read(evaluation, self.files, |file| {
             self.reporter.update(|state| {
@@ -72,23 +86,35 @@ impl Session<'_> {
                 state.data.push(file);
             });
         })?;
+        if self.is_stopped() {
+            return Ok(None);
+        }
+        tracing::info!("loading the model");
         let settings = &evaluation.settings.evaluation;
         let slots = settings.batch_size.min(inputs.problems.len());
         let mut generator = Generator::load(&files, slots)
             .map_err(|source| EvaluateError::Model { path: self.model.to_owned(), source })?;
+        drop(files);
+        for Problem { line, record } in &inputs.problems {
+            if let Err(source) = generator.check(&record.prompt) {
+                return Err(EvaluateError::Prompt { file: inputs.file, line: *line, source });
+            }
+        }
         self.reporter.update(|state| {
             state.stage = Stage::Running;
             state.total = inputs.problems.len() as u64;
         });
-        let Some(outcomes) = self.answer(&mut generator, &inputs, settings.max_new_tokens) else {
-            self.reporter.update(|state| state.stage = Stage::Interrupted);
-            return Ok(Outcome::Interrupted);
+        let Some(predictions) = self.answer(&mut generator, &inputs, settings.max_new_tokens)? else {
+            return Ok(None);
         };
-        let mut scored = Vec::with_capacity(outcomes.len());
-        for (problem, outcome) in inputs.problems.iter().zip(outcomes) {
+        let mut scored = Vec::with_capacity(predictions.len());
+        for (problem, prediction) in inputs.problems.iter().zip(predictions) {
             let baseline =
                 inputs.baseline.as_ref().map(|baseline| baseline.prediction(&problem.record.prompt)).transpose()?;
-            scored.push(Scored::of(problem.line, &problem.record, outcome, baseline));
+            scored.push(Scored::of(problem.line, &problem.record, prediction, baseline));
+        }
+        if self.is_stopped() {
+            return Ok(None);
         }
         let results = Results::new(self.resolved, &manifest, self.reporter.state().data, scored);
         write(self.output, &results)?;
@@ -97,7 +123,11 @@ impl Session<'_> {
             state.metrics.clone_from(&results.metrics);
             state.stage = Stage::Finished;
         });
-        Ok(Outcome::Finished(Box::new(results)))
+        Ok(Some(results))
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     /// Reads the model once; what is hashed here is what answers.
@@ -114,32 +144,42 @@ impl Session<'_> {
         }
     }
 
-    /// What the model writes to each problem, or none when it was stopped.
-    fn answer(&self, generator: &mut Generator, inputs: &Inputs, limit: usize) -> Option<Vec<score::Outcome>> {
+    /// What the model writes to each problem, or `None` when it was stopped.
+    fn answer(
+        &self,
+        generator: &mut Generator,
+        inputs: &Inputs,
+        limit: usize,
+    ) -> Result<Option<Vec<String>>, EvaluateError> {
         let total = inputs.problems.len();
         let bar = table::progress_bar(total as u64);
-        let mut outcomes = Vec::with_capacity(total);
+        let mut predictions = Vec::with_capacity(total);
         for problems in inputs.problems.chunks((generator.slots() * ROUNDS).max(1)) {
-            if self.stop.load(Ordering::Relaxed) {
-                return None;
-            }
-            let before = outcomes.len();
+            let before = predictions.len();
             let prompts: Vec<&str> = problems.iter().map(|problem| problem.record.prompt.as_str()).collect();
-            let completions = generator.complete(&prompts, limit, |done| self.tell(bar.as_ref(), before + done));
-            outcomes.extend(
-                completions
-                    .into_iter()
-                    .map(|completion| completion.map(|done| done.text).map_err(|error| crate::error::chain(&error))),
-            );
+            let completions = generator.complete_while(&prompts, limit, |done| {
+                self.tell(bar.as_ref(), before + done);
+                !self.is_stopped()
+            });
+            let Some(completions) = completions else { return Ok(None) };
+            for (problem, completion) in problems.iter().zip(completions) {
+                // Without its response a problem would count as wrong.
+                let completion = completion.map_err(|source| EvaluateError::Generation {
+                    file: inputs.file.clone(),
+                    line: problem.line,
+                    source,
+                })?;
+                predictions.push(completion.text);
+            }
             // A line would break the bar.
             if bar.is_none() {
-                tracing::info!(done = outcomes.len(), total, "evaluating");
+                tracing::info!(done = predictions.len(), total, "evaluating");
             }
         }
         if let Some(bar) = bar {
             bar.finish_and_clear();
         }
-        Some(outcomes)
+        Ok(Some(predictions))
     }
 
     fn tell(&self, bar: Option<&ProgressBar>, done: usize) {
@@ -151,7 +191,7 @@ impl Session<'_> {
 
     fn record(&self, scored: &[Scored]) -> Result<(), EvaluateError> {
         let Some(path) = self.record_baseline else { return Ok(()) };
-        let pairs = scored.iter().map(|one| (one.prompt.as_str(), one.prediction.as_deref().unwrap_or_default()));
+        let pairs = scored.iter().map(|one| (one.prompt.as_str(), one.prediction.as_str()));
         let bytes = baseline::write(pairs).map_err(std::io::Error::other).map_err(FileError::of("encoding", path))?;
         atomic_fs::write(path, &bytes)?;
         Ok(())

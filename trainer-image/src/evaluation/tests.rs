@@ -193,23 +193,33 @@ fn another_model_is_refused_with_both_digests() {
 }
 
 #[test]
-fn what_cannot_be_asked_is_wrong_and_not_absent() {
+fn a_problem_that_cannot_be_asked_is_refused_with_its_line() {
     let directory = tempfile::tempdir().unwrap();
     let model = train(0, &directory.path().join("run"));
     let path = directory.path().join("problems.jsonl");
     let line = |prompt: &str| {
         format!(r#"{{"prompt":"{prompt}","response":"1+1+0=02 #2$","difficulty":"easy","category":"addition"}}"#)
     };
-    let long = "9".repeat(300);
-    fs::write(&path, format!("{}\n\n{}\n{}\n", line("1+1:"), line(&long), line("é"))).unwrap();
-    let case = Case::with_files(&model, vec![("problems".to_owned(), path)]);
-    let output = directory.path().join("out");
-    let (results, state) = case.results(&output);
-    assert_eq!((results.errors, results.scored.len(), state.done), (2, 3, 3));
-    assert_eq!(results.metrics[Metric::ExactMatch.name()], Measurement::Share { successes: 0, n: 3 });
-    assert_eq!(results.scored.iter().map(|one| one.line).collect::<Vec<_>>(), [1, 3, 4]);
-    assert!(results.scored[1].error.as_ref().unwrap().contains("256"), "{:?}", results.scored[1].error);
-    assert!(table::numbers(&results).contains("2 problems could not be answered; they count as wrong."));
+    let (long, longest) = ("9".repeat(256), "9".repeat(255));
+    for (prompt, why) in [
+        (long.as_str(), "the prompt has 256 tokens, but the model's context holds 256"),
+        ("caf\u{e9}", "character 'é' is not in the tokenizer's vocabulary"),
+        ("", "the text is empty: write at least one character"),
+    ] {
+        fs::write(&path, format!("{}\n\n{}\n{}\n", line("1+1:"), line(&longest), line(prompt))).unwrap();
+        let case = Case::with_files(&model, vec![("problems".to_owned(), path.clone())]);
+        let error = case.error();
+        assert_eq!((error.exit(), error.failure().reason.as_str()), (2, "InvalidData"));
+        let told = error.failure().message;
+        let start = format!("{}:4: the model cannot answer this problem: {why}", path.display());
+        assert!(told.starts_with(&start), "{told}");
+        // A problem that is not asked may be anything.
+        let set = ["evaluation.limit=2", "evaluation.max_new_tokens=2"];
+        let (results, state) = Case { set: &set, ..case }.results(&directory.path().join("out"));
+        assert_eq!((results.scored.len(), state.done), (2, 2));
+        assert_eq!(results.metrics[Metric::ExactMatch.name()], Measurement::Share { successes: 0, n: 2 });
+        assert_eq!(results.scored.iter().map(|one| one.line).collect::<Vec<_>>(), [1, 3]);
+    }
 }
 
 #[test]
@@ -271,6 +281,8 @@ fn files_that_are_not_what_they_should_be_are_refused() {
     assert_eq!(error.to_string(), "--data baseline is not in the configuration");
     let error = Case::of(&directory.path().join("nowhere"), problems(3)).error();
     assert_eq!((error.failure().reason.as_str(), error.exit()), ("InvalidModel", 2));
+    let error = Case::of(&path, problems(3)).error();
+    assert_eq!((error.failure().reason.as_str(), error.exit()), ("InvalidModel", 2), "a file in the place of a model");
 }
 
 #[test]

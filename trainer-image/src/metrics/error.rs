@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use codex_reports::exit;
 
-use crate::{artifacts::ledger::LineError, atomic_fs::FileError, error::CommandError};
+use crate::{artifacts::ledger::LineError, atomic_fs::FileError, error::CommandError, overlap::Overlap};
 
 /// Metrics cannot be shown.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,9 @@ pub enum MetricsError {
     /// The output is neither SVG nor PNG.
     #[error("--output {0:?} has an unknown extension: use .svg or .png")]
     Picture(PathBuf),
+    /// The picture would replace a ledger, or change a model or checkpoint.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
     /// A logarithmic axis cannot show the value.
     #[error("--log needs values above 0, but {metric} of {run} is {value} at step {step}: omit --log")]
     NotPositive {

@@ -24,7 +24,12 @@ use super::{
     input::{Input, chosen},
     series::{Name, Run, shown},
 };
-use crate::{arguments::whole, atomic_fs};
+use crate::{
+    arguments::whole,
+    artifacts::ledger,
+    atomic_fs,
+    overlap::{self, Named},
+};
 
 /// Plot metrics over the steps.
 #[derive(Debug, Args)]
@@ -65,8 +70,22 @@ impl Plot {
     pub(super) fn run(self) -> Result<(), MetricsError> {
         // Refuses an unknown extension before anything is read.
         Kind::of(&self.output)?;
+        self.check_overlap()?;
         let runs = self.input.read()?;
         write(&runs, &chosen(&runs, &self.metric, "loss")?, self.look, &self.output)
+    }
+}
+
+impl Plot {
+    /// Checks that the picture replaces no ledger and does not change a model or a checkpoint, whose digests cover every file.
+    fn check_overlap(&self) -> Result<(), MetricsError> {
+        let protected = |run: &PathBuf| {
+            let ledger = Named::new("the ledger of RUN", ledger::locate(run));
+            let directories = ["model", "checkpoints"].map(|name| Named::new(format!("RUN/{name}"), run.join(name)));
+            directories.into_iter().chain([ledger])
+        };
+        let inputs: Vec<Named> = self.input.runs.iter().flat_map(protected).collect();
+        Ok(overlap::check(&[Named::new("--output", &self.output)], &inputs)?)
     }
 }
 

@@ -28,6 +28,7 @@ use crate::{
     atomic_fs,
     error::CommandError,
     exposition::{Exposition, ExpositionError},
+    overlap::{self, Named},
     reporting::Reporter,
 };
 
@@ -75,6 +76,11 @@ pub struct Train {
     pub(super) metrics_address: Option<SocketAddr>,
 }
 
+/// The directories in `--output` whose files a run replaces or removes.
+const OUTPUTS: [&str; 5] = ["model", "checkpoints", "artifacts", "writers", PROOF];
+/// The directory of `--prove-resume` in `--output`.
+const PROOF: &str = "prove-resume";
+
 impl Train {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
         if self.plan {
@@ -82,7 +88,7 @@ impl Train {
         }
         if self.prove_resume {
             let resolved = self.resolve()?;
-            let directory = self.output.join("prove-resume");
+            let directory = self.output.join(PROOF);
             let proof = ResumeProof { resolved: &resolved, files: &self.data, directory, steps: self.prove_steps };
             let said = atomic_fs::say(&proof.run()?.to_string());
             return said.map(|()| exit::FINISHED).map_err(CommandError::failed);
@@ -156,9 +162,17 @@ impl Train {
         Ok(if session.permits(&diff) { exit::FINISHED } else { exit::BAD_INPUT })
     }
 
+    /// Checks that no data file is in a directory whose files the run replaces or removes.
+    fn check_overlap(&self) -> Result<(), TrainError> {
+        let outputs = OUTPUTS.map(|name| Named::new("--output", self.output.join(name)));
+        let inputs: Vec<Named> = Named::data(&self.data).collect();
+        Ok(overlap::check_inputs_outside(&outputs, &inputs)?)
+    }
+
     /// Reads or composes the resolved configuration, after checking the output directory.
     fn resolve(&self) -> Result<Resolved<Training>, TrainError> {
         atomic_fs::check_output(&self.output)?;
+        self.check_overlap()?;
         if let Some(path) = &self.config {
             return Ok(Resolved::from_yaml(&atomic_fs::read_named::<TrainError>("--config", path)?)?);
         }

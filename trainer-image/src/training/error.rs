@@ -20,6 +20,7 @@ use crate::{
     error::{CommandError, chain},
     exposition::ExpositionError,
     model::ModelError,
+    overlap::Overlap,
     reporting::ReportingError,
 };
 
@@ -41,6 +42,9 @@ pub enum TrainError {
     /// A named file or directory is missing or of the wrong kind.
     #[error(transparent)]
     Misnamed(#[from] Misnamed),
+    /// The run would replace one of its inputs.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
     /// The data cannot be trained on.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -100,9 +104,12 @@ pub enum TrainError {
 impl TrainError {
     fn class(&self) -> FailureClass {
         match self {
-            Self::Config(_) | Self::Shape(_) | Self::Arguments(_) | Self::Groups(_) | Self::Misnamed(_) => {
-                FailureClass::INVALID_CONFIGURATION
-            }
+            Self::Config(_)
+            | Self::Shape(_)
+            | Self::Arguments(_)
+            | Self::Groups(_)
+            | Self::Misnamed(_)
+            | Self::Overlap(_) => FailureClass::INVALID_CONFIGURATION,
             Self::Data(error) => error.class(),
             Self::Checkpoint(error) => error.class(),
             Self::Resume(_) => FailureClass::FOREIGN_CHECKPOINT,
