@@ -91,7 +91,7 @@ pub struct Emitted {
 /// The reasons for which a sequence ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The model yielded its end token.
+    /// The model yielded an end token.
     Stop,
     /// The context is full.
     Context,
@@ -198,7 +198,7 @@ impl Slots {
         let used = self.all.get_mut(slot)?;
         used.cached += used.pending.len();
         used.pending.clear();
-        let end = if token == config.eos_token_id {
+        let end = if config.eos_token_ids.contains(&token) {
             Some(End::Stop)
         } else if used.cached + 1 >= config.max_position_embeddings {
             Some(End::Context)

@@ -7,10 +7,10 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 
 use super::{
-    files::{CONFIG, ModelError, ModelFiles, TOKENIZER, WEIGHTS},
+    files::{CONFIG, GENERATION, ModelError, ModelFiles, WEIGHTS},
     weights::{self, bytes},
 };
-use crate::tokenizer::{PAD, Tokenizer, UNKNOWN};
+use crate::text::{PAD, Tokenizer, UNKNOWN};
 use codex_engine::{Layout, ModelConfig};
 
 /// Returns the files of a model. `parameters` are in the order of [`Layout::of`].
@@ -18,13 +18,17 @@ use codex_engine::{Layout, ModelConfig};
 /// # Errors
 /// When the weights cannot be encoded.
 pub fn describe(config: &ModelConfig, parameters: &[f32], tokenizer: &Tokenizer) -> Result<ModelFiles, ModelError> {
+    let ends = match config.eos_token_ids.as_slice() {
+        [end] => json!(end),
+        ends => json!(ends),
+    };
     let generation = json!({
         "do_sample": false,
-        "eos_token_id": config.eos_token_id,
+        "eos_token_id": ends,
         "max_length": config.max_position_embeddings,
         "pad_token_id": config.pad_token_id,
     });
-    let tokenizer_config = json!({
+    let characters = json!({
         "clean_up_tokenization_spaces": false,
         "eos_token": crate::tasks::END.to_string(),
         "model_max_length": config.max_position_embeddings,
@@ -39,13 +43,16 @@ pub fn describe(config: &ModelConfig, parameters: &[f32], tokenizer: &Tokenizer)
         .iter()
         .map(|tensor| (tensor.name.clone(), tensor.shape.clone(), bytes(&parameters[tensor.range.clone()])))
         .collect();
-    Ok(ModelFiles::from([
+    let mut files = tokenizer.files()?;
+    if tokenizer.is_characters() {
+        files.insert("tokenizer_config.json".to_owned(), pretty(&characters)?);
+    }
+    files.extend([
         (CONFIG.to_owned(), pretty(config)?),
-        ("generation_config.json".to_owned(), pretty(&generation)?),
+        (GENERATION.to_owned(), pretty(&generation)?),
         (WEIGHTS.to_owned(), encode(&tensors)?),
-        (TOKENIZER.to_owned(), tokenizer.to_json()?),
-        ("tokenizer_config.json".to_owned(), pretty(&tokenizer_config)?),
-    ]))
+    ]);
+    Ok(files)
 }
 
 fn encode(tensors: &[(String, Vec<usize>, Vec<u8>)]) -> Result<Vec<u8>, ModelError> {
@@ -74,14 +81,29 @@ pub(super) struct Loaded {
 /// Loads a model from its files.
 pub(super) fn load(files: &ModelFiles) -> Result<Loaded, ModelError> {
     let file = |name: &'static str| files.get(name).ok_or_else(|| ModelError::Missing(name.to_owned()));
-    let config = ModelConfig::parse(file(CONFIG)?)?;
-    for (field, id) in [("eos_token_id", Some(config.eos_token_id)), ("pad_token_id", config.pad_token_id)] {
-        if let Some(id) = id.filter(|id| *id as usize >= config.vocab_size) {
-            return Err(ModelError::TokenId { field, id, size: config.vocab_size });
+    let mut config = ModelConfig::parse(file(CONFIG)?)?;
+    let size = config.vocab_size;
+    let outside = |ids: &[u32]| ids.iter().copied().find(|id| *id as usize >= size);
+    for (field, id) in
+        [("eos_token_id", outside(&config.eos_token_ids)), ("pad_token_id", outside(config.pad_token_id.as_slice()))]
+    {
+        if let Some(id) = id {
+            return Err(ModelError::TokenId { file: CONFIG, field, id, size });
         }
     }
-    let tokenizer = Tokenizer::from_json(file(TOKENIZER)?)?;
+    let tokenizer = Tokenizer::from_files(files)?;
+    if !tokenizer.is_characters() {
+        // With those of generation_config.json and tokenizer_config.json.
+        let ends = tokenizer.ends();
+        if let Some(id) = outside(&ends) {
+            return Err(ModelError::TokenId { file: GENERATION, field: "eos_token_id", id, size });
+        }
+        config.eos_token_ids = ends;
+    }
     let parameters = weights::parameters(files, &Layout::of(&config))?;
+    if tokenizer.vocabulary() > size {
+        return Err(ModelError::Vocabulary { tokens: tokenizer.vocabulary(), size });
+    }
     Ok(Loaded { config, tokenizer, parameters })
 }
 
@@ -102,7 +124,7 @@ mod tests {
             rope_theta: 10_000.0,
         };
         let tokenizer = Tokenizer::characters().unwrap();
-        let config = ModelConfig::new(shape, tokenizer.for_model()).unwrap();
+        let config = ModelConfig::new(shape, tokenizer.for_model().unwrap()).unwrap();
         describe(&config, &initial(&config, &Layout::of(&config), 1), &tokenizer).unwrap()
     }
 

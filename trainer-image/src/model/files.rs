@@ -6,7 +6,7 @@ use codex_engine::{ConfigError, EngineError};
 
 use crate::{
     atomic_fs::{self, FileError},
-    tokenizer::TokenizerError,
+    text::TokenizerError,
 };
 
 /// The bytes of a model's files by their names.
@@ -14,8 +14,8 @@ pub type ModelFiles = BTreeMap<String, Vec<u8>>;
 
 /// The configuration.
 pub(super) const CONFIG: &str = "config.json";
-/// The tokenizer.
-pub(super) const TOKENIZER: &str = "tokenizer.json";
+/// Defaults of generation.
+pub(super) const GENERATION: &str = "generation_config.json";
 
 /// All weights in one file.
 pub(super) const WEIGHTS: &str = "model.safetensors";
@@ -83,12 +83,22 @@ pub enum ModelError {
         name: String,
     },
     /// The id of a special token is not in the vocabulary.
-    #[error("{CONFIG}: {field} {id} is out of range; the vocabulary has {size} tokens")]
+    #[error("{file}: {field} {id} is out of range; the vocabulary has {size} tokens")]
     TokenId {
+        /// The file.
+        file: &'static str,
         /// The field of the configuration.
         field: &'static str,
         /// The id.
         id: u32,
+        /// Size of the vocabulary.
+        size: usize,
+    },
+    /// The tokenizer has ids that the model has no embedding for.
+    #[error("tokenizer.json has {tokens} tokens, but vocab_size of {CONFIG} is {size}: it belongs to another model")]
+    Vocabulary {
+        /// Tokens of the tokenizer.
+        tokens: usize,
         /// Size of the vocabulary.
         size: usize,
     },

@@ -26,7 +26,7 @@ use super::{
     directory::{self, Loaded},
     files::{self, ModelError, ModelFiles},
 };
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::text::{Tokenizer, TokenizerError};
 
 /// A loaded model with its slots; see [`Decoder`].
 pub struct Generator {
@@ -260,7 +260,7 @@ mod tests {
             rope_theta: 10_000.0,
         };
         let tokenizer = Tokenizer::characters().unwrap();
-        let config = ModelConfig::new(shape, tokenizer.for_model()).unwrap();
+        let config = ModelConfig::new(shape, tokenizer.for_model().unwrap()).unwrap();
         let layout = Arc::new(Layout::of(&config));
         let parameters = initial(&config, &layout, 11);
         let files = describe(&config, &parameters, &tokenizer).unwrap();

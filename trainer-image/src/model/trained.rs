@@ -15,7 +15,7 @@ use super::{
     generate::Generator,
     read_directory,
 };
-use crate::tokenizer::Tokenizer;
+use crate::text::Tokenizer;
 
 /// What transformers computed for a prompt.
 #[derive(Deserialize)]
@@ -67,7 +67,7 @@ fn the_directory_that_transformers_loaded_is_what_is_written_today() {
         rope_theta: 10_000.0,
     };
     let tokenizer = Tokenizer::characters().unwrap();
-    let config = ModelConfig::new(shape, tokenizer.for_model()).unwrap();
+    let config = ModelConfig::new(shape, tokenizer.for_model().unwrap()).unwrap();
     let parameters = super::weights::parameters(&files, &Layout::of(&config)).unwrap();
     let written = describe(&config, &parameters, &tokenizer).unwrap();
     assert_eq!(written.keys().collect::<Vec<_>>(), files.keys().collect::<Vec<_>>());

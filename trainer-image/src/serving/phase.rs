@@ -5,7 +5,7 @@ use std::sync::Arc;
 use codex_signing::verify::Verified;
 
 use super::batcher::Batcher;
-use crate::tokenizer::Tokenizer;
+use crate::text::Tokenizer;
 
 /// The phase of a server.
 #[derive(Clone, Debug)]

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     model::{Generator, describe},
     reporting::Reporter,
-    tokenizer::Tokenizer,
+    text::Tokenizer,
 };
 
 const RING: &str = "0D_base_";
@@ -46,7 +46,7 @@ fn files(context: usize) -> BTreeMap<String, Vec<u8>> {
         rope_theta: 10_000.0,
     };
     let tokenizer = Tokenizer::characters().unwrap();
-    let config = ModelConfig::new(shape, tokenizer.for_model()).unwrap();
+    let config = ModelConfig::new(shape, tokenizer.for_model().unwrap()).unwrap();
     let parameters = initial(&config, &Layout::of(&config), 11);
     describe(&config, &parameters, &tokenizer).unwrap()
 }

@@ -47,8 +47,8 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Token id that begins a sequence. `None` if a sequence begins with its prompt.
     pub bos_token_id: Option<u32>,
-    /// Token id that ends a response.
-    pub eos_token_id: u32,
+    /// Token ids that end a response; at least one.
+    pub eos_token_ids: Vec<u32>,
     /// Token id used for padding.
     pub pad_token_id: Option<u32>,
 }
@@ -182,7 +182,7 @@ impl ModelConfig {
             qk_norm: false,
             tie_word_embeddings: true,
             bos_token_id: None,
-            eos_token_id: vocabulary.end,
+            eos_token_ids: vec![vocabulary.end],
             pad_token_id: Some(vocabulary.pad),
         };
         config.validate()?;

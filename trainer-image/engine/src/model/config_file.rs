@@ -35,7 +35,7 @@ impl Serialize for ModelConfig {
     }
 }
 
-/// `eos_token_id`: one id, or a list, of which the first one is used.
+/// `eos_token_id`: one id or a list.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 enum EosTokenId {
@@ -44,10 +44,17 @@ enum EosTokenId {
 }
 
 impl EosTokenId {
-    fn first(this: Option<&Self>) -> Result<u32, ConfigError> {
+    fn of(ids: &[u32]) -> Self {
+        match ids {
+            [id] => Self::One(*id),
+            ids => Self::Several(ids.to_vec()),
+        }
+    }
+
+    fn ids(this: Option<Self>) -> Result<Vec<u32>, ConfigError> {
         match this {
-            Some(Self::One(id)) => Ok(*id),
-            Some(Self::Several(ids)) if !ids.is_empty() => Ok(ids[0]),
+            Some(Self::One(id)) => Ok(vec![id]),
+            Some(Self::Several(ids)) if !ids.is_empty() => Ok(ids),
             Some(Self::Several(_)) => unsupported("eos_token_id", &[0; 0], "use the id that ends a response"),
             None => unsupported("eos_token_id", &None::<u32>, "use the id that ends a response"),
         }
@@ -106,8 +113,11 @@ fn float32() -> &'static str {
 /// `rope_parameters` or `rope_scaling` of `config.json`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct RopeParameters {
-    #[serde(alias = "type", skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     rope_type: Option<String>,
+    /// The older name of `rope_type`; some versions write both.
+    #[serde(rename = "type", skip_serializing)]
+    older_type: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rope_theta: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -143,7 +153,13 @@ impl RopeParameters {
             right: "write it as transformers does",
         };
         let factor = || self.factor.ok_or_else(|| missing("factor"));
-        match self.rope_type.as_deref() {
+        let kind = match (&self.rope_type, &self.older_type) {
+            (Some(kind), Some(older)) if kind != older => {
+                return unsupported(field, &(kind, older), "rope_type and type must be equal");
+            }
+            (kind, older) => kind.as_deref().or(older.as_deref()),
+        };
+        match kind {
             None | Some("default") => Ok(None),
             Some("linear") => Ok(Some(RopeScaling::Linear { factor: factor()? })),
             Some("llama3") => Ok(Some(RopeScaling::Llama3 {
@@ -189,7 +205,7 @@ impl LlamaFile {
             use_sliding_window: None,
             sliding_window: None,
             bos_token_id: config.bos_token_id,
-            eos_token_id: Some(EosTokenId::One(config.eos_token_id)),
+            eos_token_id: Some(EosTokenId::of(&config.eos_token_ids)),
             pad_token_id: config.pad_token_id,
             dtype: float32(),
         }
@@ -251,7 +267,7 @@ impl LlamaFile {
             qk_norm: kind == "qwen3",
             tie_word_embeddings: self.tie_word_embeddings,
             bos_token_id: self.bos_token_id,
-            eos_token_id: EosTokenId::first(self.eos_token_id.as_ref())?,
+            eos_token_ids: EosTokenId::ids(self.eos_token_id)?,
             pad_token_id: self.pad_token_id,
         })
     }
@@ -315,7 +331,7 @@ impl Gpt2File {
             scale_attn_by_inverse_layer_idx: false,
             tie_word_embeddings: true,
             bos_token_id: config.bos_token_id,
-            eos_token_id: Some(EosTokenId::One(config.eos_token_id)),
+            eos_token_id: Some(EosTokenId::of(&config.eos_token_ids)),
             pad_token_id: config.pad_token_id,
             dtype: float32(),
         }
@@ -350,7 +366,7 @@ impl Gpt2File {
             qk_norm: false,
             tie_word_embeddings: true,
             bos_token_id: self.bos_token_id,
-            eos_token_id: EosTokenId::first(self.eos_token_id.as_ref())?,
+            eos_token_ids: EosTokenId::ids(self.eos_token_id)?,
             pad_token_id: self.pad_token_id,
         })
     }
@@ -378,7 +394,7 @@ mod tests {
             "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": [2, 3], "rope_scaling": null, "dtype": "bfloat16",
             "use_cache": true, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}"#;
         let config = ModelConfig::parse(llama.as_bytes()).unwrap();
-        assert_eq!((config.num_key_value_heads, config.head_dim, config.eos_token_id), (2, 16, 2));
+        assert_eq!((config.num_key_value_heads, config.head_dim, config.eos_token_ids), (2, 16, vec![2, 3]));
         assert!(!config.tie_word_embeddings && (config.rope_theta - 500_000.0).abs() < 1e-9);
         let gpt2 = r#"{"model_type": "gpt2", "vocab_size": 50257, "n_embd": 768, "n_head": 12, "n_layer": 12,
             "n_positions": 1024, "n_ctx": 1024, "resid_pdrop": 0.1, "bos_token_id": 50256, "eos_token_id": 50256}"#;
@@ -403,6 +419,22 @@ mod tests {
             r#"{{"model_type": "llama", {shape}, "rope_theta": 500000.0, "rope_scaling": {{"type": "linear", "factor": 4.0}}}}"#
         ));
         assert_eq!(old.rope_scaling, Some(RopeScaling::Linear { factor: 4.0 }));
+        let both = |older: &str| {
+            let scaling = format!(r#"{{"type": "{older}", "rope_type": "linear", "factor": 4.0}}"#);
+            ModelConfig::parse(format!(r#"{{"model_type": "llama", {shape}, "rope_scaling": {scaling}}}"#).as_bytes())
+        };
+        assert_eq!(both("linear").unwrap().rope_scaling, old.rope_scaling);
+        assert!(both("llama3").unwrap_err().to_string().contains("rope_type and type must be equal"));
+    }
+
+    #[test]
+    fn several_end_tokens_are_kept() {
+        for ids in [vec![7], vec![7, 3]] {
+            let config = ModelConfig { eos_token_ids: ids, ..tiny() };
+            assert_eq!(ModelConfig::parse(&serde_json::to_vec(&config).unwrap()).unwrap(), config);
+        }
+        let text = serde_json::to_string(&ModelConfig { eos_token_ids: vec![7, 3], ..tiny() }).unwrap();
+        assert!(ModelConfig::parse(text.replace("[7,3]", "[]").as_bytes()).is_err());
     }
 
     /// Expected values follow `_compute_llama3_parameters` of `transformers`.

@@ -108,7 +108,7 @@ fn slots_end_and_are_free_again() {
     assert_eq!(decoder.slots().free(), Some(0));
     decoder.prefill(0, &[3, 4]).unwrap();
     decoder.logits().unwrap();
-    assert_eq!(decoder.push(0, config.eos_token_id), Some(End::Stop));
+    assert_eq!(decoder.push(0, config.eos_token_ids[0]), Some(End::Stop));
     assert!(decoder.logits().unwrap().slots.is_empty());
     assert!(decoder.memory() > 4 * parameters.len() / 2);
 }

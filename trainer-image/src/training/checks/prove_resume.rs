@@ -18,7 +18,7 @@ use crate::{
     atomic_fs::{self, FileError},
     model::ModelError,
     reporting::{self, Reporter},
-    tokenizer::Tokenizer,
+    text::Tokenizer,
     training::{
         Session, TrainError,
         attempts::newest_note,

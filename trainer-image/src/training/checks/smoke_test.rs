@@ -23,7 +23,7 @@ use crate::{
     atomic_fs::{self, FileError},
     error::CommandError,
     model::ModelError,
-    tokenizer::Tokenizer,
+    text::Tokenizer,
     training::{
         TrainError,
         arguments::default_data,

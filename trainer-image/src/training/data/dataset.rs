@@ -20,7 +20,7 @@ use super::{
 use crate::{
     atomic_fs,
     tasks::Split,
-    tokenizer::{Tokenizer, TokenizerError},
+    text::{Tokenizer, TokenizerError},
     training::listing::some_of,
 };
 
@@ -107,21 +107,21 @@ impl Dataset {
 
     /// Packs records for the model.
     pub(crate) fn pack(&self, addresses: &[Address]) -> Packed {
-        let records: Vec<(Vec<u32>, usize)> = addresses
+        let records: Vec<(&[u32], usize)> = addresses
             .iter()
             .map(|Address { source, record }| {
                 let source = &self.sources[*source];
                 let ids = &source.ids[source.offsets[*record]..source.offsets[record + 1]];
-                (ids.iter().copied().map(u32::from).collect(), source.prompts[*record] as usize)
+                (ids, source.prompts[*record] as usize)
             })
             .collect();
-        Packed::new(records.iter().map(|(ids, prompt)| (ids.as_slice(), *prompt)))
+        Packed::new(records)
     }
 
     /// Computes the digest of the records of a step: name, number and tokens of each, in order.
     pub(crate) fn digest(&self, addresses: &[Address]) -> Sha256 {
         let mut hasher = sha2::Sha256::new();
-        hasher.update(b"codex records 2\0");
+        hasher.update(b"codex records 3\0");
         for Address { source, record } in addresses {
             let source = &self.sources[*source];
             let ids = &source.ids[source.offsets[*record]..source.offsets[record + 1]];
@@ -149,7 +149,7 @@ impl Dataset {
         let Address { source, record } = address;
         let source = &self.sources[source];
         let ids = &source.ids[source.offsets[record]..source.offsets[record + 1]];
-        tokenizer.decode(&ids.iter().copied().map(u32::from).collect::<Vec<_>>())
+        tokenizer.decode(ids)
     }
 
     /// Lists addresses as `name[record]`, with records counted from 1; only the first few of many.

@@ -5,7 +5,7 @@ use codex_provenance::DataDigest;
 use crate::{
     atomic_fs::{FileError, Misnamed},
     tasks::{RecordError, TaskError},
-    tokenizer::TokenizerError,
+    text::TokenizerError,
     training::{failure_class::FailureClass, listing::counted},
 };
 

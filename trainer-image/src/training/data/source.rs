@@ -10,14 +10,14 @@ use rayon::prelude::*;
 use super::{DataError, Stop};
 use crate::{
     tasks::{answer, parse_records},
-    tokenizer::Tokenizer,
+    text::Tokenizer,
 };
 
 /// One file: its identity, and the token ids of its records.
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(super) file: DataFile,
-    pub(super) ids: Vec<u16>,
+    pub(super) ids: Vec<u32>,
     /// Offset of each record, and the end of the last one.
     pub(super) offsets: Vec<usize>,
     /// Number of prompt tokens of each record.
@@ -50,12 +50,7 @@ impl Source {
     /// Packs consecutive records for the model.
     pub(crate) fn pack(&self, records: Range<usize>) -> Packed {
         let ids = |record: usize| &self.ids[self.offsets[record]..self.offsets[record + 1]];
-        let records = records.map(|record| {
-            let ids: Vec<u32> = ids(record).iter().copied().map(u32::from).collect();
-            (ids, self.prompts[record] as usize)
-        });
-        let records: Vec<_> = records.collect();
-        Packed::new(records.iter().map(|(ids, prompt)| (ids.as_slice(), *prompt)))
+        Packed::new(records.map(|record| (ids(record), self.prompts[record] as usize)))
     }
 
     /// Tokenizes the records of a file.
@@ -73,7 +68,7 @@ impl Source {
         let records = parse_records(label, bytes)?;
         let context = training.settings.model.max_position_embeddings;
         let format = training.settings.response.format;
-        let encoded: Vec<(Vec<u16>, u32)> = records
+        let encoded: Vec<(Vec<u32>, u32)> = records
             .par_iter()
             .enumerate()
             .map(|(index, record)| {
@@ -97,7 +92,7 @@ impl Source {
                 if ids.len() > context {
                     return Err(DataError::TooLong { name: name(), record: number, tokens: ids.len(), context });
                 }
-                Ok((ids.into_iter().map(|id| id as u16).collect(), prompt as u32))
+                Ok((ids, prompt as u32))
             })
             .collect::<Result<_, DataError>>()?;
         let mut source = Self { file, ids: Vec::new(), offsets: vec![0], prompts: Vec::new() };

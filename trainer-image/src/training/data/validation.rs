@@ -16,7 +16,7 @@ use crate::{
     error::chain,
     model::{GenerateError, Generator},
     tasks::{self, Record, Split, TaskError, materialise, parse_records},
-    tokenizer::Tokenizer,
+    text::Tokenizer,
 };
 
 /// Validation records of a run.

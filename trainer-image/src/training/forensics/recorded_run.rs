@@ -15,7 +15,7 @@ use crate::{
     atomic_fs,
     model::ModelError,
     reporting::Reporter,
-    tokenizer::Tokenizer,
+    text::Tokenizer,
     training::{
         ResumeError, Session, TrainError,
         checkpoint::{ValidCheckpoint, newest},

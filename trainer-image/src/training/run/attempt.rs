@@ -17,7 +17,7 @@ use crate::{
     atomic_fs,
     error::chain,
     model::{ModelError, describe},
-    tokenizer::Tokenizer,
+    text::Tokenizer,
     training::{
         TrainError,
         attempts::{LockHandle, Phase, RunLock},

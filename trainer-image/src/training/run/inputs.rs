@@ -10,7 +10,8 @@ use codex_reports::DataFile;
 use super::Session;
 use crate::{
     atomic_fs::FileError,
-    tokenizer::Tokenizer,
+    model::ModelError,
+    text::Tokenizer,
     training::{
         TrainError,
         checkpoint::RunIdentity,
@@ -112,7 +113,7 @@ pub(crate) fn model_config(training: &Training, tokenizer: &Tokenizer) -> Result
         max_position_embeddings: model.max_position_embeddings,
         rope_theta: model.rope_theta,
     };
-    Ok(ModelConfig::new(shape, tokenizer.for_model())?)
+    Ok(ModelConfig::new(shape, tokenizer.for_model().map_err(ModelError::from)?)?)
 }
 
 /// Checks that warm-up ends within the schedule. Without epochs the configuration has been checked for that.

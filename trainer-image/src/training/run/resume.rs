@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     model::ModelError,
-    tokenizer::Tokenizer,
+    text::Tokenizer,
     training::{
         ResumeError, TrainError,
         checkpoint::{Effect, Origin, ResumeDiff, RunIdentity, ValidCheckpoint, newest, peek},

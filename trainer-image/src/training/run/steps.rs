@@ -8,7 +8,7 @@ use codex_reports::Stage;
 
 use super::{NumericsError, Outcome, Session, StepNumbers, progress::ProgressOutputs};
 use crate::{
-    tokenizer::Tokenizer,
+    text::Tokenizer,
     training::{
         TrainError,
         attempts::RunLock,

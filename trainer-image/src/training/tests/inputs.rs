@@ -8,7 +8,7 @@ use codex_reports::{DataFile, exit};
 
 use crate::{
     tasks::{Split, Task, materialise},
-    tokenizer::Tokenizer,
+    text::Tokenizer,
     training::{
         Train,
         data::Dataset,

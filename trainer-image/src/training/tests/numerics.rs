@@ -8,7 +8,7 @@ use crate::{
     model::Generator,
     reporting::Reporter,
     tasks::{Split, Task, materialise, parse_records, steps},
-    tokenizer::Tokenizer,
+    text::Tokenizer,
     training::{
         NumericsError, Session, TrainError,
         checkpoint::newest,

@@ -12,7 +12,7 @@ use codex_reports::TrainingState;
 
 use super::*;
 use crate::{
-    tokenizer::Tokenizer,
+    text::Tokenizer,
     training::{
         Outcome, Session, TrainError,
         attempts::RunLock,
