@@ -179,13 +179,13 @@ mod tests {
             ("{{ [] | tojson(indent=4) }}", "[]"),
             (
                 "{{ text.strip() }}|{{ text | trim }}|{{ text.split('<')[-1] }}|{{ text.startswith(' a') }}",
-                "a<b|a<b|b |true",
+                "a<b|a<b|b |True",
             ),
             ("{{ items[::-1] }}{{ items[1:] | length }}", "[3, 2, 1]2"),
             ("{% for i in items %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "1"),
             ("{% set ns = namespace(n=0) %}{% for i in items %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "6"),
-            ("{{ strftime_now('%d %b %Y') }}{{ strftime_now is defined }}", "26 Jul 2024true"),
-            ("{{ nothing }}{{ nothing is defined }}{{ text is string and items is iterable }}", "falsetrue"),
+            ("{{ strftime_now('%d %b %Y') }}{{ strftime_now is defined }}", "26 Jul 2024True"),
+            ("{{ nothing }}{{ nothing is defined }}{{ text is string and items is iterable }}", "FalseTrue"),
         ] {
             assert_eq!(render(source).unwrap(), expected, "{source}");
         }
