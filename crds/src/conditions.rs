@@ -83,13 +83,15 @@ reasons! {
     DeadlineExceeded,
     /// The SHA-256 of a data file differs from `spec.data[].sha256`.
     DataMismatch,
+    /// The digest of the base differs from `spec.base.digest`, or from the one that the run started from.
+    BaseMismatch,
     /// A container exceeded its memory limit.
     OOMKilled,
     /// A pod failed without reporting a reason.
     PodFailed,
     /// A pod refused its input.
     BadInput,
-    /// The evaluated files are not the model of the TrainingRun.
+    /// The evaluated files are not the model of the TrainingRun, or do not have the digest that `spec.model` requires.
     ModelMismatch,
     /// Every gate passed.
     AllGatesPassed,

@@ -70,6 +70,21 @@ pub struct VolumeClaimPath {
     pub path: String,
 }
 
+/// A folder on a volume that pods only read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeClaimFolder {
+    /// Name of the PersistentVolumeClaim.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = crate::rules::subdomain("claimName", "base-models"))]
+    pub claim_name: String,
+    /// Path of the folder on the volume, as a relative path without `..`. Defaults to the root of the volume.
+    #[serde(default)]
+    #[schemars(length(max = 512))]
+    #[x_kube(validation = crate::rules::text("path", "!self.startsWith('/') && !self.split('/').exists(part, part == '..')", "a path relative to the volume, without .., such as llama/model"))]
+    pub path: String,
+}
+
 /// Generated problems.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

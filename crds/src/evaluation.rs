@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DataItem, WorkStatus, WorkerPod,
+    DataItem, Output, VolumeClaimFolder, WorkStatus, WorkerPod,
     training_run::{DataStatus, default_retries, default_seed},
 };
 
@@ -21,7 +21,7 @@ use crate::{
     namespaced,
     status = "EvaluationStatus",
     derive = "PartialEq",
-    doc = "An Evaluation scores the model of a TrainingRun and checks the results against gates. The controller computes the verdict, which applies only to the model digest that was scored.",
+    doc = "An Evaluation scores the model of a TrainingRun, or a given model, and checks the results against gates. The controller computes the verdict, which applies only to the model digest that was scored.",
     shortname = "evl",
     category = "codex",
     printcolumn(name = "Run", type_ = "string", json_path = ".spec.trainingRun"),
@@ -33,7 +33,11 @@ use crate::{
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = ("self.trainingRun == oldSelf.trainingRun", "spec.trainingRun is immutable: create another Evaluation"),
+    validation = ("has(self.trainingRun) != has(self.model)", "spec must have exactly one of trainingRun and model"),
+    validation = ("has(self.model) == has(self.output)", "spec.output is required with spec.model, and must be absent with spec.trainingRun, because then the results are stored beside the run"),
+    validation = ("has(self.trainingRun) == has(oldSelf.trainingRun) && (!has(self.trainingRun) || self.trainingRun == oldSelf.trainingRun)", "spec.trainingRun is immutable: create another Evaluation"),
+    validation = ("has(self.model) == has(oldSelf.model) && (!has(self.model) || self.model == oldSelf.model)", "spec.model is immutable, because it defines the result: create another Evaluation"),
+    validation = ("has(self.output) == has(oldSelf.output) && (!has(self.output) || self.output == oldSelf.output)", "spec.output is immutable, because it holds the results: create another Evaluation"),
     validation = ("self.preset == oldSelf.preset", "spec.preset is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.overrides == oldSelf.overrides", "spec.overrides is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.data == oldSelf.data", "spec.data is immutable, because it defines the result: create another Evaluation"),
@@ -42,9 +46,17 @@ use crate::{
     validation = ("self.pod == oldSelf.pod", "spec.pod is immutable: create another Evaluation"),
 )]
 pub struct EvaluationSpec {
-    /// Name of the TrainingRun in this namespace whose model is scored.
+    /// Name of the TrainingRun in this namespace whose model is scored. Exactly one of trainingRun and model is required.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 52))]
-    pub training_run: String,
+    pub training_run: Option<String>,
+    /// Given model that is scored instead of the model of a TrainingRun, such as a base before training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<GivenModel>,
+    /// Volume that receives the results if spec.model is set; the results about a TrainingRun are stored beside its model.
+    /// Deleting the Evaluation does not delete them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Output>,
     /// Evaluation preset: cot-hard or cot-lite.
     #[schemars(length(min = 1, max = 63))]
     pub preset: String,
@@ -83,6 +95,21 @@ pub struct EvaluationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub active_deadline_seconds: Option<i64>,
+}
+
+/// A model that no TrainingRun of this namespace made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GivenModel {
+    /// PersistentVolumeClaim of this namespace, and the folder of the model on it: config.json, weights as safetensors, and the
+    /// tokenizer, as Hugging Face lays them out. It is mounted read-only.
+    pub persistent_volume_claim: VolumeClaimFolder,
+    /// Model digest that the files must have, as 64 lower-case hexadecimal digits. A model with another digest fails the
+    /// Evaluation. Without it, any model is scored, and status.model names its digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = crate::rules::digest())]
+    pub digest: Option<String>,
 }
 
 /// Observed state of an Evaluation.

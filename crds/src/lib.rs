@@ -6,6 +6,7 @@
 #![allow(clippy::doc_markdown, reason = "kubectl explain shows the sentences as they are")]
 #![allow(unreachable_pub, reason = "the KubeSchema derive writes public structs into function bodies")]
 
+mod base;
 mod conditions;
 mod data;
 mod evaluation;
@@ -17,9 +18,10 @@ mod rules;
 mod training_run;
 mod work;
 
+pub use base::{Base, BaseRun, BaseStatus};
 pub use conditions::{ConditionType, Reason};
-pub use data::{ConfigMapKey, DataItem, DataSource, Synthetic, VolumeClaimPath};
-pub use evaluation::{Evaluation, EvaluationSpec, EvaluationStatus, JudgedModel, MetricStatus};
+pub use data::{ConfigMapKey, DataItem, DataSource, Synthetic, VolumeClaimFolder, VolumeClaimPath};
+pub use evaluation::{Evaluation, EvaluationSpec, EvaluationStatus, GivenModel, JudgedModel, MetricStatus};
 pub use names::{annotation, bundle, child, is_subdomain, label};
 pub use pod::{TrainerPod, WorkerPod};
 pub use reasoning_pod::{

@@ -29,6 +29,23 @@ pub(crate) fn subdomain(field: &str, example: &str) -> Rule {
     )
 }
 
+/// Returns the rule on a `digest` of a model.
+pub(crate) fn digest() -> Rule {
+    text(
+        "digest",
+        "self.matches('^[0-9a-f]{64}$')",
+        "64 lower-case hexadecimal digits, as status.base.digest and status.model.digest have them",
+    )
+}
+
+/// Returns the rule that a TrainingRun is not its own base. The name of an object is known only at its root.
+pub(crate) fn own_base() -> Rule {
+    Rule::new(
+        "!has(self.spec.base) || !has(self.spec.base.trainingRun) || self.spec.base.trainingRun.name != self.metadata.name",
+    )
+    .message("spec.base.trainingRun.name is the TrainingRun itself: name another TrainingRun")
+}
+
 /// Returns the rule on changes of `spec.rolloutRing`.
 pub(crate) fn ring() -> Rule {
     of_kube(cel::ring())

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{DataItem, TrainerPod, WorkStatus};
+use crate::{Base, BaseStatus, DataItem, TrainerPod, WorkStatus};
 
 /// Desired state of a TrainingRun: configuration, seed, data, output and pod.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -28,8 +28,10 @@ use crate::{DataItem, TrainerPod, WorkStatus};
     printcolumn(name = "Tok/s", type_ = "integer", json_path = ".status.progress.tokensPerSecond"),
     printcolumn(name = "Checkpoint", type_ = "integer", json_path = ".status.lastCheckpoint.step"),
     printcolumn(name = "Model", type_ = "string", json_path = ".status.model.short"),
+    printcolumn(name = "Base", type_ = "string", json_path = ".status.base.short", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = crate::rules::name()
+    validation = crate::rules::name(),
+    validation = crate::rules::own_base()
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -38,6 +40,7 @@ use crate::{DataItem, TrainerPod, WorkStatus};
     validation = ("has(self.config) == has(oldSelf.config) && (!has(self.config) || self.config == oldSelf.config)", "spec.config is immutable, because it defines the result: create another TrainingRun"),
     validation = ("self.seed == oldSelf.seed", "spec.seed is immutable, because it defines the result: create another TrainingRun"),
     validation = ("self.data == oldSelf.data", "spec.data is immutable, because it defines the result: create another TrainingRun"),
+    validation = ("has(self.base) == has(oldSelf.base) && (!has(self.base) || self.base == oldSelf.base)", "spec.base is immutable, because it defines the result: create another TrainingRun"),
     validation = ("self.output == oldSelf.output", "spec.output is immutable, because it holds the checkpoints: create another TrainingRun"),
     validation = ("self.pod == oldSelf.pod", "spec.pod is immutable: create another TrainingRun"),
 )]
@@ -70,6 +73,10 @@ pub struct TrainingRunSpec {
         validation = ("self.all(a, self.exists_one(b, b.name == a.name))", "spec.data[].name must be unique within the list: rename one of the files")
     )]
     pub data: Vec<DataItem>,
+    /// Model whose weights training starts from. Without it, the weights are initialized from the seed, in the shape that the
+    /// configuration describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
     /// Volume that receives checkpoints, artifacts and the model. Deleting the TrainingRun does not delete them.
     pub output: Output,
     /// Settings of the trainer pod.
@@ -113,8 +120,8 @@ pub struct ClaimOutput {
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = crate::rules::subdomain("claimName", "models"))]
     pub claim_name: String,
-    /// Folder on the volume, as a relative path without `..`. The run writes into a subfolder named after its uid. Defaults to
-    /// the root of the volume.
+    /// Folder on the volume, as a relative path without `..`. A TrainingRun writes into a subfolder named after its uid, an
+    /// Evaluation of a given model into evaluations/ and its uid. Defaults to the root of the volume.
     #[serde(default)]
     #[schemars(length(max = 256))]
     #[x_kube(validation = crate::rules::text("subPath", "!self.startsWith('/') && !self.split('/').exists(part, part == '..')", "a path relative to the volume, without .., such as runs"))]
@@ -144,6 +151,9 @@ pub struct TrainingRunStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub data_digests: Vec<DataStatus>,
+    /// Base that the run started from. Absent until the trainer has hashed it, and for a run that initialized its weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BaseStatus>,
     /// Trained model. Absent until training has finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelStatus>,

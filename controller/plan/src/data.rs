@@ -85,8 +85,9 @@ pub(crate) fn mount_data(data: &[DataItem], mounts: &mut Mounts, args: &mut Vec<
     }
 }
 
-/// Returns a sentence for each referenced object that does not exist.
-pub(crate) fn missing(data: &[DataItem], output: Option<(&str, &str)>, references: &References) -> Vec<String> {
+/// Returns a sentence for each referenced object that does not exist. `claims` are those that hold no data, each with the
+/// field that names it.
+pub(crate) fn missing(data: &[DataItem], claims: &[(String, &str)], references: &References) -> Vec<String> {
     let claim = |field: &str, name: &str| {
         (!references.claims.contains(name)).then(|| {
             format!(
@@ -94,7 +95,7 @@ pub(crate) fn missing(data: &[DataItem], output: Option<(&str, &str)>, reference
             )
         })
     };
-    let mut missing: Vec<String> = output.and_then(|(field, name)| claim(field, name)).into_iter().collect();
+    let mut missing: Vec<String> = claims.iter().filter_map(|(field, name)| claim(field, name)).collect();
     for (index, item) in data.iter().enumerate() {
         if let Some(source) = &item.source.persistent_volume_claim {
             let field = format!("spec.data[{index}].source.persistentVolumeClaim.claimName");

@@ -63,13 +63,14 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 17] = [
+    const WARNINGS: [Reason; 18] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
         Reason::RetriesExhausted,
         Reason::DeadlineExceeded,
         Reason::DataMismatch,
+        Reason::BaseMismatch,
         Reason::OOMKilled,
         Reason::PodFailed,
         Reason::BadInput,

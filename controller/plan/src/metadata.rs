@@ -44,8 +44,8 @@ impl Owner {
     }
 
     pub(crate) fn evaluation(evaluation: &Evaluation) -> Self {
-        let labels =
-            [(label::EVALUATION, evaluation.name_any()), (label::TRAINING_RUN, evaluation.spec.training_run.clone())];
+        let run = evaluation.spec.training_run.clone().map(|run| (label::TRAINING_RUN, run));
+        let labels = std::iter::once((label::EVALUATION, evaluation.name_any())).chain(run);
         Self::of(evaluation, "Evaluation", labels)
     }
 

@@ -287,6 +287,11 @@ fn token() -> Volume {
     }
 }
 
+/// Returns the path of a model in a pod that mounts a whole claim at `mount`. `path` is the folder on the claim.
+pub(crate) fn below(mount: &str, path: &str) -> String {
+    format!("/{}", join(&[mount, path]))
+}
+
 /// Joins the parts of a path on a volume. Empty parts and outer slashes are ignored.
 pub(crate) fn join(parts: &[&str]) -> String {
     parts.iter().map(|part| part.trim_matches('/')).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")

@@ -156,8 +156,13 @@ pub(crate) fn newest_reports(owner: &Owner, facts: &[Facts<'_>], received: &[Rec
 
 /// Returns the condition reason of a failure that a pod reported.
 pub(crate) fn reason(failure: &Failure) -> Reason {
-    [Reason::DataMismatch, Reason::InvalidConfiguration, Reason::ModelMismatch, Reason::VerificationFailed]
-        .into_iter()
-        .find(|known| known.name() == failure.reason)
-        .unwrap_or(if failure.is_final { Reason::BadInput } else { Reason::PodFailed })
+    const REPORTED: [Reason; 5] = [
+        Reason::BaseMismatch,
+        Reason::DataMismatch,
+        Reason::InvalidConfiguration,
+        Reason::ModelMismatch,
+        Reason::VerificationFailed,
+    ];
+    let known = REPORTED.into_iter().find(|known| known.name() == failure.reason);
+    known.unwrap_or(if failure.is_final { Reason::BadInput } else { Reason::PodFailed })
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use codex_crds::{ConditionType, Evaluation, EvaluationStatus, child};
+use codex_crds::{ConditionType, Evaluation, EvaluationSpec, EvaluationStatus, TrainingRun, child};
 use codex_plan::{
     Obstruction, Plan, Received,
     conditions::{find, is_true},
@@ -61,9 +61,11 @@ impl Observe for Evaluation {
 
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedEvaluation, ObserveError> {
         let (namespace, uid) = (self.namespace().unwrap_or_default(), self.uid().unwrap_or_default());
-        let run = get(&context.stores.training_runs, &namespace, &self.spec.training_run);
+        let name = self.spec.training_run.as_deref();
+        let run = name.and_then(|name| get(&context.stores.training_runs, &namespace, name));
         let job = workers::job(context, &namespace, &child::evaluator(&self.name_any()), &uid);
-        let Work { job, pods, references } = work(context, &namespace, job, &self.spec.data, run.as_deref()).await?;
+        let claims = mounted_claims(&self.spec, run.as_deref());
+        let Work { job, pods, references } = work(context, &namespace, job, &self.spec.data, &claims).await?;
         Ok(ObservedEvaluation {
             settings: context.settings.clone(),
             run: run.map(Arc::unwrap_or_clone),
@@ -88,6 +90,15 @@ impl Observe for Evaluation {
     fn plan(observed: &ObservedEvaluation, now: Timestamp) -> Plan<EvaluationStatus> {
         evaluation::plan(observed, now)
     }
+}
+
+/// Returns the claims that evaluators mount besides the data: of the model and of the results. `run` is the run that made the
+/// model.
+fn mounted_claims<'a>(spec: &'a EvaluationSpec, run: Option<&'a TrainingRun>) -> Vec<&'a str> {
+    let outputs = run.map(|run| &run.spec.output).into_iter().chain(&spec.output);
+    let mut claims: Vec<_> = outputs.map(|output| output.persistent_volume_claim.claim_name.as_str()).collect();
+    claims.extend(spec.model.as_ref().map(|model| model.persistent_volume_claim.claim_name.as_str()));
+    claims
 }
 
 #[cfg(test)]

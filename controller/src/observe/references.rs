@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use codex_crds::{DataItem, TrainingRun, is_subdomain};
+use codex_crds::{DataItem, is_subdomain};
 use codex_plan::References;
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -20,17 +20,17 @@ pub(super) struct Work {
     pub references: References,
 }
 
-/// Observes the pods of a Job or, without one, the references. The output goes to the claim of `run`.
+/// Observes the pods of a Job or, without one, the references. `claims` are those that hold no data.
 pub(super) async fn work(
     context: &Context,
     namespace: &str,
     job: Option<Job>,
     data: &[DataItem],
-    run: Option<&TrainingRun>,
+    claims: &[&str],
 ) -> Result<Work, ObserveError> {
     let (pods, references) = match &job {
         Some(job) => (workers::of_job(context, job), References::default()),
-        None => (Vec::new(), references(context, namespace, data, run).await?),
+        None => (Vec::new(), references(context, namespace, data, claims).await?),
     };
     Ok(Work { job, pods, references })
 }
@@ -40,14 +40,12 @@ async fn references(
     context: &Context,
     namespace: &str,
     data: &[DataItem],
-    run: Option<&TrainingRun>,
+    claims: &[&str],
 ) -> Result<References, ObserveError> {
-    let output = run.map(|run| &run.spec.output.persistent_volume_claim.claim_name);
-    let mounted =
-        data.iter().filter_map(|item| item.source.persistent_volume_claim.as_ref()).map(|claim| &claim.claim_name);
-    let claims =
-        output.into_iter().chain(mounted).filter(|name| get(&context.stores.claims, namespace, name).is_some());
-    let mut references = References { claims: claims.cloned().collect(), ..References::default() };
+    let of_data = data.iter().filter_map(|item| item.source.persistent_volume_claim.as_ref());
+    let mounted = claims.iter().copied().chain(of_data.map(|claim| claim.claim_name.as_str()));
+    let exist = mounted.filter(|name| get(&context.stores.claims, namespace, name).is_some());
+    let mut references = References { claims: exist.map(str::to_owned).collect(), ..References::default() };
     let names: BTreeSet<_> = data.iter().filter_map(|item| Some(&item.source.config_map.as_ref()?.name)).collect();
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
     // An invalid name could be a path to another resource of the API. It counts as missing.

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use codex_crds::{TrainingRun, TrainingRunStatus, child};
+use codex_crds::{TrainingRun, TrainingRunSpec, TrainingRunStatus, child};
 use codex_plan::{
     Obstruction, Plan, Received,
-    training_run::{self, ObservedTrainingRun},
+    training_run::{self, ObservedTrainingRun, base_cycle},
 };
 use jiff::Timestamp;
 use kube::{ResourceExt, runtime::reflector::Store};
@@ -14,6 +14,7 @@ use super::{
     error::ObserveError,
     kind::{Kind, Observe},
     references::{Work, work},
+    stores::get,
     triggers::Triggers,
     workers,
 };
@@ -46,9 +47,15 @@ impl Observe for TrainingRun {
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedTrainingRun, ObserveError> {
         let (namespace, uid) = (self.namespace().unwrap_or_default(), self.uid().unwrap_or_default());
         let job = workers::job(context, &namespace, &child::trainer(&self.name_any()), &uid);
-        let Work { job, pods, references } = work(context, &namespace, job, &self.spec.data, Some(&*self)).await?;
+        let find = |name: &str| get(&context.stores.training_runs, &namespace, name);
+        let base = base_run(&self).and_then(find);
+        let base_cycle = base_cycle(&self, find);
+        let claims = mounted_claims(&self.spec, base.as_deref());
+        let Work { job, pods, references } = work(context, &namespace, job, &self.spec.data, &claims).await?;
         Ok(ObservedTrainingRun {
             settings: context.settings.clone(),
+            base: base.map(Arc::unwrap_or_clone),
+            base_cycle,
             references,
             job,
             pods,
@@ -70,4 +77,19 @@ impl Observe for TrainingRun {
     fn plan(observed: &ObservedTrainingRun, now: Timestamp) -> Plan<TrainingRunStatus> {
         training_run::plan(observed, now)
     }
+}
+
+/// Returns the name of the run that is the base of another one.
+pub(super) fn base_run(run: &TrainingRun) -> Option<&str> {
+    Some(&run.spec.base.as_ref()?.training_run.as_ref()?.name)
+}
+
+/// Returns the claims that trainers mount besides the data: of the output and of the base. `base` is the run that is the base.
+fn mounted_claims<'a>(spec: &'a TrainingRunSpec, base: Option<&'a TrainingRun>) -> Vec<&'a str> {
+    let output = |spec: &'a TrainingRunSpec| spec.output.persistent_volume_claim.claim_name.as_str();
+    let given = spec.base.as_ref().and_then(|base| base.persistent_volume_claim.as_ref());
+    let mut claims = vec![output(spec)];
+    claims.extend(given.map(|claim| claim.claim_name.as_str()));
+    claims.extend(base.map(|run| output(&run.spec)));
+    claims
 }

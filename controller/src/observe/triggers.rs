@@ -1,13 +1,14 @@
-//! Maps watch events to the objects that must be reconciled: TrainingRun → Evaluations → ReasoningPods, children → their
+//! Maps watch events to the objects that must be reconciled: TrainingRun → TrainingRuns, Evaluations → ReasoningPods, children → their
 //! owner, references → the objects that mount them.
 
-use codex_crds::{DataItem, Evaluation, TrainingRun};
+use codex_crds::{DataItem, Evaluation, Output, TrainingRun, VolumeClaimFolder};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
 use kube::{Resource, ResourceExt, core::PartialObjectMeta, runtime::reflector::Store};
 
 use super::{
     queues::{Queued, Queues},
     stores::Stores,
+    training_run::base_run,
 };
 use crate::ownership::controller;
 
@@ -29,9 +30,10 @@ impl Triggers {
         self.queues.add::<K>(&object.namespace().unwrap_or_default(), &object.name_any());
     }
 
-    /// Queues the Evaluations and ReasoningPods of a TrainingRun.
+    /// Queues the Evaluations and ReasoningPods of a TrainingRun, and the TrainingRuns whose base it is.
     pub fn users_of_run(&self, namespace: &str, name: &str) {
-        self.each(&self.stores.evaluations, namespace, |evaluation| evaluation.spec.training_run == name);
+        self.each(&self.stores.training_runs, namespace, |run| base_run(run) == Some(name));
+        self.each(&self.stores.evaluations, namespace, |it| it.spec.training_run.as_deref() == Some(name));
         self.each(&self.stores.reasoning_pods, namespace, |pod| pod.spec.training_run == name);
     }
 
@@ -61,10 +63,19 @@ impl Triggers {
         let mounts = |item: &DataItem| {
             item.source.persistent_volume_claim.as_ref().is_some_and(|claim| claim.claim_name == name)
         };
+        let holds = |output: &Output| output.persistent_volume_claim.claim_name == name;
+        let has = |folder: &VolumeClaimFolder| folder.claim_name == name;
         self.mounting(
             &claim.namespace().unwrap_or_default(),
-            |run| run.spec.output.persistent_volume_claim.claim_name == name || run.spec.data.iter().any(mounts),
-            |evaluation| evaluation.spec.data.iter().any(mounts),
+            |run| {
+                let base = run.spec.base.as_ref().and_then(|base| base.persistent_volume_claim.as_ref());
+                holds(&run.spec.output) || base.is_some_and(has) || run.spec.data.iter().any(mounts)
+            },
+            |evaluation| {
+                let spec = &evaluation.spec;
+                let model = spec.model.as_ref().map(|model| &model.persistent_volume_claim);
+                spec.output.as_ref().is_some_and(holds) || model.is_some_and(has) || spec.data.iter().any(mounts)
+            },
         );
     }
 
@@ -90,6 +101,76 @@ impl Triggers {
             if object.meta().namespace.as_deref() == Some(namespace) && depends(&object) {
                 self.object(&*object);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use codex_crds::{Evaluation, TrainingRun};
+    use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+    use kube::{core::PartialObjectMeta, runtime::watcher::Event};
+    use serde_json::{Value, json};
+
+    use super::Triggers;
+    use crate::observe::{Queues, Requests, Stores, Writers};
+
+    fn object(kind: &str, name: &str, spec: &Value) -> Value {
+        let metadata = json!({"name": name, "namespace": "team", "uid": name});
+        json!({"apiVersion": "codex-ml.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec})
+    }
+
+    /// Returns the runs and evaluations in the queues.
+    fn queued(requests: &mut Requests) -> Vec<String> {
+        let mut all = Vec::new();
+        while let Ok(run) = requests.training_runs.try_recv() {
+            all.push(run.name);
+        }
+        while let Ok(evaluation) = requests.evaluations.try_recv() {
+            all.push(evaluation.name);
+        }
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn a_run_and_a_claim_queue_the_objects_that_use_them() {
+        let mut writers = Writers::ready();
+        let stores = Stores::of(&mut writers);
+        let run = |name: &str, base: &Value| {
+            let output = json!({"persistentVolumeClaim": {"claimName": format!("output-of-{name}")}});
+            let spec =
+                json!({"rolloutRing": "main", "template": "cot-starter", "data": [], "output": output, "base": base});
+            Event::Apply(serde_json::from_value::<TrainingRun>(object("TrainingRun", name, &spec)).unwrap())
+        };
+        let given = json!({"persistentVolumeClaim": {"claimName": "given"}});
+        writers.training_runs.apply_watcher_event(&run("first", &Value::Null));
+        writers.training_runs.apply_watcher_event(&run("tuned", &json!({"trainingRun": {"name": "first"}})));
+        writers.training_runs.apply_watcher_event(&run("based", &given));
+        let evaluation = |name: &str, spec: Value| {
+            let mut spec = spec;
+            (spec["preset"], spec["gates"]) = (json!("cot-lite"), json!([]));
+            Event::Apply(serde_json::from_value::<Evaluation>(object("Evaluation", name, &spec)).unwrap())
+        };
+        let results = json!({"persistentVolumeClaim": {"claimName": "results"}});
+        writers.evaluations.apply_watcher_event(&evaluation("of-first", json!({"trainingRun": "first"})));
+        writers.evaluations.apply_watcher_event(&evaluation("of-given", json!({"model": given, "output": results})));
+        let (queues, mut requests) = Queues::new();
+        let triggers = Triggers::new(queues, stores);
+        triggers.users_of_run("team", "first");
+        assert_eq!(queued(&mut requests), ["of-first", "tuned"]);
+        triggers.users_of_run("another", "first");
+        assert!(queued(&mut requests).is_empty());
+        for (name, expected) in [
+            ("given", vec!["based", "of-given"]),
+            ("results", vec!["of-given"]),
+            ("output-of-tuned", vec!["tuned"]),
+            ("unused", vec![]),
+        ] {
+            let mut claim: PartialObjectMeta<PersistentVolumeClaim> = PartialObjectMeta::default();
+            (claim.metadata.name, claim.metadata.namespace) = (Some(name.to_owned()), Some("team".to_owned()));
+            triggers.claim(&claim);
+            assert_eq!(queued(&mut requests), expected, "{name}");
         }
     }
 }

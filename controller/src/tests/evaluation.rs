@@ -16,8 +16,8 @@ fn evaluation() -> Value {
     })
 }
 
-/// Returns a run that has a model.
-fn finished() -> Value {
+/// Returns the run `a`, which has a model.
+pub(super) fn finished() -> Value {
     let mut run = run("a");
     let (digest, file) = ("1".repeat(64), "2".repeat(64));
     run["status"] = json!({
@@ -63,4 +63,37 @@ async fn an_evaluation_waits_for_its_run_and_then_writes_a_config_map_a_job_and_
     let job = world.api.object("/apis/batch/v1/namespaces/team/jobs/codex-e-e").unwrap();
     assert!(job["metadata"]["annotations"]["codex-ml.dev/seal"].is_string(), "{job}");
     assert!(world.context.stores.training_runs.find(|run: &TrainingRun| run.status.is_some()).is_some());
+}
+
+#[tokio::test]
+async fn an_evaluation_of_a_given_model_needs_no_run_and_two_claims() {
+    let world = World::new().await;
+    let mut given = evaluation();
+    given["spec"].as_object_mut().unwrap().remove("trainingRun");
+    given["spec"]["model"] = json!({"persistentVolumeClaim": {"claimName": "given", "path": "llama"}});
+    given["spec"]["output"] = json!({"persistentVolumeClaim": {"claimName": "runs", "subPath": "scores"}});
+    world.api.put(&path("evaluations", "e"), given);
+    let (requests, result) = world.reconcile::<Evaluation>("e").await;
+    result.unwrap();
+    assert!(!requests.iter().any(|line| line.contains("jobs")), "{requests:?}");
+    let waiting = world.api.object(&path("evaluations", "e")).unwrap()["status"].to_string();
+    assert!(
+        waiting.contains("spec.model.persistentVolumeClaim.claimName names the PersistentVolumeClaim"),
+        "{waiting}"
+    );
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "given"}});
+    world.api.put("/api/v1/namespaces/team/persistentvolumeclaims/given", claim);
+    world.reconcile::<Evaluation>("e").await.1.unwrap();
+    let job = world.api.object("/apis/batch/v1/namespaces/team/jobs/codex-e-e").unwrap();
+    let container = &job["spec"]["template"]["spec"]["containers"][0];
+    assert!(
+        container["args"].to_string().contains("\"--model\",\"/model/llama\",\"--output\",\"/output\""),
+        "{container}"
+    );
+    assert_eq!(container["volumeMounts"][1]["subPath"], "scores/evaluations/e-uid");
+    for round in 0..3 {
+        let (requests, result) = world.reconcile::<Evaluation>("e").await;
+        result.unwrap();
+        assert!(requests.is_empty(), "round {round}: {requests:?}");
+    }
 }

@@ -3,7 +3,10 @@
 use codex_crds::TrainingRun;
 use serde_json::json;
 
-use super::world::{World, path, run};
+use super::{
+    evaluation::finished,
+    world::{World, path, run},
+};
 
 const CHILDREN: &str = "/namespaces/team";
 
@@ -165,4 +168,80 @@ async fn a_run_without_its_claim_waits_and_creates_no_job() {
     assert!(!requests.iter().any(|line| line.contains("jobs")), "{requests:?}");
     let run = world.api.object(&path("trainingruns", "a")).unwrap();
     assert!(run["status"]["conditions"].to_string().contains("nowhere"), "{run}");
+}
+
+/// Returns a run whose base is the run `base`.
+fn based(name: &str, base: &str) -> serde_json::Value {
+    let mut run = run(name);
+    run["spec"]["base"] = json!({"trainingRun": {"name": base}});
+    run
+}
+
+#[tokio::test]
+async fn a_run_waits_for_the_run_that_is_its_base_and_then_mounts_its_model() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "tuned"), based("tuned", "a"));
+    let told = async |told: &str| {
+        let (requests, result) = world.reconcile::<TrainingRun>("tuned").await;
+        result.unwrap();
+        assert!(!requests.iter().any(|line| line.contains("jobs")), "{requests:?}");
+        let run = world.api.object(&path("trainingruns", "tuned")).unwrap();
+        assert!(run["status"]["conditions"].to_string().contains(told), "{told}: {run}");
+    };
+    told("which does not exist in this namespace").await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    told("TrainingRun a has no model yet").await;
+    let mut failed = run("a");
+    failed["status"] = json!({"phase": "Failed", "conditions": [{
+        "type": "Stalled", "status": "True", "reason": "DataMismatch", "message": "the data was changed",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }]});
+    world.api.put(&path("trainingruns", "a"), failed);
+    told("TrainingRun a has no model and is stalled: the data was changed").await;
+    world.api.put(&path("trainingruns", "a"), finished());
+    world.reconcile::<TrainingRun>("tuned").await.1.unwrap();
+    let job = world.api.object("/apis/batch/v1/namespaces/team/jobs/codex-t-tuned").unwrap();
+    let pod = &job["spec"]["template"]["spec"];
+    let args = pod["containers"][0]["args"].to_string();
+    assert!(args.contains(&format!("\"--base\",\"/base\",\"--base-digest\",\"{}\"", "1".repeat(64))), "{args}");
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    let base = mounts.iter().find(|mount| mount["mountPath"] == "/base").unwrap();
+    // Output and base are folders of the same claim.
+    assert_eq!(
+        base,
+        &json!({"name": "claim-0", "mountPath": "/base", "subPath": "runs/a-uid/model", "readOnly": true})
+    );
+    for round in 0..3 {
+        let (requests, result) = world.reconcile::<TrainingRun>("tuned").await;
+        result.unwrap();
+        assert!(requests.is_empty(), "round {round}: {requests:?}");
+    }
+}
+
+#[tokio::test]
+async fn runs_whose_bases_form_a_cycle_say_so() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), based("a", "b"));
+    world.api.put(&path("trainingruns", "b"), based("b", "c"));
+    world.api.put(&path("trainingruns", "c"), based("c", "a"));
+    for (name, cycle) in [("a", "a → b → c → a"), ("b", "b → c → a → b")] {
+        world.reconcile::<TrainingRun>(name).await.1.unwrap();
+        let run = world.api.object(&path("trainingruns", name)).unwrap();
+        let conditions = run["status"]["conditions"].to_string();
+        assert!(conditions.contains(&format!("spec.base leads back to this TrainingRun ({cycle})")), "{conditions}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_without_the_claim_of_its_base_waits_and_creates_no_job() {
+    let world = World::new().await;
+    let mut tuned = run("tuned");
+    tuned["spec"]["base"] = json!({"persistentVolumeClaim": {"claimName": "nowhere"}});
+    world.api.put(&path("trainingruns", "tuned"), tuned);
+    let (requests, result) = world.reconcile::<TrainingRun>("tuned").await;
+    result.unwrap();
+    assert!(!requests.iter().any(|line| line.contains("jobs")), "{requests:?}");
+    let run = world.api.object(&path("trainingruns", "tuned")).unwrap();
+    let conditions = run["status"]["conditions"].to_string();
+    assert!(conditions.contains("spec.base.persistentVolumeClaim.claimName names the PersistentVolumeClaim"), "{run}");
 }

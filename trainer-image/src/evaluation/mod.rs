@@ -1,6 +1,7 @@
 //! `codex evaluate`: has a model answer held-out problems, scores the answers, and writes what a verdict is made of.
 //!
-//! In a pod it reads the resolved configuration and demands the digest of the model; the verdict is the controller's.
+//! In a pod it reads the resolved configuration, and demands the digest of the model unless any model is to be scored; the
+//! verdict is the controller's.
 //! On a laptop it composes a preset, and judges by `--gate` with the controller's own code.
 
 mod baseline;
@@ -44,7 +45,7 @@ use crate::{
 #[command(group(clap::ArgGroup::new("what").required(true).args(["config", "preset"])))]
 pub struct Evaluate {
     /// A resolved configuration, as the controller mounts it.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["set", "seed"], requires = "model_digest")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["set", "seed"])]
     config: Option<PathBuf>,
     /// A preset to compose a configuration from, such as cot-lite.
     #[arg(long)]

@@ -41,8 +41,9 @@ pub(super) fn by_name(data: &[DataStatus]) -> BTreeMap<String, DataDigest> {
     data.iter().map(|file| (file.name.clone(), file.sha256)).collect()
 }
 
-/// Judges the metrics by the gates. `expected` is the run's model.
-pub(crate) fn judged(gates: &[Gate], counted: Counted, expected: ModelDigest) -> Judged {
+/// Judges the metrics by the gates. `expected` is the model that had to be scored; `None` if it may be any.
+pub(crate) fn judged(gates: &[Gate], counted: Counted, expected: Option<ModelDigest>) -> Judged {
+    let expected = expected.unwrap_or(counted.model);
     let Judgement { verdict, passed, total, gates: each } =
         codex_verdict::judge(gates, &counted.metrics, Some(counted.model), expected);
     Judged {

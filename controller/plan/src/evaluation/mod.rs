@@ -8,6 +8,7 @@ mod outcome;
 pub(crate) mod proof;
 mod stage;
 mod status;
+mod subject;
 mod view;
 
 use codex_crds::EvaluationStatus;

@@ -21,10 +21,10 @@ pub struct ObservedEvaluation {
     pub object: Evaluation,
     /// The settings of the controller.
     pub settings: Arc<Settings>,
-    /// The TrainingRun that `spec.trainingRun` names, if it exists in the object's namespace.
+    /// The TrainingRun that `spec.trainingRun` names, if it names one that exists in the object's namespace.
     #[serde(default)]
     pub run: Option<TrainingRun>,
-    /// The claim of the run's output, and the claims and `ConfigMap`s of its own data, as far as they exist.
+    /// The claim of the run's output or those of the given model and of `spec.output`, and the claims and `ConfigMap`s of its own data, as far as they exist.
     #[serde(default)]
     pub references: References,
     /// The Job `codex-e-<name>`, if it exists and the object (by uid) controls it.

@@ -1,11 +1,11 @@
 //! What the evaluators reported as their result, checked before it is used. Pure.
 
 use codex_crds::Reason;
-use codex_provenance::ModelDigest;
 use codex_reports::{EvaluationState, Stage as PodStage};
 
 use super::{
     gates::{Counted, by_name},
+    subject::Model,
     view::View,
 };
 use crate::work::WorkFailure;
@@ -20,7 +20,7 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     pub(crate) fn of(view: &View<'_>) -> Self {
-        let wrong = view.trained().and_then(|(_, model)| wrong_input(view, model.digest));
+        let wrong = view.model().and_then(|model| wrong_input(view, model));
         match counted(view).transpose() {
             Ok(counted) => Self { counted, failure: wrong },
             Err(failure) => Self { counted: None, failure: wrong.or(Some(failure)) },
@@ -49,16 +49,12 @@ pub(crate) fn counted(view: &View<'_>) -> Option<Result<Counted, WorkFailure>> {
 }
 
 /// Returns a failure if an evaluator read other data, another configuration or another model than it had to.
-fn wrong_input(view: &View<'_>, expected: ModelDigest) -> Option<WorkFailure> {
+fn wrong_input(view: &View<'_>, model: Model<'_>) -> Option<WorkFailure> {
     view.states().find_map(|(report, state)| {
         view.work.wrong_input(report, &state.data).or_else(|| {
+            let expected = model.expected()?;
             let found = state.model_digest.filter(|found| *found != expected)?;
-            let why = format!(
-                "the evaluator found the model {found} on the volume, but TrainingRun {} made {expected}: the files \
-                 were modified",
-                view.spec().training_run
-            );
-            Some(WorkFailure::new(Reason::ModelMismatch, why))
+            Some(WorkFailure::new(Reason::ModelMismatch, model.mismatch(found, expected)))
         })
     })
 }

@@ -38,11 +38,10 @@ pub(crate) fn proof(
     model: Option<ModelDigest>,
 ) -> Result<Proof, Unproven> {
     let name = evaluation.name_any();
-    if evaluation.spec.training_run != run {
-        let sentence = format!(
-            "Evaluation {name} evaluates TrainingRun {}, not {run}: name an Evaluation of {run}",
-            evaluation.spec.training_run
-        );
+    // An Evaluation of a given model counts if its digest is that of the run's model.
+    if let Some(scored) = evaluation.spec.training_run.as_ref().filter(|scored| *scored != run) {
+        let sentence =
+            format!("Evaluation {name} evaluates TrainingRun {scored}, not {run}: name an Evaluation of {run}");
         return Err(Unproven::stalls(Reason::ForeignEvaluation, sentence));
     }
     let status = evaluation.status.clone().unwrap_or_default();

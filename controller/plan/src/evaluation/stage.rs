@@ -1,17 +1,15 @@
 //! The stage of an Evaluation, derived from its observation and its outcome. Pure.
 
-use codex_crds::{ConditionType, Reason, TrainingRun};
+use codex_crds::Reason;
 use kube::ResourceExt;
 
 use super::{
     gates::{Judged, judged},
     outcome::Outcome,
+    subject::{Model, Subject},
     view::View,
 };
-use crate::{
-    conditions::is_true,
-    work::{Active, Progress, WorkFailure},
-};
+use crate::work::{Active, Progress, WaitingForModel, WorkFailure};
 
 /// The stage of an Evaluation.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,78 +23,37 @@ pub(crate) enum Stage {
     /// The spec is invalid; the sentence says what to change.
     Invalid(String),
     /// The run has no model to evaluate.
-    Waiting(Waiting),
+    Waiting { run: String, waiting: WaitingForModel },
     /// The evaluation can still reach a verdict.
     Active(Active),
 }
 
-/// What an evaluation waits for.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Waiting {
-    /// The run does not exist.
-    Run,
-    /// The run is being deleted.
-    RunDeleted,
-    /// The run has not finished.
-    Training,
-    /// The run stalled, with this message. It can still succeed once its spec is corrected.
-    StalledTraining(String),
-}
-
-impl Waiting {
-    /// Returns what to wait for when `run` has no model.
-    fn for_model(run: &TrainingRun) -> Self {
-        let conditions = run.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        if !is_true(conditions, ConditionType::Stalled) {
-            return Self::Training;
-        }
-        Self::StalledTraining(WorkFailure::recorded(conditions).message)
-    }
-}
-
 impl Stage {
     pub(crate) fn of(view: &View<'_>, outcome: &Outcome) -> Self {
-        let (status, spec) = (&view.status, view.spec());
+        let status = &view.status;
         if status.completed_at.is_some() {
             return match status.verdict {
                 Some(_) => Self::Done,
                 None => Self::Failed(WorkFailure::recorded(&status.conditions)),
             };
         }
-        if let Err(why) = view.work.config.as_ref().map(|_| ()).and(view.gates.as_ref().map(|_| ())) {
-            return Self::Invalid(why.clone());
-        }
-        // `spec.suspend` also holds for an evaluation whose run has no model.
-        let waits = |waiting| if spec.suspend { Self::Active(Active::Suspended) } else { Self::Waiting(waiting) };
-        let Some(run) = &view.observed.run else {
-            return waits(Waiting::Run);
+        let subject = match (&view.work.config, &view.gates, &view.subject) {
+            (Err(why), _, _) | (_, Err(why), _) | (_, _, Err(why)) => return Self::Invalid(why.clone()),
+            (Ok(_), Ok(_), Ok(subject)) => *subject,
         };
-        let uid = run.uid().unwrap_or_default();
-        if let Some(pinned) = status.training_run_uid.as_ref().filter(|pinned| **pinned != uid) {
-            let why = format!(
-                "TrainingRun {} was recreated (uid {uid}, formerly {pinned}), and this Evaluation belongs to the former one: \
-                 create another Evaluation",
-                spec.training_run
-            );
-            return Self::Failed(WorkFailure::new(Reason::Replaced, why));
-        }
-        if run.metadata.deletion_timestamp.is_some() {
-            return waits(Waiting::RunDeleted);
-        }
-        let Some((_, model)) = view.trained() else {
-            return waits(Waiting::for_model(run));
+        let model = match Self::before_model(view, subject) {
+            Ok(model) => model,
+            Err(stage) => return stage,
         };
         if let Some(failure) = &outcome.failure {
             return Self::Failed(failure.clone());
         }
-        let claim = &run.spec.output.persistent_volume_claim.claim_name;
-        let field = format!("spec.output.persistentVolumeClaim.claimName of TrainingRun {}", spec.training_run);
-        let progress = Progress::of(&view.work, (&field, claim));
+        let progress = Progress::of(&view.work, &model.claims());
         // A complete result decides, however its pod ends. The promotion also names the image that produced it, so the
         // verdict waits until the image is known or the Job is complete.
         let image = view.work.worker.status().image_id.is_some() || matches!(progress, Progress::Complete(_));
         if let (Some(counted), Ok(gates), true) = (&outcome.counted, &view.gates, image) {
-            return Self::Judged(Box::new(judged(gates, counted.clone(), model.digest)));
+            return Self::Judged(Box::new(judged(gates, counted.clone(), model.expected())));
         }
         match progress {
             Progress::Active(active) => Self::Active(active),
@@ -105,6 +62,40 @@ impl Stage {
                 Active::without_result(&view.work, at, "the evaluator exited 0 without reporting its metrics")
                     .map_or_else(Self::Failed, Self::Active)
             }
+        }
+    }
+
+    /// Returns the model to score.
+    ///
+    /// # Errors
+    /// The stage of an evaluation whose run has no model, or is another run than before.
+    fn before_model<'a>(view: &View<'a>, subject: Subject<'a>) -> Result<Model<'a>, Self> {
+        let name = match subject {
+            Subject::Given(given) => return Ok(Model::Given(given)),
+            Subject::Run(name) => name,
+        };
+        // `spec.suspend` also holds for an evaluation whose run has no model.
+        let waits = |waiting| {
+            let waits = Self::Waiting { run: name.to_owned(), waiting };
+            Err(if view.spec().suspend { Self::Active(Active::Suspended) } else { waits })
+        };
+        let Some(run) = &view.observed.run else {
+            return waits(WaitingForModel::Missing);
+        };
+        let uid = run.uid().unwrap_or_default();
+        if let Some(pinned) = view.status.training_run_uid.as_ref().filter(|pinned| **pinned != uid) {
+            let why = format!(
+                "TrainingRun {name} was recreated (uid {uid}, formerly {pinned}), and this Evaluation belongs to the former \
+                 one: create another Evaluation"
+            );
+            return Err(Self::Failed(WorkFailure::new(Reason::Replaced, why)));
+        }
+        if run.metadata.deletion_timestamp.is_some() {
+            return waits(WaitingForModel::Deleting);
+        }
+        match subject.model(view.observed) {
+            Some(model) => Ok(model),
+            None => waits(WaitingForModel::for_run(run)),
         }
     }
 }

@@ -7,13 +7,7 @@ use codex_verdict::{GateResult, Verdict};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
-use super::{
-    gates::Judged,
-    metrics::written,
-    proof::wrong,
-    stage::{Stage, Waiting},
-    view::View,
-};
+use super::{gates::Judged, metrics::written, proof::wrong, stage::Stage, view::View};
 use crate::{conditions::Conditions, throttle, work::Active};
 
 /// Returns the status, and when to plan again.
@@ -52,7 +46,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (EvaluationStatus, Optio
     }
     let again = match stage {
         Stage::Active(active) => active.requeue(&view.work),
-        Stage::Done | Stage::Judged(_) | Stage::Failed(_) | Stage::Invalid(_) | Stage::Waiting(_) => None,
+        Stage::Done | Stage::Judged(_) | Stage::Failed(_) | Stage::Invalid(_) | Stage::Waiting { .. } => None,
     };
     let at = observed.status_written_at;
     throttle::hold(observed.object.status.as_ref(), next, at, view.work.now(), again, with_numbers_of)
@@ -86,11 +80,10 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         conditions.set(GatesPassed, false, Reason::WaitingForVerdict, "there is no verdict yet");
     }
     match stage {
-        Stage::Waiting(Waiting::StalledTraining(_)) | Stage::Failed(_) | Stage::Invalid(_) => {
-            conditions.set(Stalled, true, reason, &message);
-        }
+        Stage::Failed(_) | Stage::Invalid(_) => conditions.set(Stalled, true, reason, &message),
+        Stage::Waiting { waiting, .. } if waiting.is_stalled() => conditions.set(Stalled, true, reason, &message),
         Stage::Done | Stage::Judged(_) | Stage::Active(Active::Suspended) => {}
-        Stage::Waiting(_) | Stage::Active(_) => conditions.set(Reconciling, true, reason, &message),
+        Stage::Waiting { .. } | Stage::Active(_) => conditions.set(Reconciling, true, reason, &message),
     }
     if let Some(obstruction) = view.obstruction {
         conditions.obstruct(obstruction, matches!(stage, Stage::Failed(_)));
@@ -121,22 +114,11 @@ fn sentence(verdict: Verdict, passed: &str, gates: &[GateResult]) -> (Reason, St
 
 /// Returns the reason and the message of the stage. The message must not change with every problem.
 fn message(view: &View<'_>, stage: &Stage) -> (Reason, String) {
-    let run = &view.spec().training_run;
     match stage {
         Stage::Done | Stage::Judged(_) => (Reason::Succeeded, "the verdict is reached".to_owned()),
         Stage::Failed(failure) => (failure.reason, failure.message.clone()),
         Stage::Invalid(why) => (Reason::InvalidConfiguration, why.clone()),
-        Stage::Waiting(waiting) => match waiting {
-            Waiting::Run => (
-                Reason::NotFound,
-                format!("spec.trainingRun names {run:?}, which does not exist in this namespace: create it"),
-            ),
-            Waiting::RunDeleted => (Reason::NotFound, format!("TrainingRun {run} is being deleted")),
-            Waiting::Training => (Reason::WaitingForTraining, format!("TrainingRun {run} has no model yet")),
-            Waiting::StalledTraining(why) => {
-                (Reason::WaitingForTraining, format!("TrainingRun {run} has no model and is stalled: {why}"))
-            }
-        },
+        Stage::Waiting { run, waiting } => waiting.message("spec.trainingRun", run),
         Stage::Active(active) => active.message(&view.work),
     }
 }

@@ -1,13 +1,16 @@
 //! The observation of an Evaluation, in the form that its plan needs. Pure.
 
 use codex_configs::{Evaluation as Configured, Resolved, compose_evaluation};
-use codex_crds::{ConditionType, EvaluationSpec, EvaluationStatus, ModelStatus, TrainingRun};
+use codex_crds::{EvaluationSpec, EvaluationStatus};
 use codex_reports::{EvaluationState, Report, State};
 use jiff::Timestamp;
 
-use super::{gates::gates, observed::ObservedEvaluation};
+use super::{
+    gates::gates,
+    observed::ObservedEvaluation,
+    subject::{Model, Subject},
+};
 use crate::{
-    conditions::is_true,
     data,
     metadata::{Component, Owner},
     obstruction::Obstruction,
@@ -21,6 +24,8 @@ pub(crate) struct View<'a> {
     /// The status as it is recorded.
     pub(crate) status: EvaluationStatus,
     pub(crate) work: WorkView<'a>,
+    /// What is scored, or the sentence that says what is wrong with it.
+    pub(crate) subject: Result<Subject<'a>, String>,
     /// The gates, or the sentence that names the invalid one.
     pub(crate) gates: Result<Vec<codex_verdict::Gate>, String>,
 }
@@ -45,7 +50,7 @@ impl<'a> View<'a> {
             conditions: object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default(),
         };
         let obstruction = Obstruction::current(observed.obstruction.as_ref(), object.metadata.generation);
-        Self { observed, obstruction, status, work, gates: gates(&spec.gates) }
+        Self { observed, obstruction, status, work, subject: Subject::of(object), gates: gates(&spec.gates) }
     }
 
     pub(crate) fn spec(&self) -> &'a EvaluationSpec {
@@ -60,12 +65,9 @@ impl<'a> View<'a> {
         })
     }
 
-    /// Returns the run and its finished model.
-    pub(crate) fn trained(&self) -> Option<(&'a TrainingRun, &'a ModelStatus)> {
-        let run = self.observed.run.as_ref()?;
-        let status = run.status.as_ref()?;
-        let model = status.model.as_ref()?;
-        is_true(&status.conditions, ConditionType::Trained).then_some((run, model))
+    /// Returns the model that is scored, if its files exist as far as the controller knows.
+    pub(crate) fn model(&self) -> Option<Model<'a>> {
+        self.subject.as_ref().ok()?.model(self.observed)
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
         Stage::Done(_) | Stage::Succeeded(_) => DesiredJob::Present { suspended: true, settled: true },
         Stage::Failed(_) => view.work.failed_job(),
         // A Job that exists goes on while the spec is being corrected.
-        Stage::Invalid(_) => DesiredJob::Unchanged,
+        Stage::Invalid(_) | Stage::Waiting { .. } => DesiredJob::Unchanged,
         Stage::Active(active) => active.job(),
     };
     let name = child::trainer(&view.work.worker.owner.name);
@@ -35,6 +35,9 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Template<'a> {
     mounts.claim(&output.claim_name, &join(&[&output.sub_path, &owner.uid]), "/output", Access::Writable);
     let config_file = format!("{CONFIG}/{CONFIG_FILE}");
     let mut args = ["train", "--config", &config_file, "--output", "/output"].map(str::to_owned).to_vec();
+    if let Ok(Some(base)) = &view.base {
+        base.mount(&mut mounts, &mut args);
+    }
     mount_data(&spec.data, &mut mounts, &mut args);
     Template {
         owner,

@@ -1,5 +1,6 @@
 //! The plan of a TrainingRun: `View` → `Outcome` → `Stage` → children and status. Pure.
 
+mod base;
 mod children;
 mod observed;
 mod outcome;
@@ -10,6 +11,7 @@ mod view;
 use codex_crds::TrainingRunStatus;
 use jiff::Timestamp;
 
+pub use base::base_cycle;
 pub use observed::ObservedTrainingRun;
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};

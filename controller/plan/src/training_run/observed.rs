@@ -21,7 +21,14 @@ pub struct ObservedTrainingRun {
     pub object: TrainingRun,
     /// The settings of the controller.
     pub settings: Arc<Settings>,
-    /// The claim of its output, and the claims and `ConfigMap`s of its data, as far as they exist.
+    /// The TrainingRun that `spec.base.trainingRun` names, if it exists in the object's namespace.
+    #[serde(default)]
+    pub base: Option<TrainingRun>,
+    /// The names of the runs through which `spec.base` leads back to the object, as [`base_cycle`](super::base_cycle)
+    /// returns them.
+    #[serde(default)]
+    pub base_cycle: Vec<String>,
+    /// The claims of its output and its base, and the claims and `ConfigMap`s of its data, as far as they exist.
     #[serde(default)]
     pub references: References,
     /// The Job `codex-t-<name>`, if it exists and the object (by uid) controls it.

@@ -16,7 +16,9 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     pub(crate) fn of(view: &View<'_>) -> Self {
-        let wrong = view.states().find_map(|(report, state)| view.work.wrong_input(report, &state.data));
+        let wrong = view
+            .states()
+            .find_map(|(report, state)| view.work.wrong_input(report, &state.data).or_else(|| view.wrong_base(state)));
         match model(view).transpose() {
             Ok(model) => Self { model, failure: wrong },
             Err(failure) => Self { model: None, failure: wrong.or(Some(failure)) },
@@ -34,7 +36,7 @@ fn model(view: &View<'_>) -> Option<Result<ModelStatus, WorkFailure>> {
     let Some((model, state)) = reported else {
         return view.status.model.clone().map(Ok);
     };
-    let unread = view.work.unread(&view.work.digests(&state.data));
+    let unread = view.work.unread(&view.work.digests(&state.data)).or_else(|| view.unread_base(state));
     Some(unread.map_or_else(|| checked(view, model), Err))
 }
 

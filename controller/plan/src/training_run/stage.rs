@@ -2,8 +2,8 @@
 
 use codex_crds::{ModelStatus, TrainingRunPhase};
 
-use super::{outcome::Outcome, view::View};
-use crate::work::{Active, Progress, WorkFailure};
+use super::{base::Base, outcome::Outcome, view::View};
+use crate::work::{Active, Progress, WaitingForModel, WorkFailure};
 
 /// The stage of a TrainingRun.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,11 +16,21 @@ pub(crate) enum Stage {
     Failed(WorkFailure),
     /// The spec is invalid; the sentence says what to change.
     Invalid(String),
+    /// The run that is the base has no model. There is no Job.
+    Waiting { run: String, waiting: WaitingForModel },
     /// The run can still succeed.
     Active(Active),
 }
 
 impl Stage {
+    /// Returns the stage of a run whose Job cannot be created with this base.
+    fn before_job(base: &Base<'_>) -> Option<Self> {
+        match base.waiting() {
+            Some((run, waiting)) => Some(Self::Waiting { run: run.to_owned(), waiting: waiting.clone() }),
+            None => base.unusable().map(Self::Failed),
+        }
+    }
+
     pub(crate) fn of(view: &View<'_>, outcome: &Outcome) -> Self {
         let status = &view.status;
         if status.completed_at.is_some() {
@@ -30,14 +40,23 @@ impl Stage {
                 _ => {}
             }
         }
-        if let Err(why) = &view.work.config {
-            return Self::Invalid(why.clone());
-        }
+        let base = match (&view.work.config, &view.base) {
+            (Err(why), _) | (_, Err(why)) => return Self::Invalid(why.clone()),
+            (Ok(_), Ok(base)) => base.as_ref(),
+        };
         if let Some(failure) = &outcome.failure {
             return Self::Failed(failure.clone());
         }
-        let claim = &view.spec().output.persistent_volume_claim.claim_name;
-        match Progress::of(&view.work, ("spec.output.persistentVolumeClaim.claimName", claim)) {
+        let output = &view.spec().output.persistent_volume_claim.claim_name;
+        let mut claims = vec![("spec.output.persistentVolumeClaim.claimName".to_owned(), output.as_str())];
+        claims.extend(base.and_then(Base::claim));
+        match Progress::of(&view.work, &claims) {
+            Progress::Active(Active::Pending(_) | Active::MissingReferences(_))
+                if let Some(base) = base.filter(|_| view.work.job.is_none())
+                    && let Some(stage) = Self::before_job(base) =>
+            {
+                stage
+            }
             Progress::Active(active) => Self::Active(active),
             Progress::Failed(failure) => Self::Failed(failure),
             Progress::Complete(at) => match &outcome.model {

@@ -10,7 +10,7 @@ use codex_reports::Progress as Numbers;
 use codex_verdict::Decimal;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::{outcome::Outcome, stage::Stage, view::View};
+use super::{base::RUN_FIELD, outcome::Outcome, stage::Stage, view::View};
 use crate::{
     conditions::Conditions,
     numbers::{count, decimal},
@@ -24,6 +24,7 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Trai
     let next = TrainingRunStatus {
         observed_generation: observed.object.metadata.generation,
         phase: Some(phase(view, stage)),
+        base: view.base_status(),
         model: model(outcome, stage),
         config_digest: config_digest(view, stage),
         completed_at: completed_at(view, stage),
@@ -32,7 +33,7 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Trai
     };
     let again = match stage {
         Stage::Active(active) => active.requeue(&view.work),
-        Stage::Done(_) | Stage::Succeeded(_) | Stage::Failed(_) | Stage::Invalid(_) => None,
+        Stage::Done(_) | Stage::Succeeded(_) | Stage::Failed(_) | Stage::Invalid(_) | Stage::Waiting { .. } => None,
     };
     let written = observed.status_written_at;
     throttle::hold(observed.object.status.as_ref(), next, written, view.work.now(), again, with_numbers_of)
@@ -43,6 +44,7 @@ fn with_numbers_of(next: &TrainingRunStatus, present: &TrainingRunStatus) -> Tra
     TrainingRunStatus {
         observed_generation: next.observed_generation,
         phase: next.phase,
+        base: next.base.clone(),
         model: next.model.clone(),
         config_digest: next.config_digest,
         completed_at: next.completed_at.clone(),
@@ -94,6 +96,7 @@ fn phase(view: &View<'_>, stage: &Stage) -> TrainingRunPhase {
     match stage {
         Stage::Done(_) | Stage::Succeeded(_) => TrainingRunPhase::Succeeded,
         Stage::Failed(_) | Stage::Invalid(_) => TrainingRunPhase::Failed,
+        Stage::Waiting { .. } => TrainingRunPhase::Pending,
         Stage::Active(active) => match active {
             Active::Suspended => TrainingRunPhase::Suspended,
             Active::Running | Active::FinalReport(_) => TrainingRunPhase::Running,
@@ -108,7 +111,7 @@ fn model(outcome: &Outcome, stage: &Stage) -> Option<ModelStatus> {
     match stage {
         Stage::Done(model) | Stage::Succeeded(model) => Some(*model.clone()),
         Stage::Failed(_) | Stage::Invalid(_) => None,
-        Stage::Active(_) => outcome.model.clone(),
+        Stage::Waiting { .. } | Stage::Active(_) => outcome.model.clone(),
     }
 }
 
@@ -123,7 +126,7 @@ fn completed_at(view: &View<'_>, stage: &Stage) -> Option<Time> {
     match stage {
         Stage::Done(_) => recorded.cloned(),
         Stage::Succeeded(_) | Stage::Failed(_) => Some(view.work.completed_at(recorded)),
-        Stage::Invalid(_) | Stage::Active(_) => None,
+        Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Active(_) => None,
     }
 }
 
@@ -144,8 +147,9 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     conditions.set(Trained, done, reason, &message);
     match stage {
         Stage::Failed(_) | Stage::Invalid(_) => conditions.set(Stalled, true, reason, &message),
+        Stage::Waiting { waiting, .. } if waiting.is_stalled() => conditions.set(Stalled, true, reason, &message),
         Stage::Done(_) | Stage::Succeeded(_) | Stage::Active(Active::Suspended) => {}
-        Stage::Active(_) => conditions.set(Reconciling, true, reason, &message),
+        Stage::Waiting { .. } | Stage::Active(_) => conditions.set(Reconciling, true, reason, &message),
     }
     if let Some(obstruction) = view.obstruction {
         conditions.obstruct(obstruction, matches!(stage, Stage::Failed(_)));
@@ -161,6 +165,7 @@ fn message(view: &View<'_>, stage: &Stage) -> (Reason, String) {
         }
         Stage::Failed(failure) => (failure.reason, failure.message.clone()),
         Stage::Invalid(why) => (Reason::InvalidConfiguration, why.clone()),
+        Stage::Waiting { run, waiting } => waiting.message(RUN_FIELD, run),
         Stage::Active(active) => active.message(&view.work),
     }
 }

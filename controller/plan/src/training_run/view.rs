@@ -1,16 +1,17 @@
 //! The observation of a TrainingRun, in the form that its plan needs. Pure.
 
 use codex_configs::{Resolved, Training, compose_training};
-use codex_crds::{TrainingRunSpec, TrainingRunStatus};
+use codex_crds::{BaseStatus, Reason, TrainingRunSpec, TrainingRunStatus};
+use codex_provenance::ModelDigest;
 use codex_reports::{Report, State, TrainingState};
 use jiff::Timestamp;
 
-use super::observed::ObservedTrainingRun;
+use super::{base::Base, observed::ObservedTrainingRun};
 use crate::{
     data,
     metadata::{Component, Owner},
     obstruction::Obstruction,
-    work::{Config, Limits, WorkView, Worker},
+    work::{Config, Limits, WorkFailure, WorkView, Worker},
 };
 
 /// The observation of a TrainingRun.
@@ -20,6 +21,8 @@ pub(crate) struct View<'a> {
     /// The status as it is recorded.
     pub(crate) status: TrainingRunStatus,
     pub(crate) work: WorkView<'a>,
+    /// The base, or the sentence that says what is wrong with it. `None` if the weights are initialized.
+    pub(crate) base: Result<Option<Base<'a>>, String>,
 }
 
 impl<'a> View<'a> {
@@ -43,7 +46,9 @@ impl<'a> View<'a> {
             conditions: object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default(),
         };
         let obstruction = Obstruction::current(observed.obstruction.as_ref(), object.metadata.generation);
-        Self { observed, obstruction, status, work }
+        let mut view = Self { observed, obstruction, status, work, base: Ok(None) };
+        view.base = Base::of(observed, view.first_base());
+        view
     }
 
     pub(crate) fn spec(&self) -> &'a TrainingRunSpec {
@@ -56,6 +61,40 @@ impl<'a> View<'a> {
             State::Training(state) => Some((report, state)),
             State::Evaluation(_) | State::Serving(_) => None,
         })
+    }
+
+    /// Returns a failure if a trainer found another base than it had to. Another attempt cannot help.
+    pub(crate) fn wrong_base(&self, state: &TrainingState) -> Option<WorkFailure> {
+        let found = state.base?.digest;
+        match self.base.as_ref().ok()? {
+            Some(base) => base.mismatch(found),
+            None => {
+                let why =
+                    format!("the trainer loaded the base {found}, but the spec has no base: correct spec.pod.image");
+                Some(WorkFailure::new(Reason::BaseMismatch, why))
+            }
+        }
+    }
+
+    /// Returns a failure if the trainer that finished did not say which base it started from.
+    pub(crate) fn unread_base(&self, state: &TrainingState) -> Option<WorkFailure> {
+        let known = state.base.is_some() || self.status.base.is_some() || self.spec().base.is_none();
+        let why = "the trainer reported no digest for spec.base, so the weights that it started from are unverified";
+        (!known).then(|| WorkFailure::new(Reason::BaseMismatch, why))
+    }
+
+    /// Returns the digest of the base in the oldest report that names one.
+    fn first_base(&self) -> Option<ModelDigest> {
+        self.states().filter_map(|(_, state)| Some(state.base?.digest)).last()
+    }
+
+    /// Returns `status.base`: as it is recorded, else from the first report, if that is the base that the run needs.
+    pub(crate) fn base_status(&self) -> Option<BaseStatus> {
+        let first = || {
+            let (base, digest) = (self.base.as_ref().ok()?.as_ref()?, self.first_base()?);
+            base.mismatch(digest).is_none().then(|| base.status(digest))
+        };
+        self.status.base.clone().or_else(first)
     }
 }
 

@@ -1,9 +1,11 @@
 //! What a TrainingRun and an Evaluation share: one Job, its pods, its configuration and its data. Pure.
 //!
 //! Files build on each other in this order: `job_status` → `failure` → `worker` → `config` → `job` → `view` → `stage`.
+//! `finished_model` needs only `failure`.
 
 mod config;
 mod failure;
+mod finished_model;
 mod job;
 mod job_status;
 mod stage;
@@ -12,6 +14,7 @@ mod worker;
 
 pub(crate) use config::Config;
 pub(crate) use failure::WorkFailure;
+pub(crate) use finished_model::{WaitingForModel, finished_model};
 pub(crate) use job::DesiredJob;
 pub(crate) use job_status::Limits;
 pub(crate) use stage::{Active, Progress};

@@ -43,13 +43,14 @@ pub(crate) enum Progress {
 }
 
 impl Progress {
-    /// Returns how far the Job of `view` is. `output` is the field that names the claim of the output, and the claim.
-    pub(crate) fn of(view: &WorkView<'_>, output: (&str, &str)) -> Self {
+    /// Returns how far the Job of `view` is. `claims` are those that its pods mount besides the data, each with the field that
+    /// names it.
+    pub(crate) fn of(view: &WorkView<'_>, claims: &[(String, &str)]) -> Self {
         match view.worker.phase() {
             JobPhase::Absent | JobPhase::Pending(_) | JobPhase::Running if view.suspend => {
                 Self::Active(Active::Suspended)
             }
-            JobPhase::Absent => Self::without_job(view, output),
+            JobPhase::Absent => Self::without_job(view, claims),
             JobPhase::Pending(obstacle) => Self::Active(Active::Pending(obstacle)),
             JobPhase::Running => Self::Active(Active::Running),
             JobPhase::Complete(at) => Self::Complete(at),
@@ -57,11 +58,11 @@ impl Progress {
         }
     }
 
-    fn without_job(view: &WorkView<'_>, output: (&str, &str)) -> Self {
+    fn without_job(view: &WorkView<'_>, claims: &[(String, &str)]) -> Self {
         if let Some(failure) = WorkFailure::deadline_exceeded(view.worker.clock, view.limits.deadline) {
             return Self::Failed(failure);
         }
-        let missing = data::missing(view.data, Some(output), view.references);
+        let missing = data::missing(view.data, claims, view.references);
         Self::Active(if missing.is_empty() { Active::Pending(None) } else { Active::MissingReferences(missing) })
     }
 }

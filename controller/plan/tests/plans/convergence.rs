@@ -4,6 +4,7 @@ use codex_crds::{ReasoningPodPhase, TrainingRunPhase};
 use codex_reports::State;
 use codex_verdict::{Ring, Verdict};
 use proptest::prelude::*;
+use serde_json::json;
 
 use crate::{
     make,
@@ -152,8 +153,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
-    fn plans_settle(happenings in prop::collection::vec(happening(), 0..80)) {
+    fn plans_settle(happenings in prop::collection::vec(happening(), 0..80), based in any::<bool>()) {
         let mut world = World::new();
+        if based {
+            world.run.spec.base = Some(make::from(json!({"persistentVolumeClaim": {"claimName": "output"}})));
+        }
         for happening in &happenings {
             world.second += 1;
             happen(&mut world, happening);
@@ -164,7 +168,10 @@ proptest! {
         let evaluation = world.evaluation.status.clone().unwrap();
         let pod = world.pod.status.clone().unwrap();
         match run.phase.unwrap() {
-            TrainingRunPhase::Succeeded => prop_assert_eq!(&run.model.unwrap().digest, &make::model("a").digest),
+            TrainingRunPhase::Succeeded => {
+                prop_assert_eq!(&run.model.unwrap().digest, &make::model("a").digest);
+                prop_assert_eq!(run.base.is_some(), based);
+            }
             // A run fails only for a reason that no retry can mend.
             TrainingRunPhase::Failed => prop_assert!(run.model.is_none() && evaluation.verdict.is_none()),
             other => prop_assert!(false, "the run settles in {other:?}"),

@@ -1,11 +1,13 @@
 //! Plans, tested without a cluster: stories (snapshots), properties, convergence.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::struct_excessive_bools, reason = "these are tests")]
 
+mod bases;
 mod convergence;
 mod explained;
 mod leaving;
 mod make;
 mod properties;
+mod samples;
 mod servers;
 mod stories;
 mod world;

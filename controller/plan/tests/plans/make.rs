@@ -9,7 +9,7 @@ use codex_provenance::{
     manifest::{File, Manifest},
 };
 use codex_reports::{
-    Checkpoint, DataFile, EvaluationState, Failure, Kind, Model, Progress, Report, SCHEMA_VERSION, Stage, State,
+    Base, Checkpoint, DataFile, EvaluationState, Failure, Kind, Model, Progress, Report, SCHEMA_VERSION, Stage, State,
     TrainingState,
 };
 use jiff::Timestamp;
@@ -140,6 +140,11 @@ pub(crate) fn training(step: u64) -> TrainingState {
 
 pub(crate) fn trained(contents: &str) -> TrainingState {
     TrainingState { stage: Stage::Finished, model: Some(model(contents)), ..training(900) }
+}
+
+/// A trainer that started from the base of these contents.
+pub(crate) fn training_from(base: &str, step: u64) -> TrainingState {
+    TrainingState { base: Some(Base { digest: model(base).digest }), ..training(step) }
 }
 
 pub(crate) fn failure(reason: &str, message: &str) -> Failure {

@@ -167,7 +167,7 @@ fn flawed(run: &TrainingRun, name: &str, flaw: Flaw) -> Option<Evaluation> {
     match flaw {
         Flaw::None | Flaw::Failed | Flaw::Inconclusive => {}
         Flaw::Missing => return None,
-        Flaw::ForeignRun => evaluation.spec.training_run = String::from("another"),
+        Flaw::ForeignRun => evaluation.spec.training_run = Some(String::from("another")),
         Flaw::FormerRun => status.training_run_uid = Some("run-0".to_owned()),
         Flaw::Waiting => (status.verdict, status.completed_at) = (None, None),
         Flaw::OtherModel => status.model.as_mut().unwrap().digest = make::model("b").digest,
@@ -509,16 +509,26 @@ fn plans_are_total() {
         prop::collection::vec((any::<prop::sample::Index>(), any::<usize>()), 1..5),
         -1_000_000_000_i64..1_000_000_000,
         any::<bool>(),
+        any::<bool>(),
         obstruction(),
     );
     // For each kind: the damages that were generated, and those that left an observation that parses.
     let counts = RefCell::new([(0, 0); 3]);
     let finished = busy();
     let mut runner = TestRunner::new(ProptestConfig { cases: 600, ..ProptestConfig::default() });
-    let result = runner.run(&cases, |(hits, second, unfinished, obstruction)| {
+    let result = runner.run(&cases, |(hits, second, unfinished, based, obstruction)| {
         let mut run = finished.observed_run();
         let mut evaluation = finished.observed_evaluation();
         let mut pod = finished.observed_pod();
+        if based {
+            let base = json!({"trainingRun": {"name": "b"}, "digest": make::model("a").digest});
+            (run.base, run.object.spec.base) = (Some(finished.run.clone()), Some(make::from(base)));
+            run.base_cycle = vec!["b".to_owned()];
+            evaluation.object.spec.training_run = None;
+            let model = json!({"persistentVolumeClaim": {"claimName": "output", "path": "llama"}});
+            evaluation.object.spec.model = Some(make::from(model));
+            evaluation.object.spec.output = Some(run.object.spec.output.clone());
+        }
         if unfinished {
             run.object.status = None;
             evaluation.object.status.as_mut().unwrap().completed_at = None;

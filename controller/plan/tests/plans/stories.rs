@@ -51,6 +51,8 @@ fn nothing() -> Value {
 struct Given {
     /// A run that succeeded.
     run: bool,
+    /// A run that succeeded, as the base of the observed one.
+    base: bool,
     /// Evaluations by name, each with so many right answers of 500.
     evaluations: BTreeMap<String, u64>,
 }
@@ -63,6 +65,9 @@ impl Given {
         let mut patch = json!({});
         if self.run {
             patch["run"] = json!(run);
+        }
+        if self.base {
+            patch["base"] = json!(run);
         }
         if !evaluations.is_empty() {
             patch["evaluations"] = Value::Object(evaluations);
@@ -79,6 +84,10 @@ enum Saying {
     Trains(u64),
     /// A trainer with a finished model.
     Trained(String),
+    /// A trainer that started from this base, at this step.
+    TrainsFrom(String, u64),
+    /// A trainer that started from this base, with a finished model.
+    TrainedFrom(String, String),
     /// An evaluator with so many right answers of 500.
     Evaluated(u64),
     /// A server that holds the story's model.
@@ -215,6 +224,10 @@ fn state(kind: Kind, saying: &Saying, annotations: &Value) -> State {
     match (saying, kind) {
         (Saying::Trains(step), _) => State::Training(make::training(*step)),
         (Saying::Trained(contents), _) => State::Training(make::trained(contents)),
+        (Saying::TrainsFrom(base, step), _) => State::Training(make::training_from(base, *step)),
+        (Saying::TrainedFrom(base, contents), _) => {
+            State::Training(TrainingState { base: make::training_from(base, 0).base, ..make::trained(contents) })
+        }
         (Saying::Evaluated(right), _) => State::Evaluation(make::evaluated("a", *right)),
         (Saying::Serves, _) => State::Serving(ServingState {
             stage: Stage::Running,
@@ -312,9 +325,12 @@ stories! {
     run_without_a_pod: ObservedTrainingRun;
     run_over_its_deadline: ObservedTrainingRun;
     run_obstructed: ObservedTrainingRun;
+    run_from_a_claim: ObservedTrainingRun;
+    run_from_another_run: ObservedTrainingRun;
     evaluation_passes: ObservedEvaluation;
     evaluation_of_a_replaced_run: ObservedEvaluation;
     evaluation_obstructed: ObservedEvaluation;
+    evaluation_of_a_given_model: ObservedEvaluation;
     pod_serves: ObservedReasoningPod;
     pod_is_blocked: ObservedReasoningPod;
     pod_refuses: ObservedReasoningPod;

@@ -102,6 +102,8 @@ impl World {
         ObservedTrainingRun {
             object: self.run.clone(),
             settings: make::settings(),
+            base: None,
+            base_cycle: Vec::new(),
             references: references(),
             job: self.jobs.get("codex-t-cot").cloned(),
             pods: self.pods_of("codex-t-cot"),
@@ -430,8 +432,11 @@ impl World {
         self.jobs.get(job)?.annotations().get(annotation::CONFIG_DIGEST)?.parse().ok()
     }
 
-    fn report(&mut self, job: &str, pod: &str, state: State) -> Report {
+    fn report(&mut self, job: &str, pod: &str, mut state: State) -> Report {
         self.counter += 1;
+        if let (State::Training(state), Some(_)) = (&mut state, &self.run.spec.base) {
+            state.base = make::training_from("base", 0).base;
+        }
         let (kind, uid) = match state {
             State::Training(_) => (Kind::TrainingRun, "run-1"),
             State::Evaluation(_) => (Kind::Evaluation, "evaluation-1"),

@@ -1,0 +1,338 @@
+//! Given weights: bases of runs, and evaluations of models that no run made.
+
+use std::collections::BTreeMap;
+
+use codex_crds::{TrainingRun, TrainingRunPhase, TrainingRunStatus};
+use codex_plan::{
+    Plan,
+    conditions::find,
+    evaluation::{self, ObservedEvaluation},
+    reasoning_pod,
+    training_run::{self, ObservedTrainingRun, base_cycle},
+};
+use codex_provenance::ModelDigest;
+use codex_reports::{Kind, State, TrainingState};
+use k8s_openapi::{api::core::v1::PodSpec, apimachinery::pkg::apis::meta::v1::Condition};
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use crate::{
+    make,
+    properties::{busy, trained},
+    world::World,
+};
+
+fn base_digest() -> ModelDigest {
+    make::model("base").digest
+}
+
+/// A run with this base that can start, as far as its own claims are concerned.
+fn observed(base: &Value) -> ObservedTrainingRun {
+    let mut observed = World::new().observed_run();
+    observed.object.spec.base = Some(make::from(base.clone()));
+    observed
+}
+
+fn plan(observed: &ObservedTrainingRun) -> Plan<TrainingRunStatus> {
+    training_run::plan(observed, make::at(100))
+}
+
+fn ready(conditions: &[Condition]) -> (&str, &str) {
+    let ready = find(conditions, codex_crds::ConditionType::Ready).unwrap();
+    (&ready.reason, &ready.message)
+}
+
+/// The spec of the pods of a planned Job, and the arguments of their container.
+fn pods<S>(plan: &Plan<S>) -> (PodSpec, Vec<String>) {
+    let spec = plan.desired.jobs[0].spec.clone().unwrap().template.spec.unwrap();
+    let args = spec.containers[0].args.clone().unwrap();
+    (spec, args)
+}
+
+/// A run whose Job has a pod that reported these states, the oldest first.
+fn reported(base: &Value, states: &[TrainingState]) -> ObservedTrainingRun {
+    let mut observed = observed(base);
+    observed.job = Some(plan(&observed).desired.jobs.remove(0));
+    for (index, state) in states.iter().enumerate() {
+        let pod = format!("pod-{index}");
+        observed.pods.push(make::from(json!({
+            "metadata": {"name": pod, "uid": pod, "creationTimestamp": make::at(index.try_into().unwrap())},
+            "status": {"containerStatuses": [{
+                "name": "trainer", "image": "codex:dev", "imageID": "codex@sha256:0", "ready": true, "restartCount": 0,
+                "state": {"running": {"startedAt": make::at(1)}},
+            }]},
+        })));
+        let digest = observed.job.as_ref().unwrap().annotations()[codex_crds::annotation::CONFIG_DIGEST].parse().ok();
+        let report = make::report(Kind::TrainingRun, "run-1", &pod, 1, digest, State::Training(state.clone()));
+        observed.reports.push(codex_plan::Received { report, pod, at: make::at(2) });
+    }
+    observed
+}
+
+#[test]
+fn a_base_on_the_claim_of_the_output_is_one_volume_with_two_mounts() {
+    let claim = json!({"persistentVolumeClaim": {"claimName": "output", "path": "given/llama/"}});
+    let (spec, args) = pods(&plan(&observed(&claim)));
+    let volumes: Vec<_> = spec.volumes.iter().flatten().filter(|it| it.persistent_volume_claim.is_some()).collect();
+    let [volume] = &volumes[..] else { panic!("{volumes:?}") };
+    assert_eq!(volume.persistent_volume_claim.as_ref().unwrap().read_only, None, "the output is written");
+    let mounts = spec.containers[0].volume_mounts.iter().flatten().filter(|it| it.name == volume.name);
+    let mounts: Vec<_> = mounts.map(|it| (&*it.mount_path, it.sub_path.as_deref(), it.read_only)).collect();
+    assert_eq!(mounts, [("/output", Some("runs/run-1"), None), ("/base", None, Some(true))]);
+    let at = args.iter().position(|arg| arg == "--base").unwrap();
+    assert_eq!(args[at + 1], "/base/given/llama");
+    assert!(!args.contains(&"--base-digest".to_owned()), "{args:?}");
+}
+
+#[test]
+fn a_base_on_a_claim_of_its_own_is_not_touched() {
+    let digest = base_digest();
+    let claim = json!({"persistentVolumeClaim": {"claimName": "given"}, "digest": digest});
+    let mut waits = observed(&claim);
+    let plan_of = plan(&waits);
+    assert_eq!(
+        ready(&plan_of.status.conditions),
+        (
+            "NotFound",
+            "spec.base.persistentVolumeClaim.claimName names the PersistentVolumeClaim \"given\", which does not exist in \
+             this namespace: create it"
+        )
+    );
+    assert!(plan_of.desired.jobs.is_empty());
+    waits.references.claims.insert("given".to_owned());
+    let (spec, args) = pods(&plan(&waits));
+    let claims = spec.volumes.iter().flatten().filter_map(|it| it.persistent_volume_claim.as_ref());
+    let claims: Vec<_> = claims.map(|it| (&*it.claim_name, it.read_only)).collect();
+    assert_eq!(claims, [("output", None), ("given", Some(true))]);
+    let at = args.iter().position(|arg| arg == "--base").unwrap();
+    assert_eq!(args[at..at + 4], ["--base", "/base", "--base-digest", &digest.to_string()]);
+}
+
+#[test]
+fn a_run_without_a_base_has_neither_argument_nor_mount() {
+    let (spec, args) = pods(&plan(&World::new().observed_run()));
+    assert!(!args.iter().any(|arg| arg.starts_with("--base")), "{args:?}");
+    assert!(!spec.containers[0].volume_mounts.iter().flatten().any(|it| it.mount_path == "/base"));
+}
+
+#[test]
+fn invalid_bases_are_named() {
+    let claim = json!({"claimName": "output"});
+    for (base, told) in [
+        (json!({}), "spec.base must have exactly one of persistentVolumeClaim and trainingRun"),
+        (
+            json!({"persistentVolumeClaim": claim, "trainingRun": {"name": "b"}}),
+            "spec.base must have exactly one of persistentVolumeClaim and trainingRun",
+        ),
+        (json!({"persistentVolumeClaim": claim, "digest": "abc"}), "spec.base.digest: "),
+    ] {
+        let plan = plan(&observed(&base));
+        let (reason, message) = ready(&plan.status.conditions);
+        assert!(reason == "InvalidConfiguration" && message.starts_with(told), "{reason}: {message}");
+        assert!(plan.desired.jobs.is_empty());
+    }
+}
+
+#[test]
+fn a_cycle_of_bases_is_refused_until_it_is_broken_and_does_not_end_a_job() {
+    let run = json!({"trainingRun": {"name": "b"}});
+    let mut in_a_cycle = observed(&run);
+    in_a_cycle.base_cycle = vec!["b".to_owned(), "cot".to_owned()];
+    let plan_of = plan(&in_a_cycle);
+    assert_eq!(
+        ready(&plan_of.status.conditions),
+        (
+            "InvalidConfiguration",
+            "spec.base leads back to this TrainingRun (cot → b → cot): create one of them with another base"
+        )
+    );
+    assert_eq!((plan_of.status.phase, &plan_of.status.completed_at), (Some(TrainingRunPhase::Failed), &None));
+    in_a_cycle.base_cycle.clear();
+    assert_eq!(ready(&plan(&in_a_cycle).status.conditions).0, "NotFound");
+    in_a_cycle.base = Some(trained());
+    in_a_cycle.job = Some(plan(&in_a_cycle).desired.jobs.remove(0));
+    in_a_cycle.base_cycle = vec!["b".to_owned(), "cot".to_owned()];
+    assert_eq!(ready(&plan(&in_a_cycle).status.conditions).0, "WaitingForPod");
+}
+
+#[test]
+fn cycles_are_found_and_finished_runs_end_the_search() {
+    let based = |name: &str, base: &str| -> TrainingRun {
+        let mut run = make::run();
+        run.metadata.name = Some(name.to_owned());
+        run.spec.base = Some(make::from(json!({"trainingRun": {"name": base}})));
+        run
+    };
+    let all = |runs: &[TrainingRun]| -> BTreeMap<String, TrainingRun> {
+        runs.iter().map(|run| (run.name_any(), run.clone())).collect()
+    };
+    let cycle = |runs: &[TrainingRun]| {
+        let all = all(runs);
+        base_cycle(&runs[0], |name| all.get(name).cloned().map(std::sync::Arc::new))
+    };
+    assert_eq!(cycle(&[based("a", "a")]), ["a"]);
+    assert_eq!(cycle(&[based("a", "b"), based("b", "c"), based("c", "a")]), ["b", "c", "a"]);
+    // The base is missing; the cycle is one of others, which they name.
+    assert!(cycle(&[based("a", "b")]).is_empty());
+    assert!(cycle(&[based("a", "b"), based("b", "c"), based("c", "b")]).is_empty());
+    // A finished run waits for nothing, whoever has the name of its base today.
+    let mut finished = based("b", "a");
+    finished.status = trained().status;
+    assert!(cycle(&[based("a", "b"), finished]).is_empty());
+    assert!(cycle(&[make::run()]).is_empty());
+}
+
+#[test]
+fn the_model_of_a_run_must_have_the_digest_of_the_base() {
+    let mut demanding = observed(&json!({"trainingRun": {"name": "b"}, "digest": base_digest()}));
+    demanding.base = Some(trained());
+    let plan_of = plan(&demanding);
+    assert!(plan_of.desired.jobs.is_empty() && plan_of.status.completed_at.is_some());
+    let (reason, message) = ready(&plan_of.status.conditions);
+    let made = make::model("a").digest;
+    assert_eq!(
+        (reason, message),
+        (
+            "BaseMismatch",
+            &*format!(
+                "TrainingRun b made the model {made}, but spec.base.digest requires {}: create another TrainingRun",
+                base_digest()
+            )
+        )
+    );
+    demanding.object.spec.base.as_mut().unwrap().digest = Some(made.to_string());
+    let (_, args) = pods(&plan(&demanding));
+    assert!(args.contains(&made.to_string()), "{args:?}");
+}
+
+#[test]
+fn a_base_with_another_digest_than_the_spec_demands_fails_the_run() {
+    let claim = json!({"persistentVolumeClaim": {"claimName": "output", "path": "llama"}, "digest": base_digest()});
+    let plan_of = plan(&reported(&claim, &[make::training_from("another", 5)]));
+    let found = make::model("another").digest;
+    assert_eq!(
+        ready(&plan_of.status.conditions),
+        (
+            "BaseMismatch",
+            &*format!(
+                "the trainer found the base {found} in PersistentVolumeClaim output/llama, but spec.base.digest requires \
+                 {}: restore the files and create another TrainingRun, or create one with the digest of these files",
+                base_digest()
+            )
+        )
+    );
+    assert_eq!((plan_of.status.phase, plan_of.status.base), (Some(TrainingRunPhase::Failed), None));
+    assert!(plan_of.status.completed_at.is_some());
+}
+
+#[test]
+fn the_first_report_pins_the_base() {
+    let claim = json!({"persistentVolumeClaim": {"claimName": "output", "path": "llama"}});
+    let states = [make::training_from("base", 5), make::training_from("another", 6)];
+    let plan_of = plan(&reported(&claim, &states));
+    assert_eq!(ready(&plan_of.status.conditions).0, "BaseMismatch");
+    assert_eq!(plan_of.status.base.map(|base| base.digest), Some(base_digest()));
+    let plan_of = plan(&reported(&claim, &states[..1]));
+    let base = plan_of.status.base.unwrap();
+    assert_eq!((base.digest, &*base.source), (base_digest(), "PersistentVolumeClaim output/llama"));
+    assert_eq!(base.short, base_digest().short());
+}
+
+#[test]
+fn a_model_without_its_base_is_not_recorded_and_a_base_without_a_spec_is_refused() {
+    let claim = json!({"persistentVolumeClaim": {"claimName": "output"}});
+    let plan_of = plan(&reported(&claim, &[make::trained("a")]));
+    assert!(plan_of.status.model.is_none());
+    assert_eq!(
+        ready(&plan_of.status.conditions),
+        (
+            "BaseMismatch",
+            "the trainer reported no digest for spec.base, so the weights that it started from are unverified"
+        )
+    );
+    let mut without = reported(&claim, &[make::training_from("base", 5)]);
+    without.object.spec.base = None;
+    let plan_of = plan(&without);
+    let (reason, message) = ready(&plan_of.status.conditions);
+    assert!(
+        reason == "BaseMismatch" && message.ends_with("but the spec has no base: correct spec.pod.image"),
+        "{message}"
+    );
+    assert!(plan_of.status.base.is_none());
+}
+
+/// Makes the Evaluation `lite` of a serving world one of a given model.
+fn given(world: &World) -> ObservedEvaluation {
+    let mut observed = world.observed_evaluation();
+    let spec = &mut observed.object.spec;
+    spec.training_run = None;
+    spec.model = Some(make::from(json!({"persistentVolumeClaim": {"claimName": "output", "path": "llama"}})));
+    spec.output = Some(make::from(json!({"persistentVolumeClaim": {"claimName": "output"}})));
+    observed.object.status.as_mut().unwrap().training_run_uid = None;
+    observed.run = None;
+    observed
+}
+
+#[test]
+fn the_results_about_a_given_model_are_stored_in_its_output() {
+    let mut observed = given(&busy());
+    (observed.object.status, observed.job) = (None, None);
+    (observed.pods, observed.reports) = (Vec::new(), Vec::new());
+    let plan = evaluation::plan(&observed, make::at(100));
+    let (spec, args) = pods(&plan);
+    let claims: Vec<_> = spec.volumes.iter().flatten().filter_map(|it| it.persistent_volume_claim.as_ref()).collect();
+    assert_eq!((claims.len(), claims[0].read_only), (1, None));
+    let mounts: Vec<_> = spec.containers[0].volume_mounts.iter().flatten().take(2).collect();
+    let mounts: Vec<_> = mounts.iter().map(|it| (&*it.mount_path, it.sub_path.as_deref(), it.read_only)).collect();
+    assert_eq!(mounts, [("/model", None, Some(true)), ("/output", Some("evaluations/evaluation-1"), None)]);
+    assert_eq!(args[3..], ["--model", "/model/llama", "--output", "/output"]);
+    assert!(!plan.desired.jobs[0].labels().contains_key(codex_crds::label::TRAINING_RUN));
+}
+
+#[test]
+fn invalid_subjects_of_evaluations_are_named() {
+    type Change = fn(&mut ObservedEvaluation);
+    let changes: [(Change, &str); 4] = [
+        (
+            |it| it.object.spec.training_run = Some("cot".to_owned()),
+            "spec must have exactly one of trainingRun and model",
+        ),
+        (|it| it.object.spec.model = None, "spec must have exactly one of trainingRun and model"),
+        (|it| it.object.spec.output = None, "spec.output is required with spec.model: name a claim for the results"),
+        (
+            |it| {
+                it.object.spec.training_run = Some("cot".to_owned());
+                it.object.spec.model = None;
+            },
+            "spec.output must be absent with spec.trainingRun: the results are stored beside the run",
+        ),
+    ];
+    for (change, told) in changes {
+        let mut observed = given(&busy());
+        (observed.object.status, observed.job) = (None, None);
+        change(&mut observed);
+        let plan = evaluation::plan(&observed, make::at(100));
+        assert_eq!(ready(&plan.status.conditions), ("InvalidConfiguration", told));
+        assert!(plan.desired.jobs.is_empty());
+    }
+}
+
+#[test]
+fn an_evaluation_of_a_given_model_proves_exactly_the_digest_that_it_scored() {
+    let world = busy();
+    let mut pod = world.observed_pod();
+    // The given model is the run's model: the verdict is about exactly these bytes.
+    pod.evaluations = BTreeMap::from([("lite".to_owned(), given(&world).object)]);
+    let plan = reasoning_pod::plan(&pod, make::at(1_000));
+    assert_eq!(plan.status.blocked_by, [""; 0]);
+    // Another one gates nothing here.
+    let evaluation = pod.evaluations.get_mut("lite").unwrap();
+    let another = make::model("b").digest;
+    evaluation.status.as_mut().unwrap().model.as_mut().unwrap().digest = another;
+    let plan = reasoning_pod::plan(&pod, make::at(1_000));
+    let served = make::model("a").digest.short();
+    assert_eq!(
+        plan.status.blocked_by,
+        [format!("Evaluation lite does not prove the model {served}: it evaluated the model {}", another.short())]
+    );
+}
