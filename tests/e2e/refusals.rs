@@ -24,11 +24,27 @@ fn with(object: &impl Serialize, pointer: &str, value: Value) -> Value {
     object
 }
 
+fn base_claim(path: &str) -> Value {
+    json!({ "persistentVolumeClaim": { "claimName": "given", "path": path } })
+}
+
+fn base_run(name: &str) -> Value {
+    json!({ "trainingRun": { "name": name } })
+}
+
+/// Returns `spec.model` of an Evaluation.
+fn given() -> Value {
+    base_claim("llama")
+}
+
 fn cases() -> Vec<Case> {
     let run = objects::run("bad", &[]);
     let digest = "0".repeat(64);
     let evaluation = objects::evaluation("bad", "run", &digest);
     let pod = objects::reasoning_pod("bad", "run", "judged");
+    let judged_given = with(&with(&evaluation, "/spec/trainingRun", Value::Null), "/spec/model", given());
+    let output = json!({ "persistentVolumeClaim": { "claimName": "a" } });
+    let both_bases = json!({ "persistentVolumeClaim": { "claimName": "a" }, "trainingRun": { "name": "b" } });
     let run = |pointer, value, told| Case { object: with(&run, pointer, value), told };
     let evaluation = |pointer, value, told| Case { object: with(&evaluation, pointer, value), told };
     let pod = |pointer, value, told| Case { object: with(&pod, pointer, value), told };
@@ -93,6 +109,30 @@ fn cases() -> Vec<Case> {
             json!([{ "name": "registry" }, { "name": "registry" }]),
             &["spec.pod.imagePullSecrets[1]", "Duplicate value", "registry"],
         ),
+        run("/spec/base", json!({}), &["exactly one of persistentVolumeClaim and trainingRun"]),
+        run("/spec/base", both_bases, &["exactly one of persistentVolumeClaim and trainingRun"]),
+        run("/spec/base", base_claim("/models"), &["path \"/models\" is invalid", "without .."]),
+        run("/spec/base", base_claim("a/../../b"), &["path \"a/../../b\" is invalid", "without .."]),
+        run("/spec/base", base_run("bad"), &["spec.base.trainingRun.name is the TrainingRun itself"]),
+        run("/spec/base", base_run(""), &["spec.base.trainingRun.name"]),
+        run(
+            "/spec/base",
+            with(&base_run("other"), "/digest", json!("abc")),
+            &["digest \"abc\" is invalid", "64 lower-case"],
+        ),
+        run(
+            "/spec/base",
+            json!({ "huggingFace": { "repository": "a/b" } }),
+            &["unknown field", "spec.base.huggingFace"],
+        ),
+        evaluation("/spec/trainingRun", Value::Null, &["exactly one of trainingRun and model"]),
+        evaluation("/spec/model", given(), &["exactly one of trainingRun and model"]),
+        evaluation("/spec/output", output, &["spec.output is required with spec.model, and must be absent"]),
+        Case { object: judged_given.clone(), told: &["spec.output is required with spec.model"] },
+        Case {
+            object: with(&judged_given, "/spec/model/digest", json!("ABC")),
+            told: &["digest \"ABC\" is invalid", "64 lower-case"],
+        },
         evaluation("/spec/gates", json!([]), &["spec.gates", "at least 1"]),
         evaluation(
             "/spec/gates/0",
@@ -138,6 +178,17 @@ async fn fields_that_define_a_result_are_immutable_and_rings_are_not_skipped() -
     let mut evaluation = objects::evaluation("judged", "run", &team.problems);
     evaluation.spec.suspend = true;
     let evaluation: Evaluation = team.create(&evaluation).await?;
+    let mut based = objects::run("based", &[]);
+    (based.spec.suspend, based.spec.base) = (true, Some(read(base_claim("llama"))));
+    let based: TrainingRun = team.create(&based).await?;
+    let mut of_given = objects::evaluation("given", "run", &team.problems);
+    of_given.spec.suspend = true;
+    (of_given.spec.training_run, of_given.spec.model) = (None, Some(read(given())));
+    of_given.spec.output = Some(read(json!({ "persistentVolumeClaim": { "claimName": objects::CLAIM } })));
+    let of_given: Evaluation = team.create(&of_given).await?;
+    let from_run_to_model = with(&evaluation, "/spec/trainingRun", Value::Null);
+    let from_run_to_model =
+        with(&with(&from_run_to_model, "/spec/model", given()), "/spec/output", json!(of_given.spec.output));
     let mut pod = objects::reasoning_pod("served", "run", "judged");
     pod.spec.dry_run = true;
     let pod: ReasoningPod = team.create(&pod).await?;
@@ -154,10 +205,16 @@ async fn fields_that_define_a_result_are_immutable_and_rings_are_not_skipped() -
         (with(&run, "/spec/config", json!("metadata: {owner: me}")), "spec.config is immutable"),
         (with(&run, "/spec/data/0/source", synthetic), "spec.data is immutable"),
         (with(&run, "/spec/output/persistentVolumeClaim/subPath", json!("other")), "spec.output is immutable"),
+        (with(&run, "/spec/base", base_run("other")), "spec.base is immutable"),
+        (with(&based, "/spec/base", Value::Null), "spec.base is immutable"),
+        (with(&based, "/spec/base", base_run("other")), "spec.base is immutable"),
         (with(&run, "/spec/pod/image", json!("mine")), "spec.pod is immutable"),
         (with(&evaluation, "/spec/gates/0", gate), "spec.gates is immutable"),
         (with(&evaluation, "/spec/preset", json!("other")), "spec.preset is immutable"),
         (with(&evaluation, "/spec/trainingRun", json!("other")), "spec.trainingRun is immutable"),
+        (with(&of_given, "/spec/model/digest", json!("0".repeat(64))), "spec.model is immutable"),
+        (with(&of_given, "/spec/output/persistentVolumeClaim/subPath", json!("b")), "spec.output is immutable"),
+        (from_run_to_model, "spec.trainingRun is immutable"),
         (with(&evaluation, "/spec/pod", json!({})), "spec.pod is immutable"),
         (with(&pod, "/spec/pod", json!({})), "spec.pod is immutable"),
     ];
@@ -173,6 +230,10 @@ async fn fields_that_define_a_result_are_immutable_and_rings_are_not_skipped() -
     }
     team.done();
     Ok(())
+}
+
+fn read<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
 }
 
 /// Returns the error of kubectl for an object that the API server must refuse. Nothing is stored either way.
