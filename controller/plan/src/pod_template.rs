@@ -292,6 +292,14 @@ pub(crate) fn below(mount: &str, path: &str) -> String {
     format!("/{}", join(&[mount, path]))
 }
 
+/// Whether the folder `inner` of a claim is the folder `outer` or lies in it. Neither contains `..`.
+pub(crate) fn is_within(inner: &str, outer: &str) -> bool {
+    fn parts(path: &str) -> Vec<&str> {
+        path.split('/').filter(|part| !matches!(*part, "" | ".")).collect()
+    }
+    parts(inner).starts_with(&parts(outer))
+}
+
 /// Joins the parts of a path on a volume. Empty parts and outer slashes are ignored.
 pub(crate) fn join(parts: &[&str]) -> String {
     parts.iter().map(|part| part.trim_matches('/')).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")

@@ -6,7 +6,7 @@ use kube::ResourceExt;
 
 use super::observed::ObservedEvaluation;
 use crate::{
-    pod_template::{Access, Mounts, below, join},
+    pod_template::{Access, Mounts, below, is_within, join},
     work::finished_model,
 };
 
@@ -54,12 +54,17 @@ impl<'a> Subject<'a> {
             (Some(run), None, None) => Ok(Self::Run(run)),
             (None, Some(model), Some(output)) => {
                 let digest = model.digest.as_deref().map(str::parse).transpose();
-                Ok(Self::Given(Given {
-                    claim: &model.persistent_volume_claim.claim_name,
-                    path: &model.persistent_volume_claim.path,
-                    digest: digest.map_err(|why| format!("spec.model.digest: {why}"))?,
-                    output: &output.persistent_volume_claim,
-                }))
+                let digest = digest.map_err(|why| format!("spec.model.digest: {why}"))?;
+                let (claim, path) = (&model.persistent_volume_claim.claim_name, &model.persistent_volume_claim.path);
+                let output = &output.persistent_volume_claim;
+                if output.claim_name == *claim && is_within(&output.sub_path, path) {
+                    return Err(
+                        "spec.output is in the folder of spec.model, so that the results would change the digest of \
+                                the model: create another Evaluation with another folder or claim"
+                            .to_owned(),
+                    );
+                }
+                Ok(Self::Given(Given { claim, path, digest, output }))
             }
             (None, Some(_), None) => {
                 Err("spec.output is required with spec.model: name a claim for the results".to_owned())

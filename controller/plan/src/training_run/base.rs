@@ -9,7 +9,7 @@ use kube::ResourceExt;
 
 use super::observed::ObservedTrainingRun;
 use crate::{
-    pod_template::{Access, Mounts, below, join},
+    pod_template::{Access, Mounts, below, is_within, join},
     work::{WaitingForModel, WorkFailure, finished_model},
 };
 
@@ -62,6 +62,14 @@ impl<'a> Base<'a> {
         let (source, location) = match (&base.persistent_volume_claim, &base.training_run) {
             (Some(claim), None) => {
                 let (claim, path) = (claim.claim_name.as_str(), claim.path.as_str());
+                let output = &object.spec.output.persistent_volume_claim;
+                if output.claim_name == claim && is_within(&output.sub_path, path) {
+                    return Err(
+                        "spec.output is in the folder of spec.base, so that training would change the digest of the \
+                                base: create another TrainingRun with another folder or claim"
+                            .to_owned(),
+                    );
+                }
                 let source = format!("PersistentVolumeClaim {}", join(&[claim, path]));
                 (source, Location::Claim { claim, path })
             }

@@ -66,14 +66,11 @@ impl<'a> View<'a> {
     /// Returns a failure if a trainer found another base than it had to. Another attempt cannot help.
     pub(crate) fn wrong_base(&self, state: &TrainingState) -> Option<WorkFailure> {
         let found = state.base?.digest;
-        match self.base.as_ref().ok()? {
-            Some(base) => base.mismatch(found),
-            None => {
-                let why =
-                    format!("the trainer loaded the base {found}, but the spec has no base: correct spec.pod.image");
-                Some(WorkFailure::new(Reason::BaseMismatch, why))
-            }
+        if let Some(base) = self.base.as_ref().ok()? {
+            return base.mismatch(found);
         }
+        let why = format!("the trainer loaded the base {found}, but the spec has no base: correct spec.pod.image");
+        Some(WorkFailure::new(Reason::BaseMismatch, why))
     }
 
     /// Returns a failure if the trainer that finished did not say which base it started from.

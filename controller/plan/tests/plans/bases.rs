@@ -117,8 +117,10 @@ fn a_run_without_a_base_has_neither_argument_nor_mount() {
 
 #[test]
 fn invalid_bases_are_named() {
-    let claim = json!({"claimName": "output"});
+    let claim = json!({"claimName": "output", "path": "llama"});
     for (base, told) in [
+        (json!({"persistentVolumeClaim": {"claimName": "output"}}), "spec.output is in the folder of spec.base"),
+        (json!({"persistentVolumeClaim": {"claimName": "output", "path": "./runs/"}}), "spec.output is in the folder"),
         (json!({}), "spec.base must have exactly one of persistentVolumeClaim and trainingRun"),
         (
             json!({"persistentVolumeClaim": claim, "trainingRun": {"name": "b"}}),
@@ -240,7 +242,7 @@ fn the_first_report_pins_the_base() {
 
 #[test]
 fn a_model_without_its_base_is_not_recorded_and_a_base_without_a_spec_is_refused() {
-    let claim = json!({"persistentVolumeClaim": {"claimName": "output"}});
+    let claim = json!({"persistentVolumeClaim": {"claimName": "output", "path": "run"}});
     let plan_of = plan(&reported(&claim, &[make::trained("a")]));
     assert!(plan_of.status.model.is_none());
     assert_eq!(
@@ -292,12 +294,17 @@ fn the_results_about_a_given_model_are_stored_in_its_output() {
 #[test]
 fn invalid_subjects_of_evaluations_are_named() {
     type Change = fn(&mut ObservedEvaluation);
-    let changes: [(Change, &str); 4] = [
+    let changes: [(Change, &str); 5] = [
         (
             |it| it.object.spec.training_run = Some("cot".to_owned()),
             "spec must have exactly one of trainingRun and model",
         ),
         (|it| it.object.spec.model = None, "spec must have exactly one of trainingRun and model"),
+        (
+            |it| it.object.spec.output.as_mut().unwrap().persistent_volume_claim.sub_path = "llama/results".to_owned(),
+            "spec.output is in the folder of spec.model, so that the results would change the digest of the model: create \
+             another Evaluation with another folder or claim",
+        ),
         (|it| it.object.spec.output = None, "spec.output is required with spec.model: name a claim for the results"),
         (
             |it| {

@@ -156,7 +156,7 @@ proptest! {
     fn plans_settle(happenings in prop::collection::vec(happening(), 0..80), based in any::<bool>()) {
         let mut world = World::new();
         if based {
-            world.run.spec.base = Some(make::from(json!({"persistentVolumeClaim": {"claimName": "output"}})));
+            world.run.spec.base = Some(make::from(json!({"persistentVolumeClaim": {"claimName": "output", "path": "given"}})));
         }
         for happening in &happenings {
             world.second += 1;

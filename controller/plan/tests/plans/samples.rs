@@ -77,7 +77,7 @@ fn read<K: DeserializeOwned + Serialize>(place: &str, object: &Value) -> K {
     typed
 }
 
-/// Checks an object with the OpenAPI schema of its CRD.
+/// Checks an object with the schema of its CRD.
 fn matches_schema(place: &str, object: &Value) {
     let kind = object["kind"].as_str().unwrap();
     let crds = manifests::all();
