@@ -1,7 +1,7 @@
 //! Chooses the backend that the settings ask for. Pure.
 
 use super::{
-    Decoder, Engine, EngineError, EngineState, Layout, ModelConfig, Precision, Settings,
+    Decoder, Engine, EngineError, EngineState, Layout, Lora, ModelConfig, Precision, Settings,
     candle::{CandleDecoder, CandleEngine},
     cpu::{Bf16, CpuDecoder, CpuEngine, Dtype as _},
 };
@@ -29,6 +29,39 @@ pub fn engine(config: ModelConfig, state: EngineState, settings: Settings) -> Re
     })
 }
 
+/// Makes the engine for this machine that trains adapters beside a frozen model, starting from `state`, whose layout is
+/// [`Lora::layout`]. Copies what it needs of `base`, which is in the order of [`Layout::of`]; `bf16` keeps it in `bf16`.
+///
+/// # Errors
+/// The base or the state belongs to another model, or the model cannot have these adapters.
+pub fn lora_engine(
+    config: ModelConfig,
+    base: &[f32],
+    lora: Lora,
+    state: EngineState,
+    settings: Settings,
+) -> Result<Box<dyn Engine>, EngineError> {
+    check(&config, base)?;
+    Ok(match settings {
+        Settings { reference: true, .. } => Box::new(CandleEngine::with_adapters(config, base, lora, state)?),
+        Settings { precision: Precision::F32, .. } => {
+            Box::new(CpuEngine::<f32>::with_adapters(&config, base, lora, state, settings)?)
+        }
+        Settings { precision: Precision::Bf16, .. } => {
+            Box::new(CpuEngine::<Bf16>::with_adapters(&config, base, lora, state, settings)?)
+        }
+    })
+}
+
+/// Checks that `parameters` are as many as the model has.
+fn check(config: &ModelConfig, parameters: &[f32]) -> Result<(), EngineError> {
+    let expected = Layout::of(config).size();
+    if parameters.len() == expected {
+        return Ok(());
+    }
+    Err(EngineError::State { what: "parameters", found: parameters.len(), expected })
+}
+
 /// Makes the decoder for this machine, with `slots` free slots. Copies what it needs of `parameters`, which are in the order of
 /// [`Layout::of`].
 ///
@@ -40,10 +73,7 @@ pub fn decoder(
     settings: Settings,
     slots: usize,
 ) -> Result<Box<dyn Decoder>, EngineError> {
-    let expected = Layout::of(config).size();
-    if parameters.len() != expected {
-        return Err(EngineError::State { what: "parameters", found: parameters.len(), expected });
-    }
+    check(config, parameters)?;
     Ok(match settings {
         Settings { reference: true, .. } => Box::new(CandleDecoder::new(config.clone(), parameters, slots)),
         Settings { precision: Precision::F32, .. } => Box::new(CpuDecoder::<f32>::new(config, parameters, slots)),

@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use super::{AdamW, EngineError, EngineState, Layout, ModelConfig, Packed};
 
-/// A training backend: it owns the parameters, their gradients and the optimizer's moments. An engine is deterministic: the
+/// A training backend: it owns the parameters, and the gradients and moments of those that are trained. An engine is deterministic: the
 /// same calls give the same bits for any number of threads.
 pub trait Engine: Send {
     /// Returns the name of the code path, such as `cpu-f32`, for the records of a run.
@@ -13,8 +13,11 @@ pub trait Engine: Send {
     /// Returns the configuration of the model.
     fn config(&self) -> &ModelConfig;
 
-    /// Returns the layout: the name, shape and range of every tensor in the flat vectors.
+    /// Returns the layout: the name, shape and range of every trained tensor in the flat vectors.
     fn layout(&self) -> &Arc<Layout>;
+
+    /// Returns the floating-point operations of [`accumulate`](Self::accumulate) over a batch; see [`flops`](crate::flops).
+    fn flops(&self, batch: &Packed) -> f64;
 
     /// Sets all gradients to 0.
     fn clear_gradients(&mut self);
@@ -33,7 +36,7 @@ pub trait Engine: Send {
     /// A token id is outside the vocabulary, or a sequence is longer than the context.
     fn loss(&mut self, batch: &Packed) -> Result<f64, EngineError>;
 
-    /// Returns the parameters in the order of [`layout`](Self::layout).
+    /// Returns the trained parameters in the order of [`layout`](Self::layout).
     fn parameters(&self) -> Cow<'_, [f32]>;
 
     /// Returns the gradients accumulated since they were cleared, in the order of [`layout`](Self::layout).

@@ -1,5 +1,7 @@
 //! The errors of an engine. Pure.
 
+use super::LoraError;
+
 /// The reasons for which an engine refuses a batch or a state.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -35,6 +37,9 @@ pub enum EngineError {
         /// The expected length.
         expected: usize,
     },
+    /// The model cannot have the adapters.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     /// A candle operation failed.
     #[error("a tensor operation failed")]
     Tensor(#[from] candle_core::Error),

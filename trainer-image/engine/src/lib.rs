@@ -1,8 +1,8 @@
 //! The numerics of training and generation: what a model computes, its gradients, and the optimizer. Pure: no files, no
 //! command line, no tokenizer, no clock.
 //!
-//! - [`Engine`] is a training step, [`Decoder`] generates text; [`engine()`] and [`decoder()`] make the ones that [`Settings`]
-//!   ask for.
+//! - [`Engine`] is a training step, [`Decoder`] generates text; [`engine()`], [`lora_engine`] and [`decoder()`] make the ones
+//!   that [`Settings`] ask for.
 //! - `model/` describes a model: configuration, tensor names and layout, initialization, FLOPs.
 //! - `cpu/` holds hand-written kernels for processors, with activations in `f32` or `bf16`.
 //! - `candle/` holds the same models in candle's operations with candle's autograd: the oracle that the kernels are tested
@@ -30,12 +30,13 @@ mod state;
 mod tests;
 
 pub use self::engine::Engine;
-pub use backend::{decoder, engine};
-pub use cpu::{Isa, MAX_CPU_ISA, UnknownIsa, arch, memory};
+pub use backend::{decoder, engine, lora_engine};
+pub use cpu::{Isa, MAX_CPU_ISA, UnknownIsa, arch, lora_memory, memory};
 pub use decoder::{Decoder, Emitted, End, Logits, PromptError, Slots};
 pub use error::EngineError;
 pub use model::{
-    ConfigError, Family, HEAD_WIDTHS, Layout, ModelConfig, RopeScaling, Shape, Tensor, Vocabulary, flops, initial,
+    ConfigError, Family, HEAD_WIDTHS, Layout, Lora, LoraError, ModelConfig, Projection, RopeScaling, Shape, Tensor,
+    Vocabulary, flops, initial,
 };
 pub use optim::{AdamW, Rates};
 pub use packed::{Packed, Target};

@@ -22,6 +22,8 @@ pub struct Packed {
     pub cu_seqlens: Arc<[usize]>,
     /// The rows that count for the loss, in ascending order.
     pub targets: Arc<[Target]>,
+    /// Seeds the dropout of the batch: equal batches with equal noise drop the same inputs.
+    pub noise: u64,
 }
 
 impl Packed {
@@ -36,7 +38,7 @@ impl Packed {
             targets.extend((prompt.max(1)..ids.len()).map(|at| Target { row: start + at - 1, id: ids[at] }));
             cu_seqlens.push(tokens.len());
         }
-        Self { tokens, cu_seqlens: cu_seqlens.into(), targets: targets.into() }
+        Self { tokens, cu_seqlens: cu_seqlens.into(), targets: targets.into(), noise: 0 }
     }
 
     /// Checks that the batch fits a model.

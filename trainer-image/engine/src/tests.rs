@@ -1,4 +1,5 @@
 mod decoding;
+mod lora;
 
 use std::sync::Arc;
 

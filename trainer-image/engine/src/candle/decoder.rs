@@ -3,7 +3,7 @@
 
 use candle_core::Result;
 
-use super::engine::{Graph, variables};
+use super::engine::{Graph, tensors};
 use crate::{
     Decoder, EngineError, Layout, ModelConfig, PromptError,
     decoder::{End, Logits, Slots},
@@ -29,8 +29,8 @@ impl CandleDecoder {
     }
 
     fn rows(&mut self) -> Result<Logits> {
-        let variables = variables(&self.layout, &self.parameters)?;
-        let graph = Graph { config: &self.config, variables: &variables };
+        let weights = tensors(&self.layout, &self.parameters)?;
+        let graph = Graph { config: &self.config, weights: &weights, lora: None, first_row: 0 };
         let mut logits = Logits { vocabulary: self.config.vocab_size, ..Logits::default() };
         for (index, slot) in self.slots.used() {
             let sequence = &mut self.sequences[index];

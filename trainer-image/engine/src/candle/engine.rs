@@ -6,7 +6,11 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::ops::{log_softmax, softmax};
 
-use crate::{AdamW, Engine, EngineError, EngineState, Family, Layout, ModelConfig, Packed, optim::norm};
+use crate::{
+    AdamW, Engine, EngineError, EngineState, Family, Layout, Lora, ModelConfig, Packed, Projection,
+    model::{Dropout, adapter_flops, adapter_names, flops, stream},
+    optim::norm,
+};
 
 /// An engine on candle's autograd.
 #[derive(Debug)]
@@ -14,6 +18,15 @@ pub(crate) struct CandleEngine {
     config: ModelConfig,
     state: EngineState,
     gradients: Vec<f32>,
+    frozen: Option<Frozen>,
+}
+
+/// A frozen model, whose adapters are trained.
+#[derive(Debug)]
+struct Frozen {
+    layout: Layout,
+    tensors: BTreeMap<String, Tensor>,
+    lora: Lora,
 }
 
 impl CandleEngine {
@@ -25,12 +38,35 @@ impl CandleEngine {
         let layout = Arc::new(Layout::of(&config));
         state.check(&layout)?;
         let gradients = vec![0.0; state.parameters.len()];
-        Ok(Self { config, state: EngineState { layout, ..state }, gradients })
+        Ok(Self { config, state: EngineState { layout, ..state }, gradients, frozen: None })
     }
 
-    /// Returns Σ over targets of the cross-entropy.
-    fn sum(&self, variables: &BTreeMap<&str, Var>, batch: &Packed) -> Result<Tensor> {
-        let graph = Graph { config: &self.config, variables };
+    /// Makes an engine that trains adapters beside the frozen parameters `base`, starting from `state`.
+    ///
+    /// # Errors
+    /// The state belongs to another model, or the model cannot have these adapters.
+    pub(crate) fn with_adapters(
+        config: ModelConfig,
+        base: &[f32],
+        lora: Lora,
+        state: EngineState,
+    ) -> std::result::Result<Self, EngineError> {
+        let trained = Arc::new(lora.layout(&config)?);
+        state.check(&trained)?;
+        let gradients = vec![0.0; state.parameters.len()];
+        let layout = Layout::of(&config);
+        let frozen = Some(Frozen { tensors: tensors(&layout, base)?, layout, lora });
+        Ok(Self { config, state: EngineState { layout: trained, ..state }, gradients, frozen })
+    }
+
+    /// Returns Σ over targets of the cross-entropy. Adapters drop inputs out if `train`.
+    fn sum(&self, variables: &BTreeMap<String, Var>, batch: &Packed, train: bool) -> Result<Tensor> {
+        let mut weights: BTreeMap<String, Tensor> =
+            variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect();
+        let lora = self.frozen.as_ref().map(|Frozen { tensors, lora, .. }| {
+            weights.extend(tensors.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
+            (lora.scale(), Dropout::new(lora.dropout, batch.noise).filter(|_| train))
+        });
         let mut sum = Tensor::zeros((), DType::F32, &Device::Cpu)?;
         for bounds in batch.cu_seqlens.windows(2) {
             let (rows, ids): (Vec<u32>, Vec<u32>) = batch
@@ -42,6 +78,7 @@ impl CandleEngine {
             if rows.is_empty() {
                 continue;
             }
+            let graph = Graph { config: &self.config, weights: &weights, lora, first_row: bounds[0] };
             let logits = graph.logits(&batch.tokens[bounds[0]..bounds[1]], &rows)?;
             let ids = Tensor::new(ids.as_slice(), &Device::Cpu)?.unsqueeze(1)?;
             sum = (sum - log_softmax(&logits, 1)?.gather(&ids, 1)?.sum_all()?)?;
@@ -51,11 +88,11 @@ impl CandleEngine {
 
     fn accumulate_graph(&mut self, batch: &Packed, total_targets: usize) -> Result<f64> {
         let variables = variables(&self.state.layout, &self.state.parameters)?;
-        let loss = (self.sum(&variables, batch)? / total_targets as f64)?;
+        let loss = (self.sum(&variables, batch, true)? / total_targets as f64)?;
         let store = loss.backward()?;
         let mut gradients = Vec::with_capacity(variables.len());
         for tensor in self.state.layout.tensors() {
-            let variable = &variables[tensor.name.as_str()];
+            let variable = &variables[&tensor.name];
             let Some(gradient) = store.get(variable) else { candle_core::bail!("{} has no gradient", tensor.name) };
             gradients.push((tensor.range.clone(), gradient.flatten_all()?.to_vec1::<f32>()?));
         }
@@ -67,12 +104,18 @@ impl CandleEngine {
 }
 
 /// Returns the parameters as variables by name.
-pub(super) fn variables<'a>(layout: &'a Layout, parameters: &[f32]) -> Result<BTreeMap<&'a str, Var>> {
+fn variables(layout: &Layout, parameters: &[f32]) -> Result<BTreeMap<String, Var>> {
+    let variables = tensors(layout, parameters)?.into_iter();
+    variables.map(|(name, tensor)| Ok((name, Var::from_tensor(&tensor)?))).collect()
+}
+
+/// Returns the parameters as tensors by name.
+pub(super) fn tensors(layout: &Layout, parameters: &[f32]) -> Result<BTreeMap<String, Tensor>> {
     let tensors = layout.tensors().iter();
     tensors
         .map(|tensor| {
             let numbers = &parameters[tensor.range.clone()];
-            Ok((tensor.name.as_str(), Var::from_slice(numbers, tensor.shape.as_slice(), &Device::Cpu)?))
+            Ok((tensor.name.clone(), Tensor::from_slice(numbers, tensor.shape.as_slice(), &Device::Cpu)?))
         })
         .collect()
 }
@@ -80,15 +123,39 @@ pub(super) fn variables<'a>(layout: &'a Layout, parameters: &[f32]) -> Result<BT
 /// The forward pass of a model.
 pub(super) struct Graph<'a> {
     pub(super) config: &'a ModelConfig,
-    pub(super) variables: &'a BTreeMap<&'a str, Var>,
+    pub(super) weights: &'a BTreeMap<String, Tensor>,
+    /// Scale and dropout of the adapters, if there are any.
+    pub(super) lora: Option<(f64, Option<Dropout>)>,
+    /// Index of the sequence's first row in the batch.
+    pub(super) first_row: usize,
 }
 
 impl Graph<'_> {
     fn weight(&self, name: &str) -> Result<&Tensor> {
-        match self.variables.get(name) {
-            Some(variable) => Ok(variable.as_tensor()),
+        match self.weights.get(name) {
+            Some(weight) => Ok(weight),
             None => candle_core::bail!("the model has no weight {name}"),
         }
+    }
+
+    /// Computes a linear layer without its bias, and its adapter if it has one.
+    fn linear(&self, x: &Tensor, layer: usize, module: &str) -> Result<Tensor> {
+        let y = x.matmul(&self.weight(&format!("{module}.weight"))?.t()?)?;
+        let projection = module.rsplit('.').next().and_then(Projection::of);
+        let [a, b] = adapter_names(module).map(|name| self.weights.get(&name));
+        let (Some((scale, dropout)), Some(projection), Some(a), Some(b)) = (self.lora, projection, a, b) else {
+            return Ok(y);
+        };
+        let mut x = x.clone();
+        if let Some(dropout) = dropout {
+            let (rows, inputs) = x.dims2()?;
+            let mut factors = vec![0.0; rows * inputs];
+            for (row, factors) in factors.chunks_exact_mut(inputs).enumerate() {
+                dropout.factors(stream(layer, projection), self.first_row + row, factors);
+            }
+            x = (x * Tensor::from_vec(factors, (rows, inputs), &Device::Cpu)?)?;
+        }
+        y + (x.matmul(&a.t()?)?.matmul(&b.t()?)? * scale)?
     }
 
     /// Returns the logits of some rows of a sequence.
@@ -102,7 +169,7 @@ impl Graph<'_> {
                 let embedding = self.weight("model.embed_tokens.weight")?;
                 let mut x = embedding.index_select(&tokens, 0)?;
                 for layer in layers {
-                    x = self.llama_block(&format!("model.layers.{layer}"), &x)?;
+                    x = self.llama_block(layer, &x)?;
                 }
                 let x = self.rms_norm(&x.index_select(&rows, 0)?, "model.norm")?;
                 let tied = self.config.tie_word_embeddings;
@@ -121,8 +188,9 @@ impl Graph<'_> {
         }
     }
 
-    fn llama_block(&self, name: &str, x: &Tensor) -> Result<Tensor> {
-        let linear = |x: &Tensor, part: &str| x.matmul(&self.weight(&format!("{name}.{part}.weight"))?.t()?);
+    fn llama_block(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
+        let name = format!("model.layers.{layer}");
+        let linear = |x: &Tensor, part: &str| self.linear(x, layer, &format!("{name}.{part}"));
         let biased = |x: &Tensor, part: &str| {
             let y = linear(x, part)?;
             if self.config.qkv_bias { y.broadcast_add(self.weight(&format!("{name}.{part}.bias"))?) } else { Ok(y) }
@@ -216,6 +284,13 @@ impl Engine for CandleEngine {
         &self.state.layout
     }
 
+    fn flops(&self, batch: &Packed) -> f64 {
+        match &self.frozen {
+            None => flops(&self.config, &self.state.layout, batch),
+            Some(Frozen { layout, .. }) => adapter_flops(&self.config, layout, &self.state.layout, batch),
+        }
+    }
+
     fn clear_gradients(&mut self) {
         self.gradients.fill(0.0);
     }
@@ -231,7 +306,7 @@ impl Engine for CandleEngine {
     fn loss(&mut self, batch: &Packed) -> std::result::Result<f64, EngineError> {
         batch.check(&self.config)?;
         let variables = variables(&self.state.layout, &self.state.parameters)?;
-        Ok(f64::from(self.sum(&variables, batch)?.to_scalar::<f32>().map_err(EngineError::from)?))
+        Ok(f64::from(self.sum(&variables, batch, false)?.to_scalar::<f32>().map_err(EngineError::from)?))
     }
 
     fn parameters(&self) -> Cow<'_, [f32]> {

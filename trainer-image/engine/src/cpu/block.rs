@@ -11,10 +11,11 @@ use super::{
     attention::{Sequences, attention, attention_backward},
     buffer::{Buffer, scratch},
     kernels::{add, add_columns},
+    lora::{Layer, LoraContext},
     matrix::{Dtype, Gradient, Out, Weight},
     norm::{NormWeights, norm, norm_backward},
 };
-use crate::model::{Block, Linear, Norm};
+use crate::model::{Adapter, Block, BlockAdapters, Linear, Norm};
 
 /// The parameters and shapes that a block is computed with.
 pub(crate) struct Context<'a, N: Dtype> {
@@ -29,6 +30,8 @@ pub(crate) struct Context<'a, N: Dtype> {
     pub(crate) eps: f32,
     /// Rows of a chunk.
     pub(crate) chunk_rows: usize,
+    /// The adapters, if only these are trained.
+    pub(crate) lora: Option<LoraContext<'a, N>>,
 }
 
 #[allow(clippy::expl_impl_clone_on_copy, reason = "derived, it would require the packs to be `Copy`")]
@@ -90,20 +93,46 @@ impl<N: Dtype> Saved<N> {
     }
 }
 
+/// The linear layers of a block with their adapters.
+#[derive(Clone, Copy)]
+struct Layers<'a> {
+    qkv: Layer<'a>,
+    output: Layer<'a>,
+    up: Layer<'a>,
+    down: Layer<'a>,
+}
+
+impl<'a> Layers<'a> {
+    fn new(block: &'a Block, adapters: &'a BlockAdapters) -> Self {
+        Self {
+            qkv: Layer::new(&block.qkv, adapters.qkv.as_ref()),
+            output: Layer::new(&block.output, adapters.output.as_ref()),
+            up: Layer::new(&block.up, adapters.up.as_ref()),
+            down: Layer::new(&block.down, adapters.down.as_ref()),
+        }
+    }
+}
+
 /// Computes `y` [rows, hidden] from `x`, and saves the activations that [`backward`] needs.
-pub(crate) fn forward<N: Dtype>(context: Context<N>, block: &Block, x: &[f32], y: &mut [f32], saved: &mut Saved<N>) {
+pub(crate) fn forward<N: Dtype>(
+    context: Context<N>,
+    (block, adapters): (&Block, &BlockAdapters),
+    x: &[f32],
+    y: &mut [f32],
+    saved: &mut Saved<N>,
+) {
+    let layers = Layers::new(block, adapters);
     let Context { hidden, inner, chunk_rows, .. } = context;
     let (queries, all) = context.widths();
     let wide = N::stride(context.activation.inputs(inner));
     saved.resize(&context, x.len() / hidden);
     let Saved { qkv, attn_out, residual, up } = saved;
-    (qkv.par_chunks_mut(chunk_rows * N::stride(all)), x.par_chunks(chunk_rows * hidden)).into_par_iter().for_each(
-        |(qkv, x)| {
-            let mut normed = scratch::<N>(x.len() / hidden * N::stride(hidden));
-            norm(x, context.norm(&block.input_norm), &mut normed);
-            N::forward(context.weight(&block.qkv), &normed, Out::Store(qkv));
-        },
-    );
+    let chunks = (qkv.par_chunks_mut(chunk_rows * N::stride(all)), x.par_chunks(chunk_rows * hidden));
+    chunks.into_par_iter().enumerate().for_each(|(at, (qkv, x))| {
+        let mut normed = scratch::<N>(x.len() / hidden * N::stride(hidden));
+        norm(x, context.norm(&block.input_norm), &mut normed);
+        layers.qkv.forward(context, at * chunk_rows, &normed, Out::Store(qkv));
+    });
     attention(context.sequences(block), qkv, attn_out);
     let chunks = (
         residual.par_chunks_mut(chunk_rows * hidden),
@@ -112,17 +141,17 @@ pub(crate) fn forward<N: Dtype>(context: Context<N>, block: &Block, x: &[f32], y
         x.par_chunks(chunk_rows * hidden),
         attn_out.par_chunks(chunk_rows * N::stride(queries)),
     );
-    chunks.into_par_iter().for_each(|(residual, up, y, x, attn_out)| {
-        let rows = x.len() / hidden;
+    chunks.into_par_iter().enumerate().for_each(|(at, (residual, up, y, x, attn_out))| {
+        let (start, rows) = (at * chunk_rows, x.len() / hidden);
         residual.copy_from_slice(x);
-        N::forward(context.weight(&block.output), attn_out, Out::Add(residual));
+        layers.output.forward(context, start, attn_out, Out::Add(residual));
         let mut normed = scratch::<N>(rows * N::stride(hidden));
         norm(residual, context.norm(&block.inner_norm), &mut normed);
-        N::forward(context.weight(&block.up), &normed, Out::Store(up));
+        layers.up.forward(context, start, &normed, Out::Store(up));
         let mut activated = scratch::<N>(rows * N::stride(inner));
         activate(context.activation, up, inner, &mut activated);
         y.copy_from_slice(residual);
-        N::forward(context.weight(&block.down), &activated, Out::Add(y));
+        layers.down.forward(context, start, &activated, Out::Add(y));
     });
 }
 
@@ -142,6 +171,48 @@ pub(crate) struct Workspace<N: Dtype> {
     /// Per chunk, the gradients of a norm.
     parts: Buffer<f32>,
     gradients: N::Workspace,
+    /// Operands of the gradients of the adapters of qkv, output, up and down.
+    adapters: [AdapterBuffers<N>; 4],
+    /// The output of attention after dropout.
+    dropped: Buffer<N>,
+}
+
+/// Operands of the gradients of an adapter, each [rows, targets · rank].
+#[derive(Debug, Default)]
+struct AdapterBuffers<N> {
+    low: Buffer<N>,
+    dlow: Buffer<N>,
+}
+
+/// The rows of [`AdapterBuffers`] that belong to a chunk.
+struct AdapterChunk<'a, N> {
+    low: &'a mut [N],
+    dlow: &'a mut [N],
+}
+
+impl<N: Dtype> AdapterBuffers<N> {
+    /// Resizes the buffers for `rows` and cuts them into chunks, which are empty without an adapter.
+    fn chunks(&mut self, adapter: Option<&Adapter>, rows: usize, chunk_rows: usize) -> Vec<AdapterChunk<'_, N>> {
+        let stride = adapter.map_or(0, |adapter| N::stride(adapter.a.outputs));
+        self.low.resize(rows * stride);
+        self.dlow.resize(rows * stride);
+        let (mut low, mut dlow) = (&mut self.low[..], &mut self.dlow[..]);
+        let counts = (0..rows).step_by(chunk_rows).map(|start| chunk_rows.min(rows - start));
+        counts
+            .map(|count| AdapterChunk { low: take(&mut low, count * stride), dlow: take(&mut dlow, count * stride) })
+            .collect()
+    }
+
+    /// Returns the products of an adapter's gradients for its layer's input `x` after dropout and output gradient `dy`.
+    fn jobs<'a>(
+        &'a self,
+        adapter: Option<&'a Adapter>,
+        dy: &'a [N],
+        x: &'a [N],
+    ) -> Vec<(&'a Linear, &'a [N], &'a [N])> {
+        let jobs = adapter.map(|adapter| [(&adapter.a, &self.dlow[..], x), (&adapter.b, dy, &self.low[..])]);
+        jobs.into_iter().flatten().collect()
+    }
 }
 
 impl<N: Dtype> Workspace<N> {
@@ -166,7 +237,9 @@ impl<N: Dtype> Workspace<N> {
         let numbers =
             [&self.normed, &self.dy, &self.dup, &self.activated, &self.dresidual, &self.dattn_out, &self.dqkv];
         let numbers: usize = numbers.iter().map(|buffer| buffer.bytes()).sum();
-        numbers + self.dx.bytes() + self.parts.bytes() + N::bytes(packs, &self.gradients)
+        let adapters: usize = self.adapters.iter().map(|buffers| buffers.low.bytes() + buffers.dlow.bytes()).sum();
+        let adapters = adapters + self.dropped.bytes();
+        numbers + adapters + self.dx.bytes() + self.parts.bytes() + N::bytes(packs, &self.gradients)
     }
 
     /// Adds the gradients of weights and biases over the same rows. A job is (layer, gradient of its output, its input).
@@ -227,6 +300,13 @@ struct Chunk<'a, N> {
     part: &'a mut [f32],
     dy_operand: &'a mut [N],
     dresidual_operand: &'a mut [N],
+    /// First row in the batch.
+    start: usize,
+    attn_out: &'a [N],
+    dropped: &'a mut [N],
+    output: AdapterChunk<'a, N>,
+    up_adapter: AdapterChunk<'a, N>,
+    down: AdapterChunk<'a, N>,
 }
 
 /// Splits off the first `count` elements.
@@ -235,10 +315,11 @@ fn take<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
     rest.split_off_mut(..count).unwrap_or_default()
 }
 
-/// Replaces `dy` with the gradient by `x`, and adds the gradients of the weights to `gradients`.
+/// Replaces `dy` with the gradient by `x`, and adds the gradients of the trained weights to `gradients`: those of the adapters'
+/// matrices, if only these are trained.
 pub(crate) fn backward<N: Dtype>(
     context: Context<N>,
-    block: &Block,
+    (block, adapters): (&Block, &BlockAdapters),
     x: &[f32],
     saved: &Saved<N>,
     workspace: &mut Workspace<N>,
@@ -248,8 +329,11 @@ pub(crate) fn backward<N: Dtype>(
     let Context { hidden, inner, chunk_rows, .. } = context;
     let (queries, all) = context.widths();
     let wide = N::stride(context.activation.inputs(inner));
+    let layers = Layers::new(block, adapters);
     workspace.resize(&context, x.len() / hidden);
     let Workspace {
+        adapters: [qkv_buffers, output_buffers, up_buffers, down_buffers],
+        dropped,
         normed,
         dy: dy_stored,
         dup,
@@ -269,9 +353,18 @@ pub(crate) fn backward<N: Dtype>(
         (&mut dx[..], &mut normed[..], &mut dup[..], &mut activated[..]);
     let (mut dattn_out_rest, mut parts_rest) = (&mut dattn_out[..], &mut parts[..]);
     let (mut dy_rest, mut dresidual_rest) = (&mut dy_stored[..], &mut dresidual[..]);
+    let attended = if adapters.output.is_some() { N::stride(queries) } else { 0 };
+    dropped.resize(rows * attended);
+    let mut dropped_rest = &mut dropped[..];
+    let adapter_chunks = output_buffers
+        .chunks(adapters.output.as_ref(), rows, chunk_rows)
+        .into_iter()
+        .zip(up_buffers.chunks(adapters.up.as_ref(), rows, chunk_rows))
+        .zip(down_buffers.chunks(adapters.down.as_ref(), rows, chunk_rows));
     let chunks: Vec<_> = (0..rows)
         .step_by(chunk_rows)
-        .map(|start| {
+        .zip(adapter_chunks)
+        .map(|(start, ((output, up_adapter), down))| {
             let here = start..rows.min(start + chunk_rows);
             let count = here.len();
             Chunk {
@@ -286,6 +379,12 @@ pub(crate) fn backward<N: Dtype>(
                 part: take(&mut parts_rest, 2 * hidden),
                 dy_operand: take(&mut dy_rest, count * copies),
                 dresidual_operand: take(&mut dresidual_rest, count * copies),
+                start,
+                attn_out: &attn_out[here.start * attended..here.end * attended],
+                dropped: take(&mut dropped_rest, count * attended),
+                output,
+                up_adapter,
+                down,
             }
         })
         .collect();
@@ -302,11 +401,17 @@ pub(crate) fn backward<N: Dtype>(
             part,
             dy_operand,
             dresidual_operand,
+            start,
+            attn_out,
+            dropped,
+            output,
+            up_adapter,
+            down,
         } = chunk;
         let rows = dy.len() / hidden;
         let dy_stored = N::operand(dy, hidden, dy_operand);
         let mut dactivated = scratch::<N>(rows * N::stride(inner));
-        N::backward(context.weight(&block.down), dy_stored, Out::Store(&mut dactivated));
+        layers.down.backward(context, start, dy_stored, down.dlow, Out::Store(&mut dactivated));
         activation_backward(ActivationBackward {
             activation: context.activation,
             width: inner,
@@ -315,24 +420,35 @@ pub(crate) fn backward<N: Dtype>(
             y: activated,
             dx: dup,
         });
+        layers.down.operands(context, start, activated, down.low);
         let mut dnormed = scratch::<f32>(dy.len());
-        N::backward(context.weight(&block.up), dup, Out::Set(&mut dnormed));
+        layers.up.backward(context, start, dup, up_adapter.dlow, Out::Set(&mut dnormed));
         let weights = context.norm(&block.inner_norm);
         norm(residual, weights, normed);
         dresidual.copy_from_slice(dy);
         norm_backward(residual, weights, &dnormed, dresidual, part);
+        layers.up.operands(context, start, normed, up_adapter.low);
         let dresidual = N::operand(dresidual, hidden, dresidual_operand);
-        N::backward(context.weight(&block.output), dresidual, Out::Store(dattn_out));
+        layers.output.backward(context, start, dresidual, output.dlow, Out::Store(dattn_out));
+        dropped.copy_from_slice(attn_out);
+        layers.output.operands(context, start, dropped, output.low);
     });
-    add_norm(&block.inner_norm, parts, gradients);
-    let jobs: [(&Linear, &[N], &[N]); 3] = [
-        (&block.output, N::operands(dx, dresidual), attn_out),
-        (&block.up, dup, normed),
-        (&block.down, N::operands(dy, dy_stored), activated),
-    ];
-    Workspace::add_gradients(gradient_workspace, &jobs, gradients);
+    let (dresidual, dy_stored) = (N::operands(dx, dresidual), N::operands(dy, dy_stored));
+    if context.lora.is_none() {
+        add_norm(&block.inner_norm, parts, gradients);
+        let jobs: [(&Linear, &[N], &[N]); 3] =
+            [(&block.output, dresidual, attn_out), (&block.up, dup, normed), (&block.down, dy_stored, activated)];
+        Workspace::add_gradients(gradient_workspace, &jobs, gradients);
+    } else {
+        let jobs = [
+            output_buffers.jobs(adapters.output.as_ref(), dresidual, dropped),
+            up_buffers.jobs(adapters.up.as_ref(), dup, normed),
+            down_buffers.jobs(adapters.down.as_ref(), dy_stored, activated),
+        ];
+        Workspace::add_gradients(gradient_workspace, &jobs.concat(), gradients);
+    }
     let norm_parts = attention_backward(context.sequences(block), qkv, dattn_out, dqkv);
-    if let Some([query_norm, key_norm]) = &block.qk_norm {
+    if let (Some([query_norm, key_norm]), None) = (&block.qk_norm, context.lora) {
         let width = 2 * context.sequences.heads.width;
         for parts in norm_parts.chunks_exact(2 * width) {
             add_norm(query_norm, &parts[..width], gradients);
@@ -346,15 +462,22 @@ pub(crate) fn backward<N: Dtype>(
         dqkv.par_chunks(chunk_rows * N::stride(all)),
         normed.par_chunks_mut(chunk_rows * narrow),
         parts.par_chunks_mut(2 * hidden),
+        qkv_buffers.chunks(adapters.qkv.as_ref(), rows, chunk_rows),
     );
-    chunks.into_par_iter().for_each(|(dx, x, dqkv, normed, part)| {
+    chunks.into_par_iter().enumerate().for_each(|(at, (dx, x, dqkv, normed, part, adapter))| {
         let weights = context.norm(&block.input_norm);
         norm(x, weights, normed);
         let mut dnormed = scratch::<f32>(x.len());
-        N::backward(context.weight(&block.qkv), dqkv, Out::Set(&mut dnormed));
+        layers.qkv.backward(context, at * chunk_rows, dqkv, adapter.dlow, Out::Set(&mut dnormed));
         norm_backward(x, weights, &dnormed, dx, part);
+        layers.qkv.operands(context, at * chunk_rows, normed, adapter.low);
     });
-    add_norm(&block.input_norm, parts, gradients);
-    Workspace::add_gradients(gradient_workspace, &[(&block.qkv, dqkv, normed)], gradients);
+    if context.lora.is_none() {
+        add_norm(&block.input_norm, parts, gradients);
+        Workspace::add_gradients(gradient_workspace, &[(&block.qkv, dqkv, normed)], gradients);
+    } else {
+        let jobs = qkv_buffers.jobs(adapters.qkv.as_ref(), dqkv, normed);
+        Workspace::add_gradients(gradient_workspace, &jobs, gradients);
+    }
     std::mem::swap(dy, dx);
 }

@@ -8,9 +8,9 @@ use rayon::prelude::*;
 use super::{
     activation::{Activation, activate},
     attention::{AttentionShape, Rotary},
-    bf16::Bf16,
     buffer::Buffer,
     cache::{Cache, Part, attend},
+    embedding::Embedding,
     kernels::add,
     matrix::{Dtype, Out, Weight, chunk_rows, forward_parallel},
     norm::{NormWeights, norm},
@@ -41,38 +41,6 @@ pub(crate) struct CpuDecoder<N: Dtype> {
     rows: usize,
 }
 
-/// The rows of the token embedding: in `bf16` if that is exact.
-#[derive(Debug)]
-enum Embedding {
-    F32(Vec<f32>),
-    Bf16(Vec<Bf16>),
-}
-
-impl Embedding {
-    fn new(weight: &[f32]) -> Self {
-        if weight.par_iter().all(|x| Bf16::of(*x).to_f32().to_bits() == x.to_bits()) {
-            Self::Bf16(weight.iter().map(|x| Bf16::of(*x)).collect())
-        } else {
-            Self::F32(weight.to_vec())
-        }
-    }
-
-    fn read(&self, token: u32, row: &mut [f32]) {
-        let range = token as usize * row.len()..(token as usize + 1) * row.len();
-        match self {
-            Self::F32(weight) => row.copy_from_slice(&weight[range]),
-            Self::Bf16(weight) => row.iter_mut().zip(&weight[range]).for_each(|(to, x)| *to = x.to_f32()),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::F32(weight) => size_of_val(weight.as_slice()),
-            Self::Bf16(weight) => size_of_val(weight.as_slice()),
-        }
-    }
-}
-
 /// The buffers of a batch.
 #[derive(Debug, Default)]
 struct Workspace<N> {
@@ -90,7 +58,7 @@ impl<N: Dtype> CpuDecoder<N> {
     pub(crate) fn new(config: &ModelConfig, parameters: &[f32], slots: usize) -> Self {
         let mut model = Model::new(config);
         let mut packs = N::Packs::default();
-        N::pack(&model, parameters, &mut packs, false);
+        N::pack(&model.matrices(), parameters, &mut packs, false);
         let embedding = Embedding::new(&parameters[model.embedding.clone()]);
         let vectors = model.extract_vectors(parameters);
         let slots = Slots::new(slots);

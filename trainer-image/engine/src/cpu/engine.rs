@@ -9,28 +9,51 @@ use super::{
     attention::{AttentionShape, Rotary, Sequences},
     block::{self, Context, Saved},
     buffer::Buffer,
+    embedding::Embedding,
     head::{self, HeadWorkspace},
     kernels::add,
+    lora::LoraContext,
     matrix::{Dtype, chunk_rows},
 };
 use crate::{
-    AdamW, Engine, EngineError, EngineState, Layout, ModelConfig, Packed, Settings, model::Model, optim::norm,
+    AdamW, Engine, EngineError, EngineState, Layout, Lora, ModelConfig, Packed, Settings,
+    model::{Adapters, BlockAdapters, Dropout, Model, adapter_flops, flops},
+    optim::norm,
 };
 
-/// The engine on processors, with activations of type `N`.
+/// The engine on processors, with activations of type `N`. It trains all parameters, or adapters beside frozen ones.
 #[derive(Debug)]
 pub(crate) struct CpuEngine<N: Dtype> {
     model: Model,
     settings: Settings,
     rotary: Option<Rotary>,
+    /// The layout of the trained parameters.
+    layout: Arc<Layout>,
     parameters: Vec<f32>,
     gradients: Vec<f32>,
     first: Vec<f32>,
     second: Vec<f32>,
+    /// The packed trained weights.
     packs: N::Packs,
     /// Whether the packed weights are up to date.
     packed: bool,
+    /// What is not trained, if the trained parameters are those of adapters.
+    frozen: Option<Frozen<N>>,
     workspace: Workspace<N>,
+}
+
+/// A frozen model and the adapters beside it. It has neither gradients nor moments, and its weights exist only packed.
+#[derive(Debug)]
+struct Frozen<N: Dtype> {
+    /// Norms and biases; the model's ranges are in here.
+    vectors: Vec<f32>,
+    embedding: Embedding,
+    packs: N::Packs,
+    lora: Lora,
+    adapters: Adapters,
+    /// The adapters' matrices, and their gradients.
+    matrices: Vec<f32>,
+    gradients: Vec<f32>,
 }
 
 /// The buffers of a step beside parameters, gradients and moments.
@@ -53,48 +76,152 @@ impl<N: Dtype> CpuEngine<N> {
     pub(crate) fn new(config: &ModelConfig, state: EngineState, settings: Settings) -> Result<Self, EngineError> {
         let model = Model::new(config);
         state.check(&model.layout)?;
+        let layout = model.layout.clone();
+        Ok(Self::start(model, layout, state, settings, None))
+    }
+
+    /// Makes an engine that trains adapters beside the frozen parameters `base`, starting from `state`. Copies what it needs
+    /// of `base`.
+    ///
+    /// # Errors
+    /// The state or the base belongs to another model, or the model cannot have these adapters.
+    pub(crate) fn with_adapters(
+        config: &ModelConfig,
+        base: &[f32],
+        lora: Lora,
+        state: EngineState,
+        settings: Settings,
+    ) -> Result<Self, EngineError> {
+        let mut model = Model::new(config);
+        let adapters = lora.adapters(config)?;
+        state.check(&adapters.layout)?;
+        let mut packs = N::Packs::default();
+        N::pack(&model.matrices(), base, &mut packs, true);
+        let embedding = Embedding::new(&base[model.embedding.clone()]);
+        let vectors = model.extract_vectors(base);
+        let (matrices, gradients) = (vec![0.0; adapters.size], vec![0.0; adapters.size]);
+        let layout = adapters.layout.clone();
+        let frozen = Frozen { vectors, embedding, packs, lora, adapters, matrices, gradients };
+        Ok(Self::start(model, layout, state, settings, Some(frozen)))
+    }
+
+    fn start(
+        model: Model,
+        layout: Arc<Layout>,
+        state: EngineState,
+        settings: Settings,
+        frozen: Option<Frozen<N>>,
+    ) -> Self {
         let EngineState { parameters, first, second, .. } = state;
-        let rotary = Rotary::of(config);
+        let rotary = Rotary::of(&model.config);
         let gradients = vec![0.0; parameters.len()];
-        Ok(Self {
+        Self {
             model,
             settings,
             rotary,
+            layout,
             parameters,
             gradients,
             first,
             second,
             packs: N::Packs::default(),
             packed: false,
+            frozen,
             workspace: Workspace::default(),
-        })
+        }
     }
 
-    /// Packs the weights, prepares the workspace for a batch, and runs the blocks. With `keep`, blocks save their
-    /// activations for the backward pass.
-    fn forward(&mut self, batch: &Packed, keep: bool) -> Result<(), EngineError> {
+    /// Packs the weights, prepares the workspace for a batch, and runs the blocks. With `train`, blocks save their activations
+    /// for the backward pass, and adapters drop inputs out.
+    fn forward(&mut self, batch: &Packed, train: bool) -> Result<(), EngineError> {
         batch.check(&self.model.config)?;
         if !self.packed {
-            N::pack(&self.model, &self.parameters, &mut self.packs, true);
+            match &mut self.frozen {
+                None => N::pack(&self.model.matrices(), &self.parameters, &mut self.packs, true),
+                Some(Frozen { adapters, matrices, .. }) => {
+                    adapters.spread(&self.parameters, matrices);
+                    N::pack(&adapters.matrices(), matrices, &mut self.packs, true);
+                }
+            }
             self.packed = true;
         }
-        let Self { model, rotary, parameters, packs, workspace, .. } = self;
-        let context = context::<N>(model, rotary.as_ref(), parameters, packs, batch);
+        let Self { model, settings, rotary, parameters, packs, frozen, workspace, .. } = self;
+        let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
+        let context = weights.context(batch, train);
         let (layers, size) = (model.blocks.len(), batch.tokens.len() * context.hidden);
-        workspace.stream.resize_with(if keep { layers + 1 } else { 2.max(workspace.stream.len()) }, Buffer::default);
+        workspace.stream.resize_with(if train { layers + 1 } else { 2.max(workspace.stream.len()) }, Buffer::default);
         workspace
             .saved
-            .resize_with(if keep { self.settings.kept(layers) } else { workspace.saved.len().max(1) }, Saved::default);
-        embed(model, parameters, batch, &mut workspace.stream[0], size);
+            .resize_with(if train { settings.kept(layers) } else { workspace.saved.len().max(1) }, Saved::default);
+        weights.embed(batch, &mut workspace.stream[0], size);
         for (layer, block) in model.blocks.iter().enumerate() {
-            let (from, to) = if keep { (layer, layer + 1) } else { (layer % 2, (layer + 1) % 2) };
+            let (from, to) = if train { (layer, layer + 1) } else { (layer % 2, (layer + 1) % 2) };
             let kept = workspace.saved.len();
-            let saved = &mut workspace.saved[if keep { layer % kept } else { 0 }];
+            let saved = &mut workspace.saved[if train { layer % kept } else { 0 }];
             let (x, y) = pair(&mut workspace.stream, from, to);
             y.resize(size);
-            block::forward(context, block, x, y, saved);
+            block::forward(context, (block, weights.adapters(layer)), x, y, saved);
         }
         Ok(())
+    }
+}
+
+/// The weights of a step, trained and frozen.
+#[derive(Debug)]
+struct Weights<'a, N: Dtype> {
+    model: &'a Model,
+    rotary: Option<&'a Rotary>,
+    parameters: &'a [f32],
+    packs: &'a N::Packs,
+    frozen: Option<&'a Frozen<N>>,
+}
+
+impl<'a, N: Dtype> Weights<'a, N> {
+    /// Returns the context that every block of a batch shares.
+    fn context(&self, batch: &'a Packed, train: bool) -> Context<'a, N> {
+        let Self { model, rotary, parameters, packs, frozen } = *self;
+        let config = &model.config;
+        Context {
+            sequences: Sequences { cu_seqlens: &batch.cu_seqlens, heads: AttentionShape::new(config, rotary) },
+            parameters: frozen.map_or(parameters, |frozen| &frozen.vectors),
+            packs: frozen.map_or(packs, |frozen| &frozen.packs),
+            activation: Activation::of(config),
+            hidden: config.hidden_size,
+            inner: config.intermediate_size,
+            eps: config.norm_eps as f32,
+            chunk_rows: chunk_rows(batch.tokens.len()),
+            lora: frozen.map(|frozen| LoraContext {
+                matrices: &frozen.matrices,
+                packs,
+                scale: frozen.lora.scale() as f32,
+                dropout: Dropout::new(frozen.lora.dropout, batch.noise).filter(|_| train),
+            }),
+        }
+    }
+
+    /// Returns the adapters of a block.
+    fn adapters(&self, layer: usize) -> &'a BlockAdapters {
+        self.frozen.map_or(&BlockAdapters::NONE, |frozen| &frozen.adapters.blocks[layer])
+    }
+
+    /// Looks up the embeddings of the batch's tokens, and of their positions if these are learned.
+    fn embed(&self, batch: &Packed, x: &mut Buffer<f32>, size: usize) {
+        let hidden = self.model.config.hidden_size;
+        x.resize(size);
+        let rows = x.chunks_exact_mut(hidden).zip(&batch.tokens);
+        if let Some(Frozen { embedding, .. }) = self.frozen {
+            rows.for_each(|(row, token)| embedding.read(*token, row));
+        } else {
+            let embedding = &self.parameters[self.model.embedding.clone()];
+            rows.for_each(|(row, token)| row.copy_from_slice(&embedding[*token as usize * hidden..][..hidden]));
+        }
+        let Some(positions) = &self.model.positions else { return };
+        let vectors = self.frozen.map_or(self.parameters, |frozen| &frozen.vectors);
+        let positions = &vectors[positions.clone()];
+        for bounds in batch.cu_seqlens.windows(2) {
+            let rows = &mut x[bounds[0] * hidden..bounds[1] * hidden];
+            add(&positions[..rows.len()], rows);
+        }
     }
 }
 
@@ -103,8 +230,9 @@ impl<N: Dtype> CpuEngine<N> {
     /// Returns the logits of every row of a batch.
     pub(crate) fn logits(&mut self, batch: &Packed) -> Vec<f32> {
         self.forward(batch, false).unwrap();
-        let Self { model, rotary, parameters, packs, workspace, .. } = self;
-        let context = context::<N>(model, rotary.as_ref(), parameters, packs, batch);
+        let Self { model, rotary, parameters, packs, frozen, workspace, .. } = self;
+        let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
+        let context = weights.context(batch, false);
         let x = &workspace.stream[model.blocks.len() % 2];
         let rows = batch.tokens.len();
         let mut normed = vec![N::default(); rows * N::stride(context.hidden)];
@@ -121,40 +249,11 @@ fn pair<T>(stream: &mut [T], from: usize, to: usize) -> (&T, &mut T) {
     if from < to { (&before[from], &mut after[0]) } else { (&after[0], &mut before[to]) }
 }
 
-/// Returns the context that every block of a batch shares.
-fn context<'a, N: Dtype>(
-    model: &'a Model,
-    rotary: Option<&'a Rotary>,
-    parameters: &'a [f32],
-    packs: &'a N::Packs,
-    batch: &'a Packed,
-) -> Context<'a, N> {
-    let config = &model.config;
-    Context {
-        sequences: Sequences { cu_seqlens: &batch.cu_seqlens, heads: AttentionShape::new(config, rotary) },
-        parameters,
-        packs,
-        activation: Activation::of(config),
-        hidden: config.hidden_size,
-        inner: config.intermediate_size,
-        eps: config.norm_eps as f32,
-        chunk_rows: chunk_rows(batch.tokens.len()),
-    }
-}
-
-/// Looks up the embeddings of the batch's tokens, and of their positions if these are learned.
-fn embed(model: &Model, parameters: &[f32], batch: &Packed, x: &mut Buffer<f32>, size: usize) {
-    let hidden = model.config.hidden_size;
-    x.resize(size);
-    let embedding = &parameters[model.embedding.clone()];
-    for (row, token) in x.chunks_exact_mut(hidden).zip(&batch.tokens) {
-        row.copy_from_slice(&embedding[*token as usize * hidden..][..hidden]);
-    }
-    let Some(positions) = &model.positions else { return };
-    let positions = &parameters[positions.clone()];
-    for bounds in batch.cu_seqlens.windows(2) {
-        let rows = &mut x[bounds[0] * hidden..bounds[1] * hidden];
-        add(&positions[..rows.len()], rows);
+impl<N: Dtype> Frozen<N> {
+    /// Returns the bytes held.
+    fn bytes(&self) -> usize {
+        let floats = self.vectors.len() + self.matrices.len() + self.gradients.len();
+        size_of::<f32>() * floats + self.embedding.bytes() + N::bytes(&self.packs, &N::Workspace::default())
     }
 }
 
@@ -193,39 +292,63 @@ impl<N: Dtype> Engine for CpuEngine<N> {
     }
 
     fn layout(&self) -> &Arc<Layout> {
-        &self.model.layout
+        &self.layout
+    }
+
+    fn flops(&self, batch: &Packed) -> f64 {
+        let Model { config, layout, .. } = &self.model;
+        match &self.frozen {
+            None => flops(config, layout, batch),
+            Some(_) => adapter_flops(config, layout, &self.layout, batch),
+        }
     }
 
     fn clear_gradients(&mut self) {
-        self.gradients.par_chunks_mut(1 << 16).for_each(|part| part.fill(0.0));
+        let matrices = self.frozen.iter_mut().map(|frozen| &mut frozen.gradients);
+        for gradients in matrices.chain([&mut self.gradients]) {
+            gradients.par_chunks_mut(1 << 16).for_each(|part| part.fill(0.0));
+        }
     }
 
     fn accumulate(&mut self, batch: &Packed, total_targets: usize) -> Result<f64, EngineError> {
         self.forward(batch, true)?;
-        let Self { model, rotary, parameters, gradients, packs, workspace, settings, .. } = self;
-        let context = context::<N>(model, rotary.as_ref(), parameters, packs, batch);
+        let Self { model, rotary, parameters, gradients, packs, frozen, workspace, settings, .. } = self;
+        // Taken out, because the rest of the frozen model is read while they are written.
+        let mut taken = frozen.as_mut().map(|frozen| std::mem::take(&mut frozen.gradients));
+        let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
+        let context = weights.context(batch, true);
         let Workspace { stream, saved, backward, head, dy } = workspace;
         let layers = model.blocks.len();
         dy.resize(batch.tokens.len() * context.hidden);
         let slope = 1.0 / total_targets as f32;
-        let sum = head::backward(context, model, (&stream[layers], &batch.targets), slope, head, dy, gradients);
+        let of_head = taken.is_none().then_some(&mut gradients[..]);
+        let sum = head::backward(context, model, (&stream[layers], &batch.targets), slope, head, dy, of_head);
         for (layer, block) in model.blocks.iter().enumerate().rev() {
             let kept = saved.len();
+            let block = (block, weights.adapters(layer));
             // The last block's activations are still there.
             if settings.gradient_checkpointing && layer + 1 < layers {
                 let (x, y) = pair(stream, layer, layer + 1);
                 block::forward(context, block, x, y, &mut saved[layer % kept]);
             }
+            let gradients = taken.as_mut().unwrap_or(gradients);
             block::backward(context, block, &stream[layer], &saved[layer % kept], backward, dy, gradients);
         }
-        embed_backward(model, batch, dy, gradients);
+        match (frozen, taken) {
+            (Some(frozen), Some(taken)) => {
+                frozen.adapters.gather(&taken, gradients);
+                frozen.gradients = taken;
+            }
+            _ => embed_backward(model, batch, dy, gradients),
+        }
         Ok(sum / total_targets as f64)
     }
 
     fn loss(&mut self, batch: &Packed) -> Result<f64, EngineError> {
         self.forward(batch, false)?;
-        let Self { model, rotary, parameters, packs, workspace, .. } = self;
-        let context = context::<N>(model, rotary.as_ref(), parameters, packs, batch);
+        let Self { model, rotary, parameters, packs, frozen, workspace, .. } = self;
+        let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
+        let context = weights.context(batch, false);
         Ok(head::loss(context, model, &workspace.stream[model.blocks.len() % 2], &batch.targets))
     }
 
@@ -238,11 +361,11 @@ impl<N: Dtype> Engine for CpuEngine<N> {
     }
 
     fn gradient_norm(&self) -> Result<f64, EngineError> {
-        norm(&self.model.layout, &self.gradients)
+        norm(&self.layout, &self.gradients)
     }
 
     fn update(&mut self, step: &AdamW) {
-        step.apply(&self.model.layout, &mut self.parameters, &self.gradients, &mut self.first, &mut self.second);
+        step.apply(&self.layout, &mut self.parameters, &self.gradients, &mut self.first, &mut self.second);
         self.packed = false;
     }
 
@@ -250,12 +373,14 @@ impl<N: Dtype> Engine for CpuEngine<N> {
         let Workspace { stream, saved, backward, head, dy } = &self.workspace;
         let stream: usize = stream.iter().chain([dy]).map(Buffer::bytes).sum();
         let saved: usize = saved.iter().map(Saved::bytes).sum();
-        4 * size_of::<f32>() * self.parameters.len() + stream + saved + backward.bytes(&self.packs) + head.bytes()
+        let frozen = self.frozen.as_ref().map_or(0, Frozen::bytes);
+        let trained = 4 * size_of::<f32>() * self.parameters.len();
+        trained + frozen + stream + saved + backward.bytes(&self.packs) + head.bytes()
     }
 
     fn export(&self) -> EngineState {
         EngineState {
-            layout: self.model.layout.clone(),
+            layout: self.layout.clone(),
             parameters: self.parameters.clone(),
             first: self.first.clone(),
             second: self.second.clone(),
@@ -263,14 +388,14 @@ impl<N: Dtype> Engine for CpuEngine<N> {
     }
 
     fn export_into(&self, state: &mut EngineState) {
-        state.layout.clone_from(&self.model.layout);
+        state.layout.clone_from(&self.layout);
         state.parameters.clone_from(&self.parameters);
         state.first.clone_from(&self.first);
         state.second.clone_from(&self.second);
     }
 
     fn import(&mut self, state: &EngineState) -> Result<(), EngineError> {
-        state.check(&self.model.layout)?;
+        state.check(&self.layout)?;
         self.parameters.copy_from_slice(&state.parameters);
         self.first.copy_from_slice(&state.first);
         self.second.copy_from_slice(&state.second);

@@ -86,7 +86,8 @@ struct Chunk<'a, N> {
     part: &'a mut [f32],
 }
 
-/// As [`loss`], and computes its gradients times `scale`: by `x` into `dx`; those of the weights are added to `gradients`.
+/// As [`loss`], and computes its gradients times `scale`: by `x` into `dx`; those of the weights are added to `gradients`, unless
+/// they are frozen.
 pub(crate) fn backward<N: Dtype>(
     context: Context<N>,
     model: &Model,
@@ -94,7 +95,7 @@ pub(crate) fn backward<N: Dtype>(
     scale: f32,
     workspace: &mut HeadWorkspace<N>,
     dx: &mut [f32],
-    gradients: &mut [f32],
+    mut gradients: Option<&mut [f32]>,
 ) -> f64 {
     let (hidden, vocabulary) = (context.hidden, model.head.outputs);
     let (wide, narrow) = (N::stride(vocabulary), N::stride(hidden));
@@ -123,12 +124,14 @@ pub(crate) fn backward<N: Dtype>(
             })
             .collect();
         sum += sums.into_iter().sum::<f64>();
-        add_norm(&model.norm, &workspace.parts, gradients);
-        Workspace::add_gradients(
-            &mut workspace.gradients,
-            &[(&model.head, &workspace.dlogits, &workspace.normed)],
-            gradients,
-        );
+        if let Some(gradients) = gradients.as_deref_mut() {
+            add_norm(&model.norm, &workspace.parts, gradients);
+            Workspace::add_gradients(
+                &mut workspace.gradients,
+                &[(&model.head, &workspace.dlogits, &workspace.normed)],
+                gradients,
+            );
+        }
         for (target, row) in targets.iter().zip(workspace.dx.chunks_exact(hidden)) {
             dx[target.row * hidden..][..hidden].copy_from_slice(row);
         }

@@ -7,8 +7,8 @@ use super::{
     matrix::{Dtype, chunk_rows},
 };
 use crate::{
-    ModelConfig, Precision, Settings,
-    model::{Linear, Model},
+    Lora, LoraError, ModelConfig, Precision, Settings,
+    model::{Adapter, Adapters, Linear, Model},
 };
 
 /// Returns the bytes of the engine's buffers for a batch of `rows` rows, all of them targets, with a longest sequence of
@@ -18,6 +18,52 @@ pub fn memory(config: &ModelConfig, settings: Settings, rows: usize, longest: us
         Precision::F32 => of::<f32>(config, settings, rows) + thread::<f32>(config, rows, longest) * threads,
         Precision::Bf16 => of::<Bf16>(config, settings, rows) + thread::<Bf16>(config, rows, longest) * threads,
     }
+}
+
+/// As [`memory`], for an engine that trains adapters: also counts the frozen weights, which exist only packed, but not the
+/// trained parameters, their gradients and moments.
+///
+/// # Errors
+/// The model cannot have these adapters.
+pub fn lora_memory(
+    config: &ModelConfig,
+    lora: &Lora,
+    settings: Settings,
+    (rows, longest): (usize, usize),
+    threads: usize,
+) -> Result<usize, LoraError> {
+    let adapters = lora.adapters(config)?;
+    let extra = match settings.precision {
+        Precision::F32 => of_adapters::<f32>(config, &adapters, rows, threads),
+        Precision::Bf16 => of_adapters::<Bf16>(config, &adapters, rows, threads),
+    };
+    Ok(memory(config, settings, rows, longest, threads) + extra)
+}
+
+/// Returns the bytes that adapters and the frozen vectors add. The weight gradients of frozen layers have no buffers, which is
+/// not subtracted: those of the adapters take their place.
+fn of_adapters<N: Dtype>(config: &ModelConfig, adapters: &Adapters, rows: usize, threads: usize) -> usize {
+    let Adapters { blocks, size, .. } = adapters;
+    let (queries, all, wide) = widths(config);
+    let packs: usize = adapters
+        .matrices()
+        .iter()
+        .map(|matrix| N::packed(matrix.inputs, matrix.outputs) + N::packed(matrix.outputs, matrix.inputs))
+        .sum();
+    let block = &blocks[0];
+    let width = |adapter: &Adapter| N::stride(adapter.a.outputs);
+    let lows: usize = block.iter().map(|adapter| 2 * width(adapter)).sum();
+    let dropped = block.output.as_ref().map_or(0, |_| N::stride(queries));
+    // The packed right factors: the inputs of all layers of a block between two attentions, and what A makes of them.
+    let right: usize =
+        block.iter().map(|adapter| N::packed(rows, adapter.a.inputs) + N::packed(rows, adapter.b.inputs)).sum();
+    // A chunk's sums before they are rounded.
+    let widest = all.max(wide).max(config.intermediate_size);
+    let chunk = chunk_rows(rows) * (size_of::<f32>() * 2 * widest + size_of::<N>() * N::stride(widest));
+    let embedding = size_of::<f32>() * config.vocab_size * config.hidden_size;
+    let vectors = size_of::<f32>() * (4 * config.hidden_size + all + 2 * config.head_dim) * config.num_hidden_layers;
+    let buffers = size_of::<N>() * rows * (lows + dropped);
+    2 * size_of::<f32>() * size + packs + buffers + right + chunk * threads + embedding + vectors
 }
 
 /// Returns the widths of a row: of its queries; of queries, keys and values; of the activation's input.
@@ -49,6 +95,7 @@ fn packs<N: Dtype>(config: &ModelConfig, rows: usize) -> usize {
     let model = Model::new(config);
     let weights: usize = model
         .matrices()
+        .into_iter()
         .map(|matrix| N::packed(matrix.inputs, matrix.outputs) + N::packed(matrix.outputs, matrix.inputs))
         .sum();
     let right = |matrix: &Linear| if matrix.inputs_first { matrix.outputs } else { matrix.inputs };

@@ -12,6 +12,20 @@ use crate::Packed;
 /// such pairs, because attention is causal and stays inside a sequence. Norms, activations and the optimizer are left out,
 /// as is usual (Kaplan et al. 2020, appendix of Chowdhery et al. 2022), although those count the full square of attention.
 pub fn flops(config: &ModelConfig, layout: &Layout, batch: &Packed) -> f64 {
+    let (products, attention) = forward(config, layout, batch);
+    3.0 * (products + attention)
+}
+
+/// Returns the floating-point operations of one forward and backward pass that trains the adapters of `trained` beside a
+/// frozen model of `layout`: as [`flops`], but frozen weights have no gradient, so that their backward pass takes only as much
+/// as the forward pass.
+pub(crate) fn adapter_flops(config: &ModelConfig, layout: &Layout, trained: &Layout, batch: &Packed) -> f64 {
+    let (products, attention) = forward(config, layout, batch);
+    2.0 * products + 3.0 * attention + 6.0 * trained.size() as f64 * batch.tokens.len() as f64
+}
+
+/// Returns the operations of the products and of the attention of a forward pass.
+fn forward(config: &ModelConfig, layout: &Layout, batch: &Packed) -> (f64, f64) {
     let looked_up = |name: &str| ["embed_tokens", "wte", "wpe", "lm_head"].iter().any(|part| name.contains(part));
     let blocks = layout.tensors().iter().filter(|tensor| tensor.shape.len() > 1 && !looked_up(&tensor.name));
     let blocks: usize = blocks.map(crate::Tensor::count).sum();
@@ -24,8 +38,8 @@ pub fn flops(config: &ModelConfig, layout: &Layout, batch: &Packed) -> f64 {
             tokens * (tokens + 1.0) / 2.0
         })
         .sum();
-    let attention = 12.0 * (config.num_hidden_layers * config.num_attention_heads * config.head_dim) as f64 * pairs;
-    6.0 * (blocks as f64 * batch.tokens.len() as f64 + head as f64 * batch.targets.len() as f64) + attention
+    let attention = 4.0 * (config.num_hidden_layers * config.num_attention_heads * config.head_dim) as f64 * pairs;
+    (2.0 * (blocks as f64 * batch.tokens.len() as f64 + head as f64 * batch.targets.len() as f64), attention)
 }
 
 #[cfg(test)]

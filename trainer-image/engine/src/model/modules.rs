@@ -54,8 +54,6 @@ pub(crate) struct Model {
     pub(crate) norm: Norm,
     /// The output projection; shares the embedding's range if they are tied.
     pub(crate) head: Linear,
-    /// Number of linear layers.
-    pub(crate) matrices: usize,
 }
 
 /// Assigns ranges to tensors, one after another.
@@ -163,8 +161,7 @@ impl Model {
             build.matrix(hidden, &[("lm_head".to_owned(), config.vocab_size)], false)
         };
         let layout = Arc::new(Layout::new(build.tensors));
-        let matrices = build.matrices;
-        Self { config: config.clone(), layout, embedding, positions: None, blocks, norm, head, matrices }
+        Self { config: config.clone(), layout, embedding, positions: None, blocks, norm, head }
     }
 
     fn gpt2(config: &ModelConfig) -> Self {
@@ -189,8 +186,7 @@ impl Model {
         let norm = build.norm("transformer.ln_f", hidden, true);
         let head = build.numbered(hidden, config.vocab_size, embedding.clone(), None, false);
         let layout = Arc::new(Layout::new(build.tensors));
-        let (positions, matrices) = (Some(positions), build.matrices);
-        Self { config: config.clone(), layout, embedding, positions, blocks, norm, head, matrices }
+        Self { config: config.clone(), layout, embedding, positions: Some(positions), blocks, norm, head }
     }
 
     /// Copies norms, biases and position embeddings out of `parameters`, and points their ranges into the copy.
@@ -220,8 +216,8 @@ impl Model {
     }
 
     /// Returns the linear layers in the order of their indices.
-    pub(crate) fn matrices(&self) -> impl Iterator<Item = &Linear> {
+    pub(crate) fn matrices(&self) -> Vec<&Linear> {
         let blocks = self.blocks.iter().flat_map(|block| [&block.qkv, &block.output, &block.up, &block.down]);
-        blocks.chain([&self.head])
+        blocks.chain([&self.head]).collect()
     }
 }

@@ -11,7 +11,7 @@ use crate::{
         dispatch::dispatched,
         tile::{BLOCK, Block, DEPTH, Kind, Left, Pair, TILE, TILE_SIZE},
     },
-    model::Model,
+    model::Linear,
 };
 
 /// Returns the columns of the left factor per task of a weight gradient: enough work to pay for packing, few enough to
@@ -348,11 +348,11 @@ impl Dtype for Bf16 {
         depth.next_multiple_of(DEPTH) * columns.next_multiple_of(BLOCK) * size_of::<Bf16>()
     }
 
-    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs, backward: bool) {
-        packs.resize_with(model.matrices, WeightTiles::default);
+    fn pack(layers: &[&Linear], parameters: &[f32], packs: &mut Self::Packs, backward: bool) {
+        packs.resize_with(layers.len(), WeightTiles::default);
         let mut tasks = Vec::new();
         let mut rest = packs.as_mut_slice();
-        for matrix in model.matrices() {
+        for matrix in layers {
             let Some(pack) = rest.split_off_first_mut() else { continue };
             let data = &parameters[matrix.weight.clone()];
             let (inputs, outputs) = (matrix.inputs, matrix.outputs);

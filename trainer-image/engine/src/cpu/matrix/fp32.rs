@@ -10,7 +10,7 @@ use crate::{
         dispatch::dispatched,
         panel::{self, Left, PANEL, Place, tall},
     },
-    model::Model,
+    model::Linear,
 };
 
 /// A right operand [depth, columns] in panels of 32 columns, each over the whole depth. Columns are padded with zeros.
@@ -206,10 +206,10 @@ impl Dtype for f32 {
         depth * columns.next_multiple_of(PANEL) * size_of::<f32>()
     }
 
-    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs, backward: bool) {
-        packs.resize_with(model.matrices, WeightPanels::default);
+    fn pack(layers: &[&Linear], parameters: &[f32], packs: &mut Self::Packs, backward: bool) {
+        packs.resize_with(layers.len(), WeightPanels::default);
         let mut tasks = Vec::new();
-        for (matrix, pack) in model.matrices().zip(packs) {
+        for (matrix, pack) in layers.iter().zip(packs) {
             let data = &parameters[matrix.weight.clone()];
             let (inputs, outputs) = (matrix.inputs, matrix.outputs);
             let stride = if matrix.inputs_first { outputs } else { inputs };

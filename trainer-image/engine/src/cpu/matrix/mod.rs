@@ -6,7 +6,7 @@ mod fp32;
 use rayon::prelude::*;
 
 use super::buffer::Pooled;
-use crate::model::{Linear, Model};
+use crate::model::Linear;
 
 /// The destination of a product.
 pub(crate) enum Out<'a, N> {
@@ -57,8 +57,9 @@ pub(crate) trait Dtype: Pooled + Send + Sync + std::fmt::Debug {
     /// Returns the bytes of a packed right operand [depth, columns].
     fn packed(depth: usize, columns: usize) -> usize;
 
-    /// Packs all linear layers of a model for the forward pass and, if `backward`, for the backward pass.
-    fn pack(model: &Model, parameters: &[f32], packs: &mut Self::Packs, backward: bool);
+    /// Packs linear layers, given in the order of their indices, for the forward pass and, if `backward`, for the backward
+    /// pass.
+    fn pack(layers: &[&Linear], parameters: &[f32], packs: &mut Self::Packs, backward: bool);
 
     /// Computes `x` [rows, inputs] · weightᵀ + bias on this thread.
     fn forward(weight: Weight<Self>, x: &[Self], out: Out<Self>);
