@@ -1,8 +1,8 @@
 //! The command line of `codex-controller`: subcommands, logging and the runtime.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{ffi::OsStr, io::IsTerminal, path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable};
 use tracing::{Level, error};
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -22,6 +22,29 @@ pub struct Cli {
     /// The flags of `run`, for a command line without a subcommand.
     #[command(flatten)]
     pub run: Flags,
+}
+
+impl Cli {
+    /// Reads the command line and the environment. Exits with a message if they are invalid. Variables that are set and empty
+    /// count as absent.
+    pub fn read() -> Self {
+        let command =
+            without_empty(Self::command(), &|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
+        let matches = command.get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|failure| failure.exit())
+    }
+}
+
+/// Returns the command without the environment variables that are set and empty.
+fn without_empty(command: clap::Command, is_empty: &dyn Fn(&OsStr) -> bool) -> clap::Command {
+    let names: Vec<_> = command.get_subcommands().map(|subcommand| subcommand.get_name().to_owned()).collect();
+    let command = command.mut_args(|arg| match arg.get_env() {
+        Some(name) if is_empty(name) => arg.env(Resettable::Reset),
+        _ => arg,
+    });
+    names
+        .into_iter()
+        .fold(command, |command, name| command.mut_subcommand(name, |subcommand| without_empty(subcommand, is_empty)))
 }
 
 /// The subcommands.
@@ -89,5 +112,28 @@ fn init_logging(format: Option<LogFormat>) {
             registry.with(lines.json().flatten_event(true).with_current_span(false).with_filter(filter)).init();
         }
         LogFormat::Compact => registry.with(lines.compact().with_ansi(terminal).with_filter(filter)).init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use clap::CommandFactory;
+
+    use super::{Cli, without_empty};
+
+    #[test]
+    fn an_empty_variable_is_absent_everywhere() {
+        let variables = |command: &clap::Command| -> Vec<_> {
+            let all = std::iter::once(command).chain(command.get_subcommands());
+            all.flat_map(clap::Command::get_arguments).filter_map(|arg| arg.get_env().map(OsStr::to_owned)).collect()
+        };
+        let (image, all) = (OsStr::new("CODEX_WORKER_IMAGE"), Cli::command());
+        assert_eq!(variables(&all).iter().filter(|name| *name == image).count(), 2);
+        let some = without_empty(all.clone(), &|name| name == image);
+        assert!(!variables(&some).iter().any(|name| name == image));
+        assert_eq!(variables(&some).len(), variables(&all).len() - 2);
+        assert!(variables(&without_empty(all, &|_| true)).is_empty());
     }
 }

@@ -1,12 +1,13 @@
 //! The state that all reconciliations share.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use codex_plan::{Obstruction, Settings};
+use codex_plan::{Obstruction, RefusedPod, Settings};
 use jiff::Timestamp;
 use kube::{Client, runtime::events::Recorder};
 
 use crate::{
+    admission::AdmissionWatch,
     backoff::Backoff,
     by_uid::ByUid,
     inbox::Inbox,
@@ -31,8 +32,12 @@ pub struct Context {
     pub inbox: Arc<Inbox>,
     /// The signer of bundles.
     pub signer: Arc<Signer>,
-    /// The seal of Jobs and Deployments.
+    /// The seal of Jobs, Deployments and statuses.
     pub seal: Seal,
+    /// The admission policies that protect evidence.
+    pub admission: Arc<AdmissionWatch>,
+    /// The pods of each object whose reports the endpoint refused.
+    pub refused: ByUid<BTreeSet<RefusedPod>>,
     /// The recorder of Events.
     pub recorder: Recorder,
     /// The metrics.
@@ -61,5 +66,6 @@ impl Context {
         self.unmended.retain(&alive);
         self.written.retain(&alive);
         self.obstructions.retain(&alive);
+        self.refused.retain(&alive);
     }
 }

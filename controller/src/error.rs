@@ -40,12 +40,18 @@ pub fn client_category(error: &kube::Error) -> &'static str {
     }
 }
 
+/// Parts of answers with status 500 to a value that the API server cannot convert.
+const UNCONVERTIBLE: [&str; 3] =
+    ["quantities must match", "unable to parse quantity", "failed to create typed patch object"];
+
 /// Returns whether the API server rejects the request until an object or a permission changes. The rejection of writes in
 /// a terminating namespace does not count, because it resolves by itself.
 pub fn refused(error: &kube::Error) -> bool {
     let kube::Error::Api(status) = error else { return false };
     let ends = status.details.iter().flat_map(|details| &details.causes).any(|it| it.reason == "NamespaceTerminating");
-    matches!(status.code, 400 | 403 | 422) && !ends
+    // Server-side apply answers 500 to a value that it cannot convert, such as a malformed quantity.
+    let unconvertible = status.code == 500 && UNCONVERTIBLE.iter().any(|text| status.message.contains(text));
+    (matches!(status.code, 400 | 403 | 422) || unconvertible) && !ends
 }
 
 /// Returns whether the API server answered with this HTTP status.
@@ -76,6 +82,16 @@ mod tests {
             assert!(!refused(&answered(code, &json!([]))), "{code}");
         }
         assert!(!refused(&answered(403, &json!([{"reason": "NamespaceTerminating"}]))));
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_converted_is_a_refusal() {
+        let mut error = answered(500, &json!([]));
+        assert!(!refused(&error));
+        if let kube::Error::Api(status) = &mut error {
+            status.message = "quantities must match the regular expression '^([+-]?[0-9.]+)$'".to_owned();
+        }
+        assert!(refused(&error));
     }
 
     #[test]

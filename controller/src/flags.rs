@@ -14,13 +14,13 @@ pub struct Flags {
     #[arg(long, env = "CODEX_NAMESPACE", default_value = "codex-system")]
     pub namespace: String,
     /// The namespaces to watch, separated by commas; all namespaces by default.
-    #[arg(long, env = "CODEX_WATCH_NAMESPACES", value_delimiter = ',')]
-    pub watch_namespaces: Vec<String>,
+    #[arg(long, env = "CODEX_WATCH_NAMESPACES", value_parser = namespaces, default_value = "")]
+    pub watch_namespaces: Namespaces,
     /// The trainer image for TrainingRuns without `spec.image`.
-    #[arg(long, env = "CODEX_TRAINER_IMAGE", default_value = concat!("codex:", env!("CARGO_PKG_VERSION")))]
+    #[arg(long, env = "CODEX_TRAINER_IMAGE", value_parser = image, default_value = concat!("codex:", env!("CARGO_PKG_VERSION")))]
     pub trainer_image: String,
     /// The image of all evaluators and servers; objects cannot override it.
-    #[arg(long, env = "CODEX_WORKER_IMAGE", default_value = concat!("codex:", env!("CARGO_PKG_VERSION")))]
+    #[arg(long, env = "CODEX_WORKER_IMAGE", value_parser = image, default_value = concat!("codex:", env!("CARGO_PKG_VERSION")))]
     pub worker_image: String,
     /// The URL that pods send reports to; `https://codex-controller.<namespace>.svc:8443/v1/reports` by default.
     #[arg(long, env = "CODEX_REPORT_URL")]
@@ -61,6 +61,34 @@ impl Flags {
     }
 }
 
+/// A list of namespaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces(pub Vec<String>);
+
+/// Reads a list of namespaces: blanks around names do not count.
+fn namespaces(text: &str) -> Result<Namespaces, String> {
+    let names: Vec<_> = text.split(',').map(str::trim).collect();
+    if names == [""] {
+        return Ok(Namespaces::default());
+    }
+    // An empty name in a list would be taken for all namespaces.
+    match names.iter().find(|name| !codex_crds::is_subdomain(name) || name.contains('.')) {
+        Some(name) => {
+            Err(format!("{name:?} is no name of a namespace: write names separated by commas, such as team-a,team-b"))
+        }
+        None => Ok(Namespaces(names.into_iter().map(str::to_owned).collect())),
+    }
+}
+
+/// Reads the name of an image.
+fn image(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    if name.is_empty() || name.contains(char::is_whitespace) {
+        return Err(format!("{text:?} is no name of an image: write one such as registry.example.com/codex:1.0"));
+    }
+    Ok(name.to_owned())
+}
+
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -68,4 +96,27 @@ pub enum LogFormat {
     Json,
     /// One line of text an event, with colours on a terminal.
     Compact,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Namespaces, image, namespaces};
+
+    #[test]
+    fn a_list_of_namespaces_is_trimmed_and_holds_no_empty_name() {
+        let list = |names: &[&str]| Ok(Namespaces(names.iter().map(|name| (*name).to_owned()).collect()));
+        assert_eq!(namespaces(" "), list(&[]));
+        assert_eq!(namespaces("a, b"), list(&["a", "b"]));
+        for wrong in ["team-a,", ",", "a,,b", "a b", "A", "a.b"] {
+            assert!(namespaces(wrong).unwrap_err().contains("is no name of a namespace"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_blank_image_is_refused() {
+        assert_eq!(image(" codex:1 ").as_deref(), Ok("codex:1"));
+        for wrong in ["", "  ", "codex :1"] {
+            assert!(image(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

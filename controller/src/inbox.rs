@@ -7,20 +7,26 @@ use std::{
 };
 
 use codex_plan::Received;
+use codex_reports::State;
+use jiff::SignedDuration;
 use tokio::{sync::watch, time::timeout};
 
 use crate::by_uid::ByUid;
 
 /// The maximum number of pods per object whose reports are kept. The oldest report is dropped first.
 const PODS: usize = 32;
+/// The age of a report from which on a lower sequence number is accepted. Requests that were delayed are younger.
+const SILENCE: SignedDuration = SignedDuration::from_secs(60);
 
 /// The outcome of offering a report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Offer {
     /// The report is the newest of its pod and was stored.
     Accepted,
     /// A newer report of the same pod is stored; this one was dropped.
     Stale,
+    /// The report contradicts the final report of the same pod; the text names the first field that differs.
+    Contradiction(String),
 }
 
 /// A report that a reconciliation has observed: its pod's uid and its `seq`.
@@ -48,29 +54,53 @@ impl Default for Inbox {
 }
 
 impl Inbox {
-    /// Stores a report unless a newer one of the same pod is stored. A report with the same `seq` is accepted again: the
-    /// pod repeats it because the answer was lost.
+    /// Stores a report unless a newer one of the same pod is stored.
+    ///
+    /// A sequence number cannot silence a pod: the final report of a trainer or an evaluator is stored whatever its number, and
+    /// every other report once the stored one is older than [`SILENCE`]. A pod of a Job sends nothing else after its final
+    /// report, so another one contradicts it. A repeated report is accepted again, because its answer may have been lost.
     pub fn offer(&self, received: Received) -> Offer {
         let mut objects = self.objects.lock();
         let pods = objects.entry(received.report.object_uid.clone()).or_default();
-        match pods.get_mut(&received.report.pod_uid) {
-            Some(entry) if received.report.seq < entry.received.report.seq => Offer::Stale,
-            Some(entry) if received.report.seq == entry.received.report.seq => Offer::Accepted,
-            Some(entry) => {
-                entry.received = received;
-                Offer::Accepted
+        let Some(entry) = pods.get_mut(&received.report.pod_uid) else {
+            if pods.len() >= PODS
+                && let Some(oldest) = pods.iter().min_by_key(|(_, entry)| entry.received.at).map(|(uid, _)| uid.clone())
+            {
+                pods.remove(&oldest);
             }
-            None => {
-                if pods.len() >= PODS
-                    && let Some(oldest) =
-                        pods.iter().min_by_key(|(_, entry)| entry.received.at).map(|(uid, _)| uid.clone())
-                {
-                    pods.remove(&oldest);
+            pods.insert(received.report.pod_uid.clone(), Entry { received, recorded: None });
+            return Offer::Accepted;
+        };
+        let (known, new) = (&entry.received, &received);
+        let (older, is_final) = (new.report.seq < known.report.seq, new.report.state.stage().is_final());
+        let restarts = matches!(new.report.state, State::Serving(_));
+        if known.report.state.stage().is_final() && !restarts {
+            return match known.report.contradicts(&new.report) {
+                None => {
+                    // The pod waits until this number is recorded.
+                    entry.received.report.seq = known.report.seq.max(new.report.seq);
+                    Offer::Accepted
                 }
-                pods.insert(received.report.pod_uid.clone(), Entry { received, recorded: None });
-                Offer::Accepted
-            }
+                // A delayed report of the time before the final one.
+                Some(_) if !is_final && older => Offer::Stale,
+                Some(difference) => {
+                    entry.received.contradiction.get_or_insert_with(|| difference.clone());
+                    Offer::Contradiction(difference)
+                }
+            };
         }
+        let silent = new.at.duration_since(known.at) >= SILENCE;
+        if older && !is_final && !silent {
+            return Offer::Stale;
+        }
+        if new.report.seq == known.report.seq && known.report.contradicts(&new.report).is_none() {
+            return Offer::Accepted;
+        }
+        if older {
+            entry.recorded = None;
+        }
+        entry.received = received;
+        Offer::Accepted
     }
 
     /// Returns the newest report of each pod of an object.
@@ -124,7 +154,7 @@ mod tests {
     use std::{sync::Arc, time::Duration};
 
     use codex_plan::Received;
-    use codex_reports::{Kind, Report, ServingState, State};
+    use codex_reports::{EvaluationState, Kind, Report, ServingState, Stage, State};
     use jiff::Timestamp;
 
     use super::{Inbox, Offer, PODS};
@@ -141,8 +171,10 @@ mod tests {
                 attempt: 1,
                 seq,
                 config_digest: None,
+                digest: None,
                 state: State::Serving(ServingState::default()),
             },
+            contradiction: None,
             pod: pod.into(),
             at: Timestamp::from_second(i64::try_from(seq).unwrap()).unwrap(),
         }
@@ -160,6 +192,56 @@ mod tests {
         assert_eq!(seqs, [1, 5]);
         inbox.retain(&std::collections::HashSet::new());
         assert!(inbox.of("object").is_empty());
+    }
+
+    fn evaluated(seq: u64, stage: Stage, done: u64) -> Received {
+        let mut received = received("p", seq);
+        received.report.kind = Kind::Evaluation;
+        received.report.state = State::Evaluation(EvaluationState { stage, done, ..EvaluationState::default() });
+        received
+    }
+
+    #[test]
+    fn a_sequence_number_cannot_silence_a_pod() {
+        let inbox = Inbox::default();
+        let mut forged = evaluated(0, Stage::Running, 9);
+        forged.report.seq = u64::MAX;
+        assert_eq!(inbox.offer(forged), Offer::Accepted);
+        assert_eq!(inbox.offer(evaluated(7, Stage::Running, 1)), Offer::Stale);
+        assert_eq!(inbox.offer(evaluated(70, Stage::Running, 2)), Offer::Accepted, "the other report is old");
+        assert_eq!(inbox.offer(evaluated(3, Stage::Finished, 3)), Offer::Accepted, "a final report counts at once");
+        assert_eq!(inbox.of("object")[0].report.seq, 3);
+    }
+
+    #[test]
+    fn two_final_reports_of_a_pod_must_be_equal() {
+        let inbox = Inbox::default();
+        assert_eq!(inbox.offer(evaluated(5, Stage::Finished, 1)), Offer::Accepted);
+        assert_eq!(inbox.offer(evaluated(6, Stage::Finished, 1)), Offer::Accepted, "repeated");
+        assert_eq!(inbox.of("object")[0].report.seq, 6);
+        assert_eq!(inbox.offer(evaluated(4, Stage::Running, 0)), Offer::Stale, "delayed");
+        for other in [evaluated(4, Stage::Finished, 2), evaluated(9, Stage::Running, 2), evaluated(9, Stage::Failed, 1)]
+        {
+            let offered = inbox.offer(other);
+            assert!(matches!(&offered, Offer::Contradiction(why) if why.contains("state.evaluation")), "{offered:?}");
+        }
+        let kept = inbox.of("object");
+        assert_eq!(kept.len(), 1);
+        let why = kept[0].contradiction.clone().unwrap();
+        assert_eq!(why, "state.evaluation.done is 1 in one and 2 in the other");
+    }
+
+    #[test]
+    fn a_server_that_restarts_contradicts_nothing() {
+        let inbox = Inbox::default();
+        let served = |seq, stage| {
+            let mut received = received("p", seq);
+            received.report.state = State::Serving(ServingState { stage, ..ServingState::default() });
+            received
+        };
+        assert_eq!(inbox.offer(served(5, Stage::Failed)), Offer::Accepted);
+        assert_eq!(inbox.offer(served(6, Stage::Running)), Offer::Accepted);
+        assert_eq!(inbox.offer(served(4, Stage::Failed)), Offer::Accepted, "a failure is never dropped");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! The pure crate `codex-plan` decides what to do; this crate does the I/O around it.
 
+pub mod admission;
 pub mod api;
 pub mod apply;
 pub mod backoff;

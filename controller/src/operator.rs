@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     BUILD, MANAGER,
+    admission::AdmissionWatch,
     backoff::Backoff,
     by_uid::ByUid,
     context::Context,
@@ -186,10 +187,17 @@ async fn lead(
         let signer = Arc::new(Signer::load(client.clone(), &flags.namespace).await?);
         let (queues, requests) = Queues::new();
         let mut tasks = JoinSet::new();
+        let admission = Arc::new(AdmissionWatch::default());
+        tasks.spawn({
+            let (admission, client) = (admission.clone(), client.clone());
+            async move { admission.watch(client).await }
+        });
         let stores = tokio::select! {
-            stores = watch(&client, &flags.watch_namespaces, &metrics, &queues, &mut tasks) => Arc::new(stores),
+            stores = watch(&client, &flags.watch_namespaces.0, &metrics, &queues, &mut tasks) => Arc::new(stores),
             () = stop.cancelled() => return Ok(()),
         };
+        // A verdict that is due at once must not find the policies unread.
+        admission.first().await;
         let reporter =
             Reporter { controller: MANAGER.to_owned(), instance: Some(identity.chars().take(128).collect()) };
         let context = Arc::new(Context {
@@ -201,6 +209,8 @@ async fn lead(
             inbox: Arc::new(Inbox::default()),
             signer: signer.clone(),
             seal,
+            admission,
+            refused: ByUid::default(),
             metrics: metrics.clone(),
             backoff: Backoff::default(),
             unmended: Unmended::default(),

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use codex_crds::Reason;
-use codex_plan::Obstruction;
+use codex_plan::{Obstruction, Plan, Sealable};
 use futures::{FutureExt, StreamExt, channel::mpsc::UnboundedReceiver};
 use kube::{
     ResourceExt,
@@ -22,6 +22,7 @@ use crate::{
     error::chain,
     observe::{Observe, ObserveError, requests},
     report::{self, ReportError},
+    seal::SealError,
 };
 
 /// The number of objects of a kind that are reconciled concurrently.
@@ -41,6 +42,9 @@ pub enum ReconcileError {
     /// Failed to sign a bundle.
     #[error(transparent)]
     Effect(#[from] EffectError),
+    /// Failed to seal its status.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// Failed to write its status.
     #[error(transparent)]
     Report(#[from] ReportError),
@@ -53,6 +57,7 @@ impl ReconcileError {
             Self::Observe(source) => source.category(),
             Self::Apply(source) => source.category(),
             Self::Effect(source) => source.category(),
+            Self::Seal(source) => source.category(),
             Self::Report(source) => source.category(),
         }
     }
@@ -62,7 +67,7 @@ impl ReconcileError {
         match self {
             Self::Apply(source) => source.needs_attention(),
             Self::Effect(source) => source.needs_attention(),
-            Self::Observe(_) | Self::Report(_) => None,
+            Self::Observe(_) | Self::Seal(_) | Self::Report(_) => None,
         }
     }
 }
@@ -82,7 +87,7 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
     let mut observed = object.clone().observe(context).instrument(info_span!("observe")).await?;
     let seen: Vec<_> =
         K::reports(&observed).iter().map(|received| (received.report.pod_uid.clone(), received.report.seq)).collect();
-    let plan = info_span!("plan").in_scope(|| K::plan(&observed, context.now()));
+    let plan = sealed_plan(context, &*object, &observed)?;
     let applied = async {
         apply(context, &*object, &plan.desired).await?;
         Ok::<_, ReconcileError>(carry_out(context, &plan.effects).await?)
@@ -92,7 +97,7 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
             let generation = object.meta().generation;
             let obstruction = Obstruction { reason, message: chain(&failure), generation };
             K::obstruct(&mut observed, recorded(context, &uid, obstruction));
-            let plan = info_span!("plan").in_scope(|| K::plan(&observed, context.now()));
+            let plan = sealed_plan(context, &*object, &observed)?;
             async {
                 report::status(context, &*object, &plan.status).await?;
                 report::events(context, &*object, &plan.events).await;
@@ -113,6 +118,19 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
     }
     .instrument(info_span!("report"))
     .await
+}
+
+/// Plans and seals the status of the plan.
+fn sealed_plan<K: Observe>(
+    context: &Context,
+    object: &K,
+    observed: &K::Observed,
+) -> Result<Plan<K::Status>, SealError> {
+    let mut plan = info_span!("plan").in_scope(|| K::plan(observed, context.now()));
+    let uid = object.meta().uid.as_deref().unwrap_or_default();
+    let seal = context.seal.of_status(&K::kind(&()), uid, &plan.status)?;
+    plan.status.set_seal(seal);
+    Ok(plan)
 }
 
 /// Records an obstruction and returns the one to observe. That is the recorded one while the object's backoff lasts: the

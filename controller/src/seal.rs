@@ -1,10 +1,11 @@
-//! Seals: how the controller recognizes the Jobs and Deployments that it created.
+//! Seals: how the controller recognizes the Jobs and Deployments that it created, and the statuses that it wrote.
 //!
 //! Anyone who may create Jobs in a namespace can forge owner references, labels and field managers. The controller
 //! therefore adds a MAC to each pod template that it creates. The MAC covers the owner's uid, the template and the
 //! controller's annotations; its key is in a Secret of the controller's namespace. A copied seal is valid only for the
-//! same template and the same owner.
+//! same template and the same owner. The seal of a status covers the object's uid and the parts that later steps depend on.
 
+use codex_plan::{Sealable, StatusSeal};
 use codex_provenance::Sha256;
 use hmac::{Hmac, Mac};
 use k8s_openapi::api::core::v1::Secret;
@@ -91,6 +92,36 @@ impl Seal {
         Ok(self.mac(&bytes))
     }
 
+    /// Returns the seal of a status: the uid of its object, and a MAC over that uid and the sealed parts. `None` if the status
+    /// has no such parts.
+    ///
+    /// # Errors
+    /// When the parts cannot be serialized to JSON.
+    pub fn of_status<S: Sealable>(&self, kind: &str, uid: &str, status: &S) -> Result<Option<String>, SealError> {
+        let sealed = status.sealed();
+        if sealed == S::default().sealed() {
+            return Ok(None);
+        }
+        // The first element separates these texts from those of children, which begin with a uid.
+        let bytes = serde_json::to_vec(&("codex-ml.dev/status", kind, uid, sealed)).map_err(SealError::Json)?;
+        Ok(Some(format!("{uid}:{}", self.mac(&bytes))))
+    }
+
+    /// Returns what the seal of a recorded status says.
+    pub fn check_status<S: Sealable>(&self, kind: &str, uid: &str, status: Option<&S>) -> StatusSeal {
+        let Some(status) = status else { return StatusSeal::Valid };
+        if let Some((former, _)) = status.seal().and_then(|seal| seal.rsplit_once(':'))
+            && former != uid
+        {
+            return StatusSeal::Restored(former.to_owned());
+        }
+        match self.of_status(kind, uid, status) {
+            Ok(None) => StatusSeal::Valid,
+            Ok(Some(seal)) if status.seal().is_some_and(|carried| equal(carried, &seal)) => StatusSeal::Valid,
+            Ok(Some(_)) | Err(_) => StatusSeal::Broken,
+        }
+    }
+
     /// Returns whether a live child carries the valid seal for this owner.
     pub fn holds<K: Serialize + kube::Resource>(&self, owner: &str, child: &K) -> bool {
         let carried = child.meta().annotations.as_ref().and_then(|all| all.get(ANNOTATION));
@@ -129,7 +160,10 @@ impl Seal {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::batch::v1::Job;
+    use codex_crds::EvaluationStatus;
+    use codex_plan::StatusSeal;
+    use jiff::Timestamp;
+    use k8s_openapi::{api::batch::v1::Job, apimachinery::pkg::apis::meta::v1::Time};
     use serde_json::{Value, json};
 
     use super::{ANNOTATION, Seal};
@@ -162,6 +196,33 @@ mod tests {
         live["spec"]["template"]["spec"]["containers"][0]["imagePullPolicy"] = json!("IfNotPresent");
         live["metadata"]["annotations"]["other"] = json!("y");
         assert!(holds(&seal, "uid", live));
+    }
+
+    #[test]
+    fn the_seal_of_a_status_holds_for_its_object_and_its_sealed_parts() {
+        let seal = Seal::for_tests();
+        let mut status: EvaluationStatus = serde_json::from_value(json!({
+            "verdict": "Passed", "reportDigest": "0".repeat(64),
+            "metrics": [{"name": "exact_match", "kind": "share", "n": 10, "successes": 9}],
+        }))
+        .unwrap();
+        let check =
+            |seal: &Seal, uid: &str, status: &EvaluationStatus| seal.check_status("Evaluation", uid, Some(status));
+        assert_eq!(check(&seal, "a", &status), StatusSeal::Broken, "no seal");
+        status.seal = seal.of_status("Evaluation", "a", &status).unwrap();
+        assert_eq!(check(&seal, "a", &status), StatusSeal::Valid);
+        assert_eq!(check(&seal, "b", &status), StatusSeal::Restored("a".to_owned()));
+        assert_eq!(check(&Seal([8; 32]), "a", &status), StatusSeal::Broken, "another key");
+        assert_eq!(seal.check_status("TrainingRun", "a", Some(&status)), StatusSeal::Broken, "another kind");
+        let verdict = EvaluationStatus { verdict: None, ..status.clone() };
+        assert_eq!(check(&seal, "a", &verdict), StatusSeal::Valid, "the verdict is computed again");
+        let mut metrics = status.clone();
+        metrics.metrics[0].successes = Some(10);
+        assert_eq!(check(&seal, "a", &metrics), StatusSeal::Broken);
+        let mut completed = status;
+        completed.completed_at = Some(Time(Timestamp::UNIX_EPOCH));
+        assert_eq!(check(&seal, "a", &completed), StatusSeal::Broken);
+        assert_eq!(check(&seal, "a", &EvaluationStatus::default()), StatusSeal::Valid, "nothing to believe");
     }
 
     #[test]

@@ -11,12 +11,18 @@ pub enum ConditionType {
     Reconciling,
     /// The object cannot proceed until a user changes something. Present only while true.
     Stalled,
+    /// The recorded status carried no valid seal and was discarded. Present only while true.
+    StatusDiscarded,
+    /// Pods that the controller did not create match the selector of the Service. Present only while true.
+    ForeignPods,
     /// The configuration is complete and valid.
     ConfigResolved,
     /// The TrainingRun has finished and its model is recorded.
     Trained,
     /// Every gate of every Evaluation has passed for exactly this model.
     GatesPassed,
+    /// Admission policies protected the evaluation from its start to its verdict.
+    EvidenceStrong,
     /// The ring of the TrainingRun equals the ring of the ReasoningPod.
     RingMatched,
     /// The signature and the promotion are signed and recorded.
@@ -32,9 +38,12 @@ impl ConditionType {
             Self::Ready => "Ready",
             Self::Reconciling => "Reconciling",
             Self::Stalled => "Stalled",
+            Self::StatusDiscarded => "StatusDiscarded",
+            Self::ForeignPods => "ForeignPods",
             Self::ConfigResolved => "ConfigResolved",
             Self::Trained => "Trained",
             Self::GatesPassed => "GatesPassed",
+            Self::EvidenceStrong => "EvidenceStrong",
             Self::RingMatched => "RingMatched",
             Self::Signed => "Signed",
             Self::Verified => "Verified",
@@ -131,6 +140,20 @@ reasons! {
     NameTaken,
     /// The API server refused a child. The message quotes its answer.
     Refused,
+    /// The status carries no valid seal: another client wrote it, or the seal key was lost.
+    NotSealed,
+    /// The status was recorded for another object of this name, as backup tools restore it.
+    Restored,
+    /// Two reports of a pod, or a report and the end of its pod, contradict each other.
+    Contradiction,
+    /// A pod differs from its template, so its reports are refused.
+    PodChanged,
+    /// The admission policies were in place from before the start to the verdict.
+    PoliciesIntact,
+    /// The admission policies were not shown to protect the evaluation from before its start to its verdict.
+    PoliciesNotIntact,
+    /// Pods that the controller did not create match the selector of the Service.
+    ForeignPods,
 }
 
 #[cfg(test)]

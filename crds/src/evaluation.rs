@@ -1,6 +1,6 @@
 //! `Evaluation`: judges one model by gates. No I/O.
 
-use codex_provenance::{GatesDigest, ModelDigest, ReportDigest};
+use codex_provenance::{EvidenceStrength, GatesDigest, ModelDigest, ReportDigest};
 use codex_verdict::{GateResult, GateSpec, MAX_GATES, MAX_METRIC_NAME, MAX_METRICS, Verdict};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -25,9 +25,11 @@ use crate::{
     shortname = "evl",
     category = "codex",
     printcolumn(name = "Run", type_ = "string", json_path = ".spec.trainingRun"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Verdict", type_ = "string", json_path = ".status.verdict"),
     printcolumn(name = "Gates", type_ = "string", json_path = ".status.gatesPassed"),
     printcolumn(name = "Model", type_ = "string", json_path = ".status.model.short"),
+    printcolumn(name = "Evidence", type_ = "string", json_path = ".status.evidence", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = crate::rules::name()
 )]
@@ -119,6 +121,9 @@ pub struct EvaluationStatus {
     /// Generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// Phase of the evaluation: Pending, Running, Suspended, Stalled, Judged or Failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<EvaluationPhase>,
     /// Verdict over all gates: Passed, Failed or Inconclusive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
@@ -157,11 +162,40 @@ pub struct EvaluationStatus {
     /// Time at which the verdict was reached or the Evaluation failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Time>,
-    /// Conditions of the Evaluation: ConfigResolved, GatesPassed, Ready, Reconciling and Stalled.
+    /// Strength of the evidence: strong if admission policies protected the evaluation from start to end, else weak.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<EvidenceStrength>,
+    /// Reason why the evidence is weak.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub evidence_reason: Option<String>,
+    /// Seal of the controller over the parts of this status that later steps depend on. A status without a valid seal is discarded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub seal: Option<String>,
+    /// Conditions of the Evaluation: ConfigResolved, EvidenceStrong, GatesPassed, Ready, Reconciling, Stalled and StatusDiscarded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// The phase of an evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum EvaluationPhase {
+    /// Waiting for the model or for a pod.
+    Pending,
+    /// A pod is scoring the model.
+    Running,
+    /// Suspended by `spec.suspend`.
+    Suspended,
+    /// The evaluation cannot proceed until a user changes something.
+    Stalled,
+    /// The verdict is reached.
+    Judged,
+    /// The evaluation has failed and is not retried.
+    Failed,
 }
 
 /// A model that was scored.

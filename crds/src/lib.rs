@@ -21,7 +21,9 @@ mod work;
 pub use base::{Base, BaseRun, BaseStatus};
 pub use conditions::{ConditionType, Reason};
 pub use data::{ConfigMapKey, DataItem, DataSource, Synthetic, VolumeClaimFolder, VolumeClaimPath};
-pub use evaluation::{Evaluation, EvaluationSpec, EvaluationStatus, GivenModel, JudgedModel, MetricStatus};
+pub use evaluation::{
+    Evaluation, EvaluationPhase, EvaluationSpec, EvaluationStatus, GivenModel, JudgedModel, MetricStatus,
+};
 pub use names::{annotation, bundle, child, is_subdomain, label};
 pub use pod::{TrainerPod, WorkerPod};
 pub use reasoning_pod::{

@@ -33,7 +33,11 @@ pub struct TrainerPod {
 pub struct WorkerPod {
     /// Compute resources of the container. resources.claims is refused, because pod.resourceClaims does not exist yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = ("!has(self.claims) || self.claims.size() == 0", "pod.resources.claims cannot work until pod.resourceClaims exists: remove it"))]
+    #[schemars(transform = bounded_quantities)]
+    #[x_kube(
+        validation = ("!has(self.claims) || self.claims.size() == 0", "pod.resources.claims cannot work until pod.resourceClaims exists: remove it"),
+        validation = ("(!has(self.limits) || self.limits.all(name, isQuantity(string(self.limits[name])))) && (!has(self.requests) || self.requests.all(name, isQuantity(string(self.requests[name]))))", "pod.resources.limits and pod.resources.requests must hold quantities: write 500m, 2, 1Gi or 1G, not 1GB, 2 Gi or half"),
+    )]
     pub resources: Option<ResourceRequirements>,
     /// Labels that a node must have to run the pod.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -55,6 +59,16 @@ pub struct WorkerPod {
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
+}
+
+/// Bounds the lists of quantities and the quantities themselves, because the API server estimates the cost of a rule from its
+/// bounds.
+fn bounded_quantities(resources: &mut schemars::Schema) {
+    for list in ["limits", "requests"] {
+        let Some(list) = resources.pointer_mut(&format!("/properties/{list}")) else { continue };
+        list["maxProperties"] = 16.into();
+        list["additionalProperties"]["maxLength"] = 64.into();
+    }
 }
 
 /// Removes `valueFrom.fileKeyRef` from the schema of `env`. It reads a file that another container of the pod has written

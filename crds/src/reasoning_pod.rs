@@ -1,6 +1,6 @@
 //! `ReasoningPod`: serves one model, once it passed in its ring. No I/O.
 
-use codex_provenance::{ModelDigest, PromotionDigest};
+use codex_provenance::{EvidenceStrength, ModelDigest, PromotionDigest};
 use codex_verdict::Ring;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -28,6 +28,7 @@ use crate::WorkerPod;
     printcolumn(name = "Signer", type_ = "string", json_path = ".status.manifest.signer"),
     printcolumn(name = "Model", type_ = "string", json_path = ".status.model"),
     printcolumn(name = "Blocked by", type_ = "string", json_path = ".status.blockedBy[0]", priority = 1),
+    printcolumn(name = "Evidence", type_ = "string", json_path = ".status.evidence", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = crate::rules::name()
 )]
@@ -119,7 +120,19 @@ pub struct ReasoningPodStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub url: Option<String>,
-    /// Conditions of the rollout: GatesPassed, Ready, Reconciling, RingMatched, Signed, Stalled, Trained and Verified.
+    /// Strength of the evidence: strong if admission policies protected every Evaluation from start to end, else weak.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<EvidenceStrength>,
+    /// Reason why the evidence is weak.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub evidence_reason: Option<String>,
+    /// Seal of the controller over the parts of this status that later steps depend on. A status without a valid seal is discarded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub seal: Option<String>,
+    /// Conditions of the rollout: EvidenceStrong, ForeignPods, GatesPassed, Ready, Reconciling, RingMatched, Signed, Stalled,
+    /// StatusDiscarded, Trained and Verified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -166,7 +166,11 @@ pub struct TrainingRunStatus {
     /// Time at which the run succeeded or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Time>,
-    /// Conditions of the run: ConfigResolved, Ready, Reconciling, Stalled and Trained.
+    /// Seal of the controller over the parts of this status that later steps depend on. A status without a valid seal is discarded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub seal: Option<String>,
+    /// Conditions of the run: ConfigResolved, Ready, Reconciling, Stalled, StatusDiscarded and Trained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -9,6 +9,7 @@
 
 mod canonical;
 pub mod digest;
+mod evidence;
 pub mod files;
 pub mod manifest;
 pub mod oms;
@@ -20,3 +21,4 @@ pub use digest::{
     ConfigDigest, DataDigest, GatesDigest, ModelDigest, OmsPayloadDigest, OmsRoot, PromotionDigest, ReportDigest,
     Sha256,
 };
+pub use evidence::EvidenceStrength;

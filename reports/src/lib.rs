@@ -4,11 +4,12 @@
 //! `seq` of the same pod) is dropped. The final report is also the termination message of the pod, as far as it fits.
 
 mod chain;
+mod contradiction;
 mod evaluation;
 mod serving;
 mod training;
 
-use codex_provenance::ConfigDigest;
+use codex_provenance::{ConfigDigest, Sha256};
 use serde::{Deserialize, Serialize};
 
 pub use chain::{chain, chain_until};
@@ -86,6 +87,9 @@ pub struct Report {
     /// Digest that the pod computed from its mounted configuration. `None` for a server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_digest: Option<ConfigDigest>,
+    /// In a termination message, which may be shortened: [`Report::digest`] of the final report that the pod sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Sha256>,
     /// State of the work.
     pub state: State,
 }
@@ -137,6 +141,13 @@ pub enum Stage {
     Finished,
     /// The work failed; `failure` holds the reason.
     Failed,
+}
+
+impl Stage {
+    /// Whether a report with this stage is the last one of its process.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Finished | Self::Failed)
+    }
 }
 
 /// Failure of a pod.

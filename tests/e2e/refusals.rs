@@ -79,6 +79,10 @@ fn cases() -> Vec<Case> {
             json!("../other"),
             &["subPath \"../other\" is invalid", "without ..", "such as runs"],
         ),
+        run("/spec/pod/resources", json!({ "limits": { "memory": "1GB" } }), &["spec.pod.resources", "not 1GB"]),
+        run("/spec/pod/resources", json!({ "limits": { "memory": "1GiG" } }), &["must hold quantities"]),
+        evaluation("/spec/pod/resources", json!({ "requests": { "memory": "2 Gi" } }), &["must hold quantities"]),
+        pod("/spec/pod/resources", json!({ "requests": { "cpu": "half" } }), &["must hold quantities"]),
         run(
             "/spec/pod/env",
             json!([{ "name": "CODEX_REPORT_URL", "value": "x" }]),

@@ -10,7 +10,9 @@ use crate::{
 };
 
 /// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
-const REPORTED: [ConditionType; 8] = [
+const REPORTED: [ConditionType; 10] = [
+    ConditionType::StatusDiscarded,
+    ConditionType::ForeignPods,
     ConditionType::Stalled,
     ConditionType::Trained,
     ConditionType::GatesPassed,
@@ -63,7 +65,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 18] = [
+    const WARNINGS: [Reason; 23] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -82,6 +84,11 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::SignerUnavailable,
         Reason::ForeignSignature,
         Reason::VerificationFailed,
+        Reason::NotSealed,
+        Reason::Restored,
+        Reason::Contradiction,
+        Reason::PodChanged,
+        Reason::ForeignPods,
     ];
     kind == ConditionType::Stalled || WARNINGS.iter().any(|known| known.name() == reason)
 }

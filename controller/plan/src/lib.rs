@@ -6,6 +6,7 @@
 //! change. An obstruction that apply meets is an observation too, so every status comes from a plan. Objects that are being
 //! deleted need no plan: the garbage collector deletes their children.
 
+mod admission;
 pub mod conditions;
 mod data;
 pub mod evaluation;
@@ -17,13 +18,16 @@ mod plan;
 mod pod_template;
 mod pods;
 pub mod reasoning_pod;
+mod seal;
 mod settings;
 pub mod text;
 mod throttle;
 pub mod training_run;
 mod work;
 
+pub use admission::Admission;
 pub use obstruction::Obstruction;
 pub use plan::{Desired, Effect, Event, EventType, Kept, KeptKind, Plan};
-pub use pods::{Received, References};
+pub use pods::{Received, References, RefusedPod};
+pub use seal::{Sealable, StatusSeal};
 pub use settings::Settings;

@@ -17,7 +17,7 @@ pub(crate) enum Component {
 }
 
 impl Component {
-    pub(crate) fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Trainer => "trainer",
             Self::Evaluator => "evaluator",

@@ -9,7 +9,10 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Conta
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
-use crate::metadata::Owner;
+use crate::metadata::{Component, Owner};
+
+/// The names of the containers that the controller plans.
+const CONTAINERS: [&str; 3] = [Component::Trainer.name(), Component::Evaluator.name(), Component::Server.name()];
 
 /// A report that the endpoint accepted: its sender is a pod that the object owns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +24,32 @@ pub struct Received {
     pub pod: String,
     /// When it was received.
     pub at: Timestamp,
+    /// What differs in another final report that the pod sent after its final report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contradiction: Option<String>,
+}
+
+/// A pod whose reports are refused.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RefusedPod {
+    /// The pod's name.
+    pub pod: String,
+    /// The field that is refused, its value, and the expected one.
+    pub why: String,
+}
+
+/// Returns a sentence about the first pods whose reports are refused.
+pub(crate) fn refusals(refused: &[RefusedPod]) -> Option<String> {
+    let first = refused.first()?;
+    let more = match refused.len() - 1 {
+        0 => String::new(),
+        more => format!("; so are those of {more} more"),
+    };
+    Some(format!(
+        "the reports of pod {} are refused: {}{more}. Remove what changes the pod, such as a webhook",
+        first.pod, first.why
+    ))
 }
 
 /// The objects that a spec refers to, as far as they exist in its namespace.
@@ -49,7 +78,7 @@ impl<'a> Facts<'a> {
             .iter()
             .map(|pod| {
                 let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref());
-                Self { pod, status: statuses.and_then(<[_]>::first) }
+                Self { pod, status: statuses.and_then(of_ours) }
             })
             .collect();
         facts.sort_by_key(|facts| (facts.pod.creation_timestamp(), facts.pod.name_any(), facts.pod.uid()));
@@ -92,6 +121,16 @@ impl<'a> Facts<'a> {
         ended.is_some_and(|ended| ended.exit_code == exit::FINISHED)
     }
 
+    /// Whether its container is ready and the pod is not being deleted.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.pod.metadata.deletion_timestamp.is_none() && self.status.is_some_and(|status| status.ready)
+    }
+
+    /// Returns how its container terminated, if it is not running or waiting to start again.
+    pub(crate) fn terminated(&self) -> Option<&'a ContainerStateTerminated> {
+        self.state()?.terminated.as_ref()
+    }
+
     /// Returns the image that its container runs, with the digest.
     pub(crate) fn image_id(&self) -> Option<&'a str> {
         Some(self.status?.image_id.as_str()).filter(|id| !id.is_empty())
@@ -125,6 +164,12 @@ impl<'a> Facts<'a> {
             && !report.pod_uid.is_empty();
         genuine.then_some(report)
     }
+}
+
+/// Returns the status of the container that the controller planned. A trainer's pod may have others beside it.
+fn of_ours(statuses: &[ContainerStatus]) -> Option<&ContainerStatus> {
+    let ours = |status: &&ContainerStatus| CONTAINERS.contains(&status.name.as_str());
+    statuses.iter().find(ours).or_else(|| statuses.first())
 }
 
 fn started_at(state: &ContainerState) -> Option<Timestamp> {

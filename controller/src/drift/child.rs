@@ -35,16 +35,66 @@ pub(super) fn unwanted(wanted: &Value, live: &Value, name: &str) -> Option<Diffe
     Some(differs(&join("spec", name), Some(found), None))
 }
 
-/// Returns the first difference between the spec of a pod and its template.
-pub fn pod_difference(template: &Value, pod: &Value) -> Option<Difference> {
-    equal(&canonical(template), &canonical(pod), "spec")
+/// How much a pod may differ from its template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A trainer: what it says about its training is the word of an image that the user chooses. Containers may stand beside
+    /// it, and its name resolution may be configured.
+    Trainer,
+    /// An evaluator or a server: its report is evidence.
+    Strict,
+}
+
+/// Returns the first difference between the spec of a pod and its template that the role does not tolerate.
+pub fn pod_difference(template: &Value, pod: &Value, role: Role) -> Option<Difference> {
+    let mut pod = pod.clone();
+    if role == Role::Trainer {
+        tolerate_additions(template, &mut pod);
+    }
+    tolerate_mirror(template, &mut pod);
+    equal(&canonical(template), &canonical(&pod), "spec")
+}
+
+/// Removes the fields that may be added to a trainer's pod: `dnsConfig`, debugging containers, and containers and volumes with
+/// names that the template does not have.
+fn tolerate_additions(template: &Value, pod: &mut Value) {
+    let Some(spec) = pod.as_object_mut() else { return };
+    spec.remove("dnsConfig");
+    spec.remove("ephemeralContainers");
+    for list in ["containers", "initContainers", "volumes"] {
+        let planned: Vec<_> =
+            template[list].as_array().into_iter().flatten().map(|element| element["name"].clone()).collect();
+        if let Some(found) = spec.get_mut(list).and_then(Value::as_array_mut) {
+            found.retain(|element| planned.contains(&element["name"]));
+        }
+    }
+}
+
+/// Gives containers that run the planned image from another registry its planned name. Only equal digests make images equal.
+fn tolerate_mirror(template: &Value, pod: &mut Value) {
+    let digest = |image: &Value| {
+        image.as_str().and_then(|image| image.split_once("@sha256:")).map(|(_, digest)| digest.to_owned())
+    };
+    let containers = pod.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten();
+    for container in containers {
+        let planned =
+            template["containers"].as_array().into_iter().flatten().find(|it| it["name"] == container["name"]);
+        let Some(planned) = planned.map(|planned| &planned["image"]) else { continue };
+        if digest(planned).is_some() && digest(planned) == digest(&container["image"]) {
+            container["image"] = planned.clone();
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{difference, pod_difference};
+    use super::{Role, difference};
+
+    fn pod_difference(template: &Value, pod: &Value) -> Option<crate::drift::Difference> {
+        super::pod_difference(template, pod, Role::Strict)
+    }
 
     /// The path of the expected difference, and the change that causes it.
     type Forgery = (&'static str, fn(&mut Value));
@@ -205,6 +255,46 @@ mod tests {
             assert_eq!(&found.path, path, "{found}");
         }
     }
+
+    #[test]
+    fn a_trainer_tolerates_additions_and_no_change() {
+        let changes: [fn(&mut Value); 4] = [
+            |pod| pod["dnsConfig"] = json!({"options": [{"name": "ndots", "value": "2"}]}),
+            |pod| pod["containers"].as_array_mut().unwrap().push(json!({"name": "sidecar", "image": "x"})),
+            |pod| pod["ephemeralContainers"] = json!([{"name": "debugger", "image": "x"}]),
+            |pod| {
+                pod["initContainers"] = json!([{"name": "mesh", "image": "x", "restartPolicy": "Always"}]);
+                pod["volumes"].as_array_mut().unwrap().push(json!({"name": "mesh", "emptyDir": {}}));
+            },
+        ];
+        for change in changes {
+            let mut changed = pod();
+            change(&mut changed);
+            assert_eq!(super::pod_difference(&template(), &changed, Role::Trainer), None);
+            assert!(pod_difference(&template(), &changed).is_some(), "an evaluator and a server tolerate nothing");
+            changed["containers"][0]["env"].as_array_mut().unwrap().push(json!({"name": "A", "value": "b"}));
+            let found = super::pod_difference(&template(), &changed, Role::Trainer).unwrap();
+            assert_eq!(found.path, "spec.containers[trainer].env[A]");
+        }
+    }
+
+    #[test]
+    fn an_image_from_a_mirror_is_tolerated_at_the_same_digest_only() {
+        let (one, other) = ("@sha256:".to_owned() + &"1".repeat(64), "@sha256:".to_owned() + &"2".repeat(64));
+        let with = |spec: Value, image: String| {
+            let mut spec = spec;
+            spec["containers"][0]["image"] = json!(image);
+            spec
+        };
+        let template = with(template(), format!("registry.example.com/codex{one}"));
+        for role in [Role::Trainer, Role::Strict] {
+            let compare = |image: String| super::pod_difference(&template, &with(pod(), image), role);
+            assert_eq!(compare(format!("mirror.internal/codex{one}")), None);
+            assert!(compare(format!("mirror.internal/codex{other}")).is_some());
+            assert!(compare("mirror.internal/codex:1".to_owned()).is_some());
+        }
+    }
+
     #[test]
     fn a_child_may_hold_unplanned_fields_outside_its_template() {
         let wanted =

@@ -11,7 +11,7 @@ mod correction;
 mod pod_spec;
 mod quantity;
 
-pub use child::{difference, pod_difference};
+pub use child::{Role, difference, pod_difference};
 pub use compare::Difference;
 pub use correction::correction;
 pub use pod_spec::canonical;

@@ -9,6 +9,9 @@ pub(super) enum Rejection {
     /// The sender may not send this report.
     #[error("{0}")]
     Forbidden(String),
+    /// The pod belongs to the object, but it or its configuration was changed.
+    #[error("{0}")]
+    Changed(String),
     /// The token is missing or not valid for this endpoint.
     #[error("{0}")]
     Unauthenticated(String),
@@ -36,7 +39,7 @@ impl Rejection {
     /// Returns the status code of the response.
     pub(super) fn status(&self) -> StatusCode {
         match self {
-            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::Forbidden(_) | Self::Changed(_) => StatusCode::FORBIDDEN,
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -47,7 +50,7 @@ impl Rejection {
     /// Returns the value of the metric label `result`.
     pub(super) fn result(&self) -> &'static str {
         match self {
-            Self::Forbidden(_) => "refused",
+            Self::Forbidden(_) | Self::Changed(_) => "refused",
             Self::Unauthenticated(_) => "unauthenticated",
             Self::Invalid(_) | Self::TooLarge => "invalid",
             Self::Unavailable(_) | Self::Client { .. } => "unavailable",

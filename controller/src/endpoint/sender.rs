@@ -21,6 +21,7 @@ use kube::{Api, Resource, ResourceExt};
 use super::{rejection::Rejection, token::PodIdentity};
 use crate::{
     context::Context,
+    drift::Role,
     observe::{get, workers::changed},
     ownership::controller,
 };
@@ -69,7 +70,8 @@ pub(super) async fn authorize(context: &Context, pod: &PodIdentity, report: &Rep
     if !parent.genuine {
         return reject(format!("the {} of the pod {} was not created by this controller", parent.kind, pod.name));
     }
-    if let Some(difference) = changed(&parent.template, &live) {
+    let role = if report.kind == Kind::TrainingRun { Role::Trainer } else { Role::Strict };
+    if let Some(difference) = changed(&parent.template, &live, role) {
         return reject(format!("the pod {} differs from its template: {difference}", pod.name));
     }
     check_digest(report, parent.config)
@@ -188,10 +190,10 @@ fn check_digest(report: &Report, expected: Option<ConfigDigest>) -> Result<(), R
     match report.config_digest {
         Some(found) if found == expected => Ok(()),
         Some(found) => {
-            Err(Rejection::Forbidden(format!("configDigest is {found}, but the controller resolved {expected}")))
+            Err(Rejection::Changed(format!("configDigest is {found}, but the controller resolved {expected}")))
         }
         // The pod has not read its configuration yet, or reports that it cannot.
         None if matches!(report.state.stage(), Stage::Starting | Stage::Failed) => Ok(()),
-        None => Err(Rejection::Forbidden(format!("configDigest is missing, but the controller resolved {expected}"))),
+        None => Err(Rejection::Changed(format!("configDigest is missing, but the controller resolved {expected}"))),
     }
 }

@@ -11,7 +11,7 @@ use axum::{
     routing::post,
 };
 use axum_server::{Handle, tls_rustls::RustlsConfig};
-use codex_plan::Received;
+use codex_plan::{Received, RefusedPod};
 use codex_reports::{MAX_BYTES, PATH, Report, SCHEMA_VERSION, Stage};
 use kube::Client;
 use serde::Deserialize;
@@ -91,7 +91,7 @@ async fn handle(State(endpoint): State<Endpoint>, headers: HeaderMap, body: Resu
     let offered = endpoint.accept(&headers, body, &mut kind).await;
     let metrics = &endpoint.metrics;
     match offered {
-        Ok(Offer::Accepted) => {
+        Ok(Offer::Accepted | Offer::Contradiction(_)) => {
             metrics.report(kind, "accepted");
             (StatusCode::OK, "accepted\n").into_response()
         }
@@ -131,17 +131,33 @@ impl Endpoint {
         })?;
         let report = parse(&body)?;
         *kind = Some(report.kind.name());
-        sender::authorize(&context, &pod, &report).await?;
+        if let Err(rejection) = sender::authorize(&context, &pod, &report).await {
+            if let Rejection::Changed(why) = &rejection {
+                // The status names it at the first refusal, before the pod's work is lost.
+                let refused = RefusedPod { pod: pod.name.clone(), why: why.clone() };
+                context.refused.lock().entry(report.object_uid.clone()).or_default().insert(refused);
+                context.queues.add_kind(report.kind.name(), &report.namespace, &report.name);
+            }
+            return Err(rejection);
+        }
+        if let Some(refused) = context.refused.lock().get_mut(&report.object_uid) {
+            refused.retain(|refused| refused.pod != pod.name);
+        }
         let (object, seq) = (report.object_uid.clone(), report.seq);
         // The pod sends nothing after this report, so it must not get lost.
         let last = matches!(report.state.stage(), Stage::Finished | Stage::Failed);
         let (namespace, name) = (report.namespace.clone(), report.name.clone());
         let report_kind = report.kind.name();
-        let received = Received { report, pod: pod.name.clone(), at: context.now() };
-        if context.inbox.offer(received) == Offer::Stale {
+        let received = Received { report, pod: pod.name.clone(), at: context.now(), contradiction: None };
+        let offered = context.inbox.offer(received);
+        if offered == Offer::Stale {
             return Ok(Offer::Stale);
         }
         context.queues.add_kind(report_kind, &namespace, &name);
+        if let Offer::Contradiction(difference) = offered {
+            let why = format!("the report contradicts an earlier final report of the pod {}: {difference}", pod.name);
+            return Err(Rejection::Forbidden(why));
+        }
         // The check is done: a request that waits for the status must not block others.
         drop(permit);
         if last {

@@ -19,7 +19,7 @@ use super::{
     triggers::Triggers,
     workers,
 };
-use crate::context::Context;
+use crate::{context::Context, drift::Role};
 
 impl Kind for Evaluation {
     /// Returns the verdict, or before there is one, a phase that follows from the conditions.
@@ -59,22 +59,31 @@ impl Observe for Evaluation {
         self.status.as_ref()
     }
 
+    fn set_status(&mut self, status: Option<EvaluationStatus>) {
+        self.status = status;
+    }
+
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedEvaluation, ObserveError> {
         let (namespace, uid) = (self.namespace().unwrap_or_default(), self.uid().unwrap_or_default());
         let name = self.spec.training_run.as_deref();
         let run = name.and_then(|name| get(&context.stores.training_runs, &namespace, name));
+        let run = run.map(|run| Arc::unwrap_or_clone(run).believed(context));
         let job = workers::job(context, &namespace, &child::evaluator(&self.name_any()), &uid);
-        let claims = mounted_claims(&self.spec, run.as_deref());
-        let Work { job, pods, references } = work(context, &namespace, job, &self.spec.data, &claims).await?;
+        let claims = mounted_claims(&self.spec, run.as_ref());
+        let work = work(context, &namespace, job, &self.spec.data, &claims, Role::Strict).await?;
+        let Work { job, pods, references, refused } = work;
         Ok(ObservedEvaluation {
             settings: context.settings.clone(),
-            run: run.map(Arc::unwrap_or_clone),
+            run,
             references,
+            refused: workers::with_endpoint(context, &namespace, &uid, refused),
+            admission: context.admission.current(),
             job,
             pods,
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
             obstruction: None,
+            seal: self.check_seal(context),
             object: Arc::unwrap_or_clone(self),
         })
     }

@@ -2,7 +2,7 @@
 
 use std::{fmt::Debug, sync::Arc};
 
-use codex_plan::{Obstruction, Plan, Received};
+use codex_plan::{Obstruction, Plan, Received, Sealable, StatusSeal};
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Resource, runtime::reflector::Store};
@@ -25,7 +25,7 @@ pub trait Kind:
 /// A kind that the controller reconciles.
 pub trait Observe: Kind + Resource<Scope = NamespaceResourceScope> + Serialize {
     /// The type of its status.
-    type Status: Serialize + Clone + PartialEq + Send + Sync;
+    type Status: Sealable + PartialEq + Send + Sync;
     /// The input of its plan.
     type Observed: Send + Sync;
 
@@ -38,6 +38,25 @@ pub trait Observe: Kind + Resource<Scope = NamespaceResourceScope> + Serialize {
     /// Observes the object and everything that its plan depends on.
     fn observe(self: Arc<Self>, context: &Context)
     -> impl Future<Output = Result<Self::Observed, ObserveError>> + Send;
+
+    /// Replaces its status.
+    fn set_status(&mut self, status: Option<Self::Status>);
+
+    /// Returns what the seal of its status says.
+    fn check_seal(&self, context: &Context) -> StatusSeal {
+        context.seal.check_status(&Self::kind(&()), self.meta().uid.as_deref().unwrap_or_default(), self.status())
+    }
+
+    /// Returns the object without the parts of its status that carry no valid seal.
+    #[must_use]
+    fn believed(mut self, context: &Context) -> Self {
+        let seal = self.check_seal(context);
+        if seal != StatusSeal::Valid {
+            let status = self.status().map(|status| status.clone().believed(&seal));
+            self.set_status(status);
+        }
+        self
+    }
 
     /// Returns the reports in an observation.
     fn reports(observed: &Self::Observed) -> &[Received];

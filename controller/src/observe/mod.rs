@@ -9,6 +9,7 @@ mod queues;
 mod reasoning_pod;
 mod references;
 mod reflector;
+mod served;
 mod stores;
 mod training_run;
 mod triggers;

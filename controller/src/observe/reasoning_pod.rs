@@ -1,6 +1,9 @@
 //! ReasoningPod: its observation, and what its changes trigger.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, child};
 use codex_plan::{
@@ -15,6 +18,7 @@ use super::{
     bundles,
     error::ObserveError,
     kind::{Kind, Observe},
+    served::{Served, served},
     stores::get,
     triggers::Triggers,
     workers,
@@ -44,34 +48,49 @@ impl Observe for ReasoningPod {
         self.status.as_ref()
     }
 
+    fn set_status(&mut self, status: Option<ReasoningPodStatus>) {
+        self.status = status;
+    }
+
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedReasoningPod, ObserveError> {
         let (namespace, uid) = (self.namespace().unwrap_or_default(), self.uid().unwrap_or_default());
         let run = get(&context.stores.training_runs, &namespace, &self.spec.training_run);
+        let run = run.map(|run| Arc::unwrap_or_clone(run).believed(context));
         let evaluations: BTreeMap<String, Evaluation> = self
             .spec
             .evaluations
             .iter()
             .filter_map(|name| {
-                Some((name.clone(), Arc::unwrap_or_clone(get(&context.stores.evaluations, &namespace, name)?)))
+                let evaluation = get(&context.stores.evaluations, &namespace, name)?;
+                Some((name.clone(), Arc::unwrap_or_clone(evaluation).believed(context)))
             })
             .collect();
-        let found = bundles::find(context, &self, run.as_deref(), &evaluations);
+        let found = bundles::find(context, &self, run.as_ref(), &evaluations);
         let rolled_out = self.status.as_ref().is_some_and(|status| status.training_run_uid.is_some());
         let live = servers(context, &namespace, &child::server(&self.name_any()), rolled_out).await?;
         let (deployment, tampered) = workers::deployment(context, live, &uid);
+        let behind = match &deployment {
+            Some(deployment) => served(context, &self.name_any(), &uid, deployment).await?,
+            None => Served::default(),
+        };
         Ok(ObservedReasoningPod {
             settings: context.settings.clone(),
-            run: run.map(Arc::unwrap_or_clone),
+            run,
             evaluations,
             signer: found.signer,
             oms: found.oms,
             promotion: found.promotion,
-            pods: deployment.as_ref().map(|deployment| workers::of_deployment(context, deployment)).unwrap_or_default(),
+            pods: behind.current,
+            former_pods: behind.former,
+            foreign_pods: behind.foreign,
+            refused: workers::with_endpoint(context, &namespace, &uid, behind.refused),
+            missing_bundles: missing_bundles(context, &namespace, self.status.as_ref()),
             deployment,
             tampered,
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
             obstruction: None,
+            seal: self.check_seal(context),
             object: Arc::unwrap_or_clone(self),
         })
     }
@@ -87,6 +106,14 @@ impl Observe for ReasoningPod {
     fn plan(observed: &ObservedReasoningPod, now: Timestamp) -> Plan<ReasoningPodStatus> {
         reasoning_pod::plan(observed, now)
     }
+}
+
+/// Returns the names of the bundles in a status that no longer exist.
+fn missing_bundles(context: &Context, namespace: &str, status: Option<&ReasoningPodStatus>) -> BTreeSet<String> {
+    let Some(status) = status else { return BTreeSet::new() };
+    let manifest = status.manifest.as_ref().map(|manifest| &manifest.bundle);
+    let recorded = manifest.into_iter().chain(status.promotion.as_ref().map(|promotion| &promotion.bundle));
+    recorded.filter(|name| get(&context.stores.config_maps, namespace, name).is_none()).cloned().collect()
 }
 
 /// Returns the Deployment of that name. The cache selects by label. If a Deployment was rolled out and the cache does not

@@ -3,21 +3,27 @@
 use std::collections::BTreeSet;
 
 use codex_crds::{DataItem, is_subdomain};
-use codex_plan::References;
+use codex_plan::{References, RefusedPod};
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{ConfigMap, Pod},
 };
 use kube::Api;
 
-use super::{error::ObserveError, stores::get, workers};
-use crate::context::Context;
+use super::{
+    error::ObserveError,
+    stores::get,
+    workers::{self, Pods},
+};
+use crate::{context::Context, drift::Role};
 
 /// A Job with its pods. Without a Job, the references that its pods would mount.
 pub(super) struct Work {
     pub job: Option<Job>,
     pub pods: Vec<Pod>,
     pub references: References,
+    /// The Job's pods whose reports are refused.
+    pub refused: Vec<RefusedPod>,
 }
 
 /// Observes the pods of a Job or, without one, the references. `claims` are those that hold no data.
@@ -27,12 +33,13 @@ pub(super) async fn work(
     job: Option<Job>,
     data: &[DataItem],
     claims: &[&str],
+    role: Role,
 ) -> Result<Work, ObserveError> {
-    let (pods, references) = match &job {
-        Some(job) => (workers::of_job(context, job), References::default()),
-        None => (Vec::new(), references(context, namespace, data, claims).await?),
+    let (Pods { genuine, refused }, references) = match &job {
+        Some(job) => (workers::of_job(context, job, role), References::default()),
+        None => (Pods::default(), references(context, namespace, data, claims).await?),
     };
-    Ok(Work { job, pods, references })
+    Ok(Work { job, pods: genuine, references, refused })
 }
 
 /// Returns which claims and ConfigMaps exist among those that an object mounts.

@@ -18,7 +18,7 @@ use super::{
     triggers::Triggers,
     workers,
 };
-use crate::context::Context;
+use crate::{context::Context, drift::Role};
 
 impl Kind for TrainingRun {
     fn phase(&self) -> String {
@@ -44,24 +44,32 @@ impl Observe for TrainingRun {
         self.status.as_ref()
     }
 
+    fn set_status(&mut self, status: Option<TrainingRunStatus>) {
+        self.status = status;
+    }
+
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedTrainingRun, ObserveError> {
         let (namespace, uid) = (self.namespace().unwrap_or_default(), self.uid().unwrap_or_default());
         let job = workers::job(context, &namespace, &child::trainer(&self.name_any()), &uid);
         let find = |name: &str| get(&context.stores.training_runs, &namespace, name);
         let base = base_run(&self).and_then(find);
+        let base = base.map(|run| Arc::unwrap_or_clone(run).believed(context));
         let base_cycle = base_cycle(&self, find);
-        let claims = mounted_claims(&self.spec, base.as_deref());
-        let Work { job, pods, references } = work(context, &namespace, job, &self.spec.data, &claims).await?;
+        let claims = mounted_claims(&self.spec, base.as_ref());
+        let work = work(context, &namespace, job, &self.spec.data, &claims, Role::Trainer).await?;
+        let Work { job, pods, references, refused } = work;
         Ok(ObservedTrainingRun {
             settings: context.settings.clone(),
-            base: base.map(Arc::unwrap_or_clone),
+            base,
             base_cycle,
             references,
+            refused: workers::with_endpoint(context, &namespace, &uid, refused),
             job,
             pods,
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
             obstruction: None,
+            seal: self.check_seal(context),
             object: Arc::unwrap_or_clone(self),
         })
     }

@@ -57,6 +57,11 @@ impl Triggers {
         self.queues.add_labelled(&pod.namespace().unwrap_or_default(), pod.labels());
     }
 
+    /// Queues the ReasoningPod whose label a pod bears.
+    pub(super) fn labelled(&self, pod: &PartialObjectMeta<Pod>) {
+        self.queues.add_labelled(&pod.namespace().unwrap_or_default(), pod.labels());
+    }
+
     /// Queues the objects that mount a PersistentVolumeClaim.
     pub(super) fn claim(&self, claim: &PartialObjectMeta<PersistentVolumeClaim>) {
         let name = claim.name_any();

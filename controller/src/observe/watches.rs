@@ -2,8 +2,9 @@
 
 use std::fmt::Debug;
 
+use codex_crds::label;
 use futures::future::join_all;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{Client, Resource, core::PartialObjectMeta, runtime::reflector::store::Writer};
 use tokio::{sync::oneshot, task::JoinSet};
 
@@ -47,6 +48,7 @@ pub async fn watch(
 ) -> Stores {
     let all = Selection { client: client.clone(), namespaces: namespaces.to_vec(), labels: "" };
     let ours = Selection { labels: OURS, ..all.clone() };
+    let labelled = Selection { labels: label::REASONING_POD, ..all.clone() };
     let mut writers = Writers::default();
     let stores = Stores::of(&mut writers);
     let triggers = Triggers::new(queues.clone(), stores.clone());
@@ -66,6 +68,7 @@ pub async fn watch(
     watches.start(writers.jobs, objects(&ours), |_| {}, Triggers::child);
     watches.start(writers.deployments, objects(&ours), |_| {}, Triggers::child);
     watches.start(writers.pods, objects(&ours), |_| {}, Triggers::pod);
+    watches.start(writers.labelled, objects(&labelled), strip_annotations, Triggers::labelled);
     watches.start(writers.config_maps, objects(&ours), |_| {}, Triggers::child);
     watches.start(writers.services, objects(&ours), |_| {}, Triggers::child);
     watches.start(writers.pod_disruption_budgets, objects(&ours), |_| {}, Triggers::child);
@@ -76,6 +79,12 @@ pub async fn watch(
     watches.start(users, objects(&all), strip_metadata, Triggers::config_map);
     join_all(watches.listed).await;
     stores
+}
+
+/// Removes metadata of pods that nothing reads.
+fn strip_annotations(pod: &mut PartialObjectMeta<Pod>) {
+    pod.metadata.annotations = None;
+    pod.metadata.finalizers = None;
 }
 
 /// Removes metadata that nothing reads: of these objects only the existence matters.

@@ -3,6 +3,9 @@
 //! Jobs and Deployments without a valid seal, and pods that differ from their template, may come from anyone. They are
 //! not observed, so that nothing of them reaches a status.
 
+use std::sync::Arc;
+
+use codex_plan::RefusedPod;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
@@ -14,8 +17,8 @@ use tracing::debug;
 use super::stores::get;
 use crate::{
     context::Context,
-    drift::{Difference, pod_difference},
-    ownership::{controller, is_controlled_by},
+    drift::{Difference, Role, pod_difference},
+    ownership::is_controlled_by,
 };
 
 /// Returns the Job `name` if the controller created it for this owner.
@@ -36,36 +39,53 @@ pub fn deployment(context: &Context, found: Option<Deployment>, owner: &str) -> 
     (Some(deployment), false)
 }
 
+/// The pods of a Job or a Deployment.
+#[derive(Default)]
+pub struct Pods {
+    /// Those that match their template.
+    pub genuine: Vec<Pod>,
+    /// Those that do not, each with the first field that differs.
+    pub refused: Vec<RefusedPod>,
+}
+
 /// Returns the pods of a Job.
-pub fn of_job(context: &Context, job: &Job) -> Vec<Pod> {
+pub fn of_job(context: &Context, job: &Job, role: Role) -> Pods {
     let uid = job.uid().unwrap_or_default();
-    let template = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
-    genuine(context, job.namespace().as_deref(), template, |pod| is_controlled_by(pod, &uid))
+    let mut pods = Pods::default();
+    let Some(template) = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()) else { return pods };
+    for pod in owned(context, job.namespace().as_deref(), |pod| is_controlled_by(pod, &uid)) {
+        match changed(template, &pod, role) {
+            None => pods.genuine.push(Pod::clone(&pod)),
+            Some(difference) => pods.refused.push(RefusedPod { pod: pod.name_any(), why: difference.to_string() }),
+        }
+    }
+    pods.refused.sort();
+    pods
 }
 
-/// Returns the pods of a Deployment that match its current template. They belong to a ReplicaSet, whose name begins with
-/// the Deployment's.
-pub fn of_deployment(context: &Context, deployment: &Deployment) -> Vec<Pod> {
-    let prefix = format!("{}-", deployment.name_any());
-    let template = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
-    genuine(context, deployment.namespace().as_deref(), template, |pod| {
-        controller(pod).is_some_and(|owner| owner.kind == "ReplicaSet" && owner.name.starts_with(&prefix))
-    })
+/// Returns the pods of a namespace that `owned` accepts.
+pub(super) fn owned(context: &Context, namespace: Option<&str>, owned: impl Fn(&Pod) -> bool) -> Vec<Arc<Pod>> {
+    context.stores.pods.state_filter(|pod| pod.meta().namespace.as_deref() == namespace && owned(pod))
 }
 
-fn genuine(
+/// Adds the pods whose reports the endpoint refused to those whose spec differs.
+pub(super) fn with_endpoint(
     context: &Context,
-    namespace: Option<&str>,
-    template: Option<&PodSpec>,
-    owned: impl Fn(&Pod) -> bool,
-) -> Vec<Pod> {
-    let Some(template) = template else { return Vec::new() };
-    let pods = context.stores.pods.state_filter(|pod| pod.meta().namespace.as_deref() == namespace && owned(pod));
-    pods.into_iter().filter(|pod| changed(template, pod).is_none()).map(|pod| Pod::clone(&pod)).collect()
+    namespace: &str,
+    uid: &str,
+    mut refused: Vec<RefusedPod>,
+) -> Vec<RefusedPod> {
+    for known in context.refused.get(uid).unwrap_or_default() {
+        let exists = get(&context.stores.pods, namespace, &known.pod).is_some();
+        if exists && !refused.iter().any(|refused| refused.pod == known.pod) {
+            refused.push(known);
+        }
+    }
+    refused
 }
 
-/// Returns the first difference between a pod and its template.
-pub fn changed(template: &PodSpec, pod: &Pod) -> Option<Difference> {
+/// Returns the first difference between a pod and its template that its role does not tolerate.
+pub fn changed(template: &PodSpec, pod: &Pod, role: Role) -> Option<Difference> {
     let json = |spec: Option<&PodSpec>| serde_json::to_value(spec).unwrap_or_default();
-    pod_difference(&json(Some(template)), &json(pod.spec.as_ref()))
+    pod_difference(&json(Some(template)), &json(pod.spec.as_ref()), role)
 }

@@ -11,6 +11,7 @@ use tower::ServiceExt;
 use super::world::{World, path, run};
 use crate::{
     context::Context,
+    drift::Role,
     endpoint::{Endpoint, router},
 };
 
@@ -200,7 +201,8 @@ async fn a_pod_that_differs_from_its_template_is_rejected_with_the_field() {
         scene.refused(|_| {}, StatusCode::FORBIDDEN, field).await;
         // The controller does not observe the pod either.
         let job = crate::observe::workers::job(&scene.world.context, "team", "codex-t-a", "a-uid").unwrap();
-        assert!(crate::observe::workers::of_job(&scene.world.context, &job).is_empty());
+        let pods = crate::observe::workers::of_job(&scene.world.context, &job, Role::Trainer);
+        assert!(pods.genuine.is_empty() && pods.refused[0].why.contains(field), "{:?}", pods.refused);
     }
 }
 
@@ -341,4 +343,46 @@ async fn a_standby_process_accepts_no_reports() {
     let (code, text) = scene.report(&scene.good(1)).await;
     assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
     assert!(text.contains("not the active leader"), "{text}");
+}
+
+#[tokio::test]
+async fn a_report_that_contradicts_an_earlier_final_one_is_refused_and_stalls_the_object() {
+    let scene = Scene::new().await;
+    let last = |steps: u64, seq: u64| {
+        let mut last = scene.good(seq);
+        last["state"] = json!({"training": {"stage": "Finished", "stepsExecuted": steps}});
+        last
+    };
+    // Nobody waits for the status here; the report itself is stored.
+    assert_eq!(scene.report(&last(9, u64::MAX)).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let (code, text) = scene.report(&last(10, 7)).await;
+    assert_eq!(code, StatusCode::FORBIDDEN);
+    assert!(text.contains("state.training.stepsExecuted is 9 in one and 10 in the other"), "{text}");
+    scene.world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    let status = scene.world.api.object(&path("trainingruns", "a")).unwrap()["status"].clone();
+    let stalled = status["conditions"].as_array().unwrap().iter().find(|it| it["type"] == "Stalled").unwrap();
+    assert_eq!((&status["phase"], &stalled["reason"]), (&json!("Failed"), &json!("Contradiction")), "{status}");
+}
+
+#[tokio::test]
+async fn the_status_names_a_refused_pod_and_its_field_at_the_first_refusal() {
+    let scene = Scene::new().await;
+    let mut changed = scene.world.api.object(POD).unwrap();
+    changed["spec"]["containers"][0]["env"] = json!([{"name": "HTTP_PROXY", "value": "x"}]);
+    let genuine = scene.world.api.object(POD).unwrap();
+    scene.world.api.put(POD, changed);
+    let ready = |object: &Value| object["status"]["conditions"][0].clone();
+    scene.world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    let told = ready(&scene.world.api.object(&path("trainingruns", "a")).unwrap());
+    assert_eq!(told["reason"], json!("PodChanged"));
+    let message = told["message"].as_str().unwrap();
+    assert!(message.contains("codex-t-a-x") && message.contains("spec.containers[trainer].env"), "{message}");
+    // A pod with another configuration is named, too, although its spec is right.
+    scene.world.api.put(POD, genuine);
+    let mut report = scene.good(1);
+    report["configDigest"] = json!("0".repeat(64));
+    assert_eq!(scene.report(&report).await.0, StatusCode::FORBIDDEN);
+    scene.world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    let told = ready(&scene.world.api.object(&path("trainingruns", "a")).unwrap());
+    assert!(told["message"].as_str().unwrap().contains("configDigest is 0000"), "{told}");
 }

@@ -21,7 +21,7 @@ pub(super) fn finished() -> Value {
     let mut run = run("a");
     let (digest, file) = ("1".repeat(64), "2".repeat(64));
     run["status"] = json!({
-        "observedGeneration": 1, "phase": "Succeeded", "configDigest": "3".repeat(64),
+        "observedGeneration": 1, "phase": "Succeeded", "completedAt": "2026-01-01T00:00:00Z", "configDigest": "3".repeat(64),
         "model": {
             "digest": digest, "short": "111111111111", "omsRoot": "4".repeat(64), "location": "runs/runs/a-uid/model",
             "parameters": 1, "sizeBytes": 1, "files": [{"path": "config.json", "size": 1, "sha256": file}],
@@ -40,7 +40,7 @@ async fn an_evaluation_waits_for_its_run_and_then_writes_a_config_map_a_job_and_
     assert!(!requests.iter().any(|line| line.contains("jobs") || line.contains("configmaps")), "{requests:?}");
     let waiting = world.api.object(&path("evaluations", "e")).unwrap();
     assert!(waiting["status"]["conditions"].to_string().contains("NotFound"), "{waiting}");
-    world.api.put(&path("trainingruns", "a"), finished());
+    world.api.put(&path("trainingruns", "a"), world.sealed::<TrainingRun>(finished()));
     world.api.requests();
     let (requests, result) = world.reconcile::<Evaluation>("e").await;
     result.unwrap();
@@ -96,4 +96,55 @@ async fn an_evaluation_of_a_given_model_needs_no_run_and_two_claims() {
         result.unwrap();
         assert!(requests.is_empty(), "round {round}: {requests:?}");
     }
+}
+
+#[tokio::test]
+async fn a_status_without_a_valid_seal_is_not_believed() {
+    let world = World::new().await;
+    let digest = "1".repeat(64);
+    let forged = json!({
+        "verdict": "Passed", "gatesPassed": "1/1", "completedAt": "2026-01-01T00:00:00Z", "trainingRunUid": "a-uid",
+        "model": {"digest": digest, "short": "111111111111"}, "reportDigest": "5".repeat(64), "evidence": "strong",
+        "metrics": [{"name": "exact_match", "kind": "share", "n": 1_000_000, "successes": 1_000_000}],
+    });
+    let mut object = evaluation();
+    object["status"] = forged.clone();
+    world.api.put(&path("evaluations", "e"), object);
+    // The model of a run counts only with a seal, too.
+    world.api.put(&path("trainingruns", "a"), finished());
+    world.reconcile::<Evaluation>("e").await.1.unwrap();
+    let status = world.api.object(&path("evaluations", "e")).unwrap()["status"].clone();
+    assert_eq!(
+        (&status["verdict"], &status["metrics"], &status["evidence"]),
+        (&Value::Null, &Value::Null, &Value::Null)
+    );
+    assert_eq!(status["phase"], json!("Pending"), "{status}");
+    let discarded = status["conditions"].as_array().unwrap().iter().find(|it| it["type"] == "StatusDiscarded").unwrap();
+    assert_eq!(discarded["reason"], json!("NotSealed"), "{discarded}");
+    assert!(world.api.object("/apis/batch/v1/namespaces/team/jobs/codex-e-e").is_none());
+    // With a sealed run the evaluation starts from nothing.
+    world.api.put(&path("trainingruns", "a"), world.sealed::<TrainingRun>(finished()));
+    world.reconcile::<Evaluation>("e").await.1.unwrap();
+    assert!(world.api.object("/apis/batch/v1/namespaces/team/jobs/codex-e-e").is_some());
+    let status = world.api.object(&path("evaluations", "e")).unwrap()["status"].clone();
+    assert!(status["seal"].as_str().unwrap().starts_with("e-uid:"), "{status}");
+}
+
+#[tokio::test]
+async fn a_restored_status_is_told_apart_and_starts_nothing() {
+    let world = World::new().await;
+    let mut former = finished();
+    former["metadata"]["uid"] = json!("former-uid");
+    let mut restored = world.sealed::<TrainingRun>(former);
+    restored["metadata"]["uid"] = json!("a-uid");
+    world.api.put(&path("trainingruns", "a"), restored);
+    for _ in 0..2 {
+        world.reconcile::<TrainingRun>("a").await.1.unwrap();
+        let status = world.api.object(&path("trainingruns", "a")).unwrap()["status"].clone();
+        assert_eq!((&status["model"], &status["phase"]), (&Value::Null, &json!("Failed")), "{status}");
+        let stalled = status["conditions"].as_array().unwrap().iter().find(|it| it["type"] == "Stalled").unwrap();
+        assert_eq!(stalled["reason"], json!("Restored"));
+        assert!(stalled["message"].as_str().unwrap().contains("backup tools"), "{stalled}");
+    }
+    assert!(world.api.object("/apis/batch/v1/namespaces/team/jobs/codex-t-a").is_none());
 }

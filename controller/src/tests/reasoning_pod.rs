@@ -7,6 +7,7 @@ use codex_provenance::{
     Sha256,
     manifest::{File, Manifest, SCHEMA},
 };
+use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::{Value, json};
 
 use super::world::{World, path, run};
@@ -65,7 +66,12 @@ fn finish(world: &World, kind: &str, job: &str, object: &str, state: &Value) {
         "podUid": format!("{job}-pod"), "attempt": 1, "seq": 9, "configDigest": digest, "state": state,
     });
     let report = serde_json::from_value(report).unwrap();
-    world.context.inbox.offer(Received { report, pod: format!("{job}-x"), at: world.context.now() });
+    world.context.inbox.offer(Received {
+        report,
+        pod: format!("{job}-x"),
+        at: world.context.now(),
+        contradiction: None,
+    });
 }
 
 /// Returns a world with a trained model and a finished evaluation.
@@ -342,4 +348,103 @@ async fn an_unmended_deployment_is_written_once_per_backoff() {
     }
     let events = |requests: &[String]| requests.iter().filter(|line| line.contains("/events")).count();
     assert_eq!((events(&rounds[0]), rounds[1..].concat()), (1, Vec::new()), "{rounds:#?}");
+}
+
+/// A pod of `owner` with the labels that the Service selects and the spec of `template`.
+fn server_pod(name: &str, owner: Option<(&str, &str)>, template: &Value) -> Value {
+    let mut labels = json!({"codex-ml.dev/reasoning-pod": "p", "app.kubernetes.io/component": "server"});
+    let owners: Vec<_> = owner
+        .iter()
+        .map(|(name, uid)| json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": uid, "controller": true}))
+        .collect();
+    if owner.is_some() {
+        labels["app.kubernetes.io/managed-by"] = json!("codex-controller");
+    }
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "uid": format!("{name}-uid"), "labels": labels, "ownerReferences": owners},
+        "spec": template["spec"],
+    })
+}
+
+#[tokio::test]
+async fn pods_behind_the_service_that_the_controller_did_not_create_are_named() {
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    let live = world.api.object(&format!("/apis/apps/v1{TEAM}/deployments/codex-s-p")).unwrap();
+    let template = &live["spec"]["template"];
+    let mut former = template.clone();
+    former["spec"]["containers"][0]["image"] = json!("codex:former");
+    // The deployment controller copies the annotations of the Deployment, with the seal over its template.
+    let set = |name: &str, template: &Value, sealed: bool| {
+        let mut deployment: Deployment = serde_json::from_value(live.clone()).unwrap();
+        deployment.spec.as_mut().unwrap().template = serde_json::from_value(template.clone()).unwrap();
+        let mut annotations = live["metadata"]["annotations"].clone();
+        if sealed {
+            annotations["codex-ml.dev/seal"] = json!(world.context.seal.of("p-uid", &deployment).unwrap());
+        }
+        let owner = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "name": "codex-s-p", "uid": live["metadata"]["uid"], "controller": true,
+        });
+        let metadata = json!({"name": name, "uid": name, "annotations": annotations, "ownerReferences": [owner]});
+        let spec = json!({"selector": {}, "template": template});
+        let set = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": metadata, "spec": spec});
+        world.api.put(&format!("/apis/apps/v1{TEAM}/replicasets/{name}"), set);
+    };
+    set("codex-s-p-2", template, true);
+    set("codex-s-p-1", &former, true);
+    set("codex-s-p-0", &former, false);
+    let put =
+        |pod: Value| world.api.put(&format!("/api/v1{TEAM}/pods/{}", pod["metadata"]["name"].as_str().unwrap()), pod);
+    put(server_pod("current", Some(("codex-s-p-2", "codex-s-p-2")), template));
+    put(server_pod("former", Some(("codex-s-p-1", "codex-s-p-1")), &former));
+    // ReplicaSets are requested at each reconciliation while pods of former templates exist.
+    world.reconcile::<ReasoningPod>("p").await.1.unwrap();
+    let conditions = || world.api.object(&path("reasoningpods", "p")).unwrap()["status"]["conditions"].clone();
+    let of = |kind: &str| conditions().as_array().unwrap().iter().find(|it| it["type"] == kind).cloned();
+    assert_eq!(of("ForeignPods"), None, "{}", conditions());
+    put(server_pod("copied", Some(("codex-s-p-0", "codex-s-p-0")), &former));
+    put(server_pod("labelled", None, template));
+    put(server_pod("reowned", Some(("codex-s-p-2", "another-uid")), &former));
+    world.reconcile::<ReasoningPod>("p").await.1.unwrap();
+    let told = of("ForeignPods").unwrap();
+    assert!(told["message"].as_str().unwrap().contains("copied, labelled, reowned: delete them"), "{told}");
+    assert_eq!(
+        (&of("Ready").unwrap()["status"], &of("Stalled").unwrap()["reason"]),
+        (&json!("False"), &json!("ForeignPods"))
+    );
+}
+
+#[tokio::test]
+async fn a_promotion_without_policies_has_weak_evidence_and_says_why() {
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    for (plural, name) in [("evaluations", "e"), ("reasoningpods", "p")] {
+        let status = world.api.object(&path(plural, name)).unwrap()["status"].clone();
+        assert_eq!(status["evidence"], json!("weak"), "{status}");
+        assert!(status["evidenceReason"].as_str().unwrap().contains("policies were not read"), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn numbers_of_a_forged_status_are_never_signed() {
+    let world = judged(300).await;
+    // The evaluation failed. Another client writes numbers that pass, with matching digests and without a seal.
+    let mut forged = world.api.object(&path("evaluations", "e")).unwrap();
+    assert_eq!(forged["status"]["verdict"], json!("Failed"));
+    forged["status"]["verdict"] = json!("Passed");
+    forged["status"]["metrics"][0]["successes"] = json!(600);
+    forged["status"]["evidence"] = json!("strong");
+    world.api.put(&path("evaluations", "e"), forged);
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    assert!(bundles(&world).is_empty());
+    // The evaluation is judged again from the pod's report.
+    settle::<Evaluation>(&world, "e").await;
+    let status = world.api.object(&path("evaluations", "e")).unwrap()["status"].clone();
+    assert_eq!((&status["verdict"], &status["metrics"][0]["successes"]), (&json!("Failed"), &json!(300)), "{status}");
+    settle::<ReasoningPod>(&world, "p").await;
+    assert!(bundles(&world).is_empty());
 }

@@ -241,6 +241,17 @@ impl Held {
     /// Updates the caches.
     fn feed(&mut self, object: &Value, gone: bool) {
         let Some(writers) = &mut self.writers else { return };
+        if object["kind"] == "Pod" && object["metadata"]["labels"]["codex-ml.dev/reasoning-pod"].is_string() {
+            let mut metadata = object.clone();
+            metadata["kind"] = json!("PartialObjectMetadata");
+            metadata["apiVersion"] = json!("meta.k8s.io/v1");
+            let typed = serde_json::from_value(metadata).unwrap();
+            writers.labelled.apply_watcher_event(&if gone { Event::Delete(typed) } else { Event::Apply(typed) });
+        }
+        if object["kind"] == "Pod" && object["metadata"]["labels"]["app.kubernetes.io/managed-by"] != "codex-controller"
+        {
+            return;
+        }
         macro_rules! feed {
             ($($kind:literal $field:ident $type:ty;)*) => {
                 match object["kind"].as_str().unwrap_or_default() {
@@ -302,6 +313,8 @@ impl World {
             inbox: Arc::new(Inbox::default()),
             signer,
             seal: Seal::for_tests(),
+            admission: Arc::default(),
+            refused: ByUid::default(),
             metrics: Metrics::new().unwrap(),
             backoff: Backoff::default(),
             unmended: Unmended::default(),
@@ -314,6 +327,15 @@ impl World {
         );
         api.requests();
         Self { api, context, requests }
+    }
+
+    /// Returns an object with the seal of its status.
+    pub(super) fn sealed<K: Observe>(&self, mut object: Value) -> Value {
+        let typed: K = serde_json::from_value(object.clone()).unwrap();
+        let (kind, uid) = (K::kind(&()), typed.meta().uid.clone().unwrap());
+        let seal = self.context.seal.of_status(&kind, &uid, typed.status().unwrap()).unwrap();
+        object["status"]["seal"] = json!(seal);
+        object
     }
 
     /// Reconciles the object `name` once and returns the requests.

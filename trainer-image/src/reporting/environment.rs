@@ -60,7 +60,7 @@ pub(super) fn read<W: Work>(lookup: &dyn Fn(&str) -> Option<String>) -> Result<O
     let endpoint = Endpoint::new(url, authority.clone(), PathBuf::from(get(TOKEN)?))
         .map_err(|source| ReportingError::Authority { path: authority, source })?;
     let termination_log = lookup(TERMINATION_LOG).unwrap_or_else(|| "/dev/termination-log".to_owned()).into();
-    Ok(Some(Settings { identity, endpoint, termination_log, pace: Pace::default() }))
+    Ok(Some(Settings { identity, endpoint, termination_log, pace: Pace { repeat: W::REPEAT, ..Pace::default() } }))
 }
 
 /// Returns the value of the variable for a kind.

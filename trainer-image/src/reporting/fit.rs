@@ -1,6 +1,6 @@
 //! Shortens a report to a number of bytes, dropping the least important parts first. Pure.
 
-use codex_reports::{Failure, Report, State};
+use codex_reports::{Failure, MAX_BYTES, MAX_TERMINATION_BYTES, Report, State};
 
 /// Bytes to which a failure's message is shortened.
 const SENTENCE: usize = 1024;
@@ -34,6 +34,14 @@ pub(super) fn fit(mut report: Report, most: usize) -> Result<Vec<u8>, FitError> 
         bytes = serde_json::to_vec(&report)?;
     }
     if bytes.len() <= most { Ok(bytes) } else { Err(FitError::TooLarge { size: bytes.len(), most }) }
+}
+
+/// Encodes the termination message of a final report: as much of it as fits, and the digest of the report as it is sent, which
+/// the controller compares.
+pub(super) fn termination_message(report: Report) -> Result<Vec<u8>, FitError> {
+    // The digest is of the report that the controller reads: shortened, and without numbers that JSON cannot hold.
+    let sent: Report = serde_json::from_slice(&fit(report.clone(), MAX_BYTES)?)?;
+    fit(Report { digest: Some(sent.digest()), ..report }, MAX_TERMINATION_BYTES)
 }
 
 fn notices(state: &mut State) {
@@ -78,9 +86,7 @@ mod tests {
         DataDigest, ModelDigest, OmsRoot, Sha256,
         manifest::{File, Manifest},
     };
-    use codex_reports::{
-        DataFile, EvaluationState, Kind, MAX_TERMINATION_BYTES, Model, SCHEMA_VERSION, Stage, TrainingState,
-    };
+    use codex_reports::{DataFile, EvaluationState, Kind, Model, SCHEMA_VERSION, Stage, TrainingState};
 
     use super::*;
 
@@ -95,6 +101,7 @@ mod tests {
             attempt: 1,
             seq: u64::MAX >> 12,
             config_digest: None,
+            digest: None,
             state,
         }
     }
@@ -150,6 +157,21 @@ mod tests {
         assert!(message.len() < 1100 && message.ends_with("ä…"), "{} bytes", message.len());
 
         assert_eq!(fitted(training(0, 0, 40, 5000)).data.len(), 0);
+    }
+
+    #[test]
+    fn a_termination_message_confirms_the_report_that_is_sent() {
+        for (notices, files) in [(0, 2), (5_000, 5), (1, 100)] {
+            let report = report(State::Training(training(notices, files, 2, 20)));
+            let sent: Report = serde_json::from_slice(&fit(report.clone(), MAX_BYTES).unwrap()).unwrap();
+            let message = termination_message(report).unwrap();
+            assert!(message.len() <= MAX_TERMINATION_BYTES);
+            let message: Report = serde_json::from_slice(&message).unwrap();
+            assert_eq!(sent.contradicts_termination(&message), None, "{notices} notices, {files} files");
+            let mut other = sent;
+            other.attempt += 1;
+            assert!(other.contradicts_termination(&message).is_some());
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::{
 };
 
 use codex_provenance::ConfigDigest;
-use codex_reports::{Failure, MAX_TERMINATION_BYTES, exit};
+use codex_reports::{Failure, exit};
 use signal_hook::consts::SIGTERM;
 
 pub use self::{endpoint::SendError, environment::REQUIRED, error::ReportingError, work::Work};
@@ -96,7 +96,7 @@ impl<W: Work> Reporter<W> {
     /// not change the exit code.
     pub fn finish(&self, code: i32) {
         let Some(path) = &self.termination_log else { return };
-        match self.mailbox.report().map(|report| fit::fit(report, MAX_TERMINATION_BYTES)) {
+        match self.mailbox.freeze().map(fit::termination_message) {
             Some(Ok(bytes)) => {
                 if let Err(error) = fs::write(path, bytes) {
                     tracing::warn!(path = %path.display(), %error, "the termination message cannot be written");

@@ -44,6 +44,8 @@ pub(super) struct Pace {
     pub(super) first_pause: Duration,
     /// Maximum pause.
     pub(super) longest_pause: Duration,
+    /// Time after which an unchanged state is sent again, if it is.
+    pub(super) repeat: Option<Duration>,
 }
 
 impl Default for Pace {
@@ -52,6 +54,7 @@ impl Default for Pace {
             interval: Duration::from_secs(2),
             first_pause: Duration::from_millis(500),
             longest_pause: Duration::from_secs(10),
+            repeat: None,
         }
     }
 }
@@ -98,6 +101,8 @@ struct Contents<W> {
     /// The outcome of the final report, once there is one.
     last: Option<Outcome>,
     closed: bool,
+    /// Whether the final report was made: later changes are ignored, so that all its deliveries are equal.
+    frozen: bool,
     seq: u64,
 }
 
@@ -121,6 +126,7 @@ impl<W: Work> Mailbox<W> {
             urgent: false,
             last: None,
             closed: false,
+            frozen: false,
             seq: since_1970.as_millis() as u64,
         };
         Self { identity, contents: Mutex::new(contents), changed: Condvar::new() }
@@ -134,6 +140,9 @@ impl<W: Work> Mailbox<W> {
     /// Changes the content of the next report.
     pub(super) fn change(&self, change: impl FnOnce(&mut Outgoing<W>)) {
         let mut contents = self.lock();
+        if contents.frozen {
+            return;
+        }
         let stage = contents.outgoing.state.stage();
         change(&mut contents.outgoing);
         contents.version += 1;
@@ -148,9 +157,11 @@ impl<W: Work> Mailbox<W> {
         self.lock().outgoing.state.clone()
     }
 
-    /// Makes a report of the current state; `None` without an identity.
-    pub(super) fn report(&self) -> Option<Report> {
-        self.identity.as_ref().map(|identity| compose(identity, &mut self.lock()))
+    /// Makes the final report: later changes of the state are ignored. `None` without an identity.
+    pub(super) fn freeze(&self) -> Option<Report> {
+        let mut contents = self.lock();
+        contents.frozen = true;
+        self.identity.as_ref().map(|identity| compose(identity, &mut contents))
     }
 
     /// Makes the next report the final one, and waits until it is taken, refused or the deadline has passed.
@@ -194,6 +205,7 @@ fn compose<W: Work>(identity: &Identity, contents: &mut Contents<W>) -> Report {
         attempt: outgoing.attempt,
         seq: contents.seq,
         config_digest: outgoing.config_digest,
+        digest: None,
         state: outgoing.state.wire(),
     }
 }
@@ -216,7 +228,18 @@ pub(super) fn run<W: Work>(mailbox: &Mailbox<W>, mut endpoint: Endpoint, pace: P
         let now = Instant::now();
         let due = if contents.urgent { now } else { pause.unwrap_or(next) };
         if contents.version == contents.sent {
-            contents = mailbox.changed.wait(contents).unwrap_or_else(PoisonError::into_inner);
+            // The state has not changed since `next` was set.
+            let again = pace.repeat.map(|repeat| next + repeat);
+            contents = match again {
+                Some(again) if again <= now => {
+                    contents.version += 1;
+                    contents
+                }
+                Some(again) => {
+                    mailbox.changed.wait_timeout(contents, again - now).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => mailbox.changed.wait(contents).unwrap_or_else(PoisonError::into_inner),
+            };
             continue;
         }
         if now < due {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use codex_provenance::Sha256;
-use codex_reports::{Kind, MAX_BYTES, Report, Stage, State, TrainingState};
+use codex_reports::{Kind, MAX_BYTES, MAX_TERMINATION_BYTES, Report, Stage, State, TrainingState};
 use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::PrivateKeyDer};
 
 use super::{
@@ -111,6 +111,10 @@ impl Server {
     }
 
     fn reporter(&self, interval: Duration) -> Reporter<TrainingState> {
+        self.repeating(interval, None)
+    }
+
+    fn repeating(&self, interval: Duration, repeat: Option<Duration>) -> Reporter<TrainingState> {
         let path = |name: &str| self.directory.path().join(name);
         let identity = Identity {
             kind: Kind::TrainingRun,
@@ -123,7 +127,12 @@ impl Server {
             identity,
             endpoint: Endpoint::new(self.url.clone(), path("ca.crt"), path("token")).unwrap(),
             termination_log: path("termination-log"),
-            pace: Pace { interval, first_pause: Duration::from_millis(20), longest_pause: Duration::from_millis(100) },
+            pace: Pace {
+                interval,
+                first_pause: Duration::from_millis(20),
+                longest_pause: Duration::from_millis(100),
+                repeat,
+            },
         }))
         .unwrap()
     }
@@ -303,7 +312,39 @@ fn the_termination_message_is_the_final_report_and_fits() {
     assert_eq!((state.stage, state.notices.len()), (Stage::Failed, 0));
     assert_eq!(state.failure.as_ref().unwrap().reason, "DataMismatch");
     // The endpoint takes more than the kubelet, though not everything.
-    server.after(1, |seen| assert!(seen.iter().all(|seen| seen.size <= MAX_BYTES)));
+    server.after(1, |seen| {
+        assert!(seen.iter().all(|seen| seen.size <= MAX_BYTES));
+        assert_eq!(seen.last().unwrap().report.contradicts_termination(&told), None);
+    });
+}
+
+#[test]
+fn a_change_after_the_final_report_is_ignored() {
+    let server = Server::start(&[Answer::Status(503), Answer::Status(503)]);
+    let reporter = Arc::new(server.reporter(FAST));
+    reporter.update(|state| state.stage = Stage::Finished);
+    let late = Arc::clone(&reporter);
+    let changes = thread::spawn(move || {
+        for _ in 0..40 {
+            late.update(|state| state.steps_executed += 1);
+            thread::sleep(Duration::from_millis(5));
+        }
+    });
+    reporter.finish(exit::FINISHED);
+    changes.join().unwrap();
+    let told: Report = serde_json::from_slice(&server.termination_message()).unwrap();
+    server.after(1, |seen| assert_eq!(seen.last().unwrap().report.contradicts_termination(&told), None));
+}
+
+#[test]
+fn an_unchanged_state_is_repeated_if_it_must_be() {
+    let server = Server::start(&[]);
+    let reporter = server.repeating(FAST, Some(FAST));
+    reporter.update(|state| state.stage = Stage::Running);
+    server.after(4, |seen| {
+        assert!(seen.windows(2).all(|pair| pair[0].report.contradicts(&pair[1].report).is_none()));
+        assert!(seen.windows(2).all(|pair| pair[0].report.seq < pair[1].report.seq));
+    });
 }
 
 #[test]

@@ -1,11 +1,16 @@
 //! The trait of states that can be reported. Pure.
 
+use std::time::Duration;
+
 use codex_reports::{EvaluationState, Failure, Kind, ServingState, Stage, State, TrainingState};
 
 /// The cumulative state of the work for an object.
 pub trait Work: Clone + Default + Send + 'static {
     /// The kind of the object.
     const KIND: Kind;
+
+    /// Time after which an unchanged state is reported again. A server does so, because the controller keeps reports in memory.
+    const REPEAT: Option<Duration>;
 
     /// Returns the stage.
     fn stage(&self) -> Stage;
@@ -18,9 +23,10 @@ pub trait Work: Clone + Default + Send + 'static {
 }
 
 macro_rules! work {
-    ($($state:ident is $kind:ident travels as $wire:ident,)*) => {$(
+    ($($state:ident is $kind:ident travels as $wire:ident, repeated after $repeat:expr;)*) => {$(
         impl Work for $state {
             const KIND: Kind = Kind::$kind;
+            const REPEAT: Option<Duration> = $repeat;
 
             fn stage(&self) -> Stage {
                 self.stage
@@ -39,7 +45,7 @@ macro_rules! work {
 }
 
 work! {
-    TrainingState is TrainingRun travels as Training,
-    EvaluationState is Evaluation travels as Evaluation,
-    ServingState is ReasoningPod travels as Serving,
+    TrainingState is TrainingRun travels as Training, repeated after None;
+    EvaluationState is Evaluation travels as Evaluation, repeated after None;
+    ServingState is ReasoningPod travels as Serving, repeated after Some(Duration::from_mins(5));
 }

@@ -18,7 +18,9 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
     let job = match stage {
         Stage::Failed(_) => view.work.failed_job(),
         // A Job that exists stays as it is: its pod exits by itself, or goes on while run or spec are being corrected.
-        Stage::Done | Stage::Judged(_) | Stage::Invalid(_) | Stage::Waiting { .. } => DesiredJob::Unchanged,
+        Stage::Done(_) | Stage::Judged(_) | Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) => {
+            DesiredJob::Unchanged
+        }
         Stage::Active(active) => active.job(),
     };
     let name = child::evaluator(&view.work.worker.owner.name);

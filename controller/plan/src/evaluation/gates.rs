@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use codex_crds::DataStatus;
-use codex_provenance::{DataDigest, GatesDigest, ModelDigest, ReportDigest};
+use codex_crds::{DataStatus, EvaluationStatus};
+use codex_provenance::{DataDigest, EvidenceStrength, GatesDigest, ModelDigest, ReportDigest};
 use codex_verdict::{Gate, GateResult, GateSpec, Judgement, Measurement, Verdict};
+
+use super::metrics::measured;
 
 /// The metrics of a complete report, and the model that they measure.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +20,8 @@ pub(crate) struct Counted {
 /// A verdict with its evidence.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Judged {
+    /// Whether admission policies protected the evaluation, or why that is not shown.
+    pub(crate) evidence: Result<(), String>,
     pub(crate) counted: Counted,
     pub(crate) verdict: Verdict,
     pub(crate) passed: String,
@@ -37,16 +41,52 @@ pub(crate) fn gates(gates: &[GateSpec]) -> Result<Vec<Gate>, String> {
         .collect()
 }
 
+/// Returns the numbers that a status records; `None` if it records none, or they do not have its report digest.
+pub(crate) fn recorded(status: &EvaluationStatus) -> Option<Counted> {
+    let (model, digest) = (status.model.as_ref()?.digest, status.report_digest?);
+    let (data, metrics) = (status.data_digests.clone(), measured(&status.metrics)?);
+    (codex_verdict::report_digest(model, &by_name(&data), &metrics) == digest).then_some(Counted {
+        model,
+        data,
+        metrics,
+        digest,
+    })
+}
+
+/// Returns the evidence that a status records.
+pub(crate) fn recorded_evidence(status: &EvaluationStatus) -> Result<(), String> {
+    match status.evidence {
+        Some(EvidenceStrength::Strong) => Ok(()),
+        Some(EvidenceStrength::Weak) | None => {
+            let unsaid = || "the status does not record why the evidence is weak".to_owned();
+            Err(status.evidence_reason.clone().unwrap_or_else(unsaid))
+        }
+    }
+}
+
+/// Judges again what a status records as the result of an evaluation. `None` if it records no result.
+pub(crate) fn judged_again(status: &EvaluationStatus, gates: &[Gate]) -> Option<Judged> {
+    status.completed_at.as_ref()?;
+    let counted = recorded(status)?;
+    Some(judged(gates, counted, None, recorded_evidence(status)))
+}
+
 pub(super) fn by_name(data: &[DataStatus]) -> BTreeMap<String, DataDigest> {
     data.iter().map(|file| (file.name.clone(), file.sha256)).collect()
 }
 
 /// Judges the metrics by the gates. `expected` is the model that had to be scored; `None` if it may be any.
-pub(crate) fn judged(gates: &[Gate], counted: Counted, expected: Option<ModelDigest>) -> Judged {
+pub(crate) fn judged(
+    gates: &[Gate],
+    counted: Counted,
+    expected: Option<ModelDigest>,
+    evidence: Result<(), String>,
+) -> Judged {
     let expected = expected.unwrap_or(counted.model);
     let Judgement { verdict, passed, total, gates: each } =
         codex_verdict::judge(gates, &counted.metrics, Some(counted.model), expected);
     Judged {
+        evidence,
         counted,
         verdict,
         passed: format!("{passed}/{total}"),

@@ -28,7 +28,7 @@ pub fn plan(observed: &ObservedEvaluation, now: Timestamp) -> Plan<EvaluationSta
     let outcome = Outcome::of(&view);
     let stage = Stage::of(&view, &outcome);
     let desired = children(&view, &stage);
-    let (status, requeue) = status::status(&view, &stage);
+    let (status, requeue) = status::status(&view, &outcome, &stage);
     let events = events(view.work.conditions, &status.conditions, view.obstruction);
     Plan { desired, effects: Vec::new(), status, events, requeue }
 }

@@ -8,8 +8,10 @@ use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    admission::Admission,
     obstruction::Obstruction,
-    pods::{Received, References},
+    pods::{Received, References, RefusedPod},
+    seal::StatusSeal,
     settings::Settings,
 };
 
@@ -36,6 +38,16 @@ pub struct ObservedEvaluation {
     /// The newest report of each pod, including pods that no longer exist, in any order.
     #[serde(default)]
     pub reports: Vec<Received>,
+    /// Pods of the object whose reports are refused.
+    #[serde(default)]
+    pub refused: Vec<RefusedPod>,
+    /// The admission policies that protect evidence.
+    #[serde(default)]
+    pub admission: Admission,
+    /// What the seal of the object's status says. The statuses of other objects here are without the parts that were
+    /// discarded.
+    #[serde(default)]
+    pub seal: StatusSeal,
     /// When this process last wrote the object's status.
     #[serde(default)]
     pub status_written_at: Option<Timestamp>,

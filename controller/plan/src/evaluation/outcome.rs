@@ -4,22 +4,25 @@ use codex_crds::Reason;
 use codex_reports::{EvaluationState, Stage as PodStage};
 
 use super::{
-    gates::{Counted, by_name},
+    gates::{Counted, by_name, recorded},
     subject::Model,
     view::View,
 };
-use crate::work::WorkFailure;
+use crate::work::{Ending, WorkFailure};
 
 /// What the evaluators reported, checked.
 pub(crate) struct Outcome {
-    /// The complete result.
-    pub(crate) counted: Option<Counted>,
+    /// The complete result, and how its pod ended.
+    pub(crate) counted: Option<(Counted, Ending)>,
     /// Why no attempt can succeed, whatever the Job goes on to do.
     pub(crate) failure: Option<WorkFailure>,
 }
 
 impl Outcome {
     pub(crate) fn of(view: &View<'_>) -> Self {
+        if let Some(failure) = view.work.worker.contradiction() {
+            return Self { counted: None, failure: Some(failure.clone()) };
+        }
         let wrong = view.model().and_then(|model| wrong_input(view, model));
         match counted(view).transpose() {
             Ok(counted) => Self { counted, failure: wrong },
@@ -28,24 +31,40 @@ impl Outcome {
     }
 }
 
-/// Returns the result of the newest report that is complete.
-pub(crate) fn counted(view: &View<'_>) -> Option<Result<Counted, WorkFailure>> {
-    let complete = |state: &&EvaluationState| state.stage == PodStage::Finished && !state.metrics.is_empty();
-    let state = view.states().map(|(_, state)| state).find(complete)?;
+/// Returns the result of the newest report that is complete and whose pod was not lost, else the one in the status.
+fn counted(view: &View<'_>) -> Option<Result<(Counted, Ending), WorkFailure>> {
+    let complete = |state: &EvaluationState| state.stage == PodStage::Finished && !state.metrics.is_empty();
+    let reported = view.states().filter(|(_, state)| complete(state)).find_map(|(report, state)| {
+        let ending = view.work.worker.ending(&report.pod_uid);
+        (ending != Ending::Lost).then_some((state, ending))
+    });
+    let Some((state, ending)) = reported else {
+        // The controller restarted after it recorded the report and before it saw the end of the pod.
+        let ending = if view.work.worker.is_complete() {
+            Ending::Unconfirmed("the controller restarted before it observed the end of the pod")
+        } else {
+            Ending::Pending
+        };
+        return recorded(&view.status).map(|counted| Ok((counted, ending)));
+    };
+    Some(checked(view, state).map(|counted| (counted, ending)))
+}
+
+fn checked(view: &View<'_>, state: &EvaluationState) -> Result<Counted, WorkFailure> {
     let data = view.work.digests(&state.data);
-    let refuse = |reason, why: String| Some(Err(WorkFailure::new(reason, why)));
+    let refuse = |reason, why: String| Err(WorkFailure::new(reason, why));
     let Some(model) = state.model_digest else {
         return refuse(Reason::ModelMismatch, "the evaluator did not report which model it evaluated".to_owned());
     };
     if let Some(failure) = view.work.unread(&data) {
-        return Some(Err(failure));
+        return Err(failure);
     }
     if let Err(why) = codex_verdict::accept(&state.metrics) {
         return refuse(Reason::PodFailed, format!("the evaluator's report is refused: {why}"));
     }
     let metrics = state.metrics.clone();
     let digest = codex_verdict::report_digest(model, &by_name(&data), &metrics);
-    Some(Ok(Counted { model, data, metrics, digest }))
+    Ok(Counted { model, data, metrics, digest })
 }
 
 /// Returns a failure if an evaluator read other data, another configuration or another model than it had to.

@@ -1,18 +1,24 @@
-//! Checks whether the status of an Evaluation proves a model: everything is computed again from its metrics. Pure.
+//! Checks whether the status of an Evaluation proves a model: verdict, gates and digests are computed again from the metrics
+//! that the status records. Pure.
 
 use codex_crds::{ConditionType, Evaluation, EvaluationStatus, Reason};
-use codex_provenance::{GatesDigest, ModelDigest, ReportDigest};
+use codex_provenance::{EvidenceStrength, GatesDigest, ModelDigest, ReportDigest};
 use codex_verdict::{GateResult, Verdict};
 use kube::ResourceExt;
 
-use super::{gates, metrics::measured};
+use super::gates::{self, Judged};
 use crate::conditions::{find, is_true};
 
-/// The digests of an evaluation that passed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What an evaluation that passed proves. Everything in it is computed from sealed metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Proof {
     pub(crate) report: ReportDigest,
     pub(crate) gates: GatesDigest,
+    /// The gates in the order of the spec, judged again.
+    pub(crate) results: Vec<GateResult>,
+    pub(crate) evidence: EvidenceStrength,
+    /// Why the evidence is weak.
+    pub(crate) weakness: Option<String>,
 }
 
 /// Why an evaluation does not prove the model.
@@ -28,6 +34,12 @@ impl Unproven {
     fn stalls(reason: Reason, sentence: String) -> Self {
         Self { reason, waits: false, sentence }
     }
+}
+
+/// Returns the digests that name the promotion on this evaluation; `None` until it has reported.
+pub(crate) fn digests(evaluation: &Evaluation) -> Option<(ReportDigest, GatesDigest)> {
+    let gates = gates::gates(&evaluation.spec.gates).ok()?;
+    Some((evaluation.status.as_ref()?.report_digest?, codex_verdict::gates_digest(&gates)))
 }
 
 /// Returns the proof that `evaluation` gives for the model of a run; `model` is `None` until the run has a model.
@@ -53,23 +65,28 @@ pub(crate) fn proof(
         );
         return Err(Unproven::stalls(Reason::Replaced, sentence));
     }
-    let (Some(verdict), Some(_)) = (status.verdict, &status.completed_at) else {
+    if status.completed_at.is_none() || status.metrics.is_empty() {
         return Err(pending(&name, &status));
-    };
+    }
     let Some(model) = model else {
         let sentence = format!("Evaluation {name} has a verdict, but TrainingRun {run} has no model yet");
         return Err(Unproven { reason: Reason::WaitingForTraining, waits: true, sentence });
     };
-    let proof = again(evaluation, &status, model).map_err(|why| {
+    let judged = again(evaluation, &status, model).map_err(|why| {
         let sentence = format!("Evaluation {name} does not prove the model {}: {why}", model.short());
         Unproven::stalls(Reason::ModelMismatch, sentence)
     })?;
-    let said = |word: &str| format!("Evaluation {name} {word}: {}", wrong(&status.gates).join("; "));
-    match verdict {
-        Verdict::Passed => Ok(proof),
-        Verdict::Failed => Err(Unproven::stalls(Reason::GateFailed, said("failed"))),
-        Verdict::Inconclusive => Err(Unproven::stalls(Reason::Inconclusive, said("is inconclusive"))),
+    let said = |word: &str| format!("Evaluation {name} {word}: {}", wrong(&judged.gates).join("; "));
+    match judged.verdict {
+        Verdict::Failed => return Err(Unproven::stalls(Reason::GateFailed, said("failed"))),
+        Verdict::Inconclusive => return Err(Unproven::stalls(Reason::Inconclusive, said("is inconclusive"))),
+        Verdict::Passed => {}
     }
+    let (evidence, weakness) = match judged.evidence {
+        Ok(()) => (EvidenceStrength::Strong, None),
+        Err(why) => (EvidenceStrength::Weak, Some(why)),
+    };
+    Ok(Proof { report: judged.counted.digest, gates: judged.gates_digest, results: judged.gates, evidence, weakness })
 }
 
 fn pending(name: &str, status: &EvaluationStatus) -> Unproven {
@@ -88,29 +105,16 @@ fn pending(name: &str, status: &EvaluationStatus) -> Unproven {
     }
 }
 
-/// Computes digests and verdict again from the metrics and the model in the status, and the gates in the spec.
-fn again(evaluation: &Evaluation, status: &EvaluationStatus, model: ModelDigest) -> Result<Proof, String> {
+/// Judges the metrics in the status again, by the gates in the spec.
+fn again(evaluation: &Evaluation, status: &EvaluationStatus, model: ModelDigest) -> Result<Judged, String> {
     let judged = status.model.as_ref().map(|judged| judged.digest);
     if judged != Some(model) {
         let judged = judged.map_or_else(|| "no model".to_owned(), |digest| format!("the model {}", digest.short()));
         return Err(format!("it evaluated {judged}"));
     }
-    let contradicts = |what: &str| format!("its status is inconsistent: {what}");
     let bounds = gates::gates(&evaluation.spec.gates)?;
-    let metrics = measured(&status.metrics).ok_or_else(|| contradicts("its metrics are malformed"))?;
-    let report = codex_verdict::report_digest(model, &gates::by_name(&status.data_digests), &metrics);
-    if status.report_digest != Some(report) {
-        return Err(contradicts("its metrics do not match reportDigest"));
-    }
-    let digest = codex_verdict::gates_digest(&bounds);
-    if status.gates_digest != Some(digest) {
-        return Err(contradicts("its gates do not match gatesDigest"));
-    }
-    let judgement = codex_verdict::judge(&bounds, &metrics, judged, model);
-    if Some(judgement.verdict) != status.verdict {
-        return Err(contradicts("its metrics do not yield its verdict"));
-    }
-    Ok(Proof { report, gates: digest })
+    let judged = gates::judged_again(status, &bounds);
+    judged.ok_or_else(|| "its status is inconsistent: its metrics do not match reportDigest".to_owned())
 }
 
 /// Returns a sentence for each gate that did not pass.

@@ -4,7 +4,7 @@ use codex_crds::Reason;
 use kube::ResourceExt;
 
 use super::{
-    gates::{Judged, judged},
+    gates::{Judged, judged, judged_again},
     outcome::Outcome,
     subject::{Model, Subject},
     view::View,
@@ -14,8 +14,8 @@ use crate::work::{Active, Progress, WaitingForModel, WorkFailure};
 /// The stage of an Evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Stage {
-    /// The status already records the verdict. Run, Job and pods no longer matter.
-    Done,
+    /// The status already records the result. Run, Job and pods no longer matter. The verdict is computed again.
+    Done(Box<Judged>),
     /// The verdict is reached.
     Judged(Box<Judged>),
     /// The evaluation failed, now or earlier.
@@ -24,6 +24,8 @@ pub(crate) enum Stage {
     Invalid(String),
     /// The run has no model to evaluate.
     Waiting { run: String, waiting: WaitingForModel },
+    /// The recorded status was discarded, and no report can replace it; the sentence says what to do.
+    Discarded(WorkFailure),
     /// The evaluation can still reach a verdict.
     Active(Active),
 }
@@ -32,8 +34,9 @@ impl Stage {
     pub(crate) fn of(view: &View<'_>, outcome: &Outcome) -> Self {
         let status = &view.status;
         if status.completed_at.is_some() {
-            return match status.verdict {
-                Some(_) => Self::Done,
+            let gates = view.gates.as_deref().unwrap_or_default();
+            return match judged_again(status, gates) {
+                Some(judged) => Self::Done(Box::new(judged)),
                 None => Self::Failed(WorkFailure::recorded(&status.conditions)),
             };
         }
@@ -41,6 +44,9 @@ impl Stage {
             (Err(why), _, _) | (_, Err(why), _) | (_, _, Err(why)) => return Self::Invalid(why.clone()),
             (Ok(_), Ok(_), Ok(subject)) => *subject,
         };
+        if let Some(stuck) = view.work.restored(view.discarded) {
+            return Self::Discarded(stuck);
+        }
         let model = match Self::before_model(view, subject) {
             Ok(model) => model,
             Err(stage) => return stage,
@@ -49,19 +55,25 @@ impl Stage {
             return Self::Failed(failure.clone());
         }
         let progress = Progress::of(&view.work, &model.claims());
-        // A complete result decides, however its pod ends. The promotion also names the image that produced it, so the
-        // verdict waits until the image is known or the Job is complete.
+        // A complete result decides once its pod has ended, and if the pod was killed, too, when its termination message
+        // confirms the result. The promotion also names the image that produced it, so the verdict waits until the image is
+        // known or the Job is complete.
         let image = view.work.worker.status().image_id.is_some() || matches!(progress, Progress::Complete(_));
-        if let (Some(counted), Ok(gates), true) = (&outcome.counted, &view.gates, image) {
-            return Self::Judged(Box::new(judged(gates, counted.clone(), model.expected())));
+        if let (Some((counted, ending)), Ok(gates), true) = (&outcome.counted, &view.gates, image)
+            && let Some(evidence) = view.evidence(ending)
+        {
+            return Self::Judged(Box::new(judged(gates, counted.clone(), model.expected(), evidence)));
         }
         match progress {
             Progress::Active(active) => Self::Active(active),
             Progress::Failed(failure) => Self::Failed(failure),
-            Progress::Complete(at) => {
-                Active::without_result(&view.work, at, "the evaluator exited 0 without reporting its metrics")
-                    .map_or_else(Self::Failed, Self::Active)
-            }
+            Progress::Complete(at) => view.work.unreported(view.discarded, at).map_or_else(
+                || {
+                    Active::without_result(&view.work, at, "the evaluator exited 0 without reporting its metrics")
+                        .map_or_else(Self::Failed, Self::Active)
+                },
+                Self::Discarded,
+            ),
         }
     }
 

@@ -2,102 +2,166 @@
 
 use std::time::Duration;
 
-use codex_crds::{ConditionType, EvaluationStatus, JudgedModel, Reason};
+use codex_crds::{ConditionType, EvaluationPhase, EvaluationStatus, JudgedModel, Reason};
+use codex_provenance::EvidenceStrength;
 use codex_verdict::{GateResult, Verdict};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
-use super::{gates::Judged, metrics::written, proof::wrong, stage::Stage, view::View};
-use crate::{conditions::Conditions, throttle, work::Active};
+use super::{
+    gates::{Counted, Judged},
+    metrics::written,
+    outcome::Outcome,
+    proof::wrong,
+    stage::Stage,
+    view::View,
+};
+use crate::{
+    conditions::Conditions,
+    seal::{self, StatusSeal},
+    text::truncate_chars,
+    throttle,
+    work::Active,
+};
+
+/// The most characters of `status.evidenceReason`.
+const MAX_EVIDENCE_REASON: usize = 1_000;
+/// The message of strong evidence.
+const PROTECTED: &str =
+    "the admission policies were in place, unchanged, from before the Job was created until the verdict";
 
 /// Returns the status, and when to plan again.
-pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (EvaluationStatus, Option<Duration>) {
+pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (EvaluationStatus, Option<Duration>) {
     let observed = view.observed;
-    let generation = observed.object.metadata.generation;
-    let conditions = conditions(view, stage);
-    if let Stage::Done = stage {
+    let present = observed.object.status.as_ref().filter(|_| observed.seal == StatusSeal::Valid);
+    let (generation, conditions) = (observed.object.metadata.generation, conditions(view, stage));
+    let phase = Some(phase(view, stage));
+    if let Stage::Done(judged) = stage {
         let held = view.status.clone();
-        return (EvaluationStatus { observed_generation: generation, conditions, ..held }, None);
+        let held = EvaluationStatus { observed_generation: generation, phase, conditions, ..held };
+        return (with_result(held, judged), None);
     }
     let uid = observed.run.as_ref().and_then(ResourceExt::uid);
     let settled = matches!(stage, Stage::Judged(_) | Stage::Failed(_));
     let newest = view.states().next().map(|(_, state)| state.data.as_slice());
     let mut next = EvaluationStatus {
         observed_generation: generation,
+        phase,
         training_run_uid: view.status.training_run_uid.clone().or(uid),
         data_digests: view.work.data_digests(newest, &view.status.data_digests),
         work: view.work.status(settled),
+        seal: view.status.seal.clone(),
         conditions,
         ..EvaluationStatus::default()
     };
-    if let Stage::Judged(judged) = stage {
-        let Judged { counted, verdict, passed, gates, gates_digest } = (**judged).clone();
-        next.model = Some(JudgedModel { digest: counted.model, short: counted.model.short() });
-        next.data_digests = counted.data;
-        next.metrics = counted.metrics.iter().map(|(name, measurement)| written(name, measurement)).collect();
-        next.report_digest = Some(counted.digest);
-        next.verdict = Some(verdict);
-        next.gates_passed = Some(passed);
-        next.gates = gates;
-        next.gates_digest = Some(gates_digest);
+    match (stage, &outcome.counted) {
+        (Stage::Judged(judged), _) => next = with_result(next, judged),
+        // The numbers are recorded before the end of the pod, so that a restarted controller knows them.
+        (Stage::Active(_), Some((counted, _))) => next = with_numbers(next, counted),
+        _ => {}
     }
     if settled {
         next.completed_at = Some(view.work.completed_at(view.status.completed_at.as_ref()));
     }
     let again = match stage {
         Stage::Active(active) => active.requeue(&view.work),
-        Stage::Done | Stage::Judged(_) | Stage::Failed(_) | Stage::Invalid(_) | Stage::Waiting { .. } => None,
+        Stage::Done(_)
+        | Stage::Judged(_)
+        | Stage::Failed(_)
+        | Stage::Invalid(_)
+        | Stage::Waiting { .. }
+        | Stage::Discarded(_) => None,
     };
-    let at = observed.status_written_at;
-    throttle::hold(observed.object.status.as_ref(), next, at, view.work.now(), again, with_numbers_of)
+    throttle::hold(present, next, observed.status_written_at, view.work.now(), again, with_throttled_of)
 }
 
-/// Returns `next` with the numbers of `present`.
-fn with_numbers_of(next: &EvaluationStatus, present: &EvaluationStatus) -> EvaluationStatus {
+fn with_numbers(status: EvaluationStatus, counted: &Counted) -> EvaluationStatus {
+    EvaluationStatus {
+        model: Some(JudgedModel { digest: counted.model, short: counted.model.short() }),
+        data_digests: counted.data.clone(),
+        metrics: counted.metrics.iter().map(|(name, measurement)| written(name, measurement)).collect(),
+        report_digest: Some(counted.digest),
+        ..status
+    }
+}
+
+fn with_result(status: EvaluationStatus, judged: &Judged) -> EvaluationStatus {
+    let strength = if judged.evidence.is_ok() { EvidenceStrength::Strong } else { EvidenceStrength::Weak };
+    EvaluationStatus {
+        verdict: Some(judged.verdict),
+        gates_passed: Some(judged.passed.clone()),
+        gates: judged.gates.clone(),
+        gates_digest: Some(judged.gates_digest),
+        evidence: Some(strength),
+        evidence_reason: judged.evidence.as_ref().err().map(|why| truncate_chars(why, MAX_EVIDENCE_REASON)),
+        ..with_numbers(status, &judged.counted)
+    }
+}
+
+/// Returns `next` with the numbers of `present` that change often.
+fn with_throttled_of(next: &EvaluationStatus, present: &EvaluationStatus) -> EvaluationStatus {
     EvaluationStatus { data_digests: present.data_digests.clone(), work: present.work.clone(), ..next.clone() }
 }
 
+fn phase(view: &View<'_>, stage: &Stage) -> EvaluationPhase {
+    match stage {
+        Stage::Done(_) | Stage::Judged(_) => EvaluationPhase::Judged,
+        Stage::Failed(_) => EvaluationPhase::Failed,
+        _ if view.obstruction.is_some() => EvaluationPhase::Stalled,
+        Stage::Invalid(_) | Stage::Discarded(_) => EvaluationPhase::Stalled,
+        Stage::Waiting { waiting, .. } if waiting.is_stalled() => EvaluationPhase::Stalled,
+        Stage::Waiting { .. } => EvaluationPhase::Pending,
+        Stage::Active(active) => match active {
+            Active::Suspended => EvaluationPhase::Suspended,
+            Active::Running | Active::FinalReport(_) => EvaluationPhase::Running,
+            Active::Pending(_) | Active::MissingReferences(_) => EvaluationPhase::Pending,
+        },
+    }
+}
+
 fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
-    use ConditionType::{ConfigResolved, GatesPassed, Ready, Reconciling, Stalled};
+    use ConditionType::{ConfigResolved, EvidenceStrong, GatesPassed, Ready, Reconciling, Stalled};
     let generation = view.observed.object.metadata.generation;
     let mut conditions = Conditions::new(&view.status.conditions, generation, view.work.now());
     match (stage, view.work.config_digest()) {
         (Stage::Invalid(why), _) => conditions.set(ConfigResolved, false, Reason::InvalidConfiguration, why),
         // A verdict keeps the configuration that it was reached with, also after a controller upgrade.
-        (Stage::Done, _) => conditions.keep(ConfigResolved),
+        (Stage::Done(_), _) => conditions.keep(ConfigResolved),
         (_, Some(digest)) => {
             conditions.set(ConfigResolved, true, Reason::Resolved, &format!("the configuration {digest} is valid"));
         }
         (_, None) => {}
     }
     let (reason, message) = message(view, stage);
-    if let Some((verdict, passed, gates)) = judged(view, stage) {
-        let (reason, message) = sentence(verdict, passed, gates);
+    if let Some(judged) = judged(stage) {
+        let (reason, message) = sentence(judged.verdict, &judged.passed, &judged.gates);
         conditions.set(Ready, true, Reason::Succeeded, &message);
-        conditions.set(GatesPassed, verdict == Verdict::Passed, reason, &message);
+        conditions.set(GatesPassed, judged.verdict == Verdict::Passed, reason, &message);
+        match &judged.evidence {
+            Ok(()) => conditions.set(EvidenceStrong, true, Reason::PoliciesIntact, PROTECTED),
+            Err(why) => conditions.set(EvidenceStrong, false, Reason::PoliciesNotIntact, why),
+        }
     } else {
         conditions.set(Ready, false, reason, &message);
         conditions.set(GatesPassed, false, Reason::WaitingForVerdict, "there is no verdict yet");
     }
     match stage {
-        Stage::Failed(_) | Stage::Invalid(_) => conditions.set(Stalled, true, reason, &message),
+        Stage::Failed(_) | Stage::Invalid(_) | Stage::Discarded(_) => conditions.set(Stalled, true, reason, &message),
         Stage::Waiting { waiting, .. } if waiting.is_stalled() => conditions.set(Stalled, true, reason, &message),
-        Stage::Done | Stage::Judged(_) | Stage::Active(Active::Suspended) => {}
+        Stage::Done(_) | Stage::Judged(_) | Stage::Active(Active::Suspended) => {}
         Stage::Waiting { .. } | Stage::Active(_) => conditions.set(Reconciling, true, reason, &message),
     }
+    let settled = matches!(stage, Stage::Done(_) | Stage::Judged(_) | Stage::Failed(_));
+    seal::condition(&mut conditions, &view.observed.seal, settled);
     if let Some(obstruction) = view.obstruction {
         conditions.obstruct(obstruction, matches!(stage, Stage::Failed(_)));
     }
     conditions.finish()
 }
 
-fn judged<'a>(view: &'a View<'_>, stage: &'a Stage) -> Option<(Verdict, &'a str, &'a [GateResult])> {
+fn judged(stage: &Stage) -> Option<&Judged> {
     match stage {
-        Stage::Judged(judged) => Some((judged.verdict, &judged.passed, &judged.gates)),
-        Stage::Done => {
-            let status = &view.status;
-            Some((status.verdict?, status.gates_passed.as_deref().unwrap_or_default(), &status.gates))
-        }
+        Stage::Done(judged) | Stage::Judged(judged) => Some(judged),
         _ => None,
     }
 }
@@ -115,8 +179,8 @@ fn sentence(verdict: Verdict, passed: &str, gates: &[GateResult]) -> (Reason, St
 /// Returns the reason and the message of the stage. The message must not change with every problem.
 fn message(view: &View<'_>, stage: &Stage) -> (Reason, String) {
     match stage {
-        Stage::Done | Stage::Judged(_) => (Reason::Succeeded, "the verdict is reached".to_owned()),
-        Stage::Failed(failure) => (failure.reason, failure.message.clone()),
+        Stage::Done(_) | Stage::Judged(_) => (Reason::Succeeded, "the verdict is reached".to_owned()),
+        Stage::Failed(failure) | Stage::Discarded(failure) => (failure.reason, failure.message.clone()),
         Stage::Invalid(why) => (Reason::InvalidConfiguration, why.clone()),
         Stage::Waiting { run, waiting } => waiting.message("spec.trainingRun", run),
         Stage::Active(active) => active.message(&view.work),

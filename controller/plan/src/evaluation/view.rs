@@ -4,6 +4,7 @@ use codex_configs::{Evaluation as Configured, Resolved, compose_evaluation};
 use codex_crds::{EvaluationSpec, EvaluationStatus};
 use codex_reports::{EvaluationState, Report, State};
 use jiff::Timestamp;
+use kube::ResourceExt;
 
 use super::{
     gates::gates,
@@ -14,15 +15,18 @@ use crate::{
     data,
     metadata::{Component, Owner},
     obstruction::Obstruction,
-    work::{Config, Limits, WorkView, Worker},
+    seal::{Discarded, Sealable},
+    work::{Config, Ending, Limits, WorkView, Worker},
 };
 
 /// The observation of an Evaluation.
 pub(crate) struct View<'a> {
     pub(crate) observed: &'a ObservedEvaluation,
     pub(crate) obstruction: Option<&'a Obstruction>,
-    /// The status as it is recorded.
+    /// The status as it is recorded, without the parts that were discarded.
     pub(crate) status: EvaluationStatus,
+    /// Why the recorded status was discarded, if it was.
+    pub(crate) discarded: Option<Discarded>,
     pub(crate) work: WorkView<'a>,
     /// What is scored, or the sentence that says what is wrong with it.
     pub(crate) subject: Result<Subject<'a>, String>,
@@ -33,7 +37,7 @@ pub(crate) struct View<'a> {
 impl<'a> View<'a> {
     pub(crate) fn of(observed: &'a ObservedEvaluation, now: Timestamp) -> Self {
         let (object, spec, job) = (&observed.object, &observed.object.spec, observed.job.as_ref());
-        let status = object.status.clone().unwrap_or_default();
+        let status = object.status.clone().unwrap_or_default().believed(&observed.seal);
         let owner = Owner::evaluation(object);
         let worker = Worker::of(owner, job, &observed.pods, &observed.reports, status.work.clone(), now);
         let work = WorkView {
@@ -47,14 +51,30 @@ impl<'a> View<'a> {
             data: &spec.data,
             preset_data: codex_configs::benchmark(&spec.preset).iter().map(|file| file.name).collect(),
             references: &observed.references,
+            refused: &observed.refused,
             conditions: object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default(),
         };
         let obstruction = Obstruction::current(observed.obstruction.as_ref(), object.metadata.generation);
-        Self { observed, obstruction, status, work, subject: Subject::of(object), gates: gates(&spec.gates) }
+        let discarded = Discarded::of(&observed.seal, &status.conditions);
+        let subject = Subject::of(object);
+        Self { observed, obstruction, status, discarded, work, subject, gates: gates(&spec.gates) }
     }
 
     pub(crate) fn spec(&self) -> &'a EvaluationSpec {
         &self.observed.object.spec
+    }
+
+    /// Returns whether the evidence of a result is strong, or why it is weak, once its pod has ended as `ending` says; `None`
+    /// while the verdict must wait.
+    pub(crate) fn evidence(&self, ending: &Ending) -> Option<Result<(), String>> {
+        let ended = match ending {
+            Ending::Pending | Ending::Lost => return None,
+            Ending::Confirmed => Ok(()),
+            Ending::Unconfirmed(why) => Err((*why).to_owned()),
+        };
+        let started = self.work.job.and_then(ResourceExt::creation_timestamp).map(|time| time.0);
+        let protected = self.observed.admission.protected_since(started, &self.work.worker.owner.namespace);
+        Some(protected.and(ended))
     }
 
     /// Returns the evaluators' reports, the newest first.

@@ -10,6 +10,8 @@ use codex_provenance::{
 };
 use kube::ResourceExt;
 
+use crate::evaluation::proof::digests;
+
 /// The names of the `ConfigMaps` that hold the bundles of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BundleNames {
@@ -27,10 +29,7 @@ pub fn bundle_names(
 ) -> BundleNames {
     let model = run.and_then(|run| Some((run, run.status.as_ref()?.model.as_ref()?)));
     let Some((run, model)) = model else { return BundleNames::default() };
-    let reported = |name: &String| {
-        let status = evaluations.get(name)?.status.as_ref()?;
-        Some((status.report_digest?, status.gates_digest?))
-    };
+    let reported = |name: &String| digests(evaluations.get(name)?);
     let evaluations: Option<Vec<_>> = object.spec.evaluations.iter().map(reported).collect();
     let key = evaluations.map(|evaluations| promotion_key(object, model, evaluations));
     let uid = run.uid();

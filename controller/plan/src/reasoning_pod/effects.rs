@@ -17,6 +17,7 @@ use super::{
     view::View,
 };
 use crate::{
+    evaluation::proof::Proof,
     metadata::{Component, Owner, ring_label},
     plan::Effect,
 };
@@ -60,7 +61,7 @@ fn sign_promotion(
         .spec
         .evaluations
         .iter()
-        .filter_map(|name| passed(view.observed.evaluations.get(name)?))
+        .filter_map(|name| passed(view.observed.evaluations.get(name)?, view.evidence.proofs.get(name.as_str())?))
         .collect();
     evaluations.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
     let reasons = Reasons { ring: ring.name().to_owned(), oms_payload: payload, training: training(run)?, evaluations };
@@ -77,15 +78,17 @@ fn training(run: &TrainingRun) -> Option<Training> {
     })
 }
 
-fn passed(evaluation: &Evaluation) -> Option<Passed> {
+/// Returns what the statement says about an evaluation that passed. Digests, gates and numbers are those of `proof`, which were
+/// computed again from the sealed metrics.
+fn passed(evaluation: &Evaluation, proof: &Proof) -> Option<Passed> {
     let status = evaluation.status.as_ref()?;
-    let judged = evaluation.spec.gates.iter().zip(&status.gates);
+    let judged = evaluation.spec.gates.iter().zip(&proof.results);
     let text = |decimal: &Option<codex_verdict::Decimal>| decimal.as_ref().map(|decimal| decimal.0.clone());
     Some(Passed {
         name: evaluation.name_any(),
         uid: evaluation.uid()?,
-        report_digest: status.report_digest?,
-        gates_digest: status.gates_digest?,
+        report_digest: proof.report,
+        gates_digest: proof.gates,
         data: status.data_digests.iter().map(|file| (file.name.clone(), file.sha256)).collect(),
         image_id: status.work.image_id.clone().unwrap_or_default(),
         gates: judged

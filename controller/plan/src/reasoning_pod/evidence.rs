@@ -1,5 +1,7 @@
 //! The evidence for a rollout, and everything that blocks it. Pure.
 
+use std::collections::BTreeMap;
+
 use codex_crds::{ConditionType, ModelStatus, Reason, TrainingRun, child};
 use codex_provenance::promotion::PromotionKey;
 use kube::ResourceExt;
@@ -13,6 +15,7 @@ use crate::{
     conditions::{find, is_true},
     evaluation::proof::{Proof, Unproven, proof},
     text::truncate_chars,
+    work::finished_model,
 };
 
 /// The most characters of a sentence in `status.blockedBy`.
@@ -44,6 +47,8 @@ pub(crate) struct Evidence<'a> {
     pub(crate) trained: Option<(&'a TrainingRun, &'a ModelStatus)>,
     /// The key of the promotion, once every evaluation proves the model.
     pub(crate) key: Option<PromotionKey>,
+    /// What the evaluations prove, by name.
+    pub(crate) proofs: BTreeMap<&'a str, Proof>,
     pub(crate) blocks: Vec<Block>,
 }
 
@@ -62,7 +67,8 @@ impl<'a> Evidence<'a> {
         let mut blocks = Vec::new();
         let trained = trained(observed, &mut blocks);
         blocks.extend(ring(observed));
-        let key = key(observed, trained.map(|(_, model)| model), &mut blocks);
+        let proofs = proofs(observed, trained.map(|(_, model)| model), &mut blocks);
+        let key = key(observed, trained.map(|(_, model)| model), &proofs);
         signing(observed, key.as_ref(), &mut blocks);
         if !blocks.is_empty() {
             blocks.extend(lost_servers(observed));
@@ -70,7 +76,7 @@ impl<'a> Evidence<'a> {
         for block in &mut blocks {
             block.sentence = truncate_chars(&block.sentence, MAX_SENTENCE);
         }
-        Self { trained, key, blocks }
+        Self { trained, key, proofs, blocks }
     }
 }
 
@@ -91,8 +97,7 @@ fn trained<'a>(
         blocks.push(Block::waits(About::Training, Reason::NotFound, sentence));
     }
     let conditions = run.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let model = run.status.as_ref().and_then(|status| status.model.as_ref());
-    let Some(model) = model.filter(|_| is_true(conditions, ConditionType::Trained)) else {
+    let Some(model) = finished_model(run) else {
         blocks.push(if is_true(conditions, ConditionType::Stalled) {
             let why = find(conditions, ConditionType::Stalled).map_or("", |stalled| &stalled.message);
             let sentence = format!("TrainingRun {name} has no model and is stalled: {why}");
@@ -130,11 +135,15 @@ fn ring(observed: &ObservedReasoningPod) -> Option<Block> {
     Some(Block::stalls(About::Ring, Reason::RingsDiffer, sentence))
 }
 
-/// Returns the key of the promotion, if every evaluation proves the model.
-fn key(observed: &ObservedReasoningPod, model: Option<&ModelStatus>, blocks: &mut Vec<Block>) -> Option<PromotionKey> {
+/// Returns what the evaluations prove, by name.
+fn proofs<'a>(
+    observed: &'a ObservedReasoningPod,
+    model: Option<&ModelStatus>,
+    blocks: &mut Vec<Block>,
+) -> BTreeMap<&'a str, Proof> {
     let spec = &observed.object.spec;
     let uid = observed.run.as_ref().and_then(ResourceExt::uid);
-    let mut proofs = Vec::new();
+    let mut proofs = BTreeMap::new();
     for name in &spec.evaluations {
         let Some(evaluation) = observed.evaluations.get(name) else {
             let sentence = format!("Evaluation {name} does not exist in this namespace: create it");
@@ -147,7 +156,9 @@ fn key(observed: &ObservedReasoningPod, model: Option<&ModelStatus>, blocks: &mu
             continue;
         }
         match proof(evaluation, &spec.training_run, uid.as_deref(), model.map(|model| model.digest)) {
-            Ok(Proof { report, gates }) => proofs.push((report, gates)),
+            Ok(proof) => {
+                proofs.insert(name.as_str(), proof);
+            }
             Err(Unproven { reason, waits, sentence }) => {
                 blocks.push(Block { about: About::Gates, reason, waits, sentence });
             }
@@ -157,10 +168,21 @@ fn key(observed: &ObservedReasoningPod, model: Option<&ModelStatus>, blocks: &mu
     if spec.evaluations.is_empty() {
         let sentence = "spec.evaluations is empty: name at least one Evaluation";
         blocks.push(Block::stalls(About::Gates, Reason::WaitingForVerdict, sentence));
-        return None;
     }
-    let model = model.filter(|_| proofs.len() == spec.evaluations.len())?;
-    Some(promotion_key(&observed.object, model, proofs))
+    proofs
+}
+
+/// Returns the key of the promotion, if every evaluation proves the model.
+fn key(
+    observed: &ObservedReasoningPod,
+    model: Option<&ModelStatus>,
+    proofs: &BTreeMap<&str, Proof>,
+) -> Option<PromotionKey> {
+    let evaluations = &observed.object.spec.evaluations;
+    let digests: Option<Vec<_>> =
+        evaluations.iter().map(|name| proofs.get(name.as_str()).map(|proof| (proof.report, proof.gates))).collect();
+    let digests = digests.filter(|digests| !digests.is_empty())?;
+    Some(promotion_key(&observed.object, model?, digests))
 }
 
 fn signing(observed: &ObservedReasoningPod, key: Option<&PromotionKey>, blocks: &mut Vec<Block>) {

@@ -1,6 +1,9 @@
 //! What the plan of a ReasoningPod depends on. Pure.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
 use codex_provenance::{OmsPayloadDigest, PromotionDigest, Sha256};
@@ -8,7 +11,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use serde::{Deserialize, Serialize};
 
-use crate::{obstruction::Obstruction, pods::Received, settings::Settings};
+use crate::{
+    obstruction::Obstruction,
+    pods::{Received, RefusedPod},
+    seal::StatusSeal,
+    settings::Settings,
+};
 
 /// Everything that the plan of a ReasoningPod depends on, besides the time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,9 +50,25 @@ pub struct ObservedReasoningPod {
     /// The Deployment's pods, in any order.
     #[serde(default)]
     pub pods: Vec<Pod>,
+    /// The Deployment's pods of former templates, in any order.
+    #[serde(default)]
+    pub former_pods: Vec<Pod>,
+    /// The names of pods that match the selector of the Service, and that the controller did not create.
+    #[serde(default)]
+    pub foreign_pods: BTreeSet<String>,
+    /// The names of the ConfigMaps in the status that no longer exist.
+    #[serde(default)]
+    pub missing_bundles: BTreeSet<String>,
     /// The newest report of each pod, including pods that no longer exist, in any order.
     #[serde(default)]
     pub reports: Vec<Received>,
+    /// Pods of the object whose reports are refused.
+    #[serde(default)]
+    pub refused: Vec<RefusedPod>,
+    /// What the seal of the object's status says. The statuses of other objects here are without the parts that were
+    /// discarded.
+    #[serde(default)]
+    pub seal: StatusSeal,
     /// When this process last wrote the object's status.
     #[serde(default)]
     pub status_written_at: Option<Timestamp>,

@@ -13,7 +13,7 @@ use kube::ResourceExt;
 use super::observed::ObservedReasoningPod;
 use crate::{
     metadata::Owner,
-    pods::{Facts, newest_reports},
+    pods::{Facts, newest_reports, refusals},
 };
 
 /// The servers of a Deployment.
@@ -21,6 +21,8 @@ pub(crate) struct Servers<'a> {
     /// The Deployment.
     pub(crate) live: &'a Deployment,
     facts: Vec<Facts<'a>>,
+    /// The pods of former templates.
+    former: Vec<Facts<'a>>,
     reports: Vec<Report>,
     observed: &'a ObservedReasoningPod,
 }
@@ -39,7 +41,8 @@ impl<'a> Servers<'a> {
         let live = observed.deployment.as_ref()?;
         let facts = Facts::of(&observed.pods);
         let reports = newest_reports(owner, &facts, &observed.reports);
-        Some(Self { live, facts, reports, observed })
+        let former = Facts::of(&observed.former_pods);
+        Some(Self { live, facts, former, reports, observed })
     }
 
     /// Returns the model and the promotion that the Deployment was rolled out for.
@@ -53,7 +56,10 @@ impl<'a> Servers<'a> {
     pub(crate) fn counts(&self, wanted: i32) -> Counts {
         let Some(status) = &self.live.status else { return Counts::default() };
         let DeploymentStatus { replicas, ready_replicas, updated_replicas, observed_generation, .. } = status;
-        let (all, ready) = (replicas.unwrap_or(0), ready_replicas.unwrap_or(0));
+        // The Deployment counts every pod with its labels, also one that somebody else created.
+        let own = self.facts.iter().chain(&self.former).filter(|facts| facts.is_ready()).count();
+        let (all, ready) =
+            (replicas.unwrap_or(0), ready_replicas.unwrap_or(0).min(i32::try_from(own).unwrap_or(i32::MAX)));
         let current = *observed_generation >= self.live.metadata.generation;
         let settled = current && all == wanted && ready == wanted && updated_replicas.unwrap_or(0) == wanted;
         Counts { all, ready, settled }
@@ -124,7 +130,7 @@ impl<'a> Servers<'a> {
                 Some(format!("pod {} terminated with {reason} (exit code {})", facts.name(), ended.exit_code))
             })
         });
-        obstacle.or_else(|| self.unmade())
+        obstacle.or_else(|| self.unmade()).or_else(|| refusals(&self.observed.refused))
     }
 
     /// Returns why the Deployment cannot create a pod.

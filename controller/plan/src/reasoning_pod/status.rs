@@ -5,6 +5,7 @@ use std::time::Duration;
 use codex_crds::{
     ConditionType, ManifestStatus, PromotionStatus, Reason, ReasoningPodPhase, ReasoningPodStatus, VerifiedStatus,
 };
+use codex_provenance::EvidenceStrength;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
@@ -19,13 +20,21 @@ use super::{
 };
 use crate::{
     conditions::{Conditions, Truth},
+    seal::{self, StatusSeal},
+    text::truncate_chars,
     throttle,
 };
+
+/// The most characters of `status.evidenceReason`.
+const MAX_EVIDENCE_REASON: usize = 1_000;
+/// The most foreign pods that a sentence names.
+const MAX_FOREIGN: usize = 5;
 
 /// Returns the status, and when to plan again.
 pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Option<Duration>) {
     let observed = view.observed;
-    if let (Stage::Signing(_), Some(present), None) = (stage, &observed.object.status, view.obstruction) {
+    let recorded = observed.object.status.as_ref().filter(|_| observed.seal == StatusSeal::Valid);
+    if let (Stage::Signing(_), Some(present), None) = (stage, recorded, view.obstruction) {
         // The bundle exists as soon as the signer is asked for it, and the next plan says so: one write instead of two.
         return (present.clone(), None);
     }
@@ -34,6 +43,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     let serves = view.serves() || rolls;
     let counts = view.servers.as_ref().filter(|_| serves).map(|servers| servers.counts(wanted)).unwrap_or_default();
     let Signed { run_uid, manifest, promotion } = signed(view, stage, serves);
+    let evidence = evidence(view);
     let next = ReasoningPodStatus {
         observed_generation: observed.object.metadata.generation,
         selector: Some(selector_text(view)),
@@ -51,14 +61,46 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         ready_replicas: Some(counts.ready),
         ready: (!view.spec().dry_run).then(|| format!("{}/{wanted}", counts.ready)),
         url: serves.then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
+        evidence: evidence.as_ref().map(|evidence| match evidence {
+            Ok(()) => EvidenceStrength::Strong,
+            Err(_) => EvidenceStrength::Weak,
+        }),
+        evidence_reason: evidence.and_then(Result::err).map(|why| truncate_chars(&why, MAX_EVIDENCE_REASON)),
+        seal: view.status.seal.clone(),
         conditions: conditions(view, stage),
     };
     let written = observed.status_written_at;
-    throttle::hold(observed.object.status.as_ref(), next, written, view.now, None, |next, present| ReasoningPodStatus {
+    throttle::hold(recorded, next, written, view.now, None, |next, present| ReasoningPodStatus {
         replicas: present.replicas,
         ready_replicas: present.ready_replicas,
         ready: present.ready.clone(),
         ..next.clone()
+    })
+}
+
+/// Returns whether the evidence of every evaluation is strong, or why it is weak; `None` until every evaluation proves the model.
+fn evidence(view: &View<'_>) -> Option<Result<(), String>> {
+    view.evidence.key.as_ref()?;
+    let mut proofs = view.evidence.proofs.iter();
+    let weak = proofs.find(|(_, proof)| proof.evidence == EvidenceStrength::Weak);
+    Some(weak.map_or(Ok(()), |(name, proof)| {
+        Err(format!("Evaluation {name}: {}", proof.weakness.as_deref().unwrap_or("its evidence is weak")))
+    }))
+}
+
+/// Returns a sentence about the pods that match the selector of the Service and that the controller did not create.
+fn foreign(view: &View<'_>) -> Option<String> {
+    let names = &view.observed.foreign_pods;
+    let shown: Vec<_> = names.iter().take(MAX_FOREIGN).map(String::as_str).collect();
+    let more = names.len().saturating_sub(MAX_FOREIGN);
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    (!shown.is_empty()).then(|| {
+        format!(
+            "the Service {} selects pods that this controller did not create, and they receive requests: {}{more}: delete \
+             them or remove their labels",
+            view.owner.name,
+            shown.join(", ")
+        )
     })
 }
 
@@ -68,8 +110,10 @@ fn waits(view: &View<'_>) -> bool {
 
 fn phase(view: &View<'_>, stage: &Stage) -> ReasoningPodPhase {
     match stage {
+        _ if view.obstruction.is_some() => ReasoningPodPhase::Blocked,
         Stage::DryRun => ReasoningPodPhase::DryRun,
-        Stage::Blocked if waits(view) => ReasoningPodPhase::Pending,
+        // Running servers stay: something only blocks the next rollout.
+        Stage::Blocked if waits(view) && !view.serves() => ReasoningPodPhase::Pending,
         Stage::Blocked | Stage::Refused(..) => ReasoningPodPhase::Blocked,
         Stage::Signing(_) | Stage::RollingOut(_) => ReasoningPodPhase::RollingOut,
         Stage::Serving(_) => ReasoningPodPhase::Serving,
@@ -164,7 +208,9 @@ fn verified(view: &View<'_>, stage: &Stage, serves: bool) -> Option<VerifiedStat
 }
 
 fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
-    use ConditionType::{GatesPassed, Ready, Reconciling, RingMatched, Signed, Stalled, Trained, Verified};
+    use ConditionType::{
+        EvidenceStrong, ForeignPods, GatesPassed, Ready, Reconciling, RingMatched, Signed, Stalled, Trained, Verified,
+    };
     let generation = view.observed.object.metadata.generation;
     let mut conditions = Conditions::new(&view.status.conditions, generation, view.now);
     let blocks = &view.evidence.blocks;
@@ -191,19 +237,38 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         }
         None => conditions.set(GatesPassed, false, Reason::WaitingForVerdict, "there is no model to evaluate"),
     }
+    match evidence(view) {
+        Some(Ok(())) => {
+            conditions.set(
+                EvidenceStrong,
+                true,
+                Reason::PoliciesIntact,
+                "admission policies protected every evaluation",
+            );
+        }
+        Some(Err(why)) => conditions.set(EvidenceStrong, false, Reason::PoliciesNotIntact, &why),
+        None => {}
+    }
     let (holds, reason, message) = signing(view, stage, about(About::Signing));
     conditions.set(Signed, holds, reason, &message);
     let (holds, reason, message) = verification(view, stage);
     conditions.set(Verified, holds, reason, &message);
 
     let (reason, message) = ready(view, stage);
-    conditions.set(Ready, matches!(stage, Stage::DryRun | Stage::Serving(_)), reason, &message);
+    let foreign = foreign(view);
+    if let Some(foreign) = &foreign {
+        conditions.set(ForeignPods, true, Reason::ForeignPods, foreign);
+    }
+    let is_ready = matches!(stage, Stage::DryRun | Stage::Serving(_)) && foreign.is_none();
+    conditions.set(Ready, is_ready, reason, &message);
     match stage {
+        _ if foreign.is_some() => conditions.set(Stalled, true, reason, &message),
         Stage::DryRun | Stage::Serving(_) => {}
         Stage::Blocked if waits(view) => conditions.set(Reconciling, true, reason, &message),
         Stage::Signing(_) | Stage::RollingOut(_) => conditions.set(Reconciling, true, reason, &message),
         Stage::Blocked | Stage::Refused(..) => conditions.set(Stalled, true, reason, &message),
     }
+    seal::condition(&mut conditions, &view.observed.seal, true);
     if let Some(obstruction) = view.obstruction {
         conditions.obstruct(obstruction, false);
     }
@@ -228,6 +293,15 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
             recorded(&target.oms_bundle, &target.promotion_bundle)
         }
         // Servers that stay were signed, although something blocks the next rollout.
+        Stage::Blocked | Stage::Signing(_) if view.serves() && !view.observed.missing_bundles.is_empty() => {
+            let missing: Vec<_> = view.observed.missing_bundles.iter().map(String::as_str).collect();
+            let message = format!(
+                "the ConfigMaps that the servers were started with no longer exist: {}; running servers stay, and none can \
+                 start again",
+                missing.join(", ")
+            );
+            (false, Reason::NotFound, message)
+        }
         Stage::Blocked | Stage::Signing(_) if view.serves() => match (&view.status.manifest, &view.status.promotion) {
             (Some(manifest), Some(promotion)) => recorded(&manifest.bundle, &promotion.bundle),
             _ => (false, Reason::Blocked, "the status does not record the bundles".to_owned()),
@@ -253,6 +327,10 @@ fn verification(view: &View<'_>, stage: &Stage) -> (Truth, Reason, String) {
             (Truth::True, Reason::BytesVerified, message)
         }
         None if view.spec().dry_run => (Truth::Unknown, Reason::DryRun, "a dry run starts no server".to_owned()),
+        None if view.spec().replicas == 0 && matches!(stage, Stage::Serving(_)) => {
+            let message = "spec.replicas is 0, so no server verifies the model";
+            (Truth::Unknown, Reason::Serving, message.to_owned())
+        }
         None => match stage {
             Stage::Blocked if view.observed.tampered => {
                 let message = "the pod template was modified, and no restored server has reported a verified model";
@@ -266,6 +344,9 @@ fn verification(view: &View<'_>, stage: &Stage) -> (Truth, Reason, String) {
 
 /// Returns the reason and the message of the stage. The message must not change with the number of servers.
 fn ready(view: &View<'_>, stage: &Stage) -> (Reason, String) {
+    if let Some(foreign) = foreign(view) {
+        return (Reason::ForeignPods, foreign);
+    }
     match stage {
         Stage::DryRun => {
             let message = "nothing blocks the rollout: set spec.dryRun to false to serve";

@@ -4,6 +4,7 @@ use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_verdict::Ring;
 
 use super::observed::ObservedReasoningPod;
+use crate::seal::StatusSeal;
 
 /// What servers are rolled out for: a model that every check passed, with both of its bundles.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +26,8 @@ impl Target {
     /// pinned since: servers would not accept its bundles. A forged status cannot start an unsigned model, because servers
     /// verify both bundles against the key, the ring and the digests.
     pub(crate) fn recorded(observed: &ObservedReasoningPod) -> Option<Self> {
-        let status = observed.object.status.as_ref().filter(|_| observed.tampered)?;
+        let believed = observed.tampered && observed.seal == StatusSeal::Valid;
+        let status = observed.object.status.as_ref().filter(|_| believed)?;
         let (manifest, promotion) = (status.manifest.as_ref()?, status.promotion.as_ref()?);
         let fingerprint = observed.signer.fingerprint();
         if manifest.signer != fingerprint.short() {

@@ -4,7 +4,7 @@ use codex_crds::{ReasoningPodSpec, ReasoningPodStatus};
 use jiff::Timestamp;
 
 use super::{evidence::Evidence, observed::ObservedReasoningPod, servers::Servers, target::Target};
-use crate::{metadata::Owner, obstruction::Obstruction};
+use crate::{metadata::Owner, obstruction::Obstruction, seal::Sealable};
 
 /// The observation of a ReasoningPod.
 pub(crate) struct View<'a> {
@@ -12,7 +12,7 @@ pub(crate) struct View<'a> {
     pub(crate) now: Timestamp,
     pub(crate) owner: Owner,
     pub(crate) obstruction: Option<&'a Obstruction>,
-    /// The status as it is recorded.
+    /// The status as it is recorded, without the parts that were discarded.
     pub(crate) status: ReasoningPodStatus,
     pub(crate) evidence: Evidence<'a>,
     pub(crate) servers: Option<Servers<'a>>,
@@ -27,7 +27,7 @@ impl<'a> View<'a> {
             observed,
             obstruction: Obstruction::current(observed.obstruction.as_ref(), observed.object.metadata.generation),
             now,
-            status: observed.object.status.clone().unwrap_or_default(),
+            status: observed.object.status.clone().unwrap_or_default().believed(&observed.seal),
             evidence: Evidence::of(observed),
             servers: Servers::of(observed, &owner),
             former: Target::recorded(observed),

@@ -21,7 +21,7 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
         Stage::Done(_) | Stage::Succeeded(_) => DesiredJob::Present { suspended: true, settled: true },
         Stage::Failed(_) => view.work.failed_job(),
         // A Job that exists goes on while the spec is being corrected.
-        Stage::Invalid(_) | Stage::Waiting { .. } => DesiredJob::Unchanged,
+        Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) => DesiredJob::Unchanged,
         Stage::Active(active) => active.job(),
     };
     let name = child::trainer(&view.work.worker.owner.name);

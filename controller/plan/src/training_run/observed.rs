@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     obstruction::Obstruction,
-    pods::{Received, References},
+    pods::{Received, References, RefusedPod},
+    seal::StatusSeal,
     settings::Settings,
 };
 
@@ -40,6 +41,13 @@ pub struct ObservedTrainingRun {
     /// The newest report of each pod, including pods that no longer exist, in any order.
     #[serde(default)]
     pub reports: Vec<Received>,
+    /// Pods of the object whose reports are refused.
+    #[serde(default)]
+    pub refused: Vec<RefusedPod>,
+    /// What the seal of the object's status says. The statuses of other objects here are without the parts that were
+    /// discarded.
+    #[serde(default)]
+    pub seal: StatusSeal,
     /// When this process last wrote the object's status.
     #[serde(default)]
     pub status_written_at: Option<Timestamp>,

@@ -16,6 +16,9 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     pub(crate) fn of(view: &View<'_>) -> Self {
+        if let Some(failure) = view.work.worker.contradiction() {
+            return Self { model: None, failure: Some(failure.clone()) };
+        }
         let wrong = view
             .states()
             .find_map(|(report, state)| view.work.wrong_input(report, &state.data).or_else(|| view.wrong_base(state)));

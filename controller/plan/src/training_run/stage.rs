@@ -1,6 +1,6 @@
 //! The stage of a TrainingRun, derived from its observation and its outcome. Pure.
 
-use codex_crds::{ModelStatus, TrainingRunPhase};
+use codex_crds::ModelStatus;
 
 use super::{base::Base, outcome::Outcome, view::View};
 use crate::work::{Active, Progress, WaitingForModel, WorkFailure};
@@ -18,6 +18,8 @@ pub(crate) enum Stage {
     Invalid(String),
     /// The run that is the base has no model. There is no Job.
     Waiting { run: String, waiting: WaitingForModel },
+    /// The recorded status was discarded, and no report can replace it; the sentence says what to do.
+    Discarded(WorkFailure),
     /// The run can still succeed.
     Active(Active),
 }
@@ -34,11 +36,13 @@ impl Stage {
     pub(crate) fn of(view: &View<'_>, outcome: &Outcome) -> Self {
         let status = &view.status;
         if status.completed_at.is_some() {
-            match (status.phase, &status.model) {
-                (Some(TrainingRunPhase::Succeeded), Some(model)) => return Self::Done(Box::new(model.clone())),
-                (Some(TrainingRunPhase::Failed), _) => return Self::Failed(WorkFailure::recorded(&status.conditions)),
-                _ => {}
-            }
+            return match &status.model {
+                Some(model) => Self::Done(Box::new(model.clone())),
+                None => Self::Failed(WorkFailure::recorded(&status.conditions)),
+            };
+        }
+        if let Some(stuck) = view.work.restored(view.discarded) {
+            return Self::Discarded(stuck);
         }
         let base = match (&view.work.config, &view.base) {
             (Err(why), _) | (_, Err(why)) => return Self::Invalid(why.clone()),
@@ -61,12 +65,17 @@ impl Stage {
             Progress::Failed(failure) => Self::Failed(failure),
             Progress::Complete(at) => match &outcome.model {
                 Some(model) => Self::Succeeded(Box::new(model.clone())),
-                None => Active::without_result(
-                    &view.work,
-                    at,
-                    "the trainer exited 0 without reporting its model: the files on the volume are unverified",
-                )
-                .map_or_else(Self::Failed, Self::Active),
+                None => view.work.unreported(view.discarded, at).map_or_else(
+                    || {
+                        Active::without_result(
+                            &view.work,
+                            at,
+                            "the trainer exited 0 without reporting its model: the files on the volume are unverified",
+                        )
+                        .map_or_else(Self::Failed, Self::Active)
+                    },
+                    Self::Discarded,
+                ),
             },
         }
     }

@@ -14,6 +14,7 @@ use super::{base::RUN_FIELD, outcome::Outcome, stage::Stage, view::View};
 use crate::{
     conditions::Conditions,
     numbers::{count, decimal},
+    seal::{self, StatusSeal},
     throttle,
     work::Active,
 };
@@ -29,14 +30,21 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Trai
         config_digest: config_digest(view, stage),
         completed_at: completed_at(view, stage),
         conditions: conditions(view, stage),
+        seal: view.status.seal.clone(),
         ..numbers(view, stage)
     };
     let again = match stage {
         Stage::Active(active) => active.requeue(&view.work),
-        Stage::Done(_) | Stage::Succeeded(_) | Stage::Failed(_) | Stage::Invalid(_) | Stage::Waiting { .. } => None,
+        Stage::Done(_)
+        | Stage::Succeeded(_)
+        | Stage::Failed(_)
+        | Stage::Invalid(_)
+        | Stage::Waiting { .. }
+        | Stage::Discarded(_) => None,
     };
+    let present = observed.object.status.as_ref().filter(|_| observed.seal == StatusSeal::Valid);
     let written = observed.status_written_at;
-    throttle::hold(observed.object.status.as_ref(), next, written, view.work.now(), again, with_numbers_of)
+    throttle::hold(present, next, written, view.work.now(), again, with_numbers_of)
 }
 
 /// Returns `next` with the numbers of `present`.
@@ -49,6 +57,7 @@ fn with_numbers_of(next: &TrainingRunStatus, present: &TrainingRunStatus) -> Tra
         config_digest: next.config_digest,
         completed_at: next.completed_at.clone(),
         conditions: next.conditions.clone(),
+        seal: next.seal.clone(),
         ..present.clone()
     }
 }
@@ -95,7 +104,7 @@ fn progress(numbers: &Numbers) -> ProgressStatus {
 fn phase(view: &View<'_>, stage: &Stage) -> TrainingRunPhase {
     match stage {
         Stage::Done(_) | Stage::Succeeded(_) => TrainingRunPhase::Succeeded,
-        Stage::Failed(_) | Stage::Invalid(_) => TrainingRunPhase::Failed,
+        Stage::Failed(_) | Stage::Invalid(_) | Stage::Discarded(_) => TrainingRunPhase::Failed,
         Stage::Waiting { .. } => TrainingRunPhase::Pending,
         Stage::Active(active) => match active {
             Active::Suspended => TrainingRunPhase::Suspended,
@@ -110,7 +119,7 @@ fn phase(view: &View<'_>, stage: &Stage) -> TrainingRunPhase {
 fn model(outcome: &Outcome, stage: &Stage) -> Option<ModelStatus> {
     match stage {
         Stage::Done(model) | Stage::Succeeded(model) => Some(*model.clone()),
-        Stage::Failed(_) | Stage::Invalid(_) => None,
+        Stage::Failed(_) | Stage::Invalid(_) | Stage::Discarded(_) => None,
         Stage::Waiting { .. } | Stage::Active(_) => outcome.model.clone(),
     }
 }
@@ -126,7 +135,7 @@ fn completed_at(view: &View<'_>, stage: &Stage) -> Option<Time> {
     match stage {
         Stage::Done(_) => recorded.cloned(),
         Stage::Succeeded(_) | Stage::Failed(_) => Some(view.work.completed_at(recorded)),
-        Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Active(_) => None,
+        Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) | Stage::Active(_) => None,
     }
 }
 
@@ -146,11 +155,13 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     conditions.set(Ready, done, reason, &message);
     conditions.set(Trained, done, reason, &message);
     match stage {
-        Stage::Failed(_) | Stage::Invalid(_) => conditions.set(Stalled, true, reason, &message),
+        Stage::Failed(_) | Stage::Invalid(_) | Stage::Discarded(_) => conditions.set(Stalled, true, reason, &message),
         Stage::Waiting { waiting, .. } if waiting.is_stalled() => conditions.set(Stalled, true, reason, &message),
         Stage::Done(_) | Stage::Succeeded(_) | Stage::Active(Active::Suspended) => {}
         Stage::Waiting { .. } | Stage::Active(_) => conditions.set(Reconciling, true, reason, &message),
     }
+    let settled = done || matches!(stage, Stage::Failed(_));
+    seal::condition(&mut conditions, &view.observed.seal, settled);
     if let Some(obstruction) = view.obstruction {
         conditions.obstruct(obstruction, matches!(stage, Stage::Failed(_)));
     }
@@ -163,7 +174,7 @@ fn message(view: &View<'_>, stage: &Stage) -> (Reason, String) {
         Stage::Done(model) | Stage::Succeeded(model) => {
             (Reason::Succeeded, format!("the model {} is stored in {}", model.short, model.location))
         }
-        Stage::Failed(failure) => (failure.reason, failure.message.clone()),
+        Stage::Failed(failure) | Stage::Discarded(failure) => (failure.reason, failure.message.clone()),
         Stage::Invalid(why) => (Reason::InvalidConfiguration, why.clone()),
         Stage::Waiting { run, waiting } => waiting.message(RUN_FIELD, run),
         Stage::Active(active) => active.message(&view.work),

@@ -11,6 +11,7 @@ use crate::{
     data,
     metadata::{Component, Owner},
     obstruction::Obstruction,
+    seal::{Discarded, Sealable},
     work::{Config, Limits, WorkFailure, WorkView, Worker},
 };
 
@@ -18,8 +19,10 @@ use crate::{
 pub(crate) struct View<'a> {
     pub(crate) observed: &'a ObservedTrainingRun,
     pub(crate) obstruction: Option<&'a Obstruction>,
-    /// The status as it is recorded.
+    /// The status as it is recorded, without the parts that were discarded.
     pub(crate) status: TrainingRunStatus,
+    /// Why the recorded status was discarded, if it was.
+    pub(crate) discarded: Option<Discarded>,
     pub(crate) work: WorkView<'a>,
     /// The base, or the sentence that says what is wrong with it. `None` if the weights are initialized.
     pub(crate) base: Result<Option<Base<'a>>, String>,
@@ -28,7 +31,7 @@ pub(crate) struct View<'a> {
 impl<'a> View<'a> {
     pub(crate) fn of(observed: &'a ObservedTrainingRun, now: Timestamp) -> Self {
         let (object, spec, job) = (&observed.object, &observed.object.spec, observed.job.as_ref());
-        let status = object.status.clone().unwrap_or_default();
+        let status = object.status.clone().unwrap_or_default().believed(&observed.seal);
         let owner = Owner::run(object);
         let worker = Worker::of(owner, job, &observed.pods, &observed.reports, status.work.clone(), now);
         let started_with = status.config_digest.filter(|_| worker.has_started());
@@ -43,10 +46,12 @@ impl<'a> View<'a> {
             data: &spec.data,
             preset_data: Vec::new(),
             references: &observed.references,
+            refused: &observed.refused,
             conditions: object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default(),
         };
         let obstruction = Obstruction::current(observed.obstruction.as_ref(), object.metadata.generation);
-        let mut view = Self { observed, obstruction, status, work, base: Ok(None) };
+        let discarded = Discarded::of(&observed.seal, &status.conditions);
+        let mut view = Self { observed, obstruction, status, discarded, work, base: Ok(None) };
         view.base = Base::of(observed, view.first_base());
         view
     }

@@ -48,9 +48,9 @@ impl WaitingForModel {
     }
 }
 
-/// Returns the finished model of a run, also of one that is being deleted.
+/// Returns the finished model of a run, also of one that is being deleted. It depends on sealed fields only: a failed run
+/// records no model.
 pub(crate) fn finished_model(run: &TrainingRun) -> Option<&ModelStatus> {
     let status = run.status.as_ref()?;
-    let model = status.model.as_ref()?;
-    is_true(&status.conditions, ConditionType::Trained).then_some(model)
+    status.model.as_ref().filter(|_| status.completed_at.is_some())
 }

@@ -1,9 +1,10 @@
 //! What a TrainingRun and an Evaluation share: one Job, its pods, its configuration and its data. Pure.
 //!
-//! Files build on each other in this order: `job_status` → `failure` → `worker` → `config` → `job` → `view` → `stage`.
+//! Files build on each other in this order: `job_status` → `failure` → `ending` → `worker` → `config` → `job` → `view` → `stage`.
 //! `finished_model` needs only `failure`.
 
 mod config;
+mod ending;
 mod failure;
 mod finished_model;
 mod job;
@@ -13,6 +14,7 @@ mod view;
 mod worker;
 
 pub(crate) use config::Config;
+pub(crate) use ending::Ending;
 pub(crate) use failure::WorkFailure;
 pub(crate) use finished_model::{WaitingForModel, finished_model};
 pub(crate) use job::DesiredJob;

@@ -9,7 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::{failure::WorkFailure, job::DesiredJob, job_status::Ended, view::WorkView, worker::JobPhase};
 use crate::{
     conditions::find,
-    data, pods,
+    data,
+    pods::{self, refusals},
     throttle::{self, REFERENCES_AGAIN},
 };
 
@@ -106,6 +107,9 @@ impl Active {
     pub(crate) fn message(&self, view: &WorkView<'_>) -> (Reason, String) {
         let component = view.component.name();
         let before = view.worker.last_failure().map_or_else(String::new, |failure| format!("; {}", failure.message));
+        if let (Self::Pending(_) | Self::Running | Self::FinalReport(_), Some(why)) = (self, refusals(view.refused)) {
+            return (Reason::PodChanged, why);
+        }
         match self {
             Self::Suspended => (Reason::Suspended, "spec.suspend is true: set it to false to resume".to_owned()),
             Self::MissingReferences(missing) => (Reason::NotFound, missing.join("; ")),

@@ -10,6 +10,8 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 
+use kube::ResourceExt;
+
 use super::{
     config::Config,
     failure::WorkFailure,
@@ -17,7 +19,16 @@ use super::{
     job_status::{self, Limits},
     worker::Worker,
 };
-use crate::{data, metadata::Component, plan::Desired, pod_template::Template, pods::References, settings::Settings};
+use crate::{
+    data,
+    metadata::{Component, Owner},
+    plan::Desired,
+    pod_template::Template,
+    pods::{References, RefusedPod},
+    seal::Discarded,
+    settings::Settings,
+    throttle,
+};
 
 /// The configuration, Job, data and reports of a TrainingRun or an Evaluation.
 pub(crate) struct WorkView<'a> {
@@ -34,6 +45,8 @@ pub(crate) struct WorkView<'a> {
     /// The names of data files that the preset adds to `spec.data`.
     pub(crate) preset_data: Vec<&'a str>,
     pub(crate) references: &'a References,
+    /// The Job's pods whose reports are refused.
+    pub(crate) refused: &'a [RefusedPod],
     /// The conditions as they are recorded.
     pub(crate) conditions: &'a [Condition],
 }
@@ -81,6 +94,37 @@ impl WorkView<'_> {
         let read = report.config_digest.filter(|read| *read != mounted)?;
         let why = format!("the {} read the configuration {read}, but {mounted} is mounted", self.component.name());
         Some(WorkFailure::new(Reason::InvalidConfiguration, why))
+    }
+
+    /// Returns why the work does not start: its status was restored with the object, and no Job of the object exists.
+    pub(crate) fn restored(&self, discarded: Option<Discarded>) -> Option<WorkFailure> {
+        let restored = discarded == Some(Discarded::Restored) && self.job.is_none();
+        restored.then(|| {
+            let Owner { kind, name, .. } = &self.worker.owner;
+            let message = format!(
+                "the status of {kind} {name} was recorded for a former object, as backup tools restore it, so its results \
+                 are discarded: delete the object and create it again without a status to repeat the work"
+            );
+            WorkFailure::new(Reason::Restored, message)
+        })
+    }
+
+    /// Returns why no result can come although the Job completed at `at`: the recorded one was discarded, and the pod's report
+    /// is gone.
+    pub(crate) fn unreported(&self, discarded: Option<Discarded>, at: Option<Timestamp>) -> Option<WorkFailure> {
+        let reason = discarded?.reason();
+        let (job, owner) = (self.job?, &self.worker.owner);
+        let gone = throttle::final_report_until(at, self.now()).is_none();
+        gone.then(|| {
+            let message = format!(
+                "the recorded result of {} {} carried no valid seal and was discarded, and the report of its pod is no longer \
+                 known: delete the Job {} to repeat the work",
+                owner.kind,
+                owner.name,
+                job.name_any()
+            );
+            WorkFailure::new(reason, message)
+        })
     }
 
     /// Returns `status.work`.

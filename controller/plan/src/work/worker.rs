@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
 use super::{
+    ending::{Ending, contradiction},
     failure::WorkFailure,
     job_status::{Clock, Ended, JobStatus},
 };
@@ -30,6 +31,7 @@ pub(crate) struct Worker<'a> {
     pub(crate) clock: Clock,
     job: Option<JobStatus>,
     facts: Vec<Facts<'a>>,
+    contradiction: Option<WorkFailure>,
     /// `status.work` as it is recorded.
     recorded: WorkStatus,
     /// The Job's name and the time since which it should have a pod; `None` while it is suspended or after it ended.
@@ -73,7 +75,8 @@ impl<'a> Worker<'a> {
             let since = status.active_since.or(job.creation_timestamp().map(|time| time.0));
             since.filter(|_| pending).map(|since| (job.name_any(), since))
         });
-        Self { owner, now, reports, clock, job: status, facts, recorded, pod_expected }
+        let contradiction = contradiction(&owner, &facts, received);
+        Self { owner, now, reports, clock, job: status, facts, contradiction, recorded, pod_expected }
     }
 
     /// Returns a message when the Job is late in creating its pod.
@@ -121,6 +124,21 @@ impl<'a> Worker<'a> {
     /// Whether the newest pod reported a failure. It exits by itself, so its Job need not be suspended.
     pub(crate) fn reported_failure(&self) -> bool {
         self.reports.last().is_some_and(|report| report.state.stage() == PodStage::Failed)
+    }
+
+    /// Returns a failure if a pod contradicts itself.
+    pub(crate) fn contradiction(&self) -> Option<&WorkFailure> {
+        self.contradiction.as_ref()
+    }
+
+    /// Returns how the pod with this uid ended.
+    pub(crate) fn ending(&self, pod: &str) -> Ending {
+        Ending::of(&self.owner, &self.facts, pod, self.is_complete())
+    }
+
+    /// Whether the Job is complete.
+    pub(crate) fn is_complete(&self) -> bool {
+        matches!(self.phase(), JobPhase::Complete(_))
     }
 
     /// Returns how the newest failed pod ended.

@@ -64,7 +64,7 @@ fn reported(base: &Value, states: &[TrainingState]) -> ObservedTrainingRun {
         })));
         let digest = observed.job.as_ref().unwrap().annotations()[codex_crds::annotation::CONFIG_DIGEST].parse().ok();
         let report = make::report(Kind::TrainingRun, "run-1", &pod, 1, digest, State::Training(state.clone()));
-        observed.reports.push(codex_plan::Received { report, pod, at: make::at(2) });
+        observed.reports.push(codex_plan::Received { report, pod, at: make::at(2), contradiction: None });
     }
     observed
 }

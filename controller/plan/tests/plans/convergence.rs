@@ -31,6 +31,7 @@ enum Happening {
     Tamper,
     Wait(i64),
     Vanish { job: bool },
+    Forge,
     Reconcile,
 }
 
@@ -55,6 +56,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(Tamper),
         2 => (1_i64..40).prop_map(Wait),
         1 => any::<bool>().prop_map(|job| Vanish { job }),
+        1 => Just(Forge),
         8 => Just(Reconcile),
     ]
 }
@@ -110,6 +112,7 @@ fn happen(world: &mut World, happening: &Happening) {
             world.jobs.remove(name(job));
             world.pods.retain(|pod, _| !pod.starts_with(name(job)));
         }
+        Happening::Forge => world.forge(),
         Happening::Reconcile => {
             world.reconcile();
         }

@@ -34,7 +34,8 @@ fn nothing_is_signed_for_a_run_or_an_evaluation_that_is_being_deleted() {
         assert_eq!(reasoning_pod::plan(&observed, make::at(1_000)).effects.len(), 1);
         leave(&mut observed);
         let plan = reasoning_pod::plan(&observed, make::at(1_000));
-        assert_eq!((plan.effects.len(), plan.status.phase), (0, Some(ReasoningPodPhase::Pending)));
+        // Something blocks the next rollout, and the servers stay.
+        assert_eq!((plan.effects.len(), plan.status.phase), (0, Some(ReasoningPodPhase::Blocked)));
         assert_eq!(plan.status.blocked_by, [sentence]);
         assert_eq!(ready(&plan.status.conditions), ("NotFound", &*format!("{sentence}; running servers stay")));
         assert_eq!(plan.desired.deployments[0].spec, observed.deployment.unwrap().spec);

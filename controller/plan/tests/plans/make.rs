@@ -111,6 +111,7 @@ pub(crate) fn report(
         attempt: 1,
         seq,
         config_digest: config,
+        digest: None,
         state,
     }
 }

@@ -1,10 +1,13 @@
 //! Properties that hold for every observation.
 
-use std::{cell::RefCell, collections::BTreeMap};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use codex_crds::{Evaluation, EvaluationStatus, Reason, TrainingRun, annotation};
 use codex_plan::{
-    Desired, Effect, Obstruction, Received, evaluation,
+    Admission, Desired, Effect, Obstruction, Received, StatusSeal, evaluation,
     evaluation::ObservedEvaluation,
     reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer, bundle_names},
     training_run,
@@ -13,7 +16,7 @@ use codex_provenance::{
     OmsPayloadDigest, PromotionDigest, Sha256,
     promotion::{Promotion, PromotionKey},
 };
-use codex_reports::{DataFile, EvaluationState, Kind, State};
+use codex_reports::{DataFile, EvaluationState, Kind, Report, State};
 use codex_verdict::{Ring, Verdict};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
@@ -40,12 +43,16 @@ pub(crate) fn trained() -> TrainingRun {
     world.run
 }
 
-fn evaluator() -> k8s_openapi::api::core::v1::Pod {
+/// An evaluator's pod that has ended with this report.
+fn evaluator(report: &Report) -> k8s_openapi::api::core::v1::Pod {
+    let message = serde_json::to_string(report).unwrap();
     make::from(json!({
         "metadata": {"name": "pod", "uid": "pod"},
         "status": {"containerStatuses": [{
             "name": "evaluator", "image": "codex:dev", "imageID": "sha256:image", "ready": true, "restartCount": 0,
-            "state": {"running": {"startedAt": "2027-01-15T08:00:00Z"}},
+            "state": {"terminated": {
+                "startedAt": "2027-01-15T08:00:00Z", "finishedAt": "2027-01-15T08:00:01Z", "exitCode": 0, "message": message,
+            }},
         }]},
     }))
 }
@@ -62,6 +69,9 @@ pub(crate) fn judged(run: &TrainingRun, name: &str, right: u64) -> Evaluation {
         job: None,
         pods: Vec::new(),
         reports: Vec::new(),
+        refused: Vec::new(),
+        admission: Admission::default(),
+        seal: StatusSeal::Valid,
         status_written_at: None,
         obstruction: None,
         object,
@@ -71,9 +81,9 @@ pub(crate) fn judged(run: &TrainingRun, name: &str, right: u64) -> Evaluation {
     let uid = observed.object.uid().unwrap();
     let state = State::Evaluation(make::evaluated("a", right));
     let report = make::report(Kind::Evaluation, &uid, "pod", 1, config, state);
-    observed.reports = vec![Received { report, pod: "pod".to_owned(), at: make::at(1) }];
+    observed.pods = vec![evaluator(&report)];
+    observed.reports = vec![Received { report, pod: "pod".to_owned(), at: make::at(1), contradiction: None }];
     observed.job = Some(job);
-    observed.pods = vec![evaluator()];
     let status = evaluation::plan(&observed, make::at(2)).status;
     assert!(status.completed_at.is_some());
     Evaluation { status: Some(status), ..observed.object }
@@ -200,7 +210,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         run.status.as_mut().unwrap().model.as_mut().unwrap().files[0].size += 1;
     }
     if !case.trained {
-        run.status.as_mut().unwrap().conditions.retain(|condition| condition.type_ != "Trained");
+        run.status.as_mut().unwrap().completed_at = None;
     }
     let reported = |evaluation: &Evaluation| {
         let status = evaluation.status.as_ref()?;
@@ -234,6 +244,11 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         tampered: false,
         pods: Vec::new(),
         reports: Vec::new(),
+        former_pods: Vec::new(),
+        foreign_pods: BTreeSet::new(),
+        missing_bundles: BTreeSet::new(),
+        refused: Vec::new(),
+        seal: StatusSeal::Valid,
         status_written_at: None,
         obstruction: None,
     }
@@ -317,8 +332,11 @@ fn reported(object: Evaluation, run: &TrainingRun, state: EvaluationState) -> Ev
         run: Some(run.clone()),
         references: make::from(json!({})),
         job: None,
-        pods: vec![evaluator()],
-        reports: vec![Received { report, pod: "pod".to_owned(), at: make::at(1) }],
+        pods: vec![evaluator(&report)],
+        reports: vec![Received { report, pod: "pod".to_owned(), at: make::at(1), contradiction: None }],
+        refused: Vec::new(),
+        admission: Admission::default(),
+        seal: StatusSeal::Valid,
         status_written_at: None,
         obstruction: None,
     };

@@ -2,7 +2,8 @@
 //!
 //! A story is a stream of YAML documents. The first is the observation at second 0; each further one has `step` (its
 //! name), `at` (its second) and what happens: `given` (objects that other plans brought to where they are), `patch` (a JSON
-//! merge patch on the observation), `pods` (name → container state), `says` (pod → a shorthand of [`Saying`]). Statuses,
+//! merge patch on the observation), `pods` (name → container state), `says` (pod → a shorthand of [`Saying`]), `ends` (pod →
+//! exit code; a pod that exits 0 leaves its report as termination message). Statuses,
 //! Jobs, Deployments and bundles come from the plans.
 
 use std::{collections::BTreeMap, fmt::Write as _};
@@ -39,6 +40,8 @@ struct Step {
     pods: BTreeMap<String, Value>,
     #[serde(default)]
     says: BTreeMap<String, Saying>,
+    #[serde(default)]
+    ends: BTreeMap<String, i32>,
 }
 
 fn nothing() -> Value {
@@ -304,7 +307,15 @@ fn happen<O: Told>(observed: &mut O, observation: &Value, step: &Step, seq: &mut
         *seq += 1;
         let report = make::report(O::KIND, &uid, name, *seq, config, state(O::KIND, saying, &annotations));
         reports.retain(|known| known.pod != *name);
-        reports.push(Received { report, pod: name.clone(), at: make::at(step.at) });
+        reports.push(Received { report, pod: name.clone(), at: make::at(step.at), contradiction: None });
+    }
+    for (name, code) in &step.ends {
+        let last = reports.iter().find(|known| known.pod == *name && *code == 0);
+        let message = last.map(|last| serde_json::to_string(&last.report).unwrap());
+        let at = make::at(step.at);
+        let ended = json!({"terminated": {"exitCode": code, "message": message, "startedAt": at, "finishedAt": at}});
+        pods.retain(|pod| pod.metadata.name.as_ref() != Some(name));
+        pods.push(pod(name, &ended, &annotations, step.at));
     }
 }
 
@@ -331,6 +342,11 @@ stories! {
     evaluation_of_a_replaced_run: ObservedEvaluation;
     evaluation_obstructed: ObservedEvaluation;
     evaluation_of_a_given_model: ObservedEvaluation;
+    evaluation_contradicted: ObservedEvaluation;
+    evaluation_forged: ObservedEvaluation;
+    evaluation_restored: ObservedEvaluation;
+    run_with_a_refused_pod: ObservedTrainingRun;
+    pod_with_foreign_pods: ObservedReasoningPod;
     pod_serves: ObservedReasoningPod;
     pod_is_blocked: ObservedReasoningPod;
     pod_refuses: ObservedReasoningPod;

@@ -3,9 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use codex_crds::{ConditionType, Evaluation, Reason, ReasoningPod, TrainingRun, annotation};
+use codex_crds::{
+    ConditionType, Evaluation, EvaluationStatus, JudgedModel, Reason, ReasoningPod, TrainingRun, TrainingRunPhase,
+    VerifiedStatus, annotation,
+};
 use codex_plan::{
-    Desired, Effect, KeptKind, Obstruction, Plan, Received, References,
+    Admission, Desired, Effect, KeptKind, Obstruction, Plan, Received, References, Sealable, StatusSeal,
     conditions::{find, is_true},
     evaluation::{self, ObservedEvaluation},
     reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer, bundle_names},
@@ -13,13 +16,14 @@ use codex_plan::{
 };
 use codex_provenance::{ConfigDigest, ModelDigest, PromotionDigest, Sha256, oms, promotion::Promotion};
 use codex_reports::{Kind, Report, ServingState, Stage, State};
+use codex_verdict::Verdict;
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
     core::v1::{ConfigMap, Pod},
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
@@ -52,6 +56,8 @@ pub(crate) struct World {
     pub(crate) reports: BTreeMap<String, Vec<Received>>,
     written: BTreeMap<String, Timestamp>,
     counter: u64,
+    /// The uids of objects whose status another client wrote.
+    forged: BTreeSet<String>,
     /// Writes of the API since the world began: children and statuses.
     pub(crate) writes: Vec<String>,
 }
@@ -76,6 +82,7 @@ impl World {
             reports: BTreeMap::new(),
             written: BTreeMap::new(),
             counter: 0,
+            forged: BTreeSet::new(),
             writes: Vec::new(),
         }
     }
@@ -94,8 +101,50 @@ impl World {
         self.pods.values().filter(|pod| pod.labels().get("owner").is_some_and(|name| name == owner)).cloned().collect()
     }
 
+    fn seal(&self, uid: &str) -> StatusSeal {
+        if self.forged.contains(uid) { StatusSeal::Broken } else { StatusSeal::Valid }
+    }
+
+    /// Another client writes into the status of every object whatever a plan could believe.
+    pub(crate) fn forge(&mut self) {
+        let model = make::model("forged");
+        if let Some(status) = &mut self.run.status {
+            status.completed_at = Some(Time(make::at(0)));
+            status.phase = Some(TrainingRunPhase::Succeeded);
+            if let Some(recorded) = &mut status.model {
+                recorded.digest = model.digest;
+            }
+            self.forged.insert("run-1".to_owned());
+        }
+        if let Some(status) = &mut self.evaluation.status {
+            *status = EvaluationStatus {
+                verdict: Some(Verdict::Passed),
+                completed_at: Some(Time(make::at(0))),
+                gates_passed: Some("9/9".to_owned()),
+                model: Some(JudgedModel { digest: model.digest, short: model.digest.short() }),
+                data_digests: Vec::new(),
+                ..status.clone()
+            };
+            for metric in &mut status.metrics {
+                metric.n = 1_000_000;
+            }
+            self.forged.insert("evaluation-1".to_owned());
+        }
+        if let Some(status) = &mut self.pod.status {
+            status.verified =
+                Some(VerifiedStatus { digest: model.digest, by: "codex-s-rc-000".to_owned(), at: Time(make::at(0)) });
+            self.forged.insert("pod-1".to_owned());
+        }
+    }
+
     fn said(&self, uid: &str) -> Vec<Received> {
         self.reports.get(uid).cloned().unwrap_or_default()
+    }
+
+    fn believed_run(&self) -> TrainingRun {
+        let mut run = self.run.clone();
+        run.status = run.status.map(|status| status.believed(&self.seal("run-1")));
+        run
     }
 
     pub(crate) fn observed_run(&self) -> ObservedTrainingRun {
@@ -108,6 +157,8 @@ impl World {
             job: self.jobs.get("codex-t-cot").cloned(),
             pods: self.pods_of("codex-t-cot"),
             reports: self.said("run-1"),
+            refused: Vec::new(),
+            seal: self.seal("run-1"),
             status_written_at: self.written.get("run-1").copied(),
             obstruction: None,
         }
@@ -117,19 +168,25 @@ impl World {
         ObservedEvaluation {
             object: self.evaluation.clone(),
             settings: make::settings(),
-            run: Some(self.run.clone()),
+            run: Some(self.believed_run()),
             references: references(),
             job: self.jobs.get("codex-e-lite").cloned(),
             pods: self.pods_of("codex-e-lite"),
             reports: self.said("evaluation-1"),
+            refused: Vec::new(),
+            admission: Admission::default(),
+            seal: self.seal("evaluation-1"),
             status_written_at: self.written.get("evaluation-1").copied(),
             obstruction: None,
         }
     }
 
     pub(crate) fn observed_pod(&self) -> ObservedReasoningPod {
-        let evaluations = BTreeMap::from([("lite".to_owned(), self.evaluation.clone())]);
-        let names = bundle_names(&self.pod, Some(&self.run), &evaluations);
+        let mut evaluation = self.evaluation.clone();
+        evaluation.status = evaluation.status.map(|status| status.believed(&self.seal("evaluation-1")));
+        let run = self.believed_run();
+        let evaluations = BTreeMap::from([("lite".to_owned(), evaluation)]);
+        let names = bundle_names(&self.pod, Some(&run), &evaluations);
         let promoted = names.promotion.and_then(|name| self.promotions.get(&name));
         ObservedReasoningPod {
             signer: if self.signer {
@@ -143,12 +200,17 @@ impl World {
             }),
             object: self.pod.clone(),
             settings: make::settings(),
-            run: Some(self.run.clone()),
+            run: Some(run),
             evaluations,
             deployment: self.deployment.clone().filter(|_| !self.tampered),
             tampered: self.tampered,
             pods: self.pods_of("codex-s-rc"),
             reports: self.said("pod-1"),
+            former_pods: Vec::new(),
+            foreign_pods: BTreeSet::new(),
+            missing_bundles: BTreeSet::new(),
+            refused: Vec::new(),
+            seal: self.seal("pod-1"),
             status_written_at: self.written.get("pod-1").copied(),
             obstruction: None,
         }
@@ -193,6 +255,7 @@ impl World {
 
     fn wrote(&mut self, uid: &str) -> bool {
         self.written.insert(uid.to_owned(), self.now());
+        self.forged.remove(uid);
         let conditions = match uid {
             "run-1" => self.run.status.as_ref().map(|status| &status.conditions),
             "evaluation-1" => self.evaluation.status.as_ref().map(|status| &status.conditions),
@@ -448,7 +511,7 @@ impl World {
     /// Lets a running pod report.
     pub(crate) fn say(&mut self, job: &str, pod: &str, state: State) {
         let report = self.report(job, pod, state);
-        let received = Received { pod: pod.to_owned(), at: self.now(), report };
+        let received = Received { pod: pod.to_owned(), at: self.now(), report, contradiction: None };
         let all = self.reports.entry(received.report.object_uid.clone()).or_default();
         all.retain(|known| known.pod != pod);
         all.push(received);
