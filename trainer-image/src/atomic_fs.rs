@@ -242,6 +242,32 @@ pub fn make_directory(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(FileError::of("creating directory", path))
 }
 
+/// Creates the directory `path` with what `fill` writes into a directory of another name, which is renamed at the end. If `fill`
+/// fails, nothing is left.
+///
+/// # Errors
+/// The error of `fill`, or the file system returns one. `path` exists.
+pub fn create_directory<E: From<FileError>>(path: &Path, fill: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), E> {
+    let partial = path.with_added_extension("partial");
+    remove_directory(&partial)?;
+    make_directory(&partial)?;
+    let filled = fill(&partial).and_then(|()| {
+        sync_directory(&partial)?;
+        // An empty directory would be replaced.
+        if fs::symlink_metadata(path).is_ok() {
+            let exists = io::Error::from(io::ErrorKind::AlreadyExists);
+            return Err(FileError::of("creating directory", path)(exists).into());
+        }
+        Ok(fs::rename(&partial, path).map_err(FileError::of("renaming to", path))?)
+    });
+    // A partial directory only takes space on a volume that may be full.
+    filled.inspect_err(|_| drop(fs::remove_dir_all(&partial)))?;
+    Ok(match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent),
+        _ => sync_directory(Path::new(".")),
+    }?)
+}
+
 /// Syncs a directory, so that its entries are durable.
 ///
 /// # Errors

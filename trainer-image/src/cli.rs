@@ -31,6 +31,12 @@ enum Command {
     Bisect(crate::training::Bisect),
     /// Let a model answer held-out problems, and score its answers.
     Evaluate(crate::evaluation::Evaluate),
+    /// Complete a prompt or answer a message, and print the text as it is generated.
+    Generate(crate::generation::Generate),
+    /// Write the model of a GGUF file as a Hugging Face directory.
+    Import(crate::import::Import),
+    /// Train, check and use tokenizers.
+    Tokenizer(crate::tokenizing::Tokenizing),
     /// Write problems of a synthetic reasoning task as JSON lines.
     PrepareData(crate::tasks::PrepareData),
     /// Verify a model's signature, promotion and ring, then serve it over HTTP.
@@ -50,6 +56,9 @@ impl Command {
             Self::ReplayStep(command) => command.run(),
             Self::Bisect(command) => command.run(),
             Self::Evaluate(command) => command.run(),
+            Self::Generate(command) => command.run(),
+            Self::Import(command) => command.run(),
+            Self::Tokenizer(command) => command.run(),
             Self::PrepareData(command) => command.run(),
             Self::Serve(command) => command.run(),
             Self::Verify(command) => command.run(),

@@ -1,5 +1,7 @@
 //! Chooses the backend that the settings ask for. Pure.
 
+use std::ops::Range;
+
 use super::{
     Decoder, Engine, EngineError, EngineState, Layout, Lora, ModelConfig, Precision, Settings,
     candle::{CandleDecoder, CandleEngine},
@@ -74,9 +76,30 @@ pub fn decoder(
     slots: usize,
 ) -> Result<Box<dyn Decoder>, EngineError> {
     check(config, parameters)?;
+    load_decoder(config, settings, slots, |range, to| {
+        to.copy_from_slice(&parameters[range]);
+        Ok(())
+    })
+}
+
+/// As [`decoder`], for parameters that are not in memory: `read` fills a slice with a range of them, in the order of
+/// [`Layout::of`]. Ranges are small, so that little memory is needed beside the decoder's own, and a range may be read twice.
+///
+/// # Errors
+/// The first error of `read`.
+pub fn load_decoder<E>(
+    config: &ModelConfig,
+    settings: Settings,
+    slots: usize,
+    mut read: impl FnMut(Range<usize>, &mut [f32]) -> Result<(), E>,
+) -> Result<Box<dyn Decoder>, E> {
     Ok(match settings {
-        Settings { reference: true, .. } => Box::new(CandleDecoder::new(config.clone(), parameters, slots)),
-        Settings { precision: Precision::F32, .. } => Box::new(CpuDecoder::<f32>::new(config, parameters, slots)),
-        Settings { precision: Precision::Bf16, .. } => Box::new(CpuDecoder::<Bf16>::new(config, parameters, slots)),
+        Settings { reference: true, .. } => {
+            let mut parameters = vec![0.0; Layout::of(config).size()];
+            read(0..parameters.len(), &mut parameters)?;
+            Box::new(CandleDecoder::new(config.clone(), &parameters, slots))
+        }
+        Settings { precision: Precision::F32, .. } => Box::new(CpuDecoder::<f32>::load(config, slots, &mut read)?),
+        Settings { precision: Precision::Bf16, .. } => Box::new(CpuDecoder::<Bf16>::load(config, slots, &mut read)?),
     })
 }

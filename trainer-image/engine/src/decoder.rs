@@ -44,11 +44,19 @@ pub trait Decoder: Send {
     /// # Errors
     /// A tensor operation fails.
     fn step(&mut self) -> Result<Vec<Emitted>, EngineError> {
+        self.step_by(&mut |_, logits| most_likely(logits))
+    }
+
+    /// Yields the token that `choose` returns for a slot and its logits, for every slot in use, in ascending order of slots.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    fn step_by(&mut self, choose: &mut dyn FnMut(usize, &[f32]) -> u32) -> Result<Vec<Emitted>, EngineError> {
         let Logits { slots, rows, vocabulary } = self.logits()?;
         let chosen = slots.into_iter().zip(rows.chunks_exact(vocabulary.max(1)));
         Ok(chosen
             .map(|(slot, logits)| {
-                let token = most_likely(logits);
+                let token = choose(slot, logits);
                 Emitted { slot, token, end: self.push(slot, token) }
             })
             .collect())
@@ -56,7 +64,7 @@ pub trait Decoder: Send {
 }
 
 /// Returns the index of the largest logit, the first of equal ones.
-fn most_likely(logits: &[f32]) -> u32 {
+pub(crate) fn most_likely(logits: &[f32]) -> u32 {
     let mut token = 0;
     for (id, logit) in logits.iter().enumerate() {
         if *logit > logits[token] {

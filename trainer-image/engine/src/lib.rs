@@ -24,13 +24,14 @@ mod error;
 mod model;
 mod optim;
 mod packed;
+mod sampling;
 mod settings;
 mod state;
 #[cfg(test)]
 mod tests;
 
 pub use self::engine::Engine;
-pub use backend::{decoder, engine, lora_engine};
+pub use backend::{decoder, engine, load_decoder, lora_engine};
 pub use cpu::{Isa, MAX_CPU_ISA, UnknownIsa, arch, lora_memory, memory};
 pub use decoder::{Decoder, Emitted, End, Logits, PromptError, Slots};
 pub use error::EngineError;
@@ -40,5 +41,6 @@ pub use model::{
 };
 pub use optim::{AdamW, Rates};
 pub use packed::{Packed, Target};
+pub use sampling::{Sampler, Sampling, SamplingError};
 pub use settings::{Precision, Settings};
 pub use state::EngineState;

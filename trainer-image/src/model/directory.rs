@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{
     files::{CONFIG, GENERATION, ModelError, ModelFiles, WEIGHTS},
-    weights::{self, bytes},
+    weights::bytes,
 };
 use crate::text::{PAD, Tokenizer, UNKNOWN};
 use codex_engine::{Layout, ModelConfig};
@@ -72,6 +72,7 @@ fn pretty(value: &impl serde::Serialize) -> Result<Vec<u8>, ModelError> {
 }
 
 /// A loaded model: configuration, tokenizer, and parameters in the order of [`Layout::of`].
+#[cfg(test)]
 pub(super) struct Loaded {
     pub(super) config: ModelConfig,
     pub(super) tokenizer: Tokenizer,
@@ -79,7 +80,22 @@ pub(super) struct Loaded {
 }
 
 /// Loads a model from its files.
+#[cfg(test)]
 pub(super) fn load(files: &ModelFiles) -> Result<Loaded, ModelError> {
+    let (config, tokenizer) = describe_files(files)?;
+    let parameters = super::weights::parameters(files, &Layout::of(&config))?;
+    fits(&tokenizer, &config)?;
+    Ok(Loaded { config, tokenizer, parameters })
+}
+
+/// Checks that the model has an embedding for every token.
+pub(super) fn fits(tokenizer: &Tokenizer, config: &ModelConfig) -> Result<(), ModelError> {
+    let (tokens, size) = (tokenizer.vocabulary(), config.vocab_size);
+    if tokens > size { Err(ModelError::Vocabulary { tokens, size }) } else { Ok(()) }
+}
+
+/// Reads the configuration and the tokenizer from the files of a model. The configuration has the end tokens of all files.
+pub(super) fn describe_files(files: &ModelFiles) -> Result<(ModelConfig, Tokenizer), ModelError> {
     let file = |name: &'static str| files.get(name).ok_or_else(|| ModelError::Missing(name.to_owned()));
     let mut config = ModelConfig::parse(file(CONFIG)?)?;
     let size = config.vocab_size;
@@ -100,11 +116,7 @@ pub(super) fn load(files: &ModelFiles) -> Result<Loaded, ModelError> {
         }
         config.eos_token_ids = ends;
     }
-    let parameters = weights::parameters(files, &Layout::of(&config))?;
-    if tokenizer.vocabulary() > size {
-        return Err(ModelError::Vocabulary { tokens: tokenizer.vocabulary(), size });
-    }
-    Ok(Loaded { config, tokenizer, parameters })
+    Ok((config, tokenizer))
 }
 
 #[cfg(test)]

@@ -48,6 +48,14 @@ pub enum ModelError {
         /// The parser's error.
         source: safetensors::SafeTensorError,
     },
+    /// The header of a file of weights is damaged.
+    #[error("{file} cannot be read: {why}")]
+    Header {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        why: String,
+    },
     /// A tensor is missing.
     #[error("{WEIGHTS}: {0} is missing")]
     WeightMissing(String),
@@ -115,12 +123,18 @@ pub enum ModelError {
 /// # Errors
 /// When the directory or a file in it cannot be read.
 pub fn read_directory(path: &Path) -> Result<ModelFiles, ModelError> {
+    read_some(path, |_| true)
+}
+
+/// As [`read_directory`], for the files that `wanted` names.
+pub(super) fn read_some(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<ModelFiles, ModelError> {
     let mut files = ModelFiles::new();
     let entries = std::fs::read_dir(path).map_err(FileError::of("reading directory", path))?;
     for entry in entries {
         let entry = entry.map_err(FileError::of("reading directory", path))?;
-        if entry.file_type().map_err(FileError::of("reading", &entry.path()))?.is_file() {
-            files.insert(entry.file_name().to_string_lossy().into_owned(), atomic_fs::read(&entry.path())?);
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type().map_err(FileError::of("reading", &entry.path()))?.is_file() && wanted(&name) {
+            files.insert(name, atomic_fs::read(&entry.path())?);
         }
     }
     Ok(files)

@@ -1,4 +1,4 @@
-//! Greedy text generation: a tokenizer and a decoder with a fixed number of slots. The numerics are in `codex-engine`. Pure, but
+//! Text generation: a tokenizer and a decoder with a fixed number of slots. The numerics are in `codex-engine`. Pure, but
 //! for [`Generator::load_directory`].
 //!
 //! ```no_run
@@ -20,11 +20,15 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use codex_engine::{Decoder, Emitted, End, EngineError, ModelConfig, PromptError, Settings, decoder};
+use codex_engine::{
+    Decoder, Emitted, End, EngineError, Layout, ModelConfig, PromptError, Settings, decoder, load_decoder,
+};
 
 use super::{
-    directory::{self, Loaded},
+    directory,
     files::{self, ModelError, ModelFiles},
+    stored::Stored,
+    weights,
 };
 use crate::text::{Tokenizer, TokenizerError};
 
@@ -78,13 +82,17 @@ impl From<EngineError> for GenerateError {
 }
 
 impl Generator {
-    /// Loads a model from the bytes of its files, with `slots` slots.
+    /// Loads a model from the bytes of its files, with `slots` slots. Weights in bf16 stay in it, and so do activations.
     ///
     /// # Errors
     /// A file is missing or invalid.
     pub fn load(files: &ModelFiles, slots: usize) -> Result<Self, ModelError> {
-        let Loaded { config, tokenizer, parameters } = directory::load(files)?;
-        Ok(Self::new(&config, &parameters, tokenizer, slots)?)
+        let (config, tokenizer) = directory::describe_files(files)?;
+        let held = weights::held(files, &Layout::of(&config))?;
+        directory::fits(&tokenizer, &config)?;
+        let settings = Settings { precision: held.precision(), ..Settings::default() };
+        let decoder = load_decoder(&config, settings, slots, |range, to| held.read(range, to))?;
+        Ok(Self { decoder, tokenizer })
     }
 
     /// Makes a generator from parameters in the order of [`Layout::of`](codex_engine::Layout::of). Copies the weights.
@@ -100,12 +108,25 @@ impl Generator {
         Ok(Self { decoder: decoder(config, parameters, Settings::default(), slots)?, tokenizer })
     }
 
-    /// Loads a model directory, with `slots` slots.
+    /// Loads a model directory, with `slots` slots. Weights are read a few at a time, so that little memory is needed beside the
+    /// decoder's own. Weights in bf16 stay in it, and so do activations.
     ///
     /// # Errors
     /// A file is missing or invalid.
     pub fn load_directory(path: &Path, slots: usize) -> Result<Self, ModelError> {
-        Self::load(&files::read_directory(path)?, slots)
+        let is_weights = |name: &str| Path::new(name).extension().is_some_and(|extension| extension == "safetensors");
+        let described = files::read_some(path, |name| !is_weights(name))?;
+        let (config, tokenizer) = directory::describe_files(&described)?;
+        let stored = Stored::open(path, &Layout::of(&config))?;
+        directory::fits(&tokenizer, &config)?;
+        let settings = Settings { precision: stored.precision(), ..Settings::default() };
+        let decoder = load_decoder(&config, settings, slots, |range, to| stored.read(range, to))?;
+        Ok(Self { decoder, tokenizer })
+    }
+
+    /// Returns the name of the code path, such as `cpu-f32`.
+    pub fn path(&self) -> &'static str {
+        self.decoder.path()
     }
 
     /// Returns the model's tokenizer.
@@ -142,6 +163,14 @@ impl Generator {
     /// The decoder fails.
     pub fn step(&mut self) -> Result<Vec<Emitted>, GenerateError> {
         Ok(self.decoder.step()?)
+    }
+
+    /// Yields the token that `choose` returns for a slot and its logits, for every slot in use, in ascending order of slots.
+    ///
+    /// # Errors
+    /// The decoder fails.
+    pub fn step_by(&mut self, mut choose: impl FnMut(usize, &[f32]) -> u32) -> Result<Vec<Emitted>, GenerateError> {
+        Ok(self.decoder.step_by(&mut choose)?)
     }
 
     /// Empties a slot. Its memory is kept for the next prompt.

@@ -56,6 +56,17 @@ fn transformers_computes_the_same_logits_and_text() {
 }
 
 #[test]
+fn a_directory_that_is_read_in_pieces_gives_the_same_text() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model/fixtures/trained");
+    let mut generator = Generator::load_directory(&path, 2).unwrap();
+    assert_eq!(generator.path(), "cpu-f32");
+    for Expected { prompt, response, .. } in expected() {
+        let completion = generator.complete(&[&prompt], 24, |_| ()).remove(0).unwrap();
+        assert_eq!(completion.text, response, "{prompt}");
+    }
+}
+
+#[test]
 fn the_directory_that_transformers_loaded_is_what_is_written_today() {
     let files = files();
     let shape = Shape {

@@ -7,20 +7,34 @@ use codex_engine::Layout;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::Deserialize;
 
-use super::files::{ModelError, ModelFiles, WEIGHTS};
+use super::{
+    files::{ModelError, ModelFiles, WEIGHTS},
+    stored::Stored,
+};
 
 /// The index of sharded weights.
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// The prefix that some GPT-2 files omit.
 const PREFIX: &str = "transformer.";
 /// Suffixes of constant buffers that some libraries save.
-const BUFFERS: [&str; 3] = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
+pub(super) const BUFFERS: [&str; 3] = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
 /// The output projection, which equals the embedding when the two are tied.
-const HEAD: &str = "lm_head.weight";
+pub(super) const HEAD: &str = "lm_head.weight";
 
+/// The files of sharded weights.
 #[derive(Deserialize)]
-struct Index {
+pub(super) struct Index {
     weight_map: BTreeMap<String, String>,
+}
+
+impl Index {
+    /// Returns the names of all files, in order.
+    pub(super) fn files(self) -> Vec<String> {
+        let mut names: Vec<String> = self.weight_map.into_values().collect();
+        names.sort();
+        names.dedup();
+        names
+    }
 }
 
 /// Returns the parameters of a model in the order of `layout`, in f32.
@@ -28,41 +42,24 @@ struct Index {
 /// # Errors
 /// When a file or tensor is missing or invalid, a tensor has another shape, an unsupported type or a value that is not finite,
 /// or the model has no place for it.
+#[cfg(test)]
 pub(crate) fn parameters(files: &ModelFiles, layout: &Layout) -> Result<Vec<f32>, ModelError> {
-    let mut stored = tensors(files)?;
-    let mut parameters = Vec::with_capacity(layout.size());
-    for part in layout.tensors() {
-        let tensor = stored.remove(short(&part.name)).ok_or_else(|| ModelError::WeightMissing(part.name.clone()))?;
-        let wrong = || ModelError::Weight {
-            name: part.name.clone(),
-            found: format!("{:?} {:?}", tensor.dtype(), tensor.shape()),
-            expected: format!("F32, F16 or BF16 {:?}", part.shape),
-        };
-        if tensor.shape() != part.shape {
-            return Err(wrong());
-        }
-        let first = parameters.len();
-        extend(&mut parameters, &tensor).ok_or_else(wrong)?;
-        if let Some(at) = parameters[first..].iter().position(|value: &f32| !value.is_finite()) {
-            return Err(ModelError::NotFinite { name: part.name.clone(), at, value: parameters[first + at] });
-        }
-    }
-    let embedding = layout.tensors().first();
-    for (name, tensor) in stored {
-        let mut copy = Vec::new();
-        // Some libraries save the tied output projection as a copy of the embedding.
-        let tied = name == HEAD
-            && extend(&mut copy, &tensor).is_some()
-            && embedding.is_some_and(|embedding| parameters[embedding.range.clone()] == copy);
-        if !tied && !BUFFERS.iter().any(|buffer| name.ends_with(buffer)) {
-            return Err(ModelError::WeightUnused(name));
-        }
-    }
+    let mut parameters = vec![0.0; layout.size()];
+    held(files, layout)?.read(0..layout.size(), &mut parameters)?;
     Ok(parameters)
 }
 
+/// Returns the weights of a model whose files are in memory.
+///
+/// # Errors
+/// When a file or tensor is missing or invalid, a tensor has another shape or an unsupported type, or the model has no place for
+/// it. Values are not read yet.
+pub(super) fn held<'a>(files: &'a ModelFiles, layout: &Layout) -> Result<Stored<TensorView<'a>>, ModelError> {
+    Stored::of(tensors(files)?, layout)
+}
+
 /// Returns a tensor's name without the prefix that some files omit.
-fn short(name: &str) -> &str {
+pub(super) fn short(name: &str) -> &str {
     name.strip_prefix(PREFIX).unwrap_or(name)
 }
 
@@ -71,9 +68,7 @@ fn tensors(files: &ModelFiles) -> Result<BTreeMap<String, TensorView<'_>>, Model
     let mut names = vec![WEIGHTS.to_owned()];
     if let (None, Some(index)) = (files.get(WEIGHTS), files.get(INDEX)) {
         let index: Index = codex_json::from_slice(index).map_err(|source| ModelError::Json { file: INDEX, source })?;
-        names = index.weight_map.into_values().collect();
-        names.sort();
-        names.dedup();
+        names = index.files();
     }
     let mut all = BTreeMap::new();
     for file in names {
@@ -89,17 +84,27 @@ fn tensors(files: &ModelFiles) -> Result<BTreeMap<String, TensorView<'_>>, Model
     Ok(all)
 }
 
-/// Appends the values of a tensor as f32; `None` if its type is not supported.
-fn extend(numbers: &mut Vec<f32>, tensor: &TensorView<'_>) -> Option<()> {
-    let halves = || tensor.data().chunks_exact(2).map(|two| u16::from_le_bytes([two[0], two[1]]));
-    match tensor.dtype() {
-        Dtype::F32 => numbers
-            .extend(tensor.data().chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))),
-        Dtype::F16 => numbers.extend(halves().map(|bits| half::f16::from_bits(bits).to_f32())),
-        Dtype::BF16 => numbers.extend(halves().map(|bits| half::bf16::from_bits(bits).to_f32())),
-        _ => return None,
+/// Returns the bytes of a value; `None` if its type is not supported.
+pub(super) fn width(dtype: Dtype) -> Option<usize> {
+    match dtype {
+        Dtype::F32 => Some(4),
+        Dtype::F16 | Dtype::BF16 => Some(2),
+        _ => None,
     }
-    Some(())
+}
+
+/// Converts the bytes of values of a supported type.
+pub(super) fn convert(dtype: Dtype, bytes: &[u8], to: &mut [f32]) {
+    let halves = || bytes.chunks_exact(2).map(|two| u16::from_le_bytes([two[0], two[1]]));
+    match dtype {
+        Dtype::F16 => to.iter_mut().zip(halves()).for_each(|(to, bits)| *to = half::f16::from_bits(bits).to_f32()),
+        Dtype::BF16 => to.iter_mut().zip(halves()).for_each(|(to, bits)| *to = half::bf16::from_bits(bits).to_f32()),
+        _ => {
+            for (to, four) in to.iter_mut().zip(bytes.chunks_exact(4)) {
+                *to = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+            }
+        }
+    }
 }
 
 /// Returns numbers as little-endian bytes.
@@ -178,6 +183,15 @@ mod tests {
         assert_eq!(refused(&files, &deep), "model.safetensors: model.layers.1.input_layernorm.weight is missing");
         files.remove("model-00002-of-00004.safetensors");
         assert_eq!(refused(&files, &config), "the model has no file model-00002-of-00004.safetensors");
+    }
+
+    /// Appends the values of a tensor as f32; `None` if its type is not supported.
+    fn extend(numbers: &mut Vec<f32>, tensor: &TensorView<'_>) -> Option<()> {
+        let width = width(tensor.dtype())?;
+        let first = numbers.len();
+        numbers.resize(first + tensor.data().len() / width, 0.0);
+        convert(tensor.dtype(), tensor.data(), &mut numbers[first..]);
+        Some(())
     }
 
     /// Shapes and values by name.

@@ -93,6 +93,11 @@ impl Characters {
         self.pad
     }
 
+    /// Returns the id of [`UNKNOWN`].
+    pub(super) fn unknown(&self) -> u32 {
+        self.unknown
+    }
+
     /// Returns the token ids of a text, one per character. Text that looks like a special token is encoded as text.
     ///
     /// # Errors

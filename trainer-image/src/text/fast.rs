@@ -150,6 +150,11 @@ impl Fast {
         &self.specials
     }
 
+    /// Returns the ids of the special tokens, in ascending order.
+    pub(super) fn special_ids(&self) -> Vec<u32> {
+        self.raw.tokens.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect()
+    }
+
     /// Returns one more than the largest id.
     pub(super) fn size(&self) -> usize {
         self.size

@@ -43,15 +43,15 @@ enum Kind {
     Fast(Arc<Loaded>),
 }
 
-/// A tokenizer that came with a model.
+/// A tokenizer that came with a model. A clone shares what is large.
 #[derive(Clone, Debug)]
 struct Loaded {
-    fast: Fast,
+    fast: Arc<Fast>,
     /// The chat template, or why there is none.
     chat: Result<Chat, Missing>,
     ends: Vec<u32>,
     pad: Option<u32>,
-    files: BTreeMap<String, Vec<u8>>,
+    files: Arc<BTreeMap<String, Vec<u8>>>,
 }
 
 /// Why a model has no chat template.
@@ -135,12 +135,15 @@ impl Tokenizer {
     /// A file is missing or invalid. An invalid chat template is an error only when it is used.
     pub fn from_files(files: &BTreeMap<String, Vec<u8>>) -> Result<Self, TokenizerError> {
         let json = files.get(TOKENIZER).ok_or(TokenizerError::NoTokenizer)?;
+        // The library panics at some files that are not JSON.
+        let unreadable = |error: serde_json::Error| TokenizerError::Unreadable(error.to_string());
+        serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(unreadable)?;
         let library = tokenizers::Tokenizer::from_bytes(json);
         let library = library.map_err(|error| TokenizerError::Unreadable(error.to_string().replace('\n', " ")))?;
         if let Some(characters) = Characters::recognize(&library)? {
             return Ok(Self { kind: Kind::Characters(Arc::new(characters)) });
         }
-        let fast = Fast::new(library)?;
+        let fast = Arc::new(Fast::new(library)?);
         let config: Config = parse(files, CONFIG)?;
         let mut ends = Vec::new();
         for file in ENDS {
@@ -156,7 +159,7 @@ impl Tokenizer {
         let pad = config.pad_token.as_ref().and_then(|token| fast.id(token.text()));
         let chat = chat(files.get(TEMPLATE).map(Vec::as_slice), &config)?;
         let kept = FILES.iter().filter_map(|name| Some(((*name).to_owned(), files.get(*name)?.clone())));
-        Ok(Self { kind: Kind::Fast(Arc::new(Loaded { fast, chat, ends, pad, files: kept.collect() })) })
+        Ok(Self { kind: Kind::Fast(Arc::new(Loaded { fast, chat, ends, pad, files: Arc::new(kept.collect()) })) })
     }
 
     /// Reads the tokenizer of a model directory; see [`from_files`](Self::from_files).
@@ -182,7 +185,7 @@ impl Tokenizer {
     pub fn files(&self) -> Result<BTreeMap<String, Vec<u8>>, TokenizerError> {
         match &self.kind {
             Kind::Characters(characters) => Ok(BTreeMap::from([(TOKENIZER.to_owned(), characters.to_json()?)])),
-            Kind::Fast(loaded) => Ok(loaded.files.clone()),
+            Kind::Fast(loaded) => Ok(loaded.files.as_ref().clone()),
         }
     }
 
@@ -247,6 +250,14 @@ impl Tokenizer {
         match &self.kind {
             Kind::Characters(characters) => Some(characters.pad()),
             Kind::Fast(loaded) => loaded.pad,
+        }
+    }
+
+    /// Returns the ids of the special tokens, in ascending order.
+    pub fn specials(&self) -> Vec<u32> {
+        match &self.kind {
+            Kind::Characters(characters) => vec![characters.pad(), characters.unknown()],
+            Kind::Fast(loaded) => loaded.fast.special_ids(),
         }
     }
 

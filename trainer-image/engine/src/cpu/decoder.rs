@@ -3,6 +3,8 @@
 //! Rows are computed by the kernels of training, which give a row the same bits whatever the rows beside it. A prompt
 //! therefore has the bits of a training forward pass, in chunks of any size.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::{
@@ -10,15 +12,15 @@ use super::{
     attention::{AttentionShape, Rotary},
     buffer::Buffer,
     cache::{Cache, Part, attend},
-    embedding::Embedding,
+    embedding::{Embedding, exact},
     kernels::add,
-    matrix::{Dtype, Out, Weight, chunk_rows, forward_parallel},
+    matrix::{COLUMNS, Dtype, Out, Weight, chunk_rows, forward_parallel},
     norm::{NormWeights, norm},
 };
 use crate::{
     Decoder, EngineError, ModelConfig, PromptError,
     decoder::{End, Logits, Slots},
-    model::{Linear, Model, Norm},
+    model::{Linear, Model, Norm, Read},
 };
 
 /// Rows that are processed at once, at most. Prompts are cut into chunks of it.
@@ -30,7 +32,8 @@ pub(crate) struct CpuDecoder<N: Dtype> {
     /// The modules. Norms, biases and positions have their ranges in `vectors`.
     model: Model,
     vectors: Vec<f32>,
-    embedding: Embedding,
+    /// `None` if it is read out of the packed output projection, which shares the weight.
+    embedding: Option<Embedding>,
     packs: N::Packs,
     rotary: Option<Rotary>,
     slots: Slots,
@@ -54,17 +57,50 @@ struct Workspace<N> {
 }
 
 impl<N: Dtype> CpuDecoder<N> {
-    /// Makes a decoder with `slots` free slots. Copies what it needs of `parameters`.
-    pub(crate) fn new(config: &ModelConfig, parameters: &[f32], slots: usize) -> Self {
+    /// Makes a decoder with `slots` free slots. `read` fills a slice with a range of the parameters; at no time are many of
+    /// them held beside the packed ones.
+    ///
+    /// # Errors
+    /// The first error of `read`.
+    pub(crate) fn load<E>(config: &ModelConfig, slots: usize, read: &mut Read<E>) -> Result<Self, E> {
         let mut model = Model::new(config);
         let mut packs = N::Packs::default();
-        N::pack(&model.matrices(), parameters, &mut packs, false);
-        let embedding = Embedding::new(&parameters[model.embedding.clone()]);
-        let vectors = model.extract_vectors(parameters);
+        N::shape(&model.matrices(), &mut packs);
+        let mut buffer = Vec::new();
+        let hidden = config.hidden_size;
+        let mut embedding = None;
+        for matrix in model.matrices() {
+            let tied = matrix.weight == model.embedding;
+            for rows in chunks(matrix) {
+                let range =
+                    matrix.weight.start + rows.start * matrix.inputs..matrix.weight.start + rows.end * matrix.inputs;
+                buffer.resize(range.len(), 0.0);
+                read(range, &mut buffer)?;
+                if tied && !N::EXACT && !exact(&buffer) {
+                    embedding = Some(Embedding::F32(Vec::new()));
+                }
+                N::pack_columns(matrix, rows.start, &buffer, &mut packs);
+            }
+        }
+        let shared = model.head.weight == model.embedding;
+        if !shared {
+            embedding = Some(Embedding::Bf16(Vec::new()));
+        }
+        if let Some(embedding) = &mut embedding {
+            let rows = (CHUNK / hidden).max(1);
+            for start in model.embedding.clone().step_by(rows * hidden) {
+                let range = start..model.embedding.end.min(start + rows * hidden);
+                buffer.resize(range.len(), 0.0);
+                read(range, &mut buffer)?;
+                embedding.extend(&buffer);
+            }
+        }
+        let vectors = model.read_vectors(read)?;
         let slots = Slots::new(slots);
         let caches = vec![vec![Cache::default(); slots.len()]; config.num_hidden_layers];
         let rotary = Rotary::of(config);
-        Self { model, vectors, embedding, packs, rotary, slots, caches, workspace: Workspace::default(), rows: ROWS }
+        let workspace = Workspace::default();
+        Ok(Self { model, vectors, embedding, packs, rotary, slots, caches, workspace, rows: ROWS })
     }
 
     /// Cuts prompts into chunks of `rows`.
@@ -83,7 +119,10 @@ impl<N: Dtype> CpuDecoder<N> {
         let Workspace { x, normed, qkv, attn_out, up, activated } = workspace;
         x.resize(rows * hidden);
         for (row, token) in x.chunks_exact_mut(hidden).zip(tokens) {
-            embedding.read(*token, row);
+            match embedding {
+                Some(embedding) => embedding.read(*token, row),
+                None => N::column(&model.head, *token as usize, packs, row),
+            }
         }
         if let Some(positions) = &model.positions {
             let positions = &vectors[positions.clone()];
@@ -127,6 +166,19 @@ impl<N: Dtype> CpuDecoder<N> {
         module.linear(&model.head, &normed, Out::Set(&mut logits));
         logits
     }
+}
+
+/// Parameters that are read at once, at most, unless a weight is stored [inputs, outputs].
+const CHUNK: usize = 1 << 20;
+
+/// Yields the rows of a stored weight in pieces that are packed at once.
+fn chunks(matrix: &Linear) -> Vec<Range<usize>> {
+    let step = if matrix.inputs_first {
+        matrix.outputs
+    } else {
+        (CHUNK / matrix.inputs).next_multiple_of(COLUMNS).max(COLUMNS)
+    };
+    (0..matrix.outputs).step_by(step).map(|start| start..matrix.outputs.min(start + step)).collect()
 }
 
 /// Computes single modules over rows.
@@ -210,7 +262,7 @@ impl<N: Dtype> Decoder for CpuDecoder<N> {
     fn memory(&self) -> usize {
         let caches: usize = self.caches.iter().flatten().map(Cache::bytes).sum();
         size_of_val(self.vectors.as_slice())
-            + self.embedding.bytes()
+            + self.embedding.as_ref().map_or(0, Embedding::bytes)
             + N::bytes(&self.packs, &N::Workspace::default())
             + caches
     }

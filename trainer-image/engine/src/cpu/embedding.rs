@@ -13,13 +13,31 @@ pub(crate) enum Embedding {
     Bf16(Vec<Bf16>),
 }
 
+/// Returns whether numbers are the same in `bf16`.
+pub(crate) fn exact(numbers: &[f32]) -> bool {
+    numbers.par_iter().all(|x| Bf16::of(*x).to_f32().to_bits() == x.to_bits())
+}
+
 impl Embedding {
     /// Copies the rows.
     pub(crate) fn new(weight: &[f32]) -> Self {
-        if weight.par_iter().all(|x| Bf16::of(*x).to_f32().to_bits() == x.to_bits()) {
+        if exact(weight) {
             Self::Bf16(weight.iter().map(|x| Bf16::of(*x)).collect())
         } else {
             Self::F32(weight.to_vec())
+        }
+    }
+
+    /// Appends rows.
+    pub(crate) fn extend(&mut self, rows: &[f32]) {
+        match self {
+            Self::Bf16(weight) if exact(rows) => weight.extend(rows.iter().map(|x| Bf16::of(*x))),
+            Self::Bf16(weight) => {
+                let mut all: Vec<f32> = weight.iter().map(|x| x.to_f32()).collect();
+                all.extend_from_slice(rows);
+                *self = Self::F32(all);
+            }
+            Self::F32(weight) => weight.extend_from_slice(rows),
         }
     }
 

@@ -16,4 +16,4 @@ pub use initial::initial;
 pub use layout::{Layout, Tensor};
 pub(crate) use lora::{Adapter, Adapters, BlockAdapters, Dropout, adapter_names, stream};
 pub use lora::{Lora, LoraError, Projection};
-pub(crate) use modules::{Block, Linear, Model, Norm};
+pub(crate) use modules::{Block, Linear, Model, Norm, Read};

@@ -1,8 +1,11 @@
 //! The modules of a model (linear layers, norms, blocks) and the ranges of their parameters. Pure.
 
-use std::{ops::Range, sync::Arc};
+use std::{convert::Infallible, ops::Range, sync::Arc};
 
 use super::{Family, Layout, ModelConfig};
+
+/// Fills a slice with a range of the parameters.
+pub(crate) type Read<'a, E> = dyn FnMut(Range<usize>, &mut [f32]) -> Result<(), E> + 'a;
 
 /// A linear layer: `y = x · Wᵀ + b`.
 #[derive(Clone, Debug)]
@@ -189,13 +192,27 @@ impl Model {
         Self { config: config.clone(), layout, embedding, positions: Some(positions), blocks, norm, head }
     }
 
-    /// Copies norms, biases and position embeddings out of `parameters`, and points their ranges into the copy.
+    /// As [`read_vectors`](Self::read_vectors), from parameters in memory.
     pub(crate) fn extract_vectors(&mut self, parameters: &[f32]) -> Vec<f32> {
+        let mut read = |range: Range<usize>, to: &mut [f32]| -> Result<(), Infallible> {
+            to.copy_from_slice(&parameters[range]);
+            Ok(())
+        };
+        let Ok(vectors) = self.read_vectors(&mut read);
+        vectors
+    }
+
+    /// Reads norms, biases and position embeddings, and points their ranges into the vector that it returns.
+    ///
+    /// # Errors
+    /// The first error of `read`.
+    pub(crate) fn read_vectors<E>(&mut self, read: &mut Read<E>) -> Result<Vec<f32>, E> {
         let mut vectors = Vec::new();
+        let mut wanted = Vec::new();
         let mut extract = |range: &mut Range<usize>| {
-            let start = vectors.len();
-            vectors.extend_from_slice(&parameters[range.clone()]);
-            *range = start..vectors.len();
+            let start = wanted.last().map_or(0, |(_, end)| *end);
+            wanted.push((range.clone(), start + range.len()));
+            *range = start..start + range.len();
         };
         for block in &mut self.blocks {
             for norm in
@@ -212,7 +229,12 @@ impl Model {
         self.norm.bias.iter_mut().for_each(&mut extract);
         self.head.bias.iter_mut().for_each(&mut extract);
         self.positions.iter_mut().for_each(&mut extract);
-        vectors
+        for (range, end) in wanted {
+            let start = vectors.len();
+            vectors.resize(end, 0.0);
+            read(range, &mut vectors[start..])?;
+        }
+        Ok(vectors)
     }
 
     /// Returns the linear layers in the order of their indices.

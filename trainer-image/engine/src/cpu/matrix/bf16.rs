@@ -334,6 +334,7 @@ impl Dtype for Bf16 {
     type Workspace = Workspace;
 
     const COPIES: bool = true;
+    const EXACT: bool = false;
 
     fn path() -> &'static str {
         Kind::best().path()
@@ -374,6 +375,38 @@ impl Dtype for Bf16 {
             }
         }
         tasks.into_par_iter().for_each(|task| pack_weight(task));
+    }
+
+    fn shape(layers: &[&Linear], packs: &mut Self::Packs) {
+        packs.resize_with(layers.len(), WeightTiles::default);
+        for (matrix, pack) in layers.iter().zip(packs) {
+            pack.forward.shape(matrix.inputs, matrix.outputs);
+        }
+    }
+
+    fn pack_columns(matrix: &Linear, first: usize, data: &[f32], packs: &mut Self::Packs) {
+        let across = matrix.inputs_first;
+        let stride = if across { matrix.outputs } else { matrix.inputs };
+        let columns = if across { matrix.outputs } else { data.len() / stride };
+        let tiles = &mut packs[matrix.index].forward;
+        let panel = 2 * tiles.depth * TILE_SIZE;
+        let panels = tiles.data.chunks_exact_mut(panel).skip(first / BLOCK).take(columns.div_ceil(BLOCK)).enumerate();
+        let size = [matrix.inputs, columns];
+        let tasks: Vec<_> =
+            panels.map(|(panel, out)| PackWeight { data, stride, size, across, column: panel * BLOCK, out }).collect();
+        tasks.into_par_iter().for_each(|task| pack_weight(task));
+    }
+
+    fn column(matrix: &Linear, column: usize, packs: &Self::Packs, to: &mut [f32]) {
+        let tiles = &packs[matrix.index].forward;
+        let lane = column % TILE;
+        let group = &tiles.data[column / TILE * tiles.depth * TILE_SIZE..][..tiles.depth * TILE_SIZE];
+        for (to, pair) in to.chunks_mut(2).zip(group.as_chunks::<TILE>().0) {
+            for (at, to) in to.iter_mut().enumerate() {
+                // Half of a pair is the upper half of a number.
+                *to = f32::from_bits(if at == 0 { pair[lane] << 16 } else { pair[lane] & 0xffff_0000 });
+            }
+        }
     }
 
     fn forward(weight: Weight<Self>, x: &[Self], out: Out<Self>) {

@@ -193,6 +193,7 @@ impl Dtype for f32 {
     type Workspace = Vec<Panels>;
 
     const COPIES: bool = false;
+    const EXACT: bool = true;
 
     fn path() -> &'static str {
         "cpu-f32"
@@ -228,6 +229,35 @@ impl Dtype for f32 {
             }
         }
         tasks.into_par_iter().for_each(|task| fill(task));
+    }
+
+    fn shape(layers: &[&Linear], packs: &mut Self::Packs) {
+        packs.resize_with(layers.len(), WeightPanels::default);
+        for (matrix, pack) in layers.iter().zip(packs) {
+            pack.forward.shape(matrix.inputs, matrix.outputs);
+        }
+    }
+
+    fn pack_columns(matrix: &Linear, first: usize, data: &[f32], packs: &mut Self::Packs) {
+        let across = matrix.inputs_first;
+        let stride = if across { matrix.outputs } else { matrix.inputs };
+        let columns = if across { matrix.outputs } else { data.len() / stride };
+        let panels = packs[matrix.index].forward.iter_mut().skip(first / PANEL).take(columns.div_ceil(PANEL));
+        let tasks: Vec<_> = panels
+            .map(|(column, panel)| {
+                let column = column - first;
+                Filling { data, stride, across, column, width: columns - column, panel }
+            })
+            .collect();
+        tasks.into_par_iter().for_each(|task| fill(task));
+    }
+
+    fn column(matrix: &Linear, column: usize, packs: &Self::Packs, to: &mut [f32]) {
+        let Panels { data, depth } = &packs[matrix.index].forward;
+        let panel = &data[column / PANEL * depth * PANEL..][..depth * PANEL];
+        for (to, line) in to.iter_mut().zip(panel.as_chunks::<PANEL>().0) {
+            *to = line[column % PANEL];
+        }
     }
 
     fn forward(weight: Weight<Self>, x: &[Self], out: Out<Self>) {

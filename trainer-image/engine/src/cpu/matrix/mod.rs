@@ -48,6 +48,9 @@ pub(crate) trait Dtype: Pooled + Send + Sync + std::fmt::Debug {
     /// Whether [`operand`](Self::operand) copies its input.
     const COPIES: bool;
 
+    /// Whether packed weights are exactly the parameters.
+    const EXACT: bool;
+
     /// Returns the path's name for the records of a run.
     fn path() -> &'static str;
 
@@ -60,6 +63,16 @@ pub(crate) trait Dtype: Pooled + Send + Sync + std::fmt::Debug {
     /// Packs linear layers, given in the order of their indices, for the forward pass and, if `backward`, for the backward
     /// pass.
     fn pack(layers: &[&Linear], parameters: &[f32], packs: &mut Self::Packs, backward: bool);
+
+    /// Makes room for the packed weights of the forward pass.
+    fn shape(layers: &[&Linear], packs: &mut Self::Packs);
+
+    /// Packs some columns of one layer's weight for the forward pass after [`shape`](Self::shape): `data` has the rows of the
+    /// stored weight from `first`, which is a multiple of [`COLUMNS`]; or all of a weight that is stored [inputs, outputs].
+    fn pack_columns(matrix: &Linear, first: usize, data: &[f32], packs: &mut Self::Packs);
+
+    /// Reads a column of a packed weight: what one output is computed with.
+    fn column(matrix: &Linear, column: usize, packs: &Self::Packs, to: &mut [f32]);
 
     /// Computes `x` [rows, inputs] · weightᵀ + bias on this thread.
     fn forward(weight: Weight<Self>, x: &[Self], out: Out<Self>);
@@ -117,6 +130,9 @@ impl<N: Dtype> Clone for Weight<'_, N> {
 }
 
 impl<N: Dtype> Copy for Weight<'_, N> {}
+
+/// Columns that are packed together.
+pub(crate) const COLUMNS: usize = 32;
 
 /// Rows up to which threads share the columns of a product instead of its rows.
 pub(crate) const FEW: usize = 32;

@@ -1,0 +1,351 @@
+//! Weights of which any range can be read: in files, safetensors in one file or in shards, or in memory. Reads files.
+//!
+//! A decoder asks for small ranges of parameters, so that loading needs little memory beside the decoder's own.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use codex_engine::{Layout, Precision};
+use safetensors::{Dtype, tensor::TensorView};
+use serde::Deserialize;
+
+use super::{
+    files::{ModelError, WEIGHTS},
+    weights::{BUFFERS, HEAD, INDEX, Index, convert, short, width},
+};
+use crate::atomic_fs::{self, FileError};
+
+/// The longest header of a file of weights in bytes, as in `safetensors`.
+const MAX_HEADER: u64 = 100_000_000;
+/// Values that are read at once.
+const CHUNK: usize = 1 << 20;
+
+/// The values of a tensor, in memory or in a file.
+pub(super) trait Values {
+    /// Returns the type of the values.
+    fn dtype(&self) -> Dtype;
+
+    /// Returns the shape.
+    fn shape(&self) -> &[usize];
+
+    /// Reads values from the `first` on.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    fn read(&self, first: usize, to: &mut [f32]) -> Result<(), ModelError>;
+}
+
+/// The weights of a model, from which any range of parameters can be read.
+#[derive(Debug)]
+pub(super) struct Stored<V> {
+    /// In the order of the layout.
+    tensors: Vec<Part<V>>,
+}
+
+/// A tensor of the layout.
+#[derive(Debug)]
+struct Part<V> {
+    name: String,
+    /// Its range among the parameters.
+    range: Range<usize>,
+    values: V,
+}
+
+/// The place of a tensor's bytes in a file.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    file: Arc<(PathBuf, File)>,
+    start: u64,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+/// An entry of a file's header.
+#[derive(Deserialize)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data_offsets: (u64, u64),
+}
+
+impl Stored<Place> {
+    /// Opens the weights of a directory and checks that they are those of `layout`.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, and as [`of`](Self::of).
+    pub(super) fn open(directory: &Path, layout: &Layout) -> Result<Self, ModelError> {
+        Self::of(tensors(directory)?, layout)
+    }
+}
+
+impl<V: Values> Stored<V> {
+    /// Checks that tensors, by their short names, are those of `layout`.
+    ///
+    /// # Errors
+    /// When a tensor is missing, has another shape or an unsupported type, or the model has no place for it.
+    pub(super) fn of(mut stored: BTreeMap<String, V>, layout: &Layout) -> Result<Self, ModelError> {
+        let mut tensors = Vec::new();
+        for part in layout.tensors() {
+            let values =
+                stored.remove(short(&part.name)).ok_or_else(|| ModelError::WeightMissing(part.name.clone()))?;
+            if values.shape() != part.shape || width(values.dtype()).is_none() {
+                return Err(ModelError::Weight {
+                    name: part.name.clone(),
+                    found: format!("{:?} {:?}", values.dtype(), values.shape()),
+                    expected: format!("F32, F16 or BF16 {:?}", part.shape),
+                });
+            }
+            tensors.push(Part { name: part.name.clone(), range: part.range.clone(), values });
+        }
+        let this = Self { tensors };
+        for (name, values) in stored {
+            let copied = name == HEAD && this.is_embedding(&values)?;
+            if !copied && !BUFFERS.iter().any(|buffer| name.ends_with(buffer)) {
+                return Err(ModelError::WeightUnused(name));
+            }
+        }
+        Ok(this)
+    }
+
+    /// Returns the precision that keeps these weights: `bf16` if all of them are.
+    pub(super) fn precision(&self) -> Precision {
+        if self.tensors.iter().all(|part| part.values.dtype() == Dtype::BF16) {
+            Precision::Bf16
+        } else {
+            Precision::F32
+        }
+    }
+
+    /// Reads a range of parameters in the order of the layout.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or a value is not finite.
+    pub(super) fn read(&self, range: Range<usize>, to: &mut [f32]) -> Result<(), ModelError> {
+        let first = self.tensors.partition_point(|part| part.range.end <= range.start);
+        let mut done = 0;
+        for part in &self.tensors[first..] {
+            if done == to.len() {
+                break;
+            }
+            let start = range.start + done - part.range.start;
+            let count = (part.range.len() - start).min(to.len() - done);
+            let here = &mut to[done..done + count];
+            part.values.read(start, here)?;
+            if let Some(at) = here.iter().position(|value| !value.is_finite()) {
+                return Err(ModelError::NotFinite { name: part.name.clone(), at: start + at, value: here[at] });
+            }
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// Returns whether a tensor equals the embedding: some libraries save the tied output projection as a copy.
+    fn is_embedding(&self, values: &V) -> Result<bool, ModelError> {
+        let Some(embedding) = self.tensors.first().filter(|part| part.values.shape() == values.shape()) else {
+            return Ok(false);
+        };
+        if width(values.dtype()).is_none() {
+            return Ok(false);
+        }
+        let size = embedding.range.len();
+        let (mut one, mut two) = (vec![0.0; CHUNK.min(size)], vec![0.0; CHUNK.min(size)]);
+        for start in (0..size).step_by(CHUNK) {
+            let count = CHUNK.min(size - start);
+            embedding.values.read(start, &mut one[..count])?;
+            values.read(start, &mut two[..count])?;
+            if one[..count] != two[..count] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl Values for TensorView<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype()
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape()
+    }
+
+    fn read(&self, first: usize, to: &mut [f32]) -> Result<(), ModelError> {
+        let width = width(self.dtype()).unwrap_or(4);
+        convert(self.dtype(), &self.data()[width * first..width * (first + to.len())], to);
+        Ok(())
+    }
+}
+
+impl Values for Place {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn read(&self, first: usize, to: &mut [f32]) -> Result<(), ModelError> {
+        let width = width(self.dtype).unwrap_or(4);
+        let mut bytes = vec![0; width * to.len().min(CHUNK)];
+        for (at, to) in to.chunks_mut(CHUNK).enumerate() {
+            let bytes = &mut bytes[..width * to.len()];
+            let offset = self.start + (width * (first + at * CHUNK)) as u64;
+            let (path, file) = &*self.file;
+            file.read_exact_at(bytes, offset).map_err(FileError::of("reading", path))?;
+            convert(self.dtype, bytes, to);
+        }
+        Ok(())
+    }
+}
+
+/// Returns the places of the tensors of all files by their short names.
+fn tensors(directory: &Path) -> Result<BTreeMap<String, Place>, ModelError> {
+    let mut names = vec![WEIGHTS.to_owned()];
+    if !directory.join(WEIGHTS).exists() && directory.join(INDEX).exists() {
+        let index = atomic_fs::read(&directory.join(INDEX))?;
+        let index: Index = codex_json::from_slice(&index).map_err(|source| ModelError::Json { file: INDEX, source })?;
+        names = index.files();
+    }
+    let mut all = BTreeMap::new();
+    for name in names {
+        // The index is part of the model: it must not name files elsewhere.
+        if Path::new(&name).file_name().is_none_or(|file| file != name.as_str()) {
+            return Err(ModelError::Missing(name));
+        }
+        for (tensor, place) in header(directory, &name)? {
+            if all.insert(short(&tensor).to_owned(), place).is_some() {
+                return Err(ModelError::WeightRepeated { file: name, name: tensor });
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Reads the header of a file.
+fn header(directory: &Path, name: &str) -> Result<Vec<(String, Place)>, ModelError> {
+    let path = directory.join(name);
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(ModelError::Missing(name.to_owned())),
+        opened => opened.map_err(FileError::of("opening", &path))?,
+    };
+    let size = file.metadata().map_err(FileError::of("reading", &path))?.len();
+    let damaged = |why: String| ModelError::Header { file: name.to_owned(), why };
+    let mut length = [0; 8];
+    let reading = |error| FileError::of("reading", &path)(error);
+    if size < 8 {
+        return Err(damaged(format!("it has {size} bytes")));
+    }
+    file.read_exact_at(&mut length, 0).map_err(reading)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER || length > size - 8 {
+        return Err(damaged(format!("its header has {length} bytes, but the file has {size}")));
+    }
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, 8).map_err(reading)?;
+    let entries: BTreeMap<String, serde_json::Value> =
+        codex_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    let file = Arc::new((path, file));
+    let data = 8 + length;
+    let mut tensors = Vec::new();
+    for (tensor, entry) in entries {
+        if tensor == "__metadata__" {
+            continue;
+        }
+        let entry: Entry = codex_json::from_value(entry).map_err(|error| damaged(format!("{tensor}: {error}")))?;
+        let Entry { dtype, shape, data_offsets: (start, end) } = entry;
+        let count = shape.iter().try_fold(1_usize, |count, size| count.checked_mul(*size));
+        let expected = count.and_then(|count| count.checked_mul(dtype.bitsize())).map(|bits| (bits / 8) as u64);
+        if end > size - data || Some(end.wrapping_sub(start)) != expected || start > end {
+            return Err(damaged(format!(
+                "{tensor} lies at {start} to {end}, which does not fit its shape or the file"
+            )));
+        }
+        tensors.push((tensor, Place { file: Arc::clone(&file), start: data + start, dtype, shape }));
+    }
+    Ok(tensors)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use codex_engine::ModelConfig;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{files::read_directory, weights};
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model/fixtures").join(name)
+    }
+
+    fn layout(name: &str) -> Layout {
+        Layout::of(&ModelConfig::parse(&std::fs::read(fixture(name).join("config.json")).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn any_range_is_what_the_files_hold() {
+        for name in ["llama-f16-sharded", "gpt2-f32", "trained"] {
+            let layout = layout(name);
+            let all = weights::parameters(&read_directory(&fixture(name)).unwrap(), &layout).unwrap();
+            let stored = Stored::open(&fixture(name), &layout).unwrap();
+            for step in [all.len(), 1000, 37] {
+                for start in (0..all.len()).step_by(step.max(all.len() / 20)) {
+                    let end = all.len().min(start + step);
+                    let mut found = vec![0.0; end - start];
+                    stored.read(start..end, &mut found).unwrap();
+                    assert!(found == all[start..end], "{name} {start}..{end}");
+                }
+            }
+            assert_eq!(stored.precision(), Precision::F32);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// A damaged header is refused in one sentence, or leaves every tensor in its place and shape.
+        #[test]
+        fn a_damaged_header_is_read_or_refused(
+            changes in prop::collection::vec((0_usize..1200, any::<u8>()), 1..8), cut in prop::option::of(0_usize..3000),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let mut bytes = std::fs::read(fixture("trained").join(WEIGHTS)).unwrap();
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            bytes.truncate(cut.unwrap_or(bytes.len()));
+            std::fs::write(directory.path().join(WEIGHTS), bytes).unwrap();
+            let layout = layout("trained");
+            match Stored::open(directory.path(), &layout) {
+                Ok(stored) => {
+                    let mut all = vec![0.0; layout.size()];
+                    let _ = stored.read(0..all.len(), &mut all);
+                }
+                Err(error) => {
+                    let said = error.to_string();
+                    prop_assert!(said.contains(WEIGHTS) && !said.contains('\n'), "{said}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_index_cannot_name_files_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["/etc/passwd", "../x", "a/b", ""] {
+            let index = serde_json::json!({"weight_map": {"a": name}}).to_string();
+            std::fs::write(directory.path().join(INDEX), index).unwrap();
+            let refused = Stored::open(directory.path(), &layout("trained")).unwrap_err();
+            assert!(matches!(refused, ModelError::Missing(_)), "{name}: {refused}");
+        }
+    }
+}
