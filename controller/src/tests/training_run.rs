@@ -198,7 +198,7 @@ async fn a_run_waits_for_the_run_that_is_its_base_and_then_mounts_its_model() {
     }]});
     world.api.put(&path("trainingruns", "a"), failed);
     told("TrainingRun a has no model and is stalled: the data was changed").await;
-    world.api.put(&path("trainingruns", "a"), finished());
+    world.api.put(&path("trainingruns", "a"), world.sealed::<TrainingRun>(finished()));
     world.reconcile::<TrainingRun>("tuned").await.1.unwrap();
     let job = world.api.object("/apis/batch/v1/namespaces/team/jobs/codex-t-tuned").unwrap();
     let pod = &job["spec"]["template"]["spec"];
