@@ -33,6 +33,19 @@ if ! python3 -c 'import ensurepip' 2>/dev/null; then
 fi
 endef
 
+# promtool tests the alerts. Debian's package also brings the server, which must not run here.
+define install-promtool
+if ! command -v promtool >/dev/null; then
+	echo "Installing prometheus, whose promtool tests the alerts. Its server is not started."
+	root=; [ "$$(id -u)" = 0 ] || root=sudo
+	systemd() { [ ! -d /run/systemd/system ] || $$root systemctl --quiet "$$@" || true; }
+	systemd mask --runtime prometheus.service
+	$(call install,prometheus)
+	systemd disable prometheus.service
+	systemd unmask --runtime prometheus.service
+fi
+endef
+
 .PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test test-isa demo bench bench-memory bench-train sanitize
 
 help: ## lists all targets
@@ -184,6 +197,7 @@ test: root prerequisites ## runs every check and test, including those on a real
 		export CODEX_TESTS_FORBID_SKIPS="$${CODEX_TESTS_FORBID_SKIPS-1}"
 	fi
 	$(call install-venv,OpenSSF's own verifier)
+	$(call install-promtool)
 	section "Format" cargo fmt --all --check
 	section "Lints" cargo clippy --locked --workspace --all-targets -- --deny warnings
 	section "Programs and images" $(MAKE) image REGISTRY=

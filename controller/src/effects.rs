@@ -76,15 +76,17 @@ impl EffectError {
 /// When an effect fails; later effects are not started.
 pub async fn carry_out(context: &Context, effects: &[Effect]) -> Result<(), EffectError> {
     for effect in effects {
-        match effect {
+        let (statement, result) = match effect {
             Effect::SignModel { config_map, manifest, name } => {
-                sign(context, config_map, &oms::payload(manifest, name)).await?;
+                ("model", sign(context, config_map, &oms::payload(manifest, name)).await)
             }
             Effect::SignPromotion { config_map, model, reasons } => {
                 let promotion = Promotion { model: *model, reasons: reasons.clone() };
-                sign(context, config_map, &promotion.payload()).await?;
+                ("promotion", sign(context, config_map, &promotion.payload()).await)
             }
-        }
+        };
+        context.metrics.signed(statement, result.is_ok());
+        result?;
     }
     Ok(())
 }

@@ -10,13 +10,11 @@ use axum::{
     routing::get,
 };
 use axum_server::Handle;
-use kube::Resource;
 use tokio::sync::watch;
 
 use crate::{
-    kinds::kinds,
+    census::{Census, Leader},
     metrics::{self, Metrics},
-    observe::{Kind, Stores},
 };
 
 /// Whether a process is the active leader.
@@ -24,8 +22,8 @@ use crate::{
 pub enum Leadership {
     /// The process waits for the Lease, fills its caches, or stops.
     Standby,
-    /// The process holds the Lease, has filled these caches and reconciles.
-    Active(Arc<Stores>),
+    /// The process holds the Lease, has filled its caches and reconciles.
+    Active(Arc<Leader>),
 }
 
 /// The state of the health endpoints.
@@ -65,33 +63,17 @@ async fn ready(State(health): State<Health>) -> Response {
 }
 
 async fn text(State(health): State<Health>) -> Response {
-    if let Leadership::Active(stores) = &*health.leadership.borrow() {
-        count(&health.metrics, stores);
-    }
+    // What a process knew while it led is not shown after that.
+    let census = match &*health.leadership.borrow() {
+        Leadership::Active(leader) => Census::of(leader),
+        Leadership::Standby => Census::default(),
+    };
+    health.metrics.count(&census);
     match health.metrics.text() {
         Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(failure) => (StatusCode::INTERNAL_SERVER_ERROR, failure.to_string()).into_response(),
     }
 }
-
-macro_rules! count_objects {
-    (
-        reconciled { $($reconciled:ident: $kind:ty, $label:expr;)* }
-        referenced { $($referenced:ident: $referenced_kind:ty;)* }
-    ) => {
-        /// Counts the objects by kind and phase. It runs only when metrics are requested.
-        fn count(metrics: &Metrics, stores: &Stores) {
-            let mut phases = Vec::new();
-            $(phases.extend(stores.$reconciled.state().iter().map(|object| (<$kind>::kind(&()), object.phase())));)*
-            $(phases.extend(
-                stores.$referenced.state().iter().map(|object| (<$referenced_kind>::kind(&()), object.phase())),
-            );)*
-            metrics.count(phases.iter().map(|(kind, phase)| (&**kind, &**phase)));
-        }
-    };
-}
-
-kinds!(count_objects);
 
 #[cfg(test)]
 mod tests {
@@ -99,13 +81,16 @@ mod tests {
         body::Body,
         http::{Request, StatusCode},
     };
+    use jiff::Timestamp;
     use tokio::sync::watch;
     use tower::ServiceExt;
 
     use super::{Health, Leadership, router};
     use crate::{
+        census::Leader,
+        inbox::Inbox,
         metrics::Metrics,
-        observe::{Stores, Writers},
+        observe::{Queues, Stores, Writers},
     };
 
     #[tokio::test]
@@ -119,7 +104,10 @@ mod tests {
         assert_eq!(ask("/healthz").await, StatusCode::OK);
         assert_eq!(ask("/readyz").await, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(ask("/metrics").await, StatusCode::OK);
-        sender.send_replace(Leadership::Active(Stores::of(&mut Writers::default()).into()));
+        let stores = Stores::of(&mut Writers::default()).into();
+        let (queues, _requests) = Queues::new();
+        let leader = Leader { stores, inbox: Inbox::default().into(), queues, since: Timestamp::UNIX_EPOCH };
+        sender.send_replace(Leadership::Active(leader.into()));
         assert_eq!(ask("/readyz").await, StatusCode::OK);
         assert_eq!(ask("/metrics").await, StatusCode::OK);
         assert_eq!(ask("/elsewhere").await, StatusCode::NOT_FOUND);

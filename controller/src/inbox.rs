@@ -8,7 +8,7 @@ use std::{
 
 use codex_plan::Received;
 use codex_reports::State;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use tokio::{sync::watch, time::timeout};
 
 use crate::by_uid::ByUid;
@@ -45,6 +45,47 @@ struct Entry {
     received: Received,
     /// The newest `seq` whose contents are in `status`.
     recorded: Option<u64>,
+    moves: Moves,
+}
+
+/// When a trainer was first seen at its latest step and with its newest checkpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Moves {
+    step: Option<(u64, Timestamp)>,
+    checkpoint: Option<(u64, Timestamp)>,
+}
+
+impl Moves {
+    /// Returns when the latest step was seen.
+    pub fn stepped(&self) -> Option<Timestamp> {
+        self.step.map(|(_, at)| at)
+    }
+
+    /// Returns when the newest checkpoint was seen.
+    pub fn saved(&self) -> Option<Timestamp> {
+        self.checkpoint.map(|(_, at)| at)
+    }
+
+    fn follow(mut self, received: &Received) -> Self {
+        if let State::Training(state) = &received.report.state {
+            let seen = |known: Option<(u64, Timestamp)>, step: Option<u64>| match (known, step) {
+                (Some((before, at)), Some(step)) if before == step => Some((step, at)),
+                (known, None) => known,
+                (_, Some(step)) => Some((step, received.at)),
+            };
+            self.step = seen(self.step, state.progress.as_ref().map(|progress| progress.step));
+            self.checkpoint = seen(self.checkpoint, state.last_checkpoint.as_ref().map(|checkpoint| checkpoint.step));
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+impl Moves {
+    /// Returns moves at these times.
+    pub(crate) fn at(stepped: Option<Timestamp>, saved: Option<Timestamp>) -> Self {
+        Self { step: stepped.map(|at| (1, at)), checkpoint: saved.map(|at| (1, at)) }
+    }
 }
 
 impl Default for Inbox {
@@ -68,7 +109,8 @@ impl Inbox {
             {
                 pods.remove(&oldest);
             }
-            pods.insert(received.report.pod_uid.clone(), Entry { received, recorded: None });
+            let moves = Moves::default().follow(&received);
+            pods.insert(received.report.pod_uid.clone(), Entry { received, recorded: None, moves });
             return Offer::Accepted;
         };
         let (known, new) = (&entry.received, &received);
@@ -99,6 +141,7 @@ impl Inbox {
         if older {
             entry.recorded = None;
         }
+        entry.moves = entry.moves.follow(&received);
         entry.received = received;
         Offer::Accepted
     }
@@ -107,6 +150,19 @@ impl Inbox {
     pub fn of(&self, object: &str) -> Vec<Received> {
         let objects = self.objects.lock();
         objects.get(object).map(|pods| pods.values().map(|entry| entry.received.clone()).collect()).unwrap_or_default()
+    }
+
+    /// Returns the latest moves of an object, of whichever of its pods made them.
+    pub fn moves(&self, object: &str) -> Moves {
+        let latest = |one: Option<(u64, Timestamp)>, other: Option<(u64, Timestamp)>| {
+            [one, other].into_iter().flatten().max_by_key(|(_, at)| *at)
+        };
+        let objects = self.objects.lock();
+        let moves = objects.get(object).into_iter().flat_map(HashMap::values).map(|entry| entry.moves);
+        moves.fold(Moves::default(), |all, one| Moves {
+            step: latest(all.step, one.step),
+            checkpoint: latest(all.checkpoint, one.checkpoint),
+        })
     }
 
     /// Records that the contents of these reports are in `status`.
@@ -154,7 +210,10 @@ mod tests {
     use std::{sync::Arc, time::Duration};
 
     use codex_plan::Received;
-    use codex_reports::{EvaluationState, Kind, Report, ServingState, Stage, State};
+    use codex_provenance::Sha256;
+    use codex_reports::{
+        Checkpoint, EvaluationState, Kind, Progress, Report, ServingState, Stage, State, TrainingState,
+    };
     use jiff::Timestamp;
 
     use super::{Inbox, Offer, PODS};
@@ -242,6 +301,35 @@ mod tests {
         assert_eq!(inbox.offer(served(5, Stage::Failed)), Offer::Accepted);
         assert_eq!(inbox.offer(served(6, Stage::Running)), Offer::Accepted);
         assert_eq!(inbox.offer(served(4, Stage::Failed)), Offer::Accepted, "a failure is never dropped");
+    }
+
+    #[test]
+    fn a_report_that_repeats_a_step_is_no_progress() {
+        let inbox = Inbox::default();
+        let report = |pod: &str, seq: u64, step: u64, checkpoint: Option<u64>| {
+            let mut received = received(pod, seq);
+            let progress = Progress { step, total_steps: 10, ..Progress::default() };
+            let last_checkpoint = checkpoint.map(|step| Checkpoint { step, digest: Sha256::of(b"") });
+            received.report.state = State::Training(TrainingState {
+                progress: Some(progress),
+                last_checkpoint,
+                ..TrainingState::default()
+            });
+            received
+        };
+        let seconds = || {
+            let moves = inbox.moves("object");
+            (moves.stepped().map(Timestamp::as_second), moves.saved().map(Timestamp::as_second))
+        };
+        assert_eq!(seconds(), (None, None));
+        inbox.offer(report("p", 1, 4, None));
+        inbox.offer(report("p", 2, 4, Some(4)));
+        assert_eq!(seconds(), (Some(1), Some(2)));
+        inbox.offer(report("p", 3, 5, Some(4)));
+        assert_eq!(seconds(), (Some(3), Some(2)));
+        // The next attempt repeats steps: that is progress, too.
+        inbox.offer(report("q", 7, 4, Some(4)));
+        assert_eq!(seconds(), (Some(7), Some(7)));
     }
 
     #[test]

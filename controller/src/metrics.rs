@@ -1,10 +1,12 @@
-//! The metrics of the controller, for Prometheus. Labels hold no object names.
+//! The metrics of the controller, for Prometheus. Their contract is in `codex-metrics`. Labels hold no object names.
 
 use std::time::Duration;
 
-use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+use codex_metrics::controller as contract;
+use jiff::Timestamp;
+use prometheus::{Encoder, GaugeVec, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
+
+use crate::census::Census;
 
 /// The content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -16,11 +18,28 @@ pub struct Metrics {
     reconciliations: IntCounterVec,
     durations: HistogramVec,
     errors: IntCounterVec,
+    queue: IntGaugeVec,
+    queue_age: GaugeVec,
+    queue_wait: HistogramVec,
     reports: IntCounterVec,
     writes: IntCounterVec,
+    api_requests: IntCounterVec,
+    api_durations: HistogramVec,
     malformed: IntCounterVec,
     watch_errors: IntCounterVec,
+    signatures: IntCounterVec,
     objects: IntGaugeVec,
+    conditions: IntGaugeVec,
+    condition_oldest: GaugeVec,
+    gates: IntGaugeVec,
+    gate_margin: GaugeVec,
+    run_steps: IntGaugeVec,
+    progress_oldest: GaugeVec,
+    checkpoint_oldest: GaugeVec,
+    serving: IntGaugeVec,
+    unverified: IntGauge,
+    signer: IntGauge,
+    certificate: IntGauge,
     leader: IntGauge,
 }
 
@@ -30,50 +49,36 @@ impl Metrics {
     /// # Errors
     /// When two metrics have the same name, which is a bug.
     pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new_custom(Some("codex_controller".to_owned()), None)?;
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            let made = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(made.clone()))?;
-            Ok::<_, prometheus::Error>(made)
-        };
-        let reconciliations =
-            counter("reconciliations_total", "Reconciliations by kind and result (ok, error).", &["kind", "result"])?;
-        let errors = counter("errors_total", "Failed reconciliations by category.", &["kind", "category"])?;
-        let reports = counter(
-            "reports_total",
-            "Reports of pods by result (accepted, stale, refused, unauthenticated, invalid, unavailable).",
-            &["kind", "result"],
-        )?;
-        let writes =
-            counter("writes_total", "Writes to the API server by kind of object and verb.", &["kind", "verb"])?;
-        let malformed =
-            counter("malformed_objects_total", "Objects that could not be parsed and were ignored.", &["kind"])?;
-        let watch_errors = counter("watch_errors_total", "Failed watches; each is retried.", &["kind"])?;
-        let durations = HistogramVec::new(
-            HistogramOpts::new("reconcile_duration_seconds", "Duration of reconciliations.")
-                .buckets(vec![0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]),
-            &["kind"],
-        )?;
-        registry.register(Box::new(durations.clone()))?;
-        let objects = IntGaugeVec::new(Opts::new("objects", "Objects by kind and phase."), &["kind", "phase"])?;
-        registry.register(Box::new(objects.clone()))?;
-        let leader = IntGauge::new("is_leader", "1 while this process holds the Lease, 0 otherwise.")?;
-        registry.register(Box::new(leader.clone()))?;
-        let build =
-            IntGaugeVec::new(Opts::new("build_info", "The version of the running build; always 1."), &["version"])?;
-        registry.register(Box::new(build.clone()))?;
-        build.with_label_values(&[crate::BUILD]).set(1);
+        let registry = Registry::new();
+        contract::BUILD.labelled(&registry)?.with_label_values(&[crate::BUILD]).set(1);
         Ok(Self {
+            reconciliations: contract::RECONCILIATIONS.labelled(&registry)?,
+            durations: contract::RECONCILE_DURATION.labelled(&registry)?,
+            errors: contract::ERRORS.labelled(&registry)?,
+            queue: contract::QUEUE.labelled(&registry)?,
+            queue_age: contract::QUEUE_AGE.labelled_float(&registry)?,
+            queue_wait: contract::QUEUE_WAIT.labelled(&registry)?,
+            reports: contract::REPORTS.labelled(&registry)?,
+            writes: contract::WRITES.labelled(&registry)?,
+            api_requests: contract::API_REQUESTS.labelled(&registry)?,
+            api_durations: contract::API_DURATION.labelled(&registry)?,
+            malformed: contract::MALFORMED.labelled(&registry)?,
+            watch_errors: contract::WATCH_ERRORS.labelled(&registry)?,
+            signatures: contract::SIGNATURES.labelled(&registry)?,
+            objects: contract::OBJECTS.labelled(&registry)?,
+            conditions: contract::CONDITIONS.labelled(&registry)?,
+            condition_oldest: contract::CONDITION_OLDEST.labelled_float(&registry)?,
+            gates: contract::GATES.labelled(&registry)?,
+            gate_margin: contract::GATE_MARGIN.labelled_float(&registry)?,
+            run_steps: contract::RUN_STEPS.labelled(&registry)?,
+            progress_oldest: contract::PROGRESS_OLDEST.labelled_float(&registry)?,
+            checkpoint_oldest: contract::CHECKPOINT_OLDEST.labelled_float(&registry)?,
+            serving: contract::SERVING.labelled(&registry)?,
+            unverified: contract::UNVERIFIED.single(&registry)?,
+            signer: contract::SIGNER.single(&registry)?,
+            certificate: contract::CERTIFICATE.single(&registry)?,
+            leader: contract::LEADER.single(&registry)?,
             registry,
-            reconciliations,
-            durations,
-            errors,
-            reports,
-            writes,
-            malformed,
-            watch_errors,
-            objects,
-            leader,
         })
     }
 
@@ -87,6 +92,11 @@ impl Metrics {
         }
     }
 
+    /// Records how long a change waited for its reconciliation.
+    pub fn waited(&self, kind: &str, waited: Duration) {
+        self.queue_wait.with_label_values(&[kind]).observe(waited.as_secs_f64());
+    }
+
     /// Counts a report. `kind` is `None` if the report was rejected before it was parsed.
     pub fn report(&self, kind: Option<&str>, result: &'static str) {
         self.reports.with_label_values(&[kind.unwrap_or("unknown"), result]).inc();
@@ -95,6 +105,20 @@ impl Metrics {
     /// Counts a write to the API server.
     pub fn wrote(&self, kind: &str, verb: &'static str) {
         self.writes.with_label_values(&[kind, verb]).inc();
+    }
+
+    /// Counts a request to the API server. `code` is `None` if there was no answer. The duration of a watch is unknown.
+    pub fn requested(&self, verb: &'static str, code: Option<u16>, took: Option<Duration>) {
+        let code = code.map_or_else(|| "error".to_owned(), |code| code.to_string());
+        self.api_requests.with_label_values(&[verb, &code]).inc();
+        if let Some(took) = took {
+            self.api_durations.with_label_values(&[verb]).observe(took.as_secs_f64());
+        }
+    }
+
+    /// Counts an attempt to sign a statement.
+    pub fn signed(&self, statement: &'static str, succeeded: bool) {
+        self.signatures.with_label_values(&[statement, if succeeded { "ok" } else { "error" }]).inc();
     }
 
     /// Counts an object that could not be parsed.
@@ -112,12 +136,57 @@ impl Metrics {
         self.leader.set(i64::from(leads));
     }
 
-    /// Sets the number of objects from the kind and phase of each.
-    pub fn count<'a>(&self, phases: impl IntoIterator<Item = (&'a str, &'a str)>) {
-        self.objects.reset();
-        for (kind, phase) in phases {
-            self.objects.with_label_values(&[kind, phase]).inc();
+    /// Sets whether this process leads and can sign.
+    pub fn signs(&self, available: bool) {
+        self.signer.set(i64::from(available));
+    }
+
+    /// Sets when the first certificate of the report endpoint expires.
+    pub fn certificate_expires(&self, at: Timestamp) {
+        self.certificate.set(at.as_second());
+    }
+
+    /// Replaces everything that is counted over the existing objects.
+    pub fn count(&self, census: &Census) {
+        for vector in [&self.queue, &self.objects, &self.conditions, &self.gates, &self.run_steps, &self.serving] {
+            vector.reset();
         }
+        for vector in
+            [&self.queue_age, &self.condition_oldest, &self.gate_margin, &self.progress_oldest, &self.checkpoint_oldest]
+        {
+            vector.reset();
+        }
+        for (kind, (objects, oldest)) in &census.waiting {
+            self.queue.with_label_values(&[kind]).set(*objects);
+            self.queue_age.with_label_values(&[kind]).set(oldest.as_secs_f64());
+        }
+        for ([kind, phase, ring], objects) in &census.objects {
+            self.objects.with_label_values(&[kind, phase, ring]).set(*objects);
+        }
+        for ([kind, condition, status, reason], (objects, since)) in &census.conditions {
+            let labels = [kind, condition, status, reason].map(String::as_str);
+            self.conditions.with_label_values(&labels).set(*objects);
+            self.condition_oldest.with_label_values(&labels).set(since.as_second() as f64);
+        }
+        for ([metric, verdict], gates) in &census.gates {
+            self.gates.with_label_values(&[metric, verdict]).set(*gates);
+        }
+        for (metric, margin) in &census.margins {
+            self.gate_margin.with_label_values(&[metric]).set(*margin);
+        }
+        self.run_steps.with_label_values(&["completed"]).set(census.completed_steps);
+        self.run_steps.with_label_values(&["executed"]).set(census.executed_steps);
+        for (gauge, oldest) in
+            [(&self.progress_oldest, census.progress_oldest), (&self.checkpoint_oldest, census.checkpoint_oldest)]
+        {
+            if let Some(oldest) = oldest {
+                gauge.with_label_values::<&str>(&[]).set(oldest.as_second() as f64);
+            }
+        }
+        for (ring, servers) in &census.serving {
+            self.serving.with_label_values(&[ring]).set(*servers);
+        }
+        self.unverified.set(census.unverified);
     }
 
     /// Returns all metrics in the text format.
@@ -132,33 +201,124 @@ impl Metrics {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
+pub(crate) mod tests {
+    use std::{collections::BTreeMap, time::Duration};
 
-    use super::Metrics;
+    use jiff::Timestamp;
 
-    #[test]
-    fn names_and_labels_are_as_documented() {
+    use super::{Metrics, contract};
+    use crate::census::Census;
+
+    impl Metrics {
+        /// Returns all metrics as text.
+        pub(crate) fn shown(&self) -> String {
+            String::from_utf8(self.text().unwrap()).unwrap()
+        }
+    }
+
+    /// Returns metrics of which each has a series.
+    fn full() -> Metrics {
         let metrics = Metrics::new().unwrap();
         metrics.reconciled("TrainingRun", Duration::from_millis(3), Some("conflict"));
+        metrics.waited("TrainingRun", Duration::from_millis(30));
         metrics.report(Some("Evaluation"), "accepted");
         metrics.report(None, "unauthenticated");
         metrics.wrote("Job", "apply");
-        metrics.count([("TrainingRun", "Running"), ("TrainingRun", "Running")]);
+        metrics.requested("patch", Some(409), Some(Duration::from_millis(7)));
+        metrics.requested("watch", None, None);
+        metrics.signed("model", true);
+        metrics.malformed("Evaluation");
+        metrics.watch_failed("Pod");
         metrics.leads(true);
-        let text = String::from_utf8(metrics.text().unwrap()).unwrap();
+        metrics.signs(true);
+        let then = Timestamp::from_second(1000).unwrap();
+        metrics.certificate_expires(then);
+        let text = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        metrics.count(&Census {
+            waiting: BTreeMap::from([("TrainingRun".to_owned(), (3, Duration::from_millis(2500)))]),
+            objects: BTreeMap::from([(text(&["TrainingRun", "Running", "main"]).try_into().unwrap(), 2)]),
+            conditions: BTreeMap::from([(
+                text(&["ReasoningPod", "GatesPassed", "False", "GateFailed"]).try_into().unwrap(),
+                (4, then),
+            )]),
+            gates: BTreeMap::from([(text(&["exact_match", "Failed"]).try_into().unwrap(), 5)]),
+            margins: BTreeMap::from([("exact_match".to_owned(), -0.25)]),
+            completed_steps: 90,
+            executed_steps: 100,
+            progress_oldest: Some(then),
+            checkpoint_oldest: Some(then),
+            serving: BTreeMap::from([("main".to_owned(), 6)]),
+            unverified: 1,
+        });
+        metrics
+    }
+
+    #[test]
+    fn the_exposition_is_that_of_the_contract() {
+        let metrics = full();
+        let families = metrics.registry.gather();
+        let found: BTreeMap<_, _> = families.iter().map(|family| (family.name(), family)).collect();
+        assert!(
+            found.keys().copied().eq(contract::ALL.iter().map(|it| it.name).collect::<std::collections::BTreeSet<_>>())
+        );
+        for promised in contract::ALL {
+            let family = found[promised.name];
+            assert_eq!(family.help(), promised.help);
+            assert_eq!(
+                format!("{:?}", family.get_field_type()).to_lowercase(),
+                promised.kind.name(),
+                "{}",
+                promised.name
+            );
+            let mut labels: Vec<_> = promised.labels.iter().map(|label| label.name).collect();
+            labels.sort_unstable();
+            let exposed: Vec<_> =
+                family.get_metric()[0].get_label().iter().map(|label| label.name().to_owned()).collect();
+            assert_eq!(exposed, labels, "{}", promised.name);
+        }
+    }
+
+    #[test]
+    fn numbers_are_those_that_were_counted() {
+        let metrics = full();
+        let text = metrics.shown();
         for line in [
             "codex_controller_reconciliations_total{kind=\"TrainingRun\",result=\"error\"} 1",
             "codex_controller_errors_total{category=\"conflict\",kind=\"TrainingRun\"} 1",
             "codex_controller_reconcile_duration_seconds_count{kind=\"TrainingRun\"} 1",
+            "codex_controller_queue_objects{kind=\"TrainingRun\"} 3",
+            "codex_controller_queue_oldest_seconds{kind=\"TrainingRun\"} 2.5",
+            "codex_controller_queue_wait_seconds_count{kind=\"TrainingRun\"} 1",
             "codex_controller_reports_total{kind=\"Evaluation\",result=\"accepted\"} 1",
             "codex_controller_reports_total{kind=\"unknown\",result=\"unauthenticated\"} 1",
             "codex_controller_writes_total{kind=\"Job\",verb=\"apply\"} 1",
-            "codex_controller_objects{kind=\"TrainingRun\",phase=\"Running\"} 2",
+            "codex_controller_api_requests_total{code=\"409\",verb=\"patch\"} 1",
+            "codex_controller_api_requests_total{code=\"error\",verb=\"watch\"} 1",
+            "codex_controller_api_request_duration_seconds_count{verb=\"patch\"} 1",
+            "codex_controller_signatures_total{result=\"ok\",statement=\"model\"} 1",
+            "codex_controller_objects{kind=\"TrainingRun\",phase=\"Running\",ring=\"main\"} 2",
+            "codex_controller_conditions{condition=\"GatesPassed\",kind=\"ReasoningPod\",reason=\"GateFailed\",status=\"False\"} 4",
+            "codex_controller_condition_oldest_timestamp_seconds{condition=\"GatesPassed\",kind=\"ReasoningPod\",reason=\"GateFailed\",status=\"False\"} 1000",
+            "codex_controller_gates{metric=\"exact_match\",verdict=\"Failed\"} 5",
+            "codex_controller_gate_lowest_margin{metric=\"exact_match\"} -0.25",
+            "codex_controller_run_steps{state=\"completed\"} 90",
+            "codex_controller_run_steps{state=\"executed\"} 100",
+            "codex_controller_progress_oldest_timestamp_seconds 1000",
+            "codex_controller_checkpoint_oldest_timestamp_seconds 1000",
+            "codex_controller_serving_replicas{ring=\"main\"} 6",
+            "codex_controller_serving_unverified_objects 1",
+            "codex_controller_signer_available 1",
+            "codex_controller_report_certificate_expiry_timestamp_seconds 1000",
             "codex_controller_is_leader 1",
             "codex_controller_build_info{version=",
         ] {
             assert!(text.contains(line), "{line} is missing in:\n{text}");
+        }
+        // The next count forgets objects that are gone.
+        metrics.count(&Census::default());
+        let text = metrics.shown();
+        for gone in ["_objects{", "_conditions{", "_gates{", "progress_oldest", "serving_replicas{"] {
+            assert!(!text.contains(gone), "{gone} is still in:\n{text}");
         }
     }
 }

@@ -6,7 +6,8 @@ use axum_server::Handle;
 use codex_crds::ReasoningPod;
 use codex_plan::Settings;
 use kube::{
-    Client, ResourceExt,
+    Client, Config, ResourceExt,
+    client::ClientBuilder,
     runtime::events::{Recorder, Reporter},
 };
 use tokio::{
@@ -23,6 +24,7 @@ use crate::{
     admission::AdmissionWatch,
     backoff::Backoff,
     by_uid::ByUid,
+    census::Leader,
     context::Context,
     endpoint::{self, Endpoint},
     error::{chain, client_category},
@@ -34,6 +36,7 @@ use crate::{
     metrics::Metrics,
     observe::{Queues, Requests, watch},
     reconcile::control,
+    requests::CountRequests,
     seal::{Seal, SealError},
     signer::{Signer, SignerError},
     tls::{self, TlsError},
@@ -111,8 +114,8 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     info!(version = BUILD, namespace = flags.namespace, "codex-controller is starting");
     let stop = stop_on_signal()?;
-    let client = Client::try_default().await.map_err(|source| OperatorError::Config(Box::new(source)))?;
     let metrics = Metrics::new()?;
+    let client = client(&metrics).await.map_err(|source| OperatorError::Config(Box::new(source)))?;
     let (leadership, leadership_seen) = channel(Leadership::Standby);
     let (active, context) = channel(None);
     let mut servers = JoinSet::new();
@@ -125,6 +128,7 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
         }
     });
     let certificates = tls::certificates(client.clone(), &flags.namespace, &flags.report_url()).await?;
+    metrics.certificate_expires(certificates.expires);
     let reports_handle = Handle::new();
     servers.spawn({
         let (address, handle) = (flags.listen, reports_handle.clone());
@@ -156,6 +160,12 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
     result
 }
 
+/// Returns the client for the API server, which counts its requests.
+async fn client(metrics: &Metrics) -> kube::Result<Client> {
+    let config = Config::infer().await.map_err(kube::Error::InferConfig)?;
+    Ok(ClientBuilder::try_from(config)?.with_layer(&CountRequests(metrics.clone())).build())
+}
+
 /// Waits for the Lease and reconciles while it is held.
 async fn lead(
     flags: &Flags,
@@ -185,6 +195,7 @@ async fn lead(
         });
         let seal = Seal::load(client.clone(), &flags.namespace).await?;
         let signer = Arc::new(Signer::load(client.clone(), &flags.namespace).await?);
+        metrics.signs(signer.available().is_ok());
         let (queues, requests) = Queues::new();
         let mut tasks = JoinSet::new();
         let admission = Arc::new(AdmissionWatch::default());
@@ -219,7 +230,7 @@ async fn lead(
         });
         tasks.spawn({
             let (context, signer) = (context.clone(), signer);
-            async move { signer.watch(|| queue_reasoning_pods(&context)).await }
+            async move { signer.watch(|| signer_changed(&context)).await }
         });
         tasks.spawn(sweep(context.clone()));
         info!(
@@ -229,7 +240,8 @@ async fn lead(
             "the caches are filled; reconciling"
         );
         active.send_replace(Some(context.clone()));
-        leadership.send_replace(Leadership::Active(stores));
+        let leader = Leader { stores, inbox: context.inbox.clone(), queues: queues.clone(), since: context.now() };
+        leadership.send_replace(Leadership::Active(leader.into()));
         let controllers = control_all(context, requests);
         tokio::pin!(controllers);
         tokio::select! {
@@ -253,11 +265,13 @@ async fn lead(
     let result = tokio::select! {
         lost = held.keep() => {
             metrics.leads(false);
+            metrics.signs(false);
             return Err(lost.into());
         }
         result = work => result,
     };
     metrics.leads(false);
+    metrics.signs(false);
     if let Err(failure) = held.release().await {
         warn!(error = chain(&failure), "the Lease could not be released and expires by itself");
     }
@@ -276,7 +290,8 @@ macro_rules! control_kinds {
 kinds!(control_kinds);
 
 /// Queues every ReasoningPod, because the signer became available or unavailable.
-fn queue_reasoning_pods(context: &Context) {
+fn signer_changed(context: &Context) {
+    context.metrics.signs(context.signer.available().is_ok());
     for pod in context.stores.reasoning_pods.state() {
         context.queues.add::<ReasoningPod>(&pod.namespace().unwrap_or_default(), &pod.name_any());
     }

@@ -154,6 +154,9 @@ pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver
         let (namespace, object_name) = (object.namespace().unwrap_or_default(), object.name_any());
         let generation = object.meta().generation;
         let span = info_span!("reconcile", kind = %K::kind(&()), namespace, name = object_name, generation);
+        if let Some(waited) = context.queues.waiting().ended(&K::kind(&()), &namespace, &object_name) {
+            context.metrics.waited(&K::kind(&()), waited);
+        }
         async move {
             let (uid, began) = (object.uid().unwrap_or_default(), Instant::now());
             let result = reconcile(object, &context).await;
@@ -180,10 +183,14 @@ pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver
     let failed = |object: Arc<K>, _: &ReconcileError, context: Arc<Context>| {
         Action::requeue(context.backoff.failed(&object.uid().unwrap_or_default()))
     };
-    controller::applier(one, failed, context, store, requests(queue), config)
+    controller::applier(one, failed, context.clone(), store, requests(queue), config)
         .for_each(|result| async {
             // Failed reconciliations are logged above. The remaining error is an object that was deleted while queued.
             if let Err(failure) = result {
+                if let controller::Error::ObjectNotFound(gone) = &failure {
+                    let namespace = gone.namespace.as_deref().unwrap_or_default();
+                    context.queues.waiting().ended(&K::kind(&()), namespace, &gone.name);
+                }
                 debug!(error = chain(&failure), "not reconciled");
             }
         })

@@ -17,6 +17,8 @@ use rustls::{
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 
+use x509_cert::{Certificate, der::DecodePem as _};
+
 use crate::{
     error::client_category,
     secrets::{get_or_create, secret, value},
@@ -68,6 +70,8 @@ pub struct Certificates {
     pub server: Arc<ServerConfig>,
     /// The certificate of the authority in PEM, which pods verify the endpoint with.
     pub authority: String,
+    /// When the first of the two certificates expires.
+    pub expires: Timestamp,
 }
 
 /// The certificate authority.
@@ -137,7 +141,8 @@ impl Authority {
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], private)
             .map_err(TlsError::Rejected)?;
-        Ok(Certificates { server: Arc::new(server), authority: self.certificate })
+        let expires = expiry(&self.certificate)?.min(expiry(&certificate.pem())?);
+        Ok(Certificates { server: Arc::new(server), authority: self.certificate, expires })
     }
 }
 
@@ -159,6 +164,14 @@ fn params(names: Vec<String>, common_name: &str) -> Result<CertificateParams, Tl
     params.not_before = date(from);
     params.not_after = date(until);
     Ok(params)
+}
+
+/// Returns when a certificate in PEM expires.
+fn expiry(pem: &str) -> Result<Timestamp, TlsError> {
+    let unreadable = TlsError::Secret(CERTIFICATE);
+    let Ok(certificate) = Certificate::from_pem(pem) else { return Err(unreadable) };
+    let expires = certificate.tbs_certificate.validity.not_after.to_unix_duration();
+    i64::try_from(expires.as_secs()).ok().and_then(|second| Timestamp::from_second(second).ok()).ok_or(unreadable)
 }
 
 /// Returns the host of an https URL.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, os::unix::fs::symlink};
 
 use codex_crds::{ConditionType, TrainingRun, child};
+use codex_metrics::{controller, server};
 use codex_tests::{
     Error, Result, Team, documents,
     install::{CONTROLLER, NAMESPACE, repository},
@@ -151,11 +152,8 @@ fn has_health_checks(data: &Value) {
     assert_eq!(data["url"], "https://argo");
 }
 
-/// Counters of faults that no test causes: they are documented, and exposed only after the first fault.
-const FAULTS: [&str; 2] = ["codex_controller_malformed_objects_total", "codex_controller_watch_errors_total"];
-
 #[tokio::test(flavor = "multi_thread")]
-async fn the_metrics_that_documents_name_are_those_that_exist() -> Result<()> {
+async fn the_metrics_of_the_contract_are_those_that_exist() -> Result<()> {
     let team = Team::new("metrics").await?;
     team.create(&objects::run("run", &["training.max_steps=1", "training.warmup_steps=0"])).await?;
     let mut evaluation = objects::evaluation("judged", "run", &team.problems);
@@ -178,9 +176,8 @@ async fn the_metrics_that_documents_name_are_those_that_exist() -> Result<()> {
 
     let controllers: Api<Pod> = Api::namespaced(team.client.clone(), NAMESPACE);
     let labelled = ListParams::default().labels(&format!("app.kubernetes.io/name={CONTROLLER}"));
-    let controller = controllers.list(&labelled).await?.items.pop().unwrap().name_any();
-    let mut text =
-        scrape(&team, &format!("/api/v1/namespaces/{NAMESPACE}/pods/{controller}:8080/proxy/metrics")).await?;
+    let leader = controllers.list(&labelled).await?.items.pop().unwrap().name_any();
+    let mut text = scrape(&team, &format!("/api/v1/namespaces/{NAMESPACE}/pods/{leader}:8080/proxy/metrics")).await?;
     let server = format!("/api/v1/namespaces/{}/services/served:8000/proxy/metrics", team.namespace);
     text.push_str(&scrape(&team, &server).await?);
 
@@ -191,15 +188,12 @@ async fn the_metrics_that_documents_name_are_those_that_exist() -> Result<()> {
         .map(str::to_owned)
         .collect();
     // A trainer ends before all of its metrics can be scraped; its own tests compare them.
-    let mut documented = documents::metrics()?;
-    const OF_A_TRAINER: [&str; 3] = ["codex_ml_training_", "codex_ml_data_", "codex_ml_checkpoints_"];
-    documented.retain(|(name, _)| !OF_A_TRAINER.iter().any(|prefix| name.starts_with(prefix)));
-    let names: BTreeSet<_> = documented.iter().map(|(name, _)| name.clone()).collect();
+    let promised = || controller::ALL.iter().chain(server::ALL);
     let missing: Vec<_> =
-        documented.iter().filter(|(name, _)| !exposed.contains(name) && !FAULTS.contains(&name.as_str())).collect();
-    assert!(missing.is_empty(), "documented and not exposed: {missing:#?}; exposed are {exposed:#?}");
-    let unsaid: Vec<_> = exposed.difference(&names).collect();
-    assert!(unsaid.is_empty(), "exposed and not documented: {unsaid:#?}");
+        promised().filter(|metric| !metric.later && !exposed.contains(metric.name)).map(|metric| metric.name).collect();
+    assert!(missing.is_empty(), "promised and not exposed: {missing:#?}; exposed are {exposed:#?}");
+    let unsaid: Vec<_> = exposed.iter().filter(|name| promised().all(|metric| metric.name != **name)).collect();
+    assert!(unsaid.is_empty(), "exposed and not promised: {unsaid:#?}");
     team.done();
     Ok(())
 }

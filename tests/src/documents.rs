@@ -142,6 +142,13 @@ mod tests {
     }
 
     #[test]
+    fn documents_name_only_metrics_of_the_contract() {
+        let promised: BTreeSet<_> = codex_metrics::all().map(|metric| metric.name).collect();
+        let unknown: Vec<_> = metrics().unwrap().into_iter().filter(|(name, _)| !promised.contains(&**name)).collect();
+        assert!(unknown.is_empty(), "{unknown:#?}");
+    }
+
+    #[test]
     fn the_readme_has_yaml() {
         assert!(snippets().unwrap().len() >= 3);
     }
@@ -187,8 +194,18 @@ mod tests {
         let paragraph = text.split("\n\n").find(|paragraph| paragraph.starts_with("`unsafe` occurs in")).unwrap();
         let named: BTreeSet<_> =
             paragraph.split('`').filter(|word| is_rust(Path::new(word))).map(str::to_owned).collect();
-        let folders =
-            ["crds", "configs", "json", "reports", "verdict", "provenance", "controller", "trainer-image", "tests"];
+        let folders = [
+            "crds",
+            "configs",
+            "json",
+            "metrics",
+            "reports",
+            "verdict",
+            "provenance",
+            "controller",
+            "trainer-image",
+            "tests",
+        ];
         let files = folders.iter().flat_map(|folder| below(&root.join(folder)).unwrap());
         let uses = |path: &PathBuf| {
             let markers = ["{", "fn", "impl", "extern"].map(|after| format!("{} {after}", "unsafe"));

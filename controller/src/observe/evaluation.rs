@@ -9,6 +9,7 @@ use codex_plan::{
     evaluation::{self, ObservedEvaluation},
 };
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{ResourceExt, runtime::reflector::Store};
 
 use super::{
@@ -25,6 +26,10 @@ impl Kind for Evaluation {
     /// Returns the verdict, or before there is one, a phase that follows from the conditions.
     fn phase(&self) -> String {
         self.status.as_ref().map_or_else(|| "Pending".to_owned(), phase)
+    }
+
+    fn conditions(&self) -> &[Condition] {
+        self.status.as_ref().map_or(&[], |status| &status.conditions)
     }
 
     fn changed(&self, triggers: &Triggers) {

@@ -4,7 +4,7 @@ use std::{fmt::Debug, sync::Arc};
 
 use codex_plan::{Obstruction, Plan, Received, Sealable, StatusSeal};
 use jiff::Timestamp;
-use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{Resource, runtime::reflector::Store};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -17,6 +17,16 @@ pub trait Kind:
 {
     /// Returns the value of the metric label `phase`.
     fn phase(&self) -> String;
+
+    /// Returns the value of the metric label `ring`, which is empty for a kind without rings.
+    fn ring(&self) -> String {
+        String::new()
+    }
+
+    /// Returns its conditions.
+    fn conditions(&self) -> &[Condition] {
+        &[]
+    }
 
     /// Queues the objects whose plans depend on this one, after it was created, changed or deleted.
     fn changed(&self, triggers: &Triggers);

@@ -13,6 +13,7 @@ mod served;
 mod stores;
 mod training_run;
 mod triggers;
+mod waiting;
 mod watches;
 pub mod workers;
 

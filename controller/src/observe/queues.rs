@@ -8,6 +8,7 @@ use futures::{
 };
 use kube::{Resource, runtime::reflector::ObjectRef};
 
+use super::waiting::Waiting;
 use crate::kinds::kinds;
 
 /// A kind with a queue.
@@ -24,6 +25,7 @@ macro_rules! declare_queues {
         #[derive(Clone)]
         pub struct Queues {
             $($field: UnboundedSender<ObjectRef<$kind>>,)*
+            waiting: Waiting,
         }
 
         /// The receivers of the queues.
@@ -38,7 +40,7 @@ macro_rules! declare_queues {
             /// Creates the queues.
             pub fn new() -> (Self, Requests) {
                 $(let $field = unbounded();)*
-                (Self { $($field: $field.0,)* }, Requests { $($field: $field.1,)* })
+                (Self { $($field: $field.0,)* waiting: Waiting::default() }, Requests { $($field: $field.1,)* })
             }
 
             /// Queues the object of the kind with this name. Kinds without a queue are ignored.
@@ -76,8 +78,14 @@ macro_rules! declare_queues {
 kinds!(declare_queues);
 
 impl Queues {
+    /// Returns the objects that wait.
+    pub fn waiting(&self) -> &Waiting {
+        &self.waiting
+    }
+
     /// Queues the object `name` of `namespace`.
     pub fn add<K: Queued>(&self, namespace: &str, name: &str) {
+        self.waiting.added(&K::kind(&()), namespace, name);
         // The queue is closed only when the process stops.
         let _ = K::sender(self).unbounded_send(ObjectRef::new(name).within(namespace));
     }

@@ -11,7 +11,7 @@ use codex_plan::{
     reasoning_pod::{self, ObservedReasoningPod},
 };
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{Api, ResourceExt, runtime::reflector::Store};
 
 use super::{
@@ -29,6 +29,14 @@ impl Kind for ReasoningPod {
     fn phase(&self) -> String {
         let phase = self.status.as_ref().and_then(|status| status.phase);
         phase.map_or_else(|| "Pending".to_owned(), |phase| format!("{phase:?}"))
+    }
+
+    fn ring(&self) -> String {
+        self.spec.rollout_ring.to_string()
+    }
+
+    fn conditions(&self) -> &[Condition] {
+        self.status.as_ref().map_or(&[], |status| &status.conditions)
     }
 
     fn changed(&self, triggers: &Triggers) {

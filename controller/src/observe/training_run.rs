@@ -8,6 +8,7 @@ use codex_plan::{
     training_run::{self, ObservedTrainingRun, base_cycle},
 };
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{ResourceExt, runtime::reflector::Store};
 
 use super::{
@@ -24,6 +25,14 @@ impl Kind for TrainingRun {
     fn phase(&self) -> String {
         let phase = self.status.as_ref().and_then(|status| status.phase);
         phase.map_or_else(|| "Pending".to_owned(), |phase| format!("{phase:?}"))
+    }
+
+    fn ring(&self) -> String {
+        self.spec.rollout_ring.to_string()
+    }
+
+    fn conditions(&self) -> &[Condition] {
+        self.status.as_ref().map_or(&[], |status| &status.conditions)
     }
 
     fn changed(&self, triggers: &Triggers) {

@@ -77,6 +77,9 @@ struct InferRequest {
 struct InferResponse {
     /// The response without its end token.
     completion: String,
+    /// Number of tokens of the prompt, for the metrics.
+    #[serde(skip)]
+    prompt_tokens: usize,
     /// Number of tokens of the response, including its end token.
     tokens: usize,
     /// `stop` if the model ended the response, `length` if it reached the limit or filled the context.
@@ -127,21 +130,30 @@ impl IntoResponse for ErrorResponse {
 }
 
 /// Answers a prompt. Accepts any content type, because `kubectl create --raw` sends none.
-async fn infer(
-    State(app): State<App>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Json<InferResponse>, ErrorResponse> {
+async fn infer(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Response {
     let begun = Instant::now();
-    app.0.metrics.arrived();
+    let metrics = &app.0.metrics;
+    metrics.arrived();
+    let response = match completion(&app, body).await {
+        Ok(reply) => {
+            metrics.completed(begun.elapsed(), reply.prompt_tokens, reply.tokens);
+            Json(reply).into_response()
+        }
+        Err(error) => error.into_response(),
+    };
+    metrics.answered(response.status());
+    response
+}
+
+/// Answers a prompt if there is a model.
+async fn completion(app: &App, body: Result<Bytes, BytesRejection>) -> Result<InferResponse, ErrorResponse> {
     let phase = app.phase();
     let Some(model) = phase.model() else {
         let told = format!("the model is not ready: {}", phase.name());
         return Err(ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, told));
     };
     let digest = model.verified.signed.model;
-    let reply = answer(model, body).await.map_err(|problem| ErrorResponse { model: Some(digest), ..problem })?;
-    app.0.metrics.completed(begun.elapsed());
-    Ok(Json(reply))
+    answer(model, body).await.map_err(|problem| ErrorResponse { model: Some(digest), ..problem })
 }
 
 /// Parses the body. Invalid JSON gives 400; valid JSON of another shape gives 422.
@@ -189,6 +201,7 @@ async fn answer(model: &ServedModel, body: Result<Bytes, BytesRejection>) -> Res
         .map_err(|error| ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let solution = tasks::answer(&text).map(str::to_owned);
     Ok(InferResponse {
+        prompt_tokens: tokens,
         tokens: answer.tokens.len(),
         finish_reason: if answer.end == Some(End::Stop) { "stop" } else { "length" },
         model_digest: model.verified.signed.model,
@@ -268,7 +281,11 @@ async fn status(State(app): State<App>) -> Response {
 
 async fn metrics(State(app): State<App>) -> Result<Response, ErrorResponse> {
     let metrics = &app.0.metrics;
-    metrics.set_active(app.phase().active());
+    let phase = app.phase();
+    metrics.set_active(phase.active());
+    if let Some(model) = phase.model() {
+        metrics.serves(&app.0.expected.ring, &model.verified.signed.model.short());
+    }
     exposition::answer(metrics.registry())
         .map_err(|error| ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }

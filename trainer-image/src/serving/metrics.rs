@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use prometheus::{Error, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
+use axum::http::StatusCode;
+use codex_metrics::server as contract;
+use prometheus::{Error, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
-/// Buckets in seconds; 0.7 is the latency target of shadow deployments.
-const BUCKETS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.7, 1.0, 2.5, 5.0, 10.0, 30.0];
 /// The value of the label `endpoint`.
 const INFER: &str = "/infer";
 
@@ -14,34 +14,34 @@ const INFER: &str = "/infer";
 pub(super) struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
+    responses: IntCounterVec,
     latency: HistogramVec,
+    tokens: IntCounterVec,
     sessions: IntGauge,
+    model: IntGaugeVec,
 }
 
 impl Metrics {
     /// Registers the metrics in a registry of their own.
     pub(super) fn new() -> Result<Self, Error> {
-        let requests = IntCounterVec::new(
-            Opts::new("codex_ml_inference_requests_total", "Inference requests, including refused ones."),
-            &["endpoint"],
-        )?;
-        let latency = HistogramVec::new(
-            HistogramOpts::new(
-                "codex_ml_inference_latency_seconds",
-                "Seconds from a request to its completion, without refused requests.",
-            )
-            .buckets(BUCKETS.to_vec()),
-            &["endpoint"],
-        )?;
-        let sessions = IntGauge::new("codex_ml_active_sessions", "Running and waiting requests.")?;
         let registry = Registry::new();
-        registry.register(Box::new(requests.clone()))?;
-        registry.register(Box::new(latency.clone()))?;
-        registry.register(Box::new(sessions.clone()))?;
+        let metrics = Self {
+            requests: contract::REQUESTS.labelled(&registry)?,
+            responses: contract::RESPONSES.labelled(&registry)?,
+            latency: contract::LATENCY.labelled(&registry)?,
+            tokens: contract::TOKENS.labelled(&registry)?,
+            sessions: contract::SESSIONS.single(&registry)?,
+            model: contract::MODEL_INFO.labelled(&registry)?,
+            registry,
+        };
         // A new server shows zeros instead of no series.
-        requests.with_label_values(&[INFER]).reset();
-        latency.with_label_values(&[INFER]);
-        Ok(Self { registry, requests, latency, sessions })
+        metrics.requests.with_label_values(&[INFER]).reset();
+        metrics.responses.with_label_values(&[INFER, StatusCode::OK.as_str()]).reset();
+        metrics.latency.with_label_values(&[INFER]);
+        for kind in ["prompt", "completion"] {
+            metrics.tokens.with_label_values(&[kind]).reset();
+        }
+        Ok(metrics)
     }
 
     /// Counts a request.
@@ -49,9 +49,16 @@ impl Metrics {
         self.requests.with_label_values(&[INFER]).inc();
     }
 
-    /// Records the latency of a completed request.
-    pub(super) fn completed(&self, took: Duration) {
+    /// Counts the answer to a request.
+    pub(super) fn answered(&self, status: StatusCode) {
+        self.responses.with_label_values(&[INFER, status.as_str()]).inc();
+    }
+
+    /// Records the latency of a completed request, and the tokens of its prompt and of its completion.
+    pub(super) fn completed(&self, took: Duration, prompt: usize, completion: usize) {
         self.latency.with_label_values(&[INFER]).observe(took.as_secs_f64());
+        self.tokens.with_label_values(&["prompt"]).inc_by(prompt as u64);
+        self.tokens.with_label_values(&["completion"]).inc_by(completion as u64);
     }
 
     /// Sets the number of running and waiting requests.
@@ -59,8 +66,50 @@ impl Metrics {
         self.sessions.set(i64::try_from(active).unwrap_or(i64::MAX));
     }
 
+    /// Sets the ring and the model of this server, once it serves.
+    pub(super) fn serves(&self, ring: &str, model: &str) {
+        self.model.with_label_values(&[ring, model]).set(1);
+    }
+
     /// Returns the registry to scrape.
     pub(super) fn registry(&self) -> &Registry {
         &self.registry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, time::Duration};
+
+    use axum::http::StatusCode;
+    use prometheus::TextEncoder;
+
+    use super::{Metrics, contract};
+
+    #[test]
+    fn the_exposition_is_that_of_the_contract() {
+        let metrics = Metrics::new().unwrap();
+        metrics.arrived();
+        metrics.answered(StatusCode::TOO_MANY_REQUESTS);
+        metrics.completed(Duration::from_millis(600), 7, 30);
+        metrics.serves("main", "9f2c41d0a7b3");
+        let families = metrics.registry().gather();
+        let exposed: BTreeSet<_> = families
+            .iter()
+            .map(|family| (family.name(), format!("{:?}", family.get_field_type()).to_lowercase()))
+            .collect();
+        assert_eq!(exposed, contract::ALL.iter().map(|it| (it.name, it.kind.name().to_owned())).collect());
+        let text = TextEncoder::new().encode_to_string(&families).unwrap();
+        for line in [
+            "codex_ml_inference_responses_total{code=\"200\",endpoint=\"/infer\"} 0",
+            "codex_ml_inference_responses_total{code=\"429\",endpoint=\"/infer\"} 1",
+            "codex_ml_inference_tokens_total{type=\"prompt\"} 7",
+            "codex_ml_inference_tokens_total{type=\"completion\"} 30",
+            "codex_ml_inference_latency_seconds_bucket{endpoint=\"/infer\",le=\"0.7\"} 1",
+            "codex_ml_inference_latency_seconds_bucket{endpoint=\"/infer\",le=\"0.5\"} 0",
+            "codex_ml_model_info{model=\"9f2c41d0a7b3\",ring=\"main\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
     }
 }

@@ -83,6 +83,9 @@ impl<'a> ProgressOutputs<'a> {
             bar
         });
         reporter.update(|state| state.progress = Some(Progress { step, total_steps: total, ..Progress::default() }));
+        if let Some(metrics) = metrics {
+            metrics.begin(step, total);
+        }
         let start = Sums { at: Instant::now(), tokens: 0, flops: 0.0, data_wait: Duration::ZERO };
         Self {
             reporter,

@@ -2,14 +2,10 @@
 
 use std::time::Duration;
 
-use prometheus::{Error, Gauge, Histogram, HistogramOpts, IntCounter, Registry};
+use codex_metrics::trainer as contract;
+use prometheus::{Counter, Error, Gauge, Histogram, IntCounter, IntGauge, Registry};
 
 use super::StepNumbers;
-
-/// Buckets for the seconds of a step, from tiny models to large ones.
-const STEP_BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
-/// Buckets for the seconds of loading the data of a step.
-const DATA_BUCKETS: [f64; 9] = [1e-5, 1e-4, 5e-4, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5];
 
 /// Metrics of one trainer.
 #[derive(Debug)]
@@ -17,8 +13,11 @@ pub struct TrainerMetrics {
     registry: Registry,
     steps: IntCounter,
     tokens: IntCounter,
+    flops: Counter,
     spikes: IntCounter,
     damaged: IntCounter,
+    step: IntGauge,
+    target: IntGauge,
     loss: Gauge,
     val_loss: Gauge,
     learning_rate: Gauge,
@@ -33,56 +32,24 @@ impl TrainerMetrics {
     /// # Errors
     /// When two metrics have the same name.
     pub fn new() -> Result<Self, Error> {
-        let histogram = |name, help, buckets: &[f64]| {
-            Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
-        };
+        let registry = Registry::new();
         let metrics = Self {
-            registry: Registry::new(),
-            steps: IntCounter::new("codex_ml_training_steps_total", "Optimizer steps of this process.")?,
-            tokens: IntCounter::new("codex_ml_training_tokens_total", "Tokens trained on by this process.")?,
-            spikes: IntCounter::new(
-                "codex_ml_training_spikes_total",
-                "Steps of this process with a spike of the loss or gradient norm, including skipped ones.",
-            )?,
-            damaged: IntCounter::new(
-                "codex_ml_checkpoints_damaged_total",
-                "Damaged checkpoints that this process skipped.",
-            )?,
-            loss: Gauge::new(
-                "codex_ml_training_loss",
-                "Mean cross-entropy per target token of the latest step, in nats.",
-            )?,
-            val_loss: Gauge::new(
-                "codex_ml_training_val_loss",
-                "Mean cross-entropy per target token of the latest evaluation, in nats; NaN before the first.",
-            )?,
-            learning_rate: Gauge::new("codex_ml_training_learning_rate", "Learning rate of the latest step.")?,
-            gradient_norm: Gauge::new(
-                "codex_ml_training_gradient_norm",
-                "Gradient norm of the latest step before clipping.",
-            )?,
-            duration: histogram(
-                "codex_ml_training_duration_seconds",
-                "Seconds per step, including data loading and waits for checkpoints, but not evaluations.",
-                &STEP_BUCKETS,
-            )?,
-            data: histogram(
-                "codex_ml_data_loading_duration_seconds",
-                "Seconds that a step waited for its data.",
-                &DATA_BUCKETS,
-            )?,
+            steps: contract::STEPS.single(&registry)?,
+            tokens: contract::TOKENS.single(&registry)?,
+            flops: contract::FLOPS.float(&registry)?,
+            spikes: contract::SPIKES.single(&registry)?,
+            damaged: contract::DAMAGED.single(&registry)?,
+            step: contract::STEP.single(&registry)?,
+            target: contract::TARGET.single(&registry)?,
+            loss: contract::LOSS.float(&registry)?,
+            val_loss: contract::VAL_LOSS.float(&registry)?,
+            learning_rate: contract::LEARNING_RATE.float(&registry)?,
+            gradient_norm: contract::GRADIENT_NORM.float(&registry)?,
+            duration: contract::STEP_DURATION.single(&registry)?,
+            data: contract::DATA_DURATION.single(&registry)?,
+            registry,
         };
         metrics.val_loss.set(f64::NAN);
-        let registry = &metrics.registry;
-        for counter in [&metrics.steps, &metrics.tokens, &metrics.spikes, &metrics.damaged] {
-            registry.register(Box::new(counter.clone()))?;
-        }
-        for gauge in [&metrics.loss, &metrics.val_loss, &metrics.learning_rate, &metrics.gradient_norm] {
-            registry.register(Box::new(gauge.clone()))?;
-        }
-        for histogram in [&metrics.duration, &metrics.data] {
-            registry.register(Box::new(histogram.clone()))?;
-        }
         Ok(metrics)
     }
 
@@ -91,10 +58,22 @@ impl TrainerMetrics {
         &self.registry
     }
 
+    /// Records the step at which the process starts or resumes, and the last step of the run.
+    pub(super) fn begin(&self, step: u64, total: u64) {
+        let number = |step: u64| i64::try_from(step).unwrap_or(i64::MAX);
+        self.step.set(number(step));
+        self.target.set(number(total));
+    }
+
     /// Records a step and the time since the end of the previous one.
     pub(super) fn step(&self, numbers: &StepNumbers, took: Duration) {
         self.steps.inc();
+        self.step.set(i64::try_from(numbers.step).unwrap_or(i64::MAX));
         self.tokens.inc_by(numbers.tokens as u64);
+        // A counter takes no other numbers. The formula gives none, unless a model has no parameters.
+        if numbers.flops.is_finite() && numbers.flops >= 0.0 {
+            self.flops.inc_by(numbers.flops);
+        }
         self.loss.set(numbers.loss);
         self.learning_rate.set(numbers.learning_rate);
         self.gradient_norm.set(numbers.gradient_norm);
@@ -125,13 +104,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_documented_metrics_of_a_trainer_are_those_that_exist() {
+    fn the_exposition_is_that_of_the_contract() {
         let families = TrainerMetrics::new().unwrap().registry().gather();
-        let exposed: BTreeSet<String> = families.iter().map(|family| family.name().to_owned()).collect();
-        let page = include_str!("../../../../docs/metrics.md");
-        let section = page.split("\n## ").find(|section| section.starts_with("A trainer\n")).unwrap();
-        let named = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
-        assert_eq!(named.map(str::to_owned).collect::<BTreeSet<_>>(), exposed);
+        let exposed: BTreeSet<_> = families
+            .iter()
+            .map(|family| (family.name(), format!("{:?}", family.get_field_type()).to_lowercase()))
+            .collect();
+        assert_eq!(exposed, contract::ALL.iter().map(|it| (it.name, it.kind.name().to_owned())).collect());
     }
 
     #[test]
@@ -143,9 +122,10 @@ mod tests {
             gradient_norm: 0.5,
             learning_rate: 0.005,
             tokens: 100,
-            flops: 0.0,
+            flops: 1.5e9,
             data_wait: Duration::from_micros(50),
         };
+        metrics.begin(2, 40);
         metrics.step(&numbers, Duration::from_millis(20));
         metrics.evaluated(0.75);
         metrics.count_spike();
@@ -153,6 +133,9 @@ mod tests {
         for line in [
             "codex_ml_training_steps_total 1",
             "codex_ml_training_tokens_total 100",
+            "codex_ml_training_flops_total 1500000000",
+            "codex_ml_training_step 3",
+            "codex_ml_training_target_steps 40",
             "codex_ml_training_spikes_total 1",
             "codex_ml_checkpoints_damaged_total 0",
             "codex_ml_training_loss 1.25",

@@ -1,0 +1,271 @@
+//! Counts existing objects for the metrics, from the caches. It runs only when metrics are requested.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use codex_crds::{ConditionType, Evaluation, ReasoningPod, TrainingRun, TrainingRunPhase};
+use codex_plan::conditions::is_true;
+use jiff::Timestamp;
+use kube::{Resource, ResourceExt};
+
+use crate::{
+    inbox::{Inbox, Moves},
+    kinds::kinds,
+    observe::{Kind, Queues, Stores},
+};
+
+/// What a leader knows about objects.
+pub struct Leader {
+    /// The caches.
+    pub stores: Arc<Stores>,
+    /// The newest reports.
+    pub inbox: Arc<Inbox>,
+    /// The queues.
+    pub queues: Queues,
+    /// When the process began to reconcile.
+    pub since: Timestamp,
+}
+
+/// The counts, by the values of the labels.
+#[derive(Debug, Default, PartialEq)]
+pub struct Census {
+    /// By kind: the objects that wait to be reconciled, and how long the one that waits longest has waited.
+    pub waiting: BTreeMap<String, (i64, Duration)>,
+    /// By kind, phase and ring.
+    pub objects: BTreeMap<[String; 3], i64>,
+    /// By kind, type, status and reason: the objects, and when the first of them got the condition.
+    pub conditions: BTreeMap<[String; 4], (i64, Timestamp)>,
+    /// By metric and verdict.
+    pub gates: BTreeMap<[String; 2], i64>,
+    /// By metric: the lowest distance of a bound from its limit.
+    pub margins: BTreeMap<String, f64>,
+    /// Steps that existing runs have completed.
+    pub completed_steps: i64,
+    /// Steps that they executed, including repeated ones.
+    pub executed_steps: i64,
+    /// The latest step of the running run that stands still longest.
+    pub progress_oldest: Option<Timestamp>,
+    /// The newest checkpoint of the running run whose newest checkpoint is the oldest.
+    pub checkpoint_oldest: Option<Timestamp>,
+    /// Ready servers by ring.
+    pub serving: BTreeMap<String, i64>,
+    /// ReasoningPods with ready servers whose status proves no verified model.
+    pub unverified: i64,
+}
+
+macro_rules! count_kinds {
+    (
+        reconciled { $($reconciled:ident: $kind:ty, $label:expr;)* }
+        referenced { $($referenced:ident: $referenced_kind:ty;)* }
+    ) => {
+        fn count_objects(census: &mut Census, leader: &Leader) {
+            $(
+                census.waiting.insert(<$kind>::kind(&()).into_owned(), (0, Duration::ZERO));
+                leader.stores.$reconciled.state().iter().for_each(|object| census.object(&**object));
+            )*
+            $(leader.stores.$referenced.state().iter().for_each(|object| census.object(&**object));)*
+        }
+    };
+}
+
+kinds!(count_kinds);
+
+impl Census {
+    /// Counts everything.
+    pub fn of(leader: &Leader) -> Self {
+        let mut census = Self::default();
+        count_objects(&mut census, leader);
+        census.waiting.extend(leader.queues.waiting().by_kind());
+        for run in leader.stores.training_runs.state() {
+            census.run(&run, leader.since, leader.inbox.moves(&run.uid().unwrap_or_default()));
+        }
+        leader.stores.evaluations.state().iter().for_each(|evaluation| census.evaluation(evaluation));
+        leader.stores.reasoning_pods.state().iter().for_each(|pod| census.reasoning_pod(pod));
+        census
+    }
+
+    fn object<K: Kind>(&mut self, object: &K) {
+        let kind = K::kind(&()).into_owned();
+        *self.objects.entry([kind.clone(), object.phase(), object.ring()]).or_default() += 1;
+        for condition in object.conditions() {
+            let key = [kind.clone(), condition.type_.clone(), condition.status.clone(), condition.reason.clone()];
+            let since = condition.last_transition_time.0;
+            let (objects, oldest) = self.conditions.entry(key).or_insert((0, since));
+            *objects += 1;
+            *oldest = since.min(*oldest);
+        }
+    }
+
+    fn run(&mut self, run: &TrainingRun, since: Timestamp, moves: Moves) {
+        let Some(status) = &run.status else { return };
+        let completed = status.progress.as_ref().map_or(0, |progress| progress.step);
+        self.completed_steps += completed;
+        // Reports of a run may name its progress before they count its steps.
+        self.executed_steps += status.steps_executed.unwrap_or(0).max(completed);
+        if status.phase == Some(TrainingRunPhase::Running) {
+            // Reports from before this process led are unknown. A run that has just started is not late.
+            let started = status.work.active_since.as_ref().or(status.work.started_at.as_ref());
+            let earliest = started.map_or(since, |started| started.0.max(since));
+            let seen = |at: Option<Timestamp>| at.unwrap_or(earliest).max(earliest);
+            let oldest = |known: Option<Timestamp>, at| Some(known.map_or(at, |known| known.min(at)));
+            self.progress_oldest = oldest(self.progress_oldest, seen(moves.stepped()));
+            self.checkpoint_oldest = oldest(self.checkpoint_oldest, seen(moves.saved()));
+        }
+    }
+
+    fn evaluation(&mut self, evaluation: &Evaluation) {
+        let Some(status) = &evaluation.status else { return };
+        for (result, gate) in status.gates.iter().zip(&evaluation.spec.gates) {
+            let verdict = format!("{:?}", result.verdict);
+            *self.gates.entry([result.metric.clone(), verdict]).or_default() += 1;
+            // Gates that were changed are judged again; until then they may not fit the results.
+            if gate.metric != result.metric {
+                continue;
+            }
+            let number = |text: &str| text.parse::<f64>().ok().filter(|number| number.is_finite());
+            let bound = if gate.confidence.is_none() {
+                &result.value
+            } else if gate.min.is_some() {
+                &result.lower
+            } else {
+                &result.upper
+            };
+            let Some(bound) = bound.as_ref().and_then(|bound| number(&bound.0)) else { continue };
+            let margin = match (&gate.min, &gate.max) {
+                (Some(min), None) => number(&min.0).map(|min| bound - min),
+                (None, Some(max)) => number(&max.0).map(|max| max - bound),
+                _ => None,
+            };
+            if let Some(margin) = margin {
+                let lowest = self.margins.entry(result.metric.clone()).or_insert(margin);
+                *lowest = lowest.min(margin);
+            }
+        }
+    }
+
+    fn reasoning_pod(&mut self, pod: &ReasoningPod) {
+        let Some(status) = &pod.status else { return };
+        let ready = i64::from(status.ready_replicas.unwrap_or(0));
+        if ready == 0 {
+            return;
+        }
+        *self.serving.entry(pod.spec.rollout_ring.to_string()).or_default() += ready;
+        let same = |digest| status.verified.as_ref().is_some_and(|verified| verified.digest == digest);
+        let proven = status.promotion.is_some()
+            && status.manifest.as_ref().is_some_and(|manifest| same(manifest.digest))
+            && is_true(&status.conditions, ConditionType::Verified);
+        self.unverified += i64::from(!proven);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use serde_json::{Value, json};
+
+    use super::Census;
+    use crate::inbox::Moves;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn object<K: serde::de::DeserializeOwned>(kind: &str, spec: &Value, status: &Value) -> K {
+        let object = json!({
+            "apiVersion": "codex-ml.dev/v1alpha1", "kind": kind, "metadata": { "name": "x" }, "spec": spec, "status": status,
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn condition(kind: &str, status: &str, reason: &str, second: i64) -> Value {
+        json!({ "type": kind, "status": status, "reason": reason, "message": "", "lastTransitionTime": at(second).to_string() })
+    }
+
+    fn run(status: &Value) -> codex_crds::TrainingRun {
+        let spec = json!({
+            "rolloutRing": "main", "template": "cot-starter", "data": [],
+            "output": { "persistentVolumeClaim": { "claimName": "runs" } },
+        });
+        object("TrainingRun", &spec, status)
+    }
+
+    #[test]
+    fn objects_are_counted_with_their_ring_and_conditions() {
+        let mut census = Census::default();
+        let status =
+            |second| json!({ "phase": "Failed", "conditions": [condition("Ready", "False", "PodFailed", second)] });
+        for second in [70, 50, 60] {
+            census.object(&run(&status(second)));
+        }
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        assert_eq!(census.objects[&words(&["TrainingRun", "Failed", "main"])[..]], 3);
+        assert_eq!(census.conditions[&words(&["TrainingRun", "Ready", "False", "PodFailed"])[..]], (3, at(50)));
+    }
+
+    #[test]
+    fn the_run_that_stands_still_longest_counts() {
+        let mut census = Census::default();
+        let running = json!({
+            "phase": "Running", "startedAt": at(100).to_string(), "stepsExecuted": 12,
+            "progress": { "step": 9, "totalSteps": 20, "steps": "9/20" },
+        });
+        census.run(&run(&json!({ "phase": "Succeeded" })), at(50), Moves::default());
+        assert_eq!(census.progress_oldest, None);
+        census.run(&run(&running), at(50), Moves::at(Some(at(300)), None));
+        assert_eq!((census.progress_oldest, census.checkpoint_oldest), (Some(at(300)), Some(at(100))));
+        census.run(&run(&running), at(200), Moves::at(Some(at(240)), Some(at(180))));
+        // What happened before this process led is not known to be late.
+        assert_eq!((census.progress_oldest, census.checkpoint_oldest), (Some(at(240)), Some(at(100))));
+        assert_eq!((census.completed_steps, census.executed_steps), (18, 24));
+    }
+
+    #[test]
+    fn margins_are_those_of_the_bound_that_decides() {
+        let gates = json!([
+            { "metric": "exact_match", "min": "0.9", "confidence": "0.95" },
+            { "metric": "trace_coverage", "max": "0.5", "confidence": "0.95" },
+            { "metric": "reasoning.win_rate", "min": "0.5" },
+        ]);
+        let result = |metric: &str, verdict: &str| json!({ "metric": metric, "verdict": verdict, "value": "0.7", "lower": "0.6", "upper": "0.8", "message": "" });
+        let status = json!({ "gates": [
+            result("exact_match", "Failed"), result("trace_coverage", "Failed"), result("reasoning.win_rate", "Passed"),
+        ] });
+        let mut census = Census::default();
+        census.evaluation(&object(
+            "Evaluation",
+            &json!({ "trainingRun": "x", "preset": "cot-lite", "gates": gates }),
+            &status,
+        ));
+        let near = |metric: &str, expected: f64| (census.margins[metric] - expected).abs() < 1e-9;
+        assert!(near("exact_match", -0.3) && near("trace_coverage", -0.3) && near("reasoning.win_rate", 0.2));
+        assert_eq!(census.gates.values().sum::<i64>(), 3);
+        assert_eq!(census.gates[&["exact_match".to_owned(), "Failed".to_owned()]], 1);
+    }
+
+    #[test]
+    fn servers_without_a_verified_model_are_counted() {
+        let (one, other) = ("a".repeat(64), "b".repeat(64));
+        let digest = |hex: &str| format!("sha256:{hex}");
+        let status = |verified: &str, holds: &str| {
+            json!({
+                "readyReplicas": 2,
+                "manifest": { "digest": digest(&one), "short": "aaaaaaaaaaaa", "signer": "s", "bundle": "b" },
+                "promotion": { "ring": "main", "digest": digest(&one), "bundle": "b" },
+                "verified": { "digest": verified, "by": "pod", "at": at(1).to_string() },
+                "conditions": [condition("Verified", holds, "BytesVerified", 1)],
+            })
+        };
+        let unverified = |status: &Value| {
+            let mut census = Census::default();
+            let spec = json!({ "rolloutRing": "main", "trainingRun": "x", "evaluations": ["y"] });
+            census.reasoning_pod(&object("ReasoningPod", &spec, status));
+            (census.serving.get("main").copied(), census.unverified)
+        };
+        assert_eq!(unverified(&status(&digest(&one), "True")), (Some(2), 0));
+        assert_eq!(unverified(&status(&digest(&one), "False")), (Some(2), 1));
+        assert_eq!(unverified(&status(&digest(&other), "True")), (Some(2), 1));
+        let mut unsigned = status(&digest(&one), "True");
+        unsigned["promotion"] = Value::Null;
+        assert_eq!(unverified(&unsigned), (Some(2), 1));
+        assert_eq!(unverified(&json!({ "readyReplicas": 0 })), (None, 0));
+    }
+}

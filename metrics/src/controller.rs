@@ -1,0 +1,81 @@
+//! The metrics of `codex-controller`.
+
+use crate::{
+    label::{
+        CATEGORY, CODE, CONDITION, KIND, METRIC, PHASE, REASON, RESULT, RING, STATE, STATEMENT, STATUS, VERB, VERDICT,
+        VERSION,
+    },
+    metric::metrics,
+};
+
+metrics! {
+    RECONCILIATIONS = Counter("codex_controller_reconciliations_total", Count, [KIND, RESULT],
+        "Reconciliations by kind and result (ok, error).");
+    RECONCILE_DURATION = Histogram("codex_controller_reconcile_duration_seconds", Seconds, [KIND],
+        "Duration of reconciliations.").buckets(&[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]);
+    ERRORS = Counter("codex_controller_errors_total", Count, [KIND, CATEGORY],
+        "Failed reconciliations by category.").later();
+    QUEUE = Gauge("codex_controller_queue_objects", Count, [KIND],
+        "Objects that wait to be reconciled.");
+    QUEUE_AGE = Gauge("codex_controller_queue_oldest_seconds", Seconds, [KIND],
+        "How long the object that waits longest to be reconciled has waited.");
+    QUEUE_WAIT = Histogram("codex_controller_queue_wait_seconds", Seconds, [KIND],
+        "Time from a change to the start of the reconciliation that it caused.")
+        .more("Retries and planned requeues do not wait, so they are not counted.")
+        .buckets(&[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0]);
+    WRITES = Counter("codex_controller_writes_total", Count, [KIND, VERB],
+        "Writes to the API server by kind of object and verb.");
+    API_REQUESTS = Counter("codex_controller_api_requests_total", Count, [VERB, CODE],
+        "Requests to the API server by verb and status code.")
+        .more("The verbs are those of Kubernetes: get, list, watch, create, update, patch, delete.");
+    API_DURATION = Histogram("codex_controller_api_request_duration_seconds", Seconds, [VERB],
+        "Time until the API server answered a request, without watches.")
+        .buckets(&[0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]);
+    REPORTS = Counter("codex_controller_reports_total", Count, [KIND, RESULT],
+        "Reports of pods by result (accepted, stale, refused, unauthenticated, invalid, unavailable).");
+    OBJECTS = Gauge("codex_controller_objects", Count, [KIND, PHASE, RING],
+        "Existing objects by kind, phase and ring.")
+        .more("TrainingRuns: Pending, Running, Suspended, Succeeded, Failed. Evaluations: the verdict (Passed, Failed, \
+            Inconclusive), before it Pending, Running or Suspended; an Evaluation that stalls without a verdict is Failed. \
+            ReasoningPods: Pending, DryRun, Blocked, RollingOut, Serving.");
+    CONDITIONS = Gauge("codex_controller_conditions", Count, [KIND, CONDITION, STATUS, REASON],
+        "Existing objects by condition, its status and its reason.")
+        .more("The conditions of a ReasoningPod with the status False say what blocks it.");
+    CONDITION_OLDEST = Gauge("codex_controller_condition_oldest_timestamp_seconds", UnixTime,
+        [KIND, CONDITION, STATUS, REASON],
+        "When the object that has had this condition, status and reason for the longest time got them.");
+    GATES = Gauge("codex_controller_gates", Count, [METRIC, VERDICT],
+        "Judged gates of existing Evaluations by metric and verdict.");
+    GATE_MARGIN = Gauge("codex_controller_gate_lowest_margin", Number, [METRIC],
+        "Lowest distance of a bound from the limit of its gate, over existing Evaluations; negative if a gate is missed.")
+        .more("The bound is the lower one for `min` and the upper one for `max`; without `confidence` it is the value.");
+    RUN_STEPS = Gauge("codex_controller_run_steps", Count, [STATE],
+        "Optimizer steps of existing TrainingRuns: completed, and executed with repeated ones.")
+        .more("Goodput is completed over executed.");
+    PROGRESS_OLDEST = Gauge("codex_controller_progress_oldest_timestamp_seconds", UnixTime, [],
+        "When the running TrainingRun that has stood still longest took its latest step.")
+        .more("Counted since this process leads. Absent while no TrainingRun is Running.").later();
+    CHECKPOINT_OLDEST = Gauge("codex_controller_checkpoint_oldest_timestamp_seconds", UnixTime, [],
+        "When the running TrainingRun with the oldest newest checkpoint wrote it.")
+        .more("Counted since this process leads. Absent while no TrainingRun is Running.").later();
+    SERVING = Gauge("codex_controller_serving_replicas", Count, [RING],
+        "Ready server pods by ring.");
+    UNVERIFIED = Gauge("codex_controller_serving_unverified_objects", Count, [],
+        "ReasoningPods with ready servers and without a signed, promoted and verified model in their status.")
+        .more("Above 0 for moments while servers are replaced, otherwise always 0.");
+    SIGNATURES = Counter("codex_controller_signatures_total", Count, [STATEMENT, RESULT],
+        "Attempts to sign a statement (model, promotion) by result (ok, error).").later();
+    SIGNER = Gauge("codex_controller_signer_available", Boolean, [],
+        "1 while the leader holds the pinned signing key, 0 otherwise.")
+        .more("A standby process has 0.");
+    CERTIFICATE = Gauge("codex_controller_report_certificate_expiry_timestamp_seconds", UnixTime, [],
+        "When the first certificate of the report endpoint expires: the authority or the serving certificate.");
+    LEADER = Gauge("codex_controller_is_leader", Boolean, [],
+        "1 while this process holds the Lease, 0 otherwise.");
+    BUILD = Gauge("codex_controller_build_info", Number, [VERSION],
+        "The version of the running build; always 1.");
+    MALFORMED = Counter("codex_controller_malformed_objects_total", Count, [KIND],
+        "Objects that could not be parsed and were ignored.").later();
+    WATCH_ERRORS = Counter("codex_controller_watch_errors_total", Count, [KIND],
+        "Failed watches; each is retried.").later();
+}

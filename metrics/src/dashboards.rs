@@ -1,0 +1,394 @@
+//! The four dashboards: operator, runs, rings and gates, serving.
+
+use crate::{
+    controller::{
+        API_DURATION, API_REQUESTS, CERTIFICATE, CHECKPOINT_OLDEST, CONDITION_OLDEST, CONDITIONS, ERRORS, GATE_MARGIN,
+        GATES, LEADER, MALFORMED, OBJECTS, PROGRESS_OLDEST, QUEUE, QUEUE_AGE, QUEUE_WAIT, RECONCILE_DURATION,
+        RECONCILIATIONS, REPORTS, RUN_STEPS, SERVING, SIGNATURES, SIGNER, UNVERIFIED, WATCH_ERRORS, WRITES,
+    },
+    dashboard::{
+        Dashboard, Panel,
+        PanelUnit::{Flops, Number as Plain, PerSecond, Requests, Seconds, Share},
+        Shape::{Bars, Lines, Number, Stack, Zero},
+    },
+    label::{
+        CATEGORY, CODE, CONDITION, KIND, METRIC, MODEL, PHASE, REASON, RESULT, RING, STATE, STATEMENT, STATUS, TYPE,
+        VERB, VERDICT,
+        target::{NAMESPACE, POD},
+    },
+    query::RATE_INTERVAL,
+    server::{self, LATENCY, LATENCY_BUDGET, LATENCY_TARGET, MODEL_INFO, RESPONSES, SESSIONS},
+    trainer::{
+        DAMAGED, DATA_DURATION, FLOPS, GRADIENT_NORM, LEARNING_RATE, LOSS, SPIKES, STEP, STEP_DURATION, STEPS, TARGET,
+        TOKENS, VAL_LOSS,
+    },
+};
+
+/// Returns the four dashboards.
+pub fn all() -> [Dashboard; 4] {
+    [operator(), runs(), rings(), serving()]
+}
+
+fn operator() -> Dashboard {
+    let failures = RECONCILIATIONS.rate(&[RESULT.is("error")], RATE_INTERVAL).sum(&[KIND]);
+    let all = RECONCILIATIONS.rate(&[], RATE_INTERVAL).sum(&[KIND]);
+    Dashboard {
+        uid: "codex-operator",
+        title: "Codex / Operator",
+        sentence: "Whether the controller keeps up, and what it asks of the API server.",
+        namespaces: None,
+        rows: vec![
+            (
+                "Health",
+                vec![
+                    Panel::new(Number, Plain, "Leaders", "Controllers that hold the Lease; exactly 1 is normal.")
+                        .named(&LEADER.value(&[]).sum(&[]), "leaders")
+                        .when_empty("no controller"),
+                    Panel::new(Number, Plain, "Signing key", "1 if the leader holds the pinned signing key.")
+                        .named(&SIGNER.value(&[]).max(&[]), "available")
+                        .when_empty("no controller"),
+                    Panel::new(
+                        Number,
+                        Seconds,
+                        "Certificate",
+                        "Time until a certificate of the report endpoint expires.",
+                    )
+                    .named(&CERTIFICATE.value(&[]).min(&[]).left(), "left")
+                    .when_empty("no controller"),
+                    Panel::new(Number, Plain, "Waiting", "Objects that wait to be reconciled; close to 0 is normal.")
+                        .named(&QUEUE.value(&[]).sum(&[]), "objects")
+                        .when_empty("no controller"),
+                    Panel::new(
+                        Zero,
+                        Plain,
+                        "Malformed objects",
+                        "Objects that were ignored since the start, because they could not be parsed.",
+                    )
+                    .named(&MALFORMED.total(&[]).sum(&[]).or_zero(), "objects"),
+                    Panel::new(
+                        Zero,
+                        Plain,
+                        "Failed watches",
+                        "Watches that failed in the last hour and were started again.",
+                    )
+                    .named(&WATCH_ERRORS.increase(&[], "1h").sum(&[]).or_zero(), "watches"),
+                ],
+            ),
+            (
+                "Reconciliation",
+                vec![
+                    Panel::new(
+                        Stack,
+                        PerSecond,
+                        "Reconciliations",
+                        "Reconciliations per second by kind; 0 while nothing changes.",
+                    )
+                    .by(&all, &[KIND])
+                    .when_empty("no traffic"),
+                    Panel::new(Lines, Share, "Failed share", "Share of reconciliations that failed; each is retried.")
+                        .by(&failures.per(&all), &[KIND])
+                        .when_empty("no traffic"),
+                    Panel::new(Lines, PerSecond, "Failures by category", "Failed reconciliations per second by cause.")
+                        .by(&ERRORS.rate(&[], RATE_INTERVAL).sum(&[KIND, CATEGORY]), &[KIND, CATEGORY])
+                        .when_empty("no failures"),
+                    Panel::new(Lines, Seconds, "Duration", "Time of a reconciliation that 95 of 100 do not exceed.")
+                        .by(&RECONCILE_DURATION.quantile(0.95, &[], &[KIND], RATE_INTERVAL), &[KIND])
+                        .when_empty("no traffic"),
+                    Panel::new(
+                        Lines,
+                        Seconds,
+                        "Wait in the queue",
+                        "Time from a change to its reconciliation that 95 of 100 do not exceed.",
+                    )
+                    .by(&QUEUE_WAIT.quantile(0.95, &[], &[KIND], RATE_INTERVAL), &[KIND])
+                    .when_empty("no traffic"),
+                    Panel::new(
+                        Lines,
+                        Seconds,
+                        "Oldest in the queue",
+                        "How long the object that waits longest has waited; above a minute is an alert.",
+                    )
+                    .by(&QUEUE_AGE.value(&[]).max(&[KIND]), &[KIND])
+                    .when_empty("no controller"),
+                ],
+            ),
+            (
+                "API server and pods",
+                vec![
+                    Panel::new(
+                        Stack,
+                        Requests,
+                        "API requests",
+                        "Requests to the API server per second by verb and status code.",
+                    )
+                    .by(&API_REQUESTS.rate(&[], RATE_INTERVAL).sum(&[VERB, CODE]), &[VERB, CODE])
+                    .when_empty("no traffic"),
+                    Panel::new(
+                        Lines,
+                        Seconds,
+                        "API latency",
+                        "Time of an answer that 99 of 100 requests do not exceed, by verb.",
+                    )
+                    .by(&API_DURATION.quantile(0.99, &[], &[VERB], RATE_INTERVAL), &[VERB])
+                    .when_empty("no traffic"),
+                    Panel::new(
+                        Stack,
+                        PerSecond,
+                        "Writes",
+                        "Writes per second by kind of object and verb; 0 while nothing changes.",
+                    )
+                    .by(&WRITES.rate(&[], RATE_INTERVAL).sum(&[KIND, VERB]), &[KIND, VERB])
+                    .when_empty("no writes"),
+                    Panel::new(
+                        Stack,
+                        PerSecond,
+                        "Reports of pods",
+                        "Reports per second by result; refused ones are never normal.",
+                    )
+                    .by(&REPORTS.rate(&[], RATE_INTERVAL).sum(&[KIND, RESULT]), &[KIND, RESULT])
+                    .when_empty("no reports"),
+                    Panel::new(Bars, Plain, "Objects", "Existing objects by kind and phase.")
+                        .by(&OBJECTS.value(&[]).sum(&[KIND, PHASE]), &[KIND, PHASE])
+                        .when_empty("no objects"),
+                ],
+            ),
+        ],
+    }
+}
+
+fn runs() -> Dashboard {
+    const HERE: [crate::Label; 2] = [NAMESPACE, POD];
+    let chosen = [NAMESPACE.chosen()];
+    let completed = RUN_STEPS.value(&[STATE.is("completed")]).sum(&[]);
+    let executed = RUN_STEPS.value(&[STATE.is("executed")]).sum(&[]);
+    let step_time = STEP_DURATION.sum_rate(&chosen, RATE_INTERVAL).sum(&HERE);
+    Dashboard {
+        uid: "codex-runs",
+        title: "Codex / Runs",
+        sentence: "Whether TrainingRuns move, learn, and lose no work.",
+        namespaces: Some(STEPS.total(&[])),
+        rows: vec![
+            (
+                "All runs",
+                vec![
+                    Panel::new(Bars, Plain, "Runs", "Existing TrainingRuns by phase.")
+                        .by(&OBJECTS.value(&[KIND.is("TrainingRun")]).sum(&[PHASE]), &[PHASE])
+                        .when_empty("no runs"),
+                    Panel::new(Number, Seconds, "Oldest progress", "Time since the running TrainingRun that stands still longest took a step; above 15 minutes is an alert.")
+                        .named(&PROGRESS_OLDEST.value(&[]).min(&[]).age(), "age")
+                        .when_empty("no running run"),
+                    Panel::new(Number, Seconds, "Oldest checkpoint", "Time since the newest checkpoint of the running TrainingRun that has the oldest one: the work that a lost node costs at most.")
+                        .named(&CHECKPOINT_OLDEST.value(&[]).min(&[]).age(), "age")
+                        .when_empty("no running run"),
+                    Panel::new(Number, Share, "Goodput", "Completed steps over executed ones of all existing TrainingRuns; repeated steps lower it.")
+                        .named(&completed.per(&executed), "completed / executed")
+                        .when_empty("no steps"),
+                    Panel::new(Zero, Plain, "Damaged checkpoints", "Damaged checkpoints that running trainers found.")
+                        .named(&DAMAGED.total(&chosen).sum(&[]).or_zero(), "checkpoints"),
+                ],
+            ),
+            (
+                "Learning",
+                vec![
+                    Panel::new(Lines, Plain, "Loss", "Mean cross-entropy per target token of the latest step, in nats.")
+                        .by(&LOSS.value(&chosen), &HERE)
+                        .when_empty("no trainer"),
+                    Panel::new(Lines, Plain, "Validation loss", "The same on held-out records, of the latest evaluation.")
+                        .by(&VAL_LOSS.value(&chosen).known(), &HERE)
+                        .when_empty("no evaluation yet"),
+                    Panel::new(Lines, Share, "Progress", "Steps taken over the steps of the whole run.")
+                        .by(&STEP.value(&chosen).per(&TARGET.value(&chosen)), &HERE)
+                        .when_empty("no trainer"),
+                    Panel::new(Lines, Plain, "Gradient norm", "Norm of the latest gradient before clipping.")
+                        .by(&GRADIENT_NORM.value(&chosen), &HERE)
+                        .when_empty("no trainer"),
+                    Panel::new(Lines, Plain, "Learning rate", "Learning rate of the latest step.")
+                        .by(&LEARNING_RATE.value(&chosen), &HERE)
+                        .when_empty("no trainer"),
+                    Panel::new(Lines, PerSecond, "Spikes", "Steps per second with a spike of the loss or gradient norm.")
+                        .by(&SPIKES.rate(&chosen, RATE_INTERVAL), &HERE)
+                        .when_empty("no trainer"),
+                ],
+            ),
+            (
+                "Speed",
+                vec![
+                    Panel::new(Lines, PerSecond, "Tokens", "Tokens trained on per second, without padding.")
+                        .by(&TOKENS.rate(&chosen, RATE_INTERVAL), &HERE)
+                        .when_empty("no trainer"),
+                    Panel::new(Lines, PerSecond, "Steps", "Optimizer steps per second.")
+                        .by(&STEPS.rate(&chosen, RATE_INTERVAL), &HERE)
+                        .when_empty("no trainer"),
+                    Panel::new(Lines, Seconds, "Step duration", "Time of a step that 95 of 100 do not exceed.")
+                        .by(&STEP_DURATION.quantile(0.95, &chosen, &HERE, RATE_INTERVAL), &HERE)
+                        .when_empty("no steps"),
+                    Panel::new(Lines, Share, "Data wait", "Share of the time of steps that they wait for data; close to 0 is normal.")
+                        .by(&DATA_DURATION.sum_rate(&chosen, RATE_INTERVAL).sum(&HERE).per(&step_time), &HERE)
+                        .when_empty("no steps"),
+                    Panel::new(Lines, Flops, "Floating-point operations", "Operations of the model per second; over the peak of the processor, its utilization.")
+                        .by(&FLOPS.rate(&chosen, RATE_INTERVAL), &HERE)
+                        .when_empty("no trainer"),
+                ],
+            ),
+        ],
+    }
+}
+
+fn rings() -> Dashboard {
+    let blocks = CONDITIONS.value(&[KIND.is("ReasoningPod"), STATUS.is("False"), CONDITION.is_not("Ready")]);
+    let stalled = [KIND.is("ReasoningPod"), CONDITION.is("Stalled"), STATUS.is("True")];
+    let inconclusive = [KIND.is("Evaluation"), CONDITION.is("GatesPassed"), REASON.is("Inconclusive")];
+    Dashboard {
+        uid: "codex-rings",
+        title: "Codex / Rings and gates",
+        sentence: "Which models are in which ring, how close gates are, and what blocks a promotion.",
+        namespaces: None,
+        rows: vec![
+            (
+                "Safety",
+                vec![
+                    Panel::new(Zero, Plain, "Serving unverified", "ReasoningPods that serve without a signed, promoted and verified model; always 0.")
+                        .named(&UNVERIFIED.value(&[]).max(&[]), "objects")
+                        .when_empty("no controller"),
+                    Panel::new(Number, Plain, "Serving", "Ready server pods.")
+                        .named(&SERVING.value(&[]).sum(&[]), "servers")
+                        .when_empty("no servers"),
+                    Panel::new(Number, Seconds, "Longest blocked", "How long the ReasoningPod that has been blocked longest has been blocked; above a day is an alert.")
+                        .named(&CONDITION_OLDEST.value(&stalled).min(&[]).age(), "age")
+                        .when_empty("nothing is blocked"),
+                    Panel::new(Number, Seconds, "Longest inconclusive", "How long the Evaluation that has been inconclusive longest has been so; above a day is an alert.")
+                        .named(&CONDITION_OLDEST.value(&inconclusive).min(&[]).age(), "age")
+                        .when_empty("none is inconclusive"),
+                    Panel::new(Number, Plain, "Signatures today", "Statements that were signed in the last 24 hours.")
+                        .named(&SIGNATURES.increase(&[RESULT.is("ok")], "24h").sum(&[]).or_zero(), "statements"),
+                ],
+            ),
+            (
+                "Rings",
+                vec![
+                    Panel::new(Bars, Plain, "Runs by ring", "Existing TrainingRuns by ring and phase.")
+                        .by(&OBJECTS.value(&[KIND.is("TrainingRun")]).sum(&[RING, PHASE]), &[RING, PHASE])
+                        .when_empty("no runs"),
+                    Panel::new(Bars, Plain, "ReasoningPods by ring", "Existing ReasoningPods by ring and phase.")
+                        .by(&OBJECTS.value(&[KIND.is("ReasoningPod")]).sum(&[RING, PHASE]), &[RING, PHASE])
+                        .when_empty("no ReasoningPods"),
+                    Panel::new(Lines, Plain, "Servers by ring", "Ready server pods by ring.")
+                        .by(&SERVING.value(&[]).sum(&[RING]), &[RING])
+                        .when_empty("no servers"),
+                ],
+            ),
+            (
+                "Gates",
+                vec![
+                    Panel::new(Bars, Plain, "Gates", "Judged gates of existing Evaluations by metric and verdict.")
+                        .by(&GATES.value(&[]).sum(&[METRIC, VERDICT]), &[METRIC, VERDICT])
+                        .when_empty("no verdicts"),
+                    Panel::new(Lines, Plain, "Lowest margin", "Lowest distance of a bound from the limit of its gate; below 0 a gate is missed.")
+                        .by(&GATE_MARGIN.value(&[]).min(&[METRIC]), &[METRIC])
+                        .when_empty("no verdicts"),
+                    Panel::new(Bars, Plain, "Evaluations", "Existing Evaluations by verdict, or by phase before it.")
+                        .by(&OBJECTS.value(&[KIND.is("Evaluation")]).sum(&[PHASE]), &[PHASE])
+                        .when_empty("no Evaluations"),
+                ],
+            ),
+            (
+                "Promotion",
+                vec![
+                    Panel::new(Bars, Plain, "What blocks", "Conditions of ReasoningPods that do not hold, with the reason.")
+                        .by(&blocks.sum(&[CONDITION, REASON]), &[CONDITION, REASON])
+                        .when_empty("nothing is blocked"),
+                    Panel::new(Lines, Plain, "What blocks, over time", "The same numbers over time.")
+                        .by(&blocks.sum(&[CONDITION, REASON]), &[CONDITION, REASON])
+                        .when_empty("nothing is blocked"),
+                    Panel::new(Lines, PerSecond, "Signatures", "Statements signed per second, by statement and result.")
+                        .by(&SIGNATURES.rate(&[], RATE_INTERVAL).sum(&[STATEMENT, RESULT]), &[STATEMENT, RESULT])
+                        .when_empty("no signatures"),
+                ],
+            ),
+        ],
+    }
+}
+
+fn serving() -> Dashboard {
+    let chosen = [NAMESPACE.chosen()];
+    let slow = LATENCY.share_above(LATENCY_TARGET, &chosen, &[NAMESPACE], RATE_INTERVAL);
+    let answers = RESPONSES.rate(&chosen, RATE_INTERVAL).sum(&[]);
+    let errors = RESPONSES.rate(&[&chosen[..], &[CODE.matches("5..")]].concat(), RATE_INTERVAL).sum(&[]);
+    let latency = |quantile: f64| LATENCY.quantile(quantile, &chosen, &[], RATE_INTERVAL);
+    Dashboard {
+        uid: "codex-serving",
+        title: "Codex / Serving",
+        sentence: "What users of served models see: traffic, errors, latency, and which model answers.",
+        namespaces: Some(server::REQUESTS.total(&[])),
+        rows: vec![
+            (
+                "Now",
+                vec![
+                    Panel::new(Number, Requests, "Requests", "Requests per second, refused ones included.")
+                        .named(&server::REQUESTS.rate(&chosen, RATE_INTERVAL).sum(&[]), "requests")
+                        .when_empty("no traffic"),
+                    Panel::new(Number, Share, "Server errors", "Share of answers with a status code of 500 or above.")
+                        .named(&errors.or_zero().per(&answers), "share")
+                        .when_empty("no traffic"),
+                    Panel::new(
+                        Number,
+                        Seconds,
+                        "Latency",
+                        "Time of a completion that 95 of 100 do not exceed; at most 0.7 s is the target.",
+                    )
+                    .named(&latency(0.95), "p95")
+                    .when_empty("no traffic"),
+                    Panel::new(
+                        Number,
+                        Plain,
+                        "Budget burn",
+                        "Share of completions above 0.7 s over the share that may be; above 1 the target is missed.",
+                    )
+                    .named(&slow.divided_by(LATENCY_BUDGET), "burn")
+                    .when_empty("no traffic"),
+                    Panel::new(Number, Plain, "Sessions", "Requests that run or wait.")
+                        .named(&SESSIONS.value(&chosen).sum(&[]), "sessions")
+                        .when_empty("no servers"),
+                    Panel::new(Number, Plain, "Servers", "Servers that hold a verified model.")
+                        .named(&MODEL_INFO.value(&chosen).sum(&[]), "servers")
+                        .when_empty("no servers"),
+                ],
+            ),
+            (
+                "Traffic",
+                vec![
+                    Panel::new(Stack, Requests, "Answers by status code", "Answers per second by status code.")
+                        .by(&RESPONSES.rate(&chosen, RATE_INTERVAL).sum(&[CODE]), &[CODE])
+                        .when_empty("no traffic"),
+                    Panel::new(Lines, Seconds, "Latency", "Time of completions: median, p95 and p99.")
+                        .named(&latency(0.5), "p50")
+                        .named(&latency(0.95), "p95")
+                        .named(&latency(0.99), "p99")
+                        .when_empty("no traffic"),
+                    Panel::new(
+                        Lines,
+                        Share,
+                        "Above 0.7 s",
+                        "Share of completions that took longer than 0.7 s; at most 5 % is the target.",
+                    )
+                    .by(&slow, &[NAMESPACE])
+                    .when_empty("no traffic"),
+                    Panel::new(Stack, PerSecond, "Tokens", "Tokens of prompts and completions per second.")
+                        .by(&server::TOKENS.rate(&chosen, RATE_INTERVAL).sum(&[TYPE]), &[TYPE])
+                        .when_empty("no traffic"),
+                    Panel::new(Lines, Plain, "Sessions by server", "Requests that run or wait, by server.")
+                        .by(&SESSIONS.value(&chosen), &[NAMESPACE, POD])
+                        .when_empty("no servers"),
+                    Panel::new(
+                        Lines,
+                        Plain,
+                        "Models",
+                        "Servers by ring and by the first digits of the digest of the model that they verified.",
+                    )
+                    .by(&MODEL_INFO.value(&chosen).sum(&[RING, MODEL]), &[RING, MODEL])
+                    .when_empty("no servers"),
+                ],
+            ),
+        ],
+    }
+}

@@ -1,0 +1,94 @@
+//! How Prometheus finds the programs: monitors of the Prometheus Operator, and a plain scrape configuration.
+
+use serde_json::{Value, json};
+
+/// The job of the controller.
+pub const CONTROLLER: &str = "codex-controller";
+/// The job of trainers.
+pub const TRAINER: &str = "codex-trainer";
+/// The job of servers.
+pub const SERVER: &str = "codex-server";
+
+/// The namespace that the controller is installed in.
+pub const NAMESPACE: &str = "codex-system";
+/// The label of the pods of this project, and its value.
+pub const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "codex");
+/// The label that tells its programs apart.
+pub const COMPONENT: &str = "app.kubernetes.io/component";
+
+/// The programs that run in pods of any namespace: component, port, job.
+pub const PODS: [(&str, &str, &str); 2] = [("trainer", "metrics", TRAINER), ("server", "http", SERVER)];
+
+/// Returns the object metadata of a generated manifest.
+pub fn metadata(name: &str) -> Value {
+    json!({ "name": name, "namespace": NAMESPACE, "labels": { PART_OF.0: PART_OF.1 } })
+}
+
+/// Gives every series of a target the same job, whatever the name of the monitor is.
+fn job(job: &str) -> Value {
+    json!([{ "targetLabel": "job", "replacement": job }])
+}
+
+/// Returns the ServiceMonitor that finds the controllers, those that stand by included.
+pub fn service_monitor() -> Value {
+    json!({
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "ServiceMonitor",
+        "metadata": metadata(CONTROLLER),
+        "spec": {
+            "selector": { "matchLabels": { PART_OF.0: PART_OF.1, COMPONENT: "controller" } },
+            "namespaceSelector": { "matchNames": [NAMESPACE] },
+            "endpoints": [{ "port": "metrics", "relabelings": job(CONTROLLER) }],
+        },
+    })
+}
+
+/// Returns the PodMonitors that find trainers and servers in all namespaces.
+pub fn pod_monitors() -> Vec<Value> {
+    let monitor = |(component, port, name): (&str, &str, &str)| {
+        json!({
+            "apiVersion": "monitoring.coreos.com/v1",
+            "kind": "PodMonitor",
+            "metadata": metadata(name),
+            "spec": {
+                "selector": { "matchLabels": { PART_OF.0: PART_OF.1, COMPONENT: component } },
+                "namespaceSelector": { "any": true },
+                "podMetricsEndpoints": [{ "port": port, "relabelings": job(name) }],
+            },
+        })
+    };
+    PODS.into_iter().map(monitor).collect()
+}
+
+/// Returns the configuration of a Prometheus without its operator: it finds all pods by label and port.
+pub fn configuration(rules: &str) -> Value {
+    let meta = |label: &str| format!("__meta_kubernetes_pod_label_{}", label.replace(['.', '/', '-'], "_"));
+    let scrape = |component: &str, port: &str, job: &str, namespaces: Option<&str>| {
+        let mut discovery = json!({ "role": "pod" });
+        if let Some(namespace) = namespaces {
+            discovery["namespaces"] = json!({ "names": [namespace] });
+        }
+        json!({
+            "job_name": job,
+            "kubernetes_sd_configs": [discovery],
+            "relabel_configs": [
+                {
+                    "source_labels": [meta(PART_OF.0), meta(COMPONENT), "__meta_kubernetes_pod_container_port_name"],
+                    "regex": format!("{};{component};{port}", PART_OF.1),
+                    "action": "keep",
+                },
+                // A pod that has ended keeps its address for a while.
+                { "source_labels": ["__meta_kubernetes_pod_phase"], "regex": "Succeeded|Failed", "action": "drop" },
+                { "source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace" },
+                { "source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod" },
+            ],
+        })
+    };
+    let mut jobs = vec![scrape("controller", "health", CONTROLLER, Some(NAMESPACE))];
+    jobs.extend(PODS.into_iter().map(|(component, port, job)| scrape(component, port, job, None)));
+    json!({
+        "global": { "scrape_interval": "15s", "evaluation_interval": "15s" },
+        "rule_files": [rules],
+        "scrape_configs": jobs,
+    })
+}

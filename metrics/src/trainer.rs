@@ -1,0 +1,35 @@
+//! The metrics of `codex train`.
+
+use crate::metric::metrics;
+
+metrics! {
+    STEPS = Counter("codex_ml_training_steps_total", Count, [],
+        "Optimizer steps of this process.");
+    TOKENS = Counter("codex_ml_training_tokens_total", Count, [],
+        "Tokens trained on by this process.");
+    FLOPS = Counter("codex_ml_training_flops_total", Flop, [],
+        "Floating-point operations of the model in the steps of this process.")
+        .more("By the formula of `gflops` in `status.progress`. Its rate over the peak of the processor is the utilization.");
+    SPIKES = Counter("codex_ml_training_spikes_total", Count, [],
+        "Steps of this process with a spike of the loss or gradient norm, including skipped ones.");
+    DAMAGED = Counter("codex_ml_checkpoints_damaged_total", Count, [],
+        "Damaged checkpoints that this process found and skipped.");
+    STEP = Gauge("codex_ml_training_step", Count, [],
+        "Number of the latest step.");
+    TARGET = Gauge("codex_ml_training_target_steps", Count, [],
+        "Number of steps of the whole run.");
+    LOSS = Gauge("codex_ml_training_loss", Nats, [],
+        "Mean cross-entropy per target token of the latest step, in nats.");
+    VAL_LOSS = Gauge("codex_ml_training_val_loss", Nats, [],
+        "Mean cross-entropy per target token of the latest evaluation, in nats; NaN before the first.");
+    LEARNING_RATE = Gauge("codex_ml_training_learning_rate", Number, [],
+        "Learning rate of the latest step.");
+    GRADIENT_NORM = Gauge("codex_ml_training_gradient_norm", Number, [],
+        "Gradient norm of the latest step before clipping.");
+    STEP_DURATION = Histogram("codex_ml_training_duration_seconds", Seconds, [],
+        "Seconds per step, including data loading and waits for checkpoints, but not evaluations.")
+        .buckets(&[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0]);
+    DATA_DURATION = Histogram("codex_ml_data_loading_duration_seconds", Seconds, [],
+        "Seconds that a step waited for its data.")
+        .buckets(&[1e-5, 1e-4, 5e-4, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5]);
+}

@@ -1,0 +1,349 @@
+//! The generated files are up to date, every query fits the contract, and every alert fires and is silent as promised.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use codex_metrics::{
+    Contract, Type, Unit, alerts, all, dashboard::TAG, dashboards, files, label::target, pages, scrape,
+};
+use promql_parser::{
+    label::Matchers,
+    parser::{self, Expr, LabelModifier, VectorSelector},
+    util::{ExprVisitor, walk_expr},
+};
+
+const REGENERATE: &str = "UPDATE=1 cargo test --release --locked --workspace --test monitoring";
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Compares a file with its generated text, or writes it.
+fn compare(path: &Path, expected: &str) {
+    if env::var_os("UPDATE").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, expected).unwrap();
+    }
+    let found = fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        found == expected,
+        "{} is not what metrics/ generates: regenerate it with\n    {REGENERATE}\n",
+        path.display()
+    );
+}
+
+fn below(folder: &Path, found: &mut BTreeSet<PathBuf>) {
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() { below(&path, found) } else { drop(found.insert(path)) }
+    }
+}
+
+#[test]
+fn manifests_are_up_to_date() {
+    let folder = repository().join("manifests/monitoring");
+    let mut expected = BTreeSet::new();
+    for (name, text) in files::all().unwrap() {
+        compare(&folder.join(&name), &text);
+        expected.insert(folder.join(name));
+    }
+    let mut found = BTreeSet::new();
+    below(&folder, &mut found);
+    assert_eq!(found, expected, "manifests/monitoring/ must hold exactly the generated files");
+}
+
+#[test]
+fn tables_of_the_documents_are_up_to_date() {
+    for (name, tables) in [("metrics.md", pages::metrics()), ("runbooks.md", pages::runbooks())] {
+        let path = repository().join("docs").join(name);
+        let page = fs::read_to_string(&path).unwrap();
+        compare(&path, &pages::filled(&page, &tables).unwrap());
+    }
+}
+
+#[test]
+fn names_tell_program_type_and_unit() {
+    let mut names = BTreeSet::new();
+    for metric in all() {
+        let Contract { name, kind, unit, help, .. } = *metric;
+        assert!(names.insert(name), "{name} exists twice");
+        assert!(name.starts_with("codex_controller_") || name.starts_with("codex_ml_"), "{name}");
+        assert_eq!(kind == Type::Counter, name.ends_with("_total"), "{name}");
+        assert_eq!(unit == Unit::UnixTime, name.ends_with("_timestamp_seconds"), "{name}");
+        if unit == Unit::Seconds {
+            assert!(name.ends_with("_seconds"), "{name}");
+        }
+        assert!(help.ends_with('.') && help.len() > 20, "{name}: {help}");
+        assert_eq!(kind == Type::Histogram, !metric.buckets.is_empty(), "{name}");
+        assert!(metric.buckets.is_sorted(), "{name}");
+        let labels: BTreeSet<_> = metric.labels.iter().map(|label| label.name).collect();
+        assert_eq!(labels.len(), metric.labels.len(), "{name}");
+        // Names of objects would make a series for each object.
+        for forbidden in ["name", "namespace", "pod", "uid"] {
+            assert!(!labels.contains(forbidden), "{name} has the label {forbidden}");
+        }
+    }
+}
+
+/// The labels that the series of a metric may have, by the name of the series.
+fn series() -> BTreeMap<String, BTreeSet<&'static str>> {
+    let targets: BTreeSet<_> = target::ALL.iter().map(|label| label.name).filter(|name| *name != "le").collect();
+    let mut series = BTreeMap::from([("up".to_owned(), targets.clone())]);
+    for metric in all() {
+        let labels: BTreeSet<_> = metric.labels.iter().map(|label| label.name).chain(targets.iter().copied()).collect();
+        let suffixes: &[&str] = if metric.kind == Type::Histogram { &["_bucket", "_count", "_sum"] } else { &[""] };
+        for suffix in suffixes {
+            let mut labels = labels.clone();
+            labels.extend(Some("le").filter(|_| *suffix == "_bucket"));
+            series.insert(format!("{}{suffix}", metric.name), labels);
+        }
+    }
+    series
+}
+
+/// Collects what a query names.
+struct Names {
+    selectors: Vec<(String, Vec<String>)>,
+    grouped: Vec<String>,
+}
+
+impl Names {
+    fn selector(&mut self, selector: &VectorSelector) {
+        let Matchers { matchers, .. } = &selector.matchers;
+        let name = selector.name.clone().unwrap();
+        self.selectors.push((name, matchers.iter().map(|matcher| matcher.name.clone()).collect()));
+    }
+}
+
+impl ExprVisitor for Names {
+    type Error = std::convert::Infallible;
+
+    fn pre_visit(&mut self, expr: &Expr) -> Result<bool, Self::Error> {
+        match expr {
+            Expr::VectorSelector(selector) => self.selector(selector),
+            Expr::MatrixSelector(matrix) => self.selector(&matrix.vs),
+            Expr::Aggregate(aggregate) => {
+                if let Some(LabelModifier::Include(labels)) = &aggregate.modifier {
+                    self.grouped.extend(labels.labels.iter().cloned());
+                }
+            }
+            _ => {}
+        }
+        Ok(true)
+    }
+}
+
+/// Checks that a query parses, and that its metrics and labels are in the contract.
+fn check(place: &str, query: &str, series: &BTreeMap<String, BTreeSet<&'static str>>) {
+    let text = query.replace("$__rate_interval", "5m");
+    let parsed = parser::parse(&text).unwrap_or_else(|why| panic!("{place}: {query}: {why}"));
+    let mut names = Names { selectors: Vec::new(), grouped: Vec::new() };
+    walk_expr(&mut names, &parsed).unwrap();
+    assert!(!names.selectors.is_empty(), "{place}: {query} names no metric");
+    for (name, labels) in &names.selectors {
+        let known = series.get(name).unwrap_or_else(|| panic!("{place}: {name} is not in the contract"));
+        for label in labels.iter().filter(|label| *label != "__name__") {
+            assert!(known.contains(&**label), "{place}: {name} has no label {label}");
+        }
+        for label in &names.grouped {
+            assert!(known.contains(&**label), "{place}: {name} has no label {label}");
+        }
+    }
+}
+
+#[test]
+fn every_query_names_metrics_and_labels_of_the_contract() {
+    let series = series();
+    for dashboard in dashboards::all() {
+        for panel in dashboard.panels() {
+            for (query, legend) in &panel.queries {
+                let place = format!("{}: {}", dashboard.title, panel.title);
+                check(&place, &query.to_string(), &series);
+                for part in legend.split("{{").skip(1) {
+                    let label = part.split("}}").next().unwrap();
+                    assert!(
+                        query.to_string().contains(label) || target::ALL.iter().any(|it| it.name == label),
+                        "{place}: {legend}"
+                    );
+                }
+            }
+        }
+        if let Some(query) = &dashboard.namespaces {
+            check(dashboard.title, &query.to_string(), &series);
+        }
+    }
+    for alert in alerts::ALL.iter() {
+        check(alert.name, &alert.query.to_string(), &series);
+        for (input, _) in alert.fires.iter().chain(&alert.quiet) {
+            check(alert.name, input, &series);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "is not in the contract")]
+fn an_unknown_metric_is_found() {
+    check("test", "rate(codex_ml_training_stepz_total[5m])", &series());
+}
+
+#[test]
+#[should_panic(expected = "has no label colour")]
+fn an_unknown_label_is_found() {
+    check("test", "sum by (colour) (rate(codex_ml_training_steps_total[5m]))", &series());
+}
+
+#[test]
+fn every_metric_is_on_a_dashboard() {
+    // Build information has no panel: its label is read in the table of targets.
+    const NONE: [&str; 1] = ["codex_controller_build_info"];
+    let queries: Vec<String> = dashboards::all()
+        .iter()
+        .flat_map(|dashboard| {
+            dashboard.panels().flat_map(|panel| panel.queries.iter().map(|(query, _)| query.to_string()))
+        })
+        .collect();
+    let missing: Vec<_> =
+        all().map(|it| it.name).filter(|name| !queries.iter().any(|query| query.contains(name))).collect();
+    assert_eq!(missing, NONE);
+}
+
+#[test]
+fn dashboards_are_complete_and_linked() {
+    let boards = dashboards::all();
+    let uids: BTreeSet<_> = boards.iter().map(|dashboard| dashboard.uid).collect();
+    assert_eq!(uids.into_iter().collect::<Vec<_>>(), ["codex-operator", "codex-rings", "codex-runs", "codex-serving"]);
+    for dashboard in boards {
+        let json = dashboard.json();
+        assert_eq!(json["tags"][0], TAG);
+        assert_eq!(json["links"][0]["tags"][0], TAG);
+        assert_eq!(json["templating"]["list"][0]["type"], "datasource");
+        let panels = json["panels"].as_array().unwrap();
+        let mut titles = BTreeSet::new();
+        let mut ids = BTreeSet::new();
+        let mut places: Vec<[u64; 4]> = Vec::new();
+        for panel in panels {
+            let title = panel["title"].as_str().unwrap();
+            assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}");
+            let place = ["x", "y", "w", "h"].map(|key| panel["gridPos"][key].as_u64().unwrap());
+            assert!(place[0] + place[2] <= 24, "{title}");
+            for [x, y, w, h] in &places {
+                let apart =
+                    place[0] >= x + w || place[0] + place[2] <= *x || place[1] >= y + h || place[1] + place[3] <= *y;
+                assert!(apart, "{}: {title} covers another panel", dashboard.title);
+            }
+            places.push(place);
+            if panel["type"] == "row" {
+                continue;
+            }
+            titles.insert(title);
+            assert!(panel["description"].as_str().is_some_and(|it| it.ends_with('.') && it.len() > 15), "{title}");
+            assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{title}");
+            assert!(panel["fieldConfig"]["defaults"]["noValue"].is_string(), "{title}");
+            assert_eq!(panel["datasource"]["uid"], "${datasource}");
+            for query in panel["targets"].as_array().unwrap() {
+                assert_eq!(query["datasource"]["uid"], "${datasource}");
+                let query = query["expr"].as_str().unwrap();
+                assert!(!query.contains("rate(") || query.contains("[$__rate_interval]"), "{title}: {query}");
+            }
+        }
+        assert!(titles.len() >= 10, "{}", dashboard.title);
+    }
+}
+
+#[test]
+fn every_alert_has_a_section_that_says_what_to_do() {
+    let page = fs::read_to_string(repository().join(alerts::RUNBOOKS)).unwrap();
+    let sections: BTreeMap<_, _> =
+        page.split("\n## ").skip(1).map(|section| section.split_once('\n').unwrap()).collect();
+    let names: BTreeSet<_> = alerts::ALL.iter().map(|alert| alert.name).collect();
+    assert_eq!(sections.keys().copied().collect::<BTreeSet<_>>(), names);
+    for (name, text) in sections {
+        for part in ["**Meaning.**", "**Look.**", "**Do.**"] {
+            assert!(text.contains(part), "the section {name} has no {part}");
+        }
+    }
+}
+
+/// Returns `promtool`, or `None` if it is not installed and skipping is allowed.
+fn promtool(arguments: &[&str], directory: &Path) -> Option<std::process::Output> {
+    match Command::new("promtool").args(arguments).current_dir(directory).output() {
+        Ok(output) => Some(output),
+        Err(why) => {
+            let forbidden = env::var("CODEX_TESTS_FORBID_SKIPS").is_ok_and(|value| !value.is_empty());
+            assert!(!forbidden, "promtool cannot be started ({why}): install Debian's package prometheus");
+            println!("SKIPPED: promtool cannot be started ({why}): install Debian's package prometheus");
+            None
+        }
+    }
+}
+
+/// Writes the files of a plain Prometheus into a temporary folder.
+fn plain() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files::all().unwrap() {
+        if let Some(name) = name.strip_prefix("plain/").filter(|name| !name.contains('/')) {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+    }
+    folder
+}
+
+#[test]
+fn every_alert_fires_and_is_silent_in_prometheus() {
+    let folder = plain();
+    let Some(output) = promtool(&["test", "rules", "alerts.test.yaml"], folder.path()) else { return };
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Without this, a test of alerts that checks nothing would pass, too.
+#[test]
+fn promtool_finds_an_alert_that_does_not_fire() {
+    let folder = plain();
+    for alert in alerts::ALL.iter() {
+        let [mut fires, _] = alert.tests();
+        fires["input_series"] = alert.tests()[1]["input_series"].clone();
+        let tests = serde_json::json!({ "rule_files": ["alerts.yaml"], "evaluation_interval": "1m", "tests": [fires] });
+        fs::write(folder.path().join("test.yaml"), tests.to_string()).unwrap();
+        let Some(output) = promtool(&["test", "rules", "test.yaml"], folder.path()) else { return };
+        assert!(!output.status.success(), "{} fires on the series that should keep it silent", alert.name);
+    }
+}
+
+/// Debian's Prometheus is built without the discovery of Kubernetes, so a static one stands in for it. The API server's
+/// part of the configuration is checked here by hand.
+#[test]
+fn prometheus_accepts_the_scrape_configuration() {
+    let folder = plain();
+    let mut configuration = scrape::configuration("alerts.yaml");
+    for job in configuration["scrape_configs"].as_array_mut().unwrap() {
+        let discovery = job.as_object_mut().unwrap().remove("kubernetes_sd_configs").unwrap();
+        assert_eq!(discovery[0]["role"], "pod");
+        job["static_configs"] = serde_json::json!([{ "targets": ["127.0.0.1:1"] }]);
+    }
+    fs::write(folder.path().join("prometheus.yaml"), serde_yaml::to_string(&configuration).unwrap()).unwrap();
+    let Some(output) = promtool(&["check", "config", "prometheus.yaml"], folder.path()) else { return };
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains(&format!("{} rules found", alerts::ALL.len())), "{text}");
+}
+
+/// The manifests of the controller and the templates of pods must have the labels and ports that monitors select.
+#[test]
+fn monitors_select_what_exists() {
+    let read = |path: &str| fs::read_to_string(repository().join(path)).unwrap();
+    let service = read("manifests/controller/service.yaml");
+    for line in ["app.kubernetes.io/component: controller", "app.kubernetes.io/part-of: codex", "name: metrics"] {
+        assert!(service.contains(line), "the Service of the controller has no {line}");
+    }
+    assert!(read("manifests/controller/deployment.yaml").contains("name: health"));
+    assert_eq!(scrape::PODS.map(|(component, ..)| component), ["trainer", "server"]);
+    assert_eq!(scrape::PART_OF, ("app.kubernetes.io/part-of", "codex"));
+}
