@@ -244,12 +244,11 @@ mod tests {
     #[test]
     fn servers_without_a_verified_model_are_counted() {
         let (one, other) = ("a".repeat(64), "b".repeat(64));
-        let digest = |hex: &str| format!("sha256:{hex}");
         let status = |verified: &str, holds: &str| {
             json!({
                 "readyReplicas": 2,
-                "manifest": { "digest": digest(&one), "short": "aaaaaaaaaaaa", "signer": "s", "bundle": "b" },
-                "promotion": { "ring": "main", "digest": digest(&one), "bundle": "b" },
+                "manifest": { "digest": one, "short": "aaaaaaaaaaaa", "signer": "s", "bundle": "b" },
+                "promotion": { "ring": "main", "digest": one, "bundle": "b" },
                 "verified": { "digest": verified, "by": "pod", "at": at(1).to_string() },
                 "conditions": [condition("Verified", holds, "BytesVerified", 1)],
             })
@@ -260,10 +259,10 @@ mod tests {
             census.reasoning_pod(&object("ReasoningPod", &spec, status));
             (census.serving.get("main").copied(), census.unverified)
         };
-        assert_eq!(unverified(&status(&digest(&one), "True")), (Some(2), 0));
-        assert_eq!(unverified(&status(&digest(&one), "False")), (Some(2), 1));
-        assert_eq!(unverified(&status(&digest(&other), "True")), (Some(2), 1));
-        let mut unsigned = status(&digest(&one), "True");
+        assert_eq!(unverified(&status(&one, "True")), (Some(2), 0));
+        assert_eq!(unverified(&status(&one, "False")), (Some(2), 1));
+        assert_eq!(unverified(&status(&other, "True")), (Some(2), 1));
+        let mut unsigned = status(&one, "True");
         unsigned["promotion"] = Value::Null;
         assert_eq!(unverified(&unsigned), (Some(2), 1));
         assert_eq!(unverified(&json!({ "readyReplicas": 0 })), (None, 0));

@@ -1,4 +1,4 @@
-//! Writes PromQL. Queries name metrics and labels of the contract, so that a renamed one no longer compiles.
+//! Writes `PromQL`. Queries name metrics and labels of the contract, so that a renamed one no longer compiles.
 
 use std::fmt;
 

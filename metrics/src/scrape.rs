@@ -29,7 +29,7 @@ fn job(job: &str) -> Value {
     json!([{ "targetLabel": "job", "replacement": job }])
 }
 
-/// Returns the ServiceMonitor that finds the controllers, those that stand by included.
+/// Returns the `ServiceMonitor` that finds the controllers, those that stand by included.
 pub fn service_monitor() -> Value {
     json!({
         "apiVersion": "monitoring.coreos.com/v1",
@@ -43,7 +43,7 @@ pub fn service_monitor() -> Value {
     })
 }
 
-/// Returns the PodMonitors that find trainers and servers in all namespaces.
+/// Returns the `PodMonitor`s that find trainers and servers in all namespaces.
 pub fn pod_monitors() -> Vec<Value> {
     let monitor = |(component, port, name): (&str, &str, &str)| {
         json!({

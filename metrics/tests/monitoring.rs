@@ -1,5 +1,7 @@
 //! The generated files are up to date, every query fits the contract, and every alert fires and is silent as promised.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
@@ -38,7 +40,11 @@ fn compare(path: &Path, expected: &str) {
 
 fn below(folder: &Path, found: &mut BTreeSet<PathBuf>) {
     for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
-        if path.is_dir() { below(&path, found) } else { drop(found.insert(path)) }
+        if path.is_dir() {
+            below(&path, found);
+        } else {
+            found.insert(path);
+        }
     }
 }
 
@@ -315,6 +321,84 @@ fn promtool_finds_an_alert_that_does_not_fire() {
         let Some(output) = promtool(&["test", "rules", "test.yaml"], folder.path()) else { return };
         assert!(!output.status.success(), "{} fires on the series that should keep it silent", alert.name);
     }
+}
+
+/// Returns all series of the contract, each with these values: those of counters and of buckets, and those of gauges.
+fn every_series(counters: &str, gauges: &str) -> Vec<serde_json::Value> {
+    let values = |label: &str| -> &[&str] {
+        match label {
+            "kind" => &["TrainingRun", "Evaluation", "ReasoningPod"],
+            "result" => &["ok", "error", "refused"],
+            "state" => &["completed", "executed"],
+            "condition" => &["Stalled", "GatesPassed", "Verified"],
+            "status" => &["True", "False"],
+            "reason" => &["Inconclusive", "GateFailed"],
+            "code" => &["200", "500"],
+            _ => &["a"],
+        }
+    };
+    let mut found = Vec::new();
+    for metric in all() {
+        let mut labels = vec!["namespace=\"team\"".to_owned()];
+        for label in metric.labels {
+            let named = |labels: &String| {
+                values(label.name).iter().map(|it| format!("{labels}, {}={it:?}", label.name)).collect::<Vec<_>>()
+            };
+            labels = labels.iter().flat_map(named).collect();
+        }
+        for labels in labels {
+            let mut add = |suffix: &str, more: &str, values: &str| {
+                found.push(serde_json::json!({ "series": format!("{}{suffix}{{{labels}{more}}}", metric.name), "values": values }));
+            };
+            match metric.kind {
+                Type::Counter => add("", "", counters),
+                Type::Gauge => add("", "", gauges),
+                Type::Histogram => {
+                    let edges = metric.buckets.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
+                    edges.for_each(|edge| add("_bucket", &format!(", le={edge:?}"), counters));
+                    add("_count", "", counters);
+                    add("_sum", "", counters);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Prometheus itself runs every query of the dashboards: on series of every metric it finds data, and on series that stand
+/// still, which is no traffic, it finds no NaN.
+#[test]
+fn every_panel_shows_data_and_never_nan() {
+    let folder = plain();
+    let mut tests = Vec::new();
+    for (counters, gauges, expected) in [("0+60x20", "1x20", true), ("0x20", "0x20", false)] {
+        let mut expressions = Vec::new();
+        for dashboard in dashboards::all() {
+            for (query, _) in dashboard.panels().flat_map(|panel| &panel.queries) {
+                let query = query.to_string().replace("$__rate_interval", "5m").replace("$namespace", ".*");
+                // Only NaN differs from itself.
+                let (query, samples) = if expected {
+                    (format!("count({query}) > bool 0"), serde_json::json!([{ "labels": "{}", "value": 1 }]))
+                } else {
+                    (format!("({query}) != ({query})"), serde_json::json!([]))
+                };
+                expressions.push(serde_json::json!({ "expr": query, "eval_time": "15m", "exp_samples": samples }));
+            }
+        }
+        assert!(expressions.len() > 50);
+        tests.push(serde_json::json!({
+            "interval": "1m", "input_series": every_series(counters, gauges), "promql_expr_test": expressions,
+        }));
+    }
+    let tests = serde_json::json!({ "rule_files": ["alerts.yaml"], "evaluation_interval": "1m", "tests": tests });
+    fs::write(folder.path().join("panels.yaml"), tests.to_string()).unwrap();
+    let Some(output) = promtool(&["test", "rules", "panels.yaml"], folder.path()) else { return };
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// Debian's Prometheus is built without the discovery of Kubernetes, so a static one stands in for it. The API server's
