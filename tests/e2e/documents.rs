@@ -79,7 +79,8 @@ async fn kustomization(team: &Team, object: &Value) -> Result<String> {
     symlink(repository().join("manifests"), folder.path().join("manifests")).map_err(io("linking manifests"))?;
     fs::write(own.join("kustomization.yaml"), object.to_string()).map_err(io("writing a kustomization"))?;
     // The kustomization of Argo CD names a copy of our health checks and the manifests of Argo CD.
-    fs::copy(repository().join(HEALTH), own.join("health.yaml")).map_err(io("copying health.yaml"))?;
+    fs::copy(repository().join(CUSTOMIZATIONS), own.join("customizations.yaml"))
+        .map_err(io("copying customizations.yaml"))?;
     let argo = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "argocd-cm" }, "data": { "url": "https://argo" } });
     fs::write(own.join("install.yaml"), argo.to_string()).map_err(io("writing install.yaml"))?;
 
@@ -125,8 +126,8 @@ async fn establish_foreign(team: &Team) -> Result<Vec<&'static str>> {
     Ok(excerpts)
 }
 
-/// The health checks for Argo CD, below the root of the repository.
-const HEALTH: &str = "manifests/argocd/health.yaml";
+/// The health checks and actions for Argo CD, below the root of the repository.
+const CUSTOMIZATIONS: &str = "manifests/argocd/customizations.yaml";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_health_checks_are_added_to_the_config_map_of_argo_cd() -> Result<()> {
@@ -135,7 +136,7 @@ async fn the_health_checks_are_added_to_the_config_map_of_argo_cd() -> Result<()
     team.create::<ConfigMap>(&serde_json::from_value(existing).unwrap()).await?;
     // The command of docs/install.md, in another namespace.
     let mut patch = team.kubectl()?;
-    patch.args(["patch", "configmap", "argocd-cm", "--patch-file"]).arg(repository().join(HEALTH));
+    patch.args(["patch", "configmap", "argocd-cm", "--patch-file"]).arg(repository().join(CUSTOMIZATIONS));
     blocking(move || output(&mut patch)).await?;
     let data = team.api::<ConfigMap>().get("argocd-cm").await?.data;
     has_health_checks(&json!(data));
@@ -148,6 +149,10 @@ fn has_health_checks(data: &Value) {
     for kind in ["TrainingRun", "Evaluation", "ReasoningPod"] {
         let script = &data[format!("resource.customizations.health.codex-ml.dev_{kind}")];
         assert!(script.as_str().is_some_and(|script| script.contains("return")), "{kind}: {data:#}");
+        if kind != "ReasoningPod" {
+            let actions = &data[format!("resource.customizations.actions.codex-ml.dev_{kind}")];
+            assert!(actions.as_str().is_some_and(|actions| actions.contains("name: suspend")), "{kind}: {data:#}");
+        }
     }
     assert_eq!(data["url"], "https://argo");
 }

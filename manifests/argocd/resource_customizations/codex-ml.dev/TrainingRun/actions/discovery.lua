@@ -1,0 +1,6 @@
+local finished = obj.status ~= nil and obj.status.completedAt ~= nil
+local suspended = obj.spec.suspend == true
+local actions = {}
+actions["suspend"] = { ["disabled"] = finished or suspended }
+actions["resume"] = { ["disabled"] = finished or not suspended }
+return actions
