@@ -114,11 +114,13 @@ async fn tables(team: &Team) -> Result<()> {
     let mut kubectl = team.kubectl()?;
     let evaluations = blocking(move || output(kubectl.args(["get", "evaluations"]))).await?;
     assert!(
-        evaluations.lines().any(|line| words(line)[..4] == ["learns-judged", "learns", "Passed", "1/1"]),
+        evaluations.lines().any(|line| words(line)[..5] == ["learns-judged", "learns", "Judged", "Passed", "1/1"]),
         "{evaluations}"
     );
     assert!(
-        evaluations.lines().any(|line| words(line)[..4] == ["untrained-judged", "untrained", "Failed", "0/1"]),
+        evaluations
+            .lines()
+            .any(|line| words(line)[..5] == ["untrained-judged", "untrained", "Judged", "Failed", "0/1"]),
         "{evaluations}"
     );
 
