@@ -302,8 +302,8 @@ mod tests {
             .unwrap()
     }
 
-    fn time(text: &str) -> Option<Timestamp> {
-        Some(text.parse().unwrap())
+    fn time(text: &str) -> Timestamp {
+        text.parse().unwrap()
     }
 
     #[test]
@@ -319,15 +319,15 @@ mod tests {
     #[test]
     fn shipped_policies_protect_what_starts_after_them() {
         let state = assess(&cluster());
-        assert_eq!((state.flaw.clone(), state.since), (None, time(CREATED)));
+        assert_eq!((state.flaw.clone(), state.since), (None, Some(time(CREATED))));
         assert!(state.namespaces.contains("codex-system") && state.namespaces.contains("kube-system"));
-        assert_eq!(state.protected_since(time("2027-01-01T00:00:00Z"), "team"), Ok(()));
-        let late = state.protected_since(time("2026-12-31T23:59:59Z"), "team").unwrap_err();
+        assert_eq!(state.protected_since(Some(time("2027-01-01T00:00:00Z")), "team"), Ok(()));
+        let late = state.protected_since(Some(time("2026-12-31T23:59:59Z")), "team").unwrap_err();
         assert!(late.contains("after the Job was created"), "{late}");
         assert!(state.protected_since(None, "team").is_err());
-        let own = state.protected_since(time("2027-01-01T00:00:00Z"), "kube-system").unwrap_err();
+        let own = state.protected_since(Some(time("2027-01-01T00:00:00Z")), "kube-system").unwrap_err();
         assert!(own.contains("kube-system"), "{own}");
-        assert!(Admission::default().protected_since(time("2028-01-01T00:00:00Z"), "team").is_err());
+        assert!(Admission::default().protected_since(Some(time("2028-01-01T00:00:00Z")), "team").is_err());
     }
 
     #[test]
@@ -346,7 +346,7 @@ mod tests {
                 policy(objects, "codex-status")["spec"]["validations"][0]["expression"] = json!("true");
             }),
             ("spec.failurePolicy", |objects| {
-                policy(objects, "codex-workloads")["spec"]["failurePolicy"] = json!("Ignore")
+                policy(objects, "codex-workloads")["spec"]["failurePolicy"] = json!("Ignore");
             }),
             ("spec.matchConstraints.namespaceSelector", |objects| {
                 policy(objects, "codex-workloads")["spec"]["matchConstraints"]["namespaceSelector"] =
@@ -398,7 +398,7 @@ mod tests {
         status["spec"]["variables"][0]["expression"] = json!("[\"system:serviceaccount:ml:codex\"]");
         status["metadata"]["managedFields"][0]["time"] = json!("2027-02-01T00:00:00Z");
         let state = assess(&objects);
-        assert_eq!((state.flaw, state.since), (None, time("2027-02-01T00:00:00Z")));
+        assert_eq!((state.flaw, state.since), (None, Some(time("2027-02-01T00:00:00Z"))));
         assert!(state.namespaces.contains("ml"));
     }
 }

@@ -103,7 +103,7 @@ impl Generate {
             say(&stops.finish())?;
         }
         say("\n")?;
-        let seconds = (generating.elapsed() - first.unwrap_or_default()).as_secs_f64();
+        let seconds = generating.elapsed().saturating_sub(first.unwrap_or_default()).as_secs_f64();
         tracing::info!(
             path = generator.path(),
             load_seconds = loaded.as_secs_f64(),

@@ -24,7 +24,7 @@ use gguf::Gguf;
 /// Write the model of a GGUF file as a Hugging Face directory.
 #[derive(Debug, clap::Args)]
 pub struct Import {
-    /// The GGUF file: llama architecture, in F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K.
+    /// The GGUF file: llama architecture, in F32, F16, BF16, `Q4_0`, `Q4_1`, `Q5_0`, `Q5_1`, `Q8_0`, `Q4_K`, `Q5_K` or `Q6_K`.
     #[arg(value_name = "FILE.gguf")]
     file: PathBuf,
     /// The directory to write, which must not exist yet.

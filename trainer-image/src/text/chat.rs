@@ -96,7 +96,7 @@ impl Chat {
 
     fn mark(&self, messages: &[Message]) -> Result<char, TokenizerError> {
         let texts = messages.iter().map(|message| message.content.as_str());
-        free_mark(texts.chain([self.template.source()]))
+        free_mark(&texts.chain([self.template.source()]))
     }
 
     /// Returns the text of a conversation and the prompt of the next response.

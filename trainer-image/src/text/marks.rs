@@ -109,7 +109,7 @@ impl Marked {
 ///
 /// # Errors
 /// The texts contain all of them.
-pub(super) fn free_mark<'a>(texts: impl Iterator<Item = &'a str> + Clone) -> Result<char, TokenizerError> {
+pub(super) fn free_mark<'a>(texts: &(impl Iterator<Item = &'a str> + Clone)) -> Result<char, TokenizerError> {
     let all = ('\u{fdd0}'..='\u{fdef}').chain('\u{f0000}'..='\u{ffffd}');
     let mut free = all.filter(|mark| texts.clone().all(|text| !text.contains(*mark)));
     free.next().ok_or_else(|| TokenizerError::Template("the messages contain every private character".to_owned()))
@@ -163,8 +163,8 @@ mod tests {
     #[test]
     fn a_mark_is_in_no_text() {
         let taken: String = ('\u{fdd0}'..='\u{fdef}').collect();
-        assert_eq!(free_mark(["a", "b"].into_iter()).unwrap(), MARK);
-        assert_eq!(free_mark(["a", &taken].into_iter()).unwrap(), '\u{f0000}');
+        assert_eq!(free_mark(&["a", "b"].into_iter()).unwrap(), MARK);
+        assert_eq!(free_mark(&["a", &taken].into_iter()).unwrap(), '\u{f0000}');
     }
 
     proptest! {

@@ -27,7 +27,8 @@ struct Chat {
 
 #[derive(Deserialize)]
 struct Text {
-    text: String,
+    #[serde(rename = "text")]
+    raw: String,
     ids: Vec<u32>,
     decoded: String,
 }
@@ -97,7 +98,7 @@ fn conversations_are_those_of_transformers() {
 fn texts_are_those_of_transformers() {
     for family in FAMILIES {
         let tokenizer = tokenizer(family);
-        for Text { text, ids, decoded } in expected(family).texts {
+        for Text { raw: text, ids, decoded } in expected(family).texts {
             assert_eq!(tokenizer.encode(&text).unwrap(), ids, "{family}: {text:?}");
             assert_eq!(tokenizer.decode(&ids).unwrap(), decoded, "{family}: {text:?}");
         }

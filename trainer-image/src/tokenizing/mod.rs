@@ -210,8 +210,8 @@ impl Export {
 fn lines_of(path: &Path) -> Result<String, TokenizingError> {
     let bytes = atomic_fs::read_named::<TokenizingError>("--data", path)?;
     String::from_utf8(bytes).map_err(|error| {
-        let line =
-            error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = valid.split(|byte| *byte == b'\n').count();
         TokenizingError::Encoding { file: path.to_owned(), line }
     })
 }

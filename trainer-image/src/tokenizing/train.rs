@@ -31,7 +31,7 @@ const UNKNOWN: &str = "<unk>";
 pub(super) enum Kind {
     /// Byte-level byte-pair encoding: gives back every text.
     Bpe,
-    /// Unigram language model over text with `▁` for spaces, as in SentencePiece.
+    /// Unigram language model over text with `▁` for spaces, as in `SentencePiece`.
     Unigram,
     /// Whole words between white space.
     Whitespace,
