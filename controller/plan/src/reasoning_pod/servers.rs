@@ -56,7 +56,7 @@ impl<'a> Servers<'a> {
     pub(crate) fn counts(&self, wanted: i32) -> Counts {
         let Some(status) = &self.live.status else { return Counts::default() };
         let DeploymentStatus { replicas, ready_replicas, updated_replicas, observed_generation, .. } = status;
-        // The Deployment counts every pod with its labels, also one that somebody else created.
+        // The Deployment counts every pod with its labels, including pods that others created.
         let own = self.facts.iter().chain(&self.former).filter(|facts| facts.is_ready()).count();
         let (all, ready) =
             (replicas.unwrap_or(0), ready_replicas.unwrap_or(0).min(i32::try_from(own).unwrap_or(i32::MAX)));

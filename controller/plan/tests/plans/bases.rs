@@ -177,7 +177,7 @@ fn cycles_are_found_and_finished_runs_end_the_search() {
     // The base is missing; the cycle is one of others, which they name.
     assert!(cycle(&[based("a", "b")]).is_empty());
     assert!(cycle(&[based("a", "b"), based("b", "c"), based("c", "b")]).is_empty());
-    // A finished run waits for nothing, whoever has the name of its base today.
+    // A finished run waits for nothing, even if another run now has the name of its base.
     let mut finished = based("b", "a");
     finished.status = trained().status;
     assert!(cycle(&[based("a", "b"), finished]).is_empty());
