@@ -14,6 +14,9 @@ const fn key(path: &'static str, rule: Rule) -> Key {
 
 const STEPS: u64 = 100_000_000;
 
+/// The projections that LoRA can adapt.
+const PROJECTIONS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
 /// The keys of a training run. A test compares them with `training/base.yaml` and with the typed settings.
 pub(crate) const TRAINING: &[Key] = &[
     key("model.hidden_size", Rule::Whole { min: 8, max: 8192 }),
@@ -82,6 +85,11 @@ pub(crate) const TRAINING: &[Key] = &[
     key("training.spike_action", Rule::Choice(&["ignore", "count", "skip"])),
     key("training.spike_threshold", Rule::Above { above: 1.0, most: 1e6 }),
     key("training.spike_window", Rule::Whole { min: 8, max: 4096 }),
+    key("training.method", Rule::Choice(&["sft", "lora", "none"])),
+    key("training.lora.rank", Rule::Whole { min: 1, max: 1024 }),
+    key("training.lora.alpha", Rule::Above { above: 0.0, most: 65_536.0 }),
+    key("training.lora.dropout", Rule::From { min: 0.0, below: 1.0 }),
+    key("training.lora.targets", Rule::Choices(PROJECTIONS)),
     key("response.format", Rule::Choice(&["steps", "answer"])),
     key("metadata.owner", Rule::Text { max: 63 }),
 ];

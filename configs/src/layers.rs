@@ -72,11 +72,7 @@ impl Layers {
     pub(crate) fn finish<T: DeserializeOwned>(self) -> Result<T, ConfigError> {
         let mut root = Map::new();
         for (path, value) in self.leaves {
-            let (group, leaf) = path.split_once('.').unwrap_or(("", path));
-            let group = root.entry(group).or_insert_with(|| Value::Object(Map::new()));
-            if let Value::Object(group) = group {
-                group.insert(leaf.to_owned(), value);
-            }
+            insert(&mut root, path, value);
         }
         codex_json::from_value(Value::Object(root)).map_err(|source| ConfigError::Canonical { source })
     }
@@ -192,6 +188,18 @@ pub(crate) fn recheck(keys: &'static [Key], settings: &impl serde::Serialize) ->
         }
     }
     Ok(())
+}
+
+/// Inserts a value at a path of groups and a key, separated by dots.
+fn insert(group: &mut Map<String, Value>, path: &str, value: Value) {
+    let Some((name, rest)) = path.split_once('.') else {
+        group.insert(path.to_owned(), value);
+        return;
+    };
+    let inner = group.entry(name).or_insert_with(|| Value::Object(Map::new()));
+    if let Value::Object(inner) = inner {
+        insert(inner, rest, value);
+    }
 }
 
 /// Converts YAML to JSON. Values that JSON lacks (tags, infinities) become text, which numeric keys refuse.

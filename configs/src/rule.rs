@@ -39,6 +39,8 @@ pub enum Rule {
     },
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// A list of distinct words of these, at least one. It is stored in this order.
+    Choices(&'static [&'static str]),
     /// True or false.
     Flag,
     /// A list of parameter groups; see [`ParameterGroup`](crate::ParameterGroup).
@@ -63,6 +65,9 @@ impl fmt::Display for Rule {
             Self::Above { above, most } => write!(f, "a number above {above} and at most {most}"),
             Self::From { min, below } => write!(f, "a number of at least {min} and below {below}"),
             Self::Choice(words) => write!(f, "one of {}", words.join(", ")),
+            Self::Choices(words) => {
+                write!(f, "a list of at least one of {}, each once, such as [{}]", words.join(", "), words[0])
+            }
             Self::Flag => f.write_str("true or false"),
             Self::ParameterGroups { max } => write!(
                 f,
@@ -86,6 +91,11 @@ impl Rule {
             Self::Above { above, most } => real(&|x| x > above && x <= most),
             Self::From { min, below } => real(&|x| x >= min && x < below),
             Self::Choice(words) => value.as_str().filter(|word| words.contains(word)).map(Value::from),
+            Self::Choices(words) => {
+                let named: Vec<&str> = value.as_array()?.iter().map(Value::as_str).collect::<Option<_>>()?;
+                let chosen: Vec<&str> = words.iter().copied().filter(|word| named.contains(word)).collect();
+                (!chosen.is_empty() && chosen.len() == named.len()).then(|| Value::from(chosen))
+            }
             Self::Flag => value.as_bool().map(Value::from),
             Self::ParameterGroups { max } => {
                 let groups = value.as_array().filter(|groups| groups.len() <= max)?;

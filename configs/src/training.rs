@@ -84,6 +84,10 @@ pub struct ModelShape {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Optimization {
+    /// What is trained.
+    pub method: Method,
+    /// The adapters of [`Method::Lora`].
+    pub lora: LoraSettings,
     /// Number of optimizer steps of the schedule.
     pub max_steps: u64,
     /// Number of epochs of the schedule. Replaces `max_steps`.
@@ -162,6 +166,32 @@ pub struct Optimization {
     pub spike_threshold: f64,
     /// Number of steps over which median and deviation are computed.
     pub spike_window: usize,
+}
+
+/// What a run trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// All weights, from random ones or from a base.
+    Sft,
+    /// Adapters beside the frozen weights of a base. The resulting model has them merged into its weights.
+    Lora,
+    /// Nothing: the resulting model is the base.
+    None,
+}
+
+/// The adapters of LoRA. Names are those of PEFT's `LoraConfig`, but for `targets`, which is `target_modules`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraSettings {
+    /// Rank of the adapters.
+    pub rank: usize,
+    /// Adapters are multiplied by `alpha / rank`.
+    pub alpha: f64,
+    /// Probability with which an input of an adapter is set to 0.
+    pub dropout: f64,
+    /// Names of the projections that have adapters.
+    pub targets: Vec<String>,
 }
 
 /// The data type of activations.

@@ -354,6 +354,20 @@ fn parameter_groups() {
 }
 
 #[test]
+fn targets_of_lora() {
+    for wrong in ["[]", "[q]", "q_proj", "[q_proj, q_proj]", "[q_proj, 7]", "all-linear"] {
+        let sentence = sentence(&[&format!("training.lora.targets={wrong}")], None);
+        assert!(sentence.contains("write a list of at least one of q_proj, k_proj"), "{wrong}: {sentence}");
+    }
+    let of = |targets: &str| {
+        let overrides = overrides(&[&format!("training.lora.targets={targets}")]);
+        compose_training("cot-starter", &overrides, None, 42, data()).expect("good")
+    };
+    assert_eq!(of("[v_proj, q_proj]").digest(), of("[q_proj, v_proj]").digest());
+    assert_eq!(of("[v_proj, q_proj]").spec().settings.training.lora.targets, ["q_proj", "v_proj"]);
+}
+
+#[test]
 fn held_out_records() {
     let file = |name: &str| Data { name: name.to_owned(), sha256: Some(DataDigest(Sha256::of(name))), synthetic: None };
     let of = |texts: &[&str], data| compose_training("cot-starter", &overrides(texts), None, 42, data);

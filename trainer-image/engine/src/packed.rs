@@ -41,6 +41,20 @@ impl Packed {
         Self { tokens, cu_seqlens: cu_seqlens.into(), targets: targets.into(), noise: 0 }
     }
 
+    /// Packs sequences of (token ids, whether each is a target). The first id of a sequence is never one.
+    pub fn masked<'a>(sequences: impl IntoIterator<Item = (&'a [u32], &'a [bool])>) -> Self {
+        let (mut tokens, mut cu_seqlens, mut targets) = (Vec::new(), vec![0], Vec::new());
+        for (ids, mask) in sequences {
+            let Some((_, inputs)) = ids.split_last() else { continue };
+            let start = tokens.len();
+            tokens.extend_from_slice(inputs);
+            let chosen = ids.iter().zip(mask).enumerate().skip(1).filter(|(_, (_, chosen))| **chosen);
+            targets.extend(chosen.map(|(at, (id, _))| Target { row: start + at - 1, id: *id }));
+            cu_seqlens.push(tokens.len());
+        }
+        Self { tokens, cu_seqlens: cu_seqlens.into(), targets: targets.into(), noise: 0 }
+    }
+
     /// Checks that the batch fits a model.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use codex_provenance::{ConfigDigest, DataDigest, Sha256};
+use codex_provenance::{ConfigDigest, DataDigest, ModelDigest, Sha256};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,22 @@ pub struct RunMetadata {
     pub config_digest: ConfigDigest,
     /// SHA-256 of the canonical JSON `{files, name}`, with the files of `dataset_checksums.json`.
     pub dataset_version: Sha256,
+    /// The base that the run started from, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BaseModel>,
+    /// The manifest digest of `artifacts/adapter/`, once a run that trains adapters has written it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<ModelDigest>,
+}
+
+/// A model that a run started from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BaseModel {
+    /// The manifest digest of its directory.
+    pub digest: ModelDigest,
+    /// The directory.
+    pub source: PathBuf,
 }
 
 /// Owner, template and run.

@@ -1,13 +1,15 @@
 //! The files of a model in the shape of Hugging Face: `config.json`, `generation_config.json`, `model.safetensors`,
-//! `tokenizer.json`, `tokenizer_config.json`. Nothing in them holds a time, a machine or a ring. Pure.
+//! `tokenizer.json`, `tokenizer_config.json`. Nothing in them holds a time, a machine or a ring. Pure, but for
+//! [`open`] and [`read_parameters`].
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 
 use super::{
-    files::{CONFIG, GENERATION, ModelError, ModelFiles, WEIGHTS},
+    files::{CONFIG, GENERATION, ModelError, ModelFiles, WEIGHTS, read_some},
+    stored::{Place, Stored},
     weights::bytes,
 };
 use crate::text::{PAD, Tokenizer, UNKNOWN};
@@ -50,22 +52,24 @@ pub fn describe(config: &ModelConfig, parameters: &[f32], tokenizer: &Tokenizer)
     files.extend([
         (CONFIG.to_owned(), pretty(config)?),
         (GENERATION.to_owned(), pretty(&generation)?),
-        (WEIGHTS.to_owned(), encode(&tensors)?),
+        (WEIGHTS.to_owned(), encode(&tensors, WEIGHTS)?),
     ]);
     Ok(files)
 }
 
-fn encode(tensors: &[(String, Vec<usize>, Vec<u8>)]) -> Result<Vec<u8>, ModelError> {
+/// Returns tensors, given as (name, shape, bytes), as the safetensors file of this name.
+pub(super) fn encode(tensors: &[(String, Vec<usize>, Vec<u8>)], file: &str) -> Result<Vec<u8>, ModelError> {
     let views: Result<Vec<(&str, TensorView)>, _> = tensors
         .iter()
         .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
         .collect();
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let encoded = views.and_then(|views| safetensors::serialize(views, Some(metadata)));
-    encoded.map_err(|source| ModelError::Weights { file: WEIGHTS.to_owned(), source })
+    encoded.map_err(|source| ModelError::Weights { file: file.to_owned(), source })
 }
 
-fn pretty(value: &impl serde::Serialize) -> Result<Vec<u8>, ModelError> {
+/// Returns a value as indented JSON with a final line feed.
+pub(super) fn pretty(value: &impl serde::Serialize) -> Result<Vec<u8>, ModelError> {
     let mut bytes = serde_json::to_vec_pretty(value).map_err(|source| ModelError::Json { file: CONFIG, source })?;
     bytes.push(b'\n');
     Ok(bytes)
@@ -86,6 +90,36 @@ pub(super) fn load(files: &ModelFiles) -> Result<Loaded, ModelError> {
     let parameters = super::weights::parameters(files, &Layout::of(&config))?;
     fits(&tokenizer, &config)?;
     Ok(Loaded { config, tokenizer, parameters })
+}
+
+/// A model directory whose weights are open, but not read.
+pub(crate) struct Opened {
+    pub(crate) config: ModelConfig,
+    pub(crate) tokenizer: Tokenizer,
+    pub(super) weights: Stored<Place>,
+}
+
+/// Opens a model directory. Weights that do not fit the configuration are refused before a tokenizer that does not.
+///
+/// # Errors
+/// When a file is missing or invalid, or the files do not belong together. Values of weights are not checked.
+pub(crate) fn open(path: &Path) -> Result<Opened, ModelError> {
+    let is_weights = |name: &str| Path::new(name).extension().is_some_and(|extension| extension == "safetensors");
+    let described = read_some(path, |name| !is_weights(name))?;
+    let (config, tokenizer) = describe_files(&described)?;
+    let weights = Stored::open(path, &Layout::of(&config))?;
+    fits(&tokenizer, &config)?;
+    Ok(Opened { config, tokenizer, weights })
+}
+
+/// Reads all parameters of a model directory in f32, in the order of `layout`.
+///
+/// # Errors
+/// When a file or tensor is missing or invalid, or a value is not finite.
+pub(crate) fn read_parameters(path: &Path, layout: &Layout) -> Result<Vec<f32>, ModelError> {
+    let mut parameters = vec![0.0; layout.size()];
+    Stored::open(path, layout)?.read(0..layout.size(), &mut parameters)?;
+    Ok(parameters)
 }
 
 /// Checks that the model has an embedding for every token.

@@ -25,9 +25,8 @@ use codex_engine::{
 };
 
 use super::{
-    directory,
-    files::{self, ModelError, ModelFiles},
-    stored::Stored,
+    directory::{self, Opened},
+    files::{ModelError, ModelFiles},
     weights,
 };
 use crate::text::{Tokenizer, TokenizerError};
@@ -114,13 +113,9 @@ impl Generator {
     /// # Errors
     /// A file is missing or invalid.
     pub fn load_directory(path: &Path, slots: usize) -> Result<Self, ModelError> {
-        let is_weights = |name: &str| Path::new(name).extension().is_some_and(|extension| extension == "safetensors");
-        let described = files::read_some(path, |name| !is_weights(name))?;
-        let (config, tokenizer) = directory::describe_files(&described)?;
-        let stored = Stored::open(path, &Layout::of(&config))?;
-        directory::fits(&tokenizer, &config)?;
-        let settings = Settings { precision: stored.precision(), ..Settings::default() };
-        let decoder = load_decoder(&config, settings, slots, |range, to| stored.read(range, to))?;
+        let Opened { config, tokenizer, weights } = directory::open(path)?;
+        let settings = Settings { precision: weights.precision(), ..Settings::default() };
+        let decoder = load_decoder(&config, settings, slots, |range, to| weights.read(range, to))?;
         Ok(Self { decoder, tokenizer })
     }
 

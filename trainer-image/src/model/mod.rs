@@ -1,16 +1,21 @@
 //! Model directories, and generation. The numerics are in `codex-engine`.
 
+mod adapter;
 mod directory;
 mod files;
 mod generate;
+mod rewrite;
 mod stored;
 #[cfg(test)]
 mod trained;
 mod weights;
 
+pub(crate) use adapter::describe_adapter;
 pub use directory::describe;
-#[cfg(test)]
-pub(crate) use weights::parameters;
-
+pub(crate) use directory::{open, read_parameters};
 pub use files::{ModelError, ModelFiles, read_directory};
 pub use generate::{Completion, GenerateError, Generator};
+pub(crate) use rewrite::rewrite;
+#[cfg(test)]
+pub(crate) use weights::parameters;
+pub(crate) use weights::{HEAD, short};

@@ -19,7 +19,7 @@ const PREFIX: &str = "transformer.";
 /// Suffixes of constant buffers that some libraries save.
 pub(super) const BUFFERS: [&str; 3] = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
 /// The output projection, which equals the embedding when the two are tied.
-pub(super) const HEAD: &str = "lm_head.weight";
+pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// The files of sharded weights.
 #[derive(Deserialize)]
@@ -59,19 +59,24 @@ pub(super) fn held<'a>(files: &'a ModelFiles, layout: &Layout) -> Result<Stored<
 }
 
 /// Returns a tensor's name without the prefix that some files omit.
-pub(super) fn short(name: &str) -> &str {
+pub(crate) fn short(name: &str) -> &str {
     name.strip_prefix(PREFIX).unwrap_or(name)
 }
 
-/// Returns the tensors of all files by their short names.
-fn tensors(files: &ModelFiles) -> Result<BTreeMap<String, TensorView<'_>>, ModelError> {
+/// Returns the names of the files with weights.
+pub(super) fn weight_files(files: &ModelFiles) -> Result<Vec<String>, ModelError> {
     let mut names = vec![WEIGHTS.to_owned()];
     if let (None, Some(index)) = (files.get(WEIGHTS), files.get(INDEX)) {
         let index: Index = codex_json::from_slice(index).map_err(|source| ModelError::Json { file: INDEX, source })?;
         names = index.files();
     }
+    Ok(names)
+}
+
+/// Returns the tensors of all files by their short names.
+fn tensors(files: &ModelFiles) -> Result<BTreeMap<String, TensorView<'_>>, ModelError> {
     let mut all = BTreeMap::new();
-    for file in names {
+    for file in weight_files(files)? {
         let bytes = files.get(&file).ok_or_else(|| ModelError::Missing(file.clone()))?;
         let shard =
             SafeTensors::deserialize(bytes).map_err(|source| ModelError::Weights { file: file.clone(), source })?;

@@ -29,6 +29,7 @@ pub use operator::Operator;
 pub use padded::Padded;
 pub use prepare::PrepareData;
 pub use problem::Problem;
+pub(crate) use record::json_lines;
 pub use record::{Difficulty, END, Record, RecordError, answer, parse_records, steps, write_records};
 pub use task::{Problems, Task, TaskError};
 pub use word_problems::{Story, WordProblem};

@@ -53,7 +53,7 @@ pub enum RecordError {
         file: String,
     },
     /// The line is not a JSON object with the keys of a record.
-    #[error("{file}:{line}: invalid record: {why}; write {{\"prompt\", \"response\", \"difficulty\", \"category\"}}")]
+    #[error("{file}:{line}: invalid record: {why}; write {right}")]
     Malformed {
         /// The file's name.
         file: String,
@@ -61,6 +61,8 @@ pub enum RecordError {
         line: usize,
         /// The parser's message, with the column.
         why: String,
+        /// What to write.
+        right: &'static str,
     },
     /// The response has no end mark, or more than one.
     #[error("{file}:{line}: the response must end in '$' and contain no other '$'")]
@@ -78,36 +80,44 @@ pub enum RecordError {
     },
 }
 
-/// Reads JSON lines. Blank lines and a UTF-8 byte order mark are skipped. `file` is the name in errors.
+/// Reads records as JSON lines. `file` is the name in errors.
 ///
 /// # Errors
 /// [`RecordError`], with the file and the line.
 pub fn parse_records(file: &str, bytes: &[u8]) -> Result<Vec<Record>, RecordError> {
+    const RIGHT: &str = r#"{"prompt", "response", "difficulty", "category"}"#;
+    json_lines(file, bytes, |line, text| {
+        let file = || file.to_owned();
+        let record: Record = codex_json::from_str(text).map_err(|source| {
+            // The parser got a single line, so its line number is always 1.
+            let why = source.to_string().replacen(" at line 1 column", " in column", 1);
+            RecordError::Malformed { file: file(), line, why, right: RIGHT }
+        })?;
+        if record.response.find(END) != Some(record.response.len().wrapping_sub(END.len_utf8())) {
+            return Err(RecordError::Unended { file: file(), line });
+        }
+        Ok(record)
+    })
+}
+
+/// Reads JSON lines with `parse`, which gets the number of a line and its text. Blank lines and a UTF-8 byte order mark are
+/// skipped.
+pub(crate) fn json_lines<T>(
+    file: &str,
+    bytes: &[u8],
+    mut parse: impl FnMut(usize, &str) -> Result<T, RecordError>,
+) -> Result<Vec<T>, RecordError> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(RecordError::Utf16 { file: file.to_owned() });
     }
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     let mut records = Vec::new();
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
-        let at = || (file.to_owned(), index + 1);
-        let line = std::str::from_utf8(line).map_err(|_| {
-            let (file, line) = at();
-            RecordError::Encoding { file, line }
-        })?;
-        if line.trim().is_empty() {
-            continue;
+        let text =
+            std::str::from_utf8(line).map_err(|_| RecordError::Encoding { file: file.to_owned(), line: index + 1 })?;
+        if !text.trim().is_empty() {
+            records.push(parse(index + 1, text)?);
         }
-        let record: Record = codex_json::from_str(line).map_err(|source| {
-            let (file, line) = at();
-            // The parser got a single line, so its line number is always 1.
-            let why = source.to_string().replacen(" at line 1 column", " in column", 1);
-            RecordError::Malformed { file, line, why }
-        })?;
-        if record.response.find(END) != Some(record.response.len().wrapping_sub(END.len_utf8())) {
-            let (file, line) = at();
-            return Err(RecordError::Unended { file, line });
-        }
-        records.push(record);
     }
     if records.is_empty() {
         return Err(RecordError::Empty { file: file.to_owned() });

@@ -11,7 +11,7 @@ use std::{
 };
 
 use codex_configs::{Data, Resolved, Training, VALIDATION, compose_training};
-use codex_provenance::{DataDigest, Sha256};
+use codex_provenance::{DataDigest, ModelDigest, Sha256};
 use codex_reports::{Stage, TrainingState, exit};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -19,7 +19,7 @@ use signal_hook::{
 };
 
 use super::{
-    Outcome, Session, TrainError, TrainerMetrics,
+    Base, BaseError, Outcome, Session, TrainError, TrainerMetrics,
     arguments::{default_data, named_file},
     checks::ResumeProof,
     data::Stop,
@@ -48,6 +48,12 @@ pub struct Train {
     /// Seed of initial weights and data order [default: 1].
     #[arg(long, allow_negative_numbers = true, value_parser = crate::arguments::seed)]
     pub(super) seed: Option<u64>,
+    /// Directory of the model to start from, in Hugging Face's form; it brings its own shape and tokenizer.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(super) base: Option<PathBuf>,
+    /// Digest that the base must have, as `codex verify` prints it.
+    #[arg(long, value_name = "DIGEST", requires = "base")]
+    pub(super) base_digest: Option<ModelDigest>,
     /// Data file with records as JSON lines; without one, a template uses its synthetic tasks.
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
     pub(super) data: Vec<(String, PathBuf)>,
@@ -87,9 +93,15 @@ impl Train {
             return Ok(self.show_diff()?);
         }
         if self.prove_resume {
-            let resolved = self.resolve()?;
+            let (resolved, base) = (self.resolve()?, self.base()?);
             let directory = self.output.join(PROOF);
-            let proof = ResumeProof { resolved: &resolved, files: &self.data, directory, steps: self.prove_steps };
+            let proof = ResumeProof {
+                resolved: &resolved,
+                base: base.as_ref(),
+                files: &self.data,
+                directory,
+                steps: self.prove_steps,
+            };
             let said = atomic_fs::say(&proof.run()?.to_string());
             return said.map(|()| exit::FINISHED).map_err(CommandError::failed);
         }
@@ -132,17 +144,29 @@ impl Train {
         let exposition =
             self.metrics_address.map(|address| Exposition::start(address, metrics.registry())).transpose()?;
         let stop = || stop.load(Ordering::Relaxed);
-        Session { metrics: exposition.is_some().then_some(&metrics), ..self.session(&resolved, reporter, &stop) }.run()
+        let base = self.base().inspect_err(|error| {
+            // The controller is told the digest that was found, too.
+            if let TrainError::Base(BaseError::Digest { found, .. }) = error {
+                reporter.update(|state| state.base = Some(codex_reports::Base { digest: *found }));
+            }
+        })?;
+        if let Some(base) = &base {
+            reporter.update(|state| state.base = Some(codex_reports::Base { digest: base.digest() }));
+        }
+        let session = self.session(&resolved, base.as_ref(), reporter, &stop);
+        Session { metrics: exposition.is_some().then_some(&metrics), ..session }.run()
     }
 
     fn session<'a>(
         &'a self,
         resolved: &'a Resolved<Training>,
+        base: Option<&'a Base>,
         reporter: &'a Reporter<TrainingState>,
         stop: Stop<'a>,
     ) -> Session<'a> {
         Session {
             resolved,
+            base,
             files: &self.data,
             output: &self.output,
             reporter,
@@ -155,18 +179,25 @@ impl Train {
 
     /// Prints the effect of resuming; the exit code says whether resuming would be refused.
     fn show_diff(&self) -> Result<i32, TrainError> {
-        let (resolved, reporter) = (self.resolve()?, Reporter::nowhere());
-        let session = self.session(&resolved, &reporter, &|| false);
+        let (resolved, reporter, base) = (self.resolve()?, Reporter::nowhere(), self.base()?);
+        let session = self.session(&resolved, base.as_ref(), &reporter, &|| false);
         let diff = session.resume_diff()?;
         atomic_fs::say(&diff.to_string())?;
         Ok(if session.permits(&diff) { exit::FINISHED } else { exit::BAD_INPUT })
     }
 
-    /// Checks that no data file is in a directory whose files the run replaces or removes.
+    /// Checks that neither a data file nor the base is in a directory whose files the run replaces or removes.
     fn check_overlap(&self) -> Result<(), TrainError> {
         let outputs = OUTPUTS.map(|name| Named::new("--output", self.output.join(name)));
-        let inputs: Vec<Named> = Named::data(&self.data).collect();
+        let base = self.base.iter().map(|base| Named::new("--base", base));
+        let inputs: Vec<Named> = Named::data(&self.data).chain(base).collect();
         Ok(overlap::check_inputs_outside(&outputs, &inputs)?)
+    }
+
+    /// Reads the base, if one is named.
+    fn base(&self) -> Result<Option<Base>, TrainError> {
+        let base = self.base.as_deref().map(|path| Base::open(path, self.base_digest));
+        Ok(base.transpose()?)
     }
 
     /// Reads or composes the resolved configuration, after checking the output directory.

@@ -5,6 +5,7 @@ use codex_reports::{Failure, exit};
 
 use super::{
     attempts::LockError,
+    base::BaseError,
     checkpoint::{CheckpointError, ResumeError},
     checks::{ProofError, SmokeError},
     data::DataError,
@@ -33,6 +34,9 @@ pub enum TrainError {
     /// The engine does not support the shape of the model.
     #[error(transparent)]
     Shape(#[from] codex_engine::ConfigError),
+    /// The base cannot be trained from.
+    #[error(transparent)]
+    Base(#[from] BaseError),
     /// Arguments contradict each other or the configuration.
     #[error("{0}")]
     Arguments(String),
@@ -110,6 +114,7 @@ impl TrainError {
             | Self::Groups(_)
             | Self::Misnamed(_)
             | Self::Overlap(_) => FailureClass::INVALID_CONFIGURATION,
+            Self::Base(error) => error.class(),
             Self::Data(error) => error.class(),
             Self::Checkpoint(error) => error.class(),
             Self::Resume(_) => FailureClass::FOREIGN_CHECKPOINT,

@@ -13,6 +13,7 @@
 
 mod arguments;
 mod attempts;
+mod base;
 mod checkpoint;
 mod checks;
 mod command;
@@ -34,6 +35,7 @@ mod test_support;
 mod tests;
 
 pub use attempts::LockError;
+pub use base::{Base, BaseError};
 pub use checkpoint::{CheckpointError, ResumeError};
 pub use checks::{CheckpointSmoke, ProofError, SmokeError};
 pub use command::Train;

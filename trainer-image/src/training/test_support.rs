@@ -16,10 +16,10 @@ use codex_reports::TrainingState;
 use super::{
     CheckpointError, Outcome, Session, TrainError, TrainerMetrics,
     checkpoint::{StateInfo, newest},
-    data::Stop,
+    data::{Encoder, Stop},
     fault_injection,
 };
-use crate::reporting::Reporter;
+use crate::{reporting::Reporter, text::Tokenizer};
 
 /// Overrides of the small setting in the documentation of the training module.
 pub(crate) const TINY: [&str; 8] = [
@@ -41,6 +41,13 @@ pub(crate) fn synthetic(task: &str, count: u64) -> Data {
 pub(crate) fn resolved(overrides: &[&str], data: Vec<Data>) -> Resolved<Training> {
     let overrides: Vec<String> = TINY.iter().chain(overrides).map(|text| (*text).to_owned()).collect();
     compose_training("cot-starter", &overrides, None, 1, data).unwrap()
+}
+
+/// Returns how a run without a base encodes its records.
+pub(crate) fn encoder<'a>(run: &Resolved<Training>, tokenizer: &'a Tokenizer) -> Encoder<'a> {
+    let settings = &run.spec().settings;
+    let (context, format) = (settings.model.max_position_embeddings, settings.response.format);
+    Encoder { tokenizer, context, format, given: false }
 }
 
 pub(crate) fn both() -> Vec<Data> {

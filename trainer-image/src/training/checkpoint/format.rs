@@ -8,7 +8,7 @@ use std::{
 };
 
 use codex_provenance::{
-    ConfigDigest, DataDigest, Sha256,
+    ConfigDigest, DataDigest, ModelDigest, Sha256,
     manifest::{File as Listed, Manifest},
 };
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,9 @@ pub(crate) struct RunIdentity {
     pub(crate) config_digest: ConfigDigest,
     /// All settings.
     pub(crate) settings: serde_json::Value,
+    /// Digest of the base, if the run starts from one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) base: Option<ModelDigest>,
     /// Seed of the run.
     pub(crate) seed: u64,
     /// Digests of the data by name.

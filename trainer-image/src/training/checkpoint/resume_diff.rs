@@ -109,15 +109,19 @@ fn position(leaves: &[(String, &Value)]) -> (Option<u64>, bool) {
     (batch.zip(accumulation).map(|(batch, accumulation)| batch * accumulation), epochs.is_some())
 }
 
+/// Keys of another training: in another order some records would be seen twice and others never; other methods, ranks and targets
+/// train other tensors.
+const OTHER_TRAINING: [&str; 4] =
+    ["training.lora.rank", "training.lora.targets", "training.method", "training.shuffle"];
+
 /// Returns the effect of a changed key on a run that resumes.
 fn effect_of(key: &str) -> Effect {
     if NO_EFFECT.contains(&key) {
         Effect::SameBits
-    } else if key.starts_with("training.") && key != "training.shuffle" {
+    } else if key.starts_with("training.") && !OTHER_TRAINING.contains(&key) {
         Effect::OtherBits
     } else {
-        // Another shape has other tensors, other responses are another task, and in another order some records would be seen
-        // twice and others never.
+        // Another shape has other tensors, and other responses are another task.
         Effect::Refused
     }
 }
@@ -171,6 +175,10 @@ impl ResumeDiff {
         compare("engine", of(|origin| origin.engine.clone()), now.engine.clone(), Effect::OtherBits);
         compare("processor", of(|origin| origin.instructions.clone()), now.instructions.clone(), Effect::OtherBits);
         compare("threads", of(|origin| origin.threads.to_string()), now.threads.to_string(), Effect::SameBits);
+        let base = |identity: &RunIdentity| identity.base.map_or_else(|| "none".to_owned(), |base| base.short());
+        if info.identity.base.is_some() || identity.base.is_some() {
+            compare("base", base(&info.identity), base(identity), Effect::Refused);
+        }
         compare("seed", info.identity.seed.to_string(), identity.seed.to_string(), Effect::Refused);
         let looks = |identity: &RunIdentity| {
             identity.settings.pointer("/training/eval_every").is_some_and(|every| !every.is_null())
@@ -246,6 +254,7 @@ mod tests {
             config_digest: run.digest(),
             settings: serde_json::to_value(&run.spec().settings).unwrap(),
             seed: 1,
+            base: None,
             data: BTreeMap::from([("mine".to_owned(), DataDigest(Sha256::of(data)))]),
         }
     }

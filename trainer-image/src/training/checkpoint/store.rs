@@ -293,7 +293,7 @@ pub(super) mod testing {
     pub(crate) fn identity() -> RunIdentity {
         let run = resolved(&[], both());
         let settings = serde_json::to_value(&run.spec().settings).unwrap();
-        RunIdentity { config_digest: run.digest(), settings, seed: 1, data: BTreeMap::new() }
+        RunIdentity { config_digest: run.digest(), settings, base: None, seed: 1, data: BTreeMap::new() }
     }
 
     pub(crate) fn origin() -> Origin {

@@ -16,11 +16,9 @@ use serde_json::json;
 use super::ProofError;
 use crate::{
     atomic_fs::{self, FileError},
-    model::ModelError,
     reporting::{self, Reporter},
-    text::Tokenizer,
     training::{
-        Session, TrainError,
+        Base, Session, TrainError,
         attempts::newest_note,
         checkpoint::{ValidCheckpoint, newest},
         listing::{counted, some_tensors},
@@ -41,6 +39,8 @@ const POLL: Duration = Duration::from_millis(1);
 pub(crate) struct ResumeProof<'a> {
     /// Configuration of the run.
     pub(crate) resolved: &'a Resolved<Training>,
+    /// Model that the run starts from.
+    pub(crate) base: Option<&'a Base>,
     /// Files of data by name.
     pub(crate) files: &'a [(String, PathBuf)],
     /// Directory of both runs; emptied first, and removed when the proof holds.
@@ -114,9 +114,13 @@ impl ResumeProof<'_> {
 
     /// Returns the number of steps that the configuration yields with this data.
     fn available_steps(&self) -> Result<u64, TrainError> {
-        let (reporter, tokenizer) = (Reporter::<TrainingState>::nowhere(), Tokenizer::characters());
-        let session = Session::new(self.resolved, self.files, &self.directory, &reporter, &|| false);
-        let dataset = session.read_data(None, &tokenizer.map_err(ModelError::from)?)?;
+        let reporter = Reporter::<TrainingState>::nowhere();
+        let session = Session {
+            base: self.base,
+            ..Session::new(self.resolved, self.files, &self.directory, &reporter, &|| false)
+        };
+        let (model, tokenizer) = session.model()?;
+        let dataset = session.read_data(None, session.encoder(&model, &tokenizer))?;
         Ok(executed_steps(&self.resolved.spec().settings.training, dataset.records()))
     }
 
@@ -161,6 +165,9 @@ impl ResumeProof<'_> {
         let log_file = log_file.map_err(FileError::of("creating", &log))?;
         let mut command = Command::new(program);
         command.arg("train").arg("--config").arg(config).arg("--output").arg(output);
+        if let Some(base) = self.base {
+            command.arg("--base").arg(base.path()).arg("--base-digest").arg(base.digest().to_string());
+        }
         for (name, path) in self.files {
             let mut file = std::ffi::OsString::from(format!("{name}="));
             file.push(path);
@@ -254,7 +261,7 @@ mod tests {
             let resolved = speck(overrides);
             let directory = tempfile::tempdir().unwrap();
             let directory = directory.path().join("prove-resume");
-            let proof = ResumeProof { resolved: &resolved, files: &[], directory, steps };
+            let proof = ResumeProof { resolved: &resolved, base: None, files: &[], directory, steps };
             (proof.available_steps().unwrap(), proof.run().unwrap_err().to_string())
         };
         // 25 records in steps of 6.

@@ -27,6 +27,7 @@ use crate::{
     training::{
         TrainError,
         arguments::default_data,
+        base::TrainedModel,
         checkpoint::{CheckpointStore, Origin, Retention, RunIdentity, STATE, ValidCheckpoint, name_of, newest, scan},
         resources::{check_model_size, memory_limit},
         run::model_config,
@@ -72,7 +73,7 @@ impl CheckpointSmoke {
         let config = model_config(training, &tokenizer)?;
         let layout = std::sync::Arc::new(Layout::of(&config));
         let settings = &training.settings.training;
-        check_model_size(&config, memory_limit(Path::new("/")).as_ref())?;
+        check_model_size(&TrainedModel::whole(config.clone()), settings, memory_limit(Path::new("/")).as_ref())?;
         let state = State::new(config, training.seed, engine_settings(settings))?;
 
         let volume = statvfs(&self.directory)
@@ -89,6 +90,7 @@ impl CheckpointSmoke {
         let identity = RunIdentity {
             config_digest: run.digest(),
             settings: serde_json::Value::Null,
+            base: None,
             seed: 1,
             data: BTreeMap::new(),
         };

@@ -13,6 +13,7 @@ use sha2::Digest as _;
 
 use super::{
     DataError, RecordLengths, Stop,
+    encoder::Encoder,
     files::read_file,
     permutation::{permutation_key, permute},
     source::Source,
@@ -51,7 +52,7 @@ impl Dataset {
         training: &Training,
         files: &[(String, PathBuf)],
         keep: Option<&Path>,
-        tokenizer: &Tokenizer,
+        encoder: Encoder,
         stop: Stop,
         mut seen: impl FnMut(DataFile),
     ) -> Result<Self, DataError> {
@@ -65,13 +66,13 @@ impl Dataset {
                     atomic_fs::write(&path, &bytes)?;
                 }
             }
-            let mut source = Source::parse(file.clone(), &label, &bytes, training, tokenizer, stop)?;
-            file.records = Some(source.prompts.len() as u64);
+            let mut source = Source::parse(file.clone(), &label, &bytes, encoder, stop)?;
+            file.records = Some(source.len() as u64);
             seen(file.clone());
             source.file = file;
             sources.push(source);
         }
-        let records = sources.iter().map(|source| source.prompts.len()).sum();
+        let records = sources.iter().map(Source::len).sum();
         let batch = training.settings.training.batch_size;
         if batch > records {
             return Err(DataError::Batch { batch, records });
@@ -98,7 +99,7 @@ impl Dataset {
     fn address(&self, example: u64) -> Address {
         let count = self.sources.len() as u64;
         let (source, draw) = ((example % count) as usize, example / count);
-        let records = self.sources[source].prompts.len() as u64;
+        let records = self.sources[source].len() as u64;
         let (pass, position) = (draw / records, draw % records);
         let record =
             if self.shuffle { permute(position, records, permutation_key(self.seed, source, pass)) } else { position };
@@ -107,15 +108,7 @@ impl Dataset {
 
     /// Packs records for the model.
     pub(crate) fn pack(&self, addresses: &[Address]) -> Packed {
-        let records: Vec<(&[u32], usize)> = addresses
-            .iter()
-            .map(|Address { source, record }| {
-                let source = &self.sources[*source];
-                let ids = &source.ids[source.offsets[*record]..source.offsets[record + 1]];
-                (ids, source.prompts[*record] as usize)
-            })
-            .collect();
-        Packed::new(records)
+        Packed::masked(addresses.iter().map(|Address { source, record }| self.sources[*source].record(*record)))
     }
 
     /// Computes the digest of the records of a step: name, number and tokens of each, in order.
@@ -124,12 +117,12 @@ impl Dataset {
         hasher.update(b"codex records 3\0");
         for Address { source, record } in addresses {
             let source = &self.sources[*source];
-            let ids = &source.ids[source.offsets[*record]..source.offsets[record + 1]];
+            let (ids, mask) = source.record(*record);
             hasher.update(source.file.name.as_bytes());
             hasher.update([0]);
             hasher.update((*record as u64).to_le_bytes());
             hasher.update((ids.len() as u64).to_le_bytes());
-            hasher.update(source.prompts[*record].to_le_bytes());
+            hasher.update(mask.iter().map(|target| u8::from(*target)).collect::<Vec<u8>>());
             let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
             hasher.update(bytes);
         }
@@ -148,8 +141,7 @@ impl Dataset {
     pub(crate) fn text(&self, address: Address, tokenizer: &Tokenizer) -> Result<String, TokenizerError> {
         let Address { source, record } = address;
         let source = &self.sources[source];
-        let ids = &source.ids[source.offsets[record]..source.offsets[record + 1]];
-        tokenizer.decode(ids)
+        tokenizer.decode(source.record(record).0)
     }
 
     /// Lists addresses as `name[record]`, with records counted from 1; only the first few of many.
@@ -173,6 +165,7 @@ mod tests {
     use codex_provenance::DataDigest;
 
     use super::*;
+    use crate::training::test_support::encoder;
 
     /// The prompt has more tokens than 16 bits can count.
     #[test]
@@ -188,7 +181,7 @@ mod tests {
         let file = DataFile { name: "a".to_owned(), sha256: DataDigest(Sha256::of(b"")), size: 0, records: None };
         let tokenizer = Tokenizer::characters().unwrap();
         let source =
-            Source::parse(file, "a", line.to_string().as_bytes(), training.spec(), &tokenizer, &|| false).unwrap();
+            Source::parse(file, "a", line.to_string().as_bytes(), encoder(&training, &tokenizer), &|| false).unwrap();
         let packed = source.pack(0..1);
         assert_eq!((packed.tokens.len() / 1000, packed.targets.len()), (70, response.len()));
         let dataset = Dataset::of(vec![source], 1, true);

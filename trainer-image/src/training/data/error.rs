@@ -86,8 +86,9 @@ pub enum DataError {
     },
     /// A record is longer than the context.
     #[error(
-        "data {name}, record {record} has {tokens} tokens, but model.max_position_embeddings is {context}: shorten the record \
-         or raise the setting to at least {tokens}"
+        "data {name}, record {record} has {tokens} tokens, but {} is {context}: shorten the record{}",
+        if *given { "the context of the base" } else { "model.max_position_embeddings" },
+        if *given { String::new() } else { format!(" or raise the setting to at least {tokens}") },
     )]
     TooLong {
         /// Name of the data.
@@ -96,8 +97,18 @@ pub enum DataError {
         record: usize,
         /// Tokens of the record.
         tokens: usize,
-        /// Configured context.
+        /// Length of the context.
         context: usize,
+        /// Whether it is that of a base.
+        given: bool,
+    },
+    /// A record has nothing to learn.
+    #[error("data {name}, record {record} has no token that counts for the loss: write a response")]
+    NoTarget {
+        /// Name of the data.
+        name: String,
+        /// Number of the record, counted from 1.
+        record: usize,
     },
     /// The data has fewer records than a batch.
     #[error(
@@ -128,6 +139,7 @@ impl DataError {
             | Self::Text { .. }
             | Self::Answerless { .. }
             | Self::TooLong { .. }
+            | Self::NoTarget { .. }
             | Self::Batch { .. } => FailureClass::INVALID_DATA,
             Self::Interrupted => FailureClass::INTERRUPTED,
         }

@@ -2,7 +2,9 @@
 //! evaluations during training. Reads files; everything else is pure.
 
 mod dataset;
+mod encoder;
 mod error;
+mod examples;
 mod files;
 mod lengths;
 mod permutation;
@@ -10,6 +12,7 @@ mod source;
 mod validation;
 
 pub(crate) use dataset::{Address, Dataset};
+pub(crate) use encoder::Encoder;
 pub use error::DataError;
 pub(crate) use files::Stop;
 pub(crate) use lengths::{HeldOutLengths, RecordLengths};

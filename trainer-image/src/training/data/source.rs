@@ -2,15 +2,13 @@
 
 use std::ops::Range;
 
-use codex_configs::{Format, Training};
 use codex_engine::Packed;
 use codex_reports::DataFile;
-use rayon::prelude::*;
 
-use super::{DataError, Stop};
-use crate::{
-    tasks::{answer, parse_records},
-    text::Tokenizer,
+use super::{
+    DataError, Stop,
+    encoder::{Encoded, Encoder},
+    examples::Example,
 };
 
 /// One file: its identity, and the token ids of its records.
@@ -18,16 +16,16 @@ use crate::{
 pub(crate) struct Source {
     pub(super) file: DataFile,
     pub(super) ids: Vec<u32>,
+    /// Whether each token counts for the loss.
+    pub(super) mask: Vec<bool>,
     /// Offset of each record, and the end of the last one.
     pub(super) offsets: Vec<usize>,
-    /// Number of prompt tokens of each record.
-    pub(super) prompts: Vec<u32>,
 }
 
 impl Source {
     /// Number of records.
     pub(crate) fn len(&self) -> usize {
-        self.prompts.len()
+        self.offsets.len() - 1
     }
 
     /// Rows of each record; see [`RecordLengths`](super::RecordLengths).
@@ -47,10 +45,15 @@ impl Source {
         times * self.rows().sum::<usize>() + most
     }
 
+    /// Returns the tokens of a record, and whether each counts for the loss.
+    pub(crate) fn record(&self, record: usize) -> (&[u32], &[bool]) {
+        let range = self.offsets[record]..self.offsets[record + 1];
+        (&self.ids[range.clone()], &self.mask[range])
+    }
+
     /// Packs consecutive records for the model.
     pub(crate) fn pack(&self, records: Range<usize>) -> Packed {
-        let ids = |record: usize| &self.ids[self.offsets[record]..self.offsets[record + 1]];
-        Packed::new(records.map(|record| (ids(record), self.prompts[record] as usize)))
+        Packed::masked(records.map(|record| self.record(record)))
     }
 
     /// Tokenizes the records of a file.
@@ -61,45 +64,24 @@ impl Source {
         file: DataFile,
         label: &str,
         bytes: &[u8],
-        training: &Training,
-        tokenizer: &Tokenizer,
+        encoder: Encoder,
         stop: Stop,
     ) -> Result<Self, DataError> {
-        let records = parse_records(label, bytes)?;
-        let context = training.settings.model.max_position_embeddings;
-        let format = training.settings.response.format;
-        let encoded: Vec<(Vec<u32>, u32)> = records
-            .par_iter()
-            .enumerate()
-            .map(|(index, record)| {
-                if stop() {
-                    return Err(DataError::Interrupted);
-                }
-                let (name, number) = (|| file.name.clone(), index + 1);
-                let encode = |text: &str| {
-                    tokenizer.encode(text).map_err(|source| DataError::Text { name: name(), record: number, source })
-                };
-                let mut ids = encode(&record.prompt)?;
-                let prompt = ids.len();
-                match format {
-                    Format::Steps => ids.extend(encode(&record.response)?),
-                    Format::Answer => {
-                        let answer = answer(&record.response)
-                            .ok_or_else(|| DataError::Answerless { name: name(), record: number })?;
-                        ids.extend(encode(&format!("#{answer}$"))?);
-                    }
-                }
-                if ids.len() > context {
-                    return Err(DataError::TooLong { name: name(), record: number, tokens: ids.len(), context });
-                }
-                Ok((ids, prompt as u32))
-            })
-            .collect::<Result<_, DataError>>()?;
-        let mut source = Self { file, ids: Vec::new(), offsets: vec![0], prompts: Vec::new() };
-        for (ids, prompt) in encoded {
+        let examples = encoder.parse(label, bytes)?;
+        Self::of(file, &examples, encoder, stop)
+    }
+
+    /// Tokenizes records.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub(super) fn of(file: DataFile, examples: &[Example], encoder: Encoder, stop: Stop) -> Result<Self, DataError> {
+        let encoded = encoder.encode(&file.name, examples, stop)?;
+        let mut source = Self { file, ids: Vec::new(), mask: Vec::new(), offsets: vec![0] };
+        for Encoded { ids, mask } in encoded {
             source.ids.extend(ids);
+            source.mask.extend(mask);
             source.offsets.push(source.ids.len());
-            source.prompts.push(prompt);
         }
         Ok(source)
     }
@@ -117,8 +99,8 @@ impl Source {
         Self {
             file: DataFile { name: name.to_owned(), sha256, size: 0, records: None },
             ids: vec![0; lengths.iter().sum()],
+            mask: vec![true; lengths.iter().sum()],
             offsets: std::iter::once(0).chain(ends).collect(),
-            prompts: vec![1; lengths.len()],
         }
     }
 }

@@ -7,15 +7,22 @@
 use std::path::PathBuf;
 
 use codex_configs::{Synthetic, Training, VALIDATION};
-use codex_engine::{Emitted, Engine, EngineError, Packed};
+use codex_engine::{Emitted, Engine, EngineError, ModelConfig, Packed};
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::DataFile;
 
-use super::{DataError, HeldOutLengths, Stop, dataset::Dataset, files::read_file, source::Source};
+use super::{
+    DataError, HeldOutLengths, Stop,
+    dataset::Dataset,
+    encoder::{Encoder, Question},
+    examples::Example,
+    files::read_file,
+    source::Source,
+};
 use crate::{
     error::chain,
     model::{GenerateError, Generator},
-    tasks::{self, Record, Split, TaskError, materialise, parse_records},
+    tasks::{self, Split, TaskError, materialise},
     text::Tokenizer,
 };
 
@@ -27,7 +34,7 @@ pub(crate) struct ValidationSet {
     lengths: HeldOutLengths,
     batches: Vec<Packed>,
     targets: usize,
-    samples: Vec<Record>,
+    samples: Vec<Question>,
     max_new_tokens: usize,
 }
 
@@ -77,7 +84,7 @@ impl ValidationSet {
     pub(crate) fn read(
         training: &Training,
         files: &[(String, PathBuf)],
-        tokenizer: &Tokenizer,
+        encoder: Encoder,
         stop: Stop,
         mut seen: impl FnMut(DataFile),
     ) -> Result<Option<Self>, DataError> {
@@ -87,7 +94,7 @@ impl ValidationSet {
         }
         let (mut batches, mut samples) = (Vec::new(), Vec::new());
         let mut file = None;
-        let held_out = held_out(training, files, tokenizer, stop, |read| {
+        let held_out = held_out(training, files, encoder, stop, |read| {
             file = Some(read.sha256);
             seen(read);
         })?;
@@ -97,7 +104,7 @@ impl ValidationSet {
             lengths.push(source.rows().take(count).collect());
             let starts = (0..count).step_by(settings.batch_size);
             batches.extend(starts.map(|start| source.pack(start..count.min(start + settings.batch_size))));
-            samples.push(records.into_iter());
+            samples.push(records.into_iter().filter_map(move |record| encoder.question(&record)));
         }
         Ok(Some(Self {
             file,
@@ -145,13 +152,19 @@ impl ValidationSet {
         Ok(Some(sum / self.targets.max(1) as f64))
     }
 
-    /// Completes the first prompts with the current parameters; `None` if `stop` returns true before a token.
+    /// Whether prompts are completed.
+    pub(crate) fn has_samples(&self) -> bool {
+        !self.samples.is_empty()
+    }
+
+    /// Completes the first prompts with these parameters of the model; `None` if `stop` returns true before a token.
     ///
     /// # Errors
     /// When the engine rejects the parameters.
     pub(crate) fn samples(
         &self,
-        engine: &dyn Engine,
+        config: &ModelConfig,
+        parameters: &[f32],
         tokenizer: &Tokenizer,
         stop: Stop,
     ) -> Result<Option<Vec<Sample>>, EngineError> {
@@ -159,13 +172,13 @@ impl ValidationSet {
             return Ok(Some(Vec::new()));
         }
         let slots = self.samples.len();
-        let mut generator = Generator::new(engine.config(), &engine.parameters(), tokenizer.clone(), slots)?;
+        let mut generator = Generator::new(config, parameters, tokenizer.clone(), slots)?;
         let Some(written) = self.complete(&mut generator, stop) else { return Ok(None) };
         let samples = self.samples.iter().zip(written).map(|(record, written)| {
             let written = written.map_err(|error| chain(&error));
-            let found = written.as_deref().ok().and_then(tasks::answer);
+            let found = written.as_deref().ok().and_then(final_answer);
             Sample {
-                correct: tasks::answer(&record.response).map(|expected| found == Some(expected)),
+                correct: final_answer(&record.response).map(|expected| found == Some(expected)),
                 prompt: record.prompt.clone(),
                 response: record.response.clone(),
                 written,
@@ -176,12 +189,9 @@ impl ValidationSet {
 
     /// Completes the prompt of each sample. [`Generator::complete`] cannot be interrupted.
     fn complete(&self, generator: &mut Generator, stop: Stop) -> Option<Vec<Result<String, GenerateError>>> {
-        let prompts = self.samples.iter().map(|record| record.prompt.as_str()).enumerate();
-        let mut taken: Vec<Result<(), GenerateError>> = Vec::new();
-        for (slot, prompt) in prompts {
-            let ids = generator.tokenizer().encode(prompt).map_err(GenerateError::from);
-            taken.push(ids.and_then(|ids| generator.prefill(slot, &ids)));
-        }
+        let prompts = self.samples.iter().enumerate();
+        let taken: Vec<Result<(), GenerateError>> =
+            prompts.map(|(slot, question)| generator.prefill(slot, &question.ids)).collect();
         let mut tokens = vec![Vec::new(); taken.len()];
         loop {
             if stop() {
@@ -209,18 +219,24 @@ impl ValidationSet {
     }
 }
 
+/// Returns the text after the last `#`, without the mark that ends the responses of synthetic tasks; `None` without a `#`.
+fn final_answer(response: &str) -> Option<&str> {
+    let answer = response.rsplit_once('#')?.1.trim();
+    Some(answer.strip_suffix(tasks::END).unwrap_or(answer))
+}
+
 /// Returns each validation source with the records that are evaluated.
 fn held_out(
     training: &Training,
     files: &[(String, PathBuf)],
-    tokenizer: &Tokenizer,
+    encoder: Encoder,
     stop: Stop,
     mut seen: impl FnMut(DataFile),
-) -> Result<Vec<(Source, Vec<Record>)>, DataError> {
+) -> Result<Vec<(Source, Vec<Example>)>, DataError> {
     let wanted = training.settings.training.eval_records;
     let parse = |file: DataFile, label: &str, bytes: &[u8], wanted: usize| -> Result<_, DataError> {
-        let source = Source::parse(file, label, bytes, training, tokenizer, stop)?;
-        let mut records = parse_records(label, bytes)?;
+        let mut records = encoder.parse(label, bytes)?;
+        let source = Source::of(file, &records, encoder, stop)?;
         records.truncate(wanted);
         Ok((source, records))
     };
@@ -249,7 +265,7 @@ fn held_out(
 }
 
 /// Takes the first record of each source, then the second of each, and so on, up to `count` records.
-fn interleave(mut sources: Vec<impl Iterator<Item = Record>>, count: usize) -> Vec<Record> {
+fn interleave<T>(mut sources: Vec<impl Iterator<Item = T>>, count: usize) -> Vec<T> {
     let mut records = Vec::new();
     while records.len() < count {
         let before = records.len();
@@ -265,19 +281,23 @@ fn interleave(mut sources: Vec<impl Iterator<Item = Record>>, count: usize) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::training::test_support::{both, resolved};
+    use crate::training::test_support::{both, encoder, resolved};
 
     #[test]
     fn samples_are_the_first_of_each_source_in_turn_with_their_marks() {
         let run = resolved(&["training.eval_every=1", "training.eval_samples=4", "training.eval_records=9"], both());
         let tokenizer = Tokenizer::characters().unwrap();
-        let read = || ValidationSet::read(run.spec(), &[], &tokenizer, &|| false, |_| ()).unwrap().unwrap();
+        let read =
+            || ValidationSet::read(run.spec(), &[], encoder(&run, &tokenizer), &|| false, |_| ()).unwrap().unwrap();
         let validation = read();
         assert_eq!(validation.samples, read().samples);
         assert_eq!(validation.batches.iter().map(|batch| batch.cu_seqlens.len() - 1).sum::<usize>(), 10);
         let config = crate::training::run::model_config(run.spec(), &tokenizer).unwrap();
         let state = crate::training::state::State::new(config, 1, codex_engine::Settings::default()).unwrap();
-        let samples = validation.samples(state.engine.as_ref(), &tokenizer, &|| false).unwrap().unwrap();
+        let samples = validation
+            .samples(state.engine.config(), &state.engine.parameters(), &tokenizer, &|| false)
+            .unwrap()
+            .unwrap();
         assert_eq!(samples.len(), 4);
         assert!(samples[0].prompt.ends_with(':') && samples[1].prompt.contains(' '), "{samples:?}");
         for sample in &samples {

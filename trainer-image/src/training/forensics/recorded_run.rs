@@ -3,25 +3,23 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use codex_configs::{Data, Resolved, Training};
-use codex_engine::Layout;
 use codex_provenance::DataDigest;
 use codex_reports::TrainingState;
 
 use crate::{
     atomic_fs,
-    model::ModelError,
     reporting::Reporter,
     text::Tokenizer,
     training::{
-        ResumeError, Session, TrainError,
+        Base, ResumeError, Session, TrainError,
+        base::TrainedModel,
         checkpoint::{ValidCheckpoint, newest},
         data::{Dataset, ValidationSet},
-        records::{LEDGER, LedgerRow, STATES, StateRow, read_rows, read_states},
-        run::{CONFIG, StepResult, data_digests, model_config},
+        records::{Artifacts, LEDGER, LedgerRow, STATES, StateRow, read_rows, read_states},
+        run::{CONFIG, Evaluation, StepResult, data_digests},
         state::{State, engine_settings},
     },
 };
@@ -39,6 +37,8 @@ pub(crate) struct RecordedRun {
 pub(crate) struct Rerun<'a> {
     pub(super) run: &'a RecordedRun,
     files: Vec<(String, PathBuf)>,
+    base: Option<Base>,
+    model: TrainedModel,
     pub(super) tokenizer: Tokenizer,
     pub(super) dataset: Dataset,
     /// Validation records, if the run evaluated.
@@ -93,20 +93,32 @@ impl RecordedRun {
                 self.directory.display()
             )));
         }
-        let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
+        let base = Artifacts::base(&self.directory)?;
+        let base = base.map(|base| Base::open(&base.source, Some(base.digest))).transpose()?;
         let names: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
         // Files for the other run of a comparison are ignored.
         let files: Vec<_> = files.iter().filter(|(name, _)| names.contains(&name.as_str())).cloned().collect();
-        let dataset = Dataset::read(training, &files, None, &tokenizer, &|| false, |_| ())?;
-        let validation = ValidationSet::read(training, &files, &tokenizer, &|| false, |_| ())?;
-        Ok(Rerun { run: self, files, tokenizer, dataset, validation, reporter: Reporter::nowhere() })
+        let reporter = Reporter::nowhere();
+        let session = Session {
+            base: base.as_ref(),
+            ..Session::new(&self.resolved, &files, &self.directory, &reporter, &|| false)
+        };
+        let (model, tokenizer) = session.model()?;
+        let encoder = session.encoder(&model, &tokenizer);
+        let dataset = Dataset::read(training, &files, None, encoder, &|| false, |_| ())?;
+        let validation = ValidationSet::read(training, &files, encoder, &|| false, |_| ())?;
+        Ok(Rerun { run: self, files, base, model, tokenizer, dataset, validation, reporter })
     }
 }
 
 impl Rerun<'_> {
     /// Returns a session for taking the steps of the run.
     pub(super) fn session(&self) -> Session<'_> {
-        Session::new(&self.run.resolved, &self.files, &self.run.directory, &self.reporter, &|| false)
+        let base = self.base.as_ref();
+        Session {
+            base,
+            ..Session::new(&self.run.resolved, &self.files, &self.run.directory, &self.reporter, &|| false)
+        }
     }
 
     /// Returns the newest valid checkpoint at or before `step`.
@@ -139,19 +151,19 @@ impl Rerun<'_> {
     /// When the checkpoint does not match the model of the run.
     pub(crate) fn state(&self, found: Option<&ValidCheckpoint>) -> Result<State, TrainError> {
         let training = self.run.resolved.spec();
-        let config = model_config(training, &self.tokenizer)?;
         let settings = engine_settings(&training.settings.training);
-        match found {
-            None => Ok(State::new(config, training.seed, settings)?),
-            Some(found) => {
-                let layout = Arc::new(Layout::of(&config));
-                let mut state = State::restore(config, found.read(&layout)?, settings)?;
-                if let (true, Some(validation)) = (state.evaluation_pending, &self.validation) {
-                    self.session().evaluate(&mut state, validation, None)?;
-                }
-                Ok(state)
-            }
+        let read = |layout: &_| Ok(found.map(|found| found.read(layout)).transpose()?);
+        let mut state = self.model.state(self.base.as_ref(), training.seed, settings, read)?;
+        if let (true, Some(evaluation)) = (state.evaluation_pending, self.evaluation()) {
+            self.session().evaluate(&mut state, evaluation)?;
         }
+        Ok(state)
+    }
+
+    /// Returns what evaluations need, without samples.
+    fn evaluation(&self) -> Option<Evaluation<'_>> {
+        let validation = self.validation.as_ref()?;
+        Some(Evaluation { validation, model: &self.model, tokenizer: None })
     }
 
     /// Takes one step, and evaluates where the run did.
@@ -161,8 +173,8 @@ impl Rerun<'_> {
     pub(crate) fn step(&self, state: &mut State) -> Result<LedgerRow, TrainError> {
         let result = self.session().step(state, &self.dataset)?;
         let Some(StepResult { row, .. }) = result else { return Err(TrainError::Interrupted) };
-        if let Some(validation) = &self.validation {
-            self.session().evaluate(state, validation, None)?;
+        if let Some(evaluation) = self.evaluation() {
+            self.session().evaluate(state, evaluation)?;
         }
         Ok(row)
     }

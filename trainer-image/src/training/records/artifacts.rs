@@ -8,7 +8,7 @@ use std::{
 };
 
 use codex_configs::{Resolved, Training};
-use codex_provenance::DataDigest;
+use codex_provenance::{DataDigest, manifest::Manifest};
 use codex_reports::Failure;
 use jiff::Timestamp;
 
@@ -18,9 +18,11 @@ use crate::{
         environment::{self, Environment, variable},
         errors::{self, ErrorRow},
         ledger::{self, Row as MetricsRow},
-        metadata::{self, Checksums, Metadata, RunMetadata},
+        metadata::{self, BaseModel, Checksums, Metadata, RunMetadata},
     },
     atomic_fs::{self, FileError},
+    model::ModelFiles,
+    training::{Base, TrainError},
 };
 
 /// The split of metrics that an evaluation measures.
@@ -60,6 +62,7 @@ impl Artifacts {
         resolved: &Resolved<Training>,
         data: &BTreeMap<String, DataDigest>,
         attempt: u32,
+        base: Option<&Base>,
     ) -> Result<(), FileError> {
         let training = resolved.spec();
         let checksums = Checksums(data.clone());
@@ -78,9 +81,41 @@ impl Artifacts {
             artifacts_dir: self.directory.clone(),
             config_digest: resolved.digest(),
             dataset_version,
+            base: base.map(|base| BaseModel { digest: base.digest(), source: base.path().to_owned() }),
+            adapter: None,
         };
         atomic_fs::write_json(&self.directory.join(metadata::FILE), &metadata)?;
         Ok(())
+    }
+
+    /// Writes `adapter/`, unless it already has exactly these bytes, and its digest into `run_metadata.json`.
+    ///
+    /// # Errors
+    /// When a file operation fails, or `run_metadata.json` cannot be read.
+    pub(crate) fn adapter(&self, files: &ModelFiles) -> Result<(), TrainError> {
+        let manifest = Manifest::of_files(files)?;
+        let place = self.directory.join("adapter");
+        if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
+            atomic_fs::write_directory(&place, files)?;
+        }
+        let path = self.directory.join(metadata::FILE);
+        let read: RunMetadata = serde_json::from_slice(&atomic_fs::read(&path)?)
+            .map_err(std::io::Error::from)
+            .map_err(FileError::of("reading", &path))?;
+        atomic_fs::write_json(&path, &RunMetadata { adapter: Some(manifest.digest()), ..read })?;
+        Ok(())
+    }
+
+    /// Returns the base that the run started from, as `run_metadata.json` has it.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(crate) fn base(directory: &Path) -> Result<Option<BaseModel>, FileError> {
+        let path = directory.join("artifacts").join(metadata::FILE);
+        let read: RunMetadata = serde_json::from_slice(&atomic_fs::read(&path)?)
+            .map_err(std::io::Error::from)
+            .map_err(FileError::of("reading", &path))?;
+        Ok(read.base)
     }
 
     /// Writes `environment.json`: the machine of this attempt and the path of its engine.

@@ -1,7 +1,7 @@
 //! The memory estimate of a configuration and its data, checked against the limit. Reads the memory of this process.
 
 use codex_configs::Optimization;
-use codex_engine::{ModelConfig, Settings};
+use codex_engine::{ModelConfig, Precision, Settings};
 
 use super::{
     MemoryError,
@@ -9,6 +9,7 @@ use super::{
     limits::{MemoryLimit, resident_memory},
 };
 use crate::training::{
+    base::TrainedModel,
     data::{HeldOutLengths, RecordLengths},
     state::engine_settings,
 };
@@ -23,25 +24,44 @@ const COPIED: u64 = 12;
 const UNCOUNTED: u64 = 32 << 20;
 
 /// Bytes of a snapshot of a model's state.
-pub(crate) fn snapshot_size(config: &ModelConfig) -> u64 {
-    config.parameters() as u64 * COPIED
+pub(crate) fn snapshot_size(model: &TrainedModel) -> u64 {
+    model.trained as u64 * COPIED
 }
 
 /// Refuses a model whose state alone is too large, before anything of its size is allocated.
 ///
 /// # Errors
 /// [`MemoryError`] with a configuration that fits.
-pub(crate) fn check_model_size(config: &ModelConfig, limit: Option<&MemoryLimit>) -> Result<(), MemoryError> {
-    let parameters = config.parameters() as u64;
-    let needed = parameters.saturating_mul(KEPT + COPIED);
+pub(crate) fn check_model_size(
+    model: &TrainedModel,
+    training: &Optimization,
+    limit: Option<&MemoryLimit>,
+) -> Result<(), MemoryError> {
+    let parameters = model.config.parameters() as u64;
+    let trained = (model.trained as u64).saturating_mul(KEPT + COPIED);
+    let frozen = if model.lora.is_some() { parameters.saturating_mul(packed(training)) } else { 0 };
+    let needed = trained.saturating_add(frozen);
     match limit {
         Some(limit) if needed > limit.bytes => Err(refusal(
-            &Estimate { parts: vec![("parameters, gradients and moments", needed)] },
+            &Estimate { parts: vec![(state_part(model), needed)] },
             limit,
             format!("the state of {parameters} parameters alone needs that; use a smaller model or more memory"),
         )),
         _ => Ok(()),
     }
+}
+
+/// Bytes that a frozen parameter takes, packed for the forward and for the backward pass.
+fn packed(training: &Optimization) -> u64 {
+    match engine_settings(training).precision {
+        Precision::F32 => 8,
+        Precision::Bf16 => 4,
+    }
+}
+
+/// Returns the name of what an engine keeps per trained parameter.
+fn state_part(model: &TrainedModel) -> &'static str {
+    if model.lora.is_some() { "adapters, gradients and moments" } else { "parameters, gradients and moments" }
 }
 
 fn refusal(estimate: &Estimate, limit: &MemoryLimit, fix: String) -> MemoryError {
@@ -76,8 +96,8 @@ impl RecordRows<'_> {
 }
 
 /// Returns the upper estimate of the memory of a training, once its data is read.
-pub(crate) fn estimate(config: &ModelConfig, training: &Optimization, records: &RecordRows) -> Estimate {
-    estimate_shape(config, training, records, shape(training), resident_memory())
+pub(crate) fn estimate(model: &TrainedModel, training: &Optimization, records: &RecordRows) -> Estimate {
+    estimate_shape(model, training, records, shape(training), resident_memory())
 }
 
 fn shape(training: &Optimization) -> BatchShape {
@@ -90,28 +110,43 @@ fn shape(training: &Optimization) -> BatchShape {
 
 /// `resident`: memory of the process now, and its peak.
 fn estimate_shape(
-    config: &ModelConfig,
+    model: &TrainedModel,
     training: &Optimization,
     records: &RecordRows,
     shape: BatchShape,
     resident: (u64, u64),
 ) -> Estimate {
-    let parameters = config.parameters() as u64;
+    let config = &model.config;
     let rows = records.rows(shape.batch);
     let threads = rayon::current_num_threads();
     let settings = Settings { gradient_checkpointing: shape.checkpointing, ..engine_settings(training) };
-    let activations = codex_engine::memory(config, settings, rows, records.longest(), threads) as u64;
+    let longest = records.longest();
+    // An adapter that a model cannot have has been refused.
+    let adapted = model
+        .lora
+        .as_ref()
+        .and_then(|lora| codex_engine::lora_memory(config, lora, settings, (rows, longest), threads).ok());
+    let activations = adapted.unwrap_or_else(|| codex_engine::memory(config, settings, rows, longest, threads)) as u64;
     // Tokens and targets of all batches of a step.
-    let packed = (rows * shape.accumulation * 32) as u64;
+    let batches = (rows * shape.accumulation * 32) as u64;
     let mut parts = vec![
         ("program and data", resident.0),
-        ("parameters, gradients and moments", parameters * KEPT),
-        ("a checkpoint in flight", snapshot_size(config)),
-        ("activations", activations + packed),
+        (state_part(model), model.trained as u64 * KEPT),
+        ("a checkpoint in flight", snapshot_size(model)),
+        (if model.lora.is_some() { "frozen weights and activations" } else { "activations" }, activations + batches),
         ("allocator", UNCOUNTED),
     ];
     if let Some(held_out) = records.held_out.as_ref().filter(|_| training.eval_samples > 0) {
-        parts.push(("samples of an evaluation", samples(config, training, held_out.longest() + 1)));
+        parts.push(("samples of an evaluation", samples(model, training, held_out.longest() + 1)));
+    }
+    if model.lora.is_some() {
+        // While the engine packs the weights of the base, all of them are also there in fp32.
+        let parameters = config.parameters() as u64;
+        let loading = resident.0 + parameters * (4 + packed(training));
+        let total: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
+        if let Some(more) = loading.checked_sub(total).filter(|more| *more > 0) {
+            parts.push(("peak while reading the base", more));
+        }
     }
     // Reading the data may have needed more than training will.
     let total: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
@@ -122,11 +157,14 @@ fn estimate_shape(
 }
 
 /// Memory for completing held-out prompts: a copy of the weights, and keys and values in vectors that grow by doubling.
-fn samples(config: &ModelConfig, training: &Optimization, longest: usize) -> u64 {
+fn samples(model: &TrainedModel, training: &Optimization, longest: usize) -> u64 {
+    let config: &ModelConfig = &model.config;
     let positions = (longest + training.eval_max_new_tokens).min(config.max_position_embeddings);
     let attended = 2 * config.num_hidden_layers * config.hidden_size * positions.next_power_of_two();
     let floats = config.parameters() + config.vocab_size * config.hidden_size + training.eval_samples * attended;
-    (floats * size_of::<f32>()) as u64
+    // Adapters are merged into a copy of the base, which is read again.
+    let merged = if model.lora.is_some() { config.parameters() } else { 0 };
+    ((floats + merged) * size_of::<f32>()) as u64
 }
 
 /// Refuses a configuration that does not fit, and names one that does.
@@ -134,14 +172,14 @@ fn samples(config: &ModelConfig, training: &Optimization, longest: usize) -> u64
 /// # Errors
 /// [`MemoryError`] with a configuration that fits.
 pub(crate) fn check_estimate(
-    config: &ModelConfig,
+    model: &TrainedModel,
     training: &Optimization,
     records: &RecordRows,
     limit: Option<&MemoryLimit>,
 ) -> Result<(), MemoryError> {
     let Some(limit) = limit else { return Ok(()) };
     let resident = resident_memory();
-    let estimate = |shape: BatchShape| estimate_shape(config, training, records, shape, resident);
+    let estimate = |shape: BatchShape| estimate_shape(model, training, records, shape, resident);
     let asked = shape(training);
     if estimate(asked).total() <= limit.bytes {
         return Ok(());

@@ -1,30 +1,33 @@
 //! The course of an attempt, from claiming the run's directory to writing the model. Does I/O.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
-use codex_engine::ModelConfig;
+use codex_configs::Method;
 use codex_provenance::manifest::Manifest;
 use codex_reports::{Model, Stage};
 
 use super::{
     CONFIG, Outcome, Session,
-    inputs::{check_warmup, data_digests, model_config},
+    inputs::{check_warmup, data_digests},
     progress::ProgressOutputs,
     resume::{check_order, compare},
+    steps::Evaluation,
 };
 use crate::{
     artifacts::errors::causes,
     atomic_fs,
     error::chain,
-    model::{ModelError, describe},
+    model::{ModelFiles, describe},
     text::Tokenizer,
     training::{
-        TrainError,
+        BaseError, TrainError,
         attempts::{LockHandle, Phase, RunLock},
+        base::TrainedModel,
         checkpoint::{AsyncWriter, CheckpointPolicy, CheckpointStore, Origin, Retention, Written},
         records::Artifacts,
         resources::{check_model_size, log_memory, memory_limit, release_memory, resident_memory, snapshot_size},
         schedule::executed_steps,
+        state::engine_settings,
     },
 };
 
@@ -55,8 +58,7 @@ impl Session<'_> {
 
     /// Claims the directory and runs the attempt; `lock` is set as soon as the directory is claimed.
     fn claim_and_run(&self, lock: &mut Option<LockHandle>) -> Result<Outcome, TrainError> {
-        let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
-        let config = model_config(self.resolved.spec(), &tokenizer)?;
+        let (model, tokenizer) = self.model()?;
         self.refuse_foreign_directory()?;
         atomic_fs::make_directory(self.output)?;
         let mut run_lock = RunLock::claim(self.output.join("writers"))?;
@@ -65,7 +67,7 @@ impl Session<'_> {
         if let Some(notice) = run_lock.previous() {
             self.notice(notice.to_owned());
         }
-        let ended = self.train(config, &tokenizer, &mut run_lock);
+        let ended = self.train(&model, &tokenizer, &mut run_lock);
         run_lock.enter(Phase::Ended);
         match ended {
             // Interrupted before its first step: the checkpoint of an earlier attempt is still the newest state.
@@ -78,19 +80,23 @@ impl Session<'_> {
         }
     }
 
-    fn train(&self, config: ModelConfig, tokenizer: &Tokenizer, lock: &mut RunLock) -> Result<Outcome, TrainError> {
+    fn train(&self, model: &TrainedModel, tokenizer: &Tokenizer, lock: &mut RunLock) -> Result<Outcome, TrainError> {
         let training = self.resolved.spec();
         let settings = &training.settings.training;
         let limit = memory_limit(Path::new("/"));
-        check_model_size(&config, limit.as_ref())?;
+        if settings.method == Method::None {
+            return self.copy_base(lock);
+        }
+        check_model_size(model, settings, limit.as_ref())?;
         let artifacts = Artifacts::open(self.output)?;
         lock.enter(Phase::Loading);
-        let dataset = self.read_data(Some(&artifacts.data()), tokenizer)?;
-        let validation = self.read_validation(&dataset, tokenizer)?;
+        let encoder = self.encoder(model, tokenizer);
+        let dataset = self.read_data(Some(&artifacts.data()), encoder)?;
+        let validation = self.read_validation(&dataset, encoder)?;
         check_warmup(settings, dataset.records())?;
         log_memory("data");
         release_memory();
-        let estimate = self.check_memory(&config, &dataset, validation.as_ref())?;
+        let estimate = self.check_memory(model, &dataset, validation.as_ref())?;
         lock.set_memory(estimate, limit.as_ref().map(|limit| limit.bytes));
         self.check_stop()?;
         let identity = self.identity(data_digests(&dataset, validation.as_ref()))?;
@@ -98,15 +104,15 @@ impl Session<'_> {
         let origin = Origin::here(settings);
         self.accept_diff(&compare(found.as_ref(), &identity, &origin), found.as_ref())?;
         let files = self.reporter.state().data.into_iter().map(|file| (file.name, file.sha256)).collect();
-        artifacts.describe(self.resolved, &files, lock.epoch())?;
+        artifacts.describe(self.resolved, &files, lock.epoch(), self.base)?;
         let artifacts_directory = self.output.join("artifacts");
         atomic_fs::write(&artifacts_directory.join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
-        let mut state = self.restore(config, found.as_ref())?;
+        let mut state = self.restore(model, found.as_ref())?;
         log_memory("state");
         self.check_stop()?;
         let total = executed_steps(settings, dataset.records());
         let store = CheckpointStore::open(self.output.join("checkpoints"), identity, Retention::of(settings, total))?;
-        let probe = self.grace.map(|_| store.probe(snapshot_size(state.engine.config()))).transpose()?;
+        let probe = self.grace.map(|_| store.probe(snapshot_size(model))).transpose()?;
         let (writer, ends) = AsyncWriter::start(lock.handle(), store, origin, &artifacts_directory, state.step)?;
         ends.notices.into_iter().for_each(|notice| self.notice(notice));
         match ends.ledger {
@@ -151,7 +157,8 @@ impl Session<'_> {
         });
         lock.enter(Phase::Training);
         lock.begin_step(state.step + 1);
-        let evaluation = validation.as_ref().map(|validation| (validation, tokenizer));
+        let evaluation =
+            validation.as_ref().map(|validation| Evaluation { validation, model, tokenizer: Some(tokenizer) });
         let ended = self.take_steps(&mut state, &dataset, evaluation, &mut policy, lock, &mut outputs);
         outputs.close();
         let ended = ended.inspect_err(|_| policy.write_remaining_rows(&state));
@@ -173,34 +180,52 @@ impl Session<'_> {
         }
         lock.check()?;
         lock.enter(Phase::Exporting);
-        let model = self.write_model(state.engine.config(), &policy.into_parameters(&state), tokenizer)?;
+        let trained = policy.into_parameters(&state);
+        drop(state);
+        release_memory();
+        if let Some(adapter) = model.adapter(&trained)? {
+            artifacts.adapter(&adapter)?;
+        }
+        let files = match self.base {
+            None => describe(&model.config, &trained, tokenizer)?,
+            Some(base) => base.trained(model, &trained)?,
+        };
+        let written = self.write_model(&files, model.config.parameters())?;
         log_memory("model");
         log_cost();
+        Ok(self.finish(written))
+    }
+
+    /// Copies the base into the model directory.
+    fn copy_base(&self, lock: &mut RunLock) -> Result<Outcome, TrainError> {
+        let Some(base) = self.base else { return Err(BaseError::None("none").into()) };
+        let artifacts = Artifacts::open(self.output)?;
+        artifacts.describe(self.resolved, &BTreeMap::new(), lock.epoch(), self.base)?;
+        atomic_fs::write(&self.output.join("artifacts").join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
+        let settings = engine_settings(&self.resolved.spec().settings.training);
+        artifacts.environment(self.resolved.spec().seed, settings.path())?;
+        lock.check()?;
+        lock.enter(Phase::Exporting);
+        let written = self.write_model(&base.copy()?, base.config().parameters())?;
+        Ok(self.finish(written))
+    }
+
+    /// Reports the written model.
+    fn finish(&self, model: Model) -> Outcome {
         self.reporter.update(|report| {
             report.model = Some(model.clone());
             report.stage = Stage::Finished;
         });
-        Ok(Outcome::Finished(Box::new(model)))
+        Outcome::Finished(Box::new(model))
     }
 
     /// Writes the model directory, unless it already has exactly these bytes.
-    fn write_model(
-        &self,
-        config: &ModelConfig,
-        parameters: &[f32],
-        tokenizer: &Tokenizer,
-    ) -> Result<Model, TrainError> {
-        let files = describe(config, parameters, tokenizer)?;
-        let manifest = Manifest::of_files(&files)?;
+    fn write_model(&self, files: &ModelFiles, parameters: usize) -> Result<Model, TrainError> {
+        let manifest = Manifest::of_files(files)?;
         let place = self.output.join("model");
         if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
-            atomic_fs::write_directory(&place, &files)?;
+            atomic_fs::write_directory(&place, files)?;
         }
-        Ok(Model {
-            digest: manifest.digest(),
-            oms_root: manifest.oms_root(),
-            manifest,
-            parameters: config.parameters() as u64,
-        })
+        Ok(Model { digest: manifest.digest(), oms_root: manifest.oms_root(), manifest, parameters: parameters as u64 })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use codex_configs::{Optimization, Training, VALIDATION};
+use codex_configs::{Method, Optimization, Training, VALIDATION};
 use codex_engine::{ModelConfig, Shape};
 use codex_provenance::DataDigest;
 use codex_reports::DataFile;
@@ -13,9 +13,10 @@ use crate::{
     model::ModelError,
     text::Tokenizer,
     training::{
-        TrainError,
+        Base, BaseError, TrainError,
+        base::TrainedModel,
         checkpoint::RunIdentity,
-        data::{Dataset, ValidationSet},
+        data::{Dataset, Encoder, ValidationSet},
         listing::counted,
         resources::{RecordRows, check_estimate, estimate, memory_limit},
         schedule::scheduled_steps,
@@ -23,11 +24,35 @@ use crate::{
 };
 
 impl Session<'_> {
+    /// Returns the model that the run trains, and its tokenizer: those of the base, if there is one.
+    ///
+    /// # Errors
+    /// When the configuration needs a base, or the shape is not supported.
+    pub(crate) fn model(&self) -> Result<(TrainedModel, Tokenizer), TrainError> {
+        let training = self.resolved.spec();
+        let settings = &training.settings.training;
+        match (self.base, settings.method) {
+            (Some(base), _) => Ok((TrainedModel::of_base(base, settings)?, base.tokenizer().clone())),
+            (None, Method::Lora) => Err(BaseError::None("lora").into()),
+            (None, Method::None) => Err(BaseError::None("none").into()),
+            (None, Method::Sft) => {
+                let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
+                Ok((TrainedModel::whole(model_config(training, &tokenizer)?), tokenizer))
+            }
+        }
+    }
+
+    /// Returns how records become tokens.
+    pub(crate) fn encoder<'a>(&self, model: &TrainedModel, tokenizer: &'a Tokenizer) -> Encoder<'a> {
+        let format = self.resolved.spec().settings.response.format;
+        Encoder { tokenizer, context: model.config.max_position_embeddings, format, given: self.base.is_some() }
+    }
+
     /// Reads the training data of the run, hashed as it is read. Synthetic data is also written to `keep`.
     ///
     /// # Errors
     /// When data is missing or invalid, or the attempt is interrupted.
-    pub(crate) fn read_data(&self, keep: Option<&Path>, tokenizer: &Tokenizer) -> Result<Dataset, TrainError> {
+    pub(crate) fn read_data(&self, keep: Option<&Path>, encoder: Encoder) -> Result<Dataset, TrainError> {
         let training = self.resolved.spec();
         if let Some((name, _)) =
             self.files.iter().find(|(name, _)| !training.data.iter().any(|data| data.name == *name))
@@ -37,7 +62,7 @@ impl Session<'_> {
             return Err(TrainError::Arguments(format!("--data {name} is not in the configuration, which has {known}")));
         }
         let seen = |file| self.report_data(file);
-        Ok(Dataset::read(training, self.files, keep, tokenizer, self.stop, seen)?)
+        Ok(Dataset::read(training, self.files, keep, encoder, self.stop, seen)?)
     }
 
     /// Reads the validation records, if the run evaluates, and checks that they are not also trained on.
@@ -47,10 +72,10 @@ impl Session<'_> {
     pub(super) fn read_validation(
         &self,
         dataset: &Dataset,
-        tokenizer: &Tokenizer,
+        encoder: Encoder,
     ) -> Result<Option<ValidationSet>, TrainError> {
         let seen = |file| self.report_data(file);
-        let validation = ValidationSet::read(self.resolved.spec(), self.files, tokenizer, self.stop, seen)?;
+        let validation = ValidationSet::read(self.resolved.spec(), self.files, encoder, self.stop, seen)?;
         if let Some(validation) = &validation {
             validation.check_apart_from(dataset)?;
         }
@@ -71,15 +96,15 @@ impl Session<'_> {
     /// When the configuration does not fit.
     pub(super) fn check_memory(
         &self,
-        config: &ModelConfig,
+        model: &TrainedModel,
         dataset: &Dataset,
         validation: Option<&ValidationSet>,
     ) -> Result<u64, TrainError> {
         let settings = &self.resolved.spec().settings.training;
         let records = RecordRows { trained: dataset.lengths(), held_out: validation.map(ValidationSet::lengths) };
-        let estimate = estimate(config, settings, &records);
+        let estimate = estimate(model, settings, &records);
         tracing::info!("memory: at most {estimate}");
-        check_estimate(config, settings, &records, memory_limit(Path::new("/")).as_ref())?;
+        check_estimate(model, settings, &records, memory_limit(Path::new("/")).as_ref())?;
         Ok(estimate.total())
     }
 
@@ -89,7 +114,13 @@ impl Session<'_> {
         let settings = serde_json::to_value(&training.settings)
             .map_err(std::io::Error::from)
             .map_err(FileError::of("encoding the configuration for", self.output))?;
-        Ok(RunIdentity { config_digest: self.resolved.digest(), settings, seed: training.seed, data })
+        Ok(RunIdentity {
+            config_digest: self.resolved.digest(),
+            settings,
+            seed: training.seed,
+            base: self.base.map(Base::digest),
+            data,
+        })
     }
 }
 

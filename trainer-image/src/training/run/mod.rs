@@ -17,5 +17,5 @@ pub(crate) use inputs::{data_digests, model_config};
 pub(crate) use session::CONFIG;
 pub use session::{Outcome, Session};
 pub(crate) use step_numbers::StepNumbers;
-pub(crate) use steps::{StepData, StepResult};
+pub(crate) use steps::{Evaluation, StepData, StepResult};
 pub use trainer_metrics::TrainerMetrics;

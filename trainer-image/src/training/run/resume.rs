@@ -1,23 +1,15 @@
 //! Resuming from a checkpoint: finds it, compares it with the current run, and restores its state. Does I/O.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
-use codex_engine::{Layout, ModelConfig};
-
-use super::{
-    Session,
-    inputs::{data_digests, model_config},
-};
-use crate::{
-    model::ModelError,
-    text::Tokenizer,
-    training::{
-        ResumeError, TrainError,
-        checkpoint::{Effect, Origin, ResumeDiff, RunIdentity, ValidCheckpoint, newest, peek},
-        data::Dataset,
-        records::LedgerRow,
-        state::{State, engine_settings},
-    },
+use super::{Session, inputs::data_digests};
+use crate::training::{
+    ResumeError, TrainError,
+    base::TrainedModel,
+    checkpoint::{Effect, Origin, ResumeDiff, RunIdentity, ValidCheckpoint, newest, peek},
+    data::Dataset,
+    records::LedgerRow,
+    state::{State, engine_settings},
 };
 
 impl Session<'_> {
@@ -26,12 +18,12 @@ impl Session<'_> {
     /// # Errors
     /// As for [`run`](Self::run), up to the comparison.
     pub(crate) fn resume_diff(&self) -> Result<ResumeDiff, TrainError> {
-        let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
-        let config = model_config(self.resolved.spec(), &tokenizer)?;
+        let (model, tokenizer) = self.model()?;
+        let encoder = self.encoder(&model, &tokenizer);
         let training = self.resolved.spec();
-        let dataset = self.read_data(None, &tokenizer)?;
-        let validation = self.read_validation(&dataset, &tokenizer)?;
-        self.check_memory(&config, &dataset, validation.as_ref())?;
+        let dataset = self.read_data(None, encoder)?;
+        let validation = self.read_validation(&dataset, encoder)?;
+        self.check_memory(&model, &dataset, validation.as_ref())?;
         let identity = self.identity(data_digests(&dataset, validation.as_ref()))?;
         Ok(compare(self.newest_checkpoint()?.as_ref(), &identity, &Origin::here(&training.settings.training)))
     }
@@ -109,11 +101,12 @@ impl Session<'_> {
     }
 
     /// Restores the state of the checkpoint, or creates the initial one.
-    pub(super) fn restore(&self, config: ModelConfig, found: Option<&ValidCheckpoint>) -> Result<State, TrainError> {
+    pub(super) fn restore(&self, model: &TrainedModel, found: Option<&ValidCheckpoint>) -> Result<State, TrainError> {
         let settings = engine_settings(&self.resolved.spec().settings.training);
-        let Some(found) = found else { return Ok(State::new(config, self.resolved.spec().seed, settings)?) };
-        let layout = Arc::new(Layout::of(&config));
-        let state = State::restore(config, found.read(&layout)?, settings)?;
+        let seed = self.resolved.spec().seed;
+        let state = model
+            .state(self.base, seed, settings, |layout| Ok(found.map(|found| found.read(layout)).transpose()?))?;
+        let Some(found) = found else { return Ok(state) };
         tracing::info!(step = state.step, "training resumes from a checkpoint");
         self.reporter.update(|report| {
             report.resumed_from = Some(found.checkpoint.step);

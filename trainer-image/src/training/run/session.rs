@@ -9,12 +9,17 @@ use codex_configs::{Resolved, Training};
 use codex_reports::{Model, TrainingState};
 
 use super::TrainerMetrics;
-use crate::{reporting::Reporter, training::TrainError};
+use crate::{
+    reporting::Reporter,
+    training::{Base, TrainError},
+};
 
 /// Settings of an attempt.
 pub struct Session<'a> {
     /// Resolved configuration.
     pub resolved: &'a Resolved<Training>,
+    /// Model that the run starts from; `None` for random weights.
+    pub base: Option<&'a Base>,
     /// Files of data that is not synthetic, by name.
     pub files: &'a [(String, PathBuf)],
     /// Directory of the run.
@@ -56,7 +61,17 @@ impl<'a> Session<'a> {
         reporter: &'a Reporter<TrainingState>,
         stop: &'a (dyn Fn() -> bool + Sync),
     ) -> Self {
-        Self { resolved, files, output, reporter, metrics: None, stop, accept_other_bits: false, grace: None }
+        Self {
+            resolved,
+            base: None,
+            files,
+            output,
+            reporter,
+            metrics: None,
+            stop,
+            accept_other_bits: false,
+            grace: None,
+        }
     }
 
     /// Ends the attempt if it was asked to end.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use codex_engine::{AdamW, EngineError, Packed};
 use codex_reports::Stage;
+use sha2::Digest as _;
 
 use super::{NumericsError, Outcome, Session, StepNumbers, progress::ProgressOutputs};
 use crate::{
@@ -12,6 +13,7 @@ use crate::{
     training::{
         TrainError,
         attempts::RunLock,
+        base::TrainedModel,
         checkpoint::CheckpointPolicy,
         data::{Address, Dataset, Evaluated, ValidationSet},
         listing::counted,
@@ -45,13 +47,36 @@ pub(crate) struct StepResult {
     pub(crate) row: LedgerRow,
 }
 
+/// Returns the noise of a batch: a hash of the seed, the steps done and the index of the batch, so that a resumed run has the same
+/// dropout.
+fn noise(seed: u64, done: u64, batch: usize) -> u64 {
+    let mut hasher = sha2::Sha256::new();
+    hasher.update(b"codex noise 1\0");
+    for number in [seed, done, batch as u64] {
+        hasher.update(number.to_le_bytes());
+    }
+    let digest = hasher.finalize();
+    digest.iter().take(8).fold(0, |noise, byte| noise << 8 | u64::from(*byte))
+}
+
+/// What an evaluation needs beside the state.
+#[derive(Clone, Copy)]
+pub(crate) struct Evaluation<'a> {
+    /// The validation records.
+    pub(crate) validation: &'a ValidationSet,
+    /// The trained model.
+    pub(crate) model: &'a TrainedModel,
+    /// The tokenizer, if prompts are completed. No state depends on them.
+    pub(crate) tokenizer: Option<&'a Tokenizer>,
+}
+
 impl Session<'_> {
     /// Takes steps until the run is done (`None`) or interrupted. The last step always has a checkpoint.
     pub(super) fn take_steps(
         &self,
         state: &mut State,
         dataset: &Dataset,
-        evaluation: Option<(&ValidationSet, &Tokenizer)>,
+        evaluation: Option<Evaluation>,
         policy: &mut CheckpointPolicy,
         lock: &mut RunLock,
         outputs: &mut ProgressOutputs,
@@ -107,15 +132,15 @@ impl Session<'_> {
     fn evaluate_and_report(
         &self,
         state: &mut State,
-        evaluation: Option<(&ValidationSet, &Tokenizer)>,
+        evaluation: Option<Evaluation>,
         outputs: &mut ProgressOutputs,
     ) -> Result<bool, TrainError> {
         let began = Instant::now();
-        let Some((validation, tokenizer)) = evaluation else {
+        let Some(evaluation) = evaluation else {
             state.evaluation_pending = false;
             return Ok(true);
         };
-        match self.evaluate(state, validation, Some(tokenizer)) {
+        match self.evaluate(state, evaluation) {
             Ok(Some(Evaluated { loss, samples })) => outputs.evaluated(state.step, loss, &samples, began.elapsed()),
             Ok(None) => {}
             Err(TrainError::Interrupted) => return Ok(false),
@@ -124,8 +149,7 @@ impl Session<'_> {
         Ok(true)
     }
 
-    /// Evaluates the state on the validation records if that is due after the latest step. Prompts are completed only if
-    /// `tokenizer` is given: no state depends on them.
+    /// Evaluates the state on the validation records if that is due after the latest step.
     ///
     /// # Errors
     /// When the engine rejects a batch, and [`TrainError::Interrupted`] when the attempt is interrupted. The evaluation is then
@@ -133,8 +157,7 @@ impl Session<'_> {
     pub(crate) fn evaluate(
         &self,
         state: &mut State,
-        validation: &ValidationSet,
-        tokenizer: Option<&Tokenizer>,
+        Evaluation { validation, model, tokenizer }: Evaluation,
     ) -> Result<Option<Evaluated>, TrainError> {
         let settings = &self.resolved.spec().settings.training;
         // The loss of an earlier step is not a measurement of this one.
@@ -145,8 +168,12 @@ impl Session<'_> {
         }
         let loss = validation.loss(state.engine.as_mut(), self.stop)?.ok_or(TrainError::Interrupted)?;
         let samples = match tokenizer {
-            Some(tokenizer) => validation.samples(state.engine.as_ref(), tokenizer, self.stop)?,
-            None => Some(Vec::new()),
+            Some(tokenizer) if validation.has_samples() => {
+                let trained = state.engine.parameters();
+                let merged = model.parameters(self.base, &trained)?;
+                validation.samples(&model.config, merged.as_deref().unwrap_or(&trained), tokenizer, self.stop)?
+            }
+            _ => Some(Vec::new()),
         };
         let samples = samples.ok_or(TrainError::Interrupted)?;
         state.measured.insert(VAL_LOSS.to_owned(), loss);
@@ -162,7 +189,12 @@ impl Session<'_> {
         let Examples { first, count } = examples_of_step(training, dataset.records(), done);
         let addresses = dataset.examples(first, count);
         let addresses: Vec<Vec<Address>> = addresses.chunks(training.batch_size).map(<[_]>::to_vec).collect();
-        let batches: Vec<Packed> = addresses.iter().map(|addresses| dataset.pack(addresses)).collect();
+        let seed = self.resolved.spec().seed;
+        let noisy = |(index, addresses): (usize, &Vec<Address>)| Packed {
+            noise: noise(seed, done, index),
+            ..dataset.pack(addresses)
+        };
+        let batches: Vec<Packed> = addresses.iter().enumerate().map(noisy).collect();
         let targets = batches.iter().map(|batch| batch.targets.len()).sum();
         StepData { first, addresses, batches, targets }
     }
@@ -249,7 +281,7 @@ impl Session<'_> {
             skipped,
         };
         let tokens = batches.iter().map(|batch| batch.tokens.len()).sum();
-        let flops = batches.iter().map(|batch| codex_engine::flops(engine.config(), engine.layout(), batch)).sum();
+        let flops = batches.iter().map(|batch| engine.flops(batch)).sum();
         let numbers =
             StepNumbers { step: *step, loss, gradient_norm: grad_norm, learning_rate: rate, tokens, flops, data_wait };
         Ok(Some(StepResult { numbers, row }))

@@ -66,15 +66,19 @@ impl State {
     pub(crate) fn new(config: ModelConfig, seed: u64, settings: Settings) -> Result<Self, StateError> {
         let layout = Arc::new(Layout::of(&config));
         let parameters = initial(&config, &layout, seed);
-        let engine = engine(config, EngineState::new(layout, parameters), settings)?;
-        Ok(Self {
+        Ok(Self::begin(engine(config, EngineState::new(layout, parameters), settings)?))
+    }
+
+    /// Creates the state before the first step of an engine.
+    pub(crate) fn begin(engine: Box<dyn Engine>) -> Self {
+        Self {
             step: 0,
             engine,
             spikes: SpikeDetector::default(),
             measured: BTreeMap::new(),
             early_stopping: EarlyStopping::default(),
             evaluation_pending: false,
-        })
+        }
     }
 
     /// Copies the state, into the vectors of `spare` if given.
@@ -101,7 +105,19 @@ impl State {
     ///
     /// # Errors
     /// When the snapshot is of another model, or lacks a part.
+    #[cfg(test)]
     pub(crate) fn restore(config: ModelConfig, snapshot: Snapshot, settings: Settings) -> Result<Self, StateError> {
+        Self::resume(snapshot, |state| Ok(engine(config, state, settings)?))
+    }
+
+    /// Restores the state of a snapshot with the engine that `make` returns for it.
+    ///
+    /// # Errors
+    /// When the snapshot lacks a part, and those of `make`.
+    pub(crate) fn resume<E: From<StateError>>(
+        snapshot: Snapshot,
+        make: impl FnOnce(EngineState) -> Result<Box<dyn Engine>, E>,
+    ) -> Result<Self, E> {
         let Snapshot { step, engine, mut rest } = snapshot;
         let lacks = |what: &str| StateError::Parts { step, what: what.to_owned() };
         let spikes = SpikeDetector::load(&mut rest).ok_or_else(|| lacks("the window of losses and gradient norms"))?;
@@ -111,11 +127,13 @@ impl State {
         for (name, column) in rest {
             let value = match (name.strip_prefix(MEASURED), column) {
                 (Some(name), Column::F64(values)) if values.len() == 1 => (name.to_owned(), values[0]),
-                _ => return Err(lacks(&format!("a meaning for {name}, which this version does not know"))),
+                _ => {
+                    return Err(lacks(&format!("a meaning for {name}, which this version does not know")).into());
+                }
             };
             measured.insert(value.0, value.1);
         }
-        let engine = codex_engine::engine(config, engine, settings)?;
+        let engine = make(engine)?;
         Ok(Self { step, engine, spikes, measured, early_stopping, evaluation_pending })
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     training::{
         Train,
         data::Dataset,
-        test_support::{both, resolved, with_files},
+        test_support::{both, encoder, resolved, with_files},
     },
 };
 
@@ -73,6 +73,8 @@ fn a_missing_file_is_final() {
             template: Some("cot-starter".to_owned()),
             set: Vec::new(),
             seed: None,
+            base: None,
+            base_digest: None,
             data: vec![("mine".to_owned(), data.to_owned())],
             output: output.to_owned(),
             plan: true,
@@ -110,7 +112,7 @@ fn answers_only_leaves_the_steps_out() {
     let run = resolved(&["response.format=answer"], both());
     assert_eq!(run.spec().settings.response.format, Format::Answer);
     let two = Tokenizer::characters().unwrap();
-    let dataset = Dataset::read(run.spec(), &[], None, &two, &|| false, |_| ()).unwrap();
+    let dataset = Dataset::read(run.spec(), &[], None, encoder(&run, &two), &|| false, |_| ()).unwrap();
     let packed = dataset.pack(&dataset.examples(0, 32));
     let longest = packed.cu_seqlens.windows(2).map(|bounds| bounds[1] - bounds[0]).max().unwrap();
     assert!(longest < 80 && packed.targets.len() < 32 * 8, "{longest}");

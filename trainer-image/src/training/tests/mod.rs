@@ -1,5 +1,6 @@
 //! Tests of whole runs.
 
+mod base;
 mod evaluation;
 mod forensics;
 mod inputs;
