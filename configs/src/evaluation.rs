@@ -15,10 +15,11 @@ use crate::{
 const GROUPS: &[(&str, &str, &str)] = &[
     ("cot-hard", "evaluation/cot-hard.yaml", include_str!("../evaluation/cot-hard.yaml")),
     ("cot-lite", "evaluation/cot-lite.yaml", include_str!("../evaluation/cot-lite.yaml")),
+    ("gym-chain-sum", "evaluation/gym-chain-sum.yaml", include_str!("../evaluation/gym-chain-sum.yaml")),
 ];
 
 /// The names of the presets.
-pub const PRESETS: &[&str] = &["cot-hard", "cot-lite"];
+pub const PRESETS: &[&str] = &["cot-hard", "cot-lite", "gym-chain-sum"];
 
 /// The configuration of an evaluator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -71,6 +72,32 @@ pub struct Generation {
     pub batch_size: usize,
     /// Maximum number of tokens of an answer.
     pub max_new_tokens: usize,
+    /// How a problem becomes a prompt.
+    pub prompt: PromptForm,
+    /// What is compared of a response.
+    pub answer: AnswerForm,
+}
+
+/// How a problem becomes a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PromptForm {
+    /// As a user's message by the chat template of the model, and as it is if the model has none.
+    Auto,
+    /// As it is.
+    Plain,
+    /// As a user's message by the chat template of the model, which must have one.
+    Chat,
+}
+
+/// What is compared of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerForm {
+    /// The text between the last `#` and the final `$`.
+    Marked,
+    /// The last number, by its value: 7, 7.0 and +07 are equal.
+    LastNumber,
 }
 
 /// Composes the configuration of an evaluator: preset ← overrides. `data` replaces files of the preset by name. If it

@@ -99,6 +99,8 @@ pub(crate) const EVALUATION: &[Key] = &[
     key("evaluation.limit", Rule::WholeOrNull { min: 1, max: 10_000_000, null: "all problems" }),
     key("evaluation.batch_size", Rule::Whole { min: 1, max: 65_536 }),
     key("evaluation.max_new_tokens", Rule::Whole { min: 1, max: 131_072 }),
+    key("evaluation.prompt", Rule::Choice(&["auto", "plain", "chat"])),
+    key("evaluation.answer", Rule::Choice(&["marked", "last_number"])),
 ];
 
 /// Parts of keys that name a field of an object, and the field.

@@ -27,7 +27,7 @@ fn names() {
     assert_eq!(of("bert"), r#"template "bert" is unknown: use one of answers-only, cot-padded, cot-plus, cot-starter"#);
     assert_eq!(
         compose_evaluation("cotlite", &[], 0, vec![]).expect_err("unknown").to_string(),
-        r#"preset "cotlite" is unknown (did you mean cot-lite?): use one of cot-hard, cot-lite"#
+        r#"preset "cotlite" is unknown (did you mean cot-lite?): use one of cot-hard, cot-lite, gym-chain-sum"#
     );
 }
 

@@ -68,13 +68,21 @@ pub enum EvaluateError {
     /// A task that cannot be drawn from.
     #[error(transparent)]
     Task(#[from] TaskError),
+    /// A model without the chat template that the configuration requires.
+    #[error("evaluation.prompt is chat, but the model in {} has no chat template: use auto or plain", path.display())]
+    NoTemplate {
+        /// The model directory.
+        path: PathBuf,
+    },
     /// A problem without an answer.
-    #[error("{file}:{line}: the response has no answer: end it in #answer$")]
+    #[error("{file}:{line}: the response has no answer: {wanted}")]
     Answerless {
         /// The file.
         file: String,
         /// The line, counted from 1.
         line: usize,
+        /// What the configuration takes for an answer.
+        wanted: &'static str,
     },
     /// A problem that stands there twice.
     #[error("{file}:{line}: the prompt of line {first} again: every problem counts once, so remove one of the two")]
@@ -132,7 +140,7 @@ impl EvaluateError {
     /// The reason for status, and whether another attempt is in vain.
     fn class(&self) -> (&'static str, bool) {
         match self {
-            Self::Config(_) | Self::Arguments(_) | Self::Misnamed(_) | Self::Overlap(_) => {
+            Self::Config(_) | Self::Arguments(_) | Self::Misnamed(_) | Self::Overlap(_) | Self::NoTemplate { .. } => {
                 ("InvalidConfiguration", true)
             }
             Self::ModelMismatch { .. } => ("ModelMismatch", true),

@@ -2,11 +2,11 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use codex_configs::{BASELINE, Data, Evaluation, PROBLEMS, benchmark_file};
+use codex_configs::{AnswerForm, BASELINE, Data, Evaluation, PROBLEMS, benchmark_file};
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::DataFile;
 
-use super::{EvaluateError, baseline::Baseline, score::plain_answer};
+use super::{EvaluateError, baseline::Baseline, score::answer_of};
 use crate::{
     atomic_fs,
     tasks::{Record, Split, Task, materialise, parse_records},
@@ -61,7 +61,7 @@ impl Inputs {
             }
             let records = match data.name.as_str() {
                 PROBLEMS => {
-                    problems = parse_problems(&label, &bytes)?;
+                    problems = parse_problems(&label, &bytes, evaluation.settings.evaluation.answer)?;
                     problems_file = label;
                     problems.len()
                 }
@@ -110,7 +110,7 @@ fn bytes_of(
     }
 }
 
-fn parse_problems(file: &str, bytes: &[u8]) -> Result<Vec<Problem>, EvaluateError> {
+fn parse_problems(file: &str, bytes: &[u8], form: AnswerForm) -> Result<Vec<Problem>, EvaluateError> {
     let records = parse_records(file, bytes)?;
     // Lines of white space hold no record; all others hold one, or parsing had refused them.
     let filled = |line: &[u8]| !String::from_utf8_lossy(line).trim().is_empty();
@@ -119,8 +119,12 @@ fn parse_problems(file: &str, bytes: &[u8]) -> Result<Vec<Problem>, EvaluateErro
     let mut problems = Vec::with_capacity(records.len());
     for ((index, _), record) in lines.zip(records) {
         let (file, line) = (file.to_owned(), index + 1);
-        if plain_answer(&record.response).is_none() {
-            return Err(EvaluateError::Answerless { file, line });
+        if answer_of(&record.response, form).is_none() {
+            let wanted = match form {
+                AnswerForm::Marked => "end it in #answer$",
+                AnswerForm::LastNumber => "it needs a number, because evaluation.answer is last_number",
+            };
+            return Err(EvaluateError::Answerless { file, line, wanted });
         }
         if let Some(first) = first_lines.insert(record.prompt.clone(), line) {
             return Err(EvaluateError::Repeated { file, line, first });

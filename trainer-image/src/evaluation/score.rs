@@ -1,15 +1,17 @@
 //! Scores answers and measures the metrics over them. Pure.
 //!
-//! The answer is the text between the last `#` and the final `$`; only it is compared, never the text before it. A step
-//! counts only if its text equals a step of that problem's reference, in the reference's order.
+//! Only the answer is compared, never the text before it: the text between the last `#` and the final `$`, or the last number. A
+//! step counts only if its text equals a step of that problem's reference, in the reference's order. Steps are scored with marked
+//! answers only.
 
 use std::collections::BTreeMap;
 
+use codex_configs::AnswerForm;
 use codex_verdict::{Measurement, Metric};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::tasks::{Record, answer, steps};
+use crate::tasks::{Record, answer, last_number, steps};
 
 /// One scored problem: a line of `records.ndjson`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -42,33 +44,36 @@ pub struct Scored {
 
 impl Scored {
     /// Scores one problem. An empty response and a response without an answer are wrong.
-    pub fn of(line: usize, record: &Record, prediction: String, baseline: Option<&str>) -> Self {
-        let text = prediction.as_str();
-        let expected = plain_answer(&record.response);
-        let reference = steps(&record.response);
+    pub fn of(line: usize, record: &Record, prediction: String, baseline: Option<&str>, form: AnswerForm) -> Self {
+        let expected = answer_of(&record.response, form);
+        let answer = answer_of(&prediction, form);
+        let is_right = |answer: &Option<String>| answer.is_some() && *answer == expected;
+        let (reference, written) = match form {
+            AnswerForm::Marked => (steps(&record.response), steps(&prediction)),
+            AnswerForm::LastNumber => (Vec::new(), Vec::new()),
+        };
         Self {
             line,
             prompt: record.prompt.clone(),
             category: record.category.clone(),
             reference: record.response.clone(),
-            correct: is_right(text, expected),
-            answer: plain_answer(text).map(str::to_owned),
+            correct: is_right(&answer),
             steps: reference.len(),
-            steps_found: in_order(&reference, &steps(text)),
-            baseline_correct: baseline.map(|text| is_right(text, expected)),
-            expected: expected.map(str::to_owned),
+            steps_found: in_order(&reference, &written),
+            baseline_correct: baseline.map(|text| is_right(&answer_of(text, form))),
+            answer,
+            expected,
             prediction,
         }
     }
 }
 
-/// Returns the answer of a response without surrounding white space.
-pub(super) fn plain_answer(response: &str) -> Option<&str> {
-    answer(response).map(str::trim).filter(|answer| !answer.is_empty())
-}
-
-fn is_right(response: &str, expected: Option<&str>) -> bool {
-    expected.is_some() && plain_answer(response) == expected
+/// Returns the answer of a response, without surrounding white space; `None` if it has none.
+pub(super) fn answer_of(response: &str, form: AnswerForm) -> Option<String> {
+    match form {
+        AnswerForm::Marked => answer(response).map(str::trim).filter(|answer| !answer.is_empty()).map(str::to_owned),
+        AnswerForm::LastNumber => last_number(response),
+    }
 }
 
 /// Returns the length of the longest common subsequence: how many steps of `reference` are in `written`, in order.
@@ -149,7 +154,7 @@ mod tests {
     const REFERENCE: &str = "7+6+0=13 4+8+1=13 3+0+1=04 #433$";
 
     fn score(prediction: &str, baseline: Option<&str>) -> Scored {
-        Scored::of(1, &record(REFERENCE), prediction.to_owned(), baseline)
+        Scored::of(1, &record(REFERENCE), prediction.to_owned(), baseline, AnswerForm::Marked)
     }
 
     #[test]
@@ -191,15 +196,31 @@ mod tests {
     #[test]
     fn repeated_steps_count_as_often_as_the_reference_repeats_them() {
         let repeated = record("0+0+0=00 0+0+0=00 #0$");
-        let found = |text: &str| Scored::of(1, &repeated, text.to_owned(), None).steps_found;
+        let found = |text: &str| Scored::of(1, &repeated, text.to_owned(), None, AnswerForm::Marked).steps_found;
         assert_eq!(found("0+0+0=00 #0$"), 1);
         assert_eq!(found("0+0+0=00 0+0+0=00 0+0+0=00 #0$"), 2);
     }
 
     #[test]
     fn metrics_without_a_baseline_or_steps_are_left_out() {
-        let answer_only = Scored::of(1, &record("#433$"), "#433$".to_owned(), None);
+        let answer_only = Scored::of(1, &record("#433$"), "#433$".to_owned(), None, AnswerForm::Marked);
         let names: Vec<String> = metrics(&[answer_only]).into_keys().collect();
         assert_eq!(names, [Metric::ExactMatch.name()]);
+    }
+
+    #[test]
+    fn last_numbers_are_compared_by_value_and_have_no_steps() {
+        let scored = |text: &str| {
+            let reference = record("4 - 1 = 3. 3 - 7 = -4. #-4");
+            Scored::of(1, &reference, text.to_owned(), Some("-4"), AnswerForm::LastNumber)
+        };
+        for right in ["#-4", "The answer is -4.", "3 - 7 = -4.0"] {
+            assert!(scored(right).correct, "{right}");
+        }
+        for wrong in ["4", "3 - 4", "-4 or -5", "none", ""] {
+            assert!(!scored(wrong).correct, "{wrong}");
+        }
+        assert_eq!(scored("#-4").baseline_correct, Some(true));
+        assert!(!metrics(&[scored("#-4")]).contains_key(&Metric::TraceCoverage.to_string()));
     }
 }

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use codex_configs::{Evaluation, Resolved};
+use codex_configs::{Evaluation, PromptForm, Resolved};
 use codex_provenance::{ModelDigest, manifest::Manifest};
 use codex_reports::{EvaluationState, Stage};
 use indicatif::ProgressBar;
@@ -95,6 +95,12 @@ impl Session<'_> {
         let mut generator = Generator::load(&files, slots)
             .map_err(|source| EvaluateError::Model { path: self.model.to_owned(), source })?;
         drop(files);
+        match settings.prompt {
+            PromptForm::Auto => {}
+            PromptForm::Plain => generator.use_plain_prompts(),
+            PromptForm::Chat if generator.tokenizer().has_template() => {}
+            PromptForm::Chat => return Err(EvaluateError::NoTemplate { path: self.model.to_owned() }),
+        }
         for Problem { line, record } in &inputs.problems {
             if let Err(source) = generator.check(&record.prompt) {
                 return Err(EvaluateError::Prompt { file: inputs.file, line: *line, source });
@@ -111,7 +117,7 @@ impl Session<'_> {
         for (problem, prediction) in inputs.problems.iter().zip(predictions) {
             let baseline =
                 inputs.baseline.as_ref().map(|baseline| baseline.prediction(&problem.record.prompt)).transpose()?;
-            scored.push(Scored::of(problem.line, &problem.record, prediction, baseline));
+            scored.push(Scored::of(problem.line, &problem.record, prediction, baseline, settings.answer));
         }
         if self.is_stopped() {
             return Ok(None);

@@ -35,6 +35,8 @@ use crate::text::{Tokenizer, TokenizerError};
 pub struct Generator {
     decoder: Box<dyn Decoder>,
     tokenizer: Tokenizer,
+    /// Prompts are encoded as they are, even if the model has a chat template.
+    plain: bool,
 }
 
 /// A response to one prompt.
@@ -91,7 +93,7 @@ impl Generator {
         directory::fits(&tokenizer, &config)?;
         let settings = Settings { precision: held.precision(), ..Settings::default() };
         let decoder = load_decoder(&config, settings, slots, |range, to| held.read(range, to))?;
-        Ok(Self { decoder, tokenizer })
+        Ok(Self { decoder, tokenizer, plain: false })
     }
 
     /// Makes a generator from parameters in the order of [`Layout::of`](codex_engine::Layout::of). Copies the weights.
@@ -104,7 +106,7 @@ impl Generator {
         tokenizer: Tokenizer,
         slots: usize,
     ) -> Result<Self, EngineError> {
-        Ok(Self { decoder: decoder(config, parameters, Settings::default(), slots)?, tokenizer })
+        Ok(Self { decoder: decoder(config, parameters, Settings::default(), slots)?, tokenizer, plain: false })
     }
 
     /// Loads a model directory, with `slots` slots. Weights are read a few at a time, so that little memory is needed beside the
@@ -116,7 +118,17 @@ impl Generator {
         let Opened { config, tokenizer, weights } = directory::open(path)?;
         let settings = Settings { precision: weights.precision(), ..Settings::default() };
         let decoder = load_decoder(&config, settings, slots, |range, to| weights.read(range, to))?;
-        Ok(Self { decoder, tokenizer })
+        Ok(Self { decoder, tokenizer, plain: false })
+    }
+
+    /// Encodes prompts as they are from now on, even if the model has a chat template.
+    pub fn use_plain_prompts(&mut self) {
+        self.plain = true;
+    }
+
+    /// Returns the ids of a prompt: a user's message by the chat template if the model has one, else the text as it is.
+    fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>, TokenizerError> {
+        if self.plain { self.tokenizer.encode(prompt) } else { self.tokenizer.encode_prompt(prompt) }
     }
 
     /// Returns the name of the code path, such as `cpu-f32`.
@@ -178,7 +190,7 @@ impl Generator {
     /// # Errors
     /// The prompt is empty, too long, or has a character outside the vocabulary.
     pub fn check(&mut self, prompt: &str) -> Result<(), GenerateError> {
-        let ids = self.tokenizer.encode(prompt)?;
+        let ids = self.encode_prompt(prompt)?;
         let slot = self.free_slot().unwrap_or_default();
         self.prefill(slot, &ids)?;
         self.release(slot);
@@ -216,7 +228,7 @@ impl Generator {
         loop {
             while let Some(slot) = self.free_slot() {
                 let Some((index, prompt)) = waiting.next() else { break };
-                let ids = self.tokenizer.encode(prompt).map_err(GenerateError::from);
+                let ids = self.encode_prompt(prompt).map_err(GenerateError::from);
                 match ids.and_then(|ids| self.prefill(slot, &ids)) {
                     Ok(()) => drop(running.insert(slot, (index, Vec::new()))),
                     Err(error) => {

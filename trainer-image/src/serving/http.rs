@@ -180,7 +180,7 @@ async fn answer(model: &ServedModel, body: Result<Bytes, BytesRejection>) -> Res
         let told = format!("prompt: {length} characters: write 1 to {MAX_PROMPT}");
         return Err(ErrorResponse::new(StatusCode::UNPROCESSABLE_ENTITY, told));
     }
-    let ids = model.tokenizer.encode(&prompt).map_err(|error| ErrorResponse::prompt(&error.into()))?;
+    let ids = model.tokenizer.encode_prompt(&prompt).map_err(|error| ErrorResponse::prompt(&error.into()))?;
     let (tokens, context) = (ids.len(), model.context);
     if tokens >= context {
         return Err(ErrorResponse::prompt(&PromptError::TooLong { tokens, context }.into()));

@@ -154,11 +154,71 @@ pub fn answer(response: &str) -> Option<&str> {
     (!answer.is_empty()).then_some(answer)
 }
 
+/// Returns the last number of a text in its shortest form: `-7` for `-07.0`. Commas between digits are skipped. A minus is a sign
+/// only if no letter, digit or closing bracket stands before it.
+pub fn last_number(text: &str) -> Option<String> {
+    let characters: Vec<char> = text.chars().collect();
+    let digit = |at: usize| characters.get(at).is_some_and(char::is_ascii_digit);
+    let end = (0..characters.len()).rev().find(|at| digit(*at))? + 1;
+    let mut start = end;
+    let (mut whole, mut fraction) = (String::new(), None::<String>);
+    while start > 0 {
+        match characters[start - 1] {
+            character if character.is_ascii_digit() => whole.insert(0, character),
+            ',' if start >= 2 && digit(start - 2) && !whole.is_empty() => {}
+            '.' if fraction.is_none() && start >= 2 && digit(start - 2) => fraction = Some(std::mem::take(&mut whole)),
+            _ => break,
+        }
+        start -= 1;
+    }
+    let fraction = fraction.unwrap_or_default();
+    let (whole, fraction) = (whole.trim_start_matches('0'), fraction.trim_end_matches('0'));
+    let signed = start > 0 && characters[start - 1] == '-';
+    let operator = start > 1 && (characters[start - 2].is_alphanumeric() || ")]}".contains(characters[start - 2]));
+    let sign = if signed && !operator && !(whole.is_empty() && fraction.is_empty()) { "-" } else { "" };
+    let whole = if whole.is_empty() { "0" } else { whole };
+    Some(if fraction.is_empty() { format!("{sign}{whole}") } else { format!("{sign}{whole}.{fraction}") })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn last_numbers_have_one_form() {
+        for (text, number) in [
+            ("The answer is 12.", Some("12")),
+            ("4 - 1 = 3. 3 - 7 = -4. #-4", Some("-4")),
+            ("15 - 3", Some("3")),
+            ("15-3", Some("3")),
+            ("f(2)-3", Some("3")),
+            ("x = -03.50 apples", Some("-3.5")),
+            ("It costs 1,234.00 in all", Some("1234")),
+            ("-0", Some("0")),
+            ("0.50", Some("0.5")),
+            ("7.", Some("7")),
+            (".5", Some("5")),
+            ("no number", None),
+            ("", None),
+        ] {
+            assert_eq!(last_number(text).as_deref(), number, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn last_numbers_are_found_in_any_text(before in ".*", number in -100_000_i64..100_000) {
+            let text = format!("{before} {number} end");
+            prop_assert_eq!(last_number(&text), Some(number.to_string()));
+        }
+
+        #[test]
+        fn last_numbers_never_panic(text in ".*") {
+            let _ = last_number(&text);
+        }
+    }
 
     #[test]
     fn a_byte_order_mark_is_skipped_and_utf_16_is_named() {

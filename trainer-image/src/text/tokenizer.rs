@@ -6,7 +6,7 @@ use codex_engine::Vocabulary;
 use serde::Deserialize;
 
 use super::{
-    Clock, Message, TextStream, TokenizerError, Turns,
+    Clock, Message, Role, TextStream, TokenizerError, Turns,
     characters::Characters,
     chat::Chat,
     fast::{Allowed, Fast},
@@ -309,6 +309,18 @@ impl Tokenizer {
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TokenizerError> {
         let (loaded, chat) = self.chat()?;
         chat.prompt(messages, &loaded.fast)
+    }
+
+    /// Returns the ids of a prompt: a user's message by the chat template if the model has one, else the text as it is.
+    ///
+    /// # Errors
+    /// As [`encode_chat`](Self::encode_chat) and [`encode`](Self::encode).
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        if self.has_template() && !text.is_empty() {
+            self.encode_chat(&[Message { role: Role::User, content: text.to_owned() }])
+        } else {
+            self.encode(text)
+        }
     }
 
     /// Returns the text of a conversation by the chat template, and of what begins the assistant's next message.
