@@ -24,6 +24,13 @@ pub(crate) struct Layers {
     leaves: BTreeMap<&'static str, Value>,
 }
 
+/// Reads the value of an override; `None` if it is not YAML. The error of the parser names a line and a column, which mean nothing
+/// for a single value. A number that is too large for the parser is a float here, so that the rule of its key names the range.
+fn scalar(raw: &str) -> Option<Yaml> {
+    let large = || raw.parse::<f64>().ok().filter(|number| number.is_finite()).map(Yaml::from);
+    serde_yaml::from_str(raw).ok().or_else(large)
+}
+
 impl Layers {
     /// Creates an empty configuration. `example` is an override and the same setting in YAML, for messages.
     pub(crate) fn new(keys: &'static [Key], example: (&'static str, &'static str)) -> Self {
@@ -57,9 +64,8 @@ impl Layers {
             if key.is_empty() || raw.is_empty() {
                 return Err(refuse());
             }
-            // The error of the parser names a line and a column, which mean nothing for a single value.
-            let value: Yaml = serde_yaml::from_str(raw)
-                .map_err(|_| ConfigError::NotAValue { origin: origin.clone(), value: show(&Value::from(raw)) })?;
+            let value = scalar(raw)
+                .ok_or_else(|| ConfigError::NotAValue { origin: origin.clone(), value: show(&Value::from(raw)) })?;
             let bare = !value.is_string() && self.find(key).is_some_and(|known| known.rule.takes_text());
             let value = if bare { Value::from(raw) } else { json(&value) };
             let path = self.check(&origin, key, &value)?;

@@ -74,6 +74,10 @@ fn errors_on_the_command_line_name_its_flags() {
             "--set training.batch_size=0 sets training.batch_size to 0: write a whole number from 1 to 65536",
         ),
         (
+            "training.batch_size=18446744073709551616",
+            "--set training.batch_size=18446744073709551616 sets training.batch_size to 1.8446744073709552e+19: write a whole number from 1 to 65536",
+        ),
+        (
             "training.batch_size={",
             "--set training.batch_size={ has the value \"{\", which is not valid YAML: close open brackets and quotes, or put the value in quotes",
         ),
