@@ -1,6 +1,6 @@
 //! `Evaluation`: judges one model by gates. No I/O.
 
-use codex_provenance::{EvidenceStrength, GatesDigest, ModelDigest, ReportDigest};
+use codex_provenance::{ConfigDigest, EvidenceStrength, GatesDigest, ModelDigest, ReportDigest};
 use codex_verdict::{GateResult, GateSpec, MAX_GATES, MAX_METRIC_NAME, MAX_METRICS, Verdict};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -131,6 +131,9 @@ pub struct EvaluationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub training_run_uid: Option<String>,
+    /// SHA-256 of the resolved configuration file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_digest: Option<ConfigDigest>,
     /// Number of gates that passed and number of all gates, as passed/all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]

@@ -278,7 +278,7 @@ pub struct ModelStatus {
 }
 
 /// Maximum number of model files that a status holds.
-pub const MAX_MODEL_FILES: usize = 64;
+pub const MAX_MODEL_FILES: usize = codex_provenance::manifest::MAX_RECORDED_FILES;
 
 /// A file of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -22,6 +22,8 @@ use crate::{
 pub const SCHEMA: u32 = 1;
 /// Maximum number of files of a manifest.
 pub const MAX_FILES: usize = 10_000;
+/// Maximum number of files of a model that a cluster records: its status lists each of them.
+pub const MAX_RECORDED_FILES: usize = 64;
 /// Maximum length of a path in bytes.
 pub const MAX_PATH: usize = 1024;
 /// Maximum size of a model in bytes. Larger JSON numbers (RFC 8785) are not exact.

@@ -1,8 +1,9 @@
 //! The promotion statement: the evidence that allows a model in a ring. Pure.
 //!
-//! It is an in-toto statement with a predicate type of this project. Its subject is the model digest. It holds neither times
-//! nor locations, so that the same evidence gives the same bytes and the same [`PromotionDigest`]. Decimals are strings,
-//! digit for digit as in the status of the evaluations.
+//! It is an in-toto statement with a predicate type of this project. Its subject is the model digest. It holds what a verifier
+//! needs to judge again: each gate with its limits, and the measurements. Times are those at which the evidence was complete,
+//! not the time of signing, so that the same evidence gives the same bytes and the same [`PromotionDigest`]. Decimals are
+//! strings, so that no reader rounds them.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +14,14 @@ use crate::{
     digest::{
         ConfigDigest, DataDigest, GatesDigest, ModelDigest, OmsPayloadDigest, PromotionDigest, ReportDigest, Sha256,
     },
+    evidence::EvidenceStrength,
     statement,
 };
 
 /// The predicate type of promotion statements.
-pub const PREDICATE_TYPE: &str = "https://codex-ml.dev/promotion/v1";
+pub const PREDICATE_TYPE: &str = "https://codex-ml.dev/promotion/v2";
+/// The predicate type of statements that hold no limits and no measurements.
+const FORMER: &str = "https://codex-ml.dev/promotion/v1";
 
 /// A statement that allows a model in a ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub struct Promotion {
 pub struct Reasons {
     /// Name of the ring that the model is allowed in, such as `0D_base_`.
     pub ring: String,
+    /// Namespace of the TrainingRun and the Evaluations.
+    pub namespace: String,
     /// Digest of the payload of the OMS bundle over the files of the model.
     pub oms_payload: OmsPayloadDigest,
     /// The training of the model.
@@ -42,20 +48,63 @@ pub struct Reasons {
     pub evaluations: Vec<Evaluation>,
 }
 
+/// A Kubernetes object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Object {
+    /// Name of the object.
+    pub name: String,
+    /// Uid of the object.
+    pub uid: String,
+}
+
 /// The training of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Training {
-    /// Uid of the TrainingRun.
-    pub run_uid: String,
-    /// Digest of the resolved configuration.
+    /// The TrainingRun.
+    pub run: Object,
+    /// What the controller knows of the training without the trainer's word.
+    pub attested: Attested,
+    /// What the trainer said of itself. Its image may be any that the author of the TrainingRun chose.
+    pub reported: Reported,
+    /// The model from which the training started; absent if it started from initial weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
+}
+
+/// What the controller knows of a training without the trainer's word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Attested {
+    /// Digest of the resolved configuration that the trainer was given.
     pub config_digest: ConfigDigest,
-    /// Digests of the data files, by name.
-    pub data: BTreeMap<String, DataDigest>,
     /// Image that ran, as the node reported it. Empty, and absent from the statement, if the pod was gone before the controller
     /// observed it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image_id: String,
+    /// Time at which the controller recorded the model (RFC 3339), if its status records it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<String>,
+}
+
+/// What a trainer said of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Reported {
+    /// Digests of the data files that it read, by name.
+    pub data: BTreeMap<String, DataDigest>,
+}
+
+/// The model from which a training started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Base {
+    /// Digest of the model.
+    pub model: ModelDigest,
+    /// Where it came from, such as a path on a claim, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
 }
 
 /// An evaluation that passed.
@@ -66,6 +115,12 @@ pub struct Evaluation {
     pub name: String,
     /// Uid of the Evaluation.
     pub uid: String,
+    /// Preset of the Evaluation, such as `cot-lite`.
+    pub preset: String,
+    /// Digest of the resolved configuration, which every report named. Absent if it was judged by a controller that did not
+    /// record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_digest: Option<ConfigDigest>,
     /// Digest of the reported measurements.
     pub report_digest: ReportDigest,
     /// Digest of the gates.
@@ -76,8 +131,68 @@ pub struct Evaluation {
     /// observed it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image_id: String,
+    /// Time at which the verdict was reached (RFC 3339).
+    pub completed_at: String,
+    /// Whether admission policies protected the evaluation. Absent if that was not observed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<EvidenceStrength>,
+    /// Every reported measurement, by metric. `report_digest` covers them.
+    pub metrics: BTreeMap<String, Measured>,
     /// Gates and their verdicts, in the order of the spec.
     pub gates: Vec<Gate>,
+}
+
+/// A measurement, exactly as it was reported. Numbers that are not counts are texts that parse to the reported float; they are
+/// absent if it was not finite.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum Measured {
+    /// A share of items.
+    Share {
+        /// Number of items that count as a success.
+        successes: u64,
+        /// Number of items.
+        n: u64,
+    },
+    /// Comparisons with a baseline.
+    Duel {
+        /// Number of comparisons won.
+        wins: u64,
+        /// Number of comparisons tied.
+        ties: u64,
+        /// Number of comparisons lost.
+        losses: u64,
+    },
+    /// A mean of values from 0 to 1.
+    Mean {
+        /// Number of items.
+        n: u64,
+        /// Sum of the values.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sum: Option<String>,
+        /// Sum of the squared values.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sum_of_squares: Option<String>,
+    },
+    /// A number with its own bounds.
+    Estimate {
+        /// The number.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        value: Option<String>,
+        /// One-sided lower bound.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lower: Option<String>,
+        /// One-sided upper bound.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        upper: Option<String>,
+        /// Number of items.
+        n: u64,
+        /// Confidence level of each bound.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        confidence: Option<String>,
+        /// Method that computed the bounds.
+        method: String,
+    },
 }
 
 /// A gate and its verdict.
@@ -95,6 +210,9 @@ pub struct Gate {
     /// Confidence level of the one-sided bounds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confidence: Option<String>,
+    /// Minimum number of scored items.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_samples: Option<u64>,
     /// Measured value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
@@ -129,6 +247,12 @@ impl Promotion {
     /// # Errors
     /// Fails if the payload is not a promotion statement.
     pub fn read(payload: &[u8]) -> Result<Self, String> {
+        if statement::predicate_type(payload).as_deref() == Some(FORMER) {
+            return Err(format!(
+                "its predicate type is {FORMER:?}, which holds neither limits nor measurements to check: update the controller, \
+                 which then signs a new one; status.promotion of the ReasoningPod names its ConfigMap"
+            ));
+        }
         let (model, reasons) = statement::read(payload, PREDICATE_TYPE)?;
         Ok(Self { model: ModelDigest(model), reasons })
     }
@@ -137,6 +261,7 @@ impl Promotion {
     pub fn key(&self) -> PromotionKey {
         let evaluations = &self.reasons.evaluations;
         PromotionKey {
+            predicate_type: PREDICATE_TYPE,
             model: self.model,
             ring: self.reasons.ring.clone(),
             evaluations: evaluations.iter().map(|passed| (passed.report_digest, passed.gates_digest)).collect(),
@@ -144,10 +269,13 @@ impl Promotion {
     }
 }
 
-/// Identifies a promotion: the model, the ring, and the report and gates digests of its evaluations. Names, uids and
-/// images do not count.
+/// Identifies a promotion: the predicate type, the model, the ring, and the report and gates digests of its evaluations. Names,
+/// uids and images do not count. A controller that writes another predicate type looks for its bundles under other names, and
+/// so signs every promotion again after an upgrade.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PromotionKey {
+    /// The predicate type, [`PREDICATE_TYPE`].
+    pub predicate_type: &'static str,
     /// The model.
     pub model: ModelDigest,
     /// The ring.
@@ -168,4 +296,37 @@ impl PromotionKey {
 /// Returns the digest of the payload of a promotion statement.
 pub fn payload_digest(payload: &[u8]) -> PromotionDigest {
     PromotionDigest(Sha256::of(payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promotion_of_another_type_has_another_name() {
+        let key = PromotionKey {
+            predicate_type: PREDICATE_TYPE,
+            model: ModelDigest(Sha256::of("model")),
+            ring: "main".to_owned(),
+            evaluations: vec![(ReportDigest(Sha256::of("report")), GatesDigest(Sha256::of("gates")))],
+        };
+        assert_ne!(key.digest(), PromotionKey { predicate_type: FORMER, ..key.clone() }.digest());
+    }
+
+    #[test]
+    fn a_measurement_is_read_strictly() {
+        let read = serde_json::from_str::<Measured>;
+        let share = r#"{"kind":"share","successes":9,"n":10}"#;
+        assert_eq!(serde_json::to_string(&read(share).unwrap()).unwrap(), share);
+        let mean = r#"{"kind":"mean","n":3,"sum":"1e0","sumOfSquares":"5e-1"}"#;
+        assert_eq!(serde_json::to_string(&read(mean).unwrap()).unwrap(), mean);
+        for wrong in [
+            r#"{"kind":"share","successes":9,"n":10,"wins":1}"#,
+            r#"{"kind":"share","successes":9}"#,
+            r#"{"kind":"mean","n":3,"sum":1.0}"#,
+            r#"{"kind":"banana","n":3}"#,
+        ] {
+            read(wrong).unwrap_err();
+        }
+    }
 }

@@ -42,6 +42,11 @@ pub(crate) fn write<P: Serialize>(name: &str, subject: Sha256, predicate_type: &
     })
 }
 
+/// Returns the predicate type of a statement, if it is one.
+pub(crate) fn predicate_type(payload: &[u8]) -> Option<String> {
+    serde_json::from_slice::<Statement<serde::de::IgnoredAny>>(payload).ok().map(|statement| statement.predicate_type)
+}
+
 /// Reads a statement and returns the digest of its subject and its predicate.
 ///
 /// # Errors

@@ -1,8 +1,9 @@
 //! Parsers of arguments that several commands share; their errors name the allowed values. Pure.
 
-use std::{net::SocketAddr, ops::RangeInclusive};
+use std::{fmt, net::SocketAddr, ops::RangeInclusive};
 
 use codex_configs::MAX_SEED;
+use jiff::{SignedDuration, Timestamp};
 
 /// Parses a seed: a whole number that JSON carries exactly.
 ///
@@ -31,9 +32,58 @@ pub(crate) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:9464".to_owned())
 }
 
+/// A duration, shown as it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Duration(pub(crate) SignedDuration);
+
+/// Units of a duration with their seconds, the largest first.
+const UNITS: [(char, i64); 4] = [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)];
+
+impl fmt::Display for Duration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let (unit, length) = UNITS.into_iter().find(|(_, length)| seconds % length == 0).unwrap_or(('s', 1));
+        write!(f, "{}{unit}", seconds / length)
+    }
+}
+
+/// Parses a duration, such as `30d`.
+///
+/// # Errors
+/// The expected form.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = text.strip_suffix(UNITS.map(|(unit, _)| unit)).and_then(|number| {
+        let (_, length) = UNITS.into_iter().find(|(unit, _)| text.ends_with(*unit))?;
+        let number: u32 = number.parse().ok()?;
+        Some(Duration(SignedDuration::from_secs(i64::from(number) * length)))
+    });
+    parsed.ok_or_else(|| "write a whole number and a unit (d, h, m or s), such as 30d or 12h".to_owned())
+}
+
+/// Parses a time.
+///
+/// # Errors
+/// The expected form.
+pub(crate) fn timestamp(text: &str) -> Result<Timestamp, String> {
+    text.parse().map_err(|_| "write a time as RFC 3339, such as 2026-11-28T09:00:00Z".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_read_and_shown() {
+        for text in ["30d", "12h", "45m", "59s", "0d"] {
+            assert_eq!(duration(text).unwrap().to_string(), text);
+        }
+        assert_eq!(duration("48h").unwrap().to_string(), "2d");
+        assert_eq!(duration("4294967295d").unwrap().0.as_secs(), 4_294_967_295 * 86_400);
+        for text in ["", "d", "1", "1y", "-1d", "1.5h", "4294967296d", "é"] {
+            assert!(duration(text).unwrap_err().contains("such as 30d"), "{text}");
+        }
+        assert!(timestamp("2026-11-28T09:00:00Z").is_ok() && timestamp("yesterday").is_err());
+    }
 
     #[test]
     fn refusals_name_the_allowed_values() {

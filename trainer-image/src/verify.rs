@@ -9,9 +9,9 @@ use std::{
 
 use clap::builder::PossibleValuesParser;
 use codex_provenance::{
-    Sha256, files,
+    EvidenceStrength, Sha256, files,
     manifest::{Manifest, ManifestError},
-    promotion::Gate,
+    promotion::{Evaluation, Gate, Promotion},
     text::Printable,
 };
 use codex_reports::exit;
@@ -21,13 +21,20 @@ use codex_signing::{
     verify::{Promoted, Signed, VerifyError, verify_promotion, verify_signature},
 };
 use codex_verdict::Ring;
+use jiff::{SignedDuration, Timestamp};
 
-use crate::{error::CommandError, wording::counted};
+use crate::{
+    arguments::{Duration, duration, timestamp},
+    error::CommandError,
+    wording::counted,
+};
 
 /// The exit code for a valid model whose key was not compared with a fingerprint.
 const NOT_PINNED: i32 = 3;
 /// Maximum size of a key file in bytes.
 const MAX_KEY: usize = 64 << 10;
+/// How far ahead of `--at` a time in a statement may be: clocks differ.
+const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
 
 /// Verify that a model is exactly what was signed and, with --promotion, that it was promoted into a ring.
 ///
@@ -54,6 +61,15 @@ pub struct Verify {
     /// The ring that the promotion must be for.
     #[arg(long, requires = "promotion", value_parser = PossibleValuesParser::new(Ring::ALL.map(Ring::name)))]
     ring: Option<String>,
+    /// Refuse a promotion with an evaluation that was judged longer ago, such as 30d, 12h or 45m.
+    #[arg(long, value_name = "DURATION", requires = "promotion", value_parser = duration)]
+    max_age: Option<Duration>,
+    /// The time from which --max-age counts back, as RFC 3339 [default: now].
+    #[arg(long, value_name = "TIME", requires = "max_age", value_parser = timestamp)]
+    at: Option<Timestamp>,
+    /// Refuse a promotion with an evaluation that admission policies did not protect from start to end.
+    #[arg(long, requires = "promotion")]
+    strong_evidence: bool,
 }
 
 /// A valid model.
@@ -107,11 +123,42 @@ impl Verify {
         let signed = verify_signature(&manifest, &bundle, &key, None).map_err(refused)?;
         let promoted = match (promotion, &self.ring) {
             (Some(promotion), Some(ring)) => {
-                Some(verify_promotion(&signed, &promotion, &key, ring, None).map_err(refused)?)
+                let promoted = verify_promotion(&signed, &promotion, &key, ring, None).map_err(refused)?;
+                self.check_policy(&promoted.promotion).map_err(CommandError::failed)?;
+                Some(promoted)
             }
             _ => None,
         };
         Ok(Outcome { manifest, pinned: self.fingerprint.is_some(), signed, promoted })
+    }
+
+    /// Checks what the caller demands of the evidence.
+    fn check_policy(&self, promotion: &Promotion) -> Result<(), String> {
+        let now = self.at.unwrap_or_else(Timestamp::now);
+        for evaluation in &promotion.reasons.evaluations {
+            let name = Printable(&evaluation.name);
+            if self.strong_evidence && evaluation.evidence != Some(EvidenceStrength::Strong) {
+                let strength = strength(evaluation);
+                return Err(format!(
+                    "the evidence of evaluation {name} is {strength}, but --strong-evidence is given: evaluate again while the \
+                     admission policies are in place"
+                ));
+            }
+            let Some(limit) = self.max_age else { continue };
+            let judged: Timestamp = evaluation.completed_at.parse().map_err(|_| {
+                format!("evaluation {name} has the time {:?}, which is not RFC 3339", evaluation.completed_at)
+            })?;
+            let age = now.duration_since(judged);
+            if age > limit.0 || age < -CLOCK_SKEW {
+                let why = if age > limit.0 {
+                    format!("more than {limit} before {now}: evaluate again, or raise --max-age")
+                } else {
+                    format!("after {now}: check the clock, or --at")
+                };
+                return Err(format!("evaluation {name} was judged at {judged}, {why}"));
+            }
+        }
+        Ok(())
     }
 
     fn manifest(&self) -> Result<Manifest, ManifestError> {
@@ -152,7 +199,21 @@ impl Outcome {
 /// from files are escaped.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(Promoted { promotion, .. }) = &self.promoted {
+            let training = &promotion.reasons.training;
+            let (namespace, run) = (&promotion.reasons.namespace, &training.run);
+            writeln!(f, "training   {}/{} (uid {})", Printable(namespace), Printable(&run.name), Printable(&run.uid))?;
+        }
         for evaluation in self.promoted.iter().flat_map(|promoted| &promoted.promotion.reasons.evaluations) {
+            writeln!(
+                f,
+                "evaluation {} (uid {}, preset {}): judged at {}, evidence {}",
+                Printable(&evaluation.name),
+                Printable(&evaluation.uid),
+                Printable(&evaluation.preset),
+                Printable(&evaluation.completed_at),
+                strength(evaluation)
+            )?;
             for gate in &evaluation.gates {
                 writeln!(f, "evaluation {}: {}", Printable(&evaluation.name), Printable(&describe(gate)))?;
             }
@@ -182,10 +243,17 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// Returns how strong the evidence of an evaluation is, in a word.
+fn strength(evaluation: &Evaluation) -> &'static str {
+    evaluation.evidence.map_or("of unknown strength", EvidenceStrength::name)
+}
+
 /// Returns a gate with its limits, values and verdict.
 fn describe(gate: &Gate) -> String {
     let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
-    let limits = [(">=", &gate.min), ("<=", &gate.max), ("at confidence", &gate.confidence)];
+    let fewest = gate.min_samples.map(|count| count.to_string());
+    let limits =
+        [(">=", &gate.min), ("<=", &gate.max), ("at confidence", &gate.confidence), ("with minSamples", &fewest)];
     let limits = limits.iter().filter_map(|(sign, limit)| Some(format!(" {sign} {}", limit.as_ref()?)));
     format!(
         "{}{} (value {}, n {}, bounds {} to {}): {}",
@@ -205,10 +273,11 @@ mod tests {
 
     use clap::Parser;
     use codex_provenance::{
-        ConfigDigest, GatesDigest, ReportDigest, Sha256, oms,
-        promotion::{Evaluation, Promotion, Reasons, Training},
+        ConfigDigest, Sha256, oms,
+        promotion::{Attested, Object, Promotion, Reasons, Reported, Training},
     };
     use codex_signing::key::{PrivateKey, Signer as _};
+    use codex_verdict::{Decimal, GateSpec, Measurement, Stated};
 
     use super::*;
 
@@ -219,34 +288,42 @@ mod tests {
     }
 
     fn promotion(model: &Manifest, payload: &[u8], name: &str) -> Promotion {
-        let gate = Gate {
+        let gate = GateSpec {
             metric: "exact_match".into(),
-            min: Some("0.95".into()),
+            min: Some(Decimal("0.95".into())),
             max: None,
-            confidence: Some("0.95".into()),
-            value: Some("0.99".into()),
-            n: Some(500),
-            lower: None,
-            upper: None,
-            verdict: "Passed".into(),
+            min_samples: Some(500),
+            confidence: Some(Decimal("0.95".into())),
         };
+        let metrics = BTreeMap::from([("exact_match".to_owned(), Measurement::Share { successes: 495, n: 500 })]);
+        let stated = Stated::of(model.digest(), &BTreeMap::new(), &metrics, &[gate]).unwrap();
         let evaluation = Evaluation {
             name: name.into(),
             uid: "u".into(),
-            report_digest: ReportDigest(Sha256::of("r")),
-            gates_digest: GatesDigest(Sha256::of("g")),
+            preset: "cot-lite".into(),
+            config_digest: Some(ConfigDigest(Sha256::of("e"))),
+            report_digest: stated.report_digest,
+            gates_digest: stated.gates_digest,
             data: BTreeMap::new(),
             image_id: "i".into(),
-            gates: vec![gate],
+            completed_at: "2026-11-28T09:00:00Z".into(),
+            evidence: Some(EvidenceStrength::Weak),
+            metrics: stated.metrics,
+            gates: stated.gates,
         };
         let training = Training {
-            run_uid: "u".into(),
-            config_digest: ConfigDigest(Sha256::of("c")),
-            data: BTreeMap::new(),
-            image_id: "i".into(),
+            run: Object { name: "cot".into(), uid: "u".into() },
+            attested: Attested {
+                config_digest: ConfigDigest(Sha256::of("c")),
+                image_id: "i".into(),
+                completed_at: Some("2026-11-28T08:00:00Z".into()),
+            },
+            reported: Reported { data: BTreeMap::new() },
+            base: None,
         };
         let reasons = Reasons {
             ring: "main".into(),
+            namespace: "team".into(),
             oms_payload: oms::payload_digest(payload),
             training,
             evaluations: vec![evaluation],
@@ -302,12 +379,17 @@ mod tests {
         let told = outcome.to_string();
         let lines: Vec<_> = told.lines().collect();
         assert_eq!(
-            lines[0],
-            "evaluation cot-lite: exact_match >= 0.95 at confidence 0.95 (value 0.99, n 500, bounds - to -): Passed"
+            lines[..2],
+            [
+                "training   team/cot (uid u)",
+                "evaluation cot-lite (uid u, preset cot-lite): judged at 2026-11-28T09:00:00Z, evidence weak",
+            ]
         );
-        assert_eq!(lines[1], "verified   1 file, 2 bytes: exactly what was signed");
-        assert!(lines[2].starts_with("model      ") && lines[3].starts_with("promoted   into main by the statement "));
-        assert_eq!(lines[4..], [format!("signed by  {pin}, the key of --fingerprint")]);
+        let gate = "evaluation cot-lite: exact_match >= 0.95 at confidence 0.95 with minSamples 500 (value 0.99, n 500, bounds 0.97";
+        assert!(lines[2].starts_with(gate) && lines[2].ends_with("): Passed"), "{}", lines[2]);
+        assert_eq!(lines[3], "verified   1 file, 2 bytes: exactly what was signed");
+        assert!(lines[4].starts_with("model      ") && lines[5].starts_with("promoted   into main by the statement "));
+        assert_eq!(lines[6..], [format!("signed by  {pin}, the key of --fingerprint")]);
         assert_eq!(outcome.exit(), exit::FINISHED);
     }
 
@@ -338,7 +420,37 @@ mod tests {
         assert_eq!(told.lines().filter(|line| line.starts_with("signed by")).count(), 1, "{told}");
         assert!(told.lines().last().unwrap().contains("key NOT pinned"), "{told}");
         assert!(!told.chars().any(|letter| letter != '\n' && letter.is_control()), "{told:?}");
-        assert!(told.starts_with("evaluation x\\nsigned by  000") && told.contains("\\u{1b}[1A\\u{202e}"), "{told}");
+        assert!(told.contains("\nevaluation x\\nsigned by  000") && told.contains("\\u{1b}[1A\\u{202e}"), "{told}");
+    }
+
+    #[test]
+    fn the_age_and_the_strength_of_the_evidence_can_be_demanded() {
+        let root = signed();
+        let with = |more: &[&str]| {
+            let all = [&["--promotion", "promotion.json", "--ring", "main"], more].concat();
+            verify(root.path(), &all).map(drop).map_err(|error| (error.exit, error.sentence()))
+        };
+        with(&["--max-age", "30d", "--at", "2026-12-01T00:00:00Z"]).unwrap();
+        with(&["--max-age", "1h", "--at", "2026-11-28T10:00:00Z"]).unwrap();
+        with(&["--max-age", "1h", "--at", "2026-11-28T08:58:00Z"]).unwrap();
+        let refused = |more: &[&str]| with(more).unwrap_err();
+        let told = "evaluation cot-lite was judged at 2026-11-28T09:00:00Z, ";
+        assert_eq!(
+            refused(&["--max-age", "1h", "--at", "2026-11-28T10:00:01Z"]),
+            (1, format!("{told}more than 1h before 2026-11-28T10:00:01Z: evaluate again, or raise --max-age"))
+        );
+        assert_eq!(
+            refused(&["--max-age", "1h", "--at", "2026-11-28T08:00:00Z"]),
+            (1, format!("{told}after 2026-11-28T08:00:00Z: check the clock, or --at"))
+        );
+        let (code, told) = refused(&["--strong-evidence"]);
+        assert!(
+            code == 1 && told.starts_with("the evidence of evaluation cot-lite is weak, but --strong-evidence"),
+            "{told}"
+        );
+        for wrong in ["1", "1y", "d", "-1d", "1.5h"] {
+            assert_eq!(refused(&[&format!("--max-age={wrong}")]).0, 2, "{wrong}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! A [`GateSpec`] is a bound on a [`Metric`] as a spec states it, a [`Gate`] is a valid one. [`judge`] compares gates with
 //! the [`Measurement`]s of an evaluator, and gives each gate a [`GateResult`] with its reason. What is missing, impossible
-//! or about another model never passes.
+//! or about another model never passes. [`recheck`] does the same for the statement of a promotion.
 
 mod bounds;
 pub mod cel;
@@ -15,6 +15,7 @@ mod measurement;
 mod metric;
 mod needed;
 mod receipt;
+mod recheck;
 mod ring;
 mod sample;
 mod text;
@@ -31,6 +32,7 @@ pub use judge::{GateResult, Judgement, judge};
 pub use measurement::{Kind, Measurement, Method};
 pub use metric::{Metric, UnknownMetric};
 pub use receipt::{Unacceptable, accept};
+pub use recheck::{Refuted, Stated, recheck};
 pub use ring::{Ring, UnknownRing};
 pub use sample::{Impossible, Sample};
 pub use verdict::Verdict;

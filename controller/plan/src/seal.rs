@@ -93,6 +93,7 @@ impl Sealable for TrainingRunStatus {
 impl Sealable for EvaluationStatus {
     const SEALED: &'static [&'static str] = &[
         "trainingRunUid",
+        "configDigest",
         "model",
         "metrics",
         "reportDigest",

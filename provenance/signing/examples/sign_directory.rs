@@ -1,5 +1,5 @@
 //! Signs a model directory with a key made for the occasion and thrown away: writes `oms.json`, `promotion.json` (into the
-//! ring `0D_base_`, without evaluations) and `key.pem`. For trying out verifiers; in a cluster only the controller signs.
+//! ring `0D_base_`, on an invented evaluation) and `key.pem`. For trying out verifiers; in a cluster only the controller signs.
 //!
 //! `cargo run --release -p codex-signing --example sign_directory MODEL_DIR OUTPUT_DIR`
 
@@ -9,9 +9,10 @@ use codex_provenance::{
     ConfigDigest, Sha256,
     manifest::Manifest,
     oms,
-    promotion::{Promotion, Reasons, Training},
+    promotion::{Attested, Evaluation, Object, Promotion, Reasons, Reported, Training},
 };
 use codex_signing::key::{PrivateKey, Signer as _};
+use codex_verdict::{Decimal, GateSpec, Measurement, Metric, Ring, Stated};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
@@ -21,19 +22,45 @@ fn main() -> Result<(), Box<dyn Error>> {
     let manifest = Manifest::of_dir(&model)?;
     let key = PrivateKey::generate()?;
     let payload = oms::payload(&manifest, "model");
+    let none = || "none".to_owned();
     let training = Training {
-        run_uid: "none".to_owned(),
-        config_digest: ConfigDigest(Sha256::of("none")),
+        run: Object { name: none(), uid: none() },
+        attested: Attested { config_digest: ConfigDigest(Sha256::of("none")), image_id: none(), completed_at: None },
+        reported: Reported { data: BTreeMap::new() },
+        base: None,
+    };
+    // Verifiers require an evaluation that passed; nothing was evaluated here.
+    let gate = GateSpec {
+        metric: Metric::ExactMatch.to_string(),
+        min: Some(Decimal("0".to_owned())),
+        max: None,
+        min_samples: None,
+        confidence: None,
+    };
+    let metrics = BTreeMap::from([(gate.metric.clone(), Measurement::Share { successes: 0, n: 1 })]);
+    let stated = Stated::of(manifest.digest(), &BTreeMap::new(), &metrics, &[gate])?;
+    let evaluation = Evaluation {
+        name: none(),
+        uid: none(),
+        preset: none(),
+        config_digest: None,
+        report_digest: stated.report_digest,
+        gates_digest: stated.gates_digest,
         data: BTreeMap::new(),
-        image_id: "none".to_owned(),
+        image_id: none(),
+        completed_at: none(),
+        evidence: None,
+        metrics: stated.metrics,
+        gates: stated.gates,
     };
     let promotion = Promotion {
         model: manifest.digest(),
         reasons: Reasons {
-            ring: "0D_base_".to_owned(),
+            ring: Ring::Base0D.name().to_owned(),
+            namespace: none(),
             oms_payload: oms::payload_digest(&payload),
             training,
-            evaluations: Vec::new(),
+            evaluations: vec![evaluation],
         },
     };
     fs::create_dir_all(&output)?;

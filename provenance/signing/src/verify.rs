@@ -11,6 +11,7 @@ use codex_provenance::{
     promotion::{self, Promotion},
     text::Printable,
 };
+use codex_verdict::{Refuted, recheck};
 
 use crate::{
     bundle::{self, BundleError},
@@ -150,6 +151,18 @@ pub enum VerifyError {
         /// The required ring.
         expected: String,
     },
+    /// The promotion names no evaluation.
+    #[error("the promotion bundle names no evaluation: nothing shows that the model passed")]
+    NoEvaluations,
+    /// What the promotion says about an evaluation is false, or does not pass.
+    #[error("the promotion bundle is refused: evaluation {} {why}", Printable(name))]
+    Evaluation {
+        /// Name of the Evaluation.
+        name: String,
+        /// Why.
+        #[source]
+        why: Refuted,
+    },
     /// The promotion is for the same model and ring, but is not the required one.
     #[error("the promotion bundle holds the statement {found}, but {expected} is required")]
     PromotionDigest {
@@ -227,7 +240,8 @@ pub fn verify_signature(
     Ok(Signed { model, payload: oms::payload_digest(&payload), signer: key.fingerprint(), skipped })
 }
 
-/// Checks that `bundle` is signed with `key` and promotes the model of `signed` into `ring`. `demanded` is the required digest
+/// Checks that `bundle` is signed with `key` and promotes the model of `signed` into `ring`, and judges every gate again from
+/// the measurements in the statement: at least one evaluation is required, and all must pass. `demanded` is the required digest
 /// of the promotion statement, if there is one.
 ///
 /// # Errors
@@ -252,10 +266,17 @@ pub fn verify_promotion(
     if promotion.reasons.ring != ring {
         return Err(VerifyError::Ring { found: promotion.reasons.ring, expected: ring.to_owned() });
     }
-    match demanded {
-        Some(expected) if expected != digest => Err(VerifyError::PromotionDigest { found: digest, expected }),
-        _ => Ok(Promoted { promotion, digest }),
+    if let Some(expected) = demanded.filter(|expected| *expected != digest) {
+        return Err(VerifyError::PromotionDigest { found: digest, expected });
     }
+    if promotion.reasons.evaluations.is_empty() {
+        return Err(VerifyError::NoEvaluations);
+    }
+    for evaluation in &promotion.reasons.evaluations {
+        recheck(promotion.model, evaluation)
+            .map_err(|why| VerifyError::Evaluation { name: evaluation.name.clone(), why })?;
+    }
+    Ok(Promoted { promotion, digest })
 }
 
 /// Makes all checks of a server: the key, the files, the OMS bundle, the promotion bundle and the ring.

@@ -6,17 +6,18 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use codex_provenance::{
-    ConfigDigest, DataDigest, GatesDigest, OmsPayloadDigest, PromotionDigest, ReportDigest, Sha256,
+    ConfigDigest, DataDigest, EvidenceStrength, OmsPayloadDigest, PromotionDigest, ReportDigest, Sha256,
     files::Entry,
     manifest::Manifest,
     oms,
-    promotion::{Evaluation, Gate, Promotion, Reasons, Training},
+    promotion::{Attested, Evaluation, Object, Promotion, Reasons, Reported, Training},
 };
 use codex_signing::{
     bundle::{self, MAX_BYTES},
     key::{PrivateKey, PublicKey, Signer},
     verify::{Expected, Verified, VerifyError, verify_listing, verify_model, verify_signature},
 };
+use codex_verdict::{Decimal, GateSpec, Measurement, Stated};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -35,36 +36,47 @@ struct Case {
 }
 
 fn promotion(manifest: &Manifest, oms_payload: OmsPayloadDigest, ring: &str) -> Promotion {
-    let gate = Gate {
+    let gate = GateSpec {
         metric: "exact_match".into(),
-        min: Some("0.95".into()),
+        min: Some(Decimal("0.95".into())),
         max: None,
-        confidence: Some("0.95".into()),
-        value: Some("0.99".into()),
-        n: Some(500),
-        lower: Some("0.979".into()),
-        upper: None,
-        verdict: "Passed".into(),
+        min_samples: Some(500),
+        confidence: Some(Decimal("0.95".into())),
     };
-    let evaluation = |name: &str| Evaluation {
-        name: name.into(),
-        uid: "3f0c".into(),
-        report_digest: ReportDigest(Sha256::of(name)),
-        gates_digest: GatesDigest(Sha256::of("gates")),
-        data: BTreeMap::from([("problems".into(), DataDigest(Sha256::of("problems")))]),
-        image_id: "sha256:0002".into(),
-        gates: vec![gate.clone()],
+    let data = BTreeMap::from([("problems".into(), DataDigest(Sha256::of("problems")))]);
+    let metrics = BTreeMap::from([("exact_match".to_owned(), Measurement::Share { successes: 495, n: 500 })]);
+    let evaluation = |name: &str| {
+        let stated = Stated::of(manifest.digest(), &data, &metrics, std::slice::from_ref(&gate)).unwrap();
+        Evaluation {
+            name: name.into(),
+            uid: "3f0c".into(),
+            preset: "cot-lite".into(),
+            config_digest: Some(ConfigDigest(Sha256::of("evaluation"))),
+            report_digest: stated.report_digest,
+            gates_digest: stated.gates_digest,
+            data: data.clone(),
+            image_id: "sha256:0002".into(),
+            completed_at: "2026-11-28T09:00:00Z".into(),
+            evidence: Some(EvidenceStrength::Strong),
+            metrics: stated.metrics,
+            gates: stated.gates,
+        }
     };
     Promotion {
         model: manifest.digest(),
         reasons: Reasons {
             ring: ring.into(),
+            namespace: "team".into(),
             oms_payload,
             training: Training {
-                run_uid: "77aa".into(),
-                config_digest: ConfigDigest(Sha256::of("config")),
-                data: BTreeMap::new(),
-                image_id: "sha256:0001".into(),
+                run: Object { name: "cot".into(), uid: "77aa".into() },
+                attested: Attested {
+                    config_digest: ConfigDigest(Sha256::of("config")),
+                    image_id: "sha256:0001".into(),
+                    completed_at: Some("2026-11-28T08:00:00Z".into()),
+                },
+                reported: Reported { data: BTreeMap::new() },
+                base: None,
             },
             evaluations: vec![evaluation("cot-lite"), evaluation("arithmetic")],
         },
@@ -210,7 +222,7 @@ fn bundles_of_another_key_model_ring_or_kind_are_refused() {
     assert_eq!(
         crossed,
         "the OMS bundle has no valid model signing statement: its predicate type is \
-         \"https://codex-ml.dev/promotion/v1\", not \"https://model_signing/signature/v1.0\""
+         \"https://codex-ml.dev/promotion/v2\", not \"https://model_signing/signature/v1.0\""
     );
     let told = Case { promotion: good.oms.clone(), ..good }.refusal();
     assert!(told.starts_with("the promotion bundle has no valid promotion statement: its predicate type"), "{told}");
@@ -414,6 +426,59 @@ fn genuine_statements_that_say_something_odd_are_refused() {
         |edit: &dyn Fn(&mut Value)| Case { promotion: resigned(&good.promotion, edit), ..good.clone() }.refusal();
     assert!(promotion(&|statement| statement["predicate"]["more"] = json!(1)).contains("unknown field `more`"));
     assert!(promotion(&|statement| statement["predicate"]["ring"] = json!("main")).contains("for the ring \"main\""));
+}
+
+/// The right key signs these statements; they are refused for what they say.
+#[test]
+fn promotions_that_their_own_numbers_do_not_prove_are_refused() {
+    let good = Case::good();
+    let told = |edit: &dyn Fn(&mut Value)| {
+        let promotion = resigned(&good.promotion, edit);
+        let mut case = Case { promotion, ..good.clone() };
+        let payload: Value = serde_json::from_slice(&case.promotion).unwrap();
+        let payload = STANDARD.decode(payload["dsseEnvelope"]["payload"].as_str().unwrap()).unwrap();
+        case.expected.promotion_digest = codex_provenance::promotion::payload_digest(&payload);
+        case.refusal()
+    };
+    let gate = |field: &'static str, value: Value| {
+        told(&move |statement| statement["predicate"]["evaluations"][0]["gates"][0][field] = value.clone())
+    };
+    let refused = "the promotion bundle is refused: evaluation arithmetic ";
+    assert_eq!(
+        gate("verdict", json!("banana")),
+        format!("{refused}states verdict banana of exact_match, but its measurements give Passed")
+    );
+    assert_eq!(
+        gate("value", json!("0.5")),
+        format!("{refused}states value 0.5 of exact_match, but its measurements give 0.99")
+    );
+    assert!(gate("verdict", json!("Failed")).starts_with(&format!("{refused}states verdict Failed")));
+    assert!(gate("min", json!("0.999")).starts_with(&format!("{refused}states gatesDigest ")));
+    assert!(gate("minSamples", json!(1)).starts_with(&format!("{refused}states gatesDigest ")));
+    let few = |statement: &mut Value| {
+        statement["predicate"]["evaluations"][0]["metrics"]["exact_match"]["successes"] = json!(1)
+    };
+    assert!(told(&few).starts_with(&format!("{refused}states reportDigest ")));
+    let no_gates = |statement: &mut Value| statement["predicate"]["evaluations"][1]["gates"] = json!([]);
+    assert_eq!(told(&no_gates), "the promotion bundle is refused: evaluation cot-lite has no gates");
+    assert_eq!(
+        told(&|statement| statement["predicate"]["evaluations"] = json!([])),
+        "the promotion bundle names no evaluation: nothing shows that the model passed"
+    );
+    let evil = |statement: &mut Value| {
+        statement["predicate"]["evaluations"][0]["name"] = json!("a\u{1b}[1A");
+        statement["predicate"]["evaluations"][0]["gates"][0]["verdict"] = json!("b\n");
+    };
+    assert!(told(&evil).contains("evaluation a\\u{1b}[1A states verdict b\\n of"), "{}", told(&evil));
+    let former = |statement: &mut Value| {
+        statement["predicateType"] = json!("https://codex-ml.dev/promotion/v1");
+        statement["predicate"] = json!({"ring": RING, "evaluations": []});
+    };
+    let told = told(&former);
+    assert!(told.contains("promotion/v1\", which holds neither limits nor measurements"), "{told}");
+    assert!(told.ends_with(
+        "update the controller, which then signs a new one; status.promotion of the ReasoningPod names its ConfigMap"
+    ));
 }
 
 #[test]

@@ -7,13 +7,14 @@ use codex_provenance::{
     ConfigDigest, Sha256,
     manifest::Manifest,
     oms,
-    promotion::{Promotion, Reasons, Training},
+    promotion::{Attested, Evaluation, Object, Promotion, Reasons, Reported, Training},
 };
 use codex_reports::{ServingState, Stage, exit};
 use codex_signing::{
     key::{PrivateKey, Signer as _},
     verify::Expected,
 };
+use codex_verdict::{Decimal, GateSpec, Measurement, Stated};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
@@ -51,6 +52,46 @@ fn files(context: usize) -> BTreeMap<String, Vec<u8>> {
     describe(&config, &parameters, &tokenizer).unwrap()
 }
 
+/// Returns a promotion of the model into [`RING`] on one evaluation that passed.
+fn promotion(manifest: &Manifest, payload: &[u8]) -> Promotion {
+    let gate = GateSpec {
+        metric: "exact_match".into(),
+        min: Some(Decimal("0.5".into())),
+        max: None,
+        min_samples: None,
+        confidence: None,
+    };
+    let metrics = BTreeMap::from([("exact_match".to_owned(), Measurement::Share { successes: 9, n: 10 })]);
+    let stated = Stated::of(manifest.digest(), &BTreeMap::new(), &metrics, &[gate]).unwrap();
+    let evaluation = Evaluation {
+        name: "lite".into(),
+        uid: "uid".into(),
+        preset: "cot-lite".into(),
+        config_digest: None,
+        report_digest: stated.report_digest,
+        gates_digest: stated.gates_digest,
+        data: BTreeMap::new(),
+        image_id: "image".into(),
+        completed_at: "2026-11-28T09:00:00Z".into(),
+        evidence: None,
+        metrics: stated.metrics,
+        gates: stated.gates,
+    };
+    let training = Training {
+        run: Object { name: "run".into(), uid: "uid".into() },
+        attested: Attested {
+            config_digest: ConfigDigest(Sha256::of("config")),
+            image_id: "image".into(),
+            completed_at: Some("2026-11-28T08:00:00Z".into()),
+        },
+        reported: Reported { data: BTreeMap::new() },
+        base: None,
+    };
+    let (ring, oms_payload) = (RING.into(), oms::payload_digest(payload));
+    let reasons = Reasons { ring, namespace: "team".into(), oms_payload, training, evaluations: vec![evaluation] };
+    Promotion { model: manifest.digest(), reasons }
+}
+
 /// A signed and promoted model in a directory, and a server of it.
 struct Case {
     root: tempfile::TempDir,
@@ -72,20 +113,7 @@ impl Case {
         let key = PrivateKey::generate().unwrap();
         let manifest = Manifest::of_dir(&model).unwrap();
         let payload = oms::payload(&manifest, "tiny");
-        let promotion = Promotion {
-            model: manifest.digest(),
-            reasons: Reasons {
-                ring: RING.into(),
-                oms_payload: oms::payload_digest(&payload),
-                training: Training {
-                    run_uid: "uid".into(),
-                    config_digest: ConfigDigest(Sha256::of("config")),
-                    data: BTreeMap::new(),
-                    image_id: "image".into(),
-                },
-                evaluations: vec![],
-            },
-        };
+        let promotion = promotion(&manifest, &payload);
         let write = |name: &str, bytes: &[u8]| fs::write(root.path().join(name), bytes).unwrap();
         write("oms.json", &key.sign(&payload).unwrap());
         write("promotion.json", &key.sign(&promotion.payload()).unwrap());

@@ -7,6 +7,7 @@ mod observed;
 mod outcome;
 pub(crate) mod proof;
 mod stage;
+pub(crate) mod statement;
 mod status;
 mod subject;
 mod view;

@@ -48,6 +48,7 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Eval
         observed_generation: generation,
         phase,
         training_run_uid: view.status.training_run_uid.clone().or(uid),
+        config_digest: view.work.config_digest().or(view.status.config_digest),
         data_digests: view.work.data_digests(newest, &view.status.data_digests),
         work: view.work.status(settled),
         seal: view.status.seal.clone(),

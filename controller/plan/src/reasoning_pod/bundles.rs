@@ -6,7 +6,7 @@ use codex_crds::{Evaluation, ModelStatus, ReasoningPod, TrainingRun, bundle};
 use codex_provenance::{
     GatesDigest, ReportDigest, Sha256,
     manifest::{File, Manifest, ManifestError, SCHEMA},
-    promotion::PromotionKey,
+    promotion::{self, PromotionKey},
 };
 use kube::ResourceExt;
 
@@ -51,7 +51,8 @@ pub(crate) fn promotion_key(
     model: &ModelStatus,
     evaluations: Vec<(ReportDigest, GatesDigest)>,
 ) -> PromotionKey {
-    PromotionKey { model: model.digest, ring: object.spec.rollout_ring.name().to_owned(), evaluations }
+    let predicate_type = promotion::PREDICATE_TYPE;
+    PromotionKey { predicate_type, model: model.digest, ring: object.spec.rollout_ring.name().to_owned(), evaluations }
 }
 
 /// Returns the manifest of a run's model, from its status.

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use codex_crds::{Evaluation, ModelStatus, TrainingRun, annotation, bundle};
+use codex_crds::{ModelStatus, TrainingRun, annotation, bundle};
 use codex_provenance::{
     ModelDigest, OmsPayloadDigest,
-    promotion::{Evaluation as Passed, Gate as Bound, Reasons, Training},
+    promotion::{self, Attested, Object, Reasons, Reported, Training},
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
@@ -17,7 +17,7 @@ use super::{
     view::View,
 };
 use crate::{
-    evaluation::proof::Proof,
+    evaluation::statement::statement,
     metadata::{Component, Owner, ring_label},
     plan::Effect,
 };
@@ -55,54 +55,38 @@ fn sign_promotion(
     let ring = view.observed.object.spec.rollout_ring;
     let mut config_map = config_map(view, run, promotion_name(&run.uid()?, key), model.digest);
     config_map.metadata.labels.get_or_insert_default().extend([ring_label(ring)]);
-    let mut evaluations: Vec<_> = view
+    let mut evaluations: Vec<promotion::Evaluation> = view
         .observed
         .object
         .spec
         .evaluations
         .iter()
-        .filter_map(|name| passed(view.observed.evaluations.get(name)?, view.evidence.proofs.get(name.as_str())?))
-        .collect();
+        .map(|name| statement(view.observed.evaluations.get(name)?, view.evidence.proofs.get(name.as_str())?))
+        .collect::<Option<_>>()?;
     evaluations.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
-    let reasons = Reasons { ring: ring.name().to_owned(), oms_payload: payload, training: training(run)?, evaluations };
+    let reasons = Reasons {
+        ring: ring.name().to_owned(),
+        namespace: run.namespace()?,
+        oms_payload: payload,
+        training: training(run)?,
+        evaluations,
+    };
     Some(Effect::SignPromotion { config_map, model: model.digest, reasons })
 }
 
 fn training(run: &TrainingRun) -> Option<Training> {
     let status = run.status.as_ref()?;
     Some(Training {
-        run_uid: run.uid()?,
-        config_digest: status.config_digest?,
-        data: status.data_digests.iter().map(|file| (file.name.clone(), file.sha256)).collect(),
-        image_id: status.work.image_id.clone().unwrap_or_default(),
-    })
-}
-
-/// Returns what the statement says about an evaluation that passed. Digests, gates and numbers are those of `proof`, which were
-/// computed again from the sealed metrics.
-fn passed(evaluation: &Evaluation, proof: &Proof) -> Option<Passed> {
-    let status = evaluation.status.as_ref()?;
-    let judged = evaluation.spec.gates.iter().zip(&proof.results);
-    let text = |decimal: &Option<codex_verdict::Decimal>| decimal.as_ref().map(|decimal| decimal.0.clone());
-    Some(Passed {
-        name: evaluation.name_any(),
-        uid: evaluation.uid()?,
-        report_digest: proof.report,
-        gates_digest: proof.gates,
-        data: status.data_digests.iter().map(|file| (file.name.clone(), file.sha256)).collect(),
-        image_id: status.work.image_id.clone().unwrap_or_default(),
-        gates: judged
-            .map(|(gate, judged)| Bound {
-                metric: gate.metric.clone(),
-                min: text(&gate.min),
-                max: text(&gate.max),
-                confidence: text(&gate.confidence),
-                value: text(&judged.value),
-                n: judged.n.and_then(|n| u64::try_from(n).ok()),
-                lower: text(&judged.lower),
-                upper: text(&judged.upper),
-                verdict: judged.verdict.to_string(),
-            })
-            .collect(),
+        run: Object { name: run.name_any(), uid: run.uid()? },
+        attested: Attested {
+            config_digest: status.config_digest?,
+            image_id: status.work.image_id.clone().unwrap_or_default(),
+            completed_at: status.completed_at.as_ref().map(|time| time.0.to_string()),
+        },
+        reported: Reported { data: status.data_digests.iter().map(|file| (file.name.clone(), file.sha256)).collect() },
+        base: status
+            .base
+            .as_ref()
+            .map(|base| promotion::Base { model: base.digest, source: Some(base.source.clone()) }),
     })
 }

@@ -14,10 +14,10 @@ use codex_plan::{
 };
 use codex_provenance::{
     OmsPayloadDigest, PromotionDigest, Sha256,
-    promotion::{Promotion, PromotionKey},
+    promotion::{PREDICATE_TYPE, Promotion, PromotionKey},
 };
 use codex_reports::{DataFile, EvaluationState, Kind, Report, State};
-use codex_verdict::{Ring, Verdict};
+use codex_verdict::{Decimal, Ring, Verdict};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -217,6 +217,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         Some((status.report_digest?, status.gates_digest?))
     };
     let key = PromotionKey {
+        predicate_type: PREDICATE_TYPE,
         model,
         ring: object.spec.rollout_ring.name().to_owned(),
         evaluations: evaluations.values().filter_map(reported).collect(),
@@ -450,6 +451,51 @@ pub(crate) fn busy() -> World {
     }
     assert!(world.deployment.is_some() && world.observed_pod().status_written_at.is_some());
     world
+}
+
+/// After an upgrade that changes the predicate type, the promotion is signed again by itself. The servers stay meanwhile.
+#[test]
+fn a_promotion_with_a_former_statement_is_signed_again() {
+    let mut world = busy();
+    let before = world.writes.len();
+    let former = world.age_promotion();
+    world.restart();
+    for _ in 0..4 {
+        world.second += 5;
+        world.reconcile();
+        assert!(world.deployment.is_some());
+        assert!(world.pod.status.as_ref().unwrap().blocked_by.is_empty());
+        world.sync_servers(true);
+    }
+    let writes = &world.writes[before..];
+    let of = |what: &str| writes.iter().filter(|write| *write == what).count();
+    assert_eq!((of("promotion"), of("signature"), of("no servers")), (1, 0, 0), "{writes:?}");
+    let status = world.pod.status.as_ref().unwrap();
+    assert_ne!(status.promotion.as_ref().unwrap().bundle, former);
+    assert_eq!(status.phase, Some(codex_crds::ReasoningPodPhase::Serving));
+}
+
+/// What is signed comes from the metrics: numbers that somebody wrote into the gates of a status are not copied.
+#[test]
+fn a_promotion_states_what_a_verifier_confirms() {
+    let mut observed = ready_to_sign("run-1");
+    for evaluation in observed.evaluations.values_mut() {
+        for gate in &mut evaluation.status.as_mut().unwrap().gates {
+            gate.n = Some(1_000_000);
+            gate.value = Some(Decimal("1".to_owned()));
+        }
+    }
+    let plan = reasoning_pod::plan(&observed, make::at(9));
+    let [Effect::SignPromotion { model, reasons, .. }] = &plan.effects[..] else { panic!("{plan:?}") };
+    assert_eq!(reasons.namespace, "team");
+    assert_eq!(reasons.training.run.uid, "run-1");
+    let promotion = Promotion { model: *model, reasons: reasons.clone() };
+    let read = Promotion::read(&promotion.payload()).unwrap();
+    let [evaluation] = &read.reasons.evaluations[..] else { panic!("{read:?}") };
+    codex_verdict::recheck(read.model, evaluation).unwrap();
+    assert!(evaluation.config_digest.is_some() && !evaluation.preset.is_empty());
+    assert!(evaluation.completed_at.parse::<jiff::Timestamp>().is_ok(), "{}", evaluation.completed_at);
+    assert!(evaluation.gates.iter().all(|gate| gate.n != Some(1_000_000)));
 }
 
 /// Collects the JSON pointers of all values in a value.

@@ -388,6 +388,16 @@ impl World {
         }
     }
 
+    /// Gives the promotion a name under which this controller does not look for it, as one that was signed before the predicate
+    /// type of statements changed. Returns the name.
+    pub(crate) fn age_promotion(&mut self) -> String {
+        let former = "codex-promo-former".to_owned();
+        let (_, promotion) = self.promotions.pop_first().unwrap();
+        self.promotions.insert(former.clone(), promotion);
+        self.pod.status.as_mut().unwrap().promotion.as_mut().unwrap().bundle.clone_from(&former);
+        former
+    }
+
     /// Acts as the Job controller: creates pods, and sets the conditions of Jobs that ended.
     pub(crate) fn sync_jobs(&mut self) {
         let now = json!(self.now().to_string());

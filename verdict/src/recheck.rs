@@ -1,0 +1,439 @@
+//! What a promotion statement says about an evaluation, and the check of it: the gates are judged again from the measurements.
+//! Pure.
+
+use std::collections::BTreeMap;
+
+use codex_provenance::{
+    DataDigest, GatesDigest, ModelDigest, ReportDigest,
+    promotion::{self, Measured},
+    text::Printable,
+};
+
+use crate::{
+    Decimal, Gate, GateError, GateResult, GateSpec, MAX_GATES, Measurement, Method, Unacceptable, Verdict, accept,
+    decimal, gates_digest, judge, report_digest,
+};
+
+/// How far a stated number may be from the computed one: the statistics may round another way on another machine, and numbers are
+/// shown with six decimals.
+const TOLERANCE: f64 = 1.5e-6;
+
+/// What a statement says about the measurements and the gates of an evaluation. Everything in it is computed from the
+/// measurements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stated {
+    /// Verdict over all gates.
+    pub verdict: Verdict,
+    /// Digest of the model, the data and the measurements.
+    pub report_digest: ReportDigest,
+    /// Digest of the gates.
+    pub gates_digest: GatesDigest,
+    /// The measurements.
+    pub metrics: BTreeMap<String, Measured>,
+    /// The gates with their verdicts, in the given order.
+    pub gates: Vec<promotion::Gate>,
+}
+
+/// Why the statement about an evaluation is refused. Each message continues "evaluation NAME".
+#[derive(Debug, thiserror::Error)]
+pub enum Refuted {
+    /// There is no gate.
+    #[error("has no gates")]
+    NoGates,
+    /// There are too many gates.
+    #[error("has {0} gates; at most {MAX_GATES} are allowed")]
+    TooManyGates(usize),
+    /// A gate is invalid.
+    #[error("has an invalid gate: {0}")]
+    Gate(#[from] GateError),
+    /// A measurement is not a number.
+    #[error("has a measurement of {} that is malformed", Printable(.0))]
+    Malformed(String),
+    /// The measurements are refused.
+    #[error("has refused measurements: {0}")]
+    Unacceptable(#[from] Unacceptable),
+    /// The measurements have another digest.
+    #[error("states reportDigest {stated}, but its measurements have {found}")]
+    Report {
+        /// The stated digest.
+        stated: ReportDigest,
+        /// The computed digest.
+        found: ReportDigest,
+    },
+    /// The gates have another digest.
+    #[error("states gatesDigest {stated}, but its gates have {found}")]
+    Gates {
+        /// The stated digest.
+        stated: GatesDigest,
+        /// The computed digest.
+        found: GatesDigest,
+    },
+    /// A gate states something else than its measurement gives.
+    #[error("states {field} {} of {}, but its measurements give {found}", Printable(stated), Printable(metric))]
+    Contradicted {
+        /// The metric.
+        metric: String,
+        /// The field of the gate.
+        field: &'static str,
+        /// What it states.
+        stated: String,
+        /// What the measurements give.
+        found: String,
+    },
+    /// A gate does not pass.
+    #[error("does not pass: {metric} is {verdict} ({message})")]
+    NotPassed {
+        /// The metric.
+        metric: String,
+        /// The verdict.
+        verdict: Verdict,
+        /// Why.
+        message: String,
+    },
+}
+
+impl Stated {
+    /// Judges the measurements of `model` and states the result.
+    ///
+    /// # Errors
+    /// A gate is invalid.
+    pub fn of(
+        model: ModelDigest,
+        data: &BTreeMap<String, DataDigest>,
+        metrics: &BTreeMap<String, Measurement>,
+        specs: &[GateSpec],
+    ) -> Result<Self, GateError> {
+        Ok(judged(model, data, metrics, specs)?.0)
+    }
+
+    /// States `results`, which are what the measurements with `report_digest` give for each of `specs`, in their order, and
+    /// the verdict over all of them.
+    pub fn judged(
+        verdict: Verdict,
+        digests: (ReportDigest, GatesDigest),
+        metrics: &BTreeMap<String, Measurement>,
+        specs: &[GateSpec],
+        results: &[GateResult],
+    ) -> Self {
+        Self {
+            verdict,
+            report_digest: digests.0,
+            gates_digest: digests.1,
+            metrics: metrics.iter().map(|(name, measurement)| (name.clone(), written(measurement))).collect(),
+            gates: specs.iter().zip(results).map(|(spec, result)| gate(spec, result)).collect(),
+        }
+    }
+}
+
+fn judged(
+    model: ModelDigest,
+    data: &BTreeMap<String, DataDigest>,
+    metrics: &BTreeMap<String, Measurement>,
+    specs: &[GateSpec],
+) -> Result<(Stated, Vec<GateResult>), GateError> {
+    let gates: Vec<Gate> = specs.iter().map(Gate::try_from).collect::<Result<_, _>>()?;
+    let judgement = judge(&gates, metrics, Some(model), model);
+    let digests = (report_digest(model, data, metrics), gates_digest(&gates));
+    Ok((Stated::judged(judgement.verdict, digests, metrics, specs, &judgement.gates), judgement.gates))
+}
+
+/// Returns a gate as a statement has it.
+fn gate(spec: &GateSpec, result: &GateResult) -> promotion::Gate {
+    let text = |decimal: &Option<Decimal>| decimal.as_ref().map(|decimal| decimal.0.clone());
+    let count = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok());
+    promotion::Gate {
+        metric: spec.metric.clone(),
+        min: text(&spec.min),
+        max: text(&spec.max),
+        confidence: text(&spec.confidence),
+        min_samples: count(spec.min_samples),
+        value: text(&result.value),
+        n: count(result.n),
+        lower: text(&result.lower),
+        upper: text(&result.upper),
+        verdict: result.verdict.to_string(),
+    }
+}
+
+/// Returns the spec of a gate in a statement.
+fn spec(gate: &promotion::Gate) -> GateSpec {
+    let decimal = |text: &Option<String>| text.clone().map(Decimal);
+    GateSpec {
+        metric: gate.metric.clone(),
+        min: decimal(&gate.min),
+        max: decimal(&gate.max),
+        // A count that is too large is refused with the other invalid gates.
+        min_samples: gate.min_samples.map(|count| i64::try_from(count).unwrap_or(i64::MAX)),
+        confidence: decimal(&gate.confidence),
+    }
+}
+
+/// Judges the measurements of an evaluation in a statement about `model` again. Every gate must pass, and state what its
+/// measurement gives.
+///
+/// # Errors
+/// The first contradiction, or the first gate that does not pass.
+pub fn recheck(model: ModelDigest, evaluation: &promotion::Evaluation) -> Result<(), Refuted> {
+    let claimed = &evaluation.gates;
+    if claimed.is_empty() {
+        return Err(Refuted::NoGates);
+    }
+    if claimed.len() > MAX_GATES {
+        return Err(Refuted::TooManyGates(claimed.len()));
+    }
+    let read = |(name, measured): (&String, &Measured)| {
+        read(measured).map(|measurement| (name.clone(), measurement)).ok_or_else(|| Refuted::Malformed(name.clone()))
+    };
+    let metrics: BTreeMap<String, Measurement> = evaluation.metrics.iter().map(read).collect::<Result<_, _>>()?;
+    accept(&metrics)?;
+    let specs: Vec<GateSpec> = claimed.iter().map(spec).collect();
+    let (found, results) = judged(model, &evaluation.data, &metrics, &specs)?;
+    if evaluation.report_digest != found.report_digest {
+        return Err(Refuted::Report { stated: evaluation.report_digest, found: found.report_digest });
+    }
+    if evaluation.gates_digest != found.gates_digest {
+        return Err(Refuted::Gates { stated: evaluation.gates_digest, found: found.gates_digest });
+    }
+    for ((claimed, found), result) in claimed.iter().zip(&found.gates).zip(&results) {
+        agree(claimed, found)?;
+        if result.verdict != Verdict::Passed {
+            return Err(Refuted::NotPassed {
+                metric: result.metric.clone(),
+                verdict: result.verdict,
+                message: result.message.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Compares the numbers and the verdict that a gate states with the computed ones.
+fn agree(claimed: &promotion::Gate, found: &promotion::Gate) -> Result<(), Refuted> {
+    let shown = |text: &Option<String>| text.clone().unwrap_or_else(|| "nothing".to_owned());
+    let refuse = |field, stated: String, found: String| {
+        Err(Refuted::Contradicted { metric: claimed.metric.clone(), field, stated, found })
+    };
+    if claimed.n != found.n {
+        let count = |n: Option<u64>| shown(&n.map(|n| n.to_string()));
+        return refuse("n", count(claimed.n), count(found.n));
+    }
+    for (field, stated, computed) in [
+        ("value", &claimed.value, &found.value),
+        ("lower", &claimed.lower, &found.lower),
+        ("upper", &claimed.upper, &found.upper),
+    ] {
+        let number = |text: &Option<String>| text.as_deref().and_then(decimal::parse);
+        let close = match (number(stated), number(computed)) {
+            (Some(stated), Some(computed)) => (stated - computed).abs() <= TOLERANCE,
+            _ => stated == computed,
+        };
+        if !close {
+            return refuse(field, shown(stated), shown(computed));
+        }
+    }
+    if claimed.verdict != found.verdict {
+        return refuse("verdict", claimed.verdict.clone(), found.verdict.clone());
+    }
+    Ok(())
+}
+
+/// Returns a measurement as a statement has it.
+fn written(measurement: &Measurement) -> Measured {
+    let text = |number: Option<f64>| number.filter(|number| number.is_finite()).map(|number| format!("{number:e}"));
+    match *measurement {
+        Measurement::Share { successes, n } => Measured::Share { successes, n },
+        Measurement::Duel { wins, ties, losses } => Measured::Duel { wins, ties, losses },
+        Measurement::Mean { n, sum, sum_of_squares } => {
+            Measured::Mean { n, sum: text(sum), sum_of_squares: text(sum_of_squares) }
+        }
+        Measurement::Estimate { value, lower, upper, n, confidence, method } => Measured::Estimate {
+            value: text(value),
+            lower: text(lower),
+            upper: text(upper),
+            n,
+            confidence: text(confidence),
+            method: method.name().to_owned(),
+        },
+    }
+}
+
+/// Returns the measurement of a statement; `None` if a number or the method is malformed.
+fn read(measured: &Measured) -> Option<Measurement> {
+    let float = |text: &Option<String>| match text {
+        None => Some(None),
+        Some(text) => text.parse().ok().map(Some),
+    };
+    Some(match measured {
+        Measured::Share { successes, n } => Measurement::Share { successes: *successes, n: *n },
+        Measured::Duel { wins, ties, losses } => Measurement::Duel { wins: *wins, ties: *ties, losses: *losses },
+        Measured::Mean { n, sum, sum_of_squares } => {
+            Measurement::Mean { n: *n, sum: float(sum)?, sum_of_squares: float(sum_of_squares)? }
+        }
+        Measured::Estimate { value, lower, upper, n, confidence, method } => Measurement::Estimate {
+            value: float(value)?,
+            lower: float(lower)?,
+            upper: float(upper)?,
+            n: *n,
+            confidence: float(confidence)?,
+            method: Method::ALL.into_iter().find(|known| known.name() == method)?,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use codex_provenance::Sha256;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn model() -> ModelDigest {
+        ModelDigest(Sha256::of("model"))
+    }
+
+    fn spec_of(metric: &str, min: &str, confidence: Option<&str>, min_samples: Option<i64>) -> GateSpec {
+        GateSpec {
+            metric: metric.to_owned(),
+            min: Some(Decimal(min.to_owned())),
+            max: None,
+            min_samples,
+            confidence: confidence.map(|text| Decimal(text.to_owned())),
+        }
+    }
+
+    fn evaluation(metrics: &BTreeMap<String, Measurement>, specs: &[GateSpec]) -> promotion::Evaluation {
+        let data = BTreeMap::from([("problems".to_owned(), DataDigest(Sha256::of("problems")))]);
+        let Stated { report_digest, gates_digest, metrics, gates, .. } =
+            Stated::of(model(), &data, metrics, specs).expect("valid gates");
+        promotion::Evaluation {
+            name: "lite".to_owned(),
+            uid: "uid".to_owned(),
+            preset: "cot-lite".to_owned(),
+            config_digest: None,
+            report_digest,
+            gates_digest,
+            data,
+            image_id: String::new(),
+            completed_at: "2026-11-28T09:00:00Z".to_owned(),
+            evidence: None,
+            metrics,
+            gates,
+        }
+    }
+
+    fn good() -> promotion::Evaluation {
+        let metrics = BTreeMap::from([
+            ("exact_match".to_owned(), Measurement::Share { successes: 490, n: 500 }),
+            (
+                "trace_coverage".to_owned(),
+                Measurement::Mean { n: 500, sum: Some(499.0 / 3.0 * 2.9), sum_of_squares: Some(480.123_456) },
+            ),
+        ]);
+        let specs =
+            [spec_of("exact_match", "0.95", Some("0.95"), Some(500)), spec_of("trace_coverage", "0.9", None, None)];
+        evaluation(&metrics, &specs)
+    }
+
+    fn refuted(edit: impl FnOnce(&mut promotion::Evaluation)) -> String {
+        let mut changed = good();
+        edit(&mut changed);
+        recheck(model(), &changed).expect_err("refuted").to_string()
+    }
+
+    #[test]
+    fn what_a_controller_states_is_confirmed() {
+        recheck(model(), &good()).expect("confirmed");
+        assert_eq!(good().gates[0].min_samples, Some(500));
+        let other = ModelDigest(Sha256::of("another"));
+        assert!(recheck(other, &good()).expect_err("the digest covers the model").to_string().contains("reportDigest"));
+    }
+
+    #[test]
+    fn numbers_that_the_measurements_do_not_give_are_refuted() {
+        let told = refuted(|it| it.gates[0].verdict = "banana".to_owned());
+        assert_eq!(told, "states verdict banana of exact_match, but its measurements give Passed");
+        let told = refuted(|it| it.gates[0].verdict = "Failed".to_owned());
+        assert_eq!(told, "states verdict Failed of exact_match, but its measurements give Passed");
+        let told = refuted(|it| it.gates[0].value = Some("1".to_owned()));
+        assert_eq!(told, "states value 1 of exact_match, but its measurements give 0.98");
+        let told = refuted(|it| it.gates[0].n = Some(1_000_000));
+        assert_eq!(told, "states n 1000000 of exact_match, but its measurements give 500");
+        let told = refuted(|it| it.gates[0].lower = None);
+        assert!(told.starts_with("states lower nothing of exact_match, but its measurements give 0.9"), "{told}");
+        let told = refuted(|it| it.gates[1].upper = Some("1".to_owned()));
+        assert_eq!(told, "states upper 1 of trace_coverage, but its measurements give nothing");
+        let told = refuted(|it| it.gates[0].value = Some("NaN".to_owned()));
+        assert_eq!(told, "states value NaN of exact_match, but its measurements give 0.98");
+    }
+
+    #[test]
+    fn other_gates_or_measurements_than_the_digests_cover_are_refuted() {
+        assert_eq!(refuted(|it| it.gates.clear()), "has no gates");
+        let told = refuted(|it| it.gates = vec![it.gates[0].clone(); MAX_GATES + 1]);
+        assert_eq!(told, "has 33 gates; at most 32 are allowed");
+        assert!(refuted(|it| drop(it.gates.pop())).starts_with("states gatesDigest "));
+        assert!(refuted(|it| it.gates[0].min = Some("0.1".to_owned())).starts_with("states gatesDigest "));
+        assert!(refuted(|it| it.gates[0].min_samples = None).starts_with("states gatesDigest "));
+        let told = refuted(|it| it.gates[0].min = None);
+        assert!(told.starts_with("has an invalid gate: the gate on exact_match has neither min nor max"), "{told}");
+        let told = refuted(|it| it.gates[0].min_samples = Some(u64::MAX));
+        assert!(told.starts_with("has an invalid gate: the gate on exact_match has minSamples"), "{told}");
+        let share = |successes, n| Measured::Share { successes, n };
+        let told = refuted(|it| drop(it.metrics.insert("exact_match".to_owned(), share(500, 500))));
+        assert!(told.starts_with("states reportDigest "), "{told}");
+        let told = refuted(|it| drop(it.metrics.insert("more".to_owned(), share(1, 2))));
+        assert!(told.starts_with("states reportDigest "), "{told}");
+        let malformed = Measured::Mean { n: 5, sum: Some("much".to_owned()), sum_of_squares: None };
+        let told = refuted(|it| drop(it.metrics.insert("trace\n".to_owned(), malformed)));
+        assert_eq!(told, "has a measurement of trace\\n that is malformed");
+        let told = refuted(|it| drop(it.metrics.insert("trace_coverage".to_owned(), share(1, 2))));
+        assert!(
+            told.starts_with("has refused measurements: its trace_coverage is a measurement of kind share"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_consistent_statement_that_does_not_pass_is_refuted() {
+        let exact = |successes, n| BTreeMap::from([("exact_match".to_owned(), Measurement::Share { successes, n })]);
+        for (metrics, spec, verdict) in [
+            (exact(40, 500), spec_of("exact_match", "0.95", None, None), "Failed"),
+            (exact(480, 500), spec_of("exact_match", "0.95", Some("0.95"), None), "Inconclusive"),
+            (exact(9, 9), spec_of("exact_match", "0.95", None, Some(500)), "Inconclusive"),
+            (exact(5, 4), spec_of("exact_match", "0.95", None, None), "Inconclusive"),
+            (BTreeMap::new(), spec_of("exact_match", "0", None, None), "Inconclusive"),
+        ] {
+            let told = recheck(model(), &evaluation(&metrics, &[spec])).expect_err("refuted").to_string();
+            assert!(told.starts_with(&format!("does not pass: exact_match is {verdict} (")), "{told}");
+        }
+    }
+
+    proptest! {
+        /// The statement of any evaluation is confirmed exactly if the evaluation passes.
+        #[test]
+        fn a_statement_is_confirmed_if_and_only_if_it_passes(
+            successes in 0_u64..=300, n in 1_u64..=300, sum in 0.0_f64..=1.0, bound in 0_u32..=100,
+            confidence in prop::option::of(Just("0.95")), least in prop::option::of(1_i64..=400),
+        ) {
+            let values: Vec<f64> = (0..n).map(|index| if index % 3 == 0 { sum } else { sum / 7.0 }).collect();
+            let metrics = BTreeMap::from([
+                ("exact_match".to_owned(), Measurement::Share { successes: successes.min(n), n }),
+                ("reasoning.win_rate".to_owned(), Measurement::Duel { wins: successes, ties: n, losses: 3 }),
+                ("trace_coverage".to_owned(), Measurement::Mean {
+                    n,
+                    sum: Some(values.iter().sum()),
+                    sum_of_squares: Some(values.iter().map(|value| value * value).sum()),
+                }),
+            ]);
+            let bound = format!("{:.2}", f64::from(bound) / 100.0);
+            let specs: Vec<GateSpec> =
+                metrics.keys().map(|metric| spec_of(metric, &bound, confidence, least)).collect();
+            let evaluation = evaluation(&metrics, &specs);
+            let text = serde_json::to_string(&evaluation).expect("JSON");
+            let read: promotion::Evaluation = serde_json::from_str(&text).expect("what was written");
+            prop_assert_eq!(&read, &evaluation);
+            let passes = evaluation.gates.iter().all(|gate| gate.verdict == "Passed");
+            prop_assert_eq!(recheck(model(), &read).is_ok(), passes);
+        }
+    }
+}
