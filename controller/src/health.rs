@@ -1,6 +1,6 @@
 //! `/healthz`, `/readyz` and `/metrics`, over plain HTTP.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -9,12 +9,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use axum_server::Handle;
-use tokio::sync::watch;
+use codex_http::{Limits, Server, with_fallbacks};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     census::{Census, Leader},
-    metrics::{self, Metrics},
+    metrics::{self, Metrics, Port},
 };
 
 /// Whether a process is the active leader.
@@ -35,20 +36,32 @@ pub struct Health {
     pub leadership: watch::Receiver<Leadership>,
 }
 
-/// Serves until `handle` is shut down.
+/// What the port grants its clients.
+const LIMITS: Limits = Limits {
+    connections: 128,
+    head: Duration::from_secs(10),
+    body: Duration::from_secs(10),
+    lifetime: Duration::from_mins(10),
+};
+
+/// Serves until `stop`.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve(address: SocketAddr, handle: Handle<SocketAddr>, health: Health) -> std::io::Result<()> {
-    axum_server::bind(address).handle(handle).serve(router(health).into_make_service()).await
+pub async fn serve(address: SocketAddr, stop: CancellationToken, health: Health) -> std::io::Result<()> {
+    let (listener, metrics) = (TcpListener::bind(address).await?, health.metrics.clone());
+    let server = Server::new(listener, LIMITS).on_refused(move || metrics.refused_connection(Port::Health));
+    server.serve(router(health), stop).await;
+    Ok(())
 }
 
 fn router(health: Health) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(text))
-        .with_state(health)
+        .with_state(health);
+    with_fallbacks(routes)
 }
 
 /// Only the active leader is ready, so that the Service routes reports to it.

@@ -11,6 +11,25 @@ use crate::census::Census;
 /// The content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
+/// A port of the controller.
+#[derive(Clone, Copy, Debug)]
+pub enum Port {
+    /// The report endpoint.
+    Reports,
+    /// Probes and metrics.
+    Health,
+}
+
+impl Port {
+    /// Returns the value of the label `port`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Reports => "reports",
+            Self::Health => "health",
+        }
+    }
+}
+
 /// The metrics.
 #[derive(Clone)]
 pub struct Metrics {
@@ -28,6 +47,7 @@ pub struct Metrics {
     malformed: IntCounterVec,
     watch_errors: IntCounterVec,
     signatures: IntCounterVec,
+    refused_connections: IntCounterVec,
     objects: IntGaugeVec,
     conditions: IntGaugeVec,
     condition_oldest: GaugeVec,
@@ -51,6 +71,10 @@ impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         contract::BUILD.labelled(&registry)?.with_label_values(&[crate::BUILD]).set(1);
+        let refused_connections = contract::REFUSED_CONNECTIONS.labelled(&registry)?;
+        for port in [Port::Reports, Port::Health] {
+            refused_connections.with_label_values(&[port.name()]).reset();
+        }
         Ok(Self {
             reconciliations: contract::RECONCILIATIONS.labelled(&registry)?,
             durations: contract::RECONCILE_DURATION.labelled(&registry)?,
@@ -65,6 +89,7 @@ impl Metrics {
             malformed: contract::MALFORMED.labelled(&registry)?,
             watch_errors: contract::WATCH_ERRORS.labelled(&registry)?,
             signatures: contract::SIGNATURES.labelled(&registry)?,
+            refused_connections,
             objects: contract::OBJECTS.labelled(&registry)?,
             conditions: contract::CONDITIONS.labelled(&registry)?,
             condition_oldest: contract::CONDITION_OLDEST.labelled_float(&registry)?,
@@ -129,6 +154,11 @@ impl Metrics {
     /// Counts a failed watch.
     pub fn watch_failed(&self, kind: &str) {
         self.watch_errors.with_label_values(&[kind]).inc();
+    }
+
+    /// Counts a connection that was closed because too many were open.
+    pub fn refused_connection(&self, port: Port) {
+        self.refused_connections.with_label_values(&[port.name()]).inc();
     }
 
     /// Sets whether this process holds the Lease.
@@ -206,7 +236,7 @@ pub(crate) mod tests {
 
     use jiff::Timestamp;
 
-    use super::{Metrics, contract};
+    use super::{Metrics, Port, contract};
     use crate::census::Census;
 
     impl Metrics {
@@ -227,6 +257,7 @@ pub(crate) mod tests {
         metrics.requested("patch", Some(409), Some(Duration::from_millis(7)));
         metrics.requested("watch", None, None);
         metrics.signed("model", true);
+        metrics.refused_connection(Port::Reports);
         metrics.malformed("Evaluation");
         metrics.watch_failed("Pod");
         metrics.leads(true);
@@ -310,6 +341,8 @@ pub(crate) mod tests {
             "codex_controller_signer_available 1",
             "codex_controller_report_certificate_expiry_timestamp_seconds 1000",
             "codex_controller_is_leader 1",
+            "codex_controller_connections_refused_total{port=\"reports\"} 1",
+            "codex_controller_connections_refused_total{port=\"health\"} 0",
             "codex_controller_build_info{version=",
         ] {
             assert!(text.contains(line), "{line} is missing in:\n{text}");

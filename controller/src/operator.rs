@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum_server::Handle;
 use codex_crds::ReasoningPod;
 use codex_plan::Settings;
 use kube::{
@@ -119,23 +118,22 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
     let (leadership, leadership_seen) = channel(Leadership::Standby);
     let (active, context) = channel(None);
     let mut servers = JoinSet::new();
-    let health_handle = Handle::new();
+    let closing = CancellationToken::new();
     servers.spawn({
-        let (address, handle) = (flags.health_listen, health_handle.clone());
+        let (address, closing) = (flags.health_listen, closing.clone());
         let health = Health { metrics: metrics.clone(), leadership: leadership_seen };
         async move {
-            health::serve(address, handle, health).await.map_err(|source| OperatorError::Listen { address, source })
+            health::serve(address, closing, health).await.map_err(|source| OperatorError::Listen { address, source })
         }
     });
     let certificates = tls::certificates(client.clone(), &flags.namespace, &flags.report_url()).await?;
     metrics.certificate_expires(certificates.expires);
-    let reports_handle = Handle::new();
     servers.spawn({
-        let (address, handle) = (flags.listen, reports_handle.clone());
+        let (address, closing) = (flags.listen, closing.clone());
         let endpoint = Endpoint::new(client.clone(), metrics.clone(), context);
         let server = certificates.server;
         async move {
-            endpoint::serve(address, handle, server, endpoint)
+            endpoint::serve(address, closing, server, endpoint)
                 .await
                 .map_err(|source| OperatorError::Listen { address, source })
         }
@@ -151,11 +149,9 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
     };
     active.send_replace(None);
     leadership.send_replace(Leadership::Standby);
-    health_handle.graceful_shutdown(Some(CONNECTION_GRACE));
-    reports_handle.graceful_shutdown(Some(CONNECTION_GRACE));
-    // Connections that stay open longer are closed.
-    let _ = timeout(CONNECTION_GRACE + Duration::from_secs(1), async { while servers.join_next().await.is_some() {} })
-        .await;
+    closing.cancel();
+    // Connections that stay open longer are closed with the servers.
+    let _ = timeout(CONNECTION_GRACE, async { while servers.join_next().await.is_some() {} }).await;
     info!("codex-controller has stopped");
     result
 }

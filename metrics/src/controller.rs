@@ -2,8 +2,8 @@
 
 use crate::{
     label::{
-        CATEGORY, CODE, CONDITION, KIND, METRIC, PHASE, REASON, RESULT, RING, STATE, STATEMENT, STATUS, VERB, VERDICT,
-        VERSION,
+        CATEGORY, CODE, CONDITION, KIND, METRIC, PHASE, PORT, REASON, RESULT, RING, STATE, STATEMENT, STATUS, VERB,
+        VERDICT, VERSION,
     },
     metric::metrics,
 };
@@ -33,6 +33,9 @@ metrics! {
         .buckets(&[0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]);
     REPORTS = Counter("codex_controller_reports_total", Count, [KIND, RESULT],
         "Reports of pods by result (accepted, stale, refused, unauthenticated, invalid, unavailable).");
+    REFUSED_CONNECTIONS = Counter("codex_controller_connections_refused_total", Count, [PORT],
+        "Connections closed because too many were open, by port.")
+        .more("At most 1,024 are open on `reports`, and 128 on `health`.");
     OBJECTS = Gauge("codex_controller_objects", Count, [KIND, PHASE, RING],
         "Existing objects by kind, phase and ring.")
         .more("TrainingRuns: Pending, Running, Suspended, Succeeded, Failed. Evaluations: the verdict (Passed, Failed, \

@@ -4,7 +4,8 @@ use crate::{
     controller::{
         API_DURATION, API_REQUESTS, CERTIFICATE, CHECKPOINT_OLDEST, CONDITION_OLDEST, CONDITIONS, ERRORS, GATE_MARGIN,
         GATES, LEADER, MALFORMED, OBJECTS, PROGRESS_OLDEST, QUEUE, QUEUE_AGE, QUEUE_WAIT, RECONCILE_DURATION,
-        RECONCILIATIONS, REPORTS, RUN_STEPS, SERVING, SIGNATURES, SIGNER, UNVERIFIED, WATCH_ERRORS, WRITES,
+        RECONCILIATIONS, REFUSED_CONNECTIONS, REPORTS, RUN_STEPS, SERVING, SIGNATURES, SIGNER, UNVERIFIED,
+        WATCH_ERRORS, WRITES,
     },
     dashboard::{
         Dashboard, Panel,
@@ -12,15 +13,15 @@ use crate::{
         Shape::{Bars, Lines, Number, Stack, Zero},
     },
     label::{
-        CATEGORY, CODE, CONDITION, KIND, METRIC, MODEL, PHASE, REASON, RESULT, RING, STATE, STATEMENT, STATUS, TYPE,
-        VERB, VERDICT,
+        CATEGORY, CODE, CONDITION, KIND, METRIC, MODEL, PHASE, PORT, REASON, RESULT, RING, STATE, STATEMENT, STATUS,
+        TYPE, VERB, VERDICT,
         target::{NAMESPACE, POD},
     },
     query::RATE_INTERVAL,
     server::{self, LATENCY, LATENCY_BUDGET, LATENCY_TARGET, MODEL_INFO, RESPONSES, SESSIONS},
     trainer::{
-        DAMAGED, DATA_DURATION, FLOPS, GRADIENT_NORM, LEARNING_RATE, LOSS, SPIKES, STEP, STEP_DURATION, STEPS, TARGET,
-        TOKENS, VAL_LOSS,
+        self, DAMAGED, DATA_DURATION, FLOPS, GRADIENT_NORM, LEARNING_RATE, LOSS, SPIKES, STEP, STEP_DURATION, STEPS,
+        TARGET, TOKENS, VAL_LOSS,
     },
 };
 
@@ -147,6 +148,14 @@ fn operator() -> Dashboard {
                     )
                     .by(&REPORTS.rate(&[], RATE_INTERVAL).sum(&[KIND, RESULT]), &[KIND, RESULT])
                     .when_empty("no reports"),
+                    Panel::new(
+                        Lines,
+                        PerSecond,
+                        "Refused connections",
+                        "Connections per second that were closed because too many were open, by port; 0 is normal.",
+                    )
+                    .by(&REFUSED_CONNECTIONS.rate(&[], RATE_INTERVAL).sum(&[PORT]), &[PORT])
+                    .when_empty("no controller"),
                     Panel::new(Bars, Plain, "Objects", "Existing objects by kind and phase.")
                         .by(&OBJECTS.value(&[]).sum(&[KIND, PHASE]), &[KIND, PHASE])
                         .when_empty("no objects"),
@@ -185,6 +194,8 @@ fn runs() -> Dashboard {
                         .when_empty("no steps"),
                     Panel::new(Zero, Plain, "Damaged checkpoints", "Damaged checkpoints that running trainers found.")
                         .named(&DAMAGED.total(&chosen).sum(&[]).or_zero(), "checkpoints"),
+                    Panel::new(Zero, Plain, "Refused connections", "Connections that running trainers closed because too many read their metrics.")
+                        .named(&trainer::REFUSED_CONNECTIONS.total(&chosen).sum(&[]).or_zero(), "connections"),
                 ],
             ),
             (
@@ -379,6 +390,14 @@ fn serving() -> Dashboard {
                     Panel::new(Lines, Plain, "Sessions by server", "Requests that run or wait, by server.")
                         .by(&SESSIONS.value(&chosen), &[NAMESPACE, POD])
                         .when_empty("no servers"),
+                    Panel::new(
+                        Lines,
+                        PerSecond,
+                        "Refused connections",
+                        "Connections per second that a server closed because too many were open; 0 is normal.",
+                    )
+                    .by(&server::REFUSED_CONNECTIONS.rate(&chosen, RATE_INTERVAL), &[NAMESPACE, POD])
+                    .when_empty("no servers"),
                     Panel::new(
                         Lines,
                         Plain,

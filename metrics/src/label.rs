@@ -27,6 +27,7 @@ labels! {
     METRIC = "metric", "the metric of an evaluation, such as exact_match";
     MODEL = "model", "the first twelve digits of the model digest";
     PHASE = "phase", "the phase of the object, such as Running";
+    PORT = "port", "the port of the program: reports or health";
     REASON = "reason", "the reason of a condition, such as GateFailed";
     RESULT = "result", "how it ended, such as ok or error";
     RING = "ring", "the rollout ring; empty for kinds without one";

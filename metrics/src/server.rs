@@ -23,6 +23,9 @@ metrics! {
         "Tokens of completed requests: of prompts and of completions.");
     SESSIONS = Gauge("codex_ml_active_sessions", Count, [],
         "Running and waiting requests.");
+    REFUSED_CONNECTIONS = Counter("codex_ml_inference_connections_refused_total", Count, [],
+        "Connections closed because too many were open.")
+        .more("At most 1,024 are open.");
     MODEL_INFO = Gauge("codex_ml_model_info", Number, [RING, MODEL],
         "The model that this server verified and serves, and its ring; 1 while it serves.")
         .more("Absent until the model is verified and loaded.").later();

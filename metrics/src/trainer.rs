@@ -14,6 +14,9 @@ metrics! {
         "Steps of this process with a spike of the loss or gradient norm, including skipped ones.");
     DAMAGED = Counter("codex_ml_checkpoints_damaged_total", Count, [],
         "Damaged checkpoints that this process found and skipped.");
+    REFUSED_CONNECTIONS = Counter("codex_ml_training_connections_refused_total", Count, [],
+        "Connections to the port of the metrics closed because too many were open.")
+        .more("At most 64 are open.");
     STEP = Gauge("codex_ml_training_step", Count, [],
         "Number of the latest step.");
     TARGET = Gauge("codex_ml_training_target_steps", Count, [],

@@ -198,6 +198,7 @@ mod tests {
             "crds",
             "configs",
             "json",
+            "http",
             "metrics",
             "reports",
             "verdict",

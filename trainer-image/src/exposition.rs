@@ -14,8 +14,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use prometheus::{Registry, TextEncoder};
+use codex_http::{Limits, Server, with_fallbacks};
+use prometheus::{IntCounter, Registry, TextEncoder};
 use tokio_util::sync::CancellationToken;
+
+/// Most connections of the port of the metrics.
+const MAX_CONNECTIONS: usize = 64;
 
 /// Metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -55,31 +59,41 @@ pub(crate) struct Exposition {
 }
 
 impl Exposition {
-    /// Listens on `address`; port 0 chooses a free port.
+    /// Listens on `address`; port 0 chooses a free port. `refused` counts connections beyond the limit.
     ///
     /// # Errors
     /// When the address cannot be listened on, or the thread cannot start.
-    pub(crate) fn start(address: SocketAddr, registry: &Registry) -> Result<Self, ExpositionError> {
-        let refused = |source| ExpositionError::Listen { address, source };
-        let listener = TcpListener::bind(address).map_err(refused)?;
-        listener.set_nonblocking(true).map_err(refused)?;
-        let bound = listener.local_addr().map_err(refused)?;
+    pub(crate) fn start(
+        address: SocketAddr,
+        registry: &Registry,
+        refused: IntCounter,
+    ) -> Result<Self, ExpositionError> {
+        Self::start_with(address, registry, refused, Limits { connections: MAX_CONNECTIONS, ..Limits::default() })
+    }
+
+    fn start_with(
+        address: SocketAddr,
+        registry: &Registry,
+        refused: IntCounter,
+        limits: Limits,
+    ) -> Result<Self, ExpositionError> {
+        let failed = |source| ExpositionError::Listen { address, source };
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ExpositionError::System)?;
         let (stop, registry) = (CancellationToken::new(), registry.clone());
         let stopped = stop.clone();
         let serve = async move {
-            let router = Router::new().route("/metrics", get(metrics)).with_state(registry);
-            let served = match tokio::net::TcpListener::from_std(listener) {
+            let router = with_fallbacks(Router::new().route("/metrics", get(metrics)).with_state(registry));
+            match tokio::net::TcpListener::from_std(listener) {
                 // Does not wait for open connections when the work ends.
                 Ok(listener) => tokio::select! {
-                    served = axum::serve(listener, router).into_future() => served,
-                    () = stopped.cancelled() => Ok(()),
+                    () = Server::new(listener, limits).on_refused(move || refused.inc()).serve(router, stopped.clone()) => {}
+                    () = stopped.cancelled() => {}
                 },
-                Err(error) => Err(error),
-            };
-            if let Err(error) = served {
-                tracing::warn!(%error, "stopped serving metrics");
+                Err(error) => tracing::warn!(%error, "cannot serve metrics"),
             }
         };
         let thread = std::thread::Builder::new()
@@ -117,11 +131,16 @@ mod tests {
     use std::{
         io::{Read as _, Write as _},
         net::TcpStream,
+        time::Duration,
     };
 
     use prometheus::IntCounter;
 
     use super::*;
+
+    fn refused_connections() -> IntCounter {
+        codex_metrics::trainer::REFUSED_CONNECTIONS.single(&Registry::new()).unwrap()
+    }
 
     fn get(address: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).unwrap();
@@ -136,7 +155,8 @@ mod tests {
         let registry = Registry::new();
         let counter = IntCounter::new("steps_total", "Steps.").unwrap();
         registry.register(Box::new(counter.clone())).unwrap();
-        let exposition = Exposition::start(([127, 0, 0, 1], 0).into(), &registry).unwrap();
+        let start = |address| Exposition::start(address, &registry, refused_connections());
+        let exposition = start(([127, 0, 0, 1], 0).into()).unwrap();
         let address = exposition.address();
         counter.inc_by(7);
         let text = get(address, "/metrics");
@@ -144,10 +164,34 @@ mod tests {
             text.starts_with("HTTP/1.1 200") && text.contains("text/plain") && text.contains("steps_total 7"),
             "{text}"
         );
-        assert!(get(address, "/other").starts_with("HTTP/1.1 404"));
-        let taken = Exposition::start(address, &registry).unwrap_err();
+        let text = get(address, "/other");
+        assert!(text.starts_with("HTTP/1.1 404") && text.contains("{\"error\":\"the path"), "{text}");
+        let taken = start(address).unwrap_err();
         assert!(taken.to_string().contains(&format!("--metrics-address {address} cannot be listened on")), "{taken}");
         drop(exposition);
         assert!(TcpStream::connect(address).is_err());
+    }
+
+    #[test]
+    fn half_sent_requests_are_closed_and_connections_are_bounded() {
+        let refused = refused_connections();
+        let limits = Limits { connections: 2, head: Duration::from_secs(3), ..Limits::default() };
+        let exposition =
+            Exposition::start_with(([127, 0, 0, 1], 0).into(), &Registry::new(), refused.clone(), limits).unwrap();
+        let open = || {
+            let mut stream = TcpStream::connect(exposition.address()).unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Half").unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream
+        };
+        let mut streams = [open(), open(), open(), open()];
+        for stream in &mut streams {
+            let mut rest = Vec::new();
+            match stream.read_to_end(&mut rest) {
+                Ok(_) => {}
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "closed, and not timed out"),
+            }
+        }
+        assert_eq!(refused.get(), 2);
     }
 }

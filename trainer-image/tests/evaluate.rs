@@ -212,6 +212,63 @@ fn other_commands_refuse_to_change_their_inputs() {
     assert!(mine.exists());
 }
 
+/// Names and sizes are checked before any byte of the model is read.
+#[test]
+fn a_sparse_file_and_a_pipe_in_a_model_are_refused_at_once() {
+    let place = tempfile::tempdir().unwrap();
+    let model = copy(place.path());
+    let refused = |told: &str| {
+        let begun = Instant::now();
+        let ended = codex(&evaluate(&model, &place.path().join("out"), &["--gate", PASSES]));
+        let log = text(&ended.stderr);
+        assert!(ended.status.code() == Some(2) && log.contains(told), "{log}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    };
+    let large = model.join("pickle.bin");
+    fs::File::create(&large).unwrap().set_len(1 << 40).unwrap();
+    refused("the largest is \\\"pickle.bin\\\"");
+    fs::remove_file(&large).unwrap();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &large, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    refused("is neither a regular file nor a directory");
+}
+
+/// What cannot be printed never ends or fails the work.
+#[test]
+fn a_full_standard_error_changes_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Stdio::from(writer)
+    };
+    for stderr in [Stdio::from(full()), closed()] {
+        let out = place.path().join("out");
+        let ended = command(&evaluate(&model(), &out, &["--gate", PASSES])).stderr(stderr).output().unwrap();
+        assert_eq!(ended.status.code(), Some(0));
+        assert!(text(&ended.stdout).contains("\"judgement\":{\"verdict\":\"Passed\""), "{}", text(&ended.stdout));
+        fs::remove_dir_all(out).unwrap();
+    }
+    let mut digests = Vec::new();
+    for (name, stderr) in [("a", Stdio::from(full())), ("b", closed()), ("c", Stdio::piped())] {
+        let output = place.path().join(name);
+        let line = ["train", "--template", "cot-starter", "--output", path(&output), "--set", "training.stop_after=1"];
+        let ended = command(&line).stderr(stderr).output().unwrap();
+        assert_eq!(ended.status.code(), Some(0), "{name}");
+        digests
+            .push(ended.stdout.rsplit(|byte| *byte == b'\n').nth(1).map(|line| text(line).replace(path(&output), "")));
+    }
+    assert!(digests[0].is_some() && digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");
+    // A refusal keeps its exit code.
+    let missing = evaluate(&place.path().join("nowhere"), &place.path().join("out"), &[]);
+    assert_eq!(command(&missing).stderr(full()).status().unwrap().code(), Some(2));
+    for line in [vec!["--help"], vec!["train", "--help"], vec!["--version"], vec!["train", "--seed", "-1"]] {
+        let ended = command(&line).stdout(full()).stderr(full()).status().unwrap();
+        assert!(ended.code().is_some_and(|code| code != 101), "{line:?}: {ended}");
+    }
+}
+
 #[test]
 fn sigterm_ends_an_evaluation_between_its_stages() {
     let place = tempfile::tempdir().unwrap();

@@ -12,4 +12,4 @@ mod token;
 pub use server::{Endpoint, serve};
 
 #[cfg(test)]
-pub(crate) use server::router;
+pub(crate) use server::{LIMITS, router, serve_on};

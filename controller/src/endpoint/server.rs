@@ -10,16 +10,26 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use axum_server::{Handle, tls_rustls::RustlsConfig};
+use codex_http::{Limits, Server, with_fallbacks};
 use codex_plan::{Received, RefusedPod};
 use codex_reports::{MAX_BYTES, PATH, Report, SCHEMA_VERSION, Stage};
 use kube::Client;
 use serde::Deserialize;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, oneshot, watch},
+};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{rejection::Rejection, sender, token::TokenReviewer};
-use crate::{by_uid::ByUid, context::Context, error::chain, inbox::Offer, metrics::Metrics};
+use crate::{
+    by_uid::ByUid,
+    context::Context,
+    error::chain,
+    inbox::Offer,
+    metrics::{Metrics, Port},
+};
 
 /// How long a final report waits until its contents are in `status`.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(20);
@@ -66,24 +76,43 @@ impl Endpoint {
     }
 }
 
-/// Serves until `handle` is shut down.
+/// What the endpoint grants its clients. A connection holds about 100 KiB at most.
+pub(crate) const LIMITS: Limits = Limits {
+    connections: 1024,
+    head: Duration::from_secs(10),
+    body: Duration::from_secs(10),
+    lifetime: Duration::from_mins(10),
+};
+
+/// Serves until `stop`.
 ///
 /// # Errors
 /// When the address cannot be bound.
 pub async fn serve(
     address: SocketAddr,
-    handle: Handle<SocketAddr>,
+    stop: CancellationToken,
     tls: Arc<rustls::ServerConfig>,
     endpoint: Endpoint,
 ) -> std::io::Result<()> {
-    let mut server = axum_server::bind_rustls(address, RustlsConfig::from_config(tls)).handle(handle);
-    // A client that sends its header slowly must not hold a connection for long.
-    server.http_builder().http1().header_read_timeout(Duration::from_secs(10)).timer(hyper_util::rt::TokioTimer::new());
-    server.serve(router(endpoint).into_make_service()).await
+    serve_on(TcpListener::bind(address).await?, LIMITS, stop, tls, endpoint).await;
+    Ok(())
+}
+
+pub(crate) async fn serve_on(
+    listener: TcpListener,
+    limits: Limits,
+    stop: CancellationToken,
+    tls: Arc<rustls::ServerConfig>,
+    endpoint: Endpoint,
+) {
+    let metrics = endpoint.metrics.clone();
+    let server = Server::new(listener, limits).with_tls(tls);
+    server.on_refused(move || metrics.refused_connection(Port::Reports)).serve(router(endpoint), stop).await;
 }
 
 pub(crate) fn router(endpoint: Endpoint) -> Router {
-    Router::new().route(PATH, post(handle)).layer(DefaultBodyLimit::max(MAX_BYTES)).with_state(endpoint)
+    let routes = Router::new().route(PATH, post(handle)).layer(DefaultBodyLimit::max(MAX_BYTES));
+    with_fallbacks(routes.with_state(endpoint))
 }
 
 async fn handle(State(endpoint): State<Endpoint>, headers: HeaderMap, body: Result<Bytes, BytesRejection>) -> Response {

@@ -2,17 +2,24 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::http::{Request, StatusCode};
+use axum::http::{Method, Request, StatusCode};
 use codex_crds::TrainingRun;
+use codex_http::Limits;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::world::{World, path, run};
 use crate::{
     context::Context,
     drift::Role,
-    endpoint::{Endpoint, router},
+    endpoint::{Endpoint, LIMITS, router, serve_on},
 };
 
 const JOB: &str = "/apis/batch/v1/namespaces/team/jobs/codex-t-a";
@@ -385,4 +392,55 @@ async fn the_status_names_a_refused_pod_and_its_field_at_the_first_refusal() {
     scene.world.reconcile::<TrainingRun>("a").await.1.unwrap();
     let told = ready(&scene.world.api.object(&path("trainingruns", "a")).unwrap());
     assert!(told["message"].as_str().unwrap().contains("configDigest is 0000"), "{told}");
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_are_answered_in_json() {
+    let scene = Scene::new().await;
+    for (method, path, code) in [
+        (Method::GET, "/", StatusCode::NOT_FOUND),
+        (Method::POST, "/v2/reports", StatusCode::NOT_FOUND),
+        (Method::GET, "/v1/reports", StatusCode::METHOD_NOT_ALLOWED),
+    ] {
+        let request = Request::builder().method(method).uri(path).body(axum::body::Body::empty()).unwrap();
+        let answer = router(scene.endpoint.clone()).oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), code);
+        let text = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        let body: Value = serde_json::from_slice(&text).unwrap();
+        assert!(body["error"].as_str().unwrap().contains(path), "{body}");
+    }
+}
+
+/// Silent connections and half handshakes are closed, and connections are bounded.
+#[tokio::test]
+async fn half_sent_reports_are_closed_and_connections_are_bounded() {
+    let scene = Scene::new().await;
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let limits = Limits { connections: 2, head: Duration::from_secs(3), ..LIMITS };
+    let served = tokio::spawn(serve_on(listener, limits, stop.clone(), Arc::new(tls), scene.endpoint.clone()));
+    let mut open = Vec::new();
+    for half in [&b""[..], b"\x16\x03\x01", b"", b"GET / HTTP/1.1\r\n"] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(half).await.unwrap();
+        open.push(stream);
+    }
+    for mut stream in open {
+        let mut rest = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut rest)).await.unwrap();
+        read.map_or_else(|error| assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset), drop);
+    }
+    let text = String::from_utf8(scene.world.context.metrics.text().unwrap()).unwrap();
+    assert!(text.contains("codex_controller_connections_refused_total{port=\"reports\"} 2"), "{text}");
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(30), served).await.unwrap().unwrap();
+    assert_eq!(scene.report(&scene.good(1)).await.0, StatusCode::OK);
 }

@@ -9,7 +9,7 @@ use super::baseline::BaselineError;
 use crate::{
     atomic_fs::{FileError, Misnamed},
     error::{CommandError, chain},
-    model::{GenerateError, ModelError},
+    model::{GenerateError, ModelError, TooLarge},
     overlap::Overlap,
     reporting::ReportingError,
     tasks::{RecordError, TaskError},
@@ -42,6 +42,15 @@ pub enum EvaluateError {
         /// What is wrong with it.
         #[source]
         source: ManifestError,
+    },
+    /// A model that does not fit into memory.
+    #[error("the model in {} is not read", path.display())]
+    TooLarge {
+        /// The model directory.
+        path: PathBuf,
+        /// How large it is.
+        #[source]
+        source: TooLarge,
     },
     /// A model that cannot be loaded.
     #[error("the model in {} cannot be loaded", path.display())]
@@ -150,7 +159,7 @@ impl EvaluateError {
             {
                 ("StorageFailed", false)
             }
-            Self::Manifest { .. } | Self::Model { .. } => ("InvalidModel", true),
+            Self::Manifest { .. } | Self::TooLarge { .. } | Self::Model { .. } => ("InvalidModel", true),
             Self::DataMismatch { .. } => ("DataMismatch", true),
             Self::Records(_)
             | Self::Task(_)

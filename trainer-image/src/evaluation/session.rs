@@ -1,6 +1,7 @@
 //! One evaluation: hash the model, read the problems, have it answer them, score the answers, write the results. Does I/O.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -9,7 +10,7 @@ use std::{
 };
 
 use codex_configs::{Evaluation, PromptForm, Resolved};
-use codex_provenance::{ModelDigest, manifest::Manifest};
+use codex_provenance::{ModelDigest, files, manifest::Manifest};
 use codex_reports::{EvaluationState, Stage};
 use indicatif::ProgressBar;
 
@@ -22,8 +23,9 @@ use super::{
 };
 use crate::{
     atomic_fs::{self, FileError},
-    model::{Generator, ModelFiles},
+    model::{Generator, ModelFiles, check_size},
     reporting::Reporter,
+    training::memory_limit,
 };
 
 /// Rounds of full batches between two lines of the log.
@@ -136,10 +138,15 @@ impl Session<'_> {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Reads the model once; what is hashed here is what answers.
+    /// Checks names and sizes, then reads the model once; what is hashed here is what answers.
     fn hold(&self) -> Result<(Manifest, ModelFiles), EvaluateError> {
-        let (manifest, files) = Manifest::read_dir(self.model)
-            .map_err(|source| EvaluateError::Manifest { path: self.model.to_owned(), source })?;
+        let refused = |source| EvaluateError::Manifest { path: self.model.to_owned(), source };
+        let entries = files::walk(self.model, &BTreeSet::new()).map_err(refused)?;
+        if let Some(limit) = memory_limit(Path::new("/")) {
+            check_size(&entries, limit.bytes, &limit.source)
+                .map_err(|source| EvaluateError::TooLarge { path: self.model.to_owned(), source })?;
+        }
+        let (manifest, files) = Manifest::read(entries).map_err(refused)?;
         let found = manifest.digest();
         self.reporter.update(|state| state.model_digest = Some(found));
         match self.expected {

@@ -5,6 +5,7 @@ mod directory;
 mod files;
 mod generate;
 mod rewrite;
+mod size;
 mod stored;
 #[cfg(test)]
 mod trained;
@@ -16,6 +17,8 @@ pub(crate) use directory::{open, read_parameters};
 pub use files::{ModelError, ModelFiles, read_directory};
 pub use generate::{Completion, GenerateError, Generator};
 pub(crate) use rewrite::rewrite;
+pub use size::TooLarge;
+pub(crate) use size::check_size;
 #[cfg(test)]
 pub(crate) use weights::parameters;
 pub(crate) use weights::{HEAD, short};

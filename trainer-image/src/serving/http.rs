@@ -1,6 +1,6 @@
 //! The HTTP endpoints: `/infer`, `/health`, `/ready`, `/status`, `/metrics`. No I/O of its own.
 //!
-//! Every response to `/infer` has the model digest; errors have it once the model is loaded.
+//! Every response to a `POST /infer` has the model digest; errors have it once the model is loaded.
 
 use std::{sync::Arc, time::Instant};
 
@@ -13,6 +13,7 @@ use axum::{
     routing::{get, post},
 };
 use codex_engine::{End, PromptError};
+use codex_http::with_fallbacks;
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_signing::verify::Expected;
 use serde::{Deserialize, Serialize};
@@ -54,14 +55,15 @@ impl App {
 
 /// Returns the router of all endpoints.
 pub(super) fn router(app: App) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/infer", post(infer))
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(app)
+        .with_state(app);
+    with_fallbacks(routes)
 }
 
 /// The body of a request to `/infer`.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use codex_metrics::server as contract;
-use prometheus::{Error, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{Error, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 /// The value of the label `endpoint`.
 const INFER: &str = "/infer";
@@ -19,6 +19,7 @@ pub(super) struct Metrics {
     tokens: IntCounterVec,
     sessions: IntGauge,
     model: IntGaugeVec,
+    refused: IntCounter,
 }
 
 impl Metrics {
@@ -31,6 +32,7 @@ impl Metrics {
             latency: contract::LATENCY.labelled(&registry)?,
             tokens: contract::TOKENS.labelled(&registry)?,
             sessions: contract::SESSIONS.single(&registry)?,
+            refused: contract::REFUSED_CONNECTIONS.single(&registry)?,
             model: contract::MODEL_INFO.labelled(&registry)?,
             registry,
         };
@@ -42,6 +44,11 @@ impl Metrics {
             metrics.tokens.with_label_values(&[kind]).reset();
         }
         Ok(metrics)
+    }
+
+    /// Counts a connection that was closed because too many were open.
+    pub(super) fn refused(&self) {
+        self.refused.inc();
     }
 
     /// Counts a request.
@@ -93,6 +100,7 @@ mod tests {
         metrics.answered(StatusCode::TOO_MANY_REQUESTS);
         metrics.completed(Duration::from_millis(600), 7, 30);
         metrics.serves("main", "9f2c41d0a7b3");
+        metrics.refused();
         let families = metrics.registry().gather();
         let exposed: BTreeSet<_> = families
             .iter()
@@ -107,6 +115,7 @@ mod tests {
             "codex_ml_inference_tokens_total{type=\"completion\"} 30",
             "codex_ml_inference_latency_seconds_bucket{endpoint=\"/infer\",le=\"0.7\"} 1",
             "codex_ml_inference_latency_seconds_bucket{endpoint=\"/infer\",le=\"0.5\"} 0",
+            "codex_ml_inference_connections_refused_total 1",
             "codex_ml_model_info{model=\"9f2c41d0a7b3\",ring=\"main\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");

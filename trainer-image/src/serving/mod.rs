@@ -20,6 +20,7 @@ mod verified_load;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::builder::PossibleValuesParser;
+use codex_http::Limits;
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_reports::{ServingState, Stage, exit};
 use codex_signing::verify::Expected;
@@ -40,6 +41,14 @@ use crate::{
     arguments::{socket_address, whole},
     error::{CommandError, chain},
     reporting::Reporter,
+};
+
+/// What a server grants its clients. Running requests are bounded by the queue; probes use the same port.
+const LIMITS: Limits = Limits {
+    connections: 1024,
+    head: Duration::from_secs(10),
+    body: Duration::from_secs(20),
+    lifetime: Duration::from_hours(1),
 };
 
 /// The greatest value of a numeric argument.
@@ -164,6 +173,7 @@ struct Server {
     queue: usize,
     drain_delay: Duration,
     drain_deadline: Duration,
+    limits: Limits,
 }
 
 impl Server {
@@ -185,6 +195,7 @@ impl Server {
             queue: arguments.queue.into(),
             drain_delay: Duration::from_secs(arguments.drain_delay.into()),
             drain_deadline: Duration::from_secs(arguments.drain_deadline.into()),
+            limits: LIMITS,
         }
     }
 
@@ -200,10 +211,10 @@ impl Server {
         }
         let (phase, watched) = watch::channel(Phase::Verifying);
         let metrics = Arc::new(Metrics::new().map_err(ServeError::Metrics)?);
-        let app = App::new(self.expected.clone(), watched, metrics);
+        let app = App::new(self.expected.clone(), watched, Arc::clone(&metrics));
         let closing = CancellationToken::new();
-        let http = axum::serve(listener, http::router(app)).with_graceful_shutdown(closing.clone().cancelled_owned());
-        let http = tokio::spawn(http.into_future());
+        let http = codex_http::Server::new(listener, self.limits).on_refused(move || metrics.refused());
+        let http = tokio::spawn(http.serve(http::router(app), closing.clone()));
         let served = self.until_stopped(&phase, reporter, stop).await;
         if let Err(error) = &served {
             phase.send_replace(Phase::Refused(chain(error).into()));
@@ -212,8 +223,7 @@ impl Server {
         }
         closing.cancel();
         match tokio::time::timeout(self.drain_deadline, http).await {
-            Ok(Ok(result)) => result.map_err(ServeError::Http),
-            Ok(Err(source)) => Err(ServeError::Http(std::io::Error::other(source))),
+            Ok(result) => result.map_err(|source| ServeError::Http(std::io::Error::other(source))),
             Err(_) => Err(ServeError::CutOff { requests: phase.borrow().active(), deadline: self.drain_deadline }),
         }
     }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use codex_engine::{Layout, ModelConfig, Shape, initial};
+use codex_http::Limits;
 use codex_provenance::{
     ConfigDigest, Sha256,
     manifest::Manifest,
@@ -16,7 +17,12 @@ use codex_signing::{
 };
 use codex_verdict::{Decimal, GateSpec, Measurement, Stated};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+};
 
 use super::{
     Paths, ServeError, Server, Shutdown, batcher::Batcher, http, load_checked, metrics::Metrics, phase::Phase,
@@ -100,6 +106,7 @@ struct Case {
     queue: usize,
     drain_delay: Duration,
     drain_deadline: Duration,
+    limits: Limits,
 }
 
 impl Case {
@@ -131,6 +138,7 @@ impl Case {
             queue: 64,
             drain_delay: Duration::ZERO,
             drain_deadline: Duration::from_secs(30),
+            limits: super::LIMITS,
         }
     }
 
@@ -157,6 +165,7 @@ impl Case {
             queue: self.queue,
             drain_delay: self.drain_delay,
             drain_deadline: self.drain_deadline,
+            limits: self.limits,
         };
         let reporter = Arc::new(Reporter::<ServingState>::from_env().unwrap());
         let stop = Shutdown::default();
@@ -187,7 +196,8 @@ impl Running {
 
     async fn until(&self, path: &str, status: u16) {
         for _ in 0..600 {
-            if self.get(path).await.0 == status {
+            // A full server refuses the connection.
+            if request(self.address, path, None).await.is_ok_and(|response| response.0 == status) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -276,6 +286,43 @@ async fn a_flipped_byte_is_refused_and_named() {
     assert_eq!((error.exit(), error.failure().reason.as_str()), (exit::BAD_INPUT, "VerificationFailed"));
     assert!(error.failure().is_final);
     assert_eq!((state.stage, state.verified), (Stage::Starting, None));
+}
+
+/// Half-sent heads and bodies are closed, and connections beyond the limit; the port stays usable.
+#[tokio::test(flavor = "multi_thread")]
+async fn half_sent_requests_are_closed_and_connections_are_bounded() {
+    let mut case = Case::new(64);
+    let patience = Duration::from_secs(1);
+    case.limits = Limits { connections: 4, head: patience, body: patience, ..super::LIMITS };
+    let server = case.ready().await;
+    let send = async |text: &str| {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut rest = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut rest)).await.unwrap();
+        read.map_or_else(|error| assert_eq!(error.kind(), io::ErrorKind::ConnectionReset), drop);
+        String::from_utf8(rest).unwrap()
+    };
+    send("POST /infer HTTP/1.1\r\nHost: x\r\nContent-Le").await;
+    let text = send("POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{\"prompt\":").await;
+    assert!(text.contains("the body did not arrive within 1s") && text.contains("\"model_digest\":"), "{text}");
+    let silent = [(); 4].map(|()| TcpStream::connect(server.address));
+    let mut held = Vec::new();
+    for stream in silent {
+        held.push(stream.await.unwrap());
+    }
+    assert_eq!(send("").await, "", "a fifth connection is closed");
+    drop(held);
+    server.until("/ready", 200).await;
+    let (_, metrics) = server.get("/metrics").await;
+    let refused =
+        metrics.lines().find_map(|line| line.strip_prefix("codex_ml_inference_connections_refused_total ")).unwrap();
+    assert!(refused.parse::<u64>().unwrap() >= 1, "{refused}");
+    for (path, body, status) in [("/elsewhere", None, 404), ("/infer", None, 405), ("/ready", Some("{}"), 405)] {
+        let (found, _, text) = request(server.address, path, body.map(str::to_owned)).await.unwrap();
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert!(found == status && value["error"].as_str().unwrap().contains(path), "{path}: {found} {text}");
+    }
 }
 
 /// A sparse file of 1 TiB, an added file and a missing one are refused before any byte is read.
@@ -519,6 +566,7 @@ async fn a_server_that_is_stopped_before_it_is_ready_exits() {
         queue: 1,
         drain_delay: case.drain_delay,
         drain_deadline: case.drain_deadline,
+        limits: case.limits,
     };
     let reporter = Reporter::<ServingState>::from_env().unwrap();
     server.run(listener, &reporter, &stop).await.unwrap();

@@ -141,8 +141,10 @@ impl Train {
         let resolved = self.resolve()?;
         reporter.set_config_digest(resolved.digest());
         let metrics = TrainerMetrics::new().map_err(ExpositionError::from)?;
-        let exposition =
-            self.metrics_address.map(|address| Exposition::start(address, metrics.registry())).transpose()?;
+        let exposition = self
+            .metrics_address
+            .map(|address| Exposition::start(address, metrics.registry(), metrics.refused_connections()))
+            .transpose()?;
         let stop = || stop.load(Ordering::Relaxed);
         let base = self.base().inspect_err(|error| {
             // The controller is told the digest that was found, too.

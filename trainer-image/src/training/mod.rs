@@ -44,6 +44,7 @@ pub use error::TrainError;
 pub use forensics::{Bisect, ReplayStep};
 pub use records::RecordsError;
 pub use resources::MemoryError;
+pub(crate) use resources::memory_limit;
 pub use run::{NumericsError, Outcome, Session, TrainerMetrics};
 pub use schedule::GroupError;
 pub use state::StateError;

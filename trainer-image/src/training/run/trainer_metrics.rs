@@ -18,6 +18,7 @@ pub struct TrainerMetrics {
     damaged: IntCounter,
     step: IntGauge,
     target: IntGauge,
+    refused: IntCounter,
     loss: Gauge,
     val_loss: Gauge,
     learning_rate: Gauge,
@@ -39,6 +40,7 @@ impl TrainerMetrics {
             flops: contract::FLOPS.float(&registry)?,
             spikes: contract::SPIKES.single(&registry)?,
             damaged: contract::DAMAGED.single(&registry)?,
+            refused: contract::REFUSED_CONNECTIONS.single(&registry)?,
             step: contract::STEP.single(&registry)?,
             target: contract::TARGET.single(&registry)?,
             loss: contract::LOSS.float(&registry)?,
@@ -63,6 +65,11 @@ impl TrainerMetrics {
         let number = |step: u64| i64::try_from(step).unwrap_or(i64::MAX);
         self.step.set(number(step));
         self.target.set(number(total));
+    }
+
+    /// Counter of connections that the port of the metrics refused.
+    pub(crate) fn refused_connections(&self) -> IntCounter {
+        self.refused.clone()
     }
 
     /// Records a step and the time since the end of the previous one.

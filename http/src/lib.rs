@@ -1,0 +1,11 @@
+//! Serves HTTP/1.1 with bounds: on open connections, on the time that headers, bodies and TLS handshakes may take, and on the
+//! lifetime of a connection. Both programs use it for every port.
+//!
+//! Unknown paths and methods are answered in JSON, as every other error of the APIs.
+
+mod body;
+mod fallback;
+mod server;
+
+pub use fallback::with_fallbacks;
+pub use server::{Limits, Server};
