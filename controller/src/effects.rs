@@ -2,7 +2,7 @@
 
 use codex_crds::Reason;
 use codex_plan::Effect;
-use codex_provenance::{oms, promotion::Promotion};
+use codex_provenance::oms;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, ResourceExt, api::Patch};
 use serde_json::json;
@@ -80,8 +80,7 @@ pub async fn carry_out(context: &Context, effects: &[Effect]) -> Result<(), Effe
             Effect::SignModel { config_map, manifest, name } => {
                 ("model", sign(context, config_map, &oms::payload(manifest, name)).await)
             }
-            Effect::SignPromotion { config_map, model, reasons } => {
-                let promotion = Promotion { model: *model, reasons: reasons.clone() };
+            Effect::SignPromotion { config_map, promotion } => {
                 ("promotion", sign(context, config_map, &promotion.payload()).await)
             }
         };

@@ -24,7 +24,7 @@ pub const PREDICATE_TYPE: &str = "https://codex-ml.dev/promotion/v2";
 const FORMER: &str = "https://codex-ml.dev/promotion/v1";
 
 /// A statement that allows a model in a ring.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Promotion {
     /// The model.
     pub model: ModelDigest,

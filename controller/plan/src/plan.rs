@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use codex_provenance::{ModelDigest, manifest::Manifest, promotion::Reasons};
+use codex_provenance::{manifest::Manifest, promotion::Promotion};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
@@ -82,14 +82,13 @@ pub enum Effect {
         /// The name of the model in the statement.
         name: String,
     },
-    /// Signs a promotion: `Promotion { model, reasons }.payload()`.
+    /// Signs a promotion.
     SignPromotion {
         /// The ConfigMap without its `data`: `bundle.json` and `key.pem`.
         config_map: ConfigMap,
-        /// The model.
-        model: ModelDigest,
-        /// The ring, and the evidence for the promotion.
-        reasons: Reasons,
+        /// The statement.
+        #[serde(flatten)]
+        promotion: Box<Promotion>,
     },
 }
 

@@ -456,7 +456,7 @@ fn promotions_that_their_own_numbers_do_not_prove_are_refused() {
     assert!(gate("min", json!("0.999")).starts_with(&format!("{refused}states gatesDigest ")));
     assert!(gate("minSamples", json!(1)).starts_with(&format!("{refused}states gatesDigest ")));
     let few = |statement: &mut Value| {
-        statement["predicate"]["evaluations"][0]["metrics"]["exact_match"]["successes"] = json!(1)
+        statement["predicate"]["evaluations"][0]["metrics"]["exact_match"]["successes"] = json!(1);
     };
     assert!(told(&few).starts_with(&format!("{refused}states reportDigest ")));
     let no_gates = |statement: &mut Value| statement["predicate"]["evaluations"][1]["gates"] = json!([]);

@@ -44,7 +44,7 @@ mod tests {
     fn every_model_that_is_written_can_be_recorded() {
         for num_hidden_layers in [1, 80] {
             let shape = Shape {
-                hidden_size: 8,
+                hidden_size: 16,
                 intermediate_size: 8,
                 num_hidden_layers,
                 num_attention_heads: 1,

@@ -343,3 +343,26 @@ proptest! {
         }
     }
 }
+
+/// The library panics at these.
+#[test]
+fn tokenizer_files_that_are_not_unicode_or_lack_fields_are_refused() {
+    let changed = |change: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+        let mut files = tokenizer("llama3").files().unwrap();
+        let json = files.remove("tokenizer.json").unwrap();
+        files.insert("tokenizer.json".to_owned(), change(json));
+        Tokenizer::from_files(&files).map(drop).unwrap_err().to_string()
+    };
+    let invalid = changed(&|mut json| {
+        let at = json.windows(9).rposition(|it| it == b"ByteLevel").unwrap();
+        json[at] = 0x80;
+        json
+    });
+    assert!(invalid.contains("invalid unicode code point at line"), "{invalid}");
+    let normalizer = changed(&|json| {
+        let mut value: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        value["normalizer"] = serde_json::json!({ "type": "Precompiled", "precompiled_charsmap": 5 });
+        serde_json::to_vec(&value).unwrap()
+    });
+    assert!(normalizer.contains("a component does not have the fields of its type"), "{normalizer}");
+}

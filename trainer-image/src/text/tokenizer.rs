@@ -135,10 +135,12 @@ impl Tokenizer {
     /// A file is missing or invalid. An invalid chat template is an error only when it is used.
     pub fn from_files(files: &BTreeMap<String, Vec<u8>>) -> Result<Self, TokenizerError> {
         let json = files.get(TOKENIZER).ok_or(TokenizerError::NoTokenizer)?;
-        // The library panics at some files that are not JSON.
+        // The library panics at JSON whose strings are not Unicode, and at normalizers with wrong fields.
         let unreadable = |error: serde_json::Error| TokenizerError::Unreadable(error.to_string());
-        serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(unreadable)?;
-        let library = tokenizers::Tokenizer::from_bytes(json);
+        serde_json::from_slice::<serde_json::Value>(json).map_err(unreadable)?;
+        let library = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json));
+        let panicked = |_| TokenizerError::Unreadable("a component does not have the fields of its type".to_owned());
+        let library = library.map_err(panicked)?;
         let library = library.map_err(|error| TokenizerError::Unreadable(error.to_string().replace('\n', " ")))?;
         if let Some(characters) = Characters::recognize(&library)? {
             return Ok(Self { kind: Kind::Characters(Arc::new(characters)) });

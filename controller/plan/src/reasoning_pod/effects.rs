@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use codex_crds::{ModelStatus, TrainingRun, annotation, bundle};
 use codex_provenance::{
     ModelDigest, OmsPayloadDigest,
-    promotion::{self, Attested, Object, Reasons, Reported, Training},
+    promotion::{self, Attested, Object, Promotion, Reasons, Reported, Training},
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
@@ -71,7 +71,7 @@ fn sign_promotion(
         training: training(run)?,
         evaluations,
     };
-    Some(Effect::SignPromotion { config_map, model: model.digest, reasons })
+    Some(Effect::SignPromotion { config_map, promotion: Box::new(Promotion { model: model.digest, reasons }) })
 }
 
 fn training(run: &TrainingRun) -> Option<Training> {

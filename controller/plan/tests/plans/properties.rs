@@ -406,10 +406,9 @@ fn runs_that_made_the_same_model_have_a_promotion_each() {
     let kept = ["run-1", "run-2"].map(|uid| {
         let mut observed = ready_to_sign(uid);
         let plan = reasoning_pod::plan(&observed, make::at(9));
-        let [Effect::SignPromotion { config_map, model, reasons }] = &plan.effects[..] else { panic!("{plan:?}") };
+        let [Effect::SignPromotion { config_map, promotion }] = &plan.effects[..] else { panic!("{plan:?}") };
         let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations);
         assert_eq!(names.promotion, config_map.metadata.name, "the ConfigMap has the name that is looked up");
-        let promotion = Promotion { model: *model, reasons: reasons.clone() };
         let key = promotion.key().digest();
         observed.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), key });
         let plan = reasoning_pod::plan(&observed, make::at(10));
@@ -486,10 +485,9 @@ fn a_promotion_states_what_a_verifier_confirms() {
         }
     }
     let plan = reasoning_pod::plan(&observed, make::at(9));
-    let [Effect::SignPromotion { model, reasons, .. }] = &plan.effects[..] else { panic!("{plan:?}") };
-    assert_eq!(reasons.namespace, "team");
-    assert_eq!(reasons.training.run.uid, "run-1");
-    let promotion = Promotion { model: *model, reasons: reasons.clone() };
+    let [Effect::SignPromotion { promotion, .. }] = &plan.effects[..] else { panic!("{plan:?}") };
+    assert_eq!(promotion.reasons.namespace, "team");
+    assert_eq!(promotion.reasons.training.run.uid, "run-1");
     let read = Promotion::read(&promotion.payload()).unwrap();
     let [evaluation] = &read.reasons.evaluations[..] else { panic!("{read:?}") };
     codex_verdict::recheck(read.model, evaluation).unwrap();

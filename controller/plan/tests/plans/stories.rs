@@ -14,7 +14,7 @@ use codex_plan::{
     reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion},
     training_run::{self, ObservedTrainingRun},
 };
-use codex_provenance::{oms, promotion::Promotion};
+use codex_provenance::oms;
 use codex_reports::{EvaluationState, Kind, ServingState, Stage, State, TrainingState};
 use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -196,8 +196,7 @@ impl Told for ObservedReasoningPod {
                     let payload = oms::payload_digest(&oms::payload(manifest, name));
                     self.oms = Bundle::Valid(SignedModel { payload });
                 }
-                Effect::SignPromotion { model, reasons, .. } => {
-                    let promotion = Promotion { model: *model, reasons: reasons.clone() };
+                Effect::SignPromotion { promotion, .. } => {
                     let key = promotion.key().digest();
                     self.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), key });
                 }

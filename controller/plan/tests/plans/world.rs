@@ -375,14 +375,16 @@ impl World {
                 assert!(self.oms.replace(SignedModel { payload }).is_none(), "a model is signed once");
                 self.writes.push("signature".to_owned());
             }
-            Effect::SignPromotion { config_map, model, reasons } => {
-                let promotion = Promotion { model: *model, reasons: reasons.clone() };
+            Effect::SignPromotion { config_map, promotion } => {
                 let digest = promotion.digest();
                 let name = config_map.name_any();
                 let evaluations = BTreeMap::from([("lite".to_owned(), self.evaluation.clone())]);
                 let names = bundle_names(&self.pod, Some(&self.run), &evaluations);
                 assert_eq!(names.promotion.as_ref(), Some(&name), "it is looked for where it is kept");
-                assert!(self.promotions.insert(name, (promotion, digest)).is_none(), "a promotion is signed once");
+                assert!(
+                    self.promotions.insert(name, ((**promotion).clone(), digest)).is_none(),
+                    "a promotion is signed once"
+                );
                 self.writes.push("promotion".to_owned());
             }
         }
