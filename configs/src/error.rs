@@ -144,6 +144,22 @@ pub enum ConfigError {
         #[source]
         source: serde_yaml::Error,
     },
+    /// The text has a common mistake, which the parser does not name.
+    #[error("{origin}: line {line} {why}")]
+    Mistake {
+        /// Where.
+        origin: Origin,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong and how to correct it.
+        why: &'static str,
+    },
+    /// The text uses YAML's merge key.
+    #[error("{origin} uses the merge key <<, which is not supported: write its keys out")]
+    Merge {
+        /// Where.
+        origin: Origin,
+    },
     /// The YAML document is not a mapping.
     #[error("{origin} is {found}: write keys and values such as `{example}`")]
     NotAMapping {
@@ -182,10 +198,23 @@ pub enum ConfigError {
         #[source]
         source: serde_yaml::Error,
     },
-    /// The file is not a resolved configuration.
+    /// The file is UTF-16 text.
+    #[error("the configuration is UTF-16 text: save the file as UTF-8")]
+    Utf16,
+    /// The file is not YAML. Nothing of it is quoted.
     #[error(
-        "the file has no schemaVersion, so it is not a resolved configuration of codex: pass the file that the controller \
-         mounts, or artifacts/config.yaml of a run"
+        "the file is not YAML{}, so it is not a resolved configuration of codex: pass the file that the controller mounts, or \
+         artifacts/config.yaml of a run",
+        place.map(|(line, column)| format!(" at line {line} column {column}")).unwrap_or_default()
+    )]
+    ForeignText {
+        /// The line and the column, counted from 1.
+        place: Option<(usize, usize)>,
+    },
+    /// The file is not a resolved configuration. Nothing of it is quoted.
+    #[error(
+        "the file has no schemaVersion and kind, so it is not a resolved configuration of codex: pass the file that the \
+         controller mounts, or artifacts/config.yaml of a run"
     )]
     Foreign,
     /// A resolved configuration file has another version.
@@ -198,7 +227,7 @@ pub enum ConfigError {
     #[error("the resolved configuration has kind {found}: this command reads {wanted}")]
     Kind {
         /// The kind in the file.
-        found: String,
+        found: &'static str,
         /// The kind that the command reads.
         wanted: &'static str,
     },
@@ -227,6 +256,10 @@ impl ConfigError {
     #[must_use]
     pub fn on_command_line(mut self, set: &[String]) -> Self {
         match &mut self {
+            // The value that the sentence quotes tells several files apart.
+            Self::Data { field, .. } => {
+                *field = if field.ends_with(".name") { "the name in --data" } else { "--data" }.to_owned();
+            }
             // The message quotes the whole argument already.
             Self::NotAnOverride { origin, .. } => *origin = Origin::Set(String::new()),
             Self::UnknownKey { origin, .. }

@@ -14,6 +14,8 @@ use crate::{
 
 /// Maximum size of `spec.config` in bytes.
 const MAX_CONFIG: usize = 32 * 1024;
+/// The byte order mark. It is harmless at the beginning of a text.
+const MARK: char = '\u{feff}';
 /// Maximum number of characters of a value in a message.
 const MAX_SHOWN: usize = 60;
 
@@ -24,11 +26,42 @@ pub(crate) struct Layers {
     leaves: BTreeMap<&'static str, Value>,
 }
 
-/// Reads the value of an override; `None` if it is not YAML. The error of the parser names a line and a column, which mean nothing
-/// for a single value. A number that is too large for the parser is a float here, so that the rule of its key names the range.
-fn scalar(raw: &str) -> Option<Yaml> {
+/// Reads the value of an override. The error of the parser names a line and a column, which mean nothing for a single value. A
+/// number that is too large for the parser is a float here, so that the rule of its key names the range.
+fn scalar(raw: &str) -> Result<Yaml, serde_yaml::Error> {
     let large = || raw.parse::<f64>().ok().filter(|number| number.is_finite()).map(Yaml::from);
-    serde_yaml::from_str(raw).ok().or_else(large)
+    serde_yaml::from_str(raw).or_else(|error| large().ok_or(error))
+}
+
+/// Returns the key that a mapping has twice, from the error of the parser.
+fn repeated(error: &serde_yaml::Error) -> Option<String> {
+    let text = error.to_string();
+    let (_, rest) = text.split_once("duplicate entry with key \"")?;
+    rest.split_once('"').map(|(key, _)| key.to_owned())
+}
+
+/// Returns the line, counted from 1, and the mistake of a text that the parser refuses, if it is a common one.
+fn mistake(text: &str) -> Option<(usize, &'static str)> {
+    let mut begun = false;
+    text.lines().zip(1..).find_map(|(line, number)| {
+        let content = line.trim_start();
+        let indentation = &line[..line.len() - content.len()];
+        let divides =
+            ["---", "..."].iter().any(|mark| line.trim_end() == *mark || line.starts_with(&format!("{mark} ")));
+        let why = if content.is_empty() || content.starts_with('#') {
+            None
+        } else if indentation.contains('\t') {
+            Some("is indented with a tab: indent with spaces")
+        } else if indentation.contains(|character| character != ' ') {
+            Some("is indented with another character than a space: indent with spaces")
+        } else if begun && divides {
+            Some("begins another document: write one, without --- and ...")
+        } else {
+            None
+        };
+        begun |= !(content.is_empty() || content.starts_with(['#', '%']));
+        why.map(|why| (number, why))
+    })
 }
 
 impl Layers {
@@ -64,8 +97,10 @@ impl Layers {
             if key.is_empty() || raw.is_empty() {
                 return Err(refuse());
             }
-            let value = scalar(raw)
-                .ok_or_else(|| ConfigError::NotAValue { origin: origin.clone(), value: show(&Value::from(raw)) })?;
+            let value = scalar(raw).map_err(|error| match repeated(&error) {
+                Some(inner) => ConfigError::Twice { origin: origin.clone(), key: format!("{key}.{inner}") },
+                None => ConfigError::NotAValue { origin: origin.clone(), value: show(&Value::from(raw)) },
+            })?;
             let bare = !value.is_string() && self.find(key).is_some_and(|known| known.rule.takes_text());
             let value = if bare { Value::from(raw) } else { json(&value) };
             let path = self.check(&origin, key, &value)?;
@@ -85,10 +120,20 @@ impl Layers {
 
     fn yaml(&mut self, origin: Origin, text: &str) -> Result<(), ConfigError> {
         let example = self.example.1;
-        let yaml: Yaml = serde_yaml::from_str(text).map_err(|source| ConfigError::NotYaml {
-            origin: origin.clone(),
-            example,
-            source,
+        let text = text.strip_prefix(MARK).unwrap_or(text);
+        // Characters that nobody sees would stand in the names of keys.
+        let marked = |line: &str| line.contains(MARK) && !line.trim_start().starts_with('#');
+        if let Some(index) = text.lines().position(marked) {
+            let why = "holds a byte order mark (U+FEFF): remove it";
+            return Err(ConfigError::Mistake { origin, line: index + 1, why });
+        }
+        let yaml: Yaml = serde_yaml::from_str(text).map_err(|source| {
+            let origin = origin.clone();
+            match (repeated(&source), mistake(text)) {
+                (Some(key), _) => ConfigError::Twice { origin, key },
+                (None, Some((line, why))) => ConfigError::Mistake { origin, line, why },
+                (None, None) => ConfigError::NotYaml { origin, example, source },
+            }
         })?;
         let mapping = match yaml {
             Yaml::Null => return Ok(()),
@@ -110,6 +155,9 @@ impl Layers {
     ) -> Result<(), ConfigError> {
         for (name, value) in mapping {
             let name = name.as_str().map_or_else(|| show(&json(name)), str::to_owned);
+            if name == "<<" {
+                return Err(ConfigError::Merge { origin: origin.clone() });
+            }
             let path = parent.map_or_else(|| name.clone(), |parent| format!("{parent}.{name}"));
             match value {
                 Yaml::Mapping(inner) if reserved(&path).is_none() && self.find(&path).is_none() => {

@@ -7,6 +7,8 @@ use crate::ConfigError;
 
 /// Version of the format of the file.
 pub const SCHEMA_VERSION: u32 = 1;
+/// The kinds of objects whose pods read such a file.
+const KINDS: [&str; 2] = ["TrainingRun", "Evaluation"];
 /// Maximum seed. Larger JSON numbers are not exact.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
 
@@ -54,7 +56,8 @@ struct Written<'a, T> {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Read {
     digest: String,
-    kind: String,
+    #[serde(rename = "kind")]
+    _kind: String,
     spec: serde_yaml::Value,
 }
 
@@ -100,17 +103,27 @@ impl<T: Spec> Resolved<T> {
     /// invalid value.
     pub fn from_yaml(bytes: &[u8]) -> Result<Self, ConfigError> {
         let unreadable = |source| ConfigError::NotResolved { source };
-        // The version first: a file of another version may have any shape.
-        let mut any: serde_yaml::Mapping = serde_yaml::from_slice(bytes).map_err(unreadable)?;
+        // Nothing of a file is quoted before it is known to be a configuration: it may be a token or a key. The version comes
+        // first, because a file of another version may have any shape.
+        let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
+        if [[0xff, 0xfe], [0xfe, 0xff]].iter().any(|mark| bytes.starts_with(mark)) {
+            return Err(ConfigError::Utf16);
+        }
+        let any: serde_yaml::Value = serde_yaml::from_slice(bytes).map_err(|error| ConfigError::ForeignText {
+            place: error.location().map(|place| (place.line(), place.column())),
+        })?;
+        let serde_yaml::Value::Mapping(mut any) = any else { return Err(ConfigError::Foreign) };
         let version = any.remove("schemaVersion").and_then(|version| version.as_u64());
         let version = version.ok_or(ConfigError::Foreign)?;
         if version != u64::from(SCHEMA_VERSION) {
             return Err(ConfigError::Version { found: version });
         }
-        let read: Read = serde_yaml::from_value(any.into()).map_err(unreadable)?;
-        if read.kind != T::KIND {
-            return Err(ConfigError::Kind { found: read.kind, wanted: T::KIND });
+        let kind = any.get("kind").and_then(|kind| KINDS.into_iter().find(|known| kind == *known));
+        let kind = kind.ok_or(ConfigError::Foreign)?;
+        if kind != T::KIND {
+            return Err(ConfigError::Kind { found: kind, wanted: T::KIND });
         }
+        let read: Read = serde_yaml::from_value(any.into()).map_err(unreadable)?;
         let resolved = Self::new(serde_yaml::from_value(read.spec).map_err(unreadable)?)?;
         if read.digest != resolved.digest.to_string() {
             return Err(ConfigError::Digest { written: read.digest, computed: resolved.digest });

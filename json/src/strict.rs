@@ -1,55 +1,72 @@
-//! A deserializer around another one that refuses arrays for structs and objects for variants without data.
+//! A deserializer around another one that refuses arrays for structs and objects for variants without data, and whose errors
+//! quote no value.
 
 use std::fmt;
 
 use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, Error as _, IgnoredAny, IntoDeserializer as _, MapAccess, SeqAccess,
-    VariantAccess, Visitor, value::StrDeserializer,
+    Unexpected, VariantAccess, Visitor, value::StrDeserializer,
 };
+
+use crate::unquoted::Unquoted;
 
 /// The strict form of a deserializer, of an access or of a seed.
 pub(crate) struct Strict<T>(pub(crate) T);
 
+/// What a deserializer says about a value of another type than it was asked for quotes the value, so it is not asked for a type:
+/// the visitor judges what is there.
+macro_rules! any {
+    ($($method:ident($($name:ident: $type:ty),*);)*) => {$(
+        fn $method<V: Visitor<'de>>(self, $($name: $type,)* visitor: V) -> Result<V::Value, Self::Error> {
+            $(let _ = $name;)*
+            self.deserialize_any(visitor)
+        }
+    )*};
+}
+
 macro_rules! forward {
     ($($method:ident($($name:ident: $type:ty),*);)*) => {$(
-        fn $method<V: Visitor<'de>>(self, $($name: $type,)* visitor: V) -> Result<V::Value, D::Error> {
-            self.0.$method($($name,)* Strict(visitor))
+        fn $method<V: Visitor<'de>>(self, $($name: $type,)* visitor: V) -> Result<V::Value, Self::Error> {
+            self.0.$method($($name,)* Strict(visitor)).map_err(Unquoted)
         }
     )*};
 }
 
 impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<D> {
-    type Error = D::Error;
+    type Error = Unquoted<D::Error>;
 
-    forward! {
-        deserialize_any();
+    any! {
         deserialize_bool();
         deserialize_i8();
         deserialize_i16();
         deserialize_i32();
         deserialize_i64();
-        deserialize_i128();
         deserialize_u8();
         deserialize_u16();
         deserialize_u32();
         deserialize_u64();
-        deserialize_u128();
         deserialize_f32();
         deserialize_f64();
         deserialize_char();
         deserialize_str();
         deserialize_string();
-        deserialize_bytes();
-        deserialize_byte_buf();
-        deserialize_option();
         deserialize_unit();
         deserialize_unit_struct(name: &'static str);
-        deserialize_newtype_struct(name: &'static str);
         deserialize_seq();
         deserialize_tuple(length: usize);
         deserialize_tuple_struct(name: &'static str, length: usize);
         deserialize_map();
         deserialize_identifier();
+    }
+
+    forward! {
+        deserialize_any();
+        deserialize_i128();
+        deserialize_u128();
+        deserialize_bytes();
+        deserialize_byte_buf();
+        deserialize_option();
+        deserialize_newtype_struct(name: &'static str);
         deserialize_ignored_any();
     }
 
@@ -58,8 +75,8 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<D> {
         _: &'static str,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, D::Error> {
-        self.0.deserialize_map(StructVisitor { visitor, fields })
+    ) -> Result<V::Value, Self::Error> {
+        self.deserialize_any(StructVisitor { visitor, fields })
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -67,8 +84,8 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<D> {
         _: &'static str,
         variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, D::Error> {
-        self.0.deserialize_any(EnumVisitor { visitor, variants })
+    ) -> Result<V::Value, Self::Error> {
+        self.deserialize_any(EnumVisitor { visitor, variants })
     }
 
     fn is_human_readable(&self) -> bool {
@@ -80,15 +97,15 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Strict<S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
-        self.0.deserialize(Strict(deserializer))
+        self.0.deserialize(Strict(deserializer)).map_err(Unquoted::into_inner)
     }
 }
 
 impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Strict<A> {
-    type Error = A::Error;
+    type Error = Unquoted<A::Error>;
 
-    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.0.next_element_seed(Strict(seed))
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Self::Error> {
+        self.0.next_element_seed(Strict(seed)).map_err(Unquoted)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -97,14 +114,14 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Strict<A> {
 }
 
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for Strict<A> {
-    type Error = A::Error;
+    type Error = Unquoted<A::Error>;
 
-    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.0.next_key_seed(Strict(seed))
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Self::Error> {
+        self.0.next_key_seed(Strict(seed)).map_err(Unquoted)
     }
 
-    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
-        self.0.next_value_seed(Strict(seed))
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Self::Error> {
+        self.0.next_value_seed(Strict(seed)).map_err(Unquoted)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -115,7 +132,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Strict<A> {
 macro_rules! visit {
     ($($method:ident($type:ty);)*) => {$(
         fn $method<E: serde::de::Error>(self, value: $type) -> Result<V::Value, E> {
-            self.0.$method(value)
+            self.0.$method(value).map_err(Unquoted::into_inner)
         }
     )*};
 }
@@ -151,27 +168,27 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Strict<V> {
     }
 
     fn visit_none<E: serde::de::Error>(self) -> Result<V::Value, E> {
-        self.0.visit_none()
+        self.0.visit_none().map_err(Unquoted::into_inner)
     }
 
     fn visit_unit<E: serde::de::Error>(self) -> Result<V::Value, E> {
-        self.0.visit_unit()
+        self.0.visit_unit().map_err(Unquoted::into_inner)
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
-        self.0.visit_some(Strict(deserializer))
+        self.0.visit_some(Strict(deserializer)).map_err(Unquoted::into_inner)
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
-        self.0.visit_newtype_struct(Strict(deserializer))
+        self.0.visit_newtype_struct(Strict(deserializer)).map_err(Unquoted::into_inner)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
-        self.0.visit_seq(Strict(access))
+        self.0.visit_seq(Strict(access)).map_err(Unquoted::into_inner)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
-        self.0.visit_map(Strict(access))
+        self.0.visit_map(Strict(access)).map_err(Unquoted::into_inner)
     }
 }
 
@@ -192,7 +209,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for StructVisitor<V> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
-        self.visitor.visit_map(Strict(access))
+        self.visitor.visit_map(access)
     }
 }
 
@@ -215,33 +232,36 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for EnumVisitor<V> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
-        self.visitor.visit_enum(Strict(access))
+        self.visitor.visit_enum(Named(access))
     }
 }
 
-impl<'de, A: MapAccess<'de>> EnumAccess<'de> for Strict<A> {
+/// The only entry of an object, as a variant and its data.
+struct Named<A>(A);
+
+impl<'de, A: MapAccess<'de>> EnumAccess<'de> for Named<A> {
     type Error = A::Error;
     type Variant = Self;
 
     fn variant_seed<S: DeserializeSeed<'de>>(mut self, seed: S) -> Result<(S::Value, Self), A::Error> {
         let variant =
-            self.0.next_key_seed(seed)?.ok_or_else(|| A::Error::custom("an empty object names no variant"))?;
+            self.0.next_key_seed(seed)?.ok_or_else(|| A::Error::invalid_length(0, &"an object with one key"))?;
         Ok((variant, self))
     }
 }
 
-impl<'de, A: MapAccess<'de>> VariantAccess<'de> for Strict<A> {
+impl<'de, A: MapAccess<'de>> VariantAccess<'de> for Named<A> {
     type Error = A::Error;
 
     fn unit_variant(self) -> Result<(), A::Error> {
-        Err(A::Error::custom("an object is not allowed here: write the name as a string"))
+        Err(A::Error::invalid_type(Unexpected::Map, &"the name as a string"))
     }
 
     fn newtype_variant_seed<S: DeserializeSeed<'de>>(mut self, seed: S) -> Result<S::Value, A::Error> {
-        let value = self.0.next_value_seed(Strict(seed))?;
+        let value = self.0.next_value_seed(seed)?;
         match self.0.next_key::<IgnoredAny>()? {
             None => Ok(value),
-            Some(_) => Err(A::Error::custom("an object with a second key names two variants")),
+            Some(_) => Err(A::Error::invalid_length(2, &"an object with one key")),
         }
     }
 

@@ -117,6 +117,66 @@ fn an_object_is_not_a_variant_without_data() {
         assert!(from_str::<Kind>(text).is_err(), "{text}");
     }
     let told = from_str::<Kind>("{\"Unit\": null}").unwrap_err().to_string();
-    assert!(told.starts_with("an object is not allowed here: write the name as a string at line 1"), "{told}");
+    assert!(told.starts_with("invalid type: map, expected the name as a string at line 1"), "{told}");
     assert!(from_str::<Inner>("{\"a\":1} x").is_err(), "trailing characters");
+}
+
+#[test]
+fn no_error_quotes_a_value() {
+    const SECRET: &str = "eyJhbGciOiJSUzI1NiJ9.c2VjcmV0";
+    let good = json!({"text": "", "number": 0.5, "kinds": [], "maybe": null, "map": {}, "pair": [1, ""]});
+    let mut texts =
+        vec![format!("{SECRET:?}"), format!("[{SECRET:?}]"), SECRET.to_owned(), format!("{{{SECRET:?}:1}}")];
+    for place in ["/text", "/number", "/kinds", "/maybe", "/map", "/pair", "/pair/0", "/pair/1"] {
+        for wrong in
+            [json!(SECRET), json!([SECRET]), json!({SECRET: SECRET}), json!({"a": SECRET}), json!([{SECRET: 1}])]
+        {
+            let mut value = good.clone();
+            *value.pointer_mut(place).unwrap() = wrong;
+            texts.push(value.to_string());
+        }
+    }
+    for kind in [json!(SECRET), json!({SECRET: 1}), json!({"Newtype": SECRET}), json!({"Struct": {"a": SECRET}})] {
+        let mut value = good.clone();
+        value["kinds"] = json!([kind]);
+        texts.push(value.to_string());
+    }
+    let mut refused = 0;
+    for text in texts {
+        if let Err(error) = from_str::<Outer>(&text) {
+            assert!(!error.to_string().contains("eyJ"), "{text}: {error}");
+            assert!(error.to_string().contains(" at line 1 column "), "{text}: {error}");
+            refused += 1;
+        }
+        if let Some(error) = serde_json::from_str(&text).ok().and_then(|value| from_value::<Outer>(value).err()) {
+            assert!(!error.to_string().contains("eyJ"), "{text}: {error}");
+        }
+    }
+    assert!(refused > 40, "{refused}");
+    for (wrong, told) in [
+        (json!({"a": 300}), "invalid value: integer, expected u8"),
+        (json!({"a": 1.5}), "invalid type: floating point number, expected u8"),
+    ] {
+        assert_eq!(from_value::<Inner>(wrong).unwrap_err().to_string(), told);
+    }
+    assert_eq!(
+        from_str::<Kind>("\"Unti\"").unwrap_err().to_string(),
+        "unknown name, expected one of `Unit`, `Newtype`, `Tuple`, `Struct` at line 1 column 6"
+    );
+    let custom = from_str::<std::num::NonZeroU8>("0").unwrap_err().to_string();
+    assert_eq!(custom, "invalid value: integer, expected a nonzero u8 at line 1 column 1");
+    let address = from_value::<std::net::IpAddr>(json!(SECRET)).unwrap_err().to_string();
+    assert!(!address.contains("eyJ"), "{address}");
+    let told = from_value::<Outer>(json!({"texts": ""})).unwrap_err().to_string();
+    assert!(told.starts_with("unknown field `texts`, expected one of `text`, "), "{told}");
+}
+
+#[test]
+fn a_byte_order_mark_is_skipped_and_utf_16_is_named() {
+    assert_eq!(from_str::<Inner>("\u{feff}{\"a\":1}\r\n").unwrap(), Inner { a: 1 });
+    assert!(from_str::<Inner>("{\"a\":\u{feff}1}").is_err());
+    for utf16 in [u16::to_le_bytes, u16::to_be_bytes] {
+        let bytes: Vec<u8> = "\u{feff}{\"a\":1}".encode_utf16().flat_map(utf16).collect();
+        assert_eq!(from_slice::<Inner>(&bytes).unwrap_err().to_string(), "UTF-16 text: save the file as UTF-8");
+    }
 }

@@ -81,7 +81,12 @@ impl Serialize for Sha256 {
 
 impl<'de> Deserialize<'de> for Sha256 {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        let text = String::deserialize(deserializer)?;
+        let wrong = |_| {
+            let expected = "a SHA-256 digest of 64 lower-case hexadecimal digits";
+            serde::de::Error::invalid_value(serde::de::Unexpected::Str(&text), &expected)
+        };
+        text.parse().map_err(wrong)
     }
 }
 

@@ -44,7 +44,7 @@ pub(crate) fn write<P: Serialize>(name: &str, subject: Sha256, predicate_type: &
 
 /// Returns the predicate type of a statement, if it is one.
 pub(crate) fn predicate_type(payload: &[u8]) -> Option<String> {
-    serde_json::from_slice::<Statement<serde::de::IgnoredAny>>(payload).ok().map(|statement| statement.predicate_type)
+    codex_json::from_slice::<Statement<serde::de::IgnoredAny>>(payload).ok().map(|statement| statement.predicate_type)
 }
 
 /// Reads a statement and returns the digest of its subject and its predicate.
@@ -54,7 +54,7 @@ pub(crate) fn predicate_type(payload: &[u8]) -> Option<String> {
 pub(crate) fn read<P: DeserializeOwned>(payload: &[u8], predicate_type: &str) -> Result<(Sha256, P), String> {
     // The types first, so that the message about another kind of statement names the kind and not an unknown field.
     let unreadable = |error: serde_json::Error| Printable(&error.to_string()).to_string();
-    let kind: Statement<serde::de::IgnoredAny> = serde_json::from_slice(payload).map_err(unreadable)?;
+    let kind: Statement<serde::de::IgnoredAny> = codex_json::from_slice(payload).map_err(unreadable)?;
     if kind.type_ != STATEMENT {
         return Err(format!("its type is {:?}, not {STATEMENT:?}", kind.type_));
     }
@@ -64,6 +64,6 @@ pub(crate) fn read<P: DeserializeOwned>(payload: &[u8], predicate_type: &str) ->
     let [subject] = kind.subject.as_slice() else {
         return Err(format!("it has {} subjects, and exactly one is required", kind.subject.len()));
     };
-    let statement: Statement<P> = serde_json::from_slice(payload).map_err(unreadable)?;
+    let statement: Statement<P> = codex_json::from_slice(payload).map_err(unreadable)?;
     Ok((subject.digest.sha256, statement.predicate))
 }

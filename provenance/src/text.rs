@@ -33,6 +33,9 @@ mod tests {
         }
         assert_eq!(Printable("a\nb\r\t").to_string(), "a\\nb\\r\\t");
         assert_eq!(Printable("\u{1b}[2K\u{9b}0m\u{7f}").to_string(), "\\u{1b}[2K\\u{9b}0m\\u{7f}");
+        // Two forms of the same letter.
+        assert_ne!(Printable("caf\u{e9}").to_string(), Printable("cafe\u{301}").to_string());
+        assert_eq!(Printable("cafe\u{301}").to_string(), "cafe\\u{301}");
         // Right-to-left override, line separator, zero-width space.
         assert_eq!(Printable("\u{202e}\u{2028}\u{200b}").to_string(), "\\u{202e}\\u{2028}\\u{200b}");
     }

@@ -24,6 +24,11 @@ pub(crate) fn whole<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str
     }
 }
 
+/// Returns a parser of finite numbers; `right` names the allowed ones, which the caller checks.
+pub(crate) fn number(right: &'static str) -> impl Fn(&str) -> Result<f64, String> + Clone {
+    move |text| text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| right.to_owned())
+}
+
 /// Parses an address to listen on.
 ///
 /// # Errors
@@ -92,6 +97,10 @@ mod tests {
             assert_eq!(whole::<u16>(1..=10)(text).unwrap_err(), "write a whole number from 1 to 10");
         }
         assert_eq!(whole::<u64>(1..=u64::MAX)("0").unwrap_err(), "write a whole number, at least 1");
+        assert_eq!(number("write a share")("1e-3"), Ok(0.001));
+        for text in ["", "hot", "nan", "inf", "1,5"] {
+            assert_eq!(number("write a share")(text).unwrap_err(), "write a share");
+        }
         assert!(socket_address("[::1]:0").is_ok());
         assert!(socket_address("localhost:0").unwrap_err().contains("such as 127.0.0.1:9464"));
     }

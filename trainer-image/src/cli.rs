@@ -164,6 +164,52 @@ mod tests {
         }
     }
 
+    /// The commands that do something, by their names.
+    fn leaves(command: &clap::Command, path: &[String]) -> Vec<(Vec<String>, clap::Command)> {
+        let inner: Vec<_> = command.get_subcommands().filter(|inner| inner.get_name() != "help").collect();
+        if inner.is_empty() {
+            return vec![(path.to_vec(), command.clone())];
+        }
+        inner.into_iter().flat_map(|inner| leaves(inner, &[path, &[inner.get_name().to_owned()]].concat())).collect()
+    }
+
+    #[test]
+    fn every_number_and_address_has_a_sentence_for_another_text() {
+        let texts: std::collections::HashSet<_> =
+            [std::any::TypeId::of::<String>(), std::any::TypeId::of::<std::path::PathBuf>()].into();
+        let mut checked = 0;
+        for (path, command) in leaves(&Arguments::command(), &[]) {
+            for argument in command.get_arguments().filter(|argument| argument.get_action().takes_values()) {
+                let parser = argument.get_value_parser();
+                if texts.iter().any(|text| parser.type_id() == *text) || parser.possible_values().is_some() {
+                    continue;
+                }
+                let mut line = vec!["codex".to_owned()];
+                line.extend(path.iter().cloned());
+                match argument.get_long() {
+                    Some(name) => line.push(format!("--{name}=1e3x")),
+                    None => line.extend(vec!["1e3x".to_owned(); argument.get_index().unwrap_or(1)]),
+                }
+                let told = Arguments::try_parse_from(&line).unwrap_err();
+                assert_eq!(told.kind(), clap::error::ErrorKind::ValueValidation, "{line:?}: {told}");
+                assert!(told.to_string().contains("write "), "{line:?}: {told}");
+                checked += 1;
+            }
+        }
+        assert!(checked > 40, "{checked}");
+    }
+
+    /// Doc comments with links to items of the code become help texts.
+    #[test]
+    fn no_help_text_shows_the_syntax_of_documentation() {
+        for (path, mut command) in leaves(&Arguments::command(), &[]) {
+            let help = command.render_long_help().to_string();
+            for syntax in ["[`", "`]", "::", "](", "Some(", "None"] {
+                assert!(!help.contains(syntax), "{path:?} has {syntax:?} in its help:\n{help}");
+            }
+        }
+    }
+
     #[test]
     fn the_help_of_prepare_data_lists_every_task() {
         let mut command = Arguments::command();

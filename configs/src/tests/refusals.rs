@@ -87,6 +87,16 @@ fn errors_on_the_command_line_name_its_flags() {
 }
 
 #[test]
+fn data_on_the_command_line_is_called_by_its_flag() {
+    let twice = vec![synthetic("arithmetic"), synthetic("arithmetic")];
+    let refused = compose_training("cot-starter", &[], None, 42, twice).expect_err("must be refused");
+    assert_eq!(
+        refused.on_command_line(&[]).to_string(),
+        r#"the name in --data is "arithmetic": give each file a unique name"#
+    );
+}
+
+#[test]
 fn unknown_keys() {
     assert_eq!(
         sentence(&["training.batchsize=8"], None),
@@ -233,7 +243,43 @@ fn contradicting_values() {
 #[test]
 fn malformed_config() {
     assert!(sentence(&[], Some("training: [")).starts_with("config is not valid YAML ("));
-    assert!(sentence(&[], Some("training: {}\ntraining: {}\n")).contains("duplicate entry"));
+    for (text, told) in [
+        ("training: {}\ntraining: {}\n", "config names training twice: keep one of the two"),
+        ("training:\n  batch_size: 8\n  batch_size: 9\n", "config names batch_size twice: keep one of the two"),
+        ("training:\n\tbatch_size: 8\n", "config: line 2 is indented with a tab: indent with spaces"),
+        (
+            "# one\ntraining:\n  max_steps: 9\n \tbatch_size: 8\n",
+            "config: line 4 is indented with a tab: indent with spaces",
+        ),
+        (
+            "training:\n\u{a0} batch_size: 8\n training\n",
+            "config: line 2 is indented with another character than a space: indent with spaces",
+        ),
+        ("training:\n  \u{feff}batch_size: 8\n", "config: line 2 holds a byte order mark (U+FEFF): remove it"),
+        (
+            "training: {batch_size: 8}\n---\ntraining: {max_steps: 9}\n",
+            "config: line 2 begins another document: write one, without --- and ...",
+        ),
+        (
+            "training: &all {batch_size: 8}\nmodel:\n  <<: *all\n",
+            "config uses the merge key <<, which is not supported: write its keys out",
+        ),
+    ] {
+        assert_eq!(sentence(&[], Some(text)), told, "{text:?}");
+    }
+    assert_eq!(
+        sentence(&["training={batch_size: 8, batch_size: 9}"], None),
+        "overrides[0] names training.batch_size twice: keep one of the two"
+    );
+    let same = |config: &str| compose_training("cot-starter", &[], Some(config), 42, data()).expect("good").digest();
+    let plain = same("training: {batch_size: 8}\n");
+    for harmless in [
+        "\u{feff}training: {batch_size: 8}\n",
+        "---\ntraining:\r\n  batch_size:\t8\r\n",
+        "# \u{feff}\n---\ntraining.batch_size: 8\n...\n",
+    ] {
+        assert_eq!(same(harmless), plain, "{harmless:?}");
+    }
     assert_eq!(
         sentence(&[], Some("training.batch_size: 8\ntraining: {batch_size: 9}")),
         "config names training.batch_size twice: keep one of the two"

@@ -14,6 +14,13 @@ fn a_written_file_reads_as_the_same() {
     let written = starter(&["training.learning_rate=0.1", "training.epsilon=1e-12"], None);
     let yaml = written.to_yaml().expect("YAML");
     assert_eq!(Resolved::from_yaml(yaml.as_bytes()).expect("its own file"), written);
+    let marked = format!("\u{feff}{}", yaml.replace('\n', "\r\n"));
+    assert_eq!(Resolved::from_yaml(marked.as_bytes()).expect("the same text"), written);
+    let utf16: Vec<u8> = marked.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    assert_eq!(
+        Resolved::<Training>::from_yaml(&utf16).expect_err("UTF-16").to_string(),
+        "the configuration is UTF-16 text: save the file as UTF-8"
+    );
     let evaluation = compose_evaluation("cot-lite", &["evaluation.limit=9".to_owned()], 1, vec![]).expect("good");
     let yaml = evaluation.to_yaml().expect("YAML");
     assert_eq!(Resolved::from_yaml(yaml.as_bytes()).expect("its own file"), evaluation);
@@ -52,8 +59,9 @@ fn other_versions_kinds_and_shapes_are_refused() {
     );
     for foreign in ["spec: {}", "apiVersion: v1\nkind: ConfigMap", "schemaVersion: one"] {
         assert!(
-            refused(foreign)
-                .starts_with("the file has no schemaVersion, so it is not a resolved configuration of codex: ")
+            refused(foreign).starts_with(
+                "the file has no schemaVersion and kind, so it is not a resolved configuration of codex: "
+            )
         );
     }
     assert!(
@@ -61,9 +69,32 @@ fn other_versions_kinds_and_shapes_are_refused() {
     );
     assert!(refused(&yaml.replace("batch_size: 64", "batch_size: 0")).contains("write a whole number from 1 to 65536"));
     assert!(refused(&yaml.replace("learning_rate: 0.005", "learning_rate: .nan")).contains("write a number above 0"));
-    assert!(refused("[").contains("cannot be read"));
+    assert!(refused("[").starts_with("the file is not YAML at line 1 column "), "{}", refused("["));
     let sentence = Resolved::<Evaluation>::from_yaml(yaml.as_bytes()).expect_err("another kind").to_string();
     assert_eq!(sentence, "the resolved configuration has kind TrainingRun: this command reads Evaluation");
+}
+
+#[test]
+fn no_error_quotes_a_file_that_is_not_a_configuration() {
+    const SECRET: &str = "eyJhbGciOiJSUzI1NiJ9.c2VjcmV0";
+    for file in [
+        SECRET.to_owned(),
+        format!("{SECRET:?}"),
+        format!("[{SECRET}]"),
+        format!("- {SECRET}\n- :"),
+        format!("{SECRET}: 1\n{SECRET}: 2"),
+        format!("password: {SECRET}"),
+        format!("schemaVersion: {SECRET}"),
+        format!("schemaVersion: 1\nkind: {SECRET}"),
+        format!("schemaVersion: 1\ntoken: {SECRET}"),
+        format!("*{SECRET}"),
+        format!("!{SECRET} x: ["),
+        format!("%{SECRET}"),
+        format!("-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----\n"),
+    ] {
+        let told = refused(&file);
+        assert!(!told.contains("eyJ") && told.contains("is not a resolved configuration of codex"), "{file}: {told}");
+    }
 }
 
 #[test]

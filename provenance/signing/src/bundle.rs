@@ -86,7 +86,7 @@ pub fn open(bundle: &[u8], key: &PublicKey) -> Result<Vec<u8>, BundleError> {
     if bundle.len() > MAX_BYTES {
         return Err(BundleError::TooLarge);
     }
-    let wire: Wire = serde_json::from_slice(bundle).map_err(BundleError::Shape)?;
+    let wire: Wire = codex_json::from_slice(bundle).map_err(BundleError::Shape)?;
     if wire.media_type != MEDIA_TYPE {
         return Err(BundleError::MediaType(wire.media_type));
     }

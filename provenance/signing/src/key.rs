@@ -39,6 +39,12 @@ pub enum KeyError {
         #[source]
         source: SigstoreError,
     },
+    /// The block of a PEM file is damaged. The parser's error would quote bytes of it.
+    #[error("the {what} is damaged: its PEM block is not the base64 of a key")]
+    Damaged {
+        /// The kind of key.
+        what: &'static str,
+    },
     /// The text is not PEM.
     #[error("the {what} is not PEM: the line -----BEGIN PUBLIC KEY----- is missing")]
     NotPem {
@@ -62,7 +68,7 @@ pub enum KeyError {
         label: String,
     },
     /// A private key is given as a public one.
-    #[error("the {what} is a private key: give its public key instead, and keep the private key secret")]
+    #[error("the file of the {what} holds a private key: give the {what} instead, and keep the private key secret")]
     Private {
         /// The kind of key.
         what: &'static str,
@@ -219,8 +225,7 @@ impl PublicKey {
             [label] => return Err(KeyError::Label { what: WHAT, label: label.chars().take(40).collect() }),
             labels => return Err(KeyError::Several { what: WHAT, count: labels.len() }),
         }
-        let key = CosignVerificationKey::try_from_pem(pem.as_bytes())
-            .map_err(|source| KeyError::Unreadable { what: WHAT, source })?;
+        let key = CosignVerificationKey::try_from_pem(pem.as_bytes()).map_err(|_| KeyError::Damaged { what: WHAT })?;
         // Each coordinate has the length of the curve. A key in another form would have another fingerprint.
         let uncompressed =
             |der: &[u8], length: usize| der.len() > 2 * length && der.get(der.len() - 2 * length - 1) == Some(&4);

@@ -58,12 +58,10 @@ pub enum LineError {
     #[error("{0}")]
     Json(#[from] serde_json::Error),
     /// The row has another schema or version.
-    #[error("{field} is {found:?}: this program reads {expected}")]
+    #[error("{field} is not {expected}: it is another file, or of another version of this program")]
     Schema {
         /// The field.
         field: &'static str,
-        /// Its value.
-        found: String,
         /// The value that this program reads.
         expected: &'static str,
     },
@@ -83,7 +81,7 @@ impl Row {
             [("$schema", &row.schema, SCHEMA), ("schema_version", &row.schema_version, SCHEMA_VERSION)]
         {
             if found != expected {
-                return Err(LineError::Schema { field, found: found.clone(), expected });
+                return Err(LineError::Schema { field, expected });
             }
         }
         for (field, text) in [("split", &row.split), ("metric", &row.metric)] {
@@ -239,8 +237,8 @@ pub(crate) mod tests {
         let cases = [
             (good.replace("0.5", "null"), "invalid type: null"),
             (good.replace("0.5", "1e999"), "number out of range"),
-            (good.replace("\"v1\"", "\"v2\""), "schema_version is \"v2\": this program reads v1"),
-            (good.replace("ledger/v1", "ledger/v3"), "$schema is"),
+            (good.replace("\"v1\"", "\"v2\""), "schema_version is not v1: "),
+            (good.replace("ledger/v1", "ledger/v3"), "$schema is not https://codex-ml.dev/"),
             (good.replace("\"loss\"", "\"\""), "metric is empty"),
             (good.replace("\"step\":1", "\"step\":-1"), "invalid value"),
             (good.replace("\"step\"", "\"stp\""), "unknown field `stp`"),

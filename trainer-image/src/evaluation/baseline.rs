@@ -36,24 +36,24 @@ pub enum BaselineError {
         file: String,
     },
     /// Two predictions for one problem.
-    #[error("{file}:{line}: a second prediction for {prompt:?}: keep one of the two")]
+    #[error("{file}:{line}: a second prediction for the prompt of line {first}: keep one of the two")]
     Repeated {
         /// The file.
         file: String,
         /// The line, counted from 1.
         line: usize,
-        /// The problem's prompt.
-        prompt: String,
+        /// The line of the first prediction.
+        first: usize,
     },
     /// A problem without a prediction: counting it as wrong would make the judged model look better.
     #[error(
-        "{file}: no prediction for {prompt:?}, which the problems ask: record the baseline on these problems (codex evaluate --record-baseline)"
+        "{file}: no prediction for {problem}: record the baseline on these problems (codex evaluate --record-baseline)"
     )]
     Missing {
         /// The file.
         file: String,
-        /// The problem's prompt.
-        prompt: String,
+        /// Where the problem stands.
+        problem: String,
     },
 }
 
@@ -61,7 +61,8 @@ pub enum BaselineError {
 #[derive(Clone, Debug, Default)]
 pub struct Baseline {
     file: String,
-    predictions: BTreeMap<String, String>,
+    /// By prompt, with the line.
+    predictions: BTreeMap<String, (usize, String)>,
 }
 
 impl Baseline {
@@ -88,10 +89,10 @@ impl Baseline {
                     return Err(BaselineError::Malformed { file, line, why });
                 }
             };
-            if predictions.contains_key(&prompt) {
-                return Err(BaselineError::Repeated { file, line, prompt });
+            if let Some((first, _)) = predictions.get(&prompt) {
+                return Err(BaselineError::Repeated { file, line, first: *first });
             }
-            predictions.insert(prompt, prediction);
+            predictions.insert(prompt, (line, prediction));
         }
         Ok(Self { file: file.to_owned(), predictions })
     }
@@ -106,15 +107,18 @@ impl Baseline {
         self.predictions.is_empty()
     }
 
-    /// What the baseline answered to a problem.
+    /// What the baseline answered to a problem; `None` where nothing was recorded.
+    pub fn prediction(&self, prompt: &str) -> Option<&str> {
+        self.predictions.get(prompt).map(|(_, prediction)| prediction.as_str())
+    }
+
+    /// Checks that the baseline answered a problem, which stands in this line of `file`.
     ///
     /// # Errors
     /// [`BaselineError::Missing`] where nothing was recorded.
-    pub fn prediction(&self, prompt: &str) -> Result<&str, BaselineError> {
-        self.predictions
-            .get(prompt)
-            .map(String::as_str)
-            .ok_or_else(|| BaselineError::Missing { file: self.file.clone(), prompt: prompt.to_owned() })
+    pub fn check(&self, prompt: &str, file: &str, line: usize) -> Result<(), BaselineError> {
+        let missing = || BaselineError::Missing { file: self.file.clone(), problem: format!("{file}:{line}") };
+        self.prediction(prompt).map(|_| ()).ok_or_else(missing)
     }
 }
 
@@ -190,7 +194,7 @@ mod tests {
                     prop_assert_eq!(values.len(), baseline.len());
                     for value in values {
                         let prompt = value["prompt"].as_str().unwrap();
-                        prop_assert_eq!(value["prediction"].as_str(), baseline.prediction(prompt).ok());
+                        prop_assert_eq!(value["prediction"].as_str(), baseline.prediction(prompt));
                     }
                 }
                 Err(error) => prop_assert!(error.to_string().starts_with("b:"), "{error}"),
@@ -220,8 +224,9 @@ mod tests {
         assert_eq!(baseline.len(), 2);
         assert_eq!(baseline.prediction("1+1:").unwrap(), "#2$");
         assert_eq!(baseline.prediction("2+2:").unwrap(), "");
-        let missing = baseline.prediction("3+3:").unwrap_err().to_string();
-        assert!(missing.starts_with("b.jsonl: no prediction for \"3+3:\""), "{missing}");
+        assert_eq!(baseline.prediction("3+3:"), None);
+        let missing = baseline.check("3+3:", "p.jsonl", 7).unwrap_err().to_string();
+        assert!(missing.starts_with("b.jsonl: no prediction for p.jsonl:7: record the baseline"), "{missing}");
     }
 
     #[test]
@@ -229,6 +234,8 @@ mod tests {
         let said = |text: &str| Baseline::parse("b.jsonl", text.as_bytes()).unwrap_err().to_string();
         let good = r##"{"prompt":"1+1:","prediction":"#2$"}"##;
         assert!(said(&format!("{good}\n\n{{\"prompt\":1}}")).starts_with("b.jsonl:3: invalid prediction: "));
-        assert!(said(&format!("{good}\n{good}")).starts_with("b.jsonl:2: a second prediction for \"1+1:\""));
+        assert!(
+            said(&format!("{good}\n{good}")).starts_with("b.jsonl:2: a second prediction for the prompt of line 1")
+        );
     }
 }

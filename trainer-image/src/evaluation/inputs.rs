@@ -75,7 +75,7 @@ impl Inputs {
         }
         if let Some(baseline) = &baseline {
             for problem in &problems {
-                baseline.prediction(&problem.record.prompt)?;
+                baseline.check(&problem.record.prompt, &problems_file, problem.line)?;
             }
         }
         Ok(Self { file: problems_file, problems, baseline })

@@ -105,7 +105,7 @@ impl Session<'_> {
         }
         for Problem { line, record } in &inputs.problems {
             if let Err(source) = generator.check(&record.prompt) {
-                return Err(EvaluateError::Prompt { file: inputs.file, line: *line, source });
+                return Err(EvaluateError::Prompt { file: inputs.file, line: *line, source: source.of_file() });
             }
         }
         self.reporter.update(|state| {
@@ -117,8 +117,8 @@ impl Session<'_> {
         };
         let mut scored = Vec::with_capacity(predictions.len());
         for (problem, prediction) in inputs.problems.iter().zip(predictions) {
-            let baseline =
-                inputs.baseline.as_ref().map(|baseline| baseline.prediction(&problem.record.prompt)).transpose()?;
+            // Every problem has a prediction: that was checked when the baseline was read.
+            let baseline = inputs.baseline.as_ref().and_then(|baseline| baseline.prediction(&problem.record.prompt));
             scored.push(Scored::of(problem.line, &problem.record, prediction, baseline, settings.answer));
         }
         if self.is_stopped() {

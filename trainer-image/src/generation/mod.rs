@@ -45,13 +45,13 @@ pub struct Generate {
     #[arg(long, value_name = "COUNT", default_value_t = 256, value_parser = crate::arguments::whole::<usize>(1..=1 << 20))]
     max_tokens: usize,
     /// Draw tokens at random: 1 as the model says, less to prefer likely ones. 0 always takes the most likely token.
-    #[arg(long, value_name = "NUMBER", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0.0, allow_negative_numbers = true, value_parser = crate::arguments::number("write a number, at least 0"))]
     temperature: f64,
     /// Draw among the most likely tokens whose probabilities add up to this. Needs --temperature.
-    #[arg(long, value_name = "SHARE", default_value_t = 1.0, allow_negative_numbers = true, requires = "temperature")]
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, allow_negative_numbers = true, requires = "temperature", value_parser = crate::arguments::number("write a number above 0, at most 1"))]
     top_p: f64,
     /// Draw among this many of the most likely tokens; 0 is all. Needs --temperature.
-    #[arg(long, value_name = "COUNT", default_value_t = 0, requires = "temperature")]
+    #[arg(long, value_name = "COUNT", default_value_t = 0, requires = "temperature", value_parser = crate::arguments::whole::<usize>(0..=u64::MAX))]
     top_k: usize,
     /// Seed of the draws.
     #[arg(long, allow_negative_numbers = true, default_value_t = 1, value_parser = crate::arguments::seed)]

@@ -59,6 +59,10 @@ impl Gguf {
         let size = file.metadata().map_err(io)?.len();
         let mut header = Vec::new();
         (&file).take(MAX_HEADER).read_to_end(&mut header).map_err(io)?;
+        // The reader would quote the first bytes of another file.
+        if !header.starts_with(b"GGUF") {
+            return Err(damaged("it does not begin with GGUF".to_owned()));
+        }
         if has_no_alignment(&header) {
             return Err(damaged("general.alignment is 0".to_owned()));
         }

@@ -65,7 +65,7 @@ pub(super) fn encode(tensors: &[(String, Vec<usize>, Vec<u8>)], file: &str) -> R
         .collect();
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let encoded = views.and_then(|views| safetensors::serialize(views, Some(metadata)));
-    encoded.map_err(|source| ModelError::Weights { file: file.to_owned(), source })
+    encoded.map_err(|error| ModelError::weights(file, &error))
 }
 
 /// Returns a value as indented JSON with a final line feed.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use codex_engine::{ConfigError, EngineError};
+use safetensors::SafeTensorError;
 
 use crate::{
     atomic_fs::{self, FileError},
@@ -40,14 +41,6 @@ pub enum ModelError {
     /// The tokenizer is not supported.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// A file of weights cannot be read.
-    #[error("{file} cannot be read")]
-    Weights {
-        /// The file.
-        file: String,
-        /// The parser's error.
-        source: safetensors::SafeTensorError,
-    },
     /// The header of a file of weights is damaged.
     #[error("{file} cannot be read: {why}")]
     Header {
@@ -116,6 +109,19 @@ pub enum ModelError {
     /// A directory or file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
+}
+
+impl ModelError {
+    /// Makes the error of a file of weights. What the library says about a header that is not JSON would quote it.
+    pub(super) fn weights(file: &str, error: &SafeTensorError) -> Self {
+        let why = match error {
+            SafeTensorError::InvalidHeaderDeserialization(_) => {
+                "its header is not that of a safetensors file".to_owned()
+            }
+            other => other.to_string(),
+        };
+        Self::Header { file: file.to_owned(), why }
+    }
 }
 
 /// Reads the regular files of a directory, one level deep, into memory.

@@ -64,6 +64,20 @@ pub enum GenerateError {
     Decoder(Arc<EngineError>),
 }
 
+impl GenerateError {
+    /// Makes the error of a prompt that stands in a file: errors do not quote files.
+    pub(crate) fn of_file(self) -> Self {
+        let at = match &self {
+            Self::Tokenizer(error) => match **error {
+                TokenizerError::Character { at, .. } => Some(at),
+                _ => None,
+            },
+            _ => None,
+        };
+        at.map_or(self, |at| TokenizerError::CharacterOfFile { at }.into())
+    }
+}
+
 impl From<PromptError> for GenerateError {
     fn from(error: PromptError) -> Self {
         Self::Prompt(Arc::new(error))

@@ -19,7 +19,7 @@ pub(crate) fn rewrite(
 ) -> Result<(), ModelError> {
     for file in weight_files(files)? {
         let bytes = files.get_mut(&file).ok_or_else(|| ModelError::Missing(file.clone()))?;
-        let unreadable = |source| ModelError::Weights { file: file.clone(), source };
+        let unreadable = |error| ModelError::weights(&file, &error);
         let (length, metadata) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
         // The header follows its length in 8 bytes.
         let data = bytes.get_mut(8 + length..).unwrap_or_default();

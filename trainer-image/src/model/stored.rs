@@ -246,7 +246,7 @@ fn header(directory: &Path, name: &str) -> Result<Vec<(String, Place)>, ModelErr
     file.read_exact_at(&mut length, 0).map_err(reading)?;
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER || length > size - 8 {
-        return Err(damaged(format!("its header has {length} bytes, but the file has {size}")));
+        return Err(damaged(format!("its header claims more bytes than the file has, which are {size}")));
     }
     let mut bytes = vec![0; length as usize];
     file.read_exact_at(&mut bytes, 8).map_err(reading)?;

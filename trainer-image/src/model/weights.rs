@@ -78,8 +78,7 @@ fn tensors(files: &ModelFiles) -> Result<BTreeMap<String, TensorView<'_>>, Model
     let mut all = BTreeMap::new();
     for file in weight_files(files)? {
         let bytes = files.get(&file).ok_or_else(|| ModelError::Missing(file.clone()))?;
-        let shard =
-            SafeTensors::deserialize(bytes).map_err(|source| ModelError::Weights { file: file.clone(), source })?;
+        let shard = SafeTensors::deserialize(bytes).map_err(|error| ModelError::weights(&file, &error))?;
         for (name, tensor) in shard.tensors() {
             if all.insert(short(&name).to_owned(), tensor).is_some() {
                 return Err(ModelError::WeightRepeated { file, name });

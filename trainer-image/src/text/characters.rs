@@ -109,7 +109,8 @@ impl Characters {
         let encoding = self.fast.encode_fast(text, false).map_err(|error| TokenizerError::Text(error.to_string()))?;
         let ids = encoding.get_ids();
         if let Some(position) = ids.iter().position(|id| *id == self.unknown) {
-            return Err(TokenizerError::Character(text.chars().nth(position).unwrap_or('\u{fffd}')));
+            let character = text.chars().nth(position).unwrap_or('\u{fffd}');
+            return Err(TokenizerError::Character { at: position + 1, character });
         }
         Ok(ids.to_vec())
     }
@@ -148,7 +149,8 @@ mod tests {
     #[test]
     fn an_unknown_character_is_named() {
         let tokenizer = Characters::new().unwrap();
-        assert!(matches!(tokenizer.encode("caf\u{e9} #1$"), Err(TokenizerError::Character('\u{e9}'))));
+        let refused = tokenizer.encode("caf\u{e9} #1$");
+        assert!(matches!(refused, Err(TokenizerError::Character { at: 4, character: '\u{e9}' })));
         assert!(matches!(tokenizer.encode(""), Err(TokenizerError::Empty)));
     }
 

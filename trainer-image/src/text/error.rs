@@ -32,8 +32,19 @@ pub enum TokenizerError {
     #[error("the text cannot be tokenized: {0}")]
     Text(String),
     /// A character is outside the vocabulary.
-    #[error("character {0:?} is not in the tokenizer's vocabulary: use printable ASCII and line feeds")]
-    Character(char),
+    #[error("character {character:?} is not in the tokenizer's vocabulary: use printable ASCII and line feeds")]
+    Character {
+        /// Its position, counted from 1.
+        at: usize,
+        /// The character.
+        character: char,
+    },
+    /// The same, of a text that stands in a file.
+    #[error("character {at} is not in the tokenizer's vocabulary: use printable ASCII and line feeds")]
+    CharacterOfFile {
+        /// Its position, counted from 1.
+        at: usize,
+    },
     /// The text is empty.
     #[error("the text is empty: write at least one character")]
     Empty,
@@ -61,6 +72,14 @@ pub enum TokenizerError {
 }
 
 impl TokenizerError {
+    /// Makes the error of a text that stands in a file: errors do not quote files.
+    pub(crate) fn of_file(self) -> Self {
+        match self {
+            Self::Character { at, .. } => Self::CharacterOfFile { at },
+            other => other,
+        }
+    }
+
     /// Makes the error of a refused text from the library's error.
     #[allow(clippy::needless_pass_by_value, reason = "fits map_err")]
     pub(super) fn text(error: tokenizers::Error) -> Self {

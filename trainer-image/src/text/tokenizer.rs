@@ -135,9 +135,11 @@ impl Tokenizer {
     /// A file is missing or invalid. An invalid chat template is an error only when it is used.
     pub fn from_files(files: &BTreeMap<String, Vec<u8>>) -> Result<Self, TokenizerError> {
         let json = files.get(TOKENIZER).ok_or(TokenizerError::NoTokenizer)?;
-        // The library panics at JSON whose strings are not Unicode, and at normalizers with wrong fields.
+        // The library panics at JSON whose strings are not Unicode, and at normalizers with wrong fields. It quotes files that are
+        // not of its kind.
         let unreadable = |error: serde_json::Error| TokenizerError::Unreadable(error.to_string());
         serde_json::from_slice::<serde_json::Value>(json).map_err(unreadable)?;
+        codex_json::from_slice::<Recognized>(json).map_err(unreadable)?;
         let library = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json));
         let panicked = |_| TokenizerError::Unreadable("a component does not have the fields of its type".to_owned());
         let library = library.map_err(panicked)?;
@@ -377,6 +379,13 @@ impl Tokenizer {
             Kind::Fast(loaded) => Some(loaded.fast.library()),
         }
     }
+}
+
+/// What tells a `tokenizer.json` from other files.
+#[derive(Deserialize)]
+struct Recognized {
+    #[serde(rename = "model")]
+    _model: serde::de::IgnoredAny,
 }
 
 /// Parses a JSON file; a missing one has the defaults.

@@ -25,14 +25,14 @@ pub enum TokenizingError {
         source: TokenizerError,
     },
     /// A line does not come back as it was.
-    #[error("{}:{line}: the tokens of this line give {found:?}: the tokenizer loses text", file.display())]
+    #[error("{}:{line}: the tokens of this line give another text from character {at} on: the tokenizer loses text", file.display())]
     Lossy {
         /// The file.
         file: PathBuf,
         /// The line, counted from 1.
         line: usize,
-        /// The text of its tokens.
-        found: String,
+        /// The first character that differs, counted from 1.
+        at: usize,
     },
     /// A text file is not UTF-8.
     #[error("{}:{line}: not UTF-8: save the file as UTF-8", file.display())]

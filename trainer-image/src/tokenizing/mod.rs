@@ -88,7 +88,7 @@ struct Decode {
     #[command(flatten)]
     tokenizer: Named,
     /// The token ids.
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required = true, value_name = "ID", value_parser = crate::arguments::whole::<u32>(0..=u32::MAX.into()))]
     ids: Vec<u32>,
 }
 
@@ -151,12 +151,13 @@ impl Validate {
                 let at = || (path.clone(), number + 1);
                 let ids = tokenizer.encode_more(line).map_err(|source| {
                     let (file, line) = at();
-                    TokenizingError::Line { file, line, source }
+                    TokenizingError::Line { file, line, source: source.of_file() }
                 })?;
                 let back = tokenizer.decode(&ids)?;
                 if back != line {
                     let (file, number) = at();
-                    return Err(TokenizingError::Lossy { file, line: number, found: back });
+                    let same = back.chars().zip(line.chars()).take_while(|(one, other)| one == other).count();
+                    return Err(TokenizingError::Lossy { file, line: number, at: same + 1 });
                 }
                 lines += 1;
             }

@@ -62,7 +62,7 @@ pub(super) struct Train {
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = crate::arguments::whole::<u64>(1..=1 << 40))]
     pub(super) min_frequency: u64,
     /// Share of all characters that the alphabet of a unigram tokenizer covers; the rarest are unknown.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.9995)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9995, value_parser = crate::arguments::number("write a number above 0, at most 1"))]
     pub(super) character_coverage: f64,
     /// A special token, such as `<|im_end|>`. May be repeated.
     #[arg(long, value_name = "TOKEN", default_values_t = ["<|endoftext|>".to_owned()])]

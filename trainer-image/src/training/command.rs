@@ -72,10 +72,10 @@ pub struct Train {
     #[arg(long)]
     pub(super) prove_resume: bool,
     /// Number of steps of the proof.
-    #[arg(long, value_name = "STEPS", default_value_t = 40, requires = "prove_resume")]
+    #[arg(long, value_name = "STEPS", default_value_t = 40, requires = "prove_resume", value_parser = crate::arguments::whole::<u64>(0..=u64::MAX))]
     pub(super) prove_steps: u64,
     /// Seconds from SIGTERM to SIGKILL: terminationGracePeriodSeconds of the pod.
-    #[arg(long, value_name = "SECONDS", env = "CODEX_GRACE_SECONDS")]
+    #[arg(long, value_name = "SECONDS", env = "CODEX_GRACE_SECONDS", value_parser = crate::arguments::whole::<u64>(0..=u64::MAX))]
     pub(super) grace_seconds: Option<u64>,
     /// Address on which /metrics is served to Prometheus, such as 127.0.0.1:9464.
     #[arg(long, env = "CODEX_METRICS_ADDRESS", value_name = "ADDRESS:PORT", value_parser = crate::arguments::socket_address)]

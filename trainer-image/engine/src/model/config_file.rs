@@ -56,7 +56,7 @@ impl EosTokenId {
             Some(Self::One(id)) => Ok(vec![id]),
             Some(Self::Several(ids)) if !ids.is_empty() => Ok(ids),
             Some(Self::Several(_)) => unsupported("eos_token_id", &[0; 0], "use the id that ends a response"),
-            None => unsupported("eos_token_id", &None::<u32>, "use the id that ends a response"),
+            None => unsupported("eos_token_id", &"missing", "use the id that ends a response"),
         }
     }
 }

@@ -98,7 +98,7 @@ fn examine(step: u64, path: PathBuf) -> Result<ValidCheckpoint, Refusal> {
     let written = read(MANIFEST)?;
     let digest = Sha256::of(&written);
     let manifest: Manifest =
-        serde_json::from_slice(&written).map_err(|error| damaged(MANIFEST, &format!("cannot be read: {error}")))?;
+        codex_json::from_slice(&written).map_err(|error| damaged(MANIFEST, &format!("cannot be read: {error}")))?;
     let about = read(ABOUT)?;
     let listed = Listed { path: ABOUT.to_owned(), size: about.len() as u64, sha256: Sha256::of(&about) };
     let state = hash_file(&path, STATE)?.ok_or_else(|| damaged(STATE, &"is missing"))?;
@@ -111,12 +111,12 @@ fn examine(step: u64, path: PathBuf) -> Result<ValidCheckpoint, Refusal> {
     }
     let unreadable = |error: serde_json::Error| damaged(ABOUT, &format!("cannot be read: {error}"));
     // The version comes first: a file of another version may have any shape. It is undamaged, so it must not be overwritten.
-    let value: serde_json::Value = serde_json::from_slice(&about).map_err(unreadable)?;
+    let value: serde_json::Value = codex_json::from_slice(&about).map_err(unreadable)?;
     let version = value["schemaVersion"].as_u64();
     if version != Some(u64::from(SCHEMA_VERSION)) {
         return Err(CheckpointError::Version { path, found: version.unwrap_or_default() }.into());
     }
-    let info: StateInfo = serde_json::from_value(value).map_err(unreadable)?;
+    let info: StateInfo = codex_json::from_value(value).map_err(unreadable)?;
     if info.step != step {
         return Err(damaged(ABOUT, &format!("has step {}", info.step)));
     }

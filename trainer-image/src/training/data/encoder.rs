@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     tasks::{answer, parse_records},
-    text::{Message, Role, Tokenizer},
+    text::{Message, Role, Tokenizer, TokenizerError},
 };
 
 /// Turns records into tokens.
@@ -61,7 +61,8 @@ impl Encoder<'_> {
     }
 
     fn encode_one(&self, name: &str, record: usize, example: &Example) -> Result<Encoded, DataError> {
-        let failed = |source| DataError::Text { name: name.to_owned(), record, source };
+        let failed =
+            |source: TokenizerError| DataError::Text { name: name.to_owned(), record, source: source.of_file() };
         let encoded = match example {
             Example::Chat(messages) => {
                 let turns = self.tokenizer.encode_turns(messages).map_err(failed)?;

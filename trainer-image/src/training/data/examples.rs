@@ -81,7 +81,7 @@ mod tests {
             (r#"{"prompt": "1", "response": "2", "answer": "3"}"#, "unknown field `answer`"),
             (r#"["1", "2"]"#, "invalid type: sequence"),
             (r#"{"messages": [["user", "hi"]]}"#, "invalid type: sequence"),
-            (r#"{"messages": [{"role": "robot", "content": ""}]}"#, "unknown variant `robot`"),
+            (r#"{"messages": [{"role": "robot", "content": ""}]}"#, "unknown name, expected one of `system`"),
         ] {
             let told = parse_examples("a", [pair, wrong].join("\n").as_bytes()).unwrap_err().to_string();
             assert!(told.starts_with("a:2: invalid record: ") && told.contains(why), "{told}");

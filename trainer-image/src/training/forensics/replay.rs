@@ -30,7 +30,7 @@ pub struct ReplayStep {
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
     data: Vec<(String, PathBuf)>,
     /// Number of records and tensors to show, highest values first.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = crate::arguments::whole::<usize>(0..=u64::MAX))]
     show: usize,
     /// Print all results as JSON.
     #[arg(long)]

@@ -99,7 +99,7 @@ impl Artifacts {
             atomic_fs::write_directory(&place, files)?;
         }
         let path = self.directory.join(metadata::FILE);
-        let read: RunMetadata = serde_json::from_slice(&atomic_fs::read(&path)?)
+        let read: RunMetadata = codex_json::from_slice(&atomic_fs::read(&path)?)
             .map_err(std::io::Error::from)
             .map_err(FileError::of("reading", &path))?;
         atomic_fs::write_json(&path, &RunMetadata { adapter: Some(manifest.digest()), ..read })?;
@@ -112,7 +112,7 @@ impl Artifacts {
     /// When the file cannot be read.
     pub(crate) fn base(directory: &Path) -> Result<Option<BaseModel>, FileError> {
         let path = directory.join("artifacts").join(metadata::FILE);
-        let read: RunMetadata = serde_json::from_slice(&atomic_fs::read(&path)?)
+        let read: RunMetadata = codex_json::from_slice(&atomic_fs::read(&path)?)
             .map_err(std::io::Error::from)
             .map_err(FileError::of("reading", &path))?;
         Ok(read.base)

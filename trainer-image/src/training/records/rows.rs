@@ -127,7 +127,7 @@ fn parse<R: Row>(path: &Path, bytes: &[u8]) -> Result<Vec<R>, RecordsError> {
     for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
         let Some(line) = line.strip_suffix(b"\n") else { break };
         let (path, line_number) = (|| path.to_owned(), index + 1);
-        let row: R = serde_json::from_slice(line).map_err(|source| RecordsError::Line {
+        let row: R = codex_json::from_slice(line).map_err(|source| RecordsError::Line {
             path: path(),
             line: line_number,
             source,

@@ -24,10 +24,8 @@ pub(crate) enum SnapshotError {
     #[error("cannot be read")]
     Read(#[source] io::Error),
     /// The length of the header is impossible.
-    #[error("is damaged: its header claims {length} bytes in a file of {size} bytes")]
+    #[error("is damaged: its header claims more bytes than the file has, which are {size}")]
     HeaderLength {
-        /// Claimed length.
-        length: u64,
         /// Size of the file.
         size: u64,
     },
@@ -107,12 +105,12 @@ impl<R: Read + Seek> Reader<R> {
         source.read_exact(&mut length).map_err(SnapshotError::Read)?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER.min(size - 8) {
-            return Err(SnapshotError::HeaderLength { length, size });
+            return Err(SnapshotError::HeaderLength { size });
         }
         let mut header = vec![0; length as usize];
         source.read_exact(&mut header).map_err(SnapshotError::Read)?;
         // Deserializing `Metadata` checks that tensors are contiguous and match their shapes.
-        let metadata: Metadata = serde_json::from_slice(&header).map_err(SnapshotError::Header)?;
+        let metadata: Metadata = codex_json::from_slice(&header).map_err(SnapshotError::Header)?;
         let (found, expected) = (size - 8 - length, metadata.data_len() as u64);
         if found != expected {
             return Err(SnapshotError::Size { found, expected });
