@@ -10,6 +10,7 @@ use crate::{
     admission::AdmissionWatch,
     backoff::Backoff,
     by_uid::ByUid,
+    endpoint::Writers,
     inbox::Inbox,
     metrics::Metrics,
     observe::{Queues, Stores},
@@ -38,6 +39,8 @@ pub struct Context {
     pub admission: Arc<AdmissionWatch>,
     /// The pods of each object whose reports the endpoint refused.
     pub refused: ByUid<BTreeSet<RefusedPod>>,
+    /// The process that reports for each pod.
+    pub writers: Writers,
     /// The recorder of Events.
     pub recorder: Recorder,
     /// The metrics.
@@ -67,5 +70,6 @@ impl Context {
         self.written.retain(&alive);
         self.obstructions.retain(&alive);
         self.refused.retain(&alive);
+        self.writers.retain(&alive);
     }
 }

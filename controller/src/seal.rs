@@ -122,6 +122,17 @@ impl Seal {
         }
     }
 
+    /// Returns the proof that this controller issued a challenge for these facts.
+    pub fn of_challenge(&self, facts: &impl Serialize) -> String {
+        // The first element separates these texts from others that are sealed.
+        self.mac(&serde_json::to_vec(&("codex-ml.dev/challenge", facts)).unwrap_or_default())
+    }
+
+    /// Compares two texts, so that the time taken does not reveal where they differ.
+    pub fn is_equal(one: &str, other: &str) -> bool {
+        equal(one, other)
+    }
+
     /// Returns whether a live child carries the valid seal for this owner.
     pub fn holds<K: Serialize + kube::Resource>(&self, owner: &str, child: &K) -> bool {
         let carried = child.meta().annotations.as_ref().and_then(|all| all.get(ANNOTATION));

@@ -8,6 +8,7 @@ mod contradiction;
 mod evaluation;
 mod serving;
 mod training;
+mod writer;
 
 use codex_provenance::{ConfigDigest, Sha256};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ pub use chain::{chain, chain_until};
 pub use evaluation::EvaluationState;
 pub use serving::ServingState;
 pub use training::{Base, Checkpoint, DataFile, Model, Progress, TrainingState};
+pub use writer::{CHALLENGE_HEADER, KEY_HEADER, SIGNATURE_HEADER, signed_message};
 
 /// Version of the report format. A receiver refuses other versions.
 pub const SCHEMA_VERSION: u32 = 1;

@@ -28,6 +28,6 @@ mod work;
 pub use admission::Admission;
 pub use obstruction::Obstruction;
 pub use plan::{Desired, Effect, Event, EventType, Kept, KeptKind, Plan};
-pub use pods::{Received, References, RefusedPod};
+pub use pods::{Received, References, RefusedPod, SECOND_WRITER};
 pub use seal::{Sealable, StatusSeal};
-pub use settings::Settings;
+pub use settings::{ImagePattern, Settings};

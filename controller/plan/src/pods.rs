@@ -39,6 +39,10 @@ pub struct RefusedPod {
     pub why: String,
 }
 
+/// Why a report is refused that another process sent with the token of the pod.
+pub const SECOND_WRITER: &str =
+    "another process reports with the token of this pod, and does not have the key of the first one";
+
 /// Returns a sentence about the first pods whose reports are refused.
 pub(crate) fn refusals(refused: &[RefusedPod]) -> Option<String> {
     let first = refused.first()?;
@@ -46,6 +50,12 @@ pub(crate) fn refusals(refused: &[RefusedPod]) -> Option<String> {
         0 => String::new(),
         more => format!("; so are those of {more} more"),
     };
+    if first.why == SECOND_WRITER {
+        return Some(format!(
+            "reports for pod {} are refused: {}{more}. Find out who can read the token of the pod",
+            first.pod, first.why
+        ));
+    }
     Some(format!(
         "the reports of pod {} are refused: {}{more}. Remove what changes the pod, such as a webhook",
         first.pod, first.why

@@ -1,7 +1,7 @@
 //! Why a report is rejected.
 
 use axum::http::StatusCode;
-use codex_reports::MAX_BYTES;
+use codex_reports::{CHALLENGE_HEADER, MAX_BYTES};
 
 /// Why a report is rejected.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +12,9 @@ pub(super) enum Rejection {
     /// The pod belongs to the object, but it or its configuration was changed.
     #[error("{0}")]
     Changed(String),
+    /// The report has to be signed over the challenge in the header of the response.
+    #[error("sign the report over the challenge in the header {CHALLENGE_HEADER}, and send it again")]
+    Challenge,
     /// The token is missing or not valid for this endpoint.
     #[error("{0}")]
     Unauthenticated(String),
@@ -40,6 +43,7 @@ impl Rejection {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Forbidden(_) | Self::Changed(_) => StatusCode::FORBIDDEN,
+            Self::Challenge => StatusCode::PRECONDITION_REQUIRED,
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -51,7 +55,7 @@ impl Rejection {
     pub(super) fn result(&self) -> &'static str {
         match self {
             Self::Forbidden(_) | Self::Changed(_) => "refused",
-            Self::Unauthenticated(_) => "unauthenticated",
+            Self::Challenge | Self::Unauthenticated(_) => "unauthenticated",
             Self::Invalid(_) | Self::TooLarge => "invalid",
             Self::Unavailable(_) | Self::Client { .. } => "unavailable",
         }

@@ -26,11 +26,11 @@ use crate::{
     ownership::controller,
 };
 
-/// Checks that `pod` may send `report`.
+/// Checks that `pod` may send `report`, and returns the live pod.
 ///
 /// # Errors
 /// A rejection that names the field or object that does not match.
-pub(super) async fn authorize(context: &Context, pod: &PodIdentity, report: &Report) -> Result<(), Rejection> {
+pub(super) async fn authorize(context: &Context, pod: &PodIdentity, report: &Report) -> Result<Arc<Pod>, Rejection> {
     let kind = report.kind.name();
     let reject = |why: String| Err(Rejection::Forbidden(why));
     if report.pod_uid != pod.uid {
@@ -74,7 +74,8 @@ pub(super) async fn authorize(context: &Context, pod: &PodIdentity, report: &Rep
     if let Some(difference) = changed(&parent.template, &live, role) {
         return reject(format!("the pod {} differs from its template: {difference}", pod.name));
     }
-    check_digest(report, parent.config)
+    check_digest(report, parent.config)?;
+    Ok(live)
 }
 
 /// Returns the uid of the report's object from the cache.

@@ -6,13 +6,13 @@ use axum::{
     Router,
     body::Bytes,
     extract::{DefaultBodyLimit, State, rejection::BytesRejection},
-    http::{HeaderMap, StatusCode, header::AUTHORIZATION},
+    http::{HeaderMap, HeaderValue, StatusCode, header::AUTHORIZATION},
     response::{IntoResponse, Response},
     routing::post,
 };
 use codex_http::{Limits, Server, with_fallbacks};
-use codex_plan::{Received, RefusedPod};
-use codex_reports::{MAX_BYTES, PATH, Report, SCHEMA_VERSION, Stage};
+use codex_plan::{Received, RefusedPod, SECOND_WRITER};
+use codex_reports::{CHALLENGE_HEADER, MAX_BYTES, PATH, Report, SCHEMA_VERSION, Stage};
 use kube::Client;
 use serde::Deserialize;
 use tokio::{
@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{rejection::Rejection, sender, token::TokenReviewer};
+use super::{rejection::Rejection, sender, token::TokenReviewer, writer};
 use crate::{
     by_uid::ByUid,
     context::Context,
@@ -116,10 +116,10 @@ pub(crate) fn router(endpoint: Endpoint) -> Router {
 }
 
 async fn handle(State(endpoint): State<Endpoint>, headers: HeaderMap, body: Result<Bytes, BytesRejection>) -> Response {
-    let mut kind = None;
-    let offered = endpoint.accept(&headers, body, &mut kind).await;
-    let metrics = &endpoint.metrics;
-    match offered {
+    let mut known = Known::default();
+    let offered = endpoint.accept(&headers, body, &mut known).await;
+    let (metrics, kind) = (&endpoint.metrics, known.kind);
+    let mut response = match offered {
         Ok(Offer::Accepted | Offer::Contradiction(_)) => {
             metrics.report(kind, "accepted");
             (StatusCode::OK, "accepted\n").into_response()
@@ -128,6 +128,8 @@ async fn handle(State(endpoint): State<Endpoint>, headers: HeaderMap, body: Resu
             metrics.report(kind, "stale");
             (StatusCode::OK, "dropped: a newer report of this pod is known\n").into_response()
         }
+        // Every writer begins so: it is no report yet.
+        Err(rejection @ Rejection::Challenge) => (rejection.status(), format!("{rejection}\n")).into_response(),
         Err(rejection) => {
             metrics.report(kind, rejection.result());
             match &rejection {
@@ -137,7 +139,20 @@ async fn handle(State(endpoint): State<Endpoint>, headers: HeaderMap, body: Resu
             }
             (rejection.status(), format!("{rejection}\n")).into_response()
         }
+    };
+    if let Some(challenge) = known.challenge.and_then(|challenge| HeaderValue::from_str(&challenge).ok()) {
+        response.headers_mut().insert(CHALLENGE_HEADER, challenge);
     }
+    response
+}
+
+/// What is known about a request when it is answered.
+#[derive(Default)]
+struct Known {
+    /// The kind of its object.
+    kind: Option<&'static str>,
+    /// The challenge for the next request of its pod.
+    challenge: Option<String>,
 }
 
 impl Endpoint {
@@ -145,7 +160,7 @@ impl Endpoint {
         &self,
         headers: &HeaderMap,
         body: Result<Bytes, BytesRejection>,
-        kind: &mut Option<&'static str>,
+        known: &mut Known,
     ) -> Result<Offer, Rejection> {
         let Some(context) = self.active.borrow().clone() else {
             return Err(Rejection::Unavailable("this controller is not the active leader".to_owned()));
@@ -159,8 +174,20 @@ impl Endpoint {
             _ => Rejection::Invalid(format!("the report cannot be read: {why}")),
         })?;
         let report = parse(&body)?;
-        *kind = Some(report.kind.name());
-        if let Err(rejection) = sender::authorize(&context, &pod, &report).await {
+        known.kind = Some(report.kind.name());
+        let checked = match sender::authorize(&context, &pod, &report).await {
+            Ok(live) => {
+                known.challenge = Some(writer::challenge(&context.seal, &live, context.now()));
+                writer::check(
+                    (&context.writers, &context.seal),
+                    (&report.object_uid, report.kind, &live),
+                    (headers, &body),
+                    context.now(),
+                )
+            }
+            Err(rejection) => Err(rejection),
+        };
+        if let Err(rejection) = checked {
             if let Rejection::Changed(why) = &rejection {
                 // The status names it at the first refusal, before the pod's work is lost.
                 let refused = RefusedPod { pod: pod.name.clone(), why: why.clone() };
@@ -170,7 +197,8 @@ impl Endpoint {
             return Err(rejection);
         }
         if let Some(refused) = context.refused.lock().get_mut(&report.object_uid) {
-            refused.retain(|refused| refused.pod != pod.name);
+            // That somebody else reports with the pod's token stays true.
+            refused.retain(|refused| refused.pod != pod.name || refused.why == SECOND_WRITER);
         }
         let (object, seq) = (report.object_uid.clone(), report.seq);
         // The pod sends nothing after this report, so it must not get lost.

@@ -2,9 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use axum::http::{Method, Request, StatusCode};
 use codex_crds::TrainingRun;
 use codex_http::Limits;
+use codex_reports::{CHALLENGE_HEADER, KEY_HEADER, SIGNATURE_HEADER, signed_message};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use tokio::{
@@ -392,6 +394,40 @@ async fn the_status_names_a_refused_pod_and_its_field_at_the_first_refusal() {
     scene.world.reconcile::<TrainingRun>("a").await.1.unwrap();
     let told = ready(&scene.world.api.object(&path("trainingruns", "a")).unwrap());
     assert!(told["message"].as_str().unwrap().contains("configDigest is 0000"), "{told}");
+}
+
+/// The first process that reports pins its key: another one with the pod's token is refused, and the status says so.
+#[tokio::test]
+async fn a_second_writer_with_the_token_is_refused_and_named() {
+    let scene = Scene::new().await;
+    let [genuine, thief] = [(); 2].map(|()| Ed25519KeyPair::generate().unwrap());
+    let send = async |key: &Ed25519KeyPair, challenge: Option<&str>, report: &Value| {
+        let body = report.to_string();
+        let mut request = Request::post("/v1/reports").header("Authorization", "Bearer good");
+        request = request.header(KEY_HEADER, hex::encode(key.public_key()));
+        if let Some(challenge) = challenge {
+            let signature = hex::encode(key.sign(&signed_message(challenge, body.as_bytes())));
+            request = request.header(CHALLENGE_HEADER, challenge).header(SIGNATURE_HEADER, signature);
+        }
+        let request = request.body(axum::body::Body::from(body)).unwrap();
+        let answer = router(scene.endpoint.clone()).oneshot(request).await.unwrap();
+        let challenge = answer.headers()[CHALLENGE_HEADER].to_str().unwrap().to_owned();
+        (answer.status(), challenge)
+    };
+    let (code, challenge) = send(&genuine, None, &scene.good(1)).await;
+    assert_eq!(code, StatusCode::PRECONDITION_REQUIRED);
+    assert!(scene.world.context.inbox.of("a-uid").is_empty());
+    let (code, next) = send(&genuine, Some(&challenge), &scene.good(1)).await;
+    assert_eq!(code, StatusCode::OK);
+    assert_eq!(send(&thief, Some(&next), &scene.good(2)).await.0, StatusCode::FORBIDDEN);
+    let (code, text) = scene.report(&scene.good(3)).await;
+    assert!(code == StatusCode::FORBIDDEN && text.contains("another process reports"), "{text}");
+    assert_eq!(send(&genuine, Some(&next), &scene.good(4)).await.0, StatusCode::OK);
+    assert_eq!(scene.world.context.inbox.of("a-uid")[0].report.seq, 4);
+    scene.world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    let status = scene.world.api.object(&path("trainingruns", "a")).unwrap()["status"].clone();
+    let told = status["conditions"][0]["message"].as_str().unwrap();
+    assert!(told.contains("codex-t-a-x") && told.contains("another process reports with the token"), "{told}");
 }
 
 #[tokio::test]

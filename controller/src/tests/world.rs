@@ -302,6 +302,7 @@ impl World {
             settings: Arc::new(Settings {
                 version: "1.2.3".to_owned(),
                 trainer_image: "codex:1".to_owned(),
+                attested_images: Vec::new(),
                 worker_image: "codex:1".to_owned(),
                 report_url: "https://reports/v1/reports".to_owned(),
                 report_ca: "-----BEGIN CERTIFICATE-----".to_owned(),
@@ -315,6 +316,7 @@ impl World {
             seal: Seal::for_tests(),
             admission: Arc::default(),
             refused: ByUid::default(),
+            writers: ByUid::default(),
             metrics: Metrics::new().unwrap(),
             backoff: Backoff::default(),
             unmended: Unmended::default(),

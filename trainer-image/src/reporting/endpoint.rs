@@ -1,4 +1,4 @@
-//! Client of the controller's report endpoint: HTTPS with this pod's token. Does blocking I/O.
+//! Client of the controller's report endpoint: HTTPS with this pod's token and this process's signatures. Does blocking I/O.
 
 use std::{
     fs, io,
@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use codex_reports::{CHALLENGE_HEADER, KEY_HEADER, SIGNATURE_HEADER, signed_message};
 use ureq::{
     Agent,
     tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
@@ -16,6 +18,9 @@ use ureq::{
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The most bytes of a response body that are read.
 const ANSWER: u64 = 1024;
+
+/// The status that asks for a signature.
+const SIGN: u16 = 428;
 
 /// The reasons for which a report was not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +40,9 @@ pub enum SendError {
         /// The file.
         path: PathBuf,
     },
+    /// The system has no random bytes.
+    #[error("no key for reports can be generated")]
+    NoKey,
     /// There was no complete response.
     #[error("no response from {url}")]
     NoAnswer {
@@ -73,6 +81,10 @@ pub(super) struct Endpoint {
     authority: PathBuf,
     token: PathBuf,
     client: Client,
+    /// The key of this process. The controller accepts no reports of another one for this pod.
+    key: Ed25519KeyPair,
+    /// The newest challenge.
+    challenge: Option<String>,
 }
 
 /// An HTTPS client and its trusted certificates.
@@ -86,11 +98,22 @@ impl Endpoint {
     /// Makes a client that trusts the certificates in the PEM file `authority`. `token` is read for each request.
     pub(super) fn new(url: String, authority: PathBuf, token: PathBuf) -> Result<Self, SendError> {
         let client = Client::new(&authority, read(&authority)?)?;
-        Ok(Self { url, authority, token, client })
+        let key = Ed25519KeyPair::generate().map_err(|_| SendError::NoKey)?;
+        Ok(Self { url, authority, token, client, key, challenge: None })
     }
 
-    /// Posts a report and waits for the response.
+    /// Posts a report and waits for the response. Signs it again at once if the endpoint has another challenge.
     pub(super) fn send(&mut self, body: &[u8]) -> Result<(), SendError> {
+        let signed = self.challenge.clone();
+        match self.post(body) {
+            Err(SendError::Refused { status: SIGN, .. }) if self.challenge.is_some() && self.challenge != signed => {
+                self.post(body)
+            }
+            sent => sent,
+        }
+    }
+
+    fn post(&mut self, body: &[u8]) -> Result<(), SendError> {
         // Both files change while the pod runs: the kubelet renews the token, the controller its certificate.
         let trusted = read(&self.authority)?;
         if trusted != self.client.trusted {
@@ -99,14 +122,20 @@ impl Endpoint {
         let token = read(&self.token)?;
         let token = String::from_utf8_lossy(&token);
         let no_answer = |source| SendError::NoAnswer { url: self.url.clone(), source };
-        let mut answer = self
+        let mut request = self
             .client
             .agent
             .post(&self.url)
             .header("authorization", format!("Bearer {}", token.trim()))
             .header("content-type", "application/json")
-            .send(body)
-            .map_err(no_answer)?;
+            .header(KEY_HEADER, hex::encode(self.key.public_key()));
+        if let Some(challenge) = &self.challenge {
+            let signature = self.key.sign(&signed_message(challenge, body));
+            request = request.header(CHALLENGE_HEADER, challenge).header(SIGNATURE_HEADER, hex::encode(signature));
+        }
+        let mut answer = request.send(body).map_err(no_answer)?;
+        let challenge = answer.headers().get(CHALLENGE_HEADER).and_then(|challenge| challenge.to_str().ok());
+        self.challenge = challenge.map(str::to_owned).or(self.challenge.take());
         let status = answer.status().as_u16();
         if answer.status().is_success() {
             return Ok(());

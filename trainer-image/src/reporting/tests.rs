@@ -1,15 +1,19 @@
 //! A reporter against a real HTTPS server on this machine.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     io::{BufReader, Write as _},
     net::{TcpListener, TcpStream},
     sync::{Condvar, Mutex},
     thread,
 };
 
+use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use codex_provenance::Sha256;
-use codex_reports::{Kind, MAX_BYTES, MAX_TERMINATION_BYTES, Report, Stage, State, TrainingState};
+use codex_reports::{
+    CHALLENGE_HEADER, KEY_HEADER, Kind, MAX_BYTES, MAX_TERMINATION_BYTES, Report, SIGNATURE_HEADER, Stage, State,
+    TrainingState, signed_message,
+};
 use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::PrivateKeyDer};
 
 use super::{
@@ -26,6 +30,8 @@ enum Answer {
     Lost,
     /// Answers 204 after so long.
     Slow(Duration),
+    /// Asks for a signature over this challenge.
+    Challenge(&'static str),
 }
 
 #[derive(Debug)]
@@ -33,7 +39,23 @@ struct Seen {
     report: Report,
     size: usize,
     token: String,
+    /// Headers by their names.
+    headers: HashMap<String, String>,
+    body: Vec<u8>,
     at: Instant,
+}
+
+impl Seen {
+    /// The key and the challenge of the request, if it is signed.
+    fn signed(&self) -> Option<(&str, &str)> {
+        let header = |name: &str| self.headers.get(name).map(String::as_str);
+        let (key, challenge) = (header(KEY_HEADER)?, header(CHALLENGE_HEADER)?);
+        let signature = hex::decode(header(SIGNATURE_HEADER)?).unwrap();
+        let message = signed_message(challenge, &self.body);
+        let public = UnparsedPublicKey::new(&ED25519, hex::decode(key).unwrap());
+        public.verify(&message, &signature).unwrap();
+        Some((key, challenge))
+    }
 }
 
 /// A report endpoint that answers by a script, and 204 when the script is over.
@@ -93,10 +115,15 @@ impl Server {
                     204
                 }
                 Answer::Lost => return,
+                Answer::Challenge(_) => 428,
+            };
+            let challenge = match answer {
+                Answer::Challenge(challenge) => format!("{CHALLENGE_HEADER}: {challenge}\r\n"),
+                _ => String::new(),
             };
             let length = if status == 204 { "" } else { "content-length: 7\r\n" };
             let body = if status == 204 { "" } else { "because" };
-            write!(stream.get_mut(), "HTTP/1.1 {status} Said\r\n{length}\r\n{body}").unwrap();
+            write!(stream.get_mut(), "HTTP/1.1 {status} Said\r\n{challenge}{length}\r\n{body}").unwrap();
             stream.get_mut().flush().unwrap();
         }
     }
@@ -144,6 +171,7 @@ impl Server {
 
 fn read_request(stream: &mut impl std::io::BufRead) -> Option<Seen> {
     let (mut size, mut token, mut line) = (0, String::new(), String::new());
+    let mut headers = HashMap::new();
     let mut first = true;
     loop {
         line.clear();
@@ -158,13 +186,14 @@ fn read_request(stream: &mut impl std::io::BufRead) -> Option<Seen> {
         match text.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value)) {
             Some((name, value)) if name == "content-length" => size = value.parse().unwrap(),
             Some((name, value)) if name == "authorization" => token = value.to_owned(),
-            _ if text.is_empty() => break,
-            _ => {}
+            Some((name, value)) => drop(headers.insert(name, value.to_owned())),
+            None if text.is_empty() => break,
+            None => {}
         }
     }
     let mut body = vec![0; size];
     stream.read_exact(&mut body).ok()?;
-    Some(Seen { report: serde_json::from_slice(&body).unwrap(), size, token, at: Instant::now() })
+    Some(Seen { report: serde_json::from_slice(&body).unwrap(), size, token, headers, body, at: Instant::now() })
 }
 
 fn training(report: &Report) -> &TrainingState {
@@ -201,6 +230,24 @@ fn reports_have_identity_token_and_growing_sequence_numbers() {
         assert!(seen.is_sorted_by(|a, b| a.report.seq < b.report.seq));
         // Later than any container that ran in this pod before.
         assert!(seen[0].report.seq > 1_700_000_000_000);
+    });
+}
+
+#[test]
+fn reports_are_signed_over_the_newest_challenge_with_one_key() {
+    let server = Server::start(&[Answer::Challenge("one"), Answer::Status(204), Answer::Challenge("two")]);
+    let reporter = server.reporter(FAST);
+    reporter.update(|state| state.stage = Stage::Running);
+    server.after(2, |seen| {
+        assert_eq!(seen[0].signed(), None, "nobody has given a challenge yet");
+        assert_eq!((seen[1].signed().unwrap().1, seen[0].report.seq), ("one", seen[1].report.seq));
+    });
+    reporter.update(|state| state.steps_executed = 1);
+    server.after(4, |seen| {
+        let keys: Vec<_> = seen.iter().map(|seen| &seen.headers[KEY_HEADER]).collect();
+        assert!(keys.windows(2).all(|pair| pair[0] == pair[1]) && keys[0].len() == 64, "{keys:?}");
+        assert_eq!([2, 3].map(|at| seen[at].signed().unwrap().1), ["one", "two"]);
+        assert_eq!(seen[2].body, seen[3].body);
     });
 }
 
