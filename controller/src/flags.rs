@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
+use codex_plan::ImagePattern;
 
 /// The flags of `run`.
 #[derive(Clone, Debug, Args)]
@@ -22,6 +23,10 @@ pub struct Flags {
     /// The image of all evaluators and servers; objects cannot override it.
     #[arg(long, env = "CODEX_WORKER_IMAGE", value_parser = image, default_value = concat!("codex:", env!("CARGO_PKG_VERSION")))]
     pub worker_image: String,
+    /// The images whose word about a training promotion statements call attested and not only reported, separated by commas:
+    /// REPOSITORY@sha256:DIGEST, sha256:DIGEST, or REPOSITORY@* for every image of a repository; none by default.
+    #[arg(long, env = "CODEX_ATTESTED_IMAGES", value_parser = images, default_value = "")]
+    pub attested_images: Images,
     /// The URL that pods send reports to; `https://codex-controller.<namespace>.svc:8443/v1/reports` by default.
     #[arg(long, env = "CODEX_REPORT_URL")]
     pub report_url: Option<String>,
@@ -80,6 +85,16 @@ fn namespaces(text: &str) -> Result<Namespaces, String> {
     }
 }
 
+/// A list of images.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Images(pub Vec<ImagePattern>);
+
+/// Reads a list of images: blanks around them, and empty items, do not count.
+fn images(text: &str) -> Result<Images, String> {
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    items.map(str::parse).collect::<Result<_, _>>().map(Images)
+}
+
 /// Reads the name of an image.
 fn image(text: &str) -> Result<String, String> {
     let name = text.trim();
@@ -100,7 +115,7 @@ pub enum LogFormat {
 
 #[cfg(test)]
 mod tests {
-    use super::{Namespaces, image, namespaces};
+    use super::{Images, Namespaces, image, images, namespaces};
 
     #[test]
     fn a_list_of_namespaces_is_trimmed_and_holds_no_empty_name() {
@@ -110,6 +125,13 @@ mod tests {
         for wrong in ["team-a,", ",", "a,,b", "a b", "A", "a.b"] {
             assert!(namespaces(wrong).unwrap_err().contains("is no name of a namespace"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_list_of_images_is_trimmed() {
+        assert_eq!(images(" ,"), Ok(Images::default()));
+        assert_eq!(images("codex@*, \n b/c@*,").map(|images| images.0.len()), Ok(2));
+        assert!(images("codex@*,codex:1").unwrap_err().contains("\"codex:1\" does not name images by digest"));
     }
 
     #[test]

@@ -183,6 +183,7 @@ async fn lead(
         let settings = Arc::new(Settings {
             version: BUILD.to_owned(),
             trainer_image: flags.trainer_image.clone(),
+            attested_images: flags.attested_images.0.clone(),
             worker_image: flags.worker_image.clone(),
             report_url: flags.report_url(),
             report_ca: authority,
@@ -218,6 +219,7 @@ async fn lead(
             seal,
             admission,
             refused: ByUid::default(),
+            writers: ByUid::default(),
             metrics: metrics.clone(),
             backoff: Backoff::default(),
             unmended: Unmended::default(),

@@ -157,6 +157,10 @@ pub struct TrainingRunStatus {
     /// Trained model. Absent until training has finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelStatus>,
+    /// True if the controller's list of attested images names the image that reported the model, and nothing was added to its
+    /// pod. Promotion statements then call what it reported about its training attested, else reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attested: Option<bool>,
     /// Work of the pods.
     #[serde(flatten)]
     pub work: WorkStatus,

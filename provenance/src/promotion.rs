@@ -64,16 +64,30 @@ pub struct Object {
 pub struct Training {
     /// The TrainingRun.
     pub run: Object,
-    /// What the controller knows of the training without the trainer's word.
+    /// What the controller knows of the training, and what it believes.
     pub attested: Attested,
-    /// What the trainer said of itself. Its image may be any that the author of the TrainingRun chose.
-    pub reported: Reported,
+    /// What the trainer said of itself. Its image may be any that the author of the TrainingRun chose. Absent if the controller's
+    /// list of attested images names the image; `attested` then holds the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reported: Option<Reported>,
     /// The model from which the training started; absent if it started from initial weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Base>,
 }
 
-/// What the controller knows of a training without the trainer's word.
+impl Training {
+    /// Returns the digests of the data files that the trainer read, by name.
+    pub fn data(&self) -> Option<&BTreeMap<String, DataDigest>> {
+        self.reported.as_ref().map(|reported| &reported.data).or(self.attested.data.as_ref())
+    }
+
+    /// Whether what the trainer said is attested: the controller's list of attested images names its image.
+    pub fn is_attested(&self) -> bool {
+        self.reported.is_none()
+    }
+}
+
+/// What the controller knows of a training, and what it believes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Attested {
@@ -86,6 +100,9 @@ pub struct Attested {
     /// Time at which the controller recorded the model (RFC 3339), if its status records it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<String>,
+    /// Digests of the data files that the trainer read, by name, if the controller's list of attested images names its image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<BTreeMap<String, DataDigest>>,
 }
 
 /// What a trainer said of itself.
@@ -253,7 +270,10 @@ impl Promotion {
                  which then signs a new one; status.promotion of the ReasoningPod names its ConfigMap"
             ));
         }
-        let (model, reasons) = statement::read(payload, PREDICATE_TYPE)?;
+        let (model, reasons): (_, Reasons) = statement::read(payload, PREDICATE_TYPE)?;
+        if reasons.training.reported.is_some() == reasons.training.attested.data.is_some() {
+            return Err("it must state the data of the training either as reported or as attested".to_owned());
+        }
         Ok(Self { model: ModelDigest(model), reasons })
     }
 

@@ -203,6 +203,20 @@ impl fmt::Display for Outcome {
             let training = &promotion.reasons.training;
             let (namespace, run) = (&promotion.reasons.namespace, &training.run);
             writeln!(f, "training   {}/{} (uid {})", Printable(namespace), Printable(&run.name), Printable(&run.uid))?;
+            let image =
+                Some(training.attested.image_id.as_str()).filter(|image| !image.is_empty()).unwrap_or("unknown");
+            let standing = if training.is_attested() {
+                "attested, because the controller lists its image"
+            } else {
+                "only reported, because the controller does not list its image"
+            };
+            writeln!(f, "trainer    what it read is {standing}: {}", Printable(image))?;
+            for (name, digest) in training.data().into_iter().flatten() {
+                writeln!(f, "data       {} {digest}", Printable(name))?;
+            }
+            if let Some(base) = &training.base {
+                writeln!(f, "base       {}", base.model)?;
+            }
         }
         for evaluation in self.promoted.iter().flat_map(|promoted| &promoted.promotion.reasons.evaluations) {
             writeln!(
@@ -273,7 +287,7 @@ mod tests {
 
     use clap::Parser;
     use codex_provenance::{
-        ConfigDigest, Sha256, oms,
+        ConfigDigest, DataDigest, Sha256, oms,
         promotion::{Attested, Object, Promotion, Reasons, Reported, Training},
     };
     use codex_signing::key::{PrivateKey, Signer as _};
@@ -317,8 +331,9 @@ mod tests {
                 config_digest: ConfigDigest(Sha256::of("c")),
                 image_id: "i".into(),
                 completed_at: Some("2026-11-28T08:00:00Z".into()),
+                data: None,
             },
-            reported: Reported { data: BTreeMap::new() },
+            reported: Some(Reported { data: BTreeMap::from([("arithmetic".into(), DataDigest(Sha256::of("d")))]) }),
             base: None,
         };
         let reasons = Reasons {
@@ -379,17 +394,19 @@ mod tests {
         let told = outcome.to_string();
         let lines: Vec<_> = told.lines().collect();
         assert_eq!(
-            lines[..2],
+            lines[..4],
             [
                 "training   team/cot (uid u)",
+                "trainer    what it read is only reported, because the controller does not list its image: i",
+                &format!("data       arithmetic {}", Sha256::of("d")),
                 "evaluation cot-lite (uid u, preset cot-lite): judged at 2026-11-28T09:00:00Z, evidence weak",
             ]
         );
         let gate = "evaluation cot-lite: exact_match >= 0.95 at confidence 0.95 with minSamples 500 (value 0.99, n 500, bounds 0.97";
-        assert!(lines[2].starts_with(gate) && lines[2].ends_with("): Passed"), "{}", lines[2]);
-        assert_eq!(lines[3], "verified   1 file, 2 bytes: exactly what was signed");
-        assert!(lines[4].starts_with("model      ") && lines[5].starts_with("promoted   into main by the statement "));
-        assert_eq!(lines[6..], [format!("signed by  {pin}, the key of --fingerprint")]);
+        assert!(lines[4].starts_with(gate) && lines[4].ends_with("): Passed"), "{}", lines[4]);
+        assert_eq!(lines[5], "verified   1 file, 2 bytes: exactly what was signed");
+        assert!(lines[6].starts_with("model      ") && lines[7].starts_with("promoted   into main by the statement "));
+        assert_eq!(lines[8..], [format!("signed by  {pin}, the key of --fingerprint")]);
         assert_eq!(outcome.exit(), exit::FINISHED);
     }
 
@@ -504,8 +521,8 @@ mod tests {
         assert!(code == exit::FAILED && told.contains("\"link\" is a symbolic link"), "{told}");
         for (key, why) in [
             ("no key", "the public key is not PEM: the line -----BEGIN PUBLIC KEY----- is missing"),
-            ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "the public key cannot be read"),
-            (&PrivateKey::generate().unwrap().to_pem().unwrap(), "the public key is a private key"),
+            ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "the public key is damaged: "),
+            (&PrivateKey::generate().unwrap().to_pem().unwrap(), "the file of the public key holds a private key"),
         ] {
             fs::write(root.path().join("key.pem"), key).unwrap();
             let (code, told) = end(&[]);

@@ -74,7 +74,7 @@ fn stalled(conditions: &[Condition]) -> Option<&Condition> {
 
 impl Sealable for TrainingRunStatus {
     const SEALED: &'static [&'static str] =
-        &["configDigest", "dataDigests", "base", "model", "imageId", "startedAt", "completedAt"];
+        &["configDigest", "dataDigests", "base", "model", "attested", "imageId", "startedAt", "completedAt"];
     const DERIVED: &'static [&'static str] = &["phase"];
 
     fn seal(&self) -> Option<&str> {

@@ -25,8 +25,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let none = || "none".to_owned();
     let training = Training {
         run: Object { name: none(), uid: none() },
-        attested: Attested { config_digest: ConfigDigest(Sha256::of("none")), image_id: none(), completed_at: None },
-        reported: Reported { data: BTreeMap::new() },
+        attested: Attested {
+            config_digest: ConfigDigest(Sha256::of("none")),
+            image_id: none(),
+            completed_at: None,
+            data: None,
+        },
+        reported: Some(Reported { data: BTreeMap::new() }),
         base: None,
     };
     // Verifiers require an evaluation that passed; nothing was evaluated here.

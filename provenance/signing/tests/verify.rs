@@ -74,8 +74,9 @@ fn promotion(manifest: &Manifest, oms_payload: OmsPayloadDigest, ring: &str) -> 
                     config_digest: ConfigDigest(Sha256::of("config")),
                     image_id: "sha256:0001".into(),
                     completed_at: Some("2026-11-28T08:00:00Z".into()),
+                    data: None,
                 },
-                reported: Reported { data: BTreeMap::new() },
+                reported: Some(Reported { data: BTreeMap::new() }),
                 base: None,
             },
             evaluations: vec![evaluation("cot-lite"), evaluation("arithmetic")],
@@ -426,6 +427,13 @@ fn genuine_statements_that_say_something_odd_are_refused() {
         |edit: &dyn Fn(&mut Value)| Case { promotion: resigned(&good.promotion, edit), ..good.clone() }.refusal();
     assert!(promotion(&|statement| statement["predicate"]["more"] = json!(1)).contains("unknown field `more`"));
     assert!(promotion(&|statement| statement["predicate"]["ring"] = json!("main")).contains("for the ring \"main\""));
+    let neither = |statement: &mut Value| {
+        statement["predicate"]["training"].as_object_mut().unwrap().remove("reported");
+    };
+    let both = |statement: &mut Value| statement["predicate"]["training"]["attested"]["data"] = json!({});
+    for edit in [&neither as &dyn Fn(&mut Value), &both] {
+        assert!(promotion(edit).contains("either as reported or as attested"));
+    }
 }
 
 /// The right key signs these statements; they are refused for what they say.

@@ -89,8 +89,9 @@ fn promotion(manifest: &Manifest, payload: &[u8]) -> Promotion {
             config_digest: ConfigDigest(Sha256::of("config")),
             image_id: "image".into(),
             completed_at: Some("2026-11-28T08:00:00Z".into()),
+            data: None,
         },
-        reported: Reported { data: BTreeMap::new() },
+        reported: Some(Reported { data: BTreeMap::new() }),
         base: None,
     };
     let (ring, oms_payload) = (RING.into(), oms::payload_digest(payload));

@@ -76,14 +76,17 @@ fn sign_promotion(
 
 fn training(run: &TrainingRun) -> Option<Training> {
     let status = run.status.as_ref()?;
+    let data: BTreeMap<_, _> = status.data_digests.iter().map(|file| (file.name.clone(), file.sha256)).collect();
+    let attested = status.attested == Some(true);
     Some(Training {
         run: Object { name: run.name_any(), uid: run.uid()? },
         attested: Attested {
             config_digest: status.config_digest?,
             image_id: status.work.image_id.clone().unwrap_or_default(),
             completed_at: status.completed_at.as_ref().map(|time| time.0.to_string()),
+            data: attested.then(|| data.clone()),
         },
-        reported: Reported { data: status.data_digests.iter().map(|file| (file.name.clone(), file.sha256)).collect() },
+        reported: (!attested).then_some(Reported { data }),
         base: status
             .base
             .as_ref()

@@ -27,6 +27,7 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Trai
         phase: Some(phase(view, stage)),
         base: view.base_status(),
         model: model(outcome, stage),
+        attested: attested(view, outcome, stage),
         config_digest: config_digest(view, stage),
         completed_at: completed_at(view, stage),
         conditions: conditions(view, stage),
@@ -54,6 +55,7 @@ fn with_numbers_of(next: &TrainingRunStatus, present: &TrainingRunStatus) -> Tra
         phase: next.phase,
         base: next.base.clone(),
         model: next.model.clone(),
+        attested: next.attested,
         config_digest: next.config_digest,
         completed_at: next.completed_at.clone(),
         conditions: next.conditions.clone(),
@@ -122,6 +124,14 @@ fn model(outcome: &Outcome, stage: &Stage) -> Option<ModelStatus> {
         Stage::Failed(_) | Stage::Invalid(_) | Stage::Discarded(_) => None,
         Stage::Waiting { .. } | Stage::Active(_) => outcome.model.clone(),
     }
+}
+
+/// Returns whether the word of the trainer that reported the model is attested: as it was when the model was recorded, or as it
+/// is now. `None` if it is not.
+fn attested(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> Option<bool> {
+    model(outcome, stage)?;
+    let recorded = view.status.attested.filter(|_| view.status.model.is_some());
+    recorded.or_else(|| (!matches!(stage, Stage::Done(_)) && view.is_attested()).then_some(true))
 }
 
 /// Returns the digest of the configuration. A finished run keeps the one that it records.

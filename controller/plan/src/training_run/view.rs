@@ -3,8 +3,9 @@
 use codex_configs::{Resolved, Training, compose_training};
 use codex_crds::{BaseStatus, Reason, TrainingRunSpec, TrainingRunStatus};
 use codex_provenance::ModelDigest;
-use codex_reports::{Report, State, TrainingState};
+use codex_reports::{Report, Stage as PodStage, State, TrainingState};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::PodSpec;
 
 use super::{base::Base, observed::ObservedTrainingRun};
 use crate::{
@@ -85,6 +86,20 @@ impl<'a> View<'a> {
         (!known).then(|| WorkFailure::new(Reason::BaseMismatch, why))
     }
 
+    /// Whether the pod that reported the model runs an image of the controller's list, with nothing added that could change what
+    /// it does: other containers may share its processes, and a debugger always can.
+    pub(crate) fn is_attested(&self) -> bool {
+        let finished = |state: &TrainingState| state.stage == PodStage::Finished && state.model.is_some();
+        let pod = self
+            .states()
+            .find(|(_, state)| finished(state))
+            .and_then(|(report, _)| self.work.worker.pod(&report.pod_uid));
+        let (Some(pod), Some(job)) = (pod, self.observed.job.as_ref()) else { return false };
+        let planned = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()).map(containers);
+        let listed = |image: &str| self.observed.settings.attested_images.iter().any(|images| images.matches(image));
+        pod.image_id().is_some_and(listed) && planned == pod.pod.spec.as_ref().map(containers)
+    }
+
     /// Returns the digest of the base in the oldest report that names one.
     fn first_base(&self) -> Option<ModelDigest> {
         self.states().filter_map(|(_, state)| Some(state.base?.digest)).last()
@@ -98,6 +113,13 @@ impl<'a> View<'a> {
         };
         self.status.base.clone().or_else(first)
     }
+}
+
+/// Returns the names of all containers of a pod.
+fn containers(spec: &PodSpec) -> Vec<&str> {
+    let debuggers = spec.ephemeral_containers.iter().flatten().map(|container| container.name.as_str());
+    let others = spec.init_containers.iter().flatten().chain(&spec.containers);
+    debuggers.chain(others.map(|container| container.name.as_str())).collect()
 }
 
 fn compose(spec: &TrainingRunSpec) -> Result<Resolved<Training>, String> {

@@ -131,6 +131,11 @@ impl<'a> Worker<'a> {
         self.contradiction.as_ref()
     }
 
+    /// Returns the facts about the pod with this uid, if it exists.
+    pub(crate) fn pod(&self, uid: &str) -> Option<&Facts<'a>> {
+        self.facts.iter().find(|facts| facts.uid() == uid)
+    }
+
     /// Returns how the pod with this uid ended.
     pub(crate) fn ending(&self, pod: &str) -> Ending {
         Ending::of(&self.owner, &self.facts, pod, self.is_complete())

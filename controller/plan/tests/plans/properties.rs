@@ -363,7 +363,7 @@ fn a_share_with_its_own_bounds_is_refused() {
 }
 
 /// Returns an observation in which the model of the run `uid` can be promoted; two runs may have made the same model.
-fn ready_to_sign(uid: &str) -> ObservedReasoningPod {
+pub(crate) fn ready_to_sign(uid: &str) -> ObservedReasoningPod {
     let case = Case {
         run: true,
         trained: true,
