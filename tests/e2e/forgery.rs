@@ -1,11 +1,11 @@
 //! What the role `edit` cannot forge: each attack on the evidence of an evaluation is refused by an admission policy.
 
-use codex_crds::{Evaluation, child};
+use codex_crds::{ConditionType, Evaluation, TrainingRun, child};
 use codex_tests::{
     Result, Team, objects,
     process::{output, output_with},
-    team::{SOON, blocking},
-    wait::until_found,
+    team::{SOON, blocking, condition},
+    wait::{until, until_found},
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -32,9 +32,9 @@ async fn an_editor_of_the_namespace_cannot_forge_evidence() -> Result<()> {
     assert!(name.starts_with("codex-e-judged-"), "{name}");
 
     // A token that speaks for the evaluator. Without our audience the same request is granted.
-    let bound = ["create", "token", "default", "--bound-object-kind=Pod", "--bound-object-name", &name];
-    allowed(&team, &bound, None).await?;
-    refused(&team, "codex-report-tokens", &[&bound[..], &["--audience=codex-ml.dev/reports"]].concat(), None).await?;
+    let bound = token_of(&name);
+    allowed(&team, &bound[..6], None).await?;
+    refused(&team, "codex-report-tokens", &bound, None).await?;
 
     // A pod in the evaluator's place: by its labels, by its name, by a label that is added later.
     let copy = copy_of(&evaluator);
@@ -57,14 +57,7 @@ async fn an_editor_of_the_namespace_cannot_forge_evidence() -> Result<()> {
     for way in ["exec?command=x&stdout=true", "attach?stdout=true", "portforward", "proxy/"] {
         refused(&team, "codex-connections", &["get", "--raw", &format!("{pod}/{way}")], None).await?;
     }
-    let harmless = json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } });
-    let debugger = json!({ "name": "debugger", "image": "mine", "securityContext": harmless });
-    let debugger = json!({ "spec": { "ephemeralContainers": [debugger] } });
-    let patched = kube::Client::try_from(impersonated(&team).await?)?;
-    let api: kube::Api<Pod> = kube::Api::namespaced(patched, &team.namespace);
-    let patch = kube::api::Patch::Strategic(debugger);
-    let answer = api.patch_ephemeral_containers(&name, &kube::api::PatchParams::default(), &patch).await;
-    let why = answer.map(|pod| pod.name_any()).unwrap_err().to_string();
+    let why = debug(&team, &name).await.map(|pod| pod.name_any()).unwrap_err().to_string();
     assert!(why.contains("codex-workloads"), "{why}");
 
     // A verdict written by hand.
@@ -75,6 +68,64 @@ async fn an_editor_of_the_namespace_cannot_forge_evidence() -> Result<()> {
     assert_eq!(status.verdict, None);
     team.done();
     Ok(())
+}
+
+/// A trainer's word is called reported and not attested, so its pod may be debugged; evaluators and servers may not be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trainer_may_still_be_debugged() -> Result<()> {
+    let team = Team::new("debug").await?;
+    grant_edit(&team).await?;
+    let mut run = objects::run("run", &["training.max_steps=1", "training.warmup_steps=0"]);
+    run.spec.pod.node_selector = [("example.com/nowhere".to_owned(), "true".to_owned())].into();
+    team.create(&run).await?;
+    let trainer = until_found("the trainer's pod", SOON, async || {
+        Ok(team.pods(codex_crds::label::TRAINING_RUN, "run").await?.pop())
+    })
+    .await?;
+    let name = trainer.name_any();
+    assert!(name.starts_with("codex-t-run-"), "{name}");
+    let debugged = debug(&team, &name).await.unwrap();
+    let added = debugged.spec.and_then(|spec| spec.ephemeral_containers).unwrap_or_default();
+    assert_eq!(added.iter().map(|container| &*container.name).collect::<Vec<_>>(), ["debugger"]);
+    // Nothing else of it may be changed.
+    refused(&team, "codex-workloads", &["label", "pod", &name, "mine=true"], None).await?;
+    refused(&team, "codex-report-tokens", &token_of(&name), None).await?;
+    // Its status does not call the debugged pod changed.
+    let ready = |run: &TrainingRun| {
+        let conditions = run.status.as_ref().map(|status| &*status.conditions);
+        condition(conditions, ConditionType::Ready).map(|ready| ready.reason.clone())
+    };
+    let run = until(&team.api::<TrainingRun>(), "run", "it waits for a node", SOON, |run| {
+        ready(run).as_deref() == Some("WaitingForPod")
+    })
+    .await?;
+    assert_eq!(run.status.unwrap_or_default().attested, None);
+    team.done();
+    Ok(())
+}
+
+/// Adds a debugging container to a pod as the tenant.
+async fn debug(team: &Team, pod: &str) -> kube::Result<Pod> {
+    let harmless = json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } });
+    let debugger = json!({ "name": "debugger", "image": "mine", "securityContext": harmless });
+    let debugger = json!({ "spec": { "ephemeralContainers": [debugger] } });
+    let client = kube::Client::try_from(impersonated(team).await.expect("the configuration of a client"))?;
+    let api: kube::Api<Pod> = kube::Api::namespaced(client, &team.namespace);
+    let patch = kube::api::Patch::Strategic(debugger);
+    api.patch_ephemeral_containers(pod, &kube::api::PatchParams::default(), &patch).await
+}
+
+/// What kubectl is told to mint a token that speaks for a pod.
+fn token_of(pod: &str) -> [&str; 7] {
+    [
+        "create",
+        "token",
+        "default",
+        "--bound-object-kind=Pod",
+        "--bound-object-name",
+        pod,
+        "--audience=codex-ml.dev/reports",
+    ]
 }
 
 /// Gives the tenant the rights of an editor, and more: everything on our kinds, and ephemeral containers.

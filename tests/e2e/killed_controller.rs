@@ -188,7 +188,7 @@ fn in_namespace(request: &Request, namespace: &str) -> bool {
 }
 
 /// Scales the installed controller, and waits until it is gone or holds the Lease.
-async fn scale(team: &Team, replicas: i32) -> Result<()> {
+pub(crate) async fn scale(team: &Team, replicas: i32) -> Result<()> {
     let deployments: Api<Deployment> = Api::namespaced(team.client.clone(), NAMESPACE);
     let change = kube::api::Patch::Merge(json!({ "spec": { "replicas": replicas } }));
     deployments.patch_scale(CONTROLLER, &kube::api::PatchParams::default(), &change).await?;

@@ -8,6 +8,7 @@ mod chain;
 mod cluster;
 mod conditions;
 mod documents;
+mod elsewhere;
 mod evidence;
 mod failures;
 mod fields;

@@ -1,13 +1,14 @@
-//! A tenant with the `admin` role in a namespace cannot reach the signing key.
+//! A tenant with the `admin` role in a namespace cannot reach the signing key, and one with `view` can change nothing.
 
 use codex_tests::{
     Result, Team,
     install::{NAMESPACE, SIGNING_KEY},
+    objects,
     process::output,
     team::blocking,
 };
 use k8s_openapi::api::core::v1::Secret;
-use kube::Api;
+use kube::{Api, ResourceExt as _};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_cannot_read_the_signing_key() -> Result<()> {
@@ -41,6 +42,54 @@ async fn a_tenant_cannot_read_the_signing_key() -> Result<()> {
         kubectl.args(["--namespace", NAMESPACE, &as_user]).args(&words);
         let refused = blocking(move || Ok(output(&mut kubectl))).await?.unwrap_err().to_string();
         assert!(refused.to_lowercase().contains("forbidden"), "{words:?}: {refused}");
+    }
+    team.done();
+    Ok(())
+}
+
+/// `view` and the right to read our kinds is not the right to read Secrets, mint tokens, connect to pods or change anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_viewer_can_read_objects_and_do_nothing_else() -> Result<()> {
+    let team = Team::new("viewer").await?;
+    team.create(&objects::run("run", &["training.max_steps=1", "training.warmup_steps=0"])).await?;
+    team.trained("run").await?;
+    let trainer = team.pods(codex_crds::label::TRAINING_RUN, "run").await?.remove(0).name_any();
+    let account = format!("--serviceaccount={}:viewer", team.namespace);
+    let kinds = "--resource=trainingruns.codex-ml.dev,evaluations.codex-ml.dev,reasoningpods.codex-ml.dev";
+    for words in [
+        &["create", "serviceaccount", "viewer"][..],
+        &["create", "rolebinding", "views", "--clusterrole=view", &account],
+        &["create", "role", "our-kinds", "--verb=get,list,watch", kinds],
+        &["create", "rolebinding", "views-ours", "--role=our-kinds", &account],
+    ] {
+        let mut kubectl = team.kubectl()?;
+        kubectl.args(words);
+        blocking(move || output(&mut kubectl)).await?;
+    }
+    let run = async |words: &[&str]| {
+        let mut kubectl = team.kubectl()?;
+        kubectl.arg(format!("--as=system:serviceaccount:{}:viewer", team.namespace)).args(words);
+        blocking(move || Ok(output(&mut kubectl))).await
+    };
+    for allowed in [&["get", "trainingruns,evaluations,reasoningpods,configmaps,pods"][..], &["logs", &trainer]] {
+        run(allowed).await?.map_err(|why| panic!("{allowed:?}: {why}")).ok();
+    }
+    let connection = format!("/api/v1/namespaces/{}/pods/{trainer}/exec?command=x", team.namespace);
+    for refused in [
+        &["get", "secrets"][..],
+        &["create", "token", "default", "--bound-object-kind=Pod", "--bound-object-name", &trainer],
+        &["get", "--raw", &connection],
+        &["delete", "pod", &trainer],
+        &["annotate", "trainingrun", "run", "mine=true"],
+        &["patch", "trainingrun", "run", "--subresource=status", "--type=merge", "--patch={\"status\":{}}"],
+        &["delete", "trainingrun", "run"],
+        &["create", "configmap", "mine"],
+    ] {
+        let why = match run(refused).await? {
+            Ok(done) => panic!("{refused:?} was allowed: {done}"),
+            Err(why) => why.to_string().to_lowercase(),
+        };
+        assert!(why.contains("forbidden"), "{refused:?}: {why}");
     }
     team.done();
     Ok(())

@@ -83,23 +83,55 @@ impl Installation {
     }
 
     /// Applies the CRDs and the controller with these images, and waits for the rollout.
-    fn apply(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// If kubectl fails, or the controller does not become ready.
+    pub fn apply(&self) -> Result<()> {
+        self.apply_with(NAMESPACE, &serde_json::json!({}), &[]).inspect_err(|_| self.tell_controller())
+    }
+
+    /// Applies them with another namespace, as docs/install.md describes: with its service account as the principal of the
+    /// admission policies, watching the namespaces `watched`.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn apply_elsewhere(&self, namespace: &str, watched: &str) -> Result<()> {
+        let principal = format!("['system:serviceaccount:{namespace}:{CONTROLLER}']");
+        let patch = |policy: &str, variable: usize| {
+            let path = format!("/spec/variables/{variable}/expression");
+            let patch = serde_json::json!([
+                { "op": "test", "path": format!("/spec/variables/{variable}/name"), "value": "controller" },
+                { "op": "replace", "path": path, "value": principal },
+            ]);
+            serde_json::json!({
+                "target": { "kind": "ValidatingAdmissionPolicy", "name": policy }, "patch": patch.to_string(),
+            })
+        };
+        let more = serde_json::json!({
+            "namespace": namespace,
+            "patches": [patch("codex-workloads", 1), patch("codex-status", 0)],
+        });
+        self.apply_with(namespace, &more, &[("CODEX_WATCH_NAMESPACES", watched)])
+    }
+
+    fn apply_with(&self, namespace: &str, more: &serde_json::Value, environment: &[(&str, &str)]) -> Result<()> {
         let overlay = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
-        let text = self.overlay(overlay.path())?;
+        let text = self.overlay(overlay.path(), more, environment)?;
         let file = overlay.path().join("kustomization.yaml");
         fs::write(&file, text).map_err(Error::io(format!("writing {}", file.display())))?;
         let mut apply = self.cluster.kubectl()?;
         output(apply.args(["apply", "--kustomize"]).arg(overlay.path()))?;
         let mut wait = self.cluster.kubectl()?;
-        let rolled = output(
-            wait.args(["--namespace", NAMESPACE, "rollout", "status", "--timeout=120s"])
+        output(
+            wait.args(["--namespace", namespace, "rollout", "status", "--timeout=120s"])
                 .arg(format!("deployment/{CONTROLLER}")),
-        );
-        rolled.map(drop).inspect_err(|_| self.tell_controller())
+        )
+        .map(drop)
     }
 
-    /// Returns a kustomization of `manifests/` that sets the images as the README describes.
-    fn overlay(&self, from: &Path) -> Result<String> {
+    /// Returns a kustomization of `manifests/` that sets the images as the README describes, and these variables. `more` may set
+    /// a namespace and add patches.
+    fn overlay(&self, from: &Path, more: &serde_json::Value, environment: &[(&str, &str)]) -> Result<String> {
         let manifests = repository().join("manifests");
         // kustomize accepts relative paths only.
         let up: PathBuf = from.components().skip(1).map(|_| "..").collect();
@@ -107,6 +139,11 @@ impl Installation {
             let path = manifests.join(folder);
             up.join(path.strip_prefix("/").unwrap_or(&path)).display().to_string()
         };
+        let variables =
+            [("CODEX_TRAINER_IMAGE", self.worker_image.as_str()), ("CODEX_WORKER_IMAGE", self.worker_image.as_str())];
+        let variables = variables.iter().chain(environment);
+        let variables: Vec<_> =
+            variables.map(|(name, value)| serde_json::json!({ "name": name, "value": value })).collect();
         let patch = serde_json::json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -114,18 +151,20 @@ impl Installation {
             "spec": { "template": { "spec": { "containers": [{
                 "name": "controller",
                 "image": self.controller_image,
-                "env": [
-                    { "name": "CODEX_TRAINER_IMAGE", "value": self.worker_image },
-                    { "name": "CODEX_WORKER_IMAGE", "value": self.worker_image },
-                ],
+                "env": variables,
             }] } } },
         });
-        let kustomization = serde_json::json!({
+        let mut patches = vec![serde_json::json!({ "patch": patch.to_string() })];
+        patches.extend(more["patches"].as_array().into_iter().flatten().cloned());
+        let mut kustomization = serde_json::json!({
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
             "resources": [relative("controller")],
-            "patches": [{ "patch": patch.to_string() }],
+            "patches": patches,
         });
+        if let Some(namespace) = more["namespace"].as_str() {
+            kustomization["namespace"] = namespace.into();
+        }
         serde_yaml::to_string(&kustomization)
             .map_err(|error| Error::Unreadable { path: manifests, why: error.to_string() })
     }

@@ -51,7 +51,6 @@ fn run() -> TempDir {
         "model.num_attention_heads=2",
         "model.num_hidden_layers=2",
         "training.batch_size=8",
-        "training.max_steps=2",
         "training.stop_after=1",
     ] {
         line.extend(["--set", set]);
