@@ -16,11 +16,11 @@ const MARK: &str = "c2VjcmV0LXRva2Vu";
 /// Files that hold a secret, as pods mount them.
 fn secrets() -> [String; 8] {
     [
-        format!("eyJhbGciOiJSUzI1NiJ9.{MARK}.{MARK}"),
+        format!("eyJhbGciOiJSUzI1NiJ9.{MARK}.{MARK}\n"),
         format!("\"{MARK}\"\n"),
         format!("[\"{MARK}\"]\n"),
         format!("{{\"auths\": {{\"registry.example.com\": {{\"auth\": \"{MARK}\"}}}}}}\n"),
-        format!("{{\"prompt\": [\"{MARK}\"], \"step\": \"{MARK}\", \"schemaVersion\": \"{MARK}\"}}"),
+        format!("{{\"prompt\": [\"{MARK}\"], \"step\": \"{MARK}\", \"schemaVersion\": \"{MARK}\"}}\n"),
         format!("schemaVersion: 1\nkind: {MARK}\ndata: {{password: {MARK}}}\n"),
         format!("-----BEGIN PRIVATE KEY-----\n{MARK}\n-----END PRIVATE KEY-----\n"),
         format!("-----BEGIN PUBLIC KEY-----\n{MARK}.{MARK}\n-----END PUBLIC KEY-----\n"),

@@ -76,8 +76,8 @@ fn a_statement_keeps_the_trainers_word_apart_unless_it_is_attested() {
         let mut observed = ready_to_sign("run-1");
         observed.run.as_mut().unwrap().status.as_mut().unwrap().attested = attested;
         let plan = reasoning_pod::plan(&observed, make::at(9));
-        let [Effect::SignPromotion { reasons, .. }] = &plan.effects[..] else { panic!("{plan:?}") };
-        let training = &reasons.training;
+        let [Effect::SignPromotion { promotion, .. }] = &plan.effects[..] else { panic!("{plan:?}") };
+        let training = &promotion.reasons.training;
         assert_eq!(training.is_attested(), attested == Some(true));
         assert_eq!(training.reported.is_some(), attested.is_none());
         assert_eq!(training.attested.data.is_some(), attested.is_some());
