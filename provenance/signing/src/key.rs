@@ -4,7 +4,9 @@
 
 use std::fmt;
 
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ParsedPublicKey};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1, EcdsaKeyPair, ParsedPublicKey,
+};
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD, STANDARD_NO_PAD},
@@ -26,6 +28,10 @@ use sigstore::{
 use zeroize::Zeroizing;
 
 use crate::{bundle, dsse::pre_authentication};
+
+/// What a private key must be.
+const WANTED: &str = "give one ECDSA key on the curve P-256, unencrypted, in PEM, as openssl genpkey -algorithm EC -pkeyopt \
+                      ec_paramgen_curve:P-256 writes it";
 
 /// Reasons why a key is refused or does not sign.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +72,12 @@ pub enum KeyError {
         what: &'static str,
         /// Label of the block.
         label: String,
+    },
+    /// A private key cannot be read, or cannot sign.
+    #[error("the private key is {found}: {WANTED}")]
+    UnusablePrivate {
+        /// What was found instead.
+        found: String,
     },
     /// A private key is given as a public one.
     #[error("the file of the {what} holds a private key: give the {what} instead, and keep the private key secret")]
@@ -126,12 +138,35 @@ impl PrivateKey {
         EcdsaKeys::new(EllipticCurve::P256).and_then(Self::of).map_err(KeyError::Make)
     }
 
-    /// Reads a PKCS#8 key (`PRIVATE KEY`).
+    /// Reads a key in PKCS#8 (`PRIVATE KEY`) or SEC 1 (`EC PRIVATE KEY`). Line ends, text and blocks around the key, such as `EC
+    /// PARAMETERS` or its public key, do not count.
     ///
     /// # Errors
-    /// Fails if the text is not such a key, or the key is on another curve.
+    /// Fails if the text has no such key or several, or the key is encrypted, damaged or on another curve.
     pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
-        Self::read(EcdsaKeys::from_pem(pem.as_bytes()))
+        let unusable = |found: &str| KeyError::UnusablePrivate { found: found.to_owned() };
+        let blocks = pem::parse_many(pem).map_err(|_| unusable("damaged PEM"))?;
+        let keys: Vec<_> = blocks.iter().filter(|block| block.tag().ends_with("PRIVATE KEY")).collect();
+        let key = match keys.as_slice() {
+            [key] => key,
+            [] if blocks.is_empty() => return Err(unusable("not PEM")),
+            [] => return Err(unusable(&format!("missing among the PEM blocks ({})", labels(&blocks)))),
+            keys => return Err(unusable(&format!("given {} times", keys.len()))),
+        };
+        let tag = key.tag();
+        if tag.starts_with("ENCRYPTED") || key.headers().get("Proc-Type").is_some() {
+            return Err(unusable("encrypted (openssl pkey -in FILE -out private.pem decrypts it)"));
+        }
+        let other = || unusable("of another kind or on another curve, or damaged");
+        match tag {
+            "PRIVATE KEY" => Self::read(EcdsaKeys::from_der(key.contents())).map_err(|_| other()),
+            "EC PRIVATE KEY" => {
+                let pair = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_ASN1_SIGNING, key.contents());
+                let der = pair.map_err(|_| other())?.to_pkcs8v1().map_err(|_| other())?;
+                Self::read(EcdsaKeys::from_der(der.as_ref())).map_err(|_| other())
+            }
+            tag => Err(unusable(&format!("a PEM block {:?}", tag.chars().take(40).collect::<String>()))),
+        }
     }
 
     /// Reads a key in cosign's encrypted form (`ENCRYPTED SIGSTORE PRIVATE KEY`).
@@ -180,6 +215,12 @@ impl PrivateKey {
         let pem = self.keys.private_key_to_encrypted_pem(password).map_err(KeyError::Make)?;
         Ok(Zeroizing::new(pem.replace("\r\n", "\n")))
     }
+}
+
+/// Returns the labels of PEM blocks, for a message.
+fn labels(blocks: &[pem::Pem]) -> String {
+    let labels = blocks.iter().take(4).map(|block| block.tag().chars().take(40).collect::<String>());
+    Printable(&labels.collect::<Vec<_>>().join(", ")).to_string()
 }
 
 impl fmt::Debug for PrivateKey {
