@@ -34,6 +34,18 @@ pub enum EvaluateError {
         /// What is to be evaluated.
         expected: ModelDigest,
     },
+    /// An empty directory in place of a trained model.
+    #[error(
+        "the model {expected} is to be evaluated, but {} contains no files: the volume was replaced or emptied; restore its \
+         files from a backup, or train again with another TrainingRun",
+        path.display()
+    )]
+    Gone {
+        /// The model directory.
+        path: PathBuf,
+        /// What is to be evaluated.
+        expected: ModelDigest,
+    },
     /// A directory that is no model.
     #[error("the model in {} cannot be hashed", path.display())]
     Manifest {
@@ -152,7 +164,7 @@ impl EvaluateError {
             Self::Config(_) | Self::Arguments(_) | Self::Misnamed(_) | Self::Overlap(_) | Self::NoTemplate { .. } => {
                 ("InvalidConfiguration", true)
             }
-            Self::ModelMismatch { .. } => ("ModelMismatch", true),
+            Self::ModelMismatch { .. } | Self::Gone { .. } => ("ModelMismatch", true),
             // A volume may come back; a directory that is no model stays none.
             Self::Manifest { source: ManifestError::Unreadable { source, .. }, .. }
                 if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>

@@ -142,6 +142,10 @@ impl Session<'_> {
     fn hold(&self) -> Result<(Manifest, ModelFiles), EvaluateError> {
         let refused = |source| EvaluateError::Manifest { path: self.model.to_owned(), source };
         let entries = files::walk(self.model, &BTreeSet::new()).map_err(refused)?;
+        // The kubelet creates the folder of a model on a volume that lacks it.
+        if let Some(expected) = self.expected.filter(|_| entries.is_empty()) {
+            return Err(EvaluateError::Gone { path: self.model.to_owned(), expected });
+        }
         if let Some(limit) = memory_limit(Path::new("/")) {
             check_size(&entries, limit.bytes, &limit.source)
                 .map_err(|source| EvaluateError::TooLarge { path: self.model.to_owned(), source })?;

@@ -193,6 +193,28 @@ fn another_model_is_refused_with_both_digests() {
 }
 
 #[test]
+fn an_empty_model_directory_is_told_as_a_lost_model() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = directory.path().join("model");
+    fs::create_dir(&model).unwrap();
+    let expected = ModelDigest(Sha256::of("model"));
+    let case = Case { expected: Some(expected), ..Case::of(&model, problems(5)) };
+    let error = case.run(&directory.path().join("results")).0.unwrap_err();
+    let failure = error.failure();
+    assert_eq!((failure.reason.as_str(), failure.is_final, error.exit()), ("ModelMismatch", true, 2));
+    assert_eq!(
+        failure.message,
+        format!(
+            "the model {expected} is to be evaluated, but {} contains no files: the volume was replaced or emptied; restore its \
+             files from a backup, or train again with another TrainingRun",
+            model.display()
+        )
+    );
+    let error = Case { expected: None, ..case }.run(&directory.path().join("results")).0.unwrap_err();
+    assert_eq!(error.failure().reason, "InvalidModel");
+}
+
+#[test]
 fn a_problem_that_cannot_be_asked_is_refused_with_its_line() {
     let directory = tempfile::tempdir().unwrap();
     let model = train(0, &directory.path().join("run"));

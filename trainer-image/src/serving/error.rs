@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
-use codex_provenance::manifest::ManifestError;
+use codex_provenance::{ModelDigest, manifest::ManifestError};
 use codex_reports::{Failure, exit};
 use codex_signing::{key::KeyError, verify::VerifyError};
 
@@ -29,6 +29,17 @@ pub enum ServeError {
     /// The public key is invalid.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The model directory is empty.
+    #[error(
+        "the model {expected} is to be served, but {path:?} contains no files: the volume was replaced or emptied; restore its \
+         files from a backup, or train and evaluate again"
+    )]
+    Gone {
+        /// Its path.
+        path: PathBuf,
+        /// The model's digest.
+        expected: ModelDigest,
+    },
     /// The model directory is refused.
     #[error("the model directory {path:?} is refused: {source}")]
     Manifest {
@@ -83,7 +94,9 @@ impl ServeError {
     fn reason(&self) -> &'static str {
         match self {
             Self::Manifest { source: ManifestError::Unreadable { .. }, .. } => "ModelUnreadable",
-            Self::Unreadable { .. } | Self::Key(_) | Self::Manifest { .. } | Self::Verify(_) => "VerificationFailed",
+            Self::Unreadable { .. } | Self::Key(_) | Self::Gone { .. } | Self::Manifest { .. } | Self::Verify(_) => {
+                "VerificationFailed"
+            }
             Self::Model(_) => "ModelUnusable",
             Self::SelfCheck(_) => "SelfCheckFailed",
             Self::Listen { .. } => "AddressUnavailable",

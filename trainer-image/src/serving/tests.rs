@@ -345,6 +345,12 @@ async fn names_and_sizes_are_checked_before_anything_is_read() {
     assert!(added.ends_with("the files of the model differ from the signed ones: pickle.bin was added"), "{added}");
     let missing = told(&|case| fs::remove_file(case.path("model/tokenizer.json")).unwrap()).await;
     assert!(missing.ends_with("tokenizer.json is missing"), "{missing}");
+    let emptied = told(&|case| {
+        fs::remove_dir_all(case.path("model")).unwrap();
+        fs::create_dir(case.path("model")).unwrap();
+    })
+    .await;
+    assert!(emptied.contains("contains no files: the volume was replaced or emptied; restore its files"), "{emptied}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
