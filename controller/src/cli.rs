@@ -102,7 +102,8 @@ fn init_logging(format: Option<LogFormat>) {
     let format = format.unwrap_or(if terminal { LogFormat::Compact } else { LogFormat::Json });
     let chosen = std::env::var("RUST_LOG").ok().and_then(|chosen| chosen.parse().ok());
     let filter: Targets = chosen.unwrap_or_else(|| {
-        let quiet = ["kube_client", "kube_runtime"].map(|target| (target, Level::WARN));
+        // The controller logs the failures of its watches itself.
+        let quiet = [("kube_client", Level::WARN), ("kube_runtime", Level::ERROR)];
         Targets::new().with_default(Level::INFO).with_targets(quiet)
     });
     let registry = tracing_subscriber::registry();

@@ -1,6 +1,6 @@
 //! `/healthz`, `/readyz` and `/metrics`, over plain HTTP.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -21,10 +21,36 @@ use crate::{
 /// Whether a process is the active leader.
 #[derive(Clone)]
 pub enum Leadership {
-    /// The process waits for the Lease, fills its caches, or stops.
-    Standby,
+    /// The process does not reconcile.
+    Standby(Standby),
     /// The process holds the Lease, has filled its caches and reconciles.
     Active(Arc<Leader>),
+}
+
+/// Why a process does not reconcile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standby {
+    /// It starts.
+    Starting,
+    /// It waits for the Lease, for this reason.
+    Lease(String),
+    /// It holds the Lease and fills its caches.
+    Caches,
+    /// It stops.
+    Stopping,
+}
+
+impl fmt::Display for Standby {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Starting => f.write_str("not the active leader: starting"),
+            Self::Lease(why) => write!(f, "not the active leader: waiting for the Lease: {why}"),
+            Self::Caches => f.write_str(
+                "the active leader, and not ready: filling the caches; if this lasts, the log names the kind that cannot be listed",
+            ),
+            Self::Stopping => f.write_str("not the active leader: stopping"),
+        }
+    }
 }
 
 /// The state of the health endpoints.
@@ -68,10 +94,7 @@ fn router(health: Health) -> Router {
 async fn ready(State(health): State<Health>) -> Response {
     match &*health.leadership.borrow() {
         Leadership::Active(_) => (StatusCode::OK, "ok\n").into_response(),
-        Leadership::Standby => {
-            let why = "not the active leader: waiting for the Lease, filling the caches or stopping\n";
-            (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
-        }
+        Leadership::Standby(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }
 }
 
@@ -79,7 +102,7 @@ async fn text(State(health): State<Health>) -> Response {
     // What a process knew while it led is not shown after that.
     let census = match &*health.leadership.borrow() {
         Leadership::Active(leader) => Census::of(leader),
-        Leadership::Standby => Census::default(),
+        Leadership::Standby(_) => Census::default(),
     };
     health.metrics.count(&census);
     match health.metrics.text() {
@@ -98,7 +121,7 @@ mod tests {
     use tokio::sync::watch;
     use tower::ServiceExt;
 
-    use super::{Health, Leadership, router};
+    use super::{Health, Leadership, Standby, router};
     use crate::{
         census::Leader,
         inbox::Inbox,
@@ -108,15 +131,35 @@ mod tests {
 
     #[tokio::test]
     async fn a_standby_process_is_alive_but_not_ready() {
-        let (sender, leadership) = watch::channel(Leadership::Standby);
+        let (sender, leadership) = watch::channel(Leadership::Standby(Standby::Starting));
         let router = router(Health { metrics: Metrics::new().unwrap(), leadership });
         let ask = |path: &'static str| {
             let router = router.clone();
             async move { router.oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap().status() }
         };
+        let said = || {
+            let router = router.clone();
+            async move {
+                let answer = router.oneshot(Request::get("/readyz").body(Body::empty()).unwrap()).await.unwrap();
+                let bytes = axum::body::to_bytes(answer.into_body(), 1 << 16).await.unwrap();
+                String::from_utf8(bytes.to_vec()).unwrap()
+            }
+        };
         assert_eq!(ask("/healthz").await, StatusCode::OK);
         assert_eq!(ask("/readyz").await, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(ask("/metrics").await, StatusCode::OK);
+        for (why, told) in [
+            (
+                Standby::Lease("the Lease a is held by b".to_owned()),
+                "waiting for the Lease: the Lease a is held by b\n",
+            ),
+            (Standby::Caches, "filling the caches"),
+            (Standby::Stopping, "stopping"),
+        ] {
+            sender.send_replace(Leadership::Standby(why));
+            assert_eq!(ask("/readyz").await, StatusCode::SERVICE_UNAVAILABLE);
+            assert!(said().await.contains(told), "{told}");
+        }
         let stores = Stores::of(&mut Writers::default()).into();
         let (queues, _requests) = Queues::new();
         let leader = Leader { stores, inbox: Inbox::default().into(), queues, since: Timestamp::UNIX_EPOCH };

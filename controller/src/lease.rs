@@ -98,6 +98,11 @@ impl Candidate {
 
     /// Waits until this process holds the Lease. Failures are logged and retried.
     pub async fn acquire(self) -> HeldLease {
+        self.acquire_and_tell(|_| {}).await
+    }
+
+    /// Waits until this process holds the Lease, and calls `tell` with each new reason to wait.
+    pub async fn acquire_and_tell(self, tell: impl Fn(&str)) -> HeldLease {
         let mut seen: Option<Seen> = None;
         let mut logged = String::new();
         loop {
@@ -116,6 +121,7 @@ impl Candidate {
                         } else {
                             warn!("{now}");
                         }
+                        tell(&now);
                         logged = now;
                     }
                 }

@@ -28,7 +28,7 @@ use crate::{
     endpoint::{self, Endpoint},
     error::{chain, client_category},
     flags::Flags,
-    health::{self, Health, Leadership},
+    health::{self, Health, Leadership, Standby},
     inbox::Inbox,
     kinds::kinds,
     lease::{Candidate, LeaseError},
@@ -115,7 +115,7 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
     let stop = stop_on_signal()?;
     let metrics = Metrics::new()?;
     let client = client(&metrics).await.map_err(|source| OperatorError::Config(Box::new(source)))?;
-    let (leadership, leadership_seen) = channel(Leadership::Standby);
+    let (leadership, leadership_seen) = channel(Leadership::Standby(Standby::Starting));
     let (active, context) = channel(None);
     let mut servers = JoinSet::new();
     let closing = CancellationToken::new();
@@ -148,7 +148,7 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
         },
     };
     active.send_replace(None);
-    leadership.send_replace(Leadership::Standby);
+    leadership.send_replace(Leadership::Standby(Standby::Stopping));
     closing.cancel();
     // Connections that stay open longer are closed with the servers.
     let _ = timeout(CONNECTION_GRACE, async { while servers.join_next().await.is_some() {} }).await;
@@ -175,9 +175,12 @@ async fn lead(
     let identity = flags.identity();
     let candidate = Candidate::new(client.clone(), &flags.namespace, &flags.lease_name, identity.clone());
     let mut held = tokio::select! {
-        held = candidate.acquire() => held,
+        held = candidate.acquire_and_tell(|why| {
+            leadership.send_replace(Leadership::Standby(Standby::Lease(why.to_owned())));
+        }) => held,
         () = stop.cancelled() => return Ok(()),
     };
+    leadership.send_replace(Leadership::Standby(Standby::Caches));
     metrics.leads(true);
     let work = async {
         let settings = Arc::new(Settings {
@@ -251,7 +254,7 @@ async fn lead(
             () = stop.cancelled() => {
                 info!("finishing the reconciliations in progress");
                 active.send_replace(None);
-                leadership.send_replace(Leadership::Standby);
+                leadership.send_replace(Leadership::Standby(Standby::Stopping));
                 queues.close();
                 if timeout(DRAIN, controllers).await.is_err() {
                     warn!("reconciliations were cut off; the next leader continues them");

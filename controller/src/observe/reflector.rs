@@ -5,7 +5,7 @@
 //! one cache: listing a namespace again adds and removes only the differences.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt::Debug,
     pin::Pin,
 };
@@ -23,7 +23,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{error::chain, metrics::Metrics};
 
@@ -132,6 +132,8 @@ where
     metrics: Metrics,
     /// The state of each watch, by its index.
     listings: HashMap<usize, Listing<K>>,
+    /// The failures of the watches that were logged since they last worked.
+    logged: BTreeSet<String>,
 }
 
 /// The objects that one watch has shown.
@@ -166,7 +168,16 @@ where
         writer.apply_watcher_event(&Event::InitDone);
         let store = writer.as_reader();
         let kind = K::kind(&()).into_owned();
-        Self { kind, writer, store, strip, changed: Box::new(changed), metrics, listings: HashMap::new() }
+        Self {
+            kind,
+            writer,
+            store,
+            strip,
+            changed: Box::new(changed),
+            metrics,
+            listings: HashMap::new(),
+            logged: BTreeSet::new(),
+        }
     }
 
     /// Runs until the watches end, which they never do. Sends `listed` once every watch has listed its objects.
@@ -181,7 +192,7 @@ where
                 }
                 Err(failure) => {
                     self.metrics.watch_failed(&self.kind);
-                    warn!(kind = self.kind, error = chain(&failure), "a watch failed and is retried");
+                    self.log_once(chain(&failure));
                 }
             }
             let complete = self.listings.values().filter(|listing| listing.complete).count();
@@ -192,6 +203,16 @@ where
                 // The receiver is gone only when the process stops.
                 let _ = listed.send(());
             }
+        }
+    }
+
+    /// Logs a failure of a watch, unless it was logged since the watches last worked: a missing permission fails every retry.
+    fn log_once(&mut self, failure: String) {
+        if self.logged.contains(&failure) {
+            debug!(kind = self.kind, error = failure, "a watch failed again and is retried");
+        } else {
+            warn!(kind = self.kind, error = failure, "a watch failed; it is retried until it works");
+            self.logged.insert(failure);
         }
     }
 
@@ -226,6 +247,9 @@ where
             }
             Event::InitDone => {
                 listing.complete = true;
+                if !std::mem::take(&mut self.logged).is_empty() {
+                    info!(kind = self.kind, "the watch works again");
+                }
                 let relisted = listing.relisted.take().unwrap_or_default();
                 let gone: Vec<_> = listing.known.difference(&relisted).cloned().collect();
                 listing.known = relisted;
