@@ -94,7 +94,7 @@ async fn sign(context: &Context, config_map: &ConfigMap, payload: &[u8]) -> Resu
     let name = config_map.name_any();
     let bundle = context.signer.sign(payload)?;
     let bundle = String::from_utf8(bundle).map_err(|_| EffectError::Text(name.clone()))?;
-    let key = context.signer.public().to_pem().to_owned();
+    let key = context.signer.public().map(|key| key.to_pem().to_owned()).unwrap_or_default();
     let filled = ConfigMap {
         data: Some([(BUNDLE.to_owned(), bundle), (PUBLIC.to_owned(), key)].into()),
         immutable: Some(true),

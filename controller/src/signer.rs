@@ -1,10 +1,11 @@
 //! The signing key: created on the first start, pinned and watched.
 //!
 //! The private key is in a Secret that only the controller reads. Its public key and fingerprint are pinned in an
-//! immutable ConfigMap of the same name. If the private key is missing or differs from the pinned one, nothing is signed
-//! until an administrator restores the key or deletes the pin. Existing bundles stay valid under the pinned public key.
+//! immutable ConfigMap of the same name. If the private key is missing, unusable or differs from the pinned one, nothing is
+//! signed until an administrator restores the key or deletes the pin, and everything else goes on. Existing bundles stay valid
+//! under the pinned public key. If no key is pinned yet, the first usable one is.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use codex_provenance::Sha256;
 use codex_signing::key::{KeyError, PrivateKey, PublicKey, Signer as _};
@@ -49,9 +50,6 @@ pub enum SignerError {
     /// The private key is missing, invalid or not the pinned one.
     #[error("the signer is unavailable: {0}")]
     Unavailable(String),
-    /// The pinned public key is invalid.
-    #[error("the ConfigMap {NAME} has no valid public key under {PUBLIC:?}: {0}")]
-    Pin(String),
 }
 
 impl SignerError {
@@ -61,23 +59,25 @@ impl SignerError {
             Self::Client { source, .. } => client_category(source),
             Self::Key(_) => "key",
             Self::Unavailable(_) => "signer_unavailable",
-            Self::Pin(_) => "pin",
         }
     }
 }
 
 /// Signs with the private key while it matches the pinned public key.
 pub struct Signer {
-    api: Api<Secret>,
-    pinned: PublicKey,
+    secrets: Api<Secret>,
+    pins: Api<ConfigMap>,
+    /// Why the pin cannot be used. It is read once.
+    bad_pin: Option<String>,
+    pinned: OnceLock<PublicKey>,
     private: RwLock<Result<Arc<PrivateKey>, String>>,
 }
 
 impl Signer {
-    /// Loads the key and its pin. Creates both if neither exists.
+    /// Loads the key and its pin. Creates both if neither exists. An unusable key or pin makes the signer unavailable.
     ///
     /// # Errors
-    /// When a request fails, the pin is invalid, or it has to be created and the private key is invalid.
+    /// When a request fails, or no key can be generated.
     pub async fn load(client: Client, namespace: &str) -> Result<Self, SignerError> {
         let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
         let pins: Api<ConfigMap> = Api::namespaced(client, namespace);
@@ -89,25 +89,55 @@ impl Signer {
             let generated = new_secret(&PrivateKey::generate()?)?;
             secret = Some(create_once(&secrets, &generated).await.map_err(in_secret)?);
         }
-        let pin = if let Some(pin) = pin {
-            pin
-        } else {
-            let key = secret.as_ref().map_or_else(|| Err("it does not exist".to_owned()), read);
-            let key = key.map_err(|why| SignerError::Unavailable(format!("the Secret {NAME}: {why}")))?;
-            create_once(&pins, &new_pin(key.public())).await.map_err(in_pin)?
-        };
-        let text = pin.data.as_ref().and_then(|data| data.get(PUBLIC)).map(String::as_str).unwrap_or_default();
-        let pinned = PublicKey::from_pem(text).map_err(|why| SignerError::Pin(chain(&why)))?;
-        let signer = Self { api: secrets, private: RwLock::new(judge(secret.as_ref(), &pinned)), pinned };
+        let (mut pinned, mut bad_pin) = (OnceLock::new(), None);
+        match pin.as_ref().map(read_pin) {
+            Some(Ok(key)) => pinned = key.into(),
+            Some(Err(why)) => bad_pin = Some(why),
+            None => {}
+        }
+        let signer = Self { secrets, pins, bad_pin, pinned, private: RwLock::new(Err(String::new())) };
+        let now = signer.judge(secret.as_ref()).await?;
+        *signer.private.write().unwrap_or_else(PoisonError::into_inner) = now;
         signer.log();
         Ok(signer)
+    }
+
+    /// Returns the private key if the Secret exists and holds the pinned key, or a sentence that says what is wrong. Pins the key
+    /// of the Secret if no key is pinned.
+    ///
+    /// # Errors
+    /// When the pin cannot be created.
+    async fn judge(&self, secret: Option<&Secret>) -> Result<Result<Arc<PrivateKey>, String>, SignerError> {
+        if let Some(why) = &self.bad_pin {
+            return Ok(Err(why.clone()));
+        }
+        if self.pinned.get().is_none() {
+            let key = match secret.map(read) {
+                Some(Ok(key)) => key,
+                Some(Err(why)) => {
+                    return Ok(Err(format!("the Secret {NAME} has no usable key, and none is pinned: {why}")));
+                }
+                None => return Ok(Err(format!("the Secret {NAME} does not exist, and no key is pinned: create it"))),
+            };
+            let created = create_once(&self.pins, &new_pin(key.public())).await;
+            let pin = created.map_err(|source| SignerError::Client { kind: "ConfigMap", source })?;
+            match read_pin(&pin) {
+                // Only this task pins keys.
+                Ok(key) => drop(self.pinned.set(key)),
+                Err(why) => return Ok(Err(why)),
+            }
+        }
+        Ok(match self.pinned.get() {
+            Some(pinned) => judge(secret, pinned),
+            None => Err("no key is pinned".to_owned()),
+        })
     }
 
     /// Watches the Secret and calls `changed` whenever the signer becomes available or unavailable, or the reason for that
     /// changes.
     pub async fn watch(&self, changed: impl Fn()) {
         let only = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
-        let events = watcher(self.api.clone(), only).default_backoff();
+        let events = watcher(self.secrets.clone(), only).default_backoff();
         pin_mut!(events);
         let mut listed = None;
         while let Some(event) = events.next().await {
@@ -128,7 +158,11 @@ impl Signer {
                     continue;
                 }
             };
-            let now = judge(secret.as_ref(), &self.pinned);
+            let now = match self.judge(secret.as_ref()).await {
+                Ok(now) => now,
+                // The next change of the Secret, or the next start, tries again.
+                Err(failure) => Err(chain(&failure)),
+            };
             let differs = {
                 let mut private = self.private.write().unwrap_or_else(PoisonError::into_inner);
                 let differs = private.as_ref().map(|_| ()) != now.as_ref().map(|_| ());
@@ -143,9 +177,10 @@ impl Signer {
     }
 
     fn log(&self) {
+        let fingerprint = self.fingerprint().map_or_else(|| "none".to_owned(), |fingerprint| fingerprint.to_string());
         match self.private() {
-            Ok(_) => info!(fingerprint = %self.fingerprint(), "the signer is available"),
-            Err(why) => error!(fingerprint = %self.fingerprint(), "the signer is unavailable: {why}"),
+            Ok(_) => info!(fingerprint, "the signer is available"),
+            Err(why) => error!(fingerprint, "the signer is unavailable; everything else goes on: {why}"),
         }
     }
 
@@ -153,14 +188,14 @@ impl Signer {
         self.private.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the key that verifies bundles: the pinned one, even without a private key.
-    pub fn public(&self) -> &PublicKey {
-        &self.pinned
+    /// Returns the key that verifies bundles: the pinned one, even without a private key. `None` if no key is pinned.
+    pub fn public(&self) -> Option<&PublicKey> {
+        self.pinned.get()
     }
 
     /// Returns the fingerprint of [`Signer::public`].
-    pub fn fingerprint(&self) -> Sha256 {
-        self.pinned.fingerprint()
+    pub fn fingerprint(&self) -> Option<Sha256> {
+        self.public().map(PublicKey::fingerprint)
     }
 
     /// Returns `Ok` if the signer can sign.
@@ -187,10 +222,22 @@ fn read(secret: &Secret) -> Result<PrivateKey, String> {
     PrivateKey::from_pem(text).map_err(|why| chain(&why))
 }
 
+fn read_pin(pin: &ConfigMap) -> Result<PublicKey, String> {
+    let text = pin.data.as_ref().and_then(|data| data.get(PUBLIC)).map(String::as_str).unwrap_or_default();
+    PublicKey::from_pem(text).map_err(|why| {
+        format!(
+            "the ConfigMap {NAME} has no valid public key under {PUBLIC:?} ({}): restore it, or delete it to have the key of the \
+             Secret {NAME} pinned, and restart the controller",
+            chain(&why)
+        )
+    })
+}
+
 /// Returns the private key if the Secret exists and holds the pinned key, or a sentence that says what is wrong.
 fn judge(secret: Option<&Secret>, pinned: &PublicKey) -> Result<Arc<PrivateKey>, String> {
     let advice = format!(
-        "restore the key {}, or, to sign with another key, delete the ConfigMap {NAME} and restart the controller",
+        "restore the key {}, or, to sign with another key, put that key into the Secret, delete the ConfigMap {NAME} and restart \
+         the controller",
         pinned.fingerprint()
     );
     let Some(secret) = secret else { return Err(format!("the Secret {NAME} does not exist: {advice}")) };

@@ -15,6 +15,10 @@ pub enum ConditionType {
     StatusDiscarded,
     /// Pods that the controller did not create match the selector of the Service. Present only while true.
     ForeignPods,
+    /// A recorded checkpoint is no longer on the volume, and its steps are trained again. Present only while true.
+    CheckpointLost,
+    /// The running pod has reported no progress for `spec.progressDeadlineSeconds`. Present only while true.
+    ProgressStale,
     /// The configuration is complete and valid.
     ConfigResolved,
     /// The TrainingRun has finished and its model is recorded.
@@ -40,6 +44,8 @@ impl ConditionType {
             Self::Stalled => "Stalled",
             Self::StatusDiscarded => "StatusDiscarded",
             Self::ForeignPods => "ForeignPods",
+            Self::CheckpointLost => "CheckpointLost",
+            Self::ProgressStale => "ProgressStale",
             Self::ConfigResolved => "ConfigResolved",
             Self::Trained => "Trained",
             Self::GatesPassed => "GatesPassed",
@@ -154,6 +160,10 @@ reasons! {
     PoliciesNotIntact,
     /// Pods that the controller did not create match the selector of the Service.
     ForeignPods,
+    /// The volume no longer holds a recorded checkpoint.
+    CheckpointLost,
+    /// The running pod has reported no progress for `spec.progressDeadlineSeconds`.
+    ProgressDeadlineExceeded,
 }
 
 #[cfg(test)]

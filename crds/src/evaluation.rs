@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     DataItem, Output, VolumeClaimFolder, WorkStatus, WorkerPod,
-    training_run::{DataStatus, default_retries, default_seed},
+    training_run::{DataStatus, default_progress_deadline, default_retries, default_seed},
 };
 
 /// Desired state of an Evaluation: the model to score, preset, data, gates and pod.
@@ -38,14 +38,14 @@ use crate::{
     validation = ("has(self.trainingRun) != has(self.model)", "spec must have exactly one of trainingRun and model"),
     validation = ("has(self.model) == has(self.output)", "spec.output is required with spec.model, and must be absent with spec.trainingRun, because then the results are stored beside the run"),
     validation = ("has(self.trainingRun) == has(oldSelf.trainingRun) && (!has(self.trainingRun) || self.trainingRun == oldSelf.trainingRun)", "spec.trainingRun is immutable: create another Evaluation"),
-    validation = ("has(self.model) == has(oldSelf.model) && (!has(self.model) || self.model == oldSelf.model)", "spec.model is immutable, because it defines the result: create another Evaluation"),
-    validation = ("has(self.output) == has(oldSelf.output) && (!has(self.output) || self.output == oldSelf.output)", "spec.output is immutable, because it holds the results: create another Evaluation"),
+    validation = crate::rules::same_model("is immutable, because it defines the result: create another Evaluation"),
+    validation = crate::rules::same_folder("output", "subPath", "is immutable, because it holds the results: create another Evaluation"),
     validation = ("self.preset == oldSelf.preset", "spec.preset is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.overrides == oldSelf.overrides", "spec.overrides is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.data == oldSelf.data", "spec.data is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.seed == oldSelf.seed", "spec.seed is immutable, because it defines the result: create another Evaluation"),
-    validation = ("self.gates == oldSelf.gates", "spec.gates is immutable, because the verdict depends on it: create another Evaluation"),
-    validation = ("self.pod == oldSelf.pod", "spec.pod is immutable: create another Evaluation"),
+    validation = crate::rules::same_gates("is immutable, because the verdict depends on it: create another Evaluation"),
+    validation = crate::rules::same_pod("Evaluation", false),
 )]
 pub struct EvaluationSpec {
     /// Name of the TrainingRun in this namespace whose model is scored. Exactly one of trainingRun and model is required.
@@ -97,6 +97,11 @@ pub struct EvaluationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub active_deadline_seconds: Option<i64>,
+    /// Seconds without a new report of the evaluator after which the condition ProgressStale is true. The pod keeps running.
+    /// Defaults to 600.
+    #[serde(default = "default_progress_deadline")]
+    #[schemars(range(min = 60, max = 31_536_000))]
+    pub progress_deadline_seconds: i64,
 }
 
 /// A model that no TrainingRun of this namespace made.
@@ -176,7 +181,8 @@ pub struct EvaluationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub seal: Option<String>,
-    /// Conditions of the Evaluation: ConfigResolved, EvidenceStrong, GatesPassed, Ready, Reconciling, Stalled and StatusDiscarded.
+    /// Conditions of the Evaluation: ConfigResolved, EvidenceStrong, GatesPassed, ProgressStale, Ready, Reconciling, Stalled and
+    /// StatusDiscarded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -31,8 +31,8 @@ pub use reasoning_pod::{
     VerifiedStatus,
 };
 pub use training_run::{
-    CheckpointStatus, ClaimOutput, DataStatus, FileStatus, MAX_MODEL_FILES, ModelStatus, Output, ProgressStatus,
-    TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
+    CheckpointStatus, ClaimOutput, DataStatus, FileStatus, LostCheckpointStatus, MAX_MODEL_FILES, ModelStatus, Output,
+    ProgressStatus, TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
 };
 pub use work::WorkStatus;
 

@@ -2,7 +2,9 @@
 
 use std::{fs, io, path::Path};
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
 use kube::CustomResourceExt;
 
 use crate::{Evaluation, ReasoningPod, TrainingRun};
@@ -29,10 +31,31 @@ pub enum ManifestsError {
 /// Returns the CRDs, each with the name of its file.
 pub fn all() -> [(&'static str, CustomResourceDefinition); 3] {
     [
-        ("trainingruns.yaml", TrainingRun::crd()),
-        ("evaluations.yaml", Evaluation::crd()),
-        ("reasoningpods.yaml", ReasoningPod::crd()),
+        ("trainingruns.yaml", without_null(TrainingRun::crd())),
+        ("evaluations.yaml", without_null(Evaluation::crd())),
+        ("reasoningpods.yaml", without_null(ReasoningPod::crd())),
     ]
+}
+
+/// Returns a CRD in which no field is nullable. The API server then drops a field that is null, as it does for built-in kinds,
+/// so that `affinity: null` is the same as no `affinity`.
+fn without_null(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    let schemas = crd.spec.versions.iter_mut().filter_map(|version| version.schema.as_mut());
+    schemas.filter_map(|schema| schema.open_api_v3_schema.as_mut()).for_each(not_nullable);
+    crd
+}
+
+fn not_nullable(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    schema.properties.iter_mut().flatten().for_each(|(_, property)| not_nullable(property));
+    match &mut schema.items {
+        Some(JSONSchemaPropsOrArray::Schema(item)) => not_nullable(item),
+        Some(JSONSchemaPropsOrArray::Schemas(items)) => items.iter_mut().for_each(not_nullable),
+        None => {}
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(value)) = &mut schema.additional_properties {
+        not_nullable(value);
+    }
 }
 
 /// Returns the name and the contents of each file of `manifests/crd/`.

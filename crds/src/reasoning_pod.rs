@@ -34,7 +34,7 @@ use crate::WorkerPod;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = ("self.pod == oldSelf.pod", "spec.pod is immutable: create another ReasoningPod"),
+    validation = crate::rules::same_pod("ReasoningPod", false),
 )]
 pub struct ReasoningPodSpec {
     /// Rollout ring in which the model is served. A ring is a stage of promotion: a model moves through

@@ -51,6 +51,107 @@ pub(crate) fn ring() -> Rule {
     of_kube(cel::ring())
 }
 
+/// Returns the rule that `spec.pod` keeps its meaning. `kind` names the object.
+pub(crate) fn same_pod(kind: &str, trainer: bool) -> Rule {
+    // Each list and map may be absent or empty, each object absent or without fields.
+    let or = |field: &str, empty: &str| {
+        let value = |of: &str| format!("(has({of}.pod.{field}) ? {of}.pod.{field} : {empty})");
+        format!("{} == {}", value("self"), value("oldSelf"))
+    };
+    let inner = |field: &str| {
+        let (parent, _) = field.split_once('.').unwrap_or_default();
+        let has = |of: &str| format!("(has({of}.pod.{parent}) && has({of}.pod.{field}))");
+        let (new, old) = (has("self"), has("oldSelf"));
+        format!("{new} == {old} && (!{new} || self.pod.{field} == oldSelf.pod.{field})")
+    };
+    // 100m and 0.1 are one quantity. What is no quantity must stay as it is written. Each size is known from the path of a value,
+    // so that the API server can estimate the cost of the rule.
+    let quantities = |list: &str| {
+        let of = |of: &str| format!("{of}.pod.resources.{list}");
+        let has = |of: &str| format!("has({of}.pod.resources) && has({of}.pod.resources.{list})");
+        let (new, old, has_new, has_old) = (of("self"), of("oldSelf"), has("self"), has("oldSelf"));
+        let (one, other) = (format!("string({new}[name])"), format!("string({old}[name])"));
+        let equal = format!(
+            "({one} == {other} || (isQuantity({one}) && isQuantity({other}) && quantity({one}).compareTo(quantity({other})) == 0))"
+        );
+        format!(
+            "(!({has_new}) || {new}.all(name, {has_old} && name in {old} && {equal})) && (!({has_old}) || {old}.all(name, \
+             {has_new} && name in {new}))"
+        )
+    };
+    let mut rules = Vec::new();
+    if trainer {
+        rules.extend([or("image", "''"), or("env", "[]")]);
+    }
+    rules.extend([quantities("limits"), quantities("requests"), or("nodeSelector", "{}"), or("tolerations", "[]")]);
+    rules.extend(["nodeAffinity", "podAffinity", "podAntiAffinity"].map(|field| inner(&format!("affinity.{field}"))));
+    rules.extend([or("priorityClassName", "''"), or("imagePullSecrets", "[]")]);
+    Rule::new(rules.join(" && ")).message(Message::Message(format!("spec.pod is immutable: create another {kind}")))
+}
+
+/// Returns the rule that the folder `path` on a claim keeps its meaning: `runs`, `runs/` and `./runs` are one folder. `object`
+/// is the field of the spec that holds the claim.
+pub(crate) fn same_folder(object: &str, path: &str, why: &str) -> Rule {
+    let claim = |of: &str| format!("{of}.{object}.persistentVolumeClaim");
+    let (new, old) = (claim("self"), claim("oldSelf"));
+    let parts = |of: &str| format!("{of}.{path}.split('/').filter(part, part != '' && part != '.')");
+    let same = format!("{new}.claimName == {old}.claimName && {} == {}", parts(&new), parts(&old));
+    let has = |of: &str| format!("(has({of}.{object}) && has({}))", claim(of));
+    let (has_new, has_old) = (has("self"), has("oldSelf"));
+    Rule::new(format!("{has_new} == {has_old} && (!{has_new} || ({same}))"))
+        .message(Message::Message(format!("spec.{object} {why}")))
+}
+
+/// Returns the rule that `spec.base` keeps its meaning.
+pub(crate) fn same_base(why: &str) -> Rule {
+    let value = |of: &str, field: &str, inner: &str| {
+        format!("(has({of}.base) && has({of}.base.{field}) ? {of}.base.{field}{inner} : '')")
+    };
+    let same =
+        |field: &str, inner: &str| format!("{} == {}", value("self", field, inner), value("oldSelf", field, inner));
+    let folder = same_folder("base", "path", why).rule;
+    let rules = [same("trainingRun", ".name"), same("digest", ""), folder];
+    Rule::new(rules.join(" && ")).message(Message::Message(format!("spec.base {why}")))
+}
+
+/// Returns the rule that `spec.model` keeps its meaning.
+pub(crate) fn same_model(why: &str) -> Rule {
+    let digest = |of: &str| format!("(has({of}.model) && has({of}.model.digest) ? {of}.model.digest : '')");
+    let folder = same_folder("model", "path", why).rule;
+    Rule::new(format!("{} == {} && {folder}", digest("self"), digest("oldSelf")))
+        .message(Message::Message(format!("spec.model {why}")))
+}
+
+/// Returns the rule that `spec.gates` keeps its meaning: 0.95 and 0.950 are one bound.
+pub(crate) fn same_gates(why: &str) -> Rule {
+    let places: Vec<_> = (0..codex_verdict::MAX_GATES).map(|place| place.to_string()).collect();
+    let same = |field: &str, value: fn(&str) -> String| {
+        let (new, old) = (format!("self.gates[i].{field}"), format!("oldSelf.gates[i].{field}"));
+        format!("has({new}) == has({old}) && (!has({new}) || {} == {})", value(&new), value(&old))
+    };
+    let decimal = |value: &str| format!("double({value})");
+    let gate = [
+        "self.gates[i].metric == oldSelf.gates[i].metric".to_owned(),
+        same("min", decimal),
+        same("max", decimal),
+        same("confidence", decimal),
+        same("minSamples", str::to_owned),
+    ];
+    let rule = format!(
+        "self.gates.size() == oldSelf.gates.size() && [{}].all(i, i >= self.gates.size() || ({}))",
+        places.join(", "),
+        gate.join(" && ")
+    );
+    Rule::new(rule).message(Message::Message(format!("spec.gates {why}")))
+}
+
+/// Returns the rule that the text `field` of the spec keeps its meaning: absent and empty are the same.
+pub(crate) fn same_text(field: &str, why: &str) -> Rule {
+    let value = |of: &str| format!("(has({of}.{field}) ? {of}.{field} : '')");
+    Rule::new(format!("{} == {}", value("self"), value("oldSelf")))
+        .message(Message::Message(format!("spec.{field} {why}")))
+}
+
 fn refuses(field: &str, value: &str, rule: &str, form: &str) -> Rule {
     of_kube(cel::Rule::new(field, value, rule, form))
 }

@@ -37,12 +37,12 @@ use crate::{Base, BaseStatus, DataItem, TrainerPod, WorkStatus};
 #[x_kube(
     validation = ("self.template == oldSelf.template", "spec.template is immutable, because it defines the result: create another TrainingRun"),
     validation = ("self.overrides == oldSelf.overrides", "spec.overrides is immutable, because it defines the result: create another TrainingRun"),
-    validation = ("has(self.config) == has(oldSelf.config) && (!has(self.config) || self.config == oldSelf.config)", "spec.config is immutable, because it defines the result: create another TrainingRun"),
+    validation = crate::rules::same_text("config", "is immutable, because it defines the result: create another TrainingRun"),
     validation = ("self.seed == oldSelf.seed", "spec.seed is immutable, because it defines the result: create another TrainingRun"),
     validation = ("self.data == oldSelf.data", "spec.data is immutable, because it defines the result: create another TrainingRun"),
-    validation = ("has(self.base) == has(oldSelf.base) && (!has(self.base) || self.base == oldSelf.base)", "spec.base is immutable, because it defines the result: create another TrainingRun"),
-    validation = ("self.output == oldSelf.output", "spec.output is immutable, because it holds the checkpoints: create another TrainingRun"),
-    validation = ("self.pod == oldSelf.pod", "spec.pod is immutable: create another TrainingRun"),
+    validation = crate::rules::same_base("is immutable, because it defines the result: create another TrainingRun"),
+    validation = crate::rules::same_folder("output", "subPath", "is immutable, because it holds the checkpoints: create another TrainingRun"),
+    validation = crate::rules::same_pod("TrainingRun", true),
 )]
 pub struct TrainingRunSpec {
     /// Rollout ring that the run is meant for. A ring is a stage of promotion: a model moves through
@@ -94,6 +94,14 @@ pub struct TrainingRunSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub active_deadline_seconds: Option<i64>,
+    /// Seconds without a new step after which the condition ProgressStale is true. The pod keeps running. Defaults to 600.
+    #[serde(default = "default_progress_deadline")]
+    #[schemars(range(min = 60, max = 31_536_000))]
+    pub progress_deadline_seconds: i64,
+}
+
+pub(crate) fn default_progress_deadline() -> i64 {
+    600
 }
 
 pub(crate) fn default_seed() -> u64 {
@@ -144,6 +152,9 @@ pub struct TrainingRunStatus {
     /// Latest checkpoint on the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_checkpoint: Option<CheckpointStatus>,
+    /// Checkpoint that the volume no longer held when a trainer started, so that steps were trained again: the latest loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_checkpoint: Option<LostCheckpointStatus>,
     /// SHA-256 of the resolved configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_digest: Option<ConfigDigest>,
@@ -174,7 +185,8 @@ pub struct TrainingRunStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub seal: Option<String>,
-    /// Conditions of the run: ConfigResolved, Ready, Reconciling, Stalled, StatusDiscarded and Trained.
+    /// Conditions of the run: CheckpointLost, ConfigResolved, ProgressStale, Ready, Reconciling, Stalled, StatusDiscarded and
+    /// Trained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -205,19 +217,22 @@ pub struct ProgressStatus {
     pub step: i64,
     /// Number of optimizer steps in the whole run.
     pub total_steps: i64,
-    /// Completed and total optimizer steps, as step/totalSteps.
+    /// Completed and total optimizer steps of the run, as completed/total.
     #[schemars(length(max = 64))]
     pub steps: String,
+    /// Time at which the controller received the report of the latest step. Without newer ones, the pod has sent no step since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reported_at: Option<Time>,
     /// Training loss: mean cross-entropy per target token, in nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<Decimal>,
-    /// Tokens trained per second, without padding.
+    /// Tokens trained per second, without padding. Absent while no step is being trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<i64>,
-    /// Estimated seconds until the last step, at the current speed.
+    /// Estimated seconds until the last step, at the current speed. Absent while no step is being trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<i64>,
-    /// Learning rate of the latest step.
+    /// Learning rate of the latest optimizer step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<Decimal>,
     /// Norm of the latest gradient before clipping.
@@ -245,6 +260,24 @@ pub struct CheckpointStatus {
     pub step: i64,
     /// SHA-256 of the checkpoint's manifest.
     pub digest: Sha256,
+}
+
+/// A checkpoint that was recorded and that the volume no longer held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LostCheckpointStatus {
+    /// Number of optimizer steps in the lost checkpoint.
+    pub step: i64,
+    /// SHA-256 of the manifest of the lost checkpoint.
+    pub digest: Sha256,
+    /// Step that training resumed from instead. 0 means that it started over.
+    pub resumed_from: i64,
+    /// Time at which the controller found the loss.
+    pub found_at: Time,
+    /// Number of pods that had started before the loss.
+    pub attempts: i32,
+    /// Number of optimizer steps that had been executed before the loss.
+    pub steps_executed: i64,
 }
 
 /// A data file and the digest of the bytes that were read.

@@ -135,7 +135,7 @@ async fn refusals_by_the_api_server_and_a_quota_are_reported() -> Result<()> {
     let quota = json!({ "metadata": { "name": "none" }, "spec": { "hard": { "pods": "0" } } });
     team.create::<ResourceQuota>(&serde_json::from_value(quota).unwrap()).await?;
     team.create(&objects::run("alone", &[])).await?;
-    let told = ["the Job codex-t-alone has not created a pod", "kubectl describe job codex-t-alone"];
+    let told = ["the Job codex-t-alone cannot create a pod (FailedCreate)", "exceeded quota: none"];
     run_says(&team, "alone", ConditionType::Reconciling, "WaitingForPod", &told).await?;
     team.done();
     Ok(())

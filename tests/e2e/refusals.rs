@@ -236,6 +236,54 @@ async fn fields_that_define_a_result_are_immutable_and_rings_are_not_skipped() -
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_values_written_otherwise_are_no_change() -> Result<()> {
+    let team = Team::new("equal").await?;
+    let mut run = objects::run("run", &[]);
+    (run.spec.suspend, run.spec.base) = (true, Some(read(base_claim("llama"))));
+    let run: TrainingRun = team.create(&run).await?;
+    let mut evaluation = objects::evaluation("judged", "run", &team.problems);
+    evaluation.spec.suspend = true;
+    let evaluation: Evaluation = team.create(&evaluation).await?;
+    let mut pod = objects::reasoning_pod("served", "run", "judged");
+    pod.spec.dry_run = true;
+    let pod: ReasoningPod = team.create(&pod).await?;
+    let mut cases = vec![
+        with(&run, "/spec/config", json!("")),
+        with(&run, "/spec/output/persistentVolumeClaim/subPath", json!("runs/")),
+        with(&run, "/spec/output/persistentVolumeClaim/subPath", json!("./runs")),
+        with(&run, "/spec/base/persistentVolumeClaim/path", json!("llama/")),
+        with(&run, "/spec/pod/env", json!([])),
+        with(&evaluation, "/spec/gates/0/min", json!("0.10")),
+        with(&evaluation, "/spec/gates/0/confidence", json!("0.950")),
+    ];
+    for object in [json!(run), json!(evaluation), json!(pod)] {
+        let mut resources = object["spec"]["pod"]["resources"].clone();
+        resources["requests"] = json!({ "cpu": "0.05", "memory": "65536Ki" });
+        let pods = [
+            ("tolerations", json!([])),
+            ("affinity", json!(null)),
+            ("affinity", json!({})),
+            ("nodeSelector", json!({})),
+            ("imagePullSecrets", json!([])),
+            ("resources", resources),
+        ];
+        cases.extend(pods.into_iter().map(|(field, value)| {
+            let mut object = object.clone();
+            object["spec"]["pod"][field] = value;
+            object
+        }));
+    }
+    for mut object in cases {
+        object["metadata"].as_object_mut().unwrap().remove("resourceVersion");
+        let mut kubectl = team.kubectl()?;
+        kubectl.args(["replace", "--dry-run=server", "--validate=strict", "--filename=-"]);
+        blocking(move || output_with(&mut kubectl, &object.to_string())).await?;
+    }
+    team.done();
+    Ok(())
+}
+
 fn read<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
 }

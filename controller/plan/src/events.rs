@@ -10,9 +10,11 @@ use crate::{
 };
 
 /// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
-const REPORTED: [ConditionType; 10] = [
+const REPORTED: [ConditionType; 12] = [
     ConditionType::StatusDiscarded,
     ConditionType::ForeignPods,
+    ConditionType::CheckpointLost,
+    ConditionType::ProgressStale,
     ConditionType::Stalled,
     ConditionType::Trained,
     ConditionType::GatesPassed,
@@ -65,7 +67,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 23] = [
+    const WARNINGS: [Reason; 24] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -79,7 +81,6 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::ModelMismatch,
         Reason::GateFailed,
         Reason::Inconclusive,
-        Reason::RingsDiffer,
         Reason::ForeignEvaluation,
         Reason::SignerUnavailable,
         Reason::ForeignSignature,
@@ -89,6 +90,12 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::Contradiction,
         Reason::PodChanged,
         Reason::ForeignPods,
+        Reason::CheckpointLost,
+        Reason::ProgressDeadlineExceeded,
     ];
+    // A change of the ring reaches run and pod one after the other, so different rings are a step of a normal rollout.
+    if reason == Reason::RingsDiffer.name() {
+        return false;
+    }
     kind == ConditionType::Stalled || WARNINGS.iter().any(|known| known.name() == reason)
 }

@@ -1,15 +1,24 @@
 //! Pods: facts from their status, their reports, and the objects that they mount. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use codex_crds::Reason;
 use codex_reports::{Failure, Report, SCHEMA_VERSION, exit};
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod},
+};
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
-use crate::metadata::{Component, Owner};
+use crate::{
+    metadata::{Component, Owner},
+    throttle,
+};
 
 /// The names of the containers that the controller plans.
 const CONTAINERS: [&str; 3] = [Component::Trainer.name(), Component::Evaluator.name(), Component::Server.name()];
@@ -43,6 +52,52 @@ pub struct RefusedPod {
 pub const SECOND_WRITER: &str =
     "another process reports with the token of this pod, and does not have the key of the first one";
 
+/// The newest Event about a Job or a pod that does not start, if it is a warning.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClusterWarning {
+    /// The uid of the Job or the pod.
+    pub about: String,
+    /// The Event's reason, such as `FailedMount`.
+    pub reason: String,
+    /// The Event's message.
+    pub message: String,
+}
+
+/// How long a Job or a pod may take to start before the reason is looked for.
+const STARTED_WITHIN: SignedDuration = SignedDuration::from_secs(30);
+/// The time until the reason is looked for again.
+const EXPLAINED_AGAIN: Duration = Duration::from_secs(60);
+
+/// Whether something that was expected `since` then is late.
+pub(crate) fn is_late(since: Timestamp, now: Timestamp) -> bool {
+    now.duration_since(since) >= STARTED_WITHIN
+}
+
+/// Returns when to look for the reason for which something does not start that was expected `since` then.
+pub(crate) fn explained_again(since: Timestamp, now: Timestamp) -> Duration {
+    let at = since.checked_add(STARTED_WITHIN).ok().filter(|at| now < *at);
+    at.map_or(EXPLAINED_AGAIN, |at| throttle::until(now, at))
+}
+
+/// Returns the uids of the pods that are late and whose status does not say why, or that of the Job if it is late in creating
+/// its pod.
+pub fn unexplained(job: Option<&Job>, pods: &[Pod], now: Timestamp) -> Vec<String> {
+    if let (Some(job), true) = (job, pods.is_empty()) {
+        let since = job.status.as_ref().and_then(|status| status.start_time.as_ref()).map(|time| time.0);
+        let since = since.or(job.creation_timestamp().map(|time| time.0));
+        let late = since.is_some_and(|since| is_late(since, now));
+        let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let ended =
+            conditions.filter(|it| it.status == "True").any(|it| it.type_ == "Complete" || it.type_ == "Failed");
+        let suspended = job.spec.as_ref().and_then(|spec| spec.suspend).unwrap_or(false);
+        return job.metadata.uid.iter().filter(|_| late && !ended && !suspended).cloned().collect();
+    }
+    let facts = Facts::of(pods);
+    let late = facts.iter().filter(|facts| facts.unexplained().is_some_and(|since| is_late(since, now)));
+    late.map(|facts| facts.uid().to_owned()).collect()
+}
+
 /// Returns a sentence about the first pods whose reports are refused.
 pub(crate) fn refusals(refused: &[RefusedPod]) -> Option<String> {
     let first = refused.first()?;
@@ -64,7 +119,6 @@ pub(crate) fn refusals(refused: &[RefusedPod]) -> Option<String> {
 
 /// The objects that a spec refers to, as far as they exist in its namespace.
 ///
-/// Plans use it only while the object has no Job; otherwise the observer may leave it empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct References {
@@ -165,6 +219,21 @@ impl<'a> Facts<'a> {
         Some(format!("pod {name} cannot be scheduled: {unscheduled}"))
     }
 
+    /// Returns when it was created, if it has not started and its status does not say why.
+    pub(crate) fn unexplained(&self) -> Option<Timestamp> {
+        let begun = self.state().is_some_and(|state| state.running.is_some() || state.terminated.is_some());
+        let gone = self.pod.metadata.deletion_timestamp.is_some();
+        let since = self.pod.creation_timestamp().filter(|_| !begun && !gone && self.obstacle().is_none())?;
+        Some(since.0)
+    }
+
+    /// Returns the Event that says why it does not start.
+    pub(crate) fn warned(&self, warnings: &[ClusterWarning]) -> Option<String> {
+        self.unexplained()?;
+        let warning = warnings.iter().find(|warning| warning.about == self.uid())?;
+        Some(format!("pod {} cannot start ({}): {}", self.name(), warning.reason, warning.message))
+    }
+
     /// Returns the report in its termination message, if this pod wrote it about `owner`.
     pub(crate) fn termination_report(&self, owner: &Owner) -> Option<Report> {
         let report: Report = serde_json::from_str(self.ended()?.message.as_deref()?).ok()?;
@@ -188,10 +257,18 @@ fn started_at(state: &ContainerState) -> Option<Timestamp> {
     running.or(ended).map(|time| time.0)
 }
 
-/// Returns the newest report of each pod, received or from a termination message, sorted by attempt, by the age of the pod,
-/// then by `seq`.
+/// Returns the newest report of each pod, received or from a termination message, sorted by the time at which it was received
+/// or the pod ended, by attempt, by the age of the pod, then by `seq`. Attempts are counted on the volume, so they begin again
+/// at 1 on an emptied one.
 pub(crate) fn newest_reports(owner: &Owner, facts: &[Facts<'_>], received: &[Received]) -> Vec<Report> {
     let order = |report: &Report| facts.iter().position(|facts| facts.uid() == report.pod_uid);
+    let time = |report: &Report| {
+        let at = received.iter().find(|received| received.report.pod_uid == report.pod_uid).map(|received| received.at);
+        at.or_else(|| {
+            let facts = facts.iter().find(|facts| facts.uid() == report.pod_uid)?;
+            Some(facts.ended()?.finished_at.as_ref()?.0)
+        })
+    };
     let mut newest: BTreeMap<String, Report> = BTreeMap::new();
     let words = facts.iter().filter_map(|facts| facts.termination_report(owner));
     let taken = received.iter().map(|received| &received.report);
@@ -205,7 +282,7 @@ pub(crate) fn newest_reports(owner: &Owner, facts: &[Facts<'_>], received: &[Rec
         }
     }
     let mut reports: Vec<_> = newest.into_values().collect();
-    reports.sort_by_key(|report| (report.attempt, order(report), report.seq, report.pod_uid.clone()));
+    reports.sort_by_key(|report| (time(report), report.attempt, order(report), report.seq, report.pod_uid.clone()));
     reports
 }
 

@@ -32,9 +32,10 @@ pub(super) fn find(
     evaluations: &BTreeMap<String, Evaluation>,
 ) -> Found {
     let fingerprint = context.signer.fingerprint();
-    let signer = match context.signer.available() {
-        Ok(()) => Signer::Available { fingerprint },
-        Err(reason) => Signer::Unavailable { fingerprint, reason },
+    let signer = match (context.signer.available(), fingerprint) {
+        (Ok(()), Some(fingerprint)) => Signer::Available { fingerprint },
+        (Ok(()), None) => Signer::Unavailable { fingerprint, reason: "no key is pinned".to_owned() },
+        (Err(reason), fingerprint) => Signer::Unavailable { fingerprint, reason },
     };
     let names = bundle_names(pod, run, evaluations);
     let namespace = pod.namespace().unwrap_or_default();
@@ -56,7 +57,10 @@ pub(super) fn find(
             .map(|text| text.clone().into_bytes())
             .ok_or_else(|| format!("the ConfigMap {} has no {BUNDLE:?}", config_map.name_any()))
     };
-    let key = context.signer.public();
+    let Some(key) = context.signer.public() else {
+        found.oms = Bundle::Unchecked;
+        return found;
+    };
     let checked = manifest(model).map_err(|why| Bundle::Invalid(chain(&why))).and_then(|manifest| {
         let bytes = read(&oms).map_err(Bundle::Invalid)?;
         verify_signature(&manifest, &bytes, key, Some(model.digest)).map_err(|why| refused(&why))

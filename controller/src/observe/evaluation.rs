@@ -76,11 +76,12 @@ impl Observe for Evaluation {
         let job = workers::job(context, &namespace, &child::evaluator(&self.name_any()), &uid);
         let claims = mounted_claims(&self.spec, run.as_ref());
         let work = work(context, &namespace, job, &self.spec.data, &claims, Role::Strict).await?;
-        let Work { job, pods, references, refused } = work;
+        let Work { job, pods, references, warnings, refused } = work;
         Ok(ObservedEvaluation {
             settings: context.settings.clone(),
             run,
             references,
+            warnings,
             refused: workers::with_endpoint(context, &namespace, &uid, refused),
             admission: context.admission.current(),
             job,

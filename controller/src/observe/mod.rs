@@ -14,6 +14,7 @@ mod stores;
 mod training_run;
 mod triggers;
 mod waiting;
+mod warnings;
 mod watches;
 pub mod workers;
 

@@ -9,6 +9,7 @@ use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, child};
 use codex_plan::{
     Obstruction, Plan, Received,
     reasoning_pod::{self, ObservedReasoningPod},
+    unexplained,
 };
 use jiff::Timestamp;
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Condition};
@@ -21,6 +22,7 @@ use super::{
     served::{Served, served},
     stores::get,
     triggers::Triggers,
+    warnings::warnings,
     workers,
 };
 use crate::context::Context;
@@ -81,6 +83,8 @@ impl Observe for ReasoningPod {
             Some(deployment) => served(context, &self.name_any(), &uid, deployment).await?,
             None => Served::default(),
         };
+        let late = unexplained(None, &behind.current, context.now());
+        let warnings = warnings(context, &namespace, &late).await;
         Ok(ObservedReasoningPod {
             settings: context.settings.clone(),
             run,
@@ -89,6 +93,7 @@ impl Observe for ReasoningPod {
             oms: found.oms,
             promotion: found.promotion,
             pods: behind.current,
+            warnings,
             former_pods: behind.former,
             foreign_pods: behind.foreign,
             refused: workers::with_endpoint(context, &namespace, &uid, behind.refused),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use codex_crds::{DataItem, is_subdomain};
-use codex_plan::{References, RefusedPod};
+use codex_plan::{ClusterWarning, References, RefusedPod, unexplained};
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{ConfigMap, Pod},
@@ -13,20 +13,23 @@ use kube::Api;
 use super::{
     error::ObserveError,
     stores::get,
+    warnings::warnings,
     workers::{self, Pods},
 };
 use crate::{context::Context, drift::Role};
 
-/// A Job with its pods. Without a Job, the references that its pods would mount.
+/// A Job with its pods. Without a Job, and while no pod starts for no known reason, also the references that pods mount.
 pub(super) struct Work {
     pub job: Option<Job>,
     pub pods: Vec<Pod>,
-    pub references: References,
+    pub references: Option<References>,
+    /// What the cluster says about the Job or about pods that do not start.
+    pub warnings: Vec<ClusterWarning>,
     /// The Job's pods whose reports are refused.
     pub refused: Vec<RefusedPod>,
 }
 
-/// Observes the pods of a Job or, without one, the references. `claims` are those that hold no data.
+/// Observes the pods of a Job, and why they do not start. `claims` are those that hold no data.
 pub(super) async fn work(
     context: &Context,
     namespace: &str,
@@ -35,11 +38,12 @@ pub(super) async fn work(
     claims: &[&str],
     role: Role,
 ) -> Result<Work, ObserveError> {
-    let (Pods { genuine, refused }, references) = match &job {
-        Some(job) => (workers::of_job(context, job, role), References::default()),
-        None => (Pods::default(), references(context, namespace, data, claims).await?),
-    };
-    Ok(Work { job, pods: genuine, references, refused })
+    let Pods { genuine, refused } = job.as_ref().map(|job| workers::of_job(context, job, role)).unwrap_or_default();
+    let late = unexplained(job.as_ref(), &genuine, context.now());
+    let wanted = job.is_none() || !late.is_empty();
+    let references = if wanted { Some(references(context, namespace, data, claims).await?) } else { None };
+    let warnings = warnings(context, namespace, &late).await;
+    Ok(Work { job, pods: genuine, references, warnings, refused })
 }
 
 /// Returns which claims and ConfigMaps exist among those that an object mounts.

@@ -66,12 +66,13 @@ impl Observe for TrainingRun {
         let base_cycle = base_cycle(&self, find);
         let claims = mounted_claims(&self.spec, base.as_ref());
         let work = work(context, &namespace, job, &self.spec.data, &claims, Role::Trainer).await?;
-        let Work { job, pods, references, refused } = work;
+        let Work { job, pods, references, warnings, refused } = work;
         Ok(ObservedTrainingRun {
             settings: context.settings.clone(),
             base,
             base_cycle,
             references,
+            warnings,
             refused: workers::with_endpoint(context, &namespace, &uid, refused),
             job,
             pods,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     admission::Admission,
     obstruction::Obstruction,
-    pods::{Received, References, RefusedPod},
+    pods::{ClusterWarning, Received, References, RefusedPod},
     seal::StatusSeal,
     settings::Settings,
 };
@@ -28,13 +28,16 @@ pub struct ObservedEvaluation {
     pub run: Option<TrainingRun>,
     /// The claim of the run's output or those of the given model and of `spec.output`, and the claims and `ConfigMap`s of its own data, as far as they exist.
     #[serde(default)]
-    pub references: References,
+    pub references: Option<References>,
     /// The Job `codex-e-<name>`, if it exists and the object (by uid) controls it.
     #[serde(default)]
     pub job: Option<Job>,
     /// The Job's pods, in any order.
     #[serde(default)]
     pub pods: Vec<Pod>,
+    /// What the cluster says about the Job or about pods that do not start.
+    #[serde(default)]
+    pub warnings: Vec<ClusterWarning>,
     /// The newest report of each pod, including pods that no longer exist, in any order.
     #[serde(default)]
     pub reports: Vec<Received>,

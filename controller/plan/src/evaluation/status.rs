@@ -21,7 +21,7 @@ use crate::{
     seal::{self, StatusSeal},
     text::truncate_chars,
     throttle,
-    work::Active,
+    work::{Active, stale_condition},
 };
 
 /// The most characters of `status.evidenceReason`.
@@ -115,7 +115,7 @@ fn phase(view: &View<'_>, stage: &Stage) -> EvaluationPhase {
         Stage::Active(active) => match active {
             Active::Suspended => EvaluationPhase::Suspended,
             Active::Running | Active::FinalReport(_) => EvaluationPhase::Running,
-            Active::Pending(_) | Active::MissingReferences(_) => EvaluationPhase::Pending,
+            Active::Pending(_) | Active::LostReferences(_) | Active::MissingReferences(_) => EvaluationPhase::Pending,
         },
     }
 }
@@ -151,6 +151,9 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         Stage::Waiting { waiting, .. } if waiting.is_stalled() => conditions.set(Stalled, true, reason, &message),
         Stage::Done(_) | Stage::Judged(_) | Stage::Active(Active::Suspended) => {}
         Stage::Waiting { .. } | Stage::Active(_) => conditions.set(Reconciling, true, reason, &message),
+    }
+    if let Stage::Active(active) = stage {
+        stale_condition(&mut conditions, active, &view.work);
     }
     let settled = matches!(stage, Stage::Done(_) | Stage::Judged(_) | Stage::Failed(_));
     seal::condition(&mut conditions, &view.observed.seal, settled);

@@ -16,7 +16,8 @@ use crate::{
     metadata::{Component, Owner},
     obstruction::Obstruction,
     seal::{Discarded, Sealable},
-    work::{Config, Ending, Limits, WorkView, Worker},
+    throttle::whole_seconds,
+    work::{Config, Ending, Limits, Moved, WorkView, Worker},
 };
 
 /// The observation of an Evaluation.
@@ -39,25 +40,36 @@ impl<'a> View<'a> {
         let (object, spec, job) = (&observed.object, &observed.object.spec, observed.job.as_ref());
         let status = object.status.clone().unwrap_or_default().believed(&observed.seal);
         let owner = Owner::evaluation(object);
-        let worker = Worker::of(owner, job, &observed.pods, &observed.reports, status.work.clone(), now);
+        let worker =
+            Worker::of(owner, job, &observed.pods, &observed.reports, &observed.warnings, status.work.clone(), now);
         let work = WorkView {
             component: Component::Evaluator,
             settings: &observed.settings,
             job,
             config: Config::of(compose(spec), job, None, |evaluation| &evaluation.data),
             worker,
-            limits: Limits { retries: spec.retries, deadline: spec.active_deadline_seconds },
+            limits: Limits::of(spec.retries, spec.active_deadline_seconds, spec.progress_deadline_seconds),
             suspend: spec.suspend,
             data: &spec.data,
             preset_data: codex_configs::benchmark(&spec.preset).iter().map(|file| file.name).collect(),
-            references: &observed.references,
+            references: observed.references.as_ref(),
             refused: &observed.refused,
             conditions: object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default(),
+            moved: None,
         };
         let obstruction = Obstruction::current(observed.obstruction.as_ref(), object.metadata.generation);
         let discarded = Discarded::of(&observed.seal, &status.conditions);
         let subject = Subject::of(object);
-        Self { observed, obstruction, status, discarded, work, subject, gates: gates(&spec.gates) }
+        let mut view = Self { observed, obstruction, status, discarded, work, subject, gates: gates(&spec.gates) };
+        view.work.moved = view.moved();
+        view
+    }
+
+    /// Returns the latest report, and when it was received.
+    fn moved(&self) -> Option<Moved> {
+        let (report, state) = self.states().next()?;
+        let to = format!("problem {} of {}", state.done, state.total);
+        Some(Moved { at: whole_seconds(self.work.worker.received_at(&report.pod_uid)?), to })
     }
 
     pub(crate) fn spec(&self) -> &'a EvaluationSpec {

@@ -80,6 +80,25 @@ impl<'a> Evidence<'a> {
     }
 }
 
+/// Returns a block because the object `name` does not exist. It may still be created, unless servers were rolled out for it: then
+/// a user has removed it.
+fn missing(observed: &ObservedReasoningPod, about: About, kind: &str, name: &str) -> Block {
+    let served = (observed.deployment.is_some() || observed.tampered) && !observed.object.spec.dry_run;
+    if !served {
+        let sentence = format!("{kind} {name} does not exist in this namespace: create it");
+        return Block::waits(about, Reason::NotFound, sentence);
+    }
+    let again = match about {
+        About::Training => "create it again and evaluate the model that it trains",
+        _ => "create it again, or remove it from spec.evaluations",
+    };
+    let sentence = format!(
+        "{kind} {name} was removed while its model is served, and nothing can be rolled out without it: {again}, or delete this \
+         ReasoningPod to stop the servers"
+    );
+    Block::stalls(about, Reason::NotFound, sentence)
+}
+
 /// Returns the run and its finished model.
 fn trained<'a>(
     observed: &'a ObservedReasoningPod,
@@ -87,8 +106,7 @@ fn trained<'a>(
 ) -> Option<(&'a TrainingRun, &'a ModelStatus)> {
     let name = &observed.object.spec.training_run;
     let Some(run) = &observed.run else {
-        let sentence = format!("TrainingRun {name} does not exist in this namespace: create it");
-        blocks.push(Block::waits(About::Training, Reason::NotFound, sentence));
+        blocks.push(missing(observed, About::Training, "TrainingRun", name));
         return None;
     };
     // Nothing is signed for a run that is being deleted: its bundles are deleted with it.
@@ -146,8 +164,7 @@ fn proofs<'a>(
     let mut proofs = BTreeMap::new();
     for name in &spec.evaluations {
         let Some(evaluation) = observed.evaluations.get(name) else {
-            let sentence = format!("Evaluation {name} does not exist in this namespace: create it");
-            blocks.push(Block::waits(About::Gates, Reason::NotFound, sentence));
+            blocks.push(missing(observed, About::Gates, "Evaluation", name));
             continue;
         };
         if evaluation.metadata.deletion_timestamp.is_some() {

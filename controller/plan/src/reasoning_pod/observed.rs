@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     obstruction::Obstruction,
-    pods::{Received, RefusedPod},
+    pods::{ClusterWarning, Received, RefusedPod},
     seal::StatusSeal,
     settings::Settings,
 };
@@ -59,6 +59,9 @@ pub struct ObservedReasoningPod {
     /// The names of the ConfigMaps in the status that no longer exist.
     #[serde(default)]
     pub missing_bundles: BTreeSet<String>,
+    /// What the cluster says about pods that do not start.
+    #[serde(default)]
+    pub warnings: Vec<ClusterWarning>,
     /// The newest report of each pod, including pods that no longer exist, in any order.
     #[serde(default)]
     pub reports: Vec<Received>,
@@ -88,8 +91,10 @@ pub enum Signer {
     },
     /// The signer has no usable private key.
     Unavailable {
-        /// SHA-256 of the public key's PEM text. The public key stays pinned although the private key is unusable.
-        fingerprint: Sha256,
+        /// SHA-256 of the public key's PEM text. The public key stays pinned although the private key is unusable. `None` if no
+        /// key is pinned.
+        #[serde(default)]
+        fingerprint: Option<Sha256>,
         /// One sentence; it never contains key material.
         reason: String,
     },
@@ -97,9 +102,10 @@ pub enum Signer {
 
 impl Signer {
     /// Returns the SHA-256 of the public key's PEM text: servers verify signatures with that key.
-    pub(crate) fn fingerprint(&self) -> Sha256 {
+    pub(crate) fn fingerprint(&self) -> Option<Sha256> {
         match self {
-            Self::Available { fingerprint } | Self::Unavailable { fingerprint, .. } => *fingerprint,
+            Self::Available { fingerprint } => Some(*fingerprint),
+            Self::Unavailable { fingerprint, .. } => *fingerprint,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The servers of a Deployment: their counts, what they verified, what keeps them from starting. Pure.
 
+use std::time::Duration;
+
 use codex_crds::{VerifiedStatus, annotation};
 use codex_provenance::{ModelDigest, PromotionDigest};
 use codex_reports::{Report, ServingState, Stage as PodStage, State};
@@ -13,7 +15,7 @@ use kube::ResourceExt;
 use super::observed::ObservedReasoningPod;
 use crate::{
     metadata::Owner,
-    pods::{Facts, newest_reports, refusals},
+    pods::{Facts, explained_again, newest_reports, refusals},
 };
 
 /// The servers of a Deployment.
@@ -123,7 +125,8 @@ impl<'a> Servers<'a> {
 
     /// Returns what keeps a server of the current template from starting.
     pub(crate) fn obstacle(&self) -> Option<String> {
-        let obstacle = self.current().find_map(Facts::obstacle).or_else(|| {
+        let warned = |facts: &Facts<'_>| facts.obstacle().or_else(|| facts.warned(&self.observed.warnings));
+        let obstacle = self.current().find_map(warned).or_else(|| {
             self.current().filter(|facts| !facts.is_running()).find_map(|facts| {
                 let ended = facts.ended()?;
                 let reason = ended.reason.as_deref().unwrap_or("Error");
@@ -131,6 +134,11 @@ impl<'a> Servers<'a> {
             })
         });
         obstacle.or_else(|| self.unmade()).or_else(|| refusals(&self.observed.refused))
+    }
+
+    /// Returns when to check again why a server does not start.
+    pub(crate) fn pod_due(&self, now: Timestamp) -> Option<Duration> {
+        Some(explained_again(self.current().filter_map(Facts::unexplained).min()?, now))
     }
 
     /// Returns why the Deployment cannot create a pod.

@@ -70,7 +70,8 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         conditions: conditions(view, stage),
     };
     let written = observed.status_written_at;
-    throttle::hold(recorded, next, written, view.now, None, |next, present| ReasoningPodStatus {
+    let again = view.servers.as_ref().filter(|_| serves).and_then(|servers| servers.pod_due(view.now));
+    throttle::hold(recorded, next, written, view.now, again, |next, present| ReasoningPodStatus {
         replicas: present.replicas,
         ready_replicas: present.ready_replicas,
         ready: present.ready.clone(),

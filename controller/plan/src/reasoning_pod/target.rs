@@ -29,7 +29,7 @@ impl Target {
         let believed = observed.tampered && observed.seal == StatusSeal::Valid;
         let status = observed.object.status.as_ref().filter(|_| believed)?;
         let (manifest, promotion) = (status.manifest.as_ref()?, status.promotion.as_ref()?);
-        let fingerprint = observed.signer.fingerprint();
+        let fingerprint = observed.signer.fingerprint()?;
         if manifest.signer != fingerprint.short() {
             return None;
         }

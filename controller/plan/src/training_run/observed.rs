@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     obstruction::Obstruction,
-    pods::{Received, References, RefusedPod},
+    pods::{ClusterWarning, Received, References, RefusedPod},
     seal::StatusSeal,
     settings::Settings,
 };
@@ -31,13 +31,16 @@ pub struct ObservedTrainingRun {
     pub base_cycle: Vec<String>,
     /// The claims of its output and its base, and the claims and `ConfigMap`s of its data, as far as they exist.
     #[serde(default)]
-    pub references: References,
+    pub references: Option<References>,
     /// The Job `codex-t-<name>`, if it exists and the object (by uid) controls it.
     #[serde(default)]
     pub job: Option<Job>,
     /// The Job's pods, in any order.
     #[serde(default)]
     pub pods: Vec<Pod>,
+    /// What the cluster says about the Job or about pods that do not start.
+    #[serde(default)]
+    pub warnings: Vec<ClusterWarning>,
     /// The newest report of each pod, including pods that no longer exist, in any order.
     #[serde(default)]
     pub reports: Vec<Received>,

@@ -14,9 +14,10 @@ use super::{base::RUN_FIELD, outcome::Outcome, stage::Stage, view::View};
 use crate::{
     conditions::Conditions,
     numbers::{count, decimal},
+    pod_template::join,
     seal::{self, StatusSeal},
     throttle,
-    work::Active,
+    work::{Active, stale_condition},
 };
 
 /// Returns the status, and when to plan again.
@@ -58,6 +59,7 @@ fn with_numbers_of(next: &TrainingRunStatus, present: &TrainingRunStatus) -> Tra
         attested: next.attested,
         config_digest: next.config_digest,
         completed_at: next.completed_at.clone(),
+        lost_checkpoint: next.lost_checkpoint.clone(),
         conditions: next.conditions.clone(),
         seal: next.seal.clone(),
         ..present.clone()
@@ -70,19 +72,49 @@ fn numbers(view: &View<'_>, stage: &Stage) -> TrainingRunStatus {
     if matches!(stage, Stage::Done(_)) {
         return held.clone();
     }
-    let newest = view.states().next().map(|(_, state)| state);
-    let checkpoint = newest.and_then(|state| state.last_checkpoint.as_ref());
-    let executed = view.states().map(|(_, state)| count(state.steps_executed)).max();
+    let newest = view.states().next();
+    let state = newest.map(|(_, state)| state);
+    let checkpoint = state.and_then(|state| state.last_checkpoint.as_ref());
+    let lost = view.lost_checkpoint();
+    let newly_lost = lost != held.lost_checkpoint;
+    let (before, executed) = match (&lost, newest) {
+        // The volume counts from 1 again.
+        (Some(lost), Some((report, state))) => {
+            let current = view.work.worker.is_current(&report.pod_uid);
+            let more = if current { count(state.steps_executed) } else { 0 };
+            let attempt = if current { i32::try_from(report.attempt).unwrap_or(i32::MAX) } else { 0 };
+            (lost.attempts.saturating_add(attempt), Some(lost.steps_executed.saturating_add(more)))
+        }
+        _ => (0, view.states().map(|(_, state)| count(state.steps_executed)).max()),
+    };
+    let mut work = view.work.status(matches!(stage, Stage::Succeeded(_) | Stage::Failed(_)));
+    work.attempts = work.attempts.map(|attempts| attempts.max(before));
+    let reported = newest.and_then(|(report, state)| Some((report, state.progress.as_ref()?)));
+    let reported = reported.map(|(report, numbers)| {
+        let at = view.reported_at(report, count(numbers.step)).map(Time);
+        ProgressStatus { reported_at: at, ..progress(numbers) }
+    });
     TrainingRunStatus {
-        progress: newest.and_then(|state| state.progress.as_ref()).map(progress).or_else(|| held.progress.clone()),
+        progress: reported.or_else(|| held.progress.clone()).map(|progress| with_speed(progress, view, stage)),
         last_checkpoint: checkpoint
             .map(|checkpoint| CheckpointStatus { step: count(checkpoint.step), digest: checkpoint.digest })
-            .or_else(|| held.last_checkpoint.clone()),
-        data_digests: view.work.data_digests(newest.map(|state| state.data.as_slice()), &held.data_digests),
+            .or_else(|| held.last_checkpoint.clone().filter(|_| !newly_lost)),
+        lost_checkpoint: lost,
+        data_digests: view.work.data_digests(state.map(|state| state.data.as_slice()), &held.data_digests),
         steps_executed: executed.filter(|steps| *steps > 0).max(held.steps_executed),
-        work: view.work.status(matches!(stage, Stage::Succeeded(_) | Stage::Failed(_))),
+        work,
         ..TrainingRunStatus::default()
     }
+}
+
+/// Returns `progress` without its speed if no step is being trained: the speed describes the past.
+fn with_speed(progress: ProgressStatus, view: &View<'_>, stage: &Stage) -> ProgressStatus {
+    let moves = match stage {
+        Stage::Done(_) | Stage::Succeeded(_) => true,
+        Stage::Active(Active::Running | Active::FinalReport(_)) => view.work.stale().is_none(),
+        Stage::Failed(_) | Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) | Stage::Active(_) => false,
+    };
+    if moves { progress } else { ProgressStatus { tokens_per_second: None, eta_seconds: None, ..progress } }
 }
 
 fn progress(numbers: &Numbers) -> ProgressStatus {
@@ -91,6 +123,7 @@ fn progress(numbers: &Numbers) -> ProgressStatus {
         step: count(numbers.step),
         total_steps: count(numbers.total_steps),
         steps: format!("{}/{}", numbers.step, numbers.total_steps),
+        reported_at: None,
         loss: numbers.loss.and_then(|loss| decimal(loss, 4)).map(Decimal),
         tokens_per_second: numbers.tokens_per_second.and_then(rounded),
         eta_seconds: numbers.eta_seconds.map(count),
@@ -111,8 +144,10 @@ fn phase(view: &View<'_>, stage: &Stage) -> TrainingRunPhase {
         Stage::Active(active) => match active {
             Active::Suspended => TrainingRunPhase::Suspended,
             Active::Running | Active::FinalReport(_) => TrainingRunPhase::Running,
-            Active::Pending(_) if view.work.worker.has_started() => TrainingRunPhase::Running,
-            Active::Pending(_) | Active::MissingReferences(_) => TrainingRunPhase::Pending,
+            Active::Pending(_) | Active::LostReferences(_) if view.work.worker.has_started() => {
+                TrainingRunPhase::Running
+            }
+            Active::Pending(_) | Active::LostReferences(_) | Active::MissingReferences(_) => TrainingRunPhase::Pending,
         },
     }
 }
@@ -170,12 +205,40 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         Stage::Done(_) | Stage::Succeeded(_) | Stage::Active(Active::Suspended) => {}
         Stage::Waiting { .. } | Stage::Active(_) => conditions.set(Reconciling, true, reason, &message),
     }
+    if let Stage::Active(active) = stage {
+        stale_condition(&mut conditions, active, &view.work);
+    }
+    if let Some(lost) = lost(view, stage) {
+        conditions.set(ConditionType::CheckpointLost, true, Reason::CheckpointLost, &lost);
+    }
     let settled = done || matches!(stage, Stage::Failed(_));
     seal::condition(&mut conditions, &view.observed.seal, settled);
     if let Some(obstruction) = view.obstruction {
         conditions.obstruct(obstruction, matches!(stage, Stage::Failed(_)));
     }
     conditions.finish()
+}
+
+/// Returns a sentence about a lost checkpoint, until its step is reached again.
+fn lost(view: &View<'_>, stage: &Stage) -> Option<String> {
+    let lost = view.lost_checkpoint().filter(|_| matches!(stage, Stage::Active(_)))?;
+    let reached = view.states().find_map(|(_, state)| Some(count(state.progress.as_ref()?.step)));
+    let reached = reached.or(view.status.progress.as_ref().map(|progress| progress.step)).unwrap_or(0);
+    let output = &view.spec().output.persistent_volume_claim;
+    let folder = join(&[&output.claim_name, &output.sub_path, &view.work.worker.owner.uid, "checkpoints"]);
+    let began = match lost.resumed_from {
+        0 => "training started over".to_owned(),
+        step => format!("training resumed from step {step}"),
+    };
+    // A loss that was found now is one whatever an older report had reached.
+    let found = view.status.lost_checkpoint.as_ref() != Some(&lost);
+    (found || reached < lost.step).then(|| {
+        format!(
+            "the checkpoint of step {} is no longer in {folder}, or is damaged, so {began} and repeats the steps up to {}: if \
+             the claim was replaced or emptied by mistake, set spec.suspend to true, restore the files and set it to false",
+            lost.step, lost.step
+        )
+    })
 }
 
 /// Returns the reason and the message of the stage. The message must not change with every step.

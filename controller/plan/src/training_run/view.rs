@@ -1,19 +1,21 @@
 //! The observation of a TrainingRun, in the form that its plan needs. Pure.
 
 use codex_configs::{Resolved, Training, compose_training};
-use codex_crds::{BaseStatus, Reason, TrainingRunSpec, TrainingRunStatus};
+use codex_crds::{BaseStatus, LostCheckpointStatus, Reason, TrainingRunSpec, TrainingRunStatus};
 use codex_provenance::ModelDigest;
 use codex_reports::{Report, Stage as PodStage, State, TrainingState};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::{api::core::v1::PodSpec, apimachinery::pkg::apis::meta::v1::Time};
 
 use super::{base::Base, observed::ObservedTrainingRun};
 use crate::{
     data,
     metadata::{Component, Owner},
+    numbers::count,
     obstruction::Obstruction,
     seal::{Discarded, Sealable},
-    work::{Config, Limits, WorkFailure, WorkView, Worker},
+    throttle::whole_seconds,
+    work::{Config, Limits, Moved, WorkFailure, WorkView, Worker},
 };
 
 /// The observation of a TrainingRun.
@@ -34,7 +36,8 @@ impl<'a> View<'a> {
         let (object, spec, job) = (&observed.object, &observed.object.spec, observed.job.as_ref());
         let status = object.status.clone().unwrap_or_default().believed(&observed.seal);
         let owner = Owner::run(object);
-        let worker = Worker::of(owner, job, &observed.pods, &observed.reports, status.work.clone(), now);
+        let worker =
+            Worker::of(owner, job, &observed.pods, &observed.reports, &observed.warnings, status.work.clone(), now);
         let started_with = status.config_digest.filter(|_| worker.has_started());
         let work = WorkView {
             component: Component::Trainer,
@@ -42,18 +45,20 @@ impl<'a> View<'a> {
             job,
             config: Config::of(compose(spec), job, started_with, |training| &training.data),
             worker,
-            limits: Limits { retries: spec.retries, deadline: spec.active_deadline_seconds },
+            limits: Limits::of(spec.retries, spec.active_deadline_seconds, spec.progress_deadline_seconds),
             suspend: spec.suspend,
             data: &spec.data,
             preset_data: Vec::new(),
-            references: &observed.references,
+            references: observed.references.as_ref(),
             refused: &observed.refused,
             conditions: object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default(),
+            moved: None,
         };
         let obstruction = Obstruction::current(observed.obstruction.as_ref(), object.metadata.generation);
         let discarded = Discarded::of(&observed.seal, &status.conditions);
         let mut view = Self { observed, obstruction, status, discarded, work, base: Ok(None) };
         view.base = Base::of(observed, view.first_base());
+        view.work.moved = view.moved();
         view
     }
 
@@ -66,6 +71,52 @@ impl<'a> View<'a> {
         self.work.worker.reports.iter().rev().filter_map(|report| match &report.state {
             State::Training(state) => Some((report, state)),
             State::Evaluation(_) | State::Serving(_) => None,
+        })
+    }
+
+    /// Returns the latest step, and when its report was received.
+    fn moved(&self) -> Option<Moved> {
+        let steps = |step: String| format!("step {}", step.replacen('/', " of ", 1));
+        if let Some((at, numbers)) = self.states().next().and_then(|(report, state)| {
+            let numbers = state.progress.as_ref()?;
+            Some((self.reported_at(report, count(numbers.step))?, numbers))
+        }) {
+            return Some(Moved { at, to: steps(format!("{}/{}", numbers.step, numbers.total_steps)) });
+        }
+        let held = self.status.progress.as_ref()?;
+        Some(Moved { at: held.reported_at.as_ref()?.0, to: steps(held.steps.clone()) })
+    }
+
+    /// Returns when the report of this `step` was received: as it is recorded, else when that `report` was.
+    pub(crate) fn reported_at(&self, report: &Report, step: i64) -> Option<Timestamp> {
+        let held = self.status.progress.as_ref().filter(|held| held.step == step);
+        let recorded = held.and_then(|held| held.reported_at.as_ref()).map(|time| time.0);
+        recorded.or_else(|| self.work.worker.received_at(&report.pod_uid).map(whole_seconds))
+    }
+
+    /// Returns the latest checkpoint that the volume no longer held when a trainer started: one that the newest report shows to be
+    /// gone, else the one in the status.
+    pub(crate) fn lost_checkpoint(&self) -> Option<LostCheckpointStatus> {
+        self.newly_lost().or_else(|| self.status.lost_checkpoint.clone())
+    }
+
+    /// Returns the recorded checkpoint if the running trainer started from less.
+    fn newly_lost(&self) -> Option<LostCheckpointStatus> {
+        let held = self.status.last_checkpoint.as_ref()?;
+        let (report, state) = self.states().next()?;
+        // Until a trainer trains, it may not have looked for checkpoints.
+        let begun = matches!(state.stage, PodStage::Running | PodStage::Finished) || state.progress.is_some();
+        let newest = state.last_checkpoint.as_ref().map(|checkpoint| checkpoint.step).max(state.resumed_from);
+        // The report of a pod that ended may be older than the recorded checkpoint.
+        let lost = begun && self.work.worker.is_current(&report.pod_uid) && newest.map_or(0, count) < held.step;
+        let others = self.work.worker.reports.iter().filter(|other| other.pod_uid != report.pod_uid);
+        lost.then(|| LostCheckpointStatus {
+            step: held.step,
+            digest: held.digest,
+            resumed_from: state.resumed_from.map_or(0, count),
+            found_at: Time(self.work.now()),
+            attempts: others.map(|other| i32::try_from(other.attempt).unwrap_or(i32::MAX)).max().unwrap_or(0),
+            steps_executed: self.status.steps_executed.unwrap_or(0),
         })
     }
 

@@ -175,7 +175,7 @@ impl JobChildren<'_> {
             }
             return desired;
         };
-        let Limits { retries, deadline } = self.limits;
+        let Limits { retries, deadline, .. } = self.limits;
         let fields = MutableFields { suspend: suspended, retries, remaining: self.worker.clock.remaining(deadline) };
         match (self.live, self.config) {
             (Some(live), config) => {

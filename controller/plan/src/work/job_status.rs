@@ -2,7 +2,7 @@
 
 use codex_crds::annotation;
 use codex_provenance::ConfigDigest;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use kube::ResourceExt;
 
@@ -11,6 +11,14 @@ use kube::ResourceExt;
 pub(crate) struct Limits {
     pub(crate) retries: i32,
     pub(crate) deadline: Option<i64>,
+    /// How long a running pod may report no progress.
+    pub(crate) progress: SignedDuration,
+}
+
+impl Limits {
+    pub(crate) fn of(retries: i32, deadline: Option<i64>, progress: i64) -> Self {
+        Self { retries, deadline, progress: SignedDuration::from_secs(progress) }
+    }
 }
 
 /// The parts of a Job's status that plans depend on.
@@ -22,6 +30,12 @@ pub(crate) struct JobStatus {
     pub(crate) suspended_since: Option<Timestamp>,
     /// How the Job ended.
     pub(crate) ended: Option<Ended>,
+    /// The number of pods that the Job counts as active.
+    pub(crate) active: i32,
+    /// The number of pods that the Job counts as failed.
+    pub(crate) failed: i32,
+    /// Since when the Job is being deleted, with the finalizers that hold it.
+    pub(crate) held: Option<(Timestamp, String)>,
 }
 
 /// How a Job ended.
@@ -54,6 +68,9 @@ impl JobStatus {
             active_since: started.filter(|_| suspended.is_none() && ended.is_none()),
             suspended_since: suspended.and_then(time),
             ended,
+            active: status.and_then(|status| status.active).unwrap_or(0),
+            failed: status.and_then(|status| status.failed).unwrap_or(0),
+            held: job.metadata.deletion_timestamp.as_ref().map(|time| (time.0, job.finalizers().join(", "))),
         }
     }
 }

@@ -19,6 +19,6 @@ pub(crate) use failure::WorkFailure;
 pub(crate) use finished_model::{WaitingForModel, finished_model};
 pub(crate) use job::DesiredJob;
 pub(crate) use job_status::Limits;
-pub(crate) use stage::{Active, Progress};
-pub(crate) use view::WorkView;
+pub(crate) use stage::{Active, Progress, stale_condition};
+pub(crate) use view::{Moved, WorkView};
 pub(crate) use worker::Worker;

@@ -8,9 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{failure::WorkFailure, job::DesiredJob, job_status::Ended, view::WorkView, worker::JobPhase};
 use crate::{
-    conditions::find,
+    conditions::{Conditions, find},
     data,
-    pods::{self, refusals},
+    pods::{self, References, refusals},
     throttle::{self, REFERENCES_AGAIN},
 };
 
@@ -24,6 +24,8 @@ pub(crate) enum Active {
     Suspended,
     /// Referenced objects do not exist; each sentence names one.
     MissingReferences(Vec<String>),
+    /// The Job exists, and objects that its pods mount no longer do; each sentence names one.
+    LostReferences(Vec<String>),
     /// No pod is running. The text says what prevents it, if that is known.
     Pending(Option<String>),
     /// A pod is running.
@@ -52,7 +54,13 @@ impl Progress {
                 Self::Active(Active::Suspended)
             }
             JobPhase::Absent => Self::without_job(view, claims),
-            JobPhase::Pending(obstacle) => Self::Active(Active::Pending(obstacle)),
+            JobPhase::Pending(obstacle) => {
+                let missing = view.references.map(|references| data::missing(view.data, claims, references));
+                Self::Active(match missing {
+                    Some(missing) if !missing.is_empty() => Active::LostReferences(missing),
+                    _ => Active::Pending(obstacle),
+                })
+            }
             JobPhase::Running => Self::Active(Active::Running),
             JobPhase::Complete(at) => Self::Complete(at),
             JobPhase::Failed(ended) => Self::Failed(job_failure(&ended, view)),
@@ -63,7 +71,8 @@ impl Progress {
         if let Some(failure) = WorkFailure::deadline_exceeded(view.worker.clock, view.limits.deadline) {
             return Self::Failed(failure);
         }
-        let missing = data::missing(view.data, claims, view.references);
+        let none = References::default();
+        let missing = data::missing(view.data, claims, view.references.unwrap_or(&none));
         Self::Active(if missing.is_empty() { Active::Pending(None) } else { Active::MissingReferences(missing) })
     }
 }
@@ -87,7 +96,7 @@ impl Active {
         match self {
             Self::Suspended => DesiredJob::Present { suspended: true, settled: false },
             Self::MissingReferences(_) => DesiredJob::Absent,
-            Self::Pending(_) | Self::Running | Self::FinalReport(_) => {
+            Self::LostReferences(_) | Self::Pending(_) | Self::Running | Self::FinalReport(_) => {
                 DesiredJob::Present { suspended: false, settled: false }
             }
         }
@@ -96,10 +105,11 @@ impl Active {
     /// Returns when to plan again although nothing changed.
     pub(crate) fn requeue(&self, view: &WorkView<'_>) -> Option<Duration> {
         match self {
-            Self::MissingReferences(_) => Some(REFERENCES_AGAIN),
+            Self::MissingReferences(_) | Self::LostReferences(_) => Some(REFERENCES_AGAIN),
             Self::FinalReport(until) => Some(throttle::until(view.now(), *until)),
-            Self::Pending(None) => view.worker.pod_due(),
-            Self::Suspended | Self::Pending(Some(_)) | Self::Running => None,
+            Self::Pending(_) => view.worker.pod_due(),
+            Self::Running => view.stale_due(),
+            Self::Suspended => None,
         }
     }
 
@@ -112,7 +122,7 @@ impl Active {
         }
         match self {
             Self::Suspended => (Reason::Suspended, "spec.suspend is true: set it to false to resume".to_owned()),
-            Self::MissingReferences(missing) => (Reason::NotFound, missing.join("; ")),
+            Self::MissingReferences(missing) | Self::LostReferences(missing) => (Reason::NotFound, missing.join("; ")),
             Self::Pending(obstacle) => {
                 let message = obstacle.as_deref().unwrap_or(WAITING_FOR_POD);
                 (Reason::WaitingForPod, format!("{message}{before}"))
@@ -120,8 +130,18 @@ impl Active {
             Self::FinalReport(_) => {
                 (Reason::Running, format!("the {component} exited 0; waiting for its final report"))
             }
-            Self::Running => (Reason::Running, format!("the {component} is running{before}")),
+            Self::Running => match view.stale() {
+                Some(stale) => (Reason::ProgressDeadlineExceeded, stale),
+                None => (Reason::Running, format!("the {component} is running{before}")),
+            },
         }
+    }
+}
+
+/// Sets `ProgressStale` if the running pod has reported no progress for too long.
+pub(crate) fn stale_condition(conditions: &mut Conditions<'_>, active: &Active, view: &WorkView<'_>) {
+    if let (Active::Running, Some(stale)) = (active, view.stale()) {
+        conditions.set(ConditionType::ProgressStale, true, Reason::ProgressDeadlineExceeded, &stale);
     }
 }
 

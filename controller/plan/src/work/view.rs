@@ -1,5 +1,7 @@
 //! The observation that TrainingRun and Evaluation share, in the form that their plans need. Pure.
 
+use std::time::Duration;
+
 use codex_configs::Data;
 use codex_crds::{DataItem, DataStatus, Reason, WorkStatus};
 use codex_provenance::ConfigDigest;
@@ -44,11 +46,23 @@ pub(crate) struct WorkView<'a> {
     pub(crate) data: &'a [DataItem],
     /// The names of data files that the preset adds to `spec.data`.
     pub(crate) preset_data: Vec<&'a str>,
-    pub(crate) references: &'a References,
+    /// The objects that the pods mount, if they were looked for.
+    pub(crate) references: Option<&'a References>,
     /// The Job's pods whose reports are refused.
     pub(crate) refused: &'a [RefusedPod],
     /// The conditions as they are recorded.
     pub(crate) conditions: &'a [Condition],
+    /// The latest progress that the pods reported.
+    pub(crate) moved: Option<Moved>,
+}
+
+/// The latest progress that pods reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// When the controller received it.
+    pub(crate) at: Timestamp,
+    /// What was reached.
+    pub(crate) to: String,
 }
 
 impl WorkView<'_> {
@@ -125,6 +139,34 @@ impl WorkView<'_> {
             );
             WorkFailure::new(reason, message)
         })
+    }
+
+    /// Returns when the running pod's progress becomes stale.
+    fn stale_at(&self) -> Option<Timestamp> {
+        let (_, started) = self.worker.running()?;
+        let last = self.moved.as_ref().map_or(started, |moved| moved.at.max(started));
+        last.checked_add(self.limits.progress).ok()
+    }
+
+    /// Returns when to check for stale progress.
+    pub(crate) fn stale_due(&self) -> Option<Duration> {
+        let at = self.stale_at().filter(|at| self.now() < *at)?;
+        Some(throttle::until(self.now(), at))
+    }
+
+    /// Returns a sentence if the running pod has reported no progress for too long.
+    pub(crate) fn stale(&self) -> Option<String> {
+        self.stale_at().filter(|at| *at <= self.now())?;
+        let (pod, started) = self.worker.running()?;
+        let last = match self.moved.as_ref().filter(|moved| started <= moved.at) {
+            Some(moved) => format!("since {}, when it had reached {}", moved.at, moved.to),
+            None => format!("since it started at {started}"),
+        };
+        let (component, seconds) = (self.component.name(), self.limits.progress.as_secs());
+        Some(format!(
+            "pod {pod} has reported no progress {last}, and spec.progressDeadlineSeconds is {seconds}: see its log \
+             (kubectl logs {pod}), or delete the pod to have the {component} replaced"
+        ))
     }
 
     /// Returns `status.work`.

@@ -1,10 +1,10 @@
 //! A Job with its pods and their reports: what they are doing, how long they ran. Pure.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use codex_crds::WorkStatus;
 use codex_reports::{Report, Stage as PodStage};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
@@ -16,12 +16,8 @@ use super::{
 };
 use crate::{
     metadata::Owner,
-    pods::{Facts, Received, newest_reports},
-    throttle,
+    pods::{ClusterWarning, Facts, Received, explained_again, is_late, newest_reports},
 };
-
-/// How long a Job may take to create its pod before the status says so.
-const POD_CREATED_WITHIN: SignedDuration = SignedDuration::from_secs(30);
 
 /// A Job with its pods and their reports.
 pub(crate) struct Worker<'a> {
@@ -31,11 +27,16 @@ pub(crate) struct Worker<'a> {
     pub(crate) clock: Clock,
     job: Option<JobStatus>,
     facts: Vec<Facts<'a>>,
+    /// When the newest report of each pod was received, by the pod's uid.
+    received: BTreeMap<String, Timestamp>,
     contradiction: Option<WorkFailure>,
     /// `status.work` as it is recorded.
     recorded: WorkStatus,
     /// The Job's name and the time since which it should have a pod; `None` while it is suspended or after it ended.
     pod_expected: Option<(String, Timestamp)>,
+    /// The Job's uid.
+    job_uid: Option<&'a str>,
+    warnings: &'a [ClusterWarning],
 }
 
 /// What the Job of a [`Worker`] is doing.
@@ -59,6 +60,7 @@ impl<'a> Worker<'a> {
         job: Option<&'a Job>,
         pods: &'a [Pod],
         received: &[Received],
+        warnings: &'a [ClusterWarning],
         recorded: WorkStatus,
         now: Timestamp,
     ) -> Self {
@@ -76,21 +78,81 @@ impl<'a> Worker<'a> {
             since.filter(|_| pending).map(|since| (job.name_any(), since))
         });
         let contradiction = contradiction(&owner, &facts, received);
-        Self { owner, now, reports, clock, job: status, facts, contradiction, recorded, pod_expected }
+        let received = received.iter().map(|received| (received.report.pod_uid.clone(), received.at)).collect();
+        let job_uid = job.and_then(|job| job.metadata.uid.as_deref());
+        Self {
+            owner,
+            now,
+            reports,
+            clock,
+            job: status,
+            facts,
+            received,
+            contradiction,
+            recorded,
+            pod_expected,
+            job_uid,
+            warnings,
+        }
     }
 
-    /// Returns a message when the Job is late in creating its pod.
+    /// Returns when the newest report of the pod with this uid was received.
+    pub(crate) fn received_at(&self, pod: &str) -> Option<Timestamp> {
+        self.received.get(pod).copied()
+    }
+
+    /// Returns the name of the running pod, and when it started.
+    pub(crate) fn running(&self) -> Option<(String, Timestamp)> {
+        let facts = self.facts.iter().rev().find(|facts| facts.is_running())?;
+        Some((facts.name(), facts.started()?))
+    }
+
+    /// Whether the pod with this uid is running or has exited 0: no pod of the Job is newer.
+    pub(crate) fn is_current(&self, pod: &str) -> bool {
+        self.facts.iter().any(|facts| facts.uid() == pod && (facts.is_running() || facts.succeeded()))
+    }
+
+    /// Returns why the Job has no pod, once it is late.
     fn late_pod(&self) -> Option<String> {
-        let (job, since) = self.pod_expected.as_ref().filter(|_| self.facts.is_empty())?;
-        (self.now.duration_since(*since) >= POD_CREATED_WITHIN)
-            .then(|| format!("the Job {job} has not created a pod; its Events say why: kubectl describe job {job}"))
+        let (name, since) = self.pod_expected.as_ref().filter(|_| self.facts.is_empty())?;
+        let job = self.job.as_ref().filter(|_| is_late(*since, self.now))?;
+        if let Some(warning) = self.warnings.iter().find(|warning| Some(warning.about.as_str()) == self.job_uid) {
+            return Some(format!("the Job {name} cannot create a pod ({}): {}", warning.reason, warning.message));
+        }
+        let pods = |count: i32| if count == 1 { "1 pod".to_owned() } else { format!("{count} pods") };
+        Some(if job.active > 0 {
+            format!(
+                "the Job {name} counts {} as active, but no pod bears the labels of its template: a pod whose labels were \
+                 changed cannot report; delete it to have it replaced",
+                pods(job.active)
+            )
+        } else if job.failed > 0 {
+            format!(
+                "the Job {name} counts {} as failed and waits before it creates the next one: the wait doubles with each \
+                 failure, from 10 seconds to 10 minutes",
+                pods(job.failed)
+            )
+        } else {
+            format!("the Job {name} has not created a pod, and no Event says why: kubectl describe job {name}")
+        })
     }
 
-    /// Returns when to check again for a pod that the Job has not created yet.
+    /// Returns which finalizers hold a Job that is being deleted.
+    fn held_job(&self) -> Option<String> {
+        let (name, _) = self.pod_expected.as_ref()?;
+        let (since, finalizers) = self.job.as_ref()?.held.as_ref().filter(|(since, _)| is_late(*since, self.now))?;
+        Some(format!(
+            "the Job {name} is being deleted since {since} and is replaced once it is gone, but its finalizers hold it \
+             ({finalizers}): remove them if the controllers that they wait for do not exist"
+        ))
+    }
+
+    /// Returns when to check again why no pod has started.
     pub(crate) fn pod_due(&self) -> Option<Duration> {
-        let (_, since) = self.pod_expected.as_ref().filter(|_| self.facts.is_empty())?;
-        let at = since.checked_add(POD_CREATED_WITHIN).ok().filter(|at| self.now < *at)?;
-        Some(throttle::until(self.now, at))
+        let (_, since) = self.pod_expected.as_ref()?;
+        let held = self.job.as_ref().and_then(|job| job.held.as_ref()).map(|(since, _)| *since);
+        let since = if self.facts.is_empty() { Some(*since) } else { self.facts.iter().find_map(Facts::unexplained) };
+        Some(explained_again(held.or(since)?, self.now))
     }
 
     /// Whether a pod has ever started.
@@ -110,7 +172,8 @@ impl<'a> Worker<'a> {
 
     /// Returns what prevents a pod from running, if that is known.
     pub(crate) fn obstacle(&self) -> Option<String> {
-        self.facts.iter().rev().find_map(Facts::obstacle).or_else(|| self.late_pod())
+        let warned = |facts: &Facts<'_>| facts.obstacle().or_else(|| facts.warned(self.warnings));
+        self.held_job().or_else(|| self.facts.iter().rev().find_map(warned)).or_else(|| self.late_pod())
     }
 
     /// Whether a pod is running: its status says so, or it has reported and has not ended. A Job takes a moment to show

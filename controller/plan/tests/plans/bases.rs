@@ -99,7 +99,7 @@ fn a_base_on_a_claim_of_its_own_is_not_touched() {
         )
     );
     assert!(plan_of.desired.jobs.is_empty());
-    waits.references.claims.insert("given".to_owned());
+    waits.references.as_mut().unwrap().claims.insert("given".to_owned());
     let (spec, args) = pods(&plan(&waits));
     let claims = spec.volumes.iter().flatten().filter_map(|it| it.persistent_volume_claim.as_ref());
     let claims: Vec<_> = claims.map(|it| (&*it.claim_name, it.read_only)).collect();

@@ -70,6 +70,7 @@ pub(crate) fn judged(run: &TrainingRun, name: &str, right: u64) -> Evaluation {
         pods: Vec::new(),
         reports: Vec::new(),
         refused: Vec::new(),
+        warnings: Vec::new(),
         admission: Admission::default(),
         seal: StatusSeal::Valid,
         status_written_at: None,
@@ -237,7 +238,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         signer: if case.signer {
             Signer::Available { fingerprint: Sha256::of("key") }
         } else {
-            Signer::Unavailable { fingerprint: Sha256::of("key"), reason: "the key is lost".to_owned() }
+            Signer::Unavailable { fingerprint: Some(Sha256::of("key")), reason: "the key is lost".to_owned() }
         },
         oms: bundle(case.oms, SignedModel { payload: OmsPayloadDigest(Sha256::of("payload")) }),
         promotion: bundle(case.promotion, SignedPromotion { digest: PromotionDigest(Sha256::of("promotion")), key }),
@@ -249,6 +250,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         foreign_pods: BTreeSet::new(),
         missing_bundles: BTreeSet::new(),
         refused: Vec::new(),
+        warnings: Vec::new(),
         seal: StatusSeal::Valid,
         status_written_at: None,
         obstruction: None,
@@ -336,6 +338,7 @@ fn reported(object: Evaluation, run: &TrainingRun, state: EvaluationState) -> Ev
         pods: vec![evaluator(&report)],
         reports: vec![Received { report, pod: "pod".to_owned(), at: make::at(1), contradiction: None }],
         refused: Vec::new(),
+        warnings: Vec::new(),
         admission: Admission::default(),
         seal: StatusSeal::Valid,
         status_written_at: None,

@@ -16,7 +16,7 @@ fn orphaned() -> (ObservedReasoningPod, ObservedReasoningPod) {
     let mut after = before.clone();
     (after.deployment, after.tampered, after.pods) = (None, true, Vec::new());
     after.run = None;
-    after.signer = Signer::Unavailable { fingerprint: Sha256::of("key"), reason: "the key is lost".to_owned() };
+    after.signer = Signer::Unavailable { fingerprint: Some(Sha256::of("key")), reason: "the key is lost".to_owned() };
     (before, after)
 }
 
@@ -48,7 +48,8 @@ fn a_modified_template_that_cannot_be_restored_keeps_its_servers_and_stalls() {
         |observed| observed.object.status.as_mut().unwrap().manifest.as_mut().unwrap().location = None,
         // Servers verify with the pinned key, and another one is pinned now.
         |observed| {
-            observed.signer = Signer::Unavailable { fingerprint: Sha256::of("another"), reason: "lost".to_owned() };
+            observed.signer =
+                Signer::Unavailable { fingerprint: Some(Sha256::of("another")), reason: "lost".to_owned() };
         },
     ];
     for (index, lose) in losses.into_iter().enumerate() {

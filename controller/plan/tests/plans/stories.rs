@@ -337,6 +337,10 @@ stories! {
     run_obstructed: ObservedTrainingRun;
     run_from_a_claim: ObservedTrainingRun;
     run_from_another_run: ObservedTrainingRun;
+    run_loses_its_checkpoints: ObservedTrainingRun;
+    run_stands_still: ObservedTrainingRun;
+    run_with_lost_references: ObservedTrainingRun;
+    run_whose_job_has_no_pod: ObservedTrainingRun;
     evaluation_passes: ObservedEvaluation;
     evaluation_of_a_replaced_run: ObservedEvaluation;
     evaluation_obstructed: ObservedEvaluation;

@@ -153,11 +153,12 @@ impl World {
             settings: make::settings(),
             base: None,
             base_cycle: Vec::new(),
-            references: references(),
+            references: Some(references()),
             job: self.jobs.get("codex-t-cot").cloned(),
             pods: self.pods_of("codex-t-cot"),
             reports: self.said("run-1"),
             refused: Vec::new(),
+            warnings: Vec::new(),
             seal: self.seal("run-1"),
             status_written_at: self.written.get("run-1").copied(),
             obstruction: None,
@@ -169,11 +170,12 @@ impl World {
             object: self.evaluation.clone(),
             settings: make::settings(),
             run: Some(self.believed_run()),
-            references: references(),
+            references: Some(references()),
             job: self.jobs.get("codex-e-lite").cloned(),
             pods: self.pods_of("codex-e-lite"),
             reports: self.said("evaluation-1"),
             refused: Vec::new(),
+            warnings: Vec::new(),
             admission: Admission::default(),
             seal: self.seal("evaluation-1"),
             status_written_at: self.written.get("evaluation-1").copied(),
@@ -192,7 +194,7 @@ impl World {
             signer: if self.signer {
                 Signer::Available { fingerprint: Sha256::of("key") }
             } else {
-                Signer::Unavailable { fingerprint: Sha256::of("key"), reason: "the key is lost".to_owned() }
+                Signer::Unavailable { fingerprint: Some(Sha256::of("key")), reason: "the key is lost".to_owned() }
             },
             oms: self.oms.filter(|_| names.oms.is_some()).map_or(Bundle::Absent, Bundle::Valid),
             promotion: promoted.map_or(Bundle::Absent, |(promotion, digest)| {
@@ -210,6 +212,7 @@ impl World {
             foreign_pods: BTreeSet::new(),
             missing_bundles: BTreeSet::new(),
             refused: Vec::new(),
+            warnings: Vec::new(),
             seal: self.seal("pod-1"),
             status_written_at: self.written.get("pod-1").copied(),
             obstruction: None,
