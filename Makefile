@@ -47,7 +47,7 @@ if ! command -v promtool >/dev/null; then
 fi
 endef
 
-.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test test-isa demo bench bench-memory bench-train sanitize
+.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test test-isa test-helm release demo bench bench-memory bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,7 +62,7 @@ root: ## checks that packages can be installed and the local cluster can start: 
 	fi
 
 # Go builds Kubernetes and kubectl. Images and programs do not need it.
-cluster demo test bench: WITH_GO := yes
+cluster demo test test-helm release bench: WITH_GO := yes
 
 prerequisites: ## checks that Rust, Go and gcc are installed
 	@missing=()
@@ -245,6 +245,43 @@ test-isa: prerequisites ## runs the numeric tests under every CODEX_MAX_CPU_ISA 
 	done
 	[ "$${#failed[@]}" = 0 ] || { echo "The numeric tests failed under $${failed[*]}." >&2; exit 1; }
 	echo "The numeric tests passed under $${run[*]}."
+
+HELM_VERSION := v4.3.1
+HELM = $(CACHE)/helm-$(HELM_VERSION)/helm
+define install-helm
+if [ ! -x "$(HELM)" ]; then
+	echo "Building Helm $(HELM_VERSION) in $$(dirname "$(HELM)")."
+	GOBIN="$$(dirname "$(HELM)")" go install helm.sh/helm/v4/cmd/helm@$(HELM_VERSION)
+fi
+endef
+
+test-helm: root prerequisites ## compares the Helm chart with kustomize; installs, upgrades and removes it on the local cluster
+	@$(install-helm)
+	$(MAKE) image REGISTRY=
+	if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
+	[ "$$started" = before ] || $(CLUSTER_COMMAND) up
+	status=0
+	HELM="$(HELM)" cargo test --release --locked --workspace --test helm || status=$$?
+	[ "$$started" = before ] || $(CLUSTER_COMMAND) down
+	exit "$$status"
+
+RELEASE = $(CACHE)/release
+release: prerequisites ## writes install.yaml, the Helm chart and their checksums to RELEASE=, by default a folder of the cache
+	@$(install-helm)
+	kubectl=$$(ls -t "$(CACHE)"/cluster/*/bin/kubectl 2>/dev/null | head -n 1 || command -v kubectl || true)
+	if [ -z "$$kubectl" ]; then
+		echo "kubectl is missing: install it, or run make cluster, which builds it." >&2
+		exit 1
+	fi
+	mkdir -p "$(RELEASE)"
+	rm -f "$(RELEASE)"/codex-operator-*.tgz
+	"$$kubectl" kustomize manifests/controller >"$(RELEASE)/install.yaml"
+	"$$kubectl" kustomize manifests/monitoring >"$(RELEASE)/monitoring.yaml"
+	"$(HELM)" package manifests/helm/codex-operator --destination "$(RELEASE)" >/dev/null
+	cd "$(RELEASE)"
+	sha256sum install.yaml monitoring.yaml codex-operator-*.tgz >SHA256SUMS
+	echo "$(RELEASE):"
+	cat SHA256SUMS
 
 demo: root prerequisites ## trains, evaluates, signs and serves a small model on a real cluster, and refuses another
 	@$(MAKE) image REGISTRY=

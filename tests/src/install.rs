@@ -74,12 +74,20 @@ impl Installation {
     }
 
     fn make() -> Result<Self> {
+        let installation = Self::load()?;
+        installation.apply()?;
+        Ok(installation)
+    }
+
+    /// Starts the cluster and loads the images of this working tree, without installing anything. Blocks.
+    ///
+    /// # Errors
+    /// If the cluster or a build fails.
+    pub fn load() -> Result<Self> {
         let cluster = Cluster::ensure()?;
         make_images()?;
         let load = |name: &str| -> Result<String> { Ok(cluster.load_image(&archive(name))?) };
-        let installation = Self { worker_image: load("codex")?, controller_image: load("codex-controller")?, cluster };
-        installation.apply()?;
-        Ok(installation)
+        Ok(Self { worker_image: load("codex")?, controller_image: load("codex-controller")?, cluster })
     }
 
     /// Applies the CRDs and the controller with these images, and waits for the rollout.
