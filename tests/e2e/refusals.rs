@@ -1,7 +1,7 @@
 //! Bad input that the API server refuses with a message that names the field, the value and what would be valid.
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
-use codex_tests::{Error, Result, Team, objects, process::output_with, team::blocking};
+use codex_tests::{Error, Result, Team, install, objects, process::output_with, team::blocking};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -167,6 +167,23 @@ async fn bad_objects_are_refused_with_a_message() -> Result<()> {
         if !missing.is_empty() {
             silent.push(format!("{missing:?} not in: {refused}"));
         }
+        // `codex validate` refuses the same, and names the same field.
+        let Some(offline) = validated(&object)? else {
+            silent.push(format!("codex validate accepted {object}"));
+            continue;
+        };
+        let missing: Vec<_> = told.iter().filter(|it| it.starts_with("spec.") && !offline.contains(**it)).collect();
+        if !missing.is_empty() {
+            silent.push(format!("{missing:?} not in: {offline}"));
+        }
+    }
+    let run = objects::run("good", &[]);
+    let evaluation = objects::evaluation("good", "run", &"0".repeat(64));
+    for object in [with(&run, "/spec/seed", json!(7)), with(&evaluation, "/spec/retries", json!(1))] {
+        assert_eq!(validated(&object)?, None);
+        let mut kubectl = team.kubectl()?;
+        kubectl.args(["create", "--dry-run=server", "--validate=strict", "--filename=-"]);
+        blocking(move || output_with(&mut kubectl, &object.to_string())).await?;
     }
     assert!(silent.is_empty(), "{}", silent.join("\n"));
     team.done();
@@ -286,6 +303,16 @@ async fn equal_values_written_otherwise_are_no_change() -> Result<()> {
 
 fn read<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
+}
+
+/// Returns what `codex validate` says of an object that it refuses.
+fn validated(object: &Value) -> Result<Option<String>> {
+    let mut codex = std::process::Command::new(install::program("codex")?);
+    match output_with(codex.args(["validate", "-"]), &object.to_string()) {
+        Ok(_) => Ok(None),
+        Err(Error::Command { output, .. }) => Ok(Some(output)),
+        Err(other) => Err(other),
+    }
 }
 
 /// Returns the error of kubectl for an object that the API server must refuse. Nothing is stored either way.

@@ -43,6 +43,8 @@ enum Command {
     Serve(crate::serving::Serve),
     /// Verify that a model directory is exactly what was signed.
     Verify(crate::verify::Verify),
+    /// Check manifests without a cluster.
+    Validate(crate::validate::Validate),
     /// Check that a volume keeps checkpoints, and measure how fast it writes them.
     CheckpointSmoke(crate::training::CheckpointSmoke),
     /// Summarize, follow, plot and compare the metrics of runs.
@@ -62,6 +64,7 @@ impl Command {
             Self::PrepareData(command) => command.run(),
             Self::Serve(command) => command.run(),
             Self::Verify(command) => command.run(),
+            Self::Validate(command) => command.run(),
             Self::CheckpointSmoke(command) => command.run(),
             Self::Metrics(command) => command.run(),
         }

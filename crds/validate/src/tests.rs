@@ -1,0 +1,223 @@
+#![allow(clippy::unwrap_used, reason = "an unexpected result ends the test")]
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+
+use super::*;
+
+const RUN: &str = "\
+apiVersion: codex-ml.dev/v1alpha1
+kind: TrainingRun
+metadata:
+  name: cot
+spec:
+  rolloutRing: 0D_base_
+  template: cot-starter
+  overrides: [training.max_steps=100]
+  data:
+    - name: arithmetic
+      source:
+        synthetic: { task: arithmetic, seed: 1, count: 1000 }
+  output:
+    persistentVolumeClaim: { claimName: models, subPath: runs }
+";
+const EVALUATION: &str = "\
+apiVersion: codex-ml.dev/v1alpha1
+kind: Evaluation
+metadata:
+  name: lite
+spec:
+  trainingRun: cot
+  preset: cot-lite
+  gates:
+    - { metric: exact_match, min: \"0.95\", minSamples: 500, confidence: \"0.95\" }
+";
+
+fn findings(text: &str) -> Vec<String> {
+    Validator::new().unwrap().check(text).findings.iter().map(ToString::to_string).collect()
+}
+
+/// The only finding after a change of a manifest.
+fn one(manifest: &str, from: &str, to: &str) -> String {
+    assert!(manifest.contains(from), "{from}");
+    let found = findings(&manifest.replacen(from, to, 1));
+    let [found] = &found[..] else { panic!("{to}: {found:?}") };
+    found.clone()
+}
+
+#[test]
+fn every_keyword_of_the_schemas_is_applied() {
+    fn visit(schema: &Value) {
+        for (keyword, value) in schema.as_object().unwrap() {
+            assert!(schema::KEYWORDS.contains(&keyword.as_str()), "{keyword}: {value}");
+            match keyword.as_str() {
+                "properties" => value.as_object().unwrap().values().for_each(visit),
+                "items" => visit(value),
+                "additionalProperties" if value.is_object() => visit(value),
+                // Only beside x-kubernetes-int-or-string, which says the same.
+                "anyOf" => assert_eq!(schema["x-kubernetes-int-or-string"], true),
+                "format" => assert!(
+                    ["date-time", "int32", "int64", "uint", "uint32", "uint64", "double", "uint8", "uint16"]
+                        .contains(&value.as_str().unwrap()),
+                    "{value}"
+                ),
+                "x-kubernetes-validations" => {
+                    for rule in value.as_array().unwrap() {
+                        for keyword in rule.as_object().unwrap().keys() {
+                            let known = ["rule", "message", "messageExpression", "reason"];
+                            assert!(known.contains(&keyword.as_str()), "{rule}");
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    for kind in &Validator::new().unwrap().kinds {
+        visit(&kind.schema);
+    }
+}
+
+#[test]
+fn shipped_manifests_are_valid() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/samples");
+    let validator = Validator::new().unwrap();
+    let (mut folders, mut objects) = (vec![root], 0);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|it| it == "yaml") {
+                let checked = validator.check(&fs::read_to_string(&path).unwrap());
+                assert!(checked.findings.is_empty(), "{}: {:?}", path.display(), checked.findings);
+                objects += checked.objects;
+            }
+        }
+    }
+    assert!(objects >= 5, "{objects}");
+    assert_eq!(findings(RUN), [""; 0]);
+    assert_eq!(findings(EVALUATION), [""; 0]);
+}
+
+#[test]
+fn mistyped_fields_and_values_are_named_with_their_line() {
+    assert_eq!(
+        one(RUN, "  template: cot-starter", "  template: cot-starter\n  sede: 1"),
+        "8:3: TrainingRun cot: spec.sede: there is no such field: did you mean seed?"
+    );
+    assert_eq!(
+        one(EVALUATION, "minSamples: 500", "minSample: 500"),
+        "9:43: Evaluation lite: spec.gates[0].minSample: there is no such field: did you mean minSamples?"
+    );
+    assert_eq!(
+        one(RUN, "name: arithmetic", "name: 7"),
+        "10:7: TrainingRun cot: spec.data[0].name: 7 is a number: write a string, in quotes"
+    );
+    assert_eq!(
+        one(RUN, "name: arithmetic", "name: yes"),
+        "10:7: TrainingRun cot: spec.data[0].name: true is a boolean: write a string, in quotes"
+    );
+    assert!(one(RUN, "0D_base_", "0E_base_").starts_with(
+        "6:3: TrainingRun cot: spec.rolloutRing: \"0E_base_\" is not allowed: use one of 0A_base_, 0B_base_"
+    ));
+    assert_eq!(
+        one(RUN, "  rolloutRing: 0D_base_\n", ""),
+        "5:1: TrainingRun cot: spec.rolloutRing: this field is required, and it is missing"
+    );
+    assert_eq!(one(RUN, "  name: cot\n", "  namespace: a\n"), "3:1: TrainingRun: metadata.name: the name is missing");
+    assert!(one(RUN, "TrainingRun", "TrainingRuns").contains("there is no kind TrainingRuns in codex-ml.dev/v1alpha1"));
+    assert!(one(RUN, "v1alpha1", "v1").contains("use one of codex-ml.dev/v1alpha1 TrainingRun"));
+}
+
+#[test]
+fn rules_of_the_crds_are_evaluated() {
+    let long = "a".repeat(53);
+    assert!(one(RUN, "name: cot", &format!("name: {long}")).contains(&format!("TrainingRun {long}: ")));
+    let gate = one(EVALUATION, "min: \"0.95\"", "min: \"1.5\"");
+    assert!(gate.starts_with("9:30: Evaluation lite: spec.gates[0].min: ") && gate.contains("1.5"), "{gate}");
+    let both = one(EVALUATION, "min: \"0.95\"", "min: \"0.95\", max: \"0.99\"");
+    assert!(both.starts_with("9:7: Evaluation lite: spec.gates[0]: "), "{both}");
+    let escape = one(RUN, "subPath: runs", "subPath: ../runs");
+    assert!(escape.contains("spec.output.persistentVolumeClaim.subPath: "), "{escape}");
+    let twice = one(
+        RUN,
+        "  output:",
+        "    - name: arithmetic\n      source:\n        synthetic: { task: arithmetic, seed: 2, count: 10 }\n  output:",
+    );
+    assert!(twice.contains("spec.data"), "{twice}");
+    let pod = "  pod:\n    resources:\n      requests: { memory: ";
+    assert_eq!(findings(&format!("{RUN}{pod}1Gi }}\n")), [""; 0]);
+    for quantity in ["1GB", "1GiG", "2 Gi", "half"] {
+        let found = findings(&format!("{RUN}{pod}{quantity} }}\n"));
+        assert!(found.len() == 1 && found[0].contains("spec.pod.resources"), "{quantity}: {found:?}");
+    }
+}
+
+#[test]
+fn configurations_are_composed() {
+    assert_eq!(
+        one(RUN, "cot-starter", "cot-stater"),
+        "7:3: TrainingRun cot: spec.template: template \"cot-stater\" is unknown (did you mean cot-starter?): \
+         use one of answers-only, cot-padded, cot-plus, cot-starter"
+    );
+    let setting = one(RUN, "max_steps=100", "max_stepz=100");
+    assert!(setting.contains("max_stepz") && setting.contains("max_steps"), "{setting}");
+    let preset = one(EVALUATION, "preset: cot-lite", "preset: cotlite");
+    assert!(preset.starts_with("7:3: Evaluation lite: spec.preset: preset \"cotlite\" is unknown"), "{preset}");
+}
+
+#[test]
+fn files_of_many_objects_are_read() {
+    let validator = Validator::new().unwrap();
+    let other = "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: a }\n";
+    let checked = validator.check(&format!("\u{feff}---\n{other}---\n# nothing\n---\n{RUN}---\n{EVALUATION}"));
+    assert_eq!(checked, Checked { objects: 2, others: 1, findings: vec![] });
+    let indented = format!("    {}\n", RUN.trim_end().replace('\n', "\n    "));
+    let list = format!("apiVersion: v1\nkind: List\nitems:\n  - \n{}", indented.replace("cot-starter", "none"));
+    let checked = validator.check(&list);
+    assert_eq!((checked.objects, checked.findings.len()), (1, 1), "{checked:?}");
+    assert_eq!(checked.findings[0].position.line, 11);
+    let json = serde_json::to_string(&serde_yaml::from_str::<Value>(RUN).unwrap()).unwrap();
+    assert_eq!(validator.check(&json).objects, 1);
+}
+
+#[test]
+fn what_is_no_yaml_is_refused_with_its_place() {
+    for (text, told) in [
+        ("a: [1", "no valid YAML: "),
+        ("a: 1\na: 2\n", "no valid YAML: "),
+        ("a:\n\t- 1\n", "no valid YAML: "),
+        ("- 1\n", "an object needs the fields apiVersion and kind, both strings"),
+        ("a: &a { b: 1 }\nc:\n  <<: *a\n", "the merge key << is not part of YAML 1.2"),
+    ] {
+        let found = findings(text);
+        assert!(found.len() == 1 && found[0].contains(told), "{text}: {found:?}");
+    }
+}
+
+#[test]
+fn plain_scalars_are_what_kubectl_reads() {
+    let read = |text: &str| document::read(&format!("a: {text}\n")).unwrap()[0].value["a"].clone();
+    for (text, value) in [
+        ("yes", Value::Bool(true)),
+        ("off", Value::Bool(false)),
+        ("'yes'", Value::from("yes")),
+        ("012", Value::from(10)),
+        ("0o12", Value::from(10)),
+        ("0x1f", Value::from(31)),
+        ("1_000", Value::from(1000)),
+        ("-7", Value::from(-7)),
+        ("1e3", Value::from(1000.0)),
+        ("0.5", Value::from(0.5)),
+        ("0D_base_", Value::from("0D_base_")),
+        ("500m", Value::from("500m")),
+        ("1Gi", Value::from("1Gi")),
+        ("~", Value::Null),
+        ("!!str 7", Value::from("7")),
+        ("2026-01-31", Value::from("2026-01-31")),
+    ] {
+        assert_eq!(read(text), value, "{text}");
+    }
+}
