@@ -12,7 +12,7 @@ const USER: &str = "system:serviceaccount:codex-system:codex-controller";
 const USER_OF_RELEASE: &str = "system:serviceaccount:{{ .Release.Namespace }}:codex-controller";
 
 /// The templates by file name.
-pub fn files(manifests: &Path) -> BTreeMap<String, String> {
+pub(crate) fn files(manifests: &Path) -> BTreeMap<String, String> {
     let read = |path: &str| fs::read_to_string(manifests.join(path)).unwrap();
     let mut files = BTreeMap::new();
     let mut add = |name: &str, content: String| {

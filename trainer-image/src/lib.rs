@@ -22,6 +22,6 @@ pub mod text;
 mod threads;
 pub mod tokenizing;
 pub mod training;
-mod validate;
+pub mod validate;
 pub mod verify;
 mod wording;
