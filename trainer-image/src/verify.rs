@@ -215,7 +215,8 @@ impl fmt::Display for Outcome {
                 writeln!(f, "data       {} {digest}", Printable(name))?;
             }
             if let Some(base) = &training.base {
-                writeln!(f, "base       {}", base.model)?;
+                let source = base.source.as_deref().unwrap_or("a source that the statement does not name");
+                writeln!(f, "base       {}, from {}", base.model, Printable(source))?;
             }
         }
         for evaluation in self.promoted.iter().flat_map(|promoted| &promoted.promotion.reasons.evaluations) {
@@ -287,8 +288,8 @@ mod tests {
 
     use clap::Parser;
     use codex_provenance::{
-        ConfigDigest, DataDigest, Sha256, oms,
-        promotion::{Attested, Object, Promotion, Reasons, Reported, Training},
+        ConfigDigest, DataDigest, ModelDigest, Sha256, oms,
+        promotion::{Attested, Base, Object, Promotion, Reasons, Reported, Training},
     };
     use codex_signing::key::{PrivateKey, Signer as _};
     use codex_verdict::{Decimal, GateSpec, Measurement, Stated};
@@ -301,7 +302,7 @@ mod tests {
         verify: Verify,
     }
 
-    fn promotion(model: &Manifest, payload: &[u8], name: &str) -> Promotion {
+    fn promotion(model: &Manifest, payload: &[u8], name: &str, base: Option<Base>) -> Promotion {
         let gate = GateSpec {
             metric: "exact_match".into(),
             min: Some(Decimal("0.95".into())),
@@ -334,7 +335,7 @@ mod tests {
                 data: None,
             },
             reported: Some(Reported { data: BTreeMap::from([("arithmetic".into(), DataDigest(Sha256::of("d")))]) }),
-            base: None,
+            base,
         };
         let reasons = Reasons {
             ring: "main".into(),
@@ -348,10 +349,10 @@ mod tests {
 
     /// A signed model whose bundle is inside its directory, promoted on the evaluation `cot-lite`.
     fn signed() -> tempfile::TempDir {
-        signed_with("cot-lite")
+        signed_with("cot-lite", None)
     }
 
-    fn signed_with(evaluation: &str) -> tempfile::TempDir {
+    fn signed_with(evaluation: &str, base: Option<Base>) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let model = root.path().join("model");
         fs::create_dir(&model).unwrap();
@@ -359,7 +360,7 @@ mod tests {
         let key = PrivateKey::generate().unwrap();
         let manifest = Manifest::of_dir(&model).unwrap();
         let payload = oms::payload(&manifest, "model");
-        let promotion = promotion(&manifest, &payload, evaluation).payload();
+        let promotion = promotion(&manifest, &payload, evaluation, base).payload();
         fs::write(root.path().join("promotion.json"), key.sign(&promotion).unwrap()).unwrap();
         fs::write(root.path().join("key.pem"), key.public().to_pem()).unwrap();
         fs::write(model.join("model.sig"), key.sign(&payload).unwrap()).unwrap();
@@ -411,6 +412,20 @@ mod tests {
     }
 
     #[test]
+    fn the_base_of_the_training_is_named() {
+        let model = ModelDigest(Sha256::of("base"));
+        let line = |source: Option<&str>| {
+            let root = signed_with("cot-lite", Some(Base { model, source: source.map(str::to_owned) }));
+            let outcome = verify(root.path(), &["--promotion", "promotion.json", "--ring", "main"]).ok().unwrap();
+            outcome.to_string().lines().nth(1).unwrap().to_owned()
+        };
+        assert_eq!(line(Some("models/bases/smollm2")), format!("base       {model}, from models/bases/smollm2"));
+        assert_eq!(line(None), format!("base       {model}, from a source that the statement does not name"));
+        let forged = line(Some("x\nsigned by  me\u{1b}[1A"));
+        assert_eq!(forged, format!("base       {model}, from {}", Printable("x\nsigned by  me\u{1b}[1A")));
+    }
+
+    #[test]
     fn what_was_not_checked_is_said() {
         let root = signed();
         let pin = fingerprint(root.path());
@@ -431,7 +446,7 @@ mod tests {
     #[test]
     fn text_from_a_statement_is_escaped_and_comes_first() {
         let forged = format!("x\nsigned by  {}, the key of --fingerprint\u{1b}[1A\u{202e}", "0".repeat(64));
-        let root = signed_with(&forged);
+        let root = signed_with(&forged, None);
         let outcome = verify(root.path(), &["--promotion", "promotion.json", "--ring", "main"]).ok().unwrap();
         let told = outcome.to_string();
         assert_eq!(told.lines().filter(|line| line.starts_with("signed by")).count(), 1, "{told}");
