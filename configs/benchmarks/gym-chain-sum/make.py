@@ -3,8 +3,8 @@
     pip install reasoning-gym==0.1.25
     python make.py
 
-reasoning-gym generates the questions and the answers. The steps in the responses are written here: each addition or
-subtraction is split into tens and ones, so that a model never borrows across two digits at once.
+reasoning-gym generates the questions and the answers. The steps in the responses are written here: column by column from the
+ones, with the carry as a third term and a borrowed ten in front of its column, so that no digit is written before it is known.
 """
 
 import hashlib
@@ -15,39 +15,40 @@ import re
 import reasoning_gym
 
 TERMS, DIGITS = (2, 4), (1, 2)
-HELD_OUT, TRAIN = 200, 2400
-HELD_OUT_SEED, TRAIN_SEED = 2026, 1
+HELD_OUT, HELD_OUT_SEED = 200, 2026
+# (count, seed, digits): half of the training data has numbers of two digits only, because these are harder.
+TRAIN = [(1200, 1, DIGITS), (1200, 2, (2, 2))]
 
 
-def tens_first(total, sign, term):
-    """Returns `total ± term` for total >= 0 and a result >= 0, in at most two steps, and the result."""
-    tens, ones = term - term % 10, term % 10
-    steps, parts = [], [tens, ones] if tens and ones else [term]
-    for part in parts:
-        after = total + part if sign == "+" else total - part
-        steps.append(f"{total} {sign} {part} = {after}")
-        total = after
-    return ", ".join(steps), total
+def columns(left, sign, right):
+    """Returns the columns of `left ± right` for a result >= 0, from the ones, each with the carry or borrow from the last."""
+    width = max(len(str(left)), len(str(right)))
+    texts, carried = [], 0
+    for at in range(width):
+        one, two = left // 10**at % 10, right // 10**at % 10
+        value = one + two + carried if sign == "+" else one - two - carried
+        borrowed = value < 0
+        text = f"{10 + one if borrowed else one}{sign}{two}" + (f"{sign}1" if carried else "")
+        texts.append(f"{text}={value + 10 if borrowed else value}")
+        carried = int(borrowed or value > 9)
+    return " ".join(texts)
 
 
 def step(total, sign, term):
-    """Returns one step of the solution as text, and the new total."""
-    after = total + term if sign == "+" else total - term
-    head = f"{total} {sign} {term}"
+    """Returns one step of the solution as a line, and the new total."""
+    after, size = total + term if sign == "+" else total - term, abs(total)
+    head = f"{total}{sign}{term}"
     if total >= 0 and after >= 0:
-        text, result = tens_first(total, sign, term)
-        return (text if text == f"{head} = {after}" else f"{head}: {text}"), result
-    size = abs(total)
-    if total < 0 and sign == "-":
-        inner, result = f"{size} + {term}", tens_first(size, "+", term)
-    elif size >= term:
-        inner, result = f"{size} - {term}", tens_first(size, "-", term)
+        left, inner, right = total, sign, term
+    elif total < 0 and sign == "-":
+        left, inner, right = size, "+", term
     else:
-        inner, result = f"{term} - {size}", tens_first(term, "-", size)
-    text, magnitude = result
-    assert magnitude == abs(after)
-    text = text if text == f"{inner} = {magnitude}" else f"{inner}: {text}"
-    return f"{head}: {text}" + (f"; {after}" if after < 0 else ""), after
+        left, inner, right = max(size, term), "-", min(size, term)
+    if total < 0 or after < 0:
+        head += f"=-({left}{inner}{right})" if after < 0 else f"={left}{inner}{right}"
+    if max(left, right) < 10:
+        return f"{head}={after}", after
+    return f"{head}: {columns(left, inner, right)} ={after}", after
 
 
 def solution(expression):
@@ -57,13 +58,13 @@ def solution(expression):
     for sign, term in zip(parts[1::2], parts[2::2]):
         text, total = step(total, sign, int(term))
         steps.append(text)
-    return ". ".join(steps) + f". #{total}", total
+    return "\n".join([*steps, f"#{total}"]), total
 
 
-def records(count, seed, exclude):
+def records(count, seed, digits, exclude):
     """Returns `count` distinct records whose questions are not in `exclude`."""
     dataset = reasoning_gym.create_dataset(
-        "chain_sum", size=4 * count, seed=seed, min_terms=TERMS[0], max_terms=TERMS[1], min_digits=DIGITS[0], max_digits=DIGITS[1]
+        "chain_sum", size=4 * count, seed=seed, min_terms=TERMS[0], max_terms=TERMS[1], min_digits=digits[0], max_digits=digits[1]
     )
     found = {}
     for item in dataset:
@@ -83,8 +84,11 @@ def records(count, seed, exclude):
 
 def main():
     here = pathlib.Path(__file__).parent
-    held_out = records(HELD_OUT, HELD_OUT_SEED, set())
-    train = records(TRAIN, TRAIN_SEED, {record["prompt"] for record in held_out})
+    held_out = records(HELD_OUT, HELD_OUT_SEED, DIGITS, set())
+    seen, train = {record["prompt"] for record in held_out}, []
+    for count, seed, digits in TRAIN:
+        train += records(count, seed, digits, seen)
+        seen |= {record["prompt"] for record in train}
     sums = []
     for name, rows in (("problems.jsonl", held_out), ("train.jsonl", train)):
         data = "".join(json.dumps(row, separators=(",", ":"), ensure_ascii=False) + "\n" for row in rows).encode()
