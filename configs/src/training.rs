@@ -16,17 +16,19 @@ const GROUPS: &[(&str, &str, &str)] = &[
     ("cot-padded", "templates/cot-padded.yaml", include_str!("../templates/cot-padded.yaml")),
     ("cot-plus", "templates/cot-plus.yaml", include_str!("../templates/cot-plus.yaml")),
     ("cot-starter", "templates/cot-starter.yaml", include_str!("../templates/cot-starter.yaml")),
+    ("lora", "templates/lora.yaml", include_str!("../templates/lora.yaml")),
 ];
 const BASE: &str = include_str!("../training/base.yaml");
 
 /// The names of the templates.
-pub const TEMPLATES: &[&str] = &["answers-only", "cot-padded", "cot-plus", "cot-starter"];
+pub const TEMPLATES: &[&str] = &["answers-only", "cot-padded", "cot-plus", "cot-starter", "lora"];
 
 /// Returns the synthetic tasks that a template trains on if no data is named.
 pub fn template_tasks(template: &str) -> &'static [&'static str] {
     match template {
         "cot-padded" => &["arithmetic-padded"],
         "cot-plus" => &["arithmetic-5", "multiplication", "word-problems-3"],
+        "lora" => &[],
         _ => &["arithmetic", "word-problems"],
     }
 }

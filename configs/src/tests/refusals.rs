@@ -22,9 +22,12 @@ fn names() {
     let of = |template| compose_training(template, &[], None, 42, data()).expect_err("unknown").to_string();
     assert_eq!(
         of("cot-stater"),
-        r#"template "cot-stater" is unknown (did you mean cot-starter?): use one of answers-only, cot-padded, cot-plus, cot-starter"#
+        r#"template "cot-stater" is unknown (did you mean cot-starter?): use one of answers-only, cot-padded, cot-plus, cot-starter, lora"#
     );
-    assert_eq!(of("bert"), r#"template "bert" is unknown: use one of answers-only, cot-padded, cot-plus, cot-starter"#);
+    assert_eq!(
+        of("bert"),
+        r#"template "bert" is unknown: use one of answers-only, cot-padded, cot-plus, cot-starter, lora"#
+    );
     assert_eq!(
         compose_evaluation("cotlite", &[], 0, vec![]).expect_err("unknown").to_string(),
         r#"preset "cotlite" is unknown (did you mean cot-lite?): use one of cot-hard, cot-lite, gym-chain-sum"#
