@@ -52,14 +52,28 @@ fn mistake(text: &str) -> Option<(usize, &'static str)> {
             None
         } else if indentation.contains('\t') {
             Some("is indented with a tab: indent with spaces")
-        } else if indentation.contains(|character| character != ' ') {
-            Some("is indented with another character than a space: indent with spaces")
         } else if begun && divides {
             Some("begins another document: write one, without --- and ...")
         } else {
             None
         };
         begun |= !(content.is_empty() || content.starts_with(['#', '%']));
+        why.map(|why| (number, why))
+    })
+}
+
+/// Returns the line, counted from 1, and the mistake of a text with characters that nobody sees and that would stand in the names
+/// of keys.
+fn invisible(text: &str) -> Option<(usize, &'static str)> {
+    text.lines().zip(1..).filter(|(line, _)| !line.trim_start().starts_with('#')).find_map(|(line, number)| {
+        let mut indentation = line.chars().take_while(|character| character.is_whitespace());
+        let why = if line.contains(MARK) {
+            Some("holds a byte order mark (U+FEFF): remove it")
+        } else if indentation.any(|character| ![' ', '\t'].contains(&character)) {
+            Some("is indented with another character than a space: indent with spaces")
+        } else {
+            None
+        };
         why.map(|why| (number, why))
     })
 }
@@ -121,11 +135,8 @@ impl Layers {
     fn yaml(&mut self, origin: Origin, text: &str) -> Result<(), ConfigError> {
         let example = self.example.1;
         let text = text.strip_prefix(MARK).unwrap_or(text);
-        // Characters that nobody sees would stand in the names of keys.
-        let marked = |line: &str| line.contains(MARK) && !line.trim_start().starts_with('#');
-        if let Some(index) = text.lines().position(marked) {
-            let why = "holds a byte order mark (U+FEFF): remove it";
-            return Err(ConfigError::Mistake { origin, line: index + 1, why });
+        if let Some((line, why)) = invisible(text) {
+            return Err(ConfigError::Mistake { origin, line, why });
         }
         let yaml: Yaml = serde_yaml::from_str(text).map_err(|source| {
             let origin = origin.clone();

@@ -279,7 +279,7 @@ fn malformed_config() {
     for harmless in [
         "\u{feff}training: {batch_size: 8}\n",
         "---\ntraining:\r\n  batch_size:\t8\r\n",
-        "# \u{feff}\n---\ntraining.batch_size: 8\n...\n",
+        "# one\n---\ntraining.batch_size: 8\n...\n",
     ] {
         assert_eq!(same(harmless), plain, "{harmless:?}");
     }
