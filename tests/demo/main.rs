@@ -17,7 +17,9 @@ async fn main() -> ExitCode {
         Some("real") => real::run().await,
         Some("model") => base::fetch().map(|model| println!("{}", model.display())),
         Some(other) => {
-            eprintln!("`{other}` is not a demo; run codex-demo, codex-demo real, or codex-demo model, which only fetches the model");
+            eprintln!(
+                "`{other}` is not a demo; run codex-demo, codex-demo real, or codex-demo model, which only fetches the model"
+            );
             return ExitCode::from(2);
         }
     };
