@@ -258,7 +258,11 @@ impl ConfigError {
         match &mut self {
             // The value that the sentence quotes tells several files apart.
             Self::Data { field, .. } => {
-                *field = if field.ends_with(".name") { "the name in --data" } else { "--data" }.to_owned();
+                let place = match field.rsplit_once('.') {
+                    Some((_, "name")) => "the name in --data",
+                    _ => "--data",
+                };
+                place.clone_into(field);
             }
             // The message quotes the whole argument already.
             Self::NotAnOverride { origin, .. } => *origin = Origin::Set(String::new()),

