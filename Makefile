@@ -47,7 +47,7 @@ if ! command -v promtool >/dev/null; then
 fi
 endef
 
-.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test test-isa test-helm release demo demo-real bench bench-memory bench-real bench-train sanitize
+.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test test-isa test-helm release demo bench bench-memory bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,7 +62,7 @@ root: ## checks that packages can be installed and the local cluster can start: 
 	fi
 
 # Go builds Kubernetes and kubectl. Images and programs do not need it.
-cluster demo demo-real test test-helm release bench: WITH_GO := yes
+cluster demo test test-helm release bench: WITH_GO := yes
 
 prerequisites: ## checks that Rust, Go and gcc are installed
 	@missing=()
@@ -287,26 +287,12 @@ demo: root prerequisites ## trains, evaluates, signs and serves a small model on
 	@$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-demo
 
-demo-real: root prerequisites ## evaluates, fine-tunes, signs and serves a pretrained model on the local cluster
-	@$(call install-venv,pip)
-	$(MAKE) image REGISTRY=
-	$(PROGRAMS)/codex-demo real
-
 bench: prerequisites ## measures the figures of docs/benchmarks.md on the local cluster
 	@$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-bench
 
 bench-memory: programs ## compares the trainer's memory estimate with its peak, on six configurations
 	@benches/memory.sh $(PROGRAMS)/codex
-
-bench-real: programs ## measures LoRA training, prefill and decoding of a pretrained model, without a cluster
-	@$(call install-venv,pip)
-	cargo build --release --locked --workspace --example lora_speed --example decode_speed
-	model=$$($(PROGRAMS)/codex-demo model)
-	for dtype in bf16 fp32; do
-		"$(PROGRAMS)/examples/lora_speed" "$$dtype" 5
-		"$(PROGRAMS)/examples/decode_speed" "$$model" "$$dtype"
-	done
 
 sanitize: prerequisites ## runs the engine's tests under AddressSanitizer, which checks its unsafe kernels
 	@RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Z sanitizer=address" cargo test --release --locked --package codex-engine --lib \
