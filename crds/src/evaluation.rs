@@ -44,7 +44,7 @@ use crate::{
     validation = ("self.overrides == oldSelf.overrides", "spec.overrides is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.data == oldSelf.data", "spec.data is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.seed == oldSelf.seed", "spec.seed is immutable, because it defines the result: create another Evaluation"),
-    validation = crate::rules::same_gates("is immutable, because the verdict depends on it: create another Evaluation"),
+    validation = ("self.gates == oldSelf.gates", "spec.gates is immutable, because the verdict depends on it: create another Evaluation"),
     validation = crate::rules::same_pod("Evaluation", false),
 )]
 pub struct EvaluationSpec {

@@ -122,29 +122,6 @@ pub(crate) fn same_model(why: &str) -> Rule {
         .message(Message::Message(format!("spec.model {why}")))
 }
 
-/// Returns the rule that `spec.gates` keeps its meaning: 0.95 and 0.950 are one bound.
-pub(crate) fn same_gates(why: &str) -> Rule {
-    let places: Vec<_> = (0..codex_verdict::MAX_GATES).map(|place| place.to_string()).collect();
-    let same = |field: &str, value: fn(&str) -> String| {
-        let (new, old) = (format!("self.gates[i].{field}"), format!("oldSelf.gates[i].{field}"));
-        format!("has({new}) == has({old}) && (!has({new}) || {} == {})", value(&new), value(&old))
-    };
-    let decimal = |value: &str| format!("double({value})");
-    let gate = [
-        "self.gates[i].metric == oldSelf.gates[i].metric".to_owned(),
-        same("min", decimal),
-        same("max", decimal),
-        same("confidence", decimal),
-        same("minSamples", str::to_owned),
-    ];
-    let rule = format!(
-        "self.gates.size() == oldSelf.gates.size() && [{}].all(i, i >= self.gates.size() || ({}))",
-        places.join(", "),
-        gate.join(" && ")
-    );
-    Rule::new(rule).message(Message::Message(format!("spec.gates {why}")))
-}
-
 /// Returns the rule that the text `field` of the spec keeps its meaning: absent and empty are the same.
 pub(crate) fn same_text(field: &str, why: &str) -> Rule {
     let value = |of: &str| format!("(has({of}.{field}) ? {of}.{field} : '')");

@@ -271,8 +271,6 @@ async fn equal_values_written_otherwise_are_no_change() -> Result<()> {
         with(&run, "/spec/output/persistentVolumeClaim/subPath", json!("./runs")),
         with(&run, "/spec/base/persistentVolumeClaim/path", json!("llama/")),
         with(&run, "/spec/pod/env", json!([])),
-        with(&evaluation, "/spec/gates/0/min", json!("0.10")),
-        with(&evaluation, "/spec/gates/0/confidence", json!("0.950")),
     ];
     for object in [json!(run), json!(evaluation), json!(pod)] {
         let mut resources = object["spec"]["pod"]["resources"].clone();
