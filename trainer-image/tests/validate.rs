@@ -50,7 +50,7 @@ fn folders_files_and_standard_input_are_checked() {
     assert_eq!(ended.status.code(), Some(2));
     assert_eq!(
         text(&ended.stdout),
-        "team/bad.yml:8:58: Evaluation lite: spec.gates[0].confidense: there is no such field: did you mean confidence?\n\
+        "team/bad.yml:8:60: Evaluation lite: spec.gates[0].confidense: there is no such field: did you mean confidence?\n\
          2 objects checked in 2 files: 1 finding\n"
     );
     let config_map = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: { name: a }\n";
