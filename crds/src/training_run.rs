@@ -51,7 +51,7 @@ pub struct TrainingRunSpec {
     /// A ReasoningPod serves the model only if its own ring is equal. Changing the ring does not retrain.
     #[x_kube(validation = crate::rules::ring())]
     pub rollout_ring: Ring,
-    /// Configuration template to start from: cot-starter, cot-plus, cot-padded, answers-only, or lora, which needs spec.base.
+    /// Configuration template to start from (lora needs spec.base): cot-starter, cot-plus, cot-padded, answers-only or lora.
     #[schemars(length(min = 1, max = 63))]
     pub template: String,
     /// Settings that replace those of template and config, each as key=value, such as training.max_steps=500.
