@@ -58,6 +58,21 @@ fn not_nullable(schema: &mut JSONSchemaProps) {
     }
 }
 
+/// Quotes the names and list items that YAML 1.1 reads as truth values, such as the field `n`: kubectl and Helm read YAML 1.1.
+fn quoted(yaml: &str) -> String {
+    let mut text = String::with_capacity(yaml.len());
+    for line in yaml.split_inclusive('\n') {
+        let (indent, rest) = line.split_at(line.len() - line.trim_start_matches([' ', '-']).len());
+        let word = rest.trim_end_matches(['\n', ':']);
+        if ["y", "n", "yes", "no", "on", "off"].contains(&word.to_ascii_lowercase().as_str()) {
+            text.extend([indent, "\"", word, "\"", &rest[word.len()..]]);
+        } else {
+            text.push_str(line);
+        }
+    }
+    text
+}
+
 /// Returns the name and the contents of each file of `manifests/crd/`.
 ///
 /// # Errors
@@ -70,7 +85,7 @@ pub fn files() -> Result<Vec<(&'static str, String)>, ManifestsError> {
         kustomization.push_str("- ");
         kustomization.push_str(name);
         kustomization.push('\n');
-        files.push((name, format!("{HEADER}{}", serde_yaml::to_string(&crd)?)));
+        files.push((name, format!("{HEADER}{}", quoted(&serde_yaml::to_string(&crd)?))));
     }
     files.push(("kustomization.yaml", kustomization));
     Ok(files)

@@ -20,6 +20,15 @@ fn files_are_up_to_date() {
             "manifests/crd/{name} differs from the types in crds/: regenerate it with\n    {REGENERATE}\n"
         );
     }
+    for (name, text) in &files {
+        // The words that YAML 1.1 reads as truth values are in quotes, and the others are as they were.
+        let bare = |line: &str| ["- n", "n:", "- y", "y:", "- no", "no:", "- on", "on:"].contains(&line.trim());
+        assert!(!text.lines().any(bare), "{name}");
+        if let Some((_, crd)) = manifests::all().iter().find(|(file, _)| file == name) {
+            let read: serde_json::Value = serde_yaml::from_str(text).unwrap();
+            assert_eq!(read, serde_json::to_value(crd).unwrap(), "{name}");
+        }
+    }
     let mut there: Vec<_> =
         fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     there.sort();

@@ -203,6 +203,7 @@ fn plain_scalars_are_what_kubectl_reads() {
     for (text, value) in [
         ("yes", Value::Bool(true)),
         ("off", Value::Bool(false)),
+        ("n", Value::Bool(false)),
         ("'yes'", Value::from("yes")),
         ("012", Value::from(10)),
         ("0o12", Value::from(10)),
