@@ -76,7 +76,7 @@ async fn a_trainer_may_still_be_debugged() -> Result<()> {
     let team = Team::new("debug").await?;
     grant_edit(&team).await?;
     let mut run = objects::run("run", &["training.max_steps=1", "training.warmup_steps=0"]);
-    run.spec.pod.node_selector = [("example.com/nowhere".to_owned(), "true".to_owned())].into();
+    run.spec.pod.worker.node_selector = [("example.com/nowhere".to_owned(), "true".to_owned())].into();
     team.create(&run).await?;
     let trainer = until_found("the trainer's pod", SOON, async || {
         Ok(team.pods(codex_crds::label::TRAINING_RUN, "run").await?.pop())

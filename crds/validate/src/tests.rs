@@ -160,7 +160,7 @@ fn configurations_are_composed() {
     assert_eq!(
         one(RUN, "cot-starter", "cot-stater"),
         "7:3: TrainingRun cot: spec.template: template \"cot-stater\" is unknown (did you mean cot-starter?): \
-         use one of answers-only, cot-padded, cot-plus, cot-starter"
+         use one of answers-only, cot-padded, cot-plus, cot-starter, lora"
     );
     let setting = one(RUN, "max_steps=100", "max_stepz=100");
     assert!(setting.contains("max_stepz") && setting.contains("max_steps"), "{setting}");

@@ -92,7 +92,7 @@ fn ambiguous_and_invalid_keys_are_refused() {
         told("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
         "the public key is a PEM block \"CERTIFICATE\": give a PUBLIC KEY"
     );
-    assert!(told(&format!("{pem}{}", &*KEY.to_pem().unwrap())).contains("is a private key"));
+    assert!(told(&format!("{pem}{}", &*KEY.to_pem().unwrap())).contains("holds a private key"));
     assert!(told("").contains("is not PEM"));
 
     let der = STANDARD.decode(pem.lines().filter(|line| !line.starts_with('-')).collect::<String>()).unwrap();
