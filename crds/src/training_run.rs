@@ -274,9 +274,9 @@ pub struct LostCheckpointStatus {
     pub resumed_from: i64,
     /// Time at which the controller found the loss.
     pub found_at: Time,
-    /// Number of pods that had started before the loss.
+    /// Number of pods that had started before the loss, if the volume lost their count too; else 0.
     pub attempts: i32,
-    /// Number of optimizer steps that had been executed before the loss.
+    /// Number of optimizer steps that had been executed before the loss, if the volume lost their count too; else 0.
     pub steps_executed: i64,
 }
 

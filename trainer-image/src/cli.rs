@@ -181,7 +181,10 @@ mod tests {
         let texts: std::collections::HashSet<_> =
             [std::any::TypeId::of::<String>(), std::any::TypeId::of::<std::path::PathBuf>()].into();
         let mut checked = 0;
-        for (path, command) in leaves(&Arguments::command(), &[]) {
+        let mut root = Arguments::command();
+        // The positions of arguments are known then.
+        root.build();
+        for (path, command) in leaves(&root, &[]) {
             for argument in command.get_arguments().filter(|argument| argument.get_action().takes_values()) {
                 let parser = argument.get_value_parser();
                 if texts.iter().any(|text| parser.type_id() == *text) || parser.possible_values().is_some() {

@@ -10,7 +10,10 @@ use std::{
 };
 
 use codex_configs::{Evaluation, PromptForm, Resolved};
-use codex_provenance::{ModelDigest, files, manifest::Manifest};
+use codex_provenance::{
+    ModelDigest, files,
+    manifest::{Manifest, ManifestError},
+};
 use codex_reports::{EvaluationState, Stage};
 use indicatif::ProgressBar;
 
@@ -141,11 +144,13 @@ impl Session<'_> {
     /// Checks names and sizes, then reads the model once; what is hashed here is what answers.
     fn hold(&self) -> Result<(Manifest, ModelFiles), EvaluateError> {
         let refused = |source| EvaluateError::Manifest { path: self.model.to_owned(), source };
-        let entries = files::walk(self.model, &BTreeSet::new()).map_err(refused)?;
-        // The kubelet creates the folder of a model on a volume that lacks it.
-        if let Some(expected) = self.expected.filter(|_| entries.is_empty()) {
-            return Err(EvaluateError::Gone { path: self.model.to_owned(), expected });
-        }
+        let entries = match (files::walk(self.model, &BTreeSet::new()), self.expected) {
+            // The kubelet creates the folder of a model on a volume that lacks it.
+            (Err(ManifestError::Empty), Some(expected)) => {
+                return Err(EvaluateError::Gone { path: self.model.to_owned(), expected });
+            }
+            (walked, _) => walked.map_err(refused)?,
+        };
         if let Some(limit) = memory_limit(Path::new("/")) {
             check_size(&entries, limit.bytes, &limit.source)
                 .map_err(|source| EvaluateError::TooLarge { path: self.model.to_owned(), source })?;

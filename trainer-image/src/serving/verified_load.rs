@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use codex_provenance::{files, manifest::Manifest};
+use codex_provenance::{
+    files,
+    manifest::{Manifest, ManifestError},
+};
 use codex_signing::{
     bundle,
     key::PublicKey,
@@ -40,11 +43,13 @@ pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verif
     let public_key = read("public key", &paths.public_key, MAX_KEY)?;
     let public_key = PublicKey::from_pem(&String::from_utf8_lossy(&public_key))?;
     let refused = |source| ServeError::Manifest { path: paths.model.clone(), source };
-    let entries = files::walk(&paths.model, &BTreeSet::new()).map_err(refused)?;
-    // The kubelet creates the folder of a model on a volume that lacks it.
-    if entries.is_empty() {
-        return Err(ServeError::Gone { path: paths.model.clone(), expected: expected.model_digest });
-    }
+    let entries = match files::walk(&paths.model, &BTreeSet::new()) {
+        // The kubelet creates the folder of a model on a volume that lacks it.
+        Err(ManifestError::Empty) => {
+            return Err(ServeError::Gone { path: paths.model.clone(), expected: expected.model_digest });
+        }
+        walked => walked.map_err(refused)?,
+    };
     // Before the first byte is read: a file that was replaced may be larger than the memory.
     verify_listing(&entries, &oms_bundle, &public_key, expected)?;
     let (manifest, files) = Manifest::read(entries).map_err(refused)?;

@@ -78,7 +78,7 @@ fn numbers(view: &View<'_>, stage: &Stage) -> TrainingRunStatus {
     let lost = view.lost_checkpoint();
     let newly_lost = lost != held.lost_checkpoint;
     let (before, executed) = match (&lost, newest) {
-        // The volume counts from 1 again.
+        // An emptied volume counts from 1 again.
         (Some(lost), Some((report, state))) => {
             let current = view.work.worker.is_current(&report.pod_uid);
             let more = if current { count(state.steps_executed) } else { 0 };

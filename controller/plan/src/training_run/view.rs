@@ -110,13 +110,16 @@ impl<'a> View<'a> {
         // The report of a pod that ended may be older than the recorded checkpoint.
         let lost = begun && self.work.worker.is_current(&report.pod_uid) && newest.map_or(0, count) < held.step;
         let others = self.work.worker.reports.iter().filter(|other| other.pod_uid != report.pod_uid);
+        let before = others.map(|other| other.attempt).max().unwrap_or(0);
+        // A damaged checkpoint leaves the counters of the volume as they are; an empty volume counts from 1 again.
+        let restarted = report.attempt <= before;
         lost.then(|| LostCheckpointStatus {
             step: held.step,
             digest: held.digest,
             resumed_from: state.resumed_from.map_or(0, count),
             found_at: Time(self.work.now()),
-            attempts: others.map(|other| i32::try_from(other.attempt).unwrap_or(i32::MAX)).max().unwrap_or(0),
-            steps_executed: self.status.steps_executed.unwrap_or(0),
+            attempts: if restarted { i32::try_from(before).unwrap_or(i32::MAX) } else { 0 },
+            steps_executed: self.status.steps_executed.filter(|_| restarted).unwrap_or(0),
         })
     }
 
