@@ -168,13 +168,12 @@ fn a_file_of_a_run_that_is_a_secret_is_not_quoted() {
         let (run, config) = (copied.to_str().unwrap(), copied.join("artifacts/config.yaml"));
         let config = config.to_str().unwrap();
         // `bisect` and `metrics tail` read with the same code; training goes on from checkpoints.
-        let mut lines = vec![
-            vec!["replay-step", run, "1"],
-            vec!["metrics", "summarize", run],
-            vec!["train", "--config", config, "--output", run, "--plan"],
-        ];
+        let mut lines = vec![vec!["metrics", "summarize", run]];
         if within.starts_with("checkpoints") {
+            lines.push(vec!["replay-step", run, "1"]);
             lines.push(vec!["train", "--config", config, "--output", run]);
+        } else {
+            lines.push(vec!["train", "--config", config, "--output", run, "--plan"]);
         }
         for line in &lines {
             let output = codex(line);
