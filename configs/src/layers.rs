@@ -62,8 +62,7 @@ fn mistake(text: &str) -> Option<(usize, &'static str)> {
     })
 }
 
-/// Returns the line, counted from 1, and the mistake of a text with characters that nobody sees and that would stand in the names
-/// of keys.
+/// Finds invisible characters that would become part of the names of keys. Returns the line, counted from 1, and the mistake.
 fn invisible(text: &str) -> Option<(usize, &'static str)> {
     text.lines().zip(1..).filter(|(line, _)| !line.trim_start().starts_with('#')).find_map(|(line, number)| {
         let mut indentation = line.chars().take_while(|character| character.is_whitespace());

@@ -197,7 +197,7 @@ impl Endpoint {
             return Err(rejection);
         }
         if let Some(refused) = context.refused.lock().get_mut(&report.object_uid) {
-            // That somebody else reports with the pod's token stays true.
+            // A second process that holds the pod's token stays named.
             refused.retain(|refused| refused.pod != pod.name || refused.why == SECOND_WRITER);
         }
         let (object, seq) = (report.object_uid.clone(), report.seq);

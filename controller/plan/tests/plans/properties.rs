@@ -477,7 +477,7 @@ fn a_promotion_with_a_former_statement_is_signed_again() {
     assert_eq!(status.phase, Some(codex_crds::ReasoningPodPhase::Serving));
 }
 
-/// What is signed comes from the metrics: numbers that somebody wrote into the gates of a status are not copied.
+/// A promotion is signed from the sealed metrics. Gate values that were edited in a status are not copied.
 #[test]
 fn a_promotion_states_what_a_verifier_confirms() {
     let mut observed = ready_to_sign("run-1");
