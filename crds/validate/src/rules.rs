@@ -13,6 +13,7 @@ use crate::document::Path;
 pub(crate) struct Engine {
     environment: Arc<Env>,
     programs: BTreeMap<String, Program>,
+    quantity: Regex,
 }
 
 impl fmt::Debug for Engine {
@@ -33,7 +34,8 @@ impl Engine {
         for schema in schemas {
             compile(&environment, schema, &mut programs)?;
         }
-        Ok(Self { environment: Arc::new(environment), programs })
+        let quantity = Regex::new(QUANTITY).map_err(|error| error.to_string())?;
+        Ok(Self { environment: Arc::new(environment), programs, quantity })
     }
 
     /// Applies the rules of a schema and of everything below it to a value that the schema accepts.
@@ -78,7 +80,7 @@ impl Engine {
     fn evaluate(&self, expression: &str, value: &Value) -> Result<Cel, String> {
         let program = self.programs.get(expression).ok_or("it was not compiled")?;
         let mut context = Context::with_env(Arc::clone(&self.environment));
-        let quantity = Regex::new(QUANTITY).map_err(|error| error.to_string())?;
+        let quantity = self.quantity.clone();
         context
             .add_function("isQuantity", move |text: Arc<String>| quantity.is_match(&text))
             .map_err(|error| error.to_string())?;
