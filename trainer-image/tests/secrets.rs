@@ -167,8 +167,11 @@ fn a_file_of_a_run_that_is_a_secret_is_not_quoted() {
         fs::write(copied.join(within), contents).unwrap();
         let (run, config) = (copied.to_str().unwrap(), copied.join("artifacts/config.yaml"));
         let config = config.to_str().unwrap();
-        // `bisect` and `metrics tail` read with the same code; training goes on from checkpoints.
+        // `bisect` opens a run as `replay-step` does; training goes on from checkpoints.
         let mut lines = vec![vec!["metrics", "summarize", run]];
+        if within.ends_with("metrics.ndjson") {
+            lines.push(vec!["metrics", "tail", run]);
+        }
         if within.starts_with("checkpoints") {
             lines.push(vec!["replay-step", run, "1"]);
             lines.push(vec!["train", "--config", config, "--output", run]);
