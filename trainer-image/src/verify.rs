@@ -417,7 +417,7 @@ mod tests {
         let line = |source: Option<&str>| {
             let root = signed_with("cot-lite", Some(Base { model, source: source.map(str::to_owned) }));
             let outcome = verify(root.path(), &["--promotion", "promotion.json", "--ring", "main"]).ok().unwrap();
-            outcome.to_string().lines().nth(1).unwrap().to_owned()
+            outcome.to_string().lines().nth(3).unwrap().to_owned()
         };
         assert_eq!(line(Some("models/bases/smollm2")), format!("base       {model}, from models/bases/smollm2"));
         assert_eq!(line(None), format!("base       {model}, from a source that the statement does not name"));
