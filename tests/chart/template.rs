@@ -21,6 +21,7 @@ pub(crate) fn files(manifests: &Path) -> BTreeMap<String, String> {
     };
     add("service-account.yaml", edit(&read("controller/service-account.yaml"), SERVICE_ACCOUNT));
     add("rbac.yaml", rbac(&read("controller/rbac.yaml")));
+    add("roles.yaml", read("controller/roles.yaml"));
     add("admission.yaml", admission(&read("controller/admission.yaml")));
     add("deployment.yaml", edit(&read("controller/deployment.yaml"), DEPLOYMENT));
     add("service.yaml", edit(&read("controller/service.yaml"), &[NAMESPACE]));
