@@ -61,7 +61,7 @@ fn objects(text: &str) -> BTreeMap<Key, Value> {
 /// What kustomize installs from a folder of `manifests/`, without the objects and annotations that only serve Argo CD.
 fn kustomized(kubectl: &mut Command, folder: &str) -> BTreeMap<Key, Value> {
     let out = output(kubectl.arg("kustomize").arg(repository().join("manifests").join(folder))).unwrap();
-    let mut objects = objects(&String::from_utf8(out.stdout).unwrap());
+    let mut objects = objects(&out);
     objects.retain(|(kind, _, _), _| kind != "Namespace");
     for object in objects.values_mut() {
         let Some(metadata) = object["metadata"].as_object_mut() else { continue };
@@ -113,6 +113,17 @@ fn the_chart_is_the_kustomize_installation() {
     let mut all = kustomized(&mut kubectl(), "controller");
     all.append(&mut kustomized(&mut kubectl(), "monitoring"));
     assert_same(&template(&["--set", "crds.keep=false,monitoring.enabled=true"]).unwrap(), &all);
+
+    // The overlays are the same with values.
+    let overlay = |name: &str| kustomized(&mut kubectl(), &format!("overlays/{name}"));
+    assert_same(&all, &overlay("monitoring"));
+    let namespaced = template(&["--set", "crds.keep=false,watchNamespaces={team-a}"]).unwrap();
+    assert_same(&namespaced, &overlay("namespaced"));
+    let available = overlay("high-availability");
+    let key = ("Deployment".to_owned(), Some(NAMESPACE.to_owned()), "codex-controller".to_owned());
+    let affinity = format!("affinity={}", available[&key]["spec"]["template"]["spec"]["affinity"]);
+    let values = ["--set", "crds.keep=false,replicas=2", "--set-json", &affinity];
+    assert_same(&template(&values).unwrap(), &available);
 
     let kept = template(&[]).unwrap();
     let crds: Vec<_> = kept.iter().filter(|((kind, ..), _)| kind == "CustomResourceDefinition").collect();

@@ -18,6 +18,28 @@ fn manifests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests")
 }
 
+/// The overlay for a controller that watches some namespaces divides the rules of the ClusterRole, and changes none.
+#[test]
+fn the_namespaced_overlay_has_the_rules_of_the_cluster_role() {
+    let read = |path: &str| -> serde_json::Value {
+        let text = fs::read_to_string(manifests().join(path)).unwrap();
+        let first = serde_yaml::Deserializer::from_str(&text).next().unwrap();
+        serde::Deserialize::deserialize(first).unwrap()
+    };
+    let all = read("controller/rbac.yaml");
+    let overlay = read("overlays/namespaced/kustomization.yaml");
+    let patches: Vec<serde_json::Value> = overlay["patches"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|patch| patch["target"]["kind"] == "ClusterRole")
+        .map(|patch| serde_yaml::from_str(patch["patch"].as_str().unwrap()).unwrap())
+        .collect();
+    let mut rules = read("overlays/namespaced/tenant/role.yaml")["rules"].as_array().unwrap().clone();
+    rules.extend(patches[0][0]["value"].as_array().unwrap().iter().cloned());
+    assert_eq!(&rules, all["rules"].as_array().unwrap());
+}
+
 #[test]
 fn templates_are_up_to_date() {
     let directory = manifests().join("helm/codex-operator/templates");
