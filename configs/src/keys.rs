@@ -31,6 +31,7 @@ pub(crate) const TRAINING: &[Key] = &[
     key("training.batch_size", Rule::Whole { min: 1, max: 65_536 }),
     key("training.shuffle", Rule::Flag),
     key("training.gradient_accumulation", Rule::Whole { min: 1, max: 4096 }),
+    key("training.device", Rule::Choice(&["auto", "cpu", "cuda"])),
     key("training.dtype", Rule::Choice(&["fp32", "bf16"])),
     key("training.gradient_checkpointing", Rule::Flag),
     key("training.learning_rate", Rule::Above { above: 0.0, most: 1.0 }),

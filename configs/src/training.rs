@@ -102,6 +102,8 @@ pub struct Optimization {
     pub shuffle: bool,
     /// Number of forward passes per optimizer step.
     pub gradient_accumulation: usize,
+    /// Device that computes.
+    pub device: Device,
     /// Data type of the activations.
     pub dtype: Dtype,
     /// Whether activations are recomputed in the backward pass.
@@ -194,6 +196,19 @@ pub struct LoraSettings {
     pub dropout: f64,
     /// Names of the projections that have adapters.
     pub targets: Vec<String>,
+}
+
+/// The device that computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// A GPU if the program can use one, else the processor.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The first GPU that CUDA shows.
+    Cuda,
 }
 
 /// The data type of activations.

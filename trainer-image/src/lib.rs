@@ -6,6 +6,7 @@ mod arguments;
 pub mod artifacts;
 pub mod atomic_fs;
 pub mod cli;
+mod device;
 pub mod error;
 pub mod evaluation;
 pub mod exposition;

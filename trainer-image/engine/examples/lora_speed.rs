@@ -6,6 +6,7 @@
 use std::{env, fs, process::ExitCode, sync::Arc, time::Instant};
 
 use codex_engine::{
+    Backend,
     AdamW, EngineState, Layout, Lora, ModelConfig, Packed, Precision, Projection, Rates, Settings, Shape, Vocabulary,
     initial, lora_engine,
 };
@@ -55,7 +56,7 @@ fn run() -> Result<(), Failure> {
     let lora = Lora { rank: 16, alpha: 32.0, dropout: 0.05, targets: Projection::ALL.into() };
     let layout = Arc::new(lora.layout(&config)?);
     let state = EngineState::new(layout.clone(), lora.initial(&config, 1)?);
-    let settings = Settings { precision, gradient_checkpointing: false, reference: false };
+    let settings = Settings { precision, gradient_checkpointing: false, backend: Backend::Kernels };
     let base = initial(&config, &Layout::of(&config), 1);
     let mut engine = lora_engine(config.clone(), &base, lora, state, settings)?;
     drop(base);
@@ -66,10 +67,10 @@ fn run() -> Result<(), Failure> {
         let batch = random(step);
         let before = processor()?;
         let start = Instant::now();
-        engine.clear_gradients();
+        engine.clear_gradients()?;
         losses.push(engine.accumulate(&batch, batch.targets.len())?);
         let scale = (1.0 / engine.gradient_norm()?).min(1.0);
-        engine.update(&AdamW { step, rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, scale, rates: &rates });
+        engine.update(&AdamW { step, rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, scale, rates: &rates })?;
         if step >= WARM_UP {
             times.push(start.elapsed().as_secs_f64());
             used += processor()? - before;

@@ -12,8 +12,8 @@ use std::{
 };
 
 use codex_engine::{
-    AdamW, EngineState, Layout, ModelConfig, Packed, Precision, Rates, Settings, Shape, Vocabulary, engine, flops,
-    initial,
+    AdamW, Backend, Device, EngineState, Layout, ModelConfig, Packed, Precision, Rates, Settings, Shape, Vocabulary,
+    engine, flops, initial,
 };
 
 /// Layers, width, heads, inner width, vocabulary, tokens per sequence, sequences per batch.
@@ -80,7 +80,7 @@ fn run() -> Result<(), Failure> {
     let settings = Settings {
         precision: if dtype == "bf16" { Precision::Bf16 } else { Precision::F32 },
         gradient_checkpointing: rest.get(1).is_some_and(|word| word == "checkpoint"),
-        reference: dtype == "candle",
+        backend: if dtype == "candle" { Backend::Candle(Device::Cpu) } else { Backend::Kernels },
     };
     let mut engine = engine(config.clone(), state, settings)?;
     let rates = Rates::standard(&layout, 0.01);
@@ -97,13 +97,13 @@ fn run() -> Result<(), Failure> {
         let batch = random(step, vocabulary, tokens, sequences);
         let before = processor()?;
         let start = Instant::now();
-        engine.clear_gradients();
+        engine.clear_gradients()?;
         losses.push(engine.accumulate(&batch, batch.targets.len())?);
         let gradient = Instant::now();
         let norm = engine.gradient_norm()?;
         let clipped = Instant::now();
         let scale = (1.0 / norm).min(1.0);
-        engine.update(&AdamW { step, rate: 1e-3, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates });
+        engine.update(&AdamW { step, rate: 1e-3, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates })?;
         let end = Instant::now();
         if step == 0 {
             first = (end - begun).as_secs_f64();
@@ -117,7 +117,7 @@ fn run() -> Result<(), Failure> {
         updating.push((end - clipped).as_secs_f64());
         // Accumulate right after the single batch, so that both see the same load.
         let added = Instant::now();
-        engine.clear_gradients();
+        engine.clear_gradients()?;
         for _ in 0..ACCUMULATED {
             engine.accumulate(&batch, ACCUMULATED * batch.targets.len())?;
         }

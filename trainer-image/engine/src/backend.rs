@@ -3,18 +3,38 @@
 use std::ops::Range;
 
 use super::{
-    Decoder, Engine, EngineError, EngineState, Layout, Lora, ModelConfig, Precision, Settings,
-    candle::{CandleDecoder, CandleEngine},
-    cpu::{Bf16, CpuDecoder, CpuEngine, Dtype as _},
+    Backend, Decoder, Device, Engine, EngineError, EngineState, HEAD_WIDTHS, Layout, Lora, ModelConfig, Precision,
+    Settings,
+    LoraError,
+    candle::{self, CandleDecoder, CandleEngine, open},
+    cpu::{self, Bf16, CpuDecoder, CpuEngine, Dtype as _},
 };
 
+/// Returns whether this program was built with CUDA and finds a usable GPU.
+pub fn cuda_is_usable() -> bool {
+    open(Device::Cuda, Precision::F32).is_ok()
+}
+
 impl Settings {
+    /// Returns these settings with a backend that knows the model: candle, if the kernels were not compiled for its heads.
+    #[must_use]
+    pub fn suited(self, config: &ModelConfig) -> Self {
+        match self.backend {
+            Backend::Kernels if !HEAD_WIDTHS.contains(&config.head_dim) => {
+                Self { backend: Backend::Candle(Device::Cpu), ..self }
+            }
+            _ => self,
+        }
+    }
+
     /// Returns the name of the code path that these settings select on this machine.
     pub fn path(self) -> &'static str {
-        match self {
-            Self { reference: true, .. } => "candle-f32",
-            Self { precision: Precision::F32, .. } => f32::path(),
-            Self { precision: Precision::Bf16, .. } => Bf16::path(),
+        match (self.backend, self.precision) {
+            (Backend::Candle(Device::Cpu), _) => "candle-f32",
+            (Backend::Candle(Device::Cuda), Precision::F32) => "candle-cuda-f32",
+            (Backend::Candle(Device::Cuda), Precision::Bf16) => "candle-cuda-bf16",
+            (Backend::Kernels, Precision::F32) => f32::path(),
+            (Backend::Kernels, Precision::Bf16) => Bf16::path(),
         }
     }
 }
@@ -22,12 +42,15 @@ impl Settings {
 /// Makes the engine for this machine, starting from `state`.
 ///
 /// # Errors
-/// The state belongs to another model.
+/// The state belongs to another model, or the device is not usable.
 pub fn engine(config: ModelConfig, state: EngineState, settings: Settings) -> Result<Box<dyn Engine>, EngineError> {
-    Ok(match settings {
-        Settings { reference: true, .. } => Box::new(CandleEngine::new(config, state)?),
-        Settings { precision: Precision::F32, .. } => Box::new(CpuEngine::<f32>::new(&config, state, settings)?),
-        Settings { precision: Precision::Bf16, .. } => Box::new(CpuEngine::<Bf16>::new(&config, state, settings)?),
+    let settings = settings.suited(&config);
+    Ok(match (settings.backend, settings.precision) {
+        (Backend::Candle(device), precision) => {
+            Box::new(CandleEngine::new(config, &state, open(device, precision)?)?)
+        }
+        (Backend::Kernels, Precision::F32) => Box::new(CpuEngine::<f32>::new(&config, state, settings)?),
+        (Backend::Kernels, Precision::Bf16) => Box::new(CpuEngine::<Bf16>::new(&config, state, settings)?),
     })
 }
 
@@ -35,7 +58,7 @@ pub fn engine(config: ModelConfig, state: EngineState, settings: Settings) -> Re
 /// [`Lora::layout`]. Copies what it needs of `base`, which is in the order of [`Layout::of`]; `bf16` keeps it in `bf16`.
 ///
 /// # Errors
-/// The base or the state belongs to another model, or the model cannot have these adapters.
+/// The base or the state belongs to another model, the model cannot have these adapters, or the device is not usable.
 pub fn lora_engine(
     config: ModelConfig,
     base: &[f32],
@@ -44,12 +67,15 @@ pub fn lora_engine(
     settings: Settings,
 ) -> Result<Box<dyn Engine>, EngineError> {
     check(&config, base)?;
-    Ok(match settings {
-        Settings { reference: true, .. } => Box::new(CandleEngine::with_adapters(config, base, lora, state)?),
-        Settings { precision: Precision::F32, .. } => {
+    let settings = settings.suited(&config);
+    Ok(match (settings.backend, settings.precision) {
+        (Backend::Candle(device), precision) => {
+            Box::new(CandleEngine::with_adapters(config, base, lora, &state, open(device, precision)?)?)
+        }
+        (Backend::Kernels, Precision::F32) => {
             Box::new(CpuEngine::<f32>::with_adapters(&config, base, lora, state, settings)?)
         }
-        Settings { precision: Precision::Bf16, .. } => {
+        (Backend::Kernels, Precision::Bf16) => {
             Box::new(CpuEngine::<Bf16>::with_adapters(&config, base, lora, state, settings)?)
         }
     })
@@ -83,23 +109,52 @@ pub fn decoder(
 }
 
 /// As [`decoder`], for parameters that are not in memory: `read` fills a slice with a range of them, in the order of
-/// [`Layout::of`]. Ranges are small, so that little memory is needed beside the decoder's own, and a range may be read twice.
+/// [`Layout::of`]. Ranges are at most a tensor, so that little memory is needed beside the decoder's own, and a range may be
+/// read twice.
 ///
 /// # Errors
-/// The first error of `read`.
-pub fn load_decoder<E>(
+/// The first error of `read`, or the device is not usable.
+pub fn load_decoder<E: From<EngineError>>(
     config: &ModelConfig,
     settings: Settings,
     slots: usize,
     mut read: impl FnMut(Range<usize>, &mut [f32]) -> Result<(), E>,
 ) -> Result<Box<dyn Decoder>, E> {
-    Ok(match settings {
-        Settings { reference: true, .. } => {
-            let mut parameters = vec![0.0; Layout::of(config).size()];
-            read(0..parameters.len(), &mut parameters)?;
-            Box::new(CandleDecoder::new(config.clone(), &parameters, slots))
+    let settings = settings.suited(config);
+    Ok(match (settings.backend, settings.precision) {
+        (Backend::Candle(device), precision) => {
+            // candle multiplies no bf16 on a processor; `f32` holds every number of it.
+            let precision = if device == Device::Cpu { Precision::F32 } else { precision };
+            Box::new(CandleDecoder::load(config, open(device, precision)?, slots, &mut read)?)
         }
-        Settings { precision: Precision::F32, .. } => Box::new(CpuDecoder::<f32>::load(config, slots, &mut read)?),
-        Settings { precision: Precision::Bf16, .. } => Box::new(CpuDecoder::<Bf16>::load(config, slots, &mut read)?),
+        (Backend::Kernels, Precision::F32) => Box::new(CpuDecoder::<f32>::load(config, slots, &mut read)?),
+        (Backend::Kernels, Precision::Bf16) => Box::new(CpuDecoder::<Bf16>::load(config, slots, &mut read)?),
     })
+}
+
+/// Returns the bytes of the buffers of an engine with these settings for a batch of `rows` rows, all of them targets, with a
+/// longest sequence of `longest`, on `threads` threads.
+pub fn memory(config: &ModelConfig, settings: Settings, rows: usize, longest: usize, threads: usize) -> usize {
+    match settings.suited(config).backend {
+        Backend::Kernels => cpu::memory(config, settings, rows, longest, threads),
+        Backend::Candle(_) => candle::memory(config, settings, rows, longest),
+    }
+}
+
+/// As [`memory`], for an engine that trains adapters: also counts the frozen weights, but not the trained parameters, their
+/// gradients and moments.
+///
+/// # Errors
+/// The model cannot have these adapters.
+pub fn lora_memory(
+    config: &ModelConfig,
+    lora: &Lora,
+    settings: Settings,
+    (rows, longest): (usize, usize),
+    threads: usize,
+) -> Result<usize, LoraError> {
+    match settings.suited(config).backend {
+        Backend::Kernels => cpu::lora_memory(config, lora, settings, (rows, longest), threads),
+        Backend::Candle(_) => candle::lora_memory(config, lora, settings, rows, longest),
+    }
 }

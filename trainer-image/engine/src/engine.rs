@@ -20,7 +20,10 @@ pub trait Engine: Send {
     fn flops(&self, batch: &Packed) -> f64;
 
     /// Sets all gradients to 0.
-    fn clear_gradients(&mut self);
+    ///
+    /// # Errors
+    /// The device fails.
+    fn clear_gradients(&mut self) -> Result<(), EngineError>;
 
     /// Adds the gradients of (Σ over the batch's targets of the cross-entropy in nats) / `total_targets`, and returns the
     /// batch's share of the loss. `total_targets` counts the targets of all batches of the step, so that accumulated batches
@@ -37,10 +40,16 @@ pub trait Engine: Send {
     fn loss(&mut self, batch: &Packed) -> Result<f64, EngineError>;
 
     /// Returns the trained parameters in the order of [`layout`](Self::layout).
-    fn parameters(&self) -> Cow<'_, [f32]>;
+    ///
+    /// # Errors
+    /// The device fails.
+    fn parameters(&self) -> Result<Cow<'_, [f32]>, EngineError>;
 
     /// Returns the gradients accumulated since they were cleared, in the order of [`layout`](Self::layout).
-    fn gradients(&self) -> Cow<'_, [f32]>;
+    ///
+    /// # Errors
+    /// The device fails.
+    fn gradients(&self) -> Result<Cow<'_, [f32]>, EngineError>;
 
     /// Returns the Euclidean norm of all gradients together.
     ///
@@ -49,16 +58,25 @@ pub trait Engine: Send {
     fn gradient_norm(&self) -> Result<f64, EngineError>;
 
     /// Takes one optimizer step with the accumulated gradients. Leaves the gradients unchanged.
-    fn update(&mut self, step: &AdamW);
+    ///
+    /// # Errors
+    /// The device fails.
+    fn update(&mut self, step: &AdamW) -> Result<(), EngineError>;
 
     /// Returns the bytes that the engine holds: parameters, gradients, moments and workspace.
     fn memory(&self) -> usize;
 
     /// Copies the state that the engine keeps between steps.
-    fn export(&self) -> EngineState;
+    ///
+    /// # Errors
+    /// The device fails.
+    fn export(&self) -> Result<EngineState, EngineError>;
 
     /// Copies the state into vectors of an earlier copy.
-    fn export_into(&self, state: &mut EngineState);
+    ///
+    /// # Errors
+    /// The device fails.
+    fn export_into(&self, state: &mut EngineState) -> Result<(), EngineError>;
 
     /// Replaces the state with one that [`export`](Self::export) returned.
     ///

@@ -40,6 +40,15 @@ pub enum EngineError {
     /// The model cannot have the adapters.
     #[error(transparent)]
     Lora(#[from] LoraError),
+    /// This program was built without CUDA.
+    #[error("this program was built without CUDA: use the image with CUDA, or a CPU")]
+    WithoutCuda,
+    /// CUDA has no usable GPU.
+    #[error("no GPU is usable")]
+    Cuda(#[source] candle_core::Error),
+    /// candle does not multiply `bf16` on a processor.
+    #[error("candle multiplies no bf16 on a CPU: use fp32")]
+    Precision,
     /// A candle operation failed.
     #[error("a tensor operation failed")]
     Tensor(#[from] candle_core::Error),

@@ -5,8 +5,8 @@
 //!   that [`Settings`] ask for.
 //! - `model/` describes a model: configuration, tensor names and layout, initialization, FLOPs.
 //! - `cpu/` holds hand-written kernels for processors, with activations in `f32` or `bf16`.
-//! - `candle/` holds the same models in candle's operations with candle's autograd: the oracle that the kernels are tested
-//!   against.
+//! - `candle/` holds the same models in candle's tensors with candle's autograd: for GPUs, for shapes that the kernels do not
+//!   know, and as the oracle that the kernels are tested against.
 //! - `optim/` holds AdamW and the gradient norm.
 
 #![allow(
@@ -31,8 +31,8 @@ mod state;
 mod tests;
 
 pub use self::engine::Engine;
-pub use backend::{decoder, engine, load_decoder, lora_engine};
-pub use cpu::{Isa, MAX_CPU_ISA, UnknownIsa, arch, lora_memory, memory};
+pub use backend::{cuda_is_usable, decoder, engine, load_decoder, lora_engine, lora_memory, memory};
+pub use cpu::{Isa, MAX_CPU_ISA, UnknownIsa, arch};
 pub use decoder::{Decoder, Emitted, End, Logits, PromptError, Slots};
 pub use error::EngineError;
 pub use model::{
@@ -42,5 +42,5 @@ pub use model::{
 pub use optim::{AdamW, Rates};
 pub use packed::{Packed, Target};
 pub use sampling::{Sampler, Sampling, SamplingError};
-pub use settings::{Precision, Settings};
+pub use settings::{Backend, Device, Precision, Settings};
 pub use state::EngineState;

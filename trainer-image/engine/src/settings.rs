@@ -10,16 +10,36 @@ pub enum Precision {
     Bf16,
 }
 
+/// A device on which candle computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// The first GPU that CUDA shows.
+    Cuda,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// The hand-written kernels for processors.
+    #[default]
+    Kernels,
+    /// candle, on a device. On a processor it multiplies `f32` only.
+    Candle(Device),
+}
+
 /// The settings of an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// The type of activations.
     pub precision: Precision,
     /// Whether the backward pass computes each block's activations again instead of keeping them: the same bits, less
-    /// memory, a third more time.
+    /// memory, a third more time. The kernels only; candle keeps them.
     pub gradient_checkpointing: bool,
-    /// Whether candle's autograd computes the gradients: slow, `f32` only, for comparison.
-    pub reference: bool,
+    /// What computes.
+    pub backend: Backend,
 }
 
 impl Settings {

@@ -62,14 +62,14 @@ fn state(config: &ModelConfig, seed: u64) -> EngineState {
     EngineState::new(layout, parameters)
 }
 
-const BF16: Settings = Settings { precision: Precision::Bf16, gradient_checkpointing: false, reference: false };
+const BF16: Settings = Settings { precision: Precision::Bf16, gradient_checkpointing: false, backend: Backend::Kernels };
 
 fn start(config: &ModelConfig, seed: u64, settings: Settings) -> Box<dyn Engine> {
     engine(config.clone(), state(config, seed), settings).unwrap()
 }
 
 fn plain(config: &ModelConfig, seed: u64) -> Box<dyn Engine> {
-    start(config, seed, Settings { reference: true, ..Settings::default() })
+    start(config, seed, Settings { backend: Backend::Candle(Device::Cpu), ..Settings::default() })
 }
 
 fn ids(count: usize, seed: u32) -> Vec<u32> {
@@ -84,7 +84,7 @@ fn batch(lengths: &[usize]) -> Packed {
 
 /// Asserts that the gradients agree within `share` of each tensor's maximum, and that no tensor has a zero gradient.
 fn assert_gradients_agree(a: &dyn Engine, b: &dyn Engine, share: f32) {
-    let (left, right) = (a.gradients(), b.gradients());
+    let (left, right) = (a.gradients().unwrap(), b.gradients().unwrap());
     for tensor in a.layout().tensors() {
         let (left, right) = (&left[tensor.range.clone()], &right[tensor.range.clone()]);
         let size = right.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
@@ -104,8 +104,8 @@ fn losses_and_gradients_agree_with_candle() {
             for lengths in [&[26, 11, 7][..], &[2], &[64, 3, 3, 40, 17]] {
                 let batch = batch(lengths);
                 let total = batch.targets.len() + 5;
-                plain.clear_gradients();
-                fast.clear_gradients();
+                plain.clear_gradients().unwrap();
+                fast.clear_gradients().unwrap();
                 let (a, b) = (fast.accumulate(&batch, total).unwrap(), plain.accumulate(&batch, total).unwrap());
                 assert!((a - b).abs() < f64::from(share) * 0.1, "{a} {b}");
                 let alone = fast.loss(&batch).unwrap();
@@ -126,7 +126,7 @@ fn heads_of_every_width_agree_with_candle() {
         for (settings, share) in [(Settings::default(), 2e-4), (BF16, 0.08)] {
             let mut fast = start(&config, 3, settings);
             let batch = batch(&[26, 11, 40]);
-            plain.clear_gradients();
+            plain.clear_gradients().unwrap();
             let total = batch.targets.len();
             let (a, b) = (fast.accumulate(&batch, total).unwrap(), plain.accumulate(&batch, total).unwrap());
             assert!((a - b).abs() < f64::from(share) * 0.1, "{width}: {a} {b}");
@@ -144,14 +144,14 @@ fn three_steps(config: &ModelConfig, settings: Settings) -> (Vec<u64>, EngineSta
     let rates = Rates::standard(engine.layout(), 0.01);
     let mut bits = Vec::new();
     for step in 0..3 {
-        engine.clear_gradients();
+        engine.clear_gradients().unwrap();
         bits.push(engine.accumulate(&batch, batch.targets.len()).unwrap().to_bits());
         let norm = engine.gradient_norm().unwrap();
         bits.push(norm.to_bits());
         let scale = (1.0 / norm).min(1.0);
-        engine.update(&AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates });
+        engine.update(&AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates }).unwrap();
     }
-    (bits, engine.export())
+    (bits, engine.export().unwrap())
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn gradients_agree_with_finite_differences() {
         let begin = state(&config, 5);
         let mut engine = start(&config, 5, Settings::default());
         engine.accumulate(&batch, 10).unwrap();
-        let gradients = engine.gradients().into_owned();
+        let gradients = engine.gradients().unwrap().into_owned();
         for tensor in begin.layout.tensors() {
             let gradient = &gradients[tensor.range.clone()];
             let length = gradient.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
@@ -258,6 +258,45 @@ fn sequences_are_independent() {
     }
 }
 
+/// Heads of a width that the kernels were not compiled for.
+#[test]
+fn shapes_without_kernels_are_computed_by_candle() {
+    let config = ModelConfig { hidden_size: 48, head_dim: 24, ..tiny() };
+    config.validate().unwrap();
+    let mut engine = start(&config, 3, Settings::default());
+    assert_eq!(engine.path(), "candle-f32");
+    let batch = batch(&[26, 11, 7]);
+    let rates = Rates::standard(engine.layout(), 0.01);
+    let mut losses = Vec::new();
+    for step in 0..8 {
+        engine.clear_gradients().unwrap();
+        losses.push(engine.accumulate(&batch, batch.targets.len()).unwrap());
+        let scale = (1.0 / engine.gradient_norm().unwrap()).min(1.0);
+        let update = AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates };
+        engine.update(&update).unwrap();
+    }
+    assert!(losses[7] < 0.8 * losses[0], "{losses:?}");
+    // A copy of the state goes on to the same bits.
+    let mut copy = start(&config, 5, Settings::default());
+    copy.import(&engine.export().unwrap()).unwrap();
+    let [one, other] = [&mut engine, &mut copy].map(|engine| engine.loss(&batch).unwrap().to_bits());
+    assert_eq!(one, other);
+    // Weights in bf16 are generated from in `f32`, but nothing is trained in a type that was not asked for.
+    let parameters = engine.parameters().unwrap();
+    assert_eq!(decoder(&config, &parameters, BF16, 1).unwrap().path(), "candle-f32");
+    let refused = super::engine(config.clone(), state(&config, 3), BF16).err().unwrap().to_string();
+    assert_eq!(refused, "candle multiplies no bf16 on a CPU: use fp32");
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_program_without_cuda_says_so() {
+    assert!(!cuda_is_usable());
+    let settings = Settings { backend: Backend::Candle(Device::Cuda), ..Settings::default() };
+    let refused = engine(tiny(), state(&tiny(), 3), settings).err().unwrap().to_string();
+    assert!(refused.starts_with("this program was built without CUDA"), "{refused}");
+}
+
 #[test]
 fn invalid_batches_and_states_are_refused() {
     let config = tiny();
@@ -266,7 +305,7 @@ fn invalid_batches_and_states_are_refused() {
     assert!(said.contains("69 tokens") && said.contains("64"), "{said}");
     let said = engine.loss(&Packed::new([([1, 2, 37].as_slice(), 1)])).unwrap_err().to_string();
     assert!(said.contains("token id 37") && said.contains("vocabulary of 37"), "{said}");
-    let mut short = engine.export();
+    let mut short = engine.export().unwrap();
     short.second.pop();
     let said = engine.import(&short).unwrap_err().to_string();
     assert!(said.contains("second moments"), "{said}");
@@ -331,7 +370,7 @@ fn losses_gradients_and_steps_agree_with_pytorch() {
         }
         let begin = EngineState::new(layout.clone(), parameters);
         for (settings, share) in
-            [(Settings::default(), 2e-5), (Settings { reference: true, ..Settings::default() }, 2e-5), (BF16, 3e-2)]
+            [(Settings::default(), 2e-5), (Settings { backend: Backend::Candle(Device::Cpu), ..Settings::default() }, 2e-5), (BF16, 3e-2)]
         {
             let mut engine = engine(config.clone(), begin.clone(), settings).unwrap();
             let batch = batch(&[26, 11, 7, 40]);
@@ -341,9 +380,9 @@ fn losses_gradients_and_steps_agree_with_pytorch() {
                 let close = |found: f64, expected: f64, size: f64| {
                     assert!((found - expected).abs() < share * size, "{path} step {step}: {found} {expected}");
                 };
-                engine.clear_gradients();
+                engine.clear_gradients().unwrap();
                 let found = engine.accumulate(&batch, batch.targets.len()).unwrap();
-                let gradients = engine.gradients().into_owned();
+                let gradients = engine.gradients().unwrap().into_owned();
                 if step == 0 {
                     for tensor in layout.tensors() {
                         let ExpectedGradient { norm, head, tail } = &case.gradients[&tensor.name];
@@ -367,10 +406,10 @@ fn losses_gradients_and_steps_agree_with_pytorch() {
                     epsilon: 1e-8,
                     scale,
                     rates: &rates,
-                });
+                }).unwrap();
             }
             if settings.precision == Precision::F32 {
-                let end = engine.export().parameters;
+                let end = engine.export().unwrap().parameters;
                 for tensor in layout.tensors() {
                     for (found, expected) in end[tensor.range.clone()].iter().zip(&case.after[&tensor.name]) {
                         assert!((f64::from(*found) - expected).abs() < 2e-4, "{}: {found} {expected}", tensor.name);

@@ -18,7 +18,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use codex_configs::{Evaluation, Resolved, compose_evaluation};
+use codex_configs::{Device, Evaluation, Resolved, compose_evaluation};
 use codex_provenance::ModelDigest;
 use codex_reports::{EvaluationState, Stage, exit};
 use codex_verdict::{Gate, Judgement, Verdict, judge};
@@ -65,6 +65,9 @@ pub struct Evaluate {
     /// What the model must hash to; another one is refused.
     #[arg(long, value_name = "HEX")]
     model_digest: Option<ModelDigest>,
+    /// Where to compute; auto takes a GPU if this program was built with CUDA and finds one, else the processor.
+    #[arg(long, default_value = "auto", value_parser = crate::device::parser())]
+    device: Device,
     /// Where evaluation.json, summary.json and records.ndjson go.
     #[arg(long, value_name = "DIRECTORY")]
     output: PathBuf,
@@ -125,6 +128,7 @@ impl Evaluate {
             files: &self.data,
             model: &self.model,
             expected: self.model_digest,
+            device: self.device,
             output: &self.output,
             record_baseline: self.record_baseline.as_deref(),
             reporter,

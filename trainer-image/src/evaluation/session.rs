@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use codex_configs::{Evaluation, PromptForm, Resolved};
+use codex_configs::{Device, Evaluation, PromptForm, Resolved};
 use codex_provenance::{
     ModelDigest, files,
     manifest::{Manifest, ManifestError},
@@ -44,6 +44,8 @@ pub struct Session<'a> {
     pub model: &'a Path,
     /// What the model must hash to; none takes whatever is there.
     pub expected: Option<ModelDigest>,
+    /// Where to compute.
+    pub device: Device,
     /// Where the results go.
     pub output: &'a Path,
     /// Where the predictions go as another evaluation's baseline.
@@ -97,7 +99,7 @@ impl Session<'_> {
         tracing::info!("loading the model");
         let settings = &evaluation.settings.evaluation;
         let slots = settings.batch_size.min(inputs.problems.len());
-        let mut generator = Generator::load(&files, slots)
+        let mut generator = Generator::load(&files, slots, self.device)
             .map_err(|source| EvaluateError::Model { path: self.model.to_owned(), source })?;
         drop(files);
         match settings.prompt {

@@ -69,6 +69,7 @@ impl<'a> Case<'a> {
             files: &self.files,
             model: self.model,
             expected: self.expected,
+            device: codex_configs::Device::Cpu,
             output,
             record_baseline: self.record_baseline,
             reporter: &reporter,

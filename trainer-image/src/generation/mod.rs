@@ -9,6 +9,7 @@ use std::{
     time::Instant,
 };
 
+use codex_configs::Device;
 use codex_engine::{Sampler, Sampling};
 
 use crate::{
@@ -29,6 +30,9 @@ pub struct Generate {
     /// The model directory, as Hugging Face's libraries write it.
     #[arg(value_name = "DIR")]
     model: PathBuf,
+    /// Where to compute; auto takes a GPU if this program was built with CUDA and finds one, else the processor.
+    #[arg(long, default_value = "auto", value_parser = crate::device::parser())]
+    device: Device,
     /// Complete this text.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
@@ -68,7 +72,7 @@ impl Generate {
         let mut sampler = Sampler::new(sampling).map_err(CommandError::bad_input)?;
         let prompt = self.prompt()?;
         let begun = Instant::now();
-        let mut generator = Generator::load_directory(&self.model, 1).map_err(|error| match error {
+        let mut generator = Generator::load_directory(&self.model, 1, self.device).map_err(|error| match error {
             ModelError::File(error) => error.into(),
             error => CommandError::bad_input(error),
         })?;

@@ -188,7 +188,7 @@ fn the_configuration_is_rebuilt() {
     let config = ModelConfig::parse(&files["config.json"]).unwrap();
     assert_eq!((config.num_key_value_heads, config.head_dim, config.tie_word_embeddings), (KEYS, WIDTH, true));
     assert!((config.norm_eps - 1e-5).abs() < 1e-18 && (config.rope_theta - 1e5).abs() < 1e-9);
-    let generator = crate::model::Generator::load(&files, 1);
+    let generator = crate::model::Generator::load(&files, 1, codex_configs::Device::Cpu);
     assert!(generator.is_ok(), "{:?}", generator.err());
 }
 

@@ -4,7 +4,7 @@
 //! ```no_run
 //! # use codex::model::Generator;
 //! # fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! let mut generator = Generator::load_directory(std::path::Path::new("model"), 8)?;
+//! let mut generator = Generator::load_directory(std::path::Path::new("model"), 8, codex_configs::Device::Auto)?;
 //! let prompt = generator.tokenizer().encode("347+86:")?;
 //! generator.prefill(0, &prompt)?;
 //! loop {
@@ -20,6 +20,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
+use codex_configs::Device;
 use codex_engine::{
     Decoder, Emitted, End, EngineError, Layout, ModelConfig, PromptError, Settings, decoder, load_decoder,
 };
@@ -29,7 +30,10 @@ use super::{
     files::{ModelError, ModelFiles},
     weights,
 };
-use crate::text::{Tokenizer, TokenizerError};
+use crate::{
+    device::backend,
+    text::{Tokenizer, TokenizerError},
+};
 
 /// A loaded model with its slots; see [`Decoder`].
 pub struct Generator {
@@ -100,12 +104,12 @@ impl Generator {
     /// Loads a model from the bytes of its files, with `slots` slots. Weights in bf16 stay in it, and so do activations.
     ///
     /// # Errors
-    /// A file is missing or invalid.
-    pub fn load(files: &ModelFiles, slots: usize) -> Result<Self, ModelError> {
+    /// A file is missing or invalid, or the device is not usable.
+    pub fn load(files: &ModelFiles, slots: usize, device: Device) -> Result<Self, ModelError> {
         let (config, tokenizer) = directory::describe_files(files)?;
         let held = weights::held(files, &Layout::of(&config))?;
         directory::fits(&tokenizer, &config)?;
-        let settings = Settings { precision: held.precision(), ..Settings::default() };
+        let settings = Settings { precision: held.precision(), backend: backend(device), ..Settings::default() };
         let decoder = load_decoder(&config, settings, slots, |range, to| held.read(range, to))?;
         Ok(Self { decoder, tokenizer, plain: false })
     }
@@ -127,10 +131,10 @@ impl Generator {
     /// decoder's own. Weights in bf16 stay in it, and so do activations.
     ///
     /// # Errors
-    /// A file is missing or invalid.
-    pub fn load_directory(path: &Path, slots: usize) -> Result<Self, ModelError> {
+    /// A file is missing or invalid, or the device is not usable.
+    pub fn load_directory(path: &Path, slots: usize, device: Device) -> Result<Self, ModelError> {
         let Opened { config, tokenizer, weights } = directory::open(path)?;
-        let settings = Settings { precision: weights.precision(), ..Settings::default() };
+        let settings = Settings { precision: weights.precision(), backend: backend(device), ..Settings::default() };
         let decoder = load_decoder(&config, settings, slots, |range, to| weights.read(range, to))?;
         Ok(Self { decoder, tokenizer, plain: false })
     }
@@ -325,7 +329,7 @@ mod tests {
         let complete = |prompts: &[&str], slots, threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let mut generator = Generator::load(&files, slots).unwrap();
+                let mut generator = Generator::load(&files, slots, codex_configs::Device::Cpu).unwrap();
                 let all = generator.complete(prompts, 30, |_| ());
                 all.into_iter().map(|one| one.unwrap()).collect::<Vec<_>>()
             })
@@ -341,7 +345,7 @@ mod tests {
     #[test]
     fn tokens_are_those_of_training() {
         let (mut engine, files) = files();
-        let mut generator = Generator::load(&files, 3).unwrap();
+        let mut generator = Generator::load(&files, 3, codex_configs::Device::Cpu).unwrap();
         for (prompt, completion) in PROMPTS.iter().zip(generator.complete(&PROMPTS, 12, |_| ())) {
             let mut ids = generator.tokenizer().encode(prompt).unwrap();
             for token in completion.unwrap().tokens {
@@ -361,7 +365,7 @@ mod tests {
     #[test]
     fn a_check_refuses_what_completion_refuses_and_leaves_the_slot_free() {
         let (_, files) = files();
-        let mut generator = Generator::load(&files, 1).unwrap();
+        let mut generator = Generator::load(&files, 1, codex_configs::Device::Cpu).unwrap();
         let long = "9".repeat(48);
         for prompt in ["", "caf\u{e9}", &long, &long[1..], "1+1:"] {
             let checked = generator.check(prompt).map_err(|error| error.to_string());
@@ -375,7 +379,7 @@ mod tests {
     #[test]
     fn completion_stops_when_it_is_told_to() {
         let (_, files) = files();
-        let mut generator = Generator::load(&files, 2).unwrap();
+        let mut generator = Generator::load(&files, 2, codex_configs::Device::Cpu).unwrap();
         let mut steps = 0;
         let stopped = generator.complete_while(&PROMPTS, 12, |_| {
             steps += 1;
@@ -391,7 +395,7 @@ mod tests {
         let (_, mut files) = files();
         let text = String::from_utf8(files["config.json"].clone()).unwrap();
         files.insert("config.json".to_owned(), text.replace("\"vocab_size\": 98", "\"vocab_size\": 97").into_bytes());
-        let said = Generator::load(&files, 1).err().unwrap().to_string();
+        let said = Generator::load(&files, 1, codex_configs::Device::Cpu).err().unwrap().to_string();
         assert!(said.contains("model.embed_tokens.weight") && said.contains("[98, 32]"), "{said}");
     }
 }

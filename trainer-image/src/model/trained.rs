@@ -40,7 +40,7 @@ fn expected() -> Vec<Expected> {
 fn transformers_computes_the_same_logits_and_text() {
     let Loaded { config, tokenizer, parameters } = directory::load(&files()).unwrap();
     let mut decoder = decoder(&config, &parameters, Settings::default(), 1).unwrap();
-    let mut generator = Generator::load(&files(), 1).unwrap();
+    let mut generator = Generator::load(&files(), 1, codex_configs::Device::Cpu).unwrap();
     for Expected { prompt, tokens, logits, response } in expected() {
         assert_eq!(tokenizer.encode(&prompt).unwrap(), tokens, "{prompt}");
         decoder.prefill(0, &tokens).unwrap();
@@ -58,7 +58,7 @@ fn transformers_computes_the_same_logits_and_text() {
 #[test]
 fn a_directory_that_is_read_in_pieces_gives_the_same_text() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model/fixtures/trained");
-    let mut generator = Generator::load_directory(&path, 2).unwrap();
+    let mut generator = Generator::load_directory(&path, 2, codex_configs::Device::Cpu).unwrap();
     assert_eq!(generator.path(), "cpu-f32");
     for Expected { prompt, response, .. } in expected() {
         let completion = generator.complete(&[&prompt], 24, |_| ()).remove(0).unwrap();

@@ -20,6 +20,7 @@ mod verified_load;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::builder::PossibleValuesParser;
+use codex_configs::Device;
 use codex_http::Limits;
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_reports::{ServingState, Stage, exit};
@@ -84,6 +85,9 @@ pub struct Serve {
     /// Address and port to listen on.
     #[arg(long, default_value = "127.0.0.1:8000", value_parser = socket_address)]
     listen: SocketAddr,
+    /// Where to compute; auto takes a GPU if this program was built with CUDA and finds one, else the processor.
+    #[arg(long, default_value = "auto", value_parser = crate::device::parser())]
+    device: Device,
     /// Number of requests that are generated at the same time.
     #[arg(long, default_value_t = 8, value_parser = whole::<u16>(1..=MOST))]
     slots: u16,
@@ -170,6 +174,7 @@ struct Server {
     paths: Paths,
     expected: Expected,
     slots: usize,
+    device: Device,
     queue: usize,
     drain_delay: Duration,
     drain_deadline: Duration,
@@ -192,6 +197,7 @@ impl Server {
                 promotion_digest: arguments.promotion_digest,
             },
             slots: arguments.slots.into(),
+            device: arguments.device,
             queue: arguments.queue.into(),
             drain_delay: Duration::from_secs(arguments.drain_delay.into()),
             drain_deadline: Duration::from_secs(arguments.drain_deadline.into()),
@@ -261,10 +267,11 @@ impl Server {
 
     /// Reads, verifies and loads the model, and runs the self-check.
     async fn open(&self, phase: &watch::Sender<Phase>) -> Result<ServedModel, ServeError> {
-        let (paths, expected, slots) = (self.paths.clone(), self.expected.clone(), self.slots);
+        let (paths, expected) = (self.paths.clone(), self.expected.clone());
+        let (slots, device) = (self.slots, self.device);
         let (verified, files) = blocking(move || read_verified(&paths, &expected)).await?;
         phase.send_replace(Phase::Loading);
-        let generator = blocking(move || load_checked(&files, slots)).await?;
+        let generator = blocking(move || load_checked(&files, slots, device)).await?;
         let (tokenizer, context) = (generator.tokenizer().clone(), generator.config().max_position_embeddings);
         let batcher = Batcher::start(generator, self.queue).map_err(ServeError::Engine)?;
         Ok(ServedModel { verified, tokenizer, context, batcher })

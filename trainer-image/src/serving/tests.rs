@@ -39,7 +39,7 @@ const RING: &str = "0D_base_";
 const ENDLESS: usize = 50_000;
 
 fn generator(context: usize, slots: usize) -> Generator {
-    Generator::load(&files(context), slots).unwrap()
+    Generator::load(&files(context), slots, codex_configs::Device::Cpu).unwrap()
 }
 
 /// Makes a model that never yields its end token, so that only limits end a response.
@@ -163,6 +163,7 @@ impl Case {
             paths: self.paths(),
             expected: self.expected.clone(),
             slots: self.slots,
+            device: codex_configs::Device::Cpu,
             queue: self.queue,
             drain_delay: self.drain_delay,
             drain_deadline: self.drain_deadline,
@@ -390,11 +391,11 @@ async fn a_verified_model_that_cannot_be_loaded_never_answers() {
 
     let mut files = files(64);
     files.remove("tokenizer.json");
-    let error = load_checked(&files, 2).err().unwrap();
+    let error = load_checked(&files, 2, codex_configs::Device::Cpu).err().unwrap();
     assert_eq!(error.failure().reason, "ModelUnusable");
     assert!(error.failure().message.contains("tokenizer.json"), "{}", error.failure().message);
     // Its context is too short even for the pinned prompts.
-    let error = load_checked(&self::files(6), 2).err().unwrap();
+    let error = load_checked(&self::files(6), 2, codex_configs::Device::Cpu).err().unwrap();
     assert_eq!(error.failure().reason, "SelfCheckFailed");
 }
 
@@ -570,6 +571,7 @@ async fn a_server_that_is_stopped_before_it_is_ready_exits() {
         paths: case.paths(),
         expected: case.expected.clone(),
         slots: 1,
+        device: codex_configs::Device::Cpu,
         queue: 1,
         drain_delay: case.drain_delay,
         drain_deadline: case.drain_deadline,

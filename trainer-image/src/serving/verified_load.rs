@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use codex_configs::Device;
 use codex_provenance::{
     files,
     manifest::{Manifest, ManifestError},
@@ -70,8 +71,8 @@ fn read(what: &'static str, path: &Path, limit: usize) -> Result<Vec<u8>, ServeE
 }
 
 /// Loads the model and generates from the self-check's prompts, one by one and in a batch: both must give the same tokens.
-pub(super) fn load_checked(files: &ModelFiles, slots: usize) -> Result<Generator, ServeError> {
-    let mut generator = Generator::load(files, slots).map_err(ServeError::Model)?;
+pub(super) fn load_checked(files: &ModelFiles, slots: usize, device: Device) -> Result<Generator, ServeError> {
+    let mut generator = Generator::load(files, slots, device).map_err(ServeError::Model)?;
     let failed = |prompt: &str, error: GenerateError| ServeError::SelfCheck(format!("{prompt:?}: {error}"));
     let together = generator.complete(&SELF_CHECK, SELF_CHECK_TOKENS, |_| ());
     for (prompt, batched) in SELF_CHECK.into_iter().zip(together) {

@@ -120,6 +120,7 @@ impl TrainError {
             Self::Resume(_) => FailureClass::FOREIGN_CHECKPOINT,
             Self::State(error) => error.class(),
             Self::Lock(error) => error.class(),
+            Self::Engine(error) => FailureClass::of_engine(error),
             Self::Memory(_) => FailureClass::INSUFFICIENT_MEMORY,
             Self::Numerics(_) => FailureClass::NOT_FINITE,
             Self::RunRecords(_) => FailureClass::INVALID_RECORDS,
@@ -129,7 +130,6 @@ impl TrainError {
             Self::Smoke(_)
             | Self::Manifest(_)
             | Self::Model(_)
-            | Self::Engine(_)
             | Self::System(_)
             | Self::Exposition(_)
             | Self::Reporting(_) => FailureClass::TRAINING_FAILED,

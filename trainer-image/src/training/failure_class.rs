@@ -1,5 +1,7 @@
 //! Classes of training failures: the reason that reports and `status` show, and whether another attempt can succeed. Pure.
 
+use codex_engine::EngineError;
+
 /// Class of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FailureClass {
@@ -24,6 +26,14 @@ impl FailureClass {
     pub(crate) const INTERRUPTED: Self = Self::retryable("Interrupted");
     pub(crate) const NOT_REPRODUCED: Self = Self::retryable("NotReproduced");
     pub(crate) const TRAINING_FAILED: Self = Self::retryable("TrainingFailed");
+
+    /// Returns the class of an engine's failure. Another attempt finds the same program, processor and GPU.
+    pub(crate) fn of_engine(error: &EngineError) -> Self {
+        match error {
+            EngineError::WithoutCuda | EngineError::Cuda(_) | EngineError::Precision => Self::INVALID_CONFIGURATION,
+            _ => Self::TRAINING_FAILED,
+        }
+    }
 
     const fn last(reason: &'static str) -> Self {
         Self { reason, is_final: true }

@@ -1,52 +1,159 @@
-//! Generation in candle's operations: every step runs the whole sequence again, without a cache. The oracle of the kernels'
-//! tests. Pure.
+//! Generation with candle: the rows of all slots go through the linear layers together; each slot attends to its own cache.
 
-use candle_core::Result;
+use candle_core::{D, Result, Tensor};
 
-use super::engine::{Graph, tensors};
+use super::{
+    attention::{Attend, Rope},
+    device::Place,
+    model::{Model, Weights},
+    ops,
+};
 use crate::{
     Decoder, EngineError, Layout, ModelConfig, PromptError,
     decoder::{End, Logits, Slots},
 };
 
+/// Positions that a cache has room for at first. It doubles when it is full.
+const ROOM: usize = 256;
+
 /// A decoder in candle's operations.
 #[derive(Debug)]
 pub(crate) struct CandleDecoder {
     config: ModelConfig,
-    layout: Layout,
-    parameters: Vec<f32>,
+    place: Place,
+    weights: Weights,
     slots: Slots,
-    /// All tokens of each slot.
-    sequences: Vec<Vec<u32>>,
+    /// The keys and values [key-value heads, room, 2 · width] of each layer of each slot, once it was used.
+    caches: Vec<Vec<Option<Tensor>>>,
 }
 
 impl CandleDecoder {
-    /// Makes a decoder with `slots` free slots.
-    pub(crate) fn new(config: ModelConfig, parameters: &[f32], slots: usize) -> Self {
+    /// Makes a decoder with `slots` free slots. `read` fills a slice with a range of the parameters.
+    ///
+    /// # Errors
+    /// The first error of `read`, or the weights do not fit on the device.
+    pub(crate) fn load<E: From<EngineError>>(
+        config: &ModelConfig,
+        place: Place,
+        slots: usize,
+        read: &mut dyn FnMut(std::ops::Range<usize>, &mut [f32]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Self, E> {
+        let mut weights = Weights::new();
+        for tensor in Layout::of(config).tensors() {
+            let mut numbers = vec![0.0; tensor.count()];
+            read(tensor.range.clone(), &mut numbers)?;
+            let weight = place.tensor(&numbers, &tensor.shape).and_then(|weight| weight.to_dtype(place.dtype));
+            weights.insert(tensor.name.clone(), weight.map_err(EngineError::from)?);
+        }
         let slots = Slots::new(slots);
-        let sequences = vec![Vec::new(); slots.len()];
-        Self { layout: Layout::of(&config), config, parameters: parameters.to_vec(), slots, sequences }
+        let caches = vec![vec![None; config.num_hidden_layers]; slots.len()];
+        Ok(Self { config: config.clone(), place, weights, slots, caches })
     }
 
     fn rows(&mut self) -> Result<Logits> {
-        let weights = tensors(&self.layout, &self.parameters)?;
-        let graph = Graph { config: &self.config, weights: &weights, lora: None, first_row: 0 };
-        let mut logits = Logits { vocabulary: self.config.vocab_size, ..Logits::default() };
-        for (index, slot) in self.slots.used() {
-            let sequence = &mut self.sequences[index];
-            sequence.truncate(slot.cached);
-            sequence.extend_from_slice(&slot.pending);
-            let last = [(sequence.len() - 1) as u32];
-            logits.rows.extend(graph.logits(sequence, &last)?.flatten_all()?.to_vec1::<f32>()?);
-            logits.slots.push(index);
+        let Self { config, place, weights, slots, caches } = self;
+        let (mut tokens, mut positions, mut last) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut sequences, mut used) = (Vec::new(), Vec::new());
+        for ((index, slot), caches) in slots.used().zip(taken(caches, slots)) {
+            let rows = slot.pending.len();
+            sequences.push(Sequence {
+                first_row: tokens.len(),
+                rows,
+                cached: slot.cached,
+                rope: Rope::new(config, place, slot.cached, rows)?,
+                caches,
+            });
+            tokens.extend_from_slice(&slot.pending);
+            positions.extend((slot.cached..slot.cached + rows).map(|position| position as u32));
+            last.push((tokens.len() - 1) as u32);
+            used.push(index);
         }
-        Ok(logits)
+        if used.is_empty() {
+            return Ok(Logits { vocabulary: config.vocab_size, ..Logits::default() });
+        }
+        let model = Model { config, place, weights, frozen: true, adapters: None };
+        let hidden = model.hidden(&tokens, &positions, &mut Cached { sequences })?;
+        let logits = hidden.index_select(&place.indices(&last)?, 0)?.matmul(&model.head()?.1.t()?)?;
+        let rows = logits.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        Ok(Logits { slots: used, rows, vocabulary: config.vocab_size })
     }
+}
+
+/// Yields the caches of the slots in use.
+fn taken<'a>(
+    caches: &'a mut [Vec<Option<Tensor>>],
+    slots: &'a Slots,
+) -> impl Iterator<Item = &'a mut Vec<Option<Tensor>>> {
+    let mut used = slots.used().map(|(index, _)| index).peekable();
+    caches.iter_mut().enumerate().filter(move |(index, _)| used.next_if_eq(index).is_some()).map(|(_, caches)| caches)
+}
+
+/// Attention of each sequence to its own cache.
+struct Cached<'a> {
+    sequences: Vec<Sequence<'a>>,
+}
+
+/// The rows of one slot in a forward pass.
+struct Sequence<'a> {
+    first_row: usize,
+    rows: usize,
+    /// Positions that the cache holds already.
+    cached: usize,
+    rope: Rope,
+    caches: &'a mut Vec<Option<Tensor>>,
+}
+
+impl Attend for Cached<'_> {
+    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let outs: Result<Vec<_>> =
+            self.sequences.iter_mut().map(|sequence| sequence.attend(layer, [q, k, v])).collect();
+        Tensor::cat(&outs?, 0)
+    }
+}
+
+impl Sequence<'_> {
+    /// Appends keys and values to the cache of a layer, and returns the attention [rows, heads · width] of the sequence's rows.
+    fn attend(&mut self, layer: usize, qkv: [&Tensor; 3]) -> Result<Tensor> {
+        // [rows, heads, width] → [1, heads, rows, width]
+        let of_sequence =
+            |x: &Tensor| x.narrow(0, self.first_row, self.rows)?.transpose(0, 1)?.unsqueeze(0)?.contiguous();
+        let [q, k, v] = qkv;
+        let (q, k) = (self.rope.apply(&of_sequence(q)?)?, self.rope.apply(&of_sequence(k)?)?);
+        let new = Tensor::cat(&[k, of_sequence(v)?], D::Minus1)?;
+        let all = self.cached + self.rows;
+        let cache = room(&mut self.caches[layer], &new, self.cached, all)?;
+        cache.slice_set(&new, 2, self.cached)?;
+        let kv = cache.narrow(2, 0, all)?;
+        let [query, key, value] = ops::grouped(&q, &kv.contiguous()?)?;
+        let mask = ops::causal(self.rows, all, &q)?;
+        let out = ops::probabilities(&query, &key, &mask)?.matmul(&value)?.reshape(q.shape())?;
+        let (_, heads, rows, width) = q.dims4()?;
+        out.transpose(1, 2)?.reshape((rows, heads * width))
+    }
+}
+
+/// Returns a cache with room for `needed` positions that holds the first `cached` ones.
+fn room<'a>(cache: &'a mut Option<Tensor>, like: &Tensor, cached: usize, needed: usize) -> Result<&'a Tensor> {
+    let (_, heads, _, width) = like.dims4()?;
+    let held = cache.take();
+    let large_enough = held.as_ref().is_some_and(|held| held.dims()[2] >= needed);
+    let tensor = match held {
+        Some(held) if large_enough => held,
+        held => {
+            let room = needed.next_power_of_two().max(ROOM);
+            let fresh = Tensor::zeros((1, heads, room, width), like.dtype(), like.device())?;
+            if let Some(held) = held.filter(|_| cached > 0) {
+                fresh.slice_set(&held.narrow(2, 0, cached)?.contiguous()?, 2, 0)?;
+            }
+            fresh
+        }
+    };
+    Ok(cache.insert(tensor))
 }
 
 impl Decoder for CandleDecoder {
     fn path(&self) -> &'static str {
-        "candle-f32"
+        self.place.path()
     }
 
     fn config(&self) -> &ModelConfig {
@@ -74,6 +181,8 @@ impl Decoder for CandleDecoder {
     }
 
     fn memory(&self) -> usize {
-        size_of_val(self.parameters.as_slice())
+        let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let caches = self.caches.iter().flatten().flatten().map(bytes).sum::<usize>();
+        self.weights.values().map(bytes).sum::<usize>() + caches
     }
 }

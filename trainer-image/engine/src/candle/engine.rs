@@ -1,23 +1,31 @@
-//! The model in candle's operations, differentiated by candle's autograd, one sequence at a time. Slow and simple: the
-//! oracle of the kernels' tests. Pure.
+//! Training with candle: parameters, gradients and moments are tensors on the device.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, sync::Arc};
 
-use candle_core::{DType, Device, Result, Tensor, Var};
-use candle_nn::ops::{log_softmax, softmax};
+use candle_core::{D, DType, Result, Tensor, Var};
 
+use super::{
+    attention::Sequences,
+    device::Place,
+    head,
+    model::{Adapters, Model, Weights},
+};
 use crate::{
-    AdamW, Engine, EngineError, EngineState, Family, Layout, Lora, ModelConfig, Packed, Projection,
-    model::{Dropout, adapter_flops, adapter_names, flops, stream},
-    optim::norm,
+    AdamW, Engine, EngineError, EngineState, Layout, Lora, ModelConfig, Packed,
+    model::{Dropout, adapter_flops, flops},
 };
 
 /// An engine on candle's autograd.
 #[derive(Debug)]
 pub(crate) struct CandleEngine {
     config: ModelConfig,
-    state: EngineState,
-    gradients: Vec<f32>,
+    place: Place,
+    layout: Arc<Layout>,
+    /// One tensor each, in the order of the layout.
+    parameters: Vec<Var>,
+    first: Vec<Tensor>,
+    second: Vec<Tensor>,
+    gradients: Vec<Tensor>,
     frozen: Option<Frozen>,
 }
 
@@ -25,7 +33,7 @@ pub(crate) struct CandleEngine {
 #[derive(Debug)]
 struct Frozen {
     layout: Layout,
-    tensors: BTreeMap<String, Tensor>,
+    weights: Weights,
     lora: Lora,
 }
 
@@ -33,247 +41,152 @@ impl CandleEngine {
     /// Makes an engine that starts from `state`.
     ///
     /// # Errors
-    /// The state belongs to another model.
-    pub(crate) fn new(config: ModelConfig, state: EngineState) -> std::result::Result<Self, EngineError> {
+    /// The state belongs to another model, or does not fit on the device.
+    pub(crate) fn new(
+        config: ModelConfig,
+        state: &EngineState,
+        place: Place,
+    ) -> std::result::Result<Self, EngineError> {
         let layout = Arc::new(Layout::of(&config));
-        state.check(&layout)?;
-        let gradients = vec![0.0; state.parameters.len()];
-        Ok(Self { config, state: EngineState { layout, ..state }, gradients, frozen: None })
+        Self::with(config, layout, state, None, place)
     }
 
     /// Makes an engine that trains adapters beside the frozen parameters `base`, starting from `state`.
     ///
     /// # Errors
-    /// The state belongs to another model, or the model cannot have these adapters.
+    /// The state belongs to another model, the model cannot have these adapters, or they do not fit on the device.
     pub(crate) fn with_adapters(
         config: ModelConfig,
         base: &[f32],
         lora: Lora,
-        state: EngineState,
+        state: &EngineState,
+        place: Place,
     ) -> std::result::Result<Self, EngineError> {
         let trained = Arc::new(lora.layout(&config)?);
-        state.check(&trained)?;
-        let gradients = vec![0.0; state.parameters.len()];
         let layout = Layout::of(&config);
-        let frozen = Some(Frozen { tensors: tensors(&layout, base)?, layout, lora });
-        Ok(Self { config, state: EngineState { layout: trained, ..state }, gradients, frozen })
+        let mut weights = Weights::new();
+        for (tensor, numbers) in layout.tensors().iter().zip(place.tensors(&layout, base)?) {
+            weights.insert(tensor.name.clone(), numbers.to_dtype(place.dtype)?);
+        }
+        Self::with(config, trained, state, Some(Frozen { layout, weights, lora }), place)
     }
 
-    /// Returns Σ over targets of the cross-entropy. Adapters drop inputs out if `train`.
-    fn sum(&self, variables: &BTreeMap<String, Var>, batch: &Packed, train: bool) -> Result<Tensor> {
-        let mut weights: BTreeMap<String, Tensor> =
-            variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect();
-        let lora = self.frozen.as_ref().map(|Frozen { tensors, lora, .. }| {
-            weights.extend(tensors.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
-            (lora.scale(), Dropout::new(lora.dropout, batch.noise).filter(|_| train))
-        });
-        let mut sum = Tensor::zeros((), DType::F32, &Device::Cpu)?;
-        for bounds in batch.cu_seqlens.windows(2) {
-            let (rows, ids): (Vec<u32>, Vec<u32>) = batch
-                .targets
-                .iter()
-                .filter(|target| (bounds[0]..bounds[1]).contains(&target.row))
-                .map(|target| ((target.row - bounds[0]) as u32, target.id))
-                .unzip();
-            if rows.is_empty() {
-                continue;
-            }
-            let graph = Graph { config: &self.config, weights: &weights, lora, first_row: bounds[0] };
-            let logits = graph.logits(&batch.tokens[bounds[0]..bounds[1]], &rows)?;
-            let ids = Tensor::new(ids.as_slice(), &Device::Cpu)?.unsqueeze(1)?;
-            sum = (sum - log_softmax(&logits, 1)?.gather(&ids, 1)?.sum_all()?)?;
-        }
-        Ok(sum)
-    }
-
-    fn accumulate_graph(&mut self, batch: &Packed, total_targets: usize) -> Result<f64> {
-        let variables = variables(&self.state.layout, &self.state.parameters)?;
-        let loss = (self.sum(&variables, batch, true)? / total_targets as f64)?;
-        let store = loss.backward()?;
-        let mut gradients = Vec::with_capacity(variables.len());
-        for tensor in self.state.layout.tensors() {
-            let variable = &variables[&tensor.name];
-            let Some(gradient) = store.get(variable) else { candle_core::bail!("{} has no gradient", tensor.name) };
-            gradients.push((tensor.range.clone(), gradient.flatten_all()?.to_vec1::<f32>()?));
-        }
-        for (range, gradient) in gradients {
-            self.gradients[range].iter_mut().zip(gradient).for_each(|(sum, part)| *sum += part);
-        }
-        Ok(f64::from(loss.to_scalar::<f32>()?))
-    }
-}
-
-/// Returns the parameters as variables by name.
-fn variables(layout: &Layout, parameters: &[f32]) -> Result<BTreeMap<String, Var>> {
-    let variables = tensors(layout, parameters)?.into_iter();
-    variables.map(|(name, tensor)| Ok((name, Var::from_tensor(&tensor)?))).collect()
-}
-
-/// Returns the parameters as tensors by name.
-pub(super) fn tensors(layout: &Layout, parameters: &[f32]) -> Result<BTreeMap<String, Tensor>> {
-    let tensors = layout.tensors().iter();
-    tensors
-        .map(|tensor| {
-            let numbers = &parameters[tensor.range.clone()];
-            Ok((tensor.name.clone(), Tensor::from_slice(numbers, tensor.shape.as_slice(), &Device::Cpu)?))
+    fn with(
+        config: ModelConfig,
+        layout: Arc<Layout>,
+        state: &EngineState,
+        frozen: Option<Frozen>,
+        place: Place,
+    ) -> std::result::Result<Self, EngineError> {
+        state.check(&layout)?;
+        let parameters = place.tensors(&layout, &state.parameters)?;
+        Ok(Self {
+            parameters: parameters.iter().map(Var::from_tensor).collect::<Result<_>>()?,
+            first: place.tensors(&layout, &state.first)?,
+            second: place.tensors(&layout, &state.second)?,
+            gradients: parameters.iter().map(Tensor::zeros_like).collect::<Result<_>>()?,
+            config,
+            place,
+            layout,
+            frozen,
         })
-        .collect()
-}
+    }
 
-/// The forward pass of a model.
-pub(super) struct Graph<'a> {
-    pub(super) config: &'a ModelConfig,
-    pub(super) weights: &'a BTreeMap<String, Tensor>,
-    /// Scale and dropout of the adapters, if there are any.
-    pub(super) lora: Option<(f64, Option<Dropout>)>,
-    /// Index of the sequence's first row in the batch.
-    pub(super) first_row: usize,
-}
-
-impl Graph<'_> {
-    fn weight(&self, name: &str) -> Result<&Tensor> {
-        match self.weights.get(name) {
-            Some(weight) => Ok(weight),
-            None => candle_core::bail!("the model has no weight {name}"),
+    /// Returns the weights of a forward pass in the type of activations.
+    fn weights(&self) -> Result<Weights> {
+        let mut weights = self.frozen.as_ref().map(|frozen| frozen.weights.clone()).unwrap_or_default();
+        for (tensor, variable) in self.layout.tensors().iter().zip(&self.parameters) {
+            weights.insert(tensor.name.clone(), variable.as_tensor().to_dtype(self.place.dtype)?);
         }
+        Ok(weights)
     }
 
-    /// Computes a linear layer without its bias, and its adapter if it has one.
-    fn linear(&self, x: &Tensor, layer: usize, module: &str) -> Result<Tensor> {
-        let y = x.matmul(&self.weight(&format!("{module}.weight"))?.t()?)?;
-        let projection = module.rsplit('.').next().and_then(Projection::of);
-        let [a, b] = adapter_names(module).map(|name| self.weights.get(&name));
-        let (Some((scale, dropout)), Some(projection), Some(a), Some(b)) = (self.lora, projection, a, b) else {
-            return Ok(y);
-        };
-        let mut x = x.clone();
-        if let Some(dropout) = dropout {
-            let (rows, inputs) = x.dims2()?;
-            let mut factors = vec![0.0; rows * inputs];
-            for (row, factors) in factors.chunks_exact_mut(inputs).enumerate() {
-                dropout.factors(stream(layer, projection), self.first_row + row, factors);
+    fn model<'a>(&'a self, weights: &'a Weights, noise: Option<u64>) -> Model<'a> {
+        let adapters = self.frozen.as_ref().map(|Frozen { lora, .. }| Adapters {
+            scale: lora.scale(),
+            dropout: noise.and_then(|noise| Dropout::new(lora.dropout, noise)),
+        });
+        Model { config: &self.config, place: &self.place, weights, frozen: self.frozen.is_some(), adapters }
+    }
+
+    /// Returns the hidden states [targets, hidden] that predict the targets, and the targets' ids.
+    fn hidden(&self, model: &Model, batch: &Packed) -> Result<(Tensor, Tensor)> {
+        let positions: Vec<u32> =
+            batch.cu_seqlens.windows(2).flat_map(|bounds| 0..(bounds[1] - bounds[0]) as u32).collect();
+        let mut sequences = Sequences::new(&self.config, &self.place, batch)?;
+        let hidden = model.hidden(&batch.tokens, &positions, &mut sequences)?;
+        let (rows, ids): (Vec<u32>, Vec<u32>) =
+            batch.targets.iter().map(|target| (target.row as u32, target.id)).unzip();
+        Ok((hidden.index_select(&self.place.indices(&rows)?, 0)?, self.place.indices(&ids)?))
+    }
+
+    fn accumulate_graph(&mut self, batch: &Packed, total: usize) -> Result<f64> {
+        let weights = self.weights()?;
+        let model = self.model(&weights, Some(batch.noise));
+        let (hidden, ids) = self.hidden(&model, batch)?;
+        let (head_name, weight) = model.head()?;
+        let loss = head::gradients(&hidden.detach(), &weight.detach(), &ids, total, self.frozen.is_none())?;
+        // The gradient of this product by `hidden` is the head's.
+        let store = (hidden * loss.of_hidden)?.sum_all()?.backward()?;
+        let mut gradients = Vec::with_capacity(self.parameters.len());
+        for ((tensor, variable), before) in self.layout.tensors().iter().zip(&self.parameters).zip(&self.gradients) {
+            let head = loss.of_weight.as_ref().filter(|_| tensor.name == head_name);
+            let mut sum = before.clone();
+            for part in [store.get(variable), head].into_iter().flatten() {
+                sum = (sum + part)?;
             }
-            x = (x * Tensor::from_vec(factors, (rows, inputs), &Device::Cpu)?)?;
+            if store.get(variable).is_none() && head.is_none() {
+                candle_core::bail!("{} has no gradient", tensor.name);
+            }
+            gradients.push(sum.detach());
         }
-        y + (x.matmul(&a.t()?)?.matmul(&b.t()?)? * scale)?
+        self.gradients = gradients;
+        Ok(loss.sum / total as f64)
     }
 
-    /// Returns the logits of some rows of a sequence.
-    pub(super) fn logits(&self, tokens: &[u32], rows: &[u32]) -> Result<Tensor> {
-        let count = tokens.len();
-        let tokens = Tensor::from_slice(tokens, count, &Device::Cpu)?;
-        let rows = Tensor::new(rows, &Device::Cpu)?;
-        let layers = 0..self.config.num_hidden_layers;
-        match self.config.family {
-            Family::Llama => {
-                let embedding = self.weight("model.embed_tokens.weight")?;
-                let mut x = embedding.index_select(&tokens, 0)?;
-                for layer in layers {
-                    x = self.llama_block(layer, &x)?;
-                }
-                let x = self.rms_norm(&x.index_select(&rows, 0)?, "model.norm")?;
-                let tied = self.config.tie_word_embeddings;
-                x.matmul(&if tied { embedding.t()? } else { self.weight("lm_head.weight")?.t()? })
-            }
-            Family::Gpt2 => {
-                let embedding = self.weight("transformer.wte.weight")?;
-                let positions = self.weight("transformer.wpe.weight")?.narrow(0, 0, count)?;
-                let mut x = (embedding.index_select(&tokens, 0)? + positions)?;
-                for layer in layers {
-                    x = self.gpt2_block(&format!("transformer.h.{layer}"), &x)?;
-                }
-                let x = self.layer_norm(&x.index_select(&rows, 0)?, "transformer.ln_f")?;
-                x.matmul(&embedding.t()?)
-            }
+    fn sum(&self, batch: &Packed) -> Result<f64> {
+        let weights = self.weights()?;
+        let model = self.model(&weights, None);
+        let (hidden, ids) = self.hidden(&model, batch)?;
+        head::cross_entropy(&hidden.detach(), &model.head()?.1.detach(), &ids)
+    }
+
+    /// One step of [`AdamW`] on the device.
+    fn step(&mut self, step: &AdamW) -> Result<()> {
+        let correction = |beta: f64| 1.0 - beta.powf((step.step + 1) as f64);
+        let (correction1, root2) = (correction(step.beta1), (1.0 / correction(step.beta2)).sqrt());
+        for (at, (variable, rates)) in self.parameters.iter().zip(step.rates).enumerate() {
+            let gradient = (&self.gradients[at] * step.scale)?;
+            let first = ((&self.first[at] * step.beta1)? + (&gradient * (1.0 - step.beta1))?)?;
+            let second = ((&self.second[at] * step.beta2)? + (gradient.sqr()? * (1.0 - step.beta2))?)?;
+            let rate = step.rate * rates.rate;
+            let change = ((&first * (rate / correction1))? / ((second.sqrt()? * root2)? + step.epsilon)?)?;
+            let weight = variable.as_tensor().detach();
+            variable.set(&((&weight - (&weight * (rate * rates.decay))?)? - change)?)?;
+            (self.first[at], self.second[at]) = (first, second);
         }
-    }
-
-    fn llama_block(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
-        let name = format!("model.layers.{layer}");
-        let linear = |x: &Tensor, part: &str| self.linear(x, layer, &format!("{name}.{part}"));
-        let biased = |x: &Tensor, part: &str| {
-            let y = linear(x, part)?;
-            if self.config.qkv_bias { y.broadcast_add(self.weight(&format!("{name}.{part}.bias"))?) } else { Ok(y) }
-        };
-        let normed = |x: Tensor, part: &str| {
-            if self.config.qk_norm { self.rms_norm(&x, &format!("{name}.{part}")) } else { Ok(x) }
-        };
-        let n = self.rms_norm(x, &format!("{name}.input_layernorm"))?;
-        let (heads, kv_heads) = (self.config.num_attention_heads, self.config.num_key_value_heads);
-        let q = normed(self.split(&biased(&n, "self_attn.q_proj")?, heads)?, "self_attn.q_norm")?;
-        let k = normed(self.split(&biased(&n, "self_attn.k_proj")?, kv_heads)?, "self_attn.k_norm")?;
-        let (q, k) = (self.apply_rope(&q)?, self.apply_rope(&k)?);
-        let v = self.split(&biased(&n, "self_attn.v_proj")?, kv_heads)?;
-        let attn_out = attention(&q, &repeat(&k, heads / kv_heads)?, &repeat(&v, heads / kv_heads)?)?;
-        let x = (x + linear(&attn_out, "self_attn.o_proj")?)?;
-        let n = self.rms_norm(&x, &format!("{name}.post_attention_layernorm"))?;
-        let y = (linear(&n, "mlp.gate_proj")?.silu()? * linear(&n, "mlp.up_proj")?)?;
-        x + linear(&y, "mlp.down_proj")?
-    }
-
-    fn gpt2_block(&self, name: &str, x: &Tensor) -> Result<Tensor> {
-        let linear = |x: &Tensor, part: &str| {
-            let y = x.matmul(self.weight(&format!("{name}.{part}.weight"))?)?;
-            y.broadcast_add(self.weight(&format!("{name}.{part}.bias"))?)
-        };
-        let hidden = self.config.hidden_size;
-        let qkv = linear(&self.layer_norm(x, &format!("{name}.ln_1"))?, "attn.c_attn")?;
-        let part = |at: usize| self.split(&qkv.narrow(1, at * hidden, hidden)?, self.config.num_attention_heads);
-        let x = (x + linear(&attention(&part(0)?, &part(1)?, &part(2)?)?, "attn.c_proj")?)?;
-        let y = linear(&self.layer_norm(&x, &format!("{name}.ln_2"))?, "mlp.c_fc")?.gelu()?;
-        x + linear(&y, "mlp.c_proj")?
-    }
-
-    fn rms_norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        let mean = (x.sqr()?.mean_keepdim(candle_core::D::Minus1)? + self.config.norm_eps)?;
-        x.broadcast_div(&mean.sqrt()?)?.broadcast_mul(self.weight(&format!("{name}.weight"))?)
-    }
-
-    fn layer_norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        let x = x.broadcast_sub(&x.mean_keepdim(1)?)?;
-        let variance = (x.sqr()?.mean_keepdim(1)? + self.config.norm_eps)?;
-        let x = x.broadcast_div(&variance.sqrt()?)?.broadcast_mul(self.weight(&format!("{name}.weight"))?)?;
-        x.broadcast_add(self.weight(&format!("{name}.bias"))?)
-    }
-
-    /// [rows, heads · width] → [heads, rows, width]
-    fn split(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
-        x.reshape((x.dim(0)?, heads, self.config.head_dim))?.transpose(0, 1)?.contiguous()
-    }
-
-    /// Applies rotary positions to [heads, rows, width].
-    fn apply_rope(&self, x: &Tensor) -> Result<Tensor> {
-        let (_, rows, width) = x.dims3()?;
-        let frequencies = self.config.inverse_frequencies();
-        let angles: Vec<f32> = (0..rows)
-            .flat_map(|row| (0..width).map(move |i| (row, i % (width / 2))))
-            .map(|(row, i)| (row as f64 * frequencies[i]) as f32)
-            .collect();
-        let angles = Tensor::from_vec(angles, (rows, width), &Device::Cpu)?;
-        let (a, b) = (x.narrow(2, 0, width / 2)?, x.narrow(2, width / 2, width / 2)?);
-        let rotated = Tensor::cat(&[&b.neg()?, &a], 2)?;
-        x.broadcast_mul(&angles.cos()?)? + rotated.broadcast_mul(&angles.sin()?)?
+        Ok(())
     }
 }
 
-/// Repeats each head: [heads, rows, width] → [heads · times, rows, width].
-fn repeat(x: &Tensor, times: usize) -> Result<Tensor> {
-    let (heads, rows, width) = x.dims3()?;
-    x.unsqueeze(1)?.broadcast_as((heads, times, rows, width))?.contiguous()?.reshape((heads * times, rows, width))
+/// Returns Σ x² of a gradient. Rows are summed on the device, their sums in `f64`.
+fn squares(gradient: &Tensor) -> Result<f64> {
+    let rows = gradient.sqr()?.sum(D::Minus1)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(rows.into_iter().map(f64::from).sum())
 }
 
-/// Returns causal attention over [heads, rows, width] as [rows, heads · width].
-fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    let (heads, rows, width) = q.dims3()?;
-    let mask: Vec<f32> = (0..rows * rows).map(|i| if i % rows > i / rows { f32::NEG_INFINITY } else { 0.0 }).collect();
-    let mask = Tensor::from_vec(mask, (rows, rows), &Device::Cpu)?;
-    let scores = (q.matmul(&k.transpose(1, 2)?)? / (width as f64).sqrt())?.broadcast_add(&mask)?;
-    softmax(&scores, 2)?.matmul(v)?.transpose(0, 1)?.reshape((rows, heads * width))
+/// Copies tensors of a layout into a flat vector.
+fn flatten<'a>(tensors: impl IntoIterator<Item = &'a Tensor>, to: &mut Vec<f32>) -> Result<()> {
+    to.clear();
+    for tensor in tensors {
+        to.extend(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+    }
+    Ok(())
 }
 
 impl Engine for CandleEngine {
     fn path(&self) -> &'static str {
-        "candle-f32"
+        self.place.path()
     }
 
     fn config(&self) -> &ModelConfig {
@@ -281,18 +194,19 @@ impl Engine for CandleEngine {
     }
 
     fn layout(&self) -> &Arc<Layout> {
-        &self.state.layout
+        &self.layout
     }
 
     fn flops(&self, batch: &Packed) -> f64 {
         match &self.frozen {
-            None => flops(&self.config, &self.state.layout, batch),
-            Some(Frozen { layout, .. }) => adapter_flops(&self.config, layout, &self.state.layout, batch),
+            None => flops(&self.config, &self.layout, batch),
+            Some(Frozen { layout, .. }) => adapter_flops(&self.config, layout, &self.layout, batch),
         }
     }
 
-    fn clear_gradients(&mut self) {
-        self.gradients.fill(0.0);
+    fn clear_gradients(&mut self) -> std::result::Result<(), EngineError> {
+        self.gradients = self.gradients.iter().map(Tensor::zeros_like).collect::<Result<_>>()?;
+        Ok(())
     }
 
     fn accumulate(&mut self, batch: &Packed, total_targets: usize) -> std::result::Result<f64, EngineError> {
@@ -305,42 +219,74 @@ impl Engine for CandleEngine {
 
     fn loss(&mut self, batch: &Packed) -> std::result::Result<f64, EngineError> {
         batch.check(&self.config)?;
-        let variables = variables(&self.state.layout, &self.state.parameters)?;
-        Ok(f64::from(self.sum(&variables, batch, false)?.to_scalar::<f32>().map_err(EngineError::from)?))
+        if batch.targets.is_empty() {
+            return Ok(0.0);
+        }
+        Ok(self.sum(batch)?)
     }
 
-    fn parameters(&self) -> Cow<'_, [f32]> {
-        Cow::Borrowed(&self.state.parameters)
+    fn parameters(&self) -> std::result::Result<Cow<'_, [f32]>, EngineError> {
+        let mut all = Vec::with_capacity(self.layout.size());
+        flatten(self.parameters.iter().map(Var::as_tensor), &mut all)?;
+        Ok(Cow::Owned(all))
     }
 
-    fn gradients(&self) -> Cow<'_, [f32]> {
-        Cow::Borrowed(&self.gradients)
+    fn gradients(&self) -> std::result::Result<Cow<'_, [f32]>, EngineError> {
+        let mut all = Vec::with_capacity(self.layout.size());
+        flatten(&self.gradients, &mut all)?;
+        Ok(Cow::Owned(all))
     }
 
     fn gradient_norm(&self) -> std::result::Result<f64, EngineError> {
-        norm(&self.state.layout, &self.gradients)
+        let mut sum = 0.0;
+        for (tensor, gradient) in self.layout.tensors().iter().zip(&self.gradients) {
+            let squares = squares(gradient)?;
+            if !squares.is_finite() {
+                return Err(EngineError::NotFinite { tensor: tensor.name.clone() });
+            }
+            sum += squares;
+        }
+        Ok(sum.sqrt())
     }
 
-    fn update(&mut self, step: &AdamW) {
-        let EngineState { layout, parameters, first, second } = &mut self.state;
-        step.apply(layout, parameters, &self.gradients, first, second);
+    fn update(&mut self, step: &AdamW) -> std::result::Result<(), EngineError> {
+        assert_eq!(step.rates.len(), self.layout.tensors().len(), "one pair of rates for each tensor");
+        Ok(self.step(step)?)
     }
 
     fn memory(&self) -> usize {
-        4 * size_of::<f32>() * self.gradients.len()
+        let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let frozen = self.frozen.iter().flat_map(|frozen| frozen.weights.values()).map(bytes).sum::<usize>();
+        4 * size_of::<f32>() * self.layout.size() + frozen
     }
 
-    fn export(&self) -> EngineState {
-        self.state.clone()
+    fn export(&self) -> std::result::Result<EngineState, EngineError> {
+        let mut state = EngineState {
+            layout: self.layout.clone(),
+            parameters: Vec::new(),
+            first: Vec::new(),
+            second: Vec::new(),
+        };
+        self.export_into(&mut state)?;
+        Ok(state)
     }
 
-    fn export_into(&self, state: &mut EngineState) {
-        state.clone_from(&self.state);
+    fn export_into(&self, state: &mut EngineState) -> std::result::Result<(), EngineError> {
+        state.layout = self.layout.clone();
+        flatten(self.parameters.iter().map(Var::as_tensor), &mut state.parameters)?;
+        flatten(&self.first, &mut state.first)?;
+        flatten(&self.second, &mut state.second)?;
+        Ok(())
     }
 
     fn import(&mut self, state: &EngineState) -> std::result::Result<(), EngineError> {
-        state.check(&self.state.layout)?;
-        self.state = state.clone();
+        state.check(&self.layout)?;
+        let parameters = self.place.tensors(&self.layout, &state.parameters)?;
+        for (variable, parameter) in self.parameters.iter().zip(&parameters) {
+            variable.set(parameter)?;
+        }
+        self.first = self.place.tensors(&self.layout, &state.first)?;
+        self.second = self.place.tensors(&self.layout, &state.second)?;
         Ok(())
     }
 }

@@ -303,11 +303,12 @@ impl<N: Dtype> Engine for CpuEngine<N> {
         }
     }
 
-    fn clear_gradients(&mut self) {
+    fn clear_gradients(&mut self) -> Result<(), EngineError> {
         let matrices = self.frozen.iter_mut().map(|frozen| &mut frozen.gradients);
         for gradients in matrices.chain([&mut self.gradients]) {
             gradients.par_chunks_mut(1 << 16).for_each(|part| part.fill(0.0));
         }
+        Ok(())
     }
 
     fn accumulate(&mut self, batch: &Packed, total_targets: usize) -> Result<f64, EngineError> {
@@ -352,21 +353,22 @@ impl<N: Dtype> Engine for CpuEngine<N> {
         Ok(head::loss(context, model, &workspace.stream[model.blocks.len() % 2], &batch.targets))
     }
 
-    fn parameters(&self) -> Cow<'_, [f32]> {
-        Cow::Borrowed(&self.parameters)
+    fn parameters(&self) -> Result<Cow<'_, [f32]>, EngineError> {
+        Ok(Cow::Borrowed(&self.parameters))
     }
 
-    fn gradients(&self) -> Cow<'_, [f32]> {
-        Cow::Borrowed(&self.gradients)
+    fn gradients(&self) -> Result<Cow<'_, [f32]>, EngineError> {
+        Ok(Cow::Borrowed(&self.gradients))
     }
 
     fn gradient_norm(&self) -> Result<f64, EngineError> {
         norm(&self.layout, &self.gradients)
     }
 
-    fn update(&mut self, step: &AdamW) {
+    fn update(&mut self, step: &AdamW) -> Result<(), EngineError> {
         step.apply(&self.layout, &mut self.parameters, &self.gradients, &mut self.first, &mut self.second);
         self.packed = false;
+        Ok(())
     }
 
     fn memory(&self) -> usize {
@@ -378,20 +380,21 @@ impl<N: Dtype> Engine for CpuEngine<N> {
         trained + frozen + stream + saved + backward.bytes(&self.packs) + head.bytes()
     }
 
-    fn export(&self) -> EngineState {
-        EngineState {
+    fn export(&self) -> Result<EngineState, EngineError> {
+        Ok(EngineState {
             layout: self.layout.clone(),
             parameters: self.parameters.clone(),
             first: self.first.clone(),
             second: self.second.clone(),
-        }
+        })
     }
 
-    fn export_into(&self, state: &mut EngineState) {
+    fn export_into(&self, state: &mut EngineState) -> Result<(), EngineError> {
         state.layout.clone_from(&self.layout);
         state.parameters.clone_from(&self.parameters);
         state.first.clone_from(&self.first);
         state.second.clone_from(&self.second);
+        Ok(())
     }
 
     fn import(&mut self, state: &EngineState) -> Result<(), EngineError> {

@@ -12,8 +12,8 @@ use crate::{
 };
 
 /// Returns the bytes of the engine's buffers for a batch of `rows` rows, all of them targets, with a longest sequence of
-/// `longest`, on `threads` threads. The candle engine takes far more; it is not estimated.
-pub fn memory(config: &ModelConfig, settings: Settings, rows: usize, longest: usize, threads: usize) -> usize {
+/// `longest`, on `threads` threads.
+pub(crate) fn memory(config: &ModelConfig, settings: Settings, rows: usize, longest: usize, threads: usize) -> usize {
     match settings.precision {
         Precision::F32 => of::<f32>(config, settings, rows) + thread::<f32>(config, rows, longest) * threads,
         Precision::Bf16 => of::<Bf16>(config, settings, rows) + thread::<Bf16>(config, rows, longest) * threads,
@@ -25,7 +25,7 @@ pub fn memory(config: &ModelConfig, settings: Settings, rows: usize, longest: us
 ///
 /// # Errors
 /// The model cannot have these adapters.
-pub fn lora_memory(
+pub(crate) fn lora_memory(
     config: &ModelConfig,
     lora: &Lora,
     settings: Settings,
@@ -130,7 +130,7 @@ mod tests {
         for config in [tests::tiny(), tests::gpt2()] {
             for precision in [Precision::F32, Precision::Bf16] {
                 for gradient_checkpointing in [false, true] {
-                    let settings = Settings { precision, gradient_checkpointing, reference: false };
+                    let settings = Settings { precision, gradient_checkpointing, backend: crate::Backend::Kernels };
                     let layout = Layout::of(&config);
                     let state = EngineState::new(layout.clone().into(), initial(&config, &layout, 1));
                     let mut engine = engine(config.clone(), state, settings).unwrap();

@@ -26,4 +26,4 @@ pub(crate) use decoder::CpuDecoder;
 pub(crate) use engine::CpuEngine;
 pub use isa::{Isa, UnknownIsa, VARIABLE as MAX_CPU_ISA, arch};
 pub(crate) use matrix::Dtype;
-pub use memory::{lora_memory, memory};
+pub(crate) use memory::{lora_memory, memory};

@@ -1,6 +1,6 @@
 //! The configuration of a model and its validation. Pure.
 
-/// Head widths that attention is compiled for.
+/// Head widths that the kernels are compiled for. candle computes models with others.
 pub const HEAD_WIDTHS: [usize; 12] = [16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256];
 
 /// The architecture of a model's blocks.
@@ -121,7 +121,7 @@ pub enum ConfigError {
         /// The maximum.
         most: usize,
     },
-    /// The head width is not a supported one.
+    /// The head width of a new model is not one of the kernels'.
     #[error(
         "model.hidden_size {hidden} with model.num_attention_heads {heads} gives an unsupported head width: hidden_size / \
          num_attention_heads must be a multiple of 16 up to 128, or 160, 192, 224 or 256"
@@ -159,7 +159,7 @@ pub(super) fn unsupported<T>(
 }
 
 impl ModelConfig {
-    /// Returns the configuration of a Llama of `shape` over a vocabulary.
+    /// Returns the configuration of a new Llama of `shape` over a vocabulary. The kernels know its shape.
     ///
     /// # Errors
     /// The shape is invalid.
@@ -185,11 +185,15 @@ impl ModelConfig {
             eos_token_ids: vec![vocabulary.end],
             pad_token_id: Some(vocabulary.pad),
         };
+        let hidden = shape.hidden_size;
+        if hidden > 0 && heads > 0 && (!HEAD_WIDTHS.contains(&config.head_dim) || hidden % heads != 0) {
+            return Err(ConfigError::Heads { hidden, heads });
+        }
         config.validate()?;
         Ok(config)
     }
 
-    /// Checks that the engine implements this configuration.
+    /// Checks that an engine implements this configuration.
     ///
     /// # Errors
     /// The first invalid field, in one sentence.
@@ -212,16 +216,14 @@ impl ModelConfig {
         }
         let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
         let derived = hidden.checked_div(heads).unwrap_or(0);
-        if self.head_dim == derived && (!HEAD_WIDTHS.contains(&derived) || hidden % heads != 0) {
-            return Err(ConfigError::Heads { hidden, heads });
-        }
         if !self.rope_theta.is_finite() || self.rope_theta <= 1.0 {
             return Err(ConfigError::Theta(self.rope_theta));
         }
-        if !HEAD_WIDTHS.contains(&self.head_dim) {
-            return unsupported("head_dim", &self.head_dim, "use a multiple of 16 up to 128, or 160, 192, 224 or 256");
+        // Rotary positions turn pairs of elements.
+        if self.head_dim == 0 || self.head_dim > 1 << 12 || (self.head_dim % 2 != 0 && self.family == Family::Llama) {
+            return unsupported("head_dim", &self.head_dim, "use an even number up to 4096");
         }
-        if self.family == Family::Gpt2 && self.head_dim != derived {
+        if self.family == Family::Gpt2 && (self.head_dim != derived || hidden % heads != 0) {
             return unsupported("head_dim", &self.head_dim, "it must be n_embd / n_head");
         }
         match self.rope_scaling {

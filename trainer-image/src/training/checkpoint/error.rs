@@ -53,6 +53,9 @@ pub enum CheckpointError {
     /// The thread that writes checkpoints could not start or has ended.
     #[error("checkpoints cannot be written")]
     Thread(#[source] std::io::Error),
+    /// The state cannot be copied from the engine.
+    #[error("the state cannot be copied from the device")]
+    Engine(#[from] codex_engine::EngineError),
 }
 
 impl CheckpointError {
@@ -61,6 +64,7 @@ impl CheckpointError {
             Self::Version { .. } | Self::State { .. } => FailureClass::FOREIGN_CHECKPOINT,
             Self::Digest { .. } | Self::File(_) => FailureClass::STORAGE_FAILED,
             Self::Lock(error) => error.class(),
+            Self::Engine(error) => FailureClass::of_engine(error),
             Self::Manifest(_) | Self::Thread(_) => FailureClass::TRAINING_FAILED,
         }
     }

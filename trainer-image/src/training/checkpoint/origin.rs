@@ -2,13 +2,12 @@
 
 use std::{fs, sync::OnceLock};
 
-use codex_configs::Optimization;
-use codex_engine::Isa;
+use codex_engine::{Isa, Settings};
 use codex_provenance::Sha256;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
-use crate::{artifacts::environment, training::state::engine_settings};
+use crate::artifacts::environment;
 
 /// Content of `origin.json`: the program and machine that wrote a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,13 +30,13 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// Returns the origin of checkpoints of this process.
-    pub(crate) fn here(training: &Optimization) -> Self {
+    /// Returns the origin of checkpoints of this process, whose engine has these settings.
+    pub(crate) fn here(settings: Settings) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             git_commit: environment::variable("CODEX_GIT_COMMIT"),
             program: program().map(str::to_owned),
-            engine: engine_settings(training).path().to_owned(),
+            engine: settings.path().to_owned(),
             instructions: instructions(),
             threads: rayon::current_num_threads(),
         }

@@ -167,7 +167,7 @@ impl<'a> CheckpointPolicy<'a> {
             self.settle(done)?;
         }
         self.waited(began.elapsed());
-        let snapshot = state.snapshot(self.writer.take_spare());
+        let snapshot = state.snapshot(self.writer.take_spare())?;
         let rows = std::mem::take(&mut self.rows);
         if checkpoint {
             self.last = Instant::now();
@@ -338,8 +338,14 @@ impl<'a> CheckpointPolicy<'a> {
     }
 
     /// Returns the parameters of the last checkpoint, from the snapshot of the writer thread to avoid a third copy.
-    pub(crate) fn into_parameters(mut self, state: &State) -> Vec<f32> {
-        self.writer.take_spare().unwrap_or_else(|| state.engine.export()).parameters
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn into_parameters(mut self, state: &State) -> Result<Vec<f32>, codex_engine::EngineError> {
+        Ok(match self.writer.take_spare() {
+            Some(spare) => spare.parameters,
+            None => state.engine.export()?.parameters,
+        })
     }
 
     /// Returns the number of checkpoints written, and how long training waited for them between steps.

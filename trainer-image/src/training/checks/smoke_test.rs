@@ -99,10 +99,10 @@ impl CheckpointSmoke {
             CheckpointStore::open(directory.clone(), identity, Retention::of(settings, settings.max_steps).newest(2))?;
         let (mut took, mut size, mut digests) = (Vec::new(), 0, None);
         for round in 1..=self.rounds {
-            let mut snapshot = state.snapshot(None);
+            let mut snapshot = state.snapshot(None)?;
             snapshot.step = round;
             let its = snapshot.digests();
-            let written = store.save(&snapshot, &its, BTreeMap::new(), &Origin::here(settings))?;
+            let written = store.save(&snapshot, &its, BTreeMap::new(), &Origin::here(engine_settings(settings)))?;
             took.push(written.took);
             size = written.size;
             digests = Some((round, its.whole));

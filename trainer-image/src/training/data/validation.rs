@@ -295,7 +295,7 @@ mod tests {
         let config = crate::training::run::model_config(run.spec(), &tokenizer).unwrap();
         let state = crate::training::state::State::new(config, 1, codex_engine::Settings::default()).unwrap();
         let samples = validation
-            .samples(state.engine.config(), &state.engine.parameters(), &tokenizer, &|| false)
+            .samples(state.engine.config(), &state.engine.parameters().unwrap(), &tokenizer, &|| false)
             .unwrap()
             .unwrap();
         assert_eq!(samples.len(), 4);

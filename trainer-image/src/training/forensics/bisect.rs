@@ -280,7 +280,7 @@ fn replay_both(
     tracing::info!(from = one.step, to, "taking the steps of both runs again");
     let (mut first, mut reproduced) = (None, [true; 2]);
     loop {
-        let digests = [one.snapshot(None).digests(), two.snapshot(None).digests()];
+        let digests = [one.snapshot(None)?.digests(), two.snapshot(None)?.digests()];
         if first.is_none() && digests[0].whole != digests[1].whole {
             let tensors = differing_names(&digests[0].tensors, &digests[1].tensors);
             first = Some(StateDifference { step: one.step, tensors });

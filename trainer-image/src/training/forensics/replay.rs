@@ -157,12 +157,12 @@ pub(crate) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
     // Values that are not finite come first.
     let height = |number: Option<f64>| number.unwrap_or(f64::INFINITY);
     records.sort_by(|a, b| height(b.loss).total_cmp(&height(a.loss)));
-    state.engine.clear_gradients();
+    state.engine.clear_gradients()?;
     let mut loss = 0.0;
     for batch in &batches {
         loss += state.engine.accumulate(batch, targets)?;
     }
-    let gradients = state.engine.gradients();
+    let gradients = state.engine.gradients()?;
     let mut tensors: Vec<(String, Option<f64>)> = state
         .engine
         .layout()

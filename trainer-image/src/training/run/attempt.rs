@@ -101,7 +101,7 @@ impl Session<'_> {
         self.check_stop()?;
         let identity = self.identity(data_digests(&dataset, validation.as_ref()))?;
         let found = self.newest_checkpoint()?;
-        let origin = Origin::here(settings);
+        let origin = Origin::here(engine_settings(settings).suited(&model.config));
         self.accept_diff(&compare(found.as_ref(), &identity, &origin), found.as_ref())?;
         let files = self.reporter.state().data.into_iter().map(|file| (file.name, file.sha256)).collect();
         artifacts.describe(self.resolved, &files, lock.epoch(), self.base)?;
@@ -180,7 +180,7 @@ impl Session<'_> {
         }
         lock.check()?;
         lock.enter(Phase::Exporting);
-        let trained = policy.into_parameters(&state);
+        let trained = policy.into_parameters(&state)?;
         drop(state);
         release_memory();
         if let Some(adapter) = model.adapter(&trained)? {

@@ -25,7 +25,8 @@ impl Session<'_> {
         let validation = self.read_validation(&dataset, encoder)?;
         self.check_memory(&model, &dataset, validation.as_ref())?;
         let identity = self.identity(data_digests(&dataset, validation.as_ref()))?;
-        Ok(compare(self.newest_checkpoint()?.as_ref(), &identity, &Origin::here(&training.settings.training)))
+        let origin = Origin::here(engine_settings(&training.settings.training).suited(&model.config));
+        Ok(compare(self.newest_checkpoint()?.as_ref(), &identity, &origin))
     }
 
     /// Refuses a directory whose newest checkpoint is of another run, before it is taken over from an attempt that may still
@@ -35,7 +36,7 @@ impl Session<'_> {
             return Ok(());
         };
         let identity = self.identity(info.identity.data.clone())?;
-        let now = Origin::here(&self.resolved.spec().settings.training);
+        let now = Origin::here(engine_settings(&self.resolved.spec().settings.training));
         Ok(self.refuse(&ResumeDiff::compare(&info, None, &identity, &now), &path)?)
     }
 

@@ -169,7 +169,7 @@ impl Session<'_> {
         let loss = validation.loss(state.engine.as_mut(), self.stop)?.ok_or(TrainError::Interrupted)?;
         let samples = match tokenizer {
             Some(tokenizer) if validation.has_samples() => {
-                let trained = state.engine.parameters();
+                let trained = state.engine.parameters()?;
                 let merged = model.parameters(self.base, &trained)?;
                 validation.samples(&model.config, merged.as_deref().unwrap_or(&trained), tokenizer, self.stop)?
             }
@@ -210,7 +210,7 @@ impl Session<'_> {
         let StepData { first, addresses, batches, targets } = self.data_of(state.step, dataset);
         let data_wait = began.elapsed();
         let State { step, engine, spikes, measured, early_stopping: _, evaluation_pending: _ } = state;
-        engine.clear_gradients();
+        engine.clear_gradients()?;
         let mut loss = 0.0;
         for (index, batch) in batches.iter().enumerate() {
             if index > 0 && (self.stop)() {
@@ -229,7 +229,7 @@ impl Session<'_> {
             }
             let guilty = if guilty.is_empty() { &addresses } else { &guilty };
             let records = dataset.describe(guilty);
-            let tensor = first_non_finite_tensor(engine.as_ref());
+            let tensor = first_non_finite_tensor(engine.as_ref())?;
             return Err(NumericsError { what: "the loss".to_owned(), tensor, step: *step + 1, records }.into());
         }
         let grad_norm = engine.gradient_norm().map_err(|error| match error {
@@ -266,7 +266,7 @@ impl Session<'_> {
                 epsilon: training.epsilon,
                 scale: (training.grad_clip_norm / grad_norm).min(1.0),
                 rates: &rates,
-            });
+            })?;
         }
         *step += 1;
         measured.insert("loss".to_owned(), loss);

@@ -22,7 +22,7 @@ impl StateError {
     pub(crate) fn class(&self) -> FailureClass {
         match self {
             Self::Parts { .. } => FailureClass::FOREIGN_CHECKPOINT,
-            Self::Engine(_) => FailureClass::TRAINING_FAILED,
+            Self::Engine(error) => FailureClass::of_engine(error),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use codex_configs::{Dtype, Optimization};
-use codex_engine::{Engine, EngineState, Layout, ModelConfig, Precision, Settings, engine, initial};
+use codex_engine::{Engine, EngineError, EngineState, Layout, ModelConfig, Precision, Settings, engine, initial};
 
 use super::{
     StateError,
@@ -29,23 +29,30 @@ pub(crate) struct State {
     pub(crate) evaluation_pending: bool,
 }
 
-/// Returns the engine settings of a configuration.
+/// Returns the engine settings of a configuration on this machine.
 pub(crate) fn engine_settings(training: &Optimization) -> Settings {
     let precision = match training.dtype {
         Dtype::Fp32 => Precision::F32,
         Dtype::Bf16 => Precision::Bf16,
     };
-    Settings { precision, gradient_checkpointing: training.gradient_checkpointing, reference: false }
+    let backend = crate::device::backend(training.device);
+    Settings { precision, gradient_checkpointing: training.gradient_checkpointing, backend }
 }
 
 /// Returns the first tensor with a value that is not finite, of the parameters or else of the gradients.
-pub(crate) fn first_non_finite_tensor(engine: &dyn Engine) -> Option<String> {
+///
+/// # Errors
+/// When the device fails.
+pub(crate) fn first_non_finite_tensor(engine: &dyn Engine) -> Result<Option<String>, EngineError> {
     let find = |what: &str, numbers: &[f32]| {
         let mut tensors = engine.layout().tensors().iter();
         let found = tensors.find(|tensor| numbers[tensor.range.clone()].iter().any(|number| !number.is_finite()));
         found.map(|tensor| format!("{what}/{}", tensor.name))
     };
-    find("parameters", &engine.export().parameters).or_else(|| find("gradients", &engine.gradients()))
+    Ok(match find("parameters", &engine.parameters()?) {
+        None => find("gradients", &engine.gradients()?),
+        found => found,
+    })
 }
 
 const MEASURED: &str = "measured/";
@@ -82,14 +89,17 @@ impl State {
     }
 
     /// Copies the state, into the vectors of `spare` if given.
-    pub(crate) fn snapshot(&self, spare: Option<EngineState>) -> Snapshot {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn snapshot(&self, spare: Option<EngineState>) -> Result<Snapshot, EngineError> {
         let Self { step, engine, spikes, measured, early_stopping, evaluation_pending } = self;
         let engine = match spare {
             Some(mut vectors) => {
-                engine.export_into(&mut vectors);
+                engine.export_into(&mut vectors)?;
                 vectors
             }
-            None => engine.export(),
+            None => engine.export()?,
         };
         let mut rest = Columns::new();
         spikes.save(&mut rest);
@@ -98,7 +108,7 @@ impl State {
             rest.insert(EVALUATION_PENDING.to_owned(), Column::U64(vec![1]));
         }
         rest.extend(measured.iter().map(|(name, value)| (format!("{MEASURED}{name}"), Column::F64(vec![*value]))));
-        Snapshot { step: *step, engine, rest }
+        Ok(Snapshot { step: *step, engine, rest })
     }
 
     /// Restores the state of a snapshot.

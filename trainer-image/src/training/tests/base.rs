@@ -195,7 +195,7 @@ fn adapters_resume_exactly_and_are_merged_into_the_base() {
         let metadata: RunMetadata = serde_json::from_slice(&metadata).unwrap();
         assert_eq!(metadata.base.unwrap().digest, base.digest());
         assert_eq!(metadata.adapter, Some(Manifest::of_dir(&adapter).unwrap().digest()));
-        assert!(Generator::load_directory(&written, 1).is_ok());
+        assert!(Generator::load_directory(&written, 1, codex_configs::Device::Cpu).is_ok());
         fs::remove_dir_all(&straight).unwrap();
         fs::remove_dir_all(&resumed).unwrap();
     }

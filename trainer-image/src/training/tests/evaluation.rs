@@ -57,7 +57,7 @@ fn evaluations_change_no_weight_and_are_repeated_after_a_kill() {
     while state.step < 12 {
         rerun.step(&mut state).unwrap();
     }
-    assert_eq!(state.snapshot(None).digests().whole, about.state_digest);
+    assert_eq!(state.snapshot(None).unwrap().digests().whole, about.state_digest);
 }
 
 /// Asks the attempt to end at every check of the stop flag, among them those before each batch and each token of a sample.

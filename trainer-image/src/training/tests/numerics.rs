@@ -57,7 +57,7 @@ fn a_loss_that_is_not_finite_ends_the_run_with_its_records() {
     let dataset = Dataset::read(run.spec(), &[], None, encoder(&run, &tokenizer), &|| false, |_| ()).unwrap();
     let mut state =
         State::new(model_config(run.spec(), &tokenizer).unwrap(), 1, codex_engine::Settings::default()).unwrap();
-    let mut broken = state.engine.export();
+    let mut broken = state.engine.export().unwrap();
     let norm = broken.layout.find("model.norm.weight").unwrap().range.clone();
     broken.parameters[norm].fill(f32::NAN);
     state.engine.import(&broken).unwrap();
@@ -105,7 +105,7 @@ fn a_diverging_run_leaves_its_last_checkpoint_and_an_error() {
 /// Returns the share of the steps of held-out problems that the model writes word for word.
 fn coverage(output: &Path) -> f64 {
     let problems = parse_records("held-out", &materialise(Task::Arithmetic, Split::HeldOut, 5, 100).unwrap()).unwrap();
-    let mut generator = Generator::load_directory(&output.join("model"), 32).unwrap();
+    let mut generator = Generator::load_directory(&output.join("model"), 32, codex_configs::Device::Cpu).unwrap();
     let prompts: Vec<&str> = problems.iter().map(|problem| problem.prompt.as_str()).collect();
     let shares = generator.complete(&prompts, 80, |_| ()).into_iter().zip(&problems).map(|(completion, problem)| {
         let text = completion.unwrap().text;

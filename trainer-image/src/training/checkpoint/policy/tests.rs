@@ -127,7 +127,7 @@ fn before_last_checkpoint<'a>(
     let retention = Retention::of(training, 12);
     let store = CheckpointStore::open(output.join("checkpoints"), about.identity, retention).unwrap();
     let lock = RunLock::claim(output.join("writers")).unwrap().handle();
-    let (writer, _) = AsyncWriter::start(lock, store, Origin::here(training), &output.join("artifacts"), 2).unwrap();
+    let (writer, _) = AsyncWriter::start(lock, store, Origin::here(crate::training::state::engine_settings(training)), &output.join("artifacts"), 2).unwrap();
     let keep = CheckpointPolicy::new(
         reporter,
         writer,
@@ -213,7 +213,7 @@ fn a_checkpoint_with_a_loss_that_is_not_finite_is_read_back_without_it() {
         // The state itself keeps the value, to its bits: a resumed run is in the same state.
         let config = state.engine.config().clone();
         let read = newest.read(&Arc::new(codex_engine::Layout::of(&config))).unwrap();
-        assert_eq!(read.digests(), state.snapshot(None).digests());
+        assert_eq!(read.digests(), state.snapshot(None).unwrap().digests());
         let restored = State::restore(config, read, codex_engine::Settings::default()).unwrap();
         assert_eq!(restored.measured["val_loss"].to_bits(), value.to_bits());
     }
