@@ -91,6 +91,12 @@ pub(crate) const TRAINING: &[Key] = &[
     key("training.lora.alpha", Rule::Above { above: 0.0, most: 65_536.0 }),
     key("training.lora.dropout", Rule::From { min: 0.0, below: 1.0 }),
     key("training.lora.targets", Rule::Choices(PROJECTIONS)),
+    key("data.format", Rule::Choice(&["auto", "jsonl", "csv", "parquet", "text"])),
+    key("data.fields.prompt", Rule::Text { max: 200 }),
+    key("data.fields.response", Rule::Text { max: 200 }),
+    key("data.fields.messages", Rule::Text { max: 200 }),
+    key("data.fields.text", Rule::Text { max: 200 }),
+    key("data.loss", Rule::Choice(&["responses", "all"])),
     key("response.format", Rule::Choice(&["steps", "answer"])),
     key("metadata.owner", Rule::Text { max: 63 }),
 ];

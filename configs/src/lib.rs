@@ -24,6 +24,6 @@ pub use evaluation::{AnswerForm, Evaluation, EvaluationSettings, Generation, PRE
 pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
 pub use rule::Rule;
 pub use training::{
-    Device, Dtype, Format, HEAD_WIDTHS, LoraSettings, Metadata, Method, MetricMode, ModelShape, Optimization, ParameterGroup,
+    DataFields, DataFormat, DataSettings, Device, Dtype, Format, HEAD_WIDTHS, LoraSettings, Loss, Metadata, Method, MetricMode, ModelShape, Optimization, ParameterGroup,
     Response, Scheduler, SpikeAction, TEMPLATES, Training, TrainingSettings, compose_training, template_tasks,
 };

@@ -58,6 +58,8 @@ pub struct TrainingSettings {
     pub model: ModelShape,
     /// The optimization.
     pub training: Optimization,
+    /// How files of data are read.
+    pub data: DataSettings,
     /// The form of the responses.
     pub response: Response,
     /// Metadata of the results.
@@ -277,6 +279,58 @@ pub enum Scheduler {
     InverseSqrt,
     /// Decay by a factor after a fixed number of steps.
     Step,
+}
+
+/// How files of data are read, and what of them is learned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSettings {
+    /// The format of files.
+    pub format: DataFormat,
+    /// Names of the fields of a record.
+    pub fields: DataFields,
+    /// Tokens that count for the loss.
+    pub loss: Loss,
+}
+
+/// The format of a file of data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataFormat {
+    /// By content and name of the file.
+    Auto,
+    /// One JSON object per line.
+    Jsonl,
+    /// A table with a header line.
+    Csv,
+    /// Apache Parquet.
+    Parquet,
+    /// One text per line.
+    Text,
+}
+
+/// Names of the fields of a record. It has a prompt and a response, or messages, or text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataFields {
+    /// What the model reads.
+    pub prompt: String,
+    /// What the model is trained to write.
+    pub response: String,
+    /// A conversation: a list of `{role, content}`.
+    pub messages: String,
+    /// Text without a prompt.
+    pub text: String,
+}
+
+/// Tokens that count for the loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Loss {
+    /// Those of responses, of the assistant's messages, and of texts.
+    Responses,
+    /// All of them.
+    All,
 }
 
 /// The form of the responses that a model is trained on.

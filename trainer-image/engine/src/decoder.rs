@@ -5,8 +5,9 @@ use super::{EngineError, ModelConfig};
 /// A generation backend: a model with a fixed number of slots, each of which holds one sequence and its key-value cache.
 ///
 /// [`prefill`](Self::prefill) puts a prompt into a slot, every [`step`](Self::step) yields one token for each slot in use, and
-/// [`release`](Self::release) empties one. Prompts may be added between any two steps. The tokens of a slot depend on its
-/// prompt alone, bit for bit: not on other slots, the number of threads, or when the prompt was added.
+/// [`release`](Self::release) empties one. Prompts may be added between any two steps. With the kernels, the tokens of a slot depend
+/// on its prompt alone, bit for bit: not on other slots, the number of threads, or when the prompt was added. The products of
+/// candle may add in another order for another number of rows.
 pub trait Decoder: Send {
     /// Returns the name of the code path, such as `cpu-f32`, for the records of a run.
     fn path(&self) -> &'static str;

@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use super::{AdamW, EngineError, EngineState, Layout, ModelConfig, Packed};
 
 /// A training backend: it owns the parameters, and the gradients and moments of those that are trained. An engine is deterministic: the
-/// same calls give the same bits for any number of threads.
+/// same calls give the same bits; with the kernels for any number of threads.
 pub trait Engine: Send {
     /// Returns the name of the code path, such as `cpu-f32`, for the records of a run.
     fn path(&self) -> &'static str;

@@ -62,7 +62,7 @@ pub enum RecordError {
         /// The parser's message, with the column.
         why: String,
         /// What to write.
-        right: &'static str,
+        right: String,
     },
     /// The response has no end mark, or more than one.
     #[error("{file}:{line}: the response must end in '$' and contain no other '$'")]
@@ -91,7 +91,7 @@ pub fn parse_records(file: &str, bytes: &[u8]) -> Result<Vec<Record>, RecordErro
         let record: Record = codex_json::from_str(text).map_err(|source| {
             // The parser got a single line, so its line number is always 1.
             let why = source.to_string().replacen(" at line 1 column", " in column", 1);
-            RecordError::Malformed { file: file(), line, why, right: RIGHT }
+            RecordError::Malformed { file: file(), line, why, right: RIGHT.to_owned() }
         })?;
         if record.response.find(END) != Some(record.response.len().wrapping_sub(END.len_utf8())) {
             return Err(RecordError::Unended { file: file(), line });

@@ -44,10 +44,10 @@ pub(crate) fn resolved(overrides: &[&str], data: Vec<Data>) -> Resolved<Training
 }
 
 /// Returns how a run without a base encodes its records.
-pub(crate) fn encoder<'a>(run: &Resolved<Training>, tokenizer: &'a Tokenizer) -> Encoder<'a> {
+pub(crate) fn encoder<'a>(run: &'a Resolved<Training>, tokenizer: &'a Tokenizer) -> Encoder<'a> {
     let settings = &run.spec().settings;
     let (context, format) = (settings.model.max_position_embeddings, settings.response.format);
-    Encoder { tokenizer, context, format, given: false }
+    Encoder { tokenizer, context, format, data: &settings.data, given: false }
 }
 
 pub(crate) fn both() -> Vec<Data> {

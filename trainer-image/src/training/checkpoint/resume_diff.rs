@@ -79,12 +79,14 @@ impl fmt::Display for ResumeDiff {
 }
 
 /// Keys that never change a weight. `stop_after` and `early_stop_patience` only end the run earlier or later.
-const NO_EFFECT: [&str; 16] = [
+const NO_EFFECT: [&str; 17] = [
     "metadata.owner",
     "training.best_k",
     "training.best_metric",
     "training.checkpoint_every",
     "training.checkpoint_interval_seconds",
+    // The code path is compared apart from the configuration.
+    "training.device",
     "training.early_stop_patience",
     "training.eval_every",
     "training.eval_max_new_tokens",

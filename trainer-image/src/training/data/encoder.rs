@@ -1,14 +1,14 @@
 //! Turns records into tokens, and says which of them count for the loss. Pure.
 
-use codex_configs::Format;
+use codex_configs::{DataSettings, Format, Loss};
 use rayon::prelude::*;
 
 use super::{
     DataError, Stop,
-    examples::{Example, parse_examples},
+    examples::{Example, read_examples},
 };
 use crate::{
-    tasks::{answer, parse_records},
+    tasks::{END, RecordError, answer},
     text::{Message, Role, Tokenizer, TokenizerError},
 };
 
@@ -19,6 +19,8 @@ pub(crate) struct Encoder<'a> {
     /// The most tokens of a record.
     pub(crate) context: usize,
     pub(crate) format: Format,
+    /// How files are read, and what counts for the loss.
+    pub(crate) data: &'a DataSettings,
     /// Whether the model is given. Its records may be conversations, and its responses need no end mark.
     pub(crate) given: bool,
 }
@@ -39,14 +41,29 @@ pub(super) struct Question {
     pub(super) response: String,
 }
 
+/// Returns a record of a model that is trained from random weights, whose responses end in a mark.
+fn ended(file: &str, line: usize, example: Example) -> Result<Example, DataError> {
+    let file = file.to_owned();
+    match &example {
+        Example::Pair { response, .. } if response.find(END) == Some(response.len().wrapping_sub(END.len_utf8())) => {
+            Ok(example)
+        }
+        Example::Pair { .. } => Err(RecordError::Unended { file, line }.into()),
+        Example::Chat(_) | Example::Text(_) => Err(RecordError::Malformed {
+            file,
+            line,
+            why: "a model without spec.base learns from prompts and responses only".to_owned(),
+            right: r#"{"prompt", "response"}"#.to_owned(),
+        }
+        .into()),
+    }
+}
+
 impl Encoder<'_> {
     /// Reads the records of a file.
     pub(super) fn parse(&self, label: &str, bytes: &[u8]) -> Result<Vec<Example>, DataError> {
-        if self.given {
-            return Ok(parse_examples(label, bytes)?);
-        }
-        let records = parse_records(label, bytes)?.into_iter();
-        Ok(records.map(|record| Example::Pair { prompt: record.prompt, response: record.response }).collect())
+        let examples = read_examples(label, bytes, self.data)?.into_iter();
+        examples.map(|(line, example)| if self.given { Ok(example) } else { ended(label, line, example) }).collect()
     }
 
     /// Encodes the records of the data `name`.
@@ -63,10 +80,15 @@ impl Encoder<'_> {
     fn encode_one(&self, name: &str, record: usize, example: &Example) -> Result<Encoded, DataError> {
         let failed =
             |source: TokenizerError| DataError::Text { name: name.to_owned(), record, source: source.of_file() };
-        let encoded = match example {
+        let mut encoded = match example {
             Example::Chat(messages) => {
                 let turns = self.tokenizer.encode_turns(messages).map_err(failed)?;
                 Encoded { ids: turns.ids, mask: turns.assistant }
+            }
+            Example::Text(text) => {
+                let mut ids = self.tokenizer.encode(text).map_err(failed)?;
+                ids.extend(self.tokenizer.ends().first());
+                Encoded { mask: vec![true; ids.len()], ids }
             }
             Example::Pair { prompt, response } => {
                 let shortened = match self.format {
@@ -96,6 +118,9 @@ impl Encoder<'_> {
                 }
             }
         };
+        if self.data.loss == Loss::All {
+            encoded.mask.fill(true);
+        }
         let tokens = encoded.ids.len();
         if tokens > self.context {
             let (name, context) = (name.to_owned(), self.context);
@@ -117,6 +142,7 @@ impl Encoder<'_> {
                 let (last, before) = messages.split_last().filter(|(last, _)| last.role == Role::Assistant)?;
                 (before.to_vec(), &before.last()?.content, &last.content)
             }
+            Example::Text(_) => return None,
         };
         let ids = if self.tokenizer.has_template() {
             self.tokenizer.encode_chat(&messages)

@@ -2,6 +2,7 @@
 
 use codex_provenance::DataDigest;
 
+use super::FormatError;
 use crate::{
     atomic_fs::{FileError, Misnamed},
     tasks::{RecordError, TaskError},
@@ -52,6 +53,9 @@ pub enum DataError {
     /// A line is not a valid record.
     #[error(transparent)]
     Records(#[from] RecordError),
+    /// A file is not of its format.
+    #[error(transparent)]
+    Format(#[from] FormatError),
     /// A synthetic task cannot provide its records.
     #[error(transparent)]
     Task(#[from] TaskError),
@@ -135,6 +139,7 @@ impl DataError {
             Self::Mismatch { .. } => FailureClass::DATA_MISMATCH,
             Self::TrainedOn { .. }
             | Self::Records(_)
+            | Self::Format(_)
             | Self::Task(_)
             | Self::Text { .. }
             | Self::Answerless { .. }

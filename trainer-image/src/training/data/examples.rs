@@ -1,11 +1,11 @@
-//! Records that a model from elsewhere is trained on: prompts with responses, or conversations. Pure.
+//! Records that a model is trained on: prompts with responses, conversations, or plain text, under the configured names of
+//! their fields. Pure.
 
-use serde::Deserialize;
+use codex_configs::{DataFields, DataSettings};
+use serde_json::{Map, Value};
 
-use crate::{
-    tasks::{Difficulty, RecordError, json_lines},
-    text::Message,
-};
+use super::formats::{FormatError, rows};
+use crate::{tasks::RecordError, text::Message};
 
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,74 +19,200 @@ pub(crate) enum Example {
     },
     /// A conversation. The model is trained to write the assistant's messages.
     Chat(Vec<Message>),
+    /// Text, all of which the model is trained to write.
+    Text(String),
 }
 
-/// A line of either kind.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Line {
-    prompt: Option<String>,
-    response: Option<String>,
-    messages: Option<Vec<Message>>,
-    #[serde(rename = "difficulty")]
-    _difficulty: Option<Difficulty>,
-    #[serde(rename = "category")]
-    _category: Option<String>,
-}
+/// Fields that make a record without any configured name: what question-and-answer data is called on Hugging Face's hub.
+const QUESTION: [&str; 2] = ["question", "answer"];
 
-/// What a line must be.
-const RIGHT: &str = "{\"prompt\", \"response\"} or {\"messages\": [{\"role\", \"content\"}]}";
-
-/// Reads JSON lines. `file` is the name in errors.
+/// Reads the records of a file, with the number of the line or row of each, from 1. `file` is the name in errors; its ending
+/// tells some formats.
 ///
 /// # Errors
-/// [`RecordError`], with the file and the line.
-pub(crate) fn parse_examples(file: &str, bytes: &[u8]) -> Result<Vec<Example>, RecordError> {
-    json_lines(file, bytes, |line, text| {
-        let malformed = |why: String| RecordError::Malformed { file: file.to_owned(), line, why, right: RIGHT };
-        let parsed: Line = codex_json::from_str(text)
-            .map_err(|source| malformed(source.to_string().replacen(" at line 1 column", " in column", 1)))?;
-        match parsed {
-            Line { prompt: Some(prompt), response: Some(response), messages: None, .. } => {
-                Ok(Example::Pair { prompt, response })
-            }
-            Line { prompt: None, response: None, messages: Some(messages), .. } => Ok(Example::Chat(messages)),
-            Line { messages: Some(_), .. } => Err(malformed("messages stand beside prompt or response".to_owned())),
-            Line { prompt: None, response: Some(_), .. } => Err(malformed("prompt is missing".to_owned())),
-            Line { prompt: Some(_), response: None, .. } => Err(malformed("response is missing".to_owned())),
-            Line { .. } => Err(malformed("neither prompt nor messages are there".to_owned())),
+/// [`FormatError`], with the file and the line.
+pub(crate) fn read_examples(
+    file: &str,
+    bytes: &[u8],
+    settings: &DataSettings,
+) -> Result<Vec<(usize, Example)>, FormatError> {
+    let fields = &settings.fields;
+    let read = |line: usize, mut row: Map<String, Value>| {
+        let right = right(fields);
+        let malformed = |why: String| RecordError::Malformed { file: file.to_owned(), line, why, right };
+        let example = example(&mut row, fields).map_err(malformed)?;
+        Ok((line, example))
+    };
+    let examples: Vec<_> = rows(file, bytes, settings.format, &fields.text)?
+        .into_iter()
+        .map(|(line, row)| read(line, row))
+        .collect::<Result<_, FormatError>>()?;
+    if examples.is_empty() {
+        return Err(RecordError::Empty { file: file.to_owned() }.into());
+    }
+    Ok(examples)
+}
+
+/// Returns what a record must be.
+fn right(DataFields { prompt, response, messages, text }: &DataFields) -> String {
+    format!(
+        "{{\"{prompt}\", \"{response}\"}} or {{\"{messages}\": [{{\"role\", \"content\"}}]}} or {{\"{text}\"}}, or name other fields \
+         in data.fields"
+    )
+}
+
+/// Takes the record from a row. Fields without a meaning here are ignored: real data has identifiers and labels beside them.
+fn example(row: &mut Map<String, Value>, fields: &DataFields) -> Result<Example, String> {
+    let has = |name: &str| row.get(name).is_some_and(|value| !value.is_null());
+    let names = match (has(&fields.prompt), has(&fields.response), has(&fields.messages), has(&fields.text)) {
+        (true, true, false, _) => [fields.prompt.as_str(), fields.response.as_str()],
+        (false, false, true, _) => return messages(row, &fields.messages).map(Example::Chat),
+        (false, false, false, _) if QUESTION.iter().all(|name| has(name)) => QUESTION,
+        (false, false, false, true) => return text(row, &fields.text).map(Example::Text),
+        (_, _, true, _) => {
+            let DataFields { prompt, response, messages, .. } = fields;
+            return Err(format!("{messages} stand beside {prompt} or {response}"));
         }
-    })
+        (true, false, ..) => return Err(format!("{} is missing", fields.response)),
+        (false, true, ..) => return Err(format!("{} is missing", fields.prompt)),
+        (false, false, false, false) => {
+            let names: Vec<_> = row.keys().map(|name| format!("{name:?}")).collect();
+            return Err(format!("no field that is read; there is {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") }));
+        }
+    };
+    Ok(Example::Pair { prompt: text(row, names[0])?, response: text(row, names[1])? })
+}
+
+fn text(row: &mut Map<String, Value>, name: &str) -> Result<String, String> {
+    match row.remove(name) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(format!("{name} is {}, not a string", kind(&other))),
+        None => Err(format!("{name} is missing")),
+    }
+}
+
+fn messages(row: &mut Map<String, Value>, name: &str) -> Result<Vec<Message>, String> {
+    let value = row.remove(name).unwrap_or_default();
+    let Value::Array(items) = value else { return Err(format!("{name} is {}, not an array", kind(&value))) };
+    let message = |(at, item): (usize, Value)| {
+        codex_json::from_value(item).map_err(|source| format!("{name}[{at}]: {source}"))
+    };
+    items.into_iter().enumerate().map(message).collect()
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
+    use codex_configs::{DataFormat, Loss};
+
     use super::*;
     use crate::text::Role;
 
+    fn settings(format: DataFormat) -> DataSettings {
+        let name = |name: &str| name.to_owned();
+        let fields = DataFields {
+            prompt: name("prompt"),
+            response: name("response"),
+            messages: name("messages"),
+            text: name("text"),
+        };
+        DataSettings { format, fields, loss: Loss::Responses }
+    }
+
+    fn read(file: &str, bytes: &[u8]) -> Result<Vec<Example>, String> {
+        let read = read_examples(file, bytes, &settings(DataFormat::Auto)).map_err(|error| crate::error::chain(&error))?;
+        Ok(read.into_iter().map(|(_, example)| example).collect())
+    }
+
+    fn pair(prompt: &str, response: &str) -> Example {
+        Example::Pair { prompt: prompt.to_owned(), response: response.to_owned() }
+    }
+
     #[test]
-    fn both_kinds_are_read_and_the_wrong_line_is_named() {
-        let pair = r#"{"prompt": "1 + 1?", "response": "2"}"#;
+    fn every_kind_is_read_and_the_wrong_line_is_named() {
+        let plain = r#"{"prompt": "1 + 1?", "response": "2"}"#;
         let old = r#"{"prompt": "1 + 1?", "response": "2", "difficulty": "easy", "category": "sum"}"#;
+        let question = r#"{"id": 7, "question": "1 + 1?", "answer": "2"}"#;
         let chat = r#"{"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]}"#;
-        let read = parse_examples("a", [pair, "", old, chat].join("\n").as_bytes()).unwrap();
-        assert_eq!((read.len(), &read[0]), (3, &read[1]));
-        let Example::Chat(messages) = &read[2] else { panic!("{read:?}") };
+        let text = r#"{"text": "one", "url": null}"#;
+        let examples = read("a", [plain, "", old, question, chat, text].join("\n").as_bytes()).unwrap();
+        assert_eq!(examples[..3], [pair("1 + 1?", "2"), pair("1 + 1?", "2"), pair("1 + 1?", "2")]);
+        let Example::Chat(messages) = &examples[3] else { panic!("{examples:?}") };
         assert_eq!((messages[1].role, messages[1].content.as_str()), (Role::Assistant, "2"));
+        assert_eq!(examples[4], Example::Text("one".to_owned()));
         for (wrong, why) in [
             (r#"{"prompt": "1"}"#, "response is missing"),
             (r#"{"response": "1"}"#, "prompt is missing"),
-            ("{}", "neither prompt nor messages are there"),
+            ("{}", "no field that is read; there is none"),
+            (r#"{"input": "1", "output": "2"}"#, r#"no field that is read; there is "input", "output""#),
+            (r#"{"prompt": "1", "response": 2}"#, "response is a number, not a string"),
             (r#"{"prompt": "1", "response": "2", "messages": []}"#, "messages stand beside prompt or response"),
-            (r#"{"prompt": "1", "response": "2", "answer": "3"}"#, "unknown field `answer`"),
             (r#"["1", "2"]"#, "invalid type: sequence"),
-            (r#"{"messages": [["user", "hi"]]}"#, "invalid type: sequence"),
+            (r#"{"messages": [["user", "hi"]]}"#, "messages[0]: invalid type: sequence"),
             (r#"{"messages": [{"role": "robot", "content": ""}]}"#, "unknown name, expected one of `system`"),
         ] {
-            let told = parse_examples("a", [pair, wrong].join("\n").as_bytes()).unwrap_err().to_string();
+            let told = read("a", [plain, wrong].join("\n").as_bytes()).unwrap_err();
             assert!(told.starts_with("a:2: invalid record: ") && told.contains(why), "{told}");
-            assert!(told.ends_with(r#"write {"prompt", "response"} or {"messages": [{"role", "content"}]}"#), "{told}");
+            assert!(told.contains(r#"write {"prompt", "response"} or {"messages""#), "{told}");
         }
-        assert!(matches!(parse_examples("a", b"\n"), Err(RecordError::Empty { .. })));
+        assert_eq!(read("a", b"\n").unwrap_err(), "a: no records: write one JSON object per line");
+    }
+
+    #[test]
+    fn fields_can_have_other_names() {
+        let mut settings = settings(DataFormat::Auto);
+        settings.fields.prompt = "instruction".to_owned();
+        settings.fields.response = "output".to_owned();
+        let line = br#"{"instruction": "a", "output": "b", "prompt": "c"}"#;
+        assert_eq!(read_examples("a", line, &settings).unwrap(), [(1, pair("a", "b"))]);
+    }
+
+    #[test]
+    fn tables_text_arrays_and_compressed_files_are_read() {
+        let both = [pair("1, 2", "3\n4"), pair("5", "6")];
+        let csv = "prompt,id,response\r\n\"1, 2\",7,\"3\n4\"\n5,8,6\n";
+        assert_eq!(read("a.csv", csv.as_bytes()).unwrap(), both);
+        assert_eq!(read("a.tsv", b"prompt\tresponse\n1, 2\t\"3\n4\"\n5\t6\n").unwrap(), both);
+        let told = read("a.csv", b"prompt,response\n1,2\n3,4,5\n").unwrap_err();
+        assert!(told.starts_with("a.csv:3: ") && told.contains("2 fields"), "{told}");
+        let array = br#"[{"prompt": "1, 2", "response": "3\n4"}, {"prompt": "5", "response": "6"}]"#;
+        assert_eq!(read("a.json", array).unwrap(), both);
+        let texts = [Example::Text("one".to_owned()), Example::Text("two words".to_owned())];
+        assert_eq!(read("a.txt", b"one\n\ntwo words\n").unwrap(), texts);
+        let lines = b"{\"text\": \"one\"}\n{\"text\": \"two words\"}\n";
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(lines).unwrap();
+        let gzip = gzip.finish().unwrap();
+        assert_eq!(read("a.jsonl.gz", &gzip).unwrap(), texts);
+        assert_eq!(read("a.jsonl.zst", &zstd::encode_all(&lines[..], 1).unwrap()).unwrap(), texts);
+        let told = read("a.gz", &gzip[..gzip.len() - 9]).unwrap_err();
+        assert!(told.starts_with("a.gz: the gzip file cannot be unpacked"), "{told}");
+        // The name of a compressed file tells the format of its content.
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(csv.as_bytes()).unwrap();
+        assert_eq!(read("a.csv.gz", &gzip.finish().unwrap()).unwrap(), both);
+    }
+
+    /// The file was written by `parquet.py` beside it.
+    #[test]
+    fn parquet_of_pyarrow_is_read() {
+        let examples = read("chat.parquet", include_bytes!("fixtures/chat.parquet")).unwrap();
+        assert_eq!(examples.len(), 3);
+        let Example::Chat(messages) = &examples[2] else { panic!("{examples:?}") };
+        assert_eq!((messages.len(), messages[1].content.as_str()), (2, "2 + 2 = 4"));
+        let told = read("a.parquet", b"PAR1 and nothing else").unwrap_err();
+        assert!(told.starts_with("a.parquet: the Parquet file cannot be read"), "{told}");
     }
 }

@@ -43,9 +43,15 @@ impl Session<'_> {
     }
 
     /// Returns how records become tokens.
-    pub(crate) fn encoder<'a>(&self, model: &TrainedModel, tokenizer: &'a Tokenizer) -> Encoder<'a> {
-        let format = self.resolved.spec().settings.response.format;
-        Encoder { tokenizer, context: model.config.max_position_embeddings, format, given: self.base.is_some() }
+    pub(crate) fn encoder<'a>(&'a self, model: &TrainedModel, tokenizer: &'a Tokenizer) -> Encoder<'a> {
+        let settings = &self.resolved.spec().settings;
+        Encoder {
+            tokenizer,
+            context: model.config.max_position_embeddings,
+            format: settings.response.format,
+            data: &settings.data,
+            given: self.base.is_some(),
+        }
     }
 
     /// Reads the training data of the run, hashed as it is read. Synthetic data is also written to `keep`.
