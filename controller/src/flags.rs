@@ -23,6 +23,9 @@ pub struct Flags {
     /// The image of all evaluators and servers; objects cannot override it.
     #[arg(long, env = "CODEX_WORKER_IMAGE", value_parser = image, default_value = concat!("codex:", env!("CARGO_PKG_VERSION")))]
     pub worker_image: String,
+    /// The image for pods that ask for a GPU, built with CUDA; without it such objects are stalled.
+    #[arg(long, env = "CODEX_CUDA_IMAGE", value_parser = image)]
+    pub cuda_image: Option<String>,
     /// The images whose word about a training promotion statements call attested and not only reported, separated by commas:
     /// REPOSITORY@sha256:DIGEST, sha256:DIGEST, or REPOSITORY@* for every image of a repository; none by default.
     #[arg(long, env = "CODEX_ATTESTED_IMAGES", value_parser = images, default_value = "")]

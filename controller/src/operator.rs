@@ -186,6 +186,7 @@ async fn lead(
         let settings = Arc::new(Settings {
             version: BUILD.to_owned(),
             trainer_image: flags.trainer_image.clone(),
+            cuda_image: flags.cuda_image.clone(),
             attested_images: flags.attested_images.0.clone(),
             worker_image: flags.worker_image.clone(),
             report_url: flags.report_url(),

@@ -84,6 +84,9 @@ pub struct EvaluationSpec {
     pub gates: Vec<GateSpec>,
     /// Settings of the evaluator pod. Its image is the one that the controller is configured with.
     #[serde(default)]
+    #[x_kube(
+        validation = ("!has(self.resources) || !has(self.resources.claims) || self.resources.claims.all(claim, has(self.resourceClaims) && self.resourceClaims.exists(given, given.name == claim.name))", "pod.resources.claims must name entries of pod.resourceClaims: add the claim there, or remove it")
+    )]
     pub pod: WorkerPod,
     /// While true, the evaluator pod is stopped. Defaults to false.
     #[serde(default)]

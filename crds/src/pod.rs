@@ -2,7 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Affinity, EnvVar, LocalObjectReference, ResourceRequirements, Toleration};
+use k8s_openapi::{
+    api::core::v1::{
+        Affinity, EnvVar, LocalObjectReference, PodResourceClaim, ResourceRequirements, Toleration,
+    },
+    apimachinery::pkg::api::resource::Quantity,
+};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
@@ -31,11 +36,11 @@ pub struct TrainerPod {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkerPod {
-    /// Compute resources of the container. resources.claims is refused, because pod.resourceClaims does not exist yet.
+    /// Compute resources of the container. With a GPU, such as nvidia.com/gpu, the pod gets the CUDA image and tolerates the taint
+    /// that GPU nodes usually have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(transform = bounded_quantities)]
     #[x_kube(
-        validation = ("!has(self.claims) || self.claims.size() == 0", "pod.resources.claims cannot work until pod.resourceClaims exists: remove it"),
         validation = ("(!has(self.limits) || self.limits.all(name, isQuantity(string(self.limits[name])))) && (!has(self.requests) || self.requests.all(name, isQuantity(string(self.requests[name]))))", "pod.resources.limits and pod.resources.requests must hold quantities: write 500m, 2, 1Gi or 1G, not 1GB, 2 Gi or half"),
     )]
     pub resources: Option<ResourceRequirements>,
@@ -54,11 +59,49 @@ pub struct WorkerPod {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
+    /// Name of the RuntimeClass of the pod, such as nvidia.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub runtime_class_name: Option<String>,
+    /// ResourceClaims of dynamic resource allocation, which resources.claims assigns to the container. The pod gets the CUDA image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), transform = bounded_names)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub resource_claims: Vec<PodResourceClaim>,
+    /// Size of /dev/shm, which is memory of the pod. Defaults to that of the container runtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    #[x_kube(
+        validation = ("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))", "pod.sharedMemory must be a quantity above 0: write 1Gi or 512Mi")
+    )]
+    pub shared_memory: Option<Quantity>,
     /// Secrets of this namespace with credentials for pulling the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
+}
+
+impl WorkerPod {
+    /// Returns the name of a GPU resource that the container asks for, such as `nvidia.com/gpu`.
+    pub fn gpu(&self) -> Option<&str> {
+        let resources = self.resources.as_ref()?;
+        let lists = [&resources.limits, &resources.requests].into_iter().flatten();
+        let asked = lists.flatten().filter(|(name, quantity)| name.ends_with("/gpu") && quantity.0.trim() != "0");
+        asked.map(|(name, _)| name.as_str()).next()
+    }
+
+    /// Whether the pod gets a device: a GPU, or a claim of dynamic resource allocation.
+    pub fn has_device(&self) -> bool {
+        self.gpu().is_some() || !self.resource_claims.is_empty()
+    }
+}
+
+/// Bounds the names of claims, because the API server estimates the cost of a rule from its bounds.
+fn bounded_names(claims: &mut schemars::Schema) {
+    if let Some(name) = claims.pointer_mut("/items/properties/name") {
+        name["maxLength"] = 63.into();
+    }
 }
 
 /// Bounds the lists of quantities and the quantities themselves, because the API server estimates the cost of a rule from its
@@ -68,6 +111,10 @@ fn bounded_quantities(resources: &mut schemars::Schema) {
         let Some(list) = resources.pointer_mut(&format!("/properties/{list}")) else { continue };
         list["maxProperties"] = 16.into();
         list["additionalProperties"]["maxLength"] = 64.into();
+    }
+    if let Some(claims) = resources.pointer_mut("/properties/claims") {
+        claims["maxItems"] = 8.into();
+        claims["items"]["properties"]["name"]["maxLength"] = 63.into();
     }
 }
 

@@ -81,6 +81,9 @@ pub struct TrainingRunSpec {
     pub output: Output,
     /// Settings of the trainer pod.
     #[serde(default)]
+    #[x_kube(
+        validation = ("!has(self.resources) || !has(self.resources.claims) || self.resources.claims.all(claim, has(self.resourceClaims) && self.resourceClaims.exists(given, given.name == claim.name))", "pod.resources.claims must name entries of pod.resourceClaims: add the claim there, or remove it")
+    )]
     pub pod: TrainerPod,
     /// While true, the trainer pod is stopped after it has written a checkpoint. Defaults to false.
     #[serde(default)]

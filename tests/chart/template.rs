@@ -67,7 +67,7 @@ const DEPLOYMENT: &[Edit] = &[
     (
         "value: codex:0.1.0\n          ports:",
         1,
-        "value: {{ .Values.images.worker }}\n            {{- with .Values.watchNamespaces }}\n            - name: CODEX_WATCH_NAMESPACES\n              value: {{ join \",\" . | quote }}\n            {{- end }}\n            {{- with .Values.extraEnv }}\n            {{- toYaml . | nindent 12 }}\n            {{- end }}\n          ports:",
+        "value: {{ .Values.images.worker }}\n            {{- with .Values.images.cuda }}\n            - name: CODEX_CUDA_IMAGE\n              value: {{ . }}\n            {{- end }}\n            {{- with .Values.attestedImages }}\n            - name: CODEX_ATTESTED_IMAGES\n              value: {{ join \",\" . | quote }}\n            {{- end }}\n            {{- with .Values.watchNamespaces }}\n            - name: CODEX_WATCH_NAMESPACES\n              value: {{ join \",\" . | quote }}\n            {{- end }}\n            {{- with .Values.extraEnv }}\n            {{- toYaml . | nindent 12 }}\n            {{- end }}\n          ports:",
     ),
     (
         "          resources:\n            requests:\n              cpu: 20m\n              memory: 32Mi\n            limits:\n              memory: 256Mi\n",

@@ -101,12 +101,12 @@ fn cases() -> Vec<Case> {
         run(
             "/spec/pod/resources",
             claims.clone(),
-            &["pod.resources.claims cannot work until pod.resourceClaims exists"],
+            &["pod.resources.claims must name entries of pod.resourceClaims"],
         ),
         evaluation(
             "/spec/pod/resources",
             claims,
-            &["pod.resources.claims cannot work until pod.resourceClaims exists"],
+            &["pod.resources.claims must name entries of pod.resourceClaims"],
         ),
         run(
             "/spec/pod/imagePullSecrets",

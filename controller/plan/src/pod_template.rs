@@ -8,8 +8,8 @@ use codex_reports::AUDIENCE;
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
     KeyToPath, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, Probe,
-    ProjectedVolumeSource, SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
-    VolumeProjection,
+    ProjectedVolumeSource, SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Toleration, Volume,
+    VolumeMount, VolumeProjection,
 };
 
 use crate::{
@@ -168,7 +168,17 @@ impl Template<'_> {
             ..Volume::default()
         });
         mounts.mount("tmp".to_owned(), "/tmp", None, false);
-        let list = |items: Vec<_>| Some(items).filter(|items| !items.is_empty());
+        if let Some(size) = &worker.shared_memory {
+            mounts.volumes.push(Volume {
+                name: "shm".to_owned(),
+                empty_dir: Some(EmptyDirVolumeSource {
+                    medium: Some("Memory".to_owned()),
+                    size_limit: Some(size.clone()),
+                }),
+                ..Volume::default()
+            });
+            mounts.mount("shm".to_owned(), "/dev/shm", None, false);
+        }
         let container = Container {
             name: component.name().to_owned(),
             image: Some(image.to_owned()),
@@ -215,10 +225,12 @@ impl Template<'_> {
                 ..PodSecurityContext::default()
             }),
             node_selector: Some(worker.node_selector.clone()).filter(|labels| !labels.is_empty()),
-            tolerations: Some(worker.tolerations.clone()).filter(|items| !items.is_empty()),
+            tolerations: Some(tolerations(worker)).filter(|items| !items.is_empty()),
             affinity: worker.affinity.clone(),
             priority_class_name: worker.priority_class_name.clone(),
-            image_pull_secrets: list(worker.image_pull_secrets.clone()),
+            runtime_class_name: worker.runtime_class_name.clone(),
+            resource_claims: Some(worker.resource_claims.clone()).filter(|claims| !claims.is_empty()),
+            image_pull_secrets: Some(worker.image_pull_secrets.clone()).filter(|items| !items.is_empty()),
             ..PodSpec::default()
         }
     }
@@ -267,6 +279,19 @@ impl Template<'_> {
         }
         env
     }
+}
+
+/// Returns the tolerations of the spec, and that of the taint that nodes with the pod's GPU usually have: the name of the resource,
+/// with the effect `NoSchedule`.
+fn tolerations(worker: &WorkerPod) -> Vec<Toleration> {
+    let mut tolerations = worker.tolerations.clone();
+    tolerations.extend(worker.gpu().map(|gpu| Toleration {
+        key: Some(gpu.to_owned()),
+        operator: Some("Exists".to_owned()),
+        effect: Some("NoSchedule".to_owned()),
+        ..Toleration::default()
+    }));
+    tolerations
 }
 
 fn token() -> Volume {

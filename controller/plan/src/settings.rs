@@ -2,8 +2,11 @@
 
 use std::str::FromStr;
 
+use codex_crds::WorkerPod;
 use codex_provenance::Sha256;
 use serde::{Deserialize, Serialize};
+
+use crate::metadata::Component;
 
 /// The settings of the controller that plans depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +18,9 @@ pub struct Settings {
     pub trainer_image: String,
     /// The image of all evaluators and servers.
     pub worker_image: String,
+    /// The image for pods with a GPU, built with CUDA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuda_image: Option<String>,
     /// The images whose word about a training a statement calls attested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attested_images: Vec<ImagePattern>,
@@ -26,6 +32,31 @@ pub struct Settings {
     pub controller_namespace: String,
     /// The port of the report endpoint in the controller's pods, for the servers' NetworkPolicy.
     pub report_port: i32,
+}
+
+impl Settings {
+    /// Returns the image of a pod of this component: the one with CUDA if the pod gets a device.
+    ///
+    /// # Errors
+    /// The sentence that says which setting is missing.
+    pub(crate) fn image(&self, component: Component, pod: &WorkerPod) -> Result<&str, String> {
+        if pod.has_device() {
+            let asked = pod.gpu().map_or_else(
+                || "spec.pod.resourceClaims names devices".to_owned(),
+                |gpu| format!("spec.pod.resources asks for {gpu}"),
+            );
+            return self.cuda_image.as_deref().ok_or_else(|| {
+                format!(
+                    "{asked}, but the controller has no image with CUDA, so the device would be idle: an administrator sets \
+                     CODEX_CUDA_IMAGE; or remove the request"
+                )
+            });
+        }
+        Ok(match component {
+            Component::Trainer => &self.trainer_image,
+            _ => &self.worker_image,
+        })
+    }
 }
 
 /// Images by digest: `REPOSITORY@sha256:DIGEST`, `sha256:DIGEST` in any repository, or `REPOSITORY@*` for all of a repository.

@@ -302,6 +302,7 @@ impl World {
             settings: Arc::new(Settings {
                 version: "1.2.3".to_owned(),
                 trainer_image: "codex:1".to_owned(),
+                cuda_image: None,
                 attested_images: Vec::new(),
                 worker_image: "codex:1".to_owned(),
                 report_url: "https://reports/v1/reports".to_owned(),

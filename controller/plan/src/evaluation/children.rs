@@ -38,7 +38,7 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Option<Template<'a>> 
         owner,
         component: view.work.component,
         settings,
-        image: &settings.worker_image,
+        image: view.image.as_deref().unwrap_or_default(),
         args,
         env: &[],
         worker: &spec.pod,

@@ -40,9 +40,11 @@ impl Stage {
                 None => Self::Failed(WorkFailure::recorded(&status.conditions)),
             };
         }
-        let subject = match (&view.work.config, &view.gates, &view.subject) {
-            (Err(why), _, _) | (_, Err(why), _) | (_, _, Err(why)) => return Self::Invalid(why.clone()),
-            (Ok(_), Ok(_), Ok(subject)) => *subject,
+        let subject = match (&view.work.config, &view.gates, &view.subject, &view.image) {
+            (Err(why), ..) | (_, Err(why), ..) | (_, _, Err(why), _) | (.., Err(why)) => {
+                return Self::Invalid(why.clone());
+            }
+            (Ok(_), Ok(_), Ok(subject), Ok(_)) => *subject,
         };
         if let Some(stuck) = view.work.restored(view.discarded) {
             return Self::Discarded(stuck);

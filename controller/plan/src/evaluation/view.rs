@@ -33,6 +33,8 @@ pub(crate) struct View<'a> {
     pub(crate) subject: Result<Subject<'a>, String>,
     /// The gates, or the sentence that names the invalid one.
     pub(crate) gates: Result<Vec<codex_verdict::Gate>, String>,
+    /// The image of the evaluator, or the sentence that says why there is none.
+    pub(crate) image: Result<&'a str, String>,
 }
 
 impl<'a> View<'a> {
@@ -60,7 +62,9 @@ impl<'a> View<'a> {
         let obstruction = Obstruction::current(observed.obstruction.as_ref(), object.metadata.generation);
         let discarded = Discarded::of(&observed.seal, &status.conditions);
         let subject = Subject::of(object);
-        let mut view = Self { observed, obstruction, status, discarded, work, subject, gates: gates(&spec.gates) };
+        let image = observed.settings.image(Component::Evaluator, &spec.pod);
+        let gates = gates(&spec.gates);
+        let mut view = Self { observed, obstruction, status, discarded, work, subject, gates, image };
         view.work.moved = view.moved();
         view
     }

@@ -147,11 +147,13 @@ fn deployment(view: &View<'_>, target: &Target) -> Deployment {
 
 /// Returns the digest of the settings that are part of the template.
 fn settings_digest(settings: &Settings) -> String {
-    let Settings { version, worker_image, report_url, .. } = settings;
-    Sha256::of(format!("{version}\n{worker_image}\n{report_url}")).short()
+    let Settings { version, worker_image, cuda_image, report_url, .. } = settings;
+    let cuda = cuda_image.as_ref().map(|image| format!("\n{image}")).unwrap_or_default();
+    Sha256::of(format!("{version}\n{worker_image}\n{report_url}{cuda}")).short()
 }
 
 fn template<'a>(view: &'a View<'_>, target: &Target) -> Template<'a> {
+    let (settings, worker) = (&view.observed.settings, &view.observed.object.spec.pod);
     let mut mounts = Mounts::default();
     mounts.claim(&target.claim, &target.path, "/model", Access::ReadOnly);
     mounts.config_map(&target.oms_bundle, None, "/bundles/oms");
@@ -171,11 +173,11 @@ fn template<'a>(view: &'a View<'_>, target: &Target) -> Template<'a> {
     Template {
         owner: &view.owner,
         component: Component::Server,
-        settings: &view.observed.settings,
-        image: &view.observed.settings.worker_image,
+        settings,
+        image: settings.image(Component::Server, worker).unwrap_or(&settings.worker_image),
         args: std::iter::once("serve".to_owned()).chain(arguments).collect(),
         env: &[],
-        worker: &view.observed.object.spec.pod,
+        worker,
         config_map: server(view),
         mounts,
         restart_policy: None,

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     conditions::{find, is_true},
     evaluation::proof::{Proof, Unproven, proof},
+    metadata::Component,
     text::truncate_chars,
     work::finished_model,
 };
@@ -67,6 +68,8 @@ impl<'a> Evidence<'a> {
         let mut blocks = Vec::new();
         let trained = trained(observed, &mut blocks);
         blocks.extend(ring(observed));
+        let image = observed.settings.image(Component::Server, &observed.object.spec.pod);
+        blocks.extend(image.err().map(|why| Block::stalls(About::Servers, Reason::InvalidConfiguration, why)));
         let proofs = proofs(observed, trained.map(|(_, model)| model), &mut blocks);
         let key = key(observed, trained.map(|(_, model)| model), &proofs);
         signing(observed, key.as_ref(), &mut blocks);

@@ -43,7 +43,7 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Template<'a> {
         owner,
         component: view.work.component,
         settings,
-        image: spec.pod.image.as_deref().unwrap_or(&settings.trainer_image),
+        image: view.image.as_deref().unwrap_or_default(),
         args,
         env: &spec.pod.env,
         worker: &spec.pod.worker,

@@ -44,9 +44,9 @@ impl Stage {
         if let Some(stuck) = view.work.restored(view.discarded) {
             return Self::Discarded(stuck);
         }
-        let base = match (&view.work.config, &view.base) {
-            (Err(why), _) | (_, Err(why)) => return Self::Invalid(why.clone()),
-            (Ok(_), Ok(base)) => base.as_ref(),
+        let base = match (&view.work.config, &view.base, &view.image) {
+            (Err(why), ..) | (_, Err(why), _) | (.., Err(why)) => return Self::Invalid(why.clone()),
+            (Ok(_), Ok(base), Ok(_)) => base.as_ref(),
         };
         if let Some(failure) = &outcome.failure {
             return Self::Failed(failure.clone());

@@ -29,6 +29,8 @@ pub(crate) struct View<'a> {
     pub(crate) work: WorkView<'a>,
     /// The base, or the sentence that says what is wrong with it. `None` if the weights are initialized.
     pub(crate) base: Result<Option<Base<'a>>, String>,
+    /// The image of the trainer, or the sentence that says why there is none.
+    pub(crate) image: Result<&'a str, String>,
 }
 
 impl<'a> View<'a> {
@@ -56,7 +58,11 @@ impl<'a> View<'a> {
         };
         let obstruction = Obstruction::current(observed.obstruction.as_ref(), object.metadata.generation);
         let discarded = Discarded::of(&observed.seal, &status.conditions);
-        let mut view = Self { observed, obstruction, status, discarded, work, base: Ok(None) };
+        let image = match &spec.pod.image {
+            Some(image) => Ok(image.as_str()),
+            None => observed.settings.image(Component::Trainer, &spec.pod.worker),
+        };
+        let mut view = Self { observed, obstruction, status, discarded, work, base: Ok(None), image };
         view.base = Base::of(observed, view.first_base());
         view.work.moved = view.moved();
         view

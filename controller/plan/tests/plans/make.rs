@@ -20,6 +20,7 @@ pub(crate) fn settings() -> Arc<Settings> {
     Arc::new(Settings {
         version: "0.1.0".to_owned(),
         trainer_image: "codex:dev".to_owned(),
+        cuda_image: None,
         attested_images: Vec::new(),
         worker_image: "codex:dev".to_owned(),
         report_url: "https://codex-controller.codex-system.svc:8443/v1/reports".to_owned(),

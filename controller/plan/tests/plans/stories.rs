@@ -335,6 +335,7 @@ stories! {
     run_without_a_pod: ObservedTrainingRun;
     run_over_its_deadline: ObservedTrainingRun;
     run_obstructed: ObservedTrainingRun;
+    run_on_a_gpu: ObservedTrainingRun;
     run_from_a_claim: ObservedTrainingRun;
     run_from_another_run: ObservedTrainingRun;
     run_loses_its_checkpoints: ObservedTrainingRun;
