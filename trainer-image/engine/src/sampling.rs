@@ -47,6 +47,11 @@ pub struct Sampler {
 }
 
 impl Sampler {
+    /// Makes a sampler that always chooses the most likely token.
+    pub fn greedy() -> Self {
+        Self { sampling: Sampling::default(), random: ChaCha8Rng::seed_from_u64(0), candidates: Vec::new() }
+    }
+
     /// Makes a sampler.
     ///
     /// # Errors

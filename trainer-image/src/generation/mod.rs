@@ -1,8 +1,6 @@
 //! `codex generate`: completes a prompt or answers a message with a model directory, and prints the text as it is generated.
 //! Reads files and standard input.
 
-mod stop;
-
 use std::{
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
@@ -16,9 +14,8 @@ use crate::{
     atomic_fs::{FileError, Misnamed},
     error::CommandError,
     model::{Generator, ModelError},
-    text::{Clock, Message, Role},
+    text::{Clock, Message, Role, Stops},
 };
-use stop::Stops;
 
 /// The most bytes of a prompt.
 const MAX_PROMPT: u64 = 64 << 20;

@@ -1,8 +1,11 @@
-//! The HTTP endpoints: `/infer`, `/health`, `/ready`, `/status`, `/metrics`. No I/O of its own.
+//! The HTTP endpoints: `/infer`, `/health`, `/ready`, `/status`, `/metrics`, and those of `openai/`. No I/O of its own.
 //!
 //! Every response to a `POST /infer` has the model digest; errors have it once the model is loaded.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use axum::{
     Json, Router,
@@ -12,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use codex_engine::{End, PromptError};
+use codex_engine::{End, PromptError, Sampler};
 use codex_http::with_fallbacks;
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_signing::verify::Expected;
@@ -20,8 +23,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
-    batcher::RequestError,
-    metrics::Metrics,
+    batcher::{Job, RequestError},
+    metrics::{Endpoint, Metrics},
+    openai,
     phase::{Phase, ServedModel},
 };
 use crate::{exposition, model::GenerateError, tasks};
@@ -40,16 +44,48 @@ struct Shared {
     phase: watch::Receiver<Phase>,
     metrics: Arc<Metrics>,
     started: Instant,
+    /// Seconds since 1970 when the process began to listen.
+    created: u64,
+    /// The name of the model in the OpenAI-shaped API.
+    name: String,
 }
 
 impl App {
     /// Makes the state of a server that must serve the `expected` model.
-    pub(super) fn new(expected: Expected, phase: watch::Receiver<Phase>, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Shared { expected, phase, metrics, started: Instant::now() }))
+    pub(super) fn new(
+        expected: Expected,
+        phase: watch::Receiver<Phase>,
+        metrics: Arc<Metrics>,
+        name: Option<String>,
+    ) -> Self {
+        let name = name.unwrap_or_else(|| expected.model_digest.short());
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Self(Arc::new(Shared { expected, phase, metrics, started: Instant::now(), created, name }))
     }
 
-    fn phase(&self) -> Phase {
+    pub(super) fn phase(&self) -> Phase {
         self.0.phase.borrow().clone()
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    pub(super) fn metrics_handle(&self) -> Arc<Metrics> {
+        Arc::clone(&self.0.metrics)
+    }
+
+    pub(super) fn expected(&self) -> &Expected {
+        &self.0.expected
+    }
+
+    pub(super) fn created(&self) -> u64 {
+        self.0.created
+    }
+
+    /// Returns the name of the model in the OpenAI-shaped API.
+    pub(super) fn served_name(&self) -> &str {
+        &self.0.name
     }
 }
 
@@ -62,6 +98,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .merge(openai::routes())
         .with_state(app);
     with_fallbacks(routes)
 }
@@ -135,15 +172,15 @@ impl IntoResponse for ErrorResponse {
 async fn infer(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Response {
     let begun = Instant::now();
     let metrics = &app.0.metrics;
-    metrics.arrived();
+    metrics.arrived(Endpoint::Infer);
     let response = match completion(&app, body).await {
         Ok(reply) => {
-            metrics.completed(begun.elapsed(), reply.prompt_tokens, reply.tokens);
+            metrics.completed(Endpoint::Infer, begun.elapsed(), reply.prompt_tokens, reply.tokens);
             Json(reply).into_response()
         }
         Err(error) => error.into_response(),
     };
-    metrics.answered(response.status());
+    metrics.answered(Endpoint::Infer, response.status());
     response
 }
 
@@ -192,7 +229,8 @@ async fn answer(model: &ServedModel, body: Result<Bytes, BytesRejection>) -> Res
         let told = format!("max_new_tokens: {limit} is out of range; use 1 to {context}, the model's context");
         return Err(ErrorResponse::new(StatusCode::UNPROCESSABLE_ENTITY, told));
     }
-    let answer = model.batcher.answer(ids, limit).await.map_err(|error| match &error {
+    let job = Job { prompt: ids, limit, sampler: Sampler::greedy() };
+    let answer = model.batcher.answer(job).await.map_err(|error| match &error {
         RequestError::Overloaded { .. } => ErrorResponse::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
         RequestError::Generate(error) => ErrorResponse::prompt(error),
         RequestError::Ended => ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),

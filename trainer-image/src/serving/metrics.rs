@@ -6,8 +6,28 @@ use axum::http::StatusCode;
 use codex_metrics::server as contract;
 use prometheus::{Error, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
-/// The value of the label `endpoint`.
-const INFER: &str = "/infer";
+/// An endpoint that generates: a value of the label `endpoint`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    /// `/infer`
+    Infer,
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+}
+
+impl Endpoint {
+    const ALL: [Self; 3] = [Self::Infer, Self::Chat, Self::Completions];
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Infer => "/infer",
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+        }
+    }
+}
 
 /// The metrics of one server.
 #[derive(Debug)]
@@ -37,9 +57,11 @@ impl Metrics {
             registry,
         };
         // A new server shows zeros instead of no series.
-        metrics.requests.with_label_values(&[INFER]).reset();
-        metrics.responses.with_label_values(&[INFER, StatusCode::OK.as_str()]).reset();
-        metrics.latency.with_label_values(&[INFER]);
+        for endpoint in Endpoint::ALL.map(Endpoint::path) {
+            metrics.requests.with_label_values(&[endpoint]).reset();
+            metrics.responses.with_label_values(&[endpoint, StatusCode::OK.as_str()]).reset();
+            metrics.latency.with_label_values(&[endpoint]);
+        }
         for kind in ["prompt", "completion"] {
             metrics.tokens.with_label_values(&[kind]).reset();
         }
@@ -52,18 +74,18 @@ impl Metrics {
     }
 
     /// Counts a request.
-    pub(super) fn arrived(&self) {
-        self.requests.with_label_values(&[INFER]).inc();
+    pub(super) fn arrived(&self, endpoint: Endpoint) {
+        self.requests.with_label_values(&[endpoint.path()]).inc();
     }
 
     /// Counts the answer to a request.
-    pub(super) fn answered(&self, status: StatusCode) {
-        self.responses.with_label_values(&[INFER, status.as_str()]).inc();
+    pub(super) fn answered(&self, endpoint: Endpoint, status: StatusCode) {
+        self.responses.with_label_values(&[endpoint.path(), status.as_str()]).inc();
     }
 
     /// Records the latency of a completed request, and the tokens of its prompt and of its completion.
-    pub(super) fn completed(&self, took: Duration, prompt: usize, completion: usize) {
-        self.latency.with_label_values(&[INFER]).observe(took.as_secs_f64());
+    pub(super) fn completed(&self, endpoint: Endpoint, took: Duration, prompt: usize, completion: usize) {
+        self.latency.with_label_values(&[endpoint.path()]).observe(took.as_secs_f64());
         self.tokens.with_label_values(&["prompt"]).inc_by(prompt as u64);
         self.tokens.with_label_values(&["completion"]).inc_by(completion as u64);
     }
@@ -91,14 +113,14 @@ mod tests {
     use axum::http::StatusCode;
     use prometheus::TextEncoder;
 
-    use super::{Metrics, contract};
+    use super::{Endpoint, Metrics, contract};
 
     #[test]
     fn the_exposition_is_that_of_the_contract() {
         let metrics = Metrics::new().unwrap();
-        metrics.arrived();
-        metrics.answered(StatusCode::TOO_MANY_REQUESTS);
-        metrics.completed(Duration::from_millis(600), 7, 30);
+        metrics.arrived(Endpoint::Infer);
+        metrics.answered(Endpoint::Infer, StatusCode::TOO_MANY_REQUESTS);
+        metrics.completed(Endpoint::Infer, Duration::from_millis(600), 7, 30);
         metrics.serves("main", "9f2c41d0a7b3");
         metrics.refused();
         let families = metrics.registry().gather();

@@ -12,6 +12,7 @@ mod batcher;
 mod error;
 mod http;
 mod metrics;
+mod openai;
 mod phase;
 #[cfg(test)]
 mod tests;
@@ -94,6 +95,9 @@ pub struct Serve {
     /// Number of requests that may wait; further ones are refused with 429.
     #[arg(long, default_value_t = 64, value_parser = whole::<u16>(0..=MOST))]
     queue: u16,
+    /// Name of the model in the OpenAI-shaped API; the beginning of its digest by default.
+    #[arg(long, value_name = "NAME", env = "CODEX_OBJECT_NAME")]
+    name: Option<String>,
     /// Seconds after SIGTERM in which the server is unready but accepts requests, until endpoints are updated.
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = whole::<u16>(0..=MOST))]
     drain_delay: u16,
@@ -179,6 +183,7 @@ struct Server {
     drain_delay: Duration,
     drain_deadline: Duration,
     limits: Limits,
+    name: Option<String>,
 }
 
 impl Server {
@@ -202,6 +207,7 @@ impl Server {
             drain_delay: Duration::from_secs(arguments.drain_delay.into()),
             drain_deadline: Duration::from_secs(arguments.drain_deadline.into()),
             limits: LIMITS,
+            name: arguments.name,
         }
     }
 
@@ -217,7 +223,7 @@ impl Server {
         }
         let (phase, watched) = watch::channel(Phase::Verifying);
         let metrics = Arc::new(Metrics::new().map_err(ServeError::Metrics)?);
-        let app = App::new(self.expected.clone(), watched, Arc::clone(&metrics));
+        let app = App::new(self.expected.clone(), watched, Arc::clone(&metrics), self.name.clone());
         let closing = CancellationToken::new();
         let http = codex_http::Server::new(listener, self.limits).on_refused(move || metrics.refused());
         let http = tokio::spawn(http.serve(http::router(app), closing.clone()));
@@ -273,8 +279,9 @@ impl Server {
         phase.send_replace(Phase::Loading);
         let generator = blocking(move || load_checked(&files, slots, device)).await?;
         let (tokenizer, context) = (generator.tokenizer().clone(), generator.config().max_position_embeddings);
+        let ends = generator.config().eos_token_ids.clone();
         let batcher = Batcher::start(generator, self.queue).map_err(ServeError::Engine)?;
-        Ok(ServedModel { verified, tokenizer, context, batcher })
+        Ok(ServedModel { verified, tokenizer, ends, context, batcher })
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) enum Phase {
 pub(super) struct ServedModel {
     pub(super) verified: Verified,
     pub(super) tokenizer: Tokenizer,
+    /// The ids of its end tokens.
+    pub(super) ends: Vec<u32>,
     /// The most tokens of a prompt and its response together.
     pub(super) context: usize,
     pub(super) batcher: Batcher,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use codex_engine::{Layout, ModelConfig, Shape, initial};
+use codex_engine::{Layout, ModelConfig, Sampler, Shape, initial};
 use codex_http::Limits;
 use codex_provenance::{
     ConfigDigest, Sha256,
@@ -25,7 +25,11 @@ use tokio::{
 };
 
 use super::{
-    Paths, ServeError, Server, Shutdown, batcher::Batcher, http, load_checked, metrics::Metrics, phase::Phase,
+    Paths, ServeError, Server, Shutdown,
+    batcher::{Batcher, Job},
+    http, load_checked,
+    metrics::Metrics,
+    phase::Phase,
     read_verified,
 };
 use crate::{
@@ -100,9 +104,9 @@ fn promotion(manifest: &Manifest, payload: &[u8]) -> Promotion {
 }
 
 /// A signed and promoted model in a directory, and a server of it.
-struct Case {
+pub(super) struct Case {
     root: tempfile::TempDir,
-    expected: Expected,
+    pub(super) expected: Expected,
     slots: usize,
     queue: usize,
     drain_delay: Duration,
@@ -111,11 +115,16 @@ struct Case {
 }
 
 impl Case {
-    fn new(context: usize) -> Self {
+    pub(super) fn new(context: usize) -> Self {
+        Self::of(files(context))
+    }
+
+    /// Signs and promotes a model of these files.
+    pub(super) fn of(files: BTreeMap<String, Vec<u8>>) -> Self {
         let root = tempfile::tempdir().unwrap();
         let model = root.path().join("model");
         fs::create_dir(&model).unwrap();
-        for (name, bytes) in files(context) {
+        for (name, bytes) in files {
             fs::write(model.join(name), bytes).unwrap();
         }
         let key = PrivateKey::generate().unwrap();
@@ -168,6 +177,7 @@ impl Case {
             drain_delay: self.drain_delay,
             drain_deadline: self.drain_deadline,
             limits: self.limits,
+            name: Some("cot".to_owned()),
         };
         let reporter = Arc::new(Reporter::<ServingState>::from_env().unwrap());
         let stop = Shutdown::default();
@@ -176,22 +186,22 @@ impl Case {
         Running { address, reporter, stop, end }
     }
 
-    async fn ready(&self) -> Running {
+    pub(super) async fn ready(&self) -> Running {
         let server = self.start().await;
         server.until("/ready", 200).await;
         server
     }
 }
 
-struct Running {
-    address: SocketAddr,
+pub(super) struct Running {
+    pub(super) address: SocketAddr,
     reporter: Arc<Reporter<ServingState>>,
     stop: Shutdown,
     end: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Running {
-    async fn get(&self, path: &str) -> (u16, String) {
+    pub(super) async fn get(&self, path: &str) -> (u16, String) {
         let (status, _, body) = request(self.address, path, None).await.unwrap();
         (status, body)
     }
@@ -214,7 +224,7 @@ impl Running {
 }
 
 /// A request from a thread of its own, over a connection of its own: status, `Retry-After`, body.
-async fn request(address: SocketAddr, path: &str, body: Option<String>) -> io::Result<(u16, Option<String>, String)> {
+pub(super) async fn request(address: SocketAddr, path: &str, body: Option<String>) -> io::Result<(u16, Option<String>, String)> {
     let url = format!("http://{address}{path}");
     let work = move || {
         let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
@@ -506,24 +516,28 @@ async fn overload_is_refused_early() {
     assert_eq!(server.infer(json!({ "prompt": "1+1:" })).await.0, 200, "there is room again");
 }
 
+fn job(token: u32, limit: usize) -> Job {
+    Job { prompt: vec![token], limit, sampler: Sampler::greedy() }
+}
+
 #[tokio::test]
 async fn without_a_free_permit_requests_are_refused() {
     let batcher = Batcher::start(generator(64, 2), 3).unwrap();
     let all = Arc::clone(&batcher.permits).acquire_many_owned(5).await.unwrap();
     assert_eq!(batcher.active(), 5);
-    assert!(batcher.answer(vec![5], 1).await.unwrap_err().to_string().contains("5 requests are running or waiting"));
+    assert!(batcher.answer(job(5, 1)).await.unwrap_err().to_string().contains("5 requests are running or waiting"));
     drop(all);
-    assert_eq!(batcher.answer(vec![5], 7).await.unwrap().tokens.len(), 7);
-    assert!(batcher.answer(vec![9_999], 1).await.unwrap_err().to_string().contains("outside the vocabulary"));
+    assert_eq!(batcher.answer(job(5, 7)).await.unwrap().tokens.len(), 7);
+    assert!(batcher.answer(job(9_999, 1)).await.unwrap_err().to_string().contains("outside the vocabulary"));
 }
 
 #[tokio::test]
 async fn an_abandoned_request_is_dropped() {
     let batcher = Batcher::start(generator(ENDLESS, 1), 1).unwrap();
-    let abandoned = batcher.answer(vec![5], ENDLESS);
+    let abandoned = batcher.answer(job(5, ENDLESS));
     assert!(tokio::time::timeout(Duration::from_millis(50), abandoned).await.is_err(), "generation has only begun");
     // The only slot is free again, long before the context is full.
-    let next = tokio::time::timeout(Duration::from_secs(10), batcher.answer(vec![5], 3)).await;
+    let next = tokio::time::timeout(Duration::from_secs(10), batcher.answer(job(5, 3))).await;
     assert_eq!(next.unwrap().unwrap().tokens.len(), 3);
     assert_eq!(batcher.active(), 0);
 }
@@ -576,6 +590,7 @@ async fn a_server_that_is_stopped_before_it_is_ready_exits() {
         drain_delay: case.drain_delay,
         drain_deadline: case.drain_deadline,
         limits: case.limits,
+        name: None,
     };
     let reporter = Reporter::<ServingState>::from_env().unwrap();
     server.run(listener, &reporter, &stop).await.unwrap();
@@ -586,7 +601,7 @@ async fn a_server_that_is_stopped_before_it_is_ready_exits() {
 async fn a_refused_model_is_reported_on_every_endpoint() {
     let case = Case::new(64);
     let (_phase, watched) = watch::channel(Phase::Refused("the model is refused: because".into()));
-    let app = http::App::new(case.expected.clone(), watched, Arc::new(Metrics::new().unwrap()));
+    let app = http::App::new(case.expected.clone(), watched, Arc::new(Metrics::new().unwrap()), None);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = tokio::spawn(axum::serve(listener, http::router(app)).into_future());

@@ -31,6 +31,7 @@ mod error;
 mod fast;
 mod jinja;
 mod marks;
+mod stop;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -40,5 +41,6 @@ pub use characters::{PAD, UNKNOWN};
 pub use chat::{Message, Role, Turns};
 pub use error::TokenizerError;
 pub use jinja::Clock;
+pub use stop::Stops;
 pub use stream::TextStream;
 pub use tokenizer::Tokenizer;

@@ -16,6 +16,6 @@ pub(crate) use dataset::{Address, Dataset};
 pub(crate) use encoder::Encoder;
 pub use error::DataError;
 pub(crate) use files::Stop;
-pub use formats::FormatError;
+pub(crate) use formats::FormatError;
 pub(crate) use lengths::{HeldOutLengths, RecordLengths};
 pub(crate) use validation::{Evaluated, Sample, ValidationSet};

@@ -2,7 +2,7 @@
 
 /// Cuts a stream before the first of some texts.
 #[derive(Debug)]
-pub(super) struct Stops<'a> {
+pub struct Stops<'a> {
     texts: &'a [String],
     /// Text that was not returned, because it may begin one of the texts.
     held: String,
@@ -11,12 +11,12 @@ pub(super) struct Stops<'a> {
 
 impl<'a> Stops<'a> {
     /// Looks for these texts, none of which is empty.
-    pub(super) fn new(texts: &'a [String]) -> Self {
+    pub fn new(texts: &'a [String]) -> Self {
         Self { texts, held: String::new(), reached: false }
     }
 
     /// Takes the next piece of text and returns what certainly comes before the first of the texts.
-    pub(super) fn push(&mut self, piece: &str) -> String {
+    pub fn push(&mut self, piece: &str) -> String {
         if self.reached {
             return String::new();
         }
@@ -34,12 +34,12 @@ impl<'a> Stops<'a> {
     }
 
     /// Returns whether one of the texts was found.
-    pub(super) fn reached(&self) -> bool {
+    pub fn reached(&self) -> bool {
         self.reached
     }
 
     /// Returns what was held back at the end of the stream.
-    pub(super) fn finish(self) -> String {
+    pub fn finish(self) -> String {
         self.held
     }
 }
