@@ -47,7 +47,7 @@ if ! command -v promtool >/dev/null; then
 fi
 endef
 
-.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test test-isa test-helm release demo bench bench-memory bench-train sanitize
+.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test test-isa test-helm release demo demo-real bench bench-memory bench-real bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,7 +62,7 @@ root: ## checks that packages can be installed and the local cluster can start: 
 	fi
 
 # Go builds Kubernetes and kubectl. Images and programs do not need it.
-cluster demo test test-helm release bench: WITH_GO := yes
+cluster demo demo-real test test-helm release bench: WITH_GO := yes
 
 prerequisites: ## checks that Rust, Go and gcc are installed
 	@missing=()
@@ -287,6 +287,11 @@ demo: root prerequisites ## trains, evaluates, signs and serves a small model on
 	@$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-demo
 
+demo-real: root prerequisites ## evaluates, fine-tunes, signs and serves a pretrained model on the local cluster
+	@$(call install-venv,pip)
+	$(MAKE) image REGISTRY=
+	$(PROGRAMS)/codex-demo real
+
 bench: prerequisites ## measures the figures of docs/benchmarks.md on the local cluster
 	@$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-bench
@@ -294,11 +299,28 @@ bench: prerequisites ## measures the figures of docs/benchmarks.md on the local 
 bench-memory: programs ## compares the trainer's memory estimate with its peak, on six configurations
 	@benches/memory.sh $(PROGRAMS)/codex
 
+# PEERS=no measures this project alone.
+PEERS ?= yes
+ROUNDS ?= 3
+bench-real: programs ## times LoRA, prefill, decoding and evaluation of a pretrained model beside PEFT and transformers; installs them (5.6 GB)
+	@$(call install-venv,pip)
+	python=python3
+	if [ "$(PEERS)" = yes ]; then
+		python="$(CACHE)/venvs/real/bin/python"
+		if ! "$$python" -c 'import torch, transformers, peft' >/dev/null 2>&1; then
+			echo "Installing PyTorch, transformers and PEFT (5.6 GB) in $(CACHE)/venvs/real. PEERS=no does without."
+			python3 -m venv "$(CACHE)/venvs/real"
+			"$$python" -m pip install --quiet --no-cache-dir torch transformers peft
+		fi
+	fi
+	cargo build --release --locked --workspace --example lora_speed --example decode_speed
+	model=$$($(PROGRAMS)/codex-demo model)
+	"$$python" benches/real.py compare "$(PROGRAMS)" "$$model" configs/benchmarks/gym-chain-sum/problems.jsonl 24 "$(ROUNDS)"
+
 sanitize: prerequisites ## runs the engine's tests under AddressSanitizer, which checks its unsafe kernels
 	@RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Z sanitizer=address" cargo test --release --locked --package codex-engine --lib \
 		--target $(HOST) --target-dir "$(CACHE)/target-sanitize"
 
-ROUNDS ?= 3
 bench-train: prerequisites ## compares training speed with PyTorch; installs PyTorch (some GB) in its own environment
 	@$(call install-venv,PyTorch)
 	python="$(CACHE)/venvs/torch/bin/python"

@@ -1,6 +1,9 @@
 //! `make demo`: trains, evaluates, signs and serves one model on a real cluster, and shows how another one is refused.
+//! `make demo-real`: fine-tunes a pretrained model, and evaluates, signs and serves the result.
 
 mod ask;
+mod base;
+mod real;
 mod show;
 mod tour;
 
@@ -8,7 +11,19 @@ use std::process::ExitCode;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match tour::run().await {
+    let which = std::env::args().nth(1);
+    let ended = match which.as_deref() {
+        None => tour::run().await,
+        Some("real") => real::run().await,
+        Some("model") => base::fetch().map(|model| println!("{}", model.display())),
+        Some(other) => {
+            eprintln!(
+                "`{other}` is not a demo; run codex-demo, codex-demo real, or codex-demo model, which only fetches the model"
+            );
+            return ExitCode::from(2);
+        }
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nThe demo stopped: {error}");

@@ -26,34 +26,34 @@ use crate::{
 const MARK: &str = "codex-ml.dev/demo";
 /// The interval of progress lines.
 const BEAT: Duration = Duration::from_secs(10);
-const TRAINING: Duration = Duration::from_secs(1200);
-const JUDGING: Duration = Duration::from_secs(300);
-const SERVING: Duration = Duration::from_secs(180);
+const TRAINING: Duration = Duration::from_secs(3600);
+const JUDGING: Duration = Duration::from_secs(1200);
+pub(crate) const SERVING: Duration = Duration::from_secs(180);
 
-/// Runs the demo.
+/// Runs the demo of the small model.
 ///
 /// # Errors
 /// If a step does not have the expected result.
 pub(crate) async fn run() -> Result<()> {
-    println!("The operator of this working tree, on a real cluster.");
-    let installation = Installation::ensure().await?;
-    let client = installation.client().await?;
-    let tour = Tour::begin(installation, client).await?;
+    let tour = Tour::begin(Installation::ensure().await?).await?;
     tour.passes().await?;
     tour.stopped_early().await?;
-    tour.farewell()
+    tour.farewell("cot-lite", "cot-rc")
 }
 
-struct Tour<'a> {
-    installation: &'a Installation,
-    client: Client,
-    namespace: String,
-    show: Show<'a>,
+/// A namespace of its own, in which a demo runs.
+pub(crate) struct Tour<'a> {
+    pub(crate) installation: &'a Installation,
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
+    pub(crate) show: Show<'a>,
 }
 
 impl<'a> Tour<'a> {
     /// Creates a new namespace. Deletes those of earlier demos, because their servers use the node's resources.
-    async fn begin(installation: &'a Installation, client: Client) -> Result<Self> {
+    pub(crate) async fn begin(installation: &'a Installation) -> Result<Self> {
+        println!("The operator of this working tree, on a real cluster.");
+        let client = installation.client().await?;
         let namespaces: Api<Namespace> = Api::all(client.clone());
         for earlier in namespaces.list(&ListParams::default().labels(MARK)).await? {
             println!("Deleting the earlier demo's namespace {}.", earlier.name_any());
@@ -158,15 +158,15 @@ impl<'a> Tour<'a> {
         Ok(())
     }
 
-    fn farewell(&self) -> Result<()> {
+    pub(crate) fn farewell(&self, evaluation: &str, pod: &str) -> Result<()> {
         self.show.heading("Done. Where to look next, and how to stop");
         let cluster = &self.installation.cluster;
         let (namespace, kubectl) = (&self.namespace, cluster.bin("kubectl")?);
         let tools = kubectl.parent().unwrap_or(&kubectl).display();
         println!("   export KUBECONFIG={} PATH={tools}:$PATH\n", cluster.kubeconfig().display());
         let mut lines = vec![
-            (format!("kubectl -n {namespace} describe evaluation cot-lite"), "the numbers behind the verdict"),
-            (format!("kubectl -n {namespace} describe reasoningpod cot-rc"), "conditions and Events, in sentences"),
+            (format!("kubectl -n {namespace} describe evaluation {evaluation}"), "the numbers behind the verdict"),
+            (format!("kubectl -n {namespace} describe reasoningpod {pod}"), "conditions and Events, in sentences"),
             (format!("kubectl -n {namespace} get configmaps"), "the signed statements: codex-oms-…, codex-promo-…"),
             ("kubectl -n codex-system logs deployment/codex-controller".to_owned(), "the operator's log"),
             (
@@ -185,7 +185,7 @@ impl<'a> Tour<'a> {
     }
 
     /// Waits for a run's model and prints its progress.
-    async fn trained(&self, name: &str) -> Result<()> {
+    pub(crate) async fn trained(&self, name: &str) -> Result<()> {
         let api: Api<TrainingRun> = self.api();
         let (begun, mut told) = (Instant::now(), None::<(Instant, String)>);
         loop {
@@ -224,7 +224,7 @@ impl<'a> Tour<'a> {
         }
     }
 
-    async fn judged(&self, name: &str) -> Result<Evaluation> {
+    pub(crate) async fn judged(&self, name: &str) -> Result<Evaluation> {
         until(&self.api::<Evaluation>(), name, "its verdict is there", JUDGING, |evaluation| {
             if evaluation.status.as_ref().is_some_and(|status| status.verdict.is_some()) {
                 Sight::There
@@ -235,7 +235,7 @@ impl<'a> Tour<'a> {
         .await
     }
 
-    fn api<K>(&self) -> Api<K>
+    pub(crate) fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
@@ -243,6 +243,6 @@ impl<'a> Tour<'a> {
     }
 }
 
-fn phase(pod: &ReasoningPod) -> Option<ReasoningPodPhase> {
+pub(crate) fn phase(pod: &ReasoningPod) -> Option<ReasoningPodPhase> {
     pod.status.as_ref().and_then(|status| status.phase)
 }

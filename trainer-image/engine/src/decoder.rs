@@ -179,6 +179,19 @@ impl Slots {
         self.all.iter().enumerate().filter(|(_, slot)| !slot.pending.is_empty())
     }
 
+    /// Yields the slots whose prompts the model has not begun to process, with the prompts.
+    pub(crate) fn new_prompts(&self) -> impl Iterator<Item = (usize, &[u32])> {
+        self.used().filter(|(_, slot)| slot.cached == 0).map(|(index, slot)| (index, slot.pending.as_slice()))
+    }
+
+    /// Records that the cache of a slot holds the first `count` of its pending tokens.
+    pub(crate) fn skip(&mut self, slot: usize, count: usize) {
+        if let Some(slot) = self.all.get_mut(slot) {
+            slot.pending.drain(..count);
+            slot.cached += count;
+        }
+    }
+
     /// See [`Decoder::prefill`].
     pub(crate) fn prefill(&mut self, config: &ModelConfig, slot: usize, tokens: &[u32]) -> Result<(), PromptError> {
         let (context, vocabulary) = (config.max_position_embeddings, config.vocab_size);

@@ -55,6 +55,37 @@ impl Packed {
         Self { tokens, cu_seqlens: cu_seqlens.into(), targets: targets.into(), noise: 0 }
     }
 
+    /// Returns the batch with the rows at the start that all sequences share stored once, before the sequences, and their
+    /// number; `None` if there are fewer than `least`. No shared row has a target, and every sequence keeps a row.
+    pub(crate) fn share_prefix(&self, least: usize) -> Option<(Self, usize)> {
+        let sequences: Vec<_> = self.cu_seqlens.windows(2).map(|bounds| bounds[0]..bounds[1]).collect();
+        let [first, _, ..] = sequences.as_slice() else { return None };
+        let first = &self.tokens[first.clone()];
+        let mut shared = usize::MAX;
+        for rows in &sequences {
+            let equal = self.tokens[rows.clone()].iter().zip(first).take_while(|(id, first)| id == first).count();
+            let target = self.targets.get(self.targets.partition_point(|target| target.row < rows.start));
+            let free = target.map_or(rows.len(), |target| target.row.min(rows.end) - rows.start);
+            shared = shared.min(equal).min(free).min(rows.len().saturating_sub(1));
+        }
+        if shared < least.max(1) {
+            return None;
+        }
+        let (mut tokens, mut cu_seqlens) = (first[..shared].to_vec(), vec![shared]);
+        let mut targets = Vec::with_capacity(self.targets.len());
+        for rows in sequences {
+            let begin = tokens.len();
+            tokens.extend_from_slice(&self.tokens[rows.start + shared..rows.end]);
+            cu_seqlens.push(tokens.len());
+            let own = self.targets.iter().skip(targets.len()).take_while(|target| target.row < rows.end);
+            let own: Vec<_> =
+                own.map(|target| Target { row: begin + target.row - rows.start - shared, ..*target }).collect();
+            targets.extend(own);
+        }
+        let batch = Self { tokens, cu_seqlens: cu_seqlens.into(), targets: targets.into(), noise: self.noise };
+        Some((batch, shared))
+    }
+
     /// Checks that the batch fits a model.
     ///
     /// # Errors
@@ -70,5 +101,37 @@ impl Packed {
             Some(id) if *id as usize >= vocabulary => Err(EngineError::Id { id: *id, vocabulary }),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_rows_are_stored_once() {
+        let sequences: [(&[u32], usize); 3] =
+            [(&[1, 2, 3, 4, 5], 4), (&[1, 2, 3, 9, 9, 9], 4), (&[1, 2, 3, 4, 7, 8], 5)];
+        let batch = Packed { noise: 7, ..Packed::new(sequences) };
+        let (shared, rows) = batch.share_prefix(3).unwrap();
+        assert_eq!((rows, shared.noise), (3, 7));
+        assert_eq!(shared.tokens, [1, 2, 3, 4, 9, 9, 4, 7]);
+        assert_eq!(*shared.cu_seqlens, [3, 4, 6, 8]);
+        let targets: Vec<_> = shared.targets.iter().map(|target| (target.row, target.id)).collect();
+        assert_eq!(targets, [(3, 5), (4, 9), (5, 9), (7, 8)]);
+        assert!(batch.share_prefix(4).is_none());
+    }
+
+    #[test]
+    fn targets_and_last_rows_are_not_shared() {
+        let rows = |sequences: &[(&[u32], usize)]| {
+            Packed::new(sequences.iter().copied()).share_prefix(1).map(|(_, rows)| rows)
+        };
+        assert_eq!(rows(&[(&[1, 2, 3, 4, 5], 2), (&[1, 2, 3, 4, 5], 5)]), Some(1));
+        assert_eq!(rows(&[(&[1, 2, 3], 3), (&[1, 2, 3], 3)]), Some(1));
+        assert_eq!(rows(&[(&[1, 2, 3], 1), (&[1, 2, 3], 3)]), None);
+        assert_eq!(rows(&[(&[1, 2, 3], 3)]), None);
+        assert_eq!(rows(&[(&[1, 2, 3], 3), (&[4, 2, 3], 3)]), None);
+        assert_eq!(rows(&[(&[1], 1), (&[1, 2, 3], 3)]), None);
     }
 }

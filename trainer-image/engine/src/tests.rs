@@ -297,6 +297,32 @@ fn a_program_without_cuda_says_so() {
     assert!(refused.starts_with("this program was built without CUDA"), "{refused}");
 }
 
+/// Sequences that begin with the same `shared` ids, in which no target lies.
+fn batch_with_prefix(shared: usize, lengths: &[usize]) -> Packed {
+    let own = |(at, length): (usize, &usize)| [ids(shared, 7), ids(*length, 100 + at as u32 * 31)].concat();
+    let all: Vec<Vec<u32>> = lengths.iter().enumerate().map(own).collect();
+    Packed::new(all.iter().map(|ids| (ids.as_slice(), shared + 2)))
+}
+
+#[test]
+fn a_shared_prefix_changes_neither_losses_nor_gradients() {
+    let batch = batch_with_prefix(21, &[12, 5, 30]);
+    let total = batch.targets.len();
+    for config in shapes() {
+        let mut plain = plain(&config, 3);
+        let expected = plain.accumulate(&batch, total).unwrap();
+        let alone = plain.loss(&batch).unwrap();
+        for (settings, share) in [(Settings::default(), 2e-4), (BF16, 0.05)] {
+            let mut fast = start(&config, 3, settings);
+            let found = fast.accumulate(&batch, total).unwrap();
+            assert!((found - expected).abs() < f64::from(share) * 0.1, "{found} {expected}");
+            assert_gradients_agree(&*fast, &*plain, share);
+            let found = fast.loss(&batch).unwrap();
+            assert!((found - alone).abs() < f64::from(share) * 0.1 * total as f64, "{found} {alone}");
+        }
+    }
+}
+
 #[test]
 fn invalid_batches_and_states_are_refused() {
     let config = tiny();

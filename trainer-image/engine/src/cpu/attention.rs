@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::{
     buffer::{Scratch, scratch},
     dispatch::dispatched,
-    kernels::{dot, exponentials, scale, softmax_backward},
+    kernels::{add, dot, exponentials, scale, softmax_backward},
     matrix::Dtype,
     norm::{NormWeights, norm, norm_backward},
 };
@@ -72,6 +72,8 @@ pub(crate) struct AttentionShape<'a> {
 pub(crate) struct Sequences<'a> {
     /// The first row of each sequence, then the number of rows.
     pub(crate) cu_seqlens: &'a [usize],
+    /// The number of rows before the first sequence. They precede the rows of every sequence.
+    pub(crate) prefix: usize,
     pub(crate) heads: AttentionShape<'a>,
 }
 
@@ -163,8 +165,55 @@ impl<'a, N> DisjointRows<'a, N> {
     }
 }
 
+/// The rows of a batch when every sequence has its own copy of the rows that all share.
+struct Unshared {
+    /// For each row, its row in the batch.
+    rows: Vec<usize>,
+    cu_seqlens: Vec<usize>,
+}
+
+impl Unshared {
+    fn of(sequences: Sequences) -> Self {
+        let (mut rows, mut cu_seqlens) = (Vec::new(), vec![0]);
+        for bounds in sequences.cu_seqlens.windows(2) {
+            rows.extend((0..sequences.prefix).chain(bounds[0]..bounds[1]));
+            cu_seqlens.push(rows.len());
+        }
+        Self { rows, cu_seqlens }
+    }
+
+    fn sequences<'a>(&'a self, heads: AttentionShape<'a>) -> Sequences<'a> {
+        Sequences { cu_seqlens: &self.cu_seqlens, prefix: 0, heads }
+    }
+
+    /// Copies rows of the batch, which are `stride` apart.
+    fn spread<N: Dtype>(&self, from: &[N], stride: usize) -> Scratch<N> {
+        let mut to = scratch::<N>(self.rows.len() * stride);
+        to.par_chunks_exact_mut(stride).zip(&self.rows).for_each(|(to, row)| {
+            to.copy_from_slice(&from[row * stride..][..stride]);
+        });
+        to
+    }
+}
+
 /// Computes `out` [rows, queries] from `qkv` [rows, queries + keys + values]. Leaves the padding of the rows unchanged.
 pub(crate) fn attention<N: Dtype>(sequences: Sequences, qkv: &[N], out: &mut [N]) {
+    if sequences.prefix == 0 {
+        return attention_of_sequences(sequences, qkv, out);
+    }
+    let (heads, unshared) = (sequences.heads, Unshared::of(sequences));
+    let (queries, narrow) = (heads.queries(), N::stride(heads.queries()));
+    let spread_qkv = unshared.spread(qkv, N::stride(heads.all()));
+    let mut spread_out = scratch::<N>(unshared.rows.len() * narrow);
+    attention_of_sequences(unshared.sequences(heads), &spread_qkv, &mut spread_out);
+    // The copies of a shared row have the same bits.
+    for (row, from) in unshared.rows.iter().zip(spread_out.chunks_exact(narrow)) {
+        out[row * narrow..][..queries].copy_from_slice(&from[..queries]);
+    }
+}
+
+/// Computes [`attention`] for sequences that share no rows.
+fn attention_of_sequences<N: Dtype>(sequences: Sequences, qkv: &[N], out: &mut [N]) {
     let heads = sequences.heads;
     let width = heads.width;
     let out = DisjointRows::new(out, N::stride(heads.queries()));
@@ -190,6 +239,38 @@ pub(crate) fn attention<N: Dtype>(sequences: Sequences, qkv: &[N], out: &mut [N]
 /// Computes the gradient of [`attention`] by `qkv` into `dqkv`. Returns the gradients of the norms of queries and keys, if there
 /// are any: for each task, in a fixed order, [queries, keys] of [weight, bias] each.
 pub(crate) fn attention_backward<N: Dtype>(sequences: Sequences, qkv: &[N], dout: &[N], dqkv: &mut [N]) -> Vec<f32> {
+    if sequences.prefix == 0 {
+        return backward_of_sequences(sequences, qkv, dout, dqkv);
+    }
+    let (heads, prefix, unshared) = (sequences.heads, sequences.prefix, Unshared::of(sequences));
+    let (all, wide, narrow) = (heads.all(), N::stride(heads.all()), N::stride(heads.queries()));
+    let spread_qkv = unshared.spread(qkv, wide);
+    let mut spread_dout = unshared.spread(dout, narrow);
+    // The first sequence has the gradients of the shared rows' own outputs.
+    let copies = unshared.cu_seqlens.iter().take(sequences.cu_seqlens.len() - 1);
+    for start in copies.clone().skip(1) {
+        spread_dout[start * narrow..(start + prefix) * narrow].fill(N::default());
+    }
+    let mut spread_dqkv = scratch::<N>(spread_qkv.len());
+    let parts = backward_of_sequences(unshared.sequences(heads), &spread_qkv, &spread_dout, &mut spread_dqkv);
+    let own = unshared.rows.iter().zip(spread_dqkv.chunks_exact(wide)).filter(|(row, _)| **row >= prefix);
+    for (row, from) in own {
+        dqkv[row * wide..][..all].copy_from_slice(&from[..all]);
+    }
+    let (mut sum, mut copy) = (scratch::<f32>(prefix * all), scratch::<f32>(prefix * all));
+    sum.fill(0.0);
+    for start in copies {
+        N::gather(&spread_dqkv[start * wide..(start + prefix) * wide], wide, all, &mut copy);
+        add(&copy, &mut sum);
+    }
+    for (sum, dqkv) in sum.chunks_exact(all).zip(dqkv.chunks_exact_mut(wide)) {
+        N::convert(sum, &mut dqkv[..all]);
+    }
+    parts
+}
+
+/// Computes [`attention_backward`] for sequences that share no rows.
+fn backward_of_sequences<N: Dtype>(sequences: Sequences, qkv: &[N], dout: &[N], dqkv: &mut [N]) -> Vec<f32> {
     let heads = sequences.heads;
     let (queries, width) = (heads.queries(), heads.width);
     let values = queries + heads.kv_heads * width;

@@ -49,6 +49,15 @@ impl Cache {
         size_of::<f32>() * (self.keys.capacity() + self.values.capacity())
     }
 
+    /// Replaces the contents with the first `count` positions of another cache.
+    pub(crate) fn copy(&mut self, heads: &AttentionShape, from: &Self, count: usize) {
+        let shared = heads.kv_heads * heads.width;
+        self.keys.clear();
+        self.keys.extend_from_slice(&from.keys[..count.next_multiple_of(SPAN) * shared]);
+        self.values.clear();
+        self.values.extend_from_slice(&from.values[..count * shared]);
+    }
+
     /// Appends the keys and values of new rows `qkv`. Positions from `position` on are overwritten.
     fn append<N: Dtype>(&mut self, heads: &AttentionShape, qkv: &[N], position: usize) {
         let (width, stride) = (heads.width, N::stride(heads.all()));

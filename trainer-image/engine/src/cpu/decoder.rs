@@ -26,6 +26,9 @@ use crate::{
 /// Rows that are processed at once, at most. Prompts are cut into chunks of it.
 const ROWS: usize = 512;
 
+/// Tokens at the start of a prompt that are worth taking over from another slot.
+const SHARED: usize = 16;
+
 /// The decoder on processors, with activations of type `N`.
 #[derive(Debug)]
 pub(crate) struct CpuDecoder<N: Dtype> {
@@ -39,6 +42,8 @@ pub(crate) struct CpuDecoder<N: Dtype> {
     slots: Slots,
     /// [layers][slots]
     caches: Vec<Vec<Cache>>,
+    /// For each slot, the tokens whose keys and values its caches hold, also after the slot was released.
+    held: Vec<Vec<u32>>,
     workspace: Workspace<N>,
     /// Rows that are processed at once.
     rows: usize,
@@ -98,9 +103,10 @@ impl<N: Dtype> CpuDecoder<N> {
         let vectors = model.read_vectors(read)?;
         let slots = Slots::new(slots);
         let caches = vec![vec![Cache::default(); slots.len()]; config.num_hidden_layers];
+        let held = vec![Vec::new(); slots.len()];
         let rotary = Rotary::of(config);
         let workspace = Workspace::default();
-        Ok(Self { model, vectors, embedding, packs, rotary, slots, caches, workspace, rows: ROWS })
+        Ok(Self { model, vectors, embedding, packs, rotary, slots, caches, held, workspace, rows: ROWS })
     }
 
     /// Cuts prompts into chunks of `rows`.
@@ -109,9 +115,45 @@ impl<N: Dtype> CpuDecoder<N> {
         Self { rows, ..self }
     }
 
+    /// Takes over the keys and values of tokens with which new prompts begin, such as a system prompt, from slots that hold them.
+    /// What all new prompts begin with is computed once. The keys and values of a token depend on the tokens before it alone, bit
+    /// for bit, so that the logits do not change.
+    pub(crate) fn share(&mut self) {
+        let new: Vec<(usize, Vec<u32>)> =
+            self.slots.new_prompts().map(|(slot, prompt)| (slot, prompt.to_vec())).collect();
+        if let [(first, prompt), others @ ..] = new.as_slice()
+            && let Some(shared) = others.iter().map(|(_, other)| takeable(prompt, other)).min()
+            && shared >= SHARED.max(1 + self.held.iter().map(|held| takeable(held, prompt)).max().unwrap_or(0))
+        {
+            for start in (0..shared).step_by(self.rows) {
+                let count = self.rows.min(shared - start);
+                let part = Part { slot: *first, row: 0, count, position: start };
+                self.forward(&[part], &prompt[start..start + count]);
+            }
+        }
+        for (slot, prompt) in &new {
+            let found = (0..self.held.len()).map(|from| (takeable(&self.held[from], prompt), from == *slot, from));
+            let Some((count, own, from)) = found.max().filter(|(count, ..)| *count >= SHARED) else { continue };
+            if !own {
+                let heads = AttentionShape::new(&self.model.config, None);
+                self.caches.par_iter_mut().for_each(|caches| {
+                    if let Ok([from, to]) = caches.get_disjoint_mut([from, *slot]) {
+                        to.copy(&heads, from, count);
+                    }
+                });
+            }
+            self.held[*slot] = prompt[..count].to_vec();
+            self.slots.skip(*slot, count);
+        }
+    }
+
     /// Runs the blocks over the tokens of `parts`, appends to the caches, and leaves the residual stream in the workspace.
     fn forward(&mut self, parts: &[Part], tokens: &[u32]) {
-        let Self { model, vectors, embedding, packs, rotary, caches, workspace, .. } = self;
+        let Self { model, vectors, embedding, packs, rotary, caches, held, workspace, .. } = self;
+        for part in parts {
+            held[part.slot].truncate(part.position);
+            held[part.slot].extend_from_slice(&tokens[part.row..part.row + part.count]);
+        }
         let config = &model.config;
         let (hidden, inner, rows) = (config.hidden_size, config.intermediate_size, tokens.len());
         let activation = Activation::of(config);
@@ -168,6 +210,13 @@ impl<N: Dtype> CpuDecoder<N> {
     }
 }
 
+/// Returns how many of the first tokens of `prompt` are those of `held`. The last one is not taken over, because its logits are
+/// wanted.
+fn takeable(held: &[u32], prompt: &[u32]) -> usize {
+    let equal = held.iter().zip(prompt).take_while(|(held, token)| held == token).count();
+    equal.min(prompt.len().saturating_sub(1))
+}
+
 /// Parameters that are read at once, at most, unless a weight is stored [inputs, outputs].
 const CHUNK: usize = 1 << 20;
 
@@ -221,6 +270,7 @@ impl<N: Dtype> Decoder for CpuDecoder<N> {
     }
 
     fn logits(&mut self) -> Result<Logits, EngineError> {
+        self.share();
         let work: Vec<(usize, usize, Vec<u32>)> =
             self.slots.used().map(|(index, slot)| (index, slot.cached, slot.pending.clone())).collect();
         let mut logits = Logits { vocabulary: self.model.config.vocab_size, ..Logits::default() };

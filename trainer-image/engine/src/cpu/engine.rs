@@ -56,6 +56,16 @@ struct Frozen<N: Dtype> {
     gradients: Vec<f32>,
 }
 
+/// Rows that are worth sharing between sequences.
+const SHARED: usize = 16;
+
+/// A batch as it is computed: the rows with which all sequences begin, such as those of a system prompt, are computed once.
+struct Batch<'a> {
+    packed: Cow<'a, Packed>,
+    /// The number of shared rows, which lie before the first sequence.
+    prefix: usize,
+}
+
 /// The buffers of a step beside parameters, gradients and moments.
 #[derive(Debug, Default)]
 struct Workspace<N: Dtype> {
@@ -131,10 +141,21 @@ impl<N: Dtype> CpuEngine<N> {
         }
     }
 
+    /// Checks a batch, and finds the rows that can be shared: not with learned positions, and not if adapters drop inputs out,
+    /// because each sequence drops others.
+    fn prepare<'a>(&self, batch: &'a Packed, train: bool) -> Result<Batch<'a>, EngineError> {
+        batch.check(&self.model.config)?;
+        let drops = train && self.frozen.as_ref().is_some_and(|frozen| frozen.lora.dropout > 0.0);
+        let shared = if drops || self.model.positions.is_some() { None } else { batch.share_prefix(SHARED) };
+        Ok(match shared {
+            Some((packed, prefix)) => Batch { packed: Cow::Owned(packed), prefix },
+            None => Batch { packed: Cow::Borrowed(batch), prefix: 0 },
+        })
+    }
+
     /// Packs the weights, prepares the workspace for a batch, and runs the blocks. With `train`, blocks save their activations
     /// for the backward pass, and adapters drop inputs out.
-    fn forward(&mut self, batch: &Packed, train: bool) -> Result<(), EngineError> {
-        batch.check(&self.model.config)?;
+    fn forward(&mut self, batch: &Batch, train: bool) {
         if !self.packed {
             match &mut self.frozen {
                 None => N::pack(&self.model.matrices(), &self.parameters, &mut self.packs, true),
@@ -148,12 +169,12 @@ impl<N: Dtype> CpuEngine<N> {
         let Self { model, settings, rotary, parameters, packs, frozen, workspace, .. } = self;
         let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
         let context = weights.context(batch, train);
-        let (layers, size) = (model.blocks.len(), batch.tokens.len() * context.hidden);
+        let (layers, size) = (model.blocks.len(), batch.packed.tokens.len() * context.hidden);
         workspace.stream.resize_with(if train { layers + 1 } else { 2.max(workspace.stream.len()) }, Buffer::default);
         workspace
             .saved
             .resize_with(if train { settings.kept(layers) } else { workspace.saved.len().max(1) }, Saved::default);
-        weights.embed(batch, &mut workspace.stream[0], size);
+        weights.embed(&batch.packed, &mut workspace.stream[0], size);
         for (layer, block) in model.blocks.iter().enumerate() {
             let (from, to) = if train { (layer, layer + 1) } else { (layer % 2, (layer + 1) % 2) };
             let kept = workspace.saved.len();
@@ -162,7 +183,6 @@ impl<N: Dtype> CpuEngine<N> {
             y.resize(size);
             block::forward(context, (block, weights.adapters(layer)), x, y, saved);
         }
-        Ok(())
     }
 }
 
@@ -178,11 +198,16 @@ struct Weights<'a, N: Dtype> {
 
 impl<'a, N: Dtype> Weights<'a, N> {
     /// Returns the context that every block of a batch shares.
-    fn context(&self, batch: &'a Packed, train: bool) -> Context<'a, N> {
+    fn context(&self, batch: &'a Batch, train: bool) -> Context<'a, N> {
+        let Batch { packed: batch, prefix } = batch;
         let Self { model, rotary, parameters, packs, frozen } = *self;
         let config = &model.config;
         Context {
-            sequences: Sequences { cu_seqlens: &batch.cu_seqlens, heads: AttentionShape::new(config, rotary) },
+            sequences: Sequences {
+                cu_seqlens: &batch.cu_seqlens,
+                prefix: *prefix,
+                heads: AttentionShape::new(config, rotary),
+            },
             parameters: frozen.map_or(parameters, |frozen| &frozen.vectors),
             packs: frozen.map_or(packs, |frozen| &frozen.packs),
             activation: Activation::of(config),
@@ -229,12 +254,14 @@ impl<'a, N: Dtype> Weights<'a, N> {
 impl<N: Dtype> CpuEngine<N> {
     /// Returns the logits of every row of a batch.
     pub(crate) fn logits(&mut self, batch: &Packed) -> Vec<f32> {
-        self.forward(batch, false).unwrap();
+        // Not shared, because the logits of every row are wanted.
+        let batch = &Batch { packed: Cow::Borrowed(batch), prefix: 0 };
+        self.forward(batch, false);
         let Self { model, rotary, parameters, packs, frozen, workspace, .. } = self;
         let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
         let context = weights.context(batch, false);
         let x = &workspace.stream[model.blocks.len() % 2];
-        let rows = batch.tokens.len();
+        let rows = batch.packed.tokens.len();
         let mut normed = vec![N::default(); rows * N::stride(context.hidden)];
         super::norm::norm(x, context.norm(&model.norm), &mut normed);
         let mut logits = vec![0.0; rows * model.head.outputs];
@@ -312,12 +339,14 @@ impl<N: Dtype> Engine for CpuEngine<N> {
     }
 
     fn accumulate(&mut self, batch: &Packed, total_targets: usize) -> Result<f64, EngineError> {
-        self.forward(batch, true)?;
+        let batch = &self.prepare(batch, true)?;
+        self.forward(batch, true);
         let Self { model, rotary, parameters, gradients, packs, frozen, workspace, settings, .. } = self;
         // Taken out, because the rest of the frozen model is read while they are written.
         let mut taken = frozen.as_mut().map(|frozen| std::mem::take(&mut frozen.gradients));
         let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
         let context = weights.context(batch, true);
+        let batch = &*batch.packed;
         let Workspace { stream, saved, backward, head, dy } = workspace;
         let layers = model.blocks.len();
         dy.resize(batch.tokens.len() * context.hidden);
@@ -346,11 +375,12 @@ impl<N: Dtype> Engine for CpuEngine<N> {
     }
 
     fn loss(&mut self, batch: &Packed) -> Result<f64, EngineError> {
-        self.forward(batch, false)?;
+        let batch = &self.prepare(batch, false)?;
+        self.forward(batch, false);
         let Self { model, rotary, parameters, packs, frozen, workspace, .. } = self;
         let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
         let context = weights.context(batch, false);
-        Ok(head::loss(context, model, &workspace.stream[model.blocks.len() % 2], &batch.targets))
+        Ok(head::loss(context, model, &workspace.stream[model.blocks.len() % 2], &batch.packed.targets))
     }
 
     fn parameters(&self) -> Result<Cow<'_, [f32]>, EngineError> {

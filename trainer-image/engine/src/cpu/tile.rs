@@ -9,6 +9,7 @@ use pulp::Simd;
 
 use super::{
     bf16::Bf16,
+    buffer::scratch,
     dispatch::dispatched,
     isa::{self, Isa},
 };
@@ -123,7 +124,11 @@ impl Kind {
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
             Self::Avx512 => unsafe { x86::avx512(left, height, right, depth, out) },
-            Self::Portable => portable(left, height, right, depth, out),
+            Self::Portable => {
+                let mut rows = scratch::<f32>(height * depth * DEPTH);
+                widen_block(left, depth, &mut rows);
+                products(&rows, depth * DEPTH, height, right, depth, out);
+            }
         }
     }
 
@@ -152,57 +157,105 @@ impl Kind {
 #[repr(C, align(64))]
 pub(crate) struct Block(pub(crate) [[f32; BLOCK]; BLOCK]);
 
-dispatched!(portable<'a>(
-    left: Left<'a>, height: usize, right: [&'a [Pair]; 2], depth: usize, out: &'a mut Block,
-) = portable_kernel);
+dispatched!(
+    /// Converts consecutive numbers.
+    pub(crate) widen<'a>(numbers: &'a [Bf16], to: &'a mut [f32]) = widen_kernel
+);
+dispatched!(widen_block<'a>(left: Left<'a>, depth: usize, to: &'a mut [f32]) = widen_block_kernel);
+dispatched!(
+    /// Computes the sums of products of the first `height` of `rows`, which are `stride` apart, with 32 columns over `depth`
+    /// tiles, as [`Kind::block`] does without special instructions. Rows that several blocks of columns share are so converted
+    /// once.
+    pub(crate) products<'a>(
+        rows: &'a [f32], stride: usize, height: usize, right: [&'a [Pair]; 2], depth: usize, out: &'a mut Block,
+    ) = products_kernel
+);
 
 #[inline(always)]
-fn portable_kernel<S: Simd>(simd: S, left: Left, height: usize, right: [&[Pair]; 2], depth: usize, out: &mut Block) {
-    let mut start = 0;
-    while start < height {
-        start += match height - start {
-            8.. => portable_rows::<S, 8>(simd, left, start, right, depth, out),
-            4.. => portable_rows::<S, 4>(simd, left, start, right, depth, out),
-            2.. => portable_rows::<S, 2>(simd, left, start, right, depth, out),
-            _ => portable_rows::<S, 1>(simd, left, start, right, depth, out),
-        };
+fn widen_kernel<S: Simd>(_: S, numbers: &[Bf16], to: &mut [f32]) {
+    for (to, number) in to.iter_mut().zip(numbers) {
+        *to = number.to_f32();
     }
 }
 
-/// Computes `R` rows from `start` on. Returns `R`.
 #[inline(always)]
-fn portable_rows<S: Simd, const R: usize>(
+fn widen_block_kernel<S: Simd>(simd: S, left: Left, depth: usize, to: &mut [f32]) {
+    for (row, to) in to.chunks_exact_mut(depth * DEPTH).enumerate() {
+        let data = &left.data[row / TILE * left.half + row % TILE * left.row..];
+        for (step, to) in to.chunks_exact_mut(DEPTH).enumerate() {
+            widen_kernel(simd, &data[step * left.step..][..DEPTH], to);
+        }
+    }
+}
+
+#[inline(always)]
+fn products_kernel<S: Simd>(
     simd: S,
-    left: Left,
-    start: usize,
+    rows: &[f32],
+    stride: usize,
+    height: usize,
     right: [&[Pair]; 2],
     depth: usize,
     out: &mut Block,
+) {
+    let registers = 2 * TILE / S::F32_LANES;
+    let right = right.map(|side| &side[..depth * TILE_SIZE]);
+    if height == 1 && registers >= 4 {
+        // A single row has too few sums for the processor to work on at once.
+        for at in (0..registers).step_by(4) {
+            products_of_rows::<S, 1, 4>(simd, rows, stride, 0, right, at, out);
+        }
+        return;
+    }
+    for at in (0..registers).step_by(2) {
+        let mut start = 0;
+        while start < height {
+            start += match height - start {
+                4.. => products_of_rows::<S, 4, 2>(simd, rows, stride, start, right, at, out),
+                2.. => products_of_rows::<S, 2, 2>(simd, rows, stride, start, right, at, out),
+                _ => products_of_rows::<S, 1, 2>(simd, rows, stride, start, right, at, out),
+            };
+        }
+    }
+}
+
+/// Multiplies `R` rows from `start` on with the columns of `C` registers from `at` on. Returns `R`.
+#[allow(clippy::needless_range_loop, reason = "iterated over, the sums would lie in memory rather than in registers")]
+#[inline(always)]
+fn products_of_rows<S: Simd, const R: usize, const C: usize>(
+    simd: S,
+    rows: &[f32],
+    stride: usize,
+    start: usize,
+    right: [&[Pair]; 2],
+    at: usize,
+    out: &mut Block,
 ) -> usize {
+    let per_side = TILE / S::F32_LANES;
     let upper = simd.splat_u32s(0xffff_0000);
-    let rows: [&[Bf16]; R] = std::array::from_fn(|row| {
-        let row = start + row;
-        &left.data[row / TILE * left.half + row % TILE * left.row..]
+    let columns: [&[S::u32s]; C] = std::array::from_fn(|column| {
+        let column = at + column;
+        &S::as_simd_u32s(right[column / per_side]).0[column % per_side..]
     });
-    for (side, columns) in right.into_iter().enumerate() {
-        for part in 0..TILE / S::F32_LANES {
-            let mut sums = [simd.splat_f32s(0.0); R];
-            for (step, tile) in columns.chunks_exact(TILE_SIZE).take(depth).enumerate() {
-                for (pair, line) in tile.chunks_exact(TILE).enumerate() {
-                    let line = S::as_simd_u32s(line).0[part];
-                    let first = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(line, simd.splat_u32s(16)));
-                    let second = simd.transmute_f32s_u32s(simd.and_u32s(line, upper));
-                    let at = step * left.step + 2 * pair;
-                    for row in 0..R {
-                        let sum = simd.mul_add_e_f32s(simd.splat_f32s(rows[row][at].to_f32()), first, sums[row]);
-                        sums[row] = simd.mul_add_e_f32s(simd.splat_f32s(rows[row][at + 1].to_f32()), second, sum);
-                    }
-                }
-            }
-            for (sum, out) in sums.into_iter().zip(&mut out.0[start..]) {
-                S::as_mut_simd_f32s(&mut out[side * TILE..][..TILE]).0[part] = sum;
+    let pairs = right[0].len() / TILE;
+    let rows: [&[[f32; 2]]; R] = std::array::from_fn(|row| &rows[(start + row) * stride..].as_chunks::<2>().0[..pairs]);
+    let mut sums = [[simd.splat_f32s(0.0); C]; R];
+    for pair in 0..pairs {
+        for column in 0..C {
+            let line = columns[column][pair * per_side];
+            let first = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(line, simd.splat_u32s(16)));
+            let second = simd.transmute_f32s_u32s(simd.and_u32s(line, upper));
+            for row in 0..R {
+                // Without `map`: a closure need not be inlined, and would be compiled for the baseline instruction set.
+                let [one, two] = rows[row][pair];
+                let (one, two) = (simd.splat_f32s(one), simd.splat_f32s(two));
+                let sum = simd.mul_add_e_f32s(one, first, sums[row][column]);
+                sums[row][column] = simd.mul_add_e_f32s(two, second, sum);
             }
         }
+    }
+    for (sums, out) in sums.into_iter().zip(&mut out.0[start..]) {
+        S::as_mut_simd_f32s(out).0[at..][..C].copy_from_slice(&sums);
     }
     R
 }

@@ -79,6 +79,62 @@ fn decoding_has_the_bits_of_training() {
     }
 }
 
+/// Decodes prompts that begin alike in four slots, some at once and one after another in a slot that was used before, and asserts
+/// that each has the bits that it has alone.
+fn assert_shared_prompts_have_their_bits<N: Dtype>(config: &ModelConfig) {
+    let parameters = state(config, 3).parameters;
+    let with_end = |start: &[u32], seed: u32| [start, &words(9, seed)].concat();
+    let (system, other) = (words(21, 9), words(19, 70));
+    let prompts =
+        [with_end(&system, 5), system.clone(), with_end(&system, 7), with_end(&other, 8), with_end(&other, 6)];
+    let bits = |rows: &[f32]| rows.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let alone = |prompt: &[u32]| feed(&mut loaded::<N>(config, &parameters), prompt, prompt.len());
+    for rows in [512, 6] {
+        let mut read = |range: std::ops::Range<usize>, to: &mut [f32]| -> Result<(), EngineError> {
+            to.copy_from_slice(&parameters[range]);
+            Ok(())
+        };
+        let mut decoder = CpuDecoder::<N>::load(config, 4, &mut read).unwrap().with_rows(rows);
+        let computed = |decoder: &CpuDecoder<N>| -> Vec<usize> {
+            decoder.slots().used().map(|(_, slot)| slot.pending.len()).collect()
+        };
+        for (slot, prompt) in prompts[..3].iter().enumerate() {
+            decoder.prefill(slot, prompt).unwrap();
+        }
+        decoder.share();
+        // The last token of a prompt is computed even if all of it is shared.
+        assert_eq!(computed(&decoder), [10, 1, 10]);
+        let logits = decoder.logits().unwrap();
+        for (found, prompt) in logits.rows.chunks_exact(config.vocab_size).zip(&prompts) {
+            assert!(bits(found) == bits(&alone(prompt)), "{rows}");
+        }
+        (0..3).for_each(|slot| decoder.release(slot));
+        decoder.prefill(3, &prompts[3]).unwrap();
+        decoder.share();
+        assert_eq!(computed(&decoder), [28], "no slot holds this prompt");
+        assert!(bits(&decoder.logits().unwrap().rows) == bits(&alone(&prompts[3])));
+        assert_eq!(decoder.push(3, 2), None);
+        // While slot 3 goes on, slot 0 takes over what it began with, and slot 1 what slot 2 holds.
+        decoder.prefill(0, &prompts[4]).unwrap();
+        decoder.prefill(1, &prompts[2]).unwrap();
+        decoder.share();
+        assert_eq!(computed(&decoder), [9, 1, 1]);
+        let logits = decoder.logits().unwrap();
+        let longer = [prompts[3].as_slice(), &[2]].concat();
+        for (found, prompt) in logits.rows.chunks_exact(config.vocab_size).zip([&prompts[4], &prompts[2], &longer]) {
+            assert!(bits(found) == bits(&alone(prompt)), "{rows}");
+        }
+    }
+}
+
+#[test]
+fn prompts_that_begin_alike_have_the_bits_that_they_have_alone() {
+    for config in shapes() {
+        assert_shared_prompts_have_their_bits::<f32>(&config);
+        assert_shared_prompts_have_their_bits::<Bf16>(&config);
+    }
+}
+
 #[test]
 fn logits_agree_with_candle() {
     for config in shapes() {

@@ -52,6 +52,15 @@ fn losses_and_gradients_of_adapters_agree_with_candle() {
                 assert_eq!(fast.layout(), plain.layout());
                 for lengths in [&[26, 11, 7][..], &[64, 3, 3, 40, 17]] {
                     let batch = noisy(lengths, 5);
+                    // A prefix that is long enough to be shared, if nothing is dropped out.
+                    let prefixed = batch_with_prefix(18, &[12, 3, 30]);
+                    plain.clear_gradients();
+                    fast.clear_gradients();
+                    let total = prefixed.targets.len();
+                    let (a, b) =
+                        (fast.accumulate(&prefixed, total).unwrap(), plain.accumulate(&prefixed, total).unwrap());
+                    assert!((a - b).abs() < f64::from(share) * 0.1, "{a} {b}");
+                    assert_gradients_agree(&*fast, &*plain, share);
                     let total = batch.targets.len() + 5;
                     plain.clear_gradients().unwrap();
                     fast.clear_gradients().unwrap();

@@ -9,7 +9,7 @@ use crate::{
         bf16::Bf16,
         buffer::{Buffer, Scratch, scratch},
         dispatch::dispatched,
-        tile::{BLOCK, Block, DEPTH, Kind, Left, Pair, TILE, TILE_SIZE},
+        tile::{BLOCK, Block, DEPTH, Kind, Left, Pair, TILE, TILE_SIZE, products, widen},
     },
     model::Linear,
 };
@@ -38,10 +38,10 @@ impl Tiles {
         self.data.resize(self.columns * 2 * self.depth * TILE_SIZE);
     }
 
-    /// Returns the tiles of the 32 columns from 32 · `at`.
-    fn columns(&self, at: usize) -> &[Pair] {
-        let size = 2 * self.depth * TILE_SIZE;
-        &self.data[at * size..][..size]
+    /// Returns the tiles of the 32 columns from 32 · `at`: of the first 16 and of the others.
+    fn sides(&self, at: usize) -> [&[Pair]; 2] {
+        let size = self.depth * TILE_SIZE;
+        self.data[2 * at * size..][..2 * size].split_at(size).into()
     }
 }
 
@@ -188,16 +188,34 @@ fn pack_left(kind: Kind, data: &[Bf16], stride: usize, rows: usize, columns: usi
 #[derive(Debug, Default)]
 pub(crate) struct Workspace(Vec<Tiles>);
 
+/// Rows that are converted to `f32` at once where the processor has no products of `bf16`, so that they stay in the cache.
+const WIDENED: usize = 2 * BLOCK;
+
 /// Computes `x` [rows, depth] · `right` in blocks of 32 × 32 sums.
 fn multiply_tiles(x: &[Bf16], depth: usize, right: &Tiles, columns: usize, bias: Option<&[f32]>, mut out: Out<Bf16>) {
     let kind = Kind::best();
+    let mut sums = Block([[0.0; BLOCK]; BLOCK]);
+    if kind == Kind::Portable {
+        let stride = Bf16::stride(depth);
+        for (group, x) in x.chunks(WIDENED * stride).enumerate() {
+            let mut rows = scratch::<f32>(x.len());
+            widen(x, &mut rows);
+            for panel in 0..right.columns {
+                for (block, rows) in rows.chunks(BLOCK * stride).enumerate() {
+                    let height = rows.len() / stride;
+                    products(rows, stride, height, right.sides(panel), right.depth, &mut sums);
+                    let place = Place { row: group * WIDENED + block * BLOCK, column: panel * BLOCK, columns };
+                    put(&mut sums.0[..height], bias, place, out.again());
+                }
+            }
+        }
+        return;
+    }
     kind.prepare();
     let rows = LeftRows::new(kind, x, depth);
-    let mut sums = Block([[0.0; BLOCK]; BLOCK]);
     for panel in 0..right.columns {
-        let tiles = right.columns(panel);
         for (block, left, height) in rows.blocks() {
-            kind.block(left, height, tiles.split_at(right.depth * TILE_SIZE).into(), right.depth, &mut sums);
+            kind.block(left, height, right.sides(panel), right.depth, &mut sums);
             let place = Place { row: block * BLOCK, column: panel * BLOCK, columns };
             put(&mut sums.0[..height], bias, place, out.again());
         }
@@ -313,9 +331,8 @@ fn multiply_transposed(
         let data = &left[start * stride + first..];
         pack_left(kind, data, stride, span, columns, packed);
         for panel in 0..right.columns {
-            let tiles = right.columns(panel);
             // The tiles of this span in both halves of the panel.
-            let (near, far) = tiles.split_at(right.depth * TILE_SIZE);
+            let [near, far] = right.sides(panel);
             let at = start / DEPTH * TILE_SIZE..(start / DEPTH + depth) * TILE_SIZE;
             for block in 0..blocks {
                 let data = &packed[2 * block * half..];
@@ -421,14 +438,21 @@ impl Dtype for Bf16 {
         let kind = Kind::best();
         let rows = LeftRows::new(kind, x, matrix.inputs);
         let Some((_, left, height)) = rows.blocks().next() else { return };
+        let mut widened = scratch::<f32>(if kind == Kind::Portable { x.len() } else { 0 });
+        widen(x, &mut widened);
+        let widened = &*widened;
         let task = panels_per_task(right.columns);
         let mut sums = scratch::<f32>(right.columns * height * BLOCK);
         sums.par_chunks_mut(task * height * BLOCK).enumerate().for_each(|(at, sums)| {
             kind.prepare();
             let mut block = Block([[0.0; BLOCK]; BLOCK]);
             for (panel, sums) in sums.as_chunks_mut::<BLOCK>().0.chunks_exact_mut(height).enumerate() {
-                let tiles = right.columns(at * task + panel);
-                kind.block(left, height, tiles.split_at(right.depth * TILE_SIZE).into(), right.depth, &mut block);
+                let sides = right.sides(at * task + panel);
+                if kind == Kind::Portable {
+                    products(widened, left.row, height, sides, right.depth, &mut block);
+                } else {
+                    kind.block(left, height, sides, right.depth, &mut block);
+                }
                 sums.copy_from_slice(&block.0[..height]);
             }
         });
