@@ -10,9 +10,10 @@ use crate::{
 };
 
 /// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
-const REPORTED: [ConditionType; 12] = [
+const REPORTED: [ConditionType; 13] = [
     ConditionType::StatusDiscarded,
     ConditionType::ForeignPods,
+    ConditionType::EndpointsWritten,
     ConditionType::CheckpointLost,
     ConditionType::ProgressStale,
     ConditionType::Stalled,

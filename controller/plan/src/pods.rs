@@ -187,7 +187,18 @@ impl<'a> Facts<'a> {
 
     /// Whether its container is ready and the pod is not being deleted.
     pub(crate) fn is_ready(&self) -> bool {
-        self.pod.metadata.deletion_timestamp.is_none() && self.status.is_some_and(|status| status.ready)
+        self.pod.metadata.deletion_timestamp.is_none() && self.is_serving()
+    }
+
+    /// Whether its container is ready, also while the pod is being deleted.
+    pub(crate) fn is_serving(&self) -> bool {
+        self.status.is_some_and(|status| status.ready)
+    }
+
+    /// Returns its addresses.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &'a str> {
+        let status = self.pod.status.as_ref();
+        status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default().iter().map(|address| &*address.ip)
     }
 
     /// Returns how its container terminated, if it is not running or waiting to start again.

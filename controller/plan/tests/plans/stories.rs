@@ -9,14 +9,14 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use codex_plan::{
-    Effect, Plan, Received,
+    Effect, KeptKind, Plan, Received,
     evaluation::{self, ObservedEvaluation},
     reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion},
     training_run::{self, ObservedTrainingRun},
 };
 use codex_provenance::oms;
 use codex_reports::{EvaluationState, Kind, ServingState, Stage, State, TrainingState};
-use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod};
+use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod, discovery::v1::EndpointSlice};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use similar::TextDiff;
@@ -190,6 +190,13 @@ impl Told for ObservedReasoningPod {
         }
         let status = self.deployment.take().and_then(|live| live.status);
         self.deployment = plan.desired.deployments.first().map(|planned| Deployment { status, ..planned.clone() });
+        let kept = |slice: &EndpointSlice| {
+            let name = slice.metadata.name.as_ref();
+            plan.desired.kept.iter().any(|kept| kept.kind == KeptKind::EndpointSlice && Some(&kept.name) == name)
+        };
+        self.endpoint_slices.retain(kept);
+        self.endpoint_slices.extend(plan.desired.endpoint_slices.iter().cloned());
+        self.foreign_slices.retain(|slice| !plan.desired.foreign_slices.contains(slice));
         for effect in &plan.effects {
             match effect {
                 Effect::SignModel { manifest, name, .. } => {
@@ -214,11 +221,16 @@ fn pod(name: &str, state: &Value, annotations: &Value, second: i64) -> Pod {
         "metadata": {
             "name": name, "uid": name, "namespace": "team", "annotations": annotations, "creationTimestamp": make::at(second),
         },
-        "status": {"containerStatuses": [{
+        "status": {"podIPs": [{"ip": address(name)}], "containerStatuses": [{
             "name": "any", "image": "codex:dev", "imageID": "registry/codex@sha256:0123", "ready": true,
             "restartCount": 0, "state": state,
         }]},
     }))
+}
+
+/// Returns the address of a pod, from the first letter of its name.
+fn address(name: &str) -> String {
+    format!("10.0.0.{}", name.bytes().next().unwrap_or_default())
 }
 
 fn state(kind: Kind, saying: &Saying, annotations: &Value) -> State {
@@ -350,6 +362,7 @@ stories! {
     evaluation_restored: ObservedEvaluation;
     run_with_a_refused_pod: ObservedTrainingRun;
     pod_with_foreign_pods: ObservedReasoningPod;
+    pod_without_policies: ObservedReasoningPod;
     pod_serves: ObservedReasoningPod;
     pod_is_blocked: ObservedReasoningPod;
     pod_refuses: ObservedReasoningPod;
