@@ -88,21 +88,14 @@ pub(crate) fn render(roots: &[Node], painter: Painter) -> String {
 fn node(shown: &Node, first: &str, rest: &str, painter: Painter, text: &mut String) {
     let below = if shown.children.is_empty() { "  " } else { "│ " };
     let indent = format!("{rest}{below}");
-    match &shown.object {
-        Some(object) => {
-            line(text, first, &heading(object, painter));
-            for detail in details(object, painter) {
-                line(text, &indent, &detail);
-            }
+    if let Some(object) = &shown.object {
+        line(text, first, &heading(object, painter));
+        for detail in details(object, painter) {
+            line(text, &indent, &detail);
         }
-        None => {
-            let what = shown.missing.as_deref().unwrap_or_default();
-            line(
-                text,
-                first,
-                &format!("{} {}", painter.paint(Tone::Strong, what), painter.paint(Tone::Bad, "does not exist")),
-            );
-        }
+    } else {
+        let what = painter.paint(Tone::Strong, shown.missing.as_deref().unwrap_or_default());
+        line(text, first, &format!("{what} {}", painter.paint(Tone::Bad, "does not exist")));
     }
     let last = shown.children.len().saturating_sub(1);
     for (index, child) in shown.children.iter().enumerate() {
@@ -157,7 +150,7 @@ fn details(object: &View, painter: Painter) -> Vec<String> {
     match object.current {
         None => lines.push(painter.paint(Tone::Waiting, "the controller has not written a status")),
         Some(false) => {
-            lines.push(painter.paint(Tone::Waiting, "the controller has not seen the latest change of the spec"))
+            lines.push(painter.paint(Tone::Waiting, "the controller has not seen the latest change of the spec"));
         }
         Some(true) => {}
     }
