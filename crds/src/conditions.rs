@@ -169,6 +169,8 @@ reasons! {
     CheckpointLost,
     /// The running pod has reported no progress for `spec.progressDeadlineSeconds`.
     ProgressDeadlineExceeded,
+    /// The node of the running pod no longer answers.
+    NodeLost,
 }
 
 #[cfg(test)]

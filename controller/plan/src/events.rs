@@ -68,7 +68,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 24] = [
+    const WARNINGS: [Reason; 25] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -93,6 +93,7 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::ForeignPods,
         Reason::CheckpointLost,
         Reason::ProgressDeadlineExceeded,
+        Reason::NodeLost,
     ];
     // A change of the ring reaches run and pod one after the other, so different rings are a step of a normal rollout.
     if reason == Reason::RingsDiffer.name() {

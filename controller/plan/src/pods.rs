@@ -230,6 +230,24 @@ impl<'a> Facts<'a> {
         Some(format!("pod {name} cannot be scheduled: {unscheduled}"))
     }
 
+    /// Returns the name of its node.
+    pub(crate) fn node(&self) -> Option<&'a str> {
+        self.pod.spec.as_ref()?.node_name.as_deref()
+    }
+
+    /// Returns since when its node does not answer: its running container should have been stopped by then, or the cluster calls
+    /// the pod unready although its containers are ready, which only the cluster itself does.
+    pub(crate) fn silent_since(&self) -> Option<Timestamp> {
+        if let Some(deadline) = &self.pod.metadata.deletion_timestamp {
+            // The time of deletion includes the grace period.
+            return Some(deadline.0);
+        }
+        let conditions = self.pod.status.as_ref()?.conditions.as_deref()?;
+        let find = |kind: &str, status: &str| conditions.iter().find(|it| it.type_ == kind && it.status == status);
+        find("ContainersReady", "True")?;
+        Some(find("Ready", "False")?.last_transition_time.as_ref()?.0)
+    }
+
     /// Returns when it was created, if it has not started and its status does not say why.
     pub(crate) fn unexplained(&self) -> Option<Timestamp> {
         let begun = self.state().is_some_and(|state| state.running.is_some() || state.terminated.is_some());

@@ -9,7 +9,7 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use codex_plan::{
-    Effect, KeptKind, Plan, Received,
+    Desired, Effect, KeptKind, Plan, Received,
     evaluation::{self, ObservedEvaluation},
     reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion},
     training_run::{self, ObservedTrainingRun},
@@ -128,10 +128,13 @@ fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-fn job(live: &mut Option<Job>, planned: &[Job]) {
-    if let Some(planned) = planned.first() {
+/// Carries out what is planned for the Job: it is written, kept, or deleted with its pods.
+fn job(live: &mut Option<Job>, pods: &mut Vec<Pod>, desired: &Desired) {
+    if let Some(planned) = desired.jobs.first() {
         let status = live.take().and_then(|live| live.status);
         *live = Some(Job { status, ..planned.clone() });
+    } else if !desired.kept.iter().any(|kept| kept.kind == KeptKind::Job) && live.take().is_some() {
+        pods.clear();
     }
 }
 
@@ -146,7 +149,7 @@ impl Told for ObservedTrainingRun {
     fn come_true(&mut self, plan: &Plan<Self::Status>) {
         self.object.status = Some(plan.status.clone());
         if self.obstruction.is_none() {
-            job(&mut self.job, &plan.desired.jobs);
+            job(&mut self.job, &mut self.pods, &plan.desired);
         }
     }
 
@@ -166,7 +169,7 @@ impl Told for ObservedEvaluation {
     fn come_true(&mut self, plan: &Plan<Self::Status>) {
         self.object.status = Some(plan.status.clone());
         if self.obstruction.is_none() {
-            job(&mut self.job, &plan.desired.jobs);
+            job(&mut self.job, &mut self.pods, &plan.desired);
         }
     }
 
@@ -216,12 +219,23 @@ impl Told for ObservedReasoningPod {
     }
 }
 
+/// Returns a pod whose container is in this state. `silentSince` in it is the time since which its
+/// node does not answer.
 fn pod(name: &str, state: &Value, annotations: &Value, second: i64) -> Pod {
+    let mut state = state.clone();
+    let silent = state.as_object_mut().and_then(|state| state.remove("silentSince"));
+    let conditions = silent.map(|since| {
+        json!([
+            {"type": "ContainersReady", "status": "True"},
+            {"type": "Ready", "status": "False", "lastTransitionTime": since},
+        ])
+    });
     make::from(json!({
         "metadata": {
             "name": name, "uid": name, "namespace": "team", "annotations": annotations, "creationTimestamp": make::at(second),
         },
-        "status": {"podIPs": [{"ip": address(name)}], "containerStatuses": [{
+        "spec": {"nodeName": "node-1", "containers": []},
+        "status": {"conditions": conditions, "podIPs": [{"ip": address(name)}], "containerStatuses": [{
             "name": "any", "image": "codex:dev", "imageID": "registry/codex@sha256:0123", "ready": true,
             "restartCount": 0, "state": state,
         }]},
@@ -351,6 +365,9 @@ stories! {
     run_from_another_run: ObservedTrainingRun;
     run_loses_its_checkpoints: ObservedTrainingRun;
     run_stands_still: ObservedTrainingRun;
+    run_on_a_lost_node: ObservedTrainingRun;
+    run_expires: ObservedTrainingRun;
+    evaluation_expires: ObservedEvaluation;
     run_with_lost_references: ObservedTrainingRun;
     run_whose_job_has_no_pod: ObservedTrainingRun;
     evaluation_passes: ObservedEvaluation;
