@@ -266,20 +266,22 @@ test-helm: root prerequisites ## compares the Helm chart with kustomize; install
 	exit "$$status"
 
 RELEASE = $(CACHE)/release
-release: prerequisites ## writes install.yaml, the Helm chart and their checksums to RELEASE=, by default a folder of the cache
+release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex and their checksums to RELEASE=, by default a folder of the cache
 	@$(install-helm)
 	kubectl=$$(ls -t "$(CACHE)"/cluster/*/bin/kubectl 2>/dev/null | head -n 1 || command -v kubectl || true)
 	if [ -z "$$kubectl" ]; then
 		echo "kubectl is missing: install it, or run make cluster, which builds it." >&2
 		exit 1
 	fi
+	$(BUILD)
 	mkdir -p "$(RELEASE)"
+	strip --strip-all -o "$(RELEASE)/kubectl-codex" "$(PROGRAMS)/kubectl-codex"
 	rm -f "$(RELEASE)"/codex-operator-*.tgz
 	"$$kubectl" kustomize manifests/controller >"$(RELEASE)/install.yaml"
 	"$$kubectl" kustomize manifests/monitoring >"$(RELEASE)/monitoring.yaml"
 	"$(HELM)" package manifests/helm/codex-operator --destination "$(RELEASE)" >/dev/null
 	cd "$(RELEASE)"
-	sha256sum install.yaml monitoring.yaml codex-operator-*.tgz >SHA256SUMS
+	sha256sum kubectl-codex install.yaml monitoring.yaml codex-operator-*.tgz >SHA256SUMS
 	echo "$(RELEASE):"
 	cat SHA256SUMS
 

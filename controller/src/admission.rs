@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 
 use codex_plan::Admission;
-use futures::{Stream, StreamExt, pin_mut};
+use futures::{Stream, StreamExt, future::ready, pin_mut, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use kube::{
@@ -14,13 +14,19 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use serde::de::DeserializeOwned;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tracing::{info, warn};
 
 use crate::error::{chain, said};
 
 /// How long the start of the controller waits for the policies.
 const FIRST: Duration = Duration::from_secs(5);
+
+/// How long after a failure the policies are listed again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// The state of the admission policies, as the watch shows it.
 #[derive(Debug)]
@@ -46,6 +52,26 @@ impl AdmissionWatch {
         let mut state = self.state.subscribe();
         // After the time limit the evidence is weak, and the state says why.
         let _ = timeout(FIRST, state.wait_for(Option::is_some)).await;
+    }
+
+    /// Calls `changed` at each change of the state. Never returns.
+    pub async fn each(&self, changed: impl Fn()) {
+        let mut state = self.state.subscribe();
+        while state.changed().await.is_ok() {
+            changed();
+        }
+    }
+
+    /// Returns a watch that has seen this state.
+    #[cfg(test)]
+    pub(crate) fn seen(state: Admission) -> Self {
+        Self { state: watch::Sender::new(Some(state)) }
+    }
+
+    /// Replaces the state.
+    #[cfg(test)]
+    pub(crate) fn see(&self, state: Admission) {
+        self.state.send_replace(Some(state));
     }
 
     /// Watches the policies and bindings. Never returns.
@@ -82,7 +108,30 @@ fn changes<K>(client: Client) -> impl Stream<Item = watcher::Result<watcher::Eve
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    watcher(Api::all(client), watcher::Config::default()).default_backoff()
+    let events = move || watcher(Api::all(client.clone()), watcher::Config::default()).default_backoff().boxed();
+    stream::unfold(events(), move |mut watched| {
+        let events = events.clone();
+        async move {
+            let event = watched.next().await?;
+            // A watch that resumes shows no listing, and so not that it works again.
+            if matches!(&event, Err(failure) if !expired(failure)) {
+                watched = stream::once(sleep(RETRY)).filter_map(|()| ready(None)).chain(events()).boxed();
+            }
+            Some((event, watched))
+        }
+    })
+}
+
+/// Whether a watch failed because the API server no longer has the events since its position, which is routine.
+fn expired(failure: &watcher::Error) -> bool {
+    matches!(failure, watcher::Error::WatchError(status) if status.code == 410)
+}
+
+/// Whether the API server refuses to show the objects.
+fn refused(failure: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    let (InitialListFailed(source) | WatchStartFailed(source) | WatchFailed(source)) = failure else { return false };
+    matches!(source, kube::Error::Api(status) if [401, 403, 404].contains(&status.code))
 }
 
 /// The objects of a kind that a watch has shown.
@@ -118,8 +167,9 @@ impl<K: Resource<DynamicType = ()>> Shown<K> {
             Ok(watcher::Event::Delete(object)) => {
                 self.objects.remove(&object.name_any());
             }
-            // Routine: the API server no longer has the events since the watch's position.
-            Err(watcher::Error::WatchError(status)) if status.code == 410 => {}
+            Err(failure) if expired(&failure) => {}
+            // While the API server does not answer, what was last seen stands. The next listing shows what changed meanwhile.
+            Err(failure) if self.listed == Some(Ok(())) && !refused(&failure) => {}
             Err(failure) => {
                 let why = match &failure {
                     watcher::Error::InitialListFailed(source) | watcher::Error::WatchStartFailed(source) => {
@@ -193,5 +243,21 @@ mod tests {
         let flaw = seen.assess(now).unwrap().flaw.unwrap();
         assert!(flaw.contains("codex-report-tokens does not exist"), "{flaw}");
         assert_eq!(seen.flawed, Some(now));
+    }
+
+    #[test]
+    fn a_lost_connection_changes_nothing_and_a_refusal_does() {
+        let mut shown = Shown::<ValidatingAdmissionPolicy>::default();
+        for event in [Event::Init, Event::InitDone] {
+            shown.take(Ok(event));
+        }
+        shown.take(Err(watcher::Error::NoResourceVersion));
+        assert_eq!(shown.listed, Some(Ok(())));
+        shown.take(Err(refused()));
+        assert!(shown.listed.unwrap().unwrap_err().contains("forbidden"));
+        // Before the first listing nothing is known.
+        let mut shown = Shown::<ValidatingAdmissionPolicy>::default();
+        shown.take(Err(watcher::Error::NoResourceVersion));
+        assert!(shown.listed.unwrap().is_err());
     }
 }

@@ -5,8 +5,14 @@
 use std::{collections::BTreeSet, fmt::Debug};
 
 use codex_crds::Reason;
-use codex_plan::{Desired, KeptKind};
-use k8s_openapi::NamespaceResourceScope;
+use codex_plan::{Desired, KeptKind, reasoning_pod::ForeignSlice};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        core::v1::{Endpoints, Service},
+        discovery::v1::EndpointSlice,
+    },
+};
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
@@ -140,7 +146,17 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
     let stores = &*context.stores;
     let apply =
         Apply { context, namespace: object.namespace().unwrap_or_default(), owner: object.uid().unwrap_or_default() };
-    let Desired { config_maps, jobs, deployments, services, pod_disruption_budgets, network_policies, kept } = desired;
+    let Desired {
+        config_maps,
+        jobs,
+        deployments,
+        services,
+        endpoint_slices,
+        foreign_slices,
+        pod_disruption_budgets,
+        network_policies,
+        kept,
+    } = desired;
     for child in config_maps {
         apply.ensure(&stores.config_maps, child, Template::None).await?;
     }
@@ -150,9 +166,14 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
     for child in pod_disruption_budgets {
         apply.ensure(&stores.pod_disruption_budgets, child, Template::None).await?;
     }
+    // Before the Services: a Service that loses its selector keeps its endpoints.
+    for child in endpoint_slices {
+        apply.ensure(&stores.endpoint_slices, child, Template::None).await?;
+    }
     for child in services {
         apply.ensure(&stores.services, child, Template::None).await?;
     }
+    apply.remove_slices(services, foreign_slices).await?;
     for child in jobs {
         apply.ensure(&stores.jobs, child, Template::Immutable).await?;
     }
@@ -165,6 +186,8 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
     apply.prune(&stores.deployments, serving).await?;
     apply.prune(&stores.jobs, names(jobs).into_iter().chain(kept_of(KeptKind::Job)).collect()).await?;
     apply.prune(&stores.services, names(services)).await?;
+    let slices = names(endpoint_slices).into_iter().chain(kept_of(KeptKind::EndpointSlice)).collect();
+    apply.prune(&stores.endpoint_slices, slices).await?;
     apply.prune(&stores.pod_disruption_budgets, names(pod_disruption_budgets)).await?;
     apply.prune(&stores.network_policies, names(network_policies)).await?;
     let bundles = stores.config_maps.state().into_iter().map(|found| found.name_any());
@@ -269,25 +292,46 @@ impl Apply<'_> {
                 && !child.meta().name.as_ref().is_some_and(|name| keep.contains(name))
         });
         for child in goes {
-            let (kind, name) = (C::kind(&()).into_owned(), child.name_any());
-            let params = DeleteParams {
-                propagation_policy: Some(PropagationPolicy::Background),
-                preconditions: Some(Preconditions { uid: child.uid(), resource_version: None }),
-                ..DeleteParams::default()
-            };
-            match self.api::<C>().delete(&name, &params).await {
-                Ok(_) => {
-                    self.context.metrics.wrote(&kind, "delete");
-                    info!("deleted the {kind} {name}");
-                }
-                // Already deleted, or replaced by another object of that name.
-                Err(source) if answered(&source, 404) || answered(&source, 409) => {}
-                Err(source) => {
-                    return Err(ApplyError::Client { kind, name, verb: "deleted", source: Box::new(source) });
-                }
-            }
+            self.delete::<C>(&child.name_any(), child.uid()).await?;
             caught_up_deleted(store, &*child).await;
         }
         Ok(())
+    }
+
+    /// Deletes the EndpointSlices that others wrote for these Services, and the Endpoints objects that slices are copied from. The
+    /// cluster writes neither for a Service without a selector, and removes none.
+    async fn remove_slices(&self, services: &[Service], foreign: &[ForeignSlice]) -> Result<(), ApplyError> {
+        if foreign.is_empty() {
+            return Ok(());
+        }
+        for service in services {
+            self.delete::<Endpoints>(&service.name_any(), None).await?;
+        }
+        for slice in foreign.iter().filter(|slice| !slice.mirrored) {
+            self.delete::<EndpointSlice>(&slice.name, Some(slice.uid.clone())).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes an object, if it exists and has this uid.
+    async fn delete<C: Child>(&self, name: &str, uid: Option<String>) -> Result<(), ApplyError> {
+        let kind = C::kind(&()).into_owned();
+        let params = DeleteParams {
+            propagation_policy: Some(PropagationPolicy::Background),
+            preconditions: uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        match self.api::<C>().delete(name, &params).await {
+            Ok(_) => {
+                self.context.metrics.wrote(&kind, "delete");
+                info!("deleted the {kind} {name}");
+                Ok(())
+            }
+            // Already deleted, or replaced by another object of that name.
+            Err(source) if answered(&source, 404) || answered(&source, 409) => Ok(()),
+            Err(source) => {
+                Err(ApplyError::Client { kind, name: name.to_owned(), verb: "deleted", source: Box::new(source) })
+            }
+        }
     }
 }

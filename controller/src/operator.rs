@@ -234,6 +234,10 @@ async fn lead(
             let (context, signer) = (context.clone(), signer);
             async move { signer.watch(|| signer_changed(&context)).await }
         });
+        tasks.spawn({
+            let context = context.clone();
+            async move { context.admission.each(|| queue_reasoning_pods(&context)).await }
+        });
         tasks.spawn(sweep(context.clone()));
         info!(
             training_runs = stores.training_runs.len(),
@@ -294,6 +298,11 @@ kinds!(control_kinds);
 /// Queues every ReasoningPod, because the signer became available or unavailable.
 fn signer_changed(context: &Context) {
     context.metrics.signs(context.signer.available().is_ok());
+    queue_reasoning_pods(context);
+}
+
+/// Queues every ReasoningPod.
+fn queue_reasoning_pods(context: &Context) {
     for pod in context.stores.reasoning_pods.state() {
         context.queues.add::<ReasoningPod>(&pod.namespace().unwrap_or_default(), &pod.name_any());
     }

@@ -15,6 +15,9 @@ pub enum ConditionType {
     StatusDiscarded,
     /// Pods that the controller did not create match the selector of the Service. Present only while true.
     ForeignPods,
+    /// The Service has no selector, and the controller writes its EndpointSlices, because admission policies do not protect the
+    /// labels of servers. Present only while true.
+    EndpointsWritten,
     /// A recorded checkpoint is no longer on the volume, and its steps are trained again. Present only while true.
     CheckpointLost,
     /// The running pod has reported no progress for `spec.progressDeadlineSeconds`. Present only while true.
@@ -44,6 +47,7 @@ impl ConditionType {
             Self::Stalled => "Stalled",
             Self::StatusDiscarded => "StatusDiscarded",
             Self::ForeignPods => "ForeignPods",
+            Self::EndpointsWritten => "EndpointsWritten",
             Self::CheckpointLost => "CheckpointLost",
             Self::ProgressStale => "ProgressStale",
             Self::ConfigResolved => "ConfigResolved",
@@ -156,7 +160,8 @@ reasons! {
     PodChanged,
     /// The admission policies were in place from before the start to the verdict.
     PoliciesIntact,
-    /// The admission policies were not shown to protect the evaluation from before its start to its verdict.
+    /// The admission policies were not shown to protect the evaluation from before its start to its verdict, or do not protect
+    /// the labels of servers now.
     PoliciesNotIntact,
     /// Pods that the controller did not create match the selector of the Service.
     ForeignPods,
@@ -164,6 +169,8 @@ reasons! {
     CheckpointLost,
     /// The running pod has reported no progress for `spec.progressDeadlineSeconds`.
     ProgressDeadlineExceeded,
+    /// The node of the running pod no longer answers.
+    NodeLost,
 }
 
 #[cfg(test)]

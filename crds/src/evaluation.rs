@@ -45,6 +45,7 @@ use crate::{
     validation = ("self.data == oldSelf.data", "spec.data is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.seed == oldSelf.seed", "spec.seed is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.gates == oldSelf.gates", "spec.gates is immutable, because the verdict depends on it: create another Evaluation"),
+    validation = ("self.terminationGracePeriodSeconds == oldSelf.terminationGracePeriodSeconds", "spec.terminationGracePeriodSeconds is immutable, because the Job has it already: create another Evaluation"),
     validation = crate::rules::same_pod("Evaluation", false),
 )]
 pub struct EvaluationSpec {
@@ -105,6 +106,20 @@ pub struct EvaluationSpec {
     #[serde(default = "default_progress_deadline")]
     #[schemars(range(min = 60, max = 31_536_000))]
     pub progress_deadline_seconds: i64,
+    /// Seconds from the signal to stop until the evaluator is killed. An evaluation that is stopped starts over, so it saves
+    /// nothing in this time. Defaults to 30.
+    #[serde(default = "default_evaluator_grace")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub termination_grace_period_seconds: i64,
+    /// Seconds after which the Job and the pods of an Evaluation that was judged or failed are deleted, with their logs. The
+    /// Evaluation, its status and the files on the volume stay. Without it, Job and pods stay as long as the Evaluation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub ttl_seconds_after_finished: Option<i64>,
+}
+
+fn default_evaluator_grace() -> i64 {
+    30
 }
 
 /// A model that no TrainingRun of this namespace made.

@@ -134,7 +134,7 @@ pub struct ReasoningPodStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub seal: Option<String>,
-    /// Conditions of the rollout: EvidenceStrong, ForeignPods, GatesPassed, Ready, Reconciling, RingMatched, Signed, Stalled,
+    /// Conditions of the rollout: EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, Ready, Reconciling, RingMatched, Signed, Stalled,
     /// StatusDiscarded, Trained and Verified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

@@ -42,6 +42,7 @@ use crate::{Base, BaseStatus, DataItem, TrainerPod, WorkStatus};
     validation = ("self.data == oldSelf.data", "spec.data is immutable, because it defines the result: create another TrainingRun"),
     validation = crate::rules::same_base("is immutable, because it defines the result: create another TrainingRun"),
     validation = crate::rules::same_folder("output", "subPath", "is immutable, because it holds the checkpoints: create another TrainingRun"),
+    validation = ("self.terminationGracePeriodSeconds == oldSelf.terminationGracePeriodSeconds", "spec.terminationGracePeriodSeconds is immutable, because the Job has it already: create another TrainingRun"),
     validation = crate::rules::same_pod("TrainingRun", true),
 )]
 pub struct TrainingRunSpec {
@@ -101,6 +102,20 @@ pub struct TrainingRunSpec {
     #[serde(default = "default_progress_deadline")]
     #[schemars(range(min = 60, max = 31_536_000))]
     pub progress_deadline_seconds: i64,
+    /// Seconds from the signal to stop until the trainer is killed. It finishes its step and writes a checkpoint in this time.
+    /// Defaults to 60.
+    #[serde(default = "default_trainer_grace")]
+    #[schemars(range(min = 10, max = 86_400))]
+    pub termination_grace_period_seconds: i64,
+    /// Seconds after which the Job and the pods of a run that succeeded or failed are deleted, with their logs. The TrainingRun,
+    /// its status and the files on the volume stay. Without it, Job and pods stay as long as the TrainingRun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub ttl_seconds_after_finished: Option<i64>,
+}
+
+fn default_trainer_grace() -> i64 {
+    60
 }
 
 pub(crate) fn default_progress_deadline() -> i64 {

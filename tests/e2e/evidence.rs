@@ -6,15 +6,19 @@ use codex_tests::{
     Result, Team, objects,
     process::output,
     team::{SOON, blocking, condition},
-    wait::until,
+    wait::{until, until_found},
 };
 use k8s_openapi::{
-    api::{admissionregistration::v1::ValidatingAdmissionPolicyBinding, core::v1::Pod},
+    api::{
+        admissionregistration::v1::ValidatingAdmissionPolicyBinding,
+        core::v1::{Pod, Service},
+        discovery::v1::EndpointSlice,
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api, ResourceExt as _,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -91,6 +95,98 @@ async fn numbers_and_pods_of_others_are_not_believed() -> Result<()> {
     assert!(condition(Some(&after.conditions), ConditionType::ForeignPods).is_none(), "{:?}", after.conditions);
     team.done();
     Ok(())
+}
+
+/// Returns the uids of the pods to which the Service `name` sends requests, from all of its EndpointSlices.
+async fn targets(team: &Team, name: &str) -> Result<Vec<String>> {
+    let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={name}"));
+    let slices = team.api::<EndpointSlice>().list(&of_service).await?.items;
+    let targets = slices.into_iter().flat_map(|slice| slice.endpoints).filter_map(|it| it.target_ref?.uid);
+    let targets: std::collections::BTreeSet<_> = targets.collect();
+    Ok(targets.into_iter().collect())
+}
+
+/// Waits until the Service `served` has a selector or not, and sends requests to exactly these pods.
+async fn until_sent_to(team: &Team, selects: bool, wanted: &[String]) -> Result<()> {
+    until_found(&format!("requests go to {wanted:?}"), SOON, async || {
+        let service = team.api::<Service>().get("served").await?;
+        let selector = service.spec.and_then(|spec| spec.selector);
+        Ok((selector.is_some() == selects && targets(team, "served").await? == wanted).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_labelled_pod_receives_nothing_without_policies() -> Result<()> {
+    let team = Team::alone("unprotected").await?;
+    team.create(&objects::run("run", &["training.max_steps=1", "training.warmup_steps=0"])).await?;
+    team.trained("run").await?;
+    let mut easy = objects::evaluation("easy", "run", &team.problems);
+    easy.spec.gates[0].min = Some(codex_verdict::Decimal("0".to_owned()));
+    easy.spec.gates[0].confidence = None;
+    team.create(&easy).await?;
+    team.judged("easy").await?;
+    team.create(&objects::reasoning_pod("served", "run", "easy")).await?;
+    team.serving("served").await?;
+    let server = team.pods(codex_crds::label::REASONING_POD, "served").await?.remove(0);
+    let own = [server.uid().unwrap_or_default()];
+    until_sent_to(&team, true, &own).await?;
+
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(team.client.clone());
+    let mut binding = bindings.get("codex-workloads").await?;
+    bindings.delete("codex-workloads", &DeleteParams::default()).await?;
+    // The binding comes back also if this fails.
+    let unprotected = unprotected(&team, &server, &own).await;
+    let ObjectMeta { name, labels, annotations, .. } = binding.metadata;
+    binding.metadata = ObjectMeta { name, labels, annotations, ..ObjectMeta::default() };
+    bindings.create(&PostParams::default(), &binding).await?;
+    unprotected?;
+
+    team.api::<Pod>().delete("foreign", &DeleteParams::default().grace_period(0)).await?;
+    until_sent_to(&team, true, &own).await?;
+    let after = until(&team.api::<ReasoningPod>(), "served", "the selector is back", SOON, |pod| {
+        let conditions = pod.status.as_ref().map(|status| &*status.conditions);
+        condition(conditions, ConditionType::EndpointsWritten).is_none()
+    })
+    .await?;
+    let status = after.status.unwrap_or_default();
+    assert_eq!(condition(Some(&status.conditions), ConditionType::Ready).unwrap().status, "True");
+    team.done();
+    Ok(())
+}
+
+/// Adds a pod with the labels of servers while a policy is missing.
+async fn unprotected(team: &Team, server: &Pod, own: &[String]) -> Result<()> {
+    until_sent_to(team, false, own).await?;
+    let mut foreign = Pod { metadata: ObjectMeta::default(), spec: server.spec.clone(), status: None };
+    foreign.metadata.name = Some("foreign".to_owned());
+    foreign.metadata.labels.clone_from(&server.metadata.labels);
+    foreign.labels_mut().remove("pod-template-hash");
+    if let Some(spec) = &mut foreign.spec {
+        (spec.service_account, spec.priority, spec.preemption_policy, spec.tolerations) = (None, None, None, None);
+    }
+    let api = team.api::<Pod>();
+    api.create(&PostParams::default(), &foreign).await?;
+    // It is a whole server, which verifies the model and becomes ready. Nobody planned it.
+    until(&api, "foreign", "it is ready", SOON, |pod| {
+        let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+        statuses.is_some_and(|all| all.iter().all(|status| status.ready))
+    })
+    .await?;
+    let told = until(&team.api::<ReasoningPod>(), "served", "it names the foreign pod", SOON, |pod| {
+        let conditions = pod.status.as_ref().map(|status| &*status.conditions);
+        condition(conditions, ConditionType::ForeignPods)
+            .is_some_and(|told| told.message.contains("receive no requests"))
+    })
+    .await?;
+    let status = told.status.unwrap_or_default();
+    assert_eq!(condition(Some(&status.conditions), ConditionType::Ready).unwrap().status, "True");
+    let written = condition(Some(&status.conditions), ConditionType::EndpointsWritten).unwrap();
+    assert!(written.message.contains("codex-workloads does not exist"), "{}", written.message);
+    // A selector that somebody adds is removed, with the slices that the cluster makes of it.
+    let selector = json!({ "spec": { "selector": { "app.kubernetes.io/component": "server" } } });
+    team.api::<Service>().patch("served", &PatchParams::default(), &Patch::Merge(selector)).await?;
+    until_sent_to(team, false, own).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,7 @@ mod fields;
 mod forgery;
 mod integrity;
 mod killed_controller;
+mod plugin;
 mod refusals;
 mod reports;
 mod resume;

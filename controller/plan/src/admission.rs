@@ -84,11 +84,11 @@ impl Admission {
         Self { flaw: None, since, namespaces }
     }
 
-    /// Returns whether the policies protected a namespace from before `started`, the creation of a Job, until now.
+    /// Returns whether the policies protect a namespace now.
     ///
     /// # Errors
     /// A sentence that says why not.
-    pub(crate) fn protected_since(&self, started: Option<Timestamp>, namespace: &str) -> Result<(), String> {
+    pub fn protects(&self, namespace: &str) -> Result<(), String> {
         if let Some(flaw) = &self.flaw {
             return Err(flaw.clone());
         }
@@ -97,6 +97,15 @@ impl Admission {
                 "the admission policies list a service account of the namespace {namespace} as a principal"
             ));
         }
+        Ok(())
+    }
+
+    /// Returns whether the policies protected a namespace from before `started`, the creation of a Job, until now.
+    ///
+    /// # Errors
+    /// A sentence that says why not.
+    pub(crate) fn protected_since(&self, started: Option<Timestamp>, namespace: &str) -> Result<(), String> {
+        self.protects(namespace)?;
         let Some(started) = started else {
             return Err("the Job no longer exists, so it is unknown when it was created".to_owned());
         };

@@ -10,9 +10,10 @@ use crate::{
 };
 
 /// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
-const REPORTED: [ConditionType; 12] = [
+const REPORTED: [ConditionType; 13] = [
     ConditionType::StatusDiscarded,
     ConditionType::ForeignPods,
+    ConditionType::EndpointsWritten,
     ConditionType::CheckpointLost,
     ConditionType::ProgressStale,
     ConditionType::Stalled,
@@ -67,7 +68,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 24] = [
+    const WARNINGS: [Reason; 25] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -92,6 +93,7 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::ForeignPods,
         Reason::CheckpointLost,
         Reason::ProgressDeadlineExceeded,
+        Reason::NodeLost,
     ];
     // A change of the ring reaches run and pod one after the other, so different rings are a step of a normal rollout.
     if reason == Reason::RingsDiffer.name() {

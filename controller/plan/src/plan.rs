@@ -7,10 +7,13 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
     core::v1::{ConfigMap, Service},
+    discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use serde::Serialize;
+
+use crate::reasoning_pod::ForeignSlice;
 
 /// The plan of one object. `S` is the status of its kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -40,6 +43,13 @@ pub struct Desired {
     pub deployments: Vec<Deployment>,
     /// Services.
     pub services: Vec<Service>,
+    /// The EndpointSlices of Services without a selector. They are applied before the Services.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub endpoint_slices: Vec<EndpointSlice>,
+    /// EndpointSlices of these Services that others wrote. They are deleted, with the Endpoints object that they are copied
+    /// from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub foreign_slices: Vec<ForeignSlice>,
     /// Pod disruption budgets.
     pub pod_disruption_budgets: Vec<PodDisruptionBudget>,
     /// Network policies.
@@ -66,6 +76,8 @@ pub enum KeptKind {
     Job,
     /// A Deployment whose template was modified and cannot be restored.
     Deployment,
+    /// An EndpointSlice that is deleted once the cluster has written its own.
+    EndpointSlice,
 }
 
 /// A request to the signer. The result is an immutable ConfigMap. If a ConfigMap of that name exists, it is left alone and

@@ -187,7 +187,18 @@ impl<'a> Facts<'a> {
 
     /// Whether its container is ready and the pod is not being deleted.
     pub(crate) fn is_ready(&self) -> bool {
-        self.pod.metadata.deletion_timestamp.is_none() && self.status.is_some_and(|status| status.ready)
+        self.pod.metadata.deletion_timestamp.is_none() && self.is_serving()
+    }
+
+    /// Whether its container is ready, also while the pod is being deleted.
+    pub(crate) fn is_serving(&self) -> bool {
+        self.status.is_some_and(|status| status.ready)
+    }
+
+    /// Returns its addresses.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &'a str> {
+        let status = self.pod.status.as_ref();
+        status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default().iter().map(|address| &*address.ip)
     }
 
     /// Returns how its container terminated, if it is not running or waiting to start again.
@@ -217,6 +228,24 @@ impl<'a> Facts<'a> {
             .message
             .as_deref()?;
         Some(format!("pod {name} cannot be scheduled: {unscheduled}"))
+    }
+
+    /// Returns the name of its node.
+    pub(crate) fn node(&self) -> Option<&'a str> {
+        self.pod.spec.as_ref()?.node_name.as_deref()
+    }
+
+    /// Returns since when its node does not answer: its running container should have been stopped by then, or the cluster calls
+    /// the pod unready although its containers are ready, which only the cluster itself does.
+    pub(crate) fn silent_since(&self) -> Option<Timestamp> {
+        if let Some(deadline) = &self.pod.metadata.deletion_timestamp {
+            // The time of deletion includes the grace period.
+            return Some(deadline.0);
+        }
+        let conditions = self.pod.status.as_ref()?.conditions.as_deref()?;
+        let find = |kind: &str, status: &str| conditions.iter().find(|it| it.type_ == kind && it.status == status);
+        find("ContainersReady", "True")?;
+        Some(find("Ready", "False")?.last_transition_time.as_ref()?.0)
     }
 
     /// Returns when it was created, if it has not started and its status does not say why.

@@ -11,7 +11,16 @@ use super::{
 pub(super) const WHOLE: &[&str] = &["selector", "podSelector", "ingress", "egress"];
 /// Fields of a child's spec that must be absent unless planned: a deadline that the spec no longer sets, and a pause that
 /// another client set.
-pub(super) const ONLY_WANTED: &[&str] = &["activeDeadlineSeconds", "paused"];
+const ONLY_WANTED: &[&str] = &["activeDeadlineSeconds", "paused"];
+/// The same for a Service: a selector would make the cluster add pods that nobody verified. The selector of a Job is the API
+/// server's.
+const ONLY_WANTED_IN_SERVICES: &[&str] = &["selector"];
+
+/// Returns the fields of a child's spec that must be absent unless planned.
+pub(super) fn only_wanted(wanted: &Value) -> impl Iterator<Item = &'static str> + use<> {
+    let more: &[&str] = if wanted["kind"] == "Service" { ONLY_WANTED_IN_SERVICES } else { &[] };
+    ONLY_WANTED.iter().chain(more).copied()
+}
 
 /// Returns the first difference between a live child and its plan. `live` may hold further fields, except in the pod
 /// template (see [`canonical`]), in selectors and rules of network policies, and where a further field would stop the
@@ -20,7 +29,7 @@ pub fn difference(wanted: &Value, live: &Value) -> Option<Difference> {
     let template = |object: &Value| object.pointer("/spec/template/spec").map(canonical);
     holds(wanted, live, "")
         .or_else(|| WHOLE.iter().find_map(|name| more(wanted, live, name)))
-        .or_else(|| ONLY_WANTED.iter().find_map(|name| unwanted(wanted, live, name)))
+        .or_else(|| only_wanted(wanted).find_map(|name| unwanted(wanted, live, name)))
         .or_else(|| equal(&template(wanted)?, &template(live)?, "spec.template.spec"))
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{
-    child::{ONLY_WANTED, WHOLE, more, unwanted},
+    child::{WHOLE, more, only_wanted, unwanted},
     compare::holds,
     pod_spec::canonical,
 };
@@ -19,8 +19,8 @@ pub fn correction(wanted: &Value, live: &Value, template: bool) -> Option<Value>
     }
     let held = WHOLE.iter().filter(|name| more(wanted, live, name).is_some());
     spec.extend(held.map(|name| ((*name).to_owned(), only(&all[*name], &there[*name]))));
-    let goes = ONLY_WANTED.iter().filter(|name| unwanted(wanted, live, name).is_some());
-    spec.extend(goes.map(|name| ((*name).to_owned(), Value::Null)));
+    let goes = only_wanted(wanted).filter(|name| unwanted(wanted, live, name).is_some());
+    spec.extend(goes.map(|name| (name.to_owned(), Value::Null)));
     (!spec.is_empty()).then(|| serde_json::json!({ "spec": spec }))
 }
 
@@ -96,6 +96,14 @@ mod tests {
             assert_eq!(&found.path, path, "{found}");
             assert_eq!(correction(&wanted, &live, false), Some(json!({"spec": spec})), "{path}");
         }
+        let bare = json!({"kind": "Service", "spec": {}});
+        let mut live = bare.clone();
+        live["spec"]["selector"] = json!({"a": "b"});
+        assert_eq!(difference(&bare, &live).unwrap().path, "spec.selector");
+        assert_eq!(correction(&bare, &live, false), Some(json!({"spec": {"selector": null}})));
+        (live["kind"], live["spec"]["paused"]) = (json!("Job"), json!(false));
+        let job = json!({"kind": "Job", "spec": {}});
+        assert_eq!(difference(&job, &live), None, "the API server sets the selector of a Job");
         let mut live = wanted.clone();
         live["spec"]["paused"] = json!(false);
         assert_eq!((difference(&wanted, &live), correction(&wanted, &live, true)), (None, None));

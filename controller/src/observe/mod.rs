@@ -1,7 +1,9 @@
 //! Observation: everything that the plans depend on, read from caches. A request is made only for what no cache holds: the
-//! keys of a user's ConfigMap, and a Deployment that lost the label by which the cache selects.
+//! keys of a user's ConfigMap, a Deployment that lost the label by which the cache selects, and the EndpointSlices of a Service
+//! without a selector, which others may have written without that label.
 
 mod bundles;
+mod endpoints;
 mod error;
 mod evaluation;
 mod kind;

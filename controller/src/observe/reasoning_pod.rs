@@ -16,7 +16,7 @@ use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::
 use kube::{Api, ResourceExt, runtime::reflector::Store};
 
 use super::{
-    bundles,
+    bundles, endpoints,
     error::ObserveError,
     kind::{Kind, Observe},
     served::{Served, served},
@@ -83,6 +83,10 @@ impl Observe for ReasoningPod {
             Some(deployment) => served(context, &self.name_any(), &uid, deployment).await?,
             None => Served::default(),
         };
+        let unprotected = context.admission.current().protects(&namespace).err();
+        let serves = deployment.is_some() || tampered;
+        let all = unprotected.is_some() && serves;
+        let slices = endpoints::slices(context, &namespace, &self.name_any(), &uid, all).await?;
         let late = unexplained(None, &behind.current, context.now());
         let warnings = warnings(context, &namespace, &late).await;
         Ok(ObservedReasoningPod {
@@ -96,6 +100,9 @@ impl Observe for ReasoningPod {
             warnings,
             former_pods: behind.former,
             foreign_pods: behind.foreign,
+            unprotected,
+            endpoint_slices: slices.own,
+            foreign_slices: slices.foreign,
             refused: workers::with_endpoint(context, &namespace, &uid, behind.refused),
             missing_bundles: missing_bundles(context, &namespace, self.status.as_ref()),
             deployment,

@@ -6,6 +6,7 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
     core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service},
+    discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
@@ -43,6 +44,9 @@ macro_rules! declare_stores {
                 config_maps: ConfigMap;
                 /// The controller's Services.
                 services: Service;
+                /// The EndpointSlices of the controller's Services. The cluster copies the labels of a Service to the slices that it
+                /// writes. Those have no endpoints in this cache.
+                endpoint_slices: EndpointSlice;
                 /// The controller's PodDisruptionBudgets.
                 pod_disruption_budgets: PodDisruptionBudget;
                 /// The controller's NetworkPolicies.

@@ -2,7 +2,10 @@
 //! owner, references → the objects that mount them.
 
 use codex_crds::{DataItem, Evaluation, Output, TrainingRun, VolumeClaimFolder};
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, PersistentVolumeClaim, Pod},
+    discovery::v1::EndpointSlice,
+};
 use kube::{Resource, ResourceExt, core::PartialObjectMeta, runtime::reflector::Store};
 
 use super::{
@@ -55,6 +58,11 @@ impl Triggers {
     /// Queues the object that a pod works for. Its labels may be forged, but a needless reconciliation does no harm.
     pub(super) fn pod(&self, pod: &Pod) {
         self.queues.add_labelled(&pod.namespace().unwrap_or_default(), pod.labels());
+    }
+
+    /// Queues the ReasoningPod whose label an EndpointSlice bears: the cluster copies the labels of the Service.
+    pub(super) fn slice(&self, slice: &EndpointSlice) {
+        self.queues.add_labelled(&slice.namespace().unwrap_or_default(), slice.labels());
     }
 
     /// Queues the ReasoningPod whose label a pod bears.

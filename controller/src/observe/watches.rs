@@ -3,8 +3,12 @@
 use std::fmt::Debug;
 
 use codex_crds::label;
+use codex_plan::reasoning_pod::{WRITER, WRITTEN_BY};
 use futures::future::join_all;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Pod},
+    discovery::v1::EndpointSlice,
+};
 use kube::{Client, Resource, core::PartialObjectMeta, runtime::reflector::store::Writer};
 use tokio::{sync::oneshot, task::JoinSet};
 
@@ -71,6 +75,7 @@ pub async fn watch(
     watches.start(writers.labelled, objects(&labelled), strip_annotations, Triggers::labelled);
     watches.start(writers.config_maps, objects(&ours), |_| {}, Triggers::child);
     watches.start(writers.services, objects(&ours), |_| {}, Triggers::child);
+    watches.start(writers.endpoint_slices, objects(&ours), strip_foreign, Triggers::slice);
     watches.start(writers.pod_disruption_budgets, objects(&ours), |_| {}, Triggers::child);
     watches.start(writers.network_policies, objects(&ours), |_| {}, Triggers::child);
     watches.start(writers.claims, objects(&all), strip_metadata, Triggers::claim);
@@ -85,6 +90,14 @@ pub async fn watch(
 fn strip_annotations(pod: &mut PartialObjectMeta<Pod>) {
     pod.metadata.annotations = None;
     pod.metadata.finalizers = None;
+}
+
+/// Removes the endpoints of slices that the cluster writes: of these only the existence matters.
+fn strip_foreign(slice: &mut EndpointSlice) {
+    if slice.metadata.labels.as_ref().and_then(|labels| labels.get(WRITTEN_BY)).is_none_or(|writer| writer != WRITER) {
+        slice.endpoints = Vec::new();
+        slice.ports = None;
+    }
 }
 
 /// Removes metadata that nothing reads: of these objects only the existence matters.

@@ -2,7 +2,7 @@
 
 use codex_configs::{BenchmarkFile, benchmark};
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
-use codex_plan::Received;
+use codex_plan::{Admission, Received};
 use codex_provenance::{
     Sha256,
     manifest::{File, Manifest, SCHEMA},
@@ -42,6 +42,9 @@ async fn settle<K: Observe>(world: &World, name: &str) -> Vec<String> {
     for _ in 0..8 {
         let (requests, result) = world.reconcile::<K>(name).await;
         result.unwrap();
+        // Where policies are missing, each reconciliation lists the EndpointSlices of the Service.
+        let lists = |line: &String| line.starts_with("GET ") && line.ends_with("/endpointslices");
+        let requests: Vec<_> = requests.into_iter().filter(|line| !lists(line)).collect();
         if requests.is_empty() {
             return all;
         }
@@ -76,7 +79,11 @@ fn finish(world: &World, kind: &str, job: &str, object: &str, state: &Value) {
 
 /// Returns a world with a trained model and a finished evaluation.
 async fn judged(successes: u64) -> World {
-    let world = World::new().await;
+    judge(World::new().await, successes).await
+}
+
+/// Returns the world after a run has trained a model and an evaluation has scored it.
+async fn judge(world: World, successes: u64) -> World {
     world.api.put(&path("trainingruns", "a"), run("a"));
     settle::<TrainingRun>(&world, "a").await;
     let manifest = manifest();
@@ -418,7 +425,9 @@ async fn pods_behind_the_service_that_the_controller_did_not_create_are_named() 
 
 #[tokio::test]
 async fn a_promotion_without_policies_has_weak_evidence_and_says_why() {
-    let world = judged(600).await;
+    let world = World::new().await;
+    world.context.admission.see(Admission::flawed("the policies were not read"));
+    let world = judge(world, 600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));
     settle::<ReasoningPod>(&world, "p").await;
     for (plural, name) in [("evaluations", "e"), ("reasoningpods", "p")] {
@@ -447,4 +456,92 @@ async fn numbers_of_a_forged_status_are_never_signed() {
     assert_eq!((&status["verdict"], &status["metrics"][0]["successes"]), (&json!("Failed"), &json!(300)), "{status}");
     settle::<ReasoningPod>(&world, "p").await;
     assert!(bundles(&world).is_empty());
+}
+
+/// Returns an EndpointSlice that the cluster wrote for the Service `p`.
+fn cluster_slice(name: &str, ours: bool) -> Value {
+    let mut labels = json!({"kubernetes.io/service-name": "p", "codex-ml.dev/reasoning-pod": "p"});
+    if ours {
+        labels["app.kubernetes.io/managed-by"] = json!("codex-controller");
+    }
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": name, "labels": labels},
+        "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.66"]}],
+    })
+}
+
+#[tokio::test]
+async fn without_policies_the_service_lists_only_verified_servers() {
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    let live = world.api.object(&format!("/apis/apps/v1{TEAM}/deployments/codex-s-p")).unwrap();
+    let template = &live["spec"]["template"];
+    let service = format!("/api/v1{TEAM}/services/p");
+    let slices = format!("/apis/discovery.k8s.io/v1{TEAM}/endpointslices");
+    let endpoints = format!("/api/v1{TEAM}/endpoints/p");
+    let own = format!("{slices}/codex-s-p-ipv4");
+    let selector = || world.api.object(&service).unwrap()["spec"]["selector"].clone();
+    let planned = selector();
+    assert!(planned.is_object(), "{planned}");
+    let put = |name: &str, owner: Option<(&str, &str)>, address: &str| {
+        let mut pod = server_pod(name, owner, template);
+        let running = json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}});
+        let container =
+            json!({"name": "server", "ready": true, "restartCount": 0, "image": "", "imageID": "", "state": running});
+        pod["status"] = json!({"podIPs": [{"ip": address}], "containerStatuses": [container]});
+        world.api.put(&format!("/api/v1{TEAM}/pods/{name}"), pod);
+    };
+    put("verified", Some(("codex-s-p-1", "set")), "10.0.0.1");
+    put("silent", Some(("codex-s-p-1", "set")), "10.0.0.2");
+    put("mine", None, "10.0.0.66");
+    let report = json!({
+        "schemaVersion": 1, "kind": "ReasoningPod", "namespace": "team", "name": "p", "objectUid": "p-uid",
+        "podUid": "verified-uid", "attempt": 1, "seq": 1, "state": {"serving": {
+            "stage": "Running", "verified": live["metadata"]["annotations"]["codex-ml.dev/model-digest"],
+            "promotion": live["metadata"]["annotations"]["codex-ml.dev/promotion-digest"],
+        }},
+    });
+    let report = serde_json::from_value(report).unwrap();
+    let received = Received { report, pod: "verified".to_owned(), at: world.context.now(), contradiction: None };
+    world.context.inbox.offer(received);
+    // The cluster copies the Service's labels to its slices. An editor who removes the label hides one from the cache.
+    world.api.put(&format!("{slices}/p-1"), cluster_slice("p-1", true));
+    world.api.put(&format!("{slices}/p-2"), cluster_slice("p-2", false));
+    world.api.put(&endpoints, json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "p"}}));
+    settle::<ReasoningPod>(&world, "p").await;
+    assert_eq!((selector(), world.api.object(&own)), (planned.clone(), None), "the policies are in place");
+
+    world.context.admission.see(Admission::flawed("a binding does not exist"));
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    assert_eq!(selector(), Value::Null);
+    let written = world.api.object(&own).unwrap();
+    let addresses: Vec<_> =
+        written["endpoints"].as_array().unwrap().iter().map(|it| it["addresses"][0].clone()).collect();
+    assert_eq!(addresses, ["10.0.0.1"], "{written}");
+    for gone in [&format!("{slices}/p-1"), &format!("{slices}/p-2"), &endpoints] {
+        assert!(requests.contains(&format!("DELETE {gone}")), "{gone}: {requests:#?}");
+        assert_eq!(world.api.object(gone), None);
+    }
+    let at = |what: &str| requests.iter().position(|line| line.starts_with(what)).unwrap();
+    assert!(at(&format!("PATCH {own}")) < at(&format!("PATCH {service}")), "{requests:#?}");
+    let status = world.api.object(&path("reasoningpods", "p")).unwrap()["status"].clone();
+    let told = status["conditions"].as_array().unwrap().iter().find(|it| it["type"] == "EndpointsWritten").unwrap();
+    assert!(told["message"].as_str().unwrap().ends_with("a binding does not exist"), "{told}");
+
+    // A selector that an editor adds is removed, with the slices that the cluster made of it.
+    let mut changed = world.api.object(&service).unwrap();
+    changed["spec"]["selector"] = json!({"any": "pod"});
+    world.api.put(&service, changed);
+    world.api.put(&format!("{slices}/p-3"), cluster_slice("p-3", true));
+    settle::<ReasoningPod>(&world, "p").await;
+    assert_eq!((selector(), world.api.object(&format!("{slices}/p-3"))), (Value::Null, None));
+
+    // The slice stays until the cluster has written its own.
+    world.context.admission.see(Admission { flaw: None, ..Admission::default() });
+    settle::<ReasoningPod>(&world, "p").await;
+    assert_eq!((selector(), world.api.object(&own).is_some()), (planned, true));
+    world.api.put(&format!("{slices}/p-4"), cluster_slice("p-4", true));
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    assert_eq!(requests, [format!("DELETE {own}")]);
 }

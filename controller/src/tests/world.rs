@@ -7,13 +7,14 @@ use std::{
 };
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
-use codex_plan::Settings;
+use codex_plan::{Admission, Settings};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
     core::v1::{ConfigMap, Pod, Service},
+    discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
@@ -29,6 +30,7 @@ use serde_json::{Value, json};
 use tower_test::mock;
 
 use crate::{
+    admission::AdmissionWatch,
     backoff::Backoff,
     by_uid::ByUid,
     context::Context,
@@ -113,6 +115,22 @@ impl Api {
         match *method {
             Method::GET => match held.objects.get(&object_path) {
                 Some(object) => (StatusCode::OK, object.clone()),
+                None if object_path.ends_with("/endpointslices") => {
+                    let service = query.rsplit_once("service-name%3D").map(|(_, name)| name.split('&').next());
+                    let of_service = |object: &Value| {
+                        let name = object["metadata"]["labels"]["kubernetes.io/service-name"].as_str();
+                        name.is_some() && Some(name) == service
+                    };
+                    let found = held
+                        .objects
+                        .iter()
+                        .filter(|(path, object)| path.starts_with(&object_path) && of_service(object));
+                    let items: Vec<_> = found.map(|(_, object)| object.clone()).collect();
+                    let list = json!({
+                        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSliceList", "metadata": {}, "items": items,
+                    });
+                    (StatusCode::OK, list)
+                }
                 None => failure(404, "NotFound"),
             },
             Method::POST if path.ends_with("/tokenreviews") => {
@@ -279,6 +297,7 @@ impl Held {
             "Pod" pods Pod;
             "ConfigMap" config_maps ConfigMap;
             "Service" services Service;
+            "EndpointSlice" endpoint_slices EndpointSlice;
             "PodDisruptionBudget" pod_disruption_budgets PodDisruptionBudget;
             "NetworkPolicy" network_policies NetworkPolicy;
         }
@@ -315,7 +334,7 @@ impl World {
             inbox: Arc::new(Inbox::default()),
             signer,
             seal: Seal::for_tests(),
-            admission: Arc::default(),
+            admission: Arc::new(AdmissionWatch::seen(Admission { flaw: None, ..Admission::default() })),
             refused: ByUid::default(),
             writers: ByUid::default(),
             metrics: Metrics::new().unwrap(),

@@ -10,17 +10,13 @@ use crate::{
     work::DesiredJob,
 };
 
-/// Seconds from SIGTERM to SIGKILL: an evaluation starts over, so it saves nothing.
-const GRACE_SECONDS: i64 = 30;
-
 /// Returns the desired children.
 pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
     let job = match stage {
         Stage::Failed(_) => view.work.failed_job(),
+        Stage::Done(_) => view.work.expired().unwrap_or(DesiredJob::Unchanged),
         // A Job that exists stays as it is: its pod exits by itself, or goes on while run or spec are being corrected.
-        Stage::Done(_) | Stage::Judged(_) | Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) => {
-            DesiredJob::Unchanged
-        }
+        Stage::Judged(_) | Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) => DesiredJob::Unchanged,
         Stage::Active(active) => active.job(),
     };
     let name = child::evaluator(&view.work.worker.owner.name);
@@ -45,7 +41,7 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Option<Template<'a>> 
         config_map,
         mounts,
         restart_policy: Some("Never"),
-        grace_seconds: GRACE_SECONDS,
+        grace_seconds: spec.termination_grace_period_seconds,
         port: None,
         probes: Probes::default(),
     })

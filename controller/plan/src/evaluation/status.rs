@@ -39,7 +39,7 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Eval
     if let Stage::Done(judged) = stage {
         let held = view.status.clone();
         let held = EvaluationStatus { observed_generation: generation, phase, conditions, ..held };
-        return (with_result(held, judged), None);
+        return (with_result(held, judged), view.work.expiry_due());
     }
     let uid = observed.run.as_ref().and_then(ResourceExt::uid);
     let settled = matches!(stage, Stage::Judged(_) | Stage::Failed(_));
@@ -66,12 +66,8 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Eval
     }
     let again = match stage {
         Stage::Active(active) => active.requeue(&view.work),
-        Stage::Done(_)
-        | Stage::Judged(_)
-        | Stage::Failed(_)
-        | Stage::Invalid(_)
-        | Stage::Waiting { .. }
-        | Stage::Discarded(_) => None,
+        Stage::Done(_) | Stage::Judged(_) | Stage::Failed(_) => view.work.expiry_due(),
+        Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) => None,
     };
     throttle::hold(present, next, observed.status_written_at, view.work.now(), again, with_throttled_of)
 }

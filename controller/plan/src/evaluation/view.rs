@@ -52,6 +52,8 @@ impl<'a> View<'a> {
             worker,
             limits: Limits::of(spec.retries, spec.active_deadline_seconds, spec.progress_deadline_seconds),
             suspend: spec.suspend,
+            ttl: spec.ttl_seconds_after_finished,
+            settled_at: status.completed_at.as_ref().map(|time| time.0),
             data: &spec.data,
             preset_data: codex_configs::benchmark(&spec.preset).iter().map(|file| file.name).collect(),
             references: observed.references.as_ref(),

@@ -22,7 +22,7 @@ use k8s_openapi::{
 
 use kube::ResourceExt;
 
-use super::{servers::Servers, stage::Stage, target::Target, view::View};
+use super::{endpoints, servers::Servers, stage::Stage, target::Target, view::View};
 use crate::{
     metadata::{Component, our_annotations, ring_label},
     plan::{Desired, Kept, KeptKind},
@@ -58,7 +58,10 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
             desired.deployments.push(deployment(view, target));
         }
     }
+    desired.kept.extend(endpoints::kept(view));
     Desired {
+        endpoint_slices: endpoints::slices(view),
+        foreign_slices: endpoints::foreign(view),
         config_maps: vec![config_map(view)],
         services: vec![service(view)],
         pod_disruption_budgets: vec![budget(view)],
@@ -214,10 +217,13 @@ fn config_map(view: &View<'_>) -> ConfigMap {
 }
 
 fn service(view: &View<'_>) -> Service {
+    let protected = view.observed.unprotected.is_none();
     Service {
         metadata: metadata(view, view.owner.name.clone()),
         spec: Some(ServiceSpec {
-            selector: Some(view.owner.selector(Component::Server)),
+            selector: protected.then(|| view.owner.selector(Component::Server)),
+            // The name of another host would divert the traffic. Admission policies protect the type, too.
+            type_: (!protected).then(|| "ClusterIP".to_owned()),
             ports: Some(vec![ServicePort {
                 name: Some("http".to_owned()),
                 port: PORT,

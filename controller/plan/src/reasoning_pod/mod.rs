@@ -3,6 +3,7 @@
 mod bundles;
 mod children;
 mod effects;
+mod endpoints;
 mod evidence;
 mod observed;
 mod servers;
@@ -16,6 +17,7 @@ use codex_crds::ReasoningPodStatus;
 use jiff::Timestamp;
 
 pub use bundles::{BundleNames, bundle_names, manifest};
+pub use endpoints::{ForeignSlice, SERVICE_NAME, WRITER, WRITTEN_BY};
 pub use observed::{Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer};
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};

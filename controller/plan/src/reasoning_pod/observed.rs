@@ -8,9 +8,10 @@ use std::{
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
 use codex_provenance::{OmsPayloadDigest, PromotionDigest, Sha256};
 use jiff::Timestamp;
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod, discovery::v1::EndpointSlice};
 use serde::{Deserialize, Serialize};
 
+use super::endpoints::ForeignSlice;
 use crate::{
     obstruction::Obstruction,
     pods::{ClusterWarning, Received, RefusedPod},
@@ -56,6 +57,15 @@ pub struct ObservedReasoningPod {
     /// The names of pods that match the selector of the Service, and that the controller did not create.
     #[serde(default)]
     pub foreign_pods: BTreeSet<String>,
+    /// Why admission policies do not keep others from labelling pods in this namespace; `None` if they do.
+    #[serde(default)]
+    pub unprotected: Option<String>,
+    /// The EndpointSlices of the Service that the controller wrote.
+    #[serde(default)]
+    pub endpoint_slices: Vec<EndpointSlice>,
+    /// The EndpointSlices of the Service that others wrote, such as the cluster for a Service with a selector.
+    #[serde(default)]
+    pub foreign_slices: Vec<ForeignSlice>,
     /// The names of the ConfigMaps in the status that no longer exist.
     #[serde(default)]
     pub missing_bundles: BTreeSet<String>,

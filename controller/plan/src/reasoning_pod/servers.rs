@@ -114,6 +114,26 @@ impl<'a> Servers<'a> {
             .map(|(at, by)| VerifiedStatus { digest: model, by, at: Time(at) })
     }
 
+    /// Returns the ready servers of all templates that have verified what they serve, by their reports. A server without a report
+    /// counts if `recorded` has its uid or `held` names it: reports are kept in the controller's memory, and servers repeat
+    /// theirs.
+    pub(crate) fn verified_pods(&self, recorded: &[&str], held: Option<&VerifiedStatus>) -> Vec<&Facts<'a>> {
+        let wanted = self.made_for();
+        let held = held.filter(|held| wanted.is_some_and(|(model, _)| model == held.digest)).map(|held| &held.by);
+        let proven = |facts: &Facts<'_>, former: bool| match self.state(facts) {
+            Some((_, state)) => {
+                let verified = state.verified.zip(state.promotion).filter(|_| state.stage == PodStage::Running);
+                verified.is_some() && (former || verified == wanted)
+            }
+            None => recorded.contains(&facts.uid()) || (!former && held == Some(&facts.name())),
+        };
+        let current = self.facts.iter().filter(|facts| proven(facts, false));
+        let former = self.former.iter().filter(|facts| proven(facts, true));
+        let mut servers: Vec<_> = current.chain(former).filter(|facts| facts.is_serving()).collect();
+        servers.sort_by_key(|facts| facts.name());
+        servers
+    }
+
     /// Returns why a server of the current template refuses to serve.
     pub(crate) fn refusal(&self) -> Option<String> {
         self.current().find_map(|facts| {

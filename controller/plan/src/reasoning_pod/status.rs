@@ -92,17 +92,30 @@ fn evidence(view: &View<'_>) -> Option<Result<(), String>> {
 /// Returns a sentence about the pods that match the selector of the Service and that the controller did not create.
 fn foreign(view: &View<'_>) -> Option<String> {
     let names = &view.observed.foreign_pods;
+    let service = &view.owner.name;
+    let selects = view.observed.unprotected.is_none();
     let shown: Vec<_> = names.iter().take(MAX_FOREIGN).map(String::as_str).collect();
     let more = names.len().saturating_sub(MAX_FOREIGN);
     let more = if more == 0 { String::new() } else { format!(" and {more} more") };
     (!shown.is_empty()).then(|| {
-        format!(
-            "the Service {} selects pods that this controller did not create, and they receive requests: {}{more}: delete \
-             them or remove their labels",
-            view.owner.name,
-            shown.join(", ")
-        )
+        let shown = shown.join(", ");
+        if selects {
+            format!(
+                "the Service {service} selects pods that this controller did not create, and they receive requests: \
+                 {shown}{more}: delete them or remove their labels"
+            )
+        } else {
+            format!(
+                "pods that this controller did not create bear the labels of servers: {shown}{more}; they receive no requests, \
+                 because the Service {service} has no selector: delete them or remove their labels"
+            )
+        }
     })
+}
+
+/// Returns the sentence of [`foreign`] if these pods receive requests.
+fn receiving(view: &View<'_>) -> Option<String> {
+    foreign(view).filter(|_| view.observed.unprotected.is_none())
 }
 
 fn waits(view: &View<'_>) -> bool {
@@ -210,7 +223,8 @@ fn verified(view: &View<'_>, stage: &Stage, serves: bool) -> Option<VerifiedStat
 
 fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     use ConditionType::{
-        EvidenceStrong, ForeignPods, GatesPassed, Ready, Reconciling, RingMatched, Signed, Stalled, Trained, Verified,
+        EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, Ready, Reconciling, RingMatched, Signed, Stalled,
+        Trained, Verified,
     };
     let generation = view.observed.object.metadata.generation;
     let mut conditions = Conditions::new(&view.status.conditions, generation, view.now);
@@ -256,10 +270,19 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     conditions.set(Verified, holds, reason, &message);
 
     let (reason, message) = ready(view, stage);
-    let foreign = foreign(view);
-    if let Some(foreign) = &foreign {
-        conditions.set(ForeignPods, true, Reason::ForeignPods, foreign);
+    if let Some(foreign) = foreign(view) {
+        conditions.set(ForeignPods, true, Reason::ForeignPods, &foreign);
     }
+    let rolls = matches!(stage, Stage::RollingOut(_) | Stage::Refused(..) | Stage::Serving(_));
+    if let Some(why) = view.observed.unprotected.as_ref().filter(|_| view.serves() || rolls) {
+        let message = format!(
+            "the Service {} has no selector, and the controller lists only servers that verified the model in its \
+             EndpointSlices: {why}",
+            view.owner.name
+        );
+        conditions.set(EndpointsWritten, true, Reason::PoliciesNotIntact, &message);
+    }
+    let foreign = receiving(view);
     let is_ready = matches!(stage, Stage::DryRun | Stage::Serving(_)) && foreign.is_none();
     conditions.set(Ready, is_ready, reason, &message);
     match stage {
@@ -345,7 +368,7 @@ fn verification(view: &View<'_>, stage: &Stage) -> (Truth, Reason, String) {
 
 /// Returns the reason and the message of the stage. The message must not change with the number of servers.
 fn ready(view: &View<'_>, stage: &Stage) -> (Reason, String) {
-    if let Some(foreign) = foreign(view) {
+    if let Some(foreign) = receiving(view) {
         return (Reason::ForeignPods, foreign);
     }
     match stage {

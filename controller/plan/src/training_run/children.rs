@@ -10,15 +10,15 @@ use crate::{
     work::DesiredJob,
 };
 
-/// Seconds from SIGTERM to SIGKILL: enough for the current step and a checkpoint.
-const GRACE_SECONDS: i64 = 60;
 /// The port of a trainer's metrics.
 const METRICS_PORT: i32 = 9464;
 
 /// Returns the desired children.
 pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
     let job = match stage {
-        Stage::Done(_) | Stage::Succeeded(_) => DesiredJob::Present { suspended: true, settled: true },
+        Stage::Done(_) | Stage::Succeeded(_) => {
+            view.work.expired().unwrap_or(DesiredJob::Present { suspended: true, settled: true })
+        }
         Stage::Failed(_) => view.work.failed_job(),
         // A Job that exists goes on while the spec is being corrected.
         Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) => DesiredJob::Unchanged,
@@ -50,7 +50,7 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Template<'a> {
         config_map,
         mounts,
         restart_policy: Some("Never"),
-        grace_seconds: GRACE_SECONDS,
+        grace_seconds: spec.termination_grace_period_seconds,
         port: Some(Port::Metrics(METRICS_PORT)),
         probes: Probes::default(),
     }

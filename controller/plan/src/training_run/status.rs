@@ -37,12 +37,8 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Trai
     };
     let again = match stage {
         Stage::Active(active) => active.requeue(&view.work),
-        Stage::Done(_)
-        | Stage::Succeeded(_)
-        | Stage::Failed(_)
-        | Stage::Invalid(_)
-        | Stage::Waiting { .. }
-        | Stage::Discarded(_) => None,
+        Stage::Done(_) | Stage::Succeeded(_) | Stage::Failed(_) => view.work.expiry_due(),
+        Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) => None,
     };
     let present = observed.object.status.as_ref().filter(|_| observed.seal == StatusSeal::Valid);
     let written = observed.status_written_at;

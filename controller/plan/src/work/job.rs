@@ -147,6 +147,8 @@ pub(crate) enum DesiredJob {
     Absent,
     /// Both stay as they are.
     Unchanged,
+    /// The Job is deleted with its pods, and nothing is created again. The ConfigMap stays.
+    Expired,
     /// Both exist. The pods run unless `suspended`; once the work is `settled`, nothing is created again.
     Present { suspended: bool, settled: bool },
 }
@@ -167,7 +169,9 @@ impl JobChildren<'_> {
     pub(crate) fn desired<'b>(self, job: DesiredJob, template: impl FnOnce(String) -> Option<Template<'b>>) -> Desired {
         let mut desired = Desired::default();
         let DesiredJob::Present { suspended, settled } = job else {
-            if job == DesiredJob::Unchanged {
+            if job == DesiredJob::Expired {
+                keep(&mut desired, KeptKind::ConfigMap, self.name);
+            } else if job == DesiredJob::Unchanged {
                 keep(&mut desired, KeptKind::ConfigMap, self.name.clone());
                 if self.live.is_some() {
                     keep(&mut desired, KeptKind::Job, self.name);

@@ -108,7 +108,7 @@ impl Active {
             Self::MissingReferences(_) | Self::LostReferences(_) => Some(REFERENCES_AGAIN),
             Self::FinalReport(until) => Some(throttle::until(view.now(), *until)),
             Self::Pending(_) => view.worker.pod_due(),
-            Self::Running => view.stale_due(),
+            Self::Running => [view.stale_due(), view.worker.node_due()].into_iter().flatten().min(),
             Self::Suspended => None,
         }
     }
@@ -130,9 +130,10 @@ impl Active {
             Self::FinalReport(_) => {
                 (Reason::Running, format!("the {component} exited 0; waiting for its final report"))
             }
-            Self::Running => match view.stale() {
-                Some(stale) => (Reason::ProgressDeadlineExceeded, stale),
-                None => (Reason::Running, format!("the {component} is running{before}")),
+            Self::Running => match (view.worker.lost_node(), view.stale()) {
+                (Some(lost), _) => (Reason::NodeLost, lost),
+                (None, Some(stale)) => (Reason::ProgressDeadlineExceeded, stale),
+                (None, None) => (Reason::Running, format!("the {component} is running{before}")),
             },
         }
     }

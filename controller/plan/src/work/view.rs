@@ -6,7 +6,7 @@ use codex_configs::Data;
 use codex_crds::{DataItem, DataStatus, Reason, WorkStatus};
 use codex_provenance::ConfigDigest;
 use codex_reports::{DataFile, Report};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::batch::v1::Job,
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -42,6 +42,10 @@ pub(crate) struct WorkView<'a> {
     pub(crate) config: Result<Config, String>,
     pub(crate) limits: Limits,
     pub(crate) suspend: bool,
+    /// `spec.ttlSecondsAfterFinished`.
+    pub(crate) ttl: Option<i64>,
+    /// `status.completedAt` as it is recorded.
+    pub(crate) settled_at: Option<Timestamp>,
     /// `spec.data`.
     pub(crate) data: &'a [DataItem],
     /// The names of data files that the preset adds to `spec.data`.
@@ -179,9 +183,25 @@ impl WorkView<'_> {
         recorded.cloned().unwrap_or_else(|| Time(self.worker.ended_at().unwrap_or(self.now())))
     }
 
-    /// The desired state of a failed Job: suspended, unless its pod exits by itself.
+    /// The desired state of a failed Job: suspended, unless its pod exits by itself, and absent once it has expired.
     pub(crate) fn failed_job(&self) -> DesiredJob {
-        DesiredJob::Present { suspended: !self.worker.reported_failure(), settled: true }
+        self.expired().unwrap_or(DesiredJob::Present { suspended: !self.worker.reported_failure(), settled: true })
+    }
+
+    /// Returns when the Job of settled work expires. The end must be recorded: a Job that is gone is never created again.
+    fn expires_at(&self) -> Option<Timestamp> {
+        self.settled_at?.checked_add(SignedDuration::from_secs(self.ttl?)).ok()
+    }
+
+    /// Returns the desired state of a Job that has expired.
+    pub(crate) fn expired(&self) -> Option<DesiredJob> {
+        self.expires_at().filter(|at| *at <= self.now()).map(|_| DesiredJob::Expired)
+    }
+
+    /// Returns when to plan again, because the Job expires then.
+    pub(crate) fn expiry_due(&self) -> Option<Duration> {
+        let at = self.expires_at().filter(|at| self.now() < *at && self.job.is_some())?;
+        Some(throttle::until(self.now(), at))
     }
 
     /// Returns the Job and its ConfigMap, both called `name`, as desired children.

@@ -107,6 +107,24 @@ impl<'a> Worker<'a> {
         Some((facts.name(), facts.started()?))
     }
 
+    /// Returns a sentence if the node of the running pod no longer answers.
+    pub(crate) fn lost_node(&self) -> Option<String> {
+        let facts = self.facts.iter().rev().find(|facts| facts.is_running())?;
+        let since = facts.silent_since().filter(|since| is_late(*since, self.now))?;
+        let (pod, node) = (facts.name(), facts.node().unwrap_or("unknown"));
+        Some(format!(
+            "the node {node} of pod {pod} has not answered since {since}: the pod may still be at work, and is not replaced before \
+             the node answers or is removed. If the node does not come back, remove it: kubectl delete node {node}"
+        ))
+    }
+
+    /// Returns when to check again whether the node of the running pod answers.
+    pub(crate) fn node_due(&self) -> Option<Duration> {
+        let facts = self.facts.iter().rev().find(|facts| facts.is_running())?;
+        let since = facts.silent_since().filter(|since| !is_late(*since, self.now))?;
+        Some(explained_again(since, self.now))
+    }
+
     /// Whether the pod with this uid is running or has exited 0: no pod of the Job is newer.
     pub(crate) fn is_current(&self, pod: &str) -> bool {
         self.facts.iter().any(|facts| facts.uid() == pod && (facts.is_running() || facts.succeeded()))

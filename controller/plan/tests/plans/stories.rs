@@ -9,14 +9,14 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use codex_plan::{
-    Effect, Plan, Received,
+    Desired, Effect, KeptKind, Plan, Received,
     evaluation::{self, ObservedEvaluation},
     reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion},
     training_run::{self, ObservedTrainingRun},
 };
 use codex_provenance::oms;
 use codex_reports::{EvaluationState, Kind, ServingState, Stage, State, TrainingState};
-use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod};
+use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod, discovery::v1::EndpointSlice};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use similar::TextDiff;
@@ -128,10 +128,13 @@ fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-fn job(live: &mut Option<Job>, planned: &[Job]) {
-    if let Some(planned) = planned.first() {
+/// Carries out what is planned for the Job: it is written, kept, or deleted with its pods.
+fn job(live: &mut Option<Job>, pods: &mut Vec<Pod>, desired: &Desired) {
+    if let Some(planned) = desired.jobs.first() {
         let status = live.take().and_then(|live| live.status);
         *live = Some(Job { status, ..planned.clone() });
+    } else if !desired.kept.iter().any(|kept| kept.kind == KeptKind::Job) && live.take().is_some() {
+        pods.clear();
     }
 }
 
@@ -146,7 +149,7 @@ impl Told for ObservedTrainingRun {
     fn come_true(&mut self, plan: &Plan<Self::Status>) {
         self.object.status = Some(plan.status.clone());
         if self.obstruction.is_none() {
-            job(&mut self.job, &plan.desired.jobs);
+            job(&mut self.job, &mut self.pods, &plan.desired);
         }
     }
 
@@ -166,7 +169,7 @@ impl Told for ObservedEvaluation {
     fn come_true(&mut self, plan: &Plan<Self::Status>) {
         self.object.status = Some(plan.status.clone());
         if self.obstruction.is_none() {
-            job(&mut self.job, &plan.desired.jobs);
+            job(&mut self.job, &mut self.pods, &plan.desired);
         }
     }
 
@@ -190,6 +193,13 @@ impl Told for ObservedReasoningPod {
         }
         let status = self.deployment.take().and_then(|live| live.status);
         self.deployment = plan.desired.deployments.first().map(|planned| Deployment { status, ..planned.clone() });
+        let kept = |slice: &EndpointSlice| {
+            let name = slice.metadata.name.as_ref();
+            plan.desired.kept.iter().any(|kept| kept.kind == KeptKind::EndpointSlice && Some(&kept.name) == name)
+        };
+        self.endpoint_slices.retain(kept);
+        self.endpoint_slices.extend(plan.desired.endpoint_slices.iter().cloned());
+        self.foreign_slices.retain(|slice| !plan.desired.foreign_slices.contains(slice));
         for effect in &plan.effects {
             match effect {
                 Effect::SignModel { manifest, name, .. } => {
@@ -209,16 +219,32 @@ impl Told for ObservedReasoningPod {
     }
 }
 
+/// Returns a pod whose container is in this state. `silentSince` in it is the time since which its
+/// node does not answer.
 fn pod(name: &str, state: &Value, annotations: &Value, second: i64) -> Pod {
+    let mut state = state.clone();
+    let silent = state.as_object_mut().and_then(|state| state.remove("silentSince"));
+    let conditions = silent.map(|since| {
+        json!([
+            {"type": "ContainersReady", "status": "True"},
+            {"type": "Ready", "status": "False", "lastTransitionTime": since},
+        ])
+    });
     make::from(json!({
         "metadata": {
             "name": name, "uid": name, "namespace": "team", "annotations": annotations, "creationTimestamp": make::at(second),
         },
-        "status": {"containerStatuses": [{
+        "spec": {"nodeName": "node-1", "containers": []},
+        "status": {"conditions": conditions, "podIPs": [{"ip": address(name)}], "containerStatuses": [{
             "name": "any", "image": "codex:dev", "imageID": "registry/codex@sha256:0123", "ready": true,
             "restartCount": 0, "state": state,
         }]},
     }))
+}
+
+/// Returns the address of a pod, from the first letter of its name.
+fn address(name: &str) -> String {
+    format!("10.0.0.{}", name.bytes().next().unwrap_or_default())
 }
 
 fn state(kind: Kind, saying: &Saying, annotations: &Value) -> State {
@@ -340,6 +366,9 @@ stories! {
     run_from_another_run: ObservedTrainingRun;
     run_loses_its_checkpoints: ObservedTrainingRun;
     run_stands_still: ObservedTrainingRun;
+    run_on_a_lost_node: ObservedTrainingRun;
+    run_expires: ObservedTrainingRun;
+    evaluation_expires: ObservedEvaluation;
     run_with_lost_references: ObservedTrainingRun;
     run_whose_job_has_no_pod: ObservedTrainingRun;
     evaluation_passes: ObservedEvaluation;
@@ -351,6 +380,7 @@ stories! {
     evaluation_restored: ObservedEvaluation;
     run_with_a_refused_pod: ObservedTrainingRun;
     pod_with_foreign_pods: ObservedReasoningPod;
+    pod_without_policies: ObservedReasoningPod;
     pod_serves: ObservedReasoningPod;
     pod_is_blocked: ObservedReasoningPod;
     pod_refuses: ObservedReasoningPod;

@@ -210,6 +210,9 @@ impl World {
             reports: self.said("pod-1"),
             former_pods: Vec::new(),
             foreign_pods: BTreeSet::new(),
+            unprotected: None,
+            endpoint_slices: Vec::new(),
+            foreign_slices: Vec::new(),
             missing_bundles: BTreeSet::new(),
             refused: Vec::new(),
             warnings: Vec::new(),
@@ -289,8 +292,18 @@ impl World {
 
     /// Destructures like the real apply, so that no kind of child is forgotten.
     fn apply(&mut self, object: &str, desired: &Desired) {
-        let Desired { config_maps, jobs, deployments, services, pod_disruption_budgets, network_policies, kept } =
-            desired;
+        let Desired {
+            config_maps,
+            jobs,
+            deployments,
+            services,
+            endpoint_slices,
+            foreign_slices,
+            pod_disruption_budgets,
+            network_policies,
+            kept,
+        } = desired;
+        assert!(endpoint_slices.is_empty() && foreign_slices.is_empty(), "policies are in place in this world");
         for wanted in config_maps {
             let live = self.config_maps.get(&wanted.name_any());
             if live.is_none_or(|live| live.data != wanted.data) {

@@ -1,0 +1,219 @@
+//! The cluster: finds the configuration as kubectl does, and reads objects. I/O.
+
+use std::{collections::BTreeSet, fmt::Debug, path::PathBuf};
+
+use codex_crds::{ConditionType, Evaluation, ReasoningPod, TrainingRun};
+use k8s_openapi::{NamespaceResourceScope, api::events::v1::Event};
+use kube::{
+    Api, Client, Config, Resource, ResourceExt,
+    api::ListParams,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    error::CommandError,
+    events::{self, Told},
+    subject::{Kind, Subject},
+    tree::Chain,
+    view::View,
+};
+
+/// The most bases that a tree goes back: runs can be based on each other in a circle.
+const MAX_BASES: usize = 16;
+/// The objects of a page of a list.
+const PAGE: u32 = 500;
+
+/// Where to look: the flags of kubectl.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Place {
+    pub(crate) namespace: Option<String>,
+    pub(crate) context: Option<String>,
+    pub(crate) kubeconfig: Option<PathBuf>,
+}
+
+/// A cluster and a namespace of it.
+pub(crate) struct Cluster {
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
+}
+
+/// An object of one of the three kinds.
+pub(crate) enum Found {
+    Run(Box<TrainingRun>),
+    Evaluation(Box<Evaluation>),
+    Pod(Box<ReasoningPod>),
+}
+
+impl Found {
+    pub(crate) fn view(&self) -> View {
+        match self {
+            Self::Run(run) => View::of_run(run),
+            Self::Evaluation(evaluation) => View::of_evaluation(evaluation),
+            Self::Pod(pod) => View::of_pod(pod),
+        }
+    }
+
+    pub(crate) fn uid(&self) -> String {
+        let uid = match self {
+            Self::Run(run) => run.uid(),
+            Self::Evaluation(evaluation) => evaluation.uid(),
+            Self::Pod(pod) => pod.uid(),
+        };
+        uid.unwrap_or_default()
+    }
+
+    /// Returns the name of the run whose model the object is about.
+    fn run(&self) -> Option<String> {
+        match self {
+            Self::Run(run) => Some(run.name_any()),
+            Self::Evaluation(evaluation) => evaluation.spec.training_run.clone(),
+            Self::Pod(pod) => Some(pod.spec.training_run.clone()),
+        }
+    }
+
+    /// Whether the object has reached its end: no further pod will work for it.
+    pub(crate) fn has_ended(&self) -> bool {
+        match self {
+            Self::Run(run) => run.status.as_ref().is_some_and(|status| status.completed_at.is_some()),
+            Self::Evaluation(evaluation) => {
+                evaluation.status.as_ref().is_some_and(|status| status.completed_at.is_some())
+            }
+            Self::Pod(_) => false,
+        }
+    }
+}
+
+impl Cluster {
+    /// Connects as kubectl does: `--kubeconfig`, else `KUBECONFIG`, else `~/.kube/config`, else the service account of a pod.
+    pub(crate) async fn connect(place: &Place) -> Result<Self, CommandError> {
+        // Installing the provider again fails and changes nothing.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let options = KubeConfigOptions { context: place.context.clone(), ..KubeConfigOptions::default() };
+        let config = match (&place.kubeconfig, &place.context) {
+            (Some(path), _) => {
+                let failed = |source| CommandError::KubeconfigFile { path: path.clone(), source };
+                let file = Kubeconfig::read_from(path).map_err(failed)?;
+                Config::from_custom_kubeconfig(file, &options).await.map_err(failed)?
+            }
+            (None, Some(_)) => Config::from_kubeconfig(&options).await?,
+            (None, None) => Config::infer().await?,
+        };
+        let namespace = place.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let client = Client::try_from(config).map_err(CommandError::request("connecting to the cluster"))?;
+        Ok(Self { client, namespace })
+    }
+
+    pub(crate) fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self) -> Api<K> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Finds the object that a user named.
+    pub(crate) async fn find(&self, subject: &Subject) -> Result<Found, CommandError> {
+        let kinds: Vec<Kind> = subject.kind.map_or_else(|| Kind::ALL.to_vec(), |kind| vec![kind]);
+        let mut found = Vec::new();
+        for kind in kinds {
+            found.extend(self.get(kind, &subject.name).await?.map(|object| (kind, object)));
+        }
+        let kinds: Vec<Kind> = found.iter().map(|(kind, _)| *kind).collect();
+        match found.pop() {
+            None => Err(CommandError::NotFound { name: subject.name.clone(), namespace: self.namespace.clone() }),
+            Some((_, object)) if kinds.len() == 1 => Ok(object),
+            Some(_) => Err(CommandError::Ambiguous { name: subject.name.clone(), kinds }),
+        }
+    }
+
+    /// Returns the object of this kind and name.
+    pub(crate) async fn get(&self, kind: Kind, name: &str) -> Result<Option<Found>, CommandError> {
+        Ok(match kind {
+            Kind::TrainingRun => self.get_opt(name).await?.map(|run| Found::Run(Box::new(run))),
+            Kind::Evaluation => self.get_opt(name).await?.map(|evaluation| Found::Evaluation(Box::new(evaluation))),
+            Kind::ReasoningPod => self.get_opt(name).await?.map(|pod| Found::Pod(Box::new(pod))),
+        })
+    }
+
+    async fn get_opt<K>(&self, name: &str) -> Result<Option<K>, CommandError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
+        let what = format!("reading the {} {name}", K::kind(&()));
+        self.api::<K>().get_opt(name).await.map_err(CommandError::request(what))
+    }
+
+    /// Returns all objects of a kind in the namespace, or everywhere.
+    pub(crate) async fn list<K>(&self, everywhere: bool, selector: ListParams) -> Result<Vec<K>, CommandError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
+        let api: Api<K> = if everywhere { Api::all(self.client.clone()) } else { self.api() };
+        let mut params = selector.limit(PAGE);
+        let mut all = Vec::new();
+        loop {
+            let what = format!("listing objects of the kind {}", K::kind(&()));
+            let page = api.list(&params).await.map_err(CommandError::request(what))?;
+            all.extend(page.items);
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// Returns the chain that an object belongs to.
+    pub(crate) async fn chain(&self, found: Found) -> Result<Chain, CommandError> {
+        let mut chain = Chain { run: found.run(), ..Chain::default() };
+        let mut next = match (found, chain.run.clone()) {
+            (Found::Run(run), _) => Some(*run),
+            (Found::Evaluation(evaluation), None) => {
+                chain.evaluations.push(*evaluation);
+                return Ok(chain);
+            }
+            (_, Some(name)) => self.get_opt(&name).await?,
+            (Found::Pod(_), None) => None,
+        };
+        let mut seen = BTreeSet::new();
+        while let Some(run) = next.take() {
+            let base = run.spec.base.as_ref().and_then(|base| base.training_run.as_ref()).map(|base| base.name.clone());
+            seen.insert(run.name_any());
+            chain.runs.push(run);
+            if let Some(base) = base.filter(|base| !seen.contains(base) && seen.len() < MAX_BASES) {
+                next = self.get_opt(&base).await?;
+            }
+        }
+        let of_run = chain.run.clone();
+        chain.evaluations = self.list::<Evaluation>(false, ListParams::default()).await?;
+        chain.evaluations.retain(|evaluation| evaluation.spec.training_run == of_run);
+        chain.pods = self.list::<ReasoningPod>(false, ListParams::default()).await?;
+        chain.pods.retain(|pod| Some(&pod.spec.training_run) == of_run.as_ref());
+        Ok(chain)
+    }
+
+    /// Returns the objects that `found` depends on.
+    pub(crate) async fn causes(&self, found: &Found) -> Result<Vec<View>, CommandError> {
+        let (run, evaluations) = match found {
+            Found::Run(run) => {
+                let base = run.spec.base.as_ref().and_then(|base| base.training_run.as_ref());
+                (base.map(|base| base.name.clone()), Vec::new())
+            }
+            Found::Evaluation(evaluation) => (evaluation.spec.training_run.clone(), Vec::new()),
+            Found::Pod(pod) => (Some(pod.spec.training_run.clone()), pod.spec.evaluations.clone()),
+        };
+        let mut causes = Vec::new();
+        if let Some(run) = run {
+            causes.extend(self.get_opt::<TrainingRun>(&run).await?.as_ref().map(View::of_run));
+        }
+        // An Evaluation of a run without a model says only that it waits for the run.
+        if causes.iter().all(|run| run.is(ConditionType::Ready)) {
+            for name in evaluations {
+                causes.extend(self.get_opt::<Evaluation>(&name).await?.as_ref().map(View::of_evaluation));
+            }
+        }
+        Ok(causes)
+    }
+
+    /// Returns the Events about an object and its children, oldest first.
+    pub(crate) async fn events(&self, kind: Kind, name: &str, uid: &str) -> Result<Vec<Told>, CommandError> {
+        let events = self.list::<Event>(false, ListParams::default()).await?;
+        Ok(events::about(&events, kind, name, uid))
+    }
+}

@@ -1,0 +1,21 @@
+//! `kubectl codex`, a kubectl plugin: the chain of an object as a tree, what blocks it, its logs, runs as a table, Events.
+//!
+//! `cluster` and `logs` talk to the API server; everything that is shown is made by pure functions from what they return. It only
+//! reads. Text from the cluster is printed with its control characters escaped.
+
+mod cli;
+mod cluster;
+mod error;
+mod events;
+mod logs;
+mod subject;
+mod text;
+mod top;
+mod tree;
+mod view;
+mod why;
+
+#[cfg(test)]
+mod tests;
+
+pub use cli::main;
