@@ -17,7 +17,8 @@ pub const MAX_SYNTHETIC: u64 = 10_000_000;
 pub const PROBLEMS: &str = "problems";
 /// Name of the predictions of the baseline in the data of an evaluation.
 pub const BASELINE: &str = "baseline";
-
+/// What the name of the outcomes of another evaluation begins with in the data of an evaluation.
+pub const REFERENCE: &str = "reference-";
 /// Name of the validation records in the data of a training run. They are evaluated and never trained on.
 pub const VALIDATION: &str = "validation";
 

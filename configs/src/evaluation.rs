@@ -1,11 +1,11 @@
 //! The configuration of an evaluation. Pure.
 
-use codex_verdict::Metric;
+use codex_verdict::{MAX_REFERENCES, Metric};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BASELINE, ConfigError, Data, PROBLEMS, Resolved, benchmark, data,
+    BASELINE, ConfigError, Data, PROBLEMS, REFERENCE, Resolved, benchmark, data,
     error::nearest,
     keys,
     layers::{Layers, recheck},
@@ -31,7 +31,8 @@ pub struct Evaluation {
     pub seed: u64,
     /// The settings.
     pub settings: EvaluationSettings,
-    /// `problems` and, if there is one, `baseline`: the files of the preset or those that replace them.
+    /// `problems` and, if there is one, `baseline`: the files of the preset or those that replace them. `reference-<name>` for
+    /// the outcomes of each Evaluation that gates compare with.
     pub data: Vec<Data>,
 }
 
@@ -139,7 +140,18 @@ pub fn compose_evaluation(
 /// Checks the data of an object.
 fn check_data(data: &[Data]) -> Result<(), ConfigError> {
     data::check(data)?;
+    let references = data.iter().filter(|item| item.name.starts_with(REFERENCE)).count();
+    if references > MAX_REFERENCES {
+        return Err(ConfigError::Data {
+            field: "data".to_owned(),
+            value: format!("{references} files of outcomes"),
+            right: format!("compare with at most {MAX_REFERENCES} evaluations"),
+        });
+    }
     for (index, item) in data.iter().enumerate() {
+        if item.name.starts_with(REFERENCE) && item.synthetic.is_none() {
+            continue;
+        }
         if ![PROBLEMS, BASELINE].contains(&item.name.as_str()) {
             return Err(ConfigError::Data {
                 field: format!("data[{index}].name"),

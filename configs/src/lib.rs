@@ -18,7 +18,7 @@ mod training;
 mod tests;
 
 pub use benchmark::{BenchmarkFile, benchmark, benchmark_file};
-pub use data::{BASELINE, Data, MAX_SYNTHETIC, PROBLEMS, Synthetic, TASKS, VALIDATION};
+pub use data::{BASELINE, Data, MAX_SYNTHETIC, PROBLEMS, REFERENCE, Synthetic, TASKS, VALIDATION};
 pub use error::{ConfigError, Origin};
 pub use evaluation::{AnswerForm, Evaluation, EvaluationSettings, Generation, PRESETS, PromptForm, compose_evaluation};
 pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};

@@ -120,6 +120,8 @@ reasons! {
     Inconclusive,
     /// An Evaluation has no verdict yet.
     WaitingForVerdict,
+    /// An Evaluation that gates compare with has no result yet.
+    WaitingForReference,
     /// The TrainingRun has no model yet.
     WaitingForTraining,
     /// The ring of the TrainingRun equals the ring of the ReasoningPod.

@@ -1,7 +1,7 @@
 //! `Evaluation`: judges one model by gates. No I/O.
 
-use codex_provenance::{ConfigDigest, EvidenceStrength, GatesDigest, ModelDigest, ReportDigest};
-use codex_verdict::{GateResult, GateSpec, MAX_GATES, MAX_METRIC_NAME, MAX_METRICS, Verdict};
+use codex_provenance::{ConfigDigest, DataDigest, EvidenceStrength, GatesDigest, ModelDigest, ReportDigest};
+use codex_verdict::{GateResult, GateSpec, MAX_GATES, MAX_METRIC_NAME, MAX_METRICS, MAX_REFERENCES, Verdict};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -31,7 +31,8 @@ use crate::{
     printcolumn(name = "Model", type_ = "string", json_path = ".status.model.short"),
     printcolumn(name = "Evidence", type_ = "string", json_path = ".status.evidence", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = crate::rules::name()
+    validation = crate::rules::name(),
+    validation = crate::rules::own_reference()
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -80,7 +81,8 @@ pub struct EvaluationSpec {
     #[serde(default = "default_seed")]
     #[schemars(with = "i64", range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub seed: u64,
-    /// Bounds on metrics. The model passes if every gate passes.
+    /// Bounds on metrics, also relative to other Evaluations of the same problems, of which at most 4 may be named. The model
+    /// passes if every gate passes.
     #[schemars(length(min = 1, max = MAX_GATES))]
     pub gates: Vec<GateSpec>,
     /// Settings of the evaluator pod. Its image is the one that the controller is configured with.
@@ -172,6 +174,13 @@ pub struct EvaluationStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_METRICS))]
     pub metrics: Vec<MetricStatus>,
+    /// File of the outcome of each problem, which other Evaluations compare with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcomes: Option<OutcomesStatus>,
+    /// Evaluations that the gates compare with, as they were when the evaluator was started.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_REFERENCES))]
+    pub references: Vec<ReferenceStatus>,
     /// SHA-256 over the reported model digest, data digests and metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report_digest: Option<ReportDigest>,
@@ -236,11 +245,46 @@ pub struct JudgedModel {
     pub short: String,
 }
 
+/// File of the outcome of each problem.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OutcomesStatus {
+    /// SHA-256 of the file, as the evaluator wrote it.
+    pub sha256: DataDigest,
+    /// PersistentVolumeClaim that holds the file.
+    #[schemars(length(max = 253))]
+    pub claim_name: String,
+    /// Folder of the file on the volume.
+    #[schemars(length(max = 1024))]
+    pub path: String,
+}
+
+/// An Evaluation that gates compare with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReferenceStatus {
+    /// Name of the Evaluation.
+    #[schemars(length(max = 63))]
+    pub evaluation: String,
+    /// Uid of the Evaluation.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    /// Digest of the model that it scored.
+    pub model: ModelDigest,
+    /// SHA-256 of its file of outcomes.
+    pub outcomes: DataDigest,
+    /// Strength of its evidence: strong or weak.
+    pub evidence: EvidenceStrength,
+    /// Its measurements, without its own comparisons.
+    #[schemars(length(max = MAX_METRICS))]
+    pub metrics: Vec<MetricStatus>,
+}
+
 /// Measurement of a metric.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MetricStatus {
-    /// Name of the metric.
+    /// Name of the metric, followed by @ and the name of the Evaluation if it is a comparison.
     #[schemars(length(max = MAX_METRIC_NAME))]
     pub name: String,
     /// Number of scored items.
@@ -248,20 +292,20 @@ pub struct MetricStatus {
     /// Number of items that count as a success. Set for a share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub successes: Option<i64>,
-    /// Number of comparisons won. Set for a duel.
+    /// Number of comparisons won. Set for a duel, and for the comparison of a share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wins: Option<i64>,
-    /// Number of comparisons tied. Set for a duel.
+    /// Number of comparisons tied. Set for a duel, and for the comparison of a share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ties: Option<i64>,
-    /// Number of comparisons lost. Set for a duel.
+    /// Number of comparisons lost. Set for a duel, and for the comparison of a share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub losses: Option<i64>,
-    /// Sum of the values. Set for a mean; absent if it is not a finite number.
+    /// Sum of the values. Set for a mean or a difference; absent if it is not a finite number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub sum: Option<String>,
-    /// Sum of the squared values. Set for a mean; absent if it is not a finite number.
+    /// Sum of the squared values. Set for a mean or a difference; absent if it is not a finite number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub sum_of_squares: Option<String>,
@@ -285,7 +329,7 @@ pub struct MetricStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub method: Option<String>,
-    /// Kind of the measurement: share, duel, mean or estimate.
+    /// Kind of the measurement: share, duel, mean, difference or estimate.
     #[schemars(length(max = 16))]
     pub kind: String,
 }

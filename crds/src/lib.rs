@@ -23,6 +23,7 @@ pub use conditions::{ConditionType, Reason};
 pub use data::{ConfigMapKey, DataItem, DataSource, Synthetic, VolumeClaimFolder, VolumeClaimPath};
 pub use evaluation::{
     Evaluation, EvaluationPhase, EvaluationSpec, EvaluationStatus, GivenModel, JudgedModel, MetricStatus,
+    OutcomesStatus, ReferenceStatus,
 };
 pub use names::{annotation, bundle, child, is_subdomain, label};
 pub use pod::{TrainerPod, WorkerPod};

@@ -46,6 +46,13 @@ pub(crate) fn own_base() -> Rule {
     .message("spec.base.trainingRun.name is the TrainingRun itself: name another TrainingRun")
 }
 
+/// Returns the rule that no gate of an Evaluation compares it with itself. The name of an object is known only at its root.
+pub(crate) fn own_reference() -> Rule {
+    let own = |field: &str| format!("(has(gate.{field}) && gate.{field}.evaluation == self.metadata.name)");
+    let rule = format!("!self.spec.gates.exists(gate, {} || {})", own("betterThan"), own("notWorseThan"));
+    Rule::new(rule).message("spec.gates[] compares the Evaluation with itself: name another Evaluation")
+}
+
 /// Returns the rule on changes of `spec.rolloutRing`.
 pub(crate) fn ring() -> Rule {
     of_kube(cel::ring())

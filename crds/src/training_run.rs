@@ -302,8 +302,8 @@ pub struct LostCheckpointStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataStatus {
-    /// Name of the file in spec.data.
-    #[schemars(length(max = 40))]
+    /// Name of the file in spec.data; for the outcomes of an Evaluation that gates compare with, its name after "reference-".
+    #[schemars(length(max = 63))]
     pub name: String,
     /// SHA-256 of the bytes that the pod read.
     pub sha256: DataDigest,

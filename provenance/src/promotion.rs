@@ -157,6 +157,26 @@ pub struct Evaluation {
     pub metrics: BTreeMap<String, Measured>,
     /// Gates and their verdicts, in the order of the spec.
     pub gates: Vec<Gate>,
+    /// Evaluations that the gates compare with. Absent if no gate compares.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub references: Vec<Reference>,
+}
+
+/// An evaluation of the same problems that gates compare with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Reference {
+    /// Name of the Evaluation.
+    pub name: String,
+    /// Uid of the Evaluation.
+    pub uid: String,
+    /// Digest of the model that it scored.
+    pub model: ModelDigest,
+    /// Digest of its file of outcomes, which the evaluation that compares was given. `data` of that evaluation has it as
+    /// `reference-<name>`.
+    pub outcomes: DataDigest,
+    /// Its measurements, by metric.
+    pub metrics: BTreeMap<String, Measured>,
 }
 
 /// A measurement, exactly as it was reported. Numbers that are not counts are texts that parse to the reported float; they are
@@ -188,6 +208,17 @@ pub enum Measured {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sum: Option<String>,
         /// Sum of the squared values.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sum_of_squares: Option<String>,
+    },
+    /// Differences from a reference, from -1 to 1.
+    Difference {
+        /// Number of items.
+        n: u64,
+        /// Sum of the differences.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sum: Option<String>,
+        /// Sum of the squared differences.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sum_of_squares: Option<String>,
     },
@@ -224,6 +255,12 @@ pub struct Gate {
     /// Highest value that passes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<String>,
+    /// Evaluation than which the model must be better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub better_than: Option<Comparison>,
+    /// Evaluation than which the model must not be worse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_worse_than: Option<Comparison>,
     /// Confidence level of the one-sided bounds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confidence: Option<String>,
@@ -242,8 +279,22 @@ pub struct Gate {
     /// One-sided upper bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upper: Option<String>,
+    /// One-sided p-value of McNemar's exact test.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p_value: Option<String>,
     /// Verdict, such as `Passed`.
     pub verdict: String,
+}
+
+/// The evaluation that a gate compares with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Comparison {
+    /// Name of the Evaluation, one of the references.
+    pub evaluation: String,
+    /// Least or most difference; 0 if it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
 }
 
 impl Promotion {

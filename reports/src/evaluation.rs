@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use codex_provenance::ModelDigest;
+use codex_provenance::{DataDigest, ModelDigest};
 use codex_verdict::Measurement;
 use serde::{Deserialize, Serialize};
 
@@ -23,12 +23,16 @@ pub struct EvaluationState {
     /// Digest that the evaluator computed from the files of the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_digest: Option<ModelDigest>,
-    /// Data files that were read: the problems and, if there is one, the baseline.
+    /// Data files that were read: the problems, the baseline if there is one, and the outcomes of the Evaluations that gates
+    /// compare with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<DataFile>,
     /// Measurements by metric name. Complete only at [`Stage::Finished`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, Measurement>,
+    /// SHA-256 of the file of the outcome of each problem, once it is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcomes: Option<DataDigest>,
     /// Reason why the evaluator failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,

@@ -306,9 +306,9 @@ mod tests {
         let gate = GateSpec {
             metric: "exact_match".into(),
             min: Some(Decimal("0.95".into())),
-            max: None,
             min_samples: Some(500),
             confidence: Some(Decimal("0.95".into())),
+            ..GateSpec::default()
         };
         let metrics = BTreeMap::from([("exact_match".to_owned(), Measurement::Share { successes: 495, n: 500 })]);
         let stated = Stated::of(model.digest(), &BTreeMap::new(), &metrics, &[gate]).unwrap();
@@ -325,6 +325,7 @@ mod tests {
             evidence: Some(EvidenceStrength::Weak),
             metrics: stated.metrics,
             gates: stated.gates,
+            references: Vec::new(),
         };
         let training = Training {
             run: Object { name: "cot".into(), uid: "u".into() },

@@ -3,6 +3,8 @@
 //! - Shares: Clopper and Pearson 1934, the inverted exact test. Beyond [`EXACT`] items the Chernoff bound with relative
 //!   entropy, which is slightly wider and keeps its coverage at any size.
 //! - Means of values in [0, 1]: the empirical Bernstein bound, Maurer and Pontil 2009, theorem 4.
+//! - Differences of pairs, in [−1, 1]: the same theorem for the interval of twice the length. A share is compared with 0 by the
+//!   exact test of [`paired`](crate::paired) instead.
 //! - Estimates: the bounds that the evaluator reported.
 
 use statrs::function::beta::beta_reg;
@@ -10,7 +12,7 @@ use statrs::function::beta::beta_reg;
 use crate::Sample;
 
 /// The largest number of items for which the exact bound is computed: the incomplete beta function is accurate up to it.
-const EXACT: f64 = 100_000.0;
+pub(crate) const EXACT: f64 = 100_000.0;
 /// Halvings of an interval of length 1 that exhaust the digits of a float.
 const HALVINGS: u32 = 60;
 
@@ -29,6 +31,11 @@ pub fn bounds(sample: &Sample, confidence: f64) -> Option<Bounds> {
     match *sample {
         Sample::Share { successes, n } => Some(share(successes as f64, n as f64, confidence)),
         Sample::Mean { n, sum, squares } => Some(mean(n as f64, sum, squares, confidence)),
+        Sample::Pairs { wins, losses, n } => {
+            let (wins, losses) = (wins as f64, losses as f64);
+            Some(difference(n as f64, wins - losses, wins + losses, confidence))
+        }
+        Sample::Difference { n, sum, squares } => Some(difference(n as f64, sum, squares, confidence)),
         Sample::Estimate { bounds, confidence: reported, .. } => {
             (reported.to_bits() == confidence.to_bits()).then_some(bounds)
         }
@@ -86,6 +93,18 @@ pub(crate) fn mean(n: f64, sum: f64, squares: f64, confidence: f64) -> Bounds {
     let variance = ((squares - sum * mean) / (n - 1.0)).max(0.0);
     let margin = margin(n, variance, confidence);
     Bounds { lower: (mean - margin).clamp(0.0, 1.0), upper: (mean + margin).clamp(0.0, 1.0) }
+}
+
+/// Returns the bounds of a mean of differences in [−1, 1].
+pub(crate) fn difference(n: f64, sum: f64, squares: f64, confidence: f64) -> Bounds {
+    if n < 2.0 {
+        return Bounds { lower: -1.0, upper: 1.0 };
+    }
+    let mean = sum / n;
+    let variance = ((squares - sum * mean) / (n - 1.0)).max(0.0);
+    // (d + 1) / 2 is in [0, 1] and has a quarter of the variance.
+    let margin = 2.0 * margin(n, variance / 4.0, confidence);
+    Bounds { lower: (mean - margin).clamp(-1.0, 1.0), upper: (mean + margin).clamp(-1.0, 1.0) }
 }
 
 /// Returns how far the mean of n values with this sample variance can be from the true mean, to one side.

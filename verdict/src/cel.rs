@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::{
     Metric, Ring,
     decimal::MAX_DIGITS,
-    gate::{EXAMPLE_BOUND, EXAMPLE_CONFIDENCE, RIGHT_BOUND, RIGHT_CONFIDENCE},
+    gate::{EXAMPLE_BOUND, EXAMPLE_CONFIDENCE, RIGHT_BOUND, RIGHT_CONFIDENCE, RIGHT_REFERENCE},
     text::alternatives,
 };
 
@@ -49,7 +49,12 @@ pub(crate) fn metric() -> Value {
     field("metric", &format!("self in [{}]", names.join(", ")), &alternatives(Metric::NAMES))
 }
 
-/// Returns the rule on a gate's `min` or `max`, as `x-kubernetes-validations`; `example` is a valid one.
+/// Returns the rule on the name of the Evaluation that a gate compares with, as `x-kubernetes-validations`.
+pub(crate) fn reference() -> Value {
+    field("evaluation", "self.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')", RIGHT_REFERENCE)
+}
+
+/// Returns the rule on a gate's `min`, `max` or `by`, as `x-kubernetes-validations`; `example` is a valid one.
 pub(crate) fn share(name: &str, example: &str) -> Value {
     let rule = format!("self.matches('^(0([.][0-9]{{1,{MAX_DIGITS}}})?|1([.]0{{1,{MAX_DIGITS}}})?)$')");
     field(name, &rule, &format!("{RIGHT_BOUND}, in quotes, such as {name}: \"{example}\""))
@@ -65,8 +70,10 @@ pub(crate) fn confidence() -> Value {
 /// Returns the rule on a gate as a whole, as `x-kubernetes-validations`.
 pub(crate) fn one_bound() -> Value {
     serde_json::json!([{
-        "rule": "has(self.min) != has(self.max)",
-        "message": format!("gates[] must have exactly one of min and max, such as min: \"{EXAMPLE_BOUND}\""),
+        "rule": "[has(self.min), has(self.max), has(self.betterThan), has(self.notWorseThan)].exists_one(is, is)",
+        "message": format!(
+            "gates[] must have exactly one of min, max, betterThan and notWorseThan, such as min: \"{EXAMPLE_BOUND}\""
+        ),
     }])
 }
 

@@ -40,6 +40,9 @@ fn with_finite_numbers(measurement: Measurement) -> Measurement {
         Measurement::Mean { n, sum, sum_of_squares } => {
             Measurement::Mean { n, sum: finite(sum), sum_of_squares: finite(sum_of_squares) }
         }
+        Measurement::Difference { n, sum, sum_of_squares } => {
+            Measurement::Difference { n, sum: finite(sum), sum_of_squares: finite(sum_of_squares) }
+        }
         Measurement::Estimate { value, lower, upper, n, confidence, method } => Measurement::Estimate {
             value: finite(value),
             lower: finite(lower),

@@ -1,11 +1,12 @@
-//! Gates: bounds on metrics, as a spec states them and as they are judged. Pure.
+//! Gates: bounds on metrics, as a spec states them and as they are judged. A bound is a number, or the value that another
+//! Evaluation of the same problems reached. Pure.
 
 use std::{fmt, str::FromStr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Decimal, MAX_METRIC_NAME, Metric, UnknownMetric, cel, decimal, text::alternatives};
+use crate::{Decimal, MAX_METRIC_NAME, Metric, UnknownMetric, cel, decimal, paired_name, text::alternatives};
 
 /// The most items that `minSamples` may require.
 const MAX_SAMPLES: i64 = 1_000_000_000;
@@ -16,11 +17,16 @@ pub(crate) const RIGHT_BOUND: &str = "a decimal from 0 to 1";
 pub(crate) const RIGHT_CONFIDENCE: &str = "a decimal above 0.5 and below 1";
 /// A bound that sentences show.
 pub(crate) const EXAMPLE_BOUND: &str = "0.95";
+/// The longest name of an Evaluation.
+const MAX_REFERENCE_NAME: usize = 52;
+/// What the name of an Evaluation must be.
+pub(crate) const RIGHT_REFERENCE: &str =
+    "the name of an Evaluation: at most 52 lower-case letters, digits and inner dashes, with a letter first";
 /// A confidence that sentences show.
 pub(crate) const EXAMPLE_CONFIDENCE: &str = "0.95";
 
 /// A bound on a metric.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(inline, extend("x-kubernetes-validations" = cel::one_bound()))]
 pub struct GateSpec {
@@ -31,14 +37,23 @@ pub struct GateSpec {
         extend("x-kubernetes-validations" = cel::metric())
     )]
     pub metric: String,
-    /// Lowest value that passes, as a decimal in quotes, such as "0.95". Exactly one of min and max is required.
+    /// Lowest value that passes, as a decimal in quotes, such as "0.95". Exactly one of min, max, betterThan and notWorseThan
+    /// is required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-validations" = cel::share("min", EXAMPLE_BOUND)))]
     pub min: Option<Decimal>,
-    /// Highest value that passes, as a decimal in quotes, such as "0.05". Exactly one of min and max is required.
+    /// Highest value that passes, as a decimal in quotes, such as "0.05".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-validations" = cel::share("max", "0.05")))]
     pub max: Option<Decimal>,
+    /// Evaluation of the same problems with the same settings than which the model must be better, on the mean over the items
+    /// of both. It must be judged first, with any verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub better_than: Option<ComparisonSpec>,
+    /// Evaluation of the same problems with the same settings than which the model must not be worse, on the mean over the
+    /// items of both. It must be judged first, with any verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_worse_than: Option<ComparisonSpec>,
     /// Minimum number of scored items. With fewer, the gate is inconclusive. Without it, there is no minimum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MAX_SAMPLES))]
@@ -48,6 +63,20 @@ pub struct GateSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-validations" = cel::confidence()))]
     pub confidence: Option<Decimal>,
+}
+
+/// The Evaluation that a gate compares with, and by how much.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct ComparisonSpec {
+    /// Name of the Evaluation in this namespace.
+    #[schemars(length(min = 1, max = MAX_REFERENCE_NAME), extend("x-kubernetes-validations" = cel::reference()))]
+    pub evaluation: String,
+    /// Least difference for betterThan, most for notWorseThan, as a decimal in quotes, such as "0.02". Defaults to "0".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = cel::share("by", "0.02")))]
+    pub by: Option<Decimal>,
 }
 
 /// A valid gate, as it is judged. Its canonical JSON is what a gates digest covers.
@@ -68,13 +97,66 @@ pub struct Gate {
 }
 
 /// The bound on a metric's value.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Bound {
     /// At least this.
     Min(f64),
     /// At most this.
     Max(f64),
+    /// Better than another Evaluation.
+    BetterThan(Comparison),
+    /// Not worse than another Evaluation.
+    NotWorseThan(Comparison),
+}
+
+/// The Evaluation that a gate compares with, and by how much.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Comparison {
+    /// Name of the Evaluation.
+    pub evaluation: String,
+    /// How much better the model must be, or how much worse it may be.
+    pub by: f64,
+}
+
+/// The number that a measured value must reach.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Limit {
+    /// At least this.
+    Least(f64),
+    /// At most this.
+    Most(f64),
+}
+
+impl Bound {
+    /// Returns the Evaluation that it compares with.
+    pub fn comparison(&self) -> Option<&Comparison> {
+        match self {
+            Self::Min(_) | Self::Max(_) => None,
+            Self::BetterThan(comparison) | Self::NotWorseThan(comparison) => Some(comparison),
+        }
+    }
+
+    /// Returns the limit of the value, or of the mean difference if it compares.
+    pub(crate) fn limit(&self) -> Limit {
+        match self {
+            Self::Min(least) => Limit::Least(*least),
+            Self::Max(most) => Limit::Most(*most),
+            Self::BetterThan(comparison) => Limit::Least(comparison.by),
+            // Adding 0 turns -0 into 0.
+            Self::NotWorseThan(comparison) => Limit::Least(-comparison.by + 0.0),
+        }
+    }
+}
+
+impl Gate {
+    /// Returns the name of the measurement that it judges: the metric, or the comparison of the metric with an Evaluation.
+    pub fn measurement(&self) -> String {
+        self.bound
+            .comparison()
+            .map_or_else(|| self.metric.to_string(), |with| paired_name(self.metric, &with.evaluation))
+    }
 }
 
 impl fmt::Display for Bound {
@@ -82,6 +164,14 @@ impl fmt::Display for Bound {
         match self {
             Self::Min(least) => write!(f, "at least {least}"),
             Self::Max(most) => write!(f, "at most {most}"),
+            Self::BetterThan(Comparison { evaluation, by }) if *by > 0.0 => {
+                write!(f, "an improvement over Evaluation {evaluation} of at least {by}")
+            }
+            Self::BetterThan(Comparison { evaluation, .. }) => write!(f, "an improvement over Evaluation {evaluation}"),
+            Self::NotWorseThan(Comparison { evaluation, by }) if *by > 0.0 => {
+                write!(f, "at most {by} less than Evaluation {evaluation}")
+            }
+            Self::NotWorseThan(Comparison { evaluation, .. }) => write!(f, "no less than Evaluation {evaluation}"),
         }
     }
 }
@@ -93,11 +183,20 @@ pub enum GateError {
     #[error(transparent)]
     Metric(#[from] UnknownMetric),
     /// No bound is set.
-    #[error("the gate on {0} has neither min nor max: write one of them, such as min: \"{EXAMPLE_BOUND}\"")]
+    #[error(
+        "the gate on {0} has none of min, max, betterThan and notWorseThan: write one of them, such as min: \"{EXAMPLE_BOUND}\""
+    )]
     NoBound(Metric),
-    /// Both bounds are set.
-    #[error("the gate on {0} has both min and max: write two gates")]
-    TwoBounds(Metric),
+    /// Several bounds are set.
+    #[error("the gate on {metric} has both {one} and {other}: write two gates")]
+    TwoBounds {
+        /// The metric.
+        metric: Metric,
+        /// A bound.
+        one: &'static str,
+        /// Another bound.
+        other: &'static str,
+    },
     /// A field is not a number, or is out of range.
     #[error("the gate on {metric} has {field} {value:?}: write {right}")]
     Field {
@@ -129,11 +228,30 @@ impl TryFrom<&GateSpec> for Gate {
                 .filter(|bound| (0.0..=1.0).contains(bound))
                 .ok_or_else(|| refuse(field, text, in_quotes(RIGHT_BOUND, EXAMPLE_BOUND)))
         };
-        let bound = match (&spec.min, &spec.max) {
-            (Some(min), None) => Bound::Min(number("min", min)?),
-            (None, Some(max)) => Bound::Max(number("max", max)?),
-            (None, None) => return Err(GateError::NoBound(metric)),
-            (Some(_), Some(_)) => return Err(GateError::TwoBounds(metric)),
+        let comparison = |field: &'static str, spec: &ComparisonSpec| {
+            let ComparisonSpec { evaluation, by } = spec;
+            if !is_reference(evaluation) {
+                return Err(refuse(field, evaluation, RIGHT_REFERENCE.to_owned()));
+            }
+            let by = by.as_ref().map(|by| number("by", by)).transpose()?.unwrap_or_default();
+            Ok(Comparison { evaluation: evaluation.clone(), by })
+        };
+        let set = [
+            ("min", spec.min.is_some()),
+            ("max", spec.max.is_some()),
+            ("betterThan", spec.better_than.is_some()),
+            ("notWorseThan", spec.not_worse_than.is_some()),
+        ];
+        let set: Vec<&'static str> = set.into_iter().filter_map(|(name, is_set)| is_set.then_some(name)).collect();
+        if let [one, other, ..] = set[..] {
+            return Err(GateError::TwoBounds { metric, one, other });
+        }
+        let bound = match (&spec.min, &spec.max, &spec.better_than, &spec.not_worse_than) {
+            (Some(min), ..) => Bound::Min(number("min", min)?),
+            (_, Some(max), ..) => Bound::Max(number("max", max)?),
+            (_, _, Some(spec), _) => Bound::BetterThan(comparison("betterThan.evaluation", spec)?),
+            (_, _, _, Some(spec)) => Bound::NotWorseThan(comparison("notWorseThan.evaluation", spec)?),
+            (None, None, None, None) => return Err(GateError::NoBound(metric)),
         };
         let min_samples = spec
             .min_samples
@@ -155,6 +273,15 @@ impl TryFrom<&GateSpec> for Gate {
             .transpose()?;
         Ok(Self { metric, bound, min_samples, confidence })
     }
+}
+
+/// Whether a text is the name of an Evaluation.
+fn is_reference(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    name.len() <= MAX_REFERENCE_NAME
+        && name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.bytes().all(|byte| plain(byte) || byte == b'-')
+        && name.bytes().last().is_some_and(plain)
 }
 
 /// The sentence for a field of a spec: YAML needs quotes around a decimal.
@@ -181,7 +308,7 @@ impl FromStr for Gate {
         let decimal = |text: &str| Decimal(text.trim().to_owned());
         let (min, max) = if is_min { (Some(decimal(bound)), None) } else { (None, Some(decimal(bound))) };
         let metric = metric.trim().to_owned();
-        let spec = GateSpec { metric, min, max, min_samples: None, confidence: confidence.map(decimal) };
+        let spec = GateSpec { metric, min, max, confidence: confidence.map(decimal), ..GateSpec::default() };
         // Only YAML needs quotes, and the command line has one bound.
         Self::try_from(&spec).map_err(|why| match why {
             GateError::Field { metric, field: "confidence", value, .. } => {
@@ -204,7 +331,7 @@ mod tests {
     use super::*;
 
     fn exact_match() -> GateSpec {
-        GateSpec { metric: "exact_match".to_owned(), min: None, max: None, min_samples: None, confidence: None }
+        GateSpec { metric: "exact_match".to_owned(), ..GateSpec::default() }
     }
 
     fn decimal(text: &str) -> Decimal {
@@ -220,7 +347,7 @@ mod tests {
         let gate = exact_match();
         assert_eq!(
             refused(&gate),
-            "the gate on exact_match has neither min nor max: write one of them, such as min: \"0.95\""
+            "the gate on exact_match has none of min, max, betterThan and notWorseThan: write one of them, such as min: \"0.95\""
         );
         assert_eq!(
             refused(&GateSpec { min: Some(decimal("0.1")), max: Some(decimal("0.9")), ..gate.clone() }),
@@ -278,6 +405,41 @@ mod tests {
         assert_eq!(said("exact_match<=0@1"), format!("the gate on exact_match has confidence \"1\": {right}"));
         assert!(said("exact_match=1").contains("METRIC<=BOUND[@CONFIDENCE]"));
         assert!(said("exact_mach>=0.9").contains("did you mean exact_match?"));
+    }
+
+    #[test]
+    fn comparisons_are_read_and_refused_with_a_sentence() {
+        let with = |evaluation: &str, by: Option<&str>| ComparisonSpec {
+            evaluation: evaluation.to_owned(),
+            by: by.map(decimal),
+        };
+        let better = GateSpec { better_than: Some(with("before", Some("0.05"))), ..exact_match() };
+        let gate = Gate::try_from(&better).expect("a gate");
+        assert_eq!(gate.bound, Bound::BetterThan(Comparison { evaluation: "before".to_owned(), by: 0.05 }));
+        assert_eq!(gate.measurement(), "exact_match@before");
+        assert_eq!(gate.bound.limit(), Limit::Least(0.05));
+        let worse = GateSpec { not_worse_than: Some(with("before", None)), ..exact_match() };
+        let gate = Gate::try_from(&worse).expect("a gate");
+        assert_eq!(gate.bound.to_string(), "no less than Evaluation before");
+        assert_eq!(
+            refused(&GateSpec { min: Some(decimal("0.5")), ..better.clone() }),
+            "the gate on exact_match has both min and betterThan: write two gates"
+        );
+        assert_eq!(
+            refused(&GateSpec { not_worse_than: worse.not_worse_than, ..better }),
+            "the gate on exact_match has both betterThan and notWorseThan: write two gates"
+        );
+        for name in ["", "Before", "before-", "1st", "a/b", "a@b", &"a".repeat(53)] {
+            let told = refused(&GateSpec { better_than: Some(with(name, None)), ..exact_match() });
+            assert!(
+                told.starts_with(&format!(
+                    "the gate on exact_match has betterThan.evaluation {name:?}: write the name"
+                )),
+                "{told}"
+            );
+        }
+        let told = refused(&GateSpec { not_worse_than: Some(with("before", Some("-0.1"))), ..exact_match() });
+        assert!(told.starts_with("the gate on exact_match has by \"-0.1\": write a decimal from 0 to 1"), "{told}");
     }
 
     /// The pattern of a CEL rule on a decimal.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Bound, Bounds, Decimal, Gate, Kind, MAX_MESSAGE, MAX_METRIC_NAME, Measurement, Rounding, Sample, Verdict, bounds,
-    needed::needed,
+    gate::Limit, needed::needed, paired::mcnemar,
 };
 
 /// Verdict of a gate and the numbers behind it.
@@ -18,18 +18,22 @@ pub struct GateResult {
     /// Metric that the gate checks.
     #[schemars(length(max = MAX_METRIC_NAME))]
     pub metric: String,
-    /// Measured value of the metric, rounded to the gate's disadvantage.
+    /// Measured value of the metric, or mean difference from the Evaluation that the gate compares with, rounded to the gate's
+    /// disadvantage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Decimal>,
     /// Number of scored items.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<i64>,
-    /// One-sided lower bound of the metric at the gate's confidence, rounded down.
+    /// One-sided lower bound of the value at the gate's confidence, rounded down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lower: Option<Decimal>,
-    /// One-sided upper bound of the metric at the gate's confidence, rounded up.
+    /// One-sided upper bound of the value at the gate's confidence, rounded up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upper: Option<Decimal>,
+    /// One-sided p-value of McNemar's exact test, rounded up. Set for betterThan and notWorseThan by 0 on a share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p_value: Option<Decimal>,
     /// Verdict of the gate: Passed, Failed or Inconclusive.
     pub verdict: Verdict,
     /// Reason for the verdict of the gate, in one sentence.
@@ -77,12 +81,23 @@ pub fn judge(
 
 fn undecided(gate: &Gate, message: String) -> GateResult {
     let metric = gate.metric.to_string();
-    GateResult { metric, value: None, n: None, lower: None, upper: None, verdict: Verdict::Inconclusive, message }
+    GateResult {
+        metric,
+        value: None,
+        n: None,
+        lower: None,
+        upper: None,
+        p_value: None,
+        verdict: Verdict::Inconclusive,
+        message,
+    }
 }
 
-/// Judges one gate, whose metric must be measured as `kind`.
+/// Judges one gate, whose metric is of a `kind`.
 fn one(gate: &Gate, kind: Kind, metrics: &BTreeMap<String, Measurement>) -> GateResult {
-    let Some(measurement) = metrics.get(gate.metric.name()) else {
+    let (name, compares) = (gate.measurement(), gate.bound.comparison().is_some());
+    let kind = if compares { kind.paired() } else { kind };
+    let Some(measurement) = metrics.get(&name) else {
         let measured: Vec<&str> = metrics.keys().map(String::as_str).collect();
         let measured = if measured.is_empty() { "no metrics".to_owned() } else { measured.join(", ") };
         return undecided(gate, shortened(&format!("it was not measured; the evaluator reported {measured}")));
@@ -94,20 +109,45 @@ fn one(gate: &Gate, kind: Kind, metrics: &BTreeMap<String, Measurement>) -> Gate
             format!("the evaluator reported a measurement of kind {reported} instead of {expected}"),
         );
     }
-    let sample = match Sample::of(measurement) {
+    let sample = match if compares { Sample::paired(measurement) } else { Sample::of(measurement) } {
         Ok(sample) => sample,
         Err(why) => return undecided(gate, format!("the reported measurement is impossible: {why}")),
     };
-    let bounds = gate.confidence.and_then(|confidence| bounds(&sample, confidence));
-    let (verdict, message) = decide(gate, &sample, bounds);
+    let test = gate.confidence.and_then(|confidence| Mcnemar::of(gate, &sample, confidence));
+    let bounds = gate.confidence.filter(|_| test.is_none()).and_then(|confidence| bounds(&sample, confidence));
+    let (verdict, message) = decide(gate, &sample, test, bounds);
     GateResult {
         metric: gate.metric.to_string(),
         value: Some(Decimal(show_value(gate, &sample))),
         n: i64::try_from(sample.n()).ok(),
         lower: bounds.map(|bounds| Decimal(Rounding::Down.show(bounds.lower))),
         upper: bounds.map(|bounds| Decimal(Rounding::Up.show(bounds.upper))),
+        p_value: test.map(|test| Decimal(Rounding::Up.show(test.better))),
         verdict,
         message: shortened(&message),
+    }
+}
+
+/// McNemar's exact test of pairs, in both directions.
+#[derive(Clone, Copy, Debug)]
+struct Mcnemar {
+    wins: u64,
+    losses: u64,
+    /// The p-value of the claim that the model is better.
+    better: f64,
+    /// The p-value of the claim that it is worse.
+    worse: f64,
+    /// The greatest p-value that proves a claim.
+    most: f64,
+}
+
+impl Mcnemar {
+    /// Returns the test, if it decides the gate: a share is compared by 0.
+    fn of(gate: &Gate, sample: &Sample, confidence: f64) -> Option<Self> {
+        let by_nothing = gate.bound.comparison().is_some_and(|with| with.by <= 0.0);
+        let Sample::Pairs { wins, losses, .. } = *sample else { return None };
+        let (better, worse) = (mcnemar(wins as f64, losses as f64), mcnemar(losses as f64, wins as f64));
+        by_nothing.then_some(Self { wins, losses, better, worse, most: 1.0 - confidence })
     }
 }
 
@@ -118,40 +158,46 @@ fn shortened(message: &str) -> String {
 
 /// Rounds to the gate's disadvantage, so that a value that misses its gate never looks as if it met it.
 fn show_value(gate: &Gate, sample: &Sample) -> String {
-    match gate.bound {
-        Bound::Min(_) => Rounding::Down.show(sample.value()),
-        Bound::Max(_) => Rounding::Up.show(sample.value()),
+    match gate.bound.limit() {
+        Limit::Least(_) => Rounding::Down.show(sample.value()),
+        Limit::Most(_) => Rounding::Up.show(sample.value()),
     }
 }
 
-fn decide(gate: &Gate, sample: &Sample, bounds: Option<Bounds>) -> (Verdict, String) {
-    let (bound, n, value) = (gate.bound, sample.n(), show_value(gate, sample));
+fn decide(gate: &Gate, sample: &Sample, test: Option<Mcnemar>, bounds: Option<Bounds>) -> (Verdict, String) {
+    let (bound, limit, n, value) = (&gate.bound, gate.bound.limit(), sample.n(), show_value(gate, sample));
+    let value = if bound.comparison().is_some() { format!("a difference of {value}") } else { value };
     if let Some(fewest) = gate.min_samples
         && n < fewest
     {
         return (Verdict::Inconclusive, format!("{value} over {n} items; minSamples is {fewest}"));
     }
     let Some(confidence) = gate.confidence else {
-        let holds = match bound {
-            Bound::Min(least) => sample.value() >= least,
-            Bound::Max(most) => sample.value() <= most,
+        let holds = match (bound, limit) {
+            // Equal results are no improvement.
+            (Bound::BetterThan(with), _) if with.by <= 0.0 => sample.value() > 0.0,
+            (_, Limit::Least(least)) => sample.value() >= least,
+            (_, Limit::Most(most)) => sample.value() <= most,
         };
         let verdict = if holds { Verdict::Passed } else { Verdict::Failed };
         return (verdict, format!("{value} over {n} items; the gate requires {bound}"));
     };
+    if let Some(test) = test {
+        return decide_by_test(gate, sample, test, confidence);
+    }
     let Some(Bounds { lower, upper }) = bounds else {
         let why = format!("{value} over {n} items, whose bounds do not have the gate's confidence {confidence}");
         return (Verdict::Inconclusive, why);
     };
-    let (clears, misses) = match bound {
-        Bound::Min(least) => (lower >= least, upper < least),
-        Bound::Max(most) => (upper <= most, lower > most),
+    let (clears, misses) = match limit {
+        Limit::Least(least) => (lower >= least, upper < least),
+        Limit::Most(most) => (upper <= most, lower > most),
     };
     let at_least = format!("at least {}", Rounding::Down.show(lower));
     let at_most = format!("at most {}", Rounding::Up.show(upper));
-    let (towards, against) = match bound {
-        Bound::Min(_) => (at_least, at_most),
-        Bound::Max(_) => (at_most, at_least),
+    let (towards, against) = match limit {
+        Limit::Least(_) => (at_least, at_most),
+        Limit::Most(_) => (at_most, at_least),
     };
     let says = |known: &str| {
         format!("{value} over {n} items, so {known} with confidence {confidence}; the gate requires {bound}")
@@ -162,12 +208,35 @@ fn decide(gate: &Gate, sample: &Sample, bounds: Option<Bounds>) -> (Verdict, Str
     if misses {
         return (Verdict::Failed, says(&against));
     }
-    let more = match (sample, needed(gate, sample, confidence)) {
+    let more = more(gate, sample, confidence);
+    (Verdict::Inconclusive, format!("{}, and {more}", says(&format!("only {towards}"))))
+}
+
+/// Decides a comparison by 0 of a share.
+fn decide_by_test(gate: &Gate, sample: &Sample, test: Mcnemar, confidence: f64) -> (Verdict, String) {
+    let (n, value, Mcnemar { wins, losses, better, worse, most }) = (sample.n(), show_value(gate, sample), test);
+    let p = Rounding::Up.show(better);
+    let says = format!(
+        "a difference of {value} over {n} items: {wins} are right only here and {losses} only there, so p is {p} in McNemar's \
+         exact test; the gate requires {} with confidence {confidence}",
+        gate.bound
+    );
+    if better <= most {
+        (Verdict::Passed, says)
+    } else if worse <= most {
+        (Verdict::Failed, says)
+    } else {
+        (Verdict::Inconclusive, format!("{says}, and {}", more(gate, sample, confidence)))
+    }
+}
+
+/// Says how many items would decide.
+fn more(gate: &Gate, sample: &Sample, confidence: f64) -> String {
+    match (sample, needed(gate, sample, confidence)) {
         (Sample::Estimate { .. }, _) => "more items may narrow the bounds".to_owned(),
         (_, Some(items)) => format!("about {items} similar items would decide"),
         (_, None) => "no number of similar items would decide".to_owned(),
-    };
-    (Verdict::Inconclusive, format!("{}, and {more}", says(&format!("only {towards}"))))
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The vocabulary of evaluations (metrics, measurements, gates, verdicts, rings) and the statistics that turn
 //! measurements into verdicts. Pure; the API, the controller and the evaluator use the same code.
 //!
-//! A [`GateSpec`] is a bound on a [`Metric`] as a spec states it, a [`Gate`] is a valid one. [`judge`] compares gates with
+//! A [`GateSpec`] is a bound on a [`Metric`] as a spec states it, a [`Gate`] is a valid one. A bound is a number or the result
+//! of another evaluation, which is compared item by item. [`judge`] compares gates with
 //! the [`Measurement`]s of an evaluator, and gives each gate a [`GateResult`] with its reason. What is missing, impossible
 //! or about another model never passes. [`recheck`] does the same for the statement of a promotion.
 
@@ -14,6 +15,7 @@ mod judge;
 mod measurement;
 mod metric;
 mod needed;
+mod paired;
 mod receipt;
 mod recheck;
 mod ring;
@@ -27,12 +29,13 @@ mod tests;
 pub use bounds::{Bounds, bounds};
 pub use decimal::{Decimal, Rounding};
 pub use digests::{gates_digest, report_digest};
-pub use gate::{Bound, Gate, GateError, GateSpec};
+pub use gate::{Bound, Comparison, ComparisonSpec, Gate, GateError, GateSpec};
 pub use judge::{GateResult, Judgement, judge};
 pub use measurement::{Kind, Measurement, Method};
 pub use metric::{Metric, UnknownMetric};
+pub use paired::{Inconsistent, MAX_REFERENCES, PairedDifferences, paired_name, reference_file};
 pub use receipt::{Unacceptable, accept};
-pub use recheck::{Refuted, Stated, recheck};
+pub use recheck::{Refuted, Stated, check_comparison, recheck, stated_metrics};
 pub use ring::{Ring, UnknownRing};
 pub use sample::{Impossible, Sample};
 pub use verdict::Verdict;
@@ -42,6 +45,6 @@ pub const MAX_GATES: usize = 32;
 /// The most metrics that a report or a status holds.
 pub const MAX_METRICS: usize = 64;
 /// The longest name of a metric, in characters.
-pub const MAX_METRIC_NAME: usize = 63;
+pub const MAX_METRIC_NAME: usize = 127;
 /// The longest sentence of a gate, in characters.
 pub const MAX_MESSAGE: usize = 1024;

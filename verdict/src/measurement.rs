@@ -35,6 +35,16 @@ pub enum Measurement {
         /// Σx²; null if it is not finite.
         sum_of_squares: Option<f64>,
     },
+    /// Differences between the model and a reference on the same items, each in [−1, 1] and positive where the model is
+    /// better.
+    Difference {
+        /// Items.
+        n: u64,
+        /// Σd; null if it is not finite.
+        sum: Option<f64>,
+        /// Σd²; null if it is not finite.
+        sum_of_squares: Option<f64>,
+    },
     /// A number with its own bounds, for a metric that is not a mean of values in [0, 1], such as corpus F1.
     Estimate {
         /// The number; null if it is not finite.
@@ -82,13 +92,15 @@ pub enum Kind {
     Duel,
     /// [`Measurement::Mean`].
     Mean,
+    /// [`Measurement::Difference`].
+    Difference,
     /// [`Measurement::Estimate`].
     Estimate,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Share, Self::Duel, Self::Mean, Self::Estimate];
+    pub const ALL: [Self; 5] = [Self::Share, Self::Duel, Self::Mean, Self::Difference, Self::Estimate];
 
     /// Returns the name that reports and statuses carry.
     pub const fn name(self) -> &'static str {
@@ -96,6 +108,7 @@ impl Kind {
             Self::Share => "share",
             Self::Duel => "duel",
             Self::Mean => "mean",
+            Self::Difference => "difference",
             Self::Estimate => "estimate",
         }
     }
@@ -104,8 +117,17 @@ impl Kind {
     pub const fn bound(self) -> &'static str {
         match self {
             Self::Share => "Clopper–Pearson",
-            Self::Duel | Self::Mean => "empirical Bernstein",
+            Self::Duel | Self::Mean | Self::Difference => "empirical Bernstein",
             Self::Estimate => "reported by the evaluator",
+        }
+    }
+
+    /// Returns the kind of the comparison of a metric of this kind with a reference, item by item.
+    pub const fn paired(self) -> Self {
+        match self {
+            Self::Share => Self::Duel,
+            Self::Duel | Self::Mean | Self::Difference => Self::Difference,
+            Self::Estimate => Self::Estimate,
         }
     }
 }
@@ -117,6 +139,7 @@ impl Measurement {
             Self::Share { .. } => Kind::Share,
             Self::Duel { .. } => Kind::Duel,
             Self::Mean { .. } => Kind::Mean,
+            Self::Difference { .. } => Kind::Difference,
             Self::Estimate { .. } => Kind::Estimate,
         }
     }
@@ -132,6 +155,7 @@ mod tests {
             Measurement::Share { successes: 1, n: 2 },
             Measurement::Duel { wins: 1, ties: 2, losses: 3 },
             Measurement::Mean { n: 1, sum: Some(0.5), sum_of_squares: Some(f64::NAN) },
+            Measurement::Difference { n: 1, sum: Some(-0.5), sum_of_squares: None },
             Measurement::Estimate {
                 value: Some(0.5),
                 lower: Some(0.4),

@@ -1,6 +1,6 @@
 //! The number of items that would decide a gate, if more items were like those that were counted. Pure.
 
-use crate::{Bound, Gate, Sample, bounds};
+use crate::{Gate, Sample, bounds, gate::Limit, paired::mcnemar};
 
 /// The largest number of items that is suggested.
 const MOST: f64 = 1e9;
@@ -8,6 +8,7 @@ const MOST: f64 = 1e9;
 /// Returns the number of items, rounded up to two digits, at which the bound would clear or miss the gate with the same
 /// value and variance. `None` if no number up to a billion would.
 pub(crate) fn needed(gate: &Gate, sample: &Sample, confidence: f64) -> Option<u64> {
+    let by_nothing = gate.bound.comparison().is_some_and(|with| with.by <= 0.0);
     let decided = |n: f64| {
         let found = match *sample {
             Sample::Share { successes, n: counted } => {
@@ -17,12 +18,24 @@ pub(crate) fn needed(gate: &Gate, sample: &Sample, confidence: f64) -> Option<u6
                 let scale = n / counted as f64;
                 bounds::mean(n, sum * scale, squares * scale, confidence)
             }
+            Sample::Pairs { wins, losses, n: counted } => {
+                let scale = n / counted as f64;
+                let (wins, losses) = (wins as f64 * scale, losses as f64 * scale);
+                if by_nothing {
+                    return mcnemar(wins, losses).min(mcnemar(losses, wins)) <= 1.0 - confidence;
+                }
+                bounds::difference(n, wins - losses, wins + losses, confidence)
+            }
+            Sample::Difference { n: counted, sum, squares } => {
+                let scale = n / counted as f64;
+                bounds::difference(n, sum * scale, squares * scale, confidence)
+            }
             // How the evaluator's bounds would narrow is unknown here.
             Sample::Estimate { bounds, .. } => bounds,
         };
-        match gate.bound {
-            Bound::Min(least) => found.lower >= least || found.upper < least,
-            Bound::Max(most) => found.upper <= most || found.lower > most,
+        match gate.bound.limit() {
+            Limit::Least(least) => found.lower >= least || found.upper < least,
+            Limit::Most(most) => found.upper <= most || found.lower > most,
         }
     };
     let mut undecided = sample.n() as f64;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Impossible, Kind, MAX_METRIC_NAME, MAX_METRICS, Measurement, Metric, Sample};
+use codex_provenance::text::Printable;
+
+use crate::{Impossible, Kind, MAX_METRIC_NAME, MAX_METRICS, Measurement, Metric, Sample, paired::SEPARATOR};
 
 /// Why the measurements of a report are refused.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -14,21 +16,23 @@ pub enum Unacceptable {
     #[error("it has a metric whose name is empty or longer than {MAX_METRIC_NAME} characters")]
     Name,
     /// A measurement of another kind than the metric's.
-    #[error("its {metric} is a measurement of kind {}, but {metric} is of kind {}", reported.name(), metric.kind().name())]
+    #[error("its {} is a measurement of kind {}, but {} is of kind {}", Printable(name), reported.name(), Printable(name), expected.name())]
     Kind {
-        /// The metric.
-        metric: Metric,
+        /// Name of the measurement.
+        name: String,
         /// The kind of the measurement.
         reported: Kind,
+        /// The kind that it must have.
+        expected: Kind,
     },
     /// An estimate of a metric that this version does not know.
     #[error("its {0:?} carries its own bounds, which only a known metric may, and this metric is unknown")]
     UnknownEstimate(String),
     /// An estimate whose numbers are impossible.
-    #[error("its {metric} is impossible: {why}")]
+    #[error("its {} is impossible: {why}", Printable(name))]
     Impossible {
-        /// The metric.
-        metric: Metric,
+        /// Name of the measurement.
+        name: String,
         /// Why.
         #[source]
         why: Impossible,
@@ -51,23 +55,32 @@ pub fn accept(metrics: &BTreeMap<String, Measurement>) -> Result<(), Unacceptabl
         if name.is_empty() || name.len() > MAX_METRIC_NAME {
             return Err(Unacceptable::Name);
         }
-        match name.parse::<Metric>() {
-            Ok(metric) => of_kind(metric, metric.kind(), measurement)?,
-            Err(_) if measurement.kind() == Kind::Estimate => return Err(Unacceptable::UnknownEstimate(name.clone())),
-            Err(_) => {}
+        match kind_of(name) {
+            Some(kind) => of_kind(name, kind, measurement)?,
+            None if measurement.kind() == Kind::Estimate => return Err(Unacceptable::UnknownEstimate(name.clone())),
+            None => {}
         }
     }
     Ok(())
 }
 
-/// Checks the measurement of a metric that must be measured as `kind`.
-fn of_kind(metric: Metric, kind: Kind, measurement: &Measurement) -> Result<(), Unacceptable> {
+/// Returns the kind that the measurement called `name` must have: of a metric, or of its comparison with a reference. `None` if
+/// no metric is called so.
+fn kind_of(name: &str) -> Option<Kind> {
+    match name.split_once(SEPARATOR) {
+        None => Some(name.parse::<Metric>().ok()?.kind()),
+        Some((metric, _)) => Some(metric.parse::<Metric>().ok()?.kind().paired()),
+    }
+}
+
+/// Checks the measurement called `name`, which must be of a `kind`.
+fn of_kind(name: &str, kind: Kind, measurement: &Measurement) -> Result<(), Unacceptable> {
     let reported = measurement.kind();
     if reported != kind {
-        return Err(Unacceptable::Kind { metric, reported });
+        return Err(Unacceptable::Kind { name: name.to_owned(), reported, expected: kind });
     }
     if kind == Kind::Estimate {
-        Sample::of(measurement).map_err(|why| Unacceptable::Impossible { metric, why })?;
+        Sample::of(measurement).map_err(|why| Unacceptable::Impossible { name: name.to_owned(), why })?;
     }
     Ok(())
 }
@@ -98,6 +111,13 @@ mod tests {
         of("reasoning.win_rate", Measurement::Duel { wins: 1, ties: 0, losses: 0 }).expect("a duel");
         of("trace_coverage", Measurement::Mean { n: 1, sum: None, sum_of_squares: None }).expect("a mean");
         of("unknown", Measurement::Share { successes: 1, n: 2 }).expect("recorded, never judged");
+        of("exact_match@before", Measurement::Duel { wins: 1, ties: 0, losses: 0 }).expect("a paired share");
+        let difference = Measurement::Difference { n: 1, sum: None, sum_of_squares: None };
+        of("trace_coverage@before", difference).expect("a paired mean");
+        assert_eq!(
+            of("exact_match@before", Measurement::Share { successes: 1, n: 2 }).expect_err("another kind"),
+            "its exact_match@before is a measurement of kind share, but exact_match@before is of kind duel"
+        );
         let said = of("exact_match", Measurement::Mean { n: 1, sum: None, sum_of_squares: None });
         assert_eq!(
             said.expect_err("another kind"),
@@ -124,7 +144,7 @@ mod tests {
 
     #[test]
     fn an_estimate_must_be_possible() {
-        let of = |value| of_kind(Metric::ExactMatch, Kind::Estimate, &estimate(value)).map_err(|why| why.to_string());
+        let of = |value| of_kind("exact_match", Kind::Estimate, &estimate(value)).map_err(|why| why.to_string());
         of(0.5).expect("possible");
         assert_eq!(
             of(0.7).expect_err("outside"),

@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 
 use codex_provenance::{
     DataDigest, GatesDigest, ModelDigest, ReportDigest,
-    promotion::{self, Measured},
+    promotion::{self, Measured, Reference},
     text::Printable,
 };
 
 use crate::{
-    Decimal, Gate, GateError, GateResult, GateSpec, MAX_GATES, Measurement, Method, Unacceptable, Verdict, accept,
-    decimal, gates_digest, judge, report_digest,
+    Comparison, ComparisonSpec, Decimal, Gate, GateError, GateResult, GateSpec, MAX_GATES, Measurement, Method,
+    Unacceptable, Verdict, accept, decimal, gates_digest, judge,
+    paired::{Inconsistent, agrees, reference_file},
+    report_digest,
 };
 
 /// How far a stated number may be from the computed one: the statistics may round another way on another machine, and numbers are
@@ -80,6 +82,32 @@ pub enum Refuted {
         /// What the measurements give.
         found: String,
     },
+    /// A gate compares with an evaluation of which the statement says nothing.
+    #[error("compares with Evaluation {}, which is not among its references", Printable(.0))]
+    NoReference(String),
+    /// The evaluator was given other outcomes than those of the reference.
+    #[error(
+        "compares with Evaluation {}, whose outcomes have the digest {outcomes}, but the evaluator was given {}",
+        Printable(reference),
+        read.map_or_else(|| "none".to_owned(), |read| read.to_string())
+    )]
+    Outcomes {
+        /// Name of the reference.
+        reference: String,
+        /// The digest of its outcomes.
+        outcomes: DataDigest,
+        /// The digest of what the evaluator was given.
+        read: Option<DataDigest>,
+    },
+    /// A comparison contradicts the measurements of the model or of the reference.
+    #[error("has a comparison {} that is contradicted: {why}", Printable(name))]
+    Comparison {
+        /// Name of the comparison.
+        name: String,
+        /// Why.
+        #[source]
+        why: Inconsistent,
+    },
     /// A gate does not pass.
     #[error("does not pass: {metric} is {verdict} ({message})")]
     NotPassed {
@@ -119,7 +147,7 @@ impl Stated {
             verdict,
             report_digest: digests.0,
             gates_digest: digests.1,
-            metrics: metrics.iter().map(|(name, measurement)| (name.clone(), written(measurement))).collect(),
+            metrics: stated_metrics(metrics),
             gates: specs.iter().zip(results).map(|(spec, result)| gate(spec, result)).collect(),
         }
     }
@@ -137,20 +165,32 @@ fn judged(
     Ok((Stated::judged(judgement.verdict, digests, metrics, specs, &judgement.gates), judgement.gates))
 }
 
+/// Returns measurements as a statement has them.
+pub fn stated_metrics(metrics: &BTreeMap<String, Measurement>) -> BTreeMap<String, Measured> {
+    metrics.iter().map(|(name, measurement)| (name.clone(), written(measurement))).collect()
+}
+
 /// Returns a gate as a statement has it.
 fn gate(spec: &GateSpec, result: &GateResult) -> promotion::Gate {
+    let stated = |with: &ComparisonSpec| promotion::Comparison {
+        evaluation: with.evaluation.clone(),
+        by: with.by.as_ref().map(|by| by.0.clone()),
+    };
     let text = |decimal: &Option<Decimal>| decimal.as_ref().map(|decimal| decimal.0.clone());
     let count = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok());
     promotion::Gate {
         metric: spec.metric.clone(),
         min: text(&spec.min),
         max: text(&spec.max),
+        better_than: spec.better_than.as_ref().map(stated),
+        not_worse_than: spec.not_worse_than.as_ref().map(stated),
         confidence: text(&spec.confidence),
         min_samples: count(spec.min_samples),
         value: text(&result.value),
         n: count(result.n),
         lower: text(&result.lower),
         upper: text(&result.upper),
+        p_value: text(&result.p_value),
         verdict: result.verdict.to_string(),
     }
 }
@@ -158,10 +198,14 @@ fn gate(spec: &GateSpec, result: &GateResult) -> promotion::Gate {
 /// Returns the spec of a gate in a statement.
 fn spec(gate: &promotion::Gate) -> GateSpec {
     let decimal = |text: &Option<String>| text.clone().map(Decimal);
+    let comparison =
+        |with: &promotion::Comparison| ComparisonSpec { evaluation: with.evaluation.clone(), by: decimal(&with.by) };
     GateSpec {
         metric: gate.metric.clone(),
         min: decimal(&gate.min),
         max: decimal(&gate.max),
+        better_than: gate.better_than.as_ref().map(comparison),
+        not_worse_than: gate.not_worse_than.as_ref().map(comparison),
         // A count that is too large is refused with the other invalid gates.
         min_samples: gate.min_samples.map(|count| i64::try_from(count).unwrap_or(i64::MAX)),
         confidence: decimal(&gate.confidence),
@@ -181,10 +225,7 @@ pub fn recheck(model: ModelDigest, evaluation: &promotion::Evaluation) -> Result
     if claimed.len() > MAX_GATES {
         return Err(Refuted::TooManyGates(claimed.len()));
     }
-    let read = |(name, measured): (&String, &Measured)| {
-        read(measured).map(|measurement| (name.clone(), measurement)).ok_or_else(|| Refuted::Malformed(name.clone()))
-    };
-    let metrics: BTreeMap<String, Measurement> = evaluation.metrics.iter().map(read).collect::<Result<_, _>>()?;
+    let metrics = read_all(&evaluation.metrics)?;
     accept(&metrics)?;
     let specs: Vec<GateSpec> = claimed.iter().map(spec).collect();
     let (found, results) = judged(model, &evaluation.data, &metrics, &specs)?;
@@ -194,6 +235,7 @@ pub fn recheck(model: ModelDigest, evaluation: &promotion::Evaluation) -> Result
     if evaluation.gates_digest != found.gates_digest {
         return Err(Refuted::Gates { stated: evaluation.gates_digest, found: found.gates_digest });
     }
+    check_references(evaluation, &metrics, &specs)?;
     for ((claimed, found), result) in claimed.iter().zip(&found.gates).zip(&results) {
         agree(claimed, found)?;
         if result.verdict != Verdict::Passed {
@@ -205,6 +247,57 @@ pub fn recheck(model: ModelDigest, evaluation: &promotion::Evaluation) -> Result
         }
     }
     Ok(())
+}
+
+/// Returns the measurements of a statement.
+fn read_all(measured: &BTreeMap<String, Measured>) -> Result<BTreeMap<String, Measurement>, Refuted> {
+    let read = |(name, measured): (&String, &Measured)| {
+        read(measured).map(|measurement| (name.clone(), measurement)).ok_or_else(|| Refuted::Malformed(name.clone()))
+    };
+    measured.iter().map(read).collect()
+}
+
+/// Checks the references that gates compare with: the evaluator was given their outcomes, and each comparison agrees with the
+/// measurements of both models.
+fn check_references(
+    evaluation: &promotion::Evaluation,
+    metrics: &BTreeMap<String, Measurement>,
+    specs: &[GateSpec],
+) -> Result<(), Refuted> {
+    for gate in specs.iter().map(Gate::try_from) {
+        let gate = gate?;
+        let Some(Comparison { evaluation: name, .. }) = gate.bound.comparison() else { continue };
+        let reference = evaluation.references.iter().find(|reference| reference.name == *name);
+        let Reference { outcomes, metrics: others, .. } =
+            reference.ok_or_else(|| Refuted::NoReference(name.clone()))?;
+        let read = evaluation.data.get(&reference_file(name)).copied();
+        if read != Some(*outcomes) {
+            return Err(Refuted::Outcomes { reference: name.clone(), outcomes: *outcomes, read });
+        }
+        check_comparison(&gate, metrics, &read_all(others)?)
+            .map_err(|(name, why)| Refuted::Comparison { name, why })?;
+    }
+    Ok(())
+}
+
+/// Checks that what a gate compares agrees with the measurements of the model (`metrics`) and of the reference (`others`). A
+/// gate that compares nothing, and one whose measurements are missing, which never passes, are not checked.
+///
+/// # Errors
+/// The name of the comparison, and the contradiction.
+pub fn check_comparison(
+    gate: &Gate,
+    metrics: &BTreeMap<String, Measurement>,
+    others: &BTreeMap<String, Measurement>,
+) -> Result<(), (String, Inconsistent)> {
+    let name = gate.measurement();
+    let metric = gate.metric.name();
+    match (metrics.get(&name), metrics.get(metric), others.get(metric)) {
+        (Some(pairs), Some(model), Some(reference)) if gate.bound.comparison().is_some() => {
+            agrees(pairs, model, reference).map_err(|why| (name, why))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Compares the numbers and the verdict that a gate states with the computed ones.
@@ -221,6 +314,7 @@ fn agree(claimed: &promotion::Gate, found: &promotion::Gate) -> Result<(), Refut
         ("value", &claimed.value, &found.value),
         ("lower", &claimed.lower, &found.lower),
         ("upper", &claimed.upper, &found.upper),
+        ("pValue", &claimed.p_value, &found.p_value),
     ] {
         let number = |text: &Option<String>| text.as_deref().and_then(decimal::parse);
         let close = match (number(stated), number(computed)) {
@@ -246,6 +340,9 @@ fn written(measurement: &Measurement) -> Measured {
         Measurement::Mean { n, sum, sum_of_squares } => {
             Measured::Mean { n, sum: text(sum), sum_of_squares: text(sum_of_squares) }
         }
+        Measurement::Difference { n, sum, sum_of_squares } => {
+            Measured::Difference { n, sum: text(sum), sum_of_squares: text(sum_of_squares) }
+        }
         Measurement::Estimate { value, lower, upper, n, confidence, method } => Measured::Estimate {
             value: text(value),
             lower: text(lower),
@@ -268,6 +365,9 @@ fn read(measured: &Measured) -> Option<Measurement> {
         Measured::Duel { wins, ties, losses } => Measurement::Duel { wins: *wins, ties: *ties, losses: *losses },
         Measured::Mean { n, sum, sum_of_squares } => {
             Measurement::Mean { n: *n, sum: float(sum)?, sum_of_squares: float(sum_of_squares)? }
+        }
+        Measured::Difference { n, sum, sum_of_squares } => {
+            Measurement::Difference { n: *n, sum: float(sum)?, sum_of_squares: float(sum_of_squares)? }
         }
         Measured::Estimate { value, lower, upper, n, confidence, method } => Measurement::Estimate {
             value: float(value)?,
@@ -295,9 +395,9 @@ mod tests {
         GateSpec {
             metric: metric.to_owned(),
             min: Some(Decimal(min.to_owned())),
-            max: None,
             min_samples,
             confidence: confidence.map(|text| Decimal(text.to_owned())),
+            ..GateSpec::default()
         }
     }
 
@@ -318,6 +418,7 @@ mod tests {
             evidence: None,
             metrics,
             gates,
+            references: Vec::new(),
         }
     }
 
@@ -375,7 +476,7 @@ mod tests {
         assert!(refuted(|it| it.gates[0].min = Some("0.1".to_owned())).starts_with("states gatesDigest "));
         assert!(refuted(|it| it.gates[0].min_samples = None).starts_with("states gatesDigest "));
         let told = refuted(|it| it.gates[0].min = None);
-        assert!(told.starts_with("has an invalid gate: the gate on exact_match has neither min nor max"), "{told}");
+        assert!(told.starts_with("has an invalid gate: the gate on exact_match has none of min"), "{told}");
         let told = refuted(|it| it.gates[0].min_samples = Some(u64::MAX));
         assert!(told.starts_with("has an invalid gate: the gate on exact_match has minSamples"), "{told}");
         let share = |successes, n| Measured::Share { successes, n };
@@ -391,6 +492,73 @@ mod tests {
             told.starts_with("has refused measurements: its trace_coverage is a measurement of kind share"),
             "{told}"
         );
+    }
+
+    fn paired(model: (u64, u64, u64), reference: u64) -> promotion::Evaluation {
+        let (right, wins, losses) = model;
+        let metrics = BTreeMap::from([
+            ("exact_match".to_owned(), Measurement::Share { successes: right, n: 500 }),
+            ("exact_match@before".to_owned(), Measurement::Duel { wins, ties: 500 - wins - losses, losses }),
+        ]);
+        let better = ComparisonSpec { evaluation: "before".to_owned(), by: None };
+        let gate = GateSpec {
+            metric: "exact_match".to_owned(),
+            better_than: Some(better),
+            confidence: Some(Decimal("0.95".to_owned())),
+            ..GateSpec::default()
+        };
+        let outcomes = DataDigest(Sha256::of("outcomes"));
+        let data = BTreeMap::from([("reference-before".to_owned(), outcomes)]);
+        let stated = Stated::of(self::model(), &data, &metrics, &[gate]).expect("a valid gate");
+        let before = Reference {
+            name: "before".to_owned(),
+            uid: "former".to_owned(),
+            model: ModelDigest(Sha256::of("base")),
+            outcomes,
+            metrics: BTreeMap::from([("exact_match".to_owned(), Measured::Share { successes: reference, n: 500 })]),
+        };
+        promotion::Evaluation {
+            report_digest: stated.report_digest,
+            gates_digest: stated.gates_digest,
+            data,
+            metrics: stated.metrics,
+            gates: stated.gates,
+            references: vec![before],
+            ..evaluation(&BTreeMap::new(), &[spec_of("exact_match", "0", None, None)])
+        }
+    }
+
+    #[test]
+    fn a_comparison_is_confirmed_with_its_reference_only() {
+        let good = || paired((400, 260, 20), 160);
+        recheck(model(), &good()).expect("260 - 20 = 400 - 160");
+        assert_eq!(good().gates[0].p_value.as_deref(), Some("0.000001"));
+        let refuted = |edit: fn(&mut promotion::Evaluation)| {
+            let mut changed = good();
+            edit(&mut changed);
+            recheck(model(), &changed).expect_err("refuted").to_string()
+        };
+        assert_eq!(
+            refuted(|it| it.references.clear()),
+            "compares with Evaluation before, which is not among its references"
+        );
+        assert!(refuted(|it| it.references[0].name = "after".to_owned()).contains("not among its references"));
+        let told = refuted(|it| it.references[0].outcomes = DataDigest(Sha256::of("others")));
+        assert!(told.starts_with("compares with Evaluation before, whose outcomes have the digest "), "{told}");
+        assert!(refuted(|it| it.data.clear()).starts_with("states reportDigest "));
+        assert!(refuted(|it| it.gates[0].better_than = None).contains("has none of min, max"));
+        assert!(refuted(|it| it.gates[0].not_worse_than = it.gates[0].better_than.take()).contains("gatesDigest"));
+        let told = refuted(|it| it.gates[0].p_value = Some("0.5".to_owned()));
+        assert_eq!(told, "states pValue 0.5 of exact_match, but its measurements give 0.000001");
+        let told = recheck(model(), &paired((400, 260, 20), 200)).expect_err("refuted").to_string();
+        assert_eq!(
+            told,
+            "has a comparison exact_match@before that is contradicted: its difference is 0.48, but the model has 0.8 and the \
+             reference 0.4"
+        );
+        recheck(model(), &paired((180, 30, 10), 160)).expect("30 of 40 prove it");
+        let told = recheck(model(), &paired((165, 30, 25), 160)).expect_err("refuted").to_string();
+        assert!(told.starts_with("does not pass: exact_match is Inconclusive ("), "{told}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Measurements whose numbers are possible. Pure.
 
-use crate::{Bounds, Measurement, Method};
+use crate::{Bounds, Measurement, Method, paired::SEPARATOR};
 
 /// The largest count that JSON numbers (RFC 8785) carry exactly.
 const MAX_COUNT: u64 = 1 << 53;
@@ -24,6 +24,24 @@ pub enum Sample {
         /// Σx.
         sum: f64,
         /// Σx².
+        squares: f64,
+    },
+    /// Pairs of a share: items of which the model, the reference, both or neither hold.
+    Pairs {
+        /// Items of which only the model holds.
+        wins: u64,
+        /// Items of which only the reference holds.
+        losses: u64,
+        /// Items.
+        n: u64,
+    },
+    /// Differences in [−1, 1].
+    Difference {
+        /// Items.
+        n: u64,
+        /// Σd.
+        sum: f64,
+        /// Σd².
         squares: f64,
     },
     /// A number with its own bounds.
@@ -69,6 +87,16 @@ pub enum Impossible {
         /// Σx.
         sum: f64,
         /// Σx².
+        squares: f64,
+    },
+    /// Differences in [−1, 1] cannot have these sums.
+    #[error("differences between -1 and 1 cannot have n = {n}, sum {sum} and sum of squares {squares}")]
+    Differences {
+        /// Items.
+        n: u64,
+        /// Σd.
+        sum: f64,
+        /// Σd².
         squares: f64,
     },
     /// A number of an estimate is NaN or infinite.
@@ -124,6 +152,21 @@ impl Sample {
                     && sum * sum <= items * (squares + slack);
                 if possible { Ok(Self::Mean { n, sum, squares }) } else { Err(Impossible::Sums { n, sum, squares }) }
             }
+            Measurement::Difference { n, sum, sum_of_squares } => {
+                count(n)?;
+                let (Some(sum), Some(squares)) = (finite(sum), finite(sum_of_squares)) else {
+                    return Err(Impossible::NotFinite);
+                };
+                let items = n as f64;
+                let slack = TOLERANCE * items;
+                // d² ≤ |d| in [−1, 1], and Cauchy–Schwarz.
+                let possible = (0.0..=items + slack).contains(&squares) && sum * sum <= items * (squares + slack);
+                if possible {
+                    Ok(Self::Difference { n, sum, squares })
+                } else {
+                    Err(Impossible::Differences { n, sum, squares })
+                }
+            }
             Measurement::Estimate { value, lower, upper, n, confidence, method } => {
                 count(n)?;
                 let numbers = (finite(value), finite(lower), finite(upper), finite(confidence));
@@ -141,18 +184,42 @@ impl Sample {
         }
     }
 
+    /// Checks the numbers of the comparison of a metric with a reference. A duel counts the items of which only the model, both
+    /// or neither, or only the reference hold.
+    ///
+    /// # Errors
+    /// [`Impossible`] if no items can give these numbers.
+    pub fn paired(measurement: &Measurement) -> Result<Self, Impossible> {
+        let Measurement::Duel { wins, losses, .. } = *measurement else { return Self::of(measurement) };
+        Ok(Self::Pairs { wins, losses, n: Self::of(measurement)?.n() })
+    }
+
+    /// Checks the numbers of the measurement called `name`: of a metric, or of its comparison with a reference.
+    ///
+    /// # Errors
+    /// [`Impossible`] if no items can give these numbers.
+    pub fn named(name: &str, measurement: &Measurement) -> Result<Self, Impossible> {
+        if name.contains(SEPARATOR) { Self::paired(measurement) } else { Self::of(measurement) }
+    }
+
     /// Returns the number of items.
     pub fn n(&self) -> u64 {
         match *self {
-            Self::Share { n, .. } | Self::Mean { n, .. } | Self::Estimate { n, .. } => n,
+            Self::Share { n, .. }
+            | Self::Mean { n, .. }
+            | Self::Pairs { n, .. }
+            | Self::Difference { n, .. }
+            | Self::Estimate { n, .. } => n,
         }
     }
 
-    /// Returns the share or the mean, which are in [0, 1], or the estimate.
+    /// Returns the share or the mean, which are in [0, 1], the mean difference, which is in [−1, 1], or the estimate.
     pub fn value(&self) -> f64 {
         match *self {
             Self::Share { successes, n } => successes as f64 / n as f64,
             Self::Mean { n, sum, .. } => (sum / n as f64).clamp(0.0, 1.0),
+            Self::Pairs { wins, losses, n } => (wins as f64 - losses as f64) / n as f64,
+            Self::Difference { n, sum, .. } => (sum / n as f64).clamp(-1.0, 1.0),
             Self::Estimate { value, .. } => value,
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use codex_provenance::{ModelDigest, Sha256};
 use proptest::prelude::*;
 
-use crate::{Decimal, Gate, GateResult, Judgement, Measurement, Method, Metric, Verdict, judge};
+use crate::{Comparison, Decimal, Gate, GateResult, Judgement, Measurement, Method, Metric, Verdict, judge};
 
 fn model(name: &str) -> ModelDigest {
     ModelDigest(Sha256::of(name))
@@ -93,6 +93,89 @@ fn a_max_is_the_mirror_of_a_min() {
     assert_eq!(one("exact_match<=0.05@0.95", share(30, 58)).verdict, Verdict::Failed);
     assert_eq!(one("exact_match<=0.05", share(1, 20)).verdict, Verdict::Passed);
     assert_eq!(one("exact_match<=0.05", share(2, 20)).verdict, Verdict::Failed);
+}
+
+/// Judges a comparison with the Evaluation `before`.
+fn compared(metric: Metric, better: bool, by: f64, confidence: Option<f64>, measurement: Measurement) -> GateResult {
+    let comparison = Comparison { evaluation: "before".to_owned(), by };
+    let bound = if better { crate::Bound::BetterThan(comparison) } else { crate::Bound::NotWorseThan(comparison) };
+    let gate = Gate { metric, bound, min_samples: None, confidence };
+    let metrics = metrics(&[(&format!("{metric}@before"), measurement)]);
+    judged(&[gate], &metrics).gates.remove(0)
+}
+
+fn pairs(wins: u64, ties: u64, losses: u64) -> Measurement {
+    Measurement::Duel { wins, ties, losses }
+}
+
+#[test]
+fn shares_are_compared_by_the_exact_test() {
+    let of = |better, pairs| compared(Metric::ExactMatch, better, 0.0, Some(0.95), pairs);
+    let passed = of(true, pairs(40, 455, 5));
+    assert_eq!((passed.verdict, text(passed.value.as_ref()), passed.n), (Verdict::Passed, Some("0.07"), Some(500)));
+    assert_eq!((text(passed.p_value.as_ref()), passed.lower, passed.upper), (Some("0.000001"), None, None));
+    assert_eq!(
+        passed.message,
+        "a difference of 0.07 over 500 items: 40 are right only here and 5 only there, so p is 0.000001 in McNemar's exact test; \
+         the gate requires an improvement over Evaluation before with confidence 0.95"
+    );
+    // 5 of 5 is the smallest proof at 0.95: 1/32.
+    assert_eq!(of(true, pairs(5, 0, 0)).verdict, Verdict::Passed);
+    let few = of(true, pairs(4, 0, 0));
+    assert_eq!((few.verdict, text(few.p_value.as_ref())), (Verdict::Inconclusive, Some("0.0625")));
+    assert!(few.message.ends_with("and about 5 similar items would decide"), "{}", few.message);
+    assert_eq!(of(true, pairs(5, 455, 40)).verdict, Verdict::Failed);
+    let equal = of(false, pairs(0, 500, 0));
+    assert_eq!(equal.verdict, Verdict::Inconclusive, "equal results do not exclude that the model is a little worse");
+    assert!(equal.message.ends_with("no number of similar items would decide"), "{}", equal.message);
+}
+
+#[test]
+fn other_comparisons_use_differences() {
+    let of = |better, by, pairs| compared(Metric::ExactMatch, better, by, Some(0.95), pairs);
+    assert_eq!(of(false, 0.1, pairs(0, 500, 0)).verdict, Verdict::Passed, "a margin makes equal results a proof");
+    let far = of(true, 0.05, pairs(250, 240, 10));
+    assert_eq!((far.verdict, text(far.value.as_ref()), far.p_value), (Verdict::Passed, Some("0.48"), None));
+    assert!(far.message.contains("over 500 items, so at least 0.3"), "{}", far.message);
+    assert!(far.message.ends_with("an improvement over Evaluation before of at least 0.05"), "{}", far.message);
+    assert_eq!(of(true, 0.05, pairs(40, 450, 10)).verdict, Verdict::Inconclusive);
+    assert_eq!(of(true, 0.05, pairs(10, 240, 250)).verdict, Verdict::Failed);
+    assert_eq!(of(false, 0.02, pairs(10, 240, 250)).verdict, Verdict::Failed);
+    let mean = |sum: f64, squares| Measurement::Difference { n: 500, sum: Some(sum), sum_of_squares: Some(squares) };
+    let of = |better, by, mean| compared(Metric::TraceCoverage, better, by, Some(0.95), mean);
+    assert_eq!(of(true, 0.0, mean(150.0, 60.0)).verdict, Verdict::Passed);
+    assert_eq!(of(true, 0.0, mean(0.0, 0.0)).verdict, Verdict::Inconclusive);
+    assert_eq!(of(false, 0.1, mean(0.0, 0.0)).verdict, Verdict::Passed);
+    assert_eq!(of(false, 0.0, mean(-150.0, 60.0)).verdict, Verdict::Failed);
+    let impossible = of(true, 0.0, mean(501.0, 501.0));
+    assert_eq!(impossible.verdict, Verdict::Inconclusive);
+    assert!(impossible.message.contains("differences between -1 and 1 cannot have n = 500"), "{}", impossible.message);
+}
+
+#[test]
+fn without_confidence_the_difference_decides() {
+    let of = |better, by, pairs| compared(Metric::ExactMatch, better, by, None, pairs).verdict;
+    assert_eq!(of(true, 0.0, pairs(2, 10, 1)), Verdict::Passed);
+    assert_eq!(of(true, 0.0, pairs(1, 10, 1)), Verdict::Failed, "equal results are no improvement");
+    assert_eq!(of(false, 0.0, pairs(1, 10, 1)), Verdict::Passed);
+    assert_eq!(of(false, 0.1, pairs(1, 8, 2)), Verdict::Passed);
+    assert_eq!(of(false, 0.0, pairs(1, 8, 2)), Verdict::Failed);
+}
+
+#[test]
+fn a_comparison_needs_its_own_measurement() {
+    let better = compared(Metric::ExactMatch, true, 0.0, Some(0.95), share(9, 10));
+    assert_eq!(better.verdict, Verdict::Inconclusive);
+    assert_eq!(better.message, "the evaluator reported a measurement of kind share instead of duel");
+    let gate = Gate {
+        metric: Metric::ExactMatch,
+        bound: crate::Bound::BetterThan(Comparison { evaluation: "other".to_owned(), by: 0.0 }),
+        min_samples: None,
+        confidence: Some(0.95),
+    };
+    let missing = judged(&[gate], &metrics(&[("exact_match", share(9, 10)), ("exact_match@before", pairs(9, 0, 0))]));
+    assert_eq!(missing.verdict, Verdict::Inconclusive);
+    assert_eq!(missing.gates[0].message, "it was not measured; the evaluator reported exact_match, exact_match@before");
 }
 
 #[test]
@@ -218,6 +301,7 @@ proptest! {
             let met = match gate.bound {
                 crate::Bound::Min(least) => sample.value() >= least,
                 crate::Bound::Max(most) => sample.value() <= most,
+                _ => panic!("no gate here compares"),
             };
             prop_assert!(met, "the value itself must meet a gate that passed");
         }

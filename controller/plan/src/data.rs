@@ -1,6 +1,6 @@
 //! Data files: their part of the configuration, their mounts, and the checks of what pods read. Pure.
 
-use codex_configs::Data;
+use codex_configs::{Data, REFERENCE};
 use codex_crds::{DataItem, DataStatus};
 use codex_reports::DataFile;
 
@@ -63,7 +63,10 @@ pub(crate) fn unread(spec: &[DataItem], expected: &[Data], read: &[DataStatus]) 
 fn place(spec: &[DataItem], name: &str) -> String {
     match spec.iter().position(|item| item.name == name) {
         Some(index) => format!("spec.data[{index}] ({name})"),
-        None => format!("the preset's file {name:?}"),
+        None => match name.strip_prefix(REFERENCE) {
+            Some(evaluation) => format!("the outcomes of Evaluation {evaluation}"),
+            None => format!("the preset's file {name:?}"),
+        },
     }
 }
 

@@ -96,6 +96,8 @@ impl Sealable for EvaluationStatus {
         "configDigest",
         "model",
         "metrics",
+        "outcomes",
+        "references",
         "reportDigest",
         "dataDigests",
         "imageId",

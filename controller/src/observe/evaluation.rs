@@ -1,6 +1,6 @@
 //! Evaluation: its observation, and what its changes trigger.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use codex_crds::{ConditionType, Evaluation, EvaluationSpec, EvaluationStatus, TrainingRun, child};
 use codex_plan::{
@@ -74,12 +74,19 @@ impl Observe for Evaluation {
         let run = name.and_then(|name| get(&context.stores.training_runs, &namespace, name));
         let run = run.map(|run| Arc::unwrap_or_clone(run).believed(context));
         let job = workers::job(context, &namespace, &child::evaluator(&self.name_any()), &uid);
-        let claims = mounted_claims(&self.spec, run.as_ref());
+        let compared: BTreeMap<String, Self> = compared(&self.spec)
+            .filter_map(|name| {
+                let other = get(&context.stores.evaluations, &namespace, name)?;
+                Some((name.to_owned(), Arc::unwrap_or_clone(other).believed(context)))
+            })
+            .collect();
+        let claims = mounted_claims(&self.spec, run.as_ref(), &compared);
         let work = work(context, &namespace, job, &self.spec.data, &claims, Role::Strict).await?;
         let Work { job, pods, references, warnings, refused } = work;
         Ok(ObservedEvaluation {
             settings: context.settings.clone(),
             run,
+            compared,
             references,
             warnings,
             refused: workers::with_endpoint(context, &namespace, &uid, refused),
@@ -107,12 +114,24 @@ impl Observe for Evaluation {
     }
 }
 
-/// Returns the claims that evaluators mount besides the data: of the model and of the results. `run` is the run that made the
-/// model.
-fn mounted_claims<'a>(spec: &'a EvaluationSpec, run: Option<&'a TrainingRun>) -> Vec<&'a str> {
+/// Returns the names of the Evaluations that the gates of an Evaluation compare with.
+pub(super) fn compared(spec: &EvaluationSpec) -> impl Iterator<Item = &str> {
+    let with = spec.gates.iter().filter_map(|gate| gate.better_than.as_ref().or(gate.not_worse_than.as_ref()));
+    with.map(|with| with.evaluation.as_str())
+}
+
+/// Returns the claims that evaluators mount besides the data: of the model, of the results and of the outcomes of `compared`
+/// Evaluations. `run` is the run that made the model.
+fn mounted_claims<'a>(
+    spec: &'a EvaluationSpec,
+    run: Option<&'a TrainingRun>,
+    compared: &'a BTreeMap<String, Evaluation>,
+) -> Vec<&'a str> {
     let outputs = run.map(|run| &run.spec.output).into_iter().chain(&spec.output);
     let mut claims: Vec<_> = outputs.map(|output| output.persistent_volume_claim.claim_name.as_str()).collect();
     claims.extend(spec.model.as_ref().map(|model| model.persistent_volume_claim.claim_name.as_str()));
+    let outcomes = compared.values().filter_map(|other| other.status.as_ref()?.outcomes.as_ref());
+    claims.extend(outcomes.map(|outcomes| outcomes.claim_name.as_str()));
     claims
 }
 

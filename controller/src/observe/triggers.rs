@@ -1,4 +1,5 @@
-//! Maps watch events to the objects that must be reconciled: TrainingRun → TrainingRuns, Evaluations → ReasoningPods, children → their
+//! Maps watch events to the objects that must be reconciled: TrainingRun → TrainingRuns, Evaluations → ReasoningPods, Evaluation →
+//! Evaluations, ReasoningPods, children → their
 //! owner, references → the objects that mount them.
 
 use codex_crds::{DataItem, Evaluation, Output, TrainingRun, VolumeClaimFolder};
@@ -9,6 +10,7 @@ use k8s_openapi::api::{
 use kube::{Resource, ResourceExt, core::PartialObjectMeta, runtime::reflector::Store};
 
 use super::{
+    evaluation::compared,
     queues::{Queued, Queues},
     stores::Stores,
     training_run::base_run,
@@ -40,8 +42,9 @@ impl Triggers {
         self.each(&self.stores.reasoning_pods, namespace, |pod| pod.spec.training_run == name);
     }
 
-    /// Queues the ReasoningPods that require an Evaluation.
+    /// Queues the Evaluations that are compared with an Evaluation, and the ReasoningPods that require it.
     pub fn users_of_evaluation(&self, namespace: &str, name: &str) {
+        self.each(&self.stores.evaluations, namespace, |it| compared(&it.spec).any(|with| with == name));
         self.each(&self.stores.reasoning_pods, namespace, |pod| pod.spec.evaluations.iter().any(|it| it == name));
     }
 
@@ -172,6 +175,14 @@ mod tests {
         let triggers = Triggers::new(queues, stores);
         triggers.users_of_run("team", "first");
         assert_eq!(queued(&mut requests), ["of-first", "tuned"]);
+        let mut later = evaluation("later", json!({"trainingRun": "tuned"}));
+        if let Event::Apply(later) = &mut later {
+            let gate = json!({"metric": "exact_match", "betterThan": {"evaluation": "of-first"}});
+            later.spec.gates = vec![serde_json::from_value(gate).unwrap()];
+        }
+        writers.evaluations.apply_watcher_event(&later);
+        triggers.users_of_evaluation("team", "of-first");
+        assert_eq!(queued(&mut requests), ["later"]);
         triggers.users_of_run("another", "first");
         assert!(queued(&mut requests).is_empty());
         for (name, expected) in [

@@ -35,13 +35,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         base: None,
     };
     // Verifiers require an evaluation that passed; nothing was evaluated here.
-    let gate = GateSpec {
-        metric: Metric::ExactMatch.to_string(),
-        min: Some(Decimal("0".to_owned())),
-        max: None,
-        min_samples: None,
-        confidence: None,
-    };
+    let gate =
+        GateSpec { metric: Metric::ExactMatch.to_string(), min: Some(Decimal("0".to_owned())), ..GateSpec::default() };
     let metrics = BTreeMap::from([(gate.metric.clone(), Measurement::Share { successes: 0, n: 1 })]);
     let stated = Stated::of(manifest.digest(), &BTreeMap::new(), &metrics, &[gate])?;
     let evaluation = Evaluation {
@@ -57,6 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         evidence: None,
         metrics: stated.metrics,
         gates: stated.gates,
+        references: Vec::new(),
     };
     let promotion = Promotion {
         model: manifest.digest(),

@@ -39,9 +39,9 @@ fn promotion(manifest: &Manifest, oms_payload: OmsPayloadDigest, ring: &str) -> 
     let gate = GateSpec {
         metric: "exact_match".into(),
         min: Some(Decimal("0.95".into())),
-        max: None,
         min_samples: Some(500),
         confidence: Some(Decimal("0.95".into())),
+        ..GateSpec::default()
     };
     let data = BTreeMap::from([("problems".into(), DataDigest(Sha256::of("problems")))]);
     let metrics = BTreeMap::from([("exact_match".to_owned(), Measurement::Share { successes: 495, n: 500 })]);
@@ -60,6 +60,7 @@ fn promotion(manifest: &Manifest, oms_payload: OmsPayloadDigest, ring: &str) -> 
             evidence: Some(EvidenceStrength::Strong),
             metrics: stated.metrics,
             gates: stated.gates,
+            references: Vec::new(),
         }
     };
     Promotion {

@@ -6,16 +6,17 @@
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 
 use super::{environment::Environment, errors::ErrorRow, ledger::Row, metadata};
-use crate::evaluation::{Results, Scored, Summary};
+use crate::evaluation::{Outcomes, Results, Scored, Summary};
 
 /// Returns every schema with its file name. The schema of an `.ndjson` file describes each line.
-pub fn all() -> [(&'static str, Schema); 8] {
+pub fn all() -> [(&'static str, Schema); 9] {
     [
         ("dataset_checksums.schema.json", of::<metadata::Checksums>()),
         ("environment.schema.json", of::<Environment>()),
         ("errors.schema.json", of::<ErrorRow>()),
         ("evaluation.schema.json", of::<Results>()),
         ("metrics.schema.json", of::<Row>()),
+        ("outcomes.schema.json", of::<Outcomes>()),
         ("records.schema.json", of::<Scored>()),
         ("run_metadata.schema.json", of::<metadata::RunMetadata>()),
         ("summary.schema.json", of::<Summary>()),

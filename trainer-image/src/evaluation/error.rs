@@ -140,6 +140,14 @@ pub enum EvaluateError {
     /// A baseline that cannot be used.
     #[error(transparent)]
     Baseline(#[from] BaselineError),
+    /// Outcomes of another evaluation that this one cannot be compared with.
+    #[error("{file}: {why}")]
+    Reference {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A file or directory that was named and is none.
     #[error(transparent)]
     Misnamed(#[from] Misnamed),
@@ -178,6 +186,7 @@ impl EvaluateError {
             | Self::Answerless { .. }
             | Self::Repeated { .. }
             | Self::Prompt { .. }
+            | Self::Reference { .. }
             | Self::Baseline(_) => ("InvalidData", true),
             Self::File(_) => ("StorageFailed", false),
             Self::Generation { .. } | Self::System(_) | Self::Reporting(_) => ("EvaluationFailed", false),

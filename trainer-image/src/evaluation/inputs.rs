@@ -2,11 +2,11 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use codex_configs::{AnswerForm, BASELINE, Data, Evaluation, PROBLEMS, benchmark_file};
+use codex_configs::{AnswerForm, BASELINE, Data, Evaluation, PROBLEMS, REFERENCE, benchmark_file};
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::DataFile;
 
-use super::{EvaluateError, baseline::Baseline, score::answer_of};
+use super::{EvaluateError, baseline::Baseline, outcomes::Outcomes, score::answer_of};
 use crate::{
     atomic_fs,
     tasks::{Record, Split, Task, materialise, parse_records},
@@ -21,6 +21,8 @@ pub(super) struct Inputs {
     pub(super) problems: Vec<Problem>,
     /// What another model answered; has every problem.
     pub(super) baseline: Option<Baseline>,
+    /// The outcomes of the evaluations that this one is compared with, by name; each has every problem.
+    pub(super) references: Vec<(String, Outcomes)>,
 }
 
 /// A problem and where it stands.
@@ -49,8 +51,9 @@ impl Inputs {
             return Err(EvaluateError::Arguments(format!("--data {name} is not in the configuration")));
         }
         let mut problems = Vec::new();
-        let mut problems_file = String::new();
+        let (mut problems_file, mut problems_digest) = (String::new(), None);
         let mut baseline = None;
+        let mut references = Vec::new();
         for data in &evaluation.data {
             let (bytes, label) = bytes_of(evaluation, data, files)?;
             let sha256 = DataDigest(Sha256::of(&bytes));
@@ -60,7 +63,15 @@ impl Inputs {
                 return Err(EvaluateError::DataMismatch { name: data.name.clone(), found: sha256, expected });
             }
             let records = match data.name.as_str() {
+                name if let Some(name) = name.strip_prefix(REFERENCE) => {
+                    let outcomes =
+                        Outcomes::parse(&bytes).map_err(|why| EvaluateError::Reference { file: label.clone(), why })?;
+                    let records = outcomes.len();
+                    references.push((name.to_owned(), label, outcomes));
+                    records
+                }
                 PROBLEMS => {
+                    problems_digest = Some(sha256);
                     problems = parse_problems(&label, &bytes, evaluation.settings.evaluation.answer)?;
                     problems_file = label;
                     problems.len()
@@ -78,7 +89,15 @@ impl Inputs {
                 baseline.check(&problem.record.prompt, &problems_file, problem.line)?;
             }
         }
-        Ok(Self { file: problems_file, problems, baseline })
+        for (_, file, outcomes) in &references {
+            // Every configuration has problems.
+            let Some(digest) = problems_digest else { continue };
+            outcomes
+                .check(&evaluation.settings.evaluation, digest, &problems)
+                .map_err(|why| EvaluateError::Reference { file: file.clone(), why })?;
+        }
+        let references = references.into_iter().map(|(name, _, outcomes)| (name, outcomes)).collect();
+        Ok(Self { file: problems_file, problems, baseline, references })
     }
 }
 
@@ -151,5 +170,5 @@ pub(super) fn pin(files: &[(String, PathBuf)]) -> Result<Vec<Data>, EvaluateErro
 
 /// True for a name that an evaluation's data can have.
 pub(super) fn is_name(name: &str) -> bool {
-    [PROBLEMS, BASELINE].contains(&name)
+    [PROBLEMS, BASELINE].contains(&name) || name.strip_prefix(REFERENCE).is_some_and(|rest| !rest.is_empty())
 }

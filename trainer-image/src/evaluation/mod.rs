@@ -5,8 +5,10 @@
 //! On a laptop it composes a preset, and judges by `--gate` with the controller's own code.
 
 mod baseline;
+mod compare;
 mod error;
 mod inputs;
+mod outcomes;
 mod outputs;
 mod score;
 mod session;
@@ -29,10 +31,12 @@ use signal_hook::{
 
 pub use baseline::{Baseline, BaselineError, Prediction};
 pub use error::EvaluateError;
+pub use outcomes::Outcomes;
 pub use outputs::{JudgedModel, Results, Shown, Summary};
 pub use score::Scored;
 pub use session::{Outcome, Session};
 
+use self::compare::{Compare, Comparisons};
 use crate::{
     atomic_fs,
     error::CommandError,
@@ -68,13 +72,15 @@ pub struct Evaluate {
     /// Where to compute; auto takes a GPU if this program was built with CUDA and finds one, else the processor.
     #[arg(long, default_value = "auto", value_parser = crate::device::parser())]
     device: Device,
-    /// Where evaluation.json, summary.json and records.ndjson go.
+    /// Where evaluation.json, summary.json, outcomes.json and records.ndjson go.
     #[arg(long, value_name = "DIRECTORY")]
     output: PathBuf,
     /// A gate METRIC>=BOUND[@CONFIDENCE], such as `exact_match>=0.95@0.95` (at least 0.95 with confidence 0.95); <= bounds
     /// from above. The exit code is 1 if one does not pass; a failure of any other kind is 2 or 3.
     #[arg(long, value_name = "GATE")]
     gate: Vec<Gate>,
+    #[command(flatten)]
+    compare: Compare,
     /// Also write the predictions as a baseline that others are compared with.
     #[arg(long, value_name = "FILE")]
     record_baseline: Option<PathBuf>,
@@ -88,7 +94,10 @@ fn named_file(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 impl Evaluate {
-    pub(crate) fn run(self) -> Result<i32, CommandError> {
+    pub(crate) fn run(mut self) -> Result<i32, CommandError> {
+        let Comparisons { files, gates } = self.compare.comparisons()?;
+        self.data.extend(files);
+        self.gate.extend(gates);
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
             flag::register(signal, Arc::clone(&stop)).map_err(EvaluateError::System)?;

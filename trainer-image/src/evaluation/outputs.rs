@@ -1,18 +1,22 @@
 //! The results of an evaluation, as its files hold them. Writes files.
 //!
-//! `records.ndjson` has a line a problem, `summary.json` the numbers with their bounds, `evaluation.json`, written last,
+//! `records.ndjson` has a line a problem, `outcomes.json` the value of each metric for each problem, with which other evaluations
+//! are compared, `summary.json` the numbers with their bounds, `evaluation.json`, written last,
 //! the preset and the results: everything that a verdict is made of. Nothing in them holds a time or a machine.
 
 use std::{collections::BTreeMap, io, path::Path};
 
 use codex_configs::{Evaluation, Resolved};
-use codex_provenance::{ConfigDigest, ModelDigest, OmsRoot, ReportDigest, manifest::Manifest};
+use codex_provenance::{ConfigDigest, DataDigest, ModelDigest, OmsRoot, ReportDigest, Sha256, manifest::Manifest};
 use codex_reports::DataFile;
-use codex_verdict::{Measurement, Rounding, Sample, bounds, report_digest};
+use codex_verdict::{Measurement, Metric, Rounding, Sample, bounds, report_digest};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::score::{Scored, baseline_exact_match, exact_match, metrics};
+use super::{
+    outcomes::{self, Outcomes},
+    score::{Scored, baseline_exact_match, exact_match, metrics},
+};
 use crate::atomic_fs::{self, FileError};
 
 /// The version of the files' shapes.
@@ -47,6 +51,9 @@ pub struct Results {
     /// Every problem.
     #[serde(skip)]
     pub scored: Vec<Scored>,
+    /// The outcome of every problem; none without problems.
+    #[serde(skip)]
+    pub outcomes: Option<Outcomes>,
 }
 
 /// The model, as it was hashed.
@@ -75,9 +82,9 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// Returns a measurement with its bounds; `None` if it is impossible or bounded at another confidence.
-    pub fn of(measurement: &Measurement) -> Option<Self> {
-        let sample = Sample::of(measurement).ok()?;
+    /// Returns the measurement called `name` with its bounds; `None` if it is impossible or bounded at another confidence.
+    pub fn of(name: &str, measurement: &Measurement) -> Option<Self> {
+        let sample = Sample::named(name, measurement).ok()?;
         let bounds = bounds(&sample, CONFIDENCE)?;
         Some(Self {
             value: Rounding::Down.show(sample.value()),
@@ -119,10 +126,16 @@ impl Results {
         manifest: &Manifest,
         data_files: Vec<DataFile>,
         scored: Vec<Scored>,
+        references: &[(String, Outcomes)],
     ) -> Self {
         let model =
             JudgedModel { digest: manifest.digest(), oms_root: manifest.oms_root(), size_bytes: manifest.size_bytes() };
-        let metrics = metrics(&scored);
+        let mut metrics = metrics(&scored);
+        let settings = &resolved.spec().settings.evaluation;
+        let outcomes = Outcomes::of(model.digest, settings, &data_files, &scored);
+        for (name, reference) in references {
+            metrics.extend(outcomes.iter().flat_map(|own| reference.compare(name, own)));
+        }
         let digests = data_files.iter().map(|file| (file.name.clone(), file.sha256)).collect();
         Self {
             schema_version: SCHEMA_VERSION,
@@ -134,6 +147,7 @@ impl Results {
             baseline: baseline_exact_match(&scored),
             metrics,
             scored,
+            outcomes,
         }
     }
 
@@ -148,25 +162,29 @@ impl Results {
             model: self.model.digest,
             problems: self.scored.len(),
             confidence: CONFIDENCE,
-            metrics: self.metrics.iter().map(|(name, number)| (name.as_str(), Shown::of(number))).collect(),
-            baseline_exact_match: self.baseline.as_ref().and_then(Shown::of),
+            metrics: self.metrics.iter().map(|(name, number)| (name.as_str(), Shown::of(name, number))).collect(),
+            baseline_exact_match: self.baseline.as_ref().and_then(exact_match_shown),
             categories: categories
                 .into_iter()
-                .map(|(name, scored)| (name, Shown::of(&exact_match(scored.iter().copied()))))
+                .map(|(name, scored)| (name, exact_match_shown(&exact_match(scored.iter().copied()))))
                 .collect(),
         }
     }
 }
 
-/// The names of the three files in the output directory.
-pub(super) const FILES: [&str; 3] = ["records.ndjson", "summary.json", "evaluation.json"];
+fn exact_match_shown(measurement: &Measurement) -> Option<Shown> {
+    Shown::of(Metric::ExactMatch.name(), measurement)
+}
 
-/// Writes the three files into `output`, each whole or not at all.
+/// The names of the files in the output directory.
+pub(super) const FILES: [&str; 4] = ["records.ndjson", outcomes::FILE, "summary.json", "evaluation.json"];
+
+/// Writes the files into `output`, each whole or not at all. Returns the digest of the file of outcomes.
 ///
 /// # Errors
 /// When the file system refuses.
-pub(super) fn write(output: &Path, results: &Results) -> Result<(), FileError> {
-    let [records, summary, evaluation] = FILES.map(|name| output.join(name));
+pub(super) fn write(output: &Path, results: &Results) -> Result<DataDigest, FileError> {
+    let [records, outcomes, summary, evaluation] = FILES.map(|name| output.join(name));
     let mut lines = Vec::new();
     for one in &results.scored {
         serde_json::to_writer(&mut lines, one)
@@ -175,7 +193,11 @@ pub(super) fn write(output: &Path, results: &Results) -> Result<(), FileError> {
         lines.push(b'\n');
     }
     atomic_fs::write(&records, &lines)?;
+    let each = serde_json::to_vec(&results.outcomes)
+        .map_err(io::Error::other)
+        .map_err(FileError::of("encoding", &outcomes))?;
+    atomic_fs::write(&outcomes, &each)?;
     atomic_fs::write_json(&summary, &results.summary())?;
     atomic_fs::write_json(&evaluation, results)?;
-    Ok(())
+    Ok(DataDigest(Sha256::of(each)))
 }

@@ -68,6 +68,20 @@ impl Scored {
     }
 }
 
+impl Scored {
+    /// Returns the value of a metric that is a mean over the problems, from 0 to 1; `None` if this problem does not allow it.
+    pub(super) fn value(&self, metric: Metric) -> Option<f64> {
+        let share = |right: bool| if right { 1.0 } else { 0.0 };
+        match metric {
+            Metric::ExactMatch => Some(share(self.correct)),
+            Metric::WinRate => {
+                self.baseline_correct.map(|other| f64::midpoint(1.0, share(self.correct) - share(other)))
+            }
+            Metric::TraceCoverage => (self.steps > 0).then(|| self.steps_found as f64 / self.steps as f64),
+        }
+    }
+}
+
 /// Returns the answer of a response, without surrounding white space; `None` if it has none.
 pub(super) fn answer_of(response: &str, form: AnswerForm) -> Option<String> {
     match form {
@@ -116,8 +130,7 @@ fn win_rate(scored: &[Scored]) -> Option<Measurement> {
 
 /// Measures the mean share of reference steps found, over the problems whose reference has steps; `None` if none has.
 fn trace_coverage(scored: &[Scored]) -> Option<Measurement> {
-    let shares: Vec<f64> =
-        scored.iter().filter(|one| one.steps > 0).map(|one| one.steps_found as f64 / one.steps as f64).collect();
+    let shares: Vec<f64> = scored.iter().filter_map(|one| one.value(Metric::TraceCoverage)).collect();
     (!shares.is_empty()).then(|| Measurement::Mean {
         n: shares.len() as u64,
         sum: Some(shares.iter().sum()),

@@ -129,11 +129,12 @@ impl Session<'_> {
         if self.is_stopped() {
             return Ok(None);
         }
-        let results = Results::new(self.resolved, &manifest, self.reporter.state().data, scored);
-        write(self.output, &results)?;
+        let results = Results::new(self.resolved, &manifest, self.reporter.state().data, scored, &inputs.references);
+        let outcomes = write(self.output, &results)?;
         self.record(&results.scored)?;
         self.reporter.update(|state| {
             state.metrics.clone_from(&results.metrics);
+            state.outcomes = Some(outcomes);
             state.stage = Stage::Finished;
         });
         Ok(Some(results))

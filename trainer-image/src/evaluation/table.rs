@@ -35,7 +35,8 @@ pub(super) fn numbers(results: &Results) -> String {
         "BASELINE"
     );
     for (name, measurement) in &results.metrics {
-        let baseline = results.baseline.as_ref().filter(|_| name == Metric::ExactMatch.name()).and_then(Shown::of);
+        let baseline =
+            results.baseline.as_ref().filter(|_| name == Metric::ExactMatch.name()).and_then(|it| Shown::of(name, it));
         row(&mut text, name, measurement, baseline.map(|shown| shown.value));
     }
     let _ = write!(text, "\nAT LEAST and AT MOST hold with confidence {CONFIDENCE} each.");
@@ -43,7 +44,7 @@ pub(super) fn numbers(results: &Results) -> String {
 }
 
 fn row(text: &mut String, name: &str, measurement: &Measurement, baseline: Option<String>) {
-    let Some(Shown { value, n, lower, upper }) = Shown::of(measurement) else {
+    let Some(Shown { value, n, lower, upper }) = Shown::of(name, measurement) else {
         let _ = writeln!(text, "{name:<20}  no number");
         return;
     };

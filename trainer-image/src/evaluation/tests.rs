@@ -147,13 +147,14 @@ fn results_do_not_depend_on_the_batch_and_are_written_whole() {
     let case = Case { set: &["evaluation.batch_size=7", short], ..Case::of(&model, problems(30)) };
     let (results, _) = case.results(&seven);
     assert_eq!(read(one.join("records.ndjson")), read(seven.join("records.ndjson")));
+    assert_eq!(read(one.join("outcomes.json")), read(seven.join("outcomes.json")));
     let names = |path: &Path| {
         let mut names: Vec<_> =
             fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     };
-    assert_eq!(names(&seven), ["evaluation.json", "records.ndjson", "summary.json"]);
+    assert_eq!(names(&seven), ["evaluation.json", "outcomes.json", "records.ndjson", "summary.json"]);
 
     let written: serde_json::Value = serde_json::from_str(&read(seven.join("evaluation.json"))).unwrap();
     assert_eq!(written["preset"], "cot-lite");
@@ -169,6 +170,79 @@ fn results_do_not_depend_on_the_batch_and_are_written_whole() {
     let by_category = summary["categories"].as_object().unwrap();
     let n: u64 = by_category.values().map(|shown| shown["n"].as_u64().unwrap()).sum();
     assert_eq!(n, 30);
+}
+
+#[test]
+fn evaluations_of_the_same_problems_are_compared_item_by_item() {
+    let directory = tempfile::tempdir().unwrap();
+    let (fresh, taught) = (train(0, &directory.path().join("fresh")), train(300, &directory.path().join("taught")));
+    let (before, after) = (directory.path().join("before"), directory.path().join("after"));
+    let asked = directory.path().join("problems.jsonl");
+    fs::write(&asked, materialise(Task::Arithmetic, Split::HeldOut, 7, 40).unwrap()).unwrap();
+    let own = |name: &str, path: &Path| (name.to_owned(), path.to_owned());
+    let set: &[&str] = &["evaluation.max_new_tokens=48"];
+    let (first, state) = Case { set, ..Case::with_files(&fresh, vec![own("problems", &asked)]) }.results(&before);
+    let recorded = before.join("outcomes.json");
+    assert_eq!(state.outcomes, Some(DataDigest(Sha256::of(fs::read(&recorded).unwrap()))));
+    let files = vec![own("problems", &asked), own("reference-before", &recorded)];
+    let case = Case { set, ..Case::with_files(&taught, files.clone()) };
+    let (second, state) = case.results(&after);
+    assert_eq!(state.data.iter().map(|file| file.name.as_str()).collect::<Vec<_>>(), ["problems", "reference-before"]);
+    assert_eq!(state.data[1].records, Some(40));
+    for metric in [Metric::ExactMatch, Metric::TraceCoverage] {
+        let gate = Gate {
+            metric,
+            bound: codex_verdict::Bound::BetterThan(codex_verdict::Comparison { evaluation: "before".into(), by: 0.0 }),
+            min_samples: None,
+            confidence: Some(0.95),
+        };
+        assert!(second.metrics.contains_key(&gate.measurement()), "{metric}");
+        codex_verdict::check_comparison(&gate, &second.metrics, &first.metrics).unwrap();
+    }
+    codex_verdict::accept(&second.metrics).unwrap();
+    let Measurement::Duel { wins, ties, losses } = second.metrics["exact_match@before"] else { panic!("pairs") };
+    assert_eq!(wins + ties + losses, 40);
+
+    // Whatever is not the same evaluation of another model is refused before anything is scored.
+    let refused = |case: &Case| {
+        let error = case.error();
+        assert_eq!((error.failure().is_final, error.exit()), (true, 2));
+        error.to_string()
+    };
+    let told = refused(&Case { set: &["evaluation.max_new_tokens=49"], ..Case::with_files(&taught, files.clone()) });
+    assert!(
+        told.ends_with("evaluation.max_new_tokens was 48, here it is 49: compare evaluations with the same settings"),
+        "{told}"
+    );
+    let other = directory.path().join("other.jsonl");
+    fs::write(&other, materialise(Task::Arithmetic, Split::HeldOut, 8, 40).unwrap()).unwrap();
+    let others = vec![own("problems", &other), own("reference-before", &recorded)];
+    let told = refused(&Case { set, ..Case::with_files(&taught, others) });
+    assert!(told.contains("outcomes.json: it is about other problems (SHA-256 "), "{told}");
+    let pinned = Case { set, ..Case::with_files(&taught, files) };
+    fs::write(&recorded, read(&recorded).replacen("\"exact_match\":0.0", "\"exact_match\":1.0", 1)).unwrap();
+    let told = refused(&pinned);
+    assert!(told.starts_with("data reference-before hashes to "), "{told}");
+    for (text, expected) in [
+        ("[]", "it is no file of outcomes ("),
+        (
+            &read(&recorded).replacen("\"exact_match\":1.0", "\"exact_match\":1.5", 1),
+            "is 1.5, which is not from 0 to 1",
+        ),
+        (
+            &read(&recorded).replacen("\"line\":2", "\"line\":3", 1),
+            "it has outcomes of 40 problems, but 40 other ones are asked",
+        ),
+        (
+            &read(&recorded).replacen("\"schemaVersion\":1", "\"schemaVersion\":9", 1),
+            "its schemaVersion is 9, but 1 is read",
+        ),
+    ] {
+        fs::write(&recorded, text).unwrap();
+        let files = vec![own("problems", &asked), own("reference-before", &recorded)];
+        let told = refused(&Case { set, ..Case::with_files(&taught, files) });
+        assert!(told.contains(expected), "{told}");
+    }
 }
 
 #[test]
@@ -399,6 +473,7 @@ fn the_files_of_a_run_follow_their_schemas() {
         ("errors.ndjson", run.join("artifacts")),
         ("evaluation.json", judged.clone()),
         ("summary.json", judged.clone()),
+        ("outcomes.json", judged.clone()),
         ("records.ndjson", judged.clone()),
     ] {
         let (name, ending) = file.split_once('.').unwrap();

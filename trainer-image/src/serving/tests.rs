@@ -64,13 +64,7 @@ fn files(context: usize) -> BTreeMap<String, Vec<u8>> {
 
 /// Returns a promotion of the model into [`RING`] on one evaluation that passed.
 fn promotion(manifest: &Manifest, payload: &[u8]) -> Promotion {
-    let gate = GateSpec {
-        metric: "exact_match".into(),
-        min: Some(Decimal("0.5".into())),
-        max: None,
-        min_samples: None,
-        confidence: None,
-    };
+    let gate = GateSpec { metric: "exact_match".into(), min: Some(Decimal("0.5".into())), ..GateSpec::default() };
     let metrics = BTreeMap::from([("exact_match".to_owned(), Measurement::Share { successes: 9, n: 10 })]);
     let stated = Stated::of(manifest.digest(), &BTreeMap::new(), &metrics, &[gate]).unwrap();
     let evaluation = Evaluation {
@@ -86,6 +80,7 @@ fn promotion(manifest: &Manifest, payload: &[u8]) -> Promotion {
         evidence: None,
         metrics: stated.metrics,
         gates: stated.gates,
+        references: Vec::new(),
     };
     let training = Training {
         run: Object { name: "run".into(), uid: "uid".into() },

@@ -2,7 +2,7 @@
 
 use codex_crds::child;
 
-use super::{stage::Stage, view::View};
+use super::{reference, stage::Stage, view::View};
 use crate::{
     data::mount_data,
     plan::Desired,
@@ -16,7 +16,11 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
         Stage::Failed(_) => view.work.failed_job(),
         Stage::Done(_) => view.work.expired().unwrap_or(DesiredJob::Unchanged),
         // A Job that exists stays as it is: its pod exits by itself, or goes on while run or spec are being corrected.
-        Stage::Judged(_) | Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) => DesiredJob::Unchanged,
+        Stage::Judged(_)
+        | Stage::Invalid(_)
+        | Stage::Waiting { .. }
+        | Stage::WithoutReference(_)
+        | Stage::Discarded(_) => DesiredJob::Unchanged,
         Stage::Active(active) => active.job(),
     };
     let name = child::evaluator(&view.work.worker.owner.name);
@@ -30,6 +34,7 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Option<Template<'a>> 
     let mut args = ["evaluate", "--config", &config_file].map(str::to_owned).to_vec();
     view.model()?.mount(&owner.uid, &mut mounts, &mut args);
     mount_data(&spec.data, &mut mounts, &mut args);
+    reference::mount(view.observed, view.references.as_ref().ok()?, &mut mounts, &mut args)?;
     Some(Template {
         owner,
         component: view.work.component,

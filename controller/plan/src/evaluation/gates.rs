@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use codex_crds::{DataStatus, EvaluationStatus};
+use codex_crds::{DataStatus, EvaluationStatus, OutcomesStatus, ReferenceStatus};
 use codex_provenance::{DataDigest, EvidenceStrength, GatesDigest, ModelDigest, ReportDigest};
 use codex_verdict::{Gate, GateResult, GateSpec, Judgement, Measurement, Verdict};
 
-use super::metrics::measured;
+use super::{metrics::measured, reference};
 
 /// The metrics of a complete report, and the model that they measure.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +15,10 @@ pub(crate) struct Counted {
     pub(crate) data: Vec<DataStatus>,
     pub(crate) metrics: BTreeMap<String, Measurement>,
     pub(crate) digest: ReportDigest,
+    /// The file of the outcome of each problem.
+    pub(crate) outcomes: Option<OutcomesStatus>,
+    /// The Evaluations that gates compare with.
+    pub(crate) references: Vec<ReferenceStatus>,
 }
 
 /// A verdict with its evidence.
@@ -50,6 +54,8 @@ pub(crate) fn recorded(status: &EvaluationStatus) -> Option<Counted> {
         data,
         metrics,
         digest,
+        outcomes: status.outcomes.clone(),
+        references: status.references.clone(),
     })
 }
 
@@ -64,10 +70,12 @@ pub(crate) fn recorded_evidence(status: &EvaluationStatus) -> Result<(), String>
     }
 }
 
-/// Judges again what a status records as the result of an evaluation. `None` if it records no result.
+/// Judges again what a status records as the result of an evaluation. `None` if it records no result, or none that these gates can
+/// judge.
 pub(crate) fn judged_again(status: &EvaluationStatus, gates: &[Gate]) -> Option<Judged> {
     status.completed_at.as_ref()?;
     let counted = recorded(status)?;
+    reference::check(gates, &counted.references, &counted.data, &counted.metrics).ok()?;
     Some(judged(gates, counted, None, recorded_evidence(status)))
 }
 

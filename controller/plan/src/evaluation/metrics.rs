@@ -24,7 +24,7 @@ pub(super) fn written(name: &str, measurement: &Measurement) -> MetricStatus {
             losses: Some(count(losses)),
             ..metric(wins.saturating_add(ties).saturating_add(losses))
         },
-        Measurement::Mean { n, sum, sum_of_squares } => {
+        Measurement::Mean { n, sum, sum_of_squares } | Measurement::Difference { n, sum, sum_of_squares } => {
             MetricStatus { sum: text(sum), sum_of_squares: text(sum_of_squares), ..metric(n) }
         }
         Measurement::Estimate { value, lower, upper, n, confidence, method } => MetricStatus {
@@ -56,6 +56,9 @@ fn read(metric: &MetricStatus) -> Option<Measurement> {
             Measurement::Duel { wins: number(metric.wins)?, ties: number(metric.ties)?, losses: number(metric.losses)? }
         }
         Kind::Mean => Measurement::Mean { n, sum: float(&metric.sum)?, sum_of_squares: float(&metric.sum_of_squares)? },
+        Kind::Difference => {
+            Measurement::Difference { n, sum: float(&metric.sum)?, sum_of_squares: float(&metric.sum_of_squares)? }
+        }
         Kind::Estimate => Measurement::Estimate {
             value: float(&metric.value)?,
             lower: float(&metric.lower)?,
@@ -80,6 +83,11 @@ mod tests {
             (count(), count()).prop_map(|(successes, n)| Measurement::Share { successes, n }),
             (count(), count(), count()).prop_map(|(wins, ties, losses)| Measurement::Duel { wins, ties, losses }),
             (count(), number(), number()).prop_map(|(n, sum, sum_of_squares)| Measurement::Mean {
+                n,
+                sum,
+                sum_of_squares
+            }),
+            (count(), number(), number()).prop_map(|(n, sum, sum_of_squares)| Measurement::Difference {
                 n,
                 sum,
                 sum_of_squares

@@ -6,6 +6,7 @@ mod metrics;
 mod observed;
 mod outcome;
 pub(crate) mod proof;
+mod reference;
 mod stage;
 pub(crate) mod statement;
 mod status;

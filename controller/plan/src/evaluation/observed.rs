@@ -1,6 +1,6 @@
 //! What the plan of an Evaluation depends on. Pure.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use codex_crds::{Evaluation, TrainingRun};
 use jiff::Timestamp;
@@ -26,7 +26,11 @@ pub struct ObservedEvaluation {
     /// The TrainingRun that `spec.trainingRun` names, if it names one that exists in the object's namespace.
     #[serde(default)]
     pub run: Option<TrainingRun>,
-    /// The claim of the run's output or those of the given model and of `spec.output`, and the claims and `ConfigMap`s of its own data, as far as they exist.
+    /// The Evaluations that its gates compare with, by name, as far as they exist.
+    #[serde(default)]
+    pub compared: BTreeMap<String, Evaluation>,
+    /// The claim of the run's output or those of the given model and of `spec.output`, those of the outcomes that gates compare
+    /// with, and the claims and `ConfigMap`s of its own data, as far as they exist.
     #[serde(default)]
     pub references: Option<References>,
     /// The Job `codex-e-<name>`, if it exists and the object (by uid) controls it.

@@ -1,10 +1,11 @@
 //! What the evaluators reported as their result, checked before it is used. Pure.
 
-use codex_crds::Reason;
+use codex_crds::{OutcomesStatus, Reason};
 use codex_reports::{EvaluationState, Stage as PodStage};
 
 use super::{
     gates::{Counted, by_name, recorded},
+    reference,
     subject::Model,
     view::View,
 };
@@ -63,8 +64,15 @@ fn checked(view: &View<'_>, state: &EvaluationState) -> Result<Counted, WorkFail
         return refuse(Reason::PodFailed, format!("the evaluator's report is refused: {why}"));
     }
     let metrics = state.metrics.clone();
+    let references = view.references.as_deref().unwrap_or_default().to_vec();
+    let gates = view.gates.as_deref().unwrap_or_default();
+    reference::check(gates, &references, &data, &metrics).map_err(|(reason, why)| WorkFailure::new(reason, why))?;
     let digest = codex_verdict::report_digest(model, &by_name(&data), &metrics);
-    Ok(Counted { model, data, metrics, digest })
+    let outcomes = state.outcomes.zip(view.model()).map(|(sha256, model)| {
+        let (claim_name, path) = model.results(&view.work.worker.owner.uid);
+        OutcomesStatus { sha256, claim_name: claim_name.to_owned(), path }
+    });
+    Ok(Counted { model, data, metrics, digest, outcomes, references })
 }
 
 /// Returns a failure if an evaluator read other data, another configuration or another model than it had to.

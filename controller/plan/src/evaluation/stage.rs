@@ -6,6 +6,7 @@ use kube::ResourceExt;
 use super::{
     gates::{Judged, judged, judged_again},
     outcome::Outcome,
+    reference::{self, NoReference},
     subject::{Model, Subject},
     view::View,
 };
@@ -24,6 +25,8 @@ pub(crate) enum Stage {
     Invalid(String),
     /// The run has no model to evaluate.
     Waiting { run: String, waiting: WaitingForModel },
+    /// An Evaluation that a gate compares with has no result, or none to compare with.
+    WithoutReference(NoReference),
     /// The recorded status was discarded, and no report can replace it; the sentence says what to do.
     Discarded(WorkFailure),
     /// The evaluation can still reach a verdict.
@@ -53,10 +56,16 @@ impl Stage {
             Ok(model) => model,
             Err(stage) => return stage,
         };
+        let references = match &view.references {
+            Ok(references) => references,
+            Err(_) if view.spec().suspend => return Self::Active(Active::Suspended),
+            Err(why) => return Self::WithoutReference(why.clone()),
+        };
         if let Some(failure) = &outcome.failure {
             return Self::Failed(failure.clone());
         }
-        let progress = Progress::of(&view.work, &model.claims());
+        let claims = [model.claims(), reference::claims(view.observed, references)].concat();
+        let progress = Progress::of(&view.work, &claims);
         // A complete result decides once its pod has ended, and if the pod was killed, too, when its termination message
         // confirms the result. The promotion also names the image that produced it, so the verdict waits until the image is
         // known or the Job is complete.

@@ -1,6 +1,6 @@
 //! What a promotion statement says about an evaluation. Pure.
 
-use codex_crds::Evaluation;
+use codex_crds::{Evaluation, ReferenceStatus};
 use codex_provenance::promotion;
 use codex_verdict::{Stated, Verdict};
 use kube::ResourceExt;
@@ -31,5 +31,17 @@ pub(crate) fn statement(evaluation: &Evaluation, proof: &Proof) -> Option<promot
         evidence: Some(proof.evidence),
         metrics: stated.metrics,
         gates: stated.gates,
+        references: status.references.iter().map(reference).collect::<Option<_>>()?,
+    })
+}
+
+/// Returns what the statement says about an evaluation that gates compare with. `None` if its measurements are malformed.
+fn reference(reference: &ReferenceStatus) -> Option<promotion::Reference> {
+    Some(promotion::Reference {
+        name: reference.evaluation.clone(),
+        uid: reference.uid.clone(),
+        model: reference.model,
+        outcomes: reference.outcomes,
+        metrics: codex_verdict::stated_metrics(&measured(&reference.metrics)?),
     })
 }

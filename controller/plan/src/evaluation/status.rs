@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use codex_crds::{ConditionType, EvaluationPhase, EvaluationStatus, JudgedModel, Reason};
+use codex_crds::{ConditionType, EvaluationPhase, EvaluationStatus, JudgedModel, Reason, ReferenceStatus};
 use codex_provenance::EvidenceStrength;
 use codex_verdict::{GateResult, Verdict};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -48,7 +48,8 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Eval
         observed_generation: generation,
         phase,
         training_run_uid: view.status.training_run_uid.clone().or(uid),
-        config_digest: view.work.config_digest().or(view.status.config_digest),
+        config_digest: view.config_digest().or(view.status.config_digest),
+        references: references(view, stage),
         data_digests: view.work.data_digests(newest, &view.status.data_digests),
         work: view.work.status(settled),
         seal: view.status.seal.clone(),
@@ -67,9 +68,18 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Eval
     let again = match stage {
         Stage::Active(active) => active.requeue(&view.work),
         Stage::Done(_) | Stage::Judged(_) | Stage::Failed(_) => view.work.expiry_due(),
-        Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) => None,
+        Stage::Invalid(_) | Stage::Waiting { .. } | Stage::WithoutReference(_) | Stage::Discarded(_) => None,
     };
     throttle::hold(present, next, observed.status_written_at, view.work.now(), again, with_throttled_of)
+}
+
+/// Returns `status.references`: those that the Job is created with.
+fn references(view: &View<'_>, stage: &Stage) -> Vec<ReferenceStatus> {
+    let kept = || view.status.references.clone();
+    match (stage, &view.references) {
+        (Stage::Active(_) | Stage::Judged(_) | Stage::Failed(_), Ok(references)) => references.clone(),
+        _ => kept(),
+    }
 }
 
 fn with_numbers(status: EvaluationStatus, counted: &Counted) -> EvaluationStatus {
@@ -78,6 +88,8 @@ fn with_numbers(status: EvaluationStatus, counted: &Counted) -> EvaluationStatus
         data_digests: counted.data.clone(),
         metrics: counted.metrics.iter().map(|(name, measurement)| written(name, measurement)).collect(),
         report_digest: Some(counted.digest),
+        outcomes: counted.outcomes.clone(),
+        references: counted.references.clone(),
         ..status
     }
 }
@@ -107,7 +119,8 @@ fn phase(view: &View<'_>, stage: &Stage) -> EvaluationPhase {
         _ if view.obstruction.is_some() => EvaluationPhase::Stalled,
         Stage::Invalid(_) | Stage::Discarded(_) => EvaluationPhase::Stalled,
         Stage::Waiting { waiting, .. } if waiting.is_stalled() => EvaluationPhase::Stalled,
-        Stage::Waiting { .. } => EvaluationPhase::Pending,
+        Stage::WithoutReference(why) if why.stalled => EvaluationPhase::Stalled,
+        Stage::Waiting { .. } | Stage::WithoutReference(_) => EvaluationPhase::Pending,
         Stage::Active(active) => match active {
             Active::Suspended => EvaluationPhase::Suspended,
             Active::Running | Active::FinalReport(_) => EvaluationPhase::Running,
@@ -120,7 +133,7 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     use ConditionType::{ConfigResolved, EvidenceStrong, GatesPassed, Ready, Reconciling, Stalled};
     let generation = view.observed.object.metadata.generation;
     let mut conditions = Conditions::new(&view.status.conditions, generation, view.work.now());
-    match (stage, view.work.config_digest()) {
+    match (stage, view.config_digest()) {
         (Stage::Invalid(why), _) => conditions.set(ConfigResolved, false, Reason::InvalidConfiguration, why),
         // A verdict keeps the configuration that it was reached with, also after a controller upgrade.
         (Stage::Done(_), _) => conditions.keep(ConfigResolved),
@@ -145,8 +158,11 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     match stage {
         Stage::Failed(_) | Stage::Invalid(_) | Stage::Discarded(_) => conditions.set(Stalled, true, reason, &message),
         Stage::Waiting { waiting, .. } if waiting.is_stalled() => conditions.set(Stalled, true, reason, &message),
+        Stage::WithoutReference(why) if why.stalled => conditions.set(Stalled, true, reason, &message),
         Stage::Done(_) | Stage::Judged(_) | Stage::Active(Active::Suspended) => {}
-        Stage::Waiting { .. } | Stage::Active(_) => conditions.set(Reconciling, true, reason, &message),
+        Stage::Waiting { .. } | Stage::WithoutReference(_) | Stage::Active(_) => {
+            conditions.set(Reconciling, true, reason, &message);
+        }
     }
     if let Stage::Active(active) = stage {
         stale_condition(&mut conditions, active, &view.work);
@@ -183,6 +199,7 @@ fn message(view: &View<'_>, stage: &Stage) -> (Reason, String) {
         Stage::Failed(failure) | Stage::Discarded(failure) => (failure.reason, failure.message.clone()),
         Stage::Invalid(why) => (Reason::InvalidConfiguration, why.clone()),
         Stage::Waiting { run, waiting } => waiting.message("spec.trainingRun", run),
+        Stage::WithoutReference(why) => (why.reason, why.message.clone()),
         Stage::Active(active) => active.message(&view.work),
     }
 }

@@ -130,16 +130,27 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// Mounts the model read-only and the folder of the results, and adds the arguments of `codex evaluate` that name them.
-    /// `uid` is the uid of the Evaluation.
-    pub(crate) fn mount(&self, uid: &str, mounts: &mut Mounts, args: &mut Vec<String>) {
-        let (output, folder) = match self {
+    /// Returns the claim that receives the results, and the folder above all results on it.
+    fn output(&self) -> (&'a ClaimOutput, String) {
+        match *self {
             Self::Trained { run, .. } => {
                 let output = &run.spec.output.persistent_volume_claim;
                 (output, join(&[&output.sub_path, &run.uid().unwrap_or_default()]))
             }
             Self::Given(given) => (given.output, join(&[&given.output.sub_path])),
-        };
+        }
+    }
+
+    /// Returns the claim and the folder of the results of the Evaluation with this `uid`.
+    pub(crate) fn results(&self, uid: &str) -> (&'a str, String) {
+        let (output, folder) = self.output();
+        (&output.claim_name, join(&[&folder, "evaluations", uid]))
+    }
+
+    /// Mounts the model read-only and the folder of the results, and adds the arguments of `codex evaluate` that name them.
+    /// `uid` is the uid of the Evaluation.
+    pub(crate) fn mount(&self, uid: &str, mounts: &mut Mounts, args: &mut Vec<String>) {
+        let (output, folder) = self.output();
         let model = match self {
             Self::Trained { .. } => {
                 mounts.claim(&output.claim_name, &join(&[&folder, "model"]), MOUNT, Access::ReadOnly);
@@ -151,7 +162,8 @@ impl<'a> Model<'a> {
                 below(MOUNT, given.path)
             }
         };
-        mounts.claim(&output.claim_name, &join(&[&folder, "evaluations", uid]), OUTPUT, Access::Writable);
+        let (claim, results) = self.results(uid);
+        mounts.claim(claim, &results, OUTPUT, Access::Writable);
         args.extend(["--model".to_owned(), model]);
         if let Some(digest) = self.expected() {
             args.extend(["--model-digest".to_owned(), digest.to_string()]);

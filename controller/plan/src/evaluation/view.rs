@@ -1,7 +1,8 @@
 //! The observation of an Evaluation, in the form that its plan needs. Pure.
 
-use codex_configs::{Evaluation as Configured, Resolved, compose_evaluation};
-use codex_crds::{EvaluationSpec, EvaluationStatus};
+use codex_configs::{Data, Evaluation as Configured, Resolved, compose_evaluation};
+use codex_crds::{EvaluationSpec, EvaluationStatus, ReferenceStatus};
+use codex_provenance::ConfigDigest;
 use codex_reports::{EvaluationState, Report, State};
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -9,6 +10,7 @@ use kube::ResourceExt;
 use super::{
     gates::gates,
     observed::ObservedEvaluation,
+    reference::{self, NoReference},
     subject::{Model, Subject},
 };
 use crate::{
@@ -35,6 +37,8 @@ pub(crate) struct View<'a> {
     pub(crate) gates: Result<Vec<codex_verdict::Gate>, String>,
     /// The image of the evaluator, or the sentence that says why there is none.
     pub(crate) image: Result<&'a str, String>,
+    /// The Evaluations that the gates compare with, or what is waited for.
+    pub(crate) references: Result<Vec<ReferenceStatus>, NoReference>,
 }
 
 impl<'a> View<'a> {
@@ -44,18 +48,23 @@ impl<'a> View<'a> {
         let owner = Owner::evaluation(object);
         let worker =
             Worker::of(owner, job, &observed.pods, &observed.reports, &observed.warnings, status.work.clone(), now);
+        let gates = gates(&spec.gates);
+        let references = reference::references(observed, &status, gates.as_deref().unwrap_or_default());
+        let compared = reference::files(references.as_deref().unwrap_or_default());
+        let of_preset = codex_configs::benchmark(&spec.preset).iter().map(|file| file.name.to_owned());
+        let preset_data = of_preset.chain(compared.iter().map(|file| file.name.clone())).collect();
         let work = WorkView {
             component: Component::Evaluator,
             settings: &observed.settings,
             job,
-            config: Config::of(compose(spec), job, None, |evaluation| &evaluation.data),
+            config: Config::of(compose(spec, compared), job, None, |evaluation| &evaluation.data),
             worker,
             limits: Limits::of(spec.retries, spec.active_deadline_seconds, spec.progress_deadline_seconds),
             suspend: spec.suspend,
             ttl: spec.ttl_seconds_after_finished,
             settled_at: status.completed_at.as_ref().map(|time| time.0),
             data: &spec.data,
-            preset_data: codex_configs::benchmark(&spec.preset).iter().map(|file| file.name).collect(),
+            preset_data,
             references: observed.references.as_ref(),
             refused: &observed.refused,
             conditions: object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default(),
@@ -65,8 +74,7 @@ impl<'a> View<'a> {
         let discarded = Discarded::of(&observed.seal, &status.conditions);
         let subject = Subject::of(object);
         let image = observed.settings.image(Component::Evaluator, &spec.pod);
-        let gates = gates(&spec.gates);
-        let mut view = Self { observed, obstruction, status, discarded, work, subject, gates, image };
+        let mut view = Self { observed, obstruction, status, discarded, work, subject, gates, image, references };
         view.work.moved = view.moved();
         view
     }
@@ -82,6 +90,12 @@ impl<'a> View<'a> {
         &self.observed.object.spec
     }
 
+    /// Returns the digest of the configuration, if it is valid and complete: it holds the digests of the outcomes that gates
+    /// compare with.
+    pub(crate) fn config_digest(&self) -> Option<ConfigDigest> {
+        self.work.config_digest().filter(|_| self.references.is_ok() || self.work.job.is_some())
+    }
+
     /// Returns whether the evidence of a result is strong, or why it is weak, once its pod has ended as `ending` says; `None`
     /// while the verdict must wait.
     pub(crate) fn evidence(&self, ending: &Ending) -> Option<Result<(), String>> {
@@ -92,7 +106,8 @@ impl<'a> View<'a> {
         };
         let started = self.work.job.and_then(ResourceExt::creation_timestamp).map(|time| time.0);
         let protected = self.observed.admission.protected_since(started, &self.work.worker.owner.namespace);
-        Some(protected.and(ended))
+        let compared = reference::weakness(self.references.as_deref().unwrap_or_default());
+        Some(protected.and(ended).and(compared.map_or(Ok(()), Err)))
     }
 
     /// Returns the evaluators' reports, the newest first.
@@ -109,8 +124,8 @@ impl<'a> View<'a> {
     }
 }
 
-fn compose(spec: &EvaluationSpec) -> Result<Resolved<Configured>, String> {
-    let data = data::configured(&spec.data)?;
+fn compose(spec: &EvaluationSpec, compared: Vec<Data>) -> Result<Resolved<Configured>, String> {
+    let data = [data::configured(&spec.data)?, compared].concat();
     let resolved = compose_evaluation(&spec.preset, &spec.overrides, spec.seed, data).map_err(|why| why.to_string())?;
     // A gate on a metric that the evaluation does not measure is refused before a pod starts.
     let mut gates = spec.gates.iter().enumerate();

@@ -48,8 +48,8 @@ pub(crate) struct WorkView<'a> {
     pub(crate) settled_at: Option<Timestamp>,
     /// `spec.data`.
     pub(crate) data: &'a [DataItem],
-    /// The names of data files that the preset adds to `spec.data`.
-    pub(crate) preset_data: Vec<&'a str>,
+    /// The names of data files that the preset and comparisons add to `spec.data`.
+    pub(crate) preset_data: Vec<String>,
     /// The objects that the pods mount, if they were looked for.
     pub(crate) references: Option<&'a References>,
     /// The Job's pods whose reports are refused.
@@ -86,8 +86,12 @@ impl WorkView<'_> {
 
     /// Returns the digests that a pod reported for its data files, as a status records them.
     pub(crate) fn digests(&self, files: &[DataFile]) -> Vec<DataStatus> {
-        let named: Vec<_> =
-            self.data.iter().map(|item| item.name.as_str()).chain(self.preset_data.iter().copied()).collect();
+        let named: Vec<_> = self
+            .data
+            .iter()
+            .map(|item| item.name.as_str())
+            .chain(self.preset_data.iter().map(String::as_str))
+            .collect();
         data::digests(files, &named)
     }
 

@@ -3,6 +3,7 @@
 
 mod attested;
 mod bases;
+mod compared;
 mod convergence;
 mod explained;
 mod leaving;

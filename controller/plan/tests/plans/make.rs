@@ -176,6 +176,27 @@ pub(crate) fn evaluated(contents: &str, right: u64) -> EvaluationState {
                 codex_verdict::Measurement::Mean { n: 500, sum: Some(499.25), sum_of_squares: Some(499.0) },
             ),
         ]),
+        outcomes: Some(outcomes(right)),
         ..EvaluationState::default()
     }
+}
+
+/// The digest of the outcomes of an evaluation with so many right answers.
+pub(crate) fn outcomes(right: u64) -> DataDigest {
+    DataDigest(Sha256::of(format!("outcomes of {right}")))
+}
+
+/// An evaluator that compared with the Evaluation `before`, which had 100 right answers: so many answers are right only here,
+/// and so many only there.
+pub(crate) fn compared(contents: &str, right: u64, (wins, losses): (u64, u64)) -> EvaluationState {
+    let mut state = evaluated(contents, right);
+    state.data.push(DataFile {
+        name: "reference-before".to_owned(),
+        sha256: outcomes(100),
+        size: 9,
+        records: Some(500),
+    });
+    let pairs = codex_verdict::Measurement::Duel { wins, ties: 500 - wins - losses, losses };
+    state.metrics.insert("exact_match@before".to_owned(), pairs);
+    state
 }

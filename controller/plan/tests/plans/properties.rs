@@ -65,6 +65,7 @@ pub(crate) fn judged(run: &TrainingRun, name: &str, right: u64) -> Evaluation {
     let mut observed = ObservedEvaluation {
         settings: make::settings(),
         run: Some(run.clone()),
+        compared: BTreeMap::new(),
         references: make::from(json!({"claims": ["output"]})),
         job: None,
         pods: Vec::new(),
@@ -336,6 +337,7 @@ fn reported(object: Evaluation, run: &TrainingRun, state: EvaluationState) -> Ev
         object,
         settings: make::settings(),
         run: Some(run.clone()),
+        compared: BTreeMap::new(),
         references: make::from(json!({})),
         job: None,
         pods: vec![evaluator(&report)],

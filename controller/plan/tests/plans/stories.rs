@@ -58,6 +58,8 @@ struct Given {
     base: bool,
     /// Evaluations by name, each with so many right answers of 500.
     evaluations: BTreeMap<String, u64>,
+    /// Evaluations that the observed one is compared with, in the same form.
+    compared: BTreeMap<String, u64>,
 }
 
 impl Given {
@@ -65,12 +67,16 @@ impl Given {
         let run = trained();
         let judged = |(name, right): (&String, &u64)| (name.clone(), json!(judged(&run, name, *right)));
         let evaluations: serde_json::Map<_, _> = self.evaluations.iter().map(judged).collect();
+        let compared: serde_json::Map<_, _> = self.compared.iter().map(judged).collect();
         let mut patch = json!({});
         if self.run {
             patch["run"] = json!(run);
         }
         if self.base {
             patch["base"] = json!(run);
+        }
+        if !compared.is_empty() {
+            patch["compared"] = Value::Object(compared);
         }
         if !evaluations.is_empty() {
             patch["evaluations"] = Value::Object(evaluations);
@@ -93,6 +99,9 @@ enum Saying {
     TrainedFrom(String, String),
     /// An evaluator with so many right answers of 500.
     Evaluated(u64),
+    /// An evaluator with so many right answers of 500, of which the Evaluation `before` had 100: right in all, only here, only
+    /// there.
+    Compared(u64, u64, u64),
     /// A server that holds the story's model.
     Serves,
     /// A pod that gives up, by reason and message.
@@ -257,6 +266,7 @@ fn state(kind: Kind, saying: &Saying, annotations: &Value) -> State {
             State::Training(TrainingState { base: make::training_from(base, 0).base, ..make::trained(contents) })
         }
         (Saying::Evaluated(right), _) => State::Evaluation(make::evaluated("a", *right)),
+        (Saying::Compared(right, wins, losses), _) => State::Evaluation(make::compared("a", *right, (*wins, *losses))),
         (Saying::Serves, _) => State::Serving(ServingState {
             stage: Stage::Running,
             verified: Some(make::model("a").digest),
@@ -376,6 +386,7 @@ stories! {
     evaluation_obstructed: ObservedEvaluation;
     evaluation_of_a_given_model: ObservedEvaluation;
     evaluation_contradicted: ObservedEvaluation;
+    evaluation_compares: ObservedEvaluation;
     evaluation_forged: ObservedEvaluation;
     evaluation_restored: ObservedEvaluation;
     run_with_a_refused_pod: ObservedTrainingRun;

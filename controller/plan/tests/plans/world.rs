@@ -170,6 +170,7 @@ impl World {
             object: self.evaluation.clone(),
             settings: make::settings(),
             run: Some(self.believed_run()),
+            compared: BTreeMap::new(),
             references: Some(references()),
             job: self.jobs.get("codex-e-lite").cloned(),
             pods: self.pods_of("codex-e-lite"),
