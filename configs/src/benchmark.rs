@@ -47,12 +47,26 @@ const GYM_CHAIN_SUM: &[BenchmarkFile] = &[BenchmarkFile {
     bytes: include_bytes!("../benchmarks/gym-chain-sum/problems.jsonl"),
 }];
 
+const GYM_GSM_SYMBOLIC: &[BenchmarkFile] = &[BenchmarkFile {
+    name: PROBLEMS,
+    path: "benchmarks/gym-gsm-symbolic/problems.jsonl",
+    bytes: include_bytes!("../benchmarks/gym-gsm-symbolic/problems.jsonl"),
+}];
+
+const GYM_PRODUCTS: &[BenchmarkFile] = &[BenchmarkFile {
+    name: PROBLEMS,
+    path: "benchmarks/gym-products/problems.jsonl",
+    bytes: include_bytes!("../benchmarks/gym-products/problems.jsonl"),
+}];
+
 /// Returns the files of a preset: its problems and, if it has a baseline, the recorded predictions of the baseline.
 pub fn benchmark(preset: &str) -> &'static [BenchmarkFile] {
     match preset {
         "cot-hard" => COT_HARD,
         "cot-lite" => COT_LITE,
         "gym-chain-sum" => GYM_CHAIN_SUM,
+        "gym-gsm-symbolic" => GYM_GSM_SYMBOLIC,
+        "gym-products" => GYM_PRODUCTS,
         _ => &[],
     }
 }
@@ -73,6 +87,8 @@ mod tests {
                 "cot-hard" => include_str!("../benchmarks/cot-hard/SHA256SUMS"),
                 "cot-lite" => include_str!("../benchmarks/cot-lite/SHA256SUMS"),
                 "gym-chain-sum" => include_str!("../benchmarks/gym-chain-sum/SHA256SUMS"),
+                "gym-gsm-symbolic" => include_str!("../benchmarks/gym-gsm-symbolic/SHA256SUMS"),
+                "gym-products" => include_str!("../benchmarks/gym-products/SHA256SUMS"),
                 other => panic!("no checksums of {other}"),
             };
             let lines: Vec<String> = benchmark(preset)

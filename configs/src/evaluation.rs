@@ -1,6 +1,7 @@
 //! The configuration of an evaluation. Pure.
 
 use codex_verdict::{MAX_REFERENCES, Metric};
+use regex::{Regex, RegexBuilder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -12,14 +13,19 @@ use crate::{
     resolved::Spec,
 };
 
+/// The most bytes of a compiled regular expression.
+const MAX_REGEX: usize = 1 << 20;
+
 const GROUPS: &[(&str, &str, &str)] = &[
     ("cot-hard", "evaluation/cot-hard.yaml", include_str!("../evaluation/cot-hard.yaml")),
     ("cot-lite", "evaluation/cot-lite.yaml", include_str!("../evaluation/cot-lite.yaml")),
     ("gym-chain-sum", "evaluation/gym-chain-sum.yaml", include_str!("../evaluation/gym-chain-sum.yaml")),
+    ("gym-gsm-symbolic", "evaluation/gym-gsm-symbolic.yaml", include_str!("../evaluation/gym-gsm-symbolic.yaml")),
+    ("gym-products", "evaluation/gym-products.yaml", include_str!("../evaluation/gym-products.yaml")),
 ];
 
 /// The names of the presets.
-pub const PRESETS: &[&str] = &["cot-hard", "cot-lite", "gym-chain-sum"];
+pub const PRESETS: &[&str] = &["cot-hard", "cot-lite", "gym-chain-sum", "gym-gsm-symbolic", "gym-products"];
 
 /// The configuration of an evaluator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -77,6 +83,56 @@ pub struct Generation {
     pub prompt: PromptForm,
     /// What is compared of a response.
     pub answer: AnswerForm,
+    /// The text before an answer, for [`AnswerForm::After`].
+    pub after: Option<String>,
+    /// The regular expression of an answer, for [`AnswerForm::Regex`].
+    pub pattern: Option<String>,
+    /// The number of letters to choose from, for [`AnswerForm::Choice`].
+    pub choices: u64,
+    /// Where the right answer is.
+    pub reference: ReferenceForm,
+    /// How two answers are compared.
+    pub compare: Compare,
+    /// How far two numbers may differ, for [`Compare::Numeric`].
+    pub tolerance: f64,
+}
+
+impl Generation {
+    /// Returns the regular expression of [`AnswerForm::Regex`]; `None` for other forms.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if it is missing or malformed.
+    pub fn regex(&self) -> Result<Option<Regex>, ConfigError> {
+        let (AnswerForm::Regex, pattern) = (self.answer, self.pattern.as_deref()) else { return Ok(None) };
+        let refuse = |value: String, right: &str| ConfigError::Data {
+            field: "evaluation.pattern".to_owned(),
+            value,
+            right: right.to_owned(),
+        };
+        let Some(pattern) = pattern else {
+            let right = "write a regular expression, because evaluation.answer is regex";
+            return Err(refuse("null".to_owned(), right));
+        };
+        let compiled = RegexBuilder::new(pattern).size_limit(MAX_REGEX).build();
+        compiled.map(Some).map_err(|_| {
+            refuse(
+                format!("{pattern:?}"),
+                "write a regular expression without look-around, such as \"answer is (-?[0-9]+)\"",
+            )
+        })
+    }
+
+    /// Checks the settings that depend on each other.
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.answer == AnswerForm::After && self.after.is_none() {
+            return Err(ConfigError::Data {
+                field: "evaluation.after".to_owned(),
+                value: "null".to_owned(),
+                right: "write the text before an answer, because evaluation.answer is after".to_owned(),
+            });
+        }
+        self.regex().map(drop)
+    }
 }
 
 /// How a problem becomes a prompt.
@@ -99,6 +155,36 @@ pub enum AnswerForm {
     Marked,
     /// The last number, by its value: 7, 7.0 and +07 are equal.
     LastNumber,
+    /// The text after the last marker, up to the end of its line.
+    After,
+    /// The last match of a regular expression, or its first group.
+    Regex,
+    /// The last letter that stands alone, from A.
+    Choice,
+    /// All of it.
+    Whole,
+}
+
+/// Where the right answer is in a reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReferenceForm {
+    /// Where it is in a response.
+    Same,
+    /// The reference is the answer.
+    Whole,
+}
+
+/// How two answers are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Compare {
+    /// They are the same text.
+    Exact,
+    /// Their last numbers differ by a tolerance at most.
+    Numeric,
+    /// Their parts between commas, semicolons and line feeds are the same set.
+    Set,
 }
 
 /// Composes the configuration of an evaluator: preset ← overrides. `data` replaces files of the preset by name. If it
@@ -180,6 +266,7 @@ impl Spec for Evaluation {
 
     fn check(&self) -> Result<(), ConfigError> {
         recheck(keys::EVALUATION, &self.settings)?;
+        self.settings.evaluation.check()?;
         check_data(&self.data)?;
         if !self.data.iter().any(|item| item.name == PROBLEMS) {
             return Err(ConfigError::Data {

@@ -107,7 +107,13 @@ pub(crate) const EVALUATION: &[Key] = &[
     key("evaluation.batch_size", Rule::Whole { min: 1, max: 65_536 }),
     key("evaluation.max_new_tokens", Rule::Whole { min: 1, max: 131_072 }),
     key("evaluation.prompt", Rule::Choice(&["auto", "plain", "chat"])),
-    key("evaluation.answer", Rule::Choice(&["marked", "last_number"])),
+    key("evaluation.answer", Rule::Choice(&["marked", "last_number", "after", "regex", "choice", "whole"])),
+    key("evaluation.after", Rule::TextOrNull { max: 64, null: "no marker" }),
+    key("evaluation.pattern", Rule::TextOrNull { max: 512, null: "no regular expression" }),
+    key("evaluation.choices", Rule::Whole { min: 2, max: 26 }),
+    key("evaluation.reference", Rule::Choice(&["same", "whole"])),
+    key("evaluation.compare", Rule::Choice(&["exact", "numeric", "set"])),
+    key("evaluation.tolerance", Rule::From { min: 0.0, below: 1e12 }),
 ];
 
 /// Parts of keys that name a field of an object, and the field.

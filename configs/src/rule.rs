@@ -53,6 +53,13 @@ pub enum Rule {
         /// Maximum number of characters.
         max: usize,
     },
+    /// Text on one line, or null.
+    TextOrNull {
+        /// Maximum number of characters.
+        max: usize,
+        /// The meaning of null.
+        null: &'static str,
+    },
 }
 
 impl fmt::Display for Rule {
@@ -76,6 +83,7 @@ impl fmt::Display for Rule {
                  such as [{{pattern: \"*.embed_tokens.*\", weight_decay: 0}}]"
             ),
             Self::Text { max } => write!(f, "one line of 1 to {max} characters"),
+            Self::TextOrNull { max, null } => write!(f, "one line of 1 to {max} characters, or null for {null}"),
         }
     }
 }
@@ -102,12 +110,15 @@ impl Rule {
                 groups.iter().map(parameter_group).collect::<Option<Vec<_>>>().map(Value::from)
             }
             Self::Text { max } => value.as_str().filter(|text| is_line(text, max)).map(Value::from),
+            // An override takes every word as text.
+            Self::TextOrNull { .. } if value.is_null() || value.as_str() == Some("null") => Some(Value::Null),
+            Self::TextOrNull { max, .. } => value.as_str().filter(|text| is_line(text, max)).map(Value::from),
         }
     }
 
     /// Whether an unquoted word is text even if YAML reads it as another type (`7`, `yes`, `null`).
     pub fn takes_text(&self) -> bool {
-        matches!(self, Self::Choice(_) | Self::Text { .. })
+        matches!(self, Self::Choice(_) | Self::Text { .. } | Self::TextOrNull { .. })
     }
 }
 

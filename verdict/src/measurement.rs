@@ -123,6 +123,7 @@ impl Kind {
     }
 
     /// Returns the kind of the comparison of a metric of this kind with a reference, item by item.
+    #[must_use]
     pub const fn paired(self) -> Self {
         match self {
             Self::Share => Self::Duel,

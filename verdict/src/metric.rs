@@ -54,7 +54,7 @@ metrics! {
         name: "exact_match",
         kind: Share,
         needs_baseline: false,
-        description: "Share of problems with the right answer: the text between the last `#` and the final `$`, or the last number with `evaluation.answer=last_number`. Text before it does not count",
+        description: "Share of problems with the right answer: the text between the last `#` and the final `$`, or what `evaluation.answer` says. Text before it does not count",
     }
     WinRate {
         name: "reasoning.win_rate",

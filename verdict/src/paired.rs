@@ -194,7 +194,7 @@ mod tests {
                     let (mut exact, mut bernstein) = (0.0, 0.0);
                     for wins in 0..=n {
                         for losses in 0..=n - wins {
-                            if (wins > 0 && win == 0.0) || (wins + losses < n && win + lose == 1.0) {
+                            if (wins > 0 && win <= 0.0) || (wins + losses < n && win + lose >= 1.0) {
                                 continue;
                             }
                             let weight = weight(n, wins, losses, win, lose);

@@ -137,7 +137,7 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         Rule::Choices(words) => (format!("[{}]", words[0]), format!("[{}, {}]", words[1], words[0])),
         Rule::ParameterGroups { .. } => ("[]".to_owned(), "[{pattern: '*', weight_decay: 0}]".to_owned()),
         Rule::Flag => ("false".to_owned(), "true".to_owned()),
-        Rule::Text { .. } => ("ada".to_owned(), "grace".to_owned()),
+        Rule::Text { .. } | Rule::TextOrNull { .. } => ("ada".to_owned(), "grace".to_owned()),
     };
     // Heads and width go together, patience and the best take evaluations; every other key can be set alone.
     let together =
@@ -181,7 +181,7 @@ proptest! {
                 Rule::Choices(words) => format!("{}=[{}]", known.path, words[1]),
                 Rule::ParameterGroups { .. } => format!("{}=[]", known.path),
                 Rule::Flag => format!("{}=true", known.path),
-                Rule::Text { .. } => format!("{}=lin", known.path),
+                Rule::Text { .. } | Rule::TextOrNull { .. } => format!("{}=lin", known.path),
             })
             .collect();
         let forward: Vec<&str> = texts.iter().map(String::as_str).collect();

@@ -2,14 +2,14 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use codex_configs::{AnswerForm, BASELINE, Data, Evaluation, PROBLEMS, REFERENCE, benchmark_file};
+use codex_configs::{BASELINE, Data, Evaluation, PROBLEMS, REFERENCE, benchmark_file};
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::DataFile;
 
-use super::{EvaluateError, baseline::Baseline, outcomes::Outcomes, score::answer_of};
+use super::{EvaluateError, answer::Answers, baseline::Baseline, outcomes::Outcomes};
 use crate::{
     atomic_fs,
-    tasks::{Record, Split, Task, materialise, parse_records},
+    tasks::{Record, Split, Task, materialise, parse_free_records, parse_records},
 };
 
 /// What a model is asked, and what it is compared with.
@@ -44,6 +44,7 @@ impl Inputs {
     pub(super) fn read(
         evaluation: &Evaluation,
         files: &[(String, PathBuf)],
+        answers: &Answers,
         mut seen: impl FnMut(DataFile),
     ) -> Result<Self, EvaluateError> {
         let known = |name: &str| evaluation.data.iter().any(|data| data.name == name);
@@ -72,7 +73,7 @@ impl Inputs {
                 }
                 PROBLEMS => {
                     problems_digest = Some(sha256);
-                    problems = parse_problems(&label, &bytes, evaluation.settings.evaluation.answer)?;
+                    problems = parse_problems(&label, &bytes, answers)?;
                     problems_file = label;
                     problems.len()
                 }
@@ -129,8 +130,9 @@ fn bytes_of(
     }
 }
 
-fn parse_problems(file: &str, bytes: &[u8], form: AnswerForm) -> Result<Vec<Problem>, EvaluateError> {
-    let records = parse_records(file, bytes)?;
+fn parse_problems(file: &str, bytes: &[u8], answers: &Answers) -> Result<Vec<Problem>, EvaluateError> {
+    // Only a marked answer ends in a mark.
+    let records = if answers.has_steps() { parse_records(file, bytes)? } else { parse_free_records(file, bytes)? };
     // Lines of white space hold no record; all others hold one, or parsing had refused them.
     let filled = |line: &[u8]| !String::from_utf8_lossy(line).trim().is_empty();
     let lines = bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| filled(line));
@@ -138,11 +140,7 @@ fn parse_problems(file: &str, bytes: &[u8], form: AnswerForm) -> Result<Vec<Prob
     let mut problems = Vec::with_capacity(records.len());
     for ((index, _), record) in lines.zip(records) {
         let (file, line) = (file.to_owned(), index + 1);
-        if answer_of(&record.response, form).is_none() {
-            let wanted = match form {
-                AnswerForm::Marked => "end it in #answer$",
-                AnswerForm::LastNumber => "it needs a number, because evaluation.answer is last_number",
-            };
+        if let Err(wanted) = answers.of_reference(&record.response) {
             return Err(EvaluateError::Answerless { file, line, wanted });
         }
         if let Some(first) = first_lines.insert(record.prompt.clone(), line) {
@@ -171,4 +169,26 @@ pub(super) fn pin(files: &[(String, PathBuf)]) -> Result<Vec<Data>, EvaluateErro
 /// True for a name that an evaluation's data can have.
 pub(super) fn is_name(name: &str) -> bool {
     [PROBLEMS, BASELINE].contains(&name) || name.strip_prefix(REFERENCE).is_some_and(|rest| !rest.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use codex_configs::{PRESETS, compose_evaluation};
+
+    use super::*;
+
+    #[test]
+    fn the_problems_of_every_preset_have_answers() {
+        for preset in PRESETS {
+            let resolved = compose_evaluation(preset, &[], 1, Vec::new()).unwrap();
+            let answers = Answers::of(&resolved.spec().settings.evaluation).unwrap();
+            let inputs = Inputs::read(resolved.spec(), &[], &answers, |_| ()).unwrap();
+            assert!(inputs.problems.len() >= 200, "{preset}");
+            for problem in inputs.problems {
+                let response = &problem.record.response;
+                let expected = answers.of_reference(response).unwrap();
+                assert_eq!(answers.of_response(response), Some(expected), "{preset}:{}", problem.line);
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! verdict is the controller's.
 //! On a laptop it composes a preset, and judges by `--gate` with the controller's own code.
 
+mod answer;
 mod baseline;
 mod compare;
 mod error;

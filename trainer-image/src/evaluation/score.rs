@@ -1,17 +1,16 @@
 //! Scores answers and measures the metrics over them. Pure.
 //!
-//! Only the answer is compared, never the text before it: the text between the last `#` and the final `$`, or the last number. A
-//! step counts only if its text equals a step of that problem's reference, in the reference's order. Steps are scored with marked
-//! answers only.
+//! Only the answer is compared, never the text before it; see [`Answers`]. A step counts only if its text equals a step of that
+//! problem's reference, in the reference's order. Steps are scored with marked answers only.
 
 use std::collections::BTreeMap;
 
-use codex_configs::AnswerForm;
 use codex_verdict::{Measurement, Metric};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::tasks::{Record, answer, last_number, steps};
+use super::answer::Answers;
+use crate::tasks::{Record, steps};
 
 /// One scored problem: a line of `records.ndjson`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -44,14 +43,15 @@ pub struct Scored {
 
 impl Scored {
     /// Scores one problem. An empty response and a response without an answer are wrong.
-    pub fn of(line: usize, record: &Record, prediction: String, baseline: Option<&str>, form: AnswerForm) -> Self {
-        let expected = answer_of(&record.response, form);
-        let answer = answer_of(&prediction, form);
-        let is_right = |answer: &Option<String>| answer.is_some() && *answer == expected;
-        let (reference, written) = match form {
-            AnswerForm::Marked => (steps(&record.response), steps(&prediction)),
-            AnswerForm::LastNumber => (Vec::new(), Vec::new()),
+    pub fn of(line: usize, record: &Record, prediction: String, baseline: Option<&str>, answers: &Answers) -> Self {
+        let expected = answers.of_reference(&record.response).ok();
+        let answer = answers.of_response(&prediction);
+        let is_right = |answer: &Option<String>| {
+            let both = answer.as_deref().zip(expected.as_deref());
+            both.is_some_and(|(answer, expected)| answers.is_right(answer, expected))
         };
+        let (reference, written) =
+            if answers.has_steps() { (steps(&record.response), steps(&prediction)) } else { (Vec::new(), Vec::new()) };
         Self {
             line,
             prompt: record.prompt.clone(),
@@ -60,7 +60,7 @@ impl Scored {
             correct: is_right(&answer),
             steps: reference.len(),
             steps_found: in_order(&reference, &written),
-            baseline_correct: baseline.map(|text| is_right(&answer_of(text, form))),
+            baseline_correct: baseline.map(|text| is_right(&answers.of_response(text))),
             answer,
             expected,
             prediction,
@@ -79,14 +79,6 @@ impl Scored {
             }
             Metric::TraceCoverage => (self.steps > 0).then(|| self.steps_found as f64 / self.steps as f64),
         }
-    }
-}
-
-/// Returns the answer of a response, without surrounding white space; `None` if it has none.
-pub(super) fn answer_of(response: &str, form: AnswerForm) -> Option<String> {
-    match form {
-        AnswerForm::Marked => answer(response).map(str::trim).filter(|answer| !answer.is_empty()).map(str::to_owned),
-        AnswerForm::LastNumber => last_number(response),
     }
 }
 
@@ -164,10 +156,17 @@ mod tests {
         }
     }
 
+    /// Finds answers by the preset, with another `evaluation.answer`.
+    fn answers(form: &str) -> Answers {
+        let set = [format!("evaluation.answer={form}")];
+        let resolved = codex_configs::compose_evaluation("cot-lite", &set, 1, Vec::new()).unwrap();
+        Answers::of(&resolved.spec().settings.evaluation).unwrap()
+    }
+
     const REFERENCE: &str = "7+6+0=13 4+8+1=13 3+0+1=04 #433$";
 
     fn score(prediction: &str, baseline: Option<&str>) -> Scored {
-        Scored::of(1, &record(REFERENCE), prediction.to_owned(), baseline, AnswerForm::Marked)
+        Scored::of(1, &record(REFERENCE), prediction.to_owned(), baseline, &answers("marked"))
     }
 
     #[test]
@@ -209,14 +208,14 @@ mod tests {
     #[test]
     fn repeated_steps_count_as_often_as_the_reference_repeats_them() {
         let repeated = record("0+0+0=00 0+0+0=00 #0$");
-        let found = |text: &str| Scored::of(1, &repeated, text.to_owned(), None, AnswerForm::Marked).steps_found;
+        let found = |text: &str| Scored::of(1, &repeated, text.to_owned(), None, &answers("marked")).steps_found;
         assert_eq!(found("0+0+0=00 #0$"), 1);
         assert_eq!(found("0+0+0=00 0+0+0=00 0+0+0=00 #0$"), 2);
     }
 
     #[test]
     fn metrics_without_a_baseline_or_steps_are_left_out() {
-        let answer_only = Scored::of(1, &record("#433$"), "#433$".to_owned(), None, AnswerForm::Marked);
+        let answer_only = Scored::of(1, &record("#433$"), "#433$".to_owned(), None, &answers("marked"));
         let names: Vec<String> = metrics(&[answer_only]).into_keys().collect();
         assert_eq!(names, [Metric::ExactMatch.name()]);
     }
@@ -225,7 +224,7 @@ mod tests {
     fn last_numbers_are_compared_by_value_and_have_no_steps() {
         let scored = |text: &str| {
             let reference = record("4 - 1 = 3. 3 - 7 = -4. #-4");
-            Scored::of(1, &reference, text.to_owned(), Some("-4"), AnswerForm::LastNumber)
+            Scored::of(1, &reference, text.to_owned(), Some("-4"), &answers("last_number"))
         };
         for right in ["#-4", "The answer is -4.", "3 - 7 = -4.0"] {
             assert!(scored(right).correct, "{right}");

@@ -18,7 +18,9 @@ use codex_reports::{EvaluationState, Stage};
 use indicatif::ProgressBar;
 
 use super::{
-    EvaluateError, baseline,
+    EvaluateError,
+    answer::Answers,
+    baseline,
     inputs::{Inputs, Problem},
     outputs::{Results, write},
     score::Scored,
@@ -87,7 +89,9 @@ impl Session<'_> {
         }
         tracing::info!("reading the problems");
         let evaluation = self.resolved.spec();
-        let inputs = Inputs::read(evaluation, self.files, |file| {
+        let settings = &evaluation.settings.evaluation;
+        let answers = Answers::of(settings)?;
+        let inputs = Inputs::read(evaluation, self.files, &answers, |file| {
             self.reporter.update(|state| {
                 state.data.retain(|known| known.name != file.name);
                 state.data.push(file);
@@ -97,7 +101,6 @@ impl Session<'_> {
             return Ok(None);
         }
         tracing::info!("loading the model");
-        let settings = &evaluation.settings.evaluation;
         let slots = settings.batch_size.min(inputs.problems.len());
         let mut generator = Generator::load(&files, slots, self.device)
             .map_err(|source| EvaluateError::Model { path: self.model.to_owned(), source })?;
@@ -124,7 +127,7 @@ impl Session<'_> {
         for (problem, prediction) in inputs.problems.iter().zip(predictions) {
             // Every problem has a prediction: that was checked when the baseline was read.
             let baseline = inputs.baseline.as_ref().and_then(|baseline| baseline.prediction(&problem.record.prompt));
-            scored.push(Scored::of(problem.line, &problem.record, prediction, baseline, settings.answer));
+            scored.push(Scored::of(problem.line, &problem.record, prediction, baseline, &answers));
         }
         if self.is_stopped() {
             return Ok(None);

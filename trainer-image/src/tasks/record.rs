@@ -85,6 +85,18 @@ pub enum RecordError {
 /// # Errors
 /// [`RecordError`], with the file and the line.
 pub fn parse_records(file: &str, bytes: &[u8]) -> Result<Vec<Record>, RecordError> {
+    parse(file, bytes, true)
+}
+
+/// Reads records as JSON lines like [`parse_records`], with any response: it needs no end mark.
+///
+/// # Errors
+/// [`RecordError`], with the file and the line.
+pub fn parse_free_records(file: &str, bytes: &[u8]) -> Result<Vec<Record>, RecordError> {
+    parse(file, bytes, false)
+}
+
+fn parse(file: &str, bytes: &[u8], ended: bool) -> Result<Vec<Record>, RecordError> {
     const RIGHT: &str = r#"{"prompt", "response", "difficulty", "category"}"#;
     json_lines(file, bytes, |line, text| {
         let file = || file.to_owned();
@@ -93,7 +105,7 @@ pub fn parse_records(file: &str, bytes: &[u8]) -> Result<Vec<Record>, RecordErro
             let why = source.to_string().replacen(" at line 1 column", " in column", 1);
             RecordError::Malformed { file: file(), line, why, right: RIGHT.to_owned() }
         })?;
-        if record.response.find(END) != Some(record.response.len().wrapping_sub(END.len_utf8())) {
+        if ended && record.response.find(END) != Some(record.response.len().wrapping_sub(END.len_utf8())) {
             return Err(RecordError::Unended { file: file(), line });
         }
         Ok(record)

@@ -45,7 +45,7 @@ fn ready(plan: &Plan<EvaluationStatus>) -> (String, String) {
 fn reported(mut observed: ObservedEvaluation, state: EvaluationState) -> Plan<EvaluationStatus> {
     let first = plan(&observed);
     observed.object.status = Some(first.status.clone());
-    let job = first.desired.jobs.into_iter().next().expect("a Job");
+    let job = first.desired.jobs.into_iter().next().unwrap();
     let config = job.annotations()["codex-ml.dev/config-digest"].parse().ok();
     observed.job = Some(job);
     let report = make::report(Kind::Evaluation, "evaluation-1", "pod", 1, config, State::Evaluation(state));
