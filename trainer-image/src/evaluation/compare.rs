@@ -130,7 +130,9 @@ mod tests {
         };
         let Comparisons { files, gates } = compare.comparisons().unwrap();
         assert_eq!(files, [("reference-before".to_owned(), PathBuf::from("out/before/outcomes.json"))]);
-        assert!(matches!(&gates[0].bound, Bound::BetterThan(with) if with.evaluation == "before" && with.by == 0.02));
+        assert!(
+            matches!(&gates[0].bound, Bound::BetterThan(with) if with.evaluation == "before" && (with.by - 0.02).abs() < 1e-12)
+        );
         assert!(matches!(&gates[1].bound, Bound::NotWorseThan(_)));
         assert_eq!((gates[0].metric, gates[0].confidence), (Metric::ExactMatch, Some(0.95)));
         let refused = |compare: Compare| compare.comparisons().unwrap_err().to_string();
