@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{
-        Affinity, EnvVar, LocalObjectReference, PodResourceClaim, ResourceRequirements, Toleration,
-    },
+    api::core::v1::{Affinity, EnvVar, LocalObjectReference, PodResourceClaim, ResourceRequirements, Toleration},
     apimachinery::pkg::api::resource::Quantity,
 };
 use kube::KubeSchema;

@@ -98,16 +98,8 @@ fn cases() -> Vec<Case> {
             json!([{ "name": "A", "valueFrom": { "fileKeyRef": { "volumeName": "v", "path": "p", "key": "k" } } }]),
             &["unknown field", "spec.pod.env[0].valueFrom.fileKeyRef"],
         ),
-        run(
-            "/spec/pod/resources",
-            claims.clone(),
-            &["pod.resources.claims must name entries of pod.resourceClaims"],
-        ),
-        evaluation(
-            "/spec/pod/resources",
-            claims,
-            &["pod.resources.claims must name entries of pod.resourceClaims"],
-        ),
+        run("/spec/pod/resources", claims.clone(), &["pod.resources.claims must name entries of pod.resourceClaims"]),
+        evaluation("/spec/pod/resources", claims, &["pod.resources.claims must name entries of pod.resourceClaims"]),
         run(
             "/spec/pod/imagePullSecrets",
             json!([{ "name": "registry" }, { "name": "registry" }]),

@@ -6,9 +6,8 @@
 use std::{env, fs, process::ExitCode, sync::Arc, time::Instant};
 
 use codex_engine::{
-    Backend,
-    AdamW, EngineState, Layout, Lora, ModelConfig, Packed, Precision, Projection, Rates, Settings, Shape, Vocabulary,
-    initial, lora_engine,
+    AdamW, Backend, EngineState, Layout, Lora, ModelConfig, Packed, Precision, Projection, Rates, Settings, Shape,
+    Vocabulary, initial, lora_engine,
 };
 
 const SEQUENCES: u32 = 16;

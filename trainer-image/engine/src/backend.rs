@@ -3,9 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    Backend, Decoder, Device, Engine, EngineError, EngineState, HEAD_WIDTHS, Layout, Lora, ModelConfig, Precision,
-    Settings,
-    LoraError,
+    Backend, Decoder, Device, Engine, EngineError, EngineState, HEAD_WIDTHS, Layout, Lora, LoraError, ModelConfig,
+    Precision, Settings,
     candle::{self, CandleDecoder, CandleEngine, open},
     cpu::{self, Bf16, CpuDecoder, CpuEngine, Dtype as _},
 };
@@ -46,9 +45,7 @@ impl Settings {
 pub fn engine(config: ModelConfig, state: EngineState, settings: Settings) -> Result<Box<dyn Engine>, EngineError> {
     let settings = settings.suited(&config);
     Ok(match (settings.backend, settings.precision) {
-        (Backend::Candle(device), precision) => {
-            Box::new(CandleEngine::new(config, &state, open(device, precision)?)?)
-        }
+        (Backend::Candle(device), precision) => Box::new(CandleEngine::new(config, &state, open(device, precision)?)?),
         (Backend::Kernels, Precision::F32) => Box::new(CpuEngine::<f32>::new(&config, state, settings)?),
         (Backend::Kernels, Precision::Bf16) => Box::new(CpuEngine::<Bf16>::new(&config, state, settings)?),
     })

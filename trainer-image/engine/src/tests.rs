@@ -62,7 +62,8 @@ fn state(config: &ModelConfig, seed: u64) -> EngineState {
     EngineState::new(layout, parameters)
 }
 
-const BF16: Settings = Settings { precision: Precision::Bf16, gradient_checkpointing: false, backend: Backend::Kernels };
+const BF16: Settings =
+    Settings { precision: Precision::Bf16, gradient_checkpointing: false, backend: Backend::Kernels };
 
 fn start(config: &ModelConfig, seed: u64, settings: Settings) -> Box<dyn Engine> {
     engine(config.clone(), state(config, seed), settings).unwrap()
@@ -149,7 +150,9 @@ fn three_steps(config: &ModelConfig, settings: Settings) -> (Vec<u64>, EngineSta
         let norm = engine.gradient_norm().unwrap();
         bits.push(norm.to_bits());
         let scale = (1.0 / norm).min(1.0);
-        engine.update(&AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates }).unwrap();
+        engine
+            .update(&AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates })
+            .unwrap();
     }
     (bits, engine.export().unwrap())
 }
@@ -395,9 +398,11 @@ fn losses_gradients_and_steps_agree_with_pytorch() {
             }
         }
         let begin = EngineState::new(layout.clone(), parameters);
-        for (settings, share) in
-            [(Settings::default(), 2e-5), (Settings { backend: Backend::Candle(Device::Cpu), ..Settings::default() }, 2e-5), (BF16, 3e-2)]
-        {
+        for (settings, share) in [
+            (Settings::default(), 2e-5),
+            (Settings { backend: Backend::Candle(Device::Cpu), ..Settings::default() }, 2e-5),
+            (BF16, 3e-2),
+        ] {
             let mut engine = engine(config.clone(), begin.clone(), settings).unwrap();
             let batch = batch(&[26, 11, 7, 40]);
             let rates = Rates::standard(&layout, 0.1);
@@ -424,15 +429,9 @@ fn losses_gradients_and_steps_agree_with_pytorch() {
                 let found = engine.gradient_norm().unwrap();
                 close(found, *norm, 10.0 * norm);
                 let (step, scale) = (step as u64, (1.0 / found).min(1.0));
-                engine.update(&AdamW {
-                    step,
-                    rate: 1e-2,
-                    beta1: 0.9,
-                    beta2: 0.99,
-                    epsilon: 1e-8,
-                    scale,
-                    rates: &rates,
-                }).unwrap();
+                engine
+                    .update(&AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates })
+                    .unwrap();
             }
             if settings.precision == Precision::F32 {
                 let end = engine.export().unwrap().parameters;

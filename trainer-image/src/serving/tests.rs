@@ -219,7 +219,11 @@ impl Running {
 }
 
 /// A request from a thread of its own, over a connection of its own: status, `Retry-After`, body.
-pub(super) async fn request(address: SocketAddr, path: &str, body: Option<String>) -> io::Result<(u16, Option<String>, String)> {
+pub(super) async fn request(
+    address: SocketAddr,
+    path: &str,
+    body: Option<String>,
+) -> io::Result<(u16, Option<String>, String)> {
     let url = format!("http://{address}{path}");
     let work = move || {
         let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();

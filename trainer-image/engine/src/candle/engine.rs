@@ -261,12 +261,8 @@ impl Engine for CandleEngine {
     }
 
     fn export(&self) -> std::result::Result<EngineState, EngineError> {
-        let mut state = EngineState {
-            layout: self.layout.clone(),
-            parameters: Vec::new(),
-            first: Vec::new(),
-            second: Vec::new(),
-        };
+        let mut state =
+            EngineState { layout: self.layout.clone(), parameters: Vec::new(), first: Vec::new(), second: Vec::new() };
         self.export_into(&mut state)?;
         Ok(state)
     }

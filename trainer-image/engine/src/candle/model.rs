@@ -90,7 +90,8 @@ impl Model<'_> {
         };
         let (heads, kv_heads) = (self.config.num_attention_heads, self.config.num_key_value_heads);
         let n = self.rms_norm(x, &format!("{name}.input_layernorm"))?;
-        let attended = attend.attend(layer, &head(&n, "q", heads)?, &head(&n, "k", kv_heads)?, &head(&n, "v", kv_heads)?)?;
+        let attended =
+            attend.attend(layer, &head(&n, "q", heads)?, &head(&n, "k", kv_heads)?, &head(&n, "v", kv_heads)?)?;
         let x = (x + linear(&attended, "self_attn.o_proj")?)?;
         let n = self.rms_norm(&x, &format!("{name}.post_attention_layernorm"))?;
         let y = ops::swiglu(&linear(&n, "mlp.gate_proj")?, &linear(&n, "mlp.up_proj")?)?;

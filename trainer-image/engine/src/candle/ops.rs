@@ -42,7 +42,13 @@ impl<F: Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>> CustomOp2 for One<F> {
         Ok((value.try_clone(layout)?, layout.shape().clone()))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, value: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        _: &Tensor,
+        value: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let [x, value, gradient] = [x, value, gradient].map(Tensor::detach);
         Ok((Some((self.backward)(&x, &value, &gradient)?), None))
     }

@@ -112,7 +112,8 @@ fn the_loss_of_a_vocabulary_in_pieces_agrees() {
     let alone = head::cross_entropy(&hidden.detach(), &weight.detach(), &ids).unwrap();
     assert!((found.sum - alone).abs() < 1e-9);
     for (found, variable) in [(&found.of_hidden, &hidden), (found.of_weight.as_ref().unwrap(), &weight)] {
-        let of = |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let of =
+            |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let (found, expected) = (of(found), of(store.get(variable).unwrap()));
         let size = expected.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
         assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4 * size));

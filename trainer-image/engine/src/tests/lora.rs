@@ -36,7 +36,8 @@ fn noisy(lengths: &[usize], noise: u64) -> Packed {
     Packed { noise, ..batch(lengths) }
 }
 
-const REFERENCE: Settings = Settings { precision: Precision::F32, gradient_checkpointing: false, backend: Backend::Candle(Device::Cpu) };
+const REFERENCE: Settings =
+    Settings { precision: Precision::F32, gradient_checkpointing: false, backend: Backend::Candle(Device::Cpu) };
 
 #[test]
 fn losses_and_gradients_of_adapters_agree_with_candle() {
@@ -128,7 +129,9 @@ fn steps(engine: &mut dyn Engine, first: u64, count: u64) -> Vec<u64> {
         engine.clear_gradients().unwrap();
         let loss = engine.accumulate(&batch, batch.targets.len()).unwrap();
         let scale = (1.0 / engine.gradient_norm().unwrap()).min(1.0);
-        engine.update(&AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates }).unwrap();
+        engine
+            .update(&AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates })
+            .unwrap();
         loss.to_bits()
     };
     (first..first + count).map(step).collect()

@@ -232,8 +232,9 @@ fn read(bytes: &[u8], served: &str, example: &str) -> Result<(Value, Common), Ap
     if bytes.is_empty() {
         return Err(ApiError::invalid(None, format!("the request body is empty: send {example}")));
     }
-    let body: Map<String, Value> = codex_json::from_slice(bytes)
-        .map_err(|why| ApiError::invalid(None, format!("the request body is not a JSON object ({why}): send {example}")))?;
+    let body: Map<String, Value> = codex_json::from_slice(bytes).map_err(|why| {
+        ApiError::invalid(None, format!("the request body is not a JSON object ({why}): send {example}"))
+    })?;
     for (name, changes_nothing, right) in REFUSED {
         if let Some(value) = body.get(name).filter(|value| !value.is_null() && !changes_nothing(value)) {
             return Err(ApiError::field(name, format!("{value}: {right}")));
@@ -249,5 +250,6 @@ fn read(bytes: &[u8], served: &str, example: &str) -> Result<(Value, Common), Ap
 }
 
 fn typed<T: serde::de::DeserializeOwned>(body: Value) -> Result<T, ApiError> {
-    codex_json::from_value(body).map_err(|why| ApiError::invalid(None, format!("the request has the wrong shape: {why}")))
+    codex_json::from_value(body)
+        .map_err(|why| ApiError::invalid(None, format!("the request has the wrong shape: {why}")))
 }

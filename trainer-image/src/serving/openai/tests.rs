@@ -72,7 +72,10 @@ async fn completions_are_those_of_infer_whole_and_streamed() {
     let (status, reply) = post(&server, "/v1/completions", asked.clone()).await;
     assert_eq!(status, 200, "{reply}");
     assert_eq!(reply["choices"][0]["text"], expected["completion"]);
-    assert_eq!((&reply["object"], &reply["choices"][0]["finish_reason"]), (&json!("text_completion"), &json!("length")));
+    assert_eq!(
+        (&reply["object"], &reply["choices"][0]["finish_reason"]),
+        (&json!("text_completion"), &json!("length"))
+    );
     assert_eq!(reply["usage"], json!({ "prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16 }));
     assert!(case.expected.model_digest.to_string().starts_with(reply["system_fingerprint"].as_str().unwrap()));
 
@@ -137,7 +140,10 @@ async fn chats_are_answered_by_the_template() {
     assert!(parts.iter().all(|part| part["object"] == "chat.completion.chunk" && part["id"] == parts[0]["id"]));
     let text: String = parts.iter().filter_map(|part| part["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(text, expected);
-    assert_eq!(parts.last().unwrap()["choices"][0], json!({ "index": 0, "delta": {}, "logprobs": null, "finish_reason": "length" }));
+    assert_eq!(
+        parts.last().unwrap()["choices"][0],
+        json!({ "index": 0, "delta": {}, "logprobs": null, "finish_reason": "length" })
+    );
     let exposed = server.get("/metrics").await.1;
     let line = "codex_ml_inference_requests_total{endpoint=\"/v1/chat/completions\"} 2";
     assert!(exposed.lines().any(|found| found == line), "{exposed}");
@@ -153,7 +159,12 @@ async fn invalid_requests_get_errors_in_openais_shape() {
         ("/v1/completions", json!({ "prompt": "1", "logprobs": 5 }), 400, "logprobs: 5: log-probabilities"),
         ("/v1/completions", json!({ "prompt": ["1", "2"] }), 400, "prompt: send one prompt per request"),
         ("/v1/completions", json!({ "prompt": "1".repeat(64) }), 400, "the model's context holds 64"),
-        ("/v1/completions", json!({ "prompt": "caf\u{e9}" }), 400, "character 'é' is not in the tokenizer's vocabulary"),
+        (
+            "/v1/completions",
+            json!({ "prompt": "caf\u{e9}" }),
+            400,
+            "character 'é' is not in the tokenizer's vocabulary",
+        ),
         ("/v1/completions", json!({ "prompt": "1", "temperature": -1 }), 400, "temperature -1 is out of range"),
         ("/v1/completions", json!({ "prompt": "1", "stop": ["a", ""] }), 400, "stop: send at most 4 texts"),
         ("/v1/completions", json!({ "prompt": "1", "max_tokens": 0 }), 400, "max_tokens: 0 is out of range"),
@@ -167,6 +178,7 @@ async fn invalid_requests_get_errors_in_openais_shape() {
         assert_eq!(reply["error"]["type"], "invalid_request_error", "{body}");
     }
     // What changes nothing is taken.
-    let harmless = json!({ "prompt": "1", "max_tokens": 2, "n": 1, "tools": [], "logprobs": null, "presence_penalty": 0.0 });
+    let harmless =
+        json!({ "prompt": "1", "max_tokens": 2, "n": 1, "tools": [], "logprobs": null, "presence_penalty": 0.0 });
     assert_eq!(post(&server, "/v1/completions", harmless).await.0, 200);
 }

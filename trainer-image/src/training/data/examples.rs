@@ -77,7 +77,10 @@ fn example(row: &mut Map<String, Value>, fields: &DataFields) -> Result<Example,
         (false, true, ..) => return Err(format!("{} is missing", fields.prompt)),
         (false, false, false, false) => {
             let names: Vec<_> = row.keys().map(|name| format!("{name:?}")).collect();
-            return Err(format!("no field that is read; there is {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") }));
+            return Err(format!(
+                "no field that is read; there is {}",
+                if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+            ));
         }
     };
     Ok(Example::Pair { prompt: text(row, names[0])?, response: text(row, names[1])? })
@@ -94,9 +97,8 @@ fn text(row: &mut Map<String, Value>, name: &str) -> Result<String, String> {
 fn messages(row: &mut Map<String, Value>, name: &str) -> Result<Vec<Message>, String> {
     let value = row.remove(name).unwrap_or_default();
     let Value::Array(items) = value else { return Err(format!("{name} is {}, not an array", kind(&value))) };
-    let message = |(at, item): (usize, Value)| {
-        codex_json::from_value(item).map_err(|source| format!("{name}[{at}]: {source}"))
-    };
+    let message =
+        |(at, item): (usize, Value)| codex_json::from_value(item).map_err(|source| format!("{name}[{at}]: {source}"));
     items.into_iter().enumerate().map(message).collect()
 }
 
@@ -132,7 +134,8 @@ mod tests {
     }
 
     fn read(file: &str, bytes: &[u8]) -> Result<Vec<Example>, String> {
-        let read = read_examples(file, bytes, &settings(DataFormat::Auto)).map_err(|error| crate::error::chain(&error))?;
+        let read =
+            read_examples(file, bytes, &settings(DataFormat::Auto)).map_err(|error| crate::error::chain(&error))?;
         Ok(read.into_iter().map(|(_, example)| example).collect())
     }
 

@@ -127,7 +127,14 @@ fn before_last_checkpoint<'a>(
     let retention = Retention::of(training, 12);
     let store = CheckpointStore::open(output.join("checkpoints"), about.identity, retention).unwrap();
     let lock = RunLock::claim(output.join("writers")).unwrap().handle();
-    let (writer, _) = AsyncWriter::start(lock, store, Origin::here(crate::training::state::engine_settings(training)), &output.join("artifacts"), 2).unwrap();
+    let (writer, _) = AsyncWriter::start(
+        lock,
+        store,
+        Origin::here(crate::training::state::engine_settings(training)),
+        &output.join("artifacts"),
+        2,
+    )
+    .unwrap();
     let keep = CheckpointPolicy::new(
         reporter,
         writer,
