@@ -110,12 +110,19 @@ impl Layers {
             if key.is_empty() || raw.is_empty() {
                 return Err(refuse());
             }
-            let value = scalar(raw).map_err(|error| match repeated(&error) {
-                Some(inner) => ConfigError::Twice { origin: origin.clone(), key: format!("{key}.{inner}") },
-                None => ConfigError::NotAValue { origin: origin.clone(), value: show(&Value::from(raw)) },
-            })?;
-            let bare = !value.is_string() && self.find(key).is_some_and(|known| known.rule.takes_text());
-            let value = if bare { Value::from(raw) } else { json(&value) };
+            let text = self.find(key).is_some_and(|known| known.rule.takes_text());
+            let value = match scalar(raw) {
+                Ok(value) if text && !value.is_string() => Value::from(raw),
+                Ok(value) => json(&value),
+                // A regular expression such as `[0-9]+` is no YAML.
+                Err(_) if text => Value::from(raw),
+                Err(error) => {
+                    return Err(match repeated(&error) {
+                        Some(inner) => ConfigError::Twice { origin, key: format!("{key}.{inner}") },
+                        None => ConfigError::NotAValue { origin, value: show(&Value::from(raw)) },
+                    });
+                }
+            };
             let path = self.check(&origin, key, &value)?;
             self.leaves.insert(path.0, path.1);
         }
@@ -170,7 +177,10 @@ impl Layers {
             }
             let path = parent.map_or_else(|| name.clone(), |parent| format!("{parent}.{name}"));
             match value {
-                Yaml::Mapping(inner) if reserved(&path).is_none() && self.find(&path).is_none() => {
+                // `data` is a field of the object and a group of settings.
+                Yaml::Mapping(inner)
+                    if self.is_group(&path) || (reserved(&path).is_none() && self.find(&path).is_none()) =>
+                {
                     if !self.is_group(&path) {
                         return Err(self.unknown(origin, path));
                     }
@@ -190,7 +200,7 @@ impl Layers {
 
     /// Returns the known key and the value to store.
     fn check(&self, origin: &Origin, path: &str, value: &Value) -> Result<(&'static str, Value), ConfigError> {
-        if let Some(field) = reserved(path) {
+        if let (None, Some(field)) = (self.find(path), reserved(path)) {
             return Err(ConfigError::Reserved { origin: origin.clone(), key: path.to_owned(), field });
         }
         let Some(key) = self.find(path) else {

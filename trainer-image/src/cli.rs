@@ -197,7 +197,7 @@ mod tests {
                     None => line.extend(vec!["1e3x".to_owned(); argument.get_index().unwrap_or(1)]),
                 }
                 let told = Arguments::try_parse_from(&line).unwrap_err();
-                let sentence = ["write ", "use one of "].iter().any(|right| told.to_string().contains(right));
+                let sentence = ["write ", "use one of ", ": use "].iter().any(|right| told.to_string().contains(right));
                 if told.kind() != clap::error::ErrorKind::ValueValidation || !sentence {
                     silent.push(format!("{line:?}: {told}"));
                 }
