@@ -45,7 +45,7 @@ pub enum EngineError {
     WithoutCuda,
     /// CUDA has no usable GPU.
     #[error("no GPU is usable")]
-    Cuda(#[source] candle_core::Error),
+    Cuda(#[source] Box<candle_core::Error>),
     /// candle does not multiply `bf16` on a processor.
     #[error("candle multiplies no bf16 on a CPU: use fp32")]
     Precision,

@@ -21,7 +21,7 @@ pub(super) struct Compare {
     /// The output directory of an earlier evaluation of the same problems than which this one must not be worse.
     #[arg(long, value_name = "DIRECTORY", conflicts_with = "config")]
     not_worse_than: Option<PathBuf>,
-    /// The metric that --better-than and --not-worse-than compare [default: exact_match].
+    /// The metric that --better-than and --not-worse-than compare; by default the share of right answers.
     #[arg(long, value_name = "METRIC")]
     metric: Option<Metric>,
     /// The least difference for --better-than, the most for --not-worse-than, such as 0.02 [default: 0].

@@ -191,10 +191,10 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>) {
             if full && emitted.end.is_none() {
                 generator.release(emitted.slot);
             }
-            if full || emitted.end.is_some() {
-                if let Some(running) = place.take() {
-                    running.request.end(Ok(emitted.end));
-                }
+            if (full || emitted.end.is_some())
+                && let Some(running) = place.take()
+            {
+                running.request.end(Ok(emitted.end));
             }
         }
     }

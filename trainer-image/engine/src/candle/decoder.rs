@@ -11,6 +11,7 @@ use super::{
 use crate::{
     Decoder, EngineError, Layout, ModelConfig, PromptError,
     decoder::{End, Logits, Slots},
+    model::Read,
 };
 
 /// Positions that a cache has room for at first. It doubles when it is full.
@@ -36,7 +37,7 @@ impl CandleDecoder {
         config: &ModelConfig,
         place: Place,
         slots: usize,
-        read: &mut dyn FnMut(std::ops::Range<usize>, &mut [f32]) -> std::result::Result<(), E>,
+        read: &mut Read<E>,
     ) -> std::result::Result<Self, E> {
         let mut weights = Weights::new();
         for tensor in Layout::of(config).tensors() {

@@ -21,7 +21,7 @@ pub(crate) fn open(device: Device, precision: Precision) -> std::result::Result<
     let place = match device {
         Device::Cpu => CandleDevice::Cpu,
         Device::Cuda if !cfg!(feature = "cuda") => return Err(EngineError::WithoutCuda),
-        Device::Cuda => CandleDevice::new_cuda(0).map_err(EngineError::Cuda)?,
+        Device::Cuda => CandleDevice::new_cuda(0).map_err(|error| EngineError::Cuda(Box::new(error)))?,
     };
     let dtype = match (precision, device) {
         (Precision::F32, _) => DType::F32,

@@ -186,7 +186,7 @@ impl ModelConfig {
             pad_token_id: Some(vocabulary.pad),
         };
         let hidden = shape.hidden_size;
-        if hidden > 0 && heads > 0 && (!HEAD_WIDTHS.contains(&config.head_dim) || hidden % heads != 0) {
+        if hidden > 0 && heads > 0 && (!HEAD_WIDTHS.contains(&config.head_dim) || !hidden.is_multiple_of(heads)) {
             return Err(ConfigError::Heads { hidden, heads });
         }
         config.validate()?;
@@ -220,10 +220,13 @@ impl ModelConfig {
             return Err(ConfigError::Theta(self.rope_theta));
         }
         // Rotary positions turn pairs of elements.
-        if self.head_dim == 0 || self.head_dim > 1 << 12 || (self.head_dim % 2 != 0 && self.family == Family::Llama) {
+        if self.head_dim == 0
+            || self.head_dim > 1 << 12
+            || (!self.head_dim.is_multiple_of(2) && self.family == Family::Llama)
+        {
             return unsupported("head_dim", &self.head_dim, "use an even number up to 4096");
         }
-        if self.family == Family::Gpt2 && (self.head_dim != derived || hidden % heads != 0) {
+        if self.family == Family::Gpt2 && (self.head_dim != derived || !hidden.is_multiple_of(heads)) {
             return unsupported("head_dim", &self.head_dim, "it must be n_embd / n_head");
         }
         match self.rope_scaling {

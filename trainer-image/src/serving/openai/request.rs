@@ -95,9 +95,11 @@ enum Prompt {
     Lists(Vec<Vec<u32>>),
 }
 
-/// Fields that would change what is generated and are not implemented, each with a test for the value that changes nothing, and
-/// what to send instead.
-const REFUSED: [(&str, fn(&Value) -> bool, &str); 14] = [
+/// A field, a test for the values that change nothing, and what to send instead.
+type Refused = (&'static str, fn(&Value) -> bool, &'static str);
+
+/// Fields that would change what is generated and are not implemented.
+const REFUSED: [Refused; 14] = [
     ("n", |value| *value == 1, "one choice per request is supported: send 1"),
     ("best_of", |value| *value == 1, "one choice per request is supported: send 1"),
     ("tools", is_empty, "tools are not supported: remove them"),

@@ -63,16 +63,13 @@ impl Answer {
     /// Returns the whole answer.
     fn whole(&self, text: &str, finished: &Finished) -> Value {
         let reason = finished.reason;
-        let mut body = match self.endpoint {
-            Endpoint::Chat => {
-                let message = json!({ "role": "assistant", "content": text });
-                let choice = json!({ "index": 0, "message": message, "logprobs": null, "finish_reason": reason });
-                self.with("chat.completion", &json!([choice]))
-            }
-            _ => {
-                let choice = json!({ "index": 0, "text": text, "logprobs": null, "finish_reason": reason });
-                self.with("text_completion", &json!([choice]))
-            }
+        let mut body = if self.endpoint == Endpoint::Chat {
+            let message = json!({ "role": "assistant", "content": text });
+            let choice = json!({ "index": 0, "message": message, "logprobs": null, "finish_reason": reason });
+            self.with("chat.completion", &json!([choice]))
+        } else {
+            let choice = json!({ "index": 0, "text": text, "logprobs": null, "finish_reason": reason });
+            self.with("text_completion", &json!([choice]))
         };
         body["usage"] = self.usage(finished.tokens);
         body
@@ -80,18 +77,13 @@ impl Answer {
 
     /// Returns a part of a streamed answer: more text, or how it ended.
     fn part(&self, text: Option<&str>, reason: Option<&str>) -> Value {
-        match self.endpoint {
-            Endpoint::Chat => {
-                let delta = text.map_or_else(|| json!({}), |text| json!({ "content": text }));
-                let choice = json!({ "index": 0, "delta": delta, "logprobs": null, "finish_reason": reason });
-                self.with("chat.completion.chunk", &json!([choice]))
-            }
-            _ => {
-                let text = text.unwrap_or_default();
-                let choice = json!({ "index": 0, "text": text, "logprobs": null, "finish_reason": reason });
-                self.with("text_completion", &json!([choice]))
-            }
-        }
+        let choice = if self.endpoint == Endpoint::Chat {
+            let delta = text.map_or_else(|| json!({}), |text| json!({ "content": text }));
+            json!({ "index": 0, "delta": delta, "logprobs": null, "finish_reason": reason })
+        } else {
+            json!({ "index": 0, "text": text.unwrap_or_default(), "logprobs": null, "finish_reason": reason })
+        };
+        self.with(self.object(), &json!([choice]))
     }
 
     /// Returns the first part of a chat, which names the author.
