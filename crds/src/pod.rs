@@ -68,9 +68,9 @@ pub struct WorkerPod {
     pub resource_claims: Vec<PodResourceClaim>,
     /// Size of /dev/shm, which is memory of the pod. Defaults to that of the container runtime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
+    #[schemars(with = "Option<String>", length(max = 64))]
     #[x_kube(
-        validation = ("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))", "pod.sharedMemory must be a quantity above 0: write 1Gi or 512Mi")
+        validation = ("isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))", "pod.sharedMemory must be a quantity above 0: write 1Gi or 512Mi")
     )]
     pub shared_memory: Option<Quantity>,
     /// Secrets of this namespace with credentials for pulling the image.
@@ -97,8 +97,10 @@ impl WorkerPod {
 
 /// Bounds the names of claims, because the API server estimates the cost of a rule from its bounds.
 fn bounded_names(claims: &mut schemars::Schema) {
-    if let Some(name) = claims.pointer_mut("/items/properties/name") {
-        name["maxLength"] = 63.into();
+    for (name, longest) in [("name", 63), ("resourceClaimName", 253), ("resourceClaimTemplateName", 253)] {
+        if let Some(name) = claims.pointer_mut(&format!("/items/properties/{name}")) {
+            name["maxLength"] = longest.into();
+        }
     }
 }
 

@@ -98,9 +98,10 @@ fn attention_agrees() {
 
 #[test]
 fn the_loss_of_a_vocabulary_in_pieces_agrees() {
-    // One piece holds 2^24 logits: two rows of this vocabulary.
-    let (hidden, weight) = (numbers(&[5, 2], 1), numbers(&[1 << 23, 2], 50));
-    let ids = Tensor::new(&[7_u32, 0, (1 << 23) - 1, 7, 12_345], &Device::Cpu).unwrap();
+    // One piece holds 2^24 logits: 2,048 rows of this vocabulary.
+    let (hidden, weight) = (numbers(&[2100, 2], 1), numbers(&[1 << 13, 2], 50));
+    let ids: Vec<u32> = (0..2100).map(|at| at * 37 % (1 << 13)).collect();
+    let ids = Tensor::new(ids, &Device::Cpu).unwrap();
     let logits = hidden.matmul(&weight.t().unwrap()).unwrap();
     let log_softmax = log_softmax(&logits, 1).unwrap();
     let losses = log_softmax.gather(&ids.unsqueeze(1).unwrap(), 1).unwrap();

@@ -494,10 +494,13 @@ mod tests {
         };
         assert!(said("\"llama\"", "\"mamba\"").contains("model_type is \"mamba\""));
         assert!(said("\"silu\"", "\"relu\"").contains("relu"));
-        assert!(said("\"head_dim\":16", "\"head_dim\":8").contains("head_dim is 8"));
+        assert!(
+            said("\"head_dim\":16", "\"head_dim\":7")
+                .contains("head_dim is 7, which is not supported: use an even number")
+        );
         let heads = "\"num_attention_heads\":2,\"num_key_value_heads\":2,\"head_dim\":16";
-        let changed = "\"num_attention_heads\":3,\"num_key_value_heads\":3";
-        assert!(said(heads, changed).contains("must be a multiple of 16"));
+        let changed = "\"num_attention_heads\":10,\"num_key_value_heads\":10";
+        assert!(said(heads, changed).contains("head_dim is 3"));
         assert!(said("\"rope_theta\":10000.0", "\"rope_theta\":1.0").contains("rope_theta is 1"));
         assert!(said("\"rope_type\":\"default\"", "\"rope_type\":\"linear\"").contains("without factor"));
         assert!(said("\"rope_type\":\"default\"", "\"rope_type\":\"yarn\"").contains("rope_parameters is \"yarn\""));
