@@ -43,7 +43,7 @@ async fn the_plugin_shows_a_chain_and_what_blocks_it() -> Result<()> {
     assert_eq!(json[0]["object"]["phase"], "Succeeded", "{json}");
 
     let why = codex(&team, &["why", "reasoningpod/refused", "-n", &namespace]).await?;
-    assert!(why.contains("exact_match") && why.lines().count() == 1, "{why}");
+    assert!(why.contains("trace_coverage") && why.lines().count() == 1, "{why}");
     let logs = codex(&team, &["logs", "run", "-n", &namespace, "-f"]).await?;
     assert!(logs.contains("==> pod codex-t-run-") && logs.lines().count() > 2, "{logs}");
     let top = codex(&team, &["top", "-A"]).await?;

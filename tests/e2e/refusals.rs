@@ -133,9 +133,9 @@ fn cases() -> Vec<Case> {
         evaluation(
             "/spec/gates/0",
             json!({ "metric": "exact_match" }),
-            &["exactly one of min and max", "min: \"0.95\""],
+            &["exactly one of min, max, betterThan and notWorseThan", "min: \"0.95\""],
         ),
-        evaluation("/spec/gates/0/max", json!("1"), &["exactly one of min and max"]),
+        evaluation("/spec/gates/0/max", json!("1"), &["exactly one of min, max, betterThan and notWorseThan"]),
         evaluation("/spec/gates/0/min", json!("NaN"), &["spec.gates[0].min", "NaN"]),
         evaluation("/spec/gates/0/min", json!("high"), &["spec.gates[0].min", "high"]),
         evaluation("/spec/gates/0/min", json!(0.95), &["spec.gates[0].min", "string"]),
