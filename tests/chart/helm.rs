@@ -82,7 +82,7 @@ fn assert_same(chart: &BTreeMap<Key, Value>, kustomize: &BTreeMap<Key, Value>) {
     }
 }
 
-/// kustomize doubles line breaks of folded texts.
+/// Evens out what kustomize writes otherwise: it doubles line breaks of folded texts.
 fn comparable(object: &Value) -> Value {
     match object {
         Value::String(text) => {
@@ -94,6 +94,8 @@ fn comparable(object: &Value) -> Value {
         }
         Value::Array(items) => items.iter().map(comparable).collect(),
         Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), comparable(value))).collect(),
+        // kustomize writes large whole numbers with an exponent.
+        Value::Number(number) => Value::from(number.as_f64()),
         other => other.clone(),
     }
 }
