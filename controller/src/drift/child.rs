@@ -12,7 +12,7 @@ pub(super) const WHOLE: &[&str] = &["selector", "podSelector", "ingress", "egres
 /// Fields of a child's spec that must be absent unless planned: a deadline that the spec no longer sets, and a pause that
 /// another client set.
 const ONLY_WANTED: &[&str] = &["activeDeadlineSeconds", "paused"];
-/// The same for a Service: a selector would make the cluster add pods that nobody verified. The selector of a Job is the API
+/// The same for a Service: a selector would make the cluster add unverified pods. The selector of a Job is the API
 /// server's.
 const ONLY_WANTED_IN_SERVICES: &[&str] = &["selector"];
 

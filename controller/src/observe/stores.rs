@@ -38,7 +38,7 @@ macro_rules! declare_stores {
                 deployments: Deployment;
                 /// The pods of the controller's Jobs and Deployments.
                 pods: Pod;
-                /// The metadata of all pods that bear the label of a ReasoningPod, whoever created them.
+                /// The metadata of all pods with the label of a ReasoningPod, including foreign ones.
                 labelled: PartialObjectMeta<Pod>;
                 /// The controller's ConfigMaps: configurations and bundles.
                 config_maps: ConfigMap;

@@ -2,10 +2,7 @@
 //!
 //! Every response to a `POST /infer` has the model digest; errors have it once the model is loaded.
 
-use std::{
-    sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Json, Router,
@@ -59,8 +56,8 @@ impl App {
         name: Option<String>,
     ) -> Self {
         let name = name.unwrap_or_else(|| expected.model_digest.short());
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        Self(Arc::new(Shared { expected, phase, metrics, started: Instant::now(), created, name }))
+        let (started, created) = (Instant::now(), openai::now());
+        Self(Arc::new(Shared { expected, phase, metrics, started, created, name }))
     }
 
     pub(super) fn phase(&self) -> Phase {

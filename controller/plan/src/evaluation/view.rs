@@ -35,7 +35,7 @@ pub(crate) struct View<'a> {
     pub(crate) subject: Result<Subject<'a>, String>,
     /// The gates, or the sentence that names the invalid one.
     pub(crate) gates: Result<Vec<codex_verdict::Gate>, String>,
-    /// The image of the evaluator, or the sentence that says why there is none.
+    /// The image of the evaluator, or the message for a pod with a GPU if no image with CUDA is configured.
     pub(crate) image: Result<&'a str, String>,
     /// The Evaluations that the gates compare with, or what is waited for.
     pub(crate) references: Result<Vec<ReferenceStatus>, NoReference>,

@@ -29,7 +29,7 @@ pub(crate) struct View<'a> {
     pub(crate) work: WorkView<'a>,
     /// The base, or the sentence that says what is wrong with it. `None` if the weights are initialized.
     pub(crate) base: Result<Option<Base<'a>>, String>,
-    /// The image of the trainer, or the sentence that says why there is none.
+    /// The image of the trainer, or the message for a pod with a GPU if no image with CUDA is configured.
     pub(crate) image: Result<&'a str, String>,
 }
 

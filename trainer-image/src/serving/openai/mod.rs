@@ -43,7 +43,7 @@ pub(super) fn routes() -> Router<App> {
 }
 
 /// Returns the seconds since 1970.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
