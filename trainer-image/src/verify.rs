@@ -11,7 +11,7 @@ use clap::builder::PossibleValuesParser;
 use codex_provenance::{
     EvidenceStrength, Sha256, files,
     manifest::{Manifest, ManifestError},
-    promotion::{Evaluation, Gate, Promotion},
+    promotion::{Comparison, Evaluation, Gate, Promotion, Reference},
     text::Printable,
 };
 use codex_reports::exit;
@@ -232,6 +232,13 @@ impl fmt::Display for Outcome {
             for gate in &evaluation.gates {
                 writeln!(f, "evaluation {}: {}", Printable(&evaluation.name), Printable(&describe(gate)))?;
             }
+            for Reference { name, uid, model, outcomes, .. } in &evaluation.references {
+                let (evaluation, name, uid) = (Printable(&evaluation.name), Printable(name), Printable(uid));
+                writeln!(
+                    f,
+                    "evaluation {evaluation}: compared with {name} (uid {uid}), model {model}, outcomes {outcomes}"
+                )?;
+            }
         }
         let (files, bytes) = (self.manifest.files.len(), self.manifest.size_bytes());
         let skipped = &self.signed.skipped;
@@ -265,21 +272,42 @@ fn strength(evaluation: &Evaluation) -> &'static str {
 
 /// Returns a gate with its limits, values and verdict.
 fn describe(gate: &Gate) -> String {
-    let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
-    let fewest = gate.min_samples.map(|count| count.to_string());
-    let limits =
-        [(">=", &gate.min), ("<=", &gate.max), ("at confidence", &gate.confidence), ("with minSamples", &fewest)];
-    let limits = limits.iter().filter_map(|(sign, limit)| Some(format!(" {sign} {}", limit.as_ref()?)));
-    format!(
-        "{}{} (value {}, n {}, bounds {} to {}): {}",
-        gate.metric,
-        limits.collect::<String>(),
-        text(&gate.value),
-        text(&gate.n.map(|n| n.to_string())),
-        text(&gate.lower),
-        text(&gate.upper),
-        gate.verdict
-    )
+    let Gate {
+        metric,
+        min,
+        max,
+        better_than,
+        not_worse_than,
+        confidence,
+        min_samples,
+        value,
+        n,
+        lower,
+        upper,
+        p_value,
+        verdict,
+    } = gate;
+    let compared = |with: &Option<Comparison>| {
+        let Comparison { evaluation, by } = with.as_ref()?;
+        Some(by.as_ref().map_or_else(|| evaluation.clone(), |by| format!("{evaluation} by {by}")))
+    };
+    let limits = [
+        (">=", min.clone()),
+        ("<=", max.clone()),
+        ("better than", compared(better_than)),
+        ("not worse than", compared(not_worse_than)),
+        ("at confidence", confidence.clone()),
+        ("with minSamples", min_samples.map(|count| count.to_string())),
+    ];
+    let limits = limits.into_iter().filter_map(|(sign, limit)| Some(format!(" {sign} {}", limit?)));
+    let found = [
+        ("value", value.clone()),
+        ("n", n.map(|n| n.to_string())),
+        ("bounds", Option::zip(lower.as_ref(), upper.as_ref()).map(|(lower, upper)| format!("{lower} to {upper}"))),
+        ("p", p_value.clone()),
+    ];
+    let found = found.into_iter().filter_map(|(name, number)| Some(format!("{name} {}", number?)));
+    format!("{metric}{} ({}): {verdict}", limits.collect::<String>(), found.collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
@@ -410,6 +438,38 @@ mod tests {
         assert!(lines[6].starts_with("model      ") && lines[7].starts_with("promoted   into main by the statement "));
         assert_eq!(lines[8..], [format!("signed by  {pin}, the key of --fingerprint")]);
         assert_eq!(outcome.exit(), exit::FINISHED);
+    }
+
+    #[test]
+    fn every_limit_of_a_gate_is_printed() {
+        let with = |by: Option<&str>| Comparison { evaluation: "before".to_owned(), by: by.map(str::to_owned) };
+        let text = |text: &str| Some(text.to_owned());
+        let gate = Gate {
+            metric: "exact_match".to_owned(),
+            min: None,
+            max: None,
+            better_than: Some(with(None)),
+            not_worse_than: None,
+            confidence: text("0.95"),
+            min_samples: None,
+            value: text("0.07"),
+            n: Some(500),
+            lower: None,
+            upper: None,
+            p_value: text("0.000001"),
+            verdict: "Passed".to_owned(),
+        };
+        assert_eq!(
+            describe(&gate),
+            "exact_match better than before at confidence 0.95 (value 0.07, n 500, p 0.000001): Passed"
+        );
+        let (lower, upper) = (text("0.01"), text("0.13"));
+        let gate =
+            Gate { better_than: None, not_worse_than: Some(with(Some("0.02"))), p_value: None, lower, upper, ..gate };
+        assert_eq!(
+            describe(&gate),
+            "exact_match not worse than before by 0.02 at confidence 0.95 (value 0.07, n 500, bounds 0.01 to 0.13): Passed"
+        );
     }
 
     #[test]
