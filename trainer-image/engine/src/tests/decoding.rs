@@ -177,3 +177,30 @@ fn slots_end_and_are_free_again() {
     assert!(decoder.logits().unwrap().slots.is_empty());
     assert!(decoder.memory() > 4 * parameters.len() / 2);
 }
+
+/// A cache of candle's decoder begins with room for 256 positions. The rows before and after it grew agree with the kernels.
+#[test]
+fn caches_of_candle_grow() {
+    let config = ModelConfig { max_position_embeddings: 700, ..grouped() };
+    let parameters = state(&config, 3).parameters;
+    let tokens = words(540, 9);
+    let logits = |backend| {
+        let settings = Settings { backend, ..Settings::default() };
+        let mut decoder = decoder(&config, &parameters, settings, 2).unwrap();
+        // Another sequence, so that slots have caches of different sizes.
+        decoder.prefill(1, &words(11, 7)).unwrap();
+        decoder.prefill(0, &tokens[..250]).unwrap();
+        let mut rows = Vec::new();
+        for token in &tokens[250..] {
+            rows.extend_from_slice(&decoder.logits().unwrap().rows[..config.vocab_size]);
+            decoder.push(0, *token);
+            decoder.push(1, 3);
+        }
+        rows
+    };
+    let (kernels, candle) = (logits(Backend::Kernels), logits(Backend::Candle(Device::Cpu)));
+    let size = kernels.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
+    for (found, expected) in candle.iter().zip(&kernels) {
+        assert!((found - expected).abs() < 1e-4 * size, "{found} {expected} of {size}");
+    }
+}

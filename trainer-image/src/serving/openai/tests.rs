@@ -1,9 +1,13 @@
 //! The OpenAI-shaped API over HTTP, with small untrained models.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use codex_engine::{Layout, ModelConfig, Shape, Vocabulary, initial};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::{
     model::{Generator, describe},
@@ -181,4 +185,34 @@ async fn invalid_requests_get_errors_in_openais_shape() {
     let harmless =
         json!({ "prompt": "1", "max_tokens": 2, "n": 1, "tools": [], "logprobs": null, "presence_penalty": 0.0 });
     assert_eq!(post(&server, "/v1/completions", harmless).await.0, 200);
+}
+
+/// Without an end, the generation would go on for minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_ends_when_the_client_of_a_stream_leaves() {
+    let case = Case::new(50_000);
+    let server = case.ready().await;
+    let body = json!({ "prompt": "1+1:", "stream": true }).to_string();
+    let head = format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    let mut client = TcpStream::connect(server.address).await.unwrap();
+    client.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    let mut read = String::new();
+    while !read.contains("data: ") {
+        let mut bytes = [0; 1024];
+        let count = client.read(&mut bytes).await.unwrap();
+        assert!(count > 0, "{read}");
+        read.push_str(&String::from_utf8_lossy(&bytes[..count]));
+    }
+    let active = async || -> Value {
+        serde_json::from_str::<Value>(&server.get("/status").await.1).unwrap()["active_sessions"].clone()
+    };
+    assert_eq!(active().await, 1);
+    drop(client);
+    for _ in 0..500 {
+        if active().await == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the request is still running");
 }
