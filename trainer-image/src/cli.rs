@@ -35,6 +35,8 @@ enum Command {
     Generate(crate::generation::Generate),
     /// Write the model of a GGUF file as a Hugging Face directory.
     Import(crate::import::Import),
+    /// Write a model whose weights have eight bits, so that it generates faster.
+    Quantize(crate::quantize::Quantize),
     /// Train, check and use tokenizers.
     Tokenizer(crate::tokenizing::Tokenizing),
     /// Write problems of a synthetic reasoning task as JSON lines.
@@ -60,6 +62,7 @@ impl Command {
             Self::Evaluate(command) => command.run(),
             Self::Generate(command) => command.run(),
             Self::Import(command) => command.run(),
+            Self::Quantize(command) => command.run(),
             Self::Tokenizer(command) => command.run(),
             Self::PrepareData(command) => command.run(),
             Self::Serve(command) => command.run(),

@@ -15,6 +15,7 @@ pub mod import;
 pub mod metrics;
 pub mod model;
 mod overlap;
+pub mod quantize;
 pub mod reporting;
 pub mod serving;
 pub mod tasks;

@@ -13,7 +13,7 @@ use super::{
     weights::bytes,
 };
 use crate::text::{PAD, Tokenizer, UNKNOWN};
-use codex_engine::{Layout, ModelConfig};
+use codex_engine::{Layout, ModelConfig, Precision};
 
 /// Returns the files of a model. `parameters` are in the order of [`Layout::of`].
 ///
@@ -97,6 +97,13 @@ pub(crate) struct Opened {
     pub(crate) config: ModelConfig,
     pub(crate) tokenizer: Tokenizer,
     pub(super) weights: Stored<Place>,
+}
+
+impl Opened {
+    /// Returns the precision that keeps the weights.
+    pub(crate) fn precision(&self) -> Precision {
+        self.weights.precision()
+    }
 }
 
 /// Opens a model directory. Weights that do not fit the configuration are refused before a tokenizer that does not.

@@ -75,7 +75,7 @@ macro_rules! pooled {
         }
     )*};
 }
-pooled!(f32, Bf16);
+pooled!(f32, u32, Bf16);
 
 /// A pooled buffer with unspecified contents: write before reading. It returns to its thread's pool on drop.
 pub(crate) struct Scratch<T: Pooled>(Buffer<T>);

@@ -70,21 +70,26 @@ impl<N: Dtype> CpuDecoder<N> {
     pub(crate) fn load<E>(config: &ModelConfig, slots: usize, read: &mut Read<E>) -> Result<Self, E> {
         let mut model = Model::new(config);
         let mut packs = N::Packs::default();
-        N::shape(&model.matrices(), &mut packs);
         let mut buffer = Vec::new();
         let hidden = config.hidden_size;
         let mut embedding = None;
         for matrix in model.matrices() {
             let tied = matrix.weight == model.embedding;
-            for rows in chunks(matrix) {
-                let range =
-                    matrix.weight.start + rows.start * matrix.inputs..matrix.weight.start + rows.end * matrix.inputs;
-                buffer.resize(range.len(), 0.0);
-                read(range, &mut buffer)?;
-                if tied && !N::EXACT && !exact(&buffer) {
-                    embedding = Some(Embedding::F32(Vec::new()));
+            'width: for width in N::WIDTHS {
+                N::shape(matrix, *width, &mut packs);
+                for rows in chunks(matrix) {
+                    let start = matrix.weight.start;
+                    let range = start + rows.start * matrix.inputs..start + rows.end * matrix.inputs;
+                    buffer.resize(range.len(), 0.0);
+                    read(range, &mut buffer)?;
+                    if tied && !N::EXACT && !exact(&buffer) {
+                        embedding = Some(Embedding::F32(Vec::new()));
+                    }
+                    if !N::pack_columns(matrix, rows.start, &buffer, &mut packs) {
+                        continue 'width;
+                    }
                 }
-                N::pack_columns(matrix, rows.start, &buffer, &mut packs);
+                break;
             }
         }
         let shared = model.head.weight == model.embedding;

@@ -9,6 +9,7 @@ mod buffer;
 mod cache;
 mod decoder;
 mod dispatch;
+mod eight;
 mod embedding;
 mod engine;
 mod head;
@@ -23,6 +24,7 @@ mod tile;
 
 pub(crate) use bf16::Bf16;
 pub(crate) use decoder::CpuDecoder;
+pub use eight::round_to_eight_bits;
 pub(crate) use engine::CpuEngine;
 pub use isa::{Isa, UnknownIsa, VARIABLE as MAX_CPU_ISA, arch};
 pub(crate) use matrix::Dtype;

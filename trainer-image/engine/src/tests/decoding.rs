@@ -32,8 +32,7 @@ fn words(count: usize, seed: u32) -> Vec<u32> {
 }
 
 /// Asserts that cached decoding and prompts in chunks have the bits of a forward pass over the whole sequence.
-fn assert_same_bits<N: Dtype>(config: &ModelConfig) {
-    let state = state(config, 3);
+fn assert_same_bits<N: Dtype>(config: &ModelConfig, state: EngineState) {
     let tokens = words(45, 9);
     let vocabulary = config.vocab_size;
     let mut engine = CpuEngine::<N>::new(config, state.clone(), Settings::default()).unwrap();
@@ -74,8 +73,23 @@ fn assert_same_bits<N: Dtype>(config: &ModelConfig) {
 #[test]
 fn decoding_has_the_bits_of_training() {
     for config in shapes() {
-        assert_same_bits::<f32>(&config);
-        assert_same_bits::<Bf16>(&config);
+        assert_same_bits::<f32>(&config, state(&config, 3));
+        assert_same_bits::<Bf16>(&config, state(&config, 3));
+    }
+}
+
+#[test]
+fn weights_of_eight_bits_have_the_bits_of_bf16() {
+    for config in shapes() {
+        let before = state(&config, 3);
+        let mut rounded = before.clone();
+        for tensor in Layout::of(&config).tensors() {
+            round_to_eight_bits(&config, tensor, &mut rounded.parameters[tensor.range.clone()]);
+        }
+        assert!(rounded.parameters != before.parameters);
+        let memory = |state: &EngineState| loaded::<Bf16>(&config, &state.parameters).memory();
+        assert!(memory(&rounded) < memory(&before));
+        assert_same_bits::<Bf16>(&config, rounded);
     }
 }
 

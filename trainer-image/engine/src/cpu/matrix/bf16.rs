@@ -3,12 +3,13 @@
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::{Dtype, Gradient, Out, Weight, panels_per_task};
+use super::{Dtype, Gradient, Out, Weight, Width, panels_per_task};
 use crate::{
     cpu::{
         bf16::Bf16,
         buffer::{Buffer, Scratch, scratch},
         dispatch::dispatched,
+        eight::{self, BYTES, Side, unpack},
         tile::{BLOCK, Block, DEPTH, Kind, Left, Pair, TILE, TILE_SIZE, products, widen},
     },
     model::Linear,
@@ -27,6 +28,9 @@ fn share(rows: usize, left: usize, right: usize) -> usize {
 #[derive(Debug, Default)]
 pub(crate) struct Tiles {
     data: Buffer<Pair>,
+    /// The same as bytes, instead of `data`, and their powers of two.
+    bytes: Buffer<i8>,
+    powers: Buffer<u8>,
     depth: usize,
     columns: usize,
 }
@@ -38,10 +42,44 @@ impl Tiles {
         self.data.resize(self.columns * 2 * self.depth * TILE_SIZE);
     }
 
-    /// Returns the tiles of the 32 columns from 32 · `at`: of the first 16 and of the others.
-    fn sides(&self, at: usize) -> [&[Pair]; 2] {
+    /// As [`shape`](Self::shape), for weights of eight bits.
+    fn shape_bytes(&mut self, depth: usize, columns: usize) {
+        self.depth = depth.div_ceil(DEPTH);
+        self.columns = columns.div_ceil(BLOCK);
+        self.bytes.resize(self.columns * 2 * self.depth * BYTES);
+        self.powers.resize(self.columns * 2 * self.depth * TILE);
+    }
+
+    /// Returns whether these are weights of eight bits.
+    fn has_bytes(&self) -> bool {
+        !self.bytes.is_empty()
+    }
+
+    /// Returns room for what [`sides`](Self::sides) unpacks.
+    fn room(&self) -> Scratch<Pair> {
+        scratch(if self.has_bytes() { 2 * self.depth * TILE_SIZE } else { 0 })
+    }
+
+    /// Returns the tiles of the 32 columns from 32 · `at`: of the first 16 and of the others. Unpacks weights of eight bits into
+    /// `room`.
+    fn sides<'a>(&'a self, at: usize, room: &'a mut [Pair]) -> [&'a [Pair]; 2] {
         let size = self.depth * TILE_SIZE;
+        if self.has_bytes() {
+            for (side, room) in self.byte_sides(at).into_iter().zip(room.chunks_exact_mut(size)) {
+                unpack(side.tiles, side.powers, room);
+            }
+            return room.split_at(size).into();
+        }
         self.data[2 * at * size..][..2 * size].split_at(size).into()
+    }
+
+    /// Returns the same for weights of eight bits, packed.
+    fn byte_sides(&self, at: usize) -> [Side<'_>; 2] {
+        let (tiles, powers) = (self.depth * BYTES, self.depth * TILE);
+        [2 * at, 2 * at + 1].map(|side| Side {
+            tiles: &self.bytes[side * tiles..][..tiles],
+            powers: &self.powers[side * powers..][..powers],
+        })
     }
 }
 
@@ -195,15 +233,17 @@ const WIDENED: usize = 2 * BLOCK;
 fn multiply_tiles(x: &[Bf16], depth: usize, right: &Tiles, columns: usize, bias: Option<&[f32]>, mut out: Out<Bf16>) {
     let kind = Kind::best();
     let mut sums = Block([[0.0; BLOCK]; BLOCK]);
+    let mut room = right.room();
     if kind == Kind::Portable {
         let stride = Bf16::stride(depth);
         for (group, x) in x.chunks(WIDENED * stride).enumerate() {
             let mut rows = scratch::<f32>(x.len());
             widen(x, &mut rows);
             for panel in 0..right.columns {
+                let sides = right.sides(panel, &mut room);
                 for (block, rows) in rows.chunks(BLOCK * stride).enumerate() {
                     let height = rows.len() / stride;
-                    products(rows, stride, height, right.sides(panel), right.depth, &mut sums);
+                    products(rows, stride, height, sides, right.depth, &mut sums);
                     let place = Place { row: group * WIDENED + block * BLOCK, column: panel * BLOCK, columns };
                     put(&mut sums.0[..height], bias, place, out.again());
                 }
@@ -214,8 +254,9 @@ fn multiply_tiles(x: &[Bf16], depth: usize, right: &Tiles, columns: usize, bias:
     kind.prepare();
     let rows = LeftRows::new(kind, x, depth);
     for panel in 0..right.columns {
+        let sides = right.sides(panel, &mut room);
         for (block, left, height) in rows.blocks() {
-            kind.block(left, height, right.sides(panel), right.depth, &mut sums);
+            kind.block(left, height, sides, right.depth, &mut sums);
             let place = Place { row: block * BLOCK, column: panel * BLOCK, columns };
             put(&mut sums.0[..height], bias, place, out.again());
         }
@@ -332,7 +373,7 @@ fn multiply_transposed(
         pack_left(kind, data, stride, span, columns, packed);
         for panel in 0..right.columns {
             // The tiles of this span in both halves of the panel.
-            let [near, far] = right.sides(panel);
+            let [near, far] = right.sides(panel, &mut []);
             let at = start / DEPTH * TILE_SIZE..(start / DEPTH + depth) * TILE_SIZE;
             for block in 0..blocks {
                 let data = &packed[2 * block * half..];
@@ -394,29 +435,62 @@ impl Dtype for Bf16 {
         tasks.into_par_iter().for_each(|task| pack_weight(task));
     }
 
-    fn shape(layers: &[&Linear], packs: &mut Self::Packs) {
-        packs.resize_with(layers.len(), WeightTiles::default);
-        for (matrix, pack) in layers.iter().zip(packs) {
-            pack.forward.shape(matrix.inputs, matrix.outputs);
+    const WIDTHS: &'static [Width] = &[Width::Eight, Width::Full];
+
+    fn shape(matrix: &Linear, width: Width, packs: &mut Self::Packs) {
+        packs.resize_with(packs.len().max(matrix.index + 1), WeightTiles::default);
+        let tiles = &mut packs[matrix.index].forward;
+        *tiles = Tiles::default();
+        match width {
+            Width::Eight => tiles.shape_bytes(matrix.inputs, matrix.outputs),
+            Width::Full => tiles.shape(matrix.inputs, matrix.outputs),
         }
     }
 
-    fn pack_columns(matrix: &Linear, first: usize, data: &[f32], packs: &mut Self::Packs) {
+    fn pack_columns(matrix: &Linear, first: usize, data: &[f32], packs: &mut Self::Packs) -> bool {
         let across = matrix.inputs_first;
         let stride = if across { matrix.outputs } else { matrix.inputs };
         let columns = if across { matrix.outputs } else { data.len() / stride };
         let tiles = &mut packs[matrix.index].forward;
-        let panel = 2 * tiles.depth * TILE_SIZE;
-        let panels = tiles.data.chunks_exact_mut(panel).skip(first / BLOCK).take(columns.div_ceil(BLOCK)).enumerate();
+        let depth = tiles.depth;
+        let (skipped, taken) = (first / BLOCK, columns.div_ceil(BLOCK));
         let size = [matrix.inputs, columns];
+        if tiles.has_bytes() {
+            let panels =
+                tiles.bytes.chunks_exact_mut(2 * depth * BYTES).zip(tiles.powers.chunks_exact_mut(2 * depth * TILE));
+            let tasks: Vec<_> = panels.skip(skipped).take(taken).enumerate().collect();
+            return tasks.into_par_iter().all(|(panel, (bytes, powers))| {
+                let tiles = bytes.as_chunks_mut::<BYTES>().0.iter_mut().zip(powers.as_chunks_mut::<TILE>().0);
+                tiles.enumerate().all(|(at, (tile, powers))| {
+                    let (line, column) = (at % depth * DEPTH, panel * BLOCK + at / depth * TILE);
+                    let number = |row: usize, lane: usize| {
+                        let (row, column) = (line + row, column + lane);
+                        if row >= size[0] || column >= size[1] {
+                            0.0
+                        } else if across {
+                            data[row * stride + column]
+                        } else {
+                            data[column * stride + row]
+                        }
+                    };
+                    eight::pack(number, tile, powers)
+                })
+            });
+        }
+        let panels = tiles.data.chunks_exact_mut(2 * depth * TILE_SIZE).skip(skipped).take(taken).enumerate();
         let tasks: Vec<_> =
             panels.map(|(panel, out)| PackWeight { data, stride, size, across, column: panel * BLOCK, out }).collect();
         tasks.into_par_iter().for_each(|task| pack_weight(task));
+        true
     }
 
     fn column(matrix: &Linear, column: usize, packs: &Self::Packs, to: &mut [f32]) {
         let tiles = &packs[matrix.index].forward;
         let lane = column % TILE;
+        if tiles.has_bytes() {
+            let side = tiles.byte_sides(column / BLOCK)[column % BLOCK / TILE];
+            return eight::column(side.tiles, side.powers, lane, to);
+        }
         let group = &tiles.data[column / TILE * tiles.depth * TILE_SIZE..][..tiles.depth * TILE_SIZE];
         for (to, pair) in to.chunks_mut(2).zip(group.as_chunks::<TILE>().0) {
             for (at, to) in to.iter_mut().enumerate() {
@@ -446,12 +520,17 @@ impl Dtype for Bf16 {
         sums.par_chunks_mut(task * height * BLOCK).enumerate().for_each(|(at, sums)| {
             kind.prepare();
             let mut block = Block([[0.0; BLOCK]; BLOCK]);
+            let mut room = right.room();
             for (panel, sums) in sums.as_chunks_mut::<BLOCK>().0.chunks_exact_mut(height).enumerate() {
-                let sides = right.sides(at * task + panel);
-                if kind == Kind::Portable {
-                    products(widened, left.row, height, sides, right.depth, &mut block);
-                } else {
-                    kind.block(left, height, sides, right.depth, &mut block);
+                let panel = at * task + panel;
+                let packed = kind == Kind::Portable && right.has_bytes() && height <= eight::ROWS;
+                if !(packed && eight::products(widened, left.row, height, right.byte_sides(panel), &mut block)) {
+                    let sides = right.sides(panel, &mut room);
+                    if kind == Kind::Portable {
+                        products(widened, left.row, height, sides, right.depth, &mut block);
+                    } else {
+                        kind.block(left, height, sides, right.depth, &mut block);
+                    }
                 }
                 sums.copy_from_slice(&block.0[..height]);
             }
@@ -501,7 +580,7 @@ impl Dtype for Bf16 {
 
     fn bytes(packs: &Self::Packs, Workspace(packed): &Workspace) -> usize {
         let both = packs.iter().flat_map(|pack| [&pack.forward, &pack.backward]);
-        both.chain(packed).map(|tiles| tiles.data.bytes()).sum()
+        both.chain(packed).map(|tiles| tiles.data.bytes() + tiles.bytes.bytes() + tiles.powers.bytes()).sum()
     }
 
     fn keep(rows: &[f32], width: usize, to: &mut [Self]) {

@@ -3,7 +3,7 @@
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::{Dtype, Gradient, Out, Weight, panels_per_task};
+use super::{Dtype, Gradient, Out, Weight, Width, panels_per_task};
 use crate::{
     cpu::{
         buffer::{Buffer, scratch},
@@ -231,14 +231,14 @@ impl Dtype for f32 {
         tasks.into_par_iter().for_each(|task| fill(task));
     }
 
-    fn shape(layers: &[&Linear], packs: &mut Self::Packs) {
-        packs.resize_with(layers.len(), WeightPanels::default);
-        for (matrix, pack) in layers.iter().zip(packs) {
-            pack.forward.shape(matrix.inputs, matrix.outputs);
-        }
+    const WIDTHS: &'static [Width] = &[Width::Full];
+
+    fn shape(matrix: &Linear, _: Width, packs: &mut Self::Packs) {
+        packs.resize_with(packs.len().max(matrix.index + 1), WeightPanels::default);
+        packs[matrix.index].forward.shape(matrix.inputs, matrix.outputs);
     }
 
-    fn pack_columns(matrix: &Linear, first: usize, data: &[f32], packs: &mut Self::Packs) {
+    fn pack_columns(matrix: &Linear, first: usize, data: &[f32], packs: &mut Self::Packs) -> bool {
         let across = matrix.inputs_first;
         let stride = if across { matrix.outputs } else { matrix.inputs };
         let columns = if across { matrix.outputs } else { data.len() / stride };
@@ -250,6 +250,7 @@ impl Dtype for f32 {
             })
             .collect();
         tasks.into_par_iter().for_each(|task| fill(task));
+        true
     }
 
     fn column(matrix: &Linear, column: usize, packs: &Self::Packs, to: &mut [f32]) {

@@ -38,6 +38,15 @@ pub(crate) struct Gradient<'a, N> {
     pub(crate) out: &'a mut [f32],
 }
 
+/// The width of packed weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Width {
+    /// [Eight bits](crate::cpu::eight), where that changes no number.
+    Eight,
+    /// The type of activations.
+    Full,
+}
+
 /// A type of activations, and the products over it.
 pub(crate) trait Dtype: Pooled + Send + Sync + std::fmt::Debug {
     /// Packed weights, rebuilt when the parameters have changed.
@@ -64,12 +73,16 @@ pub(crate) trait Dtype: Pooled + Send + Sync + std::fmt::Debug {
     /// pass.
     fn pack(layers: &[&Linear], parameters: &[f32], packs: &mut Self::Packs, backward: bool);
 
-    /// Makes room for the packed weights of the forward pass.
-    fn shape(layers: &[&Linear], packs: &mut Self::Packs);
+    /// The widths in which weights may be packed for the forward pass, the smallest first. The last one takes all weights.
+    const WIDTHS: &'static [Width];
+
+    /// Makes room for one layer's packed weight of the forward pass.
+    fn shape(matrix: &Linear, width: Width, packs: &mut Self::Packs);
 
     /// Packs some columns of one layer's weight for the forward pass after [`shape`](Self::shape): `data` has the rows of the
-    /// stored weight from `first`, which is a multiple of [`COLUMNS`]; or all of a weight that is stored [inputs, outputs].
-    fn pack_columns(matrix: &Linear, first: usize, data: &[f32], packs: &mut Self::Packs);
+    /// stored weight from `first`, which is a multiple of [`COLUMNS`]; or all of a weight that is stored [inputs, outputs]. Returns
+    /// false if the width is too small for the numbers.
+    fn pack_columns(matrix: &Linear, first: usize, data: &[f32], packs: &mut Self::Packs) -> bool;
 
     /// Reads a column of a packed weight: what one output is computed with.
     fn column(matrix: &Linear, column: usize, packs: &Self::Packs, to: &mut [f32]);
