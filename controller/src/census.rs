@@ -50,6 +50,8 @@ pub struct Census {
     pub serving: BTreeMap<String, i64>,
     /// ReasoningPods with ready servers whose status proves no verified model.
     pub unverified: i64,
+    /// ReasoningPods whose model, or what they serve, is on a deny-list.
+    pub revoked: i64,
 }
 
 macro_rules! count_kinds {
@@ -144,6 +146,7 @@ impl Census {
 
     fn reasoning_pod(&mut self, pod: &ReasoningPod) {
         let Some(status) = &pod.status else { return };
+        self.revoked += i64::from(is_true(&status.conditions, ConditionType::Revoked));
         let ready = i64::from(status.ready_replicas.unwrap_or(0));
         if ready == 0 {
             return;
@@ -266,5 +269,17 @@ mod tests {
         unsigned["promotion"] = Value::Null;
         assert_eq!(unverified(&unsigned), (Some(2), 1));
         assert_eq!(unverified(&json!({ "readyReplicas": 0 })), (None, 0));
+    }
+
+    #[test]
+    fn revoked_objects_are_counted_also_without_servers() {
+        let revoked = |status: &str| {
+            let mut census = Census::default();
+            let spec = json!({ "rolloutRing": "main", "trainingRun": "x", "evaluations": ["y"] });
+            let status = json!({ "readyReplicas": 0, "conditions": [condition("Revoked", status, "Revoked", 1)] });
+            census.reasoning_pod(&object("ReasoningPod", &spec, &status));
+            census.revoked
+        };
+        assert_eq!((revoked("True"), revoked("False")), (1, 0));
     }
 }

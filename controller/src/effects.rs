@@ -81,7 +81,11 @@ pub async fn carry_out(context: &Context, effects: &[Effect]) -> Result<(), Effe
                 ("model", sign(context, config_map, &oms::payload(manifest, name)).await)
             }
             Effect::SignPromotion { config_map, promotion } => {
-                ("promotion", sign(context, config_map, &promotion.payload()).await)
+                let result = sign(context, config_map, &promotion.payload()).await;
+                if result.is_ok() {
+                    context.metrics.overridden(&promotion.reasons.ring, promotion.reasons.sign_offs.len());
+                }
+                ("promotion", result)
             }
         };
         context.metrics.signed(statement, result.is_ok());

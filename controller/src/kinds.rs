@@ -16,7 +16,11 @@ macro_rules! kinds {
                 evaluations: codex_crds::Evaluation, codex_crds::label::EVALUATION;
                 reasoning_pods: codex_crds::ReasoningPod, codex_crds::label::REASONING_POD;
             }
-            referenced {}
+            referenced {
+                cluster_promotion_policies: codex_crds::ClusterPromotionPolicy;
+                promotion_policies: codex_crds::PromotionPolicy;
+                sign_offs: codex_crds::SignOff;
+            }
         }
     };
 }

@@ -47,6 +47,7 @@ pub struct Metrics {
     malformed: IntCounterVec,
     watch_errors: IntCounterVec,
     signatures: IntCounterVec,
+    manual_overrides: IntCounterVec,
     refused_connections: IntCounterVec,
     objects: IntGaugeVec,
     conditions: IntGaugeVec,
@@ -58,6 +59,7 @@ pub struct Metrics {
     checkpoint_oldest: GaugeVec,
     serving: IntGaugeVec,
     unverified: IntGauge,
+    revoked: IntGauge,
     signer: IntGauge,
     certificate: IntGauge,
     leader: IntGauge,
@@ -89,6 +91,8 @@ impl Metrics {
             malformed: contract::MALFORMED.labelled(&registry)?,
             watch_errors: contract::WATCH_ERRORS.labelled(&registry)?,
             signatures: contract::SIGNATURES.labelled(&registry)?,
+            manual_overrides: contract::MANUAL_OVERRIDES.labelled(&registry)?,
+            revoked: contract::REVOKED.single(&registry)?,
             refused_connections,
             objects: contract::OBJECTS.labelled(&registry)?,
             conditions: contract::CONDITIONS.labelled(&registry)?,
@@ -144,6 +148,13 @@ impl Metrics {
     /// Counts an attempt to sign a statement.
     pub fn signed(&self, statement: &'static str, succeeded: bool) {
         self.signatures.with_label_values(&[statement, if succeeded { "ok" } else { "error" }]).inc();
+    }
+
+    /// Counts the sign-offs in a promotion that was signed.
+    pub fn overridden(&self, ring: &str, sign_offs: usize) {
+        if sign_offs > 0 {
+            self.manual_overrides.with_label_values(&[ring]).inc_by(sign_offs as u64);
+        }
     }
 
     /// Counts an object that could not be parsed.
@@ -217,6 +228,7 @@ impl Metrics {
             self.serving.with_label_values(&[ring]).set(*servers);
         }
         self.unverified.set(census.unverified);
+        self.revoked.set(census.revoked);
     }
 
     /// Returns all metrics in the text format.
@@ -257,6 +269,8 @@ pub(crate) mod tests {
         metrics.requested("patch", Some(409), Some(Duration::from_millis(7)));
         metrics.requested("watch", None, None);
         metrics.signed("model", true);
+        metrics.overridden("main", 2);
+        metrics.overridden("0D_base_", 0);
         metrics.refused_connection(Port::Reports);
         metrics.malformed("Evaluation");
         metrics.watch_failed("Pod");
@@ -280,6 +294,7 @@ pub(crate) mod tests {
             checkpoint_oldest: Some(then),
             serving: BTreeMap::from([("main".to_owned(), 6)]),
             unverified: 1,
+            revoked: 3,
         });
         metrics
     }
@@ -338,6 +353,8 @@ pub(crate) mod tests {
             "codex_controller_checkpoint_oldest_timestamp_seconds 1000",
             "codex_controller_serving_replicas{ring=\"main\"} 6",
             "codex_controller_serving_unverified_objects 1",
+            "codex_controller_manual_overrides_total{ring=\"main\"} 2",
+            "codex_controller_revoked_objects 3",
             "codex_controller_signer_available 1",
             "codex_controller_report_certificate_expiry_timestamp_seconds 1000",
             "codex_controller_is_leader 1",

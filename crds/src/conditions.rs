@@ -22,12 +22,19 @@ pub enum ConditionType {
     CheckpointLost,
     /// The running pod has reported no progress for `spec.progressDeadlineSeconds`. Present only while true.
     ProgressStale,
+    /// A policy denies what the servers serve, or the model that would be served: nothing serves it. It stays, with the status False,
+    /// after the policy was changed.
+    Revoked,
     /// The configuration is complete and valid.
     ConfigResolved,
     /// The TrainingRun has finished and its model is recorded.
     Trained,
     /// Every gate of every Evaluation has passed for exactly this model.
     GatesPassed,
+    /// Every promotion policy holds for this model in this ring. Unknown if no policy has a rule for the ring.
+    PolicyMet,
+    /// People have signed for exactly this model and these reports. Present only if a SignOff concerns the object.
+    SignedOff,
     /// Admission policies protected the evaluation from its start to its verdict.
     EvidenceStrong,
     /// The ring of the TrainingRun equals the ring of the ReasoningPod.
@@ -50,9 +57,12 @@ impl ConditionType {
             Self::EndpointsWritten => "EndpointsWritten",
             Self::CheckpointLost => "CheckpointLost",
             Self::ProgressStale => "ProgressStale",
+            Self::Revoked => "Revoked",
             Self::ConfigResolved => "ConfigResolved",
             Self::Trained => "Trained",
             Self::GatesPassed => "GatesPassed",
+            Self::PolicyMet => "PolicyMet",
+            Self::SignedOff => "SignedOff",
             Self::EvidenceStrong => "EvidenceStrong",
             Self::RingMatched => "RingMatched",
             Self::Signed => "Signed",
@@ -173,6 +183,22 @@ reasons! {
     ProgressDeadlineExceeded,
     /// The node of the running pod no longer answers.
     NodeLost,
+    /// No promotion policy has a rule for the ring.
+    NoPolicy,
+    /// Every promotion policy holds.
+    PoliciesMet,
+    /// A promotion policy does not hold. The message cites it.
+    PolicyUnmet,
+    /// A promotion policy demands that the model has been in another ring for longer. It will hold later.
+    WaitingForTime,
+    /// A promotion policy denies the model, its base, its data or its key.
+    Revoked,
+    /// No promotion policy denies the model any more.
+    RevocationLifted,
+    /// Every SignOff that concerns the object counts.
+    SignedOff,
+    /// A SignOff names another model, report or ring than those of now.
+    SignOffVoid,
 }
 
 #[cfg(test)]

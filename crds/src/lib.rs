@@ -13,8 +13,10 @@ mod evaluation;
 pub mod manifests;
 mod names;
 mod pod;
+mod promotion_policy;
 mod reasoning_pod;
 mod rules;
+mod sign_off;
 mod training_run;
 mod work;
 
@@ -27,10 +29,14 @@ pub use evaluation::{
 };
 pub use names::{annotation, bundle, child, is_subdomain, label};
 pub use pod::{TrainerPod, WorkerPod};
+pub use promotion_policy::{
+    ClusterPromotionPolicy, ClusterPromotionPolicySpec, PromotionPolicy, PromotionPolicySpec,
+};
 pub use reasoning_pod::{
     ManifestStatus, PromotionStatus, ReasoningPod, ReasoningPodPhase, ReasoningPodSpec, ReasoningPodStatus,
-    VerifiedStatus,
+    SignOffStatus, VerifiedStatus,
 };
+pub use sign_off::{SignOff, SignOffSpec};
 pub use training_run::{
     CheckpointStatus, ClaimOutput, DataStatus, FileStatus, LostCheckpointStatus, MAX_MODEL_FILES, ModelStatus, Output,
     ProgressStatus, TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,

@@ -7,7 +7,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::{Evaluation, ReasoningPod, TrainingRun};
+use crate::{ClusterPromotionPolicy, Evaluation, PromotionPolicy, ReasoningPod, SignOff, TrainingRun};
 
 const HEADER: &str = "# Generated from the types in crds/; crds/tests/manifests.rs names the command.\n";
 
@@ -29,11 +29,14 @@ pub enum ManifestsError {
 }
 
 /// Returns the CRDs, each with the name of its file.
-pub fn all() -> [(&'static str, CustomResourceDefinition); 3] {
+pub fn all() -> [(&'static str, CustomResourceDefinition); 6] {
     [
         ("trainingruns.yaml", without_null(TrainingRun::crd())),
         ("evaluations.yaml", without_null(Evaluation::crd())),
         ("reasoningpods.yaml", without_null(ReasoningPod::crd())),
+        ("clusterpromotionpolicies.yaml", without_null(ClusterPromotionPolicy::crd())),
+        ("promotionpolicies.yaml", without_null(PromotionPolicy::crd())),
+        ("signoffs.yaml", without_null(SignOff::crd())),
     ]
 }
 

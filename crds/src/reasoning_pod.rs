@@ -1,6 +1,6 @@
 //! `ReasoningPod`: serves one model, once it passed in its ring. No I/O.
 
-use codex_provenance::{EvidenceStrength, ModelDigest, PromotionDigest};
+use codex_provenance::{EvidenceStrength, ModelDigest, PromotionDigest, Sha256};
 use codex_verdict::Ring;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -8,6 +8,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::WorkerPod;
+
+/// The most SignOffs in a status.
+pub(crate) const MAX_SIGN_OFFS: usize = 64;
 
 /// Desired state of a ReasoningPod: ring, model, required Evaluations, replicas and pods.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -130,14 +133,22 @@ pub struct ReasoningPodStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub evidence_reason: Option<String>,
+    /// Digest over the reports of all Evaluations in spec.evaluations, which a SignOff for this ReasoningPod names. With one
+    /// Evaluation it is the digest of its report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report_digest: Option<Sha256>,
+    /// SignOffs that concern this ReasoningPod, and whether each counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_SIGN_OFFS))]
+    pub sign_offs: Vec<SignOffStatus>,
     /// Seal of the controller over the parts of this status that later steps depend on. A status without a valid seal is discarded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub seal: Option<String>,
-    /// Conditions of the rollout: EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, Ready, Reconciling, RingMatched, Signed, Stalled,
-    /// StatusDiscarded, Trained and Verified.
+    /// Conditions of the rollout: EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, PolicyMet, Ready, Reconciling, Revoked,
+    /// RingMatched, Signed, SignedOff, Stalled, StatusDiscarded, Trained and Verified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 24))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
@@ -177,6 +188,27 @@ pub struct ManifestStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub location: Option<String>,
+}
+
+/// A SignOff that concerns a ReasoningPod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SignOffStatus {
+    /// Name of the SignOff.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// User who signed.
+    #[schemars(length(max = 256))]
+    pub by: String,
+    /// Whether the user created the SignOff while admission policies were in place. Otherwise another account, such as one of
+    /// GitOps, created it for the user.
+    pub authenticated: bool,
+    /// Whether it counts for the model and the reports of now.
+    pub counts: bool,
+    /// Reason why it does not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub void: Option<String>,
 }
 
 /// A signed promotion of a model into a ring.

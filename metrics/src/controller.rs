@@ -66,6 +66,12 @@ metrics! {
     UNVERIFIED = Gauge("codex_controller_serving_unverified_objects", Count, [],
         "ReasoningPods with ready servers and without a signed, promoted and verified model in their status.")
         .more("Above 0 for moments while servers are replaced, otherwise always 0.");
+    REVOKED = Gauge("codex_controller_revoked_objects", Count, [],
+        "ReasoningPods whose model, or what they serve, is on the deny-list of a promotion policy.")
+        .more("Their servers are scaled to zero.");
+    MANUAL_OVERRIDES = Counter("codex_controller_manual_overrides_total", Count, [RING],
+        "Sign-offs of people that signed promotions name, by ring.")
+        .more("A promotion that is signed again, for example under a changed policy, counts again.").later();
     SIGNATURES = Counter("codex_controller_signatures_total", Count, [STATEMENT, RESULT],
         "Attempts to sign a statement (model, promotion) by result (ok, error).").later();
     SIGNER = Gauge("codex_controller_signer_available", Boolean, [],

@@ -3,8 +3,8 @@
 use crate::{
     controller::{
         API_DURATION, API_REQUESTS, CERTIFICATE, CHECKPOINT_OLDEST, CONDITION_OLDEST, CONDITIONS, ERRORS, GATE_MARGIN,
-        GATES, LEADER, MALFORMED, OBJECTS, PROGRESS_OLDEST, QUEUE, QUEUE_AGE, QUEUE_WAIT, RECONCILE_DURATION,
-        RECONCILIATIONS, REFUSED_CONNECTIONS, REPORTS, RUN_STEPS, SERVING, SIGNATURES, SIGNER, UNVERIFIED,
+        GATES, LEADER, MALFORMED, MANUAL_OVERRIDES, OBJECTS, PROGRESS_OLDEST, QUEUE, QUEUE_AGE, QUEUE_WAIT, RECONCILE_DURATION,
+        RECONCILIATIONS, REFUSED_CONNECTIONS, REPORTS, REVOKED, RUN_STEPS, SERVING, SIGNATURES, SIGNER, UNVERIFIED,
         WATCH_ERRORS, WRITES,
     },
     dashboard::{
@@ -261,6 +261,9 @@ fn rings() -> Dashboard {
                     Panel::new(Zero, Plain, "Serving unverified", "ReasoningPods that serve without a signed, promoted and verified model; always 0.")
                         .named(&UNVERIFIED.value(&[]).max(&[]), "objects")
                         .when_empty("no controller"),
+                    Panel::new(Number, Plain, "Revoked", "ReasoningPods whose model, or what they serve, is on a deny-list.")
+                        .named(&REVOKED.value(&[]).max(&[]), "objects")
+                        .when_empty("no controller"),
                     Panel::new(Number, Plain, "Serving", "Ready server pods.")
                         .named(&SERVING.value(&[]).sum(&[]), "servers")
                         .when_empty("no servers"),
@@ -272,6 +275,8 @@ fn rings() -> Dashboard {
                         .when_empty("none is inconclusive"),
                     Panel::new(Number, Plain, "Signatures today", "Statements that were signed in the last 24 hours.")
                         .named(&SIGNATURES.increase(&[RESULT.is("ok")], "24h").sum(&[]).or_zero(), "statements"),
+                    Panel::new(Number, Plain, "Manual overrides this week", "Sign-offs of people that promotions signed in the last 7 days name.")
+                        .named(&MANUAL_OVERRIDES.increase(&[], "7d").sum(&[]).or_zero(), "sign-offs"),
                 ],
             ),
             (

@@ -46,6 +46,63 @@ pub struct Reasons {
     pub training: Training,
     /// Evaluations that passed, ordered by name.
     pub evaluations: Vec<Evaluation>,
+    /// Policies with a rule for the ring, all of which held when the promotion was signed. Absent if no policy has one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<HeldPolicy>,
+    /// Earlier promotions of the model that these rules require. Absent if no rule requires one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<Earlier>,
+    /// Sign-offs for exactly this model and these reports, when the promotion was signed. Absent if nobody has signed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sign_offs: Vec<SignOff>,
+}
+
+/// A policy whose rule for the ring held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeldPolicy {
+    /// Kind of the policy: ClusterPromotionPolicy or PromotionPolicy.
+    pub kind: String,
+    /// Name of the policy.
+    pub name: String,
+    /// Uid of the policy.
+    pub uid: String,
+    /// SHA-256 of the canonical JSON of its rule for the ring.
+    pub rule: Sha256,
+}
+
+/// An earlier promotion of the same model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Earlier {
+    /// Ring of the promotion.
+    pub ring: String,
+    /// Digest of its statement.
+    pub promotion: PromotionDigest,
+    /// Time at which its ConfigMap was created (RFC 3339).
+    pub since: String,
+}
+
+/// The sign-off of a person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SignOff {
+    /// Name of the SignOff.
+    pub name: String,
+    /// Uid of the SignOff.
+    pub uid: String,
+    /// User who signed.
+    pub by: String,
+    /// Groups of the user that the SignOff names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// Whether the API server authenticated the user when the SignOff was created, under admission policies that were in place.
+    /// Otherwise another account, such as one of GitOps, created it for the user.
+    pub authenticated: bool,
+    /// Why the user signed.
+    pub reason: String,
+    /// Digest of the report that the sign-off names.
+    pub report_digest: Sha256,
 }
 
 /// A Kubernetes object.
@@ -302,6 +359,7 @@ impl Promotion {
     pub fn payload(&self) -> Vec<u8> {
         let mut reasons = self.reasons.clone();
         reasons.evaluations.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
+        reasons.sign_offs.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
         statement::write("model", self.model.0, PREDICATE_TYPE, &reasons)
     }
 
@@ -336,12 +394,13 @@ impl Promotion {
             model: self.model,
             ring: self.reasons.ring.clone(),
             evaluations: evaluations.iter().map(|passed| (passed.report_digest, passed.gates_digest)).collect(),
+            policies: self.reasons.policies.iter().map(PolicyKey::of).collect(),
         }
     }
 }
 
-/// Identifies a promotion: the predicate type, the model, the ring, and the report and gates digests of its evaluations. Names,
-/// uids and images do not count. A controller that writes another predicate type looks for its bundles under other names, and
+/// Identifies a promotion: the predicate type, the model, the ring, the report and gates digests of its evaluations, and the rules
+/// of policies that held. Names and uids of evaluations, images and sign-offs do not count. A controller that writes another predicate type looks for its bundles under other names, and
 /// so signs every promotion again after an upgrade.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PromotionKey {
@@ -353,6 +412,27 @@ pub struct PromotionKey {
     pub ring: String,
     /// Report and gates of each evaluation, in any order.
     pub evaluations: Vec<(ReportDigest, GatesDigest)>,
+    /// The rules of policies for the ring, in any order. Absent if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<PolicyKey>,
+}
+
+/// Identifies the rule of a policy. A policy that is created again with the same rule is the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct PolicyKey {
+    /// Kind of the policy.
+    pub kind: String,
+    /// Name of the policy.
+    pub name: String,
+    /// SHA-256 of its rule.
+    pub rule: Sha256,
+}
+
+impl PolicyKey {
+    /// Returns the key of a rule that held.
+    pub fn of(held: &HeldPolicy) -> Self {
+        Self { kind: held.kind.clone(), name: held.name.clone(), rule: held.rule }
+    }
 }
 
 impl PromotionKey {
@@ -360,6 +440,7 @@ impl PromotionKey {
     pub fn digest(&self) -> Sha256 {
         let mut sorted = self.clone();
         sorted.evaluations.sort_unstable();
+        sorted.policies.sort_unstable();
         Sha256::of(canonical(&sorted))
     }
 }
@@ -380,8 +461,18 @@ mod tests {
             model: ModelDigest(Sha256::of("model")),
             ring: "main".to_owned(),
             evaluations: vec![(ReportDigest(Sha256::of("report")), GatesDigest(Sha256::of("gates")))],
+            policies: Vec::new(),
         };
         assert_ne!(key.digest(), PromotionKey { predicate_type: FORMER, ..key.clone() }.digest());
+        let rule = |text: &str| PolicyKey {
+            kind: "PromotionPolicy".to_owned(),
+            name: "team".to_owned(),
+            rule: Sha256::of(text),
+        };
+        let under = |rules: &[&str]| PromotionKey { policies: rules.iter().map(|text| rule(text)).collect(), ..key.clone() };
+        assert_ne!(key.digest(), under(&["a"]).digest());
+        assert_ne!(under(&["a"]).digest(), under(&["b"]).digest());
+        assert_eq!(under(&["a", "b"]).digest(), under(&["b", "a"]).digest());
     }
 
     #[test]

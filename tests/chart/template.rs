@@ -25,7 +25,9 @@ pub(crate) fn files(manifests: &Path) -> BTreeMap<String, String> {
     add("admission.yaml", admission(&read("controller/admission.yaml")));
     add("deployment.yaml", edit(&read("controller/deployment.yaml"), DEPLOYMENT));
     add("service.yaml", edit(&read("controller/service.yaml"), &[NAMESPACE]));
-    for kind in ["trainingruns", "evaluations", "reasoningpods"] {
+    for kind in
+        ["trainingruns", "evaluations", "reasoningpods", "clusterpromotionpolicies", "promotionpolicies", "signoffs"]
+    {
         let crd = edit(&escape(&read(&format!("crd/{kind}.yaml"))), CRD);
         add(&format!("crd-{kind}.yaml"), when(".Values.crds.enabled", &crd));
     }
@@ -97,7 +99,10 @@ fn admission(text: &str) -> String {
     let listed =
         "expression: {{ printf \"['%s']\" (join \"', '\" .Values.admissionPolicies.administrators) | quote }}\n";
     let text = replace(text, USER, 2, USER_OF_RELEASE);
-    let text = replace(&text, administrators, 3, listed);
+    let accounts = "expression: \"['system:serviceaccount:argocd:argocd-application-controller']\"\n";
+    let gitops = "expression: {{ printf \"['%s']\" (join \"', '\" .Values.admissionPolicies.gitops) | quote }}\n";
+    let text = replace(&text, accounts, 1, gitops);
+    let text = replace(&text, administrators, 4, listed);
     when(".Values.admissionPolicies.enabled", &text)
 }
 
@@ -106,8 +111,8 @@ fn rbac(text: &str) -> String {
     let text = replace(text, "namespace: codex-system\n", 4, "namespace: {{ .Release.Namespace }}\n");
     let (head, rest) = text.split_once("rules:\n").unwrap();
     let (rules, rest) = rest.split_once("---\n").unwrap();
-    let (of_objects, of_cluster) = rules.split_once("  # The policies that protect evidence.").unwrap();
-    let of_cluster = format!("  # The policies that protect evidence.{of_cluster}");
+    let (of_objects, of_cluster) = rules.split_once("  # The promotion policies that hold").unwrap();
+    let of_cluster = format!("  # The promotion policies that hold{of_cluster}");
     let comment = head.lines().take_while(|line| line.starts_with('#')).collect::<Vec<_>>().join("\n");
     let role = head.trim_start_matches(|c| c != '\n').trim_start().replace("kind: ClusterRole\n", "kind: Role\n");
     let role = replace(&role, "  name: codex-controller\n", 1, "  name: codex-controller\n  namespace: {{ . }}\n");

@@ -16,6 +16,7 @@ mod forgery;
 mod integrity;
 mod killed_controller;
 mod plugin;
+mod policies;
 mod refusals;
 mod reports;
 mod resume;

@@ -69,6 +69,10 @@ async fn the_built_in_roles_have_their_part_of_our_kinds() -> Result<()> {
         ("create", "reasoningpods", &["admin"]),
         ("patch", "reasoningpods", &["admin"]),
         ("patch", "reasoningpods/scale", &["admin"]),
+        ("list", "promotionpolicies", &["view", "edit", "admin"]),
+        ("list", "signoffs", &["view", "edit", "admin"]),
+        ("create", "signoffs", &["admin"]),
+        ("create", "promotionpolicies", &[]),
         ("patch", "evaluations/status", &[]),
         ("update", "trainingruns/finalizers", &[]),
     ] {

@@ -1,5 +1,7 @@
 //! `codex verify`: the checks of a server on the command line, for a model and its bundles. Reads files.
 
+mod policies;
+
 use std::{
     collections::BTreeSet,
     fmt,
@@ -11,7 +13,7 @@ use clap::builder::PossibleValuesParser;
 use codex_provenance::{
     EvidenceStrength, Sha256, files,
     manifest::{Manifest, ManifestError},
-    promotion::{Comparison, Evaluation, Gate, Promotion, Reference},
+    promotion::{Comparison, Earlier, Evaluation, Gate, HeldPolicy, Promotion, Reference},
     text::Printable,
 };
 use codex_reports::exit;
@@ -20,7 +22,7 @@ use codex_signing::{
     key::PublicKey,
     verify::{Promoted, Signed, VerifyError, verify_promotion, verify_signature},
 };
-use codex_verdict::Ring;
+use codex_verdict::{Ring, policy::Policy};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
@@ -70,6 +72,10 @@ pub struct Verify {
     /// Refuse a promotion with an evaluation that admission policies did not protect from start to end.
     #[arg(long, requires = "promotion")]
     strong_evidence: bool,
+    /// Refuse a promotion that the policies of this file deny or whose rules it does not meet. The file holds PromotionPolicy or
+    /// ClusterPromotionPolicy objects as YAML. May be repeated.
+    #[arg(long, value_name = "FILE", requires = "promotion")]
+    policy: Vec<PathBuf>,
 }
 
 /// A valid model.
@@ -78,6 +84,8 @@ struct Outcome {
     pinned: bool,
     signed: Signed,
     promoted: Option<Promoted>,
+    /// The policies that were checked.
+    policies: Vec<Policy>,
 }
 
 /// The error for a file that cannot be read.
@@ -106,6 +114,7 @@ impl Verify {
         let bundle = read("--bundle", &self.bundle, bundle::MAX_BYTES)?;
         let promotion =
             self.promotion.as_deref().map(|path| read("--promotion", path, bundle::MAX_BYTES)).transpose()?;
+        let policies = policies::read(&self.policy)?;
         let key = read("--key", &self.key, MAX_KEY)?;
         let key = PublicKey::from_pem(&String::from_utf8_lossy(&key)).map_err(|error| {
             let path = self.key.display().to_string();
@@ -124,16 +133,18 @@ impl Verify {
         let promoted = match (promotion, &self.ring) {
             (Some(promotion), Some(ring)) => {
                 let promoted = verify_promotion(&signed, &promotion, &key, ring, None).map_err(refused)?;
-                self.check_policy(&promoted.promotion).map_err(CommandError::failed)?;
+                self.check_evidence(&promoted.promotion).map_err(CommandError::failed)?;
+                let now = self.at.unwrap_or_else(Timestamp::now);
+                policies::check(&policies, &promoted.promotion, key.fingerprint(), now).map_err(CommandError::failed)?;
                 Some(promoted)
             }
             _ => None,
         };
-        Ok(Outcome { manifest, pinned: self.fingerprint.is_some(), signed, promoted })
+        Ok(Outcome { manifest, pinned: self.fingerprint.is_some(), signed, promoted, policies })
     }
 
     /// Checks what the caller demands of the evidence.
-    fn check_policy(&self, promotion: &Promotion) -> Result<(), String> {
+    fn check_evidence(&self, promotion: &Promotion) -> Result<(), String> {
         let now = self.at.unwrap_or_else(Timestamp::now);
         for evaluation in &promotion.reasons.evaluations {
             let name = Printable(&evaluation.name);
@@ -240,6 +251,19 @@ impl fmt::Display for Outcome {
                 )?;
             }
         }
+        if let Some(Promoted { promotion, .. }) = &self.promoted {
+            let reasons = &promotion.reasons;
+            for HeldPolicy { kind, name, rule, .. } in &reasons.policies {
+                writeln!(f, "policy     {} {} held, rule {rule}", Printable(kind), Printable(name))?;
+            }
+            for Earlier { ring, promotion, since } in &reasons.earlier {
+                writeln!(f, "earlier    promoted into {} at {} by {promotion}", Printable(ring), Printable(since))?;
+            }
+            for signed in &reasons.sign_offs {
+                let how = if signed.authenticated { "" } else { ", not authenticated" };
+                writeln!(f, "sign-off   {}{how}: {}", Printable(&signed.by), Printable(&signed.reason))?;
+            }
+        }
         let (files, bytes) = (self.manifest.files.len(), self.manifest.size_bytes());
         let skipped = &self.signed.skipped;
         if skipped.is_empty() {
@@ -255,6 +279,9 @@ impl fmt::Display for Outcome {
                 writeln!(f, "promoted   into {} by the statement {digest}", Printable(&promotion.reasons.ring))?;
             }
             None => writeln!(f, "promoted   NOT checked: give --promotion and --ring")?,
+        }
+        for policy in &self.policies {
+            writeln!(f, "held       {}", Printable(&policy.to_string()))?;
         }
         let signer = self.signed.signer;
         if self.pinned {
@@ -372,16 +399,19 @@ mod tests {
             oms_payload: oms::payload_digest(payload),
             training,
             evaluations: vec![evaluation],
+            policies: Vec::new(),
+            earlier: Vec::new(),
+            sign_offs: Vec::new(),
         };
         Promotion { model: model.digest(), reasons }
     }
 
     /// A signed model whose bundle is inside its directory, promoted on the evaluation `cot-lite`.
-    fn signed() -> tempfile::TempDir {
+    pub(super) fn signed() -> tempfile::TempDir {
         signed_with("cot-lite", None)
     }
 
-    fn signed_with(evaluation: &str, base: Option<Base>) -> tempfile::TempDir {
+    pub(super) fn signed_with(evaluation: &str, base: Option<Base>) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let model = root.path().join("model");
         fs::create_dir(&model).unwrap();
@@ -396,7 +426,7 @@ mod tests {
         root
     }
 
-    fn verify(root: &Path, more: &[&str]) -> Result<Outcome, CommandError> {
+    pub(super) fn verify(root: &Path, more: &[&str]) -> Result<Outcome, CommandError> {
         let path = |name: &str| root.join(name).to_str().unwrap().to_owned();
         let mut arguments =
             vec!["verify".into(), path("model"), "--bundle".into(), path("model/model.sig"), "--key".into()];
@@ -411,7 +441,7 @@ mod tests {
         Arguments::try_parse_from(arguments).map_err(CommandError::bad_input)?.verify.verify()
     }
 
-    fn fingerprint(root: &Path) -> String {
+    pub(super) fn fingerprint(root: &Path) -> String {
         PublicKey::from_pem(&fs::read_to_string(root.join("key.pem")).unwrap()).unwrap().fingerprint().to_string()
     }
 
@@ -573,7 +603,7 @@ mod tests {
             signer: Sha256::of(""),
             skipped: vec!["a\n.md".to_owned()],
         };
-        let outcome = Outcome { manifest, pinned: true, signed, promoted: None };
+        let outcome = Outcome { manifest, pinned: true, signed, promoted: None, policies: Vec::new() };
         let told = outcome.to_string();
         assert!(told.starts_with("verified   0 files of 1: exactly what was signed\n"), "{told}");
         assert!(told.contains("skipped    NOT signed, by the signature's ignore_paths: a\\n.md\n"), "{told}");

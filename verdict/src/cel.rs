@@ -7,6 +7,7 @@ use crate::{
     Metric, Ring,
     decimal::MAX_DIGITS,
     gate::{EXAMPLE_BOUND, EXAMPLE_CONFIDENCE, RIGHT_BOUND, RIGHT_CONFIDENCE, RIGHT_REFERENCE},
+    policy::{FORM, PATTERN},
     text::alternatives,
 };
 
@@ -75,6 +76,42 @@ pub(crate) fn one_bound() -> Value {
             "gates[] must have exactly one of min, max, betterThan and notWorseThan, such as min: \"{EXAMPLE_BOUND}\""
         ),
     }])
+}
+
+/// Returns the rules on a policy's rule for a ring, as `x-kubernetes-validations`.
+pub(crate) fn ring_rule() -> Value {
+    let order: Vec<String> = Ring::ALL.iter().enumerate().map(|(place, ring)| format!("'{ring}': {place}")).collect();
+    let order = format!("{{{}}}", order.join(", "));
+    serde_json::json!([
+        {
+            "rule": format!("!has(self.requires) || {order}[self.requires.ring] < {order}[self.ring]"),
+            "message": format!(
+                "rules[].requires.ring must come before rules[].ring: {}",
+                Ring::ALL.map(Ring::name).join(", ")
+            ),
+        },
+        {
+            "rule": "!has(self.minimumTimeInRing) || has(self.requires)",
+            "message": "rules[].minimumTimeInRing needs rules[].requires: name the ring in which the time counts",
+        },
+        {
+            "rule": "has(self.requires) || has(self.signOffs) || (has(self.requiredEvaluations) && size(self.requiredEvaluations) > 0)",
+            "message": "rules[] must demand something: requiredEvaluations, requires or signOffs",
+        },
+    ])
+}
+
+/// Returns the rule that templates of evaluations have different names, as `x-kubernetes-validations`.
+pub(crate) fn unique_templates() -> Value {
+    serde_json::json!([{
+        "rule": "self.all(a, self.exists_one(b, b.name == a.name))",
+        "message": "requiredEvaluations[].name must be unique within the rule: rename one of the templates",
+    }])
+}
+
+/// Returns the rule on a period, as `x-kubernetes-validations`.
+pub(crate) fn period(name: &str) -> Value {
+    field(name, &format!("self.matches('{PATTERN}')"), FORM)
 }
 
 fn field(name: &str, rule: &str, form: &str) -> Value {

@@ -56,7 +56,7 @@ fn with_finite_numbers(measurement: Measurement) -> Measurement {
 }
 
 #[expect(clippy::expect_used, reason = "fails only for floats that are not finite and keys that are not strings")]
-fn canonical(value: &impl Serialize) -> Vec<u8> {
+pub(crate) fn canonical(value: &impl Serialize) -> Vec<u8> {
     serde_json_canonicalizer::to_vec(value)
         .expect("the numbers of gates are finite, and those of measurements are made so")
 }

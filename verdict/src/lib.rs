@@ -16,6 +16,7 @@ mod measurement;
 mod metric;
 mod needed;
 mod paired;
+pub mod policy;
 mod receipt;
 mod recheck;
 mod ring;

@@ -196,7 +196,7 @@ fn gate(spec: &GateSpec, result: &GateResult) -> promotion::Gate {
 }
 
 /// Returns the spec of a gate in a statement.
-fn spec(gate: &promotion::Gate) -> GateSpec {
+pub(crate) fn spec(gate: &promotion::Gate) -> GateSpec {
     let decimal = |text: &Option<String>| text.clone().map(Decimal);
     let comparison =
         |with: &promotion::Comparison| ComparisonSpec { evaluation: with.evaluation.clone(), by: decimal(&with.by) };

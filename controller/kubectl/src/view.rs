@@ -59,10 +59,18 @@ impl State {
     /// Whether the condition is one that is present only while something is wrong or in progress.
     pub(crate) fn is_exceptional(&self) -> bool {
         use ConditionType::{
-            CheckpointLost, EndpointsWritten, ForeignPods, ProgressStale, Reconciling, Stalled, StatusDiscarded,
+            CheckpointLost, EndpointsWritten, ForeignPods, ProgressStale, Reconciling, Revoked, Stalled, StatusDiscarded,
         };
-        let exceptional =
-            [Reconciling, Stalled, StatusDiscarded, ForeignPods, EndpointsWritten, CheckpointLost, ProgressStale];
+        let exceptional = [
+            Reconciling,
+            Stalled,
+            StatusDiscarded,
+            ForeignPods,
+            EndpointsWritten,
+            CheckpointLost,
+            ProgressStale,
+            Revoked,
+        ];
         exceptional.iter().any(|kind| kind.name() == self.kind)
     }
 
@@ -169,6 +177,9 @@ impl View {
         facts.add("promotion", promotion.map(|promotion| short(&promotion.digest.to_string())));
         facts.add("promoted to", promotion.map(|promotion| promotion.ring.to_string()));
         facts.add("evidence", status.evidence.map(|evidence| format!("{evidence:?}").to_lowercase()));
+        let signed: Vec<_> = status.sign_offs.iter().filter(|it| it.counts).map(|it| it.by.clone()).collect();
+        facts.add("signed off by", (!signed.is_empty()).then(|| signed.join(", ")));
+        facts.add("report", status.report_digest.map(|digest| short(&digest.to_string())));
         facts.add("url", status.url.clone());
         Self {
             kind: Kind::ReasoningPod,

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 /// The policies and bindings that are shipped.
 const SHIPPED: &str = include_str!("../../../manifests/controller/admission.yaml");
 /// The variables that list users, groups and service accounts.
-const PRINCIPALS: [&str; 5] = ["controller", "managers", "everything", "housekeepers", "administrators"];
+const PRINCIPALS: [&str; 6] = ["controller", "managers", "everything", "housekeepers", "administrators", "gitops"];
 /// Groups that hold every tenant.
 const EVERYBODY: [&str; 3] = ["system:authenticated", "system:unauthenticated", "system:serviceaccounts"];
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";

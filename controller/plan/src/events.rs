@@ -10,8 +10,9 @@ use crate::{
 };
 
 /// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
-const REPORTED: [ConditionType; 13] = [
+const REPORTED: [ConditionType; 16] = [
     ConditionType::StatusDiscarded,
+    ConditionType::Revoked,
     ConditionType::ForeignPods,
     ConditionType::EndpointsWritten,
     ConditionType::CheckpointLost,
@@ -19,6 +20,8 @@ const REPORTED: [ConditionType; 13] = [
     ConditionType::Stalled,
     ConditionType::Trained,
     ConditionType::GatesPassed,
+    ConditionType::PolicyMet,
+    ConditionType::SignedOff,
     ConditionType::Signed,
     ConditionType::Verified,
     ConditionType::RingMatched,
@@ -68,7 +71,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 25] = [
+    const WARNINGS: [Reason; 28] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -94,6 +97,9 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::CheckpointLost,
         Reason::ProgressDeadlineExceeded,
         Reason::NodeLost,
+        Reason::PolicyUnmet,
+        Reason::Revoked,
+        Reason::SignOffVoid,
     ];
     // A change of the ring reaches run and pod one after the other, so different rings are a step of a normal rollout.
     if reason == Reason::RingsDiffer.name() {

@@ -123,7 +123,7 @@ impl Sealable for EvaluationStatus {
 
 impl Sealable for ReasoningPodStatus {
     const SEALED: &'static [&'static str] = &["trainingRunUid", "manifest", "promotion", "verified"];
-    const DERIVED: &'static [&'static str] = &["evidence", "evidenceReason"];
+    const DERIVED: &'static [&'static str] = &["evidence", "evidenceReason", "reportDigest", "signOffs"];
 
     fn seal(&self) -> Option<&str> {
         self.seal.as_deref()

@@ -8,6 +8,7 @@ use codex_signing::{
     bundle::BundleError,
     verify::{Signed, VerifyError, verify_promotion, verify_signature},
 };
+use codex_verdict::policy::Policy;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 
@@ -30,6 +31,7 @@ pub(super) fn find(
     pod: &ReasoningPod,
     run: Option<&TrainingRun>,
     evaluations: &BTreeMap<String, Evaluation>,
+    policies: &[Policy],
 ) -> Found {
     let fingerprint = context.signer.fingerprint();
     let signer = match (context.signer.available(), fingerprint) {
@@ -37,7 +39,7 @@ pub(super) fn find(
         (Ok(()), None) => Signer::Unavailable { fingerprint, reason: "no key is pinned".to_owned() },
         (Err(reason), fingerprint) => Signer::Unavailable { fingerprint, reason },
     };
-    let names = bundle_names(pod, run, evaluations);
+    let names = bundle_names(pod, run, evaluations, policies);
     let namespace = pod.namespace().unwrap_or_default();
     let fetch = |name: Option<String>| get(&context.stores.config_maps, &namespace, &name?);
     let mut found = Found { signer, oms: Bundle::Absent, promotion: Bundle::Absent };

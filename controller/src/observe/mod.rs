@@ -7,6 +7,7 @@ mod endpoints;
 mod error;
 mod evaluation;
 mod kind;
+mod policies;
 mod queues;
 mod reasoning_pod;
 mod references;

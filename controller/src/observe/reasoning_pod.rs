@@ -5,12 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, child};
+use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, TrainingRun, annotation, child};
 use codex_plan::{
     Obstruction, Plan, Received,
     reasoning_pod::{self, ObservedReasoningPod},
     unexplained,
 };
+use codex_provenance::ModelDigest;
 use jiff::Timestamp;
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{Api, ResourceExt, runtime::reflector::Store};
@@ -19,6 +20,7 @@ use super::{
     bundles, endpoints,
     error::ObserveError,
     kind::{Kind, Observe},
+    policies,
     served::{Served, served},
     stores::get,
     triggers::Triggers,
@@ -75,13 +77,25 @@ impl Observe for ReasoningPod {
                 Some((name.clone(), Arc::unwrap_or_clone(evaluation).believed(context)))
             })
             .collect();
-        let found = bundles::find(context, &self, run.as_ref(), &evaluations);
+        let policies = policies::policies(context, &namespace);
+        let found = bundles::find(context, &self, run.as_ref(), &evaluations, &policies);
         let rolled_out = self.status.as_ref().is_some_and(|status| status.training_run_uid.is_some());
         let live = servers(context, &namespace, &child::server(&self.name_any()), rolled_out).await?;
         let (deployment, tampered) = workers::deployment(context, live, &uid);
         let behind = match &deployment {
             Some(deployment) => served(context, &self.name_any(), &uid, deployment).await?,
             None => Served::default(),
+        };
+        let promotions = match policies[..] {
+            [] => Vec::new(),
+            _ => {
+                let pods = behind.current.iter().chain(&behind.former).map(ResourceExt::annotations);
+                let served = deployment.iter().map(ResourceExt::annotations).chain(pods);
+                let models = models(&self, run.as_ref(), served);
+                let status = self.status.as_ref();
+                let named = status.and_then(|status| Some(status.promotion.as_ref()?.bundle.as_str()));
+                policies::promotions(context, &namespace, &models, named)
+            }
         };
         let unprotected = context.admission.current().protects(&namespace).err();
         let serves = deployment.is_some() || tampered;
@@ -96,6 +110,10 @@ impl Observe for ReasoningPod {
             signer: found.signer,
             oms: found.oms,
             promotion: found.promotion,
+            sign_offs: policies::sign_offs(context, &self),
+            policies,
+            promotions,
+            admission: context.admission.current(),
             pods: behind.current,
             warnings,
             former_pods: behind.former,
@@ -126,6 +144,18 @@ impl Observe for ReasoningPod {
     fn plan(observed: &ObservedReasoningPod, now: Timestamp) -> Plan<ReasoningPodStatus> {
         reasoning_pod::plan(observed, now)
     }
+}
+
+/// Returns the models whose promotions matter to policies: that of the run, and those that are served.
+fn models<'a>(
+    pod: &ReasoningPod,
+    run: Option<&TrainingRun>,
+    served: impl Iterator<Item = &'a BTreeMap<String, String>>,
+) -> BTreeSet<ModelDigest> {
+    let trained = run.and_then(|run| Some(run.status.as_ref()?.model.as_ref()?.digest));
+    let recorded = pod.status.as_ref().and_then(|status| Some(status.manifest.as_ref()?.digest));
+    let served = served.filter_map(|annotations| annotations.get(annotation::MODEL_DIGEST)?.parse().ok());
+    served.chain(trained).chain(recorded).collect()
 }
 
 /// Returns the names of the bundles in a status that no longer exist.

@@ -1,8 +1,8 @@
 //! Maps watch events to the objects that must be reconciled: TrainingRun → TrainingRuns, Evaluations → ReasoningPods, Evaluation →
-//! Evaluations, ReasoningPods, children → their
+//! Evaluations, ReasoningPods; policies and sign-offs → ReasoningPods; children → their
 //! owner, references → the objects that mount them.
 
-use codex_crds::{DataItem, Evaluation, Output, TrainingRun, VolumeClaimFolder};
+use codex_crds::{DataItem, Evaluation, Output, ReasoningPod, TrainingRun, VolumeClaimFolder};
 use k8s_openapi::api::{
     core::v1::{ConfigMap, PersistentVolumeClaim, Pod},
     discovery::v1::EndpointSlice,
@@ -48,13 +48,24 @@ impl Triggers {
         self.each(&self.stores.reasoning_pods, namespace, |pod| pod.spec.evaluations.iter().any(|it| it == name));
     }
 
-    /// Queues the owner of a child. Bundles belong to a TrainingRun and also concern its ReasoningPods.
+    /// Queues the ReasoningPods for which `depends` returns true: those of a namespace, or all.
+    pub(super) fn reasoning_pods(&self, namespace: Option<&str>, depends: impl Fn(&ReasoningPod) -> bool) {
+        for pod in self.stores.reasoning_pods.state() {
+            if namespace.is_none_or(|namespace| pod.metadata.namespace.as_deref() == Some(namespace)) && depends(&pod) {
+                self.object(&*pod);
+            }
+        }
+    }
+
+    /// Queues the owner of a child. Bundles belong to a TrainingRun and also concern its ReasoningPods. A policy can make a
+    /// promotion concern every ReasoningPod of the namespace.
     pub(super) fn child<K: Resource<DynamicType = ()>>(&self, child: &K) {
         let namespace = child.namespace().unwrap_or_default();
         let Some(owner) = controller(child) else { return };
         self.queues.add_kind(&owner.kind, &namespace, &owner.name);
         if K::kind(&()) == "ConfigMap" && owner.kind == TrainingRun::kind(&()) {
             self.users_of_run(&namespace, &owner.name);
+            self.reasoning_pods(Some(&namespace), |_| true);
         }
     }
 

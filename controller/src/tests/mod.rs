@@ -4,6 +4,7 @@ mod apply;
 mod endpoint;
 mod evaluation;
 mod lease;
+mod policies;
 mod reasoning_pod;
 mod signer;
 mod training_run;

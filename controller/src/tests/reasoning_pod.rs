@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 use super::world::{World, path, run};
 use crate::observe::Observe;
 
-const TEAM: &str = "/namespaces/team";
+pub(super) const TEAM: &str = "/namespaces/team";
 
-fn manifest() -> Manifest {
+pub(super) fn manifest() -> Manifest {
     Manifest {
         schema: SCHEMA,
         files: vec![File { path: "model.safetensors".into(), size: 9, sha256: Sha256::of("m") }],
@@ -29,7 +29,7 @@ fn evaluation() -> Value {
     })
 }
 
-fn pod(dry_run: bool) -> Value {
+pub(super) fn pod(dry_run: bool) -> Value {
     json!({
         "apiVersion": "codex-ml.dev/v1alpha1", "kind": "ReasoningPod", "metadata": {"name": "p", "uid": "p-uid"},
         "spec": {"rolloutRing": "0D_base_", "trainingRun": "a", "evaluations": ["e"], "dryRun": dry_run, "replicas": 1},
@@ -37,7 +37,7 @@ fn pod(dry_run: bool) -> Value {
 }
 
 /// Reconciles until nothing is written any more. Returns all requests but those for Events.
-async fn settle<K: Observe>(world: &World, name: &str) -> Vec<String> {
+pub(super) async fn settle<K: Observe>(world: &World, name: &str) -> Vec<String> {
     let mut all = Vec::new();
     for _ in 0..8 {
         let (requests, result) = world.reconcile::<K>(name).await;
@@ -78,7 +78,7 @@ fn finish(world: &World, kind: &str, job: &str, object: &str, state: &Value) {
 }
 
 /// Returns a world with a trained model and a finished evaluation.
-async fn judged(successes: u64) -> World {
+pub(super) async fn judged(successes: u64) -> World {
     judge(World::new().await, successes).await
 }
 
@@ -110,7 +110,7 @@ async fn judge(world: World, successes: u64) -> World {
     world
 }
 
-fn bundles(world: &World) -> Vec<String> {
+pub(super) fn bundles(world: &World) -> Vec<String> {
     let state = world.context.stores.config_maps.state();
     let mut names: Vec<_> = state.iter().map(|it| it.metadata.name.clone().unwrap()).collect();
     names.retain(|name| name.starts_with("codex-oms-") || name.starts_with("codex-promo-"));

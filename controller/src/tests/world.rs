@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
+use codex_crds::{ClusterPromotionPolicy, Evaluation, PromotionPolicy, ReasoningPod, SignOff, TrainingRun};
 use codex_plan::{Admission, Settings};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -292,6 +292,9 @@ impl Held {
             "TrainingRun" training_runs TrainingRun;
             "Evaluation" evaluations Evaluation;
             "ReasoningPod" reasoning_pods ReasoningPod;
+            "PromotionPolicy" promotion_policies PromotionPolicy;
+            "ClusterPromotionPolicy" cluster_promotion_policies ClusterPromotionPolicy;
+            "SignOff" sign_offs SignOff;
             "Job" jobs Job;
             "Deployment" deployments Deployment;
             "Pod" pods Pod;

@@ -18,10 +18,13 @@ pub use document::Position;
 use document::{Document, Path};
 
 /// The CRDs that `manifests/crd` installs.
-const CRDS: [&str; 3] = [
+const CRDS: [&str; 6] = [
     include_str!("../../../manifests/crd/trainingruns.yaml"),
     include_str!("../../../manifests/crd/evaluations.yaml"),
     include_str!("../../../manifests/crd/reasoningpods.yaml"),
+    include_str!("../../../manifests/crd/clusterpromotionpolicies.yaml"),
+    include_str!("../../../manifests/crd/promotionpolicies.yaml"),
+    include_str!("../../../manifests/crd/signoffs.yaml"),
 ];
 const GROUP: &str = "codex-ml.dev";
 
@@ -126,14 +129,26 @@ impl Validator {
         checked
     }
 
-    fn document(&self, document: &Document, checked: &mut Checked) {
-        let items = match document.value.get("items") {
-            Some(Value::Array(items)) if document.value["kind"].as_str().is_some_and(|kind| kind.ends_with("List")) => {
-                (0..items.len()).map(|index| Path::default().field("items").index(index)).collect()
-            }
-            _ => vec![Path::default()],
+    /// Returns the objects of codex-ml.dev in a YAML or JSON file, each as one document or as an item of a List.
+    ///
+    /// # Errors
+    /// What [`Validator::check`] finds.
+    pub fn objects(&self, text: &str) -> Result<Vec<Value>, Vec<Finding>> {
+        let checked = self.check(text);
+        if !checked.findings.is_empty() {
+            return Err(checked.findings);
+        }
+        let documents = document::read(text).map_err(|finding| vec![finding])?;
+        let ours = |object: &Value| {
+            let version = object["apiVersion"].as_str().unwrap_or_default();
+            version.split('/').next() == Some(GROUP)
         };
-        for root in items {
+        let objects = documents.iter().flat_map(|document| roots(document).into_iter().map(|root| document.at(&root).clone()));
+        Ok(objects.filter(ours).collect())
+    }
+
+    fn document(&self, document: &Document, checked: &mut Checked) {
+        for root in roots(document) {
             self.object(document, &root, checked);
         }
     }
@@ -178,6 +193,16 @@ impl Validator {
             configuration::check(&kind, &object, &mut found);
         }
         report(found);
+    }
+}
+
+/// Returns the paths of the objects of a document: the items of a List, else the document itself.
+fn roots(document: &Document) -> Vec<Path> {
+    match document.value.get("items") {
+        Some(Value::Array(items)) if document.value["kind"].as_str().is_some_and(|kind| kind.ends_with("List")) => {
+            (0..items.len()).map(|index| Path::default().field("items").index(index)).collect()
+        }
+        _ => vec![Path::default()],
     }
 }
 

@@ -222,3 +222,68 @@ fn plain_scalars_are_what_kubectl_reads() {
         assert_eq!(read(text), value, "{text}");
     }
 }
+
+const POLICY: &str = "\
+apiVersion: codex-ml.dev/v1alpha1
+kind: PromotionPolicy
+metadata:
+  name: guard
+spec:
+  rules:
+    - ring: main
+      requires: { ring: 0D_base_ }
+      minimumTimeInRing: 24h
+      requiredEvaluations:
+        - name: m1
+          gates:
+            - { metric: exact_match, min: \"0.95\" }
+";
+const SIGN_OFF: &str = "\
+apiVersion: codex-ml.dev/v1alpha1
+kind: SignOff
+metadata:
+  name: by-ada
+spec:
+  evaluation: lite
+  by: ada@example.com
+  reason: read the report
+  modelDigest: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+  reportDigest: bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
+";
+
+#[test]
+fn policies_and_sign_offs_are_checked() {
+    assert_eq!(findings(POLICY), [""; 0]);
+    assert_eq!(findings(&POLICY.replace("kind: P", "kind: ClusterP")), [""; 0]);
+    assert_eq!(findings(SIGN_OFF), [""; 0]);
+    for (from, to, said) in [
+        ("ring: 0D_base_", "ring: main", "rules[].requires.ring must come before rules[].ring"),
+        ("minimumTimeInRing: 24h", "minimumTimeInRing: a day", "minimumTimeInRing \"a day\" is invalid: use days, hours"),
+        ("      requires: { ring: 0D_base_ }\n", "", "rules[].minimumTimeInRing needs rules[].requires"),
+        ("    - ring: main\n", "    - { ring: main, signOffs: { count: 1 } }\n    - ring: main\n", "must name each ring once"),
+        ("        - name: m1\n", "        - { name: m1, gates: [{ metric: exact_match, min: \"1\" }] }\n        - name: m1\n", "must be unique"),
+        ("min: \"0.95\"", "min: \"0.95\", max: \"1\"", "exactly one of min, max"),
+        ("minimumTimeInRing: 24h", "signOffs: { count: 0 }", "count"),
+    ] {
+        let found = one(POLICY, from, to);
+        assert!(found.contains(said), "{to}: {found}");
+    }
+    for (from, to, said) in [
+        ("  evaluation: lite\n", "", "exactly one of evaluation and reasoningPod"),
+        ("evaluation: lite", "evaluation: lite\n  reasoningPod: rc", "exactly one of evaluation and reasoningPod"),
+        ("modelDigest: aa", "modelDigest: AA", "modelDigest"),
+        ("  reason: read the report\n", "", "reason"),
+    ] {
+        let found = one(SIGN_OFF, from, to);
+        assert!(found.contains(said), "{to}: {found}");
+    }
+}
+
+#[test]
+fn objects_of_a_file_are_returned_only_if_all_are_valid() {
+    let validator = Validator::new().unwrap();
+    let all = validator.objects(&format!("{POLICY}---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{}}\n---\n{SIGN_OFF}")).unwrap();
+    let kinds: Vec<_> = all.iter().map(|object| object["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["PromotionPolicy", "SignOff"]);
+    assert_eq!(validator.objects(&POLICY.replace("24h", "soon")).unwrap_err().len(), 1);
+}

@@ -62,6 +62,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             oms_payload: oms::payload_digest(&payload),
             training,
             evaluations: vec![evaluation],
+            policies: Vec::new(),
+            earlier: Vec::new(),
+            sign_offs: Vec::new(),
         },
     };
     fs::create_dir_all(&output)?;

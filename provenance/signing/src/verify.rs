@@ -253,9 +253,7 @@ pub fn verify_promotion(
     ring: &str,
     demanded: Option<PromotionDigest>,
 ) -> Result<Promoted, VerifyError> {
-    let payload = bundle::open(bundle, key).map_err(VerifyError::Promotion)?;
-    let promotion = Promotion::read(&payload).map_err(VerifyError::PromotionStatement)?;
-    let digest = promotion::payload_digest(&payload);
+    let Promoted { promotion, digest } = open_promotion(bundle, key)?;
     if promotion.model != signed.model {
         return Err(VerifyError::PromotionModel { found: promotion.model, expected: signed.model });
     }
@@ -269,6 +267,27 @@ pub fn verify_promotion(
     if let Some(expected) = demanded.filter(|expected| *expected != digest) {
         return Err(VerifyError::PromotionDigest { found: digest, expected });
     }
+    check_evaluations(&promotion)?;
+    Ok(Promoted { promotion, digest })
+}
+
+/// Reads a recorded promotion, whatever its model and ring: it must be signed with `key`, and its gates are judged again.
+///
+/// # Errors
+/// The first check that fails.
+pub fn read_promotion(bundle: &[u8], key: &PublicKey) -> Result<Promoted, VerifyError> {
+    let promoted = open_promotion(bundle, key)?;
+    check_evaluations(&promoted.promotion)?;
+    Ok(promoted)
+}
+
+fn open_promotion(bundle: &[u8], key: &PublicKey) -> Result<Promoted, VerifyError> {
+    let payload = bundle::open(bundle, key).map_err(VerifyError::Promotion)?;
+    let promotion = Promotion::read(&payload).map_err(VerifyError::PromotionStatement)?;
+    Ok(Promoted { promotion, digest: promotion::payload_digest(&payload) })
+}
+
+fn check_evaluations(promotion: &Promotion) -> Result<(), VerifyError> {
     if promotion.reasons.evaluations.is_empty() {
         return Err(VerifyError::NoEvaluations);
     }
@@ -276,7 +295,7 @@ pub fn verify_promotion(
         recheck(promotion.model, evaluation)
             .map_err(|why| VerifyError::Evaluation { name: evaluation.name.clone(), why })?;
     }
-    Ok(Promoted { promotion, digest })
+    Ok(())
 }
 
 /// Makes all checks of a server: the key, the files, the OMS bundle, the promotion bundle and the ring.

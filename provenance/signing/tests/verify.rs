@@ -81,6 +81,9 @@ fn promotion(manifest: &Manifest, oms_payload: OmsPayloadDigest, ring: &str) -> 
                 base: None,
             },
             evaluations: vec![evaluation("cot-lite"), evaluation("arithmetic")],
+            policies: Vec::new(),
+            earlier: Vec::new(),
+            sign_offs: Vec::new(),
         },
     }
 }

@@ -94,7 +94,16 @@ fn promotion(manifest: &Manifest, payload: &[u8]) -> Promotion {
         base: None,
     };
     let (ring, oms_payload) = (RING.into(), oms::payload_digest(payload));
-    let reasons = Reasons { ring, namespace: "team".into(), oms_payload, training, evaluations: vec![evaluation] };
+    let reasons = Reasons {
+        ring,
+        namespace: "team".into(),
+        oms_payload,
+        training,
+        evaluations: vec![evaluation],
+        policies: Vec::new(),
+        earlier: Vec::new(),
+        sign_offs: Vec::new(),
+    };
     Promotion { model: manifest.digest(), reasons }
 }
 

@@ -79,7 +79,7 @@ pub(crate) fn judged_again(status: &EvaluationStatus, gates: &[Gate]) -> Option<
     Some(judged(gates, counted, None, recorded_evidence(status)))
 }
 
-pub(super) fn by_name(data: &[DataStatus]) -> BTreeMap<String, DataDigest> {
+pub(crate) fn by_name(data: &[DataStatus]) -> BTreeMap<String, DataDigest> {
     data.iter().map(|file| (file.name.clone(), file.sha256)).collect()
 }
 

@@ -1,7 +1,7 @@
 //! The plan of an Evaluation: `View` → `Outcome` → `Stage` → children and status. Pure.
 
 mod children;
-mod gates;
+pub(crate) mod gates;
 mod metrics;
 mod observed;
 mod outcome;

@@ -6,8 +6,9 @@ use codex_crds::{Evaluation, ModelStatus, ReasoningPod, TrainingRun, bundle};
 use codex_provenance::{
     GatesDigest, ReportDigest, Sha256,
     manifest::{File, Manifest, ManifestError, SCHEMA},
-    promotion::{self, PromotionKey},
+    promotion::{self, PolicyKey, PromotionKey},
 };
+use codex_verdict::policy::{Policy, stated};
 use kube::ResourceExt;
 
 use crate::evaluation::proof::digests;
@@ -26,12 +27,13 @@ pub fn bundle_names(
     object: &ReasoningPod,
     run: Option<&TrainingRun>,
     evaluations: &BTreeMap<String, Evaluation>,
+    policies: &[Policy],
 ) -> BundleNames {
     let model = run.and_then(|run| Some((run, run.status.as_ref()?.model.as_ref()?)));
     let Some((run, model)) = model else { return BundleNames::default() };
     let reported = |name: &String| digests(evaluations.get(name)?);
     let evaluations: Option<Vec<_>> = object.spec.evaluations.iter().map(reported).collect();
-    let key = evaluations.map(|evaluations| promotion_key(object, model, evaluations));
+    let key = evaluations.map(|evaluations| promotion_key(object, model, evaluations, policies));
     let uid = run.uid();
     BundleNames {
         promotion: uid.as_ref().zip(key).map(|(uid, key)| promotion_name(uid, &key)),
@@ -45,14 +47,21 @@ pub(crate) fn promotion_name(run_uid: &str, key: &PromotionKey) -> String {
     bundle::promotion(&Sha256::of(format!("{run_uid}\n{}", key.digest())).short())
 }
 
-/// Returns the key of the promotion of `model` by an object.
+/// Returns the key of the promotion of `model` by an object to which these policies apply.
 pub(crate) fn promotion_key(
     object: &ReasoningPod,
     model: &ModelStatus,
     evaluations: Vec<(ReportDigest, GatesDigest)>,
+    policies: &[Policy],
 ) -> PromotionKey {
-    let predicate_type = promotion::PREDICATE_TYPE;
-    PromotionKey { predicate_type, model: model.digest, ring: object.spec.rollout_ring.name().to_owned(), evaluations }
+    let ring = object.spec.rollout_ring;
+    PromotionKey {
+        predicate_type: promotion::PREDICATE_TYPE,
+        model: model.digest,
+        ring: ring.name().to_owned(),
+        evaluations,
+        policies: stated(policies, ring).iter().map(PolicyKey::of).collect(),
+    }
 }
 
 /// Returns the manifest of a run's model, from its status.

@@ -44,10 +44,16 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
         _ if view.spec().dry_run => return desired,
         Stage::DryRun => return desired,
         // Conditions gate new rollouts; they do not stop running servers.
-        Stage::Blocked | Stage::Signing(_) => match (&view.servers, &view.former) {
+        // A denied model drains: the same servers, scaled to zero.
+        Stage::Blocked | Stage::Revoked | Stage::Signing(_) => match (&view.servers, &view.former) {
             (Some(servers), _) => desired.deployments.push(kept(view, servers)),
             // A modified template must not run: the recorded one is restored.
-            (None, Some(former)) => desired.deployments.push(deployment(view, former)),
+            (None, Some(former)) => {
+                let restored = deployment(view, former);
+                desired.deployments.push(scaled(restored, view.kept_replicas()));
+            }
+            // What serves a denied model goes, if it cannot be restored.
+            (None, None) if *stage == Stage::Revoked => return desired,
             // The status records no template to restore. The servers stay available, and the status asks for attention.
             (None, None) if view.observed.tampered => {
                 desired.kept.push(Kept { kind: KeptKind::Deployment, name: server(view) });
@@ -88,6 +94,13 @@ pub(crate) fn selector_text(view: &View<'_>) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
+fn scaled(mut deployment: Deployment, replicas: i32) -> Deployment {
+    if let Some(spec) = &mut deployment.spec {
+        spec.replicas = Some(replicas);
+    }
+    deployment
+}
+
 /// Returns the live Deployment with the wanted number of replicas and nothing else changed.
 fn kept(view: &View<'_>, servers: &Servers<'_>) -> Deployment {
     let template = servers.live.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
@@ -95,7 +108,7 @@ fn kept(view: &View<'_>, servers: &Servers<'_>) -> Deployment {
     metadata.annotations = Some(our_annotations(servers.live));
     let ring = servers.live.labels().get_key_value(label::RING);
     metadata.labels.get_or_insert_default().extend(ring.map(|(key, value)| (key.clone(), value.clone())));
-    around(view, metadata, template)
+    scaled(around(view, metadata, template), view.kept_replicas())
 }
 
 fn around(view: &View<'_>, metadata: ObjectMeta, template: PodTemplateSpec) -> Deployment {

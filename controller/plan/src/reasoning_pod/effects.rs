@@ -70,6 +70,9 @@ fn sign_promotion(
         oms_payload: payload,
         training: training(run)?,
         evaluations,
+        policies: view.evidence.policies.held.clone(),
+        earlier: view.evidence.policies.earlier.clone(),
+        sign_offs: view.evidence.policies.signed.clone(),
     };
     Some(Effect::SignPromotion { config_map, promotion: Box::new(Promotion { model: model.digest, reasons }) })
 }

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 
 use codex_crds::{ConditionType, ModelStatus, Reason, TrainingRun, child};
 use codex_provenance::promotion::PromotionKey;
+use codex_verdict::policy::Demand;
+use jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::{
     bundles::{bundle_names, manifest, promotion_key},
     observed::{Bundle, ObservedReasoningPod, Signer},
+    policy::Policies,
     target::Target,
 };
 use crate::{
@@ -28,6 +31,8 @@ pub(crate) enum About {
     Training,
     Ring,
     Gates,
+    Policy,
+    Revocation,
     Signing,
     Servers,
 }
@@ -50,6 +55,8 @@ pub(crate) struct Evidence<'a> {
     pub(crate) key: Option<PromotionKey>,
     /// What the evaluations prove, by name.
     pub(crate) proofs: BTreeMap<&'a str, Proof>,
+    /// What policies and sign-offs say.
+    pub(crate) policies: Policies,
     pub(crate) blocks: Vec<Block>,
 }
 
@@ -64,13 +71,15 @@ impl Block {
 }
 
 impl<'a> Evidence<'a> {
-    pub(crate) fn of(observed: &'a ObservedReasoningPod) -> Self {
+    pub(crate) fn of(observed: &'a ObservedReasoningPod, now: Timestamp) -> Self {
         let mut blocks = Vec::new();
         let trained = trained(observed, &mut blocks);
         blocks.extend(ring(observed));
         let image = observed.settings.image(Component::Server, &observed.object.spec.pod);
         blocks.extend(image.err().map(|why| Block::stalls(About::Servers, Reason::InvalidConfiguration, why)));
         let proofs = proofs(observed, trained.map(|(_, model)| model), &mut blocks);
+        let policies = Policies::of(observed, trained.map(|(_, model)| model), &proofs, now);
+        blocks.extend(of_policies(&policies));
         let key = key(observed, trained.map(|(_, model)| model), &proofs);
         signing(observed, key.as_ref(), &mut blocks);
         if !blocks.is_empty() {
@@ -79,7 +88,7 @@ impl<'a> Evidence<'a> {
         for block in &mut blocks {
             block.sentence = truncate_chars(&block.sentence, MAX_SENTENCE);
         }
-        Self { trained, key, proofs, blocks }
+        Self { trained, key, proofs, policies, blocks }
     }
 }
 
@@ -192,6 +201,21 @@ fn proofs<'a>(
     proofs
 }
 
+/// Returns what policies block.
+fn of_policies(policies: &Policies) -> impl Iterator<Item = Block> {
+    let denied = policies.denied.iter().map(|breach| (About::Revocation, Reason::Revoked, breach));
+    let unmet = policies.unmet.iter().map(|breach| match breach.demand {
+        Demand::Time => (About::Policy, Reason::WaitingForTime, breach),
+        _ => (About::Policy, Reason::PolicyUnmet, breach),
+    });
+    denied.chain(unmet).map(|(about, reason, breach)| Block {
+        about,
+        reason,
+        waits: breach.due.is_some(),
+        sentence: breach.sentence.clone(),
+    })
+}
+
 /// Returns the key of the promotion, if every evaluation proves the model.
 fn key(
     observed: &ObservedReasoningPod,
@@ -202,7 +226,7 @@ fn key(
     let digests: Option<Vec<_>> =
         evaluations.iter().map(|name| proofs.get(name.as_str()).map(|proof| (proof.report, proof.gates))).collect();
     let digests = digests.filter(|digests| !digests.is_empty())?;
-    Some(promotion_key(&observed.object, model?, digests))
+    Some(promotion_key(&observed.object, model?, digests, &observed.policies))
 }
 
 fn signing(observed: &ObservedReasoningPod, key: Option<&PromotionKey>, blocks: &mut Vec<Block>) {
@@ -210,7 +234,7 @@ fn signing(observed: &ObservedReasoningPod, key: Option<&PromotionKey>, blocks: 
         let sentence = format!("nothing can be signed: {reason}");
         blocks.push(Block::stalls(About::Signing, Reason::SignerUnavailable, sentence));
     }
-    let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations);
+    let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations, &observed.policies);
     let mut promotion = unusable(&observed.promotion);
     if let (Bundle::Valid(signed), Some(key)) = (&observed.promotion, key)
         && signed.key != key.digest()

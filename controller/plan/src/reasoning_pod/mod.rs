@@ -5,7 +5,9 @@ mod children;
 mod effects;
 mod endpoints;
 mod evidence;
+mod guarded;
 mod observed;
+mod policy;
 mod servers;
 mod signing;
 mod stage;
@@ -18,7 +20,7 @@ use jiff::Timestamp;
 
 pub use bundles::{BundleNames, bundle_names, manifest};
 pub use endpoints::{ForeignSlice, SERVICE_NAME, WRITER, WRITTEN_BY};
-pub use observed::{Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer};
+pub use observed::{Bundle, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer};
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};
 use stage::Stage;

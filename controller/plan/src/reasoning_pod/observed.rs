@@ -5,14 +5,19 @@ use std::{
     sync::Arc,
 };
 
-use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
+use codex_crds::{Evaluation, ReasoningPod, SignOff, TrainingRun};
 use codex_provenance::{OmsPayloadDigest, PromotionDigest, Sha256};
+use codex_verdict::{
+    Ring,
+    policy::{Lineage, Policy},
+};
 use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod, discovery::v1::EndpointSlice};
 use serde::{Deserialize, Serialize};
 
 use super::endpoints::ForeignSlice;
 use crate::{
+    admission::Admission,
     obstruction::Obstruction,
     pods::{ClusterWarning, Received, RefusedPod},
     seal::StatusSeal,
@@ -41,6 +46,19 @@ pub struct ObservedReasoningPod {
     /// The bundle in the ConfigMap [`BundleNames::promotion`](super::BundleNames::promotion), verified likewise.
     #[serde(default)]
     pub promotion: Bundle<SignedPromotion>,
+    /// The policies that apply, by kind and name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<Policy>,
+    /// The SignOffs that name the object or one of its Evaluations, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sign_offs: Vec<SignOff>,
+    /// The promotions of the run's model and of served models that are recorded in this namespace, verified with the signer's public
+    /// key. Empty if no policy applies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub promotions: Vec<RecordedPromotion>,
+    /// The admission policies that authenticate sign-offs.
+    #[serde(default)]
+    pub admission: Admission,
     /// The Deployment `codex-s-<name>`, if it exists, the object (by uid) controls it, and its pod template is sealed by this
     /// controller.
     #[serde(default)]
@@ -88,6 +106,20 @@ pub struct ObservedReasoningPod {
     /// What kept this reconciliation from carrying out the plan without it.
     #[serde(default)]
     pub obstruction: Option<Obstruction>,
+}
+
+/// A promotion that is recorded in a ConfigMap: `verify::read_promotion` accepted it, and it names the object's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecordedPromotion {
+    /// `Promoted::digest`.
+    pub digest: PromotionDigest,
+    /// The ring that it promotes into.
+    pub ring: Ring,
+    /// When the API server created its ConfigMap. A ConfigMap that is copied or created again has a later time.
+    pub since: Timestamp,
+    /// Where its model comes from.
+    pub lineage: Lineage,
 }
 
 /// The state of the signer.

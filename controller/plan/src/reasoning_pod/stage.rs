@@ -9,6 +9,8 @@ pub(crate) enum Stage {
     DryRun,
     /// Something blocks the rollout. Servers that exist stay, unless `spec.dryRun` is true.
     Blocked,
+    /// A policy denies what the servers serve: they are scaled to zero before anything else is rolled out.
+    Revoked,
     /// A bundle has to be signed. Servers that exist stay.
     Signing(Signing),
     /// Servers are starting.
@@ -21,6 +23,16 @@ pub(crate) enum Stage {
 
 impl Stage {
     pub(crate) fn of(view: &View<'_>) -> Self {
+        let revoked = view.is_revoked() && view.serves();
+        match Self::unless_revoked(view) {
+            // Another model may follow once nothing serves the denied one.
+            Self::Blocked => if revoked { Self::Revoked } else { Self::Blocked },
+            _ if revoked && !view.is_drained() => Self::Revoked,
+            stage => stage,
+        }
+    }
+
+    fn unless_revoked(view: &View<'_>) -> Self {
         let Some(signing) = Signing::of(view.observed, &view.evidence) else {
             return Self::Blocked;
         };

@@ -12,6 +12,7 @@ use super::{
     bundles::bundle_names,
     children::{PORT, selector_text},
     evidence::{About, Block},
+    guarded::{self, blocked_by, waits},
     observed::{Bundle, Signer},
     servers::Servers,
     stage::Stage,
@@ -66,11 +67,14 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
             Err(_) => EvidenceStrength::Weak,
         }),
         evidence_reason: evidence.and_then(Result::err).map(|why| truncate_chars(&why, MAX_EVIDENCE_REASON)),
+        report_digest: view.evidence.policies.report,
+        sign_offs: guarded::sign_offs(view),
         seal: view.status.seal.clone(),
         conditions: conditions(view, stage),
     };
     let written = observed.status_written_at;
     let again = view.servers.as_ref().filter(|_| serves).and_then(|servers| servers.pod_due(view.now));
+    let again = [again, view.evidence.policies.due(view.now)].into_iter().flatten().min();
     throttle::hold(recorded, next, written, view.now, again, |next, present| ReasoningPodStatus {
         replicas: present.replicas,
         ready_replicas: present.ready_replicas,
@@ -118,26 +122,15 @@ fn receiving(view: &View<'_>) -> Option<String> {
     foreign(view).filter(|_| view.observed.unprotected.is_none())
 }
 
-fn waits(view: &View<'_>) -> bool {
-    view.evidence.blocks.iter().all(|block| block.waits)
-}
-
 fn phase(view: &View<'_>, stage: &Stage) -> ReasoningPodPhase {
     match stage {
         _ if view.obstruction.is_some() => ReasoningPodPhase::Blocked,
         Stage::DryRun => ReasoningPodPhase::DryRun,
         // Running servers stay: something only blocks the next rollout.
         Stage::Blocked if waits(view) && !view.serves() => ReasoningPodPhase::Pending,
-        Stage::Blocked | Stage::Refused(..) => ReasoningPodPhase::Blocked,
+        Stage::Blocked | Stage::Revoked | Stage::Refused(..) => ReasoningPodPhase::Blocked,
         Stage::Signing(_) | Stage::RollingOut(_) => ReasoningPodPhase::RollingOut,
         Stage::Serving(_) => ReasoningPodPhase::Serving,
-    }
-}
-
-fn blocked_by(view: &View<'_>, stage: &Stage) -> Vec<String> {
-    match stage {
-        Stage::Refused(_, why) => vec![why.chars().take(1_000).collect()],
-        _ => view.evidence.blocks.iter().map(|block| block.sentence.clone()).collect(),
     }
 }
 
@@ -167,7 +160,7 @@ fn signed(view: &View<'_>, stage: &Stage, serves: bool) -> Signed {
         return Signed::default();
     }
     let observed = view.observed;
-    let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations);
+    let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations, &observed.policies);
     let model = view.evidence.trained.map(|(_, model)| model);
     let manifest = match (&observed.oms, &observed.signer, model, names.oms) {
         (Bundle::Valid(_), Signer::Available { fingerprint }, Some(model), Some(bundle)) => Some(ManifestStatus {
@@ -252,6 +245,7 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         }
         None => conditions.set(GatesPassed, false, Reason::WaitingForVerdict, "there is no model to evaluate"),
     }
+    guarded::conditions(view, &mut conditions);
     match evidence(view) {
         Some(Ok(())) => {
             conditions.set(
@@ -290,7 +284,7 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         Stage::DryRun | Stage::Serving(_) => {}
         Stage::Blocked if waits(view) => conditions.set(Reconciling, true, reason, &message),
         Stage::Signing(_) | Stage::RollingOut(_) => conditions.set(Reconciling, true, reason, &message),
-        Stage::Blocked | Stage::Refused(..) => conditions.set(Stalled, true, reason, &message),
+        Stage::Blocked | Stage::Revoked | Stage::Refused(..) => conditions.set(Stalled, true, reason, &message),
     }
     seal::condition(&mut conditions, &view.observed.seal, true);
     if let Some(obstruction) = view.obstruction {
@@ -317,7 +311,7 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
             recorded(&target.oms_bundle, &target.promotion_bundle)
         }
         // Servers that stay were signed, although something blocks the next rollout.
-        Stage::Blocked | Stage::Signing(_) if view.serves() && !view.observed.missing_bundles.is_empty() => {
+        Stage::Blocked | Stage::Revoked | Stage::Signing(_) if view.serves() && !view.observed.missing_bundles.is_empty() => {
             let missing: Vec<_> = view.observed.missing_bundles.iter().map(String::as_str).collect();
             let message = format!(
                 "the ConfigMaps that the servers were started with no longer exist: {}; running servers stay, and none can \
@@ -326,13 +320,13 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
             );
             (false, Reason::NotFound, message)
         }
-        Stage::Blocked | Stage::Signing(_) if view.serves() => match (&view.status.manifest, &view.status.promotion) {
+        Stage::Blocked | Stage::Revoked | Stage::Signing(_) if view.serves() => match (&view.status.manifest, &view.status.promotion) {
             (Some(manifest), Some(promotion)) => recorded(&manifest.bundle, &promotion.bundle),
             _ => (false, Reason::Blocked, "the status does not record the bundles".to_owned()),
         },
         Stage::DryRun => (false, Reason::DryRun, "a dry run signs nothing".to_owned()),
         Stage::Blocked if view.spec().dry_run => (false, Reason::DryRun, "a dry run signs nothing".to_owned()),
-        Stage::Blocked => {
+        Stage::Blocked | Stage::Revoked => {
             (false, Reason::Blocked, "bundles are signed once nothing else blocks the rollout".to_owned())
         }
         Stage::Signing(_) => (false, Reason::RollingOut, "the bundles are being signed".to_owned()),
@@ -360,6 +354,7 @@ fn verification(view: &View<'_>, stage: &Stage) -> (Truth, Reason, String) {
                 let message = "the pod template was modified, and no restored server has reported a verified model";
                 (Truth::Unknown, Reason::Blocked, message.to_owned())
             }
+            Stage::Revoked => (Truth::Unknown, Reason::Revoked, "the servers are scaled to zero".to_owned()),
             Stage::Blocked if !view.serves() => (Truth::Unknown, Reason::Blocked, "no server is running".to_owned()),
             _ => (Truth::Unknown, Reason::RollingOut, "no server has reported a verified model".to_owned()),
         },
@@ -382,6 +377,10 @@ fn ready(view: &View<'_>, stage: &Stage) -> (Reason, String) {
             let stays = if view.serves() { "; running servers stay" } else { "" };
             let all = blocks.iter().map(|block| block.sentence.as_str()).collect::<Vec<_>>().join("; ");
             (reason, format!("{all}{stays}"))
+        }
+        Stage::Revoked => {
+            let all = blocked_by(view, stage).join("; ");
+            (Reason::Revoked, format!("{all}; the servers are scaled to zero"))
         }
         Stage::Signing(_) => (Reason::RollingOut, "the model and its promotion are being signed".to_owned()),
         Stage::RollingOut(_) => {

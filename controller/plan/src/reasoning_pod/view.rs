@@ -28,7 +28,7 @@ impl<'a> View<'a> {
             obstruction: Obstruction::current(observed.obstruction.as_ref(), observed.object.metadata.generation),
             now,
             status: observed.object.status.clone().unwrap_or_default().believed(&observed.seal),
-            evidence: Evidence::of(observed),
+            evidence: Evidence::of(observed, now),
             servers: Servers::of(observed, &owner),
             former: Target::recorded(observed),
             owner,
@@ -37,6 +37,23 @@ impl<'a> View<'a> {
 
     pub(crate) fn spec(&self) -> &'a ReasoningPodSpec {
         &self.observed.object.spec
+    }
+
+    /// Whether a policy denies what servers serve.
+    pub(crate) fn is_revoked(&self) -> bool {
+        !self.evidence.policies.revoked.is_empty()
+    }
+
+    /// Returns the number of servers that stay or come back while no new rollout has begun.
+    pub(crate) fn kept_replicas(&self) -> i32 {
+        if self.is_revoked() { 0 } else { self.spec().replicas }
+    }
+
+    /// Whether no server is left.
+    pub(crate) fn is_drained(&self) -> bool {
+        let observed = self.observed;
+        let pods = observed.pods.len() + observed.former_pods.len();
+        pods == 0 && !observed.tampered && self.servers.as_ref().is_none_or(|servers| servers.counts(0).all == 0)
     }
 
     /// Whether servers exist and stay, or come back as they were if the status records it.

@@ -8,6 +8,7 @@ mod convergence;
 mod explained;
 mod leaving;
 mod make;
+mod policies;
 mod properties;
 mod samples;
 mod servers;

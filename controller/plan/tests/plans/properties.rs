@@ -223,6 +223,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         model,
         ring: object.spec.rollout_ring.name().to_owned(),
         evaluations: evaluations.values().filter_map(reported).collect(),
+        policies: Vec::new(),
     };
     let other = case.promotion == Worth::OtherKey;
     let key = if other { Sha256::of("another") } else { key.digest() };
@@ -236,6 +237,10 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         settings: make::settings(),
         run: case.run.then_some(run),
         evaluations,
+        policies: Vec::new(),
+        sign_offs: Vec::new(),
+        promotions: Vec::new(),
+        admission: Admission::default(),
         signer: if case.signer {
             Signer::Available { fingerprint: Sha256::of("key") }
         } else {
@@ -415,7 +420,7 @@ fn runs_that_made_the_same_model_have_a_promotion_each() {
         let mut observed = ready_to_sign(uid);
         let plan = reasoning_pod::plan(&observed, make::at(9));
         let [Effect::SignPromotion { config_map, promotion }] = &plan.effects[..] else { panic!("{plan:?}") };
-        let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations);
+        let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations, &observed.policies);
         assert_eq!(names.promotion, config_map.metadata.name, "the ConfigMap has the name that is looked up");
         let key = promotion.key().digest();
         observed.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), key });

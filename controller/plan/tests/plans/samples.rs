@@ -9,11 +9,15 @@ use std::{
 };
 
 use boon::{Compiler, Schemas};
-use codex_crds::{Evaluation, ReasoningPod, TrainingRun, manifests};
+use codex_crds::{ClusterPromotionPolicy, Evaluation, PromotionPolicy, ReasoningPod, TrainingRun, manifests};
 use codex_plan::{
     conditions::find,
     evaluation::{self, ObservedEvaluation},
     training_run::{self, ObservedTrainingRun},
+};
+use codex_verdict::{
+    Ring,
+    policy::{Candidate, Earlier, Facts, Policy, breaches},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -126,12 +130,16 @@ fn every_sample_is_valid() {
                 matches_schema(&place, &object);
                 read::<ReasoningPod>(&place, &object);
             }
+            "PromotionPolicy" => {
+                matches_schema(&place, &object);
+                read::<PromotionPolicy>(&place, &object);
+            }
             "PersistentVolumeClaim" | "ConfigMap" => {}
             other => panic!("{place}: {other} is not among the kinds that this test checks"),
         }
         kinds.insert(kind);
     }
-    for kind in ["TrainingRun", "Evaluation", "ReasoningPod"] {
+    for kind in ["TrainingRun", "Evaluation", "ReasoningPod", "PromotionPolicy"] {
         assert!(kinds.contains(kind), "no sample of {kind}: {kinds:?}");
     }
 }
@@ -158,4 +166,43 @@ fn samples_refer_to_objects_of_samples() {
             assert!(evaluations.contains(evaluation.as_str().unwrap()), "{place}: {evaluation} is in no sample");
         }
     }
+}
+
+/// The shipped policies accept the demo's evaluation, and pin the problems that the preset has.
+#[test]
+fn shipped_policies_accept_the_demo_and_refuse_a_jump_to_main() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/policies");
+    let mut paths = Vec::new();
+    files(&root, &mut paths);
+    let mut policies: Vec<Policy> = Vec::new();
+    for path in paths {
+        let place = path.display().to_string();
+        let object: Value = serde_yaml::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        matches_schema(&place, &object);
+        policies.push(Policy::from(&read::<ClusterPromotionPolicy>(&place, &object)));
+    }
+    assert_eq!(policies.len(), 3);
+    let benchmark = codex_configs::benchmark("cot-lite");
+    let problems = benchmark.iter().find(|file| file.name == "problems").unwrap().digest();
+    let objects = samples();
+    let demo = objects.iter().find(|(_, object)| object["metadata"]["name"] == "cot-lite").unwrap();
+    let demo: Evaluation = read(&demo.0, &demo.1);
+    let data = std::collections::BTreeMap::from([("problems".to_owned(), problems)]);
+    let candidate = Candidate::new("cot-lite".to_owned(), demo.spec.preset, &demo.spec.gates, &data);
+    let facts = |ring, earlier| Facts {
+        ring,
+        evaluations: vec![candidate.clone()],
+        earlier,
+        sign_offs: Vec::new(),
+        now: make::at(90_000),
+    };
+    for ring in [Ring::Base0A, Ring::Base0B, Ring::Base0C, Ring::Base0D] {
+        assert_eq!(breaches(&policies, &facts(ring, Vec::new())), []);
+    }
+    let told = breaches(&policies, &facts(Ring::Main, Vec::new()));
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].sentence.starts_with("ClusterPromotionPolicy ring-by-ring, rule for main: "), "{told:?}");
+    let earlier = |second| vec![Earlier { ring: Ring::Base0D, since: make::at(second) }];
+    assert_eq!(breaches(&policies, &facts(Ring::Main, earlier(0))), []);
+    assert!(breaches(&policies, &facts(Ring::Main, earlier(89_000)))[0].due.is_some());
 }

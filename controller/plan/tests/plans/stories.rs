@@ -396,4 +396,7 @@ stories! {
     pod_is_blocked: ObservedReasoningPod;
     pod_refuses: ObservedReasoningPod;
     pod_obstructed: ObservedReasoningPod;
+    pod_under_a_policy: ObservedReasoningPod;
+    pod_revoked: ObservedReasoningPod;
+    pod_jumps_to_main: ObservedReasoningPod;
 }

@@ -16,7 +16,7 @@ use codex_plan::{
 };
 use codex_provenance::{ConfigDigest, ModelDigest, PromotionDigest, Sha256, oms, promotion::Promotion};
 use codex_reports::{Kind, Report, ServingState, Stage, State};
-use codex_verdict::Verdict;
+use codex_verdict::{Verdict, policy::Policy};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -42,6 +42,8 @@ pub(crate) struct World {
     pub(crate) evaluation: Evaluation,
     pub(crate) pod: ReasoningPod,
     pub(crate) signer: bool,
+    /// The policies that apply to the pod.
+    pub(crate) policies: Vec<Policy>,
     /// Whether the API server refuses every child.
     pub(crate) obstructed: bool,
     pub(crate) jobs: BTreeMap<String, Job>,
@@ -70,6 +72,7 @@ impl World {
             evaluation: make::evaluation(),
             pod: make::pod(),
             signer: true,
+            policies: Vec::new(),
             obstructed: false,
             jobs: BTreeMap::new(),
             deployment: None,
@@ -189,7 +192,7 @@ impl World {
         evaluation.status = evaluation.status.map(|status| status.believed(&self.seal("evaluation-1")));
         let run = self.believed_run();
         let evaluations = BTreeMap::from([("lite".to_owned(), evaluation)]);
-        let names = bundle_names(&self.pod, Some(&run), &evaluations);
+        let names = bundle_names(&self.pod, Some(&run), &evaluations, &self.policies);
         let promoted = names.promotion.and_then(|name| self.promotions.get(&name));
         ObservedReasoningPod {
             signer: if self.signer {
@@ -205,6 +208,10 @@ impl World {
             settings: make::settings(),
             run: Some(run),
             evaluations,
+            policies: self.policies.clone(),
+            sign_offs: Vec::new(),
+            promotions: Vec::new(),
+            admission: Admission::default(),
             deployment: self.deployment.clone().filter(|_| !self.tampered),
             tampered: self.tampered,
             pods: self.pods_of("codex-s-rc"),
@@ -396,7 +403,7 @@ impl World {
                 let digest = promotion.digest();
                 let name = config_map.name_any();
                 let evaluations = BTreeMap::from([("lite".to_owned(), self.evaluation.clone())]);
-                let names = bundle_names(&self.pod, Some(&self.run), &evaluations);
+                let names = bundle_names(&self.pod, Some(&self.run), &evaluations, &self.policies);
                 assert_eq!(names.promotion.as_ref(), Some(&name), "it is looked for where it is kept");
                 assert!(
                     self.promotions.insert(name, ((**promotion).clone(), digest)).is_none(),

@@ -1,0 +1,281 @@
+//! What promotion policies and sign-offs say about a model, and about what is served. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use codex_crds::{ModelStatus, ReasoningPod, SignOff, SignOffStatus, annotation};
+use codex_provenance::{ModelDigest, PromotionDigest, Sha256, promotion};
+use codex_verdict::policy::{
+    Breach, Candidate, Demand, Earlier, Facts, Lineage, Policy, SignedOff, breaches, denials, stated,
+};
+use jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::observed::{ObservedReasoningPod, RecordedPromotion};
+use crate::{
+    evaluation::{gates::by_name, proof::Proof},
+    throttle::until,
+};
+
+/// The proofs of the Evaluations that an object names, by name.
+type Proofs<'a> = BTreeMap<&'a str, Proof>;
+
+/// What policies and sign-offs say.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Policies {
+    /// The rules for the ring, as a statement names them.
+    pub(crate) held: Vec<promotion::HeldPolicy>,
+    /// The demands of these rules that the model does not meet, as far as they can be judged yet.
+    pub(crate) unmet: Vec<Breach>,
+    /// The entries of deny-lists that concern the model that would be served.
+    pub(crate) denied: Vec<Breach>,
+    /// The entries of deny-lists that concern what servers serve.
+    pub(crate) revoked: Vec<Breach>,
+    /// Whether every demand can be judged.
+    pub(crate) judged: bool,
+    /// The earlier promotions that the rules require.
+    pub(crate) earlier: Vec<promotion::Earlier>,
+    /// The sign-offs that count, as a statement names them.
+    pub(crate) signed: Vec<promotion::SignOff>,
+    /// Every SignOff that concerns the object.
+    pub(crate) sign_offs: Vec<SignOffStatus>,
+    /// The digest over the reports of all evaluations.
+    pub(crate) report: Option<Sha256>,
+}
+
+impl Policies {
+    pub(crate) fn of(
+        observed: &ObservedReasoningPod,
+        model: Option<&ModelStatus>,
+        proofs: &Proofs<'_>,
+        now: Timestamp,
+    ) -> Self {
+        let object = &observed.object;
+        let ring = object.spec.rollout_ring;
+        let report = report(object, proofs);
+        let (sign_offs, signed) = sign_offs(observed, model.map(|model| model.digest), proofs, report);
+        let of_model: Vec<&RecordedPromotion> = observed
+            .promotions
+            .iter()
+            .filter(|promoted| model.is_some_and(|model| promoted.lineage.model == Some(model.digest)))
+            .collect();
+        let facts = Facts {
+            ring,
+            evaluations: candidates(observed),
+            earlier: of_model.iter().map(|it| Earlier { ring: it.ring, since: it.since }).collect(),
+            sign_offs: signed
+                .iter()
+                .map(|it| SignedOff { by: it.by.clone(), groups: it.groups.clone(), authenticated: it.authenticated })
+                .collect(),
+            now,
+        };
+        let judged = report.is_some();
+        let mut unmet = if judged {
+            breaches(&observed.policies, &facts)
+        } else {
+            // The problems are known once the evaluations have reported.
+            breaches(&without_problems(&observed.policies), &facts)
+        };
+        unmet.retain(|breach| match breach.demand {
+            Demand::Rule | Demand::Evaluation | Demand::Denied => true,
+            Demand::Ring | Demand::Time => model.is_some(),
+            Demand::SignOff => judged,
+        });
+        let policies = &observed.policies;
+        Self {
+            held: stated(policies, ring),
+            unmet,
+            denied: denials(policies, &target(observed, model)),
+            revoked: revoked(observed),
+            judged,
+            earlier: required(policies, ring, &of_model),
+            signed,
+            sign_offs,
+            report,
+        }
+    }
+
+    /// Returns when a demand is met without a change.
+    pub(crate) fn due(&self, now: Timestamp) -> Option<Duration> {
+        let due = self.unmet.iter().filter_map(|breach| breach.due).min()?;
+        Some(until(now, due))
+    }
+}
+
+fn without_problems(policies: &[Policy]) -> Vec<Policy> {
+    let mut policies = policies.to_vec();
+    let rules = policies.iter_mut().flat_map(|policy| &mut policy.spec.rules);
+    rules.flat_map(|rule| &mut rule.required_evaluations).for_each(|template| template.problems_sha256 = None);
+    policies
+}
+
+fn candidates(observed: &ObservedReasoningPod) -> Vec<Candidate> {
+    let named = observed.object.spec.evaluations.iter().filter_map(|name| observed.evaluations.get(name));
+    named
+        .map(|evaluation| {
+            let data = evaluation.status.as_ref().map(|status| by_name(&status.data_digests)).unwrap_or_default();
+            Candidate::new(evaluation.name_any(), evaluation.spec.preset.clone(), &evaluation.spec.gates, &data)
+        })
+        .collect()
+}
+
+/// Returns the digest over the reports of all evaluations, which a sign-off names; `None` until all have passed.
+fn report(object: &ReasoningPod, proofs: &Proofs<'_>) -> Option<Sha256> {
+    let reports: Option<Vec<Sha256>> =
+        object.spec.evaluations.iter().map(|name| proofs.get(name.as_str()).map(|proof| proof.report.0)).collect();
+    let mut reports = reports?;
+    reports.sort_unstable();
+    match reports[..] {
+        [] => None,
+        [one] => Some(one),
+        _ => Some(Sha256::of(reports.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))),
+    }
+}
+
+/// Returns where the model comes from that would be served.
+fn target(observed: &ObservedReasoningPod, model: Option<&ModelStatus>) -> Lineage {
+    let status = observed.run.as_ref().and_then(|run| run.status.as_ref());
+    let trained = status.into_iter().flat_map(|status| &status.data_digests).map(|file| file.sha256);
+    let judged = observed.evaluations.values().filter_map(|evaluation| evaluation.status.as_ref());
+    let judged = judged.flat_map(|status| &status.data_digests).map(|file| file.sha256);
+    Lineage {
+        model: model.map(|model| model.digest),
+        base: status.and_then(|status| status.base.as_ref()).map(|base| base.digest),
+        data: trained.chain(judged).collect(),
+        key: observed.signer.fingerprint().map(|key| key.to_string()),
+    }
+}
+
+/// Returns the entries of deny-lists that concern what servers serve.
+fn revoked(observed: &ObservedReasoningPod) -> Vec<Breach> {
+    let mut found: Vec<Breach> = Vec::new();
+    for (model, promotion) in served(observed) {
+        let mut lineages = vec![recorded(observed, model)];
+        let bundles = observed.promotions.iter().filter(|it| Some(it.digest) == promotion);
+        lineages.extend(bundles.map(|it| it.lineage.clone()));
+        for breach in lineages.iter().flat_map(|lineage| denials(&observed.policies, lineage)) {
+            if !found.contains(&breach) {
+                found.push(breach);
+            }
+        }
+    }
+    found
+}
+
+/// Returns the models that servers serve, with their promotions: those of the Deployment and of every pod, and those that the
+/// status records if the template was modified.
+fn served(observed: &ObservedReasoningPod) -> BTreeSet<(ModelDigest, Option<PromotionDigest>)> {
+    let read = |annotations: &BTreeMap<String, String>| {
+        let model = annotations.get(annotation::MODEL_DIGEST)?.parse().ok()?;
+        Some((model, annotations.get(annotation::PROMOTION_DIGEST).and_then(|digest| digest.parse().ok())))
+    };
+    let pods = observed.pods.iter().chain(&observed.former_pods).map(ResourceExt::annotations);
+    let mut served: BTreeSet<_> =
+        observed.deployment.iter().map(ResourceExt::annotations).chain(pods).filter_map(read).collect();
+    if observed.tampered
+        && let Some(status) = observed.object.status.as_ref().filter(|_| observed.seal == crate::StatusSeal::Valid)
+        && let Some(manifest) = &status.manifest
+    {
+        served.insert((manifest.digest, status.promotion.as_ref().map(|promotion| promotion.digest)));
+    }
+    served
+}
+
+/// Returns what the statuses say about where a served model comes from.
+fn recorded(observed: &ObservedReasoningPod, model: ModelDigest) -> Lineage {
+    let mut lineage = Lineage { model: Some(model), ..Lineage::default() };
+    let status = observed.object.status.as_ref().filter(|_| observed.seal == crate::StatusSeal::Valid);
+    let manifest = status.and_then(|status| status.manifest.as_ref()).filter(|manifest| manifest.digest == model);
+    lineage.key = manifest.map(|manifest| manifest.signer.clone());
+    let run = observed.run.as_ref().and_then(|run| run.status.as_ref());
+    if let Some(run) = run.filter(|run| run.model.as_ref().is_some_and(|trained| trained.digest == model)) {
+        lineage.base = run.base.as_ref().map(|base| base.digest);
+        lineage.data = run.data_digests.iter().map(|file| file.sha256).collect();
+    }
+    lineage
+}
+
+/// Returns the earliest promotion of the model in each ring that a rule for `ring` requires.
+fn required(policies: &[Policy], ring: codex_verdict::Ring, of_model: &[&RecordedPromotion]) -> Vec<promotion::Earlier> {
+    let rings: BTreeSet<_> = policies
+        .iter()
+        .filter_map(|policy| policy.rule(ring)?.requires.as_ref().map(|required| required.ring))
+        .collect();
+    rings
+        .into_iter()
+        .filter_map(|ring| of_model.iter().filter(|it| it.ring == ring).min_by_key(|it| (it.since, it.digest)))
+        .map(|it| promotion::Earlier {
+            ring: it.ring.name().to_owned(),
+            promotion: it.digest,
+            since: it.since.to_string(),
+        })
+        .collect()
+}
+
+/// Returns the SignOffs that concern an object, and those that count.
+fn sign_offs(
+    observed: &ObservedReasoningPod,
+    model: Option<ModelDigest>,
+    proofs: &Proofs<'_>,
+    report: Option<Sha256>,
+) -> (Vec<SignOffStatus>, Vec<promotion::SignOff>) {
+    let namespace = observed.object.namespace().unwrap_or_default();
+    let (mut all, mut counted) = (Vec::new(), Vec::new());
+    for object in &observed.sign_offs {
+        let spec = &object.spec;
+        let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        let authenticated = spec.authenticated && observed.admission.protected_since(created, &namespace).is_ok();
+        let void = void(observed, object, model, proofs, report);
+        if void.is_none() {
+            counted.push(promotion::SignOff {
+                name: object.name_any(),
+                uid: object.uid().unwrap_or_default(),
+                by: spec.by.clone(),
+                groups: spec.groups.clone(),
+                authenticated,
+                reason: spec.reason.clone(),
+                report_digest: spec.report_digest,
+            });
+        }
+        let counts = void.is_none();
+        all.push(SignOffStatus { name: object.name_any(), by: spec.by.clone(), authenticated, counts, void });
+    }
+    (all, counted)
+}
+
+/// Returns why a SignOff does not count.
+fn void(
+    observed: &ObservedReasoningPod,
+    object: &SignOff,
+    model: Option<ModelDigest>,
+    proofs: &Proofs<'_>,
+    report: Option<Sha256>,
+) -> Option<String> {
+    let spec = &object.spec;
+    if object.metadata.deletion_timestamp.is_some() {
+        return Some("it is being deleted".to_owned());
+    }
+    let ring = observed.object.spec.rollout_ring;
+    if let Some(other) = spec.ring.filter(|signed| *signed != ring) {
+        return Some(format!("it is for the ring {other}, and this ReasoningPod is in {ring}"));
+    }
+    let Some(model) = model else { return Some("there is no model yet".to_owned()) };
+    if model != spec.model_digest {
+        return Some(format!("it names the model {}, and the model is now {}", spec.model_digest.short(), model.short()));
+    }
+    let (found, of) = match &spec.evaluation {
+        Some(name) => (proofs.get(name.as_str()).map(|proof| proof.report.0), format!("of Evaluation {name}")),
+        None => (report, "over all Evaluations".to_owned()),
+    };
+    match found {
+        None => Some(format!("there is no passed report {of} yet")),
+        Some(found) if found != spec.report_digest => Some(format!(
+            "it names the report {}, and the report {of} is now {}",
+            spec.report_digest.short(),
+            found.short()
+        )),
+        Some(_) => None,
+    }
+}

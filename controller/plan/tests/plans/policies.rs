@@ -1,0 +1,221 @@
+//! Policies and revocation: what no order of events may break.
+
+use codex_crds::{ConditionType, Reason};
+use codex_plan::{
+    Effect, Plan,
+    conditions::find,
+    reasoning_pod::{self, Bundle, ObservedReasoningPod, RecordedPromotion, SignedPromotion},
+};
+use codex_provenance::{DataDigest, ModelDigest, PromotionDigest, Sha256};
+use codex_verdict::{
+    Ring,
+    policy::{Denied, Lineage, Policy, PolicyKind, PolicyRule, PolicySpec, RequiredRing},
+};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+
+use crate::{make, properties::ready_to_sign};
+
+type Planned = Plan<codex_crds::ReasoningPodStatus>;
+
+fn policy(kind: PolicyKind, spec: PolicySpec) -> Policy {
+    Policy { kind, name: "guard".to_owned(), uid: "guard".to_owned(), spec }
+}
+
+fn denying(denied: Denied) -> Vec<Policy> {
+    vec![policy(PolicyKind::ClusterPromotionPolicy, PolicySpec { rules: Vec::new(), denied })]
+}
+
+fn requiring(ring: Ring) -> PolicySpec {
+    let rule = PolicyRule {
+        ring: Ring::Base0D,
+        required_evaluations: Vec::new(),
+        requires: Some(RequiredRing { ring }),
+        minimum_time_in_ring: None,
+        sign_offs: None,
+    };
+    PolicySpec { rules: vec![rule], denied: Denied::default() }
+}
+
+fn promoted(ring: Ring, model: ModelDigest) -> RecordedPromotion {
+    RecordedPromotion {
+        digest: PromotionDigest(Sha256::of(ring.name())),
+        ring,
+        since: make::at(-100),
+        lineage: Lineage { model: Some(model), ..Lineage::default() },
+    }
+}
+
+fn plan(observed: &ObservedReasoningPod) -> Planned {
+    reasoning_pod::plan(observed, make::at(9))
+}
+
+/// An object whose servers run.
+fn serving() -> ObservedReasoningPod {
+    let mut observed = ready_to_sign("run-1");
+    let signing = plan(&observed);
+    let [Effect::SignPromotion { promotion, .. }] = &signing.effects[..] else { panic!("{signing:?}") };
+    observed.promotion =
+        Bundle::Valid(SignedPromotion { digest: promotion.digest(), key: promotion.key().digest() });
+    let rolling = plan(&observed);
+    observed.object.status = Some(rolling.status);
+    let mut deployment = rolling.desired.deployments[0].clone();
+    deployment.status = make::from(json!({"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2}));
+    let annotations = deployment.spec.as_ref().unwrap().template.metadata.as_ref().unwrap().annotations.clone();
+    observed.deployment = Some(deployment);
+    observed.pods = vec![make::from::<Pod>(json!({"metadata": {"name": "a", "uid": "a", "annotations": annotations}}))];
+    observed
+}
+
+fn replicas(plan: &Planned) -> Option<i32> {
+    plan.desired.deployments.first()?.spec.as_ref()?.replicas
+}
+
+fn reason(plan: &Planned, kind: ConditionType) -> Option<String> {
+    find(&plan.status.conditions, kind).map(|condition| condition.reason.clone())
+}
+
+#[test]
+fn whatever_is_denied_drains_in_one_plan_and_comes_back() {
+    let observed = serving();
+    let status = observed.object.status.clone().unwrap();
+    let model = status.manifest.unwrap().digest;
+    let run = observed.run.clone().unwrap().status.unwrap();
+    let base = ModelDigest(Sha256::of("base"));
+    let lists = [
+        Denied { models: vec![model], ..Denied::default() },
+        Denied { bases: vec![base], ..Denied::default() },
+        Denied { models: vec![base], ..Denied::default() },
+        Denied { data: vec![run.data_digests[0].sha256], ..Denied::default() },
+        Denied { keys: vec![Sha256::of("key")], ..Denied::default() },
+    ];
+    for denied in lists {
+        let mut observed = observed.clone();
+        observed.run.as_mut().unwrap().status.as_mut().unwrap().base =
+            make::from(json!({"digest": base, "short": base.short(), "source": "models/base"}));
+        assert_eq!(replicas(&plan(&observed)), Some(2), "{denied:?}");
+        observed.policies = denying(denied.clone());
+        let drained = plan(&observed);
+        assert_eq!(replicas(&drained), Some(0), "{denied:?}");
+        assert!(drained.effects.is_empty());
+        assert_eq!(reason(&drained, ConditionType::Revoked).as_deref(), Some("Revoked"), "{denied:?}");
+        assert!(drained.status.blocked_by.iter().any(|it| it.contains("ClusterPromotionPolicy guard, denied.")));
+        assert!(drained.events.iter().any(|event| event.reason == Reason::Revoked.name()));
+        observed.object.status = Some(drained.status);
+        observed.policies = denying(Denied { data: vec![DataDigest(Sha256::of("other"))], ..Denied::default() });
+        let back = plan(&observed);
+        assert_eq!(replicas(&back), Some(2));
+        assert_eq!(reason(&back, ConditionType::Revoked).as_deref(), Some("RevocationLifted"));
+        assert!(back.events.iter().any(|event| event.reason == Reason::RevocationLifted.name()));
+    }
+}
+
+#[test]
+fn a_base_that_only_the_promotion_names_drains_too() {
+    let mut observed = serving();
+    let promotion = observed.object.status.as_ref().unwrap().promotion.clone().unwrap();
+    let base = ModelDigest(Sha256::of("base"));
+    let model = observed.object.status.as_ref().unwrap().manifest.as_ref().unwrap().digest;
+    let lineage = Lineage { model: Some(model), base: Some(base), ..Lineage::default() };
+    observed.promotions =
+        vec![RecordedPromotion { digest: promotion.digest, ring: Ring::Base0D, since: make::at(0), lineage }];
+    observed.run = None;
+    assert_eq!(replicas(&plan(&observed)), Some(2));
+    observed.policies = denying(Denied { bases: vec![base], ..Denied::default() });
+    assert_eq!(replicas(&plan(&observed)), Some(0));
+}
+
+#[test]
+fn another_model_follows_once_nothing_serves_the_denied_one() {
+    let mut observed = serving();
+    let denied = ModelDigest(Sha256::of("former"));
+    let annotations = json!({"codex-ml.dev/model-digest": denied});
+    observed.former_pods =
+        vec![make::from::<Pod>(json!({"metadata": {"name": "f", "uid": "f", "annotations": annotations}}))];
+    assert_eq!(replicas(&plan(&observed)), Some(2), "a rolling update keeps former servers");
+    observed.policies = denying(Denied { models: vec![denied], ..Denied::default() });
+    assert_eq!(replicas(&plan(&observed)), Some(0), "a former server of a denied model goes at once");
+    observed.former_pods.clear();
+    assert_eq!(replicas(&plan(&observed)), Some(2));
+}
+
+#[test]
+fn a_modified_template_of_a_denied_model_drains() {
+    let mut observed = serving();
+    let model = observed.object.status.as_ref().unwrap().manifest.as_ref().unwrap().digest;
+    observed.policies = denying(Denied { models: vec![model], ..Denied::default() });
+    (observed.deployment, observed.tampered) = (None, true);
+    assert_eq!(replicas(&plan(&observed)), Some(0), "the recorded template is restored, scaled to zero");
+}
+
+#[test]
+fn a_policy_in_a_namespace_can_only_tighten() {
+    let mut observed = ready_to_sign("run-1");
+    let model = observed.run.as_ref().unwrap().status.as_ref().unwrap().model.as_ref().unwrap().digest;
+    let cluster = policy(PolicyKind::ClusterPromotionPolicy, requiring(Ring::Base0C));
+    let team = policy(PolicyKind::PromotionPolicy, requiring(Ring::Base0B));
+    for (policies, rings, signs) in [
+        (vec![], vec![], true),
+        (vec![cluster.clone()], vec![], false),
+        (vec![cluster.clone()], vec![Ring::Base0C], true),
+        (vec![cluster.clone(), team.clone()], vec![Ring::Base0C], false),
+        (vec![cluster.clone(), team.clone()], vec![Ring::Base0B], false),
+        (vec![cluster, team], vec![Ring::Base0B, Ring::Base0C], true),
+    ] {
+        observed.policies = policies;
+        observed.promotions = rings.iter().map(|ring| promoted(*ring, model)).collect();
+        let planned = plan(&observed);
+        assert_eq!(!planned.effects.is_empty(), signs, "{rings:?}: {:?}", planned.status.blocked_by);
+        if !signs {
+            assert!(planned.status.blocked_by.iter().all(|it| it.contains("PromotionPolicy guard, rule for 0D_base_: ")));
+        }
+    }
+}
+
+#[test]
+fn the_promotion_of_another_model_does_not_count() {
+    let mut observed = ready_to_sign("run-1");
+    observed.policies = vec![policy(PolicyKind::ClusterPromotionPolicy, requiring(Ring::Base0C))];
+    observed.promotions = vec![promoted(Ring::Base0C, ModelDigest(Sha256::of("other")))];
+    assert!(plan(&observed).effects.is_empty());
+}
+
+#[test]
+fn a_statement_names_the_rules_that_held_and_a_changed_rule_is_signed_again() {
+    let mut observed = ready_to_sign("run-1");
+    let model = observed.run.as_ref().unwrap().status.as_ref().unwrap().model.as_ref().unwrap().digest;
+    observed.promotions = vec![promoted(Ring::Base0C, model), promoted(Ring::Base0B, model)];
+    let under = |observed: &ObservedReasoningPod| {
+        let plan = plan(observed);
+        let [Effect::SignPromotion { promotion, .. }] = &plan.effects[..] else { panic!("{plan:?}") };
+        promotion.clone()
+    };
+    let free = under(&observed);
+    assert!(free.reasons.policies.is_empty() && free.reasons.earlier.is_empty());
+    observed.policies = vec![policy(PolicyKind::ClusterPromotionPolicy, requiring(Ring::Base0C))];
+    let guarded = under(&observed);
+    assert_eq!((guarded.reasons.policies.len(), guarded.reasons.policies[0].name.as_str()), (1, "guard"));
+    assert_eq!(guarded.reasons.earlier[0].ring, "0C_base_");
+    assert_ne!(free.key().digest(), guarded.key().digest());
+    // A deny-list is no rule: a longer one signs nothing again.
+    observed.policies[0].spec.denied.models.push(ModelDigest(Sha256::of("other")));
+    assert_eq!(under(&observed).key().digest(), guarded.key().digest());
+    observed.policies[0].spec = requiring(Ring::Base0B);
+    assert_ne!(under(&observed).key().digest(), guarded.key().digest());
+}
+
+#[test]
+fn without_a_rule_for_the_ring_the_status_says_so_and_nothing_else_changes() {
+    let observed = ready_to_sign("run-1");
+    let mut guarded = observed.clone();
+    let mut elsewhere = requiring(Ring::Base0C);
+    elsewhere.rules[0].ring = Ring::Main;
+    guarded.policies = vec![policy(PolicyKind::PromotionPolicy, elsewhere)];
+    for observed in [&observed, &guarded] {
+        let planned = plan(observed);
+        assert_eq!(planned.effects.len(), 1);
+        let condition = find(&planned.status.conditions, ConditionType::PolicyMet).unwrap();
+        assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("Unknown", "NoPolicy"));
+        assert!(!planned.events.iter().any(|event| event.reason == "NoPolicy"), "{:?}", planned.events);
+    }
+}

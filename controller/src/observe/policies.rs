@@ -1,0 +1,116 @@
+//! Promotion policies and sign-offs: what their changes trigger, and what a ReasoningPod observes of them.
+
+use std::collections::BTreeSet;
+
+use codex_crds::{ClusterPromotionPolicy, PromotionPolicy, ReasoningPod, SignOff, annotation};
+use codex_plan::reasoning_pod::RecordedPromotion;
+use codex_provenance::ModelDigest;
+use codex_signing::verify::read_promotion;
+use codex_verdict::policy::{Lineage, Policy};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt;
+
+use super::{kind::Kind, triggers::Triggers};
+use crate::{context::Context, signer::BUNDLE};
+
+/// The phase of objects that never report.
+const PRESENT: &str = "Present";
+
+impl Kind for ClusterPromotionPolicy {
+    fn phase(&self) -> String {
+        PRESENT.to_owned()
+    }
+
+    fn changed(&self, triggers: &Triggers) {
+        triggers.reasoning_pods(None, |_| true);
+    }
+}
+
+impl Kind for PromotionPolicy {
+    fn phase(&self) -> String {
+        PRESENT.to_owned()
+    }
+
+    fn changed(&self, triggers: &Triggers) {
+        triggers.reasoning_pods(self.namespace().as_deref(), |_| true);
+    }
+}
+
+impl Kind for SignOff {
+    fn phase(&self) -> String {
+        PRESENT.to_owned()
+    }
+
+    fn ring(&self) -> String {
+        self.spec.ring.map(|ring| ring.to_string()).unwrap_or_default()
+    }
+
+    fn changed(&self, triggers: &Triggers) {
+        triggers.reasoning_pods(self.namespace().as_deref(), |pod| concerns(self, pod));
+    }
+}
+
+/// Whether a SignOff names a ReasoningPod or one of its Evaluations.
+fn concerns(sign_off: &SignOff, pod: &ReasoningPod) -> bool {
+    let spec = &sign_off.spec;
+    spec.reasoning_pod.as_ref().is_some_and(|name| *name == pod.name_any())
+        || spec.evaluation.as_ref().is_some_and(|name| pod.spec.evaluations.contains(name))
+}
+
+/// Returns the policies that apply in a namespace, by kind and name.
+pub(super) fn policies(context: &Context, namespace: &str) -> Vec<Policy> {
+    let everywhere = context.stores.cluster_promotion_policies.state();
+    let own = context.stores.promotion_policies.state();
+    let own = own.iter().filter(|policy| policy.metadata.namespace.as_deref() == Some(namespace));
+    let mut policies: Vec<Policy> =
+        everywhere.iter().map(|policy| Policy::from(&**policy)).chain(own.map(|policy| Policy::from(&**policy))).collect();
+    policies.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
+    policies
+}
+
+/// Returns the SignOffs that concern a ReasoningPod, by name.
+pub(super) fn sign_offs(context: &Context, pod: &ReasoningPod) -> Vec<SignOff> {
+    let all = context.stores.sign_offs.state();
+    let own = all.iter().filter(|it| it.metadata.namespace == pod.metadata.namespace && concerns(it, pod));
+    let mut found: Vec<SignOff> = own.map(|it| SignOff::clone(it)).collect();
+    found.sort_by_key(ResourceExt::name_any);
+    found
+}
+
+/// Returns the promotions of these models that are recorded in a namespace, and the one in the ConfigMap `named`. Each is
+/// verified with the pinned key: anyone may write a ConfigMap, and only the controller can sign.
+pub(super) fn promotions(
+    context: &Context,
+    namespace: &str,
+    models: &BTreeSet<ModelDigest>,
+    named: Option<&str>,
+) -> Vec<RecordedPromotion> {
+    let Some(key) = context.signer.public() else { return Vec::new() };
+    let wanted = |config_map: &ConfigMap| {
+        let model = config_map.annotations().get(annotation::MODEL_DIGEST).and_then(|digest| digest.parse().ok());
+        config_map.metadata.namespace.as_deref() == Some(namespace)
+            && (config_map.metadata.name.as_deref() == named || model.is_some_and(|model| models.contains(&model)))
+    };
+    let mut found: Vec<RecordedPromotion> = context
+        .stores
+        .config_maps
+        .state()
+        .iter()
+        .filter(|config_map| wanted(config_map))
+        .filter_map(|config_map| {
+            let bundle = config_map.data.as_ref()?.get(BUNDLE)?;
+            let promoted = read_promotion(bundle.as_bytes(), key).ok()?;
+            let reasons = &promoted.promotion.reasons;
+            // A copy from another namespace was promoted under the policies there.
+            (reasons.namespace == namespace).then_some(())?;
+            Some(RecordedPromotion {
+                digest: promoted.digest,
+                ring: reasons.ring.parse().ok()?,
+                since: config_map.metadata.creation_timestamp.as_ref()?.0,
+                lineage: Lineage::of_statement(&promoted.promotion, key.fingerprint()),
+            })
+        })
+        .collect();
+    found.sort_by_key(|promoted| (promoted.ring, promoted.since, promoted.digest));
+    found
+}

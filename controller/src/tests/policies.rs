@@ -1,0 +1,83 @@
+//! Promotion policies: which promotions count, and how fast a denied model is scaled to zero.
+
+use codex_crds::ReasoningPod;
+use serde_json::{Value, json};
+
+use super::{
+    reasoning_pod::{TEAM, bundles, judged, manifest, pod, settle},
+    world::{World, path},
+};
+
+/// Returns a policy for the ring of [`pod`] and the one before.
+fn policy(spec: &Value) -> Value {
+    json!({
+        "apiVersion": "codex-ml.dev/v1alpha1", "kind": "PromotionPolicy", "metadata": {"name": "guard", "uid": "guard-uid"},
+        "spec": spec,
+    })
+}
+
+/// Moves the run and its ReasoningPod to a ring.
+async fn move_to(world: &World, ring: &str) -> Value {
+    let mut run = world.api.object(&path("trainingruns", "a")).unwrap();
+    run["spec"]["rolloutRing"] = json!(ring);
+    world.api.put(&path("trainingruns", "a"), run);
+    let mut pod = world.api.object(&path("reasoningpods", "p")).unwrap_or_else(|| pod(false));
+    pod["spec"]["rolloutRing"] = json!(ring);
+    world.api.put(&path("reasoningpods", "p"), pod);
+    settle::<ReasoningPod>(world, "p").await;
+    world.api.object(&path("reasoningpods", "p")).unwrap()["status"].clone()
+}
+
+fn blocked(status: &Value) -> String {
+    status["blockedBy"].as_array().into_iter().flatten().map(|it| it.as_str().unwrap()).collect::<Vec<_>>().join("; ")
+}
+
+#[tokio::test]
+async fn only_a_promotion_that_the_controller_signed_counts_for_the_next_ring() {
+    let world = judged(600).await;
+    let requires = json!({"rules": [{"ring": "0D_base_", "requires": {"ring": "0C_base_"}}]});
+    world.api.put(&path("promotionpolicies", "guard"), policy(&requires));
+    let status = move_to(&world, "0D_base_").await;
+    assert!(blocked(&status).contains("PromotionPolicy guard, rule for 0D_base_: the model has no recorded promotion"));
+    assert!(bundles(&world).is_empty());
+    let status = move_to(&world, "0C_base_").await;
+    let name = status["promotion"]["bundle"].as_str().unwrap().to_owned();
+    let bundle = format!("/api/v1{TEAM}/configmaps/{name}");
+    let mut genuine = world.api.object(&bundle).unwrap();
+    genuine["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+
+    // A forged bundle under the same name and labels counts for nothing.
+    let mut forged = genuine.clone();
+    let text = forged["data"]["bundle.json"].as_str().unwrap().to_owned();
+    let payload = text.find("\"payload\":\"").unwrap() + 20;
+    let other = if &text[payload..=payload] == "A" { "B" } else { "A" };
+    forged["data"]["bundle.json"] = json!(format!("{}{other}{}", &text[..payload], &text[payload + 1..]));
+    world.api.put(&bundle, forged);
+    let status = move_to(&world, "0D_base_").await;
+    assert!(blocked(&status).contains("no recorded promotion in 0C_base_"), "{status:#}");
+
+    world.api.put(&bundle, genuine);
+    let status = move_to(&world, "0D_base_").await;
+    assert_eq!((blocked(&status).as_str(), &status["promotion"]["ring"]), ("", &json!("0D_base_")), "{status:#}");
+}
+
+#[tokio::test]
+async fn a_denied_model_is_scaled_to_zero_in_one_reconciliation() {
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    let replicas = || {
+        let path = format!("/apis/apps/v1{TEAM}/deployments/codex-s-p");
+        world.api.object(&path).unwrap()["spec"]["replicas"].as_i64()
+    };
+    assert_eq!(replicas(), Some(1));
+    let denies = |models: &Value| json!({"denied": {"models": models}});
+    world.api.put(&path("promotionpolicies", "guard"), policy(&denies(&json!([manifest().digest()]))));
+    world.reconcile::<ReasoningPod>("p").await.1.unwrap();
+    assert_eq!(replicas(), Some(0));
+    let status = world.api.object(&path("reasoningpods", "p")).unwrap()["status"].clone();
+    assert!(blocked(&status).contains("PromotionPolicy guard, denied.models: "), "{status:#}");
+    world.api.put(&path("promotionpolicies", "guard"), policy(&denies(&json!([]))));
+    world.reconcile::<ReasoningPod>("p").await.1.unwrap();
+    assert_eq!(replicas(), Some(1));
+}

@@ -1,0 +1,129 @@
+//! What a promotion policy demands, as its spec states it. `PromotionPolicy` and `ClusterPromotionPolicy` share it. Pure.
+
+use codex_provenance::{DataDigest, ModelDigest, Sha256};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{GateSpec, Ring, cel, policy::MAX_PERIOD};
+
+/// The most rules of a policy: one for each ring.
+pub const MAX_RULES: usize = Ring::ALL.len();
+/// The most templates of required evaluations in a rule.
+pub const MAX_TEMPLATES: usize = 8;
+/// The most gates of a template.
+pub const MAX_TEMPLATE_GATES: usize = 16;
+/// The most names in `signOffs.by` and in `signOffs.byGroups`.
+pub const MAX_SIGNERS: usize = 32;
+/// The most digests in a list of `denied`.
+pub const MAX_DENIED: usize = 256;
+/// The longest name of a user or group.
+pub const MAX_USER: usize = 256;
+
+/// What a policy demands and denies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicySpec {
+    /// Demands, at most one rule for each ring.
+    #[serde(default)]
+    pub rules: Vec<PolicyRule>,
+    /// Digests that must not be served, in any ring.
+    #[serde(default)]
+    pub denied: Denied,
+}
+
+/// What a model needs before it is promoted into a ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline, extend("x-kubernetes-validations" = cel::ring_rule()))]
+pub struct PolicyRule {
+    /// Ring that the rule is for.
+    pub ring: Ring,
+    /// Templates of Evaluations. For each, an Evaluation in spec.evaluations of the ReasoningPod must be at least as strict.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_TEMPLATES), extend("x-kubernetes-validations" = cel::unique_templates()))]
+    pub required_evaluations: Vec<RequiredEvaluation>,
+    /// Ring in which the same model digest must have been promoted before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requires: Option<RequiredRing>,
+    /// How long ago that promotion must be, such as 72h, 30m or 7d. Without it, any time is enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = MAX_PERIOD), extend("x-kubernetes-validations" = cel::period("minimumTimeInRing")))]
+    pub minimum_time_in_ring: Option<String>,
+    /// Sign-offs by people that the model needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sign_offs: Option<RequiredSignOffs>,
+}
+
+/// A template of an Evaluation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct RequiredEvaluation {
+    /// Name of the template, which messages quote.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Preset that the Evaluation must use. Without it, any preset is accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub preset: Option<String>,
+    /// SHA-256 of the problems that the evaluator must have read. Without it, any problems are accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problems_sha256: Option<DataDigest>,
+    /// Gates. For each, the Evaluation must have a gate on the same metric that is at least as strict in its bound, confidence and
+    /// minSamples.
+    #[schemars(length(min = 1, max = MAX_TEMPLATE_GATES))]
+    pub gates: Vec<GateSpec>,
+}
+
+/// The ring in which a model must have been promoted before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct RequiredRing {
+    /// Ring of the earlier promotion. It must come before the ring of the rule.
+    pub ring: Ring,
+}
+
+/// The sign-offs that a model needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct RequiredSignOffs {
+    /// Number of people who must sign.
+    #[schemars(with = "i32", range(min = 1, max = 16))]
+    pub count: u32,
+    /// User names whose sign-offs count. If by and byGroups are empty, every sign-off counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_SIGNERS), inner(length(min = 1, max = MAX_USER)))]
+    pub by: Vec<String>,
+    /// Groups whose members' sign-offs count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_SIGNERS), inner(length(min = 1, max = MAX_USER)))]
+    pub by_groups: Vec<String>,
+    /// Whether only sign-offs count that the person created, and not a GitOps account for them. Defaults to false.
+    #[serde(default)]
+    pub authenticated: bool,
+}
+
+/// Digests that must not be served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct Denied {
+    /// Digests of models.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_DENIED))]
+    pub models: Vec<ModelDigest>,
+    /// Digests of models from which a training started. What was trained from them is denied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_DENIED))]
+    pub bases: Vec<ModelDigest>,
+    /// SHA-256 of data files. What was trained on them or judged with them is denied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_DENIED))]
+    pub data: Vec<DataDigest>,
+    /// Fingerprints of signing keys: SHA-256 of the public key's PEM text. What they signed is denied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_DENIED))]
+    pub keys: Vec<Sha256>,
+}

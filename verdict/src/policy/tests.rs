@@ -1,0 +1,196 @@
+//! Tests of the check of policies.
+
+use codex_provenance::{DataDigest, ModelDigest, Sha256};
+use jiff::Timestamp;
+
+use super::{
+    Candidate, Demand, Denied, Earlier, Facts, Lineage, Policy, PolicyKind, PolicyRule, PolicySpec, RequiredEvaluation,
+    RequiredRing, RequiredSignOffs, SignedOff, breaches, denials, stated,
+};
+use crate::{Decimal, Gate, GateSpec, Ring};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn rule() -> PolicyRule {
+    PolicyRule {
+        ring: Ring::Main,
+        required_evaluations: Vec::new(),
+        requires: None,
+        minimum_time_in_ring: None,
+        sign_offs: None,
+    }
+}
+
+fn under(rule: PolicyRule) -> Vec<Policy> {
+    let spec = PolicySpec { rules: vec![rule], denied: Denied::default() };
+    vec![Policy { kind: PolicyKind::ClusterPromotionPolicy, name: "p".to_owned(), uid: "u".to_owned(), spec }]
+}
+
+fn facts() -> Facts {
+    Facts { ring: Ring::Main, evaluations: Vec::new(), earlier: Vec::new(), sign_offs: Vec::new(), now: at(10_000) }
+}
+
+fn said(rule: PolicyRule, facts: &Facts) -> Vec<(Demand, String)> {
+    breaches(&under(rule), facts).into_iter().map(|breach| (breach.demand, breach.sentence)).collect()
+}
+
+fn template(preset: Option<&str>, problems: Option<&str>, min: &str) -> PolicyRule {
+    let gate = GateSpec {
+        metric: "exact_match".to_owned(),
+        min: Some(Decimal(min.to_owned())),
+        confidence: Some(Decimal("0.95".to_owned())),
+        ..GateSpec::default()
+    };
+    let template = RequiredEvaluation {
+        name: "m0".to_owned(),
+        preset: preset.map(str::to_owned),
+        problems_sha256: problems.map(|text| DataDigest(Sha256::of(text))),
+        gates: vec![gate],
+    };
+    PolicyRule { required_evaluations: vec![template], ..rule() }
+}
+
+fn candidate(preset: &str, problems: Option<&str>, gates: &[&str]) -> Candidate {
+    let gates: Vec<Gate> = gates.iter().map(|text| text.parse().unwrap()).collect();
+    let problems = problems.map(|text| DataDigest(Sha256::of(text)));
+    Candidate { name: "lite".to_owned(), preset: preset.to_owned(), problems, gates }
+}
+
+#[test]
+fn a_template_is_satisfied_by_one_evaluation_that_is_as_strict() {
+    let met = |candidate: Candidate| {
+        let facts = Facts { evaluations: vec![candidate], ..facts() };
+        said(template(Some("cot-lite"), Some("p"), "0.9"), &facts)
+    };
+    assert_eq!(met(candidate("cot-lite", Some("p"), &["trace_coverage>=0.1", "exact_match>=0.9@0.95"])), []);
+    for (weak, why) in [
+        (candidate("cot-hard", Some("p"), &["exact_match>=0.9@0.95"]), "has the preset cot-hard, not cot-lite"),
+        (candidate("cot-lite", Some("q"), &["exact_match>=0.9@0.95"]), "read the problems"),
+        (candidate("cot-lite", None, &["exact_match>=0.9@0.95"]), "has not reported that it read the problems"),
+        (candidate("cot-lite", Some("p"), &["trace_coverage>=0.9@0.95"]), "has no gate on exact_match"),
+        (candidate("cot-lite", Some("p"), &["exact_match>=0@0.95"]), "asks for at least 0, not for at least 0.9"),
+    ] {
+        let told = met(weak);
+        assert_eq!((told.len(), told[0].0), (1, Demand::Evaluation));
+        let (start, end) =
+            ("ClusterPromotionPolicy p, rule for main: no Evaluation satisfies requiredEvaluations[m0]: ", "in spec.evaluations");
+        assert!(told[0].1.starts_with(start) && told[0].1.ends_with(end) && told[0].1.contains(why), "{}", told[0].1);
+    }
+    // One of several evaluations is enough, and two halves are not.
+    let weak = candidate("cot-lite", Some("p"), &["exact_match>=0.5@0.95"]);
+    let strict = candidate("cot-lite", Some("p"), &["exact_match>=0.95@0.99"]);
+    let all = Facts { evaluations: vec![weak.clone(), strict], ..facts() };
+    assert_eq!(said(template(None, None, "0.9"), &all), []);
+    let other = candidate("cot-hard", Some("p"), &["exact_match>=0.95@0.99"]);
+    assert_eq!(said(template(Some("cot-lite"), None, "0.9"), &Facts { evaluations: vec![weak, other], ..facts() }).len(), 1);
+    assert!(said(template(None, None, "0.9"), &facts())[0].1.contains("there is none"));
+}
+
+#[test]
+fn an_invalid_rule_passes_nothing() {
+    let strict = candidate("cot-lite", Some("p"), &["exact_match>=0.95@0.99"]);
+    let facts = Facts { evaluations: vec![strict], ..facts() };
+    let mut invalid = template(None, None, "high");
+    assert_eq!(said(invalid.clone(), &facts)[0].0, Demand::Rule);
+    invalid.required_evaluations[0].gates.clear();
+    assert_eq!(said(invalid, &facts)[0].0, Demand::Rule);
+    let timeless = PolicyRule { minimum_time_in_ring: Some("1h".to_owned()), ..rule() };
+    assert_eq!(said(timeless, &facts)[0].0, Demand::Rule);
+    let requires = Some(RequiredRing { ring: Ring::Base0D });
+    let wrong = PolicyRule { requires, minimum_time_in_ring: Some("soon".to_owned()), ..rule() };
+    assert_eq!(said(wrong, &facts)[0].0, Demand::Rule);
+}
+
+#[test]
+fn the_ring_before_and_the_time_there_are_demanded() {
+    let wanted = PolicyRule {
+        requires: Some(RequiredRing { ring: Ring::Base0D }),
+        minimum_time_in_ring: Some("1h".to_owned()),
+        ..rule()
+    };
+    let with = |earlier: &[(Ring, i64)]| {
+        let earlier = earlier.iter().map(|(ring, second)| Earlier { ring: *ring, since: at(*second) }).collect();
+        breaches(&under(wanted.clone()), &Facts { earlier, ..facts() })
+    };
+    assert_eq!(with(&[(Ring::Base0D, 6_400)]), []);
+    assert_eq!(with(&[(Ring::Base0D, 9_999), (Ring::Base0D, 1)]), [], "the first promotion counts");
+    let early = with(&[(Ring::Base0D, 6_401)]);
+    assert_eq!((early[0].demand, early[0].due), (Demand::Time, Some(at(10_001))));
+    assert!(early[0].sentence.contains("minimumTimeInRing is 1h"), "{}", early[0].sentence);
+    let elsewhere = with(&[(Ring::Base0C, 1), (Ring::Main, 1)]);
+    assert_eq!((elsewhere[0].demand, elsewhere[0].due), (Demand::Ring, None));
+    assert!(elsewhere[0].sentence.contains("no recorded promotion in 0D_base_"), "{}", elsewhere[0].sentence);
+}
+
+#[test]
+fn people_are_counted_once_and_only_if_they_may_sign() {
+    let sign = |by: &str, groups: &[&str], authenticated| SignedOff {
+        by: by.to_owned(),
+        groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+        authenticated,
+    };
+    let with = |count, by: &[&str], authenticated, sign_offs: Vec<SignedOff>| {
+        let names: Vec<String> = by.iter().map(|name| (*name).to_owned()).collect();
+        let by_groups = if by.is_empty() { Vec::new() } else { vec!["leads".to_owned()] };
+        let sign_offs_wanted = RequiredSignOffs { count, by: names, by_groups, authenticated };
+        let rule = PolicyRule { sign_offs: Some(sign_offs_wanted), ..rule() };
+        said(rule, &Facts { sign_offs, ..facts() })
+    };
+    assert_eq!(with(1, &[], false, vec![sign("anyone", &[], false)]), []);
+    assert_eq!(with(2, &["ada"], false, vec![sign("ada", &[], false), sign("bob", &["leads"], false)]), []);
+    for refused in [
+        with(1, &[], false, Vec::new()),
+        with(2, &["ada"], false, vec![sign("ada", &[], true), sign("ada", &["leads"], true)]),
+        with(1, &["ada"], false, vec![sign("eve", &["others"], true)]),
+        with(1, &["ada"], true, vec![sign("ada", &[], false)]),
+    ] {
+        assert_eq!((refused.len(), refused[0].0), (1, Demand::SignOff));
+    }
+    let told = with(2, &["ada"], true, vec![sign("ada", &[], true)]).remove(0).1;
+    assert!(
+        told.contains("1 of 2 sign-offs") && told.contains("create 1 more by ada or members of leads, created by the person"),
+        "{told}"
+    );
+}
+
+#[test]
+fn each_list_denies_and_says_which() {
+    let (model, base) = (ModelDigest(Sha256::of("m")), ModelDigest(Sha256::of("b")));
+    let (file, key) = (DataDigest(Sha256::of("d")), Sha256::of("k"));
+    let lineage = Lineage { model: Some(model), base: Some(base), data: [file].into(), key: Some(key.to_string()) };
+    let with = |denied: Denied, lineage: &Lineage| {
+        let spec = PolicySpec { rules: Vec::new(), denied };
+        let policy = Policy { kind: PolicyKind::PromotionPolicy, name: "p".to_owned(), uid: String::new(), spec };
+        denials(&[policy], lineage).into_iter().map(|breach| breach.sentence).collect::<Vec<_>>()
+    };
+    for (denied, list) in [
+        (Denied { models: vec![model], ..Denied::default() }, "models"),
+        (Denied { models: vec![base], ..Denied::default() }, "models"),
+        (Denied { bases: vec![base], ..Denied::default() }, "bases"),
+        (Denied { data: vec![file], ..Denied::default() }, "data"),
+        (Denied { keys: vec![key], ..Denied::default() }, "keys"),
+    ] {
+        let told = with(denied, &lineage);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with(&format!("PromotionPolicy p, denied.{list}: the model ")), "{told:?}");
+    }
+    // A base may be served itself, and a status holds the first digits of a key.
+    assert!(with(Denied { bases: vec![model], ..Denied::default() }, &lineage).is_empty());
+    let short = Lineage { key: Some(key.short()), ..Lineage::default() };
+    assert_eq!(with(Denied { keys: vec![key], ..Denied::default() }, &short).len(), 1);
+    assert!(with(Denied { keys: vec![key], ..Denied::default() }, &Lineage::default()).is_empty());
+    let unknown = Lineage { key: Some(String::new()), ..Lineage::default() };
+    assert!(with(Denied { keys: vec![key], ..Denied::default() }, &unknown).is_empty());
+}
+
+#[test]
+fn rules_of_other_rings_do_not_apply() {
+    let wanted = PolicyRule { requires: Some(RequiredRing { ring: Ring::Base0D }), ..rule() };
+    let facts = Facts { ring: Ring::Base0D, ..facts() };
+    assert_eq!(said(wanted.clone(), &facts), []);
+    assert!(stated(&under(wanted.clone()), Ring::Base0D).is_empty());
+    let held = stated(&under(wanted), Ring::Main);
+    assert_eq!((held[0].kind.as_str(), held[0].name.as_str()), ("ClusterPromotionPolicy", "p"));
+}
