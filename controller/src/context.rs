@@ -10,6 +10,7 @@ use crate::{
     admission::AdmissionWatch,
     backoff::Backoff,
     by_uid::ByUid,
+    clock::Clock,
     endpoint::Writers,
     inbox::Inbox,
     metrics::Metrics,
@@ -21,7 +22,9 @@ use crate::{
 
 /// The state that all reconciliations share.
 pub struct Context {
-    /// The client for the API server.
+    /// The clock.
+    pub clock: Clock,
+    /// The client for the API server. It writes only while this process holds the Lease.
     pub client: Client,
     /// The settings of this controller that plans depend on.
     pub settings: Arc<Settings>,
@@ -58,7 +61,7 @@ pub struct Context {
 impl Context {
     /// Returns the current time.
     pub fn now(&self) -> Timestamp {
-        Timestamp::now()
+        self.clock.now()
     }
 
     /// Drops the state of objects that no longer exist.

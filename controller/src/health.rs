@@ -34,6 +34,8 @@ pub enum Standby {
     Starting,
     /// It waits for the Lease, for this reason.
     Lease(String),
+    /// Another installation reconciles its objects, as this sentence says.
+    Objects(String),
     /// It holds the Lease and fills its caches.
     Caches,
     /// It stops.
@@ -45,6 +47,7 @@ impl fmt::Display for Standby {
         match self {
             Self::Starting => f.write_str("not the active leader: starting"),
             Self::Lease(why) => write!(f, "not the active leader: waiting for the Lease: {why}"),
+            Self::Objects(why) => write!(f, "not the active leader: {why}"),
             Self::Caches => f.write_str(
                 "the active leader, and not ready: filling the caches; if this lasts, the log names the kind that cannot be listed",
             ),
@@ -153,6 +156,7 @@ mod tests {
                 Standby::Lease("the Lease a is held by b".to_owned()),
                 "waiting for the Lease: the Lease a is held by b\n",
             ),
+            (Standby::Objects("another controller owns the objects".to_owned()), "another controller owns the objects"),
             (Standby::Caches, "filling the caches"),
             (Standby::Stopping, "stopping"),
         ] {

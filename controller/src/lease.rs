@@ -6,12 +6,13 @@
 
 use std::time::Duration;
 
+use codex_crds::annotation;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::MicroTime,
 };
-use kube::{Api, Client, api::ObjectMeta};
+use kube::{Api, Client, ResourceExt, api::ObjectMeta};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
@@ -19,6 +20,8 @@ use crate::{
     api::post_params,
     backoff::jittered,
     error::{answered, client_category},
+    fence::Fence,
+    installations::{Installation, Others},
 };
 
 /// The duration of the Lease: how long it is valid without being renewed.
@@ -27,6 +30,8 @@ pub const DURATION: Duration = Duration::from_secs(30);
 pub const RENEW: Duration = Duration::from_secs(10);
 /// How long a holder keeps reconciling without a successful renewal. It stops well before the Lease expires.
 pub const DEADLINE: Duration = Duration::from_secs(20);
+/// How long a holder waits before it looks again whether another installation reconciles its objects.
+const RIVALS: Duration = Duration::from_secs(5);
 /// How long to wait between attempts.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -73,8 +78,11 @@ impl LeaseError {
 #[derive(Clone)]
 pub struct Candidate {
     api: Api<Lease>,
+    namespace: String,
     name: String,
     identity: String,
+    fence: Fence,
+    installation: Installation,
 }
 
 /// The Lease, held by this process.
@@ -85,7 +93,7 @@ pub struct HeldLease {
 }
 
 /// The version of the Lease that was seen last, and when it was first seen.
-struct Seen {
+pub(crate) struct Seen {
     version: Option<String>,
     since: Instant,
 }
@@ -93,7 +101,25 @@ struct Seen {
 impl Candidate {
     /// Creates a candidate for the Lease `name` in `namespace` with the holder identity `identity`.
     pub fn new(client: Client, namespace: &str, name: &str, identity: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), name: name.to_owned(), identity }
+        Self {
+            api: Api::namespaced(client, namespace),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            identity,
+            fence: Fence::default(),
+            installation: Installation::default(),
+        }
+    }
+
+    /// Sets the namespaces whose objects this process reconciles; all namespaces if there are none.
+    #[must_use]
+    pub fn watching(self, namespaces: &[String]) -> Self {
+        Self { installation: Installation::watching(namespaces), ..self }
+    }
+
+    /// Returns the fence that is open while this process holds the Lease and has renewed it in time.
+    pub fn fence(&self) -> Fence {
+        self.fence.clone()
     }
 
     /// Waits until this process holds the Lease. Failures are logged and retried.
@@ -144,6 +170,7 @@ impl Candidate {
             }
         };
         let lease = lease.map_err(|source| self.client(source))?;
+        self.fence.open_until(began + DEADLINE);
         Ok(HeldLease { candidate: self.clone(), lease, renewed: began })
     }
 
@@ -152,9 +179,10 @@ impl Candidate {
         let mine = before.holder_identity.as_deref() == Some(&self.identity);
         let now = MicroTime(Timestamp::now());
         let transitions = before.lease_transitions.unwrap_or(0);
-        Lease {
+        let mut lease = Lease {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),
+                namespace: Some(self.namespace.clone()),
                 resource_version: found.and_then(|lease| lease.metadata.resource_version.clone()),
                 ..ObjectMeta::default()
             },
@@ -166,7 +194,9 @@ impl Candidate {
                 lease_transitions: Some(if mine || found.is_none() { transitions } else { transitions + 1 }),
                 ..LeaseSpec::default()
             }),
-        }
+        };
+        self.installation.mark(&mut lease);
+        lease
     }
 
     fn client(&self, source: kube::Error) -> LeaseError {
@@ -175,8 +205,69 @@ impl Candidate {
 }
 
 impl HeldLease {
-    /// Renews the Lease until it is lost, and returns why.
+    /// Waits until no other installation reconciles objects that this one watches, and says in the Lease that this one does. Calls
+    /// `tell` with each new reason to wait. The Lease is renewed meanwhile.
+    ///
+    /// # Errors
+    /// When the Lease is lost.
+    pub async fn claim_objects(&mut self, tell: impl Fn(&str)) -> Result<(), LeaseError> {
+        let (mut others, mut told) = (Others::default(), String::new());
+        loop {
+            let said = match self.rival(&mut others).await {
+                Ok(None) => {
+                    self.candidate.installation.reconciles(true);
+                    match self.renew().await {
+                        Ok(()) => {}
+                        Err(lost @ LeaseError::Taken { .. }) => return Err(lost),
+                        Err(failure) => debug!("{failure}"),
+                    }
+                    // Another installation may have looked before this one said so: then it has said so by now.
+                    match self.rival(&mut others).await {
+                        Ok(None) if self.says_so() => return Ok(()),
+                        Ok(None) => "the Lease does not say yet that this controller reconciles the objects".to_owned(),
+                        Ok(Some(rival)) => rival,
+                        Err(failure) => failure.to_string(),
+                    }
+                }
+                Ok(Some(rival)) => rival,
+                Err(failure) => failure.to_string(),
+            };
+            self.candidate.installation.reconciles(false);
+            if said != told {
+                tell(&said);
+                told = said;
+            }
+            match self.renew().await {
+                Ok(()) => {}
+                Err(lost @ LeaseError::Taken { .. }) => return Err(lost),
+                Err(failure) => debug!("{failure}"),
+            }
+            if Instant::now() >= self.renewed + DEADLINE {
+                return Err(LeaseError::Expired { name: self.candidate.name.clone() });
+            }
+            sleep(jittered(RIVALS)).await;
+        }
+    }
+
+    /// Whether the Lease, as it was written last, says that this process reconciles.
+    fn says_so(&self) -> bool {
+        self.lease.annotations().get(annotation::RECONCILES).is_some_and(|said| said == "true")
+    }
+
+    async fn rival(&self, others: &mut Others) -> Result<Option<String>, LeaseError> {
+        let Candidate { api, namespace, name, installation, .. } = &self.candidate;
+        let found = others.rival(api.clone().into_client(), installation, (namespace, name)).await;
+        found.map_err(|source| self.candidate.client(source))
+    }
+
+    /// Renews the Lease until it is lost, and returns why. Writes through the fence end with it.
     pub async fn keep(&mut self) -> LeaseError {
+        let lost = self.renew_until_lost().await;
+        self.candidate.fence.close();
+        lost
+    }
+
+    async fn renew_until_lost(&mut self) -> LeaseError {
         loop {
             let deadline = self.renewed + DEADLINE;
             sleep_until(self.renewed + jittered(RENEW)).await;
@@ -196,13 +287,14 @@ impl HeldLease {
     }
 
     async fn renew(&mut self) -> Result<(), LeaseError> {
-        let Candidate { api, name, identity } = &self.candidate;
+        let Candidate { api, name, identity, .. } = &self.candidate;
         let began = Instant::now();
         let claim = self.candidate.claim(Some(&self.lease));
         match api.replace(name, &post_params(), &claim).await {
             Ok(lease) => {
                 self.lease = lease;
                 self.renewed = began;
+                self.candidate.fence.open_until(began + DEADLINE);
                 Ok(())
             }
             // Another client changed the Lease. It is lost only if its holder changed.
@@ -229,7 +321,9 @@ impl HeldLease {
     /// # Errors
     /// When the request fails; the Lease then expires by itself.
     pub async fn release(self) -> Result<(), LeaseError> {
-        let Candidate { api, name, .. } = &self.candidate;
+        let Candidate { api, name, fence, .. } = &self.candidate;
+        fence.close();
+        self.candidate.installation.reconciles(false);
         let mut claim = self.candidate.claim(Some(&self.lease));
         if let Some(spec) = &mut claim.spec {
             spec.holder_identity = None;
@@ -242,7 +336,7 @@ impl HeldLease {
 }
 
 /// Returns whether the Lease has not changed for longer than its duration.
-fn is_expired(found: &Lease, seen: &mut Option<Seen>) -> bool {
+pub(crate) fn is_expired(found: &Lease, seen: &mut Option<Seen>) -> bool {
     let version = found.metadata.resource_version.clone();
     let duration = found.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or(0).max(0);
     match seen {
@@ -254,6 +348,7 @@ fn is_expired(found: &Lease, seen: &mut Option<Seen>) -> bool {
     }
 }
 
-fn holder(lease: &Lease) -> &str {
+/// Returns the identity of the holder; empty if no process holds the Lease.
+pub(crate) fn holder(lease: &Lease) -> &str {
     lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
 }

@@ -2,11 +2,12 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::http::Request;
 use codex_crds::ReasoningPod;
 use codex_plan::Settings;
 use kube::{
     Client, Config, ResourceExt,
-    client::ClientBuilder,
+    client::{Body, ClientBuilder},
     runtime::events::{Recorder, Reporter},
 };
 use tokio::{
@@ -16,6 +17,7 @@ use tokio::{
     time::{interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tower::{Layer, service_fn};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -24,14 +26,16 @@ use crate::{
     backoff::Backoff,
     by_uid::ByUid,
     census::Leader,
+    clock::Clock,
     context::Context,
     endpoint::{self, Endpoint},
     error::{chain, client_category},
+    fence::Fence,
     flags::Flags,
     health::{self, Health, Leadership, Standby},
     inbox::Inbox,
     kinds::kinds,
-    lease::{Candidate, LeaseError},
+    lease::{Candidate, HeldLease, LeaseError},
     metrics::Metrics,
     observe::{Queues, Requests, watch},
     reconcile::control,
@@ -162,6 +166,16 @@ async fn client(metrics: &Metrics) -> kube::Result<Client> {
     Ok(ClientBuilder::try_from(config)?.with_layer(&CountRequests(metrics.clone())).build())
 }
 
+/// Returns the client with a fence around its writes.
+pub(crate) fn fenced(client: &Client, fence: &Fence) -> Client {
+    let (inner, namespace) = (client.clone(), client.default_namespace().to_owned());
+    let send = service_fn(move |request: Request<Body>| {
+        let inner = inner.clone();
+        async move { inner.send(request).await }
+    });
+    Client::new(fence.layer(send), namespace)
+}
+
 /// Waits for the Lease and reconciles while it is held.
 async fn lead(
     flags: &Flags,
@@ -173,13 +187,27 @@ async fn lead(
     active: &Sender<Option<Arc<Context>>>,
 ) -> Result<(), OperatorError> {
     let identity = flags.identity();
-    let candidate = Candidate::new(client.clone(), &flags.namespace, &flags.lease_name, identity.clone());
+    let candidate = Candidate::new(client.clone(), &flags.namespace, &flags.lease_name, identity.clone())
+        .watching(&flags.watch_namespaces.0);
+    // Writes of this process end when its Lease does, even those of a reconciliation that is not cancelled yet.
+    let client = fenced(&client, &candidate.fence());
     let mut held = tokio::select! {
         held = candidate.acquire_and_tell(|why| {
             leadership.send_replace(Leadership::Standby(Standby::Lease(why.to_owned())));
         }) => held,
         () = stop.cancelled() => return Ok(()),
     };
+    let claimed = held.claim_objects(|why| {
+        warn!("standing by: {why}");
+        leadership.send_replace(Leadership::Standby(Standby::Objects(why.to_owned())));
+    });
+    tokio::select! {
+        claimed = claimed => claimed?,
+        () = stop.cancelled() => {
+            release(held).await;
+            return Ok(());
+        }
+    }
     leadership.send_replace(Leadership::Standby(Standby::Caches));
     metrics.leads(true);
     let work = async {
@@ -213,6 +241,7 @@ async fn lead(
         let reporter =
             Reporter { controller: MANAGER.to_owned(), instance: Some(identity.chars().take(128).collect()) };
         let context = Arc::new(Context {
+            clock: Clock::System,
             recorder: Recorder::new(client.clone(), reporter),
             client,
             settings,
@@ -278,10 +307,14 @@ async fn lead(
     };
     metrics.leads(false);
     metrics.signs(false);
+    release(held).await;
+    result
+}
+
+async fn release(held: HeldLease) {
     if let Err(failure) = held.release().await {
         warn!(error = chain(&failure), "the Lease could not be released and expires by itself");
     }
-    result
 }
 
 macro_rules! control_kinds {

@@ -10,6 +10,8 @@ pub mod label {
     pub const REASONING_POD: &str = "codex-ml.dev/reasoning-pod";
     /// The ring, in its label form.
     pub const RING: &str = "codex-ml.dev/ring";
+    /// Name of the LocalQueue of Kueue that admits a Job. Kueue's own label.
+    pub const QUEUE_NAME: &str = "kueue.x-k8s.io/queue-name";
 }
 
 /// Annotations of the project. Digests are annotations because they are too long for labels.
@@ -24,6 +26,12 @@ pub mod annotation {
     pub const PROMOTION_DIGEST: &str = "codex-ml.dev/promotion-digest";
     /// SHA-256 of the settings of the controller that created a pod template.
     pub const SETTINGS_DIGEST: &str = "codex-ml.dev/settings-digest";
+    /// Name of the queue that a Job was created for.
+    pub const QUEUE: &str = "codex-ml.dev/queue";
+    /// Namespaces that an installation of the controller watches, separated by commas; empty for all. On its Lease.
+    pub const WATCHES: &str = "codex-ml.dev/watches";
+    /// Whether an installation of the controller reconciles objects: true or false. On its Lease.
+    pub const RECONCILES: &str = "codex-ml.dev/reconciles";
 }
 
 /// Names of child objects. Custom resources have names of at most 52 characters, so these names are valid label values.

@@ -33,6 +33,7 @@ use crate::{
     admission::AdmissionWatch,
     backoff::Backoff,
     by_uid::ByUid,
+    clock::Clock,
     context::Context,
     inbox::Inbox,
     metrics::Metrics,
@@ -128,6 +129,14 @@ impl Api {
                     let items: Vec<_> = found.map(|(_, object)| object.clone()).collect();
                     let list = json!({
                         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSliceList", "metadata": {}, "items": items,
+                    });
+                    (StatusCode::OK, list)
+                }
+                None if object_path.ends_with("/leases") => {
+                    let leases = held.objects.iter().filter(|(path, _)| path.contains("/leases/"));
+                    let items: Vec<_> = leases.map(|(_, object)| object.clone()).collect();
+                    let list = json!({
+                        "apiVersion": "coordination.k8s.io/v1", "kind": "LeaseList", "metadata": {}, "items": items,
                     });
                     (StatusCode::OK, list)
                 }
@@ -319,6 +328,7 @@ impl World {
         let (queues, requests) = Queues::new();
         let reporter = Reporter { controller: "codex-controller".to_owned(), instance: Some("test".to_owned()) };
         let context = Arc::new(Context {
+            clock: Clock::System,
             recorder: Recorder::new(client.clone(), reporter),
             client,
             settings: Arc::new(Settings {

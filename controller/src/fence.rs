@@ -1,0 +1,117 @@
+//! The fence around the writes of a leader. A layer of the client.
+//!
+//! A process that stood still, because its machine was suspended or had no time for it, may resume in the middle of a
+//! reconciliation after its Lease has expired. Its next write must not reach the API server, although the task that keeps the
+//! Lease has not run yet.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+};
+
+use axum::http::{Method, Request, Response};
+use tokio::time::Instant;
+use tower::{BoxError, Layer, Service};
+
+/// A write was not sent.
+#[derive(Debug, thiserror::Error)]
+#[error("the Lease is not held or was not renewed in time, so this process must not write")]
+pub struct FencedError;
+
+/// Lets writes pass until a point in time, which each renewal of the Lease moves.
+#[derive(Clone, Debug, Default)]
+pub struct Fence(Arc<Mutex<Option<Instant>>>);
+
+impl Fence {
+    /// Lets writes pass until then.
+    pub fn open_until(&self, until: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+    }
+
+    /// Lets no write pass.
+    pub fn close(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn is_open(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    }
+}
+
+impl<S> Layer<S> for Fence {
+    type Service = Fenced<S>;
+
+    fn layer(&self, inner: S) -> Fenced<S> {
+        Fenced { inner, fence: self.clone() }
+    }
+}
+
+/// A client whose writes the fence stops.
+#[derive(Clone)]
+pub struct Fenced<S> {
+    inner: S,
+    fence: Fence,
+}
+
+impl<S, B, R> Service<Request<B>> for Fenced<S>
+where
+    S: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        if request.method() != Method::GET && !self.fence.is_open() {
+            return Box::pin(async { Err(FencedError.into()) });
+        }
+        let answer = self.inner.call(request);
+        Box::pin(async move { answer.await.map_err(Into::into) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, time::Duration};
+
+    use axum::http::{Request, Response};
+    use tokio::time::{Instant, advance};
+    use tower::{Layer, ServiceExt, service_fn};
+
+    use super::{Fence, FencedError};
+
+    async fn sent(fence: &Fence, method: &str) -> bool {
+        let server = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(())) });
+        let request = Request::builder().method(method).uri("/api/v1/pods/a").body(()).unwrap();
+        match fence.layer(server).oneshot(request).await {
+            Ok(_) => true,
+            Err(failure) => {
+                assert!(failure.is::<FencedError>(), "{failure}");
+                false
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn writes_pass_only_until_the_fence_closes_and_reads_always() {
+        let fence = Fence::default();
+        assert!(!sent(&fence, "PATCH").await);
+        fence.open_until(Instant::now() + Duration::from_secs(5));
+        for method in ["PATCH", "POST", "PUT", "DELETE", "GET"] {
+            assert!(sent(&fence, method).await, "{method}");
+        }
+        advance(Duration::from_secs(6)).await;
+        assert!(!sent(&fence, "DELETE").await);
+        assert!(sent(&fence, "GET").await);
+        fence.open_until(Instant::now() + Duration::from_secs(5));
+        assert!(sent(&fence, "POST").await);
+        fence.close();
+        assert!(!sent(&fence, "POST").await);
+    }
+}
