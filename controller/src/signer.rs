@@ -249,7 +249,8 @@ fn judge(secret: Option<&Secret>, pinned: &PublicKey) -> Result<Arc<PrivateKey>,
     Ok(Arc::new(key))
 }
 
-fn new_secret(key: &PrivateKey) -> Result<Secret, KeyError> {
+/// Returns the Secret of a new key.
+pub(crate) fn new_secret(key: &PrivateKey) -> Result<Secret, KeyError> {
     let private = key.to_pem()?;
     Ok(secret(NAME, "signer", [(PRIVATE, private.as_bytes()), (PUBLIC, key.public().to_pem().as_bytes())]))
 }

@@ -13,6 +13,8 @@ mod reasoning_pod;
 mod references;
 mod reflector;
 mod served;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod stores;
 mod training_run;
 mod triggers;

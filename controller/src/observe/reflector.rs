@@ -28,7 +28,7 @@ use tracing::{debug, error, info, warn};
 use crate::{error::chain, metrics::Metrics};
 
 /// An object, or why it cannot be parsed.
-type Parsed<K> = Result<K, Box<InvalidObject>>;
+pub(super) type Parsed<K> = Result<K, Box<InvalidObject>>;
 /// Events, each with the index of its watch.
 type Events<K> = Pin<Box<dyn Stream<Item = (usize, watcher::Result<Event<Parsed<K>>>)> + Send>>;
 
@@ -216,7 +216,7 @@ where
         }
     }
 
-    fn handle(&mut self, index: usize, event: Event<Parsed<K>>) {
+    pub(super) fn handle(&mut self, index: usize, event: Event<Parsed<K>>) {
         let listing = self.listings.entry(index).or_default();
         match event {
             Event::Init => listing.relisted = Some(HashSet::new()),

@@ -87,13 +87,13 @@ pub async fn watch(
 }
 
 /// Removes metadata of pods that nothing reads.
-fn strip_annotations(pod: &mut PartialObjectMeta<Pod>) {
+pub(super) fn strip_annotations(pod: &mut PartialObjectMeta<Pod>) {
     pod.metadata.annotations = None;
     pod.metadata.finalizers = None;
 }
 
 /// Removes the endpoints of slices that the cluster writes: of these only the existence matters.
-fn strip_foreign(slice: &mut EndpointSlice) {
+pub(super) fn strip_foreign(slice: &mut EndpointSlice) {
     if slice.metadata.labels.as_ref().and_then(|labels| labels.get(WRITTEN_BY)).is_none_or(|writer| writer != WRITER) {
         slice.endpoints = Vec::new();
         slice.ports = None;
@@ -101,7 +101,7 @@ fn strip_foreign(slice: &mut EndpointSlice) {
 }
 
 /// Removes metadata that nothing reads: of these objects only the existence matters.
-fn strip_metadata<K>(object: &mut PartialObjectMeta<K>) {
+pub(super) fn strip_metadata<K>(object: &mut PartialObjectMeta<K>) {
     object.metadata.annotations = None;
     object.metadata.labels = None;
     object.metadata.owner_references = None;

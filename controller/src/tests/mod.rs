@@ -7,5 +7,6 @@ mod lease;
 mod policies;
 mod reasoning_pod;
 mod signer;
+mod simulation;
 mod training_run;
 pub(crate) mod world;

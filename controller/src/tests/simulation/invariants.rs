@@ -1,0 +1,268 @@
+//! What must hold, whatever happens. The list:
+//!
+//! | | Checked |
+//! |---|---|
+//! | 1 | A process that does not hold the Lease writes nothing | at each write |
+//! | 2 | Controllers change no spec and no object of others | at each write |
+//! | 3 | Every child has an owner that is its controller | at each write |
+//! | 4 | An object has at most one Job at a time | at each write |
+//! | 5 | A finished run never trains again, a finished evaluation never scores again | at each write |
+//! | 6 | A run's model is the one that its trainer wrote | at each write |
+//! | 7 | A verdict is the one that the model deserves | at each write |
+//! | 8 | A server's `verified` names a digest that a server said | at each write |
+//! | 9 | Nothing is signed twice with different content | at each write |
+//! | 10 | Only models that passed are promoted; servers start only under a promotion of exactly these bytes | at each write |
+//! | 11 | A report with the token of another pod, and one of a pod that is gone, is refused | at each report |
+//! | 12 | Without faults everything settles, and a settled controller writes nothing | at the end |
+//! | 13 | Each status is true: of the newest generation, and of what exists | at the end |
+//! | 14 | Without a cause of its own nothing fails | at the end |
+//! | 15 | No child outlives its owner, and no child is left over | at the end |
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use codex_provenance::Sha256;
+use serde_json::{Value, json};
+
+use super::server::{NAMESPACE, Sender, Server};
+use crate::tests::simulation::make;
+
+/// What the simulation knows beyond what the objects say.
+#[derive(Default)]
+pub(super) struct Known {
+    /// The uids of objects whose status has said that their work is complete.
+    finished: BTreeSet<String>,
+    /// The uids of objects to which something happened that may fail them.
+    pub(super) disturbed: BTreeSet<String>,
+    /// The payload of each bundle ever made, by the name of its ConfigMap.
+    signed: BTreeMap<String, Vec<u8>>,
+    /// The digests that servers of each object reported.
+    pub(super) verified: BTreeSet<(String, String)>,
+}
+
+/// Returns the contents of the model that the run with this uid trains.
+pub(super) fn contents(run: &str) -> String {
+    format!("trained by {run}")
+}
+
+/// Whether the model of the run with this uid is good enough to pass.
+pub(super) fn is_good(run: &str) -> bool {
+    run.ends_with(|last: char| "123456".contains(last))
+}
+
+/// Returns the digest of the model that the run with this uid trains.
+pub(super) fn model(run: &str) -> String {
+    make::model(&contents(run)).digest.to_string()
+}
+
+/// Checks that a process that writes holds the Lease.
+pub(super) fn check_leader(server: &mut Server, sender: &Sender, line: &str) {
+    let lease = server.objects.get("/apis/coordination.k8s.io/v1/namespaces/codex-system/leases/codex-controller");
+    let holder = lease.and_then(|lease| lease["spec"]["holderIdentity"].as_str()).unwrap_or_default();
+    if sender.identity != holder {
+        let violation = format!("process {} does not hold the Lease and wrote {line}", sender.process);
+        server.violations.push(violation);
+    }
+}
+
+/// Checks a write of a process; `before` and `after` are the object's states.
+pub(super) fn check_write(
+    server: &mut Server,
+    process: Option<&Sender>,
+    path: &str,
+    before: Option<&Value>,
+    after: Option<&Value>,
+) {
+    if process.is_none() || path.contains("codex-system") {
+        return;
+    }
+    let mut wrong = Vec::new();
+    let object = after.or(before).unwrap();
+    let (kind, name) =
+        (object["kind"].as_str().unwrap_or_default(), object["metadata"]["name"].as_str().unwrap_or_default());
+    let what = format!("the {kind} {name}");
+    if path.contains("/codex-ml.dev/") {
+        if before.is_none() || after.is_none() || before.unwrap()["spec"] != after.unwrap()["spec"] {
+            wrong.push(format!("a controller changed the spec of {what}"));
+        }
+        if let Some(after) = after {
+            check_status(&mut server.known, kind, after, &mut wrong);
+        }
+    } else if let Some(before) = before
+        && Server::owner(before).is_none()
+    {
+        wrong.push(format!("a controller changed {what}, which is not its own"));
+    } else if after.is_some_and(|after| Server::owner(after).is_none()) {
+        wrong.push(format!("{what} has no owner"));
+    }
+    match (kind, before, after) {
+        ("Job", None, Some(job)) => check_job(server, path, job, &mut wrong),
+        ("ConfigMap", None, Some(bundle)) if bundle["data"]["bundle.json"].is_string() => {
+            check_bundle(server, name, bundle, &mut wrong);
+        }
+        ("Deployment", before, Some(deployment)) => check_servers(server, before, deployment, &mut wrong),
+        _ => {}
+    }
+    server.violations.extend(wrong);
+}
+
+/// Invariants 4 and 5.
+fn check_job(server: &Server, path: &str, job: &Value, wrong: &mut Vec<String>) {
+    let Some(owner) = Server::owner(job) else { return };
+    if server.known.finished.contains(owner) {
+        wrong.push(format!("a finished run never trains again, but {owner} gets the Job {path}"));
+    }
+    let other = server
+        .objects
+        .iter()
+        .find(|(other, object)| *other != path && object["kind"] == "Job" && Server::owner(object) == Some(owner));
+    if let Some((other, _)) = other {
+        wrong.push(format!("an object has at most one Job, but {owner} has {other} and gets {path}"));
+    }
+}
+
+/// Invariants 6 to 8.
+fn check_status(known: &mut Known, kind: &str, object: &Value, wrong: &mut Vec<String>) {
+    let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+    let status = &object["status"];
+    if status["completedAt"].is_string() {
+        known.finished.insert(uid.to_owned());
+    }
+    match kind {
+        "TrainingRun" => {
+            if let Some(digest) = status["model"]["digest"].as_str() {
+                if digest != model(uid) {
+                    wrong.push(format!("the model of {uid} is said to be {digest}, which its trainer did not write"));
+                }
+            }
+        }
+        "Evaluation" => {
+            if let Some(verdict) = status["verdict"].as_str() {
+                let run = status["trainingRunUid"].as_str().unwrap_or_default();
+                let passed = verdict == "Passed";
+                if passed != is_good(run) || status["model"]["digest"] != json!(model(run)) {
+                    wrong.push(format!("the verdict of {uid} on the model of {run} is {verdict}: {}", status["model"]));
+                }
+            }
+        }
+        _ => {
+            if let Some(digest) = status["verified"]["digest"].as_str()
+                && !known.verified.contains(&(uid.to_owned(), digest.to_owned()))
+            {
+                wrong.push(format!("{uid} says that a server verified {digest}, which none reported"));
+            }
+        }
+    }
+}
+
+/// Returns what a bundle signs.
+fn payload(bundle: &Value) -> Vec<u8> {
+    let text = bundle["data"]["bundle.json"].as_str().unwrap_or_default();
+    let bundle: Value = serde_json::from_str(text).unwrap_or_default();
+    let payload = bundle["dsseEnvelope"]["payload"].as_str().unwrap_or_default();
+    STANDARD.decode(payload).unwrap_or_else(|_| payload.as_bytes().to_vec())
+}
+
+/// Invariant 9 and the first half of 10.
+fn check_bundle(server: &mut Server, name: &str, bundle: &Value, wrong: &mut Vec<String>) {
+    let payload = payload(bundle);
+    match server.known.signed.get(name) {
+        Some(known) if *known != payload => {
+            wrong.push(format!("the bundle {name} is signed twice with different content"))
+        }
+        _ => {}
+    }
+    if name.starts_with("codex-promo-") {
+        let text = String::from_utf8_lossy(&payload);
+        let run = Server::owner(bundle).unwrap_or_default();
+        if !is_good(run) || !text.contains(&model(run)) {
+            wrong.push(format!("the bundle {name} promotes what did not pass: {run}"));
+        }
+    }
+    server.known.signed.insert(name.to_owned(), payload);
+}
+
+/// The second half of invariant 10.
+fn check_servers(server: &Server, before: Option<&Value>, deployment: &Value, wrong: &mut Vec<String>) {
+    let template = |deployment: &Value| deployment["spec"]["template"].clone();
+    if before.is_some_and(|before| template(before) == template(deployment)) {
+        return;
+    }
+    let annotation = |name: &str| {
+        deployment["metadata"]["annotations"][format!("codex-ml.dev/{name}")].as_str().unwrap_or_default().to_owned()
+    };
+    let (model, promotion) = (annotation("model-digest"), annotation("promotion-digest"));
+    let holds = server.known.signed.values().any(|payload| {
+        Sha256::of(payload).to_string() == promotion && String::from_utf8_lossy(payload).contains(&model)
+    });
+    let arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
+    if !holds || !arguments.contains(&model) || !arguments.contains(&promotion) {
+        wrong.push(format!("servers of {model} start without a promotion of exactly these bytes: {promotion}"));
+    }
+}
+
+/// Returns what is wrong with a cluster in which everything has settled.
+pub(super) fn check_end(server: &Server) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let of = |plural: &str, name: &str| {
+        server.objects.get(&format!("/apis/codex-ml.dev/v1alpha1/namespaces/{NAMESPACE}/{plural}/{name}"))
+    };
+    let uids: BTreeSet<&str> =
+        server.objects.values().filter_map(|object| object["metadata"]["uid"].as_str()).collect();
+    for (path, object) in &server.objects {
+        let ours = object["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "codex-controller";
+        if ours && Server::owner(object).is_none_or(|owner| !uids.contains(owner)) && !path.contains("codex-system") {
+            wrong.push(format!("{path} outlives its owner"));
+        }
+        if path.contains("/codex-ml.dev/") && object["status"]["observedGeneration"] != object["metadata"]["generation"]
+        {
+            wrong.push(format!("the status of {path} is not of its generation: {}", object["status"]));
+        }
+    }
+    let (run, evaluation, pod) = (of("trainingruns", "cot"), of("evaluations", "lite"), of("reasoningpods", "rc"));
+    let condition = |object: &Value, kind: &str| {
+        let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.into_iter().any(|condition| condition["type"] == kind && condition["status"] == "True")
+    };
+    let uid = |object: &Value| object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    let succeeded = run.is_some_and(|run| run["status"]["phase"] == "Succeeded");
+    if let Some(run) = run {
+        if condition(run, "Trained") != run["status"]["model"].is_object()
+            || succeeded != run["status"]["model"].is_object()
+        {
+            wrong.push(format!("the run's phase, condition and model disagree: {}", run["status"]));
+        }
+        if !succeeded && !server.known.disturbed.contains(&uid(run)) {
+            wrong.push(format!("the run failed without a cause: {}", run["status"]));
+        }
+    }
+    let mut passes = false;
+    if let (Some(run), Some(evaluation)) = (run.filter(|_| succeeded), evaluation) {
+        let judged = evaluation["status"]["trainingRunUid"] == run["metadata"]["uid"];
+        passes = judged && evaluation["status"]["verdict"] == "Passed";
+        let undisturbed = !server.known.disturbed.contains(&uid(evaluation));
+        if undisturbed
+            && (evaluation["status"]["trainingRunUid"].is_null() || judged)
+            && !evaluation["status"]["verdict"].is_string()
+        {
+            wrong.push(format!("the evaluation has no verdict without a cause: {}", evaluation["status"]));
+        }
+    }
+    if let Some(pod) = pod {
+        let serves = pod["status"]["phase"] == "Serving";
+        let deployment = server.objects.get(&format!("/apis/apps/v1/namespaces/{NAMESPACE}/deployments/codex-s-rc"));
+        let ready = deployment.map_or(0, |deployment| deployment["status"]["readyReplicas"].as_i64().unwrap_or(0));
+        let wanted = pod["spec"]["replicas"].as_i64().unwrap_or(0);
+        if passes && !serves && wanted > 0 && !server.known.disturbed.contains(&uid(pod)) {
+            wrong.push(format!("the model passes, but the servers do not serve: {}", pod["status"]));
+        }
+        if serves && wanted > 0 && (ready < 1 || !condition(pod, "Ready") && ready >= wanted) {
+            wrong.push(format!("{ready} of {wanted} servers are ready, but the status says: {}", pod["status"]));
+        }
+        let blocked = pod["status"]["blockedBy"].as_array().is_some_and(|blocked| !blocked.is_empty());
+        if !passes && !serves && !blocked {
+            wrong.push(format!("nothing serves, and nothing is said to block it: {}", pod["status"]));
+        }
+    }
+    wrong
+}

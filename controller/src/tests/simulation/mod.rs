@@ -1,0 +1,100 @@
+//! A simulated cluster, driven by a seed: two processes of the controller compete for the Lease while requests fail, answers get
+//! lost, watches are late or cut, processes end and stand still, clocks differ, pods fail, lie, vanish and hang, and users change,
+//! suspend, delete and recreate objects. [`invariants`] lists what holds nevertheless.
+//!
+//! The Lease, the reflectors and their triggers, observation, plans, apply, signing, reports and the endpoint are those of the
+//! controller. Only the API server, the parts of Kubernetes around it, and the pods are stand-ins. Time is that of a paused
+//! runtime, so hours take milliseconds.
+//!
+//! `CODEX_SIMULATION_SEEDS` says how many seeds run, `CODEX_SIMULATION_SEED` replays one and prints what happened.
+
+mod actions;
+mod cluster;
+mod invariants;
+#[path = "../../../plan/tests/plans/make.rs"]
+#[allow(dead_code, clippy::unwrap_used, reason = "these values are shared with the tests of plans")]
+mod make;
+mod process;
+mod sabotage;
+mod server;
+mod simulator;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use sabotage::Sabotage;
+use simulator::Simulator;
+
+/// The number of seeds that a test run tries: what two cores do in about a minute.
+const SEEDS: u64 = 100;
+
+/// Runs one seed.
+fn run(seed: u64, sabotage: Sabotage) -> Result<(), String> {
+    let simulated = catch_unwind(AssertUnwindSafe(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async { Simulator::new(seed, sabotage).run().await })
+    }));
+    simulated.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(format!("panicked: {}", text.unwrap_or_default()))
+    })
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().filter(|text| !text.is_empty()).map(|text| text.parse().unwrap())
+}
+
+/// Runs `seeds` on all cores and returns the failures in the order of their seeds.
+fn run_all(seeds: u64) -> Vec<(u64, String)> {
+    let (next, failures) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds {
+                        return;
+                    }
+                    if let Err(failure) = run(seed, Sabotage::None) {
+                        failures.lock().unwrap().push((seed, failure));
+                    }
+                }
+            });
+        }
+    });
+    let mut failures = failures.into_inner().unwrap();
+    failures.sort();
+    failures
+}
+
+#[test]
+fn nothing_is_lost_doubled_stuck_or_signed_twice() {
+    if let Some(seed) = number("CODEX_SIMULATION_SEED") {
+        run(seed, Sabotage::None).unwrap_or_else(|failure| panic!("seed {seed}: {failure}"));
+        return;
+    }
+    let seeds = number("CODEX_SIMULATION_SEEDS").unwrap_or(SEEDS);
+    let failures = run_all(seeds);
+    let first = failures.iter().take(10).map(|(seed, failure)| {
+        let line = failure.lines().next().unwrap_or_default();
+        format!("  CODEX_SIMULATION_SEED={seed}: {line}\n")
+    });
+    let told: String = first.collect();
+    assert!(failures.is_empty(), "{} of {seeds} seeds fail; each replays alone with\n{told}", failures.len());
+}
+
+/// Breaks plans on purpose: the invariant that this violates finds it within a few seeds.
+#[test]
+fn each_broken_plan_is_found() {
+    for (sabotage, words) in Sabotage::ALL {
+        let found = (0..150).find_map(|seed| run(seed, *sabotage).err().filter(|failure| failure.contains(words)));
+        assert!(found.is_some(), "{sabotage:?} is not found by the invariant about {words:?}");
+    }
+}

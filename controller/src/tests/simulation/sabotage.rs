@@ -1,0 +1,93 @@
+//! Faults that are built in on purpose, between plans and the API server: they prove that the invariants can fail.
+
+use http::{Method, request::Parts};
+use serde_json::{Value, json};
+
+/// How a plan is broken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Sabotage {
+    /// It is not.
+    #[default]
+    None,
+    /// Jobs lose their owner.
+    DropOwner,
+    /// Each Job is created twice, under two names.
+    DoubleJob,
+    /// A run that has succeeded gets another Job.
+    Retrain,
+    /// Servers are told to serve another model than the promoted one.
+    SwapModel,
+    /// A promotion is made for another ring under the same name.
+    Resign,
+    /// Every evaluation passes.
+    PassAll,
+    /// Each status is written with a new time.
+    RestlessStatus,
+    /// Each process writes whether it holds the Lease or not.
+    NoFence,
+}
+
+impl Sabotage {
+    /// Every way to break a plan, with words of the invariant that finds it.
+    pub(super) const ALL: &[(Self, &str)] = &[
+        (Self::DropOwner, "has no owner"),
+        (Self::DoubleJob, "at most one Job"),
+        (Self::Retrain, "never trains again"),
+        (Self::SwapModel, "exactly these bytes"),
+        (Self::Resign, "signed twice"),
+        (Self::PassAll, "verdict"),
+        (Self::RestlessStatus, "writes nothing"),
+        (Self::NoFence, "does not hold the Lease"),
+    ];
+
+    /// Changes a request, and returns requests that are sent after it.
+    pub(super) fn apply(self, parts: &Parts, body: &mut Value) -> Vec<(Method, String, Value)> {
+        let path = parts.uri.path();
+        let kind = body["kind"].as_str().unwrap_or_default().to_owned();
+        let writes = matches!(parts.method, Method::PATCH | Method::POST);
+        match self {
+            _ if !writes => {}
+            Self::None | Self::NoFence => {}
+            Self::DropOwner if kind == "Job" => {
+                body["metadata"].as_object_mut().unwrap().remove("ownerReferences");
+            }
+            Self::DoubleJob if kind == "Job" => {
+                let mut second = body.clone();
+                second["metadata"]["name"] = json!(format!("{}-again", body["metadata"]["name"].as_str().unwrap()));
+                let (collection, _) = path.rsplit_once('/').unwrap();
+                return vec![(Method::POST, collection.to_owned(), second)];
+            }
+            Self::Retrain if kind == "TrainingRun" && body["status"]["completedAt"].is_string() => {
+                let owner =
+                    json!({"kind": "TrainingRun", "name": "cot", "uid": body["metadata"]["uid"], "controller": true});
+                let job = json!({"kind": "Job", "metadata": {"name": "codex-t-again", "ownerReferences": [owner]}, "spec": {}});
+                return vec![(Method::POST, "/apis/batch/v1/namespaces/team/jobs".to_owned(), job)];
+            }
+            Self::SwapModel if kind == "Deployment" => {
+                body["metadata"]["annotations"]["codex-ml.dev/model-digest"] = json!("0".repeat(64));
+            }
+            Self::Resign if kind == "ConfigMap" && body["data"]["bundle.json"].is_string() => {
+                let bundle =
+                    body["data"]["bundle.json"].as_str().unwrap().replacen("\"payload\":\"", "\"payload\":\"e30", 1);
+                let second = json!({"data": {"bundle.json": bundle}, "kind": "ConfigMap", "metadata": {
+                    "name": body["metadata"]["name"], "ownerReferences": body["metadata"]["ownerReferences"],
+                }});
+                let name = body["metadata"]["name"].as_str().unwrap();
+                return vec![
+                    (Method::DELETE, format!("{path}/{name}"), Value::Null),
+                    (Method::POST, path.to_owned(), second),
+                ];
+            }
+            Self::PassAll if kind == "Evaluation" && body["status"]["verdict"].is_string() => {
+                body["status"]["verdict"] = json!("Passed");
+            }
+            Self::RestlessStatus if path.ends_with("/status") && kind == "TrainingRun" => {
+                if let Some(condition) = body.pointer_mut("/status/conditions/0/message") {
+                    *condition = json!(format!("{:?}", std::time::Instant::now()));
+                }
+            }
+            _ => {}
+        }
+        Vec::new()
+    }
+}
