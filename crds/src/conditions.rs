@@ -104,6 +104,8 @@ reasons! {
     Running,
     /// Suspended by `spec.suspend`.
     Suspended,
+    /// The Job waits for quota: Kueue starts it.
+    WaitingForQuota,
     /// The work has finished.
     Succeeded,
     /// Pods failed more often than `spec.retries` allows.

@@ -120,6 +120,11 @@ pub(crate) fn our_annotations(live: &impl Resource) -> BTreeMap<String, String> 
         .collect()
 }
 
+/// Returns the LocalQueue of Kueue that the label of an object names.
+pub(crate) fn queue(object: &impl Resource) -> Option<&str> {
+    object.labels().get(label::QUEUE_NAME).map(String::as_str).filter(|queue| !queue.is_empty())
+}
+
 /// Returns the label of a ring.
 pub(crate) fn ring_label(ring: Ring) -> (String, String) {
     (label::RING.to_owned(), ring.label().to_owned())

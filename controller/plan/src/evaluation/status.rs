@@ -124,7 +124,9 @@ fn phase(view: &View<'_>, stage: &Stage) -> EvaluationPhase {
         Stage::Active(active) => match active {
             Active::Suspended => EvaluationPhase::Suspended,
             Active::Running | Active::FinalReport(_) => EvaluationPhase::Running,
-            Active::Pending(_) | Active::LostReferences(_) | Active::MissingReferences(_) => EvaluationPhase::Pending,
+            Active::Queued(_) | Active::Pending(_) | Active::LostReferences(_) | Active::MissingReferences(_) => {
+                EvaluationPhase::Pending
+            }
         },
     }
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     data,
-    metadata::{Component, Owner},
+    metadata::{Component, Owner, queue},
     obstruction::Obstruction,
     seal::{Discarded, Sealable},
     throttle::whole_seconds,
@@ -61,6 +61,7 @@ impl<'a> View<'a> {
             worker,
             limits: Limits::of(spec.retries, spec.active_deadline_seconds, spec.progress_deadline_seconds),
             suspend: spec.suspend,
+            queue: queue(object),
             ttl: spec.ttl_seconds_after_finished,
             settled_at: status.completed_at.as_ref().map(|time| time.0),
             data: &spec.data,

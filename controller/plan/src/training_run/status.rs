@@ -143,7 +143,9 @@ fn phase(view: &View<'_>, stage: &Stage) -> TrainingRunPhase {
             Active::Pending(_) | Active::LostReferences(_) if view.work.worker.has_started() => {
                 TrainingRunPhase::Running
             }
-            Active::Pending(_) | Active::LostReferences(_) | Active::MissingReferences(_) => TrainingRunPhase::Pending,
+            Active::Queued(_) | Active::Pending(_) | Active::LostReferences(_) | Active::MissingReferences(_) => {
+                TrainingRunPhase::Pending
+            }
         },
     }
 }

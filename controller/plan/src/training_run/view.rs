@@ -10,7 +10,7 @@ use k8s_openapi::{api::core::v1::PodSpec, apimachinery::pkg::apis::meta::v1::Tim
 use super::{base::Base, observed::ObservedTrainingRun};
 use crate::{
     data,
-    metadata::{Component, Owner},
+    metadata::{Component, Owner, queue},
     numbers::count,
     obstruction::Obstruction,
     seal::{Discarded, Sealable},
@@ -49,6 +49,7 @@ impl<'a> View<'a> {
             worker,
             limits: Limits::of(spec.retries, spec.active_deadline_seconds, spec.progress_deadline_seconds),
             suspend: spec.suspend,
+            queue: queue(object),
             ttl: spec.ttl_seconds_after_finished,
             settled_at: status.completed_at.as_ref().map(|time| time.0),
             data: &spec.data,

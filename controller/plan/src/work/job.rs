@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use codex_crds::annotation;
+use codex_crds::{annotation, label};
 use codex_provenance::ConfigDigest;
 use codex_reports::exit;
 use k8s_openapi::api::{
@@ -17,7 +17,7 @@ use kube::ResourceExt;
 
 use super::{
     config::Config,
-    job_status::{JobStatus, Limits},
+    job_status::{self, JobStatus, Limits},
     worker::Worker,
 };
 use crate::{
@@ -33,6 +33,8 @@ struct NewJob<'a> {
     template: Template<'a>,
     config_digest: ConfigDigest,
     fields: MutableFields,
+    /// The LocalQueue of Kueue that admits the Job.
+    queue: Option<&'a str>,
 }
 
 /// The fields of a Job that may change after its creation.
@@ -46,12 +48,16 @@ struct MutableFields {
 
 impl NewJob<'_> {
     fn build(self) -> Job {
-        let Self { name, template, config_digest, fields } = self;
+        let Self { name, template, config_digest, fields, queue } = self;
         let (component, version) = (template.component, template.settings.version.clone());
         let owner = template.owner;
         let mut metadata = owner.child(name, component, &version);
-        let digest = BTreeMap::from([(annotation::CONFIG_DIGEST.to_owned(), config_digest.to_string())]);
-        metadata.annotations = Some(digest);
+        let mut annotations = BTreeMap::from([(annotation::CONFIG_DIGEST.to_owned(), config_digest.to_string())]);
+        if let Some(queue) = queue {
+            annotations.insert(annotation::QUEUE.to_owned(), queue.to_owned());
+            metadata.labels.get_or_insert_default().insert(label::QUEUE_NAME.to_owned(), queue.to_owned());
+        }
+        metadata.annotations = Some(annotations);
         let labels = owner.labels(component, &version);
         Job {
             metadata,
@@ -59,7 +65,8 @@ impl NewJob<'_> {
                 parallelism: Some(1),
                 completions: Some(1),
                 backoff_limit: Some(fields.retries),
-                suspend: Some(fields.suspend),
+                // Kueue starts a Job in a queue once there is quota for it.
+                suspend: Some(fields.suspend || queue.is_some()),
                 active_deadline_seconds: fields.remaining,
                 // A terminating pod must not write to the volume at the same time as its replacement.
                 pod_replacement_policy: Some("Failed".to_owned()),
@@ -106,15 +113,20 @@ fn failure_policy(container: &str) -> PodFailurePolicy {
 }
 
 /// Returns a live Job with other mutable fields. The rest stays: the API server refuses another template.
-fn changed(live: &Job, metadata: ObjectMeta, fields: MutableFields) -> Job {
+fn changed(live: &Job, mut metadata: ObjectMeta, fields: MutableFields) -> Job {
     let spec = live.spec.as_ref();
+    let queue = job_status::queue(live);
+    if let Some(queue) = queue {
+        metadata.labels.get_or_insert_default().insert(label::QUEUE_NAME.to_owned(), queue.to_owned());
+    }
     Job {
         metadata: ObjectMeta { annotations: Some(our_annotations(live)), ..metadata },
         spec: spec.map(|spec| JobSpec {
             parallelism: spec.parallelism,
             completions: spec.completions,
             backoff_limit: Some(fields.retries),
-            suspend: Some(fields.suspend),
+            // Kueue's `false` stays Kueue's. A `true` that this controller wrote must stay, or the Job would start.
+            suspend: (queue.is_none() || fields.suspend).then_some(fields.suspend),
             active_deadline_seconds: fields.remaining,
             pod_replacement_policy: spec.pod_replacement_policy.clone(),
             pod_failure_policy: spec.pod_failure_policy.clone(),
@@ -126,9 +138,12 @@ fn changed(live: &Job, metadata: ObjectMeta, fields: MutableFields) -> Job {
 }
 
 /// Adds a live Job to the desired children: kept if its mutable fields are right, changed otherwise.
-fn update(desired: &mut Desired, live: &Job, metadata: ObjectMeta, fields: MutableFields) {
+fn update(desired: &mut Desired, live: &Job, metadata: ObjectMeta, mut fields: MutableFields) {
     let spec = live.spec.as_ref();
     let suspended = spec.and_then(|spec| spec.suspend).unwrap_or(false);
+    if job_status::queue(live).is_some() {
+        fields.suspend = suspended;
+    }
     // The deadline of a suspended Job is set when the Job resumes.
     let timed = fields.suspend || spec.and_then(|spec| spec.active_deadline_seconds) == fields.remaining;
     let right =
@@ -162,13 +177,33 @@ pub(crate) struct JobChildren<'a> {
     pub(crate) live: Option<&'a Job>,
     pub(crate) config: &'a Result<Config, String>,
     pub(crate) limits: Limits,
+    /// The LocalQueue of Kueue that admits a new Job.
+    pub(crate) queue: Option<&'a str>,
 }
 
 impl JobChildren<'_> {
+    /// Returns the desired state of a Job that may be in a queue. Kueue owns the suspension of such a Job and would start it again,
+    /// so a Job that must not run is deleted, which frees its quota; the checkpoints stay.
+    fn in_queue(&self, job: DesiredJob) -> DesiredJob {
+        let queued =
+            self.live.is_some_and(|live| job_status::queue(live).is_some() && JobStatus::of(live).ended.is_none());
+        match job {
+            DesiredJob::Present { suspended: true, settled } if queued => {
+                if settled {
+                    DesiredJob::Expired
+                } else {
+                    DesiredJob::Absent
+                }
+            }
+            other => other,
+        }
+    }
+
     /// Returns the Job and its ConfigMap as desired children. `template` is called only if the Job has to be created.
     pub(crate) fn desired<'b>(self, job: DesiredJob, template: impl FnOnce(String) -> Option<Template<'b>>) -> Desired {
         let mut desired = Desired::default();
-        let DesiredJob::Present { suspended, settled } = job else {
+        let DesiredJob::Present { suspended, settled } = self.in_queue(job) else {
+            let job = self.in_queue(job);
             if job == DesiredJob::Expired {
                 keep(&mut desired, KeptKind::ConfigMap, self.name);
             } else if job == DesiredJob::Unchanged {
@@ -194,11 +229,13 @@ impl JobChildren<'_> {
             (None, Ok(config)) if !suspended => {
                 desired.config_maps.extend(config.file.as_ref().map(|file| self.config_map(file)));
                 let config_digest = config.digest;
+                let queue = self.queue;
                 let new = template(self.name.clone()).map(|template| NewJob {
                     name: self.name,
                     template,
                     config_digest,
                     fields,
+                    queue,
                 });
                 desired.jobs.extend(new.map(NewJob::build));
             }

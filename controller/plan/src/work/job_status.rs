@@ -80,6 +80,11 @@ pub(crate) fn config_digest(job: &Job) -> Option<ConfigDigest> {
     job.annotations().get(annotation::CONFIG_DIGEST)?.parse().ok()
 }
 
+/// Returns the LocalQueue of Kueue that a Job was created for.
+pub(crate) fn queue(job: &Job) -> Option<&str> {
+    job.annotations().get(annotation::QUEUE).map(String::as_str)
+}
+
 /// Measures how long a Job was active: the seconds of earlier active periods, and the start of the current one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Clock {

@@ -26,6 +26,8 @@ pub(crate) enum Active {
     MissingReferences(Vec<String>),
     /// The Job exists, and objects that its pods mount no longer do; each sentence names one.
     LostReferences(Vec<String>),
+    /// The Job is suspended by Kueue until there is quota for it, as the sentence says.
+    Queued(String),
     /// No pod is running. The text says what prevents it, if that is known.
     Pending(Option<String>),
     /// A pod is running.
@@ -58,7 +60,10 @@ impl Progress {
                 let missing = view.references.map(|references| data::missing(view.data, claims, references));
                 Self::Active(match missing {
                     Some(missing) if !missing.is_empty() => Active::LostReferences(missing),
-                    _ => Active::Pending(obstacle),
+                    _ => match view.worker.waits_for_quota() {
+                        Some(waits) => Active::Queued(waits),
+                        None => Active::Pending(obstacle),
+                    },
                 })
             }
             JobPhase::Running => Self::Active(Active::Running),
@@ -96,7 +101,7 @@ impl Active {
         match self {
             Self::Suspended => DesiredJob::Present { suspended: true, settled: false },
             Self::MissingReferences(_) => DesiredJob::Absent,
-            Self::LostReferences(_) | Self::Pending(_) | Self::Running | Self::FinalReport(_) => {
+            Self::LostReferences(_) | Self::Queued(_) | Self::Pending(_) | Self::Running | Self::FinalReport(_) => {
                 DesiredJob::Present { suspended: false, settled: false }
             }
         }
@@ -109,7 +114,7 @@ impl Active {
             Self::FinalReport(until) => Some(throttle::until(view.now(), *until)),
             Self::Pending(_) => view.worker.pod_due(),
             Self::Running => [view.stale_due(), view.worker.node_due()].into_iter().flatten().min(),
-            Self::Suspended => None,
+            Self::Suspended | Self::Queued(_) => None,
         }
     }
 
@@ -123,6 +128,7 @@ impl Active {
         match self {
             Self::Suspended => (Reason::Suspended, "spec.suspend is true: set it to false to resume".to_owned()),
             Self::MissingReferences(missing) | Self::LostReferences(missing) => (Reason::NotFound, missing.join("; ")),
+            Self::Queued(waits) => (Reason::WaitingForQuota, waits.clone()),
             Self::Pending(obstacle) => {
                 let message = obstacle.as_deref().unwrap_or(WAITING_FOR_POD);
                 (Reason::WaitingForPod, format!("{message}{before}"))

@@ -42,6 +42,8 @@ pub(crate) struct WorkView<'a> {
     pub(crate) config: Result<Config, String>,
     pub(crate) limits: Limits,
     pub(crate) suspend: bool,
+    /// The LocalQueue of Kueue that the object's label names.
+    pub(crate) queue: Option<&'a str>,
     /// `spec.ttlSecondsAfterFinished`.
     pub(crate) ttl: Option<i64>,
     /// `status.completedAt` as it is recorded.
@@ -223,6 +225,7 @@ impl WorkView<'_> {
             live: self.job,
             config: &self.config,
             limits: self.limits,
+            queue: self.queue,
         };
         children.desired(job, template)
     }

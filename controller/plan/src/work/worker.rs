@@ -12,7 +12,7 @@ use kube::ResourceExt;
 use super::{
     ending::{Ending, contradiction},
     failure::WorkFailure,
-    job_status::{Clock, Ended, JobStatus},
+    job_status::{self, Clock, Ended, JobStatus},
 };
 use crate::{
     metadata::Owner,
@@ -34,6 +34,8 @@ pub(crate) struct Worker<'a> {
     recorded: WorkStatus,
     /// The Job's name and the time since which it should have a pod; `None` while it is suspended or after it ended.
     pod_expected: Option<(String, Timestamp)>,
+    /// The name of the Job and its queue, while it waits for quota.
+    queued: Option<(String, String)>,
     /// The Job's uid.
     job_uid: Option<&'a str>,
     warnings: &'a [ClusterWarning],
@@ -79,6 +81,8 @@ impl<'a> Worker<'a> {
         });
         let contradiction = contradiction(&owner, &facts, received);
         let received = received.iter().map(|received| (received.report.pod_uid.clone(), received.at)).collect();
+        let queued = job.filter(|job| job.spec.as_ref().is_some_and(|spec| spec.suspend == Some(true)));
+        let queued = queued.and_then(|job| Some((job.name_any(), job_status::queue(job)?.to_owned())));
         let job_uid = job.and_then(|job| job.metadata.uid.as_deref());
         Self {
             owner,
@@ -91,6 +95,7 @@ impl<'a> Worker<'a> {
             contradiction,
             recorded,
             pod_expected,
+            queued,
             job_uid,
             warnings,
         }
@@ -186,6 +191,12 @@ impl<'a> Worker<'a> {
             None if self.is_running() => JobPhase::Running,
             None => JobPhase::Pending(self.obstacle()),
         }
+    }
+
+    /// Returns what a Job in a queue waits for, if it waits.
+    pub(crate) fn waits_for_quota(&self) -> Option<String> {
+        let (name, queue) = self.queued.as_ref()?;
+        Some(format!("the Job {name} waits for quota in the LocalQueue {queue}: Kueue starts it"))
     }
 
     /// Returns what prevents a pod from running, if that is known.

@@ -10,6 +10,7 @@ mod leaving;
 mod make;
 mod policies;
 mod properties;
+mod queued;
 mod samples;
 mod servers;
 mod stories;

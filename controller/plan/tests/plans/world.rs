@@ -333,7 +333,7 @@ impl World {
                     let present = live.spec.as_mut().unwrap();
                     assert_eq!(present.template, spec.template, "a Job's template is immutable");
                     assert_eq!(present.pod_failure_policy, spec.pod_failure_policy, "a Job's policy is immutable");
-                    present.suspend = spec.suspend;
+                    present.suspend = spec.suspend.or(present.suspend);
                     present.backoff_limit = spec.backoff_limit;
                     present.active_deadline_seconds = spec.active_deadline_seconds;
                 }
