@@ -10,6 +10,8 @@ mod device;
 pub mod error;
 pub mod evaluation;
 pub mod exposition;
+#[cfg(test)]
+mod fuzz;
 pub mod generation;
 pub mod import;
 pub mod metrics;

@@ -8,7 +8,7 @@ mod config;
 mod error;
 mod gguf;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod vocabulary;
 mod weights;
 

@@ -246,7 +246,7 @@ fn what_is_not_supported_is_named() {
     assert!(matches!(refused, ImportError::Exists(_)));
 }
 
-static FILE: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| file(GgmlDType::Q8_0, |_| ()));
+pub(crate) static FILE: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| file(GgmlDType::Q8_0, |_| ()));
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]

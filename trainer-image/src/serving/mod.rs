@@ -18,6 +18,9 @@ mod phase;
 mod tests;
 mod verified_load;
 
+#[cfg(test)]
+pub(crate) use openai::read_any;
+
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::builder::PossibleValuesParser;

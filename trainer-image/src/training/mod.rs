@@ -40,6 +40,8 @@ pub use checkpoint::{CheckpointError, ResumeError};
 pub use checks::{CheckpointSmoke, ProofError, SmokeError};
 pub use command::Train;
 pub use data::DataError;
+#[cfg(test)]
+pub(crate) use data::read_examples;
 pub use error::TrainError;
 pub use forensics::{Bisect, ReplayStep};
 pub use records::RecordsError;

@@ -22,6 +22,9 @@ use axum::{
 };
 use serde_json::{Value, json};
 
+#[cfg(test)]
+pub(crate) use request::read_any;
+
 use self::{
     error::ApiError,
     request::Asked,

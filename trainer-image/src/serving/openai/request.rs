@@ -229,6 +229,15 @@ fn refused(param: &str, error: &TokenizerError) -> ApiError {
     ApiError::field(param, crate::error::chain(error))
 }
 
+/// Reads a body as a request to either endpoint, without a model.
+#[cfg(test)]
+pub(crate) fn read_any(bytes: &[u8]) -> usize {
+    let Ok((body, _)) = read(bytes, "codex", "") else { return 0 };
+    let chat = typed::<ChatBody>(body.clone())
+        .is_ok_and(|body| body.messages.into_iter().enumerate().all(|(at, message)| message.plain(at).is_ok()));
+    usize::from(chat) + usize::from(typed::<CompletionBody>(body).is_ok())
+}
+
 /// Reads the body and the fields that both endpoints have.
 fn read(bytes: &[u8], served: &str, example: &str) -> Result<(Value, Common), ApiError> {
     if bytes.is_empty() {

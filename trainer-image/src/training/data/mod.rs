@@ -15,6 +15,8 @@ mod validation;
 pub(crate) use dataset::{Address, Dataset};
 pub(crate) use encoder::Encoder;
 pub use error::DataError;
+#[cfg(test)]
+pub(crate) use examples::read_examples;
 pub(crate) use files::Stop;
 pub(crate) use formats::FormatError;
 pub(crate) use lengths::{HeldOutLengths, RecordLengths};

@@ -1,0 +1,219 @@
+//! What reads bytes of others, each with valid inputs.
+
+use std::{fs, path::Path};
+
+use codex_configs::{DataFields, DataFormat, DataSettings, Device, Loss, compose_training};
+use codex_provenance::{ModelDigest, Sha256, manifest::Manifest, oms, promotion::Promotion};
+use codex_signing::{
+    bundle,
+    key::{PrivateKey, PublicKey, Signer as _},
+};
+use codex_validate::Validator;
+use serde_json::{Value, json};
+
+use super::Target;
+use crate::{
+    evaluation::Baseline,
+    import,
+    model::{Generator, ModelFiles, read_directory},
+    serving,
+    tasks::parse_free_records,
+    text::Tokenizer,
+    training,
+};
+
+/// The parts of a file that is text may all change.
+const TEXT: usize = usize::MAX;
+
+fn file(path: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+fn target(name: &'static str, seeds: Vec<Vec<u8>>, head: usize, read: impl Fn(&[u8]) -> bool + 'static) -> Target {
+    Target { name, seeds, head, read: Box::new(read) }
+}
+
+pub(super) fn json() -> Target {
+    let seeds = vec![
+        file("src/text/fixtures/smollm2/tokenizer_config.json"),
+        br#"[{"a": [1, -2.5e3, null, "\u00e9"]}]"#.to_vec(),
+    ];
+    target("json", seeds, TEXT, |bytes| codex_json::from_slice::<Value>(bytes).is_ok())
+}
+
+fn report() -> Value {
+    json!({
+        "schemaVersion": 1, "kind": "TrainingRun", "namespace": "team", "name": "a", "objectUid": "a-uid", "podUid": "pod-uid",
+        "attempt": 1, "seq": 7, "configDigest": Sha256::of("config"),
+        "state": {"training": {"stage": "Running", "progress": {
+            "step": 7, "totalSteps": 100, "loss": 1.5, "tokensPerSecond": 10.0, "etaSeconds": 9,
+        }}},
+    })
+}
+
+pub(super) fn reports() -> Target {
+    target("reports", vec![report().to_string().into_bytes()], TEXT, |bytes| {
+        let read: Result<codex_reports::Report, _> = serde_json::from_slice(bytes);
+        read.is_ok_and(|report| report.contradicts(&report.clone()).is_none())
+    })
+}
+
+pub(super) fn manifests() -> Target {
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/samples/demo");
+    let mut seeds: Vec<_> = fs::read_dir(samples).unwrap().map(|entry| entry.unwrap().path()).collect();
+    seeds.retain(|path| path.extension().is_some_and(|ending| ending == "yaml"));
+    seeds.sort();
+    let validator = Validator::new().unwrap();
+    target("manifests", seeds.iter().map(|path| fs::read(path).unwrap()).collect(), TEXT, move |bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return false };
+        validator.check(text).findings.is_empty()
+    })
+}
+
+pub(super) fn configurations() -> Target {
+    let seeds = vec![b"training:\n  max_steps: 20\n  batch_size: 4\n".to_vec(), b"{training: {seed: 1}}\n".to_vec()];
+    target("configurations", seeds, TEXT, |bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return false };
+        match compose_training("cot-starter", &[], Some(text), 1, Vec::new()) {
+            Ok(_) => true,
+            // Both seeds are read; whether they are complete matters less here.
+            Err(error) => !error.to_string().is_empty(),
+        }
+    })
+}
+
+pub(super) fn overrides() -> Target {
+    let seeds = vec![b"training.max_steps=20".to_vec(), b"~data\n+a.b=[1, 2]".to_vec()];
+    target("overrides", seeds, TEXT, |bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return false };
+        let all: Vec<String> = text.lines().map(str::to_owned).collect();
+        match compose_training("cot-starter", &all, None, 1, Vec::new()) {
+            Ok(_) => true,
+            Err(error) => !error.to_string().is_empty(),
+        }
+    })
+}
+
+pub(super) fn gguf() -> Target {
+    target("gguf", vec![import::tests::FILE.clone()], 14_000, |bytes| {
+        let place = tempfile::tempdir().unwrap();
+        let source = place.path().join("source.gguf");
+        fs::write(&source, bytes).unwrap();
+        import::import(&source, &place.path().join("out")).is_ok()
+    })
+}
+
+fn trained() -> ModelFiles {
+    read_directory(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model/fixtures/trained")).unwrap()
+}
+
+/// A model directory one of whose files is the input.
+fn model_with(name: &'static str, target_name: &'static str, head: usize) -> Target {
+    let files = trained();
+    target(target_name, vec![files[name].clone()], head, move |bytes| {
+        let mut files = files.clone();
+        files.insert(name.to_owned(), bytes.to_vec());
+        Generator::load(&files, 1, Device::Cpu).is_ok()
+    })
+}
+
+pub(super) fn model_directories() -> Target {
+    model_with("model.safetensors", "model_directories", 2_000)
+}
+
+pub(super) fn model_configurations() -> Target {
+    model_with("config.json", "model_configurations", TEXT)
+}
+
+pub(super) fn tokenizers() -> Target {
+    let families = ["smollm2", "llama3"].map(|family| file(&format!("src/text/fixtures/{family}/tokenizer.json")));
+    let seeds = families.into_iter().chain([trained()["tokenizer.json"].clone()]).collect();
+    target("tokenizers", seeds, TEXT, |bytes| {
+        let files = ModelFiles::from([("tokenizer.json".to_owned(), bytes.to_vec())]);
+        let Ok(tokenizer) = Tokenizer::from_files(&files) else { return false };
+        // A text may have no tokens in a mutated vocabulary.
+        tokenizer.encode("12+7: Hello").and_then(|ids| tokenizer.decode(&ids)).map_or(true, |_| true)
+    })
+}
+
+fn settings() -> DataSettings {
+    let fields = DataFields {
+        prompt: "prompt".to_owned(),
+        response: "response".to_owned(),
+        messages: "messages".to_owned(),
+        text: "text".to_owned(),
+    };
+    DataSettings { format: DataFormat::Auto, fields, loss: Loss::Responses }
+}
+
+fn examples(name: &'static str, file: &'static str, seeds: Vec<Vec<u8>>, head: usize) -> Target {
+    let settings = settings();
+    target(name, seeds, head, move |bytes| training::read_examples(file, bytes, &settings).is_ok())
+}
+
+pub(super) fn records() -> Target {
+    let line = br##"{"prompt": "1+1:", "response": "#2$", "difficulty": "easy", "category": "addition"}"##;
+    let chat = br#"{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}"#;
+    let settings = settings();
+    target("records", vec![line.to_vec(), chat.to_vec(), [&line[..], b"\n", line].concat()], TEXT, move |bytes| {
+        let free = parse_free_records("a.jsonl", bytes).is_ok();
+        training::read_examples("a.jsonl", bytes, &settings).is_ok() || free
+    })
+}
+
+pub(super) fn tables() -> Target {
+    examples("tables", "a.csv", vec![b"prompt,response\n1+1:,#2$\n\"a \"\"b\"\"\",c\n".to_vec()], TEXT)
+}
+
+pub(super) fn parquet() -> Target {
+    examples("parquet", "a.parquet", vec![file("src/training/data/fixtures/chat.parquet")], TEXT)
+}
+
+pub(super) fn predictions() -> Target {
+    let seeds = vec![br#"{"prompt": "1+1:", "prediction": "2"}"#.to_vec()];
+    target("predictions", seeds, TEXT, |bytes| Baseline::parse("a.jsonl", bytes).is_ok())
+}
+
+fn signed() -> (PrivateKey, Vec<u8>) {
+    let key = PrivateKey::generate().unwrap();
+    let files = std::collections::BTreeMap::from([("model.safetensors".to_owned(), b"weights".to_vec())]);
+    let manifest = Manifest::of_files(&files).unwrap();
+    let bundle = key.sign(&oms::payload(&manifest, "a")).unwrap();
+    (key, bundle)
+}
+
+pub(super) fn bundles() -> Target {
+    let (key, bundle) = signed();
+    target("bundles", vec![bundle], TEXT, move |bytes| bundle::open(bytes, key.public()).is_ok())
+}
+
+pub(super) fn statements() -> Target {
+    let (key, bundle) = signed();
+    let payload = bundle::open(&bundle, key.public()).unwrap();
+    target("statements", vec![payload], TEXT, |bytes| {
+        // What is read as a promotion was no statement about files.
+        drop(Promotion::read(bytes));
+        oms::Statement::read(bytes).is_ok_and(|statement| {
+            drop(statement.check_listing(&[], ModelDigest(Sha256::of("other"))));
+            true
+        })
+    })
+}
+
+pub(super) fn keys() -> Target {
+    let (key, _) = signed();
+    let public = key.public().to_pem().as_bytes().to_vec();
+    let private = key.to_pem().unwrap().as_bytes().to_vec();
+    target("keys", vec![public, private], TEXT, |bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return false };
+        PublicKey::from_pem(text).is_ok() || PrivateKey::from_pem(text).is_ok()
+    })
+}
+
+pub(super) fn requests() -> Target {
+    let seeds = [
+        r#"{"model": "codex", "messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], "stream": true}"#,
+        r#"{"prompt": "1+1:", "max_tokens": 8, "temperature": 0.5, "stop": ["\n"]}"#,
+    ];
+    target("requests", seeds.map(|body| body.as_bytes().to_vec()).to_vec(), TEXT, |bytes| serving::read_any(bytes) > 0)
+}
