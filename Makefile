@@ -47,7 +47,7 @@ if ! command -v promtool >/dev/null; then
 fi
 endef
 
-.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test test-isa test-helm release demo demo-real bench bench-memory bench-real bench-train sanitize
+.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test test-isa test-helm simulate fuzz deny release demo demo-real bench bench-memory bench-real bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -265,8 +265,49 @@ test-helm: root prerequisites ## compares the Helm chart with kustomize; install
 	[ "$$started" = before ] || $(CLUSTER_COMMAND) down
 	exit "$$status"
 
+SIMULATION_SEEDS ?= 10000
+simulate: prerequisites ## runs the controller in SIMULATION_SEEDS=10000 simulated clusters with faults; a seed that fails is printed
+	@CODEX_SIMULATION_SEEDS="$(SIMULATION_SEEDS)" cargo test --release --locked --workspace --lib -- \
+		simulation::nothing_is_lost --nocapture
+
+FUZZ_SECONDS ?= 60
+fuzz: prerequisites ## gives mutated inputs to everything that reads bytes of others, for FUZZ_SECONDS=60 each
+	@CODEX_FUZZ_SECONDS="$(FUZZ_SECONDS)" cargo test --release --locked --workspace --lib -- fuzz:: --nocapture
+
+DENY_VERSION := 0.20.2
+DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+deny: prerequisites ## checks the licences, sources, versions and known vulnerabilities of all dependencies
+	@if [ ! -x "$(DENY)" ]; then
+		echo "Building cargo-deny $(DENY_VERSION) in $$(dirname "$(DENY)")."
+		cargo install --locked --quiet --root "$(CACHE)/cargo-deny-$(DENY_VERSION)" cargo-deny@$(DENY_VERSION)
+	fi
+	"$(DENY)" --locked check --hide-inclusion-graph --allow duplicate licenses bans sources
+	if "$(DENY)" --locked fetch db; then
+		"$(DENY)" --locked check --disable-fetch advisories
+	else
+		echo "SKIPPED: known vulnerabilities: the database of RustSec cannot be fetched from GitHub" >&2
+	fi
+
+CYCLONEDX_VERSION := 0.5.9
+CYCLONEDX = $(CACHE)/cargo-cyclonedx-$(CYCLONEDX_VERSION)/bin/cargo-cyclonedx
+# Writes the bills of materials of both images to RELEASE. cargo-cyclonedx writes one beside each Cargo.toml of the workspace, so it
+# works on a copy of the manifests.
+define sboms
+if [ ! -x "$(CYCLONEDX)" ]; then
+	echo "Building cargo-cyclonedx $(CYCLONEDX_VERSION) in $$(dirname "$(CYCLONEDX)")."
+	cargo install --locked --quiet --root "$(CACHE)/cargo-cyclonedx-$(CYCLONEDX_VERSION)" cargo-cyclonedx@$(CYCLONEDX_VERSION)
+fi
+sources=$$(mktemp -d)
+trap 'rm -rf "$$sources"' EXIT
+git ls-files -z | tar --create --null --files-from=- | tar --extract --directory "$$sources"
+"$(CYCLONEDX)" cyclonedx --quiet --manifest-path "$$sources/Cargo.toml" --format json --spec-version 1.5 \
+	--describe binaries --target "$(HOST)"
+cp "$$sources/controller/codex-controller_bin.cdx.json" "$(RELEASE)/codex-controller.cdx.json"
+cp "$$sources/trainer-image/codex_bin.cdx.json" "$(RELEASE)/codex.cdx.json"
+endef
+
 RELEASE = $(CACHE)/release
-release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex and their checksums to RELEASE=, by default a folder of the cache
+release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex, bills of materials and checksums to RELEASE=, by default a folder of the cache
 	@$(install-helm)
 	kubectl=$$(ls -t "$(CACHE)"/cluster/*/bin/kubectl 2>/dev/null | head -n 1 || command -v kubectl || true)
 	if [ -z "$$kubectl" ]; then
@@ -280,8 +321,9 @@ release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex and
 	"$$kubectl" kustomize manifests/controller >"$(RELEASE)/install.yaml"
 	"$$kubectl" kustomize manifests/monitoring >"$(RELEASE)/monitoring.yaml"
 	"$(HELM)" package manifests/helm/codex-operator --destination "$(RELEASE)" >/dev/null
+	$(sboms)
 	cd "$(RELEASE)"
-	sha256sum kubectl-codex install.yaml monitoring.yaml codex-operator-*.tgz >SHA256SUMS
+	sha256sum kubectl-codex install.yaml monitoring.yaml codex-operator-*.tgz *.cdx.json >SHA256SUMS
 	echo "$(RELEASE):"
 	cat SHA256SUMS
 
