@@ -12,6 +12,7 @@ pub mod evaluation;
 pub mod exposition;
 pub mod generation;
 pub mod import;
+pub mod merge;
 pub mod metrics;
 pub mod model;
 mod overlap;

@@ -196,6 +196,19 @@ fn adapters_resume_exactly_and_are_merged_into_the_base() {
         assert_eq!(metadata.base.unwrap().digest, base.digest());
         assert_eq!(metadata.adapter, Some(Manifest::of_dir(&adapter).unwrap().digest()));
         assert!(Generator::load_directory(&written, 1, codex_configs::Device::Cpu).is_ok());
+        // `codex merge` of the same adapter writes the same bytes, and refuses another base.
+        let merged = directory.path().join("merged");
+        let again = crate::merge::merge(base.path(), &adapter, &merged).unwrap();
+        assert_eq!((again.manifest.digest(), again.tensors), (whole.digest, 14));
+        assert_eq!(Manifest::of_dir(&merged).unwrap().digest(), whole.digest);
+        let other = directory.path().join("other");
+        write_base(&other);
+        fs::write(other.join("README.md"), "another").unwrap();
+        let nowhere = directory.path().join("nowhere");
+        let said = crate::merge::merge(&other, &adapter, &nowhere).unwrap_err().to_string();
+        assert!(said.contains("the adapter was trained beside") && said.contains(&base.digest().to_string()), "{said}");
+        assert!(!nowhere.exists());
+        fs::remove_dir_all(&merged).unwrap();
         fs::remove_dir_all(&straight).unwrap();
         fs::remove_dir_all(&resumed).unwrap();
     }
