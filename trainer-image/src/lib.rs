@@ -11,6 +11,7 @@ pub mod error;
 pub mod evaluation;
 pub mod exposition;
 pub mod generation;
+pub mod gpu;
 pub mod import;
 pub mod merge;
 pub mod metrics;
