@@ -1,6 +1,7 @@
 # Two images, each one static program and nothing else: `--target codex` (train, evaluate, serve, verify) and
-# `--target codex-controller`.
+# `--target codex-controller`. `--target codex-cuda` is `codex` for nodes with NVIDIA GPUs, with the CUDA libraries that it links.
 #
+#   make image-cuda                        builds codex-cuda with cargo on this machine, which needs no GPU
 #   docker build --target codex .          builds the programs from source, in a container
 #   make image                             builds them with cargo on this machine and packs them (ARTIFACTS=prebuilt)
 #
@@ -40,3 +41,16 @@ ARG GIT_COMMIT=
 LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
 USER 65532:65532
 ENTRYPOINT ["/codex-controller"]
+
+# The build context holds a root directory: the program and its libraries. The NVIDIA container toolkit mounts those of the driver.
+FROM scratch AS codex-cuda
+LABEL org.opencontainers.image.title="codex-cuda" org.opencontainers.image.licenses="Apache-2.0"
+COPY cuda /
+ARG GIT_COMMIT=
+LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
+ENV CODEX_GIT_COMMIT=${GIT_COMMIT} \
+    LD_LIBRARY_PATH=/usr/lib/x86_64-linux-gnu:/usr/lib64:/usr/local/nvidia/lib64 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 65532:65532
+ENTRYPOINT ["/codex"]

@@ -47,7 +47,8 @@ if ! command -v promtool >/dev/null; then
 fi
 endef
 
-.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test test-isa test-helm simulate fuzz deny release demo demo-real bench bench-memory bench-real bench-train sanitize
+.PHONY: help root prerequisites programs image image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
+	test-helm simulate fuzz deny release demo demo-real bench bench-memory bench-real bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -135,6 +136,58 @@ image: prerequisites ## builds the two images as OCI archives; with REGISTRY=hos
 			echo "Pushed $(REGISTRY)/$$name:$$tag"
 		fi
 	done
+
+# Programs with CUDA. They need no GPU to be built: the toolkit comes from NVIDIA's packages on PyPI. They are dynamic, and no other
+# target builds them. The first build compiles candle's kernels, which takes about 12 minutes on two cores.
+CUDA_CARGO = CACHE="$(CACHE)" trainer-image/cuda/cargo.sh
+CUDA_PROGRAMS = $(CACHE)/target-cuda/$(HOST)/release
+CUDA_TOOLKIT = $(or $(CUDA_HOME),$(CACHE)/cuda-13.0/site/nvidia/cu13)
+
+check-cuda: prerequisites ## compiles the CUDA kernels and checks the code that uses them; needs no GPU
+	@$(call install-venv,the CUDA compiler)
+	$(CUDA_CARGO) check --locked --package codex --features cuda --lib --bins --examples
+
+image-cuda: prerequisites ## builds the image codex-cuda as an OCI archive; needs no GPU; with REGISTRY=host/path also pushes it
+	@if ! command -v buildah >/dev/null || ! command -v skopeo >/dev/null; then
+		echo "Installing buildah and skopeo, which build images without a container engine."
+		$(call install,buildah skopeo)
+	fi
+	$(call install-venv,the CUDA compiler)
+	$(CUDA_CARGO) build --release --locked --package codex --features cuda --bin codex
+	mkdir -p "$(IMAGES)"
+	work=$$(mktemp -d "$(IMAGES)/work.XXXXXX")
+	trap 'rm -rf "$$work"' EXIT
+	trainer-image/cuda/collect.sh "$(CUDA_PROGRAMS)/codex" "$(CUDA_TOOLKIT)" "$$work/context/cuda"
+	commit=$$(git rev-parse HEAD 2>/dev/null) || commit=
+	[ -z "$$commit" ] || git diff --quiet HEAD 2>/dev/null || commit+=-dirty
+	tag=$$(cat "$$work/context/cuda/codex" Dockerfile | sha256sum | cut -c 1-12)
+	archive="$(IMAGES)/codex-cuda-$$tag.oci"
+	storage=(--root "$$work/storage" --runroot "$$work/run" --storage-driver vfs)
+	buildah "$${storage[@]}" bud --quiet --isolation chroot --timestamp 0 --build-arg GIT_COMMIT="$$commit" \
+		--target codex-cuda --tag "codex-cuda:$$tag" --file Dockerfile "$$work/context" >/dev/null
+	buildah "$${storage[@]}" push --quiet "codex-cuda:$$tag" "oci-archive:$$work/image.oci:codex-cuda:$$tag"
+	mv "$$work/image.oci" "$$archive"
+	ln -sfn "$$(basename "$$archive")" "$(IMAGES)/codex-cuda.oci"
+	find "$(IMAGES)" -maxdepth 1 -name "codex-cuda-????????????.oci" ! -samefile "$$archive" -delete
+	printf '%-36s %5.1f MB unpacked   %s\n' "codex-cuda:$$tag" "$$(du -sb "$$work/context/cuda" | awk '{ print $$1 / 1e6 }')" "$$archive"
+	if [ -n "$(REGISTRY)" ]; then
+		secure=true
+		[[ "$(REGISTRY)" =~ ^(localhost|[0-9.]+)(:|/|$$) ]] && secure=false
+		skopeo --insecure-policy copy --quiet --dest-tls-verify="$$secure" "oci-archive:$$archive" "docker://$(REGISTRY)/codex-cuda:$$tag"
+		echo "Pushed $(REGISTRY)/codex-cuda:$$tag"
+	fi
+
+gpu-check-program: prerequisites ## builds the program of gpu-check; needs no GPU
+	@$(call install-venv,the CUDA compiler)
+	$(CUDA_CARGO) build --release --locked --package codex --features cuda --example gpu_check
+	strip --strip-all -o "$(CACHE)/gpu_check" "$(CUDA_PROGRAMS)/examples/gpu_check"
+	ls -l "$(CACHE)/gpu_check"
+
+# GPU_CHECK=PATH names a program that was built elsewhere.
+GPU_CHECK ?= $(CACHE)/gpu_check
+GPU_TABLE ?= gpu-check.md
+gpu-check: ## compares a GPU with the processor, measures training and decoding in at most 6 minutes, and writes GPU_TABLE=
+	@CUDA_HOME="$(CUDA_TOOLKIT)" trainer-image/cuda/gpu-check.sh "$(GPU_CHECK)" "$(GPU_TABLE)"
 
 CLUSTER_COMMAND = $(PROGRAMS)/codex-cluster
 

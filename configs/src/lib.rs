@@ -10,6 +10,7 @@ mod error;
 mod evaluation;
 mod keys;
 mod layers;
+mod preferences;
 mod resolved;
 mod rule;
 mod training;
@@ -24,6 +25,7 @@ pub use evaluation::{
     AnswerForm, Compare, Evaluation, EvaluationSettings, Generation, PRESETS, PromptForm, ReferenceForm,
     compose_evaluation,
 };
+pub use preferences::DpoSettings;
 pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
 pub use rule::Rule;
 pub use training::{

@@ -3,10 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ConfigError, Data, Resolved, VALIDATION, data,
+    ConfigError, Data, DpoSettings, Resolved, VALIDATION, data,
     error::nearest,
     keys,
     layers::{Layers, recheck},
+    preferences,
     resolved::Spec,
 };
 
@@ -90,8 +91,10 @@ pub struct ModelShape {
 pub struct Optimization {
     /// What is trained.
     pub method: Method,
-    /// The adapters of [`Method::Lora`].
+    /// The adapters of [`Method::Lora`], and of [`Method::Dpo`] with [`DpoSettings::lora`].
     pub lora: LoraSettings,
+    /// The objective of [`Method::Dpo`].
+    pub dpo: DpoSettings,
     /// Number of optimizer steps of the schedule.
     pub max_steps: u64,
     /// Number of epochs of the schedule. Replaces `max_steps`.
@@ -182,6 +185,8 @@ pub enum Method {
     Sft,
     /// Adapters beside the frozen weights of a base. The resulting model has them merged into its weights.
     Lora,
+    /// As `Sft` or `Lora`, on preferences: direct preference optimization (Rafailov et al. 2023).
+    Dpo,
     /// Nothing: the resulting model is the base.
     None,
 }
@@ -309,7 +314,8 @@ pub enum DataFormat {
     Text,
 }
 
-/// Names of the fields of a record. It has a prompt and a response, or messages, or text.
+/// Names of the fields of a record. It has a prompt and a response, or messages, or text; in preferences a prompt, a chosen and a
+/// rejected response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataFields {
@@ -317,6 +323,10 @@ pub struct DataFields {
     pub prompt: String,
     /// What the model is trained to write.
     pub response: String,
+    /// The better response of a preference.
+    pub chosen: String,
+    /// The worse response of a preference.
+    pub rejected: String,
     /// A conversation: a list of `{role, content}`.
     pub messages: String,
     /// Text without a prompt.
@@ -404,6 +414,7 @@ impl Spec for Training {
             let right = format!("model.hidden_size ({width}) divided by it must be one of {known}");
             return conflict("model.num_attention_heads", heads as u64, right);
         }
+        preferences::check(self)?;
         // With epochs, the trainer knows the steps only after it has read the data, and checks them then.
         if training.warmup_steps > training.max_steps && training.max_epochs.is_none() {
             let right = format!("write at most training.max_steps ({})", training.max_steps);

@@ -23,6 +23,7 @@ labels! {
     CODE = "code", "the HTTP status of the answer, or error if there was none";
     CONDITION = "condition", "the type of a condition, such as GatesPassed";
     ENDPOINT = "endpoint", "the path of the request, such as /infer";
+    GPU = "gpu", "the index of the GPU among those of the pod, from 0";
     KIND = "kind", "the kind of the object, such as TrainingRun";
     METRIC = "metric", "the metric of an evaluation, such as exact_match";
     MODEL = "model", "the first twelve digits of the model digest";

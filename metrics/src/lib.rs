@@ -9,6 +9,7 @@ pub mod controller;
 pub mod dashboard;
 pub mod dashboards;
 pub mod files;
+pub mod gpu;
 pub mod label;
 pub mod metric;
 pub mod pages;
@@ -22,5 +23,5 @@ pub use metric::{Contract, Counter, Gauge, Histogram, Metric, Type, Unit};
 
 /// Returns the metrics of all programs.
 pub fn all() -> impl Iterator<Item = &'static Contract> {
-    [controller::ALL, server::ALL, trainer::ALL].into_iter().flatten().copied()
+    [controller::ALL, server::ALL, trainer::ALL, gpu::ALL].into_iter().flatten().copied()
 }

@@ -45,6 +45,14 @@ pub enum Unit {
     Nats,
     /// Floating-point operations.
     Flop,
+    /// Bytes.
+    Bytes,
+    /// A share from 0 to 1.
+    Ratio,
+    /// Degrees Celsius.
+    Celsius,
+    /// Watts.
+    Watts,
     /// A number without a unit.
     Number,
 }
@@ -59,6 +67,10 @@ impl Unit {
             Self::Boolean => "1 or 0",
             Self::Nats => "nats",
             Self::Flop => "FLOP",
+            Self::Bytes => "bytes",
+            Self::Ratio => "0 to 1",
+            Self::Celsius => "°C",
+            Self::Watts => "W",
             Self::Number => "number",
         }
     }
@@ -218,7 +230,15 @@ impl Metric<Gauge> {
     /// # Errors
     /// If the registry has a metric of this name.
     pub fn labelled_float(&self, registry: &Registry) -> Result<prometheus::GaugeVec> {
-        registered(registry, prometheus::GaugeVec::new(self.options(), &self.label_names())?)
+        registered(registry, self.unregistered_float()?)
+    }
+
+    /// Returns a gauge of fractions with the labels of the contract, for a collector that sets it when it is asked.
+    ///
+    /// # Errors
+    /// If the name or a label is invalid.
+    pub fn unregistered_float(&self) -> Result<prometheus::GaugeVec> {
+        prometheus::GaugeVec::new(self.options(), &self.label_names())
     }
 }
 

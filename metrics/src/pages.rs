@@ -2,14 +2,15 @@
 
 use std::fmt::Write as _;
 
-use crate::{Contract, alerts, controller, server, trainer};
+use crate::{Contract, alerts, controller, gpu, server, trainer};
 
 /// The tables of a page, by the name in their comment lines.
 pub type Tables = Vec<(&'static str, String)>;
 
 /// Returns the tables of `docs/metrics.md`.
 pub fn metrics() -> Tables {
-    let tables = [("controller", controller::ALL), ("server", server::ALL), ("trainer", trainer::ALL)];
+    let tables =
+        [("controller", controller::ALL), ("server", server::ALL), ("trainer", trainer::ALL), ("gpu", gpu::ALL)];
     tables.map(|(name, metrics)| (name, table(metrics))).into()
 }
 

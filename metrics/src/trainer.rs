@@ -22,9 +22,14 @@ metrics! {
     TARGET = Gauge("codex_ml_training_target_steps", Count, [],
         "Number of steps of the whole run.");
     LOSS = Gauge("codex_ml_training_loss", Nats, [],
-        "Mean cross-entropy per target token of the latest step, in nats.");
+        "Mean cross-entropy per target token of the latest step, in nats.")
+        .more("With `training.method: dpo`, the mean loss per pair of responses.");
     VAL_LOSS = Gauge("codex_ml_training_val_loss", Nats, [],
         "Mean cross-entropy per target token of the latest evaluation, in nats; NaN before the first.");
+    REWARD_MARGIN = Gauge("codex_ml_training_reward_margin", Number, [],
+        "Mean reward of the chosen minus that of the rejected responses of the latest step; NaN unless preferences are trained.");
+    PREFERENCE_ACCURACY = Gauge("codex_ml_training_preference_accuracy", Number, [],
+        "Share of the latest step's pairs whose chosen response has the higher reward; NaN unless preferences are trained.");
     LEARNING_RATE = Gauge("codex_ml_training_learning_rate", Number, [],
         "Learning rate of the latest step.");
     GRADIENT_NORM = Gauge("codex_ml_training_gradient_norm", Number, [],

@@ -37,6 +37,8 @@ enum Command {
     Import(crate::import::Import),
     /// Write a model whose weights have eight bits, so that it generates faster.
     Quantize(crate::quantize::Quantize),
+    /// Merge a LoRA adapter into the weights of its base.
+    Merge(crate::merge::Merge),
     /// Train, check and use tokenizers.
     Tokenizer(crate::tokenizing::Tokenizing),
     /// Write problems of a synthetic reasoning task as JSON lines.
@@ -63,6 +65,7 @@ impl Command {
             Self::Generate(command) => command.run(),
             Self::Import(command) => command.run(),
             Self::Quantize(command) => command.run(),
+            Self::Merge(command) => command.run(),
             Self::Tokenizer(command) => command.run(),
             Self::PrepareData(command) => command.run(),
             Self::Serve(command) => command.run(),

@@ -13,7 +13,9 @@ pub mod exposition;
 #[cfg(test)]
 mod fuzz;
 pub mod generation;
+pub mod gpu;
 pub mod import;
+pub mod merge;
 pub mod metrics;
 pub mod model;
 mod overlap;

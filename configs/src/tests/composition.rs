@@ -131,7 +131,7 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
             (min.max(64).to_string(), min.max(64).saturating_add(64).to_string())
         }
         Rule::Above { above, .. } => ((above + 0.015_625).to_string(), (above + 0.031_25).to_string()),
-        Rule::From { .. } => ("0.25".to_owned(), "0.5".to_owned()),
+        Rule::From { .. } => ("0.125".to_owned(), "0.25".to_owned()),
         // The first scheduler takes no warm-up, which the template has.
         Rule::Choice(words) => (words[words.len() - 2].to_owned(), words[words.len() - 1].to_owned()),
         Rule::Choices(words) => (format!("[{}]", words[0]), format!("[{}, {}]", words[1], words[0])),
@@ -139,9 +139,15 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         Rule::Flag => ("false".to_owned(), "true".to_owned()),
         Rule::Text { .. } | Rule::TextOrNull { .. } => ("ada".to_owned(), "grace".to_owned()),
     };
-    // Heads and width go together, patience and the best take evaluations; every other key can be set alone.
-    let together =
-        ["model.num_attention_heads", "training.max_steps", "training.early_stop_patience", "training.best_k"];
+    // Heads and width go together, patience and the best take evaluations, adapters of preferences their method; every other key can
+    // be set alone.
+    let together = [
+        "model.num_attention_heads",
+        "training.max_steps",
+        "training.early_stop_patience",
+        "training.best_k",
+        "training.dpo.lora",
+    ];
     let alone: Vec<_> = TRAINING
         .iter()
         .filter(|key| !together.contains(&key.path))

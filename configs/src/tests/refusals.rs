@@ -2,7 +2,7 @@
 
 use codex_provenance::{DataDigest, Sha256};
 
-use super::{data, overrides, synthetic};
+use super::{data, overrides, starter, synthetic};
 use crate::{Data, Evaluation, Resolved, Synthetic, compose_evaluation, compose_training};
 
 fn sentence(texts: &[&str], config: Option<&str>) -> String {
@@ -436,4 +436,55 @@ fn held_out_records() {
     ));
     assert!(of(&every, vec![file("mine"), file("validation")]).is_ok());
     assert!(of(&every, data()).is_ok());
+}
+
+#[test]
+fn preferences() {
+    let file = |name: &str| Data { name: name.to_owned(), sha256: Some(DataDigest(Sha256::of(name))), synthetic: None };
+    let of = |texts: &[&str], data| {
+        let texts = [&["training.method=dpo"], texts].concat();
+        compose_training("cot-starter", &overrides(&texts), None, 42, data)
+    };
+    let said = |texts: &[&str], data| of(texts, data).expect_err("must be refused").to_string();
+    let right = of(&["training.dpo.beta=0.3", "training.dpo.lora=true"], vec![file("pairs")]).expect("good");
+    let training = &right.spec().settings.training;
+    assert!(training.trains_adapters() && (training.dpo.beta - 0.3).abs() < f64::EPSILON);
+    assert!(!of(&[], vec![file("pairs")]).expect("good").spec().settings.training.trains_adapters());
+    assert_eq!(
+        said(&["data.loss=all"], vec![file("pairs")]),
+        r"data.loss is all: training.method=dpo compares the tokens of responses only; write responses"
+    );
+    assert!(said(&["response.format=answer"], vec![file("pairs")]).starts_with("response.format is answer: "));
+    assert!(said(&["data.format=text"], vec![file("pairs")]).contains("a chosen and a rejected response"));
+    assert_eq!(
+        said(&[], vec![file("pairs"), synthetic("arithmetic")]),
+        r#"data[1].synthetic is "arithmetic": synthetic tasks have no rejected responses; use a file with training.method=dpo"#
+    );
+    for (wrong, told) in [
+        ("training.dpo.beta=0", "write a number above 0 and at most 100"),
+        ("training.dpo.label_smoothing=0.5", "write a number of at least 0 and below 0.5"),
+        ("training.dpo.lora=7", "write true or false"),
+        ("training.dpo.rank=7", "training.dpo.rank"),
+    ] {
+        let sentence = said(&[wrong], vec![file("pairs")]);
+        assert!(sentence.contains(told), "{wrong}: {sentence}");
+    }
+    assert_eq!(
+        sentence(&["training.dpo.lora=true"], None),
+        "training.dpo.lora is true: it belongs to training.method=dpo; write false, or training.method=dpo"
+    );
+}
+
+#[test]
+fn methods_that_need_a_base() {
+    for method in ["lora", "none"] {
+        let of = compose_training("cot-starter", &overrides(&[&format!("training.method={method}")]), None, 42, data());
+        let of = of.expect("good");
+        assert!(of.spec().check_base(true).is_ok());
+        assert_eq!(
+            of.spec().check_base(false).expect_err("no base").to_string(),
+            format!("training.method is {method}: it needs a base; set spec.base, or write sft")
+        );
+    }
+    assert!(starter(&[], None).spec().check_base(false).is_ok());
 }

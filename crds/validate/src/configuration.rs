@@ -22,7 +22,8 @@ pub(crate) fn check(kind: &str, object: &Value, found: &mut Vec<(Path, String)>)
     };
     let seed = spec["seed"].as_u64().unwrap_or(1);
     let refused = match kind {
-        "TrainingRun" => compose_training(text("template"), &overrides, spec["config"].as_str(), seed, data).map(drop),
+        "TrainingRun" => compose_training(text("template"), &overrides, spec["config"].as_str(), seed, data)
+            .and_then(|resolved| resolved.spec().check_base(!spec["base"].is_null())),
         "Evaluation" => compose_evaluation(text("preset"), &overrides, seed, data).map(|resolved| {
             for (index, gate) in spec["gates"].as_array().into_iter().flatten().enumerate() {
                 let metric: Option<Metric> = gate["metric"].as_str().and_then(|name| name.parse().ok());

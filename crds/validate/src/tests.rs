@@ -164,6 +164,10 @@ fn configurations_are_composed() {
     );
     let setting = one(RUN, "max_steps=100", "max_stepz=100");
     assert!(setting.contains("max_stepz") && setting.contains("max_steps"), "{setting}");
+    let method = one(RUN, "training.max_steps=100", "training.method=lora");
+    assert!(method.ends_with("training.method is lora: it needs a base; set spec.base, or write sft"), "{method}");
+    let method = one(RUN, "training.max_steps=100", "training.method=dpo");
+    assert!(method.contains("synthetic tasks have no rejected responses"), "{method}");
     let preset = one(EVALUATION, "preset: cot-lite", "preset: cotlite");
     assert!(preset.starts_with("7:3: Evaluation lite: spec.preset: preset \"cotlite\" is unknown"), "{preset}");
 }

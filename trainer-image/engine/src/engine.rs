@@ -33,6 +33,27 @@ pub trait Engine: Send {
     /// A token id is outside the vocabulary, or a sequence is longer than the context.
     fn accumulate(&mut self, batch: &Packed, total_targets: usize) -> Result<f64, EngineError>;
 
+    /// Adds the gradients of Σ over the sequences of weight · loss, where a sequence's loss is Σ over its targets of the
+    /// cross-entropy in nats. `weigh` gets the loss of every sequence and returns their weights, which count as constants: so an
+    /// objective that depends on the log-probabilities of whole sequences needs one forward pass. Returns the losses.
+    ///
+    /// # Errors
+    /// A token id is outside the vocabulary, or a sequence is longer than the context.
+    ///
+    /// # Panics
+    /// `weigh` returns another number of weights.
+    fn accumulate_weighted(
+        &mut self,
+        batch: &Packed,
+        weigh: &mut dyn FnMut(&[f64]) -> Vec<f64>,
+    ) -> Result<Vec<f64>, EngineError>;
+
+    /// Returns Σ over the targets of each sequence of the cross-entropy in nats. Leaves the gradients unchanged.
+    ///
+    /// # Errors
+    /// A token id is outside the vocabulary, or a sequence is longer than the context.
+    fn losses(&mut self, batch: &Packed) -> Result<Vec<f64>, EngineError>;
+
     /// Returns Σ over the batch's targets of the cross-entropy in nats. Leaves the gradients unchanged.
     ///
     /// # Errors

@@ -37,7 +37,7 @@ pub use decoder::{Decoder, Emitted, End, Logits, PromptError, Slots};
 pub use error::EngineError;
 pub use model::{
     ConfigError, Family, HEAD_WIDTHS, Layout, Lora, LoraError, ModelConfig, Projection, RopeScaling, Shape, Tensor,
-    Vocabulary, flops, initial,
+    Vocabulary, add_low_rank, flops, initial,
 };
 pub use optim::{AdamW, Rates};
 pub use packed::{Packed, Target};

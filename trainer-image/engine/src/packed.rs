@@ -86,6 +86,28 @@ impl Packed {
         Some((batch, shared))
     }
 
+    /// Yields the index of the sequence of each target.
+    fn sequences(&self) -> impl Iterator<Item = usize> {
+        let ends = self.cu_seqlens.get(1..).unwrap_or_default();
+        self.targets.iter().map(move |target| ends.partition_point(|end| *end <= target.row))
+    }
+
+    /// Returns the sum of the targets' losses in each sequence.
+    pub(crate) fn sums(&self, losses: &[f64]) -> Vec<f64> {
+        let mut sums = vec![0.0; self.cu_seqlens.len().saturating_sub(1)];
+        self.sequences().zip(losses).for_each(|(sequence, loss)| sums[sequence] += loss);
+        sums
+    }
+
+    /// Returns the weight of each target's sequence.
+    ///
+    /// # Panics
+    /// There are other than one weight for each sequence.
+    pub(crate) fn spread(&self, weights: &[f64]) -> Vec<f32> {
+        assert_eq!(weights.len() + 1, self.cu_seqlens.len(), "one weight for each sequence");
+        self.sequences().map(|sequence| weights[sequence] as f32).collect()
+    }
+
     /// Checks that the batch fits a model.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 mod decoding;
 mod lora;
+mod weighted;
 
 use std::sync::Arc;
 

@@ -7,6 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::gpu::{self, Gpu};
+
 /// The file's name.
 pub const FILE: &str = "environment.json";
 
@@ -31,9 +33,9 @@ pub struct Environment {
     pub node: String,
     /// The processor.
     pub cpu: Processor,
-    /// Accelerators.
-    pub gpus: Vec<String>,
-    /// The version of CUDA.
+    /// The GPUs that the process may use; empty unless the engine computes on one.
+    pub gpus: Vec<Gpu>,
+    /// The version of CUDA that the driver supports.
     pub cuda: Option<String>,
     /// Code path of the engine, such as `cpu-f32`.
     pub engine: String,
@@ -66,6 +68,7 @@ impl Environment {
         });
         let threads = rayon::current_num_threads();
         let machine = text(system.machine());
+        let sensors = engine.contains("cuda").then(gpu::sensors).flatten();
         // The keys are in canonical order.
         let fingerprint = json!({ "machine": machine, "processor": model, "threads": threads });
         Self {
@@ -78,8 +81,8 @@ impl Environment {
             image_digest: variable("CODEX_IMAGE_DIGEST"),
             node: variable("CODEX_NODE_NAME").unwrap_or_else(|| text(system.nodename())),
             cpu: Processor { model, threads },
-            gpus: Vec::new(),
-            cuda: None,
+            gpus: sensors.map(|sensors| sensors.describe()).unwrap_or_default(),
+            cuda: sensors.and_then(|sensors| sensors.cuda()),
             engine: engine.to_owned(),
             seed,
             command: std::env::args().collect(),

@@ -119,6 +119,17 @@ pub(crate) fn open(path: &Path) -> Result<Opened, ModelError> {
     Ok(Opened { config, tokenizer, weights })
 }
 
+/// Returns the configuration of a model directory whose weights fit it. The directory needs no tokenizer.
+///
+/// # Errors
+/// When a file is missing or invalid, or the weights are those of another shape. Values of weights are not checked.
+pub(crate) fn check_weights(path: &Path) -> Result<ModelConfig, ModelError> {
+    let described = read_some(path, |name| name == CONFIG)?;
+    let config = ModelConfig::parse(described.get(CONFIG).ok_or_else(|| ModelError::Missing(CONFIG.to_owned()))?)?;
+    Stored::open(path, &Layout::of(&config))?;
+    Ok(config)
+}
+
 /// Reads all parameters of a model directory in f32, in the order of `layout`.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ mod weights;
 
 pub(crate) use adapter::describe_adapter;
 pub use directory::describe;
-pub(crate) use directory::{open, read_parameters};
+pub(crate) use directory::{check_weights, open, read_parameters};
 pub use files::{ModelError, ModelFiles, read_directory};
 pub use generate::{Completion, GenerateError, Generator};
 pub(crate) use rewrite::rewrite;
@@ -21,4 +21,4 @@ pub use size::TooLarge;
 pub(crate) use size::check_size;
 #[cfg(test)]
 pub(crate) use weights::parameters;
-pub(crate) use weights::{HEAD, short};
+pub(crate) use weights::{HEAD, convert, short, width};

@@ -89,7 +89,7 @@ fn tensors(files: &ModelFiles) -> Result<BTreeMap<String, TensorView<'_>>, Model
 }
 
 /// Returns the bytes of a value; `None` if its type is not supported.
-pub(super) fn width(dtype: Dtype) -> Option<usize> {
+pub(crate) fn width(dtype: Dtype) -> Option<usize> {
     match dtype {
         Dtype::F32 => Some(4),
         Dtype::F16 | Dtype::BF16 => Some(2),
@@ -98,7 +98,7 @@ pub(super) fn width(dtype: Dtype) -> Option<usize> {
 }
 
 /// Converts the bytes of values of a supported type.
-pub(super) fn convert(dtype: Dtype, bytes: &[u8], to: &mut [f32]) {
+pub(crate) fn convert(dtype: Dtype, bytes: &[u8], to: &mut [f32]) {
     let halves = || bytes.chunks_exact(2).map(|two| u16::from_le_bytes([two[0], two[1]]));
     match dtype {
         Dtype::F16 => to.iter_mut().zip(halves()).for_each(|(to, bits)| *to = half::f16::from_bits(bits).to_f32()),

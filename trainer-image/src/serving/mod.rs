@@ -226,6 +226,7 @@ impl Server {
         }
         let (phase, watched) = watch::channel(Phase::Verifying);
         let metrics = Arc::new(Metrics::new().map_err(ServeError::Metrics)?);
+        crate::gpu::register(metrics.registry(), self.device).map_err(ServeError::Metrics)?;
         let app = App::new(self.expected.clone(), watched, Arc::clone(&metrics), self.name.clone());
         let closing = CancellationToken::new();
         let http = codex_http::Server::new(listener, self.limits).on_refused(move || metrics.refused());

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use codex_configs::{LoraSettings, Method, Optimization};
+use codex_configs::{LoraSettings, Optimization};
 use codex_engine::{
     EngineState, Layout, Lora, LoraError, ModelConfig, Projection, Settings, engine, initial, lora_engine,
 };
@@ -227,7 +227,7 @@ impl TrainedModel {
     /// The base cannot have adapters.
     pub(crate) fn of_base(base: &Base, training: &Optimization) -> Result<Self, BaseError> {
         let config = base.config().clone();
-        if training.method != Method::Lora {
+        if !training.trains_adapters() {
             return Ok(Self::whole(config));
         }
         let lora = lora(&training.lora);

@@ -141,6 +141,8 @@ impl Train {
         let resolved = self.resolve()?;
         reporter.set_config_digest(resolved.digest());
         let metrics = TrainerMetrics::new().map_err(ExpositionError::from)?;
+        crate::gpu::register(metrics.registry(), resolved.spec().settings.training.device)
+            .map_err(ExpositionError::from)?;
         let exposition = self
             .metrics_address
             .map(|address| Exposition::start(address, metrics.registry(), metrics.refused_connections()))

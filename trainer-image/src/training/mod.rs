@@ -24,6 +24,7 @@ mod failure_class;
 mod fault_injection;
 mod forensics;
 mod listing;
+mod objective;
 mod records;
 mod resources;
 mod run;

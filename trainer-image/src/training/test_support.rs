@@ -47,7 +47,7 @@ pub(crate) fn resolved(overrides: &[&str], data: Vec<Data>) -> Resolved<Training
 pub(crate) fn encoder<'a>(run: &'a Resolved<Training>, tokenizer: &'a Tokenizer) -> Encoder<'a> {
     let settings = &run.spec().settings;
     let (context, format) = (settings.model.max_position_embeddings, settings.response.format);
-    Encoder { tokenizer, context, format, data: &settings.data, given: false }
+    Encoder { tokenizer, context, format, data: &settings.data, given: false, preferences: false }
 }
 
 pub(crate) fn both() -> Vec<Data> {

@@ -187,6 +187,7 @@ fn containers(spec: &PodSpec) -> Vec<&str> {
 
 fn compose(spec: &TrainingRunSpec) -> Result<Resolved<Training>, String> {
     let data = data::configured(&spec.data)?;
-    compose_training(&spec.template, &spec.overrides, spec.config.as_deref(), spec.seed, data)
-        .map_err(|why| why.to_string())
+    let composed = compose_training(&spec.template, &spec.overrides, spec.config.as_deref(), spec.seed, data);
+    let checked = composed.and_then(|resolved| resolved.spec().check_base(spec.base.is_some()).map(|()| resolved));
+    checked.map_err(|why| why.to_string())
 }

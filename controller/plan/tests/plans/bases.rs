@@ -116,6 +116,18 @@ fn a_run_without_a_base_has_neither_argument_nor_mount() {
 }
 
 #[test]
+fn a_method_that_needs_a_base_is_refused_without_one() {
+    let mut observed = World::new().observed_run();
+    observed.object.spec.overrides = vec!["training.method=lora".to_owned()];
+    let plan_of = plan(&observed);
+    assert_eq!(
+        ready(&plan_of.status.conditions),
+        ("InvalidConfiguration", "training.method is lora: it needs a base; set spec.base, or write sft")
+    );
+    assert!(plan_of.desired.jobs.is_empty());
+}
+
+#[test]
 fn invalid_bases_are_named() {
     let claim = json!({"claimName": "output", "path": "llama"});
     for (base, told) in [

@@ -120,12 +120,20 @@ impl CandleEngine {
         Ok((hidden.index_select(&self.place.indices(&rows)?, 0)?, self.place.indices(&ids)?))
     }
 
-    fn accumulate_graph(&mut self, batch: &Packed, total: usize) -> Result<f64> {
+    /// Runs both passes. `weigh` gets the loss of each target, if it wants it, and returns the scale of each. Returns Σ of the losses.
+    fn accumulate_graph(
+        &mut self,
+        batch: &Packed,
+        weigh: impl FnOnce(&mut dyn FnMut() -> Result<Vec<f64>>) -> Result<Vec<f32>>,
+    ) -> Result<f64> {
         let weights = self.weights()?;
         let model = self.model(&weights, Some(batch.noise));
         let (hidden, ids) = self.hidden(&model, batch)?;
         let (head_name, weight) = model.head()?;
-        let loss = head::gradients(&hidden.detach(), &weight.detach(), &ids, total, self.frozen.is_none())?;
+        let (states, detached) = (hidden.detach(), weight.detach());
+        let scales = weigh(&mut || head::losses(&states, &detached, &ids))?;
+        let scales = self.place.tensor(&scales, &[scales.len(), 1])?;
+        let loss = head::gradients(&states, &detached, &ids, &scales, self.frozen.is_none())?;
         // The gradient of this product by `hidden` is the head's.
         let store = (hidden * loss.of_hidden)?.sum_all()?.backward()?;
         let mut gradients = Vec::with_capacity(self.parameters.len());
@@ -141,7 +149,14 @@ impl CandleEngine {
             gradients.push(sum.detach());
         }
         self.gradients = gradients;
-        Ok(loss.sum / total as f64)
+        Ok(loss.sum)
+    }
+
+    fn each(&self, batch: &Packed) -> Result<Vec<f64>> {
+        let weights = self.weights()?;
+        let model = self.model(&weights, None);
+        let (hidden, ids) = self.hidden(&model, batch)?;
+        head::losses(&hidden.detach(), &model.head()?.1.detach(), &ids)
     }
 
     fn sum(&self, batch: &Packed) -> Result<f64> {
@@ -214,7 +229,33 @@ impl Engine for CandleEngine {
         if batch.targets.is_empty() {
             return Ok(0.0);
         }
-        Ok(self.accumulate_graph(batch, total_targets)?)
+        let slope = 1.0 / total_targets as f32;
+        Ok(self.accumulate_graph(batch, |_| Ok(vec![slope; batch.targets.len()]))? / total_targets as f64)
+    }
+
+    fn accumulate_weighted(
+        &mut self,
+        batch: &Packed,
+        weigh: &mut dyn FnMut(&[f64]) -> Vec<f64>,
+    ) -> std::result::Result<Vec<f64>, EngineError> {
+        batch.check(&self.config)?;
+        let mut losses = batch.sums(&[]);
+        if batch.targets.is_empty() {
+            return Ok(losses);
+        }
+        self.accumulate_graph(batch, |each| {
+            losses = batch.sums(&each()?);
+            Ok(batch.spread(&weigh(&losses)))
+        })?;
+        Ok(losses)
+    }
+
+    fn losses(&mut self, batch: &Packed) -> std::result::Result<Vec<f64>, EngineError> {
+        batch.check(&self.config)?;
+        if batch.targets.is_empty() {
+            return Ok(batch.sums(&[]));
+        }
+        Ok(batch.sums(&self.each(batch)?))
     }
 
     fn loss(&mut self, batch: &Packed) -> std::result::Result<f64, EngineError> {

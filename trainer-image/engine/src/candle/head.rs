@@ -9,7 +9,7 @@ pub(super) const LOGITS: usize = 1 << 24;
 pub(super) struct HeadLoss {
     /// Σ of the cross-entropy in nats.
     pub(super) sum: f64,
-    /// Gradient of `sum` / `total` by the hidden states [targets, hidden].
+    /// Gradient of Σ of each target's loss times its scale, by the hidden states [targets, hidden].
     pub(super) of_hidden: Tensor,
     /// Gradient by the weight [vocabulary, hidden] in `f32`, if it was asked for.
     pub(super) of_weight: Option<Tensor>,
@@ -24,19 +24,32 @@ pub(super) fn cross_entropy(hidden: &Tensor, weight: &Tensor, ids: &Tensor) -> R
     Ok(sum)
 }
 
-/// As [`cross_entropy`], with gradients of the sum divided by `total`; of the weight only if `train_weight`.
+/// Returns the cross-entropy of each target.
+pub(super) fn losses(hidden: &Tensor, weight: &Tensor, ids: &Tensor) -> Result<Vec<f64>> {
+    let mut losses = Vec::new();
+    for (hidden, ids) in pieces(hidden, weight, ids)? {
+        losses.extend(Piece::new(&hidden, weight)?.losses(&ids)?);
+    }
+    Ok(losses)
+}
+
+/// As [`cross_entropy`], with gradients of Σ of each target's loss times its scale [targets, 1]; of the weight only if
+/// `train_weight`.
 pub(super) fn gradients(
     hidden: &Tensor,
     weight: &Tensor,
     ids: &Tensor,
-    total: usize,
+    scales: &Tensor,
     train_weight: bool,
 ) -> Result<HeadLoss> {
     let (mut sum, mut of_hidden, mut of_weight) = (0.0, Vec::new(), None);
+    let mut first = 0;
     for (hidden, ids) in pieces(hidden, weight, ids)? {
         let piece = Piece::new(&hidden, weight)?;
         sum += piece.sum(&ids)?;
-        let of_logits = (piece.gradient(&ids)? * (1.0 / total as f64))?.to_dtype(weight.dtype())?;
+        let scales = scales.narrow(0, first, ids.dim(0)?)?;
+        first += ids.dim(0)?;
+        let of_logits = piece.gradient(&ids)?.broadcast_mul(&scales)?.to_dtype(weight.dtype())?;
         of_hidden.push(of_logits.matmul(weight)?);
         if train_weight {
             let part = of_logits.t()?.matmul(&hidden)?.to_dtype(DType::F32)?;
@@ -79,8 +92,13 @@ impl Piece {
 
     /// Returns Σ of −ln softmax at the targets' ids [targets, 1].
     fn sum(&self, ids: &Tensor) -> Result<f64> {
+        Ok(self.losses(ids)?.into_iter().sum())
+    }
+
+    /// Returns −ln softmax at each target's id.
+    fn losses(&self, ids: &Tensor) -> Result<Vec<f64>> {
         let losses = (self.sums.log()? - self.shifted.gather(ids, 1)?)?.flatten_all()?.to_vec1::<f32>()?;
-        Ok(losses.into_iter().map(f64::from).sum())
+        Ok(losses.into_iter().map(f64::from).collect())
     }
 
     /// Returns the gradient of the sum by the logits: softmax, minus 1 at the target.

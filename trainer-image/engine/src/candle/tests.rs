@@ -107,10 +107,13 @@ fn the_loss_of_a_vocabulary_in_pieces_agrees() {
     let losses = log_softmax.gather(&ids.unsqueeze(1).unwrap(), 1).unwrap();
     let sum = losses.sum_all().unwrap().neg().unwrap();
     let store = (&sum / 4.0).unwrap().backward().unwrap();
-    let found = head::gradients(&hidden.detach(), &weight.detach(), &ids, 4, true).unwrap();
+    let quarters = Tensor::full(0.25_f32, (2100, 1), &Device::Cpu).unwrap();
+    let found = head::gradients(&hidden.detach(), &weight.detach(), &ids, &quarters, true).unwrap();
     let expected = f64::from(sum.to_scalar::<f32>().unwrap());
     assert!((found.sum - expected).abs() < 1e-3 * expected, "{} {expected}", found.sum);
     let alone = head::cross_entropy(&hidden.detach(), &weight.detach(), &ids).unwrap();
+    let each = head::losses(&hidden.detach(), &weight.detach(), &ids).unwrap();
+    assert!(each.len() == 2100 && (each.iter().sum::<f64>() - alone).abs() < 1e-9);
     assert!((found.sum - alone).abs() < 1e-9);
     for (found, variable) in [(&found.of_hidden, &hidden), (found.of_weight.as_ref().unwrap(), &weight)] {
         let of =
@@ -119,5 +122,5 @@ fn the_loss_of_a_vocabulary_in_pieces_agrees() {
         let size = expected.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
         assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4 * size));
     }
-    assert!(head::gradients(&hidden.detach(), &weight.detach(), &ids, 4, false).unwrap().of_weight.is_none());
+    assert!(head::gradients(&hidden.detach(), &weight.detach(), &ids, &quarters, false).unwrap().of_weight.is_none());
 }

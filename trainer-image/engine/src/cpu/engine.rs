@@ -153,6 +153,44 @@ impl<N: Dtype> CpuEngine<N> {
         })
     }
 
+    /// Runs the forward and the backward pass. `weigh` gets the saved state after the blocks and returns the scale of each target's
+    /// loss. Returns Σ of the losses.
+    fn step(&mut self, batch: &Packed, weigh: impl FnOnce(Head<'_, N>) -> Vec<f32>) -> Result<f64, EngineError> {
+        let batch = &self.prepare(batch, true)?;
+        self.forward(batch, true);
+        let Self { model, rotary, parameters, gradients, packs, frozen, workspace, settings, .. } = self;
+        // Taken out, because the rest of the frozen model is read while they are written.
+        let mut taken = frozen.as_mut().map(|frozen| std::mem::take(&mut frozen.gradients));
+        let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
+        let context = weights.context(batch, true);
+        let batch = &*batch.packed;
+        let Workspace { stream, saved, backward, head, dy } = workspace;
+        let layers = model.blocks.len();
+        let scales = weigh(Head { context, model, x: &stream[layers], batch });
+        dy.resize(batch.tokens.len() * context.hidden);
+        let of_head = taken.is_none().then_some(&mut gradients[..]);
+        let sum = head::backward(context, model, (&stream[layers], &batch.targets, &scales), head, dy, of_head);
+        for (layer, block) in model.blocks.iter().enumerate().rev() {
+            let kept = saved.len();
+            let block = (block, weights.adapters(layer));
+            // The last block's activations are still there.
+            if settings.gradient_checkpointing && layer + 1 < layers {
+                let (x, y) = pair(stream, layer, layer + 1);
+                block::forward(context, block, x, y, &mut saved[layer % kept]);
+            }
+            let gradients = taken.as_mut().unwrap_or(gradients);
+            block::backward(context, block, &stream[layer], &saved[layer % kept], backward, dy, gradients);
+        }
+        match (frozen, taken) {
+            (Some(frozen), Some(taken)) => {
+                frozen.adapters.gather(&taken, gradients);
+                frozen.gradients = taken;
+            }
+            _ => embed_backward(model, batch, dy, gradients),
+        }
+        Ok(sum)
+    }
+
     /// Packs the weights, prepares the workspace for a batch, and runs the blocks. With `train`, blocks save their activations
     /// for the backward pass, and adapters drop inputs out.
     fn forward(&mut self, batch: &Batch, train: bool) {
@@ -183,6 +221,23 @@ impl<N: Dtype> CpuEngine<N> {
             y.resize(size);
             block::forward(context, (block, weights.adapters(layer)), x, y, saved);
         }
+    }
+}
+
+/// What the head computes losses from: the residual stream after the last block.
+struct Head<'a, N: Dtype> {
+    context: Context<'a, N>,
+    model: &'a Model,
+    x: &'a [f32],
+    /// As it is computed: rows at the start may be shared.
+    batch: &'a Packed,
+}
+
+impl<N: Dtype> Head<'_, N> {
+    /// Returns the loss of each sequence.
+    fn losses(&self) -> Vec<f64> {
+        let Self { context, model, x, batch } = self;
+        batch.sums(&head::losses(*context, model, x, &batch.targets).concat())
     }
 }
 
@@ -339,39 +394,31 @@ impl<N: Dtype> Engine for CpuEngine<N> {
     }
 
     fn accumulate(&mut self, batch: &Packed, total_targets: usize) -> Result<f64, EngineError> {
-        let batch = &self.prepare(batch, true)?;
-        self.forward(batch, true);
-        let Self { model, rotary, parameters, gradients, packs, frozen, workspace, settings, .. } = self;
-        // Taken out, because the rest of the frozen model is read while they are written.
-        let mut taken = frozen.as_mut().map(|frozen| std::mem::take(&mut frozen.gradients));
-        let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
-        let context = weights.context(batch, true);
-        let batch = &*batch.packed;
-        let Workspace { stream, saved, backward, head, dy } = workspace;
-        let layers = model.blocks.len();
-        dy.resize(batch.tokens.len() * context.hidden);
         let slope = 1.0 / total_targets as f32;
-        let of_head = taken.is_none().then_some(&mut gradients[..]);
-        let sum = head::backward(context, model, (&stream[layers], &batch.targets), slope, head, dy, of_head);
-        for (layer, block) in model.blocks.iter().enumerate().rev() {
-            let kept = saved.len();
-            let block = (block, weights.adapters(layer));
-            // The last block's activations are still there.
-            if settings.gradient_checkpointing && layer + 1 < layers {
-                let (x, y) = pair(stream, layer, layer + 1);
-                block::forward(context, block, x, y, &mut saved[layer % kept]);
-            }
-            let gradients = taken.as_mut().unwrap_or(gradients);
-            block::backward(context, block, &stream[layer], &saved[layer % kept], backward, dy, gradients);
-        }
-        match (frozen, taken) {
-            (Some(frozen), Some(taken)) => {
-                frozen.adapters.gather(&taken, gradients);
-                frozen.gradients = taken;
-            }
-            _ => embed_backward(model, batch, dy, gradients),
-        }
+        let sum = self.step(batch, |head| vec![slope; head.batch.targets.len()])?;
         Ok(sum / total_targets as f64)
+    }
+
+    fn accumulate_weighted(
+        &mut self,
+        batch: &Packed,
+        weigh: &mut dyn FnMut(&[f64]) -> Vec<f64>,
+    ) -> Result<Vec<f64>, EngineError> {
+        let mut losses = Vec::new();
+        self.step(batch, |head| {
+            losses = head.losses();
+            head.batch.spread(&weigh(&losses))
+        })?;
+        Ok(losses)
+    }
+
+    fn losses(&mut self, batch: &Packed) -> Result<Vec<f64>, EngineError> {
+        let batch = &self.prepare(batch, false)?;
+        self.forward(batch, false);
+        let Self { model, rotary, parameters, packs, frozen, workspace, .. } = self;
+        let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
+        let (context, x) = (weights.context(batch, false), &workspace.stream[model.blocks.len() % 2]);
+        Ok(Head { context, model, x, batch: &batch.packed }.losses())
     }
 
     fn loss(&mut self, batch: &Packed) -> Result<f64, EngineError> {

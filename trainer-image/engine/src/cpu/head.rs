@@ -42,14 +42,14 @@ pub(crate) fn targets_per_pass(vocabulary: usize, targets: usize) -> usize {
     (LOGITS / vocabulary).max(1).next_multiple_of(chunk_rows)
 }
 
-/// Replaces the logits of the targets' rows with e^(logit − maximum). Returns Σ of −ln softmax(logits)[id], and each row's
+/// Replaces the logits of the targets' rows with e^(logit − maximum). Returns −ln softmax(logits)[id] of each, and each row's
 /// (maximum, sum) in `totals`.
-fn cross_entropy(logits: &mut [f32], vocabulary: usize, targets: &[Target], totals: &mut [(f32, f32)]) -> f64 {
+fn cross_entropy(logits: &mut [f32], vocabulary: usize, targets: &[Target], totals: &mut [(f32, f32)]) -> Vec<f64> {
     let chosen: Vec<f32> =
         logits.chunks_exact(vocabulary).zip(targets).map(|(row, target)| row[target.id as usize]).collect();
     exponentials_of_rows(logits, vocabulary, totals);
     let rows = chosen.iter().zip(totals);
-    rows.map(|(logit, (top, sum))| f64::from(*top - logit) + f64::from(*sum).ln()).sum()
+    rows.map(|(logit, (top, sum))| f64::from(*top - logit) + f64::from(*sum).ln()).collect()
 }
 
 fn gather(x: &[f32], width: usize, targets: &[Target], rows: &mut [f32]) {
@@ -58,10 +58,10 @@ fn gather(x: &[f32], width: usize, targets: &[Target], rows: &mut [f32]) {
     }
 }
 
-/// Returns Σ over targets of −ln softmax(logits)[id] for `x` [rows, hidden].
-pub(crate) fn loss<N: Dtype>(context: Context<N>, model: &Model, x: &[f32], targets: &[Target]) -> f64 {
+/// Returns −ln softmax(logits)[id] of the targets for `x` [rows, hidden], in the pieces in which they are computed.
+pub(crate) fn losses<N: Dtype>(context: Context<N>, model: &Model, x: &[f32], targets: &[Target]) -> Vec<Vec<f64>> {
     let (hidden, vocabulary) = (context.hidden, model.head.outputs);
-    let sums: Vec<f64> = targets
+    targets
         .par_chunks(chunk_rows(targets.len()).min((LOGITS / vocabulary).max(1)))
         .map(|targets| {
             let mut rows = scratch::<f32>(targets.len() * hidden);
@@ -73,26 +73,30 @@ pub(crate) fn loss<N: Dtype>(context: Context<N>, model: &Model, x: &[f32], targ
             let mut totals = vec![(0.0, 0.0); targets.len()];
             cross_entropy(&mut logits, vocabulary, targets, &mut totals)
         })
-        .collect();
-    sums.into_iter().sum()
+        .collect()
+}
+
+/// Returns Σ over targets of −ln softmax(logits)[id] for `x` [rows, hidden].
+pub(crate) fn loss<N: Dtype>(context: Context<N>, model: &Model, x: &[f32], targets: &[Target]) -> f64 {
+    losses(context, model, x, targets).into_iter().map(|piece| piece.into_iter().sum::<f64>()).sum()
 }
 
 /// Operands of one backward task.
 struct Chunk<'a, N> {
     targets: &'a [Target],
+    scales: &'a [f32],
     dlogits: &'a mut [N],
     normed: &'a mut [N],
     dx: &'a mut [f32],
     part: &'a mut [f32],
 }
 
-/// As [`loss`], and computes its gradients times `scale`: by `x` into `dx`; those of the weights are added to `gradients`, unless
-/// they are frozen.
+/// As [`loss`], and computes the gradients of Σ of each target's loss times its scale: by `x` into `dx`; those of the weights are
+/// added to `gradients`, unless they are frozen.
 pub(crate) fn backward<N: Dtype>(
     context: Context<N>,
     model: &Model,
-    (x, targets): (&[f32], &[Target]),
-    scale: f32,
+    (x, targets, scales): (&[f32], &[Target], &[f32]),
     workspace: &mut HeadWorkspace<N>,
     dx: &mut [f32],
     mut gradients: Option<&mut [f32]>,
@@ -102,7 +106,8 @@ pub(crate) fn backward<N: Dtype>(
     let chunk_rows = chunk_rows(targets.len());
     dx.fill(0.0);
     let mut sum = 0.0;
-    for targets in targets.chunks(targets_per_pass(vocabulary, targets.len())) {
+    let pass = targets_per_pass(vocabulary, targets.len());
+    for (targets, scales) in targets.chunks(pass).zip(scales.chunks(pass)) {
         let count = targets.len();
         workspace.dlogits.resize(count * wide);
         workspace.normed.resize(count * narrow);
@@ -112,6 +117,7 @@ pub(crate) fn backward<N: Dtype>(
         workspace.parts.fill(0.0);
         let chunks = (
             targets.par_chunks(chunk_rows),
+            scales.par_chunks(chunk_rows),
             workspace.dlogits.par_chunks_mut(chunk_rows * wide),
             workspace.normed.par_chunks_mut(chunk_rows * narrow),
             workspace.dx.par_chunks_mut(chunk_rows * hidden),
@@ -119,8 +125,8 @@ pub(crate) fn backward<N: Dtype>(
         );
         let sums: Vec<f64> = chunks
             .into_par_iter()
-            .map(|(targets, dlogits, normed, dx, part)| {
-                backward_chunk(context, model, x, scale, Chunk { targets, dlogits, normed, dx, part })
+            .map(|(targets, scales, dlogits, normed, dx, part)| {
+                backward_chunk(context, model, x, Chunk { targets, scales, dlogits, normed, dx, part })
             })
             .collect();
         sum += sums.into_iter().sum::<f64>();
@@ -139,8 +145,8 @@ pub(crate) fn backward<N: Dtype>(
     sum
 }
 
-fn backward_chunk<N: Dtype>(context: Context<N>, model: &Model, x: &[f32], scale: f32, chunk: Chunk<N>) -> f64 {
-    let Chunk { targets, dlogits, normed, dx, part } = chunk;
+fn backward_chunk<N: Dtype>(context: Context<N>, model: &Model, x: &[f32], chunk: Chunk<N>) -> f64 {
+    let Chunk { targets, scales, dlogits, normed, dx, part } = chunk;
     let (hidden, vocabulary) = (context.hidden, model.head.outputs);
     let weights = context.norm(&model.norm);
     let mut rows = scratch::<f32>(targets.len() * hidden);
@@ -149,8 +155,9 @@ fn backward_chunk<N: Dtype>(context: Context<N>, model: &Model, x: &[f32], scale
     let mut logits = scratch::<f32>(targets.len() * vocabulary);
     N::forward(context.weight(&model.head), normed, Out::Set(&mut logits));
     let mut totals = vec![(0.0, 0.0); targets.len()];
-    let sum = cross_entropy(&mut logits, vocabulary, targets, &mut totals);
-    for ((logits, target), (_, total)) in logits.chunks_exact_mut(vocabulary).zip(targets).zip(&totals) {
+    let sum = cross_entropy(&mut logits, vocabulary, targets, &mut totals).into_iter().sum();
+    let rows_of_logits = logits.chunks_exact_mut(vocabulary).zip(targets).zip(scales);
+    for (((logits, target), scale), (_, total)) in rows_of_logits.zip(&totals) {
         multiply_all(logits, scale / total);
         logits[target.id as usize] -= scale;
     }

@@ -144,15 +144,8 @@ impl Lora {
         let (Some(a), Some(b)) = (find("lora_A"), find("lora_B")) else { return false };
         let (inputs, scale) = (a.shape[1], self.scale() as f32);
         let (a, b) = (&adapters[a.range.clone()], &adapters[b.range.clone()]);
-        let rank = a.len() / inputs;
-        assert_eq!(weight.len(), b.len() / rank * inputs, "{name} has the size of its adapter");
-        weight.par_chunks_mut(inputs).zip(b.par_chunks(rank)).for_each(|(weight, b)| {
-            let mut delta = vec![0.0_f32; inputs];
-            for (b, a) in b.iter().zip(a.chunks_exact(inputs)) {
-                delta.iter_mut().zip(a).for_each(|(delta, a)| *delta += b * a);
-            }
-            weight.iter_mut().zip(delta).for_each(|(weight, delta)| *weight += scale * delta);
-        });
+        assert_eq!(weight.len(), b.len() / (a.len() / inputs) * inputs, "{name} has the size of its adapter");
+        add_low_rank(weight, a, b, inputs, scale);
         true
     }
 
@@ -176,6 +169,23 @@ impl Lora {
         let Builder { tensors, packed, .. } = build;
         Ok(Adapters { layout: Arc::new(Layout::new(tensors)), blocks, size: packed })
     }
+}
+
+/// Adds `scale · B A` to `weight` [outputs, inputs], for `a` [rank, inputs] and `b` [outputs, rank]. Products are summed in `f32` in
+/// the order of the rank, so that equal inputs give equal bits on every machine.
+///
+/// # Panics
+/// `a` is empty, or its length is no multiple of `inputs`.
+pub fn add_low_rank(weight: &mut [f32], a: &[f32], b: &[f32], inputs: usize, scale: f32) {
+    assert!(!a.is_empty() && a.len().is_multiple_of(inputs), "A has rows of {inputs}");
+    let rank = a.len() / inputs;
+    weight.par_chunks_mut(inputs).zip(b.par_chunks(rank)).for_each(|(weight, b)| {
+        let mut delta = vec![0.0_f32; inputs];
+        for (b, a) in b.iter().zip(a.chunks_exact(inputs)) {
+            delta.iter_mut().zip(a).for_each(|(delta, a)| *delta += b * a);
+        }
+        weight.iter_mut().zip(delta).for_each(|(weight, delta)| *weight += scale * delta);
+    });
 }
 
 /// The adapters of a model as the kernels multiply them: those of a fused layer are one pair of matrices.

@@ -15,5 +15,5 @@ pub use flops::flops;
 pub use initial::initial;
 pub use layout::{Layout, Tensor};
 pub(crate) use lora::{Adapter, Adapters, BlockAdapters, Dropout, adapter_names, stream};
-pub use lora::{Lora, LoraError, Projection};
+pub use lora::{Lora, LoraError, Projection, add_low_rank};
 pub(crate) use modules::{Block, Linear, Model, Norm, Read};

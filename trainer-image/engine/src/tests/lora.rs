@@ -6,7 +6,7 @@ use super::*;
 
 const DROPOUT: f64 = 0.2;
 
-fn lora(targets: impl Into<BTreeSet<Projection>>, dropout: f64) -> Lora {
+pub(super) fn lora(targets: impl Into<BTreeSet<Projection>>, dropout: f64) -> Lora {
     Lora { rank: 3, alpha: 7.0, dropout, targets: targets.into() }
 }
 
@@ -27,7 +27,7 @@ fn adapters(config: &ModelConfig, lora: &Lora) -> EngineState {
     EngineState::new(layout, parameters)
 }
 
-fn start_lora(config: &ModelConfig, lora: &Lora, settings: Settings) -> Box<dyn Engine> {
+pub(super) fn start_lora(config: &ModelConfig, lora: &Lora, settings: Settings) -> Box<dyn Engine> {
     let base = state(config, 3).parameters;
     lora_engine(config.clone(), &base, lora.clone(), adapters(config, lora), settings).unwrap()
 }
@@ -36,7 +36,7 @@ fn noisy(lengths: &[usize], noise: u64) -> Packed {
     Packed { noise, ..batch(lengths) }
 }
 
-const REFERENCE: Settings =
+pub(super) const REFERENCE: Settings =
     Settings { precision: Precision::F32, gradient_checkpointing: false, backend: Backend::Candle(Device::Cpu) };
 
 #[test]

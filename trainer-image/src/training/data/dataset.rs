@@ -22,7 +22,7 @@ use crate::{
     atomic_fs,
     tasks::Split,
     text::{Tokenizer, TokenizerError},
-    training::listing::some_of,
+    training::{listing::some_of, objective::Pair},
 };
 
 /// All training data of a run.
@@ -31,10 +31,12 @@ pub(crate) struct Dataset {
     sources: Vec<Source>,
     seed: u64,
     shuffle: bool,
+    /// Log-probabilities under the reference of each record by source; empty unless preferences are trained.
+    reference: Vec<Vec<Pair>>,
 }
 
 /// Source and index of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Address {
     source: usize,
     record: usize,
@@ -77,7 +79,32 @@ impl Dataset {
         if batch > records {
             return Err(DataError::Batch { batch, records });
         }
-        Ok(Self { sources, seed: training.seed, shuffle: training.settings.training.shuffle })
+        Ok(Self { sources, seed: training.seed, shuffle: training.settings.training.shuffle, reference: Vec::new() })
+    }
+
+    /// Yields all records.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Address> {
+        let sources = self.sources.iter().enumerate();
+        sources.flat_map(|(source, records)| (0..records.len()).map(move |record| Address { source, record }))
+    }
+
+    /// Returns the digest of a record's tokens, under which its log-probabilities are kept.
+    pub(crate) fn key(&self, address: Address) -> Sha256 {
+        self.sources[address.source].key(address.record)
+    }
+
+    /// Sets the log-probabilities under the reference. Records without any get NaN: they are in no step.
+    pub(crate) fn set_reference(&mut self, known: impl Fn(&Sha256) -> Option<Pair>) {
+        let of = |source: &Source| {
+            (0..source.len()).map(|record| known(&source.key(record)).unwrap_or([f64::NAN; 2])).collect()
+        };
+        self.reference = self.sources.iter().map(of).collect();
+    }
+
+    /// Returns the log-probabilities of records under the reference.
+    pub(crate) fn reference(&self, addresses: &[Address]) -> Vec<Pair> {
+        let find = |at: &Address| self.reference.get(at.source).and_then(|source| source.get(at.record));
+        addresses.iter().map(|address| find(address).copied().unwrap_or([f64::NAN; 2])).collect()
     }
 
     /// Files that were read.
@@ -108,7 +135,7 @@ impl Dataset {
 
     /// Packs records for the model.
     pub(crate) fn pack(&self, addresses: &[Address]) -> Packed {
-        Packed::masked(addresses.iter().map(|Address { source, record }| self.sources[*source].record(*record)))
+        Packed::masked(addresses.iter().flat_map(|Address { source, record }| self.sources[*source].record(*record)))
     }
 
     /// Computes the digest of the records of a step: name, number and tokens of each, in order.
@@ -117,14 +144,15 @@ impl Dataset {
         hasher.update(b"codex records 3\0");
         for Address { source, record } in addresses {
             let source = &self.sources[*source];
-            let (ids, mask) = source.record(*record);
             hasher.update(source.file.name.as_bytes());
             hasher.update([0]);
             hasher.update((*record as u64).to_le_bytes());
-            hasher.update((ids.len() as u64).to_le_bytes());
-            hasher.update(mask.iter().map(|target| u8::from(*target)).collect::<Vec<u8>>());
-            let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-            hasher.update(bytes);
+            for (ids, mask) in source.record(*record) {
+                hasher.update((ids.len() as u64).to_le_bytes());
+                hasher.update(mask.iter().map(|target| u8::from(*target)).collect::<Vec<u8>>());
+                let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+                hasher.update(bytes);
+            }
         }
         Sha256::finish(hasher)
     }
@@ -134,14 +162,15 @@ impl Dataset {
         if self.shuffle { RecordLengths::shuffled(&self.sources) } else { RecordLengths::InOrder(&self.sources) }
     }
 
-    /// Decodes a record, prompt and response together.
+    /// Decodes a record, prompt and response together; of a preference, the rejected one follows on a line of its own.
     ///
     /// # Errors
     /// When the tokenizer rejects the ids.
     pub(crate) fn text(&self, address: Address, tokenizer: &Tokenizer) -> Result<String, TokenizerError> {
         let Address { source, record } = address;
         let source = &self.sources[source];
-        tokenizer.decode(source.record(record).0)
+        let texts: Result<Vec<String>, _> = source.record(record).map(|(ids, _)| tokenizer.decode(ids)).collect();
+        Ok(texts?.join("\nrejected: "))
     }
 
     /// Lists addresses as `name[record]`, with records counted from 1; only the first few of many.
@@ -156,7 +185,7 @@ impl Dataset {
 impl Dataset {
     /// Creates a dataset of these sources.
     pub(super) fn of(sources: Vec<Source>, seed: u64, shuffle: bool) -> Self {
-        Self { sources, seed, shuffle }
+        Self { sources, seed, shuffle, reference: Vec::new() }
     }
 }
 

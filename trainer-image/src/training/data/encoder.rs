@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::{
     DataError, Stop,
     examples::{Example, read_examples},
+    preferences::{Preference, read_preferences},
 };
 use crate::{
     tasks::{END, RecordError, answer},
@@ -23,6 +24,8 @@ pub(crate) struct Encoder<'a> {
     pub(crate) data: &'a DataSettings,
     /// Whether the model is given. Its records may be conversations, and its responses need no end mark.
     pub(crate) given: bool,
+    /// Whether records are preferences, each of which becomes two sequences.
+    pub(crate) preferences: bool,
 }
 
 /// The tokens of a record.
@@ -31,6 +34,14 @@ pub(super) struct Encoded {
     pub(super) ids: Vec<u32>,
     /// Whether each token counts for the loss.
     pub(super) mask: Vec<bool>,
+}
+
+/// What becomes one sequence of tokens.
+#[derive(Clone, Copy, Debug)]
+enum Sequence<'a> {
+    Pair { prompt: &'a str, response: &'a str },
+    Chat(&'a [Message]),
+    Text(&'a str),
 }
 
 /// A held-out prompt, and what is expected of its completion.
@@ -49,7 +60,7 @@ fn ended(file: &str, line: usize, example: Example) -> Result<Example, DataError
             Ok(example)
         }
         Example::Pair { .. } => Err(RecordError::Unended { file, line }.into()),
-        Example::Chat(_) | Example::Text(_) => Err(RecordError::Malformed {
+        Example::Chat(_) | Example::Text(_) | Example::Preference(_) => Err(RecordError::Malformed {
             file,
             line,
             why: "a model without spec.base learns from prompts and responses only".to_owned(),
@@ -62,35 +73,79 @@ fn ended(file: &str, line: usize, example: Example) -> Result<Example, DataError
 impl Encoder<'_> {
     /// Reads the records of a file.
     pub(super) fn parse(&self, label: &str, bytes: &[u8]) -> Result<Vec<Example>, DataError> {
+        if self.preferences {
+            let records = read_preferences(label, bytes, self.data)?;
+            return Ok(records.into_iter().map(Example::Preference).collect());
+        }
         let examples = read_examples(label, bytes, self.data)?.into_iter();
         examples.map(|(line, example)| if self.given { Ok(example) } else { ended(label, line, example) }).collect()
     }
 
-    /// Encodes the records of the data `name`.
+    /// Returns the number of sequences of each record.
+    pub(super) fn sequences(&self) -> usize {
+        if self.preferences { 2 } else { 1 }
+    }
+
+    /// Encodes the records of the data `name`: the sequences of one after those of another.
     pub(super) fn encode(&self, name: &str, examples: &[Example], stop: Stop) -> Result<Vec<Encoded>, DataError> {
-        let encode = |(index, example)| {
+        let encode = |(index, example): (usize, &Example)| {
             if stop() {
                 return Err(DataError::Interrupted);
             }
-            self.encode_one(name, index + 1, example)
+            let record = index + 1;
+            let one = |sequence| self.encode_one(name, record, sequence).map(|encoded| vec![encoded]);
+            match example {
+                Example::Pair { prompt, response } => one(Sequence::Pair { prompt, response }),
+                Example::Chat(messages) => one(Sequence::Chat(messages)),
+                Example::Text(text) => one(Sequence::Text(text)),
+                Example::Preference(preference) => self.encode_preference(name, record, preference).map(Vec::from),
+            }
         };
-        examples.par_iter().enumerate().map(encode).collect()
+        let encoded: Vec<Vec<Encoded>> = examples.par_iter().enumerate().map(encode).collect::<Result<_, _>>()?;
+        Ok(encoded.into_iter().flatten().collect())
     }
 
-    fn encode_one(&self, name: &str, record: usize, example: &Example) -> Result<Encoded, DataError> {
+    /// Encodes a prompt with each of its responses. Only the responses count for the loss.
+    fn encode_preference(&self, name: &str, record: usize, preference: &Preference) -> Result<[Encoded; 2], DataError> {
+        let [chosen, rejected] = match preference {
+            Preference::Texts { prompt, responses } => {
+                responses.each_ref().map(|response| self.encode_one(name, record, Sequence::Pair { prompt, response }))
+            }
+            Preference::Chat { prompt, responses } => responses.each_ref().map(|response| {
+                let all = [prompt.as_slice(), response].concat();
+                let mut encoded = self.encode_one(name, record, Sequence::Chat(&all))?;
+                // What the assistant says in the prompt is given.
+                let given = if prompt.iter().any(|message| message.role == Role::Assistant) {
+                    let turns = self.tokenizer.encode_turns(prompt).map_err(|source| DataError::Text {
+                        name: name.to_owned(),
+                        record,
+                        source: source.of_file(),
+                    })?;
+                    turns.assistant.iter().filter(|target| **target).count()
+                } else {
+                    0
+                };
+                encoded.mask.iter_mut().filter(|target| **target).take(given).for_each(|target| *target = false);
+                Ok(encoded)
+            }),
+        };
+        Ok([chosen?, rejected?])
+    }
+
+    fn encode_one(&self, name: &str, record: usize, sequence: Sequence) -> Result<Encoded, DataError> {
         let failed =
             |source: TokenizerError| DataError::Text { name: name.to_owned(), record, source: source.of_file() };
-        let mut encoded = match example {
-            Example::Chat(messages) => {
+        let mut encoded = match sequence {
+            Sequence::Chat(messages) => {
                 let turns = self.tokenizer.encode_turns(messages).map_err(failed)?;
                 Encoded { ids: turns.ids, mask: turns.assistant }
             }
-            Example::Text(text) => {
+            Sequence::Text(text) => {
                 let mut ids = self.tokenizer.encode(text).map_err(failed)?;
                 ids.extend(self.tokenizer.ends().first());
                 Encoded { mask: vec![true; ids.len()], ids }
             }
-            Example::Pair { prompt, response } => {
+            Sequence::Pair { prompt, response } => {
                 let shortened = match self.format {
                     Format::Steps => None,
                     Format::Answer => {
@@ -98,11 +153,11 @@ impl Encoder<'_> {
                         Some(format!("#{}$", answer(response).ok_or_else(end)?))
                     }
                 };
-                let response = shortened.as_ref().unwrap_or(response);
+                let response = shortened.as_deref().unwrap_or(response);
                 if self.tokenizer.has_template() {
                     let turns = self.tokenizer.encode_turns(&[
-                        Message { role: Role::User, content: prompt.clone() },
-                        Message { role: Role::Assistant, content: response.clone() },
+                        Message { role: Role::User, content: prompt.to_owned() },
+                        Message { role: Role::Assistant, content: response.to_owned() },
                     ]);
                     let turns = turns.map_err(failed)?;
                     Encoded { ids: turns.ids, mask: turns.assistant }
@@ -141,6 +196,12 @@ impl Encoder<'_> {
             Example::Chat(messages) => {
                 let (last, before) = messages.split_last().filter(|(last, _)| last.role == Role::Assistant)?;
                 (before.to_vec(), &before.last()?.content, &last.content)
+            }
+            Example::Preference(Preference::Texts { prompt, responses: [chosen, _] }) => {
+                (vec![Message { role: Role::User, content: prompt.clone() }], prompt, chosen)
+            }
+            Example::Preference(Preference::Chat { prompt, responses: [chosen, _] }) => {
+                (prompt.clone(), &prompt.last()?.content, &chosen.last()?.content)
             }
             Example::Text(_) => return None,
         };

@@ -4,7 +4,10 @@
 use codex_configs::{DataFields, DataSettings};
 use serde_json::{Map, Value};
 
-use super::formats::{FormatError, rows};
+use super::{
+    formats::{FormatError, rows},
+    preferences::Preference,
+};
 use crate::{tasks::RecordError, text::Message};
 
 /// One record.
@@ -21,6 +24,8 @@ pub(crate) enum Example {
     Chat(Vec<Message>),
     /// Text, all of which the model is trained to write.
     Text(String),
+    /// A prompt and two responses, of which the model is trained to prefer one.
+    Preference(Preference),
 }
 
 /// Fields that make a record without any configured name: what question-and-answer data is called on Hugging Face's hub.
@@ -54,7 +59,7 @@ pub(crate) fn read_examples(
 }
 
 /// Returns what a record must be.
-fn right(DataFields { prompt, response, messages, text }: &DataFields) -> String {
+fn right(DataFields { prompt, response, messages, text, .. }: &DataFields) -> String {
     format!(
         "{{\"{prompt}\", \"{response}\"}} or {{\"{messages}\": [{{\"role\", \"content\"}}]}} or {{\"{text}\"}}, or name other fields \
          in data.fields"
@@ -73,6 +78,12 @@ fn example(row: &mut Map<String, Value>, fields: &DataFields) -> Result<Example,
             let DataFields { prompt, response, messages, .. } = fields;
             return Err(format!("{messages} stand beside {prompt} or {response}"));
         }
+        (true, false, ..) if has(&fields.chosen) && has(&fields.rejected) => {
+            let DataFields { response, chosen, rejected, .. } = fields;
+            return Err(format!(
+                "{response} is missing; {chosen} and {rejected} are preferences, from which training.method=dpo learns"
+            ));
+        }
         (true, false, ..) => return Err(format!("{} is missing", fields.response)),
         (false, true, ..) => return Err(format!("{} is missing", fields.prompt)),
         (false, false, false, false) => {
@@ -86,7 +97,7 @@ fn example(row: &mut Map<String, Value>, fields: &DataFields) -> Result<Example,
     Ok(Example::Pair { prompt: text(row, names[0])?, response: text(row, names[1])? })
 }
 
-fn text(row: &mut Map<String, Value>, name: &str) -> Result<String, String> {
+pub(super) fn text(row: &mut Map<String, Value>, name: &str) -> Result<String, String> {
     match row.remove(name) {
         Some(Value::String(text)) => Ok(text),
         Some(other) => Err(format!("{name} is {}, not a string", kind(&other))),
@@ -94,7 +105,7 @@ fn text(row: &mut Map<String, Value>, name: &str) -> Result<String, String> {
     }
 }
 
-fn messages(row: &mut Map<String, Value>, name: &str) -> Result<Vec<Message>, String> {
+pub(super) fn messages(row: &mut Map<String, Value>, name: &str) -> Result<Vec<Message>, String> {
     let value = row.remove(name).unwrap_or_default();
     let Value::Array(items) = value else { return Err(format!("{name} is {}, not an array", kind(&value))) };
     let message =
@@ -114,24 +125,34 @@ fn kind(value: &Value) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write as _;
-
+pub(super) mod testing {
     use codex_configs::{DataFormat, Loss};
 
     use super::*;
-    use crate::text::Role;
 
-    fn settings(format: DataFormat) -> DataSettings {
+    /// Returns settings with the default names of fields.
+    pub(crate) fn settings(format: DataFormat) -> DataSettings {
         let name = |name: &str| name.to_owned();
         let fields = DataFields {
             prompt: name("prompt"),
             response: name("response"),
+            chosen: name("chosen"),
+            rejected: name("rejected"),
             messages: name("messages"),
             text: name("text"),
         };
         DataSettings { format, fields, loss: Loss::Responses }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use codex_configs::DataFormat;
+
+    use super::{testing::settings, *};
+    use crate::text::Role;
 
     fn read(file: &str, bytes: &[u8]) -> Result<Vec<Example>, String> {
         let read =
@@ -158,6 +179,10 @@ mod tests {
         for (wrong, why) in [
             (r#"{"prompt": "1"}"#, "response is missing"),
             (r#"{"response": "1"}"#, "prompt is missing"),
+            (
+                r#"{"prompt": "1", "chosen": "2", "rejected": "3"}"#,
+                "preferences, from which training.method=dpo learns",
+            ),
             ("{}", "no field that is read; there is none"),
             (r#"{"input": "1", "output": "2"}"#, r#"no field that is read; there is "input", "output""#),
             (r#"{"prompt": "1", "response": 2}"#, "response is a number, not a string"),

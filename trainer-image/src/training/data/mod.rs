@@ -9,6 +9,7 @@ mod files;
 mod formats;
 mod lengths;
 mod permutation;
+mod preferences;
 mod source;
 mod validation;
 

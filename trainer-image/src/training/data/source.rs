@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use codex_engine::Packed;
+use codex_provenance::Sha256;
 use codex_reports::DataFile;
+use sha2::Digest as _;
 
 use super::{
     DataError, Stop,
@@ -18,19 +20,25 @@ pub(crate) struct Source {
     pub(super) ids: Vec<u32>,
     /// Whether each token counts for the loss.
     pub(super) mask: Vec<bool>,
-    /// Offset of each record, and the end of the last one.
+    /// Offset of each sequence, and the end of the last one.
     pub(super) offsets: Vec<usize>,
+    /// Number of sequences of each record: 2 for preferences, the chosen before the rejected one.
+    pub(super) sequences: usize,
 }
 
 impl Source {
     /// Number of records.
     pub(crate) fn len(&self) -> usize {
-        self.offsets.len() - 1
+        (self.offsets.len() - 1) / self.sequences
     }
 
     /// Rows of each record; see [`RecordLengths`](super::RecordLengths).
     pub(crate) fn rows(&self) -> impl Iterator<Item = usize> + Clone {
-        self.offsets.windows(2).map(|bounds| (bounds[1] - bounds[0]).saturating_sub(1))
+        let rows = |bounds: &[usize]| (bounds[1] - bounds[0]).saturating_sub(1);
+        (0..self.len()).map(move |record| {
+            let first = record * self.sequences;
+            self.offsets[first..=first + self.sequences].windows(2).map(rows).sum()
+        })
     }
 
     /// Largest number of rows of `count` consecutive records; the first record follows the last.
@@ -45,15 +53,32 @@ impl Source {
         times * self.rows().sum::<usize>() + most
     }
 
-    /// Returns the tokens of a record, and whether each counts for the loss.
-    pub(crate) fn record(&self, record: usize) -> (&[u32], &[bool]) {
-        let range = self.offsets[record]..self.offsets[record + 1];
-        (&self.ids[range.clone()], &self.mask[range])
+    /// Yields the tokens of each sequence of a record, and whether each token counts for the loss.
+    pub(crate) fn record(&self, record: usize) -> impl Iterator<Item = (&[u32], &[bool])> {
+        let first = record * self.sequences;
+        self.offsets[first..=first + self.sequences].windows(2).map(|bounds| {
+            let range = bounds[0]..bounds[1];
+            (&self.ids[range.clone()], &self.mask[range])
+        })
+    }
+
+    /// Returns the digest of a record's tokens, under which its log-probabilities are kept.
+    pub(crate) fn key(&self, record: usize) -> Sha256 {
+        let mut hasher = sha2::Sha256::new();
+        hasher.update(b"codex tokens 1\0");
+        for (ids, mask) in self.record(record) {
+            hasher.update((ids.len() as u64).to_le_bytes());
+            for (id, target) in ids.iter().zip(mask) {
+                hasher.update(id.to_le_bytes());
+                hasher.update([u8::from(*target)]);
+            }
+        }
+        Sha256::finish(hasher)
     }
 
     /// Packs consecutive records for the model.
     pub(crate) fn pack(&self, records: Range<usize>) -> Packed {
-        Packed::masked(records.map(|record| self.record(record)))
+        Packed::masked(records.flat_map(|record| self.record(record)))
     }
 
     /// Tokenizes the records of a file.
@@ -77,7 +102,8 @@ impl Source {
     /// As [`parse`](Self::parse).
     pub(super) fn of(file: DataFile, examples: &[Example], encoder: Encoder, stop: Stop) -> Result<Self, DataError> {
         let encoded = encoder.encode(&file.name, examples, stop)?;
-        let mut source = Self { file, ids: Vec::new(), mask: Vec::new(), offsets: vec![0] };
+        let sequences = encoder.sequences();
+        let mut source = Self { file, ids: Vec::new(), mask: Vec::new(), offsets: vec![0], sequences };
         for Encoded { ids, mask } in encoded {
             source.ids.extend(ids);
             source.mask.extend(mask);
@@ -101,6 +127,7 @@ impl Source {
             ids: vec![0; lengths.iter().sum()],
             mask: vec![true; lengths.iter().sum()],
             offsets: std::iter::once(0).chain(ends).collect(),
+            sequences: 1,
         }
     }
 }

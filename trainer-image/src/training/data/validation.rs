@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use codex_configs::{Synthetic, Training, VALIDATION};
+use codex_configs::{DpoSettings, Synthetic, Training, VALIDATION};
 use codex_engine::{Emitted, Engine, EngineError, ModelConfig, Packed};
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::DataFile;
@@ -24,6 +24,7 @@ use crate::{
     model::{GenerateError, Generator},
     tasks::{self, Split, TaskError, materialise},
     text::Tokenizer,
+    training::objective::{Measured, Pair, Tally, measure_pairs},
 };
 
 /// Validation records of a run.
@@ -33,6 +34,10 @@ pub(crate) struct ValidationSet {
     file: Option<DataDigest>,
     lengths: HeldOutLengths,
     batches: Vec<Packed>,
+    /// Digests of the records of each batch, under which their log-probabilities are kept; none unless preferences are trained.
+    keys: Vec<Vec<Sha256>>,
+    /// Log-probabilities of the records of each batch under the reference.
+    reference: Vec<Vec<Pair>>,
     targets: usize,
     samples: Vec<Question>,
     max_new_tokens: usize,
@@ -41,8 +46,8 @@ pub(crate) struct ValidationSet {
 /// Result of one evaluation.
 #[derive(Debug)]
 pub(crate) struct Evaluated {
-    /// Mean cross-entropy per target token in nats.
-    pub(crate) loss: f64,
+    /// The objective on the validation records.
+    pub(crate) measured: Measured,
     /// Completions of the first prompts.
     pub(crate) samples: Vec<Sample>,
 }
@@ -92,7 +97,7 @@ impl ValidationSet {
         if settings.eval_every.is_none() {
             return Ok(None);
         }
-        let (mut batches, mut samples) = (Vec::new(), Vec::new());
+        let (mut batches, mut keys, mut samples) = (Vec::new(), Vec::new(), Vec::new());
         let mut file = None;
         let held_out = held_out(training, files, encoder, stop, |read| {
             file = Some(read.sha256);
@@ -103,7 +108,12 @@ impl ValidationSet {
             let count = source.len().min(records.len());
             lengths.push(source.rows().take(count).collect());
             let starts = (0..count).step_by(settings.batch_size);
-            batches.extend(starts.map(|start| source.pack(start..count.min(start + settings.batch_size))));
+            for records in starts.map(|start| start..count.min(start + settings.batch_size)) {
+                if encoder.preferences {
+                    keys.push(records.clone().map(|record| source.key(record)).collect());
+                }
+                batches.push(source.pack(records));
+            }
             samples.push(records.into_iter().filter_map(move |record| encoder.question(&record)));
         }
         Ok(Some(Self {
@@ -111,6 +121,8 @@ impl ValidationSet {
             lengths: HeldOutLengths(lengths),
             targets: batches.iter().map(|batch| batch.targets.len()).sum(),
             batches,
+            keys,
+            reference: Vec::new(),
             samples: interleave(samples, settings.eval_samples),
             max_new_tokens: settings.eval_max_new_tokens,
         }))
@@ -137,11 +149,38 @@ impl ValidationSet {
         self.lengths.clone()
     }
 
-    /// Computes the mean cross-entropy per target token in nats; `None` if `stop` returns true before a batch.
+    /// Yields each batch of preferences with the digests of its records.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&Vec<Sha256>, &Packed)> {
+        self.keys.iter().zip(&self.batches)
+    }
+
+    /// Sets the log-probabilities under the reference.
+    pub(crate) fn set_reference(&mut self, known: impl Fn(&Sha256) -> Option<Pair>) {
+        let of = |keys: &Vec<Sha256>| keys.iter().map(|key| known(key).unwrap_or([f64::NAN; 2])).collect();
+        self.reference = self.keys.iter().map(of).collect();
+    }
+
+    /// Computes the objective: the mean cross-entropy per target token in nats, or the mean loss per pair; `None` if `stop` returns
+    /// true before a batch.
     ///
     /// # Errors
     /// When the engine rejects a batch.
-    pub(crate) fn loss(&self, engine: &mut dyn Engine, stop: Stop) -> Result<Option<f64>, EngineError> {
+    pub(crate) fn measure(
+        &self,
+        engine: &mut dyn Engine,
+        preferences: Option<DpoSettings>,
+        stop: Stop,
+    ) -> Result<Option<Measured>, EngineError> {
+        if let Some(settings) = preferences {
+            let mut tally = Tally::default();
+            for (batch, reference) in self.batches.iter().zip(&self.reference) {
+                if stop() {
+                    return Ok(None);
+                }
+                measure_pairs(engine, &settings, batch, reference, &mut tally)?;
+            }
+            return Ok(Some(tally.finish()));
+        }
         let mut sum = 0.0;
         for batch in &self.batches {
             if stop() {
@@ -149,7 +188,7 @@ impl ValidationSet {
             }
             sum += engine.loss(batch)?;
         }
-        Ok(Some(sum / self.targets.max(1) as f64))
+        Ok(Some(Measured { loss: sum / self.targets.max(1) as f64, preferences: None }))
     }
 
     /// Whether prompts are completed.

@@ -11,7 +11,12 @@ use crate::{
     error::CommandError,
     model::ModelError,
     training::{
-        TrainError, arguments::named_file, listing::counted, records::LedgerRow, run::StepData,
+        TrainError,
+        arguments::named_file,
+        listing::counted,
+        objective::Measured,
+        records::LedgerRow,
+        run::{StepBatches, StepData, accumulate, record_loss},
         schedule::executed_steps,
     },
 };
@@ -65,7 +70,7 @@ pub(crate) struct ReplayedRecord {
     pub(crate) text: String,
     /// Number of target tokens.
     targets: usize,
-    /// Mean cross-entropy per target token in nats; `None` if it is not finite.
+    /// Mean cross-entropy per target token in nats, or the loss of the pair of responses; `None` if it is not finite.
     pub(crate) loss: Option<f64>,
 }
 
@@ -144,9 +149,10 @@ pub(crate) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
     }
     let StepData { addresses, batches, targets, .. } = rerun.session().data_of(state.step, &rerun.dataset);
     let mut records = Vec::new();
+    let preferences = rerun.run.resolved.spec().settings.training.preferences();
     for address in addresses.concat() {
         let packed = rerun.dataset.pack(&[address]);
-        let loss = state.engine.loss(&packed)? / packed.targets.len().max(1) as f64;
+        let loss = record_loss(state.engine.as_mut(), preferences, &rerun.dataset, address)?;
         records.push(ReplayedRecord {
             record: rerun.dataset.describe(&[address]),
             text: rerun.dataset.text(address, &rerun.tokenizer).map_err(ModelError::from)?,
@@ -158,10 +164,9 @@ pub(crate) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
     let height = |number: Option<f64>| number.unwrap_or(f64::INFINITY);
     records.sort_by(|a, b| height(b.loss).total_cmp(&height(a.loss)));
     state.engine.clear_gradients()?;
-    let mut loss = 0.0;
-    for batch in &batches {
-        loss += state.engine.accumulate(batch, targets)?;
-    }
+    let of_step = StepBatches { addresses: &addresses, batches: &batches, targets };
+    let measured = accumulate(state.engine.as_mut(), preferences, &rerun.dataset, of_step, &|| false)?;
+    let Measured { loss, .. } = measured.ok_or(TrainError::Interrupted)?;
     let gradients = state.engine.gradients()?;
     let mut tensors: Vec<(String, Option<f64>)> = state
         .engine

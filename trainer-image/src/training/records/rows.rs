@@ -60,7 +60,7 @@ pub(crate) struct LedgerRow {
     pub(crate) examples: u64,
     /// Digest of their names, numbers and tokens, in order.
     pub(crate) records: Sha256,
-    /// Mean cross-entropy per target token in nats.
+    /// Mean cross-entropy per target token in nats, or mean loss per pair of responses.
     pub(crate) loss: f64,
     /// Norm of the gradient before clipping.
     pub(crate) grad_norm: f64,

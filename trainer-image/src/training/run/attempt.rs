@@ -9,6 +9,7 @@ use codex_reports::{Model, Stage};
 use super::{
     CONFIG, Outcome, Session,
     inputs::{check_warmup, data_digests},
+    preferences::Keep,
     progress::ProgressOutputs,
     resume::{check_order, compare},
     steps::Evaluation,
@@ -91,8 +92,8 @@ impl Session<'_> {
         let artifacts = Artifacts::open(self.output)?;
         lock.enter(Phase::Loading);
         let encoder = self.encoder(model, tokenizer);
-        let dataset = self.read_data(Some(&artifacts.data()), encoder)?;
-        let validation = self.read_validation(&dataset, encoder)?;
+        let mut dataset = self.read_data(Some(&artifacts.data()), encoder)?;
+        let mut validation = self.read_validation(&dataset, encoder)?;
         check_warmup(settings, dataset.records())?;
         log_memory("data");
         release_memory();
@@ -107,6 +108,7 @@ impl Session<'_> {
         artifacts.describe(self.resolved, &files, lock.epoch(), self.base)?;
         let artifacts_directory = self.output.join("artifacts");
         atomic_fs::write(&artifacts_directory.join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
+        self.reference(model, &mut dataset, validation.as_mut(), Keep::Yes)?;
         let mut state = self.restore(model, found.as_ref())?;
         log_memory("state");
         self.check_stop()?;

@@ -34,6 +34,7 @@ impl Session<'_> {
         match (self.base, settings.method) {
             (Some(base), _) => Ok((TrainedModel::of_base(base, settings)?, base.tokenizer().clone())),
             (None, Method::Lora) => Err(BaseError::None("lora").into()),
+            (None, Method::Dpo) => Err(BaseError::None("dpo").into()),
             (None, Method::None) => Err(BaseError::None("none").into()),
             (None, Method::Sft) => {
                 let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
@@ -51,6 +52,7 @@ impl Session<'_> {
             format: settings.response.format,
             data: &settings.data,
             given: self.base.is_some(),
+            preferences: settings.training.preferences().is_some(),
         }
     }
 

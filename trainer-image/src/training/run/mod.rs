@@ -3,7 +3,9 @@
 
 mod attempt;
 mod error;
+mod gradients;
 mod inputs;
+mod preferences;
 mod progress;
 mod resume;
 mod session;
@@ -13,7 +15,9 @@ mod steps;
 mod trainer_metrics;
 
 pub use error::NumericsError;
+pub(crate) use gradients::{StepBatches, accumulate, record_loss};
 pub(crate) use inputs::{data_digests, model_config};
+pub(crate) use preferences::Keep;
 pub(crate) use session::CONFIG;
 pub use session::{Outcome, Session};
 pub(crate) use step_numbers::StepNumbers;

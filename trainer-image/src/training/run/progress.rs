@@ -16,6 +16,7 @@ use crate::{
     terminal,
     training::{
         data::Sample,
+        objective::{Measured, Preferences},
         records::{MetricsLedger, VALIDATION_SPLIT},
     },
 };
@@ -148,6 +149,8 @@ impl<'a> ProgressOutputs<'a> {
                 eta_seconds = left,
                 memory_bytes = memory,
                 val_loss = self.val_loss,
+                reward_margin = numbers.preferences.map(|it| it.margin),
+                preference_accuracy = numbers.preferences.map(|it| it.accuracy),
                 "training"
             );
         }
@@ -160,7 +163,7 @@ impl<'a> ProgressOutputs<'a> {
     /// Writes the latest step to the ledger, unless it is there already.
     fn write_step(&mut self) {
         let Some((numbers, speed)) = self.unwritten.take() else { return };
-        let metrics = [
+        let mut metrics = vec![
             ("loss", numbers.loss),
             ("learning_rate", numbers.learning_rate),
             ("grad_norm", numbers.gradient_norm),
@@ -168,6 +171,7 @@ impl<'a> ProgressOutputs<'a> {
             ("gflops", speed.gflops),
             ("data_wait", speed.data_wait),
         ];
+        metrics.extend(rows(numbers.preferences));
         self.write(numbers.step, "train", &metrics);
     }
 
@@ -185,7 +189,8 @@ impl<'a> ProgressOutputs<'a> {
     }
 
     /// Reports the evaluation after `step` steps, which took this long.
-    pub(super) fn evaluated(&mut self, step: u64, loss: f64, samples: &[Sample], took: Duration) {
+    pub(super) fn evaluated(&mut self, step: u64, measured: Measured, samples: &[Sample], took: Duration) {
+        let Measured { loss, preferences } = measured;
         // The speed counts the time of steps only.
         for sums in &mut self.recent {
             sums.at += took;
@@ -200,12 +205,18 @@ impl<'a> ProgressOutputs<'a> {
             }
         });
         if let Some(bar) = &self.bar {
-            bar.println(format!("step {step}: validation loss {loss:.4}"));
+            bar.println(format!("step {step}: validation loss {loss:.4}{}", suffix(preferences)));
             for sample in samples {
                 bar.println(format!("  {sample}"));
             }
         } else {
-            tracing::info!(step, val_loss = loss, "evaluation");
+            tracing::info!(
+                step,
+                val_loss = loss,
+                reward_margin = preferences.map(|it| it.margin),
+                preference_accuracy = preferences.map(|it| it.accuracy),
+                "evaluation"
+            );
             for Sample { prompt, written, correct, .. } in samples {
                 match written {
                     Ok(text) => tracing::info!(step, prompt, answered = text, correct, "sample"),
@@ -214,7 +225,9 @@ impl<'a> ProgressOutputs<'a> {
             }
         }
         if loss.is_finite() {
-            self.write(step, VALIDATION_SPLIT, &[("loss", loss)]);
+            let mut metrics = vec![("loss", loss)];
+            metrics.extend(rows(preferences));
+            self.write(step, VALIDATION_SPLIT, &metrics);
         }
     }
 
@@ -257,6 +270,18 @@ impl<'a> ProgressOutputs<'a> {
     }
 }
 
+/// Returns the rows of the metrics ledger for measurements of pairs.
+fn rows(preferences: Option<Preferences>) -> impl Iterator<Item = (&'static str, f64)> {
+    let rows = |it: Preferences| [("reward_margin", it.margin), ("preference_accuracy", it.accuracy)];
+    preferences.into_iter().flat_map(rows)
+}
+
+/// Returns measurements of pairs for a line on a terminal.
+fn suffix(preferences: Option<Preferences>) -> String {
+    let text = |it: Preferences| format!("  margin {:.3}  preferred {:.1} %", it.margin, 100.0 * it.accuracy);
+    preferences.map(text).unwrap_or_default()
+}
+
 /// Returns the line below the progress bar.
 fn line(numbers: &StepNumbers, speed: Speed, memory: Option<u64>, val_loss: Option<f64>) -> String {
     let mut parts = vec![
@@ -268,7 +293,7 @@ fn line(numbers: &StepNumbers, speed: Speed, memory: Option<u64>, val_loss: Opti
     ];
     parts.extend(memory.map(|bytes| format!("memory {:.0} MiB", bytes as f64 / f64::from(1 << 20))));
     parts.extend(val_loss.map(|loss| format!("val loss {loss:.4}")));
-    parts.join("  ")
+    parts.join("  ") + &suffix(numbers.preferences)
 }
 
 /// Returns the resident memory of this process in bytes, from `/proc`.
@@ -294,6 +319,7 @@ mod tests {
         let numbers = StepNumbers {
             step: 1,
             loss: 1.0,
+            preferences: None,
             gradient_norm: 0.5,
             learning_rate: 0.005,
             tokens: 10,
@@ -305,5 +331,8 @@ mod tests {
             line(&numbers, speed, Some(314_572_800), Some(0.25)),
             "rate 5.00e-3  gradient 0.500  21480 tokens/s  61.4 GFLOP/s  data wait 1.2 %  memory 300 MiB  val loss 0.2500"
         );
+        let preferences = Some(Preferences { margin: 0.125, accuracy: 0.75 });
+        let told = line(&StepNumbers { preferences, ..numbers }, speed, None, None);
+        assert!(told.ends_with("data wait 1.2 %  margin 0.125  preferred 75.0 %"), "{told}");
     }
 }

@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
+use crate::training::objective::Preferences;
+
 /// Numbers of one step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StepNumbers {
     /// Optimizer steps done, this one included.
     pub(crate) step: u64,
-    /// Mean cross-entropy per target token, in nats.
+    /// Mean cross-entropy per target token in nats, or mean loss per pair of responses.
     pub(crate) loss: f64,
+    /// Measurements of pairs, if preferences are trained.
+    pub(crate) preferences: Option<Preferences>,
     /// Norm of the gradient before clipping.
     pub(crate) gradient_norm: f64,
     /// Learning rate of the step.

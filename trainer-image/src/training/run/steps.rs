@@ -7,7 +7,9 @@ use codex_engine::{AdamW, EngineError, Packed};
 use codex_reports::Stage;
 use sha2::Digest as _;
 
-use super::{NumericsError, Outcome, Session, StepNumbers, progress::ProgressOutputs};
+use super::{
+    NumericsError, Outcome, Session, StepBatches, StepNumbers, accumulate, progress::ProgressOutputs, record_loss,
+};
 use crate::{
     text::Tokenizer,
     training::{
@@ -17,6 +19,7 @@ use crate::{
         checkpoint::CheckpointPolicy,
         data::{Address, Dataset, Evaluated, ValidationSet},
         listing::counted,
+        objective::Measured,
         records::LedgerRow,
         resources::log_memory,
         schedule::{Examples, examples_of_step, executed_steps, learning_rate, scheduled_steps, tensor_rates},
@@ -141,7 +144,9 @@ impl Session<'_> {
             return Ok(true);
         };
         match self.evaluate(state, evaluation) {
-            Ok(Some(Evaluated { loss, samples })) => outputs.evaluated(state.step, loss, &samples, began.elapsed()),
+            Ok(Some(Evaluated { measured, samples })) => {
+                outputs.evaluated(state.step, measured, &samples, began.elapsed());
+            }
             Ok(None) => {}
             Err(TrainError::Interrupted) => return Ok(false),
             Err(error) => return Err(error),
@@ -166,7 +171,8 @@ impl Session<'_> {
         if !state.evaluation_pending {
             return Ok(None);
         }
-        let loss = validation.loss(state.engine.as_mut(), self.stop)?.ok_or(TrainError::Interrupted)?;
+        let measured = validation.measure(state.engine.as_mut(), settings.preferences(), self.stop)?;
+        let measured = measured.ok_or(TrainError::Interrupted)?;
         let samples = match tokenizer {
             Some(tokenizer) if validation.has_samples() => {
                 let trained = state.engine.parameters()?;
@@ -176,11 +182,11 @@ impl Session<'_> {
             _ => Some(Vec::new()),
         };
         let samples = samples.ok_or(TrainError::Interrupted)?;
-        state.measured.insert(VAL_LOSS.to_owned(), loss);
+        state.measured.insert(VAL_LOSS.to_owned(), measured.loss);
         let best = state.measured.get(&settings.best_metric).copied().unwrap_or(f64::NAN);
         state.early_stopping.record(state.step, best, settings.metric_mode);
         state.evaluation_pending = false;
-        Ok(Some(Evaluated { loss, samples }))
+        Ok(Some(Evaluated { measured, samples }))
     }
 
     /// Returns the data of the step after `done` steps.
@@ -211,19 +217,19 @@ impl Session<'_> {
         let data_wait = began.elapsed();
         let State { step, engine, spikes, measured, early_stopping: _, evaluation_pending: _ } = state;
         engine.clear_gradients()?;
-        let mut loss = 0.0;
-        for (index, batch) in batches.iter().enumerate() {
-            if index > 0 && (self.stop)() {
-                return Ok(None);
-            }
-            loss += engine.accumulate(batch, targets)?;
-        }
+        let preferences = training.preferences();
+        let of_step = StepBatches { addresses: &addresses, batches: &batches, targets };
+        let Some(Measured { loss, preferences: compared }) =
+            accumulate(engine.as_mut(), preferences, dataset, of_step, self.stop)?
+        else {
+            return Ok(None);
+        };
         let addresses = addresses.concat();
         if !loss.is_finite() {
             // Name the records whose own loss is not finite, or all of them if each alone is finite.
             let mut guilty = Vec::new();
             for address in &addresses {
-                if !engine.loss(&dataset.pack(&[*address]))?.is_finite() {
+                if !record_loss(engine.as_mut(), preferences, dataset, *address)?.is_finite() {
                     guilty.push(*address);
                 }
             }
@@ -282,8 +288,16 @@ impl Session<'_> {
         };
         let tokens = batches.iter().map(|batch| batch.tokens.len()).sum();
         let flops = batches.iter().map(|batch| engine.flops(batch)).sum();
-        let numbers =
-            StepNumbers { step: *step, loss, gradient_norm: grad_norm, learning_rate: rate, tokens, flops, data_wait };
+        let numbers = StepNumbers {
+            step: *step,
+            loss,
+            preferences: compared,
+            gradient_norm: grad_norm,
+            learning_rate: rate,
+            tokens,
+            flops,
+            data_wait,
+        };
         Ok(Some(StepResult { numbers, row }))
     }
 }

@@ -21,6 +21,8 @@ pub struct TrainerMetrics {
     refused: IntCounter,
     loss: Gauge,
     val_loss: Gauge,
+    reward_margin: Gauge,
+    preference_accuracy: Gauge,
     learning_rate: Gauge,
     gradient_norm: Gauge,
     duration: Histogram,
@@ -45,13 +47,17 @@ impl TrainerMetrics {
             target: contract::TARGET.single(&registry)?,
             loss: contract::LOSS.float(&registry)?,
             val_loss: contract::VAL_LOSS.float(&registry)?,
+            reward_margin: contract::REWARD_MARGIN.float(&registry)?,
+            preference_accuracy: contract::PREFERENCE_ACCURACY.float(&registry)?,
             learning_rate: contract::LEARNING_RATE.float(&registry)?,
             gradient_norm: contract::GRADIENT_NORM.float(&registry)?,
             duration: contract::STEP_DURATION.single(&registry)?,
             data: contract::DATA_DURATION.single(&registry)?,
             registry,
         };
-        metrics.val_loss.set(f64::NAN);
+        for unmeasured in [&metrics.val_loss, &metrics.reward_margin, &metrics.preference_accuracy] {
+            unmeasured.set(f64::NAN);
+        }
         Ok(metrics)
     }
 
@@ -82,6 +88,10 @@ impl TrainerMetrics {
             self.flops.inc_by(numbers.flops);
         }
         self.loss.set(numbers.loss);
+        if let Some(preferences) = numbers.preferences {
+            self.reward_margin.set(preferences.margin);
+            self.preference_accuracy.set(preferences.accuracy);
+        }
         self.learning_rate.set(numbers.learning_rate);
         self.gradient_norm.set(numbers.gradient_norm);
         self.duration.observe(took.as_secs_f64());
@@ -109,6 +119,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::training::objective::Preferences;
 
     #[test]
     fn the_exposition_is_that_of_the_contract() {
@@ -126,6 +137,7 @@ mod tests {
         let numbers = StepNumbers {
             step: 3,
             loss: 1.25,
+            preferences: Some(Preferences { margin: 0.5, accuracy: 0.875 }),
             gradient_norm: 0.5,
             learning_rate: 0.005,
             tokens: 100,
@@ -146,6 +158,8 @@ mod tests {
             "codex_ml_training_spikes_total 1",
             "codex_ml_checkpoints_damaged_total 0",
             "codex_ml_training_loss 1.25",
+            "codex_ml_training_reward_margin 0.5",
+            "codex_ml_training_preference_accuracy 0.875",
             "codex_ml_training_val_loss 0.75",
             "codex_ml_training_duration_seconds_bucket{le=\"0.025\"} 1",
             "codex_ml_training_duration_seconds_bucket{le=\"0.01\"} 0",

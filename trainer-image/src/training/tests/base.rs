@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Writes the base, and returns its digest.
-fn write_base(place: &Path) -> ModelDigest {
+pub(super) fn write_base(place: &Path) -> ModelDigest {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/text/fixtures/smollm2");
     fs::create_dir_all(place).unwrap();
     for file in ["tokenizer.json", "tokenizer_config.json"] {
@@ -80,7 +80,7 @@ fn write_data(place: &Path) -> Vec<(String, PathBuf)> {
         .collect()
 }
 
-fn run(files: &[(String, PathBuf)], overrides: &[&str]) -> Resolved<Training> {
+pub(super) fn run(files: &[(String, PathBuf)], overrides: &[&str]) -> Resolved<Training> {
     let data = files.iter().map(|(name, path)| Data {
         name: name.clone(),
         sha256: Some(DataDigest(Sha256::of(fs::read(path).unwrap()))),
@@ -90,7 +90,7 @@ fn run(files: &[(String, PathBuf)], overrides: &[&str]) -> Resolved<Training> {
     resolved(&[&small, overrides].concat(), data.collect())
 }
 
-fn train(
+pub(super) fn train(
     run: &Resolved<Training>,
     base: &Base,
     files: &[(String, PathBuf)],
@@ -101,7 +101,7 @@ fn train(
     (session.run(), reporter.state())
 }
 
-fn model(ended: (Result<Outcome, TrainError>, TrainingState)) -> Model {
+pub(super) fn model(ended: (Result<Outcome, TrainError>, TrainingState)) -> Model {
     match ended.0 {
         Ok(Outcome::Finished(model)) => *model,
         other => panic!("{other:?}"),
@@ -128,7 +128,7 @@ const LORA: [&str; 4] =
     ["training.method=lora", "training.lora.rank=4", "training.lora.dropout=0.2", "training.learning_rate=0.01"];
 
 /// Returns the bytes of every tensor of a file by name.
-fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
+pub(super) fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let bytes = fs::read(path).unwrap();
     let read = SafeTensors::deserialize(&bytes).unwrap();
     read.tensors().into_iter().map(|(name, tensor)| (name, tensor.data().to_vec())).collect()
@@ -196,6 +196,19 @@ fn adapters_resume_exactly_and_are_merged_into_the_base() {
         assert_eq!(metadata.base.unwrap().digest, base.digest());
         assert_eq!(metadata.adapter, Some(Manifest::of_dir(&adapter).unwrap().digest()));
         assert!(Generator::load_directory(&written, 1, codex_configs::Device::Cpu).is_ok());
+        // `codex merge` of the same adapter writes the same bytes, and refuses another base.
+        let merged = directory.path().join("merged");
+        let again = crate::merge::merge(base.path(), &adapter, &merged).unwrap();
+        assert_eq!((again.manifest.digest(), again.tensors), (whole.digest, 14));
+        assert_eq!(Manifest::of_dir(&merged).unwrap().digest(), whole.digest);
+        let other = directory.path().join("other");
+        write_base(&other);
+        fs::write(other.join("README.md"), "another").unwrap();
+        let nowhere = directory.path().join("nowhere");
+        let said = crate::merge::merge(&other, &adapter, &nowhere).unwrap_err().to_string();
+        assert!(said.contains("the adapter was trained beside") && said.contains(&base.digest().to_string()), "{said}");
+        assert!(!nowhere.exists());
+        fs::remove_dir_all(&merged).unwrap();
         fs::remove_dir_all(&straight).unwrap();
         fs::remove_dir_all(&resumed).unwrap();
     }

@@ -6,4 +6,5 @@ mod forensics;
 mod inputs;
 mod kills;
 mod numerics;
+mod preferences;
 mod resume;

@@ -1,0 +1,68 @@
+//! The gradients of a step, and the loss of a record, for either objective. Calls the engine; pure otherwise.
+
+use codex_configs::DpoSettings;
+use codex_engine::{Engine, EngineError, Packed};
+
+use crate::training::{
+    data::{Address, Dataset, Stop},
+    objective::{Measured, Tally, accumulate_pairs, measure_pairs},
+};
+
+/// The batches of a step, and what they are made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepBatches<'a> {
+    /// Records of each batch.
+    pub(crate) addresses: &'a [Vec<Address>],
+    /// Batches.
+    pub(crate) batches: &'a [Packed],
+    /// Number of target tokens in all batches.
+    pub(crate) targets: usize,
+}
+
+/// Adds the gradients of a step, and returns its loss; `None` if `stop` returns true between two batches.
+///
+/// # Errors
+/// When the engine rejects a batch.
+pub(crate) fn accumulate(
+    engine: &mut dyn Engine,
+    preferences: Option<DpoSettings>,
+    dataset: &Dataset,
+    step: StepBatches,
+    stop: Stop,
+) -> Result<Option<Measured>, EngineError> {
+    let StepBatches { addresses, batches, targets } = step;
+    let (mut loss, mut tally) = (0.0, Tally::default());
+    let pairs: usize = addresses.iter().map(Vec::len).sum();
+    for (index, (batch, addresses)) in batches.iter().zip(addresses).enumerate() {
+        if index > 0 && stop() {
+            return Ok(None);
+        }
+        match &preferences {
+            None => loss += engine.accumulate(batch, targets)?,
+            Some(settings) => {
+                let reference = dataset.reference(addresses);
+                accumulate_pairs(engine, settings, batch, &reference, (pairs, &mut tally))?;
+            }
+        }
+    }
+    Ok(Some(if preferences.is_some() { tally.finish() } else { Measured { loss, preferences: None } }))
+}
+
+/// Returns the loss of one record: its mean cross-entropy per target token, or the loss of its pair.
+///
+/// # Errors
+/// When the engine rejects the record.
+pub(crate) fn record_loss(
+    engine: &mut dyn Engine,
+    preferences: Option<DpoSettings>,
+    dataset: &Dataset,
+    address: Address,
+) -> Result<f64, EngineError> {
+    let packed = dataset.pack(&[address]);
+    let Some(settings) = preferences else {
+        return Ok(engine.loss(&packed)? / packed.targets.len().max(1) as f64);
+    };
+    let mut tally = Tally::default();
+    measure_pairs(engine, &settings, &packed, &dataset.reference(&[address]), &mut tally)?;
+    Ok(tally.finish().loss)
+}
