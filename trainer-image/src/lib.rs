@@ -10,6 +10,7 @@ mod device;
 pub mod error;
 pub mod evaluation;
 pub mod exposition;
+pub mod gating;
 pub mod generation;
 pub mod import;
 pub mod metrics;
