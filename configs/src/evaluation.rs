@@ -1,12 +1,12 @@
 //! The configuration of an evaluation. Pure.
 
-use codex_verdict::{MAX_REFERENCES, Metric};
+use codex_verdict::{Gate, MAX_REFERENCES, Metric};
 use regex::{Regex, RegexBuilder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BASELINE, ConfigError, Data, PROBLEMS, REFERENCE, Resolved, benchmark, data,
+    BASELINE, ConfigError, Data, PROBLEMS, REFERENCE, Resolved, benchmark, benchmark_file, data,
     error::nearest,
     keys,
     layers::{Layers, recheck},
@@ -43,8 +43,45 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// Returns the field of a gate that this evaluation cannot decide, and why and what to change, in one sentence.
+    pub fn undecidable(&self, gate: &Gate) -> Option<(&'static str, String)> {
+        if let Some(why) = self.unmeasurable(gate.metric) {
+            return Some(("metric", why));
+        }
+        let (metric, own) = (gate.metric, self.settings.evaluation.confidence);
+        let other =
+            gate.confidence.filter(|confidence| metric.is_of_corpus() && confidence.to_bits() != own.to_bits())?;
+        let why = format!(
+            "the gate on {metric} has confidence {other}, but its bounds are computed with evaluation.confidence {own}: use the \
+             same one, such as by evaluation.confidence={other}"
+        );
+        Some(("confidence", why))
+    }
+
+    /// Returns the most problems that are asked, if the configuration tells it.
+    pub fn most_problems(&self) -> Option<u64> {
+        let problems = self.data.iter().find(|item| item.name == PROBLEMS)?;
+        let known = problems.synthetic.as_ref().map(|synthetic| synthetic.count).or_else(|| {
+            let file = benchmark_file(&self.preset, problems.sha256?)?;
+            Some(file.bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count() as u64)
+        });
+        match (known, self.settings.evaluation.limit) {
+            (Some(known), Some(limit)) => Some(known.min(limit)),
+            (known, limit) => known.or(limit),
+        }
+    }
+
+    /// Returns whether a metric is measured if the data allow it.
+    pub fn measures(&self, metric: Metric) -> bool {
+        let asked = self.settings.evaluation.metrics.iter().flatten();
+        !metric.is_on_demand() || asked.copied().any(|one| one.metric() == metric)
+    }
+
     /// Returns why a metric will not be measured, and what to change, in one sentence. `None` if it will be.
-    pub fn unmeasurable(&self, metric: Metric) -> Option<String> {
+    fn unmeasurable(&self, metric: Metric) -> Option<String> {
+        if !self.measures(metric) {
+            return Some(format!("{metric} is not measured: add it to evaluation.metrics"));
+        }
         if !metric.needs_baseline() || self.data.iter().any(|item| item.name == BASELINE) {
             return None;
         }
@@ -95,6 +132,36 @@ pub struct Generation {
     pub compare: Compare,
     /// How far two numbers may differ, for [`Compare::Numeric`].
     pub tolerance: f64,
+    /// The metrics that are measured beside those that are always. `None` means none.
+    pub metrics: Option<Vec<OnDemand>>,
+    /// One-sided confidence of bootstrapped bounds.
+    pub confidence: f64,
+}
+
+/// A metric that is measured where something asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDemand {
+    /// F1 of the words of the answer.
+    TokenF1,
+    /// BLEU of all answers.
+    Bleu,
+    /// Perplexity of the reference responses. Costs as much time as answering.
+    Perplexity,
+}
+
+impl OnDemand {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::TokenF1, Self::Bleu, Self::Perplexity];
+
+    /// Returns the metric.
+    pub const fn metric(self) -> Metric {
+        match self {
+            Self::TokenF1 => Metric::TokenF1,
+            Self::Bleu => Metric::Bleu,
+            Self::Perplexity => Metric::Perplexity,
+        }
+    }
 }
 
 impl Generation {
@@ -120,6 +187,12 @@ impl Generation {
                 "write a regular expression without look-around, such as \"answer is (-?[0-9]+)\"",
             )
         })
+    }
+
+    /// Returns the settings that decide the outcome of a problem; those of others, such as the size of batches, have one value.
+    #[must_use]
+    pub fn deciding(&self) -> Self {
+        Self { batch_size: 0, metrics: None, confidence: 0.0, ..self.clone() }
     }
 
     /// Checks the settings that depend on each other.
@@ -221,6 +294,25 @@ pub fn compose_evaluation(
     // The problems first, in whatever order the object names them.
     data.sort_by_key(|item| item.name != PROBLEMS);
     Resolved::new(Evaluation { preset: preset.to_owned(), seed, settings: layers.finish()?, data })
+}
+
+impl Resolved<Evaluation> {
+    /// Returns the configuration that also measures these metrics, which gates name.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as of [`Resolved::new`].
+    pub fn measuring(self, metrics: impl IntoIterator<Item = Metric>) -> Result<Self, ConfigError> {
+        let named: Vec<Metric> = metrics.into_iter().collect();
+        let evaluation = self.spec();
+        let add = |one: &OnDemand| named.contains(&one.metric()) || evaluation.measures(one.metric());
+        let all: Vec<OnDemand> = OnDemand::ALL.into_iter().filter(add).collect();
+        if all.iter().all(|one| evaluation.measures(one.metric())) {
+            return Ok(self);
+        }
+        let mut measuring = evaluation.clone();
+        measuring.settings.evaluation.metrics = Some(all);
+        Self::new(measuring)
+    }
 }
 
 /// Checks the data of an object.

@@ -17,6 +17,9 @@ const STEPS: u64 = 100_000_000;
 /// The projections that LoRA can adapt.
 const PROJECTIONS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
+/// The metrics that are measured where something asks for them.
+const ON_DEMAND: &[&str] = &["token_f1", "bleu", "perplexity"];
+
 /// The keys of a training run. A test compares them with `training/base.yaml` and with the typed settings.
 pub(crate) const TRAINING: &[Key] = &[
     key("model.hidden_size", Rule::Whole { min: 8, max: 8192 }),
@@ -119,6 +122,8 @@ pub(crate) const EVALUATION: &[Key] = &[
     key("evaluation.reference", Rule::Choice(&["same", "whole"])),
     key("evaluation.compare", Rule::Choice(&["exact", "numeric", "set"])),
     key("evaluation.tolerance", Rule::From { min: 0.0, below: 1e12 }),
+    key("evaluation.metrics", Rule::ChoicesOrNull { words: ON_DEMAND, null: "those of gates alone" }),
+    key("evaluation.confidence", Rule::Above { above: 0.5, most: codex_verdict::MAX_BOOTSTRAP_CONFIDENCE }),
 ];
 
 /// Parts of keys that name a field of an object, and the field.

@@ -22,7 +22,7 @@ pub use benchmark::{BenchmarkFile, benchmark, benchmark_file};
 pub use data::{BASELINE, Data, MAX_SYNTHETIC, PROBLEMS, REFERENCE, Synthetic, TASKS, VALIDATION};
 pub use error::{ConfigError, Origin};
 pub use evaluation::{
-    AnswerForm, Compare, Evaluation, EvaluationSettings, Generation, PRESETS, PromptForm, ReferenceForm,
+    AnswerForm, Compare, Evaluation, EvaluationSettings, Generation, OnDemand, PRESETS, PromptForm, ReferenceForm,
     compose_evaluation,
 };
 pub use preferences::DpoSettings;

@@ -41,6 +41,13 @@ pub enum Rule {
     Choice(&'static [&'static str]),
     /// A list of distinct words of these, at least one. It is stored in this order.
     Choices(&'static [&'static str]),
+    /// As [`Choices`](Self::Choices), or null.
+    ChoicesOrNull {
+        /// The words.
+        words: &'static [&'static str],
+        /// The meaning of null.
+        null: &'static str,
+    },
     /// True or false.
     Flag,
     /// A list of parameter groups; see [`ParameterGroup`](crate::ParameterGroup).
@@ -75,6 +82,7 @@ impl fmt::Display for Rule {
             Self::Choices(words) => {
                 write!(f, "a list of at least one of {}, each once, such as [{}]", words.join(", "), words[0])
             }
+            Self::ChoicesOrNull { words, null } => write!(f, "{}, or null for {null}", Self::Choices(words)),
             Self::Flag => f.write_str("true or false"),
             Self::ParameterGroups { max } => write!(
                 f,
@@ -104,6 +112,8 @@ impl Rule {
                 let chosen: Vec<&str> = words.iter().copied().filter(|word| named.contains(word)).collect();
                 (!chosen.is_empty() && chosen.len() == named.len()).then(|| Value::from(chosen))
             }
+            Self::ChoicesOrNull { .. } if value.is_null() => Some(Value::Null),
+            Self::ChoicesOrNull { words, .. } => Self::Choices(words).accept(value),
             Self::Flag => value.as_bool().map(Value::from),
             Self::ParameterGroups { max } => {
                 let groups = value.as_array().filter(|groups| groups.len() <= max)?;

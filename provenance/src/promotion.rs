@@ -210,6 +210,10 @@ pub struct Evaluation {
     /// Whether admission policies protected the evaluation. Absent if that was not observed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<EvidenceStrength>,
+    /// Digest of the file with the outcome of each problem, from which the measurements can be computed again. Absent if the
+    /// evaluator wrote none, or an earlier controller judged it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcomes: Option<DataDigest>,
     /// Every reported measurement, by metric. `report_digest` covers them.
     pub metrics: BTreeMap<String, Measured>,
     /// Gates and their verdicts, in the order of the spec.
@@ -339,6 +343,9 @@ pub struct Gate {
     /// One-sided p-value of McNemar's exact test.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p_value: Option<String>,
+    /// Whether the bounds are approximate, because they are bootstrapped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub approximate: bool,
     /// Verdict, such as `Passed`.
     pub verdict: String,
 }
@@ -469,7 +476,8 @@ mod tests {
             name: "team".to_owned(),
             rule: Sha256::of(text),
         };
-        let under = |rules: &[&str]| PromotionKey { policies: rules.iter().map(|text| rule(text)).collect(), ..key.clone() };
+        let under =
+            |rules: &[&str]| PromotionKey { policies: rules.iter().map(|text| rule(text)).collect(), ..key.clone() };
         assert_ne!(key.digest(), under(&["a"]).digest());
         assert_ne!(under(&["a"]).digest(), under(&["b"]).digest());
         assert_eq!(under(&["a", "b"]).digest(), under(&["b", "a"]).digest());

@@ -31,6 +31,8 @@ enum Command {
     Bisect(crate::training::Bisect),
     /// Let a model answer held-out problems, and score its answers.
     Evaluate(crate::evaluation::Evaluate),
+    /// Judge recorded results by gates.
+    Gate(crate::gating::GateCommand),
     /// Complete a prompt or answer a message, and print the text as it is generated.
     Generate(crate::generation::Generate),
     /// Write the model of a GGUF file as a Hugging Face directory.
@@ -62,6 +64,7 @@ impl Command {
             Self::ReplayStep(command) => command.run(),
             Self::Bisect(command) => command.run(),
             Self::Evaluate(command) => command.run(),
+            Self::Gate(command) => command.run(),
             Self::Generate(command) => command.run(),
             Self::Import(command) => command.run(),
             Self::Quantize(command) => command.run(),

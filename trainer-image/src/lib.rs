@@ -12,6 +12,7 @@ pub mod evaluation;
 pub mod exposition;
 #[cfg(test)]
 mod fuzz;
+pub mod gating;
 pub mod generation;
 pub mod gpu;
 pub mod import;

@@ -19,8 +19,8 @@ const MAX_FILE: u64 = 64 << 20;
 
 /// Check manifests of codex-ml.dev without a cluster: fields, types, rules and the configuration that they give.
 ///
-/// Prints what the API server or the controller would refuse, each with file, line and column. Exit code 0 if nothing is
-/// wrong, else 2.
+/// Prints what the API server or the controller would refuse, each with file, line and column, and notices about gates that
+/// cannot pass. Exit code 0 if nothing would be refused, else 2.
 #[derive(Debug, clap::Args)]
 pub struct Validate {
     /// Files, and folders whose .yaml, .yml and .json files are read; `-` is standard input.
@@ -76,7 +76,7 @@ impl Validate {
             let checked = validator.check(&text);
             objects += checked.objects;
             others += checked.others;
-            findings += checked.findings.len();
+            findings += checked.findings.iter().filter(|finding| !finding.is_notice).count();
             for finding in &checked.findings {
                 writeln!(out, "{}", self.format.line(file, finding)).map_err(output)?;
             }
@@ -144,12 +144,13 @@ fn read(path: &Path) -> Result<String, ValidateError> {
 impl Format {
     fn line(self, file: &Path, finding: &Finding) -> String {
         let file = file.display().to_string();
-        let Finding { position, object, field, message } = finding;
+        let Finding { position, object, field, message, is_notice } = finding;
+        let level = if *is_notice { "notice" } else { "error" };
         match self {
             Self::Text => format!("{}:{}", Printable(&file), Printable(&finding.to_string())),
             Self::Json => json!({
                 "file": file, "line": position.line, "column": position.column, "object": object, "field": field,
-                "message": message,
+                "message": message, "level": level,
             })
             .to_string(),
             Self::Github => {
@@ -159,7 +160,7 @@ impl Format {
                 let about: Vec<&str> =
                     object.iter().map(String::as_str).chain(Some(field.as_str()).filter(|it| !it.is_empty())).collect();
                 format!(
-                    "::error file={},line={},col={},title={}::{}",
+                    "::{level} file={},line={},col={},title={}::{}",
                     property(&file),
                     position.line,
                     position.column,

@@ -28,6 +28,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     arguments::{Duration, duration, timestamp},
     error::CommandError,
+    evaluation::again::measured_again,
     wording::counted,
 };
 
@@ -35,6 +36,8 @@ use crate::{
 const NOT_PINNED: i32 = 3;
 /// Maximum size of a key file in bytes.
 const MAX_KEY: usize = 64 << 10;
+/// Maximum size of a file of outcomes in bytes.
+const MAX_OUTCOMES: usize = 1 << 30;
 /// How far ahead of `--at` a time in a statement may be: clocks differ.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
 
@@ -69,6 +72,10 @@ pub struct Verify {
     /// The time from which --max-age counts back, as RFC 3339 [default: now].
     #[arg(long, value_name = "TIME", requires = "max_age", value_parser = timestamp)]
     at: Option<Timestamp>,
+    /// The outcomes.json of an evaluation in the promotion, or of one that its gates compare with; repeatable. Every measurement
+    /// of the evaluation, and the bootstrapped bounds of bleu and perplexity, is computed again from it.
+    #[arg(long, value_name = "FILE", requires = "promotion")]
+    outcomes: Vec<PathBuf>,
     /// Refuse a promotion with an evaluation that admission policies did not protect from start to end.
     #[arg(long, requires = "promotion")]
     strong_evidence: bool,
@@ -86,6 +93,8 @@ struct Outcome {
     promoted: Option<Promoted>,
     /// The policies that were checked.
     policies: Vec<Policy>,
+    /// Names of the evaluations that were measured again from their outcomes.
+    measured: Vec<String>,
 }
 
 /// The error for a file that cannot be read.
@@ -115,6 +124,8 @@ impl Verify {
         let promotion =
             self.promotion.as_deref().map(|path| read("--promotion", path, bundle::MAX_BYTES)).transpose()?;
         let policies = policies::read(&self.policy)?;
+        let outcomes = self.outcomes.iter().map(|path| Ok((path.as_path(), read("--outcomes", path, MAX_OUTCOMES)?)));
+        let outcomes: Vec<(&Path, Vec<u8>)> = outcomes.collect::<Result<_, CommandError>>()?;
         let key = read("--key", &self.key, MAX_KEY)?;
         let key = PublicKey::from_pem(&String::from_utf8_lossy(&key)).map_err(|error| {
             let path = self.key.display().to_string();
@@ -130,17 +141,20 @@ impl Verify {
             refused => CommandError::failed(format!("the model is refused: {refused}")),
         })?;
         let signed = verify_signature(&manifest, &bundle, &key, None).map_err(refused)?;
+        let mut measured = Vec::new();
         let promoted = match (promotion, &self.ring) {
             (Some(promotion), Some(ring)) => {
                 let promoted = verify_promotion(&signed, &promotion, &key, ring, None).map_err(refused)?;
                 self.check_evidence(&promoted.promotion).map_err(CommandError::failed)?;
                 let now = self.at.unwrap_or_else(Timestamp::now);
-                policies::check(&policies, &promoted.promotion, key.fingerprint(), now).map_err(CommandError::failed)?;
+                policies::check(&policies, &promoted.promotion, key.fingerprint(), now)
+                    .map_err(CommandError::failed)?;
+                measured = measured_again(&promoted.promotion.reasons.evaluations, &outcomes)?;
                 Some(promoted)
             }
             _ => None,
         };
-        Ok(Outcome { manifest, pinned: self.fingerprint.is_some(), signed, promoted, policies })
+        Ok(Outcome { manifest, pinned: self.fingerprint.is_some(), signed, promoted, policies, measured })
     }
 
     /// Checks what the caller demands of the evidence.
@@ -243,6 +257,10 @@ impl fmt::Display for Outcome {
             for gate in &evaluation.gates {
                 writeln!(f, "evaluation {}: {}", Printable(&evaluation.name), Printable(&describe(gate)))?;
             }
+            if self.measured.contains(&evaluation.name) {
+                let name = Printable(&evaluation.name);
+                writeln!(f, "evaluation {name}: every measurement is what its outcomes give")?;
+            }
             for Reference { name, uid, model, outcomes, .. } in &evaluation.references {
                 let (evaluation, name, uid) = (Printable(&evaluation.name), Printable(name), Printable(uid));
                 writeln!(
@@ -312,6 +330,7 @@ fn describe(gate: &Gate) -> String {
         lower,
         upper,
         p_value,
+        approximate,
         verdict,
     } = gate;
     let compared = |with: &Option<Comparison>| {
@@ -327,10 +346,11 @@ fn describe(gate: &Gate) -> String {
         ("with minSamples", min_samples.map(|count| count.to_string())),
     ];
     let limits = limits.into_iter().filter_map(|(sign, limit)| Some(format!(" {sign} {}", limit?)));
+    let bounds = if *approximate { "approximate bounds" } else { "bounds" };
     let found = [
         ("value", value.clone()),
         ("n", n.map(|n| n.to_string())),
-        ("bounds", Option::zip(lower.as_ref(), upper.as_ref()).map(|(lower, upper)| format!("{lower} to {upper}"))),
+        (bounds, Option::zip(lower.as_ref(), upper.as_ref()).map(|(lower, upper)| format!("{lower} to {upper}"))),
         ("p", p_value.clone()),
     ];
     let found = found.into_iter().filter_map(|(name, number)| Some(format!("{name} {}", number?)));
@@ -343,7 +363,7 @@ mod tests {
 
     use clap::Parser;
     use codex_provenance::{
-        ConfigDigest, DataDigest, ModelDigest, Sha256, oms,
+        ConfigDigest, DataDigest, ModelDigest, oms,
         promotion::{Attested, Base, Object, Promotion, Reasons, Reported, Training},
     };
     use codex_signing::key::{PrivateKey, Signer as _};
@@ -378,6 +398,7 @@ mod tests {
             image_id: "i".into(),
             completed_at: "2026-11-28T09:00:00Z".into(),
             evidence: Some(EvidenceStrength::Weak),
+            outcomes: None,
             metrics: stated.metrics,
             gates: stated.gates,
             references: Vec::new(),
@@ -487,6 +508,7 @@ mod tests {
             lower: None,
             upper: None,
             p_value: text("0.000001"),
+            approximate: false,
             verdict: "Passed".to_owned(),
         };
         assert_eq!(
@@ -500,6 +522,8 @@ mod tests {
             describe(&gate),
             "exact_match not worse than before by 0.02 at confidence 0.95 (value 0.07, n 500, bounds 0.01 to 0.13): Passed"
         );
+        let gate = Gate { metric: "bleu".to_owned(), approximate: true, ..gate };
+        assert!(describe(&gate).contains(", approximate bounds 0.01 to 0.13)"));
     }
 
     #[test]
@@ -603,7 +627,8 @@ mod tests {
             signer: Sha256::of(""),
             skipped: vec!["a\n.md".to_owned()],
         };
-        let outcome = Outcome { manifest, pinned: true, signed, promoted: None, policies: Vec::new() };
+        let outcome =
+            Outcome { manifest, pinned: true, signed, promoted: None, policies: Vec::new(), measured: Vec::new() };
         let told = outcome.to_string();
         assert!(told.starts_with("verified   0 files of 1: exactly what was signed\n"), "{told}");
         assert!(told.contains("skipped    NOT signed, by the signature's ignore_paths: a\\n.md\n"), "{told}");

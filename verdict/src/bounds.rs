@@ -5,7 +5,7 @@
 //! - Means of values in [0, 1]: the empirical Bernstein bound, Maurer and Pontil 2009, theorem 4.
 //! - Differences of pairs, in [−1, 1]: the same theorem for the interval of twice the length. A share is compared with 0 by the
 //!   exact test of [`paired`](crate::paired) instead.
-//! - Estimates: the bounds that the evaluator reported.
+//! - Estimates: the bounds that the evaluator reported; [`corpus`](crate::corpus) computes them from the items.
 
 use statrs::function::beta::beta_reg;
 

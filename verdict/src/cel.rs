@@ -4,9 +4,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    Metric, Ring,
+    Metric, Ring, Scale,
     decimal::MAX_DIGITS,
-    gate::{EXAMPLE_BOUND, EXAMPLE_CONFIDENCE, RIGHT_BOUND, RIGHT_CONFIDENCE, RIGHT_REFERENCE},
+    gate::{EXAMPLE_BOUND, EXAMPLE_CONFIDENCE, RIGHT_CONFIDENCE, RIGHT_REFERENCE},
     policy::{FORM, PATTERN},
     text::alternatives,
 };
@@ -55,10 +55,45 @@ pub(crate) fn reference() -> Value {
     field("evaluation", "self.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')", RIGHT_REFERENCE)
 }
 
-/// Returns the rule on a gate's `min`, `max` or `by`, as `x-kubernetes-validations`; `example` is a valid one.
-pub(crate) fn share(name: &str, example: &str) -> Value {
-    let rule = format!("self.matches('^(0([.][0-9]{{1,{MAX_DIGITS}}})?|1([.]0{{1,{MAX_DIGITS}}})?)$')");
-    field(name, &rule, &format!("{RIGHT_BOUND}, in quotes, such as {name}: \"{example}\""))
+/// Returns the pattern of a bound on a metric of this scale, or of a difference of two values if `from_zero`.
+pub(crate) fn pattern(scale: Scale, from_zero: bool) -> String {
+    let zeros = format!("([.]0{{1,{MAX_DIGITS}}})?");
+    let fraction = format!("([.][0-9]{{1,{MAX_DIGITS}}})?");
+    match (scale, from_zero) {
+        (Scale::Unit, _) => format!("^(0{fraction}|1{zeros})$"),
+        (Scale::Hundred, _) => format!("^([0-9]{{1,2}}{fraction}|100{zeros})$"),
+        (Scale::FromOne, true) => format!("^(0|[1-9][0-9]{{0,8}}){fraction}$"),
+        (Scale::FromOne, false) => format!("^[1-9][0-9]{{0,8}}{fraction}$"),
+    }
+}
+
+/// Returns the rule on a decimal of a gate. `path` is the field below the gate, `parents` are those that may be absent, and
+/// `example` is a valid value for a metric from 0 to 1. What is right depends on the metric.
+fn decimal(path: &str, parents: &[&str], example: Option<&str>) -> Value {
+    let name = path.rsplit('.').next().unwrap_or_default();
+    let from_zero = name == "by";
+    let names = |scale: Scale| -> Vec<String> {
+        Metric::ALL.iter().filter(|it| it.scale() == scale).map(|it| format!("'{it}'")).collect()
+    };
+    // The others are the last alternative.
+    let chosen = |of: &dyn Fn(Scale) -> String| {
+        let others = Scale::ALL.into_iter().filter(|scale| *scale != Scale::Unit);
+        let cases: String =
+            others.map(|it| format!("self.metric in [{}] ? {} : ", names(it).join(", "), of(it))).collect();
+        format!("({cases}{})", of(Scale::Unit))
+    };
+    let absent: String = parents.iter().chain(&[path]).map(|field| format!("!has(self.{field}) || ")).collect();
+    let matches = chosen(&|scale| format!("self.{path}.matches('{}')", pattern(scale, from_zero)));
+    let form = chosen(&|scale| {
+        let right = if from_zero { scale.right_difference() } else { scale.right() };
+        let example = example.filter(|_| scale == Scale::Unit).unwrap_or(scale.example());
+        format!("'{right}, in quotes, such as {name}: \"{example}\"'")
+    });
+    serde_json::json!({
+        "rule": format!("{absent}{matches}"),
+        "messageExpression": format!("'{name} \"' + self.{path} + '\" is invalid: use ' + {form}"),
+        "fieldPath": format!(".{path}"),
+    })
 }
 
 /// Returns the rule on a gate's `confidence`, as `x-kubernetes-validations`.
@@ -68,14 +103,22 @@ pub(crate) fn confidence() -> Value {
     field("confidence", &rule, &form)
 }
 
-/// Returns the rule on a gate as a whole, as `x-kubernetes-validations`.
-pub(crate) fn one_bound() -> Value {
-    serde_json::json!([{
+/// Returns the rules on a gate as a whole, as `x-kubernetes-validations`.
+pub(crate) fn gate() -> Value {
+    let one_bound = serde_json::json!({
         "rule": "[has(self.min), has(self.max), has(self.betterThan), has(self.notWorseThan)].exists_one(is, is)",
         "message": format!(
             "gates[] must have exactly one of min, max, betterThan and notWorseThan, such as min: \"{EXAMPLE_BOUND}\""
         ),
-    }])
+    });
+    let by = Some("0.02");
+    Value::from(vec![
+        one_bound,
+        decimal("min", &[], None),
+        decimal("max", &[], Some("0.05")),
+        decimal("betterThan.by", &["betterThan"], by),
+        decimal("notWorseThan.by", &["notWorseThan"], by),
+    ])
 }
 
 /// Returns the rules on a policy's rule for a ring, as `x-kubernetes-validations`.

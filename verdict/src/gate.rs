@@ -6,13 +6,14 @@ use std::{fmt, str::FromStr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Decimal, MAX_METRIC_NAME, Metric, UnknownMetric, cel, decimal, paired_name, text::alternatives};
+use crate::{
+    Decimal, MAX_BOOTSTRAP_CONFIDENCE, MAX_METRIC_NAME, Metric, UnknownMetric, cel, decimal, paired_name,
+    text::alternatives,
+};
 
 /// The most items that `minSamples` may require.
 const MAX_SAMPLES: i64 = 1_000_000_000;
 
-/// What `min` and `max` must be.
-pub(crate) const RIGHT_BOUND: &str = "a decimal from 0 to 1";
 /// What `confidence` must be.
 pub(crate) const RIGHT_CONFIDENCE: &str = "a decimal above 0.5 and below 1";
 /// A bound that sentences show.
@@ -28,7 +29,7 @@ pub(crate) const EXAMPLE_CONFIDENCE: &str = "0.95";
 /// A bound on a metric.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(inline, extend("x-kubernetes-validations" = cel::one_bound()))]
+#[schemars(inline, extend("x-kubernetes-validations" = cel::gate()))]
 pub struct GateSpec {
     /// Metric that the gate checks.
     #[schemars(
@@ -37,14 +38,12 @@ pub struct GateSpec {
         extend("x-kubernetes-validations" = cel::metric())
     )]
     pub metric: String,
-    /// Lowest value that passes, as a decimal in quotes, such as "0.95". Exactly one of min, max, betterThan and notWorseThan
-    /// is required.
+    /// Lowest value that passes, as a decimal in quotes, such as "0.95": from 0 to 1, for bleu to 100, for perplexity from 1.
+    /// Exactly one of min, max, betterThan and notWorseThan is required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-kubernetes-validations" = cel::share("min", EXAMPLE_BOUND)))]
     pub min: Option<Decimal>,
-    /// Highest value that passes, as a decimal in quotes, such as "0.05".
+    /// Highest value that passes, as a decimal in quotes, such as "0.05": from 0 to 1, for bleu to 100, for perplexity from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-kubernetes-validations" = cel::share("max", "0.05")))]
     pub max: Option<Decimal>,
     /// Evaluation of the same problems with the same settings than which the model must be better, on the mean over the items
     /// of both. It must be judged first, with any verdict.
@@ -59,7 +58,8 @@ pub struct GateSpec {
     #[schemars(range(min = 1, max = MAX_SAMPLES))]
     pub min_samples: Option<i64>,
     /// Confidence level of the one-sided bound that the gate checks, as a decimal in quotes, such as "0.95". Without it, the
-    /// gate checks the value itself.
+    /// gate checks the value itself. At most 0.999 for bleu and perplexity, whose bounds are bootstrapped at the confidence of
+    /// the setting evaluation.confidence, which must be the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-validations" = cel::confidence()))]
     pub confidence: Option<Decimal>,
@@ -73,9 +73,9 @@ pub struct ComparisonSpec {
     /// Name of the Evaluation in this namespace.
     #[schemars(length(min = 1, max = MAX_REFERENCE_NAME), extend("x-kubernetes-validations" = cel::reference()))]
     pub evaluation: String,
-    /// Least difference for betterThan, most for notWorseThan, as a decimal in quotes, such as "0.02". Defaults to "0".
+    /// Least difference for betterThan, most for notWorseThan, as a decimal in quotes, such as "0.02": from 0 to 1, for bleu to
+    /// 100, for perplexity any. Defaults to "0".
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-kubernetes-validations" = cel::share("by", "0.02")))]
     pub by: Option<Decimal>,
 }
 
@@ -223,10 +223,13 @@ impl TryFrom<&GateSpec> for Gate {
         let metric: Metric = spec.metric.parse()?;
         let refuse =
             |field, value: &str, right: String| GateError::Field { metric, field, value: value.to_owned(), right };
+        let scale = metric.scale();
+        let (least, most) = scale.bounds();
         let number = |field, Decimal(text): &Decimal| {
+            let (least, right) = if field == "by" { (0.0, scale.right_difference()) } else { (least, scale.right()) };
             decimal::parse(text)
-                .filter(|bound| (0.0..=1.0).contains(bound))
-                .ok_or_else(|| refuse(field, text, in_quotes(RIGHT_BOUND, EXAMPLE_BOUND)))
+                .filter(|bound| (least..=most).contains(bound))
+                .ok_or_else(|| refuse(field, text, in_quotes(right, scale.example())))
         };
         let comparison = |field: &'static str, spec: &ComparisonSpec| {
             let ComparisonSpec { evaluation, by } = spec;
@@ -266,9 +269,14 @@ impl TryFrom<&GateSpec> for Gate {
             .confidence
             .as_ref()
             .map(|Decimal(text)| {
-                decimal::parse(text)
+                let share = decimal::parse(text)
                     .filter(|share| *share > 0.5 && *share < 1.0)
-                    .ok_or_else(|| refuse("confidence", text, in_quotes(RIGHT_CONFIDENCE, EXAMPLE_CONFIDENCE)))
+                    .ok_or_else(|| refuse("confidence", text, in_quotes(RIGHT_CONFIDENCE, EXAMPLE_CONFIDENCE)))?;
+                if metric.is_of_corpus() && share > MAX_BOOTSTRAP_CONFIDENCE {
+                    let right = format!("at most {MAX_BOOTSTRAP_CONFIDENCE}, because its bounds are bootstrapped");
+                    return Err(refuse("confidence", text, right));
+                }
+                Ok(share)
             })
             .transpose()?;
         Ok(Self { metric, bound, min_samples, confidence })
@@ -311,12 +319,15 @@ impl FromStr for Gate {
         let spec = GateSpec { metric, min, max, confidence: confidence.map(decimal), ..GateSpec::default() };
         // Only YAML needs quotes, and the command line has one bound.
         Self::try_from(&spec).map_err(|why| match why {
+            GateError::Field { metric, field: "confidence", value, right } if !right.contains(" in quotes") => {
+                GateError::Field { metric, field: "confidence", value, right }
+            }
             GateError::Field { metric, field: "confidence", value, .. } => {
                 let right = format!("{RIGHT_CONFIDENCE}, such as {EXAMPLE_CONFIDENCE}");
                 GateError::Field { metric, field: "confidence", value, right }
             }
             GateError::Field { metric, value, .. } => {
-                let right = format!("{RIGHT_BOUND}, such as {EXAMPLE_BOUND}");
+                let right = format!("{}, such as {}", metric.scale().right(), metric.scale().example());
                 GateError::Field { metric, field: "bound", value, right }
             }
             other => other,
@@ -408,6 +419,23 @@ mod tests {
     }
 
     #[test]
+    fn bounds_follow_the_scale_of_the_metric() {
+        let said = |text: &str| text.parse::<Gate>().expect_err("invalid").to_string();
+        let gate: Gate = "bleu>=31.5@0.95".parse().expect("a gate");
+        assert_eq!((gate.metric, gate.bound), (Metric::Bleu, Bound::Min(31.5)));
+        let gate: Gate = "perplexity<=12".parse().expect("a gate");
+        assert_eq!((gate.metric, gate.bound), (Metric::Perplexity, Bound::Max(12.0)));
+        assert_eq!(said("bleu>=101"), "the gate on bleu has bound \"101\": write a decimal from 0 to 100, such as 30");
+        let right = "write a decimal of at least 1 and below 1000000000, such as 3.5";
+        assert_eq!(said("perplexity<=0.5"), format!("the gate on perplexity has bound \"0.5\": {right}"));
+        let right = "write at most 0.999, because its bounds are bootstrapped";
+        assert_eq!(said("bleu>=30@0.9999"), format!("the gate on bleu has confidence \"0.9999\": {right}"));
+        let gate = GateSpec { metric: "bleu".to_owned(), confidence: Some(decimal("0.9999")), ..exact_match() };
+        let told = refused(&GateSpec { min: Some(decimal("30")), ..gate });
+        assert_eq!(told, format!("the gate on bleu has confidence \"0.9999\": {right}"));
+    }
+
+    #[test]
     fn comparisons_are_read_and_refused_with_a_sentence() {
         let with = |evaluation: &str, by: Option<&str>| ComparisonSpec {
             evaluation: evaluation.to_owned(),
@@ -442,20 +470,34 @@ mod tests {
         assert!(told.starts_with("the gate on exact_match has by \"-0.1\": write a decimal from 0 to 1"), "{told}");
     }
 
+    /// A pattern without its anchors.
+    fn inner(pattern: &str) -> String {
+        pattern.trim_start_matches('^').trim_end_matches('$').to_owned()
+    }
+
     /// The pattern of a CEL rule on a decimal.
     fn pattern(rules: &serde_json::Value) -> String {
         let rule = rules[0]["rule"].as_str().expect("a rule");
-        rule.trim_start_matches("self.matches('^").trim_end_matches("$')").to_owned()
+        inner(rule.trim_start_matches("self.matches('").trim_end_matches("')"))
+    }
+
+    /// A metric of each scale, with what matches the pattern of its bounds, or of its differences.
+    fn matching(from_zero: bool) -> impl Strategy<Value = (Metric, String)> {
+        prop::sample::select(vec![Metric::ExactMatch, Metric::Bleu, Metric::Perplexity]).prop_flat_map(move |metric| {
+            let pattern = inner(&cel::pattern(metric.scale(), from_zero));
+            (Just(metric), prop::string::string_regex(&pattern).expect("a pattern"))
+        })
     }
 
     proptest! {
         /// What the API server accepts, the controller accepts, too.
         #[test]
-        fn every_bound_that_matches_its_rule_is_valid(
-            text in prop::string::string_regex(&pattern(&cel::share("min", "0.95"))).expect("a pattern"),
-        ) {
-            let gate = Gate::try_from(&GateSpec { min: Some(decimal(&text)), ..exact_match() });
+        fn every_bound_that_matches_its_rule_is_valid((metric, text) in matching(false), (of, by) in matching(true)) {
+            let gate = Gate::try_from(&GateSpec { metric: metric.to_string(), min: Some(decimal(&text)), ..exact_match() });
             prop_assert!(gate.is_ok(), "{text}: {gate:?}");
+            let better_than = Some(ComparisonSpec { evaluation: "before".to_owned(), by: Some(decimal(&by)) });
+            let gate = Gate::try_from(&GateSpec { metric: of.to_string(), better_than, ..exact_match() });
+            prop_assert!(gate.is_ok(), "{by}: {gate:?}");
         }
 
         /// Above 0.5 by less than a float can hold is 0.5, and 18 digits are read: longer texts are refused with a sentence.

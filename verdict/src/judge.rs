@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Bound, Bounds, Decimal, Gate, Kind, MAX_MESSAGE, MAX_METRIC_NAME, Measurement, Rounding, Sample, Verdict, bounds,
-    gate::Limit, needed::needed, paired::mcnemar,
+    Bound, Bounds, Decimal, Gate, MAX_MESSAGE, MAX_METRIC_NAME, MIN_BOOTSTRAP, Measurement, Metric, Rounding, Sample,
+    Verdict, bounds, gate::Limit, needed::needed, paired::mcnemar,
 };
 
 /// Verdict of a gate and the numbers behind it.
@@ -34,6 +34,9 @@ pub struct GateResult {
     /// One-sided p-value of McNemar's exact test, rounded up. Set for betterThan and notWorseThan by 0 on a share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p_value: Option<Decimal>,
+    /// True if the bounds are approximate, because they are bootstrapped. Set for bleu and perplexity.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub approximate: bool,
     /// Verdict of the gate: Passed, Failed or Inconclusive.
     pub verdict: Verdict,
     /// Reason for the verdict of the gate, in one sentence.
@@ -70,7 +73,7 @@ pub fn judge(
     let gates: Vec<GateResult> = gates
         .iter()
         .map(|gate| match &foreign {
-            None => one(gate, gate.metric.kind(), metrics),
+            None => judge_one(gate, metrics),
             Some(why) => undecided(gate, why.clone()),
         })
         .collect();
@@ -88,19 +91,26 @@ fn undecided(gate: &Gate, message: String) -> GateResult {
         lower: None,
         upper: None,
         p_value: None,
+        approximate: false,
         verdict: Verdict::Inconclusive,
         message,
     }
 }
 
-/// Judges one gate, whose metric is of a `kind`.
-fn one(gate: &Gate, kind: Kind, metrics: &BTreeMap<String, Measurement>) -> GateResult {
+/// Judges one gate by measurements of the model that it is about.
+pub fn judge_one(gate: &Gate, metrics: &BTreeMap<String, Measurement>) -> GateResult {
     let (name, compares) = (gate.measurement(), gate.bound.comparison().is_some());
+    let kind = gate.metric.kind();
     let kind = if compares { kind.paired() } else { kind };
     let Some(measurement) = metrics.get(&name) else {
         let measured: Vec<&str> = metrics.keys().map(String::as_str).collect();
         let measured = if measured.is_empty() { "no metrics".to_owned() } else { measured.join(", ") };
-        return undecided(gate, shortened(&format!("it was not measured; the evaluator reported {measured}")));
+        let tokens = if compares && gate.metric == Metric::Perplexity {
+            "; the perplexities of two models are compared only if both split the responses into equally many tokens"
+        } else {
+            ""
+        };
+        return undecided(gate, shortened(&format!("it was not measured; the evaluator reported {measured}{tokens}")));
     };
     if measurement.kind() != kind {
         let (reported, expected) = (measurement.kind().name(), kind.name());
@@ -114,7 +124,8 @@ fn one(gate: &Gate, kind: Kind, metrics: &BTreeMap<String, Measurement>) -> Gate
         Err(why) => return undecided(gate, format!("the reported measurement is impossible: {why}")),
     };
     let test = gate.confidence.and_then(|confidence| Mcnemar::of(gate, &sample, confidence));
-    let bounds = gate.confidence.filter(|_| test.is_none()).and_then(|confidence| bounds(&sample, confidence));
+    let bounded = gate.confidence.filter(|_| test.is_none() && !is_too_small(&sample));
+    let bounds = bounded.and_then(|confidence| bounds(&sample, confidence));
     let (verdict, message) = decide(gate, &sample, test, bounds);
     GateResult {
         metric: gate.metric.to_string(),
@@ -124,9 +135,15 @@ fn one(gate: &Gate, kind: Kind, metrics: &BTreeMap<String, Measurement>) -> Gate
         upper: bounds.map(|bounds| Decimal(Rounding::Up.show(bounds.upper))),
         // The last bits are rounding errors of the beta function: 1/16 is shown as 0.0625.
         p_value: test.map(|test| Decimal(Rounding::Up.show(test.better * (1.0 - 1e-12)))),
+        approximate: bounds.is_some() && matches!(sample, Sample::Estimate { .. }),
         verdict,
         message: shortened(&message),
     }
+}
+
+/// Returns whether a bootstrap of so few items decides nothing.
+fn is_too_small(sample: &Sample) -> bool {
+    matches!(sample, Sample::Estimate { n, .. } if *n < MIN_BOOTSTRAP)
 }
 
 /// McNemar's exact test of pairs, in both directions.
@@ -171,7 +188,8 @@ fn decide(gate: &Gate, sample: &Sample, test: Option<Mcnemar>, bounds: Option<Bo
     if let Some(fewest) = gate.min_samples
         && n < fewest
     {
-        return (Verdict::Inconclusive, format!("{value} over {n} items; minSamples is {fewest}"));
+        let missing = are_needed(fewest - n);
+        return (Verdict::Inconclusive, format!("{value} over {n} items; minSamples is {fewest}, so {missing}"));
     }
     let Some(confidence) = gate.confidence else {
         let holds = match (bound, limit) {
@@ -185,6 +203,11 @@ fn decide(gate: &Gate, sample: &Sample, test: Option<Mcnemar>, bounds: Option<Bo
     };
     if let Some(test) = test {
         return decide_by_test(gate, sample, test, confidence);
+    }
+    if is_too_small(sample) {
+        let missing = are_needed(MIN_BOOTSTRAP - n);
+        let why = format!("{value} over {n} items; bootstrapped bounds need {MIN_BOOTSTRAP}, so {missing}");
+        return (Verdict::Inconclusive, why);
     }
     let Some(Bounds { lower, upper }) = bounds else {
         let why = format!("{value} over {n} items, whose bounds do not have the gate's confidence {confidence}");
@@ -201,7 +224,8 @@ fn decide(gate: &Gate, sample: &Sample, test: Option<Mcnemar>, bounds: Option<Bo
         Limit::Most(_) => (at_most, at_least),
     };
     let says = |known: &str| {
-        format!("{value} over {n} items, so {known} with confidence {confidence}; the gate requires {bound}")
+        let about = if matches!(sample, Sample::Estimate { .. }) { "approximate " } else { "" };
+        format!("{value} over {n} items, so {known} with {about}confidence {confidence}; the gate requires {bound}")
     };
     if clears {
         return (Verdict::Passed, says(&towards));
@@ -231,12 +255,19 @@ fn decide_by_test(gate: &Gate, sample: &Sample, test: Mcnemar, confidence: f64) 
     }
 }
 
-/// Says how many items would decide.
+fn are_needed(missing: u64) -> String {
+    format!("{missing} more {} needed", if missing == 1 { "is" } else { "are" })
+}
+
+/// Says how many more items would decide.
 fn more(gate: &Gate, sample: &Sample, confidence: f64) -> String {
-    match (sample, needed(gate, sample, confidence)) {
-        (Sample::Estimate { .. }, _) => "more items may narrow the bounds".to_owned(),
-        (_, Some(items)) => format!("about {items} similar items would decide"),
-        (_, None) => "no number of similar items would decide".to_owned(),
+    match needed(gate, sample, confidence) {
+        Some(items) => {
+            let more = items.saturating_sub(sample.n()).max(1);
+            let items_word = if more == 1 { "item" } else { "items" };
+            format!("about {more} more similar {items_word} would decide, {items} in all")
+        }
+        None => "no number of similar items would decide".to_owned(),
     }
 }
 
@@ -245,52 +276,72 @@ mod tests {
     use super::*;
     use crate::Method;
 
-    /// No metric is an estimate today, so a gate on another metric is judged as if its metric were one.
-    fn judged(gate: &str, value: f64, lower: f64, upper: f64) -> GateResult {
+    fn of(gate: &str, value: f64, lower: f64, upper: f64, n: u64) -> GateResult {
         let gate: Gate = gate.parse().expect("a gate");
         let [value, lower, upper, confidence] = [value, lower, upper, 0.95].map(Some);
-        let estimate = Measurement::Estimate { value, lower, upper, n: 200, confidence, method: Method::Bootstrap };
-        one(&gate, Kind::Estimate, &BTreeMap::from([(gate.metric.to_string(), estimate)]))
+        let estimate = Measurement::Estimate { value, lower, upper, n, confidence, method: Method::Bootstrap };
+        judge_one(&gate, &BTreeMap::from([(gate.metric.to_string(), estimate)]))
+    }
+
+    fn judged(gate: &str, value: f64, lower: f64, upper: f64) -> GateResult {
+        of(gate, value, lower, upper, 200)
     }
 
     #[test]
     fn an_estimate_is_judged_by_its_own_bounds() {
-        let result = judged("exact_match>=0.4@0.95", 0.5, 0.41, 0.6);
-        assert_eq!(result.verdict, Verdict::Passed);
-        assert_eq!((result.value, result.n), (Some(Decimal("0.5".to_owned())), Some(200)));
+        let result = judged("bleu>=40@0.95", 50.0, 41.0, 60.0);
+        assert_eq!((result.verdict, result.approximate), (Verdict::Passed, true));
+        assert_eq!((result.value, result.n), (Some(Decimal("50".to_owned())), Some(200)));
         let bounds = [result.lower, result.upper].map(|bound| bound.expect("a bound").0);
-        assert_eq!(bounds, ["0.41", "0.6"]);
+        assert_eq!(bounds, ["41", "60"]);
         assert_eq!(
             result.message,
-            "0.5 over 200 items, so at least 0.41 with confidence 0.95; the gate requires at least 0.4"
+            "50 over 200 items, so at least 41 with approximate confidence 0.95; the gate requires at least 40"
         );
-        assert_eq!(judged("exact_match>=0.7@0.95", 0.5, 0.41, 0.6).verdict, Verdict::Failed);
-        assert_eq!(judged("exact_match<=0.7@0.95", 0.5, 0.41, 0.6).verdict, Verdict::Passed);
-        assert_eq!(judged("exact_match<=0.4@0.95", 0.5, 0.41, 0.6).verdict, Verdict::Failed);
-        let between = judged("exact_match>=0.45@0.95", 0.5, 0.41, 0.6);
+        assert_eq!(judged("bleu>=70@0.95", 50.0, 41.0, 60.0).verdict, Verdict::Failed);
+        assert_eq!(judged("perplexity<=7@0.95", 5.0, 4.1, 6.0).verdict, Verdict::Passed);
+        assert_eq!(judged("perplexity<=4@0.95", 5.0, 4.1, 6.0).verdict, Verdict::Failed);
+        let by_value = judged("bleu>=50", 50.0, 41.0, 60.0);
+        assert_eq!((by_value.verdict, by_value.approximate), (Verdict::Passed, false), "the value decides");
+    }
+
+    #[test]
+    fn bounds_of_an_estimate_narrow_with_the_root_of_the_items() {
+        let between = judged("bleu>=45@0.95", 50.0, 41.0, 60.0);
         assert_eq!(between.verdict, Verdict::Inconclusive);
+        // 9 must become 5: 200 · (9 / 5)² = 648, in two digits.
         assert!(
-            between.message.ends_with("at least 0.45, and more items may narrow the bounds"),
+            between.message.ends_with("at least 45, and about 450 more similar items would decide, 650 in all"),
             "{}",
             between.message
         );
-        assert_eq!(judged("exact_match>=0.5", 0.5, 0.41, 0.6).verdict, Verdict::Passed, "the value decides");
+        let never = judged("bleu>=50@0.95", 50.0, 41.0, 60.0);
+        assert!(never.message.ends_with("and no number of similar items would decide"), "{}", never.message);
+    }
+
+    #[test]
+    fn few_items_bootstrap_nothing() {
+        let result = of("bleu>=40@0.95", 50.0, 41.0, 60.0, 29);
+        assert_eq!((result.verdict, result.lower, result.approximate), (Verdict::Inconclusive, None, false));
+        assert_eq!(result.message, "50 over 29 items; bootstrapped bounds need 30, so 1 more is needed");
+        assert_eq!(of("bleu>=40@0.95", 50.0, 41.0, 60.0, 30).verdict, Verdict::Passed);
+        assert_eq!(of("bleu>=40", 50.0, 41.0, 60.0, 29).verdict, Verdict::Passed, "the value decides");
     }
 
     #[test]
     fn an_estimate_at_another_confidence_decides_nothing() {
-        let result = judged("exact_match>=0.1@0.9", 0.5, 0.41, 0.6);
+        let result = judged("bleu>=10@0.9", 50.0, 41.0, 60.0);
         assert_eq!((result.verdict, result.lower), (Verdict::Inconclusive, None));
-        assert_eq!(result.message, "0.5 over 200 items, whose bounds do not have the gate's confidence 0.9");
+        assert_eq!(result.message, "50 over 200 items, whose bounds do not have the gate's confidence 0.9");
     }
 
     #[test]
     fn an_impossible_estimate_decides_nothing() {
-        let result = judged("exact_match>=0.1@0.95", 0.7, 0.41, 0.6);
+        let result = judged("bleu>=10@0.95", 70.0, 41.0, 60.0);
         assert_eq!(result.verdict, Verdict::Inconclusive);
         assert_eq!(
             result.message,
-            "the reported measurement is impossible: its value 0.7 is not between its bounds 0.41 and 0.6"
+            "the reported measurement is impossible: its value 70 is not between its bounds 41 and 60"
         );
     }
 }

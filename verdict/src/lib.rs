@@ -6,8 +6,10 @@
 //! the [`Measurement`]s of an evaluator, and gives each gate a [`GateResult`] with its reason. What is missing, impossible
 //! or about another model never passes. [`recheck`] does the same for the statement of a promotion.
 
+mod bootstrap;
 mod bounds;
 pub mod cel;
+mod corpus;
 mod decimal;
 mod digests;
 mod gate;
@@ -17,6 +19,7 @@ mod metric;
 mod needed;
 mod paired;
 pub mod policy;
+mod power;
 mod receipt;
 mod recheck;
 mod ring;
@@ -27,16 +30,19 @@ mod verdict;
 #[cfg(test)]
 mod tests;
 
+pub use bootstrap::{MAX_BOOTSTRAP_CONFIDENCE, MIN_BOOTSTRAP, RESAMPLES, Resampling};
 pub use bounds::{Bounds, bounds};
+pub use corpus::{BleuCounts, CorpusItem, Likelihood, compare_corpus, corpus};
 pub use decimal::{Decimal, Rounding};
 pub use digests::{gates_digest, report_digest};
 pub use gate::{Bound, Comparison, ComparisonSpec, Gate, GateError, GateSpec};
-pub use judge::{GateResult, Judgement, judge};
+pub use judge::{GateResult, Judgement, judge, judge_one};
 pub use measurement::{Kind, Measurement, Method};
-pub use metric::{Metric, UnknownMetric};
+pub use metric::{Metric, Scale, UnknownMetric};
 pub use paired::{Inconsistent, MAX_REFERENCES, PairedDifferences, paired_name, reference_file};
+pub use power::{Powerless, fewest_items, powerless};
 pub use receipt::{Unacceptable, accept};
-pub use recheck::{Refuted, Stated, check_comparison, recheck, stated_metrics};
+pub use recheck::{Refuted, Stated, check_comparison, measurements, recheck, stated_metrics};
 pub use ring::{Ring, UnknownRing};
 pub use sample::{Impossible, Sample};
 pub use verdict::Verdict;

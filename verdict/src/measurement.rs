@@ -45,7 +45,7 @@ pub enum Measurement {
         /// Σd²; null if it is not finite.
         sum_of_squares: Option<f64>,
     },
-    /// A number with its own bounds, for a metric that is not a mean of values in [0, 1], such as corpus F1.
+    /// A number with its own bounds, for a metric that is not a mean of values in [0, 1], such as `bleu`.
     Estimate {
         /// The number; null if it is not finite.
         value: Option<f64>,
@@ -118,7 +118,7 @@ impl Kind {
         match self {
             Self::Share => "Clopper–Pearson",
             Self::Duel | Self::Mean | Self::Difference => "empirical Bernstein",
-            Self::Estimate => "reported by the evaluator",
+            Self::Estimate => "bootstrap (BCa), approximate, from 30 items",
         }
     }
 

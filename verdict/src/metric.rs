@@ -68,6 +68,105 @@ metrics! {
         needs_baseline: false,
         description: "Mean over problems of the share of reference steps that the output contains word for word and in order (longest common subsequence)",
     }
+    TokenF1 {
+        name: "token_f1",
+        kind: Mean,
+        needs_baseline: false,
+        description: "Mean over problems of the F1 of the answer's words and the right answer's, as in SQuAD: lower case, without ASCII punctuation and the articles a, an, the",
+    }
+    Bleu {
+        name: "bleu",
+        kind: Estimate,
+        needs_baseline: false,
+        description: "BLEU of all answers against the right ones, from 0 to 100, as sacrebleu computes it: corpus BLEU, 13a tokens, exponential smoothing",
+    }
+    Perplexity {
+        name: "perplexity",
+        kind: Estimate,
+        needs_baseline: false,
+        description: "Perplexity of the reference responses: e to the mean negative log-probability of a token that training would count, its end token included. Lower is better",
+    }
+}
+
+/// The values that a metric can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// From 0 to 1.
+    Unit,
+    /// From 0 to 100.
+    Hundred,
+    /// From 1.
+    FromOne,
+}
+
+/// The greatest bound on a metric without a greatest value.
+const MOST: f64 = 1e9;
+
+impl Scale {
+    /// All scales.
+    pub(crate) const ALL: [Self; 3] = [Self::Unit, Self::Hundred, Self::FromOne];
+
+    /// Returns the least and the greatest bound.
+    pub const fn bounds(self) -> (f64, f64) {
+        match self {
+            Self::Unit => (0.0, 1.0),
+            Self::Hundred => (0.0, 100.0),
+            Self::FromOne => (1.0, MOST),
+        }
+    }
+
+    /// Returns what a bound must be, as a sentence lists it.
+    pub(crate) const fn right(self) -> &'static str {
+        match self {
+            Self::Unit => "a decimal from 0 to 1",
+            Self::Hundred => "a decimal from 0 to 100",
+            Self::FromOne => "a decimal of at least 1 and below 1000000000",
+        }
+    }
+
+    /// Returns what a difference must be, as a sentence lists it.
+    pub(crate) const fn right_difference(self) -> &'static str {
+        match self {
+            Self::Unit => "a decimal from 0 to 1",
+            Self::Hundred => "a decimal from 0 to 100",
+            Self::FromOne => "a decimal of at least 0 and below 1000000000",
+        }
+    }
+
+    /// Returns a bound that sentences show.
+    pub(crate) const fn example(self) -> &'static str {
+        match self {
+            Self::Unit => "0.95",
+            Self::Hundred => "30",
+            Self::FromOne => "3.5",
+        }
+    }
+}
+
+impl Metric {
+    /// Returns the values that it can have.
+    pub const fn scale(self) -> Scale {
+        match self {
+            Self::ExactMatch | Self::WinRate | Self::TraceCoverage | Self::TokenF1 => Scale::Unit,
+            Self::Bleu => Scale::Hundred,
+            Self::Perplexity => Scale::FromOne,
+        }
+    }
+
+    /// Returns whether a lower value is better.
+    pub const fn is_lower_better(self) -> bool {
+        matches!(self, Self::Perplexity)
+    }
+
+    /// Returns whether it is a number of all items together and not the mean of their values. Its bounds are bootstrapped.
+    pub const fn is_of_corpus(self) -> bool {
+        matches!(self.kind(), Kind::Estimate)
+    }
+
+    /// Returns whether it is measured only where a gate or the configuration asks for it.
+    pub const fn is_on_demand(self) -> bool {
+        matches!(self, Self::TokenF1 | Self::Bleu | Self::Perplexity)
+    }
 }
 
 /// A name that no metric has.
@@ -144,12 +243,12 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let said = |name: &str| name.parse::<Metric>().expect_err("unknown").to_string();
-        let known = "use exact_match, reasoning.win_rate or trace_coverage";
+        let known = "use exact_match, reasoning.win_rate, trace_coverage, token_f1, bleu or perplexity";
         assert_eq!(
             said("exact_mach"),
             format!("metric \"exact_mach\" is unknown (did you mean exact_match?): {known}")
         );
-        assert_eq!(said("bleu"), format!("metric \"bleu\" is unknown: {known}"));
+        assert_eq!(said("rouge"), format!("metric \"rouge\" is unknown: {known}"));
         assert_eq!(said(""), format!("metric \"\" is unknown: {known}"));
     }
 

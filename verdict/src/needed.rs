@@ -1,6 +1,6 @@
 //! The number of items that would decide a gate, if more items were like those that were counted. Pure.
 
-use crate::{Gate, Sample, bounds, gate::Limit, paired::mcnemar};
+use crate::{Bounds, Gate, Sample, bounds, gate::Limit, paired::mcnemar};
 
 /// The largest number of items that is suggested.
 const MOST: f64 = 1e9;
@@ -30,8 +30,11 @@ pub(crate) fn needed(gate: &Gate, sample: &Sample, confidence: f64) -> Option<u6
                 let scale = n / counted as f64;
                 bounds::difference(n, sum * scale, squares * scale, confidence)
             }
-            // How the evaluator's bounds would narrow is unknown here.
-            Sample::Estimate { bounds, .. } => bounds,
+            // Standard errors shrink with the root of the number.
+            Sample::Estimate { value, bounds: Bounds { lower, upper }, n: counted, .. } => {
+                let scale = (counted as f64 / n).sqrt();
+                Bounds { lower: value + (lower - value) * scale, upper: value + (upper - value) * scale }
+            }
         };
         match gate.bound.limit() {
             Limit::Least(least) => found.lower >= least || found.upper < least,

@@ -1,10 +1,11 @@
 //! Comparison with a reference, item by item: another Evaluation of the same problems. Pure.
 //!
-//! The difference of an item is the model's value minus the reference's, so that it is positive where the model is better. A
-//! gate with `betterThan` or `notWorseThan` bounds the mean difference from below:
+//! The difference of an item is the model's value minus the reference's, or the reverse if a lower value is better, so that it is
+//! positive where the model is better. A gate with `betterThan` or `notWorseThan` bounds the mean difference from below:
 //!
 //! - by 0 on a share: the exact one-sided test of McNemar 1947. Under the hypothesis that the model is not better, each of the
 //!   items that only one of both got right is a fair coin.
+//! - on a corpus metric: the bootstrap of [`corpus`](crate::corpus) on pairs, which is approximate;
 //! - otherwise: the empirical Bernstein bound on differences in [−1, 1].
 
 use statrs::function::beta::beta_reg;
@@ -108,18 +109,24 @@ pub enum Inconsistent {
 }
 
 /// Checks that `pairs`, which compares a metric, agrees with the measurements of the model and of the reference: same items, and
-/// a mean difference that is the difference of both means.
+/// a mean difference that is the difference of both means, positive where the model is better.
 ///
 /// # Errors
 /// [`Inconsistent`] if no items can give these three measurements.
-pub(crate) fn agrees(pairs: &Measurement, model: &Measurement, reference: &Measurement) -> Result<(), Inconsistent> {
+pub(crate) fn agrees(
+    pairs: &Measurement,
+    model: &Measurement,
+    reference: &Measurement,
+    lower_is_better: bool,
+) -> Result<(), Inconsistent> {
     let (pairs, model, reference) = (Sample::paired(pairs)?, Sample::of(model)?, Sample::of(reference)?);
     if pairs.n() != model.n() || pairs.n() != reference.n() {
         return Err(Inconsistent::Items { pairs: pairs.n(), model: model.n(), reference: reference.n() });
     }
     let (stated, model, reference) = (pairs.value(), model.value(), reference.value());
     let scale = model.abs().max(reference.abs()).max(1.0);
-    if (stated - (model - reference)).abs() > TOLERANCE * scale {
+    let gain = if lower_is_better { reference - model } else { model - reference };
+    if (stated - gain).abs() > TOLERANCE * scale {
         return Err(Inconsistent::Difference { stated, model, reference });
     }
     Ok(())
@@ -215,19 +222,20 @@ mod tests {
     fn contradicting_measurements_are_refused() {
         let share = |successes, n| Measurement::Share { successes, n };
         let pairs = |wins, ties, losses| Measurement::Duel { wins, ties, losses };
-        agrees(&pairs(40, 55, 5), &share(80, 100), &share(45, 100)).expect("40 - 5 = 80 - 45");
+        agrees(&pairs(40, 55, 5), &share(80, 100), &share(45, 100), false).expect("40 - 5 = 80 - 45");
         assert_eq!(
-            agrees(&pairs(41, 54, 5), &share(80, 100), &share(45, 100)).expect_err("refused").to_string(),
+            agrees(&pairs(41, 54, 5), &share(80, 100), &share(45, 100), false).expect_err("refused").to_string(),
             "its difference is 0.36, but the model has 0.8 and the reference 0.45"
         );
         assert_eq!(
-            agrees(&pairs(40, 54, 5), &share(80, 100), &share(45, 100)).expect_err("refused").to_string(),
+            agrees(&pairs(40, 54, 5), &share(80, 100), &share(45, 100), false).expect_err("refused").to_string(),
             "it pairs 99 items, but the model was measured on 100 and the reference on 100"
         );
         let mean = |sum: f64| Measurement::Mean { n: 10, sum: Some(sum), sum_of_squares: Some(sum * sum / 10.0) };
         let by = |sum| Measurement::Difference { n: 10, sum: Some(sum), sum_of_squares: Some(1.0) };
-        agrees(&by(2.0), &mean(8.0), &mean(6.0)).expect("2 = 8 - 6");
-        agrees(&by(-2.0), &mean(8.0), &mean(6.0)).expect_err("another sign");
+        agrees(&by(2.0), &mean(8.0), &mean(6.0), false).expect("2 = 8 - 6");
+        agrees(&by(-2.0), &mean(8.0), &mean(6.0), false).expect_err("another sign");
+        agrees(&by(-2.0), &mean(8.0), &mean(6.0), true).expect("a lower value is better");
     }
 
     proptest! {
@@ -264,14 +272,14 @@ mod tests {
                 n,
             };
             let pairs = right.measurement(Kind::Share).expect("pairs");
-            prop_assert_eq!(agrees(&pairs, &count(|it| it.0), &count(|it| it.1)), Ok(()));
+            prop_assert_eq!(agrees(&pairs, &count(|it| it.0), &count(|it| it.1), false), Ok(()));
             let of = |of: fn(&(bool, bool, u32, u32)) -> u32| {
                 let each = values.iter().map(|value| f64::from(of(value)) / 7.0);
                 let squares = each.clone().map(|value| value * value).sum();
                 Measurement::Mean { n, sum: Some(each.sum()), sum_of_squares: Some(squares) }
             };
             let pairs = mean.measurement(Kind::Mean).expect("pairs");
-            prop_assert_eq!(agrees(&pairs, &of(|it| it.2), &of(|it| it.3)), Ok(()));
+            prop_assert_eq!(agrees(&pairs, &of(|it| it.2), &of(|it| it.3), false), Ok(()));
         }
     }
 }

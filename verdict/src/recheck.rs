@@ -191,6 +191,7 @@ fn gate(spec: &GateSpec, result: &GateResult) -> promotion::Gate {
         lower: text(&result.lower),
         upper: text(&result.upper),
         p_value: text(&result.p_value),
+        approximate: result.approximate,
         verdict: result.verdict.to_string(),
     }
 }
@@ -225,7 +226,7 @@ pub fn recheck(model: ModelDigest, evaluation: &promotion::Evaluation) -> Result
     if claimed.len() > MAX_GATES {
         return Err(Refuted::TooManyGates(claimed.len()));
     }
-    let metrics = read_all(&evaluation.metrics)?;
+    let metrics = measurements(&evaluation.metrics)?;
     accept(&metrics)?;
     let specs: Vec<GateSpec> = claimed.iter().map(spec).collect();
     let (found, results) = judged(model, &evaluation.data, &metrics, &specs)?;
@@ -250,7 +251,10 @@ pub fn recheck(model: ModelDigest, evaluation: &promotion::Evaluation) -> Result
 }
 
 /// Returns the measurements of a statement.
-fn read_all(measured: &BTreeMap<String, Measured>) -> Result<BTreeMap<String, Measurement>, Refuted> {
+///
+/// # Errors
+/// The name of the first one whose numbers are malformed.
+pub fn measurements(measured: &BTreeMap<String, Measured>) -> Result<BTreeMap<String, Measurement>, Refuted> {
     let read = |(name, measured): (&String, &Measured)| {
         read(measured).map(|measurement| (name.clone(), measurement)).ok_or_else(|| Refuted::Malformed(name.clone()))
     };
@@ -274,7 +278,7 @@ fn check_references(
         if read != Some(*outcomes) {
             return Err(Refuted::Outcomes { reference: name.clone(), outcomes: *outcomes, read });
         }
-        check_comparison(&gate, metrics, &read_all(others)?)
+        check_comparison(&gate, metrics, &measurements(others)?)
             .map_err(|(name, why)| Refuted::Comparison { name, why })?;
     }
     Ok(())
@@ -294,7 +298,7 @@ pub fn check_comparison(
     let metric = gate.metric.name();
     match (metrics.get(&name), metrics.get(metric), others.get(metric)) {
         (Some(pairs), Some(model), Some(reference)) if gate.bound.comparison().is_some() => {
-            agrees(pairs, model, reference).map_err(|why| (name, why))
+            agrees(pairs, model, reference, gate.metric.is_lower_better()).map_err(|why| (name, why))
         }
         _ => Ok(()),
     }
@@ -324,6 +328,9 @@ fn agree(claimed: &promotion::Gate, found: &promotion::Gate) -> Result<(), Refut
         if !close {
             return refuse(field, shown(stated), shown(computed));
         }
+    }
+    if claimed.approximate != found.approximate {
+        return refuse("approximate", claimed.approximate.to_string(), found.approximate.to_string());
     }
     if claimed.verdict != found.verdict {
         return refuse("verdict", claimed.verdict.clone(), found.verdict.clone());
@@ -416,6 +423,7 @@ mod tests {
             image_id: String::new(),
             completed_at: "2026-11-28T09:00:00Z".to_owned(),
             evidence: None,
+            outcomes: None,
             metrics,
             gates,
             references: Vec::new(),

@@ -62,7 +62,7 @@ fn in_between_the_gate_is_inconclusive_and_names_the_number_of_items() {
     assert_eq!(result.verdict, Verdict::Inconclusive);
     assert_eq!(
         result.message,
-        "1 over 58 items, so only at least 0.94966 with confidence 0.95; the gate requires at least 0.95, and about 59 similar items would decide"
+        "1 over 58 items, so only at least 0.94966 with confidence 0.95; the gate requires at least 0.95, and about 1 more similar item would decide, 59 in all"
     );
     assert_eq!(one("exact_match>=0.95@0.95", share(59, 59)).verdict, Verdict::Passed);
     let result = one("exact_match>=0.5@0.95", share(10, 20));
@@ -72,7 +72,7 @@ fn in_between_the_gate_is_inconclusive_and_names_the_number_of_items() {
     assert_eq!(below.verdict, Verdict::Failed);
     let below = one("exact_match>=0.95@0.95", share(93, 100));
     assert_eq!(below.verdict, Verdict::Inconclusive);
-    assert!(below.message.contains("similar items would decide"), "{}", below.message);
+    assert!(below.message.contains("more similar items would decide"), "{}", below.message);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn shares_are_compared_by_the_exact_test() {
     assert_eq!(of(true, pairs(5, 0, 0)).verdict, Verdict::Passed);
     let few = of(true, pairs(4, 0, 0));
     assert_eq!((few.verdict, text(few.p_value.as_ref())), (Verdict::Inconclusive, Some("0.0625")));
-    assert!(few.message.ends_with("and about 5 similar items would decide"), "{}", few.message);
+    assert!(few.message.ends_with("and about 1 more similar item would decide, 5 in all"), "{}", few.message);
     assert_eq!(of(true, pairs(5, 455, 40)).verdict, Verdict::Failed);
     let equal = of(false, pairs(0, 500, 0));
     assert_eq!(equal.verdict, Verdict::Inconclusive, "equal results do not exclude that the model is a little worse");
@@ -184,7 +184,7 @@ fn too_few_samples_are_inconclusive() {
     let of = |successes, n| judged(std::slice::from_ref(&gate), &metrics(&[("exact_match", share(successes, n))]));
     assert_eq!(of(99, 99).verdict, Verdict::Inconclusive);
     assert_eq!(of(0, 99).verdict, Verdict::Inconclusive);
-    assert_eq!(of(99, 99).gates[0].message, "1 over 99 items; minSamples is 100");
+    assert_eq!(of(99, 99).gates[0].message, "1 over 99 items; minSamples is 100, so 1 more is needed");
     assert_eq!(of(100, 100).verdict, Verdict::Passed);
 }
 
@@ -251,7 +251,11 @@ fn any_gate() -> impl Strategy<Value = Gate> {
     let confidence = prop::sample::select(vec!["", "@0.6", "@0.95", "@0.999999"]);
     (metric, any::<bool>(), 0..=100_u32, confidence).prop_map(|(metric, is_min, percent, confidence)| {
         let sign = if is_min { ">=" } else { "<=" };
-        gate(&format!("{metric}{sign}{}{confidence}", f64::from(percent) / 100.0))
+        let (least, most) = metric.scale().bounds();
+        let bound = least + (most.min(2000.0) - least) * f64::from(percent) / 100.0;
+        let confidence =
+            if metric.is_of_corpus() { confidence.replace("0.999999", "0.999") } else { confidence.to_owned() };
+        gate(&format!("{metric}{sign}{bound}{confidence}"))
     })
 }
 

@@ -134,7 +134,9 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         Rule::From { .. } => ("0.125".to_owned(), "0.25".to_owned()),
         // The first scheduler takes no warm-up, which the template has.
         Rule::Choice(words) => (words[words.len() - 2].to_owned(), words[words.len() - 1].to_owned()),
-        Rule::Choices(words) => (format!("[{}]", words[0]), format!("[{}, {}]", words[1], words[0])),
+        Rule::Choices(words) | Rule::ChoicesOrNull { words, .. } => {
+            (format!("[{}]", words[0]), format!("[{}, {}]", words[1], words[0]))
+        }
         Rule::ParameterGroups { .. } => ("[]".to_owned(), "[{pattern: '*', weight_decay: 0}]".to_owned()),
         Rule::Flag => ("false".to_owned(), "true".to_owned()),
         Rule::Text { .. } | Rule::TextOrNull { .. } => ("ada".to_owned(), "grace".to_owned()),
@@ -184,7 +186,7 @@ proptest! {
                 Rule::Above { above, .. } => format!("{}={}", known.path, above + 0.062_5),
                 Rule::From { .. } => format!("{}=0.125", known.path),
                 Rule::Choice(words) => format!("{}={}", known.path, words[words.len() - 2]),
-                Rule::Choices(words) => format!("{}=[{}]", known.path, words[1]),
+                Rule::Choices(words) | Rule::ChoicesOrNull { words, .. } => format!("{}=[{}]", known.path, words[1]),
                 Rule::ParameterGroups { .. } => format!("{}=[]", known.path),
                 Rule::Flag => format!("{}=true", known.path),
                 Rule::Text { .. } | Rule::TextOrNull { .. } => format!("{}=lin", known.path),

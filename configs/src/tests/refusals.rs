@@ -367,7 +367,11 @@ fn metrics_without_a_baseline_are_refused() {
     let said = |preset: &str, names: &[&str], metric: &str| {
         let data = names.iter().map(|name| file(name)).collect();
         let evaluation = compose_evaluation(preset, &[], 42, data).expect("good");
-        evaluation.spec().unmeasurable(metric.parse().expect("a metric"))
+        let gate = format!("{metric}>=0.5").parse().expect("a gate");
+        evaluation.spec().undecidable(&gate).map(|(field, why)| {
+            assert_eq!(field, "metric");
+            why
+        })
     };
     let (rate, own) = ("reasoning.win_rate", ["problems"].as_slice());
     assert_eq!(said("cot-lite", &[], rate), None);
@@ -379,6 +383,57 @@ fn metrics_without_a_baseline_are_refused() {
     let (without, others) = (said("cot-hard", &[], rate).expect("none"), said("cot-lite", own, rate).expect("other"));
     assert!(without.contains("the preset cot-hard has no baseline: add a file"), "{without}");
     assert!(others.contains("the baseline of the preset cot-lite answered other problems"), "{others}");
+}
+
+#[test]
+fn the_number_of_problems_is_known_where_the_configuration_tells_it() {
+    let file = Data { name: "problems".to_owned(), sha256: Some(DataDigest(Sha256::of("own"))), synthetic: None };
+    let of = |overrides: &[&str], data: &[Data]| {
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+        compose_evaluation("cot-lite", &overrides, 42, data.to_vec()).expect("good").spec().most_problems()
+    };
+    let all = of(&[], &[]).expect("the problems of the preset are embedded");
+    assert!(all >= 200);
+    assert_eq!(of(&["evaluation.limit=9"], &[]), Some(9));
+    assert_eq!(of(&["evaluation.limit=1000000"], &[]), Some(all));
+    assert_eq!(of(&[], std::slice::from_ref(&file)), None);
+    assert_eq!(of(&["evaluation.limit=9"], &[file]), Some(9));
+}
+
+#[test]
+fn metrics_on_demand_are_measured_where_gates_or_settings_name_them() {
+    let composed = |overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+        compose_evaluation("cot-hard", &overrides, 42, Vec::new()).expect("good")
+    };
+    let gate = |text: &str| text.parse::<codex_verdict::Gate>().expect("a gate");
+    let (plain, bleu) = (composed(&[]), gate("bleu>=30@0.95"));
+    assert_eq!(
+        plain.spec().undecidable(&bleu),
+        Some(("metric", "bleu is not measured: add it to evaluation.metrics".to_owned()))
+    );
+    let measuring = plain.clone().measuring([bleu.metric, gate("exact_match>=0").metric]).expect("good");
+    assert_eq!(measuring, composed(&["evaluation.metrics=[bleu]"]), "the same configuration, with the same digest");
+    assert_eq!(measuring.spec().undecidable(&bleu), None);
+    assert_eq!(plain.clone().measuring([gate("exact_match>=0").metric]).expect("good"), plain);
+    let both = measuring.clone().measuring([gate("token_f1>=0.5").metric]).expect("good");
+    assert_eq!(both, composed(&["evaluation.metrics=[bleu, token_f1]"]));
+    let (field, why) = measuring.spec().undecidable(&gate("bleu>=30@0.9")).expect("another confidence");
+    assert_eq!(field, "confidence");
+    assert_eq!(
+        why,
+        "the gate on bleu has confidence 0.9, but its bounds are computed with evaluation.confidence 0.95: use the same one, such \
+         as by evaluation.confidence=0.9"
+    );
+    assert_eq!(
+        composed(&["evaluation.metrics=[bleu]", "evaluation.confidence=0.9"]).spec().undecidable(&gate("bleu>=30@0.9")),
+        None
+    );
+    assert_eq!(measuring.spec().undecidable(&gate("exact_match>=0.3@0.9")), None);
+    let said =
+        |text: &str| compose_evaluation("cot-hard", &[text.to_owned()], 1, Vec::new()).expect_err("bad").to_string();
+    assert!(said("evaluation.metrics=[rouge]").contains("a list of at least one of token_f1, bleu, perplexity"));
+    assert!(said("evaluation.confidence=0.9999").contains("0.999"));
 }
 
 #[test]

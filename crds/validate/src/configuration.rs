@@ -1,13 +1,13 @@
 //! The configuration that the controller would compose from an object: it refuses unknown templates, presets and settings.
 
 use codex_configs::{Data, compose_evaluation, compose_training};
-use codex_verdict::Metric;
+use codex_verdict::{Gate, GateSpec, powerless};
 use serde_json::{Value, json};
 
 use crate::document::Path;
 
-/// Composes the configuration of an object that its CRD accepts.
-pub(crate) fn check(kind: &str, object: &Value, found: &mut Vec<(Path, String)>) {
+/// Composes the configuration of an object that its CRD accepts. Gates that lack power are pointed out.
+pub(crate) fn check(kind: &str, object: &Value, found: &mut Vec<(Path, String)>, notices: &mut Vec<(Path, String)>) {
     let spec = &object["spec"];
     let path = Path::default().field("spec");
     let text = |field: &str| spec[field].as_str().unwrap_or_default();
@@ -24,14 +24,21 @@ pub(crate) fn check(kind: &str, object: &Value, found: &mut Vec<(Path, String)>)
     let refused = match kind {
         "TrainingRun" => compose_training(text("template"), &overrides, spec["config"].as_str(), seed, data)
             .and_then(|resolved| resolved.spec().check_base(!spec["base"].is_null())),
-        "Evaluation" => compose_evaluation(text("preset"), &overrides, seed, data).map(|resolved| {
-            for (index, gate) in spec["gates"].as_array().into_iter().flatten().enumerate() {
-                let metric: Option<Metric> = gate["metric"].as_str().and_then(|name| name.parse().ok());
-                if let Some(why) = metric.and_then(|metric| resolved.spec().unmeasurable(metric)) {
-                    found.push((path.field("gates").index(index).field("metric"), why));
-                }
-            }
-        }),
+        "Evaluation" => {
+            let gates = gates(spec);
+            let composed = compose_evaluation(text("preset"), &overrides, seed, data);
+            composed.and_then(|resolved| resolved.measuring(gates.iter().map(|(_, gate)| gate.metric))).map(
+                |resolved| {
+                    for (index, gate) in &gates {
+                        if let Some((field, why)) = resolved.spec().undecidable(gate) {
+                            found.push((path.field("gates").index(*index).field(field), why));
+                        } else if let Some(why) = powerless(gate, resolved.spec().most_problems()) {
+                            notices.push((path.field("gates").index(*index), why.message().to_owned()));
+                        }
+                    }
+                },
+            )
+        }
         _ => Ok(()),
     };
     if let Err(error) = refused {
@@ -39,6 +46,13 @@ pub(crate) fn check(kind: &str, object: &Value, found: &mut Vec<(Path, String)>)
         let field = ["template", "preset", "config", "overrides"].into_iter().find(|field| message.starts_with(field));
         found.push((field.map_or_else(|| path.clone(), |field| path.field(field)), message));
     }
+}
+
+/// The gates of an object with their indices. Those that are invalid were refused by the rules of the CRD.
+fn gates(spec: &Value) -> Vec<(usize, Gate)> {
+    let each = spec["gates"].as_array().into_iter().flatten().enumerate();
+    let read = |gate: &Value| Gate::try_from(&serde_json::from_value::<GateSpec>(gate.clone()).ok()?).ok();
+    each.filter_map(|(index, gate)| Some((index, read(gate)?))).collect()
 }
 
 /// The data of an object in the form of configurations.

@@ -84,7 +84,8 @@ impl Document {
 
 /// Reads all documents of a file; empty ones are left out.
 pub(crate) fn read(text: &str) -> Result<Vec<Document>, Finding> {
-    let refused = |position, message: String| Finding { position, object: None, field: String::new(), message };
+    let refused =
+        |position, message: String| Finding { position, object: None, field: String::new(), message, is_notice: false };
     // A byte order mark is harmless, and kubectl ignores it.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut loader = YamlLoader::<MarkedYaml>::default();

@@ -42,7 +42,7 @@ struct Kind {
     schema: Value,
 }
 
-/// Something that the API server or the controller would refuse.
+/// Something that the API server or the controller would refuse, or that is only pointed out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Where it stands.
@@ -53,11 +53,16 @@ pub struct Finding {
     pub field: String,
     /// What is wrong, and what would be right.
     pub message: String,
+    /// Whether it would be accepted, and is only pointed out.
+    pub is_notice: bool,
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.position.line, self.position.column)?;
+        if self.is_notice {
+            f.write_str(": notice")?;
+        }
         for part in self.object.iter().chain(Some(&self.field).filter(|field| !field.is_empty())) {
             write!(f, ": {part}")?;
         }
@@ -134,16 +139,17 @@ impl Validator {
     /// # Errors
     /// What [`Validator::check`] finds.
     pub fn objects(&self, text: &str) -> Result<Vec<Value>, Vec<Finding>> {
-        let checked = self.check(text);
-        if !checked.findings.is_empty() {
-            return Err(checked.findings);
+        let refused: Vec<Finding> = self.check(text).findings.into_iter().filter(|it| !it.is_notice).collect();
+        if !refused.is_empty() {
+            return Err(refused);
         }
         let documents = document::read(text).map_err(|finding| vec![finding])?;
         let ours = |object: &Value| {
             let version = object["apiVersion"].as_str().unwrap_or_default();
             version.split('/').next() == Some(GROUP)
         };
-        let objects = documents.iter().flat_map(|document| roots(document).into_iter().map(|root| document.at(&root).clone()));
+        let objects =
+            documents.iter().flat_map(|document| roots(document).into_iter().map(|root| document.at(&root).clone()));
         Ok(objects.filter(ours).collect())
     }
 
@@ -160,8 +166,9 @@ impl Validator {
         let name = text("/metadata/name").or_else(|| text("/metadata/generateName").map(|name| format!("{name}…")));
         let label = kind.as_ref().map(|kind| name.map_or_else(|| kind.clone(), |name| format!("{kind} {name}")));
         let mut found = Vec::new();
-        let mut report = |found: Vec<(Path, String)>| {
+        let mut report = |found: Vec<(Path, String)>, is_notice: bool| {
             checked.findings.extend(found.into_iter().map(|(path, message)| Finding {
+                is_notice,
                 position: document.position(&root.join(&path)),
                 object: label.clone(),
                 field: path.to_string(),
@@ -170,7 +177,7 @@ impl Validator {
         };
         let (Some(version), Some(kind)) = (version, kind) else {
             found.push((Path::default(), "an object needs the fields apiVersion and kind, both strings".to_owned()));
-            report(found);
+            report(found, false);
             return;
         };
         if version.split('/').next() != Some(GROUP) {
@@ -181,7 +188,7 @@ impl Validator {
         let Some(known) = self.kinds.iter().find(|known| known.name == kind && known.version == version) else {
             let known: Vec<_> = self.kinds.iter().map(|kind| format!("{} {}", kind.version, kind.name)).collect();
             let message = format!("there is no kind {kind} in {version}: use one of {}", known.join(", "));
-            report(vec![(Path::default().field("kind"), message)]);
+            report(vec![(Path::default().field("kind"), message)], false);
             return;
         };
         schema::metadata(&object, &mut found);
@@ -189,10 +196,12 @@ impl Validator {
         if found.is_empty() {
             self.rules.check(&known.schema, &object, &Path::default(), &mut found);
         }
+        let mut notices = Vec::new();
         if found.is_empty() {
-            configuration::check(&kind, &object, &mut found);
+            configuration::check(&kind, &object, &mut found, &mut notices);
         }
-        report(found);
+        report(found, false);
+        report(notices, true);
     }
 }
 

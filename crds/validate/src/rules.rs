@@ -41,12 +41,14 @@ impl Engine {
     /// Applies the rules of a schema and of everything below it to a value that the schema accepts.
     pub(crate) fn check(&self, schema: &Value, value: &Value, path: &Path, found: &mut Vec<(Path, String)>) {
         for rule in rules(schema) {
+            let fields = rule.field.into_iter().flat_map(|field| field.split('.').skip(1));
+            let path = fields.fold(path.clone(), |path, field| path.field(field));
             match self.evaluate(rule.text, value) {
                 Ok(Cel::Bool(true)) => {}
-                Ok(Cel::Bool(false)) => found.push((path.clone(), self.message(rule, value))),
-                Ok(other) => found.push((path.clone(), format!("the rule {} gives {other:?}", rule.text))),
+                Ok(Cel::Bool(false)) => found.push((path, self.message(rule, value))),
+                Ok(other) => found.push((path, format!("the rule {} gives {other:?}", rule.text))),
                 Err(why) => {
-                    found.push((path.clone(), format!("the rule {} could not be evaluated: {why}", rule.text)));
+                    found.push((path, format!("the rule {} could not be evaluated: {why}", rule.text)));
                 }
             }
         }
@@ -96,6 +98,8 @@ struct Rule<'a> {
     text: &'a str,
     message: Option<&'a str>,
     message_expression: Option<&'a str>,
+    /// The field that it is about, such as `.min`; otherwise it is about the whole value.
+    field: Option<&'a str>,
 }
 
 /// The rules of a schema that apply to a new object.
@@ -104,7 +108,7 @@ fn rules(schema: &Value) -> impl Iterator<Item = Rule<'_>> {
     let rules = all.filter_map(|rule| {
         let text = rule["rule"].as_str()?;
         let (message, message_expression) = (rule["message"].as_str(), rule["messageExpression"].as_str());
-        Some(Rule { text, message, message_expression })
+        Some(Rule { text, message, message_expression, field: rule["fieldPath"].as_str() })
     });
     rules.filter(|rule| !rule.text.contains("oldSelf"))
 }

@@ -65,7 +65,7 @@ fn every_keyword_of_the_schemas_is_applied() {
                 "x-kubernetes-validations" => {
                     for rule in value.as_array().unwrap() {
                         for keyword in rule.as_object().unwrap().keys() {
-                            let known = ["rule", "message", "messageExpression", "reason"];
+                            let known = ["rule", "message", "messageExpression", "fieldPath", "reason"];
                             assert!(known.contains(&keyword.as_str()), "{rule}");
                         }
                     }
@@ -132,11 +132,30 @@ fn mistyped_fields_and_values_are_named_with_their_line() {
 }
 
 #[test]
+fn gates_without_power_are_pointed_out() {
+    let told = one(EVALUATION, "  gates:\n", "  overrides: [evaluation.limit=400]\n  gates:\n");
+    assert_eq!(
+        told,
+        "10:7: notice: Evaluation lite: spec.gates[0]: the gate on exact_match cannot be decided: minSamples is 500, but at most 400 \
+         items are scored"
+    );
+    let told = one(EVALUATION, "minSamples: 500", "minSamples: 100000");
+    assert!(told.starts_with("9:7: notice: ") && told.contains("minSamples is 100000, but at most "), "{told}");
+}
+
+#[test]
 fn rules_of_the_crds_are_evaluated() {
     let long = "a".repeat(53);
     assert!(one(RUN, "name: cot", &format!("name: {long}")).contains(&format!("TrainingRun {long}: ")));
     let gate = one(EVALUATION, "min: \"0.95\"", "min: \"1.5\"");
     assert!(gate.starts_with("9:30: Evaluation lite: spec.gates[0].min: ") && gate.contains("1.5"), "{gate}");
+    let bleu = one(EVALUATION, "metric: exact_match, min: \"0.95\"", "metric: bleu, min: \"101\"");
+    assert!(bleu.contains("spec.gates[0].min: ") && bleu.contains("a decimal from 0 to 100"), "{bleu}");
+    let by = one(EVALUATION, "min: \"0.95\"", "betterThan: { evaluation: before, by: \"2\" }");
+    assert!(
+        by.contains("spec.gates[0].betterThan.by: ") && by.contains("by \"2\" is invalid: use a decimal from 0 to 1"),
+        "{by}"
+    );
     let both = one(EVALUATION, "min: \"0.95\"", "min: \"0.95\", max: \"0.99\"");
     assert!(both.starts_with("9:7: Evaluation lite: spec.gates[0]: "), "{both}");
     let escape = one(RUN, "subPath: runs", "subPath: ../runs");
@@ -262,10 +281,22 @@ fn policies_and_sign_offs_are_checked() {
     assert_eq!(findings(SIGN_OFF), [""; 0]);
     for (from, to, said) in [
         ("ring: 0D_base_", "ring: main", "rules[].requires.ring must come before rules[].ring"),
-        ("minimumTimeInRing: 24h", "minimumTimeInRing: a day", "minimumTimeInRing \"a day\" is invalid: use days, hours"),
+        (
+            "minimumTimeInRing: 24h",
+            "minimumTimeInRing: a day",
+            "minimumTimeInRing \"a day\" is invalid: use days, hours",
+        ),
         ("      requires: { ring: 0D_base_ }\n", "", "rules[].minimumTimeInRing needs rules[].requires"),
-        ("    - ring: main\n", "    - { ring: main, signOffs: { count: 1 } }\n    - ring: main\n", "must name each ring once"),
-        ("        - name: m1\n", "        - { name: m1, gates: [{ metric: exact_match, min: \"1\" }] }\n        - name: m1\n", "must be unique"),
+        (
+            "    - ring: main\n",
+            "    - { ring: main, signOffs: { count: 1 } }\n    - ring: main\n",
+            "must name each ring once",
+        ),
+        (
+            "        - name: m1\n",
+            "        - { name: m1, gates: [{ metric: exact_match, min: \"1\" }] }\n        - name: m1\n",
+            "must be unique",
+        ),
         ("min: \"0.95\"", "min: \"0.95\", max: \"1\"", "exactly one of min, max"),
         ("minimumTimeInRing: 24h", "signOffs: { count: 0 }", "count"),
     ] {
@@ -286,7 +317,9 @@ fn policies_and_sign_offs_are_checked() {
 #[test]
 fn objects_of_a_file_are_returned_only_if_all_are_valid() {
     let validator = Validator::new().unwrap();
-    let all = validator.objects(&format!("{POLICY}---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{}}\n---\n{SIGN_OFF}")).unwrap();
+    let all = validator
+        .objects(&format!("{POLICY}---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{}}\n---\n{SIGN_OFF}"))
+        .unwrap();
     let kinds: Vec<_> = all.iter().map(|object| object["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["PromotionPolicy", "SignOff"]);
     assert_eq!(validator.objects(&POLICY.replace("24h", "soon")).unwrap_err().len(), 1);

@@ -50,6 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         image_id: none(),
         completed_at: none(),
         evidence: None,
+        outcomes: None,
         metrics: stated.metrics,
         gates: stated.gates,
         references: Vec::new(),

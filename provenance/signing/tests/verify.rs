@@ -58,6 +58,7 @@ fn promotion(manifest: &Manifest, oms_payload: OmsPayloadDigest, ring: &str) -> 
             image_id: "sha256:0002".into(),
             completed_at: "2026-11-28T09:00:00Z".into(),
             evidence: Some(EvidenceStrength::Strong),
+            outcomes: None,
             metrics: stated.metrics,
             gates: stated.gates,
             references: Vec::new(),

@@ -126,6 +126,17 @@ pub enum EvaluateError {
         #[source]
         source: GenerateError,
     },
+    /// The log-probability of a reference response cannot be computed; leaving it out would change the perplexity.
+    #[error("{file}:{line}: the perplexity of this response cannot be measured")]
+    Expected {
+        /// The file.
+        file: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// Why.
+        #[source]
+        source: GenerateError,
+    },
     /// The decoder failed at a problem.
     #[error("{file}:{line}: generating the response failed")]
     Generation {
@@ -186,6 +197,7 @@ impl EvaluateError {
             | Self::Answerless { .. }
             | Self::Repeated { .. }
             | Self::Prompt { .. }
+            | Self::Expected { .. }
             | Self::Reference { .. }
             | Self::Baseline(_) => ("InvalidData", true),
             Self::File(_) => ("StorageFailed", false),

@@ -4,16 +4,20 @@
 //! verdict is the controller's.
 //! On a laptop it composes a preset, and judges by `--gate` with the controller's own code.
 
+pub(crate) mod again;
 mod answer;
 mod baseline;
+pub(crate) mod bleu;
 mod compare;
 mod error;
 mod inputs;
-mod outcomes;
+pub(crate) mod items;
+pub(crate) mod outcomes;
 mod outputs;
 mod score;
 mod session;
 mod table;
+mod token_f1;
 
 use std::{
     io::IsTerminal as _,
@@ -58,7 +62,7 @@ pub struct Evaluate {
     /// Change a key of the preset, such as `evaluation.limit=100`.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Recorded with the results; greedy generation draws nothing from it [default: 1].
+    /// Seed of the bootstrap of bleu and perplexity; greedy generation draws nothing from it [default: 1].
     #[arg(long, allow_negative_numbers = true, value_parser = crate::arguments::seed)]
     seed: Option<u64>,
     /// `problems` or `baseline` (JSON lines) in place of the preset's.
@@ -130,8 +134,12 @@ impl Evaluate {
         self.check_overlap()?;
         let resolved = self.resolve()?;
         reporter.set_config_digest(resolved.digest());
-        if let Some(why) = self.gate.iter().find_map(|gate| resolved.spec().unmeasurable(gate.metric)) {
+        if let Some((_, why)) = self.gate.iter().find_map(|gate| resolved.spec().undecidable(gate)) {
             return Err(EvaluateError::Arguments(format!("--gate: {why}")));
+        }
+        let most = resolved.spec().most_problems();
+        for why in self.gate.iter().filter_map(|gate| codex_verdict::powerless(gate, most)) {
+            tracing::warn!("{}", why.message());
         }
         let session = Session {
             resolved: &resolved,
@@ -168,6 +176,7 @@ impl Evaluate {
         }
         let preset = self.preset.as_deref().unwrap_or_default();
         compose_evaluation(preset, &self.set, self.seed.unwrap_or(1), inputs::pin(&self.data)?)
+            .and_then(|resolved| resolved.measuring(self.gate.iter().map(|gate| gate.metric)))
             .map_err(|why| why.on_command_line(&self.set).into())
     }
 

@@ -1,24 +1,33 @@
 //! The outcome of each problem as a file, and the comparison of two evaluations item by item. Pure.
 //!
-//! `outcomes.json` holds no text of a problem or an answer: the line of each problem and the value of each metric. Its digest is
-//! reported, so that an evaluation that compares can demand exactly this file.
+//! `outcomes.json` holds no text of a problem or an answer: the line of each problem, the value of each metric, and what the problem
+//! adds to metrics of the whole corpus. Its digest is reported, so that an evaluation that compares can demand exactly this file, and
+//! every measurement can be computed again from it.
 
 use std::collections::BTreeMap;
 
-use codex_configs::{BASELINE, Generation, PROBLEMS};
+use codex_configs::{BASELINE, Evaluation, Generation, PROBLEMS};
 use codex_provenance::{DataDigest, ModelDigest};
 use codex_reports::DataFile;
-use codex_verdict::{Kind, Measurement, Metric, PairedDifferences, paired_name};
+use codex_verdict::{MAX_BOOTSTRAP_CONFIDENCE, Measurement, Metric, Resampling};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{inputs::Problem, score::Scored};
+use super::{
+    inputs::Problem,
+    items::{self, Item},
+    score::Scored,
+};
 
 /// The version of the file's shape.
-const SCHEMA_VERSION: u32 = 1;
+const SCHEMA_VERSION: u32 = 2;
+/// The version without items of corpus metrics.
+const FORMER_VERSION: u32 = 1;
+/// How bounds are bootstrapped if a file of an earlier version does not say it.
+const EARLIER: Bootstrap = Bootstrap { seed: 0, confidence: 0.95 };
 /// The name of the file in an output directory.
-pub(super) const FILE: &str = "outcomes.json";
+pub(crate) const FILE: &str = "outcomes.json";
 
 /// `outcomes.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -37,25 +46,31 @@ pub struct Outcomes {
     baseline: Option<DataDigest>,
     /// The settings that decide an outcome: all but the size of batches.
     settings: BTreeMap<String, Value>,
+    /// How bounds were bootstrapped; absent from files of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bootstrap: Option<Bootstrap>,
     /// Every problem that was asked, in the order of the file.
     items: Vec<Item>,
 }
 
-/// The outcome of a problem.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// How bounds are bootstrapped.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct Item {
-    /// The problem's line in its file.
-    line: usize,
-    /// The value of each metric, from 0 to 1. A metric that the problem does not allow is absent.
-    values: BTreeMap<String, f64>,
+pub(super) struct Bootstrap {
+    /// Seed of the draws.
+    seed: u64,
+    /// One-sided confidence of each bound on its own.
+    confidence: f64,
 }
 
 /// Returns the settings that decide an outcome.
 fn deciding(settings: &Generation) -> BTreeMap<String, Value> {
-    let settings = serde_json::to_value(settings).unwrap_or_default();
+    let settings = serde_json::to_value(settings.deciding()).unwrap_or_default();
     let all = settings.as_object().into_iter().flatten();
-    all.filter(|(name, _)| *name != "batch_size").map(|(name, value)| (name.clone(), value.clone())).collect()
+    let left_out = ["batch_size", "metrics", "confidence"];
+    all.filter(|(name, _)| !left_out.contains(&name.as_str()))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }
 
 fn digest_of(files: &[DataFile], name: &str) -> Option<DataDigest> {
@@ -64,14 +79,22 @@ fn digest_of(files: &[DataFile], name: &str) -> Option<DataDigest> {
 
 impl Outcomes {
     /// Returns the outcomes of an evaluation that read `files`. `None` if it read no problems.
-    pub(super) fn of(model: ModelDigest, settings: &Generation, files: &[DataFile], scored: &[Scored]) -> Option<Self> {
-        let item = |one: &Scored| Item { line: one.line, values: values(one) };
+    pub(super) fn of(
+        model: ModelDigest,
+        evaluation: &Evaluation,
+        files: &[DataFile],
+        scored: &[Scored],
+    ) -> Option<Self> {
+        let settings = &evaluation.settings.evaluation;
+        let item =
+            |one: &Scored| Item { line: one.line, values: values(one), bleu: one.bleu, perplexity: one.likelihood };
         Some(Self {
             schema_version: SCHEMA_VERSION,
             model,
             problems: digest_of(files, PROBLEMS)?,
             baseline: digest_of(files, BASELINE),
             settings: deciding(settings),
+            bootstrap: Some(Bootstrap { seed: evaluation.seed, confidence: settings.confidence }),
             items: scored.iter().map(item).collect(),
         })
     }
@@ -80,19 +103,23 @@ impl Outcomes {
     ///
     /// # Errors
     /// One sentence that says what is wrong with the file.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let read: Self = codex_json::from_slice(bytes)
             .map_err(|why| format!("it is no file of outcomes ({why}): name the {FILE} of an evaluation"))?;
-        if read.schema_version != SCHEMA_VERSION {
+        if ![FORMER_VERSION, SCHEMA_VERSION].contains(&read.schema_version) {
             return Err(format!(
-                "its schemaVersion is {}, but {SCHEMA_VERSION} is read: evaluate that model again with this version",
+                "its schemaVersion is {}, but {FORMER_VERSION} and {SCHEMA_VERSION} are read: evaluate that model again with this version",
                 read.schema_version
             ));
         }
-        for Item { line, values } in &read.items {
-            if let Some((name, value)) = values.iter().find(|(_, value)| !(0.0..=1.0).contains(*value)) {
-                return Err(format!("the {name} of the problem in line {line} is {value}, which is not from 0 to 1"));
-            }
+        if let Some(why) = read.items.iter().find_map(Item::impossible) {
+            return Err(why);
+        }
+        let in_range = |confidence: f64| confidence > 0.5 && confidence <= MAX_BOOTSTRAP_CONFIDENCE;
+        if let Some(Bootstrap { confidence, .. }) = read.bootstrap.filter(|it| !in_range(it.confidence)) {
+            return Err(format!(
+                "its bootstrap.confidence is {confidence}, which is not above 0.5 and at most {MAX_BOOTSTRAP_CONFIDENCE}"
+            ));
         }
         Ok(read)
     }
@@ -108,50 +135,79 @@ impl Outcomes {
     /// One sentence that names the difference.
     pub(super) fn check(&self, settings: &Generation, digest: DataDigest, problems: &[Problem]) -> Result<(), String> {
         if self.problems != digest {
-            return Err(format!(
-                "it is about other problems (SHA-256 {}, here {digest}): compare evaluations of the same problems",
-                self.problems
-            ));
+            return Err(self.other_problems(digest));
         }
-        let own = deciding(settings);
-        let keys = own.keys().chain(self.settings.keys());
-        if let Some(key) = keys.into_iter().find(|key| own.get(*key) != self.settings.get(*key)) {
-            let shown = |value: Option<&Value>| value.map_or_else(|| "unset".to_owned(), Value::to_string);
-            return Err(format!(
-                "evaluation.{key} was {}, here it is {}: compare evaluations with the same settings",
-                shown(self.settings.get(key)),
-                shown(own.get(key))
-            ));
-        }
+        self.check_settings(&deciding(settings))?;
         let (theirs, ours) = (self.items.iter().map(|item| item.line), problems.iter().map(|problem| problem.line));
         if !theirs.eq(ours) {
-            return Err(format!(
-                "it has outcomes of {} problems, but {} other ones are asked",
-                self.items.len(),
-                problems.len()
-            ));
+            return Err(self.other_items(problems.len()));
         }
         Ok(())
     }
 
-    /// Compares every metric that both evaluations measured with this reference, called `name`.
-    pub(super) fn compare(&self, name: &str, own: &Self) -> BTreeMap<String, Measurement> {
-        let compared = |metric: &&Metric| !metric.needs_baseline() || self.baseline == own.baseline;
-        let pairs = |metric: &Metric| {
-            let mut pairs = PairedDifferences::default();
-            for (own, other) in own.items.iter().zip(&self.items) {
-                if let (Some(own), Some(other)) = (own.values.get(metric.name()), other.values.get(metric.name())) {
-                    pairs.add(*own, *other);
-                }
-            }
-            Some((paired_name(*metric, name), pairs.measurement(metric.kind())?))
-        };
-        Metric::ALL.iter().filter(compared).filter_map(pairs).collect()
+    /// Returns the digest of the model.
+    pub(crate) fn model(&self) -> ModelDigest {
+        self.model
+    }
+
+    /// Returns how bounds were bootstrapped.
+    fn resampling(&self, confidence: Option<f64>) -> Resampling {
+        let Bootstrap { seed, confidence: own } = self.bootstrap.unwrap_or(EARLIER);
+        Resampling { seed, confidence: confidence.unwrap_or(own) }
+    }
+
+    /// Measures every metric again, with corpus metrics bounded at `confidence`, or at that of the evaluation.
+    pub(crate) fn measure(&self, confidence: Option<f64>) -> BTreeMap<String, Measurement> {
+        items::measure(&self.items, self.resampling(confidence))
+    }
+
+    /// Compares every metric that both evaluations measured with this reference, called `name`. Corpus metrics are bounded as `own`
+    /// says, or at `confidence`.
+    pub(crate) fn compare(&self, name: &str, own: &Self, confidence: Option<f64>) -> BTreeMap<String, Measurement> {
+        let compared = |metric: &Metric| !metric.needs_baseline() || self.baseline == own.baseline;
+        items::compare(name, &own.items, &self.items, compared, own.resampling(confidence))
+    }
+
+    /// Checks that another evaluation asked the same problems in the same way.
+    ///
+    /// # Errors
+    /// One sentence that names the difference.
+    pub(crate) fn check_reference(&self, own: &Self) -> Result<(), String> {
+        if self.problems != own.problems {
+            return Err(self.other_problems(own.problems));
+        }
+        self.check_settings(&own.settings)?;
+        if !self.items.iter().map(|item| item.line).eq(own.items.iter().map(|item| item.line)) {
+            return Err(self.other_items(own.items.len()));
+        }
+        Ok(())
+    }
+
+    fn other_problems(&self, digest: DataDigest) -> String {
+        format!(
+            "it is about other problems (SHA-256 {}, here {digest}): compare evaluations of the same problems",
+            self.problems
+        )
+    }
+
+    fn other_items(&self, asked: usize) -> String {
+        format!("it has outcomes of {} problems, but {asked} other ones are asked", self.items.len())
+    }
+
+    fn check_settings(&self, own: &BTreeMap<String, Value>) -> Result<(), String> {
+        let keys = own.keys().chain(self.settings.keys());
+        let Some(key) = keys.into_iter().find(|key| own.get(*key) != self.settings.get(*key)) else { return Ok(()) };
+        let shown = |value: Option<&Value>| value.map_or_else(|| "unset".to_owned(), Value::to_string);
+        Err(format!(
+            "evaluation.{key} was {}, here it is {}: compare evaluations with the same settings",
+            shown(self.settings.get(key)),
+            shown(own.get(key))
+        ))
     }
 }
 
 /// Returns the value of each metric that a problem allows.
 fn values(one: &Scored) -> BTreeMap<String, f64> {
     let value = |metric: &Metric| Some((metric.to_string(), one.value(*metric)?));
-    Metric::ALL.iter().filter(|metric| metric.kind() != Kind::Estimate).filter_map(value).collect()
+    Metric::ALL.iter().filter(|metric| !metric.is_of_corpus()).filter_map(value).collect()
 }

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, io, path::Path};
 use codex_configs::{Evaluation, Resolved};
 use codex_provenance::{ConfigDigest, DataDigest, ModelDigest, OmsRoot, ReportDigest, Sha256, manifest::Manifest};
 use codex_reports::DataFile;
-use codex_verdict::{Measurement, Metric, Rounding, Sample, bounds, report_digest};
+use codex_verdict::{Measurement, Metric, Resampling, Rounding, Sample, bounds, report_digest};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -79,14 +79,22 @@ pub struct Shown {
     pub lower: String,
     /// With the confidence, the truth is at most this.
     pub upper: String,
+    /// True if the bounds are approximate, because they are bootstrapped; then they have the confidence of
+    /// `evaluation.confidence`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub approximate: bool,
 }
 
 impl Shown {
-    /// Returns the measurement called `name` with its bounds; `None` if it is impossible or bounded at another confidence.
+    /// Returns the measurement called `name` with its bounds; `None` if it is impossible.
     pub fn of(name: &str, measurement: &Measurement) -> Option<Self> {
         let sample = Sample::named(name, measurement).ok()?;
-        let bounds = bounds(&sample, CONFIDENCE)?;
+        let (bounds, approximate) = match sample {
+            Sample::Estimate { bounds, .. } => (bounds, true),
+            _ => (bounds(&sample, CONFIDENCE)?, false),
+        };
         Some(Self {
+            approximate,
             value: Rounding::Down.show(sample.value()),
             n: sample.n(),
             lower: Rounding::Down.show(bounds.lower),
@@ -109,7 +117,7 @@ pub struct Summary<'a> {
     model: ModelDigest,
     /// Number of problems.
     problems: usize,
-    /// One-sided, of each bound on its own.
+    /// One-sided, of each bound on its own that is not approximate.
     confidence: f64,
     /// The numbers with their bounds; null where one cannot be.
     metrics: BTreeMap<&'a str, Option<Shown>>,
@@ -130,11 +138,12 @@ impl Results {
     ) -> Self {
         let model =
             JudgedModel { digest: manifest.digest(), oms_root: manifest.oms_root(), size_bytes: manifest.size_bytes() };
-        let mut metrics = metrics(&scored);
-        let settings = &resolved.spec().settings.evaluation;
-        let outcomes = Outcomes::of(model.digest, settings, &data_files, &scored);
+        let evaluation = resolved.spec();
+        let confidence = evaluation.settings.evaluation.confidence;
+        let mut metrics = metrics(&scored, Resampling { seed: evaluation.seed, confidence });
+        let outcomes = Outcomes::of(model.digest, evaluation, &data_files, &scored);
         for (name, reference) in references {
-            metrics.extend(outcomes.iter().flat_map(|own| reference.compare(name, own)));
+            metrics.extend(outcomes.iter().flat_map(|own| reference.compare(name, own, None)));
         }
         let digests = data_files.iter().map(|file| (file.name.clone(), file.sha256)).collect();
         Self {

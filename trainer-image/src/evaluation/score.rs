@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use codex_verdict::{Measurement, Metric};
+use codex_configs::OnDemand;
+use codex_verdict::{BleuCounts, Likelihood, Measurement, Metric, Resampling, corpus};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::answer::Answers;
+use super::{answer::Answers, bleu, token_f1::token_f1};
 use crate::tasks::{Record, steps};
 
 /// One scored problem: a line of `records.ndjson`.
@@ -39,6 +40,15 @@ pub struct Scored {
     /// Whether the baseline's answer is right; absent without a baseline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline_correct: Option<bool>,
+    /// F1 of the words of the answer and of the right one; absent if it is not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_f1: Option<f64>,
+    /// N-grams of the answer, for BLEU; absent if that is not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bleu: Option<BleuCounts>,
+    /// Log-probability of the reference response, for perplexity; absent if that is not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub likelihood: Option<Likelihood>,
 }
 
 impl Scored {
@@ -64,7 +74,21 @@ impl Scored {
             answer,
             expected,
             prediction,
+            token_f1: None,
+            bleu: None,
+            likelihood: None,
         }
+    }
+
+    /// Adds the metrics of texts that are asked for. They compare the answer with the right one, as `exact_match` does; a response
+    /// without an answer has none in common.
+    #[must_use]
+    pub(super) fn with_texts(mut self, asked: &[OnDemand]) -> Self {
+        let (answer, expected) = (self.answer.as_deref(), self.expected.as_deref().unwrap_or_default());
+        self.token_f1 =
+            asked.contains(&OnDemand::TokenF1).then(|| answer.map_or(0.0, |answer| token_f1(answer, expected)));
+        self.bleu = asked.contains(&OnDemand::Bleu).then(|| bleu::counts(answer.unwrap_or_default(), expected));
+        self
     }
 }
 
@@ -78,6 +102,8 @@ impl Scored {
                 self.baseline_correct.map(|other| f64::midpoint(1.0, share(self.correct) - share(other)))
             }
             Metric::TraceCoverage => (self.steps > 0).then(|| self.steps_found as f64 / self.steps as f64),
+            Metric::TokenF1 => self.token_f1,
+            Metric::Bleu | Metric::Perplexity => None,
         }
     }
 }
@@ -97,16 +123,18 @@ fn in_order(reference: &[&str], written: &[&str]) -> usize {
 }
 
 /// Measures every metric that these problems allow.
-pub(super) fn metrics(scored: &[Scored]) -> BTreeMap<String, Measurement> {
-    Metric::ALL.iter().filter_map(|metric| Some((metric.to_string(), measure(*metric, scored)?))).collect()
+pub(super) fn metrics(scored: &[Scored], resampling: Resampling) -> BTreeMap<String, Measurement> {
+    Metric::ALL.iter().filter_map(|metric| Some((metric.to_string(), measure(*metric, scored, resampling)?))).collect()
 }
 
 /// Measures a metric; `None` if no problem allows it.
-fn measure(metric: Metric, scored: &[Scored]) -> Option<Measurement> {
+fn measure(metric: Metric, scored: &[Scored], resampling: Resampling) -> Option<Measurement> {
     match metric {
         Metric::ExactMatch => Some(exact_match(scored.iter())),
         Metric::WinRate => win_rate(scored),
-        Metric::TraceCoverage => trace_coverage(scored),
+        Metric::TraceCoverage | Metric::TokenF1 => mean(metric, scored),
+        Metric::Bleu => corpus(&scored.iter().map(|one| one.bleu).collect::<Option<Vec<_>>>()?, resampling),
+        Metric::Perplexity => corpus(&scored.iter().map(|one| one.likelihood).collect::<Option<Vec<_>>>()?, resampling),
     }
 }
 
@@ -120,9 +148,9 @@ fn win_rate(scored: &[Scored]) -> Option<Measurement> {
     (!duels.is_empty()).then_some(Measurement::Duel { wins, ties, losses })
 }
 
-/// Measures the mean share of reference steps found, over the problems whose reference has steps; `None` if none has.
-fn trace_coverage(scored: &[Scored]) -> Option<Measurement> {
-    let shares: Vec<f64> = scored.iter().filter_map(|one| one.value(Metric::TraceCoverage)).collect();
+/// Measures a mean over the problems that allow the metric, such as those whose reference has steps; `None` if none does.
+fn mean(metric: Metric, scored: &[Scored]) -> Option<Measurement> {
+    let shares: Vec<f64> = scored.iter().filter_map(|one| one.value(metric)).collect();
     (!shares.is_empty()).then(|| Measurement::Mean {
         n: shares.len() as u64,
         sum: Some(shares.iter().sum()),
@@ -145,6 +173,8 @@ pub(super) fn baseline_exact_match(scored: &[Scored]) -> Option<Measurement> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const DRAWS: Resampling = Resampling { seed: 1, confidence: 0.95 };
     use crate::tasks::Difficulty;
 
     fn record(response: &str) -> Record {
@@ -184,7 +214,7 @@ mod tests {
         let empty = score("", Some("#433$"));
         assert!(!empty.correct);
         assert_eq!((empty.steps, empty.steps_found, empty.baseline_correct), (3, 0, Some(true)));
-        let metrics = metrics(&[empty, score("", Some("#1$")), score(REFERENCE, Some(""))]);
+        let metrics = metrics(&[empty, score("", Some("#1$")), score(REFERENCE, Some(""))], DRAWS);
         assert_eq!(metrics[Metric::ExactMatch.name()], Measurement::Share { successes: 1, n: 3 });
         assert_eq!(metrics[Metric::WinRate.name()], Measurement::Duel { wins: 1, ties: 1, losses: 1 });
         assert_eq!(
@@ -216,7 +246,7 @@ mod tests {
     #[test]
     fn metrics_without_a_baseline_or_steps_are_left_out() {
         let answer_only = Scored::of(1, &record("#433$"), "#433$".to_owned(), None, &answers("marked"));
-        let names: Vec<String> = metrics(&[answer_only]).into_keys().collect();
+        let names: Vec<String> = metrics(&[answer_only], DRAWS).into_keys().collect();
         assert_eq!(names, [Metric::ExactMatch.name()]);
     }
 
@@ -233,6 +263,23 @@ mod tests {
             assert!(!scored(wrong).correct, "{wrong}");
         }
         assert_eq!(scored("#-4").baseline_correct, Some(true));
-        assert!(!metrics(&[scored("#-4")]).contains_key(&Metric::TraceCoverage.to_string()));
+        assert!(!metrics(&[scored("#-4")], DRAWS).contains_key(&Metric::TraceCoverage.to_string()));
+    }
+
+    #[test]
+    fn texts_are_compared_where_they_are_asked_for() {
+        let one = |prediction: &str, asked: &[OnDemand]| {
+            let record = record("The Eiffel Tower is in Paris, France.");
+            Scored::of(1, &record, prediction.to_owned(), None, &answers("whole")).with_texts(asked)
+        };
+        let silent = one("Paris", &[]);
+        assert_eq!((silent.token_f1, silent.bleu), (None, None));
+        let scored: Vec<Scored> =
+            ["the eiffel tower is in Paris France", "Paris", ""].map(|it| one(it, &OnDemand::ALL)).into();
+        assert_eq!(scored.iter().map(|one| one.token_f1).collect::<Vec<_>>(), [Some(1.0), Some(2.0 / 7.0), Some(0.0)]);
+        let measured = metrics(&scored, DRAWS);
+        assert_eq!(measured[Metric::TokenF1.name()].kind(), codex_verdict::Kind::Mean);
+        assert_eq!(measured[Metric::Bleu.name()].kind(), codex_verdict::Kind::Estimate);
+        assert!(!measured.contains_key(Metric::Perplexity.name()), "no log-probabilities were computed");
     }
 }

@@ -9,12 +9,13 @@ use std::{
     },
 };
 
-use codex_configs::{Device, Evaluation, PromptForm, Resolved};
+use codex_configs::{Device, Evaluation, OnDemand, PromptForm, Resolved};
 use codex_provenance::{
     ModelDigest, files,
     manifest::{Manifest, ManifestError},
 };
 use codex_reports::{EvaluationState, Stage};
+use codex_verdict::{Likelihood, Metric};
 use indicatif::ProgressBar;
 
 use super::{
@@ -28,13 +29,16 @@ use super::{
 };
 use crate::{
     atomic_fs::{self, FileError},
-    model::{Generator, ModelFiles, check_size},
+    model::{GenerateError, Generator, ModelFiles, check_size},
     reporting::Reporter,
     training::memory_limit,
 };
 
 /// Rounds of full batches between two lines of the log.
 const ROUNDS: usize = 4;
+
+/// The likelihood of a reference response.
+type Expected = Result<Likelihood, GenerateError>;
 
 /// What an evaluation is told.
 pub struct Session<'a> {
@@ -115,6 +119,11 @@ impl Session<'_> {
             if let Err(source) = generator.check(&record.prompt) {
                 return Err(EvaluateError::Prompt { file: inputs.file, line: *line, source: source.of_file() });
             }
+            if evaluation.measures(Metric::Perplexity)
+                && let Err(source) = generator.expect(&record.prompt, &record.response)
+            {
+                return Err(EvaluateError::Expected { file: inputs.file, line: *line, source: source.of_file() });
+            }
         }
         self.reporter.update(|state| {
             state.stage = Stage::Running;
@@ -124,10 +133,12 @@ impl Session<'_> {
             return Ok(None);
         };
         let mut scored = Vec::with_capacity(predictions.len());
-        for (problem, prediction) in inputs.problems.iter().zip(predictions) {
+        let asked: Vec<OnDemand> = OnDemand::ALL.into_iter().filter(|it| evaluation.measures(it.metric())).collect();
+        for (problem, (prediction, likelihood)) in inputs.problems.iter().zip(predictions) {
             // Every problem has a prediction: that was checked when the baseline was read.
             let baseline = inputs.baseline.as_ref().and_then(|baseline| baseline.prediction(&problem.record.prompt));
-            scored.push(Scored::of(problem.line, &problem.record, prediction, baseline, &answers));
+            let one = Scored::of(problem.line, &problem.record, prediction, baseline, &answers);
+            scored.push(Scored { likelihood, ..one.with_texts(&asked) });
         }
         if self.is_stopped() {
             return Ok(None);
@@ -172,13 +183,14 @@ impl Session<'_> {
         }
     }
 
-    /// What the model writes to each problem, or `None` when it was stopped.
+    /// What the model writes to each problem, with the likelihood of the reference if perplexity is measured, or `None` when it was
+    /// stopped.
     fn answer(
         &self,
         generator: &mut Generator,
         inputs: &Inputs,
         limit: usize,
-    ) -> Result<Option<Vec<String>>, EvaluateError> {
+    ) -> Result<Option<Vec<(String, Option<Likelihood>)>>, EvaluateError> {
         let total = inputs.problems.len();
         let bar = table::progress_bar(total as u64);
         let mut predictions = Vec::with_capacity(total);
@@ -190,14 +202,13 @@ impl Session<'_> {
                 !self.is_stopped()
             });
             let Some(completions) = completions else { return Ok(None) };
-            for (problem, completion) in problems.iter().zip(completions) {
+            let Some(likelihoods) = self.likelihoods(generator, problems) else { return Ok(None) };
+            for ((problem, completion), likelihood) in problems.iter().zip(completions).zip(likelihoods) {
+                let failed =
+                    |source| EvaluateError::Generation { file: inputs.file.clone(), line: problem.line, source };
                 // Without its response a problem would count as wrong.
-                let completion = completion.map_err(|source| EvaluateError::Generation {
-                    file: inputs.file.clone(),
-                    line: problem.line,
-                    source,
-                })?;
-                predictions.push(completion.text);
+                let completion = completion.map_err(failed)?;
+                predictions.push((completion.text, likelihood.transpose().map_err(failed)?));
             }
             // A line would break the bar.
             if bar.is_none() {
@@ -208,6 +219,18 @@ impl Session<'_> {
             bar.finish_and_clear();
         }
         Ok(Some(predictions))
+    }
+
+    /// Returns the likelihood of the reference response of each problem, each `None` if perplexity is not measured, or `None` when
+    /// it was stopped.
+    fn likelihoods(&self, generator: &mut Generator, problems: &[Problem]) -> Option<Vec<Option<Expected>>> {
+        if !self.resolved.spec().measures(Metric::Perplexity) {
+            return Some(problems.iter().map(|_| None).collect());
+        }
+        let records = problems.iter().map(|problem| &problem.record);
+        let pairs: Vec<(&str, &str)> = records.map(|it| (it.prompt.as_str(), it.response.as_str())).collect();
+        let likelihoods = generator.likelihoods_while(&pairs, || !self.is_stopped())?;
+        Some(likelihoods.into_iter().map(Some).collect())
     }
 
     fn tell(&self, bar: Option<&ProgressBar>, done: usize) {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use codex_verdict::{Judgement, Measurement, Metric};
+use codex_verdict::{Judgement, Kind, Measurement, Metric};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::outputs::{CONFIDENCE, Results, Shown};
@@ -40,11 +40,15 @@ pub(super) fn numbers(results: &Results) -> String {
         row(&mut text, name, measurement, baseline.map(|shown| shown.value));
     }
     let _ = write!(text, "\nAT LEAST and AT MOST hold with confidence {CONFIDENCE} each.");
+    if results.metrics.values().any(|measurement| measurement.kind() == Kind::Estimate) {
+        let confidence = results.evaluation.settings.evaluation.confidence;
+        let _ = write!(text, " Those of bleu and perplexity are bootstrapped: they hold with about {confidence}.");
+    }
     text
 }
 
 fn row(text: &mut String, name: &str, measurement: &Measurement, baseline: Option<String>) {
-    let Some(Shown { value, n, lower, upper }) = Shown::of(name, measurement) else {
+    let Some(Shown { value, n, lower, upper, .. }) = Shown::of(name, measurement) else {
         let _ = writeln!(text, "{name:<20}  no number");
         return;
     };

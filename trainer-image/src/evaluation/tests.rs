@@ -9,6 +9,8 @@ use serde_json::Value;
 use super::*;
 use crate::tasks::{Split, Task, materialise};
 
+mod corpus;
+
 /// A model that `steps` optimiser steps have taught; 0 leaves it as it was initialised.
 fn train(steps: u64, output: &Path) -> PathBuf {
     let overrides = [
@@ -234,8 +236,8 @@ fn evaluations_of_the_same_problems_are_compared_item_by_item() {
             "it has outcomes of 40 problems, but 40 other ones are asked",
         ),
         (
-            &read(&recorded).replacen("\"schemaVersion\":1", "\"schemaVersion\":9", 1),
-            "its schemaVersion is 9, but 1 is read",
+            &read(&recorded).replacen("\"schemaVersion\":2", "\"schemaVersion\":9", 1),
+            "its schemaVersion is 9, but 1 and 2 are read",
         ),
     ] {
         fs::write(&recorded, text).unwrap();

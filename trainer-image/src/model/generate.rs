@@ -37,10 +37,10 @@ use crate::{
 
 /// A loaded model with its slots; see [`Decoder`].
 pub struct Generator {
-    decoder: Box<dyn Decoder>,
-    tokenizer: Tokenizer,
+    pub(super) decoder: Box<dyn Decoder>,
+    pub(super) tokenizer: Tokenizer,
     /// Prompts are encoded as they are, even if the model has a chat template.
-    plain: bool,
+    pub(super) plain: bool,
 }
 
 /// A response to one prompt.
@@ -66,6 +66,16 @@ pub enum GenerateError {
     /// The decoder failed.
     #[error(transparent)]
     Decoder(Arc<EngineError>),
+    /// A prompt and the response that is expected are too long together.
+    #[error(
+        "the prompt and the response have {tokens} tokens, but the model's context holds {context}: shorten the problem"
+    )]
+    Response {
+        /// Tokens of both.
+        tokens: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
 }
 
 impl GenerateError {

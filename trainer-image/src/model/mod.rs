@@ -4,6 +4,7 @@ mod adapter;
 mod directory;
 mod files;
 mod generate;
+mod likelihood;
 mod rewrite;
 mod size;
 mod stored;

@@ -78,6 +78,7 @@ fn promotion(manifest: &Manifest, payload: &[u8]) -> Promotion {
         image_id: "image".into(),
         completed_at: "2026-11-28T09:00:00Z".into(),
         evidence: None,
+        outcomes: None,
         metrics: stated.metrics,
         gates: stated.gates,
         references: Vec::new(),

@@ -5,10 +5,10 @@
 //! which refuses another file and reports what it read; and the difference that it reports must be the difference of both
 //! sealed measurements.
 
-use codex_configs::{Data, Generation, PROBLEMS, compose_evaluation};
+use codex_configs::{Data, PROBLEMS, compose_evaluation};
 use codex_crds::{DataStatus, Evaluation, EvaluationStatus, MetricStatus, Reason, ReferenceStatus};
 use codex_provenance::EvidenceStrength;
-use codex_verdict::{Gate, reference_file};
+use codex_verdict::{Gate, Metric, reference_file};
 use kube::ResourceExt;
 
 use super::{
@@ -60,10 +60,10 @@ pub(crate) fn references(
     if (observed.job.is_some() || status.completed_at.is_some()) && names.iter().all(known) {
         return Ok(status.references.clone());
     }
-    names.into_iter().map(|name| reference(observed, name)).collect()
+    names.into_iter().map(|name| reference(observed, name, gates)).collect()
 }
 
-fn reference(observed: &ObservedEvaluation, name: &str) -> Result<ReferenceStatus, NoReference> {
+fn reference(observed: &ObservedEvaluation, name: &str, gates: &[Gate]) -> Result<ReferenceStatus, NoReference> {
     let waits = |reason, message| NoReference { reason, stalled: false, message };
     let refuses = |message| NoReference { reason: Reason::InvalidConfiguration, stalled: true, message };
     if name == observed.object.name_any() {
@@ -92,6 +92,15 @@ fn reference(observed: &ObservedEvaluation, name: &str) -> Result<ReferenceStatu
     if let Some(why) = differs(&observed.object, other, &counted.data) {
         return Err(refuses(format!("Evaluation {name} cannot be compared with: {why}")));
     }
+    let measured = |metric: Metric| status.metrics.iter().any(|it| it.name == metric.name());
+    let compared = gates.iter().filter(|gate| gate.bound.comparison().is_some_and(|with| with.evaluation == name));
+    if let Some(gate) = compared.into_iter().find(|gate| gate.metric.is_on_demand() && !measured(gate.metric)) {
+        let metric = gate.metric;
+        return Err(refuses(format!(
+            "Evaluation {name} did not measure {metric}: create it again under another name with the override \
+             evaluation.metrics=[{metric}] and compare with that"
+        )));
+    }
     let own = |metric: &&MetricStatus| !metric.name.contains('@');
     Ok(ReferenceStatus {
         evaluation: name.to_owned(),
@@ -111,8 +120,7 @@ fn differs(object: &Evaluation, other: &Evaluation, read: &[DataStatus]) -> Opti
         compose_evaluation(&it.spec.preset, &it.spec.overrides, it.spec.seed, data).ok()
     };
     let (own, theirs) = (composed(object)?, composed(other)?);
-    let settings = |generation: &Generation| Generation { batch_size: 0, ..generation.clone() };
-    if settings(&own.spec().settings.evaluation) != settings(&theirs.spec().settings.evaluation) {
+    if own.spec().settings.evaluation.deciding() != theirs.spec().settings.evaluation.deciding() {
         return Some(
             "its settings are not those of this Evaluation: use the same spec.preset and spec.overrides".to_owned(),
         );

@@ -29,6 +29,7 @@ pub(crate) fn statement(evaluation: &Evaluation, proof: &Proof) -> Option<promot
         image_id: status.work.image_id.clone().unwrap_or_default(),
         completed_at: status.completed_at.as_ref()?.0.to_string(),
         evidence: Some(proof.evidence),
+        outcomes: status.outcomes.as_ref().map(|outcomes| outcomes.sha256),
         metrics: stated.metrics,
         gates: stated.gates,
         references: status.references.iter().map(reference).collect::<Option<_>>()?,

@@ -39,6 +39,8 @@ pub(crate) struct View<'a> {
     pub(crate) image: Result<&'a str, String>,
     /// The Evaluations that the gates compare with, or what is waited for.
     pub(crate) references: Result<Vec<ReferenceStatus>, NoReference>,
+    /// What can be said about the gates before anything is measured.
+    pub(crate) notices: Vec<String>,
 }
 
 impl<'a> View<'a> {
@@ -53,11 +55,13 @@ impl<'a> View<'a> {
         let compared = reference::files(references.as_deref().unwrap_or_default());
         let of_preset = codex_configs::benchmark(&spec.preset).iter().map(|file| file.name.to_owned());
         let preset_data = of_preset.chain(compared.iter().map(|file| file.name.clone())).collect();
+        let composed = compose(spec, compared);
+        let notices = notices(&composed, gates.as_deref().unwrap_or_default());
         let work = WorkView {
             component: Component::Evaluator,
             settings: &observed.settings,
             job,
-            config: Config::of(compose(spec, compared), job, None, |evaluation| &evaluation.data),
+            config: Config::of(composed, job, None, |evaluation| &evaluation.data),
             worker,
             limits: Limits::of(spec.retries, spec.active_deadline_seconds, spec.progress_deadline_seconds),
             suspend: spec.suspend,
@@ -75,7 +79,8 @@ impl<'a> View<'a> {
         let discarded = Discarded::of(&observed.seal, &status.conditions);
         let subject = Subject::of(object);
         let image = observed.settings.image(Component::Evaluator, &spec.pod);
-        let mut view = Self { observed, obstruction, status, discarded, work, subject, gates, image, references };
+        let mut view =
+            Self { observed, obstruction, status, discarded, work, subject, gates, image, references, notices };
         view.work.moved = view.moved();
         view
     }
@@ -125,13 +130,23 @@ impl<'a> View<'a> {
     }
 }
 
+/// Says which gates cannot pass, as far as the configuration tells it.
+fn notices(composed: &Result<Resolved<Configured>, String>, gates: &[codex_verdict::Gate]) -> Vec<String> {
+    let Ok(resolved) = composed else { return Vec::new() };
+    let most = resolved.spec().most_problems();
+    gates.iter().filter_map(|gate| Some(codex_verdict::powerless(gate, most)?.message().to_owned())).collect()
+}
+
 fn compose(spec: &EvaluationSpec, compared: Vec<Data>) -> Result<Resolved<Configured>, String> {
     let data = [data::configured(&spec.data)?, compared].concat();
     let resolved = compose_evaluation(&spec.preset, &spec.overrides, spec.seed, data).map_err(|why| why.to_string())?;
-    // A gate on a metric that the evaluation does not measure is refused before a pod starts.
-    let mut gates = spec.gates.iter().enumerate();
-    match gates.find_map(|(index, gate)| Some((index, resolved.spec().unmeasurable(gate.metric.parse().ok()?)?))) {
-        Some((index, why)) => Err(format!("spec.gates[{index}].metric: {why}")),
+    // An invalid gate is told before the configuration.
+    let gates = gates(&spec.gates).unwrap_or_default();
+    let resolved = resolved.measuring(gates.iter().map(|gate| gate.metric)).map_err(|why| why.to_string())?;
+    // A gate that the evaluation cannot decide is refused before a pod starts.
+    let refused = gates.iter().enumerate().find_map(|(index, gate)| Some((index, resolved.spec().undecidable(gate)?)));
+    match refused {
+        Some((index, (field, why))) => Err(format!("spec.gates[{index}].{field}: {why}")),
         None => Ok(resolved),
     }
 }

@@ -121,10 +121,48 @@ fn what_cannot_be_compared_is_said_before_a_pod_starts() {
         it.object.spec.gates[0].better_than.as_mut().unwrap().evaluation = "lite".to_owned();
     });
     assert_eq!(message, "spec.gates[] compares the Evaluation with itself: name another Evaluation");
-    // The size of batches decides nothing.
+    let (_, message, _) = said(|it| it.object.spec.gates[0].metric = "perplexity".to_owned());
+    assert_eq!(
+        message,
+        "Evaluation before did not measure perplexity: create it again under another name with the override \
+         evaluation.metrics=[perplexity] and compare with that"
+    );
+    // The size of batches and what else is measured decide nothing.
     let mut observed = observed(&better());
-    observed.object.spec.overrides = vec!["evaluation.batch_size=9".to_owned()];
+    observed.object.spec.overrides = vec!["evaluation.batch_size=9".to_owned(), "evaluation.metrics=[bleu]".to_owned()];
     assert_eq!(plan(&observed).desired.jobs.len(), 1);
+}
+
+#[test]
+fn gates_decide_what_is_measured_and_their_power_is_told_before_a_pod_starts() {
+    let observed = |gate: Value, overrides: &[&str]| {
+        let mut observed = observed(&gate);
+        observed.object.spec.overrides = overrides.iter().map(|&text| text.to_owned()).collect();
+        observed
+    };
+    let bleu = json!({"metric": "bleu", "min": "30", "confidence": "0.9"});
+    let of = plan(&observed(bleu.clone(), &["evaluation.confidence=0.9"]));
+    let config = &of.desired.config_maps[0].data.clone().unwrap()["config.yaml"];
+    assert!(config.contains("- bleu\n"), "{config}");
+    let (reason, message) = ready(&plan(&observed(bleu, &[])));
+    assert_eq!(reason, "InvalidConfiguration");
+    assert!(
+        message.starts_with("spec.gates[0].confidence: the gate on bleu has confidence 0.9, but its bounds"),
+        "{message}"
+    );
+
+    let resolved = |gate: Value, overrides: &[&str]| {
+        let plan = plan(&observed(gate, overrides));
+        assert_eq!(plan.desired.jobs.len(), 1, "a notice refuses nothing");
+        find(&plan.status.conditions, ConditionType::ConfigResolved).unwrap().message.clone()
+    };
+    let exact = json!({"metric": "exact_match", "min": "0.95", "confidence": "0.95"});
+    let told = resolved(exact.clone(), &["evaluation.limit=58"]);
+    assert!(
+        told.contains(" is valid; notice: the gate on exact_match cannot pass: at most 58 items are scored"),
+        "{told}"
+    );
+    assert!(resolved(exact, &["evaluation.limit=59"]).ends_with(" is valid"));
 }
 
 #[test]

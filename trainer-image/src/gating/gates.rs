@@ -1,0 +1,119 @@
+//! The file of gates. Reads files.
+
+use std::path::Path;
+
+use codex_verdict::{Gate, GateSpec, MAX_GATES};
+use serde_yaml::{Mapping, Value};
+
+use super::{GatingError, input};
+
+/// The fields of a gate.
+const FIELDS: [&str; 7] = ["metric", "min", "max", "betterThan", "notWorseThan", "minSamples", "confidence"];
+/// The fields of what a gate compares with.
+const COMPARISON: [&str; 2] = ["evaluation", "by"];
+/// The fields that are decimals in quotes.
+const DECIMALS: [&str; 4] = ["min", "max", "by", "confidence"];
+
+/// Reads the gates of a file: a list, a mapping with `gates`, or an Evaluation.
+///
+/// # Errors
+/// The file cannot be read, or a gate is invalid.
+pub(super) fn read(path: &Path) -> Result<Vec<Gate>, GatingError> {
+    let bytes = input::read("--gates", path)?;
+    parse(&bytes).map_err(|why| GatingError::Invalid { argument: "--gates", path: path.to_owned(), why })
+}
+
+fn parse(bytes: &[u8]) -> Result<Vec<Gate>, String> {
+    let right = "write a list of gates, such as - { metric: exact_match, min: \"0.95\", confidence: \"0.95\" }";
+    let document: Value = serde_yaml::from_slice(bytes).map_err(|error| match error.location() {
+        Some(at) => format!("it is no YAML (line {}, column {}): {right}", at.line(), at.column()),
+        None => format!("it is no YAML: {right}"),
+    })?;
+    let of = |value: &Value, field: &str| value.as_mapping().and_then(|mapping| mapping.get(field)).cloned();
+    let list = of(&document, "gates").or_else(|| of(&of(&document, "spec")?, "gates")).unwrap_or(document);
+    let Value::Sequence(list) = list else { return Err(format!("it has no gates: {right}")) };
+    match list.len() {
+        0 => return Err(format!("its list of gates is empty: {right}")),
+        count if count > MAX_GATES => return Err(format!("it has {count} gates; at most {MAX_GATES} are allowed")),
+        _ => {}
+    }
+    list.into_iter().enumerate().map(|(index, gate)| one(gate).map_err(|why| format!("gates[{index}]{why}"))).collect()
+}
+
+fn one(gate: Value) -> Result<Gate, String> {
+    let Value::Mapping(fields) = &gate else { return Err(": write a mapping with metric and min or max".to_owned()) };
+    check(fields, &FIELDS, "")?;
+    for name in ["betterThan", "notWorseThan"] {
+        match fields.get(name) {
+            Some(Value::Mapping(below)) => check(below, &COMPARISON, &format!(".{name}"))?,
+            Some(_) => return Err(format!(".{name}: write a mapping with evaluation and by")),
+            None => {}
+        }
+    }
+    let spec: GateSpec = serde_yaml::from_value(gate).map_err(|error| format!(": {error}"))?;
+    Gate::try_from(&spec).map_err(|why| format!(": {why}"))
+}
+
+/// Refuses unknown fields, because a misspelt limit would be no limit, and numbers that are not in quotes.
+fn check(fields: &Mapping, known: &[&str], below: &str) -> Result<(), String> {
+    for (name, value) in fields {
+        let Some(name) = name.as_str() else {
+            return Err(format!("{below}: a name of a field is no text: use {}", known.join(", ")));
+        };
+        if !known.contains(&name) {
+            return Err(format!("{below}.{name}: there is no such field: use {}", known.join(", ")));
+        }
+        if DECIMALS.contains(&name) && !value.is_string() {
+            return Err(format!("{below}.{name}: write a decimal in quotes, such as \"0.95\""));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_mappings_and_evaluations_hold_gates() {
+        let gate = "{ metric: exact_match, min: \"0.9\", confidence: \"0.95\", minSamples: 100 }";
+        for text in [
+            format!("- {gate}\n"),
+            format!("gates:\n- {gate}\n"),
+            format!("kind: Evaluation\nspec:\n  preset: cot-lite\n  gates:\n  - {gate}\n"),
+        ] {
+            let gates = parse(text.as_bytes()).unwrap();
+            assert_eq!(
+                gates,
+                ["exact_match>=0.9@0.95".parse::<Gate>().map(|it| Gate { min_samples: Some(100), ..it }).unwrap()]
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, told) in [
+            (
+                "- {metric: exact_match, min: \"0.9\", confidense: \"0.9\"}",
+                "gates[0].confidense: there is no such field: use metric, min",
+            ),
+            ("- {metric: exact_match, min: 0.9}", "gates[0].min: write a decimal in quotes, such as \"0.95\""),
+            ("- {metric: rouge, min: \"0.9\"}", "gates[0]: metric \"rouge\" is unknown"),
+            (
+                "- {metric: exact_match, betterThan: {evaluation: a, than: b}}",
+                "gates[0].betterThan.than: there is no such field",
+            ),
+            ("- {metric: exact_match, betterThan: before}", "gates[0].betterThan: write a mapping"),
+            ("- exact_match", "gates[0]: write a mapping"),
+            ("[]", "its list of gates is empty: write a list"),
+            ("metric: exact_match", "it has no gates: write a list"),
+            ("a: [", "it is no YAML"),
+            ("", "it has no gates"),
+        ] {
+            let found = parse(text.as_bytes()).unwrap_err();
+            assert!(found.starts_with(told), "{text}: {found}");
+        }
+        let many = "- {metric: exact_match, min: \"0\"}\n".repeat(MAX_GATES + 1);
+        assert_eq!(parse(many.as_bytes()).unwrap_err(), "it has 33 gates; at most 32 are allowed");
+    }
+}
