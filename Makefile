@@ -47,7 +47,7 @@ if ! command -v promtool >/dev/null; then
 fi
 endef
 
-.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test test-isa test-helm release demo demo-real bench bench-memory bench-real bench-train sanitize
+.PHONY: help root prerequisites programs image cluster cluster-down kubeconfig test test-clients test-isa test-helm release demo demo-real bench bench-memory bench-real bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -264,6 +264,19 @@ test-helm: root prerequisites ## compares the Helm chart with kustomize; install
 	HELM="$(HELM)" cargo test --release --locked --workspace --test helm || status=$$?
 	[ "$$started" = before ] || $(CLUSTER_COMMAND) down
 	exit "$$status"
+
+# The version that was tested. MODEL= names a model directory with a chat template; a small untrained one by default.
+OPENAI_CLIENT := openai==3.57.0
+test-clients: prerequisites ## tries the OpenAI client of PyPI against the server
+	@$(call install-venv,the client)
+	venv="$(CACHE)/clients"
+	if ! "$$venv/bin/pip" freeze 2>/dev/null | grep -qx '$(OPENAI_CLIENT)'; then
+		echo "Installing $(OPENAI_CLIENT) in $$venv."
+		python3 -m venv "$$venv"
+		"$$venv/bin/pip" install --quiet '$(OPENAI_CLIENT)'
+	fi
+	[ -z "$(MODEL)" ] || export CODEX_TEST_MODEL="$$(realpath "$(MODEL)")"
+	CLIENTS_PYTHON="$$venv/bin/python" cargo test --release --locked --workspace --lib -- --ignored openai_client
 
 RELEASE = $(CACHE)/release
 release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex and their checksums to RELEASE=, by default a folder of the cache
