@@ -48,7 +48,7 @@ fi
 endef
 
 .PHONY: help root prerequisites programs image image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
-	test-helm simulate fuzz deny release demo demo-real bench bench-memory bench-real bench-train sanitize
+	test-clients test-helm simulate fuzz deny release demo demo-real bench bench-memory bench-real bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -358,6 +358,19 @@ git ls-files -z | tar --create --null --files-from=- | tar --extract --directory
 cp "$$sources/controller/codex-controller_bin.cdx.json" "$(RELEASE)/codex-controller.cdx.json"
 cp "$$sources/trainer-image/codex_bin.cdx.json" "$(RELEASE)/codex.cdx.json"
 endef
+
+# The version that was tested. MODEL= names a model directory with a chat template; a small untrained one by default.
+OPENAI_CLIENT := openai==3.57.0
+test-clients: prerequisites ## tries the OpenAI client of PyPI against the server
+	@$(call install-venv,the client)
+	venv="$(CACHE)/clients"
+	if ! "$$venv/bin/pip" freeze 2>/dev/null | grep -qx '$(OPENAI_CLIENT)'; then
+		echo "Installing $(OPENAI_CLIENT) in $$venv."
+		python3 -m venv "$$venv"
+		"$$venv/bin/pip" install --quiet '$(OPENAI_CLIENT)'
+	fi
+	[ -z "$(MODEL)" ] || export CODEX_TEST_MODEL="$$(realpath "$(MODEL)")"
+	CLIENTS_PYTHON="$$venv/bin/python" cargo test --release --locked --workspace --lib -- --ignored openai_client
 
 RELEASE = $(CACHE)/release
 release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex, bills of materials and checksums to RELEASE=, by default a folder of the cache

@@ -33,8 +33,8 @@ pub use promotion_policy::{
     ClusterPromotionPolicy, ClusterPromotionPolicySpec, PromotionPolicy, PromotionPolicySpec,
 };
 pub use reasoning_pod::{
-    ManifestStatus, PromotionStatus, ReasoningPod, ReasoningPodPhase, ReasoningPodSpec, ReasoningPodStatus,
-    SignOffStatus, VerifiedStatus,
+    ApiKeys, ManifestStatus, PromotionStatus, ReasoningPod, ReasoningPodPhase, ReasoningPodSpec, ReasoningPodStatus,
+    SafetyRules, Serving, SignOffStatus, VerifiedStatus,
 };
 pub use sign_off::{SignOff, SignOffSpec};
 pub use training_run::{

@@ -67,6 +67,59 @@ pub struct ReasoningPodSpec {
         validation = ("!has(self.resources) || !has(self.resources.claims) || self.resources.claims.all(claim, has(self.resourceClaims) && self.resourceClaims.exists(given, given.name == claim.name))", "pod.resources.claims must name entries of pod.resourceClaims: add the claim there, or remove it")
     )]
     pub pod: WorkerPod,
+    /// Who may send requests to the servers, and which texts they refuse.
+    #[serde(default, skip_serializing_if = "Serving::is_default")]
+    pub serving: Serving,
+}
+
+/// What the servers of a ReasoningPod grant their clients. A change replaces the server pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Serving {
+    /// API keys that requests need. Without it, everybody who reaches the Service may use it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_keys: Option<ApiKeys>,
+    /// Most requests of an API key within a time, as number/time, such as 30/60s, the default with apiKeys. Without apiKeys, the
+    /// most of all clients together. Each server pod counts for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = crate::rules::quota("spec.serving.rateLimit", "30/60s"))]
+    pub rate_limit: Option<String>,
+    /// Most tokens of an API key within a time, those of prompts included, as number/time, such as 1000000/1d. Without apiKeys,
+    /// the most of all clients together. Each server pod counts for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = crate::rules::quota("spec.serving.tokenBudget", "1000000/1d"))]
+    pub token_budget: Option<String>,
+    /// ConfigMap with the safety rules of prompts and answers. Without it, texts are not checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub safety: Option<SafetyRules>,
+}
+
+impl Serving {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The API keys of the servers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiKeys {
+    /// Name of the Secret with the keys: each entry is a key, by the name of its client. Changes reach running servers.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = crate::rules::subdomain("spec.serving.apiKeys.secret", "team-keys"))]
+    pub secret: String,
+}
+
+/// The safety rules of the servers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SafetyRules {
+    /// Name of the ConfigMap whose key rules.yaml holds the rules. Changes reach running servers.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = crate::rules::subdomain("spec.serving.safety.configMap", "team-rules"))]
+    pub config_map: String,
 }
 
 fn default_dry_run() -> bool {

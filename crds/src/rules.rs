@@ -29,6 +29,15 @@ pub(crate) fn subdomain(field: &str, example: &str) -> Rule {
     )
 }
 
+/// Returns the rule on a `field` that holds a number within a time.
+pub(crate) fn quota(field: &str, example: &str) -> Rule {
+    text(
+        field,
+        "self.matches('^[1-9][0-9]{0,11}/([1-9][0-9]{0,5}s|[1-9][0-9]{0,3}m|([1-9][0-9]?|[1-6][0-9]{2}|7[0-3][0-9]|74[0-4])h|([1-9]|[12][0-9]|3[01])d)$')",
+        &format!("a number, a slash and a time of at most 999999s, 9999m, 744h or 31d, such as {example}"),
+    )
+}
+
 /// Returns the rule on a `digest` of a model.
 pub(crate) fn digest() -> Rule {
     text(

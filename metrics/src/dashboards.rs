@@ -13,8 +13,8 @@ use crate::{
         Shape::{Bars, Lines, Number, Stack, Zero},
     },
     label::{
-        CATEGORY, CODE, CONDITION, KIND, METRIC, MODEL, PHASE, PORT, REASON, RESULT, RING, STATE, STATEMENT, STATUS,
-        TYPE, VERB, VERDICT,
+        CATEGORY, CODE, CONDITION, KEY, KIND, METRIC, MODEL, PHASE, PORT, REASON, RESULT, RING, STATE, STATEMENT,
+        STATUS, TYPE, VERB, VERDICT,
         target::{NAMESPACE, POD},
     },
     query::RATE_INTERVAL,
@@ -403,6 +403,38 @@ fn serving() -> Dashboard {
                     )
                     .by(&server::REFUSED_CONNECTIONS.rate(&chosen, RATE_INTERVAL), &[NAMESPACE, POD])
                     .when_empty("no servers"),
+                    Panel::new(
+                        Lines,
+                        PerSecond,
+                        "Cached prompt tokens",
+                        "Prompt tokens per second that came from the prefix cache, by server.",
+                    )
+                    .by(&server::CACHED_TOKENS.rate(&chosen, RATE_INTERVAL), &[NAMESPACE, POD])
+                    .when_empty("no servers"),
+                    Panel::new(
+                        Lines,
+                        PerSecond,
+                        "Reasoning tokens",
+                        "Tokens of responses before their answers per second, by server.",
+                    )
+                    .by(&server::REASONING_TOKENS.rate(&chosen, RATE_INTERVAL), &[NAMESPACE, POD])
+                    .when_empty("no servers"),
+                    Panel::new(
+                        Stack,
+                        Requests,
+                        "Requests by API key",
+                        "Requests per second by API key and by whether they were admitted.",
+                    )
+                    .by(&server::KEY_REQUESTS.rate(&chosen, RATE_INTERVAL).sum(&[KEY, RESULT]), &[KEY, RESULT])
+                    .when_empty("no API keys"),
+                    Panel::new(
+                        Stack,
+                        PerSecond,
+                        "Tokens by API key",
+                        "Tokens of prompts and responses per second by API key.",
+                    )
+                    .by(&server::KEY_TOKENS.rate(&chosen, RATE_INTERVAL).sum(&[KEY]), &[KEY])
+                    .when_empty("no API keys"),
                     Panel::new(
                         Lines,
                         Plain,

@@ -1,4 +1,4 @@
-//! The labels of metrics. None holds the name of an object.
+//! The labels of metrics. None holds the name of an object; `key` holds the names of a bounded number of API keys.
 
 /// A label of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,7 @@ labels! {
     CONDITION = "condition", "the type of a condition, such as GatesPassed";
     ENDPOINT = "endpoint", "the path of the request, such as /infer";
     GPU = "gpu", "the index of the GPU among those of the pod, from 0";
+    KEY = "key", "the name of an API key, at most 64 of them";
     KIND = "kind", "the kind of the object, such as TrainingRun";
     METRIC = "metric", "the metric of an evaluation, such as exact_match";
     MODEL = "model", "the first twelve digits of the model digest";

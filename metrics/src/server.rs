@@ -1,7 +1,7 @@
 //! The metrics of `codex serve`.
 
 use crate::{
-    label::{CODE, ENDPOINT, MODEL, RING, TYPE},
+    label::{CODE, ENDPOINT, KEY, MODEL, RESULT, RING, TYPE},
     metric::metrics,
 };
 
@@ -21,11 +21,22 @@ metrics! {
         .buckets(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, LATENCY_TARGET, 1.0, 2.5, 5.0, 10.0, 30.0]);
     TOKENS = Counter("codex_ml_inference_tokens_total", Count, [TYPE],
         "Tokens of completed requests: of prompts and of completions.");
+    CACHED_TOKENS = Counter("codex_ml_inference_prompt_tokens_cached_total", Count, [],
+        "Prompt tokens of completed requests that came from the prefix cache.")
+        .more("Divided by the prompt tokens it is the hit rate.");
+    REASONING_TOKENS = Counter("codex_ml_inference_reasoning_tokens_total", Count, [],
+        "Tokens of completed responses before their answers.");
     SESSIONS = Gauge("codex_ml_active_sessions", Count, [],
         "Running and waiting requests.");
     REFUSED_CONNECTIONS = Counter("codex_ml_inference_connections_refused_total", Count, [],
         "Connections closed because too many were open.")
         .more("At most 1,024 are open.");
+    KEY_REQUESTS = Counter("codex_ml_inference_key_requests_total", Count, [KEY, RESULT],
+        "Inference requests by the name of their API key: whether it was admitted, forbidden or over a limit.")
+        .more("A server has at most 64 keys. Absent without keys, and until a key is used.").later();
+    KEY_TOKENS = Counter("codex_ml_inference_key_tokens_total", Count, [KEY],
+        "Tokens of prompts and responses by the name of the API key.")
+        .more("Tokens of abandoned responses count, too.").later();
     MODEL_INFO = Gauge("codex_ml_model_info", Number, [RING, MODEL],
         "The model that this server verified and serves, and its ring; 1 while it serves.")
         .more("Absent until the model is verified and loaded.").later();

@@ -47,6 +47,14 @@ enum Command {
     PrepareData(crate::tasks::PrepareData),
     /// Verify a model's signature, promotion and ring, then serve it over HTTP.
     Serve(crate::serving::Serve),
+    /// Send a prompt to a server and print its completion.
+    Infer(crate::client::Infer),
+    /// Talk to a model in the terminal.
+    Chat(crate::client::Chat),
+    /// Measure the latency of a server under an open load.
+    BenchServe(crate::client::BenchServe),
+    /// Check a text by safety rules.
+    Safety(crate::safety::Safety),
     /// Verify that a model directory is exactly what was signed.
     Verify(crate::verify::Verify),
     /// Check manifests without a cluster.
@@ -72,6 +80,10 @@ impl Command {
             Self::Tokenizer(command) => command.run(),
             Self::PrepareData(command) => command.run(),
             Self::Serve(command) => command.run(),
+            Self::Infer(command) => command.run(),
+            Self::Chat(command) => command.run(),
+            Self::BenchServe(command) => command.run(),
+            Self::Safety(command) => command.run(),
             Self::Verify(command) => command.run(),
             Self::Validate(command) => command.run(),
             Self::CheckpointSmoke(command) => command.run(),

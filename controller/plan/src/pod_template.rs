@@ -8,8 +8,8 @@ use codex_reports::AUDIENCE;
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
     KeyToPath, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, Probe,
-    ProjectedVolumeSource, SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Toleration, Volume,
-    VolumeMount, VolumeProjection,
+    ProjectedVolumeSource, SeccompProfile, SecretVolumeSource, SecurityContext, ServiceAccountTokenProjection,
+    Toleration, Volume, VolumeMount, VolumeProjection,
 };
 
 use crate::{
@@ -139,6 +139,17 @@ impl Mounts {
                     .map(|key| vec![KeyToPath { key: key.to_owned(), path: key.to_owned(), ..KeyToPath::default() }]),
                 ..ConfigMapVolumeSource::default()
             }),
+            ..Volume::default()
+        });
+        self.mount(volume, path, None, true);
+    }
+
+    /// Mounts a Secret as a folder. The kubelet updates the files when the Secret changes.
+    pub(crate) fn secret(&mut self, name: &str, path: &str) {
+        let volume = format!("files-{}", self.volumes.len());
+        self.volumes.push(Volume {
+            name: volume.clone(),
+            secret: Some(SecretVolumeSource { secret_name: Some(name.to_owned()), ..SecretVolumeSource::default() }),
             ..Volume::default()
         });
         self.mount(volume, path, None, true);

@@ -37,6 +37,25 @@ pub trait Decoder: Send {
     /// Empties a slot. Its memory is kept for the next prompt.
     fn release(&mut self, slot: usize);
 
+    /// Returns the tokens whose keys and values a slot holds, also after it was released. A prompt that begins with them takes
+    /// them over. A backend without such a cache holds none.
+    fn held(&self, slot: usize) -> &[u32] {
+        let _ = slot;
+        &[]
+    }
+
+    /// Returns how many tokens of the latest prompt of a slot were taken over instead of computed. Known after the prompt's first
+    /// [`logits`](Self::logits).
+    fn reused(&self, slot: usize) -> usize {
+        let _ = slot;
+        0
+    }
+
+    /// Drops what a free slot holds, and its memory.
+    fn forget(&mut self, slot: usize) {
+        let _ = slot;
+    }
+
     /// Returns the bytes held: weights and caches.
     fn memory(&self) -> usize;
 
@@ -167,6 +186,11 @@ impl Slots {
     #[allow(clippy::len_without_is_empty, reason = "there is at least one")]
     pub fn len(&self) -> usize {
         self.all.len()
+    }
+
+    /// Returns whether a slot is free.
+    pub fn is_free(&self, slot: usize) -> bool {
+        self.all.get(slot).is_some_and(|slot| slot.pending.is_empty())
     }
 
     /// Returns the lowest free slot.

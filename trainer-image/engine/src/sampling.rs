@@ -116,6 +116,39 @@ impl Sampler {
     }
 }
 
+/// The natural logarithms of probabilities that the model gives to tokens, before temperature and other settings.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LogProbabilities {
+    /// That of the chosen token.
+    pub chosen: f32,
+    /// The most likely tokens with theirs, the most likely first. Equal ones keep the order of their ids.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl LogProbabilities {
+    /// Computes those of a chosen token and of the `count` most likely ones.
+    pub fn of(logits: &[f32], chosen: u32, count: usize) -> Self {
+        let numbers = || logits.iter().copied().filter(|logit| !logit.is_nan());
+        let largest = f64::from(numbers().fold(f32::NEG_INFINITY, f32::max));
+        let sum: f64 = numbers().map(|logit| (f64::from(logit) - largest).exp()).sum();
+        let normalizer = largest + sum.ln();
+        let probability =
+            |id: usize| logits.get(id).map_or(f32::NEG_INFINITY, |it| (f64::from(*it) - normalizer) as f32);
+        // The most likely so far, in order. Few are asked for, so that a scan is enough.
+        let mut top: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
+        for (id, logit) in logits.iter().enumerate().filter(|(_, logit)| !logit.is_nan()) {
+            if top.len() == count && top.last().is_none_or(|(_, least)| logit <= least) {
+                continue;
+            }
+            let at = top.partition_point(|(_, other)| other >= logit);
+            top.insert(at, (id as u32, *logit));
+            top.truncate(count);
+        }
+        let top = top.into_iter().map(|(id, _)| (id, probability(id as usize))).collect();
+        Self { chosen: probability(chosen as usize), top }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -185,7 +218,29 @@ mod tests {
         assert_eq!(sampler.choose(&[f32::NAN, f32::NAN]), 0);
     }
 
+    #[test]
+    fn log_probabilities_are_those_of_the_softmax() {
+        let logits = [1.0_f32, 3.0, f32::NAN, 3.0, -2.0];
+        let found = LogProbabilities::of(&logits, 0, 3);
+        let sum: f64 = [1.0, 3.0, 3.0, -2.0].map(f64::exp).iter().sum();
+        let expected = |logit: f64| (logit - sum.ln()) as f32;
+        assert!((found.chosen - expected(1.0)).abs() < 1e-6);
+        assert_eq!(found.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 3, 0]);
+        assert!(found.top.iter().zip([3.0, 3.0, 1.0]).all(|((_, it), logit)| (it - expected(logit)).abs() < 1e-6));
+        assert!(LogProbabilities::of(&logits, 4, 0).top.is_empty());
+        assert_eq!(LogProbabilities::of(&logits, 1, 9).top.len(), 4);
+    }
+
     proptest! {
+        #[test]
+        fn the_most_likely_come_first(logits in logits(), count in 0_usize..12) {
+            let top = LogProbabilities::of(&logits, 0, count).top;
+            let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+            order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+            order.truncate(count);
+            prop_assert_eq!(top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), order);
+        }
+
         #[test]
         fn greedy_is_the_largest_logit(logits in logits(), seed: u64) {
             let chosen = sampler(0.0, 0.5, 3, seed).choose(&logits) as usize;

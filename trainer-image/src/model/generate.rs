@@ -179,6 +179,26 @@ impl Generator {
         self.decoder.slots().len()
     }
 
+    /// Returns whether a slot is free.
+    pub fn is_free(&self, slot: usize) -> bool {
+        self.decoder.slots().is_free(slot)
+    }
+
+    /// Returns the tokens whose keys and values a slot holds; see [`Decoder::held`].
+    pub fn held(&self, slot: usize) -> &[u32] {
+        self.decoder.held(slot)
+    }
+
+    /// Returns how many tokens of a slot's latest prompt were taken over; see [`Decoder::reused`].
+    pub fn reused(&self, slot: usize) -> usize {
+        self.decoder.reused(slot)
+    }
+
+    /// Drops what a free slot holds, and its memory.
+    pub fn forget(&mut self, slot: usize) {
+        self.decoder.forget(slot);
+    }
+
     /// Returns the lowest free slot.
     pub fn free_slot(&self) -> Option<usize> {
         self.decoder.slots().free()

@@ -6,9 +6,10 @@
 
 use std::{io, sync::Arc};
 
-use codex_engine::{End, Sampler};
+use codex_engine::{End, LogProbabilities, Sampler};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::{access::Client, place::Places};
 use crate::model::{GenerateError, Generator};
 
 /// A handle of the engine thread. The thread ends when the handle is dropped and all requests are answered.
@@ -19,25 +20,49 @@ pub(super) struct Batcher {
     capacity: usize,
 }
 
+/// How much a batcher does and keeps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Requests that are generated at the same time, at most.
+    pub(super) running: usize,
+    /// Requests that wait, at most.
+    pub(super) queue: usize,
+    /// Tokens whose keys and values are kept for later prompts, at most.
+    pub(super) prefixes: usize,
+}
+
 /// The tokens of a response.
 #[derive(Debug)]
 pub(super) struct Generated {
     pub(super) tokens: Vec<u32>,
+    /// How many tokens of the prompt came from the prefix cache.
+    pub(super) cached: usize,
     /// Why the response ended; `None` if it reached the limit of new tokens.
     pub(super) end: Option<End>,
+}
+
+/// A token of a response.
+#[derive(Debug)]
+pub(super) struct Token {
+    /// Its id.
+    pub(super) id: u32,
+    /// Log-probabilities, if they were asked for.
+    pub(super) scores: Option<LogProbabilities>,
+    /// How many tokens of the prompt came from the prefix cache.
+    pub(super) cached: usize,
 }
 
 /// What the engine thread sends for a request.
 #[derive(Debug)]
 pub(super) enum Piece {
     /// The next token, the end token included.
-    Token(u32),
+    Token(Token),
     /// The last piece: why the response ended, `None` if it reached the limit of new tokens; or why it failed.
     End(Result<Option<End>, GenerateError>),
 }
 
 /// What is asked of the engine thread.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Job {
     /// The ids of the prompt.
     pub(super) prompt: Vec<u32>,
@@ -45,6 +70,8 @@ pub(super) struct Job {
     pub(super) limit: usize,
     /// Chooses the tokens.
     pub(super) sampler: Sampler,
+    /// Asks for the log-probability of each token, and of this many of the most likely ones.
+    pub(super) scores: Option<usize>,
 }
 
 /// The reasons for which a request gets no response.
@@ -67,6 +94,8 @@ struct Request {
     /// Holds at most the tokens of the response.
     pieces: mpsc::UnboundedSender<Piece>,
     permit: OwnedSemaphorePermit,
+    /// Pays for the tokens.
+    client: Client,
 }
 
 impl Request {
@@ -80,11 +109,11 @@ impl Request {
 }
 
 impl Batcher {
-    /// Starts the engine thread with `generator`. Up to `queue` requests wait for a free slot.
-    pub(super) fn start(generator: Generator, queue: usize) -> io::Result<Self> {
-        let capacity = generator.slots() + queue;
+    /// Starts the engine thread with `generator`, which runs as many requests at once as `room` says and may have more slots.
+    pub(super) fn start(generator: Generator, room: Room) -> io::Result<Self> {
+        let capacity = room.running + room.queue;
         let (requests, taken) = mpsc::channel(capacity);
-        std::thread::Builder::new().name("engine".to_owned()).spawn(move || run(generator, taken))?;
+        std::thread::Builder::new().name("engine".to_owned()).spawn(move || run(generator, taken, room))?;
         Ok(Self { requests, permits: Arc::new(Semaphore::new(capacity)), capacity })
     }
 
@@ -93,12 +122,12 @@ impl Batcher {
     ///
     /// # Errors
     /// The server is overloaded, or the engine thread has ended.
-    pub(super) fn stream(&self, job: Job) -> Result<mpsc::UnboundedReceiver<Piece>, RequestError> {
+    pub(super) fn stream(&self, job: Job, client: Client) -> Result<mpsc::UnboundedReceiver<Piece>, RequestError> {
         let overloaded = RequestError::Overloaded { capacity: self.capacity };
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return Err(overloaded) };
         let (pieces, received) = mpsc::unbounded_channel();
         // A permit guarantees a place in the queue, so this fails only if the thread has ended.
-        self.requests.try_send(Request { job, pieces, permit }).map_err(|_| RequestError::Ended)?;
+        self.requests.try_send(Request { job, pieces, permit, client }).map_err(|_| RequestError::Ended)?;
         Ok(received)
     }
 
@@ -106,13 +135,16 @@ impl Batcher {
     ///
     /// # Errors
     /// The request is refused, or the decoder fails.
-    pub(super) async fn answer(&self, job: Job) -> Result<Generated, RequestError> {
-        let mut pieces = self.stream(job)?;
-        let mut tokens = Vec::new();
+    pub(super) async fn answer(&self, job: Job, client: &Client) -> Result<Generated, RequestError> {
+        let mut pieces = self.stream(job, client.clone())?;
+        let (mut tokens, mut cached) = (Vec::new(), 0);
         loop {
             match pieces.recv().await {
-                Some(Piece::Token(token)) => tokens.push(token),
-                Some(Piece::End(end)) => return Ok(Generated { tokens, end: end? }),
+                Some(Piece::Token(token)) => {
+                    cached = token.cached;
+                    tokens.push(token.id);
+                }
+                Some(Piece::End(end)) => return Ok(Generated { tokens, cached, end: end? }),
                 None => return Err(RequestError::Ended),
             }
         }
@@ -134,18 +166,35 @@ impl Batcher {
     }
 }
 
-/// A request in a slot, and the number of its tokens so far.
+/// A request in a slot.
 struct Running {
     request: Request,
+    /// The number of its tokens so far.
     tokens: usize,
+    /// Those of the token that was chosen last.
+    scores: Option<LogProbabilities>,
 }
 
-fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>) {
+impl Running {
+    fn choose(&mut self, logits: &[f32]) -> u32 {
+        let job = &mut self.request.job;
+        let token = job.sampler.choose(logits);
+        self.scores = job.scores.map(|count| LogProbabilities::of(logits, token, count));
+        token
+    }
+}
+
+fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Room) {
     let mut running: Vec<Option<Running>> = Vec::new();
     running.resize_with(generator.slots(), || None);
+    let mut places = Places::new(&mut generator, room.prefixes);
     loop {
-        while let Some(slot) = generator.free_slot() {
-            let next = if running.iter().all(Option::is_none) {
+        loop {
+            let count = running.iter().flatten().count();
+            if count >= room.running {
+                break;
+            }
+            let next = if count == 0 {
                 // Idle: wait for a request, or for the handle to be dropped.
                 let Some(request) = requests.blocking_recv() else { return };
                 Some(request)
@@ -156,8 +205,13 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>) {
             if request.pieces.is_closed() {
                 continue;
             }
+            // More slots than running requests exist, so that one is free.
+            let slot = places.choose(&generator, &request.job.prompt).unwrap_or_default();
             match generator.prefill(slot, &request.job.prompt) {
-                Ok(()) => running[slot] = Some(Running { request, tokens: 0 }),
+                Ok(()) => {
+                    request.client.spend(request.job.prompt.len());
+                    running[slot] = Some(Running { request, tokens: 0, scores: None });
+                }
                 Err(error) => request.end(Err(error)),
             }
         }
@@ -165,12 +219,11 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>) {
             if place.as_ref().is_some_and(|running| running.request.pieces.is_closed()) {
                 *place = None;
                 generator.release(slot);
+                places.released(&mut generator, slot);
             }
         }
-        let choose = |slot: usize, logits: &[f32]| {
-            // Only slots with a request are in use.
-            running[slot].as_mut().map_or(0, |running| running.request.job.sampler.choose(logits))
-        };
+        // Only slots with a request are in use.
+        let choose = |slot: usize, logits: &[f32]| running[slot].as_mut().map_or(0, |running| running.choose(logits));
         let emitted = generator.step_by(choose).unwrap_or_else(|error| {
             for (slot, place) in running.iter_mut().enumerate() {
                 if let Some(running) = place.take() {
@@ -182,10 +235,13 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>) {
         });
         for emitted in emitted {
             let Some(place) = running.get_mut(emitted.slot) else { continue };
+            let cached = generator.reused(emitted.slot);
             let full = place.as_mut().is_some_and(|running| {
                 running.tokens += 1;
+                running.request.client.spend(1);
+                let token = Token { id: emitted.token, scores: running.scores.take(), cached };
                 // The client may have gone; the next step finds out.
-                let _ = running.request.pieces.send(Piece::Token(emitted.token));
+                let _ = running.request.pieces.send(Piece::Token(token));
                 running.tokens >= running.request.job.limit
             });
             if full && emitted.end.is_none() {
@@ -194,6 +250,7 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>) {
             if (full || emitted.end.is_some())
                 && let Some(running) = place.take()
             {
+                places.released(&mut generator, emitted.slot);
                 running.request.end(Ok(emitted.end));
             }
         }

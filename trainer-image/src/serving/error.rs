@@ -6,6 +6,7 @@ use codex_provenance::{ModelDigest, manifest::ManifestError};
 use codex_reports::{Failure, exit};
 use codex_signing::{key::KeyError, verify::VerifyError};
 
+use super::{access::KeysError, filter::FilterError};
 use crate::{
     error::{CommandError, chain},
     model::ModelError,
@@ -58,6 +59,18 @@ pub enum ServeError {
     /// The self-check failed.
     #[error("the self-check failed: {0}")]
     SelfCheck(String),
+    /// An argument of a signed model is missing.
+    #[error("a signed model needs all of its arguments: see codex serve --help")]
+    Arguments,
+    /// An unsigned model may be reached from this machine only.
+    #[error("--listen {0}: an unsigned model is served on a loopback address only; use 127.0.0.1:{port} or [::1]:{port}", port = .0.port())]
+    Public(SocketAddr),
+    /// The API keys cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The safety rules cannot be used.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -99,6 +112,7 @@ impl ServeError {
             }
             Self::Model(_) => "ModelUnusable",
             Self::SelfCheck(_) => "SelfCheckFailed",
+            Self::Arguments | Self::Keys(_) | Self::Filter(_) | Self::Public(_) => "InvalidSettings",
             Self::Listen { .. } => "AddressUnavailable",
             Self::Signals(_) | Self::Metrics(_) | Self::Engine(_) | Self::Http(_) => "ServerFailed",
             Self::CutOff { .. } => "DrainDeadlineExceeded",
@@ -108,7 +122,7 @@ impl ServeError {
     /// Returns the exit code: [`exit::BAD_INPUT`] if another attempt with the same input must fail, too.
     pub fn exit(&self) -> i32 {
         match self.reason() {
-            "VerificationFailed" | "ModelUnusable" | "SelfCheckFailed" => exit::BAD_INPUT,
+            "VerificationFailed" | "ModelUnusable" | "SelfCheckFailed" | "InvalidSettings" => exit::BAD_INPUT,
             _ => exit::FAILED,
         }
     }

@@ -1,14 +1,15 @@
 //! The HTTP endpoints: `/infer`, `/health`, `/ready`, `/status`, `/metrics`, and those of `openai/`. No I/O of its own.
 //!
-//! Every response to a `POST /infer` has the model digest; errors have it once the model is loaded.
+//! Every response names the model digest and the ring in its headers once the model is loaded.
 
 use std::{sync::Arc, time::Instant};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, State, rejection::BytesRejection},
     http::{HeaderValue, StatusCode, header},
+    middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -20,12 +21,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
+    access::{self, Access, Client},
     batcher::{Job, RequestError},
-    metrics::{Endpoint, Metrics},
+    filter::{Check, Filter, Refusal},
+    metrics::{Endpoint, Metrics, Tokens},
     openai,
-    phase::{Phase, ServedModel},
+    phase::{Phase, ServedModel, UNSIGNED},
 };
-use crate::{exposition, model::GenerateError, tasks};
+use crate::{exposition, model::GenerateError, safety::Direction, tasks};
 
 /// The most characters of a prompt.
 const MAX_PROMPT: usize = 16_000;
@@ -36,8 +39,16 @@ const MAX_BODY: usize = 12 * MAX_PROMPT + 1024;
 #[derive(Clone)]
 pub(super) struct App(Arc<Shared>);
 
+/// What requests must pass.
+pub(super) struct Gates {
+    pub(super) access: Arc<Access>,
+    pub(super) filter: Option<Arc<Filter>>,
+}
+
 struct Shared {
-    expected: Expected,
+    /// What must be served; `None` for an unsigned model.
+    expected: Option<Expected>,
+    gates: Gates,
     phase: watch::Receiver<Phase>,
     metrics: Arc<Metrics>,
     started: Instant,
@@ -48,16 +59,28 @@ struct Shared {
 }
 
 impl App {
-    /// Makes the state of a server that must serve the `expected` model.
+    /// Makes the state of a server that must serve the `expected` model, or any if it is unsigned.
     pub(super) fn new(
-        expected: Expected,
+        expected: Option<Expected>,
+        gates: Gates,
         phase: watch::Receiver<Phase>,
         metrics: Arc<Metrics>,
         name: Option<String>,
     ) -> Self {
-        let name = name.unwrap_or_else(|| expected.model_digest.short());
+        let of_digest = || expected.as_ref().map_or_else(|| UNSIGNED.to_owned(), |it| it.model_digest.short());
+        let name = name.unwrap_or_else(of_digest);
         let (started, created) = (Instant::now(), openai::now());
-        Self(Arc::new(Shared { expected, phase, metrics, started, created, name }))
+        Self(Arc::new(Shared { expected, gates, phase, metrics, started, created, name }))
+    }
+
+    pub(super) fn access(&self) -> &Access {
+        &self.0.gates.access
+    }
+
+    /// Returns the check of a request's texts, if there are safety rules.
+    pub(super) fn check(&self, endpoint: Endpoint, client: &Client) -> Option<Check> {
+        let filter = self.0.gates.filter.as_ref()?;
+        Some(Check::new(Arc::clone(filter), endpoint.path(), client.name()))
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -72,10 +95,6 @@ impl App {
         Arc::clone(&self.0.metrics)
     }
 
-    pub(super) fn expected(&self) -> &Expected {
-        &self.0.expected
-    }
-
     pub(super) fn created(&self) -> u64 {
         self.0.created
     }
@@ -88,16 +107,28 @@ impl App {
 
 /// Returns the router of all endpoints.
 pub(super) fn router(app: App) -> Router {
-    let routes = Router::new()
-        .route("/infer", post(infer))
-        .route("/health", get(health))
-        .route("/ready", get(ready))
+    let own = Router::new().route("/infer", post(infer)).layer(DefaultBodyLimit::max(MAX_BODY));
+    let guarded = own
         .route("/status", get(status))
-        .route("/metrics", get(metrics))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
         .merge(openai::routes())
-        .with_state(app);
-    with_fallbacks(routes)
+        .layer(middleware::from_fn_with_state(app.clone(), access::guard));
+    // The kubelet and Prometheus have no key.
+    let open = Router::new().route("/health", get(health)).route("/ready", get(ready)).route("/metrics", get(metrics));
+    let named = middleware::map_response_with_state(app.clone(), named);
+    with_fallbacks(guarded.merge(open).layer(named).with_state(app))
+}
+
+/// Names the digest and the ring of the served model in the headers of every response.
+async fn named(State(app): State<App>, mut response: Response) -> Response {
+    if let Some(model) = app.phase().model() {
+        for (name, value) in [("x-codex-model-digest", model.digest.to_string()), ("x-codex-ring", model.ring().into())]
+        {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                response.headers_mut().insert(name, value);
+            }
+        }
+    }
+    response
 }
 
 /// The body of a request to `/infer`.
@@ -113,12 +144,13 @@ struct InferRequest {
 struct InferResponse {
     /// The response without its end token.
     completion: String,
-    /// Number of tokens of the prompt, for the metrics.
+    /// The numbers of tokens, for the metrics.
     #[serde(skip)]
-    prompt_tokens: usize,
+    counts: Tokens,
     /// Number of tokens of the response, including its end token.
     tokens: usize,
-    /// `stop` if the model ended the response, `length` if it reached the limit or filled the context.
+    /// `stop` if the model ended the response, `length` if it reached the limit or filled the context, `content_filter` if a
+    /// safety rule blocks it.
     finish_reason: &'static str,
     model_digest: ModelDigest,
     /// The answer at the end of the response. Absent if the response is incomplete or has none.
@@ -166,13 +198,17 @@ impl IntoResponse for ErrorResponse {
 }
 
 /// Answers a prompt. Accepts any content type, because `kubectl create --raw` sends none.
-async fn infer(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Response {
+async fn infer(
+    State(app): State<App>,
+    Extension(client): Extension<Client>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
     let begun = Instant::now();
     let metrics = &app.0.metrics;
     metrics.arrived(Endpoint::Infer);
-    let response = match completion(&app, body).await {
+    let response = match completion(&app, &client, body).await {
         Ok(reply) => {
-            metrics.completed(Endpoint::Infer, begun.elapsed(), reply.prompt_tokens, reply.tokens);
+            metrics.completed(Endpoint::Infer, begun.elapsed(), reply.counts);
             Json(reply).into_response()
         }
         Err(error) => error.into_response(),
@@ -182,14 +218,21 @@ async fn infer(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> R
 }
 
 /// Answers a prompt if there is a model.
-async fn completion(app: &App, body: Result<Bytes, BytesRejection>) -> Result<InferResponse, ErrorResponse> {
+async fn completion(
+    app: &App,
+    client: &Client,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<InferResponse, ErrorResponse> {
     let phase = app.phase();
     let Some(model) = phase.model() else {
         let told = format!("the model is not ready: {}", phase.name());
         return Err(ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, told));
     };
-    let digest = model.verified.signed.model;
-    answer(model, body).await.map_err(|problem| ErrorResponse { model: Some(digest), ..problem })
+    let digest = model.digest;
+    let check = app.check(Endpoint::Infer, client);
+    answer(model, client, check.as_ref(), body)
+        .await
+        .map_err(|problem| ErrorResponse { model: Some(digest), ..problem })
 }
 
 /// Parses the body. Invalid JSON gives 400; valid JSON of another shape gives 422.
@@ -209,12 +252,27 @@ fn parse(body: Result<Bytes, BytesRejection>) -> Result<InferRequest, ErrorRespo
 }
 
 /// Validates the request, generates, and takes the response apart.
-async fn answer(model: &ServedModel, body: Result<Bytes, BytesRejection>) -> Result<InferResponse, ErrorResponse> {
-    let InferRequest { prompt, max_new_tokens } = parse(body)?;
+async fn answer(
+    model: &ServedModel,
+    client: &Client,
+    check: Option<&Check>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<InferResponse, ErrorResponse> {
+    let InferRequest { mut prompt, max_new_tokens } = parse(body)?;
     let length = prompt.chars().count();
     if !(1..=MAX_PROMPT).contains(&length) {
         let told = format!("prompt: {length} characters: write 1 to {MAX_PROMPT}");
         return Err(ErrorResponse::new(StatusCode::UNPROCESSABLE_ENTITY, told));
+    }
+    let unchecked = |why: &Refusal| ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string());
+    if let Some(check) = check {
+        prompt = match check.text(&prompt, Direction::Prompt) {
+            Ok((prompt, _)) => prompt,
+            Err(why @ Refusal::Blocked(_)) => {
+                return Err(ErrorResponse::new(StatusCode::UNPROCESSABLE_ENTITY, format!("prompt: {why}")));
+            }
+            Err(why @ Refusal::Unchecked(_)) => return Err(unchecked(&why)),
+        };
     }
     let ids = model.tokenizer.encode_prompt(&prompt).map_err(|error| ErrorResponse::prompt(&error.into()))?;
     let (tokens, context) = (ids.len(), model.context);
@@ -226,22 +284,33 @@ async fn answer(model: &ServedModel, body: Result<Bytes, BytesRejection>) -> Res
         let told = format!("max_new_tokens: {limit} is out of range; use 1 to {context}, the model's context");
         return Err(ErrorResponse::new(StatusCode::UNPROCESSABLE_ENTITY, told));
     }
-    let job = Job { prompt: ids, limit, sampler: Sampler::greedy() };
-    let answer = model.batcher.answer(job).await.map_err(|error| match &error {
+    let job = Job { prompt: ids, limit, sampler: Sampler::greedy(), scores: None };
+    let answer = model.batcher.answer(job, client).await.map_err(|error| match &error {
         RequestError::Overloaded { .. } => ErrorResponse::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
         RequestError::Generate(error) => ErrorResponse::prompt(error),
         RequestError::Ended => ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
     })?;
-    let text = model
+    let mut text = model
         .tokenizer
         .decode(&answer.tokens)
         .map_err(|error| ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let mut reason = if answer.end == Some(End::Stop) { "stop" } else { "length" };
+    if let Some(check) = check {
+        match check.text(&text, Direction::Answer) {
+            Ok((checked, cut)) => {
+                text = checked;
+                reason = if cut { "length" } else { reason };
+            }
+            Err(Refusal::Blocked(_)) => (text, reason) = (String::new(), "content_filter"),
+            Err(why @ Refusal::Unchecked(_)) => return Err(unchecked(&why)),
+        }
+    }
     let solution = tasks::answer(&text).map(str::to_owned);
     Ok(InferResponse {
-        prompt_tokens: tokens,
+        counts: Tokens { prompt: tokens, cached: answer.cached, completion: answer.tokens.len(), reasoning: 0 },
         tokens: answer.tokens.len(),
-        finish_reason: if answer.end == Some(End::Stop) { "stop" } else { "length" },
-        model_digest: model.verified.signed.model,
+        finish_reason: reason,
+        model_digest: model.digest,
         steps: solution.is_some().then(|| tasks::steps(&text).into_iter().map(str::to_owned).collect()),
         answer: solution,
         completion: text.strip_suffix(tasks::END).unwrap_or(&text).to_owned(),
@@ -276,8 +345,8 @@ struct Status<'a> {
     /// Seconds since the process began to listen.
     uptime: f64,
     ring: &'a str,
-    /// The digest that it must serve, and serves once `verified`.
-    model_digest: ModelDigest,
+    /// The digest that it must serve, and serves once `verified`. That of an unsigned model is known once it is loaded.
+    model_digest: Option<ModelDigest>,
     verified: Option<VerifiedStatus>,
     active_sessions: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -294,21 +363,22 @@ struct VerifiedStatus {
 
 async fn status(State(app): State<App>) -> Response {
     let phase = app.phase();
-    let verified = phase.model().map(|model| VerifiedStatus {
-        model_digest: model.verified.signed.model,
-        promotion_digest: model.verified.promoted.digest,
-        signer: model.verified.signed.signer,
+    let verified = phase.model().and_then(|model| model.verified.as_ref()).map(|verified| VerifiedStatus {
+        model_digest: verified.signed.model,
+        promotion_digest: verified.promoted.digest,
+        signer: verified.signed.signer,
         evaluations: {
-            let evaluations = &model.verified.promoted.promotion.reasons.evaluations;
+            let evaluations = &verified.promoted.promotion.reasons.evaluations;
             evaluations.iter().map(|evaluation| evaluation.name.clone()).collect()
         },
     });
+    let expected = app.0.expected.as_ref();
     Json(Status {
         phase: phase.name(),
         version: env!("CARGO_PKG_VERSION"),
         uptime: app.0.started.elapsed().as_secs_f64(),
-        ring: &app.0.expected.ring,
-        model_digest: app.0.expected.model_digest,
+        ring: expected.map_or(UNSIGNED, |expected| &expected.ring),
+        model_digest: expected.map(|it| it.model_digest).or_else(|| phase.model().map(|model| model.digest)),
         verified,
         active_sessions: phase.active(),
         error: if let Phase::Refused(why) = &phase { Some(why) } else { None },
@@ -321,7 +391,7 @@ async fn metrics(State(app): State<App>) -> Result<Response, ErrorResponse> {
     let phase = app.phase();
     metrics.set_active(phase.active());
     if let Some(model) = phase.model() {
-        metrics.serves(&app.0.expected.ring, &model.verified.signed.model.short());
+        metrics.serves(model.ring(), &model.digest.short());
     }
     exposition::answer(metrics.registry())
         .map_err(|error| ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))

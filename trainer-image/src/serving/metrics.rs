@@ -15,18 +15,39 @@ pub(super) enum Endpoint {
     Chat,
     /// `/v1/completions`
     Completions,
+    /// `/v1/responses`
+    Responses,
 }
 
 impl Endpoint {
-    const ALL: [Self; 3] = [Self::Infer, Self::Chat, Self::Completions];
+    const ALL: [Self; 4] = [Self::Infer, Self::Chat, Self::Completions, Self::Responses];
 
-    fn path(self) -> &'static str {
+    /// Returns the endpoint of a path, if it generates.
+    pub(super) fn of(path: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|endpoint| endpoint.path() == path)
+    }
+
+    /// Returns its path.
+    pub(super) fn path(self) -> &'static str {
         match self {
             Self::Infer => "/infer",
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
+            Self::Responses => "/v1/responses",
         }
     }
+}
+
+/// The tokens of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tokens {
+    pub(super) prompt: usize,
+    /// Those of the prompt that came from the prefix cache.
+    pub(super) cached: usize,
+    /// Those of the response, its end token included.
+    pub(super) completion: usize,
+    /// Those of the response before its answer.
+    pub(super) reasoning: usize,
 }
 
 /// The metrics of one server.
@@ -40,7 +61,14 @@ pub(super) struct Metrics {
     sessions: IntGauge,
     model: IntGaugeVec,
     refused: IntCounter,
+    key_requests: IntCounterVec,
+    key_tokens: IntCounterVec,
+    cached: IntCounter,
+    reasoning: IntCounter,
 }
+
+/// Results of requests with an API key: values of the label `result`.
+const RESULTS: [&str; 4] = ["admitted", "forbidden", "rate_limited", "over_budget"];
 
 impl Metrics {
     /// Registers the metrics in a registry of their own.
@@ -54,6 +82,10 @@ impl Metrics {
             sessions: contract::SESSIONS.single(&registry)?,
             refused: contract::REFUSED_CONNECTIONS.single(&registry)?,
             model: contract::MODEL_INFO.labelled(&registry)?,
+            cached: contract::CACHED_TOKENS.single(&registry)?,
+            reasoning: contract::REASONING_TOKENS.single(&registry)?,
+            key_requests: contract::KEY_REQUESTS.labelled(&registry)?,
+            key_tokens: contract::KEY_TOKENS.labelled(&registry)?,
             registry,
         };
         // A new server shows zeros instead of no series.
@@ -73,6 +105,25 @@ impl Metrics {
         self.refused.inc();
     }
 
+    /// Counts a request with a key by how it was admitted.
+    pub(super) fn admitted(&self, key: &str, result: &'static str) {
+        self.key_requests.with_label_values(&[key, result]).inc();
+    }
+
+    /// Counts tokens of a key: of prompts and of responses.
+    pub(super) fn spent(&self, key: &str, tokens: u64) {
+        self.key_tokens.with_label_values(&[key]).inc_by(tokens);
+    }
+
+    /// Removes the series of a removed key.
+    pub(super) fn forget(&self, key: &str) {
+        for result in RESULTS {
+            // It may have none.
+            let _ = self.key_requests.remove_label_values(&[key, result]);
+        }
+        let _ = self.key_tokens.remove_label_values(&[key]);
+    }
+
     /// Counts a request.
     pub(super) fn arrived(&self, endpoint: Endpoint) {
         self.requests.with_label_values(&[endpoint.path()]).inc();
@@ -83,11 +134,13 @@ impl Metrics {
         self.responses.with_label_values(&[endpoint.path(), status.as_str()]).inc();
     }
 
-    /// Records the latency of a completed request, and the tokens of its prompt and of its completion.
-    pub(super) fn completed(&self, endpoint: Endpoint, took: Duration, prompt: usize, completion: usize) {
+    /// Records the latency of a completed request, and its tokens.
+    pub(super) fn completed(&self, endpoint: Endpoint, took: Duration, tokens: Tokens) {
         self.latency.with_label_values(&[endpoint.path()]).observe(took.as_secs_f64());
-        self.tokens.with_label_values(&["prompt"]).inc_by(prompt as u64);
-        self.tokens.with_label_values(&["completion"]).inc_by(completion as u64);
+        self.tokens.with_label_values(&["prompt"]).inc_by(tokens.prompt as u64);
+        self.tokens.with_label_values(&["completion"]).inc_by(tokens.completion as u64);
+        self.cached.inc_by(tokens.cached as u64);
+        self.reasoning.inc_by(tokens.reasoning as u64);
     }
 
     /// Sets the number of running and waiting requests.
@@ -113,16 +166,21 @@ mod tests {
     use axum::http::StatusCode;
     use prometheus::TextEncoder;
 
-    use super::{Endpoint, Metrics, contract};
+    use super::{Endpoint, Metrics, Tokens, contract};
 
     #[test]
     fn the_exposition_is_that_of_the_contract() {
         let metrics = Metrics::new().unwrap();
         metrics.arrived(Endpoint::Infer);
         metrics.answered(Endpoint::Infer, StatusCode::TOO_MANY_REQUESTS);
-        metrics.completed(Endpoint::Infer, Duration::from_millis(600), 7, 30);
+        let tokens = Tokens { prompt: 7, cached: 5, completion: 30, reasoning: 20 };
+        metrics.completed(Endpoint::Infer, Duration::from_millis(600), tokens);
         metrics.serves("main", "9f2c41d0a7b3");
         metrics.refused();
+        metrics.admitted("gone", "admitted");
+        metrics.admitted("alice", "rate_limited");
+        metrics.spent("alice", 12);
+        metrics.forget("gone");
         let families = metrics.registry().gather();
         let exposed: BTreeSet<_> = families
             .iter()
@@ -137,10 +195,15 @@ mod tests {
             "codex_ml_inference_tokens_total{type=\"completion\"} 30",
             "codex_ml_inference_latency_seconds_bucket{endpoint=\"/infer\",le=\"0.7\"} 1",
             "codex_ml_inference_latency_seconds_bucket{endpoint=\"/infer\",le=\"0.5\"} 0",
+            "codex_ml_inference_prompt_tokens_cached_total 5",
+            "codex_ml_inference_reasoning_tokens_total 20",
             "codex_ml_inference_connections_refused_total 1",
+            "codex_ml_inference_key_requests_total{key=\"alice\",result=\"rate_limited\"} 1",
+            "codex_ml_inference_key_tokens_total{key=\"alice\"} 12",
             "codex_ml_model_info{model=\"9f2c41d0a7b3\",ring=\"main\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");
         }
+        assert!(!text.contains("gone"), "{text}");
     }
 }

@@ -1,6 +1,6 @@
 //! `codex serve`: reads a model into memory, verifies exactly those bytes, and only then answers requests. Does I/O.
 //!
-//! The order is fixed: the server listens (alive, not ready), reads and hashes every file once, verifies key, signature,
+//! With `--unsigned` a model without signatures is served to this machine only. Otherwise the order is fixed: the server listens (alive, not ready), reads and hashes every file once, verifies key, signature,
 //! promotion and ring against those bytes, loads the model from them, and runs a self-check. Then `/ready` returns 200. A
 //! refused model is reported with the reason `VerificationFailed`, and the process exits with [`exit::BAD_INPUT`]. In a
 //! Deployment the kubelet restarts it with growing delays: the pod stays unready, its termination message has the reason, and
@@ -8,12 +8,16 @@
 //!
 //! Threads: two for HTTP, the engine thread, and rayon's, one for each CPU within the cgroup's quota.
 
+mod access;
 mod batcher;
 mod error;
+mod filter;
 mod http;
+pub(crate) mod local;
 mod metrics;
 mod openai;
 mod phase;
+mod place;
 #[cfg(test)]
 mod tests;
 mod verified_load;
@@ -31,15 +35,20 @@ use codex_reports::{ServingState, Stage, exit};
 use codex_signing::verify::Expected;
 use codex_verdict::Ring;
 use tokio::{net::TcpListener, signal::unix::SignalKind, sync::watch};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
-    batcher::Batcher,
-    http::App,
+    access::{Access, Quota},
+    batcher::{Batcher, Room},
+    filter::Filter,
+    http::{App, Gates},
     metrics::Metrics,
     phase::{Phase, ServedModel},
-    verified_load::{Paths, load_checked, read_verified},
+    place::SPARE,
+    verified_load::{Paths, load_checked, read_unsigned, read_verified},
 };
+#[cfg(test)]
+pub(crate) use self::{openai::tests::chat_model, tests::Case};
 pub use error::ServeError;
 
 use crate::{
@@ -56,36 +65,56 @@ const LIMITS: Limits = Limits {
     lifetime: Duration::from_hours(1),
 };
 
+/// The arguments of a signed model.
+const SIGNED: [&str; 8] =
+    ["model", "model_digest", "oms_bundle", "promotion", "promotion_digest", "public_key", "key_fingerprint", "ring"];
+
 /// The greatest value of a numeric argument.
 const MOST: u64 = u16::MAX as u64;
 
 /// Verify a model's signature, promotion and ring, then serve it over HTTP.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Serve {
+    /// The model directory, with --unsigned.
+    #[arg(value_name = "DIR", requires = "unsigned", conflicts_with_all = SIGNED)]
+    directory: Option<PathBuf>,
+    /// Serve a model that nobody signed, to this machine only.
+    #[arg(long, requires = "directory")]
+    unsigned: bool,
     /// The model directory.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "unsigned")]
+    model: Option<PathBuf>,
     /// Required digest of the model.
-    #[arg(long, value_name = "HEX")]
-    model_digest: ModelDigest,
+    #[arg(long, value_name = "HEX", required_unless_present = "unsigned")]
+    model_digest: Option<ModelDigest>,
     /// The OMS signature bundle.
-    #[arg(long, value_name = "FILE")]
-    oms_bundle: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "unsigned")]
+    oms_bundle: Option<PathBuf>,
     /// The promotion bundle.
-    #[arg(long, value_name = "FILE")]
-    promotion: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "unsigned")]
+    promotion: Option<PathBuf>,
     /// Required digest of the promotion statement.
-    #[arg(long, value_name = "HEX")]
-    promotion_digest: PromotionDigest,
+    #[arg(long, value_name = "HEX", required_unless_present = "unsigned")]
+    promotion_digest: Option<PromotionDigest>,
     /// The public key that verifies both bundles, in PEM.
-    #[arg(long, value_name = "FILE")]
-    public_key: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "unsigned")]
+    public_key: Option<PathBuf>,
     /// Required fingerprint of the public key.
-    #[arg(long, value_name = "HEX")]
-    key_fingerprint: Sha256,
+    #[arg(long, value_name = "HEX", required_unless_present = "unsigned")]
+    key_fingerprint: Option<Sha256>,
     /// The ring that the promotion must be for.
-    #[arg(long, value_parser = PossibleValuesParser::new(Ring::ALL.map(Ring::name)))]
-    ring: String,
+    #[arg(long, required_unless_present = "unsigned", value_parser = PossibleValuesParser::new(Ring::ALL.map(Ring::name)))]
+    ring: Option<String>,
+    /// Require an API key: a directory with a file for each key, such as a mounted Secret. It is read again every few seconds.
+    #[arg(long, value_name = "DIR")]
+    api_keys: Option<PathBuf>,
+    /// The most requests of a key within a time, such as 30/60s, which is the default with --api-keys. Without keys, the most of
+    /// all clients together.
+    #[arg(long, value_name = "COUNT/TIME", value_parser = str::parse::<Quota>)]
+    rate_limit: Option<Quota>,
+    /// The most tokens of a key within a time, such as 1000000/1d, those of prompts included. Without keys, of all clients.
+    #[arg(long, value_name = "COUNT/TIME", value_parser = str::parse::<Quota>)]
+    token_budget: Option<Quota>,
     /// Address and port to listen on.
     #[arg(long, default_value = "127.0.0.1:8000", value_parser = socket_address)]
     listen: SocketAddr,
@@ -98,6 +127,15 @@ pub struct Serve {
     /// Number of requests that may wait; further ones are refused with 429.
     #[arg(long, default_value_t = 64, value_parser = whole::<u16>(0..=MOST))]
     queue: u16,
+    /// Tokens whose keys and values are kept for later prompts that begin alike, over all idle slots; 0 keeps none.
+    #[arg(long, value_name = "TOKENS", default_value_t = 16_384, value_parser = whole::<usize>(0..=1 << 40))]
+    prefix_cache: usize,
+    /// Check prompts and answers by these safety rules, in YAML. The file is read again every few seconds.
+    #[arg(long, value_name = "FILE")]
+    safety_rules: Option<PathBuf>,
+    /// Append what safety rules hit to this file, as JSON lines without the texts.
+    #[arg(long, value_name = "FILE", requires = "safety_rules")]
+    safety_events: Option<PathBuf>,
     /// Name of the model in the OpenAI-shaped API; the beginning of its digest by default.
     #[arg(long, value_name = "NAME", env = "CODEX_OBJECT_NAME")]
     name: Option<String>,
@@ -133,10 +171,14 @@ impl Serve {
 
     async fn serve(self, reporter: &Arc<Reporter<ServingState>>) -> Result<(), ServeError> {
         let stop = Shutdown::on_signals()?;
+        if self.unsigned && !self.listen.ip().is_loopback() {
+            return Err(ServeError::Public(self.listen));
+        }
         let listener = TcpListener::bind(self.listen)
             .await
             .map_err(|source| ServeError::Listen { address: self.listen, source })?;
-        let outcome = Server::of(self).run(listener, reporter, &stop).await;
+        let Some(server) = Server::of(self) else { return Err(ServeError::Arguments) };
+        let outcome = server.run(listener, reporter, &stop).await;
         // After the drain deadline there is no time left for a final report.
         if let Err(error) = &outcome
             && !matches!(error, ServeError::CutOff { .. })
@@ -176,13 +218,24 @@ impl Shutdown {
     }
 }
 
+/// The model of a server.
+#[derive(Clone, Debug)]
+enum Source {
+    /// A model with bundles that verify it.
+    Signed { paths: Paths, expected: Expected },
+    /// A directory that nobody signed.
+    Unsigned(PathBuf),
+}
+
 /// A server before it listens.
 struct Server {
-    paths: Paths,
-    expected: Expected,
-    slots: usize,
+    source: Source,
+    access: access::Settings,
+    filter: filter::Settings,
+    /// How often files that may change are read again.
+    reload: Duration,
     device: Device,
-    queue: usize,
+    room: Room,
     drain_delay: Duration,
     drain_deadline: Duration,
     limits: Limits,
@@ -190,28 +243,45 @@ struct Server {
 }
 
 impl Server {
-    fn of(arguments: Serve) -> Self {
-        Self {
-            paths: Paths {
-                model: arguments.model,
-                oms_bundle: arguments.oms_bundle,
-                promotion: arguments.promotion,
-                public_key: arguments.public_key,
+    /// Returns `None` if an argument is missing, which the command line does not allow.
+    fn of(arguments: Serve) -> Option<Self> {
+        let source = match arguments.directory {
+            Some(directory) => Source::Unsigned(directory),
+            None => Source::Signed {
+                paths: Paths {
+                    model: arguments.model?,
+                    oms_bundle: arguments.oms_bundle?,
+                    promotion: arguments.promotion?,
+                    public_key: arguments.public_key?,
+                },
+                expected: Expected {
+                    model_digest: arguments.model_digest?,
+                    key_fingerprint: arguments.key_fingerprint?,
+                    ring: arguments.ring?,
+                    promotion_digest: arguments.promotion_digest?,
+                },
             },
-            expected: Expected {
-                model_digest: arguments.model_digest,
-                key_fingerprint: arguments.key_fingerprint,
-                ring: arguments.ring,
-                promotion_digest: arguments.promotion_digest,
+        };
+        Some(Self {
+            source,
+            access: access::Settings {
+                keys: arguments.api_keys,
+                rate: arguments.rate_limit,
+                tokens: arguments.token_budget,
             },
-            slots: arguments.slots.into(),
+            filter: filter::Settings { rules: arguments.safety_rules, events: arguments.safety_events },
+            reload: access::RELOAD,
             device: arguments.device,
-            queue: arguments.queue.into(),
+            room: Room {
+                running: arguments.slots.into(),
+                queue: arguments.queue.into(),
+                prefixes: arguments.prefix_cache,
+            },
             drain_delay: Duration::from_secs(arguments.drain_delay.into()),
             drain_deadline: Duration::from_secs(arguments.drain_deadline.into()),
             limits: LIMITS,
             name: arguments.name,
-        }
+        })
     }
 
     /// Serves on `listener` until `stop`. Returns after the last request is answered.
@@ -221,17 +291,36 @@ impl Server {
         reporter: &Reporter<ServingState>,
         stop: &Shutdown,
     ) -> Result<(), ServeError> {
+        self.run_until_ready(listener, reporter, stop, || ()).await
+    }
+
+    /// Does the same, and calls `ready` once it answers requests.
+    async fn run_until_ready(
+        self,
+        listener: TcpListener,
+        reporter: &Reporter<ServingState>,
+        stop: &Shutdown,
+        ready: impl FnOnce() + Send,
+    ) -> Result<(), ServeError> {
         if let Ok(address) = listener.local_addr() {
             tracing::info!(%address, "listening; not ready until the model is verified");
         }
         let (phase, watched) = watch::channel(Phase::Verifying);
         let metrics = Arc::new(Metrics::new().map_err(ServeError::Metrics)?);
         crate::gpu::register(metrics.registry(), self.device).map_err(ServeError::Metrics)?;
-        let app = App::new(self.expected.clone(), watched, Arc::clone(&metrics), self.name.clone());
+        let access = Arc::new(Access::new(self.access.clone(), Arc::clone(&metrics))?);
+        let filter = Filter::new(&self.filter)?;
+        let expected = match &self.source {
+            Source::Signed { expected, .. } => Some(expected.clone()),
+            Source::Unsigned(_) => None,
+        };
+        let gates = Gates { access: Arc::clone(&access), filter: filter.clone() };
+        let app = App::new(expected, gates, watched, Arc::clone(&metrics), self.name.clone());
         let closing = CancellationToken::new();
+        let _reloading = AbortOnDropHandle::new(tokio::spawn(reload(access, filter, self.reload)));
         let http = codex_http::Server::new(listener, self.limits).on_refused(move || metrics.refused());
         let http = tokio::spawn(http.serve(http::router(app), closing.clone()));
-        let served = self.until_stopped(&phase, reporter, stop).await;
+        let served = self.until_stopped(&phase, reporter, stop, ready).await;
         if let Err(error) = &served {
             phase.send_replace(Phase::Refused(chain(error).into()));
             // The listener stays open during the final report, so that probes see the reason.
@@ -250,6 +339,7 @@ impl Server {
         phase: &watch::Sender<Phase>,
         reporter: &Reporter<ServingState>,
         stop: &Shutdown,
+        ready: impl FnOnce() + Send,
     ) -> Result<(), ServeError> {
         let model = tokio::select! {
             () = stop.requested.cancelled() => return Ok(()),
@@ -258,10 +348,11 @@ impl Server {
         phase.send_replace(Phase::Ready(Arc::clone(&model)));
         reporter.update(|state| {
             state.stage = Stage::Running;
-            state.verified = Some(model.verified.signed.model);
-            state.promotion = Some(model.verified.promoted.digest);
+            state.verified = model.verified.as_ref().map(|verified| verified.signed.model);
+            state.promotion = model.verified.as_ref().map(|verified| verified.promoted.digest);
         });
-        tracing::info!(model = %model.verified.signed.model, ring = %self.expected.ring, "ready");
+        tracing::info!(model = %model.digest, ring = model.ring(), "ready");
+        ready();
         tokio::select! {
             () = stop.requested.cancelled() => {}
             () = model.batcher.ended() => return Err(ServeError::Engine(std::io::Error::other("it panicked"))),
@@ -277,15 +368,39 @@ impl Server {
 
     /// Reads, verifies and loads the model, and runs the self-check.
     async fn open(&self, phase: &watch::Sender<Phase>) -> Result<ServedModel, ServeError> {
-        let (paths, expected) = (self.paths.clone(), self.expected.clone());
-        let (slots, device) = (self.slots, self.device);
-        let (verified, files) = blocking(move || read_verified(&paths, &expected)).await?;
+        let source = self.source.clone();
+        let (slots, device) = (self.room.running + SPARE, self.device);
+        let (digest, verified, files) = blocking(move || match source {
+            Source::Signed { paths, expected } => {
+                let (verified, files) = read_verified(&paths, &expected)?;
+                Ok((verified.signed.model, Some(verified), files))
+            }
+            Source::Unsigned(path) => read_unsigned(&path).map(|(digest, files)| (digest, None, files)),
+        })
+        .await?;
         phase.send_replace(Phase::Loading);
         let generator = blocking(move || load_checked(&files, slots, device)).await?;
         let (tokenizer, context) = (generator.tokenizer().clone(), generator.config().max_position_embeddings);
         let ends = generator.config().eos_token_ids.clone();
-        let batcher = Batcher::start(generator, self.queue).map_err(ServeError::Engine)?;
-        Ok(ServedModel { verified, tokenizer, ends, context, batcher })
+        let markers = openai::markers(&tokenizer);
+        let batcher = Batcher::start(generator, self.room).map_err(ServeError::Engine)?;
+        Ok(ServedModel { digest, verified, tokenizer, ends, markers, context, batcher })
+    }
+}
+
+/// Reads files that may change again, forever.
+async fn reload(access: Arc<Access>, filter: Option<Arc<Filter>>, period: Duration) {
+    loop {
+        tokio::time::sleep(period).await;
+        let (access, filter) = (Arc::clone(&access), filter.clone());
+        let read = move || {
+            access.reload();
+            filter.iter().for_each(|filter| filter.reload());
+        };
+        if tokio::task::spawn_blocking(read).await.is_err() {
+            tracing::error!("reading API keys and safety rules again failed: changes need a restart");
+            return;
+        }
     }
 }
 

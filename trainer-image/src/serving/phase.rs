@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use codex_provenance::ModelDigest;
 use codex_signing::verify::Verified;
 
 use super::batcher::Batcher;
@@ -22,16 +23,36 @@ pub(super) enum Phase {
     Refused(Arc<str>),
 }
 
-/// A verified, loaded model.
+/// The ring of a model that nobody promoted.
+pub(super) const UNSIGNED: &str = "unsigned";
+
+/// A loaded model.
 #[derive(Debug)]
 pub(super) struct ServedModel {
-    pub(super) verified: Verified,
+    /// The digest of the bytes that are served.
+    pub(super) digest: ModelDigest,
+    /// What its bundles say; `None` for a model that is served unsigned.
+    pub(super) verified: Option<Verified>,
     pub(super) tokenizer: Tokenizer,
     /// The ids of its end tokens.
     pub(super) ends: Vec<u32>,
+    /// Special tokens that are shown as text, because they mark reasoning or calls of tools; ids and texts.
+    pub(super) markers: Vec<(u32, &'static str)>,
     /// The most tokens of a prompt and its response together.
     pub(super) context: usize,
     pub(super) batcher: Batcher,
+}
+
+impl ServedModel {
+    /// Returns the ring that the model is promoted into, or [`UNSIGNED`].
+    pub(super) fn ring(&self) -> &str {
+        self.verified.as_ref().map_or(UNSIGNED, |verified| &verified.promoted.promotion.reasons.ring)
+    }
+
+    /// Returns what names the bytes and the ring in responses, such as `9f2c41d0a7b3@0D_base_`.
+    pub(super) fn fingerprint(&self) -> String {
+        format!("{}@{}", self.digest.short(), self.ring())
+    }
 }
 
 impl Phase {

@@ -25,9 +25,10 @@ use tokio::{
 };
 
 use super::{
-    Paths, ServeError, Server, Shutdown,
-    batcher::{Batcher, Job},
-    http, load_checked,
+    Paths, ServeError, Server, Shutdown, Source,
+    access::{self, Access, Client},
+    batcher::{Batcher, Job, Room},
+    filter, http, load_checked,
     metrics::Metrics,
     phase::Phase,
     read_verified,
@@ -109,23 +110,26 @@ fn promotion(manifest: &Manifest, payload: &[u8]) -> Promotion {
 }
 
 /// A signed and promoted model in a directory, and a server of it.
-pub(super) struct Case {
+pub(crate) struct Case {
     root: tempfile::TempDir,
     pub(super) expected: Expected,
     slots: usize,
     queue: usize,
+    pub(super) prefixes: usize,
     drain_delay: Duration,
     drain_deadline: Duration,
     limits: Limits,
+    pub(super) access: access::Settings,
+    pub(super) filter: filter::Settings,
 }
 
 impl Case {
-    pub(super) fn new(context: usize) -> Self {
+    pub(crate) fn new(context: usize) -> Self {
         Self::of(files(context))
     }
 
     /// Signs and promotes a model of these files.
-    pub(super) fn of(files: BTreeMap<String, Vec<u8>>) -> Self {
+    pub(crate) fn of(files: BTreeMap<String, Vec<u8>>) -> Self {
         let root = tempfile::tempdir().unwrap();
         let model = root.path().join("model");
         fs::create_dir(&model).unwrap();
@@ -151,13 +155,21 @@ impl Case {
             expected,
             slots: 4,
             queue: 64,
+            prefixes: 1000,
             drain_delay: Duration::ZERO,
             drain_deadline: Duration::from_secs(30),
             limits: super::LIMITS,
+            access: access::Settings::default(),
+            filter: filter::Settings::default(),
         }
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    /// Requires the keys of a folder, each with a rate limit that a test does not reach.
+    pub(crate) fn require_keys(&mut self, folder: std::path::PathBuf) {
+        self.access = access::Settings { keys: Some(folder), rate: "10000/1d".parse().ok(), tokens: None };
+    }
+
+    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
         self.root.path().join(name)
     }
 
@@ -170,20 +182,36 @@ impl Case {
         }
     }
 
-    async fn start(&self) -> Running {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = Server {
-            paths: self.paths(),
-            expected: self.expected.clone(),
-            slots: self.slots,
+    pub(super) async fn start(&self) -> Running {
+        self.serve(self.server()).await
+    }
+
+    fn server(&self) -> Server {
+        Server {
+            source: Source::Signed { paths: self.paths(), expected: self.expected.clone() },
+            access: self.access.clone(),
+            filter: self.filter.clone(),
+            reload: Duration::from_millis(20),
             device: codex_configs::Device::Cpu,
-            queue: self.queue,
+            room: Room { running: self.slots, queue: self.queue, prefixes: self.prefixes },
             drain_delay: self.drain_delay,
             drain_deadline: self.drain_deadline,
             limits: self.limits,
             name: Some("cot".to_owned()),
-        };
+        }
+    }
+
+    /// Serves the model unsigned.
+    async fn unsigned(&self) -> Running {
+        let source = Source::Unsigned(self.path("model"));
+        let server = self.serve(Server { source, name: None, ..self.server() }).await;
+        server.until("/ready", 200).await;
+        server
+    }
+
+    async fn serve(&self, server: Server) -> Running {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
         let reporter = Arc::new(Reporter::<ServingState>::from_env().unwrap());
         let stop = Shutdown::default();
         let (reported, stopped) = (Arc::clone(&reporter), stop.clone());
@@ -191,18 +219,18 @@ impl Case {
         Running { address, reporter, stop, end }
     }
 
-    pub(super) async fn ready(&self) -> Running {
+    pub(crate) async fn ready(&self) -> Running {
         let server = self.start().await;
         server.until("/ready", 200).await;
         server
     }
 }
 
-pub(super) struct Running {
-    pub(super) address: SocketAddr,
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
     reporter: Arc<Reporter<ServingState>>,
     stop: Shutdown,
-    end: JoinHandle<Result<(), ServeError>>,
+    pub(super) end: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Running {
@@ -499,6 +527,51 @@ async fn a_request_needs_no_content_type() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_unsigned_model_is_served_as_such() {
+    let case = Case::new(64);
+    fs::remove_file(case.path("oms.json")).unwrap();
+    let server = case.unsigned().await;
+    let digest = case.expected.model_digest.to_string();
+    let (status, reply) = server.infer(json!({ "prompt": "1+1:", "max_new_tokens": 2 })).await;
+    assert_eq!((status, &reply["model_digest"]), (200, &json!(digest)));
+    let status: Value = serde_json::from_str(&server.get("/status").await.1).unwrap();
+    assert_eq!(
+        (&status["ring"], &status["verified"], &status["model_digest"]),
+        (&json!("unsigned"), &Value::Null, &json!(digest))
+    );
+    let models: Value = serde_json::from_str(&server.get("/v1/models").await.1).unwrap();
+    let model = &models["data"][0];
+    assert_eq!(
+        (&model["id"], &model["ring"], &model["verdict"]),
+        (&json!("unsigned"), &json!("unsigned"), &Value::Null)
+    );
+    assert!(model.get("signer").is_none());
+    assert_eq!(server.reporter.state().verified, None);
+}
+
+#[test]
+fn a_signed_model_needs_its_bundles_and_an_unsigned_one_a_loopback_address() {
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        serve: super::Serve,
+    }
+    let parse = |line: &str| Line::try_parse_from(line.split(' ')).map(|line| line.serve);
+    let told = parse("codex --model m").err().unwrap().to_string();
+    assert!(told.contains("--oms-bundle") && told.contains("--ring"), "{told}");
+    for line in ["codex m", "codex --unsigned", "codex m --unsigned --model m", "codex m --unsigned --ring main"] {
+        assert!(parse(line).is_err(), "{line}");
+    }
+    let open = parse("codex m --unsigned --listen 0.0.0.0:8000").unwrap();
+    let error = open.run().err().unwrap();
+    assert_eq!(error.exit, exit::BAD_INPUT);
+    assert!(error.to_string().contains("--listen 0.0.0.0:8000: an unsigned model is served on a loopback"), "{error}");
+    assert!(Server::of(parse("codex m --unsigned").unwrap()).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn overload_is_refused_early() {
     let case = Case { slots: 1, queue: 1, ..Case::new(400) };
     let server = Arc::new(case.ready().await);
@@ -525,28 +598,40 @@ async fn overload_is_refused_early() {
     assert_eq!(server.infer(json!({ "prompt": "1+1:" })).await.0, 200, "there is room again");
 }
 
+fn client() -> Client {
+    Client::unlimited(Arc::new(Metrics::new().unwrap()))
+}
+
 fn job(token: u32, limit: usize) -> Job {
-    Job { prompt: vec![token], limit, sampler: Sampler::greedy() }
+    Job { prompt: vec![token], limit, sampler: Sampler::greedy(), scores: None }
 }
 
 #[tokio::test]
 async fn without_a_free_permit_requests_are_refused() {
-    let batcher = Batcher::start(generator(64, 2), 3).unwrap();
+    let batcher = Batcher::start(generator(64, 4), Room { running: 2, queue: 3, prefixes: 100 }).unwrap();
     let all = Arc::clone(&batcher.permits).acquire_many_owned(5).await.unwrap();
     assert_eq!(batcher.active(), 5);
-    assert!(batcher.answer(job(5, 1)).await.unwrap_err().to_string().contains("5 requests are running or waiting"));
+    assert!(
+        batcher
+            .answer(job(5, 1), &client())
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("5 requests are running or waiting")
+    );
     drop(all);
-    assert_eq!(batcher.answer(job(5, 7)).await.unwrap().tokens.len(), 7);
-    assert!(batcher.answer(job(9_999, 1)).await.unwrap_err().to_string().contains("outside the vocabulary"));
+    assert_eq!(batcher.answer(job(5, 7), &client()).await.unwrap().tokens.len(), 7);
+    assert!(batcher.answer(job(9_999, 1), &client()).await.unwrap_err().to_string().contains("outside the vocabulary"));
 }
 
 #[tokio::test]
 async fn an_abandoned_request_is_dropped() {
-    let batcher = Batcher::start(generator(ENDLESS, 1), 1).unwrap();
-    let abandoned = batcher.answer(job(5, ENDLESS));
+    let batcher = Batcher::start(generator(ENDLESS, 1), Room { running: 1, queue: 1, prefixes: 0 }).unwrap();
+    let payer = client();
+    let abandoned = batcher.answer(job(5, ENDLESS), &payer);
     assert!(tokio::time::timeout(Duration::from_millis(50), abandoned).await.is_err(), "generation has only begun");
     // The only slot is free again, long before the context is full.
-    let next = tokio::time::timeout(Duration::from_secs(10), batcher.answer(job(5, 3))).await;
+    let next = tokio::time::timeout(Duration::from_secs(10), batcher.answer(job(5, 3), &client())).await;
     assert_eq!(next.unwrap().unwrap().tokens.len(), 3);
     assert_eq!(batcher.active(), 0);
 }
@@ -590,17 +675,7 @@ async fn a_server_that_is_stopped_before_it_is_ready_exits() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stop = Shutdown::default();
     stop.requested.cancel();
-    let server = Server {
-        paths: case.paths(),
-        expected: case.expected.clone(),
-        slots: 1,
-        device: codex_configs::Device::Cpu,
-        queue: 1,
-        drain_delay: case.drain_delay,
-        drain_deadline: case.drain_deadline,
-        limits: case.limits,
-        name: None,
-    };
+    let server = case.server();
     let reporter = Reporter::<ServingState>::from_env().unwrap();
     server.run(listener, &reporter, &stop).await.unwrap();
     assert_eq!(reporter.state().failure, None);
@@ -610,7 +685,14 @@ async fn a_server_that_is_stopped_before_it_is_ready_exits() {
 async fn a_refused_model_is_reported_on_every_endpoint() {
     let case = Case::new(64);
     let (_phase, watched) = watch::channel(Phase::Refused("the model is refused: because".into()));
-    let app = http::App::new(case.expected.clone(), watched, Arc::new(Metrics::new().unwrap()), None);
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let app = http::App::new(
+        Some(case.expected.clone()),
+        http::Gates { access: Access::open(Arc::clone(&metrics)), filter: None },
+        watched,
+        metrics,
+        None,
+    );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = tokio::spawn(axum::serve(listener, http::router(app)).into_future());

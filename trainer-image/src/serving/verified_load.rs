@@ -7,7 +7,7 @@ use std::{
 
 use codex_configs::Device;
 use codex_provenance::{
-    files,
+    ModelDigest, files,
     manifest::{Manifest, ManifestError},
 };
 use codex_signing::{
@@ -64,6 +64,19 @@ pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verif
         "verified"
     );
     Ok((verified, files))
+}
+
+/// Reads every file of a model that nobody signed, and returns the digest of what was read.
+pub(super) fn read_unsigned(path: &Path) -> Result<(ModelDigest, ModelFiles), ServeError> {
+    let refused = |source| ServeError::Manifest { path: path.to_owned(), source };
+    let entries = files::walk(path, &BTreeSet::new()).map_err(refused)?;
+    let (manifest, files) = Manifest::read(entries).map_err(refused)?;
+    tracing::warn!(
+        model = %manifest.digest(),
+        bytes = manifest.size_bytes(),
+        "UNSIGNED: nobody judged, signed or promoted this model; only programs on this machine can reach it"
+    );
+    Ok((manifest.digest(), files))
 }
 
 fn read(what: &'static str, path: &Path, limit: usize) -> Result<Vec<u8>, ServeError> {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use minijinja::Value;
+use minijinja::{Value, value::ValueKind};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -61,6 +61,26 @@ pub struct Turns {
     pub assistant: Vec<bool>,
 }
 
+/// A conversation with all that a template may use: calls of tools, tools, and variables of the template.
+#[derive(Clone, Debug, Default)]
+pub struct Conversation {
+    /// The messages as maps; each has a `role` and usually a `content`.
+    pub messages: Vec<Value>,
+    /// Descriptions of the tools that the model may call.
+    pub tools: Vec<Value>,
+    /// Further variables, such as `enable_thinking`.
+    pub variables: Vec<(String, Value)>,
+}
+
+/// The prompt of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// The token ids.
+    pub ids: Vec<u32>,
+    /// The rendered text.
+    pub text: String,
+}
+
 /// What a template needs beside the messages.
 #[derive(Clone, Debug)]
 pub(super) struct Chat {
@@ -83,13 +103,25 @@ impl Chat {
             let content = specials.specials().protect(&message.content, mark);
             Value::from_pairs([("role", Value::from(message.role.name())), ("content", Value::from(content))])
         });
+        self.render_values(protected.collect(), None, Vec::new(), mark, prompt)
+    }
+
+    /// Renders messages that are protected.
+    fn render_values(
+        &self,
+        messages: Value,
+        tools: Option<Value>,
+        mut variables: Vec<(String, Value)>,
+        mark: char,
+        prompt: bool,
+    ) -> Result<Marked, TokenizerError> {
         let none = Value::from(None::<bool>);
-        let mut variables = vec![
-            ("messages".to_owned(), protected.collect::<Value>()),
+        variables.extend([
+            ("messages".to_owned(), messages),
             ("add_generation_prompt".to_owned(), Value::from(prompt)),
-            ("tools".to_owned(), none.clone()),
+            ("tools".to_owned(), tools.unwrap_or_else(|| none.clone())),
             ("documents".to_owned(), none),
-        ];
+        ]);
         variables.extend(self.tokens.iter().map(|(name, token)| (name.clone(), Value::from(token.as_str()))));
         Ok(Marked::of(&self.template.render(self.clock, variables)?, mark))
     }
@@ -108,6 +140,25 @@ impl Chat {
     pub(super) fn prompt(&self, messages: &[Message], fast: &Fast) -> Result<Vec<u32>, TokenizerError> {
         let marked = self.render(messages, fast, self.mark(messages)?, true)?;
         Ok(fast.encode(&marked.text, Allowed::Unbroken(&marked))?.get_ids().to_vec())
+    }
+
+    /// Returns the prompt of the next response in a conversation with tools.
+    pub(super) fn conversation(&self, conversation: &Conversation, fast: &Fast) -> Result<Rendered, TokenizerError> {
+        let Conversation { messages, tools, variables } = conversation;
+        let mut texts = Vec::new();
+        for value in messages.iter().chain(tools).chain(variables.iter().map(|(_, value)| value)) {
+            strings(value, &mut texts);
+        }
+        if let Some((_, key)) = texts.iter().find(|(is_key, text)| *is_key && fast.specials().occur_in(text)) {
+            return Err(TokenizerError::Template(format!("the field {key:?} has a special token in its name")));
+        }
+        let mark = free_mark(&texts.iter().map(|(_, text)| text.as_str()).chain([self.template.source()]))?;
+        let protect = |value: &Value| protected(value, fast, mark);
+        let tools = (!tools.is_empty()).then(|| tools.iter().map(protect).collect());
+        let variables = variables.iter().map(|(name, value)| (name.clone(), named(value, fast, mark))).collect();
+        let marked = self.render_values(messages.iter().map(protect).collect(), tools, variables, mark, true)?;
+        let ids = fast.encode(&marked.text, Allowed::Unbroken(&marked))?.get_ids().to_vec();
+        Ok(Rendered { ids, text: marked.text })
     }
 
     /// Returns the tokens of a conversation, and which of them the assistant writes.
@@ -131,6 +182,52 @@ impl Chat {
             assistant[turn].fill(true);
         }
         Ok(Turns { ids: ids.to_vec(), assistant })
+    }
+}
+
+/// Collects the strings of a value, and whether each is the name of a field.
+fn strings(value: &Value, found: &mut Vec<(bool, String)>) {
+    match value.kind() {
+        ValueKind::String => found.push((false, value.as_str().unwrap_or_default().to_owned())),
+        ValueKind::Seq => value.try_iter().into_iter().flatten().for_each(|item| strings(&item, found)),
+        ValueKind::Map => {
+            for key in value.try_iter().into_iter().flatten() {
+                found.push((true, key.as_str().unwrap_or_default().to_owned()));
+                value.get_item(&key).iter().for_each(|item| strings(item, found));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Fields whose values templates compare with names. A special token inside them is broken like everywhere; one cannot begin in
+/// them, because they stand as templates write them.
+const NAMES: [&str; 2] = ["role", "type"];
+
+/// Returns a value in whose strings special tokens are broken. The names of fields stay, because templates look them up.
+fn protected(value: &Value, fast: &Fast, mark: char) -> Value {
+    match value.kind() {
+        ValueKind::String => Value::from(fast.specials().protect(value.as_str().unwrap_or_default(), mark)),
+        ValueKind::Seq => value.try_iter().into_iter().flatten().map(|item| protected(&item, fast, mark)).collect(),
+        ValueKind::Map => {
+            let keys = value.try_iter().into_iter().flatten();
+            let pairs = keys.map(|key| {
+                let item = value.get_item(&key).unwrap_or_default();
+                let is_name = key.as_str().is_some_and(|key| NAMES.contains(&key));
+                let item = if is_name { named(&item, fast, mark) } else { protected(&item, fast, mark) };
+                (key, item)
+            });
+            Value::from_pairs(pairs)
+        }
+        _ => value.clone(),
+    }
+}
+
+/// Returns a name as it is, unless a special token stands in it; other values as [`protected`].
+fn named(value: &Value, fast: &Fast, mark: char) -> Value {
+    match value.as_str() {
+        Some(text) if !fast.specials().occur_in(text) => value.clone(),
+        _ => protected(value, fast, mark),
     }
 }
 

@@ -32,6 +32,11 @@ impl Specials {
         Ok(Self { search: search.map_err(|error| TokenizerError::Unreadable(error.to_string()))?, tokens })
     }
 
+    /// Returns whether a special token stands in a text.
+    pub(super) fn occur_in(&self, text: &str) -> bool {
+        self.search.is_match(text)
+    }
+
     /// Puts `mark` into `content`, so that no special token can be made of it or of a part of it.
     pub(super) fn protect(&self, content: &str, mark: char) -> String {
         if content.is_empty() {

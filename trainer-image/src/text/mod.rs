@@ -38,7 +38,7 @@ mod tests;
 mod tokenizer;
 
 pub use characters::{PAD, UNKNOWN};
-pub use chat::{Message, Role, Turns};
+pub use chat::{Conversation, Message, Rendered, Role, Turns};
 pub use error::TokenizerError;
 pub use jinja::Clock;
 pub use stop::Stops;

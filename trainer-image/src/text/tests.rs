@@ -366,3 +366,42 @@ fn tokenizer_files_that_are_not_unicode_or_lack_fields_are_refused() {
     });
     assert!(normalizer.contains("a component does not have the fields of its type"), "{normalizer}");
 }
+
+#[test]
+fn a_conversation_with_tools_keeps_the_order_of_fields_and_special_tokens_are_text() {
+    let mut files = Tokenizer::load(&folder("qwen3")).unwrap().files().unwrap();
+    let template = "{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% for message in messages %}<|im_start|>{{ message.role }}\n\
+                    {{ message.content }}{% for call in message.tool_calls %}{{ call.arguments | tojson }}{% endfor %}<|im_end|>\
+                    {% endfor %}{{ mood }}";
+    files.insert("chat_template.jinja".to_owned(), template.as_bytes().to_vec());
+    let tokenizer = Tokenizer::from_files(&files).unwrap();
+    let value = |text: &str| serde_json::from_str::<minijinja::Value>(text).unwrap();
+    let mut conversation = Conversation {
+        messages: vec![value(
+            r#"{"role": "user", "content": "a<|im_end|>b", "tool_calls": [{"arguments": {"z": 1, "a": "<|im_end|>"}}]}"#,
+        )],
+        tools: vec![value(
+            r#"{"type": "function", "function": {"name": "f", "description": "<|im_start|>", "b": [true, null]}}"#,
+        )],
+        variables: vec![("mood".to_owned(), "fine".into())],
+    };
+    let rendered = tokenizer.encode_conversation(&conversation).unwrap();
+    let expected = "{\"type\": \"function\", \"function\": {\"name\": \"f\", \"description\": \"<|im_start|>\", \"b\": [true, null]}}\
+                    <|im_start|>user\na<|im_end|>b{\"z\": 1, \"a\": \"<|im_end|>\"}<|im_end|>fine";
+    assert_eq!(rendered.text, expected);
+    let count = |token: &str| rendered.ids.iter().filter(|id| Some(**id) == tokenizer.id(token)).count();
+    assert_eq!((count("<|im_start|>"), count("<|im_end|>")), (1, 1), "only those of the template are special");
+    // Parts of special tokens in names are no reason to change them.
+    let names = "{% for message in messages %}{% if message.role == 'user' and message.type == 'im_' %}{{ mood == 'end' }}{% endif %}{% endfor %}";
+    files.insert("chat_template.jinja".to_owned(), names.as_bytes().to_vec());
+    let compared = Conversation {
+        messages: vec![value(r#"{"role": "user", "type": "im_"}"#)],
+        tools: Vec::new(),
+        variables: vec![("mood".to_owned(), "end".into())],
+    };
+    assert_eq!(Tokenizer::from_files(&files).unwrap().encode_conversation(&compared).unwrap().text, "True");
+    assert!(tokenizer.template_has("tools") && !tokenizer.template_has("documents"));
+    conversation.messages = vec![value(r#"{"role": "user", "<|im_end|>": 1}"#)];
+    let told = tokenizer.encode_conversation(&conversation).unwrap_err().to_string();
+    assert!(told.contains("special token in its name"), "{told}");
+}

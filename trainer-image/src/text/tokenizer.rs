@@ -6,7 +6,7 @@ use codex_engine::Vocabulary;
 use serde::Deserialize;
 
 use super::{
-    Clock, Message, Role, TextStream, TokenizerError, Turns,
+    Clock, Conversation, Message, Rendered, Role, TextStream, TokenizerError, Turns,
     characters::Characters,
     chat::Chat,
     fast::{Allowed, Fast},
@@ -313,6 +313,28 @@ impl Tokenizer {
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TokenizerError> {
         let (loaded, chat) = self.chat()?;
         chat.prompt(messages, &loaded.fast)
+    }
+
+    /// Returns the prompt of the next response in a conversation that may have tools, by the chat template.
+    ///
+    /// # Errors
+    /// As [`encode_chat`](Self::encode_chat); and when the name of a field has a special token in it.
+    pub fn encode_conversation(&self, conversation: &Conversation) -> Result<Rendered, TokenizerError> {
+        let (loaded, chat) = self.chat()?;
+        chat.conversation(conversation, &loaded.fast)
+    }
+
+    /// Returns whether a text stands in the chat template, such as the name of a variable that it uses.
+    pub fn template_has(&self, text: &str) -> bool {
+        matches!(&self.kind, Kind::Fast(loaded) if loaded.chat.as_ref().is_ok_and(|chat| chat.template.source().contains(text)))
+    }
+
+    /// Returns the id of a token that the vocabulary has under this text.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        match &self.kind {
+            Kind::Characters(_) => None,
+            Kind::Fast(loaded) => loaded.fast.id(token),
+        }
     }
 
     /// Returns the ids of a prompt: a user's message by the chat template if the model has one, else the text as it is.

@@ -185,7 +185,8 @@ fn template<'a>(view: &'a View<'_>, target: &Target) -> Template<'a> {
         ("--ring", target.ring.to_string()),
         ("--listen", format!("0.0.0.0:{PORT}")),
     ];
-    let arguments = arguments.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+    let arguments = arguments.into_iter().chain(granted(view, &mut mounts));
+    let arguments = arguments.flat_map(|(flag, value)| [flag.to_owned(), value]);
     Template {
         owner: &view.owner,
         component: Component::Server,
@@ -205,6 +206,24 @@ fn template<'a>(view: &'a View<'_>, target: &Target) -> Template<'a> {
             readiness: Some(probe("/ready", 2, 3)),
         },
     }
+}
+
+/// Mounts what `spec.serving` names, and returns its arguments.
+fn granted(view: &View<'_>, mounts: &mut Mounts) -> Vec<(&'static str, String)> {
+    let serving = &view.spec().serving;
+    let mut arguments = Vec::new();
+    if let Some(keys) = &serving.api_keys {
+        mounts.secret(&keys.secret, "/keys");
+        arguments.push(("--api-keys", "/keys".to_owned()));
+    }
+    if let Some(safety) = &serving.safety {
+        // The whole folder, because the kubelet does not update a single mounted file.
+        mounts.config_map(&safety.config_map, None, "/safety");
+        arguments.push(("--safety-rules", "/safety/rules.yaml".to_owned()));
+    }
+    let quotas = [("--rate-limit", &serving.rate_limit), ("--token-budget", &serving.token_budget)];
+    arguments.extend(quotas.into_iter().filter_map(|(flag, quota)| Some((flag, quota.clone()?))));
+    arguments
 }
 
 fn probe(path: &str, period: i32, failures: i32) -> Probe {

@@ -68,3 +68,37 @@ fn a_modified_template_that_cannot_be_restored_keeps_its_servers_and_stalls() {
         assert_eq!(plan.desired, codex_plan::Desired::default(), "a dry run stops what serves");
     }
 }
+
+#[test]
+fn servers_mount_their_keys_and_rules_and_get_their_limits() {
+    let mut observed = busy().observed_pod();
+    let template = |observed: &ObservedReasoningPod| {
+        let plan = reasoning_pod::plan(observed, make::at(1_000));
+        let mut deployments = plan.desired.deployments.into_iter();
+        deployments.next().unwrap().spec.unwrap().template.spec.unwrap()
+    };
+    let arguments = |pod: &k8s_openapi::api::core::v1::PodSpec| pod.containers[0].args.clone().unwrap();
+    let before = arguments(&template(&observed));
+    observed.object.spec.serving = serde_json::from_value(serde_json::json!({
+        "apiKeys": { "secret": "team-keys" }, "rateLimit": "60/60s", "tokenBudget": "1000/1d",
+        "safety": { "configMap": "team-rules" },
+    }))
+    .unwrap();
+    let pod = template(&observed);
+    let added = [
+        ["--api-keys", "/keys"],
+        ["--safety-rules", "/safety/rules.yaml"],
+        ["--rate-limit", "60/60s"],
+        ["--token-budget", "1000/1d"],
+    ];
+    assert_eq!(arguments(&pod), [before, added.concat().iter().map(ToString::to_string).collect()].concat());
+    let volumes = pod.volumes.unwrap();
+    let mounted = |path: &str| {
+        let mounts = pod.containers[0].volume_mounts.as_ref().unwrap();
+        let mount = mounts.iter().find(|mount| mount.mount_path == path).unwrap();
+        assert_eq!((mount.read_only, &mount.sub_path), (Some(true), &None));
+        volumes.iter().find(|volume| volume.name == mount.name).unwrap()
+    };
+    assert_eq!(mounted("/keys").secret.as_ref().unwrap().secret_name.as_deref(), Some("team-keys"));
+    assert_eq!(mounted("/safety").config_map.as_ref().unwrap().name, "team-rules");
+}

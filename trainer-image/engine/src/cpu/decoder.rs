@@ -44,6 +44,8 @@ pub(crate) struct CpuDecoder<N: Dtype> {
     caches: Vec<Vec<Cache>>,
     /// For each slot, the tokens whose keys and values its caches hold, also after the slot was released.
     held: Vec<Vec<u32>>,
+    /// For each slot, how many tokens of its latest prompt were taken over.
+    reused: Vec<usize>,
     workspace: Workspace<N>,
     /// Rows that are processed at once.
     rows: usize,
@@ -108,10 +110,10 @@ impl<N: Dtype> CpuDecoder<N> {
         let vectors = model.read_vectors(read)?;
         let slots = Slots::new(slots);
         let caches = vec![vec![Cache::default(); slots.len()]; config.num_hidden_layers];
-        let held = vec![Vec::new(); slots.len()];
+        let (held, reused) = (vec![Vec::new(); slots.len()], vec![0; slots.len()]);
         let rotary = Rotary::of(config);
         let workspace = Workspace::default();
-        Ok(Self { model, vectors, embedding, packs, rotary, slots, caches, held, workspace, rows: ROWS })
+        Ok(Self { model, vectors, embedding, packs, rotary, slots, caches, held, reused, workspace, rows: ROWS })
     }
 
     /// Cuts prompts into chunks of `rows`.
@@ -126,6 +128,7 @@ impl<N: Dtype> CpuDecoder<N> {
     pub(crate) fn share(&mut self) {
         let new: Vec<(usize, Vec<u32>)> =
             self.slots.new_prompts().map(|(slot, prompt)| (slot, prompt.to_vec())).collect();
+        let mut computed = None;
         if let [(first, prompt), others @ ..] = new.as_slice()
             && let Some(shared) = others.iter().map(|(_, other)| takeable(prompt, other)).min()
             && shared >= SHARED.max(1 + self.held.iter().map(|held| takeable(held, prompt)).max().unwrap_or(0))
@@ -135,8 +138,10 @@ impl<N: Dtype> CpuDecoder<N> {
                 let part = Part { slot: *first, row: 0, count, position: start };
                 self.forward(&[part], &prompt[start..start + count]);
             }
+            computed = Some(*first);
         }
         for (slot, prompt) in &new {
+            self.reused[*slot] = 0;
             let found = (0..self.held.len()).map(|from| (takeable(&self.held[from], prompt), from == *slot, from));
             let Some((count, own, from)) = found.max().filter(|(count, ..)| *count >= SHARED) else { continue };
             if !own {
@@ -149,6 +154,9 @@ impl<N: Dtype> CpuDecoder<N> {
             }
             self.held[*slot] = prompt[..count].to_vec();
             self.slots.skip(*slot, count);
+            if computed != Some(*slot) {
+                self.reused[*slot] = count;
+            }
         }
     }
 
@@ -312,6 +320,23 @@ impl<N: Dtype> Decoder for CpuDecoder<N> {
 
     fn release(&mut self, slot: usize) {
         self.slots.release(slot);
+    }
+
+    fn held(&self, slot: usize) -> &[u32] {
+        self.held.get(slot).map_or(&[], Vec::as_slice)
+    }
+
+    fn reused(&self, slot: usize) -> usize {
+        self.reused.get(slot).copied().unwrap_or_default()
+    }
+
+    fn forget(&mut self, slot: usize) {
+        if self.slots.is_free(slot) {
+            self.held[slot] = Vec::new();
+            for caches in &mut self.caches {
+                caches[slot] = Cache::default();
+            }
+        }
     }
 
     fn memory(&self) -> usize {

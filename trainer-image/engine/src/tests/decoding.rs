@@ -118,6 +118,8 @@ fn assert_shared_prompts_have_their_bits<N: Dtype>(config: &ModelConfig) {
         decoder.share();
         // The last token of a prompt is computed even if all of it is shared.
         assert_eq!(computed(&decoder), [10, 1, 10]);
+        // What the prompts share was computed for the first of them.
+        assert_eq!([0, 1, 2].map(|slot| decoder.reused(slot)), [0, 20, 20]);
         let logits = decoder.logits().unwrap();
         for (found, prompt) in logits.rows.chunks_exact(config.vocab_size).zip(&prompts) {
             assert!(bits(found) == bits(&alone(prompt)), "{rows}");
@@ -133,11 +135,33 @@ fn assert_shared_prompts_have_their_bits<N: Dtype>(config: &ModelConfig) {
         decoder.prefill(1, &prompts[2]).unwrap();
         decoder.share();
         assert_eq!(computed(&decoder), [9, 1, 1]);
+        assert_eq!([0, 1].map(|slot| decoder.reused(slot)), [19, 29]);
         let logits = decoder.logits().unwrap();
         let longer = [prompts[3].as_slice(), &[2]].concat();
         for (found, prompt) in logits.rows.chunks_exact(config.vocab_size).zip([&prompts[4], &prompts[2], &longer]) {
             assert!(bits(found) == bits(&alone(prompt)), "{rows}");
         }
+    }
+}
+
+/// A slot that forgot what it held computes a prompt again, with the same bits.
+#[test]
+fn a_slot_forgets_what_it_held() {
+    for config in shapes() {
+        let parameters = state(&config, 3).parameters;
+        let mut decoder = loaded::<f32>(&config, &parameters);
+        let prompt = words(30, 9);
+        let first = feed(&mut decoder, &prompt, 30);
+        let full = decoder.memory();
+        assert_eq!((decoder.held(0), decoder.reused(0)), (prompt.as_slice(), 0));
+        assert_eq!((feed(&mut decoder, &prompt, 30), decoder.reused(0)), (first.clone(), 29));
+        decoder.forget(0);
+        assert!(decoder.held(0).is_empty() && decoder.memory() < full);
+        assert_eq!((feed(&mut decoder, &prompt, 30), decoder.reused(0)), (first, 0));
+        decoder.prefill(0, &prompt).unwrap();
+        decoder.logits().unwrap();
+        decoder.forget(0);
+        assert_eq!(decoder.held(0), prompt, "a slot in use forgets nothing");
     }
 }
 

@@ -7,49 +7,65 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use crate::serving::batcher::RequestError;
+use crate::serving::{batcher::RequestError, filter::Refusal};
 
 /// The response to a request that gets no completion.
 #[derive(Debug)]
-pub(super) struct ApiError {
-    pub(super) status: StatusCode,
-    pub(super) message: String,
+pub(in crate::serving) struct ApiError {
+    pub(in crate::serving) status: StatusCode,
+    pub(in crate::serving) message: String,
     /// The field at fault.
-    pub(super) param: Option<String>,
-    pub(super) code: Option<&'static str>,
+    pub(in crate::serving) param: Option<String>,
+    pub(in crate::serving) code: Option<&'static str>,
+    /// Seconds after which another attempt may succeed.
+    pub(in crate::serving) retry_after: Option<u64>,
 }
 
 impl ApiError {
     /// Makes the error of a request that is invalid.
-    pub(super) fn invalid(param: impl Into<Option<String>>, message: impl Into<String>) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, message: message.into(), param: param.into(), code: None }
+    pub(in crate::serving) fn invalid(param: impl Into<Option<String>>, message: impl Into<String>) -> Self {
+        Self { param: param.into(), ..Self::other(StatusCode::BAD_REQUEST, message) }
     }
 
     /// Makes the error of an invalid field.
-    pub(super) fn field(param: &str, message: impl std::fmt::Display) -> Self {
+    pub(in crate::serving) fn field(param: &str, message: impl std::fmt::Display) -> Self {
         Self::invalid(param.to_owned(), format!("{param}: {message}"))
     }
 
     /// Makes the error of a model that is not served here.
-    pub(super) fn model(asked: &str, served: &str) -> Self {
+    pub(in crate::serving) fn model(asked: &str, served: &str) -> Self {
         let message = format!("the model {asked:?} is not served here: use {served:?}");
         let param = Some("model".to_owned());
-        Self { status: StatusCode::NOT_FOUND, message, param, code: Some("model_not_found") }
+        Self { param, code: Some("model_not_found"), ..Self::other(StatusCode::NOT_FOUND, message) }
     }
 
     /// Makes an error with a status that is not the client's fault, or not in the body.
-    pub(super) fn other(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None }
+    pub(in crate::serving) fn other(status: StatusCode, message: impl Into<String>) -> Self {
+        let again = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        Self { status, message: message.into(), param: None, code: None, retry_after: again.then_some(1) }
     }
 
     /// Returns the body.
-    pub(super) fn body(&self) -> Value {
+    pub(in crate::serving) fn body(&self) -> Value {
         let kind = match self.status {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
         json!({ "error": { "message": self.message, "type": kind, "param": self.param, "code": self.code } })
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Blocked(_) => {
+                Self { code: Some("content_filter"), ..Self::invalid(None, format!("the prompt is {refusal}")) }
+            }
+            Refusal::Unchecked(_) => Self::other(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string()),
+        }
     }
 }
 
@@ -65,10 +81,9 @@ impl From<RequestError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let again = matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         let mut response = (self.status, Json(self.body())).into_response();
-        if again {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -1,11 +1,16 @@
-//! An API in the shape of OpenAI's: `/v1/models`, `/v1/chat/completions` and `/v1/completions`, whole or as server-sent events.
-//! No I/O of its own.
+//! An API in the shape of OpenAI's: `/v1/models`, `/v1/chat/completions`, `/v1/completions` and `/v1/responses`, whole or
+//! as server-sent events. No I/O of its own.
 
+mod chat;
 mod error;
+mod generation;
 mod request;
 mod respond;
+mod responses;
+mod scores;
+mod split;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{
     sync::Arc,
@@ -13,24 +18,37 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
-    http::{HeaderValue, StatusCode},
+    http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 #[cfg(test)]
 pub(crate) use request::read_any;
 
+pub(super) use self::error::ApiError;
 use self::{
-    error::ApiError,
     request::Asked,
-    respond::{Answer, stream, whole},
+    respond::{Answer, identifier, stream, whole},
+    responses::Request,
 };
-use super::{http::App, metrics::Endpoint, phase::ServedModel};
+use super::{
+    access::Client,
+    batcher::{Job, Piece},
+    http::App,
+    metrics::Endpoint,
+    phase::ServedModel,
+};
+
+use crate::text::Tokenizer;
+
+/// The verdict of the evaluations in a valid promotion.
+const PASSED: &str = "Passed";
 
 /// The most bytes of a request.
 const MAX_BODY: usize = 4 << 20;
@@ -42,7 +60,16 @@ pub(super) fn routes() -> Router<App> {
         .route("/v1/models/{*name}", get(model))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
+        .route("/v1/responses", post(response))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+}
+
+/// Returns the special tokens that mark parts of a response. Decoding would leave them out.
+pub(super) fn markers(tokenizer: &Tokenizer) -> Vec<(u32, &'static str)> {
+    let specials = tokenizer.specials();
+    let texts = split::Markers::KNOWN.into_iter().flat_map(|markers| [markers.open, markers.close]);
+    let ids = texts.chain([split::CALL, split::CALL_END]).filter_map(|text| Some((tokenizer.id(text)?, text)));
+    ids.filter(|(id, _)| specials.contains(id)).collect()
 }
 
 /// Returns the seconds since 1970.
@@ -50,114 +77,130 @@ pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-async fn chat(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Response {
-    answer(&app, Endpoint::Chat, body).await
+type Body = Result<Bytes, BytesRejection>;
+
+async fn chat(State(app): State<App>, Extension(client): Extension<Client>, body: Body) -> Response {
+    answer(&app, client, Endpoint::Chat, body).await
 }
 
-async fn completion(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Response {
-    answer(&app, Endpoint::Completions, body).await
+async fn completion(State(app): State<App>, Extension(client): Extension<Client>, body: Body) -> Response {
+    answer(&app, client, Endpoint::Completions, body).await
 }
 
-/// Answers a request, counts it, and names the model and the ring in the response.
-async fn answer(app: &App, endpoint: Endpoint, body: Result<Bytes, BytesRejection>) -> Response {
+async fn response(State(app): State<App>, Extension(client): Extension<Client>, body: Body) -> Response {
+    answer(&app, client, Endpoint::Responses, body).await
+}
+
+/// Answers a request and counts it.
+async fn answer(app: &App, client: Client, endpoint: Endpoint, body: Body) -> Response {
     let begun = Instant::now();
     app.metrics().arrived(endpoint);
     let phase = app.phase();
     let response = match phase.model() {
-        Some(model) => match generated(app, model, endpoint, body, begun).await {
+        Some(model) => match generated(app, model, client, endpoint, body, begun).await {
             Ok(response) => response,
             Err(error) => error.into_response(),
         },
         None => not_ready(phase.name()).into_response(),
     };
     app.metrics().answered(endpoint, response.status());
-    named(app, phase.model(), response)
+    response
 }
 
 fn not_ready(phase: &str) -> ApiError {
     ApiError::other(StatusCode::SERVICE_UNAVAILABLE, format!("the model is not ready: {phase}"))
 }
 
-/// Adds headers with the digest and the ring of the served model.
-fn named(app: &App, model: Option<&Arc<ServedModel>>, mut response: Response) -> Response {
-    let digest = model.map(|model| model.verified.signed.model.to_string());
-    let ring = model.map(|_| app.expected().ring.clone());
-    for (name, value) in [("x-codex-model-digest", digest), ("x-codex-ring", ring)] {
-        if let Some(value) = value.and_then(|value| HeaderValue::from_str(&value).ok()) {
-            response.headers_mut().insert(name, value);
-        }
-    }
-    response
-}
-
 async fn generated(
     app: &App,
     model: &Arc<ServedModel>,
+    client: Client,
     endpoint: Endpoint,
-    body: Result<Bytes, BytesRejection>,
+    body: Body,
     begun: Instant,
 ) -> Result<Response, ApiError> {
     let body = body.map_err(|rejection| ApiError::other(rejection.status(), rejection.body_text()))?;
-    let asked = match endpoint {
-        Endpoint::Chat => Asked::chat(model, app.served_name(), &body)?,
-        _ => Asked::completion(model, app.served_name(), &body)?,
+    let served = app.served_name();
+    let check = app.check(endpoint, &client);
+    if endpoint == Endpoint::Responses {
+        let (request, asked) = Request::read(model, served, &body, check)?;
+        let pieces = started(model, &asked, &client)?;
+        return request.answer(model, app, asked, pieces, begun).await;
+    }
+    let is_chat = endpoint == Endpoint::Chat;
+    let asked = if is_chat {
+        chat::chat(model, served, &body, check)?
+    } else {
+        Asked::completion(model, served, &body, check)?
     };
     let answer = Answer {
         endpoint,
-        id: format!("{}-{:032x}", if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" }, rand::random::<u128>()),
+        id: identifier(if is_chat { "chatcmpl-" } else { "cmpl-" }),
         created: now(),
-        model: app.served_name().to_owned(),
-        fingerprint: model.verified.signed.model.short(),
-        prompt_tokens: asked.job.prompt.len(),
+        model: served.to_owned(),
+        fingerprint: model.fingerprint(),
+        prompt_tokens: asked.jobs.first().map_or(0, |job| job.prompt.len()),
         begun,
     };
-    let pieces = model.batcher.stream(asked.job)?;
+    let choices = started(model, &asked, &client)?;
     if asked.stream {
-        return Ok(stream(Arc::clone(model), app.metrics_handle(), answer, pieces, asked.stop, asked.usage));
+        return Ok(stream(Arc::clone(model), app.metrics_handle(), answer, choices, asked.form, asked.usage));
     }
-    whole(model, app.metrics(), &answer, pieces, &asked.stop).await
+    whole(model, app.metrics(), &answer, choices, &asked.form).await
+}
+
+/// Starts all choices of a request, or none.
+fn started(model: &ServedModel, asked: &Asked, client: &Client) -> Result<Vec<UnboundedReceiver<Piece>>, ApiError> {
+    let start = |job: &Job| model.batcher.stream(job.clone(), client.clone()).map_err(ApiError::from);
+    // Those that were started end with their receivers.
+    asked.jobs.iter().map(start).collect()
 }
 
 async fn models(State(app): State<App>) -> Response {
     let phase = app.phase();
-    let response = match phase.model() {
+    match phase.model() {
         Some(model) => Json(json!({ "object": "list", "data": [described(&app, model)] })).into_response(),
         None => not_ready(phase.name()).into_response(),
-    };
-    named(&app, phase.model(), response)
+    }
 }
 
 async fn model(State(app): State<App>, Path(name): Path<String>) -> Response {
     let phase = app.phase();
-    let response = match phase.model() {
+    match phase.model() {
         Some(model) if name == app.served_name() || name == "codex" => Json(described(&app, model)).into_response(),
         Some(_) => ApiError::model(&name, app.served_name()).into_response(),
         None => not_ready(phase.name()).into_response(),
-    };
-    named(&app, phase.model(), response)
+    }
 }
 
 /// Returns the entry of a model: OpenAI's fields, vLLM's `max_model_len`, and what the promotion says about it.
 fn described(app: &App, model: &ServedModel) -> Value {
-    let promotion = &model.verified.promoted.promotion;
-    let evaluations: Vec<Value> = promotion
-        .reasons
-        .evaluations
-        .iter()
-        .map(|evaluation| json!({ "name": evaluation.name, "preset": evaluation.preset, "gates": evaluation.gates }))
-        .collect();
-    json!({
+    let mut entry = json!({
         "id": app.served_name(),
         "object": "model",
         "created": app.created(),
-        "owned_by": promotion.reasons.namespace,
+        "owned_by": "codex",
         "max_model_len": model.context,
-        "model_digest": model.verified.signed.model,
-        "ring": app.expected().ring,
-        "signer": model.verified.signed.signer,
-        "promotion_digest": model.verified.promoted.digest,
-        "training_run": promotion.reasons.training.run.name,
-        "base": promotion.reasons.training.base,
-        "evaluations": evaluations,
-    })
+        "model_digest": model.digest,
+        "ring": model.ring(),
+        "verdict": null,
+    });
+    if let Some(verified) = &model.verified {
+        let reasons = &verified.promoted.promotion.reasons;
+        let evaluations = reasons.evaluations.iter().map(|evaluation| {
+            json!({
+                "name": evaluation.name, "preset": evaluation.preset, "verdict": PASSED, "gates": evaluation.gates,
+                "completed_at": evaluation.completed_at,
+            })
+        });
+        entry["owned_by"] = json!(reasons.namespace);
+        // A promotion is valid only if every gate of every evaluation passed, which the verification judged again.
+        entry["verdict"] = json!(PASSED);
+        entry["evaluations"] = evaluations.collect();
+        entry["signer"] = json!(verified.signed.signer);
+        entry["promotion_digest"] = json!(verified.promoted.digest);
+        entry["training_run"] = json!(reasons.training.run.name);
+        entry["base"] = json!(reasons.training.base);
+    }
+    entry
 }

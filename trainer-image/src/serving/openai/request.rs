@@ -1,4 +1,4 @@
-//! Requests in the shape of OpenAI's API. Pure.
+//! The fields that all requests in the shape of OpenAI's API have, and those of `/v1/completions`. Pure.
 //!
 //! Fields that change what is generated are honoured or refused; all others are ignored, because clients send many.
 
@@ -6,39 +6,47 @@ use codex_engine::{Sampler, Sampling};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::error::ApiError;
+use super::{error::ApiError, generation::Form};
 use crate::{
-    serving::{batcher::Job, phase::ServedModel},
-    text::{Message, Role, TokenizerError},
+    safety::Direction,
+    serving::{batcher::Job, filter::Check, phase::ServedModel},
+    text::TokenizerError,
 };
 
 /// The most texts in `stop`, as at OpenAI.
 const MAX_STOPS: usize = 4;
 
+/// The most choices of a request.
+const MAX_CHOICES: u64 = 16;
+/// The most log-probabilities beside that of the chosen token.
+const MAX_SCORES: u64 = 20;
+
 /// What a request asks for.
 #[derive(Debug)]
 pub(super) struct Asked {
-    pub(super) job: Job,
-    /// Texts that end the response and are not part of it.
-    pub(super) stop: Vec<String>,
+    /// One for each choice; they differ in their seeds.
+    pub(super) jobs: Vec<Job>,
+    pub(super) form: Form,
     /// Whether the response is sent as it is generated.
     pub(super) stream: bool,
     /// Whether a stream ends with the numbers of tokens.
     pub(super) usage: bool,
 }
 
-/// The fields that both endpoints have.
+/// The fields that all endpoints have.
 #[derive(Debug, Default, Deserialize)]
-struct Common {
+pub(super) struct Common {
     model: Option<String>,
     max_tokens: Option<u64>,
     max_completion_tokens: Option<u64>,
-    temperature: Option<f64>,
-    top_p: Option<f64>,
+    pub(super) max_output_tokens: Option<u64>,
+    pub(super) temperature: Option<f64>,
+    pub(super) top_p: Option<f64>,
     top_k: Option<i64>,
     seed: Option<i64>,
+    n: Option<u64>,
     stop: Option<OneOrMany>,
-    stream: Option<bool>,
+    pub(super) stream: Option<bool>,
     stream_options: Option<StreamOptions>,
 }
 
@@ -55,34 +63,9 @@ struct StreamOptions {
 }
 
 #[derive(Debug, Deserialize)]
-struct ChatBody {
-    messages: Vec<ChatMessage>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ChatMessage {
-    role: Role,
-    content: Option<Content>,
-}
-
-/// The content of a message: text, or parts of it.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Debug, Deserialize)]
-struct Part {
-    #[serde(rename = "type")]
-    kind: String,
-    text: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
 struct CompletionBody {
     prompt: Prompt,
+    logprobs: Option<u64>,
 }
 
 /// A prompt: text or token ids, alone or in a list of one.
@@ -99,15 +82,15 @@ enum Prompt {
 type Refused = (&'static str, fn(&Value) -> bool, &'static str);
 
 /// Fields that would change what is generated and are not implemented.
-const REFUSED: [Refused; 14] = [
-    ("n", |value| *value == 1, "one choice per request is supported: send 1"),
-    ("best_of", |value| *value == 1, "one choice per request is supported: send 1"),
-    ("tools", is_empty, "tools are not supported: remove them"),
-    ("functions", is_empty, "functions are not supported: remove them"),
-    ("tool_choice", |value| *value == "none" || *value == "auto", "tools are not supported: remove it"),
+const REFUSED: [Refused; 10] = [
+    ("best_of", |value| *value == 1, "choices are not compared: send n instead"),
+    ("functions", is_empty, "functions are not supported: send tools instead"),
+    (
+        "function_call",
+        |value| *value == "none" || *value == "auto",
+        "functions are not supported: send tool_choice instead",
+    ),
     ("response_format", |value| value["type"] == "text", "only {\"type\": \"text\"} is supported"),
-    ("logprobs", |value| *value == false || *value == 0, "log-probabilities are not supported: remove it"),
-    ("top_logprobs", |value| *value == 0, "log-probabilities are not supported: remove it"),
     ("echo", |value| *value == false, "the prompt is not repeated: send false"),
     ("suffix", |value| *value == "", "text cannot be inserted: remove it"),
     ("logit_bias", is_empty, "logits cannot be biased: remove it"),
@@ -125,53 +108,58 @@ fn is_zero(value: &Value) -> bool {
 }
 
 impl Asked {
-    /// Reads a request to `/v1/chat/completions`.
-    ///
-    /// # Errors
-    /// The response to an invalid request.
-    pub(super) fn chat(model: &ServedModel, served: &str, bytes: &[u8]) -> Result<Self, ApiError> {
-        let (body, common) = read(bytes, served, r#"{"messages": [{"role": "user", "content": "Hello"}]}"#)?;
-        if !model.tokenizer.has_template() {
-            let told = "the model has no chat template: use /v1/completions";
-            return Err(ApiError::invalid("messages".to_owned(), told));
-        }
-        let ChatBody { messages } = typed(body)?;
-        if messages.is_empty() {
-            return Err(ApiError::field("messages", "send at least one"));
-        }
-        let messages: Vec<Message> =
-            messages.into_iter().enumerate().map(|(at, message)| message.plain(at)).collect::<Result<_, _>>()?;
-        let prompt = model.tokenizer.encode_chat(&messages).map_err(|error| refused("messages", &error))?;
-        Self::of(model, prompt, common)
-    }
-
     /// Reads a request to `/v1/completions`.
     ///
     /// # Errors
     /// The response to an invalid request.
-    pub(super) fn completion(model: &ServedModel, served: &str, bytes: &[u8]) -> Result<Self, ApiError> {
+    pub(super) fn completion(
+        model: &ServedModel,
+        served: &str,
+        bytes: &[u8],
+        check: Option<Check>,
+    ) -> Result<Self, ApiError> {
         let (body, common) = read(bytes, served, r#"{"prompt": "Once upon a time"}"#)?;
-        let CompletionBody { prompt } = typed(body)?;
-        let encode = |text: &str| model.tokenizer.encode(text).map_err(|error| refused("prompt", &error));
+        let CompletionBody { prompt, logprobs } = typed(body)?;
+        let encode = |text: &str| {
+            let text = prompt_text(check.as_ref(), text.to_owned())?;
+            model.tokenizer.encode(&text).map_err(|error| refused("prompt", &error))
+        };
+        let ids = |ids: Vec<u32>| {
+            let Some(_) = &check else { return Ok(ids) };
+            let text = model.tokenizer.decode(&ids).map_err(|error| refused("prompt", &error))?;
+            // Only a text that had to be changed is encoded again.
+            if prompt_text(check.as_ref(), text.clone())? == text { Ok(ids) } else { encode(&text) }
+        };
         let prompt = match prompt {
             Prompt::Text(text) => encode(&text)?,
-            Prompt::Ids(ids) if !ids.is_empty() => ids,
+            Prompt::Ids(list) if !list.is_empty() => ids(list)?,
             Prompt::Texts(texts) if texts.len() == 1 => encode(&texts[0])?,
-            Prompt::Lists(mut lists) if lists.len() == 1 => lists.remove(0),
+            Prompt::Lists(mut lists) if lists.len() == 1 => ids(lists.remove(0))?,
             Prompt::Ids(_) | Prompt::Texts(_) | Prompt::Lists(_) => {
                 return Err(ApiError::field("prompt", "send one prompt per request"));
             }
         };
-        Self::of(model, prompt, common)
+        let scores = logprobs.map(|count| scores("logprobs", count)).transpose()?;
+        Self::of(model, &prompt, common, scores, check)
     }
 
-    fn of(model: &ServedModel, prompt: Vec<u32>, common: Common) -> Result<Self, ApiError> {
+    /// Makes the jobs of a prompt.
+    ///
+    /// # Errors
+    /// The prompt is too long, or a field is out of range.
+    pub(super) fn of(
+        model: &ServedModel,
+        prompt: &[u32],
+        common: Common,
+        scores: Option<usize>,
+        check: Option<Check>,
+    ) -> Result<Self, ApiError> {
         let context = model.context;
         if prompt.len() >= context {
             let told = format!("the prompt has {} tokens, but the model's context holds {context}", prompt.len());
             return Err(ApiError { code: Some("context_length_exceeded"), ..ApiError::invalid(None, told) });
         }
-        let limit = match common.max_completion_tokens.or(common.max_tokens) {
+        let limit = match common.max_completion_tokens.or(common.max_tokens).or(common.max_output_tokens) {
             Some(0) => return Err(ApiError::field("max_tokens", "0 is out of range; use at least 1")),
             Some(limit) => usize::try_from(limit).unwrap_or(usize::MAX).min(context),
             None => context,
@@ -185,8 +173,18 @@ impl Asked {
             top_k: usize::try_from(common.top_k.unwrap_or(0).max(0)).unwrap_or(usize::MAX),
             seed: common.seed.map_or_else(drawn, i64::cast_unsigned),
         };
-        let sampler =
-            Sampler::new(sampling).map_err(|error| ApiError::invalid(error.field.to_owned(), error.to_string()))?;
+        let count = common.n.unwrap_or(1);
+        if !(1..=MAX_CHOICES).contains(&count) {
+            return Err(ApiError::field("n", format!("{count} is out of range; use 1 to {MAX_CHOICES}")));
+        }
+        let sampler = |sampling| {
+            Sampler::new(sampling).map_err(|error| ApiError::invalid(error.field.to_owned(), error.to_string()))
+        };
+        // The choice with number 0 is the one that the seed gives alone.
+        let samplers =
+            (0..count).map(|index| sampler(Sampling { seed: sampling.seed.wrapping_add(index), ..sampling }));
+        let jobs = samplers.map(|sampler| Ok(Job { prompt: prompt.to_vec(), limit, sampler: sampler?, scores }));
+        let jobs = jobs.collect::<Result<_, ApiError>>()?;
         let stop = match common.stop {
             None => Vec::new(),
             Some(OneOrMany::One(text)) => vec![text],
@@ -196,36 +194,34 @@ impl Asked {
             return Err(ApiError::field("stop", format!("send at most {MAX_STOPS} texts, none of them empty")));
         }
         Ok(Self {
-            job: Job { prompt, limit, sampler },
-            stop,
+            jobs,
+            form: Form { stop, splitter: None, one_call: false, check },
             stream: common.stream.unwrap_or(false),
             usage: common.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
         })
     }
 }
 
-impl ChatMessage {
-    /// Returns the message with its parts joined.
-    fn plain(self, at: usize) -> Result<Message, ApiError> {
-        let content = match self.content {
-            None => String::new(),
-            Some(Content::Text(text)) => text,
-            Some(Content::Parts(parts)) => {
-                let texts = parts.into_iter().map(|part| match part {
-                    Part { kind, text: Some(text) } if kind == "text" => Ok(text),
-                    Part { kind, .. } => {
-                        let told = format!("a part of type {kind:?} is not supported: send text");
-                        Err(ApiError::field(&format!("messages[{at}].content"), told))
-                    }
-                });
-                texts.collect::<Result<String, _>>()?
-            }
-        };
-        Ok(Message { role: self.role, content })
+/// Returns what safety rules leave of a text of a prompt.
+///
+/// # Errors
+/// A rule blocks it, or it cannot be checked.
+pub(super) fn prompt_text(check: Option<&Check>, text: String) -> Result<String, ApiError> {
+    match check {
+        None => Ok(text),
+        Some(check) => Ok(check.text(&text, Direction::Prompt)?.0),
     }
 }
 
-fn refused(param: &str, error: &TokenizerError) -> ApiError {
+/// Checks how many log-probabilities are asked for.
+pub(super) fn scores(param: &str, count: u64) -> Result<usize, ApiError> {
+    if count > MAX_SCORES {
+        return Err(ApiError::field(param, format!("{count} is out of range; use 0 to {MAX_SCORES}")));
+    }
+    Ok(count as usize)
+}
+
+pub(super) fn refused(param: &str, error: &TokenizerError) -> ApiError {
     ApiError::field(param, crate::error::chain(error))
 }
 
@@ -238,8 +234,8 @@ pub(crate) fn read_any(bytes: &[u8]) -> usize {
     usize::from(chat) + usize::from(typed::<CompletionBody>(body).is_ok())
 }
 
-/// Reads the body and the fields that both endpoints have.
-fn read(bytes: &[u8], served: &str, example: &str) -> Result<(Value, Common), ApiError> {
+/// Reads the body and the fields that all endpoints have.
+pub(super) fn read(bytes: &[u8], served: &str, example: &str) -> Result<(Value, Common), ApiError> {
     if bytes.is_empty() {
         return Err(ApiError::invalid(None, format!("the request body is empty: send {example}")));
     }
@@ -260,7 +256,8 @@ fn read(bytes: &[u8], served: &str, example: &str) -> Result<(Value, Common), Ap
     Ok((body, common))
 }
 
-fn typed<T: serde::de::DeserializeOwned>(body: Value) -> Result<T, ApiError> {
+/// Reads a type from the body.
+pub(super) fn typed<T: serde::de::DeserializeOwned>(body: Value) -> Result<T, ApiError> {
     codex_json::from_value(body)
         .map_err(|why| ApiError::invalid(None, format!("the request has the wrong shape: {why}")))
 }

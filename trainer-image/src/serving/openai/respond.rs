@@ -1,28 +1,28 @@
-//! Responses in the shape of OpenAI's API, whole or in pieces. No I/O of its own.
+//! Responses of chats and completions, whole or in pieces. No I/O of its own.
 
 use std::{convert::Infallible, sync::Arc, time::Instant};
 
 use axum::{
     Json,
-    http::StatusCode,
     response::{
         IntoResponse as _, Response,
         sse::{Event, KeepAlive, Sse},
     },
 };
-use codex_engine::End;
-use futures::stream::poll_fn;
+use futures::{future::join_all, stream::poll_fn};
 use serde_json::{Value, json};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::error::ApiError;
-use crate::{
-    serving::{
-        batcher::{Piece, RequestError},
-        metrics::{Endpoint, Metrics},
-        phase::ServedModel,
-    },
-    text::Stops,
+use super::{
+    error::ApiError,
+    generation::{Chunk, Finished, Form, generate},
+    scores::{self, Scored},
+    split::{Call, Part},
+};
+use crate::serving::{
+    batcher::Piece,
+    metrics::{Endpoint, Metrics, Tokens},
+    phase::ServedModel,
 };
 
 /// What all parts of an answer have in common.
@@ -34,17 +34,67 @@ pub(super) struct Answer {
     pub(super) created: u64,
     /// The name of the model.
     pub(super) model: String,
-    /// The beginning of the model's digest.
+    /// The beginning of the model's digest, and its ring.
     pub(super) fingerprint: String,
     pub(super) prompt_tokens: usize,
     pub(super) begun: Instant,
 }
 
-/// How a generation ended.
-struct Finished {
-    /// Generated tokens, including the end token.
-    tokens: usize,
-    reason: &'static str,
+/// The text of a whole choice.
+#[derive(Debug, Default)]
+pub(super) struct Text {
+    pub(super) reasoning: String,
+    pub(super) content: String,
+    pub(super) calls: Vec<Call>,
+    pub(super) scored: Vec<Scored>,
+}
+
+impl Text {
+    /// Returns everything as one piece.
+    pub(super) fn into_chunk(self) -> Chunk {
+        let texts = [Part::Reasoning(self.reasoning), Part::Content(self.content)].into_iter();
+        let texts =
+            texts.filter(|part| !matches!(part, Part::Reasoning(text) | Part::Content(text) if text.is_empty()));
+        Chunk { parts: texts.chain(self.calls.into_iter().map(Part::Call)).collect(), scored: self.scored }
+    }
+
+    /// Adds what is new.
+    pub(super) fn add(&mut self, chunk: Chunk) {
+        self.scored.extend(chunk.scored);
+        for part in chunk.parts {
+            match part {
+                Part::Reasoning(text) => self.reasoning.push_str(&text),
+                Part::Content(text) => self.content.push_str(&text),
+                Part::Call(call) => self.calls.push(call),
+            }
+        }
+    }
+}
+
+/// Returns an identifier that nothing else has.
+pub(super) fn identifier(prefix: &str) -> String {
+    format!("{prefix}{:032x}", rand::random::<u128>())
+}
+
+/// Returns a call in the form of chats.
+fn called(index: usize, call: &Call, streamed: bool) -> Value {
+    let function = json!({ "name": call.name, "arguments": call.arguments });
+    let mut value = json!({ "id": identifier("call_"), "type": "function", "function": function });
+    if streamed {
+        value["index"] = index.into();
+    }
+    value
+}
+
+/// Returns the sum of the tokens of several choices with one prompt.
+pub(super) fn counted(prompt: usize, finished: &[Finished]) -> Tokens {
+    Tokens {
+        prompt,
+        // The other choices take the prompt from the first one, which saves the client nothing.
+        cached: finished.iter().map(|it| it.cached).min().unwrap_or_default(),
+        completion: finished.iter().map(|it| it.tokens).sum(),
+        reasoning: finished.iter().map(|it| it.reasoning).sum(),
+    }
 }
 
 impl Answer {
@@ -55,150 +105,201 @@ impl Answer {
         })
     }
 
-    fn usage(&self, tokens: usize) -> Value {
-        let prompt = self.prompt_tokens;
-        json!({ "prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens })
+    fn is_chat(&self) -> bool {
+        self.endpoint == Endpoint::Chat
     }
 
-    /// Returns the whole answer.
-    fn whole(&self, text: &str, finished: &Finished) -> Value {
-        let reason = finished.reason;
-        let mut body = if self.endpoint == Endpoint::Chat {
-            let message = json!({ "role": "assistant", "content": text });
-            let choice = json!({ "index": 0, "message": message, "logprobs": null, "finish_reason": reason });
-            self.with("chat.completion", &json!([choice]))
-        } else {
-            let choice = json!({ "index": 0, "text": text, "logprobs": null, "finish_reason": reason });
-            self.with("text_completion", &json!([choice]))
-        };
-        body["usage"] = self.usage(finished.tokens);
-        body
+    fn usage(tokens: Tokens) -> Value {
+        json!({
+            "prompt_tokens": tokens.prompt,
+            "completion_tokens": tokens.completion,
+            "total_tokens": tokens.prompt + tokens.completion,
+            "prompt_tokens_details": { "cached_tokens": tokens.cached },
+            "completion_tokens_details": { "reasoning_tokens": tokens.reasoning },
+            // Where DeepSeek's clients look for it.
+            "reasoning_tokens": tokens.reasoning,
+        })
     }
 
-    /// Returns a part of a streamed answer: more text, or how it ended.
-    fn part(&self, text: Option<&str>, reason: Option<&str>) -> Value {
-        let choice = if self.endpoint == Endpoint::Chat {
-            let delta = text.map_or_else(|| json!({}), |text| json!({ "content": text }));
-            json!({ "index": 0, "delta": delta, "logprobs": null, "finish_reason": reason })
+    fn scores(&self, scored: &[Scored]) -> Value {
+        match scored {
+            [] => Value::Null,
+            scored if self.is_chat() => scores::chat(scored),
+            scored => scores::completion(scored),
+        }
+    }
+
+    /// Returns a whole choice.
+    fn choice(&self, index: usize, mut text: Text, finished: &Finished) -> Value {
+        let reason = finished.reason.name();
+        if !self.is_chat() {
+            // Of a text that was stopped, only tokens that begin in it are shown.
+            let length = text.content.chars().count();
+            text.scored.retain(|scored| scored.offset < length.max(1));
+            let scores = self.scores(&text.scored);
+            return json!({ "index": index, "text": text.content, "logprobs": scores, "finish_reason": reason });
+        }
+        let content = if text.content.is_empty() && !text.calls.is_empty() { Value::Null } else { text.content.into() };
+        let mut message = json!({ "role": "assistant", "content": content });
+        if !text.reasoning.is_empty() {
+            // The names of OpenRouter and of DeepSeek and vLLM.
+            message["reasoning"] = text.reasoning.as_str().into();
+            message["reasoning_content"] = text.reasoning.into();
+        }
+        if !text.calls.is_empty() {
+            message["tool_calls"] = text.calls.iter().enumerate().map(|(at, call)| called(at, call, false)).collect();
+        }
+        let scores = self.scores(&text.scored);
+        json!({ "index": index, "message": message, "logprobs": scores, "finish_reason": reason })
+    }
+
+    /// Returns a part of a streamed choice: something new, or how it ended.
+    fn part(&self, index: usize, delta: &Value, scores: &Value, reason: Option<&str>) -> Value {
+        let choice = if self.is_chat() {
+            json!({ "index": index, "delta": delta, "logprobs": scores, "finish_reason": reason })
         } else {
-            json!({ "index": 0, "text": text.unwrap_or_default(), "logprobs": null, "finish_reason": reason })
+            json!({ "index": index, "text": delta, "logprobs": scores, "finish_reason": reason })
         };
         self.with(self.object(), &json!([choice]))
     }
 
-    /// Returns the first part of a chat, which names the author.
-    fn opening(&self) -> Value {
-        let mut part = self.part(Some(""), None);
-        part["choices"][0]["delta"]["role"] = "assistant".into();
-        part
+    /// Returns the parts of a streamed choice for something new. `calls` counts the calls of the choice.
+    fn parts(&self, index: usize, chunk: Chunk, calls: &mut usize) -> Vec<Value> {
+        let mut scores = self.scores(&chunk.scored);
+        let mut deltas: Vec<Value> = Vec::new();
+        for part in chunk.parts {
+            deltas.push(match part {
+                Part::Reasoning(text) => json!({ "reasoning": text, "reasoning_content": text }),
+                Part::Content(text) if self.is_chat() => json!({ "content": text }),
+                Part::Content(text) => json!(text),
+                Part::Call(call) => {
+                    let value = called(*calls, &call, true);
+                    *calls += 1;
+                    json!({ "tool_calls": [value] })
+                }
+            });
+        }
+        if deltas.is_empty() && !scores.is_null() {
+            deltas.push(self.nothing());
+        }
+        deltas.into_iter().map(|delta| self.part(index, &delta, &scores.take(), None)).collect()
+    }
+
+    fn nothing(&self) -> Value {
+        if self.is_chat() { json!({}) } else { json!("") }
     }
 
     fn object(&self) -> &'static str {
-        if self.endpoint == Endpoint::Chat { "chat.completion.chunk" } else { "text_completion" }
+        if self.is_chat() { "chat.completion.chunk" } else { "text_completion" }
+    }
+
+    /// Records a completed answer.
+    fn completed(&self, metrics: &Metrics, finished: &[Finished]) -> Tokens {
+        let tokens = counted(self.prompt_tokens, finished);
+        metrics.completed(self.endpoint, self.begun.elapsed(), tokens);
+        tokens
     }
 }
 
-/// Turns tokens into text until the response ends or one of the texts in `stop` is reached, and passes it on in pieces.
-async fn texts(
-    model: &ServedModel,
-    mut pieces: UnboundedReceiver<Piece>,
-    stop: &[String],
-    mut said: impl FnMut(String) + Send,
-) -> Result<Finished, ApiError> {
-    let failed = |error: crate::text::TokenizerError| {
-        ApiError::other(StatusCode::INTERNAL_SERVER_ERROR, format!("the response cannot be decoded: {error}"))
-    };
-    let mut stream = model.tokenizer.stream();
-    let mut stops = Stops::new(stop);
-    let mut say = |text: String| {
-        if !text.is_empty() {
-            said(text);
-        }
-    };
-    let mut tokens = 0;
-    loop {
-        match pieces.recv().await {
-            Some(Piece::Token(token)) => {
-                tokens += 1;
-                // An end token has no text.
-                if !model.ends.contains(&token) {
-                    say(stops.push(&stream.push(token).map_err(failed)?));
-                }
-                if stops.reached() {
-                    // Dropping the receiver ends the generation.
-                    return Ok(Finished { tokens, reason: "stop" });
-                }
-            }
-            Some(Piece::End(end)) => {
-                let end = end.map_err(RequestError::from)?;
-                say(stops.push(&stream.finish().map_err(failed)?));
-                if stops.reached() {
-                    return Ok(Finished { tokens, reason: "stop" });
-                }
-                say(stops.finish());
-                return Ok(Finished { tokens, reason: if end == Some(End::Stop) { "stop" } else { "length" } });
-            }
-            None => return Err(RequestError::Ended.into()),
-        }
-    }
-}
-
-/// Answers with the whole text.
+/// Answers with the whole text of every choice.
 ///
 /// # Errors
-/// The generation fails.
+/// A generation fails.
 pub(super) async fn whole(
     model: &ServedModel,
     metrics: &Metrics,
     answer: &Answer,
-    pieces: UnboundedReceiver<Piece>,
-    stop: &[String],
+    choices: Vec<UnboundedReceiver<Piece>>,
+    form: &Form,
 ) -> Result<Response, ApiError> {
-    let mut text = String::new();
-    let finished = texts(model, pieces, stop, |piece| text.push_str(&piece)).await?;
-    metrics.completed(answer.endpoint, answer.begun.elapsed(), answer.prompt_tokens, finished.tokens);
-    Ok(Json(answer.whole(&text, &finished)).into_response())
+    let one = |pieces: UnboundedReceiver<Piece>| async move {
+        let mut text = Text::default();
+        let finished = generate(model, pieces, form.clone(), |chunk| text.add(chunk)).await?;
+        Ok::<_, ApiError>((text, finished))
+    };
+    let mut done = Vec::new();
+    for one in join_all(choices.into_iter().map(one)).await {
+        done.push(one?);
+    }
+    let finished: Vec<Finished> = done.iter().map(|(_, finished)| *finished).collect();
+    let choices = done.into_iter().enumerate().map(|(index, (text, finished))| answer.choice(index, text, &finished));
+    let object = if answer.is_chat() { "chat.completion" } else { "text_completion" };
+    let mut body = answer.with(object, &choices.collect());
+    body["usage"] = Answer::usage(answer.completed(metrics, &finished));
+    Ok(Json(body).into_response())
 }
 
-/// Answers with server-sent events, one for each piece of text, and `[DONE]` at the end. The generation ends when the client
-/// closes the connection.
+/// The server-sent events of a response.
+#[derive(Clone)]
+pub(super) struct Events(UnboundedSender<Event>);
+
+impl Events {
+    /// Sends an event. The client may have gone, which ends the generation.
+    pub(super) fn send(&self, event: Event) {
+        let _ = self.0.send(event);
+    }
+
+    fn data(&self, data: &Value) {
+        self.send(Event::default().data(data.to_string()));
+    }
+
+    /// Waits until the client has gone.
+    pub(super) async fn closed(&self) {
+        self.0.closed().await;
+    }
+}
+
+/// Answers with server-sent events that a task sends. Holds at most a few events for each token of the response.
+pub(super) fn events<F: Future<Output = ()> + Send + 'static>(task: impl FnOnce(Events) -> F) -> Response {
+    let (events, mut received) = unbounded_channel::<Event>();
+    tokio::spawn(task(Events(events)));
+    let events = poll_fn(move |context| received.poll_recv(context).map(|event| event.map(Ok::<_, Infallible>)));
+    Sse::new(events).keep_alive(KeepAlive::default()).into_response()
+}
+
+/// Answers with an event for each piece of text, and `[DONE]` at the end. The generation ends when the client closes the
+/// connection.
 pub(super) fn stream(
     model: Arc<ServedModel>,
     metrics: Arc<Metrics>,
     answer: Answer,
-    pieces: UnboundedReceiver<Piece>,
-    stop: Vec<String>,
+    choices: Vec<UnboundedReceiver<Piece>>,
+    form: Form,
     usage: bool,
 ) -> Response {
-    // Holds at most one event for each token of the response.
-    let (events, mut received) = unbounded_channel::<Event>();
-    let send = move |events: &tokio::sync::mpsc::UnboundedSender<Event>, data: &Value| {
-        // The client may have gone, which ends the generation below.
-        let _ = events.send(Event::default().data(data.to_string()));
-    };
-    tokio::spawn(async move {
-        if answer.endpoint == Endpoint::Chat {
-            send(&events, &answer.opening());
-        }
-        let generation = texts(&model, pieces, &stop, |text| send(&events, &answer.part(Some(&text), None)));
-        let finished = tokio::select! {
-            () = events.closed() => return,
-            finished = generation => finished,
+    events(move |events| async move {
+        let (told, answer_of, model, form) = (&events, &answer, &*model, &form);
+        let one = |(index, pieces): (usize, UnboundedReceiver<Piece>)| async move {
+            let (events, answer) = (told, answer_of);
+            if answer.is_chat() {
+                let delta = json!({ "role": "assistant", "content": "" });
+                events.data(&answer.part(index, &delta, &Value::Null, None));
+            }
+            let mut calls = 0;
+            let said = |chunk| {
+                for part in answer.parts(index, chunk, &mut calls) {
+                    events.data(&part);
+                }
+            };
+            let finished = generate(model, pieces, form.clone(), said).await?;
+            events.data(&answer.part(index, &answer.nothing(), &Value::Null, Some(finished.reason.name())));
+            Ok::<_, ApiError>(finished)
         };
-        match finished {
+        let all = tokio::select! {
+            () = events.closed() => return,
+            all = join_all(choices.into_iter().enumerate().map(one)) => all,
+        };
+        match all.into_iter().collect::<Result<Vec<Finished>, ApiError>>() {
             Ok(finished) => {
-                metrics.completed(answer.endpoint, answer.begun.elapsed(), answer.prompt_tokens, finished.tokens);
-                send(&events, &answer.part(None, Some(finished.reason)));
+                let tokens = answer.completed(&metrics, &finished);
                 if usage {
                     let mut last = answer.with(answer.object(), &json!([]));
-                    last["usage"] = answer.usage(finished.tokens);
-                    send(&events, &last);
+                    last["usage"] = Answer::usage(tokens);
+                    events.data(&last);
                 }
             }
-            Err(error) => send(&events, &error.body()),
+            Err(error) => events.data(&error.body()),
         }
-        let _ = events.send(Event::default().data("[DONE]"));
-    });
-    let events = poll_fn(move |context| received.poll_recv(context).map(|event| event.map(Ok::<_, Infallible>)));
-    Sse::new(events).keep_alive(KeepAlive::default()).into_response()
+        events.send(Event::default().data("[DONE]"));
+    })
 }

@@ -16,15 +16,15 @@ use crate::{
 };
 
 /// Makes a model with a chat template that rarely yields its end token.
-fn chat_model() -> BTreeMap<String, Vec<u8>> {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/text/fixtures/smollm2");
+pub(crate) fn chat_model(name: &str) -> BTreeMap<String, Vec<u8>> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/text/fixtures").join(name);
     let tokenizer = Tokenizer::load(&fixtures).unwrap();
     let shape = Shape {
         hidden_size: 48,
         intermediate_size: 64,
         num_hidden_layers: 2,
         num_attention_heads: 3,
-        max_position_embeddings: 256,
+        max_position_embeddings: 1024,
         rope_theta: 10_000.0,
     };
     let end = tokenizer.ends()[0];
@@ -32,11 +32,25 @@ fn chat_model() -> BTreeMap<String, Vec<u8>> {
     let parameters = initial(&config, &Layout::of(&config), 5);
     let mut files = describe(&config, &parameters, &tokenizer).unwrap();
     // The description of a model of characters is written anew from those of the fixture.
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
-        files.insert(name.to_owned(), std::fs::read(fixtures.join(name)).unwrap());
+    for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        if let Ok(bytes) = std::fs::read(fixtures.join(name)) {
+            files.insert(name.to_owned(), bytes);
+        }
     }
     files
 }
+
+/// A chat template with tools, in the style of Hermes.
+const TOOLS: &str = r#"{% if tools %}<|im_start|>system
+<tools>{% for tool in tools %}
+{{ tool | tojson }}{% endfor %}
+</tools><|im_end|>
+{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}{% for call in message.tool_calls %}<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"#;
 
 async fn post(server: &Running, path: &str, body: Value) -> (u16, Value) {
     let (status, _, body) = request(server.address, path, Some(body.to_string())).await.unwrap();
@@ -62,6 +76,8 @@ async fn the_model_is_described_with_its_promotion() {
     assert_eq!(model["model_digest"], case.expected.model_digest.to_string());
     assert_eq!((&model["ring"], &model["owned_by"]), (&json!("0D_base_"), &json!("team")));
     assert_eq!(model["evaluations"][0]["gates"][0]["metric"], "exact_match");
+    assert_eq!((&model["verdict"], &model["evaluations"][0]["verdict"]), (&json!("Passed"), &json!("Passed")));
+    assert_eq!((&model["signer"], &model["base"]), (&json!(case.expected.key_fingerprint), &Value::Null));
     assert_eq!(serde_json::from_str::<Value>(&server.get("/v1/models/cot").await.1).unwrap(), *model);
     let (status, body) = server.get("/v1/models/gpt-4").await;
     assert!(status == 404 && body.contains("model_not_found") && body.contains("use \\\"cot\\\""), "{body}");
@@ -80,8 +96,12 @@ async fn completions_are_those_of_infer_whole_and_streamed() {
         (&reply["object"], &reply["choices"][0]["finish_reason"]),
         (&json!("text_completion"), &json!("length"))
     );
-    assert_eq!(reply["usage"], json!({ "prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16 }));
-    assert!(case.expected.model_digest.to_string().starts_with(reply["system_fingerprint"].as_str().unwrap()));
+    let usage = json!({
+        "prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16, "prompt_tokens_details": { "cached_tokens": 0 },
+        "completion_tokens_details": { "reasoning_tokens": 0 }, "reasoning_tokens": 0,
+    });
+    assert_eq!(reply["usage"], usage);
+    assert_eq!(reply["system_fingerprint"], format!("{}@0D_base_", case.expected.model_digest.short()));
 
     let mut streamed = asked.clone();
     streamed["stream"] = true.into();
@@ -113,7 +133,7 @@ async fn completions_are_those_of_infer_whole_and_streamed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn chats_are_answered_by_the_template() {
-    let files = chat_model();
+    let files = chat_model("smollm2");
     let case = Case::of(files.clone());
     let server = case.ready().await;
     let mut generator = Generator::load(&files, 1, codex_configs::Device::Cpu).unwrap();
@@ -159,8 +179,10 @@ async fn invalid_requests_get_errors_in_openais_shape() {
     let server = case.ready().await;
     for (path, body, status, told) in [
         ("/v1/completions", json!({ "prompt": "1", "model": "gpt-4" }), 404, "the model \"gpt-4\" is not served here"),
-        ("/v1/completions", json!({ "prompt": "1", "n": 2 }), 400, "n: 2: one choice per request"),
-        ("/v1/completions", json!({ "prompt": "1", "logprobs": 5 }), 400, "logprobs: 5: log-probabilities"),
+        ("/v1/completions", json!({ "prompt": "1", "n": 17 }), 400, "n: 17 is out of range; use 1 to 16"),
+        ("/v1/completions", json!({ "prompt": "1", "n": 0 }), 400, "n: 0 is out of range"),
+        ("/v1/completions", json!({ "prompt": "1", "logprobs": 21 }), 400, "logprobs: 21 is out of range; use 0 to 20"),
+        ("/v1/completions", json!({ "prompt": "1", "echo": true }), 400, "echo: true: the prompt is not repeated"),
         ("/v1/completions", json!({ "prompt": ["1", "2"] }), 400, "prompt: send one prompt per request"),
         ("/v1/completions", json!({ "prompt": "1".repeat(64) }), 400, "the model's context holds 64"),
         (
@@ -185,6 +207,290 @@ async fn invalid_requests_get_errors_in_openais_shape() {
     let harmless =
         json!({ "prompt": "1", "max_tokens": 2, "n": 1, "tools": [], "logprobs": null, "presence_penalty": 0.0 });
     assert_eq!(post(&server, "/v1/completions", harmless).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn choices_have_their_seeds_and_log_probabilities_are_those_of_the_model() {
+    let case = Case::new(64);
+    let server = case.ready().await;
+    let asked = json!({ "prompt": "347+86:", "max_tokens": 6, "temperature": 1.5, "seed": 3, "n": 3, "logprobs": 2 });
+    let (status, reply) = post(&server, "/v1/completions", asked.clone()).await;
+    assert_eq!(status, 200, "{reply}");
+    let choices = reply["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 3);
+    let mut shown_tokens = 0;
+    for (index, choice) in choices.iter().enumerate() {
+        assert_eq!(choice["index"], index);
+        let mut alone = asked.clone();
+        (alone["n"], alone["seed"]) = (json!(1), json!(3 + index));
+        let alone = post(&server, "/v1/completions", alone).await.1;
+        assert_eq!(
+            (&alone["choices"][0]["text"], &alone["choices"][0]["logprobs"]),
+            (&choice["text"], &choice["logprobs"])
+        );
+        let scores = &choice["logprobs"];
+        let tokens: Vec<&str> = scores["tokens"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
+        // Special tokens have names and no text.
+        shown_tokens += tokens.len() as u64;
+        let shown: String = tokens.iter().copied().filter(|token| token.chars().count() == 1).collect();
+        assert_eq!(shown, choice["text"].as_str().unwrap());
+        let offsets: Vec<usize> = serde_json::from_value(scores["text_offset"].clone()).unwrap();
+        assert!(offsets[0] == 0 && offsets.is_sorted() && offsets.len() == tokens.len(), "{offsets:?}");
+        for (token, top) in tokens.iter().zip(scores["top_logprobs"].as_array().unwrap()) {
+            let top = top.as_object().unwrap();
+            assert!(top.contains_key(*token) && (2..=3).contains(&top.len()), "{top:?}");
+            let sum: f64 = top.values().map(|value| value.as_f64().unwrap().exp()).sum();
+            assert!(sum > 0.0 && sum <= 1.000_001, "{sum}");
+        }
+    }
+    assert_ne!(choices[0]["text"], choices[1]["text"]);
+    // An end token is counted and not shown.
+    let counted = reply["usage"]["completion_tokens"].as_u64().unwrap();
+    assert!((shown_tokens..=18).contains(&counted) && shown_tokens > 0, "{shown_tokens} {counted}");
+    // Streamed, the pieces of each choice are its text.
+    let mut streamed = asked;
+    streamed["stream"] = true.into();
+    let mut events = events(&server, "/v1/completions", streamed).await;
+    assert_eq!(events.pop().unwrap(), "[DONE]");
+    let mut texts = vec![String::new(); 3];
+    let mut ends = 0;
+    for event in events {
+        let choice = serde_json::from_str::<Value>(&event).unwrap()["choices"][0].take();
+        texts[choice["index"].as_u64().unwrap() as usize].push_str(choice["text"].as_str().unwrap());
+        ends += usize::from(!choice["finish_reason"].is_null());
+    }
+    assert_eq!(ends, 3);
+    assert!(texts.iter().zip(choices).all(|(text, choice)| choice["text"] == *text.as_str()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chats_show_log_probabilities_if_they_are_asked_for() {
+    let server = Case::of(chat_model("smollm2")).ready().await;
+    let messages = json!([{ "role": "user", "content": "Hi" }]);
+    let asked = json!({ "messages": messages, "max_tokens": 3, "logprobs": true, "top_logprobs": 2 });
+    let (_, reply) = post(&server, "/v1/chat/completions", asked).await;
+    let content = reply["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(content.len() as u64, reply["usage"]["completion_tokens"].as_u64().unwrap(), "{reply}");
+    for entry in content {
+        let top = entry["top_logprobs"].as_array().unwrap();
+        // Greedily, the most likely token is chosen.
+        assert_eq!((top.len(), &top[0]["token"], &top[0]["logprob"]), (2, &entry["token"], &entry["logprob"]));
+        assert!(top[1]["logprob"].as_f64() <= top[0]["logprob"].as_f64());
+        let bytes: Vec<u8> = serde_json::from_value(entry["bytes"].clone()).unwrap();
+        assert_eq!(bytes, entry["token"].as_str().unwrap().as_bytes());
+    }
+    let (status, reply) =
+        post(&server, "/v1/chat/completions", json!({ "messages": messages, "top_logprobs": 2 })).await;
+    assert!(status == 400 && reply.to_string().contains("\\\"logprobs\\\": true"), "{reply}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn responses_are_the_answers_of_chats() {
+    let server = Case::of(chat_model("smollm2")).ready().await;
+    let messages =
+        json!([{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "What is 2 + 2?" }]);
+    let chat = json!({ "messages": messages, "max_tokens": 8 });
+    let (_, expected) = post(&server, "/v1/chat/completions", chat).await;
+    let text = &expected["choices"][0]["message"]["content"];
+    let items = json!([{ "role": "user", "content": [{ "type": "input_text", "text": "What is 2 + 2?" }] }]);
+    for input in [json!("What is 2 + 2?"), items] {
+        let asked =
+            json!({ "instructions": "Be brief.", "input": input, "max_output_tokens": 8, "metadata": { "a": "b" } });
+        let (status, reply) = post(&server, "/v1/responses", asked.clone()).await;
+        assert_eq!(status, 200, "{reply}");
+        let item = &reply["output"][0];
+        assert_eq!(
+            (&item["type"], &item["role"], &item["content"][0]["text"]),
+            (&json!("message"), &json!("assistant"), text)
+        );
+        assert_eq!(
+            (&reply["status"], &reply["object"], &reply["store"]),
+            (&json!("incomplete"), &json!("response"), &json!(false))
+        );
+        assert_eq!(reply["incomplete_details"]["reason"], "max_output_tokens");
+        assert_eq!(reply["usage"]["input_tokens"], expected["usage"]["prompt_tokens"]);
+        assert_eq!((&reply["usage"]["output_tokens"], &reply["metadata"]["a"]), (&json!(8), &json!("b")));
+
+        let mut streamed = asked;
+        streamed["stream"] = true.into();
+        let parts = events(&server, "/v1/responses", streamed).await;
+        let parts: Vec<Value> = parts.iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+        assert!(parts.iter().enumerate().all(|(number, part)| part["sequence_number"] == number), "{parts:?}");
+        let types: Vec<&str> = parts.iter().map(|part| part["type"].as_str().unwrap()).collect();
+        assert_eq!(
+            types[..4],
+            ["response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"]
+        );
+        assert_eq!(types.last(), Some(&"response.incomplete"));
+        let deltas: String = parts.iter().filter_map(|part| part["delta"].as_str()).collect();
+        assert_eq!(*text, deltas);
+        let done = &parts.last().unwrap()["response"];
+        assert_eq!((&done["output"][0]["content"], &done["usage"]["output_tokens"]), (&item["content"], &json!(8)));
+    }
+    for (body, told) in [
+        (
+            json!({ "input": "1", "previous_response_id": "resp_1" }),
+            "previous_response_id: this server stores no responses",
+        ),
+        (json!({ "input": "1", "background": true }), "background: true: this server answers at once"),
+        (json!({ "input": "1", "text": { "format": { "type": "json_object" } } }), "text.format: type \"json_object\""),
+        (json!({ "input": [{ "type": "computer_call" }] }), "input[0]: type \"computer_call\" is not supported"),
+        (json!({ "input": [{ "role": "user" }] }), "input[0].content: is missing"),
+        (
+            json!({ "input": "1", "tools": [{ "type": "web_search" }] }),
+            "tools[0]: type \"web_search\": this server runs no tools",
+        ),
+        (json!({ "input": [] }), "input: send a text or at least one item"),
+        (json!({}), "missing field `input`"),
+    ] {
+        let (status, reply) = post(&server, "/v1/responses", body.clone()).await;
+        let message = reply["error"]["message"].as_str().unwrap_or_default();
+        assert!(status == 400 && message.contains(told), "{body}: {status} {reply}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tools_stand_in_the_prompt_and_can_be_forced() {
+    let mut files = chat_model("qwen3");
+    files.insert("chat_template.jinja".to_owned(), TOOLS.as_bytes().to_vec());
+    let server = Case::of(files).ready().await;
+    let tool = json!({ "type": "function", "function": { "name": "add", "description": "Adds.", "parameters": { "type": "object" } } });
+    let messages = json!([
+        { "role": "user", "content": "1 + 1?" },
+        { "role": "assistant", "tool_calls": [
+            { "id": "call_1", "type": "function", "function": { "name": "add", "arguments": "{\"a\": 1}" } }
+        ] },
+        { "role": "tool", "tool_call_id": "call_1", "content": "2" },
+    ]);
+    let asked = |choice: Value| {
+        let tools = json!([tool]);
+        json!({ "messages": messages, "tools": tools, "tool_choice": choice, "max_tokens": 4 })
+    };
+    let tokens = async |body: Value| {
+        let (status, reply) = post(&server, "/v1/chat/completions", body).await;
+        assert_eq!(status, 200, "{reply}");
+        (reply["usage"]["prompt_tokens"].as_u64().unwrap(), reply["choices"][0]["message"].clone())
+    };
+    let (auto, _) = tokens(asked(json!("auto"))).await;
+    let (none, _) = tokens(asked(json!("none"))).await;
+    let (without, _) = tokens(json!({ "messages": messages, "max_tokens": 4 })).await;
+    let (named, message) = tokens(asked(json!({ "type": "function", "function": { "name": "add" } }))).await;
+    assert!(auto > none && none == without && named > auto, "{auto} {none} {without} {named}");
+    // What this model writes is no call, so that it is content.
+    let content = message["content"].as_str().unwrap();
+    assert!(content.starts_with("<tool_call>\n{\"name\": \"add\", \"arguments\": "), "{content}");
+    for (body, told) in [
+        (asked(json!("sometimes")), "tool_choice: \"sometimes\": use \"auto\""),
+        (
+            asked(json!({ "type": "function", "function": { "name": "sub" } })),
+            "tool_choice: \"sub\" is not among the tools",
+        ),
+        (json!({ "messages": messages, "tools": [{ "type": "function" }] }), "tools[0]: send {\"type\": \"function\""),
+        (json!({ "messages": messages, "tool_choice": "required" }), "tool_choice: \"required\" needs tools"),
+    ] {
+        let (status, reply) = post(&server, "/v1/chat/completions", body).await;
+        assert!(status == 400 && reply["error"]["message"].as_str().unwrap().contains(told), "{reply}");
+    }
+    let plain = Case::of(chat_model("smollm2")).ready().await;
+    let (status, reply) = post(&plain, "/v1/chat/completions", asked(json!("auto"))).await;
+    assert!(status == 400 && reply.to_string().contains("chat template has no place for tools"), "{reply}");
+}
+
+/// The tokens of an answer are the same whether its prompt was computed, taken over, or evicted before.
+#[tokio::test(flavor = "multi_thread")]
+async fn prefixes_are_taken_over_within_their_bound_and_change_no_token() {
+    let long = |last: char| format!("{}{last}:", "12+34=46 ".repeat(5));
+    for (prefixes, kept) in [(1000, true), (0, false), (60, false)] {
+        let mut case = Case::new(128);
+        case.prefixes = prefixes;
+        let server = case.ready().await;
+        let ask = async |prompt: String| {
+            let body = json!({ "prompt": prompt, "max_tokens": 12, "logprobs": 3 });
+            let (status, reply) = post(&server, "/v1/completions", body).await;
+            assert_eq!(status, 200, "{reply}");
+            (reply["choices"].clone(), reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap())
+        };
+        let (first, cached) = ask(long('1')).await;
+        assert_eq!(cached, 0);
+        let (again, cached) = ask(long('1')).await;
+        assert_eq!(again, first);
+        // The last token of a prompt is computed. The bound holds one prompt with its answer, or none.
+        assert_eq!(cached, if prefixes == 0 { 0 } else { 46 }, "{prefixes}");
+        let (_, cached) = ask(long('2')).await;
+        assert_eq!(cached, if prefixes == 0 { 0 } else { 45 }, "{prefixes}");
+        let (_, cached) = ask("9".repeat(40)).await;
+        assert_eq!(cached, 0);
+        let (again, cached) = ask(long('1')).await;
+        assert_eq!((again, cached > 0), (first, kept), "{prefixes}");
+        let exposed = server.get("/metrics").await.1;
+        let counted =
+            exposed.lines().find_map(|line| line.strip_prefix("codex_ml_inference_prompt_tokens_cached_total "));
+        assert_eq!(counted.unwrap().parse::<u64>().unwrap() > 0, prefixes > 0, "{exposed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn safety_rules_hold_for_prompts_and_answers_of_every_endpoint() {
+    let mut case = Case::of(chat_model("smollm2"));
+    let path = case.path("rules.yaml");
+    std::fs::write(&path, "rules: [{ id: word, action: block, literal: bomb, on: [prompt] }]\nknown: { pii: redact }")
+        .unwrap();
+    case.filter.rules = Some(path.clone());
+    case.filter.events = Some(case.path("events.ndjson"));
+    let server = case.ready().await;
+    let chat = |text: &str, stream: bool| json!({ "messages": [{ "role": "user", "content": text }], "max_tokens": 6, "stream": stream });
+    for (path, body) in [
+        ("/v1/chat/completions", chat("a bomb", false)),
+        ("/v1/completions", json!({ "prompt": "a bomb", "max_tokens": 6 })),
+        ("/v1/responses", json!({ "input": "a bomb" })),
+    ] {
+        let (status, reply) = post(&server, path, body).await;
+        assert_eq!((status, &reply["error"]["code"]), (400, &json!("content_filter")), "{reply}");
+        assert!(reply.to_string().contains("the prompt is refused by the safety rule \\\"word\\\""), "{reply}");
+    }
+    let (status, reply) = post(&server, "/infer", json!({ "prompt": "a bomb" })).await;
+    assert!(status == 422 && reply["error"].as_str().unwrap().contains("safety rule"), "{reply}");
+    let answer = async |text: &str| post(&server, "/v1/chat/completions", chat(text, false)).await.1;
+    let (card, redacted) = (answer("card 4111 1111 1111 1111").await, answer("card {REDACTED}").await);
+    assert_eq!(
+        (&card["choices"], &card["usage"]["total_tokens"]),
+        (&redacted["choices"], &redacted["usage"]["total_tokens"])
+    );
+    let logged = std::fs::read_to_string(case.path("events.ndjson")).unwrap();
+    assert_eq!(logged.lines().count(), 5, "{logged}");
+    assert!(!logged.contains("4111"), "{logged}");
+
+    let until = async |rules: &str, expected: &dyn Fn(u16, &Value) -> bool| {
+        std::fs::write(&path, rules).unwrap();
+        for _ in 0..500 {
+            let (status, reply) = post(&server, "/v1/chat/completions", chat("Hi", false)).await;
+            if expected(status, &reply) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{rules}");
+    };
+    let plain = answer("Hi").await["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    let hidden = plain.lines().map(|line| "{REDACTED}".repeat(line.chars().count())).collect::<Vec<_>>().join("\n");
+    until("rules: [{ id: all, action: redact, regex: '.', on: [answer] }]", &|_, reply| {
+        reply["choices"][0]["message"]["content"].as_str().is_some_and(|text| text.trim_end() == hidden.trim_end())
+    })
+    .await;
+    let parts = events(&server, "/v1/chat/completions", chat("Hi", true)).await;
+    let text: String = parts
+        .iter()
+        .filter_map(|part| serde_json::from_str::<Value>(part).ok())
+        .filter_map(|part| part["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
+        .collect();
+    assert_eq!(text.trim_end(), hidden.trim_end());
+    until("rules: [{ id: all, action: block, regex: '.', on: [answer] }]", &|_, reply| {
+        let choice = &reply["choices"][0];
+        choice["finish_reason"] == "content_filter" && choice["message"]["content"] == ""
+    })
+    .await;
+    until("rules: 5", &|status, reply| status == 503 && reply.to_string().contains("no text is admitted")).await;
+    until("rules: []", &|status, _| status == 200).await;
 }
 
 /// Without an end, the generation would go on for minutes.

@@ -1,0 +1,76 @@
+"""Uses the OpenAI client of PyPI, unchanged, against a server. Prints what it tried; an assertion ends it with an error.
+
+    python check.py URL KEY
+"""
+
+import sys
+
+import openai
+
+URL, KEY = sys.argv[1:3]
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is the capital of France?"}]
+
+
+def main():
+    client = openai.OpenAI(base_url=URL + "/v1", api_key=KEY, max_retries=0)
+
+    models = client.models.list().data
+    assert len(models) == 1 and models[0].model_digest and models[0].ring, models
+    name = models[0].id
+    assert client.models.retrieve(name).id == name
+    print("models:", name, models[0].ring)
+
+    chat = client.chat.completions.create(model=name, messages=MESSAGES, max_tokens=12, logprobs=True, top_logprobs=2)
+    text = chat.choices[0].message.content
+    assert chat.system_fingerprint and chat.usage.total_tokens == chat.usage.prompt_tokens + chat.usage.completion_tokens
+    scores = chat.choices[0].logprobs.content
+    assert scores and all(len(score.top_logprobs) == 2 and score.logprob <= 0 for score in scores), scores
+    print("chat:", repr(text))
+
+    pieces, usage = [], None
+    options = {"include_usage": True}
+    for chunk in client.chat.completions.create(model=name, messages=MESSAGES, max_tokens=12, stream=True, stream_options=options):
+        usage = chunk.usage or usage
+        if chunk.choices and chunk.choices[0].delta.content:
+            pieces.append(chunk.choices[0].delta.content)
+    assert "".join(pieces) == text, pieces
+    assert usage.completion_tokens == chat.usage.completion_tokens and usage.prompt_tokens_details.cached_tokens > 0, usage
+    with client.chat.completions.stream(model=name, messages=MESSAGES, max_tokens=12) as stream:
+        assert stream.get_final_completion().choices[0].message.content == text
+    print("streamed:", len(pieces), "pieces,", usage.prompt_tokens_details.cached_tokens, "cached tokens")
+
+    drawn = {"model": name, "messages": MESSAGES, "max_tokens": 8, "temperature": 1.0, "seed": 7, "n": 3}
+    one, other = client.chat.completions.create(**drawn), client.chat.completions.create(**drawn)
+    texts = [choice.message.content for choice in one.choices]
+    assert len(texts) == 3 and texts == [choice.message.content for choice in other.choices], texts
+    print("seed and n:", texts)
+
+    completion = client.completions.create(model=name, prompt="The capital of France is", max_tokens=6, logprobs=1)
+    assert len(completion.choices[0].logprobs.tokens) == completion.usage.completion_tokens
+    print("completion:", repr(completion.choices[0].text))
+
+    asked = {"model": name, "instructions": "Be brief.", "input": "What is the capital of France?", "max_output_tokens": 12}
+    response = client.responses.create(**asked)
+    assert response.output_text == text and response.usage.output_tokens == chat.usage.completion_tokens, response
+    events = list(client.responses.create(**asked, stream=True))
+    assert events[0].type == "response.created" and events[-1].type in ("response.completed", "response.incomplete")
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == text
+    assert events[-1].response.output_text == text
+    print("response:", len(events), "events")
+
+    def refused(kind, told, call):
+        try:
+            call()
+        except kind as error:
+            assert told in str(error), error
+            return
+        raise AssertionError(f"{told}: nothing was raised")
+
+    refused(openai.BadRequestError, "stores no responses", lambda: client.responses.create(**asked, previous_response_id="resp_1"))
+    refused(openai.NotFoundError, "is not served here", lambda: client.chat.completions.create(model="gpt-4", messages=MESSAGES))
+    wrong = client.with_options(api_key="sk-wrong-0123456789")
+    refused(openai.AuthenticationError, "the API key is not valid", lambda: wrong.models.list())
+    print("errors: as classes of the client")
+
+
+main()

@@ -1,0 +1,140 @@
+//! The clients against a server of a small untrained model, and the arithmetic of the benchmark.
+
+use clap::Parser;
+
+use super::{
+    bench::{BenchServe, Percentiles},
+    chat::{Chat, Look},
+    *,
+};
+use crate::serving::{Case, chat_model};
+
+#[derive(Parser)]
+enum Line {
+    Chat(Chat),
+    BenchServe(BenchServe),
+    Infer(Infer),
+}
+
+fn parse(line: &str) -> Line {
+    Line::try_parse_from(line.split('|')).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_is_streamed_with_its_history() {
+    let server = Case::of(chat_model("smollm2")).ready().await;
+    let url = format!("http://{}", server.address);
+    let talk = async |line: String, input: &'static str, look: Look| {
+        let work = move || {
+            let Line::Chat(chat) = parse(&line) else { panic!() };
+            let mut out = Vec::new();
+            let result =
+                chat.talk(&mut input.as_bytes(), &mut out, look).map_err(|error| (error.exit, error.to_string()));
+            (result, String::from_utf8(out).unwrap())
+        };
+        tokio::task::spawn_blocking(work).await.unwrap()
+    };
+    let plain = Look { prompts: false, colours: false, thinking: true };
+    let line = format!("x|chat|--url|{url}|--max-tokens|4");
+    let (result, once) = talk(line.clone(), "Hi\n", plain).await;
+    assert!(result.is_ok() && once.ends_with('\n') && once.len() > 1, "{once:?}");
+    let (_, twice) = talk(line.clone(), "Hi\n/clear\nHi\n\n/exit\nHi\n", plain).await;
+    assert_eq!(twice, once.repeat(2), "a cleared conversation begins anew");
+    let typed = Look { prompts: true, ..plain };
+    let (result, told) = talk(line.replace("--max-tokens|4", "--model|other"), "Hi\n", typed).await;
+    assert!(
+        result.is_ok() && told.contains("> the server answered 404: the model \"other\" is not served here"),
+        "{told}"
+    );
+    let (result, _) = talk(line.replace("--max-tokens|4", "--model|other"), "Hi\n", plain).await;
+    assert_eq!(result.unwrap_err().0, 2);
+    let (result, _) = talk("x|chat|--url|http://127.0.0.1:9".to_owned(), "Hi\n", typed).await;
+    let (exit, told) = result.unwrap_err();
+    assert!(exit == 1 && told.contains("is a server running there?"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_request_of_a_rate_is_counted() {
+    let server = Case::new(64).ready().await;
+    let line = format!(
+        "x|bench-serve|--url|http://{}|--rate|200|--requests|12|--endpoint|completions|--prompt|{{}}+1:|--max-tokens|5",
+        server.address
+    );
+    let measure = async |line: String| {
+        let work = move || {
+            let Line::BenchServe(bench) = parse(&line) else { panic!() };
+            bench.measure(200.0)
+        };
+        tokio::task::spawn_blocking(work).await.unwrap()
+    };
+    let row = measure(line.clone()).await;
+    assert_eq!((row.sent, row.answered, row.refused, row.failed), (12, 12, 0, 0), "{:?}", row.error);
+    let (first, whole) = (row.first_token.unwrap(), row.whole.unwrap());
+    assert!(first.p50 > 0.0 && whole.p50 >= first.p50 && whole.max >= whole.p99 && row.tokens_per_second > 0.0);
+    let row = measure(line.replace("--max-tokens", "--model|other|--max-tokens")).await;
+    assert_eq!((row.answered, row.failed), (0, 12));
+    assert!(row.error.unwrap().contains("404"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn infer_prints_or_names_the_reason() {
+    let server = Case::new(64).ready().await;
+    let run = async |line: String| {
+        let work = move || {
+            let Line::Infer(infer) = parse(&line) else { panic!() };
+            infer.run().map_err(|error| (error.exit, error.to_string()))
+        };
+        tokio::task::spawn_blocking(work).await.unwrap()
+    };
+    let line = format!("x|infer|1+1:|--max-new-tokens|3|--url|http://{}", server.address);
+    assert_eq!(run(line.clone()).await, Ok(0));
+    let (exit, told) = run(line.replace("1+1:", "caf\u{e9}")).await.unwrap_err();
+    assert!(exit == 2 && told.contains("the server answered 422: prompt: character 'é'"), "{told}");
+}
+
+#[test]
+fn times_have_the_rate_and_percentiles_the_nearest_rank() {
+    let bench = |arrivals: &str| {
+        let line = format!("x|bench-serve|--rate|50|--requests|4000|--arrivals|{arrivals}");
+        let Line::BenchServe(bench) = parse(&line) else { panic!() };
+        bench.times(50.0)
+    };
+    let (poisson, constant) = (bench("poisson"), bench("constant"));
+    assert!((constant[1000] - 20.0).abs() < 1e-9);
+    // Five standard errors of the mean.
+    assert!((poisson[3999] / 3999.0 * 50.0 - 1.0).abs() < 5.0 / 63.0);
+    assert!(poisson.windows(2).all(|pair| pair[0] <= pair[1]) && poisson == bench("poisson"));
+    let percentiles = Percentiles::of((1..=100).rev().map(f64::from).collect()).unwrap();
+    assert_eq!(percentiles, Percentiles { p50: 50.0, p90: 90.0, p95: 95.0, p99: 99.0, max: 100.0 });
+    let one = Percentiles { p50: 3.0, p90: 3.0, p95: 3.0, p99: 3.0, max: 3.0 };
+    assert_eq!(Percentiles::of(vec![3.0]), Some(one));
+    assert!(Percentiles::of(Vec::new()).is_none());
+}
+
+/// `make test-clients` installs the package. Without `CODEX_TEST_MODEL`, a small untrained model answers.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs CLIENTS_PYTHON, a Python with the package openai: make test-clients"]
+async fn the_openai_client_works_unchanged() {
+    let python = std::env::var("CLIENTS_PYTHON").expect("CLIENTS_PYTHON names a Python with the package openai");
+    let files = match std::env::var_os("CODEX_TEST_MODEL") {
+        None => chat_model("smollm2"),
+        Some(folder) => std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap()))
+            .collect(),
+    };
+    let mut case = Case::of(files);
+    let keys = case.path("keys");
+    std::fs::create_dir(&keys).unwrap();
+    std::fs::write(keys.join("python"), "sk-python-0123456789").unwrap();
+    case.require_keys(keys);
+    let server = case.ready().await;
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients/check.py");
+    let url = format!("http://{}", server.address);
+    let work =
+        move || std::process::Command::new(python).arg(script).args([&url, "sk-python-0123456789"]).output().unwrap();
+    let output = tokio::task::spawn_blocking(work).await.unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{told}", String::from_utf8_lossy(&output.stdout));
+}

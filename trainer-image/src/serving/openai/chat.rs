@@ -1,0 +1,294 @@
+//! Requests to `/v1/chat/completions`: messages, tools and the prompt that the chat template makes of them. Pure.
+
+use std::collections::BTreeSet;
+
+use minijinja::Value as Any;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    error::ApiError,
+    request::{Asked, Common, prompt_text, read, refused, scores, typed},
+    split::{CALL, Markers, Splitter},
+};
+use crate::{
+    serving::{filter::Check, phase::ServedModel},
+    text::{Conversation, Role},
+};
+
+/// The most tools of a request.
+const MAX_TOOLS: usize = 128;
+
+#[derive(Debug, Deserialize)]
+struct ChatBody {
+    messages: Vec<ChatMessage>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<u64>,
+    tool_choice: Option<Choice>,
+    parallel_tool_calls: Option<bool>,
+}
+
+/// What a template gets as it was written, with its fields in order.
+#[derive(Debug, Default, Deserialize)]
+struct Written {
+    #[serde(default)]
+    tools: Option<Vec<Any>>,
+    #[serde(default)]
+    chat_template_kwargs: Option<std::collections::BTreeMap<String, Any>>,
+}
+
+/// A message.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct ChatMessage {
+    pub(super) role: Option<Role>,
+    pub(super) content: Option<Content>,
+    pub(super) name: Option<String>,
+    pub(super) reasoning_content: Option<String>,
+    pub(super) tool_calls: Option<Vec<WrittenCall>>,
+    pub(super) tool_call_id: Option<String>,
+}
+
+/// The content of a message: text, or parts of it.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Content {
+    /// Text.
+    Text(String),
+    /// Parts.
+    Parts(Vec<ContentPart>),
+}
+
+/// A part of a content.
+#[derive(Debug, Deserialize)]
+pub(super) struct ContentPart {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+}
+
+/// A call that the model made earlier.
+#[derive(Debug, Deserialize)]
+pub(super) struct WrittenCall {
+    pub(super) id: Option<String>,
+    pub(super) function: WrittenFunction,
+}
+
+/// The function of a call.
+#[derive(Debug, Deserialize)]
+pub(super) struct WrittenFunction {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) arguments: String,
+}
+
+/// Whether the model may or must call tools.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Choice {
+    /// `auto`, `none` or `required`.
+    Mode(String),
+    /// One function, in the form of chats: `{"type": "function", "function": {"name": …}}`.
+    Function {
+        /// The function.
+        function: Named,
+    },
+    /// One function, in the form of responses: `{"type": "function", "name": …}`.
+    Flat(Named),
+}
+
+/// The name of a function.
+#[derive(Debug, Deserialize)]
+pub(super) struct Named {
+    name: String,
+}
+
+/// What a request says about tools.
+#[derive(Debug, Default)]
+pub(super) struct Tools {
+    /// In the form of chats.
+    pub(super) all: Vec<Any>,
+    pub(super) choice: Option<Choice>,
+    pub(super) parallel: Option<bool>,
+}
+
+/// What else a prompt is made with.
+#[derive(Debug, Default)]
+pub(super) struct Extras {
+    /// Variables of the template.
+    pub(super) variables: Vec<(String, Any)>,
+    /// How many log-probabilities are asked for.
+    pub(super) scores: Option<usize>,
+    /// Safety rules.
+    pub(super) check: Option<Check>,
+}
+
+/// Reads a request to `/v1/chat/completions`.
+///
+/// # Errors
+/// The response to an invalid request.
+pub(super) fn chat(model: &ServedModel, served: &str, bytes: &[u8], check: Option<Check>) -> Result<Asked, ApiError> {
+    let (body, common) = read(bytes, served, r#"{"messages": [{"role": "user", "content": "Hello"}]}"#)?;
+    let body: ChatBody = typed(body)?;
+    if body.messages.is_empty() {
+        return Err(ApiError::field("messages", "send at least one"));
+    }
+    let count = match (body.logprobs, body.top_logprobs) {
+        (Some(true), count) => Some(scores("top_logprobs", count.unwrap_or(0))?),
+        (_, Some(1..)) => return Err(ApiError::field("top_logprobs", "send \"logprobs\": true with it")),
+        _ => None,
+    };
+    // Read from the bytes, because a JSON value does not keep the order of fields.
+    let written: Written = codex_json::from_slice(bytes)
+        .map_err(|why| ApiError::invalid(None, format!("the request has the wrong shape: {why}")))?;
+    let tools =
+        Tools { all: written.tools.unwrap_or_default(), choice: body.tool_choice, parallel: body.parallel_tool_calls };
+    let variables = written.chat_template_kwargs.unwrap_or_default().into_iter().collect();
+    asked(model, common, body.messages, tools, Extras { variables, scores: count, check })
+}
+
+/// Makes the prompt of a conversation, and says how its response is taken apart.
+///
+/// # Errors
+/// The response to an invalid request.
+pub(super) fn asked(
+    model: &ServedModel,
+    common: Common,
+    messages: Vec<ChatMessage>,
+    tools: Tools,
+    extras: Extras,
+) -> Result<Asked, ApiError> {
+    let Extras { variables, scores, check } = extras;
+    let tokenizer = &model.tokenizer;
+    if !tokenizer.has_template() {
+        let told = "the model has no chat template: use /v1/completions";
+        return Err(ApiError::invalid("messages".to_owned(), told));
+    }
+    let names = names(&tools.all)?;
+    let forced = forced(&tools, &names)?;
+    let none = matches!(&tools.choice, Some(Choice::Mode(mode)) if mode == "none");
+    let with_tools = !tools.all.is_empty() && !none;
+    if with_tools && !tokenizer.template_has("tools") {
+        let told = "the model's chat template has no place for tools: remove them, or serve a model that was trained with tools";
+        return Err(ApiError::field("tools", told));
+    }
+    let messages = messages
+        .into_iter()
+        .enumerate()
+        .map(|(at, message)| message.value(at, check.as_ref()))
+        .collect::<Result<_, _>>()?;
+    let tools_shown = if with_tools { tools.all } else { Vec::new() };
+    let conversation = Conversation { messages, tools: tools_shown, variables };
+    let rendered = tokenizer.encode_conversation(&conversation).map_err(|error| refused("messages", &error))?;
+    let markers = Markers::KNOWN.into_iter().find(|markers| tokenizer.template_has(markers.close));
+    let markers = markers.unwrap_or(Markers::KNOWN[0]);
+    let opened = rendered.text.trim_end().ends_with(markers.open);
+    let mut prompt = rendered.ids;
+    let splitter = match &forced {
+        Some(start) => {
+            let text = format!("{CALL}{start}");
+            prompt.extend(tokenizer.encode_more(&text).map_err(|error| refused("tool_choice", &error))?);
+            Splitter::in_call(markers, start)
+        }
+        None => Splitter::new(markers, opened, with_tools),
+    };
+    let mut asked = Asked::of(model, &prompt, common, scores, check)?;
+    asked.form.splitter = Some(splitter);
+    let named = matches!(&tools.choice, Some(Choice::Function { .. } | Choice::Flat(_)));
+    asked.form.one_call = named || tools.parallel == Some(false);
+    Ok(asked)
+}
+
+/// Returns the names of the tools.
+fn names(tools: &[Any]) -> Result<BTreeSet<String>, ApiError> {
+    if tools.len() > MAX_TOOLS {
+        return Err(ApiError::field("tools", format!("{} tools: send at most {MAX_TOOLS}", tools.len())));
+    }
+    let name = |(at, tool): (usize, &Any)| {
+        let field = |value: &Any, name: &str| value.get_attr(name).unwrap_or_default();
+        let name = field(&field(tool, "function"), "name");
+        let is_function = field(tool, "type").as_str() == Some("function");
+        name.as_str().filter(|name| is_function && !name.is_empty()).map(str::to_owned).ok_or_else(|| {
+            let told = "send {\"type\": \"function\", \"function\": {\"name\": …, \"parameters\": {…}}}";
+            ApiError::field(&format!("tools[{at}]"), told)
+        })
+    };
+    tools.iter().enumerate().map(name).collect()
+}
+
+/// Returns how the response begins after the marker of a call, if the model must call a tool.
+fn forced(tools: &Tools, names: &BTreeSet<String>) -> Result<Option<String>, ApiError> {
+    let name = match &tools.choice {
+        None => return Ok(None),
+        Some(Choice::Mode(mode)) => match mode.as_str() {
+            "auto" | "none" => return Ok(None),
+            "required" if names.is_empty() => return Err(ApiError::field("tool_choice", "\"required\" needs tools")),
+            "required" => return Ok(Some("\n{\"name\": \"".to_owned())),
+            other => {
+                let told = format!("{other:?}: use \"auto\", \"none\", \"required\" or a function");
+                return Err(ApiError::field("tool_choice", told));
+            }
+        },
+        Some(Choice::Function { function: named } | Choice::Flat(named)) => &named.name,
+    };
+    if !names.contains(name) {
+        return Err(ApiError::field("tool_choice", format!("{name:?} is not among the tools")));
+    }
+    let name = Value::from(name.as_str());
+    Ok(Some(format!("\n{{\"name\": {name}, \"arguments\": ")))
+}
+
+impl Content {
+    /// Returns the text, with parts joined.
+    ///
+    /// # Errors
+    /// A part is no text.
+    pub(super) fn plain(self, place: &str) -> Result<String, ApiError> {
+        match self {
+            Self::Text(text) => Ok(text),
+            Self::Parts(parts) => parts
+                .into_iter()
+                .map(|part| match part {
+                    ContentPart { kind, text: Some(text) } if kind == "text" || kind.ends_with("put_text") => Ok(text),
+                    ContentPart { kind, .. } => {
+                        Err(ApiError::field(place, format!("a part of type {kind:?} is not supported: send text")))
+                    }
+                })
+                .collect(),
+        }
+    }
+}
+
+impl ChatMessage {
+    /// Returns the message as templates expect it.
+    fn value(self, at: usize, check: Option<&Check>) -> Result<Any, ApiError> {
+        let Some(role) = self.role else {
+            return Err(ApiError::field(&format!("messages[{at}].role"), "send the author, such as \"user\""));
+        };
+        let content = self.content.map(|content| content.plain(&format!("messages[{at}].content"))).transpose()?;
+        let content = content.map(|content| prompt_text(check, content)).transpose()?;
+        let reasoning = self.reasoning_content.map(|text| prompt_text(check, text)).transpose()?;
+        let mut pairs = vec![("role", Any::from(role.name())), ("content", Any::from(content.unwrap_or_default()))];
+        let texts = [("name", self.name), ("reasoning_content", reasoning), ("tool_call_id", self.tool_call_id)];
+        pairs.extend(texts.into_iter().filter_map(|(name, text)| Some((name, Any::from(text?)))));
+        if let Some(calls) = self.tool_calls.filter(|calls| !calls.is_empty()) {
+            let calls = calls.into_iter().map(|call| call.value(check)).collect::<Result<Any, _>>()?;
+            pairs.push(("tool_calls", calls));
+        }
+        Ok(Any::from_pairs(pairs))
+    }
+}
+
+impl WrittenCall {
+    /// Returns the call as templates expect it: with its arguments as a map, if they are one.
+    fn value(self, check: Option<&Check>) -> Result<Any, ApiError> {
+        let WrittenFunction { name, arguments } = self.function;
+        let arguments = prompt_text(check, arguments)?;
+        let parsed = codex_json::from_str::<Any>(&arguments).ok();
+        let arguments =
+            parsed.filter(|it| it.kind() == minijinja::value::ValueKind::Map).unwrap_or_else(|| arguments.into());
+        let function = Any::from_pairs([("name", Any::from(name)), ("arguments", arguments)]);
+        let mut pairs = vec![("type", Any::from("function")), ("function", function)];
+        pairs.extend(self.id.map(|id| ("id", Any::from(id))));
+        Ok(Any::from_pairs(pairs))
+    }
+}

@@ -1,0 +1,262 @@
+//! A response as it is generated: its text in parts, until it ends. No I/O of its own.
+
+use codex_engine::End;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::{
+    error::ApiError,
+    respond::Text,
+    scores::Scored,
+    split::{Part, Splitter},
+};
+use crate::{
+    safety::Direction,
+    serving::{
+        batcher::{Piece, RequestError, Token},
+        filter::{Check, Refusal},
+        phase::ServedModel,
+    },
+    text::{Stops, TextStream, TokenizerError},
+};
+
+/// How a response is made of tokens.
+#[derive(Clone, Debug)]
+pub(super) struct Form {
+    /// Texts that end the response and are not part of it.
+    pub(super) stop: Vec<String>,
+    /// Takes the text apart; `None` leaves it whole.
+    pub(super) splitter: Option<Splitter>,
+    /// Whether the response ends with its first call of a tool.
+    pub(super) one_call: bool,
+    /// Checks the whole response before any of it is passed on.
+    pub(super) check: Option<Check>,
+}
+
+/// What is new in a response.
+#[derive(Debug, Default)]
+pub(super) struct Chunk {
+    pub(super) parts: Vec<Part>,
+    /// Those of the tokens of the parts, if they were asked for.
+    pub(super) scored: Vec<Scored>,
+}
+
+/// How a generation ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Finished {
+    /// Generated tokens, including the end token.
+    pub(super) tokens: usize,
+    /// Those of them that are reasoning.
+    pub(super) reasoning: usize,
+    /// Tokens of the prompt that came from the prefix cache.
+    pub(super) cached: usize,
+    pub(super) reason: Reason,
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// The model ended it, or a stop text did.
+    Stop,
+    /// A limit did.
+    Length,
+    /// The model waits for the results of tools.
+    Calls,
+    /// A safety rule blocks the response.
+    Filtered,
+}
+
+impl Reason {
+    /// Returns OpenAI's name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Calls => "tool_calls",
+            Self::Filtered => "content_filter",
+        }
+    }
+}
+
+/// The state of a response.
+struct Progress<'a> {
+    model: &'a ServedModel,
+    stream: TextStream<'a>,
+    stops: Stops<'a>,
+    splitter: Option<Splitter>,
+    one_call: bool,
+    /// Scores of tokens whose text is held back.
+    scored: Vec<Scored>,
+    /// Characters that were generated.
+    characters: usize,
+    called: bool,
+    tokens: usize,
+    reasoning: usize,
+    cached: usize,
+}
+
+/// Turns tokens into parts until the response ends, and passes them on: as they come, or at the end if they are checked.
+///
+/// # Errors
+/// The generation fails, or the response cannot be checked.
+pub(super) async fn generate(
+    model: &ServedModel,
+    pieces: UnboundedReceiver<Piece>,
+    form: Form,
+    mut said: impl FnMut(Chunk) + Send,
+) -> Result<Finished, ApiError> {
+    let Some(check) = form.check.clone() else { return unchecked(model, pieces, form, said).await };
+    let mut text = Text::default();
+    let mut finished = unchecked(model, pieces, form, |chunk| text.add(chunk)).await?;
+    match checked(&check, &mut text) {
+        Ok(cut) => {
+            finished.reason = if cut { Reason::Length } else { finished.reason };
+            said(text.into_chunk());
+        }
+        Err(Refusal::Blocked(_)) => finished.reason = Reason::Filtered,
+        Err(refusal @ Refusal::Unchecked(_)) => return Err(refusal.into()),
+    }
+    Ok(finished)
+}
+
+/// Checks every text of a response and leaves what may be passed on. Returns whether a text was cut.
+fn checked(check: &Check, text: &mut Text) -> Result<bool, Refusal> {
+    let mut all_cut = false;
+    let mut changed = false;
+    let arguments = text.calls.iter_mut().map(|call| &mut call.arguments);
+    for (is_call, part) in
+        [(false, &mut text.reasoning), (false, &mut text.content)].into_iter().chain(arguments.map(|it| (true, it)))
+    {
+        let (left, cut) = check.text(part, Direction::Answer)?;
+        changed |= left != *part;
+        all_cut |= cut;
+        // A redacted number leaves no JSON.
+        if is_call && serde_json::from_str::<serde_json::Value>(&left).is_err() {
+            return Err(Refusal::Blocked("arguments of a call".to_owned()));
+        }
+        *part = left;
+    }
+    if changed {
+        // The tokens would tell what was redacted.
+        text.scored.clear();
+    }
+    Ok(all_cut)
+}
+
+/// Turns tokens into parts until the response ends, and passes them on. Dropping the receiver ends the generation.
+async fn unchecked(
+    model: &ServedModel,
+    mut pieces: UnboundedReceiver<Piece>,
+    form: Form,
+    mut said: impl FnMut(Chunk) + Send,
+) -> Result<Finished, ApiError> {
+    let mut progress = Progress {
+        model,
+        stream: model.tokenizer.stream(),
+        stops: Stops::new(&form.stop),
+        splitter: form.splitter,
+        one_call: form.one_call,
+        scored: Vec::new(),
+        characters: 0,
+        called: false,
+        tokens: 0,
+        reasoning: 0,
+        cached: 0,
+    };
+    loop {
+        match pieces.recv().await {
+            Some(Piece::Token(token)) => {
+                let parts = progress.token(&token)?;
+                progress.say(parts, &mut said);
+                if progress.stops.reached() || (progress.called && progress.one_call) {
+                    return Ok(progress.end(Reason::Stop, &mut said));
+                }
+            }
+            Some(Piece::End(end)) => {
+                let end = end.map_err(RequestError::from)?;
+                let rest = progress.rest()?;
+                let parts = progress.split(rest);
+                progress.say(parts, &mut said);
+                let stopped = end == Some(End::Stop) || progress.stops.reached();
+                return Ok(progress.end(if stopped { Reason::Stop } else { Reason::Length }, &mut said));
+            }
+            None => return Err(RequestError::Ended.into()),
+        }
+    }
+}
+
+fn undecodable(error: &TokenizerError) -> ApiError {
+    let told = format!("the response cannot be decoded: {error}");
+    ApiError::other(axum::http::StatusCode::INTERNAL_SERVER_ERROR, told)
+}
+
+impl Progress<'_> {
+    /// Takes a token and returns the parts that it completes.
+    fn token(&mut self, token: &Token) -> Result<Vec<Part>, ApiError> {
+        self.tokens += 1;
+        self.cached = token.cached;
+        if let Some(scores) = &token.scores {
+            self.scored.push(Scored::new(&self.model.tokenizer, token.id, scores, self.characters));
+        }
+        let before = self.splitter.as_ref().is_some_and(Splitter::is_reasoning);
+        // An end token has no text.
+        let mut text = String::new();
+        if !self.model.ends.contains(&token.id) {
+            text = self.stream.push(token.id).map_err(|error| undecodable(&error))?;
+            if let Some((_, marker)) = self.model.markers.iter().find(|(id, _)| *id == token.id) {
+                text.push_str(marker);
+            }
+        }
+        self.characters += text.chars().count();
+        let text = self.stops.push(&text);
+        let parts = self.split(text);
+        if before || self.splitter.as_ref().is_some_and(Splitter::is_reasoning) {
+            self.reasoning += 1;
+        }
+        Ok(parts)
+    }
+
+    /// Returns the text that was held back, once there are no more tokens.
+    fn rest(&mut self) -> Result<String, ApiError> {
+        let stream = std::mem::replace(&mut self.stream, self.model.tokenizer.stream());
+        let text = stream.finish().map_err(|error| undecodable(&error))?;
+        let mut text = self.stops.push(&text);
+        if !self.stops.reached() {
+            text.push_str(&std::mem::replace(&mut self.stops, Stops::new(&[])).finish());
+        }
+        Ok(text)
+    }
+
+    fn split(&mut self, text: String) -> Vec<Part> {
+        match &mut self.splitter {
+            Some(splitter) => splitter.push(&text),
+            None if text.is_empty() => Vec::new(),
+            None => vec![Part::Content(text)],
+        }
+    }
+
+    fn say(&mut self, mut parts: Vec<Part>, said: &mut impl FnMut(Chunk)) {
+        if self.called && self.one_call {
+            return;
+        }
+        if let Some(at) = parts.iter().position(|part| matches!(part, Part::Call(_))) {
+            self.called = true;
+            if self.one_call {
+                parts.truncate(at + 1);
+            }
+        }
+        if !parts.is_empty() {
+            said(Chunk { parts, scored: std::mem::take(&mut self.scored) });
+        }
+    }
+
+    /// Passes on what is left.
+    fn end(mut self, reason: Reason, said: &mut impl FnMut(Chunk)) -> Finished {
+        let parts = self.splitter.take().map(Splitter::finish).unwrap_or_default();
+        self.say(parts, said);
+        if !self.scored.is_empty() {
+            said(Chunk { parts: Vec::new(), scored: std::mem::take(&mut self.scored) });
+        }
+        let reason = if self.called && reason == Reason::Stop { Reason::Calls } else { reason };
+        Finished { tokens: self.tokens, reasoning: self.reasoning, cached: self.cached, reason }
+    }
+}
