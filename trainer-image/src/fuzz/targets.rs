@@ -142,6 +142,8 @@ fn settings() -> DataSettings {
         response: "response".to_owned(),
         messages: "messages".to_owned(),
         text: "text".to_owned(),
+        chosen: "chosen".to_owned(),
+        rejected: "rejected".to_owned(),
     };
     DataSettings { format: DataFormat::Auto, fields, loss: Loss::Responses }
 }

@@ -198,6 +198,15 @@ pub(super) fn asked(
     Ok(asked)
 }
 
+/// Returns whether a body is a chat whose messages are text.
+#[cfg(test)]
+pub(super) fn reads(body: Value) -> bool {
+    let text = |(at, message): (usize, ChatMessage)| {
+        message.content.is_none_or(|content| content.plain(&format!("messages[{at}].content")).is_ok())
+    };
+    typed::<ChatBody>(body).is_ok_and(|body| body.messages.into_iter().enumerate().all(text))
+}
+
 /// Returns the names of the tools.
 fn names(tools: &[Any]) -> Result<BTreeSet<String>, ApiError> {
     if tools.len() > MAX_TOOLS {

@@ -229,9 +229,7 @@ pub(super) fn refused(param: &str, error: &TokenizerError) -> ApiError {
 #[cfg(test)]
 pub(crate) fn read_any(bytes: &[u8]) -> usize {
     let Ok((body, _)) = read(bytes, "codex", "") else { return 0 };
-    let chat = typed::<ChatBody>(body.clone())
-        .is_ok_and(|body| body.messages.into_iter().enumerate().all(|(at, message)| message.plain(at).is_ok()));
-    usize::from(chat) + usize::from(typed::<CompletionBody>(body).is_ok())
+    usize::from(super::chat::reads(body.clone())) + usize::from(typed::<CompletionBody>(body).is_ok())
 }
 
 /// Reads the body and the fields that all endpoints have.
