@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
     doc = "A PromotionPolicy says what a model needs before a ReasoningPod of its namespace serves it in a ring, and which digests must not be served. It adds to the ClusterPromotionPolicies and to other PromotionPolicies: every one must hold.",
     shortname = "ppol",
     category = "codex",
-    printcolumn(name = "Rings", type_ = "string", json_path = ".spec.rules[*].ring"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = crate::rules::name()
 )]
@@ -43,7 +42,6 @@ pub struct PromotionPolicySpec {
     doc = "A ClusterPromotionPolicy says what a model needs before any ReasoningPod of the cluster serves it in a ring, and which digests must not be served. Every policy must hold, so a PromotionPolicy of a namespace can only add demands.",
     shortname = "cppol",
     category = "codex",
-    printcolumn(name = "Rings", type_ = "string", json_path = ".spec.rules[*].ring"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = crate::rules::name()
 )]

@@ -1,9 +1,7 @@
 //! Promotion policies: a ring has demands that no object can undercut, people sign for exactly one model, and what is denied
 //! drains and comes back.
 
-use codex_crds::{
-    ClusterPromotionPolicy, ConditionType, PromotionPolicy, ReasoningPod, TrainingRun, child,
-};
+use codex_crds::{ClusterPromotionPolicy, ConditionType, PromotionPolicy, ReasoningPod, TrainingRun, child};
 use codex_tests::{
     Result, Team, objects,
     process::{output, output_with},
@@ -13,7 +11,7 @@ use codex_tests::{
 use codex_verdict::Ring;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
-    Api, ResourceExt as _,
+    Api,
     api::{DeleteParams, PostParams},
 };
 use serde_json::{Value, json};

@@ -119,6 +119,7 @@ fn why_says_what_blocks_and_what_to_do() {
         (Kind::Evaluation, "weak-lite", vec![run.clone()]),
         (Kind::ReasoningPod, "weak-rc", vec![run, view(Kind::Evaluation, "weak-lite")]),
         (Kind::ReasoningPod, "rc", vec![]),
+        (Kind::ReasoningPod, "guarded", vec![]),
     ] {
         let events = events::about(&events, kind, name, &format!("{name}-uid"));
         all_of_it += &why::render(&why(&view(kind, name), &causes, &events));

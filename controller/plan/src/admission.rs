@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn every_missing_or_changed_part_is_a_flaw() {
         let whole = cluster();
-        assert_eq!(whole.len(), 8);
+        assert_eq!(whole.len(), 10);
         for index in 0..whole.len() {
             let mut objects = whole.clone();
             let gone = objects.remove(index);
@@ -386,6 +386,13 @@ mod tests {
             ("lists system:serviceaccounts:team", |objects| {
                 policy(objects, "codex-status")["spec"]["variables"][1]["expression"] =
                     json!("['system:serviceaccounts:team']");
+            }),
+            ("lists system:serviceaccounts in its variable gitops", |objects| {
+                policy(objects, "codex-sign-offs")["spec"]["variables"][0]["expression"] =
+                    json!("['system:serviceaccounts']");
+            }),
+            ("codex-sign-offs differs from the shipped one in spec.validations[1].expression", |objects| {
+                policy(objects, "codex-sign-offs")["spec"]["validations"][1]["expression"] = json!("true");
             }),
             ("no list of names", |objects| {
                 policy(objects, "codex-status")["spec"]["variables"][0]["expression"] =

@@ -86,16 +86,15 @@ impl Observe for ReasoningPod {
             Some(deployment) => served(context, &self.name_any(), &uid, deployment).await?,
             None => Served::default(),
         };
-        let promotions = match policies[..] {
-            [] => Vec::new(),
-            _ => {
-                let pods = behind.current.iter().chain(&behind.former).map(ResourceExt::annotations);
-                let served = deployment.iter().map(ResourceExt::annotations).chain(pods);
-                let models = models(&self, run.as_ref(), served);
-                let status = self.status.as_ref();
-                let named = status.and_then(|status| Some(status.promotion.as_ref()?.bundle.as_str()));
-                policies::promotions(context, &namespace, &models, named)
-            }
+        let promotions = if policies.is_empty() {
+            Vec::new()
+        } else {
+            let pods = behind.current.iter().chain(&behind.former).map(ResourceExt::annotations);
+            let served = deployment.iter().map(ResourceExt::annotations).chain(pods);
+            let models = models(&self, run.as_ref(), served);
+            let status = self.status.as_ref();
+            let named = status.and_then(|status| Some(status.promotion.as_ref()?.bundle.as_str()));
+            policies::promotions(context, &namespace, &models, named)
         };
         let unprotected = context.admission.current().protects(&namespace).err();
         let serves = deployment.is_some() || tampered;
