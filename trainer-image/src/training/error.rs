@@ -20,6 +20,7 @@ use crate::{
     atomic_fs::{FileError, Misnamed},
     error::{CommandError, chain},
     exposition::ExpositionError,
+    hub::HubError,
     model::ModelError,
     overlap::Overlap,
     reporting::ReportingError,
@@ -37,6 +38,9 @@ pub enum TrainError {
     /// The base cannot be trained from.
     #[error(transparent)]
     Base(#[from] BaseError),
+    /// The base cannot be downloaded.
+    #[error("the base cannot be downloaded")]
+    Hub(#[from] HubError),
     /// Arguments contradict each other or the configuration.
     #[error("{0}")]
     Arguments(String),
@@ -115,6 +119,10 @@ impl TrainError {
             | Self::Misnamed(_)
             | Self::Overlap(_) => FailureClass::INVALID_CONFIGURATION,
             Self::Base(error) => error.class(),
+            Self::Hub(HubError::Interrupted) => FailureClass::INTERRUPTED,
+            Self::Hub(HubError::File(_) | HubError::Space { .. }) => FailureClass::STORAGE_FAILED,
+            Self::Hub(error) if error.is_final() => FailureClass::INVALID_CONFIGURATION,
+            Self::Hub(_) => FailureClass::DOWNLOAD_FAILED,
             Self::Data(error) => error.class(),
             Self::Checkpoint(error) => error.class(),
             Self::Resume(_) => FailureClass::FOREIGN_CHECKPOINT,
