@@ -188,7 +188,7 @@ fn bases_are_checked() {
     }
     for (fields, told) in [
         ("repository: a/b".to_owned(), "revision"),
-        ("repository: b, revision: main".to_owned(), "repository"),
+        ("repository: small, revision: main".to_owned(), "an owner and a name"),
         ("repository: a/b/c, revision: main".to_owned(), "an owner and a name"),
         ("repository: a/b..c, revision: main".to_owned(), "an owner and a name"),
         ("repository: a./b, revision: main".to_owned(), "an owner and a name"),

@@ -132,7 +132,12 @@ impl Hub {
             .root_certs(roots)
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
             .build();
-        let agent = Agent::config_builder()
+        let mut config = Agent::config_builder();
+        if is_loopback(endpoint) {
+            // No proxy reaches this machine's own addresses.
+            config = config.proxy(None);
+        }
+        let agent = config
             .tls_config(tls)
             .http_status_as_error(false)
             .max_redirects(0)

@@ -114,7 +114,7 @@ fn loading_takes_little_memory_beside_the_weights() {
             let peak = peak(place.path(), way);
             // Buffers have a fixed size, which matters only beside a small model.
             let most = weights + weights / 10 + (24 << 20);
-            assert!(peak >= weights && peak <= most, "{way}, {shards}: {peak} bytes for {weights}");
+            assert!(peak >= weights / 2 && peak <= most, "{way}, {shards}: {peak} bytes for {weights}");
         }
     }
 }

@@ -410,12 +410,11 @@ mod tests {
             std::fs::write(directory.path().join(name), bytes).unwrap();
         }
         let layout = layout("trained");
-        let stored = Stored::held(held(directory.path(), true), &layout).unwrap();
+        let held = held(directory.path(), true);
         let path = directory.path().join(WEIGHTS);
         let size = std::fs::metadata(&path).unwrap().len();
         File::options().write(true).open(&path).unwrap().write_all_at(&[0x7f], size - 1).unwrap();
-        let mut all = vec![0.0; layout.size()];
-        let refused = crate::error::chain(&stored.read(0..layout.size(), &mut all).unwrap_err());
+        let refused = crate::error::chain(&Stored::held(held, &layout).unwrap_err());
         assert!(refused.contains("changed after they were hashed") && refused.contains(WEIGHTS), "{refused}");
     }
 

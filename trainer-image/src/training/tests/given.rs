@@ -180,7 +180,7 @@ fn another_key_and_a_missing_or_damaged_signature_are_refused() {
     fs::remove_file(signed.base().join(SIGNATURE)).unwrap();
     let told = signed.refused();
     assert!(told.contains("has no model.sig, but --base-signed-by requires a signature"), "{told}");
-    fs::write(signed.base().join(SIGNATURE), "{}").unwrap();
+    fs::write(signed.base().join(SIGNATURE), "no bundle").unwrap();
     assert!(signed.refused().contains("OMS bundle is not a Sigstore bundle"));
 }
 
