@@ -275,9 +275,7 @@ impl Hub {
                     what: "revision",
                     name: format!("{} of {}", repository.revision, repository.name),
                 },
-                ("EntryNotFound", Some(file)) | (_, Some(file)) => {
-                    HubError::NotFound { what: "file", name: format!("{file} in {repository}") }
-                }
+                (_, Some(file)) => HubError::NotFound { what: "file", name: format!("{file} in {repository}") },
                 _ => HubError::NotFound { what: "repository or revision", name: repository.to_string() },
             },
             429 => HubError::TooMany { repository, after },

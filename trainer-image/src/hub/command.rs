@@ -68,7 +68,7 @@ impl Fetch {
         let except = BTreeSet::from([SIGNATURE.to_owned()]);
         let found = Manifest::of_dir_except(&self.output, &except)?.digest();
         if let Some(expected) = self.digest.filter(|expected| *expected != found) {
-            let (repository, path) = (self.repository.clone(), self.output.clone());
+            let (repository, path) = (self.repository.to_string(), self.output.clone());
             return Err(HubError::Digest { repository, path, found, expected });
         }
         let line = serde_json::json!({

@@ -183,7 +183,7 @@ pub enum HubError {
     #[error("{repository} has the model digest {found}, but {expected} is required; the files stay in {path:?}")]
     Digest {
         /// The repository.
-        repository: Repository,
+        repository: String,
         /// Where the files are.
         path: PathBuf,
         /// The digest of the files.

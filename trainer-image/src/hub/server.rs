@@ -66,7 +66,7 @@ impl Server {
             std::thread::spawn(move || {
                 for stream in listener.incoming() {
                     // A client that went away.
-                    let _ = serve(stream.unwrap(), is_storage, &elsewhere, &behaviour, &seen);
+                    let _ = serve(&stream.unwrap(), is_storage, &elsewhere, &behaviour, &seen);
                 }
             });
         }
@@ -90,7 +90,7 @@ pub(crate) fn git_hash(bytes: &[u8]) -> String {
 }
 
 fn serve(
-    stream: TcpStream,
+    mut stream: &TcpStream,
     storage: bool,
     elsewhere: &str,
     behaviour: &Mutex<Behaviour>,
@@ -112,18 +112,16 @@ fn serve(
     let answer =
         if storage { file(&mut behaviour, &request, "/storage/") } else { hub(&mut behaviour, &request, elsewhere) };
     drop(behaviour);
-    (&stream).write_all(&answer)
+    stream.write_all(&answer)
 }
 
 fn answer(status: u16, headers: &[(&str, String)], body: &[u8]) -> Vec<u8> {
-    let mut head = format!("HTTP/1.1 {status} Answer\r\nconnection: close\r\n");
-    if !headers.iter().any(|(name, _)| *name == "content-length") {
-        head += &format!("content-length: {}\r\n", body.len());
-    }
-    for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
-    }
-    [head.as_bytes(), b"\r\n", body].concat()
+    let length = ("content-length", body.len().to_string());
+    let own = headers.iter().any(|(name, _)| *name == length.0);
+    let fields = headers.iter().chain((!own).then_some(&length));
+    let fields: Vec<String> = fields.map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let head = format!("HTTP/1.1 {status} Answer\r\nconnection: close\r\n{}\r\n", fields.concat());
+    [head.as_bytes(), body].concat()
 }
 
 fn hub(behaviour: &mut Behaviour, request: &Seen, elsewhere: &str) -> Vec<u8> {

@@ -16,7 +16,10 @@ use super::{
     server::{Behaviour, COMMIT, NAME, Server, git_hash},
     *,
 };
-use crate::error::{CommandError, chain};
+use crate::{
+    error::{CommandError, chain},
+    model::ModelFiles,
+};
 
 #[derive(Parser)]
 struct Arguments {
@@ -302,7 +305,7 @@ fn refusals_that_pass_are_asked_again() {
 
 #[test]
 fn repositories_without_loadable_weights_are_refused() {
-    let refused = |change: &dyn Fn(&mut BTreeMap<String, Vec<u8>>)| {
+    let refused = |change: &dyn Fn(&mut ModelFiles)| {
         let mut behaviour = behaviour();
         change(&mut behaviour.files);
         let server = Server::start(behaviour);

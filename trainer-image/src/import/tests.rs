@@ -263,6 +263,8 @@ fn what_is_not_supported_is_named() {
     assert!(matches!(refused, ImportError::Exists(_)));
 }
 
+type Metadata = Vec<(String, Value)>;
+
 /// A vocabulary of SentencePiece, and what the library itself makes of texts.
 #[derive(serde::Deserialize)]
 struct Pieces {
@@ -338,7 +340,7 @@ fn pieces_are_those_of_the_sentencepiece_library() {
 #[test]
 fn flags_of_pieces_are_respected_and_have_the_defaults_of_llama_cpp() {
     let pieces = &pieces()[0];
-    let ids = |change: &dyn Fn(&mut Vec<(String, Value)>)| {
+    let ids = |change: &dyn Fn(&mut Metadata)| {
         let (place, result) = imported(&file_with(pieces, |metadata| change(metadata)));
         result.unwrap();
         Tokenizer::load(&place.path().join("out")).unwrap().encode("x").unwrap()

@@ -119,10 +119,6 @@ impl TrainError {
             | Self::Misnamed(_)
             | Self::Overlap(_) => FailureClass::INVALID_CONFIGURATION,
             Self::Base(error) => error.class(),
-            Self::Hub(HubError::Interrupted) => FailureClass::INTERRUPTED,
-            Self::Hub(HubError::File(_) | HubError::Space { .. }) => FailureClass::STORAGE_FAILED,
-            Self::Hub(error) if error.is_final() => FailureClass::INVALID_CONFIGURATION,
-            Self::Hub(_) => FailureClass::DOWNLOAD_FAILED,
             Self::Data(error) => error.class(),
             Self::Checkpoint(error) => error.class(),
             Self::Resume(_) => FailureClass::FOREIGN_CHECKPOINT,
@@ -133,8 +129,10 @@ impl TrainError {
             Self::Numerics(_) => FailureClass::NOT_FINITE,
             Self::RunRecords(_) => FailureClass::INVALID_RECORDS,
             Self::Proof(_) => FailureClass::NOT_REPRODUCED,
-            Self::File(_) => FailureClass::STORAGE_FAILED,
-            Self::Interrupted => FailureClass::INTERRUPTED,
+            Self::File(_) | Self::Hub(HubError::File(_) | HubError::Space { .. }) => FailureClass::STORAGE_FAILED,
+            Self::Interrupted | Self::Hub(HubError::Interrupted) => FailureClass::INTERRUPTED,
+            Self::Hub(error) if error.is_final() => FailureClass::INVALID_CONFIGURATION,
+            Self::Hub(_) => FailureClass::DOWNLOAD_FAILED,
             Self::Smoke(_)
             | Self::Manifest(_)
             | Self::Model(_)
