@@ -29,9 +29,7 @@ pub use evaluation::{
 };
 pub use names::{annotation, bundle, child, is_subdomain, label};
 pub use pod::{TrainerPod, WorkerPod};
-pub use promotion_policy::{
-    ClusterPromotionPolicy, ClusterPromotionPolicySpec, PromotionPolicy, PromotionPolicySpec,
-};
+pub use promotion_policy::{ClusterPromotionPolicy, ClusterPromotionPolicySpec, PromotionPolicy, PromotionPolicySpec};
 pub use reasoning_pod::{
     ApiKeys, ManifestStatus, PromotionStatus, ReasoningPod, ReasoningPodPhase, ReasoningPodSpec, ReasoningPodStatus,
     SafetyRules, Serving, SignOffStatus, VerifiedStatus,

@@ -20,7 +20,8 @@ fn the_role_may_set_owner_references_that_block_deletion() {
         rule[list].as_sequence().is_some_and(|items| items.iter().any(|item| item == wanted))
     };
     // Kinds without a status own no children.
-    let reports = |crd: &CustomResourceDefinition| crd.spec.versions.iter().any(|version| version.subresources.is_some());
+    let reports =
+        |crd: &CustomResourceDefinition| crd.spec.versions.iter().any(|version| version.subresources.is_some());
     for (_, crd) in manifests::all().into_iter().filter(|(_, crd)| reports(crd)) {
         let wanted = format!("{}/finalizers", crd.spec.names.plural);
         let granted = role["rules"].as_sequence().unwrap().iter().any(|rule| {

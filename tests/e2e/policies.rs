@@ -1,9 +1,7 @@
 //! Promotion policies: a ring has demands that no object can undercut, people sign for exactly one model, and what is denied
 //! drains and comes back.
 
-use codex_crds::{
-    ClusterPromotionPolicy, ConditionType, PromotionPolicy, ReasoningPod, TrainingRun, child,
-};
+use codex_crds::{ClusterPromotionPolicy, ConditionType, PromotionPolicy, ReasoningPod, TrainingRun, child};
 use codex_tests::{
     Result, Team, objects,
     process::{output, output_with},

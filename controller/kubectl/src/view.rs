@@ -59,7 +59,8 @@ impl State {
     /// Whether the condition is one that is present only while something is wrong or in progress.
     pub(crate) fn is_exceptional(&self) -> bool {
         use ConditionType::{
-            CheckpointLost, EndpointsWritten, ForeignPods, ProgressStale, Reconciling, Revoked, Stalled, StatusDiscarded,
+            CheckpointLost, EndpointsWritten, ForeignPods, ProgressStale, Reconciling, Revoked, Stalled,
+            StatusDiscarded,
         };
         let exceptional = [
             Reconciling,

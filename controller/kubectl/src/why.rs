@@ -26,7 +26,8 @@ pub(crate) fn why(object: &View, causes: &[View], events: &[Told]) -> Why {
         state.is_exceptional() && state.status == "True" && !named.contains(&state.kind.as_str())
     });
     // Whether policies apply and hold, and who has signed.
-    let guarded = [ConditionType::PolicyMet, ConditionType::SignedOff].into_iter().filter_map(|kind| object.condition(kind));
+    let guarded =
+        [ConditionType::PolicyMet, ConditionType::SignedOff].into_iter().filter_map(|kind| object.condition(kind));
     for state in exceptional.chain(guarded) {
         add(&mut sentences, &format!("{}: {}", state.kind, state.message), &state.message);
     }

@@ -62,8 +62,11 @@ pub(super) fn policies(context: &Context, namespace: &str) -> Vec<Policy> {
     let everywhere = context.stores.cluster_promotion_policies.state();
     let own = context.stores.promotion_policies.state();
     let own = own.iter().filter(|policy| policy.metadata.namespace.as_deref() == Some(namespace));
-    let mut policies: Vec<Policy> =
-        everywhere.iter().map(|policy| Policy::from(&**policy)).chain(own.map(|policy| Policy::from(&**policy))).collect();
+    let mut policies: Vec<Policy> = everywhere
+        .iter()
+        .map(|policy| Policy::from(&**policy))
+        .chain(own.map(|policy| Policy::from(&**policy)))
+        .collect();
     policies.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
     policies
 }

@@ -67,12 +67,7 @@ fn of_file(validator: &Validator, path: &Path) -> Result<Vec<Policy>, CommandErr
 ///
 /// # Errors
 /// The sentences of everything that does not hold.
-pub(super) fn check(
-    policies: &[Policy],
-    promotion: &Promotion,
-    key: Sha256,
-    now: Timestamp,
-) -> Result<(), String> {
+pub(super) fn check(policies: &[Policy], promotion: &Promotion, key: Sha256, now: Timestamp) -> Result<(), String> {
     let ring: Ring = promotion.reasons.ring.parse().map_err(|why| format!("the promotion statement: {why}"))?;
     let mut refused = denials(policies, &Lineage::of_statement(promotion, key));
     let facts = Facts::of_statement(promotion, ring, now).map_err(|why| format!("the promotion statement: {why}"))?;
@@ -104,7 +99,10 @@ mod tests {
         });
         fs::write(root.join("policy.json"), policy.to_string()).unwrap();
         let pin = fingerprint(root);
-        verify(root, &["--promotion", "promotion.json", "--ring", "main", "--fingerprint", &pin, "--policy", "policy.json"])
+        verify(
+            root,
+            &["--promotion", "promotion.json", "--ring", "main", "--fingerprint", &pin, "--policy", "policy.json"],
+        )
     }
 
     #[test]
@@ -112,12 +110,9 @@ mod tests {
         let base = ModelDigest(Sha256::of("base"));
         let root = signed_with("cot-lite", Some(Base { model: base, source: None }));
         let pin = fingerprint(root.path());
-        let model = Manifest::of_dir_except(
-            &root.path().join("model"),
-            &BTreeSet::from(["model.sig".to_owned()]),
-        )
-        .unwrap()
-        .digest();
+        let model = Manifest::of_dir_except(&root.path().join("model"), &BTreeSet::from(["model.sig".to_owned()]))
+            .unwrap()
+            .digest();
         let template = |min: &str| {
             serde_json::json!([{
                 "name": "m1", "preset": "cot-lite",
@@ -125,7 +120,8 @@ mod tests {
             }])
         };
         let rule = |rule: serde_json::Value| serde_json::json!({ "rules": [rule] });
-        let held = under(root.path(), &rule(serde_json::json!({ "ring": "main", "requiredEvaluations": template("0.9") })));
+        let held =
+            under(root.path(), &rule(serde_json::json!({ "ring": "main", "requiredEvaluations": template("0.9") })));
         let told = held.ok().unwrap().to_string();
         assert!(told.lines().any(|line| line == "held       ClusterPromotionPolicy guard"), "{told}");
         let elsewhere = rule(serde_json::json!({ "ring": "0D_base_", "requiredEvaluations": template("1") }));
@@ -140,7 +136,10 @@ mod tests {
                 rule(serde_json::json!({ "ring": "main", "requiredEvaluations": template("0.99") })),
                 "guard, rule for main: no Evaluation satisfies requiredEvaluations[m1]",
             ),
-            (rule(serde_json::json!({ "ring": "main", "requires": { "ring": "0D_base_" } })), "no recorded promotion in 0D_base_"),
+            (
+                rule(serde_json::json!({ "ring": "main", "requires": { "ring": "0D_base_" } })),
+                "no recorded promotion in 0D_base_",
+            ),
             (rule(serde_json::json!({ "ring": "main", "signOffs": { "count": 1 } })), "0 of 1 sign-offs"),
         ] {
             let refused = under(root.path(), &spec).err().unwrap();
@@ -165,7 +164,8 @@ mod tests {
         let all = ["--promotion", "promotion.json", "--ring", "main", "--policy", "none.yaml"];
         let refused = verify(root.path(), &all).err().unwrap();
         assert!(refused.to_string().contains("it holds no PromotionPolicy"), "{refused}");
-        let refused = verify(root.path(), &["--promotion", "promotion.json", "--ring", "main", "--policy", "absent.yaml"]);
+        let refused =
+            verify(root.path(), &["--promotion", "promotion.json", "--ring", "main", "--policy", "absent.yaml"]);
         assert_eq!(refused.err().unwrap().exit, 2);
     }
 }

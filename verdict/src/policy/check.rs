@@ -115,10 +115,11 @@ fn falls_short(candidate: &Candidate, template: &RequiredEvaluation, wanted: &[G
             reasons.push(weaker(gate, wanted)?);
         }
         let metric = wanted.metric;
-        Some(reasons.pop().map_or_else(
-            || format!("has no gate on {metric}"),
-            |why| format!("has a gate on {metric} that {why}"),
-        ))
+        Some(
+            reasons
+                .pop()
+                .map_or_else(|| format!("has no gate on {metric}"), |why| format!("has a gate on {metric} that {why}")),
+        )
     })
 }
 
@@ -174,8 +175,7 @@ fn sign_offs(wanted: &RequiredSignOffs, signed: &[SignedOff]) -> Result<(), Stri
         return Ok(());
     }
     let names = |names: &[String], what: &str| (!names.is_empty()).then(|| format!("{what}{}", names.join(", ")));
-    let by: Vec<_> =
-        [names(&wanted.by, ""), names(&wanted.by_groups, "members of ")].into_iter().flatten().collect();
+    let by: Vec<_> = [names(&wanted.by, ""), names(&wanted.by_groups, "members of ")].into_iter().flatten().collect();
     let by = if by.is_empty() { "anyone".to_owned() } else { by.join(" or ") };
     let own = if wanted.authenticated { ", created by the person who signs" } else { "" };
     Err(format!(
@@ -200,13 +200,21 @@ fn of_lists(policy: &Policy, lineage: &Lineage) -> Vec<Breach> {
     };
     let model = lineage.model.map_or_else(|| "the model".to_owned(), |model| format!("the model {}", model.short()));
     let mut found = Vec::new();
-    found.extend(lineage.model.filter(|it| denied.models.contains(it)).map(|_| cite("models", format!("{model} is revoked"))));
+    found.extend(
+        lineage.model.filter(|it| denied.models.contains(it)).map(|_| cite("models", format!("{model} is revoked"))),
+    );
     if let Some(base) = lineage.base {
-        let list = [("bases", &denied.bases), ("models", &denied.models)].into_iter().find(|(_, list)| list.contains(&base));
-        found.extend(list.map(|(list, _)| cite(list, format!("{model} was trained from {}, which is revoked", base.short()))));
+        let list =
+            [("bases", &denied.bases), ("models", &denied.models)].into_iter().find(|(_, list)| list.contains(&base));
+        found.extend(
+            list.map(|(list, _)| cite(list, format!("{model} was trained from {}, which is revoked", base.short()))),
+        );
     }
     for file in lineage.data.iter().filter(|file| denied.data.contains(file)) {
-        found.push(cite("data", format!("{model} was trained or judged with the file {}, which is revoked", file.short())));
+        found.push(cite(
+            "data",
+            format!("{model} was trained or judged with the file {}, which is revoked", file.short()),
+        ));
     }
     if let Some(key) = lineage.key.as_ref().filter(|key| !key.is_empty())
         && denied.keys.iter().any(|denied| denied.to_string().starts_with(key.as_str()))

@@ -115,7 +115,10 @@ impl Facts {
         let reasons = &promotion.reasons;
         let earlier = |earlier: &promotion::Earlier| {
             let since = earlier.since.parse().map_err(|_| format!("earlier[].since {:?} is no time", earlier.since))?;
-            Ok::<_, String>(Earlier { ring: earlier.ring.parse().map_err(|why| format!("earlier[].ring: {why}"))?, since })
+            Ok::<_, String>(Earlier {
+                ring: earlier.ring.parse().map_err(|why| format!("earlier[].ring: {why}"))?,
+                since,
+            })
         };
         let signed = |signed: &promotion::SignOff| SignedOff {
             by: signed.by.clone(),

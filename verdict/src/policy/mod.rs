@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 pub use check::{Breach, Demand, breaches, denials};
 pub use facts::{Candidate, Earlier, Facts, Lineage, SignedOff};
-pub use period::{MAX_PERIOD, period};
 pub(crate) use period::{FORM, PATTERN};
+pub use period::{MAX_PERIOD, period};
 pub use spec::{
     Denied, MAX_DENIED, MAX_RULES, MAX_SIGNERS, MAX_TEMPLATE_GATES, MAX_TEMPLATES, MAX_USER, PolicyRule, PolicySpec,
     RequiredEvaluation, RequiredRing, RequiredSignOffs,

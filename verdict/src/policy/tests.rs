@@ -74,8 +74,10 @@ fn a_template_is_satisfied_by_one_evaluation_that_is_as_strict() {
     ] {
         let told = met(weak);
         assert_eq!((told.len(), told[0].0), (1, Demand::Evaluation));
-        let (start, end) =
-            ("ClusterPromotionPolicy p, rule for main: no Evaluation satisfies requiredEvaluations[m0]: ", "in spec.evaluations");
+        let (start, end) = (
+            "ClusterPromotionPolicy p, rule for main: no Evaluation satisfies requiredEvaluations[m0]: ",
+            "in spec.evaluations",
+        );
         assert!(told[0].1.starts_with(start) && told[0].1.ends_with(end) && told[0].1.contains(why), "{}", told[0].1);
     }
     // One of several evaluations is enough, and two halves are not.
@@ -84,7 +86,10 @@ fn a_template_is_satisfied_by_one_evaluation_that_is_as_strict() {
     let all = Facts { evaluations: vec![weak.clone(), strict], ..facts() };
     assert_eq!(said(template(None, None, "0.9"), &all), []);
     let other = candidate("cot-hard", Some("p"), &["exact_match>=0.95@0.99"]);
-    assert_eq!(said(template(Some("cot-lite"), None, "0.9"), &Facts { evaluations: vec![weak, other], ..facts() }).len(), 1);
+    assert_eq!(
+        said(template(Some("cot-lite"), None, "0.9"), &Facts { evaluations: vec![weak, other], ..facts() }).len(),
+        1
+    );
     assert!(said(template(None, None, "0.9"), &facts())[0].1.contains("there is none"));
 }
 
@@ -150,7 +155,8 @@ fn people_are_counted_once_and_only_if_they_may_sign() {
     }
     let told = with(2, &["ada"], true, vec![sign("ada", &[], true)]).remove(0).1;
     assert!(
-        told.contains("1 of 2 sign-offs") && told.contains("create 1 more by ada or members of leads, created by the person"),
+        told.contains("1 of 2 sign-offs")
+            && told.contains("create 1 more by ada or members of leads, created by the person"),
         "{told}"
     );
 }

@@ -70,7 +70,8 @@ pub(super) fn conditions(view: &View<'_>, conditions: &mut Conditions<'_>) {
             (Truth::Unknown, Reason::NoPolicy, said)
         }
         None if !policies.judged => {
-            let said = format!("the rules for {ring} are judged once every evaluation has passed: {}", names.join(", "));
+            let said =
+                format!("the rules for {ring} are judged once every evaluation has passed: {}", names.join(", "));
             (Truth::Unknown, Reason::WaitingForVerdict, said)
         }
         None => (Truth::True, Reason::PoliciesMet, format!("the rules for {ring} hold: {}", names.join(", "))),
@@ -79,7 +80,9 @@ pub(super) fn conditions(view: &View<'_>, conditions: &mut Conditions<'_>) {
     signed_off(view, conditions);
 
     let mut denied = sentences(&policies.revoked);
-    denied.extend(sentences(&policies.denied).into_iter().filter(|said| !policies.revoked.iter().any(|it| it.sentence == *said)));
+    denied.extend(
+        sentences(&policies.denied).into_iter().filter(|said| !policies.revoked.iter().any(|it| it.sentence == *said)),
+    );
     if !denied.is_empty() {
         conditions.set(ConditionType::Revoked, true, Reason::Revoked, &denied.join("; "));
     } else if find(&view.status.conditions, ConditionType::Revoked).is_some() {

@@ -198,7 +198,11 @@ fn recorded(observed: &ObservedReasoningPod, model: ModelDigest) -> Lineage {
 }
 
 /// Returns the earliest promotion of the model in each ring that a rule for `ring` requires.
-fn required(policies: &[Policy], ring: codex_verdict::Ring, of_model: &[&RecordedPromotion]) -> Vec<promotion::Earlier> {
+fn required(
+    policies: &[Policy],
+    ring: codex_verdict::Ring,
+    of_model: &[&RecordedPromotion],
+) -> Vec<promotion::Earlier> {
     let rings: BTreeSet<_> = policies
         .iter()
         .filter_map(|policy| policy.rule(ring)?.requires.as_ref().map(|required| required.ring))
@@ -263,7 +267,11 @@ fn void(
     }
     let Some(model) = model else { return Some("there is no model yet".to_owned()) };
     if model != spec.model_digest {
-        return Some(format!("it names the model {}, and the model is now {}", spec.model_digest.short(), model.short()));
+        return Some(format!(
+            "it names the model {}, and the model is now {}",
+            spec.model_digest.short(),
+            model.short()
+        ));
     }
     let (found, of) = match &spec.evaluation {
         Some(name) => (proofs.get(name.as_str()).map(|proof| proof.report.0), format!("of Evaluation {name}")),

@@ -26,7 +26,13 @@ impl Stage {
         let revoked = view.is_revoked() && view.serves();
         match Self::unless_revoked(view) {
             // Another model may follow once nothing serves the denied one.
-            Self::Blocked => if revoked { Self::Revoked } else { Self::Blocked },
+            Self::Blocked => {
+                if revoked {
+                    Self::Revoked
+                } else {
+                    Self::Blocked
+                }
+            }
             _ if revoked && !view.is_drained() => Self::Revoked,
             stage => stage,
         }

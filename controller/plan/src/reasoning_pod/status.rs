@@ -311,7 +311,9 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
             recorded(&target.oms_bundle, &target.promotion_bundle)
         }
         // Servers that stay were signed, although something blocks the next rollout.
-        Stage::Blocked | Stage::Revoked | Stage::Signing(_) if view.serves() && !view.observed.missing_bundles.is_empty() => {
+        Stage::Blocked | Stage::Revoked | Stage::Signing(_)
+            if view.serves() && !view.observed.missing_bundles.is_empty() =>
+        {
             let missing: Vec<_> = view.observed.missing_bundles.iter().map(String::as_str).collect();
             let message = format!(
                 "the ConfigMaps that the servers were started with no longer exist: {}; running servers stay, and none can \
@@ -320,10 +322,12 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
             );
             (false, Reason::NotFound, message)
         }
-        Stage::Blocked | Stage::Revoked | Stage::Signing(_) if view.serves() => match (&view.status.manifest, &view.status.promotion) {
-            (Some(manifest), Some(promotion)) => recorded(&manifest.bundle, &promotion.bundle),
-            _ => (false, Reason::Blocked, "the status does not record the bundles".to_owned()),
-        },
+        Stage::Blocked | Stage::Revoked | Stage::Signing(_) if view.serves() => {
+            match (&view.status.manifest, &view.status.promotion) {
+                (Some(manifest), Some(promotion)) => recorded(&manifest.bundle, &promotion.bundle),
+                _ => (false, Reason::Blocked, "the status does not record the bundles".to_owned()),
+            }
+        }
         Stage::DryRun => (false, Reason::DryRun, "a dry run signs nothing".to_owned()),
         Stage::Blocked if view.spec().dry_run => (false, Reason::DryRun, "a dry run signs nothing".to_owned()),
         Stage::Blocked | Stage::Revoked => {

@@ -55,8 +55,7 @@ fn serving() -> ObservedReasoningPod {
     let mut observed = ready_to_sign("run-1");
     let signing = plan(&observed);
     let [Effect::SignPromotion { promotion, .. }] = &signing.effects[..] else { panic!("{signing:?}") };
-    observed.promotion =
-        Bundle::Valid(SignedPromotion { digest: promotion.digest(), key: promotion.key().digest() });
+    observed.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), key: promotion.key().digest() });
     let rolling = plan(&observed);
     observed.object.status = Some(rolling.status);
     let mut deployment = rolling.desired.deployments[0].clone();
@@ -167,7 +166,9 @@ fn a_policy_in_a_namespace_can_only_tighten() {
         let planned = plan(&observed);
         assert_eq!(!planned.effects.is_empty(), signs, "{rings:?}: {:?}", planned.status.blocked_by);
         if !signs {
-            assert!(planned.status.blocked_by.iter().all(|it| it.contains("PromotionPolicy guard, rule for 0D_base_: ")));
+            assert!(
+                planned.status.blocked_by.iter().all(|it| it.contains("PromotionPolicy guard, rule for 0D_base_: "))
+            );
         }
     }
 }
