@@ -114,7 +114,8 @@ reasons! {
     DeadlineExceeded,
     /// The SHA-256 of a data file differs from `spec.data[].sha256`.
     DataMismatch,
-    /// The digest of the base differs from `spec.base.digest`, or from the one that the run started from.
+    /// The digest of the base differs from `spec.base.digest`, or from the one that the run started from, or the base is not signed
+    /// as `spec.base.signedBy` requires.
     BaseMismatch,
     /// A container exceeded its memory limit.
     OOMKilled,

@@ -20,7 +20,7 @@ mod sign_off;
 mod training_run;
 mod work;
 
-pub use base::{Base, BaseRun, BaseStatus};
+pub use base::{Base, BaseRun, BaseSigner, BaseStatus, HuggingFace, SecretKey};
 pub use conditions::{ConditionType, Reason};
 pub use data::{ConfigMapKey, DataItem, DataSource, Synthetic, VolumeClaimFolder, VolumeClaimPath};
 pub use evaluation::{

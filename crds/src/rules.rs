@@ -126,7 +126,12 @@ pub(crate) fn same_base(why: &str) -> Rule {
     let same =
         |field: &str, inner: &str| format!("{} == {}", value("self", field, inner), value("oldSelf", field, inner));
     let folder = same_folder("base", "path", why).rule;
-    let rules = [same("trainingRun", ".name"), same("digest", ""), folder];
+    let whole = |field: &str| {
+        let has = |of: &str| format!("(has({of}.base) && has({of}.base.{field}))");
+        let (new, old) = (has("self"), has("oldSelf"));
+        format!("{new} == {old} && (!{new} || self.base.{field} == oldSelf.base.{field})")
+    };
+    let rules = [same("trainingRun", ".name"), same("digest", ""), folder, whole("huggingFace"), whole("signedBy")];
     Rule::new(rules.join(" && ")).message(Message::Message(format!("spec.base {why}")))
 }
 

@@ -14,7 +14,7 @@ use sha2::Digest as _;
 use crate::{
     canonical::canonical,
     digest::{ModelDigest, OmsRoot, Sha256},
-    files::{self, Entry, IGNORED},
+    files::{self, Entry, IGNORED, Sealed},
     text::Printable,
 };
 
@@ -49,6 +49,15 @@ pub struct File {
     pub size: u64,
     /// SHA-256 of the contents.
     pub sha256: Sha256,
+}
+
+/// Files of a model that give exactly the bytes of a manifest, by path.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// Files in memory.
+    pub files: BTreeMap<String, Vec<u8>>,
+    /// Files that are read when they are needed.
+    pub sealed: BTreeMap<String, Sealed>,
 }
 
 /// Reasons why a model directory or a manifest is refused.
@@ -250,6 +259,28 @@ impl Manifest {
         }
         let manifest = Self { schema: SCHEMA, files }.validated()?;
         Ok((manifest, contents))
+    }
+
+    /// As [`read`](Self::read), but keeps in memory only the files whose path `kept` names. The others are hashed as they are,
+    /// and compared with these hashes when they are read.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn hold(entries: Vec<Entry>, kept: impl Fn(&str) -> bool) -> Result<(Self, Held), ManifestError> {
+        let (mut held, mut files) = (Held::default(), Vec::new());
+        for Entry { path, location, size } in entries {
+            let unreadable = |source| ManifestError::Unreadable { path: location.clone(), source };
+            if kept(&path) {
+                let (bytes, sha256) = files::read_hashed(&location, size).map_err(unreadable)?;
+                files.push(File { path: path.clone(), size: bytes.len() as u64, sha256 });
+                held.files.insert(path, bytes);
+            } else {
+                let sealed = Sealed::of(&location, size).map_err(unreadable)?;
+                files.push(File { path: path.clone(), size: sealed.size(), sha256: sealed.sha256() });
+                held.sealed.insert(path, sealed);
+            }
+        }
+        Ok((Self { schema: SCHEMA, files }.validated()?, held))
     }
 
     /// Returns the manifest of files in memory, by path.

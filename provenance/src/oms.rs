@@ -127,6 +127,16 @@ impl Statement {
         Ok(statement)
     }
 
+    /// Returns the statement without the files that are not in `manifest` and that `left_out` names: what it says about the
+    /// part of a model that is at hand.
+    #[must_use]
+    pub fn about_part(&self, manifest: &Manifest, left_out: impl Fn(&str) -> bool) -> Self {
+        let there: BTreeSet<&str> = manifest.files.iter().map(|file| &*file.path).collect();
+        let mut part = self.clone();
+        part.resources.retain(|resource| there.contains(&*resource.name) || !left_out(&resource.name));
+        part
+    }
+
     /// The statement as a manifest. Sizes are not part of a statement, so they are taken from `sizes`.
     fn manifest(&self, sizes: &BTreeMap<&str, u64>) -> Manifest {
         let file = |resource: &Resource| File {

@@ -176,9 +176,12 @@ pub struct Reported {
 pub struct Base {
     /// Digest of the model.
     pub model: ModelDigest,
-    /// Where it came from, such as a path on a claim, if that is known.
+    /// Where it came from, such as a path on a claim, or a repository of a model hub and its commit, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Fingerprint of the key whose signature of the base the TrainingRun required, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<Sha256>,
 }
 
 /// An evaluation that passed.

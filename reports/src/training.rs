@@ -101,11 +101,24 @@ pub struct DataFile {
 }
 
 /// The model whose weights a training starts from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Base {
     /// Digest that the trainer computed from the files of the base.
     pub digest: ModelDigest,
+    /// Commit of the repository that the trainer downloaded the base from, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// Fingerprint of the key whose signature of the base the trainer had to verify, and did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<Sha256>,
+}
+
+impl Base {
+    /// Returns a base that was neither downloaded nor had to be signed.
+    pub fn of(digest: ModelDigest) -> Self {
+        Self { digest, commit: None, signer: None }
+    }
 }
 
 /// A trained model.
@@ -127,13 +140,13 @@ mod tests {
     use super::{Base, ModelDigest, Sha256, TrainingState};
 
     #[test]
-    fn a_base_is_optional_and_holds_its_digest_only() {
+    fn a_base_is_optional_and_has_a_digest() {
         let state = TrainingState::default();
         assert!(!serde_json::to_string(&state).unwrap().contains("base"));
         let digest = ModelDigest(Sha256::of("base"));
         let text = format!(r#"{{"stage":"Running","base":{{"digest":"{digest}"}}}}"#);
         let state: TrainingState = serde_json::from_str(&text).unwrap();
-        assert_eq!(state.base, Some(Base { digest }));
+        assert_eq!(state.base, Some(Base::of(digest)));
         assert_eq!(serde_json::to_value(&state).unwrap()["base"], serde_json::json!({ "digest": digest }));
         for malformed in [r#"{"stage":"Running","base":{}}"#, r#"{"stage":"Running","base":{"digest":"base"}}"#] {
             assert!(serde_json::from_str::<TrainingState>(malformed).is_err(), "{malformed}");

@@ -32,6 +32,14 @@ fn base_run(name: &str) -> Value {
     json!({ "trainingRun": { "name": name } })
 }
 
+/// Returns a base from a hub with a token and this field.
+fn base_hub(field: &str, value: &str) -> Value {
+    let token = json!({ "name": "hugging-face", "key": "token" });
+    let mut base = json!({ "huggingFace": { "repository": "a/b", "revision": "main", "tokenSecret": token } });
+    base["huggingFace"][field] = json!(value);
+    base
+}
+
 /// Returns `spec.model` of an Evaluation.
 fn given() -> Value {
     base_claim("llama")
@@ -105,8 +113,8 @@ fn cases() -> Vec<Case> {
             json!([{ "name": "registry" }, { "name": "registry" }]),
             &["spec.pod.imagePullSecrets[1]", "Duplicate value", "registry"],
         ),
-        run("/spec/base", json!({}), &["exactly one of persistentVolumeClaim and trainingRun"]),
-        run("/spec/base", both_bases, &["exactly one of persistentVolumeClaim and trainingRun"]),
+        run("/spec/base", json!({}), &["exactly one of persistentVolumeClaim, trainingRun and huggingFace"]),
+        run("/spec/base", both_bases, &["exactly one of persistentVolumeClaim, trainingRun and huggingFace"]),
         run("/spec/base", base_claim("/models"), &["path \"/models\" is invalid", "without .."]),
         run("/spec/base", base_claim("a/../../b"), &["path \"a/../../b\" is invalid", "without .."]),
         run("/spec/base", base_run("bad"), &["spec.base.trainingRun.name is the TrainingRun itself"]),
@@ -119,7 +127,17 @@ fn cases() -> Vec<Case> {
         run(
             "/spec/base",
             json!({ "huggingFace": { "repository": "a/b" } }),
-            &["unknown field", "spec.base.huggingFace"],
+            &["spec.base.huggingFace.revision", "Required value"],
+        ),
+        run("/spec/base", base_hub("repository", "small"), &["repository \"small\" is invalid", "an owner and a name"]),
+        run("/spec/base", base_hub("repository", "a/../b"), &["repository \"a/../b\" is invalid"]),
+        run("/spec/base", base_hub("revision", "a b"), &["revision \"a b\" is invalid", "such as main"]),
+        run("/spec/base", base_hub("endpoint", "hub.example"), &["endpoint \"hub.example\" is invalid"]),
+        run("/spec/base", base_hub("endpoint", "http://hub"), &["must begin with https:// if tokenSecret is set"]),
+        run(
+            "/spec/base",
+            with(&base_run("other"), "/signedBy", json!({ "configMap": { "name": "a", "key": "b" } })),
+            &["spec.base.signedBy must be absent with spec.base.trainingRun"],
         ),
         evaluation("/spec/trainingRun", Value::Null, &["exactly one of trainingRun and model"]),
         evaluation("/spec/model", given(), &["exactly one of trainingRun and model"]),
@@ -221,6 +239,11 @@ async fn fields_that_define_a_result_are_immutable_and_rings_are_not_skipped() -
         (with(&run, "/spec/base", base_run("other")), "spec.base is immutable"),
         (with(&based, "/spec/base", Value::Null), "spec.base is immutable"),
         (with(&based, "/spec/base", base_run("other")), "spec.base is immutable"),
+        (with(&based, "/spec/base", base_hub("revision", "main")), "spec.base is immutable"),
+        (
+            with(&based, "/spec/base/signedBy", json!({ "configMap": { "name": "a", "key": "b" } })),
+            "spec.base is immutable",
+        ),
         (with(&run, "/spec/pod/image", json!("mine")), "spec.pod is immutable"),
         (with(&evaluation, "/spec/gates/0", gate), "spec.gates is immutable"),
         (with(&evaluation, "/spec/preset", json!("other")), "spec.preset is immutable"),

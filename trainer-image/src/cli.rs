@@ -41,6 +41,8 @@ enum Command {
     Quantize(crate::quantize::Quantize),
     /// Merge a LoRA adapter into the weights of its base.
     Merge(crate::merge::Merge),
+    /// Download a model from Hugging Face, or a mirror of it.
+    Fetch(crate::hub::Fetch),
     /// Train, check and use tokenizers.
     Tokenizer(crate::tokenizing::Tokenizing),
     /// Write problems of a synthetic reasoning task as JSON lines.
@@ -77,6 +79,7 @@ impl Command {
             Self::Import(command) => command.run(),
             Self::Quantize(command) => command.run(),
             Self::Merge(command) => command.run(),
+            Self::Fetch(command) => command.run(),
             Self::Tokenizer(command) => command.run(),
             Self::PrepareData(command) => command.run(),
             Self::Serve(command) => command.run(),
@@ -165,9 +168,9 @@ mod tests {
             let train = command.find_subcommand("train").unwrap();
             train.get_arguments().filter_map(|it| Some(it.get_env()?.to_str()?.to_owned())).collect()
         };
-        assert_eq!(names(&Arguments::command()), ["CODEX_GRACE_SECONDS", "CODEX_METRICS_ADDRESS"]);
+        assert_eq!(names(&Arguments::command()), ["HF_ENDPOINT", "CODEX_GRACE_SECONDS", "CODEX_METRICS_ADDRESS"]);
         let command = ignore_empty_variables(Arguments::command(), &|name| name == "CODEX_GRACE_SECONDS");
-        assert_eq!(names(&command), ["CODEX_METRICS_ADDRESS"]);
+        assert_eq!(names(&command), ["HF_ENDPOINT", "CODEX_METRICS_ADDRESS"]);
     }
 
     #[test]

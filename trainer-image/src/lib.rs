@@ -16,6 +16,7 @@ mod fuzz;
 pub mod gating;
 pub mod generation;
 pub mod gpu;
+pub mod hub;
 pub mod import;
 pub mod merge;
 pub mod metrics;

@@ -241,7 +241,8 @@ impl fmt::Display for Outcome {
             }
             if let Some(base) = &training.base {
                 let source = base.source.as_deref().unwrap_or("a source that the statement does not name");
-                writeln!(f, "base       {}, from {}", base.model, Printable(source))?;
+                let signed = base.signer.map_or_else(String::new, |signer| format!(", signed by {signer}"));
+                writeln!(f, "base       {}, from {}{signed}", base.model, Printable(source))?;
             }
         }
         for evaluation in self.promoted.iter().flat_map(|promoted| &promoted.promotion.reasons.evaluations) {
@@ -530,12 +531,18 @@ mod tests {
     fn the_base_of_the_training_is_named() {
         let model = ModelDigest(Sha256::of("base"));
         let line = |source: Option<&str>| {
-            let root = signed_with("cot-lite", Some(Base { model, source: source.map(str::to_owned) }));
+            let root = signed_with("cot-lite", Some(Base { model, source: source.map(str::to_owned), signer: None }));
             let outcome = verify(root.path(), &["--promotion", "promotion.json", "--ring", "main"]).ok().unwrap();
             outcome.to_string().lines().nth(3).unwrap().to_owned()
         };
         assert_eq!(line(Some("models/bases/smollm2")), format!("base       {model}, from models/bases/smollm2"));
         assert_eq!(line(None), format!("base       {model}, from a source that the statement does not name"));
+        let signer = Sha256::of("key");
+        let base = Base { model, source: Some("Hugging Face org/small@0123".to_owned()), signer: Some(signer) };
+        let root = signed_with("cot-lite", Some(base));
+        let told = verify(root.path(), &["--promotion", "promotion.json", "--ring", "main"]).ok().unwrap().to_string();
+        let expected = format!("base       {model}, from Hugging Face org/small@0123, signed by {signer}");
+        assert_eq!(told.lines().nth(3).unwrap(), expected);
         let forged = line(Some("x\nsigned by  me\u{1b}[1A"));
         assert_eq!(forged, format!("base       {model}, from {}", Printable("x\nsigned by  me\u{1b}[1A")));
     }

@@ -1,7 +1,7 @@
 //! Data files: their part of the configuration, their mounts, and the checks of what pods read. Pure.
 
 use codex_configs::{Data, REFERENCE};
-use codex_crds::{DataItem, DataStatus};
+use codex_crds::{ConfigMapKey, DataItem, DataStatus};
 use codex_reports::DataFile;
 
 use crate::{
@@ -88,9 +88,14 @@ pub(crate) fn mount_data(data: &[DataItem], mounts: &mut Mounts, args: &mut Vec<
     }
 }
 
-/// Returns a sentence for each referenced object that does not exist. `claims` are those that hold no data, each with the
-/// field that names it.
-pub(crate) fn missing(data: &[DataItem], claims: &[(String, &str)], references: &References) -> Vec<String> {
+/// Returns a sentence for each referenced object that does not exist. `claims` and `keys` are those that hold no data, each with
+/// the field that names it.
+pub(crate) fn missing(
+    data: &[DataItem],
+    claims: &[(String, &str)],
+    keys: &[(String, &ConfigMapKey)],
+    references: &References,
+) -> Vec<String> {
     let claim = |field: &str, name: &str| {
         (!references.claims.contains(name)).then(|| {
             format!(
@@ -98,26 +103,28 @@ pub(crate) fn missing(data: &[DataItem], claims: &[(String, &str)], references: 
             )
         })
     };
+    let key = |field: &str, source: &ConfigMapKey| match references.config_maps.get(&source.name) {
+        None => Some(format!(
+            "{field}.name names the ConfigMap {:?}, which does not exist in this namespace: create it",
+            source.name
+        )),
+        Some(keys) if !keys.contains(&source.key) => Some(format!(
+            "{field}.key is {:?}, which the ConfigMap {:?} does not have: its keys are {}",
+            source.key,
+            source.name,
+            if keys.is_empty() { "none".to_owned() } else { keys.iter().cloned().collect::<Vec<_>>().join(", ") }
+        )),
+        Some(_) => None,
+    };
     let mut missing: Vec<String> = claims.iter().filter_map(|(field, name)| claim(field, name)).collect();
+    missing.extend(keys.iter().filter_map(|(field, source)| key(field, source)));
     for (index, item) in data.iter().enumerate() {
         if let Some(source) = &item.source.persistent_volume_claim {
             let field = format!("spec.data[{index}].source.persistentVolumeClaim.claimName");
             missing.extend(claim(&field, &source.claim_name));
         }
-        let Some(source) = &item.source.config_map else { continue };
-        let field = format!("spec.data[{index}].source.configMap");
-        match references.config_maps.get(&source.name) {
-            None => missing.push(format!(
-                "{field}.name names the ConfigMap {:?}, which does not exist in this namespace: create it",
-                source.name
-            )),
-            Some(keys) if !keys.contains(&source.key) => missing.push(format!(
-                "{field}.key is {:?}, which the ConfigMap {:?} does not have: its keys are {}",
-                source.key,
-                source.name,
-                if keys.is_empty() { "none".to_owned() } else { keys.iter().cloned().collect::<Vec<_>>().join(", ") }
-            )),
-            Some(_) => {}
+        if let Some(source) = &item.source.config_map {
+            missing.extend(key(&format!("spec.data[{index}].source.configMap"), source));
         }
     }
     missing

@@ -36,8 +36,8 @@ pub(crate) struct Template<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) image: &'a str,
     pub(crate) args: Vec<String>,
-    /// The environment variables of the spec.
-    pub(crate) env: &'a [EnvVar],
+    /// Environment variables besides those that all pods have.
+    pub(crate) env: Vec<EnvVar>,
     pub(crate) worker: &'a WorkerPod,
     /// The ConfigMap for [`CONFIG`].
     pub(crate) config_map: String,
@@ -268,7 +268,7 @@ impl Template<'_> {
             }),
             ..EnvVar::default()
         };
-        let mut env = self.env.to_vec();
+        let mut env = self.env.clone();
         env.extend([
             plain("CODEX_REPORT_URL", &self.settings.report_url),
             plain("CODEX_REPORT_CA", &format!("{CONFIG}/{CA}")),

@@ -81,7 +81,7 @@ impl Observe for Evaluation {
             })
             .collect();
         let claims = mounted_claims(&self.spec, run.as_ref(), &compared);
-        let work = work(context, &namespace, job, &self.spec.data, &claims, Role::Strict).await?;
+        let work = work(context, &namespace, job, &self.spec.data, &claims, &[], Role::Strict).await?;
         let Work { job, pods, references, warnings, refused } = work;
         Ok(ObservedEvaluation {
             settings: context.settings.clone(),

@@ -29,19 +29,20 @@ pub(super) struct Work {
     pub refused: Vec<RefusedPod>,
 }
 
-/// Observes the pods of a Job, and why they do not start. `claims` are those that hold no data.
+/// Observes the pods of a Job, and why they do not start. `claims` and `config_maps` are those that hold no data.
 pub(super) async fn work(
     context: &Context,
     namespace: &str,
     job: Option<Job>,
     data: &[DataItem],
     claims: &[&str],
+    config_maps: &[&str],
     role: Role,
 ) -> Result<Work, ObserveError> {
     let Pods { genuine, refused } = job.as_ref().map(|job| workers::of_job(context, job, role)).unwrap_or_default();
     let late = unexplained(job.as_ref(), &genuine, context.now());
     let wanted = job.is_none() || !late.is_empty();
-    let references = if wanted { Some(references(context, namespace, data, claims).await?) } else { None };
+    let references = if wanted { Some(references(context, namespace, data, claims, config_maps).await?) } else { None };
     let warnings = warnings(context, namespace, &late).await;
     Ok(Work { job, pods: genuine, references, warnings, refused })
 }
@@ -52,24 +53,26 @@ async fn references(
     namespace: &str,
     data: &[DataItem],
     claims: &[&str],
+    config_maps: &[&str],
 ) -> Result<References, ObserveError> {
     let of_data = data.iter().filter_map(|item| item.source.persistent_volume_claim.as_ref());
     let mounted = claims.iter().copied().chain(of_data.map(|claim| claim.claim_name.as_str()));
     let exist = mounted.filter(|name| get(&context.stores.claims, namespace, name).is_some());
     let mut references = References { claims: exist.map(str::to_owned).collect(), ..References::default() };
-    let names: BTreeSet<_> = data.iter().filter_map(|item| Some(&item.source.config_map.as_ref()?.name)).collect();
+    let of_data = data.iter().filter_map(|item| Some(item.source.config_map.as_ref()?.name.as_str()));
+    let names: BTreeSet<_> = config_maps.iter().copied().chain(of_data).collect();
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
     // An invalid name could be a path to another resource of the API. It counts as missing.
     for name in names.into_iter().filter(|name| is_subdomain(name)) {
         let found = api.get_opt(name).await.map_err(|source| ObserveError::Client {
             kind: "ConfigMap",
-            name: name.clone(),
+            name: name.to_owned(),
             source,
         })?;
         if let Some(found) = found {
             let texts = found.data.unwrap_or_default().into_keys();
             let keys = texts.chain(found.binary_data.unwrap_or_default().into_keys()).collect();
-            references.config_maps.insert(name.clone(), keys);
+            references.config_maps.insert(name.to_owned(), keys);
         }
     }
     Ok(references)

@@ -65,7 +65,9 @@ impl Observe for TrainingRun {
         let base = base.map(|run| Arc::unwrap_or_clone(run).believed(context));
         let base_cycle = base_cycle(&self, find);
         let claims = mounted_claims(&self.spec, base.as_ref());
-        let work = work(context, &namespace, job, &self.spec.data, &claims, Role::Trainer).await?;
+        let signer = self.spec.base.as_ref().and_then(|base| base.signed_by.as_ref());
+        let keys: Vec<&str> = signer.map(|signer| signer.config_map.name.as_str()).into_iter().collect();
+        let work = work(context, &namespace, job, &self.spec.data, &claims, &keys, Role::Trainer).await?;
         let Work { job, pods, references, warnings, refused } = work;
         Ok(ObservedTrainingRun {
             settings: context.settings.clone(),

@@ -175,6 +175,47 @@ fn rules_of_the_crds_are_evaluated() {
 }
 
 #[test]
+fn bases_are_checked() {
+    let with = |base: &str| findings(&format!("{RUN}  base: {base}\n"));
+    let hub = |fields: &str| with(&format!("{{ huggingFace: {{ {fields} }} }}"));
+    let token = "tokenSecret: { name: hugging-face, key: token }";
+    for fields in [
+        "repository: HuggingFaceTB/SmolLM2-135M_x.y, revision: main",
+        "repository: a/b, revision: refs/pr/1, endpoint: 'http://hub.example:8080/sub/'",
+        &format!("repository: a/b, revision: v1.0+x, endpoint: 'https://hub.example', {token}"),
+    ] {
+        assert_eq!(hub(fields), [""; 0], "{fields}");
+    }
+    for (fields, told) in [
+        ("repository: a/b".to_owned(), "revision"),
+        ("repository: small, revision: main".to_owned(), "an owner and a name"),
+        ("repository: a/b/c, revision: main".to_owned(), "an owner and a name"),
+        ("repository: a/b..c, revision: main".to_owned(), "an owner and a name"),
+        ("repository: a./b, revision: main".to_owned(), "an owner and a name"),
+        ("repository: a/b, revision: a//b".to_owned(), "a branch, a tag or a commit"),
+        ("repository: a/b, revision: ../a".to_owned(), "a branch, a tag or a commit"),
+        ("repository: a/b, revision: a/".to_owned(), "a branch, a tag or a commit"),
+        ("repository: a/b, revision: main, endpoint: 'https://me:pw@hub'".to_owned(), "an address without a user"),
+        ("repository: a/b, revision: main, endpoint: 'https://hub?a=b'".to_owned(), "an address without a user"),
+        ("repository: a/b, revision: main, endpoint: 'file:///hub'".to_owned(), "an address without a user"),
+        (
+            format!("repository: a/b, revision: main, endpoint: 'http://hub.example', {token}"),
+            "must begin with https:// if tokenSecret is set",
+        ),
+    ] {
+        let found = hub(&fields);
+        assert!(found.len() == 1 && found[0].contains(told), "{fields}: {found:?}");
+    }
+    let claim = "persistentVolumeClaim: { claimName: given }";
+    let signer = "signedBy: { configMap: { name: signers, key: team.pem } }";
+    assert_eq!(with(&format!("{{ {claim}, {signer} }}")), [""; 0]);
+    let both = with(&format!("{{ {claim}, huggingFace: {{ repository: a/b, revision: main }} }}"));
+    assert!(both.len() == 1 && both[0].contains("exactly one of persistentVolumeClaim, trainingRun and huggingFace"));
+    let run = with(&format!("{{ trainingRun: {{ name: b }}, {signer} }}"));
+    assert!(run.len() == 1 && run[0].contains("must be absent with spec.base.trainingRun"), "{run:?}");
+}
+
+#[test]
 fn configurations_are_composed() {
     assert_eq!(
         one(RUN, "cot-starter", "cot-stater"),

@@ -221,9 +221,33 @@ pub fn verify_signature(
     key: &PublicKey,
     demanded: Option<ModelDigest>,
 ) -> Result<Signed, VerifyError> {
+    signature(manifest, bundle, key, demanded, |_| false)
+}
+
+/// As [`verify_signature`], for a directory that may lack the signed files that `left_out` names, because a download does not
+/// take them. Every file that is there must be signed.
+///
+/// # Errors
+/// The first check that fails.
+pub fn verify_part(
+    manifest: &Manifest,
+    bundle: &[u8],
+    key: &PublicKey,
+    left_out: impl Fn(&str) -> bool,
+) -> Result<Signed, VerifyError> {
+    signature(manifest, bundle, key, None, left_out)
+}
+
+fn signature(
+    manifest: &Manifest,
+    bundle: &[u8],
+    key: &PublicKey,
+    demanded: Option<ModelDigest>,
+    left_out: impl Fn(&str) -> bool,
+) -> Result<Signed, VerifyError> {
     let payload = bundle::open(bundle, key).map_err(VerifyError::Oms)?;
     let model = manifest.digest();
-    let statement = Statement::read(&payload).map_err(VerifyError::OmsStatement)?;
+    let statement = Statement::read(&payload).map_err(VerifyError::OmsStatement)?.about_part(manifest, left_out);
     let skipped = match statement.compare(manifest).map_err(VerifyError::OmsStatement)? {
         Comparison::Different(differences) if demanded == Some(model) => {
             return Err(VerifyError::OmsModel { model, differences });

@@ -42,6 +42,15 @@ pub struct BaseModel {
     pub digest: ModelDigest,
     /// The directory.
     pub source: PathBuf,
+    /// The repository of a model hub that it was downloaded from, as owner and name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// The commit of the repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// The fingerprint of the key whose signature of the base was required and verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<Sha256>,
 }
 
 /// Owner, template and run.

@@ -12,7 +12,7 @@ use std::{
 use codex_configs::{Device, Evaluation, OnDemand, PromptForm, Resolved};
 use codex_provenance::{
     ModelDigest, files,
-    manifest::{Manifest, ManifestError},
+    manifest::{Held, Manifest, ManifestError},
 };
 use codex_reports::{EvaluationState, Stage};
 use codex_verdict::{Likelihood, Metric};
@@ -29,7 +29,8 @@ use super::{
 };
 use crate::{
     atomic_fs::{self, FileError},
-    model::{GenerateError, Generator, ModelFiles, check_size},
+    hub::SIGNATURE,
+    model::{GenerateError, Generator, check_size, is_kept},
     reporting::Reporter,
     training::memory_limit,
 };
@@ -87,7 +88,7 @@ impl Session<'_> {
     /// Returns the results, or `None` if it was stopped. Looks between any two stages, and after every token.
     fn evaluate(&self) -> Result<Option<Results>, EvaluateError> {
         tracing::info!(path = %self.model.display(), "reading the model");
-        let (manifest, files) = self.hold()?;
+        let (manifest, held) = self.hold()?;
         if self.is_stopped() {
             return Ok(None);
         }
@@ -106,9 +107,8 @@ impl Session<'_> {
         }
         tracing::info!("loading the model");
         let slots = settings.batch_size.min(inputs.problems.len());
-        let mut generator = Generator::load(&files, slots, self.device)
+        let mut generator = Generator::load_held(held, slots, self.device)
             .map_err(|source| EvaluateError::Model { path: self.model.to_owned(), source })?;
-        drop(files);
         match settings.prompt {
             PromptForm::Auto => {}
             PromptForm::Plain => generator.use_plain_prompts(),
@@ -158,10 +158,12 @@ impl Session<'_> {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Checks names and sizes, then reads the model once; what is hashed here is what answers.
-    fn hold(&self) -> Result<(Manifest, ModelFiles), EvaluateError> {
+    /// Checks names and sizes, then hashes the model; what is hashed here is what answers.
+    fn hold(&self) -> Result<(Manifest, Held), EvaluateError> {
         let refused = |source| EvaluateError::Manifest { path: self.model.to_owned(), source };
-        let entries = match (files::walk(self.model, &BTreeSet::new()), self.expected) {
+        // As for a base: a signature is not a file of the model.
+        let besides = BTreeSet::from([SIGNATURE.to_owned()]);
+        let entries = match (files::walk(self.model, &besides), self.expected) {
             // The kubelet creates the folder of a model on a volume that lacks it.
             (Err(ManifestError::Empty), Some(expected)) => {
                 return Err(EvaluateError::Gone { path: self.model.to_owned(), expected });
@@ -172,14 +174,14 @@ impl Session<'_> {
             check_size(&entries, limit.bytes, &limit.source)
                 .map_err(|source| EvaluateError::TooLarge { path: self.model.to_owned(), source })?;
         }
-        let (manifest, files) = Manifest::read(entries).map_err(refused)?;
+        let (manifest, held) = Manifest::hold(entries, is_kept).map_err(refused)?;
         let found = manifest.digest();
         self.reporter.update(|state| state.model_digest = Some(found));
         match self.expected {
             Some(expected) if expected != found => {
                 Err(EvaluateError::ModelMismatch { path: self.model.to_owned(), found, expected })
             }
-            _ => Ok((manifest, files)),
+            _ => Ok((manifest, held)),
         }
     }
 

@@ -148,6 +148,21 @@ impl Gguf {
         list.iter().map(|value| number(value).ok_or_else(wrong)).collect()
     }
 
+    /// Returns a list of numbers with fractions.
+    ///
+    /// # Errors
+    /// The key is missing or has another type.
+    pub(super) fn decimals(&self, key: &str) -> Result<Vec<f64>, ImportError> {
+        let wrong = || ImportError::Key { key: key.to_owned(), what: "list of numbers" };
+        let list = self.value(key).and_then(|value| value.to_vec().ok()).ok_or_else(wrong)?;
+        let number = |value: &Value| match value {
+            Value::F32(number) => Some(f64::from(*number)),
+            Value::F64(number) => Some(*number),
+            _ => None,
+        };
+        list.iter().map(|value| number(value).ok_or_else(wrong)).collect()
+    }
+
     /// Yields the names of all tensors.
     pub(super) fn tensors(&self) -> impl Iterator<Item = &str> {
         self.content.tensor_infos.keys().map(String::as_str)

@@ -7,6 +7,7 @@
 mod config;
 mod error;
 mod gguf;
+mod sentencepiece;
 #[cfg(test)]
 pub(crate) mod tests;
 mod vocabulary;

@@ -111,7 +111,19 @@ fn file_of(family: &str, dtype: GgmlDType, change: impl FnOnce(&mut Vec<(String,
     .map(|(key, value)| (key.to_owned(), value))
     .into();
     change(&mut metadata);
-    let stored: Vec<(&str, QTensor)> = tensors(tokens.len())
+    written(&metadata, tokens.len(), dtype)
+}
+
+/// Returns a file with the metadata of the shape, for a vocabulary of this size, after `change`.
+fn file_with_tokens(tokens: usize, dtype: GgmlDType, change: impl FnOnce(&mut Vec<(String, Value)>)) -> Vec<u8> {
+    let mut metadata = Vec::new();
+    file_of("smollm2", dtype, |all| metadata.clone_from(all));
+    change(&mut metadata);
+    written(&metadata, tokens, dtype)
+}
+
+fn written(metadata: &[(String, Value)], tokens: usize, dtype: GgmlDType) -> Vec<u8> {
+    let stored: Vec<(&str, QTensor)> = tensors(tokens)
         .into_iter()
         .enumerate()
         .map(|(seed, (_, name, rows, width))| {
@@ -225,7 +237,12 @@ fn what_is_not_supported_is_named() {
         ("llama.expert_count", Value::U32(8), "llama.expert_count is 8"),
         ("llama.rope.dimension_count", Value::U32(32), "llama.rope.dimension_count is 32"),
         ("llama.rope.scaling.type", text("yarn"), "llama.rope.scaling.type is yarn"),
-        ("tokenizer.ggml.model", text("llama"), "SentencePiece (llama) is not supported yet"),
+        ("tokenizer.ggml.model", text("llama"), "the metadata has no list of numbers tokenizer.ggml.scores"),
+        (
+            "tokenizer.ggml.model",
+            text("t5"),
+            "tokenizer.ggml.model is t5, which is not supported: use a byte-level BPE",
+        ),
         ("tokenizer.ggml.pre", text("tekken"), "tokenizer.ggml.pre is tekken"),
         ("llama.block_count", Value::U32(2), "tensor blk.1.attn_norm.weight is missing"),
         ("llama.feed_forward_length", Value::U32(256), "tensor blk.0.ffn_gate.weight is [512, 256], but"),
@@ -244,6 +261,129 @@ fn what_is_not_supported_is_named() {
     let place = tempfile::tempdir().unwrap();
     let refused = import(&place.path().join("x.gguf"), place.path()).unwrap_err();
     assert!(matches!(refused, ImportError::Exists(_)));
+}
+
+type Metadata = Vec<(String, Value)>;
+
+/// A vocabulary of SentencePiece, and what the library itself makes of texts.
+#[derive(serde::Deserialize)]
+struct Pieces {
+    add_space_prefix: bool,
+    tokens: Vec<String>,
+    scores: Vec<f32>,
+    types: Vec<i32>,
+    cases: Vec<Case>,
+}
+
+#[derive(serde::Deserialize)]
+struct Case {
+    text: String,
+    ids: Vec<u32>,
+    decoded: String,
+}
+
+fn pieces() -> Vec<Pieces> {
+    #[derive(serde::Deserialize)]
+    struct Fixture {
+        models: Vec<Pieces>,
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/import/fixtures/spm.json");
+    serde_json::from_slice::<Fixture>(&std::fs::read(path).unwrap()).unwrap().models
+}
+
+/// Returns a file with this vocabulary, after `change`.
+fn file_with(pieces: &Pieces, change: impl FnOnce(&mut Vec<(String, Value)>)) -> Vec<u8> {
+    let texts = pieces.tokens.iter().map(|text| Value::String(text.clone())).collect();
+    let metadata = [
+        ("tokenizer.ggml.model", Value::String("llama".to_owned())),
+        ("tokenizer.ggml.tokens", Value::Array(texts)),
+        ("tokenizer.ggml.scores", Value::Array(pieces.scores.iter().map(|score| Value::F32(*score)).collect())),
+        ("tokenizer.ggml.token_type", Value::Array(pieces.types.iter().map(|kind| Value::I32(*kind)).collect())),
+        ("tokenizer.ggml.unknown_token_id", Value::U32(0)),
+        ("tokenizer.ggml.bos_token_id", Value::U32(1)),
+        ("tokenizer.ggml.eos_token_id", Value::U32(2)),
+        ("tokenizer.ggml.add_bos_token", Value::Bool(true)),
+        ("tokenizer.ggml.add_space_prefix", Value::Bool(pieces.add_space_prefix)),
+    ];
+    file_with_tokens(pieces.tokens.len(), GgmlDType::Q8_0, |all| {
+        all.retain(|(key, _)| !key.starts_with("tokenizer.ggml."));
+        all.extend(metadata.map(|(key, value)| (key.to_owned(), value)));
+        change(all);
+    })
+}
+
+#[test]
+fn pieces_are_those_of_the_sentencepiece_library() {
+    for pieces in pieces() {
+        let (place, result) = imported(&file_with(&pieces, |_| ()));
+        result.unwrap();
+        let tokenizer = Tokenizer::load(&place.path().join("out")).unwrap();
+        assert_eq!(tokenizer.vocabulary(), pieces.tokens.len());
+        for Case { text, ids, decoded } in &pieces.cases {
+            assert_eq!(&tokenizer.encode_more(text).unwrap(), ids, "{text:?}");
+            let framed = [&[1], &ids[..]].concat();
+            assert_eq!(tokenizer.encode(text).unwrap(), framed, "{text:?}");
+            assert_eq!(&tokenizer.decode(ids).unwrap(), decoded, "{text:?}");
+            let mut stream = tokenizer.stream();
+            let mut told = String::new();
+            for id in ids {
+                told += &stream.push(*id).unwrap();
+            }
+            told += &stream.finish().unwrap();
+            assert_eq!(&told, decoded, "{text:?}");
+        }
+        assert_eq!(tokenizer.ends(), [2]);
+        assert_eq!(tokenizer.specials(), [0, 1, 2]);
+    }
+}
+
+#[test]
+fn flags_of_pieces_are_respected_and_have_the_defaults_of_llama_cpp() {
+    let pieces = &pieces()[0];
+    let ids = |change: &dyn Fn(&mut Metadata)| {
+        let (place, result) = imported(&file_with(pieces, |metadata| change(metadata)));
+        result.unwrap();
+        Tokenizer::load(&place.path().join("out")).unwrap().encode("x").unwrap()
+    };
+    let with = |key: &'static str, value: bool| ids(&move |metadata| set(key, Value::Bool(value))(metadata));
+    let own = &pieces.cases.iter().find(|case| case.text == "x").unwrap().ids[..];
+    assert_eq!(ids(&|metadata| metadata.retain(|(key, _)| !key.contains(".add_"))), [&[1], own].concat());
+    assert_eq!(with("tokenizer.ggml.add_bos_token", false), own);
+    assert_eq!(with("tokenizer.ggml.add_eos_token", true), [&[1], own, &[2]].concat());
+    let bare = with("tokenizer.ggml.add_space_prefix", false);
+    assert_ne!(bare, [&[1], own].concat());
+    assert_eq!(ids(&|metadata| metadata.retain(|(key, _)| !key.contains("unknown"))), [&[1], own].concat());
+}
+
+#[test]
+fn pieces_that_do_not_belong_together_are_refused() {
+    let pieces = &pieces()[0];
+    let texts = |all: Vec<String>| Value::Array(all.into_iter().map(Value::String).collect());
+    let floats = |all: Vec<f32>| Value::Array(all.into_iter().map(Value::F32).collect());
+    let mut doubled = pieces.tokens.clone();
+    doubled[300] = doubled[301].clone();
+    let mut odd = pieces.scores.clone();
+    odd[9] = f32::NAN;
+    let tokens = pieces.tokens.len();
+    for (key, value, told) in [
+        ("tokenizer.ggml.scores", floats(vec![0.0; 3]), format!("a list of 3 for {tokens} tokens")),
+        ("tokenizer.ggml.scores", floats(odd), "a list with NaN".to_owned()),
+        ("tokenizer.ggml.token_type", Value::Array(vec![Value::I32(1)]), format!("a list of 1 for {tokens} tokens")),
+        ("tokenizer.ggml.tokens", texts(doubled), "tokenizer.ggml.tokens is not unique".to_owned()),
+    ] {
+        let (_place, result) = imported(&file_with(pieces, set(key, value)));
+        let refused = CommandError::from(result.unwrap_err());
+        assert!(refused.exit == codex_reports::exit::BAD_INPUT, "{key}");
+        assert!(refused.sentence().contains(&told), "{key}: {}", refused.sentence());
+    }
+    let mut without = pieces.types.clone();
+    without[3..259].fill(1);
+    let (_place, result) = imported(&file_with(pieces, |metadata| {
+        set("tokenizer.ggml.token_type", Value::Array(without.into_iter().map(Value::I32).collect()))(metadata);
+        set("tokenizer.ggml.unknown_token_id", Value::U32(99_999))(metadata);
+    }));
+    let told = result.unwrap_err().to_string();
+    assert!(told.contains("without <0x00>") && told.contains("or an unknown token"), "{told}");
 }
 
 pub(crate) static FILE: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| file(GgmlDType::Q8_0, |_| ()));

@@ -1,4 +1,4 @@
-//! The tokenizer and the chat template from the metadata: byte-level BPE. Pure.
+//! The tokenizer and the chat template from the metadata: byte-level BPE, or SentencePiece's kind of BPE. Pure.
 
 use std::collections::BTreeMap;
 
@@ -19,37 +19,53 @@ use tokenizers::{
     tokenizer::SplitDelimiterBehavior,
 };
 
-use super::{ImportError, gguf::Gguf};
+use super::{ImportError, gguf::Gguf, sentencepiece};
 use crate::text::TokenizerError;
 
 /// The type of a token that is special, such as one that ends a turn.
-const CONTROL: i64 = 3;
+pub(super) const CONTROL: i64 = 3;
 /// The type of a token that was added, but is a word.
-const USER_DEFINED: i64 = 4;
+pub(super) const USER_DEFINED: i64 = 4;
 /// How Llama 3's tokenizer splits text.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// How Qwen2's tokenizer splits text: as Llama 3's, but each digit apart.
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-fn library(error: impl std::fmt::Display) -> ImportError {
+pub(super) fn library(error: impl std::fmt::Display) -> ImportError {
     TokenizerError::Unreadable(error.to_string().replace('\n', " ")).into()
 }
 
 /// Returns `tokenizer.json` and `tokenizer_config.json`.
 ///
 /// # Errors
-/// The metadata has no byte-level BPE, or one that splits text in an unknown way.
+/// The metadata has a tokenizer of another kind, or one that splits text in an unknown way.
 pub(super) fn files(gguf: &Gguf, config: &ModelConfig) -> Result<BTreeMap<String, Vec<u8>>, ImportError> {
     let tokens = gguf.texts("tokenizer.ggml.tokens")?;
     if tokens.len() > config.vocab_size {
         return Err(ImportError::unsupported("tokenizer.ggml.tokens", tokens.len(), "the embedding has fewer rows"));
     }
-    let tokenizer = bpe(gguf, &tokens)?;
+    let unknown = gguf.number("tokenizer.ggml.unknown_token_id").and_then(|id| u32::try_from(id).ok());
+    let name_of = |id: Option<u32>| id.and_then(|id| tokens.get(id as usize)).copied();
+    let (mut tokenizer, kind) = match gguf.text("tokenizer.ggml.model").unwrap_or("missing") {
+        "gpt2" => byte_level(gguf, &tokens)?,
+        // The id that llama.cpp takes if the file names none.
+        "llama" => {
+            let unknown = name_of(unknown.or(Some(0)));
+            (
+                sentencepiece::rebuild(gguf, &tokens, unknown)?,
+                Kind { begins: true, is_special: sentencepiece::is_special },
+            )
+        }
+        model => {
+            let right = "use a byte-level BPE (gpt2) or SentencePiece (llama)";
+            return Err(ImportError::unsupported("tokenizer.ggml.model", model, right));
+        }
+    };
+    add_specials(&mut tokenizer, gguf, &tokens, &kind)?;
     let mut json = tokenizer.to_string(true).map_err(library)?.into_bytes();
     json.push(b'\n');
-    let name = |id: Option<u32>| id.and_then(|id| tokens.get(id as usize)).map(|token| json!(token));
-    let unknown = gguf.number("tokenizer.ggml.unknown_token_id").and_then(|id| u32::try_from(id).ok());
+    let name = |id: Option<u32>| name_of(id).map(|token| json!(token));
     let mut settings = serde_json::Map::from_iter([
         ("clean_up_tokenization_spaces".to_owned(), json!(false)),
         ("model_max_length".to_owned(), json!(config.max_position_embeddings)),
@@ -69,13 +85,17 @@ pub(super) fn files(gguf: &Gguf, config: &ModelConfig) -> Result<BTreeMap<String
     Ok(BTreeMap::from([("tokenizer.json".to_owned(), json), ("tokenizer_config.json".to_owned(), settings)]))
 }
 
-/// Rebuilds a byte-level BPE.
-fn bpe(gguf: &Gguf, tokens: &[&str]) -> Result<Library, ImportError> {
-    let model = gguf.text("tokenizer.ggml.model").unwrap_or("missing");
-    if model != "gpt2" {
-        let right = "use a byte-level BPE (gpt2); SentencePiece (llama) is not supported yet";
-        return Err(ImportError::unsupported("tokenizer.ggml.model", model, right));
-    }
+/// What the special tokens of a file are, beyond what it says.
+struct Kind {
+    /// Whether a text begins with the first token, unless the file says otherwise. Llama 3's files and those of SentencePiece do not
+    /// say it; llama.cpp knows it.
+    begins: bool,
+    /// Whether tokens of a type are special.
+    is_special: fn(i64) -> bool,
+}
+
+/// Rebuilds a byte-level BPE, without special tokens.
+fn byte_level(gguf: &Gguf, tokens: &[&str]) -> Result<(Library, Kind), ImportError> {
     let kind = gguf.text("tokenizer.ggml.pre").unwrap_or("gpt-2");
     let plain = || ByteLevel::new(false, true, true);
     let split = |pattern: &str| {
@@ -110,24 +130,35 @@ fn bpe(gguf: &Gguf, tokens: &[&str]) -> Result<Library, ImportError> {
     }
     tokenizer.with_pre_tokenizer(Some(Sequence::new(pieces)));
     tokenizer.with_decoder(Some(ByteLevel::default()));
+    Ok((tokenizer, Kind { begins: kind == "llama-bpe", is_special: |kind| kind == CONTROL }))
+}
+
+/// Adds the special tokens and the added words, and what stands around a text.
+fn add_specials(tokenizer: &mut Library, gguf: &Gguf, tokens: &[&str], kind: &Kind) -> Result<(), ImportError> {
     let types = gguf.numbers("tokenizer.ggml.token_type")?;
-    let of = |kind: i64| {
-        let chosen = tokens.iter().zip(&types).filter(move |(_, found)| **found == kind);
-        chosen.map(move |(token, _)| AddedToken::from(*token, kind == CONTROL).normalized(false))
+    let of = |wanted: fn(i64) -> bool, special: bool| {
+        let chosen = tokens.iter().zip(&types).filter(move |(_, found)| wanted(**found));
+        chosen.map(move |(token, _)| AddedToken::from(*token, special).normalized(false))
     };
-    tokenizer.add_special_tokens(of(CONTROL)).map_err(library)?;
-    tokenizer.add_tokens(of(USER_DEFINED)).map_err(library)?;
-    // Llama 3's files do not say that a text begins with its first token; llama.cpp knows it.
-    let begins = gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or(kind == "llama-bpe");
-    let first = gguf.number("tokenizer.ggml.bos_token_id").and_then(|id| Some((tokens.get(id as usize)?, id as u32)));
-    if let (true, Some((token, id))) = (begins, first) {
+    tokenizer.add_special_tokens(of(kind.is_special, true)).map_err(library)?;
+    tokenizer.add_tokens(of(|kind| kind == USER_DEFINED, false)).map_err(library)?;
+    let flag = |name: &str| gguf.flag(&format!("tokenizer.ggml.add_{name}_token"));
+    let token = |name: &str| {
+        let id = gguf.number(&format!("tokenizer.ggml.{name}_token_id"))?;
+        Some(((*tokens.get(id as usize)?).to_owned(), id as u32))
+    };
+    let first = token("bos").filter(|_| flag("bos").unwrap_or(kind.begins));
+    let last = token("eos").filter(|_| flag("eos").unwrap_or(false));
+    let text = |token: &Option<(String, u32)>| token.as_ref().map(|(token, _)| token.clone());
+    let single: Vec<String> = [text(&first), Some("$A".to_owned()), text(&last)].into_iter().flatten().collect();
+    if single.len() > 1 {
         let processor = TemplateProcessing::builder()
-            .try_single(vec![(*token).to_owned(), "$A".to_owned()])
+            .try_single(single)
             .map_err(library)?
-            .special_tokens(vec![((*token).to_owned(), id)])
+            .special_tokens(first.into_iter().chain(last).collect::<Vec<_>>())
             .build()
             .map_err(library)?;
         tokenizer.with_post_processor(Some(processor));
     }
-    Ok(tokenizer)
+    Ok(())
 }

@@ -124,6 +124,11 @@ impl ModelError {
     }
 }
 
+/// Whether a file is held in memory when a model is loaded. Weights are read from their files, a few at a time.
+pub(crate) fn is_kept(name: &str) -> bool {
+    !name.ends_with(".safetensors")
+}
+
 /// Reads the regular files of a directory, one level deep, into memory.
 ///
 /// # Errors

@@ -24,10 +24,12 @@ use codex_configs::Device;
 use codex_engine::{
     Decoder, Emitted, End, EngineError, Layout, ModelConfig, PromptError, Settings, decoder, load_decoder,
 };
+use codex_provenance::manifest::Held;
 
 use super::{
     directory::{self, Opened},
     files::{ModelError, ModelFiles},
+    stored::Stored,
     weights,
 };
 use crate::{
@@ -121,6 +123,20 @@ impl Generator {
         directory::fits(&tokenizer, &config)?;
         let settings = Settings { precision: held.precision(), backend: backend(device), ..Settings::default() };
         let decoder = load_decoder(&config, settings, slots, |range, to| held.read(range, to))?;
+        Ok(Self { decoder, tokenizer, plain: false })
+    }
+
+    /// As [`load`](Self::load), for files of which the weights need not be in memory: they are read a few at a time, and are exactly
+    /// the bytes that were hashed.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and a file has changed since it was hashed.
+    pub fn load_held(held: Held, slots: usize, device: Device) -> Result<Self, ModelError> {
+        let (config, tokenizer) = directory::describe_files(&held.files)?;
+        let weights = Stored::held(held, &Layout::of(&config))?;
+        directory::fits(&tokenizer, &config)?;
+        let settings = Settings { precision: weights.precision(), backend: backend(device), ..Settings::default() };
+        let decoder = load_decoder(&config, settings, slots, |range, to| weights.read(range, to))?;
         Ok(Self { decoder, tokenizer, plain: false })
     }
 

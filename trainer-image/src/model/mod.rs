@@ -5,6 +5,8 @@ mod directory;
 mod files;
 mod generate;
 mod likelihood;
+#[cfg(test)]
+mod loading;
 mod rewrite;
 mod size;
 mod stored;
@@ -15,6 +17,7 @@ mod weights;
 pub(crate) use adapter::describe_adapter;
 pub use directory::describe;
 pub(crate) use directory::{check_weights, open, read_parameters};
+pub(crate) use files::is_kept;
 pub use files::{ModelError, ModelFiles, read_directory};
 pub use generate::{Completion, GenerateError, Generator};
 pub(crate) use rewrite::rewrite;
@@ -22,4 +25,4 @@ pub use size::TooLarge;
 pub(crate) use size::check_size;
 #[cfg(test)]
 pub(crate) use weights::parameters;
-pub(crate) use weights::{HEAD, convert, short, width};
+pub(crate) use weights::{HEAD, convert, shards, short, width};

@@ -1,10 +1,12 @@
-//! Weights of which any range can be read: in files, safetensors in one file or in shards, or in memory. Reads files.
+//! Weights of which any range can be read: in files, safetensors in one file or in shards, or in memory. Reads files. Files that
+//! were hashed give only the bytes that were hashed.
 //!
 //! A decoder asks for small ranges of parameters, so that loading needs little memory beside the decoder's own.
 
 use std::{
     collections::BTreeMap,
     fs::File,
+    io,
     ops::Range,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
@@ -12,6 +14,7 @@ use std::{
 };
 
 use codex_engine::{Layout, Precision};
+use codex_provenance::{files::Sealed, manifest::Held};
 use safetensors::{Dtype, tensor::TensorView};
 use serde::Deserialize;
 
@@ -60,10 +63,57 @@ struct Part<V> {
 /// The place of a tensor's bytes in a file.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
-    file: Arc<(PathBuf, File)>,
+    file: Arc<Source>,
     start: u64,
     dtype: Dtype,
     shape: Vec<usize>,
+}
+
+/// A file of weights.
+#[derive(Debug)]
+enum Source {
+    /// A file as it is.
+    Open(PathBuf, File),
+    /// A file that was hashed.
+    Sealed(Sealed),
+    /// Bytes in memory.
+    Memory(Vec<u8>),
+}
+
+impl Source {
+    /// Opens a file of a directory.
+    fn open(directory: &Path, name: &str) -> Result<Self, ModelError> {
+        let path = directory.join(name);
+        match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ModelError::Missing(name.to_owned())),
+            opened => {
+                let file = opened.map_err(FileError::of("opening", &path))?;
+                Ok(Self::Open(path, file))
+            }
+        }
+    }
+
+    fn size(&self) -> Result<u64, FileError> {
+        match self {
+            Self::Open(path, file) => Ok(file.metadata().map_err(FileError::of("reading", path))?.len()),
+            Self::Sealed(sealed) => Ok(sealed.size()),
+            Self::Memory(bytes) => Ok(bytes.len() as u64),
+        }
+    }
+
+    /// Reads exactly as many bytes as `to` has.
+    fn read(&self, to: &mut [u8], offset: u64) -> Result<(), FileError> {
+        match self {
+            Self::Open(path, file) => file.read_exact_at(to, offset).map_err(FileError::of("reading", path)),
+            Self::Sealed(sealed) => sealed.read_at(to, offset).map_err(FileError::of("reading", sealed.path())),
+            Self::Memory(bytes) => {
+                let there = bytes.get(offset as usize..).and_then(|rest| rest.get(..to.len()));
+                let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
+                to.copy_from_slice(there.ok_or_else(cut).map_err(FileError::of("reading", Path::new(WEIGHTS)))?);
+                Ok(())
+            }
+        }
+    }
 }
 
 /// An entry of a file's header.
@@ -80,7 +130,27 @@ impl Stored<Place> {
     /// # Errors
     /// A file is missing or damaged, and as [`of`](Self::of).
     pub(super) fn open(directory: &Path, layout: &Layout) -> Result<Self, ModelError> {
-        Self::of(tensors(directory)?, layout)
+        let index = if !directory.join(WEIGHTS).exists() && directory.join(INDEX).exists() {
+            Some(atomic_fs::read(&directory.join(INDEX))?)
+        } else {
+            None
+        };
+        Self::of(tensors(index.as_deref(), |name| Source::open(directory, name))?, layout)
+    }
+
+    /// As [`open`](Self::open), for files that were hashed: it reads exactly those bytes.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(super) fn held(held: Held, layout: &Layout) -> Result<Self, ModelError> {
+        let Held { mut files, mut sealed } = held;
+        let whole = files.contains_key(WEIGHTS) || sealed.contains_key(WEIGHTS);
+        let index = files.remove(INDEX).filter(|_| !whole);
+        let all = tensors(index.as_deref(), |name| {
+            let file = sealed.remove(name).map(Source::Sealed);
+            file.or_else(|| files.remove(name).map(Source::Memory)).ok_or_else(|| ModelError::Missing(name.to_owned()))
+        });
+        Self::of(all?, layout)
     }
 }
 
@@ -198,20 +268,21 @@ impl Values for Place {
         for (at, to) in to.chunks_mut(CHUNK).enumerate() {
             let bytes = &mut bytes[..width * to.len()];
             let offset = self.start + (width * (first + at * CHUNK)) as u64;
-            let (path, file) = &*self.file;
-            file.read_exact_at(bytes, offset).map_err(FileError::of("reading", path))?;
+            self.file.read(bytes, offset)?;
             convert(self.dtype, bytes, to);
         }
         Ok(())
     }
 }
 
-/// Returns the places of the tensors of all files by their short names.
-fn tensors(directory: &Path) -> Result<BTreeMap<String, Place>, ModelError> {
+/// Returns the places of the tensors of all files by their short names. With an index, these are the files that it names.
+fn tensors(
+    index: Option<&[u8]>,
+    mut open: impl FnMut(&str) -> Result<Source, ModelError>,
+) -> Result<BTreeMap<String, Place>, ModelError> {
     let mut names = vec![WEIGHTS.to_owned()];
-    if !directory.join(WEIGHTS).exists() && directory.join(INDEX).exists() {
-        let index = atomic_fs::read(&directory.join(INDEX))?;
-        let index: Index = codex_json::from_slice(&index).map_err(|source| ModelError::Json { file: INDEX, source })?;
+    if let Some(index) = index {
+        let index: Index = codex_json::from_slice(index).map_err(|source| ModelError::Json { file: INDEX, source })?;
         names = index.files();
     }
     let mut all = BTreeMap::new();
@@ -220,7 +291,7 @@ fn tensors(directory: &Path) -> Result<BTreeMap<String, Place>, ModelError> {
         if Path::new(&name).file_name().is_none_or(|file| file != name.as_str()) {
             return Err(ModelError::Missing(name));
         }
-        for (tensor, place) in header(directory, &name)? {
+        for (tensor, place) in header(open(&name)?, &name)? {
             if all.insert(short(&tensor).to_owned(), place).is_some() {
                 return Err(ModelError::WeightRepeated { file: name, name: tensor });
             }
@@ -230,29 +301,23 @@ fn tensors(directory: &Path) -> Result<BTreeMap<String, Place>, ModelError> {
 }
 
 /// Reads the header of a file.
-fn header(directory: &Path, name: &str) -> Result<Vec<(String, Place)>, ModelError> {
-    let path = directory.join(name);
-    let file = match File::open(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(ModelError::Missing(name.to_owned())),
-        opened => opened.map_err(FileError::of("opening", &path))?,
-    };
-    let size = file.metadata().map_err(FileError::of("reading", &path))?.len();
+fn header(file: Source, name: &str) -> Result<Vec<(String, Place)>, ModelError> {
+    let size = file.size()?;
     let damaged = |why: String| ModelError::Header { file: name.to_owned(), why };
     let mut length = [0; 8];
-    let reading = |error| FileError::of("reading", &path)(error);
     if size < 8 {
         return Err(damaged(format!("it has {size} bytes")));
     }
-    file.read_exact_at(&mut length, 0).map_err(reading)?;
+    file.read(&mut length, 0)?;
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER || length > size - 8 {
         return Err(damaged(format!("its header claims more bytes than the file has, which are {size}")));
     }
     let mut bytes = vec![0; length as usize];
-    file.read_exact_at(&mut bytes, 8).map_err(reading)?;
+    file.read(&mut bytes, 8)?;
     let entries: BTreeMap<String, serde_json::Value> =
         codex_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-    let file = Arc::new((path, file));
+    let file = Arc::new(file);
     let data = 8 + length;
     let mut tensors = Vec::new();
     for (tensor, entry) in entries {
@@ -307,6 +372,50 @@ mod tests {
             }
             assert_eq!(stored.precision(), Precision::F32);
         }
+    }
+
+    /// The files of a fixture: its weights hashed, or all of them in memory.
+    fn held(path: &Path, sealed: bool) -> Held {
+        let entries = codex_provenance::files::walk(path, &std::collections::BTreeSet::new()).unwrap();
+        let (manifest, held) =
+            codex_provenance::manifest::Manifest::hold(entries, |name| !sealed || !name.ends_with(".safetensors"))
+                .unwrap();
+        assert_eq!(held.sealed.is_empty(), !sealed);
+        assert_eq!(manifest, codex_provenance::manifest::Manifest::of_dir(path).unwrap());
+        held
+    }
+
+    #[test]
+    fn hashed_files_give_the_same_weights() {
+        for name in ["llama-f16-sharded", "gpt2-f32", "trained"] {
+            let layout = layout(name);
+            let all = weights::parameters(&read_directory(&fixture(name)).unwrap(), &layout).unwrap();
+            for sealed in [false, true] {
+                let stored = Stored::held(held(&fixture(name), sealed), &layout).unwrap();
+                let mut found = vec![0.0; all.len()];
+                stored.read(0..all.len(), &mut found).unwrap();
+                assert!(found == all, "{name}");
+            }
+        }
+        let mut without = held(&fixture("trained"), true);
+        without.sealed.clear();
+        let refused = Stored::held(without, &layout("trained")).unwrap_err();
+        assert!(matches!(refused, ModelError::Missing(_)), "{refused}");
+    }
+
+    #[test]
+    fn weights_that_change_after_they_were_hashed_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, bytes) in read_directory(&fixture("trained")).unwrap() {
+            std::fs::write(directory.path().join(name), bytes).unwrap();
+        }
+        let layout = layout("trained");
+        let held = held(directory.path(), true);
+        let path = directory.path().join(WEIGHTS);
+        let size = std::fs::metadata(&path).unwrap().len();
+        File::options().write(true).open(&path).unwrap().write_all_at(&[0x7f], size - 1).unwrap();
+        let refused = crate::error::chain(&Stored::held(held, &layout).unwrap_err());
+        assert!(refused.contains("changed after they were hashed") && refused.contains(WEIGHTS), "{refused}");
     }
 
     proptest! {

@@ -37,6 +37,14 @@ impl Index {
     }
 }
 
+/// Returns the names of the files that an index of sharded weights lists, in order.
+///
+/// # Errors
+/// The index is not JSON with a `weight_map`.
+pub(crate) fn shards(index: &[u8]) -> Result<Vec<String>, serde_json::Error> {
+    Ok(codex_json::from_slice::<Index>(index)?.files())
+}
+
 /// Returns the parameters of a model in the order of `layout`, in f32.
 ///
 /// # Errors

@@ -370,16 +370,16 @@ impl Server {
     async fn open(&self, phase: &watch::Sender<Phase>) -> Result<ServedModel, ServeError> {
         let source = self.source.clone();
         let (slots, device) = (self.room.running + SPARE, self.device);
-        let (digest, verified, files) = blocking(move || match source {
+        let (digest, verified, held) = blocking(move || match source {
             Source::Signed { paths, expected } => {
-                let (verified, files) = read_verified(&paths, &expected)?;
-                Ok((verified.signed.model, Some(verified), files))
+                let (verified, held) = read_verified(&paths, &expected)?;
+                Ok((verified.signed.model, Some(verified), held))
             }
-            Source::Unsigned(path) => read_unsigned(&path).map(|(digest, files)| (digest, None, files)),
+            Source::Unsigned(path) => read_unsigned(&path).map(|(digest, held)| (digest, None, held)),
         })
         .await?;
         phase.send_replace(Phase::Loading);
-        let generator = blocking(move || load_checked(&files, slots, device)).await?;
+        let generator = blocking(move || load_checked(held, slots, device)).await?;
         let (tokenizer, context) = (generator.tokenizer().clone(), generator.config().max_position_embeddings);
         let ends = generator.config().eos_token_ids.clone();
         let markers = openai::markers(&tokenizer);

@@ -438,11 +438,11 @@ async fn a_verified_model_that_cannot_be_loaded_never_answers() {
 
     let mut files = files(64);
     files.remove("tokenizer.json");
-    let error = load_checked(&files, 2, codex_configs::Device::Cpu).err().unwrap();
+    let error = load_checked(in_memory(files), 2, codex_configs::Device::Cpu).err().unwrap();
     assert_eq!(error.failure().reason, "ModelUnusable");
     assert!(error.failure().message.contains("tokenizer.json"), "{}", error.failure().message);
     // Its context is too short even for the pinned prompts.
-    let error = load_checked(&self::files(6), 2, codex_configs::Device::Cpu).err().unwrap();
+    let error = load_checked(in_memory(self::files(6)), 2, codex_configs::Device::Cpu).err().unwrap();
     assert_eq!(error.failure().reason, "SelfCheckFailed");
 }
 
@@ -713,4 +713,8 @@ fn the_public_key_is_read_through_the_links_of_a_config_map() {
     fs::rename(case.path("key.pem"), target.join("key.pem")).unwrap();
     std::os::unix::fs::symlink(Path::new("..data/key.pem"), case.path("key.pem")).unwrap();
     assert!(read_verified(&case.paths(), &case.expected).is_ok());
+}
+
+fn in_memory(files: BTreeMap<String, Vec<u8>>) -> codex_provenance::manifest::Held {
+    codex_provenance::manifest::Held { files, ..Default::default() }
 }

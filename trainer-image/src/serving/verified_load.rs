@@ -1,4 +1,4 @@
-//! Reads a model into memory, verifies the bytes, loads the model from them, and runs a self-check. Reads files.
+//! Hashes a model, verifies the digests, loads the model from the bytes that were hashed, and runs a self-check. Reads files.
 
 use std::{
     collections::BTreeSet,
@@ -8,7 +8,7 @@ use std::{
 use codex_configs::Device;
 use codex_provenance::{
     ModelDigest, files,
-    manifest::{Manifest, ManifestError},
+    manifest::{Held, Manifest, ManifestError},
 };
 use codex_signing::{
     bundle,
@@ -17,7 +17,7 @@ use codex_signing::{
 };
 
 use super::ServeError;
-use crate::model::{GenerateError, Generator, ModelFiles};
+use crate::model::{GenerateError, Generator, is_kept};
 
 /// Prompts of the self-check; short enough for every context.
 const SELF_CHECK: [&str; 3] = ["347+86:", "208-9:", "5+5:"];
@@ -36,9 +36,9 @@ pub(super) struct Paths {
 /// Maximum size of a key file in bytes.
 const MAX_KEY: usize = 64 << 10;
 
-/// Checks names and sizes, reads every file of the model once, and verifies signature, promotion and ring against exactly the
-/// bytes that it returns.
-pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verified, ModelFiles), ServeError> {
+/// Checks names and sizes, hashes every file of the model, and verifies signature, promotion and ring against exactly the bytes
+/// that the returned files give.
+pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verified, Held), ServeError> {
     let oms_bundle = read("OMS bundle", &paths.oms_bundle, bundle::MAX_BYTES)?;
     let promotion = read("promotion bundle", &paths.promotion, bundle::MAX_BYTES)?;
     let public_key = read("public key", &paths.public_key, MAX_KEY)?;
@@ -53,7 +53,7 @@ pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verif
     };
     // Before the first byte is read: a file that was replaced may be larger than the memory.
     verify_listing(&entries, &oms_bundle, &public_key, expected)?;
-    let (manifest, files) = Manifest::read(entries).map_err(refused)?;
+    let (manifest, held) = Manifest::hold(entries, is_kept).map_err(refused)?;
     let verified = verify_model(&manifest, &oms_bundle, &promotion, &public_key, expected)?;
     tracing::info!(
         model = %verified.signed.model,
@@ -63,20 +63,20 @@ pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verif
         ring = %verified.promoted.promotion.reasons.ring,
         "verified"
     );
-    Ok((verified, files))
+    Ok((verified, held))
 }
 
 /// Reads every file of a model that nobody signed, and returns the digest of what was read.
-pub(super) fn read_unsigned(path: &Path) -> Result<(ModelDigest, ModelFiles), ServeError> {
+pub(super) fn read_unsigned(path: &Path) -> Result<(ModelDigest, Held), ServeError> {
     let refused = |source| ServeError::Manifest { path: path.to_owned(), source };
     let entries = files::walk(path, &BTreeSet::new()).map_err(refused)?;
-    let (manifest, files) = Manifest::read(entries).map_err(refused)?;
+    let (manifest, held) = Manifest::hold(entries, is_kept).map_err(refused)?;
     tracing::warn!(
         model = %manifest.digest(),
         bytes = manifest.size_bytes(),
         "UNSIGNED: nobody judged, signed or promoted this model; only programs on this machine can reach it"
     );
-    Ok((manifest.digest(), files))
+    Ok((manifest.digest(), held))
 }
 
 fn read(what: &'static str, path: &Path, limit: usize) -> Result<Vec<u8>, ServeError> {
@@ -84,8 +84,8 @@ fn read(what: &'static str, path: &Path, limit: usize) -> Result<Vec<u8>, ServeE
 }
 
 /// Loads the model and generates from the self-check's prompts, one by one and in a batch: both must give the same tokens.
-pub(super) fn load_checked(files: &ModelFiles, slots: usize, device: Device) -> Result<Generator, ServeError> {
-    let mut generator = Generator::load(files, slots, device).map_err(ServeError::Model)?;
+pub(super) fn load_checked(held: Held, slots: usize, device: Device) -> Result<Generator, ServeError> {
+    let mut generator = Generator::load_held(held, slots, device).map_err(ServeError::Model)?;
     let failed = |prompt: &str, error: GenerateError| ServeError::SelfCheck(format!("{prompt:?}: {error}"));
     let together = generator.complete(&SELF_CHECK, SELF_CHECK_TOKENS, |_| ());
     for (prompt, batched) in SELF_CHECK.into_iter().zip(together) {

@@ -1,7 +1,7 @@
 //! The model that a run trains, and the base that it starts from. Reads files.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,8 +11,13 @@ use codex_engine::{
     EngineState, Layout, Lora, LoraError, ModelConfig, Projection, Settings, engine, initial, lora_engine,
 };
 use codex_provenance::{
-    ModelDigest,
+    ModelDigest, Sha256, files,
     manifest::{Manifest, ManifestError},
+};
+use codex_signing::{
+    bundle,
+    key::PublicKey,
+    verify::{VerifyError, verify_part},
 };
 
 use super::{
@@ -21,6 +26,8 @@ use super::{
     state::{Snapshot, State},
 };
 use crate::{
+    artifacts::metadata::BaseModel,
+    hub::{self, SIGNATURE},
     model::{HEAD, ModelError, ModelFiles, describe_adapter, open, read_parameters, rewrite, short},
     text::Tokenizer,
 };
@@ -59,6 +66,32 @@ pub enum BaseError {
         /// Why.
         source: ManifestError,
     },
+    /// The directory has no signature.
+    #[error(
+        "--base {} has no {SIGNATURE}, but --base-signed-by requires a signature: sign it with model_signing, or use a signed \
+         model",
+        path.display()
+    )]
+    Unsigned {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The signature is not that of the required key over these files.
+    #[error("--base {} is not signed as --base-signed-by requires", path.display())]
+    Signature {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: Box<VerifyError>,
+    },
+    /// The signature cannot be read.
+    #[error("--base {}: {SIGNATURE} cannot be read", path.display())]
+    UnreadableSignature {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The directory holds no model that can be trained.
     #[error("--base {} cannot be trained from", path.display())]
     Model {
@@ -81,19 +114,33 @@ impl BaseError {
     pub(super) fn class(&self) -> FailureClass {
         match self {
             // Another attempt may find the volume mounted.
-            Self::Unreadable { .. } | Self::Changed { .. } | Self::Model { source: ModelError::File(_), .. } => {
-                FailureClass::STORAGE_FAILED
-            }
+            Self::Unreadable { .. }
+            | Self::UnreadableSignature { .. }
+            | Self::Changed { .. }
+            | Self::Model { source: ModelError::File(_), .. } => FailureClass::STORAGE_FAILED,
+            Self::Unsigned { .. } | Self::Signature { .. } => FailureClass::BASE_MISMATCH,
             _ => FailureClass::INVALID_CONFIGURATION,
         }
     }
 }
 
-/// A given model in a directory of Hugging Face's form, which a run starts from.
+/// The repository that a base was downloaded from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Owner and name.
+    pub repository: String,
+    /// The commit.
+    pub commit: String,
+}
+
+/// A given model in a directory of Hugging Face's form, which a run starts from. Its signature is not one of its files.
 #[derive(Debug)]
 pub struct Base {
     path: PathBuf,
     digest: ModelDigest,
+    origin: Option<Origin>,
+    /// Fingerprint of the key whose signature was required.
+    signer: Option<Sha256>,
     config: ModelConfig,
     tokenizer: Tokenizer,
 }
@@ -104,12 +151,41 @@ impl Base {
     /// # Errors
     /// The directory cannot be read, has another digest, or holds a model that is not supported.
     pub fn open(path: &Path, expected: Option<ModelDigest>) -> Result<Self, BaseError> {
-        let digest = digest(path)?;
+        Self::open_from(path, expected, None, None)
+    }
+
+    /// As [`open`](Self::open), for a directory that was downloaded from `origin`, and that must have a signature by `key`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and the signature is missing, of another key, or not over exactly these files.
+    pub fn open_from(
+        path: &Path,
+        expected: Option<ModelDigest>,
+        origin: Option<Origin>,
+        key: Option<&PublicKey>,
+    ) -> Result<Self, BaseError> {
+        let manifest = manifest(path)?;
+        let digest = manifest.digest();
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             return Err(BaseError::Digest { path: path.to_owned(), found: digest, expected });
         }
+        let signer = key.map(|key| signed_by(path, &manifest, key, origin.is_some())).transpose()?;
         let opened = open(path).map_err(|source| BaseError::Model { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), digest, config: opened.config, tokenizer: opened.tokenizer })
+        let (config, tokenizer) = (opened.config, opened.tokenizer);
+        Ok(Self { path: path.to_owned(), digest, origin, signer, config, tokenizer })
+    }
+
+    /// Returns what a report says about the base.
+    pub(crate) fn reported(&self) -> codex_reports::Base {
+        let commit = self.origin.as_ref().map(|origin| origin.commit.clone());
+        codex_reports::Base { digest: self.digest, commit, signer: self.signer }
+    }
+
+    /// Returns what `run_metadata.json` says about the base.
+    pub(crate) fn described(&self) -> BaseModel {
+        let origin = self.origin.clone();
+        let (repository, commit) = origin.map(|origin| (origin.repository, origin.commit)).unzip();
+        BaseModel { digest: self.digest, source: self.path.clone(), repository, commit, signer: self.signer }
     }
 
     /// Returns the manifest digest of the directory.
@@ -134,7 +210,7 @@ impl Base {
 
     /// Reads the files into memory, and checks that they are the same as at the start.
     fn files(&self) -> Result<ModelFiles, BaseError> {
-        let read = Manifest::read_dir(&self.path);
+        let read = files::walk(&self.path, &besides()).and_then(Manifest::read);
         let (manifest, files) = read.map_err(|source| BaseError::Unreadable { path: self.path.clone(), source })?;
         self.unchanged(manifest.digest())?;
         Ok(files)
@@ -154,7 +230,7 @@ impl Base {
     pub(crate) fn parameters(&self) -> Result<Vec<f32>, BaseError> {
         let read = read_parameters(&self.path, &Layout::of(&self.config));
         // Hashed after reading: weights that changed meanwhile are not used, and the change is reported before its effects.
-        self.unchanged(digest(&self.path)?)?;
+        self.unchanged(manifest(&self.path)?.digest())?;
         read.map_err(|source| self.refused(source))
     }
 
@@ -200,10 +276,29 @@ impl Base {
     }
 }
 
-/// Returns the manifest digest of a directory.
-fn digest(path: &Path) -> Result<ModelDigest, BaseError> {
-    let manifest = Manifest::of_dir(path).map_err(|source| BaseError::Unreadable { path: path.to_owned(), source })?;
-    Ok(manifest.digest())
+/// Returns the names that are not files of a base: a signature would change the digest that it signs, and is not one of the
+/// model that is trained.
+fn besides() -> BTreeSet<String> {
+    BTreeSet::from([SIGNATURE.to_owned()])
+}
+
+/// Returns the manifest of a directory.
+fn manifest(path: &Path) -> Result<Manifest, BaseError> {
+    let manifest = Manifest::of_dir_except(path, &besides());
+    manifest.map_err(|source| BaseError::Unreadable { path: path.to_owned(), source })
+}
+
+/// Checks that a directory has a signature by `key` over its files, and returns the key's fingerprint. A downloaded directory
+/// lacks files that a download does not take.
+fn signed_by(path: &Path, manifest: &Manifest, key: &PublicKey, downloaded: bool) -> Result<Sha256, BaseError> {
+    let bundle = files::read_start(&path.join(SIGNATURE), bundle::MAX_BYTES).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => BaseError::Unsigned { path: path.to_owned() },
+        _ => BaseError::UnreadableSignature { path: path.to_owned(), source },
+    })?;
+    let left_out = |name: &str| downloaded && !hub::is_taken(name);
+    let signed = verify_part(manifest, &bundle, key, left_out)
+        .map_err(|source| BaseError::Signature { path: path.to_owned(), source: Box::new(source) })?;
+    Ok(signed.signer)
 }
 
 /// The model that a run trains: its shape, and the adapters if only these are trained.

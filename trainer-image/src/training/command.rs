@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,13 +13,14 @@ use std::{
 use codex_configs::{Data, Resolved, Training, VALIDATION, compose_training};
 use codex_provenance::{DataDigest, ModelDigest, Sha256};
 use codex_reports::{Stage, TrainingState, exit};
+use codex_signing::key::PublicKey;
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     flag,
 };
 
 use super::{
-    Base, BaseError, Outcome, Session, TrainError, TrainerMetrics,
+    Base, BaseError, Origin, Outcome, Session, TrainError, TrainerMetrics,
     arguments::{default_data, named_file},
     checks::ResumeProof,
     data::Stop,
@@ -28,6 +29,7 @@ use crate::{
     atomic_fs,
     error::CommandError,
     exposition::{Exposition, ExpositionError},
+    hub::{self, Fetched, Hub, Repository},
     overlap::{self, Named},
     reporting::Reporter,
 };
@@ -35,6 +37,7 @@ use crate::{
 /// Train a model; resumes from the newest valid checkpoint in the output directory.
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["config", "template"])))]
+#[command(group(clap::ArgGroup::new("start").args(["base", "base_from_hub"])))]
 pub struct Train {
     /// Resolved configuration, as the controller mounts it.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["set", "seed"])]
@@ -51,9 +54,20 @@ pub struct Train {
     /// Directory of the model to start from, in Hugging Face's form; it brings its own shape and tokenizer.
     #[arg(long, value_name = "DIRECTORY")]
     pub(super) base: Option<PathBuf>,
+    /// Repository of the model to start from, as OWNER/NAME or OWNER/NAME@REVISION. It is downloaded into base/ of the output
+    /// directory once. The token of a private or gated repository is read from `HF_TOKEN`.
+    #[arg(long, value_name = "REPOSITORY", value_parser = clap::value_parser!(Repository))]
+    pub(super) base_from_hub: Option<Repository>,
+    /// Address of the hub [default: that of Hugging Face].
+    #[arg(long, value_name = "URL", env = "HF_ENDPOINT")]
+    pub(super) hub_endpoint: Option<String>,
     /// Digest that the base must have, as `codex verify` prints it.
-    #[arg(long, value_name = "DIGEST", requires = "base")]
+    #[arg(long, value_name = "DIGEST", requires = "start")]
     pub(super) base_digest: Option<ModelDigest>,
+    /// Public key by which the base must be signed, a PEM file. The signature is `model.sig` of the base, as `model_signing`
+    /// writes it.
+    #[arg(long, value_name = "KEY.pem", requires = "start")]
+    pub(super) base_signed_by: Option<PathBuf>,
     /// Data file with records as JSON lines; without one, a template uses its synthetic tasks.
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
     pub(super) data: Vec<(String, PathBuf)>,
@@ -84,6 +98,8 @@ pub struct Train {
 
 /// The directories in `--output` whose files a run replaces or removes.
 const OUTPUTS: [&str; 5] = ["model", "checkpoints", "artifacts", "writers", PROOF];
+/// The cache of downloaded bases in `--output`.
+const BASES: &str = "base";
 /// The directory of `--prove-resume` in `--output`.
 const PROOF: &str = "prove-resume";
 
@@ -93,7 +109,7 @@ impl Train {
             return Ok(self.show_diff()?);
         }
         if self.prove_resume {
-            let (resolved, base) = (self.resolve()?, self.base()?);
+            let (resolved, base) = (self.resolve()?, self.base(&|| false)?);
             let directory = self.output.join(PROOF);
             let proof = ResumeProof {
                 resolved: &resolved,
@@ -148,14 +164,23 @@ impl Train {
             .map(|address| Exposition::start(address, metrics.registry(), metrics.refused_connections()))
             .transpose()?;
         let stop = || stop.load(Ordering::Relaxed);
-        let base = self.base().inspect_err(|error| {
-            // The controller is told the digest that was found, too.
-            if let TrainError::Base(BaseError::Digest { found, .. }) = error {
-                reporter.update(|state| state.base = Some(codex_reports::Base { digest: *found }));
+        let base = match self.base(&stop) {
+            Err(error) if error.is_interruption() => {
+                tracing::info!("interrupted while the base was downloaded");
+                reporter.update(|report| report.stage = Stage::Interrupted);
+                return Ok(Outcome::Interrupted { step: 0 });
             }
-        })?;
+            Err(error) => {
+                // The controller is told the digest that was found, too.
+                if let TrainError::Base(BaseError::Digest { found, .. }) = &error {
+                    reporter.update(|state| state.base = Some(codex_reports::Base::of(*found)));
+                }
+                return Err(error);
+            }
+            Ok(base) => base,
+        };
         if let Some(base) = &base {
-            reporter.update(|state| state.base = Some(codex_reports::Base { digest: base.digest() }));
+            reporter.update(|state| state.base = Some(base.reported()));
         }
         let session = self.session(&resolved, base.as_ref(), reporter, &stop);
         Session { metrics: exposition.is_some().then_some(&metrics), ..session }.run()
@@ -183,7 +208,7 @@ impl Train {
 
     /// Prints the effect of resuming; the exit code says whether resuming would be refused.
     fn show_diff(&self) -> Result<i32, TrainError> {
-        let (resolved, reporter, base) = (self.resolve()?, Reporter::nowhere(), self.base()?);
+        let (resolved, reporter, base) = (self.resolve()?, Reporter::nowhere(), self.base(&|| false)?);
         let session = self.session(&resolved, base.as_ref(), &reporter, &|| false);
         let diff = session.resume_diff()?;
         atomic_fs::say(&diff.to_string())?;
@@ -198,10 +223,19 @@ impl Train {
         Ok(overlap::check_inputs_outside(&outputs, &inputs)?)
     }
 
-    /// Reads the base, if one is named.
-    fn base(&self) -> Result<Option<Base>, TrainError> {
-        let base = self.base.as_deref().map(|path| Base::open(path, self.base_digest));
-        Ok(base.transpose()?)
+    /// Reads the base, if one is named, after downloading it if it comes from a hub.
+    pub(super) fn base(&self, stop: Stop) -> Result<Option<Base>, TrainError> {
+        let key = self.base_signed_by.as_deref().map(public_key).transpose()?;
+        let (path, origin) = match (&self.base, &self.base_from_hub) {
+            (Some(path), _) => (path.clone(), None),
+            (None, Some(repository)) => {
+                let hub = Hub::of_environment(self.hub_endpoint.as_deref())?;
+                let Fetched { path, commit } = hub::cached(&hub, repository, &self.output.join(BASES), stop)?;
+                (path, Some(Origin { repository: repository.name.clone(), commit }))
+            }
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(Base::open_from(&path, self.base_digest, origin, key.as_ref())?))
     }
 
     /// Reads or composes the resolved configuration, after checking the output directory.
@@ -223,4 +257,11 @@ impl Train {
         compose_training(template, &self.set, None, self.seed.unwrap_or(1), data)
             .map_err(|why| why.on_command_line(&self.set).into())
     }
+}
+
+/// Reads the key of `--base-signed-by`.
+fn public_key(path: &Path) -> Result<PublicKey, TrainError> {
+    let pem = atomic_fs::read_named::<TrainError>("--base-signed-by", path)?;
+    PublicKey::from_pem(&String::from_utf8_lossy(&pem))
+        .map_err(|why| TrainError::Arguments(format!("--base-signed-by: {}: {why}", path.display())))
 }

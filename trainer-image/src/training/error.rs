@@ -20,6 +20,7 @@ use crate::{
     atomic_fs::{FileError, Misnamed},
     error::{CommandError, chain},
     exposition::ExpositionError,
+    hub::HubError,
     model::ModelError,
     overlap::Overlap,
     reporting::ReportingError,
@@ -37,6 +38,9 @@ pub enum TrainError {
     /// The base cannot be trained from.
     #[error(transparent)]
     Base(#[from] BaseError),
+    /// The base cannot be downloaded.
+    #[error("the base cannot be downloaded")]
+    Hub(#[from] HubError),
     /// Arguments contradict each other or the configuration.
     #[error("{0}")]
     Arguments(String),
@@ -125,8 +129,10 @@ impl TrainError {
             Self::Numerics(_) => FailureClass::NOT_FINITE,
             Self::RunRecords(_) => FailureClass::INVALID_RECORDS,
             Self::Proof(_) => FailureClass::NOT_REPRODUCED,
-            Self::File(_) => FailureClass::STORAGE_FAILED,
-            Self::Interrupted => FailureClass::INTERRUPTED,
+            Self::File(_) | Self::Hub(HubError::File(_) | HubError::Space { .. }) => FailureClass::STORAGE_FAILED,
+            Self::Interrupted | Self::Hub(HubError::Interrupted) => FailureClass::INTERRUPTED,
+            Self::Hub(error) if error.is_final() => FailureClass::INVALID_CONFIGURATION,
+            Self::Hub(_) => FailureClass::DOWNLOAD_FAILED,
             Self::Smoke(_)
             | Self::Manifest(_)
             | Self::Model(_)

@@ -15,12 +15,14 @@ impl FailureClass {
     pub(crate) const INVALID_CONFIGURATION: Self = Self::last("InvalidConfiguration");
     pub(crate) const INVALID_DATA: Self = Self::last("InvalidData");
     pub(crate) const DATA_MISMATCH: Self = Self::last("DataMismatch");
+    pub(crate) const BASE_MISMATCH: Self = Self::last("BaseMismatch");
     pub(crate) const FOREIGN_CHECKPOINT: Self = Self::last("ForeignCheckpoint");
     pub(crate) const INSUFFICIENT_MEMORY: Self = Self::last("InsufficientMemory");
     /// Final, because the same seed and data lead to the same step again.
     pub(crate) const NOT_FINITE: Self = Self::last("NotFinite");
     pub(crate) const INVALID_RECORDS: Self = Self::last("InvalidRecords");
     pub(crate) const SUPERSEDED: Self = Self::retryable("Superseded");
+    pub(crate) const DOWNLOAD_FAILED: Self = Self::retryable("DownloadFailed");
     pub(crate) const STORAGE_FAILED: Self = Self::retryable("StorageFailed");
     /// Never reported as a failure: the session turns it into its outcome.
     pub(crate) const INTERRUPTED: Self = Self::retryable("Interrupted");

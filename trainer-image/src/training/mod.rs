@@ -36,7 +36,7 @@ mod test_support;
 mod tests;
 
 pub use attempts::LockError;
-pub use base::{Base, BaseError};
+pub use base::{Base, BaseError, Origin};
 pub use checkpoint::{CheckpointError, ResumeError};
 pub use checks::{CheckpointSmoke, ProofError, SmokeError};
 pub use command::Train;

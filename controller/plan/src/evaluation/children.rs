@@ -41,7 +41,7 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Option<Template<'a>> 
         settings,
         image: view.image.as_deref().unwrap_or_default(),
         args,
-        env: &[],
+        env: Vec::new(),
         worker: &spec.pod,
         config_map,
         mounts,

@@ -70,6 +70,7 @@ impl<'a> View<'a> {
             settled_at: status.completed_at.as_ref().map(|time| time.0),
             data: &spec.data,
             preset_data,
+            keys: Vec::new(),
             references: observed.references.as_ref(),
             refused: &observed.refused,
             conditions: object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default(),

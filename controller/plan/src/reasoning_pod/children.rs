@@ -193,7 +193,7 @@ fn template<'a>(view: &'a View<'_>, target: &Target) -> Template<'a> {
         settings,
         image: settings.image(Component::Server, worker).unwrap_or(&settings.worker_image),
         args: std::iter::once("serve".to_owned()).chain(arguments).collect(),
-        env: &[],
+        env: Vec::new(),
         worker,
         config_map: server(view),
         mounts,

@@ -90,9 +90,10 @@ fn training(run: &TrainingRun) -> Option<Training> {
             data: attested.then(|| data.clone()),
         },
         reported: (!attested).then_some(Reported { data }),
-        base: status
-            .base
-            .as_ref()
-            .map(|base| promotion::Base { model: base.digest, source: Some(base.source.clone()) }),
+        base: status.base.as_ref().map(|base| promotion::Base {
+            model: base.digest,
+            source: Some(base.source.clone()),
+            signer: base.signer,
+        }),
     })
 }

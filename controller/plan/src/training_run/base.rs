@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use codex_crds::{BaseStatus, Reason, TrainingRun};
+use codex_crds::{BaseStatus, ConfigMapKey, HuggingFace, Reason, TrainingRun, TrainingRunSpec};
 use codex_provenance::ModelDigest;
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{EnvVar, EnvVarSource, SecretKeySelector},
+};
 use kube::ResourceExt;
 
 use super::observed::ObservedTrainingRun;
@@ -15,8 +18,12 @@ use crate::{
 
 /// The path at which trainers find the base, or the claim that holds it.
 const MOUNT: &str = "/base";
+/// The path at which trainers find the public key of `spec.base.signedBy`.
+const KEY_MOUNT: &str = "/base-signer";
 /// The argument of `codex train` for the digest that the base must have.
 const DIGEST_ARGUMENT: &str = "--base-digest";
+/// The field that names the ConfigMap with the key of a base.
+const KEY_FIELD: &str = "spec.base.signedBy.configMap";
 /// The field that names the run that is a base.
 pub(crate) const RUN_FIELD: &str = "spec.base.trainingRun.name";
 
@@ -29,6 +36,8 @@ pub(crate) struct Base<'a> {
     demanded: Option<ModelDigest>,
     /// The digest that the run started from: in `status.base`, else in the arguments of the Job, else in the first report.
     started_from: Option<ModelDigest>,
+    /// `spec.base.signedBy`.
+    key: Option<&'a ConfigMapKey>,
     location: Location<'a>,
 }
 
@@ -39,6 +48,8 @@ enum Location<'a> {
     Claim { claim: &'a str, path: &'a str },
     /// The model of a TrainingRun, or what to wait for.
     Run { name: &'a str, model: Result<RunModel<'a>, WaitingForModel> },
+    /// A repository, which trainers download.
+    Hub(&'a HuggingFace),
 }
 
 /// The finished model of a TrainingRun.
@@ -59,8 +70,8 @@ impl<'a> Base<'a> {
         let Some(base) = &object.spec.base else { return Ok(None) };
         let demanded = base.digest.as_deref().map(str::parse).transpose();
         let demanded = demanded.map_err(|why| format!("spec.base.digest: {why}"))?;
-        let (source, location) = match (&base.persistent_volume_claim, &base.training_run) {
-            (Some(claim), None) => {
+        let (source, location) = match (&base.persistent_volume_claim, &base.training_run, &base.hugging_face) {
+            (Some(claim), None, None) => {
                 let (claim, path) = (claim.claim_name.as_str(), claim.path.as_str());
                 let output = &object.spec.output.persistent_volume_claim;
                 if output.claim_name == claim && is_within(&output.sub_path, path) {
@@ -73,7 +84,10 @@ impl<'a> Base<'a> {
                 let source = format!("PersistentVolumeClaim {}", join(&[claim, path]));
                 (source, Location::Claim { claim, path })
             }
-            (None, Some(run)) => {
+            (None, None, Some(hub)) => {
+                (format!("Hugging Face {}@{}", hub.repository, hub.revision), Location::Hub(hub))
+            }
+            (None, Some(run), None) => {
                 // A Job exists only if the base was finished, whatever happened to it since.
                 if !observed.base_cycle.is_empty() && observed.job.is_none() {
                     let names = format!("{} → {}", object.name_any(), observed.base_cycle.join(" → "));
@@ -84,11 +98,16 @@ impl<'a> Base<'a> {
                 let model = run_model(observed.base.as_ref());
                 (format!("TrainingRun {}", run.name), Location::Run { name: &run.name, model })
             }
-            _ => return Err("spec.base must have exactly one of persistentVolumeClaim and trainingRun".to_owned()),
+            _ => {
+                return Err(
+                    "spec.base must have exactly one of persistentVolumeClaim, trainingRun and huggingFace".to_owned()
+                );
+            }
         };
+        let key = base.signed_by.as_ref().map(|signer| &signer.config_map);
         let recorded = object.status.as_ref().and_then(|status| status.base.as_ref()).map(|base| base.digest);
         let started_from = recorded.or_else(|| observed.job.as_ref().and_then(demanded_by)).or(reported);
-        Ok(Some(Self { source, demanded, started_from, location }))
+        Ok(Some(Self { source, demanded, started_from, key, location }))
     }
 
     /// Returns the digest that the base must have, as far as it is known.
@@ -109,7 +128,7 @@ impl<'a> Base<'a> {
     pub(crate) fn waiting(&self) -> Option<(&'a str, &WaitingForModel)> {
         match &self.location {
             Location::Run { name, model: Err(waiting) } => Some((name, waiting)),
-            Location::Run { .. } | Location::Claim { .. } => None,
+            Location::Run { .. } | Location::Claim { .. } | Location::Hub(_) => None,
         }
     }
 
@@ -127,8 +146,11 @@ impl<'a> Base<'a> {
     }
 
     /// Returns a failure if a trainer found another base than the run needs.
-    pub(crate) fn mismatch(&self, found: ModelDigest) -> Option<WorkFailure> {
-        let required = self.required().filter(|required| *required != found)?;
+    pub(crate) fn mismatch(&self, base: &codex_reports::Base) -> Option<WorkFailure> {
+        let found = base.digest;
+        let Some(required) = self.required().filter(|required| *required != found) else {
+            return self.unproven(base).map(|why| WorkFailure::new(Reason::BaseMismatch, why));
+        };
         let why = format!(
             "the trainer found the base {found} in {}, but {} {required}: restore the files and create another \
              TrainingRun, or create one with the digest of these files",
@@ -138,9 +160,64 @@ impl<'a> Base<'a> {
         Some(WorkFailure::new(Reason::BaseMismatch, why))
     }
 
-    /// Returns `status.base` for the digest that a trainer reported.
-    pub(crate) fn status(&self, digest: ModelDigest) -> BaseStatus {
-        BaseStatus { digest, short: digest.short(), source: self.source.clone() }
+    /// Returns a sentence if a trainer loaded a base without what the spec requires beside the digest.
+    fn unproven(&self, base: &codex_reports::Base) -> Option<String> {
+        if let Location::Hub(hub) = &self.location {
+            let commit = base.commit.as_deref().filter(|commit| is_commit(commit));
+            let Some(commit) = commit else {
+                return Some(format!(
+                    "the trainer reported no commit for the base {}, so its origin is unknown: correct spec.pod.image",
+                    self.source
+                ));
+            };
+            if is_commit(&hub.revision) && commit != hub.revision {
+                return Some(format!(
+                    "the trainer downloaded the commit {commit}, but spec.base.huggingFace.revision is {}: correct \
+                     spec.pod.image",
+                    hub.revision
+                ));
+            }
+        }
+        (self.key.is_some() && base.signer.is_none()).then(|| {
+            "the trainer reported no signature of the base, but spec.base.signedBy requires one: correct spec.pod.image"
+                .to_owned()
+        })
+    }
+
+    /// Returns `status.base` for what a trainer reported, which is no mismatch.
+    pub(crate) fn status(&self, base: &codex_reports::Base) -> BaseStatus {
+        let digest = base.digest;
+        let source = match (&self.location, &base.commit) {
+            (Location::Hub(hub), Some(commit)) => {
+                let at = hub.endpoint.as_ref().map_or_else(String::new, |endpoint| format!(" at {endpoint}"));
+                format!("Hugging Face {}@{commit}{at}", hub.repository)
+            }
+            _ => self.source.clone(),
+        };
+        BaseStatus { digest, short: digest.short(), source, signer: base.signer.filter(|_| self.key.is_some()) }
+    }
+
+    /// Returns the variables of trainers by which they download the base.
+    pub(crate) fn variables(&self) -> Vec<EnvVar> {
+        let Location::Hub(hub) = &self.location else { return Vec::new() };
+        let endpoint = hub.endpoint.as_ref().map(|endpoint| EnvVar {
+            name: "HF_ENDPOINT".to_owned(),
+            value: Some(endpoint.clone()),
+            ..EnvVar::default()
+        });
+        let token = hub.token_secret.as_ref().map(|secret| EnvVar {
+            name: "HF_TOKEN".to_owned(),
+            value_from: Some(EnvVarSource {
+                secret_key_ref: Some(SecretKeySelector {
+                    name: secret.name.clone(),
+                    key: secret.key.clone(),
+                    optional: None,
+                }),
+                ..EnvVarSource::default()
+            }),
+            ..EnvVar::default()
+        });
+        endpoint.into_iter().chain(token).collect()
     }
 
     /// Returns the claim that holds the base, with the field that names it.
@@ -151,29 +228,46 @@ impl<'a> Base<'a> {
                 let field = format!("spec.output.persistentVolumeClaim.claimName of TrainingRun {name}");
                 model.as_ref().ok().map(|model| (field, model.claim))
             }
+            Location::Hub(_) => None,
         }
     }
 
     /// Mounts the base read-only and adds the arguments of `codex train` that name it.
     pub(crate) fn mount(&self, mounts: &mut Mounts, args: &mut Vec<String>) {
-        let path = match &self.location {
+        let (argument, value) = match &self.location {
             // The whole claim, so that a missing folder is the trainer's error and is not created by the kubelet.
             Location::Claim { claim, path } => {
                 mounts.claim(claim, "", MOUNT, Access::Untouched);
-                below(MOUNT, path)
+                ("--base", below(MOUNT, path))
             }
             Location::Run { model: Ok(model), .. } => {
                 mounts.claim(model.claim, &model.folder, MOUNT, Access::ReadOnly);
-                MOUNT.to_owned()
+                ("--base", MOUNT.to_owned())
             }
             // A run that waits has no Job.
             Location::Run { model: Err(_), .. } => return,
+            Location::Hub(hub) => ("--base-from-hub", format!("{}@{}", hub.repository, hub.revision)),
         };
-        args.extend(["--base".to_owned(), path]);
+        args.extend([argument.to_owned(), value]);
+        if let Some(key) = self.key {
+            mounts.config_map(&key.name, Some(&key.key), KEY_MOUNT);
+            args.extend(["--base-signed-by".to_owned(), format!("{KEY_MOUNT}/{}", key.key)]);
+        }
         if let Some(digest) = self.required() {
             args.extend([DIGEST_ARGUMENT.to_owned(), digest.to_string()]);
         }
     }
+}
+
+/// Returns the ConfigMap with the key that must have signed the base, and the field that names it.
+pub(crate) fn key(spec: &TrainingRunSpec) -> Option<(String, &ConfigMapKey)> {
+    let signer = spec.base.as_ref()?.signed_by.as_ref()?;
+    Some((KEY_FIELD.to_owned(), &signer.config_map))
+}
+
+/// Whether a text is the full name of a commit.
+fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn run_model(run: Option<&TrainingRun>) -> Result<RunModel<'_>, WaitingForModel> {

@@ -31,12 +31,15 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
 fn template<'a>(view: &'a View<'_>, config_map: String) -> Template<'a> {
     let (spec, settings, owner) = (view.spec(), view.work.settings, &view.work.worker.owner);
     let output = &spec.output.persistent_volume_claim;
-    let mut mounts = Mounts::default();
+    let (mut mounts, mut env) = (Mounts::default(), spec.pod.env.clone());
     mounts.claim(&output.claim_name, &join(&[&output.sub_path, &owner.uid]), "/output", Access::Writable);
     let config_file = format!("{CONFIG}/{CONFIG_FILE}");
     let mut args = ["train", "--config", &config_file, "--output", "/output"].map(str::to_owned).to_vec();
     if let Ok(Some(base)) = &view.base {
         base.mount(&mut mounts, &mut args);
+        let own = base.variables();
+        env.retain(|variable| !own.iter().any(|it| it.name == variable.name));
+        env.extend(own);
     }
     mount_data(&spec.data, &mut mounts, &mut args);
     Template {
@@ -45,7 +48,7 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Template<'a> {
         settings,
         image: view.image.as_deref().unwrap_or_default(),
         args,
-        env: &spec.pod.env,
+        env,
         worker: &spec.pod.worker,
         config_map,
         mounts,

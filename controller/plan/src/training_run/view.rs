@@ -2,12 +2,14 @@
 
 use codex_configs::{Resolved, Training, compose_training};
 use codex_crds::{BaseStatus, LostCheckpointStatus, Reason, TrainingRunSpec, TrainingRunStatus};
-use codex_provenance::ModelDigest;
 use codex_reports::{Report, Stage as PodStage, State, TrainingState};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::PodSpec, apimachinery::pkg::apis::meta::v1::Time};
 
-use super::{base::Base, observed::ObservedTrainingRun};
+use super::{
+    base::{self, Base},
+    observed::ObservedTrainingRun,
+};
 use crate::{
     data,
     metadata::{Component, Owner, queue},
@@ -54,6 +56,7 @@ impl<'a> View<'a> {
             settled_at: status.completed_at.as_ref().map(|time| time.0),
             data: &spec.data,
             preset_data: Vec::new(),
+            keys: base::key(spec).into_iter().collect(),
             references: observed.references.as_ref(),
             refused: &observed.refused,
             conditions: object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default(),
@@ -66,7 +69,7 @@ impl<'a> View<'a> {
             None => observed.settings.image(Component::Trainer, &spec.pod.worker),
         };
         let mut view = Self { observed, obstruction, status, discarded, work, base: Ok(None), image };
-        view.base = Base::of(observed, view.first_base());
+        view.base = Base::of(observed, view.first_base().map(|base| base.digest));
         view.work.moved = view.moved();
         view
     }
@@ -134,10 +137,11 @@ impl<'a> View<'a> {
 
     /// Returns a failure if a trainer found another base than it had to. Another attempt cannot help.
     pub(crate) fn wrong_base(&self, state: &TrainingState) -> Option<WorkFailure> {
-        let found = state.base?.digest;
+        let found = state.base.as_ref()?;
         if let Some(base) = self.base.as_ref().ok()? {
             return base.mismatch(found);
         }
+        let found = found.digest;
         let why = format!("the trainer loaded the base {found}, but the spec has no base: correct spec.pod.image");
         Some(WorkFailure::new(Reason::BaseMismatch, why))
     }
@@ -163,16 +167,16 @@ impl<'a> View<'a> {
         pod.image_id().is_some_and(listed) && planned == pod.pod.spec.as_ref().map(containers)
     }
 
-    /// Returns the digest of the base in the oldest report that names one.
-    fn first_base(&self) -> Option<ModelDigest> {
-        self.states().filter_map(|(_, state)| Some(state.base?.digest)).last()
+    /// Returns the base in the oldest report that names one.
+    fn first_base(&self) -> Option<&codex_reports::Base> {
+        self.states().filter_map(|(_, state)| state.base.as_ref()).last()
     }
 
     /// Returns `status.base`: as it is recorded, else from the first report, if that is the base that the run needs.
     pub(crate) fn base_status(&self) -> Option<BaseStatus> {
         let first = || {
-            let (base, digest) = (self.base.as_ref().ok()?.as_ref()?, self.first_base()?);
-            base.mismatch(digest).is_none().then(|| base.status(digest))
+            let (base, reported) = (self.base.as_ref().ok()?.as_ref()?, self.first_base()?);
+            base.mismatch(reported).is_none().then(|| base.status(reported))
         };
         self.status.base.clone().or_else(first)
     }

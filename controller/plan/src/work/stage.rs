@@ -57,7 +57,8 @@ impl Progress {
             }
             JobPhase::Absent => Self::without_job(view, claims),
             JobPhase::Pending(obstacle) => {
-                let missing = view.references.map(|references| data::missing(view.data, claims, references));
+                let missing =
+                    view.references.map(|references| data::missing(view.data, claims, &view.keys, references));
                 Self::Active(match missing {
                     Some(missing) if !missing.is_empty() => Active::LostReferences(missing),
                     _ => match view.worker.waits_for_quota() {
@@ -77,7 +78,7 @@ impl Progress {
             return Self::Failed(failure);
         }
         let none = References::default();
-        let missing = data::missing(view.data, claims, view.references.unwrap_or(&none));
+        let missing = data::missing(view.data, claims, &view.keys, view.references.unwrap_or(&none));
         Self::Active(if missing.is_empty() { Active::Pending(None) } else { Active::MissingReferences(missing) })
     }
 }

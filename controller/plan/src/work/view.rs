@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use codex_configs::Data;
-use codex_crds::{DataItem, DataStatus, Reason, WorkStatus};
+use codex_crds::{ConfigMapKey, DataItem, DataStatus, Reason, WorkStatus};
 use codex_provenance::ConfigDigest;
 use codex_reports::{DataFile, Report};
 use jiff::{SignedDuration, Timestamp};
@@ -52,6 +52,8 @@ pub(crate) struct WorkView<'a> {
     pub(crate) data: &'a [DataItem],
     /// The names of data files that the preset and comparisons add to `spec.data`.
     pub(crate) preset_data: Vec<String>,
+    /// Keys of ConfigMaps that hold no data, each with the field that names it.
+    pub(crate) keys: Vec<(String, &'a ConfigMapKey)>,
     /// The objects that the pods mount, if they were looked for.
     pub(crate) references: Option<&'a References>,
     /// The Job's pods whose reports are refused.

@@ -133,10 +133,14 @@ fn invalid_bases_are_named() {
     for (base, told) in [
         (json!({"persistentVolumeClaim": {"claimName": "output"}}), "spec.output is in the folder of spec.base"),
         (json!({"persistentVolumeClaim": {"claimName": "output", "path": "./runs/"}}), "spec.output is in the folder"),
-        (json!({}), "spec.base must have exactly one of persistentVolumeClaim and trainingRun"),
+        (json!({}), "spec.base must have exactly one of persistentVolumeClaim, trainingRun and huggingFace"),
+        (
+            json!({"trainingRun": {"name": "b"}, "huggingFace": {"repository": "org/small", "revision": "main"}}),
+            "spec.base must have exactly one of persistentVolumeClaim, trainingRun and huggingFace",
+        ),
         (
             json!({"persistentVolumeClaim": claim, "trainingRun": {"name": "b"}}),
-            "spec.base must have exactly one of persistentVolumeClaim and trainingRun",
+            "spec.base must have exactly one of persistentVolumeClaim, trainingRun and huggingFace",
         ),
         (json!({"persistentVolumeClaim": claim, "digest": "abc"}), "spec.base.digest: "),
     ] {
@@ -353,5 +357,125 @@ fn an_evaluation_of_a_given_model_proves_exactly_the_digest_that_it_scored() {
     assert_eq!(
         plan.status.blocked_by,
         [format!("Evaluation lite does not prove the model {served}: it evaluated the model {}", another.short())]
+    );
+}
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// The state of a trainer that loaded the base "base" with this commit and signer.
+fn from_hub(commit: Option<&str>, signer: Option<&str>) -> TrainingState {
+    let base = codex_reports::Base {
+        digest: base_digest(),
+        commit: commit.map(str::to_owned),
+        signer: signer.map(codex_provenance::Sha256::of),
+    };
+    TrainingState { base: Some(base), ..make::training_from("base", 5) }
+}
+
+#[test]
+fn a_base_of_a_hub_is_an_argument_and_two_variables() {
+    let hub = json!({"huggingFace": {
+        "repository": "org/small", "revision": "main", "endpoint": "https://hub.example",
+        "tokenSecret": {"name": "hugging-face", "key": "token"},
+    }});
+    let mut observed = observed(&hub);
+    observed.object.spec.pod.env =
+        make::from(json!([{"name": "HF_TOKEN", "value": "other"}, {"name": "HTTPS_PROXY", "value": "http://proxy"}]));
+    let (spec, args) = pods(&plan(&observed));
+    let at = args.iter().position(|arg| arg == "--base-from-hub").unwrap();
+    assert_eq!(args[at + 1], "org/small@main");
+    assert!(!args.iter().any(|arg| arg == "--base" || arg == "--base-digest"), "{args:?}");
+    let env = spec.containers[0].env.clone().unwrap();
+    let named = |name: &str| env.iter().filter(|variable| variable.name == name).collect::<Vec<_>>();
+    let token = named("HF_TOKEN");
+    let secret = token[0].value_from.as_ref().unwrap().secret_key_ref.as_ref().unwrap();
+    assert_eq!((token.len(), &*secret.name, &*secret.key), (1, "hugging-face", "token"));
+    assert_eq!(named("HF_ENDPOINT")[0].value.as_deref(), Some("https://hub.example"));
+    assert_eq!(named("HTTPS_PROXY").len(), 1);
+    assert!(spec.volumes.iter().flatten().all(|volume| volume.secret.is_none()));
+    // Without them, the variables of the spec stay.
+    observed.object.spec.base = Some(make::from(json!({"huggingFace": {"repository": "org/small", "revision": "v1"}})));
+    let (spec, _) = pods(&plan(&observed));
+    let env = spec.containers[0].env.clone().unwrap();
+    assert!(env.iter().any(|variable| variable.name == "HF_TOKEN" && variable.value.as_deref() == Some("other")));
+    assert!(!env.iter().any(|variable| variable.name == "HF_ENDPOINT"));
+}
+
+#[test]
+fn the_commit_of_a_hub_is_recorded_and_must_be_the_one_of_the_spec() {
+    let hub = |revision: &str| json!({"huggingFace": {"repository": "org/small", "revision": revision}});
+    let plan_of = plan(&reported(&hub("main"), &[from_hub(Some(COMMIT), None)]));
+    let base = plan_of.status.base.unwrap();
+    assert_eq!((base.digest, base.source), (base_digest(), format!("Hugging Face org/small@{COMMIT}")));
+    assert_eq!(base.signer, None);
+    let mirror =
+        json!({"huggingFace": {"repository": "org/small", "revision": "main", "endpoint": "https://hub.example"}});
+    let plan_of = plan(&reported(&mirror, &[from_hub(Some(COMMIT), None)]));
+    let source = plan_of.status.base.unwrap().source;
+    assert_eq!(source, format!("Hugging Face org/small@{COMMIT} at https://hub.example"));
+
+    let other = COMMIT.replace('0', "f");
+    for (revision, commit, told) in [
+        ("main", None, "the trainer reported no commit for the base Hugging Face org/small@main"),
+        ("main", Some("main"), "the trainer reported no commit for the base"),
+        (&*other, Some(COMMIT), "the trainer downloaded the commit 0123456789abcdef"),
+    ] {
+        let plan_of = plan(&reported(&hub(revision), &[from_hub(commit, None)]));
+        let (reason, message) = ready(&plan_of.status.conditions);
+        assert!(reason == "BaseMismatch" && message.starts_with(told), "{reason}: {message}");
+        assert!(plan_of.status.base.is_none() && plan_of.status.completed_at.is_some());
+    }
+}
+
+#[test]
+fn a_signed_base_needs_a_key_and_a_report_of_its_signature() {
+    let claim = json!({
+        "persistentVolumeClaim": {"claimName": "output", "path": "llama"},
+        "signedBy": {"configMap": {"name": "signers", "key": "team.pem"}},
+    });
+    let mut waits = observed(&claim);
+    let field = "spec.base.signedBy.configMap";
+    let plan_of = plan(&waits);
+    assert_eq!(
+        ready(&plan_of.status.conditions),
+        (
+            "NotFound",
+            &*format!(
+                "{field}.name names the ConfigMap \"signers\", which does not exist in this namespace: create it"
+            )
+        )
+    );
+    let maps = &mut waits.references.as_mut().unwrap().config_maps;
+    maps.insert("signers".to_owned(), std::iter::once("other.pem".to_owned()).collect());
+    let plan_of = plan(&waits);
+    let (_, message) = ready(&plan_of.status.conditions);
+    assert!(
+        message.starts_with(&format!("{field}.key is \"team.pem\"")) && message.ends_with("other.pem"),
+        "{message}"
+    );
+    let maps = &mut waits.references.as_mut().unwrap().config_maps;
+    maps.insert("signers".to_owned(), std::iter::once("team.pem".to_owned()).collect());
+    let (spec, args) = pods(&plan(&waits));
+    let at = args.iter().position(|arg| arg == "--base-signed-by").unwrap();
+    assert_eq!(args[at + 1], "/base-signer/team.pem");
+    let mount = spec.containers[0].volume_mounts.iter().flatten().find(|it| it.mount_path == "/base-signer").unwrap();
+    assert_eq!(mount.read_only, Some(true));
+
+    let with = |states: &[TrainingState]| {
+        // The Job exists only if the ConfigMap did.
+        let mut base = claim.clone();
+        base.as_object_mut().unwrap().remove("signedBy");
+        let mut observed = reported(&base, states);
+        observed.object.spec.base = Some(make::from(claim.clone()));
+        plan(&observed)
+    };
+    let plan_of = with(&[from_hub(None, Some("key"))]);
+    let signer = plan_of.status.base.unwrap().signer;
+    assert_eq!(signer, Some(codex_provenance::Sha256::of("key")));
+    let plan_of = with(&[from_hub(None, None)]);
+    let (reason, message) = ready(&plan_of.status.conditions);
+    assert!(
+        reason == "BaseMismatch" && message.starts_with("the trainer reported no signature of the base"),
+        "{message}"
     );
 }

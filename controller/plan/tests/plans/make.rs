@@ -147,7 +147,7 @@ pub(crate) fn trained(contents: &str) -> TrainingState {
 
 /// A trainer that started from the base of these contents.
 pub(crate) fn training_from(base: &str, step: u64) -> TrainingState {
-    TrainingState { base: Some(Base { digest: model(base).digest }), ..training(step) }
+    TrainingState { base: Some(Base::of(model(base).digest)), ..training(step) }
 }
 
 pub(crate) fn failure(reason: &str, message: &str) -> Failure {

@@ -81,7 +81,7 @@ impl Artifacts {
             artifacts_dir: self.directory.clone(),
             config_digest: resolved.digest(),
             dataset_version,
-            base: base.map(|base| BaseModel { digest: base.digest(), source: base.path().to_owned() }),
+            base: base.map(Base::described),
             adapter: None,
         };
         atomic_fs::write_json(&self.directory.join(metadata::FILE), &metadata)?;

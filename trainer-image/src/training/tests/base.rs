@@ -61,7 +61,7 @@ pub(super) fn write_base(place: &Path) -> ModelDigest {
 }
 
 /// Writes records of both kinds.
-fn write_data(place: &Path) -> Vec<(String, PathBuf)> {
+pub(super) fn write_data(place: &Path) -> Vec<(String, PathBuf)> {
     let pair = |at: u32| serde_json::json!({"prompt": format!("What is {at} + 1?"), "response": format!("{at} + 1 = {0}. #{0}", at + 1)});
     let chat = |at: u32| {
         let question = serde_json::json!({"role": "user", "content": format!("Count to {at}.")});

@@ -3,6 +3,7 @@
 mod base;
 mod evaluation;
 mod forensics;
+mod given;
 mod inputs;
 mod kills;
 mod numerics;
