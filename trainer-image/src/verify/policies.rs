@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn policies_refuse_what_they_deny_and_rules_that_are_not_met() {
         let base = ModelDigest(Sha256::of("base"));
-        let root = signed_with("cot-lite", Some(Base { model: base, source: None }));
+        let root = signed_with("cot-lite", Some(Base { model: base, signer: None, source: None }));
         let pin = fingerprint(root.path());
         let model = Manifest::of_dir_except(&root.path().join("model"), &BTreeSet::from(["model.sig".to_owned()]))
             .unwrap()
