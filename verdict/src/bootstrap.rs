@@ -1,7 +1,7 @@
 //! Bounds of corpus metrics by the bootstrap: the items are drawn again with replacement. Pure.
 //!
 //! A corpus metric is a function of sums over the items, so that a resample costs an addition for each item. The bounds are
-//! bias-corrected and accelerated (BCa), Efron 1987, Better Bootstrap Confidence Intervals, JASA 82:171–185; the acceleration comes
+//! bias-corrected and accelerated (`BCa`), Efron 1987, Better Bootstrap Confidence Intervals, JASA 82:171–185; the acceleration comes
 //! from the jackknife. They are approximate: for few items they miss the true value more often than the confidence says, and
 //! items that are all alike have no spread, so that their bounds are the value.
 //!
@@ -30,7 +30,7 @@ pub struct Resampling {
     pub confidence: f64,
 }
 
-/// SplitMix64: Steele, Lea and Flood 2014, Fast Splittable Pseudorandom Number Generators.
+/// `SplitMix64`: Steele, Lea and Flood 2014, Fast Splittable Pseudorandom Number Generators.
 #[derive(Clone, Copy, Debug)]
 struct SplitMix(u64);
 

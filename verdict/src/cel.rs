@@ -78,11 +78,12 @@ fn decimal(path: &str, parents: &[&str], example: Option<&str>) -> Value {
     // The others are the last alternative.
     let chosen = |of: &dyn Fn(Scale) -> String| {
         let others = Scale::ALL.into_iter().filter(|scale| *scale != Scale::Unit);
-        let cases: String =
+        let cases: Vec<String> =
             others.map(|it| format!("self.metric in [{}] ? {} : ", names(it).join(", "), of(it))).collect();
-        format!("({cases}{})", of(Scale::Unit))
+        format!("({}{})", cases.concat(), of(Scale::Unit))
     };
-    let absent: String = parents.iter().chain(&[path]).map(|field| format!("!has(self.{field}) || ")).collect();
+    let absent: Vec<String> = parents.iter().chain(&[path]).map(|field| format!("!has(self.{field}) || ")).collect();
+    let absent = absent.concat();
     let matches = chosen(&|scale| format!("self.{path}.matches('{}')", pattern(scale, from_zero)));
     let form = chosen(&|scale| {
         let right = if from_zero { scale.right_difference() } else { scale.right() };

@@ -72,7 +72,7 @@ metrics! {
         name: "token_f1",
         kind: Mean,
         needs_baseline: false,
-        description: "Mean over problems of the F1 of the answer's words and the right answer's, as in SQuAD: lower case, without ASCII punctuation and the articles a, an, the",
+        description: "Mean over problems of the F1 of the answer's words and the right answer's, as in `SQuAD`: lower case, without ASCII punctuation and the articles a, an, the",
     }
     Bleu {
         name: "bleu",

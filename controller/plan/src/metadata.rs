@@ -120,7 +120,7 @@ pub(crate) fn our_annotations(live: &impl Resource) -> BTreeMap<String, String> 
         .collect()
 }
 
-/// Returns the LocalQueue of Kueue that the label of an object names.
+/// Returns the `LocalQueue` of Kueue that the label of an object names.
 pub(crate) fn queue(object: &impl Resource) -> Option<&str> {
     object.labels().get(label::QUEUE_NAME).map(String::as_str).filter(|queue| !queue.is_empty())
 }

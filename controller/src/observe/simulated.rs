@@ -28,6 +28,7 @@ use super::{
 };
 use crate::metrics::Metrics;
 
+#[allow(clippy::unnecessary_wraps, reason = "the stores hold what may not have been read")]
 fn typed<K: DeserializeOwned>(object: Value) -> Parsed<K> {
     Ok(serde_json::from_value(object).unwrap())
 }

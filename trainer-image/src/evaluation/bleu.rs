@@ -93,12 +93,14 @@ pub(super) mod tests {
 
     use super::*;
 
+    /// Answer, reference, matches and totals of each order, and both lengths.
+    type Counted = (String, String, [u32; 4], [u32; 4], u32, u32);
+
     /// What `fixtures/texts.py` computed.
     #[derive(Deserialize)]
     pub(in super::super) struct Golden {
         tokens: Vec<(String, String)>,
-        /// Answer, reference, matches and totals of each order, and both lengths.
-        counts: Vec<(String, String, [u32; 4], [u32; 4], u32, u32)>,
+        counts: Vec<Counted>,
         /// First and last item of a corpus, and its score.
         corpora: Vec<(usize, usize, f64)>,
         /// Answer, reference, F1.

@@ -41,6 +41,9 @@ const ROUNDS: usize = 4;
 /// The likelihood of a reference response.
 type Expected = Result<Likelihood, GenerateError>;
 
+/// A response, and the likelihood of the reference response if that is measured.
+type Predicted = (String, Option<Likelihood>);
+
 /// What an evaluation is told.
 pub struct Session<'a> {
     /// The configuration.
@@ -192,7 +195,7 @@ impl Session<'_> {
         generator: &mut Generator,
         inputs: &Inputs,
         limit: usize,
-    ) -> Result<Option<Vec<(String, Option<Likelihood>)>>, EvaluateError> {
+    ) -> Result<Option<Vec<Predicted>>, EvaluateError> {
         let total = inputs.problems.len();
         let bar = table::progress_bar(total as u64);
         let mut predictions = Vec::with_capacity(total);

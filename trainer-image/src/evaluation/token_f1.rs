@@ -1,4 +1,4 @@
-//! F1 of the words of two texts, as the SQuAD evaluation defines it: Rajpurkar and others 2016. Pure.
+//! F1 of the words of two texts, as the `SQuAD` evaluation defines it: Rajpurkar and others 2016. Pure.
 
 use std::collections::BTreeMap;
 

@@ -22,6 +22,9 @@ const INPUTS: u64 = 60;
 /// An input takes longer only if its reader hangs.
 const LONGEST: Duration = Duration::from_secs(20);
 
+/// Returns whether it accepted an input.
+type Reader = Box<dyn Fn(&[u8]) -> bool>;
+
 /// Something that reads bytes of others.
 struct Target {
     name: &'static str,
@@ -29,8 +32,7 @@ struct Target {
     seeds: Vec<Vec<u8>>,
     /// Bytes behind this position are seldom changed: they are weights.
     head: usize,
-    /// Returns whether the input was accepted.
-    read: Box<dyn Fn(&[u8]) -> bool>,
+    read: Reader,
 }
 
 /// Returns where an input that fails is kept.

@@ -1,4 +1,4 @@
-//! A verdict as text, JSON, JUnit's XML and annotations of GitHub Actions. Pure.
+//! A verdict as text, JSON, `JUnit`'s XML and annotations of GitHub Actions. Pure.
 
 use std::fmt::Write as _;
 
@@ -14,7 +14,7 @@ pub(super) enum Format {
     Text,
     /// One JSON object.
     Json,
-    /// JUnit's XML: a failed gate is a failure, an inconclusive one an error.
+    /// `JUnit`'s XML: a failed gate is a failure, an inconclusive one an error.
     Junit,
     /// Annotations of GitHub Actions: a failed gate is an error, an inconclusive one a warning.
     Github,

@@ -36,11 +36,11 @@ pub struct GateCommand {
     /// The model that must have been evaluated.
     #[arg(long, value_name = "HEX", requires = "report")]
     model_digest: Option<ModelDigest>,
-    /// A samples_*.jsonl of lm-evaluation-harness (--log_samples).
+    /// A samples_*.jsonl of lm-evaluation-harness (--`log_samples`).
     #[arg(long, value_name = "FILE", requires = "metric")]
     lm_eval: Option<PathBuf>,
-    /// A metric to read from the samples, and the field that holds it if it has another name, such as exact_match or
-    /// exact_match=acc; repeatable.
+    /// A metric to read from the samples, and the field that holds it if it has another name, such as `exact_match` or
+    /// `exact_match=acc`; repeatable.
     #[arg(long, value_name = "METRIC[=FIELD]", requires = "lm_eval", value_parser = lm_eval::asked)]
     metric: Vec<lm_eval::Asked>,
     /// The filter whose samples count, if the file holds those of several.

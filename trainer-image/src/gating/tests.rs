@@ -154,7 +154,7 @@ fn reports_that_were_changed_are_bad_input() {
 fn samples_of_lm_evaluation_harness_are_judged() {
     let root = tempfile::tempdir().unwrap();
     let write = |name: &str, right: u32| {
-        let lines: String = (0..100)
+        let lines: Vec<String> = (0..100)
             .map(|id| {
                 let sample = json!({ "doc_id": id, "doc_hash": format!("h{id}"), "target": "4", "filtered_resps": ["4"],
                     "filter": "none", "acc": f64::from(u8::from(id < right)) });
@@ -162,7 +162,7 @@ fn samples_of_lm_evaluation_harness_are_judged() {
             })
             .collect();
         let path = root.path().join(name);
-        fs::write(&path, lines).unwrap();
+        fs::write(&path, lines.concat()).unwrap();
         path.display().to_string()
     };
     let (own, other) = (write("samples_a.jsonl", 97), write("samples_b.jsonl", 80));
@@ -177,7 +177,7 @@ fn samples_of_lm_evaluation_harness_are_judged() {
     fs::write(&other, text.replace("\"h7\"", "\"other\"")).unwrap();
     let told = judge(root.path(), better, &[&from[..], &["--reference", &reference]].concat()).err().unwrap();
     assert!(told.contains("its doc_id 7 is another problem"), "{told}");
-    fs::write(&other, text.lines().take(50).map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    fs::write(&other, text.split_inclusive('\n').take(50).collect::<String>()).unwrap();
     let told = judge(root.path(), better, &[&from[..], &["--reference", &reference]].concat()).err().unwrap();
     assert!(told.contains("it has 50 problems with other values of doc_id than the 100"), "{told}");
     assert!(

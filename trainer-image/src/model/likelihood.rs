@@ -98,7 +98,9 @@ impl Generator {
                 Ok(logits) => logits,
                 Err(error) => {
                     let error = GenerateError::from(error);
-                    running.keys().for_each(|slot| self.decoder.release(*slot));
+                    for slot in running.keys() {
+                        self.decoder.release(*slot);
+                    }
                     let all = results.into_iter().map(|result| result.unwrap_or_else(|| Err(error.clone())));
                     return Some(all.collect());
                 }
@@ -107,7 +109,9 @@ impl Generator {
                 results[index] = Some(Ok(likelihood));
             }
             if !go_on() {
-                running.keys().for_each(|slot| self.decoder.release(*slot));
+                for slot in running.keys() {
+                    self.decoder.release(*slot);
+                }
                 return None;
             }
         }

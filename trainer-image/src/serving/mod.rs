@@ -395,7 +395,9 @@ async fn reload(access: Arc<Access>, filter: Option<Arc<Filter>>, period: Durati
         let (access, filter) = (Arc::clone(&access), filter.clone());
         let read = move || {
             access.reload();
-            filter.iter().for_each(|filter| filter.reload());
+            if let Some(filter) = filter {
+                filter.reload();
+            }
         };
         if tokio::task::spawn_blocking(read).await.is_err() {
             tracing::error!("reading API keys and safety rules again failed: changes need a restart");

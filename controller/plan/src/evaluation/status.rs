@@ -140,8 +140,8 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         // A verdict keeps the configuration that it was reached with, also after a controller upgrade.
         (Stage::Done(_), _) => conditions.keep(ConfigResolved),
         (_, Some(digest)) => {
-            let notices: String = view.notices.iter().map(|why| format!("; notice: {why}")).collect();
-            let message = format!("the configuration {digest} is valid{notices}");
+            let notices: Vec<String> = view.notices.iter().map(|why| format!("; notice: {why}")).collect();
+            let message = format!("the configuration {digest} is valid{}", notices.concat());
             conditions.set(ConfigResolved, true, Reason::Resolved, &message);
         }
         (_, None) => {}

@@ -33,7 +33,7 @@ struct NewJob<'a> {
     template: Template<'a>,
     config_digest: ConfigDigest,
     fields: MutableFields,
-    /// The LocalQueue of Kueue that admits the Job.
+    /// The `LocalQueue` of Kueue that admits the Job.
     queue: Option<&'a str>,
 }
 
@@ -177,7 +177,7 @@ pub(crate) struct JobChildren<'a> {
     pub(crate) live: Option<&'a Job>,
     pub(crate) config: &'a Result<Config, String>,
     pub(crate) limits: Limits,
-    /// The LocalQueue of Kueue that admits a new Job.
+    /// The `LocalQueue` of Kueue that admits a new Job.
     pub(crate) queue: Option<&'a str>,
 }
 

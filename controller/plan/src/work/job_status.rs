@@ -80,7 +80,7 @@ pub(crate) fn config_digest(job: &Job) -> Option<ConfigDigest> {
     job.annotations().get(annotation::CONFIG_DIGEST)?.parse().ok()
 }
 
-/// Returns the LocalQueue of Kueue that a Job was created for.
+/// Returns the `LocalQueue` of Kueue that a Job was created for.
 pub(crate) fn queue(job: &Job) -> Option<&str> {
     job.annotations().get(annotation::QUEUE).map(String::as_str)
 }

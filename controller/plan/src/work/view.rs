@@ -42,7 +42,7 @@ pub(crate) struct WorkView<'a> {
     pub(crate) config: Result<Config, String>,
     pub(crate) limits: Limits,
     pub(crate) suspend: bool,
-    /// The LocalQueue of Kueue that the object's label names.
+    /// The `LocalQueue` of Kueue that the object's label names.
     pub(crate) queue: Option<&'a str>,
     /// `spec.ttlSecondsAfterFinished`.
     pub(crate) ttl: Option<i64>,

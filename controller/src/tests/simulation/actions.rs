@@ -127,7 +127,7 @@ impl Simulator {
                 self.begin("a user changes the image of the servers");
                 let path = format!("/apis/apps/v1/namespaces/{NAMESPACE}/deployments/codex-s-rc");
                 self.edit(&path, |object| {
-                    object["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1")
+                    object["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1");
                 });
             }
             _ => {

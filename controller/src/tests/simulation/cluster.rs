@@ -271,7 +271,10 @@ pub(super) fn sync_jobs(server: &mut Server, now: Timestamp) {
 }
 
 fn unused(server: &Server, name: &str) -> String {
-    (0..).map(|index| format!("{name}-{index}")).find(|name| !server.objects.contains_key(&pods_path(name))).unwrap()
+    (0..u32::MAX)
+        .map(|index| format!("{name}-{index}"))
+        .find(|name| !server.objects.contains_key(&pods_path(name)))
+        .unwrap()
 }
 
 /// Acts as the Deployment controller: one ReplicaSet for each template, pods of the newest one, and those of others until enough

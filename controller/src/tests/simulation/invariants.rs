@@ -130,10 +130,10 @@ fn check_status(known: &mut Known, kind: &str, object: &Value, wrong: &mut Vec<S
     }
     match kind {
         "TrainingRun" => {
-            if let Some(digest) = status["model"]["digest"].as_str() {
-                if digest != model(uid) {
-                    wrong.push(format!("the model of {uid} is said to be {digest}, which its trainer did not write"));
-                }
+            if let Some(digest) = status["model"]["digest"].as_str()
+                && digest != model(uid)
+            {
+                wrong.push(format!("the model of {uid} is said to be {digest}, which its trainer did not write"));
             }
         }
         "Evaluation" => {
@@ -168,7 +168,7 @@ fn check_bundle(server: &mut Server, name: &str, bundle: &Value, wrong: &mut Vec
     let payload = payload(bundle);
     match server.known.signed.get(name) {
         Some(known) if *known != payload => {
-            wrong.push(format!("the bundle {name} is signed twice with different content"))
+            wrong.push(format!("the bundle {name} is signed twice with different content"));
         }
         _ => {}
     }

@@ -90,8 +90,11 @@ struct Leader {
     feeds: BTreeMap<&'static str, Feed>,
     /// When each object is reconciled next.
     queue: BTreeMap<Key, Instant>,
-    running: Vec<(Key, Task<Result<Option<Duration>, ReconcileError>>)>,
+    running: Vec<(Key, Reconciliation)>,
 }
+
+/// A reconciliation at work: when the object is to be reconciled again.
+type Reconciliation = Task<Result<Option<Duration>, ReconcileError>>;
 
 /// A process.
 pub(super) struct Process {

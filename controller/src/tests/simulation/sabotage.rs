@@ -45,9 +45,10 @@ impl Sabotage {
         let path = parts.uri.path();
         let kind = body["kind"].as_str().unwrap_or_default().to_owned();
         let writes = matches!(parts.method, Method::PATCH | Method::POST);
+        if !writes {
+            return Vec::new();
+        }
         match self {
-            _ if !writes => {}
-            Self::None | Self::NoFence => {}
             Self::DropOwner if kind == "Job" => {
                 body["metadata"].as_object_mut().unwrap().remove("ownerReferences");
             }

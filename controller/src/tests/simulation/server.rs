@@ -181,7 +181,7 @@ fn refusal(method: &Method, path: &str, code: u16, reason: &str) -> (StatusCode,
     (StatusCode::from_u16(code).unwrap(), status)
 }
 
-/// Mixes the bits of a number, so that similar numbers give different ones (SplitMix64).
+/// Mixes the bits of a number, so that similar numbers give different ones (`SplitMix64`).
 fn mixed(number: u64) -> u64 {
     let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -191,7 +191,7 @@ fn mixed(number: u64) -> u64 {
 
 impl Server {
     /// Begins the next step.
-    pub(super) fn begin(&mut self, what: String) {
+    pub(super) fn begin(&mut self, what: &str) {
         self.step += 1;
         self.repeated.clear();
         self.log.push(format!("step {}: {what}", self.step));
@@ -240,16 +240,12 @@ impl Server {
             return (StatusCode::CREATED, self.reviewed(body));
         }
         if path.contains("/events") {
-            return match *method {
-                Method::GET => {
-                    let list =
-                        json!({"apiVersion": "events.k8s.io/v1", "kind": "EventList", "metadata": {}, "items": []});
-                    (StatusCode::OK, list)
-                }
-                _ => {
-                    self.wrote(process, &format!("{method} {path}"));
-                    (StatusCode::CREATED, body)
-                }
+            return if *method == Method::GET {
+                let list = json!({"apiVersion": "events.k8s.io/v1", "kind": "EventList", "metadata": {}, "items": []});
+                (StatusCode::OK, list)
+            } else {
+                self.wrote(process, &format!("{method} {path}"));
+                (StatusCode::CREATED, body)
             };
         }
         let object_path = path.strip_suffix("/status").unwrap_or(path).to_owned();

@@ -85,7 +85,7 @@ impl Simulator {
             server.put(&format!("/api/v1/namespaces/{NAMESPACE}/configmaps/problems"), problems);
         }
         // The generation of a key takes long, so only some of the simulations begin without one.
-        if seed % 8 != 0 {
+        if !seed.is_multiple_of(8) {
             static KEY: LazyLock<Value> = LazyLock::new(|| {
                 let key = PrivateKey::generate().unwrap();
                 serde_json::to_value(new_secret(&key).unwrap()).unwrap()
@@ -165,7 +165,9 @@ impl Simulator {
         loop {
             let changes = std::mem::take(&mut self.server.lock().changes);
             for process in &mut self.processes {
-                changes.iter().for_each(|change| process.observe(change));
+                for change in &changes {
+                    process.observe(change);
+                }
             }
             for index in 0..self.processes.len() {
                 let lost = self.processes[index].poll(task);
@@ -209,8 +211,8 @@ impl Simulator {
         self.processes[index] = Process::start(index, self.made, &self.server, self.sabotage, &self.clock);
     }
 
-    pub(super) fn begin(&mut self, what: impl Into<String>) {
-        self.server.lock().begin(what.into());
+    pub(super) fn begin(&mut self, what: impl AsRef<str>) {
+        self.server.lock().begin(what.as_ref());
     }
 
     /// Lets one thing happen, and then a little time pass.

@@ -69,7 +69,7 @@ fn a_reference_that_does_not_fit_the_context_is_refused_with_its_line() {
     let model = train(0, &directory.path().join("run"));
     let path = directory.path().join("problems.jsonl");
     let long = format!(
-        r##"{{"prompt":"2+2:","response":"{} #4$","difficulty":"easy","category":"addition"}}"##,
+        r#"{{"prompt":"2+2:","response":"{} #4$","difficulty":"easy","category":"addition"}}"#,
         "1 ".repeat(400)
     );
     fs::write(&path, long).unwrap();
