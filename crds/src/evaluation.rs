@@ -76,8 +76,8 @@ pub struct EvaluationSpec {
         validation = ("self.all(item, item.name in ['problems', 'baseline'])", "spec.data[].name must be problems or baseline"),
     )]
     pub data: Vec<DataItem>,
-    /// Seed of the bootstrap, which bounds bleu and perplexity. It has no other effect, because no preset samples. Defaults to
-    /// 42.
+    /// Seed of the bootstrap, which bounds bleu and perplexity. It has no other effect, because no preset samples.
+    /// Defaults to 42.
     #[serde(default = "default_seed")]
     #[schemars(with = "i64", range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub seed: u64,

@@ -12,16 +12,17 @@ use crate::{
         PanelUnit::{Flops, Number as Plain, PerSecond, Requests, Seconds, Share},
         Shape::{Bars, Lines, Number, Stack, Zero},
     },
+    gpu,
     label::{
-        CATEGORY, CODE, CONDITION, KEY, KIND, METRIC, MODEL, PHASE, PORT, REASON, RESULT, RING, STATE, STATEMENT,
+        CATEGORY, CODE, CONDITION, GPU, KEY, KIND, METRIC, MODEL, PHASE, PORT, REASON, RESULT, RING, STATE, STATEMENT,
         STATUS, TYPE, VERB, VERDICT,
         target::{NAMESPACE, POD},
     },
     query::RATE_INTERVAL,
     server::{self, LATENCY, LATENCY_BUDGET, LATENCY_TARGET, MODEL_INFO, RESPONSES, SESSIONS},
     trainer::{
-        self, DAMAGED, DATA_DURATION, FLOPS, GRADIENT_NORM, LEARNING_RATE, LOSS, SPIKES, STEP, STEP_DURATION, STEPS,
-        TARGET, TOKENS, VAL_LOSS,
+        self, DAMAGED, DATA_DURATION, FLOPS, GRADIENT_NORM, LEARNING_RATE, LOSS, PREFERENCE_ACCURACY, REWARD_MARGIN,
+        SPIKES, STEP, STEP_DURATION, STEPS, TARGET, TOKENS, VAL_LOSS,
     },
 };
 
@@ -167,6 +168,7 @@ fn operator() -> Dashboard {
 
 fn runs() -> Dashboard {
     const HERE: [crate::Label; 2] = [NAMESPACE, POD];
+    const EACH_GPU: [crate::Label; 3] = [NAMESPACE, POD, GPU];
     let chosen = [NAMESPACE.chosen()];
     let completed = RUN_STEPS.value(&[STATE.is("completed")]).sum(&[]);
     let executed = RUN_STEPS.value(&[STATE.is("executed")]).sum(&[]);
@@ -216,6 +218,12 @@ fn runs() -> Dashboard {
                     Panel::new(Lines, Plain, "Learning rate", "Learning rate of the latest step.")
                         .by(&LEARNING_RATE.value(&chosen), &HERE)
                         .when_empty("no trainer"),
+                    Panel::new(Lines, Plain, "Reward margin", "With DPO: by how much more the model prefers the chosen response than the reference model does.")
+                        .by(&REWARD_MARGIN.value(&chosen), &HERE)
+                        .when_empty("no DPO"),
+                    Panel::new(Lines, Share, "Preference accuracy", "With DPO: share of the pairs whose reward margin is positive.")
+                        .by(&PREFERENCE_ACCURACY.value(&chosen), &HERE)
+                        .when_empty("no DPO"),
                     Panel::new(Lines, PerSecond, "Spikes", "Steps per second with a spike of the loss or gradient norm.")
                         .by(&SPIKES.rate(&chosen, RATE_INTERVAL), &HERE)
                         .when_empty("no trainer"),
@@ -239,6 +247,23 @@ fn runs() -> Dashboard {
                     Panel::new(Lines, Flops, "Floating-point operations", "Operations of the model per second; over the peak of the processor, its utilization.")
                         .by(&FLOPS.rate(&chosen, RATE_INTERVAL), &HERE)
                         .when_empty("no trainer"),
+                ],
+            ),
+            (
+                "GPUs",
+                vec![
+                    Panel::new(Lines, Share, "Utilization", "Share of the time in which a kernel ran on the GPU.")
+                        .by(&gpu::UTILIZATION.value(&chosen), &EACH_GPU)
+                        .when_empty("no GPU"),
+                    Panel::new(Lines, Share, "Memory", "Memory in use over all memory of the GPU.")
+                        .by(&gpu::MEMORY_USED.value(&chosen).per(&gpu::MEMORY_SIZE.value(&chosen)), &EACH_GPU)
+                        .when_empty("no GPU"),
+                    Panel::new(Lines, Plain, "Temperature", "Temperature of the GPU in degrees Celsius.")
+                        .by(&gpu::TEMPERATURE.value(&chosen), &EACH_GPU)
+                        .when_empty("no GPU"),
+                    Panel::new(Lines, Plain, "Power", "Power that the GPU draws, in watts.")
+                        .by(&gpu::POWER.value(&chosen), &EACH_GPU)
+                        .when_empty("no GPU"),
                 ],
             ),
         ],

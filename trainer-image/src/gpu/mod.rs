@@ -98,7 +98,7 @@ impl GpuMetrics {
         Ok(Self {
             sensors,
             memory_used: contract::MEMORY_USED.unregistered_float()?,
-            memory_total: contract::MEMORY_TOTAL.unregistered_float()?,
+            memory_total: contract::MEMORY_SIZE.unregistered_float()?,
             utilization: contract::UTILIZATION.unregistered_float()?,
             temperature: contract::TEMPERATURE.unregistered_float()?,
             power: contract::POWER.unregistered_float()?,
@@ -180,7 +180,7 @@ mod tests {
         let found = text();
         for line in [
             "codex_ml_gpu_memory_used_bytes{gpu=\"0\"} 3221225472",
-            "codex_ml_gpu_memory_total_bytes{gpu=\"1\"} 85899345920",
+            "codex_ml_gpu_memory_size_bytes{gpu=\"1\"} 85899345920",
             "codex_ml_gpu_utilization_ratio{gpu=\"0\"} 0.75",
             "codex_ml_gpu_temperature_celsius{gpu=\"1\"} 51",
             "codex_ml_gpu_power_watts{gpu=\"0\"} 310.5",

@@ -118,10 +118,12 @@ fn every_sample_is_valid() {
                 is_resolved(&place, &training_run::plan(&observed, make::at(0)).status);
             }
             "Evaluation" => {
-                let object: Evaluation = {
+                let mut object: Evaluation = {
                     matches_schema(&place, &object);
                     read(&place, &object)
                 };
+                // Without the Evaluations that it is compared with, which would be awaited first.
+                object.spec.gates.retain(|gate| gate.better_than.is_none() && gate.not_worse_than.is_none());
                 let observed: ObservedEvaluation =
                     make::from(json!({ "object": object, "settings": *make::settings() }));
                 is_resolved(&place, &evaluation::plan(&observed, make::at(0)).status);
