@@ -30,6 +30,7 @@ fn file(path: &str) -> Vec<u8> {
 }
 
 fn target(name: &'static str, seeds: Vec<Vec<u8>>, head: usize, read: impl Fn(&[u8]) -> bool + 'static) -> Target {
+    assert!(!seeds.is_empty(), "{name} has no inputs to change");
     Target { name, seeds, head, read: Box::new(read) }
 }
 
@@ -59,7 +60,7 @@ pub(super) fn reports() -> Target {
 }
 
 pub(super) fn manifests() -> Target {
-    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/samples/demo");
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/samples/real");
     let mut seeds: Vec<_> = fs::read_dir(samples).unwrap().map(|entry| entry.unwrap().path()).collect();
     seeds.retain(|path| path.extension().is_some_and(|ending| ending == "yaml"));
     seeds.sort();

@@ -147,6 +147,13 @@ impl Simulator {
                         }
                     }
                 });
+                // What the controller knew of the object may be gone, so that it may have to work again.
+                let mut server = self.server.lock();
+                if let Some(uid) =
+                    server.objects.get(&path).and_then(|object| object["metadata"]["uid"].as_str()).map(str::to_owned)
+                {
+                    server.known.finished.remove(&uid);
+                }
             }
         }
     }

@@ -100,7 +100,6 @@ type Reconciliation = Task<Result<Option<Duration>, ReconcileError>>;
 pub(super) struct Process {
     pub(super) index: usize,
     server: Shared,
-    sabotage: Sabotage,
     client: Client,
     pub(super) clock: Simulated,
     fence: crate::fence::Fence,
@@ -152,7 +151,6 @@ impl Process {
         Self {
             index,
             server: server.clone(),
-            sabotage,
             client,
             clock: clock.separate(),
             fence,
@@ -207,8 +205,7 @@ impl Process {
                 feeds.insert(*watch, Feed { delivery: Delivery::After(1), pending: VecDeque::new() });
             }
         }
-        let client =
-            if self.sabotage == Sabotage::NoFence { self.client.clone() } else { fenced(&self.client, &self.fence) };
+        let client = fenced(&self.client, &self.fence);
         let reporter = Reporter { controller: "codex-controller".to_owned(), instance: Some("simulated".to_owned()) };
         let context = Arc::new(Context {
             clock: Clock::Simulated(self.clock.clone()),

@@ -23,8 +23,6 @@ pub(super) enum Sabotage {
     PassAll,
     /// Each status is written with a new time.
     RestlessStatus,
-    /// Each process writes whether it holds the Lease or not.
-    NoFence,
 }
 
 impl Sabotage {
@@ -37,7 +35,6 @@ impl Sabotage {
         (Self::Resign, "signed twice"),
         (Self::PassAll, "verdict"),
         (Self::RestlessStatus, "writes nothing"),
-        (Self::NoFence, "does not hold the Lease"),
     ];
 
     /// Changes a request, and returns requests that are sent after it.

@@ -20,7 +20,7 @@ fn metrics_that_are_asked_for_are_measured_and_can_be_measured_again() {
     let (results, state) = Case { set: &ALL, ..Case::of(&model, problems(40)) }.results(&one);
     // An untaught model gives each of the 98 tokens about the same probability.
     let perplexity = value(&results, Metric::Perplexity);
-    assert!((50.0..200.0).contains(&perplexity), "{perplexity}");
+    assert!((40.0..400.0).contains(&perplexity), "{perplexity}");
     assert!((0.0..=0.3).contains(&value(&results, Metric::TokenF1)) && value(&results, Metric::Bleu) < 30.0);
     assert_eq!(outcomes(&one).measure(None), results.metrics, "the outcomes hold everything");
     assert_eq!((state.metrics, state.done), (results.metrics, 40));
