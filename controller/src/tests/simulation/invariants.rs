@@ -31,7 +31,7 @@ use crate::tests::simulation::make;
 #[derive(Default)]
 pub(super) struct Known {
     /// The uids of objects whose status has said that their work is complete.
-    finished: BTreeSet<String>,
+    pub(super) finished: BTreeSet<String>,
     /// The uids of objects to which something happened that may fail them.
     pub(super) disturbed: BTreeSet<String>,
     /// The payload of each bundle ever made, by the name of its ConfigMap.
