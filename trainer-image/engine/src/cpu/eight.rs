@@ -3,6 +3,8 @@
 //! Such a number is exact in `bf16`, whose fraction has as many bits. A product with these weights therefore has the bits of the
 //! product with the same weights in `bf16`, whichever kernel computes it; only fewer bytes are read.
 
+use std::num::FpCategory;
+
 use pulp::Simd;
 use rayon::prelude::*;
 
@@ -31,12 +33,12 @@ const BIAS: i32 = 127;
 /// Returns 2^`power`, for powers of normal numbers.
 #[inline(always)]
 fn power_of_two(power: i32) -> f32 {
-    f32::from_bits(((power + BIAS) as u32) << 23)
+    f32::from_bits((power + BIAS).cast_unsigned() << 23)
 }
 
 /// Returns the exponent of the largest power of two that is at most |`x`|, for normal numbers.
 fn exponent(x: f32) -> i32 {
-    (x.to_bits() >> 23 & 0xff) as i32 - BIAS
+    (x.to_bits() >> 23 & 0xff).cast_signed() - BIAS
 }
 
 /// The power of numbers that are all 0.
@@ -54,7 +56,7 @@ fn common_power(numbers: &[f32; DEPTH]) -> Option<i32> {
     let power = power(largest);
     let whole = |x: &f32| {
         let units = x * power_of_two(-power);
-        units.trunc() == units && units.abs() <= LARGEST && (*x != 0.0 || x.is_sign_positive())
+        units.fract().classify() == FpCategory::Zero && units.abs() <= LARGEST && (*x != 0.0 || x.is_sign_positive())
     };
     (POWERS.contains(&power) && numbers.iter().all(whole)).then_some(power)
 }
@@ -267,7 +269,7 @@ mod tests {
         for tile in 0..depth {
             let value = |line: usize, lane: usize| {
                 let at = ((tile * DEPTH + line) * TILE + lane) as u32;
-                let power = (number(7 * (tile * TILE + lane) as u32) % 9) as i32 - 12;
+                let power = (number(7 * (tile * TILE + lane) as u32) % 9).cast_signed() - 12;
                 (number(at) % 255) as f32 * power_of_two(power) - 127.0 * power_of_two(power)
             };
             let (bytes, powers) = (&mut bytes[tile * BYTES..][..BYTES], &mut powers[tile * TILE..][..TILE]);
@@ -280,7 +282,7 @@ mod tests {
 
     #[test]
     fn packed_numbers_are_the_numbers() {
-        let number = |line: usize, lane: usize| (line as f32 - 15.0) * power_of_two(lane as i32 - 9);
+        let number = |line: usize, lane: usize| (line as f32 - 15.0) * power_of_two((lane as u32).cast_signed() - 9);
         let (mut bytes, mut powers) = (vec![0; BYTES], vec![0; TILE]);
         assert!(pack(number, &mut bytes, &mut powers));
         let mut pairs = vec![0; TILE_SIZE];
@@ -324,7 +326,7 @@ mod tests {
                 }
                 let again = rounded;
                 round(&mut rounded);
-                assert_eq!(again, rounded);
+                assert_eq!(again.map(f32::to_bits), rounded.map(f32::to_bits));
             }
         }
         let mut zeros = [0.0, -0.0, 0.0];

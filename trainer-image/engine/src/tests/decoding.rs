@@ -32,7 +32,7 @@ fn words(count: usize, seed: u32) -> Vec<u32> {
 }
 
 /// Asserts that cached decoding and prompts in chunks have the bits of a forward pass over the whole sequence.
-fn assert_same_bits<N: Dtype>(config: &ModelConfig, state: EngineState) {
+fn assert_same_bits<N: Dtype>(config: &ModelConfig, state: &EngineState) {
     let tokens = words(45, 9);
     let vocabulary = config.vocab_size;
     let mut engine = CpuEngine::<N>::new(config, state.clone(), Settings::default()).unwrap();
@@ -73,8 +73,8 @@ fn assert_same_bits<N: Dtype>(config: &ModelConfig, state: EngineState) {
 #[test]
 fn decoding_has_the_bits_of_training() {
     for config in shapes() {
-        assert_same_bits::<f32>(&config, state(&config, 3));
-        assert_same_bits::<Bf16>(&config, state(&config, 3));
+        assert_same_bits::<f32>(&config, &state(&config, 3));
+        assert_same_bits::<Bf16>(&config, &state(&config, 3));
     }
 }
 
@@ -89,7 +89,7 @@ fn weights_of_eight_bits_have_the_bits_of_bf16() {
         assert!(rounded.parameters != before.parameters);
         let memory = |state: &EngineState| loaded::<Bf16>(&config, &state.parameters).memory();
         assert!(memory(&rounded) < memory(&before));
-        assert_same_bits::<Bf16>(&config, rounded);
+        assert_same_bits::<Bf16>(&config, &rounded);
     }
 }
 
