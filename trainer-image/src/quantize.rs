@@ -14,6 +14,7 @@ use crate::{
     atomic_fs,
     error::CommandError,
     model::{HEAD, ModelError, open, read_directory, rewrite, short},
+    overlap::{self, Named, Overlap},
 };
 
 /// Write a model whose weights have eight bits, which a decoder holds in half the memory.
@@ -33,6 +34,9 @@ pub enum QuantizeError {
     /// The output exists.
     #[error("{0:?} exists: name a directory that does not exist yet")]
     Exists(PathBuf),
+    /// The output is inside the model.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
     /// The weights are not bf16.
     #[error("the weights of {0:?} are not all in bf16: eight bits only help a decoder in bf16")]
     Precision(PathBuf),
@@ -79,12 +83,14 @@ pub struct Quantized {
 /// Writes the quantized model into a new directory. Files without weights are copied, but for a signature.
 ///
 /// # Errors
-/// The model is not supported, not in bf16 or has weights that are not finite; or the directory exists or cannot be written.
+/// The model is not supported, not in bf16 or has weights that are not finite; or the directory exists, is inside the model or cannot be
+/// written.
 /// Nothing is left in its place then.
 pub fn quantize(model: &Path, output: &Path) -> Result<Quantized, QuantizeError> {
     if fs::symlink_metadata(output).is_ok() {
         return Err(QuantizeError::Exists(output.to_owned()));
     }
+    overlap::check(&[Named::new("DIR", output)], &[Named::new("MODEL", model)])?;
     let opened = open(model)?;
     if opened.precision() != Precision::Bf16 {
         return Err(QuantizeError::Precision(model.to_owned()));
@@ -190,6 +196,7 @@ mod tests {
             refused(&trained(), &output)
         );
         assert!(refused(&trained(), root.path()).ends_with("exists: name a directory that does not exist yet"));
+        assert!(refused(&trained(), &trained().join("eight")).contains("is inside MODEL"));
         assert!(refused(&root.path().join("none"), &output).contains("none"));
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }
