@@ -37,7 +37,7 @@ enum Command {
     Generate(crate::generation::Generate),
     /// Write the model of a GGUF file as a Hugging Face directory.
     Import(crate::import::Import),
-    /// Write a model whose weights have eight bits, so that it generates faster.
+    /// Write a model whose weights have eight bits, which a decoder holds in half the memory.
     Quantize(crate::quantize::Quantize),
     /// Merge a LoRA adapter into the weights of its base.
     Merge(crate::merge::Merge),

@@ -14,9 +14,10 @@ use crate::{
     atomic_fs,
     error::CommandError,
     model::{HEAD, ModelError, open, read_directory, rewrite, short},
+    overlap::{self, Named, Overlap},
 };
 
-/// Write a model whose weights have eight bits, so that it generates faster.
+/// Write a model whose weights have eight bits, which a decoder holds in half the memory.
 #[derive(Debug, clap::Args)]
 pub struct Quantize {
     /// Directory of a model in Hugging Face's form, with weights in bf16.
@@ -33,6 +34,9 @@ pub enum QuantizeError {
     /// The output exists.
     #[error("{0:?} exists: name a directory that does not exist yet")]
     Exists(PathBuf),
+    /// The output is inside the model.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
     /// The weights are not bf16.
     #[error("the weights of {0:?} are not all in bf16: eight bits only help a decoder in bf16")]
     Precision(PathBuf),
@@ -64,6 +68,9 @@ impl Quantize {
     }
 }
 
+/// The signature that `model_signing` writes into a model.
+const SIGNATURE: &str = "model.sig";
+
 /// What was quantized.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Quantized {
@@ -73,15 +80,17 @@ pub struct Quantized {
     pub error: f64,
 }
 
-/// Writes the quantized model into a new directory. Files without weights are copied.
+/// Writes the quantized model into a new directory. Files without weights are copied, but for a signature.
 ///
 /// # Errors
-/// The model is not supported, not in bf16 or has weights that are not finite; or the directory exists or cannot be written.
+/// The model is not supported, not in bf16 or has weights that are not finite; or the directory exists, is inside the model or cannot be
+/// written.
 /// Nothing is left in its place then.
 pub fn quantize(model: &Path, output: &Path) -> Result<Quantized, QuantizeError> {
     if fs::symlink_metadata(output).is_ok() {
         return Err(QuantizeError::Exists(output.to_owned()));
     }
+    overlap::check(&[Named::new("DIR", output)], &[Named::new("MODEL", model)])?;
     let opened = open(model)?;
     if opened.precision() != Precision::Bf16 {
         return Err(QuantizeError::Precision(model.to_owned()));
@@ -89,6 +98,8 @@ pub fn quantize(model: &Path, output: &Path) -> Result<Quantized, QuantizeError>
     let config = opened.config;
     let layout = Layout::of(&config);
     let mut files = read_directory(model)?;
+    // It signs the other bytes.
+    files.remove(SIGNATURE);
     let (mut weights, mut difference, mut size) = (0, 0.0_f64, 0.0_f64);
     rewrite(&mut files, |name, values| {
         let mut tensors = layout.tensors().iter();
@@ -158,10 +169,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let [model, once, twice] = ["model", "once", "twice"].map(|name| root.path().join(name));
         in_bf16(&model);
+        fs::write(model.join(SIGNATURE), "of the other bytes").unwrap();
         let Quantized { weights, error } = quantize(&model, &once).unwrap();
         assert!(weights > 0 && error > 0.0 && error < 0.02, "{error}");
         assert!(quantize(&once, &twice).unwrap().error == 0.0);
         assert!(read_directory(&once).unwrap() == read_directory(&twice).unwrap());
+        assert!(!once.join(SIGNATURE).exists());
         let layout = Layout::of(&open(&once).unwrap().config);
         let [before, after] = [&model, &once].map(|path| parameters(&read_directory(path).unwrap(), &layout).unwrap());
         for tensor in layout.tensors() {
@@ -183,6 +196,7 @@ mod tests {
             refused(&trained(), &output)
         );
         assert!(refused(&trained(), root.path()).ends_with("exists: name a directory that does not exist yet"));
+        assert!(refused(&trained(), &trained().join("eight")).contains("is inside MODEL"));
         assert!(refused(&root.path().join("none"), &output).contains("none"));
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }
