@@ -170,23 +170,7 @@ impl Generation {
     /// # Errors
     /// [`ConfigError`] if it is missing or malformed.
     pub fn regex(&self) -> Result<Option<Regex>, ConfigError> {
-        let (AnswerForm::Regex, pattern) = (self.answer, self.pattern.as_deref()) else { return Ok(None) };
-        let refuse = |value: String, right: &str| ConfigError::Data {
-            field: "evaluation.pattern".to_owned(),
-            value,
-            right: right.to_owned(),
-        };
-        let Some(pattern) = pattern else {
-            let right = "write a regular expression, because evaluation.answer is regex";
-            return Err(refuse("null".to_owned(), right));
-        };
-        let compiled = RegexBuilder::new(pattern).size_limit(MAX_REGEX).build();
-        compiled.map(Some).map_err(|_| {
-            refuse(
-                format!("{pattern:?}"),
-                "write a regular expression without look-around, such as \"answer is (-?[0-9]+)\"",
-            )
-        })
+        regex("evaluation", self.answer, self.pattern.as_deref())
     }
 
     /// Returns the settings that decide the outcome of a problem; those of others, such as the size of batches, have one value.
@@ -197,15 +181,46 @@ impl Generation {
 
     /// Checks the settings that depend on each other.
     fn check(&self) -> Result<(), ConfigError> {
-        if self.answer == AnswerForm::After && self.after.is_none() {
-            return Err(ConfigError::Data {
-                field: "evaluation.after".to_owned(),
-                value: "null".to_owned(),
-                right: "write the text before an answer, because evaluation.answer is after".to_owned(),
-            });
-        }
-        self.regex().map(drop)
+        check_answer("evaluation", self.answer, self.after.as_deref(), self.pattern.as_deref())
     }
+}
+
+/// Returns the regular expression of [`AnswerForm::Regex`]; `None` for other forms. `section` is the key of the settings.
+///
+/// # Errors
+/// [`ConfigError`] if it is missing or malformed.
+pub(crate) fn regex(section: &str, answer: AnswerForm, pattern: Option<&str>) -> Result<Option<Regex>, ConfigError> {
+    let (AnswerForm::Regex, pattern) = (answer, pattern) else { return Ok(None) };
+    let refuse = |value: String, right: String| ConfigError::Data { field: format!("{section}.pattern"), value, right };
+    let Some(pattern) = pattern else {
+        let right = format!("write a regular expression, because {section}.answer is regex");
+        return Err(refuse("null".to_owned(), right));
+    };
+    let compiled = RegexBuilder::new(pattern).size_limit(MAX_REGEX).build();
+    compiled.map(Some).map_err(|_| {
+        let right = "write a regular expression without look-around, such as \"answer is (-?[0-9]+)\"";
+        refuse(format!("{pattern:?}"), right.to_owned())
+    })
+}
+
+/// Checks the settings that say where an answer is. `section` is their key.
+///
+/// # Errors
+/// [`ConfigError`] names the key and what to write instead.
+pub(crate) fn check_answer(
+    section: &str,
+    answer: AnswerForm,
+    after: Option<&str>,
+    pattern: Option<&str>,
+) -> Result<(), ConfigError> {
+    if answer == AnswerForm::After && after.is_none() {
+        return Err(ConfigError::Data {
+            field: format!("{section}.after"),
+            value: "null".to_owned(),
+            right: format!("write the text before an answer, because {section}.answer is after"),
+        });
+    }
+    regex(section, answer, pattern).map(drop)
 }
 
 /// How a problem becomes a prompt.

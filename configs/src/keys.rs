@@ -20,6 +20,9 @@ const PROJECTIONS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj", "gate_pro
 /// The metrics that are measured where something asks for them.
 const ON_DEMAND: &[&str] = &["token_f1", "bleu", "perplexity"];
 
+/// Where an answer is in a text.
+const ANSWERS: &[&str] = &["marked", "last_number", "after", "regex", "choice", "whole"];
+
 /// The keys of a training run. A test compares them with `training/base.yaml` and with the typed settings.
 pub(crate) const TRAINING: &[Key] = &[
     key("model.hidden_size", Rule::Whole { min: 8, max: 8192 }),
@@ -89,7 +92,7 @@ pub(crate) const TRAINING: &[Key] = &[
     key("training.spike_action", Rule::Choice(&["ignore", "count", "skip"])),
     key("training.spike_threshold", Rule::Above { above: 1.0, most: 1e6 }),
     key("training.spike_window", Rule::Whole { min: 8, max: 4096 }),
-    key("training.method", Rule::Choice(&["sft", "dpo", "lora", "none"])),
+    key("training.method", Rule::Choice(&["sft", "dpo", "grpo", "lora", "none"])),
     key("training.lora.rank", Rule::Whole { min: 1, max: 1024 }),
     key("training.lora.alpha", Rule::Above { above: 0.0, most: 65_536.0 }),
     key("training.lora.dropout", Rule::From { min: 0.0, below: 1.0 }),
@@ -97,6 +100,20 @@ pub(crate) const TRAINING: &[Key] = &[
     key("training.dpo.beta", Rule::Above { above: 0.0, most: 100.0 }),
     key("training.dpo.label_smoothing", Rule::From { min: 0.0, below: 0.5 }),
     key("training.dpo.lora", Rule::Flag),
+    key("training.grpo.group", Rule::Whole { min: 2, max: 1024 }),
+    key("training.grpo.max_new_tokens", Rule::Whole { min: 1, max: 131_072 }),
+    key("training.grpo.lora", Rule::Flag),
+    key("training.grpo.reward.version", Rule::Whole { min: 1, max: 1 }),
+    key("training.grpo.reward.answer", Rule::Choice(ANSWERS)),
+    key("training.grpo.reward.after", Rule::TextOrNull { max: 64, null: "no marker" }),
+    key("training.grpo.reward.pattern", Rule::TextOrNull { max: 512, null: "no regular expression" }),
+    key("training.grpo.reward.choices", Rule::Whole { min: 2, max: 26 }),
+    key("training.grpo.reward.reference", Rule::Choice(&["same", "whole"])),
+    key("training.grpo.reward.compare", Rule::Choice(&["exact", "numeric", "set"])),
+    key("training.grpo.reward.tolerance", Rule::From { min: 0.0, below: 1e12 }),
+    key("training.grpo.reward.correct", Rule::From { min: 0.0, below: 1e6 }),
+    key("training.grpo.reward.format", Rule::From { min: 0.0, below: 1e6 }),
+    key("training.grpo.reward.steps", Rule::From { min: 0.0, below: 1e6 }),
     key("data.format", Rule::Choice(&["auto", "jsonl", "csv", "parquet", "text"])),
     key("data.fields.prompt", Rule::Text { max: 200 }),
     key("data.fields.response", Rule::Text { max: 200 }),
@@ -115,7 +132,7 @@ pub(crate) const EVALUATION: &[Key] = &[
     key("evaluation.batch_size", Rule::Whole { min: 1, max: 65_536 }),
     key("evaluation.max_new_tokens", Rule::Whole { min: 1, max: 131_072 }),
     key("evaluation.prompt", Rule::Choice(&["auto", "plain", "chat"])),
-    key("evaluation.answer", Rule::Choice(&["marked", "last_number", "after", "regex", "choice", "whole"])),
+    key("evaluation.answer", Rule::Choice(ANSWERS)),
     key("evaluation.after", Rule::TextOrNull { max: 64, null: "no marker" }),
     key("evaluation.pattern", Rule::TextOrNull { max: 512, null: "no regular expression" }),
     key("evaluation.choices", Rule::Whole { min: 2, max: 26 }),

@@ -12,6 +12,7 @@ mod keys;
 mod layers;
 mod preferences;
 mod resolved;
+mod rewards;
 mod rule;
 mod training;
 
@@ -27,6 +28,7 @@ pub use evaluation::{
 };
 pub use preferences::DpoSettings;
 pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
+pub use rewards::{GrpoSettings, RewardSettings};
 pub use rule::Rule;
 pub use training::{
     DataFields, DataFormat, DataSettings, Device, Dtype, Format, HEAD_WIDTHS, LoraSettings, Loss, Metadata, Method,

@@ -22,6 +22,7 @@ impl Optimization {
         match self.method {
             Method::Lora => true,
             Method::Dpo => self.dpo.lora,
+            Method::Grpo => self.grpo.lora,
             Method::Sft | Method::None => false,
         }
     }
@@ -42,6 +43,7 @@ impl Training {
             Method::Sft => return Ok(()),
             Method::Lora => "lora",
             Method::Dpo => "dpo",
+            Method::Grpo => "grpo",
             Method::None => "none",
         };
         if given {

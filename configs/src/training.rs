@@ -3,12 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ConfigError, Data, DpoSettings, Resolved, VALIDATION, data,
+    ConfigError, Data, DpoSettings, GrpoSettings, Resolved, VALIDATION, data,
     error::nearest,
     keys,
     layers::{Layers, recheck},
     preferences,
     resolved::Spec,
+    rewards,
 };
 
 /// The templates by name.
@@ -91,10 +92,12 @@ pub struct ModelShape {
 pub struct Optimization {
     /// What is trained.
     pub method: Method,
-    /// The adapters of [`Method::Lora`], and of [`Method::Dpo`] with [`DpoSettings::lora`].
+    /// The adapters of [`Method::Lora`], and of [`Method::Dpo`] and [`Method::Grpo`] with `lora`.
     pub lora: LoraSettings,
     /// The objective of [`Method::Dpo`].
     pub dpo: DpoSettings,
+    /// The objective of [`Method::Grpo`].
+    pub grpo: GrpoSettings,
     /// Number of optimizer steps of the schedule.
     pub max_steps: u64,
     /// Number of epochs of the schedule. Replaces `max_steps`.
@@ -187,6 +190,8 @@ pub enum Method {
     Lora,
     /// As `Sft` or `Lora`, on preferences: direct preference optimization (Rafailov et al. 2023).
     Dpo,
+    /// As `Sft` or `Lora`, by the rewards of sampled answers: group relative policy optimization (Shao et al. 2024).
+    Grpo,
     /// Nothing: the resulting model is the base.
     None,
 }
@@ -415,6 +420,7 @@ impl Spec for Training {
             return conflict("model.num_attention_heads", heads as u64, right);
         }
         preferences::check(self)?;
+        rewards::check(self)?;
         // With epochs, the trainer knows the steps only after it has read the data, and checks them then.
         if training.warmup_steps > training.max_steps && training.max_epochs.is_none() {
             let right = format!("write at most training.max_steps ({})", training.max_steps);

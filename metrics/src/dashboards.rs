@@ -21,8 +21,9 @@ use crate::{
     query::RATE_INTERVAL,
     server::{self, LATENCY, LATENCY_BUDGET, LATENCY_TARGET, MODEL_INFO, RESPONSES, SESSIONS},
     trainer::{
-        self, DAMAGED, DATA_DURATION, FLOPS, GRADIENT_NORM, LEARNING_RATE, LOSS, PREFERENCE_ACCURACY, REWARD_MARGIN,
-        SPIKES, STEP, STEP_DURATION, STEPS, TARGET, TOKENS, VAL_LOSS,
+        self, ANSWER_ACCURACY, ANSWER_TOKENS, DAMAGED, DATA_DURATION, ENTROPY, FLOPS, GRADIENT_NORM, LEARNING_RATE, LOSS,
+        PREFERENCE_ACCURACY, REWARD, REWARD_DEVIATION, REWARD_MARGIN, SOLVED_PROMPTS, SPIKES, STEP, STEP_DURATION, STEPS, TARGET, TOKENS,
+        TRUNCATED_ANSWERS, VAL_LOSS,
     },
 };
 
@@ -219,14 +220,40 @@ fn runs() -> Dashboard {
                         .by(&LEARNING_RATE.value(&chosen), &HERE)
                         .when_empty("no trainer"),
                     Panel::new(Lines, Plain, "Reward margin", "With DPO: by how much more the model prefers the chosen response than the reference model does.")
-                        .by(&REWARD_MARGIN.value(&chosen), &HERE)
+                        .by(&REWARD_MARGIN.value(&chosen).known(), &HERE)
                         .when_empty("no DPO"),
                     Panel::new(Lines, Share, "Preference accuracy", "With DPO: share of the pairs whose reward margin is positive.")
-                        .by(&PREFERENCE_ACCURACY.value(&chosen), &HERE)
+                        .by(&PREFERENCE_ACCURACY.value(&chosen).known(), &HERE)
                         .when_empty("no DPO"),
                     Panel::new(Lines, PerSecond, "Spikes", "Steps per second with a spike of the loss or gradient norm.")
                         .by(&SPIKES.rate(&chosen, RATE_INTERVAL), &HERE)
                         .when_empty("no trainer"),
+                ],
+            ),
+            (
+                "Rewards",
+                vec![
+                    Panel::new(Lines, Plain, "Reward", "With GRPO: mean reward of the answers that the latest step sampled.")
+                        .by(&REWARD.value(&chosen).known(), &HERE)
+                        .when_empty("no GRPO"),
+                    Panel::new(Lines, Plain, "Reward deviation", "With GRPO: standard deviation of the rewards of answers to the same prompt. At 0 nothing is learned.")
+                        .by(&REWARD_DEVIATION.value(&chosen).known(), &HERE)
+                        .when_empty("no GRPO"),
+                    Panel::new(Lines, Share, "Right answers", "With GRPO: share of the sampled answers that are right.")
+                        .by(&ANSWER_ACCURACY.value(&chosen).known(), &HERE)
+                        .when_empty("no GRPO"),
+                    Panel::new(Lines, Share, "Solved prompts", "With GRPO: share of the prompts with a right answer among those sampled.")
+                        .by(&SOLVED_PROMPTS.value(&chosen).known(), &HERE)
+                        .when_empty("no GRPO"),
+                    Panel::new(Lines, Plain, "Entropy", "With GRPO: estimated entropy per sampled token, in nats. It falls as the answers become alike.")
+                        .by(&ENTROPY.value(&chosen).known(), &HERE)
+                        .when_empty("no GRPO"),
+                    Panel::new(Lines, Plain, "Answer length", "With GRPO: mean number of tokens of a sampled answer.")
+                        .by(&ANSWER_TOKENS.value(&chosen).known(), &HERE)
+                        .when_empty("no GRPO"),
+                    Panel::new(Lines, Share, "Truncated answers", "With GRPO: share of the sampled answers that were cut off, of which nothing is learned.")
+                        .by(&TRUNCATED_ANSWERS.value(&chosen).known(), &HERE)
+                        .when_empty("no GRPO"),
                 ],
             ),
             (

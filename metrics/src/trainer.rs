@@ -30,6 +30,21 @@ metrics! {
         "Mean reward of the chosen minus that of the rejected responses of the latest step; NaN unless preferences are trained.");
     PREFERENCE_ACCURACY = Gauge("codex_ml_training_preference_accuracy", Number, [],
         "Share of the latest step's pairs whose chosen response has the higher reward; NaN unless preferences are trained.");
+    REWARD = Gauge("codex_ml_training_reward", Number, [],
+        "Mean reward of the latest step's sampled answers; NaN unless rewards are learned from.");
+    REWARD_DEVIATION = Gauge("codex_ml_training_reward_deviation", Number, [],
+        "Mean over the latest step's prompts of the standard deviation of their answers' rewards; NaN unless rewards are learned from.")
+        .more("Nothing is learned once it is 0: all answers to a prompt earn the same.");
+    ANSWER_ACCURACY = Gauge("codex_ml_training_answer_accuracy", Ratio, [],
+        "Share of the latest step's sampled answers that are right; NaN unless rewards are learned from.");
+    SOLVED_PROMPTS = Gauge("codex_ml_training_solved_prompts", Ratio, [],
+        "Share of the latest step's prompts with a right answer among those sampled (pass@k); NaN unless rewards are learned from.");
+    ENTROPY = Gauge("codex_ml_training_entropy", Nats, [],
+        "Estimated entropy per sampled token of the latest step, in nats; NaN unless rewards are learned from.");
+    ANSWER_TOKENS = Gauge("codex_ml_training_answer_tokens", Count, [],
+        "Mean number of tokens of the latest step's sampled answers; NaN unless rewards are learned from.");
+    TRUNCATED_ANSWERS = Gauge("codex_ml_training_truncated_answers", Ratio, [],
+        "Share of the latest step's sampled answers that were cut off; NaN unless rewards are learned from.");
     LEARNING_RATE = Gauge("codex_ml_training_learning_rate", Number, [],
         "Learning rate of the latest step.");
     GRADIENT_NORM = Gauge("codex_ml_training_gradient_norm", Number, [],

@@ -41,6 +41,6 @@ pub use model::{
 };
 pub use optim::{AdamW, Rates};
 pub use packed::{Packed, Target};
-pub use sampling::{LogProbabilities, Sampler, Sampling, SamplingError};
+pub use sampling::{LogProbabilities, Sampler, Sampling, SamplingError, surprise};
 pub use settings::{Backend, Device, Precision, Settings};
 pub use state::EngineState;

@@ -3,7 +3,7 @@
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-use super::decoder::most_likely;
+use super::{cpu, decoder::most_likely};
 
 /// How tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -114,6 +114,15 @@ impl Sampler {
         }
         chosen
     }
+}
+
+/// Returns −ln of the probability that `logits` give to a token, in nats. With the kernels it is to the bit the loss that
+/// [`Engine::loss`](crate::Engine::loss) has for this token after the same ones, in the same precision.
+///
+/// # Panics
+/// `token` is not one of the logits.
+pub fn surprise(logits: &[f32], token: u32) -> f64 {
+    cpu::surprise(logits, token)
 }
 
 /// The natural logarithms of probabilities that the model gives to tokens, before temperature and other settings.

@@ -103,7 +103,7 @@ pub enum EvaluateError {
         /// The line, counted from 1.
         line: usize,
         /// What the configuration takes for an answer.
-        wanted: &'static str,
+        wanted: String,
     },
     /// A problem that stands there twice.
     #[error("{file}:{line}: the prompt of line {first} again: every problem counts once, so remove one of the two")]

@@ -6,10 +6,10 @@ use codex_configs::{BASELINE, Data, Evaluation, PROBLEMS, REFERENCE, benchmark_f
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::DataFile;
 
-use super::{EvaluateError, answer::Answers, baseline::Baseline, outcomes::Outcomes};
+use super::{EvaluateError, baseline::Baseline, outcomes::Outcomes};
 use crate::{
     atomic_fs,
-    tasks::{Record, Split, Task, materialise, parse_free_records, parse_records},
+    tasks::{Answers, Record, Split, Task, materialise, parse_free_records, parse_records},
 };
 
 /// What a model is asked, and what it is compared with.

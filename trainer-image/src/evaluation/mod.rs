@@ -5,7 +5,6 @@
 //! On a laptop it composes a preset, and judges by `--gate` with the controller's own code.
 
 pub(crate) mod again;
-mod answer;
 mod baseline;
 pub(crate) mod bleu;
 mod compare;

@@ -10,8 +10,8 @@ use codex_verdict::{BleuCounts, Likelihood, Measurement, Metric, Resampling, cor
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{answer::Answers, bleu, token_f1::token_f1};
-use crate::tasks::{Record, steps};
+use super::{bleu, token_f1::token_f1};
+use crate::tasks::{Answers, Record, steps, steps_in_order};
 
 /// One scored problem: a line of `records.ndjson`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -69,7 +69,7 @@ impl Scored {
             reference: record.response.clone(),
             correct: is_right(&answer),
             steps: reference.len(),
-            steps_found: in_order(&reference, &written),
+            steps_found: steps_in_order(&reference, &written),
             baseline_correct: baseline.map(|text| is_right(&answers.of_response(text))),
             answer,
             expected,
@@ -106,20 +106,6 @@ impl Scored {
             Metric::Bleu | Metric::Perplexity => None,
         }
     }
-}
-
-/// Returns the length of the longest common subsequence: how many steps of `reference` are in `written`, in order.
-fn in_order(reference: &[&str], written: &[&str]) -> usize {
-    let mut found = vec![0; reference.len() + 1];
-    for step in written {
-        let mut diagonal = 0;
-        for (index, wanted) in reference.iter().enumerate() {
-            let above = found[index + 1];
-            found[index + 1] = if wanted == step { diagonal + 1 } else { above.max(found[index]) };
-            diagonal = above;
-        }
-    }
-    found[reference.len()]
 }
 
 /// Measures every metric that these problems allow.

@@ -20,7 +20,6 @@ use indicatif::ProgressBar;
 
 use super::{
     EvaluateError,
-    answer::Answers,
     baseline,
     inputs::{Inputs, Problem},
     outputs::{Results, write},
@@ -32,6 +31,7 @@ use crate::{
     hub::SIGNATURE,
     model::{GenerateError, Generator, check_size, is_kept},
     reporting::Reporter,
+    tasks::Answers,
     training::memory_limit,
 };
 

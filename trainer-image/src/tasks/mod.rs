@@ -4,6 +4,7 @@
 //! `(task, seed, index)` names a training record: the same three give the same bytes on every machine, in constant time. A
 //! [`Key`] decides what is held out, never a seed.
 
+mod answers;
 mod calculation;
 mod data_file;
 mod key;
@@ -20,6 +21,7 @@ mod word_problems;
 #[cfg(test)]
 mod tests;
 
+pub use answers::Answers;
 pub use calculation::Calculation;
 pub use data_file::{materialise, training_lines};
 pub use key::{HELD_OUT_SHARE, Key, Split};
@@ -31,7 +33,8 @@ pub use prepare::PrepareData;
 pub use problem::Problem;
 pub(crate) use record::json_lines;
 pub use record::{
-    Difficulty, END, Record, RecordError, answer, last_number, parse_free_records, parse_records, steps, write_records,
+    Difficulty, END, Record, RecordError, answer, last_number, parse_free_records, parse_records, steps, steps_in_order,
+    write_records,
 };
 pub use task::{Problems, Task, TaskError};
 pub use word_problems::{Story, WordProblem};

@@ -159,6 +159,20 @@ pub fn steps(response: &str) -> Vec<&str> {
     steps
 }
 
+/// Returns the length of the longest common subsequence: how many steps of `reference` are in `written`, in order.
+pub fn steps_in_order(reference: &[&str], written: &[&str]) -> usize {
+    let mut found = vec![0; reference.len() + 1];
+    for step in written {
+        let mut diagonal = 0;
+        for (index, wanted) in reference.iter().enumerate() {
+            let above = found[index + 1];
+            found[index + 1] = if wanted == step { diagonal + 1 } else { above.max(found[index]) };
+            diagonal = above;
+        }
+    }
+    found[reference.len()]
+}
+
 /// Returns the answer of a response: the text between its last `#` and the `$` that ends it. `None` if either is missing or the
 /// answer is empty.
 pub fn answer(response: &str) -> Option<&str> {

@@ -52,6 +52,14 @@ fn cross_entropy(logits: &mut [f32], vocabulary: usize, targets: &[Target], tota
     rows.map(|(logit, (top, sum))| f64::from(*top - logit) + f64::from(*sum).ln()).collect()
 }
 
+/// Returns −ln softmax(logits)[id], to the bit as training computes it.
+pub(crate) fn surprise(logits: &[f32], id: u32) -> f64 {
+    let mut row = scratch::<f32>(logits.len());
+    row.copy_from_slice(logits);
+    let mut totals = [(0.0, 0.0)];
+    cross_entropy(&mut row, logits.len(), &[Target { row: 0, id }], &mut totals).into_iter().sum()
+}
+
 fn gather(x: &[f32], width: usize, targets: &[Target], rows: &mut [f32]) {
     for (row, target) in rows.chunks_exact_mut(width).zip(targets) {
         row.copy_from_slice(&x[target.row * width..][..width]);

@@ -113,8 +113,14 @@ fn position(leaves: &[(String, &Value)]) -> (Option<u64>, bool) {
 
 /// Keys of another training: in another order some records would be seen twice and others never; other methods, ranks and targets
 /// train other tensors.
-const OTHER_TRAINING: [&str; 5] =
-    ["training.dpo.lora", "training.lora.rank", "training.lora.targets", "training.method", "training.shuffle"];
+const OTHER_TRAINING: [&str; 6] = [
+    "training.dpo.lora",
+    "training.grpo.lora",
+    "training.lora.rank",
+    "training.lora.targets",
+    "training.method",
+    "training.shuffle",
+];
 
 /// Returns the effect of a changed key on a run that resumes.
 fn effect_of(key: &str) -> Effect {

@@ -173,6 +173,18 @@ impl Dataset {
         Ok(texts?.join("\nrejected: "))
     }
 
+    /// Returns the tokens before the last response of a record, and the text of that response.
+    ///
+    /// # Errors
+    /// When the tokenizer rejects the ids.
+    pub(crate) fn question(&self, address: Address, tokenizer: &Tokenizer) -> Result<(Vec<u32>, String), TokenizerError> {
+        let Address { source, record } = address;
+        let Some((ids, mask)) = self.sources[source].record(record).next() else { return Ok((Vec::new(), String::new())) };
+        let end = mask.iter().rposition(|target| *target).map_or(0, |last| last + 1);
+        let start = mask[..end].iter().rposition(|target| !*target).map_or(0, |before| before + 1);
+        Ok((ids[..start].to_vec(), tokenizer.decode(&ids[start..end])?))
+    }
+
     /// Lists addresses as `name[record]`, with records counted from 1; only the first few of many.
     pub(crate) fn describe(&self, addresses: &[Address]) -> String {
         let names: Vec<String> =

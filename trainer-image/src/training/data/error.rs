@@ -114,6 +114,14 @@ pub enum DataError {
         /// Number of the record, counted from 1.
         record: usize,
     },
+    /// A record has nothing that rewards could be computed from.
+    #[error("data {record}: {why}")]
+    Unrewarded {
+        /// The record as `name[number]`, counted from 1.
+        record: String,
+        /// What is wrong.
+        why: String,
+    },
     /// The data has fewer records than a batch.
     #[error(
         "training.batch_size is {batch}, but the data has {}: use at most {records}", counted(*records as u64, "record")
@@ -145,6 +153,7 @@ impl DataError {
             | Self::Answerless { .. }
             | Self::TooLong { .. }
             | Self::NoTarget { .. }
+            | Self::Unrewarded { .. }
             | Self::Batch { .. } => FailureClass::INVALID_DATA,
             Self::Interrupted => FailureClass::INTERRUPTED,
         }

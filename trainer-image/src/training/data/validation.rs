@@ -188,7 +188,7 @@ impl ValidationSet {
             }
             sum += engine.loss(batch)?;
         }
-        Ok(Some(Measured { loss: sum / self.targets.max(1) as f64, preferences: None }))
+        Ok(Some(Measured { loss: sum / self.targets.max(1) as f64, preferences: None, sampled: None }))
     }
 
     /// Whether prompts are completed.

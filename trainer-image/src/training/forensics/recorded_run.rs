@@ -19,7 +19,7 @@ use crate::{
         checkpoint::{ValidCheckpoint, newest},
         data::{Dataset, ValidationSet},
         records::{Artifacts, LEDGER, LedgerRow, STATES, StateRow, read_rows, read_states},
-        run::{CONFIG, Evaluation, Keep, StepResult, data_digests},
+        run::{CONFIG, Evaluation, Keep, Rollouts, StepResult, data_digests},
         state::{State, engine_settings},
     },
 };
@@ -161,6 +161,14 @@ impl Rerun<'_> {
         Ok(state)
     }
 
+    /// Returns what rollouts need, if the run learns from rewards.
+    ///
+    /// # Errors
+    /// As for training.
+    pub(super) fn rollouts(&self) -> Result<Option<Rollouts<'_>>, TrainError> {
+        self.session().rollouts(&self.model, &self.tokenizer)
+    }
+
     /// Returns what evaluations need, without samples.
     fn evaluation(&self) -> Option<Evaluation<'_>> {
         let validation = self.validation.as_ref()?;
@@ -172,7 +180,7 @@ impl Rerun<'_> {
     /// # Errors
     /// As for training.
     pub(crate) fn step(&self, state: &mut State) -> Result<LedgerRow, TrainError> {
-        let result = self.session().step(state, &self.dataset)?;
+        let result = self.session().step(state, &self.dataset, self.rollouts()?.as_ref())?;
         let Some(StepResult { row, .. }) = result else { return Err(TrainError::Interrupted) };
         if let Some(evaluation) = self.evaluation() {
             self.session().evaluate(state, evaluation)?;

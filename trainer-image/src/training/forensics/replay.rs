@@ -16,7 +16,8 @@ use crate::{
         listing::counted,
         objective::Measured,
         records::LedgerRow,
-        run::{StepBatches, StepData, accumulate, record_loss},
+        data::{Address},
+        run::{StepBatches, StepData, StepRollouts, accumulate, accumulate_rollouts, record_loss},
         schedule::executed_steps,
     },
 };
@@ -55,6 +56,9 @@ pub(crate) struct Replayed {
     pub(crate) reproduced: Option<bool>,
     loss: f64,
     grad_norm: Option<f64>,
+    /// Sampled answers of each record, if rewards are learned from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) rollouts: Vec<ReplayedGroup>,
     /// Records, highest loss first.
     pub(crate) records: Vec<ReplayedRecord>,
     /// Gradient norm of each tensor, highest first; norms that are not finite come before all others.
@@ -74,6 +78,46 @@ pub(crate) struct ReplayedRecord {
     pub(crate) loss: Option<f64>,
 }
 
+/// The answers that were sampled to the prompt of a record.
+#[derive(Debug, Serialize)]
+pub(crate) struct ReplayedGroup {
+    /// `name[number]`, counted from 1.
+    pub(crate) record: String,
+    /// Its answers.
+    pub(crate) answers: Vec<ReplayedAnswer>,
+}
+
+/// A sampled answer.
+#[derive(Debug, Serialize)]
+pub(crate) struct ReplayedAnswer {
+    /// Its text.
+    pub(crate) text: String,
+    /// Its reward.
+    pub(crate) reward: f64,
+    /// Its reward minus the mean of the group.
+    pub(crate) advantage: f64,
+    /// Number of tokens.
+    pub(crate) tokens: usize,
+    /// Whether it was cut off.
+    pub(crate) truncated: bool,
+}
+
+/// Returns the rollouts of a step by record.
+fn groups(rerun: &Rerun, addresses: &[Address], rolled: &StepRollouts) -> Vec<ReplayedGroup> {
+    let groups = addresses.iter().zip(rolled.groups.iter().flatten());
+    let replayed = groups.map(|(address, group)| {
+        let answers = group.answers.iter().zip(group.advantages()).map(|(answer, advantage)| ReplayedAnswer {
+            text: answer.text.clone(),
+            reward: answer.reward.total,
+            advantage,
+            tokens: answer.tokens.len(),
+            truncated: !answer.ended,
+        });
+        ReplayedGroup { record: rerun.dataset.describe(&[*address]), answers: answers.collect() }
+    });
+    replayed.collect()
+}
+
 impl ReplayStep {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
         let run = RecordedRun::open(&self.run)?;
@@ -88,7 +132,7 @@ impl ReplayStep {
     }
 
     fn show(&self, replayed: &Replayed) -> Result<(), FileError> {
-        let Replayed { step, restored, recorded, reproduced, loss, grad_norm, records, tensors } = replayed;
+        let Replayed { step, restored, recorded, reproduced, loss, grad_norm, rollouts, records, tensors } = replayed;
         let number = |number: &Option<f64>| number.map_or_else(|| "not finite".to_owned(), |x| format!("{x:.4}"));
         let from =
             restored.map_or_else(|| "the initial state".to_owned(), |step| format!("the checkpoint of step {step}"));
@@ -104,6 +148,14 @@ impl ReplayStep {
             (Some(false), None) => "an earlier step differs from the ledger of the run".to_owned(),
             (None, _) => "the ledger of the run lacks this step".to_owned(),
         })?;
+        for ReplayedGroup { record, answers } in rollouts.iter().take(self.show) {
+            atomic_fs::say(&format!("\n{} to {record}:", counted(answers.len() as u64, "answer")))?;
+            for ReplayedAnswer { text, reward, advantage, tokens, truncated } in answers {
+                let cut = if *truncated { ", cut off" } else { "" };
+                let tokens = counted(*tokens as u64, "token");
+                atomic_fs::say(&format!("  reward {reward:.3}, advantage {advantage:+.3}, {tokens}{cut}  {text:?}"))?;
+            }
+        }
         atomic_fs::say(&format!("\n{}, highest loss first:", counted(records.len() as u64, "record")))?;
         for ReplayedRecord { record, text, loss, .. } in records.iter().take(self.show) {
             atomic_fs::say(&format!("  {:>10}  {record}  {text}", number(loss)))?;
@@ -163,9 +215,20 @@ pub(crate) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
     // Values that are not finite come first.
     let height = |number: Option<f64>| number.unwrap_or(f64::INFINITY);
     records.sort_by(|a, b| height(b.loss).total_cmp(&height(a.loss)));
+    let rolled = match rerun.rollouts()? {
+        None => None,
+        Some(rollouts) => {
+            let of_step = (state.step, addresses.as_slice());
+            rerun.session().roll_out(&rollouts, state.engine.as_ref(), &rerun.dataset, of_step)?
+        }
+    };
     state.engine.clear_gradients()?;
     let of_step = StepBatches { addresses: &addresses, batches: &batches, targets };
-    let measured = accumulate(state.engine.as_mut(), preferences, &rerun.dataset, of_step, &|| false)?;
+    let measured = match &rolled {
+        None => accumulate(state.engine.as_mut(), preferences, &rerun.dataset, of_step, &|| false)?,
+        Some(rolled) => accumulate_rollouts(state.engine.as_mut(), rolled, &|| false)?,
+    };
+    let rollouts = rolled.map_or_else(Vec::new, |rolled| groups(rerun, &addresses.concat(), &rolled));
     let Measured { loss, .. } = measured.ok_or(TrainError::Interrupted)?;
     let gradients = state.engine.gradients()?;
     let mut tensors: Vec<(String, Option<f64>)> = state
@@ -187,5 +250,5 @@ pub(crate) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
         None => (!agrees).then_some(false),
     };
     let restored = found.map(|found| found.checkpoint.step);
-    Ok(Replayed { step, restored, recorded, reproduced, loss, grad_norm, records, tensors })
+    Ok(Replayed { step, restored, recorded, reproduced, loss, grad_norm, rollouts, records, tensors })
 }

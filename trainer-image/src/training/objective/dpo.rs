@@ -70,7 +70,7 @@ impl Tally {
     pub(crate) fn finish(self) -> Measured {
         let pairs = self.pairs.max(1) as f64;
         let preferences = Preferences { margin: self.margin / pairs, accuracy: self.right as f64 / pairs };
-        Measured { loss: self.loss / pairs, preferences: Some(preferences) }
+        Measured { loss: self.loss / pairs, preferences: Some(preferences), sampled: None }
     }
 }
 
@@ -118,7 +118,7 @@ mod tests {
         for policy in [[-1.0, -3.0], [-4.0, -3.0], [-2.0, -2.0], [-1.0, -2.0]] {
             tally.add(&compare(&settings, policy, [-2.0, -2.0]));
         }
-        let Measured { loss, preferences } = tally.finish();
+        let Measured { loss, preferences, .. } = tally.finish();
         let Preferences { margin, accuracy } = preferences.unwrap();
         assert!((margin - 0.25).abs() < 1e-12 && (accuracy - 0.5).abs() < 1e-12, "{margin} {accuracy}");
         let expected = [1.0_f64, -0.5, 0.0, 0.5].map(|margin| (1.0 + (-margin).exp()).ln());

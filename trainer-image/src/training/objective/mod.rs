@@ -1,21 +1,25 @@
-//! The objective of preferences, and what objectives measure. Calls the engine, and keeps a cache; pure otherwise.
+//! The objectives of preferences and of rewards, and what objectives measure. Calls the engine, and keeps a cache; pure otherwise.
 
 mod dpo;
+mod grpo;
 mod reference;
 
 use codex_configs::DpoSettings;
 use codex_engine::{Engine, EngineError, Packed};
 
 pub(crate) use dpo::{Pair, Preferences, Tally};
+pub(crate) use grpo::{Answer, Group, Rewards, Sampled, learned_tokens, weighted};
 pub(crate) use reference::ReferenceCache;
 
 /// What a step or an evaluation minimizes, measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Measured {
-    /// Mean cross-entropy per target token in nats, or mean loss per pair.
+    /// Mean cross-entropy per target token in nats, or mean loss per pair, or the objective of rewards.
     pub(crate) loss: f64,
     /// Measurements of pairs, if preferences are trained.
     pub(crate) preferences: Option<Preferences>,
+    /// Measurements of sampled answers, if rewards are learned from.
+    pub(crate) sampled: Option<Sampled>,
 }
 
 /// Adds the pairs of a batch, whose sequences are a chosen and a rejected response in turn, to the tally.

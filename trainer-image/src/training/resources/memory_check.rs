@@ -1,6 +1,6 @@
 //! The memory estimate of a configuration and its data, checked against the limit. Reads the memory of this process.
 
-use codex_configs::Optimization;
+use codex_configs::{GrpoSettings, Optimization};
 use codex_engine::{ModelConfig, Precision, Settings};
 
 use super::{
@@ -11,6 +11,7 @@ use super::{
 use crate::training::{
     base::TrainedModel,
     data::{HeldOutLengths, RecordLengths},
+    run::MAX_SLOTS,
     state::engine_settings,
 };
 
@@ -117,10 +118,17 @@ fn estimate_shape(
     resident: (u64, u64),
 ) -> Estimate {
     let config = &model.config;
-    let rows = records.rows(shape.batch);
+    // The rows of a group: its answers, each with the prompt, which is shorter than a record.
+    let grouped = |rewards: &GrpoSettings| {
+        let longest = (records.trained.longest() + rewards.max_new_tokens).min(config.max_position_embeddings);
+        let trained = records.trained.rows(shape.batch) + shape.batch * rewards.max_new_tokens;
+        let trained = rewards.group * trained.min(shape.batch * longest);
+        (trained.max(records.rows(shape.batch)), longest.max(records.longest()))
+    };
+    let (rows, longest) =
+        training.rewards().map_or_else(|| (records.rows(shape.batch), records.longest()), grouped);
     let threads = rayon::current_num_threads();
     let settings = Settings { gradient_checkpointing: shape.checkpointing, ..engine_settings(training) };
-    let longest = records.longest();
     // An adapter that a model cannot have has been refused.
     let adapted = model
         .lora
@@ -136,6 +144,10 @@ fn estimate_shape(
         (if model.lora.is_some() { "frozen weights and activations" } else { "activations" }, activations + batches),
         ("allocator", UNCOUNTED),
     ];
+    if let Some(rewards) = training.rewards() {
+        let answers = (shape.batch * shape.accumulation * rewards.group).min(MAX_SLOTS);
+        parts.push(("sampled answers", generation(model, answers, longest + 1)));
+    }
     if let Some(held_out) = records.held_out.as_ref().filter(|_| training.eval_samples > 0) {
         parts.push(("samples of an evaluation", samples(model, training, held_out.longest() + 1)));
     }
@@ -160,8 +172,14 @@ fn estimate_shape(
 fn samples(model: &TrainedModel, training: &Optimization, longest: usize) -> u64 {
     let config: &ModelConfig = &model.config;
     let positions = (longest + training.eval_max_new_tokens).min(config.max_position_embeddings);
+    generation(model, training.eval_samples, positions)
+}
+
+/// Memory for generating `sequences` sequences of at most `positions` tokens at the same time.
+fn generation(model: &TrainedModel, sequences: usize, positions: usize) -> u64 {
+    let config: &ModelConfig = &model.config;
     let attended = 2 * config.num_hidden_layers * config.hidden_size * positions.next_power_of_two();
-    let floats = config.parameters() + config.vocab_size * config.hidden_size + training.eval_samples * attended;
+    let floats = config.parameters() + config.vocab_size * config.hidden_size + sequences * attended;
     // Adapters are merged into a copy of the base, which is read again.
     let merged = if model.lora.is_some() { config.parameters() } else { 0 };
     ((floats + merged) * size_of::<f32>()) as u64

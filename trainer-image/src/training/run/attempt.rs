@@ -109,6 +109,10 @@ impl Session<'_> {
         let artifacts_directory = self.output.join("artifacts");
         atomic_fs::write(&artifacts_directory.join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
         self.reference(model, &mut dataset, validation.as_mut(), Keep::Yes)?;
+        let rollouts = self.rollouts(model, tokenizer)?;
+        if let Some(rollouts) = &rollouts {
+            self.check_rewards(rollouts, &dataset)?;
+        }
         let mut state = self.restore(model, found.as_ref())?;
         log_memory("state");
         self.check_stop()?;
@@ -161,7 +165,7 @@ impl Session<'_> {
         lock.begin_step(state.step + 1);
         let evaluation =
             validation.as_ref().map(|validation| Evaluation { validation, model, tokenizer: Some(tokenizer) });
-        let ended = self.take_steps(&mut state, &dataset, evaluation, &mut policy, lock, &mut outputs);
+        let ended = self.take_steps(&mut state, (&dataset, rollouts.as_ref()), evaluation, &mut policy, lock, &mut outputs);
         outputs.close();
         let ended = ended.inspect_err(|_| policy.write_remaining_rows(&state));
         log_memory("steps");

@@ -1,4 +1,4 @@
-//! The gradients of a step, and the loss of a record, for either objective. Calls the engine; pure otherwise.
+//! The gradients of a step on given responses, and the loss of a record. Calls the engine; pure otherwise.
 
 use codex_configs::DpoSettings;
 use codex_engine::{Engine, EngineError, Packed};
@@ -45,7 +45,7 @@ pub(crate) fn accumulate(
             }
         }
     }
-    Ok(Some(if preferences.is_some() { tally.finish() } else { Measured { loss, preferences: None } }))
+    Ok(Some(if preferences.is_some() { tally.finish() } else { Measured { loss, preferences: None, sampled: None } }))
 }
 
 /// Returns the loss of one record: its mean cross-entropy per target token, or the loss of its pair.

@@ -35,6 +35,7 @@ impl Session<'_> {
             (Some(base), _) => Ok((TrainedModel::of_base(base, settings)?, base.tokenizer().clone())),
             (None, Method::Lora) => Err(BaseError::None("lora").into()),
             (None, Method::Dpo) => Err(BaseError::None("dpo").into()),
+            (None, Method::Grpo) => Err(BaseError::None("grpo").into()),
             (None, Method::None) => Err(BaseError::None("none").into()),
             (None, Method::Sft) => {
                 let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;

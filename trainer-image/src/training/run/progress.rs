@@ -16,7 +16,7 @@ use crate::{
     terminal,
     training::{
         data::Sample,
-        objective::{Measured, Preferences},
+        objective::{Measured, Preferences, Sampled},
         records::{MetricsLedger, VALIDATION_SPLIT},
     },
 };
@@ -151,6 +151,9 @@ impl<'a> ProgressOutputs<'a> {
                 val_loss = self.val_loss,
                 reward_margin = numbers.preferences.map(|it| it.margin),
                 preference_accuracy = numbers.preferences.map(|it| it.accuracy),
+                reward = numbers.sampled.map(|it| it.reward),
+                answer_accuracy = numbers.sampled.map(|it| it.right),
+                entropy = numbers.sampled.map(|it| it.entropy),
                 "training"
             );
         }
@@ -172,6 +175,7 @@ impl<'a> ProgressOutputs<'a> {
             ("data_wait", speed.data_wait),
         ];
         metrics.extend(rows(numbers.preferences));
+        metrics.extend(numbers.sampled.into_iter().flat_map(Sampled::rows));
         self.write(numbers.step, "train", &metrics);
     }
 
@@ -190,7 +194,7 @@ impl<'a> ProgressOutputs<'a> {
 
     /// Reports the evaluation after `step` steps, which took this long.
     pub(super) fn evaluated(&mut self, step: u64, measured: Measured, samples: &[Sample], took: Duration) {
-        let Measured { loss, preferences } = measured;
+        let Measured { loss, preferences, .. } = measured;
         // The speed counts the time of steps only.
         for sums in &mut self.recent {
             sums.at += took;
@@ -293,6 +297,7 @@ fn line(numbers: &StepNumbers, speed: Speed, memory: Option<u64>, val_loss: Opti
     ];
     parts.extend(memory.map(|bytes| format!("memory {:.0} MiB", bytes as f64 / f64::from(1 << 20))));
     parts.extend(val_loss.map(|loss| format!("val loss {loss:.4}")));
+    parts.extend(numbers.sampled.map(|it| format!("reward {:.3}  right {:.1} %", it.reward, 100.0 * it.right)));
     parts.join("  ") + &suffix(numbers.preferences)
 }
 
@@ -320,6 +325,7 @@ mod tests {
             step: 1,
             loss: 1.0,
             preferences: None,
+            sampled: None,
             gradient_norm: 0.5,
             learning_rate: 0.005,
             tokens: 10,
@@ -334,5 +340,8 @@ mod tests {
         let preferences = Some(Preferences { margin: 0.125, accuracy: 0.75 });
         let told = line(&StepNumbers { preferences, ..numbers }, speed, None, None);
         assert!(told.ends_with("data wait 1.2 %  margin 0.125  preferred 75.0 %"), "{told}");
+        let sampled = Some(Sampled { reward: 0.5, right: 0.375, ..Sampled::default() });
+        let told = line(&StepNumbers { sampled, ..numbers }, speed, None, None);
+        assert!(told.ends_with("data wait 1.2 %  reward 0.500  right 37.5 %"), "{told}");
     }
 }

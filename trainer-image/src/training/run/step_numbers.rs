@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
-use crate::training::objective::Preferences;
+use crate::training::objective::{Preferences, Sampled};
 
 /// Numbers of one step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StepNumbers {
     /// Optimizer steps done, this one included.
     pub(crate) step: u64,
-    /// Mean cross-entropy per target token in nats, or mean loss per pair of responses.
+    /// Mean cross-entropy per target token in nats, or mean loss per pair of responses, or the objective of rewards.
     pub(crate) loss: f64,
     /// Measurements of pairs, if preferences are trained.
     pub(crate) preferences: Option<Preferences>,
+    /// Measurements of sampled answers, if rewards are learned from.
+    pub(crate) sampled: Option<Sampled>,
     /// Norm of the gradient before clipping.
     pub(crate) gradient_norm: f64,
     /// Learning rate of the step.

@@ -8,7 +8,8 @@ use codex_reports::Stage;
 use sha2::Digest as _;
 
 use super::{
-    NumericsError, Outcome, Session, StepBatches, StepNumbers, accumulate, progress::ProgressOutputs, record_loss,
+    NumericsError, Outcome, Rollouts, Session, StepBatches, StepNumbers, accumulate, accumulate_rollouts,
+    progress::ProgressOutputs, record_loss,
 };
 use crate::{
     text::Tokenizer,
@@ -50,16 +51,15 @@ pub(crate) struct StepResult {
     pub(crate) row: LedgerRow,
 }
 
-/// Returns the noise of a batch: a hash of the seed, the steps done and the index of the batch, so that a resumed run has the same
-/// dropout.
-fn noise(seed: u64, done: u64, batch: usize) -> u64 {
+/// Returns a seed that is a hash of these numbers, for this purpose, so that a resumed run draws the same.
+pub(super) fn seed_of(purpose: &[u8], numbers: &[u64]) -> u64 {
     let mut hasher = sha2::Sha256::new();
-    hasher.update(b"codex noise 1\0");
-    for number in [seed, done, batch as u64] {
+    hasher.update(purpose);
+    for number in numbers {
         hasher.update(number.to_le_bytes());
     }
     let digest = hasher.finalize();
-    digest.iter().take(8).fold(0, |noise, byte| noise << 8 | u64::from(*byte))
+    digest.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
 }
 
 /// What an evaluation needs beside the state.
@@ -78,7 +78,7 @@ impl Session<'_> {
     pub(super) fn take_steps(
         &self,
         state: &mut State,
-        dataset: &Dataset,
+        (dataset, rollouts): (&Dataset, Option<&Rollouts>),
         evaluation: Option<Evaluation>,
         policy: &mut CheckpointPolicy,
         lock: &mut RunLock,
@@ -94,7 +94,7 @@ impl Session<'_> {
         }
         while state.step < total && !state.early_stopping.should_stop(settings.early_stop_patience) {
             let began = Instant::now();
-            let result = if (self.stop)() { None } else { self.step(state, dataset)? };
+            let result = if (self.stop)() { None } else { self.step(state, dataset, rollouts)? };
             let Some(StepResult { numbers, row }) = result else { return self.interrupt(state, policy) };
             lock.count_step(state.step + 1);
             if let Some(metrics) = self.metrics.filter(|_| row.spike.is_some()) {
@@ -197,7 +197,7 @@ impl Session<'_> {
         let addresses: Vec<Vec<Address>> = addresses.chunks(training.batch_size).map(<[_]>::to_vec).collect();
         let seed = self.resolved.spec().seed;
         let noisy = |(index, addresses): (usize, &Vec<Address>)| Packed {
-            noise: noise(seed, done, index),
+            noise: seed_of(b"codex noise 1\0", &[seed, done, index as u64]),
             ..dataset.pack(addresses)
         };
         let batches: Vec<Packed> = addresses.iter().enumerate().map(noisy).collect();
@@ -210,20 +210,35 @@ impl Session<'_> {
     ///
     /// # Errors
     /// When the loss or a gradient is not finite, or the engine rejects a batch.
-    pub(crate) fn step(&self, state: &mut State, dataset: &Dataset) -> Result<Option<StepResult>, TrainError> {
+    pub(crate) fn step(
+        &self,
+        state: &mut State,
+        dataset: &Dataset,
+        rollouts: Option<&Rollouts>,
+    ) -> Result<Option<StepResult>, TrainError> {
         let training = &self.resolved.spec().settings.training;
         let began = Instant::now();
         let StepData { first, addresses, batches, targets } = self.data_of(state.step, dataset);
         let data_wait = began.elapsed();
+        let rolled = match rollouts {
+            None => None,
+            Some(rollouts) => {
+                let of_step = (state.step, addresses.as_slice());
+                match self.roll_out(rollouts, state.engine.as_ref(), dataset, of_step)? {
+                    None => return Ok(None),
+                    rolled => rolled,
+                }
+            }
+        };
         let State { step, engine, spikes, measured, early_stopping: _, evaluation_pending: _ } = state;
         engine.clear_gradients()?;
         let preferences = training.preferences();
         let of_step = StepBatches { addresses: &addresses, batches: &batches, targets };
-        let Some(Measured { loss, preferences: compared }) =
-            accumulate(engine.as_mut(), preferences, dataset, of_step, self.stop)?
-        else {
-            return Ok(None);
+        let measured_now = match &rolled {
+            None => accumulate(engine.as_mut(), preferences, dataset, of_step, self.stop)?,
+            Some(rolled) => accumulate_rollouts(engine.as_mut(), rolled, self.stop)?,
         };
+        let Some(Measured { loss, preferences: compared, sampled }) = measured_now else { return Ok(None) };
         let addresses = addresses.concat();
         if !loss.is_finite() {
             // Name the records whose own loss is not finite, or all of them if each alone is finite.
@@ -286,12 +301,17 @@ impl Session<'_> {
             spike: spike.map(|spike| spike.what.to_owned()),
             skipped,
         };
-        let tokens = batches.iter().map(|batch| batch.tokens.len()).sum();
-        let flops = batches.iter().map(|batch| engine.flops(batch)).sum();
+        let learned: Vec<&Packed> = match &rolled {
+            None => batches.iter().collect(),
+            Some(rolled) => rolled.batches.iter().map(|(batch, _)| batch).collect(),
+        };
+        let tokens = learned.iter().map(|batch| batch.tokens.len()).sum();
+        let flops = learned.iter().map(|batch| engine.flops(batch)).sum();
         let numbers = StepNumbers {
             step: *step,
             loss,
             preferences: compared,
+            sampled,
             gradient_norm: grad_norm,
             learning_rate: rate,
             tokens,

@@ -23,6 +23,13 @@ pub struct TrainerMetrics {
     val_loss: Gauge,
     reward_margin: Gauge,
     preference_accuracy: Gauge,
+    reward: Gauge,
+    reward_deviation: Gauge,
+    answer_accuracy: Gauge,
+    solved: Gauge,
+    entropy: Gauge,
+    answer_tokens: Gauge,
+    truncated: Gauge,
     learning_rate: Gauge,
     gradient_norm: Gauge,
     duration: Histogram,
@@ -49,13 +56,30 @@ impl TrainerMetrics {
             val_loss: contract::VAL_LOSS.float(&registry)?,
             reward_margin: contract::REWARD_MARGIN.float(&registry)?,
             preference_accuracy: contract::PREFERENCE_ACCURACY.float(&registry)?,
+            reward: contract::REWARD.float(&registry)?,
+            reward_deviation: contract::REWARD_DEVIATION.float(&registry)?,
+            answer_accuracy: contract::ANSWER_ACCURACY.float(&registry)?,
+            solved: contract::SOLVED_PROMPTS.float(&registry)?,
+            entropy: contract::ENTROPY.float(&registry)?,
+            answer_tokens: contract::ANSWER_TOKENS.float(&registry)?,
+            truncated: contract::TRUNCATED_ANSWERS.float(&registry)?,
             learning_rate: contract::LEARNING_RATE.float(&registry)?,
             gradient_norm: contract::GRADIENT_NORM.float(&registry)?,
             duration: contract::STEP_DURATION.single(&registry)?,
             data: contract::DATA_DURATION.single(&registry)?,
             registry,
         };
-        for unmeasured in [&metrics.val_loss, &metrics.reward_margin, &metrics.preference_accuracy] {
+        let of_pairs = [&metrics.reward_margin, &metrics.preference_accuracy];
+        let of_answers = [
+            &metrics.reward,
+            &metrics.reward_deviation,
+            &metrics.answer_accuracy,
+            &metrics.solved,
+            &metrics.entropy,
+            &metrics.answer_tokens,
+            &metrics.truncated,
+        ];
+        for unmeasured in [&metrics.val_loss].into_iter().chain(of_pairs).chain(of_answers) {
             unmeasured.set(f64::NAN);
         }
         Ok(metrics)
@@ -92,6 +116,15 @@ impl TrainerMetrics {
             self.reward_margin.set(preferences.margin);
             self.preference_accuracy.set(preferences.accuracy);
         }
+        if let Some(sampled) = numbers.sampled {
+            self.reward.set(sampled.reward);
+            self.reward_deviation.set(sampled.deviation);
+            self.answer_accuracy.set(sampled.right);
+            self.solved.set(sampled.solved);
+            self.entropy.set(sampled.entropy);
+            self.answer_tokens.set(sampled.length);
+            self.truncated.set(sampled.truncated);
+        }
         self.learning_rate.set(numbers.learning_rate);
         self.gradient_norm.set(numbers.gradient_norm);
         self.duration.observe(took.as_secs_f64());
@@ -119,7 +152,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::training::objective::Preferences;
+    use crate::training::objective::{Preferences, Sampled};
 
     #[test]
     fn the_exposition_is_that_of_the_contract() {
@@ -138,6 +171,7 @@ mod tests {
             step: 3,
             loss: 1.25,
             preferences: Some(Preferences { margin: 0.5, accuracy: 0.875 }),
+            sampled: Some(Sampled { reward: 0.75, entropy: 1.5, ..Sampled::default() }),
             gradient_norm: 0.5,
             learning_rate: 0.005,
             tokens: 100,
@@ -160,6 +194,8 @@ mod tests {
             "codex_ml_training_loss 1.25",
             "codex_ml_training_reward_margin 0.5",
             "codex_ml_training_preference_accuracy 0.875",
+            "codex_ml_training_reward 0.75",
+            "codex_ml_training_entropy 1.5",
             "codex_ml_training_val_loss 0.75",
             "codex_ml_training_duration_seconds_bucket{le=\"0.025\"} 1",
             "codex_ml_training_duration_seconds_bucket{le=\"0.01\"} 0",

@@ -9,3 +9,4 @@ mod kills;
 mod numerics;
 mod preferences;
 mod resume;
+mod rewards;

@@ -63,7 +63,7 @@ fn a_loss_that_is_not_finite_ends_the_run_with_its_records() {
     state.engine.import(&broken).unwrap();
     let reporter = Reporter::<TrainingState>::nowhere();
     let session = Session::new(&run, &[], output.path(), &reporter, &|| false);
-    let error = session.step(&mut state, &dataset).err().unwrap();
+    let error = session.step(&mut state, &dataset, None).err().unwrap();
     let TrainError::Numerics(NumericsError { what, tensor, step: 1, records }) = &error else { panic!("{error}") };
     assert_eq!((what.as_str(), tensor.as_deref()), ("the loss", Some("parameters/model.norm.weight")));
     assert!(error.to_string().starts_with("the loss of step 1 is not finite, nor is parameters/model.norm.weight: "));

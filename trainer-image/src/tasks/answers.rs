@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use codex_configs::{AnswerForm, Compare, ConfigError, Generation, ReferenceForm};
+use codex_configs::{AnswerForm, Compare, ConfigError, Generation, ReferenceForm, RewardSettings};
 use regex::Regex;
 
-use crate::tasks::{answer, last_number};
+use super::{answer, last_number};
 
 /// How far floats may stray through rounding, relative to the numbers.
 const ROUNDING: f64 = 1e-12;
@@ -13,6 +13,8 @@ const ROUNDING: f64 = 1e-12;
 /// Finds and compares answers as the settings of an evaluation say.
 #[derive(Clone, Debug)]
 pub struct Answers {
+    /// The key of the settings, which errors name.
+    section: &'static str,
     form: AnswerForm,
     reference: ReferenceForm,
     compare: Compare,
@@ -29,6 +31,24 @@ impl Answers {
     /// The regular expression is missing or malformed.
     pub fn of(settings: &Generation) -> Result<Self, ConfigError> {
         Ok(Self {
+            section: "evaluation",
+            form: settings.answer,
+            reference: settings.reference,
+            compare: settings.compare,
+            tolerance: settings.tolerance,
+            after: settings.after.clone().unwrap_or_default(),
+            choices: settings.choices,
+            pattern: settings.regex()?,
+        })
+    }
+
+    /// Returns how the answers are found and compared that a run rewards.
+    ///
+    /// # Errors
+    /// The regular expression is missing or malformed.
+    pub fn of_rewards(settings: &RewardSettings) -> Result<Self, ConfigError> {
+        Ok(Self {
+            section: "training.grpo.reward",
             form: settings.answer,
             reference: settings.reference,
             compare: settings.compare,
@@ -53,28 +73,28 @@ impl Answers {
     ///
     /// # Errors
     /// What the reference needs, as a sentence continues after "the response has no answer: ".
-    pub fn of_reference(&self, response: &str) -> Result<String, &'static str> {
+    pub fn of_reference(&self, response: &str) -> Result<String, String> {
+        let section = self.section;
         let found = match self.reference {
             ReferenceForm::Same => self.find(response),
             ReferenceForm::Whole => filled(response),
         };
-        let found = found.ok_or(match (self.reference, self.form) {
-            (ReferenceForm::Whole, _) | (_, AnswerForm::Whole) => "it is empty",
-            (_, AnswerForm::Marked) => "end it in #answer$",
-            (_, AnswerForm::LastNumber) => "it needs a number, because evaluation.answer is last_number",
-            (_, AnswerForm::After) => {
-                "it needs text after evaluation.after; if it is the answer itself, set evaluation.reference to whole"
+        let itself = format!("if it is the answer itself, set {section}.reference to whole");
+        let found = found.ok_or_else(|| match (self.reference, self.form) {
+            (ReferenceForm::Whole, _) | (_, AnswerForm::Whole) => "it is empty".to_owned(),
+            (_, AnswerForm::Marked) => "end it in #answer$".to_owned(),
+            (_, AnswerForm::LastNumber) => format!("it needs a number, because {section}.answer is last_number"),
+            (_, AnswerForm::After) => format!("it needs text after {section}.after; {itself}"),
+            (_, AnswerForm::Regex) => format!("{section}.pattern does not match; {itself}"),
+            (_, AnswerForm::Choice) => {
+                format!("it needs one of the letters that {section}.choices allows, on its own")
             }
-            (_, AnswerForm::Regex) => {
-                "evaluation.pattern does not match; if it is the answer itself, set evaluation.reference to whole"
-            }
-            (_, AnswerForm::Choice) => "it needs one of the letters that evaluation.choices allows, on its own",
         })?;
         match self.compare {
             Compare::Numeric if number(&found).is_none() => {
-                Err("its answer needs a number, because evaluation.compare is numeric")
+                Err(format!("its answer needs a number, because {section}.compare is numeric"))
             }
-            Compare::Set if parts(&found).is_empty() => Err("its answer has no parts between commas"),
+            Compare::Set if parts(&found).is_empty() => Err("its answer has no parts between commas".to_owned()),
             Compare::Numeric | Compare::Set | Compare::Exact => Ok(found),
         }
     }
@@ -196,7 +216,7 @@ mod tests {
         assert!(
             of(&["answer=whole", "compare=numeric"], "three").unwrap_err().contains("evaluation.compare is numeric")
         );
-        assert_eq!(of(&["answer=whole"], " "), Err("it is empty"));
+        assert_eq!(of(&["answer=whole"], " "), Err("it is empty".to_owned()));
         assert!(of(&["answer=whole", "compare=set"], ",").is_err());
     }
 

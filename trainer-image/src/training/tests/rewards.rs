@@ -1,0 +1,162 @@
+//! Runs that learn from the rewards of sampled answers, with all weights and with adapters.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use codex_configs::{Resolved, Training};
+use codex_reports::{TrainingState, exit};
+
+use super::base::{model, run, train, write_base};
+use crate::{
+    artifacts::ledger::Ledger,
+    error::chain,
+    reporting::Reporter,
+    training::{
+        Base, Session, TrainError,
+        forensics::{RecordedRun, replay},
+        state::engine_settings,
+    },
+};
+
+struct Place {
+    directory: tempfile::TempDir,
+    base: Base,
+    files: Vec<(String, PathBuf)>,
+}
+
+/// Writes the base, and prompts whose right answer is a digit.
+fn place() -> Place {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("base");
+    write_base(&path);
+    let lines: Vec<String> = (0..16)
+        .map(|at| serde_json::json!({"question": format!("Say {at}."), "answer": (at % 10).to_string()}).to_string())
+        .collect();
+    let data = directory.path().join("digits.jsonl");
+    fs::write(&data, lines.join("\n")).unwrap();
+    Place { base: Base::open(&path, None).unwrap(), directory, files: vec![("digits".to_owned(), data)] }
+}
+
+/// Any text with a digit in it earns something, so that a base with random weights finds rewards.
+const SETTINGS: [&str; 8] = [
+    "training.method=grpo",
+    "training.grpo.group=6",
+    "training.grpo.max_new_tokens=5",
+    "training.grpo.reward.format=0.5",
+    "training.grpo.reward.answer=regex",
+    "training.grpo.reward.pattern=[0-9a-e]",
+    "training.learning_rate=0.02",
+    "training.warmup_steps=0",
+];
+const ADAPTERS: [&str; 3] = ["training.grpo.lora=true", "training.lora.rank=4", "training.lora.dropout=0"];
+
+fn with(files: &[(String, PathBuf)], overrides: &[&str]) -> Resolved<Training> {
+    run(files, &[&SETTINGS[..], overrides].concat())
+}
+
+fn measured(output: &Path) -> BTreeMap<(u64, String), f64> {
+    let ledger = Ledger::read(&output.join("artifacts/metrics.ndjson")).unwrap();
+    ledger.rows.into_iter().map(|row| ((row.step, row.metric), row.value)).collect()
+}
+
+#[test]
+fn answers_that_earn_more_are_learned_and_runs_resume_exactly() {
+    let Place { directory, base, files } = place();
+    for (adapters, dtype) in [(&ADAPTERS[..], "training.dtype=fp32"), (&[][..], "training.dtype=bf16")] {
+        let run = |stop| with(&files, &[adapters, &[dtype, stop]].concat());
+        let (straight, resumed) = (directory.path().join("straight"), directory.path().join("resumed"));
+        let whole = model(train(&run("training.stop_after=20"), &base, &files, &straight));
+        assert_eq!(straight.join("artifacts/adapter").exists(), !adapters.is_empty());
+        let rows = measured(&straight);
+        let of = |step, name: &str| rows[&(step, name.to_owned())];
+        assert!(of(20, "reward") >= of(10, "reward") && of(20, "reward") > 0.0, "{rows:?}");
+        for name in ["reward_deviation", "answer_accuracy", "solved_prompts", "answered", "informative_prompts", "entropy"] {
+            assert!(of(10, name).is_finite() && of(10, name) >= 0.0, "{name}");
+        }
+        assert!(of(10, "answer_tokens") > 0.0 && of(10, "answer_tokens") <= 5.0);
+
+        // Rollouts are sampled again by the attempt that resumes, and are the same.
+        model(train(&run("training.stop_after=3"), &base, &files, &resumed));
+        let again = train(&run("training.stop_after=20"), &base, &files, &resumed);
+        assert!(again.1.resumed_from.is_some());
+        assert_eq!(model(again).digest, whole.digest);
+        let ledgers = [&straight, &resumed].map(|output| fs::read(output.join("artifacts/ledger.ndjson")).unwrap());
+        assert!(ledgers[0] == ledgers[1]);
+
+        // Forensics show what was sampled.
+        let past = RecordedRun::open(&straight).unwrap();
+        let replayed = replay(&past.rerun(&files).unwrap(), 5).unwrap();
+        assert_eq!((replayed.reproduced, replayed.rollouts.len()), (Some(true), 8));
+        for group in &replayed.rollouts {
+            assert!(group.record.starts_with("digits[") && group.answers.len() == 6);
+            let sum: f64 = group.answers.iter().map(|answer| answer.advantage).sum();
+            assert!(sum.abs() < 1e-12, "{sum}");
+        }
+        for output in [straight, resumed] {
+            fs::remove_dir_all(output).unwrap();
+        }
+    }
+}
+
+/// The importance ratio of every sampled token is exactly 1: sampling with a cache, for any number of slots, and the forward pass of
+/// training over whole sequences give the same probability, to the bit.
+#[test]
+fn answers_are_sampled_with_the_probabilities_that_are_trained() {
+    let Place { directory, base, files } = place();
+    for dtype in ["training.dtype=fp32", "training.dtype=bf16"] {
+        let resolved = with(&files, &[dtype]);
+        let reporter = Reporter::<TrainingState>::nowhere();
+        let output = directory.path().join("unused");
+        let session =
+            Session { base: Some(&base), ..Session::new(&resolved, &files, &output, &reporter, &|| false) };
+        let (trained, tokenizer) = session.model().unwrap();
+        let dataset = session.read_data(None, session.encoder(&trained, &tokenizer)).unwrap();
+        let settings = engine_settings(&resolved.spec().settings.training);
+        let mut state = trained.state(Some(&base), 1, settings, |_| Ok(None)).unwrap();
+        let rollouts = session.rollouts(&trained, &tokenizer).unwrap().unwrap();
+        let addresses = session.data_of(0, &dataset).addresses;
+        let rolled =
+            session.roll_out(&rollouts, state.engine.as_ref(), &dataset, (0, &addresses)).unwrap().unwrap();
+        let mut compared = 0;
+        for group in rolled.groups.iter().flatten() {
+            for answer in &group.answers {
+                // One target at a time, so that no sum of rows hides a difference.
+                let ids = [group.prompt.as_slice(), &answer.tokens].concat();
+                let mut sum = 0.0;
+                for at in group.prompt.len()..ids.len() {
+                    let mask: Vec<bool> = (0..ids.len()).map(|token| token == at).collect();
+                    sum += state.engine.loss(&codex_engine::Packed::masked([(ids.as_slice(), mask.as_slice())])).unwrap();
+                    compared += 1;
+                }
+                assert_eq!(answer.surprise.to_bits(), sum.to_bits(), "{dtype} {} {sum}", answer.surprise);
+            }
+        }
+        assert!(compared > 100, "{compared}");
+        // The same answers from fewer records at once: other slots, other company.
+        let alone: Vec<_> = addresses.iter().map(|batch| vec![batch[0]]).collect();
+        let again = session.roll_out(&rollouts, state.engine.as_ref(), &dataset, (0, &alone[..1])).unwrap().unwrap();
+        assert_eq!(again.groups[0][0], rolled.groups[0][0]);
+    }
+}
+
+#[test]
+fn what_cannot_be_rewarded_is_refused() {
+    let Place { directory, base, mut files } = place();
+    let output = directory.path().join("run");
+    let said = |files: &[(String, PathBuf)], overrides: &[&str]| {
+        let (ended, state) = train(&with(files, overrides), &base, files, &output);
+        let error: TrainError = ended.unwrap_err();
+        assert_eq!(error.exit(), exit::BAD_INPUT, "{error}");
+        drop(state);
+        chain(&error)
+    };
+    let place = files[0].1.clone();
+    fs::write(&place, "{\"prompt\": \"Say one.\", \"response\": \"one\"}\n".repeat(16)).unwrap();
+    files[0].1 = place;
+    let told = said(&files, &["training.grpo.reward.answer=last_number"]);
+    assert!(told.contains("data digits[1]: the response has no answer: it needs a number"), "{told}");
+    assert!(told.contains("training.grpo.reward.answer is last_number"), "{told}");
+}
