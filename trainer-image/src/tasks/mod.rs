@@ -29,7 +29,6 @@ pub use operator::Operator;
 pub use padded::Padded;
 pub use prepare::PrepareData;
 pub use problem::Problem;
-pub(crate) use record::json_lines;
 pub use record::{
     Difficulty, END, Record, RecordError, answer, last_number, parse_free_records, parse_records, steps, write_records,
 };

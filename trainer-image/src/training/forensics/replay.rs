@@ -9,7 +9,6 @@ use super::{RecordedRun, Rerun};
 use crate::{
     atomic_fs::{self, FileError},
     error::CommandError,
-    model::ModelError,
     training::{
         TrainError,
         arguments::named_file,
@@ -147,15 +146,15 @@ pub(crate) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
             );
         }
     }
-    let StepData { addresses, batches, targets, .. } = rerun.session().data_of(state.step, &rerun.dataset);
+    let StepData { addresses, batches, targets, .. } = rerun.session().data_of(state.step, &rerun.dataset)?;
     let mut records = Vec::new();
     let preferences = rerun.run.resolved.spec().settings.training.preferences();
     for address in addresses.concat() {
-        let packed = rerun.dataset.pack(&[address]);
+        let packed = rerun.dataset.pack(&[address])?;
         let loss = record_loss(state.engine.as_mut(), preferences, &rerun.dataset, address)?;
         records.push(ReplayedRecord {
-            record: rerun.dataset.describe(&[address]),
-            text: rerun.dataset.text(address, &rerun.tokenizer).map_err(ModelError::from)?,
+            record: rerun.dataset.describe(&[address])?,
+            text: rerun.dataset.text(address, &rerun.tokenizer)?,
             targets: packed.targets.len(),
             loss: Some(loss).filter(|loss| loss.is_finite()),
         });
