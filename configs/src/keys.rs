@@ -23,6 +23,15 @@ const ON_DEMAND: &[&str] = &["token_f1", "bleu", "perplexity"];
 /// Where an answer is in a text.
 const ANSWERS: &[&str] = &["marked", "last_number", "after", "regex", "choice", "whole"];
 
+/// The languages that records can be selected by, as ISO 639-3 codes.
+pub const LANGUAGES: &[&str] = &[
+    "afr", "aka", "amh", "ara", "aze", "bel", "ben", "bul", "cat", "ces", "cmn", "cym", "dan", "deu", "ell", "eng",
+    "epo", "est", "fin", "fra", "guj", "heb", "hin", "hrv", "hun", "hye", "ind", "ita", "jav", "jpn", "kan", "kat",
+    "khm", "kor", "lat", "lav", "lit", "mal", "mar", "mkd", "mya", "nep", "nld", "nob", "ori", "pan", "pes", "pol",
+    "por", "ron", "rus", "sin", "slk", "slv", "sna", "spa", "srp", "swe", "tam", "tel", "tgl", "tha", "tuk", "tur",
+    "ukr", "urd", "uzb", "vie", "yid", "zul",
+];
+
 /// The keys of a training run. A test compares them with `training/base.yaml` and with the typed settings.
 pub(crate) const TRAINING: &[Key] = &[
     key("model.hidden_size", Rule::Whole { min: 8, max: 8192 }),
@@ -122,6 +131,11 @@ pub(crate) const TRAINING: &[Key] = &[
     key("data.fields.messages", Rule::Text { max: 200 }),
     key("data.fields.text", Rule::Text { max: 200 }),
     key("data.loss", Rule::Choice(&["responses", "all"])),
+    key("data.weights", Rule::WeightsOrNull),
+    key("data.deduplicate", Rule::Flag),
+    key("data.languages", Rule::AnyOf(LANGUAGES)),
+    key("data.validation.share", Rule::From { min: 0.0, below: 1.0 }),
+    key("data.validation.seed", Rule::Whole { min: 0, max: crate::MAX_SEED }),
     key("response.format", Rule::Choice(&["steps", "answer"])),
     key("metadata.owner", Rule::Text { max: 63 }),
 ];

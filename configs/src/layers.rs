@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use serde_yaml::Value as Yaml;
 
 use crate::{
-    ConfigError, Origin,
+    ConfigError, Origin, Rule,
     error::nearest,
     keys::{Key, reserved},
 };
@@ -123,8 +123,8 @@ impl Layers {
                     });
                 }
             };
-            let path = self.check(&origin, key, &value)?;
-            self.leaves.insert(path.0, path.1);
+            let (path, value) = self.check(&origin, key, &value)?;
+            self.put(path, value);
         }
         Ok(())
     }
@@ -159,8 +159,16 @@ impl Layers {
         };
         let mut layer = BTreeMap::new();
         self.walk(&origin, None, &mapping, &mut layer)?;
-        self.leaves.append(&mut layer);
+        layer.into_iter().for_each(|(path, value)| self.put(path, value));
         Ok(())
+    }
+
+    /// Stores a value. Of a mapping, each entry replaces that of an earlier layer.
+    fn put(&mut self, path: &'static str, value: Value) {
+        match (self.leaves.get_mut(path), value) {
+            (Some(Value::Object(before)), Value::Object(entries)) => before.extend(entries),
+            (_, value) => drop(self.leaves.insert(path, value)),
+        }
     }
 
     fn walk(
@@ -200,6 +208,10 @@ impl Layers {
 
     /// Returns the known key and the value to store.
     fn check(&self, origin: &Origin, path: &str, value: &Value) -> Result<(&'static str, Value), ConfigError> {
+        if let Some((key, name)) = self.entry(path) {
+            let entry = Map::from_iter([(name.to_owned(), value.clone())]);
+            return self.check(origin, key, &Value::Object(entry));
+        }
         if let (None, Some(field)) = (self.find(path), reserved(path)) {
             return Err(ConfigError::Reserved { origin: origin.clone(), key: path.to_owned(), field });
         }
@@ -225,6 +237,12 @@ impl Layers {
 
     fn find(&self, path: &str) -> Option<&'static Key> {
         self.keys.iter().find(|key| key.path == path)
+    }
+
+    /// Returns the key of a mapping and the name of an entry in it.
+    fn entry<'a>(&self, path: &'a str) -> Option<(&'static str, &'a str)> {
+        let mut mappings = self.keys.iter().filter(|key| key.rule == Rule::WeightsOrNull);
+        mappings.find_map(|key| Some((key.path, path.strip_prefix(key.path)?.strip_prefix('.')?)))
     }
 
     fn is_group(&self, path: &str) -> bool {

@@ -26,12 +26,13 @@ pub use evaluation::{
     AnswerForm, Compare, Evaluation, EvaluationSettings, Generation, OnDemand, PRESETS, PromptForm, ReferenceForm,
     compose_evaluation,
 };
+pub use keys::LANGUAGES;
 pub use preferences::DpoSettings;
 pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
 pub use rewards::{GrpoSettings, RewardSettings};
 pub use rule::Rule;
 pub use training::{
-    DataFields, DataFormat, DataSettings, Device, Dtype, Format, HEAD_WIDTHS, LoraSettings, Loss, Metadata, Method,
-    MetricMode, ModelShape, Optimization, ParameterGroup, Response, Scheduler, SpikeAction, TEMPLATES, Training,
-    TrainingSettings, compose_training, template_tasks,
+    DataFields, DataFormat, DataSettings, Device, Dtype, Format, HEAD_WIDTHS, HeldOutShare, LoraSettings, Loss,
+    Metadata, Method, MetricMode, ModelShape, Optimization, ParameterGroup, Response, Scheduler, SpikeAction,
+    TEMPLATES, Training, TrainingSettings, compose_training, template_tasks,
 };

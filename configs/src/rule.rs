@@ -4,6 +4,11 @@ use std::fmt;
 
 use serde_json::Value;
 
+/// The smallest weight of a source of data.
+const LEAST_WEIGHT: f64 = 0.000_001;
+/// The largest weight of a source of data.
+const MOST_WEIGHT: f64 = 1_000_000.0;
+
 /// A rule on the values of a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rule {
@@ -48,6 +53,10 @@ pub enum Rule {
         /// The meaning of null.
         null: &'static str,
     },
+    /// A list of distinct words of these, which may be empty. It is stored in this order.
+    AnyOf(&'static [&'static str]),
+    /// A mapping of names to weights, or null.
+    WeightsOrNull,
     /// True or false.
     Flag,
     /// A list of parameter groups; see [`ParameterGroup`](crate::ParameterGroup).
@@ -83,6 +92,14 @@ impl fmt::Display for Rule {
                 write!(f, "a list of at least one of {}, each once, such as [{}]", words.join(", "), words[0])
             }
             Self::ChoicesOrNull { words, null } => write!(f, "{}, or null for {null}", Self::Choices(words)),
+            Self::AnyOf(words) => {
+                write!(f, "a list of any of {}, each once, such as [{}], or [] for all", words.join(", "), words[0])
+            }
+            Self::WeightsOrNull => write!(
+                f,
+                "names of data, each with a number from {LEAST_WEIGHT} to {MOST_WEIGHT}, such as {{mine: 2}}, or null for equal \
+                 weights"
+            ),
             Self::Flag => f.write_str("true or false"),
             Self::ParameterGroups { max } => write!(
                 f,
@@ -114,6 +131,20 @@ impl Rule {
             }
             Self::ChoicesOrNull { .. } if value.is_null() => Some(Value::Null),
             Self::ChoicesOrNull { words, .. } => Self::Choices(words).accept(value),
+            Self::AnyOf(words) => {
+                let named: Vec<&str> = value.as_array()?.iter().map(Value::as_str).collect::<Option<_>>()?;
+                let chosen: Vec<&str> = words.iter().copied().filter(|word| named.contains(word)).collect();
+                (chosen.len() == named.len()).then(|| Value::from(chosen))
+            }
+            Self::WeightsOrNull if value.is_null() => Some(Value::Null),
+            Self::WeightsOrNull => {
+                let weight = |value: &Value| {
+                    value.as_f64().filter(|weight| (LEAST_WEIGHT..=MOST_WEIGHT).contains(weight)).map(Value::from)
+                };
+                let weights = value.as_object().filter(|weights| !weights.is_empty())?;
+                let weights = weights.iter().map(|(name, value)| Some((name.clone(), weight(value)?)));
+                weights.collect::<Option<serde_json::Map<_, _>>>().map(Value::Object)
+            }
             Self::Flag => value.as_bool().map(Value::from),
             Self::ParameterGroups { max } => {
                 let groups = value.as_array().filter(|groups| groups.len() <= max)?;

@@ -1,5 +1,7 @@
 //! The configuration of a training run. Pure.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -292,7 +294,7 @@ pub enum Scheduler {
 }
 
 /// How files of data are read, and what of them is learned.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSettings {
     /// The format of files.
@@ -301,6 +303,24 @@ pub struct DataSettings {
     pub fields: DataFields,
     /// Tokens that count for the loss.
     pub loss: Loss,
+    /// Weights of sources by name. Sources that are not named have weight 1; `None` means equal weights.
+    pub weights: Option<BTreeMap<String, f64>>,
+    /// Whether only the first of records with the same tokens is trained on.
+    pub deduplicate: bool,
+    /// Languages of the records that are trained on, as ISO 639-3 codes. Empty means all.
+    pub languages: Vec<String>,
+    /// Records that are held out of training for validation.
+    pub validation: HeldOutShare,
+}
+
+/// Records of each source that are held out of training for validation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldOutShare {
+    /// Share of the records of each source; 0 for none.
+    pub share: f64,
+    /// Seed of the choice.
+    pub seed: u64,
 }
 
 /// The format of a file of data.
@@ -401,6 +421,36 @@ pub fn compose_training(
     Resolved::new(Training { template: template.to_owned(), seed, settings: layers.finish()?, data })
 }
 
+impl Training {
+    /// Checks the settings that name data or hold records out.
+    fn check_selection(&self) -> Result<(), ConfigError> {
+        let DataSettings { weights, validation, .. } = &self.settings.data;
+        let trained: Vec<&str> =
+            self.data.iter().map(|data| data.name.as_str()).filter(|name| *name != VALIDATION).collect();
+        if let Some(name) = weights.iter().flat_map(BTreeMap::keys).find(|name| !trained.contains(&name.as_str())) {
+            let why =
+                if name == VALIDATION { "validation records are not trained on" } else { "no data has that name" };
+            return Err(ConfigError::Conflict {
+                key: "data.weights",
+                value: format!("set for {name:?}"),
+                right: format!("{why}; name one of {}", trained.join(", ")),
+            });
+        }
+        if validation.share > 0.0 {
+            let right = if self.settings.training.eval_every.is_none() {
+                "held-out records are evaluated every training.eval_every steps; set it, or write 0"
+            } else if self.data.iter().any(|data| data.name == VALIDATION) {
+                "data has an item named validation, too; remove it, or write 0"
+            } else {
+                return Ok(());
+            };
+            let (key, value) = ("data.validation.share", validation.share.to_string());
+            return Err(ConfigError::Conflict { key, value, right: right.to_owned() });
+        }
+        Ok(())
+    }
+}
+
 impl Spec for Training {
     const KIND: &'static str = "TrainingRun";
 
@@ -471,6 +521,8 @@ impl Spec for Training {
             return Err(ConfigError::Data { field: "data".to_owned(), value: "empty".to_owned(), right });
         }
         data::check(&self.data)?;
+        self.check_selection()?;
+        let share = self.settings.data.validation.share;
         let validation = self.data.iter().position(|data| data.name == VALIDATION);
         match (validation, training.eval_every) {
             (Some(index), None) => {
@@ -484,9 +536,10 @@ impl Spec for Training {
                 let (field, value) = (format!("data[{index}].name"), format!("{VALIDATION:?}"));
                 return Err(ConfigError::Data { field, value, right });
             }
-            (None, Some(every)) if self.data.iter().any(|data| data.synthetic.is_none()) => {
+            (None, Some(every)) if share <= 0.0 && self.data.iter().any(|data| data.synthetic.is_none()) => {
                 let right = format!(
-                    "only synthetic data has validation records of its own; add the records to evaluate on to data, as {VALIDATION}"
+                    "only synthetic data has validation records of its own; add the records to evaluate on to data, as \
+                     {VALIDATION}, or hold some out with data.validation.share"
                 );
                 return conflict("training.eval_every", every, right);
             }

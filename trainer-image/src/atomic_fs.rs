@@ -4,12 +4,13 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
 use codex_provenance::Sha256;
 use codex_reports::exit;
+use sha2::Digest as _;
 
 use crate::error::CommandError;
 
@@ -71,15 +72,33 @@ impl Misnamed {
 /// # Errors
 /// [`Misnamed`] if the file does not exist, [`FileError`] if it cannot be read.
 pub fn read_named<E: From<Misnamed> + From<FileError>>(what: &str, path: &Path) -> Result<Vec<u8>, E> {
-    read(path).map_err(|error| {
-        let wrong = match error.source.kind() {
-            io::ErrorKind::NotFound => "does not exist",
-            io::ErrorKind::IsADirectory => "is a directory: name a file",
-            io::ErrorKind::NotADirectory => "does not exist: its parent is a file",
-            _ => return error.into(),
-        };
-        Misnamed::of(what, path, wrong).into()
-    })
+    fs::read(path).map_err(|source| named(what, path, source))
+}
+
+/// Returns the error of reading a user-supplied file; see [`read_named`].
+pub fn named<E: From<Misnamed> + From<FileError>>(what: &str, path: &Path, source: io::Error) -> E {
+    let wrong = match source.kind() {
+        io::ErrorKind::NotFound => "does not exist",
+        io::ErrorKind::IsADirectory => "is a directory: name a file",
+        io::ErrorKind::NotADirectory => "does not exist: its parent is a file",
+        _ => return FileError::of("reading", path)(source).into(),
+    };
+    Misnamed::of(what, path, wrong).into()
+}
+
+/// Computes the digest of a file without holding it in memory.
+///
+/// # Errors
+/// When the file system returns an error.
+pub fn digest(path: &Path) -> io::Result<Sha256> {
+    let mut hasher = sha2::Sha256::new();
+    let (mut file, mut block) = (File::open(path)?, vec![0; 1 << 18]);
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(Sha256::finish(hasher)),
+            count => hasher.update(&block[..count]),
+        }
+    }
 }
 
 /// Checks that `--output` is a directory or can become one.
@@ -168,6 +187,14 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<Sha256, FileError> {
 
 /// Replaces a regular file atomically, or creates it.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    write_with(path, |file| file.write_all(bytes))
+}
+
+/// Replaces a regular file atomically by what `fill` writes, or creates it. Creates missing parents.
+///
+/// # Errors
+/// When the file system or `fill` returns an error.
+pub fn write_with(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), FileError> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -176,7 +203,7 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let temporary = path.with_added_extension("partial");
     let put = || {
         let mut file = File::create(&temporary).map_err(FileError::of("creating", &temporary))?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(FileError::of("writing", &temporary))?;
+        fill(&mut file).and_then(|()| file.sync_all()).map_err(FileError::of("writing", &temporary))?;
         fs::rename(&temporary, path).map_err(FileError::of("replacing", path))
     };
     // A partial file only takes space on a volume that may be full.

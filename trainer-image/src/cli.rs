@@ -45,6 +45,8 @@ enum Command {
     Fetch(crate::hub::Fetch),
     /// Train, check and use tokenizers.
     Tokenizer(crate::tokenizing::Tokenizing),
+    /// Check data before a training: problems of an evaluation among the records.
+    Data(crate::contamination::Data),
     /// Write problems of a synthetic reasoning task as JSON lines.
     PrepareData(crate::tasks::PrepareData),
     /// Verify a model's signature, promotion and ring, then serve it over HTTP.
@@ -81,6 +83,7 @@ impl Command {
             Self::Merge(command) => command.run(),
             Self::Fetch(command) => command.run(),
             Self::Tokenizer(command) => command.run(),
+            Self::Data(command) => command.run(),
             Self::PrepareData(command) => command.run(),
             Self::Serve(command) => command.run(),
             Self::Infer(command) => command.run(),

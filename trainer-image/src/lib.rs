@@ -7,6 +7,7 @@ pub mod artifacts;
 pub mod atomic_fs;
 pub mod cli;
 pub mod client;
+pub mod contamination;
 mod device;
 pub mod error;
 pub mod evaluation;

@@ -86,6 +86,8 @@ fn an_argument_that_names_a_secret_prints_none_of_it() {
     let key = path("key.pem");
     fs::write(&key, codex_signing::key::PrivateKey::generate().unwrap().public().to_pem()).unwrap();
     let (problems, baseline, mine) = (named("problems"), named("baseline"), named("mine"));
+    let asked = path("asked.jsonl");
+    fs::write(&asked, r#"{"prompt": "1+1:", "response": "2"}"#).unwrap();
     for contents in secrets() {
         fs::write(&secret, &contents).unwrap();
         let serve = |bundle: &str, promotion: &str, key: &str| {
@@ -109,6 +111,9 @@ fn an_argument_that_names_a_secret_prints_none_of_it() {
             &["verify", &model, "--bundle", &secret, "--key", &secret, "--promotion", &secret, "--ring", "main"],
             &["generate", &secret, "--prompt", "1"],
             &["import", &secret, &output],
+            &["data", "check", "--data", &mine, "--against", &secret],
+            &["data", "check", "--data", &mine, "--against", &asked],
+            &["data", "check", "--data", &mine, "--against", &asked, "--set", "training.method=dpo"],
             &["tokenizer", "validate", &secret],
             &["tokenizer", "encode", &secret, "1"],
             &["replay-step", &secret, "1"],

@@ -101,6 +101,23 @@ fn later_layers_replace_earlier_ones() {
 }
 
 #[test]
+fn weights_are_merged_by_name() {
+    let weights = |overrides: &[&str], config| starter(overrides, Some(config)).spec().settings.data.weights.clone();
+    let config = "data: {weights: {arithmetic: 2, word-problems: 3}}";
+    let of = |arithmetic: f64, words: f64| {
+        Some([("arithmetic".to_owned(), arithmetic), ("word-problems".to_owned(), words)].into())
+    };
+    assert_eq!(weights(&["data.weights.arithmetic=0.5"], config), of(0.5, 3.0));
+    assert_eq!(weights(&["data.weights={word-problems: 7}"], config), of(2.0, 7.0));
+    assert_eq!(weights(&["data.weights=null"], config), None);
+    assert_eq!(
+        weights(&["data.languages=[eng, deu]"], config),
+        weights(&["data.languages=[deu, eng]"], config),
+        "lists have one order"
+    );
+}
+
+#[test]
 fn nothing_set_changes_nothing() {
     assert_eq!(starter(&[], None), starter(&[], Some("")));
     assert_eq!(starter(&[], None), starter(&[], Some("# nothing\n")));
@@ -138,6 +155,8 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
             (format!("[{}]", words[0]), format!("[{}, {}]", words[1], words[0]))
         }
         Rule::ParameterGroups { .. } => ("[]".to_owned(), "[{pattern: '*', weight_decay: 0}]".to_owned()),
+        Rule::AnyOf(words) => ("[]".to_owned(), format!("[{}]", words[0])),
+        Rule::WeightsOrNull => ("null".to_owned(), "{arithmetic: 2}".to_owned()),
         Rule::Flag => ("false".to_owned(), "true".to_owned()),
         Rule::Text { .. } | Rule::TextOrNull { .. } => ("ada".to_owned(), "grace".to_owned()),
     };
@@ -149,6 +168,7 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         "training.early_stop_patience",
         "training.best_k",
         "training.dpo.lora",
+        "data.validation.share",
     ];
     let alone: Vec<_> = TRAINING
         .iter()
@@ -188,6 +208,8 @@ proptest! {
                 Rule::Choice(words) => format!("{}={}", known.path, words[words.len() - 2]),
                 Rule::Choices(words) | Rule::ChoicesOrNull { words, .. } => format!("{}=[{}]", known.path, words[1]),
                 Rule::ParameterGroups { .. } => format!("{}=[]", known.path),
+                Rule::AnyOf(words) => format!("{}=[{}]", known.path, words[1]),
+                Rule::WeightsOrNull => format!("{}={{arithmetic: 3}}", known.path),
                 Rule::Flag => format!("{}=true", known.path),
                 Rule::Text { .. } | Rule::TextOrNull { .. } => format!("{}=lin", known.path),
             })

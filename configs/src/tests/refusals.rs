@@ -244,6 +244,50 @@ fn contradicting_values() {
 }
 
 #[test]
+fn settings_that_name_or_select_data() {
+    for (text, told) in [
+        (
+            "data.weights.arithmetic=0",
+            r#"overrides[0] sets data.weights to {"arithmetic":0}: write names of data, each with a number from 0.000001 to 1000000, such as {mine: 2}, or null for equal weights"#,
+        ),
+        (
+            "data.weights=[2]",
+            "overrides[0] sets data.weights to [2]: write names of data, each with a number from 0.000001 to 1000000, such as {mine: 2}, or null for equal weights",
+        ),
+        (
+            "data.weights.mine=2",
+            r#"data.weights is set for "mine": no data has that name; name one of arithmetic, word-problems"#,
+        ),
+        (
+            "data.weights={validation: 2}",
+            r#"data.weights is set for "validation": validation records are not trained on; name one of arithmetic, word-problems"#,
+        ),
+        (
+            "data.validation.share=1",
+            "overrides[0] sets data.validation.share to 1: write a number of at least 0 and below 1",
+        ),
+        (
+            "data.validation.share=0.1",
+            "data.validation.share is 0.1: held-out records are evaluated every training.eval_every steps; set it, or write 0",
+        ),
+        ("data.deduplicate=maybe", r#"overrides[0] sets data.deduplicate to "maybe": write true or false"#),
+    ] {
+        assert_eq!(sentence(&[text], None), told);
+    }
+    assert!(
+        sentence(&["data.languages=[english]"], None)
+            .contains(r#"data.languages to ["english"]: write a list of any of afr, "#)
+    );
+    assert!(sentence(&["data.languages=[eng, eng]"], None).contains("each once"));
+    let both = vec![synthetic("arithmetic"), Data { name: "validation".to_owned(), ..synthetic("arithmetic") }];
+    let set = overrides(&["training.eval_every=5", "data.validation.share=0.1"]);
+    assert_eq!(
+        compose_training("cot-starter", &set, None, 42, both).expect_err("two").to_string(),
+        "data.validation.share is 0.1: data has an item named validation, too; remove it, or write 0"
+    );
+}
+
+#[test]
 fn malformed_config() {
     assert!(sentence(&[], Some("training: [")).starts_with("config is not valid YAML ("));
     for (text, told) in [

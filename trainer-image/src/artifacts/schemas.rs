@@ -5,12 +5,13 @@
 
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 
-use super::{environment::Environment, errors::ErrorRow, ledger::Row, metadata};
+use super::{data_report::DataReport, environment::Environment, errors::ErrorRow, ledger::Row, metadata};
 use crate::evaluation::{Outcomes, Results, Scored, Summary};
 
 /// Returns every schema with its file name. The schema of an `.ndjson` file describes each line.
-pub fn all() -> [(&'static str, Schema); 9] {
+pub fn all() -> [(&'static str, Schema); 10] {
     [
+        ("data_report.schema.json", of::<DataReport>()),
         ("dataset_checksums.schema.json", of::<metadata::Checksums>()),
         ("environment.schema.json", of::<Environment>()),
         ("errors.schema.json", of::<ErrorRow>()),

@@ -471,6 +471,7 @@ fn the_files_of_a_run_follow_their_schemas() {
         ("run_metadata.json", run.join("artifacts")),
         ("environment.json", run.join("artifacts")),
         ("dataset_checksums.json", run.join("artifacts")),
+        ("data_report.json", run.join("artifacts")),
         ("metrics.ndjson", run.join("artifacts")),
         ("errors.ndjson", run.join("artifacts")),
         ("evaluation.json", judged.clone()),

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use codex_configs::{DataFields, DataFormat, DataSettings, Device, Loss, compose_training};
+use codex_configs::{DataFormat, DataSettings, Device, compose_training};
 use codex_provenance::{ModelDigest, Sha256, manifest::Manifest, oms, promotion::Promotion};
 use codex_signing::{
     bundle,
@@ -137,30 +137,26 @@ pub(super) fn tokenizers() -> Target {
     })
 }
 
-fn settings() -> DataSettings {
-    let fields = DataFields {
-        prompt: "prompt".to_owned(),
-        response: "response".to_owned(),
-        messages: "messages".to_owned(),
-        text: "text".to_owned(),
-        chosen: "chosen".to_owned(),
-        rejected: "rejected".to_owned(),
-    };
-    DataSettings { format: DataFormat::Auto, fields, loss: Loss::Responses }
+/// Returns whether a file of this name has records, or preferences.
+fn has_records(file: &str, bytes: &[u8], settings: &DataSettings) -> bool {
+    [false, true].into_iter().any(|preferences| training::read_records(file, bytes, settings, preferences).is_ok())
 }
 
 fn examples(name: &'static str, file: &'static str, seeds: Vec<Vec<u8>>, head: usize) -> Target {
-    let settings = settings();
-    target(name, seeds, head, move |bytes| training::read_examples(file, bytes, &settings).is_ok())
+    let settings = training::data_settings(DataFormat::Auto);
+    target(name, seeds, head, move |bytes| has_records(file, bytes, &settings))
 }
 
 pub(super) fn records() -> Target {
     let line = br##"{"prompt": "1+1:", "response": "#2$", "difficulty": "easy", "category": "addition"}"##;
     let chat = br#"{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}"#;
-    let settings = settings();
-    target("records", vec![line.to_vec(), chat.to_vec(), [&line[..], b"\n", line].concat()], TEXT, move |bytes| {
+    let texts = br#"{"prompt": "1+1:", "chosen": "2", "rejected": "3"}"#;
+    let chats = br#"{"chosen": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}], "rejected": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "No"}]}"#;
+    let seeds = vec![line.to_vec(), chat.to_vec(), texts.to_vec(), chats.to_vec(), [&line[..], b"\n", line].concat()];
+    let settings = training::data_settings(DataFormat::Auto);
+    target("records", seeds, TEXT, move |bytes| {
         let free = parse_free_records("a.jsonl", bytes).is_ok();
-        training::read_examples("a.jsonl", bytes, &settings).is_ok() || free
+        has_records("a.jsonl", bytes, &settings) || free
     })
 }
 

@@ -31,7 +31,6 @@ pub use operator::Operator;
 pub use padded::Padded;
 pub use prepare::PrepareData;
 pub use problem::Problem;
-pub(crate) use record::json_lines;
 pub use record::{
     Difficulty, END, Record, RecordError, answer, last_number, parse_free_records, parse_records, steps, steps_in_order,
     write_records,

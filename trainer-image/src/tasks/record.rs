@@ -114,7 +114,7 @@ fn parse(file: &str, bytes: &[u8], ended: bool) -> Result<Vec<Record>, RecordErr
 
 /// Reads JSON lines with `parse`, which gets the number of a line and its text. Blank lines and a UTF-8 byte order mark are
 /// skipped.
-pub(crate) fn json_lines<T>(
+fn json_lines<T>(
     file: &str,
     bytes: &[u8],
     mut parse: impl FnMut(usize, &str) -> Result<T, RecordError>,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use codex_configs::{Data, Resolved, Training, VALIDATION, compose_training};
-use codex_provenance::{DataDigest, ModelDigest, Sha256};
+use codex_provenance::{DataDigest, ModelDigest};
 use codex_reports::{Stage, TrainingState, exit};
 use codex_signing::key::PublicKey;
 use signal_hook::{
@@ -97,7 +97,7 @@ pub struct Train {
 }
 
 /// The directories in `--output` whose files a run replaces or removes.
-const OUTPUTS: [&str; 5] = ["model", "checkpoints", "artifacts", "writers", PROOF];
+const OUTPUTS: [&str; 6] = ["model", "checkpoints", "artifacts", "cache", "writers", PROOF];
 /// The cache of downloaded bases in `--output`.
 const BASES: &str = "base";
 /// The directory of `--prove-resume` in `--output`.
@@ -248,7 +248,8 @@ impl Train {
         let template = self.template.as_deref().unwrap_or_default();
         let mut data = Vec::new();
         for (name, path) in &self.data {
-            let sha256 = DataDigest(Sha256::of(atomic_fs::read_named::<TrainError>(&format!("data {name}"), path)?));
+            let failed = |source| atomic_fs::named::<TrainError>(&format!("data {name}"), path, source);
+            let sha256 = DataDigest(atomic_fs::digest(path).map_err(failed)?);
             data.push(Data { name: name.clone(), sha256: Some(sha256), synthetic: None });
         }
         if data.iter().all(|data| data.name == VALIDATION) {

@@ -35,14 +35,16 @@ mod test_support;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use arguments::{default_data, named_file};
 pub use attempts::LockError;
 pub use base::{Base, BaseError, Origin};
 pub use checkpoint::{CheckpointError, ResumeError};
 pub use checks::{CheckpointSmoke, ProofError, SmokeError};
 pub use command::Train;
 pub use data::DataError;
+pub(crate) use data::{Example, Input, each_record};
 #[cfg(test)]
-pub(crate) use data::read_examples;
+pub(crate) use data::{data_settings, read_records};
 pub use error::TrainError;
 pub use forensics::{Bisect, ReplayStep};
 pub use records::RecordsError;

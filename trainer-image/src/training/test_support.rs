@@ -16,7 +16,7 @@ use codex_reports::TrainingState;
 use super::{
     CheckpointError, Outcome, Session, TrainError, TrainerMetrics,
     checkpoint::{StateInfo, newest},
-    data::{Encoder, Stop},
+    data::{Dataset, Encoder, Places, Stop},
     fault_injection,
 };
 use crate::{reporting::Reporter, text::Tokenizer};
@@ -48,6 +48,12 @@ pub(crate) fn encoder<'a>(run: &'a Resolved<Training>, tokenizer: &'a Tokenizer)
     let settings = &run.spec().settings;
     let (context, format) = (settings.model.max_position_embeddings, settings.response.format);
     Encoder { tokenizer, context, format, data: &settings.data, given: false, preferences: false }
+}
+
+/// Reads the training data of a run without a base and without files.
+pub(crate) fn dataset(run: &Resolved<Training>, tokenizer: &Tokenizer) -> Dataset {
+    let encoder = encoder(run, tokenizer);
+    Dataset::read(run.spec(), &[], &Places::default(), encoder, &|| false, |_| ()).unwrap()
 }
 
 pub(crate) fn both() -> Vec<Data> {

@@ -21,6 +21,7 @@ use crate::{
         Base, Session, TrainError,
         attempts::newest_note,
         checkpoint::{ValidCheckpoint, newest},
+        data::Places,
         listing::{counted, some_tensors},
         records::{LEDGER, STATES},
         schedule::executed_steps,
@@ -120,7 +121,7 @@ impl ResumeProof<'_> {
             ..Session::new(self.resolved, self.files, &self.directory, &reporter, &|| false)
         };
         let (model, tokenizer) = session.model()?;
-        let dataset = session.read_data(None, session.encoder(&model, &tokenizer))?;
+        let dataset = session.read_data(&Places::default(), session.encoder(&model, &tokenizer))?;
         Ok(executed_steps(&self.resolved.spec().settings.training, dataset.records()))
     }
 

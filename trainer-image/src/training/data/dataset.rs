@@ -1,9 +1,9 @@
-//! All training data of a run, and the record that each example of the run sees. Reads files; everything else is pure.
+//! All training data of a run, and the record that each example of the run sees. Reads files, and writes token caches.
 //!
-//! The records of a step depend only on the seed and the step. Sources have equal weight. Within a source every pass is a
-//! permutation of its own, or the order of the file without `training.shuffle`.
+//! The records of a step depend only on the seed and the step, and are found without those before. Within a source every pass is
+//! a permutation of its own, or the order of the file without `training.shuffle`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use codex_configs::{Training, VALIDATION};
 use codex_engine::Packed;
@@ -12,40 +12,55 @@ use codex_reports::DataFile;
 use sha2::Digest as _;
 
 use super::{
-    DataError, RecordLengths, Stop,
-    encoder::Encoder,
-    files::read_file,
+    Caches, DataError, RecordLengths, Stop,
+    encoder::{Encoder, pack},
+    input::Input,
+    mix::Mix,
     permutation::{permutation_key, permute},
+    records::Limits,
+    selection::{Selection, Wanted, select},
     source::Source,
+    token_store::TokenStore,
 };
 use crate::{
-    atomic_fs,
+    artifacts::data_report::{DataReport, SourceReport},
     tasks::Split,
-    text::{Tokenizer, TokenizerError},
+    text::Tokenizer,
     training::{listing::some_of, objective::Pair},
 };
 
 /// All training data of a run.
 #[derive(Debug)]
 pub(crate) struct Dataset {
-    sources: Vec<Source>,
+    pub(super) sources: Vec<Source>,
+    pub(super) mix: Mix,
     seed: u64,
     shuffle: bool,
+    /// Directory of temporary files.
+    pub(super) scratch: PathBuf,
     /// Log-probabilities under the reference of each record by source; empty unless preferences are trained.
     reference: Vec<Vec<Pair>>,
+}
+
+/// Where the data of a run is written.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Places {
+    /// Directory of copies of synthetic data, for inspection.
+    pub(crate) synthetic: Option<PathBuf>,
+    /// Token caches.
+    pub(crate) caches: Caches,
 }
 
 /// Source and index of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Address {
     source: usize,
-    record: usize,
+    record: u64,
 }
 
 impl Dataset {
-    /// Reads the training data of a run. `files` has the path of each file that is not synthetic. Synthetic data is also
-    /// written to the directory `keep`, if given, for inspection. `seen` is called for every file as soon as it is hashed,
-    /// before it can be refused.
+    /// Reads the training data of a run. `files` has the path of each file that is not synthetic. `seen` is called for every file
+    /// as soon as it is hashed, before it can be refused.
     ///
     /// # Errors
     /// When a file cannot be read, has another digest, or holds a record that cannot be trained on, and
@@ -53,68 +68,113 @@ impl Dataset {
     pub(crate) fn read(
         training: &Training,
         files: &[(String, PathBuf)],
-        keep: Option<&Path>,
+        places: &Places,
         encoder: Encoder,
         stop: Stop,
         mut seen: impl FnMut(DataFile),
     ) -> Result<Self, DataError> {
-        let mut sources = Vec::new();
+        let scratch = places.caches.scratch();
+        let (mut inputs, mut stores) = (Vec::new(), Vec::new());
         for data in training.data.iter().filter(|data| data.name != VALIDATION) {
-            let (mut file, label, bytes) = read_file(data, Split::Train, files, stop, &mut seen)?;
-            let sha256 = file.sha256;
-            if let (Some(keep), true) = (keep, data.synthetic.is_some()) {
-                let path = keep.join(format!("{}.jsonl", data.name));
-                if atomic_fs::read(&path).ok().map(Sha256::of) != Some(sha256.0) {
-                    atomic_fs::write(&path, &bytes)?;
-                }
+            let mut input = Input::open(data, Split::Train, files, stop, &mut seen)?.with_scratch(&scratch);
+            if let (Some(keep), true) = (&places.synthetic, data.synthetic.is_some()) {
+                input.keep(&keep.join(format!("{}.jsonl", data.name)))?;
             }
-            let mut source = Source::parse(file.clone(), &label, &bytes, encoder, stop)?;
-            file.records = Some(source.len() as u64);
-            seen(file.clone());
-            source.file = file;
-            sources.push(source);
+            let store = TokenStore::of(&input, encoder, &places.caches, Limits::default(), stop)?;
+            input.file.records = Some(store.counts.seen);
+            seen(input.file.clone());
+            inputs.push(input);
+            stores.push(store);
         }
-        let records = sources.iter().map(Source::len).sum();
-        let batch = training.settings.training.batch_size;
+        let settings = &training.settings.data;
+        let wanted = Wanted {
+            deduplicate: settings.deduplicate,
+            validation: &settings.validation,
+            listed: training.settings.training.eval_records.div_ceil(stores.len().max(1)),
+        };
+        let selections = select(&stores.iter().collect::<Vec<_>>(), wanted, &scratch, stop)?;
+        let mut sources = Vec::new();
+        for ((input, store), selection) in inputs.into_iter().zip(stores).zip(selections) {
+            if selection.sums.records == 0 {
+                let (name, counts) = (input.file.name, store.counts);
+                let Selection { duplicates, held, .. } = selection;
+                return Err(DataError::NoneLeft { name, seen: counts.seen, foreign: counts.foreign, duplicates, held });
+            }
+            sources.push(Source { input, store, selection });
+        }
+        let mix = Mix::new(sources.iter().map(Source::name), settings.weights.as_ref());
+        let (seed, shuffle) = (training.seed, training.settings.training.shuffle);
+        let dataset = Self { sources, mix, seed, shuffle, scratch, reference: Vec::new() };
+        let (batch, records) = (training.settings.training.batch_size, dataset.records() as usize);
         if batch > records {
             return Err(DataError::Batch { batch, records });
         }
-        Ok(Self { sources, seed: training.seed, shuffle: training.settings.training.shuffle, reference: Vec::new() })
+        Ok(dataset)
     }
 
-    /// Yields all records.
+    /// Yields all records that are trained on.
     pub(crate) fn all(&self) -> impl Iterator<Item = Address> {
         let sources = self.sources.iter().enumerate();
         sources.flat_map(|(source, records)| (0..records.len()).map(move |record| Address { source, record }))
     }
 
     /// Returns the digest of a record's tokens, under which its log-probabilities are kept.
-    pub(crate) fn key(&self, address: Address) -> Sha256 {
-        self.sources[address.source].key(address.record)
+    ///
+    /// # Errors
+    /// When its tokens cannot be read.
+    pub(crate) fn key(&self, address: Address) -> Result<Sha256, DataError> {
+        Ok(self.sources[address.source].record(address.record)?.key())
     }
 
-    /// Sets the log-probabilities under the reference. Records without any get NaN: they are in no step.
-    pub(crate) fn set_reference(&mut self, known: impl Fn(&Sha256) -> Option<Pair>) {
+    /// Sets the log-probabilities under the reference, each in nats, from those that are known by the digest of a record's tokens.
+    /// Records without any get NaN: they are in no step.
+    ///
+    /// # Errors
+    /// When the tokens of a record cannot be read.
+    pub(crate) fn set_reference(&mut self, known: impl Fn(&Sha256) -> Option<Pair>) -> Result<(), DataError> {
         let of = |source: &Source| {
-            (0..source.len()).map(|record| known(&source.key(record)).unwrap_or([f64::NAN; 2])).collect()
+            let pair = |record| Ok(known(&source.record(record)?.key()).unwrap_or([f64::NAN; 2]));
+            (0..source.len()).map(pair).collect()
         };
-        self.reference = self.sources.iter().map(of).collect();
+        self.reference = self.sources.iter().map(of).collect::<Result<_, DataError>>()?;
+        Ok(())
     }
 
-    /// Returns the log-probabilities of records under the reference.
+    /// Returns the log-probabilities of records under the reference, NaN for those that have none.
     pub(crate) fn reference(&self, addresses: &[Address]) -> Vec<Pair> {
-        let find = |at: &Address| self.reference.get(at.source).and_then(|source| source.get(at.record));
+        let find = |at: &Address| self.reference.get(at.source).and_then(|source| source.get(at.record as usize));
         addresses.iter().map(|address| find(address).copied().unwrap_or([f64::NAN; 2])).collect()
     }
 
     /// Files that were read.
     pub(crate) fn files(&self) -> impl Iterator<Item = &DataFile> {
-        self.sources.iter().map(|source| &source.file)
+        self.sources.iter().map(|source| &source.input.file)
     }
 
-    /// Number of records.
+    /// Returns what is trained on.
+    pub(crate) fn report(&self) -> DataReport {
+        let source = |(source, share): (&Source, f64)| {
+            let (file, selection) = (&source.input.file, &source.selection);
+            SourceReport {
+                name: file.name.clone(),
+                sha256: file.sha256,
+                size: file.size,
+                records: source.store.counts.seen,
+                other_languages: source.store.counts.foreign,
+                duplicates: selection.duplicates,
+                held_out: selection.held,
+                trained: selection.sums.records,
+                tokens: selection.sums.tokens,
+                longest: selection.sums.most_tokens,
+                share,
+            }
+        };
+        DataReport { sources: self.sources.iter().zip(self.mix.shares()).map(source).collect() }
+    }
+
+    /// Number of records that are trained on.
     pub(crate) fn records(&self) -> u64 {
-        self.sources.iter().map(|source| source.len() as u64).sum()
+        self.sources.iter().map(Source::len).sum()
     }
 
     /// Returns the records of `count` examples from `first` on, counted over the whole run.
@@ -124,72 +184,89 @@ impl Dataset {
 
     /// Returns the record of one example.
     fn address(&self, example: u64) -> Address {
-        let count = self.sources.len() as u64;
-        let (source, draw) = ((example % count) as usize, example / count);
-        let records = self.sources[source].len() as u64;
+        let (source, draw) = self.mix.draw(example);
+        let records = self.sources[source].len();
         let (pass, position) = (draw / records, draw % records);
         let record =
             if self.shuffle { permute(position, records, permutation_key(self.seed, source, pass)) } else { position };
-        Address { source, record: record as usize }
+        Address { source, record }
     }
 
     /// Packs records for the model.
-    pub(crate) fn pack(&self, addresses: &[Address]) -> Packed {
-        Packed::masked(addresses.iter().flat_map(|Address { source, record }| self.sources[*source].record(*record)))
+    ///
+    /// # Errors
+    /// When their tokens cannot be read.
+    pub(crate) fn pack(&self, addresses: &[Address]) -> Result<Packed, DataError> {
+        let records = addresses.iter().map(|at| self.sources[at.source].record(at.record));
+        Ok(pack(&records.collect::<Result<Vec<_>, _>>()?))
     }
 
     /// Computes the digest of the records of a step: name, number and tokens of each, in order.
-    pub(crate) fn digest(&self, addresses: &[Address]) -> Sha256 {
+    ///
+    /// # Errors
+    /// When their tokens cannot be read.
+    pub(crate) fn digest(&self, addresses: &[Address]) -> Result<Sha256, DataError> {
         let mut hasher = sha2::Sha256::new();
         hasher.update(b"codex records 3\0");
         for Address { source, record } in addresses {
             let source = &self.sources[*source];
-            hasher.update(source.file.name.as_bytes());
+            hasher.update(source.name().as_bytes());
             hasher.update([0]);
-            hasher.update((*record as u64).to_le_bytes());
-            for (ids, mask) in source.record(*record) {
+            hasher.update(record.to_le_bytes());
+            for (ids, mask) in source.record(*record)?.sequences() {
                 hasher.update((ids.len() as u64).to_le_bytes());
                 hasher.update(mask.iter().map(|target| u8::from(*target)).collect::<Vec<u8>>());
                 let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
                 hasher.update(bytes);
             }
         }
-        Sha256::finish(hasher)
+        Ok(Sha256::finish(hasher))
+    }
+
+    /// Rows of the longest record.
+    pub(super) fn longest(&self) -> usize {
+        self.sources.iter().map(|source| source.selection.sums.longest as usize).max().unwrap_or(0)
     }
 
     /// Lengths of the records, for the size of batches.
     pub(crate) fn lengths(&self) -> RecordLengths<'_> {
-        if self.shuffle { RecordLengths::shuffled(&self.sources) } else { RecordLengths::InOrder(&self.sources) }
+        if self.shuffle { RecordLengths::shuffled(self) } else { RecordLengths::InOrder(self) }
     }
 
     /// Decodes a record, prompt and response together; of a preference, the rejected one follows on a line of its own.
     ///
     /// # Errors
-    /// When the tokenizer rejects the ids.
-    pub(crate) fn text(&self, address: Address, tokenizer: &Tokenizer) -> Result<String, TokenizerError> {
-        let Address { source, record } = address;
-        let source = &self.sources[source];
-        let texts: Result<Vec<String>, _> = source.record(record).map(|(ids, _)| tokenizer.decode(ids)).collect();
-        Ok(texts?.join("\nrejected: "))
+    /// When its tokens cannot be read, or the tokenizer rejects them.
+    pub(crate) fn text(&self, address: Address, tokenizer: &Tokenizer) -> Result<String, DataError> {
+        let record = self.sources[address.source].record(address.record)?;
+        let texts: Result<Vec<String>, _> = record.sequences().map(|(ids, _)| tokenizer.decode(ids)).collect();
+        Ok(texts.map_err(|source| DataError::Tokenizer { source })?.join("\nrejected: "))
     }
 
     /// Returns the tokens before the last response of a record, and the text of that response.
     ///
     /// # Errors
-    /// When the tokenizer rejects the ids.
-    pub(crate) fn question(&self, address: Address, tokenizer: &Tokenizer) -> Result<(Vec<u32>, String), TokenizerError> {
-        let Address { source, record } = address;
-        let Some((ids, mask)) = self.sources[source].record(record).next() else { return Ok((Vec::new(), String::new())) };
+    /// When its tokens cannot be read, or the tokenizer rejects them.
+    pub(crate) fn question(&self, address: Address, tokenizer: &Tokenizer) -> Result<(Vec<u32>, String), DataError> {
+        let record = self.sources[address.source].record(address.record)?;
+        let Some((ids, mask)) = record.sequences().next() else { return Ok((Vec::new(), String::new())) };
         let end = mask.iter().rposition(|target| *target).map_or(0, |last| last + 1);
         let start = mask[..end].iter().rposition(|target| !*target).map_or(0, |before| before + 1);
-        Ok((ids[..start].to_vec(), tokenizer.decode(&ids[start..end])?))
+        let text = tokenizer.decode(&ids[start..end]).map_err(|source| DataError::Tokenizer { source })?;
+        Ok((ids[..start].to_vec(), text))
     }
 
-    /// Lists addresses as `name[record]`, with records counted from 1; only the first few of many.
-    pub(crate) fn describe(&self, addresses: &[Address]) -> String {
-        let names: Vec<String> =
-            addresses.iter().map(|at| format!("{}[{}]", self.sources[at.source].file.name, at.record + 1)).collect();
-        some_of(&names, " ")
+    /// Lists addresses as `name[record]`, with the records of a file counted from 1; only the first few of many.
+    ///
+    /// # Errors
+    /// When the number of a record cannot be read.
+    pub(crate) fn describe(&self, addresses: &[Address]) -> Result<String, DataError> {
+        let name = |at: &Address| {
+            let source = &self.sources[at.source];
+            Ok(format!("{}[{}]", source.name(), source.number(at.record)? + 1))
+        };
+        let names: Vec<String> = addresses.iter().map(name).collect::<Result<_, DataError>>()?;
+        Ok(some_of(&names, " "))
     }
 }
 
@@ -197,41 +274,37 @@ impl Dataset {
 impl Dataset {
     /// Creates a dataset of these sources.
     pub(super) fn of(sources: Vec<Source>, seed: u64, shuffle: bool) -> Self {
-        Self { sources, seed, shuffle, reference: Vec::new() }
+        let mix = Mix::new(sources.iter().map(Source::name), None);
+        Self { sources, mix, seed, shuffle, scratch: std::env::temp_dir(), reference: Vec::new() }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use codex_provenance::DataDigest;
-
     use super::*;
-    use crate::training::test_support::encoder;
+    use crate::training::test_support::{encoder, resolved, synthetic};
 
     /// The prompt has more tokens than 16 bits can count.
     #[test]
     fn a_long_prompt_is_not_cut() {
-        let training = crate::training::test_support::resolved(
-            &["model.max_position_embeddings=131072"],
-            vec![crate::training::test_support::synthetic("arithmetic", 100)],
-        );
+        let training = resolved(&["model.max_position_embeddings=131072"], vec![synthetic("arithmetic", 100)]);
         let (prompt, response) = ("1".repeat(70_000), "2+2=4 #4$");
         let line = serde_json::json!({
             "prompt": prompt, "response": response, "difficulty": "easy", "category": "addition",
         });
-        let file = DataFile { name: "a".to_owned(), sha256: DataDigest(Sha256::of(b"")), size: 0, records: None };
+        let input = Input::of_bytes("a", "a", line.to_string().as_bytes());
         let tokenizer = Tokenizer::characters().unwrap();
-        let source =
-            Source::parse(file, "a", line.to_string().as_bytes(), encoder(&training, &tokenizer), &|| false).unwrap();
-        let packed = source.pack(0..1);
-        assert_eq!((packed.tokens.len() / 1000, packed.targets.len()), (70, response.len()));
+        let encoder = encoder(&training, &tokenizer);
+        let store = TokenStore::of(&input, encoder, &Caches::default(), Limits::default(), &|| false).unwrap();
+        let source = Source { input, selection: Selection::all(&store), store };
         let dataset = Dataset::of(vec![source], 1, true);
-        assert_eq!(dataset.pack(&dataset.examples(0, 1)).targets.len(), response.len());
+        let packed = dataset.pack(&dataset.examples(0, 1)).unwrap();
+        assert_eq!((packed.tokens.len() / 1000, packed.targets.len()), (70, response.len()));
     }
 
     #[test]
     fn without_shuffling_records_are_seen_in_file_order() {
         let dataset = Dataset::of(vec![Source::of_lengths("a", &[1; 3]), Source::of_lengths("b", &[1; 2])], 1, false);
-        assert_eq!(dataset.describe(&dataset.examples(0, 8)), "a[1] b[1] a[2] b[2] a[3] b[1] a[1] b[2]");
+        assert_eq!(dataset.describe(&dataset.examples(0, 8)).unwrap(), "a[1] b[1] a[2] b[2] a[3] b[1] a[1] b[2]");
     }
 }

@@ -1,12 +1,18 @@
-//! Turns records into tokens, and says which of them count for the loss. Pure.
+//! Turns records into tokens, and says which of them count for the loss. Pure, but for reading inputs.
+
+use std::ops::ControlFlow;
 
 use codex_configs::{DataSettings, Format, Loss};
+use codex_engine::Packed;
+use codex_provenance::Sha256;
 use rayon::prelude::*;
+use sha2::Digest as _;
 
 use super::{
     DataError, Stop,
-    examples::{Example, read_examples},
-    preferences::{Preference, read_preferences},
+    examples::{Example, each_record},
+    input::Input,
+    preferences::Preference,
 };
 use crate::{
     tasks::{END, RecordError, answer},
@@ -28,12 +34,59 @@ pub(crate) struct Encoder<'a> {
     pub(crate) preferences: bool,
 }
 
-/// The tokens of a record.
+/// The tokens of a record: one sequence, or the two of a preference, the chosen before the rejected one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Encoded {
+    /// Tokens of all sequences, one after another.
     pub(super) ids: Vec<u32>,
     /// Whether each token counts for the loss.
     pub(super) mask: Vec<bool>,
+    /// Number of tokens of the first sequence. The others are those of the second.
+    pub(super) first: usize,
+}
+
+impl Encoded {
+    /// Returns a record of one sequence.
+    pub(super) fn one(ids: Vec<u32>, mask: Vec<bool>) -> Self {
+        Self { first: ids.len(), ids, mask }
+    }
+
+    /// Returns a record of two sequences.
+    fn two(mut chosen: Self, rejected: Self) -> Self {
+        chosen.ids.extend(rejected.ids);
+        chosen.mask.extend(rejected.mask);
+        chosen
+    }
+
+    /// Yields the tokens of each sequence, and whether each token counts for the loss.
+    pub(super) fn sequences(&self) -> impl Iterator<Item = (&[u32], &[bool])> {
+        let rest = Some((&self.ids[self.first..], &self.mask[self.first..])).filter(|(ids, _)| !ids.is_empty());
+        std::iter::once((&self.ids[..self.first], &self.mask[..self.first])).chain(rest)
+    }
+
+    /// Returns the rows of the record: a sequence of `n` tokens has `n - 1`, because its last token predicts nothing.
+    pub(super) fn rows(&self) -> usize {
+        self.sequences().map(|(ids, _)| ids.len().saturating_sub(1)).sum()
+    }
+
+    /// Returns the digest of the tokens, under which the record's log-probabilities are kept.
+    pub(super) fn key(&self) -> Sha256 {
+        let mut hasher = sha2::Sha256::new();
+        hasher.update(b"codex tokens 1\0");
+        for (ids, mask) in self.sequences() {
+            hasher.update((ids.len() as u64).to_le_bytes());
+            for (id, target) in ids.iter().zip(mask) {
+                hasher.update(id.to_le_bytes());
+                hasher.update([u8::from(*target)]);
+            }
+        }
+        Sha256::finish(hasher)
+    }
+}
+
+/// Packs records for the model.
+pub(super) fn pack(records: &[Encoded]) -> Packed {
+    Packed::masked(records.iter().flat_map(Encoded::sequences))
 }
 
 /// What becomes one sequence of tokens.
@@ -71,42 +124,47 @@ fn ended(file: &str, line: usize, example: Example) -> Result<Example, DataError
 }
 
 impl Encoder<'_> {
-    /// Reads the records of a file.
-    pub(super) fn parse(&self, label: &str, bytes: &[u8]) -> Result<Vec<Example>, DataError> {
-        if self.preferences {
-            let records = read_preferences(label, bytes, self.data)?;
-            return Ok(records.into_iter().map(Example::Preference).collect());
-        }
-        let examples = read_examples(label, bytes, self.data)?.into_iter();
-        examples.map(|(line, example)| if self.given { Ok(example) } else { ended(label, line, example) }).collect()
+    /// Reads the records of an input, with the number of the line or row of each, from 1, until `each` breaks.
+    ///
+    /// # Errors
+    /// When the input cannot be read, or a record is invalid or not of the kind that the model is trained on, with the file and
+    /// the line; the errors of `each`.
+    pub(super) fn each_record(
+        &self,
+        input: &Input,
+        mut each: impl FnMut(Example) -> Result<ControlFlow<()>, DataError>,
+    ) -> Result<(), DataError> {
+        each_record(input, self.data, self.preferences, |line, example| {
+            each(if self.given || self.preferences { example } else { ended(&input.label, line, example)? })
+        })
     }
 
-    /// Returns the number of sequences of each record.
-    pub(super) fn sequences(&self) -> usize {
-        if self.preferences { 2 } else { 1 }
-    }
-
-    /// Encodes the records of the data `name`: the sequences of one after those of another.
-    pub(super) fn encode(&self, name: &str, examples: &[Example], stop: Stop) -> Result<Vec<Encoded>, DataError> {
-        let encode = |(index, example): (usize, &Example)| {
+    /// Encodes records of the data `name`, each with its number from 0.
+    pub(super) fn encode(
+        &self,
+        name: &str,
+        examples: &[(u32, Example)],
+        stop: Stop,
+    ) -> Result<Vec<Encoded>, DataError> {
+        let encode = |(number, example): &(u32, Example)| {
             if stop() {
                 return Err(DataError::Interrupted);
             }
-            let record = index + 1;
-            let one = |sequence| self.encode_one(name, record, sequence).map(|encoded| vec![encoded]);
+            let record = *number as usize + 1;
             match example {
-                Example::Pair { prompt, response } => one(Sequence::Pair { prompt, response }),
-                Example::Chat(messages) => one(Sequence::Chat(messages)),
-                Example::Text(text) => one(Sequence::Text(text)),
-                Example::Preference(preference) => self.encode_preference(name, record, preference).map(Vec::from),
+                Example::Pair { prompt, response } => {
+                    self.encode_one(name, record, Sequence::Pair { prompt, response })
+                }
+                Example::Chat(messages) => self.encode_one(name, record, Sequence::Chat(messages)),
+                Example::Text(text) => self.encode_one(name, record, Sequence::Text(text)),
+                Example::Preference(preference) => self.encode_preference(name, record, preference),
             }
         };
-        let encoded: Vec<Vec<Encoded>> = examples.par_iter().enumerate().map(encode).collect::<Result<_, _>>()?;
-        Ok(encoded.into_iter().flatten().collect())
+        examples.par_iter().map(encode).collect()
     }
 
     /// Encodes a prompt with each of its responses. Only the responses count for the loss.
-    fn encode_preference(&self, name: &str, record: usize, preference: &Preference) -> Result<[Encoded; 2], DataError> {
+    fn encode_preference(&self, name: &str, record: usize, preference: &Preference) -> Result<Encoded, DataError> {
         let [chosen, rejected] = match preference {
             Preference::Texts { prompt, responses } => {
                 responses.each_ref().map(|response| self.encode_one(name, record, Sequence::Pair { prompt, response }))
@@ -129,7 +187,7 @@ impl Encoder<'_> {
                 Ok(encoded)
             }),
         };
-        Ok([chosen?, rejected?])
+        Ok(Encoded::two(chosen?, rejected?))
     }
 
     fn encode_one(&self, name: &str, record: usize, sequence: Sequence) -> Result<Encoded, DataError> {
@@ -138,12 +196,13 @@ impl Encoder<'_> {
         let mut encoded = match sequence {
             Sequence::Chat(messages) => {
                 let turns = self.tokenizer.encode_turns(messages).map_err(failed)?;
-                Encoded { ids: turns.ids, mask: turns.assistant }
+                Encoded::one(turns.ids, turns.assistant)
             }
             Sequence::Text(text) => {
                 let mut ids = self.tokenizer.encode(text).map_err(failed)?;
                 ids.extend(self.tokenizer.ends().first());
-                Encoded { mask: vec![true; ids.len()], ids }
+                let mask = vec![true; ids.len()];
+                Encoded::one(ids, mask)
             }
             Sequence::Pair { prompt, response } => {
                 let shortened = match self.format {
@@ -160,7 +219,7 @@ impl Encoder<'_> {
                         Message { role: Role::Assistant, content: response.to_owned() },
                     ]);
                     let turns = turns.map_err(failed)?;
-                    Encoded { ids: turns.ids, mask: turns.assistant }
+                    Encoded::one(turns.ids, turns.assistant)
                 } else {
                     let mut ids = self.tokenizer.encode(prompt).map_err(failed)?;
                     let prompt = ids.len();
@@ -169,7 +228,7 @@ impl Encoder<'_> {
                         ids.extend(self.tokenizer.ends().first());
                     }
                     let mask = (0..ids.len()).map(|at| at >= prompt).collect();
-                    Encoded { ids, mask }
+                    Encoded::one(ids, mask)
                 }
             }
         };

@@ -59,6 +59,42 @@ pub enum DataError {
     /// A synthetic task cannot provide its records.
     #[error(transparent)]
     Task(#[from] TaskError),
+    /// A file is not the one that was hashed.
+    #[error("data {name} changed while it was read: use a file that nothing writes to")]
+    Changed {
+        /// Name of the data.
+        name: String,
+    },
+    /// The tokenizer cannot be encoded, or rejects its own tokens.
+    #[error("the tokenizer of the model failed")]
+    Tokenizer {
+        /// Error of the tokenizer.
+        #[source]
+        source: TokenizerError,
+    },
+    /// A file has more records than can be numbered.
+    #[error("data {name} has more than {} records: divide it into several files, each with a name", u32::MAX)]
+    TooMany {
+        /// Name of the data.
+        name: String,
+    },
+    /// No record of a source is trained on.
+    #[error(
+        "data {name} has no record left to train on: of {}, {foreign} are in other languages than data.languages, {duplicates} \
+         repeat others (data.deduplicate), and {held} are held out (data.validation)", counted(*seen, "record")
+    )]
+    NoneLeft {
+        /// Name of the data.
+        name: String,
+        /// Number of its records.
+        seen: u64,
+        /// Number of those in other languages.
+        foreign: u64,
+        /// Number of those that repeat others.
+        duplicates: u64,
+        /// Number of those that are held out.
+        held: u64,
+    },
     /// The digest of a file differs from the configured one.
     #[error("data {name} has digest {found}, but the run requires {expected}: pass the file with that digest")]
     Mismatch {
@@ -144,10 +180,13 @@ impl DataError {
                 FailureClass::INVALID_CONFIGURATION
             }
             Self::File(_) => FailureClass::STORAGE_FAILED,
-            Self::Mismatch { .. } => FailureClass::DATA_MISMATCH,
+            Self::Mismatch { .. } | Self::Changed { .. } => FailureClass::DATA_MISMATCH,
             Self::TrainedOn { .. }
             | Self::Records(_)
             | Self::Format(_)
+            | Self::Tokenizer { .. }
+            | Self::TooMany { .. }
+            | Self::NoneLeft { .. }
             | Self::Task(_)
             | Self::Text { .. }
             | Self::Answerless { .. }

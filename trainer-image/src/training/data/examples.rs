@@ -1,14 +1,21 @@
 //! Records that a model is trained on: prompts with responses, conversations, or plain text, under the configured names of
 //! their fields. Pure.
 
+use std::ops::ControlFlow;
+
 use codex_configs::{DataFields, DataSettings};
 use serde_json::{Map, Value};
 
 use super::{
-    formats::{FormatError, rows},
-    preferences::Preference,
+    DataError,
+    formats::each_row,
+    input::Input,
+    preferences::{Preference, preference},
 };
-use crate::{tasks::RecordError, text::Message};
+use crate::{
+    tasks::RecordError,
+    text::{Message, Role},
+};
 
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,42 +35,84 @@ pub(crate) enum Example {
     Preference(Preference),
 }
 
+impl Example {
+    /// Returns all texts of the record, in their order.
+    pub(crate) fn texts(&self) -> Vec<&str> {
+        match self {
+            Self::Pair { prompt, response } => vec![prompt, response],
+            Self::Text(text) => vec![text],
+            Self::Chat(messages) => contents(messages).collect(),
+            Self::Preference(Preference::Texts { prompt, responses: [chosen, rejected] }) => {
+                vec![prompt, chosen, rejected]
+            }
+            Self::Preference(Preference::Chat { prompt, responses: [chosen, rejected] }) => {
+                contents(prompt).chain(contents(chosen)).chain(contents(rejected)).collect()
+            }
+        }
+    }
+
+    /// Returns what the record asks: its prompt, the messages of its users, or its text.
+    pub(crate) fn asked(&self) -> Vec<&str> {
+        match self {
+            Self::Pair { prompt, .. } | Self::Preference(Preference::Texts { prompt, .. }) => vec![prompt],
+            Self::Chat(messages) | Self::Preference(Preference::Chat { prompt: messages, .. }) => {
+                messages.iter().filter(|message| message.role == Role::User).map(|it| it.content.as_str()).collect()
+            }
+            Self::Text(text) => vec![text],
+        }
+    }
+
+    /// Returns the bytes of its texts.
+    pub(crate) fn size(&self) -> usize {
+        self.texts().into_iter().map(str::len).sum()
+    }
+}
+
 /// Fields that make a record without any configured name: what question-and-answer data is called on Hugging Face's hub.
 const QUESTION: [&str; 2] = ["question", "answer"];
 
-/// Reads the records of a file, with the number of the line or row of each, from 1. `file` is the name in errors; its ending
-/// tells some formats.
+/// Reads the records of an input, which are preferences or none of them is, with the number of the line or row of each, from 1,
+/// until `each` breaks.
 ///
 /// # Errors
-/// [`FormatError`], with the file and the line.
-pub(crate) fn read_examples(
-    file: &str,
-    bytes: &[u8],
+/// When the input cannot be read or a record is invalid, with the file and the line; the errors of `each`.
+pub(crate) fn each_record(
+    input: &Input,
     settings: &DataSettings,
-) -> Result<Vec<(usize, Example)>, FormatError> {
+    preferences: bool,
+    mut each: impl FnMut(usize, Example) -> Result<ControlFlow<()>, DataError>,
+) -> Result<(), DataError> {
     let fields = &settings.fields;
-    let read = |line: usize, mut row: Map<String, Value>| {
-        let right = right(fields);
-        let malformed = |why: String| RecordError::Malformed { file: file.to_owned(), line, why, right };
-        let example = example(&mut row, fields).map_err(malformed)?;
-        Ok((line, example))
-    };
-    let examples: Vec<_> = rows(file, bytes, settings.format, &fields.text)?
-        .into_iter()
-        .map(|(line, row)| read(line, row))
-        .collect::<Result<_, FormatError>>()?;
-    if examples.is_empty() {
-        return Err(RecordError::Empty { file: file.to_owned() }.into());
-    }
-    Ok(examples)
+    let file = || input.label.clone();
+    let mut empty = true;
+    each_row(input, settings.format, &fields.text, &mut |line, mut row| {
+        empty = false;
+        let read =
+            if preferences { preference(&mut row, fields).map(Example::Preference) } else { example(&mut row, fields) };
+        let malformed = |why| RecordError::Malformed { file: file(), line, why, right: right(fields, preferences) };
+        each(line, read.map_err(malformed)?)
+    })?;
+    if empty { Err(RecordError::Empty { file: file() }.into()) } else { Ok(()) }
 }
 
 /// Returns what a record must be.
-fn right(DataFields { prompt, response, messages, text, .. }: &DataFields) -> String {
+fn right(fields: &DataFields, preferences: bool) -> String {
+    let DataFields { prompt, response, messages, text, chosen, rejected } = fields;
+    if preferences {
+        return format!(
+            "{{\"{prompt}\", \"{chosen}\", \"{rejected}\"}}, all strings or all lists of {{\"role\", \"content\"}}, or name \
+             other fields in data.fields"
+        );
+    }
     format!(
         "{{\"{prompt}\", \"{response}\"}} or {{\"{messages}\": [{{\"role\", \"content\"}}]}} or {{\"{text}\"}}, or name other fields \
          in data.fields"
     )
+}
+
+/// Yields the texts of messages.
+fn contents(messages: &[Message]) -> impl Iterator<Item = &str> {
+    messages.iter().map(|message| message.content.as_str())
 }
 
 /// Takes the record from a row. Fields without a meaning here are ignored: real data has identifiers and labels beside them.
@@ -125,12 +174,12 @@ fn kind(value: &Value) -> &'static str {
 }
 
 #[cfg(test)]
-pub(super) mod testing {
-    use codex_configs::{DataFormat, Loss};
+pub(crate) mod testing {
+    use codex_configs::{DataFormat, HeldOutShare, Loss};
 
     use super::*;
 
-    /// Returns settings with the default names of fields.
+    /// Returns settings with the default names of fields, which select every record.
     pub(crate) fn settings(format: DataFormat) -> DataSettings {
         let name = |name: &str| name.to_owned();
         let fields = DataFields {
@@ -141,7 +190,25 @@ pub(super) mod testing {
             messages: name("messages"),
             text: name("text"),
         };
-        DataSettings { format, fields, loss: Loss::Responses }
+        let validation = HeldOutShare { share: 0.0, seed: 0 };
+        let loss = Loss::Responses;
+        DataSettings { format, fields, loss, weights: None, deduplicate: false, languages: Vec::new(), validation }
+    }
+
+    /// Reads the records of a file with this name and these bytes. The error is its chain.
+    pub(crate) fn read(
+        file: &str,
+        bytes: &[u8],
+        settings: &DataSettings,
+        preferences: bool,
+    ) -> Result<Vec<Example>, String> {
+        let mut examples = Vec::new();
+        let input = Input::of_bytes("a", file, bytes);
+        let read = each_record(&input, settings, preferences, |_, example| {
+            examples.push(example);
+            Ok(ControlFlow::Continue(()))
+        });
+        read.map(|()| examples).map_err(|error| crate::error::chain(&error))
     }
 }
 
@@ -151,13 +218,13 @@ mod tests {
 
     use codex_configs::DataFormat;
 
-    use super::{testing::settings, *};
-    use crate::text::Role;
+    use super::{
+        testing::{read as read_with, settings},
+        *,
+    };
 
     fn read(file: &str, bytes: &[u8]) -> Result<Vec<Example>, String> {
-        let read =
-            read_examples(file, bytes, &settings(DataFormat::Auto)).map_err(|error| crate::error::chain(&error))?;
-        Ok(read.into_iter().map(|(_, example)| example).collect())
+        read_with(file, bytes, &settings(DataFormat::Auto), false)
     }
 
     fn pair(prompt: &str, response: &str) -> Example {
@@ -204,7 +271,7 @@ mod tests {
         settings.fields.prompt = "instruction".to_owned();
         settings.fields.response = "output".to_owned();
         let line = br#"{"instruction": "a", "output": "b", "prompt": "c"}"#;
-        assert_eq!(read_examples("a", line, &settings).unwrap(), [(1, pair("a", "b"))]);
+        assert_eq!(read_with("a", line, &settings, false).unwrap(), [pair("a", "b")]);
     }
 
     #[test]
@@ -215,6 +282,14 @@ mod tests {
         assert_eq!(read("a.tsv", b"prompt\tresponse\n1, 2\t\"3\n4\"\n5\t6\n").unwrap(), both);
         let told = read("a.csv", b"prompt,response\n1,2\n3,4,5\n").unwrap_err();
         assert!(told.starts_with("a.csv:3: ") && told.contains("2 fields"), "{told}");
+        for (wrong, why) in [
+            ("[{}, 5]", "a.json:1: invalid record: no field"),
+            (r#"[{"text": "a"}, 5]"#, "a.json:2: invalid record: not an object; write an array of objects"),
+            ("[{\"text\": \"a\"}\n,", "a.json:2: invalid record: "),
+        ] {
+            let told = read("a.json", wrong.as_bytes()).unwrap_err();
+            assert!(told.starts_with(why), "{told}");
+        }
         let array = br#"[{"prompt": "1, 2", "response": "3\n4"}, {"prompt": "5", "response": "6"}]"#;
         assert_eq!(read("a.json", array).unwrap(), both);
         let texts = [Example::Text("one".to_owned()), Example::Text("two words".to_owned())];
@@ -231,6 +306,26 @@ mod tests {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(csv.as_bytes()).unwrap();
         assert_eq!(read("a.csv.gz", &gzip.finish().unwrap()).unwrap(), both);
+    }
+
+    /// A compressed file without a line feed would otherwise be in memory as a whole.
+    #[test]
+    fn endless_lines_are_refused() {
+        let mut zstd = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
+        for _ in 0..65 {
+            zstd.write_all(&[b' '; 1 << 20]).unwrap();
+        }
+        let told = read("a.jsonl.zst", &zstd.finish().unwrap()).unwrap_err();
+        assert_eq!(
+            told,
+            "a.jsonl.zst:1: the record has more than 64 MiB: check the format of the file, or split the record"
+        );
+    }
+
+    #[test]
+    fn a_compressed_parquet_file_is_read() {
+        let packed = zstd::encode_all(&include_bytes!("fixtures/chat.parquet")[..], 1).unwrap();
+        assert_eq!(read("chat.parquet.zst", &packed).unwrap().len(), 3);
     }
 
     /// The file was written by `parquet.py` beside it.

@@ -1,11 +1,11 @@
-//! Lengths of records: upper bounds of the rows of a batch, for the estimate of memory. Pure.
+//! Lengths of records: upper bounds of the rows of a batch, for the estimate of memory. Reads the lengths of ordered records.
 
-use super::source::Source;
+use super::dataset::Dataset;
 
 /// Lengths of records, which bound the size of a batch. A record of `n` tokens has `n - 1` rows: its last token predicts nothing.
 #[derive(Clone, Debug)]
 pub(crate) enum RecordLengths<'a> {
-    /// Lengths of shuffled records, from sources with equal weight.
+    /// Lengths of shuffled records.
     Shuffled {
         /// Mean of the rows.
         mean: f64,
@@ -14,32 +14,28 @@ pub(crate) enum RecordLengths<'a> {
         /// Rows of the longest record.
         longest: usize,
     },
-    /// Lengths of records in file order, taken from these sources in turn.
-    InOrder(&'a [Source]),
+    /// Lengths of records in file order.
+    InOrder(&'a Dataset),
 }
 
 impl RecordLengths<'_> {
-    /// Returns the lengths of records that are shuffled within `sources`.
-    pub(super) fn shuffled(sources: &[Source]) -> Self {
-        let (mut mean, mut square, mut longest, mut count) = (0.0, 0.0, 0, 0.0_f64);
-        for source in sources {
-            let records = source.len() as f64;
-            for rows in source.rows() {
-                mean += rows as f64 / records;
-                square += (rows as f64).powi(2) / records;
-                longest = longest.max(rows);
-            }
-            count += 1.0;
+    /// Returns the lengths of records that are shuffled within the sources.
+    pub(super) fn shuffled(dataset: &Dataset) -> Self {
+        let (mut mean, mut square) = (0.0, 0.0);
+        for (source, share) in dataset.sources.iter().zip(dataset.mix.shares()) {
+            let sums = &source.selection.sums;
+            let records = sums.records.max(1) as f64;
+            mean += share * sums.rows as f64 / records;
+            square += share * sums.squares as f64 / records;
         }
-        (mean, square) = (mean / count.max(1.0), square / count.max(1.0));
-        Self::Shuffled { mean, deviation: (square - mean * mean).max(0.0).sqrt(), longest }
+        Self::Shuffled { mean, deviation: (square - mean * mean).max(0.0).sqrt(), longest: dataset.longest() }
     }
 
     /// Rows of the longest record.
     pub(crate) fn longest(&self) -> usize {
         match self {
             Self::Shuffled { longest, .. } => *longest,
-            Self::InOrder(sources) => sources.iter().flat_map(Source::rows).max().unwrap_or(0),
+            Self::InOrder(dataset) => dataset.longest(),
         }
     }
 
@@ -51,9 +47,14 @@ impl RecordLengths<'_> {
                 let rows = (count * mean + 4.3 * deviation * count.sqrt()).ceil();
                 (rows as usize).min(batch.saturating_mul(*longest))
             }
-            Self::InOrder(sources) => {
-                let each = batch.div_ceil(sources.len().max(1));
-                sources.iter().map(|source| source.most_rows(each)).sum()
+            Self::InOrder(dataset) => {
+                let bounds = dataset.sources.iter().zip(dataset.mix.most(batch));
+                // Lengths that cannot be read are those of the longest record.
+                let rows = bounds.map(|(source, most)| {
+                    let longest = source.selection.sums.longest.saturating_mul(most as u64);
+                    source.most_rows(most as u64).unwrap_or(longest) as usize
+                });
+                rows.sum()
             }
         }
     }
@@ -80,7 +81,7 @@ impl HeldOutLengths {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::dataset::Dataset, *};
+    use super::{super::source::Source, *};
 
     #[test]
     fn batches_of_validation_records_are_consecutive() {
@@ -104,7 +105,7 @@ mod tests {
             for sources in [vec![source("a", &first)], vec![source("a", &first), source("b", &second)]] {
                 let alone = sources.len() == 1;
                 let dataset = Dataset::of(sources, 1, false);
-                let packed = |start: u64| dataset.pack(&dataset.examples(start, batch as u64)).tokens.len();
+                let packed = |start: u64| dataset.pack(&dataset.examples(start, batch as u64)).unwrap().tokens.len();
                 let most = (0..120).map(packed).max().unwrap();
                 let reckoned = dataset.lengths().rows(batch);
                 prop_assert!(most <= reckoned, "{most} {reckoned}");

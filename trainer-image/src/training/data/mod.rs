@@ -1,24 +1,38 @@
-//! The data of a run: training records, read and hashed once, tokenized and addressed by index; and the validation records of the
-//! evaluations during training. Reads files; everything else is pure.
+//! The data of a run: training records, hashed, tokenized on disk and addressed by index; and the validation records of the
+//! evaluations during training. Reads files, and writes token caches; everything else is pure.
+//!
+//! Inputs are read as streams (`input`, `formats`, `examples`), tokenized a bounded number of records at a time (`records`) and
+//! stored (`token_store`). `selection` leaves records out, `mix` and `permutation` say which record an example is. Nothing
+//! grows with the size of an input but a bit per record while records are selected.
 
 mod dataset;
 mod encoder;
 mod error;
 mod examples;
-mod files;
 mod formats;
+mod input;
+mod languages;
 mod lengths;
+mod mix;
 mod permutation;
 mod preferences;
+mod records;
+mod scratch;
+mod selection;
 mod source;
+#[cfg(test)]
+mod tests;
+mod token_store;
 mod validation;
 
-pub(crate) use dataset::{Address, Dataset};
+pub(crate) use dataset::{Address, Dataset, Places};
 pub(crate) use encoder::Encoder;
 pub use error::DataError;
 #[cfg(test)]
-pub(crate) use examples::read_examples;
-pub(crate) use files::Stop;
+pub(crate) use examples::testing::{read as read_records, settings as data_settings};
+pub(crate) use examples::{Example, each_record};
 pub(crate) use formats::FormatError;
+pub(crate) use input::{Input, Stop};
 pub(crate) use lengths::{HeldOutLengths, RecordLengths};
+pub(crate) use token_store::Caches;
 pub(crate) use validation::{Evaluated, Sample, ValidationSet};

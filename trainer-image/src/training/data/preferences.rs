@@ -1,16 +1,10 @@
 //! Records of preferences: a prompt, a chosen and a rejected response, each text or messages. Names and forms are those of TRL. Pure.
 
-use codex_configs::{DataFields, DataSettings};
+use codex_configs::DataFields;
 use serde_json::{Map, Value};
 
-use super::{
-    examples::{messages, text},
-    formats::{FormatError, rows},
-};
-use crate::{
-    tasks::RecordError,
-    text::{Message, Role},
-};
+use super::examples::{messages, text};
+use crate::text::{Message, Role};
 
 /// A prompt with two responses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,34 +25,8 @@ pub(crate) enum Preference {
     },
 }
 
-/// Reads the records of a file, with the number of the line or row of each, from 1.
-///
-/// # Errors
-/// [`FormatError`], with the file and the line.
-pub(super) fn read_preferences(
-    file: &str,
-    bytes: &[u8],
-    settings: &DataSettings,
-) -> Result<Vec<Preference>, FormatError> {
-    let DataFields { prompt, chosen, rejected, .. } = &settings.fields;
-    let right = format!(
-        "{{\"{prompt}\", \"{chosen}\", \"{rejected}\"}}, all strings or all lists of {{\"role\", \"content\"}}, or name other fields \
-         in data.fields"
-    );
-    let read = |(line, mut row): (usize, Map<String, Value>)| {
-        let malformed = |why| RecordError::Malformed { file: file.to_owned(), line, why, right: right.clone() };
-        preference(&mut row, &settings.fields).map_err(|why| FormatError::from(malformed(why)))
-    };
-    let records: Vec<_> =
-        rows(file, bytes, settings.format, &settings.fields.text)?.into_iter().map(read).collect::<Result<_, _>>()?;
-    if records.is_empty() {
-        return Err(RecordError::Empty { file: file.to_owned() }.into());
-    }
-    Ok(records)
-}
-
 /// Takes the record from a row. Other fields are ignored.
-fn preference(row: &mut Map<String, Value>, fields: &DataFields) -> Result<Preference, String> {
+pub(super) fn preference(row: &mut Map<String, Value>, fields: &DataFields) -> Result<Preference, String> {
     let DataFields { prompt, chosen, rejected, .. } = fields;
     let lists = [chosen, rejected].map(|name| row.get(name).is_some_and(Value::is_array));
     if lists == [false, false] {
@@ -92,12 +60,17 @@ fn preference(row: &mut Map<String, Value>, fields: &DataFields) -> Result<Prefe
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::training::data::examples::testing::settings;
+    use crate::training::data::examples::{
+        Example,
+        testing::{self, settings},
+    };
 
     fn read(line: &str) -> Result<Preference, String> {
         let settings = settings(codex_configs::DataFormat::Auto);
-        let read = read_preferences("a", line.as_bytes(), &settings).map_err(|error| crate::error::chain(&error));
-        read.map(|mut records| records.remove(0))
+        let mut records = testing::read("a", line.as_bytes(), &settings, true)?;
+        assert_eq!(records.len(), 1);
+        let Example::Preference(preference) = records.remove(0) else { panic!("{line}") };
+        Ok(preference)
     }
 
     fn said(role: Role, content: &str) -> Message {

@@ -1,10 +1,15 @@
 //! Evaluation during training: the loss on validation records, always the same ones in the same order, and completions of some
 //! of their prompts for the log. Reads files; everything else is pure.
 //!
-//! Validation records are those of the data named `validation`, which is never trained on, or else the held-out problems of each
-//! synthetic task. Synthetic data of that name consists of held-out problems, too.
+//! Validation records are those of the data named `validation`, which is never trained on, or those that `data.validation` holds
+//! out of the training data, or else the held-out problems of each synthetic task. Synthetic data of that name consists of held-out
+//! problems, too.
 
-use std::path::PathBuf;
+use std::{
+    collections::BTreeSet,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 use codex_configs::{DpoSettings, Synthetic, Training, VALIDATION};
 use codex_engine::{Emitted, Engine, EngineError, ModelConfig, Packed};
@@ -14,9 +19,10 @@ use codex_reports::DataFile;
 use super::{
     DataError, HeldOutLengths, Stop,
     dataset::Dataset,
-    encoder::{Encoder, Question},
-    examples::Example,
-    files::read_file,
+    encoder::{Encoded, Encoder, Question, pack},
+    input::Input,
+    languages::Languages,
+    records::{Limits, tokenize},
     source::Source,
 };
 use crate::{
@@ -80,8 +86,8 @@ impl std::fmt::Display for Sample {
 }
 
 impl ValidationSet {
-    /// Reads the validation records of a run; `None` if the run does not evaluate. `seen` is called for a file as soon as it is
-    /// hashed.
+    /// Reads the validation records of a run that trains on `dataset`; `None` if the run does not evaluate. `seen` is called for a
+    /// file as soon as it is hashed.
     ///
     /// # Errors
     /// When a file cannot be read, has another digest, or holds a record that cannot be trained on, and
@@ -89,6 +95,7 @@ impl ValidationSet {
     pub(crate) fn read(
         training: &Training,
         files: &[(String, PathBuf)],
+        dataset: &Dataset,
         encoder: Encoder,
         stop: Stop,
         mut seen: impl FnMut(DataFile),
@@ -99,22 +106,27 @@ impl ValidationSet {
         }
         let (mut batches, mut keys, mut samples) = (Vec::new(), Vec::new(), Vec::new());
         let mut file = None;
-        let held_out = held_out(training, files, encoder, stop, |read| {
-            file = Some(read.sha256);
-            seen(read);
-        })?;
+        let held_out = if training.settings.data.validation.share > 0.0 {
+            let sources = dataset.sources.iter();
+            sources
+                .map(|source| of_source(source, settings.eval_samples, encoder))
+                .collect::<Result<Vec<_>, DataError>>()?
+        } else {
+            held_out(training, files, &dataset.scratch, encoder, stop, |read| {
+                file = Some(read.sha256);
+                seen(read);
+            })?
+        };
         let mut lengths = Vec::new();
-        for (source, records) in held_out {
-            let count = source.len().min(records.len());
-            lengths.push(source.rows().take(count).collect());
-            let starts = (0..count).step_by(settings.batch_size);
-            for records in starts.map(|start| start..count.min(start + settings.batch_size)) {
+        for HeldOut { records, questions } in held_out {
+            lengths.push(records.iter().map(Encoded::rows).collect());
+            for batch in records.chunks(settings.batch_size) {
                 if encoder.preferences {
-                    keys.push(records.clone().map(|record| source.key(record)).collect());
+                    keys.push(batch.iter().map(Encoded::key).collect());
                 }
-                batches.push(source.pack(records));
+                batches.push(pack(batch));
             }
-            samples.push(records.into_iter().filter_map(move |record| encoder.question(&record)));
+            samples.push(questions.into_iter());
         }
         Ok(Some(Self {
             file,
@@ -264,27 +276,71 @@ fn final_answer(response: &str) -> Option<&str> {
     Some(answer.strip_suffix(tasks::END).unwrap_or(answer))
 }
 
-/// Returns each validation source with the records that are evaluated.
+/// The validation records of a source, and the questions among the first of them.
+#[derive(Debug, Default)]
+struct HeldOut {
+    records: Vec<Encoded>,
+    questions: Vec<Question>,
+}
+
+/// Returns the first `wanted` validation records of an input, and the number of all. All of them are checked.
+fn of_input(
+    input: &Input,
+    wanted: usize,
+    samples: usize,
+    encoder: Encoder,
+    stop: Stop,
+) -> Result<(HeldOut, u64), DataError> {
+    let mut held_out = HeldOut::default();
+    let counts = tokenize(input, encoder, &Languages::default(), Limits::default(), stop, |record| {
+        if held_out.records.len() < wanted {
+            if held_out.questions.len() < samples {
+                held_out.questions.extend(encoder.question(&record.example));
+            }
+            held_out.records.push(record.encoded);
+        }
+        Ok(())
+    })?;
+    Ok((held_out, counts.seen))
+}
+
+/// Returns the records that are held out of a source of training data. The questions are those that come first in the input, so
+/// that not all of it is read again.
+fn of_source(source: &Source, samples: usize, encoder: Encoder) -> Result<HeldOut, DataError> {
+    let entries = source.selection.held_out.iter().map(|index| source.store.entry(u64::from(*index)));
+    let entries = entries.collect::<Result<Vec<_>, _>>()?;
+    let records = entries.iter().map(|entry| source.store.record(*entry)).collect::<Result<Vec<_>, _>>()?;
+    let mut waiting: BTreeSet<u32> = entries.iter().map(|entry| entry.number).collect();
+    let (mut questions, mut number) = (Vec::new(), 0);
+    if samples > 0 {
+        encoder.each_record(&source.input, |example| {
+            if waiting.remove(&number) {
+                questions.extend(encoder.question(&example));
+            }
+            number += 1;
+            let done = waiting.is_empty() || questions.len() >= samples;
+            Ok(if done { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+    }
+    Ok(HeldOut { records, questions })
+}
+
+/// Returns the validation records of the data of that name, or else those of each synthetic task.
 fn held_out(
     training: &Training,
     files: &[(String, PathBuf)],
+    scratch: &Path,
     encoder: Encoder,
     stop: Stop,
     mut seen: impl FnMut(DataFile),
-) -> Result<Vec<(Source, Vec<Example>)>, DataError> {
-    let wanted = training.settings.training.eval_records;
-    let parse = |file: DataFile, label: &str, bytes: &[u8], wanted: usize| -> Result<_, DataError> {
-        let mut records = encoder.parse(label, bytes)?;
-        let source = Source::of(file, &records, encoder, stop)?;
-        records.truncate(wanted);
-        Ok((source, records))
-    };
+) -> Result<Vec<HeldOut>, DataError> {
+    let settings = &training.settings.training;
+    let (wanted, samples) = (settings.eval_records, settings.eval_samples);
     if let Some(data) = training.data.iter().find(|data| data.name == VALIDATION) {
-        let (mut file, label, bytes) = read_file(data, Split::HeldOut, files, stop, &mut seen)?;
-        let (source, records) = parse(file.clone(), &label, &bytes, wanted)?;
-        file.records = Some(source.len() as u64);
-        seen(file);
-        return Ok(vec![(source, records)]);
+        let input = Input::open(data, Split::HeldOut, files, stop, &mut seen)?.with_scratch(scratch);
+        let (held_out, records) = of_input(&input, wanted, samples, encoder, stop)?;
+        seen(DataFile { records: Some(records), ..input.file });
+        return Ok(vec![held_out]);
     }
     let synthetic: Vec<_> = training.data.iter().filter_map(|data| Some((data, data.synthetic.as_ref()?))).collect();
     let sources = synthetic.len();
@@ -296,9 +352,8 @@ fn held_out(
             }
             error => error.into(),
         })?;
-        let sha256 = DataDigest(Sha256::of(&bytes));
-        let file = DataFile { name: data.name.clone(), sha256, size: bytes.len() as u64, records: None };
-        parse(file, &format!("held-out {}", data.name), &bytes, each)
+        let input = Input::of_bytes(&data.name, &format!("held-out {}", data.name), bytes);
+        Ok(of_input(&input, each, samples, encoder, stop)?.0)
     });
     made.collect()
 }
@@ -320,14 +375,17 @@ fn interleave<T>(mut sources: Vec<impl Iterator<Item = T>>, count: usize) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::training::test_support::{both, encoder, resolved};
+    use crate::training::test_support::{both, dataset, encoder, resolved};
 
     #[test]
     fn samples_are_the_first_of_each_source_in_turn_with_their_marks() {
         let run = resolved(&["training.eval_every=1", "training.eval_samples=4", "training.eval_records=9"], both());
         let tokenizer = Tokenizer::characters().unwrap();
-        let read =
-            || ValidationSet::read(run.spec(), &[], encoder(&run, &tokenizer), &|| false, |_| ()).unwrap().unwrap();
+        let dataset = dataset(&run, &tokenizer);
+        let read = || {
+            let encoder = encoder(&run, &tokenizer);
+            ValidationSet::read(run.spec(), &[], &dataset, encoder, &|| false, |_| ()).unwrap().unwrap()
+        };
         let validation = read();
         assert_eq!(validation.samples, read().samples);
         assert_eq!(validation.batches.iter().map(|batch| batch.cu_seqlens.len() - 1).sum::<usize>(), 10);

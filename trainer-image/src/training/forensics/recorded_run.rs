@@ -17,7 +17,7 @@ use crate::{
         Base, ResumeError, Session, TrainError,
         base::TrainedModel,
         checkpoint::{ValidCheckpoint, newest},
-        data::{Dataset, ValidationSet},
+        data::{Caches, Dataset, Places, ValidationSet},
         records::{Artifacts, LEDGER, LedgerRow, STATES, StateRow, read_rows, read_states},
         run::{CONFIG, Evaluation, Keep, Rollouts, StepResult, data_digests},
         state::{State, engine_settings},
@@ -105,8 +105,9 @@ impl RecordedRun {
         };
         let (model, tokenizer) = session.model()?;
         let encoder = session.encoder(&model, &tokenizer);
-        let mut dataset = Dataset::read(training, &files, None, encoder, &|| false, |_| ())?;
-        let mut validation = ValidationSet::read(training, &files, encoder, &|| false, |_| ())?;
+        let places = Places { synthetic: None, caches: Caches::of_run(&self.directory, false) };
+        let mut dataset = Dataset::read(training, &files, &places, encoder, &|| false, |_| ())?;
+        let mut validation = ValidationSet::read(training, &files, &dataset, encoder, &|| false, |_| ())?;
         session.reference(&model, &mut dataset, validation.as_mut(), Keep::No)?;
         Ok(Rerun { run: self, files, base, model, tokenizer, dataset, validation, reporter })
     }

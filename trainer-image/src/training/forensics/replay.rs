@@ -9,14 +9,13 @@ use super::{RecordedRun, Rerun};
 use crate::{
     atomic_fs::{self, FileError},
     error::CommandError,
-    model::ModelError,
     training::{
         TrainError,
         arguments::named_file,
+        data::{Address, DataError},
         listing::counted,
         objective::Measured,
         records::LedgerRow,
-        data::{Address},
         run::{StepBatches, StepData, StepRollouts, accumulate, accumulate_rollouts, record_loss},
         schedule::executed_steps,
     },
@@ -103,7 +102,10 @@ pub(crate) struct ReplayedAnswer {
 }
 
 /// Returns the rollouts of a step by record.
-fn groups(rerun: &Rerun, addresses: &[Address], rolled: &StepRollouts) -> Vec<ReplayedGroup> {
+///
+/// # Errors
+/// When the number of a record cannot be read.
+fn groups(rerun: &Rerun, addresses: &[Address], rolled: &StepRollouts) -> Result<Vec<ReplayedGroup>, DataError> {
     let groups = addresses.iter().zip(rolled.groups.iter().flatten());
     let replayed = groups.map(|(address, group)| {
         let answers = group.answers.iter().zip(group.advantages()).map(|(answer, advantage)| ReplayedAnswer {
@@ -113,7 +115,7 @@ fn groups(rerun: &Rerun, addresses: &[Address], rolled: &StepRollouts) -> Vec<Re
             tokens: answer.tokens.len(),
             truncated: !answer.ended,
         });
-        ReplayedGroup { record: rerun.dataset.describe(&[*address]), answers: answers.collect() }
+        Ok(ReplayedGroup { record: rerun.dataset.describe(&[*address])?, answers: answers.collect() })
     });
     replayed.collect()
 }
@@ -199,15 +201,15 @@ pub(crate) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
             );
         }
     }
-    let StepData { addresses, batches, targets, .. } = rerun.session().data_of(state.step, &rerun.dataset);
+    let StepData { addresses, batches, targets, .. } = rerun.session().data_of(state.step, &rerun.dataset)?;
     let mut records = Vec::new();
     let preferences = rerun.run.resolved.spec().settings.training.preferences();
     for address in addresses.concat() {
-        let packed = rerun.dataset.pack(&[address]);
+        let packed = rerun.dataset.pack(&[address])?;
         let loss = record_loss(state.engine.as_mut(), preferences, &rerun.dataset, address)?;
         records.push(ReplayedRecord {
-            record: rerun.dataset.describe(&[address]),
-            text: rerun.dataset.text(address, &rerun.tokenizer).map_err(ModelError::from)?,
+            record: rerun.dataset.describe(&[address])?,
+            text: rerun.dataset.text(address, &rerun.tokenizer)?,
             targets: packed.targets.len(),
             loss: Some(loss).filter(|loss| loss.is_finite()),
         });
@@ -228,7 +230,7 @@ pub(crate) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
         None => accumulate(state.engine.as_mut(), preferences, &rerun.dataset, of_step, &|| false)?,
         Some(rolled) => accumulate_rollouts(state.engine.as_mut(), rolled, &|| false)?,
     };
-    let rollouts = rolled.map_or_else(Vec::new, |rolled| groups(rerun, &addresses.concat(), &rolled));
+    let rollouts = rolled.map_or_else(|| Ok(Vec::new()), |rolled| groups(rerun, &addresses.concat(), &rolled))?;
     let Measured { loss, .. } = measured.ok_or(TrainError::Interrupted)?;
     let gradients = state.engine.gradients()?;
     let mut tensors: Vec<(String, Option<f64>)> = state

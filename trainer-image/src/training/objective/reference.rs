@@ -90,17 +90,18 @@ impl ReferenceCache {
     /// before a batch.
     ///
     /// # Errors
-    /// When the engine rejects a batch.
+    /// When a batch cannot be read, or the engine rejects it.
     pub(crate) fn compute(
         &mut self,
         engine: &mut dyn Engine,
-        batches: impl Iterator<Item = (Vec<Sha256>, Packed)>,
+        batches: impl Iterator<Item = Result<(Vec<Sha256>, Packed), TrainError>>,
         stop: &dyn Fn() -> bool,
     ) -> Result<bool, TrainError> {
-        for (keys, batch) in batches {
+        for batch in batches {
             if stop() {
                 return Ok(false);
             }
+            let (keys, batch) = batch?;
             let losses = engine.losses(&batch)?;
             self.known.extend(keys.into_iter().zip(losses.chunks_exact(2)).map(|(key, it)| (key, [-it[0], -it[1]])));
         }

@@ -1,5 +1,5 @@
-//! Files that a run leaves beside its model: `run_metadata.json`, `environment.json`, `dataset_checksums.json`, the metrics ledger
-//! `metrics.ndjson`, and `errors.ndjson` with the failures of attempts. Does I/O.
+//! Files that a run leaves beside its model: `run_metadata.json`, `environment.json`, `dataset_checksums.json`, `data_report.json`,
+//! the metrics ledger `metrics.ndjson`, and `errors.ndjson` with the failures of attempts. Does I/O.
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use super::{AppendLog, Row, append_log::Opened};
 use crate::{
     artifacts::{
+        data_report::{self, DataReport},
         environment::{self, Environment, variable},
         errors::{self, ErrorRow},
         ledger::{self, Row as MetricsRow},
@@ -85,6 +86,15 @@ impl Artifacts {
             adapter: None,
         };
         atomic_fs::write_json(&self.directory.join(metadata::FILE), &metadata)?;
+        Ok(())
+    }
+
+    /// Writes `data_report.json`.
+    ///
+    /// # Errors
+    /// When a file operation fails.
+    pub(crate) fn data_report(&self, report: &DataReport) -> Result<(), FileError> {
+        atomic_fs::write_json(&self.directory.join(data_report::FILE), report)?;
         Ok(())
     }
 

@@ -25,6 +25,7 @@ use crate::{
         attempts::{LockHandle, Phase, RunLock},
         base::TrainedModel,
         checkpoint::{AsyncWriter, CheckpointPolicy, CheckpointStore, Origin, Retention, Written},
+        data::{Caches, Places},
         records::Artifacts,
         resources::{check_model_size, log_memory, memory_limit, release_memory, resident_memory, snapshot_size},
         schedule::executed_steps,
@@ -92,7 +93,8 @@ impl Session<'_> {
         let artifacts = Artifacts::open(self.output)?;
         lock.enter(Phase::Loading);
         let encoder = self.encoder(model, tokenizer);
-        let mut dataset = self.read_data(Some(&artifacts.data()), encoder)?;
+        let caches = Caches::of_run(self.output, true);
+        let mut dataset = self.read_data(&Places { synthetic: Some(artifacts.data()), caches }, encoder)?;
         let mut validation = self.read_validation(&dataset, encoder)?;
         check_warmup(settings, dataset.records())?;
         log_memory("data");
@@ -106,6 +108,7 @@ impl Session<'_> {
         self.accept_diff(&compare(found.as_ref(), &identity, &origin), found.as_ref())?;
         let files = self.reporter.state().data.into_iter().map(|file| (file.name, file.sha256)).collect();
         artifacts.describe(self.resolved, &files, lock.epoch(), self.base)?;
+        artifacts.data_report(&dataset.report())?;
         let artifacts_directory = self.output.join("artifacts");
         atomic_fs::write(&artifacts_directory.join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
         self.reference(model, &mut dataset, validation.as_mut(), Keep::Yes)?;

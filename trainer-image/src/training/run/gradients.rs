@@ -4,6 +4,7 @@ use codex_configs::DpoSettings;
 use codex_engine::{Engine, EngineError, Packed};
 
 use crate::training::{
+    TrainError,
     data::{Address, Dataset, Stop},
     objective::{Measured, Tally, accumulate_pairs, measure_pairs},
 };
@@ -51,14 +52,14 @@ pub(crate) fn accumulate(
 /// Returns the loss of one record: its mean cross-entropy per target token, or the loss of its pair.
 ///
 /// # Errors
-/// When the engine rejects the record.
+/// When the record cannot be read, or the engine rejects it.
 pub(crate) fn record_loss(
     engine: &mut dyn Engine,
     preferences: Option<DpoSettings>,
     dataset: &Dataset,
     address: Address,
-) -> Result<f64, EngineError> {
-    let packed = dataset.pack(&[address]);
+) -> Result<f64, TrainError> {
+    let packed = dataset.pack(&[address])?;
     let Some(settings) = preferences else {
         return Ok(engine.loss(&packed)? / packed.targets.len().max(1) as f64);
     };

@@ -16,7 +16,7 @@ use crate::{
         Base, BaseError, TrainError,
         base::TrainedModel,
         checkpoint::RunIdentity,
-        data::{Dataset, Encoder, ValidationSet},
+        data::{Dataset, Encoder, Places, ValidationSet},
         listing::counted,
         resources::{RecordRows, check_estimate, estimate, memory_limit},
         schedule::scheduled_steps,
@@ -57,11 +57,11 @@ impl Session<'_> {
         }
     }
 
-    /// Reads the training data of the run, hashed as it is read. Synthetic data is also written to `keep`.
+    /// Reads the training data of the run, hashed as it is read.
     ///
     /// # Errors
     /// When data is missing or invalid, or the attempt is interrupted.
-    pub(crate) fn read_data(&self, keep: Option<&Path>, encoder: Encoder) -> Result<Dataset, TrainError> {
+    pub(crate) fn read_data(&self, places: &Places, encoder: Encoder) -> Result<Dataset, TrainError> {
         let training = self.resolved.spec();
         if let Some((name, _)) =
             self.files.iter().find(|(name, _)| !training.data.iter().any(|data| data.name == *name))
@@ -71,7 +71,7 @@ impl Session<'_> {
             return Err(TrainError::Arguments(format!("--data {name} is not in the configuration, which has {known}")));
         }
         let seen = |file| self.report_data(file);
-        Ok(Dataset::read(training, self.files, keep, encoder, self.stop, seen)?)
+        Ok(Dataset::read(training, self.files, places, encoder, self.stop, seen)?)
     }
 
     /// Reads the validation records, if the run evaluates, and checks that they are not also trained on.
@@ -84,7 +84,7 @@ impl Session<'_> {
         encoder: Encoder,
     ) -> Result<Option<ValidationSet>, TrainError> {
         let seen = |file| self.report_data(file);
-        let validation = ValidationSet::read(self.resolved.spec(), self.files, encoder, self.stop, seen)?;
+        let validation = ValidationSet::read(self.resolved.spec(), self.files, dataset, encoder, self.stop, seen)?;
         if let Some(validation) = &validation {
             validation.check_apart_from(dataset)?;
         }

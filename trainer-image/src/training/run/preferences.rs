@@ -29,7 +29,7 @@ impl Session<'_> {
     /// directory does not have are computed with the weights that the run starts from.
     ///
     /// # Errors
-    /// When a file operation fails, the base cannot be read, or the attempt is interrupted.
+    /// When a file operation fails, a record or the base cannot be read, or the attempt is interrupted.
     pub(crate) fn reference(
         &self,
         model: &TrainedModel,
@@ -47,11 +47,13 @@ impl Session<'_> {
         if let Some(notice) = notice {
             self.notice(notice);
         }
-        let missing: Vec<Address> = self
-            .trained_on(dataset)
-            .into_iter()
-            .filter(|address| cache.get(&dataset.key(*address)).is_none())
-            .collect();
+        let mut missing: Vec<(Sha256, Address)> = Vec::new();
+        for address in self.trained_on(dataset) {
+            let key = dataset.key(address)?;
+            if cache.get(&key).is_none() {
+                missing.push((key, address));
+            }
+        }
         let held_out: Vec<_> = validation
             .iter()
             .flat_map(|validation| validation.pairs())
@@ -64,11 +66,12 @@ impl Session<'_> {
                 "computing the log-probabilities of the reference"
             );
             let mut start = model.state(self.base, run.seed, engine_settings(settings), |_| Ok(None))?;
-            let batches = missing.chunks(settings.batch_size).map(|addresses| {
-                let keys: Vec<Sha256> = addresses.iter().map(|address| dataset.key(*address)).collect();
-                (keys, dataset.pack(addresses))
+            let batches = missing.chunks(settings.batch_size).map(|records| {
+                let (keys, addresses): (Vec<Sha256>, Vec<Address>) = records.iter().copied().unzip();
+                Ok((keys, dataset.pack(&addresses)?))
             });
-            let finished = cache.compute(start.engine.as_mut(), batches.chain(held_out), self.stop)?;
+            let batches = batches.chain(held_out.into_iter().map(Ok));
+            let finished = cache.compute(start.engine.as_mut(), batches, self.stop)?;
             drop(start);
             release_memory();
             // What is computed is kept, so that the next attempt goes on from there.
@@ -79,7 +82,7 @@ impl Session<'_> {
                 return Err(TrainError::Interrupted);
             }
         }
-        dataset.set_reference(|key| cache.get(key));
+        dataset.set_reference(|key| cache.get(key))?;
         if let Some(validation) = validation {
             validation.set_reference(|key| cache.get(key));
         }

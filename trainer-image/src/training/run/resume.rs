@@ -7,7 +7,7 @@ use crate::training::{
     ResumeError, TrainError,
     base::TrainedModel,
     checkpoint::{Effect, Origin, ResumeDiff, RunIdentity, ValidCheckpoint, newest, peek},
-    data::Dataset,
+    data::{Caches, Dataset, Places},
     records::LedgerRow,
     state::{State, engine_settings},
 };
@@ -21,7 +21,8 @@ impl Session<'_> {
         let (model, tokenizer) = self.model()?;
         let encoder = self.encoder(&model, &tokenizer);
         let training = self.resolved.spec();
-        let dataset = self.read_data(None, encoder)?;
+        let places = Places { synthetic: None, caches: Caches::of_run(self.output, false) };
+        let dataset = self.read_data(&places, encoder)?;
         let validation = self.read_validation(&dataset, encoder)?;
         self.check_memory(&model, &dataset, validation.as_ref())?;
         let identity = self.identity(data_digests(&dataset, validation.as_ref()))?;
@@ -125,12 +126,12 @@ pub(super) fn compare(found: Option<&ValidCheckpoint>, identity: &RunIdentity, o
 }
 
 /// Checks that the last step of the ledger would see the same records again.
-pub(super) fn check_order(row: &LedgerRow, dataset: &Dataset) -> Result<(), ResumeError> {
+pub(super) fn check_order(row: &LedgerRow, dataset: &Dataset) -> Result<(), TrainError> {
     // Examples are counted over the whole run, so this holds for another batch size, too.
     let addresses = dataset.examples(row.first, row.examples);
-    let expected = dataset.digest(&addresses);
+    let expected = dataset.digest(&addresses)?;
     if expected == row.records {
         return Ok(());
     }
-    Err(ResumeError::DataOrder { step: row.step, found: row.records.short(), expected: expected.short() })
+    Err(ResumeError::DataOrder { step: row.step, found: row.records.short(), expected: expected.short() }.into())
 }

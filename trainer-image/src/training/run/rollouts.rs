@@ -24,6 +24,9 @@ use crate::{
 /// The most answers that are sampled at the same time.
 pub(crate) const MAX_SLOTS: usize = 64;
 
+/// Number of records that are checked at once.
+const CHECKED: usize = 1 << 14;
+
 /// What a run that learns from rewards needs beside its state and its data.
 #[derive(Clone, Debug)]
 pub(crate) struct Rollouts<'a> {
@@ -63,23 +66,30 @@ impl Session<'_> {
     /// Names the first record that has not, or the attempt is interrupted.
     pub(super) fn check_rewards(&self, rollouts: &Rollouts, dataset: &Dataset) -> Result<(), TrainError> {
         let Rollouts { tokenizer, rewards, .. } = rollouts;
-        let addresses: Vec<Address> = dataset.all().collect();
-        let wrong = addresses.par_iter().find_map_first(|address| {
+        let check = |address: &Address| {
             if (self.stop)() {
-                return Some(TrainError::Interrupted);
+                return Err(TrainError::Interrupted);
             }
-            let (prompt, reference) = match dataset.question(*address, tokenizer) {
-                Ok(question) => question,
-                Err(error) => return Some(ModelError::from(error).into()),
-            };
+            let (prompt, reference) = dataset.question(*address, tokenizer)?;
             let why = if prompt.is_empty() {
-                Some("nothing stands before its response, but training.method=grpo needs a prompt".to_owned())
+                "nothing stands before its response, but training.method=grpo needs a prompt".to_owned()
             } else {
-                rewards.check(&reference).err().map(|wanted| format!("the response has no answer: {wanted}"))
+                match rewards.check(&reference) {
+                    Ok(()) => return Ok(()),
+                    Err(wanted) => format!("the response has no answer: {wanted}"),
+                }
             };
-            why.map(|why| DataError::Unrewarded { record: dataset.describe(&[*address]), why }.into())
-        });
-        wrong.map_or(Ok(()), Err)
+            Err(DataError::Unrewarded { record: dataset.describe(&[*address])?, why }.into())
+        };
+        let mut all = dataset.all();
+        loop {
+            let some: Vec<Address> = all.by_ref().take(CHECKED).collect();
+            if some.is_empty() {
+                return Ok(());
+            }
+            let checked: Vec<Result<(), TrainError>> = some.par_iter().map(check).collect();
+            checked.into_iter().collect::<Result<(), _>>()?;
+        }
     }
 
     /// Samples the answers of the step after `done` steps, whose examples begin with `first`. Returns `None` if the attempt is
@@ -101,8 +111,7 @@ impl Session<'_> {
             .iter()
             .flatten()
             .map(|address| dataset.question(*address, rollouts.tokenizer))
-            .collect::<Result<_, _>>()
-            .map_err(ModelError::from)?;
+            .collect::<Result<_, _>>()?;
         let prompts: Vec<&[u32]> = questions.iter().map(|(prompt, _)| prompt.as_slice()).collect();
         let drawn = {
             let mut decoder = rollouts.decoder(self, engine, prompts.len() * settings.group)?;

@@ -18,7 +18,7 @@ use crate::{
         attempts::RunLock,
         base::TrainedModel,
         checkpoint::CheckpointPolicy,
-        data::{Address, Dataset, Evaluated, ValidationSet},
+        data::{Address, DataError, Dataset, Evaluated, ValidationSet},
         listing::counted,
         objective::Measured,
         records::LedgerRow,
@@ -190,19 +190,22 @@ impl Session<'_> {
     }
 
     /// Returns the data of the step after `done` steps.
-    pub(crate) fn data_of(&self, done: u64, dataset: &Dataset) -> StepData {
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn data_of(&self, done: u64, dataset: &Dataset) -> Result<StepData, DataError> {
         let training = &self.resolved.spec().settings.training;
         let Examples { first, count } = examples_of_step(training, dataset.records(), done);
         let addresses = dataset.examples(first, count);
         let addresses: Vec<Vec<Address>> = addresses.chunks(training.batch_size).map(<[_]>::to_vec).collect();
         let seed = self.resolved.spec().seed;
-        let noisy = |(index, addresses): (usize, &Vec<Address>)| Packed {
-            noise: seed_of(b"codex noise 1\0", &[seed, done, index as u64]),
-            ..dataset.pack(addresses)
+        let noisy = |(index, addresses): (usize, &Vec<Address>)| {
+            let noise = seed_of(b"codex noise 1\0", &[seed, done, index as u64]);
+            Ok(Packed { noise, ..dataset.pack(addresses)? })
         };
-        let batches: Vec<Packed> = addresses.iter().enumerate().map(noisy).collect();
+        let batches: Vec<Packed> = addresses.iter().enumerate().map(noisy).collect::<Result<_, DataError>>()?;
         let targets = batches.iter().map(|batch| batch.targets.len()).sum();
-        StepData { first, addresses, batches, targets }
+        Ok(StepData { first, addresses, batches, targets })
     }
 
     /// Takes one optimizer step: the gradients of all its batches together, then AdamW. Returns `None` if the attempt is
@@ -218,7 +221,7 @@ impl Session<'_> {
     ) -> Result<Option<StepResult>, TrainError> {
         let training = &self.resolved.spec().settings.training;
         let began = Instant::now();
-        let StepData { first, addresses, batches, targets } = self.data_of(state.step, dataset);
+        let StepData { first, addresses, batches, targets } = self.data_of(state.step, dataset)?;
         let data_wait = began.elapsed();
         let rolled = match rollouts {
             None => None,
@@ -249,17 +252,18 @@ impl Session<'_> {
                 }
             }
             let guilty = if guilty.is_empty() { &addresses } else { &guilty };
-            let records = dataset.describe(guilty);
+            let records = dataset.describe(guilty)?;
             let tensor = first_non_finite_tensor(engine.as_ref())?;
             return Err(NumericsError { what: "the loss".to_owned(), tensor, step: *step + 1, records }.into());
         }
         let grad_norm = engine.gradient_norm().map_err(|error| match error {
-            EngineError::NotFinite { tensor } => TrainError::from(NumericsError {
-                what: format!("the gradient of {tensor}"),
-                tensor: None,
-                step: *step + 1,
-                records: dataset.describe(&addresses),
-            }),
+            EngineError::NotFinite { tensor } => match dataset.describe(&addresses) {
+                Ok(records) => {
+                    let what = format!("the gradient of {tensor}");
+                    TrainError::from(NumericsError { what, tensor: None, step: *step + 1, records })
+                }
+                Err(error) => error.into(),
+            },
             other => other.into(),
         })?;
         let spike = spikes.observe(training, loss, grad_norm);
@@ -295,7 +299,7 @@ impl Session<'_> {
             step: *step,
             first,
             examples: addresses.len() as u64,
-            records: dataset.digest(&addresses),
+            records: dataset.digest(&addresses)?,
             loss,
             grad_norm,
             spike: spike.map(|spike| spike.what.to_owned()),

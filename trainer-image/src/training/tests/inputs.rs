@@ -11,8 +11,7 @@ use crate::{
     text::Tokenizer,
     training::{
         Train,
-        data::Dataset,
-        test_support::{both, encoder, resolved, with_files},
+        test_support::{both, dataset, resolved, with_files},
     },
 };
 
@@ -115,8 +114,8 @@ fn answers_only_leaves_the_steps_out() {
     let run = resolved(&["response.format=answer"], both());
     assert_eq!(run.spec().settings.response.format, Format::Answer);
     let two = Tokenizer::characters().unwrap();
-    let dataset = Dataset::read(run.spec(), &[], None, encoder(&run, &two), &|| false, |_| ()).unwrap();
-    let packed = dataset.pack(&dataset.examples(0, 32));
+    let dataset = dataset(&run, &two);
+    let packed = dataset.pack(&dataset.examples(0, 32)).unwrap();
     let longest = packed.cu_seqlens.windows(2).map(|bounds| bounds[1] - bounds[0]).max().unwrap();
     assert!(longest < 80 && packed.targets.len() < 32 * 8, "{longest}");
 }

@@ -12,11 +12,10 @@ use crate::{
     training::{
         NumericsError, Session, TrainError,
         checkpoint::newest,
-        data::Dataset,
         records::{LedgerRow, read_rows, read_states},
         run::model_config,
         state::{State, differing_names},
-        test_support::{attempt, both, encoder, finished, metered, resolved, speck, synthetic},
+        test_support::{attempt, both, dataset, finished, metered, resolved, speck, synthetic},
     },
 };
 
@@ -54,7 +53,7 @@ fn accumulated_batches_equal_one_large_batch() {
 fn a_loss_that_is_not_finite_ends_the_run_with_its_records() {
     let (run, output) = (resolved(&[], both()), tempfile::tempdir().unwrap());
     let tokenizer = Tokenizer::characters().unwrap();
-    let dataset = Dataset::read(run.spec(), &[], None, encoder(&run, &tokenizer), &|| false, |_| ()).unwrap();
+    let dataset = dataset(&run, &tokenizer);
     let mut state =
         State::new(model_config(run.spec(), &tokenizer).unwrap(), 1, codex_engine::Settings::default()).unwrap();
     let mut broken = state.engine.export().unwrap();

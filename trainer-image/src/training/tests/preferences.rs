@@ -11,11 +11,11 @@ use codex_reports::{TrainingState, exit};
 
 use super::base::{model, run, train, write_base};
 use crate::{
-    artifacts::ledger::Ledger,
+    artifacts::{data_report::DataReport, ledger::Ledger},
     error::chain,
     training::{
         Base, Outcome, TrainError,
-        data::Dataset,
+        data::{Dataset, Places},
         forensics::{RecordedRun, replay},
         test_support::with_files,
     },
@@ -151,9 +151,10 @@ fn only_the_responses_after_the_prompt_count() {
     };
     let (model, tokenizer) = session.model().unwrap();
     let dataset =
-        Dataset::read(run.spec(), &files, None, session.encoder(&model, &tokenizer), &|| false, |_| ()).unwrap();
+        Dataset::read(run.spec(), &files, &Places::default(), session.encoder(&model, &tokenizer), &|| false, |_| ())
+            .unwrap();
     for (at, address) in dataset.all().enumerate() {
-        let packed = dataset.pack(&[address]);
+        let packed = dataset.pack(&[address]).unwrap();
         assert_eq!(packed.cu_seqlens.len(), 3);
         let middle = packed.cu_seqlens[1];
         let written = |rejected: bool| {
@@ -166,6 +167,32 @@ fn only_the_responses_after_the_prompt_count() {
         };
         assert_eq!((written(false), written(true)), (chosen, rejected));
     }
+}
+
+#[test]
+fn preferences_are_weighted_selected_and_held_out() {
+    let Place { directory, base, files } = place();
+    let files = &files[..2];
+    // The second file repeats a record of the first one.
+    let [texts, chat] = [0, 1].map(|file: usize| fs::read_to_string(&files[file].1).unwrap());
+    fs::write(&files[1].1, [chat.as_str(), texts.lines().next().unwrap()].join("\n")).unwrap();
+    let selected = ["data.deduplicate=true", "data.validation.share=0.25", "data.weights.texts=2"];
+    let run = |stop| with(files, &[&selected[..], &[stop]].concat());
+    let (straight, resumed) = (directory.path().join("straight"), directory.path().join("resumed"));
+    let whole = model(train(&run("training.stop_after=6"), &base, files, &straight));
+    let report: DataReport =
+        serde_json::from_slice(&fs::read(straight.join("artifacts/data_report.json")).unwrap()).unwrap();
+    let counts = report.sources.iter().map(|it| (it.records, it.duplicates, it.held_out, it.trained));
+    assert_eq!(counts.collect::<Vec<_>>(), [(12, 0, 3, 9), (10, 1, 2, 7)]);
+    let rows = measured(&straight);
+    for step in [3, 6] {
+        assert!(rows[&(step, "val".to_owned(), "reward_margin".to_owned())].is_finite(), "{rows:?}");
+    }
+    model(train(&run("training.stop_after=4"), &base, files, &resumed));
+    // The next attempt reads the tokens that this one has written.
+    assert!(resumed.join("cache/chat.tokens").exists());
+    let again = train(&run("training.stop_after=6"), &base, files, &resumed);
+    assert_eq!((again.1.resumed_from, model(again).digest), (Some(4), whole.digest));
 }
 
 #[test]

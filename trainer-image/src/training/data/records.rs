@@ -1,0 +1,86 @@
+//! Reads the records of an input and tokenizes them, a bounded number at a time. Reads files.
+
+use std::ops::ControlFlow;
+
+use super::{
+    DataError, Stop,
+    encoder::{Encoded, Encoder},
+    examples::Example,
+    input::Input,
+    languages::Languages,
+};
+
+/// How many records are in memory at once: no more than `records`, and no more after their text has this many bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) records: usize,
+    pub(super) bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { records: 4096, bytes: 8 << 20 }
+    }
+}
+
+/// What was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Records of the input.
+    pub(super) seen: u64,
+    /// Records that were left out because of their language.
+    pub(super) foreign: u64,
+    /// The most bytes of text that were in memory at once; 0 if the tokens were there already.
+    pub(super) held: usize,
+}
+
+/// A tokenized record.
+pub(super) struct Tokenized {
+    /// Number of the record in the input, from 0.
+    pub(super) number: u32,
+    pub(super) example: Example,
+    pub(super) encoded: Encoded,
+}
+
+/// Tokenizes the records of an input that are in one of the `languages`, and hands them to `each` in their order.
+///
+/// # Errors
+/// When the input cannot be read or a record cannot be trained on, and [`DataError::Interrupted`] soon after `stop` returns
+/// true; the errors of `each`.
+pub(super) fn tokenize(
+    input: &Input,
+    encoder: Encoder,
+    languages: &Languages,
+    limits: Limits,
+    stop: Stop,
+    mut each: impl FnMut(Tokenized) -> Result<(), DataError>,
+) -> Result<Counts, DataError> {
+    let mut counts = Counts::default();
+    let (mut waiting, mut bytes) = (Vec::new(), 0);
+    let name = input.file.name.as_str();
+    let mut flush = |waiting: &mut Vec<(u32, Example)>| -> Result<(), DataError> {
+        let encoded = encoder.encode(name, waiting, stop)?;
+        for ((number, example), encoded) in waiting.drain(..).zip(encoded) {
+            each(Tokenized { number, example, encoded })?;
+        }
+        Ok(())
+    };
+    encoder.each_record(input, |example| {
+        let number = u32::try_from(counts.seen).map_err(|_| DataError::TooMany { name: name.to_owned() })?;
+        counts.seen += 1;
+        if !languages.keep(&example) {
+            counts.foreign += 1;
+            return Ok(ControlFlow::Continue(()));
+        }
+        bytes += example.size();
+        counts.held = counts.held.max(bytes);
+        waiting.push((number, example));
+        if waiting.len() >= limits.records || bytes >= limits.bytes {
+            flush(&mut waiting)?;
+            bytes = 0;
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    flush(&mut waiting)?;
+    Ok(counts)
+}
