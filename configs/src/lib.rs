@@ -30,6 +30,6 @@ pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
 pub use rule::Rule;
 pub use training::{
     DataFields, DataFormat, DataSettings, Device, Dtype, Format, HEAD_WIDTHS, LoraSettings, Loss, Metadata, Method,
-    MetricMode, ModelShape, Optimization, ParameterGroup, Response, Scheduler, SpikeAction, TEMPLATES, Training,
-    TrainingSettings, compose_training, template_tasks,
+    MetricMode, ModelShape, Optimization, ParameterGroup, Response, Scheduler, SpikeAction, TEMPLATES, Template,
+    TemplateSetting, Training, TrainingSettings, compose_training, template, template_tasks,
 };
