@@ -230,6 +230,12 @@ fn parse(bytes: &[u8]) -> Result<Expected, String> {
     if files.is_empty() { Err(format!("it is empty: {right}")) } else { Ok(Expected::Files(files)) }
 }
 
+/// Whether bytes are an expectation.
+#[cfg(test)]
+pub(crate) fn is_expectation(bytes: &[u8]) -> bool {
+    parse(bytes).is_ok()
+}
+
 /// Returns what differs, in sentences; the first few and the number of the others.
 fn differences(expected: &Expected, manifest: &Manifest) -> Vec<String> {
     let mut all = Vec::new();

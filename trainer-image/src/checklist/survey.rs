@@ -365,7 +365,7 @@ pub(super) fn read(path: &Path) -> Part<Survey> {
 pub(super) fn in_folder(folder: &Path) -> Vec<(PathBuf, Survey)> {
     let is_survey = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("survey-") && name.ends_with(".json")
+        name.starts_with("survey-") && path.extension().is_some_and(|extension| extension == "json")
     };
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut surveys: Vec<(PathBuf, Survey)> = entries

@@ -1,6 +1,9 @@
 //! The page as HTML. Pure.
 
-use std::{collections::BTreeMap, fmt::Display};
+use std::{
+    collections::BTreeMap,
+    fmt::{Display, Write as _},
+};
 
 use codex_provenance::{DataDigest, promotion::Gate as PromotedGate};
 use codex_verdict::{Gate, GateResult, Measurement, Metric, Verdict};
@@ -90,7 +93,7 @@ fn visible(text: &str) -> String {
     }
     let rest = text.chars().count().saturating_sub(MAX_TEXT);
     if rest > 0 {
-        shown.push_str(&format!("… ({rest} more characters)"));
+        let _ = write!(shown, "… ({rest} more characters)");
     }
     shown
 }
@@ -340,7 +343,8 @@ fn base(content: &Content) -> Markup {
 fn environment(content: &Content) -> Markup {
     let Some(found) = content.environment.found() else { return lack_of("environment", &content.environment) };
     let maybe = |text: &Option<String>| text.as_ref().map_or_else(|| lack("not recorded"), code);
-    let gpus: Vec<String> = found.gpus.iter().map(|gpu| format!("{gpu:?}")).collect();
+    let gpus = found.gpus.iter().map(|gpu| format!("{}, {} bytes, driver {}", gpu.name, gpu.memory_bytes, gpu.driver));
+    let gpus: Vec<String> = gpus.collect();
     table(&[
         ("Platform", code(&found.platform)),
         ("Program", code(&found.codex_version)),
@@ -356,7 +360,7 @@ fn environment(content: &Content) -> Markup {
             if gpus.is_empty() {
                 html! { "none" }
             } else {
-                code(gpus.join("\n"))
+                code(gpus.join("; "))
             },
         ),
         ("CUDA", found.cuda.as_ref().map_or_else(|| html! { "none" }, code)),
