@@ -129,6 +129,11 @@ impl Layers {
         Ok(())
     }
 
+    /// Returns the values by key.
+    pub(crate) fn leaves(self) -> BTreeMap<&'static str, Value> {
+        self.leaves
+    }
+
     /// Returns the typed configuration.
     pub(crate) fn finish<T: DeserializeOwned>(self) -> Result<T, ConfigError> {
         let mut root = Map::new();

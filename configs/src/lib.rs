@@ -34,5 +34,5 @@ pub use rule::Rule;
 pub use training::{
     DataFields, DataFormat, DataSettings, Device, Dtype, Format, HEAD_WIDTHS, HeldOutShare, LoraSettings, Loss,
     Metadata, Method, MetricMode, ModelShape, Optimization, ParameterGroup, Response, Scheduler, SpikeAction,
-    TEMPLATES, Training, TrainingSettings, compose_training, template_tasks,
+    TEMPLATES, Template, TemplateSetting, Training, TrainingSettings, compose_training, template, template_tasks,
 };

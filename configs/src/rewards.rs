@@ -92,16 +92,23 @@ pub(crate) fn check(run: &Training) -> Result<(), ConfigError> {
         return conflict("data.format", "text".to_owned(), right);
     }
     if *lora && training.lora.dropout > 0.0 {
-        let right = "write 0, because training.method=grpo trains on the probabilities that its answers were sampled with";
+        let right =
+            "write 0, because training.method=grpo trains on the probabilities that its answers were sampled with";
         return conflict("training.lora.dropout", training.lora.dropout.to_string(), right);
     }
-    evaluation::check_answer("training.grpo.reward", reward.answer, reward.after.as_deref(), reward.pattern.as_deref())?;
+    evaluation::check_answer(
+        "training.grpo.reward",
+        reward.answer,
+        reward.after.as_deref(),
+        reward.pattern.as_deref(),
+    )?;
     if reward.steps > 0.0 && reward.answer != AnswerForm::Marked {
         let right = "steps are found in texts with marked answers; write 0, or training.grpo.reward.answer=marked";
         return conflict("training.grpo.reward.steps", reward.steps.to_string(), right);
     }
     if reward.correct + reward.format + reward.steps <= 0.0 {
-        let right = "every answer has the same reward, from which nothing is learned; write a number above 0, such as 1";
+        let right =
+            "every answer has the same reward, from which nothing is learned; write a number above 0, such as 1";
         return conflict("training.grpo.reward.correct", reward.correct.to_string(), right);
     }
     Ok(())

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     ConfigError, Data, DpoSettings, GrpoSettings, Resolved, VALIDATION, data,
@@ -26,6 +27,65 @@ const BASE: &str = include_str!("../training/base.yaml");
 
 /// The names of the templates.
 pub const TEMPLATES: &[&str] = &["answers-only", "cot-padded", "cot-plus", "cot-starter", "lora"];
+
+/// A template of training runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Template {
+    /// The template's name.
+    pub name: &'static str,
+    /// What it is for: the comment at the head of its file.
+    pub description: String,
+    /// The synthetic tasks that it trains on if no data is named.
+    pub tasks: &'static [&'static str],
+    /// The settings that its file holds, by key.
+    pub settings: Vec<TemplateSetting>,
+}
+
+/// A setting of a template.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TemplateSetting {
+    /// The key, such as `training.max_steps`.
+    pub key: &'static str,
+    /// The template's value.
+    pub value: Value,
+    /// The default, which `training/base.yaml` has; `null` also stands for no value.
+    pub default: Value,
+}
+
+/// Returns what a template is and sets.
+///
+/// # Errors
+/// [`ConfigError::UnknownName`] with the nearest name.
+pub fn template(name: &str) -> Result<Template, ConfigError> {
+    let (name, path, text) = group(name)?;
+    let layer = |path, text| {
+        let mut layers = layers();
+        layers.group(path, text)?;
+        Ok::<_, ConfigError>(layers.leaves())
+    };
+    let (defaults, own) = (layer("training/base.yaml", BASE)?, layer(path, text)?);
+    let settings = own.into_iter().map(|(key, value)| {
+        let default = defaults.get(key).cloned().unwrap_or_default();
+        TemplateSetting { key, value, default }
+    });
+    let comment = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
+    let description = comment.collect::<Vec<_>>().join(" ");
+    Ok(Template { name, description, tasks: template_tasks(name), settings: settings.collect() })
+}
+
+/// Returns the template of this name: name, path and text.
+fn group(template: &str) -> Result<(&'static str, &'static str, &'static str), ConfigError> {
+    GROUPS.iter().find(|(name, ..)| *name == template).copied().ok_or_else(|| ConfigError::UnknownName {
+        field: "template",
+        name: template.to_owned(),
+        nearest: nearest(template, TEMPLATES),
+        known: TEMPLATES.to_vec(),
+    })
+}
+
+fn layers() -> Layers {
+    Layers::new(keys::TRAINING, ("training.max_steps=900", "training: {max_steps: 900}"))
+}
 
 /// Returns the synthetic tasks that a template trains on if no data is named.
 pub fn template_tasks(template: &str) -> &'static [&'static str] {
@@ -405,15 +465,8 @@ pub fn compose_training(
     seed: u64,
     data: Vec<Data>,
 ) -> Result<Resolved<Training>, ConfigError> {
-    let Some((_, path, text)) = GROUPS.iter().find(|(name, ..)| *name == template) else {
-        return Err(ConfigError::UnknownName {
-            field: "template",
-            name: template.to_owned(),
-            nearest: nearest(template, TEMPLATES),
-            known: TEMPLATES.to_vec(),
-        });
-    };
-    let mut layers = Layers::new(keys::TRAINING, ("training.max_steps=900", "training: {max_steps: 900}"));
+    let (_, path, text) = group(template)?;
+    let mut layers = layers();
     layers.group("training/base.yaml", BASE)?;
     layers.group(path, text)?;
     layers.config(config.unwrap_or_default())?;

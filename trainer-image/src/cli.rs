@@ -63,6 +63,18 @@ enum Command {
     Verify(crate::verify::Verify),
     /// Check manifests without a cluster.
     Validate(crate::validate::Validate),
+    /// Check from files that a ReasoningPod may roll out; nothing is created.
+    Deploy(crate::checklist::Deploy),
+    /// Survey how ready runs are for a ring, as Markdown and JSON.
+    StatusReport(crate::checklist::StatusReport),
+    /// Write a page about a run or a model: chain, gates, examples, loss, data, signatures.
+    Report(crate::page::Report),
+    /// Record a model directory immutably, under the name of its digest.
+    Register(crate::register::Register),
+    /// Show where the settings that control a chain stand, and their values.
+    RepoMap(crate::knobs::RepoMap),
+    /// List and explain the templates of runs.
+    ReasoningTemplates(crate::knobs::ReasoningTemplates),
     /// Check that a volume keeps checkpoints, and measure how fast it writes them.
     CheckpointSmoke(crate::training::CheckpointSmoke),
     /// Summarize, follow, plot and compare the metrics of runs.
@@ -92,6 +104,12 @@ impl Command {
             Self::Safety(command) => command.run(),
             Self::Verify(command) => command.run(),
             Self::Validate(command) => command.run(),
+            Self::Deploy(command) => command.run(),
+            Self::StatusReport(command) => command.run(),
+            Self::Report(command) => command.run(),
+            Self::Register(command) => command.run(),
+            Self::RepoMap(command) => command.run(),
+            Self::ReasoningTemplates(command) => command.run(),
             Self::CheckpointSmoke(command) => command.run(),
             Self::Metrics(command) => command.run(),
         }

@@ -1,5 +1,6 @@
 //! `codex verify`: the checks of a server on the command line, for a model and its bundles. Reads files.
 
+pub(crate) mod given;
 mod policies;
 
 use std::{
@@ -317,7 +318,7 @@ fn strength(evaluation: &Evaluation) -> &'static str {
 }
 
 /// Returns a gate with its limits, values and verdict.
-fn describe(gate: &Gate) -> String {
+pub(crate) fn describe(gate: &Gate) -> String {
     let Gate {
         metric,
         min,
@@ -359,7 +360,7 @@ fn describe(gate: &Gate) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{collections::BTreeMap, fs};
 
     use clap::Parser;
@@ -429,7 +430,7 @@ mod tests {
     }
 
     /// A signed model whose bundle is inside its directory, promoted on the evaluation `cot-lite`.
-    pub(super) fn signed() -> tempfile::TempDir {
+    pub(crate) fn signed() -> tempfile::TempDir {
         signed_with("cot-lite", None)
     }
 
@@ -463,7 +464,7 @@ mod tests {
         Arguments::try_parse_from(arguments).map_err(CommandError::bad_input)?.verify.verify()
     }
 
-    pub(super) fn fingerprint(root: &Path) -> String {
+    pub(crate) fn fingerprint(root: &Path) -> String {
         PublicKey::from_pem(&fs::read_to_string(root.join("key.pem")).unwrap()).unwrap().fingerprint().to_string()
     }
 

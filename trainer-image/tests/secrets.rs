@@ -82,6 +82,7 @@ fn an_argument_that_names_a_secret_prints_none_of_it() {
     let root = run();
     let path = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
     let (secret, model, output, digest) = (path("secret"), path("run/model"), path("output"), "0".repeat(64));
+    let run = path("run");
     let named = |name: &str| format!("{name}={secret}");
     let key = path("key.pem");
     fs::write(&key, codex_signing::key::PrivateKey::generate().unwrap().public().to_pem()).unwrap();
@@ -121,6 +122,14 @@ fn an_argument_that_names_a_secret_prints_none_of_it() {
             &["metrics", "summarize", &secret],
             &["metrics", "compare", &secret, &secret],
             &["metrics", "validate", &secret],
+            &["deploy", "--config", &secret, "--run-metadata-dir", &run],
+            &["status-report", &run, "--config", &secret],
+            &["status-report", &run, "--ring", "main", "--evaluation", &secret],
+            &["report", &run, "--evaluation", &secret, "--out", &output],
+            &["report", &run, "--gates", &secret, "--out", &output],
+            &["report", &run, "--bundle", &secret, "--key", &key, "--out", &output],
+            &["register", &model, "--expect", &secret, "--registry", &output],
+            &["repo-map", "--reasoning", "--config", &secret],
         ] {
             refuses(line, &contents);
         }
@@ -183,9 +192,11 @@ fn a_file_of_a_run_that_is_a_secret_is_not_quoted() {
         } else {
             lines.push(vec!["train", "--config", config, "--output", run, "--plan"]);
         }
+        let page = root.path().join("page.html");
+        lines.push(vec!["report", run, "--out", page.to_str().unwrap()]);
         for line in &lines {
             let output = codex(line);
-            let told = [output.stdout, output.stderr].concat();
+            let told = [output.stdout, output.stderr, fs::read(&page).unwrap_or_default()].concat();
             let told = String::from_utf8_lossy(&told);
             assert!(!told.contains(MARK) && !told.contains("panicked"), "{}: {line:?}: {told}", within.display());
         }

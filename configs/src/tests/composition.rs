@@ -228,3 +228,21 @@ proptest! {
         prop_assert_eq!(of(a) == of(b), a == b);
     }
 }
+
+#[test]
+fn templates_are_described_by_their_files() {
+    for name in crate::TEMPLATES {
+        let template = crate::template(name).unwrap();
+        assert_eq!((template.name, template.tasks), (*name, crate::template_tasks(name)));
+        assert!(template.description.ends_with('.') && !template.description.contains('#'), "{template:?}");
+        assert!(!template.settings.is_empty(), "{name}");
+        for setting in &template.settings {
+            assert!(!setting.default.is_null(), "{name} sets {}, which has no default", setting.key);
+        }
+    }
+    let starter = crate::template("cot-starter").unwrap();
+    let steps = starter.settings.iter().find(|setting| setting.key == "training.max_steps").unwrap();
+    assert_eq!((&steps.value, &steps.default), (&2000.into(), &1000.into()));
+    let told = crate::template("cot-startr").unwrap_err().to_string();
+    assert!(told.contains("did you mean cot-starter?"), "{told}");
+}

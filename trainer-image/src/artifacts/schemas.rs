@@ -6,11 +6,16 @@
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 
 use super::{data_report::DataReport, environment::Environment, errors::ErrorRow, ledger::Row, metadata};
-use crate::evaluation::{Outcomes, Results, Scored, Summary};
+use crate::{
+    checklist::{Checklist, Survey},
+    evaluation::{Outcomes, Results, Scored, Summary},
+    register::Record,
+};
 
 /// Returns every schema with its file name. The schema of an `.ndjson` file describes each line.
-pub fn all() -> [(&'static str, Schema); 10] {
+pub fn all() -> [(&'static str, Schema); 13] {
     [
+        ("checklist.schema.json", of::<Checklist>()),
         ("data_report.schema.json", of::<DataReport>()),
         ("dataset_checksums.schema.json", of::<metadata::Checksums>()),
         ("environment.schema.json", of::<Environment>()),
@@ -19,8 +24,10 @@ pub fn all() -> [(&'static str, Schema); 10] {
         ("metrics.schema.json", of::<Row>()),
         ("outcomes.schema.json", of::<Outcomes>()),
         ("records.schema.json", of::<Scored>()),
+        ("registry_record.schema.json", of::<Record>()),
         ("run_metadata.schema.json", of::<metadata::RunMetadata>()),
         ("summary.schema.json", of::<Summary>()),
+        ("survey.schema.json", of::<Survey>()),
     ]
 }
 

@@ -19,8 +19,7 @@ use codex_verdict::{Likelihood, Metric};
 use indicatif::ProgressBar;
 
 use super::{
-    EvaluateError,
-    baseline,
+    EvaluateError, baseline,
     inputs::{Inputs, Problem},
     outputs::{Results, write},
     score::Scored,

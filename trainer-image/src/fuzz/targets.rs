@@ -13,10 +13,11 @@ use serde_json::{Value, json};
 
 use super::Target;
 use crate::{
+    checklist::Survey,
     evaluation::Baseline,
     import,
     model::{Generator, ModelFiles, read_directory},
-    serving,
+    register, serving,
     tasks::parse_free_records,
     text::Tokenizer,
     training,
@@ -215,4 +216,27 @@ pub(super) fn requests() -> Target {
         r#"{"prompt": "1+1:", "max_tokens": 8, "temperature": 0.5, "stop": ["\n"]}"#,
     ];
     target("requests", seeds.map(|body| body.as_bytes().to_vec()).to_vec(), TEXT, |bytes| serving::read_any(bytes) > 0)
+}
+
+pub(super) fn expectations() -> Target {
+    let digest = Sha256::of("model").to_string();
+    let seeds = [format!("{digest}\n"), format!("{digest}  ./config.json\n{digest} *model.safetensors\n")];
+    target("expectations", seeds.map(String::into_bytes).to_vec(), TEXT, register::is_expectation)
+}
+
+pub(super) fn surveys() -> Target {
+    let check = json!({ "subject": "ring", "state": "holds", "found": ["both are in main"], "reasons": [] });
+    let run = json!({
+        "name": "run", "runId": null, "model": Sha256::of("model"), "readiness": 0.5, "evidence": 0.5, "traces": 0.5,
+        "deployment": 0.5, "gatesPassed": 1, "gates": 2, "checks": [check],
+    });
+    let survey = json!({
+        "schemaVersion": 1, "ring": "main", "pr": 12, "date": "2026-11-28",
+        "weights": { "evidence": 0.5, "traces": 0.2, "deployment": 0.3 }, "readiness": 0.5, "runs": [run],
+    });
+    target("surveys", vec![survey.to_string().into_bytes()], TEXT, |bytes| {
+        let read = codex_json::from_slice::<Survey>(bytes);
+        // The page for people takes any text.
+        read.is_ok_and(|survey| !survey.markdown().is_empty())
+    })
 }

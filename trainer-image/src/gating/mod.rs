@@ -16,6 +16,7 @@ use codex_reports::exit;
 use codex_verdict::{Gate, GateResult, Verdict};
 
 use self::{format::Format, input::Recorded};
+pub(crate) use self::{gates::read as read_gates, report::Report};
 use crate::{atomic_fs, error::CommandError};
 
 /// The exit code of gates that are inconclusive.
@@ -70,7 +71,7 @@ fn named_file(text: &str) -> Result<(String, PathBuf), String> {
 
 /// Why results cannot be judged.
 #[derive(Debug, thiserror::Error)]
-enum GatingError {
+pub(crate) enum GatingError {
     /// A file cannot be read.
     #[error("{argument}: {} cannot be read", path.display())]
     Unreadable {
@@ -134,26 +135,36 @@ impl GateCommand {
             return Err(GatingError::Unused(name.clone()));
         }
         let recorded: Box<dyn Recorded> = if let Some(path) = &self.report {
-            Box::new(report::Report::read(path, self.outcomes.as_deref(), &self.reference, self.model_digest)?)
+            let outcomes = self.outcomes.as_deref();
+            Box::new(Report::read("--report", path, outcomes, &self.reference, self.model_digest)?)
         } else {
             // clap demands one of both.
             let (path, filter) = (self.lm_eval.clone().unwrap_or_default(), self.filter.as_deref());
             Box::new(lm_eval::Samples::read(&path, &self.metric, filter, &self.reference, self.seed)?)
         };
-        let mut results = Vec::with_capacity(gates.len());
-        for (index, gate) in gates.into_iter().enumerate() {
-            let measured = recorded.measure(gate.confidence.filter(|_| gate.metric.is_of_corpus()));
-            if let Some(with) = gate.bound.comparison()
-                && !measured.keys().any(|name| name.ends_with(&format!("@{}", with.evaluation)))
-            {
-                return Err(GatingError::NoReference { index, name: with.evaluation.clone() });
-            }
-            let result = codex_verdict::judge_one(&gate, &measured);
-            results.push((gate, result));
-        }
+        let results = judge_gates(&*recorded, gates)?;
         let verdict = results.iter().map(|(_, result)| result.verdict).min().unwrap_or(Verdict::Inconclusive);
         Ok(Judged { gates: results, verdict, subject: recorded.subject(), file: self.gates.clone() })
     }
+}
+
+/// Judges recorded results by gates, in the order of the gates.
+///
+/// # Errors
+/// A gate compares with results that are not given.
+fn judge_gates(recorded: &dyn Recorded, gates: Vec<Gate>) -> Result<Vec<(Gate, GateResult)>, GatingError> {
+    let mut results = Vec::with_capacity(gates.len());
+    for (index, gate) in gates.into_iter().enumerate() {
+        let measured = recorded.measure(gate.confidence.filter(|_| gate.metric.is_of_corpus()));
+        if let Some(with) = gate.bound.comparison()
+            && !measured.keys().any(|name| name.ends_with(&format!("@{}", with.evaluation)))
+        {
+            return Err(GatingError::NoReference { index, name: with.evaluation.clone() });
+        }
+        let result = codex_verdict::judge_one(&gate, &measured);
+        results.push((gate, result));
+    }
+    Ok(results)
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@ use std::{
 };
 
 use codex_provenance::{DataDigest, ModelDigest, ReportDigest};
-use codex_verdict::{Measurement, accept, report_digest};
+use codex_verdict::{Gate, GateResult, Measurement, accept, report_digest};
 use serde::Deserialize;
 
-use super::{GatingError, input, input::Recorded};
+use super::{GatingError, input, input::Recorded, judge_gates};
 use crate::evaluation::{Outcomes, items::confirm, outcomes};
 
 /// The parts of `evaluation.json` that gates need.
@@ -36,25 +36,27 @@ struct DataFile {
 
 /// A report, with its outcomes if they are there.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(crate) struct Report {
     read: Read,
     outcomes: Option<Outcomes>,
     references: Vec<(String, Outcomes)>,
 }
 
 impl Report {
-    /// Reads a report and checks it against its digest and its outcomes.
+    /// Reads a report, which `argument` names, and checks it against its digest and its outcomes: those of the given file, or
+    /// those beside it.
     ///
     /// # Errors
     /// A file cannot be read, is malformed, or contradicts another.
-    pub(super) fn read(
+    pub(crate) fn read(
+        argument: &'static str,
         path: &Path,
         outcomes: Option<&Path>,
         references: &[(String, PathBuf)],
         expected: Option<ModelDigest>,
     ) -> Result<Self, GatingError> {
-        let invalid = |why: String| GatingError::Invalid { argument: "--report", path: path.to_owned(), why };
-        let read: Read = codex_json::from_slice(&input::read("--report", path)?)
+        let invalid = |why: String| GatingError::Invalid { argument, path: path.to_owned(), why };
+        let read: Read = codex_json::from_slice(&input::read(argument, path)?)
             .map_err(|why| invalid(format!("it is no evaluation.json ({why}): name that of codex evaluate")))?;
         let found = read.model.digest;
         if let Some(expected) = expected.filter(|expected| *expected != found) {
@@ -91,6 +93,39 @@ impl Report {
             }
         }
         Ok(report)
+    }
+
+    /// Returns the preset's name.
+    pub(crate) fn preset(&self) -> &str {
+        &self.read.preset
+    }
+
+    /// Returns the digest of the model that was evaluated.
+    pub(crate) fn model(&self) -> ModelDigest {
+        self.read.model.digest
+    }
+
+    /// Returns the digest of the model, the data and the measurements.
+    pub(crate) fn digest(&self) -> ReportDigest {
+        self.read.report_digest
+    }
+
+    /// Returns the measurements by metric.
+    pub(crate) fn metrics(&self) -> &BTreeMap<String, Measurement> {
+        &self.read.metrics
+    }
+
+    /// Returns the name and SHA-256 of each data file.
+    pub(crate) fn data(&self) -> impl Iterator<Item = (&str, DataDigest)> {
+        self.read.data_files.iter().map(|file| (file.name.as_str(), file.sha256))
+    }
+
+    /// Judges the report by gates, in the order of the gates.
+    ///
+    /// # Errors
+    /// A gate compares with results that were not given.
+    pub(crate) fn judge(&self, gates: Vec<Gate>) -> Result<Vec<(Gate, GateResult)>, GatingError> {
+        judge_gates(self, gates)
     }
 }
 

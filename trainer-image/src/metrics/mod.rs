@@ -18,6 +18,7 @@ use clap::{Args, Subcommand};
 use codex_reports::exit;
 
 pub use self::error::MetricsError;
+pub(crate) use self::plot::{range, round_numbers, short, thin};
 use crate::{
     atomic_fs::{self, FileError},
     error::CommandError,

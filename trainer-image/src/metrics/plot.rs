@@ -309,7 +309,7 @@ const FEW_TICKS: usize = 4;
 const MANY_TICKS: usize = 8;
 
 /// Returns multiples of 1, 2 or 5 times a power of ten within a range, about [`MANY_TICKS`] at most.
-fn round_numbers(range: &Range<f64>) -> Vec<f64> {
+pub(crate) fn round_numbers(range: &Range<f64>) -> Vec<f64> {
     let least_step = (range.end - range.start) / MANY_TICKS as f64;
     let power = 10_f64.powf(least_step.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|digit| digit * power).find(|step| *step >= least_step);
@@ -320,7 +320,7 @@ fn round_numbers(range: &Range<f64>) -> Vec<f64> {
 }
 
 /// Formats a round value without trailing zeros.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     let text = shown(value);
     let (digits, power) = text.split_at(text.find('e').unwrap_or(text.len()));
     let digits = if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { digits };
@@ -328,7 +328,7 @@ fn short(value: f64) -> String {
 }
 
 /// Reduces points to about four per pixel: the least and the greatest value of each stretch of steps.
-fn thin(points: Vec<(f64, f64)>, width: usize) -> Vec<(f64, f64)> {
+pub(crate) fn thin(points: Vec<(f64, f64)>, width: usize) -> Vec<(f64, f64)> {
     if points.len() <= 4 * width {
         return points;
     }
@@ -348,7 +348,7 @@ fn thin(points: Vec<(f64, f64)>, width: usize) -> Vec<(f64, f64)> {
 }
 
 /// Returns the range of the numbers, widened by `margin` times its width; never empty.
-fn range(numbers: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
+pub(crate) fn range(numbers: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
     let (least, greatest) =
         numbers.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, greatest), x| (least.min(x), greatest.max(x)));
     if least > greatest {

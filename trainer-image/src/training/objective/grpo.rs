@@ -95,7 +95,8 @@ impl Group {
     pub(crate) fn advantages(&self) -> Vec<f64> {
         let mean = self.mean();
         // Equal rewards have no advantage, however the mean is rounded.
-        let equal = self.answers.windows(2).all(|pair| pair[0].reward.total.to_bits() == pair[1].reward.total.to_bits());
+        let equal =
+            self.answers.windows(2).all(|pair| pair[0].reward.total.to_bits() == pair[1].reward.total.to_bits());
         self.answers.iter().map(|answer| if equal { 0.0 } else { answer.reward.total - mean }).collect()
     }
 
@@ -156,7 +157,8 @@ impl Sampled {
             reward: all().map(|answer| answer.reward.total).sum::<f64>() / answers,
             deviation: groups.clone().map(Group::deviation).sum::<f64>() / count,
             right: share(&|answer| answer.reward.right),
-            solved: groups.clone().filter(|it| it.answers.iter().any(|answer| answer.reward.right)).count() as f64 / count,
+            solved: groups.clone().filter(|it| it.answers.iter().any(|answer| answer.reward.right)).count() as f64
+                / count,
             answered: share(&|answer| answer.reward.answered),
             informative: groups.clone().filter(|group| group.advantages().iter().any(|it| *it != 0.0)).count() as f64
                 / count,
@@ -187,10 +189,19 @@ mod tests {
     use super::*;
 
     fn settings(overrides: &[&str]) -> GrpoSettings {
-        let set: Vec<String> =
-            overrides.iter().map(|set| format!("training.grpo.{set}")).chain(["training.method=grpo".to_owned()]).collect();
+        let set: Vec<String> = overrides
+            .iter()
+            .map(|set| format!("training.grpo.{set}"))
+            .chain(["training.method=grpo".to_owned()])
+            .collect();
         let data = vec![codex_configs::Data { name: "x".to_owned(), sha256: None, synthetic: None }];
-        codex_configs::compose_training("cot-starter", &set, None, 1, data).unwrap().spec().settings.training.grpo.clone()
+        codex_configs::compose_training("cot-starter", &set, None, 1, data)
+            .unwrap()
+            .spec()
+            .settings
+            .training
+            .grpo
+            .clone()
     }
 
     fn rewards(overrides: &[&str]) -> Rewards {

@@ -125,8 +125,7 @@ fn estimate_shape(
         let trained = rewards.group * trained.min(shape.batch * longest);
         (trained.max(records.rows(shape.batch)), longest.max(records.longest()))
     };
-    let (rows, longest) =
-        training.rewards().map_or_else(|| (records.rows(shape.batch), records.longest()), grouped);
+    let (rows, longest) = training.rewards().map_or_else(|| (records.rows(shape.batch), records.longest()), grouped);
     let threads = rayon::current_num_threads();
     let settings = Settings { gradient_checkpointing: shape.checkpointing, ..engine_settings(training) };
     // An adapter that a model cannot have has been refused.

@@ -168,7 +168,8 @@ impl Session<'_> {
         lock.begin_step(state.step + 1);
         let evaluation =
             validation.as_ref().map(|validation| Evaluation { validation, model, tokenizer: Some(tokenizer) });
-        let ended = self.take_steps(&mut state, (&dataset, rollouts.as_ref()), evaluation, &mut policy, lock, &mut outputs);
+        let ended =
+            self.take_steps(&mut state, (&dataset, rollouts.as_ref()), evaluation, &mut policy, lock, &mut outputs);
         outputs.close();
         let ended = ended.inspect_err(|_| policy.write_remaining_rows(&state));
         log_memory("steps");

@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 
 use codex_configs::{GrpoSettings, Method};
-use codex_engine::{Decoder, Emitted, End, Engine, EngineError, Packed, Precision, Sampler, Sampling, decoder, surprise};
+use codex_engine::{
+    Decoder, Emitted, End, Engine, EngineError, Packed, Precision, Sampler, Sampling, decoder, surprise,
+};
 use rayon::prelude::*;
 
 use super::{Session, steps::seed_of};
@@ -191,9 +193,11 @@ fn sample(
         }
         while let Some(slot) = decoder.slots().free() {
             let Some((prompt, member)) = waiting.next() else { break };
-            let sampling = Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: seed(prompt as u64, member as u64) };
+            let sampling =
+                Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: seed(prompt as u64, member as u64) };
             let sampler = Sampler::new(sampling).map_err(|error| TrainError::Arguments(error.to_string()))?;
-            let refused = |error: codex_engine::PromptError| TrainError::Arguments(format!("a prompt is refused: {error}"));
+            let refused =
+                |error: codex_engine::PromptError| TrainError::Arguments(format!("a prompt is refused: {error}"));
             decoder.prefill(slot, prompts[prompt]).map_err(refused)?;
             running.insert(slot, Running { prompt, member, sampler });
         }

@@ -73,7 +73,9 @@ fn answers_that_earn_more_are_learned_and_runs_resume_exactly() {
         let rows = measured(&straight);
         let of = |step, name: &str| rows[&(step, name.to_owned())];
         assert!(of(20, "reward") >= of(10, "reward") && of(20, "reward") > 0.0, "{rows:?}");
-        for name in ["reward_deviation", "answer_accuracy", "solved_prompts", "answered", "informative_prompts", "entropy"] {
+        for name in
+            ["reward_deviation", "answer_accuracy", "solved_prompts", "answered", "informative_prompts", "entropy"]
+        {
             assert!(of(10, name).is_finite() && of(10, name) >= 0.0, "{name}");
         }
         assert!(of(10, "answer_tokens") > 0.0 && of(10, "answer_tokens") <= 5.0);
@@ -110,16 +112,14 @@ fn answers_are_sampled_with_the_probabilities_that_are_trained() {
         let resolved = with(&files, &[dtype]);
         let reporter = Reporter::<TrainingState>::nowhere();
         let output = directory.path().join("unused");
-        let session =
-            Session { base: Some(&base), ..Session::new(&resolved, &files, &output, &reporter, &|| false) };
+        let session = Session { base: Some(&base), ..Session::new(&resolved, &files, &output, &reporter, &|| false) };
         let (trained, tokenizer) = session.model().unwrap();
         let dataset = session.read_data(None, session.encoder(&trained, &tokenizer)).unwrap();
         let settings = engine_settings(&resolved.spec().settings.training);
         let mut state = trained.state(Some(&base), 1, settings, |_| Ok(None)).unwrap();
         let rollouts = session.rollouts(&trained, &tokenizer).unwrap().unwrap();
         let addresses = session.data_of(0, &dataset).addresses;
-        let rolled =
-            session.roll_out(&rollouts, state.engine.as_ref(), &dataset, (0, &addresses)).unwrap().unwrap();
+        let rolled = session.roll_out(&rollouts, state.engine.as_ref(), &dataset, (0, &addresses)).unwrap().unwrap();
         let mut compared = 0;
         for group in rolled.groups.iter().flatten() {
             for answer in &group.answers {
@@ -128,7 +128,8 @@ fn answers_are_sampled_with_the_probabilities_that_are_trained() {
                 let mut sum = 0.0;
                 for at in group.prompt.len()..ids.len() {
                     let mask: Vec<bool> = (0..ids.len()).map(|token| token == at).collect();
-                    sum += state.engine.loss(&codex_engine::Packed::masked([(ids.as_slice(), mask.as_slice())])).unwrap();
+                    sum +=
+                        state.engine.loss(&codex_engine::Packed::masked([(ids.as_slice(), mask.as_slice())])).unwrap();
                     compared += 1;
                 }
                 assert_eq!(answer.surprise.to_bits(), sum.to_bits(), "{dtype} {} {sum}", answer.surprise);

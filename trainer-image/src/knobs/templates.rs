@@ -1,0 +1,147 @@
+//! `codex reasoning-templates`: lists and explains the templates of runs. Prints.
+
+use std::fmt::Write as _;
+
+use clap::{Args, Subcommand, ValueEnum};
+use codex_configs::{TEMPLATES, Template, template};
+use codex_reports::exit;
+use serde_json::{Value, json};
+
+use crate::{atomic_fs, error::CommandError};
+
+/// List and explain the templates of runs.
+#[derive(Debug, Args)]
+pub struct ReasoningTemplates {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print the name and the purpose of every template.
+    List(List),
+    /// Print what a template sets, with the defaults, and the tasks that it trains on.
+    Explain(Explain),
+}
+
+#[derive(Debug, Args)]
+struct List {
+    /// How the result is printed.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+}
+
+#[derive(Debug, Args)]
+struct Explain {
+    /// The template, such as cot-starter.
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// How the result is printed.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Lines for people.
+    Text,
+    /// JSON for programs.
+    Json,
+}
+
+impl ReasoningTemplates {
+    pub(crate) fn run(self) -> Result<i32, CommandError> {
+        let text = match self.command {
+            Command::List(List { format }) => list(format)?,
+            Command::Explain(Explain { name, format }) => {
+                explain(&template(&name).map_err(CommandError::bad_input)?, format)
+            }
+        };
+        atomic_fs::say(text.trim_end())?;
+        Ok(exit::FINISHED)
+    }
+}
+
+/// Describes every template.
+fn list(format: Format) -> Result<String, CommandError> {
+    let all: Vec<Template> =
+        TEMPLATES.iter().map(|name| template(name)).collect::<Result<_, _>>().map_err(CommandError::failed)?;
+    let width = all.iter().map(|template| template.name.len()).max().unwrap_or_default();
+    Ok(match format {
+        Format::Text => {
+            all.iter().map(|template| format!("{:width$}  {}\n", template.name, template.description)).collect()
+        }
+        Format::Json => {
+            let all = all.iter().map(|it| json!({ "name": it.name, "description": it.description }));
+            Value::Array(all.collect()).to_string()
+        }
+    })
+}
+
+/// Describes a template: its settings in a table with the defaults.
+fn explain(template: &Template, format: Format) -> String {
+    let Template { name, description, tasks, settings } = template;
+    if format == Format::Json {
+        let settings: Vec<Value> = settings
+            .iter()
+            .map(|setting| json!({ "key": setting.key, "value": setting.value, "default": setting.default }))
+            .collect();
+        return json!({ "name": name, "description": description, "tasks": tasks, "settings": settings }).to_string();
+    }
+    let trained = if tasks.is_empty() { "none: name data by spec.data or --data".to_owned() } else { tasks.join(", ") };
+    let mut text = format!("{name}\n{description}\n\ntasks without other data: {trained}\n\n");
+    let rows: Vec<[String; 3]> = std::iter::once(["setting".to_owned(), "value".to_owned(), "default".to_owned()])
+        .chain(settings.iter().map(|it| [it.key.to_owned(), shown(&it.value), shown(&it.default)]))
+        .collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let (first, second) = (width(0), width(1));
+    for [key, value, default] in &rows {
+        let _ = writeln!(text, "{key:first$}  {value:second$}  {default}");
+    }
+    text
+}
+
+fn shown(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_template_is_listed_with_its_purpose() {
+        let text = list(Format::Text).unwrap();
+        assert_eq!(text.lines().count(), TEMPLATES.len());
+        for (line, name) in text.lines().zip(TEMPLATES) {
+            assert!(line.starts_with(name) && line.len() > name.len() + 20, "{line}");
+        }
+        let json: Value = serde_json::from_str(&list(Format::Json).unwrap()).unwrap();
+        assert_eq!(json[0]["name"], TEMPLATES[0]);
+    }
+
+    #[test]
+    fn a_template_is_explained_by_its_settings_and_their_defaults() {
+        let starter = template("cot-starter").unwrap();
+        let text = explain(&starter, Format::Text);
+        assert!(text.contains("tasks without other data: arithmetic, word-problems\n"), "{text}");
+        let row: Vec<&str> =
+            text.lines().find(|line| line.starts_with("training.max_steps ")).unwrap().split_whitespace().collect();
+        assert_eq!(row, ["training.max_steps", "2000", "1000"]);
+        let json: Value = serde_json::from_str(&explain(&starter, Format::Json)).unwrap();
+        let settings = json["settings"].as_array().unwrap();
+        assert_eq!(settings.len(), starter.settings.len());
+        assert!(settings.contains(&json!({ "key": "training.dtype", "value": "bf16", "default": "fp32" })));
+        let text = explain(&template("lora").unwrap(), Format::Text);
+        assert!(text.contains("tasks without other data: none: name data"), "{text}");
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_nearest() {
+        let command = ReasoningTemplates {
+            command: Command::Explain(Explain { name: "cot-plu".to_owned(), format: Format::Text }),
+        };
+        let error = command.run().unwrap_err();
+        assert!(error.exit == exit::BAD_INPUT && error.sentence().contains("did you mean cot-plus?"));
+    }
+}

@@ -1,0 +1,100 @@
+//! `codex report`: one page of HTML about a run or a model, for people. Reads files; writes the page.
+//!
+//! The page loads nothing: no scripts, fonts or pictures, and a policy in it forbids them. Text from files is escaped. A part that is
+//! missing is said to be missing. The same files give the same bytes.
+
+mod content;
+mod draw;
+mod examples;
+mod render;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use codex_reports::exit;
+use codex_verdict::Ring;
+
+use self::content::Content;
+use crate::{
+    arguments::whole,
+    atomic_fs,
+    error::CommandError,
+    overlap::{self, Named},
+    run_folder::RunFolder,
+    verify::given::Given,
+};
+
+/// Write a page about a run or a model: chain, gates, examples, loss, data, environment, signatures.
+///
+/// The page is one HTML file that loads nothing. What is missing is said on it.
+#[derive(Debug, clap::Args)]
+pub struct Report {
+    /// The output directory of a run, or a model directory.
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// An evaluation.json, beside those that lie in the folder of the run; repeatable.
+    #[arg(long, value_name = "FILE")]
+    evaluation: Vec<PathBuf>,
+    /// A YAML file with gates, by which every evaluation is judged: a list as in spec.gates of an Evaluation, a mapping with gates,
+    /// or a whole Evaluation.
+    #[arg(long, value_name = "FILE")]
+    gates: Option<PathBuf>,
+    /// The outcomes.json of an Evaluation that gates compare with; repeatable.
+    #[arg(long, value_name = "EVALUATION=FILE", requires = "gates", value_parser = named)]
+    reference: Vec<(String, PathBuf)>,
+    #[command(flatten)]
+    signatures: Given,
+    /// The ring that the promotion must be for.
+    #[arg(long, requires = "promotion", value_parser = PossibleValuesParser::new(Ring::ALL.map(Ring::name)))]
+    ring: Option<String>,
+    /// Number of right and of wrong answers that each evaluation shows.
+    #[arg(long, value_name = "COUNT", default_value = "5", value_parser = whole::<usize>(0..=1000))]
+    examples: usize,
+    /// The page to write.
+    #[arg(long, value_name = "FILE", default_value = "report.html")]
+    out: PathBuf,
+}
+
+fn named(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
+        _ => Err("write EVALUATION=FILE, such as before=out/before/outcomes.json".to_owned()),
+    }
+}
+
+impl Report {
+    pub(crate) fn run(self) -> Result<i32, CommandError> {
+        let page = self.page()?;
+        atomic_fs::write(&self.out, page.as_bytes())?;
+        atomic_fs::say(&self.out.display().to_string())?;
+        Ok(exit::FINISHED)
+    }
+
+    /// Reads everything and returns the page.
+    ///
+    /// # Errors
+    /// Exit code 2: a file of the command line cannot be read or used, or the page would change an input.
+    fn page(&self) -> Result<String, CommandError> {
+        if self.signatures.promotion.is_some() && self.ring.is_none() {
+            return Err(CommandError::bad_input("--promotion needs --ring: the ring that the promotion must be for"));
+        }
+        let folder = RunFolder::locate("DIR", &self.directory).map_err(CommandError::bad_input)?;
+        atomic_fs::check_output_file("--out", &self.out).map_err(CommandError::bad_input)?;
+        self.check_overlap(&folder)?;
+        Ok(render::page(&Content::read(self, &folder)?).into_string())
+    }
+
+    fn check_overlap(&self, folder: &RunFolder) -> Result<(), CommandError> {
+        let Given { bundle, key, promotion, .. } = &self.signatures;
+        let given = [("--bundle", bundle), ("--key", key), ("--promotion", promotion), ("--gates", &self.gates)];
+        let mut inputs: Vec<Named> =
+            given.into_iter().filter_map(|(role, path)| Some(Named::new(role, path.as_ref()?))).collect();
+        inputs.push(Named::new("the model", &folder.model));
+        inputs.push(Named::new("the artifacts", &folder.artifacts));
+        let reports = self.evaluation.iter().cloned().chain(folder.evaluations());
+        inputs.extend(reports.map(|path| Named::new("an evaluation", path)));
+        overlap::check(&[Named::new("--out", &self.out)], &inputs).map_err(CommandError::bad_input)
+    }
+}

@@ -1,0 +1,204 @@
+//! `codex report` on files.
+
+use std::{fs, path::Path};
+
+use clap::Parser;
+use serde_json::json;
+
+use super::*;
+use crate::{
+    artifacts::ledger::tests::{row, text},
+    run_folder::tests::{evaluation, run},
+    verify::tests::{fingerprint, signed},
+};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    report: Report,
+}
+
+fn command(directory: &Path, more: &[&str]) -> Report {
+    let line = ["report", directory.to_str().unwrap()].into_iter().chain(more.iter().copied());
+    Arguments::try_parse_from(line).unwrap().report
+}
+
+fn page(directory: &Path, more: &[&str]) -> String {
+    command(directory, more).page().unwrap()
+}
+
+fn refused(directory: &Path, more: &[&str]) -> String {
+    let error = command(directory, more).page().unwrap_err();
+    assert_eq!(error.exit, exit::BAD_INPUT, "{}", error.sentence());
+    error.sentence()
+}
+
+/// A run with an evaluation, its records, a ledger and gates.
+fn whole() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let model = run(root.path());
+    let report = evaluation(root.path(), "lite", model, 1);
+    let record = |line: usize, correct: bool, prompt: &str| {
+        json!({
+            "line": line, "prompt": prompt, "category": "c", "reference": "r", "prediction": "1 & 2", "expected": "3",
+            "answer": null, "correct": correct, "steps": 0, "steps_found": 0,
+        })
+    };
+    let attack = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>";
+    let records: Vec<String> = (1..=1000).map(|line| record(line, line == 7, attack).to_string()).collect();
+    fs::write(report.with_file_name("records.ndjson"), records.join("\n")).unwrap();
+    let rows: Vec<_> = (1..100_u64).map(|step| row(step, "loss", 3.0 / step as f64)).collect();
+    fs::write(root.path().join("artifacts/metrics.ndjson"), text(&rows)).unwrap();
+    let gates =
+        "- { metric: exact_match, min: \"0.5\", confidence: \"0.95\" }\n- { metric: trace_coverage, min: \"0.8\" }\n";
+    fs::write(root.path().join("gates.yaml"), gates).unwrap();
+    root
+}
+
+#[test]
+fn a_page_shows_every_part_of_a_run() {
+    let root = whole();
+    let gates = root.path().join("gates.yaml");
+    let page = page(root.path(), &["--gates", gates.to_str().unwrap(), "--examples", "2"]);
+    let folder = RunFolder::locate("DIR", root.path()).unwrap();
+    let digest = folder.manifest(&std::collections::BTreeSet::new()).found().unwrap().digest().to_string();
+    assert!(page.starts_with("<!DOCTYPE html><html lang=\"en\">") && page.ends_with("</html>"));
+    for expected in [
+        digest.as_str(),
+        "measured exactly these files",
+        "1 of 2 gates passed",
+        "<strong class=\"bad\">Failed</strong>",
+        "<strong class=\"good\">Passed</strong>",
+        "class=\"interval\"",
+        "class=\"limit\"",
+        "limit 0.5",
+        "<polyline class=\"curve train\"",
+        "Wrong: 2 of 999",
+        "Right: 1 of 1",
+        "<code>arithmetic</code>",
+        "None: training started from initialized weights.",
+        "No environment here: ",
+        "No signature here: none was given.",
+        "<code>model.safetensors</code>",
+        "codex verify ",
+    ] {
+        assert!(page.contains(expected), "{expected}");
+    }
+    assert_eq!(page.matches("<svg").count(), 3);
+    assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+    assert_eq!(
+        page,
+        self::page(root.path(), &["--gates", gates.to_str().unwrap(), "--examples", "2"]),
+        "deterministic"
+    );
+}
+
+#[test]
+fn nothing_from_a_file_becomes_markup_and_nothing_is_loaded() {
+    let root = whole();
+    let page = page(root.path(), &[]);
+    assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;") && page.contains("1 &amp; 2"));
+    for forbidden in ["<script", "<img", "<link", "src=", "href=", "url(", "@import", "http://", "https://"] {
+        assert!(!page.replace("src=x onerror", "").contains(forbidden), "{forbidden}");
+    }
+    assert!(page.contains("default-src 'none'"));
+    let metadata = root.path().join("artifacts/run_metadata.json");
+    let named = fs::read_to_string(&metadata).unwrap().replace("\"cot-starter\"", "\"</style><b>x</b>\"");
+    fs::write(&metadata, named).unwrap();
+    let page = self::page(root.path(), &[]);
+    assert!(page.contains("&lt;/style&gt;&lt;b&gt;x&lt;/b&gt;") && !page.contains("<b>"));
+    assert!(page.contains("The data drifted: "), "the version covers the template");
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let root = tempfile::tempdir().unwrap();
+    run(root.path());
+    let page = page(&root.path().join("model"), &[]);
+    for expected in [
+        "Report of the model model",
+        "No evaluation here.",
+        "No examples here: no evaluation.",
+        "No loss curve here: ",
+        "No checksums here: ",
+        "No base here: ",
+        "No environment here: ",
+        "No promotion here.",
+    ] {
+        assert!(page.contains(expected), "{expected}");
+    }
+    fs::remove_dir_all(root.path().join("model")).unwrap();
+    let page = self::page(root.path(), &[]);
+    assert!(page.contains("No model here: ") && page.contains("model does not exist."));
+}
+
+#[test]
+fn what_does_not_fit_together_is_said() {
+    let root = whole();
+    fs::write(root.path().join("model/config.json"), "{ }").unwrap();
+    let records = root.path().join("evaluations/lite/records.ndjson");
+    let fewer: Vec<String> = fs::read_to_string(&records).unwrap().lines().skip(10).map(str::to_owned).collect();
+    fs::write(&records, format!("{}\nno JSON\n", fewer.join("\n"))).unwrap();
+    fs::create_dir(root.path().join("evaluations/other")).unwrap();
+    fs::write(root.path().join("evaluations/other/evaluation.json"), "{}").unwrap();
+    let page = page(root.path(), &[]);
+    for expected in [
+        "measured another model: ",
+        "records.ndjson counts other answers than the report",
+        "1 line of records.ndjson cannot be read.",
+        "An evaluation cannot be used: evaluation: ",
+        "None to show.",
+        "No gates here: give --gates.",
+    ] {
+        assert!(page.contains(expected), "{expected}");
+    }
+}
+
+#[test]
+fn signatures_are_verified_for_the_page() {
+    let root = signed();
+    let path = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
+    let (bundle, key, promotion) = (path("model/model.sig"), path("key.pem"), path("promotion.json"));
+    let pin = fingerprint(root.path());
+    let model = root.path().join("model");
+    let signed = ["--bundle", &bundle, "--key", &key, "--fingerprint", &pin];
+    let with = |ring: &str| page(&model, &[&signed[..], &["--promotion", &promotion, "--ring", ring]].concat());
+    let page = with("main");
+    for expected in [
+        "Valid when this page was written",
+        "the one of --fingerprint",
+        "Promoted on the evaluation cot-lite",
+        "exact_match &gt;= 0.95 at confidence 0.95",
+        &format!("--fingerprint {pin}"),
+        "--ring main",
+        "model_signing verify key ",
+    ] {
+        assert!(page.contains(expected), "{expected}");
+    }
+    assert!(
+        with("0D_base_").contains("Refused when this page was written: the promotion bundle was made for the ring")
+    );
+    let told = refused(&model, &[&signed[..], &["--promotion", &promotion]].concat());
+    assert_eq!(told, "--promotion needs --ring: the ring that the promotion must be for");
+}
+
+#[test]
+fn a_page_changes_no_input() {
+    let root = whole();
+    for (out, why) in [
+        ("model/report.html", "is inside the model"),
+        ("artifacts/report.html", "is inside the artifacts"),
+        ("evaluations/lite/evaluation.json", "is the same as an evaluation"),
+        ("model", "is a directory: name a file"),
+    ] {
+        let told = refused(root.path(), &["--out", root.path().join(out).to_str().unwrap()]);
+        assert!(told.starts_with("--out: ") && told.contains(why), "{told}");
+    }
+    let told = refused(root.path(), &["--evaluation", "nowhere.json"]);
+    assert!(told.contains("--evaluation: nowhere.json cannot be read"), "{told}");
+    assert!(refused(&root.path().join("nowhere"), &[]).starts_with("DIR: "));
+    let out = root.path().join("page.html");
+    let report = command(root.path(), &["--out", out.to_str().unwrap()]);
+    assert_eq!(report.run().unwrap(), exit::FINISHED);
+    assert!(fs::read_to_string(out).unwrap().starts_with("<!DOCTYPE html>"));
+}
