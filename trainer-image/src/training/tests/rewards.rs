@@ -16,6 +16,7 @@ use crate::{
     reporting::Reporter,
     training::{
         Base, Session, TrainError,
+        data::Places,
         forensics::{RecordedRun, replay},
         state::engine_settings,
     },
@@ -114,11 +115,11 @@ fn answers_are_sampled_with_the_probabilities_that_are_trained() {
         let output = directory.path().join("unused");
         let session = Session { base: Some(&base), ..Session::new(&resolved, &files, &output, &reporter, &|| false) };
         let (trained, tokenizer) = session.model().unwrap();
-        let dataset = session.read_data(None, session.encoder(&trained, &tokenizer)).unwrap();
+        let dataset = session.read_data(&Places::default(), session.encoder(&trained, &tokenizer)).unwrap();
         let settings = engine_settings(&resolved.spec().settings.training);
         let mut state = trained.state(Some(&base), 1, settings, |_| Ok(None)).unwrap();
         let rollouts = session.rollouts(&trained, &tokenizer).unwrap().unwrap();
-        let addresses = session.data_of(0, &dataset).addresses;
+        let addresses = session.data_of(0, &dataset).unwrap().addresses;
         let rolled = session.roll_out(&rollouts, state.engine.as_ref(), &dataset, (0, &addresses)).unwrap().unwrap();
         let mut compared = 0;
         for group in rolled.groups.iter().flatten() {
