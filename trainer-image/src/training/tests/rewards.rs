@@ -28,27 +28,25 @@ struct Place {
     files: Vec<(String, PathBuf)>,
 }
 
-/// Writes the base, and prompts whose right answer is a digit.
+/// Writes the base, and prompts to which any text with a k is right: even random weights write some of these.
 fn place() -> Place {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("base");
     write_base(&path);
     let lines: Vec<String> = (0..16)
-        .map(|at| serde_json::json!({"question": format!("Say {at}."), "answer": (at % 10).to_string()}).to_string())
+        .map(|at| serde_json::json!({"question": format!("Spell {at} with a k."), "answer": "k"}).to_string())
         .collect();
-    let data = directory.path().join("digits.jsonl");
+    let data = directory.path().join("letters.jsonl");
     fs::write(&data, lines.join("\n")).unwrap();
-    Place { base: Base::open(&path, None).unwrap(), directory, files: vec![("digits".to_owned(), data)] }
+    Place { base: Base::open(&path, None).unwrap(), directory, files: vec![("letters".to_owned(), data)] }
 }
 
-/// Any text with a digit in it earns something, so that a base with random weights finds rewards.
-const SETTINGS: [&str; 8] = [
+const SETTINGS: [&str; 7] = [
     "training.method=grpo",
     "training.grpo.group=6",
     "training.grpo.max_new_tokens=5",
-    "training.grpo.reward.format=0.5",
     "training.grpo.reward.answer=regex",
-    "training.grpo.reward.pattern=[0-9a-e]",
+    "training.grpo.reward.pattern=k",
     "training.learning_rate=0.02",
     "training.warmup_steps=0",
 ];
@@ -69,11 +67,10 @@ fn answers_that_earn_more_are_learned_and_runs_resume_exactly() {
     for (adapters, dtype) in [(&ADAPTERS[..], "training.dtype=fp32"), (&[][..], "training.dtype=bf16")] {
         let run = |stop| with(&files, &[adapters, &[dtype, stop]].concat());
         let (straight, resumed) = (directory.path().join("straight"), directory.path().join("resumed"));
-        let whole = model(train(&run("training.stop_after=20"), &base, &files, &straight));
+        let whole = model(train(&run("training.stop_after=30"), &base, &files, &straight));
         assert_eq!(straight.join("artifacts/adapter").exists(), !adapters.is_empty());
         let rows = measured(&straight);
         let of = |step, name: &str| rows[&(step, name.to_owned())];
-        assert!(of(20, "reward") >= of(10, "reward") && of(20, "reward") > 0.0, "{rows:?}");
         for name in
             ["reward_deviation", "answer_accuracy", "solved_prompts", "answered", "informative_prompts", "entropy"]
         {
@@ -83,7 +80,7 @@ fn answers_that_earn_more_are_learned_and_runs_resume_exactly() {
 
         // Rollouts are sampled again by the attempt that resumes, and are the same.
         model(train(&run("training.stop_after=3"), &base, &files, &resumed));
-        let again = train(&run("training.stop_after=20"), &base, &files, &resumed);
+        let again = train(&run("training.stop_after=30"), &base, &files, &resumed);
         assert!(again.1.resumed_from.is_some());
         assert_eq!(model(again).digest, whole.digest);
         let ledgers = [&straight, &resumed].map(|output| fs::read(output.join("artifacts/ledger.ndjson")).unwrap());
@@ -91,10 +88,18 @@ fn answers_that_earn_more_are_learned_and_runs_resume_exactly() {
 
         // Forensics show what was sampled.
         let past = RecordedRun::open(&straight).unwrap();
-        let replayed = replay(&past.rerun(&files).unwrap(), 5).unwrap();
+        let rerun = past.rerun(&files).unwrap();
+        let rewards = |step| -> f64 {
+            let groups = replay(&rerun, step).unwrap().rollouts;
+            groups.iter().flat_map(|group| &group.answers).map(|answer| answer.reward).sum::<f64>() / 48.0
+        };
+        let (first, last) = (rewards(1), rewards(30));
+        assert!(first < 0.5 && last > first + 0.2, "{first} {last}");
+        assert!((of(30, "reward") - last).abs() < 1e-12);
+        let replayed = replay(&rerun, 5).unwrap();
         assert_eq!((replayed.reproduced, replayed.rollouts.len()), (Some(true), 8));
         for group in &replayed.rollouts {
-            assert!(group.record.starts_with("digits[") && group.answers.len() == 6);
+            assert!(group.record.starts_with("letters[") && group.answers.len() == 6);
             let sum: f64 = group.answers.iter().map(|answer| answer.advantage).sum();
             assert!(sum.abs() < 1e-12, "{sum}");
         }
@@ -159,6 +164,6 @@ fn what_cannot_be_rewarded_is_refused() {
     fs::write(&place, "{\"prompt\": \"Say one.\", \"response\": \"one\"}\n".repeat(16)).unwrap();
     files[0].1 = place;
     let told = said(&files, &["training.grpo.reward.answer=last_number"]);
-    assert!(told.contains("data digits[1]: the response has no answer: it needs a number"), "{told}");
+    assert!(told.contains("data letters[1]: the response has no answer: it needs a number"), "{told}");
     assert!(told.contains("training.grpo.reward.answer is last_number"), "{told}");
 }
