@@ -33,7 +33,7 @@ pub const PRESETS: &[&str] = &["cot-hard", "cot-lite", "gym-chain-sum", "gym-gsm
 pub struct Evaluation {
     /// The preset's name.
     pub preset: String,
-    /// Seed, recorded with the results. Greedy generation does not use it.
+    /// Seed of bootstrapped bounds and of sampled answers, recorded with the results.
     pub seed: u64,
     /// The settings.
     pub settings: EvaluationSettings,
@@ -82,6 +82,12 @@ impl Evaluation {
         if !self.measures(metric) {
             return Some(format!("{metric} is not measured: add it to evaluation.metrics"));
         }
+        if metric.needs_samples() && self.settings.evaluation.samples < 2 {
+            return Some(format!(
+                "{metric} needs several answers to each problem: set evaluation.samples and evaluation.temperature, such as \
+                 evaluation.samples=8 and evaluation.temperature=0.8"
+            ));
+        }
         if !metric.needs_baseline() || self.data.iter().any(|item| item.name == BASELINE) {
             return None;
         }
@@ -116,6 +122,16 @@ pub struct Generation {
     pub batch_size: usize,
     /// Maximum number of tokens of an answer.
     pub max_new_tokens: usize,
+    /// Number of answers to each problem.
+    pub samples: usize,
+    /// The k of `pass_at_k`. `None` means `samples`.
+    pub k: Option<usize>,
+    /// Divides the logits. 0 takes the most likely token.
+    pub temperature: f64,
+    /// Keeps the smallest set of most likely tokens whose probabilities add up to this.
+    pub top_p: f64,
+    /// Keeps this many of the most likely tokens. `None` keeps all.
+    pub top_k: Option<usize>,
     /// How a problem becomes a prompt.
     pub prompt: PromptForm,
     /// What is compared of a response.
@@ -181,7 +197,32 @@ impl Generation {
 
     /// Checks the settings that depend on each other.
     fn check(&self) -> Result<(), ConfigError> {
+        let refuse =
+            |key, value: String, right: &str| Err(ConfigError::Conflict { key, value, right: right.to_owned() });
+        if self.samples > 1 && self.temperature <= 0.0 {
+            let right = "at evaluation.temperature 0 all answers to a problem are the same; write 1, or a temperature such as 0.8";
+            return refuse("evaluation.samples", self.samples.to_string(), right);
+        }
+        if let Some(k) = self.k.filter(|k| *k > self.samples) {
+            return refuse("evaluation.k", k.to_string(), "write at most evaluation.samples");
+        }
+        if self.temperature <= 0.0 && (self.top_p < 1.0 || self.top_k.is_some()) {
+            let (key, value) = match self.top_k {
+                Some(top_k) => ("evaluation.top_k", top_k.to_string()),
+                None => ("evaluation.top_p", self.top_p.to_string()),
+            };
+            return refuse(
+                key,
+                value,
+                "at evaluation.temperature 0 it has no effect; leave it out, or write a temperature such as 0.8",
+            );
+        }
         check_answer("evaluation", self.answer, self.after.as_deref(), self.pattern.as_deref())
+    }
+
+    /// Returns the k of `pass_at_k`.
+    pub fn k(&self) -> usize {
+        self.k.unwrap_or(self.samples)
     }
 }
 
