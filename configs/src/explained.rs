@@ -158,6 +158,31 @@ pub(crate) fn explain<T>(
     Ok(Explained { resolved, leaves, layers: shares })
 }
 
+/// Returns the names at the top of a YAML text. `None` if it cannot be parsed or is no mapping; an empty text has no names.
+pub fn settings_groups(text: &str) -> Option<Vec<String>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    match serde_yaml::from_str(text).ok()? {
+        serde_yaml::Value::Null => Some(Vec::new()),
+        serde_yaml::Value::Mapping(mapping) => {
+            Some(mapping.keys().filter_map(|name| name.as_str().map(str::to_owned)).collect())
+        }
+        _ => None,
+    }
+}
+
+/// Whether a text is one of settings, perhaps with mistakes: it is empty, or a name at its top is that of a group of settings.
+/// Messages quote only such a text, because another file may be a token or a key.
+pub fn is_settings(text: &str) -> bool {
+    let known = |name: &str| {
+        let group = name.split('.').next().unwrap_or_default();
+        TRAINING.iter().chain(EVALUATION).any(|key| key.path.split('.').next() == Some(group))
+    };
+    match settings_groups(text) {
+        Some(names) => names.is_empty() || names.iter().any(|name| known(name)),
+        None => text.lines().any(|line| line.split_once(':').is_some_and(|(name, _)| known(name))),
+    }
+}
+
 /// A resolved configuration file of either kind, with the line of each value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ResolvedFile {
@@ -230,9 +255,11 @@ fn leaves(
         let value = key.path.split('.').fold(&settings, |value, word| &value[word]);
         let path = format!("spec.settings.{}", key.path);
         match value {
-            Value::Object(entries) => leaves.extend(entries.iter().map(|(name, value)| {
-                leaf(format!("{}.{name}", key.path), value.clone(), &format!("{path}.{name}"))
-            })),
+            Value::Object(entries) => {
+                leaves.extend(entries.iter().map(|(name, value)| {
+                    leaf(format!("{}.{name}", key.path), value.clone(), &format!("{path}.{name}"))
+                }))
+            }
             value => leaves.push(leaf(key.path.to_owned(), value.clone(), &path)),
         }
     }

@@ -353,12 +353,16 @@ impl Layers {
                             written.push_str(&plain(&value));
                         }
                         (None, None) => {
-                            return Err(wrong(format!("the variable {name} is not set; set it, or write ${{oc.env:{name},default}}")));
+                            return Err(wrong(format!(
+                                "the variable {name} is not set; set it, or write ${{oc.env:{name},default}}"
+                            )));
                         }
                     }
                 }
                 Part::Reference(Reference::Resolver(resolver)) => {
-                    return Err(wrong(format!("there is no resolver {resolver}; write ${{key}} or ${{oc.env:NAME,default}}")));
+                    return Err(wrong(format!(
+                        "there is no resolver {resolver}; write ${{key}} or ${{oc.env:NAME,default}}"
+                    )));
                 }
             }
         }

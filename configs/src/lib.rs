@@ -36,10 +36,10 @@ pub use evaluation::{
     AnswerForm, Compare, Evaluation, EvaluationSettings, Generation, OnDemand, PRESETS, PromptForm, ReferenceForm,
     compose_evaluation, explain_evaluation,
 };
-pub use explained::{Explained, Leaf, Located, ResolvedFile, Share, Sources};
+pub use explained::{Explained, Leaf, Located, ResolvedFile, Share, Sources, is_settings, settings_groups};
 pub use keys::LANGUAGES;
-pub use preferences::DpoSettings;
 pub use lines::lines;
+pub use preferences::DpoSettings;
 pub use references::{Environment, VARIABLES};
 pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
 pub use rewards::{GrpoSettings, RewardSettings};
@@ -47,5 +47,6 @@ pub use rule::Rule;
 pub use training::{
     DataFields, DataFormat, DataSettings, Device, Dtype, Format, HEAD_WIDTHS, HeldOutShare, LoraSettings, Loss,
     Metadata, Method, MetricMode, ModelShape, Optimization, ParameterGroup, Response, Scheduler, SpikeAction,
-    TEMPLATES, Template, TemplateSetting, Training, TrainingSettings, compose_training, explain_training, template, template_tasks,
+    TEMPLATES, Template, TemplateSetting, Training, TrainingSettings, compose_training, explain_training, template,
+    template_tasks,
 };

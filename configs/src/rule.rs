@@ -163,9 +163,7 @@ impl Rule {
     /// Returns the JSON Schema of the values that the rule accepts. It also accepts whole numbers with a fraction of zero.
     pub fn schema(&self) -> Value {
         let or_null = |schema: Value| json!({ "anyOf": [schema, { "type": "null" }] });
-        let list = |words: &[&str], least: usize| {
-            json!({ "type": "array", "items": { "enum": words }, "uniqueItems": true, "minItems": least })
-        };
+        let list = |words: &[&str], least: usize| json!({ "type": "array", "items": { "enum": words }, "uniqueItems": true, "minItems": least });
         match *self {
             Self::Whole { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
             Self::WholeOrNull { min, max, .. } => or_null(Self::Whole { min, max }.schema()),

@@ -468,7 +468,10 @@ mod tests {
         };
         let found = names(
             "cot",
-            &[point(&[("training.learning_rate", "0.001"), ("seed", "1")]), point(&[("training.learning_rate", "3e-3")])],
+            &[
+                point(&[("training.learning_rate", "0.001"), ("seed", "1")]),
+                point(&[("training.learning_rate", "3e-3")]),
+            ],
         );
         assert_eq!(found, ["cot-learning-rate-0-001-seed-1", "cot-learning-rate-3e-3"]);
         let alike = names("cot", &[point(&[("seed", "1.0")]), point(&[("seed", "1-0")])]);

@@ -501,11 +501,7 @@ pub fn explain_training(
 
 /// Returns files that a configuration accepts as its data.
 fn stand_ins(settings: &TrainingSettings) -> Vec<Data> {
-    let file = |name: &str| Data {
-        name: name.to_owned(),
-        sha256: Some(DataDigest(Sha256::of(name))),
-        synthetic: None,
-    };
+    let file = |name: &str| Data { name: name.to_owned(), sha256: Some(DataDigest(Sha256::of(name))), synthetic: None };
     let weighted = settings.data.weights.iter().flat_map(BTreeMap::keys).filter(|name| *name != VALIDATION);
     let mut data: Vec<Data> = weighted.map(|name| file(name)).collect();
     if data.is_empty() {

@@ -75,6 +75,10 @@ enum Command {
     RepoMap(crate::knobs::RepoMap),
     /// List and explain the templates of runs.
     ReasoningTemplates(crate::knobs::ReasoningTemplates),
+    /// Show, compare and check configurations, with the origin of each setting.
+    Config(crate::configuration::Config),
+    /// Write a TrainingRun for each combination of values.
+    Sweep(crate::configuration::Sweep),
     /// Check that a volume keeps checkpoints, and measure how fast it writes them.
     CheckpointSmoke(crate::training::CheckpointSmoke),
     /// Summarize, follow, plot and compare the metrics of runs.
@@ -110,6 +114,8 @@ impl Command {
             Self::Register(command) => command.run(),
             Self::RepoMap(command) => command.run(),
             Self::ReasoningTemplates(command) => command.run(),
+            Self::Config(command) => command.run(),
+            Self::Sweep(command) => command.run(),
             Self::CheckpointSmoke(command) => command.run(),
             Self::Metrics(command) => command.run(),
         }
