@@ -12,6 +12,9 @@ const MOST_WEIGHT: f64 = 1_000_000.0;
 /// Maximum number of characters of a pattern of tensor names.
 const MAX_PATTERN: usize = 200;
 
+/// Matches a text without control characters, in which one character is no space.
+const ONE_LINE: &str = r"^[^\u0000-\u001f\u007f-\u009f]*[^\u0000-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000][^\u0000-\u001f\u007f-\u009f]*$";
+
 /// A rule on the values of a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rule {
@@ -192,7 +195,7 @@ impl Rule {
             // One line, with a character that is no space.
             Self::Text { max } => json!({
                 "type": "string", "maxLength": max,
-                "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]*[^\\s\\x00-\\x1f\\x7f-\\x9f][^\\x00-\\x1f\\x7f-\\x9f]*$",
+                "pattern": ONE_LINE,
             }),
             Self::TextOrNull { max, .. } => or_null(Self::Text { max }.schema()),
         }

@@ -218,6 +218,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn overrides_are_arguments_too() {
+        let parsed = |line: &str| Arguments::try_parse_from(line.split(' ')).map_err(|error| error.to_string());
+        for line in [
+            "codex train template=cot-starter training.max_steps=500 --output o",
+            "codex train --template cot-starter ~training.max_epochs --output o",
+            "codex train --set template=lora --output o",
+            "codex evaluate preset=cot-lite evaluation.limit=5 --model m --output o",
+        ] {
+            assert!(parsed(line).is_ok(), "{:?}", parsed(line).err());
+        }
+        let told = parsed("codex train --output o").unwrap_err();
+        assert!(told.contains("required arguments") && told.contains("--template"), "{told}");
+        for line in [
+            "codex train --config c --template cot-starter --output o",
+            "codex train --config c training.max_steps=5 --output o",
+            "codex evaluate --config c --preset cot-lite --model m --output o",
+        ] {
+            assert!(parsed(line).unwrap_err().contains("cannot be used with"), "{line}");
+        }
+    }
+
     /// The commands that do something, by their names.
     fn leaves(command: &clap::Command, path: &[String]) -> Vec<(Vec<String>, clap::Command)> {
         let inner: Vec<_> = command.get_subcommands().filter(|inner| inner.get_name() != "help").collect();

@@ -106,12 +106,16 @@ fn mistakes_have_a_line() {
         ("training:\n\tbatch_size: 8\n", 2),
         ("training:\n  max_steps: 900\nmodel: 7\n", 3),
         ("training:\n  max_steps: 900\nmodel:\n  num_attention_heads: 3\n", 4),
-        ("training:\n  max_steps: 900\n  learning_rate: [\n", 4),
         ("- a", 1),
     ] {
         let refused = explained(Some(config), &[]).expect_err("must be refused");
         assert_eq!((refused.origin.clone(), refused.line), (Some(Origin::Config), Some(line)), "{config:?}: {refused}");
     }
+    let refused = explained(Some("training:\n  max_steps: 900\n  learning_rate: [\n"), &[]).expect_err("no YAML");
+    assert!(
+        matches!(*refused.error, ConfigError::NotYaml { .. }) && matches!(refused.line, Some(3 | 4)),
+        "{refused:?}"
+    );
     // The template has the value that contradicts.
     let refused = explained(None, &["training.scheduler=constant"]).expect_err("must be refused");
     assert_eq!(refused.origin, Some(Origin::Group("templates/cot-starter.yaml")));
@@ -385,11 +389,16 @@ fn any_value() -> impl Strategy<Value = Value> {
     })
 }
 
+/// A key with its rule.
+fn any_rule() -> impl Strategy<Value = (&'static str, crate::Rule)> {
+    let all: Vec<_> = TRAINING.iter().chain(EVALUATION).map(|key| (key.path, key.rule)).collect();
+    prop::sample::select(all)
+}
+
 proptest! {
     /// The schema of a rule accepts what the rule accepts. JSON Schema does not tell 1.0 from 1.
     #[test]
-    fn schemas_agree_with_rules(value in any_value(), key in prop::sample::select(TRAINING.iter().chain(EVALUATION).map(|key| (key.path, key.rule)).collect::<Vec<_>>())) {
-        let (path, rule) = key;
+    fn schemas_agree_with_rules(value in any_value(), (path, rule) in any_rule()) {
         let fraction = value.is_f64() && value.as_f64().is_some_and(|number| number.fract() == 0.0);
         prop_assume!(!fraction);
         prop_assert_eq!(valid(&rule.schema(), &value), rule.accept(&value).is_some(), "{} {}", path, value);
@@ -397,9 +406,11 @@ proptest! {
 
     /// Explaining finds the same configuration or the same mistake as composing.
     #[test]
-    fn explaining_is_composing(text in "[-a-z0-9_.=: \n,'\"#&*!|$%@~+{}\\[\\]]{0,60}", key in prop::sample::select(TRAINING.iter().map(|key| key.path).collect::<Vec<_>>())) {
-        for texts in [vec![text.clone()], vec![format!("{key}={text}")], vec![format!("~{key}"), format!("+{key}={text}")]] {
-            let sources = Sources { group: Some("cot-starter"), config: Some(&text), overrides: &texts, ..Sources::default() };
+    fn explaining_is_composing(text in "[-a-z0-9_.=: \n,'\"#&*!|$%@~+{}\\[\\]]{0,60}", (key, _) in any_rule()) {
+        let both = vec![format!("~{key}"), format!("+{key}={text}")];
+        for texts in [vec![text.clone()], vec![format!("{key}={text}")], both] {
+            let (group, config) = (Some("cot-starter"), Some(text.as_str()));
+            let sources = Sources { group, config, overrides: &texts, ..Sources::default() };
             let explained = explain_training(&sources, 42, Some(data()));
             let composed = compose_training("cot-starter", &texts, Some(&text), 42, data());
             match (explained, composed) {
@@ -410,12 +421,34 @@ proptest! {
         }
     }
 
-    /// A reference to a key is the same as its value.
+    /// A reference to a key is the same as its value, however many others stand between.
     #[test]
-    fn a_reference_is_the_value(key in prop::sample::select(vec!["training.eval_records", "training.keep_last", "training.spike_window"]), value in 8_u64..1000) {
-        let set = format!("{key}={value}");
-        let referring = starter(&["training.checkpoint_every=${training.eval_max_new_tokens}", "training.eval_max_new_tokens=${training.keep_every}", "training.keep_every=${training.best_k}0", &format!("training.best_k={value}"), "training.best_metric=loss", &set], None);
-        let written = starter(&[&format!("training.checkpoint_every={value}0"), &format!("training.eval_max_new_tokens={value}0"), &format!("training.keep_every={value}0"), &format!("training.best_k={value}"), "training.best_metric=loss", &set], None);
+    fn a_reference_is_the_value(value in 1_u64..1000, turned in any::<bool>()) {
+        let value = format!("training.best_k={value}");
+        let mut texts = [
+            "training.best_metric=loss",
+            "training.keep_every=${training.best_k}0",
+            "training.eval_max_new_tokens=${training.keep_every}",
+            "training.checkpoint_every=${training.eval_max_new_tokens}",
+            &value,
+        ];
+        if turned {
+            texts.reverse();
+        }
+        let referring = starter(&texts, None);
+        let training = &referring.spec().settings.training;
+        let wanted = training.best_k as u64 * 10;
+        prop_assert_eq!((training.keep_every, training.checkpoint_every), (Some(wanted), wanted));
+        let written = starter(
+            &[
+                "training.best_metric=loss",
+                &value,
+                &format!("training.keep_every={wanted}"),
+                &format!("training.eval_max_new_tokens={wanted}"),
+                &format!("training.checkpoint_every={wanted}"),
+            ],
+            None,
+        );
         prop_assert_eq!(referring.digest(), written.digest());
     }
 }
