@@ -396,6 +396,8 @@ fn elsewhere(origin: &Origin, field: &str) -> String {
     match (origin, field) {
         (Origin::Set(_), "seed") => "use --seed".to_owned(),
         (Origin::Set(_), "output") => "use --output".to_owned(),
+        (Origin::Set(_), "template") => "use --template".to_owned(),
+        (Origin::Set(_), "preset") => "use --preset".to_owned(),
         (Origin::Set(_), "data") => "use --data NAME=FILE".to_owned(),
         (Origin::Set(_), field) => format!("{field} is a field of an object in a cluster"),
         (_, field) => format!("set spec.{field} instead"),

@@ -15,7 +15,6 @@ use codex_configs::schema;
 use codex_reports::exit;
 
 pub use error::ConfigurationError;
-pub(crate) use source::variable;
 pub use sweep::Sweep;
 
 use crate::{atomic_fs, error::CommandError};

@@ -8,9 +8,9 @@ use serde_json::{Map, Value, json};
 use super::{
     error::ConfigurationError,
     render,
-    source::{Composition, View, variable},
+    source::{Composition, View},
 };
-use crate::atomic_fs;
+use crate::{atomic_fs, composing::variable};
 
 /// Print the settings that a configuration gives.
 #[derive(Debug, Args)]

@@ -1,4 +1,4 @@
-//! The configuration that arguments name: composed from layers, or read from a resolved file. Reads files and variables.
+//! The configuration that arguments name: composed from layers, or read from a resolved file. Reads files.
 
 use std::{
     io::Read as _,
@@ -47,11 +47,6 @@ pub(super) struct View {
     file: Option<PathBuf>,
     /// The overrides.
     set: Vec<String>,
-}
-
-/// Returns the value of an environment variable.
-pub(crate) fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
 }
 
 impl Composition {

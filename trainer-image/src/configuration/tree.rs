@@ -9,9 +9,9 @@ use codex_provenance::text::Printable;
 use super::{
     Kind,
     error::ConfigurationError,
-    source::{Composition, View, variable},
+    source::{Composition, View},
 };
-use crate::{atomic_fs, wording::counted};
+use crate::{atomic_fs, composing::variable, wording::counted};
 
 /// Print the layers of a configuration, weakest first, and how much each sets.
 #[derive(Debug, Args)]

@@ -43,7 +43,7 @@ pub use session::{Outcome, Session};
 use self::compare::{Compare, Comparisons};
 use crate::{
     atomic_fs,
-    configuration::variable,
+    composing::variable,
     error::CommandError,
     overlap::{self, Named},
     reporting::Reporter,

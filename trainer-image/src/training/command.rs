@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use codex_configs::{Data, Environment, Resolved, Sources, TEMPLATES, Training, VALIDATION, choose, explain_training};
+use codex_configs::{Data, Resolved, TEMPLATES, Training, VALIDATION, choose};
 use codex_provenance::{DataDigest, ModelDigest};
 use codex_reports::{Stage, TrainingState, exit};
 use codex_signing::key::PublicKey;
@@ -26,8 +26,7 @@ use super::{
     data::Stop,
 };
 use crate::{
-    atomic_fs,
-    configuration::variable,
+    atomic_fs, composing,
     error::CommandError,
     exposition::{Exposition, ExpositionError},
     hub::{self, Fetched, Hub, Repository},
@@ -263,11 +262,7 @@ impl Train {
         if data.iter().all(|data| data.name == VALIDATION) {
             data.extend(default_data(template));
         }
-        let environment = Environment::of(&variable);
-        let sources = Sources { group: Some(template), config: None, overrides: &set, environment };
-        explain_training(&sources, self.seed.unwrap_or(1), Some(data))
-            .map(|explained| explained.resolved)
-            .map_err(|why| why.error.on_command_line(&set).into())
+        Ok(composing::compose(template, &set, self.seed.unwrap_or(1), data)?)
     }
 }
 
