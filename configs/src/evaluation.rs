@@ -6,8 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BASELINE, ConfigError, Data, PROBLEMS, REFERENCE, Resolved, benchmark, benchmark_file, data,
+    BASELINE, ConfigError, Data, Environment, Explained, Located, PROBLEMS, REFERENCE, Resolved, Sources, benchmark,
+    benchmark_file, data,
     error::nearest,
+    explained::explain,
     keys,
     layers::{Layers, recheck},
     resolved::Spec,
@@ -16,7 +18,7 @@ use crate::{
 /// The most bytes of a compiled regular expression.
 const MAX_REGEX: usize = 1 << 20;
 
-const GROUPS: &[(&str, &str, &str)] = &[
+pub(crate) const GROUPS: &[(&str, &str, &str)] = &[
     ("cot-hard", "evaluation/cot-hard.yaml", include_str!("../evaluation/cot-hard.yaml")),
     ("cot-lite", "evaluation/cot-lite.yaml", include_str!("../evaluation/cot-lite.yaml")),
     ("gym-chain-sum", "evaluation/gym-chain-sum.yaml", include_str!("../evaluation/gym-chain-sum.yaml")),
@@ -327,19 +329,44 @@ pub fn compose_evaluation(
     seed: u64,
     data: Vec<Data>,
 ) -> Result<Resolved<Evaluation>, ConfigError> {
-    let Some((_, path, text)) = GROUPS.iter().find(|(name, ..)| *name == preset) else {
-        return Err(ConfigError::UnknownName {
-            field: "preset",
-            name: preset.to_owned(),
-            nearest: nearest(preset, PRESETS),
-            known: PRESETS.to_vec(),
-        });
-    };
-    let mut layers = Layers::new(keys::EVALUATION, ("evaluation.limit=500", "evaluation: {limit: 500}"));
-    layers.group(path, text)?;
-    layers.overrides(overrides)?;
+    let mut layers = layers();
+    layers.all(&[group(preset)?], None, overrides)?;
+    resolve(preset, seed, layers.finish(Environment::ABSENT)?, data)
+}
+
+/// Composes the configuration of an evaluator with the origin of each value, as [`compose_evaluation`] does; a file of settings may
+/// stand between preset and overrides.
+///
+/// # Errors
+/// [`Located`] names the field or key that is wrong, what to write instead, and the line.
+pub fn explain_evaluation(sources: &Sources<'_>, seed: u64, data: Vec<Data>) -> Result<Explained<Evaluation>, Located> {
+    let preset = sources.group.unwrap_or_default();
+    let group = group(preset).map_err(Located::nowhere)?;
+    explain(layers(), &[group], sources, |layers| resolve(preset, seed, layers.finish(sources.environment)?, data))
+}
+
+/// Returns the preset of this name: path and text.
+fn group(preset: &str) -> Result<(&'static str, &'static str), ConfigError> {
+    let found = GROUPS.iter().find(|(name, ..)| *name == preset).map(|(_, path, text)| (*path, *text));
+    found.ok_or_else(|| ConfigError::UnknownName {
+        field: "preset",
+        name: preset.to_owned(),
+        nearest: nearest(preset, PRESETS),
+        known: PRESETS.to_vec(),
+    })
+}
+
+fn layers() -> Layers {
+    Layers::new(keys::EVALUATION, ("evaluation.limit=500", "evaluation: {limit: 500}"))
+}
+
+fn resolve(
+    preset: &str,
+    seed: u64,
+    settings: EvaluationSettings,
+    mut data: Vec<Data>,
+) -> Result<Resolved<Evaluation>, ConfigError> {
     check_data(&data)?;
-    let mut data = data;
     let own_problems = data.iter().any(|item| item.name == PROBLEMS);
     for file in benchmark(preset) {
         let given = data.iter().any(|item| item.name == file.name);
@@ -349,7 +376,7 @@ pub fn compose_evaluation(
     }
     // The problems first, in whatever order the object names them.
     data.sort_by_key(|item| item.name != PROBLEMS);
-    Resolved::new(Evaluation { preset: preset.to_owned(), seed, settings: layers.finish()?, data })
+    Resolved::new(Evaluation { preset: preset.to_owned(), seed, settings, data })
 }
 
 impl Resolved<Evaluation> {

@@ -7,7 +7,7 @@ use super::{data, starter};
 use crate::{Evaluation, Resolved, Training, compose_training};
 
 /// Characters that mean something to YAML or to the keys, and a few others.
-const TEXT: &str = "[-a-z0-9_.=: \n\t,'\"#&*!|>%@`{}\\[\\]~é\u{feff}]{0,60}";
+const TEXT: &str = "[-a-z0-9_.=: \n\t,'\"#&*!|>%@`$+{}\\[\\]~é\u{feff}]{0,60}";
 
 /// Sets each number, text and flag of a resolved file to another value, one at a time.
 fn replace(value: &mut Value, at: &mut usize, with: &Value) {

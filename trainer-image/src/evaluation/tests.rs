@@ -1,6 +1,6 @@
 use std::{fs, path::Path};
 
-use codex_configs::{Data, Synthetic, benchmark, compose_training};
+use codex_configs::{Data, Synthetic, benchmark, compose_evaluation, compose_training};
 use codex_provenance::{DataDigest, Sha256, manifest::Manifest};
 use codex_reports::TrainingState;
 use codex_verdict::{Measurement, Metric};
