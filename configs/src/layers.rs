@@ -497,7 +497,9 @@ impl Layers {
             let entry = Map::from_iter([(name.to_owned(), value.clone())]);
             return self.check(origin, key, &Value::Object(entry));
         }
-        if let (None, Some(field)) = (self.find(path), reserved(path)) {
+        // In a group whose name is also that of a field, as data is, the rest of the key decides.
+        let inner = path.split_once('.').filter(|(group, _)| self.is_group(group)).map_or(path, |(_, rest)| rest);
+        if let (None, Some(field)) = (self.find(path), reserved(inner)) {
             return Err(ConfigError::Reserved { origin: origin.clone(), key: path.to_owned(), field });
         }
         let Some(key) = self.find(path) else {

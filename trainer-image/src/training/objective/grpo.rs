@@ -194,7 +194,8 @@ mod tests {
             .map(|set| format!("training.grpo.{set}"))
             .chain(["training.method=grpo".to_owned()])
             .collect();
-        let data = vec![codex_configs::Data { name: "x".to_owned(), sha256: None, synthetic: None }];
+        let sha256 = Some(codex_provenance::DataDigest(codex_provenance::Sha256::of("")));
+        let data = vec![codex_configs::Data { name: "x".to_owned(), sha256, synthetic: None }];
         codex_configs::compose_training("cot-starter", &set, None, 1, data)
             .unwrap()
             .spec()
