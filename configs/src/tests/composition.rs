@@ -160,14 +160,17 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         Rule::Flag => ("false".to_owned(), "true".to_owned()),
         Rule::Text { .. } | Rule::TextOrNull { .. } => ("ada".to_owned(), "grace".to_owned()),
     };
-    // Heads and width go together, patience and the best take evaluations, adapters of preferences their method; every other key can
-    // be set alone.
+    // Heads and width go together, patience and the best take evaluations, adapters of preferences and rewards their method, and some
+    // keys take few values; every other key can be set alone.
     let together = [
         "model.num_attention_heads",
         "training.max_steps",
         "training.early_stop_patience",
         "training.best_k",
         "training.dpo.lora",
+        "training.grpo.lora",
+        "training.grpo.reward.version",
+        "training.grpo.reward.choices",
         "data.validation.share",
     ];
     let alone: Vec<_> = TRAINING
