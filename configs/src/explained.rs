@@ -258,7 +258,7 @@ fn leaves(
             Value::Object(entries) => {
                 leaves.extend(entries.iter().map(|(name, value)| {
                     leaf(format!("{}.{name}", key.path), value.clone(), &format!("{path}.{name}"))
-                }))
+                }));
             }
             value => leaves.push(leaf(key.path.to_owned(), value.clone(), &path)),
         }

@@ -429,7 +429,9 @@ impl Layers {
         };
         let mut layer = BTreeMap::new();
         self.walk(&origin, None, &mapping, &mut layer)?;
-        layer.into_iter().for_each(|(path, given)| self.put(path, given, origin.clone()));
+        for (path, given) in layer {
+            self.put(path, given, origin.clone());
+        }
         Ok(())
     }
 

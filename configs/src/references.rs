@@ -14,9 +14,12 @@ pub const VARIABLES: &[&str] = &[
     "USER",
 ];
 
+/// Returns the value of a variable by its name.
+type Read<'a> = &'a dyn Fn(&str) -> Option<String>;
+
 /// The variables that a configuration may read. The controller has none.
 #[derive(Clone, Copy, Default)]
-pub struct Environment<'a>(Option<&'a dyn Fn(&str) -> Option<String>>);
+pub struct Environment<'a>(Option<Read<'a>>);
 
 impl<'a> Environment<'a> {
     /// No variables: a reference to one is an error.

@@ -135,14 +135,13 @@ impl Rule {
                 let chosen: Vec<&str> = words.iter().copied().filter(|word| named.contains(word)).collect();
                 (!chosen.is_empty() && chosen.len() == named.len()).then(|| Value::from(chosen))
             }
-            Self::ChoicesOrNull { .. } if value.is_null() => Some(Value::Null),
+            Self::ChoicesOrNull { .. } | Self::WeightsOrNull if value.is_null() => Some(Value::Null),
             Self::ChoicesOrNull { words, .. } => Self::Choices(words).accept(value),
             Self::AnyOf(words) => {
                 let named: Vec<&str> = value.as_array()?.iter().map(Value::as_str).collect::<Option<_>>()?;
                 let chosen: Vec<&str> = words.iter().copied().filter(|word| named.contains(word)).collect();
                 (chosen.len() == named.len()).then(|| Value::from(chosen))
             }
-            Self::WeightsOrNull if value.is_null() => Some(Value::Null),
             Self::WeightsOrNull => {
                 let weight = |value: &Value| {
                     value.as_f64().filter(|weight| (LEAST_WEIGHT..=MOST_WEIGHT).contains(weight)).map(Value::from)

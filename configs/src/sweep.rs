@@ -184,7 +184,6 @@ fn split(text: &str) -> Vec<&str> {
     for (at, character) in text.char_indices() {
         match (quote, character) {
             (Some(open), character) if open == character => quote = None,
-            (Some(_), _) => {}
             (None, '"' | '\'') => quote = Some(character),
             (None, '(' | '[' | '{') => depth += 1,
             (None, ')' | ']' | '}') => depth = depth.saturating_sub(1),
@@ -192,7 +191,7 @@ fn split(text: &str) -> Vec<&str> {
                 items.push(&text[from..at]);
                 from = at + 1;
             }
-            (None, _) => {}
+            _ => {}
         }
     }
     items.push(&text[from..]);
@@ -355,7 +354,9 @@ pub fn names(base: &str, points: &[Point]) -> Vec<String> {
         })
         .collect();
     let mut counts = BTreeMap::<&str, usize>::new();
-    whole.iter().for_each(|name| *counts.entry(name).or_default() += 1);
+    for name in &whole {
+        *counts.entry(name).or_default() += 1;
+    }
     whole
         .iter()
         .zip(points)
@@ -364,8 +365,8 @@ pub fn names(base: &str, points: &[Point]) -> Vec<String> {
             if name.len() <= MAX_NAME && counts[name.as_str()] == 1 && starts_well {
                 return name.clone();
             }
-            let written: String = point.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
-            let digest = Sha256::of(format!("{base}\n{written}")).to_string();
+            let settings: Vec<String> = point.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
+            let digest = Sha256::of(format!("{base}\n{}", settings.concat())).to_string();
             let start = if starts_well { name.clone() } else { format!("s-{name}") };
             let start: String = start.chars().take(MAX_NAME - SUFFIX - 1).collect();
             format!("{}-{}", start.trim_end_matches('-'), &digest[..SUFFIX])

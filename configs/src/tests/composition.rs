@@ -209,9 +209,10 @@ proptest! {
                 Rule::Above { above, .. } => format!("{}={}", known.path, above + 0.062_5),
                 Rule::From { .. } => format!("{}=0.125", known.path),
                 Rule::Choice(words) => format!("{}={}", known.path, words[words.len() - 2]),
-                Rule::Choices(words) | Rule::ChoicesOrNull { words, .. } => format!("{}=[{}]", known.path, words[1]),
+                Rule::Choices(words) | Rule::ChoicesOrNull { words, .. } | Rule::AnyOf(words) => {
+                    format!("{}=[{}]", known.path, words[1])
+                }
                 Rule::ParameterGroups { .. } => format!("{}=[]", known.path),
-                Rule::AnyOf(words) => format!("{}=[{}]", known.path, words[1]),
                 Rule::WeightsOrNull => format!("{}={{arithmetic: 3}}", known.path),
                 Rule::Flag => format!("{}=true", known.path),
                 Rule::Text { .. } | Rule::TextOrNull { .. } => format!("{}=lin", known.path),

@@ -33,8 +33,8 @@ pub struct Sweep {
     pub(super) file: PathBuf,
     /// Values of a key: KEY=choice(A,B), KEY=range(START,STOP,STEP) without the stop, or KEY=glob(PATTERN) for a key with a
     /// fixed list; repeatable. A key is a setting, seed or template.
-    #[arg(long, value_name = "KEY=VALUES")]
-    pub(super) sweep: Vec<String>,
+    #[arg(long = "sweep", value_name = "KEY=VALUES")]
+    pub(super) axes: Vec<String>,
     /// Value of the label, with which the names of the runs begin [default: the name of the run].
     #[arg(long, value_name = "NAME")]
     pub(super) label: Option<String>,
@@ -154,7 +154,7 @@ impl Sweep {
                 return Err(ConfigurationError::Run { path: self.file.clone(), why });
             }
         }
-        for text in &self.sweep {
+        for text in &self.axes {
             axes.push(Axis::parse(text).map_err(|error| swept("--sweep: ", error))?);
         }
         Ok(axes)
@@ -164,7 +164,7 @@ impl Sweep {
     fn command(&self) -> String {
         let mut words = vec!["codex".to_owned(), "sweep".to_owned(), "-f".to_owned()];
         words.push(quoted(&self.file.display().to_string()));
-        for text in &self.sweep {
+        for text in &self.axes {
             words.extend(["--sweep".to_owned(), quoted(text)]);
         }
         words.extend(self.label.iter().flat_map(|label| ["--label".to_owned(), quoted(label)]));

@@ -149,7 +149,7 @@ impl Session<'_> {
             // Every problem has a prediction: that was checked when the baseline was read.
             let baseline = inputs.baseline.as_ref().and_then(|baseline| baseline.prediction(&problem.record.prompt));
             let one = Scored::of(problem.line, &problem.record, prediction, baseline, &answers);
-            scored.push(Scored { likelihood, samples, ..one.with_texts(&asked) });
+            scored.push(Scored { samples, likelihood, ..one.with_texts(&asked) });
         }
         if self.is_stopped() {
             return Ok(None);

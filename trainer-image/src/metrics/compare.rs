@@ -90,7 +90,7 @@ impl Compare {
 
 /// The place of a run among others, on one split.
 #[derive(Debug, PartialEq, Serialize)]
-struct Place<'a> {
+struct Placed<'a> {
     split: &'a str,
     run: &'a str,
     /// Counted from 1; equal values have equal places. `None` without the metric.
@@ -100,7 +100,7 @@ struct Place<'a> {
 }
 
 /// Orders the runs by the last value of a metric, on each split that has it.
-fn rank<'a>(runs: &'a [Run], metric: &str, highest: bool) -> Vec<Place<'a>> {
+fn rank<'a>(runs: &'a [Run], metric: &str, highest: bool) -> Vec<Placed<'a>> {
     let names: BTreeSet<&Name> =
         runs.iter().flat_map(|run| run.series.keys()).filter(|name| name.metric == metric).collect();
     let mut places = Vec::new();
@@ -122,16 +122,16 @@ fn rank<'a>(runs: &'a [Run], metric: &str, highest: bool) -> Vec<Place<'a>> {
             if value != last {
                 (place, last) = (index + 1, value);
             }
-            places.push(Place { split: &name.split, run: &run.label, place: value.map(|_| place), statistics });
+            places.push(Placed { split: &name.split, run: &run.label, place: value.map(|_| place), statistics });
         }
     }
     places
 }
 
-fn places_table(metric: &str, places: &[Place<'_>]) -> String {
+fn places_table(metric: &str, places: &[Placed<'_>]) -> String {
     let head = ["METRIC", "SPLIT", "RUN", "PLACE", "LAST", "STEP", "LEAST", "GREATEST"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
-    for Place { split, run, place, statistics } in places {
+    for Placed { split, run, place, statistics } in places {
         let number = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         rows.push(vec![
             metric.to_owned(),
