@@ -21,6 +21,32 @@ pub enum Origin {
     Resolved,
 }
 
+impl Origin {
+    /// Returns the origin for a command line, where the overrides are the `--set` arguments `set`.
+    #[must_use]
+    pub fn on_command_line(self, set: &[String]) -> Self {
+        match self {
+            Self::Override(index) => {
+                let text = set.get(index).map(|text| text.chars().take(MAX_SET).collect());
+                Self::Set(text.unwrap_or_default())
+            }
+            origin => origin,
+        }
+    }
+
+    /// Returns the kind of the layer: base, template, preset, config, override or resolved.
+    pub fn layer(&self) -> &'static str {
+        match self {
+            Self::Group(name) if name.starts_with("training/") => "base",
+            Self::Group(name) if name.starts_with("templates/") => "template",
+            Self::Group(_) => "preset",
+            Self::Config => "config",
+            Self::Override(_) | Self::Set(_) => "override",
+            Self::Resolved => "resolved",
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -112,6 +138,59 @@ pub enum ConfigError {
         origin: Origin,
         /// The key.
         key: String,
+    },
+    /// An override adds a key that exists.
+    #[error("{origin} adds {key}, which exists and is {value}: write {key}=… to replace it")]
+    Exists {
+        /// Where.
+        origin: Origin,
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// An override removes an entry that does not exist.
+    #[error("{origin} removes {key}, which is not set: leave it out")]
+    Absent {
+        /// Where.
+        origin: Origin,
+        /// The key.
+        key: String,
+    },
+    /// An override removes a value that is required.
+    #[error("{origin} removes {key}, which cannot be null: write {key}= and {rule}")]
+    NotNull {
+        /// Where.
+        origin: Origin,
+        /// The key.
+        key: String,
+        /// The values that the key accepts.
+        rule: Rule,
+    },
+    /// An override adds a group that does not exist.
+    #[error(
+        "{origin} adds {group}, which is neither a group nor a key: the groups are template ({}) of training and preset ({}) of \
+         evaluations, such as template=lora",
+        crate::TEMPLATES.join(", "),
+        crate::PRESETS.join(", ")
+    )]
+    NoGroup {
+        /// Where.
+        origin: Origin,
+        /// The name of the group.
+        group: String,
+    },
+    /// A value refers to something that does not exist, or that it must not read.
+    #[error("{origin} sets {key} to {text}: {right}")]
+    Reference {
+        /// Where.
+        origin: Origin,
+        /// The key.
+        key: String,
+        /// The text with the reference.
+        text: String,
+        /// What is wrong, and what to write instead.
+        right: String,
     },
     /// Two values contradict each other.
     #[error("{key} is {value}: {right}")]
@@ -271,15 +350,41 @@ impl ConfigError {
             | Self::IsGroup { origin, .. }
             | Self::Refused { origin, .. }
             | Self::Twice { origin, .. }
-            | Self::NotAValue { origin, .. } => {
-                if let Origin::Override(index) = origin {
-                    let text = set.get(*index).map(|text| text.chars().take(MAX_SET).collect());
-                    *origin = Origin::Set(text.unwrap_or_default());
-                }
-            }
+            | Self::NotAValue { origin, .. }
+            | Self::Exists { origin, .. }
+            | Self::Absent { origin, .. }
+            | Self::NotNull { origin, .. }
+            | Self::NoGroup { origin, .. }
+            | Self::Reference { origin, .. } => *origin = origin.clone().on_command_line(set),
             _ => {}
         }
         self
+    }
+
+    /// Returns the layer and the key that the error is about, as far as it knows them.
+    pub(crate) fn place(&self) -> (Option<&Origin>, Option<&str>) {
+        match self {
+            Self::UnknownKey { origin, key, .. }
+            | Self::Reserved { origin, key, .. }
+            | Self::IsGroup { origin, key, .. }
+            | Self::Refused { origin, key, .. }
+            | Self::Twice { origin, key }
+            | Self::Exists { origin, key, .. }
+            | Self::Absent { origin, key }
+            | Self::NotNull { origin, key, .. }
+            | Self::Reference { origin, key, .. } => (Some(origin), Some(key)),
+            Self::NoGroup { origin, .. }
+            | Self::NotAnOverride { origin, .. }
+            | Self::NotAValue { origin, .. }
+            | Self::NotYaml { origin, .. }
+            | Self::Mistake { origin, .. }
+            | Self::Merge { origin }
+            | Self::NotAMapping { origin, .. } => (Some(origin), None),
+            Self::Conflict { key, .. } => (None, Some(key)),
+            Self::Data { field, .. } => (None, Some(field)),
+            Self::TooLong { .. } => (Some(&Origin::Config), None),
+            _ => (None, None),
+        }
     }
 }
 
@@ -291,6 +396,8 @@ fn elsewhere(origin: &Origin, field: &str) -> String {
     match (origin, field) {
         (Origin::Set(_), "seed") => "use --seed".to_owned(),
         (Origin::Set(_), "output") => "use --output".to_owned(),
+        (Origin::Set(_), "template") => "use --template".to_owned(),
+        (Origin::Set(_), "preset") => "use --preset".to_owned(),
         (Origin::Set(_), "data") => "use --data NAME=FILE".to_owned(),
         (Origin::Set(_), field) => format!("{field} is a field of an object in a cluster"),
         (_, field) => format!("set spec.{field} instead"),

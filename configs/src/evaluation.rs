@@ -6,8 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BASELINE, ConfigError, Data, PROBLEMS, REFERENCE, Resolved, benchmark, benchmark_file, data,
+    BASELINE, ConfigError, Data, Environment, Explained, Located, PROBLEMS, REFERENCE, Resolved, Sources, benchmark,
+    benchmark_file, data,
     error::nearest,
+    explained::explain,
     keys,
     layers::{Layers, recheck},
     resolved::Spec,
@@ -16,7 +18,7 @@ use crate::{
 /// The most bytes of a compiled regular expression.
 const MAX_REGEX: usize = 1 << 20;
 
-const GROUPS: &[(&str, &str, &str)] = &[
+pub(crate) const GROUPS: &[(&str, &str, &str)] = &[
     ("cot-hard", "evaluation/cot-hard.yaml", include_str!("../evaluation/cot-hard.yaml")),
     ("cot-lite", "evaluation/cot-lite.yaml", include_str!("../evaluation/cot-lite.yaml")),
     ("gym-chain-sum", "evaluation/gym-chain-sum.yaml", include_str!("../evaluation/gym-chain-sum.yaml")),
@@ -33,7 +35,7 @@ pub const PRESETS: &[&str] = &["cot-hard", "cot-lite", "gym-chain-sum", "gym-gsm
 pub struct Evaluation {
     /// The preset's name.
     pub preset: String,
-    /// Seed, recorded with the results. Greedy generation does not use it.
+    /// Seed of bootstrapped bounds and of sampled answers, recorded with the results.
     pub seed: u64,
     /// The settings.
     pub settings: EvaluationSettings,
@@ -82,6 +84,12 @@ impl Evaluation {
         if !self.measures(metric) {
             return Some(format!("{metric} is not measured: add it to evaluation.metrics"));
         }
+        if metric.needs_samples() && self.settings.evaluation.samples < 2 {
+            return Some(format!(
+                "{metric} needs several answers to each problem: set evaluation.samples and evaluation.temperature, such as \
+                 evaluation.samples=8 and evaluation.temperature=0.8"
+            ));
+        }
         if !metric.needs_baseline() || self.data.iter().any(|item| item.name == BASELINE) {
             return None;
         }
@@ -116,6 +124,16 @@ pub struct Generation {
     pub batch_size: usize,
     /// Maximum number of tokens of an answer.
     pub max_new_tokens: usize,
+    /// Number of answers to each problem.
+    pub samples: usize,
+    /// The k of `pass_at_k`. `None` means `samples`.
+    pub k: Option<usize>,
+    /// Divides the logits. 0 takes the most likely token.
+    pub temperature: f64,
+    /// Keeps the smallest set of most likely tokens whose probabilities add up to this.
+    pub top_p: f64,
+    /// Keeps this many of the most likely tokens. `None` keeps all.
+    pub top_k: Option<usize>,
     /// How a problem becomes a prompt.
     pub prompt: PromptForm,
     /// What is compared of a response.
@@ -181,7 +199,32 @@ impl Generation {
 
     /// Checks the settings that depend on each other.
     fn check(&self) -> Result<(), ConfigError> {
+        let refuse =
+            |key, value: String, right: &str| Err(ConfigError::Conflict { key, value, right: right.to_owned() });
+        if self.samples > 1 && self.temperature <= 0.0 {
+            let right = "at evaluation.temperature 0 all answers to a problem are the same; write 1, or a temperature such as 0.8";
+            return refuse("evaluation.samples", self.samples.to_string(), right);
+        }
+        if let Some(k) = self.k.filter(|k| *k > self.samples) {
+            return refuse("evaluation.k", k.to_string(), "write at most evaluation.samples");
+        }
+        if self.temperature <= 0.0 && (self.top_p < 1.0 || self.top_k.is_some()) {
+            let (key, value) = match self.top_k {
+                Some(top_k) => ("evaluation.top_k", top_k.to_string()),
+                None => ("evaluation.top_p", self.top_p.to_string()),
+            };
+            return refuse(
+                key,
+                value,
+                "at evaluation.temperature 0 it has no effect; leave it out, or write a temperature such as 0.8",
+            );
+        }
         check_answer("evaluation", self.answer, self.after.as_deref(), self.pattern.as_deref())
+    }
+
+    /// Returns the k of `pass_at_k`.
+    pub fn k(&self) -> usize {
+        self.k.unwrap_or(self.samples)
     }
 }
 
@@ -286,19 +329,44 @@ pub fn compose_evaluation(
     seed: u64,
     data: Vec<Data>,
 ) -> Result<Resolved<Evaluation>, ConfigError> {
-    let Some((_, path, text)) = GROUPS.iter().find(|(name, ..)| *name == preset) else {
-        return Err(ConfigError::UnknownName {
-            field: "preset",
-            name: preset.to_owned(),
-            nearest: nearest(preset, PRESETS),
-            known: PRESETS.to_vec(),
-        });
-    };
-    let mut layers = Layers::new(keys::EVALUATION, ("evaluation.limit=500", "evaluation: {limit: 500}"));
-    layers.group(path, text)?;
-    layers.overrides(overrides)?;
+    let mut layers = layers();
+    layers.all(&[group(preset)?], None, overrides)?;
+    resolve(preset, seed, layers.finish(Environment::ABSENT)?, data)
+}
+
+/// Composes the configuration of an evaluator with the origin of each value, as [`compose_evaluation`] does; a file of settings may
+/// stand between preset and overrides.
+///
+/// # Errors
+/// [`Located`] names the field or key that is wrong, what to write instead, and the line.
+pub fn explain_evaluation(sources: &Sources<'_>, seed: u64, data: Vec<Data>) -> Result<Explained<Evaluation>, Located> {
+    let preset = sources.group.unwrap_or_default();
+    let group = group(preset).map_err(Located::nowhere)?;
+    explain(layers(), &[group], sources, |layers| resolve(preset, seed, layers.finish(sources.environment)?, data))
+}
+
+/// Returns the preset of this name: path and text.
+fn group(preset: &str) -> Result<(&'static str, &'static str), ConfigError> {
+    let found = GROUPS.iter().find(|(name, ..)| *name == preset).map(|(_, path, text)| (*path, *text));
+    found.ok_or_else(|| ConfigError::UnknownName {
+        field: "preset",
+        name: preset.to_owned(),
+        nearest: nearest(preset, PRESETS),
+        known: PRESETS.to_vec(),
+    })
+}
+
+fn layers() -> Layers {
+    Layers::new(keys::EVALUATION, ("evaluation.limit=500", "evaluation: {limit: 500}"))
+}
+
+fn resolve(
+    preset: &str,
+    seed: u64,
+    settings: EvaluationSettings,
+    mut data: Vec<Data>,
+) -> Result<Resolved<Evaluation>, ConfigError> {
     check_data(&data)?;
-    let mut data = data;
     let own_problems = data.iter().any(|item| item.name == PROBLEMS);
     for file in benchmark(preset) {
         let given = data.iter().any(|item| item.name == file.name);
@@ -308,7 +376,7 @@ pub fn compose_evaluation(
     }
     // The problems first, in whatever order the object names them.
     data.sort_by_key(|item| item.name != PROBLEMS);
-    Resolved::new(Evaluation { preset: preset.to_owned(), seed, settings: layers.finish()?, data })
+    Resolved::new(Evaluation { preset: preset.to_owned(), seed, settings, data })
 }
 
 impl Resolved<Evaluation> {

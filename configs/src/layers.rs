@@ -7,9 +7,11 @@ use serde_json::{Map, Value};
 use serde_yaml::Value as Yaml;
 
 use crate::{
-    ConfigError, Origin, Rule,
+    ConfigError, Environment, Origin, Rule,
+    change::{Assignment, Change},
     error::nearest,
     keys::{Key, reserved},
+    references::{Part, Reference, parts, refers},
 };
 
 /// Maximum size of `spec.config` in bytes.
@@ -23,7 +25,27 @@ const MAX_SHOWN: usize = 60;
 pub(crate) struct Layers {
     keys: &'static [Key],
     example: (&'static str, &'static str),
-    leaves: BTreeMap<&'static str, Value>,
+    leaves: BTreeMap<&'static str, Stored>,
+    /// What each layer sets, in order.
+    given: Vec<(Origin, &'static str)>,
+}
+
+/// What a layer gives for a key.
+#[derive(Clone, Debug, PartialEq)]
+enum Given {
+    /// A value that the rule of the key accepts.
+    Value(Value),
+    /// Text with references, which are replaced once every layer is known.
+    Text(String),
+}
+
+/// The value of a key with the layer that it comes from.
+#[derive(Clone, Debug)]
+struct Stored {
+    given: Given,
+    origin: Origin,
+    /// Where entries of a mapping come from.
+    entries: BTreeMap<String, Origin>,
 }
 
 /// Reads the value of an override. The error of the parser names a line and a column, which mean nothing for a single value. A
@@ -80,7 +102,21 @@ fn invisible(text: &str) -> Option<(usize, &'static str)> {
 impl Layers {
     /// Creates an empty configuration. `example` is an override and the same setting in YAML, for messages.
     pub(crate) fn new(keys: &'static [Key], example: (&'static str, &'static str)) -> Self {
-        Self { keys, example, leaves: BTreeMap::new() }
+        Self { keys, example, leaves: BTreeMap::new(), given: Vec::new() }
+    }
+
+    /// Adds embedded YAML files with their names, `spec.config` and `spec.overrides`, in this order.
+    pub(crate) fn all(
+        &mut self,
+        groups: &[(&'static str, &'static str)],
+        config: Option<&str>,
+        overrides: &[String],
+    ) -> Result<(), ConfigError> {
+        for (name, text) in groups {
+            self.group(name, text)?;
+        }
+        self.config(config.unwrap_or_default())?;
+        self.overrides(overrides)
     }
 
     /// Adds an embedded YAML file.
@@ -100,45 +136,274 @@ impl Layers {
     pub(crate) fn overrides(&mut self, overrides: &[String]) -> Result<(), ConfigError> {
         for (index, text) in overrides.iter().enumerate() {
             let origin = Origin::Override(index);
-            let refuse = || ConfigError::NotAnOverride {
+            let change = Change::parse(text).ok_or_else(|| ConfigError::NotAnOverride {
                 origin: Origin::Override(index),
                 text: text.clone(),
                 example: self.example.0,
-            };
-            let (key, raw) = text.split_once('=').ok_or_else(refuse)?;
-            let (key, raw) = (key.trim(), raw.trim());
-            if key.is_empty() || raw.is_empty() {
-                return Err(refuse());
-            }
-            let text = self.find(key).is_some_and(|known| known.rule.takes_text());
-            let value = match scalar(raw) {
-                Ok(value) if text && !value.is_string() => Value::from(raw),
-                Ok(value) => json(&value),
-                // A regular expression such as `[0-9]+` is no YAML.
-                Err(_) if text => Value::from(raw),
-                Err(error) => {
-                    return Err(match repeated(&error) {
-                        Some(inner) => ConfigError::Twice { origin, key: format!("{key}.{inner}") },
-                        None => ConfigError::NotAValue { origin, value: show(&Value::from(raw)) },
-                    });
+            })?;
+            match change {
+                Change::Remove(key) => self.remove(origin, key)?,
+                Change::Assign { how, key, raw } => {
+                    self.check_assignment(&origin, how, key)?;
+                    let value = self.read(&origin, key, raw)?;
+                    let (path, given) = self.check(&origin, key, &value)?;
+                    self.put(path, given, origin);
                 }
-            };
-            let (path, value) = self.check(&origin, key, &value)?;
-            self.put(path, value);
+            }
         }
         Ok(())
     }
 
-    /// Returns the values by key.
+    /// Reads the text of a value.
+    fn read(&self, origin: &Origin, key: &str, raw: &str) -> Result<Value, ConfigError> {
+        let text = self.find(key).is_some_and(|known| known.rule.takes_text());
+        match scalar(raw) {
+            Ok(value) if text && !value.is_string() => Ok(Value::from(raw)),
+            Ok(value) => Ok(json(&value)),
+            // A regular expression such as `[0-9]+` is no YAML.
+            Err(_) if text => Ok(Value::from(raw)),
+            Err(error) => {
+                let origin = origin.clone();
+                Err(match repeated(&error) {
+                    Some(inner) => ConfigError::Twice { origin, key: format!("{key}.{inner}") },
+                    None => ConfigError::NotAValue { origin, value: show(&Value::from(raw)) },
+                })
+            }
+        }
+    }
+
+    /// Checks that a key that is added does not exist, and that a group does.
+    fn check_assignment(&self, origin: &Origin, how: Assignment, key: &str) -> Result<(), ConfigError> {
+        if how == Assignment::Replace {
+            return Ok(());
+        }
+        if !key.contains('.') && reserved(key).is_none() && self.group_of(key).is_none() && self.find(key).is_none() {
+            return Err(ConfigError::NoGroup { origin: origin.clone(), group: key.to_owned() });
+        }
+        match self.current(key) {
+            Some(value) if how == Assignment::Add => {
+                Err(ConfigError::Exists { origin: origin.clone(), key: key.to_owned(), value: show(&value) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the value of a key, or of an entry of a mapping, as the layers so far give it.
+    fn current(&self, key: &str) -> Option<Value> {
+        let value = |path| match &self.leaves.get(path)?.given {
+            Given::Value(value) => Some(value.clone()),
+            Given::Text(text) => Some(Value::from(text.as_str())),
+        };
+        match self.entry(key) {
+            Some((path, name)) => value(path)?.get(name).cloned(),
+            None => value(self.find(key)?.path),
+        }
+    }
+
+    /// Removes an entry of a mapping, or sets a key to null.
+    fn remove(&mut self, origin: Origin, key: &str) -> Result<(), ConfigError> {
+        if let Some((path, name)) = self.entry(key) {
+            let stored = self.leaves.get_mut(path);
+            if let Some(Stored { given: Given::Value(Value::Object(map)), entries, .. }) = stored
+                && map.remove(name).is_some()
+            {
+                entries.remove(name);
+                if map.is_empty() {
+                    self.put(path, Given::Value(Value::Null), origin);
+                }
+                return Ok(());
+            }
+            return Err(ConfigError::Absent { origin, key: key.to_owned() });
+        }
+        let Some(known) = self.find(key) else {
+            return self.check(&origin, key, &Value::Null).map(drop);
+        };
+        let Some(null) = known.rule.accept(&Value::Null) else {
+            return Err(ConfigError::NotNull { origin, key: key.to_owned(), rule: known.rule });
+        };
+        self.put(known.path, Given::Value(null), origin);
+        Ok(())
+    }
+
+    /// Returns the values by key. Text with references stays as it is.
     pub(crate) fn leaves(self) -> BTreeMap<&'static str, Value> {
-        self.leaves
+        let value = |stored: Stored| match stored.given {
+            Given::Value(value) => value,
+            Given::Text(text) => Value::from(text),
+        };
+        self.leaves.into_iter().map(|(path, stored)| (path, value(stored))).collect()
+    }
+
+    /// Returns every value with the layer that it comes from. Entries of mappings are values of their own.
+    pub(crate) fn origins(&self) -> Vec<(String, Value, Origin)> {
+        let mut origins = Vec::new();
+        for (path, stored) in &self.leaves {
+            match &stored.given {
+                Given::Value(Value::Object(map)) => origins.extend(map.iter().map(|(name, value)| {
+                    let origin = stored.entries.get(name).unwrap_or(&stored.origin);
+                    (format!("{path}.{name}"), value.clone(), origin.clone())
+                })),
+                Given::Value(value) => origins.push(((*path).to_owned(), value.clone(), stored.origin.clone())),
+                Given::Text(text) => {
+                    origins.push(((*path).to_owned(), Value::from(text.as_str()), stored.origin.clone()));
+                }
+            }
+        }
+        origins
+    }
+
+    /// Returns the layer that a key comes from.
+    pub(crate) fn origin(&self, key: &str) -> Option<&Origin> {
+        match self.entry(key) {
+            Some((path, name)) => {
+                let stored = self.leaves.get(path)?;
+                Some(stored.entries.get(name).unwrap_or(&stored.origin))
+            }
+            None => self.leaves.get(key).map(|stored| &stored.origin),
+        }
+    }
+
+    /// Returns what each layer sets, in order.
+    pub(crate) fn given(&self) -> &[(Origin, &'static str)] {
+        &self.given
+    }
+
+    /// Replaces the references in all values.
+    pub(crate) fn settle(&mut self, environment: Environment<'_>) -> Result<(), ConfigError> {
+        let waits = |stored: &Stored| matches!(stored.given, Given::Text(_));
+        let waiting: Vec<_> = self.leaves.iter().filter(|(_, it)| waits(it)).map(|(path, _)| *path).collect();
+        let settled: Vec<_> = waiting
+            .into_iter()
+            .map(|path| Ok((path, self.settled(path, environment, &mut Vec::new())?)))
+            .collect::<Result<_, ConfigError>>()?;
+        for (path, value) in settled {
+            if let Some(stored) = self.leaves.get_mut(path) {
+                stored.given = Given::Value(value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the value of a key without references. `above` are the keys whose values refer to it.
+    fn settled(
+        &self,
+        path: &'static str,
+        environment: Environment<'_>,
+        above: &mut Vec<&'static str>,
+    ) -> Result<Value, ConfigError> {
+        let Some(stored) = self.leaves.get(path) else { return Ok(Value::Null) };
+        let text = match &stored.given {
+            Given::Value(value) => return Ok(value.clone()),
+            Given::Text(text) => text,
+        };
+        let origin = &stored.origin;
+        let wrong = |right: String| ConfigError::Reference {
+            origin: origin.clone(),
+            key: path.to_owned(),
+            text: show(&Value::from(text.as_str())),
+            right,
+        };
+        if above.contains(&path) {
+            let circle = above.iter().chain([&path]).copied().collect::<Vec<_>>().join(" to ");
+            return Err(wrong(format!("the references go in a circle, from {circle}; write the value of one of them")));
+        }
+        above.push(path);
+        let value = self.expand(text, origin, path, environment, above, &wrong)?;
+        above.pop();
+        let Some(key) = self.find(path) else { return Ok(value) };
+        let value = match value {
+            Value::Number(_) | Value::Bool(_) if key.rule.takes_text() => Value::from(value.to_string()),
+            value => value,
+        };
+        key.rule.accept(&value).ok_or_else(|| ConfigError::Refused {
+            origin: origin.clone(),
+            key: path.to_owned(),
+            value: show(&value),
+            rule: key.rule,
+        })
+    }
+
+    /// Replaces the references in a text. A text that is one reference has the value that it refers to; every other one is read
+    /// again as the value of an override.
+    fn expand(
+        &self,
+        text: &str,
+        origin: &Origin,
+        path: &'static str,
+        environment: Environment<'_>,
+        above: &mut Vec<&'static str>,
+        wrong: &dyn Fn(String) -> ConfigError,
+    ) -> Result<Value, ConfigError> {
+        let parts = parts(text);
+        if let [Part::Reference(Reference::Key(key))] = parts.as_slice() {
+            return self.referred(key, environment, above, wrong);
+        }
+        let mut written = String::new();
+        for part in parts {
+            match part {
+                Part::Text(text) => written.push_str(text),
+                Part::Reference(Reference::Key(key)) => {
+                    written.push_str(&plain(&self.referred(key, environment, above, wrong)?));
+                }
+                Part::Reference(Reference::Variable { name, default }) => {
+                    match (environment.get(name).map_err(wrong)?, default) {
+                        (Some(value), _) => written.push_str(&value),
+                        (None, Some(default)) => {
+                            let value = self.expand(default, origin, path, environment, above, wrong)?;
+                            written.push_str(&plain(&value));
+                        }
+                        (None, None) => {
+                            return Err(wrong(format!(
+                                "the variable {name} is not set; set it, or write ${{oc.env:{name},default}}"
+                            )));
+                        }
+                    }
+                }
+                Part::Reference(Reference::Resolver(resolver)) => {
+                    return Err(wrong(format!(
+                        "there is no resolver {resolver}; write ${{key}} or ${{oc.env:NAME,default}}"
+                    )));
+                }
+            }
+        }
+        // YAML would take ` #` for a comment and drop quotes.
+        if self.find(path).is_some_and(|known| known.rule.takes_text()) {
+            return Ok(Value::from(written));
+        }
+        self.read(origin, path, &written)
+    }
+
+    /// Returns the value of a key that a reference names.
+    fn referred(
+        &self,
+        key: &str,
+        environment: Environment<'_>,
+        above: &mut Vec<&'static str>,
+        wrong: &dyn Fn(String) -> ConfigError,
+    ) -> Result<Value, ConfigError> {
+        if let Some((path, name)) = self.entry(key) {
+            let value = self.settled(path, environment, above)?;
+            return value.get(name).cloned().ok_or_else(|| wrong(format!("{path} has no entry {name}")));
+        }
+        if let Some(known) = self.find(key) {
+            return self.settled(known.path, environment, above);
+        }
+        if let Some(example) = self.group_of(key) {
+            return Err(wrong(format!("{key} is a group; refer to one of its keys, such as ${{{example}}}")));
+        }
+        let known: Vec<_> = self.keys.iter().map(|key| key.path).collect();
+        let meant = nearest(key, &known).map(|name| format!("; did you mean ${{{name}}}?"));
+        Err(wrong(format!("the key {key} does not exist{}", meant.unwrap_or_default())))
     }
 
     /// Returns the typed configuration.
-    pub(crate) fn finish<T: DeserializeOwned>(self) -> Result<T, ConfigError> {
+    pub(crate) fn finish<T: DeserializeOwned>(&mut self, environment: Environment<'_>) -> Result<T, ConfigError> {
+        self.settle(environment)?;
         let mut root = Map::new();
-        for (path, value) in self.leaves {
-            insert(&mut root, path, value);
+        for (path, stored) in &self.leaves {
+            if let Given::Value(value) = &stored.given {
+                insert(&mut root, path, value.clone());
+            }
         }
         codex_json::from_value(Value::Object(root)).map_err(|source| ConfigError::Canonical { source })
     }
@@ -164,15 +429,32 @@ impl Layers {
         };
         let mut layer = BTreeMap::new();
         self.walk(&origin, None, &mapping, &mut layer)?;
-        layer.into_iter().for_each(|(path, value)| self.put(path, value));
+        for (path, given) in layer {
+            self.put(path, given, origin.clone());
+        }
         Ok(())
     }
 
     /// Stores a value. Of a mapping, each entry replaces that of an earlier layer.
-    fn put(&mut self, path: &'static str, value: Value) {
-        match (self.leaves.get_mut(path), value) {
-            (Some(Value::Object(before)), Value::Object(entries)) => before.extend(entries),
-            (_, value) => drop(self.leaves.insert(path, value)),
+    fn put(&mut self, path: &'static str, given: Given, origin: Origin) {
+        self.given.push((origin.clone(), path));
+        let names = |given: &Given| match given {
+            Given::Value(Value::Object(map)) => map.keys().cloned().collect(),
+            _ => Vec::new(),
+        };
+        let entries = names(&given).into_iter().map(|name| (name, origin.clone()));
+        match (self.leaves.get_mut(path), given) {
+            (
+                Some(Stored { given: Given::Value(Value::Object(before)), entries: known, .. }),
+                Given::Value(Value::Object(after)),
+            ) => {
+                known.extend(entries);
+                before.extend(after);
+            }
+            (_, given) => {
+                let entries = entries.collect();
+                self.leaves.insert(path, Stored { given, origin, entries });
+            }
         }
     }
 
@@ -181,7 +463,7 @@ impl Layers {
         origin: &Origin,
         parent: Option<&str>,
         mapping: &serde_yaml::Mapping,
-        layer: &mut BTreeMap<&'static str, Value>,
+        layer: &mut BTreeMap<&'static str, Given>,
     ) -> Result<(), ConfigError> {
         for (name, value) in mapping {
             let name = name.as_str().map_or_else(|| show(&json(name)), str::to_owned);
@@ -201,8 +483,8 @@ impl Layers {
                 }
                 Yaml::Null if self.is_group(&path) => {}
                 _ => {
-                    let (key, value) = self.check(origin, &path, &json(value))?;
-                    if layer.insert(key, value).is_some() {
+                    let (key, given) = self.check(origin, &path, &json(value))?;
+                    if layer.insert(key, given).is_some() {
                         return Err(ConfigError::Twice { origin: origin.clone(), key: path });
                     }
                 }
@@ -212,12 +494,14 @@ impl Layers {
     }
 
     /// Returns the known key and the value to store.
-    fn check(&self, origin: &Origin, path: &str, value: &Value) -> Result<(&'static str, Value), ConfigError> {
+    fn check(&self, origin: &Origin, path: &str, value: &Value) -> Result<(&'static str, Given), ConfigError> {
         if let Some((key, name)) = self.entry(path) {
             let entry = Map::from_iter([(name.to_owned(), value.clone())]);
             return self.check(origin, key, &Value::Object(entry));
         }
-        if let (None, Some(field)) = (self.find(path), reserved(path)) {
+        // In a group whose name is also that of a field, as data is, the rest of the key decides.
+        let inner = path.split_once('.').filter(|(group, _)| self.is_group(group)).map_or(path, |(_, rest)| rest);
+        if let (None, Some(field)) = (self.find(path), reserved(inner)) {
             return Err(ConfigError::Reserved { origin: origin.clone(), key: path.to_owned(), field });
         }
         let Some(key) = self.find(path) else {
@@ -231,13 +515,16 @@ impl Layers {
                 },
             ));
         };
+        if let Some(text) = value.as_str().filter(|text| refers(text)) {
+            return Ok((key.path, Given::Text(text.to_owned())));
+        }
         let accepted = key.rule.accept(value).ok_or_else(|| ConfigError::Refused {
             origin: origin.clone(),
             key: path.to_owned(),
             value: show(value),
             rule: key.rule,
         })?;
-        Ok((key.path, accepted))
+        Ok((key.path, Given::Value(accepted)))
     }
 
     fn find(&self, path: &str) -> Option<&'static Key> {
@@ -318,6 +605,11 @@ fn json(yaml: &Yaml) -> Value {
         ),
         Yaml::Tagged(tagged) => Value::String(format!("{} {}", tagged.tag, show(&json(&tagged.value)))),
     }
+}
+
+/// Returns a value as it is written inside a text.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// Returns a value in the form for messages.

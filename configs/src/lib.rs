@@ -3,36 +3,50 @@
 //! Pure: the YAML files are embedded, and nothing here reads a file, a clock or the environment. Layers, weakest first:
 //! `training/base.yaml`, the template, `spec.config`, `spec.overrides` in their order. The controller composes a
 //! configuration once and mounts it as a [`Resolved`] file; pods read that file, check its digest and never compose.
+//!
+//! [`Explained`] has the layer and the line of every value, [`schema`] the JSON Schema of a file of settings, [`sweep`] the points
+//! of a sweep.
 
 mod benchmark;
+mod change;
 mod data;
 mod error;
 mod evaluation;
+mod explained;
 mod keys;
 mod layers;
+mod lines;
 mod preferences;
+mod references;
 mod resolved;
 mod rewards;
 mod rule;
+pub mod schema;
+pub mod sweep;
 mod training;
 
 #[cfg(test)]
 mod tests;
 
 pub use benchmark::{BenchmarkFile, benchmark, benchmark_file};
+pub use change::choose;
 pub use data::{BASELINE, Data, MAX_SYNTHETIC, PROBLEMS, REFERENCE, Synthetic, TASKS, VALIDATION};
 pub use error::{ConfigError, Origin};
 pub use evaluation::{
     AnswerForm, Compare, Evaluation, EvaluationSettings, Generation, OnDemand, PRESETS, PromptForm, ReferenceForm,
-    compose_evaluation,
+    compose_evaluation, explain_evaluation,
 };
+pub use explained::{Explained, Leaf, Located, ResolvedFile, Share, Sources, is_settings, settings_groups};
 pub use keys::LANGUAGES;
+pub use lines::lines;
 pub use preferences::DpoSettings;
+pub use references::{Environment, VARIABLES};
 pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
 pub use rewards::{GrpoSettings, RewardSettings};
 pub use rule::Rule;
 pub use training::{
     DataFields, DataFormat, DataSettings, Device, Dtype, Format, HEAD_WIDTHS, HeldOutShare, LoraSettings, Loss,
     Metadata, Method, MetricMode, ModelShape, Optimization, ParameterGroup, Response, Scheduler, SpikeAction,
-    TEMPLATES, Template, TemplateSetting, Training, TrainingSettings, compose_training, template, template_tasks,
+    TEMPLATES, Template, TemplateSetting, Training, TrainingSettings, compose_training, explain_training, template,
+    template_tasks,
 };

@@ -2,12 +2,18 @@
 
 use std::fmt;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The smallest weight of a source of data.
 const LEAST_WEIGHT: f64 = 0.000_001;
 /// The largest weight of a source of data.
 const MOST_WEIGHT: f64 = 1_000_000.0;
+
+/// Maximum number of characters of a pattern of tensor names.
+const MAX_PATTERN: usize = 200;
+
+/// Matches a text without control characters, in which one character is no space.
+const ONE_LINE: &str = r"^[^\u0000-\u001f\u007f-\u009f]*[^\u0000-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000][^\u0000-\u001f\u007f-\u009f]*$";
 
 /// A rule on the values of a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -129,14 +135,13 @@ impl Rule {
                 let chosen: Vec<&str> = words.iter().copied().filter(|word| named.contains(word)).collect();
                 (!chosen.is_empty() && chosen.len() == named.len()).then(|| Value::from(chosen))
             }
-            Self::ChoicesOrNull { .. } if value.is_null() => Some(Value::Null),
+            Self::ChoicesOrNull { .. } | Self::WeightsOrNull if value.is_null() => Some(Value::Null),
             Self::ChoicesOrNull { words, .. } => Self::Choices(words).accept(value),
             Self::AnyOf(words) => {
                 let named: Vec<&str> = value.as_array()?.iter().map(Value::as_str).collect::<Option<_>>()?;
                 let chosen: Vec<&str> = words.iter().copied().filter(|word| named.contains(word)).collect();
                 (chosen.len() == named.len()).then(|| Value::from(chosen))
             }
-            Self::WeightsOrNull if value.is_null() => Some(Value::Null),
             Self::WeightsOrNull => {
                 let weight = |value: &Value| {
                     value.as_f64().filter(|weight| (LEAST_WEIGHT..=MOST_WEIGHT).contains(weight)).map(Value::from)
@@ -157,6 +162,44 @@ impl Rule {
         }
     }
 
+    /// Returns the JSON Schema of the values that the rule accepts. It also accepts whole numbers with a fraction of zero.
+    pub fn schema(&self) -> Value {
+        let or_null = |schema: Value| json!({ "anyOf": [schema, { "type": "null" }] });
+        let list = |words: &[&str], least: usize| json!({ "type": "array", "items": { "enum": words }, "uniqueItems": true, "minItems": least });
+        match *self {
+            Self::Whole { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
+            Self::WholeOrNull { min, max, .. } => or_null(Self::Whole { min, max }.schema()),
+            Self::Above { above, most } => json!({ "type": "number", "exclusiveMinimum": above, "maximum": most }),
+            Self::From { min, below } => json!({ "type": "number", "minimum": min, "exclusiveMaximum": below }),
+            Self::Choice(words) => json!({ "enum": words }),
+            Self::Choices(words) => list(words, 1),
+            Self::ChoicesOrNull { words, .. } => or_null(list(words, 1)),
+            Self::AnyOf(words) => list(words, 0),
+            Self::WeightsOrNull => or_null(json!({
+                "type": "object", "minProperties": 1,
+                "additionalProperties": { "type": "number", "minimum": LEAST_WEIGHT, "maximum": MOST_WEIGHT },
+            })),
+            Self::Flag => json!({ "type": "boolean" }),
+            Self::ParameterGroups { max } => json!({
+                "type": "array", "maxItems": max,
+                "items": {
+                    "type": "object", "required": ["pattern"], "minProperties": 2, "additionalProperties": false,
+                    "properties": {
+                        "pattern": Self::Text { max: MAX_PATTERN }.schema(),
+                        "learning_rate_multiplier": { "type": "number", "minimum": 0, "maximum": 1000 },
+                        "weight_decay": Self::From { min: 0.0, below: 1.0 }.schema(),
+                    },
+                },
+            }),
+            // One line, with a character that is no space.
+            Self::Text { max } => json!({
+                "type": "string", "maxLength": max,
+                "pattern": ONE_LINE,
+            }),
+            Self::TextOrNull { max, .. } => or_null(Self::Text { max }.schema()),
+        }
+    }
+
     /// Whether an unquoted word is text even if YAML reads it as another type (`7`, `yes`, `null`).
     pub fn takes_text(&self) -> bool {
         matches!(self, Self::Choice(_) | Self::Text { .. } | Self::TextOrNull { .. })
@@ -172,7 +215,7 @@ fn parameter_group(value: &Value) -> Option<Value> {
     let mut group = serde_json::Map::new();
     for (key, value) in value.as_object()? {
         let accepted = match key.as_str() {
-            "pattern" => Rule::Text { max: 200 }.accept(value)?,
+            "pattern" => Rule::Text { max: MAX_PATTERN }.accept(value)?,
             "learning_rate_multiplier" => value.as_f64().filter(|x| (0.0..=1000.0).contains(x)).map(Value::from)?,
             "weight_decay" => Rule::From { min: 0.0, below: 1.0 }.accept(value)?,
             _ => return None,

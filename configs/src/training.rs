@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use codex_provenance::{DataDigest, Sha256};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    ConfigError, Data, DpoSettings, GrpoSettings, Resolved, VALIDATION, data,
+    ConfigError, Data, DpoSettings, Environment, Explained, GrpoSettings, Located, Resolved, Sources, VALIDATION, data,
     error::nearest,
+    explained::explain,
     keys,
     layers::{Layers, recheck},
     preferences,
@@ -16,14 +18,15 @@ use crate::{
 };
 
 /// The templates by name.
-const GROUPS: &[(&str, &str, &str)] = &[
+pub(crate) const GROUPS: &[(&str, &str, &str)] = &[
     ("answers-only", "templates/answers-only.yaml", include_str!("../templates/answers-only.yaml")),
     ("cot-padded", "templates/cot-padded.yaml", include_str!("../templates/cot-padded.yaml")),
     ("cot-plus", "templates/cot-plus.yaml", include_str!("../templates/cot-plus.yaml")),
     ("cot-starter", "templates/cot-starter.yaml", include_str!("../templates/cot-starter.yaml")),
     ("lora", "templates/lora.yaml", include_str!("../templates/lora.yaml")),
 ];
-const BASE: &str = include_str!("../training/base.yaml");
+/// Every key with its default, by the path of its file.
+pub(crate) const BASE: (&str, &str) = ("training/base.yaml", include_str!("../training/base.yaml"));
 
 /// The names of the templates.
 pub const TEMPLATES: &[&str] = &["answers-only", "cot-padded", "cot-plus", "cot-starter", "lora"];
@@ -63,7 +66,7 @@ pub fn template(name: &str) -> Result<Template, ConfigError> {
         layers.group(path, text)?;
         Ok::<_, ConfigError>(layers.leaves())
     };
-    let (defaults, own) = (layer("training/base.yaml", BASE)?, layer(path, text)?);
+    let (defaults, own) = (layer(BASE.0, BASE.1)?, layer(path, text)?);
     let settings = own.into_iter().map(|(key, value)| {
         let default = defaults.get(key).cloned().unwrap_or_default();
         TemplateSetting { key, value, default }
@@ -83,7 +86,7 @@ fn group(template: &str) -> Result<(&'static str, &'static str, &'static str), C
     })
 }
 
-fn layers() -> Layers {
+pub(crate) fn layers() -> Layers {
     Layers::new(keys::TRAINING, ("training.max_steps=900", "training: {max_steps: 900}"))
 }
 
@@ -467,11 +470,47 @@ pub fn compose_training(
 ) -> Result<Resolved<Training>, ConfigError> {
     let (_, path, text) = group(template)?;
     let mut layers = layers();
-    layers.group("training/base.yaml", BASE)?;
-    layers.group(path, text)?;
-    layers.config(config.unwrap_or_default())?;
-    layers.overrides(overrides)?;
-    Resolved::new(Training { template: template.to_owned(), seed, settings: layers.finish()?, data })
+    layers.all(&[BASE, (path, text)], config, overrides)?;
+    let settings = layers.finish(Environment::ABSENT)?;
+    Resolved::new(Training { template: template.to_owned(), seed, settings, data })
+}
+
+/// Composes the configuration of a trainer with the origin of each value, as [`compose_training`] does. Without a template, the
+/// base is the lowest layer alone. Without data, the configuration is checked with stand-ins for files that would do, and its
+/// digest means nothing.
+///
+/// # Errors
+/// [`Located`] names the field or key that is wrong, what to write instead, and the line.
+pub fn explain_training(
+    sources: &Sources<'_>,
+    seed: u64,
+    data: Option<Vec<Data>>,
+) -> Result<Explained<Training>, Located> {
+    let mut groups = vec![BASE];
+    if let Some(template) = sources.group {
+        let (_, path, text) = group(template).map_err(Located::nowhere)?;
+        groups.push((path, text));
+    }
+    explain(layers(), &groups, sources, |layers| {
+        let settings: TrainingSettings = layers.finish(sources.environment)?;
+        let data = data.unwrap_or_else(|| stand_ins(&settings));
+        let template = sources.group.unwrap_or("base").to_owned();
+        Resolved::new(Training { template, seed, settings, data })
+    })
+}
+
+/// Returns files that a configuration accepts as its data.
+fn stand_ins(settings: &TrainingSettings) -> Vec<Data> {
+    let file = |name: &str| Data { name: name.to_owned(), sha256: Some(DataDigest(Sha256::of(name))), synthetic: None };
+    let weighted = settings.data.weights.iter().flat_map(BTreeMap::keys).filter(|name| *name != VALIDATION);
+    let mut data: Vec<Data> = weighted.map(|name| file(name)).collect();
+    if data.is_empty() {
+        data.push(file("records"));
+    }
+    if settings.training.eval_every.is_some() && settings.data.validation.share <= 0.0 {
+        data.push(file(VALIDATION));
+    }
+    data
 }
 
 impl Training {

@@ -76,7 +76,7 @@ pub struct EvaluationSpec {
         validation = ("self.all(item, item.name in ['problems', 'baseline'])", "spec.data[].name must be problems or baseline"),
     )]
     pub data: Vec<DataItem>,
-    /// Seed of the bootstrap, which bounds bleu and perplexity. It has no other effect, because no preset samples.
+    /// Seed of the bootstrap, which bounds bleu and perplexity, and of the answers that are sampled with a temperature above 0.
     /// Defaults to 42.
     #[serde(default = "default_seed")]
     #[schemars(with = "i64", range(min = 0, max = 9_007_199_254_740_991_i64))]

@@ -75,6 +75,10 @@ enum Command {
     RepoMap(crate::knobs::RepoMap),
     /// List and explain the templates of runs.
     ReasoningTemplates(crate::knobs::ReasoningTemplates),
+    /// Show, compare and check configurations, with the origin of each setting.
+    Config(crate::configuration::Config),
+    /// Write a TrainingRun for each combination of values.
+    Sweep(crate::configuration::Sweep),
     /// Check that a volume keeps checkpoints, and measure how fast it writes them.
     CheckpointSmoke(crate::training::CheckpointSmoke),
     /// Summarize, follow, plot and compare the metrics of runs.
@@ -110,6 +114,8 @@ impl Command {
             Self::Register(command) => command.run(),
             Self::RepoMap(command) => command.run(),
             Self::ReasoningTemplates(command) => command.run(),
+            Self::Config(command) => command.run(),
+            Self::Sweep(command) => command.run(),
             Self::CheckpointSmoke(command) => command.run(),
             Self::Metrics(command) => command.run(),
         }
@@ -209,6 +215,28 @@ mod tests {
         for ring in codex_verdict::Ring::ALL.map(codex_verdict::Ring::name) {
             assert!(told.contains(ring), "{told}");
             Arguments::try_parse_from(format!("{verify} {ring}").split(' ')).unwrap();
+        }
+    }
+
+    #[test]
+    fn overrides_are_arguments_too() {
+        let parsed = |line: &str| Arguments::try_parse_from(line.split(' ')).map_err(|error| error.to_string());
+        for line in [
+            "codex train template=cot-starter training.max_steps=500 --output o",
+            "codex train --template cot-starter ~training.max_epochs --output o",
+            "codex train --set template=lora --output o",
+            "codex evaluate preset=cot-lite evaluation.limit=5 --model m --output o",
+        ] {
+            assert!(parsed(line).is_ok(), "{:?}", parsed(line).err());
+        }
+        let told = parsed("codex train --output o").unwrap_err();
+        assert!(told.contains("required arguments") && told.contains("--template"), "{told}");
+        for line in [
+            "codex train --config c --template cot-starter --output o",
+            "codex train --config c training.max_steps=5 --output o",
+            "codex evaluate --config c --preset cot-lite --model m --output o",
+        ] {
+            assert!(parsed(line).unwrap_err().contains("cannot be used with"), "{line}");
         }
     }
 

@@ -8,6 +8,8 @@ pub mod atomic_fs;
 pub mod checklist;
 pub mod cli;
 pub mod client;
+mod composing;
+pub mod configuration;
 pub mod contamination;
 mod device;
 pub mod error;

@@ -334,7 +334,8 @@ mod tests {
     }
 
     fn sums(manifest: &Manifest) -> String {
-        manifest.files.iter().map(|file| format!("{}  ./{}\n", file.sha256, file.path)).collect()
+        let lines = manifest.files.iter().map(|file| format!("{}  ./{}\n", file.sha256, file.path));
+        lines.collect::<Vec<_>>().concat()
     }
 
     #[test]

@@ -130,6 +130,12 @@ fn an_argument_that_names_a_secret_prints_none_of_it() {
             &["report", &run, "--bundle", &secret, "--key", &key, "--out", &output],
             &["register", &model, "--expect", &secret, "--registry", &output],
             &["repo-map", "--reasoning", "--config", &secret],
+            &["config", "show", "--config", &secret],
+            &["config", "show", "--preset", "cot-lite", "--config", &secret],
+            &["config", "diff", "cot-starter", &secret],
+            &["config", "validate", &secret],
+            &["config", "defaults-tree", "--config", &secret],
+            &["sweep", "-f", &secret, "--sweep", "seed=range(2)"],
         ] {
             refuses(line, &contents);
         }

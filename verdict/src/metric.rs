@@ -74,6 +74,18 @@ metrics! {
         needs_baseline: false,
         description: "Mean over problems of the F1 of the answer's words and the right answer's, as in `SQuAD`: lower case, without ASCII punctuation and the articles a, an, the",
     }
+    PassAtK {
+        name: "pass_at_k",
+        kind: Mean,
+        needs_baseline: false,
+        description: "Mean over problems of the probability that at least one of `evaluation.k` sampled answers is right, estimated without bias from `evaluation.samples` answers",
+    }
+    MajAtK {
+        name: "maj_at_k",
+        kind: Share,
+        needs_baseline: false,
+        description: "Share of problems where the most frequent of all `evaluation.samples` sampled answers is right; of equally frequent ones, the one that was given first",
+    }
     Bleu {
         name: "bleu",
         kind: Estimate,
@@ -147,7 +159,9 @@ impl Metric {
     /// Returns the values that it can have.
     pub const fn scale(self) -> Scale {
         match self {
-            Self::ExactMatch | Self::WinRate | Self::TraceCoverage | Self::TokenF1 => Scale::Unit,
+            Self::ExactMatch | Self::WinRate | Self::TraceCoverage | Self::TokenF1 | Self::PassAtK | Self::MajAtK => {
+                Scale::Unit
+            }
             Self::Bleu => Scale::Hundred,
             Self::Perplexity => Scale::FromOne,
         }
@@ -161,6 +175,11 @@ impl Metric {
     /// Returns whether it is a number of all items together and not the mean of their values. Its bounds are bootstrapped.
     pub const fn is_of_corpus(self) -> bool {
         matches!(self.kind(), Kind::Estimate)
+    }
+
+    /// Returns whether it needs several sampled answers to each problem.
+    pub const fn needs_samples(self) -> bool {
+        matches!(self, Self::PassAtK | Self::MajAtK)
     }
 
     /// Returns whether it is measured only where a gate or the configuration asks for it.

@@ -160,14 +160,17 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         Rule::Flag => ("false".to_owned(), "true".to_owned()),
         Rule::Text { .. } | Rule::TextOrNull { .. } => ("ada".to_owned(), "grace".to_owned()),
     };
-    // Heads and width go together, patience and the best take evaluations, adapters of preferences their method; every other key can
-    // be set alone.
+    // Heads and width go together, patience and the best take evaluations, adapters of preferences and rewards their method, and some
+    // keys take few values; every other key can be set alone.
     let together = [
         "model.num_attention_heads",
         "training.max_steps",
         "training.early_stop_patience",
         "training.best_k",
         "training.dpo.lora",
+        "training.grpo.lora",
+        "training.grpo.reward.version",
+        "training.grpo.reward.choices",
         "data.validation.share",
     ];
     let alone: Vec<_> = TRAINING
@@ -206,9 +209,10 @@ proptest! {
                 Rule::Above { above, .. } => format!("{}={}", known.path, above + 0.062_5),
                 Rule::From { .. } => format!("{}=0.125", known.path),
                 Rule::Choice(words) => format!("{}={}", known.path, words[words.len() - 2]),
-                Rule::Choices(words) | Rule::ChoicesOrNull { words, .. } => format!("{}=[{}]", known.path, words[1]),
+                Rule::Choices(words) | Rule::ChoicesOrNull { words, .. } | Rule::AnyOf(words) => {
+                    format!("{}=[{}]", known.path, words[1])
+                }
                 Rule::ParameterGroups { .. } => format!("{}=[]", known.path),
-                Rule::AnyOf(words) => format!("{}=[{}]", known.path, words[1]),
                 Rule::WeightsOrNull => format!("{}={{arithmetic: 3}}", known.path),
                 Rule::Flag => format!("{}=true", known.path),
                 Rule::Text { .. } | Rule::TextOrNull { .. } => format!("{}=lin", known.path),

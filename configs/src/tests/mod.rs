@@ -2,6 +2,7 @@
 
 mod arbitrary;
 mod composition;
+mod explained;
 mod refusals;
 mod resolved;
 

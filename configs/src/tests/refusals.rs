@@ -481,6 +481,48 @@ fn metrics_on_demand_are_measured_where_gates_or_settings_name_them() {
 }
 
 #[test]
+fn several_answers_need_a_temperature() {
+    let composed = |overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+        compose_evaluation("cot-hard", &overrides, 42, Vec::new())
+    };
+    let said = |overrides: &[&str]| composed(overrides).expect_err("bad").to_string();
+    let told = said(&["evaluation.samples=4"]);
+    assert!(told.contains("evaluation.samples") && told.contains("a temperature such as 0.8"), "{told}");
+    let told = said(&["evaluation.samples=4", "evaluation.temperature=1", "evaluation.k=5"]);
+    assert!(told.contains("evaluation.k") && told.contains("write at most evaluation.samples"), "{told}");
+    assert!(said(&["evaluation.top_k=5"]).contains("at evaluation.temperature 0 it has no effect"));
+    assert!(said(&["evaluation.top_p=0.5"]).contains("evaluation.top_p"));
+    let sampled = composed(&["evaluation.samples=4", "evaluation.temperature=0.8"]).expect("good");
+    assert_eq!(sampled.spec().settings.evaluation.k(), 4);
+    let gate = "pass_at_k>=0.5".parse::<codex_verdict::Gate>().expect("a gate");
+    assert_eq!(sampled.spec().undecidable(&gate), None);
+    let (field, why) = composed(&[]).expect("good").spec().undecidable(&gate).expect("one answer only");
+    assert!(field == "metric" && why.contains("set evaluation.samples and evaluation.temperature"), "{why}");
+}
+
+#[test]
+fn rewards_and_what_they_go_with() {
+    let grpo = |more: &[&str]| sentence(&[&["training.method=grpo"], more].concat(), None);
+    for (settings, said) in [
+        (&["data.loss=all"][..], "training.method=grpo samples the responses; write responses"),
+        (&["data.format=text"], "training.method=grpo needs a prompt and a response"),
+        (&["training.grpo.lora=true"], "because training.method=grpo trains on the probabilities"),
+        (&["training.grpo.reward.answer=after"], "training.grpo.reward.after"),
+        (&["training.grpo.reward.answer=regex"], "training.grpo.reward.pattern"),
+        (&["training.grpo.reward.steps=1"], "training.grpo.reward.answer=marked"),
+        (&["training.grpo.reward.correct=0"], "every answer has the same reward"),
+        (&["training.grpo.group=1"], "a whole number from 2 to 1024"),
+        (&["training.grpo.reward.version=2"], "a whole number from 1 to 1"),
+    ] {
+        let told = grpo(settings);
+        assert!(told.contains(said), "{settings:?}: {told}");
+    }
+    let told = sentence(&["training.grpo.lora=true"], None);
+    assert!(told.contains("it belongs to training.method=grpo"), "{told}");
+}
+
+#[test]
 fn parameter_groups() {
     let groups = |text: &str| format!("training.parameter_groups={text}");
     for wrong in [

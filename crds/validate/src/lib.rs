@@ -205,6 +205,14 @@ impl Validator {
     }
 }
 
+/// Returns the documents of a YAML or JSON file as kubectl reads them, without checking them. Empty ones are left out.
+///
+/// # Errors
+/// The file cannot be parsed.
+pub fn documents(text: &str) -> Result<Vec<Value>, Finding> {
+    Ok(document::read(text)?.into_iter().map(|document| document.value).collect())
+}
+
 /// Returns the paths of the objects of a document: the items of a List, else the document itself.
 fn roots(document: &Document) -> Vec<Path> {
     match document.value.get("items") {

@@ -67,6 +67,13 @@ impl Sampler {
         Ok(Self { sampling, random: ChaCha8Rng::seed_from_u64(seed), candidates: Vec::new() })
     }
 
+    /// Returns a sampler with the same settings and another seed.
+    #[must_use]
+    pub fn with_seed(&self, seed: u64) -> Self {
+        let sampling = Sampling { seed, ..self.sampling };
+        Self { sampling, random: ChaCha8Rng::seed_from_u64(seed), candidates: Vec::new() }
+    }
+
     /// Chooses a token by its logits. Logits that are not numbers are never chosen, unless all are.
     pub fn choose(&mut self, logits: &[f32]) -> u32 {
         let Sampling { temperature, top_p, top_k, .. } = self.sampling;

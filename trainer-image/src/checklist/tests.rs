@@ -98,7 +98,8 @@ fn state(checklist: &Checklist, subject: Subject) -> State {
 }
 
 fn reasons(checklist: &Checklist) -> String {
-    checklist.checks.iter().flat_map(|check| &check.reasons).map(|reason| format!("{reason}\n")).collect()
+    let reasons = checklist.checks.iter().flat_map(|check| &check.reasons);
+    reasons.map(|reason| format!("{reason}\n")).collect::<Vec<_>>().concat()
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod tests;
 
 use std::{ops::ControlFlow, path::PathBuf};
 
-use codex_configs::{Data as DataItem, TrainingSettings, VALIDATION, compose_training};
+use codex_configs::{Data as DataItem, TrainingSettings, VALIDATION};
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::exit;
 use rayon::prelude::*;
@@ -20,7 +20,7 @@ use self::{
     report::{Report, Source},
 };
 use crate::{
-    atomic_fs,
+    atomic_fs, composing,
     error::CommandError,
     training::{Example, Input, TrainError, default_data, each_record, named_file},
 };
@@ -120,8 +120,7 @@ impl Check {
     pub(crate) fn report(&self) -> Result<Report, TrainError> {
         const TEMPLATE: &str = "cot-starter";
         let read = |set: &[String], data: Vec<DataItem>| -> Result<TrainingSettings, TrainError> {
-            let composed = compose_training(TEMPLATE, set, None, 1, data);
-            Ok(composed.map_err(|why| why.on_command_line(set))?.spec().settings.clone())
+            Ok(composing::compose(TEMPLATE, set, 1, data)?.spec().settings.clone())
         };
         let settings = read(&self.set, self.named())?;
         let preferences = settings.training.preferences().is_some();

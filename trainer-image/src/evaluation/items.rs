@@ -53,12 +53,12 @@ fn one(items: &[Item], metric: Metric, resampling: Resampling) -> Option<Measure
         Metric::Bleu => corpus(&all(items, |item| item.bleu)?, resampling),
         Metric::Perplexity => corpus(&all(items, |item| item.perplexity)?, resampling),
         _ if n == 0 => None,
-        Metric::ExactMatch => Some(Measurement::Share { successes: count(1.0), n }),
+        Metric::ExactMatch | Metric::MajAtK => Some(Measurement::Share { successes: count(1.0), n }),
         Metric::WinRate => {
             let (wins, losses) = (count(1.0), count(0.0));
             Some(Measurement::Duel { wins, ties: n - wins - losses, losses })
         }
-        Metric::TraceCoverage | Metric::TokenF1 => Some(Measurement::Mean {
+        Metric::TraceCoverage | Metric::TokenF1 | Metric::PassAtK => Some(Measurement::Mean {
             n,
             sum: Some(values.iter().sum()),
             sum_of_squares: Some(values.iter().map(|value| value * value).sum()),

@@ -24,7 +24,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use codex_configs::{Device, Evaluation, Resolved, compose_evaluation};
+use codex_configs::{Device, Environment, Evaluation, PRESETS, Resolved, Sources, choose, explain_evaluation};
 use codex_provenance::ModelDigest;
 use codex_reports::{EvaluationState, Stage, exit};
 use codex_verdict::{Gate, Judgement, Verdict, judge};
@@ -43,6 +43,7 @@ pub use session::{Outcome, Session};
 use self::compare::{Compare, Comparisons};
 use crate::{
     atomic_fs,
+    composing::variable,
     error::CommandError,
     overlap::{self, Named},
     reporting::Reporter,
@@ -50,10 +51,10 @@ use crate::{
 
 /// Have a model answer held-out problems and score its answers.
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["config", "preset"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["config", "preset", "set", "changes"])))]
 pub struct Evaluate {
     /// A resolved configuration, as the controller mounts it.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["set", "seed"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "set", "changes", "seed"])]
     config: Option<PathBuf>,
     /// A preset to compose a configuration from, such as cot-lite.
     #[arg(long)]
@@ -61,6 +62,9 @@ pub struct Evaluate {
     /// Change a key of the preset, such as `evaluation.limit=100`.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// More overrides, after those of --set; preset=NAME chooses the preset.
+    #[arg(value_name = "KEY=VALUE")]
+    changes: Vec<String>,
     /// Seed of the bootstrap of bleu and perplexity; greedy generation draws nothing from it [default: 1].
     #[arg(long, allow_negative_numbers = true, value_parser = crate::arguments::seed)]
     seed: Option<u64>,
@@ -173,10 +177,17 @@ impl Evaluate {
         if let Some(path) = &self.config {
             return Ok(Resolved::from_yaml(&atomic_fs::read_named::<EvaluateError>("--config", path)?)?);
         }
-        let preset = self.preset.as_deref().unwrap_or_default();
-        compose_evaluation(preset, &self.set, self.seed.unwrap_or(1), inputs::pin(&self.data)?)
-            .and_then(|resolved| resolved.measuring(self.gate.iter().map(|gate| gate.metric)))
-            .map_err(|why| why.on_command_line(&self.set).into())
+        let (chosen, set) = choose("preset", &[self.set.clone(), self.changes.clone()].concat());
+        let Some(preset) = chosen.as_deref().or(self.preset.as_deref()) else {
+            let why = format!("--preset: name one of {}, or write preset=NAME", PRESETS.join(", "));
+            return Err(EvaluateError::Arguments(why));
+        };
+        let environment = Environment::of(&variable);
+        let sources = Sources { group: Some(preset), config: None, overrides: &set, environment };
+        explain_evaluation(&sources, self.seed.unwrap_or(1), inputs::pin(&self.data)?)
+            .map_err(|why| *why.error)
+            .and_then(|explained| explained.resolved.measuring(self.gate.iter().map(|gate| gate.metric)))
+            .map_err(|why| why.on_command_line(&set).into())
     }
 
     fn judge(&self, results: &Results) -> Judgement {

@@ -12,7 +12,7 @@ use codex_reports::DataFile;
 use codex_verdict::{MAX_BOOTSTRAP_CONFIDENCE, Measurement, Metric, Resampling};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     inputs::Problem,
@@ -68,7 +68,17 @@ fn deciding(settings: &Generation) -> BTreeMap<String, Value> {
     let settings = serde_json::to_value(settings.deciding()).unwrap_or_default();
     let all = settings.as_object().into_iter().flatten();
     let left_out = ["batch_size", "metrics", "confidence"];
-    all.filter(|(name, _)| !left_out.contains(&name.as_str()))
+    // Files of earlier versions do not know these settings, and have what their defaults give.
+    let defaults = [
+        ("samples", json!(1)),
+        ("k", json!(null)),
+        ("temperature", json!(0.0)),
+        ("top_p", json!(1.0)),
+        ("top_k", json!(null)),
+    ];
+    let is_default =
+        |name: &str, value: &Value| defaults.iter().any(|(known, default)| *known == name && default == value);
+    all.filter(|(name, value)| !left_out.contains(&name.as_str()) && !is_default(name, value))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
 }

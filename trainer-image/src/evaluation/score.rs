@@ -40,6 +40,9 @@ pub struct Scored {
     /// Whether the baseline's answer is right; absent without a baseline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline_correct: Option<bool>,
+    /// All sampled answers; absent if only one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub samples: Option<Samples>,
     /// F1 of the words of the answer and of the right one; absent if it is not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_f1: Option<f64>,
@@ -49,6 +52,58 @@ pub struct Scored {
     /// Log-probability of the reference response, for perplexity; absent if that is not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub likelihood: Option<Likelihood>,
+}
+
+/// Several sampled answers to one problem, of which the first is the prediction.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Samples {
+    /// The answer of each text; null if it has none.
+    pub answers: Vec<Option<String>>,
+    /// Number of right ones.
+    pub right: usize,
+    /// Estimated probability that at least one of `evaluation.k` answers is right.
+    pub pass_at_k: f64,
+    /// The most frequent answer, the first of equally frequent ones; null if no text has an answer.
+    pub majority: Option<String>,
+    /// Whether it is right.
+    pub majority_correct: bool,
+}
+
+impl Samples {
+    /// Scores the texts that were sampled for a problem.
+    pub(super) fn of(texts: &[String], record: &Record, answers: &Answers, k: usize) -> Self {
+        let expected = answers.of_reference(&record.response).ok();
+        let found: Vec<Option<String>> = texts.iter().map(|text| answers.of_response(text)).collect();
+        let is_right = |answer: &str| expected.as_deref().is_some_and(|expected| answers.is_right(answer, expected));
+        let right = found.iter().flatten().filter(|answer| is_right(answer)).count();
+        // Each different answer and how often it was given, in the order in which they were given first.
+        let mut given: Vec<(&str, usize)> = Vec::new();
+        for answer in found.iter().flatten() {
+            match given.iter_mut().find(|(known, _)| answers.is_right(answer, known)) {
+                Some((_, count)) => *count += 1,
+                None => given.push((answer, 1)),
+            }
+        }
+        let most = given.iter().map(|(_, count)| *count).max();
+        let majority = given.iter().find(|(_, count)| Some(*count) == most).map(|(answer, _)| (*answer).to_owned());
+        Self {
+            pass_at_k: pass_at_k(texts.len(), right, k),
+            majority_correct: majority.as_deref().is_some_and(is_right),
+            majority,
+            right,
+            answers: found,
+        }
+    }
+}
+
+/// Returns the probability that at least one of `k` answers is right, if `right` of `n` are: 1 − C(n − right, k) / C(n, k), the
+/// unbiased estimator of Chen et al. 2021 (arXiv 2107.03374).
+fn pass_at_k(n: usize, right: usize, k: usize) -> f64 {
+    if n - right < k {
+        return 1.0;
+    }
+    let none: f64 = (n - right + 1..=n).map(|i| 1.0 - k as f64 / i as f64).product();
+    1.0 - none
 }
 
 impl Scored {
@@ -74,6 +129,7 @@ impl Scored {
             answer,
             expected,
             prediction,
+            samples: None,
             token_f1: None,
             bleu: None,
             likelihood: None,
@@ -103,6 +159,8 @@ impl Scored {
             }
             Metric::TraceCoverage => (self.steps > 0).then(|| self.steps_found as f64 / self.steps as f64),
             Metric::TokenF1 => self.token_f1,
+            Metric::PassAtK => self.samples.as_ref().map(|samples| samples.pass_at_k),
+            Metric::MajAtK => self.samples.as_ref().map(|samples| share(samples.majority_correct)),
             Metric::Bleu | Metric::Perplexity => None,
         }
     }
@@ -118,7 +176,13 @@ fn measure(metric: Metric, scored: &[Scored], resampling: Resampling) -> Option<
     match metric {
         Metric::ExactMatch => Some(exact_match(scored.iter())),
         Metric::WinRate => win_rate(scored),
-        Metric::TraceCoverage | Metric::TokenF1 => mean(metric, scored),
+        Metric::TraceCoverage | Metric::TokenF1 | Metric::PassAtK => mean(metric, scored),
+        Metric::MajAtK => {
+            let right: Vec<bool> =
+                scored.iter().filter_map(|one| one.samples.as_ref()).map(|it| it.majority_correct).collect();
+            let successes = right.iter().filter(|right| **right).count() as u64;
+            (!right.is_empty()).then_some(Measurement::Share { successes, n: right.len() as u64 })
+        }
         Metric::Bleu => corpus(&scored.iter().map(|one| one.bleu).collect::<Option<Vec<_>>>()?, resampling),
         Metric::Perplexity => corpus(&scored.iter().map(|one| one.likelihood).collect::<Option<Vec<_>>>()?, resampling),
     }
@@ -250,6 +314,32 @@ mod tests {
         }
         assert_eq!(scored("#-4").baseline_correct, Some(true));
         assert!(!metrics(&[scored("#-4")], DRAWS).contains_key(&Metric::TraceCoverage.to_string()));
+    }
+
+    #[test]
+    fn several_answers_are_counted() {
+        // 1 − C(3, 2) / C(5, 2), 1 − C(4, 1) / C(5, 1), and the ends.
+        for (n, right, k, expected) in [(5, 2, 2, 0.7), (5, 1, 1, 0.2), (5, 0, 3, 0.0), (5, 4, 2, 1.0), (4, 4, 4, 1.0)]
+        {
+            assert!((pass_at_k(n, right, k) - expected).abs() < 1e-12, "{n} {right} {k}");
+        }
+        let texts = ["it is 3", "no", "4", "-4.0", "-4", "3"].map(str::to_owned);
+        let of = |texts: &[String]| Samples::of(texts, &record("3 - 7 = -4"), &answers("last_number"), 2);
+        let found = of(&texts);
+        assert_eq!(
+            (found.right, found.majority.as_deref(), found.majority_correct),
+            (2, Some("3"), false),
+            "the first"
+        );
+        assert!((found.pass_at_k - 0.6).abs() < 1e-12, "{found:?}");
+        assert!(of(&texts[2..5]).majority_correct);
+        assert_eq!(of(&texts[1..2]).majority, None);
+        let one =
+            |samples| Scored { samples, ..Scored::of(1, &record("-4"), String::new(), None, &answers("last_number")) };
+        let measured = metrics(&[one(Some(of(&texts))), one(Some(of(&texts[2..5])))], DRAWS);
+        assert_eq!(measured[Metric::MajAtK.name()], Measurement::Share { successes: 1, n: 2 });
+        assert_eq!(measured[Metric::PassAtK.name()].kind(), codex_verdict::Kind::Mean);
+        assert!(!metrics(&[one(None)], DRAWS).contains_key(Metric::PassAtK.name()));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::{
     },
 };
 
-use codex_configs::{Device, Evaluation, OnDemand, PromptForm, Resolved};
+use codex_configs::{Device, Evaluation, Generation, OnDemand, PromptForm, Resolved};
+use codex_engine::{Sampler, Sampling};
 use codex_provenance::{
     ModelDigest, files,
     manifest::{Held, Manifest, ManifestError},
@@ -17,12 +18,13 @@ use codex_provenance::{
 use codex_reports::{EvaluationState, Stage};
 use codex_verdict::{Likelihood, Metric};
 use indicatif::ProgressBar;
+use sha2::Digest as _;
 
 use super::{
     EvaluateError, baseline,
     inputs::{Inputs, Problem},
     outputs::{Results, write},
-    score::Scored,
+    score::{Samples, Scored},
     table,
 };
 use crate::{
@@ -40,8 +42,13 @@ const ROUNDS: usize = 4;
 /// The likelihood of a reference response.
 type Expected = Result<Likelihood, GenerateError>;
 
-/// A response, and the likelihood of the reference response if that is measured.
-type Predicted = (String, Option<Likelihood>);
+/// What a model answered to a problem.
+struct Predicted {
+    /// Its texts, as many as are sampled.
+    texts: Vec<String>,
+    /// The likelihood of the reference response if that is measured.
+    likelihood: Option<Likelihood>,
+}
 
 /// What an evaluation is told.
 pub struct Session<'a> {
@@ -108,7 +115,7 @@ impl Session<'_> {
             return Ok(None);
         }
         tracing::info!("loading the model");
-        let slots = settings.batch_size.min(inputs.problems.len());
+        let slots = settings.batch_size.min(inputs.problems.len() * settings.samples);
         let mut generator = Generator::load_held(held, slots, self.device)
             .map_err(|source| EvaluateError::Model { path: self.model.to_owned(), source })?;
         match settings.prompt {
@@ -131,16 +138,18 @@ impl Session<'_> {
             state.stage = Stage::Running;
             state.total = inputs.problems.len() as u64;
         });
-        let Some(predictions) = self.answer(&mut generator, &inputs, settings.max_new_tokens)? else {
+        let Some(predictions) = self.answer(&mut generator, &inputs, settings)? else {
             return Ok(None);
         };
         let mut scored = Vec::with_capacity(predictions.len());
         let asked: Vec<OnDemand> = OnDemand::ALL.into_iter().filter(|it| evaluation.measures(it.metric())).collect();
-        for (problem, (prediction, likelihood)) in inputs.problems.iter().zip(predictions) {
+        for (problem, Predicted { mut texts, likelihood }) in inputs.problems.iter().zip(predictions) {
+            let samples = (texts.len() > 1).then(|| Samples::of(&texts, &problem.record, &answers, settings.k()));
+            let prediction = texts.swap_remove(0);
             // Every problem has a prediction: that was checked when the baseline was read.
             let baseline = inputs.baseline.as_ref().and_then(|baseline| baseline.prediction(&problem.record.prompt));
             let one = Scored::of(problem.line, &problem.record, prediction, baseline, &answers);
-            scored.push(Scored { likelihood, ..one.with_texts(&asked) });
+            scored.push(Scored { samples, likelihood, ..one.with_texts(&asked) });
         }
         if self.is_stopped() {
             return Ok(None);
@@ -193,26 +202,39 @@ impl Session<'_> {
         &self,
         generator: &mut Generator,
         inputs: &Inputs,
-        limit: usize,
+        settings: &Generation,
     ) -> Result<Option<Vec<Predicted>>, EvaluateError> {
         let total = inputs.problems.len();
+        let Generation { temperature, top_p, top_k, .. } = *settings;
+        let base = Sampler::new(Sampling { temperature, top_p, top_k: top_k.unwrap_or(0), seed: 0 })
+            .map_err(|error| EvaluateError::Arguments(format!("evaluation.{error}")))?;
         let bar = table::progress_bar(total as u64);
         let mut predictions = Vec::with_capacity(total);
         for problems in inputs.problems.chunks((generator.slots() * ROUNDS).max(1)) {
             let before = predictions.len();
-            let prompts: Vec<&str> = problems.iter().map(|problem| problem.record.prompt.as_str()).collect();
-            let completions = generator.complete_while(&prompts, limit, |done| {
-                self.tell(bar.as_ref(), before + done);
+            let prompts: Vec<&str> = problems
+                .iter()
+                .flat_map(|problem| std::iter::repeat_n(problem.record.prompt.as_str(), settings.samples))
+                .collect();
+            let sampler = |index: usize| {
+                let (problem, member) = (index / settings.samples, index % settings.samples);
+                base.with_seed(self.seed_of(problems[problem].line, member))
+            };
+            let completions = generator.sample_while(&prompts, settings.max_new_tokens, sampler, |done| {
+                self.tell(bar.as_ref(), before + done / settings.samples);
                 !self.is_stopped()
             });
             let Some(completions) = completions else { return Ok(None) };
             let Some(likelihoods) = self.likelihoods(generator, problems) else { return Ok(None) };
-            for ((problem, completion), likelihood) in problems.iter().zip(completions).zip(likelihoods) {
+            let mut completions = completions.into_iter();
+            for (problem, likelihood) in problems.iter().zip(likelihoods) {
                 let failed =
                     |source| EvaluateError::Generation { file: inputs.file.clone(), line: problem.line, source };
                 // Without its response a problem would count as wrong.
-                let completion = completion.map_err(failed)?;
-                predictions.push((completion.text, likelihood.transpose().map_err(failed)?));
+                let own =
+                    completions.by_ref().take(settings.samples).map(|completion| Ok(completion.map_err(failed)?.text));
+                let texts = own.collect::<Result<Vec<String>, EvaluateError>>()?;
+                predictions.push(Predicted { texts, likelihood: likelihood.transpose().map_err(failed)? });
             }
             // A line would break the bar.
             if bar.is_none() {
@@ -223,6 +245,16 @@ impl Session<'_> {
             bar.finish_and_clear();
         }
         Ok(Some(predictions))
+    }
+
+    /// Returns the seed of an answer: a hash, so that the answers to a problem depend on no other problem.
+    fn seed_of(&self, line: usize, member: usize) -> u64 {
+        let mut hasher = sha2::Sha256::new();
+        hasher.update(b"codex sample 1\0");
+        for number in [self.resolved.spec().seed, line as u64, member as u64] {
+            hasher.update(number.to_le_bytes());
+        }
+        hasher.finalize().iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
     }
 
     /// Returns the likelihood of the reference response of each problem, each `None` if perplexity is not measured, or `None` when

@@ -1,6 +1,6 @@
 use std::{fs, path::Path};
 
-use codex_configs::{Data, Synthetic, benchmark, compose_training};
+use codex_configs::{Data, Synthetic, benchmark, compose_evaluation, compose_training};
 use codex_provenance::{DataDigest, Sha256, manifest::Manifest};
 use codex_reports::TrainingState;
 use codex_verdict::{Measurement, Metric};
@@ -497,4 +497,31 @@ fn the_files_of_a_run_follow_their_schemas() {
         }
     }
     assert!(checked > 30, "{checked}");
+}
+
+#[test]
+fn sampled_answers_are_the_same_again_and_depend_on_the_seed_of_each() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = train(0, &directory.path().join("fresh"));
+    let set = ["evaluation.samples=3", "evaluation.k=2", "evaluation.temperature=1", "evaluation.max_new_tokens=8"];
+    let run = |name: &str, more: &[&str], count| {
+        let set = [&set[..], more].concat();
+        let case = Case { set: &set, ..Case::of(&model, problems(count)) };
+        let output = directory.path().join(name);
+        let (results, _) = case.results(&output);
+        (results, read(output.join("records.ndjson")))
+    };
+    let (results, records) = run("one", &[], 12);
+    assert_eq!(results.metrics[Metric::PassAtK.name()].kind(), codex_verdict::Kind::Mean);
+    assert!(matches!(results.metrics[Metric::MajAtK.name()], Measurement::Share { n: 12, .. }));
+    // Other batches, and other problems in them, change nothing.
+    assert_eq!(run("two", &["evaluation.batch_size=2"], 12).1, records);
+    let fewer = run("three", &["evaluation.limit=5"], 12).1;
+    assert_eq!(records.lines().take(5).collect::<Vec<_>>(), fewer.lines().collect::<Vec<_>>());
+    let lines: Vec<Value> = records.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let samples = |line: &Value| line["samples"]["answers"].as_array().unwrap().len();
+    assert!(lines.iter().all(|line| samples(line) == 3));
+    let predictions: std::collections::BTreeSet<String> =
+        lines.iter().map(|line| line["prediction"].to_string()).collect();
+    assert!(predictions.len() > 6, "{predictions:?}");
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use codex_configs::{DataFormat, DataSettings, Device, compose_training};
+use codex_configs::{DataFormat, DataSettings, Device, Sources, explain_training, is_settings, sweep::Axis};
 use codex_provenance::{ModelDigest, Sha256, manifest::Manifest, oms, promotion::Promotion};
 use codex_signing::{
     bundle,
@@ -76,8 +76,9 @@ pub(super) fn configurations() -> Target {
     let seeds = vec![b"training:\n  max_steps: 20\n  batch_size: 4\n".to_vec(), b"{training: {seed: 1}}\n".to_vec()];
     target("configurations", seeds, TEXT, |bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return false };
-        match compose_training("cot-starter", &[], Some(text), 1, Vec::new()) {
-            Ok(_) => true,
+        let sources = Sources { group: Some("cot-starter"), config: Some(text), ..Sources::default() };
+        match explain_training(&sources, 1, None) {
+            Ok(explained) => !explained.leaves.is_empty() && is_settings(text),
             // Both seeds are read; whether they are complete matters less here.
             Err(error) => !error.to_string().is_empty(),
         }
@@ -85,13 +86,24 @@ pub(super) fn configurations() -> Target {
 }
 
 pub(super) fn overrides() -> Target {
-    let seeds = vec![b"training.max_steps=20".to_vec(), b"~data\n+a.b=[1, 2]".to_vec()];
+    let seeds = vec![
+        b"training.max_steps=20".to_vec(),
+        b"~data\n+a.b=[1, 2]".to_vec(),
+        b"metadata.owner=${training.max_steps}-${oc.env:USER,a}\n~training.stop_after\n++training.batch_size=8"
+            .to_vec(),
+        b"seed=range(1,3)\ntraining.learning_rate=choice(0.1,2e-3)\ntraining.dtype=glob(*)".to_vec(),
+    ];
     target("overrides", seeds, TEXT, |bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return false };
         let all: Vec<String> = text.lines().map(str::to_owned).collect();
-        match compose_training("cot-starter", &all, None, 1, Vec::new()) {
-            Ok(_) => true,
+        let swept = all.iter().all(|line| match Axis::parse(line) {
+            Ok(axis) => !axis.values.is_empty(),
             Err(error) => !error.to_string().is_empty(),
+        });
+        let sources = Sources { group: Some("cot-starter"), overrides: &all, ..Sources::default() };
+        match explain_training(&sources, 1, None) {
+            Ok(explained) => swept && !explained.leaves.is_empty(),
+            Err(error) => swept && !error.to_string().is_empty(),
         }
     })
 }

@@ -69,7 +69,8 @@ fn list(format: Format) -> Result<String, CommandError> {
     let width = all.iter().map(|template| template.name.len()).max().unwrap_or_default();
     Ok(match format {
         Format::Text => {
-            all.iter().map(|template| format!("{:width$}  {}\n", template.name, template.description)).collect()
+            let line = |template: &Template| format!("{:width$}  {}\n", template.name, template.description);
+            all.iter().map(line).collect::<Vec<_>>().concat()
         }
         Format::Json => {
             let all = all.iter().map(|it| json!({ "name": it.name, "description": it.description }));

@@ -22,6 +22,13 @@ pub(super) struct Compare {
     /// Compare only this metric. May be repeated.
     #[arg(long, value_name = "NAME")]
     metric: Vec<String>,
+    /// Order the runs by the last value of this metric, lowest first, instead of comparing them with the first one. A run
+    /// without the metric is last.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["metric", "plot"])]
+    rank: Option<String>,
+    /// With --rank: highest first.
+    #[arg(long, requires = "rank")]
+    highest: bool,
     /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -61,6 +68,14 @@ impl Compare {
         if runs.len() < 2 {
             return Err(MetricsError::OneRun);
         }
+        if let Some(metric) = &self.rank {
+            chosen(&runs, std::slice::from_ref(metric), "")?;
+            let places = rank(&runs, metric, self.highest);
+            return match self.format {
+                Format::Json => print_json(&places),
+                Format::Text => Ok(atomic_fs::say(places_table(metric, &places).trim_end())?),
+            };
+        }
         let named = if self.metric.is_empty() { None } else { Some(chosen(&runs, &self.metric, "")?) };
         let lines = compare(&runs, named.as_deref());
         if let Some(path) = &self.plot {
@@ -71,6 +86,65 @@ impl Compare {
             Format::Text => Ok(atomic_fs::say(table(&lines).trim_end())?),
         }
     }
+}
+
+/// The place of a run among others, on one split.
+#[derive(Debug, PartialEq, Serialize)]
+struct Placed<'a> {
+    split: &'a str,
+    run: &'a str,
+    /// Counted from 1; equal values have equal places. `None` without the metric.
+    place: Option<usize>,
+    #[serde(flatten)]
+    statistics: Option<Statistics>,
+}
+
+/// Orders the runs by the last value of a metric, on each split that has it.
+fn rank<'a>(runs: &'a [Run], metric: &str, highest: bool) -> Vec<Placed<'a>> {
+    let names: BTreeSet<&Name> =
+        runs.iter().flat_map(|run| run.series.keys()).filter(|name| name.metric == metric).collect();
+    let mut places = Vec::new();
+    for name in names {
+        let of = |run: &Run| run.series.get(name).and_then(Statistics::of);
+        let mut found: Vec<(&Run, Option<Statistics>)> = runs.iter().map(|run| (run, of(run))).collect();
+        // A value that is no number is the worst.
+        let cost = |statistics: &Option<Statistics>| {
+            let value = statistics.map_or(f64::INFINITY, |it| if highest { -it.last.value } else { it.last.value });
+            (statistics.is_none(), if value.is_nan() { f64::INFINITY } else { value })
+        };
+        found.sort_by(|(_, a), (_, b)| {
+            let ((a_lacks, a), (b_lacks, b)) = (cost(a), cost(b));
+            a_lacks.cmp(&b_lacks).then(a.total_cmp(&b))
+        });
+        let (mut place, mut last) = (0, None);
+        for (index, (run, statistics)) in found.into_iter().enumerate() {
+            let value = statistics.map(|it| it.last.value.to_bits());
+            if value != last {
+                (place, last) = (index + 1, value);
+            }
+            places.push(Placed { split: &name.split, run: &run.label, place: value.map(|_| place), statistics });
+        }
+    }
+    places
+}
+
+fn places_table(metric: &str, places: &[Placed<'_>]) -> String {
+    let head = ["METRIC", "SPLIT", "RUN", "PLACE", "LAST", "STEP", "LEAST", "GREATEST"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for Placed { split, run, place, statistics } in places {
+        let number = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+        rows.push(vec![
+            metric.to_owned(),
+            (*split).to_owned(),
+            (*run).to_owned(),
+            number(place.map(|place| place.to_string())),
+            number(statistics.map(|it| shown(it.last.value))),
+            number(statistics.map(|it| it.last.step.to_string())),
+            number(statistics.map(|it| shown(it.least.value))),
+            number(statistics.map(|it| shown(it.greatest.value))),
+        ]);
+    }
+    columns(3, &rows)
 }
 
 fn compare<'a>(runs: &'a [Run], metrics: Option<&[String]>) -> Vec<Line<'a>> {
@@ -163,5 +237,31 @@ mod tests {
         ];
         insta::assert_snapshot!(table(&compare(&runs, None)));
         assert_eq!(compare(&runs, Some(&["loss".to_owned()])).len(), 4);
+    }
+
+    #[test]
+    fn runs_in_the_order_of_a_metric() {
+        let mut runs = vec![
+            run("worse", &[(10, 3.0), (20, 2.0)]),
+            run("best", &[(10, 3.0), (20, 1.0)]),
+            run("equal", &[(20, 2.0)]),
+            run("without", &[]),
+        ];
+        let places = |runs: &[Run], highest| -> Vec<(String, Option<usize>)> {
+            rank(runs, "loss", highest).iter().map(|it| (it.run.to_owned(), it.place)).collect()
+        };
+        let named = |items: [(&str, Option<usize>); 4]| items.map(|(name, place)| (name.to_owned(), place)).to_vec();
+        assert_eq!(
+            places(&runs, false),
+            named([("best", Some(1)), ("worse", Some(2)), ("equal", Some(2)), ("without", None)])
+        );
+        assert_eq!(
+            places(&runs, true),
+            named([("worse", Some(1)), ("equal", Some(1)), ("best", Some(3)), ("without", None)])
+        );
+        let table = places_table("loss", &rank(&runs, "loss", false));
+        assert!(table.lines().nth(1).is_some_and(|line| line.contains("best") && line.contains('1')), "{table}");
+        runs.truncate(1);
+        assert_eq!(rank(&runs, "loss", false).len(), 1);
     }
 }

@@ -22,7 +22,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use codex_configs::Device;
 use codex_engine::{
-    Decoder, Emitted, End, EngineError, Layout, ModelConfig, PromptError, Settings, decoder, load_decoder,
+    Decoder, Emitted, End, EngineError, Layout, ModelConfig, PromptError, Sampler, Settings, decoder, load_decoder,
 };
 use codex_provenance::manifest::Held;
 
@@ -283,25 +283,40 @@ impl Generator {
         &mut self,
         prompts: &[&str],
         limit: usize,
+        progress: impl FnMut(usize) -> bool,
+    ) -> Option<Vec<Result<Completion, GenerateError>>> {
+        self.sample_while(prompts, limit, |_| Sampler::greedy(), progress)
+    }
+
+    /// As [`complete_while`](Self::complete_while), with a sampler for each prompt, by its index.
+    pub fn sample_while(
+        &mut self,
+        prompts: &[&str],
+        limit: usize,
+        sampler: impl Fn(usize) -> Sampler,
         mut progress: impl FnMut(usize) -> bool,
     ) -> Option<Vec<Result<Completion, GenerateError>>> {
         let mut results: Vec<Option<Result<Completion, GenerateError>>> = prompts.iter().map(|_| None).collect();
         let mut waiting = prompts.iter().enumerate();
-        let mut running: BTreeMap<usize, (usize, Vec<u32>)> = BTreeMap::new();
+        let mut running: BTreeMap<usize, (usize, Vec<u32>, Sampler)> = BTreeMap::new();
         let mut done = 0;
         loop {
             while let Some(slot) = self.free_slot() {
                 let Some((index, prompt)) = waiting.next() else { break };
                 let ids = self.encode_prompt(prompt).map_err(GenerateError::from);
                 match ids.and_then(|ids| self.prefill(slot, &ids)) {
-                    Ok(()) => drop(running.insert(slot, (index, Vec::new()))),
+                    Ok(()) => drop(running.insert(slot, (index, Vec::new(), sampler(index)))),
                     Err(error) => {
                         results[index] = Some(Err(error));
                         done += 1;
                     }
                 }
             }
-            let emitted = match self.step() {
+            let choose = |slot, logits: &[f32]| match running.get_mut(&slot) {
+                Some((_, _, sampler)) => sampler.choose(logits),
+                None => 0,
+            };
+            let emitted = match self.step_by(choose) {
                 Ok(emitted) => emitted,
                 Err(error) => {
                     self.release_all(running.keys());
@@ -314,7 +329,7 @@ impl Generator {
                 break;
             }
             for Emitted { slot, token, end } in emitted {
-                let Some((index, tokens)) = running.get_mut(&slot) else { continue };
+                let Some((index, tokens, _)) = running.get_mut(&slot) else { continue };
                 tokens.push(token);
                 if end.is_none() && tokens.len() < limit {
                     continue;

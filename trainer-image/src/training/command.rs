@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use codex_configs::{Data, Resolved, Training, VALIDATION, compose_training};
+use codex_configs::{Data, Resolved, TEMPLATES, Training, VALIDATION, choose};
 use codex_provenance::{DataDigest, ModelDigest};
 use codex_reports::{Stage, TrainingState, exit};
 use codex_signing::key::PublicKey;
@@ -26,7 +26,7 @@ use super::{
     data::Stop,
 };
 use crate::{
-    atomic_fs,
+    atomic_fs, composing,
     error::CommandError,
     exposition::{Exposition, ExpositionError},
     hub::{self, Fetched, Hub, Repository},
@@ -36,11 +36,11 @@ use crate::{
 
 /// Train a model; resumes from the newest valid checkpoint in the output directory.
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["config", "template"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["config", "template", "set", "changes"])))]
 #[command(group(clap::ArgGroup::new("start").args(["base", "base_from_hub"])))]
 pub struct Train {
     /// Resolved configuration, as the controller mounts it.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["set", "seed"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["template", "set", "changes", "seed"])]
     pub(super) config: Option<PathBuf>,
     /// Template of the configuration, such as cot-starter.
     #[arg(long)]
@@ -48,6 +48,9 @@ pub struct Train {
     /// Override a key of the template, such as `training.max_steps=200`.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(super) set: Vec<String>,
+    /// More overrides, after those of --set; template=NAME chooses the template.
+    #[arg(value_name = "KEY=VALUE")]
+    pub(super) changes: Vec<String>,
     /// Seed of initial weights and data order [default: 1].
     #[arg(long, allow_negative_numbers = true, value_parser = crate::arguments::seed)]
     pub(super) seed: Option<u64>,
@@ -245,7 +248,11 @@ impl Train {
         if let Some(path) = &self.config {
             return Ok(Resolved::from_yaml(&atomic_fs::read_named::<TrainError>("--config", path)?)?);
         }
-        let template = self.template.as_deref().unwrap_or_default();
+        let (chosen, set) = choose("template", &[self.set.clone(), self.changes.clone()].concat());
+        let Some(template) = chosen.as_deref().or(self.template.as_deref()) else {
+            let why = format!("--template: name one of {}, or write template=NAME", TEMPLATES.join(", "));
+            return Err(TrainError::Arguments(why));
+        };
         let mut data = Vec::new();
         for (name, path) in &self.data {
             let failed = |source| atomic_fs::named::<TrainError>(&format!("data {name}"), path, source);
@@ -255,8 +262,7 @@ impl Train {
         if data.iter().all(|data| data.name == VALIDATION) {
             data.extend(default_data(template));
         }
-        compose_training(template, &self.set, None, self.seed.unwrap_or(1), data)
-            .map_err(|why| why.on_command_line(&self.set).into())
+        Ok(composing::compose(template, &set, self.seed.unwrap_or(1), data)?)
     }
 }
 

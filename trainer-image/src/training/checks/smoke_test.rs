@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codex_configs::{Training, compose_training};
+use codex_configs::Training;
 use codex_engine::Layout;
 use codex_reports::exit;
 use rustix::fs::{Advice, fadvise, statvfs};
@@ -21,6 +21,7 @@ use rustix::fs::{Advice, fadvise, statvfs};
 use super::SmokeError;
 use crate::{
     atomic_fs::{self, FileError},
+    composing,
     error::CommandError,
     model::ModelError,
     text::Tokenizer,
@@ -66,8 +67,7 @@ impl CheckpointSmoke {
     }
 
     fn check(&self, place: &Path) -> Result<(), TrainError> {
-        let run = compose_training(&self.template, &self.set, None, 1, default_data(&self.template).collect())
-            .map_err(|why| why.on_command_line(&self.set))?;
+        let run = composing::compose(&self.template, &self.set, 1, default_data(&self.template).collect())?;
         let training: &Training = run.spec();
         let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
         let config = model_config(training, &tokenizer)?;

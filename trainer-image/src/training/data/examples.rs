@@ -313,7 +313,7 @@ mod tests {
     fn endless_lines_are_refused() {
         let mut zstd = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
         for _ in 0..65 {
-            zstd.write_all(&[b' '; 1 << 20]).unwrap();
+            zstd.write_all(&vec![b' '; 1 << 20]).unwrap();
         }
         let told = read("a.jsonl.zst", &zstd.finish().unwrap()).unwrap_err();
         assert_eq!(

@@ -16,7 +16,7 @@ impl Languages {
     /// Returns the languages of a configuration.
     pub(super) fn of(settings: &DataSettings) -> Self {
         // The rule of the key has refused other codes.
-        Self(settings.languages.iter().filter_map(|code| Lang::from_code(code)).collect())
+        Self(settings.languages.iter().filter_map(Lang::from_code).collect())
     }
 
     /// Returns whether a record is trained on: unless another language is detected reliably. Short texts and calculations have no
@@ -37,7 +37,7 @@ mod tests {
 
     #[test]
     fn configurations_know_the_languages_of_the_library() {
-        let mut known: Vec<&str> = Lang::all().iter().map(|language| language.code()).collect();
+        let mut known: Vec<&str> = Lang::all().iter().map(Lang::code).collect();
         known.sort_unstable();
         assert_eq!(codex_configs::LANGUAGES, known);
     }

@@ -142,7 +142,8 @@ fn a_cache_is_used_only_if_it_is_whole_and_of_the_same_input() {
     assert!(read(&both, &run, &caches, encoder).1);
     let (pairs, tokenized) = read(&both, &run, &caches, Encoder { preferences: true, ..encoder });
     assert!(tokenized && pairs.iter().all(|pair| pair.sequences().count() == 2), "{pairs:?}");
-    assert!(read(&Input::of_bytes("mine", "mine.txt", bytes), &run, &Caches::default(), encoder).1);
+    let given = Encoder { given: true, ..encoder };
+    assert!(read(&Input::of_bytes("mine", "mine.txt", bytes), &run, &Caches::default(), given).1);
     assert_eq!(read(&input, &run, &caches, encoder), (expected, true));
     let mut left: Vec<_> =
         fs::read_dir(directory.path().join("cache")).unwrap().map(|it| it.unwrap().file_name()).collect();

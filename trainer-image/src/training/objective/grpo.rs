@@ -147,20 +147,20 @@ pub(crate) struct Sampled {
 
 impl Sampled {
     /// Measures the answers of a step.
-    pub(crate) fn of<'a>(groups: impl Iterator<Item = &'a Group> + Clone, settings: &GrpoSettings) -> Self {
-        let count = groups.clone().count().max(1) as f64;
-        let all = || groups.clone().flat_map(|group| &group.answers);
+    pub(crate) fn of(groups: &[Group], settings: &GrpoSettings) -> Self {
+        let count = groups.len().max(1) as f64;
+        let all = || groups.iter().flat_map(|group| &group.answers);
         let answers = count * settings.group as f64;
         let share = |holds: &dyn Fn(&Answer) -> bool| all().filter(|answer| holds(answer)).count() as f64 / answers;
         let tokens: usize = all().map(|answer| answer.tokens.len()).sum();
         Self {
             reward: all().map(|answer| answer.reward.total).sum::<f64>() / answers,
-            deviation: groups.clone().map(Group::deviation).sum::<f64>() / count,
+            deviation: groups.iter().map(Group::deviation).sum::<f64>() / count,
             right: share(&|answer| answer.reward.right),
-            solved: groups.clone().filter(|it| it.answers.iter().any(|answer| answer.reward.right)).count() as f64
+            solved: groups.iter().filter(|it| it.answers.iter().any(|answer| answer.reward.right)).count() as f64
                 / count,
             answered: share(&|answer| answer.reward.answered),
-            informative: groups.clone().filter(|group| group.advantages().iter().any(|it| *it != 0.0)).count() as f64
+            informative: groups.iter().filter(|group| group.advantages().iter().any(|it| *it != 0.0)).count() as f64
                 / count,
             entropy: all().map(|answer| answer.surprise).sum::<f64>() / tokens.max(1) as f64,
             length: tokens as f64 / answers,
@@ -194,7 +194,8 @@ mod tests {
             .map(|set| format!("training.grpo.{set}"))
             .chain(["training.method=grpo".to_owned()])
             .collect();
-        let data = vec![codex_configs::Data { name: "x".to_owned(), sha256: None, synthetic: None }];
+        let sha256 = Some(codex_provenance::DataDigest(codex_provenance::Sha256::of("")));
+        let data = vec![codex_configs::Data { name: "x".to_owned(), sha256, synthetic: None }];
         codex_configs::compose_training("cot-starter", &set, None, 1, data)
             .unwrap()
             .spec()
@@ -253,7 +254,7 @@ mod tests {
     #[test]
     fn answers_are_measured() {
         let groups = [group(&[(1.0, true), (0.0, false)]), group(&[(0.0, true), (0.0, true)])];
-        let of = Sampled::of(groups.iter(), &settings(&["group=2"]));
+        let of = Sampled::of(&groups, &settings(&["group=2"]));
         let expected = Sampled {
             reward: 0.25,
             deviation: 0.25,

@@ -131,7 +131,7 @@ impl Session<'_> {
             let answers = answers.collect::<Result<Vec<_>, TrainError>>()?;
             all.push(Group { prompt, answers });
         }
-        let sampled = Sampled::of(all.iter(), settings);
+        let sampled = Sampled::of(&all, settings);
         let tokens = learned_tokens(all.iter());
         let mut rest = all.into_iter();
         let groups: Vec<Vec<Group>> =

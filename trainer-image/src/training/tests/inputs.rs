@@ -71,6 +71,7 @@ fn a_missing_file_is_final() {
             config: config.map(Path::to_owned),
             template: Some("cot-starter".to_owned()),
             set: Vec::new(),
+            changes: Vec::new(),
             seed: None,
             base: None,
             base_from_hub: None,

@@ -19,6 +19,7 @@ use crate::{
         data::Places,
         forensics::{RecordedRun, replay},
         state::engine_settings,
+        test_support::{attempt, finished, speck},
     },
 };
 
@@ -28,11 +29,10 @@ struct Place {
     files: Vec<(String, PathBuf)>,
 }
 
-/// Writes the base, and prompts to which any text with a k is right: even random weights write some of these.
-fn place() -> Place {
+/// Writes the base, and prompts to which any text with a k is right. Even random weights write some of these.
+fn place(write: impl FnOnce(&Path) -> PathBuf) -> Place {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("base");
-    write_base(&path);
+    let path = write(&directory.path().join("base"));
     let lines: Vec<String> = (0..16)
         .map(|at| serde_json::json!({"question": format!("Spell {at} with a k."), "answer": "k"}).to_string())
         .collect();
@@ -41,10 +41,22 @@ fn place() -> Place {
     Place { base: Base::open(&path, None).unwrap(), directory, files: vec![("letters".to_owned(), data)] }
 }
 
+/// Writes a base with 98 characters, of which random weights choose the one that ends an answer often enough.
+fn characters(place: &Path) -> PathBuf {
+    finished(&attempt(&speck(&["training.stop_after=0"]), place, false));
+    place.join("model")
+}
+
+/// Writes a base of SmolLM2's shape and vocabulary.
+fn tokens(place: &Path) -> PathBuf {
+    write_base(place);
+    place.to_owned()
+}
+
 const SETTINGS: [&str; 7] = [
     "training.method=grpo",
     "training.grpo.group=6",
-    "training.grpo.max_new_tokens=5",
+    "training.grpo.max_new_tokens=48",
     "training.grpo.reward.answer=regex",
     "training.grpo.reward.pattern=k",
     "training.learning_rate=0.02",
@@ -63,7 +75,7 @@ fn measured(output: &Path) -> BTreeMap<(u64, String), f64> {
 
 #[test]
 fn answers_that_earn_more_are_learned_and_runs_resume_exactly() {
-    let Place { directory, base, files } = place();
+    let Place { directory, base, files } = place(characters);
     for (adapters, dtype) in [(&ADAPTERS[..], "training.dtype=fp32"), (&[][..], "training.dtype=bf16")] {
         let run = |stop| with(&files, &[adapters, &[dtype, stop]].concat());
         let (straight, resumed) = (directory.path().join("straight"), directory.path().join("resumed"));
@@ -76,7 +88,7 @@ fn answers_that_earn_more_are_learned_and_runs_resume_exactly() {
         {
             assert!(of(10, name).is_finite() && of(10, name) >= 0.0, "{name}");
         }
-        assert!(of(10, "answer_tokens") > 0.0 && of(10, "answer_tokens") <= 5.0);
+        assert!(of(10, "answer_tokens") > 0.0 && of(10, "answer_tokens") <= 48.0);
 
         // Rollouts are sampled again by the attempt that resumes, and are the same.
         model(train(&run("training.stop_after=3"), &base, &files, &resumed));
@@ -94,7 +106,7 @@ fn answers_that_earn_more_are_learned_and_runs_resume_exactly() {
             groups.iter().flat_map(|group| &group.answers).map(|answer| answer.reward).sum::<f64>() / 48.0
         };
         let (first, last) = (rewards(1), rewards(30));
-        assert!(first < 0.5 && last > first + 0.2, "{first} {last}");
+        assert!(first < 0.7 && last > first + 0.1, "{first} {last}");
         assert!((of(30, "reward") - last).abs() < 1e-12);
         let replayed = replay(&rerun, 5).unwrap();
         assert_eq!((replayed.reproduced, replayed.rollouts.len()), (Some(true), 8));
@@ -113,9 +125,9 @@ fn answers_that_earn_more_are_learned_and_runs_resume_exactly() {
 /// training over whole sequences give the same probability, to the bit.
 #[test]
 fn answers_are_sampled_with_the_probabilities_that_are_trained() {
-    let Place { directory, base, files } = place();
+    let Place { directory, base, files } = place(tokens);
     for dtype in ["training.dtype=fp32", "training.dtype=bf16"] {
-        let resolved = with(&files, &[dtype]);
+        let resolved = with(&files, &[dtype, "training.grpo.max_new_tokens=5"]);
         let reporter = Reporter::<TrainingState>::nowhere();
         let output = directory.path().join("unused");
         let session = Session { base: Some(&base), ..Session::new(&resolved, &files, &output, &reporter, &|| false) };
@@ -151,7 +163,7 @@ fn answers_are_sampled_with_the_probabilities_that_are_trained() {
 
 #[test]
 fn what_cannot_be_rewarded_is_refused() {
-    let Place { directory, base, mut files } = place();
+    let Place { directory, base, mut files } = place(characters);
     let output = directory.path().join("run");
     let said = |files: &[(String, PathBuf)], overrides: &[&str]| {
         let (ended, state) = train(&with(files, overrides), &base, files, &output);
