@@ -262,7 +262,8 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let said = |name: &str| name.parse::<Metric>().expect_err("unknown").to_string();
-        let known = "use exact_match, reasoning.win_rate, trace_coverage, token_f1, bleu or perplexity";
+        let known =
+            "use exact_match, reasoning.win_rate, trace_coverage, token_f1, pass_at_k, maj_at_k, bleu or perplexity";
         assert_eq!(
             said("exact_mach"),
             format!("metric \"exact_mach\" is unknown (did you mean exact_match?): {known}")
