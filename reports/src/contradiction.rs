@@ -82,6 +82,8 @@ fn difference(one: &Value, other: &Value, path: &str) -> Option<String> {
 }
 
 fn brief(value: &Value) -> String {
+    let mut value = value.clone();
+    value.sort_all_objects();
     let text = value.to_string();
     if text.chars().count() <= MAX_VALUE {
         return text;
