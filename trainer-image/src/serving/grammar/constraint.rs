@@ -130,8 +130,7 @@ impl Constraint {
             }
             Place::Opening { rest, close } => {
                 let (rest, close) = (*rest, *close);
-                let token =
-                    sampler.choose_allowed(logits, |id| opens(said(trie, &self.around, id), rest, close))?;
+                let token = sampler.choose_allowed(logits, |id| opens(said(trie, &self.around, id), rest, close))?;
                 self.open(said(trie, &self.around, token), rest, close);
                 Some(token)
             }
@@ -240,7 +239,8 @@ fn is_space(text: &[u8], spaces: Option<usize>) -> bool {
 
 /// Returns whether a text continues an opening marker, of which `rest` is missing.
 fn opens(text: &[u8], rest: &[u8], close: &[u8]) -> bool {
-    !text.is_empty() && (rest.starts_with(text) || text.strip_prefix(rest).is_some_and(|more| ends_cleanly(&[], more, close)))
+    !text.is_empty()
+        && (rest.starts_with(text) || text.strip_prefix(rest).is_some_and(|more| ends_cleanly(&[], more, close)))
 }
 
 /// Returns whether a text leaves its part open, or ends it with nothing but white space after the marker.

@@ -60,7 +60,8 @@ pub(in crate::serving) enum GrammarLimit {
 /// # Errors
 /// It exceeds one.
 pub(in crate::serving) fn checked(grammar: Grammar) -> Result<Grammar, GrammarLimit> {
-    let bytes = |found: usize, most: usize| if found > most { Err(GrammarLimit::Bytes { found, most }) } else { Ok(()) };
+    let bytes =
+        |found: usize, most: usize| if found > most { Err(GrammarLimit::Bytes { found, most }) } else { Ok(()) };
     match &grammar {
         Grammar::Json(schema) | Grammar::Arguments(schema) => {
             let fields = schema.as_object().ok_or(GrammarLimit::NoObject)?;

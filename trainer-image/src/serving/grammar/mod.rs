@@ -8,6 +8,7 @@ mod constraint;
 mod limits;
 #[cfg(test)]
 mod tests;
+mod vocabulary;
 
 use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -26,7 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub(super) use self::{
     constraint::{Around, Constraint},
-    limits::{GrammarLimit, checked},
+    limits::checked,
 };
 use crate::text::Tokenizer;
 
@@ -231,7 +232,7 @@ fn reason(why: &str) -> String {
 /// # Errors
 /// A sentence: the bytes of the tokens are unknown.
 fn prepare(tokenizer: &Tokenizer, ends: &[u32]) -> Result<ParserFactory, String> {
-    let mut words = tokenizer.bytes()?;
+    let mut words = vocabulary::bytes(tokenizer)?;
     // An end token ends the response where the grammar may end, and is no text elsewhere.
     for end in ends {
         if let Some(word) = words.get_mut(*end as usize) {
