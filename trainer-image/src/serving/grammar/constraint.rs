@@ -17,6 +17,9 @@ const MAX_SPACES: usize = 16;
 /// The markers around a part of a response.
 pub(in crate::serving) type Pair = (&'static str, &'static str);
 
+/// The bytes of such markers.
+type Marks = (&'static [u8], &'static [u8]);
+
 /// What a response may have beside the text that the grammar binds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::serving) struct Around {
@@ -26,6 +29,14 @@ pub(in crate::serving) struct Around {
     pub(in crate::serving) opened: bool,
     /// The markers of calls, if the model may call tools instead.
     pub(in crate::serving) calls: Option<Pair>,
+}
+
+impl Around {
+    /// Returns the markers that may come before the answer, that of reasoning only where the response `begins`.
+    fn openings(&self, begins: bool) -> [Option<Marks>; 2] {
+        let bytes = |(open, close): Pair| (open.as_bytes(), close.as_bytes());
+        [self.reasoning.filter(|_| begins).map(bytes), self.calls.map(bytes)]
+    }
 }
 
 /// Where in the response the next token is.
@@ -38,10 +49,10 @@ enum Place {
     },
     /// In an opening marker.
     Opening {
-        /// Its missing bytes.
-        rest: &'static [u8],
-        /// The marker that closes the part.
-        close: &'static [u8],
+        /// Its bytes so far. Several markers may begin with them.
+        said: Vec<u8>,
+        /// Whether it may be that of reasoning.
+        begins: bool,
     },
     /// After an opening marker.
     Inside {
@@ -117,21 +128,36 @@ impl Constraint {
             Place::Before { spaces } => {
                 let (spaces, may_end) = (*spaces, self.called);
                 let mask = self.matcher.compute_mask().ok()?;
-                let openings = self.openings();
+                // Reasoning stands at the beginning.
+                let markers = self.around.openings(spaces.is_none());
                 let token = sampler.choose_allowed(logits, |id| {
                     let text = said(trie, &self.around, id);
                     allows(&mask, id)
                         || (may_end && trie.eos_tokens().contains(&id))
                         || is_space(text, spaces)
-                        || openings.iter().flatten().any(|(open, close)| opens(text, open, close))
+                        || opens(text, &markers)
                 })?;
-                self.begin(token, trie, &mask)?;
+                if allows(&mask, token) {
+                    self.matcher.consume_token(token).ok()?;
+                    self.place = Place::Bound;
+                    return Some(token);
+                }
+                let text = said(trie, &self.around, token);
+                if is_space(text, spaces) {
+                    self.place = Place::Before { spaces: spaces.map(|spaces| spaces + text.len()) };
+                } else if !text.is_empty() {
+                    self.open(text, spaces.is_none());
+                }
                 Some(token)
             }
-            Place::Opening { rest, close } => {
-                let (rest, close) = (*rest, *close);
-                let token = sampler.choose_allowed(logits, |id| opens(said(trie, &self.around, id), rest, close))?;
-                self.open(said(trie, &self.around, token), rest, close);
+            Place::Opening { said: begun, begins } => {
+                let (begun, begins) = (std::mem::take(begun), *begins);
+                let markers = self.around.openings(begins);
+                let whole = |id: u32| [&begun, said(trie, &self.around, id)].concat();
+                let goes_on = |id: u32| !said(trie, &self.around, id).is_empty() && opens(&whole(id), &markers);
+                let token = sampler.choose_allowed(logits, goes_on)?;
+                let text = whole(token);
+                self.open(&text, begins);
                 Some(token)
             }
             Place::Inside { close, last } => {
@@ -157,43 +183,16 @@ impl Constraint {
         matches!(self.place, Place::Bound) && self.matcher.is_stopped() && self.matcher.stop_reason().is_ok()
     }
 
-    /// Returns the markers that may come next, before the answer.
-    fn openings(&self) -> [Option<(&'static [u8], &'static [u8])>; 2] {
-        let bytes = |(open, close): Pair| (open.as_bytes(), close.as_bytes());
-        // Reasoning stands at the beginning.
-        let begins = matches!(self.place, Place::Before { spaces: None });
-        [self.around.reasoning.filter(|_| begins).map(bytes), self.around.calls.map(bytes)]
-    }
-
-    /// Takes a token before the answer. What the grammar allows begins the answer.
-    fn begin(&mut self, token: u32, trie: &TokTrie, mask: &SimpleVob) -> Option<()> {
-        if allows(mask, token) {
-            self.matcher.consume_token(token).ok()?;
-            self.place = Place::Bound;
-            return Some(());
-        }
-        let text = said(trie, &self.around, token);
-        if let Place::Before { spaces: Some(spaces) } = &mut self.place
-            && is_space(text, Some(*spaces))
-        {
-            *spaces += text.len();
-            return Some(());
-        }
-        let opening = self.openings().into_iter().flatten().find(|(open, close)| opens(text, open, close));
-        if let Some((open, close)) = opening {
-            self.open(text, open, close);
-        }
-        Some(())
-    }
-
-    /// Takes a text that continues an opening marker, of which `rest` is missing.
-    fn open(&mut self, text: &[u8], rest: &'static [u8], close: &'static [u8]) {
-        match text.strip_prefix(rest) {
-            Some(more) => {
+    /// Takes the bytes of an opening marker so far, and what follows it.
+    fn open(&mut self, text: &[u8], begins: bool) {
+        let markers = self.around.openings(begins);
+        let complete = markers.into_iter().flatten().find_map(|(open, close)| Some((text.strip_prefix(open)?, close)));
+        match complete {
+            Some((more, close)) => {
                 self.place = Place::Inside { close, last: Vec::new() };
                 self.inside(more);
             }
-            None => self.place = Place::Opening { rest: rest.get(text.len()..).unwrap_or_default(), close },
+            None => self.place = Place::Opening { said: text.to_vec(), begins },
         }
     }
 
@@ -237,10 +236,12 @@ fn is_space(text: &[u8], spaces: Option<usize>) -> bool {
     !text.is_empty() && text.iter().all(u8::is_ascii_whitespace) && spaces.is_some_and(fits)
 }
 
-/// Returns whether a text continues an opening marker, of which `rest` is missing.
-fn opens(text: &[u8], rest: &[u8], close: &[u8]) -> bool {
-    !text.is_empty()
-        && (rest.starts_with(text) || text.strip_prefix(rest).is_some_and(|more| ends_cleanly(&[], more, close)))
+/// Returns whether a text is the beginning of an opening marker, or begins with one and leaves its part open or ends it cleanly.
+fn opens(text: &[u8], markers: &[Option<Marks>]) -> bool {
+    let one = |(open, close): &Marks| {
+        open.starts_with(text) || text.strip_prefix(*open).is_some_and(|more| ends_cleanly(&[], more, close))
+    };
+    !text.is_empty() && markers.iter().flatten().any(one)
 }
 
 /// Returns whether a text leaves its part open, or ends it with nothing but white space after the marker.
