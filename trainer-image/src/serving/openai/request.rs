@@ -254,6 +254,9 @@ pub(super) fn refused(param: &str, error: &TokenizerError) -> ApiError {
 #[cfg(test)]
 pub(crate) fn read_any(bytes: &[u8]) -> usize {
     let Ok((body, _)) = read(bytes, "codex", "") else { return 0 };
+    if structure::of(&body).and(structure::of_response(&body)).is_err() {
+        return 0;
+    }
     usize::from(super::chat::reads(body.clone())) + usize::from(typed::<CompletionBody>(body).is_ok())
 }
 
