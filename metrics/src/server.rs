@@ -43,7 +43,7 @@ metrics! {
     GRAMMAR_TIME = Histogram("codex_ml_inference_grammar_seconds", Seconds, [],
         "Seconds that the choice of one token took because a grammar binds it.")
         .more("All running requests wait for it.")
-        .buckets(&[0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1]);
+        .buckets(&[0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5]);
     RUNNING = Gauge("codex_ml_inference_requests_running", Count, [],
         "Prompts whose responses are being generated.");
     WAITING = Gauge("codex_ml_inference_requests_waiting", Count, [],

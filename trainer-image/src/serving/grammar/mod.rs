@@ -12,13 +12,13 @@ mod vocabulary;
 
 use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use codex_provenance::Sha256;
 use llguidance::{
     Matcher, ParserFactory,
-    api::{GrammarInit, StopReason, TopLevelGrammar},
+    api::{GrammarInit, TopLevelGrammar},
     earley::SlicedBiasComputer,
     toktrie::{ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie},
 };
@@ -33,12 +33,18 @@ use crate::text::Tokenizer;
 
 /// The most compiled grammars that are kept.
 const KEPT: usize = 32;
+/// The longest time that the vocabulary is prepared, once.
+const PREPARE_LIMIT: Duration = Duration::from_secs(60);
 /// The longest time that a grammar is compiled.
 const COMPILE_LIMIT: Duration = Duration::from_secs(5);
 /// The longest time that a request waits until another grammar is compiled.
 const COMPILE_WAIT: Duration = Duration::from_secs(5);
 /// Stack of a thread that compiles: rules that name rules are compiled recursively.
 const STACK: usize = 64 << 20;
+/// The first tokens that a grammar is tried with before it binds an answer.
+const TRIED: usize = 16;
+/// The longest time that the choice of one of these tokens takes.
+const TOKEN_LIMIT: Duration = Duration::from_millis(500);
 /// The most characters of a reason that the compiler gives.
 const MAX_REASON: usize = 400;
 /// White space between the parts of a JSON text: enough for indentation, and an end to it.
@@ -68,6 +74,9 @@ pub(super) enum GrammarError {
     /// The grammar takes too long to compile.
     #[error("compiling it takes longer than {} seconds: simplify it", COMPILE_LIMIT.as_secs())]
     TooComplex,
+    /// The choice of a token takes too long.
+    #[error("the choice of a token takes longer than {} ms with it: simplify it", TOKEN_LIMIT.as_millis())]
+    TooSlow,
     /// The bytes of the model's tokens are unknown.
     #[error("this server cannot bind what this model says ({0}): remove it")]
     Tokenizer(String),
@@ -116,22 +125,31 @@ impl Grammars {
         if let Some(constraint) = self.kept(key) {
             return Ok(constraint.around(around));
         }
-        let (told, compiled) = oneshot::channel();
+        let ((prepared, ready), (told, compiled)) = (oneshot::channel(), oneshot::channel());
         let (factory, tokenizer) = (Arc::clone(&self.factory), self.tokenizer.clone());
         let (ends, grammar) = (self.ends.clone(), grammar.clone());
         let work = move |_held: OwnedSemaphorePermit| {
+            let factory = factory.get_or_init(|| prepare(&tokenizer, &ends));
             // The request may have gone.
-            let _ = told.send(compile(&factory, &tokenizer, &ends, &grammar));
+            let _ = prepared.send(());
+            let _ = told.send(compile(factory, &grammar));
         };
         let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(STACK);
         let started = thread.spawn(move || work(permit));
         started.map_err(|error| GrammarError::Tokenizer(format!("no thread can be started: {error}")))?;
+        match tokio::time::timeout(PREPARE_LIMIT, ready).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(GrammarError::Tokenizer("its vocabulary cannot be prepared".to_owned())),
+            Err(_) => return Err(GrammarError::Busy),
+        }
         let constraint = match tokio::time::timeout(COMPILE_LIMIT, compiled).await {
             Ok(Ok(constraint)) => constraint?,
             Ok(Err(_)) => return Err(GrammarError::Refused("the compiler failed on it: simplify it".to_owned())),
             Err(_) => return Err(GrammarError::TooComplex),
         };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another request may have compiled the same one since.
+        kept.retain(|(other, _)| *other != key);
         if kept.len() >= KEPT {
             kept.remove(0);
         }
@@ -189,30 +207,46 @@ fn with_options(schema: &Value) -> Value {
     schema
 }
 
-/// Compiles a grammar.
-fn compile(
-    factory: &OnceLock<Result<ParserFactory, String>>,
-    tokenizer: &Tokenizer,
-    ends: &[u32],
-    grammar: &Grammar,
-) -> Result<Constraint, GrammarError> {
-    let factory = factory.get_or_init(|| prepare(tokenizer, ends));
+/// Compiles a grammar and tries its first tokens.
+fn compile(factory: &Result<ParserFactory, String>, grammar: &Grammar) -> Result<Constraint, GrammarError> {
     let factory = factory.as_ref().map_err(|why| GrammarError::Tokenizer(why.clone()))?;
-    let refused = |why: String| GrammarError::Refused(reason(&why));
     let init = GrammarInit::Serialized(grammar.compilable());
-    let parser = factory.create_parser_from_init_default(init).map_err(|error| refused(error.to_string()))?;
-    let mut matcher = Matcher::new(Ok(parser));
-    // A grammar without a first token is refused here, not in the middle of an answer.
-    match matcher.compute_mask() {
-        Ok(mask) if !mask.is_zero() => {}
-        // The compiler's name for a mask without tokens.
-        Err(error) if !error.to_string().starts_with(&StopReason::NoExtensionBias.to_string()) => {
-            return Err(refused(error.to_string()));
-        }
-        Ok(_) | Err(_) => return Err(GrammarError::Refused("no text of the model's tokens matches it".to_owned())),
-    }
-    matcher.invalidate_bias_cache();
+    let parser = factory
+        .create_parser_from_init_default(init)
+        .map_err(|error| GrammarError::Refused(reason(&error.to_string())))?;
+    let matcher = Matcher::new(Ok(parser));
+    tried(matcher.deep_clone())?;
     Ok(Constraint::new(matcher, factory.tok_env().clone()))
+}
+
+/// Takes the first tokens that a grammar allows, so that most of what goes wrong later goes wrong here.
+fn tried(mut matcher: Matcher) -> Result<(), GrammarError> {
+    for at in 0..TRIED {
+        if matcher.is_stopped() {
+            break;
+        }
+        let begun = Instant::now();
+        let first = match matcher.compute_mask() {
+            Ok(mask) => mask.first_bit_set(),
+            // The compiler's name for a mask without tokens.
+            Err(error) if error.to_string().starts_with("NoExtensionBias") => None,
+            Err(error) => return Err(GrammarError::Refused(reason(&error.to_string()))),
+        };
+        if begun.elapsed() > TOKEN_LIMIT {
+            return Err(GrammarError::TooSlow);
+        }
+        match first {
+            Some(token) => matcher
+                .consume_token(token as u32)
+                .map_err(|error| GrammarError::Refused(reason(&error.to_string())))?,
+            None if at == 0 => {
+                return Err(GrammarError::Refused("no text of the model's tokens matches it".to_owned()));
+            }
+            // Other tokens may have led on.
+            None => break,
+        }
+    }
+    Ok(())
 }
 
 /// Returns the reason of the compiler without what it adds for its developers.

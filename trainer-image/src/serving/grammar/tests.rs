@@ -121,6 +121,10 @@ async fn what_cannot_bind_is_refused_with_a_reason() {
         Grammar::Json(json!({ "type": "strange" })),
         Grammar::Json(json!({ "type": "string", "minLength": 5, "maxLength": 2 })),
         Grammar::Json(json!({ "$ref": "#/$defs/missing" })),
+        // More optional properties than the compiler follows at once.
+        Grammar::Json(json!({
+            "type": "object", "properties": (0..1500).map(|n| (format!("p{n}"), json!({ "type": "string" }))).collect::<serde_json::Map<_, _>>(),
+        })),
         // Nothing of it is in the vocabulary.
         Grammar::Choice(vec!["\u{e9}".to_owned()]),
     ] {
