@@ -58,6 +58,13 @@ impl SealError {
     }
 }
 
+/// Returns the JSON text of a value with the names of all objects sorted, so that equal values give equal bytes.
+fn bytes(value: &impl Serialize) -> Result<Vec<u8>, SealError> {
+    let mut value = serde_json::to_value(value).map_err(SealError::Json)?;
+    value.sort_all_objects();
+    serde_json::to_vec(&value).map_err(SealError::Json)
+}
+
 /// Seals children with the key from the Secret.
 #[derive(Clone)]
 pub struct Seal([u8; BYTES]);
@@ -87,9 +94,7 @@ impl Seal {
         });
         let sealed =
             (owner, child.get("kind"), child.pointer("/metadata/namespace"), annotations.unwrap_or_default(), template);
-        // serde_json keeps maps sorted by key, so equal templates give equal bytes.
-        let bytes = serde_json::to_vec(&sealed).map_err(SealError::Json)?;
-        Ok(self.mac(&bytes))
+        Ok(self.mac(&bytes(&sealed)?))
     }
 
     /// Returns the seal of a status: the uid of its object, and a MAC over that uid and the sealed parts. `None` if the status
@@ -103,7 +108,7 @@ impl Seal {
             return Ok(None);
         }
         // The first element separates these texts from those of children, which begin with a uid.
-        let bytes = serde_json::to_vec(&("codex-ml.dev/status", kind, uid, sealed)).map_err(SealError::Json)?;
+        let bytes = bytes(&("codex-ml.dev/status", kind, uid, sealed))?;
         Ok(Some(format!("{uid}:{}", self.mac(&bytes))))
     }
 

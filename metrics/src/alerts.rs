@@ -15,7 +15,7 @@ use crate::{
     },
     query::{Expr, Matcher},
     scrape::CONTROLLER,
-    server::{LATENCY, LATENCY_BUDGET, LATENCY_TARGET},
+    server::{LATENCY, LATENCY_BUDGET, LATENCY_TARGET, WAITING},
     trainer::DAMAGED,
 };
 
@@ -330,6 +330,7 @@ fn serving() -> Vec<Alert> {
         let over = |range| LATENCY.share_above(LATENCY_TARGET, &[], &[NAMESPACE], range).above_share(factor);
         over(long).and(&over(short))
     };
+    let waiting = |pod: &str| WAITING.value(&[NAMESPACE.is("team"), POD.is(pod)]).to_string();
     let requests = |within: &'static str, all: &'static str| -> Series {
         let team = [NAMESPACE.is("team")];
         vec![(LATENCY.bucket(&LATENCY_TARGET.to_string(), &team), within), (LATENCY.count(&team), all)]
@@ -356,6 +357,17 @@ fn serving() -> Vec<Alert> {
             fires: requests("0+85x60", "0+100x60"),
             labels: &[("namespace", "team")],
             quiet: requests("0+92x60", "0+100x60"),
+        },
+        Alert {
+            name: "CodexPromptsWait",
+            severity: Severity::Warning,
+            query: WAITING.value(&[]).sum(&[NAMESPACE]).above(0.0),
+            lasting: "15m",
+            summary: "For 15 minutes prompts have waited for a slot: the servers of the namespace are at capacity.",
+            at: "20m",
+            fires: vec![(waiting("a"), "0x30"), (waiting("b"), "3x30")],
+            labels: &[("namespace", "team")],
+            quiet: vec![(waiting("a"), "0x30"), (waiting("b"), "3x10 0x20")],
         },
     ]
 }

@@ -383,6 +383,11 @@ fn serving() -> Dashboard {
     let answers = RESPONSES.rate(&chosen, RATE_INTERVAL).sum(&[]);
     let errors = RESPONSES.rate(&[&chosen[..], &[CODE.matches("5..")]].concat(), RATE_INTERVAL).sum(&[]);
     let latency = |quantile: f64| LATENCY.quantile(quantile, &chosen, &[], RATE_INTERVAL);
+    let first = |quantile: f64| server::FIRST_TOKEN.quantile(quantile, &chosen, &[], RATE_INTERVAL);
+    let between = |quantile: f64| server::INTER_TOKEN.quantile(quantile, &chosen, &[], RATE_INTERVAL);
+    let queued = |quantile: f64| server::QUEUE_TIME.quantile(quantile, &chosen, &[], RATE_INTERVAL);
+    let reasoned = |quantile: f64| server::REASONING_LENGTH.quantile(quantile, &chosen, &[], RATE_INTERVAL);
+    let bound = server::GRAMMAR_TIME.quantile(0.95, &chosen, &[], RATE_INTERVAL);
     Dashboard {
         uid: "codex-serving",
         title: "Codex / Serving",
@@ -423,6 +428,45 @@ fn serving() -> Dashboard {
                 ],
             ),
             (
+                "Speed",
+                vec![
+                    Panel::new(
+                        Lines,
+                        Seconds,
+                        "First token",
+                        "Time from the queue to the first token of a response: median and p95; at most 0.7 s is the target.",
+                    )
+                    .named(&first(0.5), "p50")
+                    .named(&first(0.95), "p95")
+                    .when_empty("no traffic"),
+                    Panel::new(Lines, Seconds, "Between tokens", "Time between two tokens of a response: median and p95.")
+                        .named(&between(0.5), "p50")
+                        .named(&between(0.95), "p95")
+                        .when_empty("no traffic"),
+                    Panel::new(Lines, Seconds, "Wait for a slot", "Time that a prompt waits before it is computed: median and p95.")
+                        .named(&queued(0.5), "p50")
+                        .named(&queued(0.95), "p95")
+                        .when_empty("no traffic"),
+                    Panel::new(
+                        Lines,
+                        Plain,
+                        "Reasoning per request",
+                        "Tokens of a request before its answers: median and p95.",
+                    )
+                    .named(&reasoned(0.5), "p50")
+                    .named(&reasoned(0.95), "p95")
+                    .when_empty("no traffic"),
+                    Panel::new(
+                        Lines,
+                        Seconds,
+                        "Grammars",
+                        "Time that the choice of a token takes because a grammar binds it, which all running requests wait for: p95.",
+                    )
+                    .named(&bound, "p95")
+                    .when_empty("no structured output"),
+                ],
+            ),
+            (
                 "Traffic",
                 vec![
                     Panel::new(Stack, Requests, "Answers by status code", "Answers per second by status code.")
@@ -447,6 +491,20 @@ fn serving() -> Dashboard {
                     Panel::new(Lines, Plain, "Sessions by server", "Requests that run or wait, by server.")
                         .by(&SESSIONS.value(&chosen), &[NAMESPACE, POD])
                         .when_empty("no servers"),
+                    Panel::new(Lines, Plain, "Waiting prompts", "Prompts that wait for a slot, by server; 0 is normal.")
+                        .by(&server::WAITING.value(&chosen), &[NAMESPACE, POD])
+                        .when_empty("no servers"),
+                    Panel::new(Lines, Plain, "Running prompts", "Prompts whose responses are being generated, by server.")
+                        .by(&server::RUNNING.value(&chosen), &[NAMESPACE, POD])
+                        .when_empty("no servers"),
+                    Panel::new(
+                        Lines,
+                        Share,
+                        "Cache in use",
+                        "Tokens with keys and values of running requests, as a share of what all slots can hold, by server.",
+                    )
+                    .by(&server::CACHE_USAGE.value(&chosen), &[NAMESPACE, POD])
+                    .when_empty("no servers"),
                     Panel::new(
                         Lines,
                         PerSecond,

@@ -26,6 +26,30 @@ metrics! {
         .more("Divided by the prompt tokens it is the hit rate.");
     REASONING_TOKENS = Counter("codex_ml_inference_reasoning_tokens_total", Count, [],
         "Tokens of completed responses before their answers.");
+    QUEUE_TIME = Histogram("codex_ml_inference_queue_seconds", Seconds, [],
+        "Seconds that a prompt waited for a slot.")
+        .buckets(&[0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, LATENCY_TARGET, 1.0, 2.5, 5.0, 10.0, 30.0]);
+    FIRST_TOKEN = Histogram("codex_ml_inference_first_token_seconds", Seconds, [],
+        "Seconds from the queue to the first token of a response, waiting included.")
+        .more("Of each choice of a request. One bucket ends at 0.7 s.")
+        .buckets(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, LATENCY_TARGET, 1.0, 2.5, 5.0, 10.0, 30.0]);
+    INTER_TOKEN = Histogram("codex_ml_inference_inter_token_seconds", Seconds, [],
+        "Seconds between two tokens of a response.")
+        .buckets(&[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, LATENCY_TARGET, 1.0, 2.5]);
+    REASONING_LENGTH = Histogram("codex_ml_inference_reasoning_length_tokens", Count, [],
+        "Tokens of a completed request before its answers.")
+        .more("The bucket that ends at 0 counts requests without reasoning.")
+        .buckets(&[0.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0]);
+    GRAMMAR_TIME = Histogram("codex_ml_inference_grammar_seconds", Seconds, [],
+        "Seconds that the choice of one token took because a grammar binds it.")
+        .more("All running requests wait for it.")
+        .buckets(&[0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5]);
+    RUNNING = Gauge("codex_ml_inference_requests_running", Count, [],
+        "Prompts whose responses are being generated.");
+    WAITING = Gauge("codex_ml_inference_requests_waiting", Count, [],
+        "Prompts that wait for a slot.");
+    CACHE_USAGE = Gauge("codex_ml_inference_kv_cache_usage_ratio", Ratio, [],
+        "Tokens with keys and values of running requests, over those of all slots with a full context.");
     SESSIONS = Gauge("codex_ml_active_sessions", Count, [],
         "Running and waiting requests.");
     REFUSED_CONNECTIONS = Counter("codex_ml_inference_connections_refused_total", Count, [],

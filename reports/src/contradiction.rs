@@ -14,8 +14,9 @@ impl Report {
     /// Returns the SHA-256 of the report, sorted by key and without its sequence number: a pod that repeats its final report
     /// numbers it anew.
     pub fn digest(&self) -> Sha256 {
-        // serde_json keeps the keys of objects sorted.
-        Sha256::of(self.comparable().to_string())
+        let mut comparable = self.comparable();
+        comparable.sort_all_objects();
+        Sha256::of(comparable.to_string())
     }
 
     /// Compares the report with another final report of the same pod. Returns the first field that differs, with both values.
@@ -81,6 +82,8 @@ fn difference(one: &Value, other: &Value, path: &str) -> Option<String> {
 }
 
 fn brief(value: &Value) -> String {
+    let mut value = value.clone();
+    value.sort_all_objects();
     let text = value.to_string();
     if text.chars().count() <= MAX_VALUE {
         return text;

@@ -3,6 +3,7 @@
     python check.py URL KEY
 """
 
+import json
 import sys
 
 import openai
@@ -58,6 +59,23 @@ def main():
     assert events[-1].response.output_text == text
     print("response:", len(events), "events")
 
+    schema = {
+        "type": "object",
+        "properties": {"sure": {"type": "boolean"}, "answer": {"enum": ["yes", "no"]}},
+        "required": ["sure", "answer"],
+        "additionalProperties": False,
+    }
+    named = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    bound = client.chat.completions.create(model=name, messages=MESSAGES, response_format=named)
+    answer = json.loads(bound.choices[0].message.content)
+    assert list(answer) == ["sure", "answer"] and bound.choices[0].finish_reason == "stop", bound
+    flat = {"format": {"type": "json_schema", "name": "answer", "schema": schema}}
+    response = client.responses.create(model=name, input="Are you sure?", text=flat)
+    assert list(json.loads(response.output_text)) == ["sure", "answer"], response
+    chosen = client.completions.create(model=name, prompt="Are you sure?", extra_body={"guided_choice": ["yes", "no"]})
+    assert chosen.choices[0].text in ("yes", "no"), chosen
+    print("structured:", answer, chosen.choices[0].text)
+
     def refused(kind, told, call):
         try:
             call()
@@ -68,6 +86,8 @@ def main():
 
     refused(openai.BadRequestError, "stores no responses", lambda: client.responses.create(**asked, previous_response_id="resp_1"))
     refused(openai.NotFoundError, "is not served here", lambda: client.chat.completions.create(model="gpt-4", messages=MESSAGES))
+    extra = {"guided_regex": "("}
+    refused(openai.BadRequestError, "guided_regex", lambda: client.completions.create(model=name, prompt="1", extra_body=extra))
     wrong = client.with_options(api_key="sk-wrong-0123456789")
     refused(openai.AuthenticationError, "the API key is not valid", lambda: wrong.models.list())
     print("errors: as classes of the client")

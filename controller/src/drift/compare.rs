@@ -1,6 +1,9 @@
 //! Comparing JSON values, exactly or as a subset.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use codex_plan::text::truncate_chars;
 use serde_json::Value;
@@ -43,18 +46,20 @@ pub(super) fn equal(wanted: &Value, found: &Value, path: &str) -> Option<Differe
     }
 }
 
-/// Returns the first planned field that `live` does not hold. Objects may hold further fields; lists may not hold
+/// Returns the first planned field, by name, that `live` does not hold. Objects may hold further fields; lists may not hold
 /// further elements.
 pub(super) fn holds(wanted: &Value, live: &Value, path: &str) -> Option<Difference> {
     match (wanted, live) {
-        (Value::Object(wanted), Value::Object(live)) => wanted.iter().find_map(|(name, wanted)| {
-            let path = join(path, name);
-            match live.get(name) {
-                Some(live) => holds(wanted, live, &path),
-                None if is_zero(wanted) => None,
-                None => Some(differs(&path, None, Some(wanted))),
-            }
-        }),
+        (Value::Object(wanted), Value::Object(live)) => {
+            wanted.iter().collect::<BTreeMap<_, _>>().into_iter().find_map(|(name, wanted)| {
+                let path = join(path, name);
+                match live.get(name) {
+                    Some(live) => holds(wanted, live, &path),
+                    None if is_zero(wanted) => None,
+                    None => Some(differs(&path, None, Some(wanted))),
+                }
+            })
+        }
         (Value::Array(wanted), Value::Array(live)) => lists(wanted, live, path, holds),
         (Value::String(a), Value::String(b))
             if is_quantity(path) && quantity(a).is_some() && quantity(a) == quantity(b) =>
@@ -115,6 +120,8 @@ pub(super) fn differs(path: &str, found: Option<&Value>, wanted: Option<&Value>)
 
 /// Returns the start of a value as text.
 fn brief(value: &Value) -> String {
+    let mut value = value.clone();
+    value.sort_all_objects();
     truncate_chars(&value.to_string(), 120)
 }
 

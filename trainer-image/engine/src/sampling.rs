@@ -44,12 +44,14 @@ pub struct Sampler {
     random: ChaCha8Rng,
     /// Ids and logits of the candidates, kept between calls.
     candidates: Vec<(u32, f64)>,
+    /// Logits without those of tokens that must not be chosen, kept between calls.
+    masked: Vec<f32>,
 }
 
 impl Sampler {
     /// Makes a sampler that always chooses the most likely token.
     pub fn greedy() -> Self {
-        Self { sampling: Sampling::default(), random: ChaCha8Rng::seed_from_u64(0), candidates: Vec::new() }
+        Self::of(Sampling::default())
     }
 
     /// Makes a sampler.
@@ -57,14 +59,32 @@ impl Sampler {
     /// # Errors
     /// A setting is out of range.
     pub fn new(sampling: Sampling) -> Result<Self, SamplingError> {
-        let Sampling { temperature, top_p, seed, .. } = sampling;
+        let Sampling { temperature, top_p, .. } = sampling;
         if !(0.0..=100.0).contains(&temperature) {
             return Err(SamplingError { field: "temperature", value: temperature, right: "0 to 100" });
         }
         if !(top_p > 0.0 && top_p <= 1.0) {
             return Err(SamplingError { field: "top_p", value: top_p, right: "a number above 0, at most 1" });
         }
-        Ok(Self { sampling, random: ChaCha8Rng::seed_from_u64(seed), candidates: Vec::new() })
+        Ok(Self::of(sampling))
+    }
+
+    fn of(sampling: Sampling) -> Self {
+        let random = ChaCha8Rng::seed_from_u64(sampling.seed);
+        Self { sampling, random, candidates: Vec::new(), masked: Vec::new() }
+    }
+
+    /// Chooses among the tokens for which `allowed` returns true: the logits of all others count as −∞, before temperature,
+    /// `top_k` and `top_p`. Returns `None` if no allowed token has a number above −∞ as its logit.
+    pub fn choose_allowed(&mut self, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Option<u32> {
+        let mut masked = std::mem::take(&mut self.masked);
+        masked.clear();
+        let keep = |(logit, id): (&f32, u32)| if allowed(id) && !logit.is_nan() { *logit } else { f32::NEG_INFINITY };
+        masked.extend(logits.iter().zip(0..).map(keep));
+        let some = masked.iter().any(|logit| *logit > f32::NEG_INFINITY);
+        let chosen = some.then(|| self.choose(&masked));
+        self.masked = masked;
+        chosen
     }
 
     /// Returns a sampler with the same settings and another seed.
@@ -232,6 +252,8 @@ mod tests {
             assert_eq!(sampler.choose(&[f32::NAN, f32::NEG_INFINITY, 1.0]), 2);
         }
         assert_eq!(sampler.choose(&[f32::NAN, f32::NAN]), 0);
+        assert_eq!(sampler.choose_allowed(&[2.0, f32::NAN, f32::NEG_INFINITY], |id| id > 0), None);
+        assert_eq!(sampler.choose_allowed(&[], |_| true), None);
     }
 
     #[test]
@@ -273,6 +295,27 @@ mod tests {
             for _ in 0..8 {
                 prop_assert_eq!(one.choose(&logits), two.choose(&logits));
             }
+        }
+
+        /// A mask is the same as logits of −∞, and what it allows is chosen as without it if it is what would be chosen.
+        #[test]
+        fn only_allowed_tokens_are_chosen(
+            logits in logits(), mask in prop::collection::vec(any::<bool>(), 60), seed: u64, temperature in 0.0_f64..3.0,
+            top_p in 0.1_f64..=1.0, top_k in 0_usize..70,
+        ) {
+            let allowed = |id: u32| mask[id as usize];
+            let (mut one, mut two) = (sampler(temperature, top_p, top_k, seed), sampler(temperature, top_p, top_k, seed));
+            let masked: Vec<f32> =
+                logits.iter().zip(0..).map(|(logit, id)| if allowed(id) { *logit } else { f32::NEG_INFINITY }).collect();
+            for _ in 0..4 {
+                let chosen = one.choose_allowed(&logits, allowed);
+                prop_assert_eq!(chosen.is_some(), (0..logits.len() as u32).any(allowed));
+                let Some(chosen) = chosen else { break };
+                prop_assert!(allowed(chosen));
+                prop_assert_eq!(chosen, two.choose(&masked));
+            }
+            let greedy = sampler(0.0, 1.0, 0, 0).choose(&logits);
+            prop_assert_eq!(sampler(0.0, 1.0, 0, 0).choose_allowed(&logits, |id| id == greedy), Some(greedy));
         }
 
         #[test]

@@ -33,5 +33,10 @@ pub fn all() -> [(&'static str, Schema); 13] {
 
 /// Returns the schema of a type in its serialized form.
 fn of<T: JsonSchema>() -> Schema {
-    SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>()
+    let mut schema = SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>();
+    if let Some(fields) = schema.as_object_mut() {
+        fields.values_mut().for_each(serde_json::Value::sort_all_objects);
+        fields.sort_keys();
+    }
+    schema
 }

@@ -226,6 +226,8 @@ pub(super) fn requests() -> Target {
     let seeds = [
         r#"{"model": "codex", "messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], "stream": true}"#,
         r#"{"prompt": "1+1:", "max_tokens": 8, "temperature": 0.5, "stop": ["\n"]}"#,
+        r#"{"prompt": "1", "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}}"#,
+        r#"{"prompt": "1", "structured_outputs": {"choice": ["a", "b"]}, "guided_regex": null}"#,
     ];
     target("requests", seeds.map(|body| body.as_bytes().to_vec()).to_vec(), TEXT, |bytes| serving::read_any(bytes) > 0)
 }

@@ -123,7 +123,9 @@ pub(super) fn files(config: &ModelConfig) -> Result<BTreeMap<String, Vec<u8>>, I
         "pad_token_id": config.pad_token_id,
     });
     let pretty = |value: &serde_json::Value| {
-        let mut bytes = serde_json::to_vec_pretty(value).map_err(failed)?;
+        let mut value = value.clone();
+        value.sort_all_objects();
+        let mut bytes = serde_json::to_vec_pretty(&value).map_err(failed)?;
         bytes.push(b'\n');
         Ok::<_, ImportError>(bytes)
     };

@@ -79,6 +79,7 @@ pub(super) fn files(gguf: &Gguf, config: &ModelConfig) -> Result<BTreeMap<String
         ("chat_template", gguf.text("tokenizer.chat_template").map(|template| json!(template))),
     ];
     settings.extend(named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
+    settings.sort_keys();
     let mut settings = serde_json::to_vec_pretty(&Value::Object(settings))
         .map_err(|source| TokenizerError::Json { file: "tokenizer_config.json", source })?;
     settings.push(b'\n');

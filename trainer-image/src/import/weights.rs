@@ -109,6 +109,7 @@ fn header(layout: &Layout) -> Vec<u8> {
         let offsets = [2 * tensor.range.start, 2 * tensor.range.end];
         entries.insert(tensor.name.clone(), json!({"dtype": "BF16", "shape": tensor.shape, "data_offsets": offsets}));
     }
+    entries.sort_keys();
     let mut header = serde_json::Value::Object(entries).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
     header

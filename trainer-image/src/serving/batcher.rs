@@ -4,12 +4,12 @@
 //! queue, so overload is refused before a request is queued. A request holds its permit until the thread is done with it. A
 //! request whose receiver is gone is dropped before the next step.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
-use codex_engine::{End, LogProbabilities, Sampler};
+use codex_engine::{Emitted, End, LogProbabilities, Sampler};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::{access::Client, place::Places};
+use super::{access::Client, grammar::Constraint, metrics::Metrics, place::Places};
 use crate::model::{GenerateError, Generator};
 
 /// A handle of the engine thread. The thread ends when the handle is dropped and all requests are answered.
@@ -72,6 +72,8 @@ pub(super) struct Job {
     pub(super) sampler: Sampler,
     /// Asks for the log-probability of each token, and of this many of the most likely ones.
     pub(super) scores: Option<usize>,
+    /// Binds the tokens to a grammar.
+    pub(super) bound: Option<Constraint>,
 }
 
 /// The reasons for which a request gets no response.
@@ -96,6 +98,8 @@ struct Request {
     permit: OwnedSemaphorePermit,
     /// Pays for the tokens.
     client: Client,
+    /// When it was queued.
+    queued: Instant,
 }
 
 impl Request {
@@ -110,10 +114,10 @@ impl Request {
 
 impl Batcher {
     /// Starts the engine thread with `generator`, which runs as many requests at once as `room` says and may have more slots.
-    pub(super) fn start(generator: Generator, room: Room) -> io::Result<Self> {
+    pub(super) fn start(generator: Generator, room: Room, metrics: Arc<Metrics>) -> io::Result<Self> {
         let capacity = room.running + room.queue;
         let (requests, taken) = mpsc::channel(capacity);
-        std::thread::Builder::new().name("engine".to_owned()).spawn(move || run(generator, taken, room))?;
+        std::thread::Builder::new().name("engine".to_owned()).spawn(move || run(generator, taken, room, &metrics))?;
         Ok(Self { requests, permits: Arc::new(Semaphore::new(capacity)), capacity })
     }
 
@@ -127,7 +131,8 @@ impl Batcher {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return Err(overloaded) };
         let (pieces, received) = mpsc::unbounded_channel();
         // A permit guarantees a place in the queue, so this fails only if the thread has ended.
-        self.requests.try_send(Request { job, pieces, permit, client }).map_err(|_| RequestError::Ended)?;
+        let request = Request { job, pieces, permit, client, queued: Instant::now() };
+        self.requests.try_send(request).map_err(|_| RequestError::Ended)?;
         Ok(received)
     }
 
@@ -171,23 +176,68 @@ struct Running {
     request: Request,
     /// The number of its tokens so far.
     tokens: usize,
+    /// When its latest token was sent; before the first one, when it was queued.
+    latest: Instant,
     /// Those of the token that was chosen last.
     scores: Option<LogProbabilities>,
+    /// Whether its grammar allows no token, so that what was chosen is none of the response.
+    stuck: bool,
 }
 
 impl Running {
-    fn choose(&mut self, logits: &[f32]) -> u32 {
+    fn new(request: Request) -> Self {
+        Self { latest: request.queued, request, tokens: 0, scores: None, stuck: false }
+    }
+
+    fn choose(&mut self, logits: &[f32], metrics: &Metrics) -> u32 {
         let job = &mut self.request.job;
-        let token = job.sampler.choose(logits);
+        let token = match &mut job.bound {
+            None => job.sampler.choose(logits),
+            Some(bound) => {
+                let begun = Instant::now();
+                let token = bound.choose(&mut job.sampler, logits);
+                metrics.bound_in(begun.elapsed());
+                self.stuck = token.is_none();
+                token.unwrap_or_default()
+            }
+        };
+        // They are the model's own: temperature, settings and grammars do not change them.
         self.scores = job.scores.map(|count| LogProbabilities::of(logits, token, count));
         token
     }
+
+    /// Sends the chosen token, or ends the response if there is none. Returns how the response ended, if it did.
+    fn emit(&mut self, emitted: &Emitted, cached: usize, metrics: &Metrics) -> Option<Option<End>> {
+        if self.stuck {
+            return Some(None);
+        }
+        let now = Instant::now();
+        let took = now.duration_since(self.latest);
+        if self.tokens == 0 {
+            metrics.first_token_after(took);
+        } else {
+            metrics.next_token_after(took);
+        }
+        self.latest = now;
+        self.tokens += 1;
+        self.request.client.spend(1);
+        let token = Token { id: emitted.token, scores: self.scores.take(), cached };
+        // The client may have gone; the next step finds out.
+        let _ = self.request.pieces.send(Piece::Token(token));
+        let complete = self.request.job.bound.as_ref().is_some_and(Constraint::is_complete);
+        match emitted.end {
+            Some(end) => Some(Some(end)),
+            None if complete => Some(Some(End::Stop)),
+            None => (self.tokens >= self.request.job.limit).then_some(None),
+        }
+    }
 }
 
-fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Room) {
+fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Room, metrics: &Metrics) {
     let mut running: Vec<Option<Running>> = Vec::new();
     running.resize_with(generator.slots(), || None);
     let mut places = Places::new(&mut generator, room.prefixes);
+    let most = room.running * generator.config().max_position_embeddings;
     loop {
         loop {
             let count = running.iter().flatten().count();
@@ -196,6 +246,7 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Ro
             }
             let next = if count == 0 {
                 // Idle: wait for a request, or for the handle to be dropped.
+                metrics.set_running(0, 0.0);
                 let Some(request) = requests.blocking_recv() else { return };
                 Some(request)
             } else {
@@ -207,10 +258,11 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Ro
             }
             // More slots than running requests exist, so that one is free.
             let slot = places.choose(&generator, &request.job.prompt).unwrap_or_default();
+            metrics.admitted_after(request.queued.elapsed());
             match generator.prefill(slot, &request.job.prompt) {
                 Ok(()) => {
                     request.client.spend(request.job.prompt.len());
-                    running[slot] = Some(Running { request, tokens: 0, scores: None });
+                    running[slot] = Some(Running::new(request));
                 }
                 Err(error) => request.end(Err(error)),
             }
@@ -222,8 +274,13 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Ro
                 places.released(&mut generator, slot);
             }
         }
+        let slots = running.iter().enumerate().filter(|(_, place)| place.is_some());
+        let (count, held) =
+            slots.fold((0, 0), |(count, held), (slot, _)| (count + 1, held + generator.held(slot).len()));
+        metrics.set_running(count, held as f64 / most.max(1) as f64);
         // Only slots with a request are in use.
-        let choose = |slot: usize, logits: &[f32]| running[slot].as_mut().map_or(0, |running| running.choose(logits));
+        let choose =
+            |slot: usize, logits: &[f32]| running[slot].as_mut().map_or(0, |running| running.choose(logits, metrics));
         let emitted = generator.step_by(choose).unwrap_or_else(|error| {
             for (slot, place) in running.iter_mut().enumerate() {
                 if let Some(running) = place.take() {
@@ -236,22 +293,14 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Ro
         for emitted in emitted {
             let Some(place) = running.get_mut(emitted.slot) else { continue };
             let cached = generator.reused(emitted.slot);
-            let full = place.as_mut().is_some_and(|running| {
-                running.tokens += 1;
-                running.request.client.spend(1);
-                let token = Token { id: emitted.token, scores: running.scores.take(), cached };
-                // The client may have gone; the next step finds out.
-                let _ = running.request.pieces.send(Piece::Token(token));
-                running.tokens >= running.request.job.limit
-            });
-            if full && emitted.end.is_none() {
+            let ended = place.as_mut().and_then(|running| running.emit(&emitted, cached, metrics));
+            let Some(end) = ended else { continue };
+            if emitted.end.is_none() {
                 generator.release(emitted.slot);
             }
-            if (full || emitted.end.is_some())
-                && let Some(running) = place.take()
-            {
+            if let Some(running) = place.take() {
                 places.released(&mut generator, emitted.slot);
-                running.request.end(Ok(emitted.end));
+                running.request.end(Ok(end));
             }
         }
     }

@@ -6,7 +6,7 @@ use codex_provenance::{ModelDigest, manifest::ManifestError};
 use codex_reports::{Failure, exit};
 use codex_signing::{key::KeyError, verify::VerifyError};
 
-use super::{access::KeysError, filter::FilterError};
+use super::{access::KeysError, filter::FilterError, tls::TlsError};
 use crate::{
     error::{CommandError, chain},
     model::ModelError,
@@ -71,6 +71,9 @@ pub enum ServeError {
     /// The safety rules cannot be used.
     #[error(transparent)]
     Filter(#[from] FilterError),
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -112,7 +115,7 @@ impl ServeError {
             }
             Self::Model(_) => "ModelUnusable",
             Self::SelfCheck(_) => "SelfCheckFailed",
-            Self::Arguments | Self::Keys(_) | Self::Filter(_) | Self::Public(_) => "InvalidSettings",
+            Self::Arguments | Self::Keys(_) | Self::Filter(_) | Self::Tls(_) | Self::Public(_) => "InvalidSettings",
             Self::Listen { .. } => "AddressUnavailable",
             Self::Signals(_) | Self::Metrics(_) | Self::Engine(_) | Self::Http(_) => "ServerFailed",
             Self::CutOff { .. } => "DrainDeadlineExceeded",

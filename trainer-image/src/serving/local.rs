@@ -35,6 +35,7 @@ impl Local {
             source: Source::Unsigned(directory),
             access: access::Settings::default(),
             filter: filter::Settings::default(),
+            tls: None,
             reload: access::RELOAD,
             device,
             room: Room { running: 1, queue: 1, prefixes: 1 << 16 },

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use codex_metrics::server as contract;
-use prometheus::{Error, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{Error, Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 /// An endpoint that generates: a value of the label `endpoint`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +65,14 @@ pub(super) struct Metrics {
     key_tokens: IntCounterVec,
     cached: IntCounter,
     reasoning: IntCounter,
+    reasoning_length: Histogram,
+    queue_time: Histogram,
+    first_token: Histogram,
+    inter_token: Histogram,
+    grammar_time: Histogram,
+    running: IntGauge,
+    waiting: IntGauge,
+    cache_usage: Gauge,
 }
 
 /// Results of requests with an API key: values of the label `result`.
@@ -84,6 +92,14 @@ impl Metrics {
             model: contract::MODEL_INFO.labelled(&registry)?,
             cached: contract::CACHED_TOKENS.single(&registry)?,
             reasoning: contract::REASONING_TOKENS.single(&registry)?,
+            reasoning_length: contract::REASONING_LENGTH.single(&registry)?,
+            queue_time: contract::QUEUE_TIME.single(&registry)?,
+            first_token: contract::FIRST_TOKEN.single(&registry)?,
+            inter_token: contract::INTER_TOKEN.single(&registry)?,
+            grammar_time: contract::GRAMMAR_TIME.single(&registry)?,
+            running: contract::RUNNING.single(&registry)?,
+            waiting: contract::WAITING.single(&registry)?,
+            cache_usage: contract::CACHE_USAGE.float(&registry)?,
             key_requests: contract::KEY_REQUESTS.labelled(&registry)?,
             key_tokens: contract::KEY_TOKENS.labelled(&registry)?,
             registry,
@@ -141,11 +157,41 @@ impl Metrics {
         self.tokens.with_label_values(&["completion"]).inc_by(tokens.completion as u64);
         self.cached.inc_by(tokens.cached as u64);
         self.reasoning.inc_by(tokens.reasoning as u64);
+        self.reasoning_length.observe(tokens.reasoning as f64);
+    }
+
+    /// Records how long a prompt waited for a slot.
+    pub(super) fn admitted_after(&self, waited: Duration) {
+        self.queue_time.observe(waited.as_secs_f64());
+    }
+
+    /// Records the time from the queue to the first token of a response.
+    pub(super) fn first_token_after(&self, took: Duration) {
+        self.first_token.observe(took.as_secs_f64());
+    }
+
+    /// Records the time between two tokens of a response.
+    pub(super) fn next_token_after(&self, took: Duration) {
+        self.inter_token.observe(took.as_secs_f64());
+    }
+
+    /// Records how long the choice of a token took that a grammar binds.
+    pub(super) fn bound_in(&self, took: Duration) {
+        self.grammar_time.observe(took.as_secs_f64());
+    }
+
+    /// Sets how many prompts run, and the share of the cache that they use.
+    pub(super) fn set_running(&self, running: usize, cache_usage: f64) {
+        self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
+        self.cache_usage.set(cache_usage);
     }
 
     /// Sets the number of running and waiting requests.
     pub(super) fn set_active(&self, active: usize) {
-        self.sessions.set(i64::try_from(active).unwrap_or(i64::MAX));
+        let active = i64::try_from(active).unwrap_or(i64::MAX);
+        self.sessions.set(active);
+        // The engine thread may have taken one since.
+        self.waiting.set((active - self.running.get()).max(0));
     }
 
     /// Sets the ring and the model of this server, once it serves.
@@ -175,6 +221,12 @@ mod tests {
         metrics.answered(Endpoint::Infer, StatusCode::TOO_MANY_REQUESTS);
         let tokens = Tokens { prompt: 7, cached: 5, completion: 30, reasoning: 20 };
         metrics.completed(Endpoint::Infer, Duration::from_millis(600), tokens);
+        metrics.admitted_after(Duration::from_millis(2));
+        metrics.first_token_after(Duration::from_millis(700));
+        metrics.next_token_after(Duration::from_millis(20));
+        metrics.bound_in(Duration::from_micros(80));
+        metrics.set_running(2, 0.25);
+        metrics.set_active(5);
         metrics.serves("main", "9f2c41d0a7b3");
         metrics.refused();
         metrics.admitted("gone", "admitted");
@@ -197,6 +249,17 @@ mod tests {
             "codex_ml_inference_latency_seconds_bucket{endpoint=\"/infer\",le=\"0.5\"} 0",
             "codex_ml_inference_prompt_tokens_cached_total 5",
             "codex_ml_inference_reasoning_tokens_total 20",
+            "codex_ml_inference_reasoning_length_tokens_bucket{le=\"0\"} 0",
+            "codex_ml_inference_reasoning_length_tokens_bucket{le=\"64\"} 1",
+            "codex_ml_inference_queue_seconds_bucket{le=\"0.001\"} 0",
+            "codex_ml_inference_queue_seconds_bucket{le=\"0.005\"} 1",
+            "codex_ml_inference_first_token_seconds_bucket{le=\"0.7\"} 1",
+            "codex_ml_inference_inter_token_seconds_bucket{le=\"0.025\"} 1",
+            "codex_ml_inference_grammar_seconds_bucket{le=\"0.0001\"} 1",
+            "codex_ml_inference_requests_running 2",
+            "codex_ml_inference_requests_waiting 3",
+            "codex_ml_inference_kv_cache_usage_ratio 0.25",
+            "codex_ml_active_sessions 5",
             "codex_ml_inference_connections_refused_total 1",
             "codex_ml_inference_key_requests_total{key=\"alice\",result=\"rate_limited\"} 1",
             "codex_ml_inference_key_tokens_total{key=\"alice\"} 12",

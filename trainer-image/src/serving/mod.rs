@@ -12,6 +12,7 @@ mod access;
 mod batcher;
 mod error;
 mod filter;
+mod grammar;
 mod http;
 pub(crate) mod local;
 mod metrics;
@@ -20,6 +21,7 @@ mod phase;
 mod place;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod verified_load;
 
 #[cfg(test)]
@@ -41,10 +43,12 @@ use self::{
     access::{Access, Quota},
     batcher::{Batcher, Room},
     filter::Filter,
+    grammar::Grammars,
     http::{App, Gates},
     metrics::Metrics,
     phase::{Phase, ServedModel},
     place::SPARE,
+    tls::Certificate,
     verified_load::{Paths, load_checked, read_unsigned, read_verified},
 };
 #[cfg(test)]
@@ -136,6 +140,12 @@ pub struct Serve {
     /// Append what safety rules hit to this file, as JSON lines without the texts.
     #[arg(long, value_name = "FILE", requires = "safety_rules")]
     safety_events: Option<PathBuf>,
+    /// Serve HTTPS with this certificate, in PEM, the server's own first. Both files are read again every few seconds.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+    /// The private key of the certificate, in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
     /// Name of the model in the OpenAI-shaped API; the beginning of its digest by default.
     #[arg(long, value_name = "NAME", env = "CODEX_OBJECT_NAME")]
     name: Option<String>,
@@ -232,6 +242,8 @@ struct Server {
     source: Source,
     access: access::Settings,
     filter: filter::Settings,
+    /// `None` serves plain HTTP.
+    tls: Option<tls::Settings>,
     /// How often files that may change are read again.
     reload: Duration,
     device: Device,
@@ -270,6 +282,10 @@ impl Server {
                 tokens: arguments.token_budget,
             },
             filter: filter::Settings { rules: arguments.safety_rules, events: arguments.safety_events },
+            tls: arguments
+                .tls_certificate
+                .zip(arguments.tls_key)
+                .map(|(certificate, key)| tls::Settings { certificate, key }),
             reload: access::RELOAD,
             device: arguments.device,
             room: Room {
@@ -310,17 +326,22 @@ impl Server {
         crate::gpu::register(metrics.registry(), self.device).map_err(ServeError::Metrics)?;
         let access = Arc::new(Access::new(self.access.clone(), Arc::clone(&metrics))?);
         let filter = Filter::new(&self.filter)?;
+        let certificate = self.tls.clone().map(Certificate::new).transpose()?;
         let expected = match &self.source {
             Source::Signed { expected, .. } => Some(expected.clone()),
             Source::Unsigned(_) => None,
         };
         let gates = Gates { access: Arc::clone(&access), filter: filter.clone() };
         let app = App::new(expected, gates, watched, Arc::clone(&metrics), self.name.clone());
+        let engine_metrics = Arc::clone(&metrics);
         let closing = CancellationToken::new();
-        let _reloading = AbortOnDropHandle::new(tokio::spawn(reload(access, filter, self.reload)));
-        let http = codex_http::Server::new(listener, self.limits).on_refused(move || metrics.refused());
+        let mut http = codex_http::Server::new(listener, self.limits).on_refused(move || metrics.refused());
+        if let Some(certificate) = &certificate {
+            http = http.with_tls(certificate.config()?);
+        }
+        let _reloading = AbortOnDropHandle::new(tokio::spawn(reload(access, filter, certificate, self.reload)));
         let http = tokio::spawn(http.serve(http::router(app), closing.clone()));
-        let served = self.until_stopped(&phase, reporter, stop, ready).await;
+        let served = self.until_stopped(&phase, engine_metrics, reporter, stop, ready).await;
         if let Err(error) = &served {
             phase.send_replace(Phase::Refused(chain(error).into()));
             // The listener stays open during the final report, so that probes see the reason.
@@ -337,13 +358,14 @@ impl Server {
     async fn until_stopped(
         &self,
         phase: &watch::Sender<Phase>,
+        metrics: Arc<Metrics>,
         reporter: &Reporter<ServingState>,
         stop: &Shutdown,
         ready: impl FnOnce() + Send,
     ) -> Result<(), ServeError> {
         let model = tokio::select! {
             () = stop.requested.cancelled() => return Ok(()),
-            model = self.open(phase) => Arc::new(model?),
+            model = self.open(phase, metrics) => Arc::new(model?),
         };
         phase.send_replace(Phase::Ready(Arc::clone(&model)));
         reporter.update(|state| {
@@ -367,7 +389,7 @@ impl Server {
     }
 
     /// Reads, verifies and loads the model, and runs the self-check.
-    async fn open(&self, phase: &watch::Sender<Phase>) -> Result<ServedModel, ServeError> {
+    async fn open(&self, phase: &watch::Sender<Phase>, metrics: Arc<Metrics>) -> Result<ServedModel, ServeError> {
         let source = self.source.clone();
         let (slots, device) = (self.room.running + SPARE, self.device);
         let (digest, verified, held) = blocking(move || match source {
@@ -383,24 +405,33 @@ impl Server {
         let (tokenizer, context) = (generator.tokenizer().clone(), generator.config().max_position_embeddings);
         let ends = generator.config().eos_token_ids.clone();
         let markers = openai::markers(&tokenizer);
-        let batcher = Batcher::start(generator, self.room).map_err(ServeError::Engine)?;
-        Ok(ServedModel { digest, verified, tokenizer, ends, markers, context, batcher })
+        let grammars = Grammars::new(tokenizer.clone(), ends.clone());
+        let batcher = Batcher::start(generator, self.room, metrics).map_err(ServeError::Engine)?;
+        Ok(ServedModel { digest, verified, tokenizer, ends, markers, context, grammars, batcher })
     }
 }
 
 /// Reads files that may change again, forever.
-async fn reload(access: Arc<Access>, filter: Option<Arc<Filter>>, period: Duration) {
+async fn reload(
+    access: Arc<Access>,
+    filter: Option<Arc<Filter>>,
+    certificate: Option<Arc<Certificate>>,
+    period: Duration,
+) {
     loop {
         tokio::time::sleep(period).await;
-        let (access, filter) = (Arc::clone(&access), filter.clone());
+        let (access, filter, certificate) = (Arc::clone(&access), filter.clone(), certificate.clone());
         let read = move || {
             access.reload();
             if let Some(filter) = filter {
                 filter.reload();
             }
+            if let Some(certificate) = certificate {
+                certificate.reload();
+            }
         };
         if tokio::task::spawn_blocking(read).await.is_err() {
-            tracing::error!("reading API keys and safety rules again failed: changes need a restart");
+            tracing::error!("reading API keys, safety rules and the certificate again failed: changes need a restart");
             return;
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use codex_provenance::ModelDigest;
 use codex_signing::verify::Verified;
 
-use super::batcher::Batcher;
+use super::{batcher::Batcher, grammar::Grammars};
 use crate::text::Tokenizer;
 
 /// The phase of a server.
@@ -40,6 +40,8 @@ pub(super) struct ServedModel {
     pub(super) markers: Vec<(u32, &'static str)>,
     /// The most tokens of a prompt and its response together.
     pub(super) context: usize,
+    /// Compiles what binds responses.
+    pub(super) grammars: Grammars,
     pub(super) batcher: Batcher,
 }
 

@@ -31,7 +31,7 @@ use super::{
     filter, http, load_checked,
     metrics::Metrics,
     phase::Phase,
-    read_verified,
+    read_verified, tls,
 };
 use crate::{
     model::{Generator, describe},
@@ -121,6 +121,7 @@ pub(crate) struct Case {
     limits: Limits,
     pub(super) access: access::Settings,
     pub(super) filter: filter::Settings,
+    tls: Option<tls::Settings>,
 }
 
 impl Case {
@@ -161,6 +162,7 @@ impl Case {
             limits: super::LIMITS,
             access: access::Settings::default(),
             filter: filter::Settings::default(),
+            tls: None,
         }
     }
 
@@ -191,6 +193,7 @@ impl Case {
             source: Source::Signed { paths: self.paths(), expected: self.expected.clone() },
             access: self.access.clone(),
             filter: self.filter.clone(),
+            tls: self.tls.clone(),
             reload: Duration::from_millis(20),
             device: codex_configs::Device::Cpu,
             room: Room { running: self.slots, queue: self.queue, prefixes: self.prefixes },
@@ -561,7 +564,14 @@ fn a_signed_model_needs_its_bundles_and_an_unsigned_one_a_loopback_address() {
     let parse = |line: &str| Line::try_parse_from(line.split(' ')).map(|line| line.serve);
     let told = parse("codex --model m").err().unwrap().to_string();
     assert!(told.contains("--oms-bundle") && told.contains("--ring"), "{told}");
-    for line in ["codex m", "codex --unsigned", "codex m --unsigned --model m", "codex m --unsigned --ring main"] {
+    for line in [
+        "codex m",
+        "codex --unsigned",
+        "codex m --unsigned --model m",
+        "codex m --unsigned --ring main",
+        "codex m --unsigned --tls-key k",
+        "codex m --unsigned --tls-certificate c",
+    ] {
         assert!(parse(line).is_err(), "{line}");
     }
     let open = parse("codex m --unsigned --listen 0.0.0.0:8000").unwrap();
@@ -569,6 +579,63 @@ fn a_signed_model_needs_its_bundles_and_an_unsigned_one_a_loopback_address() {
     assert_eq!(error.exit, exit::BAD_INPUT);
     assert!(error.to_string().contains("--listen 0.0.0.0:8000: an unsigned model is served on a loopback"), "{error}");
     assert!(Server::of(parse("codex m --unsigned").unwrap()).is_some());
+}
+
+/// Asks for `/ready` over HTTPS with one trusted certificate.
+async fn ready_over_tls(address: SocketAddr, trusted: Vec<u8>) -> Result<u16, String> {
+    use ureq::tls::{Certificate, RootCerts, TlsConfig};
+
+    let work = move || {
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::Specific(Arc::new(vec![Certificate::from_der(&trusted).to_owned()])))
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .build();
+        let agent: ureq::Agent =
+            ureq::Agent::config_builder().tls_config(tls).http_status_as_error(false).build().into();
+        let url = format!("https://localhost:{}/ready", address.port());
+        agent.get(url).call().map(|response| response.status().as_u16()).map_err(|error| error.to_string())
+    };
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_served_and_replaced_without_a_restart() {
+    let mut case = Case::new(64);
+    let issue = |case: &Case| {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        fs::write(case.path("tls.key"), made.signing_key.serialize_pem()).unwrap();
+        fs::write(case.path("tls.crt"), made.cert.pem()).unwrap();
+        made.cert.der().to_vec()
+    };
+    let first = issue(&case);
+    case.tls = Some(tls::Settings { certificate: case.path("tls.crt"), key: case.path("tls.key") });
+    let server = case.start().await;
+    let until = async |trusted: &[u8]| {
+        for _ in 0..600 {
+            if ready_over_tls(server.address, trusted.to_vec()).await == Ok(200) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the certificate is not served");
+    };
+    until(&first).await;
+    // Plain HTTP is no answer.
+    assert!(request(server.address, "/ready", None).await.is_err());
+    let second = issue(&case);
+    until(&second).await;
+    assert!(ready_over_tls(server.address, first).await.is_err());
+
+    fs::write(case.path("tls.crt"), "no certificate").unwrap();
+    let error = refusal_to_start(&case).await;
+    assert_eq!((error.failure().reason.as_str(), error.exit()), ("InvalidSettings", exit::BAD_INPUT));
+    assert!(error.failure().message.contains("--tls-certificate"), "{}", error.failure().message);
+}
+
+/// Starts a server that ends before it listens, and returns why.
+async fn refusal_to_start(case: &Case) -> ServeError {
+    let server = case.start().await;
+    server.end.await.unwrap().unwrap_err()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -602,13 +669,17 @@ fn client() -> Client {
     Client::unlimited(Arc::new(Metrics::new().unwrap()))
 }
 
+fn metrics() -> Arc<Metrics> {
+    Arc::new(Metrics::new().unwrap())
+}
+
 fn job(token: u32, limit: usize) -> Job {
-    Job { prompt: vec![token], limit, sampler: Sampler::greedy(), scores: None }
+    Job { prompt: vec![token], limit, sampler: Sampler::greedy(), scores: None, bound: None }
 }
 
 #[tokio::test]
 async fn without_a_free_permit_requests_are_refused() {
-    let batcher = Batcher::start(generator(64, 4), Room { running: 2, queue: 3, prefixes: 100 }).unwrap();
+    let batcher = Batcher::start(generator(64, 4), Room { running: 2, queue: 3, prefixes: 100 }, metrics()).unwrap();
     let all = Arc::clone(&batcher.permits).acquire_many_owned(5).await.unwrap();
     assert_eq!(batcher.active(), 5);
     assert!(
@@ -626,7 +697,7 @@ async fn without_a_free_permit_requests_are_refused() {
 
 #[tokio::test]
 async fn an_abandoned_request_is_dropped() {
-    let batcher = Batcher::start(generator(ENDLESS, 1), Room { running: 1, queue: 1, prefixes: 0 }).unwrap();
+    let batcher = Batcher::start(generator(ENDLESS, 1), Room { running: 1, queue: 1, prefixes: 0 }, metrics()).unwrap();
     let payer = client();
     let abandoned = batcher.answer(job(5, ENDLESS), &payer);
     assert!(tokio::time::timeout(Duration::from_millis(50), abandoned).await.is_err(), "generation has only begun");

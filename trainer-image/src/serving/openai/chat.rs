@@ -10,6 +10,7 @@ use super::{
     error::ApiError,
     request::{Asked, Common, prompt_text, read, refused, scores, typed},
     split::{CALL, Markers, Splitter},
+    structure::{self, Structure},
 };
 use crate::{
     serving::{filter::Check, phase::ServedModel},
@@ -107,6 +108,8 @@ pub(super) struct Named {
 pub(super) struct Tools {
     /// In the form of chats.
     pub(super) all: Vec<Any>,
+    /// For each tool, whether its arguments must follow its schema.
+    pub(super) strict: Vec<bool>,
     pub(super) choice: Option<Choice>,
     pub(super) parallel: Option<bool>,
 }
@@ -120,6 +123,18 @@ pub(super) struct Extras {
     pub(super) scores: Option<usize>,
     /// Safety rules.
     pub(super) check: Option<Check>,
+    /// What binds the text.
+    pub(super) structure: Option<Structure>,
+}
+
+/// Returns a field of an object; nothing if there is none.
+fn field(value: &Any, name: &str) -> Any {
+    value.get_attr(name).unwrap_or_default()
+}
+
+/// Returns whether the arguments of a function must follow its schema.
+pub(super) fn is_strict(function: &Any) -> bool {
+    field(function, "strict").is_true()
 }
 
 /// Reads a request to `/v1/chat/completions`.
@@ -128,6 +143,7 @@ pub(super) struct Extras {
 /// The response to an invalid request.
 pub(super) fn chat(model: &ServedModel, served: &str, bytes: &[u8], check: Option<Check>) -> Result<Asked, ApiError> {
     let (body, common) = read(bytes, served, r#"{"messages": [{"role": "user", "content": "Hello"}]}"#)?;
+    let structure = structure::of(&body)?;
     let body: ChatBody = typed(body)?;
     if body.messages.is_empty() {
         return Err(ApiError::field("messages", "send at least one"));
@@ -137,13 +153,14 @@ pub(super) fn chat(model: &ServedModel, served: &str, bytes: &[u8], check: Optio
         (_, Some(1..)) => return Err(ApiError::field("top_logprobs", "send \"logprobs\": true with it")),
         _ => None,
     };
-    // Read from the bytes, because a JSON value does not keep the order of fields.
+    // Read from the bytes: a template's values are not those of JSON.
     let written: Written = codex_json::from_slice(bytes)
         .map_err(|why| ApiError::invalid(None, format!("the request has the wrong shape: {why}")))?;
-    let tools =
-        Tools { all: written.tools.unwrap_or_default(), choice: body.tool_choice, parallel: body.parallel_tool_calls };
+    let all = written.tools.unwrap_or_default();
+    let strict = all.iter().map(|tool| is_strict(&field(tool, "function"))).collect();
+    let tools = Tools { all, strict, choice: body.tool_choice, parallel: body.parallel_tool_calls };
     let variables = written.chat_template_kwargs.unwrap_or_default().into_iter().collect();
-    asked(model, common, body.messages, tools, Extras { variables, scores: count, check })
+    asked(model, common, body.messages, tools, Extras { variables, scores: count, check, structure })
 }
 
 /// Makes the prompt of a conversation, and says how its response is taken apart.
@@ -157,7 +174,7 @@ pub(super) fn asked(
     tools: Tools,
     extras: Extras,
 ) -> Result<Asked, ApiError> {
-    let Extras { variables, scores, check } = extras;
+    let Extras { variables, scores, check, structure } = extras;
     let tokenizer = &model.tokenizer;
     if !tokenizer.has_template() {
         let told = "the model has no chat template: use /v1/completions";
@@ -165,6 +182,14 @@ pub(super) fn asked(
     }
     let names = names(&tools.all)?;
     let forced = forced(&tools, &names)?;
+    let structure = match (&forced, structure) {
+        (Some(_), Some(structure)) => {
+            let told = "the model must call a tool: send \"tool_choice\": \"auto\", or remove it";
+            return Err(ApiError::field(&structure.field, told));
+        }
+        (Some(_), None) => strict_arguments(&tools)?,
+        (None, structure) => structure,
+    };
     let none = matches!(&tools.choice, Some(Choice::Mode(mode)) if mode == "none");
     let with_tools = !tools.all.is_empty() && !none;
     if with_tools && !tokenizer.template_has("tools") {
@@ -179,9 +204,13 @@ pub(super) fn asked(
     let tools_shown = if with_tools { tools.all } else { Vec::new() };
     let conversation = Conversation { messages, tools: tools_shown, variables };
     let rendered = tokenizer.encode_conversation(&conversation).map_err(|error| refused("messages", &error))?;
-    let markers = Markers::KNOWN.into_iter().find(|markers| tokenizer.template_has(markers.close));
-    let markers = markers.unwrap_or(Markers::KNOWN[0]);
-    let opened = rendered.text.trim_end().ends_with(markers.open);
+    let known = Markers::KNOWN.into_iter().find(|markers| tokenizer.template_has(markers.close));
+    let markers = known.unwrap_or(Markers::KNOWN[0]);
+    let prompted = rendered.text.trim_end();
+    let opened = prompted.ends_with(markers.open);
+    // The template may have ended the reasoning already.
+    let reasoning = known.filter(|markers| !prompted.ends_with(markers.close)).or(opened.then_some(markers));
+    let structure = structure.map(|it| if forced.is_some() { it } else { it.around(reasoning, opened, with_tools) });
     let mut prompt = rendered.ids;
     let splitter = match &forced {
         Some(start) => {
@@ -195,7 +224,26 @@ pub(super) fn asked(
     asked.form.splitter = Some(splitter);
     let named = matches!(&tools.choice, Some(Choice::Function { .. } | Choice::Flat(_)));
     asked.form.one_call = named || tools.parallel == Some(false);
+    asked.structure = structure;
     Ok(asked)
+}
+
+/// Returns what binds the arguments of the one function that the model must call, if the function is strict.
+fn strict_arguments(tools: &Tools) -> Result<Option<Structure>, ApiError> {
+    let Some(Choice::Function { function: named } | Choice::Flat(named)) = &tools.choice else { return Ok(None) };
+    let name = |tool: &Any| field(&field(tool, "function"), "name");
+    let Some(at) = tools.all.iter().position(|tool| name(tool).as_str() == Some(&named.name)) else { return Ok(None) };
+    if tools.strict.get(at) != Some(&true) {
+        return Ok(None);
+    }
+    let parameters = field(&field(&tools.all[at], "function"), "parameters");
+    let place = format!("tools[{at}].function.parameters");
+    let schema = if parameters.is_undefined() || parameters.is_none() {
+        serde_json::json!({ "type": "object" })
+    } else {
+        serde_json::to_value(&parameters).map_err(|why| ApiError::field(&place, format!("it is not JSON: {why}")))?
+    };
+    Structure::arguments(&place, schema).map(Some)
 }
 
 /// Returns whether a body is a chat whose messages are text.
@@ -213,7 +261,6 @@ fn names(tools: &[Any]) -> Result<BTreeSet<String>, ApiError> {
         return Err(ApiError::field("tools", format!("{} tools: send at most {MAX_TOOLS}", tools.len())));
     }
     let name = |(at, tool): (usize, &Any)| {
-        let field = |value: &Any, name: &str| value.get_attr(name).unwrap_or_default();
         let name = field(&field(tool, "function"), "name");
         let is_function = field(tool, "type").as_str() == Some("function");
         name.as_str().filter(|name| is_function && !name.is_empty()).map(str::to_owned).ok_or_else(|| {

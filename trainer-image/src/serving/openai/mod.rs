@@ -9,6 +9,7 @@ mod respond;
 mod responses;
 mod scores;
 mod split;
+mod structure;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -123,16 +124,18 @@ async fn generated(
     let served = app.served_name();
     let check = app.check(endpoint, &client);
     if endpoint == Endpoint::Responses {
-        let (request, asked) = Request::read(model, served, &body, check)?;
+        let (request, mut asked) = Request::read(model, served, &body, check)?;
+        asked.bind(model).await?;
         let pieces = started(model, &asked, &client)?;
         return request.answer(model, app, asked, pieces, begun).await;
     }
     let is_chat = endpoint == Endpoint::Chat;
-    let asked = if is_chat {
+    let mut asked = if is_chat {
         chat::chat(model, served, &body, check)?
     } else {
         Asked::completion(model, served, &body, check)?
     };
+    asked.bind(model).await?;
     let answer = Answer {
         endpoint,
         id: identifier(if is_chat { "chatcmpl-" } else { "cmpl-" }),

@@ -2,14 +2,19 @@
 //!
 //! Fields that change what is generated are honoured or refused; all others are ignored, because clients send many.
 
+use axum::http::StatusCode;
 use codex_engine::{Sampler, Sampling};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{error::ApiError, generation::Form};
+use super::{
+    error::ApiError,
+    generation::Form,
+    structure::{self, Structure},
+};
 use crate::{
     safety::Direction,
-    serving::{batcher::Job, filter::Check, phase::ServedModel},
+    serving::{batcher::Job, filter::Check, grammar::GrammarError, phase::ServedModel},
     text::TokenizerError,
 };
 
@@ -31,6 +36,8 @@ pub(super) struct Asked {
     pub(super) stream: bool,
     /// Whether a stream ends with the numbers of tokens.
     pub(super) usage: bool,
+    /// What binds the text of each choice.
+    pub(super) structure: Option<Structure>,
 }
 
 /// The fields that all endpoints have.
@@ -82,7 +89,7 @@ enum Prompt {
 type Refused = (&'static str, fn(&Value) -> bool, &'static str);
 
 /// Fields that would change what is generated and are not implemented.
-const REFUSED: [Refused; 10] = [
+const REFUSED: [Refused; 9] = [
     ("best_of", |value| *value == 1, "choices are not compared: send n instead"),
     ("functions", is_empty, "functions are not supported: send tools instead"),
     (
@@ -90,7 +97,6 @@ const REFUSED: [Refused; 10] = [
         |value| *value == "none" || *value == "auto",
         "functions are not supported: send tool_choice instead",
     ),
-    ("response_format", |value| value["type"] == "text", "only {\"type\": \"text\"} is supported"),
     ("echo", |value| *value == false, "the prompt is not repeated: send false"),
     ("suffix", |value| *value == "", "text cannot be inserted: remove it"),
     ("logit_bias", is_empty, "logits cannot be biased: remove it"),
@@ -119,6 +125,7 @@ impl Asked {
         check: Option<Check>,
     ) -> Result<Self, ApiError> {
         let (body, common) = read(bytes, served, r#"{"prompt": "Once upon a time"}"#)?;
+        let structure = structure::of(&body)?;
         let CompletionBody { prompt, logprobs } = typed(body)?;
         let encode = |text: &str| {
             let text = prompt_text(check.as_ref(), text.to_owned())?;
@@ -140,7 +147,7 @@ impl Asked {
             }
         };
         let scores = logprobs.map(|count| scores("logprobs", count)).transpose()?;
-        Self::of(model, &prompt, common, scores, check)
+        Ok(Self { structure, ..Self::of(model, &prompt, common, scores, check)? })
     }
 
     /// Makes the jobs of a prompt.
@@ -183,7 +190,8 @@ impl Asked {
         // The choice with number 0 is the one that the seed gives alone.
         let samplers =
             (0..count).map(|index| sampler(Sampling { seed: sampling.seed.wrapping_add(index), ..sampling }));
-        let jobs = samplers.map(|sampler| Ok(Job { prompt: prompt.to_vec(), limit, sampler: sampler?, scores }));
+        let jobs =
+            samplers.map(|sampler| Ok(Job { prompt: prompt.to_vec(), limit, sampler: sampler?, scores, bound: None }));
         let jobs = jobs.collect::<Result<_, ApiError>>()?;
         let stop = match common.stop {
             None => Vec::new(),
@@ -198,7 +206,24 @@ impl Asked {
             form: Form { stop, splitter: None, one_call: false, check },
             stream: common.stream.unwrap_or(false),
             usage: common.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
+            structure: None,
         })
+    }
+
+    /// Compiles what binds the text, and gives it to the jobs.
+    ///
+    /// # Errors
+    /// It cannot be compiled.
+    pub(super) async fn bind(&mut self, model: &ServedModel) -> Result<(), ApiError> {
+        let Some(structure) = &self.structure else { return Ok(()) };
+        let bound = model.grammars.bind(&structure.grammar, &structure.around).await.map_err(|error| match error {
+            GrammarError::Busy => ApiError::other(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+            _ => ApiError::field(&structure.field, error),
+        })?;
+        for job in &mut self.jobs {
+            job.bound = Some(bound.clone());
+        }
+        Ok(())
     }
 }
 
@@ -229,6 +254,9 @@ pub(super) fn refused(param: &str, error: &TokenizerError) -> ApiError {
 #[cfg(test)]
 pub(crate) fn read_any(bytes: &[u8]) -> usize {
     let Ok((body, _)) = read(bytes, "codex", "") else { return 0 };
+    if structure::of(&body).and(structure::of_response(&body)).is_err() {
+        return 0;
+    }
     usize::from(super::chat::reads(body.clone())) + usize::from(typed::<CompletionBody>(body).is_ok())
 }
 

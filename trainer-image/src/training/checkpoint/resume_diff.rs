@@ -152,8 +152,9 @@ pub(crate) fn differing_keys(a: &Value, b: &Value) -> Vec<String> {
     let (mut before, mut after) = (Vec::new(), Vec::new());
     leaves(a, "", &mut before);
     leaves(b, "", &mut after);
+    // Objects in lists are equal in any order of their names.
     let find = |leaves: &[(String, &Value)], key: &String| {
-        leaves.iter().find(|leaf| leaf.0 == *key).map(|leaf| leaf.1.to_string())
+        leaves.iter().find(|leaf| leaf.0 == *key).map(|leaf| leaf.1.clone())
     };
     let keys: BTreeSet<&String> = before.iter().chain(&after).map(|(key, _)| key).collect();
     keys.into_iter().filter(|key| find(&before, key) != find(&after, key)).cloned().collect()

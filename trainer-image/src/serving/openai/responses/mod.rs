@@ -22,6 +22,7 @@ use super::{
     now,
     request::{Asked, read, typed},
     respond::{counted, events, identifier},
+    structure,
 };
 use crate::{
     serving::{
@@ -46,21 +47,9 @@ struct Body {
     input: Input,
     instructions: Option<String>,
     background: Option<bool>,
-    text: Option<TextOptions>,
     tool_choice: Option<Choice>,
     parallel_tool_calls: Option<bool>,
     truncation: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct TextOptions {
-    format: Option<Format>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Format {
-    #[serde(rename = "type")]
-    kind: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -122,8 +111,11 @@ impl Request {
             "store": false, "truncation": "disabled", "usage": null, "user": null,
             "system_fingerprint": model.fingerprint(), "model_digest": model.digest, "ring": model.ring(),
         });
+        let structure = structure::of_response(&value)?;
+        let format = value.pointer("/text/format").filter(|it| it.is_object()).cloned();
+        let format = format.unwrap_or_else(|| json!({ "type": "text" }));
         let settings = json!({
-            "text": { "format": { "type": "text" } }, "reasoning": { "effort": null, "summary": null },
+            "text": { "format": format }, "reasoning": { "effort": null, "summary": null },
             "instructions": repeated("instructions"), "max_output_tokens": repeated("max_output_tokens"),
             "metadata": value.get("metadata").filter(|it| it.is_object()).cloned().unwrap_or_else(|| json!({})),
             "temperature": common.temperature.unwrap_or(0.0), "top_p": common.top_p.unwrap_or(1.0),
@@ -137,17 +129,15 @@ impl Request {
         if body.background == Some(true) {
             return Err(ApiError::field("background", "true: this server answers at once: send false"));
         }
-        if let Some(format) = body.text.and_then(|text| text.format).filter(|format| format.kind != "text") {
-            return Err(ApiError::field("text.format", format!("type {:?}: only \"text\" is supported", format.kind)));
-        }
         if let Some(truncation) = body.truncation.filter(|truncation| truncation != "disabled") {
             return Err(ApiError::field("truncation", format!("{truncation:?}: only \"disabled\" is supported")));
         }
         let written: Written = codex_json::from_slice(bytes)
             .map_err(|why| ApiError::invalid(None, format!("the request has the wrong shape: {why}")))?;
         let tools = written.tools.unwrap_or_default();
-        let tools = tools.iter().enumerate().map(|(at, tool)| nested(at, tool)).collect::<Result<_, _>>()?;
-        let tools = Tools { all: tools, choice: body.tool_choice, parallel: body.parallel_tool_calls };
+        let strict = tools.iter().map(chat::is_strict).collect();
+        let all = tools.iter().enumerate().map(|(at, tool)| nested(at, tool)).collect::<Result<_, _>>()?;
+        let tools = Tools { all, strict, choice: body.tool_choice, parallel: body.parallel_tool_calls };
         let mut messages = Vec::new();
         if let Some(text) = body.instructions {
             messages.push(message(Role::System, text));
@@ -163,7 +153,7 @@ impl Request {
         if messages.is_empty() {
             return Err(ApiError::field("input", "send a text or at least one item"));
         }
-        let asked = chat::asked(model, common, messages, tools, Extras { check, ..Extras::default() })?;
+        let asked = chat::asked(model, common, messages, tools, Extras { check, structure, ..Extras::default() })?;
         let prompt_tokens = asked.jobs.first().map_or(0, |job| job.prompt.len());
         Ok((Self { response, prompt_tokens }, asked))
     }
