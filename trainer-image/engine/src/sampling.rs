@@ -91,7 +91,7 @@ impl Sampler {
     #[must_use]
     pub fn with_seed(&self, seed: u64) -> Self {
         let sampling = Sampling { seed, ..self.sampling };
-        Self { sampling, random: ChaCha8Rng::seed_from_u64(seed), candidates: Vec::new() }
+        Self { sampling, random: ChaCha8Rng::seed_from_u64(seed), candidates: Vec::new(), masked: Vec::new() }
     }
 
     /// Chooses a token by its logits. Logits that are not numbers are never chosen, unless all are.
