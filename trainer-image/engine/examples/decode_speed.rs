@@ -58,6 +58,8 @@ fn run() -> Result<(), Failure> {
         decoder.logits()?;
         prefill = prefill.min(start.elapsed().as_secs_f64());
         decoder.release(0);
+        // Else the next round takes the prompt over.
+        decoder.forget(0);
     }
     let alone = decode(decoder.as_mut(), 1, &ids[..64])?;
     let eight = decode(decoder.as_mut(), 8, &ids[..64])?;

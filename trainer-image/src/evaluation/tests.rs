@@ -500,7 +500,7 @@ fn the_files_of_a_run_follow_their_schemas() {
 }
 
 #[test]
-fn sampled_answers_are_the_same_again_and_depend_on_the_seed_of_each() {
+fn sampled_answers_are_the_same_in_other_batches() {
     let directory = tempfile::tempdir().unwrap();
     let model = train(0, &directory.path().join("fresh"));
     let set = ["evaluation.samples=3", "evaluation.k=2", "evaluation.temperature=1", "evaluation.max_new_tokens=8"];

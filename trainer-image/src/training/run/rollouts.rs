@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use codex_configs::{GrpoSettings, Method};
+use codex_configs::GrpoSettings;
 use codex_engine::{
     Decoder, Emitted, End, Engine, EngineError, Packed, Precision, Sampler, Sampling, decoder, surprise,
 };
@@ -94,7 +94,7 @@ impl Session<'_> {
         }
     }
 
-    /// Samples the answers of the step after `done` steps, whose examples begin with `first`. Returns `None` if the attempt is
+    /// Samples the answers of the step after `done` steps, to the records of its batches. Returns `None` if the attempt is
     /// interrupted meanwhile.
     ///
     /// # Errors
@@ -149,7 +149,6 @@ impl Rollouts<'_> {
     /// Returns a decoder with the current weights, for at most `answers` sequences at once.
     fn decoder(&self, session: &Session, engine: &dyn Engine, answers: usize) -> Result<Box<dyn Decoder>, TrainError> {
         let training = &session.resolved.spec().settings.training;
-        debug_assert_eq!(training.method, Method::Grpo);
         let settings = engine_settings(training).suited(&self.model.config);
         let trained = engine.parameters()?;
         let merged = self.model.parameters(session.base, &trained)?;
@@ -184,6 +183,8 @@ fn sample(
         sampler: Sampler,
     }
     let GrpoSettings { group, max_new_tokens, .. } = *settings;
+    let sampler = Sampler::new(Sampling { temperature: 1.0, ..Sampling::default() })
+        .map_err(|error| TrainError::Arguments(error.to_string()))?;
     let mut drawn: Vec<Vec<Drawn>> = prompts.iter().map(|_| vec![Drawn::default(); group]).collect();
     let mut waiting = (0..prompts.len()).flat_map(|prompt| (0..group).map(move |member| (prompt, member)));
     let mut running: BTreeMap<usize, Running> = BTreeMap::new();
@@ -193,9 +194,7 @@ fn sample(
         }
         while let Some(slot) = decoder.slots().free() {
             let Some((prompt, member)) = waiting.next() else { break };
-            let sampling =
-                Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: seed(prompt as u64, member as u64) };
-            let sampler = Sampler::new(sampling).map_err(|error| TrainError::Arguments(error.to_string()))?;
+            let sampler = sampler.with_seed(seed(prompt as u64, member as u64));
             let refused =
                 |error: codex_engine::PromptError| TrainError::Arguments(format!("a prompt is refused: {error}"));
             decoder.prefill(slot, prompts[prompt]).map_err(refused)?;
