@@ -4,7 +4,7 @@
 //! queue, so overload is refused before a request is queued. A request holds its permit until the thread is done with it. A
 //! request whose receiver is gone is dropped before the next step.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
 use codex_engine::{Emitted, End, LogProbabilities, Sampler};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -206,10 +206,10 @@ impl Running {
         token
     }
 
-    /// Sends the chosen token, or ends the response if there is none. Returns how the response ended, if it did.
-    fn emit(&mut self, emitted: &Emitted, cached: usize, metrics: &Metrics) -> Option<Option<End>> {
+    /// Sends the chosen token, or ends the response if there is none. Breaks with how the response ended, if it did.
+    fn emit(&mut self, emitted: &Emitted, cached: usize, metrics: &Metrics) -> ControlFlow<Option<End>> {
         if self.stuck {
-            return Some(None);
+            return ControlFlow::Break(None);
         }
         let now = Instant::now();
         let took = now.duration_since(self.latest);
@@ -226,9 +226,10 @@ impl Running {
         let _ = self.request.pieces.send(Piece::Token(token));
         let complete = self.request.job.bound.as_ref().is_some_and(Constraint::is_complete);
         match emitted.end {
-            Some(end) => Some(Some(end)),
-            None if complete => Some(Some(End::Stop)),
-            None => (self.tokens >= self.request.job.limit).then_some(None),
+            Some(end) => ControlFlow::Break(Some(end)),
+            None if complete => ControlFlow::Break(Some(End::Stop)),
+            None if self.tokens >= self.request.job.limit => ControlFlow::Break(None),
+            None => ControlFlow::Continue(()),
         }
     }
 }
@@ -293,8 +294,8 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Ro
         for emitted in emitted {
             let Some(place) = running.get_mut(emitted.slot) else { continue };
             let cached = generator.reused(emitted.slot);
-            let ended = place.as_mut().and_then(|running| running.emit(&emitted, cached, metrics));
-            let Some(end) = ended else { continue };
+            let ended = place.as_mut().map(|running| running.emit(&emitted, cached, metrics));
+            let Some(ControlFlow::Break(end)) = ended else { continue };
             if emitted.end.is_none() {
                 generator.release(emitted.slot);
             }

@@ -149,9 +149,8 @@ fn outputs_of(outputs: &Map<String, Value>, all: &mut Vec<Structure>) -> Result<
             ("json_object", Value::Bool(true)) => {
                 all.push(Structure::new(field, Grammar::Json(json!({ "type": "object" })))?);
             }
-            ("json_object", Value::Bool(false)) => {}
-            // They choose among the compilers of vLLM, or how it reports their failures.
-            ("disable_fallback", _) => {}
+            // The latter chooses among the compilers of vLLM.
+            ("json_object", Value::Bool(false)) | ("disable_fallback", _) => {}
             _ => return Err(ApiError::field(&field, "is not supported: use json, regex, choice or grammar")),
         }
     }
