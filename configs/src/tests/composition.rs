@@ -69,7 +69,7 @@ fn the_baseline_is_of_equal_size_tokens_and_tuning() {
     };
     let (steps, answers) = (of("cot-starter"), of("answers-only"));
     let differing: Vec<_> = steps.iter().zip(&answers).filter(|(a, b)| a != b).map(|(a, _)| a.0.as_str()).collect();
-    assert_eq!(differing, ["response.format", "training.max_steps"]);
+    assert_eq!(differing, ["training.max_steps", "response.format"]);
 
     // Tokens of an example with its steps, against one with its answer alone (a character is a token).
     let problems = crate::benchmark("cot-lite")[0].bytes;
