@@ -43,6 +43,8 @@ pub enum ConditionType {
     Signed,
     /// The servers have verified the model that they hold in memory.
     Verified,
+    /// The HorizontalPodAutoscaler scales the servers. Present only with `spec.autoscaling`.
+    ScalingActive,
 }
 
 impl ConditionType {
@@ -67,6 +69,7 @@ impl ConditionType {
             Self::RingMatched => "RingMatched",
             Self::Signed => "Signed",
             Self::Verified => "Verified",
+            Self::ScalingActive => "ScalingActive",
         }
     }
 }
@@ -200,6 +203,12 @@ reasons! {
     RevocationLifted,
     /// Every SignOff that concerns the object counts.
     SignedOff,
+    /// The HorizontalPodAutoscaler computes the number of servers.
+    Scaling,
+    /// The HorizontalPodAutoscaler has not computed a number of servers yet.
+    WaitingForMetrics,
+    /// The HorizontalPodAutoscaler cannot compute or set the number of servers. The message quotes its condition.
+    ScalingFailed,
     /// A SignOff names another model, report or ring than those of now.
     SignOffVoid,
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::doc_markdown, reason = "kubectl explain shows the sentences as they are")]
 #![allow(unreachable_pub, reason = "the KubeSchema derive writes public structs into function bodies")]
 
+mod autoscaling;
 mod base;
 mod conditions;
 mod data;
@@ -20,6 +21,7 @@ mod sign_off;
 mod training_run;
 mod work;
 
+pub use autoscaling::{Autoscaling, AutoscalingMetrics};
 pub use base::{Base, BaseRun, BaseSigner, BaseStatus, HuggingFace, SecretKey};
 pub use conditions::{ConditionType, Reason};
 pub use data::{ConfigMapKey, DataItem, DataSource, Synthetic, VolumeClaimFolder, VolumeClaimPath};

@@ -46,7 +46,7 @@ pub mod child {
         format!("codex-e-{evaluation}")
     }
 
-    /// Returns the name of the Deployment, PodDisruptionBudget and NetworkPolicy of a ReasoningPod. Its Service has the name
+    /// Returns the name of the Deployment, HorizontalPodAutoscaler, PodDisruptionBudget and NetworkPolicy of a ReasoningPod. Its Service has the name
     /// of the ReasoningPod.
     pub fn server(pod: &str) -> String {
         format!("codex-s-{pod}")

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "an unexpected result ends the test")]
 
+mod autoscaling;
 mod chain;
 mod cluster;
 mod conditions;

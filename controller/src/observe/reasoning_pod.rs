@@ -27,7 +27,7 @@ use super::{
     warnings::warnings,
     workers,
 };
-use crate::context::Context;
+use crate::{context::Context, ownership::is_controlled_by};
 
 impl Kind for ReasoningPod {
     fn phase(&self) -> String {
@@ -82,6 +82,9 @@ impl Observe for ReasoningPod {
         let rolled_out = self.status.as_ref().is_some_and(|status| status.training_run_uid.is_some());
         let live = servers(context, &namespace, &child::server(&self.name_any()), rolled_out).await?;
         let (deployment, tampered) = workers::deployment(context, live, &uid);
+        let autoscaler = get(&context.stores.horizontal_pod_autoscalers, &namespace, &child::server(&self.name_any()))
+            .filter(|found| is_controlled_by(&**found, &uid))
+            .map(Arc::unwrap_or_clone);
         let behind = match &deployment {
             Some(deployment) => served(context, &self.name_any(), &uid, deployment).await?,
             None => Served::default(),
@@ -124,6 +127,7 @@ impl Observe for ReasoningPod {
             missing_bundles: missing_bundles(context, &namespace, self.status.as_ref()),
             deployment,
             tampered,
+            autoscaler,
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
             obstruction: None,

@@ -7,7 +7,9 @@ use codex_provenance::Sha256;
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
-        core::v1::{ConfigMap, HTTPGetAction, PodTemplateSpec, Probe, Service, ServicePort, ServiceSpec},
+        core::v1::{
+            ConfigMap, HTTPGetAction, PodSpec, PodTemplateSpec, Probe, Service, ServicePort, ServiceSpec, TopologySpreadConstraint,
+        },
         networking::v1::{
             NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
             NetworkPolicySpec,
@@ -22,7 +24,7 @@ use k8s_openapi::{
 
 use kube::ResourceExt;
 
-use super::{endpoints, servers::Servers, stage::Stage, target::Target, view::View};
+use super::{autoscaling, endpoints, servers::Servers, stage::Stage, target::Target, view::View};
 use crate::{
     metadata::{Component, our_annotations, ring_label},
     plan::{Desired, Kept, KeptKind},
@@ -64,6 +66,7 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
             desired.deployments.push(deployment(view, target));
         }
     }
+    desired.horizontal_pod_autoscalers.extend(autoscaling::autoscaler(view));
     desired.kept.extend(endpoints::kept(view));
     Desired {
         endpoint_slices: endpoints::slices(view),
@@ -94,9 +97,9 @@ pub(crate) fn selector_text(view: &View<'_>) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
-fn scaled(mut deployment: Deployment, replicas: i32) -> Deployment {
+fn scaled(mut deployment: Deployment, replicas: Option<i32>) -> Deployment {
     if let Some(spec) = &mut deployment.spec {
-        spec.replicas = Some(replicas);
+        spec.replicas = replicas;
     }
     deployment
 }
@@ -115,7 +118,7 @@ fn around(view: &View<'_>, metadata: ObjectMeta, template: PodTemplateSpec) -> D
     Deployment {
         metadata,
         spec: Some(DeploymentSpec {
-            replicas: Some(view.spec().replicas),
+            replicas: autoscaling::replicas(view),
             selector: selector(view),
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".to_owned()),
@@ -156,9 +159,22 @@ fn deployment(view: &View<'_>, target: &Target) -> Deployment {
     let annotations = Some(annotations.into_iter().chain(template.scraped().unwrap_or_default()).collect());
     let template = PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(labels), annotations, ..ObjectMeta::default() }),
-        spec: Some(template.spec()),
+        spec: Some(PodSpec { topology_spread_constraints: Some(spread(view)), ..template.spec() }),
     };
     around(view, metadata, template)
+}
+
+/// Returns the constraints that spread servers over zones and nodes where there is room. Without any, the scheduler of the cluster
+/// applies its own, which tolerate three servers more on a node than on another.
+fn spread(view: &View<'_>) -> Vec<TopologySpreadConstraint> {
+    let over = |key: &str| TopologySpreadConstraint {
+        max_skew: 1,
+        topology_key: key.to_owned(),
+        when_unsatisfiable: "ScheduleAnyway".to_owned(),
+        label_selector: Some(selector(view)),
+        ..TopologySpreadConstraint::default()
+    };
+    ["topology.kubernetes.io/zone", "kubernetes.io/hostname"].map(over).into()
 }
 
 /// Returns the digest of the settings that are part of the template.

@@ -1,5 +1,6 @@
 //! The plan of a ReasoningPod: `View` → `Stage` → children, effects and status. Pure.
 
+mod autoscaling;
 mod bundles;
 mod children;
 mod effects;

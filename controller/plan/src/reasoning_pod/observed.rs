@@ -12,7 +12,9 @@ use codex_verdict::{
     policy::{Lineage, Policy},
 };
 use jiff::Timestamp;
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, core::v1::Pod, discovery::v1::EndpointSlice,
+};
 use serde::{Deserialize, Serialize};
 
 use super::endpoints::ForeignSlice;
@@ -66,6 +68,9 @@ pub struct ObservedReasoningPod {
     /// Whether that Deployment exists, the object controls it, and its pod template was modified.
     #[serde(default)]
     pub tampered: bool,
+    /// The HorizontalPodAutoscaler of that Deployment, if it exists and the object controls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaler: Option<HorizontalPodAutoscaler>,
     /// The Deployment's pods, in any order.
     #[serde(default)]
     pub pods: Vec<Pod>,

@@ -29,6 +29,22 @@ pub(crate) struct Servers<'a> {
     observed: &'a ObservedReasoningPod,
 }
 
+/// The number of servers to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) replicas: i32,
+    /// The number of ready servers from which on the rollout is complete.
+    pub(crate) least: i32,
+    /// Whether a HorizontalPodAutoscaler changes the number.
+    pub(crate) scaled: bool,
+}
+
+impl Wanted {
+    pub(crate) fn exactly(replicas: i32) -> Self {
+        Self { replicas, least: replicas, scaled: false }
+    }
+}
+
 /// The number of servers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
@@ -55,7 +71,7 @@ impl<'a> Servers<'a> {
         Some((model, promotion))
     }
 
-    pub(crate) fn counts(&self, wanted: i32) -> Counts {
+    pub(crate) fn counts(&self, wanted: Wanted) -> Counts {
         let Some(status) = &self.live.status else { return Counts::default() };
         let DeploymentStatus { replicas, ready_replicas, updated_replicas, observed_generation, .. } = status;
         // The Deployment counts every pod with its labels, including pods that others created.
@@ -63,7 +79,8 @@ impl<'a> Servers<'a> {
         let (all, ready) =
             (replicas.unwrap_or(0), ready_replicas.unwrap_or(0).min(i32::try_from(own).unwrap_or(i32::MAX)));
         let current = *observed_generation >= self.live.metadata.generation;
-        let settled = current && all == wanted && ready == wanted && updated_replicas.unwrap_or(0) == wanted;
+        let fits = wanted.scaled || all == wanted.replicas;
+        let settled = current && fits && ready >= wanted.least && updated_replicas.unwrap_or(0) == all;
         Counts { all, ready, settled }
     }
 

@@ -57,10 +57,10 @@ impl Stage {
         if let Some(why) = servers.refusal() {
             return Self::Refused(target, why);
         }
-        let wanted = view.spec().replicas;
+        let wanted = view.wanted();
         let verified = servers.verified(target.model, target.promotion, view.status.verified.as_ref());
         // With zero replicas no server can verify anything.
-        if servers.counts(wanted).settled && (wanted == 0 || verified.is_some()) {
+        if servers.counts(wanted).settled && (wanted.replicas == 0 || verified.is_some()) {
             return Self::Serving(target);
         }
         Self::RollingOut(target)

@@ -9,6 +9,7 @@ use codex_provenance::EvidenceStrength;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
+    autoscaling,
     bundles::bundle_names,
     children::{PORT, selector_text},
     evidence::{About, Block},
@@ -39,7 +40,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         // The bundle exists as soon as the signer is asked for it, and the next plan says so: one write instead of two.
         return (present.clone(), None);
     }
-    let wanted = view.spec().replicas;
+    let wanted = view.wanted();
     let rolls = matches!(stage, Stage::RollingOut(_) | Stage::Refused(..) | Stage::Serving(_));
     let serves = view.serves() || rolls;
     let counts = view.servers.as_ref().filter(|_| serves).map(|servers| servers.counts(wanted)).unwrap_or_default();
@@ -60,7 +61,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         promotion,
         replicas: Some(counts.all),
         ready_replicas: Some(counts.ready),
-        ready: (!view.spec().dry_run).then(|| format!("{}/{wanted}", counts.ready)),
+        ready: (!view.spec().dry_run).then(|| format!("{}/{}", counts.ready, wanted.replicas)),
         url: serves.then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
         evidence: evidence.as_ref().map(|evidence| match evidence {
             Ok(()) => EvidenceStrength::Strong,
@@ -74,7 +75,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     };
     let written = observed.status_written_at;
     let again = view.servers.as_ref().filter(|_| serves).and_then(|servers| servers.pod_due(view.now));
-    let again = [again, view.evidence.policies.due(view.now)].into_iter().flatten().min();
+    let again = [again, view.evidence.policies.due(view.now), autoscaling::due(view).filter(|_| serves)].into_iter().flatten().min();
     throttle::hold(recorded, next, written, view.now, again, |next, present| ReasoningPodStatus {
         replicas: present.replicas,
         ready_replicas: present.ready_replicas,
@@ -263,6 +264,10 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     let (holds, reason, message) = verification(view, stage);
     conditions.set(Verified, holds, reason, &message);
 
+    if view.serves() || matches!(stage, Stage::RollingOut(_) | Stage::Refused(..) | Stage::Serving(_)) {
+        autoscaling::condition(view, &mut conditions);
+    }
+
     let (reason, message) = ready(view, stage);
     if let Some(foreign) = foreign(view) {
         conditions.set(ForeignPods, true, Reason::ForeignPods, &foreign);
@@ -349,7 +354,7 @@ fn verification(view: &View<'_>, stage: &Stage) -> (Truth, Reason, String) {
             (Truth::True, Reason::BytesVerified, message)
         }
         None if view.spec().dry_run => (Truth::Unknown, Reason::DryRun, "a dry run starts no server".to_owned()),
-        None if view.spec().replicas == 0 && matches!(stage, Stage::Serving(_)) => {
+        None if view.wanted().replicas == 0 && matches!(stage, Stage::Serving(_)) => {
             let message = "spec.replicas is 0, so no server verifies the model";
             (Truth::Unknown, Reason::Serving, message.to_owned())
         }
@@ -392,7 +397,7 @@ fn ready(view: &View<'_>, stage: &Stage) -> (Reason, String) {
             (Reason::RollingOut, obstacle.unwrap_or_else(|| "the servers are starting".to_owned()))
         }
         Stage::Refused(_, why) => (Reason::VerificationFailed, why.clone()),
-        Stage::Serving(target) if view.spec().replicas == 0 => {
+        Stage::Serving(target) if view.wanted().replicas == 0 => {
             (Reason::Serving, format!("spec.replicas is 0; the model {} is ready to be served", target.model.short()))
         }
         Stage::Serving(target) => {

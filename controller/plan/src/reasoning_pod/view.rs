@@ -3,7 +3,13 @@
 use codex_crds::{ReasoningPodSpec, ReasoningPodStatus};
 use jiff::Timestamp;
 
-use super::{evidence::Evidence, observed::ObservedReasoningPod, servers::Servers, target::Target};
+use super::{
+    autoscaling,
+    evidence::Evidence,
+    observed::ObservedReasoningPod,
+    servers::{Servers, Wanted},
+    target::Target,
+};
 use crate::{metadata::Owner, obstruction::Obstruction, seal::Sealable};
 
 /// The observation of a ReasoningPod.
@@ -44,16 +50,22 @@ impl<'a> View<'a> {
         !self.evidence.policies.revoked.is_empty()
     }
 
-    /// Returns the number of servers that stay or come back while no new rollout has begun.
-    pub(crate) fn kept_replicas(&self) -> i32 {
-        if self.is_revoked() { 0 } else { self.spec().replicas }
+    /// Returns the number of servers to wait for.
+    pub(crate) fn wanted(&self) -> Wanted {
+        autoscaling::wanted(self)
+    }
+
+    /// Returns the number of servers that stay or come back while no new rollout has begun; `None` leaves it to the
+    /// HorizontalPodAutoscaler.
+    pub(crate) fn kept_replicas(&self) -> Option<i32> {
+        if self.is_revoked() { Some(0) } else { autoscaling::replicas(self) }
     }
 
     /// Whether no server is left.
     pub(crate) fn is_drained(&self) -> bool {
         let observed = self.observed;
         let pods = observed.pods.len() + observed.former_pods.len();
-        pods == 0 && !observed.tampered && self.servers.as_ref().is_none_or(|servers| servers.counts(0).all == 0)
+        pods == 0 && !observed.tampered && self.servers.as_ref().is_none_or(|servers| servers.counts(Wanted::exactly(0)).all == 0)
     }
 
     /// Whether servers exist and stay, or come back as they were if the status records it.

@@ -16,7 +16,10 @@ use codex_plan::{
 };
 use codex_provenance::oms;
 use codex_reports::{EvaluationState, Kind, ServingState, Stage, State, TrainingState};
-use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, batch::v1::Job, core::v1::Pod,
+    discovery::v1::EndpointSlice,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use similar::TextDiff;
@@ -147,6 +150,18 @@ fn job(live: &mut Option<Job>, pods: &mut Vec<Pod>, desired: &Desired) {
     }
 }
 
+/// Returns a Deployment after an apply: a number of replicas that is not planned stays.
+fn applied(live: Option<Deployment>, planned: &Deployment) -> Deployment {
+    let mut applied = planned.clone();
+    let Some(live) = live else { return applied };
+    applied.status = live.status;
+    applied.metadata.managed_fields = live.metadata.managed_fields;
+    if let (Some(spec), Some(before)) = (&mut applied.spec, live.spec) {
+        spec.replicas = spec.replicas.or(before.replicas);
+    }
+    applied
+}
+
 impl Told for ObservedTrainingRun {
     type Status = codex_crds::TrainingRunStatus;
     const KIND: Kind = Kind::TrainingRun;
@@ -200,8 +215,11 @@ impl Told for ObservedReasoningPod {
         if self.obstruction.is_some() {
             return;
         }
-        let status = self.deployment.take().and_then(|live| live.status);
-        self.deployment = plan.desired.deployments.first().map(|planned| Deployment { status, ..planned.clone() });
+        let live = self.deployment.take();
+        self.deployment = plan.desired.deployments.first().map(|planned| applied(live, planned));
+        let status = self.autoscaler.take().and_then(|live| live.status);
+        let planned = plan.desired.horizontal_pod_autoscalers.first();
+        self.autoscaler = planned.map(|planned| HorizontalPodAutoscaler { status, ..planned.clone() });
         let kept = |slice: &EndpointSlice| {
             let name = slice.metadata.name.as_ref();
             plan.desired.kept.iter().any(|kept| kept.kind == KeptKind::EndpointSlice && Some(&kept.name) == name)
@@ -399,4 +417,5 @@ stories! {
     pod_under_a_policy: ObservedReasoningPod;
     pod_revoked: ObservedReasoningPod;
     pod_jumps_to_main: ObservedReasoningPod;
+    pod_scales: ObservedReasoningPod;
 }
