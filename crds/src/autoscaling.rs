@@ -45,7 +45,7 @@ pub struct Autoscaling {
 pub struct AutoscalingMetrics {
     /// Prompts that wait for a slot, per server pod on average: the metric codex_ml_inference_requests_waiting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 100000))]
+    #[schemars(range(min = 1, max = 100_000))]
     pub queue_depth: Option<i32>,
     /// Seconds within which a server pod completes 95 of 100 requests, on average over the pods, such as 0.7: the metric
     /// codex_ml_inference_latency_p95_seconds, which Prometheus' adapter computes.

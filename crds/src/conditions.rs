@@ -45,6 +45,8 @@ pub enum ConditionType {
     Verified,
     /// The HorizontalPodAutoscaler scales the servers. Present only with `spec.autoscaling`.
     ScalingActive,
+    /// A canary runs beside the servers. Present once there has been one.
+    Canary,
 }
 
 impl ConditionType {
@@ -70,6 +72,7 @@ impl ConditionType {
             Self::Signed => "Signed",
             Self::Verified => "Verified",
             Self::ScalingActive => "ScalingActive",
+            Self::Canary => "Canary",
         }
     }
 }
@@ -203,6 +206,16 @@ reasons! {
     RevocationLifted,
     /// Every SignOff that concerns the object counts.
     SignedOff,
+    /// A canary answers requests beside the servers.
+    CanaryRunning,
+    /// The canary has passed every step, and the servers are being replaced.
+    Promoting,
+    /// The canary has passed every step, and the servers were replaced.
+    Promoted,
+    /// The canary has failed. The servers stay.
+    RolledBack,
+    /// The canary was abandoned, because the spec asked for something else.
+    Superseded,
     /// The HorizontalPodAutoscaler computes the number of servers.
     Scaling,
     /// The HorizontalPodAutoscaler has not computed a number of servers yet.

@@ -16,6 +16,7 @@ mod names;
 mod pod;
 mod promotion_policy;
 mod reasoning_pod;
+mod rollout;
 mod rules;
 mod sign_off;
 mod training_run;
@@ -35,6 +36,9 @@ pub use promotion_policy::{ClusterPromotionPolicy, ClusterPromotionPolicySpec, P
 pub use reasoning_pod::{
     ApiKeys, ManifestStatus, PromotionStatus, ReasoningPod, ReasoningPodPhase, ReasoningPodSpec, ReasoningPodStatus,
     SafetyRules, Serving, SignOffStatus, VerifiedStatus,
+};
+pub use rollout::{
+    Analysis, MAX_HISTORY, Rollout, RolloutPhase, RolloutRecord, RolloutResult, RolloutStatus, TrafficStatus,
 };
 pub use sign_off::{SignOff, SignOffSpec};
 pub use training_run::{

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Autoscaling, WorkerPod};
+use crate::{Autoscaling, MAX_HISTORY, Rollout, RolloutRecord, RolloutStatus, WorkerPod};
 
 /// The most SignOffs in a status.
 pub(crate) const MAX_SIGN_OFFS: usize = 64;
@@ -66,6 +66,9 @@ pub struct ReasoningPodSpec {
     /// Automatic scaling of the servers. Without it, spec.replicas is their number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<Autoscaling>,
+    /// Rollout by a canary. Without it, a new model replaces the served one as soon as its servers are ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
     /// Settings of the server pods. Their image is the one that the controller is configured with.
     #[serde(default)]
     #[x_kube(
@@ -199,11 +202,18 @@ pub struct ReasoningPodStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_SIGN_OFFS))]
     pub sign_offs: Vec<SignOffStatus>,
+    /// Canary that runs or has failed. Absent while what the spec describes is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
+    /// Canaries that have ended, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_HISTORY))]
+    pub history: Vec<RolloutRecord>,
     /// Seal of the controller over the parts of this status that later steps depend on. A status without a valid seal is discarded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub seal: Option<String>,
-    /// Conditions of the rollout: EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, PolicyMet, Ready, Reconciling, Revoked,
+    /// Conditions of the rollout: Canary, EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, PolicyMet, Ready, Reconciling, Revoked,
     /// RingMatched, ScalingActive, Signed, SignedOff, Stalled, StatusDiscarded, Trained and Verified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 24))]

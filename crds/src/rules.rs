@@ -47,6 +47,12 @@ pub(crate) fn seconds(field: &str, example: &str) -> Rule {
     )
 }
 
+/// Returns the rule on a `field` that holds a share as a decimal.
+pub(crate) fn share(field: &str, example: &str) -> Rule {
+    let form = format!("a decimal from 0 to 1 with at most six decimals, such as {example}");
+    text(field, "self.matches('^(0([.][0-9]{1,6})?|1([.]0{1,6})?)$')", &form)
+}
+
 /// Returns the rule that servers request the CPU whose utilization they are scaled by.
 pub(crate) fn scaled_by_cpu() -> Rule {
     let has = |list: &str| format!("(has(self.pod.resources.{list}) && 'cpu' in self.pod.resources.{list})");

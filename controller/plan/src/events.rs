@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
-const REPORTED: [ConditionType; 17] = [
+const REPORTED: [ConditionType; 18] = [
     ConditionType::StatusDiscarded,
     ConditionType::Revoked,
     ConditionType::ForeignPods,
@@ -26,6 +26,7 @@ const REPORTED: [ConditionType; 17] = [
     ConditionType::Verified,
     ConditionType::RingMatched,
     ConditionType::ScalingActive,
+    ConditionType::Canary,
     ConditionType::ConfigResolved,
     ConditionType::Ready,
 ];
@@ -72,7 +73,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 29] = [
+    const WARNINGS: [Reason; 30] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -97,6 +98,7 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::ForeignPods,
         Reason::CheckpointLost,
         Reason::ScalingFailed,
+        Reason::RolledBack,
         Reason::ProgressDeadlineExceeded,
         Reason::NodeLost,
         Reason::PolicyUnmet,

@@ -21,7 +21,7 @@ use super::{
     error::ObserveError,
     kind::{Kind, Observe},
     policies,
-    served::{Served, served},
+    served::{Served, foreign, served},
     stores::get,
     triggers::Triggers,
     warnings::warnings,
@@ -86,14 +86,26 @@ impl Observe for ReasoningPod {
             .filter(|found| is_controlled_by(&**found, &uid))
             .map(Arc::unwrap_or_clone);
         let behind = match &deployment {
-            Some(deployment) => served(context, &self.name_any(), &uid, deployment).await?,
+            Some(deployment) => served(context, &uid, deployment).await?,
             None => Served::default(),
+        };
+        let canary = get(&context.stores.deployments, &namespace, &child::canary(&self.name_any()));
+        let (canary, canary_tampered) = workers::deployment(context, canary.map(Arc::unwrap_or_clone), &uid);
+        let tries = match &canary {
+            Some(canary) => served(context, &uid, canary).await?,
+            None => Served::default(),
+        };
+        // The pods of a modified Deployment are not known.
+        let foreign_pods = if deployment.is_none() || canary_tampered {
+            BTreeSet::new()
+        } else {
+            foreign(context, &namespace, &self.name_any(), &[&behind, &tries])
         };
         let promotions = if policies.is_empty() {
             Vec::new()
         } else {
-            let pods = behind.current.iter().chain(&behind.former).map(ResourceExt::annotations);
-            let served = deployment.iter().map(ResourceExt::annotations).chain(pods);
+            let pods = behind.current.iter().chain(&behind.former).chain(&tries.current).map(ResourceExt::annotations);
+            let served = deployment.iter().chain(&canary).map(ResourceExt::annotations).chain(pods);
             let models = models(&self, run.as_ref(), served);
             let status = self.status.as_ref();
             let named = status.and_then(|status| Some(status.promotion.as_ref()?.bundle.as_str()));
@@ -103,7 +115,10 @@ impl Observe for ReasoningPod {
         let serves = deployment.is_some() || tampered;
         let all = unprotected.is_some() && serves;
         let slices = endpoints::slices(context, &namespace, &self.name_any(), &uid, all).await?;
-        let late = unexplained(None, &behind.current, context.now());
+        let late: Vec<String> = [&behind.current, &tries.current]
+            .into_iter()
+            .flat_map(|pods| unexplained(None, pods, context.now()))
+            .collect();
         let warnings = warnings(context, &namespace, &late).await;
         Ok(ObservedReasoningPod {
             settings: context.settings.clone(),
@@ -119,12 +134,19 @@ impl Observe for ReasoningPod {
             pods: behind.current,
             warnings,
             former_pods: behind.former,
-            foreign_pods: behind.foreign,
+            foreign_pods,
             unprotected,
             endpoint_slices: slices.own,
             foreign_slices: slices.foreign,
-            refused: workers::with_endpoint(context, &namespace, &uid, behind.refused),
+            refused: workers::with_endpoint(
+                context,
+                &namespace,
+                &uid,
+                behind.refused.into_iter().chain(tries.refused).collect(),
+            ),
             missing_bundles: missing_bundles(context, &namespace, self.status.as_ref()),
+            canary,
+            canary_pods: tries.current,
             deployment,
             tampered,
             autoscaler,

@@ -2,6 +2,7 @@
 
 mod autoscaling;
 mod bundles;
+mod canary;
 mod children;
 mod effects;
 mod endpoints;

@@ -77,6 +77,13 @@ pub struct ObservedReasoningPod {
     /// The Deployment's pods of former templates, in any order.
     #[serde(default)]
     pub former_pods: Vec<Pod>,
+    /// The Deployment `codex-c-<name>` of a canary, if it exists, the object controls it, and its pod template is sealed by this
+    /// controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Deployment>,
+    /// The pods of that Deployment's current template, in any order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub canary_pods: Vec<Pod>,
     /// The names of pods that match the selector of the Service, and that the controller did not create.
     #[serde(default)]
     pub foreign_pods: BTreeSet<String>,

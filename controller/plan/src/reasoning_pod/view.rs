@@ -22,21 +22,30 @@ pub(crate) struct View<'a> {
     pub(crate) status: ReasoningPodStatus,
     pub(crate) evidence: Evidence<'a>,
     pub(crate) servers: Option<Servers<'a>>,
+    /// The servers of a canary.
+    pub(crate) canary: Option<Servers<'a>>,
     /// What the servers were rolled out for before their pod template was modified, as the status records it.
     pub(crate) former: Option<Target>,
+    /// The same, also after their Deployment was deleted while a canary runs or after it failed: the canary must not replace them
+    /// unseen.
+    pub(crate) restorable: Option<Target>,
 }
 
 impl<'a> View<'a> {
     pub(crate) fn of(observed: &'a ObservedReasoningPod, now: Timestamp) -> Self {
         let owner = Owner::reasoning_pod(&observed.object);
+        let status = observed.object.status.clone().unwrap_or_default().believed(&observed.seal);
+        let recorded = Target::recorded(observed).filter(|_| observed.deployment.is_none());
         Self {
             observed,
             obstruction: Obstruction::current(observed.obstruction.as_ref(), observed.object.metadata.generation),
             now,
-            status: observed.object.status.clone().unwrap_or_default().believed(&observed.seal),
             evidence: Evidence::of(observed, now),
             servers: Servers::of(observed, &owner),
-            former: Target::recorded(observed),
+            canary: Servers::of_canary(observed, &owner),
+            former: recorded.clone().filter(|_| observed.tampered),
+            restorable: recorded.filter(|_| observed.tampered || status.rollout.is_some()),
+            status,
             owner,
         }
     }
@@ -65,7 +74,9 @@ impl<'a> View<'a> {
     pub(crate) fn is_drained(&self) -> bool {
         let observed = self.observed;
         let pods = observed.pods.len() + observed.former_pods.len();
-        pods == 0 && !observed.tampered && self.servers.as_ref().is_none_or(|servers| servers.counts(Wanted::exactly(0)).all == 0)
+        pods == 0
+            && !observed.tampered
+            && self.servers.as_ref().is_none_or(|servers| servers.counts(Wanted::exactly(0)).all == 0)
     }
 
     /// Whether servers exist and stay, or come back as they were if the status records it.

@@ -215,6 +215,8 @@ impl World {
             deployment: self.deployment.clone().filter(|_| !self.tampered),
             tampered: self.tampered,
             autoscaler: None,
+            canary: None,
+            canary_pods: Vec::new(),
             pods: self.pods_of("codex-s-rc"),
             reports: self.said("pod-1"),
             former_pods: Vec::new(),
@@ -602,7 +604,7 @@ impl World {
         for pod in servers {
             let promotion = Some(promotion.parse().unwrap());
             let state = if verifies {
-                ServingState { stage: Stage::Running, verified: Some(model), promotion, failure: None }
+                ServingState { stage: Stage::Running, verified: Some(model), promotion, ..ServingState::default() }
             } else {
                 let failure = make::failure("VerificationFailed", "model.safetensors was changed");
                 ServingState { stage: Stage::Failed, failure: Some(failure), ..ServingState::default() }
