@@ -31,7 +31,7 @@ const CONFIDENCE: f64 = 0.99;
 const SLOW: f64 = 0.05;
 /// The number of requests from which on they can fail a canary.
 const LEAST: i64 = 10;
-/// The most servers of a canary: the reports of this many pods are kept.
+/// The most servers of a canary: the newest reports of 128 pods are kept, those of the other servers included.
 const MAX_SERVERS: i32 = 24;
 /// The last step: all requests go to the canary.
 const ALL: i32 = 100;
