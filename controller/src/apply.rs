@@ -150,6 +150,7 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
         config_maps,
         jobs,
         deployments,
+        horizontal_pod_autoscalers,
         services,
         endpoint_slices,
         foreign_slices,
@@ -180,6 +181,10 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
     for child in deployments {
         apply.ensure(&stores.deployments, child, Template::Mutable).await?;
     }
+    for child in horizontal_pod_autoscalers {
+        apply.ensure(&stores.horizontal_pod_autoscalers, child, Template::None).await?;
+    }
+    apply.prune(&stores.horizontal_pod_autoscalers, names(horizontal_pod_autoscalers)).await?;
     // In reverse order: pods are deleted before the objects that they mount.
     let kept_of = |kind| kept.iter().filter(move |kept| kept.kind == kind).map(|kept| kept.name.clone());
     let serving = names(deployments).into_iter().chain(kept_of(KeptKind::Deployment)).collect();

@@ -14,7 +14,7 @@ use tokio::{sync::watch, time::timeout};
 use crate::by_uid::ByUid;
 
 /// The maximum number of pods per object whose reports are kept. The oldest report is dropped first.
-const PODS: usize = 32;
+const PODS: usize = 128;
 /// The age of a report from which on a lower sequence number is accepted. Requests that were delayed are younger.
 const SILENCE: SignedDuration = SignedDuration::from_secs(60);
 

@@ -43,6 +43,10 @@ pub enum ConditionType {
     Signed,
     /// The servers have verified the model that they hold in memory.
     Verified,
+    /// The HorizontalPodAutoscaler scales the servers. Present only with `spec.autoscaling`.
+    ScalingActive,
+    /// A canary runs beside the servers. Present once there has been one.
+    Canary,
 }
 
 impl ConditionType {
@@ -67,6 +71,8 @@ impl ConditionType {
             Self::RingMatched => "RingMatched",
             Self::Signed => "Signed",
             Self::Verified => "Verified",
+            Self::ScalingActive => "ScalingActive",
+            Self::Canary => "Canary",
         }
     }
 }
@@ -200,6 +206,22 @@ reasons! {
     RevocationLifted,
     /// Every SignOff that concerns the object counts.
     SignedOff,
+    /// A canary answers requests beside the servers.
+    CanaryRunning,
+    /// The canary has passed every step, and the servers are being replaced.
+    Promoting,
+    /// The canary has passed every step, and the servers were replaced.
+    Promoted,
+    /// The canary has failed. The servers stay.
+    RolledBack,
+    /// The canary was abandoned, because the spec asked for something else.
+    Superseded,
+    /// The HorizontalPodAutoscaler computes the number of servers.
+    Scaling,
+    /// The HorizontalPodAutoscaler has not computed a number of servers yet.
+    WaitingForMetrics,
+    /// The HorizontalPodAutoscaler cannot compute or set the number of servers. The message quotes its condition.
+    ScalingFailed,
     /// A SignOff names another model, report or ring than those of now.
     SignOffVoid,
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::doc_markdown, reason = "kubectl explain shows the sentences as they are")]
 #![allow(unreachable_pub, reason = "the KubeSchema derive writes public structs into function bodies")]
 
+mod autoscaling;
 mod base;
 mod conditions;
 mod data;
@@ -15,11 +16,13 @@ mod names;
 mod pod;
 mod promotion_policy;
 mod reasoning_pod;
+mod rollout;
 mod rules;
 mod sign_off;
 mod training_run;
 mod work;
 
+pub use autoscaling::{Autoscaling, AutoscalingMetrics};
 pub use base::{Base, BaseRun, BaseSigner, BaseStatus, HuggingFace, SecretKey};
 pub use conditions::{ConditionType, Reason};
 pub use data::{ConfigMapKey, DataItem, DataSource, Synthetic, VolumeClaimFolder, VolumeClaimPath};
@@ -33,6 +36,9 @@ pub use promotion_policy::{ClusterPromotionPolicy, ClusterPromotionPolicySpec, P
 pub use reasoning_pod::{
     ApiKeys, ManifestStatus, PromotionStatus, ReasoningPod, ReasoningPodPhase, ReasoningPodSpec, ReasoningPodStatus,
     SafetyRules, Serving, SignOffStatus, VerifiedStatus,
+};
+pub use rollout::{
+    Analysis, MAX_HISTORY, Rollout, RolloutPhase, RolloutRecord, RolloutResult, RolloutStatus, TrafficStatus,
 };
 pub use sign_off::{SignOff, SignOffSpec};
 pub use training_run::{

@@ -8,6 +8,8 @@ pub mod label {
     pub const EVALUATION: &str = "codex-ml.dev/evaluation";
     /// Name of the ReasoningPod that owns a child.
     pub const REASONING_POD: &str = "codex-ml.dev/reasoning-pod";
+    /// The part of a rollout that a server belongs to: `canary`. Other servers do not have it.
+    pub const TRACK: &str = "codex-ml.dev/track";
     /// The ring, in its label form.
     pub const RING: &str = "codex-ml.dev/ring";
     /// Name of the LocalQueue of Kueue that admits a Job. Kueue's own label.
@@ -26,6 +28,8 @@ pub mod annotation {
     pub const PROMOTION_DIGEST: &str = "codex-ml.dev/promotion-digest";
     /// SHA-256 of the settings of the controller that created a pod template.
     pub const SETTINGS_DIGEST: &str = "codex-ml.dev/settings-digest";
+    /// Digest of what the pod template was made for: the model, its promotion, the key and `spec.serving`. Only with `spec.rollout`.
+    pub const ATTEMPT: &str = "codex-ml.dev/attempt";
     /// Name of the queue that a Job was created for.
     pub const QUEUE: &str = "codex-ml.dev/queue";
     /// Namespaces that an installation of the controller watches, separated by commas; empty for all. On its Lease.
@@ -46,10 +50,15 @@ pub mod child {
         format!("codex-e-{evaluation}")
     }
 
-    /// Returns the name of the Deployment, PodDisruptionBudget and NetworkPolicy of a ReasoningPod. Its Service has the name
+    /// Returns the name of the Deployment, HorizontalPodAutoscaler, PodDisruptionBudget and NetworkPolicy of a ReasoningPod. Its Service has the name
     /// of the ReasoningPod.
     pub fn server(pod: &str) -> String {
         format!("codex-s-{pod}")
+    }
+
+    /// Returns the name of the Deployment of the canary of a ReasoningPod.
+    pub fn canary(pod: &str) -> String {
+        format!("codex-c-{pod}")
     }
 }
 

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::WorkerPod;
+use crate::{Autoscaling, MAX_HISTORY, Rollout, RolloutRecord, RolloutStatus, WorkerPod};
 
 /// The most SignOffs in a status.
 pub(crate) const MAX_SIGN_OFFS: usize = 64;
@@ -38,6 +38,7 @@ pub(crate) const MAX_SIGN_OFFS: usize = 64;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = crate::rules::same_pod("ReasoningPod", false),
+    validation = crate::rules::scaled_by_cpu(),
 )]
 pub struct ReasoningPodSpec {
     /// Rollout ring in which the model is served. A ring is a stage of promotion: a model moves through
@@ -57,10 +58,17 @@ pub struct ReasoningPodSpec {
     /// While true, everything is checked, and nothing is signed or created. Defaults to true.
     #[serde(default = "default_dry_run")]
     pub dry_run: bool,
-    /// Number of server pods. Defaults to 1.
+    /// Number of server pods. Defaults to 1. With spec.autoscaling the HorizontalPodAutoscaler sets the number, and this one counts
+    /// only if it is 0, which stops the servers; it counts again once spec.autoscaling is removed.
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: i32,
+    /// Automatic scaling of the servers. Without it, spec.replicas is their number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
+    /// Rollout by a canary. Without it, a new model replaces the served one as soon as its servers are ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
     /// Settings of the server pods. Their image is the one that the controller is configured with.
     #[serde(default)]
     #[x_kube(
@@ -194,12 +202,19 @@ pub struct ReasoningPodStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_SIGN_OFFS))]
     pub sign_offs: Vec<SignOffStatus>,
+    /// Canary that runs or has failed. Absent while what the spec describes is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
+    /// Canaries that have ended, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_HISTORY))]
+    pub history: Vec<RolloutRecord>,
     /// Seal of the controller over the parts of this status that later steps depend on. A status without a valid seal is discarded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub seal: Option<String>,
-    /// Conditions of the rollout: EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, PolicyMet, Ready, Reconciling, Revoked,
-    /// RingMatched, Signed, SignedOff, Stalled, StatusDiscarded, Trained and Verified.
+    /// Conditions of the rollout: Canary, EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, PolicyMet, Ready, Reconciling, Revoked,
+    /// RingMatched, ScalingActive, Signed, SignedOff, Stalled, StatusDiscarded, Trained and Verified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 24))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -38,6 +38,32 @@ pub(crate) fn quota(field: &str, example: &str) -> Rule {
     )
 }
 
+/// Returns the rule on a `field` that holds seconds as a decimal above 0.
+pub(crate) fn seconds(field: &str, example: &str) -> Rule {
+    text(
+        field,
+        "self.matches('^(0|[1-9][0-9]{0,4})([.][0-9]{1,3})?$') && self.matches('[1-9]')",
+        &format!("seconds above 0 and below 100000, with at most three decimals, such as {example}"),
+    )
+}
+
+/// Returns the rule on a `field` that holds a share as a decimal.
+pub(crate) fn share(field: &str, example: &str) -> Rule {
+    let form = format!("a decimal from 0 to 1 with at most six decimals, such as {example}");
+    text(field, "self.matches('^(0([.][0-9]{1,6})?|1([.]0{1,6})?)$')", &form)
+}
+
+/// Returns the rule that servers request the CPU whose utilization they are scaled by.
+pub(crate) fn scaled_by_cpu() -> Rule {
+    let has = |list: &str| format!("(has(self.pod.resources.{list}) && 'cpu' in self.pod.resources.{list})");
+    let scaled = "has(self.autoscaling) && (has(self.autoscaling.targetCPUUtilizationPercentage) || !has(self.autoscaling.metrics))";
+    let requests = format!("has(self.pod) && has(self.pod.resources) && ({} || {})", has("requests"), has("limits"));
+    Rule::new(format!("!({scaled}) || ({requests})")).message(
+        "spec.autoscaling scales by CPU utilization, and spec.pod.resources requests no CPU: set spec.pod.resources.requests.cpu, or \
+         set spec.autoscaling.metrics without targetCPUUtilizationPercentage",
+    )
+}
+
 /// Returns the rule on a `digest` of a model.
 pub(crate) fn digest() -> Rule {
     text(

@@ -7,8 +7,8 @@ use codex_verdict::Ring;
 use serde_json::Value;
 
 /// Types of Kubernetes itself, described and bounded by it.
-const FOREIGN: [&str; 7] =
-    ["affinity", "tolerations", "resources", "env", "imagePullSecrets", "nodeSelector", "conditions"];
+const FOREIGN: [&str; 8] =
+    ["affinity", "behavior", "tolerations", "resources", "env", "imagePullSecrets", "nodeSelector", "conditions"];
 
 fn walk(path: &str, schema: &Value, faults: &mut Vec<String>) {
     let leaf = path.rsplit('.').next().unwrap_or_default();

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use crate::{
     Gauge, Metric, Type, Unit,
     controller::{
-        CERTIFICATE, CONDITION_OLDEST, LEADER, PROGRESS_OLDEST, QUEUE_AGE, RECONCILIATIONS, REPORTS, SIGNER, UNVERIFIED,
+        CERTIFICATE, CONDITION_OLDEST, CONDITIONS, LEADER, PROGRESS_OLDEST, QUEUE_AGE, RECONCILIATIONS, REPORTS,
+        SIGNER, UNVERIFIED,
     },
     label::{
         CONDITION, KIND, REASON, RESULT, STATUS,
@@ -251,6 +252,8 @@ fn promotion() -> Vec<Alert> {
     let since = |matchers: &[Matcher]| CONDITION_OLDEST.value(matchers).to_string();
     let inconclusive = [KIND.is("Evaluation"), CONDITION.is("GatesPassed"), REASON.is("Inconclusive")];
     let stalled = [KIND.is("ReasoningPod"), CONDITION.is("Stalled"), STATUS.is("True")];
+    let rolled_back = [&stalled[..], &[REASON.is("RolledBack")]].concat();
+    let canaries = CONDITIONS.value(&rolled_back);
     vec![
         Alert {
             name: "CodexGateInconclusive",
@@ -273,6 +276,17 @@ fn promotion() -> Vec<Alert> {
             fires: vec![(since(&[&stalled[..], &[REASON.is("GateFailed")]].concat()), "-90000x30")],
             labels: &[("reason", "GateFailed")],
             quiet: vec![(since(&[&stalled[..], &[REASON.is("GateFailed")]].concat()), "-80000x30")],
+        },
+        Alert {
+            name: "CodexCanaryRolledBack",
+            severity: Severity::Warning,
+            query: canaries.max(&[]).above(0.0),
+            lasting: "1m",
+            summary: "A canary has failed and was stopped; the servers before it answer.",
+            at: "10m",
+            fires: vec![(canaries.to_string(), "0x3 1x20")],
+            labels: &[],
+            quiet: vec![(canaries.to_string(), "0x20")],
         },
         Alert {
             name: "CodexServingUnverified",

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use chain::{chain, chain_until};
 pub use evaluation::EvaluationState;
-pub use serving::ServingState;
+pub use serving::{LATENCY_EDGES, ServingState, Traffic};
 pub use training::{Base, Checkpoint, DataFile, Model, Progress, TrainingState};
 pub use writer::{CHALLENGE_HEADER, KEY_HEADER, SIGNATURE_HEADER, signed_message};
 

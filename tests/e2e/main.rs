@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "an unexpected result ends the test")]
 
+mod autoscaling;
+mod canary;
 mod chain;
 mod cluster;
 mod conditions;

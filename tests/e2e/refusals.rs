@@ -164,6 +164,18 @@ fn cases() -> Vec<Case> {
         pod("/spec/evaluations", json!(["a", "a"]), &["name each Evaluation once"]),
         pod("/spec/replicas", json!(-1), &["spec.replicas", "-1"]),
         pod("/spec/pod/env", json!([]), &["unknown field", "spec.pod.env"]),
+        // The pod of this object requests CPU.
+        pod(
+            "/spec",
+            json!({ "rolloutRing": "main", "trainingRun": "run", "evaluations": ["judged"], "autoscaling": {} }),
+            &["spec.pod.resources requests no CPU"],
+        ),
+        pod("/spec/autoscaling", json!({ "minReplicas": 3, "maxReplicas": 2 }), &["must not be above"]),
+        pod("/spec/autoscaling", json!({ "metrics": {} }), &["must set queueDepth"]),
+        pod("/spec/autoscaling", json!({ "metrics": { "p95Seconds": "0.0" } }), &["p95Seconds", "0.0", "above 0"]),
+        pod("/spec/rollout", json!({ "steps": [5, 50] }), &["spec.rollout.steps", "end with 100"]),
+        pod("/spec/rollout", json!({ "steps": [50, 50, 100] }), &["spec.rollout.steps", "different"]),
+        pod("/spec/rollout", json!({ "analysis": { "maxErrorRate": "1.5" } }), &["maxErrorRate", "1.5", "from 0 to 1"]),
     ]
 }
 

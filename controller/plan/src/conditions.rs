@@ -66,6 +66,11 @@ impl<'a> Conditions<'a> {
         self.next.push((kind, condition));
     }
 
+    /// Whether the object has a condition of this type.
+    pub(crate) fn knew(&self, kind: ConditionType) -> bool {
+        find(self.before, kind).is_some()
+    }
+
     /// Names an obstruction: the object is neither ready nor reconciling. `Stalled` keeps the failure of an object that has
     /// `failed`, because later plans read the failure there.
     pub(crate) fn obstruct(&mut self, obstruction: &Obstruction, failed: bool) {

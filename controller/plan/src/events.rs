@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
-const REPORTED: [ConditionType; 16] = [
+const REPORTED: [ConditionType; 18] = [
     ConditionType::StatusDiscarded,
     ConditionType::Revoked,
     ConditionType::ForeignPods,
@@ -25,6 +25,8 @@ const REPORTED: [ConditionType; 16] = [
     ConditionType::Signed,
     ConditionType::Verified,
     ConditionType::RingMatched,
+    ConditionType::ScalingActive,
+    ConditionType::Canary,
     ConditionType::ConfigResolved,
     ConditionType::Ready,
 ];
@@ -71,7 +73,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 28] = [
+    const WARNINGS: [Reason; 30] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -95,6 +97,8 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::PodChanged,
         Reason::ForeignPods,
         Reason::CheckpointLost,
+        Reason::ScalingFailed,
+        Reason::RolledBack,
         Reason::ProgressDeadlineExceeded,
         Reason::NodeLost,
         Reason::PolicyUnmet,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use codex_provenance::{manifest::Manifest, promotion::Promotion};
 use k8s_openapi::api::{
     apps::v1::Deployment,
+    autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::Job,
     core::v1::{ConfigMap, Service},
     discovery::v1::EndpointSlice,
@@ -41,6 +42,9 @@ pub struct Desired {
     pub jobs: Vec<Job>,
     /// Deployments. One that must not restart its pods has the live template.
     pub deployments: Vec<Deployment>,
+    /// Autoscalers of Deployments, which then have no number of replicas here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub horizontal_pod_autoscalers: Vec<HorizontalPodAutoscaler>,
     /// Services.
     pub services: Vec<Service>,
     /// The EndpointSlices of Services without a selector. They are applied before the Services.

@@ -122,7 +122,8 @@ impl Sealable for EvaluationStatus {
 }
 
 impl Sealable for ReasoningPodStatus {
-    const SEALED: &'static [&'static str] = &["trainingRunUid", "manifest", "promotion", "verified"];
+    const SEALED: &'static [&'static str] =
+        &["trainingRunUid", "manifest", "promotion", "verified", "rollout", "history"];
     const DERIVED: &'static [&'static str] = &["evidence", "evidenceReason", "reportDigest", "signOffs"];
 
     fn seal(&self) -> Option<&str> {

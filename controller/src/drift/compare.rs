@@ -139,5 +139,6 @@ pub(super) fn is_zero(wanted: &Value) -> bool {
 
 /// Returns whether the string at this path is a quantity, which the API server normalizes.
 fn is_quantity(path: &str) -> bool {
-    path.contains(".resources.") || path.ends_with(".sizeLimit") || path.ends_with(".resourceFieldRef.divisor")
+    const NAMES: [&str; 4] = [".sizeLimit", ".resourceFieldRef.divisor", ".averageValue", ".tolerance"];
+    path.contains(".resources.") || NAMES.iter().any(|name| path.ends_with(name))
 }

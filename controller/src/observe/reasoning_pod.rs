@@ -21,13 +21,13 @@ use super::{
     error::ObserveError,
     kind::{Kind, Observe},
     policies,
-    served::{Served, served},
+    served::{Served, foreign, served},
     stores::get,
     triggers::Triggers,
     warnings::warnings,
     workers,
 };
-use crate::context::Context;
+use crate::{context::Context, ownership::is_controlled_by};
 
 impl Kind for ReasoningPod {
     fn phase(&self) -> String {
@@ -82,15 +82,30 @@ impl Observe for ReasoningPod {
         let rolled_out = self.status.as_ref().is_some_and(|status| status.training_run_uid.is_some());
         let live = servers(context, &namespace, &child::server(&self.name_any()), rolled_out).await?;
         let (deployment, tampered) = workers::deployment(context, live, &uid);
+        let autoscaler = get(&context.stores.horizontal_pod_autoscalers, &namespace, &child::server(&self.name_any()))
+            .filter(|found| is_controlled_by(&**found, &uid))
+            .map(Arc::unwrap_or_clone);
         let behind = match &deployment {
-            Some(deployment) => served(context, &self.name_any(), &uid, deployment).await?,
+            Some(deployment) => served(context, &uid, deployment).await?,
             None => Served::default(),
+        };
+        let canary = get(&context.stores.deployments, &namespace, &child::canary(&self.name_any()));
+        let (canary, canary_tampered) = workers::deployment(context, canary.map(Arc::unwrap_or_clone), &uid);
+        let tries = match &canary {
+            Some(canary) => served(context, &uid, canary).await?,
+            None => Served::default(),
+        };
+        // The pods of a modified Deployment are not known.
+        let foreign_pods = if deployment.is_none() || canary_tampered {
+            BTreeSet::new()
+        } else {
+            foreign(context, &namespace, &self.name_any(), &[&behind, &tries])
         };
         let promotions = if policies.is_empty() {
             Vec::new()
         } else {
-            let pods = behind.current.iter().chain(&behind.former).map(ResourceExt::annotations);
-            let served = deployment.iter().map(ResourceExt::annotations).chain(pods);
+            let pods = behind.current.iter().chain(&behind.former).chain(&tries.current).map(ResourceExt::annotations);
+            let served = deployment.iter().chain(&canary).map(ResourceExt::annotations).chain(pods);
             let models = models(&self, run.as_ref(), served);
             let status = self.status.as_ref();
             let named = status.and_then(|status| Some(status.promotion.as_ref()?.bundle.as_str()));
@@ -100,7 +115,10 @@ impl Observe for ReasoningPod {
         let serves = deployment.is_some() || tampered;
         let all = unprotected.is_some() && serves;
         let slices = endpoints::slices(context, &namespace, &self.name_any(), &uid, all).await?;
-        let late = unexplained(None, &behind.current, context.now());
+        let late: Vec<String> = [&behind.current, &tries.current]
+            .into_iter()
+            .flat_map(|pods| unexplained(None, pods, context.now()))
+            .collect();
         let warnings = warnings(context, &namespace, &late).await;
         Ok(ObservedReasoningPod {
             settings: context.settings.clone(),
@@ -116,14 +134,22 @@ impl Observe for ReasoningPod {
             pods: behind.current,
             warnings,
             former_pods: behind.former,
-            foreign_pods: behind.foreign,
+            foreign_pods,
             unprotected,
             endpoint_slices: slices.own,
             foreign_slices: slices.foreign,
-            refused: workers::with_endpoint(context, &namespace, &uid, behind.refused),
+            refused: workers::with_endpoint(
+                context,
+                &namespace,
+                &uid,
+                behind.refused.into_iter().chain(tries.refused).collect(),
+            ),
             missing_bundles: missing_bundles(context, &namespace, self.status.as_ref()),
+            canary,
+            canary_pods: tries.current,
             deployment,
             tampered,
+            autoscaler,
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
             obstruction: None,

@@ -1,4 +1,4 @@
-//! The pods behind the Service of a ReasoningPod: those of its Deployment, and those of others. They are read from the caches;
+//! The pods behind the Service of a ReasoningPod: those of its Deployments, and those of others. They are read from the caches;
 //! ReplicaSets are requested, only while pods of former templates exist.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +25,7 @@ use crate::{
     ownership::{controller, is_controlled_by},
 };
 
-/// The pods that the selector of a Service matches.
+/// The pods of a Deployment.
 #[derive(Default)]
 pub(super) struct Served {
     /// The pods of the Deployment's current template.
@@ -34,17 +34,10 @@ pub(super) struct Served {
     pub former: Vec<Pod>,
     /// Pods of the Deployment that differ from their template.
     pub refused: Vec<RefusedPod>,
-    /// The names of all others.
-    pub foreign: BTreeSet<String>,
 }
 
-/// Observes the pods behind the Service of the ReasoningPod `name`, whose Deployment is `deployment`.
-pub(super) async fn served(
-    context: &Context,
-    name: &str,
-    owner: &str,
-    deployment: &Deployment,
-) -> Result<Served, ObserveError> {
+/// Observes the pods of a Deployment that the ReasoningPod with the uid `owner` owns.
+pub(super) async fn served(context: &Context, owner: &str, deployment: &Deployment) -> Result<Served, ObserveError> {
     let mut served = Served::default();
     let namespace = deployment.namespace().unwrap_or_default();
     let Some(template) = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()) else {
@@ -74,23 +67,31 @@ pub(super) async fn served(
         }
     }
     served.refused.sort();
-    let known: BTreeSet<String> = served.current.iter().chain(&served.former).map(ResourceExt::name_any).collect();
+    Ok(served)
+}
+
+/// Returns the names of the pods that bear the labels of the servers of the ReasoningPod `name`, and are not among `all`.
+pub(super) fn foreign(context: &Context, namespace: &str, name: &str, all: &[&Served]) -> BTreeSet<String> {
+    let genuine = all.iter().flat_map(|served| served.current.iter().chain(&served.former)).map(ResourceExt::name_any);
+    let refused = all.iter().flat_map(|served| &served.refused).map(|refused| refused.pod.clone());
+    let known: BTreeSet<String> = genuine.chain(refused).collect();
     let behind = context.stores.labelled.state_filter(|pod| {
-        pod.namespace().as_ref() == Some(&namespace)
+        pod.namespace().as_deref() == Some(namespace)
             && pod.labels().get(label::REASONING_POD).is_some_and(|found| found == name)
             && pod.labels().get("app.kubernetes.io/component").is_some_and(|found| found == "server")
             && pod.metadata.deletion_timestamp.is_none()
     });
+    let mut foreign = BTreeSet::new();
     for pod in behind {
         let name = pod.name_any();
         // The cache of our pods may not show a new one yet.
         let ours = OURS.split_once('=').is_some_and(|(key, value)| pod.labels().get(key).is_some_and(|it| it == value));
-        let unseen = ours && super::get(&context.stores.pods, &namespace, &name).is_none();
-        if !unseen && !known.contains(&name) && !served.refused.iter().any(|refused| refused.pod == name) {
-            served.foreign.insert(name);
+        let unseen = ours && super::get(&context.stores.pods, namespace, &name).is_none();
+        if !unseen && !known.contains(&name) {
+            foreign.insert(name);
         }
     }
-    Ok(served)
+    foreign
 }
 
 /// Returns a ReplicaSet of the Deployment, if the controller made its template. The deployment controller copies the

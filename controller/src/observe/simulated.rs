@@ -5,6 +5,7 @@ use std::mem::take;
 use codex_crds::{ClusterPromotionPolicy, Evaluation, PromotionPolicy, ReasoningPod, SignOff, TrainingRun, label};
 use k8s_openapi::api::{
     apps::v1::Deployment,
+    autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::Job,
     core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service},
     discovery::v1::EndpointSlice,
@@ -96,6 +97,7 @@ declare_reflectors! {
     sign_offs: SignOff, |all| take(&mut all.sign_offs), "SignOff", "", typed, |_| {}, |triggers, object| object.changed(triggers);
     jobs: Job, |all| take(&mut all.jobs), "Job", OURS, typed, |_| {}, Triggers::child;
     deployments: Deployment, |all| take(&mut all.deployments), "Deployment", OURS, typed, |_| {}, Triggers::child;
+    horizontal_pod_autoscalers: HorizontalPodAutoscaler, |all| take(&mut all.horizontal_pod_autoscalers), "HorizontalPodAutoscaler", OURS, typed, |_| {}, Triggers::child;
     pods: Pod, |all| take(&mut all.pods), "Pod", OURS, typed, |_| {}, Triggers::pod;
     labelled: PartialObjectMeta<Pod>, |all| take(&mut all.labelled), "Pod", label::REASONING_POD, metadata, strip_annotations, Triggers::labelled;
     config_maps: ConfigMap, |all| take(&mut all.config_maps), "ConfigMap", OURS, typed, |_| {}, Triggers::child;

@@ -4,6 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
+    autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::Job,
     core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service},
     discovery::v1::EndpointSlice,
@@ -36,6 +37,8 @@ macro_rules! declare_stores {
                 jobs: Job;
                 /// The controller's Deployments.
                 deployments: Deployment;
+                /// The controller's HorizontalPodAutoscalers.
+                horizontal_pod_autoscalers: HorizontalPodAutoscaler;
                 /// The pods of the controller's Jobs and Deployments.
                 pods: Pod;
                 /// The metadata of all pods with the label of a ReasoningPod, including foreign ones.

@@ -71,6 +71,7 @@ pub async fn watch(
     kinds!(watch_kinds);
     watches.start(writers.jobs, objects(&ours), |_| {}, Triggers::child);
     watches.start(writers.deployments, objects(&ours), |_| {}, Triggers::child);
+    watches.start(writers.horizontal_pod_autoscalers, objects(&ours), |_| {}, Triggers::child);
     watches.start(writers.pods, objects(&ours), |_| {}, Triggers::pod);
     watches.start(writers.labelled, objects(&labelled), strip_annotations, Triggers::labelled);
     watches.start(writers.config_maps, objects(&ours), |_| {}, Triggers::child);

@@ -199,6 +199,36 @@ async fn drift_in_a_deployment_is_corrected() {
 }
 
 #[tokio::test]
+async fn the_number_of_servers_is_left_to_the_autoscaler() {
+    let world = judged(600).await;
+    let mut scaled = pod(false);
+    scaled["spec"]["autoscaling"] = json!({"metrics": {"queueDepth": 4}});
+    world.api.put(&path("reasoningpods", "p"), scaled);
+    settle::<ReasoningPod>(&world, "p").await;
+    let autoscaler = format!("/apis/autoscaling/v2{TEAM}/horizontalpodautoscalers/codex-s-p");
+    let deployment = format!("/apis/apps/v1{TEAM}/deployments/codex-s-p");
+    let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "codex-s-p"});
+    assert_eq!(world.api.object(&autoscaler).unwrap()["spec"]["scaleTargetRef"], target);
+    let mut live = world.api.object(&deployment).unwrap();
+    assert_eq!(live["spec"]["replicas"], json!(2), "minReplicas");
+    live["spec"]["replicas"] = json!(5);
+    world.api.put(&deployment, live);
+    // A change of the Deployment for another reason leaves the number alone, too.
+    let mut labelled = world.api.object(&deployment).unwrap();
+    labelled["metadata"]["labels"]["app.kubernetes.io/part-of"] = json!("another");
+    world.api.put(&deployment, labelled);
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    assert!(requests.contains(&format!("PATCH {deployment} as codex-controller force")), "{requests:#?}");
+    assert_eq!(world.api.object(&deployment).unwrap()["spec"]["replicas"], json!(5));
+    let mut live = world.api.object(&path("reasoningpods", "p")).unwrap();
+    live["spec"].as_object_mut().unwrap().remove("autoscaling");
+    world.api.put(&path("reasoningpods", "p"), live);
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    assert!(requests.contains(&format!("DELETE {autoscaler}")), "{requests:#?}");
+    assert_eq!(world.api.object(&deployment).unwrap()["spec"]["replicas"], json!(1), "spec.replicas");
+}
+
+#[tokio::test]
 async fn a_bundle_without_its_labels_gets_them_back() {
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));

@@ -12,6 +12,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use k8s_openapi::api::{
     apps::v1::Deployment,
+    autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::Job,
     core::v1::{ConfigMap, Pod, Service},
     discovery::v1::EndpointSlice,
@@ -306,6 +307,7 @@ impl Held {
             "SignOff" sign_offs SignOff;
             "Job" jobs Job;
             "Deployment" deployments Deployment;
+            "HorizontalPodAutoscaler" horizontal_pod_autoscalers HorizontalPodAutoscaler;
             "Pod" pods Pod;
             "ConfigMap" config_maps ConfigMap;
             "Service" services Service;

@@ -42,6 +42,7 @@ impl Local {
             drain_delay: std::time::Duration::ZERO,
             drain_deadline: std::time::Duration::from_secs(1),
             limits: LIMITS,
+            traffic: None,
             name: None,
         };
         let work = move || {

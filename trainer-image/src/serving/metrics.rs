@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use codex_metrics::server as contract;
-use prometheus::{Error, Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use codex_metrics::{label::CODE, server as contract};
+use codex_reports::{LATENCY_EDGES, Traffic};
+use prometheus::{
+    Error, Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, core::Collector,
+};
 
 /// An endpoint that generates: a value of the label `endpoint`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,6 +202,33 @@ impl Metrics {
         self.model.with_label_values(&[ring, model]).set(1);
     }
 
+    /// Returns the requests since this server started, over all endpoints.
+    pub(super) fn traffic(&self) -> Traffic {
+        let mut traffic = Traffic { latency: vec![0; LATENCY_EDGES.len()], ..Traffic::default() };
+        for series in self.responses.collect().iter().flat_map(|family| family.get_metric()) {
+            let code = series.get_label().iter().find(|label| label.name() == CODE.name).map(|label| label.value());
+            // The counter holds an integer as a float.
+            let count = series.get_counter().get_value() as u64;
+            match code.and_then(|code| code.parse::<u16>().ok()).unwrap_or_default() {
+                200..=299 => traffic.requests += count,
+                429 => traffic.refused += count,
+                500..=599 => {
+                    traffic.requests += count;
+                    traffic.errors += count;
+                }
+                _ => {}
+            }
+        }
+        for series in self.latency.collect().iter().flat_map(|family| family.get_metric()) {
+            let histogram = series.get_histogram();
+            traffic.completed += histogram.get_sample_count();
+            for (within, bucket) in traffic.latency.iter_mut().zip(histogram.get_bucket()) {
+                *within += bucket.cumulative_count();
+            }
+        }
+        traffic
+    }
+
     /// Returns the registry to scrape.
     pub(super) fn registry(&self) -> &Registry {
         &self.registry
@@ -212,7 +242,29 @@ mod tests {
     use axum::http::StatusCode;
     use prometheus::TextEncoder;
 
-    use super::{Endpoint, Metrics, Tokens, contract};
+    use super::{Endpoint, LATENCY_EDGES, Metrics, Tokens, contract};
+
+    #[test]
+    fn traffic_is_counted_over_all_endpoints() {
+        assert_eq!(contract::LATENCY.buckets, &LATENCY_EDGES[..], "the edges are those of the metric");
+        let metrics = Metrics::new().unwrap();
+        for (endpoint, milliseconds) in [(Endpoint::Infer, 600), (Endpoint::Chat, 20), (Endpoint::Chat, 45_000)] {
+            metrics.answered(endpoint, StatusCode::OK);
+            metrics.completed(endpoint, Duration::from_millis(milliseconds), Tokens::default());
+        }
+        for status in [
+            StatusCode::BAD_REQUEST,
+            StatusCode::TOO_MANY_REQUESTS,
+            StatusCode::INTERNAL_SERVER_ERROR,
+            StatusCode::SERVICE_UNAVAILABLE,
+        ] {
+            metrics.answered(Endpoint::Completions, status);
+        }
+        let traffic = metrics.traffic();
+        let numbers = (traffic.requests, traffic.errors, traffic.refused, traffic.completed);
+        assert_eq!(numbers, (5, 2, 1, 3));
+        assert_eq!((traffic.slower_than(0.5), traffic.slower_than(0.7), traffic.slower_than(30.0)), (2, 1, 1));
+    }
 
     #[test]
     fn the_exposition_is_that_of_the_contract() {

@@ -73,6 +73,9 @@ const LIMITS: Limits = Limits {
 const SIGNED: [&str; 8] =
     ["model", "model_digest", "oms_bundle", "promotion", "promotion_digest", "public_key", "key_fingerprint", "ring"];
 
+/// The time between two reports of the requests that were answered.
+const TRAFFIC: Duration = Duration::from_secs(10);
+
 /// The greatest value of a numeric argument.
 const MOST: u64 = u16::MAX as u64;
 
@@ -146,6 +149,9 @@ pub struct Serve {
     /// The private key of the certificate, in PEM.
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     tls_key: Option<PathBuf>,
+    /// Report the numbers of requests to the controller, which analyses canaries.
+    #[arg(long)]
+    report_traffic: bool,
     /// Name of the model in the OpenAI-shaped API; the beginning of its digest by default.
     #[arg(long, value_name = "NAME", env = "CODEX_OBJECT_NAME")]
     name: Option<String>,
@@ -251,6 +257,8 @@ struct Server {
     drain_delay: Duration,
     drain_deadline: Duration,
     limits: Limits,
+    /// Whether and how often the numbers of requests are reported.
+    traffic: Option<Duration>,
     name: Option<String>,
 }
 
@@ -296,6 +304,7 @@ impl Server {
             drain_delay: Duration::from_secs(arguments.drain_delay.into()),
             drain_deadline: Duration::from_secs(arguments.drain_deadline.into()),
             limits: LIMITS,
+            traffic: arguments.report_traffic.then_some(TRAFFIC),
             name: arguments.name,
         })
     }
@@ -365,18 +374,20 @@ impl Server {
     ) -> Result<(), ServeError> {
         let model = tokio::select! {
             () = stop.requested.cancelled() => return Ok(()),
-            model = self.open(phase, metrics) => Arc::new(model?),
+            model = self.open(phase, Arc::clone(&metrics)) => Arc::new(model?),
         };
         phase.send_replace(Phase::Ready(Arc::clone(&model)));
         reporter.update(|state| {
             state.stage = Stage::Running;
             state.verified = model.verified.as_ref().map(|verified| verified.signed.model);
             state.promotion = model.verified.as_ref().map(|verified| verified.promoted.digest);
+            state.traffic = self.traffic.map(|_| metrics.traffic());
         });
         tracing::info!(model = %model.digest, ring = model.ring(), "ready");
         ready();
         tokio::select! {
             () = stop.requested.cancelled() => {}
+            () = self.report_traffic(reporter, &metrics) => {}
             () = model.batcher.ended() => return Err(ServeError::Engine(std::io::Error::other("it panicked"))),
         }
         tracing::info!("stopping: not ready; finishing running requests");
@@ -386,6 +397,20 @@ impl Server {
             () = stop.immediate.cancelled() => {}
         }
         Ok(())
+    }
+
+    /// Reports the numbers of requests whenever they have changed, forever.
+    async fn report_traffic(&self, reporter: &Reporter<ServingState>, metrics: &Metrics) {
+        let Some(period) = self.traffic else { return std::future::pending().await };
+        let mut known = metrics.traffic();
+        loop {
+            tokio::time::sleep(period).await;
+            let traffic = metrics.traffic();
+            if traffic != known {
+                known = traffic.clone();
+                reporter.update(|state| state.traffic = Some(traffic));
+            }
+        }
     }
 
     /// Reads, verifies and loads the model, and runs the self-check.

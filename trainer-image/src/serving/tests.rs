@@ -122,6 +122,7 @@ pub(crate) struct Case {
     pub(super) access: access::Settings,
     pub(super) filter: filter::Settings,
     tls: Option<tls::Settings>,
+    traffic: Option<Duration>,
 }
 
 impl Case {
@@ -163,6 +164,7 @@ impl Case {
             access: access::Settings::default(),
             filter: filter::Settings::default(),
             tls: None,
+            traffic: None,
         }
     }
 
@@ -200,6 +202,7 @@ impl Case {
             drain_delay: self.drain_delay,
             drain_deadline: self.drain_deadline,
             limits: self.limits,
+            traffic: self.traffic,
             name: Some("cot".to_owned()),
         }
     }
@@ -321,6 +324,36 @@ async fn a_server_is_ready_once_verified_and_responses_have_the_model_digest() {
 
     server.stop.requested.cancel();
     server.end.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_reports_its_requests_and_other_servers_do_not() {
+    let quiet = Case::new(64).ready().await;
+    assert_eq!(quiet.reporter.state().traffic, None);
+    let mut case = Case::new(64);
+    case.traffic = Some(Duration::from_millis(5));
+    let server = case.ready().await;
+    let traffic = || server.reporter.state().traffic.unwrap();
+    assert_eq!((traffic().requests, traffic().completed), (0, 0));
+    for (body, status) in [
+        (json!({ "prompt": "347+86:", "max_new_tokens": 5 }), 200),
+        (json!({ "prompt": "" }), 422),
+        (json!({ "prompt": "1+1:", "max_new_tokens": 5 }), 200),
+    ] {
+        assert_eq!(server.infer(body).await.0, status);
+    }
+    for _ in 0..600 {
+        if traffic().completed == 2 && traffic().requests == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let seen = traffic();
+    assert_eq!((seen.requests, seen.errors, seen.refused, seen.completed), (2, 0, 0, 2));
+    for server in [quiet, server] {
+        server.stop.requested.cancel();
+        server.end.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

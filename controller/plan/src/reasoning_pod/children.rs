@@ -7,7 +7,10 @@ use codex_provenance::Sha256;
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
-        core::v1::{ConfigMap, HTTPGetAction, PodTemplateSpec, Probe, Service, ServicePort, ServiceSpec},
+        core::v1::{
+            ConfigMap, HTTPGetAction, PodSpec, PodTemplateSpec, Probe, Service, ServicePort, ServiceSpec,
+            TopologySpreadConstraint,
+        },
         networking::v1::{
             NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
             NetworkPolicySpec,
@@ -22,7 +25,9 @@ use k8s_openapi::{
 
 use kube::ResourceExt;
 
-use super::{endpoints, servers::Servers, stage::Stage, target::Target, view::View};
+use super::{
+    autoscaling, canary, canary::Planned, endpoints, servers::Servers, stage::Stage, target::Target, view::View,
+};
 use crate::{
     metadata::{Component, our_annotations, ring_label},
     plan::{Desired, Kept, KeptKind},
@@ -39,13 +44,14 @@ const STARTUP_SECONDS: i32 = 600;
 
 pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
     let mut desired = Desired::default();
+    let former = if let Stage::Canary(_) = stage { &view.restorable } else { &view.former };
     match stage {
         // A dry run creates nothing, and turning it on stops the servers.
         _ if view.spec().dry_run => return desired,
         Stage::DryRun => return desired,
         // Conditions gate new rollouts; they do not stop running servers.
         // A denied model drains: the same servers, scaled to zero.
-        Stage::Blocked | Stage::Revoked | Stage::Signing(_) => match (&view.servers, &view.former) {
+        Stage::Blocked | Stage::Revoked | Stage::Signing(_) | Stage::Canary(_) => match (&view.servers, former) {
             (Some(servers), _) => desired.deployments.push(kept(view, servers)),
             // A modified template must not run: the recorded one is restored.
             (None, Some(former)) => {
@@ -64,12 +70,14 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
             desired.deployments.push(deployment(view, target));
         }
     }
+    desired.horizontal_pod_autoscalers.extend(autoscaling::autoscaler(view));
+    desired.deployments.extend(canary::planned(view, stage).map(|planned| of_canary(view, planned)));
     desired.kept.extend(endpoints::kept(view));
     Desired {
-        endpoint_slices: endpoints::slices(view),
+        endpoint_slices: endpoints::slices(view, stage),
         foreign_slices: endpoints::foreign(view),
         config_maps: vec![config_map(view)],
-        services: vec![service(view)],
+        services: vec![service(view, canary::answers_alone(view, stage))],
         pod_disruption_budgets: vec![budget(view)],
         network_policies: vec![policy(view)],
         ..desired
@@ -84,6 +92,29 @@ fn server(view: &View<'_>) -> String {
     child::server(&view.owner.name)
 }
 
+/// Which servers a Deployment is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Track {
+    /// Those that serve what the status records.
+    Stable,
+    /// Those that try what is to replace it.
+    Canary,
+}
+
+impl Track {
+    fn deployment(self, view: &View<'_>) -> String {
+        match self {
+            Self::Stable => server(view),
+            Self::Canary => child::canary(&view.owner.name),
+        }
+    }
+
+    /// Returns the label that only these servers have.
+    fn label(self) -> Option<(String, String)> {
+        (self == Self::Canary).then(|| (label::TRACK.to_owned(), "canary".to_owned()))
+    }
+}
+
 fn selector(view: &View<'_>) -> LabelSelector {
     LabelSelector { match_labels: Some(view.owner.selector(Component::Server)), match_expressions: None }
 }
@@ -94,29 +125,45 @@ pub(crate) fn selector_text(view: &View<'_>) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
-fn scaled(mut deployment: Deployment, replicas: i32) -> Deployment {
+fn scaled(mut deployment: Deployment, replicas: Option<i32>) -> Deployment {
     if let Some(spec) = &mut deployment.spec {
-        spec.replicas = Some(replicas);
+        spec.replicas = replicas;
     }
     deployment
 }
 
+/// Returns the Deployment of a canary.
+fn of_canary(view: &View<'_>, planned: Planned<'_>) -> Deployment {
+    let (deployment, servers) = match planned {
+        Planned::For(target, servers) => (deployment_of(view, target, Track::Canary), servers),
+        Planned::Kept(live, servers) => (unchanged(view, live, Track::Canary), servers),
+    };
+    scaled(deployment, Some(servers))
+}
+
 /// Returns the live Deployment with the wanted number of replicas and nothing else changed.
 fn kept(view: &View<'_>, servers: &Servers<'_>) -> Deployment {
+    scaled(unchanged(view, servers, Track::Stable), view.kept_replicas())
+}
+
+/// Returns the live Deployment.
+fn unchanged(view: &View<'_>, servers: &Servers<'_>, track: Track) -> Deployment {
     let template = servers.live.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
-    let mut metadata = metadata(view, server(view));
+    let mut metadata = metadata(view, track.deployment(view));
     metadata.annotations = Some(our_annotations(servers.live));
     let ring = servers.live.labels().get_key_value(label::RING);
     metadata.labels.get_or_insert_default().extend(ring.map(|(key, value)| (key.clone(), value.clone())));
-    scaled(around(view, metadata, template), view.kept_replicas())
+    around(view, metadata, template, track)
 }
 
-fn around(view: &View<'_>, metadata: ObjectMeta, template: PodTemplateSpec) -> Deployment {
+fn around(view: &View<'_>, metadata: ObjectMeta, template: PodTemplateSpec, track: Track) -> Deployment {
+    let mut selector = selector(view);
+    selector.match_labels.get_or_insert_default().extend(track.label());
     Deployment {
         metadata,
         spec: Some(DeploymentSpec {
-            replicas: Some(view.spec().replicas),
-            selector: selector(view),
+            replicas: autoscaling::replicas(view),
+            selector,
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".to_owned()),
                 // A verified server is stopped only after another one is ready.
@@ -135,40 +182,63 @@ fn around(view: &View<'_>, metadata: ObjectMeta, template: PodTemplateSpec) -> D
 /// Returns the Deployment of a rollout. A Deployment that another controller version made for the same rollout keeps its
 /// template: a controller upgrade restarts no server.
 fn deployment(view: &View<'_>, target: &Target) -> Deployment {
+    deployment_of(view, target, Track::Stable)
+}
+
+fn deployment_of(view: &View<'_>, target: &Target, track: Track) -> Deployment {
     let digest = settings_digest(&view.observed.settings);
-    if let Some(servers) = &view.servers
+    let live = if track == Track::Stable { &view.servers } else { &view.canary };
+    if let Some(servers) = live
         && servers.made_for() == Some((target.model, target.promotion))
         && our_annotations(servers.live).get(annotation::SETTINGS_DIGEST) != Some(&digest)
     {
-        return kept(view, servers);
+        return scaled(unchanged(view, servers, track), autoscaling::replicas(view));
     }
     let annotations = BTreeMap::from([
         (annotation::MODEL_DIGEST.to_owned(), target.model.to_string()),
         (annotation::PROMOTION_DIGEST.to_owned(), target.promotion.to_string()),
     ]);
     let mut labels = view.owner.labels(Component::Server, &view.observed.settings.version);
-    labels.extend([ring_label(target.ring)]);
-    let mut metadata = metadata(view, server(view));
+    labels.extend(std::iter::once(ring_label(target.ring)).chain(track.label()));
+    let mut metadata = metadata(view, track.deployment(view));
     metadata.annotations = Some(annotations.clone());
-    metadata.annotations.get_or_insert_default().insert(annotation::SETTINGS_DIGEST.to_owned(), digest);
+    let ours = metadata.annotations.get_or_insert_default();
+    ours.insert(annotation::SETTINGS_DIGEST.to_owned(), digest);
+    let traced = live.as_ref().is_some_and(|servers| servers.live.annotations().contains_key(annotation::ATTEMPT));
+    if view.spec().rollout.is_some() || traced {
+        ours.insert(annotation::ATTEMPT.to_owned(), canary::made_from(view, target));
+    }
     metadata.labels.get_or_insert_default().extend([ring_label(target.ring)]);
-    let template = template(view, target);
+    let template = template(view, target, track);
     let annotations = Some(annotations.into_iter().chain(template.scraped().unwrap_or_default()).collect());
     let template = PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(labels), annotations, ..ObjectMeta::default() }),
-        spec: Some(template.spec()),
+        spec: Some(PodSpec { topology_spread_constraints: Some(spread(view)), ..template.spec() }),
     };
-    around(view, metadata, template)
+    around(view, metadata, template, track)
+}
+
+/// Returns the constraints that spread servers over zones and nodes where there is room. Without any, the scheduler of the cluster
+/// applies its own, which tolerate three servers more on a node than on another.
+fn spread(view: &View<'_>) -> Vec<TopologySpreadConstraint> {
+    let over = |key: &str| TopologySpreadConstraint {
+        max_skew: 1,
+        topology_key: key.to_owned(),
+        when_unsatisfiable: "ScheduleAnyway".to_owned(),
+        label_selector: Some(selector(view)),
+        ..TopologySpreadConstraint::default()
+    };
+    ["topology.kubernetes.io/zone", "kubernetes.io/hostname"].map(over).into()
 }
 
 /// Returns the digest of the settings that are part of the template.
-fn settings_digest(settings: &Settings) -> String {
+pub(super) fn settings_digest(settings: &Settings) -> String {
     let Settings { version, worker_image, cuda_image, report_url, .. } = settings;
     let cuda = cuda_image.as_ref().map(|image| format!("\n{image}")).unwrap_or_default();
     Sha256::of(format!("{version}\n{worker_image}\n{report_url}{cuda}")).short()
 }
 
-fn template<'a>(view: &'a View<'_>, target: &Target) -> Template<'a> {
+fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'a> {
     let (settings, worker) = (&view.observed.settings, &view.observed.object.spec.pod);
     let mut mounts = Mounts::default();
     mounts.claim(&target.claim, &target.path, "/model", Access::ReadOnly);
@@ -187,12 +257,13 @@ fn template<'a>(view: &'a View<'_>, target: &Target) -> Template<'a> {
     ];
     let arguments = arguments.into_iter().chain(granted(view, &mut mounts));
     let arguments = arguments.flat_map(|(flag, value)| [flag.to_owned(), value]);
+    let reports = (track == Track::Canary).then(|| "--report-traffic".to_owned());
     Template {
         owner: &view.owner,
         component: Component::Server,
         settings,
         image: settings.image(Component::Server, worker).unwrap_or(&settings.worker_image),
-        args: std::iter::once("serve".to_owned()).chain(arguments).collect(),
+        args: std::iter::once("serve".to_owned()).chain(arguments).chain(reports).collect(),
         env: Vec::new(),
         worker,
         config_map: server(view),
@@ -248,12 +319,15 @@ fn config_map(view: &View<'_>) -> ConfigMap {
     }
 }
 
-fn service(view: &View<'_>) -> Service {
+/// Returns the Service of all servers, or of those of the canary.
+fn service(view: &View<'_>, canary_alone: bool) -> Service {
     let protected = view.observed.unprotected.is_none();
+    let mut selector = view.owner.selector(Component::Server);
+    selector.extend(Track::Canary.label().filter(|_| canary_alone));
     Service {
         metadata: metadata(view, view.owner.name.clone()),
         spec: Some(ServiceSpec {
-            selector: protected.then(|| view.owner.selector(Component::Server)),
+            selector: protected.then_some(selector),
             // The name of another host would divert the traffic. Admission policies protect the type, too.
             type_: (!protected).then(|| "ClusterIP".to_owned()),
             ports: Some(vec![ServicePort {

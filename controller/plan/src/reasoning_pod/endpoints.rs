@@ -16,7 +16,7 @@ use k8s_openapi::{
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
-use super::{children::PORT, view::View};
+use super::{canary, children::PORT, stage::Stage, view::View};
 use crate::{
     metadata::Component,
     plan::{Kept, KeptKind},
@@ -46,7 +46,7 @@ pub struct ForeignSlice {
 }
 
 /// Returns the slices to write: one for each address family, with at most 1,000 servers each.
-pub(crate) fn slices(view: &View<'_>) -> Vec<EndpointSlice> {
+pub(crate) fn slices(view: &View<'_>, stage: &Stage) -> Vec<EndpointSlice> {
     if view.observed.unprotected.is_none() {
         return Vec::new();
     }
@@ -58,7 +58,12 @@ pub(crate) fn slices(view: &View<'_>) -> Vec<EndpointSlice> {
         .filter_map(|endpoint| endpoint.target_ref.as_ref()?.uid.as_deref())
         .collect();
     let held = view.status.verified.as_ref();
-    let servers = view.servers.as_ref().map(|servers| servers.verified_pods(&recorded, held)).unwrap_or_default();
+    let alone = canary::answers_alone(view, stage);
+    let servers = view.servers.iter().filter(|_| !alone).map(|servers| servers.verified_pods(&recorded, held));
+    let held = view.status.rollout.as_ref().and_then(|rollout| rollout.verified.as_ref());
+    let canary =
+        view.canary.iter().filter(|_| canary::answers(view, stage)).map(|canary| canary.verified_pods(&recorded, held));
+    let servers: Vec<_> = servers.chain(canary).flatten().collect();
     let mut slices = Vec::new();
     for (family, suffix) in [("IPv4", "ipv4"), ("IPv6", "ipv6")] {
         let endpoints: Vec<_> = servers.iter().filter_map(|facts| endpoint(facts, family)).collect();

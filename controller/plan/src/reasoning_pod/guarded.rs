@@ -3,7 +3,7 @@
 use codex_crds::{ConditionType, Reason, SignOffStatus};
 use codex_verdict::policy::Breach;
 
-use super::{evidence::About, stage::Stage, view::View};
+use super::{canary, evidence::About, stage::Stage, view::View};
 use crate::{
     conditions::{Conditions, Truth, find},
     text::truncate_chars,
@@ -22,8 +22,12 @@ pub(super) fn waits(view: &View<'_>) -> bool {
 }
 
 /// Returns everything that blocks the rollout, one sentence each.
-pub(super) fn blocked_by(view: &View<'_>, stage: &Stage) -> Vec<String> {
+pub(super) fn blocked_by(view: &View<'_>, stage: &Stage, canary: &canary::Next) -> Vec<String> {
     let mut sentences: Vec<String> = match stage {
+        Stage::Canary(_) if canary.rolled_back().is_some() => {
+            let told = canary.told().map(|(_, message)| truncate_chars(&message, MAX_SENTENCE));
+            return told.into_iter().collect();
+        }
         Stage::Refused(_, why) => return vec![truncate_chars(why, MAX_SENTENCE)],
         Stage::Revoked => sentences(&view.evidence.policies.revoked),
         _ => Vec::new(),

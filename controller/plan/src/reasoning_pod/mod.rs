@@ -1,6 +1,8 @@
 //! The plan of a ReasoningPod: `View` → `Stage` → children, effects and status. Pure.
 
+mod autoscaling;
 mod bundles;
+mod canary;
 mod children;
 mod effects;
 mod endpoints;

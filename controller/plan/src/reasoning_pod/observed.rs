@@ -12,7 +12,9 @@ use codex_verdict::{
     policy::{Lineage, Policy},
 };
 use jiff::Timestamp;
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, core::v1::Pod, discovery::v1::EndpointSlice,
+};
 use serde::{Deserialize, Serialize};
 
 use super::endpoints::ForeignSlice;
@@ -66,12 +68,22 @@ pub struct ObservedReasoningPod {
     /// Whether that Deployment exists, the object controls it, and its pod template was modified.
     #[serde(default)]
     pub tampered: bool,
+    /// The HorizontalPodAutoscaler of that Deployment, if it exists and the object controls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaler: Option<HorizontalPodAutoscaler>,
     /// The Deployment's pods, in any order.
     #[serde(default)]
     pub pods: Vec<Pod>,
     /// The Deployment's pods of former templates, in any order.
     #[serde(default)]
     pub former_pods: Vec<Pod>,
+    /// The Deployment `codex-c-<name>` of a canary, if it exists, the object controls it, and its pod template is sealed by this
+    /// controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Deployment>,
+    /// The pods of that Deployment's current template, in any order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub canary_pods: Vec<Pod>,
     /// The names of pods that match the selector of the Service, and that the controller did not create.
     #[serde(default)]
     pub foreign_pods: BTreeSet<String>,

@@ -33,6 +33,8 @@ pub(crate) struct Policies {
     pub(crate) denied: Vec<Breach>,
     /// The entries of deny-lists that concern what servers serve.
     pub(crate) revoked: Vec<Breach>,
+    /// The entries of deny-lists that concern what a canary serves.
+    pub(crate) canary_revoked: Vec<Breach>,
     /// Whether every demand can be judged.
     pub(crate) judged: bool,
     /// The earlier promotions that the rules require.
@@ -88,7 +90,8 @@ impl Policies {
             held: stated(policies, ring),
             unmet,
             denied: denials(policies, &target(observed, model)),
-            revoked: revoked(observed),
+            revoked: revoked(observed, served(observed)),
+            canary_revoked: revoked(observed, served_by_canary(observed)),
             judged,
             earlier: required(policies, ring, &of_model),
             signed,
@@ -148,10 +151,10 @@ fn target(observed: &ObservedReasoningPod, model: Option<&ModelStatus>) -> Linea
     }
 }
 
-/// Returns the entries of deny-lists that concern what servers serve.
-fn revoked(observed: &ObservedReasoningPod) -> Vec<Breach> {
+/// Returns the entries of deny-lists that concern what is served.
+fn revoked(observed: &ObservedReasoningPod, served: Served) -> Vec<Breach> {
     let mut found: Vec<Breach> = Vec::new();
-    for (model, promotion) in served(observed) {
+    for (model, promotion) in served {
         let mut lineages = vec![recorded(observed, model)];
         let bundles = observed.promotions.iter().filter(|it| Some(it.digest) == promotion);
         lineages.extend(bundles.map(|it| it.lineage.clone()));
@@ -164,16 +167,27 @@ fn revoked(observed: &ObservedReasoningPod) -> Vec<Breach> {
     found
 }
 
+/// Models that are served, with their promotions.
+type Served = BTreeSet<(ModelDigest, Option<PromotionDigest>)>;
+
+/// Returns the model and the promotion that the annotations of a Deployment or a pod name.
+fn named(annotations: &BTreeMap<String, String>) -> Option<(ModelDigest, Option<PromotionDigest>)> {
+    let model = annotations.get(annotation::MODEL_DIGEST)?.parse().ok()?;
+    Some((model, annotations.get(annotation::PROMOTION_DIGEST).and_then(|digest| digest.parse().ok())))
+}
+
+/// Returns what a canary serves.
+fn served_by_canary(observed: &ObservedReasoningPod) -> Served {
+    let pods = observed.canary_pods.iter().map(ResourceExt::annotations);
+    observed.canary.iter().map(ResourceExt::annotations).chain(pods).filter_map(named).collect()
+}
+
 /// Returns the models that servers serve, with their promotions: those of the Deployment and of every pod, and those that the
 /// status records if the template was modified.
-fn served(observed: &ObservedReasoningPod) -> BTreeSet<(ModelDigest, Option<PromotionDigest>)> {
-    let read = |annotations: &BTreeMap<String, String>| {
-        let model = annotations.get(annotation::MODEL_DIGEST)?.parse().ok()?;
-        Some((model, annotations.get(annotation::PROMOTION_DIGEST).and_then(|digest| digest.parse().ok())))
-    };
+fn served(observed: &ObservedReasoningPod) -> Served {
     let pods = observed.pods.iter().chain(&observed.former_pods).map(ResourceExt::annotations);
-    let mut served: BTreeSet<_> =
-        observed.deployment.iter().map(ResourceExt::annotations).chain(pods).filter_map(read).collect();
+    let deployments = observed.deployment.iter().map(ResourceExt::annotations);
+    let mut served: Served = deployments.chain(pods).filter_map(named).collect();
     if observed.tampered
         && let Some(status) = observed.object.status.as_ref().filter(|_| observed.seal == crate::StatusSeal::Valid)
         && let Some(manifest) = &status.manifest

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use codex_crds::{VerifiedStatus, annotation};
+use codex_crds::{TrafficStatus, VerifiedStatus, annotation};
 use codex_provenance::{ModelDigest, PromotionDigest};
 use codex_reports::{Report, ServingState, Stage as PodStage, State};
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::apps::v1::{Deployment, DeploymentStatus},
+    api::{
+        apps::v1::{Deployment, DeploymentStatus},
+        core::v1::Pod,
+    },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use kube::ResourceExt;
@@ -29,6 +32,22 @@ pub(crate) struct Servers<'a> {
     observed: &'a ObservedReasoningPod,
 }
 
+/// The number of servers to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) replicas: i32,
+    /// The number of ready servers from which on the rollout is complete.
+    pub(crate) least: i32,
+    /// Whether a HorizontalPodAutoscaler changes the number.
+    pub(crate) scaled: bool,
+}
+
+impl Wanted {
+    pub(crate) fn exactly(replicas: i32) -> Self {
+        Self { replicas, least: replicas, scaled: false }
+    }
+}
+
 /// The number of servers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
@@ -41,10 +60,25 @@ pub(crate) struct Counts {
 impl<'a> Servers<'a> {
     pub(crate) fn of(observed: &'a ObservedReasoningPod, owner: &Owner) -> Option<Self> {
         let live = observed.deployment.as_ref()?;
-        let facts = Facts::of(&observed.pods);
+        Some(Self::new(observed, owner, live, &observed.pods, &observed.former_pods))
+    }
+
+    /// Returns the servers of the canary.
+    pub(crate) fn of_canary(observed: &'a ObservedReasoningPod, owner: &Owner) -> Option<Self> {
+        let live = observed.canary.as_ref()?;
+        Some(Self::new(observed, owner, live, &observed.canary_pods, &[]))
+    }
+
+    fn new(
+        observed: &'a ObservedReasoningPod,
+        owner: &Owner,
+        live: &'a Deployment,
+        pods: &'a [Pod],
+        former: &'a [Pod],
+    ) -> Self {
+        let facts = Facts::of(pods);
         let reports = newest_reports(owner, &facts, &observed.reports);
-        let former = Facts::of(&observed.former_pods);
-        Some(Self { live, facts, former, reports, observed })
+        Self { live, facts, former: Facts::of(former), reports, observed }
     }
 
     /// Returns the model and the promotion that the Deployment was rolled out for.
@@ -55,7 +89,7 @@ impl<'a> Servers<'a> {
         Some((model, promotion))
     }
 
-    pub(crate) fn counts(&self, wanted: i32) -> Counts {
+    pub(crate) fn counts(&self, wanted: Wanted) -> Counts {
         let Some(status) = &self.live.status else { return Counts::default() };
         let DeploymentStatus { replicas, ready_replicas, updated_replicas, observed_generation, .. } = status;
         // The Deployment counts every pod with its labels, including pods that others created.
@@ -63,8 +97,14 @@ impl<'a> Servers<'a> {
         let (all, ready) =
             (replicas.unwrap_or(0), ready_replicas.unwrap_or(0).min(i32::try_from(own).unwrap_or(i32::MAX)));
         let current = *observed_generation >= self.live.metadata.generation;
-        let settled = current && all == wanted && ready == wanted && updated_replicas.unwrap_or(0) == wanted;
+        let fits = wanted.scaled || all == wanted.replicas;
+        let settled = current && fits && ready >= wanted.least && updated_replicas.unwrap_or(0) == all;
         Counts { all, ready, settled }
+    }
+
+    /// Whether there are servers, or are about to be.
+    pub(crate) fn exist(&self) -> bool {
+        !self.facts.is_empty() || self.counts(Wanted::exactly(0)).all > 0
     }
 
     /// Returns the pods of the current template.
@@ -132,6 +172,34 @@ impl<'a> Servers<'a> {
         let mut servers: Vec<_> = current.chain(former).filter(|facts| facts.is_serving()).collect();
         servers.sort_by_key(|facts| facts.name());
         servers
+    }
+
+    /// Returns the requests that the ready servers of the current template have answered since they started; `None` until all have
+    /// reported them. `limit` is the number of seconds beyond which a request is slow.
+    pub(crate) fn traffic(&self, limit: Option<f64>) -> Option<TrafficStatus> {
+        let add = |sum: &mut i64, more: u64| *sum = sum.saturating_add(i64::try_from(more).unwrap_or(i64::MAX));
+        let mut sum = TrafficStatus::default();
+        for facts in self.current().filter(|facts| facts.is_ready()) {
+            let (_, state) = self.state(facts)?;
+            let traffic = state.traffic.as_ref()?;
+            add(&mut sum.requests, traffic.requests);
+            add(&mut sum.errors, traffic.errors);
+            add(&mut sum.refused, traffic.refused);
+            add(&mut sum.completed, traffic.completed);
+            add(&mut sum.slow, limit.map_or(0, |limit| traffic.slower_than(limit)));
+        }
+        Some(sum)
+    }
+
+    /// Returns how a server of the current template crashed after this time.
+    pub(crate) fn crashed(&self, since: Timestamp) -> Option<String> {
+        self.current().filter(|facts| facts.pod.metadata.deletion_timestamp.is_none()).find_map(|facts| {
+            let ended = facts.ended()?;
+            let at = ended.finished_at.as_ref().is_some_and(|at| at.0 > since);
+            let reason = ended.reason.as_deref().unwrap_or("Error");
+            let told = format!("pod {} terminated with {reason} (exit code {})", facts.name(), ended.exit_code);
+            (at && ended.exit_code != 0).then_some(told)
+        })
     }
 
     /// Returns why a server of the current template refuses to serve.

@@ -1,6 +1,6 @@
 //! The stage of a rollout, derived from its observation. Pure.
 
-use super::{signing::Signing, target::Target, view::View};
+use super::{canary, signing::Signing, target::Target, view::View};
 
 /// The stage of a rollout.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +13,8 @@ pub(crate) enum Stage {
     Revoked,
     /// A bundle has to be signed. Servers that exist stay.
     Signing(Signing),
+    /// The target is tried by a canary, or has failed as one. The servers stay.
+    Canary(Box<Target>),
     /// Servers are starting.
     RollingOut(Box<Target>),
     /// A server refuses the bytes, a bundle, the key or the ring; the text says why.
@@ -49,18 +51,19 @@ impl Stage {
             Signing::Model | Signing::Promotion(_) => return Self::Signing(signing),
             Signing::Recorded(target) => target,
         };
-        let Some(servers) =
-            view.servers.as_ref().filter(|servers| servers.made_for() == Some((target.model, target.promotion)))
-        else {
+        if canary::holds(view, &target) {
+            return Self::Canary(target);
+        }
+        let Some(servers) = view.servers.as_ref().filter(|_| canary::is_current(view, &target)) else {
             return Self::RollingOut(target);
         };
         if let Some(why) = servers.refusal() {
             return Self::Refused(target, why);
         }
-        let wanted = view.spec().replicas;
+        let wanted = view.wanted();
         let verified = servers.verified(target.model, target.promotion, view.status.verified.as_ref());
         // With zero replicas no server can verify anything.
-        if servers.counts(wanted).settled && (wanted == 0 || verified.is_some()) {
+        if servers.counts(wanted).settled && (wanted.replicas == 0 || verified.is_some()) {
             return Self::Serving(target);
         }
         Self::RollingOut(target)

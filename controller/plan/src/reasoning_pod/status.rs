@@ -9,7 +9,9 @@ use codex_provenance::EvidenceStrength;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
+    autoscaling,
     bundles::bundle_names,
+    canary::{self, Next},
     children::{PORT, selector_text},
     evidence::{About, Block},
     guarded::{self, blocked_by, waits},
@@ -39,17 +41,17 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         // The bundle exists as soon as the signer is asked for it, and the next plan says so: one write instead of two.
         return (present.clone(), None);
     }
-    let wanted = view.spec().replicas;
-    let rolls = matches!(stage, Stage::RollingOut(_) | Stage::Refused(..) | Stage::Serving(_));
-    let serves = view.serves() || rolls;
+    let wanted = view.wanted();
+    let serves = view.serves() || rolls(stage);
+    let canary = Next::of(view, stage);
     let counts = view.servers.as_ref().filter(|_| serves).map(|servers| servers.counts(wanted)).unwrap_or_default();
     let Signed { run_uid, manifest, promotion } = signed(view, stage, serves);
     let evidence = evidence(view);
     let next = ReasoningPodStatus {
         observed_generation: observed.object.metadata.generation,
         selector: Some(selector_text(view)),
-        phase: Some(phase(view, stage)),
-        blocked_by: blocked_by(view, stage),
+        phase: Some(phase(view, stage, &canary)),
+        blocked_by: blocked_by(view, stage, &canary),
         training_run_uid: run_uid,
         verified: verified(view, stage, serves),
         model: manifest.as_ref().map(|manifest| manifest.short.clone()).or_else(|| {
@@ -60,7 +62,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         promotion,
         replicas: Some(counts.all),
         ready_replicas: Some(counts.ready),
-        ready: (!view.spec().dry_run).then(|| format!("{}/{wanted}", counts.ready)),
+        ready: (!view.spec().dry_run).then(|| format!("{}/{}", counts.ready, wanted.replicas)),
         url: serves.then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
         evidence: evidence.as_ref().map(|evidence| match evidence {
             Ok(()) => EvidenceStrength::Strong,
@@ -69,18 +71,31 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         evidence_reason: evidence.and_then(Result::err).map(|why| truncate_chars(&why, MAX_EVIDENCE_REASON)),
         report_digest: view.evidence.policies.report,
         sign_offs: guarded::sign_offs(view),
+        rollout: canary.rollout.clone(),
+        history: canary.history.clone(),
         seal: view.status.seal.clone(),
-        conditions: conditions(view, stage),
+        conditions: conditions(view, stage, &canary),
     };
     let written = observed.status_written_at;
-    let again = view.servers.as_ref().filter(|_| serves).and_then(|servers| servers.pod_due(view.now));
-    let again = [again, view.evidence.policies.due(view.now)].into_iter().flatten().min();
+    let late = view.servers.iter().filter(|_| serves).chain(&view.canary);
+    let again = late.filter_map(|servers| servers.pod_due(view.now)).min();
+    let again =
+        [again, view.evidence.policies.due(view.now), autoscaling::due(view).filter(|_| serves), canary.due(view)]
+            .into_iter()
+            .flatten()
+            .min();
     throttle::hold(recorded, next, written, view.now, again, |next, present| ReasoningPodStatus {
         replicas: present.replicas,
         ready_replicas: present.ready_replicas,
         ready: present.ready.clone(),
+        rollout: canary::with_numbers_of(next.rollout.as_ref(), present.rollout.as_ref()),
         ..next.clone()
     })
+}
+
+/// Whether servers of a target exist or are about to.
+fn rolls(stage: &Stage) -> bool {
+    matches!(stage, Stage::Canary(_) | Stage::RollingOut(_) | Stage::Refused(..) | Stage::Serving(_))
 }
 
 /// Returns whether the evidence of every evaluation is strong, or why it is weak; `None` until every evaluation proves the model.
@@ -122,14 +137,15 @@ fn receiving(view: &View<'_>) -> Option<String> {
     foreign(view).filter(|_| view.observed.unprotected.is_none())
 }
 
-fn phase(view: &View<'_>, stage: &Stage) -> ReasoningPodPhase {
+fn phase(view: &View<'_>, stage: &Stage, canary: &Next) -> ReasoningPodPhase {
     match stage {
         _ if view.obstruction.is_some() => ReasoningPodPhase::Blocked,
         Stage::DryRun => ReasoningPodPhase::DryRun,
         // Running servers stay: something only blocks the next rollout.
         Stage::Blocked if waits(view) && !view.serves() => ReasoningPodPhase::Pending,
         Stage::Blocked | Stage::Revoked | Stage::Refused(..) => ReasoningPodPhase::Blocked,
-        Stage::Signing(_) | Stage::RollingOut(_) => ReasoningPodPhase::RollingOut,
+        Stage::Canary(_) if canary.rolled_back().is_some() => ReasoningPodPhase::Blocked,
+        Stage::Signing(_) | Stage::Canary(_) | Stage::RollingOut(_) => ReasoningPodPhase::RollingOut,
         Stage::Serving(_) => ReasoningPodPhase::Serving,
     }
 }
@@ -146,7 +162,7 @@ fn signed(view: &View<'_>, stage: &Stage, serves: bool) -> Signed {
     if let Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) = stage {
         return of_target(target);
     }
-    if serves {
+    if serves || matches!(stage, Stage::Canary(_)) {
         // Servers that stay serve what was recorded when they were rolled out.
         let held = &view.status;
         return Signed {
@@ -214,7 +230,7 @@ fn verified(view: &View<'_>, stage: &Stage, serves: bool) -> Option<VerifiedStat
     }
 }
 
-fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
+fn conditions(view: &View<'_>, stage: &Stage, canary: &Next) -> Vec<Condition> {
     use ConditionType::{
         EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, Ready, Reconciling, RingMatched, Signed, Stalled,
         Trained, Verified,
@@ -263,12 +279,16 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     let (holds, reason, message) = verification(view, stage);
     conditions.set(Verified, holds, reason, &message);
 
-    let (reason, message) = ready(view, stage);
+    if view.serves() || rolls(stage) {
+        autoscaling::condition(view, &mut conditions);
+    }
+    canary.condition(&mut conditions);
+
+    let (reason, message) = ready(view, stage, canary);
     if let Some(foreign) = foreign(view) {
         conditions.set(ForeignPods, true, Reason::ForeignPods, &foreign);
     }
-    let rolls = matches!(stage, Stage::RollingOut(_) | Stage::Refused(..) | Stage::Serving(_));
-    if let Some(why) = view.observed.unprotected.as_ref().filter(|_| view.serves() || rolls) {
+    if let Some(why) = view.observed.unprotected.as_ref().filter(|_| view.serves() || rolls(stage)) {
         let message = format!(
             "the Service {} has no selector, and the controller lists only servers that verified the model in its \
              EndpointSlices: {why}",
@@ -283,7 +303,10 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         _ if foreign.is_some() => conditions.set(Stalled, true, reason, &message),
         Stage::DryRun | Stage::Serving(_) => {}
         Stage::Blocked if waits(view) => conditions.set(Reconciling, true, reason, &message),
-        Stage::Signing(_) | Stage::RollingOut(_) => conditions.set(Reconciling, true, reason, &message),
+        Stage::Canary(_) if canary.rolled_back().is_some() => conditions.set(Stalled, true, reason, &message),
+        Stage::Signing(_) | Stage::Canary(_) | Stage::RollingOut(_) => {
+            conditions.set(Reconciling, true, reason, &message);
+        }
         Stage::Blocked | Stage::Revoked | Stage::Refused(..) => conditions.set(Stalled, true, reason, &message),
     }
     seal::condition(&mut conditions, &view.observed.seal, true);
@@ -307,7 +330,7 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
         (true, Reason::BundlesRecorded, format!("the bundles are in ConfigMaps {oms} and {promotion}"))
     };
     match stage {
-        Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => {
+        Stage::Canary(target) | Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => {
             recorded(&target.oms_bundle, &target.promotion_bundle)
         }
         // Servers that stay were signed, although something blocks the next rollout.
@@ -349,7 +372,7 @@ fn verification(view: &View<'_>, stage: &Stage) -> (Truth, Reason, String) {
             (Truth::True, Reason::BytesVerified, message)
         }
         None if view.spec().dry_run => (Truth::Unknown, Reason::DryRun, "a dry run starts no server".to_owned()),
-        None if view.spec().replicas == 0 && matches!(stage, Stage::Serving(_)) => {
+        None if view.wanted().replicas == 0 && matches!(stage, Stage::Serving(_)) => {
             let message = "spec.replicas is 0, so no server verifies the model";
             (Truth::Unknown, Reason::Serving, message.to_owned())
         }
@@ -366,7 +389,7 @@ fn verification(view: &View<'_>, stage: &Stage) -> (Truth, Reason, String) {
 }
 
 /// Returns the reason and the message of the stage. The message must not change with the number of servers.
-fn ready(view: &View<'_>, stage: &Stage) -> (Reason, String) {
+fn ready(view: &View<'_>, stage: &Stage, canary: &Next) -> (Reason, String) {
     if let Some(foreign) = receiving(view) {
         return (Reason::ForeignPods, foreign);
     }
@@ -383,16 +406,19 @@ fn ready(view: &View<'_>, stage: &Stage) -> (Reason, String) {
             (reason, format!("{all}{stays}"))
         }
         Stage::Revoked => {
-            let all = blocked_by(view, stage).join("; ");
+            let all = blocked_by(view, stage, canary).join("; ");
             (Reason::Revoked, format!("{all}; the servers are scaled to zero"))
         }
         Stage::Signing(_) => (Reason::RollingOut, "the model and its promotion are being signed".to_owned()),
+        Stage::Canary(_) => {
+            canary.told().unwrap_or_else(|| (Reason::RollingOut, "the canary is about to start".to_owned()))
+        }
         Stage::RollingOut(_) => {
             let obstacle = view.servers.as_ref().and_then(Servers::obstacle);
             (Reason::RollingOut, obstacle.unwrap_or_else(|| "the servers are starting".to_owned()))
         }
         Stage::Refused(_, why) => (Reason::VerificationFailed, why.clone()),
-        Stage::Serving(target) if view.spec().replicas == 0 => {
+        Stage::Serving(target) if view.wanted().replicas == 0 => {
             (Reason::Serving, format!("spec.replicas is 0; the model {} is ready to be served", target.model.short()))
         }
         Stage::Serving(target) => {

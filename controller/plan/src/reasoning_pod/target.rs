@@ -22,12 +22,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Returns the target that the status records, if the servers' pod template was modified. `None` if another key has been
-    /// pinned since: servers would not accept its bundles. A forged status cannot start an unsigned model, because servers
+    /// Returns the target that the status records, to restore servers whose pod template was modified or whose Deployment was deleted.
+    /// `None` if another key has been pinned since: servers would not accept its bundles. A forged status cannot start an unsigned model, because servers
     /// verify both bundles against the key, the ring and the digests.
     pub(crate) fn recorded(observed: &ObservedReasoningPod) -> Option<Self> {
-        let believed = observed.tampered && observed.seal == StatusSeal::Valid;
-        let status = observed.object.status.as_ref().filter(|_| believed)?;
+        let status = observed.object.status.as_ref().filter(|_| observed.seal == StatusSeal::Valid)?;
         let (manifest, promotion) = (status.manifest.as_ref()?, status.promotion.as_ref()?);
         let fingerprint = observed.signer.fingerprint()?;
         if manifest.signer != fingerprint.short() {

@@ -3,7 +3,13 @@
 use codex_crds::{ReasoningPodSpec, ReasoningPodStatus};
 use jiff::Timestamp;
 
-use super::{evidence::Evidence, observed::ObservedReasoningPod, servers::Servers, target::Target};
+use super::{
+    autoscaling,
+    evidence::Evidence,
+    observed::ObservedReasoningPod,
+    servers::{Servers, Wanted},
+    target::Target,
+};
 use crate::{metadata::Owner, obstruction::Obstruction, seal::Sealable};
 
 /// The observation of a ReasoningPod.
@@ -16,21 +22,30 @@ pub(crate) struct View<'a> {
     pub(crate) status: ReasoningPodStatus,
     pub(crate) evidence: Evidence<'a>,
     pub(crate) servers: Option<Servers<'a>>,
+    /// The servers of a canary.
+    pub(crate) canary: Option<Servers<'a>>,
     /// What the servers were rolled out for before their pod template was modified, as the status records it.
     pub(crate) former: Option<Target>,
+    /// The same, also after their Deployment was deleted while a canary runs or after it failed: the canary must not replace them
+    /// unseen.
+    pub(crate) restorable: Option<Target>,
 }
 
 impl<'a> View<'a> {
     pub(crate) fn of(observed: &'a ObservedReasoningPod, now: Timestamp) -> Self {
         let owner = Owner::reasoning_pod(&observed.object);
+        let status = observed.object.status.clone().unwrap_or_default().believed(&observed.seal);
+        let recorded = Target::recorded(observed).filter(|_| observed.deployment.is_none());
         Self {
             observed,
             obstruction: Obstruction::current(observed.obstruction.as_ref(), observed.object.metadata.generation),
             now,
-            status: observed.object.status.clone().unwrap_or_default().believed(&observed.seal),
             evidence: Evidence::of(observed, now),
             servers: Servers::of(observed, &owner),
-            former: Target::recorded(observed),
+            canary: Servers::of_canary(observed, &owner),
+            former: recorded.clone().filter(|_| observed.tampered),
+            restorable: recorded.filter(|_| observed.tampered || status.rollout.is_some()),
+            status,
             owner,
         }
     }
@@ -44,16 +59,24 @@ impl<'a> View<'a> {
         !self.evidence.policies.revoked.is_empty()
     }
 
-    /// Returns the number of servers that stay or come back while no new rollout has begun.
-    pub(crate) fn kept_replicas(&self) -> i32 {
-        if self.is_revoked() { 0 } else { self.spec().replicas }
+    /// Returns the number of servers to wait for.
+    pub(crate) fn wanted(&self) -> Wanted {
+        autoscaling::wanted(self)
+    }
+
+    /// Returns the number of servers that stay or come back while no new rollout has begun; `None` leaves it to the
+    /// HorizontalPodAutoscaler.
+    pub(crate) fn kept_replicas(&self) -> Option<i32> {
+        if self.is_revoked() { Some(0) } else { autoscaling::replicas(self) }
     }
 
     /// Whether no server is left.
     pub(crate) fn is_drained(&self) -> bool {
         let observed = self.observed;
         let pods = observed.pods.len() + observed.former_pods.len();
-        pods == 0 && !observed.tampered && self.servers.as_ref().is_none_or(|servers| servers.counts(0).all == 0)
+        pods == 0
+            && !observed.tampered
+            && self.servers.as_ref().is_none_or(|servers| servers.counts(Wanted::exactly(0)).all == 0)
     }
 
     /// Whether servers exist and stay, or come back as they were if the status records it.

@@ -3,6 +3,7 @@
 
 mod attested;
 mod bases;
+mod canaries;
 mod compared;
 mod convergence;
 mod explained;

@@ -22,7 +22,7 @@ fn policy(kind: PolicyKind, spec: PolicySpec) -> Policy {
     Policy { kind, name: "guard".to_owned(), uid: "guard".to_owned(), spec }
 }
 
-fn denying(denied: Denied) -> Vec<Policy> {
+pub(crate) fn denying(denied: Denied) -> Vec<Policy> {
     vec![policy(PolicyKind::ClusterPromotionPolicy, PolicySpec { rules: Vec::new(), denied })]
 }
 

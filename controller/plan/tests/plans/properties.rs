@@ -25,6 +25,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{
+    canaries::trying,
     make,
     world::{End, World},
 };
@@ -249,6 +250,9 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         oms: bundle(case.oms, SignedModel { payload: OmsPayloadDigest(Sha256::of("payload")) }),
         promotion: bundle(case.promotion, SignedPromotion { digest: PromotionDigest(Sha256::of("promotion")), key }),
         deployment: case.live.then_some(live),
+        autoscaler: None,
+        canary: None,
+        canary_pods: Vec::new(),
         tampered: false,
         pods: Vec::new(),
         reports: Vec::new(),
@@ -590,6 +594,8 @@ fn plans_are_total() {
     // For each kind: the damages that were generated, and those that left an observation that parses.
     let counts = RefCell::new([(0, 0); 3]);
     let finished = busy();
+    let mut tried = trying();
+    tried.object.spec.autoscaling = Some(make::from(json!({"metrics": {"queueDepth": 2}})));
     let mut runner = TestRunner::new(ProptestConfig { cases: 600, ..ProptestConfig::default() });
     let result = runner.run(&cases, |(hits, second, unfinished, based, obstruction)| {
         let mut run = finished.observed_run();
@@ -603,6 +609,7 @@ fn plans_are_total() {
             let model = json!({"persistentVolumeClaim": {"claimName": "output", "path": "llama"}});
             evaluation.object.spec.model = Some(make::from(model));
             evaluation.object.spec.output = Some(run.object.spec.output.clone());
+            pod = tried.clone();
         }
         if unfinished {
             run.object.status = None;

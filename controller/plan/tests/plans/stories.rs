@@ -2,7 +2,7 @@
 //!
 //! A story is a stream of YAML documents. The first is the observation at second 0; each further one has `step` (its
 //! name), `at` (its second) and what happens: `given` (objects that other plans brought to where they are), `patch` (a JSON
-//! merge patch on the observation), `pods` (name → container state), `says` (pod → a shorthand of [`Saying`]), `ends` (pod →
+//! merge patch on the observation), `pods` (name → container state), `canary` (the same for pods of a canary), `says` (pod → a shorthand of [`Saying`]), `ends` (pod →
 //! exit code; a pod that exits 0 leaves its report as termination message). Statuses,
 //! Jobs, Deployments and bundles come from the plans.
 
@@ -15,8 +15,11 @@ use codex_plan::{
     training_run::{self, ObservedTrainingRun},
 };
 use codex_provenance::oms;
-use codex_reports::{EvaluationState, Kind, ServingState, Stage, State, TrainingState};
-use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod, discovery::v1::EndpointSlice};
+use codex_reports::{EvaluationState, Kind, LATENCY_EDGES, ServingState, Stage, State, Traffic, TrainingState};
+use k8s_openapi::api::{
+    apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, batch::v1::Job, core::v1::Pod,
+    discovery::v1::EndpointSlice,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use similar::TextDiff;
@@ -38,6 +41,8 @@ struct Step {
     patch: Value,
     #[serde(default)]
     pods: BTreeMap<String, Value>,
+    #[serde(default)]
+    canary: BTreeMap<String, Value>,
     #[serde(default)]
     says: BTreeMap<String, Saying>,
     #[serde(default)]
@@ -104,6 +109,8 @@ enum Saying {
     Compared(u64, u64, u64),
     /// A server that holds the story's model.
     Serves,
+    /// A server of a canary that holds the story's model, with so many requests, failed ones and slow ones.
+    Answers(u64, u64, u64),
     /// A pod that gives up, by reason and message.
     GivesUp(String, String),
 }
@@ -116,6 +123,10 @@ trait Told: Serialize + DeserializeOwned {
     /// Carries the plan out; with an obstruction, only its status is written.
     fn come_true(&mut self, plan: &Plan<Self::Status>);
     fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>);
+    /// Returns the pods of a canary.
+    fn canary(&mut self) -> Option<&mut Vec<Pod>> {
+        None
+    }
 }
 
 fn merge(target: &mut Value, patch: &Value) {
@@ -145,6 +156,18 @@ fn job(live: &mut Option<Job>, pods: &mut Vec<Pod>, desired: &Desired) {
     } else if !desired.kept.iter().any(|kept| kept.kind == KeptKind::Job) && live.take().is_some() {
         pods.clear();
     }
+}
+
+/// Returns a Deployment after an apply: a number of replicas that is not planned stays.
+fn applied(live: Option<Deployment>, planned: &Deployment) -> Deployment {
+    let mut applied = planned.clone();
+    let Some(live) = live else { return applied };
+    applied.status = live.status;
+    applied.metadata.managed_fields = live.metadata.managed_fields;
+    if let (Some(spec), Some(before)) = (&mut applied.spec, live.spec) {
+        spec.replicas = spec.replicas.or(before.replicas);
+    }
+    applied
 }
 
 impl Told for ObservedTrainingRun {
@@ -200,8 +223,18 @@ impl Told for ObservedReasoningPod {
         if self.obstruction.is_some() {
             return;
         }
-        let status = self.deployment.take().and_then(|live| live.status);
-        self.deployment = plan.desired.deployments.first().map(|planned| Deployment { status, ..planned.clone() });
+        let planned =
+            |name: &str| plan.desired.deployments.iter().find(|planned| planned.metadata.name.as_deref() == Some(name));
+        let live = self.deployment.take();
+        self.deployment = planned("codex-s-rc").map(|planned| applied(live, planned));
+        let live = self.canary.take();
+        self.canary = planned("codex-c-rc").map(|planned| applied(live, planned));
+        if self.canary.is_none() {
+            self.canary_pods.clear();
+        }
+        let status = self.autoscaler.take().and_then(|live| live.status);
+        let planned = plan.desired.horizontal_pod_autoscalers.first();
+        self.autoscaler = planned.map(|planned| HorizontalPodAutoscaler { status, ..planned.clone() });
         let kept = |slice: &EndpointSlice| {
             let name = slice.metadata.name.as_ref();
             plan.desired.kept.iter().any(|kept| kept.kind == KeptKind::EndpointSlice && Some(&kept.name) == name)
@@ -225,6 +258,10 @@ impl Told for ObservedReasoningPod {
 
     fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>) {
         (&mut self.pods, &mut self.reports)
+    }
+
+    fn canary(&mut self) -> Option<&mut Vec<Pod>> {
+        Some(&mut self.canary_pods)
     }
 }
 
@@ -271,6 +308,19 @@ fn state(kind: Kind, saying: &Saying, annotations: &Value) -> State {
             stage: Stage::Running,
             verified: Some(make::model("a").digest),
             promotion: annotations["codex-ml.dev/promotion-digest"].as_str().map(|digest| digest.parse().unwrap()),
+            ..ServingState::default()
+        }),
+        (Saying::Answers(requests, errors, slow), _) => State::Serving(ServingState {
+            stage: Stage::Running,
+            verified: Some(make::model("a").digest),
+            promotion: annotations["codex-ml.dev/promotion-digest"].as_str().map(|digest| digest.parse().unwrap()),
+            traffic: Some(Traffic {
+                requests: *requests,
+                errors: *errors,
+                refused: 0,
+                completed: requests - errors,
+                latency: vec![requests - errors - slow; LATENCY_EDGES.len()],
+            }),
             failure: None,
         }),
         (Saying::GivesUp(reason, message), Kind::TrainingRun) => State::Training(TrainingState {
@@ -330,6 +380,16 @@ fn happen<O: Told>(observed: &mut O, observation: &Value, step: &Step, seq: &mut
         observation.pointer("/deployment/spec/template/metadata/annotations").cloned().unwrap_or_default();
     let mounted = observation.pointer("/job/metadata/annotations/codex-ml.dev~1config-digest");
     let config = mounted.and_then(Value::as_str).map(|digest| digest.parse().unwrap());
+    if let Some(pods) = observed.canary() {
+        let annotations =
+            observation.pointer("/canary/spec/template/metadata/annotations").cloned().unwrap_or_default();
+        for (name, state) in &step.canary {
+            pods.retain(|pod| pod.metadata.name.as_ref() != Some(name));
+            if !state.is_null() {
+                pods.push(pod(name, state, &annotations, step.at));
+            }
+        }
+    }
     let uid = observation.pointer("/object/metadata/uid").and_then(Value::as_str).unwrap().to_owned();
     let (pods, reports) = observed.parts();
     for (name, state) in &step.pods {
@@ -399,4 +459,6 @@ stories! {
     pod_under_a_policy: ObservedReasoningPod;
     pod_revoked: ObservedReasoningPod;
     pod_jumps_to_main: ObservedReasoningPod;
+    pod_scales: ObservedReasoningPod;
+    pod_tries_a_canary: ObservedReasoningPod;
 }

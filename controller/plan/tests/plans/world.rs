@@ -214,6 +214,9 @@ impl World {
             admission: Admission::default(),
             deployment: self.deployment.clone().filter(|_| !self.tampered),
             tampered: self.tampered,
+            autoscaler: None,
+            canary: None,
+            canary_pods: Vec::new(),
             pods: self.pods_of("codex-s-rc"),
             reports: self.said("pod-1"),
             former_pods: Vec::new(),
@@ -304,6 +307,7 @@ impl World {
             config_maps,
             jobs,
             deployments,
+            horizontal_pod_autoscalers,
             services,
             endpoint_slices,
             foreign_slices,
@@ -311,6 +315,7 @@ impl World {
             network_policies,
             kept,
         } = desired;
+        assert!(horizontal_pod_autoscalers.is_empty(), "nothing is scaled automatically in this world");
         assert!(endpoint_slices.is_empty() && foreign_slices.is_empty(), "policies are in place in this world");
         for wanted in config_maps {
             let live = self.config_maps.get(&wanted.name_any());
@@ -599,7 +604,7 @@ impl World {
         for pod in servers {
             let promotion = Some(promotion.parse().unwrap());
             let state = if verifies {
-                ServingState { stage: Stage::Running, verified: Some(model), promotion, failure: None }
+                ServingState { stage: Stage::Running, verified: Some(model), promotion, ..ServingState::default() }
             } else {
                 let failure = make::failure("VerificationFailed", "model.safetensors was changed");
                 ServingState { stage: Stage::Failed, failure: Some(failure), ..ServingState::default() }

@@ -94,6 +94,11 @@ impl Simulator {
                 self.begin(format!("a user moves {name} to {ring}"));
                 self.edit(&path, |object| object["spec"]["rolloutRing"] = json!(ring));
             }
+            40..45 if plural == "reasoningpods" => {
+                let rate = format!("{}/60s", self.random.random_range(1..9));
+                self.begin(format!("a user limits {name} to {rate}"));
+                self.edit(&path, |object| object["spec"]["serving"] = json!({"rateLimit": rate}));
+            }
             30..50 => {
                 self.begin(format!("a user labels {name}"));
                 let value = self.random.random_range(0..9).to_string();

@@ -2,7 +2,7 @@
 //! collector; and what pods say.
 
 use codex_provenance::Sha256;
-use codex_reports::{DataFile, Kind, Report, ServingState, Stage, State, TrainingState};
+use codex_reports::{DataFile, Kind, LATENCY_EDGES, Report, ServingState, Stage, State, Traffic, TrainingState};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -29,6 +29,8 @@ pub(super) struct PodView {
     promotion: Option<String>,
     /// The model that a server is told to serve.
     pub(super) model: Option<String>,
+    /// Whether a server is told to report its requests.
+    counts: bool,
 }
 
 fn pods_path(name: &str) -> String {
@@ -70,6 +72,9 @@ fn view(server: &Server, path: &str) -> Option<PodView> {
         config: annotation(parent, "config-digest"),
         promotion: annotation(pod, "promotion-digest"),
         model: annotation(pod, "model-digest"),
+        counts: pod["spec"]["containers"][0]["args"]
+            .as_array()
+            .is_some_and(|all| all.contains(&json!("--report-traffic"))),
     })
 }
 
@@ -109,6 +114,7 @@ impl PodView {
                 stage: Stage::Running,
                 verified: self.model.as_ref().and_then(|model| model.parse().ok()),
                 promotion: self.promotion.as_ref().and_then(|digest| digest.parse().ok()),
+                traffic: self.counts.then(|| traffic(server)),
                 failure: None,
             }),
         }
@@ -131,10 +137,16 @@ impl PodView {
                 stage: Stage::Running,
                 verified: Some(make::model("a lie").digest),
                 promotion: self.promotion.as_ref().and_then(|digest| digest.parse().ok()),
-                failure: None,
+                ..ServingState::default()
             }),
         }
     }
+}
+
+/// Returns requests that were all answered, and more with each write of a controller.
+fn traffic(server: &Server) -> Traffic {
+    let requests = server.writes.len() as u64;
+    Traffic { requests, completed: requests, latency: vec![requests; LATENCY_EDGES.len()], ..Traffic::default() }
 }
 
 /// Returns the uid of the run whose folder a pod mounts.
@@ -337,6 +349,17 @@ pub(super) fn sync_servers(server: &mut Server, now: Timestamp, ready: impl Fn(&
         if deployment["status"] != status {
             deployment["status"] = status;
             server.put(&path, deployment);
+        }
+    }
+}
+
+/// Removes servers whose container has terminated. The kubelet would start it again, until the pod is replaced.
+pub(super) fn replace_ended_servers(server: &mut Server) {
+    for path in server.of_kind("Pod") {
+        let pod = &server.objects[&path];
+        let serves = pod["metadata"]["ownerReferences"][0]["kind"] == "ReplicaSet";
+        if serves && exit_code(pod).is_some() {
+            server.remove(&path);
         }
     }
 }

@@ -12,11 +12,12 @@
 //! | 8 | A server's `verified` names a digest that a server said | at each write |
 //! | 9 | Nothing is signed twice with different content | at each write |
 //! | 10 | Only models that passed are promoted; servers start only under a promotion of exactly these bytes | at each write |
-//! | 11 | A report with the token of another pod, and one of a pod that is gone, is refused | at each report |
-//! | 12 | Without faults everything settles, and a settled controller writes nothing | at the end |
-//! | 13 | Each status is true: of the newest generation, and of what exists | at the end |
-//! | 14 | Without a cause of its own nothing fails | at the end |
-//! | 15 | No child outlives its owner, and no child is left over | at the end |
+//! | 11 | While a canary runs and after it has failed, nothing that it tries replaces the servers; there is one Deployment of servers, and one of the canary | at each write |
+//! | 12 | A report with the token of another pod, and one of a pod that is gone, is refused | at each report |
+//! | 13 | Without faults everything settles, and a settled controller writes nothing | at the end |
+//! | 14 | Each status is true: of the newest generation, and of what exists | at the end |
+//! | 15 | Without a cause of its own nothing fails | at the end |
+//! | 16 | No child outlives its owner, and no child is left over | at the end |
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,7 +101,10 @@ pub(super) fn check_write(
         ("ConfigMap", None, Some(bundle)) if bundle["data"]["bundle.json"].is_string() => {
             check_bundle(server, name, bundle, &mut wrong);
         }
-        ("Deployment", before, Some(deployment)) => check_servers(server, before, deployment, &mut wrong),
+        ("Deployment", before, Some(deployment)) => {
+            check_servers(server, before, deployment, &mut wrong);
+            check_canary(server, before, deployment, &mut wrong);
+        }
         _ => {}
     }
     server.violations.extend(wrong);
@@ -146,10 +150,12 @@ fn check_status(known: &mut Known, kind: &str, object: &Value, wrong: &mut Vec<S
             }
         }
         _ => {
-            if let Some(digest) = status["verified"]["digest"].as_str()
-                && !known.verified.contains(&(uid.to_owned(), digest.to_owned()))
-            {
-                wrong.push(format!("{uid} says that a server verified {digest}, which none reported"));
+            for verified in [&status["verified"], &status["rollout"]["verified"]] {
+                if let Some(digest) = verified["digest"].as_str()
+                    && !known.verified.contains(&(uid.to_owned(), digest.to_owned()))
+                {
+                    wrong.push(format!("{uid} says that a server verified {digest}, which none reported"));
+                }
             }
         }
     }
@@ -198,6 +204,34 @@ fn check_servers(server: &Server, before: Option<&Value>, deployment: &Value, wr
     let arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
     if !holds || !arguments.contains(&model) || !arguments.contains(&promotion) {
         wrong.push(format!("servers of {model} start without a promotion of exactly these bytes: {promotion}"));
+    }
+}
+
+/// Invariant 11.
+fn check_canary(server: &Server, before: Option<&Value>, deployment: &Value, wrong: &mut Vec<String>) {
+    let name = deployment["metadata"]["name"].as_str().unwrap_or_default();
+    if name == "codex-c-rc" {
+        return;
+    }
+    if name != "codex-s-rc" {
+        wrong.push(format!("servers run in a Deployment of another name: {name}"));
+    }
+    let Some(owner) = Server::owner(deployment) else { return };
+    let object = server.objects.values().find(|object| object["metadata"]["uid"] == *owner);
+    let Some(rollout) = object.map(|object| &object["status"]["rollout"]) else { return };
+    let made_for = |deployment: &Value| {
+        let annotations = &deployment["metadata"]["annotations"];
+        let of = |key: &str| annotations[format!("codex-ml.dev/{key}")].as_str().unwrap_or_default().to_owned();
+        (of("promotion-digest"), of("attempt"))
+    };
+    // A modified Deployment is restored with the settings of the spec.
+    let Some(before) = before.filter(|before| before["spec"]["template"]["spec"]["containers"][0]["image"] != "evil:1")
+    else {
+        return;
+    };
+    let tried = rollout["phase"] == "Running" || rollout["phase"] == "RolledBack";
+    if tried && made_for(before) != made_for(deployment) && rollout["promotion"] == json!(made_for(deployment).0) {
+        wrong.push(format!("the servers are replaced by what their canary tries: {rollout}"));
     }
 }
 

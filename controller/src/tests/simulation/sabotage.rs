@@ -23,6 +23,8 @@ pub(super) enum Sabotage {
     PassAll,
     /// Each status is written with a new time.
     RestlessStatus,
+    /// A canary replaces the servers at once.
+    SkipCanary,
 }
 
 impl Sabotage {
@@ -35,6 +37,7 @@ impl Sabotage {
         (Self::Resign, "signed twice"),
         (Self::PassAll, "verdict"),
         (Self::RestlessStatus, "writes nothing"),
+        (Self::SkipCanary, "what their canary tries"),
     ];
 
     /// Changes a request, and returns requests that are sent after it.
@@ -78,6 +81,11 @@ impl Sabotage {
             }
             Self::PassAll if kind == "Evaluation" && body["status"]["verdict"].is_string() => {
                 body["status"]["verdict"] = json!("Passed");
+            }
+            Self::SkipCanary if kind == "Deployment" && path.ends_with("/codex-c-rc") => {
+                let mut servers = body.clone();
+                servers["metadata"]["name"] = json!("codex-s-rc");
+                return vec![(Method::PATCH, path.replace("/codex-c-", "/codex-s-"), servers)];
             }
             Self::RestlessStatus if path.ends_with("/status") && kind == "TrainingRun" => {
                 if let Some(condition) = body.pointer_mut("/status/conditions/0/message") {

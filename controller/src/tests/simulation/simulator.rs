@@ -309,6 +309,10 @@ impl Simulator {
             "evaluations" => (serde_json::to_value(make::evaluation()).unwrap(), "evaluation"),
             _ => (serde_json::to_value(make::pod()).unwrap(), "pod"),
         };
+        if plural == "reasoningpods" && self.chance(50) {
+            let analysis = json!({"intervalSeconds": self.random.random_range(1..20), "minRequests": 1});
+            object["spec"]["rollout"] = json!({"steps": [50, 100], "analysis": analysis});
+        }
         object["metadata"]["uid"] = json!(format!("{name}-{made}"));
         object.as_object_mut().unwrap().remove("status");
         let path = object_path(plural, object["metadata"]["name"].as_str().unwrap());
@@ -347,6 +351,18 @@ impl Simulator {
                 }
             });
         }
+        self.calm().await?;
+        // What is served is replaced once more, by a canary if the spec says so.
+        self.begin("a user changes spec.serving");
+        self.edit(&object_path("reasoningpods", "rc"), |object| {
+            object["spec"]["serving"] = json!({"rateLimit": "77/60s"});
+        });
+        self.calm().await?;
+        self.rest().await
+    }
+
+    /// Lets pods do their work until nothing is written any more.
+    async fn calm(&mut self) -> Result<(), String> {
         let (mut written, mut since) = (self.server.lock().writes.len(), Instant::now());
         for round in 0..200 {
             for pod in self.running() {
@@ -359,6 +375,8 @@ impl Simulator {
             {
                 let mut server = self.server.lock();
                 cluster::sync_jobs(&mut server, now);
+                // A canary cannot pass while one of its servers is missing.
+                cluster::replace_ended_servers(&mut server);
                 cluster::start_pods(&mut server, now);
                 cluster::collect_garbage(&mut server);
             }
@@ -370,7 +388,7 @@ impl Simulator {
                 (written, since) = (count, Instant::now());
             }
             if since.elapsed() > QUIET {
-                return self.rest().await;
+                return Ok(());
             }
         }
         let last: Vec<_> = self.server.lock().writes.iter().rev().take(12).cloned().collect();

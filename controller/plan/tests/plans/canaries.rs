@@ -1,0 +1,175 @@
+//! Canaries: decisions are recorded before they are carried out, and nothing unproved replaces the servers.
+
+use codex_crds::{ConditionType, ReasoningPodStatus, RolloutPhase, RolloutResult, annotation};
+use codex_plan::{
+    Plan, Received,
+    conditions::find,
+    reasoning_pod::{self, Bundle, ObservedReasoningPod},
+};
+use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
+use codex_reports::{Kind, LATENCY_EDGES, ServingState, Stage, State, Traffic};
+use codex_verdict::policy::Denied;
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::ResourceExt;
+use serde_json::json;
+
+use crate::{make, policies::denying, properties::busy};
+
+fn plan(observed: &ObservedReasoningPod, second: i64) -> Plan<ReasoningPodStatus> {
+    reasoning_pod::plan(observed, make::at(second))
+}
+
+fn named<'a>(plan: &'a Plan<ReasoningPodStatus>, name: &str) -> Option<&'a Deployment> {
+    plan.desired.deployments.iter().find(|deployment| deployment.name_any() == name)
+}
+
+fn promotion(deployment: &Deployment) -> String {
+    deployment.annotations()[annotation::PROMOTION_DIGEST].clone()
+}
+
+fn phase(plan: &Plan<ReasoningPodStatus>) -> Option<RolloutPhase> {
+    plan.status.rollout.as_ref().map(|rollout| rollout.phase)
+}
+
+/// Returns a ReasoningPod whose two servers serve while the canary of another promotion has begun.
+pub(crate) fn trying() -> ObservedReasoningPod {
+    let mut observed = busy().observed_pod();
+    let analysis = json!({"intervalSeconds": 10, "minRequests": 5, "maxP95Seconds": "0.7"});
+    observed.object.spec.rollout = Some(make::from(json!({"steps": [100], "analysis": analysis})));
+    let Bundle::Valid(promotion) = &mut observed.promotion else { panic!("{:?}", observed.promotion) };
+    promotion.digest = PromotionDigest(Sha256::of("next"));
+    let begun = plan(&observed, 1_000);
+    assert_eq!(phase(&begun), Some(RolloutPhase::Running));
+    assert!(named(&begun, "codex-c-rc").is_none(), "the canary is recorded before it starts");
+    observed.object.status = Some(begun.status);
+    observed.canary = named(&plan(&observed, 1_001), "codex-c-rc").cloned();
+    assert!(observed.canary.is_some());
+    observed
+}
+
+/// Lets the two servers of the canary be ready and report so many requests and errors, all of the first one.
+fn answer(observed: &mut ObservedReasoningPod, requests: u64, errors: u64, second: i64) {
+    let canary = observed.canary.as_mut().unwrap();
+    canary.metadata.generation = Some(1);
+    canary.status = Some(make::from(json!({
+        "observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "readyReplicas": 2,
+    })));
+    let annotations = canary.annotations().clone();
+    for (name, requests, errors) in [("x", requests, errors), ("y", 0, 0)] {
+        let state = json!({"running": {"startedAt": make::at(1_002)}});
+        let status = json!({"containerStatuses": [{
+            "name": "server", "image": "codex:dev", "imageID": "", "ready": true, "restartCount": 0, "state": state,
+        }]});
+        let pod: Pod = make::from(json!({
+            "metadata": {"name": name, "uid": name, "namespace": "team", "annotations": annotations}, "status": status,
+        }));
+        observed.canary_pods.retain(|known| known.name_any() != name);
+        observed.canary_pods.push(pod);
+        let completed = requests - errors;
+        let traffic =
+            Traffic { requests, errors, refused: 0, completed, latency: vec![completed; LATENCY_EDGES.len()] };
+        let state = State::Serving(ServingState {
+            stage: Stage::Running,
+            verified: annotations[annotation::MODEL_DIGEST].parse().ok(),
+            promotion: annotations[annotation::PROMOTION_DIGEST].parse().ok(),
+            traffic: Some(traffic),
+            failure: None,
+        });
+        let report = make::report(Kind::ReasoningPod, "pod-1", name, second.unsigned_abs(), None, state);
+        observed.reports.retain(|known| known.pod != name);
+        observed.reports.push(Received { report, pod: name.to_owned(), at: make::at(second), contradiction: None });
+    }
+}
+
+#[test]
+fn a_canary_that_failed_is_stopped_once_that_is_recorded_and_not_tried_again() {
+    let mut observed = trying();
+    let former = promotion(observed.deployment.as_ref().unwrap());
+    answer(&mut observed, 100, 60, 1_010);
+    let failed = plan(&observed, 1_010);
+    assert_eq!(phase(&failed), Some(RolloutPhase::RolledBack));
+    assert!(named(&failed, "codex-c-rc").is_some(), "the failure is recorded before the canary is stopped");
+    assert!(failed.events.iter().any(|event| event.reason == "RolledBack"), "{:?}", failed.events);
+    assert!(failed.status.blocked_by[0].contains("60 of 100 requests failed"), "{:?}", failed.status.blocked_by);
+    observed.object.status = Some(failed.status);
+    for restarted in [false, true] {
+        if restarted {
+            observed.reports.clear();
+            (observed.canary, observed.status_written_at) = (None, None);
+            observed.canary_pods.clear();
+        }
+        let stays = plan(&observed, 1_020);
+        // Its Deployment is deleted once its pods are gone.
+        let left = named(&stays, "codex-c-rc").map(|canary| canary.spec.as_ref().unwrap().replicas);
+        assert_eq!(left, (!restarted).then_some(Some(0)));
+        assert_eq!(promotion(named(&stays, "codex-s-rc").unwrap()), former);
+        assert_eq!(find(&stays.status.conditions, ConditionType::Stalled).unwrap().reason, "RolledBack");
+        assert_eq!(stays.status.history.len(), 1);
+        assert!(stays.events.is_empty(), "{:?}", stays.events);
+    }
+    observed.object.spec.rollout.as_mut().unwrap().analysis.max_error_rate = "1".to_owned();
+    let again = plan(&observed, 1_030).status;
+    assert_eq!(again.rollout.map(|rollout| (rollout.phase, rollout.revision)), Some((RolloutPhase::Running, 2)));
+    assert_eq!(again.history[0].result, RolloutResult::RolledBack);
+}
+
+#[test]
+fn servers_are_replaced_once_the_promotion_is_recorded() {
+    let mut observed = trying();
+    let former = promotion(observed.deployment.as_ref().unwrap());
+    answer(&mut observed, 3, 0, 1_010);
+    let started = plan(&observed, 1_010);
+    let rollout = started.status.rollout.clone().unwrap();
+    assert!(rollout.step_started.is_some() && rollout.verified.is_some(), "{rollout:?}");
+    assert_eq!(rollout.reason, "waiting for requests: 3 of 5");
+    let selector = |plan: &Plan<ReasoningPodStatus>| plan.desired.services[0].spec.clone().unwrap().selector.unwrap();
+    assert_eq!(selector(&started)["codex-ml.dev/track"], "canary", "at the last step it answers alone");
+    observed.object.status = Some(started.status);
+    answer(&mut observed, 9, 0, 1_015);
+    let early = plan(&observed, 1_015);
+    assert_eq!(phase(&early), Some(RolloutPhase::Running), "the step lasts for 10 s");
+    observed.object.status = Some(early.status);
+    let passed = plan(&observed, 1_030);
+    assert_eq!(phase(&passed), Some(RolloutPhase::Promoting));
+    assert_eq!(promotion(named(&passed, "codex-s-rc").unwrap()), former, "the promotion is recorded first");
+    observed.object.status = Some(passed.status);
+    let replaces = plan(&observed, 1_031);
+    assert_ne!(promotion(named(&replaces, "codex-s-rc").unwrap()), former);
+    assert!(named(&replaces, "codex-c-rc").is_some(), "the canary answers until the servers are replaced");
+    assert_eq!(selector(&replaces)["codex-ml.dev/track"], "canary");
+}
+
+#[test]
+fn a_deleted_deployment_comes_back_with_the_former_model() {
+    let mut observed = trying();
+    let former = promotion(observed.deployment.as_ref().unwrap());
+    observed.deployment = None;
+    observed.pods.clear();
+    let restored = plan(&observed, 1_010);
+    assert_eq!(promotion(named(&restored, "codex-s-rc").unwrap()), former);
+    assert_eq!(phase(&restored), Some(RolloutPhase::Running));
+}
+
+#[test]
+fn a_denied_canary_goes_and_the_servers_stay() {
+    let mut observed = trying();
+    let denied = ModelDigest(Sha256::of("denied"));
+    assert!(named(&plan(&observed, 1_010), "codex-c-rc").is_some());
+    let canary = observed.canary.as_mut().unwrap();
+    canary.metadata.annotations.as_mut().unwrap().insert(annotation::MODEL_DIGEST.to_owned(), denied.to_string());
+    observed.policies = denying(Denied { models: vec![denied], ..Denied::default() });
+    let drained = plan(&observed, 1_010);
+    assert!(named(&drained, "codex-c-rc").is_none());
+    assert_eq!(named(&drained, "codex-s-rc").unwrap().spec.as_ref().unwrap().replicas, Some(2));
+}
+
+#[test]
+fn without_a_ready_server_the_servers_are_replaced_at_once() {
+    let mut observed = trying();
+    observed.object.status.as_mut().unwrap().rollout = None;
+    observed.deployment.as_mut().unwrap().status.as_mut().unwrap().ready_replicas = None;
+    let direct = plan(&observed, 1_010);
+    assert_eq!(direct.desired.deployments.len(), 1);
+    assert_eq!(promotion(&direct.desired.deployments[0]), PromotionDigest(Sha256::of("next")).to_string());
+    assert_eq!(direct.status.rollout, None);
+}

@@ -1,0 +1,196 @@
+//! Canaries: how a new model replaces the served one, and what the status says about it. No I/O.
+
+use codex_provenance::{ModelDigest, PromotionDigest};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::VerifiedStatus;
+
+/// The most entries of `status.history`.
+pub const MAX_HISTORY: usize = 10;
+
+/// Rollout by a canary: new servers start beside the present ones, and replace them once they have answered requests well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    /// Servers of the canary in percent of the present servers, rounded up, in ascending order. At 100 all requests go to the
+    /// canary; before, each server gets an equal share. Defaults to 5, 25, 50 and 100.
+    #[serde(default = "default_steps")]
+    #[schemars(length(min = 1, max = 10), inner(range(min = 1, max = 100)))]
+    #[x_kube(
+        validation = ("self.all(a, self.exists_one(b, b == a)) && self.exists(step, step == 100)", "spec.rollout.steps[] must be different percents and end with 100: write [5, 25, 50, 100]"),
+    )]
+    pub steps: Vec<i32>,
+    /// When a step ends, and when the canary fails.
+    #[serde(default)]
+    pub analysis: Analysis,
+}
+
+/// The analysis of a canary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Analysis {
+    /// Least duration of a step in seconds, from when all its servers are ready. Defaults to 300.
+    #[serde(default = "default_interval")]
+    #[schemars(range(min = 1, max = 604_800))]
+    pub interval_seconds: i32,
+    /// Least number of requests that the canary answers in a step. Without traffic the step does not end. Defaults to 50.
+    #[serde(default = "default_requests")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub min_requests: i32,
+    /// Greatest share of requests that fail with a server error (5xx), such as 0.01, the default. The canary fails once its lower
+    /// confidence bound is above it.
+    #[serde(default = "default_errors")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = crate::rules::share("spec.rollout.analysis.maxErrorRate", "0.01"))]
+    pub max_error_rate: String,
+    /// Seconds within which 95 of 100 requests must be completed, such as 0.7, rounded up to the next edge of the latency
+    /// histogram; at most 30. The canary fails once the lower confidence bound of its 95th percentile is above it. Without it, latency
+    /// is not analysed.
+    #[serde(default, rename = "maxP95Seconds", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = crate::rules::seconds("spec.rollout.analysis.maxP95Seconds", "0.7"))]
+    pub max_p95_seconds: Option<String>,
+}
+
+impl Default for Analysis {
+    fn default() -> Self {
+        Self {
+            interval_seconds: default_interval(),
+            min_requests: default_requests(),
+            max_error_rate: default_errors(),
+            max_p95_seconds: None,
+        }
+    }
+}
+
+fn default_steps() -> Vec<i32> {
+    vec![5, 25, 50, 100]
+}
+
+fn default_interval() -> i32 {
+    300
+}
+
+fn default_requests() -> i32 {
+    50
+}
+
+fn default_errors() -> String {
+    "0.01".to_owned()
+}
+
+/// What a canary does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum RolloutPhase {
+    /// The canary answers requests and is analysed.
+    Running,
+    /// The canary has passed every step, and the servers are being replaced.
+    Promoting,
+    /// The canary has failed and is stopped. It is not tried again until the spec changes.
+    RolledBack,
+}
+
+/// How a canary ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum RolloutResult {
+    /// Its model and settings are served.
+    Promoted,
+    /// It failed.
+    RolledBack,
+    /// It was abandoned, because the spec asked for something else.
+    Superseded,
+}
+
+/// State of a canary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutStatus {
+    /// Phase of the canary: Running, Promoting or RolledBack.
+    pub phase: RolloutPhase,
+    /// Number of the canary, counted from 1 for each ReasoningPod.
+    pub revision: i64,
+    /// Digest over the model, its promotion, spec.serving and spec.rollout for which the canary was started.
+    #[schemars(length(max = 12))]
+    pub attempt: String,
+    /// Digest of the model of the canary.
+    pub canary_digest: ModelDigest,
+    /// Digest of the promotion statement of the canary.
+    pub promotion: PromotionDigest,
+    /// Current step, in percent.
+    pub step: i32,
+    /// Share of the ready servers that the canary has, as canary/all, such as 1/3. Requests are shared equally.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub share: Option<String>,
+    /// Number of servers that the step asks for, of how many present ones, as canary/present.
+    #[schemars(length(max = 16))]
+    pub of: String,
+    /// Time at which the canary began.
+    pub started: Time,
+    /// Time at which all servers of the step were ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_started: Option<Time>,
+    /// Requests that the servers of the canary had answered when the step began.
+    pub before: TrafficStatus,
+    /// Requests that the canary has answered in the step.
+    pub traffic: TrafficStatus,
+    /// Model digest that a server of the canary verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<VerifiedStatus>,
+    /// What the canary waits for, or why it was rolled back.
+    #[schemars(length(max = 1024))]
+    pub reason: String,
+}
+
+/// Numbers of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficStatus {
+    /// Requests that were answered, or failed with a server error.
+    pub requests: i64,
+    /// Requests that failed with a server error.
+    pub errors: i64,
+    /// Requests that were refused because of a limit or a full queue (429). They are not among the others.
+    pub refused: i64,
+    /// Requests that were completed, whose latency is known.
+    pub completed: i64,
+    /// Completed requests that took longer than maxP95Seconds.
+    pub slow: i64,
+}
+
+/// A canary that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutRecord {
+    /// Number of the canary.
+    pub revision: i64,
+    /// Digest of its model.
+    pub digest: ModelDigest,
+    /// Digest of its promotion statement.
+    pub promotion: PromotionDigest,
+    /// Time at which it began.
+    pub started: Time,
+    /// Time at which it ended.
+    pub ended: Time,
+    /// How it ended: Promoted, RolledBack or Superseded.
+    pub result: RolloutResult,
+    /// Why it ended so.
+    #[schemars(length(max = 1024))]
+    pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Analysis, Rollout};
+
+    #[test]
+    fn an_empty_rollout_has_every_default() {
+        let rollout: Rollout = serde_json::from_str("{}").unwrap();
+        assert_eq!((rollout.steps, rollout.analysis), (vec![5, 25, 50, 100], Analysis::default()));
+    }
+}
