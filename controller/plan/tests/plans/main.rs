@@ -5,6 +5,7 @@ mod attested;
 mod bases;
 mod compared;
 mod convergence;
+mod curricula;
 mod explained;
 mod leaving;
 mod make;

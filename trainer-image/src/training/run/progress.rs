@@ -192,8 +192,14 @@ impl<'a> ProgressOutputs<'a> {
         }
     }
 
-    /// Reports the evaluation after `step` steps, which took this long.
-    pub(super) fn evaluated(&mut self, step: u64, measured: Measured, samples: &[Sample], took: Duration) {
+    /// Reports the evaluation after `step` steps, which took this long, with the losses on the validation records of phases.
+    pub(super) fn evaluated(
+        &mut self,
+        step: u64,
+        measured: Measured,
+        phases: &[(&str, f64)],
+        (samples, took): (&[Sample], Duration),
+    ) {
         let Measured { loss, preferences, .. } = measured;
         // The speed counts the time of steps only.
         for sums in &mut self.recent {
@@ -229,8 +235,10 @@ impl<'a> ProgressOutputs<'a> {
             }
         }
         if loss.is_finite() {
+            let of_phases: Vec<(String, f64)> = phases.iter().map(|(id, loss)| (format!("loss.{id}"), *loss)).collect();
             let mut metrics = vec![("loss", loss)];
             metrics.extend(rows(preferences));
+            metrics.extend(of_phases.iter().map(|(name, loss)| (name.as_str(), *loss)));
             self.write(step, VALIDATION_SPLIT, &metrics);
         }
     }
