@@ -463,15 +463,21 @@ pub struct Metadata {
     pub owner: String,
 }
 
-/// Adds the phases of an included curriculum, if `curriculum.phase_schedule` names one.
-fn add_phases(layers: &mut Layers, environment: Environment<'_>) -> Result<(), ConfigError> {
-    let schedule = layers.value("curriculum.phase_schedule", environment)?;
+/// Adds the phases of an included curriculum, if `curriculum.phase_schedule` names one. They may be there already: settings that
+/// `codex config show` prints have them.
+fn add_phases(composed: &mut Layers, environment: Environment<'_>) -> Result<(), ConfigError> {
+    let schedule = composed.value("curriculum.phase_schedule", environment)?;
     let schedule = schedule.as_str().unwrap_or_default();
     let Some((path, text)) = curriculum::included(schedule) else { return Ok(()) };
-    match layers.origin(curriculum::PHASES).filter(|origin| !origin.is_base()) {
-        Some(origin) => Err(curriculum::phases_beside(schedule, origin)),
-        None => layers.group(path, text),
+    let Some(origin) = composed.origin(curriculum::PHASES).filter(|origin| !origin.is_base()) else {
+        return composed.group(path, text);
+    };
+    let mut included = layers();
+    included.group(path, text)?;
+    if composed.value(curriculum::PHASES, environment)? == included.value(curriculum::PHASES, environment)? {
+        return Ok(());
     }
+    Err(curriculum::phases_beside(schedule, origin))
 }
 
 /// Composes the configuration of a trainer: base ← template ← options ← `config` ← overrides.

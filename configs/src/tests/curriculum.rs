@@ -41,6 +41,11 @@ fn every_included_curriculum_is_valid_and_chosen_by_schedule_or_preset() {
         let again = Resolved::<Training>::from_yaml(by_preset.to_yaml().expect("YAML").as_bytes());
         assert_eq!(again.expect("its own file"), by_preset);
     }
+    // What `codex config show` prints is read again.
+    let given = starter(&["curriculum.phase_schedule=starter", EVALUATES], None);
+    let phases = serde_json::to_string(&given.spec().settings.curriculum.phases).expect("JSON");
+    let text = format!("curriculum: {{phase_schedule: starter, phases: {phases}}}");
+    assert_eq!(starter(&[EVALUATES], Some(&text)), given);
     let none = starter(&["curriculum.preset=starter", "curriculum.phase_schedule=none"], None);
     assert!(none.spec().settings.curriculum.phases.is_empty());
     let starter = starter(&["curriculum.phase_schedule=starter", EVALUATES], None);

@@ -162,7 +162,7 @@ impl Phases {
                 let chosen = file.into_inner().map_err(io::IntoInnerError::into_error).map_err(failed())?;
                 parts[phase].push(Part { source: index, chosen: Some(chosen), sums });
             }
-            for file in labels {
+            if let Some(file) = labels {
                 difficulties.push(file.into_inner().map_err(io::IntoInnerError::into_error).map_err(failed())?);
             }
         }

@@ -235,11 +235,12 @@ impl<'a> ProgressOutputs<'a> {
             }
         }
         if loss.is_finite() {
-            let of_phases: Vec<(String, f64)> = phases.iter().map(|(id, loss)| (format!("loss.{id}"), *loss)).collect();
             let mut metrics = vec![("loss", loss)];
             metrics.extend(rows(preferences));
-            metrics.extend(of_phases.iter().map(|(name, loss)| (name.as_str(), *loss)));
             self.write(step, VALIDATION_SPLIT, &metrics);
+            for (id, loss) in phases {
+                self.write(step, VALIDATION_SPLIT, &[(&format!("loss.{id}"), *loss)]);
+            }
         }
     }
 

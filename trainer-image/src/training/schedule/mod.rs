@@ -6,7 +6,7 @@ mod epochs;
 mod learning_rate;
 mod parameter_groups;
 
-pub(crate) use curriculum::{Curriculum, Place, Slot};
+pub(crate) use curriculum::{Curriculum, Slot};
 pub(crate) use epochs::{Examples, examples_of_step, executed_steps, scheduled_steps};
 pub(crate) use learning_rate::learning_rate;
 pub use parameter_groups::GroupError;

@@ -101,13 +101,14 @@ impl PhaseProgress {
     /// did not begin are skipped.
     pub(crate) fn report(&self, phases: &[Phase], step: u64, over: bool) -> Report {
         let active = self.active(phases);
-        let blocked = self.blocked(phases, step);
+        let reason = self.blocked(phases, step);
+        let waits = reason.is_some();
         let status = |index: usize| {
             if index + 1 < self.firsts.len() {
                 PhaseStatus::Completed
             } else if index + 1 > self.firsts.len() {
                 if over { PhaseStatus::Skipped } else { PhaseStatus::Pending }
-            } else if over && blocked.is_some() {
+            } else if over && waits {
                 PhaseStatus::Failed
             } else {
                 PhaseStatus::Active
@@ -125,7 +126,7 @@ impl PhaseProgress {
             of: phases.len() as u32,
             steps_done: end - self.firsts[active],
             steps: phases[active].steps,
-            reason: blocked,
+            reason,
             phases: phases.iter().enumerate().map(phase).collect(),
         }
     }
