@@ -17,11 +17,7 @@ pub(crate) const CURRICULA: &[(&str, &str, &str)] = &[
         "curriculum/difficulty_curriculum.yaml",
         include_str!("../curriculum/difficulty_curriculum.yaml"),
     ),
-    (
-        "difficulty_scaling",
-        "curriculum/difficulty_scaling.yaml",
-        include_str!("../curriculum/difficulty_scaling.yaml"),
-    ),
+    ("difficulty_scaling", "curriculum/difficulty_scaling.yaml", include_str!("../curriculum/difficulty_scaling.yaml")),
     ("first_principles", "curriculum/first_principles.yaml", include_str!("../curriculum/first_principles.yaml")),
     ("starter", "curriculum/starter.yaml", include_str!("../curriculum/starter.yaml")),
 ];
@@ -53,7 +49,10 @@ pub const PHASE_METRICS: &[&str] = &["loss", "val_loss", "exact_match", "trace_c
 /// Metrics of other programs' curricula, and why training does not measure them.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("win_rate", "it compares with a baseline, which evaluations have and training does not; use exact_match"),
-    ("reasoning.win_rate", "it compares with a baseline, which evaluations have and training does not; use exact_match"),
+    (
+        "reasoning.win_rate",
+        "it compares with a baseline, which evaluations have and training does not; use exact_match",
+    ),
     ("latency_p95", "it is measured of servers"),
     ("judge_disagreement", "there is no judge in training; use exact_match"),
     ("critique_density", "it scores the form of a text and not its correctness; use trace_coverage"),
@@ -221,8 +220,7 @@ pub(crate) fn phases_beside(schedule: &str, origin: &Origin) -> ConfigError {
 /// [`ConfigError`] names the key or the phase and what to write instead.
 pub(crate) fn check(run: &Training) -> Result<(), ConfigError> {
     let TrainingSettings { training, data, curriculum, .. } = &run.settings;
-    let conflict =
-        |key, value: &str, right: String| Err(ConfigError::Conflict { key, value: value.to_owned(), right });
+    let conflict = |key, value: &str, right: String| Err(ConfigError::Conflict { key, value: value.to_owned(), right });
     let CurriculumSettings { phase_schedule: schedule, phases, .. } = curriculum;
     if phases.is_empty() {
         if schedule != NONE {
@@ -305,9 +303,8 @@ fn check_phase(run: &Training, index: usize, phase: &Phase) -> Result<(), Config
 
 fn check_data(run: &Training, index: usize, phase: &Phase) -> Result<(), ConfigError> {
     let PhaseData { sources, tasks, difficulties, categories } = &phase.dataset;
-    let refuse = |field: &str, value: String, right: String| {
-        Err(refuse(index, &format!("dataset{field}"), value, right))
-    };
+    let refuse =
+        |field: &str, value: String, right: String| Err(refuse(index, &format!("dataset{field}"), value, right));
     let trained: Vec<&Data> = run.data.iter().filter(|data| data.name != VALIDATION).collect();
     let names = || trained.iter().map(|data| data.name.as_str()).collect::<Vec<_>>().join(", ");
     if let Some(name) = sources.iter().find(|name| !trained.iter().any(|data| data.name == **name)) {
@@ -384,7 +381,8 @@ fn check_metrics(run: &Training, index: usize, phase: &Phase) -> Result<(), Conf
         return refuse("metrics", format!("{metric:?}"), right);
     }
     if phase.is_sampled() && training.eval_samples == 0 {
-        let right = "exact_match and trace_coverage are measured on training.eval_samples answers; set it to more than 0";
+        let right =
+            "exact_match and trace_coverage are measured on training.eval_samples answers; set it to more than 0";
         return refuse("metrics", format!("{:?}", phase.metrics.join(", ")), right.to_owned());
     }
     Ok(())

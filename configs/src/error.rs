@@ -34,10 +34,15 @@ impl Origin {
         }
     }
 
+    /// Whether this is the file with the default of every key.
+    pub(crate) fn is_base(&self) -> bool {
+        matches!(self, Self::Group(name) if *name == crate::training::BASE.0)
+    }
+
     /// Returns the kind of the layer: base, template, option, curriculum, preset, config, override or resolved.
     pub fn layer(&self) -> &'static str {
         match self {
-            Self::Group("training/base.yaml") => "base",
+            Self::Group(_) if self.is_base() => "base",
             Self::Group(name) if name.starts_with("templates/") => "template",
             Self::Group(name) if name.starts_with("curriculum/") => "curriculum",
             Self::Group(name) if name.starts_with("training/reasoning/") || name.starts_with("replay/") => "option",

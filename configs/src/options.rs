@@ -1,6 +1,6 @@
 //! Groups of settings that overrides add: `+reasoning=baseline`, `replay=rehearsal`. Pure.
 
-use crate::{ConfigError, Origin, change::Change, error::nearest};
+use crate::{ConfigError, change::Change, error::nearest};
 
 /// A group and its options.
 #[derive(Debug)]
@@ -16,11 +16,7 @@ pub(crate) const TRAINING_GROUPS: &[OptionGroup] = &[
     OptionGroup {
         name: "reasoning",
         options: &[
-            (
-                "baseline",
-                "training/reasoning/baseline.yaml",
-                include_str!("../training/reasoning/baseline.yaml"),
-            ),
+            ("baseline", "training/reasoning/baseline.yaml", include_str!("../training/reasoning/baseline.yaml")),
             (
                 "chain_of_thought",
                 "training/reasoning/chain_of_thought.yaml",
@@ -96,11 +92,4 @@ pub(crate) fn options(
 pub(crate) fn listed(groups: &'static [OptionGroup]) -> String {
     let group = |group: &OptionGroup| format!("{} ({})", group.name, group.names().join(", "));
     groups.iter().map(group).collect::<Vec<_>>().join(" and ")
-}
-
-impl Origin {
-    /// Whether this is the file with the default of every key.
-    pub(crate) fn is_base(&self) -> bool {
-        matches!(self, Self::Group(name) if *name == crate::training::BASE.0)
-    }
 }

@@ -36,8 +36,9 @@ pub use reasoning_pod::{
 };
 pub use sign_off::{SignOff, SignOffSpec};
 pub use training_run::{
-    CheckpointStatus, ClaimOutput, CurriculumPhaseState, CurriculumPhaseStatus, CurriculumStatus, DataStatus, FileStatus,
-    LostCheckpointStatus, MAX_CURRICULUM_PHASES, MAX_MODEL_FILES, ModelStatus, Output, ProgressStatus, TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
+    CheckpointStatus, ClaimOutput, CurriculumPhaseState, CurriculumPhaseStatus, CurriculumStatus, DataStatus,
+    FileStatus, LostCheckpointStatus, MAX_CURRICULUM_PHASES, MAX_MODEL_FILES, ModelStatus, Output, ProgressStatus,
+    TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
 };
 pub use work::WorkStatus;
 

@@ -108,7 +108,10 @@ fn every_option_is_valid() {
     );
     // It would need a tool adapter, which does not exist.
     assert!(sentence(&["+reasoning=tool_execution"]).starts_with(r#"reasoning "tool_execution" is unknown"#));
-    assert!(unknown("replay=all").ends_with("use one of base, difficulty_curriculum, difficulty_scaling, interleaved, rehearsal"));
+    assert!(
+        unknown("replay=all")
+            .ends_with("use one of base, difficulty_curriculum, difficulty_scaling, interleaved, rehearsal")
+    );
 }
 
 #[test]
@@ -126,7 +129,11 @@ fn malformed_phases_are_refused() {
         "[{id: a, steps: 1, min_metric_threshold: 0.5}]",
     ] {
         let told = refused(shape, &[]);
-        assert!(told.starts_with("overrides[1] sets curriculum.phases to ") && told.contains("write a list of at most 32 phases"), "{told}");
+        assert!(
+            told.starts_with("overrides[1] sets curriculum.phases to ")
+                && told.contains("write a list of at most 32 phases"),
+            "{told}"
+        );
     }
     for (phases, told) in [
         ("[{id: A, steps: 1}]", r#"curriculum.phases[0].id is "A": write 1 to 63 lower-case letters"#),
@@ -141,7 +148,10 @@ fn malformed_phases_are_refused() {
             "[{id: a, steps: 1, metrics: [val_los]}]",
             r#"curriculum.phases[0].metrics is "val_los": training does not measure it (did you mean val_loss?); the metrics"#,
         ),
-        ("[{id: a, steps: 1, metrics: [loss, loss]}]", r#"curriculum.phases[0].metrics is "loss": name each metric once"#),
+        (
+            "[{id: a, steps: 1, metrics: [loss, loss]}]",
+            r#"curriculum.phases[0].metrics is "loss": name each metric once"#,
+        ),
         (
             "[{id: a, steps: 1, max_metric_threshold: {loss: 1}}]",
             r#"curriculum.phases[0].max_metric_threshold is set for "loss": add the metric loss to metrics, or remove its threshold"#,
@@ -166,14 +176,26 @@ fn malformed_phases_are_refused() {
             "[{id: a, steps: 1, dataset: {difficulties: [hardd]}}]",
             r#"curriculum.phases[0].dataset.difficulties is "hardd": use some of easy, medium, hard, very_hard (did you mean hard?)"#,
         ),
-        ("[{id: a, steps: 1, dataset: {tasks: [algebra]}}]", r#"curriculum.phases[0].dataset.tasks is "algebra": use some of arithmetic, "#),
+        (
+            "[{id: a, steps: 1, dataset: {tasks: [algebra]}}]",
+            r#"curriculum.phases[0].dataset.tasks is "algebra": use some of arithmetic, "#,
+        ),
         (
             "[{id: a, steps: 1, dataset: {tasks: [multiplication]}}]",
             "curriculum.phases[0].dataset is of the tasks multiplication: it selects none of the data, which is arithmetic, word-problems; name other sources or tasks",
         ),
-        ("[{id: a, steps: 1, learning_rate: 0}]", "curriculum.phases[0].learning_rate is 0: write a number above 0 and at most 1"),
-        ("[{id: a, steps: 1, batch_size: 0}]", "curriculum.phases[0].batch_size is 0: write a whole number from 1 to 65536"),
-        ("[{id: a, steps: 1, description: ''}]", r#"curriculum.phases[0].description is "": write one line of 1 to 200 characters"#),
+        (
+            "[{id: a, steps: 1, learning_rate: 0}]",
+            "curriculum.phases[0].learning_rate is 0: write a number above 0 and at most 1",
+        ),
+        (
+            "[{id: a, steps: 1, batch_size: 0}]",
+            "curriculum.phases[0].batch_size is 0: write a whole number from 1 to 65536",
+        ),
+        (
+            "[{id: a, steps: 1, description: ''}]",
+            r#"curriculum.phases[0].description is "": write one line of 1 to 200 characters"#,
+        ),
         ("[]", "curriculum.phases is empty: list at least one phase, or write curriculum.phase_schedule=none"),
     ] {
         let said = refused(phases, &[EVALUATES]);
@@ -209,11 +231,16 @@ fn curricula_and_other_settings_go_together_or_are_refused() {
         "data.replay.ratio is 0.3: there are no earlier phases to replay; set curriculum.phase_schedule, or write 0"
     );
     assert!(with(phases, &["training.max_epochs=2"]).expect_err("refused").contains("count steps; write null"));
-    assert!(with(phases, &["training.method=none"]).expect_err("refused").contains("training.method=none has no phases"));
     assert!(
-        with("[{id: a, steps: 1, learning_rate: 0.001}]", &["training.scheduler=polynomial", "training.scheduler_end_rate=0.002"])
-            .expect_err("refused")
-            .contains("write more than training.scheduler_end_rate (0.002)")
+        with(phases, &["training.method=none"]).expect_err("refused").contains("training.method=none has no phases")
+    );
+    assert!(
+        with(
+            "[{id: a, steps: 1, learning_rate: 0.001}]",
+            &["training.scheduler=polynomial", "training.scheduler_end_rate=0.002"]
+        )
+        .expect_err("refused")
+        .contains("write more than training.scheduler_end_rate (0.002)")
     );
     let good = with(phases, &["data.replay.ratio=0.5", "data.replay.sampling=difficulty_balanced"]).expect("good");
     assert_eq!(ids(&good), ["a"]);
@@ -243,14 +270,18 @@ fn phases_select_data_by_name_task_and_labels() {
     assert_eq!(takes("{tasks: [arithmetic]}"), [false, true]);
     let labelled = phase("{difficulties: [easy, hard], categories: [addition]}");
     assert!(labelled.is_labelled() && labelled.selects(Some("hard"), Some("addition")));
-    assert!(!labelled.selects(Some("medium"), Some("addition")) && !labelled.selects(Some("easy"), Some("subtraction")));
+    assert!(
+        !labelled.selects(Some("medium"), Some("addition")) && !labelled.selects(Some("easy"), Some("subtraction"))
+    );
     assert!(!labelled.selects(None, Some("addition")), "a record without a label is not selected");
 }
 
 /// `codex config show` composes without data, so stand-ins for what phases name must do.
 #[test]
 fn curricula_are_explained_without_data() {
-    for dataset in ["{sources: [mine]}", "{tasks: [arithmetic, multiplication]}", "{sources: [arithmetic], tasks: [arithmetic]}"] {
+    for dataset in
+        ["{sources: [mine]}", "{tasks: [arithmetic, multiplication]}", "{sources: [arithmetic], tasks: [arithmetic]}"]
+    {
         let texts = [
             "curriculum.phase_schedule=custom".to_owned(),
             format!("curriculum.phases=[{{id: a, steps: 1, dataset: {dataset}}}]"),

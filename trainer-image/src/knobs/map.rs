@@ -118,7 +118,10 @@ impl RepoMap {
                 }
                 "curriculum.preset" if CURRICULUM_PRESETS.contains(&value) => {}
                 "curriculum.preset" => {
-                    return Err(wrong(format!("there is no such curriculum: use one of {}", CURRICULUM_PRESETS.join(", "))));
+                    return Err(wrong(format!(
+                        "there is no such curriculum: use one of {}",
+                        CURRICULUM_PRESETS.join(", ")
+                    )));
                 }
                 "curriculum.phase" => {
                     return Err(wrong("the phase follows from the progress of the run: remove it".to_owned()));

@@ -71,7 +71,9 @@ fn curriculum_with_numbers_of(
     present: Option<&CurriculumStatus>,
 ) -> Option<CurriculumStatus> {
     let same = |next: &CurriculumStatus, present: &CurriculumStatus| {
-        next.phases == present.phases && next.phase == present.phase && next.reason.is_some() == present.reason.is_some()
+        next.phases == present.phases
+            && next.phase == present.phase
+            && next.reason.is_some() == present.reason.is_some()
     };
     match (next, present) {
         (Some(next), Some(present)) if same(next, present) => Some(present.clone()),

@@ -28,7 +28,12 @@ fn reported(state: TrainingState) -> ObservedTrainingRun {
     })));
     let digest = observed.job.as_ref().unwrap().annotations()[codex_crds::annotation::CONFIG_DIGEST].parse().ok();
     let report = make::report(Kind::TrainingRun, "run-1", "pod-0", 1, digest, State::Training(state));
-    observed.reports.push(codex_plan::Received { report, pod: "pod-0".to_owned(), at: make::at(2), contradiction: None });
+    observed.reports.push(codex_plan::Received {
+        report,
+        pod: "pod-0".to_owned(),
+        at: make::at(2),
+        contradiction: None,
+    });
     observed
 }
 
@@ -53,9 +58,13 @@ fn curriculum() -> Curriculum {
 fn the_status_shows_the_phase_and_why_it_waits() {
     let state = TrainingState { curriculum: Some(curriculum()), ..make::training(612) };
     let status = plan(&reported(state)).status.curriculum.unwrap();
-    assert_eq!((status.phase.as_str(), status.index, status.of, status.steps.as_str()), ("first_principles", 2, 3, "412/400"));
+    assert_eq!(
+        (status.phase.as_str(), status.index, status.of, status.steps.as_str()),
+        ("first_principles", 2, 3, "412/400")
+    );
     assert_eq!(status.reason.as_deref(), Some("exact_match is 0.7500 and must be at least 0.9"));
-    let phases: Vec<_> = status.phases.iter().map(|phase| (phase.id.as_str(), phase.status, phase.first_step)).collect();
+    let phases: Vec<_> =
+        status.phases.iter().map(|phase| (phase.id.as_str(), phase.status, phase.first_step)).collect();
     assert_eq!(
         phases,
         [
@@ -108,7 +117,8 @@ fn what_a_pod_sends_is_cut_to_what_a_status_holds() {
         phases: vec![long; 500],
         ..curriculum()
     };
-    let status = plan(&reported(TrainingState { curriculum: Some(sent), ..make::training(9) })).status.curriculum.unwrap();
+    let status =
+        plan(&reported(TrainingState { curriculum: Some(sent), ..make::training(9) })).status.curriculum.unwrap();
     assert_eq!((status.phase.chars().count(), status.phases.len(), status.phases[0].id.len()), (63, 32, 63));
     assert_eq!(status.reason.unwrap().len(), 1024);
 }

@@ -125,12 +125,8 @@ const OTHER_TRAINING: [&str; 6] = [
 ];
 
 /// Keys that decide what evaluations measure. They change weights if a curriculum waits for what is measured.
-const EVALUATIONS: [&str; 4] = [
-    "training.eval_every",
-    "training.eval_max_new_tokens",
-    "training.eval_records",
-    "training.eval_samples",
-];
+const EVALUATIONS: [&str; 4] =
+    ["training.eval_every", "training.eval_max_new_tokens", "training.eval_records", "training.eval_samples"];
 
 /// Returns the effect of a changed key on a run that resumes. `waits` says whether a curriculum waits for evaluations.
 fn effect_of(key: &str, waits: bool) -> Effect {
@@ -341,6 +337,18 @@ mod tests {
         assert_eq!(effect(&halves[..1]), Effect::Refused, "records would be seen twice");
         assert_eq!(effect(&["training.max_epochs=3"]), Effect::Refused);
         assert_eq!(effect(&["training.shuffle=false"]), Effect::Refused);
+        assert_eq!(effect(&["curriculum.preset=starter", "curriculum.phase_schedule=none"]), Effect::SameBits);
+        let waiting = [
+            "curriculum.phase_schedule=custom",
+            "curriculum.phases=[{id: a, steps: 1, metrics: [loss], max_metric_threshold: {loss: 1}}]",
+        ];
+        assert_eq!(effect(&waiting), Effect::Refused, "other phases");
+        let looking = |every: &str| {
+            let (then, now) = (about(&waiting), identity(&[&waiting[..], &[every]].concat(), b"data"));
+            ResumeDiff::compare(&then, Some(&two), &now, &two).effect()
+        };
+        assert_eq!(looking("training.eval_every=2"), Effect::OtherBits, "the phase may wait for other values");
+        assert_eq!(looking("training.keep_last=7"), Effect::SameBits);
         let held_out = |then: (&[&str], Option<&[u8]>), now: (&[&str], Option<&[u8]>)| {
             let with = |(overrides, held_out): (&[&str], Option<&[u8]>)| {
                 let mut identity = identity(overrides, b"data");

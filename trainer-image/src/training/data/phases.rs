@@ -140,7 +140,8 @@ impl Phases {
     ) -> Result<Self, DataError> {
         let Some(curriculum) = Curriculum::of(&training.settings) else { return Ok(Self::default()) };
         let settings = &training.settings.data;
-        let by_difficulty = settings.replay.sampling == ReplaySampling::DifficultyBalanced && settings.replay.ratio > 0.0;
+        let by_difficulty =
+            settings.replay.sampling == ReplaySampling::DifficultyBalanced && settings.replay.ratio > 0.0;
         let mut parts: Vec<Vec<Part>> = curriculum.phases.iter().map(|_| Vec::new()).collect();
         let mut difficulties = Vec::new();
         for (index, source) in sources.iter().enumerate() {
@@ -315,9 +316,7 @@ impl Dataset {
         for number in 0..curriculum.replay().buffer {
             let address = self.kept(curriculum, firsts, phase, number)?;
             let mut class = [UNLABELLED];
-            self.phases.difficulties[address.source()]
-                .read_exact_at(&mut class, address.record())
-                .map_err(failed())?;
+            self.phases.difficulties[address.source()].read_exact_at(&mut class, address.record()).map_err(failed())?;
             classes[usize::from(class[0]).min(DIFFICULTIES.len())].push(number);
         }
         classes.retain(|class| !class.is_empty());

@@ -97,9 +97,7 @@ impl Session<'_> {
             policy.evaluated(state)?;
         }
         self.report_phase(state, false);
-        while state.step < total
-            && !completed(state)
-            && !state.early_stopping.should_stop(settings.early_stop_patience)
+        while state.step < total && !completed(state) && !state.early_stopping.should_stop(settings.early_stop_patience)
         {
             let began = Instant::now();
             let result = if (self.stop)() { None } else { self.step(state, dataset, rollouts)? };
@@ -256,8 +254,7 @@ impl Session<'_> {
         state.measured.insert(VAL_LOSS.to_owned(), measured.loss);
         if let (Some(phase), Some(progress)) = (phase, &mut state.curriculum) {
             let SampleMetrics { exact_match, trace_coverage } = SampleMetrics::of(&samples);
-            let values =
-                [(VAL_LOSS, phases[phase]), ("exact_match", exact_match), ("trace_coverage", trace_coverage)];
+            let values = [(VAL_LOSS, phases[phase]), ("exact_match", exact_match), ("trace_coverage", trace_coverage)];
             progress.record(known, values);
         }
         let best = state.measured.get(&settings.best_metric).copied().unwrap_or(f64::NAN);

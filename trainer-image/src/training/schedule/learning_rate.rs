@@ -83,7 +83,8 @@ mod tests {
             for step in 0..training.max_steps {
                 // Warm-up is one step ahead here.
                 let index = if step < training.warmup_steps { step + 1 } else { step };
-                let (ours, theirs) = (learning_rate(training, fixture.peak, training.max_steps, step), rates[index as usize]);
+                let (ours, theirs) =
+                    (learning_rate(training, fixture.peak, training.max_steps, step), rates[index as usize]);
                 assert!((ours - theirs).abs() <= 1e-12 * fixture.peak, "{settings:?} step {step}: {ours} {theirs}");
             }
         }

@@ -79,8 +79,9 @@ fn phases_follow_each_other_and_a_killed_run_resumes_within_one() {
     let firsts: Vec<_> = curriculum.phases.iter().map(|phase| phase.first_step).collect();
     assert_eq!((firsts, statuses(&straight)), (vec![Some(0), Some(5)], vec![PhaseStatus::Completed; 2]));
     let seen: Vec<_> = rows(whole.path()).iter().map(|row| (row.step, row.first, row.examples)).collect();
-    let expected: Vec<(u64, u64, u64)> =
-        (0..9).map(|done| if done < 5 { (done + 1, done * 6, 6) } else { (done + 1, 30 + (done - 5) * 4, 4) }).collect();
+    let expected: Vec<(u64, u64, u64)> = (0..9)
+        .map(|done| if done < 5 { (done + 1, done * 6, 6) } else { (done + 1, 30 + (done - 5) * 4, 4) })
+        .collect();
     assert_eq!(seen, expected);
     assert!(metered.contains("\ncodex_ml_training_curriculum_phase 2\n"), "{metered}");
     assert_eq!(straight.state.notices, [""; 0], "a run that ends with its last phase did not stop early");
@@ -185,13 +186,19 @@ fn phases_without_the_records_that_they_need_are_refused() {
     };
     let error = refused("curriculum.phases=[{id: a, steps: 1, dataset: {categories: [poetry]}}]", &[]);
     assert!(matches!(&error, TrainError::Data(DataError::EmptyPhase { phase, .. }) if phase == "a"), "{error}");
-    let told = "phase a of the curriculum has no records: no record has the category poetry; change its dataset, or the data";
+    let told =
+        "phase a of the curriculum has no records: no record has the category poetry; change its dataset, or the data";
     assert_eq!(error.to_string(), told);
-    let error = refused("curriculum.phases=[{id: a, steps: 1}, {id: b, steps: 1, dataset: {tasks: [arithmetic]}, batch_size: 41}]", &[]);
+    let error = refused(
+        "curriculum.phases=[{id: a, steps: 1}, {id: b, steps: 1, dataset: {tasks: [arithmetic]}, batch_size: 41}]",
+        &[],
+    );
     assert!(error.to_string().starts_with("phase b of the curriculum has batches of 41, but 40 records: "), "{error}");
     // One record of each task is held out, so none of some difficulty.
     let of = |difficulty: &str| {
-        format!("curriculum.phases=[{{id: a, steps: 1, dataset: {{difficulties: [{difficulty}]}}, metrics: [val_loss], batch_size: 1}}]")
+        format!(
+            "curriculum.phases=[{{id: a, steps: 1, dataset: {{difficulties: [{difficulty}]}}, metrics: [val_loss], batch_size: 1}}]"
+        )
     };
     let few = ["training.eval_records=2", "training.gradient_accumulation=1"];
     let refusals = DIFFICULTIES.iter().filter(|difficulty| {
@@ -225,7 +232,11 @@ fn records(run: &Resolved<Training>, firsts: &[u64], steps: impl IntoIterator<It
 }
 
 fn replaying(settings: &[&str]) -> Resolved<Training> {
-    phased(TWO, &[&["training.batch_size=10", "training.gradient_accumulation=2"][..], settings].concat(), two_sources())
+    phased(
+        TWO,
+        &[&["training.batch_size=10", "training.gradient_accumulation=2"][..], settings].concat(),
+        two_sources(),
+    )
 }
 
 #[expect(clippy::ptr_arg, reason = "a predicate of iterators over strings")]
@@ -254,7 +265,8 @@ fn replay_takes_its_share_of_every_step_and_a_ratio_of_0_takes_none() {
     let run = replaying(&["data.replay.ratio=0.5"]);
     assert_eq!(records(&run, &firsts, [37]), half[37..38]);
     let interleaved = records(&replaying(&["data.replay.ratio=0.5", "data.replay.interleave_every=3"]), &firsts, 5..17);
-    let shares: Vec<usize> = interleaved.iter().map(|step| step.iter().filter(|record| is_sum(record)).count()).collect();
+    let shares: Vec<usize> =
+        interleaved.iter().map(|step| step.iter().filter(|record| is_sum(record)).count()).collect();
     assert_eq!(shares, [0, 0, 2, 0, 0, 2, 0, 0, 2, 0, 0, 2]);
 }
 
@@ -282,7 +294,11 @@ fn balanced_replay_takes_every_difficulty_equally_often() {
         Task::Arithmetic.draw(Split::Train, 1, number - 1).record().difficulty
     };
     let of = |sampling: &str| {
-        let run = replaying(&["data.replay.ratio=0.5", "data.replay.buffer=200", &format!("data.replay.sampling={sampling}")]);
+        let run = replaying(&[
+            "data.replay.ratio=0.5",
+            "data.replay.buffer=200",
+            &format!("data.replay.sampling={sampling}"),
+        ]);
         let mut counts: BTreeMap<Difficulty, usize> = BTreeMap::new();
         for record in records(&run, &[0, 5], 5..65).iter().flatten().filter(|record| is_sum(record)) {
             *counts.entry(difficulty(record)).or_default() += 1;
