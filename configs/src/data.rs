@@ -89,9 +89,14 @@ pub(crate) fn check(data: &[Data]) -> Result<(), ConfigError> {
 }
 
 fn is_name(name: &str) -> bool {
+    is_name_of(name, &['-'])
+}
+
+/// Whether a text has 1 to 63 lower-case letters, digits and, inside, these characters.
+pub(crate) fn is_name_of(name: &str, inner: &[char]) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     (1..=63).contains(&name.len())
-        && name.bytes().all(|byte| plain(byte) || byte == b'-')
+        && name.bytes().all(|byte| plain(byte) || inner.contains(&char::from(byte)))
         && name.bytes().next().is_some_and(plain)
         && name.bytes().last().is_some_and(plain)
 }

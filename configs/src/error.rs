@@ -34,11 +34,18 @@ impl Origin {
         }
     }
 
-    /// Returns the kind of the layer: base, template, preset, config, override or resolved.
+    /// Whether this is the file with the default of every key.
+    pub(crate) fn is_base(&self) -> bool {
+        matches!(self, Self::Group(name) if *name == crate::training::BASE.0)
+    }
+
+    /// Returns the kind of the layer: base, template, option, curriculum, preset, config, override or resolved.
     pub fn layer(&self) -> &'static str {
         match self {
-            Self::Group(name) if name.starts_with("training/") => "base",
+            Self::Group(_) if self.is_base() => "base",
             Self::Group(name) if name.starts_with("templates/") => "template",
+            Self::Group(name) if name.starts_with("curriculum/") => "curriculum",
+            Self::Group(name) if name.starts_with("training/reasoning/") || name.starts_with("replay/") => "option",
             Self::Group(_) => "preset",
             Self::Config => "config",
             Self::Override(_) | Self::Set(_) => "override",
@@ -66,7 +73,7 @@ pub enum ConfigError {
     /// The template or preset does not exist.
     #[error("{field} {name:?} is unknown{}: use one of {}", meant(nearest.as_deref()), known.join(", "))]
     UnknownName {
-        /// `template` or `preset`.
+        /// `template`, `preset` or another group.
         field: &'static str,
         /// The name.
         name: String,
@@ -169,9 +176,10 @@ pub enum ConfigError {
     },
     /// An override adds a group that does not exist.
     #[error(
-        "{origin} adds {group}, which is neither a group nor a key: the groups are template ({}) of training and preset ({}) of \
-         evaluations, such as template=lora",
+        "{origin} adds {group}, which is neither a group nor a key: the groups are template ({}), {} of training and preset ({}) \
+         of evaluations, such as template=lora",
         crate::TEMPLATES.join(", "),
+        crate::options::listed(crate::options::TRAINING_GROUPS),
         crate::PRESETS.join(", ")
     )]
     NoGroup {
@@ -336,7 +344,7 @@ impl ConfigError {
     pub fn on_command_line(mut self, set: &[String]) -> Self {
         match &mut self {
             // The value that the sentence quotes tells several files apart.
-            Self::Data { field, .. } => {
+            Self::Data { field, .. } if field == "data" || field.starts_with("data[") => {
                 let place = match field.rsplit_once('.') {
                     Some((_, "name")) => "the name in --data",
                     _ => "--data",

@@ -357,7 +357,7 @@ fn group(preset: &str) -> Result<(&'static str, &'static str), ConfigError> {
 }
 
 fn layers() -> Layers {
-    Layers::new(keys::EVALUATION, ("evaluation.limit=500", "evaluation: {limit: 500}"))
+    Layers::new(keys::EVALUATION, ("evaluation.limit=500", "evaluation: {limit: 500}"), &[])
 }
 
 fn resolve(

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::{
     ConfigError, Environment, Evaluation, Origin, Resolved, Training,
+    curriculum::CURRICULA,
     keys::{EVALUATION, Key, TRAINING},
     layers::Layers,
     lines::{lines, second},
@@ -135,12 +136,13 @@ pub(crate) fn explain<T>(
     texts.extend(sources.config.map(|text| (Origin::Config, text)));
     let composed = layers.all(groups, sources.config, sources.overrides).and_then(|()| build(&mut layers));
     let resolved = composed.map_err(|error| Located::find(error, &texts, &layers))?;
-    let known: Vec<_> = texts.iter().map(|(origin, text)| (origin, lines(text))).collect();
+    let curricula = CURRICULA.iter().map(|(_, path, text)| (Origin::Group(path), *text));
+    let known: Vec<_> = texts.iter().cloned().chain(curricula).map(|(origin, text)| (origin, lines(text))).collect();
     let leaves: Vec<Leaf> = layers
         .origins()
         .into_iter()
         .map(|(key, value, origin)| {
-            let lines = known.iter().find(|(named, _)| **named == origin).map(|(_, lines)| lines);
+            let lines = known.iter().find(|(named, _)| *named == origin).map(|(_, lines)| lines);
             Leaf { line: lines.and_then(|lines| line_of(lines, &key)), key, value, origin }
         })
         .collect();

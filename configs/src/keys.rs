@@ -1,6 +1,6 @@
 //! The keys of each kind of configuration with their rules, and the keys that are fields of an object instead. Pure.
 
-use crate::Rule;
+use crate::{Rule, curriculum};
 
 /// A key and the values that it accepts.
 pub(crate) struct Key {
@@ -136,6 +136,13 @@ pub(crate) const TRAINING: &[Key] = &[
     key("data.languages", Rule::AnyOf(LANGUAGES)),
     key("data.validation.share", Rule::From { min: 0.0, below: 1.0 }),
     key("data.validation.seed", Rule::Whole { min: 0, max: crate::MAX_SEED }),
+    key("data.replay.buffer", Rule::Whole { min: 1, max: 1_000_000 }),
+    key("data.replay.ratio", Rule::From { min: 0.0, below: 1.0 }),
+    key("data.replay.interleave_every", Rule::Whole { min: 1, max: STEPS }),
+    key("data.replay.sampling", Rule::Choice(&["uniform", "difficulty_balanced"])),
+    key("curriculum.preset", Rule::Choice(curriculum::CURRICULUM_PRESETS)),
+    key("curriculum.phase_schedule", Rule::Choice(curriculum::SCHEDULES)),
+    key(curriculum::PHASES, Rule::Phases { max: curriculum::MAX_PHASES }),
     key("response.format", Rule::Choice(&["steps", "answer"])),
     key("metadata.owner", Rule::Text { max: 63 }),
 ];

@@ -11,6 +11,7 @@ use crate::{
     change::{Assignment, Change},
     error::nearest,
     keys::{Key, reserved},
+    options::{OptionGroup, is_choice},
     references::{Part, Reference, parts, refers},
 };
 
@@ -25,6 +26,8 @@ const MAX_SHOWN: usize = 60;
 pub(crate) struct Layers {
     keys: &'static [Key],
     example: (&'static str, &'static str),
+    /// Groups that overrides choose options of. The caller adds their files.
+    groups: &'static [OptionGroup],
     leaves: BTreeMap<&'static str, Stored>,
     /// What each layer sets, in order.
     given: Vec<(Origin, &'static str)>,
@@ -101,8 +104,12 @@ fn invisible(text: &str) -> Option<(usize, &'static str)> {
 
 impl Layers {
     /// Creates an empty configuration. `example` is an override and the same setting in YAML, for messages.
-    pub(crate) fn new(keys: &'static [Key], example: (&'static str, &'static str)) -> Self {
-        Self { keys, example, leaves: BTreeMap::new(), given: Vec::new() }
+    pub(crate) fn new(
+        keys: &'static [Key],
+        example: (&'static str, &'static str),
+        groups: &'static [OptionGroup],
+    ) -> Self {
+        Self { keys, example, groups, leaves: BTreeMap::new(), given: Vec::new() }
     }
 
     /// Adds embedded YAML files with their names, `spec.config` and `spec.overrides`, in this order.
@@ -132,9 +139,10 @@ impl Layers {
         self.yaml(Origin::Config, text)
     }
 
-    /// Adds `spec.overrides`, in their order.
+    /// Adds `spec.overrides`, in their order. Choices of options are skipped: their files are layers of their own.
     pub(crate) fn overrides(&mut self, overrides: &[String]) -> Result<(), ConfigError> {
-        for (index, text) in overrides.iter().enumerate() {
+        let groups = self.groups;
+        for (index, text) in overrides.iter().enumerate().filter(|(_, text)| !is_choice(groups, text)) {
             let origin = Origin::Override(index);
             let change = Change::parse(text).ok_or_else(|| ConfigError::NotAnOverride {
                 origin: Origin::Override(index),
@@ -394,6 +402,14 @@ impl Layers {
         let known: Vec<_> = self.keys.iter().map(|key| key.path).collect();
         let meant = nearest(key, &known).map(|name| format!("; did you mean ${{{name}}}?"));
         Err(wrong(format!("the key {key} does not exist{}", meant.unwrap_or_default())))
+    }
+
+    /// Returns the value of a key, with its references replaced.
+    ///
+    /// # Errors
+    /// As for [`finish`](Self::finish).
+    pub(crate) fn value(&self, key: &'static str, environment: Environment<'_>) -> Result<Value, ConfigError> {
+        self.settled(key, environment, &mut Vec::new())
     }
 
     /// Returns the typed configuration.

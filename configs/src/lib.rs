@@ -1,7 +1,7 @@
 //! Composes YAML configuration into typed values with a digest.
 //!
 //! Pure: the YAML files are embedded, and nothing here reads a file, a clock or the environment. Layers, weakest first:
-//! `training/base.yaml`, the template, `spec.config`, `spec.overrides` in their order. The controller composes a
+//! `training/base.yaml`, the template, chosen options, `spec.config`, `spec.overrides` in their order. The controller composes a
 //! configuration once and mounts it as a [`Resolved`] file; pods read that file, check its digest and never compose.
 //!
 //! [`Explained`] has the layer and the line of every value, [`schema`] the JSON Schema of a file of settings, [`sweep`] the points
@@ -9,6 +9,7 @@
 
 mod benchmark;
 mod change;
+mod curriculum;
 mod data;
 mod error;
 mod evaluation;
@@ -16,6 +17,7 @@ mod explained;
 mod keys;
 mod layers;
 mod lines;
+mod options;
 mod preferences;
 mod references;
 mod resolved;
@@ -30,6 +32,10 @@ mod tests;
 
 pub use benchmark::{BenchmarkFile, benchmark, benchmark_file};
 pub use change::choose;
+pub use curriculum::{
+    CURRICULUM_PRESETS, CurriculumSettings, DIFFICULTIES, PHASE_METRICS, Phase, PhaseData, ReplaySampling,
+    ReplaySettings,
+};
 pub use data::{BASELINE, Data, MAX_SYNTHETIC, PROBLEMS, REFERENCE, Synthetic, TASKS, VALIDATION};
 pub use error::{ConfigError, Origin};
 pub use evaluation::{
@@ -39,6 +45,7 @@ pub use evaluation::{
 pub use explained::{Explained, Leaf, Located, ResolvedFile, Share, Sources, is_settings, settings_groups};
 pub use keys::LANGUAGES;
 pub use lines::lines;
+pub use options::has_options;
 pub use preferences::DpoSettings;
 pub use references::{Environment, VARIABLES};
 pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};

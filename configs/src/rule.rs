@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
+use crate::{DIFFICULTIES, PHASE_METRICS, Phase, TASKS};
+
 /// The smallest weight of a source of data.
 const LEAST_WEIGHT: f64 = 0.000_001;
 /// The largest weight of a source of data.
@@ -70,6 +72,11 @@ pub enum Rule {
         /// Maximum number of groups.
         max: usize,
     },
+    /// A list of the phases of a curriculum; see [`Phase`]. Their values are checked against each other and the data elsewhere.
+    Phases {
+        /// Maximum number of phases.
+        max: usize,
+    },
     /// Text on one line.
     Text {
         /// Maximum number of characters.
@@ -113,6 +120,12 @@ impl fmt::Display for Rule {
                  learning_rate_multiplier (a number from 0 to 1000) and weight_decay (a number of at least 0 and below 1), \
                  such as [{{pattern: \"*.embed_tokens.*\", weight_decay: 0}}]"
             ),
+            Self::Phases { max } => write!(
+                f,
+                "a list of at most {max} phases, each with id and steps and any of dataset (sources, tasks, difficulties and \
+                 categories, each a list), metrics (a list), min_metric_threshold and max_metric_threshold (numbers by metric), \
+                 learning_rate, batch_size and description, such as [{{id: first, steps: 200, dataset: {{difficulties: [easy]}}}}]"
+            ),
             Self::Text { max } => write!(f, "one line of 1 to {max} characters"),
             Self::TextOrNull { max, null } => write!(f, "one line of 1 to {max} characters, or null for {null}"),
         }
@@ -155,6 +168,12 @@ impl Rule {
                 let groups = value.as_array().filter(|groups| groups.len() <= max)?;
                 groups.iter().map(parameter_group).collect::<Option<Vec<_>>>().map(Value::from)
             }
+            Self::Phases { max } => {
+                let items = value.as_array().filter(|items| items.len() <= max)?;
+                let phases: Option<Vec<Phase>> =
+                    items.iter().map(|item| codex_json::from_value(item.clone()).ok()).collect();
+                serde_json::to_value(phases?).ok()
+            }
             Self::Text { max } => value.as_str().filter(|text| is_line(text, max)).map(Value::from),
             // An override takes every word as text.
             Self::TextOrNull { .. } if value.is_null() || value.as_str() == Some("null") => Some(Value::Null),
@@ -191,6 +210,36 @@ impl Rule {
                     },
                 },
             }),
+            Self::Phases { max } => {
+                let names = json!({ "type": "array", "items": { "type": "string" } });
+                let words = |words: &[&str]| json!({ "type": "array", "items": { "enum": words } });
+                let bounds = json!({
+                    "type": "object", "propertyNames": { "enum": PHASE_METRICS },
+                    "additionalProperties": { "type": "number" },
+                });
+                json!({
+                    "type": "array", "maxItems": max,
+                    "items": {
+                        "type": "object", "required": ["id", "steps"], "additionalProperties": false,
+                        "properties": {
+                            "id": { "type": "string", "maxLength": 63 },
+                            "dataset": {
+                                "type": "object", "additionalProperties": false,
+                                "properties": {
+                                    "sources": names, "tasks": words(TASKS), "difficulties": words(DIFFICULTIES),
+                                    "categories": names,
+                                },
+                            },
+                            "steps": { "type": "integer", "minimum": 1 },
+                            "metrics": words(PHASE_METRICS),
+                            "min_metric_threshold": bounds, "max_metric_threshold": bounds,
+                            "learning_rate": Self::Above { above: 0.0, most: 1.0 }.schema(),
+                            "batch_size": Self::Whole { min: 1, max: 65_536 }.schema(),
+                            "description": { "type": "string" },
+                        },
+                    },
+                })
+            }
             // One line, with a character that is no space.
             Self::Text { max } => json!({
                 "type": "string", "maxLength": max,

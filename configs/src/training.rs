@@ -1,17 +1,19 @@
 //! The configuration of a training run. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use codex_provenance::{DataDigest, Sha256};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    ConfigError, Data, DpoSettings, Environment, Explained, GrpoSettings, Located, Resolved, Sources, VALIDATION, data,
+    ConfigError, CurriculumSettings, Data, DpoSettings, Environment, Explained, GrpoSettings, Located, MAX_SYNTHETIC,
+    ReplaySettings, Resolved, Sources, Synthetic, VALIDATION, curriculum, data,
     error::nearest,
     explained::explain,
     keys,
     layers::{Layers, recheck},
+    options::{TRAINING_GROUPS, options},
     preferences,
     resolved::Spec,
     rewards,
@@ -87,7 +89,7 @@ fn group(template: &str) -> Result<(&'static str, &'static str, &'static str), C
 }
 
 pub(crate) fn layers() -> Layers {
-    Layers::new(keys::TRAINING, ("training.max_steps=900", "training: {max_steps: 900}"))
+    Layers::new(keys::TRAINING, ("training.max_steps=900", "training: {max_steps: 900}"), TRAINING_GROUPS)
 }
 
 /// Returns the synthetic tasks that a template trains on if no data is named.
@@ -127,6 +129,8 @@ pub struct TrainingSettings {
     pub training: Optimization,
     /// How files of data are read.
     pub data: DataSettings,
+    /// The phases of training.
+    pub curriculum: CurriculumSettings,
     /// The form of the responses.
     pub response: Response,
     /// Metadata of the results.
@@ -374,6 +378,8 @@ pub struct DataSettings {
     pub languages: Vec<String>,
     /// Records that are held out of training for validation.
     pub validation: HeldOutShare,
+    /// Records of earlier phases that are trained on again.
+    pub replay: ReplaySettings,
 }
 
 /// Records of each source that are held out of training for validation.
@@ -457,7 +463,24 @@ pub struct Metadata {
     pub owner: String,
 }
 
-/// Composes the configuration of a trainer: base ← template ← `config` ← overrides.
+/// Adds the phases of an included curriculum, if `curriculum.phase_schedule` names one. They may be there already: settings that
+/// `codex config show` prints have them.
+fn add_phases(composed: &mut Layers, environment: Environment<'_>) -> Result<(), ConfigError> {
+    let schedule = composed.value("curriculum.phase_schedule", environment)?;
+    let schedule = schedule.as_str().unwrap_or_default();
+    let Some((path, text)) = curriculum::included(schedule) else { return Ok(()) };
+    let Some(origin) = composed.origin(curriculum::PHASES).filter(|origin| !origin.is_base()) else {
+        return composed.group(path, text);
+    };
+    let mut included = layers();
+    included.group(path, text)?;
+    if composed.value(curriculum::PHASES, environment)? == included.value(curriculum::PHASES, environment)? {
+        return Ok(());
+    }
+    Err(curriculum::phases_beside(schedule, origin))
+}
+
+/// Composes the configuration of a trainer: base ← template ← options ← `config` ← overrides.
 ///
 /// # Errors
 /// [`ConfigError`] names the field or key that is wrong and what to write instead.
@@ -470,7 +493,9 @@ pub fn compose_training(
 ) -> Result<Resolved<Training>, ConfigError> {
     let (_, path, text) = group(template)?;
     let mut layers = layers();
-    layers.all(&[BASE, (path, text)], config, overrides)?;
+    let groups = [vec![BASE, (path, text)], options(TRAINING_GROUPS, overrides)?].concat();
+    layers.all(&groups, config, overrides)?;
+    add_phases(&mut layers, Environment::ABSENT)?;
     let settings = layers.finish(Environment::ABSENT)?;
     Resolved::new(Training { template: template.to_owned(), seed, settings, data })
 }
@@ -491,7 +516,9 @@ pub fn explain_training(
         let (_, path, text) = group(template).map_err(Located::nowhere)?;
         groups.push((path, text));
     }
+    groups.extend(options(TRAINING_GROUPS, sources.overrides).map_err(Located::nowhere)?);
     explain(layers(), &groups, sources, |layers| {
+        add_phases(layers, sources.environment)?;
         let settings: TrainingSettings = layers.finish(sources.environment)?;
         let data = data.unwrap_or_else(|| stand_ins(&settings));
         let template = sources.group.unwrap_or("base").to_owned();
@@ -502,8 +529,18 @@ pub fn explain_training(
 /// Returns files that a configuration accepts as its data.
 fn stand_ins(settings: &TrainingSettings) -> Vec<Data> {
     let file = |name: &str| Data { name: name.to_owned(), sha256: Some(DataDigest(Sha256::of(name))), synthetic: None };
-    let weighted = settings.data.weights.iter().flat_map(BTreeMap::keys).filter(|name| *name != VALIDATION);
-    let mut data: Vec<Data> = weighted.map(|name| file(name)).collect();
+    let phases = || settings.curriculum.phases.iter().map(|phase| &phase.dataset);
+    let weighted = settings.data.weights.iter().flat_map(BTreeMap::keys);
+    let named: BTreeSet<&String> = weighted.chain(phases().flat_map(|dataset| &dataset.sources)).collect();
+    let mut data: Vec<Data> = named.into_iter().filter(|name| *name != VALIDATION).map(|name| file(name)).collect();
+    // A phase that names both tasks and sources needs a source of the task, which has any of its names.
+    for task in phases().flat_map(|dataset| &dataset.tasks).collect::<BTreeSet<_>>() {
+        let synthetic = || Some(Synthetic { task: task.clone(), seed: 1, count: MAX_SYNTHETIC });
+        match data.iter_mut().find(|data| data.name == *task) {
+            Some(item) => *item = Data { synthetic: synthetic(), sha256: None, ..item.clone() },
+            None => data.push(Data { name: task.clone(), sha256: None, synthetic: synthetic() }),
+        }
+    }
     if data.is_empty() {
         data.push(file("records"));
     }
@@ -614,6 +651,7 @@ impl Spec for Training {
         }
         data::check(&self.data)?;
         self.check_selection()?;
+        curriculum::check(self)?;
         let share = self.settings.data.validation.share;
         let validation = self.data.iter().position(|data| data.name == VALIDATION);
         match (validation, training.eval_every) {

@@ -42,8 +42,9 @@ pub use rollout::{
 };
 pub use sign_off::{SignOff, SignOffSpec};
 pub use training_run::{
-    CheckpointStatus, ClaimOutput, DataStatus, FileStatus, LostCheckpointStatus, MAX_MODEL_FILES, ModelStatus, Output,
-    ProgressStatus, TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
+    CheckpointStatus, ClaimOutput, CurriculumPhaseState, CurriculumPhaseStatus, CurriculumStatus, DataStatus,
+    FileStatus, LostCheckpointStatus, MAX_CURRICULUM_PHASES, MAX_MODEL_FILES, ModelStatus, Output, ProgressStatus,
+    TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
 };
 pub use work::WorkStatus;
 

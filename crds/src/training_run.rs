@@ -24,6 +24,7 @@ use crate::{Base, BaseStatus, DataItem, TrainerPod, WorkStatus};
     printcolumn(name = "Ring", type_ = "string", json_path = ".spec.rolloutRing"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Steps", type_ = "string", json_path = ".status.progress.steps"),
+    printcolumn(name = "Curriculum", type_ = "string", json_path = ".status.curriculum.phase", priority = 1),
     printcolumn(name = "Loss", type_ = "string", json_path = ".status.progress.loss"),
     printcolumn(name = "Tok/s", type_ = "integer", json_path = ".status.progress.tokensPerSecond"),
     printcolumn(name = "Checkpoint", type_ = "integer", json_path = ".status.lastCheckpoint.step"),
@@ -167,6 +168,9 @@ pub struct TrainingRunStatus {
     /// Latest numbers of the training loop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<ProgressStatus>,
+    /// Progress of the curriculum. Absent if the run has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curriculum: Option<CurriculumStatus>,
     /// Latest checkpoint on the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_checkpoint: Option<CheckpointStatus>,
@@ -269,6 +273,64 @@ pub struct ProgressStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<Decimal>,
 }
+
+/// Progress of a curriculum.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CurriculumStatus {
+    /// Id of the active phase; of the last one once all are completed.
+    #[schemars(length(max = 63))]
+    pub phase: String,
+    /// Number of this phase, counted from 1.
+    pub index: i64,
+    /// Number of phases.
+    pub of: i64,
+    /// Completed steps of this phase and the number that it has at least, as completed/least.
+    #[schemars(length(max = 64))]
+    pub steps: String,
+    /// Why the phase goes on although its steps are done: each threshold that does not hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub reason: Option<String>,
+    /// All phases, in their order.
+    #[schemars(length(max = 32))]
+    pub phases: Vec<CurriculumPhaseStatus>,
+}
+
+/// A phase of a curriculum.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CurriculumPhaseStatus {
+    /// Id of the phase.
+    #[schemars(length(max = 63))]
+    pub id: String,
+    /// Where the phase stands: pending, active, completed, failed (the steps of the run were used up while it waited for its
+    /// thresholds) or skipped.
+    pub status: CurriculumPhaseState,
+    /// Number of optimizer steps before its first one. Absent until it begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_step: Option<i64>,
+}
+
+/// Where a phase of a curriculum stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum CurriculumPhaseState {
+    /// It has not begun.
+    Pending,
+    /// It is being trained, or the run ended in it.
+    Active,
+    /// Its steps are done and its thresholds held.
+    Completed,
+    /// The steps of the run were used up while it waited for its thresholds.
+    Failed,
+    /// The run ended before it began.
+    Skipped,
+}
+
+/// Maximum number of phases that a status holds.
+pub const MAX_CURRICULUM_PHASES: usize = 32;
 
 /// A checkpoint on the volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

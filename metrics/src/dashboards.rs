@@ -21,9 +21,9 @@ use crate::{
     query::RATE_INTERVAL,
     server::{self, LATENCY, LATENCY_BUDGET, LATENCY_TARGET, MODEL_INFO, RESPONSES, SESSIONS},
     trainer::{
-        self, ANSWER_ACCURACY, ANSWER_TOKENS, DAMAGED, DATA_DURATION, ENTROPY, FLOPS, GRADIENT_NORM, LEARNING_RATE,
-        LOSS, PREFERENCE_ACCURACY, REWARD, REWARD_DEVIATION, REWARD_MARGIN, SOLVED_PROMPTS, SPIKES, STEP,
-        STEP_DURATION, STEPS, TARGET, TOKENS, TRUNCATED_ANSWERS, VAL_LOSS,
+        self, ANSWER_ACCURACY, ANSWER_TOKENS, CURRICULUM_PHASE, CURRICULUM_WAITS, DAMAGED, DATA_DURATION, ENTROPY,
+        FLOPS, GRADIENT_NORM, LEARNING_RATE, LOSS, PREFERENCE_ACCURACY, REWARD, REWARD_DEVIATION, REWARD_MARGIN,
+        SOLVED_PROMPTS, SPIKES, STEP, STEP_DURATION, STEPS, TARGET, TOKENS, TRUNCATED_ANSWERS, VAL_LOSS,
     },
 };
 
@@ -212,6 +212,12 @@ fn runs() -> Dashboard {
                         .when_empty("no evaluation yet"),
                     Panel::new(Lines, Share, "Progress", "Steps taken over the steps of the whole run.")
                         .by(&STEP.value(&chosen).per(&TARGET.value(&chosen)), &HERE)
+                        .when_empty("no trainer"),
+                    Panel::new(Lines, Plain, "Curriculum", "Number of the active phase; 0 without a curriculum.")
+                        .by(&CURRICULUM_PHASE.value(&chosen), &HERE)
+                        .when_empty("no trainer"),
+                    Panel::new(Lines, Plain, "Waiting phases", "1 while the steps of the active phase are done and a threshold does not hold.")
+                        .by(&CURRICULUM_WAITS.value(&chosen), &HERE)
                         .when_empty("no trainer"),
                     Panel::new(Lines, Plain, "Gradient norm", "Norm of the latest gradient before clipping.")
                         .by(&GRADIENT_NORM.value(&chosen), &HERE)

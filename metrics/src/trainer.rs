@@ -21,6 +21,10 @@ metrics! {
         "Number of the latest step.");
     TARGET = Gauge("codex_ml_training_target_steps", Count, [],
         "Number of steps of the whole run.");
+    CURRICULUM_PHASE = Gauge("codex_ml_training_curriculum_phase", Count, [],
+        "Number of the curriculum's active phase, from 1; 0 without a curriculum.");
+    CURRICULUM_WAITS = Gauge("codex_ml_training_curriculum_waits", Count, [],
+        "1 while the active phase of the curriculum waits for its thresholds, else 0.");
     LOSS = Gauge("codex_ml_training_loss", Nats, [],
         "Mean cross-entropy per target token of the latest step, in nats.")
         .more("With `training.method: dpo`, the mean loss per pair of responses.");

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 pub use chain::{chain, chain_until};
 pub use evaluation::EvaluationState;
 pub use serving::{LATENCY_EDGES, ServingState, Traffic};
-pub use training::{Base, Checkpoint, DataFile, Model, Progress, TrainingState};
+pub use training::{
+    Base, Checkpoint, Curriculum, CurriculumPhase, DataFile, Model, PhaseStatus, Progress, TrainingState,
+};
 pub use writer::{CHALLENGE_HEADER, KEY_HEADER, SIGNATURE_HEADER, signed_message};
 
 /// Version of the report format. A receiver refuses other versions.

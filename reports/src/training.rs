@@ -15,6 +15,9 @@ pub struct TrainingState {
     /// Latest numbers of the training loop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// Progress of the curriculum, if the run has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curriculum: Option<Curriculum>,
     /// Step that this attempt resumed from. `None` if it started at step 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed_from: Option<u64>,
@@ -73,6 +76,57 @@ pub struct Progress {
     /// Latest loss on the validation records. `None` before the first evaluation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
+}
+
+/// Progress of a curriculum.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Curriculum {
+    /// Id of the active phase; of the last one once all are completed.
+    pub phase: String,
+    /// Number of this phase, counted from 1.
+    pub index: u32,
+    /// Number of phases.
+    pub of: u32,
+    /// Optimizer steps of this phase that are done.
+    pub steps_done: u64,
+    /// Optimizer steps that this phase has at least.
+    pub steps: u64,
+    /// Why the phase goes on although its steps are done: a sentence for each threshold that does not hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// All phases, in their order.
+    pub phases: Vec<CurriculumPhase>,
+}
+
+/// A phase of a curriculum.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CurriculumPhase {
+    /// Id of the phase.
+    pub id: String,
+    /// Where it stands.
+    pub status: PhaseStatus,
+    /// Optimizer steps before its first one; `None` if it has not begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_step: Option<u64>,
+}
+
+/// Where a phase stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum PhaseStatus {
+    /// It has not begun.
+    Pending,
+    /// It is being trained, or the run ended in it.
+    Active,
+    /// Its steps are done and its thresholds held.
+    Completed,
+    /// The steps of the run were used up while it waited for its thresholds.
+    Failed,
+    /// The run ended before it began.
+    Skipped,
 }
 
 /// A checkpoint on the volume.

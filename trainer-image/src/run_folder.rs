@@ -229,6 +229,8 @@ pub(crate) mod tests {
             artifacts_dir: "artifacts".into(),
             config_digest: resolved.digest(),
             dataset_version: checksums.version("cot-starter").unwrap(),
+            knobs: None,
+            control_surface: None,
             base: None,
             adapter: None,
         };

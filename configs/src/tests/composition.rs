@@ -158,10 +158,11 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         Rule::AnyOf(words) => ("[]".to_owned(), format!("[{}]", words[0])),
         Rule::WeightsOrNull => ("null".to_owned(), "{arithmetic: 2}".to_owned()),
         Rule::Flag => ("false".to_owned(), "true".to_owned()),
+        Rule::Phases { .. } => ("[]".to_owned(), "[{id: one, steps: 9}]".to_owned()),
         Rule::Text { .. } | Rule::TextOrNull { .. } => ("ada".to_owned(), "grace".to_owned()),
     };
-    // Heads and width go together, patience and the best take evaluations, adapters of preferences and rewards their method, and some
-    // keys take few values; every other key can be set alone.
+    // Heads and width go together, patience and the best take evaluations, adapters of preferences and rewards their method, the keys
+    // of a curriculum and of replay each other, and some keys take few values; every other key can be set alone.
     let together = [
         "model.num_attention_heads",
         "training.max_steps",
@@ -172,6 +173,10 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         "training.grpo.reward.version",
         "training.grpo.reward.choices",
         "data.validation.share",
+        "data.replay.ratio",
+        "curriculum.preset",
+        "curriculum.phase_schedule",
+        "curriculum.phases",
     ];
     let alone: Vec<_> = TRAINING
         .iter()
@@ -212,7 +217,7 @@ proptest! {
                 Rule::Choices(words) | Rule::ChoicesOrNull { words, .. } | Rule::AnyOf(words) => {
                     format!("{}=[{}]", known.path, words[1])
                 }
-                Rule::ParameterGroups { .. } => format!("{}=[]", known.path),
+                Rule::ParameterGroups { .. } | Rule::Phases { .. } => format!("{}=[]", known.path),
                 Rule::WeightsOrNull => format!("{}={{arithmetic: 3}}", known.path),
                 Rule::Flag => format!("{}=true", known.path),
                 Rule::Text { .. } | Rule::TextOrNull { .. } => format!("{}=lin", known.path),

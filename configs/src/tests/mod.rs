@@ -2,6 +2,7 @@
 
 mod arbitrary;
 mod composition;
+mod curriculum;
 mod explained;
 mod refusals;
 mod resolved;

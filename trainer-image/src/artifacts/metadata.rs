@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use codex_configs::CurriculumSettings;
 use codex_provenance::{ConfigDigest, DataDigest, ModelDigest, Sha256};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,12 +27,56 @@ pub struct RunMetadata {
     pub config_digest: ConfigDigest,
     /// SHA-256 of the canonical JSON `{files, name}`, with the files of `dataset_checksums.json`.
     pub dataset_version: Sha256,
+    /// The settings that control the run, as they took effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knobs: Option<Knobs>,
+    /// The curriculum of the run, as it took effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_surface: Option<ControlSurface>,
     /// The base that the run started from, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<BaseModel>,
     /// The manifest digest of `artifacts/adapter/`, once a run that trains adapters has written it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<ModelDigest>,
+}
+
+/// The settings that control a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Knobs {
+    /// The curriculum whose phases the run trains in: `none`, its name, or `custom`.
+    pub curriculum_preset: String,
+}
+
+/// What the settings that control a run lead to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ControlSurface {
+    /// The curriculum.
+    pub curriculum: CurriculumSurface,
+}
+
+/// The curriculum of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CurriculumSurface {
+    /// `curriculum.preset` of the configuration.
+    pub preset: String,
+    /// `curriculum.phase_schedule` of the configuration, which chooses the phases.
+    pub phase_schedule: String,
+    /// The ids of the phases, in their order.
+    pub phases: Vec<String>,
+}
+
+impl ControlSurface {
+    /// Returns the control surface of a configuration, and the knobs that took effect.
+    pub fn of(curriculum: &CurriculumSettings) -> (Self, Knobs) {
+        let CurriculumSettings { preset, phase_schedule, phases } = curriculum;
+        let phases = phases.iter().map(|phase| phase.id.clone()).collect();
+        let curriculum = CurriculumSurface { preset: preset.clone(), phase_schedule: phase_schedule.clone(), phases };
+        (Self { curriculum }, Knobs { curriculum_preset: phase_schedule.clone() })
+    }
 }
 
 /// A model that a run started from.

@@ -147,7 +147,7 @@ pub(super) fn check(path: &Path, text: &str) -> Result<(), ConfigurationError> {
     if is_settings(text) {
         return Ok(());
     }
-    let keys = "model, training, data, response, metadata, evaluation".to_owned();
+    let keys = "model, training, data, curriculum, response, metadata, evaluation".to_owned();
     Err(ConfigurationError::Foreign { path: path.to_owned(), keys })
 }
 

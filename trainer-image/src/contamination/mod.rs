@@ -120,7 +120,7 @@ impl Check {
     pub(crate) fn report(&self) -> Result<Report, TrainError> {
         const TEMPLATE: &str = "cot-starter";
         let read = |set: &[String], data: Vec<DataItem>| -> Result<TrainingSettings, TrainError> {
-            Ok(composing::compose(TEMPLATE, set, 1, data)?.spec().settings.clone())
+            Ok(composing::compose(Some(TEMPLATE), set, 1, data)?.spec().settings.clone())
         };
         let settings = read(&self.set, self.named())?;
         let preferences = settings.training.preferences().is_some();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
-use codex_configs::compose_evaluation;
+use codex_configs::{CURRICULUM_PRESETS, CurriculumSettings, compose_evaluation};
 use codex_provenance::text::Printable;
 use codex_reports::exit;
 use codex_verdict::Ring;
@@ -13,6 +13,8 @@ use crate::{atomic_fs, checklist::chain::Chain, error::CommandError};
 
 /// The sections of the map, in its order.
 const SECTIONS: [&str; 5] = ["trace_mode", "curriculum", "evaluation", "metadata", "deployment"];
+/// The curriculum of a run without one, and its phase.
+const NONE: &str = "none";
 /// The value of a setting that nothing decides.
 const UNSET: &str = "unset";
 
@@ -86,11 +88,19 @@ impl RepoMap {
             .collect();
         let run_ring = chain.and_then(|chain| Some(chain.run()?.0.to_owned()));
         let setting = |path, value: Option<String>| Setting { path, value: value.unwrap_or_else(|| UNSET.to_owned()) };
-        // Runs capture no traces and have no curriculum: their order of examples is that of the template.
+        let curriculum = chain.map(Chain::curriculum).transpose().map_err(CommandError::bad_input)?.flatten();
+        let (preset, phase) = match &curriculum {
+            Some((CurriculumSettings { phase_schedule, phases, .. }, reported)) => {
+                let first = phases.first().map(|phase| phase.id.as_str());
+                (phase_schedule.clone(), reported.or(first).unwrap_or(NONE).to_owned())
+            }
+            None => (NONE.to_owned(), NONE.to_owned()),
+        };
+        // Runs capture no traces.
         let mut settings = vec![
             setting("trace_mode", Some("disabled".to_owned())),
-            setting("curriculum.preset", Some("none".to_owned())),
-            setting("curriculum.phase", Some("none".to_owned())),
+            setting("curriculum.preset", Some(preset)),
+            setting("curriculum.phase", Some(phase)),
             setting("evaluation.preset", Some(presets.join(", ")).filter(|presets| !presets.is_empty())),
             setting("metadata.rollout_ring", run_ring),
             setting("deployment.rollout_ring", chain.map(|chain| chain.ring.to_string())),
@@ -106,7 +116,17 @@ impl RepoMap {
                 "metadata.rollout_ring" | "deployment.rollout_ring" => {
                     value.parse::<Ring>().map_err(|why| wrong(why.to_string()))?;
                 }
-                "trace_mode" | "curriculum.preset" | "curriculum.phase" => {
+                "curriculum.preset" if CURRICULUM_PRESETS.contains(&value) => {}
+                "curriculum.preset" => {
+                    return Err(wrong(format!(
+                        "there is no such curriculum: use one of {}",
+                        CURRICULUM_PRESETS.join(", ")
+                    )));
+                }
+                "curriculum.phase" => {
+                    return Err(wrong("the phase follows from the progress of the run: remove it".to_owned()));
+                }
+                "trace_mode" => {
                     return Err(wrong(format!("runs of this program have no {key}: remove it")));
                 }
                 _ => {
@@ -203,6 +223,17 @@ spec:
                 "deployment.rollout_ring -> 0D_base_"
             ]
         );
+        // The run is in a phase of its curriculum, or has not begun.
+        let with = "template: cot-starter\n  overrides: [+reasoning=baseline]";
+        let begun = OBJECTS.replacen("template: cot-starter", with, 1);
+        std::fs::write(&path, &begun).unwrap();
+        assert_eq!(map(&config).unwrap()[1..3], ["curriculum.preset -> starter", "curriculum.phase -> warmup"]);
+        let status = "spec:\n  rolloutRing: 0C_base_";
+        let phases = "{ phase: challenge, index: 3, of: 3, steps: 1/300, phases: [] }";
+        let begun = begun.replacen(status, &format!("status: {{ curriculum: {phases} }}\n{status}"), 1);
+        std::fs::write(&path, begun).unwrap();
+        assert_eq!(map(&config).unwrap()[1..3], ["curriculum.preset -> starter", "curriculum.phase -> challenge"]);
+        std::fs::write(&path, OBJECTS).unwrap();
         let some = [&config[..], &["--include", "metadata", "--include", "deployment"]].concat();
         assert_eq!(map(&some).unwrap(), found[4..]);
         let set =
@@ -216,6 +247,8 @@ spec:
             ("evaluation.preset=cot-lit", "did you mean cot-lite?"),
             ("metadata.rollout_ring=0E_base_", "is not a rollout ring"),
             ("trace_mode=weights", "runs of this program have no trace_mode"),
+            ("curriculum.preset=start", "there is no such curriculum: use one of none, starter"),
+            ("curriculum.phase=warmup", "the phase follows from the progress of the run"),
             ("training.max_steps=1", "there is no such setting: use one of trace_mode"),
             ("main", "write KEY=VALUE"),
         ] {

@@ -21,12 +21,12 @@ pub(super) enum FitError {
     },
 }
 
-/// Encodes the report as JSON of at most `most` bytes. Drops, in this order until it fits: notices; the files of the model's
-/// manifest (the digest stays, and the receiver waits for the complete report); the tail of the failure's message; the list of
+/// Encodes the report as JSON of at most `most` bytes. Drops, in this order until it fits: notices; the list of phases of a curriculum;
+/// the files of the model's manifest (the digest stays, and the receiver waits for the complete report); the tail of the failure's message; the list of
 /// data files. Numbers that decide a verdict are never dropped.
 pub(super) fn fit(mut report: Report, most: usize) -> Result<Vec<u8>, FitError> {
     let mut bytes = serde_json::to_vec(&report)?;
-    for leave_out in [notices, manifest, sentence, data] {
+    for leave_out in [notices, phases, manifest, sentence, data] {
         if bytes.len() <= most {
             return Ok(bytes);
         }
@@ -47,6 +47,15 @@ pub(super) fn termination_message(report: Report) -> Result<Vec<u8>, FitError> {
 fn notices(state: &mut State) {
     if let State::Training(state) = state {
         state.notices.clear();
+    }
+}
+
+/// The active phase stays. The controller has the others from earlier reports.
+fn phases(state: &mut State) {
+    if let State::Training(state) = state
+        && let Some(curriculum) = &mut state.curriculum
+    {
+        curriculum.phases.clear();
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use codex_configs::{Data, Resolved, TEMPLATES, Training, VALIDATION, choose};
+use codex_configs::{Data, Resolved, TEMPLATES, Training, VALIDATION, choose, has_options};
 use codex_provenance::{DataDigest, ModelDigest};
 use codex_reports::{Stage, TrainingState, exit};
 use codex_signing::key::PublicKey;
@@ -48,7 +48,8 @@ pub struct Train {
     /// Override a key of the template, such as `training.max_steps=200`.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(super) set: Vec<String>,
-    /// More overrides, after those of --set; template=NAME chooses the template.
+    /// More overrides, after those of --set; template=NAME chooses the template, and +reasoning=NAME settings to begin with, for
+    /// which no template is needed.
     #[arg(value_name = "KEY=VALUE")]
     pub(super) changes: Vec<String>,
     /// Seed of initial weights and data order [default: 1].
@@ -75,7 +76,7 @@ pub struct Train {
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
     pub(super) data: Vec<(String, PathBuf)>,
     /// Directory of the run.
-    #[arg(long, value_name = "DIRECTORY")]
+    #[arg(long, value_name = "DIRECTORY", default_value = "runs/default")]
     pub(super) output: PathBuf,
     /// Show the effect of resuming, and exit.
     #[arg(long, conflicts_with = "prove_resume")]
@@ -249,10 +250,14 @@ impl Train {
             return Ok(Resolved::from_yaml(&atomic_fs::read_named::<TrainError>("--config", path)?)?);
         }
         let (chosen, set) = choose("template", &[self.set.clone(), self.changes.clone()].concat());
-        let Some(template) = chosen.as_deref().or(self.template.as_deref()) else {
-            let why = format!("--template: name one of {}, or write template=NAME", TEMPLATES.join(", "));
+        let template = chosen.as_deref().or(self.template.as_deref());
+        if template.is_none() && !has_options(&set) {
+            let why = format!(
+                "--template: name one of {}, or write template=NAME or +reasoning=baseline",
+                TEMPLATES.join(", ")
+            );
             return Err(TrainError::Arguments(why));
-        };
+        }
         let mut data = Vec::new();
         for (name, path) in &self.data {
             let failed = |source| atomic_fs::named::<TrainError>(&format!("data {name}"), path, source);
@@ -260,7 +265,7 @@ impl Train {
             data.push(Data { name: name.clone(), sha256: Some(sha256), synthetic: None });
         }
         if data.iter().all(|data| data.name == VALIDATION) {
-            data.extend(default_data(template));
+            data.extend(default_data(template.unwrap_or_default()));
         }
         Ok(composing::compose(template, &set, self.seed.unwrap_or(1), data)?)
     }

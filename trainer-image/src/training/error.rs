@@ -12,7 +12,7 @@ use super::{
     failure_class::FailureClass,
     records::RecordsError,
     resources::MemoryError,
-    run::NumericsError,
+    run::{BlockedError, NumericsError},
     schedule::GroupError,
     state::StateError,
 };
@@ -74,6 +74,9 @@ pub enum TrainError {
     /// The loss or a gradient is not finite.
     #[error(transparent)]
     Numerics(#[from] NumericsError),
+    /// A phase of the curriculum cannot be completed.
+    #[error(transparent)]
+    Blocked(#[from] BlockedError),
     /// The records of a run cannot be read.
     #[error(transparent)]
     RunRecords(#[from] RecordsError),
@@ -127,6 +130,7 @@ impl TrainError {
             Self::Engine(error) => FailureClass::of_engine(error),
             Self::Memory(_) => FailureClass::INSUFFICIENT_MEMORY,
             Self::Numerics(_) => FailureClass::NOT_FINITE,
+            Self::Blocked(_) => FailureClass::CURRICULUM_BLOCKED,
             Self::RunRecords(_) => FailureClass::INVALID_RECORDS,
             Self::Proof(_) => FailureClass::NOT_REPRODUCED,
             Self::File(_) | Self::Hub(HubError::File(_) | HubError::Space { .. }) => FailureClass::STORAGE_FAILED,

@@ -20,6 +20,8 @@ impl FailureClass {
     pub(crate) const INSUFFICIENT_MEMORY: Self = Self::last("InsufficientMemory");
     /// Final, because the same seed and data lead to the same step again.
     pub(crate) const NOT_FINITE: Self = Self::last("NotFinite");
+    /// Final for the same reason.
+    pub(crate) const CURRICULUM_BLOCKED: Self = Self::last("CurriculumBlocked");
     pub(crate) const INVALID_RECORDS: Self = Self::last("InvalidRecords");
     pub(crate) const SUPERSEDED: Self = Self::retryable("Superseded");
     pub(crate) const DOWNLOAD_FAILED: Self = Self::retryable("DownloadFailed");

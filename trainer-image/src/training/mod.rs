@@ -51,6 +51,6 @@ pub use records::RecordsError;
 pub use resources::MemoryError;
 pub(crate) use resources::memory_limit;
 pub(crate) use run::CONFIG;
-pub use run::{NumericsError, Outcome, Session, TrainerMetrics};
+pub use run::{BlockedError, NumericsError, Outcome, Session, TrainerMetrics};
 pub use schedule::GroupError;
 pub use state::StateError;

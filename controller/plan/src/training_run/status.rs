@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use codex_crds::{
-    CheckpointStatus, ConditionType, ModelStatus, ProgressStatus, Reason, TrainingRunPhase, TrainingRunStatus,
+    CheckpointStatus, ConditionType, CurriculumPhaseState, CurriculumPhaseStatus, CurriculumStatus,
+    MAX_CURRICULUM_PHASES, ModelStatus, ProgressStatus, Reason, TrainingRunPhase, TrainingRunStatus,
 };
 use codex_provenance::ConfigDigest;
-use codex_reports::Progress as Numbers;
+use codex_reports::{Curriculum, PhaseStatus, Progress as Numbers};
 use codex_verdict::Decimal;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -56,9 +57,27 @@ fn with_numbers_of(next: &TrainingRunStatus, present: &TrainingRunStatus) -> Tra
         config_digest: next.config_digest,
         completed_at: next.completed_at.clone(),
         lost_checkpoint: next.lost_checkpoint.clone(),
+        curriculum: curriculum_with_numbers_of(next.curriculum.as_ref(), present.curriculum.as_ref()),
         conditions: next.conditions.clone(),
         seal: next.seal.clone(),
         ..present.clone()
+    }
+}
+
+/// Returns the progress of a curriculum with the numbers of `present`: steps, and values in the reason. A phase that begins or waits
+/// is no number.
+fn curriculum_with_numbers_of(
+    next: Option<&CurriculumStatus>,
+    present: Option<&CurriculumStatus>,
+) -> Option<CurriculumStatus> {
+    let same = |next: &CurriculumStatus, present: &CurriculumStatus| {
+        next.phases == present.phases
+            && next.phase == present.phase
+            && next.reason.is_some() == present.reason.is_some()
+    };
+    match (next, present) {
+        (Some(next), Some(present)) if same(next, present) => Some(present.clone()),
+        (next, _) => next.cloned(),
     }
 }
 
@@ -92,6 +111,10 @@ fn numbers(view: &View<'_>, stage: &Stage) -> TrainingRunStatus {
     });
     TrainingRunStatus {
         progress: reported.or_else(|| held.progress.clone()).map(|progress| with_speed(progress, view, stage)),
+        curriculum: state
+            .and_then(|state| state.curriculum.as_ref())
+            .map(|reported| curriculum(reported, held.curriculum.as_ref()))
+            .or_else(|| held.curriculum.clone()),
         last_checkpoint: checkpoint
             .map(|checkpoint| CheckpointStatus { step: count(checkpoint.step), digest: checkpoint.digest })
             .or_else(|| held.last_checkpoint.clone().filter(|_| !newly_lost)),
@@ -129,6 +152,33 @@ fn progress(numbers: &Numbers) -> ProgressStatus {
         data_wait: numbers.data_wait.and_then(|share| decimal(share, 4)).map(Decimal),
         memory_bytes: numbers.memory_bytes.map(count),
         val_loss: numbers.val_loss.and_then(|loss| decimal(loss, 4)).map(Decimal),
+    }
+}
+
+/// Returns the progress of a curriculum. What a pod sends is cut to what the status may hold; a report that was shortened to fit has
+/// no list of phases, so that of the status stays.
+fn curriculum(reported: &Curriculum, held: Option<&CurriculumStatus>) -> CurriculumStatus {
+    let cut = |text: &str, most: usize| text.chars().take(most).collect::<String>();
+    let state = |status: PhaseStatus| match status {
+        PhaseStatus::Pending => CurriculumPhaseState::Pending,
+        PhaseStatus::Active => CurriculumPhaseState::Active,
+        PhaseStatus::Completed => CurriculumPhaseState::Completed,
+        PhaseStatus::Failed => CurriculumPhaseState::Failed,
+        PhaseStatus::Skipped => CurriculumPhaseState::Skipped,
+    };
+    let phases = reported.phases.iter().take(MAX_CURRICULUM_PHASES).map(|phase| CurriculumPhaseStatus {
+        id: cut(&phase.id, 63),
+        status: state(phase.status),
+        first_step: phase.first_step.map(count),
+    });
+    let held = held.map(|held| held.phases.clone()).filter(|_| reported.phases.is_empty());
+    CurriculumStatus {
+        phase: cut(&reported.phase, 63),
+        index: i64::from(reported.index),
+        of: i64::from(reported.of),
+        steps: format!("{}/{}", reported.steps_done, reported.steps),
+        reason: reported.reason.as_deref().map(|reason| cut(reason, 1024)),
+        phases: held.unwrap_or_else(|| phases.collect()),
     }
 }
 

@@ -6,6 +6,7 @@ mod bases;
 mod canaries;
 mod compared;
 mod convergence;
+mod curricula;
 mod explained;
 mod leaving;
 mod make;

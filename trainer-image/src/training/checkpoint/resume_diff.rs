@@ -79,7 +79,9 @@ impl fmt::Display for ResumeDiff {
 }
 
 /// Keys that never change a weight. `stop_after` and `early_stop_patience` only end the run earlier or later.
-const NO_EFFECT: [&str; 17] = [
+const NO_EFFECT: [&str; 18] = [
+    // The phases decide, which are compared on their own.
+    "curriculum.preset",
     "metadata.owner",
     "training.best_k",
     "training.best_metric",
@@ -122,9 +124,15 @@ const OTHER_TRAINING: [&str; 6] = [
     "training.shuffle",
 ];
 
-/// Returns the effect of a changed key on a run that resumes.
-fn effect_of(key: &str) -> Effect {
-    if NO_EFFECT.contains(&key) {
+/// Keys that decide what evaluations measure. They change weights if a curriculum waits for what is measured.
+const EVALUATIONS: [&str; 4] =
+    ["training.eval_every", "training.eval_max_new_tokens", "training.eval_records", "training.eval_samples"];
+
+/// Returns the effect of a changed key on a run that resumes. `waits` says whether a curriculum waits for evaluations.
+fn effect_of(key: &str, waits: bool) -> Effect {
+    if waits && EVALUATIONS.contains(&key) {
+        Effect::OtherBits
+    } else if NO_EFFECT.contains(&key) {
         Effect::SameBits
     } else if key.starts_with("training.") && !OTHER_TRAINING.contains(&key) {
         Effect::OtherBits
@@ -217,11 +225,14 @@ impl ResumeDiff {
             let value = |leaves: &[(String, &Value)], key: &String| {
                 leaves.iter().find(|leaf| leaf.0 == *key).map_or_else(|| "unset".to_owned(), |leaf| leaf.1.to_string())
             };
+            let bounds = ["min_metric_threshold", "max_metric_threshold"];
+            let phases = identity.settings.pointer("/curriculum/phases").and_then(Value::as_array);
+            let waits = phases.into_iter().flatten().any(|phase| bounds.iter().any(|bound| phase.get(bound).is_some()));
             for key in keys {
                 let (then, now) = (value(&before, key), value(&after, key));
                 if then != now {
                     let position = POSITION.contains(&key.as_str()) && position(&before) != position(&after);
-                    compare(key, then, now, if position { Effect::Refused } else { effect_of(key) });
+                    compare(key, then, now, if position { Effect::Refused } else { effect_of(key, waits) });
                 }
             }
         }
@@ -326,6 +337,18 @@ mod tests {
         assert_eq!(effect(&halves[..1]), Effect::Refused, "records would be seen twice");
         assert_eq!(effect(&["training.max_epochs=3"]), Effect::Refused);
         assert_eq!(effect(&["training.shuffle=false"]), Effect::Refused);
+        assert_eq!(effect(&["curriculum.preset=starter", "curriculum.phase_schedule=none"]), Effect::SameBits);
+        let waiting = [
+            "curriculum.phase_schedule=custom",
+            "curriculum.phases=[{id: a, steps: 1, metrics: [loss], max_metric_threshold: {loss: 1}}]",
+        ];
+        assert_eq!(effect(&waiting), Effect::Refused, "other phases");
+        let looking = |every: &str| {
+            let (then, now) = (about(&waiting), identity(&[&waiting[..], &[every]].concat(), b"data"));
+            ResumeDiff::compare(&then, Some(&two), &now, &two).effect()
+        };
+        assert_eq!(looking("training.eval_every=2"), Effect::OtherBits, "the phase may wait for other values");
+        assert_eq!(looking("training.keep_last=7"), Effect::SameBits);
         let held_out = |then: (&[&str], Option<&[u8]>), now: (&[&str], Option<&[u8]>)| {
             let with = |(overrides, held_out): (&[&str], Option<&[u8]>)| {
                 let mut identity = identity(overrides, b"data");

@@ -24,7 +24,7 @@ use crate::{
         data::Places,
         listing::{counted, some_tensors},
         records::{LEDGER, STATES},
-        schedule::executed_steps,
+        schedule::{Curriculum, executed_steps},
         state::differing_names,
     },
 };
@@ -122,7 +122,11 @@ impl ResumeProof<'_> {
         };
         let (model, tokenizer) = session.model()?;
         let dataset = session.read_data(&Places::default(), session.encoder(&model, &tokenizer))?;
-        Ok(executed_steps(&self.resolved.spec().settings.training, dataset.records()))
+        let settings = &self.resolved.spec().settings;
+        let steps = executed_steps(&settings.training, dataset.records());
+        // A curriculum ends once its last phase is completed, which takes at least these steps.
+        let phases = Curriculum::of(settings).map(|curriculum| curriculum.phases.iter().map(|phase| phase.steps).sum());
+        Ok(phases.map_or(steps, |phases: u64| phases.min(steps)))
     }
 
     /// Returns how to get more steps.

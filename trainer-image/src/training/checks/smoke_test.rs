@@ -67,7 +67,7 @@ impl CheckpointSmoke {
     }
 
     fn check(&self, place: &Path) -> Result<(), TrainError> {
-        let run = composing::compose(&self.template, &self.set, 1, default_data(&self.template).collect())?;
+        let run = composing::compose(Some(&self.template), &self.set, 1, default_data(&self.template).collect())?;
         let training: &Training = run.spec();
         let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
         let config = model_config(training, &tokenizer)?;

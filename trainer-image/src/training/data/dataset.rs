@@ -17,6 +17,7 @@ use super::{
     input::Input,
     mix::Mix,
     permutation::{permutation_key, permute},
+    phases::Phases,
     records::Limits,
     selection::{Selection, Wanted, select},
     source::Source,
@@ -34,8 +35,10 @@ use crate::{
 pub(crate) struct Dataset {
     pub(super) sources: Vec<Source>,
     pub(super) mix: Mix,
-    seed: u64,
-    shuffle: bool,
+    pub(super) seed: u64,
+    pub(super) shuffle: bool,
+    /// Records of the phases of a curriculum.
+    pub(super) phases: Phases,
     /// Directory of temporary files.
     pub(super) scratch: PathBuf,
     /// Log-probabilities under the reference of each record by source; empty unless preferences are trained.
@@ -56,6 +59,20 @@ pub(crate) struct Places {
 pub(crate) struct Address {
     source: usize,
     record: u64,
+}
+
+impl Address {
+    pub(super) fn new(source: usize, record: u64) -> Self {
+        Self { source, record }
+    }
+
+    pub(super) fn source(self) -> usize {
+        self.source
+    }
+
+    pub(super) fn record(self) -> u64 {
+        self.record
+    }
 }
 
 impl Dataset {
@@ -104,7 +121,8 @@ impl Dataset {
         }
         let mix = Mix::new(sources.iter().map(Source::name), settings.weights.as_ref());
         let (seed, shuffle) = (training.seed, training.settings.training.shuffle);
-        let dataset = Self { sources, mix, seed, shuffle, scratch, reference: Vec::new() };
+        let phases = Phases::select(training, &sources, &scratch, stop)?;
+        let dataset = Self { sources, mix, seed, shuffle, phases, scratch, reference: Vec::new() };
         let (batch, records) = (training.settings.training.batch_size, dataset.records() as usize);
         if batch > records {
             return Err(DataError::Batch { batch, records });
@@ -275,7 +293,8 @@ impl Dataset {
     /// Creates a dataset of these sources.
     pub(super) fn of(sources: Vec<Source>, seed: u64, shuffle: bool) -> Self {
         let mix = Mix::new(sources.iter().map(Source::name), None);
-        Self { sources, mix, seed, shuffle, scratch: std::env::temp_dir(), reference: Vec::new() }
+        let (phases, scratch) = (Phases::default(), std::env::temp_dir());
+        Self { sources, mix, seed, shuffle, phases, scratch, reference: Vec::new() }
     }
 }
 

@@ -168,6 +168,41 @@ pub enum DataError {
         /// Number of records of all data.
         records: usize,
     },
+    /// A phase of the curriculum has no records.
+    #[error(
+        "phase {phase} of the curriculum has no records: {}; change its dataset, or the data",
+        if labels.is_empty() { "its sources have none".to_owned() } else { format!("no record has the {labels}") }
+    )]
+    EmptyPhase {
+        /// Id of the phase.
+        phase: String,
+        /// What it selects records by.
+        labels: String,
+    },
+    /// A phase of the curriculum has fewer records than a batch.
+    #[error(
+        "phase {phase} of the curriculum has batches of {batch}, but {}: write a batch_size of at most {records}, or widen its \
+         dataset", counted(*records, "record")
+    )]
+    PhaseBatch {
+        /// Id of the phase.
+        phase: String,
+        /// Its batch size.
+        batch: usize,
+        /// Number of its records.
+        records: u64,
+    },
+    /// No validation record is of a phase that is measured on them.
+    #[error(
+        "phase {phase} of the curriculum is measured by {metrics}, but no validation record is of its dataset: raise \
+         training.eval_records, add such records to the data named validation, or remove the metrics"
+    )]
+    UnmeasuredPhase {
+        /// Id of the phase.
+        phase: String,
+        /// Its metrics.
+        metrics: String,
+    },
     /// The attempt was asked to end.
     #[error("interrupted")]
     Interrupted,
@@ -193,6 +228,9 @@ impl DataError {
             | Self::TooLong { .. }
             | Self::NoTarget { .. }
             | Self::Unrewarded { .. }
+            | Self::EmptyPhase { .. }
+            | Self::PhaseBatch { .. }
+            | Self::UnmeasuredPhase { .. }
             | Self::Batch { .. } => FailureClass::INVALID_DATA,
             Self::Interrupted => FailureClass::INTERRUPTED,
         }

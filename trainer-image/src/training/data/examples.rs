@@ -175,7 +175,7 @@ fn kind(value: &Value) -> &'static str {
 
 #[cfg(test)]
 pub(crate) mod testing {
-    use codex_configs::{DataFormat, HeldOutShare, Loss};
+    use codex_configs::{DataFormat, HeldOutShare, Loss, ReplaySampling, ReplaySettings};
 
     use super::*;
 
@@ -192,7 +192,10 @@ pub(crate) mod testing {
         };
         let validation = HeldOutShare { share: 0.0, seed: 0 };
         let loss = Loss::Responses;
-        DataSettings { format, fields, loss, weights: None, deduplicate: false, languages: Vec::new(), validation }
+        let sampling = ReplaySampling::Uniform;
+        let replay = ReplaySettings { buffer: 1, ratio: 0.0, interleave_every: 1, sampling };
+        let languages = Vec::new();
+        DataSettings { format, fields, loss, weights: None, deduplicate: false, languages, validation, replay }
     }
 
     /// Reads the records of a file with this name and these bytes. The error is its chain.

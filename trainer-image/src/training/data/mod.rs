@@ -2,8 +2,8 @@
 //! evaluations during training. Reads files, and writes token caches; everything else is pure.
 //!
 //! Inputs are read as streams (`input`, `formats`, `examples`), tokenized a bounded number of records at a time (`records`) and
-//! stored (`token_store`). `selection` leaves records out, `mix` and `permutation` say which record an example is. Nothing
-//! grows with the size of an input but a bit per record while records are selected.
+//! stored (`token_store`). `selection` leaves records out, `mix` and `permutation` say which record an example is, `phases` does so
+//! for the phases of a curriculum. Nothing grows with the size of an input but a bit per record while records are selected.
 
 mod dataset;
 mod encoder;
@@ -15,6 +15,7 @@ mod languages;
 mod lengths;
 mod mix;
 mod permutation;
+mod phases;
 mod preferences;
 mod records;
 mod scratch;
@@ -35,4 +36,4 @@ pub(crate) use formats::FormatError;
 pub(crate) use input::{Input, Stop};
 pub(crate) use lengths::{HeldOutLengths, RecordLengths};
 pub(crate) use token_store::Caches;
-pub(crate) use validation::{Evaluated, Sample, ValidationSet};
+pub(crate) use validation::{Evaluated, Sample, SampleMetrics, ValidationSet};

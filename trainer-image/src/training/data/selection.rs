@@ -14,7 +14,7 @@ use super::{
     DataError, Stop,
     permutation::{permutation_key, permute},
     scratch::scratch_file,
-    token_store::{At, Sums, TokenStore},
+    token_store::{At, Entry, Sums, TokenStore},
 };
 use crate::atomic_fs::FileError;
 
@@ -59,8 +59,8 @@ impl Selection {
         Ok(u64::from(u32::from_le_bytes(bytes)))
     }
 
-    /// Returns the rows of the records that are trained on, in their order.
-    pub(super) fn rows(&self, store: &TokenStore) -> impl Iterator<Item = Result<u64, DataError>> {
+    /// Returns the entries of the records that are trained on, in their order.
+    pub(super) fn entries(&self, store: &TokenStore) -> impl Iterator<Item = Result<Entry, DataError>> {
         let mut chosen = self.chosen.as_ref().map(|file| BufReader::new(At { file, offset: 0 }));
         let mut left = self.sums.records;
         let mut next = 0_u64;
@@ -84,7 +84,7 @@ impl Selection {
                 Err(error) => return Some(Err(error)),
             };
             let (entry, _) = entries.by_ref().find(|(_, index)| *index == wanted)?;
-            Some(entry.map(|entry| entry.rows()))
+            Some(entry)
         })
     }
 }

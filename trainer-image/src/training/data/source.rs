@@ -23,7 +23,7 @@ impl Source {
 
     /// Rows of each record; see [`RecordLengths`](super::RecordLengths).
     pub(super) fn rows(&self) -> impl Iterator<Item = Result<u64, DataError>> {
-        self.selection.rows(&self.store)
+        self.selection.entries(&self.store).map(|entry| Ok(entry?.rows()))
     }
 
     /// Largest number of rows of `count` consecutive records; the first record follows the last.

@@ -223,7 +223,7 @@ proptest! {
             let held_out = &selection.held_out;
             prop_assert!(held_out.iter().all(|at| kept.contains(&u64::from(*at)) && !trained.contains(&u64::from(*at))));
             prop_assert_eq!((chosen(again), &again.held_out), (trained.clone(), held_out));
-            let rows: Vec<u64> = selection.rows(store).map(Result::unwrap).collect();
+            let rows: Vec<u64> = selection.entries(store).map(|entry| entry.unwrap().rows()).collect();
             let expected: Vec<u64> = trained.iter().map(|at| records[*at as usize].len() as u64 - 1).collect();
             prop_assert_eq!(selection.sums.rows, expected.iter().sum::<u64>());
             prop_assert_eq!(rows, expected);

@@ -6,12 +6,12 @@
 //! problems, too.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
-use codex_configs::{DpoSettings, Synthetic, Training, VALIDATION};
+use codex_configs::{Data, DpoSettings, Phase, Synthetic, Training, VALIDATION};
 use codex_engine::{Emitted, Engine, EngineError, ModelConfig, Packed};
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::DataFile;
@@ -22,6 +22,7 @@ use super::{
     encoder::{Encoded, Encoder, Question, pack},
     input::Input,
     languages::Languages,
+    phases::{Labels, each_label},
     records::{Limits, tokenize},
     source::Source,
 };
@@ -40,22 +41,56 @@ pub(crate) struct ValidationSet {
     file: Option<DataDigest>,
     lengths: HeldOutLengths,
     batches: Vec<Packed>,
+    /// The phases that the records of each batch are of.
+    of_phases: Vec<PhaseSet>,
     /// Digests of the records of each batch, under which their log-probabilities are kept; none unless preferences are trained.
     keys: Vec<Vec<Sha256>>,
     /// Log-probabilities of the records of each batch under the reference.
     reference: Vec<Vec<Pair>>,
-    targets: usize,
-    samples: Vec<Question>,
+    /// The prompts that are completed, for each phase; one list without a curriculum.
+    samples: Vec<Vec<Question>>,
     max_new_tokens: usize,
 }
+
+/// A set of phases, with a bit for each.
+type PhaseSet = u64;
 
 /// Result of one evaluation.
 #[derive(Debug)]
 pub(crate) struct Evaluated {
     /// The objective on the validation records.
     pub(crate) measured: Measured,
+    /// Mean cross-entropy per target token, in nats, on the validation records of each phase that has begun; `None` if there are
+    /// none.
+    pub(crate) phases: Vec<Option<f64>>,
     /// Completions of the first prompts.
     pub(crate) samples: Vec<Sample>,
+}
+
+/// What is measured on completions of held-out prompts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct SampleMetrics {
+    /// Share of right answers among prompts whose response has an answer; `None` if none has.
+    pub(crate) exact_match: Option<f64>,
+    /// Mean share of the steps of a response that its completion has, in their order; `None` if no response has steps.
+    pub(crate) trace_coverage: Option<f64>,
+}
+
+impl SampleMetrics {
+    /// Measures completions.
+    pub(crate) fn of(samples: &[Sample]) -> Self {
+        let mean = |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+        let coverage = |sample: &Sample| {
+            let reference = tasks::steps(&sample.response);
+            let written = sample.written.as_deref().map(tasks::steps).unwrap_or_default();
+            let share = tasks::steps_in_order(&reference, &written) as f64 / reference.len() as f64;
+            (!reference.is_empty()).then_some(share)
+        };
+        Self {
+            exact_match: mean(samples.iter().filter_map(|it| it.correct).map(f64::from).collect()),
+            trace_coverage: mean(samples.iter().filter_map(coverage).collect()),
+        }
+    }
 }
 
 /// A prompt and its completion by the model.
@@ -104,12 +139,17 @@ impl ValidationSet {
         if settings.eval_every.is_none() {
             return Ok(None);
         }
-        let (mut batches, mut keys, mut samples) = (Vec::new(), Vec::new(), Vec::new());
+        let phases = training.settings.curriculum.phases.as_slice();
+        let (mut batches, mut keys, mut of_phases) = (Vec::new(), Vec::new(), Vec::new());
+        let mut samples: Vec<Vec<_>> = phases.iter().map(|_| Vec::new()).collect();
+        if phases.is_empty() {
+            samples.push(Vec::new());
+        }
         let mut file = None;
         let held_out = if training.settings.data.validation.share > 0.0 {
             let sources = dataset.sources.iter();
             sources
-                .map(|source| of_source(source, settings.eval_samples, encoder))
+                .map(|source| of_source(source, Wanted::of(training, Some(source.name())), encoder))
                 .collect::<Result<Vec<_>, DataError>>()?
         } else {
             held_out(training, files, &dataset.scratch, encoder, stop, |read| {
@@ -119,23 +159,36 @@ impl ValidationSet {
         };
         let mut lengths = Vec::new();
         for HeldOut { records, questions } in held_out {
-            lengths.push(records.iter().map(Encoded::rows).collect());
-            for batch in records.chunks(settings.batch_size) {
-                if encoder.preferences {
-                    keys.push(batch.iter().map(Encoded::key).collect());
+            lengths.push(records.iter().map(|(record, _)| record.rows()).collect());
+            // The records of a batch are of the same phases.
+            for same in records.chunk_by(|(_, one), (_, other)| one == other) {
+                for batch in same.chunks(settings.batch_size) {
+                    let records: Vec<Encoded> = batch.iter().map(|(record, _)| record.clone()).collect();
+                    if encoder.preferences {
+                        keys.push(records.iter().map(Encoded::key).collect());
+                    }
+                    batches.push(pack(&records));
+                    of_phases.push(batch[0].1);
                 }
-                batches.push(pack(batch));
             }
-            samples.push(questions.into_iter());
+            for (phase, samples) in samples.iter_mut().enumerate() {
+                let own = questions.iter().filter(|(_, of)| phases.is_empty() || of >> phase & 1 == 1);
+                samples.push(own.map(|(question, _)| question.clone()).collect::<Vec<_>>().into_iter());
+            }
+        }
+        for (number, phase) in phases.iter().enumerate().filter(|(_, phase)| phase.is_evaluated()) {
+            if !of_phases.iter().any(|of| of >> number & 1 == 1) {
+                return Err(DataError::UnmeasuredPhase { phase: phase.id.clone(), metrics: phase.metrics.join(", ") });
+            }
         }
         Ok(Some(Self {
             file,
             lengths: HeldOutLengths(lengths),
-            targets: batches.iter().map(|batch| batch.targets.len()).sum(),
             batches,
             keys,
             reference: Vec::new(),
-            samples: interleave(samples, settings.eval_samples),
+            of_phases,
+            samples: samples.into_iter().map(|lists| interleave(lists, settings.eval_samples)).collect(),
             max_new_tokens: settings.eval_max_new_tokens,
         }))
     }
@@ -173,7 +226,7 @@ impl ValidationSet {
     }
 
     /// Computes the objective: the mean cross-entropy per target token in nats, or the mean loss per pair; `None` if `stop` returns
-    /// true before a batch.
+    /// true before a batch. With it comes the cross-entropy on the records of each of the first `phases` phases.
     ///
     /// # Errors
     /// When the engine rejects a batch.
@@ -181,8 +234,9 @@ impl ValidationSet {
         &self,
         engine: &mut dyn Engine,
         preferences: Option<DpoSettings>,
+        phases: usize,
         stop: Stop,
-    ) -> Result<Option<Measured>, EngineError> {
+    ) -> Result<Option<(Measured, Vec<Option<f64>>)>, EngineError> {
         if let Some(settings) = preferences {
             let mut tally = Tally::default();
             for (batch, reference) in self.batches.iter().zip(&self.reference) {
@@ -191,41 +245,59 @@ impl ValidationSet {
                 }
                 measure_pairs(engine, &settings, batch, reference, &mut tally)?;
             }
-            return Ok(Some(tally.finish()));
+            return Ok(Some((tally.finish(), Vec::new())));
         }
-        let mut sum = 0.0;
+        let mut losses = Vec::with_capacity(self.batches.len());
         for batch in &self.batches {
             if stop() {
                 return Ok(None);
             }
-            sum += engine.loss(batch)?;
+            losses.push(engine.loss(batch)?);
         }
-        Ok(Some(Measured { loss: sum / self.targets.max(1) as f64, preferences: None, sampled: None }))
+        let mean = |chosen: &dyn Fn(PhaseSet) -> bool| {
+            let batches = losses.iter().zip(&self.batches).zip(&self.of_phases).filter(|(_, of)| chosen(**of));
+            let (mut sum, mut targets) = (0.0, 0);
+            for ((loss, batch), _) in batches {
+                sum += loss;
+                targets += batch.targets.len();
+            }
+            (targets > 0).then(|| sum / targets as f64)
+        };
+        let of_phase = |phase: usize| mean(&|of| of >> phase & 1 == 1);
+        let loss = mean(&|_| true).unwrap_or(0.0);
+        let measured = Measured { loss, preferences: None, sampled: None };
+        Ok(Some((measured, (0..phases).map(of_phase).collect())))
     }
 
-    /// Whether prompts are completed.
-    pub(crate) fn has_samples(&self) -> bool {
-        !self.samples.is_empty()
+    /// Returns the prompts that are completed in a phase, or without a curriculum.
+    fn questions(&self, phase: Option<usize>) -> &[Question] {
+        self.samples.get(phase.unwrap_or(0)).map_or(&[], Vec::as_slice)
     }
 
-    /// Completes the first prompts with these parameters of the model; `None` if `stop` returns true before a token.
+    /// Whether prompts are completed in a phase, or without a curriculum.
+    pub(crate) fn has_samples(&self, phase: Option<usize>) -> bool {
+        !self.questions(phase).is_empty()
+    }
+
+    /// Completes the first prompts of a phase, or without a curriculum, with these parameters of the model; `None` if `stop` returns
+    /// true before a token.
     ///
     /// # Errors
     /// When the engine rejects the parameters.
     pub(crate) fn samples(
         &self,
-        config: &ModelConfig,
-        parameters: &[f32],
+        (config, parameters): (&ModelConfig, &[f32]),
         tokenizer: &Tokenizer,
+        phase: Option<usize>,
         stop: Stop,
     ) -> Result<Option<Vec<Sample>>, EngineError> {
-        if self.samples.is_empty() {
+        let questions = self.questions(phase);
+        if questions.is_empty() {
             return Ok(Some(Vec::new()));
         }
-        let slots = self.samples.len();
-        let mut generator = Generator::new(config, parameters, tokenizer.clone(), slots)?;
-        let Some(written) = self.complete(&mut generator, stop) else { return Ok(None) };
-        let samples = self.samples.iter().zip(written).map(|(record, written)| {
+        let mut generator = Generator::new(config, parameters, tokenizer.clone(), questions.len())?;
+        let Some(written) = self.complete(questions, &mut generator, stop) else { return Ok(None) };
+        let samples = questions.iter().zip(written).map(|(record, written)| {
             let written = written.map_err(|error| chain(&error));
             let found = written.as_deref().ok().and_then(final_answer);
             Sample {
@@ -238,9 +310,14 @@ impl ValidationSet {
         Ok(Some(samples.collect()))
     }
 
-    /// Completes the prompt of each sample. [`Generator::complete`] cannot be interrupted.
-    fn complete(&self, generator: &mut Generator, stop: Stop) -> Option<Vec<Result<String, GenerateError>>> {
-        let prompts = self.samples.iter().enumerate();
+    /// Completes the prompt of each question. [`Generator::complete`] cannot be interrupted.
+    fn complete(
+        &self,
+        questions: &[Question],
+        generator: &mut Generator,
+        stop: Stop,
+    ) -> Option<Vec<Result<String, GenerateError>>> {
+        let prompts = questions.iter().enumerate();
         let taken: Vec<Result<(), GenerateError>> =
             prompts.map(|(slot, question)| generator.prefill(slot, &question.ids)).collect();
         let mut tokens = vec![Vec::new(); taken.len()];
@@ -276,28 +353,87 @@ fn final_answer(response: &str) -> Option<&str> {
     Some(answer.strip_suffix(tasks::END).unwrap_or(answer))
 }
 
-/// The validation records of a source, and the questions among the first of them.
+/// The validation records of a source, and the questions among the first of them, each with the phases that it is of.
 #[derive(Debug, Default)]
 struct HeldOut {
-    records: Vec<Encoded>,
-    questions: Vec<Question>,
+    records: Vec<(Encoded, PhaseSet)>,
+    questions: Vec<(Question, PhaseSet)>,
 }
 
-/// Returns the first `wanted` validation records of an input, and the number of all. All of them are checked.
-fn of_input(
-    input: &Input,
-    wanted: usize,
-    samples: usize,
-    encoder: Encoder,
-    stop: Stop,
-) -> Result<(HeldOut, u64), DataError> {
+/// What is read of the validation records of a source.
+#[derive(Clone, Copy, Debug)]
+struct Wanted<'a> {
+    /// Number of records.
+    records: usize,
+    /// Number of questions of each phase, or without a curriculum.
+    questions: usize,
+    phases: &'a [Phase],
+    /// The data that the records are held out of; `None` for the data named `validation`, which may have records of every phase.
+    source: Option<&'a Data>,
+}
+
+impl<'a> Wanted<'a> {
+    /// Returns what is read of the records that are held out of the data of a name, or of the data named `validation`.
+    fn of(training: &'a Training, source: Option<&str>) -> Self {
+        let settings = &training.settings;
+        Self {
+            records: settings.training.eval_records,
+            questions: settings.training.eval_samples,
+            phases: &settings.curriculum.phases,
+            source: source.and_then(|name| training.data.iter().find(|data| data.name == name)),
+        }
+    }
+
+    /// Returns the phases that a record with these labels is of.
+    fn phases_of(&self, labels: &Labels) -> PhaseSet {
+        let is_of = |phase: &Phase| self.source.is_none_or(|data| phase.dataset.takes(data)) && labels.are_of(phase);
+        let bits = self.phases.iter().enumerate().filter(|(_, phase)| is_of(phase));
+        bits.fold(0, |set, (number, _)| set | 1 << number)
+    }
+
+    /// Returns the phases of each record of an input whose number `is_wanted` names, until it has found this many.
+    fn sets(
+        &self,
+        input: &Input,
+        encoder: Encoder,
+        count: usize,
+        is_wanted: impl Fn(u32) -> bool,
+    ) -> Result<BTreeMap<u32, PhaseSet>, DataError> {
+        let mut sets = BTreeMap::new();
+        if self.phases.is_empty() || count == 0 {
+            return Ok(sets);
+        }
+        each_label(input, encoder.data, |number, labels| {
+            if is_wanted(number) {
+                sets.insert(number, self.phases_of(&labels));
+            }
+            let done = sets.len() >= count;
+            Ok(if done { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        Ok(sets)
+    }
+
+    /// Whether another question of these phases is wanted.
+    fn lacks(&self, questions: &[(Question, PhaseSet)], set: PhaseSet) -> bool {
+        if self.phases.is_empty() {
+            return questions.len() < self.questions;
+        }
+        let count = |phase: usize| questions.iter().filter(|(_, of)| of >> phase & 1 == 1).count();
+        (0..self.phases.len()).any(|phase| set >> phase & 1 == 1 && count(phase) < self.questions)
+    }
+}
+
+/// Returns the first validation records of an input, and the number of all. All of them are checked.
+fn of_input(input: &Input, wanted: Wanted, encoder: Encoder, stop: Stop) -> Result<(HeldOut, u64), DataError> {
+    let sets = wanted.sets(input, encoder, wanted.records, |_| true)?;
     let mut held_out = HeldOut::default();
     let counts = tokenize(input, encoder, &Languages::default(), Limits::default(), stop, |record| {
-        if held_out.records.len() < wanted {
-            if held_out.questions.len() < samples {
-                held_out.questions.extend(encoder.question(&record.example));
+        if held_out.records.len() < wanted.records {
+            let set = sets.get(&record.number).copied().unwrap_or(0);
+            if wanted.lacks(&held_out.questions, set) {
+                held_out.questions.extend(encoder.question(&record.example).map(|question| (question, set)));
             }
-            held_out.records.push(record.encoded);
+            held_out.records.push((record.encoded, set));
         }
         Ok(())
     })?;
@@ -306,19 +442,22 @@ fn of_input(
 
 /// Returns the records that are held out of a source of training data. The questions are those that come first in the input, so
 /// that not all of it is read again.
-fn of_source(source: &Source, samples: usize, encoder: Encoder) -> Result<HeldOut, DataError> {
+fn of_source(source: &Source, wanted: Wanted, encoder: Encoder) -> Result<HeldOut, DataError> {
     let entries = source.selection.held_out.iter().map(|index| source.store.entry(u64::from(*index)));
     let entries = entries.collect::<Result<Vec<_>, _>>()?;
-    let records = entries.iter().map(|entry| source.store.record(*entry)).collect::<Result<Vec<_>, _>>()?;
     let mut waiting: BTreeSet<u32> = entries.iter().map(|entry| entry.number).collect();
+    let sets = wanted.sets(&source.input, encoder, waiting.len(), |number| waiting.contains(&number))?;
+    let set = |number: u32| sets.get(&number).copied().unwrap_or(0);
+    let records = entries.iter().map(|entry| Ok((source.store.record(*entry)?, set(entry.number))));
+    let records = records.collect::<Result<Vec<_>, DataError>>()?;
     let (mut questions, mut number) = (Vec::new(), 0);
-    if samples > 0 {
+    if wanted.questions > 0 {
         encoder.each_record(&source.input, |example| {
-            if waiting.remove(&number) {
-                questions.extend(encoder.question(&example));
+            if waiting.remove(&number) && wanted.lacks(&questions, set(number)) {
+                questions.extend(encoder.question(&example).map(|question| (question, set(number))));
             }
             number += 1;
-            let done = waiting.is_empty() || questions.len() >= samples;
+            let done = waiting.is_empty() || (wanted.phases.is_empty() && questions.len() >= wanted.questions);
             Ok(if done { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
     }
@@ -335,10 +474,10 @@ fn held_out(
     mut seen: impl FnMut(DataFile),
 ) -> Result<Vec<HeldOut>, DataError> {
     let settings = &training.settings.training;
-    let (wanted, samples) = (settings.eval_records, settings.eval_samples);
+    let wanted = settings.eval_records;
     if let Some(data) = training.data.iter().find(|data| data.name == VALIDATION) {
         let input = Input::open(data, Split::HeldOut, files, stop, &mut seen)?.with_scratch(scratch);
-        let (held_out, records) = of_input(&input, wanted, samples, encoder, stop)?;
+        let (held_out, records) = of_input(&input, Wanted::of(training, None), encoder, stop)?;
         seen(DataFile { records: Some(records), ..input.file });
         return Ok(vec![held_out]);
     }
@@ -353,7 +492,7 @@ fn held_out(
             error => error.into(),
         })?;
         let input = Input::of_bytes(&data.name, &format!("held-out {}", data.name), bytes);
-        Ok(of_input(&input, each, samples, encoder, stop)?.0)
+        Ok(of_input(&input, Wanted { records: each, ..Wanted::of(training, Some(&data.name)) }, encoder, stop)?.0)
     });
     made.collect()
 }
@@ -392,7 +531,7 @@ mod tests {
         let config = crate::training::run::model_config(run.spec(), &tokenizer).unwrap();
         let state = crate::training::state::State::new(config, 1, codex_engine::Settings::default()).unwrap();
         let samples = validation
-            .samples(state.engine.config(), &state.engine.parameters().unwrap(), &tokenizer, &|| false)
+            .samples((state.engine.config(), &state.engine.parameters().unwrap()), &tokenizer, None, &|| false)
             .unwrap()
             .unwrap();
         assert_eq!(samples.len(), 4);

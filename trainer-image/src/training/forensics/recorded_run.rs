@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use codex_configs::{Data, Resolved, Training};
+use codex_configs::{Data, Phase, Resolved, Training};
 use codex_provenance::DataDigest;
 use codex_reports::TrainingState;
 
@@ -156,6 +156,7 @@ impl Rerun<'_> {
         let settings = engine_settings(&training.settings.training);
         let read = |layout: &_| Ok(found.map(|found| found.read(layout)).transpose()?);
         let mut state = self.model.state(self.base.as_ref(), training.seed, settings, read)?;
+        state.begin_curriculum(&training.settings.curriculum.phases);
         if let (true, Some(evaluation)) = (state.evaluation_pending, self.evaluation()) {
             self.session().evaluate(&mut state, evaluation)?;
         }
@@ -170,21 +171,24 @@ impl Rerun<'_> {
         self.session().rollouts(&self.model, &self.tokenizer)
     }
 
-    /// Returns what evaluations need, without samples.
+    /// Returns what evaluations need, without samples unless a phase of the curriculum is measured by them.
     fn evaluation(&self) -> Option<Evaluation<'_>> {
         let validation = self.validation.as_ref()?;
-        Some(Evaluation { validation, model: &self.model, tokenizer: None })
+        let phases = &self.run.resolved.spec().settings.curriculum.phases;
+        let tokenizer = phases.iter().any(Phase::is_sampled).then_some(&self.tokenizer);
+        Some(Evaluation { validation, model: &self.model, tokenizer })
     }
 
-    /// Takes one step, and evaluates where the run did.
+    /// Takes one step, evaluates where the run did, and begins the next phase of a curriculum where the run did.
     ///
     /// # Errors
     /// As for training.
     pub(crate) fn step(&self, state: &mut State) -> Result<LedgerRow, TrainError> {
         let result = self.session().step(state, &self.dataset, self.rollouts()?.as_ref())?;
         let Some(StepResult { row, .. }) = result else { return Err(TrainError::Interrupted) };
-        if let Some(evaluation) = self.evaluation() {
-            self.session().evaluate(state, evaluation)?;
+        match self.evaluation() {
+            Some(evaluation) => drop(self.session().evaluate(state, evaluation)?),
+            None => self.session().advance(state),
         }
         Ok(row)
     }

@@ -186,7 +186,17 @@ pub(crate) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
     let found = rerun.checkpoint(step - 1)?;
     let mut state = rerun.state(found.as_ref())?;
     let mut agrees = true;
-    while state.step < step - 1 {
+    let phases = &rerun.run.resolved.spec().settings.curriculum.phases;
+    loop {
+        if state.curriculum.as_ref().is_some_and(|progress| progress.is_finished(phases)) {
+            return Err(TrainError::Arguments(format!(
+                "step {step} does not exist: the curriculum of the run is completed after {}",
+                counted(state.step, "step")
+            )));
+        }
+        if state.step + 1 >= step {
+            break;
+        }
         let row = rerun.step(&mut state)?;
         if let Some(recorded) = ledger.get(&row.step).filter(|recorded| **recorded != row) {
             agrees = false;
@@ -201,7 +211,7 @@ pub(crate) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
             );
         }
     }
-    let StepData { addresses, batches, targets, .. } = rerun.session().data_of(state.step, &rerun.dataset)?;
+    let StepData { addresses, batches, targets, .. } = rerun.session().data_of(&state, &rerun.dataset)?;
     let mut records = Vec::new();
     let preferences = rerun.run.resolved.spec().settings.training.preferences();
     for address in addresses.concat() {

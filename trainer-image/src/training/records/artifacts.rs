@@ -19,7 +19,7 @@ use crate::{
         environment::{self, Environment, variable},
         errors::{self, ErrorRow},
         ledger::{self, Row as MetricsRow},
-        metadata::{self, BaseModel, Checksums, Metadata, RunMetadata},
+        metadata::{self, BaseModel, Checksums, ControlSurface, Metadata, RunMetadata},
     },
     atomic_fs::{self, FileError},
     model::ModelFiles,
@@ -72,6 +72,7 @@ impl Artifacts {
             .version(&training.template)
             .map_err(std::io::Error::other)
             .map_err(FileError::of("encoding", &self.directory))?;
+        let (control_surface, knobs) = ControlSurface::of(&training.settings.curriculum);
         let metadata = RunMetadata {
             metadata: Metadata {
                 owner: training.settings.metadata.owner.clone(),
@@ -82,6 +83,8 @@ impl Artifacts {
             artifacts_dir: self.directory.clone(),
             config_digest: resolved.digest(),
             dataset_version,
+            knobs: Some(knobs),
+            control_surface: Some(control_surface),
             base: base.map(Base::described),
             adapter: None,
         };

@@ -67,6 +67,7 @@ fn state_part(model: &TrainedModel) -> &'static str {
 
 fn refusal(estimate: &Estimate, limit: &MemoryLimit, fix: String) -> MemoryError {
     MemoryError {
+        phase: None,
         estimate: estimate.to_string(),
         source_of_limit: limit.source.clone(),
         limit: Bytes(limit.bytes).to_string(),

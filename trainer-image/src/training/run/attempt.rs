@@ -11,7 +11,7 @@ use super::{
     inputs::{check_warmup, data_digests},
     preferences::Keep,
     progress::ProgressOutputs,
-    resume::{check_order, compare},
+    resume::compare,
     steps::Evaluation,
 };
 use crate::{
@@ -125,7 +125,7 @@ impl Session<'_> {
         let (writer, ends) = AsyncWriter::start(lock.handle(), store, origin, &artifacts_directory, state.step)?;
         ends.notices.into_iter().for_each(|notice| self.notice(notice));
         match ends.ledger {
-            Some(row) if row.step == state.step => check_order(&row, &dataset)?,
+            Some(row) if row.step == state.step => self.check_order(&row, &state, &dataset)?,
             None if state.step == 0 => {}
             row => self.notice(format!(
                 "the ledger ends at step {}, but training resumes from step {}: the order of data cannot be checked",

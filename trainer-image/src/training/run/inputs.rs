@@ -19,7 +19,7 @@ use crate::{
         data::{Dataset, Encoder, Places, ValidationSet},
         listing::counted,
         resources::{RecordRows, check_estimate, estimate, memory_limit},
-        schedule::scheduled_steps,
+        schedule::{Curriculum, scheduled_steps},
     },
 };
 
@@ -109,12 +109,28 @@ impl Session<'_> {
         dataset: &Dataset,
         validation: Option<&ValidationSet>,
     ) -> Result<u64, TrainError> {
-        let settings = &self.resolved.spec().settings.training;
-        let records = RecordRows { trained: dataset.lengths(), held_out: validation.map(ValidationSet::lengths) };
-        let estimate = estimate(model, settings, &records);
-        tracing::info!("memory: at most {estimate}");
-        check_estimate(model, settings, &records, memory_limit(Path::new("/")).as_ref())?;
-        Ok(estimate.total())
+        let settings = &self.resolved.spec().settings;
+        let held_out = validation.map(ValidationSet::lengths);
+        let limit = memory_limit(Path::new("/"));
+        let Some(curriculum) = Curriculum::of(settings) else {
+            let (training, records) = (&settings.training, RecordRows { trained: dataset.lengths(), held_out });
+            let estimate = estimate(model, training, &records);
+            tracing::info!("memory: at most {estimate}");
+            check_estimate(model, training, &records, limit.as_ref())?;
+            return Ok(estimate.total());
+        };
+        let mut most = 0;
+        for (number, phase) in curriculum.phases.iter().enumerate() {
+            let batch_size = curriculum.batch(number);
+            let training = Optimization { batch_size, ..settings.training.clone() };
+            let trained = dataset.phase_lengths(&curriculum, number);
+            let records = RecordRows { trained, held_out: held_out.clone() };
+            let estimate = estimate(model, &training, &records);
+            tracing::info!("memory of phase {}: at most {estimate}", phase.id);
+            check_estimate(model, &training, &records, limit.as_ref()).map_err(|error| error.of_phase(&phase.id))?;
+            most = most.max(estimate.total());
+        }
+        Ok(most)
     }
 
     /// Returns the identity of the run; `data` has the digest of each file by name.

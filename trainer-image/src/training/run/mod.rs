@@ -15,7 +15,7 @@ mod step_numbers;
 mod steps;
 mod trainer_metrics;
 
-pub use error::NumericsError;
+pub use error::{BlockedError, NumericsError};
 pub(crate) use gradients::{StepBatches, accumulate, record_loss};
 pub(crate) use inputs::{data_digests, model_config};
 pub(crate) use preferences::Keep;

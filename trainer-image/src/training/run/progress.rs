@@ -192,8 +192,14 @@ impl<'a> ProgressOutputs<'a> {
         }
     }
 
-    /// Reports the evaluation after `step` steps, which took this long.
-    pub(super) fn evaluated(&mut self, step: u64, measured: Measured, samples: &[Sample], took: Duration) {
+    /// Reports the evaluation after `step` steps, which took this long, with the losses on the validation records of phases.
+    pub(super) fn evaluated(
+        &mut self,
+        step: u64,
+        measured: Measured,
+        phases: &[(&str, f64)],
+        (samples, took): (&[Sample], Duration),
+    ) {
         let Measured { loss, preferences, .. } = measured;
         // The speed counts the time of steps only.
         for sums in &mut self.recent {
@@ -232,6 +238,9 @@ impl<'a> ProgressOutputs<'a> {
             let mut metrics = vec![("loss", loss)];
             metrics.extend(rows(preferences));
             self.write(step, VALIDATION_SPLIT, &metrics);
+            for (id, loss) in phases {
+                self.write(step, VALIDATION_SPLIT, &[(&format!("loss.{id}"), *loss)]);
+            }
         }
     }
 

@@ -102,12 +102,30 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Checks that the last step of the ledger, which the state is of, would see the same records again.
+    pub(super) fn check_order(&self, row: &LedgerRow, state: &State, dataset: &Dataset) -> Result<(), TrainError> {
+        let (first, addresses) = match &state.curriculum {
+            // Examples are counted over the whole run, so this holds for another batch size, too.
+            None => (row.first, dataset.examples(row.first, row.examples)),
+            Some(progress) => {
+                let (first, addresses, _) = self.records_of(Some(progress), row.step.saturating_sub(1), dataset)?;
+                (first, addresses)
+            }
+        };
+        let expected = dataset.digest(&addresses)?;
+        if expected == row.records && first == row.first {
+            return Ok(());
+        }
+        Err(ResumeError::DataOrder { step: row.step, found: row.records.short(), expected: expected.short() }.into())
+    }
+
     /// Restores the state of the checkpoint, or creates the initial one.
     pub(super) fn restore(&self, model: &TrainedModel, found: Option<&ValidCheckpoint>) -> Result<State, TrainError> {
         let settings = engine_settings(&self.resolved.spec().settings.training);
         let seed = self.resolved.spec().seed;
-        let state = model
+        let mut state = model
             .state(self.base, seed, settings, |layout| Ok(found.map(|found| found.read(layout)).transpose()?))?;
+        state.begin_curriculum(&self.resolved.spec().settings.curriculum.phases);
         let Some(found) = found else { return Ok(state) };
         tracing::info!(step = state.step, "training resumes from a checkpoint");
         self.reporter.update(|report| {
@@ -123,15 +141,4 @@ pub(super) fn compare(found: Option<&ValidCheckpoint>, identity: &RunIdentity, o
     found.map_or_else(ResumeDiff::fresh, |found| {
         ResumeDiff::compare(&found.info, found.origin.as_ref(), identity, origin)
     })
-}
-
-/// Checks that the last step of the ledger would see the same records again.
-pub(super) fn check_order(row: &LedgerRow, dataset: &Dataset) -> Result<(), TrainError> {
-    // Examples are counted over the whole run, so this holds for another batch size, too.
-    let addresses = dataset.examples(row.first, row.examples);
-    let expected = dataset.digest(&addresses)?;
-    if expected == row.records {
-        return Ok(());
-    }
-    Err(ResumeError::DataOrder { step: row.step, found: row.records.short(), expected: expected.short() }.into())
 }

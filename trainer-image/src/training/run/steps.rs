@@ -8,7 +8,7 @@ use codex_reports::Stage;
 use sha2::Digest as _;
 
 use super::{
-    NumericsError, Outcome, Rollouts, Session, StepBatches, StepNumbers, accumulate, accumulate_rollouts,
+    BlockedError, NumericsError, Outcome, Rollouts, Session, StepBatches, StepNumbers, accumulate, accumulate_rollouts,
     progress::ProgressOutputs, record_loss,
 };
 use crate::{
@@ -18,13 +18,15 @@ use crate::{
         attempts::RunLock,
         base::TrainedModel,
         checkpoint::CheckpointPolicy,
-        data::{Address, DataError, Dataset, Evaluated, ValidationSet},
+        data::{Address, DataError, Dataset, Evaluated, SampleMetrics, ValidationSet},
         listing::counted,
         objective::Measured,
         records::LedgerRow,
         resources::log_memory,
-        schedule::{Examples, examples_of_step, executed_steps, learning_rate, scheduled_steps, tensor_rates},
-        state::{State, first_non_finite_tensor},
+        schedule::{
+            Curriculum, Examples, examples_of_step, executed_steps, learning_rate, scheduled_steps, tensor_rates,
+        },
+        state::{PhaseProgress, State, first_non_finite_tensor},
     },
 };
 
@@ -85,14 +87,18 @@ impl Session<'_> {
         outputs: &mut ProgressOutputs,
     ) -> Result<Option<Outcome>, TrainError> {
         let settings = &self.resolved.spec().settings.training;
+        let phases = &self.resolved.spec().settings.curriculum.phases;
         let total = executed_steps(settings, dataset.records());
+        let completed = |state: &State| state.curriculum.as_ref().is_some_and(|progress| progress.is_finished(phases));
         if state.evaluation_pending {
             if !self.evaluate_and_report(state, evaluation, outputs)? {
                 return self.interrupt(state, policy);
             }
             policy.evaluated(state)?;
         }
-        while state.step < total && !state.early_stopping.should_stop(settings.early_stop_patience) {
+        self.report_phase(state, false);
+        while state.step < total && !completed(state) && !state.early_stopping.should_stop(settings.early_stop_patience)
+        {
             let began = Instant::now();
             let result = if (self.stop)() { None } else { self.step(state, dataset, rollouts)? };
             let Some(StepResult { numbers, row }) = result else { return self.interrupt(state, policy) };
@@ -102,6 +108,7 @@ impl Session<'_> {
             }
             outputs.step(numbers, lock.executed());
             let evaluated = self.evaluate_and_report(state, evaluation, outputs)?;
+            self.report_phase(state, false);
             if state.step == 1 {
                 log_memory("first step");
             }
@@ -112,7 +119,10 @@ impl Session<'_> {
             policy.step(state, row, began.elapsed())?;
         }
         policy.finish(state, false, self.stop)?;
-        if let (true, Some((best, value))) = (state.step < total, state.early_stopping.best) {
+        self.report_phase(state, true);
+        self.end_curriculum(state, scheduled_steps(settings, dataset.records()))?;
+        let early = state.step < total && !completed(state);
+        if let (true, Some((best, value))) = (early, state.early_stopping.best) {
             let (metric, evaluations) = (&settings.best_metric, counted(state.early_stopping.since_best, "evaluation"));
             self.notice(format!(
                 "training stopped early at step {}: in {evaluations} {metric} did not improve on {value} of step {best}",
@@ -120,6 +130,55 @@ impl Session<'_> {
             ));
         }
         Ok(None)
+    }
+
+    /// Reports the progress of the curriculum, if the run has one. With `over`, no step follows.
+    fn report_phase(&self, state: &State, over: bool) {
+        let phases = &self.resolved.spec().settings.curriculum.phases;
+        let Some(progress) = &state.curriculum else { return };
+        let report = progress.report(phases, state.step, over);
+        if let Some(metrics) = self.metrics {
+            metrics.phase(&report);
+        }
+        self.reporter.update(|state| state.curriculum = Some(report));
+    }
+
+    /// Checks how the curriculum ended, if the run has one, in a run with a schedule of `scheduled` steps.
+    ///
+    /// # Errors
+    /// [`BlockedError`] if all steps are used up while a phase waits for its thresholds.
+    fn end_curriculum(&self, state: &State, scheduled: u64) -> Result<(), TrainError> {
+        let phases = &self.resolved.spec().settings.curriculum.phases;
+        let Some(progress) = state.curriculum.as_ref().filter(|progress| !progress.is_finished(phases)) else {
+            return Ok(());
+        };
+        let active = progress.active(phases);
+        let phase = phases[active].id.clone();
+        if state.step < scheduled {
+            return Ok(());
+        }
+        if let Some(why) = progress.blocked(phases, state.step) {
+            return Err(BlockedError { phase, step: state.step, why }.into());
+        }
+        let skipped: Vec<&str> = phases[active + 1..].iter().map(|phase| phase.id.as_str()).collect();
+        let skipped = if skipped.is_empty() { String::new() } else { format!("; skipped: {}", skipped.join(", ")) };
+        self.notice(format!(
+            "all {} of the run are done in phase {phase} of the curriculum, after {} of its {}{skipped}",
+            counted(state.step, "step"),
+            state.step - progress.firsts()[active],
+            counted(phases[active].steps, "step"),
+        ));
+        Ok(())
+    }
+
+    /// Begins the next phase of the curriculum if the active one is completed.
+    pub(crate) fn advance(&self, state: &mut State) {
+        let phases = &self.resolved.spec().settings.curriculum.phases;
+        let Some(progress) = &mut state.curriculum else { return };
+        if let Some(completed) = progress.advance(phases, state.step) {
+            let next = phases.get(completed + 1).map_or("none", |phase| phase.id.as_str());
+            tracing::info!(step = state.step, phase = phases[completed].id, next, "phase completed");
+        }
     }
 
     /// Writes a checkpoint of an interrupted attempt and reports the interruption.
@@ -141,11 +200,15 @@ impl Session<'_> {
         let began = Instant::now();
         let Some(evaluation) = evaluation else {
             state.evaluation_pending = false;
+            self.advance(state);
             return Ok(true);
         };
         match self.evaluate(state, evaluation) {
-            Ok(Some(Evaluated { measured, samples })) => {
-                outputs.evaluated(state.step, measured, &samples, began.elapsed());
+            Ok(Some(Evaluated { measured, phases, samples })) => {
+                let known = self.resolved.spec().settings.curriculum.phases.iter().zip(phases);
+                let phases: Vec<(&str, f64)> =
+                    known.filter_map(|(phase, loss)| Some((phase.id.as_str(), loss?))).collect();
+                outputs.evaluated(state.step, measured, &phases, (&samples, began.elapsed()));
             }
             Ok(None) => {}
             Err(TrainError::Interrupted) => return Ok(false),
@@ -154,7 +217,8 @@ impl Session<'_> {
         Ok(true)
     }
 
-    /// Evaluates the state on the validation records if that is due after the latest step.
+    /// Evaluates the state on the validation records if that is due after the latest step, and begins the next phase of the
+    /// curriculum if the active one is then completed.
     ///
     /// # Errors
     /// When the engine rejects a batch, and [`TrainError::Interrupted`] when the attempt is interrupted. The evaluation is then
@@ -169,35 +233,66 @@ impl Session<'_> {
         state.measured.remove(VAL_LOSS);
         state.evaluation_pending = settings.eval_every.is_some_and(|every| state.step.is_multiple_of(every));
         if !state.evaluation_pending {
+            self.advance(state);
             return Ok(None);
         }
-        let measured = validation.measure(state.engine.as_mut(), settings.preferences(), self.stop)?;
-        let measured = measured.ok_or(TrainError::Interrupted)?;
+        let known = self.resolved.spec().settings.curriculum.phases.as_slice();
+        let phase = state.curriculum.as_ref().map(|progress| progress.active(known));
+        let begun = phase.map_or(0, |phase| phase + 1);
+        let measured = validation.measure(state.engine.as_mut(), settings.preferences(), begun, self.stop)?;
+        let (measured, phases) = measured.ok_or(TrainError::Interrupted)?;
         let samples = match tokenizer {
-            Some(tokenizer) if validation.has_samples() => {
+            Some(tokenizer) if validation.has_samples(phase) => {
                 let trained = state.engine.parameters()?;
                 let merged = model.parameters(self.base, &trained)?;
-                validation.samples(&model.config, merged.as_deref().unwrap_or(&trained), tokenizer, self.stop)?
+                let model = (&model.config, merged.as_deref().unwrap_or(&trained));
+                validation.samples(model, tokenizer, phase, self.stop)?
             }
             _ => Some(Vec::new()),
         };
         let samples = samples.ok_or(TrainError::Interrupted)?;
         state.measured.insert(VAL_LOSS.to_owned(), measured.loss);
+        if let (Some(phase), Some(progress)) = (phase, &mut state.curriculum) {
+            let SampleMetrics { exact_match, trace_coverage } = SampleMetrics::of(&samples);
+            let values = [(VAL_LOSS, phases[phase]), ("exact_match", exact_match), ("trace_coverage", trace_coverage)];
+            progress.record(known, values);
+        }
         let best = state.measured.get(&settings.best_metric).copied().unwrap_or(f64::NAN);
         state.early_stopping.record(state.step, best, settings.metric_mode);
         state.evaluation_pending = false;
-        Ok(Some(Evaluated { measured, samples }))
+        self.advance(state);
+        Ok(Some(Evaluated { measured, phases, samples }))
     }
 
-    /// Returns the data of the step after `done` steps.
+    /// Returns the records of the step after `done` steps, of a run whose curriculum, if it has one, got as far as `progress`: the
+    /// number of the first example, counted over the whole run, the records, and how many of them are in a batch.
+    ///
+    /// # Errors
+    /// When the number of a record cannot be read.
+    pub(super) fn records_of(
+        &self,
+        progress: Option<&PhaseProgress>,
+        done: u64,
+        dataset: &Dataset,
+    ) -> Result<(u64, Vec<Address>, usize), DataError> {
+        let settings = &self.resolved.spec().settings;
+        if let (Some(curriculum), Some(progress)) = (Curriculum::of(settings), progress) {
+            let phase = curriculum.place(progress.firsts(), done).phase;
+            let (first, addresses) = dataset.of_phase(&curriculum, progress.firsts(), done)?;
+            return Ok((first, addresses, curriculum.batch(phase)));
+        }
+        let Examples { first, count } = examples_of_step(&settings.training, dataset.records(), done);
+        Ok((first, dataset.examples(first, count), settings.training.batch_size))
+    }
+
+    /// Returns the data of the step after those of the state.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub(crate) fn data_of(&self, done: u64, dataset: &Dataset) -> Result<StepData, DataError> {
-        let training = &self.resolved.spec().settings.training;
-        let Examples { first, count } = examples_of_step(training, dataset.records(), done);
-        let addresses = dataset.examples(first, count);
-        let addresses: Vec<Vec<Address>> = addresses.chunks(training.batch_size).map(<[_]>::to_vec).collect();
+    pub(crate) fn data_of(&self, state: &State, dataset: &Dataset) -> Result<StepData, DataError> {
+        let done = state.step;
+        let (first, addresses, batch) = self.records_of(state.curriculum.as_ref(), done, dataset)?;
+        let addresses: Vec<Vec<Address>> = addresses.chunks(batch).map(<[_]>::to_vec).collect();
         let seed = self.resolved.spec().seed;
         let noisy = |(index, addresses): (usize, &Vec<Address>)| {
             let noise = seed_of(b"codex noise 1\0", &[seed, done, index as u64]);
@@ -221,7 +316,7 @@ impl Session<'_> {
     ) -> Result<Option<StepResult>, TrainError> {
         let training = &self.resolved.spec().settings.training;
         let began = Instant::now();
-        let StepData { first, addresses, batches, targets } = self.data_of(state.step, dataset)?;
+        let StepData { first, addresses, batches, targets } = self.data_of(state, dataset)?;
         let data_wait = began.elapsed();
         let rolled = match rollouts {
             None => None,
@@ -233,7 +328,7 @@ impl Session<'_> {
                 }
             }
         };
-        let State { step, engine, spikes, measured, early_stopping: _, evaluation_pending: _ } = state;
+        let State { step, engine, spikes, measured, early_stopping: _, curriculum, evaluation_pending: _ } = state;
         engine.clear_gradients()?;
         let preferences = training.preferences();
         let of_step = StepBatches { addresses: &addresses, batches: &batches, targets };
@@ -267,7 +362,11 @@ impl Session<'_> {
             other => other.into(),
         })?;
         let spike = spikes.observe(training, loss, grad_norm);
-        let rate = learning_rate(training, scheduled_steps(training, dataset.records()), *step);
+        let phases = Curriculum::of(&self.resolved.spec().settings).zip(curriculum.as_ref());
+        let peak = phases.map_or(training.learning_rate, |(phases, progress)| {
+            phases.peak(phases.place(progress.firsts(), *step).phase)
+        });
+        let rate = learning_rate(training, peak, scheduled_steps(training, dataset.records()), *step);
         let skipped = spike.is_some_and(|spike| spike.skip);
         if let Some(spike) = spike {
             tracing::warn!(
@@ -295,6 +394,9 @@ impl Session<'_> {
         }
         *step += 1;
         measured.insert("loss".to_owned(), loss);
+        if let Some(progress) = curriculum {
+            progress.record(&self.resolved.spec().settings.curriculum.phases, [("loss", Some(loss))]);
+        }
         let row = LedgerRow {
             step: *step,
             first,

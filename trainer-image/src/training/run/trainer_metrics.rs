@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use codex_metrics::trainer as contract;
+use codex_reports::Curriculum;
 use prometheus::{Counter, Error, Gauge, Histogram, IntCounter, IntGauge, Registry};
 
 use super::StepNumbers;
@@ -19,6 +20,8 @@ pub struct TrainerMetrics {
     step: IntGauge,
     target: IntGauge,
     refused: IntCounter,
+    phase: IntGauge,
+    phase_waits: IntGauge,
     loss: Gauge,
     val_loss: Gauge,
     reward_margin: Gauge,
@@ -52,6 +55,8 @@ impl TrainerMetrics {
             refused: contract::REFUSED_CONNECTIONS.single(&registry)?,
             step: contract::STEP.single(&registry)?,
             target: contract::TARGET.single(&registry)?,
+            phase: contract::CURRICULUM_PHASE.single(&registry)?,
+            phase_waits: contract::CURRICULUM_WAITS.single(&registry)?,
             loss: contract::LOSS.float(&registry)?,
             val_loss: contract::VAL_LOSS.float(&registry)?,
             reward_margin: contract::REWARD_MARGIN.float(&registry)?,
@@ -95,6 +100,12 @@ impl TrainerMetrics {
         let number = |step: u64| i64::try_from(step).unwrap_or(i64::MAX);
         self.step.set(number(step));
         self.target.set(number(total));
+    }
+
+    /// Records the progress of the curriculum.
+    pub(super) fn phase(&self, curriculum: &Curriculum) {
+        self.phase.set(i64::from(curriculum.index));
+        self.phase_waits.set(i64::from(curriculum.reason.is_some()));
     }
 
     /// Counter of connections that the port of the metrics refused.
@@ -182,6 +193,15 @@ mod tests {
         metrics.step(&numbers, Duration::from_millis(20));
         metrics.evaluated(0.75);
         metrics.count_spike();
+        metrics.phase(&Curriculum {
+            phase: "second".to_owned(),
+            index: 2,
+            of: 3,
+            steps_done: 5,
+            steps: 4,
+            reason: Some("loss is 1.2500 and must be at most 1".to_owned()),
+            phases: Vec::new(),
+        });
         let text = prometheus::TextEncoder::new().encode_to_string(&metrics.registry().gather()).unwrap();
         for line in [
             "codex_ml_training_steps_total 1",
@@ -191,6 +211,8 @@ mod tests {
             "codex_ml_training_target_steps 40",
             "codex_ml_training_spikes_total 1",
             "codex_ml_checkpoints_damaged_total 0",
+            "codex_ml_training_curriculum_phase 2",
+            "codex_ml_training_curriculum_waits 1",
             "codex_ml_training_loss 1.25",
             "codex_ml_training_reward_margin 0.5",
             "codex_ml_training_preference_accuracy 0.875",

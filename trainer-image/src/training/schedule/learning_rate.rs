@@ -11,9 +11,9 @@ use codex_configs::{Optimization, Scheduler};
 /// Default timescale of `inverse_sqrt` without warm-up.
 const TIMESCALE: u64 = 10_000;
 
-/// Returns the learning rate of `step`, counted from 0, for a schedule that spans `total` steps.
-pub(crate) fn learning_rate(training: &Optimization, total: u64, step: u64) -> f64 {
-    let Optimization { warmup_steps: warmup, learning_rate: peak, .. } = *training;
+/// Returns the learning rate of `step`, counted from 0, for a schedule with this peak that spans `total` steps.
+pub(crate) fn learning_rate(training: &Optimization, peak: f64, total: u64, step: u64) -> f64 {
+    let Optimization { warmup_steps: warmup, .. } = *training;
     if step < warmup {
         return peak * (step + 1) as f64 / warmup as f64;
     }
@@ -83,7 +83,8 @@ mod tests {
             for step in 0..training.max_steps {
                 // Warm-up is one step ahead here.
                 let index = if step < training.warmup_steps { step + 1 } else { step };
-                let (ours, theirs) = (learning_rate(training, training.max_steps, step), rates[index as usize]);
+                let (ours, theirs) =
+                    (learning_rate(training, fixture.peak, training.max_steps, step), rates[index as usize]);
                 assert!((ours - theirs).abs() <= 1e-12 * fixture.peak, "{settings:?} step {step}: {ours} {theirs}");
             }
         }
@@ -96,7 +97,8 @@ mod tests {
             let run = resolved(&["training.max_steps=30", &format!("training.scheduler={scheduler}")], both());
             let training = &run.spec().settings.training;
             let end = training.scheduler_end_rate;
-            assert!((30..90).all(|step| (0.0..=end).contains(&learning_rate(training, 30, step))), "{scheduler}");
+            let rate = |step| learning_rate(training, training.learning_rate, 30, step);
+            assert!((30..90).all(|step| (0.0..=end).contains(&rate(step))), "{scheduler}");
         }
     }
 }

@@ -3,12 +3,14 @@
 
 mod early_stopping;
 mod error;
+mod phase_progress;
 mod snapshot;
 mod snapshot_reader;
 mod spike_detector;
 mod training_state;
 
 pub use error::StateError;
+pub(crate) use phase_progress::PhaseProgress;
 #[cfg(test)]
 pub(crate) use snapshot::{Column, Columns};
 pub(crate) use snapshot::{Digests, Snapshot, differing_names};

@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use codex_configs::{Dtype, Optimization};
+use codex_configs::{Dtype, Optimization, Phase};
 use codex_engine::{Engine, EngineError, EngineState, Layout, ModelConfig, Precision, Settings, engine, initial};
 
 use super::{
     StateError,
     early_stopping::EarlyStopping,
+    phase_progress::PhaseProgress,
     snapshot::{Column, Columns, Snapshot},
     spike_detector::SpikeDetector,
 };
@@ -25,6 +26,8 @@ pub(crate) struct State {
     pub(crate) measured: BTreeMap<String, f64>,
     /// Evaluations since the best one.
     pub(crate) early_stopping: EarlyStopping,
+    /// Progress of the curriculum; `None` if the run has none.
+    pub(crate) curriculum: Option<PhaseProgress>,
     /// Whether the evaluation that is due after the latest step was interrupted; a resumed run begins with it.
     pub(crate) evaluation_pending: bool,
 }
@@ -84,7 +87,15 @@ impl State {
             spikes: SpikeDetector::default(),
             measured: BTreeMap::new(),
             early_stopping: EarlyStopping::default(),
+            curriculum: None,
             evaluation_pending: false,
+        }
+    }
+
+    /// Begins the first of these phases, unless the state is in one already.
+    pub(crate) fn begin_curriculum(&mut self, phases: &[Phase]) {
+        if !phases.is_empty() {
+            self.curriculum.get_or_insert_default();
         }
     }
 
@@ -93,7 +104,7 @@ impl State {
     /// # Errors
     /// When the device fails.
     pub(crate) fn snapshot(&self, spare: Option<EngineState>) -> Result<Snapshot, EngineError> {
-        let Self { step, engine, spikes, measured, early_stopping, evaluation_pending } = self;
+        let Self { step, engine, spikes, measured, early_stopping, curriculum, evaluation_pending } = self;
         let engine = match spare {
             Some(mut vectors) => {
                 engine.export_into(&mut vectors)?;
@@ -104,6 +115,9 @@ impl State {
         let mut rest = Columns::new();
         spikes.save(&mut rest);
         early_stopping.save(&mut rest);
+        if let Some(curriculum) = curriculum {
+            curriculum.save(&mut rest);
+        }
         if *evaluation_pending {
             rest.insert(EVALUATION_PENDING.to_owned(), Column::U64(vec![1]));
         }
@@ -132,6 +146,7 @@ impl State {
         let lacks = |what: &str| StateError::Parts { step, what: what.to_owned() };
         let spikes = SpikeDetector::load(&mut rest).ok_or_else(|| lacks("the window of losses and gradient norms"))?;
         let early_stopping = EarlyStopping::load(&mut rest).ok_or_else(|| lacks("the state of early stopping"))?;
+        let curriculum = PhaseProgress::load(&mut rest).map_err(|()| lacks("the progress of the curriculum"))?;
         let evaluation_pending = rest.remove(EVALUATION_PENDING).is_some();
         let mut measured = BTreeMap::new();
         for (name, column) in rest {
@@ -144,6 +159,6 @@ impl State {
             measured.insert(value.0, value.1);
         }
         let engine = make(engine)?;
-        Ok(Self { step, engine, spikes, measured, early_stopping, evaluation_pending })
+        Ok(Self { step, engine, spikes, measured, early_stopping, curriculum, evaluation_pending })
     }
 }

@@ -1,6 +1,7 @@
 //! Tests of whole runs.
 
 mod base;
+mod curricula;
 mod evaluation;
 mod forensics;
 mod given;

@@ -136,7 +136,7 @@ fn answers_are_sampled_with_the_probabilities_that_are_trained() {
         let settings = engine_settings(&resolved.spec().settings.training);
         let mut state = trained.state(Some(&base), 1, settings, |_| Ok(None)).unwrap();
         let rollouts = session.rollouts(&trained, &tokenizer).unwrap().unwrap();
-        let addresses = session.data_of(0, &dataset).unwrap().addresses;
+        let addresses = session.data_of(&state, &dataset).unwrap().addresses;
         let rolled = session.roll_out(&rollouts, state.engine.as_ref(), &dataset, (0, &addresses)).unwrap().unwrap();
         let mut compared = 0;
         for group in rolled.groups.iter().flatten() {
