@@ -34,6 +34,7 @@ pub mod reporting;
 mod run_folder;
 pub mod safety;
 pub mod serving;
+mod sign;
 pub mod tasks;
 mod terminal;
 pub mod text;

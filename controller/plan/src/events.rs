@@ -10,13 +10,14 @@ use crate::{
 };
 
 /// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
-const REPORTED: [ConditionType; 16] = [
+const REPORTED: [ConditionType; 17] = [
     ConditionType::StatusDiscarded,
     ConditionType::Revoked,
     ConditionType::ForeignPods,
     ConditionType::EndpointsWritten,
     ConditionType::CheckpointLost,
     ConditionType::ProgressStale,
+    ConditionType::KeyExpires,
     ConditionType::Stalled,
     ConditionType::Trained,
     ConditionType::GatesPassed,
@@ -71,7 +72,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 28] = [
+    const WARNINGS: [Reason; 30] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -88,6 +89,8 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::ForeignEvaluation,
         Reason::SignerUnavailable,
         Reason::ForeignSignature,
+        Reason::KeyNotTrusted,
+        Reason::KeyExpires,
         Reason::VerificationFailed,
         Reason::NotSealed,
         Reason::Restored,

@@ -147,7 +147,7 @@ async fn a_passing_model_is_signed_twice_and_then_served() {
     assert_eq!(bundles(&world).len(), 2);
     let bundle = world.api.object(&format!("/api/v1{TEAM}/configmaps/codex-oms-a-uid")).unwrap();
     assert_eq!(bundle["immutable"], json!(true));
-    assert_eq!(bundle["data"]["key.pem"], json!(world.context.signer.public().unwrap().to_pem()));
+    assert_eq!(bundle["data"]["key.pem"], json!(world.context.signer.keys()[0].to_pem()));
 }
 
 #[tokio::test]

@@ -49,9 +49,7 @@ impl Stage {
             Signing::Model | Signing::Promotion(_) => return Self::Signing(signing),
             Signing::Recorded(target) => target,
         };
-        let Some(servers) =
-            view.servers.as_ref().filter(|servers| servers.made_for() == Some((target.model, target.promotion)))
-        else {
+        let Some(servers) = view.servers.as_ref().filter(|servers| servers.are_for(&target)) else {
             return Self::RollingOut(target);
         };
         if let Some(why) = servers.refusal() {

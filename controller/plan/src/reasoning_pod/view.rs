@@ -3,7 +3,7 @@
 use codex_crds::{ReasoningPodSpec, ReasoningPodStatus};
 use jiff::Timestamp;
 
-use super::{evidence::Evidence, observed::ObservedReasoningPod, servers::Servers, target::Target};
+use super::{evidence::Evidence, observed::ObservedReasoningPod, servers::Servers, target::Target, trust::Trust};
 use crate::{metadata::Owner, obstruction::Obstruction, seal::Sealable};
 
 /// The observation of a ReasoningPod.
@@ -30,13 +30,18 @@ impl<'a> View<'a> {
             status: observed.object.status.clone().unwrap_or_default().believed(&observed.seal),
             evidence: Evidence::of(observed, now),
             servers: Servers::of(observed, &owner),
-            former: Target::recorded(observed),
+            former: Target::recorded(observed, Trust::of(observed, now)),
             owner,
         }
     }
 
     pub(crate) fn spec(&self) -> &'a ReasoningPodSpec {
         &self.observed.object.spec
+    }
+
+    /// Returns the trusted keys.
+    pub(crate) fn trust(&self) -> Trust<'a> {
+        Trust::of(self.observed, self.now)
     }
 
     /// Whether a policy denies what servers serve.
