@@ -261,7 +261,7 @@ pub(crate) mod tests {
     use jiff::Timestamp;
 
     use super::{Metrics, Port, contract};
-    use crate::{census::Census, signer::Expiries};
+    use crate::census::Census;
 
     impl Metrics {
         /// Returns all metrics as text.

@@ -34,7 +34,7 @@ pub mod reporting;
 mod run_folder;
 pub mod safety;
 pub mod serving;
-mod sign;
+pub mod sign;
 pub mod tasks;
 mod terminal;
 pub mod text;

@@ -118,7 +118,7 @@ impl Here<'_> {
         if self.keys.is_empty() {
             return Bundle::Unchecked;
         }
-        if !is_controlled_by(&config_map, &self.run.uid().unwrap_or_default()) {
+        if !is_controlled_by(&*config_map, &self.run.uid().unwrap_or_default()) {
             let run = self.run.name_any();
             return Bundle::Invalid(format!("the ConfigMap {name} does not belong to the TrainingRun {run}"));
         }
