@@ -409,7 +409,7 @@ pub(crate) mod tests {
         ConfigDigest, DataDigest, ModelDigest, oms,
         promotion::{Attested, Base, Object, Promotion, Reasons, Reported, Training},
     };
-    use codex_signing::key::{PrivateKey, Signer as _};
+    use codex_signing::key::{PrivateKey, PublicKey, Signer as _};
     use codex_verdict::{Decimal, GateSpec, Measurement, Stated};
 
     use super::*;
