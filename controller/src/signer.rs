@@ -353,8 +353,9 @@ fn read(secret: &Secret) -> Result<PrivateKey, String> {
     };
     let text = std::str::from_utf8(bytes).map_err(|_| format!("{name:?} is not UTF-8"))?;
     let password = value(secret, COSIGN_PASSWORD).unwrap_or_default();
-    PrivateKey::from_pem(text, password)
-        .map_err(|why| format!("{name:?}: {}; the password of an encrypted key is read from {COSIGN_PASSWORD:?}", chain(&why)))
+    PrivateKey::from_pem(text, password).map_err(|why| {
+        format!("{name:?}: {}; the password of an encrypted key is read from {COSIGN_PASSWORD:?}", chain(&why))
+    })
 }
 
 /// Reads the list of trusted keys: those that can be read, and what is wrong with the first entry that cannot.
@@ -372,7 +373,9 @@ fn read_list(list: &ConfigMap) -> (Vec<TrustedKey>, Option<String>) {
         }
     }
     if trusted.is_empty() && wrong.is_none() {
-        wrong = Some(format!("the ConfigMap {LIST} lists no key: list the trusted ones, or delete it to trust the pinned key"));
+        wrong = Some(format!(
+            "the ConfigMap {LIST} lists no key: list the trusted ones, or delete it to trust the pinned key"
+        ));
     }
     if let Err(why) = trust::check(&trusted) {
         wrong = wrong.or_else(|| Some(format!("the ConfigMap {LIST}: {why}")));
@@ -464,7 +467,10 @@ mod tests {
         let trusted = trust::read(&format!("{}{}", other.public().to_pem(), key.public().to_pem())).unwrap();
         assert!(of_list(Some(&secret), &trusted).is_ok());
         let foreign = of_list(Some(&secret), &trusted[..1]).unwrap_err();
-        assert!(foreign.contains("does not list") && foreign.contains(&key.public().fingerprint().to_string()), "{foreign}");
+        assert!(
+            foreign.contains("does not list") && foreign.contains(&key.public().fingerprint().to_string()),
+            "{foreign}"
+        );
         assert!(of_list(None, &trusted).unwrap_err().contains("does not exist"));
         let mut broken = secret;
         broken.data = None;

@@ -47,9 +47,14 @@ fn operator() -> Dashboard {
                     Panel::new(Number, Plain, "Leaders", "Controllers that hold the Lease; exactly 1 is normal.")
                         .named(&LEADER.value(&[]).sum(&[]), "leaders")
                         .when_empty("no controller"),
-                    Panel::new(Number, Plain, "Signing key", "1 if the leader holds a signing key that is trusted now.")
-                        .named(&SIGNER.value(&[]).max(&[]), "available")
-                        .when_empty("no controller"),
+                    Panel::new(
+                        Number,
+                        Plain,
+                        "Signing key",
+                        "1 if the leader holds a signing key that is trusted now.",
+                    )
+                    .named(&SIGNER.value(&[]).max(&[]), "available")
+                    .when_empty("no controller"),
                     Panel::new(Number, Seconds, "Keys", "Time until a trusted key expires.")
                         .named(&KEY_EXPIRY.value(&[]).min(&[]).left(), "left")
                         .when_empty("no key expires"),

@@ -6,8 +6,7 @@ use std::{
 };
 
 use codex_provenance::{
-    ModelDigest, Sha256,
-    files,
+    ModelDigest, Sha256, files,
     manifest::{Manifest, ManifestError},
     oms,
     text::Printable,
@@ -229,7 +228,10 @@ mod tests {
         let case = Case::new();
         fs::write(case.path("cosign.key"), case.1.to_encrypted_pem(b"secret").unwrap().as_bytes()).unwrap();
         let refused = case.sign("cosign.key", "", &[]).unwrap_err();
-        assert!(refused.to_string().contains("encrypted by cosign") && refused.to_string().contains(PASSWORD), "{refused}");
+        assert!(
+            refused.to_string().contains("encrypted by cosign") && refused.to_string().contains(PASSWORD),
+            "{refused}"
+        );
         assert_eq!(CommandError::from(refused).exit, exit::BAD_INPUT);
         assert!(!case.path("model/model.sig").exists());
         let signed = case.sign("cosign.key", "secret", &[]).unwrap();
@@ -241,7 +243,7 @@ mod tests {
         let case = Case::new();
         let told = |more: &[(&str, &str)]| case.sign("private.pem", "", more).unwrap_err().to_string();
         assert!(told(&[("--bundle", "model/config.json")]).contains("exists"));
-        assert!(told(&[("--public-key", "private.pem")]).contains("--public-key: ") );
+        assert!(told(&[("--public-key", "private.pem")]).contains("--public-key: "));
         assert!(told(&[("--public-key", "model/key.pem")]).contains("is inside the model"));
         assert!(!case.path("model/model.sig").exists() && !case.path("model/key.pem").exists());
         let missing = case.sign("nowhere.pem", "", &[]).unwrap_err().to_string();

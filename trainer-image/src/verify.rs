@@ -145,7 +145,8 @@ impl Verify {
         let outcomes: Vec<(&Path, Vec<u8>)> = outcomes.collect::<Result<_, CommandError>>()?;
         let now = self.at.unwrap_or_else(Timestamp::now);
         let keys = Keys::read(&self.key, &self.fingerprint, now)?;
-        let pinned = if self.fingerprint.is_empty() { "none is pinned" } else { "all have a fingerprint of --fingerprint" };
+        let pinned =
+            if self.fingerprint.is_empty() { "none is pinned" } else { "all have a fingerprint of --fingerprint" };
         steps.passed("keys", format!("{}, {pinned}", counted(keys.len(), "public key")));
         let manifest = self.manifest().map_err(|error| match error {
             ManifestError::Unreadable { .. } => CommandError::bad_input(error),
@@ -676,16 +677,15 @@ pub(crate) mod tests {
             signer: Sha256::of(""),
             skipped: vec!["a\n.md".to_owned()],
         };
-        let outcome =
-            Outcome {
-                manifest,
-                pinned: true,
-                signed,
-                expiring: Vec::new(),
-                promoted: None,
-                policies: Vec::new(),
-                measured: Vec::new(),
-            };
+        let outcome = Outcome {
+            manifest,
+            pinned: true,
+            signed,
+            expiring: Vec::new(),
+            promoted: None,
+            policies: Vec::new(),
+            measured: Vec::new(),
+        };
         let told = outcome.to_string();
         assert!(told.starts_with("verified   0 files of 1: exactly what was signed\n"), "{told}");
         assert!(told.contains("skipped    NOT signed, by the signature's ignore_paths: a\\n.md\n"), "{told}");
@@ -754,7 +754,10 @@ pub(crate) mod tests {
             "{lines}"
         );
         let (code, why) = told(&["--key", "next.pub", "--fingerprint", &first]);
-        assert_eq!((code, why), (exit::FAILED, format!("the public key has the fingerprint {promoter}, but {first} is trusted")));
+        assert_eq!(
+            (code, why),
+            (exit::FAILED, format!("the public key has the fingerprint {promoter}, but {first} is trusted"))
+        );
         // One file for all keys; the former one is limited.
         let limited = |limits: &str| {
             let list = format!("{limits}{}{}", former.to_pem(), next.public().to_pem());

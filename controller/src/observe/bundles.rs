@@ -107,11 +107,7 @@ impl Here<'_> {
         (first, again)
     }
 
-    fn one<T>(
-        &self,
-        name: &str,
-        verify: &mut impl FnMut(&[u8], &[PublicKey]) -> Result<T, Bundle<T>>,
-    ) -> Bundle<T> {
+    fn one<T>(&self, name: &str, verify: &mut impl FnMut(&[u8], &[PublicKey]) -> Result<T, Bundle<T>>) -> Bundle<T> {
         let Some(config_map) = get(&self.context.stores.config_maps, &self.namespace, name) else {
             return Bundle::Absent;
         };

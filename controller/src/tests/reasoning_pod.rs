@@ -169,10 +169,9 @@ async fn an_expired_key_is_replaced_and_a_valid_one_is_not() {
         world.api.put(&format!("{SYSTEM}/configmaps/codex-trusted-keys"), list);
     };
     listed("");
-    world.api.put(
-        &format!("{SYSTEM}/secrets/codex-signing-key"),
-        serde_json::to_value(new_secret(&next).unwrap()).unwrap(),
-    );
+    world
+        .api
+        .put(&format!("{SYSTEM}/secrets/codex-signing-key"), serde_json::to_value(new_secret(&next).unwrap()).unwrap());
     world.context.signer.refresh().await;
     world.api.requests();
     let requests = settle::<ReasoningPod>(&world, "p").await;

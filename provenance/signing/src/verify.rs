@@ -305,10 +305,7 @@ pub fn verify_promotion(
 ///
 /// # Errors
 /// The first check that fails.
-pub fn read_promotion(
-    bundle: &[u8],
-    keys: &(impl AsRef<[PublicKey]> + ?Sized),
-) -> Result<Promoted, VerifyError> {
+pub fn read_promotion(bundle: &[u8], keys: &(impl AsRef<[PublicKey]> + ?Sized)) -> Result<Promoted, VerifyError> {
     let promoted = open_promotion(bundle, keys.as_ref())?;
     check_evaluations(&promoted.promotion)?;
     Ok(promoted)

@@ -72,7 +72,10 @@ fn private_keys_of_openssl_are_read_or_refused_with_the_wanted_form() {
         (format!("{sec1}{pkcs8}"), "given 2 times"),
         (fixture("encrypted-sec1"), encrypted),
         (fixture("encrypted-pkcs8"), encrypted),
-        (KEY.to_encrypted_pem(b"secret").unwrap().to_string(), "encrypted by cosign, and the password does not decrypt it to such a key"),
+        (
+            KEY.to_encrypted_pem(b"secret").unwrap().to_string(),
+            "encrypted by cosign, and the password does not decrypt it to such a key",
+        ),
         (fixture("p384"), kind),
         (fixture("ed25519"), kind),
         (fixture("rsa"), "a PEM block \"RSA PRIVATE KEY\""),

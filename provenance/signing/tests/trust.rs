@@ -36,11 +36,7 @@ fn a_list_has_keys_with_their_limits() {
         let last = Validity { not_before: None, not_after: time("2028-01-01T00:00:00Z") };
         assert_eq!(
             found,
-            [
-                (first.fingerprint(), former),
-                (second.fingerprint(), Validity::default()),
-                (third.fingerprint(), last)
-            ]
+            [(first.fingerprint(), former), (second.fingerprint(), Validity::default()), (third.fingerprint(), last)]
         );
     }
 }
@@ -112,10 +108,14 @@ fn a_bundle_opens_with_any_trusted_key_and_names_the_one_that_signed() {
     let [a, b] = [&first, &second].map(|key| key.public().fingerprint());
     assert_eq!(
         refused.to_string(),
-        format!("was signed with another key: it names {}, but only {a}, {b} are trusted", foreign.public().fingerprint())
+        format!(
+            "was signed with another key: it names {}, but only {a}, {b} are trusted",
+            foreign.public().fingerprint()
+        )
     );
     // The hint names a trusted key that did not sign.
-    let forged = String::from_utf8(bundle).unwrap().replace(&foreign.public().fingerprint().to_string(), &b.to_string());
+    let forged =
+        String::from_utf8(bundle).unwrap().replace(&foreign.public().fingerprint().to_string(), &b.to_string());
     let refused = bundle::open_with(forged.as_bytes(), &both).unwrap_err();
     assert_eq!(refused.to_string(), format!("has an invalid signature: the key {b} did not sign this payload"));
     assert!(matches!(bundle::open_with(forged.as_bytes(), &[]), Err(BundleError::Signature(none)) if none.is_empty()));

@@ -207,9 +207,10 @@ fn served(observed: &ObservedReasoningPod) -> BTreeSet<Served> {
     };
     let pods = observed.pods.iter().chain(&observed.former_pods);
     let pods = pods.filter_map(|pod| read(pod.annotations(), pod.spec.as_ref()));
-    let deployment = observed.deployment.iter().filter_map(|live| {
-        read(live.annotations(), live.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()))
-    });
+    let deployment = observed
+        .deployment
+        .iter()
+        .filter_map(|live| read(live.annotations(), live.spec.as_ref().and_then(|spec| spec.template.spec.as_ref())));
     let mut served: BTreeSet<_> = deployment.chain(pods).collect();
     if observed.tampered
         && let Some(status) = observed.object.status.as_ref().filter(|_| observed.seal == crate::StatusSeal::Valid)

@@ -221,8 +221,8 @@ fn verified(view: &View<'_>, stage: &Stage, serves: bool) -> Option<VerifiedStat
 
 fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     use ConditionType::{
-        EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, KeyExpires, Ready, Reconciling, RingMatched, Signed,
-        Stalled, Trained, Verified,
+        EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, KeyExpires, Ready, Reconciling, RingMatched,
+        Signed, Stalled, Trained, Verified,
     };
     let generation = view.observed.object.metadata.generation;
     let mut conditions = Conditions::new(&view.status.conditions, generation, view.now);
@@ -352,8 +352,10 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
 /// Returns the keys on which the status depends: the one that signs, and those that signed what counts.
 fn keys(view: &View<'_>) -> Vec<Sha256> {
     let evidence = &view.evidence;
-    let mut keys: Vec<_> =
-        [view.observed.signer.fingerprint(), evidence.oms.signer(), evidence.promotion.signer()].into_iter().flatten().collect();
+    let mut keys: Vec<_> = [view.observed.signer.fingerprint(), evidence.oms.signer(), evidence.promotion.signer()]
+        .into_iter()
+        .flatten()
+        .collect();
     keys.sort_unstable();
     keys.dedup();
     keys

@@ -87,7 +87,10 @@ impl<'a> Trust<'a> {
     pub(crate) fn listed(&self) -> Vec<TrustedKey> {
         let pinned = || self.observed.signer.fingerprint();
         match self.observed.trusted.as_slice() {
-            [] => pinned().map(|fingerprint| TrustedKey { fingerprint, validity: Validity::default() }).into_iter().collect(),
+            [] => pinned()
+                .map(|fingerprint| TrustedKey { fingerprint, validity: Validity::default() })
+                .into_iter()
+                .collect(),
             listed => listed.to_vec(),
         }
     }
@@ -139,7 +142,8 @@ impl<'a> Trust<'a> {
         // What the present key signed comes before what other keys signed again, so that the choice does not depend on digits.
         let mine = current.and_then(|key| again.get_key_value(&key));
         let known = mine.into_iter().chain(again).map(|(key, bundle)| (name_of(*key), bundle));
-        let recorded_bundle = std::iter::once((first.clone(), bundle)).chain(known).find_map(|(name, it)| counts(name, it));
+        let recorded_bundle =
+            std::iter::once((first.clone(), bundle)).chain(known).find_map(|(name, it)| counts(name, it));
         if let Some(recorded) = recorded_bundle {
             return recorded;
         }

@@ -150,12 +150,19 @@ fn what_an_expired_key_signed_is_signed_again_and_rolled() {
     assert!(told.message.contains(&former().short()) && told.message.contains("signed again"), "{}", told.message);
 
     let first = plan(&observed);
-    assert_eq!((template(&first.desired.deployments[0]), replicas(&first)), (before, Some(2)), "servers stay meanwhile");
+    assert_eq!(
+        (template(&first.desired.deployments[0]), replicas(&first)),
+        (before, Some(2)),
+        "servers stay meanwhile"
+    );
     let model = sign(&mut observed, &first);
     assert_eq!(model, format!("codex-oms-run-1-{}", next().short()));
     let second = plan(&observed);
     let promotion = sign(&mut observed, &second);
-    assert!(promotion.starts_with("codex-promo-") && promotion.ends_with(&format!("-{}", next().short())), "{promotion}");
+    assert!(
+        promotion.starts_with("codex-promo-") && promotion.ends_with(&format!("-{}", next().short())),
+        "{promotion}"
+    );
     // Another version of the controller made the servers: they are replaced nevertheless.
     std::sync::Arc::make_mut(&mut observed.settings).version = "later".to_owned();
     let rolled = plan(&observed);
@@ -214,7 +221,10 @@ fn servers_of_a_revoked_key_drain_and_come_back_signed_again() {
     observed.deployment = Some(back.desired.deployments[0].clone());
     observed.object.status = Some(back.status);
     let after = plan(&observed);
-    assert_eq!((replicas(&after), reason(&after, ConditionType::Revoked).as_deref()), (Some(2), Some("RevocationLifted")));
+    assert_eq!(
+        (replicas(&after), reason(&after, ConditionType::Revoked).as_deref()),
+        (Some(2), Some("RevocationLifted"))
+    );
 }
 
 #[test]

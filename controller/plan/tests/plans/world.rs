@@ -403,7 +403,10 @@ impl World {
             Effect::SignModel { config_map, manifest, name } => {
                 assert_eq!(config_map.name_any(), "codex-oms-run-1");
                 let payload = oms::payload_digest(&oms::payload(manifest, name));
-                assert!(self.oms.replace(SignedModel { payload, signer: Sha256::of("key") }).is_none(), "a model is signed once");
+                assert!(
+                    self.oms.replace(SignedModel { payload, signer: Sha256::of("key") }).is_none(),
+                    "a model is signed once"
+                );
                 self.writes.push("signature".to_owned());
             }
             Effect::SignPromotion { config_map, promotion } => {
