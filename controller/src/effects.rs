@@ -14,7 +14,7 @@ use crate::{
     error::{answered, client_category, refused, said},
     observe::caught_up,
     ownership::{controller, is_controlled_by},
-    signer::{BUNDLE, PUBLIC, SignerError},
+    signer::{BUNDLE, PUBLIC, Signed, SignerError},
 };
 
 /// Why an effect failed.
@@ -96,9 +96,8 @@ pub async fn carry_out(context: &Context, effects: &[Effect]) -> Result<(), Effe
 
 async fn sign(context: &Context, config_map: &ConfigMap, payload: &[u8]) -> Result<(), EffectError> {
     let name = config_map.name_any();
-    let bundle = context.signer.sign(payload)?;
+    let Signed { bundle, key } = context.signer.sign(payload)?;
     let bundle = String::from_utf8(bundle).map_err(|_| EffectError::Text(name.clone()))?;
-    let key = context.signer.public().map(|key| key.to_pem().to_owned()).unwrap_or_default();
     let filled = ConfigMap {
         data: Some([(BUNDLE.to_owned(), bundle), (PUBLIC.to_owned(), key)].into()),
         immutable: Some(true),

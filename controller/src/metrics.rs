@@ -6,7 +6,7 @@ use codex_metrics::controller as contract;
 use jiff::Timestamp;
 use prometheus::{Encoder, GaugeVec, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
-use crate::census::Census;
+use crate::{census::Census, signer::Expiries};
 
 /// The content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -61,6 +61,7 @@ pub struct Metrics {
     unverified: IntGauge,
     revoked: IntGauge,
     signer: IntGauge,
+    key_expiry: IntGaugeVec,
     certificate: IntGauge,
     leader: IntGauge,
 }
@@ -105,6 +106,7 @@ impl Metrics {
             serving: contract::SERVING.labelled(&registry)?,
             unverified: contract::UNVERIFIED.single(&registry)?,
             signer: contract::SIGNER.single(&registry)?,
+            key_expiry: contract::KEY_EXPIRY.labelled(&registry)?,
             certificate: contract::CERTIFICATE.single(&registry)?,
             leader: contract::LEADER.single(&registry)?,
             registry,
@@ -180,6 +182,16 @@ impl Metrics {
     /// Sets whether this process leads and can sign.
     pub fn signs(&self, available: bool) {
         self.signer.set(i64::from(available));
+    }
+
+    /// Sets when keys expire. A key without an end has no series.
+    pub fn keys_expire(&self, expiries: &Expiries) {
+        self.key_expiry.reset();
+        for (purpose, end) in [("signing", expiries.signing), ("verifying", expiries.others)] {
+            if let Some(end) = end {
+                self.key_expiry.with_label_values(&[purpose]).set(end.as_second());
+            }
+        }
     }
 
     /// Sets when the first certificate of the report endpoint expires.

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use axum::http::Request;
 use codex_crds::ReasoningPod;
 use codex_plan::Settings;
+use jiff::Timestamp;
 use kube::{
     Client, Config, ResourceExt,
     client::{Body, ClientBuilder},
@@ -224,7 +225,7 @@ async fn lead(
         });
         let seal = Seal::load(client.clone(), &flags.namespace).await?;
         let signer = Arc::new(Signer::load(client.clone(), &flags.namespace).await?);
-        metrics.signs(signer.available().is_ok());
+        metrics.signs(signer.signs_at(Timestamp::now()));
         let (queues, requests) = Queues::new();
         let mut tasks = JoinSet::new();
         let admission = Arc::new(AdmissionWatch::default());
@@ -328,10 +329,17 @@ macro_rules! control_kinds {
 
 kinds!(control_kinds);
 
-/// Queues every ReasoningPod, because the signer became available or unavailable.
+/// Queues every ReasoningPod, because the trusted keys changed, or whether and why the signer is available.
 fn signer_changed(context: &Context) {
-    context.metrics.signs(context.signer.available().is_ok());
+    measure_signer(context);
     queue_reasoning_pods(context);
+}
+
+/// Records whether the signer can sign now, and when keys expire.
+fn measure_signer(context: &Context) {
+    let now = context.now();
+    context.metrics.signs(context.signer.signs_at(now));
+    context.metrics.keys_expire(&context.signer.expiries(now));
 }
 
 /// Queues every ReasoningPod.
@@ -346,6 +354,8 @@ async fn sweep(context: Arc<Context>) {
     loop {
         rounds.tick().await;
         context.sweep();
+        // Keys begin and cease to count by themselves.
+        measure_signer(&context);
     }
 }
 

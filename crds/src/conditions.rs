@@ -25,6 +25,8 @@ pub enum ConditionType {
     /// A policy denies what the servers serve, or the model that would be served: nothing serves it. It stays, with the status False,
     /// after the policy was changed.
     Revoked,
+    /// The signing key, or a key that signed what is served, expires within 30 days. Present only while true.
+    KeyExpires,
     /// The configuration is complete and valid.
     ConfigResolved,
     /// The TrainingRun has finished and its model is recorded.
@@ -62,6 +64,7 @@ impl ConditionType {
             Self::CheckpointLost => "CheckpointLost",
             Self::ProgressStale => "ProgressStale",
             Self::Revoked => "Revoked",
+            Self::KeyExpires => "KeyExpires",
             Self::ConfigResolved => "ConfigResolved",
             Self::Trained => "Trained",
             Self::GatesPassed => "GatesPassed",
@@ -159,6 +162,10 @@ reasons! {
     SignerUnavailable,
     /// A recorded bundle was signed with another key.
     ForeignSignature,
+    /// The key that signed what is served is no longer trusted: it expired, is not valid yet, was revoked or is no longer listed.
+    KeyNotTrusted,
+    /// A key expires within 30 days.
+    KeyExpires,
     /// The servers hold exactly the bytes that were signed.
     BytesVerified,
     /// A server refused the model, a bundle, the key or the ring.

@@ -87,6 +87,12 @@ pub mod bundle {
     pub fn promotion(key: &str) -> String {
         format!("codex-promo-{key}")
     }
+
+    /// Returns the name of the ConfigMap in which the statement of the ConfigMap `first` is signed again. `key` is the first twelve
+    /// digits of the fingerprint of the key that signs.
+    pub fn again(first: &str, key: &str) -> String {
+        format!("{first}-{key}")
+    }
 }
 
 #[cfg(test)]

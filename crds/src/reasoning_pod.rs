@@ -213,8 +213,8 @@ pub struct ReasoningPodStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub seal: Option<String>,
-    /// Conditions of the rollout: Canary, EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, PolicyMet, Ready, Reconciling, Revoked,
-    /// RingMatched, ScalingActive, Signed, SignedOff, Stalled, StatusDiscarded, Trained and Verified.
+    /// Conditions of the rollout: Canary, EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, KeyExpires, PolicyMet, Ready,
+    /// Reconciling, Revoked, RingMatched, ScalingActive, Signed, SignedOff, Stalled, StatusDiscarded, Trained and Verified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 24))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -290,6 +290,10 @@ pub struct PromotionStatus {
     /// Name of the ConfigMap that holds the promotion bundle.
     #[schemars(length(max = 253))]
     pub bundle: String,
+    /// First twelve digits of the fingerprint of the key that signed the promotion, if it is another key than status.manifest.signer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub signer: Option<String>,
 }
 
 /// Result of the verification that a server makes before it loads a model.

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use crate::{
     Gauge, Metric, Type, Unit,
     controller::{
-        CERTIFICATE, CONDITION_OLDEST, CONDITIONS, LEADER, PROGRESS_OLDEST, QUEUE_AGE, RECONCILIATIONS, REPORTS,
+        CERTIFICATE, CONDITION_OLDEST, CONDITIONS, KEY_EXPIRY, LEADER, PROGRESS_OLDEST, QUEUE_AGE, RECONCILIATIONS, REPORTS,
         SIGNER, UNVERIFIED,
     },
     label::{
-        CONDITION, KIND, REASON, RESULT, STATUS,
+        CONDITION, KIND, PURPOSE, REASON, RESULT, STATUS,
         target::{JOB, NAMESPACE, POD},
     },
     query::{Expr, Matcher},
@@ -311,7 +311,7 @@ fn keys() -> Vec<Alert> {
             severity: Severity::Critical,
             query: SIGNER.value(&[]).equal(0.0).and(&leads),
             lasting: "5m",
-            summary: "The leader does not hold the pinned signing key: no model can be promoted.",
+            summary: "The leader holds no signing key that is trusted now: no model can be promoted.",
             at: "10m",
             fires: vec![(of("a", &SIGNER), "0x20"), (of("a", &LEADER), "1x20")],
             labels: &[("pod", "a")],
@@ -322,6 +322,17 @@ fn keys() -> Vec<Alert> {
                 (of("b", &SIGNER), "0x20"),
                 (of("b", &LEADER), "0x20"),
             ],
+        },
+        Alert {
+            name: "CodexKeyExpires",
+            severity: Severity::Warning,
+            query: KEY_EXPIRY.value(&[]).min(&[PURPOSE]).left().below(30.0 * 86_400.0),
+            lasting: "10m",
+            summary: "A trusted key expires within 30 days: then nothing is signed with it, and what it signed is signed again.",
+            at: "20m",
+            fires: vec![(KEY_EXPIRY.value(&[PURPOSE.is("signing")]).to_string(), "1000000x30")],
+            labels: &[("purpose", "signing")],
+            quiet: vec![(KEY_EXPIRY.value(&[PURPOSE.is("signing")]).to_string(), "600000000x30")],
         },
         Alert {
             name: "CodexCertificateExpires",

@@ -2,8 +2,8 @@
 
 use crate::{
     label::{
-        CATEGORY, CODE, CONDITION, KIND, METRIC, PHASE, PORT, REASON, RESULT, RING, STATE, STATEMENT, STATUS, VERB,
-        VERDICT, VERSION,
+        CATEGORY, CODE, CONDITION, KIND, METRIC, PHASE, PORT, PURPOSE, REASON, RESULT, RING, STATE, STATEMENT, STATUS,
+        VERB, VERDICT, VERSION,
     },
     metric::metrics,
 };
@@ -75,8 +75,11 @@ metrics! {
     SIGNATURES = Counter("codex_controller_signatures_total", Count, [STATEMENT, RESULT],
         "Attempts to sign a statement (model, promotion) by result (ok, error).").later();
     SIGNER = Gauge("codex_controller_signer_available", Boolean, [],
-        "1 while the leader holds the pinned signing key, 0 otherwise.")
+        "1 while the leader holds a signing key that is trusted now, 0 otherwise.")
         .more("A standby process has 0.");
+    KEY_EXPIRY = Gauge("codex_controller_key_expiry_timestamp_seconds", UnixTime, [PURPOSE],
+        "When the signing key expires, and the first of the other trusted keys that has not expired yet.")
+        .more("Absent for keys without `notAfter`.").later();
     CERTIFICATE = Gauge("codex_controller_report_certificate_expiry_timestamp_seconds", UnixTime, [],
         "When the first certificate of the report endpoint expires: the authority or the serving certificate.");
     LEADER = Gauge("codex_controller_is_leader", Boolean, [],

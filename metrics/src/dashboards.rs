@@ -3,7 +3,7 @@
 use crate::{
     controller::{
         API_DURATION, API_REQUESTS, CERTIFICATE, CHECKPOINT_OLDEST, CONDITION_OLDEST, CONDITIONS, ERRORS, GATE_MARGIN,
-        GATES, LEADER, MALFORMED, MANUAL_OVERRIDES, OBJECTS, PROGRESS_OLDEST, QUEUE, QUEUE_AGE, QUEUE_WAIT,
+        GATES, KEY_EXPIRY, LEADER, MALFORMED, MANUAL_OVERRIDES, OBJECTS, PROGRESS_OLDEST, QUEUE, QUEUE_AGE, QUEUE_WAIT,
         RECONCILE_DURATION, RECONCILIATIONS, REFUSED_CONNECTIONS, REPORTS, REVOKED, RUN_STEPS, SERVING, SIGNATURES,
         SIGNER, UNVERIFIED, WATCH_ERRORS, WRITES,
     },
@@ -47,9 +47,17 @@ fn operator() -> Dashboard {
                     Panel::new(Number, Plain, "Leaders", "Controllers that hold the Lease; exactly 1 is normal.")
                         .named(&LEADER.value(&[]).sum(&[]), "leaders")
                         .when_empty("no controller"),
-                    Panel::new(Number, Plain, "Signing key", "1 if the leader holds the pinned signing key.")
-                        .named(&SIGNER.value(&[]).max(&[]), "available")
-                        .when_empty("no controller"),
+                    Panel::new(
+                        Number,
+                        Plain,
+                        "Signing key",
+                        "1 if the leader holds a signing key that is trusted now.",
+                    )
+                    .named(&SIGNER.value(&[]).max(&[]), "available")
+                    .when_empty("no controller"),
+                    Panel::new(Number, Seconds, "Keys", "Time until a trusted key expires.")
+                        .named(&KEY_EXPIRY.value(&[]).min(&[]).left(), "left")
+                        .when_empty("no key expires"),
                     Panel::new(
                         Number,
                         Seconds,

@@ -16,9 +16,11 @@ pub mod oms;
 pub mod promotion;
 mod statement;
 pub mod text;
+mod validity;
 
 pub use digest::{
     ConfigDigest, DataDigest, GatesDigest, ModelDigest, OmsPayloadDigest, OmsRoot, PromotionDigest, ReportDigest,
     Sha256,
 };
 pub use evidence::EvidenceStrength;
+pub use validity::{Untimely, Validity};

@@ -61,6 +61,8 @@ enum Command {
     Safety(crate::safety::Safety),
     /// Verify that a model directory is exactly what was signed.
     Verify(crate::verify::Verify),
+    /// Sign the files of a model with a key of your own.
+    Sign(crate::sign::Sign),
     /// Check manifests without a cluster.
     Validate(crate::validate::Validate),
     /// Check from files that a ReasoningPod may roll out; nothing is created.
@@ -107,6 +109,7 @@ impl Command {
             Self::BenchServe(command) => command.run(),
             Self::Safety(command) => command.run(),
             Self::Verify(command) => command.run(),
+            Self::Sign(command) => command.run(),
             Self::Validate(command) => command.run(),
             Self::Deploy(command) => command.run(),
             Self::StatusReport(command) => command.run(),

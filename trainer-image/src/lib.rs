@@ -34,6 +34,7 @@ pub mod reporting;
 mod run_folder;
 pub mod safety;
 pub mod serving;
+pub mod sign;
 pub mod tasks;
 mod terminal;
 pub mod text;

@@ -1,6 +1,7 @@
 //! `codex verify`: the checks of a server on the command line, for a model and its bundles. Reads files.
 
 pub(crate) mod given;
+mod keys;
 mod policies;
 
 use std::{
@@ -20,7 +21,6 @@ use codex_provenance::{
 use codex_reports::exit;
 use codex_signing::{
     bundle::{self, BundleError},
-    key::PublicKey,
     verify::{Promoted, Signed, VerifyError, verify_promotion, verify_signature},
 };
 use codex_verdict::{Ring, policy::Policy};
@@ -32,6 +32,7 @@ use crate::{
     evaluation::again::measured_again,
     wording::counted,
 };
+use keys::Keys;
 
 /// The exit code for a valid model whose key was not compared with a fingerprint.
 const NOT_PINNED: i32 = 3;
@@ -54,13 +55,15 @@ pub struct Verify {
     /// The OpenSSF Model Signing bundle. Inside the model directory, it does not count as a file of the model.
     #[arg(long, value_name = "FILE")]
     bundle: PathBuf,
-    /// The public key, a PEM file with exactly one key.
-    #[arg(long, value_name = "FILE")]
-    key: PathBuf,
-    /// The SHA-256 fingerprint that the key must have. Take it from a source that you trust, such as the ConfigMap
-    /// codex-signing-key in the controller's namespace. Without it, the key is not pinned, and the exit code is 3.
+    /// The trusted public keys: a PEM file with one or more. Lines notBefore: TIME and notAfter: TIME above a key limit when its
+    /// signatures count. May be repeated.
+    #[arg(long, value_name = "FILE", required = true)]
+    key: Vec<PathBuf>,
+    /// The SHA-256 fingerprint that a key must have. Take it from a source that you trust, such as the ConfigMap
+    /// codex-signing-key in the controller's namespace. May be repeated; each key must have one of them. Without it, keys are not
+    /// pinned, and the exit code is 3.
     #[arg(long, value_name = "SHA256")]
-    fingerprint: Option<Sha256>,
+    fingerprint: Vec<Sha256>,
     /// The promotion bundle. Without it, no promotion is checked.
     #[arg(long, value_name = "FILE", requires = "ring")]
     promotion: Option<PathBuf>,
@@ -70,8 +73,8 @@ pub struct Verify {
     /// Refuse a promotion with an evaluation that was judged longer ago, such as 30d, 12h or 45m.
     #[arg(long, value_name = "DURATION", requires = "promotion", value_parser = duration)]
     max_age: Option<Duration>,
-    /// The time from which --max-age counts back, as RFC 3339 [default: now].
-    #[arg(long, value_name = "TIME", requires = "max_age", value_parser = timestamp)]
+    /// The time at which keys must count, and from which --max-age counts back, as RFC 3339 [default: now].
+    #[arg(long, value_name = "TIME", value_parser = timestamp)]
     at: Option<Timestamp>,
     /// The outcomes.json of an evaluation in the promotion, or of one that its gates compare with; repeatable. Every measurement
     /// of the evaluation, and the bootstrapped bounds of bleu and perplexity, is computed again from it.
@@ -91,6 +94,8 @@ struct Outcome {
     manifest: Manifest,
     pinned: bool,
     signed: Signed,
+    /// The keys that expire, with the time.
+    expiring: Vec<(Sha256, Timestamp)>,
     promoted: Option<Promoted>,
     /// The policies that were checked.
     policies: Vec<Policy>,
@@ -114,48 +119,65 @@ impl Verify {
     /// # Errors
     /// Fails with exit code 1 if a check fails, and with 2 if a file cannot be read or the key is invalid.
     pub fn run(self) -> Result<i32, CommandError> {
-        let outcome = self.verify()?;
+        let mut steps = Steps::default();
+        let outcome = self.verify_in(&mut steps);
+        if outcome.is_err() {
+            // What was checked before the refusal, which follows as the error.
+            let _ = std::io::stdout().write_all(steps.to_string().as_bytes());
+        }
+        let outcome = outcome?;
         // The exit code is the result, even if it cannot be printed.
         let _ = std::io::stdout().write_all(outcome.to_string().as_bytes());
         Ok(outcome.exit())
     }
 
+    #[cfg(test)]
     fn verify(&self) -> Result<Outcome, CommandError> {
+        self.verify_in(&mut Steps::default())
+    }
+
+    fn verify_in(&self, steps: &mut Steps) -> Result<Outcome, CommandError> {
         let bundle = read("--bundle", &self.bundle, bundle::MAX_BYTES)?;
         let promotion =
             self.promotion.as_deref().map(|path| read("--promotion", path, bundle::MAX_BYTES)).transpose()?;
         let policies = policies::read(&self.policy)?;
         let outcomes = self.outcomes.iter().map(|path| Ok((path.as_path(), read("--outcomes", path, MAX_OUTCOMES)?)));
         let outcomes: Vec<(&Path, Vec<u8>)> = outcomes.collect::<Result<_, CommandError>>()?;
-        let key = read("--key", &self.key, MAX_KEY)?;
-        let key = PublicKey::from_pem(&String::from_utf8_lossy(&key)).map_err(|error| {
-            let path = self.key.display().to_string();
-            CommandError::bad_input(format!("--key: {}: {error}", Printable(&path)))
-        })?;
-        if let Some(expected) = self.fingerprint
-            && expected != key.fingerprint()
-        {
-            return Err(refused(VerifyError::Key { found: key.fingerprint(), expected }));
-        }
+        let now = self.at.unwrap_or_else(Timestamp::now);
+        let keys = Keys::read(&self.key, &self.fingerprint, now)?;
+        let pinned =
+            if self.fingerprint.is_empty() { "none is pinned" } else { "all have a fingerprint of --fingerprint" };
+        steps.passed("keys", format!("{}, {pinned}", counted(keys.len(), "public key")));
         let manifest = self.manifest().map_err(|error| match error {
             ManifestError::Unreadable { .. } => CommandError::bad_input(error),
             refused => CommandError::failed(format!("the model is refused: {refused}")),
         })?;
-        let signed = verify_signature(&manifest, &bundle, &key, None).map_err(refused)?;
+        steps.passed("files", format!("{}, {} bytes", counted(manifest.files.len(), "file"), manifest.size_bytes()));
+        let signed = verify_signature(&manifest, &bundle, &keys, None).map_err(refused)?;
+        steps.passed("signature", format!("the key {} signed exactly these files", signed.signer));
+        let mut expiring = Vec::new();
+        let until = keys.check(signed.signer, "the OMS bundle")?;
+        expiring.extend(until.map(|end| (signed.signer, end)));
+        steps.passed("validity", format!("the key {} counts at {now}", signed.signer));
         let mut measured = Vec::new();
         let promoted = match (promotion, &self.ring) {
             (Some(promotion), Some(ring)) => {
-                let promoted = verify_promotion(&signed, &promotion, &key, ring, None).map_err(refused)?;
+                let promoted = verify_promotion(&signed, &promotion, &keys, ring, None).map_err(refused)?;
+                steps.passed("promotion", format!("the key {} promoted it into {ring}", promoted.signer));
+                let until = keys.check(promoted.signer, "the promotion bundle")?;
+                expiring.extend(until.filter(|_| promoted.signer != signed.signer).map(|end| (promoted.signer, end)));
                 self.check_evidence(&promoted.promotion).map_err(CommandError::failed)?;
-                let now = self.at.unwrap_or_else(Timestamp::now);
-                policies::check(&policies, &promoted.promotion, key.fingerprint(), now)
+                steps.passed("evidence", "its gates pass, and it is as recent and as strong as demanded".to_owned());
+                policies::check(&policies, &promoted.promotion, &[promoted.signer, signed.signer], now)
                     .map_err(CommandError::failed)?;
+                steps.passed("policies", format!("{} given, and all hold", policies.len()));
                 measured = measured_again(&promoted.promotion.reasons.evaluations, &outcomes)?;
                 Some(promoted)
             }
             _ => None,
         };
-        Ok(Outcome { manifest, pinned: self.fingerprint.is_some(), signed, promoted, policies, measured })
+        let pinned = !self.fingerprint.is_empty();
+        Ok(Outcome { manifest, pinned, signed, expiring, promoted, policies, measured })
     }
 
     /// Checks what the caller demands of the evidence.
@@ -192,6 +214,22 @@ impl Verify {
             return Manifest::of_file(&self.model);
         }
         Manifest::of_dir_except(&self.model, &inside(&self.bundle, &self.model).into_iter().collect::<BTreeSet<_>>())
+    }
+}
+
+/// The checks that passed, a line each.
+#[derive(Debug, Default)]
+struct Steps(Vec<String>);
+
+impl Steps {
+    fn passed(&mut self, what: &str, how: String) {
+        self.0.push(format!("passed     {what}: {how}"));
+    }
+}
+
+impl fmt::Display for Steps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| writeln!(f, "{line}"))
     }
 }
 
@@ -295,7 +333,7 @@ impl fmt::Display for Outcome {
         }
         writeln!(f, "model      {}", self.signed.model)?;
         match &self.promoted {
-            Some(Promoted { promotion, digest }) => {
+            Some(Promoted { promotion, digest, .. }) => {
                 writeln!(f, "promoted   into {} by the statement {digest}", Printable(&promotion.reasons.ring))?;
             }
             None => writeln!(f, "promoted   NOT checked: give --promotion and --ring")?,
@@ -303,12 +341,16 @@ impl fmt::Display for Outcome {
         for policy in &self.policies {
             writeln!(f, "held       {}", Printable(&policy.to_string()))?;
         }
-        let signer = self.signed.signer;
-        if self.pinned {
-            writeln!(f, "signed by  {signer}, the key of --fingerprint")
-        } else {
-            writeln!(f, "signed by  {signer}: key NOT pinned, give --fingerprint")
+        for (key, end) in &self.expiring {
+            writeln!(f, "expires    {key} at {end}")?;
         }
+        let signer = self.signed.signer;
+        let pinned = if self.pinned { ", the key of --fingerprint" } else { ": key NOT pinned, give --fingerprint" };
+        let promoter = self.promoted.as_ref().map(|promoted| promoted.signer).filter(|promoter| *promoter != signer);
+        if let Some(promoter) = promoter {
+            writeln!(f, "promoted by {promoter}{pinned}")?;
+        }
+        writeln!(f, "signed by  {signer}{pinned}")
     }
 }
 
@@ -368,7 +410,7 @@ pub(crate) mod tests {
         ConfigDigest, DataDigest, ModelDigest, oms,
         promotion::{Attested, Base, Object, Promotion, Reasons, Reported, Training},
     };
-    use codex_signing::key::{PrivateKey, Signer as _};
+    use codex_signing::key::{PrivateKey, PublicKey, Signer as _};
     use codex_verdict::{Decimal, GateSpec, Measurement, Stated};
 
     use super::*;
@@ -635,8 +677,15 @@ pub(crate) mod tests {
             signer: Sha256::of(""),
             skipped: vec!["a\n.md".to_owned()],
         };
-        let outcome =
-            Outcome { manifest, pinned: true, signed, promoted: None, policies: Vec::new(), measured: Vec::new() };
+        let outcome = Outcome {
+            manifest,
+            pinned: true,
+            signed,
+            expiring: Vec::new(),
+            promoted: None,
+            policies: Vec::new(),
+            measured: Vec::new(),
+        };
         let told = outcome.to_string();
         assert!(told.starts_with("verified   0 files of 1: exactly what was signed\n"), "{told}");
         assert!(told.contains("skipped    NOT signed, by the signature's ignore_paths: a\\n.md\n"), "{told}");
@@ -675,5 +724,73 @@ pub(crate) mod tests {
         fs::write(root.path().join("model/model.sig"), "no bundle").unwrap();
         let (code, told) = end(&[]);
         assert!(code == exit::BAD_INPUT && told.contains("OMS bundle is not a Sigstore bundle"), "{told}");
+    }
+
+    /// A model that one key signed and another promoted, as after a rotation.
+    #[test]
+    fn several_keys_are_trusted_within_their_time() {
+        let root = signed();
+        let path = |name: &str| root.path().join(name);
+        let first = fingerprint(root.path());
+        let next = PrivateKey::generate().unwrap();
+        let bundle = fs::read(path("promotion.json")).unwrap();
+        let former = PublicKey::from_pem(&fs::read_to_string(path("key.pem")).unwrap()).unwrap();
+        let payload = bundle::open(&bundle, &former).unwrap();
+        fs::write(path("promotion.json"), next.sign(&payload).unwrap()).unwrap();
+        fs::write(path("next.pub"), next.public().to_pem()).unwrap();
+        let promoter = next.public().fingerprint().to_string();
+        let promoted = ["--promotion", "promotion.json", "--ring", "main"];
+        let with = |more: &[&str]| verify(root.path(), &[&promoted[..], more].concat());
+        let told = |more: &[&str]| with(more).err().map(|error| (error.exit, error.sentence())).unwrap();
+        let (code, why) = told(&[]);
+        assert!(code == exit::FAILED && why.contains("promotion bundle was signed with another key"), "{why}");
+        let outcome = with(&["--key", "next.pub", "--fingerprint", &first, "--fingerprint", &promoter]).ok().unwrap();
+        let lines = outcome.to_string();
+        assert_eq!(outcome.exit(), exit::FINISHED);
+        assert!(
+            lines.ends_with(&format!(
+                "promoted by {promoter}, the key of --fingerprint\nsigned by  {first}, the key of --fingerprint\n"
+            )),
+            "{lines}"
+        );
+        let (code, why) = told(&["--key", "next.pub", "--fingerprint", &first]);
+        assert_eq!(
+            (code, why),
+            (exit::FAILED, format!("the public key has the fingerprint {promoter}, but {first} is trusted"))
+        );
+        // One file for all keys; the former one is limited.
+        let limited = |limits: &str| {
+            let list = format!("{limits}{}{}", former.to_pem(), next.public().to_pem());
+            fs::write(path("key.pem"), list).unwrap();
+        };
+        limited("notBefore: 2026-01-01T00:00:00Z\nnotAfter: 2027-01-01T00:00:00Z\n");
+        let outcome = with(&["--at", "2026-12-31T00:00:00Z"]).ok().unwrap().to_string();
+        assert!(outcome.contains(&format!("\nexpires    {first} at 2027-01-01T00:00:00Z\n")), "{outcome}");
+        for (at, untimely) in [
+            ("2027-01-01T00:00:00Z", "expired at 2027-01-01T00:00:00Z"),
+            ("2025-12-31T23:59:59Z", "is not valid before 2026-01-01T00:00:00Z"),
+        ] {
+            let (code, why) = told(&["--at", at]);
+            let expected = format!("the key {first} signed the OMS bundle, and it {untimely}: at {at} ");
+            assert!(code == exit::FAILED && why.starts_with(&expected), "{why}");
+        }
+        limited("notAfter: soon\n");
+        let (code, why) = told(&[]);
+        assert!(code == exit::BAD_INPUT && why.starts_with("--key: ") && why.contains("line 1: "), "{why}");
+    }
+
+    #[test]
+    fn a_refusal_says_what_had_passed() {
+        let root = signed();
+        fs::write(root.path().join("model/config.json"), "[]").unwrap();
+        let path = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
+        let (model, bundle, key) = (path("model"), path("model/model.sig"), path("key.pem"));
+        let arguments = ["verify", &model, "--bundle", &bundle, "--key", &key];
+        let mut steps = Steps::default();
+        assert!(Arguments::try_parse_from(arguments).unwrap().verify.verify_in(&mut steps).is_err());
+        assert_eq!(
+            steps.to_string(),
+            "passed     keys: 1 public key, none is pinned\npassed     files: 1 file, 2 bytes\n"
+        );
     }
 }

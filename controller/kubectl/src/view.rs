@@ -59,7 +59,7 @@ impl State {
     /// Whether the condition is one that is present only while something is wrong or in progress.
     pub(crate) fn is_exceptional(&self) -> bool {
         use ConditionType::{
-            CheckpointLost, EndpointsWritten, ForeignPods, ProgressStale, Reconciling, Revoked, Stalled,
+            CheckpointLost, EndpointsWritten, ForeignPods, KeyExpires, ProgressStale, Reconciling, Revoked, Stalled,
             StatusDiscarded,
         };
         let exceptional = [
@@ -71,6 +71,7 @@ impl State {
             CheckpointLost,
             ProgressStale,
             Revoked,
+            KeyExpires,
         ];
         exceptional.iter().any(|kind| kind.name() == self.kind)
     }

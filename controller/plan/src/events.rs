@@ -10,13 +10,14 @@ use crate::{
 };
 
 /// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
-const REPORTED: [ConditionType; 18] = [
+const REPORTED: [ConditionType; 19] = [
     ConditionType::StatusDiscarded,
     ConditionType::Revoked,
     ConditionType::ForeignPods,
     ConditionType::EndpointsWritten,
     ConditionType::CheckpointLost,
     ConditionType::ProgressStale,
+    ConditionType::KeyExpires,
     ConditionType::Stalled,
     ConditionType::Trained,
     ConditionType::GatesPassed,
@@ -90,6 +91,8 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::ForeignEvaluation,
         Reason::SignerUnavailable,
         Reason::ForeignSignature,
+        Reason::KeyNotTrusted,
+        Reason::KeyExpires,
         Reason::VerificationFailed,
         Reason::NotSealed,
         Reason::Restored,

@@ -81,14 +81,17 @@ pub(super) fn sign_offs(context: &Context, pod: &ReasoningPod) -> Vec<SignOff> {
 }
 
 /// Returns the promotions of these models that are recorded in a namespace, and the one in the ConfigMap `named`. Each is
-/// verified with the pinned key: anyone may write a ConfigMap, and only the controller can sign.
+/// verified with the listed keys, those included that do not count now: anyone may write a ConfigMap, and only the controller can sign.
 pub(super) fn promotions(
     context: &Context,
     namespace: &str,
     models: &BTreeSet<ModelDigest>,
     named: Option<&str>,
 ) -> Vec<RecordedPromotion> {
-    let Some(key) = context.signer.public() else { return Vec::new() };
+    let keys = context.signer.keys();
+    if keys.is_empty() {
+        return Vec::new();
+    }
     let wanted = |config_map: &ConfigMap| {
         let model = config_map.annotations().get(annotation::MODEL_DIGEST).and_then(|digest| digest.parse().ok());
         config_map.metadata.namespace.as_deref() == Some(namespace)
@@ -102,7 +105,7 @@ pub(super) fn promotions(
         .filter(|config_map| wanted(config_map))
         .filter_map(|config_map| {
             let bundle = config_map.data.as_ref()?.get(BUNDLE)?;
-            let promoted = read_promotion(bundle.as_bytes(), key).ok()?;
+            let promoted = read_promotion(bundle.as_bytes(), &keys).ok()?;
             let reasons = &promoted.promotion.reasons;
             // A copy from another namespace was promoted under the policies there.
             (reasons.namespace == namespace).then_some(())?;
@@ -110,7 +113,7 @@ pub(super) fn promotions(
                 digest: promoted.digest,
                 ring: reasons.ring.parse().ok()?,
                 since: config_map.metadata.creation_timestamp.as_ref()?.0,
-                lineage: Lineage::of_statement(&promoted.promotion, key.fingerprint()),
+                lineage: Lineage::of_statement(&promoted.promotion, promoted.signer),
             })
         })
         .collect();

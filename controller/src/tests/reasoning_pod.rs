@@ -7,11 +7,15 @@ use codex_provenance::{
     Sha256,
     manifest::{File, Manifest, SCHEMA},
 };
+use codex_signing::key::PrivateKey;
 use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::{Value, json};
 
-use super::world::{World, path, run};
-use crate::observe::Observe;
+use super::{
+    signer::list,
+    world::{World, path, run},
+};
+use crate::{observe::Observe, signer::new_secret};
 
 pub(super) const TEAM: &str = "/namespaces/team";
 
@@ -147,7 +151,50 @@ async fn a_passing_model_is_signed_twice_and_then_served() {
     assert_eq!(bundles(&world).len(), 2);
     let bundle = world.api.object(&format!("/api/v1{TEAM}/configmaps/codex-oms-a-uid")).unwrap();
     assert_eq!(bundle["immutable"], json!(true));
-    assert_eq!(bundle["data"]["key.pem"], json!(world.context.signer.public().unwrap().to_pem()));
+    assert_eq!(bundle["data"]["key.pem"], json!(world.context.signer.keys()[0].to_pem()));
+}
+
+#[tokio::test]
+async fn an_expired_key_is_replaced_and_a_valid_one_is_not() {
+    const SYSTEM: &str = "/api/v1/namespaces/codex-system";
+    let world = judged(600).await;
+    world.api.put(&path("reasoningpods", "p"), pod(false));
+    settle::<ReasoningPod>(&world, "p").await;
+    let signed = bundles(&world);
+    let former = world.context.signer.keys().remove(0);
+    let next = PrivateKey::generate().unwrap();
+    let listed = |limits: &str| {
+        let former = format!("{limits}{}", former.to_pem());
+        let list = list(&[("2026.pub", former), ("2027.pub", next.public().to_pem().to_owned())]);
+        world.api.put(&format!("{SYSTEM}/configmaps/codex-trusted-keys"), list);
+    };
+    listed("");
+    world
+        .api
+        .put(&format!("{SYSTEM}/secrets/codex-signing-key"), serde_json::to_value(new_secret(&next).unwrap()).unwrap());
+    world.context.signer.refresh().await;
+    world.api.requests();
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    assert!(requests.is_empty(), "a rotation writes nothing: {requests:#?}");
+
+    listed("notAfter: 2020-01-01T00:00:00Z\n");
+    world.context.signer.refresh().await;
+    world.api.requests();
+    settle::<ReasoningPod>(&world, "p").await;
+    let again: Vec<_> = bundles(&world).into_iter().filter(|name| !signed.contains(name)).collect();
+    let short = next.public().fingerprint().short();
+    assert!(again.len() == 2 && again.iter().all(|name| name.ends_with(&format!("-{short}"))), "{again:?}");
+    for name in &again {
+        let bundle = world.api.object(&format!("/api/v1{TEAM}/configmaps/{name}")).unwrap();
+        assert_eq!((&bundle["data"]["key.pem"], &bundle["immutable"]), (&json!(next.public().to_pem()), &json!(true)));
+    }
+    let live = world.api.object(&format!("/apis/apps/v1{TEAM}/deployments/codex-s-p")).unwrap();
+    let arguments = live["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap();
+    assert!(arguments.contains(&json!(next.public().fingerprint())), "{arguments:?}");
+    assert!(!arguments.contains(&json!(former.fingerprint())), "{arguments:?}");
+    let status = world.api.object(&path("reasoningpods", "p")).unwrap()["status"].clone();
+    assert_eq!(status["manifest"]["signer"], json!(short));
+    assert!(settle::<ReasoningPod>(&world, "p").await.is_empty(), "and nothing more");
 }
 
 #[tokio::test]

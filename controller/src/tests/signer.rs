@@ -1,13 +1,16 @@
 //! The signing key at the first start and at later starts.
 
-use k8s_openapi::ByteString;
+use codex_signing::key::PrivateKey;
+use k8s_openapi::{ByteString, api::core::v1::ConfigMap};
+use kube::api::DeleteParams;
 use serde_json::json;
 
 use super::world::Api;
-use crate::signer::{NAME, Signer};
+use crate::signer::{Expiries, NAME, Signer, new_secret};
 
 const SECRET: &str = "/api/v1/namespaces/codex-system/secrets/codex-signing-key";
 const PIN: &str = "/api/v1/namespaces/codex-system/configmaps/codex-signing-key";
+const LISTED: &str = "/api/v1/namespaces/codex-system/configmaps/codex-trusted-keys";
 
 async fn load(api: &Api) -> Signer {
     Signer::load(api.client(), "codex-system").await.unwrap()
@@ -24,6 +27,7 @@ async fn the_key_is_created_once_and_then_loaded() {
         api.requests(),
         [
             format!("GET {PIN}"),
+            format!("GET {LISTED}"),
             format!("GET {SECRET}"),
             format!("POST {} {manager}", collection(SECRET)),
             format!("POST {} {manager}", collection(PIN)),
@@ -31,7 +35,7 @@ async fn the_key_is_created_once_and_then_loaded() {
     );
     let second = load(&api).await;
     assert_eq!(second.fingerprint(), first.fingerprint());
-    assert_eq!(api.requests(), [format!("GET {PIN}"), format!("GET {SECRET}")]);
+    assert_eq!(api.requests(), [format!("GET {PIN}"), format!("GET {LISTED}"), format!("GET {SECRET}")]);
     assert_eq!(api.object(PIN).unwrap()["data"]["fingerprint"], json!(first.fingerprint().unwrap().to_string()));
     assert_eq!(api.object(PIN).unwrap()["immutable"], json!(true));
     assert!(api.object(SECRET).unwrap()["data"]["private.pem"].is_string());
@@ -82,4 +86,64 @@ async fn an_unusable_key_or_pin_stops_no_start() {
     api.put(PIN, pin);
     let told = load(&api).await.available().unwrap_err();
     assert!(told.contains("has no valid public key") && told.contains("restart the controller"), "{told}");
+}
+
+/// The list of trusted keys with these entries.
+pub(super) fn list(entries: &[(&str, String)]) -> serde_json::Value {
+    let data: serde_json::Map<_, _> = entries.iter().map(|(name, text)| ((*name).to_owned(), json!(text))).collect();
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "codex-trusted-keys"}, "data": data})
+}
+
+#[tokio::test]
+async fn keys_are_rotated_by_the_list_without_a_restart() {
+    let api = Api::default();
+    let signer = load(&api).await;
+    let former = signer.keys().remove(0);
+    let next = PrivateKey::generate().unwrap();
+    // Both keys are listed before the Secret changes, and the pin no longer matters.
+    let limited = format!("notAfter: 2027-06-01T00:00:00Z\n{}", former.to_pem());
+    api.put(LISTED, list(&[("2026.pub", limited), ("2027.pub", next.public().to_pem().to_owned())]));
+    signer.refresh().await;
+    signer.available().unwrap();
+    assert_eq!(signer.fingerprint(), Some(former.fingerprint()));
+    let end = "2027-06-01T00:00:00Z".parse().unwrap();
+    let before = "2027-05-31T23:59:59Z".parse().unwrap();
+    assert!(signer.signs_at(before) && !signer.signs_at(end), "the signing key expires");
+    assert_eq!(signer.expiries(before), Expiries { signing: Some(end), others: None });
+    api.put(SECRET, serde_json::to_value(new_secret(&next).unwrap()).unwrap());
+    signer.refresh().await;
+    assert_eq!(signer.fingerprint(), Some(next.public().fingerprint()));
+    assert!(signer.signs_at(end) && signer.keys().len() == 2);
+    assert_eq!(signer.expiries(before), Expiries { signing: None, others: Some(end) });
+    assert_eq!(signer.expiries(end), Expiries::default(), "an expired key needs no more attention");
+    assert_eq!(signer.sign(b"{}").unwrap().key, next.public().to_pem());
+    let fingerprints: Vec<_> = signer.listed().iter().map(|listed| listed.fingerprint).collect();
+    assert_eq!(fingerprints, [former.fingerprint(), next.public().fingerprint()]);
+    // A start finds the same.
+    assert_eq!(load(&api).await.fingerprint(), signer.fingerprint());
+    // Without the list, the pin counts again, and the Secret does not hold its key.
+    let lists = kube::Api::<ConfigMap>::namespaced(api.client(), "codex-system");
+    lists.delete("codex-trusted-keys", &DeleteParams::default()).await.unwrap();
+    signer.refresh().await;
+    let told = signer.available().unwrap_err();
+    assert!(told.contains("not the pinned one") && told.contains("codex-trusted-keys"), "{told}");
+    assert_eq!(signer.fingerprint(), Some(former.fingerprint()));
+}
+
+#[tokio::test]
+async fn a_list_without_a_usable_key_signs_nothing_and_pins_nothing() {
+    let api = Api::default();
+    let key = PrivateKey::generate().unwrap();
+    api.put(LISTED, list(&[("team.pub", key.public().to_pem().to_owned())]));
+    let signer = load(&api).await;
+    assert!(api.object(SECRET).is_none() && api.object(PIN).is_none(), "no key is created");
+    assert!(signer.available().unwrap_err().contains("does not exist"));
+    assert_eq!((signer.fingerprint(), signer.keys().len()), (None, 1), "what the listed key signed is still verified");
+    api.put(SECRET, serde_json::to_value(new_secret(&PrivateKey::generate().unwrap()).unwrap()).unwrap());
+    signer.refresh().await;
+    assert!(signer.available().unwrap_err().contains("does not list"));
+    api.put(SECRET, serde_json::to_value(new_secret(&key).unwrap()).unwrap());
+    signer.refresh().await;
+    signer.available().unwrap();
+    assert!(api.object(PIN).is_none());
 }

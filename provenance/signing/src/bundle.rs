@@ -48,16 +48,37 @@ pub enum BundleError {
     #[error("has {0} signatures; exactly one is required")]
     Signatures(usize),
     /// The bundle is signed with another key.
-    #[error("was signed with another key: it names {}, but {expected} is trusted", Printable(found))]
+    #[error("was signed with another key: it names {}, but {} trusted", Printable(found), trusted(expected))]
     AnotherKey {
         /// The hint in the bundle.
         found: String,
-        /// The fingerprint of the trusted key.
-        expected: Sha256,
+        /// The fingerprints of the trusted keys.
+        expected: Vec<Sha256>,
     },
-    /// The signature is not one of the trusted key over this payload.
-    #[error("has an invalid signature: the key {0} did not sign this payload")]
-    Signature(Sha256),
+    /// The signature is not one of a trusted key over this payload.
+    #[error("has an invalid signature: {} did not sign this payload", unsigned(.0))]
+    Signature(Vec<Sha256>),
+}
+
+/// Maximum number of fingerprints that a message names.
+const NAMED: usize = 4;
+
+fn named(keys: &[Sha256]) -> String {
+    let shown: Vec<_> = keys.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = keys.len().saturating_sub(NAMED);
+    if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
+}
+
+pub(crate) fn trusted(keys: &[Sha256]) -> String {
+    match keys {
+        [] => "no key is".to_owned(),
+        [key] => format!("{key} is"),
+        keys => format!("only {} are", named(keys)),
+    }
+}
+
+fn unsigned(keys: &[Sha256]) -> String {
+    if let [key] = keys { format!("the key {key}") } else { format!("the keys {}", named(keys)) }
 }
 
 /// Returns the bundle, in JSON, of a payload and its DER-encoded signature with the key `signer`.
@@ -83,6 +104,14 @@ pub(crate) fn assemble(payload: &[u8], signature: Vec<u8>, signer: Sha256) -> Re
 /// # Errors
 /// The first fault. The payload of a refused bundle is never returned.
 pub fn open(bundle: &[u8], key: &PublicKey) -> Result<Vec<u8>, BundleError> {
+    open_with(bundle, std::slice::from_ref(key)).map(|(payload, _)| payload)
+}
+
+/// Verifies that one of the trusted keys signed a bundle, and returns its payload and that key.
+///
+/// # Errors
+/// The first fault. The payload of a refused bundle is never returned.
+pub fn open_with<'k>(bundle: &[u8], keys: &'k [PublicKey]) -> Result<(Vec<u8>, &'k PublicKey), BundleError> {
     if bundle.len() > MAX_BYTES {
         return Err(BundleError::TooLarge);
     }
@@ -103,13 +132,19 @@ pub fn open(bundle: &[u8], key: &PublicKey) -> Result<Vec<u8>, BundleError> {
     let [Signature { sig, keyid }] = envelope.signatures.as_slice() else {
         return Err(BundleError::Signatures(envelope.signatures.len()));
     };
-    if key.verifies(&pre_authentication(&envelope.payload), sig) {
-        return Ok(envelope.payload);
-    }
+    let encoded = pre_authentication(&envelope.payload);
     // Hints are not signed, and programs write them in different ways. They only lead to a better message.
-    let expected = key.fingerprint();
-    Err(match [hint, keyid.clone()].into_iter().find(|hint| key.differs_from(hint)) {
-        Some(found) => BundleError::AnotherKey { found, expected },
-        None => BundleError::Signature(expected),
-    })
+    if let Some(key) = keys.iter().find(|key| key.verifies(&encoded, sig)) {
+        return Ok((envelope.payload, key));
+    }
+    let hints = [hint, keyid.clone()];
+    let foreign = |hint: &&String| !keys.is_empty() && keys.iter().all(|key| key.differs_from(hint));
+    if let Some(found) = hints.iter().find(foreign) {
+        let expected = keys.iter().map(PublicKey::fingerprint).collect();
+        return Err(BundleError::AnotherKey { found: found.clone(), expected });
+    }
+    let is_named = |key: &&PublicKey| hints.iter().any(|hint| key.is_named_by(hint));
+    let named: Vec<_> = keys.iter().filter(is_named).map(PublicKey::fingerprint).collect();
+    let all = || keys.iter().map(PublicKey::fingerprint).collect();
+    Err(BundleError::Signature(if named.is_empty() { all() } else { named }))
 }

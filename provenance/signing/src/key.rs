@@ -30,8 +30,10 @@ use zeroize::Zeroizing;
 use crate::{bundle, dsse::pre_authentication};
 
 /// What a private key must be.
-const WANTED: &str = "give one ECDSA key on the curve P-256, unencrypted, in PEM, as openssl genpkey -algorithm EC -pkeyopt \
-                      ec_paramgen_curve:P-256 writes it";
+const WANTED: &str = "give one ECDSA key on the curve P-256 in PEM, unencrypted as openssl genpkey -algorithm EC -pkeyopt \
+                      ec_paramgen_curve:P-256 writes it, or encrypted as cosign generate-key-pair writes it";
+/// The labels of cosign's encrypted form.
+const COSIGN: [&str; 2] = ["ENCRYPTED SIGSTORE PRIVATE KEY", "ENCRYPTED COSIGN PRIVATE KEY"];
 
 /// Reasons why a key is refused or does not sign.
 #[derive(Debug, thiserror::Error)]
@@ -138,12 +140,14 @@ impl PrivateKey {
         EcdsaKeys::new(EllipticCurve::P256).and_then(Self::of).map_err(KeyError::Make)
     }
 
-    /// Reads a key in PKCS#8 (`PRIVATE KEY`) or SEC 1 (`EC PRIVATE KEY`). Line ends, text and blocks around the key, such as `EC
-    /// PARAMETERS` or its public key, do not count.
+    /// Reads a key in PKCS#8 (`PRIVATE KEY`), SEC 1 (`EC PRIVATE KEY`) or cosign's encrypted form (`ENCRYPTED SIGSTORE PRIVATE
+    /// KEY`). Line ends, text and blocks around the key, such as `EC PARAMETERS` or its public key, do not count. `password` is for
+    /// an encrypted key, and may be empty; a key that is not encrypted needs none.
     ///
     /// # Errors
-    /// Fails if the text has no such key or several, or the key is encrypted, damaged or on another curve.
-    pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
+    /// Fails if the text has no such key or several, or the key is damaged or on another curve, or encrypted in another form or
+    /// with another password.
+    pub fn from_pem(pem: &str, password: &[u8]) -> Result<Self, KeyError> {
         let unusable = |found: &str| KeyError::UnusablePrivate { found: found.to_owned() };
         let blocks = pem::parse_many(pem).map_err(|_| unusable("damaged PEM"))?;
         let keys: Vec<_> = blocks.iter().filter(|block| block.tag().ends_with("PRIVATE KEY")).collect();
@@ -154,6 +158,11 @@ impl PrivateKey {
             keys => return Err(unusable(&format!("given {} times", keys.len()))),
         };
         let tag = key.tag();
+        if COSIGN.contains(&tag) {
+            let alone = Zeroizing::new(pem::encode(key));
+            return Self::read(EcdsaKeys::from_encrypted_pem(alone.as_bytes(), password))
+                .map_err(|_| unusable("encrypted by cosign, and the password does not decrypt it to such a key"));
+        }
         if tag.starts_with("ENCRYPTED") || key.headers().get("Proc-Type").is_some() {
             return Err(unusable("encrypted (openssl pkey -in FILE -out private.pem decrypts it)"));
         }
@@ -167,14 +176,6 @@ impl PrivateKey {
             }
             tag => Err(unusable(&format!("a PEM block {:?}", tag.chars().take(40).collect::<String>()))),
         }
-    }
-
-    /// Reads a key in cosign's encrypted form (`ENCRYPTED SIGSTORE PRIVATE KEY`).
-    ///
-    /// # Errors
-    /// Fails if the text is not such a key, the password is wrong, or the key is on another curve.
-    pub fn from_encrypted_pem(pem: &str, password: &[u8]) -> Result<Self, KeyError> {
-        Self::read(EcdsaKeys::from_encrypted_pem(pem.as_bytes(), password))
     }
 
     fn read(keys: Result<EcdsaKeys, SigstoreError>) -> Result<Self, KeyError> {
@@ -313,9 +314,21 @@ impl PublicKey {
         digest_in(hint).is_some_and(|digest| digest != self.fingerprint() && digest != self.der_digest)
     }
 
+    /// Whether a hint is a digest of this key.
+    pub(crate) fn is_named_by(&self, hint: &str) -> bool {
+        digest_in(hint).is_some_and(|digest| digest == self.fingerprint() || digest == self.der_digest)
+    }
+
     /// Whether a DER-encoded signature was made over `message` with this key.
     pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         self.verifier.verify_signature(Signature::Raw(signature), message).is_ok()
+    }
+}
+
+/// One trusted key, where several may be.
+impl AsRef<[PublicKey]> for PublicKey {
+    fn as_ref(&self) -> &[PublicKey] {
+        std::slice::from_ref(self)
     }
 }
 

@@ -7,4 +7,5 @@
 pub mod bundle;
 mod dsse;
 pub mod key;
+pub mod trust;
 pub mod verify;

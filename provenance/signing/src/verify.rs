@@ -26,8 +26,8 @@ const NAMED: usize = 5;
 pub struct Expected {
     /// Digest of the model.
     pub model_digest: ModelDigest,
-    /// Fingerprint of the key.
-    pub key_fingerprint: Sha256,
+    /// Fingerprints of the keys that may have signed the bundles.
+    pub key_fingerprints: Vec<Sha256>,
     /// Ring in which the model will be served.
     pub ring: String,
     /// Digest of the promotion statement.
@@ -54,6 +54,8 @@ pub struct Promoted {
     pub promotion: Promotion,
     /// Digest of the promotion statement.
     pub digest: PromotionDigest,
+    /// Fingerprint of the key that signed.
+    pub signer: Sha256,
 }
 
 /// The verified content of both bundles.
@@ -68,13 +70,13 @@ pub struct Verified {
 /// Reasons why a model is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// The public key is not the trusted one.
-    #[error("the public key has the fingerprint {found}, but {expected} is trusted")]
+    /// A public key is not a trusted one.
+    #[error("the public key has the fingerprint {found}, but {} trusted", bundle::trusted(expected))]
     Key {
         /// Fingerprint of the key at hand.
         found: Sha256,
-        /// Fingerprint of the trusted key.
-        expected: Sha256,
+        /// Fingerprints of the trusted keys.
+        expected: Vec<Sha256>,
     },
     /// The OMS bundle is refused.
     #[error("the OMS bundle {0}")]
@@ -191,11 +193,11 @@ fn list(texts: impl ExactSizeIterator<Item = String>, separator: &str) -> String
 pub fn verify_listing(
     entries: &[Entry],
     bundle: &[u8],
-    key: &PublicKey,
+    keys: &(impl AsRef<[PublicKey]> + ?Sized),
     expected: &Expected,
 ) -> Result<(), VerifyError> {
-    check_key(key, expected)?;
-    let payload = bundle::open(bundle, key).map_err(VerifyError::Oms)?;
+    check_keys(keys, &expected.key_fingerprints)?;
+    let (payload, _) = bundle::open_with(bundle, keys.as_ref()).map_err(VerifyError::Oms)?;
     let statement = Statement::read(&payload).map_err(VerifyError::OmsStatement)?;
     let expected = expected.model_digest;
     statement.check_listing(entries, expected).map_err(|error| match error {
@@ -205,12 +207,16 @@ pub fn verify_listing(
     })
 }
 
-fn check_key(key: &PublicKey, expected: &Expected) -> Result<(), VerifyError> {
-    let (found, expected) = (key.fingerprint(), expected.key_fingerprint);
-    if found == expected { Ok(()) } else { Err(VerifyError::Key { found, expected }) }
+/// Checks that every key at hand is one of those with these fingerprints.
+///
+/// # Errors
+/// The first key that is not.
+pub fn check_keys(keys: &(impl AsRef<[PublicKey]> + ?Sized), expected: &[Sha256]) -> Result<(), VerifyError> {
+    let found = keys.as_ref().iter().map(PublicKey::fingerprint).find(|found| !expected.contains(found));
+    found.map_or(Ok(()), |found| Err(VerifyError::Key { found, expected: expected.to_vec() }))
 }
 
-/// Checks that `bundle` is signed with `key` and covers exactly the files of `manifest`, names included. `demanded` is the
+/// Checks that `bundle` is signed with one of `keys` and covers exactly the files of `manifest`, names included. `demanded` is the
 /// required model digest, if there is one.
 ///
 /// # Errors
@@ -218,10 +224,10 @@ fn check_key(key: &PublicKey, expected: &Expected) -> Result<(), VerifyError> {
 pub fn verify_signature(
     manifest: &Manifest,
     bundle: &[u8],
-    key: &PublicKey,
+    keys: &(impl AsRef<[PublicKey]> + ?Sized),
     demanded: Option<ModelDigest>,
 ) -> Result<Signed, VerifyError> {
-    signature(manifest, bundle, key, demanded, |_| false)
+    signature(manifest, bundle, keys.as_ref(), demanded, |_| false)
 }
 
 /// As [`verify_signature`], for a directory that may lack the signed files that `left_out` names, because a download does not
@@ -232,20 +238,20 @@ pub fn verify_signature(
 pub fn verify_part(
     manifest: &Manifest,
     bundle: &[u8],
-    key: &PublicKey,
+    keys: &(impl AsRef<[PublicKey]> + ?Sized),
     left_out: impl Fn(&str) -> bool,
 ) -> Result<Signed, VerifyError> {
-    signature(manifest, bundle, key, None, left_out)
+    signature(manifest, bundle, keys.as_ref(), None, left_out)
 }
 
 fn signature(
     manifest: &Manifest,
     bundle: &[u8],
-    key: &PublicKey,
+    keys: &[PublicKey],
     demanded: Option<ModelDigest>,
     left_out: impl Fn(&str) -> bool,
 ) -> Result<Signed, VerifyError> {
-    let payload = bundle::open(bundle, key).map_err(VerifyError::Oms)?;
+    let (payload, key) = bundle::open_with(bundle, keys).map_err(VerifyError::Oms)?;
     let model = manifest.digest();
     let statement = Statement::read(&payload).map_err(VerifyError::OmsStatement)?.about_part(manifest, left_out);
     let skipped = match statement.compare(manifest).map_err(VerifyError::OmsStatement)? {
@@ -264,7 +270,7 @@ fn signature(
     Ok(Signed { model, payload: oms::payload_digest(&payload), signer: key.fingerprint(), skipped })
 }
 
-/// Checks that `bundle` is signed with `key` and promotes the model of `signed` into `ring`, and judges every gate again from
+/// Checks that `bundle` is signed with one of `keys` and promotes the model of `signed` into `ring`, and judges every gate again from
 /// the measurements in the statement: at least one evaluation is required, and all must pass. `demanded` is the required digest
 /// of the promotion statement, if there is one.
 ///
@@ -273,11 +279,11 @@ fn signature(
 pub fn verify_promotion(
     signed: &Signed,
     bundle: &[u8],
-    key: &PublicKey,
+    keys: &(impl AsRef<[PublicKey]> + ?Sized),
     ring: &str,
     demanded: Option<PromotionDigest>,
 ) -> Result<Promoted, VerifyError> {
-    let Promoted { promotion, digest } = open_promotion(bundle, key)?;
+    let Promoted { promotion, digest, signer } = open_promotion(bundle, keys.as_ref())?;
     if promotion.model != signed.model {
         return Err(VerifyError::PromotionModel { found: promotion.model, expected: signed.model });
     }
@@ -292,23 +298,23 @@ pub fn verify_promotion(
         return Err(VerifyError::PromotionDigest { found: digest, expected });
     }
     check_evaluations(&promotion)?;
-    Ok(Promoted { promotion, digest })
+    Ok(Promoted { promotion, digest, signer })
 }
 
-/// Reads a recorded promotion, whatever its model and ring: it must be signed with `key`, and its gates are judged again.
+/// Reads a recorded promotion, whatever its model and ring: it must be signed with one of `keys`, and its gates are judged again.
 ///
 /// # Errors
 /// The first check that fails.
-pub fn read_promotion(bundle: &[u8], key: &PublicKey) -> Result<Promoted, VerifyError> {
-    let promoted = open_promotion(bundle, key)?;
+pub fn read_promotion(bundle: &[u8], keys: &(impl AsRef<[PublicKey]> + ?Sized)) -> Result<Promoted, VerifyError> {
+    let promoted = open_promotion(bundle, keys.as_ref())?;
     check_evaluations(&promoted.promotion)?;
     Ok(promoted)
 }
 
-fn open_promotion(bundle: &[u8], key: &PublicKey) -> Result<Promoted, VerifyError> {
-    let payload = bundle::open(bundle, key).map_err(VerifyError::Promotion)?;
+fn open_promotion(bundle: &[u8], keys: &[PublicKey]) -> Result<Promoted, VerifyError> {
+    let (payload, key) = bundle::open_with(bundle, keys).map_err(VerifyError::Promotion)?;
     let promotion = Promotion::read(&payload).map_err(VerifyError::PromotionStatement)?;
-    Ok(Promoted { promotion, digest: promotion::payload_digest(&payload) })
+    Ok(Promoted { promotion, digest: promotion::payload_digest(&payload), signer: key.fingerprint() })
 }
 
 fn check_evaluations(promotion: &Promotion) -> Result<(), VerifyError> {
@@ -330,11 +336,11 @@ pub fn verify_model(
     manifest: &Manifest,
     oms_bundle: &[u8],
     promotion_bundle: &[u8],
-    key: &PublicKey,
+    keys: &(impl AsRef<[PublicKey]> + ?Sized),
     expected: &Expected,
 ) -> Result<Verified, VerifyError> {
-    check_key(key, expected)?;
-    let signed = verify_signature(manifest, oms_bundle, key, Some(expected.model_digest))?;
-    let promoted = verify_promotion(&signed, promotion_bundle, key, &expected.ring, Some(expected.promotion_digest))?;
+    check_keys(keys, &expected.key_fingerprints)?;
+    let signed = verify_signature(manifest, oms_bundle, keys, Some(expected.model_digest))?;
+    let promoted = verify_promotion(&signed, promotion_bundle, keys, &expected.ring, Some(expected.promotion_digest))?;
     Ok(Verified { signed, promoted })
 }

@@ -21,13 +21,19 @@ fn stored_keys_are_read_back_and_others_refused() {
     assert!(plain.starts_with("-----BEGIN PRIVATE KEY-----\n") && !plain.contains('\r'));
     let encrypted = KEY.to_encrypted_pem(b"secret").unwrap();
     assert!(encrypted.starts_with("-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\n"));
-    for back in [PrivateKey::from_pem(&plain).unwrap(), PrivateKey::from_encrypted_pem(&encrypted, b"secret").unwrap()]
-    {
+    for back in [PrivateKey::from_pem(&plain, b"").unwrap(), PrivateKey::from_pem(&encrypted, b"secret").unwrap()] {
         assert_eq!(back.public().fingerprint(), KEY.public().fingerprint());
         let bundle = back.sign(b"{}").unwrap();
         assert_eq!(bundle::open(&bundle, KEY.public()).unwrap(), b"{}");
     }
-    assert!(PrivateKey::from_encrypted_pem(&encrypted, b"wrong").is_err());
+    // cosign's older label, line ends of Windows and blocks around the key, and a password that nothing needs.
+    let older = encrypted.replace("SIGSTORE", "COSIGN").replace('\n', "\r\n");
+    for (text, password) in [(format!("{older}{}", KEY.public().to_pem()), "secret"), (plain.to_string(), "unused")] {
+        let back = PrivateKey::from_pem(&text, password.as_bytes()).unwrap();
+        assert_eq!(back.public().fingerprint(), KEY.public().fingerprint());
+    }
+    let empty = KEY.to_encrypted_pem(b"").unwrap();
+    assert!(PrivateKey::from_pem(&empty, b"").is_ok(), "cosign allows an empty password");
     assert!(!format!("{:?}", *KEY).contains("PRIVATE KEY"));
     let pem = KEY.public().to_pem();
     assert!(pem.ends_with("-----END PUBLIC KEY-----\n") && pem.lines().all(|line| line.len() <= 64));
@@ -42,15 +48,15 @@ fn stored_keys_are_read_back_and_others_refused() {
 fn private_keys_of_openssl_are_read_or_refused_with_the_wanted_form() {
     let fixture = |name: &str| std::fs::read_to_string(format!("tests/fixtures/openssl-{name}.pem")).unwrap();
     let (sec1, pkcs8) = (fixture("ecparam"), fixture("pkcs8"));
-    let key = PrivateKey::from_pem(&pkcs8).unwrap();
+    let key = PrivateKey::from_pem(&pkcs8, b"").unwrap();
     let after = format!("{sec1}{}", key.public().to_pem());
     for text in [&sec1, &sec1.replace('\n', "\r\n"), &format!("\u{feff}my key\n{sec1}"), &after, &format!("{sec1}\n\n")]
     {
-        let read = PrivateKey::from_pem(text).unwrap();
+        let read = PrivateKey::from_pem(text, b"").unwrap();
         assert_eq!(read.public().fingerprint(), key.public().fingerprint(), "{text}");
         assert_eq!(bundle::open(&read.sign(b"{}").unwrap(), key.public()).unwrap(), b"{}");
         assert_eq!(
-            PrivateKey::from_pem(&read.to_pem().unwrap()).unwrap().public().fingerprint(),
+            PrivateKey::from_pem(&read.to_pem().unwrap(), b"").unwrap().public().fingerprint(),
             key.public().fingerprint()
         );
     }
@@ -66,14 +72,17 @@ fn private_keys_of_openssl_are_read_or_refused_with_the_wanted_form() {
         (format!("{sec1}{pkcs8}"), "given 2 times"),
         (fixture("encrypted-sec1"), encrypted),
         (fixture("encrypted-pkcs8"), encrypted),
-        (KEY.to_encrypted_pem(b"secret").unwrap().to_string(), encrypted),
+        (
+            KEY.to_encrypted_pem(b"secret").unwrap().to_string(),
+            "encrypted by cosign, and the password does not decrypt it to such a key",
+        ),
         (fixture("p384"), kind),
         (fixture("ed25519"), kind),
         (fixture("rsa"), "a PEM block \"RSA PRIVATE KEY\""),
     ] {
-        let told = PrivateKey::from_pem(&text).unwrap_err().to_string();
-        let wanted = "give one ECDSA key on the curve P-256, unencrypted, in PEM, as openssl genpkey -algorithm EC -pkeyopt \
-                      ec_paramgen_curve:P-256 writes it";
+        let told = PrivateKey::from_pem(&text, b"wrong").unwrap_err().to_string();
+        let wanted = "give one ECDSA key on the curve P-256 in PEM, unencrypted as openssl genpkey -algorithm EC -pkeyopt \
+                      ec_paramgen_curve:P-256 writes it, or encrypted as cosign generate-key-pair writes it";
         assert_eq!(told, format!("the private key is {found}: {wanted}"), "{text}");
     }
 }

@@ -101,7 +101,7 @@ impl Case {
             promotion: key.sign(&promotion.payload()).unwrap(),
             expected: Expected {
                 model_digest: manifest.digest(),
-                key_fingerprint: key.public().fingerprint(),
+                key_fingerprints: vec![key.public().fingerprint()],
                 ring: ring.into(),
                 promotion_digest: promotion.digest(),
             },
@@ -279,7 +279,7 @@ fn hints_only_lead_to_a_better_message() {
         }
     }
     let mut foreign = Case::of("weights", &OTHER_KEY, RING);
-    foreign.expected.key_fingerprint = ours;
+    foreign.expected.key_fingerprints = vec![ours];
     let foreign_base64 = STANDARD.encode(theirs.bytes());
     for hint in [&theirs.to_string(), &theirs.to_string().to_uppercase(), &format!("SHA256:{theirs}"), &foreign_base64]
     {
@@ -364,7 +364,7 @@ fn names_and_sizes_are_compared_before_files_are_read() {
     let other = Case { oms: Case::of("other weights", &KEY, RING).oms, ..good.clone() };
     assert!(check(&other, &entries).unwrap_err().contains("the bundle was made for another model"));
     let mut foreign = good.clone();
-    foreign.expected.key_fingerprint = OTHER_KEY.public().fingerprint();
+    foreign.expected.key_fingerprints = vec![OTHER_KEY.public().fingerprint()];
     assert!(check(&foreign, &entries).unwrap_err().starts_with("the public key has the fingerprint "));
     // A server needs every file signed, whatever the file is.
     added[3].path = "README.md".to_owned();

@@ -7,6 +7,7 @@ use codex_provenance::{ModelDigest, Sha256, manifest::Manifest, oms, promotion::
 use codex_signing::{
     bundle,
     key::{PrivateKey, PublicKey, Signer as _},
+    trust,
 };
 use codex_validate::Validator;
 use serde_json::{Value, json};
@@ -218,7 +219,7 @@ pub(super) fn keys() -> Target {
     let private = key.to_pem().unwrap().as_bytes().to_vec();
     target("keys", vec![public, private], TEXT, |bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return false };
-        PublicKey::from_pem(text).is_ok() || PrivateKey::from_pem(text).is_ok()
+        trust::read(text).is_ok() || PublicKey::from_pem(text).is_ok() || PrivateKey::from_pem(text, b"").is_ok()
     })
 }
 

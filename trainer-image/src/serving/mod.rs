@@ -103,12 +103,12 @@ pub struct Serve {
     /// Required digest of the promotion statement.
     #[arg(long, value_name = "HEX", required_unless_present = "unsigned")]
     promotion_digest: Option<PromotionDigest>,
-    /// The public key that verifies both bundles, in PEM.
+    /// A public key that verifies a bundle, in PEM. May be repeated, if different keys signed the two bundles.
     #[arg(long, value_name = "FILE", required_unless_present = "unsigned")]
-    public_key: Option<PathBuf>,
-    /// Required fingerprint of the public key.
+    public_key: Vec<PathBuf>,
+    /// A fingerprint that public keys may have. May be repeated; each key must have one of them.
     #[arg(long, value_name = "HEX", required_unless_present = "unsigned")]
-    key_fingerprint: Option<Sha256>,
+    key_fingerprint: Vec<Sha256>,
     /// The ring that the promotion must be for.
     #[arg(long, required_unless_present = "unsigned", value_parser = PossibleValuesParser::new(Ring::ALL.map(Ring::name)))]
     ring: Option<String>,
@@ -272,11 +272,11 @@ impl Server {
                     model: arguments.model?,
                     oms_bundle: arguments.oms_bundle?,
                     promotion: arguments.promotion?,
-                    public_key: arguments.public_key?,
+                    public_keys: arguments.public_key,
                 },
                 expected: Expected {
                     model_digest: arguments.model_digest?,
-                    key_fingerprint: arguments.key_fingerprint?,
+                    key_fingerprints: arguments.key_fingerprint,
                     ring: arguments.ring?,
                     promotion_digest: arguments.promotion_digest?,
                 },

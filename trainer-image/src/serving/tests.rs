@@ -148,7 +148,7 @@ impl Case {
         write("key.pem", key.public().to_pem().as_bytes());
         let expected = Expected {
             model_digest: manifest.digest(),
-            key_fingerprint: key.public().fingerprint(),
+            key_fingerprints: vec![key.public().fingerprint()],
             ring: RING.into(),
             promotion_digest: promotion.digest(),
         };
@@ -182,7 +182,7 @@ impl Case {
             model: self.path("model"),
             oms_bundle: self.path("oms.json"),
             promotion: self.path("promotion.json"),
-            public_key: self.path("key.pem"),
+            public_keys: vec![self.path("key.pem")],
         }
     }
 
@@ -315,7 +315,7 @@ async fn a_server_is_ready_once_verified_and_responses_have_the_model_digest() {
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!((&status["status"], &status["ring"]), (&json!("ready"), &json!(RING)));
     assert_eq!(status["verified"]["model_digest"], digest);
-    assert_eq!(status["verified"]["signer"], case.expected.key_fingerprint.to_string());
+    assert_eq!(status["verified"]["signer"], case.expected.key_fingerprints[0].to_string());
     assert_eq!(server.get("/health").await.0, 200);
     let (_, metrics) = server.get("/metrics").await;
     assert!(metrics.contains("codex_ml_inference_requests_total{endpoint=\"/infer\"} 2"), "{metrics}");

@@ -30,7 +30,7 @@ pub(super) struct Paths {
     pub(super) model: PathBuf,
     pub(super) oms_bundle: PathBuf,
     pub(super) promotion: PathBuf,
-    pub(super) public_key: PathBuf,
+    pub(super) public_keys: Vec<PathBuf>,
 }
 
 /// Maximum size of a key file in bytes.
@@ -41,8 +41,10 @@ const MAX_KEY: usize = 64 << 10;
 pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verified, Held), ServeError> {
     let oms_bundle = read("OMS bundle", &paths.oms_bundle, bundle::MAX_BYTES)?;
     let promotion = read("promotion bundle", &paths.promotion, bundle::MAX_BYTES)?;
-    let public_key = read("public key", &paths.public_key, MAX_KEY)?;
-    let public_key = PublicKey::from_pem(&String::from_utf8_lossy(&public_key))?;
+    let mut public_keys = Vec::with_capacity(paths.public_keys.len());
+    for path in &paths.public_keys {
+        public_keys.push(PublicKey::from_pem(&String::from_utf8_lossy(&read("public key", path, MAX_KEY)?))?);
+    }
     let refused = |source| ServeError::Manifest { path: paths.model.clone(), source };
     let entries = match files::walk(&paths.model, &BTreeSet::new()) {
         // The kubelet creates the folder of a model on a volume that lacks it.
@@ -52,9 +54,9 @@ pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verif
         walked => walked.map_err(refused)?,
     };
     // Before the first byte is read: a file that was replaced may be larger than the memory.
-    verify_listing(&entries, &oms_bundle, &public_key, expected)?;
+    verify_listing(&entries, &oms_bundle, &public_keys, expected)?;
     let (manifest, held) = Manifest::hold(entries, is_kept).map_err(refused)?;
-    let verified = verify_model(&manifest, &oms_bundle, &promotion, &public_key, expected)?;
+    let verified = verify_model(&manifest, &oms_bundle, &promotion, &public_keys, expected)?;
     tracing::info!(
         model = %verified.signed.model,
         bytes = manifest.size_bytes(),

@@ -6,15 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use codex_provenance::{Sha256, manifest::Manifest, text::Printable};
+use codex_provenance::{Sha256, manifest::Manifest};
 use codex_reports::exit;
 use codex_signing::{
     bundle,
-    key::PublicKey,
-    verify::{Promoted, Signed, VerifyError, verify_promotion, verify_signature},
+    verify::{Promoted, Signed, verify_promotion, verify_signature},
 };
+use jiff::Timestamp;
 
-use super::{MAX_KEY, inside, read, refused};
+use super::{inside, keys::Keys, read, refused};
 use crate::error::CommandError;
 
 /// The bundles of a model and the key that signed them.
@@ -23,10 +23,10 @@ pub(crate) struct Given {
     /// The OpenSSF Model Signing bundle of the model. Inside the model directory, it does not count as a file of the model.
     #[arg(long, value_name = "FILE", requires = "key")]
     pub(crate) bundle: Option<PathBuf>,
-    /// The public key, a PEM file with exactly one key.
+    /// The trusted public keys, a PEM file. Lines notBefore: TIME and notAfter: TIME above a key limit when its signatures count.
     #[arg(long, value_name = "FILE", requires = "bundle")]
     pub(crate) key: Option<PathBuf>,
-    /// The SHA-256 fingerprint that the key must have, from a source that you trust.
+    /// The SHA-256 fingerprint that every key must have, from a source that you trust.
     #[arg(long, value_name = "SHA256", requires = "key")]
     pub(crate) fingerprint: Option<Sha256>,
     /// The promotion bundle.
@@ -71,17 +71,10 @@ impl Given {
         let oms = read("--bundle", path, bundle::MAX_BYTES)?;
         let promotion =
             self.promotion.as_deref().map(|path| read("--promotion", path, bundle::MAX_BYTES)).transpose()?;
-        let text = read("--key", key, MAX_KEY)?;
-        let key = PublicKey::from_pem(&String::from_utf8_lossy(&text)).map_err(|error| {
-            let path = key.display().to_string();
-            CommandError::bad_input(format!("--key: {}: {error}", Printable(&path)))
-        })?;
-        match self.check(manifest, &oms, promotion.as_deref(), &key, ring) {
+        match self.check(manifest, &oms, promotion.as_deref(), key, ring) {
             Ok(valid) => Ok(Outcome::Valid(Box::new(valid))),
-            Err(error) => match refused(error) {
-                error if error.exit == exit::FAILED => Ok(Outcome::Refused(error.sentence())),
-                error => Err(error),
-            },
+            Err(error) if error.exit == exit::FAILED => Ok(Outcome::Refused(error.sentence())),
+            Err(error) => Err(error),
         }
     }
 
@@ -90,14 +83,17 @@ impl Given {
         manifest: &Manifest,
         oms: &[u8],
         promotion: Option<&[u8]>,
-        key: &PublicKey,
+        key: &Path,
         ring: &str,
-    ) -> Result<Valid, VerifyError> {
-        if let Some(expected) = self.fingerprint.filter(|expected| *expected != key.fingerprint()) {
-            return Err(VerifyError::Key { found: key.fingerprint(), expected });
+    ) -> Result<Valid, CommandError> {
+        let keys = Keys::read(&[key.to_owned()], self.fingerprint.as_slice(), Timestamp::now())?;
+        let signed = verify_signature(manifest, oms, &keys, None).map_err(refused)?;
+        keys.check(signed.signer, "the OMS bundle")?;
+        let promoted = promotion.map(|promotion| verify_promotion(&signed, promotion, &keys, ring, None)).transpose();
+        let promoted = promoted.map_err(refused)?;
+        if let Some(promoted) = &promoted {
+            keys.check(promoted.signer, "the promotion bundle")?;
         }
-        let signed = verify_signature(manifest, oms, key, None)?;
-        let promoted = promotion.map(|promotion| verify_promotion(&signed, promotion, key, ring, None)).transpose()?;
         Ok(Valid { signed, is_pinned: self.fingerprint.is_some(), promoted })
     }
 

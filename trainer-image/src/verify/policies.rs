@@ -62,14 +62,19 @@ fn of_file(validator: &Validator, path: &Path) -> Result<Vec<Policy>, CommandErr
     Ok(policies)
 }
 
-/// Checks a promotion statement that was signed with the key of this fingerprint: first the deny-lists, then the rules for its
+/// Checks a promotion statement, given the fingerprints of the keys that signed it and its model: first the deny-lists, then the rules for its
 /// ring. The time in a ring counts until `now`.
 ///
 /// # Errors
 /// The sentences of everything that does not hold.
-pub(super) fn check(policies: &[Policy], promotion: &Promotion, key: Sha256, now: Timestamp) -> Result<(), String> {
+pub(super) fn check(policies: &[Policy], promotion: &Promotion, keys: &[Sha256], now: Timestamp) -> Result<(), String> {
     let ring: Ring = promotion.reasons.ring.parse().map_err(|why| format!("the promotion statement: {why}"))?;
-    let mut refused = denials(policies, &Lineage::of_statement(promotion, key));
+    let mut refused = Vec::new();
+    for breach in keys.iter().flat_map(|key| denials(policies, &Lineage::of_statement(promotion, *key))) {
+        if !refused.contains(&breach) {
+            refused.push(breach);
+        }
+    }
     let facts = Facts::of_statement(promotion, ring, now).map_err(|why| format!("the promotion statement: {why}"))?;
     refused.extend(breaches(policies, &facts));
     if refused.is_empty() {

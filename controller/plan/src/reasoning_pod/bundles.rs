@@ -13,7 +13,8 @@ use kube::ResourceExt;
 
 use crate::evaluation::proof::digests;
 
-/// The names of the `ConfigMaps` that hold the bundles of an object.
+/// The names of the `ConfigMaps` that hold the bundles of an object when they are first signed. Where a statement is signed again with
+/// another key, [`bundle::again`] gives the name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BundleNames {
     /// `None` until the run has a model.
@@ -22,7 +23,7 @@ pub struct BundleNames {
     pub promotion: Option<String>,
 }
 
-/// Returns the names of the `ConfigMaps` that hold the bundles of an object.
+/// Returns the names of the `ConfigMaps` that hold the bundles of an object when they are first signed.
 pub fn bundle_names(
     object: &ReasoningPod,
     run: Option<&TrainingRun>,

@@ -42,8 +42,8 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Returns the digest of everything that the pod template of a target is made from, but for the settings of the controller.
 pub(super) fn made_from(view: &View<'_>, target: &Target) -> String {
-    let Target { run_uid, model, promotion, fingerprint, .. } = target;
-    Sha256::of(json!([run_uid, model, promotion, fingerprint, view.spec().serving]).to_string()).short()
+    let Target { run_uid, model, promotion, .. } = target;
+    Sha256::of(json!([run_uid, model, promotion, target.keys(), view.spec().serving]).to_string()).short()
 }
 
 fn attempt(view: &View<'_>, target: &Target, rollout: &Rollout) -> String {
@@ -52,7 +52,6 @@ fn attempt(view: &View<'_>, target: &Target, rollout: &Rollout) -> String {
 
 /// Whether the servers were made for this target.
 pub(super) fn is_current(view: &View<'_>, target: &Target) -> bool {
-    let wanted = (target.model, target.promotion);
     match (&view.servers, &view.restorable) {
         (Some(servers), _) => {
             let annotations = servers.live.annotations();
@@ -61,9 +60,12 @@ pub(super) fn is_current(view: &View<'_>, target: &Target) -> bool {
             let upgraded =
                 found(annotation::SETTINGS_DIGEST) != Some(settings_digest(&view.observed.settings).as_str());
             let same = found(annotation::ATTEMPT).is_none_or(|from| from == made_from(view, target));
-            servers.made_for() == Some(wanted) && (upgraded || same)
+            servers.are_for(target) && (upgraded || same)
         }
-        (None, Some(former)) => (former.model, former.promotion) == wanted,
+        (None, Some(former)) => {
+            let made = |target: &Target| (target.model, target.promotion, target.keys());
+            made(former) == made(target)
+        }
         (None, None) => false,
     }
 }
@@ -337,8 +339,7 @@ fn judge(view: &View<'_>, stage: &Stage, target: &Target, rollout: &Rollout, hel
     if servers == 0 {
         return waits(next, "spec.replicas is 0".to_owned());
     }
-    let made_for = Some((target.model, target.promotion));
-    let Some(canary) = view.canary.as_ref().filter(|canary| canary.made_for() == made_for) else {
+    let Some(canary) = view.canary.as_ref().filter(|canary| canary.are_for(target)) else {
         return waits(next, "the canary starts".to_owned());
     };
     next.verified = canary.verified(target.model, target.promotion, held.verified.as_ref());

@@ -35,6 +35,8 @@ use crate::{
     settings::Settings,
 };
 
+/// The argument of servers that names a key that they accept.
+pub(crate) const KEY_FINGERPRINT: &str = "--key-fingerprint";
 /// The port of servers.
 pub(crate) const PORT: i32 = 8000;
 /// Seconds from SIGTERM to SIGKILL: the server becomes unready, then finishes the requests in progress.
@@ -189,7 +191,7 @@ fn deployment_of(view: &View<'_>, target: &Target, track: Track) -> Deployment {
     let digest = settings_digest(&view.observed.settings);
     let live = if track == Track::Stable { &view.servers } else { &view.canary };
     if let Some(servers) = live
-        && servers.made_for() == Some((target.model, target.promotion))
+        && servers.are_for(target)
         && our_annotations(servers.live).get(annotation::SETTINGS_DIGEST) != Some(&digest)
     {
         return scaled(unchanged(view, servers, track), autoscaling::replicas(view));
@@ -251,11 +253,19 @@ fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'
         ("--promotion", "/bundles/promotion/bundle.json".to_owned()),
         ("--promotion-digest", target.promotion.to_string()),
         ("--public-key", "/bundles/oms/key.pem".to_owned()),
-        ("--key-fingerprint", target.fingerprint.to_string()),
+        (KEY_FINGERPRINT, target.oms_signer.to_string()),
         ("--ring", target.ring.to_string()),
         ("--listen", format!("0.0.0.0:{PORT}")),
     ];
-    let arguments = arguments.into_iter().chain(granted(view, &mut mounts));
+    // After a rotation, another key may have signed the promotion. Only keys that signed are named, so that a change of the list of
+    // trusted keys restarts no server.
+    let second = (target.promotion_signer != target.oms_signer).then(|| {
+        [
+            ("--public-key", "/bundles/promotion/key.pem".to_owned()),
+            (KEY_FINGERPRINT, target.promotion_signer.to_string()),
+        ]
+    });
+    let arguments = arguments.into_iter().chain(second.into_iter().flatten()).chain(granted(view, &mut mounts));
     let arguments = arguments.flat_map(|(flag, value)| [flag.to_owned(), value]);
     let reports = (track == Track::Canary).then(|| "--report-traffic".to_owned());
     Template {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use codex_crds::{ModelStatus, TrainingRun, annotation, bundle};
+use codex_crds::{ModelStatus, TrainingRun, annotation};
 use codex_provenance::{
     ModelDigest, OmsPayloadDigest,
     promotion::{self, Attested, Object, Promotion, Reasons, Reported, Training},
@@ -10,12 +10,7 @@ use codex_provenance::{
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 
-use super::{
-    bundles::{manifest, promotion_name},
-    signing::Signing,
-    stage::Stage,
-    view::View,
-};
+use super::{bundles::manifest, signing::Signing, stage::Stage, trust::Chosen, view::View};
 use crate::{
     evaluation::statement::statement,
     metadata::{Component, Owner, ring_label},
@@ -41,7 +36,8 @@ fn config_map(view: &View<'_>, run: &TrainingRun, name: String, model: ModelDige
 }
 
 fn sign_model(view: &View<'_>, run: &TrainingRun, model: &ModelStatus) -> Option<Effect> {
-    let config_map = config_map(view, run, bundle::oms(&run.uid()?), model.digest);
+    let Chosen::Missing { name, .. } = &view.evidence.oms else { return None };
+    let config_map = config_map(view, run, name.clone(), model.digest);
     Some(Effect::SignModel { config_map, manifest: manifest(model).ok()?, name: run.name_any() })
 }
 
@@ -51,9 +47,9 @@ fn sign_promotion(
     model: &ModelStatus,
     payload: OmsPayloadDigest,
 ) -> Option<Effect> {
-    let key = view.evidence.key.as_ref()?;
+    let Chosen::Missing { name, .. } = &view.evidence.promotion else { return None };
     let ring = view.observed.object.spec.rollout_ring;
-    let mut config_map = config_map(view, run, promotion_name(&run.uid()?, key), model.digest);
+    let mut config_map = config_map(view, run, name.clone(), model.digest);
     config_map.metadata.labels.get_or_insert_default().extend([ring_label(ring)]);
     let mut evaluations: Vec<promotion::Evaluation> = view
         .observed

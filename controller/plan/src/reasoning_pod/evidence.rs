@@ -3,21 +3,23 @@
 use std::collections::BTreeMap;
 
 use codex_crds::{ConditionType, ModelStatus, Reason, TrainingRun, child};
-use codex_provenance::promotion::PromotionKey;
+use codex_provenance::{Sha256, Untimely, promotion::PromotionKey};
 use codex_verdict::policy::Demand;
 use jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::{
     bundles::{bundle_names, manifest, promotion_key},
-    observed::{Bundle, ObservedReasoningPod, Signer},
+    observed::{ObservedReasoningPod, SignedModel, SignedPromotion, Signer},
     policy::Policies,
     target::Target,
+    trust::{Chosen, Distrust, Trust},
 };
 use crate::{
     conditions::{find, is_true},
     evaluation::proof::{Proof, Unproven, proof},
     metadata::Component,
+    seal::StatusSeal,
     text::truncate_chars,
     work::finished_model,
 };
@@ -55,6 +57,10 @@ pub(crate) struct Evidence<'a> {
     pub(crate) key: Option<PromotionKey>,
     /// What the evaluations prove, by name.
     pub(crate) proofs: BTreeMap<&'a str, Proof>,
+    /// The signature of the model that counts.
+    pub(crate) oms: Chosen<SignedModel>,
+    /// The signed promotion that counts.
+    pub(crate) promotion: Chosen<SignedPromotion>,
     /// What policies and sign-offs say.
     pub(crate) policies: Policies,
     pub(crate) blocks: Vec<Block>,
@@ -78,17 +84,23 @@ impl<'a> Evidence<'a> {
         let image = observed.settings.image(Component::Server, &observed.object.spec.pod);
         blocks.extend(image.err().map(|why| Block::stalls(About::Servers, Reason::InvalidConfiguration, why)));
         let proofs = proofs(observed, trained.map(|(_, model)| model), &mut blocks);
-        let policies = Policies::of(observed, trained.map(|(_, model)| model), &proofs, now);
-        blocks.extend(of_policies(&policies));
         let key = key(observed, trained.map(|(_, model)| model), &proofs);
-        signing(observed, key.as_ref(), &mut blocks);
+        let trust = Trust::of(observed, now);
+        let (oms, promotion) = chosen(observed, trust, key.as_ref());
+        // What is signed already was signed with keys that are trusted.
+        let signs = oms.signer().is_none() || promotion.signer().is_none();
+        let signer = observed.signer.fingerprint().filter(|_| signs);
+        let policies = Policies::of(observed, trained.map(|(_, model)| model), &proofs, trust, signer, now);
+        blocks.extend(of_policies(&policies));
+        blocks.extend(cannot_sign(observed, trust));
+        blocks.extend([unusable(&oms), unusable(&promotion)].into_iter().flatten());
         if !blocks.is_empty() {
-            blocks.extend(lost_servers(observed));
+            blocks.extend(lost_servers(observed, trust));
         }
         for block in &mut blocks {
             block.sentence = truncate_chars(&block.sentence, MAX_SENTENCE);
         }
-        Self { trained, key, proofs, policies, blocks }
+        Self { trained, key, proofs, oms, promotion, policies, blocks }
     }
 }
 
@@ -229,42 +241,64 @@ fn key(
     Some(promotion_key(&observed.object, model?, digests, &observed.policies))
 }
 
-fn signing(observed: &ObservedReasoningPod, key: Option<&PromotionKey>, blocks: &mut Vec<Block>) {
-    if let Signer::Unavailable { reason, .. } = &observed.signer {
-        let sentence = format!("nothing can be signed: {reason}");
-        blocks.push(Block::stalls(About::Signing, Reason::SignerUnavailable, sentence));
-    }
+/// Returns the bundles that count.
+fn chosen(
+    observed: &ObservedReasoningPod,
+    trust: Trust<'_>,
+    key: Option<&PromotionKey>,
+) -> (Chosen<SignedModel>, Chosen<SignedPromotion>) {
     let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations, &observed.policies);
-    let mut promotion = unusable(&observed.promotion);
-    if let (Bundle::Valid(signed), Some(key)) = (&observed.promotion, key)
-        && signed.key != key.digest()
-    {
-        promotion = Some((Reason::VerificationFailed, "it promotes with other evidence"));
-    }
-    for (name, unusable) in [(names.oms, unusable(&observed.oms)), (names.promotion, promotion)] {
-        let (Some(name), Some((reason, why))) = (name, unusable) else { continue };
-        let sentence = format!(
-            "the bundle in ConfigMap {name} cannot be used: {why}; the controller does not replace it: restore the key, \
-             or delete the ConfigMap to have it signed again"
-        );
-        blocks.push(Block::stalls(About::Signing, reason, sentence));
-    }
+    let status = observed.object.status.as_ref().filter(|_| observed.seal == StatusSeal::Valid);
+    let manifest = status.and_then(|status| status.manifest.as_ref()).map(|manifest| manifest.signer.as_str());
+    let promotion = status.and_then(|status| status.promotion.as_ref());
+    let promoter = promotion.and_then(|promotion| promotion.signer.as_deref()).or(manifest);
+    let oms = trust.choose(names.oms, &observed.oms, &observed.oms_again, manifest);
+    let promotion = trust.choose(names.promotion, &observed.promotion, &observed.promotion_again, promoter);
+    let promotion = match (promotion, key) {
+        (Chosen::Recorded { name, signed }, Some(key)) if signed.key != key.digest() => {
+            let why = "it promotes with other evidence".to_owned();
+            Chosen::Unusable { name, reason: Reason::VerificationFailed, why }
+        }
+        (promotion, _) => promotion,
+    };
+    (oms, promotion)
 }
 
-/// Returns why a bundle that exists cannot be used.
-fn unusable<T>(bundle: &Bundle<T>) -> Option<(Reason, &str)> {
-    match bundle {
-        Bundle::Absent | Bundle::Valid(_) => None,
-        Bundle::Unchecked => Some((Reason::SignerUnavailable, "there is no key to verify it with")),
-        Bundle::Foreign(why) => Some((Reason::ForeignSignature, why)),
-        Bundle::Invalid(why) => Some((Reason::VerificationFailed, why)),
-    }
+/// Returns a block if nothing can be signed. A key that a policy denies blocks as every other denial does.
+fn cannot_sign(observed: &ObservedReasoningPod, trust: Trust<'_>) -> Option<Block> {
+    let key: Sha256 = match &observed.signer {
+        Signer::Unavailable { reason, .. } => {
+            let sentence = format!("nothing can be signed: {reason}");
+            return Some(Block::stalls(About::Signing, Reason::SignerUnavailable, sentence));
+        }
+        Signer::Available { fingerprint } => *fingerprint,
+    };
+    let why = trust.check(key).err().filter(|why| *why != Distrust::Revoked)?;
+    let sentence = format!(
+        "nothing can be signed: the signing key {} {why}: put a key that is listed and valid into the Secret \
+         codex-signing-key",
+        key.short()
+    );
+    Some(match why {
+        Distrust::Untimely(Untimely::NotYet(_)) => Block::waits(About::Signing, Reason::SignerUnavailable, sentence),
+        _ => Block::stalls(About::Signing, Reason::SignerUnavailable, sentence),
+    })
+}
+
+/// Returns a block if a bundle that exists cannot be used.
+fn unusable<T>(chosen: &Chosen<T>) -> Option<Block> {
+    let Chosen::Unusable { name, reason, why } = chosen else { return None };
+    let sentence = format!(
+        "the bundle in ConfigMap {name} cannot be used: {why}; the controller does not replace it: restore the key, \
+         or delete the ConfigMap to have it signed again"
+    );
+    Some(Block::stalls(About::Signing, *reason, sentence))
 }
 
 /// Servers stay while something blocks the rollout. Returns a block if their pod template was modified and the status does
 /// not record what to restore.
-fn lost_servers(observed: &ObservedReasoningPod) -> Option<Block> {
-    if !observed.tampered || Target::recorded(observed).is_some() || observed.object.spec.dry_run {
+fn lost_servers(observed: &ObservedReasoningPod, trust: Trust<'_>) -> Option<Block> {
+    if !observed.tampered || Target::recorded(observed, trust).is_some() || observed.object.spec.dry_run {
         return None;
     }
     let sentence = format!(

@@ -15,6 +15,7 @@ mod signing;
 mod stage;
 mod status;
 mod target;
+mod trust;
 mod view;
 
 use codex_crds::ReasoningPodStatus;
@@ -22,7 +23,7 @@ use jiff::Timestamp;
 
 pub use bundles::{BundleNames, bundle_names, manifest};
 pub use endpoints::{ForeignSlice, SERVICE_NAME, WRITER, WRITTEN_BY};
-pub use observed::{Bundle, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer};
+pub use observed::{Bundle, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer, TrustedKey};
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};
 use stage::Stage;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use codex_crds::{Evaluation, ReasoningPod, SignOff, TrainingRun};
-use codex_provenance::{OmsPayloadDigest, PromotionDigest, Sha256};
+use codex_provenance::{OmsPayloadDigest, PromotionDigest, Sha256, Validity};
 use codex_verdict::{
     Ring,
     policy::{Lineage, Policy},
@@ -42,20 +42,31 @@ pub struct ObservedReasoningPod {
     pub evaluations: BTreeMap<String, Evaluation>,
     /// The signer.
     pub signer: Signer,
-    /// The bundle in the ConfigMap [`BundleNames::oms`](super::BundleNames::oms), verified with the signer's public key.
+    /// The list of trusted keys, those included that do not count now. Empty if there is none: then the signer's key alone is
+    /// trusted, without a limit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trusted: Vec<TrustedKey>,
+    /// The bundle in the ConfigMap [`BundleNames::oms`](super::BundleNames::oms), verified with all listed keys.
     #[serde(default)]
     pub oms: Bundle<SignedModel>,
+    /// The bundles in which the same statement was signed again, by the fingerprint of the key in their names
+    /// ([`codex_crds::bundle::again`]), verified likewise. Those that do not exist are left out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub oms_again: BTreeMap<Sha256, Bundle<SignedModel>>,
     /// The bundle in the ConfigMap [`BundleNames::promotion`](super::BundleNames::promotion), verified likewise.
     #[serde(default)]
     pub promotion: Bundle<SignedPromotion>,
+    /// The bundles in which the same promotion was signed again, likewise.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub promotion_again: BTreeMap<Sha256, Bundle<SignedPromotion>>,
     /// The policies that apply, by kind and name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<Policy>,
     /// The SignOffs that name the object or one of its Evaluations, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sign_offs: Vec<SignOff>,
-    /// The promotions of the run's model and of served models that are recorded in this namespace, verified with the signer's public
-    /// key. Empty if no policy applies.
+    /// The promotions of the run's model and of served models that are recorded in this namespace, verified with all listed keys.
+    /// Empty if no policy applies.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub promotions: Vec<RecordedPromotion>,
     /// The admission policies that authenticate sign-offs.
@@ -134,6 +145,17 @@ pub struct RecordedPromotion {
     pub lineage: Lineage,
 }
 
+/// A key whose signatures count within a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrustedKey {
+    /// SHA-256 of the public key's PEM text.
+    pub fingerprint: Sha256,
+    /// When its signatures count.
+    #[serde(default)]
+    pub validity: Validity,
+}
+
 /// The state of the signer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -164,7 +186,7 @@ impl Signer {
     }
 }
 
-/// The bundle in a ConfigMap, verified. The key is always the signer's, never the one in the ConfigMap.
+/// The bundle in a ConfigMap, verified. The keys are always the listed ones, never the one in the ConfigMap.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Bundle<T> {
@@ -173,7 +195,7 @@ pub enum Bundle<T> {
     Absent,
     /// The bundle exists, but there is no key to verify it with.
     Unchecked,
-    /// The signature is valid; the value is what it states.
+    /// The signature is one of a listed key, whether or not that counts now; the value is what it states.
     Valid(T),
     /// Another key signed the bundle; the sentence names both fingerprints (`BundleError::AnotherKey`).
     Foreign(String),
@@ -187,6 +209,8 @@ pub enum Bundle<T> {
 pub struct SignedModel {
     /// `Signed::payload`.
     pub payload: OmsPayloadDigest,
+    /// `Signed::signer`.
+    pub signer: Sha256,
 }
 
 /// What a valid promotion bundle states: `verify::verify_promotion` accepted it for the signed model and the object's
@@ -198,4 +222,6 @@ pub struct SignedPromotion {
     pub digest: PromotionDigest,
     /// `Promoted::promotion.key().digest()`.
     pub key: Sha256,
+    /// `Promoted::signer`.
+    pub signer: Sha256,
 }

@@ -11,9 +11,17 @@ use codex_verdict::policy::{
     Breach, Candidate, Demand, Earlier, Facts, Lineage, Policy, SignedOff, breaches, denials, stated,
 };
 use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Pod, PodSpec},
+};
 use kube::ResourceExt;
 
-use super::observed::{ObservedReasoningPod, RecordedPromotion};
+use super::{
+    observed::{ObservedReasoningPod, RecordedPromotion},
+    servers::keys,
+    trust::Trust,
+};
 use crate::{
     evaluation::{gates::by_name, proof::Proof},
     throttle::until,
@@ -48,10 +56,13 @@ pub(crate) struct Policies {
 }
 
 impl Policies {
+    /// `signer` is the key that would sign, if something has to be signed.
     pub(crate) fn of(
         observed: &ObservedReasoningPod,
         model: Option<&ModelStatus>,
         proofs: &Proofs<'_>,
+        trust: Trust<'_>,
+        signer: Option<Sha256>,
         now: Timestamp,
     ) -> Self {
         let object = &observed.object;
@@ -62,6 +73,7 @@ impl Policies {
             .promotions
             .iter()
             .filter(|promoted| model.is_some_and(|model| promoted.lineage.model == Some(model.digest)))
+            .filter(|promoted| counted(promoted, trust))
             .collect();
         let facts = Facts {
             ring,
@@ -89,7 +101,7 @@ impl Policies {
         Self {
             held: stated(policies, ring),
             unmet,
-            denied: denials(policies, &target(observed, model)),
+            denied: denials(policies, &target(observed, model, signer)),
             revoked: revoked(observed, served(observed)),
             canary_revoked: revoked(observed, served_by_canary(observed)),
             judged,
@@ -137,8 +149,15 @@ fn report(object: &ReasoningPod, proofs: &Proofs<'_>) -> Option<Sha256> {
     }
 }
 
-/// Returns where the model comes from that would be served.
-fn target(observed: &ObservedReasoningPod, model: Option<&ModelStatus>) -> Lineage {
+/// Whether the key that signed a promotion was trusted when the promotion was recorded, and is not denied now. What a key
+/// promoted before it expired remains promoted.
+fn counted(promoted: &RecordedPromotion, trust: Trust<'_>) -> bool {
+    let key = promoted.lineage.key.as_ref().and_then(|key| key.parse().ok());
+    key.is_none_or(|key| trust.check_at(key, promoted.since).is_ok())
+}
+
+/// Returns where the model comes from that would be served, and the key that would sign it.
+fn target(observed: &ObservedReasoningPod, model: Option<&ModelStatus>, signer: Option<Sha256>) -> Lineage {
     let status = observed.run.as_ref().and_then(|run| run.status.as_ref());
     let trained = status.into_iter().flat_map(|status| &status.data_digests).map(|file| file.sha256);
     let judged = observed.evaluations.values().filter_map(|evaluation| evaluation.status.as_ref());
@@ -147,17 +166,24 @@ fn target(observed: &ObservedReasoningPod, model: Option<&ModelStatus>) -> Linea
         model: model.map(|model| model.digest),
         base: status.and_then(|status| status.base.as_ref()).map(|base| base.digest),
         data: trained.chain(judged).collect(),
-        key: observed.signer.fingerprint().map(|key| key.to_string()),
+        key: signer.map(|key| key.to_string()),
     }
 }
 
 /// Returns the entries of deny-lists that concern what is served.
-fn revoked(observed: &ObservedReasoningPod, served: Served) -> Vec<Breach> {
+fn revoked(observed: &ObservedReasoningPod, served: BTreeSet<Served>) -> Vec<Breach> {
     let mut found: Vec<Breach> = Vec::new();
-    for (model, promotion) in served {
+    for Served { model, promotion, keys } in served {
         let mut lineages = vec![recorded(observed, model)];
+        let keys = if keys.is_empty() { signers(observed, model) } else { keys };
+        lineages.extend(keys.into_iter().map(|key| Lineage {
+            model: Some(model),
+            key: Some(key),
+            ..Lineage::default()
+        }));
+        // A promotion may have been signed again since: what counts are the keys that the servers accept.
         let bundles = observed.promotions.iter().filter(|it| Some(it.digest) == promotion);
-        lineages.extend(bundles.map(|it| it.lineage.clone()));
+        lineages.extend(bundles.map(|it| Lineage { key: None, ..it.lineage.clone() }));
         for breach in lineages.iter().flat_map(|lineage| denials(&observed.policies, lineage)) {
             if !found.contains(&breach) {
                 found.push(breach);
@@ -167,42 +193,69 @@ fn revoked(observed: &ObservedReasoningPod, served: Served) -> Vec<Breach> {
     found
 }
 
-/// Models that are served, with their promotions.
-type Served = BTreeSet<(ModelDigest, Option<PromotionDigest>)>;
+/// What servers serve.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Served {
+    model: ModelDigest,
+    promotion: Option<PromotionDigest>,
+    /// The fingerprints of the keys that the servers accept.
+    keys: BTreeSet<String>,
+}
 
-/// Returns the model and the promotion that the annotations of a Deployment or a pod name.
-fn named(annotations: &BTreeMap<String, String>) -> Option<(ModelDigest, Option<PromotionDigest>)> {
-    let model = annotations.get(annotation::MODEL_DIGEST)?.parse().ok()?;
-    Some((model, annotations.get(annotation::PROMOTION_DIGEST).and_then(|digest| digest.parse().ok())))
+impl Served {
+    /// Returns what the annotations and the pod template of a Deployment or a pod name.
+    fn of(annotations: &BTreeMap<String, String>, template: Option<&PodSpec>) -> Option<Self> {
+        Some(Self {
+            model: annotations.get(annotation::MODEL_DIGEST)?.parse().ok()?,
+            promotion: annotations.get(annotation::PROMOTION_DIGEST).and_then(|digest| digest.parse().ok()),
+            keys: keys(template).iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    fn of_all<'a>(deployment: Option<&Deployment>, pods: impl Iterator<Item = &'a Pod>) -> BTreeSet<Self> {
+        let pods = pods.filter_map(|pod| Self::of(pod.annotations(), pod.spec.as_ref()));
+        let deployment = deployment.into_iter().filter_map(|live| {
+            Self::of(live.annotations(), live.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()))
+        });
+        deployment.chain(pods).collect()
+    }
 }
 
 /// Returns what a canary serves.
-fn served_by_canary(observed: &ObservedReasoningPod) -> Served {
-    let pods = observed.canary_pods.iter().map(ResourceExt::annotations);
-    observed.canary.iter().map(ResourceExt::annotations).chain(pods).filter_map(named).collect()
+fn served_by_canary(observed: &ObservedReasoningPod) -> BTreeSet<Served> {
+    Served::of_all(observed.canary.as_ref(), observed.canary_pods.iter())
 }
 
-/// Returns the models that servers serve, with their promotions: those of the Deployment and of every pod, and those that the
-/// status records if the template was modified.
-fn served(observed: &ObservedReasoningPod) -> Served {
-    let pods = observed.pods.iter().chain(&observed.former_pods).map(ResourceExt::annotations);
-    let deployments = observed.deployment.iter().map(ResourceExt::annotations);
-    let mut served: Served = deployments.chain(pods).filter_map(named).collect();
+/// Returns what servers serve: those of the Deployment and every pod, and what the status records if the template was modified.
+fn served(observed: &ObservedReasoningPod) -> BTreeSet<Served> {
+    let pods = observed.pods.iter().chain(&observed.former_pods);
+    let mut served = Served::of_all(observed.deployment.as_ref(), pods);
     if observed.tampered
         && let Some(status) = observed.object.status.as_ref().filter(|_| observed.seal == crate::StatusSeal::Valid)
         && let Some(manifest) = &status.manifest
     {
-        served.insert((manifest.digest, status.promotion.as_ref().map(|promotion| promotion.digest)));
+        served.insert(Served {
+            model: manifest.digest,
+            promotion: status.promotion.as_ref().map(|promotion| promotion.digest),
+            keys: signers(observed, manifest.digest),
+        });
     }
     served
+}
+
+/// Returns the first digits of the fingerprints of the keys that signed a served model, as the status records them.
+fn signers(observed: &ObservedReasoningPod, model: ModelDigest) -> BTreeSet<String> {
+    let status = observed.object.status.as_ref().filter(|_| observed.seal == crate::StatusSeal::Valid);
+    let Some(status) = status.filter(|status| status.manifest.as_ref().is_some_and(|it| it.digest == model)) else {
+        return BTreeSet::new();
+    };
+    let manifest = status.manifest.iter().map(|manifest| manifest.signer.clone());
+    manifest.chain(status.promotion.iter().filter_map(|promotion| promotion.signer.clone())).collect()
 }
 
 /// Returns what the statuses say about where a served model comes from.
 fn recorded(observed: &ObservedReasoningPod, model: ModelDigest) -> Lineage {
     let mut lineage = Lineage { model: Some(model), ..Lineage::default() };
-    let status = observed.object.status.as_ref().filter(|_| observed.seal == crate::StatusSeal::Valid);
-    let manifest = status.and_then(|status| status.manifest.as_ref()).filter(|manifest| manifest.digest == model);
-    lineage.key = manifest.map(|manifest| manifest.signer.clone());
     let run = observed.run.as_ref().and_then(|run| run.status.as_ref());
     if let Some(run) = run.filter(|run| run.model.as_ref().is_some_and(|trained| trained.digest == model)) {
         lineage.base = run.base.as_ref().map(|base| base.digest);

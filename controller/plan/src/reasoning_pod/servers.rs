@@ -1,25 +1,32 @@
 //! The servers of a Deployment: their counts, what they verified, what keeps them from starting. Pure.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use codex_crds::{TrafficStatus, VerifiedStatus, annotation};
-use codex_provenance::{ModelDigest, PromotionDigest};
+use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_reports::{Report, ServingState, Stage as PodStage, State};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentStatus},
-        core::v1::Pod,
+        core::v1::{Pod, PodSpec},
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use kube::ResourceExt;
 
-use super::observed::ObservedReasoningPod;
+use super::{children::KEY_FINGERPRINT, observed::ObservedReasoningPod, target::Target};
 use crate::{
     metadata::Owner,
     pods::{Facts, explained_again, newest_reports, refusals},
 };
+
+/// Returns the fingerprints of the keys that servers of this template accept.
+pub(crate) fn keys(template: Option<&PodSpec>) -> BTreeSet<Sha256> {
+    let arguments = template.into_iter().flat_map(|spec| &spec.containers).filter_map(|it| it.args.as_ref());
+    let pairs = arguments.flat_map(|arguments| arguments.windows(2));
+    pairs.filter(|pair| pair[0] == KEY_FINGERPRINT).filter_map(|pair| pair[1].parse().ok()).collect()
+}
 
 /// The servers of a Deployment.
 pub(crate) struct Servers<'a> {
@@ -87,6 +94,12 @@ impl<'a> Servers<'a> {
         let model = annotations.get(annotation::MODEL_DIGEST)?.parse().ok()?;
         let promotion = annotations.get(annotation::PROMOTION_DIGEST)?.parse().ok()?;
         Some((model, promotion))
+    }
+
+    /// Whether the Deployment was rolled out for this model, this promotion and the keys that signed them.
+    pub(crate) fn are_for(&self, target: &Target) -> bool {
+        let template = self.live.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+        self.made_for() == Some((target.model, target.promotion)) && keys(template) == target.keys()
     }
 
     pub(crate) fn counts(&self, wanted: Wanted) -> Counts {

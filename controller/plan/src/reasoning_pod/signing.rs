@@ -1,14 +1,13 @@
 //! How far a model and its promotion are signed. Pure.
 
-use codex_crds::bundle;
 use codex_provenance::OmsPayloadDigest;
 use kube::ResourceExt;
 
 use super::{
-    bundles::promotion_name,
     evidence::Evidence,
-    observed::{Bundle, ObservedReasoningPod, Signer},
+    observed::{ObservedReasoningPod, Signer},
     target::Target,
+    trust::Chosen,
 };
 use crate::pod_template::join;
 
@@ -30,18 +29,18 @@ impl Signing {
             return None;
         }
         let (run, model) = evidence.trained?;
-        let key = evidence.key.as_ref()?;
-        let Signer::Available { fingerprint } = observed.signer else { return None };
+        evidence.key.as_ref()?;
+        let Signer::Available { .. } = observed.signer else { return None };
         let run_uid = run.uid()?;
-        let signed = match &observed.oms {
-            Bundle::Absent => return Some(Self::Model),
-            Bundle::Valid(signed) => signed,
-            Bundle::Unchecked | Bundle::Foreign(_) | Bundle::Invalid(_) => return None,
+        let (oms_bundle, signed) = match &evidence.oms {
+            Chosen::Missing { .. } => return Some(Self::Model),
+            Chosen::Recorded { name, signed } => (name, signed),
+            Chosen::Unknown | Chosen::Unusable { .. } => return None,
         };
-        let promoted = match &observed.promotion {
-            Bundle::Absent => return Some(Self::Promotion(signed.payload)),
-            Bundle::Valid(promoted) if promoted.key == key.digest() => promoted,
-            Bundle::Valid(_) | Bundle::Unchecked | Bundle::Foreign(_) | Bundle::Invalid(_) => return None,
+        let (promotion_bundle, promoted) = match &evidence.promotion {
+            Chosen::Missing { .. } => return Some(Self::Promotion(signed.payload)),
+            Chosen::Recorded { name, signed } => (name, signed),
+            Chosen::Unknown | Chosen::Unusable { .. } => return None,
         };
         let output = &run.spec.output.persistent_volume_claim;
         Some(Self::Recorded(Box::new(Target {
@@ -49,10 +48,11 @@ impl Signing {
             path: join(&[&output.sub_path, &run_uid, "model"]),
             model: model.digest,
             ring: observed.object.spec.rollout_ring,
-            fingerprint,
-            oms_bundle: bundle::oms(&run_uid),
+            oms_signer: signed.signer,
+            oms_bundle: oms_bundle.clone(),
             promotion: promoted.digest,
-            promotion_bundle: promotion_name(&run_uid, key),
+            promotion_signer: promoted.signer,
+            promotion_bundle: promotion_bundle.clone(),
             run_uid,
         })))
     }

@@ -5,20 +5,20 @@ use std::time::Duration;
 use codex_crds::{
     ConditionType, ManifestStatus, PromotionStatus, Reason, ReasoningPodPhase, ReasoningPodStatus, VerifiedStatus,
 };
-use codex_provenance::EvidenceStrength;
+use codex_provenance::{EvidenceStrength, Sha256};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
     autoscaling,
-    bundles::bundle_names,
     canary::{self, Next},
     children::{PORT, selector_text},
     evidence::{About, Block},
     guarded::{self, blocked_by, waits},
-    observed::{Bundle, Signer},
+    observed::Signer,
     servers::Servers,
     stage::Stage,
     target::Target,
+    trust::Chosen,
     view::View,
 };
 use crate::{
@@ -79,11 +79,10 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     let written = observed.status_written_at;
     let late = view.servers.iter().filter(|_| serves).chain(&view.canary);
     let again = late.filter_map(|servers| servers.pod_due(view.now)).min();
+    let keys = view.trust().due(&keys(view)).map(|due| throttle::until(view.now, due));
+    let scaling = autoscaling::due(view).filter(|_| serves);
     let again =
-        [again, view.evidence.policies.due(view.now), autoscaling::due(view).filter(|_| serves), canary.due(view)]
-            .into_iter()
-            .flatten()
-            .min();
+        [again, view.evidence.policies.due(view.now), keys, scaling, canary.due(view)].into_iter().flatten().min();
     throttle::hold(recorded, next, written, view.now, again, |next, present| ReasoningPodStatus {
         replicas: present.replicas,
         ready_replicas: present.ready_replicas,
@@ -175,23 +174,26 @@ fn signed(view: &View<'_>, stage: &Stage, serves: bool) -> Signed {
         // Both bundles are named once both exist: one write instead of two.
         return Signed::default();
     }
-    let observed = view.observed;
-    let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations, &observed.policies);
     let model = view.evidence.trained.map(|(_, model)| model);
-    let manifest = match (&observed.oms, &observed.signer, model, names.oms) {
-        (Bundle::Valid(_), Signer::Available { fingerprint }, Some(model), Some(bundle)) => Some(ManifestStatus {
+    let manifest = match (&view.evidence.oms, &view.observed.signer, model) {
+        (Chosen::Recorded { name, signed }, Signer::Available { .. }, Some(model)) => Some(ManifestStatus {
             digest: model.digest,
             short: model.digest.short(),
-            signer: fingerprint.short(),
-            bundle,
+            signer: signed.signer.short(),
+            bundle: name.clone(),
             location: Some(model.location.clone()),
         }),
         _ => None,
     };
     let blocked = view.evidence.blocks.iter().any(|block| block.about == About::Signing);
-    let promotion = match (&observed.promotion, names.promotion) {
-        (Bundle::Valid(promoted), Some(bundle)) if manifest.is_some() && view.evidence.key.is_some() && !blocked => {
-            Some(PromotionStatus { ring: view.spec().rollout_ring, digest: promoted.digest, bundle })
+    let promotion = match (&view.evidence.promotion, &manifest) {
+        (Chosen::Recorded { name, signed }, Some(manifest)) if view.evidence.key.is_some() && !blocked => {
+            Some(PromotionStatus {
+                ring: view.spec().rollout_ring,
+                digest: signed.digest,
+                bundle: name.clone(),
+                signer: Some(signed.signer.short()).filter(|signer| *signer != manifest.signer),
+            })
         }
         _ => None,
     };
@@ -204,7 +206,7 @@ fn of_target(target: &Target) -> Signed {
         manifest: Some(ManifestStatus {
             digest: target.model,
             short: target.model.short(),
-            signer: target.fingerprint.short(),
+            signer: target.oms_signer.short(),
             bundle: target.oms_bundle.clone(),
             location: Some(format!("{}/{}", target.claim, target.path)),
         }),
@@ -212,6 +214,7 @@ fn of_target(target: &Target) -> Signed {
             ring: target.ring,
             digest: target.promotion,
             bundle: target.promotion_bundle.clone(),
+            signer: (target.promotion_signer != target.oms_signer).then(|| target.promotion_signer.short()),
         }),
     }
 }
@@ -232,8 +235,8 @@ fn verified(view: &View<'_>, stage: &Stage, serves: bool) -> Option<VerifiedStat
 
 fn conditions(view: &View<'_>, stage: &Stage, canary: &Next) -> Vec<Condition> {
     use ConditionType::{
-        EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, Ready, Reconciling, RingMatched, Signed, Stalled,
-        Trained, Verified,
+        EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, KeyExpires, Ready, Reconciling, RingMatched,
+        Signed, Stalled, Trained, Verified,
     };
     let generation = view.observed.object.metadata.generation;
     let mut conditions = Conditions::new(&view.status.conditions, generation, view.now);
@@ -283,6 +286,9 @@ fn conditions(view: &View<'_>, stage: &Stage, canary: &Next) -> Vec<Condition> {
         autoscaling::condition(view, &mut conditions);
     }
     canary.condition(&mut conditions);
+    if let Some(message) = expiring(view) {
+        conditions.set(KeyExpires, true, Reason::KeyExpires, &message);
+    }
 
     let (reason, message) = ready(view, stage, canary);
     if let Some(foreign) = foreign(view) {
@@ -329,6 +335,10 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
     let recorded = |oms: &str, promotion: &str| {
         (true, Reason::BundlesRecorded, format!("the bundles are in ConfigMaps {oms} and {promotion}"))
     };
+    let stays = matches!(stage, Stage::Blocked | Stage::Revoked | Stage::Signing(_)) && view.serves();
+    if let Some(why) = distrusted(view).filter(|_| stays) {
+        return (false, Reason::KeyNotTrusted, why);
+    }
     match stage {
         Stage::Canary(target) | Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => {
             recorded(&target.oms_bundle, &target.promotion_bundle)
@@ -358,6 +368,53 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
         }
         Stage::Signing(_) => (false, Reason::RollingOut, "the bundles are being signed".to_owned()),
     }
+}
+
+/// Returns the keys on which the status depends: the one that signs, and those that signed what counts.
+fn keys(view: &View<'_>) -> Vec<Sha256> {
+    let evidence = &view.evidence;
+    let mut keys: Vec<_> = [view.observed.signer.fingerprint(), evidence.oms.signer(), evidence.promotion.signer()]
+        .into_iter()
+        .flatten()
+        .collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
+/// Returns why what servers serve no longer counts as signed, with what becomes of it.
+fn distrusted(view: &View<'_>) -> Option<String> {
+    let (manifest, promotion) = (view.status.manifest.as_ref()?, view.status.promotion.as_ref());
+    let promoter = promotion.and_then(|promotion| promotion.signer.as_deref());
+    let mut signers = std::iter::once(manifest.signer.as_str()).chain(promoter);
+    signers.find_map(|signer| {
+        let why = view.trust().distrusts(signer)?;
+        Some(format!(
+            "the key {signer} signed what is served, and it {why}: it is signed again, and the servers are replaced, once \
+             nothing else blocks the rollout"
+        ))
+    })
+}
+
+/// Returns a sentence about the keys that expire within thirty days.
+fn expiring(view: &View<'_>) -> Option<String> {
+    let signing = view.observed.signer.fingerprint();
+    let sentence = |key: Sha256| {
+        let (end, key_name) = (view.trust().expires(key)?, key.short());
+        Some(if Some(key) == signing {
+            format!(
+                "the signing key {key_name} expires at {end}, and then nothing can be signed: list another key, and put it into \
+                 the Secret codex-signing-key"
+            )
+        } else {
+            format!(
+                "the key {key_name} signed what is served, and expires at {end}: then it is signed again, and the servers are \
+                 replaced"
+            )
+        })
+    };
+    let all: Vec<_> = keys(view).into_iter().filter_map(sentence).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 fn verification(view: &View<'_>, stage: &Stage) -> (Truth, Reason, String) {

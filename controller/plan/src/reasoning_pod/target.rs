@@ -1,9 +1,11 @@
 //! What servers are rolled out for. Pure.
 
+use std::collections::BTreeSet;
+
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_verdict::Ring;
 
-use super::observed::ObservedReasoningPod;
+use super::{observed::ObservedReasoningPod, trust::Trust};
 use crate::seal::StatusSeal;
 
 /// What servers are rolled out for: a model that every check passed, with both of its bundles.
@@ -15,23 +17,29 @@ pub(crate) struct Target {
     pub(crate) path: String,
     pub(crate) model: ModelDigest,
     pub(crate) ring: Ring,
-    pub(crate) fingerprint: Sha256,
+    /// Fingerprint of the key that signed the OMS bundle.
+    pub(crate) oms_signer: Sha256,
     pub(crate) oms_bundle: String,
     pub(crate) promotion: PromotionDigest,
+    /// Fingerprint of the key that signed the promotion bundle.
+    pub(crate) promotion_signer: Sha256,
     pub(crate) promotion_bundle: String,
 }
 
 impl Target {
+    /// Returns the fingerprints of the keys that signed the bundles.
+    pub(crate) fn keys(&self) -> BTreeSet<Sha256> {
+        BTreeSet::from([self.oms_signer, self.promotion_signer])
+    }
+
     /// Returns the target that the status records, to restore servers whose pod template was modified or whose Deployment was deleted.
-    /// `None` if another key has been pinned since: servers would not accept its bundles. A forged status cannot start an unsigned model, because servers
-    /// verify both bundles against the key, the ring and the digests.
-    pub(crate) fn recorded(observed: &ObservedReasoningPod) -> Option<Self> {
+    /// `None` if a key that signed it is no longer listed: its fingerprint is not known. A forged status cannot start an unsigned
+    /// model, because servers verify both bundles against the keys, the ring and the digests.
+    pub(crate) fn recorded(observed: &ObservedReasoningPod, trust: Trust<'_>) -> Option<Self> {
         let status = observed.object.status.as_ref().filter(|_| observed.seal == StatusSeal::Valid)?;
         let (manifest, promotion) = (status.manifest.as_ref()?, status.promotion.as_ref()?);
-        let fingerprint = observed.signer.fingerprint()?;
-        if manifest.signer != fingerprint.short() {
-            return None;
-        }
+        let oms_signer = trust.find(&manifest.signer)?;
+        let promotion_signer = trust.find(promotion.signer.as_ref().unwrap_or(&manifest.signer))?;
         let (claim, path) = manifest.location.as_ref()?.split_once('/')?;
         Some(Self {
             run_uid: status.training_run_uid.clone()?,
@@ -39,7 +47,8 @@ impl Target {
             path: path.to_owned(),
             model: manifest.digest,
             ring: promotion.ring,
-            fingerprint,
+            oms_signer,
+            promotion_signer,
             oms_bundle: manifest.bundle.clone(),
             promotion: promotion.digest,
             promotion_bundle: promotion.bundle.clone(),

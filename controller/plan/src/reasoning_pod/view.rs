@@ -9,6 +9,7 @@ use super::{
     observed::ObservedReasoningPod,
     servers::{Servers, Wanted},
     target::Target,
+    trust::Trust,
 };
 use crate::{metadata::Owner, obstruction::Obstruction, seal::Sealable};
 
@@ -35,7 +36,7 @@ impl<'a> View<'a> {
     pub(crate) fn of(observed: &'a ObservedReasoningPod, now: Timestamp) -> Self {
         let owner = Owner::reasoning_pod(&observed.object);
         let status = observed.object.status.clone().unwrap_or_default().believed(&observed.seal);
-        let recorded = Target::recorded(observed).filter(|_| observed.deployment.is_none());
+        let recorded = Target::recorded(observed, Trust::of(observed, now)).filter(|_| observed.deployment.is_none());
         Self {
             observed,
             obstruction: Obstruction::current(observed.obstruction.as_ref(), observed.object.metadata.generation),
@@ -52,6 +53,11 @@ impl<'a> View<'a> {
 
     pub(crate) fn spec(&self) -> &'a ReasoningPodSpec {
         &self.observed.object.spec
+    }
+
+    /// Returns the trusted keys.
+    pub(crate) fn trust(&self) -> Trust<'a> {
+        Trust::of(self.observed, self.now)
     }
 
     /// Whether a policy denies what servers serve.

@@ -13,6 +13,7 @@ mod make;
 mod policies;
 mod properties;
 mod queued;
+mod rotation;
 mod samples;
 mod servers;
 mod stories;

@@ -18,7 +18,7 @@ use crate::{make, properties::ready_to_sign};
 
 type Planned = Plan<codex_crds::ReasoningPodStatus>;
 
-fn policy(kind: PolicyKind, spec: PolicySpec) -> Policy {
+pub(crate) fn policy(kind: PolicyKind, spec: PolicySpec) -> Policy {
     Policy { kind, name: "guard".to_owned(), uid: "guard".to_owned(), spec }
 }
 
@@ -26,7 +26,7 @@ pub(crate) fn denying(denied: Denied) -> Vec<Policy> {
     vec![policy(PolicyKind::ClusterPromotionPolicy, PolicySpec { rules: Vec::new(), denied })]
 }
 
-fn requiring(ring: Ring) -> PolicySpec {
+pub(crate) fn requiring(ring: Ring) -> PolicySpec {
     let rule = PolicyRule {
         ring: Ring::Base0D,
         required_evaluations: Vec::new(),
@@ -51,11 +51,15 @@ fn plan(observed: &ObservedReasoningPod) -> Planned {
 }
 
 /// An object whose servers run.
-fn serving() -> ObservedReasoningPod {
+pub(crate) fn serving() -> ObservedReasoningPod {
     let mut observed = ready_to_sign("run-1");
     let signing = plan(&observed);
     let [Effect::SignPromotion { promotion, .. }] = &signing.effects[..] else { panic!("{signing:?}") };
-    observed.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), key: promotion.key().digest() });
+    observed.promotion = Bundle::Valid(SignedPromotion {
+        digest: promotion.digest(),
+        key: promotion.key().digest(),
+        signer: Sha256::of("key"),
+    });
     let rolling = plan(&observed);
     observed.object.status = Some(rolling.status);
     let mut deployment = rolling.desired.deployments[0].clone();

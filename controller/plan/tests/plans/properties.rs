@@ -247,8 +247,17 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         } else {
             Signer::Unavailable { fingerprint: Some(Sha256::of("key")), reason: "the key is lost".to_owned() }
         },
-        oms: bundle(case.oms, SignedModel { payload: OmsPayloadDigest(Sha256::of("payload")) }),
-        promotion: bundle(case.promotion, SignedPromotion { digest: PromotionDigest(Sha256::of("promotion")), key }),
+        trusted: Vec::new(),
+        oms: bundle(
+            case.oms,
+            SignedModel { payload: OmsPayloadDigest(Sha256::of("payload")), signer: Sha256::of("key") },
+        ),
+        oms_again: BTreeMap::new(),
+        promotion: bundle(
+            case.promotion,
+            SignedPromotion { digest: PromotionDigest(Sha256::of("promotion")), key, signer: Sha256::of("key") },
+        ),
+        promotion_again: BTreeMap::new(),
         deployment: case.live.then_some(live),
         autoscaler: None,
         canary: None,
@@ -427,7 +436,8 @@ fn runs_that_made_the_same_model_have_a_promotion_each() {
         let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations, &observed.policies);
         assert_eq!(names.promotion, config_map.metadata.name, "the ConfigMap has the name that is looked up");
         let key = promotion.key().digest();
-        observed.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), key });
+        let signer = Sha256::of("key");
+        observed.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), key, signer });
         let plan = reasoning_pod::plan(&observed, make::at(10));
         let name = names.promotion.unwrap();
         assert_eq!(plan.status.promotion.as_ref().map(|promotion| &promotion.bundle), Some(&name));

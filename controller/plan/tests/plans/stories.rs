@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use codex_plan::{
     Desired, Effect, KeptKind, Plan, Received,
     evaluation::{self, ObservedEvaluation},
-    reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion},
+    reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer},
     training_run::{self, ObservedTrainingRun},
 };
 use codex_provenance::oms;
@@ -243,14 +243,26 @@ impl Told for ObservedReasoningPod {
         self.endpoint_slices.extend(plan.desired.endpoint_slices.iter().cloned());
         self.foreign_slices.retain(|slice| !plan.desired.foreign_slices.contains(slice));
         for effect in &plan.effects {
+            let Signer::Available { fingerprint: signer } = self.signer else { panic!("nothing can sign") };
             match effect {
                 Effect::SignModel { manifest, name, .. } => {
                     let payload = oms::payload_digest(&oms::payload(manifest, name));
-                    self.oms = Bundle::Valid(SignedModel { payload });
+                    let signed = Bundle::Valid(SignedModel { payload, signer });
+                    // Under a name of its own, what was signed before is signed again.
+                    if matches!(self.oms, Bundle::Absent) {
+                        self.oms = signed;
+                    } else {
+                        self.oms_again.insert(signer, signed);
+                    }
                 }
                 Effect::SignPromotion { promotion, .. } => {
                     let key = promotion.key().digest();
-                    self.promotion = Bundle::Valid(SignedPromotion { digest: promotion.digest(), key });
+                    let signed = Bundle::Valid(SignedPromotion { digest: promotion.digest(), key, signer });
+                    if matches!(self.promotion, Bundle::Absent) {
+                        self.promotion = signed;
+                    } else {
+                        self.promotion_again.insert(signer, signed);
+                    }
                 }
             }
         }

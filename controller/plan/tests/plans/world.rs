@@ -200,9 +200,16 @@ impl World {
             } else {
                 Signer::Unavailable { fingerprint: Some(Sha256::of("key")), reason: "the key is lost".to_owned() }
             },
+            trusted: Vec::new(),
+            oms_again: BTreeMap::new(),
+            promotion_again: BTreeMap::new(),
             oms: self.oms.filter(|_| names.oms.is_some()).map_or(Bundle::Absent, Bundle::Valid),
             promotion: promoted.map_or(Bundle::Absent, |(promotion, digest)| {
-                Bundle::Valid(SignedPromotion { digest: *digest, key: promotion.key().digest() })
+                Bundle::Valid(SignedPromotion {
+                    digest: *digest,
+                    key: promotion.key().digest(),
+                    signer: Sha256::of("key"),
+                })
             }),
             object: self.pod.clone(),
             settings: make::settings(),
@@ -401,7 +408,10 @@ impl World {
             Effect::SignModel { config_map, manifest, name } => {
                 assert_eq!(config_map.name_any(), "codex-oms-run-1");
                 let payload = oms::payload_digest(&oms::payload(manifest, name));
-                assert!(self.oms.replace(SignedModel { payload }).is_none(), "a model is signed once");
+                assert!(
+                    self.oms.replace(SignedModel { payload, signer: Sha256::of("key") }).is_none(),
+                    "a model is signed once"
+                );
                 self.writes.push("signature".to_owned());
             }
             Effect::SignPromotion { config_map, promotion } => {

@@ -77,7 +77,7 @@ async fn the_model_is_described_with_its_promotion() {
     assert_eq!((&model["ring"], &model["owned_by"]), (&json!("0D_base_"), &json!("team")));
     assert_eq!(model["evaluations"][0]["gates"][0]["metric"], "exact_match");
     assert_eq!((&model["verdict"], &model["evaluations"][0]["verdict"]), (&json!("Passed"), &json!("Passed")));
-    assert_eq!((&model["signer"], &model["base"]), (&json!(case.expected.key_fingerprint), &Value::Null));
+    assert_eq!((&model["signer"], &model["base"]), (&json!(case.expected.key_fingerprints[0]), &Value::Null));
     assert_eq!(serde_json::from_str::<Value>(&server.get("/v1/models/cot").await.1).unwrap(), *model);
     let (status, body) = server.get("/v1/models/gpt-4").await;
     assert!(status == 404 && body.contains("model_not_found") && body.contains("use \\\"cot\\\""), "{body}");
