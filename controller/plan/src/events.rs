@@ -74,7 +74,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 30] = [
+    const WARNINGS: [Reason; 32] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
