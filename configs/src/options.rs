@@ -74,8 +74,8 @@ pub(crate) fn options(
 ) -> Result<Vec<(&'static str, &'static str)>, ConfigError> {
     let mut files = Vec::new();
     for group in groups {
-        let named = overrides.iter().filter_map(|text| chosen(groups, text));
-        let Some(name) = named.filter(|(of, _)| of.name == group.name).map(|(_, name)| name).last() else { continue };
+        let mut latest_first = overrides.iter().rev().filter_map(|text| chosen(groups, text));
+        let Some((_, name)) = latest_first.find(|(of, _)| of.name == group.name) else { continue };
         let found = group.options.iter().find(|(known, ..)| *known == name);
         let (_, path, text) = found.ok_or_else(|| ConfigError::UnknownName {
             field: group.name,

@@ -40,7 +40,7 @@ const UNCHECKED: u32 = 1 << 16;
 /// The records of all phases of a run.
 #[derive(Debug, Default)]
 pub(super) struct Phases {
-    phases: Vec<PhaseRecords>,
+    records: Vec<PhaseRecords>,
     /// The difficulty of each record of each source, a byte for each, if replay needs them.
     difficulties: Vec<File>,
     /// The table of the latest phase that replays by difficulty.
@@ -167,7 +167,7 @@ impl Phases {
                 difficulties.push(file.into_inner().map_err(io::IntoInnerError::into_error).map_err(failed())?);
             }
         }
-        let mut phases = Vec::new();
+        let mut all = Vec::new();
         for (number, (parts, phase)) in parts.into_iter().zip(curriculum.phases).enumerate() {
             let records: u64 = parts.iter().map(|part| part.sums.records).sum();
             let batch = curriculum.batch(number);
@@ -178,9 +178,9 @@ impl Phases {
                 return Err(DataError::PhaseBatch { phase: phase.id.clone(), batch, records });
             }
             let mix = Mix::new(parts.iter().map(|part| sources[part.source].name()), settings.weights.as_ref());
-            phases.push(PhaseRecords { parts, mix });
+            all.push(PhaseRecords { parts, mix });
         }
-        Ok(Self { phases, difficulties, balanced: Mutex::default() })
+        Ok(Self { records: all, difficulties, balanced: Mutex::default() })
     }
 }
 
@@ -252,7 +252,7 @@ impl Dataset {
 
     /// Returns the record of an own example of a phase.
     fn own(&self, phase: usize, number: u64) -> Result<Address, DataError> {
-        let PhaseRecords { parts, mix } = &self.phases.phases[phase];
+        let PhaseRecords { parts, mix } = &self.phases.records[phase];
         let (part, draw) = mix.draw(number);
         let Part { source, chosen, sums } = &parts[part];
         let (pass, position) = (draw / sums.records, draw % sums.records);
@@ -327,10 +327,10 @@ impl Dataset {
 
     /// Lengths of the records of a phase and of those that it may replay, for the size of its batches.
     pub(crate) fn phase_lengths(&self, curriculum: &Curriculum, phase: usize) -> RecordLengths<'_> {
-        let (mut mean, mut square, mut longest) = self.phases.phases[phase].moments();
+        let (mut mean, mut square, mut longest) = self.phases.records[phase].moments();
         let ratio = curriculum.replay().ratio;
         if phase > 0 && ratio > 0.0 {
-            let earlier = self.phases.phases[..phase].iter().map(PhaseRecords::moments);
+            let earlier = self.phases.records[..phase].iter().map(PhaseRecords::moments);
             let most = earlier.fold((0.0_f64, 0.0_f64, 0), |most, (mean, square, longest)| {
                 (most.0.max(mean), most.1.max(square), most.2.max(longest))
             });

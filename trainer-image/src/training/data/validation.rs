@@ -55,14 +55,16 @@ pub(crate) struct ValidationSet {
 /// A set of phases, with a bit for each.
 type PhaseSet = u64;
 
+/// Mean cross-entropy per target token, in nats, on the validation records of each phase that has begun; `None` if there are none.
+pub(crate) type PhaseLosses = Vec<Option<f64>>;
+
 /// Result of one evaluation.
 #[derive(Debug)]
 pub(crate) struct Evaluated {
     /// The objective on the validation records.
     pub(crate) measured: Measured,
-    /// Mean cross-entropy per target token, in nats, on the validation records of each phase that has begun; `None` if there are
-    /// none.
-    pub(crate) phases: Vec<Option<f64>>,
+    /// The losses of phases.
+    pub(crate) phases: PhaseLosses,
     /// Completions of the first prompts.
     pub(crate) samples: Vec<Sample>,
 }
@@ -236,7 +238,7 @@ impl ValidationSet {
         preferences: Option<DpoSettings>,
         phases: usize,
         stop: Stop,
-    ) -> Result<Option<(Measured, Vec<Option<f64>>)>, EngineError> {
+    ) -> Result<Option<(Measured, PhaseLosses)>, EngineError> {
         if let Some(settings) = preferences {
             let mut tally = Tally::default();
             for (batch, reference) in self.batches.iter().zip(&self.reference) {
