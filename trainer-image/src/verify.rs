@@ -147,30 +147,30 @@ impl Verify {
         let keys = Keys::read(&self.key, &self.fingerprint, now)?;
         let pinned =
             if self.fingerprint.is_empty() { "none is pinned" } else { "all have a fingerprint of --fingerprint" };
-        steps.passed("keys", format!("{}, {pinned}", counted(keys.len(), "public key")));
+        steps.passed("keys", &format!("{}, {pinned}", counted(keys.len(), "public key")));
         let manifest = self.manifest().map_err(|error| match error {
             ManifestError::Unreadable { .. } => CommandError::bad_input(error),
             refused => CommandError::failed(format!("the model is refused: {refused}")),
         })?;
-        steps.passed("files", format!("{}, {} bytes", counted(manifest.files.len(), "file"), manifest.size_bytes()));
+        steps.passed("files", &format!("{}, {} bytes", counted(manifest.files.len(), "file"), manifest.size_bytes()));
         let signed = verify_signature(&manifest, &bundle, &keys, None).map_err(refused)?;
-        steps.passed("signature", format!("the key {} signed exactly these files", signed.signer));
+        steps.passed("signature", &format!("the key {} signed exactly these files", signed.signer));
         let mut expiring = Vec::new();
         let until = keys.check(signed.signer, "the OMS bundle")?;
         expiring.extend(until.map(|end| (signed.signer, end)));
-        steps.passed("validity", format!("the key {} counts at {now}", signed.signer));
+        steps.passed("validity", &format!("the key {} counts at {now}", signed.signer));
         let mut measured = Vec::new();
         let promoted = match (promotion, &self.ring) {
             (Some(promotion), Some(ring)) => {
                 let promoted = verify_promotion(&signed, &promotion, &keys, ring, None).map_err(refused)?;
-                steps.passed("promotion", format!("the key {} promoted it into {ring}", promoted.signer));
+                steps.passed("promotion", &format!("the key {} promoted it into {ring}", promoted.signer));
                 let until = keys.check(promoted.signer, "the promotion bundle")?;
                 expiring.extend(until.filter(|_| promoted.signer != signed.signer).map(|end| (promoted.signer, end)));
                 self.check_evidence(&promoted.promotion).map_err(CommandError::failed)?;
-                steps.passed("evidence", "its gates pass, and it is as recent and as strong as demanded".to_owned());
+                steps.passed("evidence", "its gates pass, and it is as recent and as strong as demanded");
                 policies::check(&policies, &promoted.promotion, &[promoted.signer, signed.signer], now)
                     .map_err(CommandError::failed)?;
-                steps.passed("policies", format!("{} given, and all hold", policies.len()));
+                steps.passed("policies", &format!("{} given, and all hold", policies.len()));
                 measured = measured_again(&promoted.promotion.reasons.evaluations, &outcomes)?;
                 Some(promoted)
             }
@@ -222,7 +222,7 @@ impl Verify {
 struct Steps(Vec<String>);
 
 impl Steps {
-    fn passed(&mut self, what: &str, how: String) {
+    fn passed(&mut self, what: &str, how: &str) {
         self.0.push(format!("passed     {what}: {how}"));
     }
 }

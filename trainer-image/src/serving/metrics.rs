@@ -6,7 +6,9 @@ use axum::http::StatusCode;
 use codex_metrics::{label::CODE, server as contract};
 use codex_reports::{LATENCY_EDGES, Traffic};
 use prometheus::{
-    Error, Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, core::Collector,
+    Error, Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    core::Collector,
+    proto::{LabelPair, MetricFamily},
 };
 
 /// An endpoint that generates: a value of the label `endpoint`.
@@ -205,8 +207,8 @@ impl Metrics {
     /// Returns the requests since this server started, over all endpoints.
     pub(super) fn traffic(&self) -> Traffic {
         let mut traffic = Traffic { latency: vec![0; LATENCY_EDGES.len()], ..Traffic::default() };
-        for series in self.responses.collect().iter().flat_map(|family| family.get_metric()) {
-            let code = series.get_label().iter().find(|label| label.name() == CODE.name).map(|label| label.value());
+        for series in self.responses.collect().iter().flat_map(MetricFamily::get_metric) {
+            let code = series.get_label().iter().find(|label| label.name() == CODE.name).map(LabelPair::value);
             // The counter holds an integer as a float.
             let count = series.get_counter().get_value() as u64;
             match code.and_then(|code| code.parse::<u16>().ok()).unwrap_or_default() {
@@ -219,7 +221,7 @@ impl Metrics {
                 _ => {}
             }
         }
-        for series in self.latency.collect().iter().flat_map(|family| family.get_metric()) {
+        for series in self.latency.collect().iter().flat_map(MetricFamily::get_metric) {
             let histogram = series.get_histogram();
             traffic.completed += histogram.get_sample_count();
             for (within, bucket) in traffic.latency.iter_mut().zip(histogram.get_bucket()) {
