@@ -137,6 +137,10 @@ pub(crate) const TRAINING: &[Key] = &[
     key("data.validation.share", Rule::From { min: 0.0, below: 1.0 }),
     key("data.validation.seed", Rule::Whole { min: 0, max: crate::MAX_SEED }),
     key("response.format", Rule::Choice(&["steps", "answer"])),
+    key("tracking.csv", Rule::Flag),
+    key("tracking.tensorboard", Rule::Flag),
+    key("tracking.mlflow.files", Rule::Flag),
+    key("tracking.mlflow.server", Rule::Flag),
     key("metadata.owner", Rule::Text { max: 63 }),
 ];
 

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    ConfigError, Data, DpoSettings, Environment, Explained, GrpoSettings, Located, Resolved, Sources, VALIDATION, data,
+    ConfigError, Data, DpoSettings, Environment, Explained, GrpoSettings, Located, Resolved, Sources, TrackingSettings,
+    VALIDATION, data,
     error::nearest,
     explained::explain,
     keys,
@@ -129,6 +130,8 @@ pub struct TrainingSettings {
     pub data: DataSettings,
     /// The form of the responses.
     pub response: Response,
+    /// The trackers that the run writes to.
+    pub tracking: TrackingSettings,
     /// Metadata of the results.
     pub metadata: Metadata,
 }

@@ -79,8 +79,12 @@ impl fmt::Display for ResumeDiff {
 }
 
 /// Keys that never change a weight. `stop_after` and `early_stop_patience` only end the run earlier or later.
-const NO_EFFECT: [&str; 17] = [
+const NO_EFFECT: [&str; 21] = [
     "metadata.owner",
+    "tracking.csv",
+    "tracking.mlflow.files",
+    "tracking.mlflow.server",
+    "tracking.tensorboard",
     "training.best_k",
     "training.best_metric",
     "training.checkpoint_every",
