@@ -10,3 +10,4 @@ mod numerics;
 mod preferences;
 mod resume;
 mod rewards;
+mod tracking;
