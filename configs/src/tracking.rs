@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct TrackingSettings {
     /// Whether the run writes a table, `artifacts/metrics.csv`.
     pub csv: bool,
-    /// Whether the run writes event files of `TensorBoard`, in `artifacts/tensorboard/`.
+    /// Whether the run writes event files of TensorBoard, in `artifacts/tensorboard/`.
     pub tensorboard: bool,
     /// What the run writes for MLflow.
     pub mlflow: MlflowSettings,

@@ -45,7 +45,7 @@ enum Command {
     Plot(plot::Plot),
     /// Compare two or more runs: what differs, and from which step on.
     Compare(compare::Compare),
-    /// Write the metrics of a run as a table, an event file of `TensorBoard` or a file store of MLflow.
+    /// Write the metrics of a run as a table, an event file of TensorBoard or a file store of MLflow.
     Export(export::Export),
 }
 

@@ -38,27 +38,27 @@ impl Described {
         let (metadata, config) = (folder.metadata(), folder.config());
         let lacking = [metadata.lack(), config.lack()].into_iter().flatten().collect();
         let name = name.unwrap_or_else(|| folder.name());
-        let described = Self::of(name, &whole, metadata.found(), config.found());
+        let described = Self::of(&name, &whole, metadata.found(), config.found());
         (Self { has_model: folder.model.is_dir(), ..described }, lacking)
     }
 
     /// Describes the run of this name with these artifacts.
-    fn of(name: String, artifacts: &Path, metadata: Option<&RunMetadata>, config: Option<&Resolved<Training>>) -> Self {
-        let run = metadata.map_or(name.as_str(), |metadata| metadata.metadata.run_id.as_str());
+    fn of(name: &str, artifacts: &Path, metadata: Option<&RunMetadata>, config: Option<&Resolved<Training>>) -> Self {
+        let run = metadata.map_or(name, |metadata| metadata.metadata.run_id.as_str());
         // Trackers show lines.
         let line = |text: &str| text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
         let mut described = Self {
             id: id(run, artifacts),
-            name: line(&name),
+            name: line(name),
             owner: metadata.map(|metadata| line(&metadata.metadata.owner)).unwrap_or_default(),
             ..Self::default()
         };
         if let Some(config) = config {
             let training = config.spec();
-            described.param("template", training.template.clone());
-            described.param("seed", training.seed.to_string());
+            described.param("template", &training.template);
+            described.param("seed", &training.seed.to_string());
             let names: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
-            described.param("data", names.join("+"));
+            described.param("data", &names.join("+"));
             if let Ok(settings) = serde_json::to_value(&training.settings) {
                 described.leaves("", &settings);
             }
@@ -74,7 +74,7 @@ impl Described {
         described
     }
 
-    fn param(&mut self, key: &str, value: String) {
+    fn param(&mut self, key: &str, value: &str) {
         self.params.push((key.to_owned(), value.chars().take(MOST).collect()));
     }
 
@@ -91,8 +91,8 @@ impl Described {
                     self.leaves(&path, value);
                 }
             }
-            Value::String(text) => self.param(path, text.clone()),
-            other => self.param(path, other.to_string()),
+            Value::String(text) => self.param(path, text),
+            other => self.param(path, &other.to_string()),
         }
     }
 }

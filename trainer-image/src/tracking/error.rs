@@ -15,6 +15,9 @@ pub enum TrackingError {
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The rows of the run so far are unknown.
+    #[error("the ledger cannot be read: {0}")]
+    Ledger(String),
     /// Rows cannot be written as a table.
     #[error("rows cannot be written as CSV")]
     Csv(#[from] csv::Error),

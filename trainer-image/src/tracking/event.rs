@@ -1,5 +1,5 @@
-//! Event files of `TensorBoard`: the messages of `event.proto` and `summary.proto`, as far as they are used, in records as
-//! `TensorFlow` frames them. Pure.
+//! Event files of TensorBoard: the messages of `event.proto` and `summary.proto`, as far as they are used, in records as
+//! TensorFlow frames them. Pure.
 //!
 //! Sources: `tensorboard/compat/proto/{event,summary,tensor,tensor_shape}.proto` and `tensorflow/core/lib/io/record_writer.h`.
 

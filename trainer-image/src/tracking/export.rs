@@ -17,7 +17,7 @@ use crate::{artifacts::ledger::Ledger, atomic_fs};
 pub(crate) enum Format {
     /// A table: `metrics.csv`.
     Csv,
-    /// An event file of `TensorBoard`.
+    /// An event file of TensorBoard.
     Tensorboard,
     /// A file store of MLflow.
     Mlflow,

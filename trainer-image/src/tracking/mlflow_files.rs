@@ -3,7 +3,7 @@
 //! Source: `mlflow/store/tracking/file_store.py`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -137,7 +137,8 @@ fn new_id(name: &str) -> String {
 
 /// Returns fields in YAML. Values are in JSON's notation, which every reader of YAML takes for the same type.
 fn yaml(fields: &[(&str, Value)]) -> String {
-    fields.iter().map(|(name, value)| format!("{name}: {value}\n")).collect()
+    let lines: Vec<String> = fields.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+    lines.concat()
 }
 
 fn uri(path: &Path) -> String {
@@ -277,17 +278,17 @@ impl MlflowFiles {
 impl Tracker for MlflowFiles {
     fn log(&mut self, rows: &[Row]) -> Result<(), TrackingError> {
         for (name, text) in metrics(rows) {
-            let lines = match self.metrics.remove(&name) {
-                Some(lines) => lines,
-                None => {
-                    let path = self.directory.join("metrics").join(&name);
+            let path = self.directory.join("metrics").join(&name);
+            let lines = match self.metrics.entry(name) {
+                Entry::Occupied(open) => open.into_mut(),
+                Entry::Vacant(new) => {
                     if let Some(parent) = path.parent() {
                         atomic_fs::make_directory(parent)?;
                     }
-                    Lines::open(&path)?
+                    new.insert(Lines::open(&path)?)
                 }
             };
-            self.metrics.entry(name).or_insert(lines).append(text.as_bytes())?;
+            lines.append(text.as_bytes())?;
         }
         Ok(())
     }

@@ -74,7 +74,7 @@ impl MlflowServer {
     /// When a variable is missing or invalid.
     pub(super) fn start(start: &Start, failures: &Failures) -> Result<Self, TrackingError> {
         let certificates = variable("SSL_CERT_FILE").map(PathBuf::from);
-        let client = Client::new(variable(URI), variable(TOKEN), certificates)?;
+        let client = Client::new(variable(URI).as_deref(), variable(TOKEN).as_deref(), certificates)?;
         Self::open(start, failures, client, experiment_name(), PAUSE)
     }
 
@@ -338,8 +338,8 @@ impl Client {
     /// # Errors
     /// The address, the token or the certificates are invalid, or the token would travel in clear text.
     pub(super) fn new(
-        uri: Option<String>,
-        token: Option<String>,
+        uri: Option<&str>,
+        token: Option<&str>,
         certificates: Option<PathBuf>,
     ) -> Result<Self, TrackingError> {
         let wrong = |variable, wrong, right| TrackingError::Variable { variable, wrong, right };
@@ -354,7 +354,7 @@ impl Client {
             Some(rest) if !rest.is_empty() && !rest.contains(['?', '#', ' ']) => {}
             _ => return Err(wrong(URI, "is no address of an HTTP server", right)),
         }
-        let token = token.as_deref().map(hub::bearer).transpose();
+        let token = token.map(hub::bearer).transpose();
         let token = token.map_err(|_| wrong(TOKEN, "holds a character that no token has", "set it to the token alone"));
         let token = token?.flatten();
         if token.is_some() && !uri.starts_with("https://") && !hub::is_loopback(&uri) {

@@ -34,7 +34,7 @@ use crate::{
         environment::variable,
         ledger::{self, Ledger, Row},
     },
-    atomic_fs::FileError,
+    error::chain,
 };
 
 /// Names of the trackers, as values of the metric label `tracker`.
@@ -96,35 +96,24 @@ impl Trackers {
             tracing::warn!("{part}: trackers do not show it");
         }
         let read = Ledger::read(&artifacts.join(ledger::FILE));
-        let history = match &read {
-            Ok(ledger) => Ok(ledger.rows.as_slice()),
-            Err(error) => Err(error),
-        };
-        let mut add = |name: &'static str, start: &dyn Fn(&Start, &Failures) -> Started| {
+        let all: [(bool, &'static str, StartTracker); 4] = [
+            (settings.csv, csv::NAME, |start, _| Ok(Box::new(Csv::start(start)?))),
+            (settings.tensorboard, tensorboard::NAME, |start, _| Ok(Box::new(TensorBoard::start(start)?))),
+            (settings.mlflow.files, mlflow_files::NAME, |start, _| Ok(Box::new(MlflowFiles::start(start)?))),
+            (settings.mlflow.server, mlflow_server::NAME, |start, failures| {
+                Ok(Box::new(MlflowServer::start(start, failures)?))
+            }),
+        ];
+        for (_, name, start) in all.into_iter().filter(|(wanted, ..)| *wanted) {
             let failures = Failures::new(name, counter(name));
-            let history = history.map_err(|error| {
-                let source = std::io::Error::new(error.source.kind(), error.source.to_string());
-                FileError { action: error.action, path: error.path.clone(), source }
-            });
-            let started = history
-                .map_err(TrackingError::from)
-                .and_then(|history| start(&Start { artifacts, run: &run, history, step }, &failures));
+            let started = match &read {
+                Ok(ledger) => start(&Start { artifacts, run: &run, history: &ledger.rows, step }, &failures),
+                Err(error) => Err(TrackingError::Ledger(chain(error))),
+            };
             match started {
                 Ok(tracker) => trackers.active.push((tracker, failures)),
                 Err(error) => failures.unusable(&error),
             }
-        };
-        if settings.csv {
-            add(csv::NAME, &|start, _| Ok(Box::new(Csv::start(start)?)));
-        }
-        if settings.tensorboard {
-            add(tensorboard::NAME, &|start, _| Ok(Box::new(TensorBoard::start(start)?)));
-        }
-        if settings.mlflow.files {
-            add(mlflow_files::NAME, &|start, _| Ok(Box::new(MlflowFiles::start(start)?)));
-        }
-        if settings.mlflow.server {
-            add(mlflow_server::NAME, &|start, failures| Ok(Box::new(MlflowServer::start(start, failures)?)));
         }
         trackers
     }
@@ -144,8 +133,8 @@ impl Trackers {
     }
 }
 
-/// A tracker, or why it cannot be used.
-type Started = Result<Box<dyn Tracker>, TrackingError>;
+/// Starts a tracker, or says why it cannot be used.
+type StartTracker = fn(&Start, &Failures) -> Result<Box<dyn Tracker>, TrackingError>;
 
 /// Returns the name of a series as trackers show it, such as `train/loss`.
 fn series(row: &Row) -> String {

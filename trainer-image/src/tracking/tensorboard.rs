@@ -1,4 +1,4 @@
-//! `TensorBoard`: an event file for each attempt of a run. Does I/O.
+//! TensorBoard: an event file for each attempt of a run. Does I/O.
 
 use std::{
     fs,

@@ -47,7 +47,7 @@ fn events(file: &[u8]) -> Vec<Event> {
             (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
         };
         let crc = !bytes.iter().fold(!0, one);
-        ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8)
+        crc.rotate_right(15).wrapping_add(0xa282_ead8)
     }
     let (mut rest, mut events) = (file, Vec::new());
     let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
@@ -64,7 +64,7 @@ fn events(file: &[u8]) -> Vec<Event> {
     events
 }
 
-/// Returns the scalars of a directory by tag and step as `TensorBoard` shows them: a session removes what it begins before.
+/// Returns the scalars of a directory by tag and step as TensorBoard shows them: a session removes what it begins before.
 pub(crate) fn scalars(directory: &Path) -> BTreeMap<(String, i64), f32> {
     let mut files: Vec<PathBuf> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
@@ -379,7 +379,7 @@ fn at_server(server: &Server, artifacts: &Path, history: &[Row], steps: &[u64], 
     let failures = Failures::new(mlflow_server::NAME, Some(counter.clone()));
     let (run, step) = (described(), history.last().map_or(0, |row| row.step));
     let start = Start { artifacts, run: &run, history, step };
-    let client = Client::new(Some(format!("{}/", server.uri)), Some("s3cret\n".to_owned()), None).unwrap();
+    let client = Client::new(Some(&format!("{}/", server.uri)), Some("s3cret\n"), None).unwrap();
     let (experiment, pause) = ("small tests".to_owned(), Duration::from_millis(1));
     let mut tracker = MlflowServer::open(&start, &failures, client, experiment, pause).unwrap();
     for step in steps {
@@ -457,8 +457,7 @@ fn a_server_that_does_not_exist_is_counted() {
 #[test]
 fn variables_that_name_no_server_say_what_is_right() {
     let refused = |uri: Option<&str>, token: Option<&str>| {
-        let made = Client::new(uri.map(str::to_owned), token.map(str::to_owned), None);
-        made.err().map(|error| error.to_string()).unwrap_or_default()
+        Client::new(uri, token, None).err().map(|error| error.to_string()).unwrap_or_default()
     };
     assert_eq!(refused(Some("https://mlflow.example.com/prefix/"), Some("t")), "");
     assert_eq!(refused(Some("http://mlflow:5000"), None), "");
