@@ -10,7 +10,7 @@ use crate::{
     training::test_support::{attempt, finished, metered, speck},
 };
 
-/// The settings of a run that is tracked, on which small files are evaluated every five steps.
+/// The settings of a run that is tracked and evaluated every five steps.
 const TRACKED: [&str; 6] = [
     "training.eval_every=5",
     "training.eval_samples=0",
