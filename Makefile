@@ -359,18 +359,22 @@ cp "$$sources/controller/codex-controller_bin.cdx.json" "$(RELEASE)/codex-contro
 cp "$$sources/trainer-image/codex_bin.cdx.json" "$(RELEASE)/codex.cdx.json"
 endef
 
-# The version that was tested. MODEL= names a model directory with a chat template; a small untrained one by default.
-OPENAI_CLIENT := openai==3.57.0
-test-clients: prerequisites ## tries the OpenAI client of PyPI against the server
-	@$(call install-venv,the client)
+# The versions that were tested. MODEL= names a model directory with a chat template; a small untrained one by default.
+CLIENTS := openai==3.57.0 tensorboard==2.21.0 mlflow-skinny==3.17.2
+test-clients: prerequisites ## tries the OpenAI client of PyPI against the server, and TensorBoard and MLflow on the files of a run
+	@$(call install-venv,the clients)
 	venv="$(CACHE)/clients"
-	if ! "$$venv/bin/pip" freeze 2>/dev/null | grep -qx '$(OPENAI_CLIENT)'; then
-		echo "Installing $(OPENAI_CLIENT) in $$venv."
-		python3 -m venv "$$venv"
-		"$$venv/bin/pip" install --quiet '$(OPENAI_CLIENT)'
-	fi
+	installed=$$("$$venv/bin/pip" freeze 2>/dev/null || true)
+	for client in $(CLIENTS); do
+		if ! grep -qx "$$client" <<<"$$installed"; then
+			echo "Installing $(CLIENTS) in $$venv."
+			python3 -m venv "$$venv"
+			"$$venv/bin/pip" install --quiet $(CLIENTS)
+			break
+		fi
+	done
 	[ -z "$(MODEL)" ] || export CODEX_TEST_MODEL="$$(realpath "$(MODEL)")"
-	CLIENTS_PYTHON="$$venv/bin/python" cargo test --release --locked --workspace --lib -- --ignored openai_client
+	CLIENTS_PYTHON="$$venv/bin/python" cargo test --release --locked --workspace --lib -- --ignored openai_client tensorboard_and_mlflow
 
 RELEASE = $(CACHE)/release
 release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex, bills of materials and checksums to RELEASE=, by default a folder of the cache

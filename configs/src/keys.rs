@@ -144,6 +144,10 @@ pub(crate) const TRAINING: &[Key] = &[
     key("curriculum.phase_schedule", Rule::Choice(curriculum::SCHEDULES)),
     key(curriculum::PHASES, Rule::Phases { max: curriculum::MAX_PHASES }),
     key("response.format", Rule::Choice(&["steps", "answer"])),
+    key("tracking.csv", Rule::Flag),
+    key("tracking.tensorboard", Rule::Flag),
+    key("tracking.mlflow.files", Rule::Flag),
+    key("tracking.mlflow.server", Rule::Flag),
     key("metadata.owner", Rule::Text { max: 63 }),
 ];
 

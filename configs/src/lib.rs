@@ -25,6 +25,7 @@ mod rewards;
 mod rule;
 pub mod schema;
 pub mod sweep;
+mod tracking;
 mod training;
 
 #[cfg(test)]
@@ -51,6 +52,7 @@ pub use references::{Environment, VARIABLES};
 pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
 pub use rewards::{GrpoSettings, RewardSettings};
 pub use rule::Rule;
+pub use tracking::{MlflowSettings, TrackingSettings};
 pub use training::{
     DataFields, DataFormat, DataSettings, Device, Dtype, Format, HEAD_WIDTHS, HeldOutShare, LoraSettings, Loss,
     Metadata, Method, MetricMode, ModelShape, Optimization, ParameterGroup, Response, Scheduler, SpikeAction,

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     ConfigError, CurriculumSettings, Data, DpoSettings, Environment, Explained, GrpoSettings, Located, MAX_SYNTHETIC,
-    ReplaySettings, Resolved, Sources, Synthetic, VALIDATION, curriculum, data,
+    ReplaySettings, Resolved, Sources, Synthetic, TrackingSettings, VALIDATION, curriculum, data,
     error::nearest,
     explained::explain,
     keys,
@@ -133,6 +133,8 @@ pub struct TrainingSettings {
     pub curriculum: CurriculumSettings,
     /// The form of the responses.
     pub response: Response,
+    /// The trackers that the run writes to.
+    pub tracking: TrackingSettings,
     /// Metadata of the results.
     pub metadata: Metadata,
 }

@@ -205,6 +205,8 @@ fn runs() -> Dashboard {
                         .when_empty("no steps"),
                     Panel::new(Zero, Plain, "Damaged checkpoints", "Damaged checkpoints that running trainers found.")
                         .named(&DAMAGED.total(&chosen).sum(&[]).or_zero(), "checkpoints"),
+                    Panel::new(Zero, Plain, "Tracking failures", "Failed writes of running trainers to experiment trackers, such as TensorBoard or MLflow.")
+                        .named(&trainer::TRACKING_FAILURES.total(&chosen).sum(&[]).or_zero(), "failures"),
                     Panel::new(Zero, Plain, "Refused connections", "Connections that running trainers closed because too many read their metrics.")
                         .named(&trainer::REFUSED_CONNECTIONS.total(&chosen).sum(&[]).or_zero(), "connections"),
                 ],

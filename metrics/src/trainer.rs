@@ -1,6 +1,6 @@
 //! The metrics of `codex train`.
 
-use crate::metric::metrics;
+use crate::{label::TRACKER, metric::metrics};
 
 metrics! {
     STEPS = Counter("codex_ml_training_steps_total", Count, [],
@@ -14,6 +14,9 @@ metrics! {
         "Steps of this process with a spike of the loss or gradient norm, including skipped ones.");
     DAMAGED = Counter("codex_ml_checkpoints_damaged_total", Count, [],
         "Damaged checkpoints that this process found and skipped.");
+    TRACKING_FAILURES = Counter("codex_ml_tracking_failures_total", Count, [TRACKER],
+        "Failed writes of this process to a tracker.")
+        .more("Training goes on without them; the log names the first of several in a row.");
     REFUSED_CONNECTIONS = Counter("codex_ml_training_connections_refused_total", Count, [],
         "Connections to the port of the metrics closed because too many were open.")
         .more("At most 64 are open.");

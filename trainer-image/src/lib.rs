@@ -40,6 +40,7 @@ mod terminal;
 pub mod text;
 mod threads;
 pub mod tokenizing;
+mod tracking;
 pub mod training;
 pub mod validate;
 pub mod verify;

@@ -9,7 +9,10 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use serde::Deserialize;
 use ureq::{
     Agent, Body,
-    http::{HeaderMap, HeaderName, HeaderValue, Uri, header},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, Uri,
+        header::{self, InvalidHeaderValue},
+    },
     tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
 };
 
@@ -116,39 +119,11 @@ impl Hub {
     pub(super) fn new(endpoint: &str, token: Option<&str>, certificates: Option<PathBuf>) -> Result<Self, HubError> {
         let endpoint = endpoint.trim_end_matches('/');
         check_endpoint(endpoint)?;
-        // A Secret often ends with a line feed.
-        let token = token.map(str::trim).filter(|token| !token.is_empty());
-        let token = token.map(|token| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| HubError::Token)?;
-            value.set_sensitive(true);
-            Ok::<_, HubError>(value)
-        });
-        let token = token.transpose()?;
+        let token = token.map(bearer).transpose().map_err(|_| HubError::Token)?.flatten();
         if token.is_some() && !endpoint.starts_with("https://") && !is_loopback(endpoint) {
             return Err(HubError::PlainText(endpoint.to_owned()));
         }
-        let roots = certificates.map_or(Ok(RootCerts::WebPki), trusted)?;
-        let tls = TlsConfig::builder()
-            .root_certs(roots)
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .build();
-        let mut config = Agent::config_builder();
-        if is_loopback(endpoint) {
-            // No proxy reaches this machine's own addresses.
-            config = config.proxy(None);
-        }
-        let agent = config
-            .tls_config(tls)
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .user_agent(concat!("codex/", env!("CARGO_PKG_VERSION")))
-            // Sizes and hashes are those of the file and not of its encoding.
-            .accept_encoding("identity")
-            .timeout_connect(Some(Duration::from_secs(30)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
-            .timeout_per_read(Some(Duration::from_secs(60)))
-            .build()
-            .into();
+        let agent = agent(endpoint, certificates)?;
         Ok(Self { agent, endpoint: endpoint.to_owned(), token, pause: Duration::from_secs(1) })
     }
 
@@ -322,7 +297,8 @@ fn origin(url: &str) -> Option<(String, String, u16)> {
     Some((scheme, host, port))
 }
 
-fn is_loopback(url: &str) -> bool {
+/// Whether an address is one of this machine.
+pub(crate) fn is_loopback(url: &str) -> bool {
     origin(url).is_some_and(|(_, host, _)| {
         let host = host.trim_matches(['[', ']']);
         host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
@@ -372,6 +348,50 @@ fn check_endpoint(endpoint: &str) -> Result<(), HubError> {
         return wrong("write an address without ? and #, such as https://huggingface.co");
     }
     Ok(())
+}
+
+/// Returns a client of the server at `endpoint`. It follows no redirects, and trusts the certificates in the file `certificates` in
+/// place of Mozilla's.
+///
+/// # Errors
+/// The certificates are invalid.
+pub(crate) fn agent(endpoint: &str, certificates: Option<PathBuf>) -> Result<Agent, HubError> {
+    let roots = certificates.map_or(Ok(RootCerts::WebPki), trusted)?;
+    let tls = TlsConfig::builder()
+        .root_certs(roots)
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .build();
+    let mut config = Agent::config_builder();
+    if is_loopback(endpoint) {
+        // No proxy reaches this machine's own addresses.
+        config = config.proxy(None);
+    }
+    Ok(config
+        .tls_config(tls)
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .user_agent(concat!("codex/", env!("CARGO_PKG_VERSION")))
+        // Sizes and hashes are those of the file and not of its encoding.
+        .accept_encoding("identity")
+        .timeout_connect(Some(Duration::from_secs(30)))
+        .timeout_recv_response(Some(Duration::from_secs(60)))
+        .timeout_per_read(Some(Duration::from_secs(60)))
+        .build()
+        .into())
+}
+
+/// Returns the header of a token, without the spaces around it; `None` if it is empty. A Secret often ends with a line feed.
+///
+/// # Errors
+/// The token has a character that no header may have.
+pub(crate) fn bearer(token: &str) -> Result<Option<HeaderValue>, InvalidHeaderValue> {
+    let token = token.trim();
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}"))?;
+    value.set_sensitive(true);
+    Ok(Some(value))
 }
 
 /// Reads trusted certificates.

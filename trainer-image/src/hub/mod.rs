@@ -20,6 +20,7 @@ use std::{
 };
 
 pub use client::Hub;
+pub(crate) use client::{agent, bearer, is_loopback};
 pub use command::Fetch;
 pub use error::HubError;
 

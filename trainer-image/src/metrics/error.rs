@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use codex_reports::exit;
 
-use crate::{artifacts::ledger::LineError, atomic_fs::FileError, error::CommandError, overlap::Overlap};
+use crate::{
+    artifacts::ledger::LineError, atomic_fs::FileError, error::CommandError, overlap::Overlap, tracking::TrackingError,
+};
 
 /// Metrics cannot be shown.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +62,9 @@ pub enum MetricsError {
     /// The picture would replace a ledger, or change a model or checkpoint.
     #[error(transparent)]
     Overlap(#[from] Overlap),
+    /// The metrics cannot be written in another form.
+    #[error(transparent)]
+    Export(TrackingError),
     /// A logarithmic axis cannot show the value.
     #[error("--log needs values above 0, but {metric} of {run} is {value} at step {step}: omit --log")]
     NotPositive {
@@ -85,8 +90,17 @@ impl MetricsError {
     pub(super) fn exit(&self) -> i32 {
         match self {
             Self::File(error) => error.exit(),
-            Self::Drawing(_) | Self::Signals(_) => exit::FAILED,
+            Self::Drawing(_) | Self::Signals(_) | Self::Export(TrackingError::Csv(_)) => exit::FAILED,
             _ => exit::BAD_INPUT,
+        }
+    }
+}
+
+impl From<TrackingError> for MetricsError {
+    fn from(error: TrackingError) -> Self {
+        match error {
+            TrackingError::File(error) => Self::File(error),
+            error => Self::Export(error),
         }
     }
 }

@@ -43,27 +43,32 @@ impl Input {
     }
 
     fn ledger(&self, run: &Path) -> Result<Ledger, MetricsError> {
-        let mut ledger = open(run)?;
-        if self.skip_bad && !ledger.bad.is_empty() {
-            let numbers: Vec<String> = ledger.bad.iter().take(5).map(|bad| bad.line.to_string()).collect();
-            let more = if ledger.bad.len() > numbers.len() { ", …" } else { "" };
-            tracing::warn!(
-                lines = numbers.join(", ") + more,
-                bad = ledger.bad.len(),
-                "{}: ignored invalid lines",
-                ledger.path.display()
-            );
-        } else if !ledger.bad.is_empty() {
-            let bad = ledger.bad.len();
-            let lines = bad + ledger.rows.len();
-            let first = ledger.bad.swap_remove(0);
-            return Err(MetricsError::BadLine { path: ledger.path, line: first.line, bad, lines, why: first.why });
-        }
-        if ledger.rows.is_empty() {
-            return Err(MetricsError::Empty(ledger.path));
-        }
-        Ok(ledger)
+        read(run, self.skip_bad)
     }
+}
+
+/// Reads the ledger of a run, which must have rows, and no invalid lines unless `skip_bad` ignores them.
+pub(super) fn read(run: &Path, skip_bad: bool) -> Result<Ledger, MetricsError> {
+    let mut ledger = open(run)?;
+    if skip_bad && !ledger.bad.is_empty() {
+        let numbers: Vec<String> = ledger.bad.iter().take(5).map(|bad| bad.line.to_string()).collect();
+        let more = if ledger.bad.len() > numbers.len() { ", …" } else { "" };
+        tracing::warn!(
+            lines = numbers.join(", ") + more,
+            bad = ledger.bad.len(),
+            "{}: ignored invalid lines",
+            ledger.path.display()
+        );
+    } else if !ledger.bad.is_empty() {
+        let bad = ledger.bad.len();
+        let lines = bad + ledger.rows.len();
+        let first = ledger.bad.swap_remove(0);
+        return Err(MetricsError::BadLine { path: ledger.path, line: first.line, bad, lines, why: first.why });
+    }
+    if ledger.rows.is_empty() {
+        return Err(MetricsError::Empty(ledger.path));
+    }
+    Ok(ledger)
 }
 
 /// Reads the ledger of a run, named by its directory or by the ledger itself.

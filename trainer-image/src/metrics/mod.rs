@@ -1,10 +1,11 @@
-//! `codex metrics`: summarizes, follows, plots and compares the metrics ledgers of runs. Does I/O.
+//! `codex metrics`: summarizes, follows, plots, compares and exports the metrics ledgers of runs. Does I/O.
 //!
 //! A run is named by its directory, its `artifacts` directory or the ledger itself. An invalid line is refused with its file,
 //! number and cause, or, with `--skip-bad`, ignored and counted.
 
 mod compare;
 mod error;
+mod export;
 mod input;
 mod plot;
 mod series;
@@ -25,7 +26,7 @@ use crate::{
     wording::counted,
 };
 
-/// Summarize, follow, plot and compare the metrics of runs.
+/// Summarize, follow, plot, compare and export the metrics of runs.
 #[derive(Debug, Args)]
 pub struct Metrics {
     #[command(subcommand)]
@@ -44,6 +45,8 @@ enum Command {
     Plot(plot::Plot),
     /// Compare two or more runs: what differs, and from which step on.
     Compare(compare::Compare),
+    /// Write the metrics of a run as a table, an event file of TensorBoard or a file store of MLflow.
+    Export(export::Export),
 }
 
 /// Check every line.
@@ -62,6 +65,7 @@ impl Metrics {
             Command::Tail(command) => command.run(),
             Command::Plot(command) => command.run(),
             Command::Compare(command) => command.run(),
+            Command::Export(command) => command.run(),
         };
         match done {
             // A reader that closed the pipe (`| head`) has what it wanted.

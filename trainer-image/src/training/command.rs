@@ -101,7 +101,7 @@ pub struct Train {
 }
 
 /// The directories in `--output` whose files a run replaces or removes.
-const OUTPUTS: [&str; 6] = ["model", "checkpoints", "artifacts", "cache", "writers", PROOF];
+const OUTPUTS: [&str; 7] = ["model", "checkpoints", "artifacts", "cache", "mlruns", "writers", PROOF];
 /// The cache of downloaded bases in `--output`.
 const BASES: &str = "base";
 /// The directory of `--prove-resume` in `--output`.

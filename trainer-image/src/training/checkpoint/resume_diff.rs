@@ -79,10 +79,14 @@ impl fmt::Display for ResumeDiff {
 }
 
 /// Keys that never change a weight. `stop_after` and `early_stop_patience` only end the run earlier or later.
-const NO_EFFECT: [&str; 18] = [
+const NO_EFFECT: [&str; 22] = [
     // The phases decide, which are compared on their own.
     "curriculum.preset",
     "metadata.owner",
+    "tracking.csv",
+    "tracking.mlflow.files",
+    "tracking.mlflow.server",
+    "tracking.tensorboard",
     "training.best_k",
     "training.best_metric",
     "training.checkpoint_every",

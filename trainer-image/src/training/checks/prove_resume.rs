@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codex_configs::{Resolved, Training};
+use codex_configs::{Resolved, TrackingSettings, Training};
 use codex_reports::TrainingState;
 use serde_json::json;
 
@@ -67,6 +67,8 @@ impl ResumeProof<'_> {
         atomic_fs::remove_directory(&self.directory)?;
         atomic_fs::make_directory(&self.directory)?;
         let mut spec = self.resolved.spec().clone();
+        // The runs of the proof are no runs of a team.
+        spec.settings.tracking = TrackingSettings::default();
         let training = &mut spec.settings.training;
         training.stop_after = Some(steps);
         // All steps are compared, however little the model learns in them.

@@ -197,11 +197,16 @@ pub(crate) struct MetricsLedger {
 }
 
 impl MetricsLedger {
-    /// Appends the metrics of a step, measured on `split`.
+    /// Appends the metrics of a step, measured on `split`, and returns their rows.
     ///
     /// # Errors
     /// When a file operation fails.
-    pub(crate) fn append(&mut self, step: u64, split: &str, metrics: &[(&str, f64)]) -> Result<(), FileError> {
+    pub(crate) fn append(
+        &mut self,
+        step: u64,
+        split: &str,
+        metrics: &[(&str, f64)],
+    ) -> Result<Vec<MetricsRow>, FileError> {
         let row = |(metric, value): &(&str, f64)| MetricsRow {
             schema: ledger::SCHEMA.to_owned(),
             schema_version: ledger::SCHEMA_VERSION.to_owned(),
@@ -214,7 +219,9 @@ impl MetricsLedger {
             dataset: self.dataset.clone(),
             tags: BTreeMap::new(),
         };
-        self.log.append_unsynced(&metrics.iter().map(row).collect::<Vec<_>>())
+        let rows: Vec<MetricsRow> = metrics.iter().map(row).collect();
+        self.log.append_unsynced(&rows)?;
+        Ok(rows)
     }
 }
 

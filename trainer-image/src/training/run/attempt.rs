@@ -20,6 +20,7 @@ use crate::{
     error::chain,
     model::{ModelFiles, describe},
     text::Tokenizer,
+    tracking::{Ended, Trackers},
     training::{
         BaseError, TrainError,
         attempts::{LockHandle, Phase, RunLock},
@@ -159,7 +160,9 @@ impl Session<'_> {
         if let Some(notice) = notice {
             self.notice(notice);
         }
-        let mut outputs = ProgressOutputs::new(self.reporter, ledger, self.metrics, state.step, total);
+        let failures = |tracker: &str| self.metrics.map(|metrics| metrics.tracking_failures(tracker));
+        let trackers = Trackers::start(training.settings.tracking, &artifacts_directory, state.step, failures);
+        let mut outputs = ProgressOutputs::new(self.reporter, (ledger, trackers), self.metrics, state.step, total);
         self.reporter.update(|report| {
             report.stage = Stage::Running;
             report.steps_executed = lock.executed();
@@ -170,7 +173,11 @@ impl Session<'_> {
             validation.as_ref().map(|validation| Evaluation { validation, model, tokenizer: Some(tokenizer) });
         let ended =
             self.take_steps(&mut state, (&dataset, rollouts.as_ref()), evaluation, &mut policy, lock, &mut outputs);
-        outputs.close();
+        outputs.close(match &ended {
+            Ok(None) => Ended::Finished,
+            Ok(Some(_)) => Ended::Interrupted,
+            Err(_) => Ended::Failed,
+        });
         let ended = ended.inspect_err(|_| policy.write_remaining_rows(&state));
         log_memory("steps");
         tracing::debug!(engine = state.engine.memory(), "memory counted by the engine");

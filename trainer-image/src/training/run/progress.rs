@@ -14,6 +14,7 @@ use crate::{
     error::chain,
     reporting::Reporter,
     terminal,
+    tracking::{Ended, Trackers},
     training::{
         data::Sample,
         objective::{Measured, Preferences, Sampled},
@@ -52,6 +53,7 @@ pub(super) struct ProgressOutputs<'a> {
     ledger: MetricsLedger,
     /// Whether a failed write of the ledger was logged.
     failing: bool,
+    trackers: Trackers,
     metrics: Option<&'a TrainerMetrics>,
     bar: Option<ProgressBar>,
     total: u64,
@@ -68,7 +70,7 @@ impl<'a> ProgressOutputs<'a> {
     /// Creates the outputs for a run of `total` steps that starts or resumes at `step`.
     pub(super) fn new(
         reporter: &'a Reporter<TrainingState>,
-        ledger: MetricsLedger,
+        (ledger, trackers): (MetricsLedger, Trackers),
         metrics: Option<&'a TrainerMetrics>,
         step: u64,
         total: u64,
@@ -92,6 +94,7 @@ impl<'a> ProgressOutputs<'a> {
             reporter,
             ledger,
             failing: false,
+            trackers,
             metrics,
             bar,
             total,
@@ -179,16 +182,19 @@ impl<'a> ProgressOutputs<'a> {
         self.write(numbers.step, "train", &metrics);
     }
 
-    /// Writes to the ledger. A failing volume loses rows, but does not end training.
+    /// Writes to the ledger, and what the ledger has to the trackers. A failing volume loses rows, but does not end training.
     fn write(&mut self, step: u64, split: &str, metrics: &[(&str, f64)]) {
         match self.ledger.append(step, split, metrics) {
-            Ok(()) if std::mem::take(&mut self.failing) => {
-                tracing::info!(step, "metrics can be written again, from this step on");
+            Ok(rows) => {
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!(step, "metrics can be written again, from this step on");
+                }
+                self.trackers.log(&rows);
             }
             Err(error) if !std::mem::replace(&mut self.failing, true) => {
                 tracing::warn!(step, error = chain(&error), "metrics cannot be written, from this step on");
             }
-            _ => {}
+            Err(_) => {}
         }
     }
 
@@ -268,9 +274,10 @@ impl<'a> ProgressOutputs<'a> {
         }
     }
 
-    /// Writes the last step to the ledger, and finishes the terminal output.
-    pub(super) fn close(&mut self) {
+    /// Writes the last step to the ledger, ends the trackers, and finishes the terminal output.
+    pub(super) fn close(&mut self, ended: Ended) {
         self.write_step();
+        self.trackers.end(ended);
         if let Some(bar) = &self.bar {
             // The time that is left is unknown once the attempt ends before the run.
             if let Ok(style) =

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use codex_metrics::trainer as contract;
 use codex_reports::Curriculum;
-use prometheus::{Counter, Error, Gauge, Histogram, IntCounter, IntGauge, Registry};
+use prometheus::{Counter, Error, Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 
 use super::StepNumbers;
+use crate::tracking;
 
 /// Metrics of one trainer.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub struct TrainerMetrics {
     flops: Counter,
     spikes: IntCounter,
     damaged: IntCounter,
+    tracking: IntCounterVec,
     step: IntGauge,
     target: IntGauge,
     refused: IntCounter,
@@ -52,6 +54,7 @@ impl TrainerMetrics {
             flops: contract::FLOPS.float(&registry)?,
             spikes: contract::SPIKES.single(&registry)?,
             damaged: contract::DAMAGED.single(&registry)?,
+            tracking: contract::TRACKING_FAILURES.labelled(&registry)?,
             refused: contract::REFUSED_CONNECTIONS.single(&registry)?,
             step: contract::STEP.single(&registry)?,
             target: contract::TARGET.single(&registry)?,
@@ -86,6 +89,9 @@ impl TrainerMetrics {
         ];
         for unmeasured in [&metrics.val_loss].into_iter().chain(of_pairs).chain(of_answers) {
             unmeasured.set(f64::NAN);
+        }
+        for tracker in tracking::NAMES {
+            metrics.tracking_failures(tracker);
         }
         Ok(metrics)
     }
@@ -152,6 +158,11 @@ impl TrainerMetrics {
         self.damaged.inc();
     }
 
+    /// Counter of failed writes to the tracker of this name.
+    pub(crate) fn tracking_failures(&self, tracker: &str) -> IntCounter {
+        self.tracking.with_label_values(&[tracker])
+    }
+
     /// Records the loss of an evaluation.
     pub(super) fn evaluated(&self, val_loss: f64) {
         self.val_loss.set(val_loss);
@@ -213,6 +224,7 @@ mod tests {
             "codex_ml_checkpoints_damaged_total 0",
             "codex_ml_training_curriculum_phase 2",
             "codex_ml_training_curriculum_waits 1",
+            "codex_ml_tracking_failures_total{tracker=\"tensorboard\"} 0",
             "codex_ml_training_loss 1.25",
             "codex_ml_training_reward_margin 0.5",
             "codex_ml_training_preference_accuracy 0.875",

@@ -11,3 +11,4 @@ mod numerics;
 mod preferences;
 mod resume;
 mod rewards;
+mod tracking;

@@ -1,0 +1,51 @@
+//! The metrics of any ledger in the form of a tracker. Does I/O.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use super::{
+    TrackingError, csv,
+    described::Described,
+    mlflow_files::{self, experiment_name},
+    tensorboard,
+};
+use crate::{artifacts::ledger::Ledger, atomic_fs};
+
+/// The form of an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// A table: `metrics.csv`.
+    Csv,
+    /// An event file of TensorBoard.
+    Tensorboard,
+    /// A file store of MLflow.
+    Mlflow,
+}
+
+/// Writes the rows of a ledger into the directory `output`, with what the files beside the ledger say about the run. Returns the
+/// file or directory of the run, and a sentence for each file beside the ledger that is missing or damaged.
+///
+/// # Errors
+/// When `output` has event files of another run, or a file operation fails.
+pub(crate) fn export(format: Format, ledger: &Ledger, output: &Path) -> Result<(PathBuf, Vec<String>), TrackingError> {
+    let described = || {
+        let artifacts = ledger.path.parent().filter(|path| !path.as_os_str().is_empty());
+        Described::read(artifacts.unwrap_or(Path::new(".")), None)
+    };
+    match format {
+        Format::Csv => {
+            let path = output.join(csv::FILE);
+            atomic_fs::write(&path, &csv::table(&ledger.rows)?)?;
+            Ok((path, Vec::new()))
+        }
+        Format::Tensorboard => {
+            let (run, lacking) = described();
+            Ok((tensorboard::export(&run, &ledger.rows, output)?, lacking))
+        }
+        Format::Mlflow => {
+            let (run, lacking) = described();
+            Ok((mlflow_files::export(&run, &ledger.rows, output, experiment_name())?, lacking))
+        }
+    }
+}

@@ -1,0 +1,476 @@
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use prost::Message as _;
+use serde_json::{Value, json};
+
+use super::{
+    event::{Content, Event, What, masked_checksum},
+    mlflow_server::Client,
+    *,
+};
+use crate::artifacts::ledger::tests::{row, text};
+
+/// The 2023-11-14T22:13:20.5Z.
+const AT: f64 = 1_700_000_000.5;
+
+fn described() -> Described {
+    let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    Described {
+        id: "0b6f1c529d7e4a3b8c215f0e6d7a9b10".to_owned(),
+        name: "cot: starter".to_owned(),
+        owner: "team".to_owned(),
+        params: vec![pair("seed", "1"), pair("training.learning_rate", "0.01")],
+        tags: vec![pair("codex.config_digest", "ab12")],
+        ..Described::default()
+    }
+}
+
+/// The rows of a step: two of training, one of an evaluation.
+fn rows(step: u64) -> Vec<Row> {
+    let loss = 1.0 / step as f64;
+    let evaluated = Row { split: "val".to_owned(), ..row(step, "loss", 2.0 * loss) };
+    vec![row(step, "loss", loss), row(step, "learning_rate", 0.01), evaluated]
+}
+
+/// Reads the records of an event file, with a checksum that is computed bit by bit.
+fn events(file: &[u8]) -> Vec<Event> {
+    fn checksum(bytes: &[u8]) -> u32 {
+        let one = |crc: u32, byte: &u8| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
+        };
+        let crc = !bytes.iter().fold(!0, one);
+        crc.rotate_right(15).wrapping_add(0xa282_ead8)
+    }
+    let (mut rest, mut events) = (file, Vec::new());
+    let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
+    while !rest.is_empty() {
+        let (head, tail) = rest.split_at(12);
+        assert_eq!(number(&head[8..]), checksum(&head[..8]));
+        let length = u64::from_le_bytes(head[..8].try_into().unwrap());
+        let (data, tail) = tail.split_at(usize::try_from(length).unwrap());
+        let (sum, tail) = tail.split_at(4);
+        assert_eq!(number(sum), checksum(data));
+        events.push(Event::decode(data).unwrap());
+        rest = tail;
+    }
+    events
+}
+
+/// Returns the scalars of a directory by tag and step as TensorBoard shows them: a session removes what it begins before.
+pub(crate) fn scalars(directory: &Path) -> BTreeMap<(String, i64), f32> {
+    let mut files: Vec<PathBuf> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let mut scalars = BTreeMap::new();
+    for event in files.iter().flat_map(|file| events(&fs::read(file).unwrap())) {
+        match event.what.unwrap() {
+            What::FileVersion(_) => {}
+            What::SessionLog(_) => scalars.retain(|(_, step), _| *step < event.step),
+            What::Summary(summary) => {
+                for value in summary.value {
+                    if let Some(Content::Scalar(number)) = value.content {
+                        let before = scalars.insert((value.tag, event.step), number);
+                        assert_eq!(before, None, "a value is there twice");
+                    }
+                }
+            }
+        }
+    }
+    scalars
+}
+
+/// The numbers were computed by the `crc32c` and the messages of the package `tensorboard` 2.21.0.
+#[test]
+fn events_have_the_bytes_of_tensorboard() {
+    assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
+    assert_eq!(masked_checksum(b"123456789"), 0xc78a_b0e5);
+    let mut record = Vec::new();
+    Event::version(AT).append_to(&mut record);
+    let expected = "1800000000000000a37f4b220900002040fc54d9411a0d627261696e2e4576656e743a322b353110";
+    assert_eq!(hex::encode(record), expected);
+    let cases = [
+        (
+            Event::scalar(AT, 10, "train/loss".to_owned(), 0.25),
+            "0900002040fc54d941100a2a130a110a0a747261696e2f6c6f7373150000803e",
+        ),
+        (Event::session(AT, 20), "0900002040fc54d94110143a020801"),
+        (
+            Event::text(AT, 0, "a/text_summary".to_owned(), "hi".to_owned()),
+            "0900002040fc54d9412a2a0a280a0e612f746578745f73756d6d617279420c0807120412020801420268694a080a060a0474657874",
+        ),
+    ];
+    for (event, expected) in cases {
+        assert_eq!(hex::encode(event.encode_to_vec()), expected);
+    }
+}
+
+/// Runs an attempt that resumes at `step` with the rows of `history`, and logs those of `steps`.
+fn attempt(start: impl Fn(&Start) -> Box<dyn Tracker>, artifacts: &Path, history: &[u64], steps: &[u64]) {
+    let (run, history) = (described(), history.iter().flat_map(|step| rows(*step)).collect::<Vec<_>>());
+    let step = history.last().map_or(0, |row| row.step);
+    let mut tracker = start(&Start { artifacts, run: &run, history: &history, step });
+    for step in steps {
+        tracker.log(&rows(*step)).unwrap();
+    }
+    tracker.end(Ended::Finished).unwrap();
+}
+
+#[test]
+fn a_resumed_run_replaces_later_scalars() {
+    let root = tempfile::tempdir().unwrap();
+    let start = |start: &Start| -> Box<dyn Tracker> { Box::new(TensorBoard::start(start).unwrap()) };
+    attempt(start, root.path(), &[], &[10, 20, 30]);
+    attempt(start, root.path(), &[10, 20], &[30, 40]);
+    let directory = root.path().join(tensorboard::DIRECTORY);
+    let expected = |steps: &[u64]| -> BTreeMap<(String, i64), f32> {
+        let all = steps.iter().flat_map(|step| rows(*step));
+        all.map(|row| ((series(&row), row.step.cast_signed()), row.value as f32)).collect()
+    };
+    assert_eq!(scalars(&directory), expected(&[10, 20, 30, 40]));
+    assert_eq!(event_count(&directory), 2);
+    // The run starts again from its beginning.
+    attempt(start, root.path(), &[], &[10]);
+    assert_eq!(scalars(&directory), expected(&[10]));
+    // A run that was not tracked before.
+    let other = tempfile::tempdir().unwrap();
+    attempt(start, other.path(), &[10, 20], &[30]);
+    assert_eq!(scalars(&other.path().join(tensorboard::DIRECTORY)), expected(&[10, 20, 30]));
+}
+
+fn event_count(directory: &Path) -> usize {
+    fs::read_dir(directory).unwrap().count()
+}
+
+#[test]
+fn a_table_has_the_rows_of_the_ledger() {
+    let root = tempfile::tempdir().unwrap();
+    let start = |start: &Start| -> Box<dyn Tracker> { Box::new(Csv::start(start).unwrap()) };
+    let path = root.path().join(csv::FILE);
+    let header = "timestamp,run_id,step,split,metric,value,dataset,tags\n";
+    attempt(start, root.path(), &[], &[]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), header);
+    attempt(start, root.path(), &[], &[2, 4]);
+    attempt(start, root.path(), &[2], &[5]);
+    let expected = [
+        header,
+        "1970-01-01T00:00:02Z,r,2,train,loss,0.5,a+b,{}\n",
+        "1970-01-01T00:00:02Z,r,2,train,learning_rate,0.01,a+b,{}\n",
+        "1970-01-01T00:00:02Z,r,2,val,loss,1.0,a+b,{}\n",
+        "1970-01-01T00:00:05Z,r,5,train,loss,0.2,a+b,{}\n",
+        "1970-01-01T00:00:05Z,r,5,train,learning_rate,0.01,a+b,{}\n",
+        "1970-01-01T00:00:05Z,r,5,val,loss,0.4,a+b,{}\n",
+    ];
+    assert_eq!(fs::read_to_string(&path).unwrap(), expected.concat());
+    let quoted =
+        Row { dataset: "a,\"b\"".to_owned(), tags: [("k".to_owned(), "v".to_owned())].into(), ..row(1, "loss", 1e300) };
+    let line = String::from_utf8(csv::lines(&[quoted]).unwrap()).unwrap();
+    assert_eq!(line, "1970-01-01T00:00:01Z,r,1,train,loss,1e300,\"a,\"\"b\"\"\",\"{\"\"k\"\":\"\"v\"\"}\"\n");
+}
+
+/// Returns the text files below a directory by their paths in it.
+fn files(root: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![root.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                waiting.push(path);
+            } else {
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                found.insert(name, fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_file_store_has_the_files_of_mlflow() {
+    let root = tempfile::tempdir().unwrap();
+    let run = fs::canonicalize(root.path()).unwrap();
+    let artifacts = run.join("artifacts");
+    let start =
+        |start: &Start| -> Box<dyn Tracker> { Box::new(MlflowFiles::open(start, "Default".to_owned()).unwrap()) };
+    attempt(start, &artifacts, &[2], &[4, 5]);
+    attempt(start, &artifacts, &[2], &[5]);
+    let store = run.join(mlflow_files::DIRECTORY);
+    let place = format!("file://{}", store.display());
+    let id = described().id;
+    let found = files(&store);
+    let experiment = format!(
+        "artifact_location: \"{place}/0\"\ncreation_time: 2000\nexperiment_id: \"0\"\nlast_update_time: 2000\n\
+         lifecycle_stage: \"active\"\nname: \"Default\"\n"
+    );
+    assert_eq!(found["0/meta.yaml"], experiment);
+    let meta = &found[&format!("0/{id}/meta.yaml")];
+    let ended = meta.lines().find_map(|line| line.strip_prefix("end_time: ")).unwrap();
+    assert!(ended.parse::<u64>().unwrap() > 1_700_000_000_000, "{ended}");
+    let run = format!(
+        "artifact_uri: \"{place}/0/{id}/artifacts\"\nend_time: {ended}\nentry_point_name: \"\"\nexperiment_id: \"0\"\n\
+         lifecycle_stage: \"active\"\nrun_id: \"{id}\"\nrun_name: \"cot: starter\"\nrun_uuid: \"{id}\"\nsource_name: \"\"\n\
+         source_type: 4\nsource_version: \"\"\nstart_time: 2000\nstatus: 3\ntags: []\nuser_id: \"team\"\n"
+    );
+    assert_eq!(*meta, run);
+    let rest: BTreeMap<&str, &str> = found
+        .iter()
+        .filter_map(|(name, text)| Some((name.strip_prefix(&format!("0/{id}/"))?, text.as_str())))
+        .filter(|(name, _)| *name != "meta.yaml")
+        .collect();
+    let expected = BTreeMap::from([
+        ("metrics/train/learning_rate", "2000 0.01 2\n5000 0.01 5\n"),
+        ("metrics/train/loss", "2000 0.5 2\n5000 0.2 5\n"),
+        ("metrics/val/loss", "2000 1.0 2\n5000 0.4 5\n"),
+        ("params/seed", "1"),
+        ("params/training.learning_rate", "0.01"),
+        ("tags/codex.config_digest", "ab12"),
+        ("tags/mlflow.runName", "cot: starter"),
+        ("tags/mlflow.source.name", "codex train"),
+        ("tags/mlflow.source.type", "JOB"),
+        ("tags/mlflow.user", "team"),
+    ]);
+    assert_eq!(rest, expected);
+    assert!(store.join(".trash").is_dir() && store.join("0").join(id).join("artifacts").is_dir());
+}
+
+#[test]
+fn an_experiment_keeps_the_id_that_it_has() {
+    let root = tempfile::tempdir().unwrap();
+    let export = |experiment: &str| {
+        let path = mlflow_files::export(&described(), &rows(2), root.path(), experiment.to_owned()).unwrap();
+        path.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned()
+    };
+    let own = export("own");
+    assert!(own.len() == 18 && own.bytes().all(|digit| digit.is_ascii_digit()), "{own}");
+    assert_eq!(export("own"), own);
+    assert_ne!(export("other"), own);
+    let taken = root.path().join("77");
+    fs::create_dir(&taken).unwrap();
+    fs::write(taken.join("meta.yaml"), "name: theirs\nexperiment_id: '77'\n").unwrap();
+    assert_eq!(export("theirs"), "77");
+    let below = root.path().join("artifacts/mlruns");
+    let refused = mlflow_files::export(&described(), &rows(2), &below, "own".to_owned()).unwrap_err().to_string();
+    assert!(refused.ends_with("where MLflow reads no runs: name another directory") && !below.exists(), "{refused}");
+    assert_eq!(fs::read_to_string(taken.join("meta.yaml")).unwrap(), "name: theirs\nexperiment_id: '77'\n");
+}
+
+#[test]
+fn a_tracker_that_fails_is_counted_and_the_others_go_on() {
+    let root = tempfile::tempdir().unwrap();
+    crate::run_folder::tests::run(root.path());
+    let artifacts = root.path().join("artifacts");
+    fs::write(artifacts.join("metrics.ndjson"), text(&rows(2))).unwrap();
+    // A file where a directory would be.
+    fs::write(artifacts.join("tensorboard"), "").unwrap();
+    let registry = prometheus::Registry::new();
+    let counters = codex_metrics::trainer::TRACKING_FAILURES.labelled(&registry).unwrap();
+    let settings = TrackingSettings { csv: true, tensorboard: true, ..TrackingSettings::default() };
+    let counter = |name: &str| Some(counters.with_label_values(&[name]));
+    let mut trackers = Trackers::start(settings, &artifacts, 2, counter);
+    trackers.log(&rows(4));
+    trackers.end(Ended::Interrupted);
+    assert_eq!(NAMES.map(|name| counters.with_label_values(&[name]).get()), [0, 1, 0, 0]);
+    assert_eq!(fs::read_to_string(artifacts.join(csv::FILE)).unwrap().lines().count(), 7);
+}
+
+#[test]
+fn an_export_is_written_again_in_its_place_and_keeps_others_events() {
+    let root = tempfile::tempdir().unwrap();
+    crate::run_folder::tests::run(root.path());
+    let path = root.path().join("artifacts/metrics.ndjson");
+    fs::write(&path, text(&[rows(2), rows(4)].concat())).unwrap();
+    let ledger = Ledger::read(&path).unwrap();
+    let output = root.path().join("out");
+    for _ in 0..2 {
+        let (file, lacking) = export(Format::Tensorboard, &ledger, &output).unwrap();
+        assert!(file.is_file() && lacking.is_empty());
+    }
+    assert_eq!(event_count(&output), 1);
+    assert_eq!(scalars(&output).len(), 6);
+    fs::write(output.join("events.out.tfevents.1.other"), "").unwrap();
+    let refused = export(Format::Tensorboard, &ledger, &output).unwrap_err().to_string();
+    assert!(refused.ends_with("has event files of another run or export: name an empty directory"), "{refused}");
+    let (table, _) = export(Format::Csv, &ledger, &output).unwrap();
+    assert_eq!(fs::read_to_string(table).unwrap().lines().count(), 7);
+}
+
+/// A request that arrived: its path with the query, the authorization, the body.
+type Request = (String, Option<String>, Value);
+
+/// A tracking server that answers as MLflow does, until the test ends.
+struct Server {
+    uri: String,
+    requests: Arc<Mutex<Vec<Request>>>,
+    /// Number of requests that are refused with 503 before others.
+    away: Arc<Mutex<usize>>,
+}
+
+impl Server {
+    fn start(away: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let uri = format!("http://{}", listener.local_addr().unwrap());
+        let (requests, away) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(away)));
+        let (seen, left) = (Arc::clone(&requests), Arc::clone(&away));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                // A client that went away.
+                let _ = serve(&stream.unwrap(), &seen, &left);
+            }
+        });
+        Self { uri, requests, away }
+    }
+
+    /// Returns the paths of the requests so far, without what they have in common, and forgets them.
+    fn take(&self) -> Vec<Request> {
+        std::mem::take(&mut *self.requests.lock().unwrap())
+    }
+}
+
+fn serve(mut stream: &TcpStream, seen: &Mutex<Vec<Request>>, away: &Mutex<usize>) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let (mut first, mut headers) = (String::new(), BTreeMap::new());
+    reader.read_line(&mut first)?;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+        headers.insert(name.to_ascii_lowercase(), value.to_owned());
+    }
+    let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    let path = first.split(' ').nth(1).unwrap_or_default().trim_start_matches("/api/2.0/mlflow/").to_owned();
+    let (status, answer) = {
+        let mut away = away.lock().unwrap();
+        if *away > 0 {
+            *away -= 1;
+            (503, json!({ "error_code": "TEMPORARILY_UNAVAILABLE", "message": "later" }))
+        } else {
+            let known = |requests: &[Request]| requests.iter().any(|(path, ..)| path == "experiments/create");
+            let answer = match path.split('?').next().unwrap_or_default() {
+                "experiments/get-by-name" if !known(&seen.lock().unwrap()) => {
+                    (404, json!({ "error_code": "RESOURCE_DOES_NOT_EXIST" }))
+                }
+                "experiments/get-by-name" => (200, json!({ "experiment": { "experiment_id": "7" } })),
+                "experiments/create" => (200, json!({ "experiment_id": "7" })),
+                "runs/create" => (200, json!({ "run": { "info": { "run_id": "f00d" } } })),
+                _ => (200, json!({})),
+            };
+            let body = serde_json::from_slice(&body).unwrap_or_default();
+            seen.lock().unwrap().push((path, headers.get("authorization").cloned(), body));
+            answer
+        }
+    };
+    let answer = answer.to_string();
+    let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", answer.len());
+    stream.write_all(format!("{head}{answer}").as_bytes())
+}
+
+/// Runs an attempt at a server and returns how many failures were counted.
+fn at_server(server: &Server, artifacts: &Path, history: &[Row], steps: &[u64], ended: Ended) -> u64 {
+    let counter = IntCounter::new("failures", "failures").unwrap();
+    let failures = Failures::new(mlflow_server::NAME, Some(counter.clone()));
+    let (run, step) = (described(), history.last().map_or(0, |row| row.step));
+    let start = Start { artifacts, run: &run, history, step };
+    let client = Client::new(Some(&format!("{}/", server.uri)), Some("s3cret\n"), None).unwrap();
+    let (experiment, pause) = ("small tests".to_owned(), Duration::from_millis(1));
+    let mut tracker = MlflowServer::open(&start, &failures, client, experiment, pause).unwrap();
+    for step in steps {
+        failures.observe(tracker.log(&rows(*step)));
+    }
+    failures.observe(tracker.end(ended));
+    counter.get()
+}
+
+#[test]
+fn a_server_receives_run_parameters_and_metrics() {
+    let (server, root) = (Server::start(0), tempfile::tempdir().unwrap());
+    assert_eq!(at_server(&server, root.path(), &rows(2), &[4], Ended::Finished), 0);
+    let mut requests = server.take();
+    assert!(requests.iter().all(|(_, token, _)| token.as_deref() == Some("Bearer s3cret")));
+    let (_, _, last) = requests.pop().unwrap();
+    assert_eq!((&last["run_id"], &last["status"]), (&json!("f00d"), &json!("FINISHED")));
+    assert!(last["end_time"].as_u64().unwrap() > 1_700_000_000_000);
+    let paths: Vec<&str> = requests.iter().map(|(path, ..)| path.as_str()).collect();
+    assert!(paths[0] == "experiments/get-by-name?experiment_name=small%20tests", "{}", paths[0]);
+    assert_eq!(paths[1..4], ["experiments/create", "runs/create", "runs/log-batch"]);
+    assert_eq!(requests[1].2, json!({ "name": "small tests" }));
+    let created = &requests[2].2;
+    assert_eq!((&created["experiment_id"], &created["run_name"]), (&json!("7"), &json!("cot: starter")));
+    assert_eq!((&created["start_time"], &created["user_id"]), (&json!(2000), &json!("team")));
+    assert_eq!(created["tags"][0], json!({ "key": "mlflow.runName", "value": "cot: starter" }));
+    let params = json!([{ "key": "seed", "value": "1" }, { "key": "training.learning_rate", "value": "0.01" }]);
+    assert_eq!(requests[3].2, json!({ "run_id": "f00d", "params": params }));
+    let sent: Vec<Value> = requests[4..].iter().flat_map(|it| it.2["metrics"].as_array().unwrap().clone()).collect();
+    let metric = |key: &str, value: f64, step: u64| json!({ "key": key, "value": value, "timestamp": 1000 * step, "step": step });
+    let of = |step: u64, loss: f64| {
+        [
+            metric("train/loss", loss, step),
+            metric("train/learning_rate", 0.01, step),
+            metric("val/loss", 2.0 * loss, step),
+        ]
+    };
+    assert_eq!(sent, [of(2, 0.5), of(4, 0.25)].concat());
+
+    // Another attempt goes on with the same run, and sends its own rows only.
+    assert_eq!(at_server(&server, root.path(), &rows(4), &[5], Ended::Interrupted), 0);
+    let requests = server.take();
+    assert_eq!(requests[0].0, "runs/update");
+    assert_eq!(requests[0].2, json!({ "run_id": "f00d", "status": "RUNNING" }));
+    let steps: Vec<&Value> =
+        requests.iter().flat_map(|it| it.2["metrics"].as_array().into_iter().flatten()).map(|it| &it["step"]).collect();
+    assert_eq!(steps, [&json!(5); 3]);
+    assert!(!requests.iter().any(|(path, ..)| path == "runs/create"));
+    assert_eq!(requests.last().unwrap().2["status"], "KILLED");
+}
+
+/// The server refuses some requests and then takes everything: no row is lost, and the failures are counted.
+#[test]
+fn rows_wait_for_a_server_that_is_away() {
+    let (server, root) = (Server::start(1), tempfile::tempdir().unwrap());
+    let failures = at_server(&server, root.path(), &[], &[2, 4], Ended::Finished);
+    assert_eq!(failures, 1);
+    assert_eq!(*server.away.lock().unwrap(), 0);
+    let sent: usize = server.take().iter().filter_map(|it| Some(it.2["metrics"].as_array()?.len())).sum();
+    assert_eq!(sent, 6);
+}
+
+#[test]
+fn a_server_that_does_not_exist_is_counted() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let server = Server { uri, requests: Arc::default(), away: Arc::default() };
+    let root = tempfile::tempdir().unwrap();
+    let failures = at_server(&server, root.path(), &[], &[2], Ended::Failed);
+    assert!(failures >= 2, "{failures}");
+    assert!(!root.path().join("mlflow.json").exists());
+}
+
+#[test]
+fn variables_that_name_no_server_say_what_is_right() {
+    let refused = |uri: Option<&str>, token: Option<&str>| {
+        Client::new(uri, token, None).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    assert_eq!(refused(Some("https://mlflow.example.com/prefix/"), Some("t")), "");
+    assert_eq!(refused(Some("http://mlflow:5000"), None), "");
+    let cases = [
+        (None, None, "MLFLOW_TRACKING_URI is not set: set it to the address"),
+        (Some("file:///mlruns"), None, "MLFLOW_TRACKING_URI is no address of an HTTP server"),
+        (Some("https://"), None, "MLFLOW_TRACKING_URI is no address of an HTTP server"),
+        (Some("https://me:pass@mlflow"), None, "MLFLOW_TRACKING_URI has a user"),
+        (Some("http://mlflow:5000"), Some("t"), "MLFLOW_TRACKING_TOKEN is set, but the server has no https"),
+        (Some("https://mlflow"), Some("a\nb"), "MLFLOW_TRACKING_TOKEN holds a character that no token has"),
+    ];
+    for (uri, token, told) in cases {
+        let found = refused(uri, token);
+        assert!(found.starts_with(told) && !found.contains("pass"), "{found}");
+    }
+}

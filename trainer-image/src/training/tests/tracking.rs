@@ -1,0 +1,106 @@
+//! Runs that experiment trackers follow.
+
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
+
+use codex_reports::Model;
+
+use crate::{
+    artifacts::ledger::{self, Ledger},
+    tracking::{Format, export, tests::scalars},
+    training::test_support::{attempt, finished, metered, speck},
+};
+
+/// The settings of a run that is tracked and evaluated every five steps.
+const TRACKED: [&str; 6] = [
+    "training.eval_every=5",
+    "training.eval_samples=0",
+    "training.checkpoint_every=4",
+    "tracking.csv=true",
+    "tracking.tensorboard=true",
+    "tracking.mlflow.files=true",
+];
+
+/// Trains a run to its end, as if it had been killed after step 12 and resumed from step 8 once. Returns both models.
+fn resumed(output: &Path) -> [Model; 2] {
+    let run = speck(&TRACKED);
+    let first = finished(&attempt(&run, output, false));
+    fs::remove_dir_all(output.join("checkpoints/step-00000012")).unwrap();
+    let second = attempt(&run, output, false);
+    assert_eq!(second.state.resumed_from, Some(8));
+    [first, finished(&second)]
+}
+
+#[test]
+fn trackers_have_the_rows_of_the_ledger_after_a_resume() {
+    let output = tempfile::tempdir().unwrap();
+    let [first, second] = resumed(output.path());
+    assert_eq!(first, second);
+    let artifacts = output.path().join("artifacts");
+    let ledger = Ledger::read(&artifacts.join(ledger::FILE)).unwrap();
+    let steps: Vec<(u64, &str)> =
+        ledger.rows.iter().filter(|row| row.metric == "loss").map(|row| (row.step, row.split.as_str())).collect();
+    assert_eq!(steps, [(5, "val"), (10, "train"), (10, "val"), (12, "train")]);
+    let exported = output.path().join("exported");
+    let (table, lacking) = export(Format::Csv, &ledger, &exported).unwrap();
+    assert!(lacking.is_empty());
+    let read = |path: &Path| fs::read_to_string(path).unwrap();
+    assert_eq!(read(&artifacts.join("metrics.csv")), read(&table));
+    let expected: BTreeMap<(String, i64), f32> = ledger
+        .rows
+        .iter()
+        .map(|row| ((format!("{}/{}", row.split, row.metric), row.step.cast_signed()), row.value as f32))
+        .collect();
+    assert_eq!(scalars(&artifacts.join("tensorboard")), expected);
+    let (run, lacking) = export(Format::Mlflow, &ledger, &exported.join("mlruns")).unwrap();
+    assert!(lacking.is_empty());
+    let tracked = output
+        .path()
+        .join("mlruns")
+        .join(run.strip_prefix(fs::canonicalize(&exported).unwrap().join("mlruns")).unwrap());
+    for name in ["metrics/train/loss", "metrics/val/loss", "params/training.max_steps", "tags/codex.config_digest"] {
+        assert_eq!(read(&tracked.join(name)), read(&run.join(name)), "{name}");
+    }
+    assert_eq!(read(&run.join("params/training.max_steps")), "12");
+    assert!(read(&tracked.join("meta.yaml")).contains("\nstatus: 3\n"));
+}
+
+#[test]
+fn a_run_without_trackers_writes_none_and_one_that_fails_ends_none() {
+    let output = tempfile::tempdir().unwrap();
+    let plain = finished(&attempt(&speck(&[]), output.path(), false));
+    let artifacts = output.path().join("artifacts");
+    for name in ["metrics.csv", "tensorboard", "mlflow.json"] {
+        assert!(!artifacts.join(name).exists(), "{name}");
+    }
+    assert!(!output.path().join("mlruns").exists());
+    let blocked = tempfile::tempdir().unwrap();
+    let artifacts = blocked.path().join("artifacts");
+    fs::create_dir(&artifacts).unwrap();
+    // A file where a directory would be, and a directory where a file would be.
+    fs::write(artifacts.join("tensorboard"), "").unwrap();
+    fs::create_dir(artifacts.join("metrics.csv")).unwrap();
+    let (tracked, counted) = metered(&speck(&["tracking.csv=true", "tracking.tensorboard=true"]), blocked.path());
+    assert_eq!(finished(&tracked), plain, "trackers change no weight");
+    for (tracker, failures) in [("csv", 1), ("tensorboard", 1), ("mlflow-files", 0), ("mlflow-server", 0)] {
+        let line = format!("codex_ml_tracking_failures_total{{tracker=\"{tracker}\"}} {failures}");
+        assert!(counted.lines().any(|found| found == line), "{line}: {counted}");
+    }
+}
+
+/// `make test-clients` installs the packages.
+#[test]
+#[ignore = "needs CLIENTS_PYTHON, a Python with the packages tensorboard and mlflow-skinny: make test-clients"]
+fn tensorboard_and_mlflow_read_what_runs_write() {
+    let python =
+        std::env::var("CLIENTS_PYTHON").expect("CLIENTS_PYTHON names a Python with tensorboard and mlflow-skinny");
+    let output = tempfile::tempdir().unwrap();
+    resumed(output.path());
+    let ledger = Ledger::read(&output.path().join("artifacts").join(ledger::FILE)).unwrap();
+    let exported = tempfile::tempdir().unwrap();
+    export(Format::Tensorboard, &ledger, &exported.path().join("tensorboard")).unwrap();
+    export(Format::Mlflow, &ledger, &exported.path().join("mlruns")).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients/trackers.py");
+    let ran = Command::new(python).arg(script).args([output.path(), exported.path()]).output().unwrap();
+    let told = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{}\n{told}", String::from_utf8_lossy(&ran.stdout));
+}
