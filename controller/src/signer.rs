@@ -6,7 +6,10 @@
 //! not trusted, nothing is signed until an administrator corrects that, and everything else goes on. If no key is pinned or listed
 //! yet, the first usable one is pinned.
 
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock, PoisonError, RwLock},
+};
 
 use codex_plan::reasoning_pod;
 use codex_provenance::{Sha256, Validity};
@@ -206,8 +209,10 @@ impl Signer {
                 Some(event) = lists.next() => list.take(event),
                 else => return,
             }
-            let (Some(secret), Some(list)) = (&secret.known, &list.known) else { continue };
-            let now = match self.judge(secret.as_ref(), list.as_ref()).await {
+            if !(secret.is_known && list.is_known) {
+                continue;
+            }
+            let now = match self.judge(secret.object.as_ref(), list.object.as_ref()).await {
                 Ok(now) => now,
                 // The next change, or the next start, tries again.
                 Err(failure) => State { trusted: Vec::new(), is_listed: false, private: Err(chain(&failure)) },
@@ -319,14 +324,15 @@ pub struct Expiries {
 
 /// The object that a watch of one name shows.
 struct Latest<K> {
-    /// `None` until the watch has listed.
-    known: Option<Option<K>>,
+    /// Whether the watch has listed: before that, the object is not known.
+    is_known: bool,
+    object: Option<K>,
     listed: Option<K>,
 }
 
 impl<K> Default for Latest<K> {
     fn default() -> Self {
-        Self { known: None, listed: None }
+        Self { is_known: false, object: None, listed: None }
     }
 }
 
@@ -335,9 +341,9 @@ impl<K> Latest<K> {
         match event {
             Ok(watcher::Event::Init) => self.listed = None,
             Ok(watcher::Event::InitApply(object)) => self.listed = Some(object),
-            Ok(watcher::Event::InitDone) => self.known = Some(self.listed.take()),
-            Ok(watcher::Event::Apply(object)) => self.known = Some(Some(object)),
-            Ok(watcher::Event::Delete(_)) => self.known = Some(None),
+            Ok(watcher::Event::InitDone) => (self.is_known, self.object) = (true, self.listed.take()),
+            Ok(watcher::Event::Apply(object)) => self.object = Some(object),
+            Ok(watcher::Event::Delete(_)) => self.object = None,
             Err(failure) => warn!(error = chain(&failure), "the watch of the signing keys failed and is retried"),
         }
     }
@@ -361,7 +367,7 @@ fn read(secret: &Secret) -> Result<PrivateKey, String> {
 /// Reads the list of trusted keys: those that can be read, and what is wrong with the first entry that cannot.
 fn read_list(list: &ConfigMap) -> (Vec<TrustedKey>, Option<String>) {
     let (mut trusted, mut wrong) = (Vec::new(), None);
-    let named = |name: &str| name.ends_with(".pub") || name.ends_with(".pem");
+    let named = |name: &str| Path::new(name).extension().is_some_and(|end| end == "pub" || end == "pem");
     for (name, text) in list.data.iter().flatten() {
         let read = match trust::read(text) {
             _ if !named(name) => Err("its name must end in .pub or .pem".to_owned()),

@@ -28,10 +28,10 @@ const BUNDLE: &str = "model.sig";
 /// Maximum size of a key file in bytes.
 const MAX_KEY: usize = 64 << 10;
 
-/// Sign a model directory: write an OpenSSF Model Signing bundle over exactly its files, which codex verify and model_signing verify.
+/// Sign a model directory: write an OpenSSF Model Signing bundle over exactly its files, which `codex verify` and `model_signing` verify.
 ///
 /// A signature says who made the files, and promotes nothing: only the controller signs promotions. The password of an encrypted
-/// key is read from COSIGN_PASSWORD. Exit codes: 0 signed, 1 the bundle cannot be written, 2 bad input.
+/// key is read from `COSIGN_PASSWORD`. Exit codes: 0 signed, 1 the bundle cannot be written, 2 bad input.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Sign {
     /// The model directory.

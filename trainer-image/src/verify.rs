@@ -219,17 +219,17 @@ impl Verify {
 
 /// The checks that passed, a line each.
 #[derive(Debug, Default)]
-struct Steps(Vec<String>);
+struct Steps(Vec<(&'static str, String)>);
 
 impl Steps {
-    fn passed(&mut self, what: &str, how: String) {
-        self.0.push(format!("passed     {what}: {how}"));
+    fn passed(&mut self, what: &'static str, how: String) {
+        self.0.push((what, how));
     }
 }
 
 impl fmt::Display for Steps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|line| writeln!(f, "{line}"))
+        self.0.iter().try_for_each(|(what, how)| writeln!(f, "passed     {what}: {how}"))
     }
 }
 

@@ -130,7 +130,7 @@ pub fn read(text: &str) -> Result<Vec<TrustedKey>, TrustError> {
 
 /// Returns the limit in a line: which of [`LIMITS`], and its time.
 fn limit_in(line: &str, number: usize) -> Result<Option<(usize, Timestamp)>, TrustError> {
-    let letters = line.chars().filter(|letter| letter.is_ascii_alphanumeric());
+    let letters = line.chars().filter(char::is_ascii_alphanumeric);
     let letters = letters.take(10).collect::<String>().to_ascii_lowercase();
     // A line that begins with # is a comment.
     let meant = LIMITS.iter().any(|name| letters.starts_with(&name.to_ascii_lowercase()));

@@ -17,7 +17,7 @@ use crate::error::CommandError;
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     trusted: Vec<TrustedKey>,
-    keys: Vec<PublicKey>,
+    public: Vec<PublicKey>,
     now: Timestamp,
 }
 
@@ -32,16 +32,16 @@ impl Keys {
             trusted.extend(of_file(path)?);
         }
         trust::check(&trusted).map_err(|error| CommandError::bad_input(format!("--key: {error}")))?;
-        let keys: Vec<PublicKey> = trusted.iter().map(|trusted| trusted.key.clone()).collect();
+        let public: Vec<PublicKey> = trusted.iter().map(|trusted| trusted.key.clone()).collect();
         if !fingerprints.is_empty() {
-            check_keys(&keys, fingerprints).map_err(refused)?;
+            check_keys(&public, fingerprints).map_err(refused)?;
         }
-        Ok(Self { trusted, keys, now })
+        Ok(Self { trusted, public, now })
     }
 
     /// Returns the number of keys.
     pub(super) fn len(&self) -> usize {
-        self.keys.len()
+        self.public.len()
     }
 
     /// Checks that the key that signed something counts at the time, and returns when it ends to count.
@@ -64,7 +64,7 @@ impl Keys {
 
 impl AsRef<[PublicKey]> for Keys {
     fn as_ref(&self) -> &[PublicKey] {
-        &self.keys
+        &self.public
     }
 }
 

@@ -241,7 +241,7 @@ fn what_a_removed_key_signed_is_signed_again_only_if_the_status_proves_it() {
     forged.seal = StatusSeal::Broken;
     let mut unknown = removed;
     unknown.object.status = None;
-    for observed in [tampered, forged, unknown] {
+    for observed in vec![tampered, forged, unknown] {
         let plan = plan(&observed);
         assert!(plan.effects.is_empty());
         assert!(
