@@ -70,7 +70,7 @@ fn another_identity_and_another_issuer_are_refused() {
 #[test]
 fn what_is_missing_or_changed_is_refused() {
     let keyless = trust(&ROOT, SUBJECT, ISSUER);
-    let changes: [(&str, Change); 6] = [
+    let changes: [(&str, Change); 7] = [
         ("no timestamp", |bundle| {
             bundle["verificationMaterial"]["timestampVerificationData"]["rfc3161Timestamps"] = json!([]);
         }),
@@ -80,7 +80,14 @@ fn what_is_missing_or_changed_is_refused() {
         }),
         ("a forged inclusion proof", |bundle| {
             let proof = &mut bundle["verificationMaterial"]["tlogEntries"][0]["inclusionProof"];
-            proof["rootHash"] = json!("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+            proof["hashes"].as_array_mut().unwrap().push(json!("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="));
+        }),
+        ("a forged checkpoint", |bundle| {
+            let proof = &mut bundle["verificationMaterial"]["tlogEntries"][0]["inclusionProof"];
+            let signed = proof["checkpoint"]["envelope"].as_str().unwrap();
+            let (origin, rest) = signed.split_once('\n').unwrap();
+            let (_, rest) = rest.split_once('\n').unwrap();
+            proof["checkpoint"]["envelope"] = json!(format!("{origin}\n9\n{rest}"));
         }),
         ("another payload", |bundle| {
             let other = json!({"_type": "https://in-toto.io/Statement/v1", "predicateType": "x", "predicate": {},
