@@ -209,7 +209,7 @@ impl Signer {
                 Some(event) = lists.next() => list.take(event),
                 else => return,
             }
-            if !(secret.known && list.known) {
+            if !(secret.is_known && list.is_known) {
                 continue;
             }
             let now = match self.judge(secret.object.as_ref(), list.object.as_ref()).await {
@@ -324,16 +324,15 @@ pub struct Expiries {
 
 /// The object that a watch of one name shows.
 struct Latest<K> {
-    /// What exists, `None` if nothing does.
+    /// Whether the watch has listed: before that, the object is not known.
+    is_known: bool,
     object: Option<K>,
-    /// Whether the watch has listed.
-    known: bool,
     listed: Option<K>,
 }
 
 impl<K> Default for Latest<K> {
     fn default() -> Self {
-        Self { object: None, known: false, listed: None }
+        Self { is_known: false, object: None, listed: None }
     }
 }
 
@@ -342,7 +341,7 @@ impl<K> Latest<K> {
         match event {
             Ok(watcher::Event::Init) => self.listed = None,
             Ok(watcher::Event::InitApply(object)) => self.listed = Some(object),
-            Ok(watcher::Event::InitDone) => (self.object, self.known) = (self.listed.take(), true),
+            Ok(watcher::Event::InitDone) => (self.is_known, self.object) = (true, self.listed.take()),
             Ok(watcher::Event::Apply(object)) => self.object = Some(object),
             Ok(watcher::Event::Delete(_)) => self.object = None,
             Err(failure) => warn!(error = chain(&failure), "the watch of the signing keys failed and is retried"),

@@ -28,16 +28,16 @@ const BUNDLE: &str = "model.sig";
 /// Maximum size of a key file in bytes.
 const MAX_KEY: usize = 64 << 10;
 
-/// Sign a model directory: write an OpenSSF Model Signing bundle over exactly its files, which codex verify and OpenSSF's tool verify.
+/// Sign a model directory: write an OpenSSF Model Signing bundle over exactly its files, which `codex verify` and `model_signing` verify.
 ///
-/// A signature says who made the files, and promotes nothing: only the controller signs promotions. `COSIGN_PASSWORD` has the
-/// password of an encrypted key. Exit codes: 0 signed, 1 the bundle cannot be written, 2 bad input.
+/// A signature says who made the files, and promotes nothing: only the controller signs promotions. The password of an encrypted
+/// key is read from `COSIGN_PASSWORD`. Exit codes: 0 signed, 1 the bundle cannot be written, 2 bad input.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Sign {
     /// The model directory.
     #[arg(value_name = "DIR")]
     model: PathBuf,
-    /// The private key: ECDSA on P-256 in PEM, unencrypted or as cosign encrypts it.
+    /// The private key: ECDSA on P-256 in PEM, unencrypted (PRIVATE KEY or EC PRIVATE KEY) or as cosign encrypts it.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
     /// Where to write the bundle. The file must not exist [default: model.sig in DIR].

@@ -20,8 +20,9 @@ use codex_provenance::{
 };
 use codex_reports::exit;
 use codex_signing::{
-    bundle::{self, BundleError},
-    verify::{Promoted, Signed, VerifyError, verify_promotion, verify_signature},
+    bundle::{self, BundleError, Opened},
+    keyless::{self, Identity, Keyless},
+    verify::{Promoted, Signed, Trusts, VerifyError, verify_promotion, verify_signature},
 };
 use codex_verdict::{Ring, policy::Policy};
 use jiff::{SignedDuration, Timestamp};
@@ -57,13 +58,26 @@ pub struct Verify {
     bundle: PathBuf,
     /// The trusted public keys: a PEM file with one or more. Lines notBefore: TIME and notAfter: TIME above a key limit when its
     /// signatures count. May be repeated.
-    #[arg(long, value_name = "FILE", required = true)]
+    #[arg(long, value_name = "FILE", required_unless_present = "trusted_root")]
     key: Vec<PathBuf>,
     /// The SHA-256 fingerprint that a key must have. Take it from a source that you trust, such as the ConfigMap
     /// codex-signing-key in the controller's namespace. May be repeated; each key must have one of them. Without it, keys are not
     /// pinned, and the exit code is 3.
     #[arg(long, value_name = "SHA256")]
     fingerprint: Vec<Sha256>,
+    /// The identity that must have signed instead of a key, as its certificate names it, such as
+    /// https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller. Exact, or with * for a run of characters other
+    /// `https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller`. Exact, or with * for a run of characters other
+    #[arg(long, value_name = "IDENTITY", requires_all = ["certificate_oidc_issuer", "trusted_root"])]
+    certificate_identity: Option<String>,
+    /// The issuer of the token with which the identity signed; exact.
+    #[arg(long, value_name = "URL", requires_all = ["certificate_identity", "trusted_root"])]
+    certificate_oidc_issuer: Option<String>,
+    /// The trusted root of the Sigstore instance, in JSON: its certificate authorities, logs and timestamp authorities. Nothing is
+    /// downloaded.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["key", "fingerprint"],
+        requires_all = ["certificate_identity", "certificate_oidc_issuer"])]
+    trusted_root: Option<PathBuf>,
     /// The promotion bundle. Without it, no promotion is checked.
     #[arg(long, value_name = "FILE", requires = "ring")]
     promotion: Option<PathBuf>,
@@ -144,40 +158,57 @@ impl Verify {
         let outcomes = self.outcomes.iter().map(|path| Ok((path.as_path(), read("--outcomes", path, MAX_OUTCOMES)?)));
         let outcomes: Vec<(&Path, Vec<u8>)> = outcomes.collect::<Result<_, CommandError>>()?;
         let now = self.at.unwrap_or_else(Timestamp::now);
-        let keys = Keys::read(&self.key, &self.fingerprint, now)?;
-        let pinned =
-            if self.fingerprint.is_empty() { "none is pinned" } else { "all have a fingerprint of --fingerprint" };
-        steps.passed("keys", &format!("{}, {pinned}", counted(keys.len(), "public key")));
+        let trusted = self.trusted(now, steps)?;
         let manifest = self.manifest().map_err(|error| match error {
             ManifestError::Unreadable { .. } => CommandError::bad_input(error),
             refused => CommandError::failed(format!("the model is refused: {refused}")),
         })?;
-        steps.passed("files", &format!("{}, {} bytes", counted(manifest.files.len(), "file"), manifest.size_bytes()));
-        let signed = verify_signature(&manifest, &bundle, &keys, None).map_err(refused)?;
-        steps.passed("signature", &format!("the key {} signed exactly these files", signed.signer));
+        steps.passed("files", format!("{}, {} bytes", counted(manifest.files.len(), "file"), manifest.size_bytes()));
+        let signed = verify_signature(&manifest, &bundle, &trusted, None).map_err(refused)?;
+        let signer = who(signed.signer, signed.identity.as_ref());
+        steps.passed("signature", format!("{signer} signed exactly these files"));
         let mut expiring = Vec::new();
-        let until = keys.check(signed.signer, "the OMS bundle")?;
+        let until = trusted.check(signed.signer, "the OMS bundle")?;
         expiring.extend(until.map(|end| (signed.signer, end)));
-        steps.passed("validity", &format!("the key {} counts at {now}", signed.signer));
+        steps.passed("validity", trusted.counted(&signer, now));
         let mut measured = Vec::new();
         let promoted = match (promotion, &self.ring) {
             (Some(promotion), Some(ring)) => {
-                let promoted = verify_promotion(&signed, &promotion, &keys, ring, None).map_err(refused)?;
-                steps.passed("promotion", &format!("the key {} promoted it into {ring}", promoted.signer));
-                let until = keys.check(promoted.signer, "the promotion bundle")?;
+                let promoted = verify_promotion(&signed, &promotion, &trusted, ring, None).map_err(refused)?;
+                let promoter = who(promoted.signer, promoted.identity.as_ref());
+                steps.passed("promotion", format!("{promoter} promoted it into {ring}"));
+                let until = trusted.check(promoted.signer, "the promotion bundle")?;
                 expiring.extend(until.filter(|_| promoted.signer != signed.signer).map(|end| (promoted.signer, end)));
                 self.check_evidence(&promoted.promotion).map_err(CommandError::failed)?;
-                steps.passed("evidence", "its gates pass, and it is as recent and as strong as demanded");
+                steps.passed("evidence", "its gates pass, and it is as recent and as strong as demanded".to_owned());
                 policies::check(&policies, &promoted.promotion, &[promoted.signer, signed.signer], now)
                     .map_err(CommandError::failed)?;
-                steps.passed("policies", &format!("{} given, and all hold", policies.len()));
+                steps.passed("policies", format!("{} given, and all hold", policies.len()));
                 measured = measured_again(&promoted.promotion.reasons.evaluations, &outcomes)?;
                 Some(promoted)
             }
             _ => None,
         };
-        let pinned = !self.fingerprint.is_empty();
+        let pinned = !self.fingerprint.is_empty() || self.trusted_root.is_some();
         Ok(Outcome { manifest, pinned, signed, expiring, promoted, policies, measured })
+    }
+
+    /// Reads who is trusted: keys, or an identity.
+    fn trusted(&self, now: Timestamp, steps: &mut Steps) -> Result<Trusted, CommandError> {
+        let (Some(path), Some(identity), Some(issuer)) =
+            (&self.trusted_root, &self.certificate_identity, &self.certificate_oidc_issuer)
+        else {
+            let keys = Keys::read(&self.key, &self.fingerprint, now)?;
+            let pinned =
+                if self.fingerprint.is_empty() { "none is pinned" } else { "all have a fingerprint of --fingerprint" };
+            steps.passed("keys", format!("{}, {pinned}", counted(keys.len(), "public key")));
+            return Ok(Trusted::Keys(keys));
+        };
+        let root = read("--trusted-root", path, keyless::MAX_ROOT)?;
+        let keyless =
+            Keyless::new(&String::from_utf8_lossy(&root), identity, issuer).map_err(CommandError::bad_input)?;
+        steps.passed("trusted root", "it names authorities and logs".to_owned());
+        Ok(Trusted::Identity(Box::new(keyless)))
     }
 
     /// Checks what the caller demands of the evidence.
@@ -217,19 +248,57 @@ impl Verify {
     }
 }
 
+/// Who is trusted to have signed.
+enum Trusted {
+    Keys(Keys),
+    Identity(Box<Keyless>),
+}
+
+impl Trusts for Trusted {
+    fn open(&self, bundle: &[u8]) -> Result<Opened, BundleError> {
+        match self {
+            Self::Keys(keys) => keys.open(bundle),
+            Self::Identity(keyless) => keyless.open(bundle),
+        }
+    }
+}
+
+impl Trusted {
+    /// As [`Keys::check`]. When an identity signed, its certificate was valid; nothing ends afterwards.
+    fn check(&self, signer: Sha256, signed: &str) -> Result<Option<Timestamp>, CommandError> {
+        match self {
+            Self::Keys(keys) => keys.check(signer, signed),
+            Self::Identity(_) => Ok(None),
+        }
+    }
+
+    /// Returns why a signature counts.
+    fn counted(&self, signer: &str, now: Timestamp) -> String {
+        match self {
+            Self::Keys(_) => format!("{signer} counts at {now}"),
+            Self::Identity(_) => "the certificate was valid when a timestamp was made over the signature".to_owned(),
+        }
+    }
+}
+
+/// Names a signer.
+fn who(signer: Sha256, identity: Option<&Identity>) -> String {
+    identity.map_or_else(|| format!("the key {signer}"), ToString::to_string)
+}
+
 /// The checks that passed, a line each.
 #[derive(Debug, Default)]
-struct Steps(Vec<String>);
+struct Steps(Vec<(&'static str, String)>);
 
 impl Steps {
-    fn passed(&mut self, what: &str, how: &str) {
-        self.0.push(format!("passed     {what}: {how}"));
+    fn passed(&mut self, what: &'static str, how: String) {
+        self.0.push((what, how));
     }
 }
 
 impl fmt::Display for Steps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|line| writeln!(f, "{line}"))
+        self.0.iter().try_for_each(|(what, how)| writeln!(f, "passed     {what}: {how}"))
     }
 }
 
@@ -343,6 +412,9 @@ impl fmt::Display for Outcome {
         }
         for (key, end) in &self.expiring {
             writeln!(f, "expires    {key} at {end}")?;
+        }
+        if let Some(identity) = &self.signed.identity {
+            return writeln!(f, "signed by  {identity}");
         }
         let signer = self.signed.signer;
         let pinned = if self.pinned { ", the key of --fingerprint" } else { ": key NOT pinned, give --fingerprint" };
@@ -675,6 +747,7 @@ pub(crate) mod tests {
             model: manifest.digest(),
             payload: oms::payload_digest(b""),
             signer: Sha256::of(""),
+            identity: None,
             skipped: vec!["a\n.md".to_owned()],
         };
         let outcome = Outcome {
@@ -792,5 +865,40 @@ pub(crate) mod tests {
             steps.to_string(),
             "passed     keys: 1 public key, none is pinned\npassed     files: 1 file, 2 bytes\n"
         );
+    }
+
+    /// The recorded bundle is validly signed and holds no statement about a model, so what is refused tells how far it came.
+    #[test]
+    fn an_identity_is_trusted_instead_of_a_key() {
+        let root = signed();
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../provenance/signing/tests/fixtures/keyless");
+        let path = |name: &str| fixtures.join(name).to_str().unwrap().to_owned();
+        let (model, own) = (root.path().join("model"), root.path().join("model/model.sig"));
+        let (model, own) = (model.to_str().unwrap(), own.to_str().unwrap());
+        let issuer = "https://token.actions.githubusercontent.com";
+        let identity = "https://github.com/sigstore-conformance/*/.github/workflows/*@refs/heads/main";
+        let (bundle, trusted) = (path("dsse.sigstore.json"), path("trusted_root.json"));
+        let verify = |bundle: &str, identity: &str, issuer: &str| {
+            let arguments = ["verify", model, "--bundle", bundle, "--trusted-root", &trusted];
+            let who = ["--certificate-identity", identity, "--certificate-oidc-issuer", issuer];
+            let all = [&arguments[..], &who].concat();
+            let refused = Arguments::try_parse_from(all).unwrap().verify.verify().err().unwrap();
+            (refused.exit, refused.sentence())
+        };
+        let (code, told) = verify(&bundle, identity, issuer);
+        assert!(code == exit::FAILED && told.contains("has no valid model signing statement"), "{told}");
+        let (code, told) = verify(&bundle, "https://github.com/other/*", issuer);
+        assert!(code == exit::FAILED && told.contains("the OMS bundle was signed by another identity"), "{told}");
+        let (code, told) = verify(&bundle, identity, "https://accounts.example.com");
+        assert!(code == exit::FAILED && told.contains("by an identity of another issuer"), "{told}");
+        let (code, told) = verify(own, identity, issuer);
+        assert!(code == exit::FAILED && told.contains("is signed with a key; an identity is required"), "{told}");
+        let parse = |more: &[&str]| {
+            Arguments::try_parse_from([&["verify", model, "--bundle", &bundle], more].concat()).is_err()
+        };
+        assert!(parse(&[]), "a key or an identity is required");
+        assert!(parse(&["--trusted-root", &trusted]) && parse(&["--certificate-identity", identity]));
+        let all = ["--trusted-root", &trusted, "--certificate-identity", identity, "--certificate-oidc-issuer", issuer];
+        assert!(!parse(&all) && parse(&[&all[..], &["--key", "key.pem"]].concat()));
     }
 }

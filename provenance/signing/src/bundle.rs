@@ -15,6 +15,7 @@ use sigstore_protobuf_specs::{
 use crate::{
     dsse::{IN_TOTO, pre_authentication},
     key::PublicKey,
+    keyless::Identity,
 };
 
 /// The media type of the bundles read and written here.
@@ -35,9 +36,38 @@ pub enum BundleError {
     /// The bundle has another version.
     #[error("has the media type {0:?}; only {MEDIA_TYPE:?} is supported")]
     MediaType(String),
-    /// The bundle is signed with a certificate.
-    #[error("names no public key; only bundles that are signed with a key are supported")]
+    /// The bundle is signed with a certificate, or with nothing.
+    #[error("names no public key; a key is trusted, and no identity that a certificate names")]
     NoKey,
+    /// The bundle is signed with a key.
+    #[error("is signed with a key; an identity is required, which a certificate names")]
+    NoCertificate,
+    /// The certificate, the log entry, a timestamp or the signature is refused.
+    #[error("is not validly signed by an identity: {}", Printable(.0))]
+    Keyless(String),
+    /// The certificate names another identity.
+    #[error("was signed by another identity: {}, but {} is trusted", Printable(found), Printable(expected))]
+    Identity {
+        /// The subject of the certificate.
+        found: String,
+        /// The trusted subject, or the pattern for it.
+        expected: String,
+    },
+    /// The certificate names an identity of another issuer.
+    #[error(
+        "was signed by an identity of another issuer: {}, but {} is trusted",
+        Printable(found),
+        Printable(expected)
+    )]
+    Issuer {
+        /// The issuer in the certificate.
+        found: String,
+        /// The trusted issuer.
+        expected: String,
+    },
+    /// The statement names nothing that it is about.
+    #[error("has a statement without a SHA-256 of its subject")]
+    Subject,
     /// The bundle has no DSSE envelope.
     #[error("has no DSSE envelope")]
     NoEnvelope,
@@ -112,23 +142,10 @@ pub fn open(bundle: &[u8], key: &PublicKey) -> Result<Vec<u8>, BundleError> {
 /// # Errors
 /// The first fault. The payload of a refused bundle is never returned.
 pub fn open_with<'k>(bundle: &[u8], keys: &'k [PublicKey]) -> Result<(Vec<u8>, &'k PublicKey), BundleError> {
-    if bundle.len() > MAX_BYTES {
-        return Err(BundleError::TooLarge);
-    }
-    let wire: Wire = codex_json::from_slice(bundle).map_err(BundleError::Shape)?;
-    if wire.media_type != MEDIA_TYPE {
-        return Err(BundleError::MediaType(wire.media_type));
-    }
-    let material = wire.verification_material.and_then(|material| material.content);
+    let Parts { material, envelope } = parts(bundle)?;
     let Some(verification_material::Content::PublicKey(PublicKeyIdentifier { hint })) = material else {
         return Err(BundleError::NoKey);
     };
-    let Some(bundle::Content::DsseEnvelope(envelope)) = wire.content else {
-        return Err(BundleError::NoEnvelope);
-    };
-    if envelope.payload_type != IN_TOTO {
-        return Err(BundleError::PayloadType(envelope.payload_type));
-    }
     let [Signature { sig, keyid }] = envelope.signatures.as_slice() else {
         return Err(BundleError::Signatures(envelope.signatures.len()));
     };
@@ -147,4 +164,66 @@ pub fn open_with<'k>(bundle: &[u8], keys: &'k [PublicKey]) -> Result<(Vec<u8>, &
     let named: Vec<_> = keys.iter().filter(is_named).map(PublicKey::fingerprint).collect();
     let all = || keys.iter().map(PublicKey::fingerprint).collect();
     Err(BundleError::Signature(if named.is_empty() { all() } else { named }))
+}
+
+/// What a trusted signer signed.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The payload.
+    pub payload: Vec<u8>,
+    /// The fingerprint of the key or the identity that signed.
+    pub signer: Sha256,
+    /// The identity, if it is not a key that signed.
+    pub identity: Option<Identity>,
+}
+
+/// The parts of a bundle with one in-toto statement. Nothing is verified.
+struct Parts {
+    material: Option<verification_material::Content>,
+    envelope: Envelope,
+}
+
+fn parts(bundle: &[u8]) -> Result<Parts, BundleError> {
+    if bundle.len() > MAX_BYTES {
+        return Err(BundleError::TooLarge);
+    }
+    let wire: Wire = codex_json::from_slice(bundle).map_err(BundleError::Shape)?;
+    if wire.media_type != MEDIA_TYPE {
+        return Err(BundleError::MediaType(wire.media_type));
+    }
+    let material = wire.verification_material.and_then(|material| material.content);
+    let Some(bundle::Content::DsseEnvelope(envelope)) = wire.content else {
+        // The kind of signer is said first.
+        return Err(match material {
+            Some(verification_material::Content::PublicKey(_) | verification_material::Content::Certificate(_)) => {
+                BundleError::NoEnvelope
+            }
+            _ => BundleError::NoKey,
+        });
+    };
+    if envelope.payload_type != IN_TOTO {
+        return Err(BundleError::PayloadType(envelope.payload_type));
+    }
+    Ok(Parts { material, envelope })
+}
+
+/// Returns the payload of a bundle that is signed with a certificate. Nothing is verified.
+pub(crate) fn payload_of_certificate(bundle: &[u8]) -> Result<Vec<u8>, BundleError> {
+    let Parts { material, envelope } = parts(bundle)?;
+    match material {
+        Some(verification_material::Content::Certificate(_)) => {}
+        Some(verification_material::Content::PublicKey(_)) => return Err(BundleError::NoCertificate),
+        _ => return Err(BundleError::Keyless("it has no certificate".to_owned())),
+    }
+    match envelope.signatures.len() {
+        1 => Ok(envelope.payload),
+        count => Err(BundleError::Signatures(count)),
+    }
+}
+
+/// Returns the SHA-256, in hexadecimal, of the first subject of a statement.
+pub(crate) fn subject(payload: &[u8]) -> Result<String, BundleError> {
+    let statement: serde_json::Value = codex_json::from_slice(payload).map_err(|_| BundleError::Subject)?;
+    let digest = statement.pointer("/subject/0/digest/sha256").and_then(serde_json::Value::as_str);
+    digest.map(str::to_owned).ok_or(BundleError::Subject)
 }

@@ -7,5 +7,6 @@
 pub mod bundle;
 mod dsse;
 pub mod key;
+pub mod keyless;
 pub mod trust;
 pub mod verify;

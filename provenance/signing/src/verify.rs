@@ -14,12 +14,30 @@ use codex_provenance::{
 use codex_verdict::{Refuted, recheck};
 
 use crate::{
-    bundle::{self, BundleError},
+    bundle::{self, BundleError, Opened},
     key::PublicKey,
+    keyless::Identity,
 };
 
 /// Number of files that a message names.
 const NAMED: usize = 5;
+
+/// Who is trusted to have signed a bundle.
+pub trait Trusts {
+    /// Verifies that a trusted signer signed a bundle.
+    ///
+    /// # Errors
+    /// The first fault. The payload of a refused bundle is never returned.
+    fn open(&self, bundle: &[u8]) -> Result<Opened, BundleError>;
+}
+
+/// Keys, one or several.
+impl<T: AsRef<[PublicKey]> + ?Sized> Trusts for T {
+    fn open(&self, bundle: &[u8]) -> Result<Opened, BundleError> {
+        let (payload, key) = bundle::open_with(bundle, self.as_ref())?;
+        Ok(Opened { payload, signer: key.fingerprint(), identity: None })
+    }
+}
 
 /// The values that a verifier requires. They come from a source that is trusted more than the bundles.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +59,10 @@ pub struct Signed {
     pub model: ModelDigest,
     /// Digest of the payload of the bundle.
     pub payload: OmsPayloadDigest,
-    /// Fingerprint of the key that signed.
+    /// Fingerprint of the key or the identity that signed.
     pub signer: Sha256,
+    /// The identity, if it is not a key that signed.
+    pub identity: Option<Identity>,
     /// Paths of files that the statement leaves out by its `ignore_paths`. A server loads none of them.
     pub skipped: Vec<String>,
 }
@@ -54,8 +74,10 @@ pub struct Promoted {
     pub promotion: Promotion,
     /// Digest of the promotion statement.
     pub digest: PromotionDigest,
-    /// Fingerprint of the key that signed.
+    /// Fingerprint of the key or the identity that signed.
     pub signer: Sha256,
+    /// The identity, if it is not a key that signed.
+    pub identity: Option<Identity>,
 }
 
 /// The verified content of both bundles.
@@ -216,7 +238,7 @@ pub fn check_keys(keys: &(impl AsRef<[PublicKey]> + ?Sized), expected: &[Sha256]
     found.map_or(Ok(()), |found| Err(VerifyError::Key { found, expected: expected.to_vec() }))
 }
 
-/// Checks that `bundle` is signed with one of `keys` and covers exactly the files of `manifest`, names included. `demanded` is the
+/// Checks that `bundle` is signed by one who is trusted and covers exactly the files of `manifest`, names included. `demanded` is the
 /// required model digest, if there is one.
 ///
 /// # Errors
@@ -224,10 +246,10 @@ pub fn check_keys(keys: &(impl AsRef<[PublicKey]> + ?Sized), expected: &[Sha256]
 pub fn verify_signature(
     manifest: &Manifest,
     bundle: &[u8],
-    keys: &(impl AsRef<[PublicKey]> + ?Sized),
+    trusted: &(impl Trusts + ?Sized),
     demanded: Option<ModelDigest>,
 ) -> Result<Signed, VerifyError> {
-    signature(manifest, bundle, keys.as_ref(), demanded, |_| false)
+    signature(manifest, bundle, trusted, demanded, |_| false)
 }
 
 /// As [`verify_signature`], for a directory that may lack the signed files that `left_out` names, because a download does not
@@ -238,20 +260,20 @@ pub fn verify_signature(
 pub fn verify_part(
     manifest: &Manifest,
     bundle: &[u8],
-    keys: &(impl AsRef<[PublicKey]> + ?Sized),
+    trusted: &(impl Trusts + ?Sized),
     left_out: impl Fn(&str) -> bool,
 ) -> Result<Signed, VerifyError> {
-    signature(manifest, bundle, keys.as_ref(), None, left_out)
+    signature(manifest, bundle, trusted, None, left_out)
 }
 
 fn signature(
     manifest: &Manifest,
     bundle: &[u8],
-    keys: &[PublicKey],
+    trusted: &(impl Trusts + ?Sized),
     demanded: Option<ModelDigest>,
     left_out: impl Fn(&str) -> bool,
 ) -> Result<Signed, VerifyError> {
-    let (payload, key) = bundle::open_with(bundle, keys).map_err(VerifyError::Oms)?;
+    let Opened { payload, signer, identity } = trusted.open(bundle).map_err(VerifyError::Oms)?;
     let model = manifest.digest();
     let statement = Statement::read(&payload).map_err(VerifyError::OmsStatement)?.about_part(manifest, left_out);
     let skipped = match statement.compare(manifest).map_err(VerifyError::OmsStatement)? {
@@ -267,10 +289,10 @@ fn signature(
     {
         return Err(VerifyError::Model { found: model, expected });
     }
-    Ok(Signed { model, payload: oms::payload_digest(&payload), signer: key.fingerprint(), skipped })
+    Ok(Signed { model, payload: oms::payload_digest(&payload), signer, identity, skipped })
 }
 
-/// Checks that `bundle` is signed with one of `keys` and promotes the model of `signed` into `ring`, and judges every gate again from
+/// Checks that `bundle` is signed by one who is trusted and promotes the model of `signed` into `ring`, and judges every gate again from
 /// the measurements in the statement: at least one evaluation is required, and all must pass. `demanded` is the required digest
 /// of the promotion statement, if there is one.
 ///
@@ -279,11 +301,12 @@ fn signature(
 pub fn verify_promotion(
     signed: &Signed,
     bundle: &[u8],
-    keys: &(impl AsRef<[PublicKey]> + ?Sized),
+    trusted: &(impl Trusts + ?Sized),
     ring: &str,
     demanded: Option<PromotionDigest>,
 ) -> Result<Promoted, VerifyError> {
-    let Promoted { promotion, digest, signer } = open_promotion(bundle, keys.as_ref())?;
+    let promoted = open_promotion(bundle, trusted)?;
+    let Promoted { promotion, digest, .. } = &promoted;
     if promotion.model != signed.model {
         return Err(VerifyError::PromotionModel { found: promotion.model, expected: signed.model });
     }
@@ -292,29 +315,29 @@ pub fn verify_promotion(
         return Err(VerifyError::PromotionPayload { found, expected: signed.payload });
     }
     if promotion.reasons.ring != ring {
-        return Err(VerifyError::Ring { found: promotion.reasons.ring, expected: ring.to_owned() });
+        return Err(VerifyError::Ring { found: promotion.reasons.ring.clone(), expected: ring.to_owned() });
     }
-    if let Some(expected) = demanded.filter(|expected| *expected != digest) {
-        return Err(VerifyError::PromotionDigest { found: digest, expected });
+    if let Some(expected) = demanded.filter(|expected| expected != digest) {
+        return Err(VerifyError::PromotionDigest { found: *digest, expected });
     }
-    check_evaluations(&promotion)?;
-    Ok(Promoted { promotion, digest, signer })
+    check_evaluations(promotion)?;
+    Ok(promoted)
 }
 
-/// Reads a recorded promotion, whatever its model and ring: it must be signed with one of `keys`, and its gates are judged again.
+/// Reads a recorded promotion, whatever its model and ring: it must be signed by one who is trusted, and its gates are judged again.
 ///
 /// # Errors
 /// The first check that fails.
-pub fn read_promotion(bundle: &[u8], keys: &(impl AsRef<[PublicKey]> + ?Sized)) -> Result<Promoted, VerifyError> {
-    let promoted = open_promotion(bundle, keys.as_ref())?;
+pub fn read_promotion(bundle: &[u8], trusted: &(impl Trusts + ?Sized)) -> Result<Promoted, VerifyError> {
+    let promoted = open_promotion(bundle, trusted)?;
     check_evaluations(&promoted.promotion)?;
     Ok(promoted)
 }
 
-fn open_promotion(bundle: &[u8], keys: &[PublicKey]) -> Result<Promoted, VerifyError> {
-    let (payload, key) = bundle::open_with(bundle, keys).map_err(VerifyError::Promotion)?;
+fn open_promotion(bundle: &[u8], trusted: &(impl Trusts + ?Sized)) -> Result<Promoted, VerifyError> {
+    let Opened { payload, signer, identity } = trusted.open(bundle).map_err(VerifyError::Promotion)?;
     let promotion = Promotion::read(&payload).map_err(VerifyError::PromotionStatement)?;
-    Ok(Promoted { promotion, digest: promotion::payload_digest(&payload), signer: key.fingerprint() })
+    Ok(Promoted { promotion, digest: promotion::payload_digest(&payload), signer, identity })
 }
 
 fn check_evaluations(promotion: &Promotion) -> Result<(), VerifyError> {

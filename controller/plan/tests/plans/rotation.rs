@@ -241,7 +241,7 @@ fn what_a_removed_key_signed_is_signed_again_only_if_the_status_proves_it() {
     forged.seal = StatusSeal::Broken;
     let mut unknown = removed;
     unknown.object.status = None;
-    for observed in [&tampered, &forged, &unknown] {
+    let stalls = |observed: &ObservedReasoningPod| {
         let plan = plan(observed);
         assert!(plan.effects.is_empty());
         assert!(
@@ -249,7 +249,10 @@ fn what_a_removed_key_signed_is_signed_again_only_if_the_status_proves_it() {
             "{:?}",
             plan.status.blocked_by
         );
-    }
+    };
+    stalls(&tampered);
+    stalls(&forged);
+    stalls(&unknown);
 }
 
 #[test]

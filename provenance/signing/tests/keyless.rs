@@ -1,0 +1,170 @@
+//! Keyless bundles: a recorded one of Sigstore's staging instance, and what it must not pass as.
+//!
+//! Fixtures: `fixtures/keyless/dsse.sigstore.json` is `a.dsse.staging-rekor-v2.txt.sigstore.json` of sigstore-python (Apache-2.0,
+//! commit 71b63df1aea910fbfe5ba0fb1dc1199a27f56b25): Rekor v2 and a timestamp. `trusted_root.json` is the trusted root of the
+//! staging instance.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::LazyLock;
+
+use codex_signing::{
+    bundle::{self, BundleError},
+    key::{PrivateKey, Signer as _},
+    keyless::{Identity, Keyless},
+    verify::Trusts as _,
+};
+use serde_json::{Value, json};
+
+const ISSUER: &str = "https://token.actions.githubusercontent.com";
+const SUBJECT: &str = "https://github.com/sigstore-conformance/extremely-dangerous-public-oidc-beacon/.github/workflows/\
+                       extremely-dangerous-oidc-beacon.yml@refs/heads/main";
+
+static BUNDLE: LazyLock<Vec<u8>> =
+    LazyLock::new(|| std::fs::read("tests/fixtures/keyless/dsse.sigstore.json").unwrap());
+static ROOT: LazyLock<String> =
+    LazyLock::new(|| std::fs::read_to_string("tests/fixtures/keyless/trusted_root.json").unwrap());
+
+/// A change of a bundle.
+type Change = fn(&mut Value);
+
+fn trust(root: &str, subject: &str, issuer: &str) -> Keyless {
+    Keyless::new(root, subject, issuer).map_err(|why| why.to_string()).unwrap()
+}
+
+fn told(bundle: &[u8], keyless: &Keyless) -> String {
+    keyless.open(bundle).map(|opened| opened.signer).unwrap_err().to_string()
+}
+
+fn edited(text: &[u8], edit: impl FnOnce(&mut Value)) -> Vec<u8> {
+    let mut value = serde_json::from_slice(text).unwrap();
+    edit(&mut value);
+    serde_json::to_vec(&value).unwrap()
+}
+
+#[test]
+fn a_recorded_bundle_is_verified_and_names_who_signed() {
+    let subjects = [SUBJECT, "https://github.com/sigstore-conformance/*/.github/workflows/*.yml@refs/heads/main"];
+    for subject in subjects {
+        let opened = trust(&ROOT, subject, ISSUER).open(&BUNDLE).unwrap();
+        let identity = Identity { issuer: ISSUER.to_owned(), subject: SUBJECT.to_owned() };
+        assert_eq!((opened.signer, opened.identity.as_ref()), (identity.fingerprint(), Some(&identity)));
+        let statement: Value = serde_json::from_slice(&opened.payload).unwrap();
+        assert_eq!(statement["subject"][0]["name"], json!("a.txt"));
+    }
+}
+
+#[test]
+fn another_identity_and_another_issuer_are_refused() {
+    let other = SUBJECT.replace("refs/heads/main", "refs/heads/fork");
+    assert_eq!(
+        told(&BUNDLE, &trust(&ROOT, &other, ISSUER)),
+        format!("was signed by another identity: {SUBJECT}, but {other} is trusted")
+    );
+    assert_eq!(
+        told(&BUNDLE, &trust(&ROOT, SUBJECT, "https://accounts.example.com")),
+        format!("was signed by an identity of another issuer: {ISSUER}, but https://accounts.example.com is trusted")
+    );
+}
+
+#[test]
+fn what_is_missing_or_changed_is_refused() {
+    let keyless = trust(&ROOT, SUBJECT, ISSUER);
+    let changes: [(&str, Change); 7] = [
+        ("no timestamp", |bundle| {
+            bundle["verificationMaterial"]["timestampVerificationData"]["rfc3161Timestamps"] = json!([]);
+        }),
+        ("no log entry", |bundle| bundle["verificationMaterial"]["tlogEntries"] = json!([])),
+        ("no inclusion proof", |bundle| {
+            bundle["verificationMaterial"]["tlogEntries"][0].as_object_mut().unwrap().remove("inclusionProof");
+        }),
+        ("a forged inclusion proof", |bundle| {
+            let proof = &mut bundle["verificationMaterial"]["tlogEntries"][0]["inclusionProof"];
+            proof["hashes"].as_array_mut().unwrap().push(json!("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="));
+        }),
+        ("a forged checkpoint", |bundle| {
+            let proof = &mut bundle["verificationMaterial"]["tlogEntries"][0]["inclusionProof"];
+            let signed = proof["checkpoint"]["envelope"].as_str().unwrap();
+            let (origin, rest) = signed.split_once('\n').unwrap();
+            let (_, rest) = rest.split_once('\n').unwrap();
+            proof["checkpoint"]["envelope"] = json!(format!("{origin}\n9\n{rest}"));
+        }),
+        ("another payload", |bundle| {
+            let other = json!({"_type": "https://in-toto.io/Statement/v1", "predicateType": "x", "predicate": {},
+                "subject": [{"name": "a.txt", "digest": {"sha256": "0".repeat(64)}}]});
+            bundle["dsseEnvelope"]["payload"] = json!(base64(other.to_string().as_bytes()));
+        }),
+        ("no certificate", |bundle| drop(bundle["verificationMaterial"].take())),
+    ];
+    for (what, change) in changes {
+        assert!(keyless.open(&edited(&BUNDLE, change)).is_err(), "{what}");
+    }
+    let without = edited(&BUNDLE, |bundle| {
+        bundle["verificationMaterial"]["timestampVerificationData"]["rfc3161Timestamps"] = json!([]);
+    });
+    assert!(
+        told(&without, &keyless).starts_with("is not validly signed by an identity: "),
+        "{}",
+        told(&without, &keyless)
+    );
+}
+
+#[test]
+fn another_log_another_authority_and_another_clock_are_refused() {
+    let key = PrivateKey::generate().unwrap();
+    let other = json!(key.public().to_pem().lines().filter(|line| !line.starts_with('-')).collect::<String>());
+    let with = |edit: &dyn Fn(&mut Value)| {
+        let root = String::from_utf8(edited(ROOT.as_bytes(), edit)).unwrap();
+        Keyless::new(&root, SUBJECT, ISSUER).map_err(|why| why.to_string()).map(|keyless| told(&BUNDLE, &keyless))
+    };
+    // Every log has another key.
+    let log = with(&|root| {
+        for log in root["tlogs"].as_array_mut().unwrap() {
+            log["publicKey"]["keyDetails"] = json!("PKIX_ECDSA_P256_SHA_256");
+            log["publicKey"]["rawBytes"] = other.clone();
+        }
+    });
+    // Whether such a root is refused as a whole, or the bundle by it: nothing is verified.
+    assert!(log.is_err() || log.as_ref().unwrap().contains("is not validly signed"), "{log:?}");
+    let authority = with(&|root| {
+        let authorities = root["certificateAuthorities"].as_array_mut().unwrap();
+        for authority in authorities {
+            authority["validFor"] = json!({"start": "2001-01-01T00:00:00Z", "end": "2001-02-01T00:00:00Z"});
+        }
+    });
+    assert!(authority.unwrap().starts_with("is not validly signed by an identity: "));
+    let clock = with(&|root| root["timestampAuthorities"] = json!([]));
+    assert!(clock.unwrap().starts_with("is not validly signed by an identity: "));
+}
+
+#[test]
+fn roots_and_identities_that_verify_nothing_are_refused() {
+    let refused = |root: &str, subject: &str, issuer: &str| {
+        Keyless::new(root, subject, issuer).map(drop).unwrap_err().to_string()
+    };
+    assert!(refused("{}", SUBJECT, ISSUER).starts_with("the trusted root "), "{}", refused("{}", SUBJECT, ISSUER));
+    assert!(refused("no JSON", SUBJECT, ISSUER).starts_with("the trusted root is invalid: "));
+    let lacking = |field: &str| {
+        let root = edited(ROOT.as_bytes(), |root| root[field] = json!([]));
+        refused(std::str::from_utf8(&root).unwrap(), SUBJECT, ISSUER)
+    };
+    assert!(lacking("tlogs").contains("names no transparency log"));
+    assert!(lacking("certificateAuthorities").contains("names no certificate authority"));
+    assert!(refused(&ROOT, "", ISSUER).contains("identity of the certificate is empty"));
+    assert!(refused(&ROOT, SUBJECT, "").contains("issuer of the certificate is empty"));
+    assert!(refused(&ROOT, SUBJECT, "https://*.example.com").contains("name it exactly"));
+}
+
+#[test]
+fn keys_and_identities_do_not_stand_in_for_each_other() {
+    let key = PrivateKey::generate().unwrap();
+    let signed = key.sign(br#"{"_type": "https://in-toto.io/Statement/v1"}"#).unwrap();
+    let keyless = trust(&ROOT, SUBJECT, ISSUER);
+    assert_eq!(told(&signed, &keyless), "is signed with a key; an identity is required, which a certificate names");
+    assert!(matches!(bundle::open(&BUNDLE, key.public()), Err(BundleError::NoKey)));
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use ::base64::{Engine as _, engine::general_purpose::STANDARD};
+    STANDARD.encode(bytes)
+}
