@@ -66,7 +66,8 @@ pub struct Verify {
     #[arg(long, value_name = "SHA256")]
     fingerprint: Vec<Sha256>,
     /// The identity that must have signed instead of a key, as its certificate names it, such as
-    /// `https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller`. Exact, or with * for a run of characters other
+    /// `https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller`. Exact, or with * for
+    /// a run of characters other than /.
     #[arg(long, value_name = "IDENTITY", requires_all = ["certificate_oidc_issuer", "trusted_root"])]
     certificate_identity: Option<String>,
     /// The issuer of the token with which the identity signed; exact.
