@@ -261,7 +261,7 @@ pub(crate) mod tests {
     use jiff::Timestamp;
 
     use super::{Metrics, Port, contract};
-    use crate::census::Census;
+    use crate::{census::Census, signer::Expiries};
 
     impl Metrics {
         /// Returns all metrics as text.
@@ -290,6 +290,7 @@ pub(crate) mod tests {
         metrics.signs(true);
         let then = Timestamp::from_second(1000).unwrap();
         metrics.certificate_expires(then);
+        metrics.keys_expire(&Expiries { signing: Some(then), others: Some(then) });
         let text = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
         metrics.count(&Census {
             waiting: BTreeMap::from([("TrainingRun".to_owned(), (3, Duration::from_millis(2500)))]),
