@@ -2,6 +2,7 @@
 //!
 //! It runs in pods and on laptops alike, and has no Kubernetes client.
 
+mod append;
 mod arguments;
 pub mod artifacts;
 pub mod atomic_fs;

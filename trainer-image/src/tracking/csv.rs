@@ -1,12 +1,10 @@
 //! A table of the metrics: `metrics.csv` with the columns of the ledger but those of its schema. Does I/O.
 
-use std::path::Path;
-
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Ended, Start, Tracker, TrackingError, lines::Lines};
-use crate::{artifacts::ledger::Row, atomic_fs};
+use super::{Ended, Start, Tracker, TrackingError};
+use crate::{append::AppendFile, artifacts::ledger::Row, atomic_fs};
 
 /// The tracker's name.
 pub(super) const NAME: &str = "csv";
@@ -56,7 +54,7 @@ fn write(mut writer: csv::Writer<Vec<u8>>, rows: &[Row]) -> Result<Vec<u8>, Trac
 
 /// The table of a run.
 pub(super) struct Csv {
-    lines: Lines,
+    file: AppendFile,
 }
 
 impl Csv {
@@ -65,15 +63,15 @@ impl Csv {
     /// # Errors
     /// When a file operation fails.
     pub(super) fn start(start: &Start) -> Result<Self, TrackingError> {
-        let path: &Path = &start.artifacts.join(FILE);
-        atomic_fs::write(path, &table(start.history)?)?;
-        Ok(Self { lines: Lines::open(path)? })
+        let path = start.artifacts.join(FILE);
+        atomic_fs::write(&path, &table(start.history)?)?;
+        Ok(Self { file: AppendFile::open(path)? })
     }
 }
 
 impl Tracker for Csv {
     fn log(&mut self, rows: &[Row]) -> Result<(), TrackingError> {
-        Ok(self.lines.append(&lines(rows)?)?)
+        Ok(self.file.append_unsynced(&lines(rows)?)?)
     }
 
     fn end(&mut self, _: Ended) -> Result<(), TrackingError> {

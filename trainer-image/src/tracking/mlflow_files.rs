@@ -13,8 +13,9 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Described, Ended, Start, Tracker, TrackingError, lines::Lines, series};
+use super::{Described, Ended, Start, Tracker, TrackingError, series};
 use crate::{
+    append::AppendFile,
     artifacts::{environment::variable, ledger::Row},
     atomic_fs::{self, FileError},
 };
@@ -253,7 +254,7 @@ pub(super) struct MlflowFiles {
     began: Timestamp,
     directory: PathBuf,
     /// Open files of metrics by their names.
-    metrics: BTreeMap<String, Lines>,
+    metrics: BTreeMap<String, AppendFile>,
 }
 
 impl MlflowFiles {
@@ -279,16 +280,16 @@ impl Tracker for MlflowFiles {
     fn log(&mut self, rows: &[Row]) -> Result<(), TrackingError> {
         for (name, text) in metrics(rows) {
             let path = self.directory.join("metrics").join(&name);
-            let lines = match self.metrics.entry(name) {
+            let file = match self.metrics.entry(name) {
                 Entry::Occupied(open) => open.into_mut(),
                 Entry::Vacant(new) => {
                     if let Some(parent) = path.parent() {
                         atomic_fs::make_directory(parent)?;
                     }
-                    new.insert(Lines::open(&path)?)
+                    new.insert(AppendFile::open(path)?)
                 }
             };
-            lines.append(text.as_bytes())?;
+            file.append_unsynced(text.as_bytes())?;
         }
         Ok(())
     }

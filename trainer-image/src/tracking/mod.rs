@@ -9,7 +9,6 @@ mod described;
 mod error;
 mod event;
 mod export;
-mod lines;
 mod mlflow_files;
 mod mlflow_server;
 mod tensorboard;

@@ -7,8 +7,9 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Described, Ended, Start, Tracker, TrackingError, event::Event, lines::Lines, series};
+use super::{Described, Ended, Start, Tracker, TrackingError, event::Event, series};
 use crate::{
+    append::AppendFile,
     artifacts::ledger::Row,
     atomic_fs::{self, FileError},
 };
@@ -79,7 +80,7 @@ pub(super) fn export(run: &Described, rows: &[Row], directory: &Path) -> Result<
 
 /// The event file of an attempt.
 pub(super) struct TensorBoard {
-    lines: Lines,
+    file: AppendFile,
 }
 
 impl TensorBoard {
@@ -101,13 +102,13 @@ impl TensorBoard {
         let (host, process) = (uname.nodename().to_string_lossy(), std::process::id());
         let path = directory.join(format!("{PREFIX}{:010}.{host}.{process}.{earlier}", now.as_second()));
         atomic_fs::write(&path, &bytes)?;
-        Ok(Self { lines: Lines::open(&path)? })
+        Ok(Self { file: AppendFile::open(path)? })
     }
 }
 
 impl Tracker for TensorBoard {
     fn log(&mut self, rows: &[Row]) -> Result<(), TrackingError> {
-        Ok(self.lines.append(&records(rows))?)
+        Ok(self.file.append_unsynced(&records(rows))?)
     }
 
     fn end(&mut self, _: Ended) -> Result<(), TrackingError> {

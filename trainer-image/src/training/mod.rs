@@ -21,7 +21,7 @@ mod data;
 mod error;
 mod failure_class;
 #[cfg(test)]
-mod fault_injection;
+pub(crate) mod fault_injection;
 mod forensics;
 mod listing;
 mod objective;

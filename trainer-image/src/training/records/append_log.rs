@@ -1,13 +1,14 @@
 //! A file of JSON rows that is only appended to. Does I/O.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
 use super::Row;
 use crate::{
+    append::AppendFile,
     atomic_fs::{self, FileError},
     training::listing::some_of,
 };
@@ -15,11 +16,7 @@ use crate::{
 /// A file of rows, open for appending. A failed append leaves no partial line.
 #[derive(Debug)]
 pub(crate) struct AppendLog {
-    path: PathBuf,
-    file: File,
-    length: u64,
-    /// Whether a partial line may follow the last row.
-    torn: bool,
+    file: AppendFile,
 }
 
 /// Result of opening a file of rows.
@@ -78,10 +75,9 @@ impl AppendLog {
                 copy.display()
             ));
         }
-        let file = OpenOptions::new().append(true).create(true).open(&path).map_err(FileError::of("opening", &path))?;
-        let length = rows.len() as u64;
-        file.set_len(length).map_err(FileError::of("writing", &path))?;
-        Ok(Opened { log: Self { path, file, length, torn: false }, last, notice })
+        let mut file = AppendFile::open(path)?;
+        file.truncate(rows.len() as u64)?;
+        Ok(Opened { log: Self { file }, last, notice })
     }
 
     /// Appends rows durably, all or none of them.
@@ -89,7 +85,7 @@ impl AppendLog {
     /// # Errors
     /// When a file operation fails.
     pub(crate) fn append<R: Row>(&mut self, rows: &[R]) -> Result<(), FileError> {
-        self.write(rows, File::sync_data)
+        self.file.append(&self.encoded(rows)?)
     }
 
     /// Appends rows, all or none of them, without syncing: they survive this process, but not a crash of the machine.
@@ -97,30 +93,19 @@ impl AppendLog {
     /// # Errors
     /// When a file operation fails.
     pub(crate) fn append_unsynced<R: Row>(&mut self, rows: &[R]) -> Result<(), FileError> {
-        self.write(rows, |_| Ok(()))
+        self.file.append_unsynced(&self.encoded(rows)?)
     }
 
-    fn write<R: Row>(&mut self, rows: &[R], sync: impl Fn(&File) -> io::Result<()>) -> Result<(), FileError> {
+    /// Returns rows as lines of JSON.
+    fn encoded<R: Row>(&self, rows: &[R]) -> Result<Vec<u8>, FileError> {
         let mut bytes = Vec::new();
         for row in rows {
             serde_json::to_writer(&mut bytes, row)
                 .map_err(io::Error::from)
-                .map_err(FileError::of("encoding", &self.path))?;
+                .map_err(FileError::of("encoding", self.file.path()))?;
             bytes.push(b'\n');
         }
-        #[cfg(test)]
-        crate::training::fault_injection::count(&mut self.file, &bytes);
-        let whole = if self.torn { self.file.set_len(self.length) } else { Ok(()) };
-        let written = whole.and_then(|()| self.file.write_all(&bytes)).and_then(|()| sync(&self.file));
-        self.torn = match written {
-            Ok(()) => {
-                self.length += bytes.len() as u64;
-                false
-            }
-            // If this fails, too, the next append or the next attempt drops the partial line.
-            Err(_) => self.file.set_len(self.length).is_err(),
-        };
-        written.map_err(FileError::of("writing", &self.path))
+        Ok(bytes)
     }
 }
 
@@ -175,11 +160,11 @@ mod tests {
         let rows: Vec<LedgerRow> = (1..=3).map(ledger_row).collect();
         let mut log = AppendLog::open::<LedgerRow>(path.clone(), 0).unwrap().log;
         log.append(&rows[..1]).unwrap();
-        let file = std::mem::replace(&mut log.file, File::open(&path).unwrap());
+        let file = log.file.replace(File::open(&path).unwrap());
         let error = log.append(&rows[1..2]).unwrap_err();
         assert_eq!(error.action, "writing");
         fs::write(&path, [lines(&rows[..1]), b"{\"step\":2,\"fi\xff".to_vec()].concat()).unwrap();
-        log.file = file;
+        log.file.replace(file);
         log.append_unsynced(&rows[1..]).unwrap();
         assert_eq!(read_rows::<LedgerRow>(&path).unwrap(), rows);
         assert_eq!(read_rows::<LedgerRow>(&directory.path().join("nowhere")).unwrap(), []);
