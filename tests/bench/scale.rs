@@ -37,7 +37,7 @@ const NODES: usize = 200;
 const RATE: u32 = 100;
 /// The label and the taint of simulated nodes.
 const SIMULATED: &str = "codex-ml.dev/simulated";
-/// What kwok does with pods. Its own stages for nodes apply.
+/// What kwok does with nodes and pods.
 const STAGES: &str = include_str!("stages.yaml");
 /// The time limit for each part, plus what [`patience`] adds for each object.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -128,7 +128,8 @@ impl Kwok {
         fs::write(&stages, STAGES).map_err(Error::io(format!("writing {}", stages.display())))?;
         let mut command = Command::new(&program);
         command.arg("--kubeconfig").arg(installation.cluster.kubeconfig()).arg("--config").arg(&stages);
-        command.arg(format!("--manage-nodes-with-label-selector={SIMULATED}"));
+        // A node whose Lease is not renewed becomes unknown to the control plane.
+        command.arg(format!("--manage-nodes-with-label-selector={SIMULATED}")).arg("--node-lease-duration-seconds=40");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let started = command.spawn();
         let child = started.map_err(Error::io(format!("starting {}", program.display())))?;
