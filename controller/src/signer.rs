@@ -93,7 +93,7 @@ struct State {
     trusted: Vec<TrustedKey>,
     /// Whether there is a list.
     is_listed: bool,
-    /// The private key, or why there is none. Whether it counts now is not judged here.
+    /// The private key, or why there is none. Plans check whether it has expired.
     private: Result<Arc<PrivateKey>, String>,
 }
 

@@ -42,7 +42,7 @@ impl Watches<'_> {
     }
 }
 
-/// Watches every kind in `namespaces`, or in all namespaces if there are none. Returns the caches once they are filled.
+/// Watches every kind in `namespaces`, or in all namespaces if the list is empty. Returns the caches once they are filled.
 pub async fn watch(
     client: &Client,
     namespaces: &[String],

@@ -42,8 +42,8 @@ pub struct ObservedReasoningPod {
     pub evaluations: BTreeMap<String, Evaluation>,
     /// The signer.
     pub signer: Signer,
-    /// The list of trusted keys, those included that do not count now. Empty if there is none: then the signer's key alone is
-    /// trusted, without a limit.
+    /// The list of trusted keys, including expired ones. Without a list it is empty, and the signer's key is the only trusted one and
+    /// never expires.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trusted: Vec<TrustedKey>,
     /// The bundle in the ConfigMap [`BundleNames::oms`](super::BundleNames::oms), verified with all listed keys.
