@@ -2,7 +2,7 @@
 //!
 //! A child that is already as planned in the cache is not written. Objects of other owners are never touched.
 
-use std::{collections::BTreeSet, fmt::Debug};
+use std::{collections::BTreeSet, fmt::Debug, sync::Arc};
 
 use codex_crds::Reason;
 use codex_plan::{Desired, KeptKind, reasoning_pod::ForeignSlice};
@@ -27,7 +27,7 @@ use crate::{
     context::Context,
     drift::{correction, difference},
     error::{answered, client_category, refused, said},
-    observe::{caught_up, caught_up_deleted, get},
+    observe::{Cache, Name, Names, caught_up, caught_up_deleted, get},
     ownership::is_controlled_by,
     seal::{ANNOTATION, SealError},
     unmended::UnmendedChild,
@@ -195,7 +195,7 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
     apply.prune(&stores.endpoint_slices, slices).await?;
     apply.prune(&stores.pod_disruption_budgets, names(pod_disruption_budgets)).await?;
     apply.prune(&stores.network_policies, names(network_policies)).await?;
-    let bundles = stores.config_maps.state().into_iter().map(|found| found.name_any());
+    let bundles = apply.owned(&stores.config_maps).into_iter().map(|found| found.name_any());
     let bundles = bundles.filter(|name| BUNDLES.iter().any(|prefix| name.starts_with(prefix)));
     let mounted = names(config_maps).into_iter().chain(kept_of(KeptKind::ConfigMap)).chain(bundles).collect();
     apply.prune(&stores.config_maps, mounted).await
@@ -289,11 +289,14 @@ impl Apply<'_> {
         Ok(())
     }
 
-    async fn prune<C: Child>(&self, store: &Store<C>, keep: BTreeSet<String>) -> Result<(), ApplyError> {
-        let goes = store.state_filter(|child| {
-            child.meta().namespace.as_ref() == Some(&self.namespace)
-                && is_controlled_by(child, &self.owner)
-                && child.meta().deletion_timestamp.is_none()
+    /// Returns the children of a kind that the object has.
+    fn owned<C: Child + Names>(&self, store: &Cache<C>) -> Vec<Arc<C>> {
+        store.naming(&self.namespace, &Name::Owner(self.owner.clone()))
+    }
+
+    async fn prune<C: Child + Names>(&self, store: &Cache<C>, keep: BTreeSet<String>) -> Result<(), ApplyError> {
+        let goes = self.owned(store).into_iter().filter(|child| {
+            child.meta().deletion_timestamp.is_none()
                 && !child.meta().name.as_ref().is_some_and(|name| keep.contains(name))
         });
         for child in goes {

@@ -10,12 +10,13 @@ use codex_plan::{
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{ResourceExt, runtime::reflector::Store};
+use kube::ResourceExt;
 
 use super::{
+    cache::{Cache, Name},
     error::ObserveError,
     kind::{Kind, Observe},
-    references::{Work, work},
+    references::{Work, of_data, work},
     stores::get,
     triggers::Triggers,
     workers,
@@ -56,7 +57,7 @@ impl Observe for Evaluation {
     type Status = EvaluationStatus;
     type Observed = ObservedEvaluation;
 
-    fn store(context: &Context) -> &Store<Self> {
+    fn store(context: &Context) -> &Cache<Self> {
         &context.stores.evaluations
     }
 
@@ -118,6 +119,13 @@ impl Observe for Evaluation {
 pub(super) fn compared(spec: &EvaluationSpec) -> impl Iterator<Item = &str> {
     let with = spec.gates.iter().filter_map(|gate| gate.better_than.as_ref().or(gate.not_worse_than.as_ref()));
     with.map(|with| with.evaluation.as_str())
+}
+
+/// Returns the claims and the ConfigMaps of data that evaluators mount, as the spec names them.
+pub(super) fn mounted(spec: &EvaluationSpec) -> impl Iterator<Item = Name> {
+    let output = spec.output.as_ref().map(|output| &output.persistent_volume_claim.claim_name);
+    let model = spec.model.as_ref().map(|model| &model.persistent_volume_claim.claim_name);
+    output.into_iter().chain(model).cloned().map(Name::Claim).chain(of_data(&spec.data))
 }
 
 /// Returns the claims that evaluators mount besides the data: of the model, of the results and of the outcomes of `compared`

@@ -14,10 +14,12 @@ use codex_plan::{
 use codex_provenance::ModelDigest;
 use jiff::Timestamp;
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Condition};
-use kube::{Api, ResourceExt, runtime::reflector::Store};
+use kube::{Api, ResourceExt};
 
 use super::{
-    bundles, endpoints,
+    bundles,
+    cache::Cache,
+    endpoints,
     error::ObserveError,
     kind::{Kind, Observe},
     policies,
@@ -52,7 +54,7 @@ impl Observe for ReasoningPod {
     type Status = ReasoningPodStatus;
     type Observed = ObservedReasoningPod;
 
-    fn store(context: &Context) -> &Store<Self> {
+    fn store(context: &Context) -> &Cache<Self> {
         &context.stores.reasoning_pods
     }
 

@@ -2,18 +2,19 @@
 //! Evaluations, ReasoningPods; policies and sign-offs → ReasoningPods; children → their
 //! owner, references → the objects that mount them.
 
-use codex_crds::{DataItem, Evaluation, Output, ReasoningPod, TrainingRun, VolumeClaimFolder};
+use std::sync::Arc;
+
+use codex_crds::{ReasoningPod, TrainingRun};
 use k8s_openapi::api::{
     core::v1::{ConfigMap, PersistentVolumeClaim, Pod},
     discovery::v1::EndpointSlice,
 };
-use kube::{Resource, ResourceExt, core::PartialObjectMeta, runtime::reflector::Store};
+use kube::{Resource, ResourceExt, core::PartialObjectMeta};
 
 use super::{
-    evaluation::compared,
+    cache::Name,
     queues::{Queued, Queues},
     stores::Stores,
-    training_run::base_run,
 };
 use crate::ownership::controller;
 
@@ -37,15 +38,12 @@ impl Triggers {
 
     /// Queues the Evaluations and ReasoningPods of a TrainingRun, and the TrainingRuns whose base it is.
     pub fn users_of_run(&self, namespace: &str, name: &str) {
-        self.each(&self.stores.training_runs, namespace, |run| base_run(run) == Some(name));
-        self.each(&self.stores.evaluations, namespace, |it| it.spec.training_run.as_deref() == Some(name));
-        self.each(&self.stores.reasoning_pods, namespace, |pod| pod.spec.training_run == name);
+        self.users(namespace, &Name::TrainingRun(name.to_owned()));
     }
 
     /// Queues the Evaluations that are compared with an Evaluation, and the ReasoningPods that require it.
     pub fn users_of_evaluation(&self, namespace: &str, name: &str) {
-        self.each(&self.stores.evaluations, namespace, |it| compared(&it.spec).any(|with| with == name));
-        self.each(&self.stores.reasoning_pods, namespace, |pod| pod.spec.evaluations.iter().any(|it| it == name));
+        self.users(namespace, &Name::Evaluation(name.to_owned()));
     }
 
     /// Queues the ReasoningPods for which `depends` returns true: those of a namespace, or all.
@@ -86,48 +84,24 @@ impl Triggers {
 
     /// Queues the objects that mount a PersistentVolumeClaim.
     pub(super) fn claim(&self, claim: &PartialObjectMeta<PersistentVolumeClaim>) {
-        let name = claim.name_any();
-        let mounts = |item: &DataItem| {
-            item.source.persistent_volume_claim.as_ref().is_some_and(|claim| claim.claim_name == name)
-        };
-        let holds = |output: &Output| output.persistent_volume_claim.claim_name == name;
-        let has = |folder: &VolumeClaimFolder| folder.claim_name == name;
-        self.mounting(
-            &claim.namespace().unwrap_or_default(),
-            |run| {
-                let base = run.spec.base.as_ref().and_then(|base| base.persistent_volume_claim.as_ref());
-                holds(&run.spec.output) || base.is_some_and(has) || run.spec.data.iter().any(mounts)
-            },
-            |evaluation| {
-                let spec = &evaluation.spec;
-                let model = spec.model.as_ref().map(|model| &model.persistent_volume_claim);
-                spec.output.as_ref().is_some_and(holds) || model.is_some_and(has) || spec.data.iter().any(mounts)
-            },
-        );
+        self.users(&claim.namespace().unwrap_or_default(), &Name::Claim(claim.name_any()));
     }
 
     /// Queues the objects that mount a user's ConfigMap.
     pub(super) fn config_map(&self, config_map: &PartialObjectMeta<ConfigMap>) {
-        let name = config_map.name_any();
-        let mounts = |item: &DataItem| item.source.config_map.as_ref().is_some_and(|key| key.name == name);
-        self.mounting(
-            &config_map.namespace().unwrap_or_default(),
-            |run| run.spec.data.iter().any(mounts),
-            |evaluation| evaluation.spec.data.iter().any(mounts),
-        );
+        self.users(&config_map.namespace().unwrap_or_default(), &Name::ConfigMap(config_map.name_any()));
     }
 
-    fn mounting(&self, namespace: &str, run: impl Fn(&TrainingRun) -> bool, evaluation: impl Fn(&Evaluation) -> bool) {
-        self.each(&self.stores.training_runs, namespace, run);
-        self.each(&self.stores.evaluations, namespace, evaluation);
+    /// Queues the objects that name something.
+    fn users(&self, namespace: &str, name: &Name) {
+        self.all(&self.stores.training_runs.naming(namespace, name));
+        self.all(&self.stores.evaluations.naming(namespace, name));
+        self.all(&self.stores.reasoning_pods.naming(namespace, name));
     }
 
-    /// Queues each object of a namespace for which `depends` returns true.
-    fn each<K: Queued + Clone + 'static>(&self, store: &Store<K>, namespace: &str, depends: impl Fn(&K) -> bool) {
-        for object in store.state() {
-            if object.meta().namespace.as_deref() == Some(namespace) && depends(&object) {
-                self.object(&*object);
-            }
+    fn all<K: Queued>(&self, objects: &[Arc<K>]) {
+        for object in objects {
+            self.object(&**object);
         }
     }
 }

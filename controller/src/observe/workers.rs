@@ -3,18 +3,16 @@
 //! Jobs and Deployments without a valid seal, and pods that differ from their template, may come from anyone. They are
 //! not observed, so that nothing of them reaches a status.
 
-use std::sync::Arc;
-
 use codex_plan::RefusedPod;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
     core::v1::{Pod, PodSpec},
 };
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
 use tracing::debug;
 
-use super::stores::get;
+use super::{cache::Name, stores::get};
 use crate::{
     context::Context,
     drift::{Difference, Role, pod_difference},
@@ -53,7 +51,7 @@ pub fn of_job(context: &Context, job: &Job, role: Role) -> Pods {
     let uid = job.uid().unwrap_or_default();
     let mut pods = Pods::default();
     let Some(template) = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()) else { return pods };
-    for pod in owned(context, job.namespace().as_deref(), |pod| is_controlled_by(pod, &uid)) {
+    for pod in context.stores.pods.naming(&job.namespace().unwrap_or_default(), &Name::Owner(uid)) {
         match changed(template, &pod, role) {
             None => pods.genuine.push(Pod::clone(&pod)),
             Some(difference) => pods.refused.push(RefusedPod { pod: pod.name_any(), why: difference.to_string() }),
@@ -61,11 +59,6 @@ pub fn of_job(context: &Context, job: &Job, role: Role) -> Pods {
     }
     pods.refused.sort();
     pods
-}
-
-/// Returns the pods of a namespace that `owned` accepts.
-pub(super) fn owned(context: &Context, namespace: Option<&str>, owned: impl Fn(&Pod) -> bool) -> Vec<Arc<Pod>> {
-    context.stores.pods.state_filter(|pod| pod.meta().namespace.as_deref() == namespace && owned(pod))
 }
 
 /// Adds the pods whose reports the endpoint refused to those whose spec differs.

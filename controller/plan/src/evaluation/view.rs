@@ -1,5 +1,7 @@
 //! The observation of an Evaluation, in the form that its plan needs. Pure.
 
+use std::sync::LazyLock;
+
 use codex_configs::{Data, Evaluation as Configured, Resolved, compose_evaluation};
 use codex_crds::{EvaluationSpec, EvaluationStatus, ReferenceStatus};
 use codex_provenance::ConfigDigest;
@@ -19,7 +21,7 @@ use crate::{
     obstruction::Obstruction,
     seal::{Discarded, Sealable},
     throttle::whole_seconds,
-    work::{Config, Ending, Limits, Moved, WorkView, Worker},
+    work::{Config, Ending, Limits, Memory, Moved, Outcome, WorkView, Worker},
 };
 
 /// The observation of an Evaluation.
@@ -55,7 +57,7 @@ impl<'a> View<'a> {
         let compared = reference::files(references.as_deref().unwrap_or_default());
         let of_preset = codex_configs::benchmark(&spec.preset).iter().map(|file| file.name.to_owned());
         let preset_data = of_preset.chain(compared.iter().map(|file| file.name.clone())).collect();
-        let composed = compose(spec, compared);
+        let composed = compose(spec, &compared);
         let notices = notices(&composed, gates.as_deref().unwrap_or_default());
         let work = WorkView {
             component: Component::Evaluator,
@@ -132,14 +134,20 @@ impl<'a> View<'a> {
 }
 
 /// Says which gates cannot pass, as far as the configuration tells it.
-fn notices(composed: &Result<Resolved<Configured>, String>, gates: &[codex_verdict::Gate]) -> Vec<String> {
-    let Ok(resolved) = composed else { return Vec::new() };
-    let most = resolved.spec().most_problems();
+fn notices(composed: &Outcome<Configured>, gates: &[codex_verdict::Gate]) -> Vec<String> {
+    let Ok(composed) = composed else { return Vec::new() };
+    let most = composed.resolved.spec().most_problems();
     gates.iter().filter_map(|gate| Some(codex_verdict::powerless(gate, most)?.message().to_owned())).collect()
 }
 
-fn compose(spec: &EvaluationSpec, compared: Vec<Data>) -> Result<Resolved<Configured>, String> {
-    let data = [data::configured(&spec.data)?, compared].concat();
+fn compose(spec: &EvaluationSpec, compared: &[Data]) -> Outcome<Configured> {
+    static COMPOSED: LazyLock<Memory<Configured>> = LazyLock::new(Memory::new);
+    let inputs = (&spec.preset, &spec.overrides, spec.seed, &spec.data, &spec.gates, compared);
+    COMPOSED.of(&inputs, || composed(spec, compared))
+}
+
+fn composed(spec: &EvaluationSpec, compared: &[Data]) -> Result<Resolved<Configured>, String> {
+    let data = [data::configured(&spec.data)?, compared.to_vec()].concat();
     let resolved = compose_evaluation(&spec.preset, &spec.overrides, spec.seed, data).map_err(|why| why.to_string())?;
     // An invalid gate is told before the configuration.
     let gates = gates(&spec.gates).unwrap_or_default();
