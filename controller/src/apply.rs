@@ -2,7 +2,7 @@
 //!
 //! A child that is already as planned in the cache is not written. Objects of other owners are never touched.
 
-use std::{collections::BTreeSet, fmt::Debug, sync::Arc};
+use std::{collections::BTreeSet, fmt::Debug, hash::Hash, sync::Arc};
 
 use codex_crds::Reason;
 use codex_plan::{Desired, KeptKind, reasoning_pod::ForeignSlice};
@@ -216,13 +216,35 @@ impl Apply<'_> {
         Api::namespaced(self.context.client.clone(), &self.namespace)
     }
 
+    /// Whether this version of a child is known to be as planned.
+    fn is_known<C: Child>(&self, live: &C, planned: &C) -> bool {
+        self.context.known.holds(live, self.fact(planned), || false)
+    }
+
+    /// Remembers that this version of a child is as planned.
+    fn learn<C: Child>(&self, live: &C, planned: &C) {
+        self.context.known.holds(live, self.fact(planned), || true);
+    }
+
+    /// The fact that a child of the object is as planned.
+    fn fact<C: Child>(&self, planned: &C) -> impl Hash {
+        // What JSON cannot represent is never as planned.
+        ("as planned", self.owner.clone(), serde_json::to_vec(planned).unwrap_or_default())
+    }
+
     async fn ensure<C: Child>(&self, store: &Store<C>, child: &C, template: Template) -> Result<(), ApplyError> {
         let (kind, name) = (C::kind(&()).into_owned(), child.name_any());
         let failed = |verb: &'static str| {
             let (kind, name) = (kind.clone(), name.clone());
             move |source| ApplyError::Client { kind, name, verb, source: Box::new(source) }
         };
-        let mut live = get(store, &self.namespace, &name).map(|live| C::clone(&live));
+        let cached = get(store, &self.namespace, &name);
+        if let Some(live) = &cached
+            && self.is_known(&**live, child)
+        {
+            return Ok(());
+        }
+        let mut live = cached.map(|live| C::clone(&live));
         if live.is_none() {
             // The cache holds only objects with our label. Another object may have the name.
             live = self.api::<C>().get_opt(&name).await.map_err(failed("read"))?;
@@ -236,6 +258,7 @@ impl Apply<'_> {
                 return Err(ApplyError::Ending { kind, name });
             }
         }
+        let planned = child;
         let mut child = child.clone();
         if template != Template::None {
             let seal = self.context.seal.of(&self.owner, &child)?;
@@ -248,7 +271,10 @@ impl Apply<'_> {
         let wanted = json(&child)?;
         if let Some(live) = &live {
             match difference(&wanted, &json(live)?) {
-                None => return Ok(()),
+                None => {
+                    self.learn(live, planned);
+                    return Ok(());
+                }
                 Some(difference) => {
                     debug!("the {kind} {name} differs from the plan: {difference}");
                     let child = UnmendedChild { kind: kind.clone(), name: name.clone(), difference };

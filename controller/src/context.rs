@@ -13,6 +13,7 @@ use crate::{
     clock::Clock,
     endpoint::Writers,
     inbox::Inbox,
+    known::Known,
     metrics::Metrics,
     observe::{Queues, Stores},
     seal::Seal,
@@ -52,6 +53,8 @@ pub struct Context {
     pub backoff: Backoff,
     /// The children that kept drifting after an apply.
     pub unmended: Unmended,
+    /// What is known about versions of objects.
+    pub known: Known,
     /// When this process last wrote the status of each object.
     pub written: ByUid<Timestamp>,
     /// What kept apply from carrying out the last plan of each object.

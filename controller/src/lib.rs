@@ -21,6 +21,7 @@ pub mod health;
 pub mod inbox;
 mod installations;
 mod kinds;
+pub mod known;
 pub mod lease;
 pub mod metrics;
 pub mod observe;

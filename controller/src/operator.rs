@@ -36,6 +36,7 @@ use crate::{
     health::{self, Health, Leadership, Standby},
     inbox::Inbox,
     kinds::kinds,
+    known::Known,
     lease::{Candidate, HeldLease, LeaseError},
     metrics::Metrics,
     observe::{Queues, Requests, watch},
@@ -257,6 +258,7 @@ async fn lead(
             metrics: metrics.clone(),
             backoff: Backoff::default(),
             unmended: Unmended::default(),
+            known: Known::default(),
             written: ByUid::default(),
             obstructions: ByUid::default(),
         });

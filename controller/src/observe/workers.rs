@@ -22,7 +22,8 @@ use crate::{
 /// Returns the Job `name` if the controller created it for this owner.
 pub fn job(context: &Context, namespace: &str, name: &str, owner: &str) -> Option<Job> {
     let job = get(&context.stores.jobs, namespace, name)?;
-    let ours = is_controlled_by(&*job, owner) && context.seal.holds(owner, &*job);
+    let sealed = || context.known.holds(&*job, ("sealed for", owner), || context.seal.holds(owner, &*job));
+    let ours = is_controlled_by(&*job, owner) && sealed();
     ours.then(|| Job::clone(&job))
 }
 
@@ -51,10 +52,17 @@ pub fn of_job(context: &Context, job: &Job, role: Role) -> Pods {
     let uid = job.uid().unwrap_or_default();
     let mut pods = Pods::default();
     let Some(template) = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()) else { return pods };
-    for pod in context.stores.pods.naming(&job.namespace().unwrap_or_default(), &Name::Owner(uid)) {
-        match changed(template, &pod, role) {
-            None => pods.genuine.push(Pod::clone(&pod)),
-            Some(difference) => pods.refused.push(RefusedPod { pod: pod.name_any(), why: difference.to_string() }),
+    for pod in context.stores.pods.naming(&job.namespace().unwrap_or_default(), &Name::Owner(uid.clone())) {
+        let mut difference = None;
+        // The template of a Job cannot be changed.
+        let genuine = context.known.holds(&*pod, ("pod of", &uid, role), || {
+            difference = changed(template, &pod, role);
+            difference.is_none()
+        });
+        if genuine {
+            pods.genuine.push(Pod::clone(&pod));
+        } else if let Some(difference) = difference {
+            pods.refused.push(RefusedPod { pod: pod.name_any(), why: difference.to_string() });
         }
     }
     pods.refused.sort();

@@ -37,6 +37,7 @@ use crate::{
     clock::Clock,
     context::Context,
     inbox::Inbox,
+    known::Known,
     metrics::Metrics,
     observe::{Observe, Queues, Requests, Stores, Writers},
     reconcile::{ReconcileError, reconcile},
@@ -355,6 +356,7 @@ impl World {
             metrics: Metrics::new().unwrap(),
             backoff: Backoff::default(),
             unmended: Unmended::default(),
+            known: Known::default(),
             written: ByUid::default(),
             obstructions: ByUid::default(),
         });

@@ -38,6 +38,7 @@ use crate::{
     context::Context,
     endpoint::Endpoint,
     inbox::Inbox,
+    known::Known,
     lease::Candidate,
     metrics::Metrics,
     observe::{
@@ -223,6 +224,7 @@ impl Process {
             metrics,
             backoff: Backoff::default(),
             unmended: Unmended::default(),
+            known: Known::default(),
             written: ByUid::default(),
             obstructions: ByUid::default(),
         });
