@@ -13,6 +13,7 @@ use crate::{
     clock::Clock,
     endpoint::Writers,
     inbox::Inbox,
+    ledger::Ledger,
     metrics::Metrics,
     observe::{Queues, Stores},
     seal::Seal,
@@ -38,6 +39,8 @@ pub struct Context {
     pub signer: Arc<Signer>,
     /// The seal of Jobs, Deployments and statuses.
     pub seal: Seal,
+    /// The reads of held-out problems.
+    pub ledger: Ledger,
     /// The admission policies that protect evidence.
     pub admission: Arc<AdmissionWatch>,
     /// The pods of each object whose reports the endpoint refused.

@@ -22,6 +22,7 @@ pub mod inbox;
 mod installations;
 mod kinds;
 pub mod lease;
+pub mod ledger;
 pub mod metrics;
 pub mod observe;
 pub mod operator;

@@ -37,6 +37,7 @@ use crate::{
     inbox::Inbox,
     kinds::kinds,
     lease::{Candidate, HeldLease, LeaseError},
+    ledger::Ledger,
     metrics::Metrics,
     observe::{Queues, Requests, watch},
     reconcile::control,
@@ -259,6 +260,7 @@ async fn lead(
             unmended: Unmended::default(),
             written: ByUid::default(),
             obstructions: ByUid::default(),
+            ledger: Ledger::default(),
         });
         tasks.spawn({
             let (context, signer) = (context.clone(), signer);

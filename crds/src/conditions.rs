@@ -231,6 +231,8 @@ reasons! {
     ScalingFailed,
     /// A SignOff names another model, report or ring than those of now.
     SignOffVoid,
+    /// The read of the problems cannot be counted, so the verdict is not published.
+    ReadUncounted,
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ use crate::{
     printcolumn(name = "Gates", type_ = "string", json_path = ".status.gatesPassed"),
     printcolumn(name = "Model", type_ = "string", json_path = ".status.model.short"),
     printcolumn(name = "Evidence", type_ = "string", json_path = ".status.evidence", priority = 1),
+    printcolumn(name = "Read", type_ = "integer", json_path = ".status.reads.number", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = crate::rules::name(),
     validation = crate::rules::own_reference()
@@ -191,6 +192,9 @@ pub struct EvaluationStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub data_digests: Vec<DataStatus>,
+    /// Read of the problems that the verdict was. It is counted before the verdict is published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads: Option<ReadStatus>,
     /// Work of the pods.
     #[serde(flatten)]
     pub work: WorkStatus,
@@ -243,6 +247,18 @@ pub struct JudgedModel {
     /// First twelve digits of the model digest.
     #[schemars(length(max = 12))]
     pub short: String,
+}
+
+/// Read of a set of problems by a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReadStatus {
+    /// SHA-256 of the problems.
+    pub data_digest: DataDigest,
+    /// Number of the read among all verdicts that read these problems, from 1. The controller counts them in its own namespace;
+    /// deleting objects does not lower the count.
+    #[schemars(range(min = 1))]
+    pub number: i64,
 }
 
 /// File of the outcome of each problem.

@@ -74,7 +74,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 32] = [
+    const WARNINGS: [Reason; 33] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -107,6 +107,7 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::PolicyUnmet,
         Reason::Revoked,
         Reason::SignOffVoid,
+        Reason::ReadUncounted,
     ];
     // A change of the ring reaches run and pod one after the other, so different rings are a step of a normal rollout.
     if reason == Reason::RingsDiffer.name() {

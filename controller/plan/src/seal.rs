@@ -100,6 +100,7 @@ impl Sealable for EvaluationStatus {
         "references",
         "reportDigest",
         "dataDigests",
+        "reads",
         "imageId",
         "startedAt",
         "completedAt",

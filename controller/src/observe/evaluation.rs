@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use codex_crds::{ConditionType, Evaluation, EvaluationSpec, EvaluationStatus, TrainingRun, child};
 use codex_plan::{
-    Obstruction, Plan, Received,
+    Obstruction, Plan, Read, Received,
     conditions::{find, is_true},
-    evaluation::{self, ObservedEvaluation},
+    evaluation::{self, LedgerRead, ObservedEvaluation},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -20,7 +20,7 @@ use super::{
     triggers::Triggers,
     workers,
 };
-use crate::{context::Context, drift::Role};
+use crate::{context::Context, drift::Role, error::chain};
 
 impl Kind for Evaluation {
     /// Returns the verdict, or before there is one, a phase that follows from the conditions.
@@ -83,13 +83,14 @@ impl Observe for Evaluation {
         let claims = mounted_claims(&self.spec, run.as_ref(), &compared);
         let work = work(context, &namespace, job, &self.spec.data, &claims, &[], Role::Strict).await?;
         let Work { job, pods, references, warnings, refused } = work;
-        Ok(ObservedEvaluation {
+        let mut observed = ObservedEvaluation {
             settings: context.settings.clone(),
             run,
             compared,
             references,
             warnings,
             refused: workers::with_endpoint(context, &namespace, &uid, refused),
+            reads: BTreeMap::new(),
             admission: context.admission.current(),
             job,
             pods,
@@ -98,7 +99,16 @@ impl Observe for Evaluation {
             obstruction: None,
             seal: self.check_seal(context),
             object: Arc::unwrap_or_clone(self),
-        })
+        };
+        if let Some(Read { problems, key, .. }) = evaluation::uncounted(&observed, context.now()) {
+            let read = match context.ledger.number(context, problems, &key).await {
+                Ok(number) => LedgerRead::Number(number),
+                Err(failure) if failure.needs_attention().is_some() => LedgerRead::Uncounted(chain(&failure)),
+                Err(failure) => return Err(failure.into()),
+            };
+            observed.reads.insert(problems, read);
+        }
+        Ok(observed)
     }
 
     fn reports(observed: &ObservedEvaluation) -> &[Received] {

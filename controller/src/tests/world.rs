@@ -37,6 +37,7 @@ use crate::{
     clock::Clock,
     context::Context,
     inbox::Inbox,
+    ledger::Ledger,
     metrics::Metrics,
     observe::{Observe, Queues, Requests, Stores, Writers},
     reconcile::{ReconcileError, reconcile},
@@ -357,6 +358,7 @@ impl World {
             unmended: Unmended::default(),
             written: ByUid::default(),
             obstructions: ByUid::default(),
+            ledger: Ledger::default(),
         });
         api.put(
             "/api/v1/namespaces/team/persistentvolumeclaims/runs",

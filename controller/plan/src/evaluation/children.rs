@@ -17,6 +17,7 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
         Stage::Done(_) => view.work.expired().unwrap_or(DesiredJob::Unchanged),
         // A Job that exists stays as it is: its pod exits by itself, or goes on while run or spec are being corrected.
         Stage::Judged(_)
+        | Stage::Uncounted(_)
         | Stage::Invalid(_)
         | Stage::Waiting { .. }
         | Stage::WithoutReference(_)

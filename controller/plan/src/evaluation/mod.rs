@@ -2,10 +2,11 @@
 
 mod children;
 pub(crate) mod gates;
-mod metrics;
+pub(crate) mod metrics;
 mod observed;
 mod outcome;
 pub(crate) mod proof;
+mod reads;
 mod reference;
 mod stage;
 pub(crate) mod statement;
@@ -16,13 +17,34 @@ mod view;
 use codex_crds::EvaluationStatus;
 use jiff::Timestamp;
 
-pub use observed::ObservedEvaluation;
+pub use observed::{LedgerRead, ObservedEvaluation};
 
-use crate::{events::events, plan::Plan, throttle::whole_seconds};
+use crate::{
+    events::events,
+    plan::{Plan, Read},
+    throttle::whole_seconds,
+};
 use children::children;
 use outcome::Outcome;
 use stage::Stage;
 use view::View;
+
+/// Returns the read whose number the ledger has to give before the plan can publish a verdict; `None` if there is no verdict, or none
+/// that reads problems.
+pub fn uncounted(observed: &ObservedEvaluation, now: Timestamp) -> Option<Read> {
+    // Without a pod or numbers there is no verdict.
+    let status = observed.object.status.as_ref();
+    let recorded = status.is_some_and(|status| status.report_digest.is_some());
+    if observed.pods.is_empty() && observed.reports.is_empty() && !recorded {
+        return None;
+    }
+    let view = View::of(observed, whole_seconds(now));
+    let outcome = Outcome::of(&view);
+    match Stage::of(&view, &outcome) {
+        Stage::Uncounted(_) => reads::wanted(&view, &outcome.counted.as_ref()?.0),
+        _ => None,
+    }
+}
 
 /// Returns the plan for an Evaluation.
 pub fn plan(observed: &ObservedEvaluation, now: Timestamp) -> Plan<EvaluationStatus> {
@@ -32,5 +54,5 @@ pub fn plan(observed: &ObservedEvaluation, now: Timestamp) -> Plan<EvaluationSta
     let desired = children(&view, &stage);
     let (status, requeue) = status::status(&view, &outcome, &stage);
     let events = events(view.work.conditions, &status.conditions, view.obstruction);
-    Plan { desired, effects: Vec::new(), status, events, requeue }
+    Plan { desired, effects: reads::effects(&view, &stage), status, events, requeue }
 }

@@ -39,6 +39,7 @@ use crate::{
     endpoint::Endpoint,
     inbox::Inbox,
     lease::Candidate,
+    ledger::Ledger,
     metrics::Metrics,
     observe::{
         Observe, Queues, Requests, get,
@@ -225,6 +226,7 @@ impl Process {
             unmended: Unmended::default(),
             written: ByUid::default(),
             obstructions: ByUid::default(),
+            ledger: Ledger::default(),
         });
         self.active.send_replace(Some(context.clone()));
         let queue = BTreeMap::new();
