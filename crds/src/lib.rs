@@ -18,6 +18,7 @@ mod promotion_policy;
 mod reasoning_pod;
 mod rollout;
 mod rules;
+mod schedule;
 mod sign_off;
 mod training_run;
 mod work;
@@ -40,6 +41,7 @@ pub use reasoning_pod::{
 pub use rollout::{
     Analysis, MAX_HISTORY, Rollout, RolloutPhase, RolloutRecord, RolloutResult, RolloutStatus, TrafficStatus,
 };
+pub use schedule::{ActiveRun, ConcurrencyPolicy, FinishedRun, MAX_HISTORY, MissedRuns, Schedule, ScheduleStatus};
 pub use sign_off::{SignOff, SignOffSpec};
 pub use training_run::{
     CheckpointStatus, ClaimOutput, CurriculumPhaseState, CurriculumPhaseStatus, CurriculumStatus, DataStatus,

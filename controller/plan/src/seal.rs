@@ -101,6 +101,7 @@ impl Sealable for EvaluationStatus {
         "reportDigest",
         "dataDigests",
         "reads",
+        "schedule",
         "imageId",
         "startedAt",
         "completedAt",

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use codex_crds::{ConditionType, Evaluation, EvaluationSpec, EvaluationStatus, TrainingRun, child};
+use codex_crds::{ConditionType, Evaluation, EvaluationSpec, EvaluationStatus, TrainingRun};
 use codex_plan::{
     Obstruction, Plan, Read, Received,
     conditions::{find, is_true},
@@ -70,10 +70,11 @@ impl Observe for Evaluation {
 
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedEvaluation, ObserveError> {
         let (namespace, uid) = (self.namespace().unwrap_or_default(), self.uid().unwrap_or_default());
+        let seal = self.check_seal(context);
         let name = self.spec.training_run.as_deref();
         let run = name.and_then(|name| get(&context.stores.training_runs, &namespace, name));
         let run = run.map(|run| Arc::unwrap_or_clone(run).believed(context));
-        let job = workers::job(context, &namespace, &child::evaluator(&self.name_any()), &uid);
+        let job = workers::job(context, &namespace, &evaluation::job_name(&self, &seal), &uid);
         let compared: BTreeMap<String, Self> = compared(&self.spec)
             .filter_map(|name| {
                 let other = get(&context.stores.evaluations, &namespace, name)?;
@@ -97,7 +98,7 @@ impl Observe for Evaluation {
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
             obstruction: None,
-            seal: self.check_seal(context),
+            seal,
             object: Arc::unwrap_or_clone(self),
         };
         if let Some(Read { problems, key, .. }) = evaluation::uncounted(&observed, context.now()) {

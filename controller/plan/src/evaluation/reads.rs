@@ -43,5 +43,5 @@ fn problems(counted: &Counted) -> Option<DataDigest> {
 
 fn of(view: &View<'_>, problems: DataDigest, number: i64) -> Read {
     let owner = &view.work.worker.owner;
-    Read { problems, key: owner.uid.clone(), number, evaluation: format!("{}/{}", owner.namespace, owner.name) }
+    Read { problems, key: view.read_key(), number, evaluation: format!("{}/{}", owner.namespace, owner.name) }
 }

@@ -26,6 +26,8 @@ pub(crate) enum Stage {
     Failed(WorkFailure),
     /// The spec is invalid; the sentence says what to change.
     Invalid(String),
+    /// No run is due yet; the sentence says when the first one is.
+    Scheduled(String),
     /// The run has no model to evaluate.
     Waiting { run: String, waiting: WaitingForModel },
     /// An Evaluation that a gate compares with has no result, or none to compare with.
@@ -52,6 +54,9 @@ impl Stage {
             }
             (Ok(_), Ok(_), Ok(subject), Ok(_)) => *subject,
         };
+        if let Some(waits) = &view.turn.waits {
+            return Self::Scheduled(waits.clone());
+        }
         if let Some(stuck) = view.work.restored(view.discarded) {
             return Self::Discarded(stuck);
         }

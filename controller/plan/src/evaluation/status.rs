@@ -17,7 +17,7 @@ use super::{
     view::View,
 };
 use crate::{
-    conditions::Conditions,
+    conditions::{Conditions, is_true},
     seal::{self, StatusSeal},
     text::truncate_chars,
     throttle,
@@ -72,7 +72,11 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Eval
         Stage::Active(active) => active.requeue(&view.work),
         Stage::Done(_) | Stage::Judged(_) | Stage::Failed(_) => view.work.expiry_due(),
         Stage::Uncounted(_) => Some(LEDGER_AGAIN),
-        Stage::Invalid(_) | Stage::Waiting { .. } | Stage::WithoutReference(_) | Stage::Discarded(_) => None,
+        Stage::Invalid(_)
+        | Stage::Scheduled(_)
+        | Stage::Waiting { .. }
+        | Stage::WithoutReference(_)
+        | Stage::Discarded(_) => None,
     };
     throttle::hold(present, next, observed.status_written_at, view.work.now(), again, with_throttled_of)
 }
@@ -105,7 +109,8 @@ fn with_numbers(status: EvaluationStatus, counted: &Counted) -> EvaluationStatus
     }
 }
 
-fn with_result(status: EvaluationStatus, judged: &Judged) -> EvaluationStatus {
+/// Returns a status with a verdict.
+pub(super) fn with_result(status: EvaluationStatus, judged: &Judged) -> EvaluationStatus {
     let strength = if judged.evidence.is_ok() { EvidenceStrength::Strong } else { EvidenceStrength::Weak };
     EvaluationStatus {
         verdict: Some(judged.verdict),
@@ -133,7 +138,7 @@ fn phase(view: &View<'_>, stage: &Stage) -> EvaluationPhase {
         Stage::Invalid(_) | Stage::Discarded(_) | Stage::Uncounted(_) => EvaluationPhase::Stalled,
         Stage::Waiting { waiting, .. } if waiting.is_stalled() => EvaluationPhase::Stalled,
         Stage::WithoutReference(why) if why.stalled => EvaluationPhase::Stalled,
-        Stage::Waiting { .. } | Stage::WithoutReference(_) => EvaluationPhase::Pending,
+        Stage::Waiting { .. } | Stage::WithoutReference(_) | Stage::Scheduled(_) => EvaluationPhase::Pending,
         Stage::Active(active) => match active {
             Active::Suspended => EvaluationPhase::Suspended,
             Active::Running | Active::FinalReport(_) => EvaluationPhase::Running,
@@ -178,7 +183,7 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         }
         Stage::Waiting { waiting, .. } if waiting.is_stalled() => conditions.set(Stalled, true, reason, &message),
         Stage::WithoutReference(why) if why.stalled => conditions.set(Stalled, true, reason, &message),
-        Stage::Done(_) | Stage::Judged(_) | Stage::Active(Active::Suspended) => {}
+        Stage::Done(_) | Stage::Judged(_) | Stage::Scheduled(_) | Stage::Active(Active::Suspended) => {}
         Stage::Waiting { .. } | Stage::WithoutReference(_) | Stage::Active(_) => {
             conditions.set(Reconciling, true, reason, &message);
         }
@@ -188,10 +193,35 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     }
     let settled = matches!(stage, Stage::Done(_) | Stage::Judged(_) | Stage::Failed(_)) && !is_held(view, stage);
     seal::condition(&mut conditions, &view.observed.seal, settled);
+    of_schedule(view, stage, &mut conditions);
     if let Some(obstruction) = view.obstruction {
         conditions.obstruct(obstruction, matches!(stage, Stage::Failed(_)));
     }
     conditions.finish()
+}
+
+/// Sets what a schedule adds. While a run is at work, the verdict of the former one stays.
+fn of_schedule(view: &View<'_>, stage: &Stage, conditions: &mut Conditions<'_>) {
+    use ConditionType::{EvidenceStrong, GatesPassed, Ready, Reconciling, RunsMissed, Stalled};
+    let turn = &view.turn;
+    let settled = matches!(stage, Stage::Done(_) | Stage::Judged(_) | Stage::Failed(_)) && !is_held(view, stage);
+    if turn.holds && !settled {
+        conditions.restore(GatesPassed);
+        conditions.restore(EvidenceStrong);
+        if !conditions.has(Stalled) && is_true(&view.status.conditions, Ready) {
+            conditions.restore(Ready);
+        }
+    }
+    if let Some(starts) = &turn.starts {
+        conditions.set(Reconciling, true, Reason::WaitingForPod, starts);
+    }
+    if let Some(missed) = &turn.missed {
+        conditions.set(RunsMissed, true, Reason::RunsMissed, missed);
+    }
+    if let Some(problem) = &turn.problem {
+        conditions.set(Ready, false, Reason::InvalidConfiguration, problem);
+        conditions.set(Stalled, true, Reason::InvalidConfiguration, problem);
+    }
 }
 
 fn judged(stage: &Stage) -> Option<&Judged> {
@@ -218,6 +248,7 @@ fn message(view: &View<'_>, stage: &Stage) -> (Reason, String) {
         Stage::Failed(failure) | Stage::Discarded(failure) => (failure.reason, failure.message.clone()),
         Stage::Invalid(why) => (Reason::InvalidConfiguration, why.clone()),
         Stage::Uncounted(why) => (Reason::ReadUncounted, why.clone()),
+        Stage::Scheduled(waits) => (Reason::WaitingForSchedule, waits.clone()),
         Stage::Waiting { run, waiting } => waiting.message("spec.trainingRun", run),
         Stage::WithoutReference(why) => (why.reason, why.message.clone()),
         Stage::Active(active) => active.message(&view.work),

@@ -203,6 +203,11 @@ impl Told for ObservedEvaluation {
         if self.obstruction.is_none() {
             job(&mut self.job, &mut self.pods, &plan.desired);
         }
+        // Each run of a schedule has a Job of its own, and only that of the latest one is observed.
+        let name = evaluation::job_name(&self.object, &self.seal);
+        if self.job.as_ref().is_some_and(|job| job.metadata.name.as_ref() != Some(&name)) {
+            (self.job, self.pods) = (None, Vec::new());
+        }
     }
 
     fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>) {
@@ -477,6 +482,7 @@ stories! {
     pod_jumps_to_main: ObservedReasoningPod;
     evaluation_over_its_budget: ObservedReasoningPod;
     evaluation_uncounted: ObservedEvaluation;
+    evaluation_on_a_schedule: ObservedEvaluation;
     pod_scales: ObservedReasoningPod;
     pod_tries_a_canary: ObservedReasoningPod;
 }
