@@ -233,7 +233,11 @@ impl Ledger {
             Err(source) => {
                 // Whether it was written is not known, or another process wrote first: it is read again.
                 *held = None;
-                if answered(&source, 409) { Err(moved()) } else { Err(client(context, read.problems, "written", source)) }
+                if answered(&source, 409) {
+                    Err(moved())
+                } else {
+                    Err(client(context, read.problems, "written", source))
+                }
             }
         }
     }
@@ -275,7 +279,10 @@ async fn load(context: &Context, problems: DataDigest) -> Result<Set, LedgerErro
     // A ledger that was deleted or restored from a backup counts on from what statuses record.
     let published = published(context, problems);
     if published > sheet.total {
-        warn!("the ConfigMap {name} counts {} reads, but a status records read {published}: it counts on from there", sheet.total);
+        warn!(
+            "the ConfigMap {name} counts {} reads, but a status records read {published}: it counts on from there",
+            sheet.total
+        );
         sheet.total = published;
     }
     Ok(Set { sheet, version, given: BTreeMap::new() })

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The most finished runs that a status lists.
-pub const MAX_HISTORY: usize = 10;
+pub const MAX_FINISHED: usize = 10;
 
 /// When an Evaluation is repeated, as a CronJob is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -73,7 +73,7 @@ pub struct ScheduleStatus {
     pub missed: Option<MissedRuns>,
     /// Finished runs, the latest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = MAX_HISTORY))]
+    #[schemars(length(max = MAX_FINISHED))]
     pub history: Vec<FinishedRun>,
 }
 

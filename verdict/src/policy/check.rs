@@ -74,9 +74,8 @@ fn evaluation(template: &RequiredEvaluation, facts: &Facts) -> Result<(), (Deman
         return Err((Demand::Rule, said));
     }
     if let Some(budget) = &template.reads {
-        reads::check(*budget, &wanted).map_err(|why| {
-            (Demand::Rule, format!("requiredEvaluations[{name}].{why}, so nothing passes"))
-        })?;
+        reads::check(*budget, &wanted)
+            .map_err(|why| (Demand::Rule, format!("requiredEvaluations[{name}].{why}, so nothing passes")))?;
     }
     let mut closest = Vec::new();
     for candidate in &facts.evaluations {

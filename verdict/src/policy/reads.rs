@@ -41,7 +41,8 @@ pub(super) fn exceeded(candidate: &Candidate, budget: ReadBudget, wanted: &[Gate
         ));
     };
     if read > u64::from(budget) {
-        let problems = candidate.problems.map_or_else(|| "its problems".to_owned(), |it| format!("the problems {}", it.short()));
+        let problems =
+            candidate.problems.map_or_else(|| "its problems".to_owned(), |it| format!("the problems {}", it.short()));
         return Some(format!(
             "was read {read} of {problems}, and reads.budget is {budget}, so it does not promote: use problems that have not been \
              read so often"
@@ -146,7 +147,10 @@ mod tests {
         assert_eq!(of(0.99), None);
         assert_eq!(of(0.995), None);
         let refused = of(0.95).expect("too narrow");
-        assert!(refused.contains("set evaluation.confidence and the confidence of its gate to 0.99 or more"), "{refused}");
+        assert!(
+            refused.contains("set evaluation.confidence and the confidence of its gate to 0.99 or more"),
+            "{refused}"
+        );
     }
 
     #[test]

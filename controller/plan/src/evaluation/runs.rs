@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use codex_crds::{
-    ActiveRun, Evaluation, EvaluationStatus, FinishedRun, MAX_HISTORY, MissedRuns, Schedule, ScheduleStatus, child,
+    ActiveRun, Evaluation, EvaluationStatus, FinishedRun, MAX_FINISHED, MissedRuns, Schedule, ScheduleStatus, child,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -145,7 +145,7 @@ impl Scheduled {
             Some(active) if turn.starts.is_none() => match &status.completed_at {
                 Some(completed_at) => {
                     schedule.history.insert(0, finished(&active, &status, completed_at));
-                    schedule.history.truncate(MAX_HISTORY);
+                    schedule.history.truncate(MAX_FINISHED);
                     status
                 }
                 None => {
@@ -193,7 +193,8 @@ impl Runs for ScheduleStatus {
         }
         // The latest one starts now, the others were missed.
         let before = times.before(latest).filter(|_| count > 1);
-        self.missed = before.map(|last| MissedRuns { count: if count < MAX_COUNT { count - 1 } else { count }, last: Time(last) });
+        self.missed = before
+            .map(|last| MissedRuns { count: if count < MAX_COUNT { count - 1 } else { count }, last: Time(last) });
         self.runs = self.runs.saturating_add(1);
         self.last_schedule_time = Some(Time(latest));
         self.active = Some(ActiveRun {
@@ -231,7 +232,9 @@ fn said(missed: &MissedRuns, schedule: &Schedule) -> String {
     let MissedRuns { count, last } = missed;
     let times = match *count {
         1 => "1 time of spec.schedule has passed without a run,".to_owned(),
-        MAX_COUNT.. => format!("more than {} times of spec.schedule have passed without a run, the latest", MAX_COUNT - 1),
+        MAX_COUNT.. => {
+            format!("more than {} times of spec.schedule have passed without a run, the latest", MAX_COUNT - 1)
+        }
         count => format!("{count} times of spec.schedule have passed without a run, the latest"),
     };
     let deadline = schedule.starting_deadline_seconds.map_or_else(String::new, |deadline| {

@@ -120,7 +120,10 @@ mod tests {
         assert_eq!(times("0 3 * * MON", Some("Asia/Kolkata")).next(from), Some(at("2026-12-06T21:30:00Z")));
         assert_eq!(times("@daily", None).next(from), Some(at("2026-12-01T00:00:00Z")));
         // In summer Berlin is two hours ahead.
-        assert_eq!(times("0 3 * * *", Some("Europe/Berlin")).next(at("2026-07-01T00:00:00Z")), Some(at("2026-07-01T01:00:00Z")));
+        assert_eq!(
+            times("0 3 * * *", Some("Europe/Berlin")).next(at("2026-07-01T00:00:00Z")),
+            Some(at("2026-07-01T01:00:00Z"))
+        );
         let weekly = times("0 3 * * 1", None);
         assert_eq!(weekly.latest(at("2026-11-30T03:00:00Z")), Some(at("2026-11-30T03:00:00Z")));
         assert_eq!(weekly.before(at("2026-11-30T03:00:00Z")), Some(at("2026-11-23T03:00:00Z")));

@@ -183,7 +183,8 @@ pub(crate) fn evaluated(contents: &str, right: u64) -> EvaluationState {
 
 /// What the ledger says of the first read of the problems of `cot-lite`.
 pub(crate) fn reads() -> BTreeMap<DataDigest, LedgerRead> {
-    let problems = codex_configs::benchmark("cot-lite").iter().find(|file| file.name == codex_configs::PROBLEMS).unwrap();
+    let problems =
+        codex_configs::benchmark("cot-lite").iter().find(|file| file.name == codex_configs::PROBLEMS).unwrap();
     BTreeMap::from([(problems.digest(), LedgerRead::Number(1))])
 }
 

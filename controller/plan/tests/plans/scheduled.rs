@@ -121,7 +121,10 @@ fn a_verdict_stays_until_the_next_run_has_one() {
         let running = hourly.plan(2 * HOUR + second).status;
         assert_eq!((running.verdict, running.report_digest), (Some(Verdict::Passed), passed.status.report_digest));
         assert_eq!(running.completed_at, passed.status.completed_at);
-        assert!(is_true(&running.conditions, ConditionType::Ready) && is_true(&running.conditions, ConditionType::GatesPassed));
+        assert!(
+            is_true(&running.conditions, ConditionType::Ready)
+                && is_true(&running.conditions, ConditionType::GatesPassed)
+        );
         assert!(is_true(&running.conditions, ConditionType::Reconciling));
         assert_eq!(running.schedule.unwrap().active.map(|run| run.number), Some(2));
     }
@@ -131,7 +134,10 @@ fn a_verdict_stays_until_the_next_run_has_one() {
     assert_eq!(failed.status.verdict, Some(Verdict::Failed));
     assert!(!is_true(&failed.status.conditions, ConditionType::GatesPassed));
     let history = failed.status.schedule.unwrap().history;
-    assert_eq!(history.iter().map(|run| run.verdict).collect::<Vec<_>>(), [Some(Verdict::Failed), Some(Verdict::Passed)]);
+    assert_eq!(
+        history.iter().map(|run| run.verdict).collect::<Vec<_>>(),
+        [Some(Verdict::Failed), Some(Verdict::Passed)]
+    );
 }
 
 #[test]
@@ -150,7 +156,11 @@ fn a_run_that_is_at_work_forbids_the_next_one() {
     assert_eq!((schedule.runs, schedule.last_schedule_time.map(|time| time.0)), (2, Some(make::at(3 * HOUR))));
     assert_eq!(schedule.missed.map(|missed| (missed.count, missed.last.0)), Some((1, make::at(2 * HOUR))));
     let told = find(&late.conditions, ConditionType::RunsMissed).unwrap();
-    assert!(told.message.starts_with("1 time of spec.schedule has passed without a run, 2027-01-15T10:00:00Z"), "{}", told.message);
+    assert!(
+        told.message.starts_with("1 time of spec.schedule has passed without a run, 2027-01-15T10:00:00Z"),
+        "{}",
+        told.message
+    );
     // The next run in time clears the condition.
     hourly.plan(3 * HOUR + 62);
     hourly.finish("b", 500, 3 * HOUR + 100);

@@ -264,7 +264,10 @@ impl World {
             plan = obstruct(&plan, evaluation::plan, &observed, self.now());
         }
         let published = plan.status.verdict.is_some();
-        assert!(!published || self.reads.contains_key("evaluation-1"), "a verdict is published after its read was recorded");
+        assert!(
+            !published || self.reads.contains_key("evaluation-1"),
+            "a verdict is published after its read was recorded"
+        );
         if self.evaluation.status.as_ref() != Some(&plan.status) {
             self.evaluation.status = Some(plan.status);
             changed |= self.wrote("evaluation-1");
