@@ -44,8 +44,8 @@ pub(super) fn exceeded(candidate: &Candidate, budget: ReadBudget, wanted: &[Gate
         let problems =
             candidate.problems.map_or_else(|| "its problems".to_owned(), |it| format!("the problems {}", it.short()));
         return Some(format!(
-            "was read {read} of {problems}, and reads.budget is {budget}, so it does not promote: use problems that have not been \
-             read so often"
+            "was read {read} of {problems}, and reads.budget is {budget}, so it does not promote (use problems that have not \
+             been read so often)"
         ));
     }
     wanted.iter().find_map(|gate| judged_again(candidate, budget, gate))

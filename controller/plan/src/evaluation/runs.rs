@@ -124,11 +124,10 @@ impl Scheduled {
         }
         let mut observed = observed.clone();
         let status = running.as_ref().map_or_else(|| recorded.clone(), |active| one(active, &recorded));
-        if let Some(began) = running.map(|run| run.since.0) {
-            // What pods of former runs reported does not count. A clock that is behind must not hide the reports of pods that exist.
-            let exists = |uid: &str| observed.pods.iter().any(|pod| pod.uid().as_deref() == Some(uid));
-            observed.reports.retain(|received| received.at >= began || exists(&received.report.pod_uid));
-        }
+        // What pods of former runs reported does not count. A clock that is behind must not hide the reports of pods that exist.
+        let began = running.map(|run| run.since.0);
+        let exists = |uid: &str| observed.pods.iter().any(|pod| pod.uid().as_deref() == Some(uid));
+        observed.reports.retain(|it| exists(&it.report.pod_uid) || began.is_some_and(|began| it.at >= began));
         if observed.object.status.is_some() {
             observed.object.status = Some(status);
         }
@@ -142,17 +141,16 @@ impl Scheduled {
         // A run that has just been started is planned next; until then the plan is that of the former one.
         let active = schedule.active.take();
         let status = match active {
-            Some(active) if turn.starts.is_none() => match &status.completed_at {
-                Some(completed_at) => {
+            Some(active) if turn.starts.is_none() => {
+                if let Some(completed_at) = &status.completed_at {
                     schedule.history.insert(0, finished(&active, &status, completed_at));
                     schedule.history.truncate(MAX_FINISHED);
                     status
-                }
-                None => {
+                } else {
                     schedule.active = Some(continued(active, &status));
                     if turn.holds { held(recorded, &status, &observed) } else { status }
                 }
-            },
+            }
             other => {
                 schedule.active = other;
                 status

@@ -220,7 +220,10 @@ fn of_schedule(view: &View<'_>, stage: &Stage, conditions: &mut Conditions<'_>) 
     }
     if let Some(problem) = &turn.problem {
         conditions.set(Ready, false, Reason::InvalidConfiguration, problem);
-        conditions.set(Stalled, true, Reason::InvalidConfiguration, problem);
+        // Later plans read the failure of a run there.
+        if !matches!(stage, Stage::Failed(_)) {
+            conditions.set(Stalled, true, Reason::InvalidConfiguration, problem);
+        }
     }
 }
 

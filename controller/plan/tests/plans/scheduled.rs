@@ -184,9 +184,11 @@ fn a_discarded_status_starts_anew_and_counts_another_read() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
     /// However late and however often it is planned, no run starts twice for a time, and the next look is in time.
     #[test]
-    fn runs_follow_the_times(gaps in prop::collection::vec(1_i64..20_000, 1..40), finishes in prop::collection::vec(any::<bool>(), 40)) {
+    fn runs_follow_the_times(gaps in prop::collection::vec(1_i64..20_000, 1..20), finishes in prop::collection::vec(any::<bool>(), 20)) {
         let mut hourly = Hourly::new();
         let (mut second, mut runs, mut last) = (0, 0, None);
         for (gap, finishes) in gaps.into_iter().zip(finishes) {
