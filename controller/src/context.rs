@@ -14,6 +14,7 @@ use crate::{
     endpoint::Writers,
     inbox::Inbox,
     known::Known,
+    ledger::Ledger,
     metrics::Metrics,
     observe::{Queues, Stores},
     seal::Seal,
@@ -39,6 +40,8 @@ pub struct Context {
     pub signer: Arc<Signer>,
     /// The seal of Jobs, Deployments and statuses.
     pub seal: Seal,
+    /// The reads of held-out problems.
+    pub ledger: Ledger,
     /// The admission policies that protect evidence.
     pub admission: Arc<AdmissionWatch>,
     /// The pods of each object whose reports the endpoint refused.

@@ -1,4 +1,4 @@
-//! Effects of a plan: signing. A bundle is created once and never changed.
+//! Effects of a plan: signing, and counting reads. A bundle is created once and never changed.
 
 use codex_crds::Reason;
 use codex_plan::Effect;
@@ -12,6 +12,7 @@ use crate::{
     api::{merge_params, post_params},
     context::Context,
     error::{answered, client_category, refused, said},
+    ledger::LedgerError,
     observe::caught_up,
     ownership::{controller, is_controlled_by},
     signer::{BUNDLE, PUBLIC, Signed, SignerError},
@@ -23,6 +24,9 @@ pub enum EffectError {
     /// The signer does not sign.
     #[error(transparent)]
     Signer(#[from] SignerError),
+    /// A read cannot be counted.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// A request to the API server failed.
     #[error("the ConfigMap {name} cannot be {verb}: {}", said(source))]
     Client {
@@ -52,6 +56,7 @@ impl EffectError {
     pub fn category(&self) -> &'static str {
         match self {
             Self::Signer(source) => source.category(),
+            Self::Ledger(source) => source.category(),
             Self::Client { source, .. } => client_category(source),
             Self::Taken(_) => "name_taken",
             Self::Ending(_) => "ending",
@@ -64,6 +69,7 @@ impl EffectError {
     pub fn needs_attention(&self) -> Option<Reason> {
         match self {
             Self::Client { source, .. } => refused(source).then_some(Reason::Refused),
+            Self::Ledger(source) => source.needs_attention(),
             Self::Taken(_) => Some(Reason::NameTaken),
             Self::Signer(_) | Self::Ending(_) | Self::Text(_) => None,
         }
@@ -86,6 +92,10 @@ pub async fn carry_out(context: &Context, effects: &[Effect]) -> Result<(), Effe
                     context.metrics.overridden(&promotion.reasons.ring, promotion.reasons.sign_offs.len());
                 }
                 ("promotion", result)
+            }
+            Effect::RecordRead(read) => {
+                context.ledger.record(context, read).await?;
+                continue;
             }
         };
         context.metrics.signed(statement, result.is_ok());

@@ -23,6 +23,7 @@ mod installations;
 mod kinds;
 pub mod known;
 pub mod lease;
+pub mod ledger;
 pub mod metrics;
 pub mod observe;
 pub mod operator;

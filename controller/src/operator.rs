@@ -38,6 +38,7 @@ use crate::{
     kinds::kinds,
     known::Known,
     lease::{Candidate, HeldLease, LeaseError},
+    ledger::Ledger,
     metrics::Metrics,
     observe::{Queues, Requests, watch},
     reconcile::control,
@@ -261,6 +262,7 @@ async fn lead(
             known: Known::default(),
             written: ByUid::default(),
             obstructions: ByUid::default(),
+            ledger: Ledger::default(),
         });
         tasks.spawn({
             let (context, signer) = (context.clone(), signer);

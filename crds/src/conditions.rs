@@ -22,6 +22,8 @@ pub enum ConditionType {
     CheckpointLost,
     /// The running pod has reported no progress for `spec.progressDeadlineSeconds`. Present only while true.
     ProgressStale,
+    /// Times of `spec.schedule` have passed without a run. Present only while true: until a run starts in time.
+    RunsMissed,
     /// A policy denies what the servers serve, or the model that would be served: nothing serves it. It stays, with the status False,
     /// after the policy was changed.
     Revoked,
@@ -63,6 +65,7 @@ impl ConditionType {
             Self::EndpointsWritten => "EndpointsWritten",
             Self::CheckpointLost => "CheckpointLost",
             Self::ProgressStale => "ProgressStale",
+            Self::RunsMissed => "RunsMissed",
             Self::Revoked => "Revoked",
             Self::KeyExpires => "KeyExpires",
             Self::ConfigResolved => "ConfigResolved",
@@ -231,6 +234,12 @@ reasons! {
     ScalingFailed,
     /// A SignOff names another model, report or ring than those of now.
     SignOffVoid,
+    /// The read of the problems cannot be counted, so the verdict is not published.
+    ReadUncounted,
+    /// The next run of `spec.schedule` is not due yet.
+    WaitingForSchedule,
+    /// Times of `spec.schedule` have passed without a run.
+    RunsMissed,
 }
 
 #[cfg(test)]

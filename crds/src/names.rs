@@ -50,6 +50,12 @@ pub mod child {
         format!("codex-e-{evaluation}")
     }
 
+    /// Returns the name of the Job and of the ConfigMap of one run of a repeated Evaluation. No other Evaluation has this name, because
+    /// names of Evaluations begin with a letter.
+    pub fn evaluator_run(evaluation: &str, number: i64) -> String {
+        format!("codex-e-{number}-{evaluation}")
+    }
+
     /// Returns the name of the Deployment, HorizontalPodAutoscaler, PodDisruptionBudget and NetworkPolicy of a ReasoningPod. Its Service has the name
     /// of the ReasoningPod.
     pub fn server(pod: &str) -> String {

@@ -518,6 +518,7 @@ pub(crate) mod tests {
             metrics: stated.metrics,
             gates: stated.gates,
             references: Vec::new(),
+            reads: None,
         };
         let training = Training {
             run: Object { name: "cot".into(), uid: "u".into() },

@@ -145,6 +145,14 @@ pub(crate) fn ring_rule() -> Value {
     ])
 }
 
+/// Returns the rule that a budget of reads has an error to divide, as `x-kubernetes-validations`.
+pub(crate) fn budget() -> Value {
+    serde_json::json!([{
+        "rule": "!has(self.reads) || self.gates.all(gate, has(gate.confidence))",
+        "message": "requiredEvaluations[].reads.budget divides the error of each gate: set confidence in every gate of the template, such as confidence: \"0.95\"",
+    }])
+}
+
 /// Returns the rule that templates of evaluations have different names, as `x-kubernetes-validations`.
 pub(crate) fn unique_templates() -> Value {
     serde_json::json!([{

@@ -89,6 +89,19 @@ impl<'a> Conditions<'a> {
         }
     }
 
+    /// Sets a condition back to what it was, if it was there.
+    pub(crate) fn restore(&mut self, kind: ConditionType) {
+        if self.knew(kind) {
+            self.next.retain(|(present, _)| *present != kind);
+            self.keep(kind);
+        }
+    }
+
+    /// Whether a condition has been set.
+    pub(crate) fn has(&self, kind: ConditionType) -> bool {
+        self.next.iter().any(|(present, _)| *present == kind)
+    }
+
     /// Returns the conditions in the order of [`ConditionType`].
     pub(crate) fn finish(mut self) -> Vec<Condition> {
         self.next.sort_by_key(|(kind, _)| *kind);

@@ -10,13 +10,14 @@ use crate::{
 };
 
 /// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
-const REPORTED: [ConditionType; 19] = [
+const REPORTED: [ConditionType; 20] = [
     ConditionType::StatusDiscarded,
     ConditionType::Revoked,
     ConditionType::ForeignPods,
     ConditionType::EndpointsWritten,
     ConditionType::CheckpointLost,
     ConditionType::ProgressStale,
+    ConditionType::RunsMissed,
     ConditionType::KeyExpires,
     ConditionType::Stalled,
     ConditionType::Trained,
@@ -74,7 +75,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 32] = [
+    const WARNINGS: [Reason; 34] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -107,6 +108,8 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::PolicyUnmet,
         Reason::Revoked,
         Reason::SignOffVoid,
+        Reason::ReadUncounted,
+        Reason::RunsMissed,
     ];
     // A change of the ring reaches run and pod one after the other, so different rings are a step of a normal rollout.
     if reason == Reason::RingsDiffer.name() {

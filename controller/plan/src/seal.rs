@@ -100,6 +100,8 @@ impl Sealable for EvaluationStatus {
         "references",
         "reportDigest",
         "dataDigests",
+        "reads",
+        "schedule",
         "imageId",
         "startedAt",
         "completedAt",

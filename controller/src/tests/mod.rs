@@ -4,6 +4,7 @@ mod apply;
 mod endpoint;
 mod evaluation;
 mod lease;
+mod ledger;
 mod policies;
 mod reasoning_pod;
 mod signer;

@@ -38,6 +38,7 @@ use crate::{
     context::Context,
     inbox::Inbox,
     known::Known,
+    ledger::Ledger,
     metrics::Metrics,
     observe::{Observe, Queues, Requests, Stores, Writers},
     reconcile::{ReconcileError, reconcile},
@@ -359,6 +360,7 @@ impl World {
             known: Known::default(),
             written: ByUid::default(),
             obstructions: ByUid::default(),
+            ledger: Ledger::default(),
         });
         api.put(
             "/api/v1/namespaces/team/persistentvolumeclaims/runs",

@@ -83,6 +83,7 @@ fn promotion(manifest: &Manifest, payload: &[u8]) -> Promotion {
         metrics: stated.metrics,
         gates: stated.gates,
         references: Vec::new(),
+        reads: None,
     };
     let training = Training {
         run: Object { name: "run".into(), uid: "uid".into() },

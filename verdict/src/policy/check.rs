@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Candidate, Facts, Lineage, Policy, PolicyRule, RequiredEvaluation, RequiredSignOffs, SignedOff, period,
+    Candidate, Facts, Lineage, Policy, PolicyRule, RequiredEvaluation, RequiredSignOffs, SignedOff, period, reads,
     strict::weaker,
 };
 use crate::Gate;
@@ -73,6 +73,10 @@ fn evaluation(template: &RequiredEvaluation, facts: &Facts) -> Result<(), (Deman
         let said = format!("requiredEvaluations[{name}].gates is empty, so nothing passes: name at least one gate");
         return Err((Demand::Rule, said));
     }
+    if let Some(budget) = &template.reads {
+        reads::check(*budget, &wanted)
+            .map_err(|why| (Demand::Rule, format!("requiredEvaluations[{name}].{why}, so nothing passes")))?;
+    }
     let mut closest = Vec::new();
     for candidate in &facts.evaluations {
         match falls_short(candidate, template, &wanted) {
@@ -108,7 +112,7 @@ fn falls_short(candidate: &Candidate, template: &RequiredEvaluation, wanted: &[G
             None => return Some(format!("has not reported that it read the problems {}", problems.short())),
         }
     }
-    wanted.iter().find_map(|wanted| {
+    let weak = wanted.iter().find_map(|wanted| {
         let own = candidate.gates.iter().filter(|gate| gate.metric == wanted.metric);
         let mut reasons = Vec::new();
         for gate in own {
@@ -120,7 +124,8 @@ fn falls_short(candidate: &Candidate, template: &RequiredEvaluation, wanted: &[G
                 .pop()
                 .map_or_else(|| format!("has no gate on {metric}"), |why| format!("has a gate on {metric} that {why}")),
         )
-    })
+    });
+    weak.or_else(|| template.reads.and_then(|budget| reads::exceeded(candidate, budget, wanted)))
 }
 
 /// Checks the ring before, and the time there.

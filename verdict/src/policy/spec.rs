@@ -18,6 +18,8 @@ pub const MAX_SIGNERS: usize = 32;
 pub const MAX_DENIED: usize = 256;
 /// The longest name of a user or group.
 pub const MAX_USER: usize = 256;
+/// The largest budget of reads.
+pub const MAX_READS: u32 = 10_000;
 
 /// What a policy demands and denies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +59,7 @@ pub struct PolicyRule {
 /// A template of an Evaluation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(inline)]
+#[schemars(inline, extend("x-kubernetes-validations" = cel::budget()))]
 pub struct RequiredEvaluation {
     /// Name of the template, which messages quote.
     #[schemars(length(min = 1, max = 63))]
@@ -73,6 +75,21 @@ pub struct RequiredEvaluation {
     /// minSamples.
     #[schemars(length(min = 1, max = MAX_TEMPLATE_GATES))]
     pub gates: Vec<GateSpec>,
+    /// How often a set of problems may be read for promotions. Without it, there is no limit, and each read is judged as if it were
+    /// the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads: Option<ReadBudget>,
+}
+
+/// How often a set of problems may be read for promotions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct ReadBudget {
+    /// Number of reads of a set of problems, by its digest, that may promote: a later read does not. The budget divides the error
+    /// of the gates: each gate of the template is judged again at confidence 1 - (1 - confidence) / budget.
+    #[schemars(with = "i32", range(min = 1, max = MAX_READS))]
+    pub budget: u32,
 }
 
 /// The ring in which a model must have been promoted before.

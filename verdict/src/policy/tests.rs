@@ -1,5 +1,7 @@
 //! Tests of the check of policies.
 
+use std::collections::BTreeMap;
+
 use codex_provenance::{DataDigest, ModelDigest, Sha256};
 use jiff::Timestamp;
 
@@ -48,6 +50,7 @@ fn template(preset: Option<&str>, problems: Option<&str>, min: &str) -> PolicyRu
         preset: preset.map(str::to_owned),
         problems_sha256: problems.map(|text| DataDigest(Sha256::of(text))),
         gates: vec![gate],
+        reads: None,
     };
     PolicyRule { required_evaluations: vec![template], ..rule() }
 }
@@ -55,7 +58,8 @@ fn template(preset: Option<&str>, problems: Option<&str>, min: &str) -> PolicyRu
 fn candidate(preset: &str, problems: Option<&str>, gates: &[&str]) -> Candidate {
     let gates: Vec<Gate> = gates.iter().map(|text| text.parse().unwrap()).collect();
     let problems = problems.map(|text| DataDigest(Sha256::of(text)));
-    Candidate { name: "lite".to_owned(), preset: preset.to_owned(), problems, gates }
+    let (read, metrics) = (None, BTreeMap::new());
+    Candidate { name: "lite".to_owned(), preset: preset.to_owned(), problems, gates, read, metrics }
 }
 
 #[test]

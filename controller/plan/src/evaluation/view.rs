@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use codex_configs::{Data, Evaluation as Configured, Resolved, compose_evaluation};
-use codex_crds::{EvaluationSpec, EvaluationStatus, ReferenceStatus};
+use codex_crds::{EvaluationSpec, EvaluationStatus, ReferenceStatus, child};
 use codex_provenance::ConfigDigest;
 use codex_reports::{EvaluationState, Report, State};
 use jiff::Timestamp;
@@ -13,6 +13,7 @@ use super::{
     gates::gates,
     observed::ObservedEvaluation,
     reference::{self, NoReference},
+    runs::Turn,
     subject::{Model, Subject},
 };
 use crate::{
@@ -43,10 +44,12 @@ pub(crate) struct View<'a> {
     pub(crate) references: Result<Vec<ReferenceStatus>, NoReference>,
     /// What can be said about the gates before anything is measured.
     pub(crate) notices: Vec<String>,
+    /// What a schedule adds.
+    pub(crate) turn: Turn,
 }
 
 impl<'a> View<'a> {
-    pub(crate) fn of(observed: &'a ObservedEvaluation, now: Timestamp) -> Self {
+    pub(crate) fn of(observed: &'a ObservedEvaluation, turn: Turn, now: Timestamp) -> Self {
         let (object, spec, job) = (&observed.object, &observed.object.spec, observed.job.as_ref());
         let status = object.status.clone().unwrap_or_default().believed(&observed.seal);
         let owner = Owner::evaluation(object);
@@ -83,7 +86,7 @@ impl<'a> View<'a> {
         let subject = Subject::of(object);
         let image = observed.settings.image(Component::Evaluator, &spec.pod);
         let mut view =
-            Self { observed, obstruction, status, discarded, work, subject, gates, image, references, notices };
+            Self { observed, obstruction, status, discarded, work, subject, gates, image, references, notices, turn };
         view.work.moved = view.moved();
         view
     }
@@ -97,6 +100,24 @@ impl<'a> View<'a> {
 
     pub(crate) fn spec(&self) -> &'a EvaluationSpec {
         &self.observed.object.spec
+    }
+
+    /// Returns the name of the Job and of the ConfigMap.
+    pub(crate) fn job_name(&self) -> String {
+        let name = &self.work.worker.owner.name;
+        self.turn.run.map_or_else(|| child::evaluator(name), |run| child::evaluator_run(name, run.number))
+    }
+
+    /// Returns the folder of the results below `evaluations`.
+    pub(crate) fn folder(&self) -> String {
+        let uid = &self.work.worker.owner.uid;
+        self.turn.run.map_or_else(|| uid.clone(), |run| run.folder(uid))
+    }
+
+    /// Returns the key under which the read of the problems is counted.
+    pub(crate) fn read_key(&self) -> String {
+        let uid = &self.work.worker.owner.uid;
+        self.turn.run.map_or_else(|| uid.clone(), |run| run.key(uid))
     }
 
     /// Returns the digest of the configuration, if it is valid and complete: it holds the digests of the outcomes that gates

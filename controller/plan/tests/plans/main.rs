@@ -15,6 +15,7 @@ mod properties;
 mod queued;
 mod rotation;
 mod samples;
+mod scheduled;
 mod servers;
 mod stories;
 mod world;

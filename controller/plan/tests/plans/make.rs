@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
-use codex_plan::Settings;
+use codex_plan::{Settings, evaluation::LedgerRead};
 use codex_provenance::{
     ConfigDigest, DataDigest, Sha256,
     manifest::{File, Manifest},
@@ -179,6 +179,13 @@ pub(crate) fn evaluated(contents: &str, right: u64) -> EvaluationState {
         outcomes: Some(outcomes(right)),
         ..EvaluationState::default()
     }
+}
+
+/// What the ledger says of the first read of the problems of `cot-lite`.
+pub(crate) fn reads() -> BTreeMap<DataDigest, LedgerRead> {
+    let problems =
+        codex_configs::benchmark("cot-lite").iter().find(|file| file.name == codex_configs::PROBLEMS).unwrap();
+    BTreeMap::from([(problems.digest(), LedgerRead::Number(1))])
 }
 
 /// The digest of the outcomes of an evaluation with so many right answers.

@@ -203,6 +203,11 @@ impl Told for ObservedEvaluation {
         if self.obstruction.is_none() {
             job(&mut self.job, &mut self.pods, &plan.desired);
         }
+        // Each run of a schedule has a Job of its own, and only that of the latest one is observed.
+        let name = evaluation::job_name(&self.object, &self.seal);
+        if self.job.as_ref().is_some_and(|job| job.metadata.name.as_ref() != Some(&name)) {
+            (self.job, self.pods) = (None, Vec::new());
+        }
     }
 
     fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>) {
@@ -264,6 +269,7 @@ impl Told for ObservedReasoningPod {
                         self.promotion_again.insert(signer, signed);
                     }
                 }
+                Effect::RecordRead(read) => panic!("a ReasoningPod reads no problems: {read:?}"),
             }
         }
     }
@@ -357,6 +363,9 @@ fn tell<O: Told>(text: &str) -> String {
     let mut steps = serde_yaml::Deserializer::from_str(text);
     let mut observation = Value::deserialize(steps.next().unwrap()).unwrap();
     merge(&mut observation, &json!({"settings": *make::settings()}));
+    if O::KIND == Kind::Evaluation && observation["reads"].is_null() {
+        observation["reads"] = json!(make::reads());
+    }
     let (mut told, mut before, mut seq) = (String::new(), String::new(), 0);
     let mut second = 0;
     let mut name = "the beginning".to_owned();
@@ -471,6 +480,9 @@ stories! {
     pod_under_a_policy: ObservedReasoningPod;
     pod_revoked: ObservedReasoningPod;
     pod_jumps_to_main: ObservedReasoningPod;
+    evaluation_over_its_budget: ObservedReasoningPod;
+    evaluation_uncounted: ObservedEvaluation;
+    evaluation_on_a_schedule: ObservedEvaluation;
     pod_scales: ObservedReasoningPod;
     pod_tries_a_canary: ObservedReasoningPod;
 }

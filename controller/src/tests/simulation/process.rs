@@ -40,6 +40,7 @@ use crate::{
     inbox::Inbox,
     known::Known,
     lease::Candidate,
+    ledger::Ledger,
     metrics::Metrics,
     observe::{
         Observe, Queues, Requests, get,
@@ -227,6 +228,7 @@ impl Process {
             known: Known::default(),
             written: ByUid::default(),
             obstructions: ByUid::default(),
+            ledger: Ledger::default(),
         });
         self.active.send_replace(Some(context.clone()));
         let queue = BTreeMap::new();
