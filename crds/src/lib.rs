@@ -18,6 +18,7 @@ mod promotion_policy;
 mod reasoning_pod;
 mod rollout;
 mod rules;
+mod shadow;
 mod sign_off;
 mod training_run;
 mod work;
@@ -40,6 +41,7 @@ pub use reasoning_pod::{
 pub use rollout::{
     Analysis, MAX_HISTORY, Rollout, RolloutPhase, RolloutRecord, RolloutResult, RolloutStatus, TrafficStatus,
 };
+pub use shadow::{DifferenceStatus, MAX_SHADOW_SOURCES, Parity, Shadow, ShadowSource, ShadowStatus};
 pub use sign_off::{SignOff, SignOffSpec};
 pub use training_run::{
     CheckpointStatus, ClaimOutput, CurriculumPhaseState, CurriculumPhaseStatus, CurriculumStatus, DataStatus,

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
-const REPORTED: [ConditionType; 19] = [
+const REPORTED: [ConditionType; 20] = [
     ConditionType::StatusDiscarded,
     ConditionType::Revoked,
     ConditionType::ForeignPods,
@@ -28,6 +28,7 @@ const REPORTED: [ConditionType; 19] = [
     ConditionType::RingMatched,
     ConditionType::ScalingActive,
     ConditionType::Canary,
+    ConditionType::ParityHolding,
     ConditionType::ConfigResolved,
     ConditionType::Ready,
 ];
@@ -74,7 +75,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 32] = [
+    const WARNINGS: [Reason; 33] = [
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -102,6 +103,7 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::CheckpointLost,
         Reason::ScalingFailed,
         Reason::RolledBack,
+        Reason::ParityLost,
         Reason::ProgressDeadlineExceeded,
         Reason::NodeLost,
         Reason::PolicyUnmet,

@@ -1,5 +1,5 @@
 //! Maps watch events to the objects that must be reconciled: TrainingRun → TrainingRuns, Evaluations → ReasoningPods, Evaluation →
-//! Evaluations, ReasoningPods; policies and sign-offs → ReasoningPods; children → their
+//! Evaluations, ReasoningPods; ReasoningPod → its shadows and the one that it shadows; policies and sign-offs → ReasoningPods; children → their
 //! owner, references → the objects that mount them.
 
 use codex_crds::{DataItem, Evaluation, Output, ReasoningPod, TrainingRun, VolumeClaimFolder};
@@ -33,6 +33,16 @@ impl Triggers {
     /// Queues an object itself.
     pub fn object<K: Queued>(&self, object: &K) {
         self.queues.add::<K>(&object.namespace().unwrap_or_default(), &object.name_any());
+    }
+
+    /// Queues the object `name` of a kind.
+    pub(super) fn named<K: Queued>(&self, namespace: &str, name: &str) {
+        self.queues.add::<K>(namespace, name);
+    }
+
+    /// Queues the ReasoningPods that shadow a ReasoningPod.
+    pub(super) fn shadows_of(&self, namespace: &str, name: &str) {
+        self.reasoning_pods(Some(namespace), |pod| pod.spec.shadow.as_ref().is_some_and(|shadow| shadow.of == name));
     }
 
     /// Queues the Evaluations and ReasoningPods of a TrainingRun, and the TrainingRuns whose base it is.

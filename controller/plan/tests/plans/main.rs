@@ -16,5 +16,6 @@ mod queued;
 mod rotation;
 mod samples;
 mod servers;
+mod shadows;
 mod stories;
 mod world;
