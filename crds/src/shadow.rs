@@ -101,8 +101,8 @@ pub struct ShadowStatus {
 pub struct DifferenceStatus {
     /// Number of the first token that differs, from 0.
     pub token: i64,
-    /// How much likelier the shadow's own token was to the shadow, as a difference of natural logarithms of probabilities. Absent
-    /// if the other token was not among its likeliest ones.
+    /// Distance of the natural logarithms of the probabilities that the shadow gives to its own token and to the other one. Absent if
+    /// the other one is not among its likeliest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub log_probability_gap: Option<String>,

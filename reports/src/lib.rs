@@ -16,11 +16,13 @@ use serde::{Deserialize, Serialize};
 
 pub use chain::{chain, chain_until};
 pub use copies::{
-    COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, CopiedSampling, MAX_COPY, MirrorFile, MirrorTarget, RequestCopy,
-    ShadowFile, signed_copy,
+    COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, CopiedSampling, MAX_COPY, MirrorFile, MirrorTarget,
+    RequestCopy, ShadowFile, signed_copy,
 };
 pub use evaluation::EvaluationState;
-pub use serving::{Comparison, Difference, LATENCY_EDGES, MAX_COMPARISONS, ServingState, Traffic, latency_buckets, percentile_95};
+pub use serving::{
+    Comparison, Difference, LATENCY_EDGES, MAX_COMPARISONS, ServingState, Traffic, latency_buckets, percentile_95,
+};
 pub use training::{
     Base, Checkpoint, Curriculum, CurriculumPhase, DataFile, Model, PhaseStatus, Progress, TrainingState,
 };

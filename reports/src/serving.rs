@@ -100,8 +100,8 @@ impl Comparison {
 pub struct Difference {
     /// The number of the first token that differs, from 0.
     pub token: u64,
-    /// How much likelier the shadow's own token was to the shadow than the other one, in thousandths of a nat; `None` if the other
-    /// one was not among its likeliest.
+    /// The distance of the log-probabilities that the shadow gives to its own token and to the other one, in thousandths; `None` if
+    /// the other one is not among its likeliest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gap_thousandths: Option<u64>,
 }

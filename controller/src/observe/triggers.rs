@@ -144,13 +144,13 @@ impl Triggers {
 
 #[cfg(test)]
 mod tests {
-    use codex_crds::{Evaluation, TrainingRun};
+    use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
     use k8s_openapi::api::core::v1::PersistentVolumeClaim;
     use kube::{core::PartialObjectMeta, runtime::watcher::Event};
     use serde_json::{Value, json};
 
     use super::Triggers;
-    use crate::observe::{Queues, Requests, Stores, Writers};
+    use crate::observe::{Kind, Queues, Requests, Stores, Writers};
 
     fn object(kind: &str, name: &str, spec: &Value) -> Value {
         let metadata = json!({"name": name, "namespace": "team", "uid": name});
@@ -168,6 +168,39 @@ mod tests {
         }
         all.sort();
         all
+    }
+
+    #[test]
+    fn a_shadow_and_the_one_that_it_shadows_queue_each_other() {
+        let mut writers = Writers::ready();
+        let stores = Stores::of(&mut writers);
+        let pod = |name: &str, shadow: &Value, recorded: &Value| -> ReasoningPod {
+            let spec = json!({"rolloutRing": "main", "trainingRun": "a", "evaluations": ["e"], "shadow": shadow});
+            let mut object = object("ReasoningPod", name, &spec);
+            object["status"] = json!({"shadow": recorded});
+            serde_json::from_value(object).unwrap()
+        };
+        let of = |name: &str| json!({"of": name, "samplePercent": 10, "maxDivergence": "0.01"});
+        let live = pod("live", &Value::Null, &Value::Null);
+        let next = pod("next", &of("live"), &json!({"of": "former"}));
+        for pod in [&live, &next] {
+            writers.reasoning_pods.apply_watcher_event(&Event::Apply(pod.clone()));
+        }
+        let (queues, mut requests) = Queues::new();
+        let triggers = Triggers::new(queues, stores);
+        let mut queued = |pod: &ReasoningPod| {
+            pod.changed(&triggers);
+            let mut all = Vec::new();
+            while let Ok(found) = requests.reasoning_pods.try_recv() {
+                all.push(found.name);
+            }
+            all.sort();
+            all
+        };
+        assert_eq!(queued(&live), ["live", "next"]);
+        // What it shadowed before its spec changed must forget it.
+        assert_eq!(queued(&next), ["former", "live", "next"]);
+        assert_eq!(queued(&pod("alone", &Value::Null, &Value::Null)), ["alone"]);
     }
 
     #[test]

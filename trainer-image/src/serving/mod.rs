@@ -518,7 +518,9 @@ async fn reload(files: Reloaded, period: Duration) {
         tokio::time::sleep(period).await;
         let files = files.clone();
         if tokio::task::spawn_blocking(move || files.reload()).await.is_err() {
-            tracing::error!("reading API keys, safety rules, certificate and shadows again failed: changes need a restart");
+            tracing::error!(
+                "reading API keys, safety rules, certificate and shadows again failed: changes need a restart"
+            );
             return;
         }
     }

@@ -328,7 +328,9 @@ fn config_map(view: &View<'_>) -> ConfigMap {
     ConfigMap {
         metadata: metadata(view, server(view)),
         data: Some(
-            std::iter::once((CA.to_owned(), view.observed.settings.report_ca.clone())).chain(shadow::files(view)).collect(),
+            std::iter::once((CA.to_owned(), view.observed.settings.report_ca.clone()))
+                .chain(shadow::files(view))
+                .collect(),
         ),
         ..ConfigMap::default()
     }

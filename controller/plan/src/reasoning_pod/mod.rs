@@ -25,7 +25,8 @@ use jiff::Timestamp;
 pub use bundles::{BundleNames, bundle_names, manifest};
 pub use endpoints::{ForeignSlice, SERVICE_NAME, WRITER, WRITTEN_BY};
 pub use observed::{
-    Bundle, Incumbent, Mirrored, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer, TrustedKey,
+    Bundle, Incumbent, Mirrored, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer,
+    TrustedKey,
 };
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};

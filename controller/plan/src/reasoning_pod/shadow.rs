@@ -48,7 +48,8 @@ pub(super) fn arguments(view: &View<'_>) -> [(&'static str, String); 1] {
 /// Whether the servers of a Deployment are shadows exactly if the spec says so. Others must not answer clients, or must.
 pub(super) fn fits(view: &View<'_>, live: &Deployment) -> bool {
     let template = live.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
-    let mut arguments = template.into_iter().flat_map(|spec| &spec.containers).filter_map(|it| it.args.as_ref()).flatten();
+    let mut arguments =
+        template.into_iter().flat_map(|spec| &spec.containers).filter_map(|it| it.args.as_ref()).flatten();
     arguments.any(|argument| argument == SHADOW) == view.spec().shadow.is_some()
 }
 
@@ -88,8 +89,9 @@ pub(super) fn block(observed: &ObservedReasoningPod) -> Option<Block> {
         );
     }
     let Some(incumbent) = &observed.incumbent else {
-        let sentence =
-            format!("spec.shadow.of is {of}, and no ReasoningPod of this name exists in this namespace: create it, or name another one");
+        let sentence = format!(
+            "spec.shadow.of is {of}, and no ReasoningPod of this name exists in this namespace: create it, or name another one"
+        );
         return Some(Block::waits(About::Shadow, Reason::NotFound, sentence));
     };
     let other = incumbent.shadow_of.as_ref()?;
@@ -215,10 +217,8 @@ fn told(view: &View<'_>, stage: &Stage, spec: &Shadow, status: &ShadowStatus) ->
     let differ = compared - agreed;
     let of_all = format!("{differ} of {compared} requests were answered differently than by {of}");
     let limit = format!("spec.shadow.maxDivergence is {}", spec.max_divergence);
-    let sample = Sample::Share {
-        successes: u64::try_from(differ).unwrap_or(0),
-        n: u64::try_from(*compared).unwrap_or(0),
-    };
+    let sample =
+        Sample::Share { successes: u64::try_from(differ).unwrap_or(0), n: u64::try_from(*compared).unwrap_or(0) };
     let found = (*compared > 0).then(|| bounds(&sample, CONFIDENCE)).flatten();
     match (status.parity, judge(spec, *compared, *agreed), found) {
         (_, Judged::Lost, Some(found)) => {
@@ -232,17 +232,23 @@ fn told(view: &View<'_>, stage: &Stage, spec: &Shadow, status: &ShadowStatus) ->
             (Truth::True, Reason::ParityProved, message)
         }
         (Some(Parity::Lost), ..) => {
-            let message = format!("parity was lost, and the requests since do not prove that it holds: {of_all}; {limit}");
+            let message =
+                format!("parity was lost, and the requests since do not prove that it holds: {of_all}; {limit}");
             (Truth::False, Reason::ParityLost, message)
         }
         (Some(Parity::Holds), ..) => {
-            let message = format!("parity was proved, and the requests since do not prove that it is lost: {of_all}; {limit}");
+            let message =
+                format!("parity was proved, and the requests since do not prove that it is lost: {of_all}; {limit}");
             (Truth::True, Reason::ParityProved, message)
         }
         (None, judged, _) => {
             let starts = !matches!(stage, Stage::Serving(_)) && *compared == 0;
             if starts {
-                return (Truth::Unknown, Reason::RollingOut, "no server of the shadow compares requests yet".to_owned());
+                return (
+                    Truth::Unknown,
+                    Reason::RollingOut,
+                    "no server of the shadow compares requests yet".to_owned(),
+                );
             }
             let more = match judged {
                 Judged::Undecided(Some(more)) => format!("about {more} more decide it"),

@@ -67,7 +67,8 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         ready_replicas: Some(counts.ready),
         ready: (!view.spec().dry_run).then(|| format!("{}/{}", counts.ready, wanted.replicas)),
         // A shadow answers nobody.
-        url: (serves && view.spec().shadow.is_none()).then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
+        url: (serves && view.spec().shadow.is_none())
+            .then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
         evidence: evidence.as_ref().map(|evidence| match evidence {
             Ok(()) => EvidenceStrength::Strong,
             Err(_) => EvidenceStrength::Weak,

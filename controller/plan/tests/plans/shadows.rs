@@ -74,7 +74,8 @@ fn a_shadow_comes_and_goes_without_a_restart_of_the_incumbent() {
         ("pod-2", "http://next.team.svc:8000", 10)
     );
     // It may send copies to the shadow, and nothing more.
-    let egress = |plan: &Plan<ReasoningPodStatus>| plan.desired.network_policies[0].spec.clone().unwrap().egress.unwrap();
+    let egress =
+        |plan: &Plan<ReasoningPodStatus>| plan.desired.network_policies[0].spec.clone().unwrap().egress.unwrap();
     let (before, after) = (egress(&without), egress(&with));
     assert_eq!((&after[..2], after.len()), (&before[..], 3));
     let peer = after[2].to.as_ref().unwrap()[0].pod_selector.clone().unwrap().match_labels.unwrap();

@@ -137,12 +137,9 @@ mod tests {
 
     #[test]
     fn the_answer_is_marked_or_follows_the_reasoning() {
-        for (text, answer) in [
-            ("3+4=7 #7$", "7"),
-            ("<think>1</think> 42 \n", "42"),
-            ("a</think>b</think> c", "c"),
-            (" plain ", "plain"),
-        ] {
+        for (text, answer) in
+            [("3+4=7 #7$", "7"), ("<think>1</think> 42 \n", "42"), ("a</think>b</think> c", "c"), (" plain ", "plain")]
+        {
             assert_eq!(final_answer(text), answer, "{text}");
         }
     }

@@ -162,7 +162,8 @@ fn read(path: &Path) -> Result<(Vec<u8>, ShadowFile), String> {
     match files::read_start(path, MAX_FILE) {
         Ok(bytes) if bytes.is_empty() => Ok((bytes, ShadowFile::default())),
         Ok(bytes) => {
-            let parsed = codex_json::from_slice(&bytes).map_err(|why| format!("the file with keys is invalid: {why}"))?;
+            let parsed =
+                codex_json::from_slice(&bytes).map_err(|why| format!("the file with keys is invalid: {why}"))?;
             Ok((bytes, parsed))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((Vec::new(), ShadowFile::default())),

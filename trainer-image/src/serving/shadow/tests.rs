@@ -43,11 +43,8 @@ impl Pair {
         answers.mirror = Some(answers.path("mirror.json"));
         let target =
             MirrorTarget { uid: UID.to_owned(), url: format!("http://{}", second.address), sample_percent: 100 };
-        fs::write(
-            answers.path("mirror.json"),
-            serde_json::to_vec(&MirrorFile { shadows: vec![target] }).unwrap(),
-        )
-        .unwrap();
+        fs::write(answers.path("mirror.json"), serde_json::to_vec(&MirrorFile { shadows: vec![target] }).unwrap())
+            .unwrap();
         let first = answers.ready().await;
         let key = first.reporter.state().copies_key.unwrap();
         accept(&compares, &[key]);
@@ -246,7 +243,8 @@ fn copies_that_find_no_place_are_dropped_and_counted() {
         recording.finish(false);
     }
     let text = TextEncoder::new().encode_to_string(&metrics.registry().gather()).unwrap();
-    let dropped = text.lines().find_map(|line| line.strip_prefix("codex_ml_inference_copies_total{result=\"dropped\"} "));
+    let dropped =
+        text.lines().find_map(|line| line.strip_prefix("codex_ml_inference_copies_total{result=\"dropped\"} "));
     let dropped: u64 = dropped.unwrap().parse().unwrap();
     // 64 wait, and one may be on its way.
     assert!((35..=36).contains(&dropped), "{text}");
