@@ -12,7 +12,7 @@ pub const COPY_SIGNATURE_HEADER: &str = "x-codex-copy-signature";
 /// Maximum size of a copy in bytes.
 pub const MAX_COPY: usize = 4 << 20;
 
-/// Where a server sends copies of its requests. An absent file means nowhere.
+/// Where a server sends copies of its requests. An absent or empty file means nowhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MirrorFile {

@@ -80,7 +80,7 @@ async fn a_shadow_of_the_same_model_holds_parity_and_one_of_another_model_loses_
     }
     until_found("the incumbent has no shadows", COMPARED, async || {
         let files = team.api::<ConfigMap>().get(&child::server("served")).await?.data.unwrap_or_default();
-        Ok((!files.contains_key("mirror.json")).then_some(()))
+        Ok((files["mirror.json"] == r#"{"shadows":[]}"#).then_some(()))
     })
     .await?;
     assert_eq!(uids(&team, "served").await?, stable);

@@ -6,6 +6,7 @@ mod evaluation;
 mod lease;
 mod policies;
 mod reasoning_pod;
+mod shadow;
 mod signer;
 mod simulation;
 mod training_run;

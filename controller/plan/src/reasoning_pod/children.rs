@@ -329,7 +329,7 @@ fn config_map(view: &View<'_>) -> ConfigMap {
         metadata: metadata(view, server(view)),
         data: Some(
             std::iter::once((CA.to_owned(), view.observed.settings.report_ca.clone()))
-                .chain(shadow::files(view))
+                .chain(shadow::file(view))
                 .collect(),
         ),
         ..ConfigMap::default()

@@ -53,23 +53,23 @@ pub(super) fn fits(view: &View<'_>, live: &Deployment) -> bool {
     arguments.any(|argument| argument == SHADOW) == view.spec().shadow.is_some()
 }
 
-/// Returns the files about shadows that the pods mount: names and contents.
-pub(super) fn files(view: &View<'_>) -> Vec<(String, String)> {
-    let file = |name: &str, json: Result<String, serde_json::Error>| json.ok().map(|json| (name.to_owned(), json));
-    if let Some(spec) = &view.spec().shadow {
+/// Returns the file about shadows that the pods mount: its name and contents. It is there without shadows, too, so that one that
+/// another client writes is replaced.
+pub(super) fn file(view: &View<'_>) -> Option<(String, String)> {
+    let (name, json) = if let Some(spec) = &view.spec().shadow {
         let keys = sources(view, spec).into_iter().map(|source| source.key).collect();
-        let accepted = ShadowFile { uid: view.owner.uid.clone(), keys };
-        return file(SHADOW_FILE, serde_json::to_string(&accepted)).into_iter().collect();
-    }
-    let target = |shadow: &Mirrored| MirrorTarget {
-        uid: shadow.uid.clone(),
-        url: format!("http://{}.{}.svc:{PORT}", shadow.name, view.owner.namespace),
-        sample_percent: shadow.sample_percent.clamp(0, 100).unsigned_abs(),
+        (SHADOW_FILE, serde_json::to_string(&ShadowFile { uid: view.owner.uid.clone(), keys }))
+    } else {
+        let target = |shadow: &Mirrored| MirrorTarget {
+            uid: shadow.uid.clone(),
+            url: format!("http://{}.{}.svc:{PORT}", shadow.name, view.owner.namespace),
+            sample_percent: shadow.sample_percent.clamp(0, 100).unsigned_abs(),
+        };
+        let shadows = view.observed.shadows.iter().map(target).collect();
+        (MIRROR_FILE, serde_json::to_string(&MirrorFile { shadows }))
     };
-    let shadows: Vec<_> = view.observed.shadows.iter().map(target).collect();
-    // Without shadows there is no file.
-    let told = (!shadows.is_empty()).then(|| serde_json::to_string(&MirrorFile { shadows }));
-    told.and_then(|json| file(MIRROR_FILE, json)).into_iter().collect()
+    // Texts and numbers are always JSON.
+    json.ok().map(|json| (name.to_owned(), json))
 }
 
 /// Returns why the object cannot be a shadow of what its spec names.

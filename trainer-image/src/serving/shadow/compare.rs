@@ -9,7 +9,7 @@ use crate::{
     tasks,
 };
 
-/// How a copy was compared, or that it was not.
+/// How a copy compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The tokens are the same.
