@@ -16,6 +16,7 @@ use super::{
     children::PORT,
     evidence::{About, Block},
     observed::{Mirrored, ObservedReasoningPod},
+    servers::Servers,
     stage::Stage,
     view::View,
 };
@@ -118,7 +119,7 @@ fn sources(view: &View<'_>, spec: &Shadow) -> Vec<ShadowSource> {
 pub(super) fn status(view: &View<'_>) -> Option<ShadowStatus> {
     let spec = view.spec().shadow.as_ref()?;
     let of_digest = view.observed.incumbent.as_ref().and_then(|incumbent| incumbent.model);
-    let digest = view.servers.as_ref().and_then(|servers| servers.made_for()).map(|(model, _)| model);
+    let digest = view.servers.as_ref().and_then(Servers::made_for).map(|(model, _)| model);
     let held = view.status.shadow.clone().filter(|held| {
         // What serves may be unknown for a while; another model begins anew.
         let same = |held: Option<ModelDigest>, now: Option<ModelDigest>| now.is_none() || held == now;
