@@ -146,6 +146,9 @@ async fn a_shadow_answers_nobody() {
     assert_eq!(open.reporter.state().copies_key, None);
 }
 
+/// A body, its key and its signature, and the status and the sentence of the answer.
+type Sent<'a> = (&'a [u8], Option<String>, Option<String>, u16, &'a str);
+
 /// Sends a body to a shadow with these headers.
 async fn send(address: SocketAddr, body: Vec<u8>, key: Option<String>, signature: Option<String>) -> (u16, Value) {
     let work = move || {
@@ -193,7 +196,7 @@ async fn only_the_servers_that_the_controller_names_are_believed() {
     let mut foreign = copy(9);
     foreign.prompt_text = "other text".to_owned();
     let foreign = serde_json::to_vec(&foreign).unwrap();
-    let cases: [(&[u8], Option<String>, Option<String>, u16, &str); 9] = [
+    let cases: [Sent<'_>; 9] = [
         (&body, None, None, 401, "needs the headers"),
         (&body, Some(public(&known)), None, 401, "needs the headers"),
         (&body, Some(public(&unknown)), signed(&unknown, UID, &body), 403, "is not one of the servers"),
