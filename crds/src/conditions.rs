@@ -51,6 +51,9 @@ pub enum ConditionType {
     ScalingActive,
     /// A canary runs beside the servers. Present once there has been one.
     Canary,
+    /// The shadow answers as the ReasoningPod that it shadows. Present only with `spec.shadow`; Unknown until enough requests were
+    /// compared.
+    ParityHolding,
 }
 
 impl ConditionType {
@@ -79,6 +82,7 @@ impl ConditionType {
             Self::Verified => "Verified",
             Self::ScalingActive => "ScalingActive",
             Self::Canary => "Canary",
+            Self::ParityHolding => "ParityHolding",
         }
     }
 }
@@ -240,6 +244,12 @@ reasons! {
     WaitingForSchedule,
     /// Times of `spec.schedule` have passed without a run.
     RunsMissed,
+    /// The answers of a shadow certainly differ in at most `spec.shadow.maxDivergence` of the requests.
+    ParityProved,
+    /// The answers of a shadow certainly differ in more than `spec.shadow.maxDivergence` of the requests.
+    ParityLost,
+    /// Too few requests were compared to decide whether parity holds.
+    WaitingForRequests,
 }
 
 #[cfg(test)]

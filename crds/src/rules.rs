@@ -92,6 +92,20 @@ pub(crate) fn scaled_by_cpu() -> Rule {
     )
 }
 
+/// Returns the rule that a ReasoningPod is not its own shadow. The name of an object is known only at its root.
+pub(crate) fn own_shadow() -> Rule {
+    Rule::new("!has(self.spec.shadow) || self.spec.shadow.of != self.metadata.name")
+        .message("spec.shadow.of is the ReasoningPod itself: name another ReasoningPod, whose requests are copied")
+}
+
+/// Returns the rule that a shadow has nothing that is only of use to servers with clients.
+pub(crate) fn shadow() -> Rule {
+    Rule::new("!has(self.shadow) || !(has(self.autoscaling) || has(self.rollout) || has(self.serving))").message(
+        "spec.shadow excludes spec.autoscaling, spec.rollout and spec.serving, because a shadow has no clients: remove them, or \
+         remove spec.shadow",
+    )
+}
+
 /// Returns the rule on a `digest` of a model.
 pub(crate) fn digest() -> Rule {
     text(

@@ -565,6 +565,22 @@ fn serving() -> Dashboard {
                     .by(&server::KEY_TOKENS.rate(&chosen, RATE_INTERVAL).sum(&[KEY]), &[KEY])
                     .when_empty("no API keys"),
                     Panel::new(
+                        Stack,
+                        PerSecond,
+                        "Copies for shadows",
+                        "Copies of answered requests per second by what became of them.",
+                    )
+                    .by(&server::COPIES.rate(&chosen, RATE_INTERVAL).sum(&[RESULT]), &[RESULT])
+                    .when_empty("no servers"),
+                    Panel::new(
+                        Stack,
+                        PerSecond,
+                        "Compared requests",
+                        "Copied requests per second by how shadows compared them.",
+                    )
+                    .by(&server::COMPARED.rate(&chosen, RATE_INTERVAL).sum(&[RESULT]), &[RESULT])
+                    .when_empty("no servers"),
+                    Panel::new(
                         Lines,
                         Plain,
                         "Models",

@@ -29,6 +29,7 @@ const REPORTED: [ConditionType; 20] = [
     ConditionType::RingMatched,
     ConditionType::ScalingActive,
     ConditionType::Canary,
+    ConditionType::ParityHolding,
     ConditionType::ConfigResolved,
     ConditionType::Ready,
 ];
@@ -75,7 +76,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 34] = [
+    const WARNINGS: &[Reason] = &[
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -103,6 +104,7 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::CheckpointLost,
         Reason::ScalingFailed,
         Reason::RolledBack,
+        Reason::ParityLost,
         Reason::ProgressDeadlineExceeded,
         Reason::NodeLost,
         Reason::PolicyUnmet,

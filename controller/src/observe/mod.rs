@@ -14,6 +14,7 @@ mod reasoning_pod;
 mod references;
 mod reflector;
 mod served;
+mod shadows;
 #[cfg(test)]
 pub(crate) mod simulated;
 mod stores;

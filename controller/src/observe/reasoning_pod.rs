@@ -24,6 +24,7 @@ use super::{
     kind::{Kind, Observe},
     policies,
     served::{Served, foreign, served},
+    shadows,
     stores::get,
     triggers::Triggers,
     warnings::warnings,
@@ -47,6 +48,14 @@ impl Kind for ReasoningPod {
 
     fn changed(&self, triggers: &Triggers) {
         triggers.object(self);
+        let namespace = self.namespace().unwrap_or_default();
+        triggers.shadows_of(&namespace, &self.name_any());
+        // Also the one that it shadowed before its spec changed.
+        let recorded = self.status.as_ref().and_then(|status| Some(&status.shadow.as_ref()?.of));
+        let named = self.spec.shadow.as_ref().map(|shadow| &shadow.of);
+        for of in named.into_iter().chain(recorded.filter(|recorded| Some(*recorded) != named)) {
+            triggers.named::<Self>(&namespace, of);
+        }
     }
 }
 
@@ -139,6 +148,8 @@ impl Observe for ReasoningPod {
             pods: behind.current,
             warnings,
             former_pods: behind.former,
+            incumbent: shadows::incumbent(context, &self),
+            shadows: shadows::shadows(context, &self),
             foreign_pods,
             unprotected,
             endpoint_slices: slices.own,

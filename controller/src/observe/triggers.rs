@@ -1,5 +1,5 @@
 //! Maps watch events to the objects that must be reconciled: TrainingRun → TrainingRuns, Evaluations → ReasoningPods, Evaluation →
-//! Evaluations, ReasoningPods; policies and sign-offs → ReasoningPods; children → their
+//! Evaluations, ReasoningPods; ReasoningPod → its shadows and the one that it shadows; policies and sign-offs → ReasoningPods; children → their
 //! owner, references → the objects that mount them.
 
 use std::sync::Arc;
@@ -34,6 +34,16 @@ impl Triggers {
     /// Queues an object itself.
     pub fn object<K: Queued>(&self, object: &K) {
         self.queues.add::<K>(&object.namespace().unwrap_or_default(), &object.name_any());
+    }
+
+    /// Queues the object `name` of a kind.
+    pub(super) fn named<K: Queued>(&self, namespace: &str, name: &str) {
+        self.queues.add::<K>(namespace, name);
+    }
+
+    /// Queues the ReasoningPods that shadow a ReasoningPod.
+    pub(super) fn shadows_of(&self, namespace: &str, name: &str) {
+        self.reasoning_pods(Some(namespace), |pod| pod.spec.shadow.as_ref().is_some_and(|shadow| shadow.of == name));
     }
 
     /// Queues the Evaluations and ReasoningPods of a TrainingRun, and the TrainingRuns whose base it is.
@@ -108,13 +118,13 @@ impl Triggers {
 
 #[cfg(test)]
 mod tests {
-    use codex_crds::{Evaluation, TrainingRun};
+    use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
     use k8s_openapi::api::core::v1::PersistentVolumeClaim;
     use kube::{core::PartialObjectMeta, runtime::watcher::Event};
     use serde_json::{Value, json};
 
     use super::Triggers;
-    use crate::observe::{Queues, Requests, Stores, Writers};
+    use crate::observe::{Kind, Queues, Requests, Stores, Writers};
 
     fn object(kind: &str, name: &str, spec: &Value) -> Value {
         let metadata = json!({"name": name, "namespace": "team", "uid": name});
@@ -132,6 +142,39 @@ mod tests {
         }
         all.sort();
         all
+    }
+
+    #[test]
+    fn a_shadow_and_the_one_that_it_shadows_queue_each_other() {
+        let mut writers = Writers::ready();
+        let stores = Stores::of(&mut writers);
+        let pod = |name: &str, shadow: &Value, recorded: &Value| -> ReasoningPod {
+            let spec = json!({"rolloutRing": "main", "trainingRun": "a", "evaluations": ["e"], "shadow": shadow});
+            let mut object = object("ReasoningPod", name, &spec);
+            object["status"] = json!({"shadow": recorded});
+            serde_json::from_value(object).unwrap()
+        };
+        let of = |name: &str| json!({"of": name, "samplePercent": 10, "maxDivergence": "0.01"});
+        let live = pod("live", &Value::Null, &Value::Null);
+        let next = pod("next", &of("live"), &json!({"of": "former"}));
+        for pod in [&live, &next] {
+            writers.reasoning_pods.apply_watcher_event(&Event::Apply(pod.clone()));
+        }
+        let (queues, mut requests) = Queues::new();
+        let triggers = Triggers::new(queues, stores);
+        let mut queued = |pod: &ReasoningPod| {
+            pod.changed(&triggers);
+            let mut all = Vec::new();
+            while let Ok(found) = requests.reasoning_pods.try_recv() {
+                all.push(found.name);
+            }
+            all.sort();
+            all
+        };
+        assert_eq!(queued(&live), ["live", "next"]);
+        // What it shadowed before its spec changed must forget it.
+        assert_eq!(queued(&next), ["former", "live", "next"]);
+        assert_eq!(queued(&pod("alone", &Value::Null, &Value::Null)), ["alone"]);
     }
 
     #[test]

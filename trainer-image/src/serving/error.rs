@@ -74,6 +74,9 @@ pub enum ServeError {
     /// The certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Copies for shadows cannot be sent.
+    #[error("copies of requests cannot be sent")]
+    Mirror(#[source] io::Error),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -117,7 +120,7 @@ impl ServeError {
             Self::SelfCheck(_) => "SelfCheckFailed",
             Self::Arguments | Self::Keys(_) | Self::Filter(_) | Self::Tls(_) | Self::Public(_) => "InvalidSettings",
             Self::Listen { .. } => "AddressUnavailable",
-            Self::Signals(_) | Self::Metrics(_) | Self::Engine(_) | Self::Http(_) => "ServerFailed",
+            Self::Signals(_) | Self::Metrics(_) | Self::Engine(_) | Self::Http(_) | Self::Mirror(_) => "ServerFailed",
             Self::CutOff { .. } => "DrainDeadlineExceeded",
         }
     }

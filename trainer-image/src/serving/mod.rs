@@ -19,6 +19,7 @@ mod metrics;
 mod openai;
 mod phase;
 mod place;
+mod shadow;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -48,6 +49,7 @@ use self::{
     metrics::Metrics,
     phase::{Phase, ServedModel},
     place::SPARE,
+    shadow::{Mirror, Shadow},
     tls::Certificate,
     verified_load::{Paths, load_checked, read_unsigned, read_verified},
 };
@@ -152,6 +154,14 @@ pub struct Serve {
     /// Report the numbers of requests to the controller, which analyses canaries.
     #[arg(long)]
     report_traffic: bool,
+    /// Send copies of answered requests to the shadows that this file names. It is read again every few seconds; without it, none are
+    /// sent.
+    #[arg(long, value_name = "FILE", conflicts_with = "shadow")]
+    mirror: Option<PathBuf>,
+    /// Be a shadow: answer nobody, but compare the copies of requests that the servers in this file send. It is read again every few
+    /// seconds.
+    #[arg(long, value_name = "FILE")]
+    shadow: Option<PathBuf>,
     /// Name of the model in the OpenAI-shaped API; the beginning of its digest by default.
     #[arg(long, value_name = "NAME", env = "CODEX_OBJECT_NAME")]
     name: Option<String>,
@@ -259,6 +269,12 @@ struct Server {
     limits: Limits,
     /// Whether and how often the numbers of requests are reported.
     traffic: Option<Duration>,
+    /// The file with the shadows that get copies.
+    mirror: Option<PathBuf>,
+    /// The file with the servers whose copies are compared; the server is a shadow.
+    shadow: Option<PathBuf>,
+    /// How often comparisons are reported.
+    compared: Duration,
     name: Option<String>,
 }
 
@@ -305,6 +321,9 @@ impl Server {
             drain_deadline: Duration::from_secs(arguments.drain_deadline.into()),
             limits: LIMITS,
             traffic: arguments.report_traffic.then_some(TRAFFIC),
+            mirror: arguments.mirror,
+            shadow: arguments.shadow,
+            compared: TRAFFIC,
             name: arguments.name,
         })
     }
@@ -340,7 +359,9 @@ impl Server {
             Source::Signed { expected, .. } => Some(expected.clone()),
             Source::Unsigned(_) => None,
         };
-        let gates = Gates { access: Arc::clone(&access), filter: filter.clone() };
+        let mirror = self.mirror.clone().map(|path| Mirror::new(path, Arc::clone(&metrics))).transpose()?;
+        let shadow = self.shadow.clone().map(|path| Shadow::new(path, Arc::clone(&metrics)));
+        let gates = Gates { access: Arc::clone(&access), filter: filter.clone(), shadow: shadow.clone() };
         let app = App::new(expected, gates, watched, Arc::clone(&metrics), self.name.clone());
         let engine_metrics = Arc::clone(&metrics);
         let closing = CancellationToken::new();
@@ -348,9 +369,10 @@ impl Server {
         if let Some(certificate) = &certificate {
             http = http.with_tls(certificate.config()?);
         }
-        let _reloading = AbortOnDropHandle::new(tokio::spawn(reload(access, filter, certificate, self.reload)));
+        let files = Reloaded { access, filter, certificate, mirror: mirror.clone(), shadow: shadow.clone() };
+        let _reloading = AbortOnDropHandle::new(tokio::spawn(reload(files, self.reload)));
         let http = tokio::spawn(http.serve(http::router(app), closing.clone()));
-        let served = self.until_stopped(&phase, engine_metrics, reporter, stop, ready).await;
+        let served = self.until_stopped(&phase, engine_metrics, (mirror, shadow), reporter, stop, ready).await;
         if let Err(error) = &served {
             phase.send_replace(Phase::Refused(chain(error).into()));
             // The listener stays open during the final report, so that probes see the reason.
@@ -368,13 +390,14 @@ impl Server {
         &self,
         phase: &watch::Sender<Phase>,
         metrics: Arc<Metrics>,
+        (mirror, shadow): (Option<Arc<Mirror>>, Option<Arc<Shadow>>),
         reporter: &Reporter<ServingState>,
         stop: &Shutdown,
         ready: impl FnOnce() + Send,
     ) -> Result<(), ServeError> {
         let model = tokio::select! {
             () = stop.requested.cancelled() => return Ok(()),
-            model = self.open(phase, Arc::clone(&metrics)) => Arc::new(model?),
+            model = self.open(phase, Arc::clone(&metrics), mirror.clone()) => Arc::new(model?),
         };
         phase.send_replace(Phase::Ready(Arc::clone(&model)));
         reporter.update(|state| {
@@ -382,12 +405,14 @@ impl Server {
             state.verified = model.verified.as_ref().map(|verified| verified.signed.model);
             state.promotion = model.verified.as_ref().map(|verified| verified.promoted.digest);
             state.traffic = self.traffic.map(|_| metrics.traffic());
+            state.copies_key = mirror.as_ref().map(|mirror| mirror.key().to_owned());
         });
         tracing::info!(model = %model.digest, ring = model.ring(), "ready");
         ready();
         tokio::select! {
             () = stop.requested.cancelled() => {}
             () = self.report_traffic(reporter, &metrics) => {}
+            () = self.report_comparisons(reporter, shadow.as_deref()) => {}
             () = model.batcher.ended() => return Err(ServeError::Engine(std::io::Error::other("it panicked"))),
         }
         tracing::info!("stopping: not ready; finishing running requests");
@@ -413,8 +438,27 @@ impl Server {
         }
     }
 
+    /// Reports what a shadow has compared whenever it has changed, forever.
+    async fn report_comparisons(&self, reporter: &Reporter<ServingState>, shadow: Option<&Shadow>) {
+        let Some(shadow) = shadow else { return std::future::pending().await };
+        let mut known = shadow.comparisons();
+        loop {
+            tokio::time::sleep(self.compared).await;
+            let comparisons = shadow.comparisons();
+            if comparisons != known {
+                known.clone_from(&comparisons);
+                reporter.update(|state| state.comparisons = comparisons);
+            }
+        }
+    }
+
     /// Reads, verifies and loads the model, and runs the self-check.
-    async fn open(&self, phase: &watch::Sender<Phase>, metrics: Arc<Metrics>) -> Result<ServedModel, ServeError> {
+    async fn open(
+        &self,
+        phase: &watch::Sender<Phase>,
+        metrics: Arc<Metrics>,
+        mirror: Option<Arc<Mirror>>,
+    ) -> Result<ServedModel, ServeError> {
         let source = self.source.clone();
         let (slots, device) = (self.room.running + SPARE, self.device);
         let (digest, verified, held) = blocking(move || match source {
@@ -431,32 +475,52 @@ impl Server {
         let ends = generator.config().eos_token_ids.clone();
         let markers = openai::markers(&tokenizer);
         let grammars = Grammars::new(tokenizer.clone(), ends.clone());
-        let batcher = Batcher::start(generator, self.room, metrics).map_err(ServeError::Engine)?;
+        if let Some(mirror) = &mirror {
+            mirror.serves(digest, tokenizer.clone());
+        }
+        let batcher = Batcher::start(generator, self.room, metrics).map_err(ServeError::Engine)?.with_mirror(mirror);
         Ok(ServedModel { digest, verified, tokenizer, ends, markers, context, grammars, batcher })
     }
 }
 
-/// Reads files that may change again, forever.
-async fn reload(
+/// What is read from files that may change.
+#[derive(Clone)]
+struct Reloaded {
     access: Arc<Access>,
     filter: Option<Arc<Filter>>,
     certificate: Option<Arc<Certificate>>,
-    period: Duration,
-) {
+    mirror: Option<Arc<Mirror>>,
+    shadow: Option<Arc<Shadow>>,
+}
+
+impl Reloaded {
+    fn reload(&self) {
+        let Self { access, filter, certificate, mirror, shadow } = self;
+        access.reload();
+        if let Some(filter) = filter {
+            filter.reload();
+        }
+        if let Some(certificate) = certificate {
+            certificate.reload();
+        }
+        if let Some(mirror) = mirror {
+            mirror.reload();
+        }
+        if let Some(shadow) = shadow {
+            shadow.reload();
+        }
+    }
+}
+
+/// Reads files that may change again, forever.
+async fn reload(files: Reloaded, period: Duration) {
     loop {
         tokio::time::sleep(period).await;
-        let (access, filter, certificate) = (Arc::clone(&access), filter.clone(), certificate.clone());
-        let read = move || {
-            access.reload();
-            if let Some(filter) = filter {
-                filter.reload();
-            }
-            if let Some(certificate) = certificate {
-                certificate.reload();
-            }
-        };
-        if tokio::task::spawn_blocking(read).await.is_err() {
-            tracing::error!("reading API keys, safety rules and the certificate again failed: changes need a restart");
+        let files = files.clone();
+        if tokio::task::spawn_blocking(move || files.reload()).await.is_err() {
+            tracing::error!(
+                "reading API keys, safety rules, certificate and shadows again failed: changes need a restart"
+            );
             return;
         }
     }

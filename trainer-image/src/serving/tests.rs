@@ -49,6 +49,11 @@ fn generator(context: usize, slots: usize) -> Generator {
 
 /// Makes a model that never yields its end token, so that only limits end a response.
 fn files(context: usize) -> BTreeMap<String, Vec<u8>> {
+    seeded(context, 11)
+}
+
+/// Makes one with the weights of a seed.
+pub(super) fn seeded(context: usize, seed: u64) -> BTreeMap<String, Vec<u8>> {
     let shape = Shape {
         hidden_size: 32,
         intermediate_size: 48,
@@ -59,7 +64,7 @@ fn files(context: usize) -> BTreeMap<String, Vec<u8>> {
     };
     let tokenizer = Tokenizer::characters().unwrap();
     let config = ModelConfig::new(shape, tokenizer.for_model().unwrap()).unwrap();
-    let parameters = initial(&config, &Layout::of(&config), 11);
+    let parameters = initial(&config, &Layout::of(&config), seed);
     describe(&config, &parameters, &tokenizer).unwrap()
 }
 
@@ -124,6 +129,8 @@ pub(crate) struct Case {
     pub(super) filter: filter::Settings,
     tls: Option<tls::Settings>,
     traffic: Option<Duration>,
+    pub(super) mirror: Option<std::path::PathBuf>,
+    pub(super) shadow: Option<std::path::PathBuf>,
 }
 
 impl Case {
@@ -166,6 +173,8 @@ impl Case {
             filter: filter::Settings::default(),
             tls: None,
             traffic: None,
+            mirror: None,
+            shadow: None,
         }
     }
 
@@ -204,6 +213,9 @@ impl Case {
             drain_deadline: self.drain_deadline,
             limits: self.limits,
             traffic: self.traffic,
+            mirror: self.mirror.clone(),
+            shadow: self.shadow.clone(),
+            compared: Duration::from_millis(5),
             name: Some("cot".to_owned()),
         }
     }
@@ -235,8 +247,8 @@ impl Case {
 
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
-    reporter: Arc<Reporter<ServingState>>,
-    stop: Shutdown,
+    pub(super) reporter: Arc<Reporter<ServingState>>,
+    pub(super) stop: Shutdown,
     pub(super) end: JoinHandle<Result<(), ServeError>>,
 }
 
@@ -246,7 +258,7 @@ impl Running {
         (status, body)
     }
 
-    async fn until(&self, path: &str, status: u16) {
+    pub(super) async fn until(&self, path: &str, status: u16) {
         for _ in 0..600 {
             // A full server refuses the connection.
             if request(self.address, path, None).await.is_ok_and(|response| response.0 == status) {
@@ -257,7 +269,7 @@ impl Running {
         panic!("{path} never said {status}");
     }
 
-    async fn infer(&self, body: Value) -> (u16, Value) {
+    pub(super) async fn infer(&self, body: Value) -> (u16, Value) {
         let (status, _, body) = request(self.address, "/infer", Some(body.to_string())).await.unwrap();
         (status, serde_json::from_str(&body).unwrap())
     }
@@ -700,7 +712,7 @@ async fn overload_is_refused_early() {
 }
 
 fn client() -> Client {
-    Client::unlimited(Arc::new(Metrics::new().unwrap()))
+    Client::anonymous(Arc::new(Metrics::new().unwrap()))
 }
 
 fn metrics() -> Arc<Metrics> {
@@ -793,7 +805,7 @@ async fn a_refused_model_is_reported_on_every_endpoint() {
     let metrics = Arc::new(Metrics::new().unwrap());
     let app = http::App::new(
         Some(case.expected.clone()),
-        http::Gates { access: Access::open(Arc::clone(&metrics)), filter: None },
+        http::Gates { access: Access::open(Arc::clone(&metrics)), filter: None, shadow: None },
         watched,
         metrics,
         None,

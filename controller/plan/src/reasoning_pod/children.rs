@@ -26,10 +26,10 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use super::{
-    autoscaling, canary, canary::Planned, endpoints, servers::Servers, stage::Stage, target::Target, view::View,
+    autoscaling, canary, canary::Planned, endpoints, servers::Servers, shadow, stage::Stage, target::Target, view::View,
 };
 use crate::{
-    metadata::{Component, our_annotations, ring_label},
+    metadata::{Component, label_value, our_annotations, ring_label},
     plan::{Desired, Kept, KeptKind},
     pod_template::{Access, CA, Mounts, Port, Probes, Template},
     settings::Settings,
@@ -192,6 +192,7 @@ fn deployment_of(view: &View<'_>, target: &Target, track: Track) -> Deployment {
     let live = if track == Track::Stable { &view.servers } else { &view.canary };
     if let Some(servers) = live
         && servers.are_for(target)
+        && shadow::fits(view, servers.live)
         && our_annotations(servers.live).get(annotation::SETTINGS_DIGEST) != Some(&digest)
     {
         return scaled(unchanged(view, servers, track), autoscaling::replicas(view));
@@ -265,8 +266,10 @@ fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'
             (KEY_FINGERPRINT, target.promotion_signer.to_string()),
         ]
     });
+    // The answers of a canary are not those that a shadow is compared with.
+    let copies = (track == Track::Stable).then(|| shadow::arguments(view)).into_iter().flatten();
     let arguments = arguments.into_iter().chain(second.into_iter().flatten()).chain(granted(view, &mut mounts));
-    let arguments = arguments.flat_map(|(flag, value)| [flag.to_owned(), value]);
+    let arguments = arguments.chain(copies).flat_map(|(flag, value)| [flag.to_owned(), value]);
     let reports = (track == Track::Canary).then(|| "--report-traffic".to_owned());
     Template {
         owner: &view.owner,
@@ -324,7 +327,11 @@ fn probe(path: &str, period: i32, failures: i32) -> Probe {
 fn config_map(view: &View<'_>) -> ConfigMap {
     ConfigMap {
         metadata: metadata(view, server(view)),
-        data: Some(BTreeMap::from([(CA.to_owned(), view.observed.settings.report_ca.clone())])),
+        data: Some(
+            std::iter::once((CA.to_owned(), view.observed.settings.report_ca.clone()))
+                .chain(shadow::file(view))
+                .collect(),
+        ),
         ..ConfigMap::default()
     }
 }
@@ -378,19 +385,32 @@ fn policy(view: &View<'_>) -> NetworkPolicy {
         namespace_selector: Some(LabelSelector { match_labels: Some(namespace), match_expressions: None }),
         ..NetworkPolicyPeer::default()
     };
+    // Only the servers whose requests are copied reach a shadow, and they reach nothing else than their shadows.
+    let of_pod = |name: &str| {
+        let labels = BTreeMap::from([
+            (label::REASONING_POD.to_owned(), label_value(name)),
+            ("app.kubernetes.io/component".to_owned(), Component::Server.name().to_owned()),
+        ]);
+        NetworkPolicyPeer {
+            pod_selector: Some(LabelSelector { match_labels: Some(labels), match_expressions: None }),
+            ..NetworkPolicyPeer::default()
+        }
+    };
+    let clients = shadow::incumbent(view).map(|incumbent| vec![of_pod(incumbent)]);
+    let shadows: Vec<_> = view.observed.shadows.iter().map(|shadow| of_pod(&shadow.name)).collect();
+    let copies = (!shadows.is_empty())
+        .then(|| NetworkPolicyEgressRule { ports: Some(vec![port("TCP", PORT)]), to: Some(shadows) });
+    let egress = [
+        NetworkPolicyEgressRule { ports: Some(vec![port("UDP", 53), port("TCP", 53)]), to: None },
+        NetworkPolicyEgressRule { ports: Some(vec![port("TCP", settings.report_port)]), to: Some(vec![controller]) },
+    ];
     NetworkPolicy {
         metadata: metadata(view, server(view)),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(selector(view)),
             policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
-            ingress: Some(vec![NetworkPolicyIngressRule { ports: Some(vec![port("TCP", PORT)]), from: None }]),
-            egress: Some(vec![
-                NetworkPolicyEgressRule { ports: Some(vec![port("UDP", 53), port("TCP", 53)]), to: None },
-                NetworkPolicyEgressRule {
-                    ports: Some(vec![port("TCP", settings.report_port)]),
-                    to: Some(vec![controller]),
-                },
-            ]),
+            ingress: Some(vec![NetworkPolicyIngressRule { ports: Some(vec![port("TCP", PORT)]), from: clients }]),
+            egress: Some(egress.into_iter().chain(copies).collect()),
         }),
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use codex_crds::{Evaluation, ReasoningPod, SignOff, TrainingRun};
-use codex_provenance::{OmsPayloadDigest, PromotionDigest, Sha256, Validity};
+use codex_provenance::{ModelDigest, OmsPayloadDigest, PromotionDigest, Sha256, Validity};
 use codex_verdict::{
     Ring,
     policy::{Lineage, Policy},
@@ -95,6 +95,12 @@ pub struct ObservedReasoningPod {
     /// The pods of that Deployment's current template, in any order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub canary_pods: Vec<Pod>,
+    /// The ReasoningPod that `spec.shadow.of` names, if it exists in the object's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incumbent: Option<Incumbent>,
+    /// The ReasoningPods of the namespace that shadow the object, by name, without dry runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shadows: Vec<Mirrored>,
     /// The names of pods that match the selector of the Service, and that the controller did not create.
     #[serde(default)]
     pub foreign_pods: BTreeSet<String>,
@@ -129,6 +135,36 @@ pub struct ObservedReasoningPod {
     /// What kept this reconciliation from carrying out the plan without it.
     #[serde(default)]
     pub obstruction: Option<Obstruction>,
+}
+
+/// What a shadow depends on of the ReasoningPod that it shadows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Incumbent {
+    /// Digest of the model that its servers verified, from its sealed status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelDigest>,
+    /// The ReasoningPod that it shadows itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow_of: Option<String>,
+    /// The uids of its pods that exist.
+    #[serde(default)]
+    pub pods: BTreeSet<String>,
+    /// The public keys with which they sign copies of requests, from their newest reports, by the uids of pods.
+    #[serde(default)]
+    pub keys: BTreeMap<String, String>,
+}
+
+/// A ReasoningPod that shadows the object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Mirrored {
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// Its `spec.shadow.samplePercent`.
+    pub sample_percent: i32,
 }
 
 /// A promotion that is recorded in a ConfigMap: `verify::read_promotion` accepted it, and it names the object's namespace.

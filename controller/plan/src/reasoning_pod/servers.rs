@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use codex_crds::{TrafficStatus, VerifiedStatus, annotation};
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
-use codex_reports::{Report, ServingState, Stage as PodStage, State};
+use codex_reports::{Comparison, Report, ServingState, Stage as PodStage, State};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -200,6 +200,31 @@ impl<'a> Servers<'a> {
             add(&mut sum.refused, traffic.refused);
             add(&mut sum.completed, traffic.completed);
             add(&mut sum.slow, limit.map_or(0, |limit| traffic.slower_than(limit)));
+        }
+        Some(sum)
+    }
+
+    /// Returns what the ready servers of the current template have compared with a model since they started; `None` until all of them
+    /// have reported.
+    pub(crate) fn comparison(&self, model: ModelDigest) -> Option<Comparison> {
+        let mut sum = Comparison::of(model);
+        let mut ready = self.current().filter(|facts| facts.is_ready()).peekable();
+        ready.peek()?;
+        for facts in ready {
+            let (_, state) = self.state(facts)?;
+            let Some(found) = state.comparisons.iter().find(|found| found.model == model) else { continue };
+            for (sum, more) in [
+                (&mut sum.compared, found.compared),
+                (&mut sum.agreed, found.agreed.min(found.compared)),
+                (&mut sum.identical, found.identical),
+                (&mut sum.skipped, found.skipped),
+            ] {
+                *sum = sum.saturating_add(more);
+            }
+            let buckets = sum.latency.iter_mut().zip(&found.latency);
+            let buckets = buckets.chain(sum.other_latency.iter_mut().zip(&found.other_latency));
+            buckets.for_each(|(sum, more)| *sum = sum.saturating_add(*more));
+            sum.first_difference = [sum.first_difference, found.first_difference].into_iter().flatten().min();
         }
         Some(sum)
     }

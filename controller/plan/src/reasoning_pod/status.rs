@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use codex_crds::{
-    ConditionType, ManifestStatus, PromotionStatus, Reason, ReasoningPodPhase, ReasoningPodStatus, VerifiedStatus,
+    ConditionType, ManifestStatus, PromotionStatus, Reason, ReasoningPodPhase, ReasoningPodStatus, ShadowStatus,
+    VerifiedStatus,
 };
 use codex_provenance::{EvidenceStrength, Sha256};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -16,6 +17,7 @@ use super::{
     guarded::{self, blocked_by, waits},
     observed::Signer,
     servers::Servers,
+    shadow,
     stage::Stage,
     target::Target,
     trust::Chosen,
@@ -44,6 +46,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     let wanted = view.wanted();
     let serves = view.serves() || rolls(stage);
     let canary = Next::of(view, stage);
+    let compared = shadow::status(view);
     let counts = view.servers.as_ref().filter(|_| serves).map(|servers| servers.counts(wanted)).unwrap_or_default();
     let Signed { run_uid, manifest, promotion } = signed(view, stage, serves);
     let evidence = evidence(view);
@@ -63,7 +66,9 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         replicas: Some(counts.all),
         ready_replicas: Some(counts.ready),
         ready: (!view.spec().dry_run).then(|| format!("{}/{}", counts.ready, wanted.replicas)),
-        url: serves.then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
+        // A shadow answers nobody.
+        url: (serves && view.spec().shadow.is_none())
+            .then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
         evidence: evidence.as_ref().map(|evidence| match evidence {
             Ok(()) => EvidenceStrength::Strong,
             Err(_) => EvidenceStrength::Weak,
@@ -72,9 +77,10 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         report_digest: view.evidence.policies.report,
         sign_offs: guarded::sign_offs(view),
         rollout: canary.rollout.clone(),
+        shadow: compared.clone(),
         history: canary.history.clone(),
         seal: view.status.seal.clone(),
-        conditions: conditions(view, stage, &canary),
+        conditions: conditions(view, stage, &canary, compared.as_ref()),
     };
     let written = observed.status_written_at;
     let late = view.servers.iter().filter(|_| serves).chain(&view.canary);
@@ -88,6 +94,8 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         ready_replicas: present.ready_replicas,
         ready: present.ready.clone(),
         rollout: canary::with_numbers_of(next.rollout.as_ref(), present.rollout.as_ref()),
+        shadow: shadow::with_numbers_of(next.shadow.as_ref(), present.shadow.as_ref()),
+        conditions: shadow::with_message_of(&next.conditions, &present.conditions),
         ..next.clone()
     })
 }
@@ -233,7 +241,7 @@ fn verified(view: &View<'_>, stage: &Stage, serves: bool) -> Option<VerifiedStat
     }
 }
 
-fn conditions(view: &View<'_>, stage: &Stage, canary: &Next) -> Vec<Condition> {
+fn conditions(view: &View<'_>, stage: &Stage, canary: &Next, compared: Option<&ShadowStatus>) -> Vec<Condition> {
     use ConditionType::{
         EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, KeyExpires, Ready, Reconciling, RingMatched,
         Signed, Stalled, Trained, Verified,
@@ -286,6 +294,7 @@ fn conditions(view: &View<'_>, stage: &Stage, canary: &Next) -> Vec<Condition> {
         autoscaling::condition(view, &mut conditions);
     }
     canary.condition(&mut conditions);
+    shadow::condition(view, stage, compared, &mut conditions);
     if let Some(message) = expiring(view) {
         conditions.set(KeyExpires, true, Reason::KeyExpires, &message);
     }

@@ -17,5 +17,6 @@ mod rotation;
 mod samples;
 mod scheduled;
 mod servers;
+mod shadows;
 mod stories;
 mod world;

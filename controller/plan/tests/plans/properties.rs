@@ -267,6 +267,8 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         pods: Vec::new(),
         reports: Vec::new(),
         former_pods: Vec::new(),
+        incumbent: None,
+        shadows: Vec::new(),
         foreign_pods: BTreeSet::new(),
         unprotected: None,
         endpoint_slices: Vec::new(),

@@ -231,6 +231,8 @@ impl World {
             pods: self.pods_of("codex-s-rc"),
             reports: self.said("pod-1"),
             former_pods: Vec::new(),
+            incumbent: None,
+            shadows: Vec::new(),
             foreign_pods: BTreeSet::new(),
             unprotected: None,
             endpoint_slices: Vec::new(),
