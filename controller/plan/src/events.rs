@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
-const REPORTED: [ConditionType; 20] = [
+const REPORTED: &[ConditionType] = &[
     ConditionType::StatusDiscarded,
     ConditionType::Revoked,
     ConditionType::ForeignPods,
@@ -40,7 +40,7 @@ pub(crate) fn events(before: &[Condition], after: &[Condition], obstruction: Opt
         return obstructed(before, after).into_iter().collect();
     }
     let mut events: Vec<Event> = Vec::new();
-    for kind in REPORTED {
+    for &kind in REPORTED {
         let Some(now) = find(after, kind) else { continue };
         let told = match find(before, kind) {
             Some(then) => then.status == now.status && then.reason == now.reason,

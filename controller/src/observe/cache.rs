@@ -42,7 +42,7 @@ pub enum Name {
     TrainingRun(String),
     /// An Evaluation.
     Evaluation(String),
-    /// The ReasoningPod of its label.
+    /// The ReasoningPod of its label, or that it shadows.
     ReasoningPod(String),
     /// The Service whose endpoints it lists.
     Service(String),
@@ -116,7 +116,8 @@ impl Names for Evaluation {
 impl Names for ReasoningPod {
     fn names(&self) -> Vec<Name> {
         let evaluations = self.spec.evaluations.iter().cloned().map(Name::Evaluation);
-        [Name::TrainingRun(self.spec.training_run.clone())].into_iter().chain(evaluations).collect()
+        let shadowed = self.spec.shadow.as_ref().map(|shadow| Name::ReasoningPod(shadow.of.clone()));
+        [Name::TrainingRun(self.spec.training_run.clone())].into_iter().chain(evaluations).chain(shadowed).collect()
     }
 }
 

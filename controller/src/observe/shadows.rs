@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use codex_crds::{ReasoningPod, label};
+use codex_crds::ReasoningPod;
 use codex_plan::reasoning_pod::{Incumbent, Mirrored};
 use codex_reports::State;
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
-use super::{kind::Observe, stores::get, workers::owned};
+use super::{cache::Name, kind::Observe, stores::get};
 use crate::{context::Context, ownership::controller};
 
 /// The length of a public key in hexadecimal digits.
@@ -20,14 +19,10 @@ pub(super) fn incumbent(context: &Context, pod: &ReasoningPod) -> Option<Incumbe
     let namespace = pod.namespace().unwrap_or_default();
     let found = get(&context.stores.reasoning_pods, &namespace, of)?;
     let uid = found.uid().unwrap_or_default();
-    let name = found.name_any();
     // A forged label adds a uid, for which there is no report.
-    let labelled = |pod: &Pod| {
-        let server = controller(pod).is_some_and(|owner| owner.kind == "ReplicaSet");
-        server && pod.labels().get(label::REASONING_POD) == Some(&name)
-    };
-    let pods: BTreeSet<String> =
-        owned(context, Some(&namespace), labelled).iter().filter_map(|pod| pod.uid()).collect();
+    let labelled = context.stores.pods.naming(&namespace, &Name::ReasoningPod(found.name_any()));
+    let servers = labelled.iter().filter(|pod| controller(&***pod).is_some_and(|owner| owner.kind == "ReplicaSet"));
+    let pods: BTreeSet<String> = servers.filter_map(|pod| pod.uid()).collect();
     let key = |state: &State| match state {
         State::Serving(state) => state.copies_key.clone(),
         State::Training(_) | State::Evaluation(_) => None,
@@ -50,16 +45,14 @@ pub(super) fn shadows(context: &Context, pod: &ReasoningPod) -> Vec<Mirrored> {
     if pod.spec.shadow.is_some() {
         return Vec::new();
     }
-    let (namespace, name) = (pod.namespace(), pod.name_any());
-    let all = context.stores.reasoning_pods.state_filter(|other| {
-        let of = other.spec.shadow.as_ref().is_some_and(|shadow| shadow.of == name);
-        of && other.namespace() == namespace && !other.spec.dry_run && other.metadata.deletion_timestamp.is_none()
-    });
+    let namespace = pod.namespace().unwrap_or_default();
+    let all = context.stores.reasoning_pods.naming(&namespace, &Name::ReasoningPod(pod.name_any()));
+    let all = all.into_iter().filter(|other| !other.spec.dry_run && other.metadata.deletion_timestamp.is_none());
     let mirrored = |other: &ReasoningPod| {
         let sample_percent = other.spec.shadow.as_ref()?.sample_percent;
         Some(Mirrored { name: other.name_any(), uid: other.uid()?, sample_percent })
     };
-    let mut shadows: Vec<_> = all.iter().filter_map(|other| mirrored(other)).collect();
+    let mut shadows: Vec<_> = all.filter_map(|other| mirrored(&other)).collect();
     shadows.sort();
     shadows
 }

@@ -43,7 +43,7 @@ impl Triggers {
 
     /// Queues the ReasoningPods that shadow a ReasoningPod.
     pub(super) fn shadows_of(&self, namespace: &str, name: &str) {
-        self.reasoning_pods(Some(namespace), |pod| pod.spec.shadow.as_ref().is_some_and(|shadow| shadow.of == name));
+        self.users(namespace, &Name::ReasoningPod(name.to_owned()));
     }
 
     /// Queues the Evaluations and ReasoningPods of a TrainingRun, and the TrainingRuns whose base it is.
