@@ -88,8 +88,8 @@ pub(super) fn promotions(
     models: &BTreeSet<ModelDigest>,
     named: Option<&str>,
 ) -> Vec<RecordedPromotion> {
-    let keys = context.signer.keys();
-    if keys.is_empty() {
+    let trusted = context.signer.trusted();
+    if trusted.is_empty() {
         return Vec::new();
     }
     let wanted = |config_map: &ConfigMap| {
@@ -105,7 +105,7 @@ pub(super) fn promotions(
         .filter(|config_map| wanted(config_map))
         .filter_map(|config_map| {
             let bundle = config_map.data.as_ref()?.get(BUNDLE)?;
-            let promoted = read_promotion(bundle.as_bytes(), &keys).ok()?;
+            let promoted = read_promotion(bundle.as_bytes(), &trusted).ok()?;
             let reasons = &promoted.promotion.reasons;
             // A copy from another namespace was promoted under the policies there.
             (reasons.namespace == namespace).then_some(())?;

@@ -23,7 +23,9 @@ use jiff::Timestamp;
 
 pub use bundles::{BundleNames, bundle_names, manifest};
 pub use endpoints::{ForeignSlice, SERVICE_NAME, WRITER, WRITTEN_BY};
-pub use observed::{Bundle, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer, TrustedKey};
+pub use observed::{
+    Bundle, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer, TrustedKey, TrustedRoot,
+};
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};
 use stage::Stage;
