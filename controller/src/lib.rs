@@ -20,6 +20,7 @@ pub mod flags;
 pub mod health;
 pub mod inbox;
 mod installations;
+pub mod keyless;
 mod kinds;
 pub mod known;
 pub mod lease;

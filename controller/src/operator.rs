@@ -226,7 +226,7 @@ async fn lead(
             report_port: i32::from(flags.listen.port()),
         });
         let seal = Seal::load(client.clone(), &flags.namespace).await?;
-        let signer = Arc::new(Signer::load(client.clone(), &flags.namespace).await?);
+        let signer = Arc::new(Signer::load(client.clone(), &flags.namespace, flags.signing()).await?);
         metrics.signs(signer.signs_at(Timestamp::now()));
         let (queues, requests) = Queues::new();
         let mut tasks = JoinSet::new();

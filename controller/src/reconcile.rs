@@ -95,7 +95,8 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
     if let Err(failure) = applied.instrument(info_span!("apply")).await {
         if let Some(reason) = failure.needs_attention() {
             let generation = object.meta().generation;
-            let obstruction = Obstruction { reason, message: chain(&failure), generation };
+            let waits = matches!(&failure, ReconcileError::Effect(source) if source.waits());
+            let obstruction = Obstruction { reason, message: chain(&failure), generation, waits };
             K::obstruct(&mut observed, recorded(context, &uid, obstruction));
             let plan = sealed_plan(context, &*object, &observed)?;
             async {

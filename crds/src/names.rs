@@ -66,6 +66,12 @@ pub mod child {
     pub fn canary(pod: &str) -> String {
         format!("codex-c-{pod}")
     }
+
+    /// Returns the name of the immutable ConfigMap with the trusted root of a ReasoningPod's servers. `digest` is the first twelve
+    /// digits of its SHA-256.
+    pub fn root(pod: &str, digest: &str) -> String {
+        format!("codex-r-{pod}-{digest}")
+    }
 }
 
 /// Whether a Kubernetes object can have this name: a DNS subdomain of RFC 1123.

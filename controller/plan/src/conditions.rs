@@ -71,12 +71,14 @@ impl<'a> Conditions<'a> {
         find(self.before, kind).is_some()
     }
 
-    /// Names an obstruction: the object is neither ready nor reconciling. `Stalled` keeps the failure of an object that has
-    /// `failed`, because later plans read the failure there.
+    /// Names an obstruction: the object is neither ready nor, unless it waits, reconciling. `Stalled` keeps the failure of an object
+    /// that has `failed`, because later plans read the failure there.
     pub(crate) fn obstruct(&mut self, obstruction: &Obstruction, failed: bool) {
         self.next.retain(|(present, _)| *present != ConditionType::Reconciling);
         self.set(ConditionType::Ready, false, obstruction.reason, &obstruction.message);
-        if !failed {
+        if obstruction.waits {
+            self.set(ConditionType::Reconciling, true, obstruction.reason, &obstruction.message);
+        } else if !failed {
             self.set(ConditionType::Stalled, true, obstruction.reason, &obstruction.message);
         }
     }

@@ -91,8 +91,8 @@ pub(super) fn promotions(
     models: &BTreeSet<ModelDigest>,
     named: Option<&str>,
 ) -> Vec<RecordedPromotion> {
-    let keys = context.signer.keys();
-    if keys.is_empty() {
+    let trusted = context.signer.trusted();
+    if trusted.is_empty() {
         return Vec::new();
     }
     let config_maps = &context.stores.config_maps;
@@ -104,7 +104,7 @@ pub(super) fn promotions(
         .values()
         .filter_map(|config_map| {
             let bundle = config_map.data.as_ref()?.get(BUNDLE)?;
-            let promoted = read_promotion(bundle.as_bytes(), &keys).ok()?;
+            let promoted = read_promotion(bundle.as_bytes(), &trusted).ok()?;
             let reasons = &promoted.promotion.reasons;
             // A copy from another namespace was promoted under the policies there.
             (reasons.namespace == namespace).then_some(())?;

@@ -137,6 +137,7 @@ impl Observe for ReasoningPod {
             evaluations,
             signer: found.signer,
             trusted: found.trusted,
+            trusted_root: found.trusted_root,
             oms: found.oms,
             oms_again: found.oms_again,
             promotion: found.promotion,

@@ -35,7 +35,10 @@ use codex_configs::Device;
 use codex_http::Limits;
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_reports::{ServingState, Stage, exit};
-use codex_signing::verify::Expected;
+use codex_signing::{
+    keyless::{IdentityPattern, KeylessError},
+    verify::Expected,
+};
 use codex_verdict::Ring;
 use tokio::{net::TcpListener, signal::unix::SignalKind, sync::watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -51,7 +54,7 @@ use self::{
     place::SPARE,
     shadow::{Mirror, Shadow},
     tls::Certificate,
-    verified_load::{Paths, load_checked, read_unsigned, read_verified},
+    verified_load::{Paths, TrustedRoot, load_checked, read_unsigned, read_verified},
 };
 #[cfg(test)]
 pub(crate) use self::{openai::tests::chat_model, tests::Case};
@@ -72,8 +75,20 @@ const LIMITS: Limits = Limits {
 };
 
 /// The arguments of a signed model.
-const SIGNED: [&str; 8] =
-    ["model", "model_digest", "oms_bundle", "promotion", "promotion_digest", "public_key", "key_fingerprint", "ring"];
+const SIGNED: [&str; 12] = [
+    "model",
+    "model_digest",
+    "oms_bundle",
+    "promotion",
+    "promotion_digest",
+    "public_key",
+    "key_fingerprint",
+    "certificate_identity",
+    "certificate_oidc_issuer",
+    "trusted_root",
+    "trusted_root_digest",
+    "ring",
+];
 
 /// The time between two reports of the requests that were answered.
 const TRAFFIC: Duration = Duration::from_secs(10);
@@ -106,11 +121,24 @@ pub struct Serve {
     #[arg(long, value_name = "HEX", required_unless_present = "unsigned")]
     promotion_digest: Option<PromotionDigest>,
     /// A public key that verifies a bundle, in PEM. May be repeated, if different keys signed the two bundles.
-    #[arg(long, value_name = "FILE", required_unless_present = "unsigned")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["unsigned", "certificate_identity"])]
     public_key: Vec<PathBuf>,
-    /// A fingerprint that public keys may have. May be repeated; each key must have one of them.
+    /// A fingerprint that public keys and identities may have. May be repeated; each must have one of them.
     #[arg(long, value_name = "HEX", required_unless_present = "unsigned")]
     key_fingerprint: Vec<Sha256>,
+    /// An identity that may have signed with a certificate, such as
+    /// `https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller`. May be repeated.
+    #[arg(long, value_name = "SUBJECT", requires_all = ["certificate_oidc_issuer", "trusted_root"])]
+    certificate_identity: Vec<String>,
+    /// The issuer of that identity's tokens; one for each identity, in the same order.
+    #[arg(long, value_name = "URL", requires = "certificate_identity")]
+    certificate_oidc_issuer: Vec<String>,
+    /// The trusted root that verifies certificates, log entries and timestamps, in JSON.
+    #[arg(long, value_name = "FILE", requires_all = ["certificate_identity", "trusted_root_digest"])]
+    trusted_root: Option<PathBuf>,
+    /// Required SHA-256 of the trusted root.
+    #[arg(long, value_name = "HEX", requires = "trusted_root")]
+    trusted_root_digest: Option<Sha256>,
     /// The ring that the promotion must be for.
     #[arg(long, required_unless_present = "unsigned", value_parser = PossibleValuesParser::new(Ring::ALL.map(Ring::name)))]
     ring: Option<String>,
@@ -195,6 +223,16 @@ impl Serve {
         }
     }
 
+    /// Returns the identities that may have signed.
+    fn identities(&self) -> Result<Vec<IdentityPattern>, ServeError> {
+        let (subjects, issuers) = (&self.certificate_identity, &self.certificate_oidc_issuer);
+        if subjects.len() != issuers.len() {
+            return Err(ServeError::Identities { subjects: subjects.len(), issuers: issuers.len() });
+        }
+        let patterns = issuers.iter().zip(subjects).map(|(issuer, subject)| IdentityPattern::new(issuer, subject));
+        Ok(patterns.collect::<Result<_, _>>().map_err(KeylessError::from)?)
+    }
+
     async fn serve(self, reporter: &Arc<Reporter<ServingState>>) -> Result<(), ServeError> {
         let stop = Shutdown::on_signals()?;
         if self.unsigned && !self.listen.ip().is_loopback() {
@@ -203,7 +241,8 @@ impl Serve {
         let listener = TcpListener::bind(self.listen)
             .await
             .map_err(|source| ServeError::Listen { address: self.listen, source })?;
-        let Some(server) = Server::of(self) else { return Err(ServeError::Arguments) };
+        let identities = self.identities()?;
+        let Some(server) = Server::of(self, identities) else { return Err(ServeError::Arguments) };
         let outcome = server.run(listener, reporter, &stop).await;
         // After the drain deadline there is no time left for a final report.
         if let Err(error) = &outcome
@@ -246,6 +285,7 @@ impl Shutdown {
 
 /// The model of a server.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a process has one")]
 enum Source {
     /// A model with bundles that verify it.
     Signed { paths: Paths, expected: Expected },
@@ -280,7 +320,7 @@ struct Server {
 
 impl Server {
     /// Returns `None` if an argument is missing, which the command line does not allow.
-    fn of(arguments: Serve) -> Option<Self> {
+    fn of(arguments: Serve, identities: Vec<IdentityPattern>) -> Option<Self> {
         let source = match arguments.directory {
             Some(directory) => Source::Unsigned(directory),
             None => Source::Signed {
@@ -289,6 +329,11 @@ impl Server {
                     oms_bundle: arguments.oms_bundle?,
                     promotion: arguments.promotion?,
                     public_keys: arguments.public_key,
+                    identities,
+                    trusted_root: arguments
+                        .trusted_root
+                        .zip(arguments.trusted_root_digest)
+                        .map(|(path, digest)| TrustedRoot { path, digest }),
                 },
                 expected: Expected {
                     model_digest: arguments.model_digest?,

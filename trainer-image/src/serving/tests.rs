@@ -13,6 +13,7 @@ use codex_provenance::{
 use codex_reports::{ServingState, Stage, exit};
 use codex_signing::{
     key::{PrivateKey, Signer as _},
+    keyless::{Identity, IdentityPattern},
     verify::Expected,
 };
 use codex_verdict::{Decimal, GateSpec, Measurement, Stated};
@@ -25,7 +26,7 @@ use tokio::{
 };
 
 use super::{
-    Paths, ServeError, Server, Shutdown, Source,
+    Paths, ServeError, Server, Shutdown, Source, TrustedRoot,
     access::{self, Access, Client},
     batcher::{Batcher, Job, Room},
     filter, http, load_checked,
@@ -193,6 +194,8 @@ impl Case {
             oms_bundle: self.path("oms.json"),
             promotion: self.path("promotion.json"),
             public_keys: vec![self.path("key.pem")],
+            identities: Vec::new(),
+            trusted_root: None,
         }
     }
 
@@ -624,7 +627,62 @@ fn a_signed_model_needs_its_bundles_and_an_unsigned_one_a_loopback_address() {
     let error = open.run().err().unwrap();
     assert_eq!(error.exit, exit::BAD_INPUT);
     assert!(error.to_string().contains("--listen 0.0.0.0:8000: an unsigned model is served on a loopback"), "{error}");
-    assert!(Server::of(parse("codex m --unsigned").unwrap()).is_some());
+    assert!(Server::of(parse("codex m --unsigned").unwrap(), Vec::new()).is_some());
+}
+
+#[test]
+fn a_server_takes_only_the_root_and_the_signers_of_its_arguments() {
+    let mut case = Case::new(64);
+    let root =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../provenance/signing/tests/fixtures/keyless/trusted_root.json");
+    let identity = Identity { issuer: "https://a".to_owned(), subject: "https://b".to_owned() };
+    let told = |paths: &Paths, expected: &Expected| read_verified(paths, expected).err().unwrap();
+    let mut paths = case.paths();
+    paths.identities = vec![IdentityPattern::from(&identity)];
+    let with = |digest: Sha256| Some(TrustedRoot { path: root.clone(), digest });
+    paths.trusted_root = with(Sha256::of("another root"));
+    let why = told(&paths, &case.expected);
+    assert!(matches!(why, ServeError::Root { .. }) && why.exit() == exit::BAD_INPUT, "{why}");
+    // An identity whose fingerprint is not among the arguments.
+    paths.trusted_root = with(Sha256::of(fs::read(&root).unwrap()));
+    let why = told(&paths, &case.expected).to_string();
+    assert!(why.contains(&identity.fingerprint().to_string()), "{why}");
+    // Keys and identities together: the key verifies its own bundles.
+    case.expected.key_fingerprints.push(identity.fingerprint());
+    assert!(read_verified(&paths, &case.expected).is_ok());
+    // An identity alone: what a key signed is refused.
+    paths.public_keys.clear();
+    let why = told(&paths, &case.expected).to_string();
+    assert!(why.contains("is signed with a key; an identity is required"), "{why}");
+    paths.trusted_root = Some(TrustedRoot { path: case.path("missing"), digest: Sha256::of("x") });
+    assert!(told(&paths, &case.expected).to_string().contains("trusted root"));
+}
+
+#[test]
+fn identities_come_with_issuers_and_a_root() {
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        serve: super::Serve,
+    }
+    let digest = Sha256::of("x").to_string();
+    let rest = format!(
+        "--model m --model-digest {digest} --oms-bundle o --promotion p --promotion-digest {digest} --key-fingerprint {digest} --ring main"
+    );
+    let parse = |more: &str| Line::try_parse_from(format!("codex {rest} {more}").split(' ')).map(|line| line.serve);
+    let root = format!("--trusted-root r --trusted-root-digest {digest}");
+    let one = "--certificate-identity s --certificate-oidc-issuer https://i";
+    let serve = parse(&format!("{one} {root}")).unwrap();
+    assert_eq!(serve.identities().unwrap(), [IdentityPattern::new("https://i", "s").unwrap()]);
+    assert!(Server::of(serve.clone(), serve.identities().unwrap()).is_some());
+    for wrong in [one, &root, &format!("--certificate-identity s {root}"), &format!("{one} --trusted-root r"), ""] {
+        assert!(parse(wrong).is_err(), "{wrong}");
+    }
+    let uneven = parse(&format!("{one} --certificate-identity t {root}")).unwrap();
+    let why = uneven.identities().unwrap_err().to_string();
+    assert!(why.contains("is given 2 times") && why.contains("1 time:"), "{why}");
 }
 
 /// Asks for `/ready` over HTTPS with one trusted certificate.

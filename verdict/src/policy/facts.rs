@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use codex_provenance::{DataDigest, ModelDigest, Sha256, promotion};
+use codex_provenance::{DataDigest, Identity, ModelDigest, Sha256, promotion};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +90,15 @@ pub struct Earlier {
     pub ring: Ring,
     /// When it was recorded.
     pub since: Timestamp,
+}
+
+/// One who signs: a key, or an identity that a certificate names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signatory<'a> {
+    /// The fingerprint of the key or the identity.
+    pub fingerprint: Sha256,
+    /// The identity, if it is not a key.
+    pub identity: Option<&'a Identity>,
 }
 
 /// A sign-off that counts: it names the digests of this model and of its reports.

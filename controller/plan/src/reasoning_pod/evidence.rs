@@ -277,11 +277,18 @@ fn cannot_sign(observed: &ObservedReasoningPod, trust: Trust<'_>) -> Option<Bloc
         Signer::Available { fingerprint } => *fingerprint,
     };
     let why = trust.check(key).err().filter(|why| *why != Distrust::Revoked)?;
-    let sentence = format!(
-        "nothing can be signed: the signing key {} {why}: put a key that is listed and valid into the Secret \
-         codex-signing-key",
-        key.short()
-    );
+    let sentence = match trust.identity(key) {
+        Some(identity) => format!(
+            "nothing can be signed: the identity {} {why}: let the list of trusted keys and the policies name it, or sign as another \
+             one",
+            identity.subject
+        ),
+        None => format!(
+            "nothing can be signed: the signing key {} {why}: put a key that is listed and valid into the Secret \
+             codex-signing-key",
+            key.short()
+        ),
+    };
     Some(match why {
         Distrust::Untimely(Untimely::NotYet(_)) => Block::waits(About::Signing, Reason::SignerUnavailable, sentence),
         _ => Block::stalls(About::Signing, Reason::SignerUnavailable, sentence),

@@ -26,7 +26,7 @@ pub use bundles::{BundleNames, bundle_names, manifest};
 pub use endpoints::{ForeignSlice, SERVICE_NAME, WRITER, WRITTEN_BY};
 pub use observed::{
     Bundle, Incumbent, Mirrored, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer,
-    TrustedKey,
+    TrustedKey, TrustedRoot,
 };
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};

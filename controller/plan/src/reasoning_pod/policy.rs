@@ -93,7 +93,7 @@ impl Policies {
             breaches(&without_problems(&observed.policies), &facts)
         };
         unmet.retain(|breach| match breach.demand {
-            Demand::Rule | Demand::Evaluation | Demand::Denied => true,
+            Demand::Rule | Demand::Evaluation | Demand::Denied | Demand::Signer => true,
             Demand::Ring | Demand::Time => model.is_some(),
             Demand::SignOff => judged,
         });

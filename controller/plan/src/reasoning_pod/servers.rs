@@ -15,17 +15,26 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use super::{children::KEY_FINGERPRINT, observed::ObservedReasoningPod, target::Target};
+use super::{
+    children::{KEY_FINGERPRINT, ROOT_DIGEST},
+    observed::ObservedReasoningPod,
+    target::Target,
+};
 use crate::{
     metadata::Owner,
     pods::{Facts, explained_again, newest_reports, refusals},
 };
 
-/// Returns the fingerprints of the keys that servers of this template accept.
+/// Returns the fingerprints of the keys and identities that servers of this template accept, and the digest of their trusted root.
 pub(crate) fn keys(template: Option<&PodSpec>) -> BTreeSet<Sha256> {
+    digests(template, &[KEY_FINGERPRINT, ROOT_DIGEST]).collect()
+}
+
+/// Returns the values of these arguments that are digests.
+pub(crate) fn digests<'a>(template: Option<&'a PodSpec>, names: &'a [&str]) -> impl Iterator<Item = Sha256> + 'a {
     let arguments = template.into_iter().flat_map(|spec| &spec.containers).filter_map(|it| it.args.as_ref());
     let pairs = arguments.flat_map(|arguments| arguments.windows(2));
-    pairs.filter(|pair| pair[0] == KEY_FINGERPRINT).filter_map(|pair| pair[1].parse().ok()).collect()
+    pairs.filter(|pair| names.contains(&pair[0].as_str())).filter_map(|pair| pair[1].parse().ok())
 }
 
 /// The servers of a Deployment.

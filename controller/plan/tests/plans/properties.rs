@@ -249,6 +249,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
             Signer::Unavailable { fingerprint: Some(Sha256::of("key")), reason: "the key is lost".to_owned() }
         },
         trusted: Vec::new(),
+        trusted_root: None,
         oms: bundle(
             case.oms,
             SignedModel { payload: OmsPayloadDigest(Sha256::of("payload")), signer: Sha256::of("key") },
@@ -592,6 +593,7 @@ fn obstruction() -> impl Strategy<Value = Option<Obstruction>> {
             reason,
             message,
             generation,
+            waits: false,
         }),
     )
 }

@@ -205,6 +205,7 @@ impl World {
                 Signer::Unavailable { fingerprint: Some(Sha256::of("key")), reason: "the key is lost".to_owned() }
             },
             trusted: Vec::new(),
+            trusted_root: None,
             oms_again: BTreeMap::new(),
             promotion_again: BTreeMap::new(),
             oms: self.oms.filter(|_| names.oms.is_some()).map_or(Bundle::Absent, Bundle::Valid),
@@ -660,7 +661,7 @@ fn references() -> References {
 }
 
 fn obstruction(generation: Option<i64>) -> Obstruction {
-    Obstruction { reason: Reason::Refused, message: "the child is forbidden".to_owned(), generation }
+    Obstruction { reason: Reason::Refused, message: "the child is forbidden".to_owned(), generation, waits: false }
 }
 
 /// The plan with an obstruction observed: it wants the same, and its status names the obstruction.

@@ -49,7 +49,7 @@ use crate::{
     operator::fenced,
     reconcile::{ReconcileError, reconcile},
     seal::Seal,
-    signer::Signer,
+    signer::{Signer, Signing},
     unmended::Unmended,
 };
 
@@ -131,7 +131,7 @@ impl Process {
                 let mut held = candidate.acquire().await;
                 let load = async {
                     let signer = loop {
-                        match Signer::load(client.clone(), "codex-system").await {
+                        match Signer::load(client.clone(), "codex-system", Signing::Key).await {
                             Ok(signer) => break signer,
                             Err(_) => sleep(Duration::from_secs(1)).await,
                         }
