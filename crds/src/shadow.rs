@@ -60,16 +60,16 @@ pub struct ShadowStatus {
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub max_divergence: String,
-    /// Requests that were compared.
+    /// Requests that were compared. Defaults to 0.
     #[serde(default)]
     pub compared: i64,
-    /// Compared requests with the same final answer, including those with the same tokens.
+    /// Compared requests with the same final answer, including those with the same tokens. Defaults to 0.
     #[serde(default)]
     pub agreed: i64,
-    /// Compared requests with the same tokens.
+    /// Compared requests with the same tokens. Defaults to 0.
     #[serde(default)]
     pub identical: i64,
-    /// Copies that were not compared: the shadow had no room, or its tokenizer differs.
+    /// Copies that were not compared: the shadow had no room, or its tokenizer differs. Defaults to 0.
     #[serde(default)]
     pub skipped: i64,
     /// Milliseconds within which the shadow completed 95 of 100 compared requests, rounded up to the next edge of the latency

@@ -280,8 +280,8 @@ fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'
     // The answers of a canary are not those that a shadow is compared with.
     let copies = (track == Track::Stable).then(|| shadow::arguments(view)).into_iter().flatten();
     let arguments = arguments.into_iter().chain(first).chain(listens).chain(second.into_iter().flatten());
-    let arguments = arguments.chain(root.into_iter().flatten()).chain(granted(view, &mut mounts));
-    let arguments = arguments.chain(copies).flat_map(|(flag, value)| [flag.to_owned(), value]);
+    let arguments = arguments.chain(root.into_iter().flatten()).chain(copies).chain(granted(view, &mut mounts));
+    let arguments = arguments.flat_map(|(flag, value)| [flag.to_owned(), value]);
     let reports = (track == Track::Canary).then(|| "--report-traffic".to_owned());
     Template {
         owner: &view.owner,

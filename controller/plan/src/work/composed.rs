@@ -67,7 +67,7 @@ impl<T: Spec> Memory<T> {
 mod tests {
     use std::cell::Cell;
 
-    use codex_configs::{Training, compose_training};
+    use codex_configs::{Data, Synthetic, Training, compose_training};
 
     use super::{Memory, REMEMBERED};
 
@@ -78,7 +78,9 @@ mod tests {
         let of = |seed: u64| {
             memory.of(&("cot-starter", seed), || {
                 composed.set(composed.get() + 1);
-                compose_training("cot-starter", &[], None, seed, Vec::new()).map_err(|why| why.to_string())
+                let task = Synthetic { task: "arithmetic".to_owned(), seed: 1, count: 10 };
+                let data = vec![Data { name: "train".to_owned(), sha256: None, synthetic: Some(task) }];
+                compose_training("cot-starter", &[], None, seed, data).map_err(|why| why.to_string())
             })
         };
         let (first, again, other) = (of(1).unwrap(), of(1).unwrap(), of(2).unwrap());
