@@ -71,7 +71,8 @@ async fn answers(scene: &Scene, name: &str) -> Result<()> {
         match answer {
             Ok(answer) if answer["model_digest"] == model => return Ok(()),
             Ok(answer) => {
-                let said = format!("{name} answers with the model {}, but its run made {model}", answer["model_digest"]);
+                let said =
+                    format!("{name} answers with the model {}, but its run made {model}", answer["model_digest"]);
                 lock(&scene.witness).add(said);
                 return Ok(());
             }

@@ -107,7 +107,6 @@ impl Scene {
         let old = leader.name_any();
         signal(&leader, "STOP")?;
         let next = until_found("another controller takes the Lease", PATIENCE, async || {
-            // Another fault may have left the API server late.
             let holder = self.holder().await.unwrap_or_default();
             Ok((!holder.is_empty() && holder != old).then_some(holder))
         })
@@ -257,26 +256,31 @@ impl Scene {
         Ok(Outcome::Done(format!("{} bytes were free", filled?)))
     }
 
-    /// Tells every lie about the run of a trainer that has already reported.
+    /// Tells every lie about the run of a trainer.
     async fn lie(&self, choice: u64) -> Result<Outcome> {
         let Some(trainer) = self.find("trainer", choice).await else { return Ok(missing("trainer")) };
         let Some(own) = self.token(&trainer).await else { return Ok(missing("trainer")) };
         let liar = self.liar().await?;
-        let Some(foreign) = self.token(&liar).await else {
+        let told = self.tell_lies(&trainer, &own, &liar).await;
+        let pods = self.team.api::<Pod>();
+        pods.delete(LIAR, &DeleteParams::default().grace_period(0)).await?;
+        until_gone(&pods, LIAR, PATIENCE).await?;
+        told
+    }
+
+    async fn tell_lies(&self, trainer: &Pod, own: &str, liar: &Pod) -> Result<Outcome> {
+        let Some(foreign) = self.token(liar).await else {
             return Ok(Outcome::Skipped("the pod that lies was not started in time".to_owned()));
         };
+        let Some(truth) = self.truth(trainer).await? else { return Ok(missing("trainer")) };
         let stranger = liar.uid().unwrap_or_default();
-        let Some(truth) = self.truth(&trainer).await? else { return Ok(missing("trainer")) };
         let mut answers = Vec::new();
-        for lie in lies::lies(&truth, &own, (&foreign, &stranger), "chain-1") {
+        for lie in lies::lies(&truth, own, (&foreign, &stranger), "chain-1") {
             let what = lie.what;
             let status = self.sender.tell(lie).await;
             answers.push(status.map_or("closed".to_owned(), |status| status.to_string()));
             lock(&self.witness).see_lie(what, status);
         }
-        let pods = self.team.api::<Pod>();
-        pods.delete(LIAR, &DeleteParams::default().grace_period(0)).await?;
-        until_gone(&pods, LIAR, PATIENCE).await?;
         Ok(Outcome::Done(format!("about {}: {}", trainer.name_any(), answers.join(" "))))
     }
 

@@ -254,8 +254,7 @@ impl Witness {
             let first = self.recipes.entry(run["spec"].to_string());
             let (first, made) = first.or_insert_with(|| (name(run).to_owned(), model.to_owned()));
             if made != model {
-                let told =
-                    format!("{} and {first} are equal runs, and made the models {model} and {made}", of(run));
+                let told = format!("{} and {first} are equal runs, and made the models {model} and {made}", of(run));
                 self.violate(told);
             }
         }
@@ -588,7 +587,8 @@ mod tests {
     #[test]
     fn a_final_phase_stays() {
         let mut witness = Witness::default();
-        let phase = |phase: &str| json!({ "kind": "TrainingRun", "metadata": { "uid": "u" }, "status": { "phase": phase } });
+        let phase =
+            |phase: &str| json!({ "kind": "TrainingRun", "metadata": { "uid": "u" }, "status": { "phase": phase } });
         witness.see(&phase("Running"));
         witness.see(&phase("Failed"));
         assert!(witness.violations().is_empty());
@@ -644,9 +644,7 @@ mod tests {
 
     #[test]
     fn a_chain_settles_only_as_it_must() {
-        let object = |kind: &str, status: Value| {
-            json!({ "kind": kind, "metadata": { "name": "a", "generation": 1 }, "status": status })
-        };
+        let object = |kind: &str, status: Value| json!({ "kind": kind, "metadata": { "name": "a", "generation": 1 }, "status": status });
         let chain = |ending| [("a".to_owned(), ending)];
         let run = object("TrainingRun", json!({ "observedGeneration": 1, "phase": "Succeeded", "model": {} }));
         let passed = object("Evaluation", json!({ "observedGeneration": 1, "phase": "Judged", "verdict": "Passed" }));

@@ -52,16 +52,8 @@ pub(crate) fn lies(truth: &Value, own: &str, (foreign, stranger): (&str, &str), 
             changed(&|report| report["configDigest"] = json!("0".repeat(64))),
         ),
         lie("a report about another run", Some(own), changed(&|report| report["name"] = json!(beside))),
-        lie(
-            "a report about another object",
-            Some(own),
-            changed(&|report| report["objectUid"] = json!(stranger)),
-        ),
-        lie(
-            "a report about another namespace",
-            Some(own),
-            changed(&|report| report["namespace"] = json!("default")),
-        ),
+        lie("a report about another object", Some(own), changed(&|report| report["objectUid"] = json!(stranger))),
+        lie("a report about another namespace", Some(own), changed(&|report| report["namespace"] = json!("default"))),
         lie("a report of negative steps", Some(own), progress("step", json!(-5))),
         lie("a report with an unknown field", Some(own), progress("surprise", json!(1))),
         lie(

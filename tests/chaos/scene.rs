@@ -32,6 +32,8 @@ use crate::{
 
 /// The time limit for one part of the cluster to be whole again.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(150);
+/// How long a kubelet that was started may take to register its node.
+const REGISTERS: Duration = Duration::from_secs(30);
 
 /// The scene of the faults.
 pub(crate) struct Scene {
@@ -144,8 +146,10 @@ impl Scene {
     /// If there is none in time.
     pub(crate) async fn leader(&self) -> Result<Pod> {
         until_found("a controller that runs holds the Lease", PATIENCE, async || {
-            let holder = self.holder().await?;
-            Ok(self.controllers().await?.into_iter().find(|pod| pod.name_any() == holder && is_running(pod)))
+            // An earlier fault may have left the API server late.
+            let holder = self.holder().await.unwrap_or_default();
+            let controllers = self.controllers().await.unwrap_or_default();
+            Ok(controllers.into_iter().find(|pod| pod.name_any() == holder && is_running(pod)))
         })
         .await
     }
@@ -172,6 +176,7 @@ impl Scene {
         .await?;
         let nodes: Api<Node> = Api::all(self.team.client.clone());
         let deadline = Instant::now() + PATIENCE;
+        let mut registers = Instant::now();
         loop {
             let schedulable = Patch::Merge(json!({ "spec": { "unschedulable": null } }));
             match nodes.get_opt(self.node).await {
@@ -180,8 +185,11 @@ impl Scene {
                     let _ = nodes.patch(self.node, &PatchParams::default(), &schedulable).await;
                 }
                 // A kubelet registers its node when it starts.
-                Ok(None) => self.restart(Component::Kubelet).await?,
-                Ok(Some(_)) | Err(_) => {}
+                Ok(None) if Instant::now() >= registers => {
+                    self.restart(Component::Kubelet).await?;
+                    registers = Instant::now() + REGISTERS;
+                }
+                Ok(_) | Err(_) => {}
             }
             if Instant::now() > deadline {
                 return Err(Error::Timeout {

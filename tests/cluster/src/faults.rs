@@ -90,7 +90,9 @@ impl Cluster {
             return Err(Error::Prerequisite("only components of the local cluster can be disturbed".into()));
         }
         if !privilege::is_root() {
-            return Err(Error::Prerequisite("disturbing components of the cluster needs root; run this as root".into()));
+            return Err(Error::Prerequisite(
+                "disturbing components of the cluster needs root; run this as root".into(),
+            ));
         }
         Ok(())
     }
