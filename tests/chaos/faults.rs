@@ -179,7 +179,7 @@ impl Scene {
         while Instant::now() < deadline {
             let pods = self.team.api::<Pod>().list(&every).await.map(|list| list.items).unwrap_or_default();
             let mut working: Vec<Pod> = pods.into_iter().filter(is_running).collect();
-            working.sort_by_key(|pod| pod.creation_timestamp());
+            working.sort_by_key(Pod::creation_timestamp);
             if !working.is_empty() {
                 let index = usize::try_from(choice).unwrap_or(0) % working.len();
                 return Some(working.swap_remove(index));

@@ -544,7 +544,7 @@ mod tests {
         found(&mut witness, "was complete");
     }
 
-    fn run(name: &str, model: Value) -> Value {
+    fn run(name: &str, model: &Value) -> Value {
         json!({
             "kind": "TrainingRun",
             "metadata": { "name": name, "uid": name, "generation": 1 },
@@ -556,20 +556,20 @@ mod tests {
     #[test]
     fn a_model_that_changes_or_differs_is_found() {
         let mut witness = Witness::default();
-        witness.see(&run("a", json!(null)));
-        witness.see(&run("a", json!("m")));
-        witness.see(&run("b", json!("m")));
+        witness.see(&run("a", &json!(null)));
+        witness.see(&run("a", &json!("m")));
+        witness.see(&run("b", &json!("m")));
         assert!(witness.violations().is_empty());
-        witness.see(&run("a", json!(null)));
+        witness.see(&run("a", &json!(null)));
         found(&mut witness, "the model of TrainingRun a was m");
 
         let mut witness = Witness::default();
-        witness.see(&run("a", json!("m")));
-        witness.see(&run("b", json!("n")));
+        witness.see(&run("a", &json!("m")));
+        witness.see(&run("b", &json!("n")));
         found(&mut witness, "equal runs");
 
         let mut witness = Witness::default();
-        witness.see(&run("a", json!("m")));
+        witness.see(&run("a", &json!("m")));
         witness.see(&json!({
             "kind": "Evaluation",
             "metadata": { "name": "e", "uid": "e" },
@@ -578,7 +578,7 @@ mod tests {
         found(&mut witness, "judged \"n\"");
 
         let mut witness = Witness::default();
-        let mut changed = run("a", json!("m"));
+        let mut changed = run("a", &json!("m"));
         changed["metadata"]["generation"] = json!(2);
         witness.see(&changed);
         found(&mut witness, "the spec of TrainingRun a");

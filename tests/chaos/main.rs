@@ -61,7 +61,7 @@ async fn main() -> ExitCode {
     let all = if kinds.len() == Fault::ALL.len() { String::new() } else { names(&kinds) };
     let again = format!("make chaos SEED={seed} MINUTES={}{all}", options.minutes);
     println!("Faults happen for {} minutes. The same ones again: {again}", options.minutes);
-    match run(seed, options.minutes, kinds).await {
+    match Box::pin(run(seed, options.minutes, kinds)).await {
         Ok(violations) if violations.is_empty() => {
             println!("\nEvery invariant held. The same faults again: {again}");
             ExitCode::SUCCESS
@@ -106,7 +106,7 @@ async fn run(seed: u64, minutes: u64, kinds: Vec<Fault>) -> Result<Vec<String>> 
             }),
         }
     });
-    let acted = acted.catch_unwind().await;
+    let acted = Box::pin(acted.catch_unwind()).await;
     // The last lines of the audit log.
     sleep(Duration::from_secs(2)).await;
     drop(watching);

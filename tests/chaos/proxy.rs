@@ -64,12 +64,11 @@ impl Mode {
     /// Returns what happens to a request. `percent` is a random number below 100.
     fn treatment(self, is_write: bool, percent: u32) -> Treatment {
         match self {
-            Self::Pass => Treatment::Pass,
             Self::Refuse(status) if percent < 60 => Treatment::Refuse(status),
             Self::Conflict if is_write && percent < 50 => Treatment::Refuse(StatusCode::CONFLICT),
             Self::Slow(at_most) => Treatment::Delay(at_most * percent / 100),
             Self::Lose if is_write && percent < 50 => Treatment::Lose,
-            Self::Refuse(_) | Self::Conflict | Self::Lose => Treatment::Pass,
+            Self::Pass | Self::Refuse(_) | Self::Conflict | Self::Lose => Treatment::Pass,
         }
     }
 }
