@@ -94,6 +94,7 @@ impl Sender {
         let uri = endpoint.parse().map_err(|error: http::uri::InvalidUri| invalid(error.to_string()))?;
         let mut config = Config::new(uri);
         config.root_cert = Some(vec![authority.to_vec()]);
+        config.default_retry = false;
         Ok(Self(Client::try_from(config)?))
     }
 

@@ -294,7 +294,93 @@ impl Body for Piped {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use futures::StreamExt as _;
+    use http::header::AUTHORIZATION;
+    use http_body_util::{Full, StreamBody, combinators::UnsyncBoxBody};
+    use kube::Config;
+
     use super::*;
+
+    /// The time limit of one answer.
+    const SOON: Duration = Duration::from_secs(20);
+
+    /// Answers `/watch` without end, and everything else with the method, the token and the body of the request.
+    async fn api(request: Request<Incoming>) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>, Infallible> {
+        let (parts, body) = request.into_parts();
+        if parts.uri.path() == "/watch" {
+            let first = futures::stream::once(async { Ok(Frame::data(Bytes::from_static(b"first"))) });
+            return Ok(Response::new(StreamBody::new(first.chain(futures::stream::pending())).boxed_unsync()));
+        }
+        let body = body.collect().await.unwrap().to_bytes();
+        let token = parts.headers[AUTHORIZATION].to_str().unwrap();
+        let text = format!("{} {} {token} {}", parts.method, parts.uri, String::from_utf8_lossy(&body));
+        Ok(Response::new(Full::new(Bytes::from(text)).boxed_unsync()))
+    }
+
+    /// Returns a proxy before an API server, and a client of the proxy.
+    async fn scene() -> (Proxy, Client) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(api)));
+            }
+        });
+        let upstream = Client::try_from(Config::new(upstream.parse().unwrap())).unwrap();
+        let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let pem = (own.cert.pem(), own.signing_key.serialize_pem());
+        let proxy = Proxy::start([127, 0, 0, 1].into(), (&pem.0, &pem.1), upstream, 1).await.unwrap();
+        let mut config = Config::new(format!("https://{}", proxy.address()).parse().unwrap());
+        config.root_cert = Some(vec![own.cert.der().to_vec()]);
+        config.default_retry = false;
+        (proxy, Client::try_from(config).unwrap())
+    }
+
+    async fn ask(client: &Client, method: Method, path: &str) -> kube::Result<Response<KubeBody>> {
+        let request = Request::builder().method(method).uri(path).header(AUTHORIZATION, "Bearer x");
+        let request = request.body(KubeBody::from(b"body".to_vec())).unwrap();
+        timeout(SOON, client.send(request)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn requests_pass_with_their_token_and_writes_are_refused_or_lost() {
+        let (proxy, client) = scene().await;
+        let answer = ask(&client, Method::PATCH, "/a?b=c").await.unwrap();
+        let text = answer.into_body().collect_bytes().await.unwrap();
+        assert_eq!(text, "PATCH /a?b=c Bearer x body");
+
+        proxy.set(Mode::Refuse(StatusCode::TOO_MANY_REQUESTS));
+        let mut statuses = Vec::new();
+        for _ in 0..30 {
+            statuses.push(ask(&client, Method::GET, "/a").await.unwrap().status().as_u16());
+        }
+        assert!(statuses.contains(&200) && statuses.contains(&429), "{statuses:?}");
+
+        proxy.set(Mode::Lose);
+        let mut lost = 0;
+        for _ in 0..30 {
+            ask(&client, Method::GET, "/a").await.unwrap();
+            lost += usize::from(ask(&client, Method::POST, "/a").await.is_err());
+        }
+        assert!(lost > 0 && lost < 30, "{lost} answers are lost");
+        let (requests, disturbed) = proxy.counts();
+        assert!(disturbed > lost && disturbed < requests, "{disturbed} of {requests}");
+    }
+
+    #[tokio::test]
+    async fn a_cut_ends_a_watch_with_an_error() {
+        let (proxy, client) = scene().await;
+        let mut watch = ask(&client, Method::GET, "/watch").await.unwrap().into_body();
+        let first = timeout(SOON, watch.frame()).await.unwrap().unwrap().unwrap();
+        assert_eq!(first.into_data().unwrap(), "first");
+        proxy.cut();
+        let next = timeout(SOON, watch.frame()).await.unwrap();
+        assert!(next.is_none_or(|next| next.is_err()), "nothing arrives after the cut");
+        ask(&client, Method::GET, "/a").await.unwrap();
+    }
 
     #[test]
     fn reads_meet_no_conflict_and_every_answer_arrives_when_requests_pass() {

@@ -77,6 +77,8 @@ impl Scene {
         let mut upstream = team.installation.config().await?;
         // The requests of the controllers have credentials of their own.
         upstream.auth_info = AuthInfo::default();
+        // Their own client decides what to do about a refusal.
+        upstream.default_retry = false;
         let proxy = Proxy::start(host, (&certificate, &key), Client::try_from(upstream)?, seed).await?;
         let relay = Relay::start(host, endpoint(&team.client).await?).await?;
         let sender = Sender::new(&format!("https://{}", relay.address()), &authority(&team.client).await?)?;
