@@ -131,11 +131,13 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
             health::serve(address, closing, health).await.map_err(|source| OperatorError::Listen { address, source })
         }
     });
-    let certificates = tls::certificates(client.clone(), &flags.namespace, &flags.report_url()).await?;
+    // Only the Lease decides by itself when it tries again.
+    let patient = retried(&client);
+    let certificates = tls::certificates(patient.clone(), &flags.namespace, &flags.report_url()).await?;
     metrics.certificate_expires(certificates.expires);
     servers.spawn({
         let (address, closing) = (flags.listen, closing.clone());
-        let endpoint = Endpoint::new(client.clone(), metrics.clone(), context);
+        let endpoint = Endpoint::new(patient, metrics.clone(), context);
         let server = certificates.server;
         async move {
             endpoint::serve(address, closing, server, endpoint)
