@@ -48,7 +48,7 @@ fi
 endef
 
 .PHONY: help root prerequisites programs image image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
-	test-clients test-helm simulate chaos fuzz deny release demo demo-real bench bench-scale bench-memory bench-real bench-train sanitize
+	test-clients test-helm test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale bench-memory bench-real bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,7 +63,7 @@ root: ## checks that packages can be installed and the local cluster can start: 
 	fi
 
 # Go builds Kubernetes and kubectl. Images and programs do not need it.
-cluster demo demo-real test test-helm chaos release bench bench-scale: WITH_GO := yes
+cluster demo demo-real test test-helm test-keyless chaos release bench bench-scale: WITH_GO := yes
 
 prerequisites: ## checks that Rust, Go and gcc are installed
 	@missing=()
@@ -315,6 +315,35 @@ test-helm: root prerequisites ## compares the Helm chart with kustomize; install
 	[ "$$started" = before ] || $(CLUSTER_COMMAND) up
 	status=0
 	HELM="$(HELM)" cargo test --release --locked --workspace --test helm || status=$$?
+	[ "$$started" = before ] || $(CLUSTER_COMMAND) down
+	exit "$$status"
+
+# The services of a private Sigstore instance. Fulcio and the timestamp authority are programs; Rekor is one for each kind of storage.
+FULCIO_VERSION := v1.8.8
+REKOR_VERSION := v2.3.0
+TIMESTAMP_VERSION := v2.0.6
+FULCIO = $(CACHE)/fulcio-$(FULCIO_VERSION)/fulcio
+REKOR_SERVER = $(CACHE)/rekor-$(REKOR_VERSION)/posix
+TIMESTAMP_SERVER = $(CACHE)/timestamp-authority-$(TIMESTAMP_VERSION)/timestamp-server
+# Builds a Go program at $(1) from the package $(2).
+define install-go
+if [ ! -x "$(1)" ]; then
+	echo "Building $(2) in $$(dirname "$(1)")."
+	CGO_ENABLED=0 GOBIN="$$(dirname "$(1)")" go install $(2)
+fi
+endef
+
+test-keyless: root prerequisites ## signs without a key through Fulcio, Rekor and a timestamp authority, which it builds, and runs the chain on the local cluster
+	@$(call install-go,$(FULCIO),github.com/sigstore/fulcio@$(FULCIO_VERSION))
+	$(call install-go,$(REKOR_SERVER),github.com/sigstore/rekor-tiles/v2/cmd/rekor-server/posix@$(REKOR_VERSION))
+	$(call install-go,$(TIMESTAMP_SERVER),github.com/sigstore/timestamp-authority/v2/cmd/timestamp-server@$(TIMESTAMP_VERSION))
+	export FULCIO="$(FULCIO)" REKOR_SERVER="$(REKOR_SERVER)" TIMESTAMP_SERVER="$(TIMESTAMP_SERVER)" CODEX_TESTS_BASE=overlays/keyless
+	$(MAKE) image REGISTRY=
+	if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
+	[ "$$started" = before ] || $(CLUSTER_COMMAND) up
+	status=0
+	# One at a time: a timestamp authority has a fixed port for its metrics.
+	cargo test --release --locked --workspace --test sigstore -- --test-threads=1 || status=$$?
 	[ "$$started" = before ] || $(CLUSTER_COMMAND) down
 	exit "$$status"
 

@@ -2,7 +2,7 @@
 //!
 //! A child that is already as planned in the cache is not written. Objects of other owners are never touched.
 
-use std::{collections::BTreeSet, fmt::Debug};
+use std::{collections::BTreeSet, fmt::Debug, hash::Hash, sync::Arc};
 
 use codex_crds::Reason;
 use codex_plan::{Desired, KeptKind, reasoning_pod::ForeignSlice};
@@ -27,7 +27,7 @@ use crate::{
     context::Context,
     drift::{correction, difference},
     error::{answered, client_category, refused, said},
-    observe::{caught_up, caught_up_deleted, get},
+    observe::{Cache, Name, Names, caught_up, caught_up_deleted, get},
     ownership::is_controlled_by,
     seal::{ANNOTATION, SealError},
     unmended::UnmendedChild,
@@ -195,7 +195,7 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
     apply.prune(&stores.endpoint_slices, slices).await?;
     apply.prune(&stores.pod_disruption_budgets, names(pod_disruption_budgets)).await?;
     apply.prune(&stores.network_policies, names(network_policies)).await?;
-    let bundles = stores.config_maps.state().into_iter().map(|found| found.name_any());
+    let bundles = apply.owned(&stores.config_maps).into_iter().map(|found| found.name_any());
     let bundles = bundles.filter(|name| BUNDLES.iter().any(|prefix| name.starts_with(prefix)));
     let mounted = names(config_maps).into_iter().chain(kept_of(KeptKind::ConfigMap)).chain(bundles).collect();
     apply.prune(&stores.config_maps, mounted).await
@@ -216,13 +216,35 @@ impl Apply<'_> {
         Api::namespaced(self.context.client.clone(), &self.namespace)
     }
 
+    /// Whether this version of a child is known to be as planned.
+    fn is_known<C: Child>(&self, live: &C, planned: &C) -> bool {
+        self.context.known.holds(live, self.fact(planned), || false)
+    }
+
+    /// Remembers that this version of a child is as planned.
+    fn learn<C: Child>(&self, live: &C, planned: &C) {
+        self.context.known.holds(live, self.fact(planned), || true);
+    }
+
+    /// The fact that a child of the object is as planned.
+    fn fact<C: Child>(&self, planned: &C) -> impl Hash {
+        // What JSON cannot represent is never as planned.
+        ("as planned", self.owner.clone(), serde_json::to_vec(planned).unwrap_or_default())
+    }
+
     async fn ensure<C: Child>(&self, store: &Store<C>, child: &C, template: Template) -> Result<(), ApplyError> {
         let (kind, name) = (C::kind(&()).into_owned(), child.name_any());
         let failed = |verb: &'static str| {
             let (kind, name) = (kind.clone(), name.clone());
             move |source| ApplyError::Client { kind, name, verb, source: Box::new(source) }
         };
-        let mut live = get(store, &self.namespace, &name).map(|live| C::clone(&live));
+        let cached = get(store, &self.namespace, &name);
+        if let Some(live) = &cached
+            && self.is_known(&**live, child)
+        {
+            return Ok(());
+        }
+        let mut live = cached.map(|live| C::clone(&live));
         if live.is_none() {
             // The cache holds only objects with our label. Another object may have the name.
             live = self.api::<C>().get_opt(&name).await.map_err(failed("read"))?;
@@ -236,6 +258,7 @@ impl Apply<'_> {
                 return Err(ApplyError::Ending { kind, name });
             }
         }
+        let planned = child;
         let mut child = child.clone();
         if template != Template::None {
             let seal = self.context.seal.of(&self.owner, &child)?;
@@ -248,7 +271,10 @@ impl Apply<'_> {
         let wanted = json(&child)?;
         if let Some(live) = &live {
             match difference(&wanted, &json(live)?) {
-                None => return Ok(()),
+                None => {
+                    self.learn(live, planned);
+                    return Ok(());
+                }
                 Some(difference) => {
                     debug!("the {kind} {name} differs from the plan: {difference}");
                     let child = UnmendedChild { kind: kind.clone(), name: name.clone(), difference };
@@ -289,11 +315,14 @@ impl Apply<'_> {
         Ok(())
     }
 
-    async fn prune<C: Child>(&self, store: &Store<C>, keep: BTreeSet<String>) -> Result<(), ApplyError> {
-        let goes = store.state_filter(|child| {
-            child.meta().namespace.as_ref() == Some(&self.namespace)
-                && is_controlled_by(child, &self.owner)
-                && child.meta().deletion_timestamp.is_none()
+    /// Returns the children of a kind that the object has.
+    fn owned<C: Child + Names>(&self, store: &Cache<C>) -> Vec<Arc<C>> {
+        store.naming(&self.namespace, &Name::Owner(self.owner.clone()))
+    }
+
+    async fn prune<C: Child + Names>(&self, store: &Cache<C>, keep: BTreeSet<String>) -> Result<(), ApplyError> {
+        let goes = self.owned(store).into_iter().filter(|child| {
+            child.meta().deletion_timestamp.is_none()
                 && !child.meta().name.as_ref().is_some_and(|name| keep.contains(name))
         });
         for child in goes {

@@ -38,6 +38,8 @@ pub struct Census {
     pub gates: BTreeMap<[String; 2], i64>,
     /// By metric: the lowest distance of a bound from its limit.
     pub margins: BTreeMap<String, f64>,
+    /// By the first digits of the digest of problems: the highest number of a read.
+    pub reads: BTreeMap<String, i64>,
     /// Steps that existing runs have completed.
     pub completed_steps: i64,
     /// Steps that they executed, including repeated ones.
@@ -116,6 +118,10 @@ impl Census {
 
     fn evaluation(&mut self, evaluation: &Evaluation) {
         let Some(status) = &evaluation.status else { return };
+        if let Some(read) = &status.reads {
+            let most = self.reads.entry(read.data_digest.short()).or_default();
+            *most = read.number.max(*most);
+        }
         for (result, gate) in status.gates.iter().zip(&evaluation.spec.gates) {
             let verdict = format!("{:?}", result.verdict);
             *self.gates.entry([result.metric.clone(), verdict]).or_default() += 1;
@@ -231,7 +237,7 @@ mod tests {
         let result = |metric: &str, verdict: &str| json!({ "metric": metric, "verdict": verdict, "value": "0.7", "lower": "0.6", "upper": "0.8", "message": "" });
         let status = json!({ "gates": [
             result("exact_match", "Failed"), result("trace_coverage", "Failed"), result("reasoning.win_rate", "Passed"),
-        ] });
+        ], "reads": { "dataDigest": "1".repeat(64), "number": 3 } });
         let mut census = Census::default();
         census.evaluation(&object(
             "Evaluation",
@@ -240,6 +246,7 @@ mod tests {
         ));
         let near = |metric: &str, expected: f64| (census.margins[metric] - expected).abs() < 1e-9;
         assert!(near("exact_match", -0.3) && near("trace_coverage", -0.3) && near("reasoning.win_rate", 0.2));
+        assert_eq!(census.reads, [("1".repeat(12), 3)].into());
         assert_eq!(census.gates.values().sum::<i64>(), 3);
         assert_eq!(census.gates[&["exact_match".to_owned(), "Failed".to_owned()]], 1);
     }

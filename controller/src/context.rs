@@ -13,6 +13,8 @@ use crate::{
     clock::Clock,
     endpoint::Writers,
     inbox::Inbox,
+    known::Known,
+    ledger::Ledger,
     metrics::Metrics,
     observe::{Queues, Stores},
     seal::Seal,
@@ -38,6 +40,8 @@ pub struct Context {
     pub signer: Arc<Signer>,
     /// The seal of Jobs, Deployments and statuses.
     pub seal: Seal,
+    /// The reads of held-out problems.
+    pub ledger: Ledger,
     /// The admission policies that protect evidence.
     pub admission: Arc<AdmissionWatch>,
     /// The pods of each object whose reports the endpoint refused.
@@ -52,6 +56,8 @@ pub struct Context {
     pub backoff: Backoff,
     /// The children that kept drifting after an apply.
     pub unmended: Unmended,
+    /// What is known about versions of objects.
+    pub known: Known,
     /// When this process last wrote the status of each object.
     pub written: ByUid<Timestamp>,
     /// What kept apply from carrying out the last plan of each object.

@@ -1,4 +1,4 @@
-//! Effects of a plan: signing. A bundle is created once and never changed.
+//! Effects of a plan: signing, and counting reads. A bundle is created once and never changed.
 
 use codex_crds::Reason;
 use codex_plan::Effect;
@@ -12,6 +12,7 @@ use crate::{
     api::{merge_params, post_params},
     context::Context,
     error::{answered, client_category, refused, said},
+    ledger::LedgerError,
     observe::caught_up,
     ownership::{controller, is_controlled_by},
     signer::{BUNDLE, PUBLIC, Signed, SignerError},
@@ -23,6 +24,9 @@ pub enum EffectError {
     /// The signer does not sign.
     #[error(transparent)]
     Signer(#[from] SignerError),
+    /// A read cannot be counted.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// A request to the API server failed.
     #[error("the ConfigMap {name} cannot be {verb}: {}", said(source))]
     Client {
@@ -52,6 +56,7 @@ impl EffectError {
     pub fn category(&self) -> &'static str {
         match self {
             Self::Signer(source) => source.category(),
+            Self::Ledger(source) => source.category(),
             Self::Client { source, .. } => client_category(source),
             Self::Taken(_) => "name_taken",
             Self::Ending(_) => "ending",
@@ -59,11 +64,18 @@ impl EffectError {
         }
     }
 
-    /// Returns the reason of the `Stalled` condition if the failure needs attention. The plan itself reports a missing
-    /// signer.
+    /// Whether the failure may pass by itself, although the status names it.
+    pub fn waits(&self) -> bool {
+        matches!(self, Self::Signer(SignerError::Keyless(why)) if why.waits())
+    }
+
+    /// Returns the reason of the `Stalled` condition if the failure needs attention, or has to be seen while it is retried. The plan
+    /// itself reports a missing signer.
     pub fn needs_attention(&self) -> Option<Reason> {
         match self {
+            Self::Signer(SignerError::Keyless(_)) => Some(Reason::SignerUnavailable),
             Self::Client { source, .. } => refused(source).then_some(Reason::Refused),
+            Self::Ledger(source) => source.needs_attention(),
             Self::Taken(_) => Some(Reason::NameTaken),
             Self::Signer(_) | Self::Ending(_) | Self::Text(_) => None,
         }
@@ -87,6 +99,10 @@ pub async fn carry_out(context: &Context, effects: &[Effect]) -> Result<(), Effe
                 }
                 ("promotion", result)
             }
+            Effect::RecordRead(read) => {
+                context.ledger.record(context, read).await?;
+                continue;
+            }
         };
         context.metrics.signed(statement, result.is_ok());
         result?;
@@ -96,10 +112,12 @@ pub async fn carry_out(context: &Context, effects: &[Effect]) -> Result<(), Effe
 
 async fn sign(context: &Context, config_map: &ConfigMap, payload: &[u8]) -> Result<(), EffectError> {
     let name = config_map.name_any();
-    let Signed { bundle, key } = context.signer.sign(payload)?;
+    let Signed { bundle, key } = context.signer.sign(payload).await?;
     let bundle = String::from_utf8(bundle).map_err(|_| EffectError::Text(name.clone()))?;
     let filled = ConfigMap {
-        data: Some([(BUNDLE.to_owned(), bundle), (PUBLIC.to_owned(), key)].into()),
+        data: Some(
+            std::iter::once((BUNDLE.to_owned(), bundle)).chain(key.map(|key| (PUBLIC.to_owned(), key))).collect(),
+        ),
         immutable: Some(true),
         ..config_map.clone()
     };
@@ -109,10 +127,15 @@ async fn sign(context: &Context, config_map: &ConfigMap, payload: &[u8]) -> Resu
         Ok(created) => {
             context.metrics.wrote("ConfigMap", "create");
             info!("created the signed bundle in the ConfigMap {name}");
+            context.signer.recorded(payload);
             caught_up(&context.stores.config_maps, &created).await;
             Ok(())
         }
-        Err(source) if answered(&source, 409) => adopt(context, &api, config_map).await,
+        Err(source) if answered(&source, 409) => {
+            adopt(context, &api, config_map).await?;
+            context.signer.recorded(payload);
+            Ok(())
+        }
         Err(source) => Err(EffectError::Client { name, verb: "created", source }),
     }
 }

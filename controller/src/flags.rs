@@ -2,11 +2,14 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use clap::{Args, ValueEnum};
 use codex_plan::ImagePattern;
+
+use crate::{keyless, signer::Signing};
 
 /// The flags of `run`.
 #[derive(Clone, Debug, Args)]
@@ -33,6 +36,12 @@ pub struct Flags {
     /// The URL that pods send reports to; `https://codex-controller.<namespace>.svc:8443/v1/reports` by default.
     #[arg(long, env = "CODEX_REPORT_URL")]
     pub report_url: Option<String>,
+    /// How bundles are signed: with the key in the Secret codex-signing-key, or without a key, as the controller's service account.
+    #[arg(long, env = "CODEX_SIGNING", value_enum, default_value = "key")]
+    pub signing: SigningMode,
+    /// With `--signing=keyless`, the file with the token of the service account that Fulcio accepts.
+    #[arg(long, env = "CODEX_SIGNING_TOKEN", value_name = "FILE", default_value = keyless::TOKEN)]
+    pub signing_token: PathBuf,
     /// The address of the report endpoint (HTTPS).
     #[arg(long, env = "CODEX_LISTEN", default_value = "0.0.0.0:8443")]
     pub listen: SocketAddr,
@@ -57,6 +66,14 @@ impl Flags {
     pub fn report_url(&self) -> String {
         let default = || format!("https://codex-controller.{}.svc:8443{}", self.namespace, codex_reports::PATH);
         self.report_url.clone().unwrap_or_else(default)
+    }
+
+    /// Returns how bundles are signed.
+    pub fn signing(&self) -> Signing {
+        match self.signing {
+            SigningMode::Key => Signing::Key,
+            SigningMode::Keyless => Signing::Keyless(self.signing_token.clone()),
+        }
     }
 
     /// Returns the holder identity in the Lease. A generated one differs at each call.
@@ -105,6 +122,15 @@ fn image(text: &str) -> Result<String, String> {
         return Err(format!("{text:?} is no name of an image: write one such as registry.example.com/codex:1.0"));
     }
     Ok(name.to_owned())
+}
+
+/// How bundles are signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SigningMode {
+    /// With a private key.
+    Key,
+    /// As the controller's service account, with certificates of Fulcio.
+    Keyless,
 }
 
 /// The format of log lines.

@@ -54,6 +54,7 @@ pub struct Metrics {
     condition_oldest: GaugeVec,
     gates: IntGaugeVec,
     gate_margin: GaugeVec,
+    reads: IntGaugeVec,
     run_steps: IntGaugeVec,
     progress_oldest: GaugeVec,
     checkpoint_oldest: GaugeVec,
@@ -100,6 +101,7 @@ impl Metrics {
             condition_oldest: contract::CONDITION_OLDEST.labelled_float(&registry)?,
             gates: contract::GATES.labelled(&registry)?,
             gate_margin: contract::GATE_MARGIN.labelled_float(&registry)?,
+            reads: contract::READS.labelled(&registry)?,
             run_steps: contract::RUN_STEPS.labelled(&registry)?,
             progress_oldest: contract::PROGRESS_OLDEST.labelled_float(&registry)?,
             checkpoint_oldest: contract::CHECKPOINT_OLDEST.labelled_float(&registry)?,
@@ -201,7 +203,9 @@ impl Metrics {
 
     /// Replaces everything that is counted over the existing objects.
     pub fn count(&self, census: &Census) {
-        for vector in [&self.queue, &self.objects, &self.conditions, &self.gates, &self.run_steps, &self.serving] {
+        for vector in
+            [&self.queue, &self.objects, &self.conditions, &self.gates, &self.reads, &self.run_steps, &self.serving]
+        {
             vector.reset();
         }
         for vector in
@@ -226,6 +230,9 @@ impl Metrics {
         }
         for (metric, margin) in &census.margins {
             self.gate_margin.with_label_values(&[metric]).set(*margin);
+        }
+        for (problems, reads) in &census.reads {
+            self.reads.with_label_values(&[problems]).set(*reads);
         }
         self.run_steps.with_label_values(&["completed"]).set(census.completed_steps);
         self.run_steps.with_label_values(&["executed"]).set(census.executed_steps);
@@ -301,6 +308,7 @@ pub(crate) mod tests {
             )]),
             gates: BTreeMap::from([(text(&["exact_match", "Failed"]).try_into().unwrap(), 5)]),
             margins: BTreeMap::from([("exact_match".to_owned(), -0.25)]),
+            reads: BTreeMap::from([("10066056b19a".to_owned(), 7)]),
             completed_steps: 90,
             executed_steps: 100,
             progress_oldest: Some(then),
@@ -360,6 +368,7 @@ pub(crate) mod tests {
             "codex_controller_condition_oldest_timestamp_seconds{condition=\"GatesPassed\",kind=\"ReasoningPod\",reason=\"GateFailed\",status=\"False\"} 1000",
             "codex_controller_gates{metric=\"exact_match\",verdict=\"Failed\"} 5",
             "codex_controller_gate_lowest_margin{metric=\"exact_match\"} -0.25",
+            "codex_controller_problem_reads{problems=\"10066056b19a\"} 7",
             "codex_controller_run_steps{state=\"completed\"} 90",
             "codex_controller_run_steps{state=\"executed\"} 100",
             "codex_controller_progress_oldest_timestamp_seconds 1000",

@@ -36,7 +36,9 @@ use crate::{
     health::{self, Health, Leadership, Standby},
     inbox::Inbox,
     kinds::kinds,
+    known::Known,
     lease::{Candidate, HeldLease, LeaseError},
+    ledger::Ledger,
     metrics::Metrics,
     observe::{Queues, Requests, watch},
     reconcile::control,
@@ -239,7 +241,7 @@ async fn lead(
             report_port: i32::from(flags.listen.port()),
         });
         let seal = Seal::load(client.clone(), &flags.namespace).await?;
-        let signer = Arc::new(Signer::load(client.clone(), &flags.namespace).await?);
+        let signer = Arc::new(Signer::load(client.clone(), &flags.namespace, flags.signing()).await?);
         metrics.signs(signer.signs_at(Timestamp::now()));
         let (queues, requests) = Queues::new();
         let mut tasks = JoinSet::new();
@@ -272,8 +274,10 @@ async fn lead(
             metrics: metrics.clone(),
             backoff: Backoff::default(),
             unmended: Unmended::default(),
+            known: Known::default(),
             written: ByUid::default(),
             obstructions: ByUid::default(),
+            ledger: Ledger::default(),
         });
         tasks.spawn({
             let (context, signer) = (context.clone(), signer);

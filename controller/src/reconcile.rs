@@ -9,7 +9,7 @@ use kube::{
     ResourceExt,
     runtime::{
         controller::{self, Action, Config},
-        reflector::ObjectRef,
+        reflector::{ObjectRef, Store},
     },
 };
 use tokio::time::Instant;
@@ -95,7 +95,8 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
     if let Err(failure) = applied.instrument(info_span!("apply")).await {
         if let Some(reason) = failure.needs_attention() {
             let generation = object.meta().generation;
-            let obstruction = Obstruction { reason, message: chain(&failure), generation };
+            let waits = matches!(&failure, ReconcileError::Effect(source) if source.waits());
+            let obstruction = Obstruction { reason, message: chain(&failure), generation, waits };
             K::obstruct(&mut observed, recorded(context, &uid, obstruction));
             let plan = sealed_plan(context, &*object, &observed)?;
             async {
@@ -148,7 +149,7 @@ fn recorded(context: &Context, uid: &str, obstruction: Obstruction) -> Obstructi
 
 /// Reconciles every queued object, until the queue is closed and running reconciliations have finished.
 pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver<ObjectRef<K>>) {
-    let store = K::store(&context).clone();
+    let store = Store::clone(K::store(&context));
     let config = Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE);
     let one = |object: Arc<K>, context: Arc<Context>| {
         let (namespace, object_name) = (object.namespace().unwrap_or_default(), object.name_any());

@@ -133,6 +133,11 @@ impl Seal {
         self.mac(&serde_json::to_vec(&("codex-ml.dev/challenge", facts)).unwrap_or_default())
     }
 
+    /// Returns the seal of the text of a ledger of reads.
+    pub fn of_reads(&self, text: &str) -> String {
+        self.mac(&serde_json::to_vec(&("codex-ml.dev/reads", text)).unwrap_or_default())
+    }
+
     /// Compares two texts, so that the time taken does not reveal where they differ.
     pub fn is_equal(one: &str, other: &str) -> bool {
         equal(one, other)

@@ -1,21 +1,28 @@
-//! The signing key and the keys that are trusted: created on the first start, pinned or listed, and watched.
+//! The signing key, or the identity that signs instead, and who is trusted: created on the first start, pinned or listed, and watched.
 //!
 //! The private key is in a Secret that only the controller reads. Its public key and fingerprint are pinned in an immutable
 //! ConfigMap of the same name. Where the ConfigMap [`LIST`] exists, the keys in it are the trusted ones instead, each within its
 //! validity, so that keys can be rotated while what earlier keys signed stays valid. If the private key is missing, unusable or
 //! not trusted, nothing is signed until an administrator corrects that, and everything else goes on. If no key is pinned or listed
 //! yet, the first usable one is pinned.
+//!
+//! With `--signing=keyless` the service account of the controller signs ([`crate::keyless`]). No key is created then; the identity is
+//! trusted unless the list says otherwise, and so is a key that was pinned before. The list may name identities, whichever way this
+//! controller signs: the trusted root in the ConfigMap [`keyless::NAME`] verifies them.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock, PoisonError, RwLock},
+    time::Duration,
 };
 
 use codex_plan::reasoning_pod;
-use codex_provenance::{Sha256, Validity};
+use codex_provenance::{Identity, IdentityPattern, Sha256, Validity};
 use codex_signing::{
     key::{KeyError, PrivateKey, PublicKey, Signer as _},
-    trust::{self, TrustedKey},
+    keyless::Keyless,
+    trust::{self, TrustedIdentity, TrustedKey},
+    verify::Trusted,
 };
 use futures::{StreamExt, pin_mut};
 use jiff::Timestamp;
@@ -29,6 +36,7 @@ use tracing::{error, info, warn};
 use crate::{
     api::create_once,
     error::{chain, client_category},
+    keyless::{self, Http, KeylessError, KeylessSigner, Rooted, Unfinished, trusted_root},
     secrets::{metadata, secret, value},
 };
 
@@ -45,6 +53,18 @@ const PRIVATE: &str = "private.pem";
 const COSIGN_PRIVATE: &str = "cosign.key";
 const COSIGN_PASSWORD: &str = "cosign.password";
 const FINGERPRINT: &str = "fingerprint";
+/// How often what signs without a key is read again: services begin and cease to be valid by themselves.
+const AGAIN: Duration = Duration::from_mins(1);
+
+/// How bundles are signed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Signing {
+    /// With the private key in the Secret.
+    #[default]
+    Key,
+    /// As the service account whose token is in this file.
+    Keyless(PathBuf),
+}
 
 /// Why the signer cannot be loaded or does not sign.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +83,9 @@ pub enum SignerError {
     /// The key cannot be generated or does not sign.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The services that sign without a key do not.
+    #[error(transparent)]
+    Keyless(#[from] KeylessError),
     /// The private key is missing, invalid or not a trusted one.
     #[error("the signer is unavailable: {0}")]
     Unavailable(String),
@@ -74,6 +97,7 @@ impl SignerError {
         match self {
             Self::Client { source, .. } => client_category(source),
             Self::Key(_) => "key",
+            Self::Keyless(_) => "signing_services",
             Self::Unavailable(_) => "signer_unavailable",
         }
     }
@@ -83,27 +107,66 @@ impl SignerError {
 pub struct Signed {
     /// The bundle, in JSON.
     pub bundle: Vec<u8>,
-    /// The public key that verifies it, in PEM.
-    pub key: String,
+    /// The public key that verifies it, in PEM; `None` if an identity signed.
+    pub key: Option<String>,
+}
+
+/// What signs.
+#[derive(Clone)]
+enum Private {
+    Key(Arc<PrivateKey>),
+    Keyless(Arc<KeylessSigner>),
+}
+
+impl Private {
+    fn fingerprint(&self) -> Sha256 {
+        match self {
+            Self::Key(key) => key.public().fingerprint(),
+            Self::Keyless(signer) => signer.identity().fingerprint(),
+        }
+    }
 }
 
 /// What the controller trusts and signs with.
 struct State {
     /// The trusted keys: those that are listed, or the pinned one.
     trusted: Vec<TrustedKey>,
+    /// The trusted identities: those that are listed, or that of the controller.
+    identities: Vec<TrustedIdentity>,
     /// Whether there is a list.
     is_listed: bool,
+    root: Option<Rooted>,
     /// The private key, or why there is none. Plans check whether it has expired.
-    private: Result<Arc<PrivateKey>, String>,
+    private: Result<Private, String>,
 }
 
+/// What of a state somebody notices when it changes.
+type Noticed<'a> = (Vec<(Sha256, Validity)>, &'a [TrustedIdentity], bool, Option<Sha256>, Result<Sha256, &'a str>);
+
 impl State {
-    /// Returns what of the state somebody notices when it changes.
-    fn noticed(&self) -> (Vec<(Sha256, Validity)>, bool, Result<Sha256, &str>) {
-        let trusted = self.trusted.iter().map(|trusted| (trusted.key.fingerprint(), trusted.validity)).collect();
-        let private = self.private.as_ref().map(|key| key.public().fingerprint()).map_err(String::as_str);
-        (trusted, self.is_listed, private)
+    fn unusable(why: String) -> Self {
+        Self { trusted: Vec::new(), identities: Vec::new(), is_listed: false, root: None, private: Err(why) }
     }
+
+    fn noticed(&self) -> Noticed<'_> {
+        let trusted = self.trusted.iter().map(|trusted| (trusted.key.fingerprint(), trusted.validity)).collect();
+        let private = self.private.as_ref().map(Private::fingerprint).map_err(String::as_str);
+        (trusted, &self.identities, self.is_listed, self.root.as_ref().map(|(root, _)| root.digest()), private)
+    }
+
+    /// Returns when signatures of an identity count, if it is trusted at some time: of several entries, the one that is not a pattern.
+    fn validity(&self, identity: &Identity) -> Option<Validity> {
+        let admits = self.identities.iter().filter(|it| it.pattern.admits(identity));
+        admits.min_by_key(|it| it.pattern.exact().is_none()).map(|it| it.validity)
+    }
+}
+
+/// What a state is made from.
+#[derive(Default)]
+struct Sources {
+    secret: Option<Secret>,
+    list: Option<ConfigMap>,
+    sigstore: Option<ConfigMap>,
 }
 
 /// Signs with the private key while a trusted public key belongs to it.
@@ -113,24 +176,27 @@ pub struct Signer {
     /// Why the pin cannot be used. It is read once.
     bad_pin: Option<String>,
     pinned: OnceLock<PublicKey>,
+    signing: Signing,
+    unfinished: Arc<Unfinished>,
     state: RwLock<Arc<State>>,
 }
 
 impl Signer {
-    /// Loads the key, its pin and the list of trusted keys. Creates key and pin if none of them exists. An unusable key, pin or list
-    /// makes the signer unavailable.
+    /// Loads the key, its pin, the list of trusted keys and what signs without a key. Creates key and pin if none of them exists and
+    /// a key is to sign. An unusable key, pin, list or configuration makes the signer unavailable.
     ///
     /// # Errors
     /// When a request fails, or no key can be generated.
-    pub async fn load(client: Client, namespace: &str) -> Result<Self, SignerError> {
+    pub async fn load(client: Client, namespace: &str, signing: Signing) -> Result<Self, SignerError> {
         let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
         let config_maps: Api<ConfigMap> = Api::namespaced(client, namespace);
         let in_secret = |source| SignerError::Client { kind: "Secret", name: NAME, source };
         let in_map = |name| move |source| SignerError::Client { kind: "ConfigMap", name, source };
         let pin = config_maps.get_opt(NAME).await.map_err(in_map(NAME))?;
         let list = config_maps.get_opt(LIST).await.map_err(in_map(LIST))?;
+        let sigstore = config_maps.get_opt(keyless::NAME).await.map_err(in_map(keyless::NAME))?;
         let mut secret = secrets.get_opt(NAME).await.map_err(in_secret)?;
-        if secret.is_none() && pin.is_none() && list.is_none() {
+        if signing == Signing::Key && secret.is_none() && pin.is_none() && list.is_none() {
             let generated = new_secret(&PrivateKey::generate()?)?;
             secret = Some(create_once(&secrets, &generated).await.map_err(in_secret)?);
         }
@@ -140,25 +206,62 @@ impl Signer {
             Some(Err(why)) => bad_pin = Some(why),
             None => {}
         }
-        let empty = State { trusted: Vec::new(), is_listed: false, private: Err(String::new()) };
-        let signer = Self { secrets, config_maps, bad_pin, pinned, state: RwLock::new(empty.into()) };
-        let now = signer.judge(secret.as_ref(), list.as_ref()).await?;
+        let signer = Self {
+            secrets,
+            config_maps,
+            bad_pin,
+            pinned,
+            signing,
+            unfinished: Arc::default(),
+            state: RwLock::new(State::unusable(String::new()).into()),
+        };
+        let now = signer.judge(&Sources { secret, list, sigstore }).await?;
         signer.set(now);
         signer.log();
         Ok(signer)
     }
 
-    /// Returns what is trusted and signed with. Pins the key of the Secret if no key is pinned or listed.
+    /// Returns what is trusted and signed with. Pins the key of the Secret if no key is pinned or listed and a key is to sign.
     ///
     /// # Errors
     /// When the pin cannot be created.
-    async fn judge(&self, secret: Option<&Secret>, list: Option<&ConfigMap>) -> Result<State, SignerError> {
-        if let Some(list) = list {
-            let (trusted, wrong) = read_list(list);
-            let private = wrong.map_or_else(|| of_list(secret, &trusted), Err);
-            return Ok(State { trusted, is_listed: true, private });
+    async fn judge(&self, sources: &Sources) -> Result<State, SignerError> {
+        let (secret, sigstore) = (sources.secret.as_ref(), sources.sigstore.as_ref());
+        let (root, bad_root) = match trusted_root(sigstore) {
+            Ok(root) => (root, None),
+            Err(why) => (None, Some(why)),
+        };
+        if let Some(list) = &sources.list {
+            let Listed { keys, identities, wrong } = read_list(list);
+            let rootless = || {
+                let why = bad_root.clone().unwrap_or_else(|| {
+                    format!("the ConfigMap {} has no trusted root: add trusted_root.json", keyless::NAME)
+                });
+                format!("the ConfigMap {LIST} names identities, and nothing verifies them: {why}")
+            };
+            let wrong = wrong.or_else(|| (root.is_none() && !identities.is_empty()).then(rootless));
+            let private = match (wrong, &self.signing) {
+                (Some(why), _) => Err(why),
+                (None, Signing::Key) => of_list(secret, &keys).map(Private::Key),
+                (None, Signing::Keyless(token)) => match self.keyless(token, sigstore, root.as_ref(), bad_root).await {
+                    Ok(signer) => admitted(signer, &identities).map(Private::Keyless),
+                    Err(why) => Err(why),
+                },
+            };
+            return Ok(State { trusted: keys, identities, is_listed: true, root, private });
         }
-        let unusable = |why: String| State { trusted: Vec::new(), is_listed: false, private: Err(why) };
+        if let Signing::Keyless(token) = &self.signing {
+            // What an earlier key signed stays valid.
+            let pinned = self.pinned.get().map(|key| TrustedKey { key: key.clone(), validity: Validity::default() });
+            let trusted = pinned.into_iter().collect();
+            let private = self.keyless(token, sigstore, root.as_ref(), bad_root).await.map(Private::Keyless);
+            let identities = match &private {
+                Ok(Private::Keyless(signer)) => vec![only(signer.identity())],
+                _ => Vec::new(),
+            };
+            return Ok(State { trusted, identities, is_listed: false, root, private });
+        }
+        let unusable = State::unusable;
         if let Some(why) = &self.bad_pin {
             return Ok(unusable(why.clone()));
         }
@@ -181,42 +284,70 @@ impl Signer {
             }
         }
         let Some(pinned) = self.pinned.get() else { return Ok(unusable("no key is pinned".to_owned())) };
-        let private = of_pin(secret, pinned);
+        let private = of_pin(secret, pinned).map(Private::Key);
         let trusted = vec![TrustedKey { key: pinned.clone(), validity: Validity::default() }];
-        Ok(State { trusted, is_listed: false, private })
+        Ok(State { trusted, identities: Vec::new(), is_listed: false, root, private })
     }
 
-    /// Reads Secret and list once, as the watch does.
+    /// Returns what signs without a key: the present one, if nothing changed.
+    async fn keyless(
+        &self,
+        token: &Path,
+        sigstore: Option<&ConfigMap>,
+        root: Option<&Rooted>,
+        bad_root: Option<String>,
+    ) -> Result<Arc<KeylessSigner>, String> {
+        if let Some(why) = bad_root {
+            return Err(why);
+        }
+        let settings = keyless::Settings::read(sigstore, root.map(|(root, _)| Arc::clone(root)))?;
+        let http = Box::new(Http::new(&settings)?);
+        let signer = KeylessSigner::new(token.to_owned(), settings, http, Arc::clone(&self.unfinished)).await?;
+        match &self.state().private {
+            Ok(Private::Keyless(present))
+                if present.settings() == signer.settings() && present.identity() == signer.identity() =>
+            {
+                Ok(Arc::clone(present))
+            }
+            _ => Ok(Arc::new(signer)),
+        }
+    }
+
+    /// Reads everything once, as the watch does.
     #[cfg(test)]
     pub(crate) async fn refresh(&self) {
         let list = self.config_maps.get_opt(LIST).await.unwrap();
         let secret = self.secrets.get_opt(NAME).await.unwrap();
-        let now = self.judge(secret.as_ref(), list.as_ref()).await.unwrap();
+        let sigstore = self.config_maps.get_opt(keyless::NAME).await.unwrap();
+        let now = self.judge(&Sources { secret, list, sigstore }).await.unwrap();
         self.set(now);
     }
 
-    /// Watches the Secret and the list, and calls `changed` whenever what is trusted, or whether the signer is available and why,
-    /// changes.
+    /// Watches the Secret, the list and the configuration of Sigstore, and calls `changed` whenever what is trusted, or whether the
+    /// signer is available and why, changes.
     pub async fn watch(&self, changed: impl Fn()) {
         let only = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
         let secrets = watcher(self.secrets.clone(), only(NAME)).default_backoff();
         let lists = watcher(self.config_maps.clone(), only(LIST)).default_backoff();
-        pin_mut!(secrets, lists);
-        let (mut secret, mut list) = (Latest::default(), Latest::default());
+        let roots = watcher(self.config_maps.clone(), only(keyless::NAME)).default_backoff();
+        pin_mut!(secrets, lists, roots);
+        let (mut secret, mut list, mut sigstore) = (Latest::default(), Latest::default(), Latest::default());
+        let mut again = tokio::time::interval(AGAIN);
         loop {
             tokio::select! {
                 Some(event) = secrets.next() => secret.take(event),
                 Some(event) = lists.next() => list.take(event),
+                Some(event) = roots.next() => sigstore.take(event),
+                _ = again.tick(), if self.signing != Signing::Key => {}
                 else => return,
             }
-            if !(secret.is_known && list.is_known) {
+            if !(secret.is_known && list.is_known && sigstore.is_known) {
                 continue;
             }
-            let now = match self.judge(secret.object.as_ref(), list.object.as_ref()).await {
-                Ok(now) => now,
-                // The next change, or the next start, tries again.
-                Err(failure) => State { trusted: Vec::new(), is_listed: false, private: Err(chain(&failure)) },
-            };
+            let sources =
+                Sources { secret: secret.object.clone(), list: list.object.clone(), sigstore: sigstore.object.clone() };
+            // After a failure, the next change or the next start tries again.
+            let now = self.judge(&sources).await.unwrap_or_else(|failure| State::unusable(chain(&failure)));
             if self.set(now) {
                 self.log();
                 changed();
@@ -235,7 +366,7 @@ impl Signer {
     fn log(&self) {
         let state = self.state();
         let fingerprint = self.fingerprint().map_or_else(|| "none".to_owned(), |fingerprint| fingerprint.to_string());
-        let trusted = state.trusted.len();
+        let trusted = state.trusted.len() + state.identities.len();
         match &state.private {
             Ok(_) => info!(fingerprint, trusted, "the signer is available"),
             Err(why) => error!(fingerprint, trusted, "the signer is unavailable; everything else goes on: {why}"),
@@ -246,30 +377,59 @@ impl Signer {
         self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the keys that verify bundles, those included that do not count now: the listed ones, or the pinned one, even
-    /// without a private key.
-    pub fn keys(&self) -> Vec<PublicKey> {
-        self.state().trusted.iter().map(|trusted| trusted.key.clone()).collect()
-    }
-
-    /// Returns the list of trusted keys; empty if there is none.
-    pub fn listed(&self) -> Vec<reasoning_pod::TrustedKey> {
+    /// Returns who verifies bundles, those included that do not count now: the listed ones, or the pinned key, even without a
+    /// private key.
+    pub fn trusted(&self) -> Trusted {
         let state = self.state();
-        let listed = state.trusted.iter().filter(|_| state.is_listed);
-        listed
-            .map(|TrustedKey { key, validity }| reasoning_pod::TrustedKey {
-                fingerprint: key.fingerprint(),
-                validity: *validity,
-            })
-            .collect()
+        let patterns: Vec<IdentityPattern> = state.identities.iter().map(|it| it.pattern.clone()).collect();
+        let root = state.root.as_ref().filter(|_| !patterns.is_empty());
+        Trusted {
+            keys: state.trusted.iter().map(|trusted| trusted.key.clone()).collect(),
+            identities: root.map(|(root, _)| Keyless::of(Arc::clone(root), patterns)).into_iter().collect(),
+        }
     }
 
-    /// Returns the fingerprint of the key that signs, or else of the pinned one. `None` if the signer is unavailable and keys are
-    /// listed, or no key is pinned.
+    /// Returns the list of trusted keys and identities; empty if there is none, and only the pinned key is trusted. Of a pattern for
+    /// identities, it has the controller's own and those of `met` that match.
+    pub fn listed(&self, met: &[Identity]) -> Vec<reasoning_pod::TrustedKey> {
+        let state = self.state();
+        if !state.is_listed && state.identities.is_empty() {
+            return Vec::new();
+        }
+        let keys = state.trusted.iter().map(|TrustedKey { key, validity }| reasoning_pod::TrustedKey {
+            fingerprint: key.fingerprint(),
+            validity: *validity,
+            identity: None,
+        });
+        let mut listed: Vec<_> = keys.collect();
+        let exact = state.identities.iter().filter_map(|it| it.pattern.exact());
+        let own = state.private.iter().filter_map(|private| match private {
+            Private::Keyless(signer) => Some(signer.identity().clone()),
+            Private::Key(_) => None,
+        });
+        for identity in exact.chain(own).chain(met.iter().cloned()) {
+            let fingerprint = identity.fingerprint();
+            if let Some(validity) = state.validity(&identity)
+                && listed.iter().all(|known| known.fingerprint != fingerprint)
+            {
+                listed.push(reasoning_pod::TrustedKey { fingerprint, validity, identity: Some(identity) });
+            }
+        }
+        listed
+    }
+
+    /// Returns the trusted root that verifies signatures by identities, if identities are trusted.
+    pub fn trusted_root(&self) -> Option<Arc<reasoning_pod::TrustedRoot>> {
+        let state = self.state();
+        state.root.as_ref().filter(|_| !state.identities.is_empty()).map(|(_, root)| Arc::clone(root))
+    }
+
+    /// Returns the fingerprint of the key or identity that signs, or else of the pinned key. `None` if the signer is unavailable and
+    /// keys are listed, or no key is pinned.
     pub fn fingerprint(&self) -> Option<Sha256> {
         let state = self.state();
         match &state.private {
-            Ok(key) => Some(key.public().fingerprint()),
+            Ok(private) => Some(private.fingerprint()),
             Err(_) => state.trusted.first().filter(|_| !state.is_listed).map(|trusted| trusted.key.fingerprint()),
         }
     }
@@ -285,20 +445,34 @@ impl Signer {
     /// Whether the signer can sign now.
     pub fn signs_at(&self, now: Timestamp) -> bool {
         let state = self.state();
-        let Ok(key) = &state.private else { return false };
-        let key = key.public().fingerprint();
-        state.trusted.iter().any(|trusted| trusted.key.fingerprint() == key && trusted.validity.at(now).is_ok())
+        match &state.private {
+            Err(_) => false,
+            Ok(Private::Keyless(signer)) => state.validity(signer.identity()).is_some_and(|it| it.at(now).is_ok()),
+            Ok(Private::Key(key)) => {
+                let key = key.public().fingerprint();
+                state.trusted.iter().any(|trusted| trusted.key.fingerprint() == key && trusted.validity.at(now).is_ok())
+            }
+        }
     }
 
-    /// Returns when the signing key expires, and when the first of the other keys does that has not expired at `now`.
+    /// Returns when the signing key, or the trusted root that verifies its signatures, expires, and when the first of the other keys does
+    /// that has not expired at `now`.
     pub fn expiries(&self, now: Timestamp) -> Expiries {
         let state = self.state();
-        let signing = state.private.as_ref().ok().map(|key| key.public().fingerprint());
-        let (own, others): (Vec<_>, Vec<_>) =
-            state.trusted.iter().partition(|trusted| Some(trusted.key.fingerprint()) == signing);
+        let signing = state.private.as_ref().ok().map(Private::fingerprint);
+        let listed = self.listed(&[]);
+        let pinned = state.trusted.iter().filter(|_| listed.is_empty());
+        let all = listed.iter().map(|it| (it.fingerprint, it.validity));
+        let all = all.chain(pinned.map(|it| (it.key.fingerprint(), it.validity)));
+        let (own, others): (Vec<_>, Vec<_>) = all.partition(|(fingerprint, _)| Some(*fingerprint) == signing);
+        let root = match &state.private {
+            Ok(Private::Keyless(signer)) => signer.settings().root.ends(),
+            _ => None,
+        };
+        let own = own.iter().find_map(|(_, validity)| validity.not_after);
         Expiries {
-            signing: own.iter().find_map(|trusted| trusted.validity.not_after),
-            others: others.iter().filter_map(|trusted| trusted.validity.not_after).filter(|end| *end > now).min(),
+            signing: own.into_iter().chain(root).min(),
+            others: others.iter().filter_map(|(_, validity)| validity.not_after).filter(|end| *end > now).min(),
         }
     }
 
@@ -306,10 +480,19 @@ impl Signer {
     ///
     /// # Errors
     /// When the signer is unavailable or signing fails.
-    pub fn sign(&self, payload: &[u8]) -> Result<Signed, SignerError> {
-        let state = self.state();
-        let key = state.private.as_ref().map_err(|why| SignerError::Unavailable(why.clone()))?;
-        Ok(Signed { bundle: key.sign(payload)?, key: key.public().to_pem().to_owned() })
+    pub async fn sign(&self, payload: &[u8]) -> Result<Signed, SignerError> {
+        let private = self.state().private.clone().map_err(SignerError::Unavailable)?;
+        match private {
+            Private::Key(key) => Ok(Signed { bundle: key.sign(payload)?, key: Some(key.public().to_pem().to_owned()) }),
+            Private::Keyless(signer) => Ok(Signed { bundle: signer.sign(payload).await?, key: None }),
+        }
+    }
+
+    /// Forgets a bundle that is recorded: without a key, a finished one is kept until then, so that nothing is signed twice.
+    pub fn recorded(&self, payload: &[u8]) {
+        if let Ok(Private::Keyless(signer)) = &self.state().private {
+            signer.recorded(payload);
+        }
     }
 }
 
@@ -364,29 +547,55 @@ fn read(secret: &Secret) -> Result<PrivateKey, String> {
     })
 }
 
-/// Reads the list of trusted keys: those that can be read, and what is wrong with the first entry that cannot.
-fn read_list(list: &ConfigMap) -> (Vec<TrustedKey>, Option<String>) {
-    let (mut trusted, mut wrong) = (Vec::new(), None);
-    let named = |name: &str| Path::new(name).extension().is_some_and(|end| end == "pub" || end == "pem");
+/// The list of trusted keys and identities.
+#[derive(Default)]
+struct Listed {
+    keys: Vec<TrustedKey>,
+    identities: Vec<TrustedIdentity>,
+    /// What is wrong with the first entry that cannot be read.
+    wrong: Option<String>,
+}
+
+/// Reads the list of trusted keys and identities: those that can be read, and what is wrong with the first entry that cannot.
+fn read_list(list: &ConfigMap) -> Listed {
+    let Listed { mut keys, mut identities, mut wrong } = Listed::default();
     for (name, text) in list.data.iter().flatten() {
-        let read = match trust::read(text) {
-            _ if !named(name) => Err("its name must end in .pub or .pem".to_owned()),
-            read => read.map_err(|why| chain(&why)),
+        let read = match Path::new(name).extension().and_then(|end| end.to_str()) {
+            Some("pub" | "pem") => trust::read(text).map(|read| keys.extend(read)).map_err(|why| chain(&why)),
+            Some("identity") => trust::read_identity(text).map(|read| identities.push(read)).map_err(|why| chain(&why)),
+            _ => Err("its name must end in .pub, .pem or .identity".to_owned()),
         };
-        match read {
-            Ok(keys) => trusted.extend(keys),
-            Err(why) => drop(wrong.get_or_insert_with(|| format!("the entry {name:?} of the ConfigMap {LIST}: {why}"))),
+        if let Err(why) = read {
+            wrong.get_or_insert_with(|| format!("the entry {name:?} of the ConfigMap {LIST}: {why}"));
         }
     }
-    if trusted.is_empty() && wrong.is_none() {
+    if keys.is_empty() && identities.is_empty() && wrong.is_none() {
         wrong = Some(format!(
-            "the ConfigMap {LIST} lists no key: list the trusted ones, or delete it to trust the pinned key"
+            "the ConfigMap {LIST} lists no key and no identity: list the trusted ones, or delete it to trust the pinned key"
         ));
     }
-    if let Err(why) = trust::check(&trusted) {
+    if let Err(why) = trust::check(&keys) {
         wrong = wrong.or_else(|| Some(format!("the ConfigMap {LIST}: {why}")));
     }
-    (trusted, wrong.map(|why| format!("{why}; nothing is signed before the list is right")))
+    Listed { keys, identities, wrong: wrong.map(|why| format!("{why}; nothing is signed before the list is right")) }
+}
+
+/// Returns the identity alone as a trusted one, without a limit.
+fn only(identity: &Identity) -> TrustedIdentity {
+    TrustedIdentity { pattern: identity.into(), validity: Validity::default() }
+}
+
+/// Returns the signer if the list names its identity, or a sentence that says what is wrong.
+fn admitted(signer: Arc<KeylessSigner>, listed: &[TrustedIdentity]) -> Result<Arc<KeylessSigner>, String> {
+    let identity = signer.identity();
+    if listed.iter().any(|it| it.pattern.admits(identity)) {
+        return Ok(signer);
+    }
+    Err(format!(
+        "the controller signs as {identity}, which the ConfigMap {LIST} does not list: add an entry such as controller.identity \
+         with the lines \"issuer: {}\" and \"subject: {}\"",
+        identity.issuer, identity.subject
+    ))
 }
 
 /// Returns the private key if the Secret exists and its public key is listed, or a sentence that says what is wrong.
@@ -503,18 +712,21 @@ mod tests {
     fn a_wrong_entry_is_named_and_the_others_count() {
         let key = PrivateKey::generate().unwrap();
         let pem = key.public().to_pem();
-        let (trusted, wrong) = read_list(&list(&[("2026.pub", pem)]));
-        assert_eq!((trusted.len(), wrong), (1, None));
+        let identity =
+            "issuer: https://kubernetes.default.svc\nsubject: https://kubernetes.io/namespaces/a/serviceaccounts/*";
+        let read = read_list(&list(&[("2026.pub", pem), ("tenants.identity", identity)]));
+        assert_eq!((read.keys.len(), read.identities.len(), read.wrong), (1, 1, None));
         for (name, text, why) in [
             ("2027.pub", "notAfter: soon\n", "the entry \"2027.pub\" of the ConfigMap codex-trusted-keys: line 1: "),
-            ("2027", pem, "its name must end in .pub or .pem"),
+            ("2027", pem, "its name must end in .pub, .pem or .identity"),
             ("2027.pub", pem, "is listed twice"),
+            ("2027.identity", "issuer: a", "identity of the certificate is empty"),
         ] {
-            let (trusted, wrong) = read_list(&list(&[("2026.pub", pem), (name, text)]));
-            let wrong = wrong.unwrap();
-            assert!(!trusted.is_empty() && wrong.contains(why) && wrong.contains("nothing is signed"), "{wrong}");
+            let read = read_list(&list(&[("2026.pub", pem), (name, text)]));
+            let wrong = read.wrong.unwrap();
+            assert!(!read.keys.is_empty() && wrong.contains(why) && wrong.contains("nothing is signed"), "{wrong}");
         }
-        let (trusted, wrong) = read_list(&ConfigMap::default());
-        assert!(trusted.is_empty() && wrong.unwrap().contains("lists no key"));
+        let read = read_list(&ConfigMap::default());
+        assert!(read.keys.is_empty() && read.wrong.unwrap().contains("lists no key"));
     }
 }

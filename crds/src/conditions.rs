@@ -22,6 +22,8 @@ pub enum ConditionType {
     CheckpointLost,
     /// The running pod has reported no progress for `spec.progressDeadlineSeconds`. Present only while true.
     ProgressStale,
+    /// Times of `spec.schedule` have passed without a run. Present only while true: until a run starts in time.
+    RunsMissed,
     /// A policy denies what the servers serve, or the model that would be served: nothing serves it. It stays, with the status False,
     /// after the policy was changed.
     Revoked,
@@ -49,6 +51,9 @@ pub enum ConditionType {
     ScalingActive,
     /// A canary runs beside the servers. Present once there has been one.
     Canary,
+    /// The shadow answers as the ReasoningPod that it shadows. Present only with `spec.shadow`; Unknown until enough requests were
+    /// compared.
+    ParityHolding,
 }
 
 impl ConditionType {
@@ -63,6 +68,7 @@ impl ConditionType {
             Self::EndpointsWritten => "EndpointsWritten",
             Self::CheckpointLost => "CheckpointLost",
             Self::ProgressStale => "ProgressStale",
+            Self::RunsMissed => "RunsMissed",
             Self::Revoked => "Revoked",
             Self::KeyExpires => "KeyExpires",
             Self::ConfigResolved => "ConfigResolved",
@@ -76,6 +82,7 @@ impl ConditionType {
             Self::Verified => "Verified",
             Self::ScalingActive => "ScalingActive",
             Self::Canary => "Canary",
+            Self::ParityHolding => "ParityHolding",
         }
     }
 }
@@ -231,6 +238,18 @@ reasons! {
     ScalingFailed,
     /// A SignOff names another model, report or ring than those of now.
     SignOffVoid,
+    /// The read of the problems cannot be counted, so the verdict is not published.
+    ReadUncounted,
+    /// The next run of `spec.schedule` is not due yet.
+    WaitingForSchedule,
+    /// Times of `spec.schedule` have passed without a run.
+    RunsMissed,
+    /// The answers of a shadow certainly differ in at most `spec.shadow.maxDivergence` of the requests.
+    ParityProved,
+    /// The answers of a shadow certainly differ in more than `spec.shadow.maxDivergence` of the requests.
+    ParityLost,
+    /// Too few requests were compared to decide whether parity holds.
+    WaitingForRequests,
 }
 
 #[cfg(test)]

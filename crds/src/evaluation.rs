@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DataItem, Output, VolumeClaimFolder, WorkStatus, WorkerPod,
+    DataItem, Output, Schedule, ScheduleStatus, VolumeClaimFolder, WorkStatus, WorkerPod,
     training_run::{DataStatus, default_progress_deadline, default_retries, default_seed},
 };
 
@@ -30,9 +30,13 @@ use crate::{
     printcolumn(name = "Gates", type_ = "string", json_path = ".status.gatesPassed"),
     printcolumn(name = "Model", type_ = "string", json_path = ".status.model.short"),
     printcolumn(name = "Evidence", type_ = "string", json_path = ".status.evidence", priority = 1),
+    printcolumn(name = "Last run", type_ = "date", json_path = ".status.schedule.lastScheduleTime", priority = 1),
+    printcolumn(name = "Next run", type_ = "string", json_path = ".status.schedule.nextScheduleTime", priority = 1),
+    printcolumn(name = "Read", type_ = "integer", json_path = ".status.reads.number", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = crate::rules::name(),
-    validation = crate::rules::own_reference()
+    validation = crate::rules::own_reference(),
+    validation = crate::rules::scheduled_name()
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -46,6 +50,7 @@ use crate::{
     validation = ("self.data == oldSelf.data", "spec.data is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.seed == oldSelf.seed", "spec.seed is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.gates == oldSelf.gates", "spec.gates is immutable, because the verdict depends on it: create another Evaluation"),
+    validation = ("has(self.schedule) == has(oldSelf.schedule)", "spec.schedule cannot be added or removed: create another Evaluation; its fields can be changed"),
     validation = ("self.terminationGracePeriodSeconds == oldSelf.terminationGracePeriodSeconds", "spec.terminationGracePeriodSeconds is immutable, because the Job has it already: create another Evaluation"),
     validation = crate::rules::same_pod("Evaluation", false),
 )]
@@ -91,6 +96,9 @@ pub struct EvaluationSpec {
         validation = ("!has(self.resources) || !has(self.resources.claims) || self.resources.claims.all(claim, has(self.resourceClaims) && self.resourceClaims.exists(given, given.name == claim.name))", "pod.resources.claims must name entries of pod.resourceClaims: add the claim there, or remove it")
     )]
     pub pod: WorkerPod,
+    /// Times at which the evaluation is repeated. The verdict is that of the latest finished run. Without it, there is one run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
     /// While true, the evaluator pod is stopped. Defaults to false.
     #[serde(default)]
     pub suspend: bool,
@@ -191,6 +199,12 @@ pub struct EvaluationStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub data_digests: Vec<DataStatus>,
+    /// Runs. Present only with spec.schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleStatus>,
+    /// Read of the problems that the verdict was. It is counted before the verdict is published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads: Option<ReadStatus>,
     /// Work of the pods.
     #[serde(flatten)]
     pub work: WorkStatus,
@@ -208,8 +222,8 @@ pub struct EvaluationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub seal: Option<String>,
-    /// Conditions of the Evaluation: ConfigResolved, EvidenceStrong, GatesPassed, ProgressStale, Ready, Reconciling, Stalled and
-    /// StatusDiscarded.
+    /// Conditions of the Evaluation: ConfigResolved, EvidenceStrong, GatesPassed, ProgressStale, Ready, Reconciling, RunsMissed,
+    /// Stalled and StatusDiscarded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -243,6 +257,18 @@ pub struct JudgedModel {
     /// First twelve digits of the model digest.
     #[schemars(length(max = 12))]
     pub short: String,
+}
+
+/// Read of a set of problems by a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReadStatus {
+    /// SHA-256 of the problems.
+    pub data_digest: DataDigest,
+    /// Number of the read among all verdicts that read these problems, from 1. The controller counts them in its own namespace;
+    /// deleting objects does not lower the count.
+    #[schemars(range(min = 1))]
+    pub number: i64,
 }
 
 /// File of the outcome of each problem.

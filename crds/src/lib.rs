@@ -18,6 +18,8 @@ mod promotion_policy;
 mod reasoning_pod;
 mod rollout;
 mod rules;
+mod schedule;
+mod shadow;
 mod sign_off;
 mod training_run;
 mod work;
@@ -28,7 +30,7 @@ pub use conditions::{ConditionType, Reason};
 pub use data::{ConfigMapKey, DataItem, DataSource, Synthetic, VolumeClaimFolder, VolumeClaimPath};
 pub use evaluation::{
     Evaluation, EvaluationPhase, EvaluationSpec, EvaluationStatus, GivenModel, JudgedModel, MetricStatus,
-    OutcomesStatus, ReferenceStatus,
+    OutcomesStatus, ReadStatus, ReferenceStatus,
 };
 pub use names::{annotation, bundle, child, is_subdomain, label};
 pub use pod::{TrainerPod, WorkerPod};
@@ -40,6 +42,8 @@ pub use reasoning_pod::{
 pub use rollout::{
     Analysis, MAX_HISTORY, Rollout, RolloutPhase, RolloutRecord, RolloutResult, RolloutStatus, TrafficStatus,
 };
+pub use schedule::{ActiveRun, ConcurrencyPolicy, FinishedRun, MAX_FINISHED, MissedRuns, Schedule, ScheduleStatus};
+pub use shadow::{DifferenceStatus, MAX_SHADOW_SOURCES, Parity, Shadow, ShadowSource, ShadowStatus};
 pub use sign_off::{SignOff, SignOffSpec};
 pub use training_run::{
     CheckpointStatus, ClaimOutput, CurriculumPhaseState, CurriculumPhaseStatus, CurriculumStatus, DataStatus,

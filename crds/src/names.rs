@@ -50,6 +50,12 @@ pub mod child {
         format!("codex-e-{evaluation}")
     }
 
+    /// Returns the name of the Job and of the ConfigMap of one run of a repeated Evaluation. No other Evaluation has this name, because
+    /// names of Evaluations begin with a letter.
+    pub fn evaluator_run(evaluation: &str, number: i64) -> String {
+        format!("codex-e-{number}-{evaluation}")
+    }
+
     /// Returns the name of the Deployment, HorizontalPodAutoscaler, PodDisruptionBudget and NetworkPolicy of a ReasoningPod. Its Service has the name
     /// of the ReasoningPod.
     pub fn server(pod: &str) -> String {
@@ -59,6 +65,12 @@ pub mod child {
     /// Returns the name of the Deployment of the canary of a ReasoningPod.
     pub fn canary(pod: &str) -> String {
         format!("codex-c-{pod}")
+    }
+
+    /// Returns the name of the immutable ConfigMap with the trusted root of a ReasoningPod's servers. `digest` is the first twelve
+    /// digits of its SHA-256.
+    pub fn root(pod: &str, digest: &str) -> String {
+        format!("codex-r-{pod}-{digest}")
     }
 }
 

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Autoscaling, MAX_HISTORY, Rollout, RolloutRecord, RolloutStatus, WorkerPod};
+use crate::{Autoscaling, MAX_HISTORY, Rollout, RolloutRecord, RolloutStatus, Shadow, ShadowStatus, WorkerPod};
 
 /// The most SignOffs in a status.
 pub(crate) const MAX_SIGN_OFFS: usize = 64;
@@ -33,12 +33,14 @@ pub(crate) const MAX_SIGN_OFFS: usize = 64;
     printcolumn(name = "Blocked by", type_ = "string", json_path = ".status.blockedBy[0]", priority = 1),
     printcolumn(name = "Evidence", type_ = "string", json_path = ".status.evidence", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = crate::rules::name()
+    validation = crate::rules::name(),
+    validation = crate::rules::own_shadow()
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = crate::rules::same_pod("ReasoningPod", false),
     validation = crate::rules::scaled_by_cpu(),
+    validation = crate::rules::shadow(),
 )]
 pub struct ReasoningPodSpec {
     /// Rollout ring in which the model is served. A ring is a stage of promotion: a model moves through
@@ -69,6 +71,10 @@ pub struct ReasoningPodSpec {
     /// Rollout by a canary. Without it, a new model replaces the served one as soon as its servers are ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+    /// Makes this ReasoningPod a shadow of another one: it answers copies of requests, is compared, and answers nobody. Without it,
+    /// the servers answer requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Shadow>,
     /// Settings of the server pods. Their image is the one that the controller is configured with.
     #[serde(default)]
     #[x_kube(
@@ -205,6 +211,9 @@ pub struct ReasoningPodStatus {
     /// Canary that runs or has failed. Absent while what the spec describes is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutStatus>,
+    /// Comparison with the ReasoningPod in spec.shadow.of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowStatus>,
     /// Canaries that have ended, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_HISTORY))]
@@ -213,8 +222,8 @@ pub struct ReasoningPodStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub seal: Option<String>,
-    /// Conditions of the rollout: Canary, EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, KeyExpires, PolicyMet, Ready,
-    /// Reconciling, Revoked, RingMatched, ScalingActive, Signed, SignedOff, Stalled, StatusDiscarded, Trained and Verified.
+    /// Conditions of the rollout: Canary, EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, KeyExpires, ParityHolding,
+    /// PolicyMet, Ready, Reconciling, Revoked, RingMatched, ScalingActive, Signed, SignedOff, Stalled, StatusDiscarded, Trained and Verified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 24))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -53,6 +53,34 @@ pub(crate) fn share(field: &str, example: &str) -> Rule {
     text(field, "self.matches('^(0([.][0-9]{1,6})?|1([.]0{1,6})?)$')", &form)
 }
 
+/// Returns the rule on `spec.schedule.cron`: the number of fields and their letters. What the fields say is checked by the controller.
+pub(crate) fn cron() -> Rule {
+    text(
+        "spec.schedule.cron",
+        "self.matches('^(@(hourly|daily|midnight|weekly|monthly|yearly|annually)|[-0-9A-Za-z*/,#]+( +[-0-9A-Za-z*/,#]+){4})$')",
+        "five fields (minute, hour, day of the month, month, day of the week), such as 0 3 * * 1, or one of @hourly, @daily, \
+         @weekly, @monthly and @yearly; the time zone is spec.schedule.timeZone",
+    )
+}
+
+/// Returns the rule on `spec.schedule.timeZone`.
+pub(crate) fn time_zone() -> Rule {
+    text(
+        "spec.schedule.timeZone",
+        "self.matches('^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z][A-Za-z0-9_+-]*)*$') && self != 'Local'",
+        "the name of a time zone in the IANA database, such as Etc/UTC or Europe/Berlin",
+    )
+}
+
+/// Returns the rule on the name of a repeated Evaluation, whose Jobs have the number of the run in their names. The name of an object is
+/// known only at its root.
+pub(crate) fn scheduled_name() -> Rule {
+    Rule::new("!has(self.spec.schedule) || self.metadata.name.size() <= 44").message(
+        "metadata.name of an Evaluation with spec.schedule has at most 44 characters, because Jobs are named after it and the number of \
+         the run: use a shorter name",
+    )
+}
+
 /// Returns the rule that servers request the CPU whose utilization they are scaled by.
 pub(crate) fn scaled_by_cpu() -> Rule {
     let has = |list: &str| format!("(has(self.pod.resources.{list}) && 'cpu' in self.pod.resources.{list})");
@@ -61,6 +89,20 @@ pub(crate) fn scaled_by_cpu() -> Rule {
     Rule::new(format!("!({scaled}) || ({requests})")).message(
         "spec.autoscaling scales by CPU utilization, and spec.pod.resources requests no CPU: set spec.pod.resources.requests.cpu, or \
          set spec.autoscaling.metrics without targetCPUUtilizationPercentage",
+    )
+}
+
+/// Returns the rule that a ReasoningPod is not its own shadow. The name of an object is known only at its root.
+pub(crate) fn own_shadow() -> Rule {
+    Rule::new("!has(self.spec.shadow) || self.spec.shadow.of != self.metadata.name")
+        .message("spec.shadow.of is the ReasoningPod itself: name another ReasoningPod, whose requests are copied")
+}
+
+/// Returns the rule that a shadow has nothing that is only of use to servers with clients.
+pub(crate) fn shadow() -> Rule {
+    Rule::new("!has(self.shadow) || !(has(self.autoscaling) || has(self.rollout) || has(self.serving))").message(
+        "spec.shadow excludes spec.autoscaling, spec.rollout and spec.serving, because a shadow has no clients: remove them, or \
+         remove spec.shadow",
     )
 }
 

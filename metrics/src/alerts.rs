@@ -254,6 +254,8 @@ fn promotion() -> Vec<Alert> {
     let stalled = [KIND.is("ReasoningPod"), CONDITION.is("Stalled"), STATUS.is("True")];
     let rolled_back = [&stalled[..], &[REASON.is("RolledBack")]].concat();
     let canaries = CONDITIONS.value(&rolled_back);
+    let shadows = [KIND.is("ReasoningPod"), CONDITION.is("ParityHolding")];
+    let parity = CONDITIONS.value(&[&shadows[..], &[STATUS.is("False")]].concat());
     vec![
         Alert {
             name: "CodexGateInconclusive",
@@ -287,6 +289,21 @@ fn promotion() -> Vec<Alert> {
             fires: vec![(canaries.to_string(), "0x3 1x20")],
             labels: &[],
             quiet: vec![(canaries.to_string(), "0x20")],
+        },
+        Alert {
+            name: "CodexParityLost",
+            severity: Severity::Warning,
+            query: parity.max(&[]).above(0.0),
+            lasting: "1m",
+            summary: "A shadow certainly answers more requests differently than its spec allows.",
+            at: "10m",
+            fires: vec![(parity.to_string(), "0x3 1x20")],
+            labels: &[],
+            // Too few requests are no loss.
+            quiet: vec![
+                (parity.to_string(), "0x20"),
+                (CONDITIONS.value(&[&shadows[..], &[STATUS.is("Unknown")]].concat()).to_string(), "1x20"),
+            ],
         },
         Alert {
             name: "CodexServingUnverified",

@@ -2,8 +2,8 @@
 
 use crate::{
     label::{
-        CATEGORY, CODE, CONDITION, KIND, METRIC, PHASE, PORT, PURPOSE, REASON, RESULT, RING, STATE, STATEMENT, STATUS,
-        VERB, VERDICT, VERSION,
+        CATEGORY, CODE, CONDITION, KIND, METRIC, PHASE, PORT, PROBLEMS, PURPOSE, REASON, RESULT, RING, STATE,
+        STATEMENT, STATUS, VERB, VERDICT, VERSION,
     },
     metric::metrics,
 };
@@ -52,6 +52,9 @@ metrics! {
     GATE_MARGIN = Gauge("codex_controller_gate_lowest_margin", Number, [METRIC],
         "Lowest distance of a bound from the limit of its gate, over existing Evaluations; negative if a gate is missed.")
         .more("The bound is the lower one for `min` and the upper one for `max`; without `confidence` it is the value.");
+    READS = Gauge("codex_controller_problem_reads", Count, [PROBLEMS],
+        "Verdicts that have read a set of problems: the highest number that an existing Evaluation records.")
+        .more("The ledger in the controller's namespace counts them, and deleting Evaluations does not lower the next number.");
     RUN_STEPS = Gauge("codex_controller_run_steps", Count, [STATE],
         "Optimizer steps of existing TrainingRuns: completed, and executed with repeated ones.")
         .more("Goodput is completed over executed.");

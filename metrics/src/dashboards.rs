@@ -4,8 +4,8 @@ use crate::{
     controller::{
         API_DURATION, API_REQUESTS, CERTIFICATE, CHECKPOINT_OLDEST, CONDITION_OLDEST, CONDITIONS, ERRORS, GATE_MARGIN,
         GATES, KEY_EXPIRY, LEADER, MALFORMED, MANUAL_OVERRIDES, OBJECTS, PROGRESS_OLDEST, QUEUE, QUEUE_AGE, QUEUE_WAIT,
-        RECONCILE_DURATION, RECONCILIATIONS, REFUSED_CONNECTIONS, REPORTS, REVOKED, RUN_STEPS, SERVING, SIGNATURES,
-        SIGNER, UNVERIFIED, WATCH_ERRORS, WRITES,
+        READS, RECONCILE_DURATION, RECONCILIATIONS, REFUSED_CONNECTIONS, REPORTS, REVOKED, RUN_STEPS, SERVING,
+        SIGNATURES, SIGNER, UNVERIFIED, WATCH_ERRORS, WRITES,
     },
     dashboard::{
         Dashboard, Panel,
@@ -14,8 +14,8 @@ use crate::{
     },
     gpu,
     label::{
-        CATEGORY, CODE, CONDITION, GPU, KEY, KIND, METRIC, MODEL, PHASE, PORT, REASON, RESULT, RING, STATE, STATEMENT,
-        STATUS, TYPE, VERB, VERDICT,
+        CATEGORY, CODE, CONDITION, GPU, KEY, KIND, METRIC, MODEL, PHASE, PORT, PROBLEMS, REASON, RESULT, RING, STATE,
+        STATEMENT, STATUS, TYPE, VERB, VERDICT,
         target::{NAMESPACE, POD},
     },
     query::RATE_INTERVAL,
@@ -373,6 +373,9 @@ fn rings() -> Dashboard {
                     Panel::new(Bars, Plain, "Evaluations", "Existing Evaluations by verdict, or by phase before it.")
                         .by(&OBJECTS.value(&[KIND.is("Evaluation")]).sum(&[PHASE]), &[PHASE])
                         .when_empty("no Evaluations"),
+                    Panel::new(Bars, Plain, "Reads of held-out sets", "Verdicts that have read each set of problems; promotion policies may limit them.")
+                        .by(&READS.value(&[]).max(&[PROBLEMS]), &[PROBLEMS])
+                        .when_empty("no verdicts"),
                 ],
             ),
             (
@@ -561,6 +564,22 @@ fn serving() -> Dashboard {
                     )
                     .by(&server::KEY_TOKENS.rate(&chosen, RATE_INTERVAL).sum(&[KEY]), &[KEY])
                     .when_empty("no API keys"),
+                    Panel::new(
+                        Stack,
+                        PerSecond,
+                        "Copies for shadows",
+                        "Copies of answered requests per second by what became of them.",
+                    )
+                    .by(&server::COPIES.rate(&chosen, RATE_INTERVAL).sum(&[RESULT]), &[RESULT])
+                    .when_empty("no servers"),
+                    Panel::new(
+                        Stack,
+                        PerSecond,
+                        "Compared requests",
+                        "Copied requests per second by how shadows compared them.",
+                    )
+                    .by(&server::COMPARED.rate(&chosen, RATE_INTERVAL).sum(&[RESULT]), &[RESULT])
+                    .when_empty("no servers"),
                     Panel::new(
                         Lines,
                         Plain,

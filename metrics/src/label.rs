@@ -30,6 +30,7 @@ labels! {
     MODEL = "model", "the first twelve digits of the model digest";
     PHASE = "phase", "the phase of the object, such as Running";
     PORT = "port", "the port of the program: reports or health";
+    PROBLEMS = "problems", "the first twelve digits of the digest of a set of problems";
     PURPOSE = "purpose", "what a key is for: signing, or verifying what it signed before";
     REASON = "reason", "the reason of a condition, such as GateFailed";
     RESULT = "result", "how it ended, such as ok or error";

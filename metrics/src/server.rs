@@ -61,6 +61,13 @@ metrics! {
     KEY_TOKENS = Counter("codex_ml_inference_key_tokens_total", Count, [KEY],
         "Tokens of prompts and responses by the name of the API key.")
         .more("Tokens of abandoned responses count, too.").later();
+    COPIES = Counter("codex_ml_inference_copies_total", Count, [RESULT],
+        "Copies of answered requests for shadows by result (sent, dropped, busy, refused, failed).")
+        .more("Dropped: too many waited to be sent. Busy: the shadow had no room. Refused: it did not accept the copy. Failed: it \
+            did not answer.");
+    COMPARED = Counter("codex_ml_shadow_requests_total", Count, [RESULT],
+        "Copied requests by how a shadow compared them (identical, agreed, diverged, skipped).")
+        .more("Identical: the same tokens. Agreed: other tokens and the same final answer. Skipped: not compared.");
     MODEL_INFO = Gauge("codex_ml_model_info", Number, [RING, MODEL],
         "The model that this server verified and serves, and its ring; 1 while it serves.")
         .more("Absent until the model is verified and loaded.").later();

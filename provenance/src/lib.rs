@@ -11,6 +11,7 @@ mod canonical;
 pub mod digest;
 mod evidence;
 pub mod files;
+mod identity;
 pub mod manifest;
 pub mod oms;
 pub mod promotion;
@@ -23,4 +24,5 @@ pub use digest::{
     Sha256,
 };
 pub use evidence::EvidenceStrength;
+pub use identity::{Identity, IdentityError, IdentityPattern};
 pub use validity::{Untimely, Validity};

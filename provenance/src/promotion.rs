@@ -224,6 +224,19 @@ pub struct Evaluation {
     /// Evaluations that the gates compare with. Absent if no gate compares.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<Reference>,
+    /// Which read of its problems the verdict was. Absent if it was judged by a controller that did not count reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads: Option<Read>,
+}
+
+/// A read of a set of problems by a verdict, as the ledger of the controller counted it before the verdict was published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Read {
+    /// Digest of the problems, the one in `data`.
+    pub problems: DataDigest,
+    /// Number of the read among all verdicts that read these problems, from 1.
+    pub number: u64,
 }
 
 /// An evaluation of the same problems that gates compare with.

@@ -5,6 +5,7 @@
 
 mod chain;
 mod contradiction;
+mod copies;
 mod evaluation;
 mod serving;
 mod training;
@@ -14,8 +15,14 @@ use codex_provenance::{ConfigDigest, Sha256};
 use serde::{Deserialize, Serialize};
 
 pub use chain::{chain, chain_until};
+pub use copies::{
+    COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, CopiedSampling, MAX_COPY, MirrorFile, MirrorTarget,
+    RequestCopy, ShadowFile, signed_copy,
+};
 pub use evaluation::EvaluationState;
-pub use serving::{LATENCY_EDGES, ServingState, Traffic};
+pub use serving::{
+    Comparison, Difference, LATENCY_EDGES, MAX_COMPARISONS, ServingState, Traffic, latency_buckets, percentile_95,
+};
 pub use training::{
     Base, Checkpoint, Curriculum, CurriculumPhase, DataFile, Model, PhaseStatus, Progress, TrainingState,
 };

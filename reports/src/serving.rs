@@ -20,6 +20,13 @@ pub struct ServingState {
     /// Requests since the server started. Only canaries report them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic: Option<Traffic>,
+    /// Public key (Ed25519, hexadecimal) with which the server signs copies of requests for shadows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copies_key: Option<String>,
+    /// Comparisons since the server started, one for each model that it was compared with, at most [`MAX_COMPARISONS`]. Only shadows
+    /// report them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub comparisons: Vec<Comparison>,
     /// Reason why the server refuses to serve. `VerificationFailed` names the file, the bundle or the ring.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
@@ -53,9 +60,86 @@ impl Traffic {
     }
 }
 
+/// The most entries of [`ServingState::comparisons`]. The models that were met last are kept.
+pub const MAX_COMPARISONS: usize = 2;
+
+/// What a shadow knows about a model that it is compared with. The numbers only grow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Comparison {
+    /// Digest of the other model.
+    pub model: ModelDigest,
+    /// Requests that both models answered.
+    pub compared: u64,
+    /// Those of them with the same final answer.
+    pub agreed: u64,
+    /// Those of them with the same tokens.
+    pub identical: u64,
+    /// Copies that were not compared, because the shadow was busy, failed or has another tokenizer.
+    pub skipped: u64,
+    /// The number of compared requests that the shadow answered within each of [`LATENCY_EDGES`].
+    pub latency: Vec<u64>,
+    /// The same of the server that answered the client.
+    pub other_latency: Vec<u64>,
+    /// The earliest difference of tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_difference: Option<Difference>,
+}
+
+impl Comparison {
+    /// Returns a comparison with a model that has not begun.
+    pub fn of(model: ModelDigest) -> Self {
+        let (latency, other_latency) = (vec![0; LATENCY_EDGES.len()], vec![0; LATENCY_EDGES.len()]);
+        Self { model, compared: 0, agreed: 0, identical: 0, skipped: 0, latency, other_latency, first_difference: None }
+    }
+}
+
+/// Where two responses differ first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Difference {
+    /// The number of the first token that differs, from 0.
+    pub token: u64,
+    /// The distance of the log-probabilities that the shadow gives to its own token and to the other one, in thousandths; `None` if
+    /// the other one is not among its likeliest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap_thousandths: Option<u64>,
+}
+
+/// Adds a latency in seconds to buckets that end at [`LATENCY_EDGES`].
+pub fn latency_buckets(buckets: &mut [u64], seconds: f64) {
+    for (bucket, edge) in buckets.iter_mut().zip(LATENCY_EDGES) {
+        *bucket += u64::from(seconds <= edge);
+    }
+}
+
+/// Returns the edge in seconds within which at least 95 of 100 requests were completed; `None` if that is beyond the last edge, or
+/// nothing was completed. `buckets` are cumulative.
+pub fn percentile_95(completed: u64, buckets: &[u64]) -> Option<f64> {
+    let enough = |within: u64| u128::from(within) * 100 >= u128::from(completed) * 95;
+    let found = buckets.iter().zip(LATENCY_EDGES).find(|(within, _)| enough(**within));
+    found.filter(|_| completed > 0).map(|(_, edge)| edge)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{LATENCY_EDGES, Traffic};
+    use super::{LATENCY_EDGES, Traffic, latency_buckets, percentile_95};
+
+    #[test]
+    fn the_percentile_is_an_edge() {
+        let mut buckets = vec![0; LATENCY_EDGES.len()];
+        assert_eq!(percentile_95(0, &buckets), None);
+        for _ in 0..95 {
+            latency_buckets(&mut buckets, 0.7);
+        }
+        for _ in 0..5 {
+            latency_buckets(&mut buckets, 60.0);
+        }
+        assert_eq!(percentile_95(100, &buckets), Some(0.7));
+        assert_eq!(percentile_95(101, &buckets), None, "six of 101 are beyond the last edge");
+        latency_buckets(&mut buckets, 0.71);
+        assert_eq!(percentile_95(101, &buckets), Some(1.0));
+    }
 
     #[test]
     fn only_requests_beyond_the_next_edge_are_surely_slower() {

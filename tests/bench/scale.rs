@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     env, fs,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -43,6 +44,10 @@ const STAGES: &str = include_str!("stages.yaml");
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Nothing was written for so long: the work is done. Longer than the life of a pod.
 const QUIET: Duration = Duration::from_secs(75);
+/// The metric of completed reconciliations of runs.
+const RECONCILIATIONS: &str = "codex_controller_reconciliations_total{kind=\"TrainingRun\"";
+/// The metric of runs that wait to be reconciled.
+const QUEUED: &str = "codex_controller_queue_objects{kind=\"TrainingRun\"";
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Measures `runs` TrainingRuns.
@@ -55,19 +60,29 @@ pub(crate) async fn measure(runs: u32) -> Result<Vec<Figure>> {
     })?;
     let team = Team::new("scale").await?;
     let _kwok = Kwok::start(installation)?;
+    let measured = measured(&team, log, runs).await;
+    remove(installation, &team).await?;
+    if measured.is_ok() {
+        team.done();
+    }
+    measured
+}
+
+async fn measured(team: &Team, log: PathBuf, runs: u32) -> Result<Vec<Figure>> {
     println!("Waiting for {NODES} simulated nodes.");
-    let nodes = nodes(&team).await?;
-    let volume = volume(&team).await?;
+    nodes(team).await?;
+    volume(team).await?;
 
     let idle = Sample::take()?;
     println!("Creating {runs} TrainingRuns, {RATE} in a second.");
     let mut observed = Observed::new(&team.namespace, Follower::from_now(log)?);
-    create(&team, runs).await?;
+    create(team, runs).await?;
     observed.until(runs, "every run has its Job", patience(runs), |seen| seen.jobs.len() as u32 == runs).await?;
     println!("Waiting until every run has ended.");
     observed.until(runs, "nothing is written any more", patience(runs), |seen| seen.latest.elapsed() > QUIET).await?;
-    let ended = ended(&team).await?;
+    let ended = ended(team).await?;
     let busy = Sample::take()?;
+    let reconciled = metric(team, RECONCILIATIONS).await?;
     println!("Watching the idle controller for a minute.");
     observed.news()?;
     let (writes, lists) = (observed.writes(), observed.lists);
@@ -76,7 +91,7 @@ pub(crate) async fn measure(runs: u32) -> Result<Vec<Figure>> {
     let (idle_writes, idle_lists) = (observed.writes() - writes, observed.lists - lists);
 
     println!("Restarting the controller.");
-    let restarted = restart(&team, runs).await?;
+    let restarted = restart(team, runs).await?;
     observed.news()?;
     let again = observed.writes() - writes - idle_writes;
     let jobs: Api<Job> = team.api();
@@ -85,6 +100,7 @@ pub(crate) async fn measure(runs: u32) -> Result<Vec<Figure>> {
 
     let mut figures = observed.figures(runs);
     figures.extend([
+        Figure::new("Reconciliations of a run", format!("{:.1}", reconciled / f64::from(runs)), ""),
         Figure::new("Runs that ended as their pods did", format!("{ended} of {runs}"), "all"),
         Figure::new(
             "Processor time of the controller for 1,000 objects",
@@ -100,13 +116,23 @@ pub(crate) async fn measure(runs: u32) -> Result<Vec<Figure>> {
         Figure::new("Jobs too many", doubled.to_string(), "0"),
         Figure::new("Resident memory after the restart", megabytes(after.memory), ""),
     ]);
-    team.done();
-    drop(team);
-    for node in nodes {
-        Api::<Node>::all(installation.client().await?).delete(&node, &DeleteParams::background()).await?;
-    }
-    Api::<PersistentVolume>::all(installation.client().await?).delete(&volume, &DeleteParams::background()).await?;
     Ok(figures)
+}
+
+/// Removes the simulated nodes and the volume.
+async fn remove(installation: &Installation, team: &Team) -> Result<()> {
+    let client = installation.client().await?;
+    let simulated = ListParams::default().labels(SIMULATED);
+    Api::<Node>::all(client.clone()).delete_collection(&DeleteParams::background(), &simulated).await?;
+    let volumes = Api::<PersistentVolume>::all(client);
+    match volumes.delete(&volume_name(team), &DeleteParams::background()).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        removed => removed.map(|_| ()).map_err(Into::into),
+    }
+}
+
+fn volume_name(team: &Team) -> String {
+    format!("{}-models", team.namespace)
 }
 
 /// Returns the time limit of a part with so many objects.
@@ -144,8 +170,8 @@ impl Drop for Kwok {
     }
 }
 
-/// Makes the simulated nodes, and returns their names once they are ready.
-async fn nodes(team: &Team) -> Result<Vec<String>> {
+/// Makes the simulated nodes, and waits until they are ready.
+async fn nodes(team: &Team) -> Result<()> {
     let api: Api<Node> = Api::all(team.client.clone());
     let names: Vec<String> = (0..NODES).map(|number| format!("simulated-{number}")).collect();
     for name in &names {
@@ -167,12 +193,12 @@ async fn nodes(team: &Team) -> Result<Vec<String>> {
     for name in &names {
         until(&api, name, "it is ready", PATIENCE, is_ready).await?;
     }
-    Ok(names)
+    Ok(())
 }
 
 /// Binds the team's claim to a volume that every node can mount, because no node does.
-async fn volume(team: &Team) -> Result<String> {
-    let name = format!("{}-models", team.namespace);
+async fn volume(team: &Team) -> Result<()> {
+    let name = volume_name(team);
     let volume: PersistentVolume = read(json!({
         "metadata": { "name": name },
         "spec": {
@@ -183,10 +209,11 @@ async fn volume(team: &Team) -> Result<String> {
             "csi": { "driver": "simulated.codex-ml.dev", "volumeHandle": name },
         },
     }))?;
-    Api::all(team.client.clone()).create(&PostParams::default(), &volume).await?;
+    // The volume names the claim, so it must not meet the claim that the team has for other tests.
     let claims: Api<PersistentVolumeClaim> = team.api();
     claims.delete(CLAIM, &DeleteParams::background()).await?;
     codex_tests::wait::until_gone(&claims, CLAIM, PATIENCE).await?;
+    Api::all(team.client.clone()).create(&PostParams::default(), &volume).await?;
     let claim: PersistentVolumeClaim = read(json!({
         "metadata": { "name": CLAIM },
         "spec": {
@@ -201,7 +228,7 @@ async fn volume(team: &Team) -> Result<String> {
         claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound")
     })
     .await?;
-    Ok(name)
+    Ok(())
 }
 
 fn name(number: u32) -> String {
@@ -249,11 +276,8 @@ async fn restart(team: &Team, runs: u32) -> Result<Duration> {
     loop {
         let now = pods.list_metadata(&labelled).await?;
         for pod in now.items.iter().map(ResourceExt::name_any).filter(|name| !old.contains(name)) {
-            let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8080/proxy/metrics");
-            let request = http::Request::get(path).body(Vec::new()).unwrap_or_default();
-            let Ok(text) = team.client.request_text(request).await else { continue };
-            let done = total(&text, "codex_controller_reconciliations_total{kind=\"TrainingRun\"");
-            let waiting = total(&text, "codex_controller_queue_objects{kind=\"TrainingRun\"");
+            let Ok(text) = metrics(team, &pod).await else { continue };
+            let (done, waiting) = (total(&text, RECONCILIATIONS), total(&text, QUEUED));
             if done >= f64::from(runs) && waiting == 0.0 {
                 return Ok(begun.elapsed());
             }
@@ -267,6 +291,24 @@ async fn restart(team: &Team, runs: u32) -> Result<Duration> {
         }
         sleep(Duration::from_millis(250)).await;
     }
+}
+
+/// Returns the metrics of a controller's pod.
+async fn metrics(team: &Team, pod: &str) -> Result<String> {
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8080/proxy/metrics");
+    let request = http::Request::get(path).body(Vec::new()).unwrap_or_default();
+    Ok(team.client.request_text(request).await?)
+}
+
+/// Returns a sum of samples of the controller's metrics.
+async fn metric(team: &Team, prefix: &str) -> Result<f64> {
+    let pods: Api<Pod> = Api::namespaced(team.client.clone(), NAMESPACE);
+    let labelled = ListParams::default().labels(&format!("app.kubernetes.io/name={CONTROLLER}"));
+    let mut sum = 0.0;
+    for pod in pods.list_metadata(&labelled).await?.items {
+        sum += total(&metrics(team, &pod.name_any()).await?, prefix);
+    }
+    Ok(sum)
 }
 
 /// Returns the sum of the samples whose line begins so.

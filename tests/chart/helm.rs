@@ -126,6 +126,8 @@ fn the_chart_is_the_kustomize_installation() {
     let affinity = format!("affinity={}", available[&key]["spec"]["template"]["spec"]["affinity"]);
     let values = ["--set", "crds.keep=false,replicas=2", "--set-json", &affinity];
     assert_same(&template(&values).unwrap(), &available);
+    let keyless = template(&["--set", "crds.keep=false,signing.mode=keyless"]).unwrap();
+    assert_same(&keyless, &overlay("keyless"));
 
     let kept = template(&[]).unwrap();
     let crds: Vec<_> = kept.iter().filter(|((kind, ..), _)| kind == "CustomResourceDefinition").collect();

@@ -69,12 +69,17 @@ const DEPLOYMENT: &[Edit] = &[
     (
         "value: codex:0.1.0\n          ports:",
         1,
-        "value: {{ .Values.images.worker }}\n            {{- with .Values.images.cuda }}\n            - name: CODEX_CUDA_IMAGE\n              value: {{ . }}\n            {{- end }}\n            {{- with .Values.attestedImages }}\n            - name: CODEX_ATTESTED_IMAGES\n              value: {{ join \",\" . | quote }}\n            {{- end }}\n            {{- with .Values.watchNamespaces }}\n            - name: CODEX_WATCH_NAMESPACES\n              value: {{ join \",\" . | quote }}\n            {{- end }}\n            {{- with .Values.extraEnv }}\n            {{- toYaml . | nindent 12 }}\n            {{- end }}\n          ports:",
+        "value: {{ .Values.images.worker }}\n            {{- with .Values.images.cuda }}\n            - name: CODEX_CUDA_IMAGE\n              value: {{ . }}\n            {{- end }}\n            {{- with .Values.attestedImages }}\n            - name: CODEX_ATTESTED_IMAGES\n              value: {{ join \",\" . | quote }}\n            {{- end }}\n            {{- with .Values.watchNamespaces }}\n            - name: CODEX_WATCH_NAMESPACES\n              value: {{ join \",\" . | quote }}\n            {{- end }}\n            {{- if eq .Values.signing.mode \"keyless\" }}\n            - name: CODEX_SIGNING\n              value: keyless\n            {{- end }}\n            {{- with .Values.extraEnv }}\n            {{- toYaml . | nindent 12 }}\n            {{- end }}\n          ports:",
     ),
     (
         "          resources:\n            requests:\n              cpu: 20m\n              memory: 32Mi\n            limits:\n              memory: 256Mi\n",
         1,
-        "          resources:\n            {{- toYaml .Values.resources | nindent 12 }}\n",
+        "          resources:\n            {{- toYaml .Values.resources | nindent 12 }}\n          {{- if eq .Values.signing.mode \"keyless\" }}\n          volumeMounts:\n            - name: sigstore-token\n              mountPath: /var/run/secrets/codex-ml.dev/sigstore\n              readOnly: true\n          {{- end }}\n",
+    ),
+    (
+        "              drop: [ALL]\n",
+        1,
+        "              drop: [ALL]\n      {{- if eq .Values.signing.mode \"keyless\" }}\n      volumes:\n        - name: sigstore-token\n          projected:\n            sources:\n              - serviceAccountToken:\n                  path: token\n                  audience: {{ .Values.signing.audience }}\n                  expirationSeconds: 3600\n      {{- end }}\n",
     ),
 ];
 

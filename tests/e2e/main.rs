@@ -23,4 +23,5 @@ mod refusals;
 mod reports;
 mod resume;
 mod rings;
+mod shadow;
 mod tenants;

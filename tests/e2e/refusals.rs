@@ -40,6 +40,11 @@ fn base_hub(field: &str, value: &str) -> Value {
     base
 }
 
+/// Returns `spec.shadow` of a ReasoningPod.
+fn shadow(of: &str, most: &str) -> Value {
+    json!({ "of": of, "samplePercent": 10, "maxDivergence": most })
+}
+
 /// Returns `spec.model` of an Evaluation.
 fn given() -> Value {
     base_claim("llama")
@@ -50,6 +55,7 @@ fn cases() -> Vec<Case> {
     let digest = "0".repeat(64);
     let evaluation = objects::evaluation("bad", "run", &digest);
     let pod = objects::reasoning_pod("bad", "run", "judged");
+    let shadowing = with(&pod, "/spec/shadow", shadow("other", "0.01"));
     let judged_given = with(&with(&evaluation, "/spec/trainingRun", Value::Null), "/spec/model", given());
     let output = json!({ "persistentVolumeClaim": { "claimName": "a" } });
     let both_bases = json!({ "persistentVolumeClaim": { "claimName": "a" }, "trainingRun": { "name": "b" } });
@@ -173,6 +179,17 @@ fn cases() -> Vec<Case> {
         pod("/spec/autoscaling", json!({ "minReplicas": 3, "maxReplicas": 2 }), &["must not be above"]),
         pod("/spec/autoscaling", json!({ "metrics": {} }), &["must set queueDepth"]),
         pod("/spec/autoscaling", json!({ "metrics": { "p95Seconds": "0.0" } }), &["p95Seconds", "0.0", "above 0"]),
+        pod("/spec/shadow", shadow("bad", "0.01"), &["spec.shadow.of is the ReasoningPod itself"]),
+        pod("/spec/shadow", shadow("other", "0.0"), &["spec.shadow.maxDivergence must be above 0"]),
+        pod("/spec/shadow", shadow("other", "2"), &["maxDivergence", "2", "from 0 to 1"]),
+        Case {
+            object: with(&shadowing, "/spec/shadow/samplePercent", json!(0)),
+            told: &["spec.shadow.samplePercent", "greater than or equal to 1"],
+        },
+        Case {
+            object: with(&shadowing, "/spec/rollout", json!({})),
+            told: &["spec.shadow excludes spec.autoscaling, spec.rollout and spec.serving"],
+        },
         pod("/spec/rollout", json!({ "steps": [5, 50] }), &["spec.rollout.steps", "end with 100"]),
         pod("/spec/rollout", json!({ "steps": [50, 50, 100] }), &["spec.rollout.steps", "different"]),
         pod("/spec/rollout", json!({ "analysis": { "maxErrorRate": "1.5" } }), &["maxErrorRate", "1.5", "from 0 to 1"]),

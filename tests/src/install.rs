@@ -40,6 +40,11 @@ pub struct Installation {
 /// Attempted once. If it fails for one test, it fails for all immediately.
 static INSTALLED: OnceCell<Result<Installation, String>> = OnceCell::const_new();
 
+/// Returns the folder of `manifests/` that is installed: another one if `CODEX_TESTS_BASE` names it.
+fn base() -> String {
+    std::env::var("CODEX_TESTS_BASE").ok().filter(|base| !base.is_empty()).unwrap_or_else(|| "controller".to_owned())
+}
+
 /// Returns the root of the working tree.
 pub fn repository() -> PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -175,7 +180,7 @@ impl Installation {
         let mut kustomization = serde_json::json!({
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
-            "resources": [relative("controller")],
+            "resources": [relative(&base())],
             "patches": patches,
         });
         if let Some(namespace) = more["namespace"].as_str() {

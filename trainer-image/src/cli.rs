@@ -22,6 +22,7 @@ struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "a process has one")]
 enum Command {
     /// Train a model; resumes from the newest valid checkpoint in the output directory.
     Train(crate::training::Train),

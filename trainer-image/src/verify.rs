@@ -24,7 +24,10 @@ use codex_signing::{
     keyless::{self, Identity, Keyless},
     verify::{Promoted, Signed, Trusts, VerifyError, verify_promotion, verify_signature},
 };
-use codex_verdict::{Ring, policy::Policy};
+use codex_verdict::{
+    Ring,
+    policy::{Policy, Signatory},
+};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
@@ -181,8 +184,11 @@ impl Verify {
                 expiring.extend(until.filter(|_| promoted.signer != signed.signer).map(|end| (promoted.signer, end)));
                 self.check_evidence(&promoted.promotion).map_err(CommandError::failed)?;
                 steps.passed("evidence", "its gates pass, and it is as recent and as strong as demanded".to_owned());
-                policies::check(&policies, &promoted.promotion, &[promoted.signer, signed.signer], now)
-                    .map_err(CommandError::failed)?;
+                let signers = [
+                    Signatory { fingerprint: promoted.signer, identity: promoted.identity.as_ref() },
+                    Signatory { fingerprint: signed.signer, identity: signed.identity.as_ref() },
+                ];
+                policies::check(&policies, &promoted.promotion, &signers, now).map_err(CommandError::failed)?;
                 steps.passed("policies", format!("{} given, and all hold", policies.len()));
                 measured = measured_again(&promoted.promotion.reasons.evaluations, &outcomes)?;
                 Some(promoted)
@@ -259,6 +265,13 @@ impl Trusts for Trusted {
         match self {
             Self::Keys(keys) => keys.open(bundle),
             Self::Identity(keyless) => keyless.open(bundle),
+        }
+    }
+
+    fn fingerprints(&self) -> Vec<Sha256> {
+        match self {
+            Self::Keys(keys) => keys.fingerprints(),
+            Self::Identity(keyless) => keyless.fingerprints(),
         }
     }
 }
@@ -518,6 +531,7 @@ pub(crate) mod tests {
             metrics: stated.metrics,
             gates: stated.gates,
             references: Vec::new(),
+            reads: None,
         };
         let training = Training {
             run: Object { name: "cot".into(), uid: "u".into() },

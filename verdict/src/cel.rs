@@ -139,10 +139,18 @@ pub(crate) fn ring_rule() -> Value {
             "message": "rules[].minimumTimeInRing needs rules[].requires: name the ring in which the time counts",
         },
         {
-            "rule": "has(self.requires) || has(self.signOffs) || (has(self.requiredEvaluations) && size(self.requiredEvaluations) > 0)",
-            "message": "rules[] must demand something: requiredEvaluations, requires or signOffs",
+            "rule": "has(self.requires) || has(self.signOffs) || has(self.signers) || (has(self.requiredEvaluations) && size(self.requiredEvaluations) > 0)",
+            "message": "rules[] must demand something: requiredEvaluations, requires, signOffs or signers",
         },
     ])
+}
+
+/// Returns the rule that a budget of reads has an error to divide, as `x-kubernetes-validations`.
+pub(crate) fn budget() -> Value {
+    serde_json::json!([{
+        "rule": "!has(self.reads) || self.gates.all(gate, has(gate.confidence))",
+        "message": "requiredEvaluations[].reads.budget divides the error of each gate: set confidence in every gate of the template, such as confidence: \"0.95\"",
+    }])
 }
 
 /// Returns the rule that templates of evaluations have different names, as `x-kubernetes-validations`.
@@ -150,6 +158,22 @@ pub(crate) fn unique_templates() -> Value {
     serde_json::json!([{
         "rule": "self.all(a, self.exists_one(b, b.name == a.name))",
         "message": "requiredEvaluations[].name must be unique within the rule: rename one of the templates",
+    }])
+}
+
+/// Returns the rule on signers, as `x-kubernetes-validations`.
+pub(crate) fn some_signer() -> Value {
+    serde_json::json!([{
+        "rule": "(has(self.keys) && size(self.keys) > 0) || (has(self.identities) && size(self.identities) > 0)",
+        "message": "signers names nobody, so nobody may sign: list a key or an identity, or leave signers out",
+    }])
+}
+
+/// Returns the rule on the issuer of an identity, as `x-kubernetes-validations`.
+pub(crate) fn exact_issuer() -> Value {
+    serde_json::json!([{
+        "rule": "!self.contains('*')",
+        "message": "issuer holds *: name it exactly, as in the tokens that it issues",
     }])
 }
 

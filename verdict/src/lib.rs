@@ -39,6 +39,7 @@ pub use gate::{Bound, Comparison, ComparisonSpec, Gate, GateError, GateSpec};
 pub use judge::{GateResult, Judgement, judge, judge_one};
 pub use measurement::{Kind, Measurement, Method};
 pub use metric::{Metric, Scale, UnknownMetric};
+pub use needed::needed_for_share;
 pub use paired::{Inconsistent, MAX_REFERENCES, PairedDifferences, paired_name, reference_file};
 pub use power::{Powerless, fewest_items, powerless};
 pub use receipt::{Unacceptable, accept};

@@ -41,7 +41,21 @@ pub(crate) fn needed(gate: &Gate, sample: &Sample, confidence: f64) -> Option<u6
             Limit::Most(most) => found.upper <= most || found.lower > most,
         }
     };
-    let mut undecided = sample.n() as f64;
+    search(sample.n() as f64, decided)
+}
+
+/// Returns how many items in all would decide whether a share is at most `most`, if later ones were like those that were counted;
+/// rounded up to two digits. `None` if no number up to a billion would.
+pub fn needed_for_share(successes: u64, n: u64, most: f64, confidence: f64) -> Option<u64> {
+    let rate = successes as f64 / n.max(1) as f64;
+    search(n.max(1) as f64, |n| {
+        let found = bounds::share(rate * n, n, confidence);
+        found.upper <= most || found.lower > most
+    })
+}
+
+/// Returns the smallest number above `undecided` that decides, rounded up to two digits.
+fn search(mut undecided: f64, decided: impl Fn(f64) -> bool) -> Option<u64> {
     let mut enough = undecided * 2.0;
     while !decided(enough) {
         undecided = enough;
@@ -80,6 +94,16 @@ mod tests {
         let at = |n: u64| bounds(&Sample::Share { successes: n * 96 / 100, n }, 0.95).expect("a bound").lower;
         assert!(at(items) >= 0.95 && at(items * 9 / 10) < 0.95, "{items}");
         assert_eq!(needed(&gate, &Sample::Share { successes: 95, n: 100 }, 0.95), None, "never decided at the limit");
+    }
+
+    #[test]
+    fn a_share_is_decided_by_as_many_items_as_its_bounds_need() {
+        // 0.99^459 is below 0.01, and 0.99^458 is not.
+        assert_eq!(needed_for_share(0, 0, 0.01, 0.99), Some(460));
+        assert_eq!(needed_for_share(0, 100, 0.01, 0.99), Some(460));
+        assert_eq!(needed_for_share(1, 100, 0.01, 0.99), None, "never decided at the limit");
+        let lost = needed_for_share(4, 100, 0.01, 0.99).expect("four times the limit");
+        assert!(lost > 100 && lost < 200, "{lost}");
     }
 
     #[test]

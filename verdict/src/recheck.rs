@@ -13,6 +13,7 @@ use crate::{
     Comparison, ComparisonSpec, Decimal, Gate, GateError, GateResult, GateSpec, MAX_GATES, Measurement, Method,
     Unacceptable, Verdict, accept, decimal, gates_digest, judge,
     paired::{Inconsistent, agrees, reference_file},
+    policy::PROBLEMS,
     report_digest,
 };
 
@@ -98,6 +99,15 @@ pub enum Refuted {
         outcomes: DataDigest,
         /// The digest of what the evaluator was given.
         read: Option<DataDigest>,
+    },
+    /// The read of the problems is about other problems, or is none.
+    #[error("states read {} of the problems {}, but its data has {}", .stated.number, .stated.problems,
+        found.map_or_else(|| "none".to_owned(), |found| found.to_string()))]
+    Reads {
+        /// What is stated.
+        stated: promotion::Read,
+        /// The digest of its problems.
+        found: Option<DataDigest>,
     },
     /// A comparison contradicts the measurements of the model or of the reference.
     #[error("has a comparison {} that is contradicted: {why}", Printable(name))]
@@ -237,6 +247,12 @@ pub fn recheck(model: ModelDigest, evaluation: &promotion::Evaluation) -> Result
         return Err(Refuted::Gates { stated: evaluation.gates_digest, found: found.gates_digest });
     }
     check_references(evaluation, &metrics, &specs)?;
+    if let Some(stated) = evaluation.reads {
+        let found = evaluation.data.get(PROBLEMS).copied();
+        if stated.number == 0 || found != Some(stated.problems) {
+            return Err(Refuted::Reads { stated, found });
+        }
+    }
     for ((claimed, found), result) in claimed.iter().zip(&found.gates).zip(&results) {
         agree(claimed, found)?;
         if result.verdict != Verdict::Passed {
@@ -427,6 +443,7 @@ mod tests {
             metrics,
             gates,
             references: Vec::new(),
+            reads: None,
         }
     }
 
@@ -534,6 +551,14 @@ mod tests {
             references: vec![before],
             ..evaluation(&BTreeMap::new(), &[spec_of("exact_match", "0", None, None)])
         }
+    }
+
+    #[test]
+    fn a_read_is_one_of_the_problems_of_the_evaluation() {
+        let read = |text: &str, number| Some(promotion::Read { problems: DataDigest(Sha256::of(text)), number });
+        recheck(model(), &promotion::Evaluation { reads: read("problems", 3), ..good() }).expect("confirmed");
+        assert!(refuted(|it| it.reads = read("others", 3)).starts_with("states read 3 of the problems "));
+        assert!(refuted(|it| it.reads = read("problems", 0)).starts_with("states read 0 of the problems "));
     }
 
     #[test]

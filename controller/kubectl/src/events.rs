@@ -1,5 +1,7 @@
 //! `events`: the Events of an object, its Job or Deployment and its pods. Pure.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use k8s_openapi::api::events::v1::Event;
 use serde::Serialize;
@@ -39,6 +41,7 @@ pub(crate) fn about(events: &[Event], kind: Kind, name: &str, uid: &str) -> Vec<
         .filter(|event| {
             let Some(about) = &event.regarding else { return false };
             let named = about.name.as_deref().unwrap_or_default();
+            let named = &*without_run(kind, named);
             match about.kind.as_deref().unwrap_or_default() {
                 found if found == kind.name() => named == name && about.uid.as_deref().is_none_or(|found| found == uid),
                 "Job" | "Deployment" => named == child,
@@ -51,6 +54,15 @@ pub(crate) fn about(events: &[Event], kind: Kind, name: &str, uid: &str) -> Vec<
         .collect();
     told.sort_by(|a, b| (a.at, &a.reason, &a.object).cmp(&(b.at, &b.reason, &b.object)));
     told
+}
+
+/// Returns the name of a child without the number of the run of a repeated Evaluation.
+fn without_run(kind: Kind, name: &str) -> Cow<'_, str> {
+    let run = name.strip_prefix("codex-e-").filter(|_| kind == Kind::Evaluation).and_then(|rest| rest.split_once('-'));
+    match run {
+        Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit()) => Cow::Owned(kind.child(rest)),
+        _ => Cow::Borrowed(name),
+    }
 }
 
 fn told(event: &Event) -> Told {

@@ -71,12 +71,14 @@ impl<'a> Conditions<'a> {
         find(self.before, kind).is_some()
     }
 
-    /// Names an obstruction: the object is neither ready nor reconciling. `Stalled` keeps the failure of an object that has
-    /// `failed`, because later plans read the failure there.
+    /// Names an obstruction: the object is neither ready nor, unless it waits, reconciling. `Stalled` keeps the failure of an object
+    /// that has `failed`, because later plans read the failure there.
     pub(crate) fn obstruct(&mut self, obstruction: &Obstruction, failed: bool) {
         self.next.retain(|(present, _)| *present != ConditionType::Reconciling);
         self.set(ConditionType::Ready, false, obstruction.reason, &obstruction.message);
-        if !failed {
+        if obstruction.waits {
+            self.set(ConditionType::Reconciling, true, obstruction.reason, &obstruction.message);
+        } else if !failed {
             self.set(ConditionType::Stalled, true, obstruction.reason, &obstruction.message);
         }
     }
@@ -87,6 +89,19 @@ impl<'a> Conditions<'a> {
             let condition = Condition { observed_generation: self.generation, ..before.clone() };
             self.next.push((kind, condition));
         }
+    }
+
+    /// Sets a condition back to what it was, if it was there.
+    pub(crate) fn restore(&mut self, kind: ConditionType) {
+        if self.knew(kind) {
+            self.next.retain(|(present, _)| *present != kind);
+            self.keep(kind);
+        }
+    }
+
+    /// Whether a condition has been set.
+    pub(crate) fn has(&self, kind: ConditionType) -> bool {
+        self.next.iter().any(|(present, _)| *present == kind)
     }
 
     /// Returns the conditions in the order of [`ConditionType`].

@@ -10,13 +10,14 @@ use crate::{
 };
 
 /// The conditions whose transitions cause Events. A reason causes one Event, for the first condition that has it.
-const REPORTED: [ConditionType; 19] = [
+const REPORTED: &[ConditionType] = &[
     ConditionType::StatusDiscarded,
     ConditionType::Revoked,
     ConditionType::ForeignPods,
     ConditionType::EndpointsWritten,
     ConditionType::CheckpointLost,
     ConditionType::ProgressStale,
+    ConditionType::RunsMissed,
     ConditionType::KeyExpires,
     ConditionType::Stalled,
     ConditionType::Trained,
@@ -28,6 +29,7 @@ const REPORTED: [ConditionType; 19] = [
     ConditionType::RingMatched,
     ConditionType::ScalingActive,
     ConditionType::Canary,
+    ConditionType::ParityHolding,
     ConditionType::ConfigResolved,
     ConditionType::Ready,
 ];
@@ -38,7 +40,7 @@ pub(crate) fn events(before: &[Condition], after: &[Condition], obstruction: Opt
         return obstructed(before, after).into_iter().collect();
     }
     let mut events: Vec<Event> = Vec::new();
-    for kind in REPORTED {
+    for &kind in REPORTED {
         let Some(now) = find(after, kind) else { continue };
         let told = match find(before, kind) {
             Some(then) => then.status == now.status && then.reason == now.reason,
@@ -74,7 +76,7 @@ fn obstructed(before: &[Condition], after: &[Condition]) -> Option<Event> {
 }
 
 fn is_warning(kind: ConditionType, reason: &str) -> bool {
-    const WARNINGS: [Reason; 32] = [
+    const WARNINGS: &[Reason] = &[
         Reason::InvalidConfiguration,
         Reason::NotFound,
         Reason::Replaced,
@@ -102,11 +104,14 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::CheckpointLost,
         Reason::ScalingFailed,
         Reason::RolledBack,
+        Reason::ParityLost,
         Reason::ProgressDeadlineExceeded,
         Reason::NodeLost,
         Reason::PolicyUnmet,
         Reason::Revoked,
         Reason::SignOffVoid,
+        Reason::ReadUncounted,
+        Reason::RunsMissed,
     ];
     // A change of the ring reaches run and pod one after the other, so different rings are a step of a normal rollout.
     if reason == Reason::RingsDiffer.name() {

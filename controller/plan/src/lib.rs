@@ -27,7 +27,7 @@ mod work;
 
 pub use admission::Admission;
 pub use obstruction::Obstruction;
-pub use plan::{Desired, Effect, Event, EventType, Kept, KeptKind, Plan};
+pub use plan::{Desired, Effect, Event, EventType, Kept, KeptKind, Plan, Read};
 pub use pods::{ClusterWarning, Received, References, RefusedPod, SECOND_WRITER, unexplained};
 pub use seal::{Sealable, StatusSeal};
 pub use settings::{ImagePattern, Settings};

@@ -4,7 +4,7 @@ use codex_crds::Reason;
 use serde::{Deserialize, Serialize};
 
 /// A failure of apply that needs attention: another owner's object has the name of a child, a child keeps drifting from
-/// the plan, or the API server refuses it.
+/// the plan, or the API server refuses it. Or one that users must see while it is retried.
 ///
 /// The controller plans again with the obstruction observed, so that the status names it. The children and effects of that
 /// plan are those of the plan without it: the next reconciliation tries them again.
@@ -18,6 +18,9 @@ pub struct Obstruction {
     /// The generation of the object that was being applied.
     #[serde(default)]
     pub generation: Option<i64>,
+    /// Whether it can pass without a change by the user, such as a service that does not answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waits: bool,
 }
 
 impl Obstruction {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use codex_provenance::{manifest::Manifest, promotion::Promotion};
+use codex_provenance::{DataDigest, manifest::Manifest, promotion::Promotion};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -84,8 +84,9 @@ pub enum KeptKind {
     EndpointSlice,
 }
 
-/// A request to the signer. The result is an immutable ConfigMap. If a ConfigMap of that name exists, it is left alone and
-/// the next observation verifies it.
+/// An action beyond the children of an object. The status of the plan is written only after every effect was carried out.
+///
+/// Signing gives an immutable ConfigMap. If a ConfigMap of that name exists, it is left alone and the next observation verifies it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Effect {
@@ -106,6 +107,23 @@ pub enum Effect {
         #[serde(flatten)]
         promotion: Box<Promotion>,
     },
+    /// Records that a verdict has read a set of problems, in the ledger of the controller. A read that is recorded already is left
+    /// alone.
+    RecordRead(Read),
+}
+
+/// A read of a set of problems by a verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Read {
+    /// Digest of the problems.
+    pub problems: DataDigest,
+    /// What makes the read the same when it is recorded again: the uid of the Evaluation.
+    pub key: String,
+    /// Number that the ledger gave to the read: the plan states it.
+    pub number: i64,
+    /// Namespace and name of the Evaluation, for people.
+    pub evaluation: String,
 }
 
 /// An Event.

@@ -100,6 +100,8 @@ impl Sealable for EvaluationStatus {
         "references",
         "reportDigest",
         "dataDigests",
+        "reads",
+        "schedule",
         "imageId",
         "startedAt",
         "completedAt",
@@ -123,7 +125,7 @@ impl Sealable for EvaluationStatus {
 
 impl Sealable for ReasoningPodStatus {
     const SEALED: &'static [&'static str] =
-        &["trainingRunUid", "manifest", "promotion", "verified", "rollout", "history"];
+        &["trainingRunUid", "manifest", "promotion", "verified", "rollout", "shadow", "history"];
     const DERIVED: &'static [&'static str] = &["evidence", "evidenceReason", "reportDigest", "signOffs"];
 
     fn seal(&self) -> Option<&str> {

@@ -45,7 +45,7 @@ pub(super) fn unwanted(wanted: &Value, live: &Value, name: &str) -> Option<Diffe
 }
 
 /// How much a pod may differ from its template.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// A trainer: what it says about its training is the word of an image that the user chooses. Containers may stand beside
     /// it, and its name resolution may be configured.

@@ -1,5 +1,7 @@
 //! The canonical form of a pod spec.
 
+use std::{collections::HashMap, sync::LazyLock};
+
 use serde_json::{Map, Value};
 
 use super::quantity::quantity;
@@ -67,6 +69,16 @@ const POD_SPEC: &[(&str, Extra)] = &[
 /// Booleans that the API server omits if they are false. The default of other booleans may be true.
 const OMITTED_FALSE: &[&str] = &["readOnly", "hostNetwork", "hostPID", "hostIPC", "stdin", "stdinOnce", "tty"];
 
+/// The fields of [`POD_SPEC`] by their path, with the default that is left out; `None` leaves out every value.
+static LEFT_OUT: LazyLock<HashMap<&str, Option<Value>>> = LazyLock::new(|| {
+    let value = |extra: Extra| match extra {
+        Extra::Free => None,
+        // Text that is no JSON would never be equal to a value.
+        Extra::Default(json) => Some(serde_json::from_str(json).unwrap_or_default()),
+    };
+    POD_SPEC.iter().map(|(path, extra)| (*path, value(*extra))).collect()
+});
+
 /// Returns a pod spec without the API server's defaults and without the fields that only decide where the pod runs and
 /// with which resources.
 pub fn canonical(spec: &Value) -> Value {
@@ -74,12 +86,8 @@ pub fn canonical(spec: &Value) -> Value {
 }
 
 fn reduce(path: &str, name: &str, value: &Value) -> Option<Value> {
-    match POD_SPEC.iter().find(|(known, _)| *known == path).map(|(_, extra)| *extra) {
-        Some(Extra::Free) => return None,
-        Some(Extra::Default(json)) if serde_json::from_str(json).is_ok_and(|default: Value| default == *value) => {
-            return None;
-        }
-        Some(Extra::Default(_)) | None => {}
+    if LEFT_OUT.get(path).is_some_and(|default| default.as_ref().is_none_or(|default| default == value)) {
+        return None;
     }
     match value {
         Value::Null => None,

@@ -12,8 +12,8 @@ use axum::{
 };
 use codex_http::{Limits, Server, with_fallbacks};
 use codex_plan::{Received, RefusedPod, SECOND_WRITER};
-use codex_reports::{CHALLENGE_HEADER, MAX_BYTES, PATH, Report, SCHEMA_VERSION, Stage};
-use kube::Client;
+use codex_reports::{CHALLENGE_HEADER, Kind, MAX_BYTES, PATH, Report, SCHEMA_VERSION, Stage};
+use kube::{Client, ResourceExt};
 use serde::Deserialize;
 use tokio::{
     net::TcpListener,
@@ -211,6 +211,12 @@ impl Endpoint {
             return Ok(Offer::Stale);
         }
         context.queues.add_kind(report_kind, &namespace, &name);
+        if report_kind == Kind::ReasoningPod.name() {
+            // A shadow accepts the copies of the server from now on.
+            for shadow in shadow_names(&context, &namespace, &name) {
+                context.queues.add_kind(report_kind, &namespace, &shadow);
+            }
+        }
         if let Offer::Contradiction(difference) = offered {
             let why = format!("the report contradicts an earlier final report of the pod {}: {difference}", pod.name);
             return Err(Rejection::Forbidden(why));
@@ -242,6 +248,15 @@ impl Endpoint {
             _ = replaced => Err(Rejection::Unavailable("a newer request of this pod waits for the status".to_owned())),
         }
     }
+}
+
+/// Returns the names of the ReasoningPods that shadow a ReasoningPod.
+fn shadow_names(context: &Context, namespace: &str, name: &str) -> Vec<String> {
+    let shadows = context.stores.reasoning_pods.state_filter(|pod| {
+        pod.metadata.namespace.as_deref() == Some(namespace)
+            && pod.spec.shadow.as_ref().is_some_and(|shadow| shadow.of == name)
+    });
+    shadows.iter().map(|pod| pod.name_any()).collect()
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str, Rejection> {

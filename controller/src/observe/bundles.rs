@@ -1,14 +1,18 @@
 //! The bundles of a model, verified with the trusted keys. They are read from the caches.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun, bundle};
-use codex_plan::reasoning_pod::{Bundle, SignedModel, SignedPromotion, Signer, TrustedKey, bundle_names, manifest};
-use codex_provenance::Sha256;
+use codex_plan::reasoning_pod::{
+    Bundle, SignedModel, SignedPromotion, Signer, TrustedKey, TrustedRoot, bundle_names, manifest,
+};
+use codex_provenance::{Identity, Sha256};
 use codex_signing::{
     bundle::BundleError,
-    key::PublicKey,
-    verify::{Signed, VerifyError, verify_promotion, verify_signature},
+    verify::{Signed, Trusted, VerifyError, verify_promotion, verify_signature},
 };
 use codex_verdict::policy::Policy;
 use kube::ResourceExt;
@@ -20,8 +24,10 @@ use crate::{context::Context, error::chain, ownership::is_controlled_by, signer:
 pub(super) struct Found {
     /// Whether the signer is available.
     pub signer: Signer,
-    /// The list of trusted keys.
+    /// The list of trusted keys and identities.
     pub trusted: Vec<TrustedKey>,
+    /// The trusted root that verifies identities.
+    pub trusted_root: Option<Arc<TrustedRoot>>,
     /// The signed manifest of the model.
     pub oms: Bundle<SignedModel>,
     /// The same, signed again, by the key in the name.
@@ -49,7 +55,8 @@ pub(super) fn find(
     let names = bundle_names(pod, run, evaluations, policies);
     let mut found = Found {
         signer,
-        trusted: context.signer.listed(),
+        trusted: context.signer.listed(&[]),
+        trusted_root: context.signer.trusted_root(),
         oms: Bundle::Absent,
         oms_again: BTreeMap::new(),
         promotion: Bundle::Absent,
@@ -59,7 +66,9 @@ pub(super) fn find(
         return found;
     };
     let namespace = pod.namespace().unwrap_or_default();
-    let here = Here { context, namespace, run, keys: context.signer.keys() };
+    let known = found.trusted.iter().map(|it| it.fingerprint).chain(fingerprint).collect();
+    let here = Here { context, namespace, run, trusted: context.signer.trusted(), known };
+    let mut met: Vec<Identity> = Vec::new();
     let manifest = manifest(model).map_err(|why| chain(&why));
     // The payload is that of the manifest, whichever key signed it.
     let mut model_signed: Option<Signed> = None;
@@ -67,16 +76,23 @@ pub(super) fn find(
         let manifest = manifest.as_ref().map_err(|why| Bundle::Invalid(why.clone()))?;
         let signed = verify_signature(manifest, bundle, keys, Some(model.digest)).map_err(|why| refused(&why))?;
         let stated = SignedModel { payload: signed.payload, signer: signed.signer };
+        met.extend(signed.identity.clone());
         model_signed.get_or_insert(signed);
         Ok(stated)
     });
     let Some(signed) = model_signed else { return found };
+    let mut promoters: Vec<Identity> = Vec::new();
     let ring = pod.spec.rollout_ring.name();
     (found.promotion, found.promotion_again) = here.all(names.promotion, |bundle, keys| {
         let promoted = verify_promotion(&signed, bundle, keys, ring, None).map_err(|why| refused(&why))?;
         let key = promoted.promotion.key().digest();
+        promoters.extend(promoted.identity.clone());
         Ok(SignedPromotion { digest: promoted.digest, key, signer: promoted.signer })
     });
+    met.extend(promoters);
+    if !met.is_empty() {
+        found.trusted = context.signer.listed(&met);
+    }
     found
 }
 
@@ -85,7 +101,9 @@ struct Here<'a> {
     context: &'a Context,
     namespace: String,
     run: &'a TrainingRun,
-    keys: Vec<PublicKey>,
+    trusted: Trusted,
+    /// The fingerprints of those who may have signed again.
+    known: BTreeSet<Sha256>,
 }
 
 impl Here<'_> {
@@ -93,12 +111,12 @@ impl Here<'_> {
     fn all<T>(
         &self,
         name: Option<String>,
-        mut verify: impl FnMut(&[u8], &[PublicKey]) -> Result<T, Bundle<T>>,
+        mut verify: impl FnMut(&[u8], &Trusted) -> Result<T, Bundle<T>>,
     ) -> (Bundle<T>, BTreeMap<Sha256, Bundle<T>>) {
         let Some(name) = name else { return (Bundle::Absent, BTreeMap::new()) };
         let first = self.one(&name, &mut verify);
         let mut again = BTreeMap::new();
-        for key in self.keys.iter().map(PublicKey::fingerprint) {
+        for key in self.known.iter().copied() {
             match self.one(&bundle::again(&name, &key.short()), &mut verify) {
                 Bundle::Absent => {}
                 found => drop(again.insert(key, found)),
@@ -107,11 +125,11 @@ impl Here<'_> {
         (first, again)
     }
 
-    fn one<T>(&self, name: &str, verify: &mut impl FnMut(&[u8], &[PublicKey]) -> Result<T, Bundle<T>>) -> Bundle<T> {
+    fn one<T>(&self, name: &str, verify: &mut impl FnMut(&[u8], &Trusted) -> Result<T, Bundle<T>>) -> Bundle<T> {
         let Some(config_map) = get(&self.context.stores.config_maps, &self.namespace, name) else {
             return Bundle::Absent;
         };
-        if self.keys.is_empty() {
+        if self.trusted.is_empty() {
             return Bundle::Unchecked;
         }
         if !is_controlled_by(&*config_map, &self.run.uid().unwrap_or_default()) {
@@ -119,7 +137,7 @@ impl Here<'_> {
             return Bundle::Invalid(format!("the ConfigMap {name} does not belong to the TrainingRun {run}"));
         }
         match config_map.data.as_ref().and_then(|data| data.get(BUNDLE)) {
-            Some(bundle) => verify(bundle.as_bytes(), &self.keys).map_or_else(|why| why, Bundle::Valid),
+            Some(bundle) => verify(bundle.as_bytes(), &self.trusted).map_or_else(|why| why, Bundle::Valid),
             None => Bundle::Invalid(format!("the ConfigMap {name} has no {BUNDLE:?}")),
         }
     }
@@ -128,10 +146,15 @@ impl Here<'_> {
 /// Classifies a bundle that failed verification.
 fn refused<T>(why: &VerifyError) -> Bundle<T> {
     let sentence = why.to_string();
-    match why {
-        VerifyError::Oms(BundleError::AnotherKey { .. }) | VerifyError::Promotion(BundleError::AnotherKey { .. }) => {
-            Bundle::Foreign(sentence)
-        }
+    let (VerifyError::Oms(bundle) | VerifyError::Promotion(bundle)) = why else { return Bundle::Invalid(sentence) };
+    match bundle {
+        // Somebody else signed: another key, another identity, or the one where the other is trusted.
+        BundleError::AnotherKey { .. }
+        | BundleError::Identity { .. }
+        | BundleError::Issuer { .. }
+        | BundleError::NoneOf { .. }
+        | BundleError::NoKey
+        | BundleError::NoCertificate => Bundle::Foreign(sentence),
         _ => Bundle::Invalid(sentence),
     }
 }

@@ -6,7 +6,7 @@ use codex_plan::reasoning_pod::{ForeignSlice, SERVICE_NAME, WRITTEN_BY};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Api, ResourceExt, api::ListParams};
 
-use super::error::ObserveError;
+use super::{cache::Name, error::ObserveError};
 use crate::{context::Context, ownership::is_controlled_by};
 
 /// The value of [`WRITTEN_BY`] in slices that the cluster copies from an Endpoints object.
@@ -30,11 +30,7 @@ pub(super) async fn slices(
     owner: &str,
     all: bool,
 ) -> Result<Slices, ObserveError> {
-    let of_service = |slice: &EndpointSlice| {
-        slice.metadata.namespace.as_deref() == Some(namespace)
-            && slice.labels().get(SERVICE_NAME).is_some_and(|service| service == name)
-    };
-    let cached = context.stores.endpoint_slices.state_filter(of_service);
+    let cached = context.stores.endpoint_slices.naming(namespace, &Name::Service(name.to_owned()));
     let mut slices = Slices::default();
     let mut foreign = BTreeSet::new();
     let mut other = |slice: &EndpointSlice| {

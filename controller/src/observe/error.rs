@@ -1,6 +1,9 @@
 //! Why an observation failed.
 
-use crate::error::{client_category, said};
+use crate::{
+    error::{client_category, said},
+    ledger::LedgerError,
+};
 
 /// Why an observation failed.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +19,9 @@ pub enum ObserveError {
         #[source]
         source: kube::Error,
     },
+    /// The ledger of reads cannot be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
 }
 
 impl ObserveError {
@@ -23,6 +29,7 @@ impl ObserveError {
     pub fn category(&self) -> &'static str {
         match self {
             Self::Client { source, .. } => client_category(source),
+            Self::Ledger(source) => source.category(),
         }
     }
 }

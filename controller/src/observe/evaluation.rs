@@ -2,25 +2,26 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use codex_crds::{ConditionType, Evaluation, EvaluationSpec, EvaluationStatus, TrainingRun, child};
+use codex_crds::{ConditionType, Evaluation, EvaluationSpec, EvaluationStatus, TrainingRun};
 use codex_plan::{
-    Obstruction, Plan, Received,
+    Obstruction, Plan, Read, Received,
     conditions::{find, is_true},
-    evaluation::{self, ObservedEvaluation},
+    evaluation::{self, LedgerRead, ObservedEvaluation},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{ResourceExt, runtime::reflector::Store};
+use kube::ResourceExt;
 
 use super::{
+    cache::{Cache, Name},
     error::ObserveError,
     kind::{Kind, Observe},
-    references::{Work, work},
+    references::{Work, of_data, work},
     stores::get,
     triggers::Triggers,
     workers,
 };
-use crate::{context::Context, drift::Role};
+use crate::{context::Context, drift::Role, error::chain};
 
 impl Kind for Evaluation {
     /// Returns the verdict, or before there is one, a phase that follows from the conditions.
@@ -56,7 +57,7 @@ impl Observe for Evaluation {
     type Status = EvaluationStatus;
     type Observed = ObservedEvaluation;
 
-    fn store(context: &Context) -> &Store<Self> {
+    fn store(context: &Context) -> &Cache<Self> {
         &context.stores.evaluations
     }
 
@@ -70,10 +71,11 @@ impl Observe for Evaluation {
 
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedEvaluation, ObserveError> {
         let (namespace, uid) = (self.namespace().unwrap_or_default(), self.uid().unwrap_or_default());
+        let seal = self.check_seal(context);
         let name = self.spec.training_run.as_deref();
         let run = name.and_then(|name| get(&context.stores.training_runs, &namespace, name));
         let run = run.map(|run| Arc::unwrap_or_clone(run).believed(context));
-        let job = workers::job(context, &namespace, &child::evaluator(&self.name_any()), &uid);
+        let job = workers::job(context, &namespace, &evaluation::job_name(&self, &seal), &uid);
         let compared: BTreeMap<String, Self> = compared(&self.spec)
             .filter_map(|name| {
                 let other = get(&context.stores.evaluations, &namespace, name)?;
@@ -83,22 +85,32 @@ impl Observe for Evaluation {
         let claims = mounted_claims(&self.spec, run.as_ref(), &compared);
         let work = work(context, &namespace, job, &self.spec.data, &claims, &[], Role::Strict).await?;
         let Work { job, pods, references, warnings, refused } = work;
-        Ok(ObservedEvaluation {
+        let mut observed = ObservedEvaluation {
             settings: context.settings.clone(),
             run,
             compared,
             references,
             warnings,
             refused: workers::with_endpoint(context, &namespace, &uid, refused),
+            reads: BTreeMap::new(),
             admission: context.admission.current(),
             job,
             pods,
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
             obstruction: None,
-            seal: self.check_seal(context),
+            seal,
             object: Arc::unwrap_or_clone(self),
-        })
+        };
+        if let Some(Read { problems, key, .. }) = evaluation::uncounted(&observed, context.now()) {
+            let read = match context.ledger.number(context, problems, &key).await {
+                Ok(number) => LedgerRead::Number(number),
+                Err(failure) if failure.needs_attention().is_some() => LedgerRead::Uncounted(chain(&failure)),
+                Err(failure) => return Err(failure.into()),
+            };
+            observed.reads.insert(problems, read);
+        }
+        Ok(observed)
     }
 
     fn reports(observed: &ObservedEvaluation) -> &[Received] {
@@ -118,6 +130,13 @@ impl Observe for Evaluation {
 pub(super) fn compared(spec: &EvaluationSpec) -> impl Iterator<Item = &str> {
     let with = spec.gates.iter().filter_map(|gate| gate.better_than.as_ref().or(gate.not_worse_than.as_ref()));
     with.map(|with| with.evaluation.as_str())
+}
+
+/// Returns the claims and the ConfigMaps of data that evaluators mount, as the spec names them.
+pub(super) fn mounted(spec: &EvaluationSpec) -> impl Iterator<Item = Name> {
+    let output = spec.output.as_ref().map(|output| &output.persistent_volume_claim.claim_name);
+    let model = spec.model.as_ref().map(|model| &model.persistent_volume_claim.claim_name);
+    output.into_iter().chain(model).cloned().map(Name::Claim).chain(of_data(&spec.data))
 }
 
 /// Returns the claims that evaluators mount besides the data: of the model, of the results and of the outcomes of `compared`

@@ -5,16 +5,19 @@ use std::{fmt::Debug, sync::Arc};
 use codex_plan::{Obstruction, Plan, Received, Sealable, StatusSeal};
 use jiff::Timestamp;
 use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Condition};
-use kube::{Resource, runtime::reflector::Store};
+use kube::Resource;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{error::ObserveError, reflector::WatchScope, triggers::Triggers};
+use super::{
+    cache::{Cache, Names},
+    error::ObserveError,
+    reflector::WatchScope,
+    triggers::Triggers,
+};
 use crate::context::Context;
 
 /// A kind that the controller watches.
-pub trait Kind:
-    Resource<DynamicType = (), Scope: WatchScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
-{
+pub trait Kind: Names + Resource<Scope: WatchScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {
     /// Returns the value of the metric label `phase`.
     fn phase(&self) -> String;
 
@@ -40,7 +43,7 @@ pub trait Observe: Kind + Resource<Scope = NamespaceResourceScope> + Serialize {
     type Observed: Send + Sync;
 
     /// Returns its cache.
-    fn store(context: &Context) -> &Store<Self>;
+    fn store(context: &Context) -> &Cache<Self>;
 
     /// Returns its status.
     fn status(&self) -> Option<&Self::Status>;

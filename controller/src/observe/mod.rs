@@ -3,6 +3,7 @@
 //! without a selector, which others may have written without that label.
 
 mod bundles;
+mod cache;
 mod endpoints;
 mod error;
 mod evaluation;
@@ -13,6 +14,7 @@ mod reasoning_pod;
 mod references;
 mod reflector;
 mod served;
+mod shadows;
 #[cfg(test)]
 pub(crate) mod simulated;
 mod stores;
@@ -23,6 +25,7 @@ mod warnings;
 mod watches;
 pub mod workers;
 
+pub use cache::{Cache, CacheWriter, Name, Names};
 pub use error::ObserveError;
 pub use kind::{Kind, Observe};
 pub use queues::{Queues, Requests, requests};

@@ -1,8 +1,11 @@
 //! Promotion policies and sign-offs: what their changes trigger, and what a ReasoningPod observes of them.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use codex_crds::{ClusterPromotionPolicy, PromotionPolicy, ReasoningPod, SignOff, annotation};
+use codex_crds::{ClusterPromotionPolicy, PromotionPolicy, ReasoningPod, SignOff};
 use codex_plan::reasoning_pod::RecordedPromotion;
 use codex_provenance::ModelDigest;
 use codex_signing::verify::read_promotion;
@@ -10,7 +13,7 @@ use codex_verdict::policy::{Lineage, Policy};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 
-use super::{kind::Kind, triggers::Triggers};
+use super::{cache::Name, kind::Kind, stores::get, triggers::Triggers};
 use crate::{context::Context, signer::BUNDLE};
 
 /// The phase of objects that never report.
@@ -88,24 +91,20 @@ pub(super) fn promotions(
     models: &BTreeSet<ModelDigest>,
     named: Option<&str>,
 ) -> Vec<RecordedPromotion> {
-    let keys = context.signer.keys();
-    if keys.is_empty() {
+    let trusted = context.signer.trusted();
+    if trusted.is_empty() {
         return Vec::new();
     }
-    let wanted = |config_map: &ConfigMap| {
-        let model = config_map.annotations().get(annotation::MODEL_DIGEST).and_then(|digest| digest.parse().ok());
-        config_map.metadata.namespace.as_deref() == Some(namespace)
-            && (config_map.metadata.name.as_deref() == named || model.is_some_and(|model| models.contains(&model)))
-    };
-    let mut found: Vec<RecordedPromotion> = context
-        .stores
-        .config_maps
-        .state()
-        .iter()
-        .filter(|config_map| wanted(config_map))
+    let config_maps = &context.stores.config_maps;
+    let of_model = |model: &ModelDigest| config_maps.naming(namespace, &Name::Model(model.to_string()));
+    let named = named.and_then(|name| get(config_maps, namespace, name));
+    let found: BTreeMap<String, Arc<ConfigMap>> =
+        models.iter().flat_map(of_model).chain(named).map(|config_map| (config_map.name_any(), config_map)).collect();
+    let mut found: Vec<RecordedPromotion> = found
+        .values()
         .filter_map(|config_map| {
             let bundle = config_map.data.as_ref()?.get(BUNDLE)?;
-            let promoted = read_promotion(bundle.as_bytes(), &keys).ok()?;
+            let promoted = read_promotion(bundle.as_bytes(), &trusted).ok()?;
             let reasons = &promoted.promotion.reasons;
             // A copy from another namespace was promoted under the policies there.
             (reasons.namespace == namespace).then_some(())?;

@@ -14,14 +14,17 @@ use codex_plan::{
 use codex_provenance::ModelDigest;
 use jiff::Timestamp;
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Condition};
-use kube::{Api, ResourceExt, runtime::reflector::Store};
+use kube::{Api, ResourceExt};
 
 use super::{
-    bundles, endpoints,
+    bundles,
+    cache::Cache,
+    endpoints,
     error::ObserveError,
     kind::{Kind, Observe},
     policies,
     served::{Served, foreign, served},
+    shadows,
     stores::get,
     triggers::Triggers,
     warnings::warnings,
@@ -45,6 +48,14 @@ impl Kind for ReasoningPod {
 
     fn changed(&self, triggers: &Triggers) {
         triggers.object(self);
+        let namespace = self.namespace().unwrap_or_default();
+        triggers.shadows_of(&namespace, &self.name_any());
+        // Also the one that it shadowed before its spec changed.
+        let recorded = self.status.as_ref().and_then(|status| Some(&status.shadow.as_ref()?.of));
+        let named = self.spec.shadow.as_ref().map(|shadow| &shadow.of);
+        for of in named.into_iter().chain(recorded.filter(|recorded| Some(*recorded) != named)) {
+            triggers.named::<Self>(&namespace, of);
+        }
     }
 }
 
@@ -52,7 +63,7 @@ impl Observe for ReasoningPod {
     type Status = ReasoningPodStatus;
     type Observed = ObservedReasoningPod;
 
-    fn store(context: &Context) -> &Store<Self> {
+    fn store(context: &Context) -> &Cache<Self> {
         &context.stores.reasoning_pods
     }
 
@@ -126,6 +137,7 @@ impl Observe for ReasoningPod {
             evaluations,
             signer: found.signer,
             trusted: found.trusted,
+            trusted_root: found.trusted_root,
             oms: found.oms,
             oms_again: found.oms_again,
             promotion: found.promotion,
@@ -137,6 +149,8 @@ impl Observe for ReasoningPod {
             pods: behind.current,
             warnings,
             former_pods: behind.former,
+            incumbent: shadows::incumbent(context, &self),
+            shadows: shadows::shadows(context, &self),
             foreign_pods,
             unprotected,
             endpoint_slices: slices.own,

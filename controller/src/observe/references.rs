@@ -11,6 +11,7 @@ use k8s_openapi::api::{
 use kube::Api;
 
 use super::{
+    cache::Name,
     error::ObserveError,
     stores::get,
     warnings::warnings,
@@ -45,6 +46,15 @@ pub(super) async fn work(
     let references = if wanted { Some(references(context, namespace, data, claims, config_maps).await?) } else { None };
     let warnings = warnings(context, namespace, &late).await;
     Ok(Work { job, pods: genuine, references, warnings, refused })
+}
+
+/// Returns the claims and the ConfigMaps that hold data.
+pub(super) fn of_data(data: &[DataItem]) -> impl Iterator<Item = Name> {
+    data.iter().flat_map(|item| {
+        let claim = item.source.persistent_volume_claim.as_ref().map(|claim| Name::Claim(claim.claim_name.clone()));
+        let config_map = item.source.config_map.as_ref().map(|key| Name::ConfigMap(key.name.clone()));
+        claim.into_iter().chain(config_map)
+    })
 }
 
 /// Returns which claims and ConfigMaps exist among those that an object mounts.

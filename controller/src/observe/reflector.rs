@@ -17,7 +17,7 @@ use kube::{
     core::{ClusterResourceScope, DeserializeGuard, NamespaceResourceScope, error_boundary::InvalidObject},
     runtime::{
         WatchStreamExt,
-        reflector::{ObjectRef, Store, store::Writer},
+        reflector::ObjectRef,
         watcher::{self, Event, watcher},
     },
 };
@@ -25,6 +25,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
+use super::cache::{Cache, CacheWriter, Names};
 use crate::{error::chain, metrics::Metrics};
 
 /// An object, or why it cannot be parsed.
@@ -34,8 +35,8 @@ type Events<K> = Pin<Box<dyn Stream<Item = (usize, watcher::Result<Event<Parsed<
 
 /// The watches of one kind.
 pub(super) struct Watch<K> {
-    /// The number of watches: one for each namespace, or one for the whole cluster.
-    count: usize,
+    /// The namespace of each watch; `None` for the whole cluster.
+    namespaces: Vec<Option<String>>,
     events: Events<K>,
 }
 
@@ -101,12 +102,12 @@ where
     W: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     K: 'static,
 {
-    let count = apis.len();
+    let namespaces = apis.iter().map(|api| api.namespace().map(str::to_owned)).collect();
     let streams = apis.into_iter().enumerate().map(|(index, api)| {
         let events = watcher(api, selection.config()).default_backoff();
         events.map(move |event| (index, event.map(|event| convert(event, parse)))).boxed()
     });
-    Watch { count, events: select_all(streams).boxed() }
+    Watch { namespaces, events: select_all(streams).boxed() }
 }
 
 fn convert<W, K>(event: Event<W>, parse: fn(W) -> Parsed<K>) -> Event<Parsed<K>> {
@@ -122,23 +123,24 @@ fn convert<W, K>(event: Event<W>, parse: fn(W) -> Parsed<K>) -> Event<Parsed<K>>
 /// Fills a cache from watches and calls a function for every change.
 pub(super) struct Reflector<K>
 where
-    K: Resource<DynamicType = ()> + Clone + 'static,
+    K: Names + Clone + 'static,
 {
     kind: String,
-    writer: Writer<K>,
-    store: Store<K>,
+    writer: CacheWriter<K>,
+    store: Cache<K>,
     strip: fn(&mut K),
     changed: Box<dyn Fn(&K) + Send>,
     metrics: Metrics,
     /// The state of each watch, by its index.
     listings: HashMap<usize, Listing<K>>,
+    /// The namespace of each watch; `None` for the whole cluster.
+    namespaces: Vec<Option<String>>,
     /// The failures of the watches that were logged since they last worked.
     logged: BTreeSet<String>,
 }
 
-/// The objects that one watch has shown.
+/// The state of one watch.
 struct Listing<K: Resource<DynamicType = ()>> {
-    known: HashSet<ObjectRef<K>>,
     /// The objects of a listing in progress.
     relisted: Option<HashSet<ObjectRef<K>>>,
     /// Whether a listing has ended.
@@ -147,18 +149,18 @@ struct Listing<K: Resource<DynamicType = ()>> {
 
 impl<K: Resource<DynamicType = ()>> Default for Listing<K> {
     fn default() -> Self {
-        Self { known: HashSet::new(), relisted: None, complete: false }
+        Self { relisted: None, complete: false }
     }
 }
 
 impl<K> Reflector<K>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + 'static,
+    K: Names + Clone + Debug + 'static,
 {
     /// Creates a reflector that fills the cache of `writer`. `strip` removes fields that are not needed before an object is
     /// stored; `changed` is called with every object that was created, changed or deleted.
     pub(super) fn new(
-        mut writer: Writer<K>,
+        mut writer: CacheWriter<K>,
         metrics: Metrics,
         strip: fn(&mut K),
         changed: impl Fn(&K) + Send + 'static,
@@ -176,6 +178,7 @@ where
             changed: Box::new(changed),
             metrics,
             listings: HashMap::new(),
+            namespaces: Vec::new(),
             logged: BTreeSet::new(),
         }
     }
@@ -183,6 +186,7 @@ where
     /// Runs until the watches end, which they never do. Sends `listed` once every watch has listed its objects.
     pub(super) async fn run(mut self, mut watch: Watch<K>, listed: oneshot::Sender<()>) {
         let mut listed = Some(listed);
+        self.namespaces.clone_from(&watch.namespaces);
         while let Some((index, event)) = watch.events.next().await {
             match event {
                 Ok(event) => self.handle(index, event),
@@ -196,7 +200,7 @@ where
                 }
             }
             let complete = self.listings.values().filter(|listing| listing.complete).count();
-            if complete == watch.count
+            if complete == watch.namespaces.len()
                 && let Some(listed) = listed.take()
             {
                 debug!(kind = self.kind, objects = self.store.len(), "listed");
@@ -226,14 +230,12 @@ where
                     if let Some(relisted) = &mut listing.relisted {
                         relisted.insert(reference.clone());
                     }
-                    listing.known.insert(reference.clone());
                     self.store(&reference, object);
                 }
                 Err(invalid) => {
                     let reference = reference(&invalid.metadata);
                     self.metrics.malformed(&self.kind);
                     error!(kind = self.kind, object = %reference, "an object cannot be parsed and is ignored: {invalid}");
-                    listing.known.remove(&reference);
                     self.remove(&reference);
                 }
             },
@@ -242,7 +244,6 @@ where
                     Ok(object) => reference(object.meta()),
                     Err(invalid) => reference(&invalid.metadata),
                 };
-                listing.known.remove(&reference);
                 self.remove(&reference);
             }
             Event::InitDone => {
@@ -251,10 +252,13 @@ where
                     info!(kind = self.kind, "the watch works again");
                 }
                 let relisted = listing.relisted.take().unwrap_or_default();
-                let gone: Vec<_> = listing.known.difference(&relisted).cloned().collect();
-                listing.known = relisted;
-                for reference in gone {
-                    self.remove(&reference);
+                let namespace = self.namespaces.get(index).cloned().flatten();
+                for object in self.store.state() {
+                    let reference = reference(object.meta());
+                    let watched = namespace.is_none() || object.meta().namespace == namespace;
+                    if watched && !relisted.contains(&reference) {
+                        self.remove(&reference);
+                    }
                 }
             }
         }
@@ -301,13 +305,14 @@ mod tests {
         atomic::{AtomicUsize, Ordering},
     };
 
+    use codex_crds::ClusterPromotionPolicy;
     use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
     use kube::{
         core::{ClusterResourceScope, NamespaceResourceScope},
-        runtime::{reflector::store::Writer, watcher::Event},
+        runtime::watcher::Event,
     };
 
-    use super::{Reflector, WatchScope};
+    use super::{CacheWriter, Reflector, WatchScope};
     use crate::{metrics::Metrics, tests::world::Api};
 
     #[tokio::test]
@@ -320,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_cluster_scoped_object_is_stored_and_removed_with_one_trigger_each() {
-        let writer = Writer::<Namespace>::default();
+        let writer = CacheWriter::<ClusterPromotionPolicy>::default();
         let store = writer.as_reader();
         let changes = Arc::new(AtomicUsize::new(0));
         let count = changes.clone();
@@ -332,8 +337,8 @@ mod tests {
                 count.fetch_add(1, Ordering::Relaxed);
             },
         );
-        let mut object = Namespace::default();
-        object.metadata.name = Some("a".to_owned());
+        let mut object =
+            ClusterPromotionPolicy::new("a", serde_json::from_value(serde_json::json!({"rings": []})).unwrap());
         object.metadata.resource_version = Some("1".to_owned());
         for event in
             [Event::Init, Event::InitApply(Ok(object.clone())), Event::InitDone, Event::Apply(Ok(object.clone()))]

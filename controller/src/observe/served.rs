@@ -14,11 +14,7 @@ use k8s_openapi::{
 };
 use kube::{Api, ResourceExt};
 
-use super::{
-    error::ObserveError,
-    stores::OURS,
-    workers::{changed, owned},
-};
+use super::{cache::Name, error::ObserveError, stores::OURS, workers::changed};
 use crate::{
     context::Context,
     drift::Role,
@@ -47,7 +43,12 @@ pub(super) async fn served(context: &Context, owner: &str, deployment: &Deployme
     let of_set =
         |pod: &Pod| controller(pod).is_some_and(|owner| owner.kind == "ReplicaSet" && owner.name.starts_with(&prefix));
     let mut sets: BTreeMap<String, Option<ReplicaSet>> = BTreeMap::new();
-    for pod in owned(context, Some(&namespace), of_set) {
+    let labels = deployment.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref()?.labels.as_ref());
+    let Some(name) = labels.and_then(|labels| labels.get(label::REASONING_POD)) else { return Ok(served) };
+    for pod in context.stores.pods.naming(&namespace, &Name::ReasoningPod(name.clone())) {
+        if !of_set(&pod) {
+            continue;
+        }
         let Some(difference) = changed(template, &pod, Role::Strict) else {
             served.current.push(Pod::clone(&pod));
             continue;
@@ -75,10 +76,9 @@ pub(super) fn foreign(context: &Context, namespace: &str, name: &str, all: &[&Se
     let genuine = all.iter().flat_map(|served| served.current.iter().chain(&served.former)).map(ResourceExt::name_any);
     let refused = all.iter().flat_map(|served| &served.refused).map(|refused| refused.pod.clone());
     let known: BTreeSet<String> = genuine.chain(refused).collect();
-    let behind = context.stores.labelled.state_filter(|pod| {
-        pod.namespace().as_deref() == Some(namespace)
-            && pod.labels().get(label::REASONING_POD).is_some_and(|found| found == name)
-            && pod.labels().get("app.kubernetes.io/component").is_some_and(|found| found == "server")
+    let behind = context.stores.labelled.naming(namespace, &Name::ReasoningPod(name.to_owned()));
+    let behind = behind.into_iter().filter(|pod| {
+        pod.labels().get("app.kubernetes.io/component").is_some_and(|found| found == "server")
             && pod.metadata.deletion_timestamp.is_none()
     });
     let mut foreign = BTreeSet::new();

@@ -12,14 +12,12 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
-use kube::{
-    core::PartialObjectMeta,
-    runtime::{reflector::store::Writer, watcher::Event},
-};
+use kube::{core::PartialObjectMeta, runtime::watcher::Event};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{
+    cache::CacheWriter,
     kind::Kind,
     queues::Queues,
     reflector::{Parsed, Reflector},
@@ -70,7 +68,7 @@ macro_rules! declare_reflectors {
                     $($field: {
                         let triggers = triggers.clone();
                         let trigger: fn(&Triggers, &$kind) = $trigger;
-                        let writer: fn(&mut Writers) -> Writer<$kind> = $writer;
+                        let writer: fn(&mut Writers) -> CacheWriter<$kind> = $writer;
                         Reflector::new(writer(&mut writers), metrics.clone(), $strip, move |object| trigger(&triggers, object))
                     },)*
                 };
@@ -106,5 +104,5 @@ declare_reflectors! {
     pod_disruption_budgets: PodDisruptionBudget, |all| take(&mut all.pod_disruption_budgets), "PodDisruptionBudget", OURS, typed, |_| {}, Triggers::child;
     network_policies: NetworkPolicy, |all| take(&mut all.network_policies), "NetworkPolicy", OURS, typed, |_| {}, Triggers::child;
     claims: PartialObjectMeta<PersistentVolumeClaim>, |all| take(&mut all.claims), "PersistentVolumeClaim", "", metadata, strip_metadata, Triggers::claim;
-    users: PartialObjectMeta<ConfigMap>, |_| Writer::default(), "ConfigMap", "", metadata, strip_metadata, Triggers::config_map;
+    users: PartialObjectMeta<ConfigMap>, |_| CacheWriter::default(), "ConfigMap", "", metadata, strip_metadata, Triggers::config_map;
 }

@@ -14,10 +14,11 @@ use k8s_openapi::api::{
 use kube::{
     Resource, ResourceExt,
     core::PartialObjectMeta,
-    runtime::reflector::{ObjectRef, Store, store::Writer},
+    runtime::reflector::{ObjectRef, Store},
 };
 use tokio::time::{Instant, sleep};
 
+use super::cache::{Cache, CacheWriter};
 use crate::kinds::kinds;
 
 /// The label selector of the children that the controller created.
@@ -68,9 +69,9 @@ macro_rules! declare_stores {
         pub struct Stores {
             $(
                 #[doc = concat!("The objects of kind `", stringify!($kind_type), "`.")]
-                pub $kind: Store<$kind_type>,
+                pub $kind: Cache<$kind_type>,
             )*
-            $($(#[$doc])* pub $other: Store<$other_type>,)*
+            $($(#[$doc])* pub $other: Cache<$other_type>,)*
         }
 
         /// The writers of [`Stores`].
@@ -78,9 +79,9 @@ macro_rules! declare_stores {
         pub struct Writers {
             $(
                 #[doc = concat!("The objects of kind `", stringify!($kind_type), "`.")]
-                pub $kind: Writer<$kind_type>,
+                pub $kind: CacheWriter<$kind_type>,
             )*
-            $($(#[$doc])* pub $other: Writer<$other_type>,)*
+            $($(#[$doc])* pub $other: CacheWriter<$other_type>,)*
         }
 
         impl Stores {

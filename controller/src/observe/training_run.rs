@@ -9,12 +9,13 @@ use codex_plan::{
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{ResourceExt, runtime::reflector::Store};
+use kube::ResourceExt;
 
 use super::{
+    cache::{Cache, Name},
     error::ObserveError,
     kind::{Kind, Observe},
-    references::{Work, work},
+    references::{Work, of_data, work},
     stores::get,
     triggers::Triggers,
     workers,
@@ -45,7 +46,7 @@ impl Observe for TrainingRun {
     type Status = TrainingRunStatus;
     type Observed = ObservedTrainingRun;
 
-    fn store(context: &Context) -> &Store<Self> {
+    fn store(context: &Context) -> &Cache<Self> {
         &context.stores.training_runs
     }
 
@@ -102,6 +103,13 @@ impl Observe for TrainingRun {
 /// Returns the name of the run that is the base of another one.
 pub(super) fn base_run(run: &TrainingRun) -> Option<&str> {
     Some(&run.spec.base.as_ref()?.training_run.as_ref()?.name)
+}
+
+/// Returns the claims and the ConfigMaps of data that trainers mount, as the spec names them.
+pub(super) fn mounted(spec: &TrainingRunSpec) -> impl Iterator<Item = Name> {
+    let base = spec.base.as_ref().and_then(|base| base.persistent_volume_claim.as_ref());
+    let claims = [&spec.output.persistent_volume_claim.claim_name].into_iter().chain(base.map(|base| &base.claim_name));
+    claims.cloned().map(Name::Claim).chain(of_data(&spec.data))
 }
 
 /// Returns the claims that trainers mount besides the data: of the output and of the base. `base` is the run that is the base.

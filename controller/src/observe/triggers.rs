@@ -1,19 +1,20 @@
 //! Maps watch events to the objects that must be reconciled: TrainingRun → TrainingRuns, Evaluations → ReasoningPods, Evaluation →
-//! Evaluations, ReasoningPods; policies and sign-offs → ReasoningPods; children → their
+//! Evaluations, ReasoningPods; ReasoningPod → its shadows and the one that it shadows; policies and sign-offs → ReasoningPods; children → their
 //! owner, references → the objects that mount them.
 
-use codex_crds::{DataItem, Evaluation, Output, ReasoningPod, TrainingRun, VolumeClaimFolder};
+use std::sync::Arc;
+
+use codex_crds::{ReasoningPod, TrainingRun};
 use k8s_openapi::api::{
     core::v1::{ConfigMap, PersistentVolumeClaim, Pod},
     discovery::v1::EndpointSlice,
 };
-use kube::{Resource, ResourceExt, core::PartialObjectMeta, runtime::reflector::Store};
+use kube::{Resource, ResourceExt, core::PartialObjectMeta};
 
 use super::{
-    evaluation::compared,
+    cache::Name,
     queues::{Queued, Queues},
     stores::Stores,
-    training_run::base_run,
 };
 use crate::ownership::controller;
 
@@ -35,17 +36,24 @@ impl Triggers {
         self.queues.add::<K>(&object.namespace().unwrap_or_default(), &object.name_any());
     }
 
+    /// Queues the object `name` of a kind.
+    pub(super) fn named<K: Queued>(&self, namespace: &str, name: &str) {
+        self.queues.add::<K>(namespace, name);
+    }
+
+    /// Queues the ReasoningPods that shadow a ReasoningPod.
+    pub(super) fn shadows_of(&self, namespace: &str, name: &str) {
+        self.users(namespace, &Name::ReasoningPod(name.to_owned()));
+    }
+
     /// Queues the Evaluations and ReasoningPods of a TrainingRun, and the TrainingRuns whose base it is.
     pub fn users_of_run(&self, namespace: &str, name: &str) {
-        self.each(&self.stores.training_runs, namespace, |run| base_run(run) == Some(name));
-        self.each(&self.stores.evaluations, namespace, |it| it.spec.training_run.as_deref() == Some(name));
-        self.each(&self.stores.reasoning_pods, namespace, |pod| pod.spec.training_run == name);
+        self.users(namespace, &Name::TrainingRun(name.to_owned()));
     }
 
     /// Queues the Evaluations that are compared with an Evaluation, and the ReasoningPods that require it.
     pub fn users_of_evaluation(&self, namespace: &str, name: &str) {
-        self.each(&self.stores.evaluations, namespace, |it| compared(&it.spec).any(|with| with == name));
-        self.each(&self.stores.reasoning_pods, namespace, |pod| pod.spec.evaluations.iter().any(|it| it == name));
+        self.users(namespace, &Name::Evaluation(name.to_owned()));
     }
 
     /// Queues the ReasoningPods for which `depends` returns true: those of a namespace, or all.
@@ -86,61 +94,37 @@ impl Triggers {
 
     /// Queues the objects that mount a PersistentVolumeClaim.
     pub(super) fn claim(&self, claim: &PartialObjectMeta<PersistentVolumeClaim>) {
-        let name = claim.name_any();
-        let mounts = |item: &DataItem| {
-            item.source.persistent_volume_claim.as_ref().is_some_and(|claim| claim.claim_name == name)
-        };
-        let holds = |output: &Output| output.persistent_volume_claim.claim_name == name;
-        let has = |folder: &VolumeClaimFolder| folder.claim_name == name;
-        self.mounting(
-            &claim.namespace().unwrap_or_default(),
-            |run| {
-                let base = run.spec.base.as_ref().and_then(|base| base.persistent_volume_claim.as_ref());
-                holds(&run.spec.output) || base.is_some_and(has) || run.spec.data.iter().any(mounts)
-            },
-            |evaluation| {
-                let spec = &evaluation.spec;
-                let model = spec.model.as_ref().map(|model| &model.persistent_volume_claim);
-                spec.output.as_ref().is_some_and(holds) || model.is_some_and(has) || spec.data.iter().any(mounts)
-            },
-        );
+        self.users(&claim.namespace().unwrap_or_default(), &Name::Claim(claim.name_any()));
     }
 
     /// Queues the objects that mount a user's ConfigMap.
     pub(super) fn config_map(&self, config_map: &PartialObjectMeta<ConfigMap>) {
-        let name = config_map.name_any();
-        let mounts = |item: &DataItem| item.source.config_map.as_ref().is_some_and(|key| key.name == name);
-        self.mounting(
-            &config_map.namespace().unwrap_or_default(),
-            |run| run.spec.data.iter().any(mounts),
-            |evaluation| evaluation.spec.data.iter().any(mounts),
-        );
+        self.users(&config_map.namespace().unwrap_or_default(), &Name::ConfigMap(config_map.name_any()));
     }
 
-    fn mounting(&self, namespace: &str, run: impl Fn(&TrainingRun) -> bool, evaluation: impl Fn(&Evaluation) -> bool) {
-        self.each(&self.stores.training_runs, namespace, run);
-        self.each(&self.stores.evaluations, namespace, evaluation);
+    /// Queues the objects that name something.
+    fn users(&self, namespace: &str, name: &Name) {
+        self.all(&self.stores.training_runs.naming(namespace, name));
+        self.all(&self.stores.evaluations.naming(namespace, name));
+        self.all(&self.stores.reasoning_pods.naming(namespace, name));
     }
 
-    /// Queues each object of a namespace for which `depends` returns true.
-    fn each<K: Queued + Clone + 'static>(&self, store: &Store<K>, namespace: &str, depends: impl Fn(&K) -> bool) {
-        for object in store.state() {
-            if object.meta().namespace.as_deref() == Some(namespace) && depends(&object) {
-                self.object(&*object);
-            }
+    fn all<K: Queued>(&self, objects: &[Arc<K>]) {
+        for object in objects {
+            self.object(&**object);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use codex_crds::{Evaluation, TrainingRun};
+    use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
     use k8s_openapi::api::core::v1::PersistentVolumeClaim;
     use kube::{core::PartialObjectMeta, runtime::watcher::Event};
     use serde_json::{Value, json};
 
     use super::Triggers;
-    use crate::observe::{Queues, Requests, Stores, Writers};
+    use crate::observe::{Kind, Queues, Requests, Stores, Writers};
 
     fn object(kind: &str, name: &str, spec: &Value) -> Value {
         let metadata = json!({"name": name, "namespace": "team", "uid": name});
@@ -158,6 +142,39 @@ mod tests {
         }
         all.sort();
         all
+    }
+
+    #[test]
+    fn a_shadow_and_the_one_that_it_shadows_queue_each_other() {
+        let mut writers = Writers::ready();
+        let stores = Stores::of(&mut writers);
+        let pod = |name: &str, shadow: &Value, recorded: &Value| -> ReasoningPod {
+            let spec = json!({"rolloutRing": "main", "trainingRun": "a", "evaluations": ["e"], "shadow": shadow});
+            let mut object = object("ReasoningPod", name, &spec);
+            object["status"] = json!({"shadow": recorded});
+            serde_json::from_value(object).unwrap()
+        };
+        let of = |name: &str| json!({"of": name, "samplePercent": 10, "maxDivergence": "0.01"});
+        let live = pod("live", &Value::Null, &Value::Null);
+        let next = pod("next", &of("live"), &json!({"of": "former"}));
+        for pod in [&live, &next] {
+            writers.reasoning_pods.apply_watcher_event(&Event::Apply(pod.clone()));
+        }
+        let (queues, mut requests) = Queues::new();
+        let triggers = Triggers::new(queues, stores);
+        let mut queued = |pod: &ReasoningPod| {
+            pod.changed(&triggers);
+            let mut all = Vec::new();
+            while let Ok(found) = requests.reasoning_pods.try_recv() {
+                all.push(found.name);
+            }
+            all.sort();
+            all
+        };
+        assert_eq!(queued(&live), ["live", "next"]);
+        // What it shadowed before its spec changed must forget it.
+        assert_eq!(queued(&next), ["former", "live", "next"]);
+        assert_eq!(queued(&pod("alone", &Value::Null, &Value::Null)), ["alone"]);
     }
 
     #[test]

@@ -9,10 +9,11 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Pod},
     discovery::v1::EndpointSlice,
 };
-use kube::{Client, Resource, core::PartialObjectMeta, runtime::reflector::store::Writer};
+use kube::{Client, core::PartialObjectMeta};
 use tokio::{sync::oneshot, task::JoinSet};
 
 use super::{
+    cache::{CacheWriter, Names},
     kind::Kind,
     queues::Queues,
     reflector::{Reflector, Selection, Watch, guarded, objects},
@@ -30,9 +31,9 @@ struct Watches<'a> {
 }
 
 impl Watches<'_> {
-    fn start<K>(&mut self, writer: Writer<K>, watch: Watch<K>, strip: fn(&mut K), trigger: fn(&Triggers, &K))
+    fn start<K>(&mut self, writer: CacheWriter<K>, watch: Watch<K>, strip: fn(&mut K), trigger: fn(&Triggers, &K))
     where
-        K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+        K: Names + Clone + Debug + Send + Sync + 'static,
     {
         let triggers = self.triggers.clone();
         let reflector = Reflector::new(writer, self.metrics.clone(), strip, move |object| trigger(&triggers, object));
@@ -81,7 +82,7 @@ pub async fn watch(
     watches.start(writers.network_policies, objects(&ours), |_| {}, Triggers::child);
     watches.start(writers.claims, objects(&all), strip_metadata, Triggers::claim);
     // The ConfigMaps of users: their keys are read when a plan needs them, so nothing reads this cache.
-    let users = Writer::<PartialObjectMeta<ConfigMap>>::default();
+    let users = CacheWriter::<PartialObjectMeta<ConfigMap>>::default();
     watches.start(users, objects(&all), strip_metadata, Triggers::config_map);
     join_all(watches.listed).await;
     stores

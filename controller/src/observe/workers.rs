@@ -3,18 +3,16 @@
 //! Jobs and Deployments without a valid seal, and pods that differ from their template, may come from anyone. They are
 //! not observed, so that nothing of them reaches a status.
 
-use std::sync::Arc;
-
 use codex_plan::RefusedPod;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
     core::v1::{Pod, PodSpec},
 };
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
 use tracing::debug;
 
-use super::stores::get;
+use super::{cache::Name, stores::get};
 use crate::{
     context::Context,
     drift::{Difference, Role, pod_difference},
@@ -24,7 +22,8 @@ use crate::{
 /// Returns the Job `name` if the controller created it for this owner.
 pub fn job(context: &Context, namespace: &str, name: &str, owner: &str) -> Option<Job> {
     let job = get(&context.stores.jobs, namespace, name)?;
-    let ours = is_controlled_by(&*job, owner) && context.seal.holds(owner, &*job);
+    let sealed = || context.known.holds(&*job, ("sealed for", owner), || context.seal.holds(owner, &*job));
+    let ours = is_controlled_by(&*job, owner) && sealed();
     ours.then(|| Job::clone(&job))
 }
 
@@ -53,19 +52,21 @@ pub fn of_job(context: &Context, job: &Job, role: Role) -> Pods {
     let uid = job.uid().unwrap_or_default();
     let mut pods = Pods::default();
     let Some(template) = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()) else { return pods };
-    for pod in owned(context, job.namespace().as_deref(), |pod| is_controlled_by(pod, &uid)) {
-        match changed(template, &pod, role) {
-            None => pods.genuine.push(Pod::clone(&pod)),
-            Some(difference) => pods.refused.push(RefusedPod { pod: pod.name_any(), why: difference.to_string() }),
+    for pod in context.stores.pods.naming(&job.namespace().unwrap_or_default(), &Name::Owner(uid.clone())) {
+        let mut difference = None;
+        // The template of a Job cannot be changed.
+        let genuine = context.known.holds(&*pod, ("pod of", &uid, role), || {
+            difference = changed(template, &pod, role);
+            difference.is_none()
+        });
+        if genuine {
+            pods.genuine.push(Pod::clone(&pod));
+        } else if let Some(difference) = difference {
+            pods.refused.push(RefusedPod { pod: pod.name_any(), why: difference.to_string() });
         }
     }
     pods.refused.sort();
     pods
-}
-
-/// Returns the pods of a namespace that `owned` accepts.
-pub(super) fn owned(context: &Context, namespace: Option<&str>, owned: impl Fn(&Pod) -> bool) -> Vec<Arc<Pod>> {
-    context.stores.pods.state_filter(|pod| pod.meta().namespace.as_deref() == namespace && owned(pod))
 }
 
 /// Adds the pods whose reports the endpoint refused to those whose spec differs.

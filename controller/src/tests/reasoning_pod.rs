@@ -151,7 +151,7 @@ async fn a_passing_model_is_signed_twice_and_then_served() {
     assert_eq!(bundles(&world).len(), 2);
     let bundle = world.api.object(&format!("/api/v1{TEAM}/configmaps/codex-oms-a-uid")).unwrap();
     assert_eq!(bundle["immutable"], json!(true));
-    assert_eq!(bundle["data"]["key.pem"], json!(world.context.signer.keys()[0].to_pem()));
+    assert_eq!(bundle["data"]["key.pem"], json!(world.context.signer.trusted().keys[0].to_pem()));
 }
 
 #[tokio::test]
@@ -161,7 +161,7 @@ async fn an_expired_key_is_replaced_and_a_valid_one_is_not() {
     world.api.put(&path("reasoningpods", "p"), pod(false));
     settle::<ReasoningPod>(&world, "p").await;
     let signed = bundles(&world);
-    let former = world.context.signer.keys().remove(0);
+    let former = world.context.signer.trusted().keys.remove(0);
     let next = PrivateKey::generate().unwrap();
     let listed = |limits: &str| {
         let former = format!("{limits}{}", former.to_pem());

@@ -37,11 +37,13 @@ use crate::{
     clock::Clock,
     context::Context,
     inbox::Inbox,
+    known::Known,
+    ledger::Ledger,
     metrics::Metrics,
     observe::{Observe, Queues, Requests, Stores, Writers},
     reconcile::{ReconcileError, reconcile},
     seal::Seal,
-    signer::Signer,
+    signer::{Signer, Signing},
     unmended::Unmended,
 };
 
@@ -326,7 +328,7 @@ impl World {
         let stores = Arc::new(Stores::of(&mut writers));
         api.0.lock().unwrap().writers = Some(writers);
         let client = api.client();
-        let signer = Arc::new(Signer::load(client.clone(), "codex-system").await.unwrap());
+        let signer = Arc::new(Signer::load(client.clone(), "codex-system", Signing::Key).await.unwrap());
         let (queues, requests) = Queues::new();
         let reporter = Reporter { controller: "codex-controller".to_owned(), instance: Some("test".to_owned()) };
         let context = Arc::new(Context {
@@ -355,8 +357,10 @@ impl World {
             metrics: Metrics::new().unwrap(),
             backoff: Backoff::default(),
             unmended: Unmended::default(),
+            known: Known::default(),
             written: ByUid::default(),
             obstructions: ByUid::default(),
+            ledger: Ledger::default(),
         });
         api.put(
             "/api/v1/namespaces/team/persistentvolumeclaims/runs",

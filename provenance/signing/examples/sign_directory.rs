@@ -54,6 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         metrics: stated.metrics,
         gates: stated.gates,
         references: Vec::new(),
+        reads: None,
     };
     let promotion = Promotion {
         model: manifest.digest(),

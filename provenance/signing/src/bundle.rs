@@ -65,6 +65,14 @@ pub enum BundleError {
         /// The trusted issuer.
         expected: String,
     },
+    /// The certificate names an identity that matches none of the trusted ones.
+    #[error("was signed by {}, but {} trusted", found, listed(expected))]
+    NoneOf {
+        /// The identity in the certificate, printable.
+        found: String,
+        /// The trusted identities and patterns, printable.
+        expected: Vec<String>,
+    },
     /// The statement names nothing that it is about.
     #[error("has a statement without a SHA-256 of its subject")]
     Subject,
@@ -104,6 +112,17 @@ pub(crate) fn trusted(keys: &[Sha256]) -> String {
         [] => "no key is".to_owned(),
         [key] => format!("{key} is"),
         keys => format!("only {} are", named(keys)),
+    }
+}
+
+fn listed(identities: &[String]) -> String {
+    match identities {
+        [] => "no identity is".to_owned(),
+        all => {
+            let more = all.len().saturating_sub(NAMED);
+            let shown = all.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+            if more == 0 { format!("only {shown} are") } else { format!("only {shown} and {more} more are") }
+        }
     }
 }
 
@@ -205,6 +224,11 @@ fn parts(bundle: &[u8]) -> Result<Parts, BundleError> {
         return Err(BundleError::PayloadType(envelope.payload_type));
     }
     Ok(Parts { material, envelope })
+}
+
+/// Whether a bundle is signed with a certificate. Nothing is verified.
+pub(crate) fn has_certificate(bundle: &[u8]) -> bool {
+    matches!(parts(bundle), Ok(Parts { material: Some(verification_material::Content::Certificate(_)), .. }))
 }
 
 /// Returns the payload of a bundle that is signed with a certificate. Nothing is verified.

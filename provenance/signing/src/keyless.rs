@@ -5,13 +5,16 @@
 //! which the certificate was valid. The trusted root is the JSON of `cosign trusted-root create` and of Sigstore's own
 //! distribution (<https://github.com/sigstore/protobuf-specs/blob/main/protos/sigstore_trustroot.proto>). Nothing is downloaded.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
+pub use codex_provenance::{Identity, IdentityError, IdentityPattern};
 use codex_provenance::{Sha256, text::Printable};
+use jiff::Timestamp;
 use sigstore_verify::{
     VerificationPolicy, Verifier,
+    crypto::parse_certificate_info,
     trust_root::TrustedRoot,
-    types::{Bundle, Sha256Hash},
+    types::{Bundle, DerCertificate, Sha256Hash},
 };
 
 use crate::{
@@ -31,62 +34,32 @@ pub enum KeylessError {
     /// The trusted root lacks what every verification needs.
     #[error("the trusted root names no {0}, so no signature can be verified with it")]
     Lacks(&'static str),
-    /// The identity or the issuer is empty.
-    #[error("the {0} of the certificate is empty: name the one that signs")]
-    Empty(&'static str),
-    /// The issuer holds a star.
-    #[error("the issuer {0:?} holds *: name it exactly, as in the tokens that it issues")]
-    IssuerPattern(String),
+    /// The pattern for identities is invalid.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
 }
 
-/// The identity that a certificate names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The issuer of the token for which the certificate was issued, such as `https://kubernetes.default.svc.cluster.local`.
-    pub issuer: String,
-    /// The subject alternative name, such as `https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller`.
-    pub subject: String,
-}
-
-impl Identity {
-    /// Returns the fingerprint of the identity, which stands where that of a key would: SHA-256 of issuer, line feed and subject.
-    pub fn fingerprint(&self) -> Sha256 {
-        Sha256::of(format!("{}\n{}", self.issuer, self.subject))
-    }
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (issuer {})", Printable(&self.subject), Printable(&self.issuer))
-    }
-}
-
-/// Who is trusted to have signed, and what verifies it.
-pub struct Keyless {
+/// A trusted root: the certificate authorities, logs and timestamp authorities that verify signatures by identities.
+pub struct Root {
     verifier: Verifier,
-    /// Exact, or with `*` for a run of characters other than `/`.
-    subject: String,
-    issuer: String,
+    digest: Sha256,
     /// Whether certificates must be in a log of the trusted root. A root without such logs belongs to an authority without one.
     needs_sct: bool,
+    /// Whether the root names timestamp authorities.
+    has_timestamps: bool,
+    ends: Option<Timestamp>,
 }
 
-impl Keyless {
-    /// Trusts the identities that match `subject` and `issuer`. `subject` is exact, or has `*` for a run of characters other than
-    /// `/`; `issuer` is exact. `root` is a trusted root in JSON.
+impl Root {
+    /// Reads a trusted root in JSON.
     ///
     /// # Errors
-    /// If the trusted root is invalid or lacks authorities, or subject or issuer is empty.
-    pub fn new(root: &str, subject: &str, issuer: &str) -> Result<Self, KeylessError> {
-        for (value, name) in [(subject, "identity"), (issuer, "issuer")] {
-            if value.is_empty() {
-                return Err(KeylessError::Empty(name));
-            }
+    /// If the text is not a trusted root, or lacks authorities or logs.
+    pub fn from_json(text: &str) -> Result<Self, KeylessError> {
+        if text.len() > MAX_ROOT {
+            return Err(KeylessError::Root(format!("it has {} bytes; at most {MAX_ROOT} are read", text.len())));
         }
-        if issuer.contains('*') {
-            return Err(KeylessError::IssuerPattern(issuer.to_owned()));
-        }
-        let root = TrustedRoot::from_json(root).map_err(|why| KeylessError::Root(why.to_string()))?;
+        let root = TrustedRoot::from_json(text).map_err(|why| KeylessError::Root(why.to_string()))?;
         let lacks = [
             (root.certificate_authorities.is_empty(), "certificate authority"),
             (root.tlogs.is_empty(), "transparency log"),
@@ -96,15 +69,34 @@ impl Keyless {
         }
         Ok(Self {
             verifier: Verifier::new(&root).map_err(|why| KeylessError::Root(why.to_string()))?,
-            subject: subject.to_owned(),
-            issuer: issuer.to_owned(),
+            digest: Sha256::of(text),
             needs_sct: !root.ctlogs.is_empty(),
+            has_timestamps: !root.timestamp_authorities.is_empty(),
+            ends: ends(&root),
         })
     }
-}
 
-impl Trusts for Keyless {
-    fn open(&self, bundle: &[u8]) -> Result<Opened, BundleError> {
+    /// Returns the SHA-256 of the text.
+    pub fn digest(&self) -> Sha256 {
+        self.digest
+    }
+
+    /// Whether timestamps of an authority can be verified.
+    pub fn has_timestamps(&self) -> bool {
+        self.has_timestamps
+    }
+
+    /// Returns when nothing new can be verified any more, because the last certificate authority or the last timestamp authority
+    /// has ended. What was signed before stays valid. `None` if no end is known.
+    pub fn ends(&self) -> Option<Timestamp> {
+        self.ends
+    }
+
+    /// Verifies a bundle, and returns its payload and the identity that signed it, whoever that is.
+    ///
+    /// # Errors
+    /// The first fault.
+    pub fn identify(&self, bundle: &[u8]) -> Result<(Vec<u8>, Identity), BundleError> {
         let payload = bundle::payload_of_certificate(bundle)?;
         let text = std::str::from_utf8(bundle).map_err(|_| BundleError::Keyless("it is not UTF-8".to_owned()))?;
         let refused = |why: &dyn fmt::Display| BundleError::Keyless(why.to_string());
@@ -124,60 +116,81 @@ impl Trusts for Keyless {
             issuer: claim(found.issuer()),
             subject: claim(found.identity().map(sigstore_verify::SubjectAltName::as_str)),
         };
-        if identity.issuer != self.issuer {
-            return Err(BundleError::Issuer { found: identity.issuer, expected: self.issuer.clone() });
-        }
-        if !matches(&self.subject, &identity.subject) {
-            return Err(BundleError::Identity { found: identity.subject, expected: self.subject.clone() });
-        }
-        Ok(Opened { payload, signer: identity.fingerprint(), identity: Some(identity) })
+        Ok((payload, identity))
     }
 }
 
-/// Whether a pattern, with `*` for a run of characters other than `/`, matches a whole text.
-fn matches(pattern: &str, text: &str) -> bool {
-    let Some((head, rest)) = pattern.split_once('*') else { return pattern == text };
-    let Some(text) = text.strip_prefix(head) else { return false };
-    let run = text.find('/').unwrap_or(text.len());
-    (0..=run).filter(|end| text.is_char_boundary(*end)).any(|end| matches(rest, &text[end..]))
+/// Returns when the last authority of a kind ends, for the kind that ends first. An authority ends with the first of its certificates.
+fn ends(root: &TrustedRoot) -> Option<Timestamp> {
+    let chain = |certificates: Vec<&DerCertificate>, limit: Option<Timestamp>| {
+        let certificates = certificates.into_iter().filter_map(|it| Some(parse_certificate_info(it).ok()?.not_after));
+        certificates.chain(limit).min()
+    };
+    let issuing = root.certificate_authorities.iter().filter_map(|it| {
+        let certificates = it.cert_chain.certificates.iter().map(|entry| &entry.raw_bytes);
+        chain(certificates.collect(), it.valid_for.as_ref().and_then(|range| range.end))
+    });
+    let stamping = root.timestamp_authorities.iter().filter_map(|it| {
+        let certificates = it.cert_chain.certificates.iter().map(|entry| &entry.raw_bytes);
+        chain(certificates.collect(), it.valid_for.as_ref().and_then(|range| range.end))
+    });
+    [issuing.max(), stamping.max()].into_iter().flatten().min()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::{Identity, matches};
+impl fmt::Debug for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Root").field(&self.digest).finish()
+    }
+}
 
-    #[test]
-    fn a_star_stands_within_one_segment() {
-        let account = "https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller";
-        for pattern in [
-            account,
-            "https://kubernetes.io/namespaces/*/serviceaccounts/codex-controller",
-            "https://kubernetes.io/namespaces/codex-*/serviceaccounts/*",
-            "*//kubernetes.io/namespaces/codex-system*/serviceaccounts/codex-*er",
-        ] {
-            assert!(matches(pattern, account), "{pattern}");
-        }
-        for pattern in [
-            "",
-            "*",
-            "https://kubernetes.io/*",
-            "https://kubernetes.io/namespaces/*/serviceaccounts/",
-            "https://kubernetes.io/namespaces/*/serviceaccounts/codex-controlle",
-            "https://kubernetes.io/namespaces/Codex-*/serviceaccounts/*",
-            "kubernetes.io/namespaces/*/serviceaccounts/codex-controller",
-        ] {
-            assert!(!matches(pattern, account), "{pattern}");
-        }
-        assert!(matches("*@example.com", "ada@example.com") && !matches("*@example.com", "ada@example.com.evil"));
-        assert!(matches("ä*", "äö"));
+/// Who is trusted to have signed, and what verifies it.
+#[derive(Clone, Debug)]
+pub struct Keyless {
+    root: Arc<Root>,
+    patterns: Vec<IdentityPattern>,
+}
+
+impl Keyless {
+    /// Trusts the identities that match `subject` and `issuer`. `subject` is exact, or has `*` for a run of characters other than
+    /// `/`; `issuer` is exact. `root` is a trusted root in JSON.
+    ///
+    /// # Errors
+    /// If the trusted root is invalid or lacks authorities, or subject or issuer is empty.
+    pub fn new(root: &str, subject: &str, issuer: &str) -> Result<Self, KeylessError> {
+        let pattern = IdentityPattern::new(issuer, subject)?;
+        Ok(Self::of(Root::from_json(root)?.into(), vec![pattern]))
     }
 
-    #[test]
-    fn issuer_and_subject_are_kept_apart_in_the_fingerprint() {
-        let identity = |issuer: &str, subject: &str| {
-            Identity { issuer: issuer.to_owned(), subject: subject.to_owned() }.fingerprint()
-        };
-        assert_ne!(identity("https://a", "b/c"), identity("https://a/b", "c"));
-        assert_ne!(identity("https://a", "b"), identity("https://a", "B"));
+    /// Trusts the identities that match one of these patterns.
+    pub fn of(root: Arc<Root>, patterns: Vec<IdentityPattern>) -> Self {
+        Self { root, patterns }
+    }
+
+    /// Whether no identity is trusted.
+    pub fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+}
+
+impl Trusts for Keyless {
+    fn open(&self, bundle: &[u8]) -> Result<Opened, BundleError> {
+        let (payload, identity) = self.root.identify(bundle)?;
+        if self.patterns.iter().any(|pattern| pattern.admits(&identity)) {
+            return Ok(Opened { payload, signer: identity.fingerprint(), identity: Some(identity) });
+        }
+        Err(match self.patterns.as_slice() {
+            [only] if only.issuer() != identity.issuer => {
+                BundleError::Issuer { found: identity.issuer, expected: only.issuer().to_owned() }
+            }
+            [only] => BundleError::Identity { found: identity.subject, expected: only.subject().to_owned() },
+            all => {
+                let expected = all.iter().map(ToString::to_string).collect();
+                BundleError::NoneOf { found: identity.to_string(), expected }
+            }
+        })
+    }
+
+    fn fingerprints(&self) -> Vec<Sha256> {
+        self.patterns.iter().filter_map(IdentityPattern::exact).map(|identity| identity.fingerprint()).collect()
     }
 }

@@ -5,7 +5,7 @@
 //! generate-key-pair` or `openssl pkey -pubout` writes it, is a list. PEM allows text around blocks
 //! (<https://www.rfc-editor.org/rfc/rfc7468#section-2>), so other programs read the same file.
 
-use codex_provenance::{Sha256, Validity, text::Printable};
+use codex_provenance::{IdentityError, IdentityPattern, Sha256, Validity, text::Printable};
 use jiff::Timestamp;
 
 use crate::key::{KeyError, PublicKey};
@@ -25,9 +25,35 @@ pub struct TrustedKey {
     pub validity: Validity,
 }
 
+/// Identities that are trusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustedIdentity {
+    /// The identity, or a pattern for several.
+    pub pattern: IdentityPattern,
+    /// When its signatures count.
+    pub validity: Validity,
+}
+
 /// Reasons why a list of keys is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
+    /// A line about an identity is not of the one form.
+    #[error(
+        "line {line}: {:?} says nothing about an identity: write issuer:, subject:, notBefore: or notAfter: once each, and a value",
+        Printable(text).to_string()
+    )]
+    IdentityLine {
+        /// Number of the line, from 1.
+        line: usize,
+        /// The start of the line.
+        text: String,
+    },
+    /// An identity is incomplete or invalid.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// An identity can never count.
+    #[error("the identity {0} is never valid: its notAfter is not later than its notBefore")]
+    NeverIdentity(String),
     /// A block is not a public key. The line is the first of its block, or the end of the text.
     #[error("line {line}: {source}")]
     Key {
@@ -144,6 +170,44 @@ fn limit_in(line: &str, number: usize) -> Result<Option<(usize, Timestamp)>, Tru
     given.map(Some).ok_or_else(|| TrustError::Limit { line: number, text: line.chars().take(80).collect() })
 }
 
+/// Reads one identity: the lines `issuer: ISSUER` and `subject: SUBJECT`, and `notBefore: TIME` and `notAfter: TIME` if its
+/// signatures count within a time. In the subject, `*` stands for a run of characters other than `/`. Lines that begin with `#` are
+/// comments.
+///
+/// # Errors
+/// The first line that is wrong, or what is missing.
+pub fn read_identity(text: &str) -> Result<TrustedIdentity, TrustError> {
+    let (mut issuer, mut subject) = (None, None);
+    let mut limits: [Option<Timestamp>; 2] = [None, None];
+    for (index, line) in text.lines().enumerate() {
+        let bare = line.trim();
+        if bare.is_empty() || bare.starts_with('#') {
+            continue;
+        }
+        let wrong = || TrustError::IdentityLine { line: index + 1, text: bare.chars().take(80).collect() };
+        let (name, value) = bare.split_once(':').ok_or_else(wrong)?;
+        let (name, value) = (name.trim_end(), value.trim());
+        let is_first = match name {
+            "issuer" => issuer.replace(value.to_owned()).is_none(),
+            "subject" => subject.replace(value.to_owned()).is_none(),
+            limit => {
+                let which = LIMITS.iter().position(|known| *known == limit).ok_or_else(wrong)?;
+                limits[which].replace(value.parse().map_err(|_| wrong())?).is_none()
+            }
+        };
+        if !is_first {
+            return Err(wrong());
+        }
+    }
+    let pattern = IdentityPattern::new(&issuer.unwrap_or_default(), &subject.unwrap_or_default())?;
+    let [not_before, not_after] = limits;
+    let validity = Validity { not_before, not_after };
+    if !validity.is_possible() {
+        return Err(TrustError::NeverIdentity(pattern.to_string()));
+    }
+    Ok(TrustedIdentity { pattern, validity })
+}
+
 /// Checks the keys of several lists together.
 ///
 /// # Errors
@@ -155,4 +219,33 @@ pub fn check(keys: &[TrustedKey]) -> Result<(), TrustError> {
     let mut known = std::collections::BTreeSet::new();
     let twice = keys.iter().map(|trusted| trusted.key.fingerprint()).find(|key| !known.insert(*key));
     twice.map_or(Ok(()), |key| Err(TrustError::Twice(key)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::read_identity;
+
+    #[test]
+    fn an_identity_is_read_from_its_lines() {
+        let text = "# The controller.\nissuer: https://kubernetes.default.svc\nsubject: https://kubernetes.io/namespaces/*/x\n\n\
+                    notAfter: 2027-01-31T00:00:00Z\n";
+        let read = read_identity(text).unwrap();
+        assert_eq!(read.pattern.issuer(), "https://kubernetes.default.svc");
+        assert_eq!(read.pattern.subject(), "https://kubernetes.io/namespaces/*/x");
+        assert_eq!(read.validity.not_after, Some("2027-01-31T00:00:00Z".parse().unwrap()));
+        assert_eq!(read.validity.not_before, None);
+    }
+
+    #[test]
+    fn a_line_that_says_nothing_is_refused() {
+        let told = |text: &str| read_identity(text).unwrap_err().to_string();
+        assert!(told("").contains("identity of the certificate is empty"));
+        assert!(told("subject: a").contains("issuer of the certificate is empty"));
+        assert!(told("issuer: https://*.example.com\nsubject: a").contains("name it exactly"));
+        for wrong in ["issuer: a\nissuer: b", "identity: a", "issuer a", "notAfter: tomorrow", "Issuer: a"] {
+            assert!(told(wrong).starts_with("line "), "{wrong}: {}", told(wrong));
+        }
+        let never = "issuer: a\nsubject: b\nnotBefore: 2027-01-02T00:00:00Z\nnotAfter: 2027-01-01T00:00:00Z";
+        assert!(told(never).contains("is never valid"));
+    }
 }

@@ -16,7 +16,7 @@ use codex_verdict::{Refuted, recheck};
 use crate::{
     bundle::{self, BundleError, Opened},
     key::PublicKey,
-    keyless::Identity,
+    keyless::{Identity, Keyless},
 };
 
 /// Number of files that a message names.
@@ -29,6 +29,9 @@ pub trait Trusts {
     /// # Errors
     /// The first fault. The payload of a refused bundle is never returned.
     fn open(&self, bundle: &[u8]) -> Result<Opened, BundleError>;
+
+    /// Returns the fingerprints of those who are named: every key, and every identity that is not a pattern.
+    fn fingerprints(&self) -> Vec<Sha256>;
 }
 
 /// Keys, one or several.
@@ -37,6 +40,47 @@ impl<T: AsRef<[PublicKey]> + ?Sized> Trusts for T {
         let (payload, key) = bundle::open_with(bundle, self.as_ref())?;
         Ok(Opened { payload, signer: key.fingerprint(), identity: None })
     }
+
+    fn fingerprints(&self) -> Vec<Sha256> {
+        self.as_ref().iter().map(PublicKey::fingerprint).collect()
+    }
+}
+
+/// Keys and identities together.
+#[derive(Clone, Debug, Default)]
+pub struct Trusted {
+    /// The keys.
+    pub keys: Vec<PublicKey>,
+    /// The identities, each group with the root that verifies it.
+    pub identities: Vec<Keyless>,
+}
+
+impl Trusted {
+    /// Whether nobody is trusted.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.identities.iter().all(Keyless::is_empty)
+    }
+}
+
+/// A bundle with a certificate is verified as one, and every other bundle with the keys: neither stands in for the other.
+impl Trusts for Trusted {
+    fn open(&self, bundle: &[u8]) -> Result<Opened, BundleError> {
+        let (first, rest) = match self.identities.split_first() {
+            // Without keys, the message says that an identity is wanted.
+            Some(split) if self.keys.is_empty() || bundle::has_certificate(bundle) => split,
+            _ => return self.keys.open(bundle),
+        };
+        let refused = match first.open(bundle) {
+            Err(why) if !rest.is_empty() => why,
+            result => return result,
+        };
+        rest.iter().find_map(|keyless| keyless.open(bundle).ok()).ok_or(refused)
+    }
+
+    fn fingerprints(&self) -> Vec<Sha256> {
+        let identities = self.identities.iter().flat_map(Trusts::fingerprints);
+        self.keys.fingerprints().into_iter().chain(identities).collect()
+    }
 }
 
 /// The values that a verifier requires. They come from a source that is trusted more than the bundles.
@@ -44,7 +88,7 @@ impl<T: AsRef<[PublicKey]> + ?Sized> Trusts for T {
 pub struct Expected {
     /// Digest of the model.
     pub model_digest: ModelDigest,
-    /// Fingerprints of the keys that may have signed the bundles.
+    /// Fingerprints of the keys and identities that may have signed the bundles.
     pub key_fingerprints: Vec<Sha256>,
     /// Ring in which the model will be served.
     pub ring: String,
@@ -92,10 +136,10 @@ pub struct Verified {
 /// Reasons why a model is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// A public key is not a trusted one.
+    /// A public key or an identity is not a trusted one.
     #[error("the public key has the fingerprint {found}, but {} trusted", bundle::trusted(expected))]
     Key {
-        /// Fingerprint of the key at hand.
+        /// Fingerprint of the key or identity at hand.
         found: Sha256,
         /// Fingerprints of the trusted keys.
         expected: Vec<Sha256>,
@@ -215,11 +259,11 @@ fn list(texts: impl ExactSizeIterator<Item = String>, separator: &str) -> String
 pub fn verify_listing(
     entries: &[Entry],
     bundle: &[u8],
-    keys: &(impl AsRef<[PublicKey]> + ?Sized),
+    trusted: &(impl Trusts + ?Sized),
     expected: &Expected,
 ) -> Result<(), VerifyError> {
-    check_keys(keys, &expected.key_fingerprints)?;
-    let (payload, _) = bundle::open_with(bundle, keys.as_ref()).map_err(VerifyError::Oms)?;
+    check_keys(trusted, &expected.key_fingerprints)?;
+    let Opened { payload, .. } = trusted.open(bundle).map_err(VerifyError::Oms)?;
     let statement = Statement::read(&payload).map_err(VerifyError::OmsStatement)?;
     let expected = expected.model_digest;
     statement.check_listing(entries, expected).map_err(|error| match error {
@@ -229,12 +273,12 @@ pub fn verify_listing(
     })
 }
 
-/// Checks that every key at hand is one of those with these fingerprints.
+/// Checks that every key and identity at hand is one of those with these fingerprints.
 ///
 /// # Errors
-/// The first key that is not.
-pub fn check_keys(keys: &(impl AsRef<[PublicKey]> + ?Sized), expected: &[Sha256]) -> Result<(), VerifyError> {
-    let found = keys.as_ref().iter().map(PublicKey::fingerprint).find(|found| !expected.contains(found));
+/// The first that is not.
+pub fn check_keys(trusted: &(impl Trusts + ?Sized), expected: &[Sha256]) -> Result<(), VerifyError> {
+    let found = trusted.fingerprints().into_iter().find(|found| !expected.contains(found));
     found.map_or(Ok(()), |found| Err(VerifyError::Key { found, expected: expected.to_vec() }))
 }
 
@@ -359,11 +403,17 @@ pub fn verify_model(
     manifest: &Manifest,
     oms_bundle: &[u8],
     promotion_bundle: &[u8],
-    keys: &(impl AsRef<[PublicKey]> + ?Sized),
+    trusted: &(impl Trusts + ?Sized),
     expected: &Expected,
 ) -> Result<Verified, VerifyError> {
-    check_keys(keys, &expected.key_fingerprints)?;
-    let signed = verify_signature(manifest, oms_bundle, keys, Some(expected.model_digest))?;
-    let promoted = verify_promotion(&signed, promotion_bundle, keys, &expected.ring, Some(expected.promotion_digest))?;
+    check_keys(trusted, &expected.key_fingerprints)?;
+    let signed = verify_signature(manifest, oms_bundle, trusted, Some(expected.model_digest))?;
+    let promoted =
+        verify_promotion(&signed, promotion_bundle, trusted, &expected.ring, Some(expected.promotion_digest))?;
+    // An identity that only a pattern admits is not among those at hand.
+    let found = [signed.signer, promoted.signer].into_iter().find(|found| !expected.key_fingerprints.contains(found));
+    if let Some(found) = found {
+        return Err(VerifyError::Key { found, expected: expected.key_fingerprints.clone() });
+    }
     Ok(Verified { signed, promoted })
 }

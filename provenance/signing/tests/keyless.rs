@@ -11,8 +11,8 @@ use std::sync::LazyLock;
 use codex_signing::{
     bundle::{self, BundleError},
     key::{PrivateKey, Signer as _},
-    keyless::{Identity, Keyless},
-    verify::Trusts as _,
+    keyless::{Identity, IdentityPattern, Keyless, Root},
+    verify::{Trusted, Trusts as _},
 };
 use serde_json::{Value, json};
 
@@ -162,6 +162,49 @@ fn keys_and_identities_do_not_stand_in_for_each_other() {
     let keyless = trust(&ROOT, SUBJECT, ISSUER);
     assert_eq!(told(&signed, &keyless), "is signed with a key; an identity is required, which a certificate names");
     assert!(matches!(bundle::open(&BUNDLE, key.public()), Err(BundleError::NoKey)));
+}
+
+#[test]
+fn a_root_ends_with_its_last_authority_of_a_kind() {
+    let ends = |edit: &dyn Fn(&mut Value)| {
+        let root = edited(ROOT.as_bytes(), edit);
+        Root::from_json(std::str::from_utf8(&root).unwrap()).map_err(|why| why.to_string()).unwrap().ends()
+    };
+    let at = |text: &str| Some(text.parse::<jiff::Timestamp>().unwrap());
+    assert_eq!(ends(&|_| ()), at("2035-03-26T08:14:06Z"), "of two timestamp authorities, the later one");
+    let first_alone = |root: &mut Value| drop(root["timestampAuthorities"].as_array_mut().unwrap().remove(0));
+    assert_eq!(ends(&first_alone), at("2027-06-09T23:20:38Z"));
+    let limited = |root: &mut Value| {
+        for authority in root["certificateAuthorities"].as_array_mut().unwrap() {
+            authority["validFor"]["end"] = json!("2026-12-31T00:00:00Z");
+        }
+    };
+    assert_eq!(ends(&limited), at("2026-12-31T00:00:00Z"));
+}
+
+#[test]
+fn keys_and_identities_are_trusted_together() {
+    let (key, other) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let by = |key: &PrivateKey| key.sign(br#"{"_type": "https://in-toto.io/Statement/v1"}"#).unwrap();
+    let patterns = |subjects: &[&str]| {
+        subjects.iter().map(|subject| IdentityPattern::new(ISSUER, subject).unwrap()).collect::<Vec<_>>()
+    };
+    let root = std::sync::Arc::new(Root::from_json(&ROOT).map_err(|why| why.to_string()).unwrap());
+    let trusted = |subjects: &[&str]| Trusted {
+        keys: vec![key.public().clone()],
+        identities: vec![Keyless::of(root.clone(), patterns(subjects))],
+    };
+    let both = trusted(&[SUBJECT, "https://example.com/*"]);
+    assert_eq!(both.open(&by(&key)).unwrap().signer, key.public().fingerprint());
+    assert_eq!(both.open(&BUNDLE).unwrap().identity.unwrap().subject, SUBJECT);
+    assert_eq!(both.fingerprints().len(), 2, "a pattern has no fingerprint");
+    assert!(matches!(both.open(&by(&other)), Err(BundleError::AnotherKey { .. })));
+    let refused = trusted(&["https://example.com/a", "https://example.com/*"]).open(&BUNDLE).unwrap_err();
+    let told = refused.to_string();
+    assert!(told.contains(SUBJECT) && told.contains("but only https://example.com/a (issuer"), "{told}");
+    assert!(Trusted::default().is_empty() && Trusted::default().open(&BUNDLE).is_err());
+    let keys = Trusted { keys: vec![key.public().clone()], identities: Vec::new() };
+    assert!(matches!(keys.open(&BUNDLE), Err(BundleError::NoKey)));
 }
 
 fn base64(bytes: &[u8]) -> String {

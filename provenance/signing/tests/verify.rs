@@ -62,6 +62,7 @@ fn promotion(manifest: &Manifest, oms_payload: OmsPayloadDigest, ring: &str) -> 
             metrics: stated.metrics,
             gates: stated.gates,
             references: Vec::new(),
+            reads: None,
         }
     };
     Promotion {

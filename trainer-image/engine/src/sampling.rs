@@ -69,6 +69,11 @@ impl Sampler {
         Ok(Self::of(sampling))
     }
 
+    /// Returns the settings.
+    pub fn sampling(&self) -> Sampling {
+        self.sampling
+    }
+
     fn of(sampling: Sampling) -> Self {
         let random = ChaCha8Rng::seed_from_u64(sampling.seed);
         Self { sampling, random, candidates: Vec::new(), masked: Vec::new() }

@@ -104,6 +104,7 @@ mod tests {
                 metrics: stated.metrics,
                 gates: stated.gates,
                 references: Vec::new(),
+                reads: None,
             }
         };
         let good = evaluation(&metrics);

@@ -61,6 +61,17 @@ pub(super) fn reports() -> Target {
     })
 }
 
+pub(super) fn copies() -> Target {
+    let copy = json!({
+        "sequence": 7, "model": Sha256::of("model"), "prompt": [1, 2, 3], "promptText": "1+1", "limit": 64,
+        "sampling": {"temperature": 0.7, "topP": 0.95, "topK": 0, "seed": 7}, "tokens": [4, 5], "stopped": false,
+        "milliseconds": 12,
+    });
+    target("copies", vec![copy.to_string().into_bytes()], TEXT, |bytes| {
+        codex_json::from_slice::<codex_reports::RequestCopy>(bytes).is_ok()
+    })
+}
+
 pub(super) fn manifests() -> Target {
     let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/samples/real");
     let mut seeds: Vec<_> = fs::read_dir(samples).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -9,7 +9,13 @@ use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 use codex_engine::{Emitted, End, LogProbabilities, Sampler};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::{access::Client, grammar::Constraint, metrics::Metrics, place::Places};
+use super::{
+    access::Client,
+    grammar::Constraint,
+    metrics::Metrics,
+    place::Places,
+    shadow::{Mirror, Recording},
+};
 use crate::model::{GenerateError, Generator};
 
 /// A handle of the engine thread. The thread ends when the handle is dropped and all requests are answered.
@@ -18,6 +24,8 @@ pub(super) struct Batcher {
     requests: mpsc::Sender<Request>,
     pub(super) permits: Arc<Semaphore>,
     capacity: usize,
+    /// Copies requests to shadows.
+    mirror: Option<Arc<Mirror>>,
 }
 
 /// How much a batcher does and keeps.
@@ -59,6 +67,37 @@ pub(super) enum Piece {
     Token(Token),
     /// The last piece: why the response ended, `None` if it reached the limit of new tokens; or why it failed.
     End(Result<Option<End>, GenerateError>),
+}
+
+/// The pieces of a response, as they are generated. Dropping them ends the generation.
+pub(super) struct Pieces {
+    received: mpsc::UnboundedReceiver<Piece>,
+    /// What is copied to shadows once the response has ended.
+    copy: Option<Recording>,
+}
+
+impl Pieces {
+    /// Returns the next piece; `None` if the engine thread has ended.
+    pub(super) async fn recv(&mut self) -> Option<Piece> {
+        let piece = self.received.recv().await;
+        match (&piece, &mut self.copy) {
+            (Some(Piece::Token(token)), Some(copy)) => copy.token(token.id),
+            (Some(Piece::End(Ok(_))), _) => self.answered(false),
+            _ => {}
+        }
+        piece
+    }
+
+    /// Says that the response is complete although the generation has not ended: a text ended it.
+    pub(super) fn stopped(&mut self) {
+        self.answered(true);
+    }
+
+    fn answered(&mut self, stopped: bool) {
+        if let Some(copy) = self.copy.take() {
+            copy.finish(stopped);
+        }
+    }
 }
 
 /// What is asked of the engine thread.
@@ -118,22 +157,28 @@ impl Batcher {
         let capacity = room.running + room.queue;
         let (requests, taken) = mpsc::channel(capacity);
         std::thread::Builder::new().name("engine".to_owned()).spawn(move || run(generator, taken, room, &metrics))?;
-        Ok(Self { requests, permits: Arc::new(Semaphore::new(capacity)), capacity })
+        Ok(Self { requests, permits: Arc::new(Semaphore::new(capacity)), capacity, mirror: None })
     }
 
-    /// Generates the response to a prompt. The caller receives its tokens one by one; dropping the receiver ends the
+    /// Copies requests to shadows, once they are answered.
+    pub(super) fn with_mirror(self, mirror: Option<Arc<Mirror>>) -> Self {
+        Self { mirror, ..self }
+    }
+
+    /// Generates the response to a prompt. The caller receives its tokens one by one; dropping the pieces ends the
     /// generation.
     ///
     /// # Errors
     /// The server is overloaded, or the engine thread has ended.
-    pub(super) fn stream(&self, job: Job, client: Client) -> Result<mpsc::UnboundedReceiver<Piece>, RequestError> {
+    pub(super) fn stream(&self, job: Job, client: Client) -> Result<Pieces, RequestError> {
         let overloaded = RequestError::Overloaded { capacity: self.capacity };
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return Err(overloaded) };
         let (pieces, received) = mpsc::unbounded_channel();
         // A permit guarantees a place in the queue, so this fails only if the thread has ended.
+        let copy = self.mirror.as_ref().and_then(|mirror| mirror.begin(&job));
         let request = Request { job, pieces, permit, client, queued: Instant::now() };
         self.requests.try_send(request).map_err(|_| RequestError::Ended)?;
-        Ok(received)
+        Ok(Pieces { received, copy })
     }
 
     /// Generates the response to a prompt and returns it whole.

@@ -2,9 +2,9 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
-use codex_provenance::{ModelDigest, manifest::ManifestError};
+use codex_provenance::{ModelDigest, Sha256, manifest::ManifestError};
 use codex_reports::{Failure, exit};
-use codex_signing::{key::KeyError, verify::VerifyError};
+use codex_signing::{key::KeyError, keyless::KeylessError, verify::VerifyError};
 
 use super::{access::KeysError, filter::FilterError, tls::TlsError};
 use crate::{
@@ -30,6 +30,31 @@ pub enum ServeError {
     /// The public key is invalid.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The trusted root or an identity is invalid.
+    #[error(transparent)]
+    Keyless(#[from] KeylessError),
+    /// The trusted root is another one than required.
+    #[error("the trusted root {path:?} has the digest {found}, but {expected} is required")]
+    Root {
+        /// Its path.
+        path: PathBuf,
+        /// Its digest.
+        found: Sha256,
+        /// The digest of --trusted-root-digest.
+        expected: Sha256,
+    },
+    /// Identities and issuers do not belong together.
+    #[error(
+        "--certificate-identity is given {} and --certificate-oidc-issuer {}: give one issuer for each identity, in the same order",
+        counted(*subjects, "time"),
+        counted(*issuers, "time")
+    )]
+    Identities {
+        /// Number of identities.
+        subjects: usize,
+        /// Number of issuers.
+        issuers: usize,
+    },
     /// The model directory is empty.
     #[error(
         "the model {expected} is to be served, but {path:?} contains no files: the volume was replaced or emptied; restore its \
@@ -74,6 +99,9 @@ pub enum ServeError {
     /// The certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Copies for shadows cannot be sent.
+    #[error("copies of requests cannot be sent")]
+    Mirror(#[source] io::Error),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -110,14 +138,23 @@ impl ServeError {
     fn reason(&self) -> &'static str {
         match self {
             Self::Manifest { source: ManifestError::Unreadable { .. }, .. } => "ModelUnreadable",
-            Self::Unreadable { .. } | Self::Key(_) | Self::Gone { .. } | Self::Manifest { .. } | Self::Verify(_) => {
-                "VerificationFailed"
-            }
+            Self::Unreadable { .. }
+            | Self::Key(_)
+            | Self::Keyless(_)
+            | Self::Root { .. }
+            | Self::Gone { .. }
+            | Self::Manifest { .. }
+            | Self::Verify(_) => "VerificationFailed",
             Self::Model(_) => "ModelUnusable",
             Self::SelfCheck(_) => "SelfCheckFailed",
-            Self::Arguments | Self::Keys(_) | Self::Filter(_) | Self::Tls(_) | Self::Public(_) => "InvalidSettings",
+            Self::Arguments
+            | Self::Identities { .. }
+            | Self::Keys(_)
+            | Self::Filter(_)
+            | Self::Tls(_)
+            | Self::Public(_) => "InvalidSettings",
             Self::Listen { .. } => "AddressUnavailable",
-            Self::Signals(_) | Self::Metrics(_) | Self::Engine(_) | Self::Http(_) => "ServerFailed",
+            Self::Signals(_) | Self::Metrics(_) | Self::Engine(_) | Self::Http(_) | Self::Mirror(_) => "ServerFailed",
             Self::CutOff { .. } => "DrainDeadlineExceeded",
         }
     }

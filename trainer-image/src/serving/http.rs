@@ -16,6 +16,7 @@ use axum::{
 use codex_engine::{End, PromptError, Sampler};
 use codex_http::with_fallbacks;
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
+use codex_reports::{COPIES_PATH, MAX_COPY};
 use codex_signing::verify::Expected;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -27,6 +28,7 @@ use super::{
     metrics::{Endpoint, Metrics, Tokens},
     openai,
     phase::{Phase, ServedModel, UNSIGNED},
+    shadow::{self, Shadow},
 };
 use crate::{exposition, model::GenerateError, safety::Direction, tasks};
 
@@ -43,6 +45,8 @@ pub(super) struct App(Arc<Shared>);
 pub(super) struct Gates {
     pub(super) access: Arc<Access>,
     pub(super) filter: Option<Arc<Filter>>,
+    /// Makes the server a shadow, which answers nobody.
+    pub(super) shadow: Option<Arc<Shadow>>,
 }
 
 struct Shared {
@@ -83,6 +87,11 @@ impl App {
         Some(Check::new(Arc::clone(filter), endpoint.path(), client.name()))
     }
 
+    /// Returns what makes the server a shadow.
+    pub(super) fn shadow(&self) -> Option<Arc<Shadow>> {
+        self.0.gates.shadow.clone()
+    }
+
     pub(super) fn phase(&self) -> Phase {
         self.0.phase.borrow().clone()
     }
@@ -105,7 +114,7 @@ impl App {
     }
 }
 
-/// Returns the router of all endpoints.
+/// Returns the router of all endpoints. A shadow has none that answer clients.
 pub(super) fn router(app: App) -> Router {
     let own = Router::new().route("/infer", post(infer)).layer(DefaultBodyLimit::max(MAX_BODY));
     let guarded = own
@@ -115,6 +124,10 @@ pub(super) fn router(app: App) -> Router {
     // The kubelet and Prometheus have no key.
     let open = Router::new().route("/health", get(health)).route("/ready", get(ready)).route("/metrics", get(metrics));
     let named = middleware::map_response_with_state(app.clone(), named);
+    if app.shadow().is_some() {
+        let copies = Router::new().route(COPIES_PATH, post(shadow::receive)).layer(DefaultBodyLimit::max(MAX_COPY));
+        return with_fallbacks(copies.merge(open).layer(named).with_state(app));
+    }
     with_fallbacks(guarded.merge(open).layer(named).with_state(app))
 }
 

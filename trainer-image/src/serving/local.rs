@@ -43,6 +43,9 @@ impl Local {
             drain_deadline: std::time::Duration::from_secs(1),
             limits: LIMITS,
             traffic: None,
+            mirror: None,
+            shadow: None,
+            compared: super::TRAFFIC,
             name: None,
         };
         let work = move || {

@@ -78,6 +78,8 @@ pub(super) struct Metrics {
     running: IntGauge,
     waiting: IntGauge,
     cache_usage: Gauge,
+    copies: IntCounterVec,
+    compared: IntCounterVec,
 }
 
 /// Results of requests with an API key: values of the label `result`.
@@ -107,6 +109,8 @@ impl Metrics {
             cache_usage: contract::CACHE_USAGE.float(&registry)?,
             key_requests: contract::KEY_REQUESTS.labelled(&registry)?,
             key_tokens: contract::KEY_TOKENS.labelled(&registry)?,
+            copies: contract::COPIES.labelled(&registry)?,
+            compared: contract::COMPARED.labelled(&registry)?,
             registry,
         };
         // A new server shows zeros instead of no series.
@@ -118,7 +122,23 @@ impl Metrics {
         for kind in ["prompt", "completion"] {
             metrics.tokens.with_label_values(&[kind]).reset();
         }
+        for result in ["sent", "dropped", "busy", "refused", "failed"] {
+            metrics.copies.with_label_values(&[result]).reset();
+        }
+        for result in ["identical", "agreed", "diverged", "skipped"] {
+            metrics.compared.with_label_values(&[result]).reset();
+        }
         Ok(metrics)
+    }
+
+    /// Counts a copy of a request by what became of it.
+    pub(super) fn copied(&self, result: &'static str) {
+        self.copies.with_label_values(&[result]).inc();
+    }
+
+    /// Counts a copy by how a shadow compared it.
+    pub(super) fn compared(&self, result: &'static str) {
+        self.compared.with_label_values(&[result]).inc();
     }
 
     /// Counts a connection that was closed because too many were open.

@@ -19,6 +19,7 @@ mod metrics;
 mod openai;
 mod phase;
 mod place;
+mod shadow;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -34,7 +35,10 @@ use codex_configs::Device;
 use codex_http::Limits;
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_reports::{ServingState, Stage, exit};
-use codex_signing::verify::Expected;
+use codex_signing::{
+    keyless::{IdentityPattern, KeylessError},
+    verify::Expected,
+};
 use codex_verdict::Ring;
 use tokio::{net::TcpListener, signal::unix::SignalKind, sync::watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -48,8 +52,9 @@ use self::{
     metrics::Metrics,
     phase::{Phase, ServedModel},
     place::SPARE,
+    shadow::{Mirror, Shadow},
     tls::Certificate,
-    verified_load::{Paths, load_checked, read_unsigned, read_verified},
+    verified_load::{Paths, TrustedRoot, load_checked, read_unsigned, read_verified},
 };
 #[cfg(test)]
 pub(crate) use self::{openai::tests::chat_model, tests::Case};
@@ -70,8 +75,20 @@ const LIMITS: Limits = Limits {
 };
 
 /// The arguments of a signed model.
-const SIGNED: [&str; 8] =
-    ["model", "model_digest", "oms_bundle", "promotion", "promotion_digest", "public_key", "key_fingerprint", "ring"];
+const SIGNED: [&str; 12] = [
+    "model",
+    "model_digest",
+    "oms_bundle",
+    "promotion",
+    "promotion_digest",
+    "public_key",
+    "key_fingerprint",
+    "certificate_identity",
+    "certificate_oidc_issuer",
+    "trusted_root",
+    "trusted_root_digest",
+    "ring",
+];
 
 /// The time between two reports of the requests that were answered.
 const TRAFFIC: Duration = Duration::from_secs(10);
@@ -104,11 +121,24 @@ pub struct Serve {
     #[arg(long, value_name = "HEX", required_unless_present = "unsigned")]
     promotion_digest: Option<PromotionDigest>,
     /// A public key that verifies a bundle, in PEM. May be repeated, if different keys signed the two bundles.
-    #[arg(long, value_name = "FILE", required_unless_present = "unsigned")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["unsigned", "certificate_identity"])]
     public_key: Vec<PathBuf>,
-    /// A fingerprint that public keys may have. May be repeated; each key must have one of them.
+    /// A fingerprint that public keys and identities may have. May be repeated; each must have one of them.
     #[arg(long, value_name = "HEX", required_unless_present = "unsigned")]
     key_fingerprint: Vec<Sha256>,
+    /// An identity that may have signed with a certificate, such as
+    /// `https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller`. May be repeated.
+    #[arg(long, value_name = "SUBJECT", requires_all = ["certificate_oidc_issuer", "trusted_root"])]
+    certificate_identity: Vec<String>,
+    /// The issuer of that identity's tokens; one for each identity, in the same order.
+    #[arg(long, value_name = "URL", requires = "certificate_identity")]
+    certificate_oidc_issuer: Vec<String>,
+    /// The trusted root that verifies certificates, log entries and timestamps, in JSON.
+    #[arg(long, value_name = "FILE", requires_all = ["certificate_identity", "trusted_root_digest"])]
+    trusted_root: Option<PathBuf>,
+    /// Required SHA-256 of the trusted root.
+    #[arg(long, value_name = "HEX", requires = "trusted_root")]
+    trusted_root_digest: Option<Sha256>,
     /// The ring that the promotion must be for.
     #[arg(long, required_unless_present = "unsigned", value_parser = PossibleValuesParser::new(Ring::ALL.map(Ring::name)))]
     ring: Option<String>,
@@ -152,6 +182,14 @@ pub struct Serve {
     /// Report the numbers of requests to the controller, which analyses canaries.
     #[arg(long)]
     report_traffic: bool,
+    /// Send copies of answered requests to the shadows that this file names. It is read again every few seconds; without it, none are
+    /// sent.
+    #[arg(long, value_name = "FILE", conflicts_with = "shadow")]
+    mirror: Option<PathBuf>,
+    /// Be a shadow: answer nobody, but compare the copies of requests that the servers in this file send. It is read again every few
+    /// seconds.
+    #[arg(long, value_name = "FILE")]
+    shadow: Option<PathBuf>,
     /// Name of the model in the OpenAI-shaped API; the beginning of its digest by default.
     #[arg(long, value_name = "NAME", env = "CODEX_OBJECT_NAME")]
     name: Option<String>,
@@ -185,6 +223,16 @@ impl Serve {
         }
     }
 
+    /// Returns the identities that may have signed.
+    fn identities(&self) -> Result<Vec<IdentityPattern>, ServeError> {
+        let (subjects, issuers) = (&self.certificate_identity, &self.certificate_oidc_issuer);
+        if subjects.len() != issuers.len() {
+            return Err(ServeError::Identities { subjects: subjects.len(), issuers: issuers.len() });
+        }
+        let patterns = issuers.iter().zip(subjects).map(|(issuer, subject)| IdentityPattern::new(issuer, subject));
+        Ok(patterns.collect::<Result<_, _>>().map_err(KeylessError::from)?)
+    }
+
     async fn serve(self, reporter: &Arc<Reporter<ServingState>>) -> Result<(), ServeError> {
         let stop = Shutdown::on_signals()?;
         if self.unsigned && !self.listen.ip().is_loopback() {
@@ -193,7 +241,8 @@ impl Serve {
         let listener = TcpListener::bind(self.listen)
             .await
             .map_err(|source| ServeError::Listen { address: self.listen, source })?;
-        let Some(server) = Server::of(self) else { return Err(ServeError::Arguments) };
+        let identities = self.identities()?;
+        let Some(server) = Server::of(self, identities) else { return Err(ServeError::Arguments) };
         let outcome = server.run(listener, reporter, &stop).await;
         // After the drain deadline there is no time left for a final report.
         if let Err(error) = &outcome
@@ -236,6 +285,7 @@ impl Shutdown {
 
 /// The model of a server.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a process has one")]
 enum Source {
     /// A model with bundles that verify it.
     Signed { paths: Paths, expected: Expected },
@@ -259,12 +309,18 @@ struct Server {
     limits: Limits,
     /// Whether and how often the numbers of requests are reported.
     traffic: Option<Duration>,
+    /// The file with the shadows that get copies.
+    mirror: Option<PathBuf>,
+    /// The file with the servers whose copies are compared; the server is a shadow.
+    shadow: Option<PathBuf>,
+    /// How often comparisons are reported.
+    compared: Duration,
     name: Option<String>,
 }
 
 impl Server {
     /// Returns `None` if an argument is missing, which the command line does not allow.
-    fn of(arguments: Serve) -> Option<Self> {
+    fn of(arguments: Serve, identities: Vec<IdentityPattern>) -> Option<Self> {
         let source = match arguments.directory {
             Some(directory) => Source::Unsigned(directory),
             None => Source::Signed {
@@ -273,6 +329,11 @@ impl Server {
                     oms_bundle: arguments.oms_bundle?,
                     promotion: arguments.promotion?,
                     public_keys: arguments.public_key,
+                    identities,
+                    trusted_root: arguments
+                        .trusted_root
+                        .zip(arguments.trusted_root_digest)
+                        .map(|(path, digest)| TrustedRoot { path, digest }),
                 },
                 expected: Expected {
                     model_digest: arguments.model_digest?,
@@ -305,6 +366,9 @@ impl Server {
             drain_deadline: Duration::from_secs(arguments.drain_deadline.into()),
             limits: LIMITS,
             traffic: arguments.report_traffic.then_some(TRAFFIC),
+            mirror: arguments.mirror,
+            shadow: arguments.shadow,
+            compared: TRAFFIC,
             name: arguments.name,
         })
     }
@@ -340,7 +404,9 @@ impl Server {
             Source::Signed { expected, .. } => Some(expected.clone()),
             Source::Unsigned(_) => None,
         };
-        let gates = Gates { access: Arc::clone(&access), filter: filter.clone() };
+        let mirror = self.mirror.clone().map(|path| Mirror::new(path, Arc::clone(&metrics))).transpose()?;
+        let shadow = self.shadow.clone().map(|path| Shadow::new(path, Arc::clone(&metrics)));
+        let gates = Gates { access: Arc::clone(&access), filter: filter.clone(), shadow: shadow.clone() };
         let app = App::new(expected, gates, watched, Arc::clone(&metrics), self.name.clone());
         let engine_metrics = Arc::clone(&metrics);
         let closing = CancellationToken::new();
@@ -348,9 +414,10 @@ impl Server {
         if let Some(certificate) = &certificate {
             http = http.with_tls(certificate.config()?);
         }
-        let _reloading = AbortOnDropHandle::new(tokio::spawn(reload(access, filter, certificate, self.reload)));
+        let files = Reloaded { access, filter, certificate, mirror: mirror.clone(), shadow: shadow.clone() };
+        let _reloading = AbortOnDropHandle::new(tokio::spawn(reload(files, self.reload)));
         let http = tokio::spawn(http.serve(http::router(app), closing.clone()));
-        let served = self.until_stopped(&phase, engine_metrics, reporter, stop, ready).await;
+        let served = self.until_stopped(&phase, engine_metrics, (mirror, shadow), reporter, stop, ready).await;
         if let Err(error) = &served {
             phase.send_replace(Phase::Refused(chain(error).into()));
             // The listener stays open during the final report, so that probes see the reason.
@@ -368,13 +435,14 @@ impl Server {
         &self,
         phase: &watch::Sender<Phase>,
         metrics: Arc<Metrics>,
+        (mirror, shadow): (Option<Arc<Mirror>>, Option<Arc<Shadow>>),
         reporter: &Reporter<ServingState>,
         stop: &Shutdown,
         ready: impl FnOnce() + Send,
     ) -> Result<(), ServeError> {
         let model = tokio::select! {
             () = stop.requested.cancelled() => return Ok(()),
-            model = self.open(phase, Arc::clone(&metrics)) => Arc::new(model?),
+            model = self.open(phase, Arc::clone(&metrics), mirror.clone()) => Arc::new(model?),
         };
         phase.send_replace(Phase::Ready(Arc::clone(&model)));
         reporter.update(|state| {
@@ -382,12 +450,14 @@ impl Server {
             state.verified = model.verified.as_ref().map(|verified| verified.signed.model);
             state.promotion = model.verified.as_ref().map(|verified| verified.promoted.digest);
             state.traffic = self.traffic.map(|_| metrics.traffic());
+            state.copies_key = mirror.as_ref().map(|mirror| mirror.key().to_owned());
         });
         tracing::info!(model = %model.digest, ring = model.ring(), "ready");
         ready();
         tokio::select! {
             () = stop.requested.cancelled() => {}
             () = self.report_traffic(reporter, &metrics) => {}
+            () = self.report_comparisons(reporter, shadow.as_deref()) => {}
             () = model.batcher.ended() => return Err(ServeError::Engine(std::io::Error::other("it panicked"))),
         }
         tracing::info!("stopping: not ready; finishing running requests");
@@ -413,8 +483,27 @@ impl Server {
         }
     }
 
+    /// Reports what a shadow has compared whenever it has changed, forever.
+    async fn report_comparisons(&self, reporter: &Reporter<ServingState>, shadow: Option<&Shadow>) {
+        let Some(shadow) = shadow else { return std::future::pending().await };
+        let mut known = shadow.comparisons();
+        loop {
+            tokio::time::sleep(self.compared).await;
+            let comparisons = shadow.comparisons();
+            if comparisons != known {
+                known.clone_from(&comparisons);
+                reporter.update(|state| state.comparisons = comparisons);
+            }
+        }
+    }
+
     /// Reads, verifies and loads the model, and runs the self-check.
-    async fn open(&self, phase: &watch::Sender<Phase>, metrics: Arc<Metrics>) -> Result<ServedModel, ServeError> {
+    async fn open(
+        &self,
+        phase: &watch::Sender<Phase>,
+        metrics: Arc<Metrics>,
+        mirror: Option<Arc<Mirror>>,
+    ) -> Result<ServedModel, ServeError> {
         let source = self.source.clone();
         let (slots, device) = (self.room.running + SPARE, self.device);
         let (digest, verified, held) = blocking(move || match source {
@@ -431,32 +520,52 @@ impl Server {
         let ends = generator.config().eos_token_ids.clone();
         let markers = openai::markers(&tokenizer);
         let grammars = Grammars::new(tokenizer.clone(), ends.clone());
-        let batcher = Batcher::start(generator, self.room, metrics).map_err(ServeError::Engine)?;
+        if let Some(mirror) = &mirror {
+            mirror.serves(digest, tokenizer.clone());
+        }
+        let batcher = Batcher::start(generator, self.room, metrics).map_err(ServeError::Engine)?.with_mirror(mirror);
         Ok(ServedModel { digest, verified, tokenizer, ends, markers, context, grammars, batcher })
     }
 }
 
-/// Reads files that may change again, forever.
-async fn reload(
+/// What is read from files that may change.
+#[derive(Clone)]
+struct Reloaded {
     access: Arc<Access>,
     filter: Option<Arc<Filter>>,
     certificate: Option<Arc<Certificate>>,
-    period: Duration,
-) {
+    mirror: Option<Arc<Mirror>>,
+    shadow: Option<Arc<Shadow>>,
+}
+
+impl Reloaded {
+    fn reload(&self) {
+        let Self { access, filter, certificate, mirror, shadow } = self;
+        access.reload();
+        if let Some(filter) = filter {
+            filter.reload();
+        }
+        if let Some(certificate) = certificate {
+            certificate.reload();
+        }
+        if let Some(mirror) = mirror {
+            mirror.reload();
+        }
+        if let Some(shadow) = shadow {
+            shadow.reload();
+        }
+    }
+}
+
+/// Reads files that may change again, forever.
+async fn reload(files: Reloaded, period: Duration) {
     loop {
         tokio::time::sleep(period).await;
-        let (access, filter, certificate) = (Arc::clone(&access), filter.clone(), certificate.clone());
-        let read = move || {
-            access.reload();
-            if let Some(filter) = filter {
-                filter.reload();
-            }
-            if let Some(certificate) = certificate {
-                certificate.reload();
-            }
-        };
-        if tokio::task::spawn_blocking(read).await.is_err() {
-            tracing::error!("reading API keys, safety rules and the certificate again failed: changes need a restart");
+        let files = files.clone();
+        if tokio::task::spawn_blocking(move || files.reload()).await.is_err() {
+            tracing::error!(
+                "reading API keys, safety rules, certificate and shadows again failed: changes need a restart"
+            );
             return;
         }
     }

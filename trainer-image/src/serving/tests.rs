@@ -13,6 +13,7 @@ use codex_provenance::{
 use codex_reports::{ServingState, Stage, exit};
 use codex_signing::{
     key::{PrivateKey, Signer as _},
+    keyless::{Identity, IdentityPattern},
     verify::Expected,
 };
 use codex_verdict::{Decimal, GateSpec, Measurement, Stated};
@@ -25,7 +26,7 @@ use tokio::{
 };
 
 use super::{
-    Paths, ServeError, Server, Shutdown, Source,
+    Paths, ServeError, Server, Shutdown, Source, TrustedRoot,
     access::{self, Access, Client},
     batcher::{Batcher, Job, Room},
     filter, http, load_checked,
@@ -49,6 +50,11 @@ fn generator(context: usize, slots: usize) -> Generator {
 
 /// Makes a model that never yields its end token, so that only limits end a response.
 fn files(context: usize) -> BTreeMap<String, Vec<u8>> {
+    seeded(context, 11)
+}
+
+/// Makes one with the weights of a seed.
+pub(super) fn seeded(context: usize, seed: u64) -> BTreeMap<String, Vec<u8>> {
     let shape = Shape {
         hidden_size: 32,
         intermediate_size: 48,
@@ -59,7 +65,7 @@ fn files(context: usize) -> BTreeMap<String, Vec<u8>> {
     };
     let tokenizer = Tokenizer::characters().unwrap();
     let config = ModelConfig::new(shape, tokenizer.for_model().unwrap()).unwrap();
-    let parameters = initial(&config, &Layout::of(&config), 11);
+    let parameters = initial(&config, &Layout::of(&config), seed);
     describe(&config, &parameters, &tokenizer).unwrap()
 }
 
@@ -83,6 +89,7 @@ fn promotion(manifest: &Manifest, payload: &[u8]) -> Promotion {
         metrics: stated.metrics,
         gates: stated.gates,
         references: Vec::new(),
+        reads: None,
     };
     let training = Training {
         run: Object { name: "run".into(), uid: "uid".into() },
@@ -123,6 +130,8 @@ pub(crate) struct Case {
     pub(super) filter: filter::Settings,
     tls: Option<tls::Settings>,
     traffic: Option<Duration>,
+    pub(super) mirror: Option<std::path::PathBuf>,
+    pub(super) shadow: Option<std::path::PathBuf>,
 }
 
 impl Case {
@@ -165,6 +174,8 @@ impl Case {
             filter: filter::Settings::default(),
             tls: None,
             traffic: None,
+            mirror: None,
+            shadow: None,
         }
     }
 
@@ -183,6 +194,8 @@ impl Case {
             oms_bundle: self.path("oms.json"),
             promotion: self.path("promotion.json"),
             public_keys: vec![self.path("key.pem")],
+            identities: Vec::new(),
+            trusted_root: None,
         }
     }
 
@@ -203,6 +216,9 @@ impl Case {
             drain_deadline: self.drain_deadline,
             limits: self.limits,
             traffic: self.traffic,
+            mirror: self.mirror.clone(),
+            shadow: self.shadow.clone(),
+            compared: Duration::from_millis(5),
             name: Some("cot".to_owned()),
         }
     }
@@ -234,8 +250,8 @@ impl Case {
 
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
-    reporter: Arc<Reporter<ServingState>>,
-    stop: Shutdown,
+    pub(super) reporter: Arc<Reporter<ServingState>>,
+    pub(super) stop: Shutdown,
     pub(super) end: JoinHandle<Result<(), ServeError>>,
 }
 
@@ -245,7 +261,7 @@ impl Running {
         (status, body)
     }
 
-    async fn until(&self, path: &str, status: u16) {
+    pub(super) async fn until(&self, path: &str, status: u16) {
         for _ in 0..600 {
             // A full server refuses the connection.
             if request(self.address, path, None).await.is_ok_and(|response| response.0 == status) {
@@ -256,7 +272,7 @@ impl Running {
         panic!("{path} never said {status}");
     }
 
-    async fn infer(&self, body: Value) -> (u16, Value) {
+    pub(super) async fn infer(&self, body: Value) -> (u16, Value) {
         let (status, _, body) = request(self.address, "/infer", Some(body.to_string())).await.unwrap();
         (status, serde_json::from_str(&body).unwrap())
     }
@@ -611,7 +627,62 @@ fn a_signed_model_needs_its_bundles_and_an_unsigned_one_a_loopback_address() {
     let error = open.run().err().unwrap();
     assert_eq!(error.exit, exit::BAD_INPUT);
     assert!(error.to_string().contains("--listen 0.0.0.0:8000: an unsigned model is served on a loopback"), "{error}");
-    assert!(Server::of(parse("codex m --unsigned").unwrap()).is_some());
+    assert!(Server::of(parse("codex m --unsigned").unwrap(), Vec::new()).is_some());
+}
+
+#[test]
+fn a_server_takes_only_the_root_and_the_signers_of_its_arguments() {
+    let mut case = Case::new(64);
+    let root =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../provenance/signing/tests/fixtures/keyless/trusted_root.json");
+    let identity = Identity { issuer: "https://a".to_owned(), subject: "https://b".to_owned() };
+    let told = |paths: &Paths, expected: &Expected| read_verified(paths, expected).err().unwrap();
+    let mut paths = case.paths();
+    paths.identities = vec![IdentityPattern::from(&identity)];
+    let with = |digest: Sha256| Some(TrustedRoot { path: root.clone(), digest });
+    paths.trusted_root = with(Sha256::of("another root"));
+    let why = told(&paths, &case.expected);
+    assert!(matches!(why, ServeError::Root { .. }) && why.exit() == exit::BAD_INPUT, "{why}");
+    // An identity whose fingerprint is not among the arguments.
+    paths.trusted_root = with(Sha256::of(fs::read(&root).unwrap()));
+    let why = told(&paths, &case.expected).to_string();
+    assert!(why.contains(&identity.fingerprint().to_string()), "{why}");
+    // Keys and identities together: the key verifies its own bundles.
+    case.expected.key_fingerprints.push(identity.fingerprint());
+    assert!(read_verified(&paths, &case.expected).is_ok());
+    // An identity alone: what a key signed is refused.
+    paths.public_keys.clear();
+    let why = told(&paths, &case.expected).to_string();
+    assert!(why.contains("is signed with a key; an identity is required"), "{why}");
+    paths.trusted_root = Some(TrustedRoot { path: case.path("missing"), digest: Sha256::of("x") });
+    assert!(told(&paths, &case.expected).to_string().contains("trusted root"));
+}
+
+#[test]
+fn identities_come_with_issuers_and_a_root() {
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        serve: super::Serve,
+    }
+    let digest = Sha256::of("x").to_string();
+    let rest = format!(
+        "--model m --model-digest {digest} --oms-bundle o --promotion p --promotion-digest {digest} --key-fingerprint {digest} --ring main"
+    );
+    let parse = |more: &str| Line::try_parse_from(format!("codex {rest} {more}").split(' ')).map(|line| line.serve);
+    let root = format!("--trusted-root r --trusted-root-digest {digest}");
+    let one = "--certificate-identity s --certificate-oidc-issuer https://i";
+    let serve = parse(&format!("{one} {root}")).unwrap();
+    assert_eq!(serve.identities().unwrap(), [IdentityPattern::new("https://i", "s").unwrap()]);
+    assert!(Server::of(serve.clone(), serve.identities().unwrap()).is_some());
+    for wrong in [one, &root, &format!("--certificate-identity s {root}"), &format!("{one} --trusted-root r"), ""] {
+        assert!(parse(wrong).is_err(), "{wrong}");
+    }
+    let uneven = parse(&format!("{one} --certificate-identity t {root}")).unwrap();
+    let why = uneven.identities().unwrap_err().to_string();
+    assert!(why.contains("is given 2 times") && why.contains("1 time:"), "{why}");
 }
 
 /// Asks for `/ready` over HTTPS with one trusted certificate.
@@ -699,7 +770,7 @@ async fn overload_is_refused_early() {
 }
 
 fn client() -> Client {
-    Client::unlimited(Arc::new(Metrics::new().unwrap()))
+    Client::anonymous(Arc::new(Metrics::new().unwrap()))
 }
 
 fn metrics() -> Arc<Metrics> {
@@ -792,7 +863,7 @@ async fn a_refused_model_is_reported_on_every_endpoint() {
     let metrics = Arc::new(Metrics::new().unwrap());
     let app = http::App::new(
         Some(case.expected.clone()),
-        http::Gates { access: Access::open(Arc::clone(&metrics)), filter: None },
+        http::Gates { access: Access::open(Arc::clone(&metrics)), filter: None, shadow: None },
         watched,
         metrics,
         None,

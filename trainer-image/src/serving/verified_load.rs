@@ -7,13 +7,14 @@ use std::{
 
 use codex_configs::Device;
 use codex_provenance::{
-    ModelDigest, files,
+    ModelDigest, Sha256, files,
     manifest::{Held, Manifest, ManifestError},
 };
 use codex_signing::{
     bundle,
     key::PublicKey,
-    verify::{Expected, Verified, verify_listing, verify_model},
+    keyless::{IdentityPattern, Keyless, MAX_ROOT, Root},
+    verify::{Expected, Trusted, Verified, verify_listing, verify_model},
 };
 
 use super::ServeError;
@@ -31,6 +32,16 @@ pub(super) struct Paths {
     pub(super) oms_bundle: PathBuf,
     pub(super) promotion: PathBuf,
     pub(super) public_keys: Vec<PathBuf>,
+    /// The identities that may have signed; they need a trusted root.
+    pub(super) identities: Vec<IdentityPattern>,
+    pub(super) trusted_root: Option<TrustedRoot>,
+}
+
+/// A trusted root, and the digest that it must have.
+#[derive(Clone, Debug)]
+pub(super) struct TrustedRoot {
+    pub(super) path: PathBuf,
+    pub(super) digest: Sha256,
 }
 
 /// Maximum size of a key file in bytes.
@@ -41,10 +52,7 @@ const MAX_KEY: usize = 64 << 10;
 pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verified, Held), ServeError> {
     let oms_bundle = read("OMS bundle", &paths.oms_bundle, bundle::MAX_BYTES)?;
     let promotion = read("promotion bundle", &paths.promotion, bundle::MAX_BYTES)?;
-    let mut public_keys = Vec::with_capacity(paths.public_keys.len());
-    for path in &paths.public_keys {
-        public_keys.push(PublicKey::from_pem(&String::from_utf8_lossy(&read("public key", path, MAX_KEY)?))?);
-    }
+    let trusted = trusted(paths)?;
     let refused = |source| ServeError::Manifest { path: paths.model.clone(), source };
     let entries = match files::walk(&paths.model, &BTreeSet::new()) {
         // The kubelet creates the folder of a model on a volume that lacks it.
@@ -54,9 +62,9 @@ pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verif
         walked => walked.map_err(refused)?,
     };
     // Before the first byte is read: a file that was replaced may be larger than the memory.
-    verify_listing(&entries, &oms_bundle, &public_keys, expected)?;
+    verify_listing(&entries, &oms_bundle, &trusted, expected)?;
     let (manifest, held) = Manifest::hold(entries, is_kept).map_err(refused)?;
-    let verified = verify_model(&manifest, &oms_bundle, &promotion, &public_keys, expected)?;
+    let verified = verify_model(&manifest, &oms_bundle, &promotion, &trusted, expected)?;
     tracing::info!(
         model = %verified.signed.model,
         bytes = manifest.size_bytes(),
@@ -66,6 +74,24 @@ pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verif
         "verified"
     );
     Ok((verified, held))
+}
+
+/// Reads who is trusted to have signed.
+fn trusted(paths: &Paths) -> Result<Trusted, ServeError> {
+    let mut keys = Vec::with_capacity(paths.public_keys.len());
+    for path in &paths.public_keys {
+        keys.push(PublicKey::from_pem(&String::from_utf8_lossy(&read("public key", path, MAX_KEY)?))?);
+    }
+    let Some(TrustedRoot { path, digest }) = &paths.trusted_root else {
+        return Ok(Trusted { keys, identities: Vec::new() });
+    };
+    let text = read("trusted root", path, MAX_ROOT)?;
+    let root = Root::from_json(&String::from_utf8_lossy(&text))?;
+    let found = Sha256::of(&text);
+    if found != *digest {
+        return Err(ServeError::Root { path: path.clone(), found, expected: *digest });
+    }
+    Ok(Trusted { keys, identities: vec![Keyless::of(root.into(), paths.identities.clone())] })
 }
 
 /// Reads every file of a model that nobody signed, and returns the digest of what was read.

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use codex_provenance::{Sha256, files, promotion::Promotion, text::Printable};
+use codex_provenance::{files, promotion::Promotion, text::Printable};
 use codex_validate::Validator;
 use codex_verdict::{
     Ring,
-    policy::{Facts, Lineage, Policy, PolicyKind, PolicySpec, breaches, denials},
+    policy::{Facts, Lineage, Policy, PolicyKind, PolicySpec, Signatory, breaches, denials, may_sign},
 };
 use jiff::Timestamp;
 
@@ -62,15 +62,22 @@ fn of_file(validator: &Validator, path: &Path) -> Result<Vec<Policy>, CommandErr
     Ok(policies)
 }
 
-/// Checks a promotion statement, given the fingerprints of the keys that signed it and its model: first the deny-lists, then the rules for its
-/// ring. The time in a ring counts until `now`.
+/// Checks a promotion statement, given those who signed it and its model: first the deny-lists, then the rules for its ring. The time
+/// in a ring counts until `now`.
 ///
 /// # Errors
 /// The sentences of everything that does not hold.
-pub(super) fn check(policies: &[Policy], promotion: &Promotion, keys: &[Sha256], now: Timestamp) -> Result<(), String> {
+pub(super) fn check(
+    policies: &[Policy],
+    promotion: &Promotion,
+    signers: &[Signatory<'_>],
+    now: Timestamp,
+) -> Result<(), String> {
     let ring: Ring = promotion.reasons.ring.parse().map_err(|why| format!("the promotion statement: {why}"))?;
     let mut refused = Vec::new();
-    for breach in keys.iter().flat_map(|key| denials(policies, &Lineage::of_statement(promotion, *key))) {
+    let denied = signers.iter().flat_map(|it| denials(policies, &Lineage::of_statement(promotion, it.fingerprint)));
+    let barred = signers.iter().flat_map(|it| may_sign(policies, ring, *it));
+    for breach in denied.chain(barred) {
         if !refused.contains(&breach) {
             refused.push(breach);
         }

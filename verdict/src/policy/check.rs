@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Candidate, Facts, Lineage, Policy, PolicyRule, RequiredEvaluation, RequiredSignOffs, SignedOff, period,
-    strict::weaker,
+    Candidate, Facts, Lineage, Policy, PolicyRule, RequiredEvaluation, RequiredSignOffs, Signatory, SignedOff, period,
+    reads, strict::weaker,
 };
-use crate::Gate;
+use crate::{Gate, Ring};
 
 /// The part of a rule that a breach is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +23,8 @@ pub enum Demand {
     Time,
     /// `signOffs`.
     SignOff,
+    /// `signers`.
+    Signer,
     /// `denied`.
     Denied,
 }
@@ -73,6 +75,10 @@ fn evaluation(template: &RequiredEvaluation, facts: &Facts) -> Result<(), (Deman
         let said = format!("requiredEvaluations[{name}].gates is empty, so nothing passes: name at least one gate");
         return Err((Demand::Rule, said));
     }
+    if let Some(budget) = &template.reads {
+        reads::check(*budget, &wanted)
+            .map_err(|why| (Demand::Rule, format!("requiredEvaluations[{name}].{why}, so nothing passes")))?;
+    }
     let mut closest = Vec::new();
     for candidate in &facts.evaluations {
         match falls_short(candidate, template, &wanted) {
@@ -108,7 +114,7 @@ fn falls_short(candidate: &Candidate, template: &RequiredEvaluation, wanted: &[G
             None => return Some(format!("has not reported that it read the problems {}", problems.short())),
         }
     }
-    wanted.iter().find_map(|wanted| {
+    let weak = wanted.iter().find_map(|wanted| {
         let own = candidate.gates.iter().filter(|gate| gate.metric == wanted.metric);
         let mut reasons = Vec::new();
         for gate in own {
@@ -120,7 +126,8 @@ fn falls_short(candidate: &Candidate, template: &RequiredEvaluation, wanted: &[G
                 .pop()
                 .map_or_else(|| format!("has no gate on {metric}"), |why| format!("has a gate on {metric} that {why}")),
         )
-    })
+    });
+    weak.or_else(|| template.reads.and_then(|budget| reads::exceeded(candidate, budget, wanted)))
 }
 
 /// Checks the ring before, and the time there.
@@ -180,6 +187,33 @@ fn sign_offs(wanted: &RequiredSignOffs, signed: &[SignedOff]) -> Result<(), Stri
         "{found} of {count} sign-offs for exactly this model and these reports: create {} more by {by}{own} (kind SignOff)",
         count.saturating_sub(u32::try_from(found).unwrap_or(u32::MAX))
     ))
+}
+
+/// Returns the rules for a ring that do not let someone sign.
+pub fn may_sign(policies: &[Policy], ring: Ring, signer: Signatory<'_>) -> Vec<Breach> {
+    let rules = policies.iter().filter_map(|policy| Some((policy, policy.rule(ring)?.signers.as_ref()?)));
+    let bars = rules.filter(|(_, wanted)| match signer.identity {
+        Some(identity) => !wanted.identities.iter().any(|it| it.admits(identity)),
+        None => !wanted.keys.contains(&signer.fingerprint),
+    });
+    bars.map(|(policy, wanted)| {
+        let keys = wanted.keys.iter().map(|key| format!("the key {}", key.short()));
+        let identities = wanted.identities.iter().map(|it| format!("{} (issuer {})", it.subject, it.issuer));
+        let named: Vec<_> = keys.chain(identities).collect();
+        let named = if named.is_empty() { "nobody".to_owned() } else { named.join(" or ") };
+        let who = match signer.identity {
+            Some(identity) => identity.to_string(),
+            None => format!("the key {}", signer.fingerprint.short()),
+        };
+        Breach {
+            demand: Demand::Signer,
+            due: None,
+            sentence: format!(
+                "{policy}, rule for {ring}: {who} signed, but only {named} may: have it signed by one of them"
+            ),
+        }
+    })
+    .collect()
 }
 
 /// Returns the entries of deny-lists that concern a model.

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use codex_provenance::{DataDigest, ModelDigest, Sha256, promotion};
+use codex_provenance::{DataDigest, Identity, ModelDigest, Sha256, promotion};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Gate, GateSpec, Ring, recheck};
+use crate::{Gate, GateSpec, Measurement, Ring, measurements, recheck};
 
 /// The name of the file of problems among the data of an evaluation.
-const PROBLEMS: &str = "problems";
+pub const PROBLEMS: &str = "problems";
 
 /// Where a model comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,19 +55,31 @@ pub struct Candidate {
     pub problems: Option<DataDigest>,
     /// Its gates.
     pub gates: Vec<Gate>,
+    /// Which read of its problems its verdict was, from 1; `None` if that is not recorded.
+    pub read: Option<u64>,
+    /// What its evaluator measured; empty until it has reported.
+    pub metrics: BTreeMap<String, Measurement>,
 }
 
 impl Candidate {
     /// Returns the evaluation of these gates and data. Invalid gates are left out: they satisfy nothing.
     pub fn new(name: String, preset: String, gates: &[GateSpec], data: &BTreeMap<String, DataDigest>) -> Self {
         let gates = gates.iter().filter_map(|gate| Gate::try_from(gate).ok()).collect();
-        Self { name, preset, problems: data.get(PROBLEMS).copied(), gates }
+        Self { name, preset, problems: data.get(PROBLEMS).copied(), gates, read: None, metrics: BTreeMap::new() }
+    }
+
+    /// Sets which read of its problems its verdict was, and what was measured in it.
+    #[must_use]
+    pub fn measured(self, read: Option<u64>, metrics: BTreeMap<String, Measurement>) -> Self {
+        Self { read, metrics, ..self }
     }
 
     /// Returns the evaluation that a promotion statement names.
     pub fn of_statement(evaluation: &promotion::Evaluation) -> Self {
         let gates: Vec<GateSpec> = evaluation.gates.iter().map(recheck::spec).collect();
+        let read = evaluation.reads.as_ref().map(|read| read.number);
         Self::new(evaluation.name.clone(), evaluation.preset.clone(), &gates, &evaluation.data)
+            .measured(read, measurements(&evaluation.metrics).unwrap_or_default())
     }
 }
 
@@ -78,6 +90,15 @@ pub struct Earlier {
     pub ring: Ring,
     /// When it was recorded.
     pub since: Timestamp,
+}
+
+/// One who signs: a key, or an identity that a certificate names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signatory<'a> {
+    /// The fingerprint of the key or the identity.
+    pub fingerprint: Sha256,
+    /// The identity, if it is not a key.
+    pub identity: Option<&'a Identity>,
 }
 
 /// A sign-off that counts: it names the digests of this model and of its reports.

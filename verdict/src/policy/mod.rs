@@ -7,6 +7,7 @@
 mod check;
 mod facts;
 mod period;
+mod reads;
 mod spec;
 mod strict;
 #[cfg(test)]
@@ -17,13 +18,14 @@ use std::fmt;
 use codex_provenance::{Sha256, promotion};
 use serde::{Deserialize, Serialize};
 
-pub use check::{Breach, Demand, breaches, denials};
-pub use facts::{Candidate, Earlier, Facts, Lineage, SignedOff};
+pub use check::{Breach, Demand, breaches, denials, may_sign};
+pub use facts::{Candidate, Earlier, Facts, Lineage, PROBLEMS, Signatory, SignedOff};
 pub(crate) use period::{FORM, PATTERN};
 pub use period::{MAX_PERIOD, period};
 pub use spec::{
-    Denied, MAX_DENIED, MAX_RULES, MAX_SIGNERS, MAX_TEMPLATE_GATES, MAX_TEMPLATES, MAX_USER, PolicyRule, PolicySpec,
-    RequiredEvaluation, RequiredRing, RequiredSignOffs,
+    Denied, MAX_DENIED, MAX_IDENTITY, MAX_READS, MAX_RULES, MAX_SIGNERS, MAX_TEMPLATE_GATES, MAX_TEMPLATES, MAX_USER,
+    PolicyRule, PolicySpec, ReadBudget, RequiredEvaluation, RequiredRing, RequiredSignOffs, RequiredSigners,
+    SignerIdentity,
 };
 
 use crate::{Ring, digests::canonical};

@@ -1,6 +1,6 @@
 //! What a promotion policy demands, as its spec states it. `PromotionPolicy` and `ClusterPromotionPolicy` share it. Pure.
 
-use codex_provenance::{DataDigest, ModelDigest, Sha256};
+use codex_provenance::{DataDigest, Identity, IdentityPattern, ModelDigest, Sha256};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +16,12 @@ pub const MAX_TEMPLATE_GATES: usize = 16;
 pub const MAX_SIGNERS: usize = 32;
 /// The most digests in a list of `denied`.
 pub const MAX_DENIED: usize = 256;
+/// The longest issuer or subject of an identity.
+pub const MAX_IDENTITY: usize = 1024;
 /// The longest name of a user or group.
 pub const MAX_USER: usize = 256;
+/// The largest budget of reads.
+pub const MAX_READS: u32 = 10_000;
 
 /// What a policy demands and denies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,12 +56,15 @@ pub struct PolicyRule {
     /// Sign-offs by people that the model needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sign_offs: Option<RequiredSignOffs>,
+    /// Keys and identities that may sign the model and its promotion. Without it, every trusted one may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signers: Option<RequiredSigners>,
 }
 
 /// A template of an Evaluation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(inline)]
+#[schemars(inline, extend("x-kubernetes-validations" = cel::budget()))]
 pub struct RequiredEvaluation {
     /// Name of the template, which messages quote.
     #[schemars(length(min = 1, max = 63))]
@@ -73,6 +80,21 @@ pub struct RequiredEvaluation {
     /// minSamples.
     #[schemars(length(min = 1, max = MAX_TEMPLATE_GATES))]
     pub gates: Vec<GateSpec>,
+    /// How often a set of problems may be read for promotions. Without it, there is no limit, and each read is judged as if it were
+    /// the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads: Option<ReadBudget>,
+}
+
+/// How often a set of problems may be read for promotions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct ReadBudget {
+    /// Number of reads of a set of problems, by its digest, that may promote: a later read does not. The budget divides the error
+    /// of the gates: each gate of the template is judged again at confidence 1 - (1 - confidence) / budget.
+    #[schemars(with = "i32", range(min = 1, max = MAX_READS))]
+    pub budget: u32,
 }
 
 /// The ring in which a model must have been promoted before.
@@ -105,6 +127,42 @@ pub struct RequiredSignOffs {
     pub authenticated: bool,
 }
 
+/// The keys and identities that may sign.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline, extend("x-kubernetes-validations" = cel::some_signer()))]
+pub struct RequiredSigners {
+    /// Fingerprints of keys: SHA-256 of the public key's PEM text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_SIGNERS))]
+    pub keys: Vec<Sha256>,
+    /// Identities that certificates name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_SIGNERS))]
+    pub identities: Vec<SignerIdentity>,
+}
+
+/// Identities of one issuer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct SignerIdentity {
+    /// Issuer of the tokens, exactly as they name it.
+    #[schemars(length(min = 1, max = MAX_IDENTITY), extend("x-kubernetes-validations" = cel::exact_issuer()))]
+    pub issuer: String,
+    /// Subject of the certificates, such as `https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller`. In it, *
+    /// stands for any characters but /.
+    #[schemars(length(min = 1, max = MAX_IDENTITY))]
+    pub subject: String,
+}
+
+impl SignerIdentity {
+    /// Whether an identity is meant. An entry that is invalid means none.
+    pub fn admits(&self, identity: &Identity) -> bool {
+        IdentityPattern::new(&self.issuer, &self.subject).is_ok_and(|pattern| pattern.admits(identity))
+    }
+}
+
 /// Digests that must not be served.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -122,7 +180,8 @@ pub struct Denied {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_DENIED))]
     pub data: Vec<DataDigest>,
-    /// Fingerprints of signing keys: SHA-256 of the public key's PEM text. What they signed is denied.
+    /// Fingerprints of signing keys: SHA-256 of the public key's PEM text. Or of an identity: SHA-256 of issuer, line feed and
+    /// subject. What they signed is denied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_DENIED))]
     pub keys: Vec<Sha256>,

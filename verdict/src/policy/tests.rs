@@ -1,11 +1,14 @@
 //! Tests of the check of policies.
 
-use codex_provenance::{DataDigest, ModelDigest, Sha256};
+use std::collections::BTreeMap;
+
+use codex_provenance::{DataDigest, Identity, ModelDigest, Sha256};
 use jiff::Timestamp;
 
 use super::{
     Candidate, Demand, Denied, Earlier, Facts, Lineage, Policy, PolicyKind, PolicyRule, PolicySpec, RequiredEvaluation,
-    RequiredRing, RequiredSignOffs, SignedOff, breaches, denials, stated,
+    RequiredRing, RequiredSignOffs, RequiredSigners, Signatory, SignedOff, SignerIdentity, breaches, denials, may_sign,
+    stated,
 };
 use crate::{Decimal, Gate, GateSpec, Ring};
 
@@ -20,6 +23,7 @@ fn rule() -> PolicyRule {
         requires: None,
         minimum_time_in_ring: None,
         sign_offs: None,
+        signers: None,
     }
 }
 
@@ -48,6 +52,7 @@ fn template(preset: Option<&str>, problems: Option<&str>, min: &str) -> PolicyRu
         preset: preset.map(str::to_owned),
         problems_sha256: problems.map(|text| DataDigest(Sha256::of(text))),
         gates: vec![gate],
+        reads: None,
     };
     PolicyRule { required_evaluations: vec![template], ..rule() }
 }
@@ -55,7 +60,8 @@ fn template(preset: Option<&str>, problems: Option<&str>, min: &str) -> PolicyRu
 fn candidate(preset: &str, problems: Option<&str>, gates: &[&str]) -> Candidate {
     let gates: Vec<Gate> = gates.iter().map(|text| text.parse().unwrap()).collect();
     let problems = problems.map(|text| DataDigest(Sha256::of(text)));
-    Candidate { name: "lite".to_owned(), preset: preset.to_owned(), problems, gates }
+    let (read, metrics) = (None, BTreeMap::new());
+    Candidate { name: "lite".to_owned(), preset: preset.to_owned(), problems, gates, read, metrics }
 }
 
 #[test]
@@ -189,6 +195,39 @@ fn each_list_denies_and_says_which() {
     assert!(with(Denied { keys: vec![key], ..Denied::default() }, &Lineage::default()).is_empty());
     let unknown = Lineage { key: Some(String::new()), ..Lineage::default() };
     assert!(with(Denied { keys: vec![key], ..Denied::default() }, &unknown).is_empty());
+}
+
+#[test]
+fn only_named_signers_may_sign() {
+    let identity = Identity {
+        issuer: "https://kubernetes.default.svc".to_owned(),
+        subject: "https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller".to_owned(),
+    };
+    let entry = |subject: &str| SignerIdentity { issuer: identity.issuer.clone(), subject: subject.to_owned() };
+    let told = |signers: RequiredSigners, ring: Ring, signer: Signatory<'_>| {
+        let policies = under(PolicyRule { signers: Some(signers), ..rule() });
+        may_sign(&policies, ring, signer).into_iter().map(|breach| breach.sentence).collect::<Vec<_>>()
+    };
+    let key = Signatory { fingerprint: Sha256::of("k"), identity: None };
+    let account = Signatory { fingerprint: identity.fingerprint(), identity: Some(&identity) };
+    let keys = || RequiredSigners { keys: vec![key.fingerprint], ..RequiredSigners::default() };
+    let exact = || RequiredSigners { identities: vec![entry(&identity.subject)], ..RequiredSigners::default() };
+    assert!(told(keys(), Ring::Main, key).is_empty() && told(exact(), Ring::Main, account).is_empty());
+    let why = &told(keys(), Ring::Main, account)[0];
+    assert!(why.contains("rule for main") && why.contains(&identity.subject) && why.contains("only the key"), "{why}");
+    assert!(told(exact(), Ring::Main, key)[0].contains("only https://kubernetes.io/"));
+    let pattern = |subject: &str| RequiredSigners { identities: vec![entry(subject)], ..RequiredSigners::default() };
+    assert!(
+        told(pattern("https://kubernetes.io/namespaces/codex-*/serviceaccounts/*"), Ring::Main, account).is_empty()
+    );
+    for other in ["https://kubernetes.io/*", "https://kubernetes.io/namespaces/*/serviceaccounts/default", ""] {
+        assert_eq!(told(pattern(other), Ring::Main, account).len(), 1, "{other}");
+    }
+    // The fingerprint of an identity in the list of keys names no identity, and nobody is named by an empty rule.
+    let confused = RequiredSigners { keys: vec![account.fingerprint], ..RequiredSigners::default() };
+    assert_eq!(told(confused, Ring::Main, account).len(), 1);
+    assert!(told(RequiredSigners::default(), Ring::Main, key)[0].contains("only nobody may"));
+    assert!(told(RequiredSigners::default(), Ring::Base0D, key).is_empty(), "another ring");
 }
 
 #[test]

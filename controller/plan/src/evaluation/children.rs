@@ -1,7 +1,5 @@
 //! The children of an evaluation: its mounted configuration and its Job. Pure.
 
-use codex_crds::child;
-
 use super::{reference, stage::Stage, view::View};
 use crate::{
     data::mount_data,
@@ -14,17 +12,19 @@ use crate::{
 pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
     let job = match stage {
         Stage::Failed(_) => view.work.failed_job(),
+        // There has been no run, so there is no Job.
+        Stage::Scheduled(_) => DesiredJob::Absent,
         Stage::Done(_) => view.work.expired().unwrap_or(DesiredJob::Unchanged),
         // A Job that exists stays as it is: its pod exits by itself, or goes on while run or spec are being corrected.
         Stage::Judged(_)
+        | Stage::Uncounted(_)
         | Stage::Invalid(_)
         | Stage::Waiting { .. }
         | Stage::WithoutReference(_)
         | Stage::Discarded(_) => DesiredJob::Unchanged,
         Stage::Active(active) => active.job(),
     };
-    let name = child::evaluator(&view.work.worker.owner.name);
-    view.work.children(name, job, |name| template(view, name))
+    view.work.children(view.job_name(), job, |name| template(view, name))
 }
 
 fn template<'a>(view: &'a View<'_>, config_map: String) -> Option<Template<'a>> {
@@ -32,7 +32,7 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Option<Template<'a>> 
     let mut mounts = Mounts::default();
     let config_file = format!("{CONFIG}/{CONFIG_FILE}");
     let mut args = ["evaluate", "--config", &config_file].map(str::to_owned).to_vec();
-    view.model()?.mount(&owner.uid, &mut mounts, &mut args);
+    view.model()?.mount(&view.folder(), &mut mounts, &mut args);
     mount_data(&spec.data, &mut mounts, &mut args);
     reference::mount(view.observed, view.references.as_ref().ok()?, &mut mounts, &mut args)?;
     Some(Template {

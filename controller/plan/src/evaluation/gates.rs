@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use codex_crds::{DataStatus, EvaluationStatus, OutcomesStatus, ReferenceStatus};
+use codex_crds::{DataStatus, EvaluationStatus, OutcomesStatus, ReadStatus, ReferenceStatus};
 use codex_provenance::{DataDigest, EvidenceStrength, GatesDigest, ModelDigest, ReportDigest};
 use codex_verdict::{Gate, GateResult, GateSpec, Judgement, Measurement, Verdict};
 
@@ -31,6 +31,8 @@ pub(crate) struct Judged {
     pub(crate) passed: String,
     pub(crate) gates: Vec<GateResult>,
     pub(crate) gates_digest: GatesDigest,
+    /// Which read of its problems the verdict is. Absent if they were not counted.
+    pub(crate) read: Option<ReadStatus>,
 }
 
 /// Returns the gates of a spec.
@@ -76,7 +78,7 @@ pub(crate) fn judged_again(status: &EvaluationStatus, gates: &[Gate]) -> Option<
     status.completed_at.as_ref()?;
     let counted = recorded(status)?;
     reference::check(gates, &counted.references, &counted.data, &counted.metrics).ok()?;
-    Some(judged(gates, counted, None, recorded_evidence(status)))
+    Some(Judged { read: status.reads, ..judged(gates, counted, None, recorded_evidence(status)) })
 }
 
 pub(crate) fn by_name(data: &[DataStatus]) -> BTreeMap<String, DataDigest> {
@@ -100,5 +102,6 @@ pub(crate) fn judged(
         passed: format!("{passed}/{total}"),
         gates: each,
         gates_digest: codex_verdict::gates_digest(gates),
+        read: None,
     }
 }

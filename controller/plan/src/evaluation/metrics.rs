@@ -39,7 +39,7 @@ pub(super) fn written(name: &str, measurement: &Measurement) -> MetricStatus {
 }
 
 /// Returns the measurements in a status; `None` if any of them is malformed.
-pub(super) fn measured(metrics: &[MetricStatus]) -> Option<BTreeMap<String, Measurement>> {
+pub(crate) fn measured(metrics: &[MetricStatus]) -> Option<BTreeMap<String, Measurement>> {
     metrics.iter().map(|metric| Some((metric.name.clone(), read(metric)?))).collect()
 }
 

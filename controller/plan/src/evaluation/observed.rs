@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use codex_crds::{Evaluation, TrainingRun};
+use codex_provenance::DataDigest;
 use jiff::Timestamp;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,9 @@ pub struct ObservedEvaluation {
     /// Pods of the object whose reports are refused.
     #[serde(default)]
     pub refused: Vec<RefusedPod>,
+    /// What the ledger says about a read of each set of problems that was reported and is not judged yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reads: BTreeMap<DataDigest, LedgerRead>,
     /// The admission policies that protect evidence.
     #[serde(default)]
     pub admission: Admission,
@@ -61,4 +65,14 @@ pub struct ObservedEvaluation {
     /// What kept this reconciliation from carrying out the plan without it.
     #[serde(default)]
     pub obstruction: Option<Obstruction>,
+}
+
+/// What the ledger says about a read of a set of problems.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LedgerRead {
+    /// The read has this number, or gets it when it is recorded.
+    Number(i64),
+    /// The read cannot be counted; the sentence says why, and what to do.
+    Uncounted(String),
 }

@@ -69,7 +69,7 @@ fn checked(view: &View<'_>, state: &EvaluationState) -> Result<Counted, WorkFail
     reference::check(gates, &references, &data, &metrics).map_err(|(reason, why)| WorkFailure::new(reason, why))?;
     let digest = codex_verdict::report_digest(model, &by_name(&data), &metrics);
     let outcomes = state.outcomes.zip(view.model()).map(|(sha256, model)| {
-        let (claim_name, path) = model.results(&view.work.worker.owner.uid);
+        let (claim_name, path) = model.results(&view.folder());
         OutcomesStatus { sha256, claim_name: claim_name.to_owned(), path }
     });
     Ok(Counted { model, data, metrics, digest, outcomes, references })

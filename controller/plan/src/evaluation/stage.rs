@@ -6,6 +6,7 @@ use kube::ResourceExt;
 use super::{
     gates::{Judged, judged, judged_again},
     outcome::Outcome,
+    reads,
     reference::{self, NoReference},
     subject::{Model, Subject},
     view::View,
@@ -19,10 +20,14 @@ pub(crate) enum Stage {
     Done(Box<Judged>),
     /// The verdict is reached.
     Judged(Box<Judged>),
+    /// The verdict is reached, and the read of the problems cannot be counted; the sentence says why.
+    Uncounted(String),
     /// The evaluation failed, now or earlier.
     Failed(WorkFailure),
     /// The spec is invalid; the sentence says what to change.
     Invalid(String),
+    /// No run is due yet; the sentence says when the first one is.
+    Scheduled(String),
     /// The run has no model to evaluate.
     Waiting { run: String, waiting: WaitingForModel },
     /// An Evaluation that a gate compares with has no result, or none to compare with.
@@ -49,6 +54,9 @@ impl Stage {
             }
             (Ok(_), Ok(_), Ok(subject), Ok(_)) => *subject,
         };
+        if let Some(waits) = &view.turn.waits {
+            return Self::Scheduled(waits.clone());
+        }
         if let Some(stuck) = view.work.restored(view.discarded) {
             return Self::Discarded(stuck);
         }
@@ -73,7 +81,13 @@ impl Stage {
         if let (Some((counted, ending)), Ok(gates), true) = (&outcome.counted, &view.gates, image)
             && let Some(evidence) = view.evidence(ending)
         {
-            return Self::Judged(Box::new(judged(gates, counted.clone(), model.expected(), evidence)));
+            return match reads::read(view, counted) {
+                Ok(read) => {
+                    let judged = judged(gates, counted.clone(), model.expected(), evidence);
+                    Self::Judged(Box::new(Judged { read, ..judged }))
+                }
+                Err(why) => Self::Uncounted(why),
+            };
         }
         match progress {
             Progress::Active(active) => Self::Active(active),

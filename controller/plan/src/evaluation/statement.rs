@@ -1,6 +1,6 @@
 //! What a promotion statement says about an evaluation. Pure.
 
-use codex_crds::{Evaluation, ReferenceStatus};
+use codex_crds::{Evaluation, ReadStatus, ReferenceStatus};
 use codex_provenance::promotion;
 use codex_verdict::{Stated, Verdict};
 use kube::ResourceExt;
@@ -33,6 +33,7 @@ pub(crate) fn statement(evaluation: &Evaluation, proof: &Proof) -> Option<promot
         metrics: stated.metrics,
         gates: stated.gates,
         references: status.references.iter().map(reference).collect::<Option<_>>()?,
+        reads: status.reads.as_ref().and_then(read),
     })
 }
 
@@ -45,4 +46,8 @@ fn reference(reference: &ReferenceStatus) -> Option<promotion::Reference> {
         outcomes: reference.outcomes,
         metrics: codex_verdict::stated_metrics(&measured(&reference.metrics)?),
     })
+}
+
+fn read(read: &ReadStatus) -> Option<promotion::Read> {
+    Some(promotion::Read { problems: read.data_digest, number: u64::try_from(read.number).ok()? })
 }

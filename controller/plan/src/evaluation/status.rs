@@ -17,7 +17,7 @@ use super::{
     view::View,
 };
 use crate::{
-    conditions::Conditions,
+    conditions::{Conditions, is_true},
     seal::{self, StatusSeal},
     text::truncate_chars,
     throttle,
@@ -26,6 +26,8 @@ use crate::{
 
 /// The most characters of `status.evidenceReason`.
 const MAX_EVIDENCE_REASON: usize = 1_000;
+/// How long to wait until the ledger of reads is looked at again.
+const LEDGER_AGAIN: Duration = Duration::from_secs(60);
 /// The message of strong evidence.
 const PROTECTED: &str =
     "the admission policies were in place, unchanged, from before the Job was created until the verdict";
@@ -42,7 +44,7 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Eval
         return (with_result(held, judged), view.work.expiry_due());
     }
     let uid = observed.run.as_ref().and_then(ResourceExt::uid);
-    let settled = matches!(stage, Stage::Judged(_) | Stage::Failed(_));
+    let settled = matches!(stage, Stage::Judged(_) | Stage::Failed(_)) && !is_held(view, stage);
     let newest = view.states().next().map(|(_, state)| state.data.as_slice());
     let mut next = EvaluationStatus {
         observed_generation: generation,
@@ -57,9 +59,10 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Eval
         ..EvaluationStatus::default()
     };
     match (stage, &outcome.counted) {
+        (Stage::Judged(judged), _) if is_held(view, stage) => next = with_numbers(next, &judged.counted),
         (Stage::Judged(judged), _) => next = with_result(next, judged),
         // The numbers are recorded before the end of the pod, so that a restarted controller knows them.
-        (Stage::Active(_), Some((counted, _))) => next = with_numbers(next, counted),
+        (Stage::Active(_) | Stage::Uncounted(_), Some((counted, _))) => next = with_numbers(next, counted),
         _ => {}
     }
     if settled {
@@ -68,16 +71,28 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Eval
     let again = match stage {
         Stage::Active(active) => active.requeue(&view.work),
         Stage::Done(_) | Stage::Judged(_) | Stage::Failed(_) => view.work.expiry_due(),
-        Stage::Invalid(_) | Stage::Waiting { .. } | Stage::WithoutReference(_) | Stage::Discarded(_) => None,
+        Stage::Uncounted(_) => Some(LEDGER_AGAIN),
+        Stage::Invalid(_)
+        | Stage::Scheduled(_)
+        | Stage::Waiting { .. }
+        | Stage::WithoutReference(_)
+        | Stage::Discarded(_) => None,
     };
     throttle::hold(present, next, observed.status_written_at, view.work.now(), again, with_throttled_of)
+}
+
+/// Whether a verdict must not be published: the plan could not be carried out, so its read of the problems may not be counted.
+fn is_held(view: &View<'_>, stage: &Stage) -> bool {
+    matches!(stage, Stage::Judged(_)) && view.obstruction.is_some()
 }
 
 /// Returns `status.references`: those that the Job is created with.
 fn references(view: &View<'_>, stage: &Stage) -> Vec<ReferenceStatus> {
     let kept = || view.status.references.clone();
     match (stage, &view.references) {
-        (Stage::Active(_) | Stage::Judged(_) | Stage::Failed(_), Ok(references)) => references.clone(),
+        (Stage::Active(_) | Stage::Judged(_) | Stage::Uncounted(_) | Stage::Failed(_), Ok(references)) => {
+            references.clone()
+        }
         _ => kept(),
     }
 }
@@ -94,13 +109,15 @@ fn with_numbers(status: EvaluationStatus, counted: &Counted) -> EvaluationStatus
     }
 }
 
-fn with_result(status: EvaluationStatus, judged: &Judged) -> EvaluationStatus {
+/// Returns a status with a verdict.
+pub(super) fn with_result(status: EvaluationStatus, judged: &Judged) -> EvaluationStatus {
     let strength = if judged.evidence.is_ok() { EvidenceStrength::Strong } else { EvidenceStrength::Weak };
     EvaluationStatus {
         verdict: Some(judged.verdict),
         gates_passed: Some(judged.passed.clone()),
         gates: judged.gates.clone(),
         gates_digest: Some(judged.gates_digest),
+        reads: judged.read,
         evidence: Some(strength),
         evidence_reason: judged.evidence.as_ref().err().map(|why| truncate_chars(why, MAX_EVIDENCE_REASON)),
         ..with_numbers(status, &judged.counted)
@@ -114,13 +131,14 @@ fn with_throttled_of(next: &EvaluationStatus, present: &EvaluationStatus) -> Eva
 
 fn phase(view: &View<'_>, stage: &Stage) -> EvaluationPhase {
     match stage {
+        Stage::Judged(_) if is_held(view, stage) => EvaluationPhase::Stalled,
         Stage::Done(_) | Stage::Judged(_) => EvaluationPhase::Judged,
         Stage::Failed(_) => EvaluationPhase::Failed,
         _ if view.obstruction.is_some() => EvaluationPhase::Stalled,
-        Stage::Invalid(_) | Stage::Discarded(_) => EvaluationPhase::Stalled,
+        Stage::Invalid(_) | Stage::Discarded(_) | Stage::Uncounted(_) => EvaluationPhase::Stalled,
         Stage::Waiting { waiting, .. } if waiting.is_stalled() => EvaluationPhase::Stalled,
         Stage::WithoutReference(why) if why.stalled => EvaluationPhase::Stalled,
-        Stage::Waiting { .. } | Stage::WithoutReference(_) => EvaluationPhase::Pending,
+        Stage::Waiting { .. } | Stage::WithoutReference(_) | Stage::Scheduled(_) => EvaluationPhase::Pending,
         Stage::Active(active) => match active {
             Active::Suspended => EvaluationPhase::Suspended,
             Active::Running | Active::FinalReport(_) => EvaluationPhase::Running,
@@ -147,7 +165,7 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         (_, None) => {}
     }
     let (reason, message) = message(view, stage);
-    if let Some(judged) = judged(stage) {
+    if let Some(judged) = judged(stage).filter(|_| !is_held(view, stage)) {
         let (reason, message) = sentence(judged.verdict, &judged.passed, &judged.gates);
         conditions.set(Ready, true, Reason::Succeeded, &message);
         conditions.set(GatesPassed, judged.verdict == Verdict::Passed, reason, &message);
@@ -160,10 +178,12 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         conditions.set(GatesPassed, false, Reason::WaitingForVerdict, "there is no verdict yet");
     }
     match stage {
-        Stage::Failed(_) | Stage::Invalid(_) | Stage::Discarded(_) => conditions.set(Stalled, true, reason, &message),
+        Stage::Failed(_) | Stage::Invalid(_) | Stage::Discarded(_) | Stage::Uncounted(_) => {
+            conditions.set(Stalled, true, reason, &message);
+        }
         Stage::Waiting { waiting, .. } if waiting.is_stalled() => conditions.set(Stalled, true, reason, &message),
         Stage::WithoutReference(why) if why.stalled => conditions.set(Stalled, true, reason, &message),
-        Stage::Done(_) | Stage::Judged(_) | Stage::Active(Active::Suspended) => {}
+        Stage::Done(_) | Stage::Judged(_) | Stage::Scheduled(_) | Stage::Active(Active::Suspended) => {}
         Stage::Waiting { .. } | Stage::WithoutReference(_) | Stage::Active(_) => {
             conditions.set(Reconciling, true, reason, &message);
         }
@@ -171,12 +191,40 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     if let Stage::Active(active) = stage {
         stale_condition(&mut conditions, active, &view.work);
     }
-    let settled = matches!(stage, Stage::Done(_) | Stage::Judged(_) | Stage::Failed(_));
+    let settled = matches!(stage, Stage::Done(_) | Stage::Judged(_) | Stage::Failed(_)) && !is_held(view, stage);
     seal::condition(&mut conditions, &view.observed.seal, settled);
+    of_schedule(view, stage, &mut conditions);
     if let Some(obstruction) = view.obstruction {
         conditions.obstruct(obstruction, matches!(stage, Stage::Failed(_)));
     }
     conditions.finish()
+}
+
+/// Sets what a schedule adds. While a run is at work, the verdict of the former one stays.
+fn of_schedule(view: &View<'_>, stage: &Stage, conditions: &mut Conditions<'_>) {
+    use ConditionType::{EvidenceStrong, GatesPassed, Ready, Reconciling, RunsMissed, Stalled};
+    let turn = &view.turn;
+    let settled = matches!(stage, Stage::Done(_) | Stage::Judged(_) | Stage::Failed(_)) && !is_held(view, stage);
+    if turn.holds && !settled {
+        conditions.restore(GatesPassed);
+        conditions.restore(EvidenceStrong);
+        if !conditions.has(Stalled) && is_true(&view.status.conditions, Ready) {
+            conditions.restore(Ready);
+        }
+    }
+    if let Some(starts) = &turn.starts {
+        conditions.set(Reconciling, true, Reason::WaitingForPod, starts);
+    }
+    if let Some(missed) = &turn.missed {
+        conditions.set(RunsMissed, true, Reason::RunsMissed, missed);
+    }
+    if let Some(problem) = &turn.problem {
+        conditions.set(Ready, false, Reason::InvalidConfiguration, problem);
+        // Later plans read the failure of a run there.
+        if !matches!(stage, Stage::Failed(_)) {
+            conditions.set(Stalled, true, Reason::InvalidConfiguration, problem);
+        }
+    }
 }
 
 fn judged(stage: &Stage) -> Option<&Judged> {
@@ -202,6 +250,8 @@ fn message(view: &View<'_>, stage: &Stage) -> (Reason, String) {
         Stage::Done(_) | Stage::Judged(_) => (Reason::Succeeded, "the verdict is reached".to_owned()),
         Stage::Failed(failure) | Stage::Discarded(failure) => (failure.reason, failure.message.clone()),
         Stage::Invalid(why) => (Reason::InvalidConfiguration, why.clone()),
+        Stage::Uncounted(why) => (Reason::ReadUncounted, why.clone()),
+        Stage::Scheduled(waits) => (Reason::WaitingForSchedule, waits.clone()),
         Stage::Waiting { run, waiting } => waiting.message("spec.trainingRun", run),
         Stage::WithoutReference(why) => (why.reason, why.message.clone()),
         Stage::Active(active) => active.message(&view.work),

@@ -141,15 +141,15 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// Returns the claim and the folder of the results of the Evaluation with this `uid`.
-    pub(crate) fn results(&self, uid: &str) -> (&'a str, String) {
+    /// Returns the claim and the folder of the results, which is called `name` among those of all Evaluations.
+    pub(crate) fn results(&self, name: &str) -> (&'a str, String) {
         let (output, folder) = self.output();
-        (&output.claim_name, join(&[&folder, "evaluations", uid]))
+        (&output.claim_name, join(&[&folder, "evaluations", name]))
     }
 
     /// Mounts the model read-only and the folder of the results, and adds the arguments of `codex evaluate` that name them.
-    /// `uid` is the uid of the Evaluation.
-    pub(crate) fn mount(&self, uid: &str, mounts: &mut Mounts, args: &mut Vec<String>) {
+    /// `name` is that of the folder among those of all Evaluations.
+    pub(crate) fn mount(&self, name: &str, mounts: &mut Mounts, args: &mut Vec<String>) {
         let (output, folder) = self.output();
         let model = match self {
             Self::Trained { .. } => {
@@ -162,7 +162,7 @@ impl<'a> Model<'a> {
                 below(MOUNT, given.path)
             }
         };
-        let (claim, results) = self.results(uid);
+        let (claim, results) = self.results(name);
         mounts.claim(claim, &results, OUTPUT, Access::Writable);
         args.extend(["--model".to_owned(), model]);
         if let Some(digest) = self.expected() {

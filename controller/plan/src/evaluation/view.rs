@@ -1,7 +1,9 @@
 //! The observation of an Evaluation, in the form that its plan needs. Pure.
 
+use std::sync::LazyLock;
+
 use codex_configs::{Data, Evaluation as Configured, Resolved, compose_evaluation};
-use codex_crds::{EvaluationSpec, EvaluationStatus, ReferenceStatus};
+use codex_crds::{EvaluationSpec, EvaluationStatus, ReferenceStatus, child};
 use codex_provenance::ConfigDigest;
 use codex_reports::{EvaluationState, Report, State};
 use jiff::Timestamp;
@@ -11,6 +13,7 @@ use super::{
     gates::gates,
     observed::ObservedEvaluation,
     reference::{self, NoReference},
+    runs::Turn,
     subject::{Model, Subject},
 };
 use crate::{
@@ -19,7 +22,7 @@ use crate::{
     obstruction::Obstruction,
     seal::{Discarded, Sealable},
     throttle::whole_seconds,
-    work::{Config, Ending, Limits, Moved, WorkView, Worker},
+    work::{Config, Ending, Limits, Memory, Moved, Outcome, WorkView, Worker},
 };
 
 /// The observation of an Evaluation.
@@ -41,10 +44,12 @@ pub(crate) struct View<'a> {
     pub(crate) references: Result<Vec<ReferenceStatus>, NoReference>,
     /// What can be said about the gates before anything is measured.
     pub(crate) notices: Vec<String>,
+    /// What a schedule adds.
+    pub(crate) turn: Turn,
 }
 
 impl<'a> View<'a> {
-    pub(crate) fn of(observed: &'a ObservedEvaluation, now: Timestamp) -> Self {
+    pub(crate) fn of(observed: &'a ObservedEvaluation, turn: Turn, now: Timestamp) -> Self {
         let (object, spec, job) = (&observed.object, &observed.object.spec, observed.job.as_ref());
         let status = object.status.clone().unwrap_or_default().believed(&observed.seal);
         let owner = Owner::evaluation(object);
@@ -55,7 +60,7 @@ impl<'a> View<'a> {
         let compared = reference::files(references.as_deref().unwrap_or_default());
         let of_preset = codex_configs::benchmark(&spec.preset).iter().map(|file| file.name.to_owned());
         let preset_data = of_preset.chain(compared.iter().map(|file| file.name.clone())).collect();
-        let composed = compose(spec, compared);
+        let composed = compose(spec, &compared);
         let notices = notices(&composed, gates.as_deref().unwrap_or_default());
         let work = WorkView {
             component: Component::Evaluator,
@@ -81,7 +86,7 @@ impl<'a> View<'a> {
         let subject = Subject::of(object);
         let image = observed.settings.image(Component::Evaluator, &spec.pod);
         let mut view =
-            Self { observed, obstruction, status, discarded, work, subject, gates, image, references, notices };
+            Self { observed, obstruction, status, discarded, work, subject, gates, image, references, notices, turn };
         view.work.moved = view.moved();
         view
     }
@@ -95,6 +100,24 @@ impl<'a> View<'a> {
 
     pub(crate) fn spec(&self) -> &'a EvaluationSpec {
         &self.observed.object.spec
+    }
+
+    /// Returns the name of the Job and of the ConfigMap.
+    pub(crate) fn job_name(&self) -> String {
+        let name = &self.work.worker.owner.name;
+        self.turn.run.map_or_else(|| child::evaluator(name), |run| child::evaluator_run(name, run.number))
+    }
+
+    /// Returns the folder of the results below `evaluations`.
+    pub(crate) fn folder(&self) -> String {
+        let uid = &self.work.worker.owner.uid;
+        self.turn.run.map_or_else(|| uid.clone(), |run| run.folder(uid))
+    }
+
+    /// Returns the key under which the read of the problems is counted.
+    pub(crate) fn read_key(&self) -> String {
+        let uid = &self.work.worker.owner.uid;
+        self.turn.run.map_or_else(|| uid.clone(), |run| run.key(uid))
     }
 
     /// Returns the digest of the configuration, if it is valid and complete: it holds the digests of the outcomes that gates
@@ -132,14 +155,20 @@ impl<'a> View<'a> {
 }
 
 /// Says which gates cannot pass, as far as the configuration tells it.
-fn notices(composed: &Result<Resolved<Configured>, String>, gates: &[codex_verdict::Gate]) -> Vec<String> {
-    let Ok(resolved) = composed else { return Vec::new() };
-    let most = resolved.spec().most_problems();
+fn notices(composed: &Outcome<Configured>, gates: &[codex_verdict::Gate]) -> Vec<String> {
+    let Ok(composed) = composed else { return Vec::new() };
+    let most = composed.resolved.spec().most_problems();
     gates.iter().filter_map(|gate| Some(codex_verdict::powerless(gate, most)?.message().to_owned())).collect()
 }
 
-fn compose(spec: &EvaluationSpec, compared: Vec<Data>) -> Result<Resolved<Configured>, String> {
-    let data = [data::configured(&spec.data)?, compared].concat();
+fn compose(spec: &EvaluationSpec, compared: &[Data]) -> Outcome<Configured> {
+    static COMPOSED: LazyLock<Memory<Configured>> = LazyLock::new(Memory::new);
+    let inputs = (&spec.preset, &spec.overrides, spec.seed, &spec.data, &spec.gates, compared);
+    COMPOSED.of(&inputs, || composed(spec, compared))
+}
+
+fn composed(spec: &EvaluationSpec, compared: &[Data]) -> Result<Resolved<Configured>, String> {
+    let data = [data::configured(&spec.data)?, compared.to_vec()].concat();
     let resolved = compose_evaluation(&spec.preset, &spec.overrides, spec.seed, data).map_err(|why| why.to_string())?;
     // An invalid gate is told before the configuration.
     let gates = gates(&spec.gates).unwrap_or_default();

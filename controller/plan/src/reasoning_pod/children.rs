@@ -1,6 +1,6 @@
 //! The children of a rollout: Deployment, Service, PodDisruptionBudget, NetworkPolicy and what pods mount. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use codex_crds::{annotation, child, label};
 use codex_provenance::Sha256;
@@ -26,10 +26,17 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use super::{
-    autoscaling, canary, canary::Planned, endpoints, servers::Servers, stage::Stage, target::Target, view::View,
+    autoscaling,
+    canary::{self, Planned},
+    endpoints,
+    servers::{Servers, digests},
+    shadow,
+    stage::Stage,
+    target::Target,
+    view::View,
 };
 use crate::{
-    metadata::{Component, our_annotations, ring_label},
+    metadata::{Component, label_value, our_annotations, ring_label},
     plan::{Desired, Kept, KeptKind},
     pod_template::{Access, CA, Mounts, Port, Probes, Template},
     settings::Settings,
@@ -37,6 +44,10 @@ use crate::{
 
 /// The argument of servers that names a key that they accept.
 pub(crate) const KEY_FINGERPRINT: &str = "--key-fingerprint";
+/// The argument of servers that names the trusted root that they accept.
+pub(crate) const ROOT_DIGEST: &str = "--trusted-root-digest";
+/// The key of the trusted root in its ConfigMap, and its file.
+const ROOT: &str = "trusted_root.json";
 /// The port of servers.
 pub(crate) const PORT: i32 = 8000;
 /// Seconds from SIGTERM to SIGKILL: the server becomes unready, then finishes the requests in progress.
@@ -75,10 +86,12 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
     desired.horizontal_pod_autoscalers.extend(autoscaling::autoscaler(view));
     desired.deployments.extend(canary::planned(view, stage).map(|planned| of_canary(view, planned)));
     desired.kept.extend(endpoints::kept(view));
+    let (roots, kept) = roots(view, &desired.deployments);
+    desired.kept.extend(kept);
     Desired {
         endpoint_slices: endpoints::slices(view, stage),
         foreign_slices: endpoints::foreign(view),
-        config_maps: vec![config_map(view)],
+        config_maps: std::iter::once(config_map(view)).chain(roots).collect(),
         services: vec![service(view, canary::answers_alone(view, stage))],
         pod_disruption_budgets: vec![budget(view)],
         network_policies: vec![policy(view)],
@@ -192,6 +205,7 @@ fn deployment_of(view: &View<'_>, target: &Target, track: Track) -> Deployment {
     let live = if track == Track::Stable { &view.servers } else { &view.canary };
     if let Some(servers) = live
         && servers.are_for(target)
+        && shadow::fits(view, servers.live)
         && our_annotations(servers.live).get(annotation::SETTINGS_DIGEST) != Some(&digest)
     {
         return scaled(unchanged(view, servers, track), autoscaling::replicas(view));
@@ -252,21 +266,22 @@ fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'
         ("--oms-bundle", "/bundles/oms/bundle.json".to_owned()),
         ("--promotion", "/bundles/promotion/bundle.json".to_owned()),
         ("--promotion-digest", target.promotion.to_string()),
-        ("--public-key", "/bundles/oms/key.pem".to_owned()),
-        (KEY_FINGERPRINT, target.oms_signer.to_string()),
-        ("--ring", target.ring.to_string()),
-        ("--listen", format!("0.0.0.0:{PORT}")),
     ];
+    let listens = [("--ring", target.ring.to_string()), ("--listen", format!("0.0.0.0:{PORT}"))];
+    let first = signer(view, target.oms_signer, "oms");
     // After a rotation, another key may have signed the promotion. Only keys that signed are named, so that a change of the list of
     // trusted keys restarts no server.
-    let second = (target.promotion_signer != target.oms_signer).then(|| {
-        [
-            ("--public-key", "/bundles/promotion/key.pem".to_owned()),
-            (KEY_FINGERPRINT, target.promotion_signer.to_string()),
-        ]
+    let second =
+        (target.promotion_signer != target.oms_signer).then(|| signer(view, target.promotion_signer, "promotion"));
+    let root = target.root.map(|digest| {
+        mounts.config_map(&root_name(view, digest), None, "/sigstore");
+        [("--trusted-root", format!("/sigstore/{ROOT}")), (ROOT_DIGEST, digest.to_string())]
     });
-    let arguments = arguments.into_iter().chain(second.into_iter().flatten()).chain(granted(view, &mut mounts));
-    let arguments = arguments.flat_map(|(flag, value)| [flag.to_owned(), value]);
+    // The answers of a canary are not those that a shadow is compared with.
+    let copies = (track == Track::Stable).then(|| shadow::arguments(view)).into_iter().flatten();
+    let arguments = arguments.into_iter().chain(first).chain(listens).chain(second.into_iter().flatten());
+    let arguments = arguments.chain(root.into_iter().flatten()).chain(granted(view, &mut mounts));
+    let arguments = arguments.chain(copies).flat_map(|(flag, value)| [flag.to_owned(), value]);
     let reports = (track == Track::Canary).then(|| "--report-traffic".to_owned());
     Template {
         owner: &view.owner,
@@ -287,6 +302,40 @@ fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'
             readiness: Some(probe("/ready", 2, 3)),
         },
     }
+}
+
+/// Returns the arguments that name who signed the bundle in a folder.
+fn signer(view: &View<'_>, signer: Sha256, folder: &str) -> Vec<(&'static str, String)> {
+    let fingerprint = (KEY_FINGERPRINT, signer.to_string());
+    match view.trust().identity(signer) {
+        Some(identity) => vec![
+            ("--certificate-identity", identity.subject.clone()),
+            ("--certificate-oidc-issuer", identity.issuer.clone()),
+            fingerprint,
+        ],
+        None => vec![("--public-key", format!("/bundles/{folder}/key.pem")), fingerprint],
+    }
+}
+
+fn root_name(view: &View<'_>, digest: Sha256) -> String {
+    child::root(&view.owner.name, &digest.short())
+}
+
+/// Returns the trusted root that Deployments mount, and those of earlier ones that servers still mount. The name has the digest, so
+/// that a server that stays keeps the root that its arguments name.
+fn roots(view: &View<'_>, deployments: &[Deployment]) -> (Option<ConfigMap>, Vec<Kept>) {
+    let specs = deployments.iter().filter_map(|it| it.spec.as_ref()?.template.spec.as_ref());
+    let mounted: BTreeSet<Sha256> = specs.flat_map(|spec| digests(Some(spec), &[ROOT_DIGEST])).collect();
+    let current = view.observed.trusted_root.as_ref().filter(|root| mounted.contains(&root.digest));
+    let config_map = current.map(|root| ConfigMap {
+        metadata: metadata(view, root_name(view, root.digest)),
+        immutable: Some(true),
+        data: Some(BTreeMap::from([(ROOT.to_owned(), root.text.clone())])),
+        ..ConfigMap::default()
+    });
+    let earlier = mounted.iter().filter(|digest| current.is_none_or(|root| root.digest != **digest));
+    let kept = earlier.map(|digest| Kept { kind: KeptKind::ConfigMap, name: root_name(view, *digest) }).collect();
+    (config_map, kept)
 }
 
 /// Mounts what `spec.serving` names, and returns its arguments.
@@ -324,7 +373,11 @@ fn probe(path: &str, period: i32, failures: i32) -> Probe {
 fn config_map(view: &View<'_>) -> ConfigMap {
     ConfigMap {
         metadata: metadata(view, server(view)),
-        data: Some(BTreeMap::from([(CA.to_owned(), view.observed.settings.report_ca.clone())])),
+        data: Some(
+            std::iter::once((CA.to_owned(), view.observed.settings.report_ca.clone()))
+                .chain(shadow::file(view))
+                .collect(),
+        ),
         ..ConfigMap::default()
     }
 }
@@ -378,19 +431,32 @@ fn policy(view: &View<'_>) -> NetworkPolicy {
         namespace_selector: Some(LabelSelector { match_labels: Some(namespace), match_expressions: None }),
         ..NetworkPolicyPeer::default()
     };
+    // Only the servers whose requests are copied reach a shadow, and they reach nothing else than their shadows.
+    let of_pod = |name: &str| {
+        let labels = BTreeMap::from([
+            (label::REASONING_POD.to_owned(), label_value(name)),
+            ("app.kubernetes.io/component".to_owned(), Component::Server.name().to_owned()),
+        ]);
+        NetworkPolicyPeer {
+            pod_selector: Some(LabelSelector { match_labels: Some(labels), match_expressions: None }),
+            ..NetworkPolicyPeer::default()
+        }
+    };
+    let clients = shadow::incumbent(view).map(|incumbent| vec![of_pod(incumbent)]);
+    let shadows: Vec<_> = view.observed.shadows.iter().map(|shadow| of_pod(&shadow.name)).collect();
+    let copies = (!shadows.is_empty())
+        .then(|| NetworkPolicyEgressRule { ports: Some(vec![port("TCP", PORT)]), to: Some(shadows) });
+    let egress = [
+        NetworkPolicyEgressRule { ports: Some(vec![port("UDP", 53), port("TCP", 53)]), to: None },
+        NetworkPolicyEgressRule { ports: Some(vec![port("TCP", settings.report_port)]), to: Some(vec![controller]) },
+    ];
     NetworkPolicy {
         metadata: metadata(view, server(view)),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(selector(view)),
             policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
-            ingress: Some(vec![NetworkPolicyIngressRule { ports: Some(vec![port("TCP", PORT)]), from: None }]),
-            egress: Some(vec![
-                NetworkPolicyEgressRule { ports: Some(vec![port("UDP", 53), port("TCP", 53)]), to: None },
-                NetworkPolicyEgressRule {
-                    ports: Some(vec![port("TCP", settings.report_port)]),
-                    to: Some(vec![controller]),
-                },
-            ]),
+            ingress: Some(vec![NetworkPolicyIngressRule { ports: Some(vec![port("TCP", PORT)]), from: clients }]),
+            egress: Some(egress.into_iter().chain(copies).collect()),
         }),
     }
 }

@@ -12,6 +12,7 @@ use super::{
     bundles::{bundle_names, manifest, promotion_key},
     observed::{ObservedReasoningPod, SignedModel, SignedPromotion, Signer},
     policy::Policies,
+    shadow,
     target::Target,
     trust::{Chosen, Distrust, Trust},
 };
@@ -37,6 +38,7 @@ pub(crate) enum About {
     Revocation,
     Signing,
     Servers,
+    Shadow,
 }
 
 /// One thing that blocks a rollout.
@@ -67,11 +69,11 @@ pub(crate) struct Evidence<'a> {
 }
 
 impl Block {
-    fn waits(about: About, reason: Reason, sentence: impl Into<String>) -> Self {
+    pub(super) fn waits(about: About, reason: Reason, sentence: impl Into<String>) -> Self {
         Self { about, reason, waits: true, sentence: sentence.into() }
     }
 
-    fn stalls(about: About, reason: Reason, sentence: impl Into<String>) -> Self {
+    pub(super) fn stalls(about: About, reason: Reason, sentence: impl Into<String>) -> Self {
         Self { about, reason, waits: false, sentence: sentence.into() }
     }
 }
@@ -81,6 +83,7 @@ impl<'a> Evidence<'a> {
         let mut blocks = Vec::new();
         let trained = trained(observed, &mut blocks);
         blocks.extend(ring(observed));
+        blocks.extend(shadow::block(observed));
         let image = observed.settings.image(Component::Server, &observed.object.spec.pod);
         blocks.extend(image.err().map(|why| Block::stalls(About::Servers, Reason::InvalidConfiguration, why)));
         let proofs = proofs(observed, trained.map(|(_, model)| model), &mut blocks);
@@ -274,11 +277,18 @@ fn cannot_sign(observed: &ObservedReasoningPod, trust: Trust<'_>) -> Option<Bloc
         Signer::Available { fingerprint } => *fingerprint,
     };
     let why = trust.check(key).err().filter(|why| *why != Distrust::Revoked)?;
-    let sentence = format!(
-        "nothing can be signed: the signing key {} {why}: put a key that is listed and valid into the Secret \
-         codex-signing-key",
-        key.short()
-    );
+    let sentence = match trust.identity(key) {
+        Some(identity) => format!(
+            "nothing can be signed: the identity {} {why}: let the list of trusted keys and the policies name it, or sign as another \
+             one",
+            identity.subject
+        ),
+        None => format!(
+            "nothing can be signed: the signing key {} {why}: put a key that is listed and valid into the Secret \
+             codex-signing-key",
+            key.short()
+        ),
+    };
     Some(match why {
         Distrust::Untimely(Untimely::NotYet(_)) => Block::waits(About::Signing, Reason::SignerUnavailable, sentence),
         _ => Block::stalls(About::Signing, Reason::SignerUnavailable, sentence),

@@ -11,6 +11,7 @@ mod guarded;
 mod observed;
 mod policy;
 mod servers;
+mod shadow;
 mod signing;
 mod stage;
 mod status;
@@ -23,7 +24,10 @@ use jiff::Timestamp;
 
 pub use bundles::{BundleNames, bundle_names, manifest};
 pub use endpoints::{ForeignSlice, SERVICE_NAME, WRITER, WRITTEN_BY};
-pub use observed::{Bundle, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer, TrustedKey};
+pub use observed::{
+    Bundle, Incumbent, Mirrored, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer,
+    TrustedKey, TrustedRoot,
+};
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};
 use stage::Stage;

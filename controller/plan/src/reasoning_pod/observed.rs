@@ -6,7 +6,7 @@ use std::{
 };
 
 use codex_crds::{Evaluation, ReasoningPod, SignOff, TrainingRun};
-use codex_provenance::{OmsPayloadDigest, PromotionDigest, Sha256, Validity};
+use codex_provenance::{Identity, ModelDigest, OmsPayloadDigest, PromotionDigest, Sha256, Validity};
 use codex_verdict::{
     Ring,
     policy::{Lineage, Policy},
@@ -42,10 +42,13 @@ pub struct ObservedReasoningPod {
     pub evaluations: BTreeMap<String, Evaluation>,
     /// The signer.
     pub signer: Signer,
-    /// The list of trusted keys, including expired ones. Without a list it is empty, and the signer's key is the only trusted one and
-    /// never expires.
+    /// The list of trusted keys and identities, including expired ones. Where it is empty, the signer's key is the only trusted one
+    /// and never expires. Of a pattern for identities, it has those that sign now or signed a bundle here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trusted: Vec<TrustedKey>,
+    /// The trusted root that verifies signatures by identities, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trusted_root: Option<Arc<TrustedRoot>>,
     /// The bundle in the ConfigMap [`BundleNames::oms`](super::BundleNames::oms), verified with all listed keys.
     #[serde(default)]
     pub oms: Bundle<SignedModel>,
@@ -95,6 +98,12 @@ pub struct ObservedReasoningPod {
     /// The pods of that Deployment's current template, in any order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub canary_pods: Vec<Pod>,
+    /// The ReasoningPod that `spec.shadow.of` names, if it exists in the object's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incumbent: Option<Incumbent>,
+    /// The ReasoningPods of the namespace that shadow the object, by name, without dry runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shadows: Vec<Mirrored>,
     /// The names of pods that match the selector of the Service, and that the controller did not create.
     #[serde(default)]
     pub foreign_pods: BTreeSet<String>,
@@ -131,6 +140,36 @@ pub struct ObservedReasoningPod {
     pub obstruction: Option<Obstruction>,
 }
 
+/// What a shadow depends on of the ReasoningPod that it shadows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Incumbent {
+    /// Digest of the model that its servers verified, from its sealed status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelDigest>,
+    /// The ReasoningPod that it shadows itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow_of: Option<String>,
+    /// The uids of its pods that exist.
+    #[serde(default)]
+    pub pods: BTreeSet<String>,
+    /// The public keys with which they sign copies of requests, from their newest reports, by the uids of pods.
+    #[serde(default)]
+    pub keys: BTreeMap<String, String>,
+}
+
+/// A ReasoningPod that shadows the object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Mirrored {
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// Its `spec.shadow.samplePercent`.
+    pub sample_percent: i32,
+}
+
 /// A promotion that is recorded in a ConfigMap: `verify::read_promotion` accepted it, and it names the object's namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -145,24 +184,37 @@ pub struct RecordedPromotion {
     pub lineage: Lineage,
 }
 
-/// A key whose signatures count within a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A key or an identity whose signatures count within a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrustedKey {
-    /// SHA-256 of the public key's PEM text.
+    /// SHA-256 of the public key's PEM text, or the fingerprint of the identity.
     pub fingerprint: Sha256,
     /// When its signatures count.
     #[serde(default)]
     pub validity: Validity,
+    /// The identity, if it is not a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+}
+
+/// A trusted root of Sigstore.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrustedRoot {
+    /// SHA-256 of the text.
+    pub digest: Sha256,
+    /// The root, in JSON.
+    pub text: String,
 }
 
 /// The state of the signer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Signer {
-    /// The signer has the private key with this fingerprint.
+    /// The signer has the private key with this fingerprint, or signs as the identity with it.
     Available {
-        /// SHA-256 of the public key's PEM text.
+        /// SHA-256 of the public key's PEM text, or the fingerprint of the identity.
         fingerprint: Sha256,
     },
     /// The signer has no usable private key.

@@ -23,7 +23,7 @@ use super::{
     trust::Trust,
 };
 use crate::{
-    evaluation::{gates::by_name, proof::Proof},
+    evaluation::{gates::by_name, metrics::measured, proof::Proof},
     throttle::until,
 };
 
@@ -89,11 +89,11 @@ impl Policies {
         let mut unmet = if judged {
             breaches(&observed.policies, &facts)
         } else {
-            // The problems are known once the evaluations have reported.
+            // The problems and how often they were read are known once the evaluations have reported.
             breaches(&without_problems(&observed.policies), &facts)
         };
         unmet.retain(|breach| match breach.demand {
-            Demand::Rule | Demand::Evaluation | Demand::Denied => true,
+            Demand::Rule | Demand::Evaluation | Demand::Denied | Demand::Signer => true,
             Demand::Ring | Demand::Time => model.is_some(),
             Demand::SignOff => judged,
         });
@@ -122,7 +122,9 @@ impl Policies {
 fn without_problems(policies: &[Policy]) -> Vec<Policy> {
     let mut policies = policies.to_vec();
     let rules = policies.iter_mut().flat_map(|policy| &mut policy.spec.rules);
-    rules.flat_map(|rule| &mut rule.required_evaluations).for_each(|template| template.problems_sha256 = None);
+    for template in rules.flat_map(|rule| &mut rule.required_evaluations) {
+        (template.problems_sha256, template.reads) = (None, None);
+    }
     policies
 }
 
@@ -130,8 +132,12 @@ fn candidates(observed: &ObservedReasoningPod) -> Vec<Candidate> {
     let named = observed.object.spec.evaluations.iter().filter_map(|name| observed.evaluations.get(name));
     named
         .map(|evaluation| {
-            let data = evaluation.status.as_ref().map(|status| by_name(&status.data_digests)).unwrap_or_default();
+            let status = evaluation.status.as_ref();
+            let data = status.map(|status| by_name(&status.data_digests)).unwrap_or_default();
+            let read = status.and_then(|status| u64::try_from(status.reads.as_ref()?.number).ok());
+            let metrics = status.and_then(|status| measured(&status.metrics)).unwrap_or_default();
             Candidate::new(evaluation.name_any(), evaluation.spec.preset.clone(), &evaluation.spec.gates, &data)
+                .measured(read, metrics)
         })
         .collect()
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use codex_crds::{TrafficStatus, VerifiedStatus, annotation};
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
-use codex_reports::{Report, ServingState, Stage as PodStage, State};
+use codex_reports::{Comparison, Report, ServingState, Stage as PodStage, State};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -15,17 +15,26 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use super::{children::KEY_FINGERPRINT, observed::ObservedReasoningPod, target::Target};
+use super::{
+    children::{KEY_FINGERPRINT, ROOT_DIGEST},
+    observed::ObservedReasoningPod,
+    target::Target,
+};
 use crate::{
     metadata::Owner,
     pods::{Facts, explained_again, newest_reports, refusals},
 };
 
-/// Returns the fingerprints of the keys that servers of this template accept.
+/// Returns the fingerprints of the keys and identities that servers of this template accept, and the digest of their trusted root.
 pub(crate) fn keys(template: Option<&PodSpec>) -> BTreeSet<Sha256> {
+    digests(template, &[KEY_FINGERPRINT, ROOT_DIGEST]).collect()
+}
+
+/// Returns the values of these arguments that are digests.
+pub(crate) fn digests<'a>(template: Option<&'a PodSpec>, names: &'a [&str]) -> impl Iterator<Item = Sha256> + 'a {
     let arguments = template.into_iter().flat_map(|spec| &spec.containers).filter_map(|it| it.args.as_ref());
     let pairs = arguments.flat_map(|arguments| arguments.windows(2));
-    pairs.filter(|pair| pair[0] == KEY_FINGERPRINT).filter_map(|pair| pair[1].parse().ok()).collect()
+    pairs.filter(|pair| names.contains(&pair[0].as_str())).filter_map(|pair| pair[1].parse().ok())
 }
 
 /// The servers of a Deployment.
@@ -200,6 +209,31 @@ impl<'a> Servers<'a> {
             add(&mut sum.refused, traffic.refused);
             add(&mut sum.completed, traffic.completed);
             add(&mut sum.slow, limit.map_or(0, |limit| traffic.slower_than(limit)));
+        }
+        Some(sum)
+    }
+
+    /// Returns what the ready servers of the current template have compared with a model since they started; `None` until all of them
+    /// have reported.
+    pub(crate) fn comparison(&self, model: ModelDigest) -> Option<Comparison> {
+        let mut sum = Comparison::of(model);
+        let mut ready = self.current().filter(|facts| facts.is_ready()).peekable();
+        ready.peek()?;
+        for facts in ready {
+            let (_, state) = self.state(facts)?;
+            let Some(found) = state.comparisons.iter().find(|found| found.model == model) else { continue };
+            for (sum, more) in [
+                (&mut sum.compared, found.compared),
+                (&mut sum.agreed, found.agreed.min(found.compared)),
+                (&mut sum.identical, found.identical),
+                (&mut sum.skipped, found.skipped),
+            ] {
+                *sum = sum.saturating_add(more);
+            }
+            let buckets = sum.latency.iter_mut().zip(&found.latency);
+            let buckets = buckets.chain(sum.other_latency.iter_mut().zip(&found.other_latency));
+            buckets.for_each(|(sum, more)| *sum = sum.saturating_add(*more));
+            sum.first_difference = [sum.first_difference, found.first_difference].into_iter().flatten().min();
         }
         Some(sum)
     }

@@ -7,7 +7,7 @@ use super::{
     evidence::Evidence,
     observed::{ObservedReasoningPod, Signer},
     target::Target,
-    trust::Chosen,
+    trust::{Chosen, Trust},
 };
 use crate::pod_template::join;
 
@@ -24,7 +24,7 @@ pub(crate) enum Signing {
 
 impl Signing {
     /// Returns `None` while something blocks the rollout.
-    pub(crate) fn of(observed: &ObservedReasoningPod, evidence: &Evidence<'_>) -> Option<Self> {
+    pub(crate) fn of(observed: &ObservedReasoningPod, evidence: &Evidence<'_>, trust: Trust<'_>) -> Option<Self> {
         if !evidence.blocks.is_empty() {
             return None;
         }
@@ -53,6 +53,7 @@ impl Signing {
             promotion: promoted.digest,
             promotion_signer: promoted.signer,
             promotion_bundle: promotion_bundle.clone(),
+            root: trust.root([signed.signer, promoted.signer]),
             run_uid,
         })))
     }

@@ -41,7 +41,7 @@ impl Stage {
     }
 
     fn unless_revoked(view: &View<'_>) -> Self {
-        let Some(signing) = Signing::of(view.observed, &view.evidence) else {
+        let Some(signing) = Signing::of(view.observed, &view.evidence, view.trust()) else {
             return Self::Blocked;
         };
         if view.spec().dry_run {

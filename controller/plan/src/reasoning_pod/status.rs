@@ -1,9 +1,10 @@
 //! The status of a ReasoningPod. Transitions are written at once, server counts at most every ten seconds. Pure.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use codex_crds::{
-    ConditionType, ManifestStatus, PromotionStatus, Reason, ReasoningPodPhase, ReasoningPodStatus, VerifiedStatus,
+    ConditionType, ManifestStatus, PromotionStatus, Reason, ReasoningPodPhase, ReasoningPodStatus, ShadowStatus,
+    VerifiedStatus,
 };
 use codex_provenance::{EvidenceStrength, Sha256};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -16,6 +17,7 @@ use super::{
     guarded::{self, blocked_by, waits},
     observed::Signer,
     servers::Servers,
+    shadow,
     stage::Stage,
     target::Target,
     trust::Chosen,
@@ -44,6 +46,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     let wanted = view.wanted();
     let serves = view.serves() || rolls(stage);
     let canary = Next::of(view, stage);
+    let compared = shadow::status(view);
     let counts = view.servers.as_ref().filter(|_| serves).map(|servers| servers.counts(wanted)).unwrap_or_default();
     let Signed { run_uid, manifest, promotion } = signed(view, stage, serves);
     let evidence = evidence(view);
@@ -63,7 +66,9 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         replicas: Some(counts.all),
         ready_replicas: Some(counts.ready),
         ready: (!view.spec().dry_run).then(|| format!("{}/{}", counts.ready, wanted.replicas)),
-        url: serves.then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
+        // A shadow answers nobody.
+        url: (serves && view.spec().shadow.is_none())
+            .then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
         evidence: evidence.as_ref().map(|evidence| match evidence {
             Ok(()) => EvidenceStrength::Strong,
             Err(_) => EvidenceStrength::Weak,
@@ -72,9 +77,10 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         report_digest: view.evidence.policies.report,
         sign_offs: guarded::sign_offs(view),
         rollout: canary.rollout.clone(),
+        shadow: compared.clone(),
         history: canary.history.clone(),
         seal: view.status.seal.clone(),
-        conditions: conditions(view, stage, &canary),
+        conditions: conditions(view, stage, &canary, compared.as_ref()),
     };
     let written = observed.status_written_at;
     let late = view.servers.iter().filter(|_| serves).chain(&view.canary);
@@ -88,6 +94,8 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         ready_replicas: present.ready_replicas,
         ready: present.ready.clone(),
         rollout: canary::with_numbers_of(next.rollout.as_ref(), present.rollout.as_ref()),
+        shadow: shadow::with_numbers_of(next.shadow.as_ref(), present.shadow.as_ref()),
+        conditions: shadow::with_message_of(&next.conditions, &present.conditions),
         ..next.clone()
     })
 }
@@ -138,7 +146,7 @@ fn receiving(view: &View<'_>) -> Option<String> {
 
 fn phase(view: &View<'_>, stage: &Stage, canary: &Next) -> ReasoningPodPhase {
     match stage {
-        _ if view.obstruction.is_some() => ReasoningPodPhase::Blocked,
+        _ if view.obstruction.is_some_and(|obstruction| !obstruction.waits) => ReasoningPodPhase::Blocked,
         Stage::DryRun => ReasoningPodPhase::DryRun,
         // Running servers stay: something only blocks the next rollout.
         Stage::Blocked if waits(view) && !view.serves() => ReasoningPodPhase::Pending,
@@ -233,7 +241,7 @@ fn verified(view: &View<'_>, stage: &Stage, serves: bool) -> Option<VerifiedStat
     }
 }
 
-fn conditions(view: &View<'_>, stage: &Stage, canary: &Next) -> Vec<Condition> {
+fn conditions(view: &View<'_>, stage: &Stage, canary: &Next, compared: Option<&ShadowStatus>) -> Vec<Condition> {
     use ConditionType::{
         EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, KeyExpires, Ready, Reconciling, RingMatched,
         Signed, Stalled, Trained, Verified,
@@ -286,6 +294,7 @@ fn conditions(view: &View<'_>, stage: &Stage, canary: &Next) -> Vec<Condition> {
         autoscaling::condition(view, &mut conditions);
     }
     canary.condition(&mut conditions);
+    shadow::condition(view, stage, compared, &mut conditions);
     if let Some(message) = expiring(view) {
         conditions.set(KeyExpires, true, Reason::KeyExpires, &message);
     }
@@ -333,8 +342,14 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
         return (false, block.reason, block.sentence.clone());
     }
     let recorded = |oms: &str, promotion: &str| {
-        (true, Reason::BundlesRecorded, format!("the bundles are in ConfigMaps {oms} and {promotion}"))
+        let by = identities(view);
+        (true, Reason::BundlesRecorded, format!("the bundles are in ConfigMaps {oms} and {promotion}{by}"))
     };
+    if let (Some(obstruction), Stage::Signing(_)) = (view.obstruction.filter(|obstruction| obstruction.waits), stage)
+        && !view.serves()
+    {
+        return (false, obstruction.reason, obstruction.message.clone());
+    }
     let stays = matches!(stage, Stage::Blocked | Stage::Revoked | Stage::Signing(_)) && view.serves();
     if let Some(why) = distrusted(view).filter(|_| stays) {
         return (false, Reason::KeyNotTrusted, why);
@@ -370,6 +385,14 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
     }
 }
 
+/// Names the identities that signed the bundles; empty if keys did.
+fn identities(view: &View<'_>) -> String {
+    let signers = [view.evidence.oms.signer(), view.evidence.promotion.signer()].into_iter().flatten();
+    let named: BTreeSet<String> =
+        signers.filter_map(|signer| Some(format!(", signed by {}", view.trust().identity(signer)?))).collect();
+    named.into_iter().collect()
+}
+
 /// Returns the keys on which the status depends: the one that signs, and those that signed what counts.
 fn keys(view: &View<'_>) -> Vec<Sha256> {
     let evidence = &view.evidence;
@@ -389,9 +412,11 @@ fn distrusted(view: &View<'_>) -> Option<String> {
     let mut signers = std::iter::once(manifest.signer.as_str()).chain(promoter);
     signers.find_map(|signer| {
         let why = view.trust().distrusts(signer)?;
+        let found = view.trust().find(signer);
+        let name = found.map_or_else(|| format!("the key {signer}"), |key| view.trust().name(key));
         Some(format!(
-            "the key {signer} signed what is served, and it {why}: it is signed again, and the servers are replaced, once \
-             nothing else blocks the rollout"
+            "{name} signed what is served, and it {why}: it is signed again, and the servers are replaced, once nothing else blocks \
+             the rollout"
         ))
     })
 }
@@ -400,16 +425,20 @@ fn distrusted(view: &View<'_>) -> Option<String> {
 fn expiring(view: &View<'_>) -> Option<String> {
     let signing = view.observed.signer.fingerprint();
     let sentence = |key: Sha256| {
-        let (end, key_name) = (view.trust().expires(key)?, key.short());
-        Some(if Some(key) == signing {
+        let (end, key_name, name) = (view.trust().expires(key)?, key.short(), view.trust().name(key));
+        Some(if Some(key) == signing && view.trust().identity(key).is_some() {
+            format!(
+                "{name} may sign until {end}, and then nothing can be signed: list it with a later notAfter in the ConfigMap \
+                 codex-trusted-keys"
+            )
+        } else if Some(key) == signing {
             format!(
                 "the signing key {key_name} expires at {end}, and then nothing can be signed: list another key, and put it into \
                  the Secret codex-signing-key"
             )
         } else {
             format!(
-                "the key {key_name} signed what is served, and expires at {end}: then it is signed again, and the servers are \
-                 replaced"
+                "{name} signed what is served, and expires at {end}: then it is signed again, and the servers are replaced"
             )
         })
     };

@@ -24,12 +24,14 @@ pub(crate) struct Target {
     /// Fingerprint of the key that signed the promotion bundle.
     pub(crate) promotion_signer: Sha256,
     pub(crate) promotion_bundle: String,
+    /// Digest of the trusted root that verifies them, if an identity signed one of them.
+    pub(crate) root: Option<Sha256>,
 }
 
 impl Target {
-    /// Returns the fingerprints of the keys that signed the bundles.
+    /// Returns the fingerprints of the keys that signed the bundles, and the digest of the trusted root.
     pub(crate) fn keys(&self) -> BTreeSet<Sha256> {
-        BTreeSet::from([self.oms_signer, self.promotion_signer])
+        [self.oms_signer, self.promotion_signer].into_iter().chain(self.root).collect()
     }
 
     /// Returns the target that the status records, to restore servers whose pod template was modified or whose Deployment was deleted.
@@ -52,6 +54,7 @@ impl Target {
             oms_bundle: manifest.bundle.clone(),
             promotion: promotion.digest,
             promotion_bundle: promotion.bundle.clone(),
+            root: trust.root([oms_signer, promotion_signer]),
         })
     }
 }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt};
 
 use codex_crds::{Reason, bundle};
-use codex_provenance::{Sha256, Untimely, Validity};
-use codex_verdict::policy::{Lineage, denials};
+use codex_provenance::{Identity, Sha256, Untimely, Validity};
+use codex_verdict::policy::{Lineage, Signatory, denials, may_sign};
 use jiff::{SignedDuration, Timestamp};
 
 use super::observed::{Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer, TrustedKey};
@@ -26,6 +26,8 @@ pub(crate) enum Distrust {
     Unlisted,
     /// A policy denies it.
     Revoked,
+    /// A policy does not name it among those who may sign in this ring.
+    Barred,
     /// It has expired, or is not valid yet.
     Untimely(Untimely),
 }
@@ -35,6 +37,7 @@ impl fmt::Display for Distrust {
         match self {
             Self::Unlisted => f.write_str("is no longer listed"),
             Self::Revoked => f.write_str("is revoked by a promotion policy"),
+            Self::Barred => f.write_str("is not among the signers that a promotion policy names for this ring"),
             Self::Untimely(untimely) => untimely.fmt(f),
         }
     }
@@ -88,7 +91,7 @@ impl<'a> Trust<'a> {
         let pinned = || self.observed.signer.fingerprint();
         match self.observed.trusted.as_slice() {
             [] => pinned()
-                .map(|fingerprint| TrustedKey { fingerprint, validity: Validity::default() })
+                .map(|fingerprint| TrustedKey { fingerprint, validity: Validity::default(), identity: None })
                 .into_iter()
                 .collect(),
             listed => listed.to_vec(),
@@ -99,14 +102,37 @@ impl<'a> Trust<'a> {
         self.listed().into_iter().find(|trusted| trusted.fingerprint == key).map(|trusted| trusted.validity)
     }
 
+    /// Returns the identity with a fingerprint; `None` if it is that of a key.
+    pub(crate) fn identity(&self, key: Sha256) -> Option<&'a Identity> {
+        let listed = self.observed.trusted.iter().find(|trusted| trusted.fingerprint == key);
+        listed.and_then(|trusted| trusted.identity.as_ref())
+    }
+
+    /// Names a signer: "the key 0123456789ab", or "the identity" with its subject.
+    pub(crate) fn name(&self, key: Sha256) -> String {
+        match self.identity(key) {
+            Some(identity) => format!("the identity {}", identity.subject),
+            None => format!("the key {}", key.short()),
+        }
+    }
+
+    /// Returns the digest of the trusted root, if one of these signers is an identity.
+    pub(crate) fn root(&self, signers: [Sha256; 2]) -> Option<Sha256> {
+        let needed = signers.iter().any(|signer| self.identity(*signer).is_some());
+        self.observed.trusted_root.as_ref().filter(|_| needed).map(|root| root.digest)
+    }
+
     /// Returns the listed key whose fingerprint begins with these digits.
     pub(crate) fn find(&self, digits: &str) -> Option<Sha256> {
         self.listed().into_iter().map(|trusted| trusted.fingerprint).find(|key| key.short() == digits)
     }
 
-    /// Checks that a key is trusted now.
+    /// Checks that a key is trusted now, and may sign in the ring of the object.
     pub(crate) fn check(&self, key: Sha256) -> Result<(), Distrust> {
-        self.check_at(key, self.now)
+        self.check_at(key, self.now)?;
+        let signatory = Signatory { fingerprint: key, identity: self.identity(key) };
+        let ring = self.observed.object.spec.rollout_ring;
+        if may_sign(&self.observed.policies, ring, signatory).is_empty() { Ok(()) } else { Err(Distrust::Barred) }
     }
 
     /// Checks that a key is not denied now, and was trusted at `then`.
@@ -150,7 +176,7 @@ impl<'a> Trust<'a> {
         let instead = match bundle {
             Bundle::Absent => return Chosen::Missing { name: first, instead: None },
             Bundle::Valid(signed) => match self.check(signed.signer()) {
-                Err(why) => format!("the key {} {why}", signed.signer().short()),
+                Err(why) => format!("{} {why}", self.name(signed.signer())),
                 Ok(()) => return Chosen::Recorded { name: first, signed: signed.clone() },
             },
             // The status says who signed it, and that key was taken from the list.

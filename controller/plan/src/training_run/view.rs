@@ -1,6 +1,8 @@
 //! The observation of a TrainingRun, in the form that its plan needs. Pure.
 
-use codex_configs::{Resolved, Training, compose_training};
+use std::sync::LazyLock;
+
+use codex_configs::{Training, compose_training};
 use codex_crds::{BaseStatus, LostCheckpointStatus, Reason, TrainingRunSpec, TrainingRunStatus};
 use codex_reports::{Report, Stage as PodStage, State, TrainingState};
 use jiff::Timestamp;
@@ -17,7 +19,7 @@ use crate::{
     obstruction::Obstruction,
     seal::{Discarded, Sealable},
     throttle::whole_seconds,
-    work::{Config, Limits, Moved, WorkFailure, WorkView, Worker},
+    work::{Config, Limits, Memory, Moved, Outcome, WorkFailure, WorkView, Worker},
 };
 
 /// The observation of a TrainingRun.
@@ -189,9 +191,12 @@ fn containers(spec: &PodSpec) -> Vec<&str> {
     debuggers.chain(others.map(|container| container.name.as_str())).collect()
 }
 
-fn compose(spec: &TrainingRunSpec) -> Result<Resolved<Training>, String> {
-    let data = data::configured(&spec.data)?;
-    let composed = compose_training(&spec.template, &spec.overrides, spec.config.as_deref(), spec.seed, data);
-    let checked = composed.and_then(|resolved| resolved.spec().check_base(spec.base.is_some()).map(|()| resolved));
-    checked.map_err(|why| why.to_string())
+fn compose(spec: &TrainingRunSpec) -> Outcome<Training> {
+    static COMPOSED: LazyLock<Memory<Training>> = LazyLock::new(Memory::new);
+    let TrainingRunSpec { template, overrides, config, seed, data, base, .. } = spec;
+    COMPOSED.of(&(template, overrides, config, seed, data, base.is_some()), || {
+        let composed = compose_training(template, overrides, config.as_deref(), *seed, data::configured(data)?);
+        let checked = composed.and_then(|resolved| resolved.spec().check_base(base.is_some()).map(|()| resolved));
+        checked.map_err(|why| why.to_string())
+    })
 }

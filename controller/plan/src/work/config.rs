@@ -1,10 +1,10 @@
 //! The configuration that a Job's pods mount. Pure.
 
-use codex_configs::{Data, Resolved, Spec};
+use codex_configs::{Data, Spec};
 use codex_provenance::ConfigDigest;
 use k8s_openapi::api::batch::v1::Job;
 
-use super::job_status::config_digest;
+use super::{composed::Outcome, job_status::config_digest};
 
 /// The configuration of a Job's pods.
 pub(crate) struct Config {
@@ -23,28 +23,24 @@ impl Config {
     /// # Errors
     /// One sentence that says what to change.
     pub(crate) fn of<T: Spec>(
-        composed: Result<Resolved<T>, String>,
+        composed: Outcome<T>,
         job: Option<&Job>,
         started_with: Option<ConfigDigest>,
         data: impl Fn(&T) -> &[Data],
     ) -> Result<Self, String> {
         if let Some(digest) = job.and_then(config_digest) {
             // A controller upgrade must not change a running Job.
-            let same = composed.ok().filter(|resolved| resolved.digest() == digest);
-            let data = same.as_ref().map(|resolved| data(resolved.spec()).to_vec()).unwrap_or_default();
-            return Ok(Self { digest, file: same.and_then(|resolved| resolved.to_yaml().ok()), data });
+            let same = composed.ok().filter(|composed| composed.resolved.digest() == digest);
+            let data = same.as_ref().map(|composed| data(composed.resolved.spec()).to_vec()).unwrap_or_default();
+            return Ok(Self { digest, file: same.and_then(|composed| composed.file.clone().ok()), data });
         }
-        let resolved = composed?;
-        let digest = resolved.digest();
+        let composed = composed?;
+        let digest = composed.resolved.digest();
         match started_with {
             Some(started) if started != digest => Err(format!(
                 "pods ran with the configuration {started}, but this controller composes {digest}: create another object"
             )),
-            _ => Ok(Self {
-                digest,
-                file: Some(resolved.to_yaml().map_err(|why| why.to_string())?),
-                data: data(resolved.spec()).to_vec(),
-            }),
+            _ => Ok(Self { digest, file: Some(composed.file.clone()?), data: data(composed.resolved.spec()).to_vec() }),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! What a TrainingRun and an Evaluation share: one Job, its pods, its configuration and its data. Pure.
 //!
-//! Files build on each other in this order: `job_status` → `failure` → `ending` → `worker` → `config` → `job` → `view` → `stage`.
+//! Files build on each other in this order: `job_status` → `failure` → `ending` → `worker` → `composed` → `config` → `job` → `view` → `stage`.
 //! `finished_model` needs only `failure`.
 
+mod composed;
 mod config;
 mod ending;
 mod failure;
@@ -13,6 +14,7 @@ mod stage;
 mod view;
 mod worker;
 
+pub(crate) use composed::{Memory, Outcome};
 pub(crate) use config::Config;
 pub(crate) use ending::Ending;
 pub(crate) use failure::WorkFailure;

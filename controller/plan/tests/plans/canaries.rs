@@ -73,7 +73,7 @@ fn answer(observed: &mut ObservedReasoningPod, requests: u64, errors: u64, secon
             verified: annotations[annotation::MODEL_DIGEST].parse().ok(),
             promotion: annotations[annotation::PROMOTION_DIGEST].parse().ok(),
             traffic: Some(traffic),
-            failure: None,
+            ..ServingState::default()
         });
         let report = make::report(Kind::ReasoningPod, "pod-1", name, second.unsigned_abs(), None, state);
         observed.reports.retain(|known| known.pod != name);

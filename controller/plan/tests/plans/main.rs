@@ -15,6 +15,8 @@ mod properties;
 mod queued;
 mod rotation;
 mod samples;
+mod scheduled;
 mod servers;
+mod shadows;
 mod stories;
 mod world;

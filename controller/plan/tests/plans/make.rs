@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
-use codex_plan::Settings;
+use codex_plan::{Settings, evaluation::LedgerRead};
 use codex_provenance::{
     ConfigDigest, DataDigest, Sha256,
     manifest::{File, Manifest},
 };
 use codex_reports::{
-    Base, Checkpoint, DataFile, EvaluationState, Failure, Kind, Model, Progress, Report, SCHEMA_VERSION, Stage, State,
-    TrainingState,
+    Base, Checkpoint, Comparison, DataFile, Difference, EvaluationState, Failure, Kind, Model, Progress, Report,
+    SCHEMA_VERSION, Stage, State, TrainingState,
 };
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -179,6 +179,26 @@ pub(crate) fn evaluated(contents: &str, right: u64) -> EvaluationState {
         outcomes: Some(outcomes(right)),
         ..EvaluationState::default()
     }
+}
+
+/// What the ledger says of the first read of the problems of `cot-lite`.
+pub(crate) fn reads() -> BTreeMap<DataDigest, LedgerRead> {
+    let problems =
+        codex_configs::benchmark("cot-lite").iter().find(|file| file.name == codex_configs::PROBLEMS).unwrap();
+    BTreeMap::from([(problems.digest(), LedgerRead::Number(1))])
+}
+
+/// What a shadow has compared with the model of the contents `b`. Each response took 0.3 s, that of the other server 0.2 s.
+pub(crate) fn comparison(compared: u64, agreed: u64, identical: u64) -> Comparison {
+    let mut comparison = Comparison::of(model("b").digest);
+    (comparison.compared, comparison.agreed, comparison.identical) = (compared, agreed, identical);
+    for _ in 0..compared {
+        codex_reports::latency_buckets(&mut comparison.latency, 0.3);
+        codex_reports::latency_buckets(&mut comparison.other_latency, 0.2);
+    }
+    comparison.first_difference =
+        (identical < compared).then_some(Difference { token: 3, gap_thousandths: Some(1_250) });
+    comparison
 }
 
 /// The digest of the outcomes of an evaluation with so many right answers.

@@ -33,6 +33,7 @@ pub(crate) fn requiring(ring: Ring) -> PolicySpec {
         requires: Some(RequiredRing { ring }),
         minimum_time_in_ring: None,
         sign_offs: None,
+        signers: None,
     };
     PolicySpec { rules: vec![rule], denied: Denied::default() }
 }

@@ -73,6 +73,7 @@ pub(crate) fn judged(run: &TrainingRun, name: &str, right: u64) -> Evaluation {
         reports: Vec::new(),
         refused: Vec::new(),
         warnings: Vec::new(),
+        reads: make::reads(),
         admission: Admission::default(),
         seal: StatusSeal::Valid,
         status_written_at: None,
@@ -248,6 +249,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
             Signer::Unavailable { fingerprint: Some(Sha256::of("key")), reason: "the key is lost".to_owned() }
         },
         trusted: Vec::new(),
+        trusted_root: None,
         oms: bundle(
             case.oms,
             SignedModel { payload: OmsPayloadDigest(Sha256::of("payload")), signer: Sha256::of("key") },
@@ -266,6 +268,8 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         pods: Vec::new(),
         reports: Vec::new(),
         former_pods: Vec::new(),
+        incumbent: None,
+        shadows: Vec::new(),
         foreign_pods: BTreeSet::new(),
         unprotected: None,
         endpoint_slices: Vec::new(),
@@ -362,6 +366,7 @@ fn reported(object: Evaluation, run: &TrainingRun, state: EvaluationState) -> Ev
         reports: vec![Received { report, pod: "pod".to_owned(), at: make::at(1), contradiction: None }],
         refused: Vec::new(),
         warnings: Vec::new(),
+        reads: make::reads(),
         admission: Admission::default(),
         seal: StatusSeal::Valid,
         status_written_at: None,
@@ -588,6 +593,7 @@ fn obstruction() -> impl Strategy<Value = Option<Obstruction>> {
             reason,
             message,
             generation,
+            waits: false,
         }),
     )
 }

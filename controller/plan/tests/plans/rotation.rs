@@ -1,19 +1,20 @@
 //! Rotation of the signing key: what is signed again, and which servers are replaced.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use codex_crds::{ConditionType, Reason};
 use codex_plan::{
-    Effect, Plan, StatusSeal,
+    Effect, Obstruction, Plan, StatusSeal,
     conditions::find,
     reasoning_pod::{
         self, Bundle, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer, TrustedKey,
+        TrustedRoot,
     },
 };
-use codex_provenance::{PromotionDigest, Sha256, Validity, oms};
+use codex_provenance::{Identity, PromotionDigest, Sha256, Validity, oms};
 use codex_verdict::{
     Ring,
-    policy::{Denied, Lineage, PolicyKind},
+    policy::{Denied, Lineage, Policy, PolicyKind, PolicyRule, PolicySpec, RequiredSigners, SignerIdentity},
 };
 use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::PodSpec};
@@ -39,7 +40,7 @@ fn next() -> Sha256 {
 
 fn key(fingerprint: Sha256, not_before: Option<i64>, not_after: Option<i64>) -> TrustedKey {
     let validity = Validity { not_before: not_before.map(make::at), not_after: not_after.map(make::at) };
-    TrustedKey { fingerprint, validity }
+    TrustedKey { fingerprint, validity, identity: None }
 }
 
 /// Lists keys, and puts the one with this fingerprint into the Secret.
@@ -301,4 +302,134 @@ fn what_a_key_promoted_while_it_counted_remains_promoted() {
     let denied = denying(Denied { keys: vec![former()], ..Denied::default() });
     observed.policies.extend(denied);
     assert!(plan(&observed).effects.is_empty(), "what a revoked key signed never counts");
+}
+
+fn identity() -> Identity {
+    Identity {
+        issuer: "https://kubernetes.default.svc".to_owned(),
+        subject: "https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller".to_owned(),
+    }
+}
+
+fn trusted_identity() -> TrustedKey {
+    let fingerprint = identity().fingerprint();
+    TrustedKey { fingerprint, validity: Validity::default(), identity: Some(identity()) }
+}
+
+fn root(text: &str) -> Arc<TrustedRoot> {
+    Arc::new(TrustedRoot { digest: Sha256::of(text), text: text.to_owned() })
+}
+
+/// A pod whose model a key signed and whose promotion an identity signs.
+fn signed_by_an_identity() -> ObservedReasoningPod {
+    let mut observed = ready_to_sign("run-1");
+    rotate(&mut observed, vec![key(former(), None, None), trusted_identity()], identity().fingerprint());
+    observed.trusted_root = Some(root("one"));
+    let signing = plan(&observed);
+    sign(&mut observed, &signing);
+    observed
+}
+
+#[test]
+fn servers_get_the_identity_that_signed_and_the_root_that_verifies_it() {
+    let observed = signed_by_an_identity();
+    let rolled = plan(&observed);
+    let servers = template(&rolled.desired.deployments[0]);
+    assert_eq!(values(&servers, "--public-key"), ["/bundles/oms/key.pem"], "the key signed the model alone");
+    assert_eq!(fingerprints(&servers), [former().to_string(), identity().fingerprint().to_string()]);
+    assert_eq!(values(&servers, "--certificate-identity"), [identity().subject]);
+    assert_eq!(values(&servers, "--certificate-oidc-issuer"), [identity().issuer]);
+    assert_eq!(values(&servers, "--trusted-root"), ["/sigstore/trusted_root.json"]);
+    assert_eq!(values(&servers, "--trusted-root-digest"), [Sha256::of("one").to_string()]);
+    let name = format!("codex-r-{}-{}", observed.object.name_any(), Sha256::of("one").short());
+    let found = rolled.desired.config_maps.iter().find(|it| it.name_any() == name).unwrap();
+    assert_eq!((found.immutable, found.data.as_ref().unwrap()["trusted_root.json"].as_str()), (Some(true), "one"));
+    let volumes = servers.volumes.unwrap_or_default();
+    assert!(volumes.iter().any(|volume| volume.config_map.as_ref().is_some_and(|it| it.name == name)));
+    let signed = find(&rolled.status.conditions, ConditionType::Signed).unwrap();
+    assert!(signed.message.contains(&identity().subject), "{}", signed.message);
+}
+
+#[test]
+fn another_root_replaces_servers_and_keeps_the_root_of_those_that_stay() {
+    let mut observed = signed_by_an_identity();
+    observed.deployment = plan(&observed).desired.deployments.pop();
+    observed.trusted_root = Some(root("two"));
+    let rolled = plan(&observed);
+    assert_eq!(
+        values(&template(&rolled.desired.deployments[0]), "--trusted-root-digest"),
+        [Sha256::of("two").to_string()]
+    );
+    // Something blocks the rollout: the servers stay, and so does what they mount.
+    observed.run.as_mut().unwrap().spec.rollout_ring = Ring::Base0A;
+    let held = plan(&observed);
+    let stays = template(&held.desired.deployments[0]);
+    assert_eq!(values(&stays, "--trusted-root-digest"), [Sha256::of("one").to_string()]);
+    let name = format!("codex-r-{}-{}", observed.object.name_any(), Sha256::of("one").short());
+    assert!(held.desired.kept.iter().any(|kept| kept.name == name), "{:?}", held.desired.kept);
+}
+
+#[test]
+fn a_key_gives_servers_no_root() {
+    let mut observed = ready_to_sign("run-1");
+    observed.trusted_root = Some(root("one"));
+    let signing = plan(&observed);
+    sign(&mut observed, &signing);
+    let rolled = plan(&observed);
+    assert!(values(&template(&rolled.desired.deployments[0]), "--trusted-root").is_empty());
+    assert_eq!(rolled.desired.config_maps.len(), 1);
+}
+
+#[test]
+fn a_service_that_is_away_is_named_while_it_is_asked_again() {
+    let mut observed = ready_to_sign("run-1");
+    rotate(&mut observed, vec![key(former(), None, None), trusted_identity()], identity().fingerprint());
+    let message = "Rekor at https://rekor does not answer: refused; it is asked again";
+    let generation = observed.object.metadata.generation;
+    let reason = Reason::SignerUnavailable;
+    observed.obstruction = Some(Obstruction { reason, message: message.to_owned(), generation, waits: true });
+    let told = plan(&observed);
+    assert!(matches!(&told.effects[..], [Effect::SignPromotion { .. }]), "it is tried again");
+    for (kind, status) in
+        [(ConditionType::Ready, "False"), (ConditionType::Reconciling, "True"), (ConditionType::Signed, "False")]
+    {
+        let condition = find(&told.status.conditions, kind).unwrap();
+        assert_eq!((condition.status.as_str(), condition.message.as_str()), (status, message), "{kind:?}");
+    }
+    assert!(find(&told.status.conditions, ConditionType::Stalled).is_none());
+}
+
+#[test]
+fn a_policy_names_who_may_sign() {
+    let mut observed = ready_to_sign("run-1");
+    rotate(&mut observed, vec![key(former(), None, None), trusted_identity()], identity().fingerprint());
+    let ring = observed.object.spec.rollout_ring;
+    let named = |subject: &str| {
+        let identities = vec![SignerIdentity { issuer: identity().issuer, subject: subject.to_owned() }];
+        let signers = Some(RequiredSigners { keys: vec![former()], identities });
+        let rule = PolicyRule {
+            ring,
+            required_evaluations: Vec::new(),
+            requires: None,
+            minimum_time_in_ring: None,
+            sign_offs: None,
+            signers,
+        };
+        Policy {
+            kind: PolicyKind::PromotionPolicy,
+            name: "signers".to_owned(),
+            uid: "u".to_owned(),
+            spec: PolicySpec { rules: vec![rule], denied: Denied::default() },
+        }
+    };
+    observed.policies = vec![named("https://kubernetes.io/namespaces/*/serviceaccounts/codex-controller")];
+    assert!(matches!(&plan(&observed).effects[..], [Effect::SignPromotion { .. }]));
+    observed.policies = vec![named("https://kubernetes.io/namespaces/other/serviceaccounts/*")];
+    let barred = plan(&observed);
+    assert!(barred.effects.is_empty());
+    assert!(
+        barred.status.blocked_by.iter().any(|why| why.contains("is not among the signers")),
+        "{:?}",
+        barred.status.blocked_by
+    );
 }

@@ -61,6 +61,8 @@ struct Given {
     run: bool,
     /// A run that succeeded, as the base of the observed one.
     base: bool,
+    /// The ReasoningPod that is shadowed, with one server.
+    incumbent: bool,
     /// Evaluations by name, each with so many right answers of 500.
     evaluations: BTreeMap<String, u64>,
     /// Evaluations that the observed one is compared with, in the same form.
@@ -76,6 +78,10 @@ impl Given {
         let mut patch = json!({});
         if self.run {
             patch["run"] = json!(run);
+        }
+        if self.incumbent {
+            let keys = json!({"i": "a".repeat(64)});
+            patch["incumbent"] = json!({"model": make::model("b").digest, "pods": ["i"], "keys": keys});
         }
         if self.base {
             patch["base"] = json!(run);
@@ -111,6 +117,9 @@ enum Saying {
     Serves,
     /// A server of a canary that holds the story's model, with so many requests, failed ones and slow ones.
     Answers(u64, u64, u64),
+    /// A server of a shadow that holds the story's model, with so many requests that it compared with the model of the contents `b`,
+    /// those with the same answer, and those with the same tokens.
+    Compares(u64, u64, u64),
     /// A pod that gives up, by reason and message.
     GivesUp(String, String),
 }
@@ -203,6 +212,11 @@ impl Told for ObservedEvaluation {
         if self.obstruction.is_none() {
             job(&mut self.job, &mut self.pods, &plan.desired);
         }
+        // Each run of a schedule has a Job of its own, and only that of the latest one is observed.
+        let name = evaluation::job_name(&self.object, &self.seal);
+        if self.job.as_ref().is_some_and(|job| job.metadata.name.as_ref() != Some(&name)) {
+            (self.job, self.pods) = (None, Vec::new());
+        }
     }
 
     fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>) {
@@ -264,6 +278,7 @@ impl Told for ObservedReasoningPod {
                         self.promotion_again.insert(signer, signed);
                     }
                 }
+                Effect::RecordRead(read) => panic!("a ReasoningPod reads no problems: {read:?}"),
             }
         }
     }
@@ -333,7 +348,14 @@ fn state(kind: Kind, saying: &Saying, annotations: &Value) -> State {
                 completed: requests - errors,
                 latency: vec![requests - errors - slow; LATENCY_EDGES.len()],
             }),
-            failure: None,
+            ..ServingState::default()
+        }),
+        (Saying::Compares(compared, agreed, identical), _) => State::Serving(ServingState {
+            stage: Stage::Running,
+            verified: Some(make::model("a").digest),
+            promotion: annotations["codex-ml.dev/promotion-digest"].as_str().map(|digest| digest.parse().unwrap()),
+            comparisons: vec![make::comparison(*compared, *agreed, *identical)],
+            ..ServingState::default()
         }),
         (Saying::GivesUp(reason, message), Kind::TrainingRun) => State::Training(TrainingState {
             stage: Stage::Failed,
@@ -357,6 +379,9 @@ fn tell<O: Told>(text: &str) -> String {
     let mut steps = serde_yaml::Deserializer::from_str(text);
     let mut observation = Value::deserialize(steps.next().unwrap()).unwrap();
     merge(&mut observation, &json!({"settings": *make::settings()}));
+    if O::KIND == Kind::Evaluation && observation["reads"].is_null() {
+        observation["reads"] = json!(make::reads());
+    }
     let (mut told, mut before, mut seq) = (String::new(), String::new(), 0);
     let mut second = 0;
     let mut name = "the beginning".to_owned();
@@ -471,6 +496,10 @@ stories! {
     pod_under_a_policy: ObservedReasoningPod;
     pod_revoked: ObservedReasoningPod;
     pod_jumps_to_main: ObservedReasoningPod;
+    evaluation_over_its_budget: ObservedReasoningPod;
+    evaluation_uncounted: ObservedEvaluation;
+    evaluation_on_a_schedule: ObservedEvaluation;
     pod_scales: ObservedReasoningPod;
     pod_tries_a_canary: ObservedReasoningPod;
+    pod_is_a_shadow: ObservedReasoningPod;
 }

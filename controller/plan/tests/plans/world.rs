@@ -55,6 +55,8 @@ pub(crate) struct World {
     others: BTreeSet<String>,
     oms: Option<SignedModel>,
     promotions: BTreeMap<String, (Promotion, PromotionDigest)>,
+    /// The numbers of recorded reads by their keys.
+    pub(crate) reads: BTreeMap<String, i64>,
     pub(crate) reports: BTreeMap<String, Vec<Received>>,
     written: BTreeMap<String, Timestamp>,
     counter: u64,
@@ -82,6 +84,7 @@ impl World {
             others: BTreeSet::new(),
             oms: None,
             promotions: BTreeMap::new(),
+            reads: BTreeMap::new(),
             reports: BTreeMap::new(),
             written: BTreeMap::new(),
             counter: 0,
@@ -180,6 +183,7 @@ impl World {
             reports: self.said("evaluation-1"),
             refused: Vec::new(),
             warnings: Vec::new(),
+            reads: make::reads(),
             admission: Admission::default(),
             seal: self.seal("evaluation-1"),
             status_written_at: self.written.get("evaluation-1").copied(),
@@ -201,6 +205,7 @@ impl World {
                 Signer::Unavailable { fingerprint: Some(Sha256::of("key")), reason: "the key is lost".to_owned() }
             },
             trusted: Vec::new(),
+            trusted_root: None,
             oms_again: BTreeMap::new(),
             promotion_again: BTreeMap::new(),
             oms: self.oms.filter(|_| names.oms.is_some()).map_or(Bundle::Absent, Bundle::Valid),
@@ -227,6 +232,8 @@ impl World {
             pods: self.pods_of("codex-s-rc"),
             reports: self.said("pod-1"),
             former_pods: Vec::new(),
+            incumbent: None,
+            shadows: Vec::new(),
             foreign_pods: BTreeSet::new(),
             unprotected: None,
             endpoint_slices: Vec::new(),
@@ -259,6 +266,11 @@ impl World {
             observed.obstruction = Some(obstruction(observed.object.metadata.generation));
             plan = obstruct(&plan, evaluation::plan, &observed, self.now());
         }
+        let published = plan.status.verdict.is_some();
+        assert!(
+            !published || self.reads.contains_key("evaluation-1"),
+            "a verdict is published after its read was recorded"
+        );
         if self.evaluation.status.as_ref() != Some(&plan.status) {
             self.evaluation.status = Some(plan.status);
             changed |= self.wrote("evaluation-1");
@@ -425,6 +437,12 @@ impl World {
                     "a promotion is signed once"
                 );
                 self.writes.push("promotion".to_owned());
+            }
+            // A read that is recorded already is left alone.
+            Effect::RecordRead(read) => {
+                if self.reads.insert(read.key.clone(), read.number).is_none() {
+                    self.writes.push(format!("read {} of {}", read.number, read.evaluation));
+                }
             }
         }
     }
@@ -643,7 +661,7 @@ fn references() -> References {
 }
 
 fn obstruction(generation: Option<i64>) -> Obstruction {
-    Obstruction { reason: Reason::Refused, message: "the child is forbidden".to_owned(), generation }
+    Obstruction { reason: Reason::Refused, message: "the child is forbidden".to_owned(), generation, waits: false }
 }
 
 /// The plan with an obstruction observed: it wants the same, and its status names the obstruction.

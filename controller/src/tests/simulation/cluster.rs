@@ -115,7 +115,7 @@ impl PodView {
                 verified: self.model.as_ref().and_then(|model| model.parse().ok()),
                 promotion: self.promotion.as_ref().and_then(|digest| digest.parse().ok()),
                 traffic: self.counts.then(|| traffic(server)),
-                failure: None,
+                ..ServingState::default()
             }),
         }
     }

@@ -18,6 +18,7 @@
 //! | 14 | Each status is true: of the newest generation, and of what exists | at the end |
 //! | 15 | Without a cause of its own nothing fails | at the end |
 //! | 16 | No child outlives its owner, and no child is left over | at the end |
+//! | 17 | The read of a verdict is counted before the verdict is published, once and under a number of its own | at each write |
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,6 +38,8 @@ pub(super) struct Known {
     pub(super) disturbed: BTreeSet<String>,
     /// The payload of each bundle ever made, by the name of its ConfigMap.
     signed: BTreeMap<String, Vec<u8>>,
+    /// The uid of the Evaluation whose verdict was the read of this number of these problems.
+    reads: BTreeMap<(String, i64), String>,
     /// The digests that servers of each object reported.
     pub(super) verified: BTreeSet<(String, String)>,
 }
@@ -88,6 +91,9 @@ pub(super) fn check_write(
         }
         if let Some(after) = after {
             check_status(&mut server.known, kind, after, &mut wrong);
+            if kind == "Evaluation" {
+                check_read(server, after, &mut wrong);
+            }
         }
     } else if let Some(before) = before
         && Server::owner(before).is_none()
@@ -158,6 +164,35 @@ fn check_status(known: &mut Known, kind: &str, object: &Value, wrong: &mut Vec<S
                 }
             }
         }
+    }
+}
+
+/// Invariant 17.
+fn check_read(server: &mut Server, evaluation: &Value, wrong: &mut Vec<String>) {
+    let (uid, status) = (evaluation["metadata"]["uid"].as_str().unwrap_or_default(), &evaluation["status"]);
+    if !status["verdict"].is_string() {
+        return;
+    }
+    let problems = status["reads"]["dataDigest"].as_str().unwrap_or_default().to_owned();
+    let number = status["reads"]["number"].as_i64().unwrap_or_default();
+    let counted = server.objects.iter().any(|(path, object)| {
+        let text = object["data"]["reads.json"].as_str().filter(|_| path.contains("/codex-system/"));
+        let sheet: Value = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        let listed = sheet["newest"].as_array().into_iter().flatten();
+        sheet["problems"] == json!(problems)
+            && listed.into_iter().any(|entry| entry["key"] == json!(uid) && entry["number"] == json!(number))
+    });
+    if !counted {
+        wrong.push(format!("the verdict of {uid} was published before its read was counted: {}", status["reads"]));
+    }
+    let known = &mut server.known.reads;
+    let other = known.insert((problems.clone(), number), uid.to_owned()).filter(|other| other != uid);
+    if let Some(other) = other {
+        wrong.push(format!("read {number} of {problems} is that of {uid} and of {other}"));
+    }
+    let numbers = known.iter().filter(|((of, _), reader)| *of == problems && *reader == uid);
+    if numbers.count() > 1 {
+        wrong.push(format!("the read of {uid} was counted twice: {known:?}"));
     }
 }
 

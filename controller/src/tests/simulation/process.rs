@@ -38,7 +38,9 @@ use crate::{
     context::Context,
     endpoint::Endpoint,
     inbox::Inbox,
+    known::Known,
     lease::Candidate,
+    ledger::Ledger,
     metrics::Metrics,
     observe::{
         Observe, Queues, Requests, get,
@@ -47,7 +49,7 @@ use crate::{
     operator::fenced,
     reconcile::{ReconcileError, reconcile},
     seal::Seal,
-    signer::Signer,
+    signer::{Signer, Signing},
     unmended::Unmended,
 };
 
@@ -129,7 +131,7 @@ impl Process {
                 let mut held = candidate.acquire().await;
                 let load = async {
                     let signer = loop {
-                        match Signer::load(client.clone(), "codex-system").await {
+                        match Signer::load(client.clone(), "codex-system", Signing::Key).await {
                             Ok(signer) => break signer,
                             Err(_) => sleep(Duration::from_secs(1)).await,
                         }
@@ -223,8 +225,10 @@ impl Process {
             metrics,
             backoff: Backoff::default(),
             unmended: Unmended::default(),
+            known: Known::default(),
             written: ByUid::default(),
             obstructions: ByUid::default(),
+            ledger: Ledger::default(),
         });
         self.active.send_replace(Some(context.clone()));
         let queue = BTreeMap::new();

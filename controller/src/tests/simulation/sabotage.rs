@@ -25,6 +25,8 @@ pub(super) enum Sabotage {
     RestlessStatus,
     /// A canary replaces the servers at once.
     SkipCanary,
+    /// The ledger of reads is written without the reads.
+    DropReads,
 }
 
 impl Sabotage {
@@ -38,13 +40,14 @@ impl Sabotage {
         (Self::PassAll, "verdict"),
         (Self::RestlessStatus, "writes nothing"),
         (Self::SkipCanary, "what their canary tries"),
+        (Self::DropReads, "published before its read was counted"),
     ];
 
     /// Changes a request, and returns requests that are sent after it.
     pub(super) fn apply(self, parts: &Parts, body: &mut Value) -> Vec<(Method, String, Value)> {
         let path = parts.uri.path();
         let kind = body["kind"].as_str().unwrap_or_default().to_owned();
-        let writes = matches!(parts.method, Method::PATCH | Method::POST);
+        let writes = matches!(parts.method, Method::PATCH | Method::POST | Method::PUT);
         if !writes {
             return Vec::new();
         }
@@ -86,6 +89,9 @@ impl Sabotage {
                 let mut servers = body.clone();
                 servers["metadata"]["name"] = json!("codex-s-rc");
                 return vec![(Method::PATCH, path.replace("/codex-c-", "/codex-s-"), servers)];
+            }
+            Self::DropReads if kind == "ConfigMap" && body["data"]["reads.json"].is_string() => {
+                body["data"]["reads.json"] = json!(r#"{"total":0,"newest":[]}"#);
             }
             Self::RestlessStatus if path.ends_with("/status") && kind == "TrainingRun" => {
                 if let Some(condition) = body.pointer_mut("/status/conditions/0/message") {

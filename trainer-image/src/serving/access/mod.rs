@@ -78,8 +78,8 @@ struct Usage {
 }
 
 impl Client {
-    #[cfg(test)]
-    pub(super) fn unlimited(metrics: Arc<Metrics>) -> Self {
+    /// Returns a client without a name or limits.
+    pub(super) fn anonymous(metrics: Arc<Metrics>) -> Self {
         let used = Mutex::new(Usage { requests: None, tokens: None });
         Self(Arc::new(Shared { name: String::new(), used, metrics }))
     }

@@ -1,7 +1,6 @@
 //! A response as it is generated: its text in parts, until it ends. No I/O of its own.
 
 use codex_engine::End;
-use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{
     error::ApiError,
@@ -12,7 +11,7 @@ use super::{
 use crate::{
     safety::Direction,
     serving::{
-        batcher::{Piece, RequestError, Token},
+        batcher::{Piece, Pieces, RequestError, Token},
         filter::{Check, Refusal},
         phase::ServedModel,
     },
@@ -100,7 +99,7 @@ struct Progress<'a> {
 /// The generation fails, or the response cannot be checked.
 pub(super) async fn generate(
     model: &ServedModel,
-    pieces: UnboundedReceiver<Piece>,
+    pieces: Pieces,
     form: Form,
     mut said: impl FnMut(Chunk) + Send,
 ) -> Result<Finished, ApiError> {
@@ -142,10 +141,10 @@ fn checked(check: &Check, text: &mut Text) -> Result<bool, Refusal> {
     Ok(all_cut)
 }
 
-/// Turns tokens into parts until the response ends, and passes them on. Dropping the receiver ends the generation.
+/// Turns tokens into parts until the response ends, and passes them on. Dropping the pieces ends the generation.
 async fn unchecked(
     model: &ServedModel,
-    mut pieces: UnboundedReceiver<Piece>,
+    mut pieces: Pieces,
     form: Form,
     mut said: impl FnMut(Chunk) + Send,
 ) -> Result<Finished, ApiError> {
@@ -168,6 +167,7 @@ async fn unchecked(
                 let parts = progress.token(&token)?;
                 progress.say(parts, &mut said);
                 if progress.stops.reached() || (progress.called && progress.one_call) {
+                    pieces.stopped();
                     return Ok(progress.end(Reason::Stop, &mut said));
                 }
             }

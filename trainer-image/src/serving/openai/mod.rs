@@ -27,7 +27,6 @@ use axum::{
     routing::{get, post},
 };
 use serde_json::{Value, json};
-use tokio::sync::mpsc::UnboundedReceiver;
 
 #[cfg(test)]
 pub(crate) use request::read_any;
@@ -40,7 +39,7 @@ use self::{
 };
 use super::{
     access::Client,
-    batcher::{Job, Piece},
+    batcher::{Job, Pieces},
     http::App,
     metrics::Endpoint,
     phase::ServedModel,
@@ -71,6 +70,17 @@ pub(super) fn markers(tokenizer: &Tokenizer) -> Vec<(u32, &'static str)> {
     let texts = split::Markers::KNOWN.into_iter().flat_map(|markers| [markers.open, markers.close]);
     let ids = texts.chain([split::CALL, split::CALL_END]).filter_map(|text| Some((tokenizer.id(text)?, text)));
     ids.filter(|(id, _)| specials.contains(id)).collect()
+}
+
+/// Whether a text is the marker after reasoning.
+pub(super) fn closes_reasoning(text: &str) -> bool {
+    split::Markers::KNOWN.iter().any(|markers| markers.close == text)
+}
+
+/// Returns what follows the reasoning of a text; the whole text if it has none.
+pub(super) fn after_reasoning(text: &str) -> &str {
+    let after = |markers: &split::Markers| text.rfind(markers.close).map(|at| at + markers.close.len());
+    split::Markers::KNOWN.iter().filter_map(after).max().map_or(text, |at| &text[at..])
 }
 
 /// Returns the seconds since 1970.
@@ -153,7 +163,7 @@ async fn generated(
 }
 
 /// Starts all choices of a request, or none.
-fn started(model: &ServedModel, asked: &Asked, client: &Client) -> Result<Vec<UnboundedReceiver<Piece>>, ApiError> {
+fn started(model: &ServedModel, asked: &Asked, client: &Client) -> Result<Vec<Pieces>, ApiError> {
     let start = |job: &Job| model.batcher.stream(job.clone(), client.clone()).map_err(ApiError::from);
     // Those that were started end with their receivers.
     asked.jobs.iter().map(start).collect()

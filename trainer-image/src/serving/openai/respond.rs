@@ -11,7 +11,7 @@ use axum::{
 };
 use futures::{future::join_all, stream::poll_fn};
 use serde_json::{Value, json};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::{
     error::ApiError,
@@ -20,7 +20,7 @@ use super::{
     split::{Call, Part},
 };
 use crate::serving::{
-    batcher::Piece,
+    batcher::Pieces,
     metrics::{Endpoint, Metrics, Tokens},
     phase::ServedModel,
 };
@@ -209,10 +209,10 @@ pub(super) async fn whole(
     model: &ServedModel,
     metrics: &Metrics,
     answer: &Answer,
-    choices: Vec<UnboundedReceiver<Piece>>,
+    choices: Vec<Pieces>,
     form: &Form,
 ) -> Result<Response, ApiError> {
-    let one = |pieces: UnboundedReceiver<Piece>| async move {
+    let one = |pieces: Pieces| async move {
         let mut text = Text::default();
         let finished = generate(model, pieces, form.clone(), |chunk| text.add(chunk)).await?;
         Ok::<_, ApiError>((text, finished))
@@ -263,13 +263,13 @@ pub(super) fn stream(
     model: Arc<ServedModel>,
     metrics: Arc<Metrics>,
     answer: Answer,
-    choices: Vec<UnboundedReceiver<Piece>>,
+    choices: Vec<Pieces>,
     form: Form,
     usage: bool,
 ) -> Response {
     events(move |events| async move {
         let (told, answer_of, model, form) = (&events, &answer, &*model, &form);
-        let one = |(index, pieces): (usize, UnboundedReceiver<Piece>)| async move {
+        let one = |(index, pieces): (usize, Pieces)| async move {
             let (events, answer) = (told, answer_of);
             if answer.is_chat() {
                 let delta = json!({ "role": "assistant", "content": "" });

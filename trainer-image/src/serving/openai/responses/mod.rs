@@ -12,7 +12,6 @@ use axum::{
 use minijinja::Value as Any;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc::UnboundedReceiver;
 
 use self::output::Output;
 use super::{
@@ -26,7 +25,7 @@ use super::{
 };
 use crate::{
     serving::{
-        batcher::Piece,
+        batcher::Pieces,
         filter::Check,
         http::App,
         metrics::{Endpoint, Tokens},
@@ -167,7 +166,7 @@ impl Request {
         model: &Arc<ServedModel>,
         app: &App,
         asked: Asked,
-        mut choices: Vec<UnboundedReceiver<Piece>>,
+        mut choices: Vec<Pieces>,
         begun: Instant,
     ) -> Result<Response, ApiError> {
         let (Some(pieces), true) = (choices.pop(), choices.is_empty()) else {

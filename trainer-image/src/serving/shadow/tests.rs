@@ -1,0 +1,274 @@
+//! Two servers in one process: one answers, the other one is its shadow.
+
+use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
+
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use codex_engine::Sampler;
+use codex_provenance::{ModelDigest, Sha256};
+use codex_reports::{
+    COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, Comparison, CopiedSampling, MirrorFile, MirrorTarget,
+    RequestCopy, ShadowFile, signed_copy,
+};
+use prometheus::TextEncoder;
+use serde_json::{Value, json};
+
+use super::Mirror;
+use crate::{
+    serving::{
+        batcher::Job,
+        metrics::Metrics,
+        tests::{Case, Running, request, seeded},
+    },
+    text::Tokenizer,
+};
+
+const UID: &str = "uid-of-the-shadow";
+
+/// A server and its shadow, which have begun to compare.
+struct Pair {
+    // Their folders are removed with them.
+    _cases: [Case; 2],
+    incumbent: Running,
+    shadow: Running,
+    model: ModelDigest,
+}
+
+impl Pair {
+    /// Starts a server with the weights of one seed, and a shadow with those of another one.
+    async fn start(incumbent: u64, shadow: u64) -> Self {
+        let mut compares = Case::of(seeded(64, shadow));
+        compares.shadow = Some(compares.path("shadow.json"));
+        let second = compares.ready().await;
+        let mut answers = Case::of(seeded(64, incumbent));
+        answers.mirror = Some(answers.path("mirror.json"));
+        let target =
+            MirrorTarget { uid: UID.to_owned(), url: format!("http://{}", second.address), sample_percent: 100 };
+        fs::write(answers.path("mirror.json"), serde_json::to_vec(&MirrorFile { shadows: vec![target] }).unwrap())
+            .unwrap();
+        let first = answers.ready().await;
+        let key = first.reporter.state().copies_key.unwrap();
+        accept(&compares, &[key]);
+        let model = answers.expected.model_digest;
+        let pair = Self { _cases: [answers, compares], incumbent: first, shadow: second, model };
+        // Copies are refused until the shadow has read the keys.
+        for _ in 0..600 {
+            pair.ask(1, 2).await;
+            if pair.comparison().is_some_and(|it| it.compared > 0) {
+                return pair;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("nothing was compared");
+    }
+
+    fn comparison(&self) -> Option<Comparison> {
+        let known = self.shadow.reporter.state().comparisons;
+        known.into_iter().find(|comparison| comparison.model == self.model)
+    }
+
+    /// Asks for completions, sampled and not, and with a text that ends them.
+    async fn ask(&self, seeds: u64, tokens: usize) {
+        for seed in 0..seeds {
+            let body = json!({ "prompt": format!("{seed}+86:"), "max_new_tokens": tokens });
+            assert_eq!(self.incumbent.infer(body).await.0, 200);
+            for extra in [json!({}), json!({ "seed": seed }), json!({ "stop": ["3"] })] {
+                let mut body = json!({ "prompt": "1+1:", "temperature": 1.5, "top_p": 0.95, "max_tokens": tokens });
+                body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+                let answered = request(self.incumbent.address, "/v1/completions", Some(body.to_string())).await;
+                assert_eq!(answered.unwrap().0, 200);
+            }
+        }
+    }
+
+    /// Waits until so many more requests are compared, and returns the comparison.
+    async fn compared(&self, before: u64, more: u64) -> Comparison {
+        for _ in 0..600 {
+            if let Some(comparison) = self.comparison().filter(|it| it.compared >= before + more) {
+                return comparison;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{more} more requests were not compared: {:?}", self.comparison());
+    }
+}
+
+/// Writes the keys that a shadow accepts.
+fn accept(case: &Case, keys: &[String]) {
+    let file = ShadowFile { uid: UID.to_owned(), keys: keys.to_vec() };
+    fs::write(case.path("shadow.json"), serde_json::to_vec(&file).unwrap()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_weights_agree_on_every_request() {
+    let pair = Pair::start(11, 11).await;
+    let before = pair.comparison().unwrap().compared;
+    pair.ask(5, 12).await;
+    let comparison = pair.compared(before, 20).await;
+    assert_eq!((comparison.identical, comparison.agreed), (comparison.compared, comparison.compared));
+    assert_eq!(comparison.first_difference, None);
+    let last = comparison.latency.len() - 1;
+    assert_eq!((comparison.latency[last], comparison.other_latency[last]), (comparison.compared, comparison.compared));
+    // The server has sent what the shadow has compared, and says so.
+    let (_, metrics) = pair.incumbent.get("/metrics").await;
+    assert!(metrics.contains("codex_ml_inference_copies_total{result=\"dropped\"} 0"), "{metrics}");
+    let (_, metrics) = pair.shadow.get("/metrics").await;
+    assert!(metrics.contains("codex_ml_shadow_requests_total{result=\"diverged\"} 0"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_weights_diverge_and_the_first_difference_is_known() {
+    let pair = Pair::start(11, 12).await;
+    let before = pair.comparison().unwrap().compared;
+    pair.ask(5, 12).await;
+    let comparison = pair.compared(before, 20).await;
+    assert!(comparison.agreed < comparison.compared, "{comparison:?}");
+    assert!(comparison.identical <= comparison.agreed, "{comparison:?}");
+    assert!(comparison.first_difference.is_some_and(|difference| difference.token < 12), "{comparison:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_answers_nobody() {
+    let mut case = Case::new(64);
+    case.shadow = Some(case.path("shadow.json"));
+    let shadow = case.ready().await;
+    for (path, body) in [
+        ("/infer", Some("{\"prompt\": \"1+1:\"}")),
+        ("/v1/completions", Some("{\"prompt\": \"1+1:\"}")),
+        ("/v1/models", None),
+        ("/status", None),
+    ] {
+        let (status, _, text) = request(shadow.address, path, body.map(str::to_owned)).await.unwrap();
+        assert_eq!(status, 404, "{path}: {text}");
+    }
+    // Other servers take no copies.
+    let open = Case::new(64).ready().await;
+    assert_eq!(request(open.address, COPIES_PATH, Some("{}".to_owned())).await.unwrap().0, 404);
+    assert_eq!(open.reporter.state().copies_key, None);
+}
+
+/// A body, its key and its signature, and the status and the sentence of the answer.
+type Sent<'a> = (&'a [u8], Option<String>, Option<String>, u16, &'a str);
+
+/// Sends a body to a shadow with these headers.
+async fn send(address: SocketAddr, body: Vec<u8>, key: Option<String>, signature: Option<String>) -> (u16, Value) {
+    let work = move || {
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+        let mut request = agent.post(format!("http://{address}{COPIES_PATH}"));
+        for (name, value) in [(COPY_KEY_HEADER, key), (COPY_SIGNATURE_HEADER, signature)] {
+            if let Some(value) = value {
+                request = request.header(name, value);
+            }
+        }
+        let mut response = request.send(&body[..]).unwrap();
+        let text = response.body_mut().read_to_string().unwrap();
+        (response.status().as_u16(), serde_json::from_str(&text).unwrap())
+    };
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+fn copy(sequence: u64) -> RequestCopy {
+    let tokenizer = Tokenizer::characters().unwrap();
+    let prompt = tokenizer.encode_prompt("1+1:").unwrap();
+    RequestCopy {
+        sequence,
+        model: ModelDigest(Sha256::of("other")),
+        prompt_text: tokenizer.decode(&prompt).unwrap(),
+        prompt,
+        limit: 4,
+        sampling: CopiedSampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 },
+        tokens: vec![1, 2, 3, 4],
+        stopped: false,
+        milliseconds: 5,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_servers_that_the_controller_names_are_believed() {
+    let [known, unknown] = [(); 2].map(|()| Ed25519KeyPair::generate().unwrap());
+    let public = |pair: &Ed25519KeyPair| hex::encode(pair.public_key());
+    let mut case = Case::new(64);
+    case.shadow = Some(case.path("shadow.json"));
+    accept(&case, &[public(&known)]);
+    let shadow = case.ready().await;
+    let body = serde_json::to_vec(&copy(7)).unwrap();
+    let signed = |pair: &Ed25519KeyPair, uid: &str, body: &[u8]| Some(hex::encode(pair.sign(&signed_copy(uid, body))));
+    let other = serde_json::to_vec(&copy(8)).unwrap();
+    let mut foreign = copy(9);
+    foreign.prompt_text = "other text".to_owned();
+    let foreign = serde_json::to_vec(&foreign).unwrap();
+    let cases: [Sent<'_>; 9] = [
+        (&body, None, None, 401, "needs the headers"),
+        (&body, Some(public(&known)), None, 401, "needs the headers"),
+        (&body, Some(public(&unknown)), signed(&unknown, UID, &body), 403, "is not one of the servers"),
+        (&body, Some(public(&known)), signed(&unknown, UID, &body), 403, "the signature does not fit"),
+        (&body, Some(public(&known)), signed(&known, "another", &body), 403, "the signature does not fit"),
+        (&body, Some(public(&known)), signed(&known, UID, &other), 403, "the signature does not fit"),
+        (b"{}", Some(public(&known)), signed(&known, UID, b"{}"), 400, "the copy has the wrong form"),
+        (&body, Some(public(&known)), signed(&known, UID, &body), 202, ""),
+        (&body, Some(public(&known)), signed(&known, UID, &body), 409, "copy 7 of this server was taken before"),
+    ];
+    for (body, key, signature, status, told) in cases {
+        let (found, answer) = send(shadow.address, body.to_vec(), key, signature).await;
+        assert_eq!(found, status, "{told}: {answer}");
+        assert!(status == 202 || answer["error"].as_str().unwrap().contains(told), "{answer}");
+    }
+    let (status, answer) =
+        send(shadow.address, foreign.clone(), Some(public(&known)), signed(&known, UID, &foreign)).await;
+    assert_eq!(status, 422, "{answer}");
+    for _ in 0..600 {
+        let known = shadow.reporter.state().comparisons;
+        if known.first().is_some_and(|it| it.compared == 1 && it.skipped == 1) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the copies were not counted: {:?}", shadow.reporter.state().comparisons);
+}
+
+#[test]
+fn copies_that_find_no_place_are_dropped_and_counted() {
+    // Connections are accepted by the system, and nobody answers.
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", deaf.local_addr().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mirror.json");
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let mirror = Mirror::new(path.clone(), Arc::clone(&metrics)).unwrap();
+    mirror.serves(ModelDigest(Sha256::of("model")), Tokenizer::characters().unwrap());
+    let job = Job { prompt: vec![1, 2], limit: 4, sampler: Sampler::greedy(), scores: None, bound: None };
+    assert!(mirror.begin(&job).is_none(), "without a file nothing is copied");
+    let target = MirrorTarget { uid: UID.to_owned(), url, sample_percent: 100 };
+    fs::write(&path, serde_json::to_vec(&MirrorFile { shadows: vec![target] }).unwrap()).unwrap();
+    mirror.reload();
+    for _ in 0..100 {
+        let mut recording = mirror.begin(&job).unwrap();
+        recording.token(3);
+        recording.finish(false);
+    }
+    let text = TextEncoder::new().encode_to_string(&metrics.registry().gather()).unwrap();
+    let dropped =
+        text.lines().find_map(|line| line.strip_prefix("codex_ml_inference_copies_total{result=\"dropped\"} "));
+    let dropped: u64 = dropped.unwrap().parse().unwrap();
+    // 64 wait, and one may be on its way.
+    assert!((35..=36).contains(&dropped), "{text}");
+    // An invalid file changes nothing, and one without shadows ends it.
+    for (contents, copies) in [("{", true), ("", false)] {
+        fs::write(&path, contents).unwrap();
+        mirror.reload();
+        assert_eq!(mirror.begin(&job).is_some(), copies, "{contents:?}");
+    }
+}
+
+#[test]
+fn requests_are_sampled_for_each_shadow() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mirror.json");
+    let target = |percent: u32| MirrorTarget { uid: UID.to_owned(), url: String::new(), sample_percent: percent };
+    fs::write(&path, serde_json::to_vec(&MirrorFile { shadows: vec![target(0), target(30)] }).unwrap()).unwrap();
+    let mirror = Mirror::new(path, Arc::new(Metrics::new().unwrap())).unwrap();
+    mirror.serves(ModelDigest(Sha256::of("model")), Tokenizer::characters().unwrap());
+    let job = Job { prompt: vec![1, 2], limit: 4, sampler: Sampler::greedy(), scores: None, bound: None };
+    let sampled = (0..2_000).filter(|_| mirror.begin(&job).is_some()).count();
+    // Six standard deviations around 600.
+    assert!((478..=722).contains(&sampled), "{sampled}");
+}
