@@ -48,7 +48,7 @@ fi
 endef
 
 .PHONY: help root prerequisites programs image image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
-	test-clients test-helm test-keyless simulate fuzz deny release demo demo-real bench bench-scale bench-memory bench-real bench-train sanitize
+	test-clients test-helm test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale bench-memory bench-real bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,7 +63,7 @@ root: ## checks that packages can be installed and the local cluster can start: 
 	fi
 
 # Go builds Kubernetes and kubectl. Images and programs do not need it.
-cluster demo demo-real test test-helm test-keyless release bench bench-scale: WITH_GO := yes
+cluster demo demo-real test test-helm test-keyless chaos release bench bench-scale: WITH_GO := yes
 
 prerequisites: ## checks that Rust, Go and gcc are installed
 	@missing=()
@@ -351,6 +351,15 @@ SIMULATION_SEEDS ?= 10000
 simulate: prerequisites ## runs the controller in SIMULATION_SEEDS=10000 simulated clusters with faults; a seed that fails is printed
 	@CODEX_SIMULATION_SEEDS="$(SIMULATION_SEEDS)" cargo test --release --locked --workspace --lib -- \
 		simulation::nothing_is_lost --nocapture
+
+MINUTES ?= 10
+chaos: root prerequisites ## lets seeded faults happen to the local cluster for MINUTES=10; SEED= replays them, FAULTS=a,b chooses kinds
+	@if [ "$$(id -u)" != 0 ]; then
+		echo "This target kills and pauses processes of the local cluster. Run it as root." >&2
+		exit 1
+	fi
+	$(MAKE) image REGISTRY=
+	$(PROGRAMS)/codex-chaos --minutes "$(MINUTES)" $(if $(SEED),--seed "$(SEED)") $(if $(FAULTS),--faults "$(FAULTS)")
 
 FUZZ_SECONDS ?= 60
 fuzz: prerequisites ## gives mutated inputs to everything that reads bytes of others, for FUZZ_SECONDS=60 each

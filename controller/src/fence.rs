@@ -2,7 +2,7 @@
 //!
 //! A process that stood still, because its machine was suspended or had no time for it, may resume in the middle of a
 //! reconciliation after its Lease has expired. Its next write must not reach the API server, although the task that keeps the
-//! Lease has not run yet.
+//! Lease has not run yet. The same holds for a write that the API server refused before and that is sent again.
 
 use std::{
     pin::Pin,
@@ -78,13 +78,22 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, time::Duration};
+    use std::{
+        convert::Infallible,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        time::Duration,
+    };
 
-    use axum::http::{Request, Response};
+    use axum::http::{Request, Response, header::RETRY_AFTER};
+    use kube::{Client, client::Body};
     use tokio::time::{Instant, advance};
     use tower::{Layer, ServiceExt, service_fn};
 
     use super::{Fence, FencedError};
+    use crate::operator::{fenced, retried};
 
     async fn sent(fence: &Fence, method: &str) -> bool {
         let server = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(())) });
@@ -113,5 +122,29 @@ mod tests {
         assert!(sent(&fence, "POST").await);
         fence.close();
         assert!(!sent(&fence, "POST").await);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_is_sent_again_passes_through_the_fence_again() {
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counted = sent.clone();
+        let server = service_fn(move |_: Request<Body>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async {
+                let refused = Response::builder().status(429).header(RETRY_AFTER, "10").body(Body::empty());
+                Ok::<_, Infallible>(refused.unwrap())
+            }
+        });
+        let fence = Fence::default();
+        let client = retried(&fenced(&Client::new(server, "default"), &fence));
+        let write = || Request::patch("/api/v1/pods/a").body(Body::empty()).unwrap();
+        fence.open_until(Instant::now() + Duration::from_secs(5));
+        match client.send(write()).await.map(|answer| answer.status()) {
+            Err(kube::Error::Service(source)) => assert!(source.is::<FencedError>(), "{source}"),
+            other => panic!("the write was sent again: {other:?}"),
+        }
+        assert_eq!(sent.load(Ordering::Relaxed), 1, "the fence had closed before the second attempt");
+        fence.open_until(Instant::now() + Duration::from_hours(10));
+        assert_eq!(client.send(write()).await.unwrap().status(), 429);
+        assert!(sent.load(Ordering::Relaxed) > 2, "an open fence lets each attempt pass");
     }
 }

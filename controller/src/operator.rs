@@ -8,7 +8,7 @@ use codex_plan::Settings;
 use jiff::Timestamp;
 use kube::{
     Client, Config, ResourceExt,
-    client::{Body, ClientBuilder},
+    client::{Body, ClientBuilder, retry::RetryPolicy},
     runtime::events::{Recorder, Reporter},
 };
 use tokio::{
@@ -18,7 +18,7 @@ use tokio::{
     time::{interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tower::{Layer, service_fn};
+use tower::{BoxError, Layer, retry::RetryLayer, service_fn};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -133,11 +133,13 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
             health::serve(address, closing, health).await.map_err(|source| OperatorError::Listen { address, source })
         }
     });
-    let certificates = tls::certificates(client.clone(), &flags.namespace, &flags.report_url()).await?;
+    // Only the Lease decides by itself when it tries again.
+    let patient = retried(&client);
+    let certificates = tls::certificates(patient.clone(), &flags.namespace, &flags.report_url()).await?;
     metrics.certificate_expires(certificates.expires);
     servers.spawn({
         let (address, closing) = (flags.listen, closing.clone());
-        let endpoint = Endpoint::new(client.clone(), metrics.clone(), context);
+        let endpoint = Endpoint::new(patient, metrics.clone(), context);
         let server = certificates.server;
         async move {
             endpoint::serve(address, closing, server, endpoint)
@@ -165,8 +167,21 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
 
 /// Returns the client for the API server, which counts its requests.
 async fn client(metrics: &Metrics) -> kube::Result<Client> {
-    let config = Config::infer().await.map_err(kube::Error::InferConfig)?;
+    let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
+    // kube's own retry would be below the fence, and send a write again although the Lease has expired since.
+    config.default_retry = false;
     Ok(ClientBuilder::try_from(config)?.with_layer(&CountRequests(metrics.clone())).build())
+}
+
+/// Returns the client that sends requests again which the API server refuses for now. Each attempt passes through the layers of
+/// `client`, such as the fence.
+pub(crate) fn retried(client: &Client) -> Client {
+    let (inner, namespace) = (client.clone(), client.default_namespace().to_owned());
+    let send = service_fn(move |request: Request<Body>| {
+        let inner = inner.clone();
+        async move { inner.send(request).await.map_err(BoxError::from) }
+    });
+    Client::new(RetryLayer::new(RetryPolicy::server_retry()).layer(send), namespace)
 }
 
 /// Returns the client with a fence around its writes.
@@ -193,7 +208,7 @@ async fn lead(
     let candidate = Candidate::new(client.clone(), &flags.namespace, &flags.lease_name, identity.clone())
         .watching(&flags.watch_namespaces.0);
     // Writes of this process end when its Lease does, even those of a reconciliation that is not cancelled yet.
-    let client = fenced(&client, &candidate.fence());
+    let client = retried(&fenced(&client, &candidate.fence()));
     let mut held = tokio::select! {
         held = candidate.acquire_and_tell(|why| {
             leadership.send_replace(Leadership::Standby(Standby::Lease(why.to_owned())));

@@ -28,6 +28,8 @@ pub struct Request {
     pub response_status: Option<Answer>,
     /// The time at which it arrived.
     pub request_received_timestamp: Timestamp,
+    /// The time at which it was answered.
+    pub stage_timestamp: Timestamp,
     /// Annotations of the API server's plugins.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
@@ -38,6 +40,16 @@ pub struct Request {
 pub struct User {
     /// The user name, such as `system:serviceaccount:codex-system:codex-controller`.
     pub username: String,
+    /// What its credentials say besides, such as the pod of a service account's token.
+    #[serde(default)]
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    /// Returns the name of the pod whose service account token the client has; `None` for other credentials.
+    pub fn pod(&self) -> Option<&str> {
+        self.extra.get("authentication.kubernetes.io/pod-name")?.first().map(String::as_str)
+    }
 }
 
 /// The object of a request.
@@ -184,7 +196,7 @@ mod tests {
 
     fn line(verb: &str, resource: &str, code: u16) -> String {
         format!(
-            r#"{{"kind":"Event","stage":"ResponseComplete","verb":"{verb}","user":{{"username":"u","groups":[]}},"objectRef":{{"resource":"{resource}","namespace":"n","name":"x","apiGroup":"batch"}},"responseStatus":{{"metadata":{{}},"code":{code}}},"requestReceivedTimestamp":"2026-11-20T10:00:00.000001Z","stageTimestamp":"2026-11-20T10:00:00.000002Z"}}"#
+            r#"{{"kind":"Event","stage":"ResponseComplete","verb":"{verb}","user":{{"username":"u","groups":[],"extra":{{"authentication.kubernetes.io/pod-name":["p"]}}}},"objectRef":{{"resource":"{resource}","namespace":"n","name":"x","apiGroup":"batch"}},"responseStatus":{{"metadata":{{}},"code":{code}}},"requestReceivedTimestamp":"2026-11-20T10:00:00.000001Z","stageTimestamp":"2026-11-20T10:00:00.000002Z"}}"#
         )
     }
 
@@ -197,6 +209,8 @@ mod tests {
         assert_eq!(news.len(), 1);
         assert!(news[0].is_write() && news[0].is_creation());
         assert_eq!(news[0].right(), "patch batch/jobs");
+        assert_eq!(news[0].user.pod(), Some("p"));
+        assert!(news[0].stage_timestamp > news[0].request_received_timestamp);
 
         let next = line("get", "pods", 200);
         write!(file, "{}", &next[..20]).unwrap();

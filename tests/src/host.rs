@@ -1,4 +1,5 @@
-//! Kills the processes of a pod as the kernel would. Works because this machine is the local cluster's node. Needs root.
+//! Signals the processes of a pod, as the kernel or a node's administrator would. Works because this machine is the local
+//! cluster's node. Needs root.
 
 use std::{fs, path::Path, process::Command};
 
@@ -9,9 +10,17 @@ use crate::{Error, Result, process::output};
 /// # Errors
 /// If the processes cannot be listed or killed.
 pub fn kill_pod(uid: &str) -> Result<usize> {
+    signal_pod(uid, "KILL")
+}
+
+/// Sends a signal, such as `STOP`, to every process of a pod's containers. Returns their number.
+///
+/// # Errors
+/// If the processes cannot be listed or signalled.
+pub fn signal_pod(uid: &str, signal: &str) -> Result<usize> {
     // systemd's cgroup driver writes underscores for dashes.
     let groups = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
-    let mut killed = 0;
+    let mut reached = 0;
     for entry in fs::read_dir("/proc").map_err(Error::io("listing processes"))? {
         let entry = entry.map_err(Error::io("listing processes"))?;
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -19,11 +28,11 @@ pub fn kill_pod(uid: &str) -> Result<usize> {
             .is_ok_and(|cgroup| groups.iter().any(|group| cgroup.contains(group.as_str())));
         // The sandbox's process must stay: without it, the kubelet recreates the sandbox instead of seeing a failed container.
         if of_pod && !is_pause(&entry.path()) {
-            output(Command::new("kill").args(["-KILL", &pid.to_string()]))?;
-            killed += 1;
+            output(Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]))?;
+            reached += 1;
         }
     }
-    Ok(killed)
+    Ok(reached)
 }
 
 fn is_pause(process: &Path) -> bool {

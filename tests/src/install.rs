@@ -103,6 +103,14 @@ impl Installation {
         self.apply_with(NAMESPACE, &serde_json::json!({}), &[]).inspect_err(|_| self.tell_controller())
     }
 
+    /// Applies them with more variables of the controller. The next [`Self::apply`] removes these again.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn apply_with_variables(&self, environment: &[(&str, &str)]) -> Result<()> {
+        self.apply_with(NAMESPACE, &serde_json::json!({}), environment).inspect_err(|_| self.tell_controller())
+    }
+
     /// Applies them with another namespace, as docs/install.md describes: with its service account as the principal of the
     /// admission policies, watching the namespaces `watched`.
     ///

@@ -266,8 +266,8 @@ impl Team {
         Ok(directory.map(|directory| directory.join("runs").join(run.uid().unwrap_or_default())))
     }
 
-    /// Prints the contents of this namespace.
-    fn tell(&self) {
+    /// Prints the contents of this namespace, to find the cause of a failure.
+    pub fn tell(&self) {
         eprintln!("\n--- contents of {}", self.namespace);
         for what in ["trainingruns,evaluations,reasoningpods", "jobs,deployments,pods,configmaps", "events"] {
             let Ok(mut kubectl) = self.kubectl() else { return };

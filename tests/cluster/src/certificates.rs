@@ -43,11 +43,7 @@ pub(crate) const USERS: &[(&str, &str, Option<&str>)] = &[
 /// If a certificate cannot be made or a file cannot be written.
 pub(crate) fn write_all(layout: &Layout) -> Result<()> {
     let authority_key = KeyPair::generate()?;
-    let mut authority = CertificateParams::default();
-    authority.distinguished_name.push(DnType::CommonName, "codex-cluster");
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    authority.key_usages =
-        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    let authority = authority();
     let certificate = authority.self_signed(&authority_key)?;
     write(&layout.pki("ca.crt"), &certificate.pem(), 0o644)?;
     write(&layout.pki("ca.key"), &authority_key.serialize_pem(), 0o600)?;
@@ -61,6 +57,30 @@ pub(crate) fn write_all(layout: &Layout) -> Result<()> {
     let tokens = KeyPair::generate()?;
     write(&layout.pki("service-accounts.key"), &tokens.serialize_pem(), 0o600)?;
     write(&layout.pki("service-accounts.pub"), &tokens.public_key_pem(), 0o644)
+}
+
+/// Issues a certificate for a server of this machine at the bridge's address. Returns certificate and key in PEM.
+///
+/// # Errors
+/// If the authority's key cannot be read, or the certificate cannot be made.
+pub(crate) fn serving(layout: &Layout, name: &str) -> Result<(String, String)> {
+    let file = layout.pki("ca.key");
+    let text = fs::read_to_string(&file).map_err(Error::io("read", &file))?;
+    let issuer = Issuer::new(authority(), KeyPair::from_pem(&text)?);
+    let key = KeyPair::generate()?;
+    let subject = Subject { file: "", name: name.to_owned(), group: None, serves: vec![HOST.into()] };
+    let certificate = parameters(&subject)?.signed_by(&key, &issuer)?;
+    Ok((certificate.pem(), key.serialize_pem()))
+}
+
+/// Returns the parameters of the authority. They are constant, so certificates issued from its key alone chain to it.
+fn authority() -> CertificateParams {
+    let mut authority = CertificateParams::default();
+    authority.distinguished_name.push(DnType::CommonName, "codex-cluster");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    authority.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    authority
 }
 
 /// Writes a file atomically, with the permissions `mode` from the start.
@@ -138,6 +158,18 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600);
         }
         assert!(fs::read_to_string(layout.pki("service-accounts.pub")).unwrap().contains("BEGIN PUBLIC KEY"));
+    }
+
+    #[test]
+    fn a_serving_certificate_is_issued_from_the_stored_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::below(folder.path());
+        fs::create_dir_all(layout.at("pki")).unwrap();
+        assert!(serving(&layout, "proxy").unwrap_err().to_string().contains("ca.key"));
+        write_all(&layout).unwrap();
+        let (certificate, key) = serving(&layout, "proxy").unwrap();
+        assert!(certificate.contains("BEGIN CERTIFICATE") && key.contains("PRIVATE KEY"));
+        assert_ne!(certificate, fs::read_to_string(layout.pki("apiserver.crt")).unwrap());
     }
 
     #[test]

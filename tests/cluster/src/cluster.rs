@@ -13,7 +13,7 @@ use crate::{Error, Result, Target, command, images, lifecycle, report, tools};
 #[derive(Debug, Clone)]
 pub struct Cluster {
     target: Target,
-    layout: Layout,
+    pub(crate) layout: Layout,
     kubeconfig: PathBuf,
 }
 
@@ -108,6 +108,11 @@ impl Cluster {
         self.is_local().then(|| self.layout.volumes().join(volume))
     }
 
+    /// Returns the kubelet's directory of a pod, with its mounted volumes, by the pod's uid; `None` if the cluster is not local.
+    pub fn pod_directory(&self, uid: &str) -> Option<PathBuf> {
+        self.is_local().then(|| self.layout.at("kubelet/pods").join(uid))
+    }
+
     /// Returns the name of the local cluster's node.
     pub fn node(&self) -> Option<&'static str> {
         self.is_local().then_some(NODE)
@@ -160,7 +165,7 @@ impl Cluster {
         self.load_image(&images::archive_of(archive_or_name)?)
     }
 
-    fn is_local(&self) -> bool {
+    pub(crate) fn is_local(&self) -> bool {
         self.target == Target::Local
     }
 }

@@ -16,6 +16,7 @@ mod command;
 mod components;
 mod config;
 mod error;
+mod faults;
 mod health;
 mod host;
 mod images;
