@@ -142,6 +142,7 @@ impl Observe for ReasoningPod {
             oms_again: found.oms_again,
             promotion: found.promotion,
             promotion_again: found.promotion_again,
+            lent: found.lent,
             sign_offs: policies::sign_offs(context, &self),
             policies,
             promotions,

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use codex_crds::ReasoningPod;
-use codex_plan::reasoning_pod::{Incumbent, Mirrored};
+use codex_plan::reasoning_pod::{Incumbent, LentPromotion, Mirrored, SignedModel, SignedPromotion};
+use codex_provenance::{Identity, manifest::Manifest};
 use codex_reports::State;
+use codex_signing::verify::{verify_promotion, verify_signature};
+use codex_verdict::Ring;
 use kube::ResourceExt;
 
 use super::{cache::Name, kind::Observe, stores::get};
-use crate::{context::Context, ownership::controller};
+use crate::{context::Context, ownership::controller, signer::BUNDLE};
 
 /// The length of a public key in hexadecimal digits.
 const KEY: usize = 64;
@@ -55,4 +58,60 @@ pub(super) fn shadows(context: &Context, pod: &ReasoningPod) -> Vec<Mirrored> {
     let mut shadows: Vec<_> = all.filter_map(|other| mirrored(&other)).collect();
     shadows.sort();
     shadows
+}
+
+/// Returns the rings whose promotions a shadow may run on: the one before its own, and its own. `None` if it needs one of its own, as
+/// without `spec.shadow` and in the first ring.
+pub(super) fn rings(pod: &ReasoningPod) -> Option<[Ring; 2]> {
+    pod.spec.shadow.as_ref()?;
+    Some([pod.spec.rollout_ring.before()?, pod.spec.rollout_ring])
+}
+
+/// Returns the promotions of a model into these rings that are recorded in a namespace, each with the signature of the model that it names.
+/// They are verified as servers verify them, with the listed keys. Identities that signed them are added to `met`.
+pub(super) fn lent(
+    context: &Context,
+    namespace: &str,
+    manifest: &Manifest,
+    rings: &[Ring],
+    met: &mut Vec<Identity>,
+) -> Vec<LentPromotion> {
+    let trusted = context.signer.trusted();
+    if trusted.is_empty() {
+        return Vec::new();
+    }
+    let model = manifest.digest();
+    let config_maps = context.stores.config_maps.naming(namespace, &Name::Model(model.to_string()));
+    let bundle = |index: usize| config_maps[index].data.as_ref()?.get(BUNDLE).map(String::as_bytes);
+    let signatures: Vec<_> = (0..config_maps.len())
+        .filter_map(|index| Some((index, verify_signature(manifest, bundle(index)?, &trusted, Some(model)).ok()?)))
+        .collect();
+    let mut found = Vec::new();
+    let promotions = (0..config_maps.len()).filter(|index| signatures.iter().all(|(signed, _)| signed != index));
+    for (index, bundle) in promotions.filter_map(|index| Some((index, bundle(index)?))) {
+        let pairs = signatures.iter().flat_map(|signature| rings.iter().map(move |ring| (signature, *ring)));
+        for ((signature, signed), ring) in pairs {
+            let Ok(promoted) = verify_promotion(signed, bundle, &trusted, ring.name(), None) else { continue };
+            let Some(since) = config_maps[index].metadata.creation_timestamp.as_ref() else { continue };
+            // A copy from another namespace was promoted under the policies there.
+            if promoted.promotion.reasons.namespace != namespace {
+                continue;
+            }
+            met.extend([signed.identity.clone(), promoted.identity.clone()].into_iter().flatten());
+            found.push(LentPromotion {
+                ring,
+                since: since.0,
+                bundle: config_maps[index].name_any(),
+                promotion: SignedPromotion {
+                    digest: promoted.digest,
+                    key: promoted.promotion.key().digest(),
+                    signer: promoted.signer,
+                },
+                oms_bundle: config_maps[*signature].name_any(),
+                oms: SignedModel { payload: signed.payload, signer: signed.signer },
+            });
+        }
+    }
+    found.sort_by(|a, b| (a.ring, a.since, &a.bundle, &a.oms_bundle).cmp(&(b.ring, b.since, &b.bundle, &b.oms_bundle)));
+    found
 }

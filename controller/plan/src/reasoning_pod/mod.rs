@@ -8,6 +8,7 @@ mod effects;
 mod endpoints;
 mod evidence;
 mod guarded;
+mod lent;
 mod observed;
 mod policy;
 mod servers;
@@ -25,7 +26,7 @@ use jiff::Timestamp;
 pub use bundles::{BundleNames, bundle_names, manifest};
 pub use endpoints::{ForeignSlice, SERVICE_NAME, WRITER, WRITTEN_BY};
 pub use observed::{
-    Bundle, Incumbent, Mirrored, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer,
+    Bundle, Incumbent, LentPromotion, Mirrored, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer,
     TrustedKey, TrustedRoot,
 };
 

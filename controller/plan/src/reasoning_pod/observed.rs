@@ -104,6 +104,9 @@ pub struct ObservedReasoningPod {
     /// The ReasoningPods of the namespace that shadow the object, by name, without dry runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shadows: Vec<Mirrored>,
+    /// The promotions that a shadow may run on, in any order. Empty without `spec.shadow`, and in the first ring.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lent: Vec<LentPromotion>,
     /// The names of pods that match the selector of the Service, and that the controller did not create.
     #[serde(default)]
     pub foreign_pods: BTreeSet<String>,
@@ -168,6 +171,26 @@ pub struct Mirrored {
     pub uid: String,
     /// Its `spec.shadow.samplePercent`.
     pub sample_percent: i32,
+}
+
+/// A recorded promotion of the run's model into the ring of a shadow or the one before, with the signature of the model that it
+/// names: `verify::verify_promotion` accepted both, and the statement names the object's namespace. The run may be another one that made
+/// the same model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LentPromotion {
+    /// The ring that it promotes into.
+    pub ring: Ring,
+    /// When the API server created its ConfigMap.
+    pub since: Timestamp,
+    /// The name of its ConfigMap.
+    pub bundle: String,
+    /// What it states.
+    pub promotion: SignedPromotion,
+    /// The name of the ConfigMap with the signature of the model.
+    pub oms_bundle: String,
+    /// What that states.
+    pub oms: SignedModel,
 }
 
 /// A promotion that is recorded in a ConfigMap: `verify::read_promotion` accepted it, and it names the object's namespace.

@@ -115,9 +115,9 @@ fn sources(view: &View<'_>, spec: &Shadow) -> Vec<ShadowSource> {
     incumbent.pods.iter().filter_map(known).take(MAX_SHADOW_SOURCES).collect()
 }
 
-/// Returns the status of the comparison; `None` without `spec.shadow`.
-pub(super) fn status(view: &View<'_>) -> Option<ShadowStatus> {
-    let spec = view.spec().shadow.as_ref()?;
+/// Returns the status of the comparison. Without `spec.shadow`, what a former shadow proved stays until its servers are replaced.
+pub(super) fn status(view: &View<'_>, rolls: bool) -> Option<ShadowStatus> {
+    let Some(spec) = &view.spec().shadow else { return view.status.shadow.clone().filter(|_| !rolls) };
     let of_digest = view.observed.incumbent.as_ref().and_then(|incumbent| incumbent.model);
     let digest = view.servers.as_ref().and_then(Servers::made_for).map(|(model, _)| model);
     let held = view.status.shadow.clone().filter(|held| {

@@ -269,6 +269,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         reports: Vec::new(),
         former_pods: Vec::new(),
         incumbent: None,
+        lent: Vec::new(),
         shadows: Vec::new(),
         foreign_pods: BTreeSet::new(),
         unprotected: None,
