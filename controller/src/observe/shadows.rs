@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use codex_crds::ReasoningPod;
-use codex_plan::reasoning_pod::{Incumbent, LentPromotion, Mirrored, SignedModel, SignedPromotion};
+use codex_crds::{ReasoningPod, TrainingRun};
+use codex_plan::reasoning_pod::{Compared, Incumbent, LentPromotion, Mirrored, SignedModel, SignedPromotion};
 use codex_provenance::{Identity, manifest::Manifest};
 use codex_reports::State;
 use codex_signing::verify::{verify_promotion, verify_signature};
@@ -58,6 +58,26 @@ pub(super) fn shadows(context: &Context, pod: &ReasoningPod) -> Vec<Mirrored> {
     let mut shadows: Vec<_> = all.filter_map(|other| mirrored(&other)).collect();
     shadows.sort();
     shadows
+}
+
+/// Returns what the other shadows of a namespace that serve the model of a run in the ring of `pod` have compared, by name.
+pub(super) fn compared(context: &Context, pod: &ReasoningPod, run: Option<&TrainingRun>) -> Vec<Compared> {
+    let Some(model) = run.and_then(|run| Some(run.status.as_ref()?.model.as_ref()?.digest)) else { return Vec::new() };
+    let all = context.stores.reasoning_pods.state();
+    let others = all.iter().filter(|other| {
+        other.metadata.namespace == pod.metadata.namespace
+            && other.metadata.uid != pod.metadata.uid
+            && other.metadata.deletion_timestamp.is_none()
+            && other.spec.shadow.is_some()
+            && other.spec.rollout_ring == pod.spec.rollout_ring
+    });
+    let known = |other: &ReasoningPod| {
+        let status = other.clone().believed(context).status?.shadow.filter(|status| status.digest == Some(model))?;
+        Some(Compared { name: other.name_any(), uid: other.uid()?, status })
+    };
+    let mut found: Vec<_> = others.filter_map(|other| known(other)).collect();
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found
 }
 
 /// Returns the rings whose promotions a shadow may run on: the one before its own, and its own. `None` if it needs one of its own, as

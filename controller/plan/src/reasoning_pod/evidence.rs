@@ -108,7 +108,8 @@ impl<'a> Evidence<'a> {
         let mut waived = Vec::new();
         if let Some(lent) = &lent {
             // The promotion that it runs on was given for passed evaluations, and nothing is signed for a shadow.
-            (waived, blocks) = blocks.into_iter().partition(|block| matches!(block.about, About::Gates | About::Policy));
+            (waived, blocks) =
+                blocks.into_iter().partition(|block| matches!(block.about, About::Gates | About::Policy));
             blocks.extend(lent.as_ref().err().cloned());
             blocks.extend(no_signer(observed));
         } else {

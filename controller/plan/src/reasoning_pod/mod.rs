@@ -10,6 +10,7 @@ mod evidence;
 mod guarded;
 mod lent;
 mod observed;
+mod parity;
 mod policy;
 mod servers;
 mod shadow;
@@ -26,8 +27,8 @@ use jiff::Timestamp;
 pub use bundles::{BundleNames, bundle_names, manifest};
 pub use endpoints::{ForeignSlice, SERVICE_NAME, WRITER, WRITTEN_BY};
 pub use observed::{
-    Bundle, Incumbent, LentPromotion, Mirrored, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer,
-    TrustedKey, TrustedRoot,
+    Bundle, Compared, Incumbent, LentPromotion, Mirrored, ObservedReasoningPod, RecordedPromotion, SignedModel,
+    SignedPromotion, Signer, TrustedKey, TrustedRoot,
 };
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};

@@ -270,6 +270,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         former_pods: Vec::new(),
         incumbent: None,
         lent: Vec::new(),
+        compared: Vec::new(),
         shadows: Vec::new(),
         foreign_pods: BTreeSet::new(),
         unprotected: None,

@@ -234,6 +234,7 @@ impl World {
             former_pods: Vec::new(),
             incumbent: None,
             lent: Vec::new(),
+            compared: Vec::new(),
             shadows: Vec::new(),
             foreign_pods: BTreeSet::new(),
             unprotected: None,
