@@ -173,7 +173,7 @@ pub struct ReasoningPodStatus {
     /// Signed manifest of the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<ManifestStatus>,
-    /// Signed promotion of the model into spec.rolloutRing.
+    /// Signed promotion of the model into spec.rolloutRing, or of a shadow into the ring before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promotion: Option<PromotionStatus>,
     /// Model digest that the servers verified.
@@ -211,7 +211,7 @@ pub struct ReasoningPodStatus {
     /// Canary that runs or has failed. Absent while what the spec describes is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutStatus>,
-    /// Comparison with the ReasoningPod in spec.shadow.of.
+    /// Comparison with the ReasoningPod in spec.shadow.of. Without spec.shadow, that of a former shadow until its servers are replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shadow: Option<ShadowStatus>,
     /// Canaries that have ended, newest first.

@@ -55,6 +55,10 @@ pub struct Reasons {
     /// Sign-offs for exactly this model and these reports, when the promotion was signed. Absent if nobody has signed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sign_offs: Vec<SignOff>,
+    /// Parity that shadows with this model had proved, as these rules demand, when the promotion was signed. Absent if no rule
+    /// demands it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parity: Vec<Parity>,
 }
 
 /// A policy whose rule for the ring held.
@@ -81,6 +85,27 @@ pub struct Earlier {
     pub promotion: PromotionDigest,
     /// Time at which its ConfigMap was created (RFC 3339).
     pub since: String,
+}
+
+/// The comparison of a shadow that serves the same model with the ReasoningPod whose requests it was given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Parity {
+    /// The ReasoningPod that was the shadow.
+    pub shadow: Object,
+    /// Name of the ReasoningPod that it was compared with.
+    pub of: String,
+    /// Model of that ReasoningPod. Absent if it was not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of_model: Option<ModelDigest>,
+    /// Number of requests that were compared.
+    pub compared: u64,
+    /// Number of compared requests with the same final answer.
+    pub agreed: u64,
+    /// Greatest share of requests that the shadow may answer differently, as its spec stated it.
+    pub max_divergence: String,
+    /// Upper bound of the share of requests that it answers differently, by Clopper and Pearson with confidence 0.99, rounded up.
+    pub bound: String,
 }
 
 /// The sign-off of a person.
@@ -383,6 +408,7 @@ impl Promotion {
         let mut reasons = self.reasons.clone();
         reasons.evaluations.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
         reasons.sign_offs.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
+        reasons.parity.sort_by(|a, b| (&a.shadow.name, &a.shadow.uid).cmp(&(&b.shadow.name, &b.shadow.uid)));
         statement::write("model", self.model.0, PREDICATE_TYPE, &reasons)
     }
 
@@ -423,7 +449,7 @@ impl Promotion {
 }
 
 /// Identifies a promotion: the predicate type, the model, the ring, the report and gates digests of its evaluations, and the rules
-/// of policies that held. Names and uids of evaluations, images and sign-offs do not count. A controller that writes another predicate type looks for its bundles under other names, and
+/// of policies that held. Names and uids of evaluations, images, sign-offs and numbers of parity do not count. A controller that writes another predicate type looks for its bundles under other names, and
 /// so signs every promotion again after an upgrade.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PromotionKey {

@@ -493,7 +493,7 @@ pub(crate) mod tests {
     use clap::Parser;
     use codex_provenance::{
         ConfigDigest, DataDigest, ModelDigest, oms,
-        promotion::{Attested, Base, Object, Promotion, Reasons, Reported, Training},
+        promotion::{Attested, Base, Object, Parity, Promotion, Reasons, Reported, Training},
     };
     use codex_signing::key::{PrivateKey, PublicKey, Signer as _};
     use codex_verdict::{Decimal, GateSpec, Measurement, Stated};
@@ -553,6 +553,15 @@ pub(crate) mod tests {
             policies: Vec::new(),
             earlier: Vec::new(),
             sign_offs: Vec::new(),
+            parity: vec![Parity {
+                shadow: Object { name: "next".into(), uid: "n".into() },
+                of: "live".into(),
+                of_model: None,
+                compared: 459,
+                agreed: 459,
+                max_divergence: "0.01".into(),
+                bound: "0.01".into(),
+            }],
         };
         Promotion { model: model.digest(), reasons }
     }

@@ -7,7 +7,7 @@ use crate::{
     Metric, Ring, Scale,
     decimal::MAX_DIGITS,
     gate::{EXAMPLE_BOUND, EXAMPLE_CONFIDENCE, RIGHT_CONFIDENCE, RIGHT_REFERENCE},
-    policy::{FORM, PATTERN},
+    policy::{FORM, MAX_PARITY_REQUESTS, PATTERN},
     text::alternatives,
 };
 
@@ -139,8 +139,15 @@ pub(crate) fn ring_rule() -> Value {
             "message": "rules[].minimumTimeInRing needs rules[].requires: name the ring in which the time counts",
         },
         {
-            "rule": "has(self.requires) || has(self.signOffs) || has(self.signers) || (has(self.requiredEvaluations) && size(self.requiredEvaluations) > 0)",
-            "message": "rules[] must demand something: requiredEvaluations, requires, signOffs or signers",
+            "rule": "has(self.requires) || has(self.signOffs) || has(self.signers) || has(self.parity) || (has(self.requiredEvaluations) && size(self.requiredEvaluations) > 0)",
+            "message": "rules[] must demand something: requiredEvaluations, requires, signOffs, signers or parity",
+        },
+        {
+            "rule": format!("!has(self.parity) || self.ring != '{}'", Ring::ALL[0]),
+            "message": format!(
+                "rules[].parity cannot hold in {}, where a shadow needs a promotion itself: demand it in a later ring",
+                Ring::ALL[0]
+            ),
         },
     ])
 }
@@ -151,6 +158,20 @@ pub(crate) fn budget() -> Value {
         "rule": "!has(self.reads) || self.gates.all(gate, has(gate.confidence))",
         "message": "requiredEvaluations[].reads.budget divides the error of each gate: set confidence in every gate of the template, such as confidence: \"0.95\"",
     }])
+}
+
+/// Returns the rule on the least number of requests of parity, as `x-kubernetes-validations`.
+pub(crate) fn parity_requests() -> Value {
+    serde_json::json!([{
+        "rule": format!("self >= 1 && self <= {MAX_PARITY_REQUESTS}"),
+        "message": format!("parity.minRequests must be from 1 to {MAX_PARITY_REQUESTS}: write minRequests: 500"),
+    }])
+}
+
+/// Returns the rule on the greatest divergence of parity, as `x-kubernetes-validations`.
+pub(crate) fn parity_divergence() -> Value {
+    let rule = "self.matches('^(0([.][0-9]{1,6})?|1([.]0{1,6})?)$') && self.matches('[1-9]')";
+    field("parity.maxDivergence", rule, "a decimal above 0 and up to 1 with at most six decimals, such as \"0.01\"")
 }
 
 /// Returns the rule that templates of evaluations have different names, as `x-kubernetes-validations`.

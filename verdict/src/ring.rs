@@ -42,6 +42,12 @@ impl Ring {
         }
     }
 
+    /// Returns the ring before this one; `None` for the first.
+    pub fn before(self) -> Option<Self> {
+        let place = Self::ALL.iter().position(|ring| *ring == self)?;
+        Self::ALL.get(place.checked_sub(1)?).copied()
+    }
+
     /// Returns the form for label values, which may not end in `_`.
     pub fn label(self) -> &'static str {
         self.name().trim_end_matches('_')
@@ -118,6 +124,7 @@ mod tests {
             assert_eq!(serde_json::from_str::<Ring>(&json).expect("a ring"), ring);
         }
         assert!(Ring::ALL.is_sorted());
+        assert_eq!((Ring::Base0A.before(), Ring::Main.before()), (None, Some(Ring::Base0D)));
         assert_eq!(
             "0E_base_".parse::<Ring>().expect_err("unknown").to_string(),
             "\"0E_base_\" is not a rollout ring: write 0A_base_, 0B_base_, 0C_base_, 0D_base_ or main"

@@ -7,7 +7,7 @@ use std::{
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun, bundle};
 use codex_plan::reasoning_pod::{
-    Bundle, SignedModel, SignedPromotion, Signer, TrustedKey, TrustedRoot, bundle_names, manifest,
+    Bundle, LentPromotion, SignedModel, SignedPromotion, Signer, TrustedKey, TrustedRoot, bundle_names, manifest,
 };
 use codex_provenance::{Identity, Sha256};
 use codex_signing::{
@@ -17,7 +17,7 @@ use codex_signing::{
 use codex_verdict::policy::Policy;
 use kube::ResourceExt;
 
-use super::stores::get;
+use super::{shadows, stores::get};
 use crate::{context::Context, error::chain, ownership::is_controlled_by, signer::BUNDLE};
 
 /// The signer and the bundles of a ReasoningPod.
@@ -36,6 +36,8 @@ pub(super) struct Found {
     pub promotion: Bundle<SignedPromotion>,
     /// The same, signed again, by the key in the name.
     pub promotion_again: BTreeMap<Sha256, Bundle<SignedPromotion>>,
+    /// The promotions that a shadow may run on.
+    pub lent: Vec<LentPromotion>,
 }
 
 /// Finds the bundles of a ReasoningPod and verifies them.
@@ -61,6 +63,7 @@ pub(super) fn find(
         oms_again: BTreeMap::new(),
         promotion: Bundle::Absent,
         promotion_again: BTreeMap::new(),
+        lent: Vec::new(),
     };
     let Some((run, model)) = run.and_then(|run| Some((run, run.status.as_ref()?.model.as_ref()?))) else {
         return found;
@@ -80,7 +83,15 @@ pub(super) fn find(
         model_signed.get_or_insert(signed);
         Ok(stated)
     });
-    let Some(signed) = model_signed else { return found };
+    if let (Ok(manifest), Some(rings)) = (&manifest, shadows::rings(pod)) {
+        found.lent = shadows::lent(context, &here.namespace, manifest, &rings, &mut met);
+    }
+    let Some(signed) = model_signed else {
+        if !met.is_empty() {
+            found.trusted = context.signer.listed(&met);
+        }
+        return found;
+    };
     let mut promoters: Vec<Identity> = Vec::new();
     let ring = pod.spec.rollout_ring.name();
     (found.promotion, found.promotion_again) = here.all(names.promotion, |bundle, keys| {

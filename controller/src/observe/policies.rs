@@ -113,6 +113,7 @@ pub(super) fn promotions(
                 ring: reasons.ring.parse().ok()?,
                 since: config_map.metadata.creation_timestamp.as_ref()?.0,
                 lineage: Lineage::of_statement(&promoted.promotion, promoted.signer),
+                parity: reasons.parity.clone(),
             })
         })
         .collect();

@@ -50,6 +50,9 @@ impl Kind for ReasoningPod {
         triggers.object(self);
         let namespace = self.namespace().unwrap_or_default();
         triggers.shadows_of(&namespace, &self.name_any());
+        if self.spec.shadow.is_some() {
+            triggers.promoted_by_parity(&namespace, self.spec.rollout_ring);
+        }
         // Also the one that it shadowed before its spec changed.
         let recorded = self.status.as_ref().and_then(|status| Some(&status.shadow.as_ref()?.of));
         let named = self.spec.shadow.as_ref().map(|shadow| &shadow.of);
@@ -122,6 +125,7 @@ impl Observe for ReasoningPod {
             let named = status.and_then(|status| Some(status.promotion.as_ref()?.bundle.as_str()));
             policies::promotions(context, &namespace, &models, named)
         };
+        let compared = if policies.is_empty() { Vec::new() } else { shadows::compared(context, &self, run.as_ref()) };
         let unprotected = context.admission.current().protects(&namespace).err();
         let serves = deployment.is_some() || tampered;
         let all = unprotected.is_some() && serves;
@@ -142,6 +146,7 @@ impl Observe for ReasoningPod {
             oms_again: found.oms_again,
             promotion: found.promotion,
             promotion_again: found.promotion_again,
+            lent: found.lent,
             sign_offs: policies::sign_offs(context, &self),
             policies,
             promotions,
@@ -151,6 +156,7 @@ impl Observe for ReasoningPod {
             former_pods: behind.former,
             incumbent: shadows::incumbent(context, &self),
             shadows: shadows::shadows(context, &self),
+            compared,
             foreign_pods,
             unprotected,
             endpoint_slices: slices.own,

@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use codex_crds::{ReasoningPod, TrainingRun};
+use codex_crds::{PromotionPolicy, ReasoningPod, TrainingRun};
+use codex_verdict::{Ring, policy::PolicyRule};
 use k8s_openapi::api::{
     core::v1::{ConfigMap, PersistentVolumeClaim, Pod},
     discovery::v1::EndpointSlice,
@@ -54,6 +55,19 @@ impl Triggers {
     /// Queues the Evaluations that are compared with an Evaluation, and the ReasoningPods that require it.
     pub fn users_of_evaluation(&self, namespace: &str, name: &str) {
         self.users(namespace, &Name::Evaluation(name.to_owned()));
+    }
+
+    /// Queues the ReasoningPods of a ring that a policy promotes there only if a shadow has proved parity.
+    pub(super) fn promoted_by_parity(&self, namespace: &str, ring: Ring) {
+        let demands = |rules: &[PolicyRule]| rules.iter().any(|rule| rule.ring == ring && rule.parity.is_some());
+        let own = |policy: &PromotionPolicy| policy.metadata.namespace.as_deref() == Some(namespace);
+        let policies = self.stores.promotion_policies.state();
+        let everywhere = self.stores.cluster_promotion_policies.state();
+        if policies.iter().any(|policy| own(policy) && demands(&policy.spec.rules))
+            || everywhere.iter().any(|policy| demands(&policy.spec.rules))
+        {
+            self.reasoning_pods(Some(namespace), |pod| pod.spec.rollout_ring == ring && pod.spec.shadow.is_none());
+        }
     }
 
     /// Queues the ReasoningPods for which `depends` returns true: those of a namespace, or all.

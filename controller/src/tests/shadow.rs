@@ -5,7 +5,7 @@ use codex_plan::Received;
 use serde_json::{Value, json};
 
 use super::{
-    reasoning_pod::{TEAM, judged, pod, settle},
+    reasoning_pod::{TEAM, bundles, judged, pod, settle},
     world::{World, path},
 };
 
@@ -26,12 +26,20 @@ async fn a_shadow_and_its_incumbent_learn_of_each_other() {
         live["spec"]["template"].clone()
     };
     let before = template("p");
+    // The API server sets the time at which the promotion was recorded.
+    let status = world.api.object(&path("reasoningpods", "p")).unwrap()["status"].clone();
+    let bundle = format!("/api/v1{TEAM}/configmaps/{}", status["promotion"]["bundle"].as_str().unwrap());
+    let mut promotion = world.api.object(&bundle).unwrap();
+    promotion["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+    world.api.put(&bundle, promotion);
 
     let mut shadow = pod(false);
     shadow["metadata"] = json!({"name": "next", "uid": "next-uid"});
     shadow["spec"]["shadow"] = json!({"of": "p", "samplePercent": 10, "maxDivergence": "0.01"});
     world.api.put(&path("reasoningpods", "next"), shadow);
     settle::<ReasoningPod>(&world, "next").await;
+    let shown = world.api.object(&path("reasoningpods", "next")).unwrap()["status"].clone();
+    assert_eq!(shown["promotion"], status["promotion"], "it runs on what is recorded, and gets no promotion");
     settle::<ReasoningPod>(&world, "p").await;
     let target = json!({"uid": "next-uid", "url": "http://next.team.svc:8000", "samplePercent": 10});
     assert_eq!(file(&world, "p", "mirror.json"), json!({"shadows": [target]}));
@@ -64,4 +72,43 @@ async fn a_shadow_and_its_incumbent_learn_of_each_other() {
     assert_eq!(file(&world, "next", "shadow.json")["keys"], json!([key]), "the other pod does not exist");
     let status = world.api.object(&path("reasoningpods", "next")).unwrap()["status"].clone();
     assert_eq!(status["shadow"]["sources"], json!([{"pod": "x-uid", "key": key}]));
+}
+
+#[tokio::test]
+async fn a_shadow_runs_on_the_promotion_of_the_ring_before_with_the_signature_that_it_names() {
+    let world = judged(600).await;
+    let ring = |name: &str| {
+        let mut run = world.api.object(&path("trainingruns", "a")).unwrap();
+        run["spec"]["rolloutRing"] = json!(name);
+        world.api.put(&path("trainingruns", "a"), run);
+    };
+    ring("0C_base_");
+    let mut earlier = pod(false);
+    earlier["spec"]["rolloutRing"] = json!("0C_base_");
+    world.api.put(&path("reasoningpods", "p"), earlier);
+    settle::<ReasoningPod>(&world, "p").await;
+    let promoted = world.api.object(&path("reasoningpods", "p")).unwrap()["status"].clone();
+    ring("0D_base_");
+    let mut shadow = pod(false);
+    shadow["metadata"] = json!({"name": "next", "uid": "next-uid"});
+    shadow["spec"]["shadow"] = json!({"of": "p", "samplePercent": 10, "maxDivergence": "0.01"});
+    world.api.put(&path("reasoningpods", "next"), shadow);
+    let before = bundles(&world);
+    settle::<ReasoningPod>(&world, "next").await;
+    let status = || world.api.object(&path("reasoningpods", "next")).unwrap()["status"].clone();
+    assert!(status()["blockedBy"][0].as_str().unwrap().contains("has no recorded promotion into 0C_base_"));
+
+    let bundle = format!("/api/v1{TEAM}/configmaps/{}", promoted["promotion"]["bundle"].as_str().unwrap());
+    let mut promotion = world.api.object(&bundle).unwrap();
+    promotion["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+    world.api.put(&bundle, promotion);
+    settle::<ReasoningPod>(&world, "next").await;
+    assert_eq!(
+        (&status()["promotion"], &status()["manifest"]["bundle"]),
+        (&promoted["promotion"], &promoted["manifest"]["bundle"])
+    );
+    assert_eq!(bundles(&world), before, "nothing is signed for a shadow");
+    let live = world.api.object(&format!("/apis/apps/v1{TEAM}/deployments/codex-s-next")).unwrap();
+    let arguments = live["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
+    assert!(arguments.contains(r#""--ring","0C_base_""#) && arguments.contains("--shadow"), "{arguments}");
 }

@@ -67,6 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             policies: Vec::new(),
             earlier: Vec::new(),
             sign_offs: Vec::new(),
+            parity: Vec::new(),
         },
     };
     fs::create_dir_all(&output)?;

@@ -86,6 +86,7 @@ fn promotion(manifest: &Manifest, oms_payload: OmsPayloadDigest, ring: &str) -> 
             policies: Vec::new(),
             earlier: Vec::new(),
             sign_offs: Vec::new(),
+            parity: Vec::new(),
         },
     }
 }

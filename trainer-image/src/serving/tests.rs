@@ -112,6 +112,7 @@ fn promotion(manifest: &Manifest, payload: &[u8]) -> Promotion {
         policies: Vec::new(),
         earlier: Vec::new(),
         sign_offs: Vec::new(),
+        parity: Vec::new(),
     };
     Promotion { model: manifest.digest(), reasons }
 }

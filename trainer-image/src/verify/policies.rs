@@ -136,6 +136,10 @@ mod tests {
             under(root.path(), &rule(serde_json::json!({ "ring": "main", "requiredEvaluations": template("0.9") })));
         let told = held.ok().unwrap().to_string();
         assert!(told.lines().any(|line| line == "held       ClusterPromotionPolicy guard"), "{told}");
+        let compared = |ring: &str, count: u32| {
+            rule(serde_json::json!({ "ring": ring, "parity": { "minRequests": count, "maxDivergence": "0.01" } }))
+        };
+        assert!(under(root.path(), &compared("main", 459)).is_ok(), "the statement names a shadow with parity");
         let elsewhere = rule(serde_json::json!({ "ring": "0D_base_", "requiredEvaluations": template("1") }));
         assert!(under(root.path(), &elsewhere).is_ok(), "a rule for another ring");
         let denied = |list: &str, digest: String| serde_json::json!({ "denied": { list: [digest] } });
@@ -153,6 +157,7 @@ mod tests {
                 "no recorded promotion in 0D_base_",
             ),
             (rule(serde_json::json!({ "ring": "main", "signOffs": { "count": 1 } })), "0 of 1 sign-offs"),
+            (compared("main", 460), "guard, rule for main: no shadow with this model in main has proved parity"),
         ] {
             let refused = under(root.path(), &spec).err().unwrap();
             assert_eq!(refused.exit, 1, "{refused}");
@@ -163,10 +168,18 @@ mod tests {
     #[test]
     fn a_file_without_a_valid_policy_is_bad_input() {
         let root = signed();
+        let parity = |ring: &str, wanted: &serde_json::Value| serde_json::json!({ "rules": [{ "ring": ring, "parity": wanted }] });
         for (spec, why) in [
             (serde_json::json!({ "rules": [{ "ring": "0E_base_" }] }), "0E_base_"),
             (serde_json::json!({ "denied": { "models": ["abc"] } }), "spec.denied.models[0]"),
             (serde_json::json!({ "rules": [{ "ring": "main" }] }), "must demand something"),
+            (parity("main", &serde_json::json!({ "minRequests": 0 })), "parity.minRequests must be from 1 to 1000000"),
+            (
+                parity("main", &serde_json::json!({ "minRequests": 9, "maxDivergence": "0.0" })),
+                "parity.maxDivergence \"0.0\" is invalid: use a decimal above 0",
+            ),
+            (parity("main", &serde_json::json!({ "minRequests": 9, "requests": 9 })), "requests"),
+            (parity("0A_base_", &serde_json::json!({ "minRequests": 9 })), "rules[].parity cannot hold in 0A_base_"),
         ] {
             let refused = under(root.path(), &spec).err().unwrap();
             assert_eq!(refused.exit, 2, "{refused}");

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Candidate, Facts, Lineage, Policy, PolicyRule, RequiredEvaluation, RequiredSignOffs, Signatory, SignedOff, period,
-    reads, strict::weaker,
+    Candidate, Facts, Lineage, Policy, PolicyRule, RequiredEvaluation, RequiredSignOffs, Signatory, SignedOff, parity,
+    period, reads, strict::weaker,
 };
 use crate::{Gate, Ring};
 
@@ -23,6 +23,8 @@ pub enum Demand {
     Time,
     /// `signOffs`.
     SignOff,
+    /// `parity`.
+    Parity,
     /// `signers`.
     Signer,
     /// `denied`.
@@ -59,6 +61,8 @@ fn of_rule(policy: &Policy, rule: &PolicyRule, facts: &Facts) -> Vec<Breach> {
     found.extend(ring(rule, facts).err().map(|(demand, due, said)| cite(demand, due, said)));
     let signed = rule.sign_offs.as_ref().and_then(|wanted| sign_offs(wanted, &facts.sign_offs).err());
     found.extend(signed.map(|said| cite(Demand::SignOff, None, said)));
+    let compared = rule.parity.as_ref().and_then(|wanted| parity::check(wanted, rule.ring, &facts.parity).err());
+    found.extend(compared.map(|said| cite(Demand::Parity, None, said)));
     found
 }
 

@@ -6,6 +6,7 @@ use codex_provenance::{DataDigest, Identity, ModelDigest, Sha256, promotion};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::ShadowParity;
 use crate::{Gate, GateSpec, Measurement, Ring, measurements, recheck};
 
 /// The name of the file of problems among the data of an evaluation.
@@ -123,12 +124,14 @@ pub struct Facts {
     pub earlier: Vec<Earlier>,
     /// Sign-offs that count.
     pub sign_offs: Vec<SignedOff>,
+    /// What shadows with the same model in this ring have compared.
+    pub parity: Vec<ShadowParity>,
     /// The time.
     pub now: Timestamp,
 }
 
 impl Facts {
-    /// Returns what a promotion statement says. Sign-offs and earlier promotions are those that it names.
+    /// Returns what a promotion statement says. Sign-offs, earlier promotions and parity are those that it names.
     ///
     /// # Errors
     /// A sentence that names the field that cannot be read.
@@ -151,6 +154,7 @@ impl Facts {
             evaluations: reasons.evaluations.iter().map(Candidate::of_statement).collect(),
             earlier: reasons.earlier.iter().map(earlier).collect::<Result<_, _>>()?,
             sign_offs: reasons.sign_offs.iter().map(signed).collect(),
+            parity: reasons.parity.iter().map(ShadowParity::of_statement).collect(),
             now,
         })
     }

@@ -6,6 +6,7 @@
 
 mod check;
 mod facts;
+mod parity;
 mod period;
 mod reads;
 mod spec;
@@ -20,12 +21,13 @@ use serde::{Deserialize, Serialize};
 
 pub use check::{Breach, Demand, breaches, denials, may_sign};
 pub use facts::{Candidate, Earlier, Facts, Lineage, PROBLEMS, Signatory, SignedOff};
+pub use parity::{PARITY_CONFIDENCE, ShadowParity};
 pub(crate) use period::{FORM, PATTERN};
 pub use period::{MAX_PERIOD, period};
 pub use spec::{
-    Denied, MAX_DENIED, MAX_IDENTITY, MAX_READS, MAX_RULES, MAX_SIGNERS, MAX_TEMPLATE_GATES, MAX_TEMPLATES, MAX_USER,
-    PolicyRule, PolicySpec, ReadBudget, RequiredEvaluation, RequiredRing, RequiredSignOffs, RequiredSigners,
-    SignerIdentity,
+    Denied, MAX_DENIED, MAX_IDENTITY, MAX_PARITY_REQUESTS, MAX_READS, MAX_RULES, MAX_SIGNERS, MAX_TEMPLATE_GATES,
+    MAX_TEMPLATES, MAX_USER, PolicyRule, PolicySpec, ReadBudget, RequiredEvaluation, RequiredParity, RequiredRing,
+    RequiredSignOffs, RequiredSigners, SignerIdentity,
 };
 
 use crate::{Ring, digests::canonical};

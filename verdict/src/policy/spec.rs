@@ -20,6 +20,8 @@ pub const MAX_DENIED: usize = 256;
 pub const MAX_IDENTITY: usize = 1024;
 /// The longest name of a user or group.
 pub const MAX_USER: usize = 256;
+/// The largest least number of requests that parity may need.
+pub const MAX_PARITY_REQUESTS: u32 = 1_000_000;
 /// The largest budget of reads.
 pub const MAX_READS: u32 = 10_000;
 
@@ -56,6 +58,9 @@ pub struct PolicyRule {
     /// Sign-offs by people that the model needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sign_offs: Option<RequiredSignOffs>,
+    /// Parity that a shadow with the same model must have proved in this ring. Without it, none is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parity: Option<RequiredParity>,
     /// Keys and identities that may sign the model and its promotion. Without it, every trusted one may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signers: Option<RequiredSigners>,
@@ -125,6 +130,21 @@ pub struct RequiredSignOffs {
     /// Whether only sign-offs count that the person created, and not a GitOps account for them. Defaults to false.
     #[serde(default)]
     pub authenticated: bool,
+}
+
+/// The parity that a shadow must have proved: its status has ParityHolding with True.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct RequiredParity {
+    /// Least number of compared requests.
+    #[schemars(with = "i32", extend("x-kubernetes-validations" = cel::parity_requests()))]
+    pub min_requests: u32,
+    /// Greatest share of requests that may be answered differently, such as 0.01. Without it, spec.shadow.maxDivergence of the shadow
+    /// decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = cel::parity_divergence()))]
+    pub max_divergence: Option<String>,
 }
 
 /// The keys and identities that may sign.

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 
 use super::{
     Candidate, Demand, Denied, Earlier, Facts, Lineage, Policy, PolicyKind, PolicyRule, PolicySpec, RequiredEvaluation,
-    RequiredRing, RequiredSignOffs, RequiredSigners, Signatory, SignedOff, SignerIdentity, breaches, denials, may_sign,
-    stated,
+    RequiredParity, RequiredRing, RequiredSignOffs, RequiredSigners, ShadowParity, Signatory, SignedOff,
+    SignerIdentity, breaches, denials, may_sign, stated,
 };
 use crate::{Decimal, Gate, GateSpec, Ring};
 
@@ -23,6 +23,7 @@ fn rule() -> PolicyRule {
         requires: None,
         minimum_time_in_ring: None,
         sign_offs: None,
+        parity: None,
         signers: None,
     }
 }
@@ -33,7 +34,14 @@ fn under(rule: PolicyRule) -> Vec<Policy> {
 }
 
 fn facts() -> Facts {
-    Facts { ring: Ring::Main, evaluations: Vec::new(), earlier: Vec::new(), sign_offs: Vec::new(), now: at(10_000) }
+    Facts {
+        ring: Ring::Main,
+        evaluations: Vec::new(),
+        earlier: Vec::new(),
+        sign_offs: Vec::new(),
+        parity: Vec::new(),
+        now: at(10_000),
+    }
 }
 
 fn said(rule: PolicyRule, facts: &Facts) -> Vec<(Demand, String)> {
@@ -165,6 +173,42 @@ fn people_are_counted_once_and_only_if_they_may_sign() {
             && told.contains("create 1 more by ada or members of leads, created by the person"),
         "{told}"
     );
+}
+
+#[test]
+fn parity_counts_if_enough_requests_prove_it() {
+    let shadow = |compared, agreed, max_divergence: &str, holds| ShadowParity {
+        shadow: "next".to_owned(),
+        holds,
+        compared,
+        agreed,
+        max_divergence: max_divergence.to_owned(),
+    };
+    let with = |min_requests, most: Option<&str>, parity: Vec<ShadowParity>| {
+        let wanted = RequiredParity { min_requests, max_divergence: most.map(str::to_owned) };
+        said(PolicyRule { parity: Some(wanted), ..rule() }, &Facts { parity, ..facts() })
+    };
+    // 0.99^459 is below 0.01, and 0.99^458 is not.
+    assert_eq!(with(459, None, vec![shadow(459, 459, "0.01", true)]), []);
+    assert_eq!(with(459, Some("0.01"), vec![shadow(3, 3, "1", true), shadow(459, 459, "0.05", true)]), []);
+    for (refused, told) in [
+        (
+            with(1, None, vec![]),
+            "there is none: create a ReasoningPod with spec.shadow, rolloutRing main and the same model",
+        ),
+        (with(460, None, vec![shadow(459, 459, "0.01", true)]), "ReasoningPod next has compared 459 requests"),
+        (with(1, None, vec![shadow(458, 458, "0.01", true)]), "and at most 0.01 is allowed"),
+        // A shadow cannot undercut the policy by a limit of its own.
+        (with(1, Some("0.01"), vec![shadow(100, 99, "1", true)]), "and at most 0.01 is allowed"),
+        (with(1, None, vec![shadow(459, 459, "0.01", false)]), "has not proved parity"),
+        (with(1, None, vec![shadow(459, 460, "1", true)]), "states 460 of 459 requests"),
+        (with(1, None, vec![shadow(459, 459, "soon", true)]), "at most soon is allowed"),
+        (with(0, None, vec![shadow(0, 0, "1", true)]), "states 0 of 0 requests"),
+    ] {
+        assert_eq!((refused.len(), refused[0].0), (1, Demand::Parity), "{told}");
+        assert!(refused[0].1.starts_with("ClusterPromotionPolicy p, rule for main: no shadow with this model in main"));
+        assert!(refused[0].1.contains(told), "{}", refused[0].1);
+    }
 }
 
 #[test]

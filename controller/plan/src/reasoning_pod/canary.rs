@@ -19,6 +19,7 @@ use serde_json::json;
 use super::{
     children::settings_digest,
     servers::{Servers, Wanted},
+    shadow,
     stage::Stage,
     target::Target,
     view::View,
@@ -60,7 +61,7 @@ pub(super) fn is_current(view: &View<'_>, target: &Target) -> bool {
             let upgraded =
                 found(annotation::SETTINGS_DIGEST) != Some(settings_digest(&view.observed.settings).as_str());
             let same = found(annotation::ATTEMPT).is_none_or(|from| from == made_from(view, target));
-            servers.are_for(target) && (upgraded || same)
+            servers.are_for(target) && shadow::fits(view, servers.live) && (upgraded || same)
         }
         (None, Some(former)) => {
             let made = |target: &Target| (target.model, target.promotion, target.keys());
@@ -74,6 +75,10 @@ pub(super) fn is_current(view: &View<'_>, target: &Target) -> bool {
 pub(super) fn holds(view: &View<'_>, target: &Target) -> bool {
     let Some(rollout) = &view.spec().rollout else { return false };
     if is_current(view, target) || (view.servers.is_none() && view.restorable.is_none()) {
+        return false;
+    }
+    // Servers of a former shadow answer nobody: they are replaced, not tried against.
+    if view.servers.as_ref().is_some_and(|servers| !shadow::fits(view, servers.live)) {
         return false;
     }
     match recorded(view, target, rollout).map(|recorded| recorded.phase) {

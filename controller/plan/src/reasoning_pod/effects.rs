@@ -69,6 +69,7 @@ fn sign_promotion(
         policies: view.evidence.policies.held.clone(),
         earlier: view.evidence.policies.earlier.clone(),
         sign_offs: view.evidence.policies.signed.clone(),
+        parity: view.evidence.policies.parity.clone(),
     };
     Some(Effect::SignPromotion { config_map, promotion: Box::new(Promotion { model: model.digest, reasons }) })
 }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use codex_crds::{ConditionType, ModelStatus, Reason, TrainingRun, child};
 use codex_provenance::{Sha256, Untimely, promotion::PromotionKey};
-use codex_verdict::policy::Demand;
+use codex_verdict::{Ring, policy::Demand};
 use jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::{
     bundles::{bundle_names, manifest, promotion_key},
+    lent,
     observed::{ObservedReasoningPod, SignedModel, SignedPromotion, Signer},
     policy::Policies,
     shadow,
@@ -66,6 +67,10 @@ pub(crate) struct Evidence<'a> {
     /// What policies and sign-offs say.
     pub(crate) policies: Policies,
     pub(crate) blocks: Vec<Block>,
+    /// The ring of the promotion that a shadow runs on; `None` if the object has one of its own, or is to be promoted.
+    pub(crate) lent: Option<Ring>,
+    /// What keeps the object from being promoted, but not a shadow from running.
+    waived: Vec<Block>,
 }
 
 impl Block {
@@ -89,21 +94,41 @@ impl<'a> Evidence<'a> {
         let proofs = proofs(observed, trained.map(|(_, model)| model), &mut blocks);
         let key = key(observed, trained.map(|(_, model)| model), &proofs);
         let trust = Trust::of(observed, now);
-        let (oms, promotion) = chosen(observed, trust, key.as_ref());
+        let lent = lent::choose(observed, trained.map(|(_, model)| model.digest), trust);
+        let (oms, promotion) = match &lent {
+            None => chosen(observed, trust, key.as_ref()),
+            Some(Ok(lent)) => lent::bundles(lent),
+            Some(Err(_)) => (Chosen::Unknown, Chosen::Unknown),
+        };
         // What is signed already was signed with keys that are trusted.
-        let signs = oms.signer().is_none() || promotion.signer().is_none();
+        let signs = lent.is_none() && (oms.signer().is_none() || promotion.signer().is_none());
         let signer = observed.signer.fingerprint().filter(|_| signs);
         let policies = Policies::of(observed, trained.map(|(_, model)| model), &proofs, trust, signer, now);
         blocks.extend(of_policies(&policies));
-        blocks.extend(cannot_sign(observed, trust));
+        let mut waived = Vec::new();
+        if let Some(lent) = &lent {
+            // The promotion that it runs on was given for passed evaluations, and nothing is signed for a shadow.
+            (waived, blocks) =
+                blocks.into_iter().partition(|block| matches!(block.about, About::Gates | About::Policy));
+            blocks.extend(lent.as_ref().err().cloned());
+            blocks.extend(no_signer(observed));
+        } else {
+            blocks.extend(cannot_sign(observed, trust));
+        }
         blocks.extend([unusable(&oms), unusable(&promotion)].into_iter().flatten());
         if !blocks.is_empty() {
             blocks.extend(lost_servers(observed, trust));
         }
-        for block in &mut blocks {
+        for block in blocks.iter_mut().chain(&mut waived) {
             block.sentence = truncate_chars(&block.sentence, MAX_SENTENCE);
         }
-        Self { trained, key, proofs, oms, promotion, policies, blocks }
+        let lent = lent.and_then(Result::ok).map(|lent| lent.ring);
+        Self { trained, key, proofs, oms, promotion, policies, blocks, lent, waived }
+    }
+
+    /// Returns everything that the conditions say is missing, also if it does not keep a shadow from running.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = &Block> {
+        self.blocks.iter().chain(&self.waived)
     }
 }
 
@@ -270,10 +295,7 @@ fn chosen(
 /// Returns a block if nothing can be signed. A key that a policy denies blocks as every other denial does.
 fn cannot_sign(observed: &ObservedReasoningPod, trust: Trust<'_>) -> Option<Block> {
     let key: Sha256 = match &observed.signer {
-        Signer::Unavailable { reason, .. } => {
-            let sentence = format!("nothing can be signed: {reason}");
-            return Some(Block::stalls(About::Signing, Reason::SignerUnavailable, sentence));
-        }
+        Signer::Unavailable { .. } => return no_signer(observed),
         Signer::Available { fingerprint } => *fingerprint,
     };
     let why = trust.check(key).err().filter(|why| *why != Distrust::Revoked)?;
@@ -293,6 +315,12 @@ fn cannot_sign(observed: &ObservedReasoningPod, trust: Trust<'_>) -> Option<Bloc
         Distrust::Untimely(Untimely::NotYet(_)) => Block::waits(About::Signing, Reason::SignerUnavailable, sentence),
         _ => Block::stalls(About::Signing, Reason::SignerUnavailable, sentence),
     })
+}
+
+/// Returns a block if there is no usable key.
+fn no_signer(observed: &ObservedReasoningPod) -> Option<Block> {
+    let Signer::Unavailable { reason, .. } = &observed.signer else { return None };
+    Some(Block::stalls(About::Signing, Reason::SignerUnavailable, format!("nothing can be signed: {reason}")))
 }
 
 /// Returns a block if a bundle that exists cannot be used.

@@ -58,7 +58,7 @@ pub(super) fn sign_offs(view: &View<'_>) -> Vec<SignOffStatus> {
 pub(super) fn conditions(view: &View<'_>, conditions: &mut Conditions<'_>) {
     let ring = view.spec().rollout_ring;
     let policies = &view.evidence.policies;
-    let unmet = view.evidence.blocks.iter().filter(|block| block.about == About::Policy);
+    let unmet = view.evidence.missing().filter(|block| block.about == About::Policy);
     let unmet: Vec<_> = unmet.collect();
     let names: Vec<_> = policies.held.iter().map(|held| format!("{} {}", held.kind, held.name)).collect();
     let (holds, reason, message) = match unmet.iter().min_by_key(|block| block.waits) {

@@ -8,7 +8,9 @@ mod effects;
 mod endpoints;
 mod evidence;
 mod guarded;
+mod lent;
 mod observed;
+mod parity;
 mod policy;
 mod servers;
 mod shadow;
@@ -25,8 +27,8 @@ use jiff::Timestamp;
 pub use bundles::{BundleNames, bundle_names, manifest};
 pub use endpoints::{ForeignSlice, SERVICE_NAME, WRITER, WRITTEN_BY};
 pub use observed::{
-    Bundle, Incumbent, Mirrored, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion, Signer,
-    TrustedKey, TrustedRoot,
+    Bundle, Compared, Incumbent, LentPromotion, Mirrored, ObservedReasoningPod, RecordedPromotion, SignedModel,
+    SignedPromotion, Signer, TrustedKey, TrustedRoot,
 };
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};

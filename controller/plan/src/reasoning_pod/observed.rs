@@ -5,8 +5,8 @@ use std::{
     sync::Arc,
 };
 
-use codex_crds::{Evaluation, ReasoningPod, SignOff, TrainingRun};
-use codex_provenance::{Identity, ModelDigest, OmsPayloadDigest, PromotionDigest, Sha256, Validity};
+use codex_crds::{Evaluation, ReasoningPod, ShadowStatus, SignOff, TrainingRun};
+use codex_provenance::{Identity, ModelDigest, OmsPayloadDigest, PromotionDigest, Sha256, Validity, promotion};
 use codex_verdict::{
     Ring,
     policy::{Lineage, Policy},
@@ -104,6 +104,13 @@ pub struct ObservedReasoningPod {
     /// The ReasoningPods of the namespace that shadow the object, by name, without dry runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shadows: Vec<Mirrored>,
+    /// The promotions that a shadow may run on, in any order. Empty without `spec.shadow`, and in the first ring.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lent: Vec<LentPromotion>,
+    /// What the shadows of the namespace that serve the run's model in the object's ring have compared, by name, without the object
+    /// itself: from their sealed statuses. Empty if no policy applies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compared: Vec<Compared>,
     /// The names of pods that match the selector of the Service, and that the controller did not create.
     #[serde(default)]
     pub foreign_pods: BTreeSet<String>,
@@ -170,6 +177,38 @@ pub struct Mirrored {
     pub sample_percent: i32,
 }
 
+/// What a shadow has compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Compared {
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// Its `status.shadow`.
+    pub status: ShadowStatus,
+}
+
+/// A recorded promotion of the run's model into the ring of a shadow or the one before, with the signature of the model that it
+/// names: `verify::verify_promotion` accepted both, and the statement names the object's namespace. The run may be another one that made
+/// the same model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LentPromotion {
+    /// The ring that it promotes into.
+    pub ring: Ring,
+    /// When the API server created its ConfigMap.
+    pub since: Timestamp,
+    /// The name of its ConfigMap.
+    pub bundle: String,
+    /// What it states.
+    pub promotion: SignedPromotion,
+    /// The name of the ConfigMap with the signature of the model.
+    pub oms_bundle: String,
+    /// What that states.
+    pub oms: SignedModel,
+}
+
 /// A promotion that is recorded in a ConfigMap: `verify::read_promotion` accepted it, and it names the object's namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -182,6 +221,9 @@ pub struct RecordedPromotion {
     pub since: Timestamp,
     /// Where its model comes from.
     pub lineage: Lineage,
+    /// The parity that it states.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parity: Vec<promotion::Parity>,
 }
 
 /// A key or an identity whose signatures count within a time.

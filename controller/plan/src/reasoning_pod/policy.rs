@@ -19,6 +19,7 @@ use kube::ResourceExt;
 
 use super::{
     observed::{ObservedReasoningPod, RecordedPromotion},
+    parity,
     servers::keys,
     trust::Trust,
 };
@@ -47,6 +48,8 @@ pub(crate) struct Policies {
     pub(crate) judged: bool,
     /// The earlier promotions that the rules require.
     pub(crate) earlier: Vec<promotion::Earlier>,
+    /// The parity that the rules demand, as a statement names it.
+    pub(crate) parity: Vec<promotion::Parity>,
     /// The sign-offs that count, as a statement names them.
     pub(crate) signed: Vec<promotion::SignOff>,
     /// Every SignOff that concerns the object.
@@ -75,6 +78,7 @@ impl Policies {
             .filter(|promoted| model.is_some_and(|model| promoted.lineage.model == Some(model.digest)))
             .filter(|promoted| counted(promoted, trust))
             .collect();
+        let found = parity::found(observed, model.map(|model| model.digest), &of_model);
         let facts = Facts {
             ring,
             evaluations: candidates(observed),
@@ -83,6 +87,7 @@ impl Policies {
                 .iter()
                 .map(|it| SignedOff { by: it.by.clone(), groups: it.groups.clone(), authenticated: it.authenticated })
                 .collect(),
+            parity: found.iter().map(|found| found.fact.clone()).collect(),
             now,
         };
         let judged = report.is_some();
@@ -94,7 +99,7 @@ impl Policies {
         };
         unmet.retain(|breach| match breach.demand {
             Demand::Rule | Demand::Evaluation | Demand::Denied | Demand::Signer => true,
-            Demand::Ring | Demand::Time => model.is_some(),
+            Demand::Ring | Demand::Time | Demand::Parity => model.is_some(),
             Demand::SignOff => judged,
         });
         let policies = &observed.policies;
@@ -106,6 +111,7 @@ impl Policies {
             canary_revoked: revoked(observed, served_by_canary(observed)),
             judged,
             earlier: required(policies, ring, &of_model),
+            parity: parity::required(policies, ring, &found),
             signed,
             sign_offs,
             report,

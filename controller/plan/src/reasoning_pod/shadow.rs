@@ -8,7 +8,7 @@ use codex_crds::{
 };
 use codex_provenance::ModelDigest;
 use codex_reports::{Comparison, MirrorFile, MirrorTarget, ShadowFile, percentile_95};
-use codex_verdict::{Rounding, Sample, bounds, needed_for_share};
+use codex_verdict::{Rounding, Sample, bounds, needed_for_share, policy::PARITY_CONFIDENCE};
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::ResourceExt as _;
 
@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The confidence of the one-sided bounds that decide parity.
-const CONFIDENCE: f64 = 0.99;
+const CONFIDENCE: f64 = PARITY_CONFIDENCE;
 /// The 95th percentile of latency, in seconds, that a shadow should not exceed. It is an edge of the histogram.
 const TARGET: f64 = 0.7;
 /// The argument of servers that names the file with their shadows.
@@ -115,9 +115,9 @@ fn sources(view: &View<'_>, spec: &Shadow) -> Vec<ShadowSource> {
     incumbent.pods.iter().filter_map(known).take(MAX_SHADOW_SOURCES).collect()
 }
 
-/// Returns the status of the comparison; `None` without `spec.shadow`.
-pub(super) fn status(view: &View<'_>) -> Option<ShadowStatus> {
-    let spec = view.spec().shadow.as_ref()?;
+/// Returns the status of the comparison. Without `spec.shadow`, what a former shadow proved stays until its servers are replaced.
+pub(super) fn status(view: &View<'_>, rolls: bool) -> Option<ShadowStatus> {
+    let Some(spec) = &view.spec().shadow else { return view.status.shadow.clone().filter(|_| !rolls) };
     let of_digest = view.observed.incumbent.as_ref().and_then(|incumbent| incumbent.model);
     let digest = view.servers.as_ref().and_then(Servers::made_for).map(|(model, _)| model);
     let held = view.status.shadow.clone().filter(|held| {

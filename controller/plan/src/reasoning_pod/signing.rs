@@ -29,7 +29,10 @@ impl Signing {
             return None;
         }
         let (run, model) = evidence.trained?;
-        evidence.key.as_ref()?;
+        // A shadow runs on a promotion that was given for other evaluations.
+        if evidence.lent.is_none() {
+            evidence.key.as_ref()?;
+        }
         let Signer::Available { .. } = observed.signer else { return None };
         let run_uid = run.uid()?;
         let (oms_bundle, signed) = match &evidence.oms {
@@ -47,7 +50,7 @@ impl Signing {
             claim: output.claim_name.clone(),
             path: join(&[&output.sub_path, &run_uid, "model"]),
             model: model.digest,
-            ring: observed.object.spec.rollout_ring,
+            ring: evidence.lent.unwrap_or(observed.object.spec.rollout_ring),
             oms_signer: signed.signer,
             oms_bundle: oms_bundle.clone(),
             promotion: promoted.digest,

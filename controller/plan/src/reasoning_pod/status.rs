@@ -15,6 +15,7 @@ use super::{
     children::{PORT, selector_text},
     evidence::{About, Block},
     guarded::{self, blocked_by, waits},
+    lent,
     observed::Signer,
     servers::Servers,
     shadow,
@@ -46,7 +47,8 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     let wanted = view.wanted();
     let serves = view.serves() || rolls(stage);
     let canary = Next::of(view, stage);
-    let compared = shadow::status(view);
+    let compared = shadow::status(view, rolls(stage));
+    let fits = view.servers.as_ref().is_none_or(|servers| shadow::fits(view, servers.live));
     let counts = view.servers.as_ref().filter(|_| serves).map(|servers| servers.counts(wanted)).unwrap_or_default();
     let Signed { run_uid, manifest, promotion } = signed(view, stage, serves);
     let evidence = evidence(view);
@@ -66,8 +68,8 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         replicas: Some(counts.all),
         ready_replicas: Some(counts.ready),
         ready: (!view.spec().dry_run).then(|| format!("{}/{}", counts.ready, wanted.replicas)),
-        // A shadow answers nobody.
-        url: (serves && view.spec().shadow.is_none())
+        // A shadow answers nobody, also while it waits to be replaced by servers that do.
+        url: (serves && view.spec().shadow.is_none() && fits)
             .then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
         evidence: evidence.as_ref().map(|evidence| match evidence {
             Ok(()) => EvidenceStrength::Strong,
@@ -195,9 +197,11 @@ fn signed(view: &View<'_>, stage: &Stage, serves: bool) -> Signed {
     };
     let blocked = view.evidence.blocks.iter().any(|block| block.about == About::Signing);
     let promotion = match (&view.evidence.promotion, &manifest) {
-        (Chosen::Recorded { name, signed }, Some(manifest)) if view.evidence.key.is_some() && !blocked => {
+        (Chosen::Recorded { name, signed }, Some(manifest))
+            if (view.evidence.key.is_some() || view.evidence.lent.is_some()) && !blocked =>
+        {
             Some(PromotionStatus {
-                ring: view.spec().rollout_ring,
+                ring: view.evidence.lent.unwrap_or(view.spec().rollout_ring),
                 digest: signed.digest,
                 bundle: name.clone(),
                 signer: Some(signed.signer.short()).filter(|signer| *signer != manifest.signer),
@@ -248,8 +252,7 @@ fn conditions(view: &View<'_>, stage: &Stage, canary: &Next, compared: Option<&S
     };
     let generation = view.observed.object.metadata.generation;
     let mut conditions = Conditions::new(&view.status.conditions, generation, view.now);
-    let blocks = &view.evidence.blocks;
-    let about = |about: About| worst(blocks.iter().filter(|block| block.about == about));
+    let about = |about: About| worst(view.evidence.missing().filter(|block| block.about == about));
     match about(About::Training) {
         Some(block) => conditions.set(Trained, false, block.reason, &block.sentence),
         None => conditions.set(Trained, true, Reason::Succeeded, "the run has a model"),
@@ -343,7 +346,8 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
     }
     let recorded = |oms: &str, promotion: &str| {
         let by = identities(view);
-        (true, Reason::BundlesRecorded, format!("the bundles are in ConfigMaps {oms} and {promotion}{by}"))
+        let lent = lent::told(view).map(|told| format!("; {told}")).unwrap_or_default();
+        (true, Reason::BundlesRecorded, format!("the bundles are in ConfigMaps {oms} and {promotion}{by}{lent}"))
     };
     if let (Some(obstruction), Stage::Signing(_)) = (view.obstruction.filter(|obstruction| obstruction.waits), stage)
         && !view.serves()
@@ -508,7 +512,12 @@ fn ready(view: &View<'_>, stage: &Stage, canary: &Next) -> (Reason, String) {
             (Reason::Serving, format!("spec.replicas is 0; the model {} is ready to be served", target.model.short()))
         }
         Stage::Serving(target) => {
-            (Reason::Serving, format!("the model {} is served in {}", target.model.short(), target.ring))
+            let model = target.model.short();
+            let told = lent::told(view).map_or_else(
+                || format!("the model {model} is served in {}", target.ring),
+                |lent| format!("the model {model} is compared; {lent}"),
+            );
+            (Reason::Serving, told)
         }
     }
 }

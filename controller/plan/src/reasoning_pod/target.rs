@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_verdict::Ring;
 
-use super::{observed::ObservedReasoningPod, trust::Trust};
+use super::{lent, observed::ObservedReasoningPod, trust::Trust};
 use crate::seal::StatusSeal;
 
 /// What servers are rolled out for: a model that every check passed, with both of its bundles.
@@ -40,6 +40,10 @@ impl Target {
     pub(crate) fn recorded(observed: &ObservedReasoningPod, trust: Trust<'_>) -> Option<Self> {
         let status = observed.object.status.as_ref().filter(|_| observed.seal == StatusSeal::Valid)?;
         let (manifest, promotion) = (status.manifest.as_ref()?, status.promotion.as_ref()?);
+        // What a shadow ran on does not promote servers that answer clients.
+        if lent::is_returned(observed, promotion.ring) {
+            return None;
+        }
         let oms_signer = trust.find(&manifest.signer)?;
         let promotion_signer = trust.find(promotion.signer.as_ref().unwrap_or(&manifest.signer))?;
         let (claim, path) = manifest.location.as_ref()?.split_once('/')?;

@@ -86,6 +86,10 @@ impl<'a> Trust<'a> {
         Self { observed, now }
     }
 
+    pub(crate) fn now(&self) -> Timestamp {
+        self.now
+    }
+
     /// Returns the keys that the administrator trusts: the list, or else the pinned key alone, without a limit.
     pub(crate) fn listed(&self) -> Vec<TrustedKey> {
         let pinned = || self.observed.signer.fingerprint();

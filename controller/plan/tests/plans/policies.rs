@@ -4,12 +4,12 @@ use codex_crds::{ConditionType, Reason};
 use codex_plan::{
     Effect, Plan,
     conditions::find,
-    reasoning_pod::{self, Bundle, ObservedReasoningPod, RecordedPromotion, SignedPromotion},
+    reasoning_pod::{self, Bundle, Compared, ObservedReasoningPod, RecordedPromotion, SignedPromotion},
 };
 use codex_provenance::{DataDigest, ModelDigest, PromotionDigest, Sha256};
 use codex_verdict::{
     Ring,
-    policy::{Denied, Lineage, Policy, PolicyKind, PolicyRule, PolicySpec, RequiredRing},
+    policy::{Denied, Lineage, Policy, PolicyKind, PolicyRule, PolicySpec, RequiredParity, RequiredRing},
 };
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
@@ -33,6 +33,7 @@ pub(crate) fn requiring(ring: Ring) -> PolicySpec {
         requires: Some(RequiredRing { ring }),
         minimum_time_in_ring: None,
         sign_offs: None,
+        parity: None,
         signers: None,
     };
     PolicySpec { rules: vec![rule], denied: Denied::default() }
@@ -44,6 +45,7 @@ fn promoted(ring: Ring, model: ModelDigest) -> RecordedPromotion {
         ring,
         since: make::at(-100),
         lineage: Lineage { model: Some(model), ..Lineage::default() },
+        parity: Vec::new(),
     }
 }
 
@@ -121,8 +123,13 @@ fn a_base_that_only_the_promotion_names_drains_too() {
     let base = ModelDigest(Sha256::of("base"));
     let model = observed.object.status.as_ref().unwrap().manifest.as_ref().unwrap().digest;
     let lineage = Lineage { model: Some(model), base: Some(base), ..Lineage::default() };
-    observed.promotions =
-        vec![RecordedPromotion { digest: promotion.digest, ring: Ring::Base0D, since: make::at(0), lineage }];
+    observed.promotions = vec![RecordedPromotion {
+        digest: promotion.digest,
+        ring: Ring::Base0D,
+        since: make::at(0),
+        lineage,
+        parity: Vec::new(),
+    }];
     observed.run = None;
     assert_eq!(replicas(&plan(&observed)), Some(2));
     observed.policies = denying(Denied { bases: vec![base], ..Denied::default() });
@@ -224,4 +231,71 @@ fn without_a_rule_for_the_ring_the_status_says_so_and_nothing_else_changes() {
         assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("Unknown", "NoPolicy"));
         assert!(!planned.events.iter().any(|event| event.reason == "NoPolicy"), "{:?}", planned.events);
     }
+}
+
+/// Returns what a shadow has compared that serves the model of the object.
+fn compared(model: ModelDigest, compared: i64, parity: &str) -> Compared {
+    let status = json!({
+        "of": "live", "ofDigest": make::model("b").digest, "digest": model, "maxDivergence": "0.05", "compared": compared,
+        "agreed": compared, "parity": parity,
+    });
+    Compared { name: "next".to_owned(), uid: "next-uid".to_owned(), status: make::from(status) }
+}
+
+fn demanding_parity() -> Vec<Policy> {
+    let mut spec = requiring(Ring::Base0C);
+    let parity = RequiredParity { min_requests: 100, max_divergence: None };
+    (spec.rules[0].requires, spec.rules[0].parity) = (None, Some(parity));
+    vec![policy(PolicyKind::PromotionPolicy, spec)]
+}
+
+#[test]
+fn a_model_is_promoted_only_once_a_shadow_has_proved_parity() {
+    let mut observed = ready_to_sign("run-1");
+    let model = observed.run.as_ref().unwrap().status.as_ref().unwrap().model.as_ref().unwrap().digest;
+    observed.policies = demanding_parity();
+    for (shadows, told) in [
+        (vec![], "there is none: create a ReasoningPod with spec.shadow, rolloutRing 0D_base_"),
+        (vec![compared(model, 99, "Holds")], "ReasoningPod next has compared 99 requests"),
+        (vec![compared(model, 200, "Lost")], "ReasoningPod next has not proved parity"),
+        (vec![compared(ModelDigest(Sha256::of("other")), 200, "Holds")], "there is none"),
+    ] {
+        observed.compared = shadows;
+        let blocked = plan(&observed);
+        assert!(blocked.effects.is_empty());
+        let [why] = &blocked.status.blocked_by[..] else { panic!("{:?}", blocked.status.blocked_by) };
+        assert!(why.starts_with("PromotionPolicy guard, rule for 0D_base_: ") && why.contains(told), "{why}");
+    }
+    observed.compared = vec![compared(model, 100, "Holds")];
+    let planned = plan(&observed);
+    let [Effect::SignPromotion { promotion, .. }] = &planned.effects[..] else { panic!("{planned:?}") };
+    let [parity] = &promotion.reasons.parity[..] else { panic!("{promotion:?}") };
+    assert_eq!((parity.shadow.name.as_str(), parity.shadow.uid.as_str()), ("next", "next-uid"));
+    assert_eq!((parity.compared, parity.agreed, parity.of.as_str()), (100, 100, "live"));
+    // 0.955^100 is about 0.01.
+    assert_eq!((parity.bound.as_str(), parity.max_divergence.as_str()), ("0.045008", "0.05"));
+    // What was promoted stays so when the shadow is gone, and so it can be signed again with another key.
+    let stated = promotion.reasons.parity.clone();
+    observed.compared.clear();
+    observed.promotions = vec![RecordedPromotion { parity: stated.clone(), ..promoted(Ring::Base0D, model) }];
+    let again = plan(&observed);
+    let [Effect::SignPromotion { promotion, .. }] = &again.effects[..] else { panic!("{again:?}") };
+    assert_eq!(promotion.reasons.parity, stated);
+    // Parity in another ring is another matter.
+    observed.promotions[0].ring = Ring::Base0C;
+    assert!(plan(&observed).effects.is_empty());
+}
+
+#[test]
+fn a_shadow_that_proved_parity_is_promoted_when_it_begins_to_serve() {
+    let mut observed = ready_to_sign("run-1");
+    let model = observed.run.as_ref().unwrap().status.as_ref().unwrap().model.as_ref().unwrap().digest;
+    observed.policies = demanding_parity();
+    let mut status = plan(&observed).status;
+    status.shadow = Some(compared(model, 100, "Holds").status);
+    observed.object.status = Some(status);
+    let planned = plan(&observed);
+    let [Effect::SignPromotion { promotion, .. }] = &planned.effects[..] else { panic!("{planned:?}") };
+    assert_eq!(promotion.reasons.parity[0].shadow.name, "rc");
+    assert!(planned.status.shadow.is_some(), "it is kept until the servers are replaced");
 }

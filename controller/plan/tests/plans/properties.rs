@@ -269,6 +269,8 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         reports: Vec::new(),
         former_pods: Vec::new(),
         incumbent: None,
+        lent: Vec::new(),
+        compared: Vec::new(),
         shadows: Vec::new(),
         foreign_pods: BTreeSet::new(),
         unprotected: None,

@@ -217,8 +217,13 @@ fn servers_of_a_revoked_key_drain_and_come_back_signed_again() {
     let promotion = back.status.promotion.clone().unwrap().digest;
     let model = back.status.manifest.clone().unwrap().digest;
     let lineage = Lineage { model: Some(model), key: Some(former().to_string()), ..Lineage::default() };
-    observed.promotions =
-        vec![RecordedPromotion { digest: promotion, ring: Ring::Base0D, since: make::at(0), lineage }];
+    observed.promotions = vec![RecordedPromotion {
+        digest: promotion,
+        ring: Ring::Base0D,
+        since: make::at(0),
+        lineage,
+        parity: Vec::new(),
+    }];
     observed.deployment = Some(back.desired.deployments[0].clone());
     observed.object.status = Some(back.status);
     let after = plan(&observed);
@@ -287,6 +292,7 @@ fn what_a_key_promoted_while_it_counted_remains_promoted() {
         ring: Ring::Base0C,
         since,
         lineage: Lineage { model: Some(model), key: Some(key.to_string()), ..Lineage::default() },
+        parity: Vec::new(),
     };
     for (since, by, counts) in [
         (-100, former(), true),
@@ -413,6 +419,7 @@ fn a_policy_names_who_may_sign() {
             requires: None,
             minimum_time_in_ring: None,
             sign_offs: None,
+            parity: None,
             signers,
         };
         Policy {

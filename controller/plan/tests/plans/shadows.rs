@@ -2,15 +2,23 @@
 
 use codex_crds::{ConditionType, Parity, ReasoningPodStatus};
 use codex_plan::{
-    Plan, Received,
+    Effect, Plan, Received,
     conditions::find,
-    reasoning_pod::{self, Incumbent, Mirrored, ObservedReasoningPod},
+    reasoning_pod::{
+        self, Bundle, Incumbent, LentPromotion, Mirrored, ObservedReasoningPod, SignedModel, SignedPromotion,
+    },
 };
+use codex_provenance::{OmsPayloadDigest, PromotionDigest, Sha256};
 use codex_reports::{Comparison, Kind, MirrorFile, ShadowFile, State};
+use codex_verdict::{Ring, policy::PolicyKind};
 use kube::ResourceExt;
 use serde_json::json;
 
-use crate::{make, properties::busy};
+use crate::{
+    make,
+    policies::{policy, requiring},
+    properties::{busy, ready_to_sign},
+};
 
 fn plan(observed: &ObservedReasoningPod) -> Plan<ReasoningPodStatus> {
     reasoning_pod::plan(observed, make::at(1_000))
@@ -22,10 +30,50 @@ fn shadow() -> ObservedReasoningPod {
     world.pod.spec.shadow = Some(make::from(json!({"of": "live", "samplePercent": 10, "maxDivergence": "0.05"})));
     let mut observed = world.observed_pod();
     observed.incumbent = Some(incumbent());
+    observed.lent = vec![own_promotion(&observed)];
     observed.deployment = plan(&observed).desired.deployments.first().cloned();
     let status = json!({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "readyReplicas": 2});
     let live = observed.deployment.as_mut().unwrap();
     (live.metadata.generation, live.status) = (Some(1), Some(make::from(status)));
+    observed
+}
+
+/// Returns the promotion that the object got before it became a shadow.
+fn own_promotion(observed: &ObservedReasoningPod) -> LentPromotion {
+    let status = observed.object.status.clone().unwrap();
+    let (Bundle::Valid(oms), Bundle::Valid(promotion)) = (observed.oms.clone(), observed.promotion.clone()) else {
+        panic!("nothing is signed")
+    };
+    LentPromotion {
+        ring: Ring::Base0D,
+        since: make::at(0),
+        bundle: status.promotion.unwrap().bundle,
+        promotion,
+        oms_bundle: status.manifest.unwrap().bundle,
+        oms,
+    }
+}
+
+/// Returns a promotion of the same model into another ring, with the signature of another run.
+fn lent(ring: Ring) -> LentPromotion {
+    let signer = Sha256::of("key");
+    let digest = PromotionDigest(Sha256::of(ring.name()));
+    LentPromotion {
+        ring,
+        since: make::at(0),
+        bundle: format!("promo-{}", ring.object_name()),
+        promotion: SignedPromotion { digest, key: Sha256::of("evidence"), signer },
+        oms_bundle: format!("oms-{}", ring.object_name()),
+        oms: SignedModel { payload: OmsPayloadDigest(Sha256::of("payload")), signer },
+    }
+}
+
+/// Returns a shadow of a model that is ready to be promoted, under a policy that it does not meet.
+fn unpromoted() -> ObservedReasoningPod {
+    let mut observed = ready_to_sign("run-1");
+    observed.object.spec.shadow = shadow().object.spec.shadow;
+    observed.incumbent = Some(incumbent());
+    observed.policies = vec![policy(PolicyKind::PromotionPolicy, requiring(Ring::Base0A))];
     observed
 }
 
@@ -169,6 +217,7 @@ fn servers_of_another_version_are_replaced_when_they_become_shadows() {
     let live = observed.deployment.clone().unwrap().spec.unwrap().template;
     let template = |plan: &Plan<ReasoningPodStatus>| plan.desired.deployments[0].spec.clone().unwrap().template;
     assert_eq!(template(&plan(&observed)), live);
+    observed.lent = vec![own_promotion(&observed)];
     observed.object.spec.shadow = shadow().object.spec.shadow;
     observed.incumbent = Some(incumbent());
     let planned = plan(&observed);
@@ -222,4 +271,84 @@ fn the_status_says_how_fast_both_answer_and_where_they_differ() {
     let difference = status.first_difference.unwrap();
     assert_eq!((difference.token, difference.log_probability_gap.as_deref()), (3, Some("1.250")));
     assert!(observed.reports.iter().all(|received| received.report.kind == Kind::ReasoningPod));
+}
+
+fn value<'a>(arguments: &'a [String], name: &str) -> &'a str {
+    let at = arguments.iter().position(|argument| argument == name).unwrap();
+    &arguments[at + 1]
+}
+
+#[test]
+fn a_shadow_runs_on_the_promotion_of_the_ring_before_and_gets_none() {
+    let mut observed = unpromoted();
+    let told = "has no recorded promotion into 0C_base_ or 0D_base_ in this namespace";
+    // Others do not count: of a ring further back, or by a key that is not trusted.
+    let mut foreign = lent(Ring::Base0C);
+    foreign.promotion.signer = Sha256::of("foreign");
+    for (promotions, told) in [
+        (vec![], told),
+        (vec![lent(Ring::Base0B), lent(Ring::Main)], told),
+        (vec![foreign], "signed the promotion of the model"),
+    ] {
+        observed.lent = promotions;
+        let blocked = plan(&observed);
+        assert!(blocked.desired.deployments.is_empty() && blocked.effects.is_empty());
+        let sentences = &blocked.status.blocked_by;
+        assert!(sentences.len() == 1 && sentences[0].contains(told), "{sentences:?}");
+    }
+    observed.lent = vec![lent(Ring::Base0D), lent(Ring::Base0C)];
+    // Neither its own ring's policy nor its evaluations keep a shadow from running, and the conditions still tell.
+    observed.evaluations.clear();
+    let planned = plan(&observed);
+    assert!(planned.effects.is_empty() && planned.status.blocked_by.is_empty(), "{:?}", planned.status.blocked_by);
+    let arguments = arguments(&planned);
+    assert_eq!(value(&arguments, "--ring"), "0C_base_");
+    assert_eq!(value(&arguments, "--promotion-digest"), lent(Ring::Base0C).promotion.digest.to_string());
+    assert!(arguments.iter().any(|argument| argument == "--shadow"));
+    let promotion = planned.status.promotion.as_ref().unwrap();
+    assert_eq!((promotion.ring, promotion.bundle.as_str()), (Ring::Base0C, "promo-0c-base"));
+    assert_eq!(planned.status.manifest.as_ref().unwrap().bundle, "oms-0c-base");
+    let message = |kind: ConditionType| find(&planned.status.conditions, kind).unwrap().message.clone();
+    assert!(message(ConditionType::Signed).ends_with(
+        "a shadow is not promoted: it runs on the promotion of the same model into 0C_base_, in ConfigMap promo-0c-base"
+    ));
+    assert!(
+        message(ConditionType::PolicyMet)
+            .contains("rule for 0D_base_: the model has no recorded promotion in 0A_base_")
+    );
+    assert!(message(ConditionType::GatesPassed).contains("does not exist"));
+    // Servers that compare stay when the model is promoted into their own ring.
+    observed.object.status = Some(planned.status);
+    observed.lent.push(LentPromotion { since: make::at(-9), bundle: "earlier".to_owned(), ..lent(Ring::Base0C) });
+    assert_eq!(plan(&observed).status.promotion.unwrap().bundle, "promo-0c-base");
+}
+
+#[test]
+fn a_shadow_in_the_first_ring_is_promoted_as_every_reasoning_pod() {
+    let mut observed = unpromoted();
+    observed.policies.clear();
+    observed.object.spec.rollout_ring = Ring::Base0A;
+    observed.run.as_mut().unwrap().spec.rollout_ring = Ring::Base0A;
+    let planned = plan(&observed);
+    assert!(matches!(&planned.effects[..], [Effect::SignPromotion { .. }]), "{:?}", planned.status.blocked_by);
+}
+
+#[test]
+fn what_a_shadow_ran_on_promotes_no_server_that_answers() {
+    let mut observed = unpromoted();
+    observed.lent = vec![lent(Ring::Base0C)];
+    let running = plan(&observed);
+    observed.deployment = running.desired.deployments.first().cloned();
+    observed.object.status = Some(running.status);
+    observed.object.spec.shadow = None;
+    let blocked = plan(&observed);
+    assert!(!blocked.status.blocked_by.is_empty() && blocked.status.url.is_none());
+    assert!(arguments(&blocked).iter().any(|argument| argument == "--shadow"), "the servers stay shadows");
+    observed.object.status = Some(blocked.status);
+    (observed.deployment, observed.tampered) = (None, true);
+    let tampered = plan(&observed);
+    assert!(tampered.desired.deployments.is_empty(), "nothing is restored that would answer");
+    // Once the policy holds, it is promoted and its servers are replaced.
+    observed.policies.clear();
+    assert!(matches!(&plan(&observed).effects[..], [Effect::SignPromotion { .. }]));
 }

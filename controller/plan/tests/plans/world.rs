@@ -233,6 +233,8 @@ impl World {
             reports: self.said("pod-1"),
             former_pods: Vec::new(),
             incumbent: None,
+            lent: Vec::new(),
+            compared: Vec::new(),
             shadows: Vec::new(),
             foreign_pods: BTreeSet::new(),
             unprotected: None,
