@@ -132,7 +132,7 @@ pub struct RequiredSignOffs {
     pub authenticated: bool,
 }
 
-/// The parity that a shadow must have proved: its status has ParityHolding with True.
+/// The parity that a shadow must have proved: its status has `ParityHolding` with True.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(inline)]
