@@ -78,7 +78,7 @@ mod tests {
         let of = |seed: u64| {
             memory.of(&("cot-starter", seed), || {
                 composed.set(composed.get() + 1);
-                let task = Synthetic { task: "arithmetic".to_owned(), seed: 1, count: 10 };
+                let task = Synthetic { task: "arithmetic".to_owned(), seed: 1, count: 1_000 };
                 let data = vec![Data { name: "train".to_owned(), sha256: None, synthetic: Some(task) }];
                 compose_training("cot-starter", &[], None, seed, data).map_err(|why| why.to_string())
             })
