@@ -53,17 +53,17 @@ impl Times {
         Ok(Self { cron, zone })
     }
 
-    /// Returns the first time after `time`; `None` if there is none.
+    /// Returns the first time after `time`; `None` if the schedule never matches again.
     pub(super) fn next(&self, time: Timestamp) -> Option<Timestamp> {
         Some(self.cron.find_next_occurrence(&self.at(time), false).ok()?.timestamp())
     }
 
-    /// Returns the latest time up to `time`; `None` if there is none.
+    /// Returns the latest time up to `time`; `None` if the schedule did not match before.
     pub(super) fn latest(&self, time: Timestamp) -> Option<Timestamp> {
         Some(self.cron.find_previous_occurrence(&self.at(time), true).ok()?.timestamp())
     }
 
-    /// Returns the latest time before `time`; `None` if there is none.
+    /// Returns the latest time before `time`; `None` if the schedule did not match before.
     pub(super) fn before(&self, time: Timestamp) -> Option<Timestamp> {
         self.latest(time.checked_sub(SignedDuration::from_secs(1)).ok()?)
     }

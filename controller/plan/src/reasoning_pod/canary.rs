@@ -77,7 +77,7 @@ pub(super) fn holds(view: &View<'_>, target: &Target) -> bool {
     if is_current(view, target) || (view.servers.is_none() && view.restorable.is_none()) {
         return false;
     }
-    // Servers of a former shadow answer nobody: they are replaced, not tried against.
+    // Servers of a former shadow have no clients to compare with, so they are replaced without a canary.
     if view.servers.as_ref().is_some_and(|servers| !shadow::fits(view, servers.live)) {
         return false;
     }

@@ -13,8 +13,8 @@ use super::{
 use crate::seal::StatusSeal;
 
 /// Chooses the promotion of the model that a shadow runs on: the one that the status records, or else the earliest in the ring before
-/// its own, or else in its own. `None` if it is promoted as every ReasoningPod: without `spec.shadow`, and in the first ring, before
-/// which there is none.
+/// its own, or else in its own. Returns `None` if the object is promoted as every ReasoningPod: without `spec.shadow`, and in the first
+/// ring.
 ///
 /// # Errors
 /// The block that says which promotion is missing.

@@ -68,7 +68,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         replicas: Some(counts.all),
         ready_replicas: Some(counts.ready),
         ready: (!view.spec().dry_run).then(|| format!("{}/{}", counts.ready, wanted.replicas)),
-        // A shadow answers nobody, also while it waits to be replaced by servers that do.
+        // A shadow has no URL for clients, and gets one only when servers for clients have replaced it.
         url: (serves && view.spec().shadow.is_none() && fits)
             .then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
         evidence: evidence.as_ref().map(|evidence| match evidence {
