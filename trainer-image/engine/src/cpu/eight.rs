@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{
     dispatch::dispatched,
-    tile::{Block, DEPTH, Pair, TILE, TILE_SIZE},
+    tile::{Block, DEPTH, Kind, Left, Pair, TILE, TILE_SIZE},
 };
 use crate::{
     ModelConfig, Tensor,
@@ -128,10 +128,23 @@ pub(crate) fn column(tiles: &[i8], powers: &[u8], lane: usize, to: &mut [f32]) {
     }
 }
 
-dispatched!(
-    /// Unpacks tiles into `bf16`.
-    pub(crate) unpack<'a>(tiles: &'a [i8], powers: &'a [u8], to: &'a mut [Pair]) = unpack_kernel
-);
+/// Unpacks tiles into `bf16`.
+pub(crate) fn unpack(tiles: &[i8], powers: &[u8], to: &mut [Pair]) {
+    #[cfg(target_arch = "x86_64")]
+    if matches!(super::isa::arch(), pulp::Arch::V4(_)) {
+        let depth = powers.len() / TILE;
+        assert!(tiles.len() >= depth * BYTES && to.len() >= depth * TILE_SIZE);
+        // SAFETY: the instruction set includes AVX-512; the assertion keeps what is read and written inside its slice.
+        #[allow(unsafe_code)]
+        unsafe {
+            x86::unpack(tiles, powers, depth, to);
+        }
+        return;
+    }
+    unpack_in_steps(tiles, powers, to);
+}
+
+dispatched!(unpack_in_steps<'a>(tiles: &'a [i8], powers: &'a [u8], to: &'a mut [Pair]) = unpack_kernel);
 
 #[inline(always)]
 fn unpack_kernel<S: Simd>(_: S, tiles: &[i8], powers: &[u8], to: &mut [Pair]) {
@@ -186,17 +199,128 @@ pub(crate) fn products(rows: &[f32], stride: usize, height: usize, sides: [Side;
     false
 }
 
+/// The most rows that [`dot_products`] takes: the registers hold their sums.
+pub(crate) const DOT_ROWS: usize = 8;
+
+/// Computes the sums of products of the first `height` rows, at most [`DOT_ROWS`], with 32 columns, as [`Kind::Avx512`] does with the
+/// unpacked tiles, with the same bits. The weights go from eight bits into registers, and not through memory.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn dot_products(left: Left, height: usize, sides: [Side; 2], out: &mut Block) {
+    let depth = sides[0].powers.len() / TILE;
+    assert!(Kind::all().contains(&Kind::Avx512), "the processor has AVX512-BF16");
+    assert!((1..=DOT_ROWS).contains(&height) && depth > 0);
+    assert!(left.data.len() >= (height - 1) * left.row + (depth - 1) * left.step + DEPTH);
+    assert!(sides.iter().all(|side| side.powers.len() >= depth * TILE && side.tiles.len() >= depth * BYTES));
+    // SAFETY: the processor has AVX512F and AVX512-BF16; the assertions keep everything that is read inside its slice.
+    #[allow(unsafe_code)]
+    unsafe {
+        match height {
+            1 => x86::dot_products::<1>(left, sides, depth, out),
+            2 => x86::dot_products::<2>(left, sides, depth, out),
+            3 => x86::dot_products::<3>(left, sides, depth, out),
+            4 => x86::dot_products::<4>(left, sides, depth, out),
+            5 => x86::dot_products::<5>(left, sides, depth, out),
+            6 => x86::dot_products::<6>(left, sides, depth, out),
+            7 => x86::dot_products::<7>(left, sides, depth, out),
+            _ => x86::dot_products::<8>(left, sides, depth, out),
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     #![allow(unsafe_code)]
 
     use std::arch::x86_64::{
-        _mm_loadl_epi64, _mm256_add_epi32, _mm256_broadcast_ss, _mm256_castsi256_ps, _mm256_cvtepi8_epi32,
-        _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_fmadd_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_setzero_ps,
-        _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_epi32,
+        __m512, __m512bh, __m512i, _mm_loadl_epi64, _mm_loadu_si128, _mm256_add_epi32, _mm256_broadcast_ss,
+        _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_fmadd_ps,
+        _mm256_mul_ps, _mm256_set1_epi32, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_epi32,
+        _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
+        _mm512_dpbf16_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_slli_epi32,
+        _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512,
     };
 
-    use super::{BIAS, BYTES, Block, DEPTH, Side, TILE};
+    use super::{BIAS, BYTES, Block, DEPTH, Left, Pair, Side, TILE, TILE_SIZE};
+
+    /// Returns the powers of two of a tile's columns.
+    ///
+    /// # Safety
+    /// The processor has AVX512F; `powers` has 16 bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn units(powers: *const u8) -> __m512 {
+        // SAFETY: the caller's contract; read unaligned.
+        let powers = unsafe { _mm_loadu_si128(powers.cast()) };
+        _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_cvtepu8_epi32(powers)))
+    }
+
+    /// Returns two lines of a tile, as pairs of `bf16`.
+    ///
+    /// # Safety
+    /// The processor has AVX512F; `lines` has 32 bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn pairs(lines: *const i8, units: __m512) -> __m512i {
+        let line = |at: usize| {
+            // SAFETY: the caller's contract; read unaligned.
+            let bytes = unsafe { _mm_loadu_si128(lines.add(at * TILE).cast()) };
+            // The lower half is 0.
+            _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), units))
+        };
+        _mm512_or_si512(_mm512_srli_epi32::<16>(line(0)), line(1))
+    }
+
+    /// # Safety
+    /// The processor has AVX512F; there are `depth` tiles with their powers, and room for as many.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn unpack(tiles: &[i8], powers: &[u8], depth: usize, to: &mut [Pair]) {
+        for tile in 0..depth {
+            // SAFETY: the caller's contract.
+            unsafe {
+                let units = units(powers.as_ptr().add(tile * TILE));
+                for pair in 0..DEPTH / 2 {
+                    let pairs = pairs(tiles.as_ptr().add(tile * BYTES + pair * 2 * TILE), units);
+                    _mm512_storeu_si512(to.as_mut_ptr().add(tile * TILE_SIZE + pair * TILE).cast(), pairs);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX512F and AVX512-BF16; everything that the strides of `left` reach over `R` rows and `depth` steps, and
+    /// `depth` tiles of each side with their powers, lies inside their slices.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) unsafe fn dot_products<const R: usize>(left: Left, sides: [Side; 2], depth: usize, out: &mut Block) {
+        let tiles = sides.map(|side| side.tiles.as_ptr());
+        let powers = sides.map(|side| side.powers.as_ptr());
+        let rows = left.data.as_ptr();
+        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        for step in 0..depth {
+            // SAFETY: the caller's contract. Two neighbors in a row form one 32-bit element, read unaligned.
+            unsafe {
+                let units = [units(powers[0].add(step * TILE)), units(powers[1].add(step * TILE))];
+                for pair in 0..DEPTH / 2 {
+                    let at = step * BYTES + pair * 2 * TILE;
+                    let one: __m512bh = std::mem::transmute::<__m512i, _>(pairs(tiles[0].add(at), units[0]));
+                    let two: __m512bh = std::mem::transmute::<__m512i, _>(pairs(tiles[1].add(at), units[1]));
+                    let column = step * left.step + 2 * pair;
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let a = rows.add(row * left.row + column).cast::<i32>().read_unaligned();
+                        let a: __m512bh = std::mem::transmute::<__m512i, _>(_mm512_set1_epi32(a));
+                        sums[0] = _mm512_dpbf16_ps(sums[0], a, one);
+                        sums[1] = _mm512_dpbf16_ps(sums[1], a, two);
+                    }
+                }
+            }
+        }
+        for (sums, out) in sums.iter().zip(&mut out.0) {
+            // SAFETY: a row of `out` has 32 elements.
+            unsafe {
+                _mm512_storeu_ps(out.as_mut_ptr(), sums[0]);
+                _mm512_storeu_ps(out[TILE..].as_mut_ptr(), sums[1]);
+            }
+        }
+    }
 
     /// Columns of a register.
     const LANES: usize = 8;
@@ -260,7 +384,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::tile;
+    use crate::cpu::{bf16::Bf16, tile};
 
     /// Tiles of numbers that fit, with powers that differ: [depth] tiles, and the same in `bf16`.
     fn tiles(depth: usize, seed: u32) -> (Vec<i8>, Vec<u8>, Vec<Pair>) {
@@ -356,6 +480,37 @@ mod tests {
                 };
                 assert_eq!(bits(&expected), bits(&found), "{height}");
             }
+        }
+    }
+
+    #[test]
+    fn tiles_unpack_alike_on_every_processor() {
+        let (bytes, powers, pairs) = tiles(3, 7);
+        let mut expected = vec![0; pairs.len()];
+        unpack_kernel(pulp::Scalar, &bytes, &powers, &mut expected);
+        assert_eq!(pairs, expected);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn dot_products_have_the_bits_of_unpacked_tiles() {
+        if !Kind::all().contains(&Kind::Avx512) {
+            return;
+        }
+        let depth = 5;
+        let (near, far) = (tiles(depth, 1), tiles(depth, 2));
+        let row = depth * DEPTH + 32;
+        let data: Vec<Bf16> = (0..DOT_ROWS * row).map(|at| Bf16::of(tile_number(at as u32))).collect();
+        let left = Left { data: &data, row, step: DEPTH, half: tile::TILE * row };
+        for height in 1..=DOT_ROWS {
+            let mut expected = Block([[f32::NAN; tile::BLOCK]; tile::BLOCK]);
+            Kind::Avx512.block(left, height, [&near.2, &far.2], depth, &mut expected);
+            let mut found = Block([[f32::NAN; tile::BLOCK]; tile::BLOCK]);
+            let sides = [&near, &far].map(|(tiles, powers, _)| Side { tiles, powers });
+            dot_products(left, height, sides, &mut found);
+            let bits =
+                |block: &Block| -> Vec<u32> { block.0[..height].as_flattened().iter().map(|x| x.to_bits()).collect() };
+            assert_eq!(bits(&expected), bits(&found), "{height}");
         }
     }
 

@@ -53,12 +53,16 @@ pub(crate) enum Kind {
 impl Kind {
     /// Returns the fastest that this processor has.
     pub(crate) fn best() -> Self {
-        static BEST: OnceLock<Kind> = OnceLock::new();
-        *BEST.get_or_init(|| Self::all()[0])
+        Self::all()[0]
     }
 
     /// Returns all that this processor has, the fastest first.
-    pub(crate) fn all() -> Vec<Self> {
+    pub(crate) fn all() -> &'static [Self] {
+        static ALL: OnceLock<Vec<Kind>> = OnceLock::new();
+        ALL.get_or_init(Self::detected)
+    }
+
+    fn detected() -> Vec<Self> {
         let mut all = Vec::new();
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
@@ -483,7 +487,7 @@ mod tests {
     fn every_kernel_transposes() {
         let stride = 50;
         let rows = numbers((DEPTH - 1) * stride + TILE, 3);
-        for kind in Kind::all() {
+        for &kind in Kind::all() {
             let mut out = vec![Bf16::default(); TILE * DEPTH];
             kind.transpose(&rows, stride, &mut out);
             for (at, out) in out.iter().enumerate() {
@@ -504,7 +508,7 @@ mod tests {
                 right[at] |= u32::from(dense[k * BLOCK + column].bits()) << (16 * (k % 2));
             }
         }
-        for kind in Kind::all() {
+        for &kind in Kind::all() {
             kind.prepare();
             let mut out = Block([[f32::NAN; BLOCK]; BLOCK]);
             let rows = Left { data: &left, row, step: DEPTH, half: TILE * row };

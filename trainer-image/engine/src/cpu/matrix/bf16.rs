@@ -523,8 +523,7 @@ impl Dtype for Bf16 {
             let mut room = right.room();
             for (panel, sums) in sums.as_chunks_mut::<BLOCK>().0.chunks_exact_mut(height).enumerate() {
                 let panel = at * task + panel;
-                let packed = kind == Kind::Portable && right.has_bytes() && height <= eight::ROWS;
-                if !(packed && eight::products(widened, left.row, height, right.byte_sides(panel), &mut block)) {
+                if !few_of_eight_bits(kind, left, widened, height, right, panel, &mut block) {
                     let sides = right.sides(panel, &mut room);
                     if kind == Kind::Portable {
                         products(widened, left.row, height, sides, right.depth, &mut block);
@@ -624,6 +623,33 @@ impl Dtype for Bf16 {
 
     fn operands<'a>(_: &'a [f32], buffer: &'a [Self]) -> &'a [Self] {
         buffer
+    }
+}
+
+/// Multiplies few rows with the packed weights of a panel as `kind` does with unpacked ones, with the same bits. Returns false, and
+/// computes nothing, if the weights have more bits, or no kernel does so.
+fn few_of_eight_bits(
+    kind: Kind,
+    left: Left,
+    widened: &[f32],
+    height: usize,
+    right: &Tiles,
+    panel: usize,
+    block: &mut Block,
+) -> bool {
+    if !right.has_bytes() {
+        return false;
+    }
+    match kind {
+        Kind::Portable if height <= eight::ROWS => {
+            eight::products(widened, left.row, height, right.byte_sides(panel), block)
+        }
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 if height <= eight::DOT_ROWS => {
+            eight::dot_products(left, height, right.byte_sides(panel), block);
+            true
+        }
+        _ => false,
     }
 }
 
