@@ -449,8 +449,9 @@ impl Promotion {
 }
 
 /// Identifies a promotion: the predicate type, the model, the ring, the report and gates digests of its evaluations, and the rules
-/// of policies that held. Names and uids of evaluations, images, sign-offs and numbers of parity do not count. A controller that writes another predicate type looks for its bundles under other names, and
-/// so signs every promotion again after an upgrade.
+/// of policies that held. Names and uids of evaluations, their times and reads, images, sign-offs and numbers of parity do not
+/// count. A controller that writes another predicate type looks for its bundles under other names, and so signs every promotion
+/// again after an upgrade.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PromotionKey {
     /// The predicate type, [`PREDICATE_TYPE`].

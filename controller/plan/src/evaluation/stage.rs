@@ -131,7 +131,16 @@ impl Stage {
             return waits(WaitingForModel::Deleting);
         }
         match subject.model(view.observed) {
-            Some(model) => Ok(model),
+            Some(model) => match view.work.job.and_then(|job| model.former(job)) {
+                Some(folder) => {
+                    let why = format!(
+                        "TrainingRun {name} was recreated (uid {uid}), and the evaluator of this Evaluation reads {folder}, the \
+                         model of the former one: create another Evaluation"
+                    );
+                    Err(Self::Failed(WorkFailure::new(Reason::Replaced, why)))
+                }
+                None => Ok(model),
+            },
             None => waits(WaitingForModel::for_run(run)),
         }
     }
