@@ -47,7 +47,7 @@ if ! command -v promtool >/dev/null; then
 fi
 endef
 
-.PHONY: help root prerequisites programs image image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
+.PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
 	test-clients test-helm test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale bench-memory bench-real bench-train sanitize
 
 help: ## lists all targets
@@ -136,6 +136,31 @@ image: prerequisites ## builds the two images as OCI archives; with REGISTRY=hos
 			echo "Pushed $(REGISTRY)/$$name:$$tag"
 		fi
 	done
+
+reproducible: prerequisites ## builds the images a second time, from another folder into another one, and compares the digests; half an hour on two cores
+	@if ! git diff --quiet HEAD; then
+		echo "Commit first: the second build is made from HEAD." >&2
+		exit 1
+	fi
+	work=$$(mktemp -d)
+	trap 'rm -rf "$$work"' EXIT
+	$(MAKE) image REGISTRY= IMAGES="$$work/first"
+	git clone --quiet . "$$work/source"
+	$(MAKE) --directory "$$work/source" image REGISTRY= IMAGES="$$work/second" CARGO_TARGET_DIR="$$work/target"
+	different=0
+	for name in $(IMAGE_NAMES); do
+		digests=()
+		for build in first second; do
+			digests+=("$$(skopeo inspect --format '{{.Digest}}' "oci-archive:$$work/$$build/$$name.oci")")
+		done
+		if [ "$${digests[0]}" = "$${digests[1]}" ]; then
+			echo "$$name: both builds have the digest $${digests[0]}"
+		else
+			echo "$$name: the builds differ: $${digests[0]} and $${digests[1]}" >&2
+			different=1
+		fi
+	done
+	exit "$$different"
 
 # Programs with CUDA. They need no GPU to be built: the toolkit comes from NVIDIA's packages on PyPI. They are dynamic, and no other
 # target builds them. The first build compiles candle's kernels, which takes about 12 minutes on two cores.
@@ -398,8 +423,10 @@ cp "$$sources/trainer-image/codex_bin.cdx.json" "$(RELEASE)/codex.cdx.json"
 endef
 
 # The versions that were tested. MODEL= names a model directory with a chat template; a small untrained one by default.
+COLLECTOR_VERSION := v0.165.0
+COLLECTOR_BUILDER = $(CACHE)/collector-$(COLLECTOR_VERSION)/builder
 CLIENTS := openai==3.57.0 tensorboard==2.21.0 mlflow-skinny==3.17.2
-test-clients: prerequisites ## tries the OpenAI client of PyPI against the server, and TensorBoard and MLflow on the files of a run
+test-clients: prerequisites ## tries the OpenAI client of PyPI against the server, TensorBoard and MLflow on the files of a run, and OpenTelemetry's collector on spans
 	@$(call install-venv,the clients)
 	venv="$(CACHE)/clients"
 	installed=$$("$$venv/bin/pip" freeze 2>/dev/null || true)
@@ -412,7 +439,16 @@ test-clients: prerequisites ## tries the OpenAI client of PyPI against the serve
 		fi
 	done
 	[ -z "$(MODEL)" ] || export CODEX_TEST_MODEL="$$(realpath "$(MODEL)")"
-	CLIENTS_PYTHON="$$venv/bin/python" cargo test --release --locked --workspace --lib -- --ignored openai_client tensorboard_and_mlflow
+	$(call install-go,$(COLLECTOR_BUILDER),go.opentelemetry.io/collector/cmd/builder@$(COLLECTOR_VERSION))
+	export COLLECTOR="$$(dirname "$(COLLECTOR_BUILDER)")/collector"
+	if [ ! -x "$$COLLECTOR" ]; then
+		folder=$$(mktemp -d)
+		OUTPUT="$$folder" "$(COLLECTOR_BUILDER)" --config tests/clients/collector.yaml
+		mv "$$folder/collector" "$$COLLECTOR"
+		rm -rf "$$folder"
+	fi
+	CLIENTS_PYTHON="$$venv/bin/python" cargo test --release --locked --workspace --lib -- \
+		--ignored openai_client tensorboard_and_mlflow opentelemetry_collector
 
 RELEASE = $(CACHE)/release
 release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex, bills of materials and checksums to RELEASE=, by default a folder of the cache

@@ -19,6 +19,7 @@ use crate::{
     observe::{Queues, Stores},
     seal::Seal,
     signer::Signer,
+    traces::Traces,
     unmended::Unmended,
 };
 
@@ -52,6 +53,8 @@ pub struct Context {
     pub recorder: Recorder,
     /// The metrics.
     pub metrics: Metrics,
+    /// Where spans go that have ended; `None` if no collector is configured.
+    pub traces: Option<Traces>,
     /// The backoff of objects whose reconciliation failed.
     pub backoff: Backoff,
     /// The children that kept drifting after an apply.

@@ -18,6 +18,7 @@ pub mod error;
 pub mod fence;
 pub mod flags;
 pub mod health;
+mod https;
 pub mod inbox;
 mod installations;
 pub mod keyless;
@@ -36,6 +37,7 @@ pub mod seal;
 pub mod secrets;
 pub mod signer;
 pub mod tls;
+pub mod traces;
 pub mod unmended;
 
 #[cfg(test)]

@@ -47,6 +47,7 @@ pub struct Metrics {
     malformed: IntCounterVec,
     watch_errors: IntCounterVec,
     signatures: IntCounterVec,
+    spans: IntCounterVec,
     manual_overrides: IntCounterVec,
     refused_connections: IntCounterVec,
     objects: IntGaugeVec,
@@ -93,6 +94,7 @@ impl Metrics {
             malformed: contract::MALFORMED.labelled(&registry)?,
             watch_errors: contract::WATCH_ERRORS.labelled(&registry)?,
             signatures: contract::SIGNATURES.labelled(&registry)?,
+            spans: contract::SPANS.labelled(&registry)?,
             manual_overrides: contract::MANUAL_OVERRIDES.labelled(&registry)?,
             revoked: contract::REVOKED.single(&registry)?,
             refused_connections,
@@ -152,6 +154,13 @@ impl Metrics {
     /// Counts an attempt to sign a statement.
     pub fn signed(&self, statement: &'static str, succeeded: bool) {
         self.signatures.with_label_values(&[statement, if succeeded { "ok" } else { "error" }]).inc();
+    }
+
+    /// Counts spans that were sent to a collector, or were not.
+    pub fn spans(&self, result: &'static str, spans: usize) {
+        if spans > 0 {
+            self.spans.with_label_values(&[result]).inc_by(spans as u64);
+        }
     }
 
     /// Counts the sign-offs in a promotion that was signed.
@@ -288,6 +297,7 @@ pub(crate) mod tests {
         metrics.requested("patch", Some(409), Some(Duration::from_millis(7)));
         metrics.requested("watch", None, None);
         metrics.signed("model", true);
+        metrics.spans("exported", 3);
         metrics.overridden("main", 2);
         metrics.overridden("0D_base_", 0);
         metrics.refused_connection(Port::Reports);

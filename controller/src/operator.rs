@@ -46,6 +46,7 @@ use crate::{
     seal::{Seal, SealError},
     signer::{Signer, SignerError},
     tls::{self, TlsError},
+    traces::{self, Traces},
     unmended::Unmended,
 };
 
@@ -258,6 +259,7 @@ async fn lead(
         admission.first().await;
         let reporter =
             Reporter { controller: MANAGER.to_owned(), instance: Some(identity.chars().take(128).collect()) };
+        let traces = traces(&metrics, &mut tasks);
         let context = Arc::new(Context {
             clock: Clock::System,
             recorder: Recorder::new(client.clone(), reporter),
@@ -272,6 +274,7 @@ async fn lead(
             refused: ByUid::default(),
             writers: ByUid::default(),
             metrics: metrics.clone(),
+            traces,
             backoff: Backoff::default(),
             unmended: Unmended::default(),
             known: Known::default(),
@@ -329,6 +332,22 @@ async fn lead(
     metrics.signs(false);
     release(held).await;
     result
+}
+
+/// Starts the export of spans, if a collector is configured. A wrong configuration is logged: it is no reason not to reconcile.
+fn traces(metrics: &Metrics, tasks: &mut JoinSet<()>) -> Option<Traces> {
+    let config = traces::config(|name| std::env::var(name).ok());
+    let started = config.and_then(|config| config.map(|config| Traces::new(config, metrics.clone())).transpose());
+    match started {
+        Ok(started) => started.map(|(traces, task)| {
+            tasks.spawn(task);
+            traces
+        }),
+        Err(why) => {
+            error!("no spans are exported: {why}");
+            None
+        }
+    }
 }
 
 async fn release(held: HeldLease) {

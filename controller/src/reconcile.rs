@@ -109,10 +109,15 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
         }
         return Err(failure);
     }
+    let traces = context.traces.as_ref();
+    let traces = traces.map(|traces| (traces, K::spans(&observed, &plan.status, context.now())));
     drop(observed);
     context.obstructions.remove(&uid);
     async {
         report::status(context, &*object, &plan.status).await?;
+        if let Some((traces, spans)) = traces {
+            traces.ended(spans);
+        }
         context.inbox.record(&uid, &seen);
         report::events(context, &*object, &plan.events).await;
         Ok(plan.requeue)

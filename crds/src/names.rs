@@ -30,6 +30,8 @@ pub mod annotation {
     pub const SETTINGS_DIGEST: &str = "codex-ml.dev/settings-digest";
     /// Digest of what the pod template was made for: the model, its promotion, the key and `spec.serving`. Only with `spec.rollout`.
     pub const ATTEMPT: &str = "codex-ml.dev/attempt";
+    /// The span, as in a `traceparent` header, that the spans of a TrainingRun become part of. Set by whoever applies the run.
+    pub const TRACE_PARENT: &str = "codex-ml.dev/traceparent";
     /// Name of the queue that a Job was created for.
     pub const QUEUE: &str = "codex-ml.dev/queue";
     /// Namespaces that an installation of the controller watches, separated by commas; empty for all. On its Lease.

@@ -77,6 +77,9 @@ metrics! {
         .more("A promotion that is signed again, for example under a changed policy, counts again.").later();
     SIGNATURES = Counter("codex_controller_signatures_total", Count, [STATEMENT, RESULT],
         "Attempts to sign a statement (model, promotion) by result (ok, error).").later();
+    SPANS = Counter("codex_controller_spans_total", Count, [RESULT],
+        "Spans for a collector of OpenTelemetry by result (exported, rejected, failed, dropped).")
+        .more("`rejected` by the collector, `failed` to be sent, `dropped` because too many waited. Absent without a collector.").later();
     SIGNER = Gauge("codex_controller_signer_available", Boolean, [],
         "1 while the leader holds a signing key that is trusted now, 0 otherwise.")
         .more("A standby process has 0.");

@@ -22,6 +22,7 @@ mod seal;
 mod settings;
 pub mod text;
 mod throttle;
+pub mod trace;
 pub mod training_run;
 mod work;
 

@@ -7,6 +7,7 @@ use codex_plan::{
     Obstruction, Plan, Read, Received,
     conditions::{find, is_true},
     evaluation::{self, LedgerRead, ObservedEvaluation},
+    trace::{self, Span},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -123,6 +124,10 @@ impl Observe for Evaluation {
 
     fn plan(observed: &ObservedEvaluation, now: Timestamp) -> Plan<EvaluationStatus> {
         evaluation::plan(observed, now)
+    }
+
+    fn spans(observed: &ObservedEvaluation, next: &EvaluationStatus, _: Timestamp) -> Vec<Span> {
+        trace::evaluation(observed, next)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt::Debug, sync::Arc};
 
-use codex_plan::{Obstruction, Plan, Received, Sealable, StatusSeal};
+use codex_plan::{Obstruction, Plan, Received, Sealable, StatusSeal, trace::Span};
 use jiff::Timestamp;
 use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::Resource;
@@ -79,4 +79,7 @@ pub trait Observe: Kind + Resource<Scope = NamespaceResourceScope> + Serialize {
 
     /// Returns the plan for an observation.
     fn plan(observed: &Self::Observed, now: Timestamp) -> Plan<Self::Status>;
+
+    /// Returns the spans that end with the status of a plan.
+    fn spans(observed: &Self::Observed, next: &Self::Status, now: Timestamp) -> Vec<Span>;
 }

@@ -9,6 +9,7 @@ use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, TrainingRun, anno
 use codex_plan::{
     Obstruction, Plan, Received,
     reasoning_pod::{self, ObservedReasoningPod},
+    trace::{self, Span},
     unexplained,
 };
 use codex_provenance::ModelDigest;
@@ -191,6 +192,10 @@ impl Observe for ReasoningPod {
 
     fn plan(observed: &ObservedReasoningPod, now: Timestamp) -> Plan<ReasoningPodStatus> {
         reasoning_pod::plan(observed, now)
+    }
+
+    fn spans(observed: &ObservedReasoningPod, next: &ReasoningPodStatus, now: Timestamp) -> Vec<Span> {
+        trace::reasoning_pod(observed, next, now)
     }
 }
 

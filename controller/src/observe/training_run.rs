@@ -5,6 +5,7 @@ use std::sync::Arc;
 use codex_crds::{TrainingRun, TrainingRunSpec, TrainingRunStatus, child};
 use codex_plan::{
     Obstruction, Plan, Received,
+    trace::{self, Span},
     training_run::{self, ObservedTrainingRun, base_cycle},
 };
 use jiff::Timestamp;
@@ -97,6 +98,10 @@ impl Observe for TrainingRun {
 
     fn plan(observed: &ObservedTrainingRun, now: Timestamp) -> Plan<TrainingRunStatus> {
         training_run::plan(observed, now)
+    }
+
+    fn spans(observed: &ObservedTrainingRun, next: &TrainingRunStatus, _: Timestamp) -> Vec<Span> {
+        trace::training_run(observed, next)
     }
 }
 

@@ -359,6 +359,7 @@ impl World {
             unmended: Unmended::default(),
             known: Known::default(),
             written: ByUid::default(),
+            traces: None,
             obstructions: ByUid::default(),
             ledger: Ledger::default(),
         });

@@ -19,4 +19,5 @@ mod scheduled;
 mod servers;
 mod shadows;
 mod stories;
+mod traced;
 mod world;

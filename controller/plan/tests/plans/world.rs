@@ -12,6 +12,7 @@ use codex_plan::{
     conditions::{find, is_true},
     evaluation::{self, ObservedEvaluation},
     reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer, bundle_names},
+    trace::{self, Span},
     training_run::{self, ObservedTrainingRun},
 };
 use codex_provenance::{ConfigDigest, ModelDigest, PromotionDigest, Sha256, oms, promotion::Promotion};
@@ -64,6 +65,8 @@ pub(crate) struct World {
     forged: BTreeSet<String>,
     /// Writes of the API since the world began: children and statuses.
     pub(crate) writes: Vec<String>,
+    /// Spans that have ended.
+    pub(crate) spans: Vec<Span>,
 }
 
 impl World {
@@ -90,6 +93,7 @@ impl World {
             counter: 0,
             forged: BTreeSet::new(),
             writes: Vec::new(),
+            spans: Vec::new(),
         }
     }
 
@@ -257,6 +261,7 @@ impl World {
             observed.obstruction = Some(obstruction(observed.object.metadata.generation));
             plan = obstruct(&plan, training_run::plan, &observed, self.now());
         }
+        self.spans.extend(trace::training_run(&observed, &plan.status));
         if self.run.status.as_ref() != Some(&plan.status) {
             self.run.status = Some(plan.status);
             changed |= self.wrote("run-1");
@@ -273,6 +278,7 @@ impl World {
             !published || self.reads.contains_key("evaluation-1"),
             "a verdict is published after its read was recorded"
         );
+        self.spans.extend(trace::evaluation(&observed, &plan.status));
         if self.evaluation.status.as_ref() != Some(&plan.status) {
             self.evaluation.status = Some(plan.status);
             changed |= self.wrote("evaluation-1");
@@ -284,6 +290,7 @@ impl World {
             observed.obstruction = Some(obstruction(observed.object.metadata.generation));
             plan = obstruct(&plan, reasoning_pod::plan, &observed, self.now());
         }
+        self.spans.extend(trace::reasoning_pod(&observed, &plan.status, self.now()));
         if self.pod.status.as_ref() != Some(&plan.status) {
             self.pod.status = Some(plan.status);
             changed |= self.wrote("pod-1");

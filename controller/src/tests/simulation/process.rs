@@ -227,6 +227,7 @@ impl Process {
             unmended: Unmended::default(),
             known: Known::default(),
             written: ByUid::default(),
+            traces: None,
             obstructions: ByUid::default(),
             ledger: Ledger::default(),
         });
