@@ -4,7 +4,6 @@
 //! forward pass over the whole sequence.
 
 use pulp::Simd;
-use rayon::prelude::*;
 
 use super::{
     attention::{AttentionShape, DisjointRows},
@@ -12,6 +11,7 @@ use super::{
     dispatch::dispatched_for,
     kernels::{exponentials, scale},
     matrix::Dtype,
+    team::spread,
 };
 
 /// Positions whose keys are interleaved: a multiple of every processor's register.
@@ -93,11 +93,8 @@ pub(crate) fn attend<N: Dtype>(heads: &AttentionShape, parts: &[Part], caches: &
     for part in parts {
         by_slot[part.slot] = Some(*part);
     }
-    caches.par_iter_mut().zip(&by_slot).for_each(|(cache, part)| {
-        if let Some(part) = part {
-            cache.append(heads, rows(part), part.position);
-        }
-    });
+    let appended = caches.iter_mut().zip(&by_slot).filter_map(|(cache, part)| Some((cache, part.as_ref()?)));
+    spread(appended.collect(), |(cache, part)| cache.append(heads, rows(part), part.position));
     let out = DisjointRows::new(out, N::stride(heads.queries()));
     let tasks: Vec<(Part, usize)> = parts
         .iter()
@@ -112,7 +109,7 @@ pub(crate) fn attend<N: Dtype>(heads: &AttentionShape, parts: &[Part], caches: &
         })
         .collect();
     let caches = &*caches;
-    tasks.into_par_iter().with_max_len(1).for_each(|(part, kv_head)| {
+    spread(tasks, |(part, kv_head)| {
         attend_dispatched(QueryRows { heads, part, kv_head, cache: &caches[part.slot], qkv: rows(&part), out: &out });
     });
 }

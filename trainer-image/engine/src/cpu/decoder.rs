@@ -14,8 +14,9 @@ use super::{
     cache::{Cache, Part, attend},
     embedding::{Embedding, exact},
     kernels::add,
-    matrix::{COLUMNS, Dtype, Out, Weight, chunk_rows, forward_parallel},
+    matrix::{COLUMNS, Dtype, FEW, Out, Weight, chunk_rows, forward_parallel},
     norm::{NormWeights, norm},
+    team::{in_pool, in_team},
 };
 use crate::{
     Decoder, EngineError, ModelConfig, PromptError,
@@ -136,7 +137,7 @@ impl<N: Dtype> CpuDecoder<N> {
             for start in (0..shared).step_by(self.rows) {
                 let count = self.rows.min(shared - start);
                 let part = Part { slot: *first, row: 0, count, position: start };
-                self.forward(&[part], &prompt[start..start + count]);
+                in_pool(|| self.forward(&[part], &prompt[start..start + count]));
             }
             computed = Some(*first);
         }
@@ -301,10 +302,12 @@ impl<N: Dtype> Decoder for CpuDecoder<N> {
                 }
                 let ended = at + 1 == work.len() && done == pending.len();
                 if tokens.len() == self.rows || ended {
-                    self.forward(&parts, &tokens);
-                    if !last.is_empty() {
-                        logits.rows.extend(self.head(&last));
-                    }
+                    let few = tokens.len() <= FEW;
+                    let work = || {
+                        self.forward(&parts, &tokens);
+                        if last.is_empty() { Vec::new() } else { self.head(&last) }
+                    };
+                    logits.rows.extend(if few { in_team(work) } else { in_pool(work) });
                     parts.clear();
                     tokens.clear();
                     last.clear();

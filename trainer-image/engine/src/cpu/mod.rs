@@ -20,6 +20,7 @@ mod matrix;
 mod memory;
 mod norm;
 mod panel;
+mod team;
 mod tile;
 
 pub(crate) use bf16::Bf16;

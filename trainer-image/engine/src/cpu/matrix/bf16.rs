@@ -10,6 +10,7 @@ use crate::{
         buffer::{Buffer, Scratch, scratch},
         dispatch::dispatched,
         eight::{self, BYTES, Side, unpack},
+        team::spread,
         tile::{BLOCK, Block, DEPTH, Kind, Left, Pair, TILE, TILE_SIZE, products, widen},
     },
     model::Linear,
@@ -517,7 +518,7 @@ impl Dtype for Bf16 {
         let widened = &*widened;
         let task = panels_per_task(right.columns);
         let mut sums = scratch::<f32>(right.columns * height * BLOCK);
-        sums.par_chunks_mut(task * height * BLOCK).enumerate().for_each(|(at, sums)| {
+        spread(sums.chunks_mut(task * height * BLOCK).enumerate().collect(), |(at, sums)| {
             kind.prepare();
             let mut block = Block([[0.0; BLOCK]; BLOCK]);
             let mut room = right.room();

@@ -9,6 +9,7 @@ use crate::{
         buffer::{Buffer, scratch},
         dispatch::dispatched,
         panel::{self, Left, PANEL, Place, tall},
+        team::spread,
     },
     model::Linear,
 };
@@ -285,8 +286,8 @@ impl Dtype for f32 {
         let panels = columns.div_ceil(PANEL);
         let task = panels_per_task(panels);
         let mut sums = scratch::<f32>(panels * rows * PANEL);
-        let pieces = sums.par_chunks_mut(task * rows * PANEL).zip(right.data.par_chunks(task * right.depth * PANEL));
-        pieces.for_each(|(sums, panels)| {
+        let pieces = sums.chunks_mut(task * rows * PANEL).zip(right.data.chunks(task * right.depth * PANEL));
+        spread(pieces.collect(), |(sums, panels)| {
             multiply_panels(PanelProduct { x, depth: right.depth, panels, out: sums });
         });
         let (out, add) = place(out);
