@@ -352,6 +352,9 @@ kinds!(control_kinds);
 fn signer_changed(context: &Context) {
     measure_signer(context);
     queue_reasoning_pods(context);
+    for run in context.stores.training_runs.state().iter().filter(|run| run.spec.reproduces.is_some()) {
+        context.queues.add::<TrainingRun>(&run.namespace().unwrap_or_default(), &run.name_any());
+    }
 }
 
 /// Records whether the signer can sign now, and when keys expire.

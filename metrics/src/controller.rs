@@ -38,7 +38,7 @@ metrics! {
         .more("At most 1,024 are open on `reports`, and 128 on `health`.");
     OBJECTS = Gauge("codex_controller_objects", Count, [KIND, PHASE, RING],
         "Existing objects by kind, phase and ring.")
-        .more("TrainingRuns: Pending, Running, Suspended, Succeeded, Failed. Evaluations: the verdict (Passed, Failed, \
+        .more("TrainingRuns: Pending, Running, Suspended, Succeeded, Failed, Unreproducible. Evaluations: the verdict (Passed, Failed, \
             Inconclusive), before it Pending, Running or Suspended; an Evaluation that stalls without a verdict is Failed. \
             ReasoningPods: Pending, DryRun, Blocked, RollingOut, Serving. Policies and SignOffs: Present.");
     CONDITIONS = Gauge("codex_controller_conditions", Count, [KIND, CONDITION, STATUS, REASON],
@@ -76,7 +76,7 @@ metrics! {
         "Sign-offs of people that signed promotions name, by ring.")
         .more("A promotion that is signed again, for example under a changed policy, counts again.").later();
     SIGNATURES = Counter("codex_controller_signatures_total", Count, [STATEMENT, RESULT],
-        "Attempts to sign a statement (model, promotion) by result (ok, error).").later();
+        "Attempts to sign a statement (model, promotion, reproduction) by result (ok, error).").later();
     SIGNER = Gauge("codex_controller_signer_available", Boolean, [],
         "1 while the leader holds a signing key that is trusted now, 0 otherwise.")
         .more("A standby process has 0.");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use codex_crds::{TrainingRun, TrainingRunSpec, TrainingRunStatus, child};
 use codex_plan::{
-    Obstruction, Plan, Received,
+    CONFIG_FILE, Obstruction, Plan, Received, StatusSeal,
     training_run::{self, ObservedTrainingRun, base_cycle},
 };
 use jiff::Timestamp;
@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
 use super::{
+    bundles,
     cache::{Cache, Name},
     error::ObserveError,
     kind::{Kind, Observe},
@@ -20,7 +21,7 @@ use super::{
     triggers::Triggers,
     workers,
 };
-use crate::{context::Context, drift::Role};
+use crate::{context::Context, drift::Role, ownership::is_controlled_by};
 
 impl Kind for TrainingRun {
     fn phase(&self) -> String {
@@ -65,6 +66,14 @@ impl Observe for TrainingRun {
         let base = base_run(&self).and_then(find);
         let base = base.map(|run| Arc::unwrap_or_clone(run).believed(context));
         let base_cycle = base_cycle(&self, find);
+        let reproduced = self.spec.reproduces.as_ref().and_then(|run| find(&run.name));
+        let reproduced = reproduced.map(|run| Arc::unwrap_or_clone(run).believed(context));
+        let seal = self.check_seal(context);
+        let verdict = self.spec.reproduces.as_ref().map(|_| match seal {
+            StatusSeal::Valid => bundles::verdict(context, &self),
+            _ => bundles::verdict(context, &TrainingRun { status: None, ..TrainingRun::clone(&self) }),
+        });
+        let (signer, verdict) = verdict.map_or_else(Default::default, |(signer, verdict)| (Some(signer), verdict));
         let claims = mounted_claims(&self.spec, base.as_ref());
         let signer = self.spec.base.as_ref().and_then(|base| base.signed_by.as_ref());
         let keys: Vec<&str> = signer.map(|signer| signer.config_map.name.as_str()).into_iter().collect();
@@ -74,6 +83,10 @@ impl Observe for TrainingRun {
             settings: context.settings.clone(),
             base,
             base_cycle,
+            reproduced_config: reproduced.as_ref().and_then(|run| config_of(context, run)),
+            reproduced,
+            signer,
+            verdict,
             references,
             warnings,
             refused: workers::with_endpoint(context, &namespace, &uid, refused),
@@ -82,7 +95,7 @@ impl Observe for TrainingRun {
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
             obstruction: None,
-            seal: self.check_seal(context),
+            seal,
             object: Arc::unwrap_or_clone(self),
         })
     }
@@ -98,6 +111,14 @@ impl Observe for TrainingRun {
     fn plan(observed: &ObservedTrainingRun, now: Timestamp) -> Plan<TrainingRunStatus> {
         training_run::plan(observed, now)
     }
+}
+
+/// Returns the configuration file that the trainers of a run mounted, if it still exists.
+fn config_of(context: &Context, run: &TrainingRun) -> Option<String> {
+    let (namespace, name) = (run.namespace().unwrap_or_default(), child::trainer(&run.name_any()));
+    let found = get(&context.stores.config_maps, &namespace, &name)?;
+    let own = is_controlled_by(&*found, &run.uid().unwrap_or_default());
+    found.data.as_ref().filter(|_| own)?.get(CONFIG_FILE).cloned()
 }
 
 /// Returns the name of the run that is the base of another one.
