@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::http::Request;
-use codex_crds::ReasoningPod;
+use codex_crds::{ReasoningPod, TrainingRun};
 use codex_plan::Settings;
 use jiff::Timestamp;
 use kube::{

@@ -13,7 +13,7 @@ use codex_provenance::{
     reproduction::{self, Computation, Evidence, Training},
 };
 use k8s_openapi::api::core::v1::{
-    Affinity, EnvVar, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PreferredSchedulingTerm,
+    EnvVar, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PreferredSchedulingTerm,
 };
 use kube::ResourceExt;
 
@@ -369,5 +369,5 @@ fn placed(worker: &WorkerPod, it: &ComputationStatus) -> WorkerPod {
         required_during_scheduling_ignored_during_execution: Some(NodeSelector { node_selector_terms: terms }),
         preferred_during_scheduling_ignored_during_execution: Some(preferred).filter(|terms| !terms.is_empty()),
     });
-    WorkerPod { affinity: Some(Affinity { ..affinity }), ..worker.clone() }
+    WorkerPod { affinity: Some(affinity), ..worker.clone() }
 }
