@@ -75,8 +75,8 @@ impl Observe for TrainingRun {
         });
         let (signer, verdict) = verdict.map_or_else(Default::default, |(signer, verdict)| (Some(signer), verdict));
         let claims = mounted_claims(&self.spec, base.as_ref());
-        let signer = self.spec.base.as_ref().and_then(|base| base.signed_by.as_ref());
-        let keys: Vec<&str> = signer.map(|signer| signer.config_map.name.as_str()).into_iter().collect();
+        let of_base = self.spec.base.as_ref().and_then(|base| base.signed_by.as_ref());
+        let keys: Vec<&str> = of_base.map(|signer| signer.config_map.name.as_str()).into_iter().collect();
         let work = work(context, &namespace, job, &self.spec.data, &claims, &keys, Role::Trainer).await?;
         let Work { job, pods, references, warnings, refused } = work;
         Ok(ObservedTrainingRun {

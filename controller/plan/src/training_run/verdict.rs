@@ -2,7 +2,6 @@
 
 use codex_crds::{ComputationStatus, ConditionType, ModelStatus, Reason, bundle};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::ResourceExt;
 
 use super::{
     reproduction::{Reproduction, no_such_node, statement},
