@@ -7,9 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Base, BaseStatus, ComputationStatus, DataItem, Reproduces, ReproductionStatus, TrainerPod, WorkStatus,
-};
+use crate::{Base, BaseStatus, ComputationStatus, DataItem, Reproduces, ReproductionStatus, TrainerPod, WorkStatus};
 
 /// Desired state of a TrainingRun: configuration, seed, data, output and pod.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]

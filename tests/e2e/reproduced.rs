@@ -51,7 +51,10 @@ async fn a_run_is_trained_again_and_the_same_bits_are_signed() -> Result<()> {
     let key = [PublicKey::from_pem(&data["key.pem"]).unwrap()];
     let Reproduction { evidence, .. } =
         verify_reproduction(model, data["bundle.json"].as_bytes(), &key[..]).unwrap().reproduction;
-    assert_eq!((Some(&evidence.original.run.uid), Some(&evidence.again.run.uid)), (first.uid().as_ref(), signed.uid().as_ref()));
+    assert_eq!(
+        (Some(&evidence.original.run.uid), Some(&evidence.again.run.uid)),
+        (first.uid().as_ref(), signed.uid().as_ref())
+    );
     assert_eq!(evidence.original.node, one.node);
     assert_eq!(evidence.computation.kernels, one.kernels);
 

@@ -640,7 +640,8 @@ pub(crate) mod tests {
         let payload = oms::payload(&manifest, "model");
         let promotion = promotion(&manifest, &payload, evaluation, base).payload();
         fs::write(root.path().join("promotion.json"), key.sign(&promotion).unwrap()).unwrap();
-        for (name, model) in [("reproduced.json", manifest.digest()), ("other.json", ModelDigest(Sha256::of("other")))] {
+        for (name, model) in [("reproduced.json", manifest.digest()), ("other.json", ModelDigest(Sha256::of("other")))]
+        {
             fs::write(root.path().join(name), key.sign(&reproduction(model).payload()).unwrap()).unwrap();
         }
         fs::write(root.path().join("key.pem"), key.public().to_pem()).unwrap();
@@ -961,7 +962,8 @@ pub(crate) mod tests {
         assert!(code == exit::BAD_INPUT && why.starts_with("the bundle of the reproduction "), "{why}");
         let key = PrivateKey::generate().unwrap();
         let model = Manifest::of_dir_except(&root.path().join("model"), &["model.sig".to_owned()].into()).unwrap();
-        fs::write(root.path().join("reproduced.json"), key.sign(&reproduction(model.digest()).payload()).unwrap()).unwrap();
+        fs::write(root.path().join("reproduced.json"), key.sign(&reproduction(model.digest()).payload()).unwrap())
+            .unwrap();
         let (code, why) = refused("reproduced.json");
         assert!(code == exit::FAILED && why.contains(&key.public().fingerprint().to_string()), "{why}");
     }

@@ -35,7 +35,9 @@ impl Required {
         {
             return differs("program", &required, here.program.as_deref(), "use the image that the run used");
         }
-        if let Some(required) = self.require_kernels.as_ref().filter(|required| here.kernels.as_ref() != Some(*required)) {
+        if let Some(required) =
+            self.require_kernels.as_ref().filter(|required| here.kernels.as_ref() != Some(*required))
+        {
             return differs("kernels", required, here.kernels.as_deref(), "use a node with these instructions");
         }
         match &self.require_engine {

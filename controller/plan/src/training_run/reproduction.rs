@@ -4,8 +4,8 @@
 //! changes neither the training nor the verdict.
 
 use codex_crds::{
-    BaseStatus, ComputationStatus, DataStatus, FileStatus, ModelStatus, Reason, ReproductionStatus, TrainingRun, TrainingRunSpec,
-    TrainingRunStatus, WorkerPod,
+    BaseStatus, ComputationStatus, DataStatus, FileStatus, ModelStatus, Reason, ReproductionStatus, TrainingRun,
+    TrainingRunSpec, TrainingRunStatus, WorkerPod,
 };
 use codex_provenance::{
     ConfigDigest, ModelDigest,
@@ -62,7 +62,8 @@ impl<'a> Reproduction<'a> {
         let pinned = status.reproduction.clone();
         let is_pinned = pinned.is_some();
         let target = pinned.map_or_else(|| recorded(other, observed), Ok);
-        let of_target = other.filter(|other| target.as_ref().is_ok_and(|target| other.uid().as_ref() == Some(&target.uid)));
+        let of_target =
+            other.filter(|other| target.as_ref().is_ok_and(|target| other.uid().as_ref() == Some(&target.uid)));
         let computation = target.as_ref().ok().and_then(|target| target.computation.as_ref());
         Some(Self {
             name,
@@ -80,7 +81,9 @@ impl<'a> Reproduction<'a> {
     pub(crate) fn invalid(&self) -> Option<String> {
         let name = self.name;
         if self.circular {
-            return Some(format!("{FIELD} and that of TrainingRun {name} name each other: create one of them without it"));
+            return Some(format!(
+                "{FIELD} and that of TrainingRun {name} name each other: create one of them without it"
+            ));
         }
         let different = (!self.different.is_empty()).then(|| self.different.join(", "))?;
         Some(format!(
@@ -130,7 +133,9 @@ impl<'a> Reproduction<'a> {
 
     /// Returns the arguments of `codex train` that hold it to the target.
     pub(crate) fn arguments(&self) -> Vec<String> {
-        let Some(it) = self.target.as_ref().ok().and_then(|target| target.computation.as_ref()) else { return Vec::new() };
+        let Some(it) = self.target.as_ref().ok().and_then(|target| target.computation.as_ref()) else {
+            return Vec::new();
+        };
         let all = [
             ("--require-program", it.program.to_string()),
             ("--require-engine", it.engine.clone()),
@@ -156,15 +161,15 @@ impl<'a> Reproduction<'a> {
         let data = read.iter().find_map(|file| {
             let then = target.data_digests.iter().find(|then| then.name == file.name)?.sha256;
             let (file, now) = (&file.name, file.sha256);
-            (then != now).then(|| format!("the data {file} has the SHA-256 {now} now, and had {then} for TrainingRun {name}"))
+            (then != now)
+                .then(|| format!("the data {file} has the SHA-256 {now} now, and had {then} for TrainingRun {name}"))
         });
         let base = base.filter(|base| target.base != Some(base.digest)).map(|base| {
             format!("the base is the model {} now, and was another one for TrainingRun {name}", base.digest)
         });
         let computes = |it: &ComputationStatus| (it.program, it.engine.clone(), it.kernels.clone());
-        let other = computation.filter(|now| {
-            now.mixed == Some(true) || target.computation.as_ref().map(computes) != Some(computes(now))
-        });
+        let other = computation
+            .filter(|now| now.mixed == Some(true) || target.computation.as_ref().map(computes) != Some(computes(now)));
         let computed = other.map(|now| {
             format!(
                 "the trainer computes with the program {}, the engine {} and the kernels {}, and not as TrainingRun {name} did: its \
@@ -217,12 +222,13 @@ pub fn statement(run: &TrainingRun) -> Option<reproduction::Reproduction> {
     let (target, model) = (status.reproduction.as_ref()?, finished_model(run)?);
     let own = status.computation.as_ref()?;
     let equal = model.digest == target.model && target.computation.is_some();
-    let training = |name: &str, uid: &str, computation: &ComputationStatus, image: Option<&String>, attested| Training {
-        run: Object { name: name.to_owned(), uid: uid.to_owned() },
-        node: computation.node.clone(),
-        image_id: image.cloned(),
-        attested: attested == Some(true),
-    };
+    let training =
+        |name: &str, uid: &str, computation: &ComputationStatus, image: Option<&String>, attested| Training {
+            run: Object { name: name.to_owned(), uid: uid.to_owned() },
+            node: computation.node.clone(),
+            image_id: image.cloned(),
+            attested: attested == Some(true),
+        };
     let original = &run.spec.reproduces.as_ref()?.name;
     equal.then_some(reproduction::Reproduction {
         model: model.digest,
@@ -231,11 +237,7 @@ pub fn statement(run: &TrainingRun) -> Option<reproduction::Reproduction> {
             config_digest: target.config_digest,
             data: status.data_digests.iter().map(|file| (file.name.clone(), file.sha256)).collect(),
             base: status.base.as_ref().map(|base| base.digest),
-            computation: Computation {
-                program: own.program,
-                engine: own.engine.clone(),
-                kernels: own.kernels.clone(),
-            },
+            computation: Computation { program: own.program, engine: own.engine.clone(), kernels: own.kernels.clone() },
             original: training(
                 original,
                 &target.uid,
@@ -254,7 +256,10 @@ pub(crate) fn no_such_node(obstacle: &str) -> bool {
 }
 
 /// Returns what the run that is reproduced records, or what to wait for.
-fn recorded(other: Option<&TrainingRun>, observed: &ObservedTrainingRun) -> Result<ReproductionStatus, WaitingForModel> {
+fn recorded(
+    other: Option<&TrainingRun>,
+    observed: &ObservedTrainingRun,
+) -> Result<ReproductionStatus, WaitingForModel> {
     let other = other.ok_or(WaitingForModel::Missing)?;
     if other.metadata.deletion_timestamp.is_some() {
         return Err(WaitingForModel::Deleting);

@@ -78,7 +78,9 @@ impl Stage {
             (Err(why), ..) | (_, Err(why), _) | (.., Err(why)) => return Self::Invalid(why.clone()),
             (Ok(_), Ok(base), Ok(_)) => base.as_ref(),
         };
-        if let Some(why) = view.reproduction.as_ref().filter(|_| view.work.job.is_none()).and_then(Reproduction::invalid) {
+        if let Some(why) =
+            view.reproduction.as_ref().filter(|_| view.work.job.is_none()).and_then(Reproduction::invalid)
+        {
             return Self::Invalid(why);
         }
         if let Some(failure) = &outcome.failure {

@@ -99,7 +99,8 @@ fn compared(view: &View<'_>, model: &ModelStatus) -> (Truth, Reason, String) {
         );
         return (Truth::True, Reason::Reproduced, message);
     }
-    let file = target.first_difference.map_or_else(String::new, |path| format!(" The first file that differs is {path}."));
+    let file =
+        target.first_difference.map_or_else(String::new, |path| format!(" The first file that differs is {path}."));
     let message = format!(
         "TrainingRun {name} made the model {} on the node {then}, and this run made {} on the node {now}, with the same \
          configuration, data, program, engine and kernels.{file} Compare the folders of both runs with codex bisect",

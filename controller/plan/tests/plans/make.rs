@@ -9,8 +9,8 @@ use codex_provenance::{
     manifest::{File, Manifest},
 };
 use codex_reports::{
-    Base, Checkpoint, Comparison, Computation, DataFile, Difference, EvaluationState, Failure, Kind, Model, Progress, Report,
-    SCHEMA_VERSION, Stage, State, TrainingState,
+    Base, Checkpoint, Comparison, Computation, DataFile, Difference, EvaluationState, Failure, Kind, Model, Progress,
+    Report, SCHEMA_VERSION, Stage, State, TrainingState,
 };
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;

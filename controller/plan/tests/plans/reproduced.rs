@@ -99,8 +99,14 @@ fn the_job_is_held_to_the_image_program_engine_and_kernels() {
     let (spec, args) = container(observed.job.as_ref().unwrap());
     let own = make::computation();
     let at = args.iter().position(|arg| arg == "--require-program").unwrap();
-    let expected =
-        ["--require-program", &own.program.to_string(), "--require-engine", "cpu-f32", "--require-kernels", "x86_64 avx512"];
+    let expected = [
+        "--require-program",
+        &own.program.to_string(),
+        "--require-engine",
+        "cpu-f32",
+        "--require-kernels",
+        "x86_64 avx512",
+    ];
     assert_eq!(args[at..], expected);
     assert_eq!(spec.containers[0].image.as_deref(), Some("registry/codex@sha256:0123"));
     let limit = spec.containers[0].env.iter().flatten().find(|it| it.name == "CODEX_MAX_CPU_ISA").unwrap();
@@ -152,7 +158,9 @@ fn equal_digests_are_reproduced_and_signed_once() {
     assert_eq!((status, reason), ("True", "Reproduced"), "{message}");
     assert!(message.contains("on the node node-0, this one on the node node-2"), "{message}");
     assert!(first.effects.is_empty(), "nothing is signed before it is recorded");
-    let [Effect::SignReproduction { config_map, reproduction }] = &plan(&observed).effects[..] else { panic!("no effect") };
+    let [Effect::SignReproduction { config_map, reproduction }] = &plan(&observed).effects[..] else {
+        panic!("no effect")
+    };
     assert_eq!(**reproduction, statement(&observed.object).unwrap());
     assert_eq!(config_map.name_any(), format!("codex-repro-{}", reproduction.digest().short()));
     let evidence = &reproduction.evidence;
@@ -279,7 +287,10 @@ fn a_configuration_of_an_earlier_controller_is_taken_from_its_config_map() {
     observed.reproduced_config = Some(format!("digest: {digest}\nspec: former\n"));
     record(&mut observed);
     let planned = record(&mut observed);
-    assert_eq!(planned.desired.config_maps[0].data.as_ref().unwrap()["config.yaml"], format!("digest: {digest}\nspec: former\n"));
+    assert_eq!(
+        planned.desired.config_maps[0].data.as_ref().unwrap()["config.yaml"],
+        format!("digest: {digest}\nspec: former\n")
+    );
     let job = &planned.desired.jobs[0];
     assert_eq!(job.annotations()[codex_crds::annotation::CONFIG_DIGEST], digest);
     // A file with another digest is not.

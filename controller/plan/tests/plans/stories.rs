@@ -202,7 +202,8 @@ impl Told for ObservedTrainingRun {
             job(&mut self.job, &mut self.pods, &plan.desired);
         }
         for effect in &plan.effects {
-            let (Effect::SignReproduction { .. }, Some(Signer::Available { fingerprint })) = (effect, &self.signer) else {
+            let (Effect::SignReproduction { .. }, Some(Signer::Available { fingerprint })) = (effect, &self.signer)
+            else {
                 panic!("nothing can do that: {effect:?}")
             };
             self.verdict = Bundle::Valid(*fingerprint);
