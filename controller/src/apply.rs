@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// The prefixes of the names of bundles, which are never deleted.
-const BUNDLES: [&str; 2] = ["codex-oms-", "codex-promo-"];
+const BUNDLES: [&str; 3] = ["codex-oms-", "codex-promo-", "codex-repro-"];
 
 /// Why a child could not be applied.
 #[derive(Debug, thiserror::Error)]

@@ -99,6 +99,9 @@ pub async fn carry_out(context: &Context, effects: &[Effect]) -> Result<(), Effe
                 }
                 ("promotion", result)
             }
+            Effect::SignReproduction { config_map, reproduction } => {
+                ("reproduction", sign(context, config_map, &reproduction.payload()).await)
+            }
             Effect::RecordRead(read) => {
                 context.ledger.record(context, read).await?;
                 continue;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::http::Request;
-use codex_crds::ReasoningPod;
+use codex_crds::{ReasoningPod, TrainingRun};
 use codex_plan::Settings;
 use jiff::Timestamp;
 use kube::{
@@ -371,6 +371,9 @@ kinds!(control_kinds);
 fn signer_changed(context: &Context) {
     measure_signer(context);
     queue_reasoning_pods(context);
+    for run in context.stores.training_runs.state().iter().filter(|run| run.spec.reproduces.is_some()) {
+        context.queues.add::<TrainingRun>(&run.namespace().unwrap_or_default(), &run.name_any());
+    }
 }
 
 /// Records whether the signer can sign now, and when keys expire.

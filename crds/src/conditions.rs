@@ -33,6 +33,9 @@ pub enum ConditionType {
     ConfigResolved,
     /// The TrainingRun has finished and its model is recorded.
     Trained,
+    /// The run that `spec.reproduces` names was trained again and gave the same model, bit for bit. Unknown until the models are
+    /// compared, and if the recorded conditions cannot be had again. Present only with `spec.reproduces`.
+    Reproduced,
     /// Every gate of every Evaluation has passed for exactly this model.
     GatesPassed,
     /// Every promotion policy holds for this model in this ring. Unknown if no policy has a rule for the ring.
@@ -43,7 +46,7 @@ pub enum ConditionType {
     EvidenceStrong,
     /// The ring of the TrainingRun equals the ring of the ReasoningPod.
     RingMatched,
-    /// The signature and the promotion are signed and recorded.
+    /// The signature and the promotion are signed and recorded; of a TrainingRun with `spec.reproduces`, the verdict.
     Signed,
     /// The servers have verified the model that they hold in memory.
     Verified,
@@ -73,6 +76,7 @@ impl ConditionType {
             Self::KeyExpires => "KeyExpires",
             Self::ConfigResolved => "ConfigResolved",
             Self::Trained => "Trained",
+            Self::Reproduced => "Reproduced",
             Self::GatesPassed => "GatesPassed",
             Self::PolicyMet => "PolicyMet",
             Self::SignedOff => "SignedOff",
@@ -153,6 +157,12 @@ reasons! {
     WaitingForReference,
     /// The TrainingRun has no model yet.
     WaitingForTraining,
+    /// The model was trained again and has the same digest.
+    Reproduced,
+    /// The model was trained again under the recorded conditions and has another digest.
+    DigestsDiffer,
+    /// The program, engine, instruction set or data of the run cannot be had again. The message says which.
+    Unreproducible,
     /// The ring of the TrainingRun equals the ring of the ReasoningPod.
     RingsEqual,
     /// The ring of the TrainingRun differs from the ring of the ReasoningPod.

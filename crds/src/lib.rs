@@ -16,6 +16,7 @@ mod names;
 mod pod;
 mod promotion_policy;
 mod reasoning_pod;
+mod reproduction;
 mod rollout;
 mod rules;
 mod schedule;
@@ -39,6 +40,7 @@ pub use reasoning_pod::{
     ApiKeys, ManifestStatus, PromotionStatus, ReasoningPod, ReasoningPodPhase, ReasoningPodSpec, ReasoningPodStatus,
     SafetyRules, Serving, SignOffStatus, VerifiedStatus,
 };
+pub use reproduction::{ComputationStatus, Reproduces, ReproductionStatus};
 pub use rollout::{
     Analysis, MAX_HISTORY, Rollout, RolloutPhase, RolloutRecord, RolloutResult, RolloutStatus, TrafficStatus,
 };

@@ -102,6 +102,12 @@ pub mod bundle {
         format!("codex-promo-{key}")
     }
 
+    /// Returns the name of the ConfigMap with the bundle of a reproduction. `payload` is the first twelve digits of the digest of the
+    /// statement.
+    pub fn reproduction(payload: &str) -> String {
+        format!("codex-repro-{payload}")
+    }
+
     /// Returns the name of the ConfigMap in which the statement of the ConfigMap `first` is signed again. `key` is the first twelve
     /// digits of the fingerprint of the key that signs.
     pub fn again(first: &str, key: &str) -> String {

@@ -123,6 +123,26 @@ pub(crate) fn own_base() -> Rule {
     .message("spec.base.trainingRun.name is the TrainingRun itself: name another TrainingRun")
 }
 
+/// Returns the rule that a TrainingRun does not reproduce itself. The name of an object is known only at its root.
+pub(crate) fn own_reproduction() -> Rule {
+    Rule::new("!has(self.spec.reproduces) || self.spec.reproduces.name != self.metadata.name")
+        .message("spec.reproduces.name is the TrainingRun itself: name another TrainingRun")
+}
+
+/// Returns the rule that a run which reproduces another one has no image of its own.
+pub(crate) fn image_of_reproduction() -> Rule {
+    Rule::new("!has(self.reproduces) || !has(self.pod) || !has(self.pod.image)").message(
+        "spec.pod.image must be absent with spec.reproduces, because the image is that of the run that is reproduced: remove it",
+    )
+}
+
+/// Returns the rule that `spec.reproduces` keeps its meaning.
+pub(crate) fn same_reproduces(why: &str) -> Rule {
+    let name = |of: &str| format!("(has({of}.reproduces) ? {of}.reproduces.name : '')");
+    Rule::new(format!("{} == {}", name("self"), name("oldSelf")))
+        .message(Message::Message(format!("spec.reproduces {why}")))
+}
+
 /// Returns the rule that no gate of an Evaluation compares it with itself. The name of an object is known only at its root.
 pub(crate) fn own_reference() -> Rule {
     let own = |field: &str| format!("(has(gate.{field}) && gate.{field}.evaluation == self.metadata.name)");

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Base, BaseStatus, DataItem, TrainerPod, WorkStatus};
+use crate::{Base, BaseStatus, ComputationStatus, DataItem, Reproduces, ReproductionStatus, TrainerPod, WorkStatus};
 
 /// Desired state of a TrainingRun: configuration, seed, data, output and pod.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -30,9 +30,12 @@ use crate::{Base, BaseStatus, DataItem, TrainerPod, WorkStatus};
     printcolumn(name = "Checkpoint", type_ = "integer", json_path = ".status.lastCheckpoint.step"),
     printcolumn(name = "Model", type_ = "string", json_path = ".status.model.short"),
     printcolumn(name = "Base", type_ = "string", json_path = ".status.base.short", priority = 1),
+    printcolumn(name = "Reproduces", type_ = "string", json_path = ".spec.reproduces.name", priority = 1),
+    printcolumn(name = "Reproduced", type_ = "string", json_path = ".status.conditions[?(@.type==\"Reproduced\")].status", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = crate::rules::name(),
-    validation = crate::rules::own_base()
+    validation = crate::rules::own_base(),
+    validation = crate::rules::own_reproduction()
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -45,6 +48,8 @@ use crate::{Base, BaseStatus, DataItem, TrainerPod, WorkStatus};
     validation = crate::rules::same_folder("output", "subPath", "is immutable, because it holds the checkpoints: create another TrainingRun"),
     validation = ("self.terminationGracePeriodSeconds == oldSelf.terminationGracePeriodSeconds", "spec.terminationGracePeriodSeconds is immutable, because the Job has it already: create another TrainingRun"),
     validation = crate::rules::same_pod("TrainingRun", true),
+    validation = crate::rules::same_reproduces("is immutable, because it defines the result: create another TrainingRun"),
+    validation = crate::rules::image_of_reproduction(),
 )]
 pub struct TrainingRunSpec {
     /// Rollout ring that the run is meant for. A ring is a stage of promotion: a model moves through
@@ -79,6 +84,11 @@ pub struct TrainingRunSpec {
     /// configuration describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Base>,
+    /// TrainingRun of this namespace that this one trains again, to compare the models bit for bit. It starts once that run has its
+    /// model, and uses its image, program, engine and instruction set, on another node where that is possible. The condition
+    /// Reproduced has the verdict, which is signed if the models are equal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reproduces: Option<Reproduces>,
     /// Volume that receives checkpoints, artifacts and the model. Deleting the TrainingRun does not delete them.
     pub output: Output,
     /// Settings of the trainer pod.
@@ -162,7 +172,7 @@ pub struct TrainingRunStatus {
     /// Generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Phase of the run: Pending, Running, Suspended, Succeeded or Failed.
+    /// Phase of the run: Pending, Running, Suspended, Succeeded, Failed or Unreproducible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<TrainingRunPhase>,
     /// Latest numbers of the training loop.
@@ -194,6 +204,12 @@ pub struct TrainingRunStatus {
     /// pod. Promotion statements then call what it reported about its training attested, else reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attested: Option<bool>,
+    /// What computed the model. Absent until the trainer has reported it, and for a run on a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub computation: Option<ComputationStatus>,
+    /// The run that this one reproduces, as it was recorded when this run began. Absent without spec.reproduces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reproduction: Option<ReproductionStatus>,
     /// Work of the pods.
     #[serde(flatten)]
     pub work: WorkStatus,
@@ -208,7 +224,7 @@ pub struct TrainingRunStatus {
     #[schemars(length(max = 128))]
     pub seal: Option<String>,
     /// Conditions of the run: CheckpointLost, ConfigResolved, ProgressStale, Ready, Reconciling, Stalled, StatusDiscarded and
-    /// Trained.
+    /// Trained; with spec.reproduces also Reproduced and Signed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -229,6 +245,8 @@ pub enum TrainingRunPhase {
     Succeeded,
     /// The run has failed and is not retried.
     Failed,
+    /// The run that it reproduces could not be trained again under the recorded conditions.
+    Unreproducible,
 }
 
 /// Latest numbers of a training loop.

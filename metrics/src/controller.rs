@@ -38,7 +38,7 @@ metrics! {
         .more("At most 1,024 are open on `reports`, and 128 on `health`.");
     OBJECTS = Gauge("codex_controller_objects", Count, [KIND, PHASE, RING],
         "Existing objects by kind, phase and ring.")
-        .more("TrainingRuns: Pending, Running, Suspended, Succeeded, Failed. Evaluations: the verdict (Passed, Failed, \
+        .more("TrainingRuns: Pending, Running, Suspended, Succeeded, Failed, Unreproducible. Evaluations: the verdict (Passed, Failed, \
             Inconclusive), before it Pending, Running or Suspended; an Evaluation that stalls without a verdict is Failed. \
             ReasoningPods: Pending, DryRun, Blocked, RollingOut, Serving. Policies and SignOffs: Present.");
     CONDITIONS = Gauge("codex_controller_conditions", Count, [KIND, CONDITION, STATUS, REASON],
@@ -76,7 +76,7 @@ metrics! {
         "Sign-offs of people that signed promotions name, by ring.")
         .more("A promotion that is signed again, for example under a changed policy, counts again.").later();
     SIGNATURES = Counter("codex_controller_signatures_total", Count, [STATEMENT, RESULT],
-        "Attempts to sign a statement (model, promotion) by result (ok, error).").later();
+        "Attempts to sign a statement (model, promotion, reproduction) by result (ok, error).").later();
     SPANS = Counter("codex_controller_spans_total", Count, [RESULT],
         "Spans for a collector of OpenTelemetry by result (exported, rejected, failed, dropped).")
         .more("`rejected` by the collector, `failed` to be sent, `dropped` because too many waited. Absent without a collector.").later();

@@ -36,7 +36,7 @@ labels! {
     RESULT = "result", "how it ended, such as ok or error";
     RING = "ring", "the rollout ring; empty for kinds without one";
     STATE = "state", "which steps are counted: completed or executed";
-    STATEMENT = "statement", "what was signed: model or promotion";
+    STATEMENT = "statement", "what was signed: model, promotion or reproduction";
     STATUS = "status", "the status of a condition: True, False or Unknown";
     TRACKER = "tracker", "the tracker: csv, tensorboard, mlflow-files or mlflow-server";
     TYPE = "type", "which tokens are counted: prompt or completion";

@@ -1,8 +1,9 @@
 //! What a model is: file digests, the manifest, and the statements made about it.
 //!
 //! [`manifest::Manifest`] lists a model's files; its digest is the model's identity. [`oms`] writes and reads the
-//! OpenSSF Model Signing statement about a manifest, [`promotion`] the statement that allows a model in a ring. Who
-//! signs and verifies them is the crate `codex-signing`: this one needs no cryptography beyond SHA-256.
+//! OpenSSF Model Signing statement about a manifest, [`promotion`] the statement that allows a model in a ring,
+//! [`reproduction`] the one that it was trained again. Who signs and verifies them is the crate `codex-signing`: this one
+//! needs no cryptography beyond SHA-256.
 //!
 //! Everything here works on bytes and values, except [`files`] and the constructors of [`manifest::Manifest`] that
 //! read directories.
@@ -15,6 +16,7 @@ mod identity;
 pub mod manifest;
 pub mod oms;
 pub mod promotion;
+pub mod reproduction;
 mod statement;
 pub mod text;
 mod validity;

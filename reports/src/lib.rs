@@ -24,7 +24,7 @@ pub use serving::{
     Comparison, Difference, LATENCY_EDGES, MAX_COMPARISONS, ServingState, Traffic, latency_buckets, percentile_95,
 };
 pub use training::{
-    Base, Checkpoint, Curriculum, CurriculumPhase, DataFile, Model, PhaseStatus, Progress, TrainingState,
+    Base, Checkpoint, Computation, Curriculum, CurriculumPhase, DataFile, Model, PhaseStatus, Progress, TrainingState,
 };
 pub use writer::{CHALLENGE_HEADER, KEY_HEADER, SIGNATURE_HEADER, signed_message};
 

@@ -33,6 +33,9 @@ pub struct TrainingState {
     /// Base that the weights are loaded from. `None` until its files are hashed, and for a run that initializes its weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Base>,
+    /// What computes. `None` until it is known, and on a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub computation: Option<Computation>,
     /// Trained model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
@@ -173,6 +176,21 @@ impl Base {
     pub fn of(digest: ModelDigest) -> Self {
         Self { digest, commit: None, signer: None }
     }
+}
+
+/// What computes a model. Equal inputs, programs, engines and kernels give equal bits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Computation {
+    /// SHA-256 of the program.
+    pub program: Sha256,
+    /// Code path of the engine, such as `cpu-f32`.
+    pub engine: String,
+    /// Architecture and instruction set of the kernels, such as `x86_64 avx512`.
+    pub kernels: String,
+    /// Whether the state that training resumed from was computed with another program, engine or kernels, or may have been.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mixed: bool,
 }
 
 /// A trained model.

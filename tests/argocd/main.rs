@@ -159,7 +159,7 @@ fn documented() -> BTreeSet<[String; 3]> {
 #[test]
 fn every_phase_is_recorded_and_documented_with_its_health() {
     let phases: BTreeMap<_, &[&str]> = BTreeMap::from([
-        ("TrainingRun", &["Pending", "Running", "Suspended", "Succeeded", "Failed"][..]),
+        ("TrainingRun", &["Pending", "Running", "Suspended", "Succeeded", "Failed", "Unreproducible"][..]),
         ("Evaluation", &["Pending", "Running", "Suspended", "Passed", "Failed", "Inconclusive", "Stalled"][..]),
         ("ReasoningPod", &["Pending", "DryRun", "Blocked", "RollingOut", "Serving"][..]),
     ]);

@@ -21,6 +21,7 @@ mod plugin;
 mod policies;
 mod refusals;
 mod reports;
+mod reproduced;
 mod resume;
 mod rings;
 mod shadow;

@@ -175,7 +175,9 @@ impl Team {
         until(&self.api::<TrainingRun>(), name, "its model is there", TRAINED, |run| {
             match run.status.as_ref().and_then(|status| status.phase) {
                 Some(TrainingRunPhase::Succeeded) => Sight::There,
-                Some(TrainingRunPhase::Failed) => Sight::Impossible("the run failed".to_owned()),
+                Some(phase @ (TrainingRunPhase::Failed | TrainingRunPhase::Unreproducible)) => {
+                    Sight::Impossible(format!("the run is {phase:?}"))
+                }
                 _ => Sight::NotYet,
             }
         })

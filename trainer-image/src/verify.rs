@@ -16,13 +16,16 @@ use codex_provenance::{
     EvidenceStrength, Sha256, files,
     manifest::{Manifest, ManifestError},
     promotion::{Comparison, Earlier, Evaluation, Gate, HeldPolicy, Promotion, Reference},
+    reproduction,
     text::Printable,
 };
 use codex_reports::exit;
 use codex_signing::{
     bundle::{self, BundleError, Opened},
     keyless::{self, Identity, Keyless},
-    verify::{Promoted, Signed, Trusts, VerifyError, verify_promotion, verify_signature},
+    verify::{
+        Promoted, Reproduced, Signed, Trusts, VerifyError, verify_promotion, verify_reproduction, verify_signature,
+    },
 };
 use codex_verdict::{
     Ring,
@@ -104,6 +107,9 @@ pub struct Verify {
     /// ClusterPromotionPolicy objects as YAML. May be repeated.
     #[arg(long, value_name = "FILE", requires = "promotion")]
     policy: Vec<PathBuf>,
+    /// The bundle of a reproduction: a second TrainingRun made this model again, bit for bit. May be repeated.
+    #[arg(long, value_name = "FILE")]
+    reproduced: Vec<PathBuf>,
 }
 
 /// A valid model.
@@ -114,6 +120,8 @@ struct Outcome {
     /// The keys that expire, with the time.
     expiring: Vec<(Sha256, Timestamp)>,
     promoted: Option<Promoted>,
+    /// The reproductions of the model.
+    reproduced: Vec<Reproduced>,
     /// The policies that were checked.
     policies: Vec<Policy>,
     /// Names of the evaluations that were measured again from their outcomes.
@@ -157,6 +165,8 @@ impl Verify {
         let bundle = read("--bundle", &self.bundle, bundle::MAX_BYTES)?;
         let promotion =
             self.promotion.as_deref().map(|path| read("--promotion", path, bundle::MAX_BYTES)).transpose()?;
+        let reproductions = self.reproduced.iter().map(|path| read("--reproduced", path, bundle::MAX_BYTES));
+        let reproductions: Vec<Vec<u8>> = reproductions.collect::<Result<_, CommandError>>()?;
         let policies = policies::read(&self.policy)?;
         let outcomes = self.outcomes.iter().map(|path| Ok((path.as_path(), read("--outcomes", path, MAX_OUTCOMES)?)));
         let outcomes: Vec<(&Path, Vec<u8>)> = outcomes.collect::<Result<_, CommandError>>()?;
@@ -195,8 +205,16 @@ impl Verify {
             }
             _ => None,
         };
+        let mut reproduced = Vec::new();
+        for bundle in &reproductions {
+            let again = verify_reproduction(signed.model, bundle, &trusted).map_err(refused)?;
+            trusted.check(again.signer, "the bundle of the reproduction")?;
+            let signer = who(again.signer, again.identity.as_ref());
+            steps.passed("reproduction", format!("{signer} signed that a second run made the same model"));
+            reproduced.push(again);
+        }
         let pinned = !self.fingerprint.is_empty() || self.trusted_root.is_some();
-        Ok(Outcome { manifest, pinned, signed, expiring, promoted, policies, measured })
+        Ok(Outcome { manifest, pinned, signed, expiring, promoted, reproduced, policies, measured })
     }
 
     /// Reads who is trusted: keys, or an identity.
@@ -319,7 +337,8 @@ impl fmt::Display for Steps {
 fn refused(error: VerifyError) -> CommandError {
     match error {
         VerifyError::Oms(BundleError::Shape(_) | BundleError::TooLarge)
-        | VerifyError::Promotion(BundleError::Shape(_) | BundleError::TooLarge) => CommandError::bad_input(error),
+        | VerifyError::Promotion(BundleError::Shape(_) | BundleError::TooLarge)
+        | VerifyError::Reproduction(BundleError::Shape(_) | BundleError::TooLarge) => CommandError::bad_input(error),
         error => CommandError::failed(error),
     }
 }
@@ -404,6 +423,9 @@ impl fmt::Display for Outcome {
                 writeln!(f, "sign-off   {}{how}: {}", Printable(&signed.by), Printable(&signed.reason))?;
             }
         }
+        for Reproduced { reproduction, .. } in &self.reproduced {
+            writeln!(f, "reproduced {}", Printable(&repeated(&reproduction.evidence)))?;
+        }
         let (files, bytes) = (self.manifest.files.len(), self.manifest.size_bytes());
         let skipped = &self.signed.skipped;
         if skipped.is_empty() {
@@ -437,6 +459,20 @@ impl fmt::Display for Outcome {
         }
         writeln!(f, "signed by  {signer}{pinned}")
     }
+}
+
+/// Returns which runs made the same model, where, and what computed it.
+fn repeated(evidence: &reproduction::Evidence) -> String {
+    let reproduction::Evidence { namespace, computation, original, again, .. } = evidence;
+    let run = |training: &reproduction::Training| {
+        let node = training.node.as_ref().map_or_else(|| "an unknown node".to_owned(), |node| format!("node {node}"));
+        let standing = if training.attested { "attested" } else { "reported" };
+        let image = training.image_id.as_deref().unwrap_or("unknown");
+        let reproduction::Training { run, .. } = training;
+        format!("{namespace}/{} (uid {}) on {node}, {standing} by the image {image}", run.name, run.uid)
+    };
+    let reproduction::Computation { program, engine, kernels } = computation;
+    format!("{} made the model of {}; program {program}, engine {engine}, kernels {kernels}", run(again), run(original))
 }
 
 /// Returns how strong the evidence of an evaluation is, in a word.
@@ -566,6 +602,29 @@ pub(crate) mod tests {
         Promotion { model: model.digest(), reasons }
     }
 
+    fn reproduction(model: ModelDigest) -> reproduction::Reproduction {
+        let training = |name: &str, node: &str| reproduction::Training {
+            run: Object { name: name.into(), uid: format!("uid-{name}") },
+            node: Some(node.into()),
+            image_id: None,
+            attested: name == "again",
+        };
+        let evidence = reproduction::Evidence {
+            namespace: "team".into(),
+            config_digest: ConfigDigest(Sha256::of("c")),
+            data: BTreeMap::new(),
+            base: None,
+            computation: reproduction::Computation {
+                program: Sha256::of("program"),
+                engine: "cpu-f32".into(),
+                kernels: "x86_64 avx512".into(),
+            },
+            original: training("cot", "node-1"),
+            again: training("again", "node-2"),
+        };
+        reproduction::Reproduction { model, evidence }
+    }
+
     /// A signed model whose bundle is inside its directory, promoted on the evaluation `cot-lite`.
     pub(crate) fn signed() -> tempfile::TempDir {
         signed_with("cot-lite", None)
@@ -581,6 +640,10 @@ pub(crate) mod tests {
         let payload = oms::payload(&manifest, "model");
         let promotion = promotion(&manifest, &payload, evaluation, base).payload();
         fs::write(root.path().join("promotion.json"), key.sign(&promotion).unwrap()).unwrap();
+        for (name, model) in [("reproduced.json", manifest.digest()), ("other.json", ModelDigest(Sha256::of("other")))]
+        {
+            fs::write(root.path().join(name), key.sign(&reproduction(model).payload()).unwrap()).unwrap();
+        }
         fs::write(root.path().join("key.pem"), key.public().to_pem()).unwrap();
         fs::write(model.join("model.sig"), key.sign(&payload).unwrap()).unwrap();
         root
@@ -779,6 +842,7 @@ pub(crate) mod tests {
             signed,
             expiring: Vec::new(),
             promoted: None,
+            reproduced: Vec::new(),
             policies: Vec::new(),
             measured: Vec::new(),
         };
@@ -873,6 +937,35 @@ pub(crate) mod tests {
         limited("notAfter: soon\n");
         let (code, why) = told(&[]);
         assert!(code == exit::BAD_INPUT && why.starts_with("--key: ") && why.contains("line 1: "), "{why}");
+    }
+
+    #[test]
+    fn a_reproduction_of_this_model_is_shown_and_of_another_refused() {
+        let root = signed();
+        let told = verify(root.path(), &["--reproduced", "reproduced.json"]).unwrap().to_string();
+        let expected = format!(
+            "reproduced team/again (uid uid-again) on node node-2, attested by the image unknown made the model of team/cot (uid \
+             uid-cot) on node node-1, reported by the image unknown; program {}, engine cpu-f32, kernels x86_64 avx512\n",
+            Sha256::of("program")
+        );
+        assert!(told.contains(&expected), "{told}");
+        let refused = |bundle: &str| {
+            let refused = verify(root.path(), &["--reproduced", bundle]).err().unwrap();
+            (refused.exit, refused.sentence())
+        };
+        let (code, why) = refused("other.json");
+        assert!(code == exit::FAILED && why.contains("was made for another model"), "{why}");
+        let (code, why) = refused("promotion.json");
+        assert!(code == exit::FAILED && why.contains("has no valid statement"), "{why}");
+        fs::write(root.path().join("reproduced.json"), "[]").unwrap();
+        let (code, why) = refused("reproduced.json");
+        assert!(code == exit::BAD_INPUT && why.starts_with("the bundle of the reproduction "), "{why}");
+        let key = PrivateKey::generate().unwrap();
+        let model = Manifest::of_dir_except(&root.path().join("model"), &["model.sig".to_owned()].into()).unwrap();
+        fs::write(root.path().join("reproduced.json"), key.sign(&reproduction(model.digest()).payload()).unwrap())
+            .unwrap();
+        let (code, why) = refused("reproduced.json");
+        assert!(code == exit::FAILED && why.contains(&key.public().fingerprint().to_string()), "{why}");
     }
 
     #[test]

@@ -15,10 +15,11 @@ use kube::api::ListParams;
 use serde::Serialize;
 
 use crate::{
-    cluster::{Cluster, Place},
+    cluster::{Cluster, Found, Place},
     error::CommandError,
     events, logs,
-    subject::Subject,
+    reproduce::reproduction,
+    subject::{Kind, Subject},
     text::{Painter, coloured},
     top,
     tree::{self, roots},
@@ -116,6 +117,15 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Print the manifest of a TrainingRun that trains another one again and compares the models, in JSON: for kubectl create -f -.
+    Reproduce {
+        /// TrainingRun to reproduce, as NAME or trainingrun/NAME.
+        #[arg(value_name = "[KIND/]NAME")]
+        subject: Subject,
+        /// Name of the new TrainingRun. Defaults to the name of the run and -again.
+        #[arg(long)]
+        name: Option<String>,
+    },
     /// Print a completion script for a shell.
     Completion {
         /// Shell to complete for.
@@ -212,6 +222,12 @@ async fn run(arguments: Arguments) -> Result<(), CommandError> {
             } else {
                 write(&mut out, &output, &rows, || top::render(&rows, all_namespaces, Timestamp::now()))?;
             }
+        }
+        Command::Reproduce { subject, name } => {
+            let cluster = Cluster::connect(&place).await?;
+            let subject = Subject { kind: subject.kind.or(Some(Kind::TrainingRun)), ..subject };
+            let Found::Run(run) = cluster.find(&subject).await? else { return Err(CommandError::NoRun(subject.name)) };
+            writeln!(out, "{}", serde_json::to_string_pretty(&reproduction(&run, name))?)?;
         }
         Command::Events { named, output } => {
             let cluster = Cluster::connect(&place).await?;

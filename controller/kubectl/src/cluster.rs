@@ -185,21 +185,26 @@ impl Cluster {
         chain.evaluations.retain(|evaluation| evaluation.spec.training_run == of_run);
         chain.pods = self.list::<ReasoningPod>(false, ListParams::default()).await?;
         chain.pods.retain(|pod| Some(&pod.spec.training_run) == of_run.as_ref());
+        chain.reproductions = self.list::<TrainingRun>(false, ListParams::default()).await?;
+        chain.reproductions.retain(|run| {
+            run.spec.reproduces.as_ref().is_some_and(|reproduces| Some(&reproduces.name) == of_run.as_ref())
+        });
         Ok(chain)
     }
 
     /// Returns the objects that `found` depends on.
     pub(crate) async fn causes(&self, found: &Found) -> Result<Vec<View>, CommandError> {
-        let (run, evaluations) = match found {
+        let (runs, evaluations) = match found {
             Found::Run(run) => {
                 let base = run.spec.base.as_ref().and_then(|base| base.training_run.as_ref());
-                (base.map(|base| base.name.clone()), Vec::new())
+                let reproduced = run.spec.reproduces.as_ref().map(|run| run.name.clone());
+                (base.map(|base| base.name.clone()).into_iter().chain(reproduced).collect(), Vec::new())
             }
-            Found::Evaluation(evaluation) => (evaluation.spec.training_run.clone(), Vec::new()),
-            Found::Pod(pod) => (Some(pod.spec.training_run.clone()), pod.spec.evaluations.clone()),
+            Found::Evaluation(evaluation) => (Vec::from_iter(evaluation.spec.training_run.clone()), Vec::new()),
+            Found::Pod(pod) => (vec![pod.spec.training_run.clone()], pod.spec.evaluations.clone()),
         };
         let mut causes = Vec::new();
-        if let Some(run) = run {
+        for run in runs {
             causes.extend(self.get_opt::<TrainingRun>(&run).await?.as_ref().map(View::of_run));
         }
         // An Evaluation of a run without a model says only that it waits for the run.

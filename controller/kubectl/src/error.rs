@@ -47,6 +47,9 @@ pub(crate) enum CommandError {
         /// The kinds.
         kinds: Vec<Kind>,
     },
+    /// The object is no TrainingRun.
+    #[error("{0} is no TrainingRun: only the model of a TrainingRun can be reproduced")]
+    NoRun(String),
     /// The object has no pod whose log could be shown.
     #[error("{0} has no pod yet: kubectl codex why says what it waits for")]
     NoPod(String),

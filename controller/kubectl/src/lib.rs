@@ -1,4 +1,5 @@
-//! `kubectl codex`, a kubectl plugin: the chain of an object as a tree, what blocks it, its logs, runs as a table, Events.
+//! `kubectl codex`, a kubectl plugin: the chain of an object as a tree, what blocks it, its logs, runs as a table, Events, and the
+//! manifest that reproduces a run.
 //!
 //! `cluster` and `logs` talk to the API server; everything that is shown is made by pure functions from what they return. It only
 //! reads. Text from the cluster is printed with its control characters escaped.
@@ -8,6 +9,7 @@ mod cluster;
 mod error;
 mod events;
 mod logs;
+mod reproduce;
 mod subject;
 mod text;
 mod top;

@@ -46,6 +46,8 @@ fn chain(name: &str) -> Chain {
     chain.evaluations.retain(|evaluation: &Evaluation| evaluation.spec.training_run.as_deref() == Some(name));
     chain.pods = all();
     chain.pods.retain(|pod: &ReasoningPod| pod.spec.training_run == name);
+    chain.reproductions = all();
+    chain.reproductions.retain(|run: &TrainingRun| run.spec.reproduces.as_ref().is_some_and(|run| run.name == name));
     chain
 }
 
@@ -101,7 +103,7 @@ fn json_names_every_object_of_the_tree() {
     let roots = roots(&chain("tuned"));
     assert_eq!(
         roots.iter().flat_map(names).collect::<Vec<_>>(),
-        ["first", "tuned", "late", "lite", "rc", "Evaluation absent"]
+        ["first", "tuned", "late", "lite", "rc", "Evaluation absent", "tuned-again"]
     );
     let json = serde_json::to_value(&roots).unwrap();
     assert_eq!(json[0]["children"][0]["object"]["kind"], "TrainingRun");
@@ -114,6 +116,7 @@ fn why_says_what_blocks_and_what_to_do() {
     let run = view(Kind::TrainingRun, "weak");
     for (kind, name, causes) in [
         (Kind::TrainingRun, "tuned", vec![]),
+        (Kind::TrainingRun, "tuned-again", vec![]),
         (Kind::TrainingRun, "weak", vec![]),
         (Kind::TrainingRun, "new", vec![]),
         (Kind::Evaluation, "weak-lite", vec![run.clone()]),

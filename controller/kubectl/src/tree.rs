@@ -21,6 +21,8 @@ pub(crate) struct Chain {
     pub(crate) evaluations: Vec<Evaluation>,
     /// The ReasoningPods of the run.
     pub(crate) pods: Vec<ReasoningPod>,
+    /// The runs that reproduce the run.
+    pub(crate) reproductions: Vec<TrainingRun>,
 }
 
 /// An object with those that depend on it.
@@ -59,6 +61,7 @@ pub(crate) fn roots(chain: &Chain) -> Vec<Node> {
     let mut pods: Vec<_> = pods.collect();
     pods.sort_by_key(|node| node.object.as_ref().map(|object| object.name.clone()));
     below.extend(pods);
+    below.extend(sorted(chain.reproductions.iter().map(View::of_run)).map(Node::of));
     let Some((first, bases)) = chain.runs.split_first() else {
         let Some(name) = &chain.run else { return below };
         return vec![Node { children: below, ..Node::missing(format!("TrainingRun {name}")) }];

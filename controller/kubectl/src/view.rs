@@ -113,6 +113,10 @@ impl View {
         let mut facts = Facts::default();
         facts.add("model", status.model.as_ref().map(|model| model.short.clone()));
         facts.add("base", status.base.as_ref().map(|base| format!("{} from {}", base.short, base.source)));
+        facts.add("reproduces", run.spec.reproduces.as_ref().map(|reproduces| reproduces.name.clone()));
+        facts.add("kernels", status.computation.as_ref().map(|computation| computation.kernels.clone()));
+        facts.add("node", status.computation.as_ref().and_then(|computation| computation.node.clone()));
+        facts.add("verdict", status.reproduction.as_ref().and_then(|reproduction| reproduction.bundle.clone()));
         facts.add("steps", status.progress.as_ref().map(|progress| progress.steps.clone()));
         facts
             .add("loss", status.progress.as_ref().and_then(|progress| progress.loss.as_ref()).map(ToString::to_string));

@@ -25,9 +25,10 @@ pub(crate) fn why(object: &View, causes: &[View], events: &[Told]) -> Why {
         let named = [ConditionType::Stalled, ConditionType::Reconciling].map(ConditionType::name);
         state.is_exceptional() && state.status == "True" && !named.contains(&state.kind.as_str())
     });
-    // Whether policies apply and hold, and who has signed.
-    let guarded =
-        [ConditionType::PolicyMet, ConditionType::SignedOff].into_iter().filter_map(|kind| object.condition(kind));
+    // Whether policies apply and hold, who has signed, and whether the model was reproduced.
+    let guarded = [ConditionType::PolicyMet, ConditionType::SignedOff, ConditionType::Reproduced]
+        .into_iter()
+        .filter_map(|kind| object.condition(kind));
     for state in exceptional.chain(guarded) {
         add(&mut sentences, &format!("{}: {}", state.kind, state.message), &state.message);
     }

@@ -32,6 +32,8 @@ const REPORTED: &[ConditionType] = &[
     ConditionType::ParityHolding,
     ConditionType::ConfigResolved,
     ConditionType::Ready,
+    // Until there is a verdict, it has the reason of Ready.
+    ConditionType::Reproduced,
 ];
 
 /// Returns the Events of the transition from `before` to `after`.
@@ -88,6 +90,8 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::PodFailed,
         Reason::BadInput,
         Reason::ModelMismatch,
+        Reason::DigestsDiffer,
+        Reason::Unreproducible,
         Reason::GateFailed,
         Reason::Inconclusive,
         Reason::ForeignEvaluation,

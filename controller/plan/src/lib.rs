@@ -29,6 +29,7 @@ mod work;
 pub use admission::Admission;
 pub use obstruction::Obstruction;
 pub use plan::{Desired, Effect, Event, EventType, Kept, KeptKind, Plan, Read};
+pub use pod_template::CONFIG_FILE;
 pub use pods::{ClusterWarning, Received, References, RefusedPod, SECOND_WRITER, unexplained};
 pub use seal::{Sealable, StatusSeal};
 pub use settings::{ImagePattern, Settings};

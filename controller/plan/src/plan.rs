@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use codex_provenance::{DataDigest, manifest::Manifest, promotion::Promotion};
+use codex_provenance::{DataDigest, manifest::Manifest, promotion::Promotion, reproduction::Reproduction};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -106,6 +106,14 @@ pub enum Effect {
         /// The statement.
         #[serde(flatten)]
         promotion: Box<Promotion>,
+    },
+    /// Signs that a model was trained again.
+    SignReproduction {
+        /// The ConfigMap without its `data`: `bundle.json` and `key.pem`.
+        config_map: ConfigMap,
+        /// The statement.
+        #[serde(flatten)]
+        reproduction: Box<Reproduction>,
     },
     /// Records that a verdict has read a set of problems, in the ledger of the controller. A read that is recorded already is left
     /// alone.

@@ -24,7 +24,7 @@ const TOKEN_SECONDS: i64 = 3_600;
 /// The mount path of the object's own ConfigMap.
 pub(crate) const CONFIG: &str = "/etc/codex";
 /// The key of the resolved configuration in it.
-pub(crate) const CONFIG_FILE: &str = "config.yaml";
+pub const CONFIG_FILE: &str = "config.yaml";
 /// The key of the CA certificates in it.
 pub(crate) const CA: &str = "ca.crt";
 const TOKEN: &str = "/var/run/secrets/codex";

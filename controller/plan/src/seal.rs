@@ -73,8 +73,18 @@ fn stalled(conditions: &[Condition]) -> Option<&Condition> {
 }
 
 impl Sealable for TrainingRunStatus {
-    const SEALED: &'static [&'static str] =
-        &["configDigest", "dataDigests", "base", "model", "attested", "imageId", "startedAt", "completedAt"];
+    const SEALED: &'static [&'static str] = &[
+        "configDigest",
+        "dataDigests",
+        "base",
+        "model",
+        "attested",
+        "computation",
+        "reproduction",
+        "imageId",
+        "startedAt",
+        "completedAt",
+    ];
     const DERIVED: &'static [&'static str] = &["phase"];
 
     fn seal(&self) -> Option<&str> {

@@ -6,13 +6,16 @@ use std::{
 };
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun, bundle};
-use codex_plan::reasoning_pod::{
-    Bundle, LentPromotion, SignedModel, SignedPromotion, Signer, TrustedKey, TrustedRoot, bundle_names, manifest,
+use codex_plan::{
+    reasoning_pod::{
+        Bundle, LentPromotion, SignedModel, SignedPromotion, Signer, TrustedKey, TrustedRoot, bundle_names, manifest,
+    },
+    training_run::statement,
 };
 use codex_provenance::{Identity, Sha256};
 use codex_signing::{
     bundle::BundleError,
-    verify::{Signed, Trusted, VerifyError, verify_promotion, verify_signature},
+    verify::{Signed, Trusted, VerifyError, verify_promotion, verify_reproduction, verify_signature},
 };
 use codex_verdict::policy::Policy;
 use kube::ResourceExt;
@@ -40,6 +43,34 @@ pub(super) struct Found {
     pub lent: Vec<LentPromotion>,
 }
 
+/// Returns whether the signer is available.
+fn signer(context: &Context) -> Signer {
+    let fingerprint = context.signer.fingerprint();
+    match (context.signer.available(), fingerprint) {
+        (Ok(()), Some(fingerprint)) => Signer::Available { fingerprint },
+        (Ok(()), None) => Signer::Unavailable { fingerprint, reason: "no key is pinned".to_owned() },
+        (Err(reason), fingerprint) => Signer::Unavailable { fingerprint, reason },
+    }
+}
+
+/// Returns whether the signer is available, and the bundle with the verdict of a run that reproduces another one: that of its sealed
+/// status.
+pub(super) fn verdict(context: &Context, run: &TrainingRun) -> (Signer, Bundle<Sha256>) {
+    let verdict = statement(run).map(|statement| {
+        let namespace = run.namespace().unwrap_or_default();
+        let here = Here { context, namespace, run, trusted: context.signer.trusted(), known: BTreeSet::new() };
+        here.one(&bundle::reproduction(&statement.digest().short()), &mut |bundle: &[u8], trusted: &Trusted| {
+            let found = verify_reproduction(statement.model, bundle, trusted).map_err(|why| refused(&why))?;
+            if found.reproduction == statement {
+                Ok(found.signer)
+            } else {
+                Err(Bundle::Invalid("the bundle states something else than the status records".to_owned()))
+            }
+        })
+    });
+    (signer(context), verdict.unwrap_or_default())
+}
+
 /// Finds the bundles of a ReasoningPod and verifies them.
 pub(super) fn find(
     context: &Context,
@@ -48,12 +79,7 @@ pub(super) fn find(
     evaluations: &BTreeMap<String, Evaluation>,
     policies: &[Policy],
 ) -> Found {
-    let fingerprint = context.signer.fingerprint();
-    let signer = match (context.signer.available(), fingerprint) {
-        (Ok(()), Some(fingerprint)) => Signer::Available { fingerprint },
-        (Ok(()), None) => Signer::Unavailable { fingerprint, reason: "no key is pinned".to_owned() },
-        (Err(reason), fingerprint) => Signer::Unavailable { fingerprint, reason },
-    };
+    let (signer, fingerprint) = (signer(context), context.signer.fingerprint());
     let names = bundle_names(pod, run, evaluations, policies);
     let mut found = Found {
         signer,
@@ -157,7 +183,9 @@ impl Here<'_> {
 /// Classifies a bundle that failed verification.
 fn refused<T>(why: &VerifyError) -> Bundle<T> {
     let sentence = why.to_string();
-    let (VerifyError::Oms(bundle) | VerifyError::Promotion(bundle)) = why else { return Bundle::Invalid(sentence) };
+    let (VerifyError::Oms(bundle) | VerifyError::Promotion(bundle) | VerifyError::Reproduction(bundle)) = why else {
+        return Bundle::Invalid(sentence);
+    };
     match bundle {
         // Somebody else signed: another key, another identity, or the one where the other is trusted.
         BundleError::AnotherKey { .. }

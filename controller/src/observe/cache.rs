@@ -101,7 +101,8 @@ impl Names for ConfigMap {
 impl Names for TrainingRun {
     fn names(&self) -> Vec<Name> {
         let base = training_run::base_run(self).map(|run| Name::TrainingRun(run.to_owned()));
-        base.into_iter().chain(training_run::mounted(&self.spec)).collect()
+        let reproduced = self.spec.reproduces.as_ref().map(|run| Name::TrainingRun(run.name.clone()));
+        base.into_iter().chain(reproduced).chain(training_run::mounted(&self.spec)).collect()
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use codex_crds::{TrainingRun, TrainingRunSpec, TrainingRunStatus, child};
 use codex_plan::{
-    Obstruction, Plan, Received,
+    CONFIG_FILE, Obstruction, Plan, Received, StatusSeal,
     trace::{self, Span},
     training_run::{self, ObservedTrainingRun, base_cycle},
 };
@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
 use super::{
+    bundles,
     cache::{Cache, Name},
     error::ObserveError,
     kind::{Kind, Observe},
@@ -21,7 +22,7 @@ use super::{
     triggers::Triggers,
     workers,
 };
-use crate::{context::Context, drift::Role};
+use crate::{context::Context, drift::Role, ownership::is_controlled_by};
 
 impl Kind for TrainingRun {
     fn phase(&self) -> String {
@@ -66,15 +67,27 @@ impl Observe for TrainingRun {
         let base = base_run(&self).and_then(find);
         let base = base.map(|run| Arc::unwrap_or_clone(run).believed(context));
         let base_cycle = base_cycle(&self, find);
+        let reproduced = self.spec.reproduces.as_ref().and_then(|run| find(&run.name));
+        let reproduced = reproduced.map(|run| Arc::unwrap_or_clone(run).believed(context));
+        let seal = self.check_seal(context);
+        let verdict = self.spec.reproduces.as_ref().map(|_| match seal {
+            StatusSeal::Valid => bundles::verdict(context, &self),
+            _ => bundles::verdict(context, &TrainingRun { status: None, ..TrainingRun::clone(&self) }),
+        });
+        let (signer, verdict) = verdict.map_or_else(Default::default, |(signer, verdict)| (Some(signer), verdict));
         let claims = mounted_claims(&self.spec, base.as_ref());
-        let signer = self.spec.base.as_ref().and_then(|base| base.signed_by.as_ref());
-        let keys: Vec<&str> = signer.map(|signer| signer.config_map.name.as_str()).into_iter().collect();
+        let of_base = self.spec.base.as_ref().and_then(|base| base.signed_by.as_ref());
+        let keys: Vec<&str> = of_base.map(|signer| signer.config_map.name.as_str()).into_iter().collect();
         let work = work(context, &namespace, job, &self.spec.data, &claims, &keys, Role::Trainer).await?;
         let Work { job, pods, references, warnings, refused } = work;
         Ok(ObservedTrainingRun {
             settings: context.settings.clone(),
             base,
             base_cycle,
+            reproduced_config: reproduced.as_ref().and_then(|run| config_of(context, run)),
+            reproduced,
+            signer,
+            verdict,
             references,
             warnings,
             refused: workers::with_endpoint(context, &namespace, &uid, refused),
@@ -83,7 +96,7 @@ impl Observe for TrainingRun {
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
             obstruction: None,
-            seal: self.check_seal(context),
+            seal,
             object: Arc::unwrap_or_clone(self),
         })
     }
@@ -103,6 +116,14 @@ impl Observe for TrainingRun {
     fn spans(observed: &ObservedTrainingRun, next: &TrainingRunStatus, _: Timestamp) -> Vec<Span> {
         trace::training_run(observed, next)
     }
+}
+
+/// Returns the configuration file that the trainers of a run mounted, if it still exists.
+fn config_of(context: &Context, run: &TrainingRun) -> Option<String> {
+    let (namespace, name) = (run.namespace().unwrap_or_default(), child::trainer(&run.name_any()));
+    let found = get(&context.stores.config_maps, &namespace, &name)?;
+    let own = is_controlled_by(&*found, &run.uid().unwrap_or_default());
+    found.data.as_ref().filter(|_| own)?.get(CONFIG_FILE).cloned()
 }
 
 /// Returns the name of the run that is the base of another one.

@@ -7,6 +7,7 @@ mod lease;
 mod ledger;
 mod policies;
 mod reasoning_pod;
+mod reproduced;
 mod shadow;
 mod signer;
 mod simulation;

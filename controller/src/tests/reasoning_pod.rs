@@ -58,7 +58,7 @@ pub(super) async fn settle<K: Observe>(world: &World, name: &str) -> Vec<String>
 }
 
 /// Reports that a Job's only pod has finished with `state`.
-fn finish(world: &World, kind: &str, job: &str, object: &str, state: &Value) {
+pub(super) fn finish(world: &World, kind: &str, job: &str, object: &str, state: &Value) {
     let job_path = format!("/apis/batch/v1{TEAM}/jobs/{job}");
     let mut live = world.api.object(&job_path).unwrap();
     let digest = live["metadata"]["annotations"]["codex-ml.dev/config-digest"].clone();

@@ -216,6 +216,18 @@ fn bases_are_checked() {
 }
 
 #[test]
+fn reproductions_are_checked() {
+    let with = |fields: &str| findings(&format!("{RUN}{fields}"));
+    assert_eq!(with("  reproduces: { name: other }\n"), [""; 0]);
+    let told = with("  reproduces: { name: cot }\n").concat();
+    assert!(told.contains("spec.reproduces.name is the TrainingRun itself"), "{told}");
+    let told = with("  reproduces: { name: other }\n  pod: { image: mine }\n").concat();
+    assert!(told.contains("spec.pod.image must be absent with spec.reproduces"), "{told}");
+    let told = with("  reproduces: { name: Other }\n").concat();
+    assert!(told.contains("lower-case letters"), "{told}");
+}
+
+#[test]
 fn configurations_are_composed() {
     assert_eq!(
         one(RUN, "cot-starter", "cot-stater"),

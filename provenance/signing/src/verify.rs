@@ -9,6 +9,7 @@ use codex_provenance::{
     manifest::{Difference, Manifest},
     oms::{self, Comparison, ListingError, Statement},
     promotion::{self, Promotion},
+    reproduction::Reproduction,
     text::Printable,
 };
 use codex_verdict::{Refuted, recheck};
@@ -124,6 +125,17 @@ pub struct Promoted {
     pub identity: Option<Identity>,
 }
 
+/// The verified content of the bundle of a reproduction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reproduced {
+    /// The statement.
+    pub reproduction: Reproduction,
+    /// Fingerprint of the key or the identity that signed.
+    pub signer: Sha256,
+    /// The identity, if it is not a key that signed.
+    pub identity: Option<Identity>,
+}
+
 /// The verified content of both bundles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
@@ -230,6 +242,20 @@ pub enum VerifyError {
         /// Why.
         #[source]
         why: Refuted,
+    },
+    /// The bundle of a reproduction is refused.
+    #[error("the bundle of the reproduction {0}")]
+    Reproduction(#[source] BundleError),
+    /// The bundle of a reproduction is validly signed, but does not hold a valid statement.
+    #[error("the bundle of the reproduction has no valid statement: {0}")]
+    ReproductionStatement(String),
+    /// The reproduction is of another model.
+    #[error("the bundle of the reproduction was made for another model: {found}, not {expected}")]
+    ReproductionModel {
+        /// The model that was reproduced.
+        found: ModelDigest,
+        /// The model at hand.
+        expected: ModelDigest,
     },
     /// The promotion is for the same model and ring, but is not the required one.
     #[error("the promotion bundle holds the statement {found}, but {expected} is required")]
@@ -366,6 +392,23 @@ pub fn verify_promotion(
     }
     check_evaluations(promotion)?;
     Ok(promoted)
+}
+
+/// Checks that `bundle` is signed by one who is trusted and states that `model` was trained again.
+///
+/// # Errors
+/// The first check that fails.
+pub fn verify_reproduction(
+    model: ModelDigest,
+    bundle: &[u8],
+    trusted: &(impl Trusts + ?Sized),
+) -> Result<Reproduced, VerifyError> {
+    let Opened { payload, signer, identity } = trusted.open(bundle).map_err(VerifyError::Reproduction)?;
+    let reproduction = Reproduction::read(&payload).map_err(VerifyError::ReproductionStatement)?;
+    if reproduction.model != model {
+        return Err(VerifyError::ReproductionModel { found: reproduction.model, expected: model });
+    }
+    Ok(Reproduced { reproduction, signer, identity })
 }
 
 /// Reads a recorded promotion, whatever its model and ring: it must be signed by one who is trusted, and its gates are judged again.

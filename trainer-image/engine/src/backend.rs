@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    Backend, Decoder, Device, Engine, EngineError, EngineState, HEAD_WIDTHS, Layout, Lora, LoraError, ModelConfig,
+    Backend, Decoder, Device, Engine, EngineError, EngineState, HEAD_WIDTHS, Isa, Layout, Lora, LoraError, ModelConfig,
     Precision, Settings,
     candle::{self, CandleDecoder, CandleEngine, open},
     cpu::{self, Bf16, CpuDecoder, CpuEngine, Dtype as _},
@@ -24,6 +24,18 @@ impl Settings {
             }
             _ => self,
         }
+    }
+
+    /// Returns the architecture and the instruction set that decide the bits of sums on this machine, such as `x86_64 avx512`; `None` on
+    /// a GPU. Programs that are equal compute equal bits where [`path`](Self::path) and this are equal. candle chooses its instructions
+    /// itself, whatever the limit.
+    pub fn kernels(self) -> Option<String> {
+        let isa = match self.backend {
+            Backend::Kernels => Isa::of_kernels(cpu::limit()),
+            Backend::Candle(Device::Cpu) => Isa::of_kernels(Isa::Amx),
+            Backend::Candle(Device::Cuda) => return None,
+        };
+        Some(format!("{} {isa}", std::env::consts::ARCH))
     }
 
     /// Returns the name of the code path that these settings select on this machine.

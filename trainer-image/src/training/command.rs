@@ -20,7 +20,7 @@ use signal_hook::{
 };
 
 use super::{
-    Base, BaseError, Origin, Outcome, Session, TrainError, TrainerMetrics,
+    Base, BaseError, Origin, Outcome, Required, Session, TrainError, TrainerMetrics,
     arguments::{default_data, named_file},
     checks::ResumeProof,
     data::Stop,
@@ -92,6 +92,8 @@ pub struct Train {
     /// Number of steps of the proof.
     #[arg(long, value_name = "STEPS", default_value_t = 40, requires = "prove_resume", value_parser = crate::arguments::whole::<u64>(0..=u64::MAX))]
     pub(super) prove_steps: u64,
+    #[command(flatten)]
+    pub(super) required: Required,
     /// Seconds from SIGTERM to SIGKILL: terminationGracePeriodSeconds of the pod.
     #[arg(long, value_name = "SECONDS", env = "CODEX_GRACE_SECONDS", value_parser = crate::arguments::whole::<u64>(0..=u64::MAX))]
     pub(super) grace_seconds: Option<u64>,
@@ -206,6 +208,7 @@ impl Train {
             metrics: None,
             stop,
             accept_other_bits: self.accept_other_bits,
+            required: Some(&self.required),
             grace: self.grace_seconds.map(Duration::from_secs),
         }
     }

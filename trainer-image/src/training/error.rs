@@ -107,6 +107,9 @@ pub enum TrainError {
     /// Reports cannot be sent.
     #[error(transparent)]
     Reporting(#[from] ReportingError),
+    /// The program, engine or kernels are not those of the run that is to be reproduced.
+    #[error("{0}")]
+    Unreproducible(String),
     /// The attempt was asked to end before there was anything to save.
     #[error("interrupted")]
     Interrupted,
@@ -121,6 +124,7 @@ impl TrainError {
             | Self::Groups(_)
             | Self::Misnamed(_)
             | Self::Overlap(_) => FailureClass::INVALID_CONFIGURATION,
+            Self::Unreproducible(_) => FailureClass::UNREPRODUCIBLE,
             Self::Base(error) => error.class(),
             Self::Data(error) => error.class(),
             Self::Checkpoint(error) => error.class(),

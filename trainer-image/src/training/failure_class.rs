@@ -23,6 +23,7 @@ impl FailureClass {
     /// Final for the same reason.
     pub(crate) const CURRICULUM_BLOCKED: Self = Self::last("CurriculumBlocked");
     pub(crate) const INVALID_RECORDS: Self = Self::last("InvalidRecords");
+    pub(crate) const UNREPRODUCIBLE: Self = Self::last("Unreproducible");
     pub(crate) const SUPERSEDED: Self = Self::retryable("Superseded");
     pub(crate) const DOWNLOAD_FAILED: Self = Self::retryable("DownloadFailed");
     pub(crate) const STORAGE_FAILED: Self = Self::retryable("StorageFailed");

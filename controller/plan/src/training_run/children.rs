@@ -19,9 +19,11 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
         Stage::Done(_) | Stage::Succeeded(_) => {
             view.work.expired().unwrap_or(DesiredJob::Present { suspended: true, settled: true })
         }
-        Stage::Failed(_) => view.work.failed_job(),
+        Stage::Failed(_) | Stage::Unreproducible(_) => view.work.failed_job(),
         // A Job that exists goes on while the spec is being corrected.
         Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) => DesiredJob::Unchanged,
+        // What is reproduced is recorded before anything is trained.
+        Stage::Active(_) if view.pins() => DesiredJob::Absent,
         Stage::Active(active) => active.job(),
     };
     let name = child::trainer(&view.work.worker.owner.name);
@@ -42,6 +44,12 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Template<'a> {
         env.extend(own);
     }
     mount_data(&spec.data, &mut mounts, &mut args);
+    let mut worker = &spec.pod.worker;
+    if let Some(reproduction) = &view.reproduction {
+        args.extend(reproduction.arguments());
+        env.extend(reproduction.variable());
+        worker = &reproduction.worker;
+    }
     Template {
         owner,
         component: view.work.component,
@@ -49,7 +57,7 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Template<'a> {
         image: view.image.as_deref().unwrap_or_default(),
         args,
         env,
-        worker: &spec.pod.worker,
+        worker,
         config_map,
         mounts,
         restart_policy: Some("Never"),

@@ -4,8 +4,10 @@ mod base;
 mod children;
 mod observed;
 mod outcome;
+mod reproduction;
 mod stage;
 mod status;
+mod verdict;
 mod view;
 
 use codex_crds::TrainingRunStatus;
@@ -13,6 +15,7 @@ use jiff::Timestamp;
 
 pub use base::base_cycle;
 pub use observed::ObservedTrainingRun;
+pub use reproduction::statement;
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};
 use children::children;
@@ -26,7 +29,8 @@ pub fn plan(observed: &ObservedTrainingRun, now: Timestamp) -> Plan<TrainingRunS
     let outcome = Outcome::of(&view);
     let stage = Stage::of(&view, &outcome);
     let desired = children(&view, &stage);
+    let effects = verdict::effects(&view, &stage);
     let (status, requeue) = status::status(&view, &outcome, &stage);
     let events = events(view.work.conditions, &status.conditions, view.obstruction);
-    Plan { desired, effects: Vec::new(), status, events, requeue }
+    Plan { desired, effects, status, events, requeue }
 }

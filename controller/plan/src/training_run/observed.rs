@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use codex_crds::TrainingRun;
+use codex_provenance::Sha256;
 use jiff::Timestamp;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     obstruction::Obstruction,
     pods::{ClusterWarning, Received, References, RefusedPod},
+    reasoning_pod::{Bundle, Signer},
     seal::StatusSeal,
     settings::Settings,
 };
@@ -29,6 +31,19 @@ pub struct ObservedTrainingRun {
     /// returns them.
     #[serde(default)]
     pub base_cycle: Vec<String>,
+    /// The TrainingRun that `spec.reproduces` names, if it exists in the object's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reproduced: Option<TrainingRun>,
+    /// The configuration file in the ConfigMap `codex-t-<name>` of that run, if it exists and the run (by uid) controls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reproduced_config: Option<String>,
+    /// The signer. `None` without `spec.reproduces`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<Signer>,
+    /// The bundle with the [`statement`](super::statement) of the recorded status, verified with all listed keys; the value is the
+    /// fingerprint of who signed it.
+    #[serde(default)]
+    pub verdict: Bundle<Sha256>,
     /// The claims of its output and its base, and the claims and `ConfigMap`s of its data, as far as they exist.
     #[serde(default)]
     pub references: Option<References>,

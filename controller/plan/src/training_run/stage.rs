@@ -2,7 +2,12 @@
 
 use codex_crds::ModelStatus;
 
-use super::{base::Base, outcome::Outcome, view::View};
+use super::{
+    base::{Base, RUN_FIELD},
+    outcome::Outcome,
+    reproduction::{self, Reproduction},
+    view::View,
+};
 use crate::work::{Active, Progress, WaitingForModel, WorkFailure};
 
 /// The stage of a TrainingRun.
@@ -14,10 +19,12 @@ pub(crate) enum Stage {
     Succeeded(Box<ModelStatus>),
     /// The run failed, now or earlier.
     Failed(WorkFailure),
+    /// The run that it reproduces could not be trained again under the recorded conditions, now or earlier; the sentence says why.
+    Unreproducible(String),
     /// The spec is invalid; the sentence says what to change.
     Invalid(String),
-    /// The run that is the base has no model. There is no Job.
-    Waiting { run: String, waiting: WaitingForModel },
+    /// The run that the field names has no model. There is no Job.
+    Waiting { field: &'static str, run: String, waiting: WaitingForModel },
     /// The recorded status was discarded, and no report can replace it; the sentence says what to do.
     Discarded(WorkFailure),
     /// The run can still succeed.
@@ -25,20 +32,43 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    /// Returns the stage of a run whose Job cannot be created with this base.
-    fn before_job(base: &Base<'_>) -> Option<Self> {
-        match base.waiting() {
-            Some((run, waiting)) => Some(Self::Waiting { run: run.to_owned(), waiting: waiting.clone() }),
-            None => base.unusable().map(Self::Failed),
+    /// Returns the stage of a run whose Job cannot be created with this base, or because of the run that it reproduces.
+    fn before_job(view: &View<'_>, base: Option<&Base<'_>>) -> Option<Self> {
+        let waits = |field, (run, waiting): (&str, &WaitingForModel)| Self::Waiting {
+            field,
+            run: run.to_owned(),
+            waiting: waiting.clone(),
+        };
+        if let Some(base) = base
+            && let Some(stage) = match base.waiting() {
+                Some(waiting) => Some(waits(RUN_FIELD, waiting)),
+                None => base.unusable().map(Self::Failed),
+            }
+        {
+            return Some(stage);
         }
+        let reproduction = view.reproduction.as_ref()?;
+        match reproduction.waiting() {
+            Some(waiting) => Some(waits(reproduction::FIELD, waiting)),
+            None => reproduction.impossible(view.work.config_digest()).map(Self::Unreproducible),
+        }
+    }
+
+    /// Returns the stage after a failure. A run that cannot be reproduced has not failed.
+    fn failed(view: &View<'_>, failure: &WorkFailure) -> Self {
+        let started = view.work.worker.has_started();
+        let excused = view.reproduction.as_ref().and_then(|it| it.excused(failure, started));
+        excused.map_or_else(|| Self::Failed(failure.clone()), Self::Unreproducible)
     }
 
     pub(crate) fn of(view: &View<'_>, outcome: &Outcome) -> Self {
         let status = &view.status;
         if status.completed_at.is_some() {
-            return match &status.model {
-                Some(model) => Self::Done(Box::new(model.clone())),
-                None => Self::Failed(WorkFailure::recorded(&status.conditions)),
+            let unreproducible = status.reproduction.as_ref().and_then(|it| it.unreproducible.clone());
+            return match (&status.model, unreproducible) {
+                (Some(model), _) => Self::Done(Box::new(model.clone())),
+                (None, Some(why)) => Self::Unreproducible(why),
+                (None, None) => Self::Failed(WorkFailure::recorded(&status.conditions)),
             };
         }
         if let Some(stuck) = view.work.restored(view.discarded) {
@@ -48,22 +78,34 @@ impl Stage {
             (Err(why), ..) | (_, Err(why), _) | (.., Err(why)) => return Self::Invalid(why.clone()),
             (Ok(_), Ok(base), Ok(_)) => base.as_ref(),
         };
+        if let Some(why) =
+            view.reproduction.as_ref().filter(|_| view.work.job.is_none()).and_then(Reproduction::invalid)
+        {
+            return Self::Invalid(why);
+        }
         if let Some(failure) = &outcome.failure {
-            return Self::Failed(failure.clone());
+            return Self::failed(view, failure);
+        }
+        if let Some(why) = view.deviation() {
+            return Self::Unreproducible(why);
         }
         let output = &view.spec().output.persistent_volume_claim.claim_name;
         let mut claims = vec![("spec.output.persistentVolumeClaim.claimName".to_owned(), output.as_str())];
         claims.extend(base.and_then(Base::claim));
         match Progress::of(&view.work, &claims) {
             Progress::Active(Active::Pending(_) | Active::MissingReferences(_))
-                if let Some(base) = base.filter(|_| view.work.job.is_none())
-                    && let Some(stage) = Self::before_job(base) =>
+                if view.work.job.is_none()
+                    && let Some(stage) = Self::before_job(view, base) =>
             {
                 stage
             }
             Progress::Active(active) => Self::Active(active),
-            Progress::Failed(failure) => Self::Failed(failure),
+            Progress::Failed(failure) => Self::failed(view, &failure),
             Progress::Complete(at) => match &outcome.model {
+                Some(_) if view.reproduction.is_some() && view.computation().is_none() => {
+                    let why = "the trainer did not report which program and instructions computed its model";
+                    Self::Unreproducible(why.to_owned())
+                }
                 Some(model) => Self::Succeeded(Box::new(model.clone())),
                 None => view.work.unreported(view.discarded, at).map_or_else(
                     || {

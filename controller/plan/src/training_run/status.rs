@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use codex_crds::{
     CheckpointStatus, ConditionType, CurriculumPhaseState, CurriculumPhaseStatus, CurriculumStatus,
-    MAX_CURRICULUM_PHASES, ModelStatus, ProgressStatus, Reason, TrainingRunPhase, TrainingRunStatus,
+    MAX_CURRICULUM_PHASES, ModelStatus, ProgressStatus, Reason, ReproductionStatus, TrainingRunPhase,
+    TrainingRunStatus,
 };
 use codex_provenance::ConfigDigest;
 use codex_reports::{Curriculum, PhaseStatus, Progress as Numbers};
 use codex_verdict::Decimal;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::{base::RUN_FIELD, outcome::Outcome, stage::Stage, view::View};
+use super::{outcome::Outcome, stage::Stage, verdict, view::View};
 use crate::{
     conditions::Conditions,
     numbers::{count, decimal},
@@ -31,6 +32,8 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Trai
         model: model(outcome, stage),
         attested: attested(view, outcome, stage),
         config_digest: config_digest(view, stage),
+        computation: view.computation(),
+        reproduction: reproduction(view, stage),
         completed_at: completed_at(view, stage),
         conditions: conditions(view, stage),
         seal: view.status.seal.clone(),
@@ -38,7 +41,7 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Trai
     };
     let again = match stage {
         Stage::Active(active) => active.requeue(&view.work),
-        Stage::Done(_) | Stage::Succeeded(_) | Stage::Failed(_) => view.work.expiry_due(),
+        Stage::Done(_) | Stage::Succeeded(_) | Stage::Failed(_) | Stage::Unreproducible(_) => view.work.expiry_due(),
         Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) => None,
     };
     let present = observed.object.status.as_ref().filter(|_| observed.seal == StatusSeal::Valid);
@@ -55,6 +58,8 @@ fn with_numbers_of(next: &TrainingRunStatus, present: &TrainingRunStatus) -> Tra
         model: next.model.clone(),
         attested: next.attested,
         config_digest: next.config_digest,
+        computation: next.computation.clone(),
+        reproduction: next.reproduction.clone(),
         completed_at: next.completed_at.clone(),
         lost_checkpoint: next.lost_checkpoint.clone(),
         curriculum: curriculum_with_numbers_of(next.curriculum.as_ref(), present.curriculum.as_ref()),
@@ -102,7 +107,8 @@ fn numbers(view: &View<'_>, stage: &Stage) -> TrainingRunStatus {
         }
         _ => (0, view.states().map(|(_, state)| count(state.steps_executed)).max()),
     };
-    let mut work = view.work.status(matches!(stage, Stage::Succeeded(_) | Stage::Failed(_)));
+    let settled = matches!(stage, Stage::Succeeded(_) | Stage::Failed(_) | Stage::Unreproducible(_));
+    let mut work = view.work.status(settled);
     work.attempts = work.attempts.map(|attempts| attempts.max(before));
     let reported = newest.and_then(|(report, state)| Some((report, state.progress.as_ref()?)));
     let reported = reported.map(|(report, numbers)| {
@@ -131,7 +137,12 @@ fn with_speed(progress: ProgressStatus, view: &View<'_>, stage: &Stage) -> Progr
     let moves = match stage {
         Stage::Done(_) | Stage::Succeeded(_) => true,
         Stage::Active(Active::Running | Active::FinalReport(_)) => view.work.stale().is_none(),
-        Stage::Failed(_) | Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) | Stage::Active(_) => false,
+        Stage::Failed(_)
+        | Stage::Unreproducible(_)
+        | Stage::Invalid(_)
+        | Stage::Waiting { .. }
+        | Stage::Discarded(_)
+        | Stage::Active(_) => false,
     };
     if moves { progress } else { ProgressStatus { tokens_per_second: None, eta_seconds: None, ..progress } }
 }
@@ -186,6 +197,7 @@ fn phase(view: &View<'_>, stage: &Stage) -> TrainingRunPhase {
     match stage {
         Stage::Done(_) | Stage::Succeeded(_) => TrainingRunPhase::Succeeded,
         Stage::Failed(_) | Stage::Invalid(_) | Stage::Discarded(_) => TrainingRunPhase::Failed,
+        Stage::Unreproducible(_) => TrainingRunPhase::Unreproducible,
         Stage::Waiting { .. } => TrainingRunPhase::Pending,
         Stage::Active(active) => match active {
             Active::Suspended => TrainingRunPhase::Suspended,
@@ -204,9 +216,21 @@ fn phase(view: &View<'_>, stage: &Stage) -> TrainingRunPhase {
 fn model(outcome: &Outcome, stage: &Stage) -> Option<ModelStatus> {
     match stage {
         Stage::Done(model) | Stage::Succeeded(model) => Some(*model.clone()),
-        Stage::Failed(_) | Stage::Invalid(_) | Stage::Discarded(_) => None,
+        Stage::Failed(_) | Stage::Unreproducible(_) | Stage::Invalid(_) | Stage::Discarded(_) => None,
         Stage::Waiting { .. } | Stage::Active(_) => outcome.model.clone(),
     }
+}
+
+/// Returns what the run reproduces, as it is recorded, or as the other run records it once nothing but the Job is missing.
+fn reproduction(view: &View<'_>, stage: &Stage) -> Option<ReproductionStatus> {
+    let reproduction = view.reproduction.as_ref()?;
+    let (model, why) = match stage {
+        Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) => return view.status.reproduction.clone(),
+        Stage::Unreproducible(why) => (None, Some(why.as_str())),
+        Stage::Done(model) | Stage::Succeeded(model) => (Some(&**model), None),
+        Stage::Failed(_) | Stage::Active(_) => (None, None),
+    };
+    reproduction.status(view.observed, model, why, verdict::signed(view, stage))
 }
 
 /// Returns whether the word of the trainer that reported the model is attested: as it was when the model was recorded, or as it
@@ -227,7 +251,7 @@ fn completed_at(view: &View<'_>, stage: &Stage) -> Option<Time> {
     let recorded = view.status.completed_at.as_ref();
     match stage {
         Stage::Done(_) => recorded.cloned(),
-        Stage::Succeeded(_) | Stage::Failed(_) => Some(view.work.completed_at(recorded)),
+        Stage::Succeeded(_) | Stage::Failed(_) | Stage::Unreproducible(_) => Some(view.work.completed_at(recorded)),
         Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) | Stage::Active(_) => None,
     }
 }
@@ -245,12 +269,14 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     }
     let (reason, message) = message(view, stage);
     let done = matches!(stage, Stage::Done(_) | Stage::Succeeded(_));
-    conditions.set(Ready, done, reason, &message);
+    // As an Evaluation with a failed verdict is ready, so is a run that found out that it cannot reproduce another one.
+    conditions.set(Ready, done || matches!(stage, Stage::Unreproducible(_)), reason, &message);
     conditions.set(Trained, done, reason, &message);
+    verdict::conditions(view, stage, (reason, &message), &mut conditions);
     match stage {
         Stage::Failed(_) | Stage::Invalid(_) | Stage::Discarded(_) => conditions.set(Stalled, true, reason, &message),
         Stage::Waiting { waiting, .. } if waiting.is_stalled() => conditions.set(Stalled, true, reason, &message),
-        Stage::Done(_) | Stage::Succeeded(_) | Stage::Active(Active::Suspended) => {}
+        Stage::Done(_) | Stage::Succeeded(_) | Stage::Unreproducible(_) | Stage::Active(Active::Suspended) => {}
         Stage::Waiting { .. } | Stage::Active(_) => conditions.set(Reconciling, true, reason, &message),
     }
     if let Stage::Active(active) = stage {
@@ -259,7 +285,7 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     if let Some(lost) = lost(view, stage) {
         conditions.set(ConditionType::CheckpointLost, true, Reason::CheckpointLost, &lost);
     }
-    let settled = done || matches!(stage, Stage::Failed(_));
+    let settled = done || matches!(stage, Stage::Failed(_) | Stage::Unreproducible(_));
     seal::condition(&mut conditions, &view.observed.seal, settled);
     if let Some(obstruction) = view.obstruction {
         conditions.obstruct(obstruction, matches!(stage, Stage::Failed(_)));
@@ -296,8 +322,9 @@ fn message(view: &View<'_>, stage: &Stage) -> (Reason, String) {
             (Reason::Succeeded, format!("the model {} is stored in {}", model.short, model.location))
         }
         Stage::Failed(failure) | Stage::Discarded(failure) => (failure.reason, failure.message.clone()),
+        Stage::Unreproducible(why) => (Reason::Unreproducible, why.clone()),
         Stage::Invalid(why) => (Reason::InvalidConfiguration, why.clone()),
-        Stage::Waiting { run, waiting } => waiting.message(RUN_FIELD, run),
+        Stage::Waiting { field, run, waiting } => waiting.message(field, run),
         Stage::Active(active) => active.message(&view.work),
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use codex_configs::{Training, compose_training};
-use codex_crds::{BaseStatus, LostCheckpointStatus, Reason, TrainingRunSpec, TrainingRunStatus};
+use codex_crds::{BaseStatus, ComputationStatus, LostCheckpointStatus, Reason, TrainingRunSpec, TrainingRunStatus};
 use codex_reports::{Report, Stage as PodStage, State, TrainingState};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::PodSpec, apimachinery::pkg::apis::meta::v1::Time};
@@ -11,12 +11,14 @@ use k8s_openapi::{api::core::v1::PodSpec, apimachinery::pkg::apis::meta::v1::Tim
 use super::{
     base::{self, Base},
     observed::ObservedTrainingRun,
+    reproduction::Reproduction,
 };
 use crate::{
     data,
     metadata::{Component, Owner, queue},
     numbers::count,
     obstruction::Obstruction,
+    pods::Facts,
     seal::{Discarded, Sealable},
     throttle::whole_seconds,
     work::{Config, Limits, Memory, Moved, Outcome, WorkFailure, WorkView, Worker},
@@ -33,8 +35,10 @@ pub(crate) struct View<'a> {
     pub(crate) work: WorkView<'a>,
     /// The base, or the sentence that says what is wrong with it. `None` if the weights are initialized.
     pub(crate) base: Result<Option<Base<'a>>, String>,
+    /// What the run is held to, if it reproduces another one.
+    pub(crate) reproduction: Option<Reproduction<'a>>,
     /// The image of the trainer, or the message for a pod with a GPU if no image with CUDA is configured.
-    pub(crate) image: Result<&'a str, String>,
+    pub(crate) image: Result<String, String>,
 }
 
 impl<'a> View<'a> {
@@ -45,11 +49,19 @@ impl<'a> View<'a> {
         let worker =
             Worker::of(owner, job, &observed.pods, &observed.reports, &observed.warnings, status.work.clone(), now);
         let started_with = status.config_digest.filter(|_| worker.has_started());
+        let reproduction = Reproduction::of(observed, &status);
+        let composed = compose(spec);
+        let digest = composed.as_ref().ok().map(|composed| composed.resolved.digest());
+        let former = reproduction.as_ref().filter(|_| job.is_none()).and_then(|it| it.former_file(digest, observed));
+        let config = match former {
+            Some((digest, file)) => Ok(Config { digest, file: Some(file), data: Vec::new() }),
+            None => Config::of(composed, job, started_with, |training| &training.data),
+        };
         let work = WorkView {
             component: Component::Trainer,
             settings: &observed.settings,
             job,
-            config: Config::of(compose(spec), job, started_with, |training| &training.data),
+            config,
             worker,
             limits: Limits::of(spec.retries, spec.active_deadline_seconds, spec.progress_deadline_seconds),
             suspend: spec.suspend,
@@ -66,11 +78,12 @@ impl<'a> View<'a> {
         };
         let obstruction = Obstruction::current(observed.obstruction.as_ref(), object.metadata.generation);
         let discarded = Discarded::of(&observed.seal, &status.conditions);
-        let image = match &spec.pod.image {
-            Some(image) => Ok(image.as_str()),
-            None => observed.settings.image(Component::Trainer, &spec.pod.worker),
+        let held = reproduction.as_ref().and_then(|it| it.target.as_ref().ok()?.image.clone());
+        let image = match held.or_else(|| spec.pod.image.clone()) {
+            Some(image) => Ok(image),
+            None => observed.settings.image(Component::Trainer, &spec.pod.worker).map(str::to_owned),
         };
-        let mut view = Self { observed, obstruction, status, discarded, work, base: Ok(None), image };
+        let mut view = Self { observed, obstruction, status, discarded, work, base: Ok(None), reproduction, image };
         view.base = Base::of(observed, view.first_base().map(|base| base.digest));
         view.work.moved = view.moved();
         view
@@ -167,6 +180,37 @@ impl<'a> View<'a> {
         let planned = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()).map(containers);
         let listed = |image: &str| self.observed.settings.attested_images.iter().any(|images| images.matches(image));
         pod.image_id().is_some_and(listed) && planned == pod.pod.spec.as_ref().map(containers)
+    }
+
+    /// Whether the status has to record first what the run reproduces: its Job is created after that.
+    pub(crate) fn pins(&self) -> bool {
+        self.work.job.is_none() && self.reproduction.as_ref().is_some_and(|it| !it.is_pinned)
+    }
+
+    /// Returns what computes or has computed the model: as the newest report says that says it, else as it is recorded. The node is the
+    /// one of the pod.
+    pub(crate) fn computation(&self) -> Option<ComputationStatus> {
+        let held = self.status.computation.as_ref();
+        let reported = self.states().find_map(|(report, state)| Some((report, state.computation.as_ref()?)));
+        let Some((report, it)) = reported.filter(|_| self.status.completed_at.is_none()) else { return held.cloned() };
+        let cut = |text: &str| text.chars().take(63).collect::<String>();
+        let now = ComputationStatus {
+            program: it.program,
+            engine: cut(&it.engine),
+            kernels: cut(&it.kernels),
+            node: self.work.worker.pod(&report.pod_uid).and_then(Facts::node).map(str::to_owned),
+            mixed: it.mixed.then_some(true),
+        };
+        let node = held.and_then(|held| held.node.clone()).filter(|_| now.node.is_none());
+        Some(ComputationStatus { node: node.or(now.node), ..now })
+    }
+
+    /// Returns the reason if the trainer of a reproduction read or computes something else than that of the other run.
+    pub(crate) fn deviation(&self) -> Option<String> {
+        let reproduction = self.reproduction.as_ref()?;
+        let (_, state) = self.states().next()?;
+        let read = self.work.digests(&state.data);
+        reproduction.deviation(&read, self.base_status().as_ref(), self.computation().as_ref())
     }
 
     /// Returns the base in the oldest report that names one.

@@ -21,6 +21,10 @@ pub(crate) enum WaitingForModel {
 impl WaitingForModel {
     /// Returns what to wait for when `run` is not finished.
     pub(crate) fn for_run(run: &TrainingRun) -> Self {
+        let reproduction = run.status.as_ref().and_then(|status| status.reproduction.as_ref());
+        if let Some(why) = reproduction.and_then(|reproduction| reproduction.unreproducible.clone()) {
+            return Self::Stalled(why);
+        }
         let conditions = run.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         if !is_true(conditions, ConditionType::Stalled) {
             return Self::Unfinished;

@@ -9,8 +9,8 @@ use codex_provenance::{
     manifest::{File, Manifest},
 };
 use codex_reports::{
-    Base, Checkpoint, Comparison, DataFile, Difference, EvaluationState, Failure, Kind, Model, Progress, Report,
-    SCHEMA_VERSION, Stage, State, TrainingState,
+    Base, Checkpoint, Comparison, Computation, DataFile, Difference, EvaluationState, Failure, Kind, Model, Progress,
+    Report, SCHEMA_VERSION, Stage, State, TrainingState,
 };
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -143,6 +143,16 @@ pub(crate) fn training(step: u64) -> TrainingState {
 
 pub(crate) fn trained(contents: &str) -> TrainingState {
     TrainingState { stage: Stage::Finished, model: Some(model(contents)), ..training(900) }
+}
+
+/// What a trainer computes with.
+pub(crate) fn computation() -> Computation {
+    Computation {
+        program: Sha256::of("program"),
+        engine: "cpu-f32".to_owned(),
+        kernels: "x86_64 avx512".to_owned(),
+        mixed: false,
+    }
 }
 
 /// A trainer that started from the base of these contents.

@@ -44,6 +44,17 @@ pub(crate) fn trained() -> TrainingRun {
     world.run
 }
 
+/// The same run, which recorded what computed its model, and an image of a registry.
+pub(crate) fn reproducible() -> TrainingRun {
+    let mut run = trained();
+    let status = run.status.as_mut().unwrap();
+    let codex_reports::Computation { program, engine, kernels, .. } = make::computation();
+    status.computation =
+        Some(codex_crds::ComputationStatus { program, engine, kernels, node: Some("node-0".to_owned()), mixed: None });
+    status.work.image_id = Some("registry/codex@sha256:0123".to_owned());
+    run
+}
+
 /// An evaluator's pod that has ended with this report.
 fn evaluator(report: &Report) -> k8s_openapi::api::core::v1::Pod {
     let message = serde_json::to_string(report).unwrap();

@@ -26,7 +26,7 @@ use similar::TextDiff;
 
 use crate::{
     make,
-    properties::{judged, trained},
+    properties::{judged, reproducible, trained},
 };
 
 #[derive(Deserialize)]
@@ -61,6 +61,8 @@ struct Given {
     run: bool,
     /// A run that succeeded, as the base of the observed one.
     base: bool,
+    /// A run that succeeded, as the one that the observed one reproduces.
+    reproduced: bool,
     /// The ReasoningPod that is shadowed, with one server.
     incumbent: bool,
     /// Evaluations by name, each with so many right answers of 500.
@@ -86,6 +88,9 @@ impl Given {
         if self.base {
             patch["base"] = json!(run);
         }
+        if self.reproduced {
+            patch["reproduced"] = json!(reproducible());
+        }
         if !compared.is_empty() {
             patch["compared"] = Value::Object(compared);
         }
@@ -108,6 +113,10 @@ enum Saying {
     TrainsFrom(String, u64),
     /// A trainer that started from this base, with a finished model.
     TrainedFrom(String, String),
+    /// A trainer that says what it computes with, at this step.
+    TrainsAgain(u64),
+    /// The same, with a finished model.
+    TrainedAgain(String),
     /// An evaluator with so many right answers of 500.
     Evaluated(u64),
     /// An evaluator with so many right answers of 500, of which the Evaluation `before` had 100: right in all, only here, only
@@ -191,6 +200,13 @@ impl Told for ObservedTrainingRun {
         self.object.status = Some(plan.status.clone());
         if self.obstruction.is_none() {
             job(&mut self.job, &mut self.pods, &plan.desired);
+        }
+        for effect in &plan.effects {
+            let (Effect::SignReproduction { .. }, Some(Signer::Available { fingerprint })) = (effect, &self.signer)
+            else {
+                panic!("nothing can do that: {effect:?}")
+            };
+            self.verdict = Bundle::Valid(*fingerprint);
         }
     }
 
@@ -278,7 +294,7 @@ impl Told for ObservedReasoningPod {
                         self.promotion_again.insert(signer, signed);
                     }
                 }
-                Effect::RecordRead(read) => panic!("a ReasoningPod reads no problems: {read:?}"),
+                Effect::RecordRead(_) | Effect::SignReproduction { .. } => panic!("not of a ReasoningPod: {effect:?}"),
             }
         }
     }
@@ -293,10 +309,17 @@ impl Told for ObservedReasoningPod {
 }
 
 /// Returns a pod whose container is in this state. `silentSince` in it is the time since which its
-/// node does not answer.
+/// node does not answer, `unscheduled` the message of the scheduler about a pod without a node.
 fn pod(name: &str, state: &Value, annotations: &Value, second: i64) -> Pod {
     let mut state = state.clone();
     let silent = state.as_object_mut().and_then(|state| state.remove("silentSince"));
+    let unscheduled = state.as_object_mut().and_then(|state| state.remove("unscheduled"));
+    if let Some(message) = unscheduled {
+        return make::from(json!({
+            "metadata": {"name": name, "uid": name, "namespace": "team", "creationTimestamp": make::at(second)},
+            "status": {"conditions": [{"type": "PodScheduled", "status": "False", "message": message}]},
+        }));
+    }
     let conditions = silent.map(|since| {
         json!([
             {"type": "ContainersReady", "status": "True"},
@@ -328,6 +351,12 @@ fn state(kind: Kind, saying: &Saying, annotations: &Value) -> State {
         (Saying::TrainsFrom(base, step), _) => State::Training(make::training_from(base, *step)),
         (Saying::TrainedFrom(base, contents), _) => {
             State::Training(TrainingState { base: make::training_from(base, 0).base, ..make::trained(contents) })
+        }
+        (Saying::TrainsAgain(step), _) => {
+            State::Training(TrainingState { computation: Some(make::computation()), ..make::training(*step) })
+        }
+        (Saying::TrainedAgain(contents), _) => {
+            State::Training(TrainingState { computation: Some(make::computation()), ..make::trained(contents) })
         }
         (Saying::Evaluated(right), _) => State::Evaluation(make::evaluated("a", *right)),
         (Saying::Compared(right, wins, losses), _) => State::Evaluation(make::compared("a", *right, (*wins, *losses))),
@@ -471,6 +500,7 @@ stories! {
     run_on_a_gpu: ObservedTrainingRun;
     run_from_a_claim: ObservedTrainingRun;
     run_from_another_run: ObservedTrainingRun;
+    run_reproduces_another: ObservedTrainingRun;
     run_loses_its_checkpoints: ObservedTrainingRun;
     run_stands_still: ObservedTrainingRun;
     run_on_a_lost_node: ObservedTrainingRun;

@@ -163,6 +163,10 @@ impl World {
             settings: make::settings(),
             base: None,
             base_cycle: Vec::new(),
+            reproduced: None,
+            reproduced_config: None,
+            signer: None,
+            verdict: Bundle::Absent,
             references: Some(references()),
             job: self.jobs.get("codex-t-cot").cloned(),
             pods: self.pods_of("codex-t-cot"),
@@ -447,6 +451,7 @@ impl World {
                 );
                 self.writes.push("promotion".to_owned());
             }
+            Effect::SignReproduction { .. } => panic!("nothing is reproduced in this world"),
             // A read that is recorded already is left alone.
             Effect::RecordRead(read) => {
                 if self.reads.insert(read.key.clone(), read.number).is_none() {

@@ -31,6 +31,13 @@ impl Isa {
         env::var(VARIABLE).ok().filter(|name| !name.is_empty()).map_or(Ok(Self::Amx), |name| name.parse())
     }
 
+    /// Returns the widest registers that kernels use on this processor, at most those of `limit`: AMX multiplies tiles only, which the
+    /// path of an engine names.
+    pub fn of_kernels(limit: Self) -> Self {
+        let wide = [Self::Avx512, Self::Avx2].into_iter().find(|isa| *isa <= limit && isa.is_supported());
+        wide.unwrap_or(Self::Portable)
+    }
+
     /// Returns whether this processor has the instruction set.
     pub fn is_supported(self) -> bool {
         match self {
@@ -157,6 +164,25 @@ mod tests {
                 assert!(tests.status.success(), "{name}: {}", String::from_utf8_lossy(&tests.stdout));
             }
         }
+    }
+
+    #[test]
+    fn kernels_use_what_the_processor_has_and_the_limit_allows() {
+        assert_eq!(Isa::of_kernels(Isa::Portable), Isa::Portable);
+        for (limit, _) in Isa::ALL {
+            let isa = Isa::of_kernels(limit);
+            assert!(isa <= limit && isa < Isa::Amx && isa.is_supported(), "{limit}: {isa}");
+        }
+        let path = match arch() {
+            pulp::Arch::Scalar => Isa::Portable,
+            #[cfg(target_arch = "x86_64")]
+            pulp::Arch::V3(_) => Isa::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            pulp::Arch::V4(_) => Isa::Avx512,
+            #[allow(unreachable_patterns, reason = "other architectures have others")]
+            _ => Isa::Portable,
+        };
+        assert_eq!(Isa::of_kernels(limit()), path, "the registers that kernels are dispatched to");
     }
 
     #[test]

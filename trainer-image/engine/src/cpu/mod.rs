@@ -28,6 +28,7 @@ pub(crate) use decoder::CpuDecoder;
 pub use eight::round_to_eight_bits;
 pub(crate) use engine::CpuEngine;
 pub(crate) use head::surprise;
+pub(crate) use isa::limit;
 pub use isa::{Isa, UnknownIsa, VARIABLE as MAX_CPU_ISA, arch};
 pub(crate) use matrix::Dtype;
 pub(crate) use memory::{lora_memory, memory};

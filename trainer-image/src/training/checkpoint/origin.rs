@@ -4,6 +4,7 @@ use std::{fs, sync::OnceLock};
 
 use codex_engine::{Isa, Settings};
 use codex_provenance::Sha256;
+use codex_reports::Computation;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
@@ -25,6 +26,12 @@ pub(crate) struct Origin {
     pub(crate) engine: String,
     /// Processor instructions that select kernels.
     pub(crate) instructions: String,
+    /// Architecture and instruction set of the kernels, such as `x86_64 avx512`; `None` on a GPU, and in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kernels: Option<String>,
+    /// Whether an earlier attempt computed with another program, engine or kernels, or may have.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) mixed: bool,
     /// Number of threads.
     pub(crate) threads: usize,
 }
@@ -38,8 +45,29 @@ impl Origin {
             program: program().map(str::to_owned),
             engine: settings.path().to_owned(),
             instructions: instructions(),
+            kernels: settings.kernels(),
+            mixed: false,
             threads: rayon::current_num_threads(),
         }
+    }
+
+    /// Returns the origin of what this process computes from the state of a checkpoint with the origin `before`, if that is known.
+    pub(crate) fn after(self, before: Option<&Self>) -> Self {
+        let same = before.is_some_and(|before| {
+            let all = |origin: &Self| (origin.program.clone(), origin.engine.clone(), origin.kernels.clone());
+            !before.mixed && all(before) == all(&self) && self.program.is_some()
+        });
+        Self { mixed: !same, ..self }
+    }
+
+    /// Returns what computes, for reports; `None` on a GPU, or if the program cannot be read.
+    pub(crate) fn computation(&self) -> Option<Computation> {
+        Some(Computation {
+            program: self.program.as_ref()?.parse().ok()?,
+            engine: self.engine.clone(),
+            kernels: self.kernels.clone()?,
+            mixed: self.mixed,
+        })
     }
 }
 

@@ -291,6 +291,8 @@ mod tests {
             program: Some(text("0123456789abcdef")),
             engine: text("cpu-f32"),
             instructions: text("avx2"),
+            kernels: Some(text("x86_64 avx2")),
+            mixed: false,
             threads,
         }
     }

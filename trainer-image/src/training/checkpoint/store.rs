@@ -304,6 +304,8 @@ pub(super) mod testing {
             program: None,
             engine: text("e"),
             instructions: text("i"),
+            kernels: None,
+            mixed: false,
             threads: 2,
         }
     }

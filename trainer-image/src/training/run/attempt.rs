@@ -87,6 +87,11 @@ impl Session<'_> {
         let training = self.resolved.spec();
         let settings = &training.settings.training;
         let limit = memory_limit(Path::new("/"));
+        let origin = Origin::here(engine_settings(settings).suited(&model.config));
+        if let Some(required) = self.required {
+            required.check(&origin)?;
+        }
+        self.report_computation(&origin);
         if settings.method == Method::None {
             return self.copy_base(lock);
         }
@@ -105,8 +110,12 @@ impl Session<'_> {
         self.check_stop()?;
         let identity = self.identity(data_digests(&dataset, validation.as_ref()))?;
         let found = self.newest_checkpoint()?;
-        let origin = Origin::here(engine_settings(settings).suited(&model.config));
         self.accept_diff(&compare(found.as_ref(), &identity, &origin), found.as_ref())?;
+        let origin = match &found {
+            Some(found) => origin.after(found.origin.as_ref()),
+            None => origin,
+        };
+        self.report_computation(&origin);
         let files = self.reporter.state().data.into_iter().map(|file| (file.name, file.sha256)).collect();
         artifacts.describe(self.resolved, &files, lock.epoch(), self.base)?;
         artifacts.data_report(&dataset.report())?;
@@ -211,6 +220,11 @@ impl Session<'_> {
         log_memory("model");
         log_cost();
         Ok(self.finish(written))
+    }
+
+    /// Reports what computes.
+    fn report_computation(&self, origin: &Origin) {
+        self.reporter.update(|report| report.computation = origin.computation());
     }
 
     /// Copies the base into the model directory.

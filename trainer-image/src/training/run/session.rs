@@ -11,7 +11,7 @@ use codex_reports::{Model, TrainingState};
 use super::TrainerMetrics;
 use crate::{
     reporting::Reporter,
-    training::{Base, TrainError},
+    training::{Base, Required, TrainError},
 };
 
 /// Settings of an attempt.
@@ -33,6 +33,8 @@ pub struct Session<'a> {
     /// Whether to resume although the configuration has changed so that the bits of the result differ from those of an
     /// uninterrupted run.
     pub accept_other_bits: bool,
+    /// What must compute the run.
+    pub required: Option<&'a Required>,
     /// Time from SIGTERM to SIGKILL, if known.
     pub grace: Option<Duration>,
 }
@@ -70,6 +72,7 @@ impl<'a> Session<'a> {
             metrics: None,
             stop,
             accept_other_bits: false,
+            required: None,
             grace: None,
         }
     }

@@ -84,6 +84,7 @@ fn a_missing_file_is_final() {
             accept_other_bits: false,
             prove_resume: false,
             prove_steps: 40,
+            required: crate::training::Required::default(),
             grace_seconds: None,
             metrics_address: None,
         };
