@@ -317,9 +317,10 @@ pub(crate) fn newest_reports(owner: &Owner, facts: &[Facts<'_>], received: &[Rec
 
 /// Returns the condition reason of a failure that a pod reported.
 pub(crate) fn reason(failure: &Failure) -> Reason {
-    const REPORTED: [Reason; 5] = [
+    const REPORTED: [Reason; 6] = [
         Reason::BaseMismatch,
         Reason::DataMismatch,
+        Reason::GoldenTokensDiffer,
         Reason::InvalidConfiguration,
         Reason::ModelMismatch,
         Reason::VerificationFailed,

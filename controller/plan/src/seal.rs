@@ -97,6 +97,7 @@ impl Sealable for EvaluationStatus {
         "model",
         "metrics",
         "outcomes",
+        "goldenTokens",
         "references",
         "reportDigest",
         "dataDigests",
