@@ -242,7 +242,7 @@ mod tests {
         let GoldenPrompt { prompt, tokens, log_probabilities } = GoldenPrompt::new(&tokens);
         assert!(prompt.len() <= MAX_PROMPT_TEXT && tokens.len() <= MAX_TOKENS_TEXT);
         assert!(log_probabilities.len() <= MAX_LOG_PROBABILITIES_TEXT);
-        assert!(MAX_PROMPTS * (MAX_PROMPT_TEXT + MAX_TOKENS_TEXT + MAX_LOG_PROBABILITIES_TEXT) < 9_000);
+        const { assert!(MAX_PROMPTS * (MAX_PROMPT_TEXT + MAX_TOKENS_TEXT + MAX_LOG_PROBABILITIES_TEXT) < 9_000) };
     }
 
     #[test]
