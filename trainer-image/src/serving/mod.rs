@@ -1,12 +1,11 @@
 //! `codex serve`: reads a model into memory, verifies exactly those bytes, and only then answers requests. Does I/O.
 //!
-//! With `--unsigned` a model without signatures is served to this machine only. Otherwise the order is fixed: the server listens (alive, not ready), reads and hashes every file once, verifies key, signature,
-//! promotion and ring against those bytes, loads the model from them, runs a self-check, and generates the golden tokens of the
-//! promotion again. Then `/ready` returns 200. A
+//! With `--unsigned` a model without signatures is served to this machine only. Otherwise the order is fixed: the server listens
+//! (alive, not ready), reads and hashes every file once, verifies key, signature, promotion and ring against those bytes, loads
+//! the model from them, runs a self-check, and generates the golden tokens of the promotion again. Then `/ready` returns 200. A
 //! refused model is reported with the reason `VerificationFailed`, one that does not reproduce the golden tokens with
-//! `GoldenTokensDiffer`, and the process exits with [`exit::BAD_INPUT`]. In a
-//! Deployment the kubelet restarts it with growing delays: the pod stays unready, its termination message has the reason, and
-//! it recovers once the volume has the right files.
+//! `GoldenTokensDiffer`, and the process exits with [`exit::BAD_INPUT`]. In a Deployment the kubelet restarts it with growing
+//! delays: the pod stays unready, its termination message has the reason, and it recovers once the volume has the right files.
 //!
 //! Threads: two for HTTP, the engine thread, and rayon's, one for each CPU within the cgroup's quota.
 
