@@ -187,6 +187,8 @@ reasons! {
     BytesVerified,
     /// A server refused the model, a bundle, the key or the ring.
     VerificationFailed,
+    /// A server holds the signed bytes, but generates other tokens from them than the evaluator recorded.
+    GoldenTokensDiffer,
     /// Server pods are being started or replaced.
     RollingOut,
     /// All server pods are ready.

@@ -1,6 +1,8 @@
 //! `Evaluation`: judges one model by gates. No I/O.
 
-use codex_provenance::{ConfigDigest, DataDigest, EvidenceStrength, GatesDigest, ModelDigest, ReportDigest};
+use codex_provenance::{
+    ConfigDigest, DataDigest, EvidenceStrength, GatesDigest, ModelDigest, ReportDigest, golden::Golden,
+};
 use codex_verdict::{GateResult, GateSpec, MAX_GATES, MAX_METRIC_NAME, MAX_METRICS, MAX_REFERENCES, Verdict};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -185,11 +187,15 @@ pub struct EvaluationStatus {
     /// File of the outcome of each problem, which other Evaluations compare with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcomes: Option<OutcomesStatus>,
+    /// What the model generated for a few of the problems. Servers of the model generate it again before they are ready.
+    /// status.reportDigest covers it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub golden_tokens: Option<Golden>,
     /// Evaluations that the gates compare with, as they were when the evaluator was started.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_REFERENCES))]
     pub references: Vec<ReferenceStatus>,
-    /// SHA-256 over the reported model digest, data digests and metrics.
+    /// SHA-256 over the reported model digest, data digests, metrics and golden tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report_digest: Option<ReportDigest>,
     /// SHA-256 of the gates that the verdict was computed with.

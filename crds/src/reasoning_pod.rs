@@ -316,4 +316,9 @@ pub struct VerifiedStatus {
     pub by: String,
     /// Time at which the server pod named in status.verified.by first reported status.verified.digest.
     pub at: Time,
+    /// How that server reproduced the golden tokens of the promotion: equal, near (within the tolerance, on another code path or
+    /// instruction set) or absent (the promotion has none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub golden_tokens: Option<String>,
 }

@@ -1,6 +1,6 @@
 //! Repeated evaluations: when an Evaluation runs, and what became of its runs. No I/O.
 
-use codex_provenance::{ConfigDigest, ReportDigest};
+use codex_provenance::{ConfigDigest, ReportDigest, golden::Golden};
 use codex_verdict::{MAX_METRICS, MAX_REFERENCES, Verdict};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::KubeSchema;
@@ -102,7 +102,7 @@ pub struct FinishedRun {
     /// Verdict. Absent if the run failed without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
-    /// SHA-256 over the reported model digest, data digests and metrics.
+    /// SHA-256 over the reported model digest, data digests, metrics and golden tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report_digest: Option<ReportDigest>,
     /// Read of the problems that the verdict was.
@@ -134,6 +134,9 @@ pub struct ActiveRun {
     /// File of the outcome of each problem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcomes: Option<OutcomesStatus>,
+    /// What the model generated for a few of the problems.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub golden_tokens: Option<Golden>,
     /// Evaluations that the gates compare with, as they were when the evaluator was started.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_REFERENCES))]

@@ -405,6 +405,7 @@ fn serving() -> Dashboard {
     let first = |quantile: f64| server::FIRST_TOKEN.quantile(quantile, &chosen, &[], RATE_INTERVAL);
     let between = |quantile: f64| server::INTER_TOKEN.quantile(quantile, &chosen, &[], RATE_INTERVAL);
     let queued = |quantile: f64| server::QUEUE_TIME.quantile(quantile, &chosen, &[], RATE_INTERVAL);
+    let batched = |quantile: f64| server::BATCHED_TOKENS.quantile(quantile, &chosen, &[], RATE_INTERVAL);
     let reasoned = |quantile: f64| server::REASONING_LENGTH.quantile(quantile, &chosen, &[], RATE_INTERVAL);
     let bound = server::GRAMMAR_TIME.quantile(0.95, &chosen, &[], RATE_INTERVAL);
     Dashboard {
@@ -466,6 +467,15 @@ fn serving() -> Dashboard {
                         .named(&queued(0.5), "p50")
                         .named(&queued(0.95), "p95")
                         .when_empty("no traffic"),
+                    Panel::new(
+                        Lines,
+                        Plain,
+                        "Tokens per step",
+                        "Tokens that one step of the engine computed, those of prompts included: median and p95.",
+                    )
+                    .named(&batched(0.5), "p50")
+                    .named(&batched(0.95), "p95")
+                    .when_empty("no traffic"),
                     Panel::new(
                         Lines,
                         Plain,
@@ -579,6 +589,14 @@ fn serving() -> Dashboard {
                         "Copied requests per second by how shadows compared them.",
                     )
                     .by(&server::COMPARED.rate(&chosen, RATE_INTERVAL).sum(&[RESULT]), &[RESULT])
+                    .when_empty("no servers"),
+                    Panel::new(
+                        Lines,
+                        Plain,
+                        "Golden tokens",
+                        "Evaluations whose golden tokens servers generated again when they started, by result.",
+                    )
+                    .by(&server::GOLDEN_RECORDS.total(&chosen).sum(&[RESULT]), &[RESULT])
                     .when_empty("no servers"),
                     Panel::new(
                         Lines,

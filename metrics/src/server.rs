@@ -36,6 +36,10 @@ metrics! {
     INTER_TOKEN = Histogram("codex_ml_inference_inter_token_seconds", Seconds, [],
         "Seconds between two tokens of a response.")
         .buckets(&[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, LATENCY_TARGET, 1.0, 2.5]);
+    BATCHED_TOKENS = Histogram("codex_ml_inference_batched_tokens", Count, [],
+        "Tokens that one step of the engine computed: one for each response, and chunks of prompts.")
+        .more("At most `--max-num-batched-tokens`.")
+        .buckets(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0]);
     REASONING_LENGTH = Histogram("codex_ml_inference_reasoning_length_tokens", Count, [],
         "Tokens of a completed request before its answers.")
         .more("The bucket that ends at 0 counts requests without reasoning.")
@@ -61,6 +65,10 @@ metrics! {
     KEY_TOKENS = Counter("codex_ml_inference_key_tokens_total", Count, [KEY],
         "Tokens of prompts and responses by the name of the API key.")
         .more("Tokens of abandoned responses count, too.").later();
+    GOLDEN_RECORDS = Counter("codex_ml_inference_golden_records_total", Count, [RESULT],
+        "Evaluations whose golden tokens the server generated again before it was ready, by result (equal, near, different).")
+        .more("Equal: the same tokens and log-probabilities. Near: log-probabilities within the promoted tolerance, on another code \
+            path or instruction set. Different: the server reports GoldenTokensDiffer and exits.");
     COPIES = Counter("codex_ml_inference_copies_total", Count, [RESULT],
         "Copies of answered requests for shadows by result (sent, dropped, busy, refused, failed).")
         .more("Dropped: too many waited to be sent. Busy: the shadow had no room. Refused: it did not accept the copy. Failed: it \

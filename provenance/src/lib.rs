@@ -12,6 +12,7 @@ mod canonical;
 pub mod digest;
 mod evidence;
 pub mod files;
+pub mod golden;
 mod identity;
 pub mod manifest;
 pub mod oms;

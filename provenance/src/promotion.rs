@@ -15,6 +15,7 @@ use crate::{
         ConfigDigest, DataDigest, GatesDigest, ModelDigest, OmsPayloadDigest, PromotionDigest, ReportDigest, Sha256,
     },
     evidence::EvidenceStrength,
+    golden::Golden,
     statement,
 };
 
@@ -242,6 +243,10 @@ pub struct Evaluation {
     /// evaluator wrote none, or an earlier controller judged it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcomes: Option<DataDigest>,
+    /// What the model generated for a few of the problems, which servers reproduce before they are ready. `report_digest` covers
+    /// it. Absent if the evaluator recorded nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub golden_tokens: Option<Golden>,
     /// Every reported measurement, by metric. `report_digest` covers them.
     pub metrics: BTreeMap<String, Measured>,
     /// Gates and their verdicts, in the order of the spec.

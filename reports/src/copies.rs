@@ -58,6 +58,9 @@ pub struct RequestCopy {
     pub limit: usize,
     /// The settings with which tokens were chosen.
     pub sampling: CopiedSampling,
+    /// What binds the response. Absent if nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<CopiedGrammar>,
     /// The ids of the response, its end token included.
     pub tokens: Vec<u32>,
     /// Whether the response ended early at a text that ended it. Then later tokens are not compared.
@@ -78,6 +81,21 @@ pub struct CopiedSampling {
     pub top_k: usize,
     /// The seed.
     pub seed: u64,
+}
+
+/// What binds the response to a copied request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CopiedGrammar {
+    /// The grammar, as servers write it in JSON.
+    pub grammar: String,
+    /// The marker that opens reasoning before the text, if the model may reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
+    /// Whether the prompt ends with that marker.
+    pub opened: bool,
+    /// Whether the model may call tools instead.
+    pub calls: bool,
 }
 
 /// Returns what the signature of a copy covers: a copy for one shadow is not one for another.

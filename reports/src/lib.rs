@@ -16,12 +16,13 @@ use serde::{Deserialize, Serialize};
 
 pub use chain::{chain, chain_until};
 pub use copies::{
-    COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, CopiedSampling, MAX_COPY, MirrorFile, MirrorTarget,
-    RequestCopy, ShadowFile, signed_copy,
+    COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, CopiedGrammar, CopiedSampling, MAX_COPY, MirrorFile,
+    MirrorTarget, RequestCopy, ShadowFile, signed_copy,
 };
 pub use evaluation::EvaluationState;
 pub use serving::{
-    Comparison, Difference, LATENCY_EDGES, MAX_COMPARISONS, ServingState, Traffic, latency_buckets, percentile_95,
+    Comparison, Difference, LATENCY_EDGES, MAX_COMPARISONS, Reproduction, ServingState, Traffic, latency_buckets,
+    percentile_95,
 };
 pub use training::{
     Base, Checkpoint, Computation, Curriculum, CurriculumPhase, DataFile, Model, PhaseStatus, Progress, TrainingState,
@@ -168,7 +169,8 @@ pub struct Failure {
     /// Whether another attempt cannot succeed (exit code 2).
     #[serde(rename = "final")]
     pub is_final: bool,
-    /// Reason in CamelCase, such as `DataMismatch`, `InvalidConfiguration`, `ModelMismatch`, `VerificationFailed`.
+    /// Reason in CamelCase, such as `DataMismatch`, `GoldenTokensDiffer`, `InvalidConfiguration`, `ModelMismatch`,
+    /// `VerificationFailed`.
     pub reason: String,
     /// One sentence that names the field, its value and what to change.
     pub message: String,

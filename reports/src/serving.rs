@@ -17,6 +17,9 @@ pub struct ServingState {
     /// Digest of the promotion statement that the server verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promotion: Option<PromotionDigest>,
+    /// How the server reproduced the golden tokens of its promotion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub golden_tokens: Option<Reproduction>,
     /// Requests since the server started. Only canaries report them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic: Option<Traffic>,
@@ -27,9 +30,33 @@ pub struct ServingState {
     /// report them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub comparisons: Vec<Comparison>,
-    /// Reason why the server refuses to serve. `VerificationFailed` names the file, the bundle or the ring.
+    /// Reason why the server refuses to serve. `VerificationFailed` names the file, the bundle or the ring, `GoldenTokensDiffer` the
+    /// Evaluation, the prompt and the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+}
+
+/// How a server reproduced the golden tokens of its promotion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reproduction {
+    /// The promotion has none: an earlier release signed it, or its evaluators recorded none.
+    Absent,
+    /// The same tokens with the same log-probabilities: the code path and the instruction set are those of the record.
+    Equal,
+    /// Log-probabilities within the tolerance of the record: the code path or the instruction set is another one.
+    Near,
+}
+
+impl Reproduction {
+    /// Returns the name in reports, statuses and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Equal => "equal",
+            Self::Near => "near",
+        }
+    }
 }
 
 /// The upper ends in seconds of the buckets of [`Traffic::latency`]: those of the metric `codex_ml_inference_latency_seconds`.

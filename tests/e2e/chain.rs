@@ -56,6 +56,10 @@ async fn a_trained_model_is_served_and_an_untrained_one_is_not() -> Result<()> {
     let status = pod.status.clone().unwrap();
     assert_eq!(status.manifest.as_ref().map(|manifest| manifest.digest), Some(model.digest));
     assert_eq!(status.verified.as_ref().map(|verified| verified.digest), Some(model.digest));
+    // The evaluator and the server ran on the same machine.
+    let golden = passed.status.as_ref().and_then(|status| status.golden_tokens.clone()).unwrap();
+    assert_eq!(golden.read().unwrap().len(), codex_provenance::golden::MAX_PROMPTS);
+    assert_eq!(status.verified.as_ref().and_then(|verified| verified.golden_tokens.as_deref()), Some("equal"));
     assert_eq!(status.ready.as_deref(), Some("1/1"));
     let answer = team.infer("learns-served", "12+7:").await?;
     assert_eq!(answer["model_digest"], json!(model.digest), "{answer}");

@@ -252,7 +252,7 @@ pub(crate) mod tests {
         let report = json!({
             "schemaVersion": 2, "preset": "cot-lite", "seed": 1, "model": { "digest": model, "sizeBytes": 9 },
             "dataFiles": [{ "name": "problems", "sha256": Sha256::of("problems"), "size": 1 }],
-            "metrics": metrics, "reportDigest": report_digest(model, &data, &metrics),
+            "metrics": metrics, "reportDigest": report_digest(model, &data, &metrics, None),
         });
         let path = folder.join(EVALUATION);
         fs::write(&path, report.to_string()).unwrap();

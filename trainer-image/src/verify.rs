@@ -14,6 +14,7 @@ use std::{
 use clap::builder::PossibleValuesParser;
 use codex_provenance::{
     EvidenceStrength, Sha256, files,
+    golden::Golden,
     manifest::{Manifest, ManifestError},
     promotion::{Comparison, Earlier, Evaluation, Gate, HeldPolicy, Promotion, Reference},
     reproduction,
@@ -402,6 +403,22 @@ impl fmt::Display for Outcome {
                 let name = Printable(&evaluation.name);
                 writeln!(f, "evaluation {name}: every measurement is what its outcomes give")?;
             }
+            let name = Printable(&evaluation.name);
+            match &evaluation.golden_tokens {
+                Some(golden) => {
+                    let Golden { path, instruction_set, kernels, tolerance, .. } = golden;
+                    let prompts = counted(golden.prompts.len(), "prompt");
+                    writeln!(
+                        f,
+                        "evaluation {name}: {} golden tokens of {prompts}, by {} on {} (kernels {kernels}), elsewhere within {}",
+                        golden.count(),
+                        Printable(path),
+                        Printable(instruction_set),
+                        Printable(tolerance)
+                    )?;
+                }
+                None => writeln!(f, "evaluation {name}: no golden tokens are recorded")?,
+            }
             for Reference { name, uid, model, outcomes, .. } in &evaluation.references {
                 let (evaluation, name, uid) = (Printable(&evaluation.name), Printable(name), Printable(uid));
                 writeln!(
@@ -528,11 +545,13 @@ pub(crate) mod tests {
 
     use clap::Parser;
     use codex_provenance::{
-        ConfigDigest, DataDigest, ModelDigest, oms,
+        ConfigDigest, DataDigest, ModelDigest,
+        golden::{GoldenPrompt, Tokens},
+        oms,
         promotion::{Attested, Base, Object, Parity, Promotion, Reasons, Reported, Training},
     };
     use codex_signing::key::{PrivateKey, PublicKey, Signer as _};
-    use codex_verdict::{Decimal, GateSpec, Measurement, Stated};
+    use codex_verdict::{Decimal, GateSpec, Measurement, Stated, report_digest};
 
     use super::*;
 
@@ -552,18 +571,27 @@ pub(crate) mod tests {
         };
         let metrics = BTreeMap::from([("exact_match".to_owned(), Measurement::Share { successes: 495, n: 500 })]);
         let stated = Stated::of(model.digest(), &BTreeMap::new(), &metrics, &[gate]).unwrap();
+        let tokens = Tokens { prompt: vec![1, 2], tokens: vec![3, 4, 5], log_probabilities: vec![-0.5; 3] };
+        let golden = Golden {
+            path: "cpu-f32".into(),
+            instruction_set: "avx2".into(),
+            kernels: 1,
+            tolerance: "0.01".into(),
+            prompts: vec![GoldenPrompt::new(&tokens)],
+        };
         let evaluation = Evaluation {
             name: name.into(),
             uid: "u".into(),
             preset: "cot-lite".into(),
             config_digest: Some(ConfigDigest(Sha256::of("e"))),
-            report_digest: stated.report_digest,
+            report_digest: report_digest(model.digest(), &BTreeMap::new(), &metrics, Some(&golden)),
             gates_digest: stated.gates_digest,
             data: BTreeMap::new(),
             image_id: "i".into(),
             completed_at: "2026-11-28T09:00:00Z".into(),
             evidence: Some(EvidenceStrength::Weak),
             outcomes: None,
+            golden_tokens: Some(golden),
             metrics: stated.metrics,
             gates: stated.gates,
             references: Vec::new(),
@@ -687,9 +715,11 @@ pub(crate) mod tests {
         );
         let gate = "evaluation cot-lite: exact_match >= 0.95 at confidence 0.95 with minSamples 500 (value 0.99, n 500, bounds 0.97";
         assert!(lines[4].starts_with(gate) && lines[4].ends_with("): Passed"), "{}", lines[4]);
-        assert_eq!(lines[5], "verified   1 file, 2 bytes: exactly what was signed");
-        assert!(lines[6].starts_with("model      ") && lines[7].starts_with("promoted   into main by the statement "));
-        assert_eq!(lines[8..], [format!("signed by  {pin}, the key of --fingerprint")]);
+        let golden = "3 golden tokens of 1 prompt, by cpu-f32 on avx2 (kernels 1), elsewhere within 0.01";
+        assert_eq!(lines[5], format!("evaluation cot-lite: {golden}"));
+        assert_eq!(lines[6], "verified   1 file, 2 bytes: exactly what was signed");
+        assert!(lines[7].starts_with("model      ") && lines[8].starts_with("promoted   into main by the statement "));
+        assert_eq!(lines[9..], [format!("signed by  {pin}, the key of --fingerprint")]);
         assert_eq!(outcome.exit(), exit::FINISHED);
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use codex_provenance::{DataDigest, GatesDigest, ModelDigest, ReportDigest, Sha256};
+use codex_provenance::{DataDigest, GatesDigest, ModelDigest, ReportDigest, Sha256, golden::Golden};
 use serde::Serialize;
 
 use crate::{Gate, Measurement};
@@ -11,6 +11,8 @@ use crate::{Gate, Measurement};
 #[derive(Serialize)]
 struct Reported<'a> {
     data: &'a BTreeMap<String, DataDigest>,
+    #[serde(rename = "goldenTokens", skip_serializing_if = "Option::is_none")]
+    golden: Option<&'a Golden>,
     metrics: BTreeMap<&'a str, Measurement>,
     model: ModelDigest,
 }
@@ -22,15 +24,17 @@ pub fn gates_digest(gates: &[Gate]) -> GatesDigest {
     GatesDigest(Sha256::of([b"[".as_slice(), &each.join(&b","[..]), b"]"].concat()))
 }
 
-/// Returns the digest of a report: SHA-256 of the canonical JSON (RFC 8785) of the model, the data by name and the numbers.
+/// Returns the digest of a report: SHA-256 of the canonical JSON (RFC 8785) of the model, the data by name, the numbers and the
+/// golden tokens, if there are any.
 pub fn report_digest(
     model: ModelDigest,
     data: &BTreeMap<String, DataDigest>,
     metrics: &BTreeMap<String, Measurement>,
+    golden: Option<&Golden>,
 ) -> ReportDigest {
     let metrics =
         metrics.iter().map(|(name, measurement)| (name.as_str(), with_finite_numbers(*measurement))).collect();
-    ReportDigest(Sha256::of(canonical(&Reported { data, metrics, model })))
+    ReportDigest(Sha256::of(canonical(&Reported { data, golden, metrics, model })))
 }
 
 /// Replaces numbers that are not finite: JSON has no NaN and no infinity, so they travel as null and are hashed as null.
@@ -94,8 +98,19 @@ mod tests {
             r#"{{"data":{{"problems":"{}"}},"metrics":{{"exact_match":{{"kind":"share","n":10,"successes":9}},"trace_coverage":{{"kind":"mean","n":10,"sum":2,"sum_of_squares":0.5}}}},"model":"{model}"}}"#,
             Sha256::of("data")
         );
-        assert_eq!(report_digest(model, &data, &metrics(Some(2.0))).0, Sha256::of(text));
-        assert_eq!(report_digest(model, &data, &metrics(Some(f64::NAN))), report_digest(model, &data, &metrics(None)));
-        assert_ne!(report_digest(model, &data, &metrics(Some(2.0))), report_digest(model, &data, &metrics(None)));
+        let digest = |sum, golden: Option<&Golden>| report_digest(model, &data, &metrics(sum), golden);
+        assert_eq!(digest(Some(2.0), None).0, Sha256::of(text));
+        assert_eq!(digest(Some(f64::NAN), None), digest(None, None));
+        assert_ne!(digest(Some(2.0), None), digest(None, None));
+        let golden = |path: &str| Golden {
+            path: path.to_owned(),
+            instruction_set: "avx2".to_owned(),
+            kernels: 1,
+            tolerance: "0.1".to_owned(),
+            prompts: Vec::new(),
+        };
+        let (one, other) = (golden("cpu-f32"), golden("cpu-bf16"));
+        assert_ne!(digest(None, Some(&one)), digest(None, None));
+        assert_ne!(digest(None, Some(&one)), digest(None, Some(&other)));
     }
 }

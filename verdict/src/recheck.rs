@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use codex_provenance::{
     DataDigest, GatesDigest, ModelDigest, ReportDigest,
+    golden::{Golden, GoldenError},
     promotion::{self, Measured, Reference},
     text::Printable,
 };
@@ -55,6 +56,9 @@ pub enum Refuted {
     /// The measurements are refused.
     #[error("has refused measurements: {0}")]
     Unacceptable(#[from] Unacceptable),
+    /// The golden tokens are malformed.
+    #[error("has malformed golden tokens: {0}")]
+    Golden(#[from] GoldenError),
     /// The measurements have another digest.
     #[error("states reportDigest {stated}, but its measurements have {found}")]
     Report {
@@ -131,7 +135,7 @@ pub enum Refuted {
 }
 
 impl Stated {
-    /// Judges the measurements of `model` and states the result.
+    /// Judges the measurements of `model`, of which no golden tokens are recorded, and states the result.
     ///
     /// # Errors
     /// A gate is invalid.
@@ -141,7 +145,7 @@ impl Stated {
         metrics: &BTreeMap<String, Measurement>,
         specs: &[GateSpec],
     ) -> Result<Self, GateError> {
-        Ok(judged(model, data, metrics, specs)?.0)
+        Ok(judged(model, data, metrics, None, specs)?.0)
     }
 
     /// States `results`, which are what the measurements with `report_digest` give for each of `specs`, in their order, and
@@ -167,11 +171,12 @@ fn judged(
     model: ModelDigest,
     data: &BTreeMap<String, DataDigest>,
     metrics: &BTreeMap<String, Measurement>,
+    golden: Option<&Golden>,
     specs: &[GateSpec],
 ) -> Result<(Stated, Vec<GateResult>), GateError> {
     let gates: Vec<Gate> = specs.iter().map(Gate::try_from).collect::<Result<_, _>>()?;
     let judgement = judge(&gates, metrics, Some(model), model);
-    let digests = (report_digest(model, data, metrics), gates_digest(&gates));
+    let digests = (report_digest(model, data, metrics, golden), gates_digest(&gates));
     Ok((Stated::judged(judgement.verdict, digests, metrics, specs, &judgement.gates), judgement.gates))
 }
 
@@ -239,7 +244,9 @@ pub fn recheck(model: ModelDigest, evaluation: &promotion::Evaluation) -> Result
     let metrics = measurements(&evaluation.metrics)?;
     accept(&metrics)?;
     let specs: Vec<GateSpec> = claimed.iter().map(spec).collect();
-    let (found, results) = judged(model, &evaluation.data, &metrics, &specs)?;
+    let golden = evaluation.golden_tokens.as_ref();
+    golden.map(Golden::read).transpose()?;
+    let (found, results) = judged(model, &evaluation.data, &metrics, golden, &specs)?;
     if evaluation.report_digest != found.report_digest {
         return Err(Refuted::Report { stated: evaluation.report_digest, found: found.report_digest });
     }
@@ -405,7 +412,10 @@ fn read(measured: &Measured) -> Option<Measurement> {
 
 #[cfg(test)]
 mod tests {
-    use codex_provenance::Sha256;
+    use codex_provenance::{
+        Sha256,
+        golden::{GoldenPrompt, Tokens},
+    };
     use proptest::prelude::*;
 
     use super::*;
@@ -440,6 +450,7 @@ mod tests {
             completed_at: "2026-11-28T09:00:00Z".to_owned(),
             evidence: None,
             outcomes: None,
+            golden_tokens: None,
             metrics,
             gates,
             references: Vec::new(),
@@ -472,6 +483,34 @@ mod tests {
         assert_eq!(good().gates[0].min_samples, Some(500));
         let other = ModelDigest(Sha256::of("another"));
         assert!(recheck(other, &good()).expect_err("the digest covers the model").to_string().contains("reportDigest"));
+    }
+
+    #[test]
+    fn golden_tokens_are_covered_by_the_report_digest() {
+        let golden = || Golden {
+            path: "cpu-f32".to_owned(),
+            instruction_set: "avx2".to_owned(),
+            kernels: 1,
+            tolerance: "0.1".to_owned(),
+            prompts: vec![GoldenPrompt::new(&Tokens {
+                prompt: vec![1, 2],
+                tokens: vec![3],
+                log_probabilities: vec![-0.5],
+            })],
+        };
+        assert!(refuted(|it| it.golden_tokens = Some(golden())).starts_with("states reportDigest "));
+        let stated = |golden: Golden| {
+            let metrics = measurements(&good().metrics).expect("measurements");
+            let report_digest = report_digest(model(), &good().data, &metrics, Some(&golden));
+            promotion::Evaluation { golden_tokens: Some(golden), report_digest, ..good() }
+        };
+        recheck(model(), &stated(golden())).expect("confirmed");
+        let changed = promotion::Evaluation { golden_tokens: None, ..stated(golden()) };
+        let told = recheck(model(), &changed).expect_err("refuted").to_string();
+        assert!(told.starts_with("states reportDigest "), "{told}");
+        let told =
+            recheck(model(), &stated(Golden { prompts: Vec::new(), ..golden() })).expect_err("refuted").to_string();
+        assert_eq!(told, "has malformed golden tokens: prompts has 0 prompts; 1 to 4 are allowed");
     }
 
     #[test]

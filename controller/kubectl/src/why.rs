@@ -97,6 +97,7 @@ fn advice(object: &View) -> Option<String> {
         | "OOMKilled"
         | "ProgressDeadlineExceeded"
         | "VerificationFailed"
+        | "GoldenTokensDiffer"
         | "Running" => "logs",
         "WaitingForPod" | "Refused" | "DeadlineExceeded" => "events",
         "Blocked" | "WaitingForVerdict" | "WaitingForTraining" | "GateFailed" | "Inconclusive" | "NotFound" => "tree",

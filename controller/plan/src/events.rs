@@ -100,6 +100,7 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::KeyNotTrusted,
         Reason::KeyExpires,
         Reason::VerificationFailed,
+        Reason::GoldenTokensDiffer,
         Reason::NotSealed,
         Reason::Restored,
         Reason::Contradiction,

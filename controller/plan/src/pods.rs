@@ -320,6 +320,7 @@ pub(crate) fn reason(failure: &Failure) -> Reason {
     const REPORTED: [Reason; 6] = [
         Reason::BaseMismatch,
         Reason::DataMismatch,
+        Reason::GoldenTokensDiffer,
         Reason::InvalidConfiguration,
         Reason::ModelMismatch,
         Reason::Unreproducible,

@@ -107,6 +107,7 @@ impl Sealable for EvaluationStatus {
         "model",
         "metrics",
         "outcomes",
+        "goldenTokens",
         "references",
         "reportDigest",
         "dataDigests",

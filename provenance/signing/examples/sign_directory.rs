@@ -51,6 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         completed_at: none(),
         evidence: None,
         outcomes: None,
+        golden_tokens: None,
         metrics: stated.metrics,
         gates: stated.gates,
         references: Vec::new(),

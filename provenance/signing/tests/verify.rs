@@ -59,6 +59,7 @@ fn promotion(manifest: &Manifest, oms_payload: OmsPayloadDigest, ring: &str) -> 
             completed_at: "2026-11-28T09:00:00Z".into(),
             evidence: Some(EvidenceStrength::Strong),
             outcomes: None,
+            golden_tokens: None,
             metrics: stated.metrics,
             gates: stated.gates,
             references: Vec::new(),

@@ -6,8 +6,8 @@ use super::{EngineError, ModelConfig};
 ///
 /// [`prefill`](Self::prefill) puts a prompt into a slot, every [`step`](Self::step) yields one token for each slot in use, and
 /// [`release`](Self::release) empties one. Prompts may be added between any two steps. With the kernels, the tokens of a slot depend
-/// on its prompt alone, bit for bit: not on other slots, the number of threads, or when the prompt was added. The products of
-/// candle may add in another order for another number of rows.
+/// on its prompt alone, bit for bit: not on other slots, the number of threads, when the prompt was added, or the chunks in which
+/// steps with a budget process it. The products of candle may add in another order for another number of rows.
 pub trait Decoder: Send {
     /// Returns the name of the code path, such as `cpu-f32`, for the records of a run.
     fn path(&self) -> &'static str;
@@ -29,7 +29,17 @@ pub trait Decoder: Send {
     ///
     /// # Errors
     /// A tensor operation fails.
-    fn logits(&mut self) -> Result<Logits, EngineError>;
+    fn logits(&mut self) -> Result<Logits, EngineError> {
+        self.logits_within(usize::MAX)
+    }
+
+    /// As [`logits`](Self::logits), but processes at most `budget` tokens: one of each slot that has begun its response, then chunks
+    /// of prompts in the order in which they came. A slot whose prompt is not complete has no logits yet. Responses always go on,
+    /// and one token of a prompt, whatever the budget.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    fn logits_within(&mut self, budget: usize) -> Result<Logits, EngineError>;
 
     /// Appends the chosen token to a slot. Returns why the sequence ends with it, in which case the slot is free again.
     fn push(&mut self, slot: usize, token: u32) -> Option<End>;
@@ -72,7 +82,20 @@ pub trait Decoder: Send {
     /// # Errors
     /// A tensor operation fails.
     fn step_by(&mut self, choose: &mut dyn FnMut(usize, &[f32]) -> u32) -> Result<Vec<Emitted>, EngineError> {
-        let Logits { slots, rows, vocabulary } = self.logits()?;
+        self.step_within(usize::MAX, choose)
+    }
+
+    /// As [`step_by`](Self::step_by), within the budget of [`logits_within`](Self::logits_within). Slots whose prompts are not complete
+    /// yield nothing.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    fn step_within(
+        &mut self,
+        budget: usize,
+        choose: &mut dyn FnMut(usize, &[f32]) -> u32,
+    ) -> Result<Vec<Emitted>, EngineError> {
+        let Logits { slots, rows, vocabulary } = self.logits_within(budget)?;
         let chosen = slots.into_iter().zip(rows.chunks_exact(vocabulary.max(1)));
         Ok(chosen
             .map(|(slot, logits)| {
@@ -165,6 +188,9 @@ pub enum PromptError {
 #[derive(Debug)]
 pub struct Slots {
     all: Vec<Slot>,
+    /// Number of prompts so far.
+    clock: u64,
+    computed: usize,
 }
 
 /// One sequence.
@@ -174,12 +200,34 @@ pub(crate) struct Slot {
     pub(crate) pending: Vec<u32>,
     /// Tokens that the cache holds.
     pub(crate) cached: usize,
+    /// The number of its prompt.
+    came: u64,
+}
+
+impl Slot {
+    /// Whether the next step yields a token of it in any case: a response goes on, or one token of a prompt is left.
+    fn goes_on(&self) -> bool {
+        self.cached > 0 && self.pending.len() == 1
+    }
+}
+
+/// What a step computes of a slot.
+#[derive(Clone, Debug)]
+pub(crate) struct Turn {
+    /// The slot.
+    pub(crate) slot: usize,
+    /// Tokens of it that the cache holds.
+    pub(crate) cached: usize,
+    /// The tokens to compute.
+    pub(crate) tokens: Vec<u32>,
+    /// Whether no token is left after them, so that their logits are wanted.
+    pub(crate) last: bool,
 }
 
 impl Slots {
     /// Makes `count` free slots, at least one.
     pub(crate) fn new(count: usize) -> Self {
-        Self { all: vec![Slot::default(); count.max(1)] }
+        Self { all: vec![Slot::default(); count.max(1)], clock: 0, computed: 0 }
     }
 
     /// Returns the number of slots.
@@ -203,9 +251,54 @@ impl Slots {
         self.all.iter().enumerate().filter(|(_, slot)| !slot.pending.is_empty())
     }
 
-    /// Yields the slots whose prompts the model has not begun to process, with the prompts.
-    pub(crate) fn new_prompts(&self) -> impl Iterator<Item = (usize, &[u32])> {
-        self.used().filter(|(_, slot)| slot.cached == 0).map(|(index, slot)| (index, slot.pending.as_slice()))
+    /// Returns the number of tokens that the latest step computed.
+    pub fn computed(&self) -> usize {
+        self.computed
+    }
+
+    /// Returns the prompt of a slot if the model has not begun to process it.
+    pub(crate) fn new_prompt(&self, slot: usize) -> Option<&[u32]> {
+        let slot = self.all.get(slot).filter(|slot| slot.cached == 0 && !slot.pending.is_empty())?;
+        Some(&slot.pending)
+    }
+
+    /// Shares a budget out: returns slots, in the order in which they take part in a step, and how many of their pending tokens it
+    /// computes. `known` returns how many tokens of a prompt that has not begun need not be computed.
+    pub(crate) fn share_out(&self, budget: usize, known: impl Fn(&[u32]) -> usize) -> Vec<(usize, usize)> {
+        let mut shares: Vec<(usize, usize)> =
+            self.used().filter(|(_, slot)| slot.goes_on()).map(|(index, _)| (index, 1)).collect();
+        let mut prompts: Vec<(usize, &Slot)> = self.used().filter(|(_, slot)| !slot.goes_on()).collect();
+        prompts.sort_by_key(|(_, slot)| slot.came);
+        // A prompt is never kept waiting by responses alone.
+        let mut left = budget.saturating_sub(shares.len()).max(1);
+        for (index, slot) in prompts {
+            let known = if slot.cached == 0 { known(&slot.pending) } else { 0 };
+            let count = left.min(slot.pending.len() - known);
+            if count == 0 {
+                break;
+            }
+            shares.push((index, count));
+            left -= count;
+        }
+        shares
+    }
+
+    /// Takes the shares of slots in a step, which then counts as done but for [`push`](Self::push). Returns them in ascending order
+    /// of slots. `before` is the number of tokens that the step has computed already.
+    pub(crate) fn take(&mut self, mut shares: Vec<(usize, usize)>, before: usize) -> Vec<Turn> {
+        shares.sort_unstable();
+        self.computed = before + shares.iter().map(|(_, count)| count).sum::<usize>();
+        let turn = |(slot, count): (usize, usize)| {
+            let Slot { pending, cached, .. } = self.all.get_mut(slot)?;
+            let (last, cached_before) = (count >= pending.len(), *cached);
+            // The tokens before logits stay pending until a token is pushed.
+            let tokens = if last { pending.clone() } else { pending.drain(..count).collect() };
+            if !last {
+                *cached += count;
+            }
+            Some(Turn { slot, cached: cached_before, tokens, last })
+        };
+        shares.into_iter().filter_map(turn).collect()
     }
 
     /// Records that the cache of a slot holds the first `count` of its pending tokens.
@@ -229,11 +322,13 @@ impl Slots {
             return Err(PromptError::Id { id: *id, vocabulary });
         }
         let slots = self.all.len();
+        let came = self.clock + 1;
         match self.all.get_mut(slot) {
             None => Err(PromptError::Slot { slot, state: "does not exist", slots }),
             Some(used) if !used.pending.is_empty() => Err(PromptError::Slot { slot, state: "is in use", slots }),
             Some(free) => {
-                *free = Slot { pending: tokens.to_vec(), cached: 0 };
+                *free = Slot { pending: tokens.to_vec(), cached: 0, came };
+                self.clock = came;
                 Ok(())
             }
         }

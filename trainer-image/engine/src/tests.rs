@@ -1,3 +1,4 @@
+mod bits;
 mod decoding;
 mod lora;
 mod weighted;

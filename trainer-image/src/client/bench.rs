@@ -53,6 +53,10 @@ pub struct BenchServe {
         allow_hyphen_values = true
     )]
     prompt: String,
+    /// Send a prompt of this many words, answered with one token, in place of every eighth one: what it does to the time between
+    /// the tokens of the others. The percentiles leave these requests out.
+    #[arg(long, value_name = "WORDS", value_parser = crate::arguments::whole::<usize>(1..=1 << 20))]
+    long_prompts: Option<usize>,
     /// The most tokens of an answer.
     #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = crate::arguments::whole::<u64>(1..=1 << 32))]
     max_tokens: u64,
@@ -63,6 +67,9 @@ pub struct BenchServe {
     #[arg(long)]
     json: bool,
 }
+
+/// With `--long-prompts`, one request of this many has one.
+const LONG_EVERY: usize = 8;
 
 /// What was measured of one request.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +82,8 @@ pub(super) struct Sample {
     pub(super) whole: f64,
     /// Tokens of the answer.
     pub(super) tokens: u64,
+    /// Whether its prompt is one of `--long-prompts`.
+    pub(super) long: bool,
 }
 
 /// Percentiles of durations in seconds.
@@ -103,6 +112,8 @@ pub(super) struct Row {
     pub(super) first_token: Option<Percentiles>,
     pub(super) between_tokens: Option<Percentiles>,
     pub(super) whole: Option<Percentiles>,
+    /// Time to the first token of long prompts.
+    pub(super) long_first_token: Option<Percentiles>,
     /// The first failure.
     pub(super) error: Option<String>,
 }
@@ -176,9 +187,13 @@ impl BenchServe {
     }
 
     fn sample(&self, agent: &ureq::Agent, number: usize) -> Result<Sample, ClientError> {
-        let prompt = self.prompt.replace("{}", &number.to_string());
+        let long = self.long_prompts.filter(|_| number % LONG_EVERY == LONG_EVERY - 1);
+        let (prompt, most) = match long {
+            Some(words) => (format!("{number}:{}", " 1".repeat(words)), 1),
+            None => (self.prompt.replace("{}", &number.to_string()), self.max_tokens),
+        };
         let mut body = json!({
-            "model": self.model, "stream": true, "stream_options": { "include_usage": true }, "max_tokens": self.max_tokens,
+            "model": self.model, "stream": true, "stream_options": { "include_usage": true }, "max_tokens": most,
             "temperature": 0,
         });
         let path = if self.endpoint == "chat" {
@@ -189,7 +204,7 @@ impl BenchServe {
             "/v1/completions"
         };
         let begun = Instant::now();
-        let (mut sample, mut last, mut pieces) = (Sample::default(), None, 0);
+        let (mut sample, mut last, mut pieces) = (Sample { long: long.is_some(), ..Sample::default() }, None, 0);
         self.remote.stream(agent, path, &body, |event| {
             if let Some(tokens) = event["usage"]["completion_tokens"].as_u64() {
                 sample.tokens = tokens;
@@ -232,7 +247,7 @@ impl Percentiles {
 }
 
 impl Row {
-    const HEAD: &str = "requests/s  answered  refused  failed  achieved/s  tokens/s   first token p50/p95/p99   between p50/p95   whole p50/p95/p99 (ms)";
+    const HEAD: &str = "requests/s  answered  refused  failed  achieved/s  tokens/s   first token p50/p95/p99   between p50/p95/p99   whole p50/p95/p99 (ms)";
 
     fn of(rate: f64, took: f64, results: Vec<Result<Sample, ClientError>>) -> Self {
         let sent = results.len();
@@ -241,6 +256,7 @@ impl Row {
         let error = results.iter().find_map(|it| it.as_ref().err()).map(ToString::to_string);
         let samples: Vec<Sample> = results.into_iter().filter_map(Result::ok).collect();
         let tokens: u64 = samples.iter().map(|sample| sample.tokens).sum();
+        let of = |long: bool| samples.iter().filter(move |sample| sample.long == long);
         Self {
             rate,
             sent,
@@ -249,36 +265,36 @@ impl Row {
             failed: sent - samples.len() - refused,
             achieved: samples.len() as f64 / took.max(1e-9),
             tokens_per_second: tokens as f64 / took.max(1e-9),
-            first_token: Percentiles::of(samples.iter().map(|sample| sample.first).collect()),
-            between_tokens: Percentiles::of(samples.iter().flat_map(|sample| sample.gaps.clone()).collect()),
-            whole: Percentiles::of(samples.iter().map(|sample| sample.whole).collect()),
+            first_token: Percentiles::of(of(false).map(|sample| sample.first).collect()),
+            between_tokens: Percentiles::of(of(false).flat_map(|sample| sample.gaps.clone()).collect()),
+            whole: Percentiles::of(of(false).map(|sample| sample.whole).collect()),
+            long_first_token: Percentiles::of(of(true).map(|sample| sample.first).collect()),
             error,
         }
     }
 
     /// Returns the row of the table.
     fn line(&self) -> String {
-        let shown = |percentiles: Option<Percentiles>, all: bool| {
+        let shown = |percentiles: Option<Percentiles>| {
             percentiles.map_or_else(
                 || "-".to_owned(),
                 |it| {
                     let ms = |seconds: f64| format!("{:.0}", seconds * 1000.0);
-                    let last = if all { format!("/{}", ms(it.p99)) } else { String::new() };
-                    format!("{}/{}{last}", ms(it.p50), ms(it.p95))
+                    format!("{}/{}/{}", ms(it.p50), ms(it.p95), ms(it.p99))
                 },
             )
         };
         format!(
-            "{:>10}  {:>8}  {:>7}  {:>6}  {:>10.2}  {:>8.1}   {:>23}   {:>15}   {:>17}",
+            "{:>10}  {:>8}  {:>7}  {:>6}  {:>10.2}  {:>8.1}   {:>23}   {:>19}   {:>17}",
             self.rate,
             self.answered,
             self.refused,
             self.failed,
             self.achieved,
             self.tokens_per_second,
-            shown(self.first_token, true),
-            shown(self.between_tokens, false),
-            shown(self.whole, true)
+            shown(self.first_token),
+            shown(self.between_tokens),
+            shown(self.whole)
         )
     }
 }

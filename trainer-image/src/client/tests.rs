@@ -71,6 +71,11 @@ async fn every_request_of_a_rate_is_counted() {
     assert_eq!((row.sent, row.answered, row.refused, row.failed), (12, 12, 0, 0), "{:?}", row.error);
     let (first, whole) = (row.first_token.unwrap(), row.whole.unwrap());
     assert!(first.p50 > 0.0 && whole.p50 >= first.p50 && whole.max >= whole.p99 && row.tokens_per_second > 0.0);
+    assert!(row.long_first_token.is_none());
+    let row = measure(line.replace("--max-tokens", "--long-prompts|20|--max-tokens")).await;
+    // One of the twelve is long, and none of its times is among the others.
+    assert_eq!((row.answered, row.failed), (12, 0), "{:?}", row.error);
+    assert!(row.long_first_token.is_some_and(|it| it.p50 >= it.max));
     let row = measure(line.replace("--max-tokens", "--model|other|--max-tokens")).await;
     assert_eq!((row.answered, row.failed), (0, 12));
     assert!(row.error.unwrap().contains("404"));

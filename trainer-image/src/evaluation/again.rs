@@ -101,6 +101,7 @@ mod tests {
                 completed_at: "2026-11-28T09:00:00Z".to_owned(),
                 evidence: None,
                 outcomes: Some(DataDigest(Sha256::of(&file))),
+                golden_tokens: None,
                 metrics: stated.metrics,
                 gates: stated.gates,
                 references: Vec::new(),

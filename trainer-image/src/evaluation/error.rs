@@ -148,6 +148,9 @@ pub enum EvaluateError {
         #[source]
         source: GenerateError,
     },
+    /// The decoder failed at golden tokens.
+    #[error("generating golden tokens failed")]
+    Golden(#[source] GenerateError),
     /// A baseline that cannot be used.
     #[error(transparent)]
     Baseline(#[from] BaselineError),
@@ -201,7 +204,9 @@ impl EvaluateError {
             | Self::Reference { .. }
             | Self::Baseline(_) => ("InvalidData", true),
             Self::File(_) => ("StorageFailed", false),
-            Self::Generation { .. } | Self::System(_) | Self::Reporting(_) => ("EvaluationFailed", false),
+            Self::Generation { .. } | Self::Golden(_) | Self::System(_) | Self::Reporting(_) => {
+                ("EvaluationFailed", false)
+            }
         }
     }
 

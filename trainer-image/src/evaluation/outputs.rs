@@ -2,12 +2,15 @@
 //!
 //! `records.ndjson` has a line a problem, `outcomes.json` the value of each metric for each problem, with which other evaluations
 //! are compared, `summary.json` the numbers with their bounds, `evaluation.json`, written last,
-//! the preset and the results: everything that a verdict is made of. Nothing in them holds a time or a machine.
+//! the preset and the results: everything that a verdict is made of. Nothing in them holds a time, and only golden tokens name the
+//! instruction set that computed them.
 
 use std::{collections::BTreeMap, io, path::Path};
 
 use codex_configs::{Evaluation, Resolved};
-use codex_provenance::{ConfigDigest, DataDigest, ModelDigest, OmsRoot, ReportDigest, Sha256, manifest::Manifest};
+use codex_provenance::{
+    ConfigDigest, DataDigest, ModelDigest, OmsRoot, ReportDigest, Sha256, golden::Golden, manifest::Manifest,
+};
 use codex_reports::DataFile;
 use codex_verdict::{Measurement, Metric, Resampling, Rounding, Sample, bounds, report_digest};
 use schemars::JsonSchema;
@@ -46,7 +49,10 @@ pub struct Results {
     /// The baseline's share of right answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<Measurement>,
-    /// The digest of the model, the data and the numbers.
+    /// What the model generated for the first problems whose prompts are short; absent if a number of it was not finite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub golden_tokens: Option<Golden>,
+    /// The digest of the model, the data, the numbers and the golden tokens.
     pub report_digest: ReportDigest,
     /// Every problem.
     #[serde(skip)]
@@ -135,6 +141,7 @@ impl Results {
         data_files: Vec<DataFile>,
         scored: Vec<Scored>,
         references: &[(String, Outcomes)],
+        golden_tokens: Option<Golden>,
     ) -> Self {
         let model =
             JudgedModel { digest: manifest.digest(), oms_root: manifest.oms_root(), size_bytes: manifest.size_bytes() };
@@ -150,11 +157,12 @@ impl Results {
             schema_version: SCHEMA_VERSION,
             evaluation: resolved.spec().clone(),
             config_digest: resolved.digest(),
-            report_digest: report_digest(model.digest, &digests, &metrics),
+            report_digest: report_digest(model.digest, &digests, &metrics, golden_tokens.as_ref()),
             model,
             data_files,
             baseline: baseline_exact_match(&scored),
             metrics,
+            golden_tokens,
             scored,
             outcomes,
         }

@@ -154,12 +154,21 @@ impl Session<'_> {
         if self.is_stopped() {
             return Ok(None);
         }
-        let results = Results::new(self.resolved, &manifest, self.reporter.state().data, scored, &inputs.references);
+        let asked = inputs.problems.iter().map(|problem| problem.record.prompt.as_str());
+        let golden = generator.golden(asked).map_err(EvaluateError::Golden)?;
+        if golden.is_none() {
+            tracing::warn!(
+                "no golden tokens are recorded: the model gives numbers that are not finite, or takes no prompt"
+            );
+        }
+        let data = self.reporter.state().data;
+        let results = Results::new(self.resolved, &manifest, data, scored, &inputs.references, golden);
         let outcomes = write(self.output, &results)?;
         self.record(&results.scored)?;
         self.reporter.update(|state| {
             state.metrics.clone_from(&results.metrics);
             state.outcomes = Some(outcomes);
+            state.golden_tokens.clone_from(&results.golden_tokens);
             state.stage = Stage::Finished;
         });
         Ok(Some(results))

@@ -165,7 +165,8 @@ fn results_do_not_depend_on_the_batch_and_are_written_whole() {
     assert_eq!(written["model"]["digest"], results.model.digest.to_string());
     assert_eq!(written["metrics"]["exact_match"], serde_json::json!({"kind": "share", "successes": 0, "n": 30}));
     let digests = results.data_files.iter().map(|file| (file.name.clone(), file.sha256)).collect();
-    let digest = codex_verdict::report_digest(results.model.digest, &digests, &results.metrics);
+    let digest =
+        codex_verdict::report_digest(results.model.digest, &digests, &results.metrics, results.golden_tokens.as_ref());
     assert_eq!(written["reportDigest"], digest.to_string());
     let summary: serde_json::Value = serde_json::from_str(&read(seven.join("summary.json"))).unwrap();
     assert_eq!(summary["metrics"]["exact_match"]["value"], "0");

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use codex_provenance::{DataDigest, ModelDigest, ReportDigest};
+use codex_provenance::{DataDigest, ModelDigest, ReportDigest, golden::Golden};
 use codex_verdict::{Gate, GateResult, Measurement, accept, report_digest};
 use serde::Deserialize;
 
@@ -20,6 +20,7 @@ struct Read {
     model: Model,
     data_files: Vec<DataFile>,
     metrics: BTreeMap<String, Measurement>,
+    golden_tokens: Option<Golden>,
     report_digest: ReportDigest,
 }
 
@@ -64,7 +65,7 @@ impl Report {
         }
         accept(&read.metrics).map_err(|why| invalid(why.to_string()))?;
         let data = read.data_files.iter().map(|file| (file.name.clone(), file.sha256)).collect();
-        let digest = report_digest(found, &data, &read.metrics);
+        let digest = report_digest(found, &data, &read.metrics, read.golden_tokens.as_ref());
         if digest != read.report_digest {
             let stated = read.report_digest;
             return Err(invalid(format!(

@@ -37,7 +37,7 @@ fn evaluation(root: &Path, name: &str, right: usize) -> PathBuf {
     let report = json!({
         "schemaVersion": 2, "preset": "cot-lite", "seed": 1, "model": { "digest": model, "sizeBytes": 9 },
         "dataFiles": [{ "name": "problems", "sha256": Sha256::of("problems"), "size": 1 }],
-        "metrics": metrics, "reportDigest": report_digest(model, &data, &metrics),
+        "metrics": metrics, "reportDigest": report_digest(model, &data, &metrics, None),
     });
     fs::write(folder.join("outcomes.json"), bytes).unwrap();
     fs::write(folder.join("evaluation.json"), report.to_string()).unwrap();

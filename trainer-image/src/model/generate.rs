@@ -171,7 +171,7 @@ impl Generator {
     }
 
     /// Returns the ids of a prompt: a user's message by the chat template if the model has one, else the text as it is.
-    fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>, TokenizerError> {
+    pub(super) fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>, TokenizerError> {
         if self.plain { self.tokenizer.encode(prompt) } else { self.tokenizer.encode_prompt(prompt) }
     }
 
@@ -242,6 +242,24 @@ impl Generator {
     /// The decoder fails.
     pub fn step_by(&mut self, mut choose: impl FnMut(usize, &[f32]) -> u32) -> Result<Vec<Emitted>, GenerateError> {
         Ok(self.decoder.step_by(&mut choose)?)
+    }
+
+    /// As [`step_by`](Self::step_by), but computes at most `budget` tokens: prompts are processed in chunks, and those that are not
+    /// complete yield nothing; see [`Decoder::logits_within`].
+    ///
+    /// # Errors
+    /// The decoder fails.
+    pub fn step_within(
+        &mut self,
+        budget: usize,
+        mut choose: impl FnMut(usize, &[f32]) -> u32,
+    ) -> Result<Vec<Emitted>, GenerateError> {
+        Ok(self.decoder.step_within(budget, &mut choose)?)
+    }
+
+    /// Returns the number of tokens that the latest step computed.
+    pub fn computed(&self) -> usize {
+        self.decoder.slots().computed()
     }
 
     /// Empties a slot. Its memory is kept for the next prompt.
@@ -350,7 +368,7 @@ impl Generator {
         Some(results.into_iter().map(|result| result.unwrap_or_else(|| Err(PromptError::Empty.into()))).collect())
     }
 
-    fn release_all<'a>(&mut self, slots: impl Iterator<Item = &'a usize>) {
+    pub(super) fn release_all<'a>(&mut self, slots: impl Iterator<Item = &'a usize>) {
         for slot in slots {
             self.decoder.release(*slot);
         }

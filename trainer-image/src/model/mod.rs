@@ -4,6 +4,7 @@ mod adapter;
 mod directory;
 mod files;
 mod generate;
+mod golden;
 mod likelihood;
 #[cfg(test)]
 mod loading;
@@ -20,6 +21,7 @@ pub(crate) use directory::{check_weights, open, read_parameters};
 pub(crate) use files::is_kept;
 pub use files::{ModelError, ModelFiles, read_directory};
 pub use generate::{Completion, GenerateError, Generator};
+pub use golden::{Differs, NotReproduced};
 pub(crate) use rewrite::rewrite;
 pub use size::TooLarge;
 pub(crate) use size::check_size;

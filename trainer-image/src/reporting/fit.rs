@@ -22,11 +22,11 @@ pub(super) enum FitError {
 }
 
 /// Encodes the report as JSON of at most `most` bytes. Drops, in this order until it fits: notices; the list of phases of a curriculum;
-/// the files of the model's manifest (the digest stays, and the receiver waits for the complete report); the tail of the failure's message; the list of
+/// golden tokens; the files of the model's manifest (the digest stays, and the receiver waits for the complete report); the tail of the failure's message; the list of
 /// data files. Numbers that decide a verdict are never dropped.
 pub(super) fn fit(mut report: Report, most: usize) -> Result<Vec<u8>, FitError> {
     let mut bytes = serde_json::to_vec(&report)?;
-    for leave_out in [notices, phases, manifest, sentence, data] {
+    for leave_out in [notices, phases, golden, manifest, sentence, data] {
         if bytes.len() <= most {
             return Ok(bytes);
         }
@@ -56,6 +56,13 @@ fn phases(state: &mut State) {
         && let Some(curriculum) = &mut state.curriculum
     {
         curriculum.phases.clear();
+    }
+}
+
+/// The complete report has them; a verdict on a message alone records none.
+fn golden(state: &mut State) {
+    if let State::Evaluation(state) = state {
+        state.golden_tokens = None;
     }
 }
 
@@ -93,6 +100,7 @@ fn data(state: &mut State) {
 mod tests {
     use codex_provenance::{
         DataDigest, ModelDigest, OmsRoot, Sha256,
+        golden::{Golden, GoldenPrompt, Tokens},
         manifest::{File, Manifest},
     };
     use codex_reports::{DataFile, EvaluationState, Kind, Model, SCHEMA_VERSION, Stage, TrainingState};
@@ -181,6 +189,28 @@ mod tests {
             other.attempt += 1;
             assert!(other.contradicts_termination(&message).is_some());
         }
+    }
+
+    #[test]
+    fn golden_tokens_leave_a_termination_message_that_confirms_the_report() {
+        let tokens =
+            Tokens { prompt: vec![123_456; 128], tokens: vec![7; 32], log_probabilities: vec![-0.123_456; 32] };
+        let golden = Golden {
+            path: "cpu-f32".to_owned(),
+            instruction_set: "avx2".to_owned(),
+            kernels: 1,
+            tolerance: "0.01".to_owned(),
+            prompts: vec![GoldenPrompt::new(&tokens); 4],
+        };
+        let metrics = [("exact_match".to_owned(), codex_verdict::Measurement::Share { successes: 1, n: 2 })].into();
+        let state = EvaluationState { metrics, golden_tokens: Some(golden), ..EvaluationState::default() };
+        let report = report(State::Evaluation(state));
+        let sent: Report = serde_json::from_slice(&fit(report.clone(), MAX_BYTES).unwrap()).unwrap();
+        assert_eq!(sent, report, "the report itself has them");
+        let message: Report = serde_json::from_slice(&termination_message(report).unwrap()).unwrap();
+        let State::Evaluation(left) = &message.state else { panic!("{message:?}") };
+        assert_eq!((left.golden_tokens.as_ref(), left.metrics.len()), (None, 1));
+        assert_eq!(sent.contradicts_termination(&message), None);
     }
 
     #[test]

@@ -2,11 +2,15 @@
 //!
 //! permit → bounded queue → engine thread → a channel of tokens per request. There are as many permits as slots and places in the
 //! queue, so overload is refused before a request is queued. A request holds its permit until the thread is done with it. A
-//! request whose receiver is gone is dropped before the next step.
+//! request whose receiver is gone is dropped before the next step, also in the middle of its prompt.
+//!
+//! A step computes a bounded number of tokens: one for each response that is generated, and chunks of prompts in the order in which
+//! they came. A long prompt so delays the next tokens of other requests by a chunk, not by its length. Chunks change no bit.
 
 use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
 use codex_engine::{Emitted, End, LogProbabilities, Sampler};
+use codex_reports::CopiedGrammar;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
@@ -37,6 +41,22 @@ pub(super) struct Room {
     pub(super) queue: usize,
     /// Tokens whose keys and values are kept for later prompts, at most.
     pub(super) prefixes: usize,
+    /// Tokens that a step computes, at most, those of prompts included; `None` for what suits the device. Each running request has
+    /// one in any case.
+    pub(super) batched: Option<usize>,
+}
+
+/// Tokens of a step on a processor: few, because its time grows with each, and enough to read the weights for many rows at once.
+const BATCHED: usize = 256;
+/// Tokens of a step on a GPU, which computes few of them no faster.
+const BATCHED_ON_GPU: usize = 2048;
+
+impl Room {
+    /// Returns the most tokens of a step of a decoder with this code path.
+    fn budget(self, path: &str) -> usize {
+        let suited = if path.contains("cuda") { BATCHED_ON_GPU } else { BATCHED };
+        self.batched.unwrap_or(suited).max(self.running)
+    }
 }
 
 /// The tokens of a response.
@@ -112,7 +132,15 @@ pub(super) struct Job {
     /// Asks for the log-probability of each token, and of this many of the most likely ones.
     pub(super) scores: Option<usize>,
     /// Binds the tokens to a grammar.
-    pub(super) bound: Option<Constraint>,
+    pub(super) bound: Option<Bound>,
+}
+
+/// What binds the tokens of a response.
+#[derive(Clone, Debug)]
+pub(super) struct Bound {
+    pub(super) constraint: Constraint,
+    /// What it was compiled from, for copies of the request.
+    pub(super) source: Arc<CopiedGrammar>,
 }
 
 /// The reasons for which a request gets no response.
@@ -240,7 +268,7 @@ impl Running {
             None => job.sampler.choose(logits),
             Some(bound) => {
                 let begun = Instant::now();
-                let token = bound.choose(&mut job.sampler, logits);
+                let token = bound.constraint.choose(&mut job.sampler, logits);
                 metrics.bound_in(begun.elapsed());
                 self.stuck = token.is_none();
                 token.unwrap_or_default()
@@ -269,7 +297,7 @@ impl Running {
         let token = Token { id: emitted.token, scores: self.scores.take(), cached };
         // The client may have gone; the next step finds out.
         let _ = self.request.pieces.send(Piece::Token(token));
-        let complete = self.request.job.bound.as_ref().is_some_and(Constraint::is_complete);
+        let complete = self.request.job.bound.as_ref().is_some_and(|bound| bound.constraint.is_complete());
         match emitted.end {
             Some(end) => ControlFlow::Break(Some(end)),
             None if complete => ControlFlow::Break(Some(End::Stop)),
@@ -284,6 +312,7 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Ro
     running.resize_with(generator.slots(), || None);
     let mut places = Places::new(&mut generator, room.prefixes);
     let most = room.running * generator.config().max_position_embeddings;
+    let budget = room.budget(generator.path());
     loop {
         loop {
             let count = running.iter().flatten().count();
@@ -327,7 +356,7 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Ro
         // Only slots with a request are in use.
         let choose =
             |slot: usize, logits: &[f32]| running[slot].as_mut().map_or(0, |running| running.choose(logits, metrics));
-        let emitted = generator.step_by(choose).unwrap_or_else(|error| {
+        let emitted = generator.step_within(budget, choose).unwrap_or_else(|error| {
             for (slot, place) in running.iter_mut().enumerate() {
                 if let Some(running) = place.take() {
                     generator.release(slot);
@@ -336,6 +365,7 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Ro
             }
             Vec::new()
         });
+        metrics.step_of(generator.computed());
         for emitted in emitted {
             let Some(place) = running.get_mut(emitted.slot) else { continue };
             let cached = generator.reused(emitted.slot);

@@ -9,7 +9,7 @@ use codex_signing::{key::KeyError, keyless::KeylessError, verify::VerifyError};
 use super::{access::KeysError, filter::FilterError, tls::TlsError};
 use crate::{
     error::{CommandError, chain},
-    model::ModelError,
+    model::{ModelError, NotReproduced},
     wording::counted,
 };
 
@@ -84,12 +84,34 @@ pub enum ServeError {
     /// The self-check failed.
     #[error("the self-check failed: {0}")]
     SelfCheck(String),
+    /// The model does not generate what its evaluator recorded.
+    #[error(
+        "the model does not reproduce the golden tokens of Evaluation {evaluation}: {why}; the same bytes generated other tokens when \
+         they were judged, so the build, the kernels or the machine differ"
+    )]
+    Golden {
+        /// Name of the Evaluation.
+        evaluation: String,
+        /// What differs.
+        why: NotReproduced,
+    },
     /// An argument of a signed model is missing.
     #[error("a signed model needs all of its arguments: see codex serve --help")]
     Arguments,
     /// An unsigned model may be reached from this machine only.
     #[error("--listen {0}: an unsigned model is served on a loopback address only; use 127.0.0.1:{port} or [::1]:{port}", port = .0.port())]
     Public(SocketAddr),
+    /// A step has no room for all running requests.
+    #[error(
+        "--max-num-batched-tokens {tokens} is less than --slots {slots}: each running request needs one token of a step; use at \
+         least {slots}"
+    )]
+    Budget {
+        /// --max-num-batched-tokens.
+        tokens: usize,
+        /// --slots.
+        slots: usize,
+    },
     /// The API keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeysError),
@@ -147,7 +169,9 @@ impl ServeError {
             | Self::Verify(_) => "VerificationFailed",
             Self::Model(_) => "ModelUnusable",
             Self::SelfCheck(_) => "SelfCheckFailed",
+            Self::Golden { .. } => "GoldenTokensDiffer",
             Self::Arguments
+            | Self::Budget { .. }
             | Self::Identities { .. }
             | Self::Keys(_)
             | Self::Filter(_)
@@ -162,7 +186,9 @@ impl ServeError {
     /// Returns the exit code: [`exit::BAD_INPUT`] if another attempt with the same input must fail, too.
     pub fn exit(&self) -> i32 {
         match self.reason() {
-            "VerificationFailed" | "ModelUnusable" | "SelfCheckFailed" | "InvalidSettings" => exit::BAD_INPUT,
+            "VerificationFailed" | "ModelUnusable" | "SelfCheckFailed" | "GoldenTokensDiffer" | "InvalidSettings" => {
+                exit::BAD_INPUT
+            }
             _ => exit::FAILED,
         }
     }

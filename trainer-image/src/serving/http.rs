@@ -16,7 +16,7 @@ use axum::{
 use codex_engine::{End, PromptError, Sampler};
 use codex_http::with_fallbacks;
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
-use codex_reports::{COPIES_PATH, MAX_COPY};
+use codex_reports::{COPIES_PATH, MAX_COPY, Reproduction};
 use codex_signing::verify::Expected;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -372,6 +372,8 @@ struct VerifiedStatus {
     promotion_digest: PromotionDigest,
     signer: Sha256,
     evaluations: Vec<String>,
+    /// `equal`, `near` or `absent`.
+    golden_tokens: Option<&'static str>,
 }
 
 async fn status(State(app): State<App>) -> Response {
@@ -384,6 +386,7 @@ async fn status(State(app): State<App>) -> Response {
             let evaluations = &verified.promoted.promotion.reasons.evaluations;
             evaluations.iter().map(|evaluation| evaluation.name.clone()).collect()
         },
+        golden_tokens: phase.model().and_then(|model| model.golden).map(Reproduction::name),
     });
     let expected = app.0.expected.as_ref();
     Json(Status {

@@ -38,7 +38,7 @@ impl Local {
             tls: None,
             reload: access::RELOAD,
             device,
-            room: Room { running: 1, queue: 1, prefixes: 1 << 16 },
+            room: Room { running: 1, queue: 1, prefixes: 1 << 16, batched: None },
             drain_delay: std::time::Duration::ZERO,
             drain_deadline: std::time::Duration::from_secs(1),
             limits: LIMITS,

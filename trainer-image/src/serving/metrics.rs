@@ -74,11 +74,13 @@ pub(super) struct Metrics {
     queue_time: Histogram,
     first_token: Histogram,
     inter_token: Histogram,
+    batched: Histogram,
     grammar_time: Histogram,
     running: IntGauge,
     waiting: IntGauge,
     cache_usage: Gauge,
     copies: IntCounterVec,
+    golden: IntCounterVec,
     compared: IntCounterVec,
 }
 
@@ -103,6 +105,7 @@ impl Metrics {
             queue_time: contract::QUEUE_TIME.single(&registry)?,
             first_token: contract::FIRST_TOKEN.single(&registry)?,
             inter_token: contract::INTER_TOKEN.single(&registry)?,
+            batched: contract::BATCHED_TOKENS.single(&registry)?,
             grammar_time: contract::GRAMMAR_TIME.single(&registry)?,
             running: contract::RUNNING.single(&registry)?,
             waiting: contract::WAITING.single(&registry)?,
@@ -110,6 +113,7 @@ impl Metrics {
             key_requests: contract::KEY_REQUESTS.labelled(&registry)?,
             key_tokens: contract::KEY_TOKENS.labelled(&registry)?,
             copies: contract::COPIES.labelled(&registry)?,
+            golden: contract::GOLDEN_RECORDS.labelled(&registry)?,
             compared: contract::COMPARED.labelled(&registry)?,
             registry,
         };
@@ -125,6 +129,9 @@ impl Metrics {
         for result in ["sent", "dropped", "busy", "refused", "failed"] {
             metrics.copies.with_label_values(&[result]).reset();
         }
+        for result in ["equal", "near", "different"] {
+            metrics.golden.with_label_values(&[result]).reset();
+        }
         for result in ["identical", "agreed", "diverged", "skipped"] {
             metrics.compared.with_label_values(&[result]).reset();
         }
@@ -134,6 +141,11 @@ impl Metrics {
     /// Counts a copy of a request by what became of it.
     pub(super) fn copied(&self, result: &'static str) {
         self.copies.with_label_values(&[result]).inc();
+    }
+
+    /// Counts a record of golden tokens by how it was reproduced.
+    pub(super) fn golden(&self, result: &'static str) {
+        self.golden.with_label_values(&[result]).inc();
     }
 
     /// Counts a copy by how a shadow compared it.
@@ -198,6 +210,11 @@ impl Metrics {
     /// Records the time between two tokens of a response.
     pub(super) fn next_token_after(&self, took: Duration) {
         self.inter_token.observe(took.as_secs_f64());
+    }
+
+    /// Records how many tokens a step of the engine computed.
+    pub(super) fn step_of(&self, tokens: usize) {
+        self.batched.observe(tokens as f64);
     }
 
     /// Records how long the choice of a token took that a grammar binds.

@@ -1,10 +1,11 @@
 //! `codex serve`: reads a model into memory, verifies exactly those bytes, and only then answers requests. Does I/O.
 //!
-//! With `--unsigned` a model without signatures is served to this machine only. Otherwise the order is fixed: the server listens (alive, not ready), reads and hashes every file once, verifies key, signature,
-//! promotion and ring against those bytes, loads the model from them, and runs a self-check. Then `/ready` returns 200. A
-//! refused model is reported with the reason `VerificationFailed`, and the process exits with [`exit::BAD_INPUT`]. In a
-//! Deployment the kubelet restarts it with growing delays: the pod stays unready, its termination message has the reason, and
-//! it recovers once the volume has the right files.
+//! With `--unsigned` a model without signatures is served to this machine only. Otherwise the order is fixed: the server listens
+//! (alive, not ready), reads and hashes every file once, verifies key, signature, promotion and ring against those bytes, loads
+//! the model from them, runs a self-check, and generates the golden tokens of the promotion again. Then `/ready` returns 200. A
+//! refused model is reported with the reason `VerificationFailed`, one that does not reproduce the golden tokens with
+//! `GoldenTokensDiffer`, and the process exits with [`exit::BAD_INPUT`]. In a Deployment the kubelet restarts it with growing
+//! delays: the pod stays unready, its termination message has the reason, and it recovers once the volume has the right files.
 //!
 //! Threads: two for HTTP, the engine thread, and rayon's, one for each CPU within the cgroup's quota.
 
@@ -12,6 +13,7 @@ mod access;
 mod batcher;
 mod error;
 mod filter;
+mod golden;
 mod grammar;
 mod http;
 pub(crate) mod local;
@@ -167,6 +169,10 @@ pub struct Serve {
     /// Tokens whose keys and values are kept for later prompts that begin alike, over all idle slots; 0 keeps none.
     #[arg(long, value_name = "TOKENS", default_value_t = 16_384, value_parser = whole::<usize>(0..=1 << 40))]
     prefix_cache: usize,
+    /// The most tokens that one step computes: one for each response, and chunks of prompts. Less lets long prompts delay other
+    /// responses less; more processes them faster. At least --slots [default: 256, 2048 on a GPU, or --slots if that is more].
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>(1..=1 << 20))]
+    max_num_batched_tokens: Option<usize>,
     /// Check prompts and answers by these safety rules, in YAML. The file is read again every few seconds.
     #[arg(long, value_name = "FILE")]
     safety_rules: Option<PathBuf>,
@@ -237,6 +243,10 @@ impl Serve {
         let stop = Shutdown::on_signals()?;
         if self.unsigned && !self.listen.ip().is_loopback() {
             return Err(ServeError::Public(self.listen));
+        }
+        let slots = usize::from(self.slots);
+        if let Some(tokens) = self.max_num_batched_tokens.filter(|tokens| *tokens < slots) {
+            return Err(ServeError::Budget { tokens, slots });
         }
         let listener = TcpListener::bind(self.listen)
             .await
@@ -361,6 +371,7 @@ impl Server {
                 running: arguments.slots.into(),
                 queue: arguments.queue.into(),
                 prefixes: arguments.prefix_cache,
+                batched: arguments.max_num_batched_tokens,
             },
             drain_delay: Duration::from_secs(arguments.drain_delay.into()),
             drain_deadline: Duration::from_secs(arguments.drain_deadline.into()),
@@ -449,6 +460,7 @@ impl Server {
             state.stage = Stage::Running;
             state.verified = model.verified.as_ref().map(|verified| verified.signed.model);
             state.promotion = model.verified.as_ref().map(|verified| verified.promoted.digest);
+            state.golden_tokens = model.golden;
             state.traffic = self.traffic.map(|_| metrics.traffic());
             state.copies_key = mirror.as_ref().map(|mirror| mirror.key().to_owned());
         });
@@ -497,7 +509,7 @@ impl Server {
         }
     }
 
-    /// Reads, verifies and loads the model, and runs the self-check.
+    /// Reads, verifies and loads the model, runs the self-check, and reproduces the golden tokens.
     async fn open(
         &self,
         phase: &watch::Sender<Phase>,
@@ -515,7 +527,15 @@ impl Server {
         })
         .await?;
         phase.send_replace(Phase::Loading);
-        let generator = blocking(move || load_checked(held, slots, device)).await?;
+        let promoted = verified.as_ref().map(|verified| verified.promoted.promotion.reasons.evaluations.clone());
+        let counts = Arc::clone(&metrics);
+        let (generator, golden) = blocking(move || {
+            let mut generator = load_checked(held, slots, device)?;
+            let golden =
+                promoted.map(|evaluations| golden::reproduce(&mut generator, &evaluations, &counts)).transpose()?;
+            Ok((generator, golden))
+        })
+        .await?;
         let (tokenizer, context) = (generator.tokenizer().clone(), generator.config().max_position_embeddings);
         let ends = generator.config().eos_token_ids.clone();
         let markers = openai::markers(&tokenizer);
@@ -524,7 +544,7 @@ impl Server {
             mirror.serves(digest, tokenizer.clone());
         }
         let batcher = Batcher::start(generator, self.room, metrics).map_err(ServeError::Engine)?.with_mirror(mirror);
-        Ok(ServedModel { digest, verified, tokenizer, ends, markers, context, grammars, batcher })
+        Ok(ServedModel { digest, verified, golden, tokenizer, ends, markers, context, grammars, batcher })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use codex_provenance::ModelDigest;
+use codex_reports::Reproduction;
 use codex_signing::verify::Verified;
 
 use super::{batcher::Batcher, grammar::Grammars};
@@ -13,7 +14,7 @@ use crate::text::Tokenizer;
 pub(super) enum Phase {
     /// It reads the model and verifies its bytes.
     Verifying,
-    /// The model is verified; the server loads it and runs the self-check.
+    /// The model is verified; the server loads it, runs the self-check and generates the golden tokens of the promotion again.
     Loading,
     /// It answers requests.
     Ready(Arc<ServedModel>),
@@ -33,6 +34,8 @@ pub(super) struct ServedModel {
     pub(super) digest: ModelDigest,
     /// What its bundles say; `None` for a model that is served unsigned.
     pub(super) verified: Option<Verified>,
+    /// How it reproduced the golden tokens of its promotion; `None` for a model that is served unsigned.
+    pub(super) golden: Option<Reproduction>,
     pub(super) tokenizer: Tokenizer,
     /// The ids of its end tokens.
     pub(super) ends: Vec<u32>,

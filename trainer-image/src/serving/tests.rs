@@ -6,17 +6,18 @@ use codex_engine::{Layout, ModelConfig, Sampler, Shape, initial};
 use codex_http::Limits;
 use codex_provenance::{
     ConfigDigest, Sha256,
+    golden::{Golden, GoldenPrompt},
     manifest::Manifest,
     oms,
     promotion::{Attested, Evaluation, Object, Promotion, Reasons, Reported, Training},
 };
-use codex_reports::{ServingState, Stage, exit};
+use codex_reports::{Reproduction, ServingState, Stage, exit};
 use codex_signing::{
     key::{PrivateKey, Signer as _},
     keyless::{Identity, IdentityPattern},
     verify::Expected,
 };
-use codex_verdict::{Decimal, GateSpec, Measurement, Stated};
+use codex_verdict::{Decimal, GateSpec, Measurement, Stated, report_digest};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -70,7 +71,7 @@ pub(super) fn seeded(context: usize, seed: u64) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// Returns a promotion of the model into [`RING`] on one evaluation that passed.
-fn promotion(manifest: &Manifest, payload: &[u8]) -> Promotion {
+fn promotion(manifest: &Manifest, payload: &[u8], golden: Option<Golden>) -> Promotion {
     let gate = GateSpec { metric: "exact_match".into(), min: Some(Decimal("0.5".into())), ..GateSpec::default() };
     let metrics = BTreeMap::from([("exact_match".to_owned(), Measurement::Share { successes: 9, n: 10 })]);
     let stated = Stated::of(manifest.digest(), &BTreeMap::new(), &metrics, &[gate]).unwrap();
@@ -79,13 +80,14 @@ fn promotion(manifest: &Manifest, payload: &[u8]) -> Promotion {
         uid: "uid".into(),
         preset: "cot-lite".into(),
         config_digest: None,
-        report_digest: stated.report_digest,
+        report_digest: report_digest(manifest.digest(), &BTreeMap::new(), &metrics, golden.as_ref()),
         gates_digest: stated.gates_digest,
         data: BTreeMap::new(),
         image_id: "image".into(),
         completed_at: "2026-11-28T09:00:00Z".into(),
         evidence: None,
         outcomes: None,
+        golden_tokens: golden,
         metrics: stated.metrics,
         gates: stated.gates,
         references: Vec::new(),
@@ -124,6 +126,7 @@ pub(crate) struct Case {
     slots: usize,
     queue: usize,
     pub(super) prefixes: usize,
+    pub(super) batched: Option<usize>,
     drain_delay: Duration,
     drain_deadline: Duration,
     limits: Limits,
@@ -140,8 +143,12 @@ impl Case {
         Self::of(files(context))
     }
 
-    /// Signs and promotes a model of these files.
+    /// Signs and promotes a model of these files, whose evaluator recorded no golden tokens.
     pub(crate) fn of(files: BTreeMap<String, Vec<u8>>) -> Self {
+        Self::promoted(files, None)
+    }
+
+    fn promoted(files: BTreeMap<String, Vec<u8>>, golden: Option<Golden>) -> Self {
         let root = tempfile::tempdir().unwrap();
         let model = root.path().join("model");
         fs::create_dir(&model).unwrap();
@@ -151,7 +158,7 @@ impl Case {
         let key = PrivateKey::generate().unwrap();
         let manifest = Manifest::of_dir(&model).unwrap();
         let payload = oms::payload(&manifest, "tiny");
-        let promotion = promotion(&manifest, &payload);
+        let promotion = promotion(&manifest, &payload, golden);
         let write = |name: &str, bytes: &[u8]| fs::write(root.path().join(name), bytes).unwrap();
         write("oms.json", &key.sign(&payload).unwrap());
         write("promotion.json", &key.sign(&promotion.payload()).unwrap());
@@ -168,6 +175,7 @@ impl Case {
             slots: 4,
             queue: 64,
             prefixes: 1000,
+            batched: None,
             drain_delay: Duration::ZERO,
             drain_deadline: Duration::from_secs(30),
             limits: super::LIMITS,
@@ -212,7 +220,7 @@ impl Case {
             tls: self.tls.clone(),
             reload: Duration::from_millis(20),
             device: codex_configs::Device::Cpu,
-            room: Room { running: self.slots, queue: self.queue, prefixes: self.prefixes },
+            room: Room { running: self.slots, queue: self.queue, prefixes: self.prefixes, batched: self.batched },
             drain_delay: self.drain_delay,
             drain_deadline: self.drain_deadline,
             limits: self.limits,
@@ -319,6 +327,7 @@ async fn a_server_is_ready_once_verified_and_responses_have_the_model_digest() {
     let state = server.reporter.state();
     assert_eq!((state.stage, state.verified), (Stage::Running, Some(case.expected.model_digest)));
     assert_eq!(state.promotion, Some(case.expected.promotion_digest));
+    assert_eq!(state.golden_tokens, Some(Reproduction::Absent));
 
     let (status, reply) = server.infer(json!({ "prompt": "347+86:", "max_new_tokens": 5 })).await;
     assert_eq!(status, 200, "{reply}");
@@ -332,12 +341,14 @@ async fn a_server_is_ready_once_verified_and_responses_have_the_model_digest() {
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!((&status["status"], &status["ring"]), (&json!("ready"), &json!(RING)));
     assert_eq!(status["verified"]["model_digest"], digest);
+    assert_eq!(status["verified"]["golden_tokens"], "absent");
     assert_eq!(status["verified"]["signer"], case.expected.key_fingerprints[0].to_string());
     assert_eq!(server.get("/health").await.0, 200);
     let (_, metrics) = server.get("/metrics").await;
     assert!(metrics.contains("codex_ml_inference_requests_total{endpoint=\"/infer\"} 2"), "{metrics}");
     assert!(metrics.contains("codex_ml_inference_latency_seconds_bucket{endpoint=\"/infer\",le=\"0.7\"} 2"));
     assert!(metrics.contains("codex_ml_active_sessions 0"));
+    assert!(metrics.contains("codex_ml_inference_golden_records_total{result=\"different\"} 0"), "{metrics}");
 
     server.stop.requested.cancel();
     server.end.await.unwrap().unwrap();
@@ -499,9 +510,62 @@ async fn a_verified_model_that_cannot_be_loaded_never_answers() {
     assert_eq!(error.failure().reason, "SelfCheckFailed");
 }
 
+/// Returns the golden tokens of the model that a case serves.
+fn golden() -> Golden {
+    generator(64, 2).golden(["347+86:", "5+5:"].into_iter()).unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn golden_tokens_are_reproduced_before_the_server_is_ready() {
+    let elsewhere = Golden { instruction_set: "another".to_owned(), ..golden() };
+    for (golden, found) in [(golden(), Reproduction::Equal), (elsewhere, Reproduction::Near)] {
+        let case = Case::promoted(files(64), Some(golden));
+        let server = case.ready().await;
+        assert_eq!(server.reporter.state().golden_tokens, Some(found));
+        let status: Value = serde_json::from_str(&server.get("/status").await.1).unwrap();
+        assert_eq!(status["verified"]["golden_tokens"], found.name());
+        let (_, metrics) = server.get("/metrics").await;
+        let line = format!("codex_ml_inference_golden_records_total{{result=\"{}\"}} 1", found.name());
+        assert!(metrics.contains(&line), "{metrics}");
+        // Nothing of it is left in the prefix cache, and all slots are free.
+        let (status, reply) = server.infer(json!({ "prompt": "347+86:", "max_new_tokens": 5 })).await;
+        assert_eq!(status, 200, "{reply}");
+        server.stop.requested.cancel();
+        server.end.await.unwrap().unwrap();
+    }
+}
+
+/// The bytes are those that were signed, but the record is another one, as if the kernels had changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_generates_other_tokens_is_never_ready() {
+    let mut forged = golden();
+    let mut tokens = forged.read().unwrap().remove(1);
+    let right = tokens.tokens[2];
+    tokens.tokens[2] = if right == 5 { 6 } else { 5 };
+    forged.prompts[1] = GoldenPrompt::new(&tokens);
+    let (error, state) = refusal(&Case::promoted(files(64), Some(forged))).await;
+    let failure = error.failure();
+    assert_eq!((error.exit(), failure.reason.as_str()), (exit::BAD_INPUT, "GoldenTokensDiffer"));
+    assert!(failure.is_final);
+    let told = "the model does not reproduce the golden tokens of Evaluation lite: prompt 2, token 3: ";
+    assert!(failure.message.starts_with(told), "{}", failure.message);
+    assert!(failure.message.contains(&format!("but the model generates {right} (")), "{}", failure.message);
+    assert_eq!((state.stage, state.golden_tokens), (Stage::Starting, None));
+    // A malformed record never gets so far: the statement is refused.
+    let malformed = Golden { prompts: Vec::new(), ..golden() };
+    let error = refusal(&Case::promoted(files(64), Some(malformed))).await.0;
+    assert_eq!(error.failure().reason, "VerificationFailed", "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_requests_get_the_tokens_that_each_gets_alone() {
-    let case = Case { slots: 3, ..Case::new(64) };
+    for batched in [None, Some(3), Some(5)] {
+        concurrent_requests(batched).await;
+    }
+}
+
+async fn concurrent_requests(batched: Option<usize>) {
+    let case = Case { slots: 3, batched, ..Case::new(64) };
     let server = Arc::new(case.ready().await);
     let prompts: Vec<String> = (0..20).map(|i| format!("{}+{}:", i * 37 % 100, i * i)).collect();
     let mut alone = generator(64, 1);
@@ -629,6 +693,10 @@ fn a_signed_model_needs_its_bundles_and_an_unsigned_one_a_loopback_address() {
     assert_eq!(error.exit, exit::BAD_INPUT);
     assert!(error.to_string().contains("--listen 0.0.0.0:8000: an unsigned model is served on a loopback"), "{error}");
     assert!(Server::of(parse("codex m --unsigned").unwrap(), Vec::new()).is_some());
+    let narrow = parse("codex m --unsigned --slots 8 --max-num-batched-tokens 7").unwrap().run().err().unwrap();
+    let told = "--max-num-batched-tokens 7 is less than --slots 8: each running request needs one token of a step; use at least 8";
+    assert_eq!((narrow.exit, narrow.to_string().as_str()), (exit::BAD_INPUT, told));
+    assert!(parse("codex m --unsigned --max-num-batched-tokens 0").is_err());
 }
 
 #[test]
@@ -784,7 +852,9 @@ fn job(token: u32, limit: usize) -> Job {
 
 #[tokio::test]
 async fn without_a_free_permit_requests_are_refused() {
-    let batcher = Batcher::start(generator(64, 4), Room { running: 2, queue: 3, prefixes: 100 }, metrics()).unwrap();
+    let batcher =
+        Batcher::start(generator(64, 4), Room { running: 2, queue: 3, prefixes: 100, batched: None }, metrics())
+            .unwrap();
     let all = Arc::clone(&batcher.permits).acquire_many_owned(5).await.unwrap();
     assert_eq!(batcher.active(), 5);
     assert!(
@@ -802,11 +872,66 @@ async fn without_a_free_permit_requests_are_refused() {
 
 #[tokio::test]
 async fn an_abandoned_request_is_dropped() {
-    let batcher = Batcher::start(generator(ENDLESS, 1), Room { running: 1, queue: 1, prefixes: 0 }, metrics()).unwrap();
+    let batcher =
+        Batcher::start(generator(ENDLESS, 1), Room { running: 1, queue: 1, prefixes: 0, batched: None }, metrics())
+            .unwrap();
     let payer = client();
     let abandoned = batcher.answer(job(5, ENDLESS), &payer);
     assert!(tokio::time::timeout(Duration::from_millis(50), abandoned).await.is_err(), "generation has only begun");
     // The only slot is free again, long before the context is full.
+    let next = tokio::time::timeout(Duration::from_secs(10), batcher.answer(job(5, 3), &client())).await;
+    assert_eq!(next.unwrap().unwrap().tokens.len(), 3);
+    assert_eq!(batcher.active(), 0);
+}
+
+/// A batcher whose steps compute at most 16 tokens.
+fn in_chunks(context: usize) -> Batcher {
+    let room = Room { running: 2, queue: 2, prefixes: 10_000, batched: Some(16) };
+    Batcher::start(generator(context, 4), room, metrics()).unwrap()
+}
+
+fn long(tokens: usize, limit: usize) -> Job {
+    Job { prompt: (0..tokens as u32).map(|at| 2 + at * at % 9).collect(), ..job(5, limit) }
+}
+
+/// The prompt takes 134 steps, in each of which the response goes on.
+#[tokio::test]
+async fn a_long_prompt_lets_responses_go_on() {
+    let batcher = in_chunks(4_000);
+    let (first, second) = (client(), client());
+    let order = std::sync::Mutex::new(Vec::new());
+    let ended = async |name: &'static str, job: Job, client: &Client| {
+        let generated = batcher.answer(job, client).await.unwrap();
+        order.lock().unwrap().push(name);
+        generated.tokens
+    };
+    let (short, prompt) = tokio::join!(ended("short", job(5, 100), &first), ended("long", long(2_000, 3), &second));
+    assert_eq!(*order.lock().unwrap(), ["short", "long"]);
+    // Neither has other tokens than it has alone, in one piece.
+    let whole = Room { running: 1, queue: 1, prefixes: 0, batched: Some(1 << 20) };
+    let alone = Batcher::start(generator(4_000, 1), whole, metrics()).unwrap();
+    assert_eq!(alone.answer(job(5, 100), &first).await.unwrap().tokens, short);
+    assert_eq!(alone.answer(long(2_000, 3), &first).await.unwrap().tokens, prompt);
+}
+
+#[tokio::test]
+async fn prompts_in_chunks_take_over_what_others_computed() {
+    let batcher = in_chunks(4_000);
+    let (first, second) = (client(), client());
+    let (one, other) = tokio::join!(batcher.answer(long(200, 5), &first), batcher.answer(long(200, 5), &second));
+    let (one, other) = (one.unwrap(), other.unwrap());
+    assert_eq!(one.tokens, other.tokens);
+    assert!(other.cached >= 184, "{}", other.cached);
+    let again = batcher.answer(long(200, 5), &first).await.unwrap();
+    assert_eq!((again.tokens, again.cached), (one.tokens, 199));
+}
+
+#[tokio::test]
+async fn a_prompt_is_abandoned_between_two_chunks() {
+    let batcher = in_chunks(ENDLESS);
+    let payer = client();
+    let abandoned = batcher.answer(long(ENDLESS - 1, 1), &payer);
+    assert!(tokio::time::timeout(Duration::from_millis(50), abandoned).await.is_err(), "the prompt has only begun");
     let next = tokio::time::timeout(Duration::from_secs(10), batcher.answer(job(5, 3), &client())).await;
     assert_eq!(next.unwrap().unwrap().tokens.len(), 3);
     assert_eq!(batcher.active(), 0);

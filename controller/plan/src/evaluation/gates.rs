@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use codex_crds::{DataStatus, EvaluationStatus, OutcomesStatus, ReadStatus, ReferenceStatus};
-use codex_provenance::{DataDigest, EvidenceStrength, GatesDigest, ModelDigest, ReportDigest};
+use codex_provenance::{DataDigest, EvidenceStrength, GatesDigest, ModelDigest, ReportDigest, golden::Golden};
 use codex_verdict::{Gate, GateResult, GateSpec, Judgement, Measurement, Verdict};
 
 use super::{metrics::measured, reference};
@@ -17,6 +17,8 @@ pub(crate) struct Counted {
     pub(crate) digest: ReportDigest,
     /// The file of the outcome of each problem.
     pub(crate) outcomes: Option<OutcomesStatus>,
+    /// What the model generated for a few of the problems.
+    pub(crate) golden: Option<Golden>,
     /// The Evaluations that gates compare with.
     pub(crate) references: Vec<ReferenceStatus>,
 }
@@ -51,12 +53,14 @@ pub(crate) fn gates(gates: &[GateSpec]) -> Result<Vec<Gate>, String> {
 pub(crate) fn recorded(status: &EvaluationStatus) -> Option<Counted> {
     let (model, digest) = (status.model.as_ref()?.digest, status.report_digest?);
     let (data, metrics) = (status.data_digests.clone(), measured(&status.metrics)?);
-    (codex_verdict::report_digest(model, &by_name(&data), &metrics) == digest).then_some(Counted {
+    let golden = status.golden_tokens.clone();
+    (codex_verdict::report_digest(model, &by_name(&data), &metrics, golden.as_ref()) == digest).then_some(Counted {
         model,
         data,
         metrics,
         digest,
         outcomes: status.outcomes.clone(),
+        golden,
         references: status.references.clone(),
     })
 }

@@ -1,6 +1,7 @@
 //! What the evaluators reported as their result, checked before it is used. Pure.
 
 use codex_crds::{OutcomesStatus, Reason};
+use codex_provenance::golden::Golden;
 use codex_reports::{EvaluationState, Stage as PodStage};
 
 use super::{
@@ -63,16 +64,26 @@ fn checked(view: &View<'_>, state: &EvaluationState) -> Result<Counted, WorkFail
     if let Err(why) = codex_verdict::accept(&state.metrics) {
         return refuse(Reason::PodFailed, format!("the evaluator's report is refused: {why}"));
     }
+    if let Some(Err(why)) = state.golden_tokens.as_ref().map(Golden::read) {
+        return refuse(Reason::PodFailed, format!("the evaluator's report is refused: golden tokens: {why}"));
+    }
     let metrics = state.metrics.clone();
     let references = view.references.as_deref().unwrap_or_default().to_vec();
     let gates = view.gates.as_deref().unwrap_or_default();
     reference::check(gates, &references, &data, &metrics).map_err(|(reason, why)| WorkFailure::new(reason, why))?;
-    let digest = codex_verdict::report_digest(model, &by_name(&data), &metrics);
+    let files = by_name(&data);
+    // A termination message has no room for golden tokens; the status may have them from the report that it confirms.
+    let recorded = || {
+        let covered = |golden: &Golden| Some(codex_verdict::report_digest(model, &files, &metrics, Some(golden)));
+        view.status.golden_tokens.clone().filter(|golden| covered(golden) == view.status.report_digest)
+    };
+    let golden = state.golden_tokens.clone().or_else(recorded);
+    let digest = codex_verdict::report_digest(model, &files, &metrics, golden.as_ref());
     let outcomes = state.outcomes.zip(view.model()).map(|(sha256, model)| {
         let (claim_name, path) = model.results(&view.folder());
         OutcomesStatus { sha256, claim_name: claim_name.to_owned(), path }
     });
-    Ok(Counted { model, data, metrics, digest, outcomes, references })
+    Ok(Counted { model, data, metrics, digest, outcomes, golden, references })
 }
 
 /// Returns a failure if an evaluator read other data, another configuration or another model than it had to.

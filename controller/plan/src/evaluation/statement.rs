@@ -30,6 +30,7 @@ pub(crate) fn statement(evaluation: &Evaluation, proof: &Proof) -> Option<promot
         completed_at: status.completed_at.as_ref()?.0.to_string(),
         evidence: Some(proof.evidence),
         outcomes: status.outcomes.as_ref().map(|outcomes| outcomes.sha256),
+        golden_tokens: status.golden_tokens.clone(),
         metrics: stated.metrics,
         gates: stated.gates,
         references: status.references.iter().map(reference).collect::<Option<_>>()?,

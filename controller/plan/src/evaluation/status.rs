@@ -104,6 +104,7 @@ fn with_numbers(status: EvaluationStatus, counted: &Counted) -> EvaluationStatus
         metrics: counted.metrics.iter().map(|(name, measurement)| written(name, measurement)).collect(),
         report_digest: Some(counted.digest),
         outcomes: counted.outcomes.clone(),
+        golden_tokens: counted.golden.clone(),
         references: counted.references.clone(),
         ..status
     }

@@ -128,7 +128,7 @@ fn wanted<'a>(view: &'a View<'_>, stage: &'a Stage) -> Option<Planned<'a>> {
         return None;
     }
     match stage {
-        Stage::Canary(target) | Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => {
+        Stage::Canary(target) | Stage::RollingOut(target) | Stage::Refused(target, ..) | Stage::Serving(target) => {
             recorded(view, target, rollout).map(|_| Planned::For(target, servers))
         }
         // Running servers stay while something blocks the rollout.
@@ -184,7 +184,7 @@ impl Next {
                     next.rollout = Some(begin(view, target, rollout, revision));
                 }
             },
-            Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => {
+            Stage::RollingOut(target) | Stage::Refused(target, ..) | Stage::Serving(target) => {
                 let passed = recorded(view, target, rollout).is_some_and(|it| it.phase == RolloutPhase::Promoting);
                 match stage {
                     Stage::Serving(_) if passed => next.end(view.now, RolloutResult::Promoted, "every step passed"),
@@ -352,7 +352,7 @@ fn judge(view: &View<'_>, stage: &Stage, target: &Target, rollout: &Rollout, hel
     let others = view.servers.as_ref().map_or(0, |servers| servers.counts(view.wanted()).ready);
     let others = if answers_alone(view, stage) { 0 } else { others };
     next.share = (counts.ready + others > 0).then(|| format!("{}/{}", counts.ready, counts.ready + others));
-    if let Some(why) = canary.refusal() {
+    if let Some((_, why)) = canary.refusal() {
         return failed(next, why);
     }
     if let Some(why) = held.step_started.as_ref().and_then(|since| canary.crashed(since.0)) {

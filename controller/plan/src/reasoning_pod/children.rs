@@ -79,7 +79,7 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
             }
             (None, None) => return desired,
         },
-        Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => {
+        Stage::RollingOut(target) | Stage::Refused(target, ..) | Stage::Serving(target) => {
             desired.deployments.push(deployment(view, target));
         }
     }

@@ -28,7 +28,7 @@ pub(super) fn blocked_by(view: &View<'_>, stage: &Stage, canary: &canary::Next) 
             let told = canary.told().map(|(_, message)| truncate_chars(&message, MAX_SENTENCE));
             return told.into_iter().collect();
         }
-        Stage::Refused(_, why) => return vec![truncate_chars(why, MAX_SENTENCE)],
+        Stage::Refused(_, _, why) => return vec![truncate_chars(why, MAX_SENTENCE)],
         Stage::Revoked => sentences(&view.evidence.policies.revoked),
         _ => Vec::new(),
     };

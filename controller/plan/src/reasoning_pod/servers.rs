@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use codex_crds::{TrafficStatus, VerifiedStatus, annotation};
+use codex_crds::{Reason, TrafficStatus, VerifiedStatus, annotation};
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_reports::{Comparison, Report, ServingState, Stage as PodStage, State};
 use jiff::Timestamp;
@@ -169,11 +169,12 @@ impl<'a> Servers<'a> {
             let received = self.observed.reports.iter().find(|received| received.report.pod_uid == facts.uid())?;
             Timestamp::from_second(received.at.as_second()).ok()
         };
+        let golden = |facts: &Facts<'_>| self.state(facts)?.1.golden_tokens.map(|it| it.name().to_owned());
         self.current()
             .filter(holds)
-            .filter_map(|facts| Some((at(facts)?, facts.name())))
+            .filter_map(|facts| Some((at(facts)?, facts.name(), golden(facts))))
             .min()
-            .map(|(at, by)| VerifiedStatus { digest: model, by, at: Time(at) })
+            .map(|(at, by, golden_tokens)| VerifiedStatus { digest: model, by, at: Time(at), golden_tokens })
     }
 
     /// Returns the ready servers of all templates that have verified what they serve, by their reports. A server without a report
@@ -250,11 +251,13 @@ impl<'a> Servers<'a> {
     }
 
     /// Returns why a server of the current template refuses to serve.
-    pub(crate) fn refusal(&self) -> Option<String> {
+    pub(crate) fn refusal(&self) -> Option<(Reason, String)> {
         self.current().find_map(|facts| {
             let (_, state) = self.state(facts)?;
             let failure = state.failure.as_ref().filter(|_| state.stage == PodStage::Failed)?;
-            Some(format!("pod {} refuses to serve: {}", facts.name(), failure.message))
+            let known = Some(Reason::GoldenTokensDiffer).filter(|known| known.name() == failure.reason);
+            let reason = known.unwrap_or(Reason::VerificationFailed);
+            Some((reason, format!("pod {} refuses to serve: {}", facts.name(), failure.message)))
         })
     }
 

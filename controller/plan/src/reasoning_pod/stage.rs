@@ -1,5 +1,7 @@
 //! The stage of a rollout, derived from its observation. Pure.
 
+use codex_crds::Reason;
+
 use super::{canary, signing::Signing, target::Target, view::View};
 
 /// The stage of a rollout.
@@ -17,8 +19,8 @@ pub(crate) enum Stage {
     Canary(Box<Target>),
     /// Servers are starting.
     RollingOut(Box<Target>),
-    /// A server refuses the bytes, a bundle, the key or the ring; the text says why.
-    Refused(Box<Target>, String),
+    /// A server refuses the bytes, a bundle, the key or the ring, or does not reproduce the golden tokens; the text says why.
+    Refused(Box<Target>, Reason, String),
     /// All servers are ready, and one has verified the bytes that it serves.
     Serving(Box<Target>),
 }
@@ -57,8 +59,8 @@ impl Stage {
         let Some(servers) = view.servers.as_ref().filter(|_| canary::is_current(view, &target)) else {
             return Self::RollingOut(target);
         };
-        if let Some(why) = servers.refusal() {
-            return Self::Refused(target, why);
+        if let Some((reason, why)) = servers.refusal() {
+            return Self::Refused(target, reason, why);
         }
         let wanted = view.wanted();
         let verified = servers.verified(target.model, target.promotion, view.status.verified.as_ref());

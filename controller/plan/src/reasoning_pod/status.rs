@@ -168,7 +168,7 @@ struct Signed {
 }
 
 fn signed(view: &View<'_>, stage: &Stage, serves: bool) -> Signed {
-    if let Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) = stage {
+    if let Stage::RollingOut(target) | Stage::Refused(target, ..) | Stage::Serving(target) = stage {
         return of_target(target);
     }
     if serves || matches!(stage, Stage::Canary(_)) {
@@ -236,7 +236,7 @@ fn verified(view: &View<'_>, stage: &Stage, serves: bool) -> Option<VerifiedStat
     let servers = view.servers.as_ref().filter(|_| serves)?;
     let (model, promotion) = servers.made_for()?;
     match stage {
-        Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target)
+        Stage::RollingOut(target) | Stage::Refused(target, ..) | Stage::Serving(target)
             if (target.model, target.promotion) != (model, promotion) =>
         {
             None
@@ -359,7 +359,7 @@ fn signing(view: &View<'_>, stage: &Stage, block: Option<&Block>) -> (bool, Reas
         return (false, Reason::KeyNotTrusted, why);
     }
     match stage {
-        Stage::Canary(target) | Stage::RollingOut(target) | Stage::Refused(target, _) | Stage::Serving(target) => {
+        Stage::Canary(target) | Stage::RollingOut(target) | Stage::Refused(target, ..) | Stage::Serving(target) => {
             recorded(&target.oms_bundle, &target.promotion_bundle)
         }
         // Servers that stay were signed, although something blocks the next rollout.
@@ -451,8 +451,8 @@ fn expiring(view: &View<'_>) -> Option<String> {
 }
 
 fn verification(view: &View<'_>, stage: &Stage) -> (Truth, Reason, String) {
-    if let Stage::Refused(_, why) = stage {
-        return (Truth::False, Reason::VerificationFailed, why.clone());
+    if let Stage::Refused(_, reason, why) = stage {
+        return (Truth::False, *reason, why.clone());
     }
     let serves = !view.spec().dry_run;
     match verified(view, stage, serves) {
@@ -507,7 +507,7 @@ fn ready(view: &View<'_>, stage: &Stage, canary: &Next) -> (Reason, String) {
             let obstacle = view.servers.as_ref().and_then(Servers::obstacle);
             (Reason::RollingOut, obstacle.unwrap_or_else(|| "the servers are starting".to_owned()))
         }
-        Stage::Refused(_, why) => (Reason::VerificationFailed, why.clone()),
+        Stage::Refused(_, reason, why) => (*reason, why.clone()),
         Stage::Serving(target) if view.wanted().replicas == 0 => {
             (Reason::Serving, format!("spec.replicas is 0; the model {} is ready to be served", target.model.short()))
         }

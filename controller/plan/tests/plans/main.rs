@@ -8,6 +8,7 @@ mod compared;
 mod convergence;
 mod curricula;
 mod explained;
+mod golden;
 mod leaving;
 mod make;
 mod policies;

@@ -141,8 +141,12 @@ impl World {
             self.forged.insert("evaluation-1".to_owned());
         }
         if let Some(status) = &mut self.pod.status {
-            status.verified =
-                Some(VerifiedStatus { digest: model.digest, by: "codex-s-rc-000".to_owned(), at: Time(make::at(0)) });
+            status.verified = Some(VerifiedStatus {
+                digest: model.digest,
+                by: "codex-s-rc-000".to_owned(),
+                at: Time(make::at(0)),
+                golden_tokens: None,
+            });
             self.forged.insert("pod-1".to_owned());
         }
     }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Decoder, EngineError, Layout, ModelConfig, PromptError,
-    decoder::{End, Logits, Slots},
+    decoder::{End, Logits, Slots, Turn},
     model::Read,
 };
 
@@ -51,41 +51,47 @@ impl CandleDecoder {
         Ok(Self { config: config.clone(), place, weights, slots, caches })
     }
 
-    fn rows(&mut self) -> Result<Logits> {
+    fn rows(&mut self, budget: usize) -> Result<Logits> {
         let Self { config, place, weights, slots, caches } = self;
+        let turns = slots.take(slots.share_out(budget, |_| 0), 0);
         let (mut tokens, mut positions, mut last) = (Vec::new(), Vec::new(), Vec::new());
         let (mut sequences, mut used) = (Vec::new(), Vec::new());
-        for ((index, slot), caches) in slots.used().zip(taken(caches, slots)) {
-            let rows = slot.pending.len();
+        for (turn, caches) in turns.iter().zip(taken(caches, &turns)) {
+            let (cached, rows) = (turn.cached, turn.tokens.len());
             sequences.push(Sequence {
                 first_row: tokens.len(),
                 rows,
-                cached: slot.cached,
-                rope: Rope::new(config, place, slot.cached, rows)?,
+                cached,
+                rope: Rope::new(config, place, cached, rows)?,
                 caches,
             });
-            tokens.extend_from_slice(&slot.pending);
-            positions.extend((slot.cached..slot.cached + rows).map(|position| position as u32));
-            last.push((tokens.len() - 1) as u32);
-            used.push(index);
+            tokens.extend_from_slice(&turn.tokens);
+            positions.extend((cached..cached + rows).map(|position| position as u32));
+            if turn.last {
+                last.push((tokens.len() - 1) as u32);
+                used.push(turn.slot);
+            }
         }
-        if used.is_empty() {
+        if turns.is_empty() {
             return Ok(Logits { vocabulary: config.vocab_size, ..Logits::default() });
         }
         let model = Model { config, place, weights, frozen: true, adapters: None };
         let hidden = model.hidden(&tokens, &positions, &mut Cached { sequences })?;
+        if used.is_empty() {
+            return Ok(Logits { vocabulary: config.vocab_size, ..Logits::default() });
+        }
         let logits = hidden.index_select(&place.indices(&last)?, 0)?.matmul(&model.head()?.1.t()?)?;
         let rows = logits.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         Ok(Logits { slots: used, rows, vocabulary: config.vocab_size })
     }
 }
 
-/// Yields the caches of the slots in use.
+/// Yields the caches of slots, which are given in ascending order.
 fn taken<'a>(
     caches: &'a mut [Vec<Option<Tensor>>],
-    slots: &'a Slots,
+    turns: &'a [Turn],
 ) -> impl Iterator<Item = &'a mut Vec<Option<Tensor>>> {
-    let mut used = slots.used().map(|(index, _)| index).peekable();
+    let mut used = turns.iter().map(|turn| turn.slot).peekable();
     caches.iter_mut().enumerate().filter(move |(index, _)| used.next_if_eq(index).is_some()).map(|(_, caches)| caches)
 }
 
@@ -169,8 +175,8 @@ impl Decoder for CandleDecoder {
         self.slots.prefill(&self.config, slot, tokens)
     }
 
-    fn logits(&mut self) -> std::result::Result<Logits, EngineError> {
-        Ok(self.rows()?)
+    fn logits_within(&mut self, budget: usize) -> std::result::Result<Logits, EngineError> {
+        Ok(self.rows(budget)?)
     }
 
     fn push(&mut self, slot: usize, token: u32) -> Option<End> {

@@ -1,7 +1,7 @@
 //! The generation backend on processors: packed weights, a key-value cache per slot, and rows of all slots in one batch. Pure.
 //!
 //! Rows are computed by the kernels of training, which give a row the same bits whatever the rows beside it. A prompt
-//! therefore has the bits of a training forward pass, in chunks of any size.
+//! therefore has the bits of a training forward pass, in chunks of any size, within a step or over several.
 
 use std::ops::Range;
 
@@ -123,23 +123,28 @@ impl<N: Dtype> CpuDecoder<N> {
         Self { rows, ..self }
     }
 
-    /// Takes over the keys and values of tokens with which new prompts begin, such as a system prompt, from slots that hold them.
-    /// What all new prompts begin with is computed once. The keys and values of a token depend on the tokens before it alone, bit
-    /// for bit, so that the logits do not change.
-    pub(crate) fn share(&mut self) {
+    /// Shares the budget of a step out and lets the prompts begin that it reaches: they take over the keys and values of tokens with
+    /// which they begin, such as a system prompt, from slots that hold them. What all of them begin with is computed once. The keys
+    /// and values of a token depend on the tokens before it alone, bit for bit, so that the logits do not change. Returns what is left
+    /// to compute, and how many tokens were computed.
+    pub(crate) fn share(&mut self, budget: usize) -> (Vec<(usize, usize)>, usize) {
+        let known = |prompt: &[u32]| self.known(prompt);
+        let shares = self.slots.share_out(budget, known);
         let new: Vec<(usize, Vec<u32>)> =
-            self.slots.new_prompts().map(|(slot, prompt)| (slot, prompt.to_vec())).collect();
-        let mut computed = None;
+            shares.into_iter().filter_map(|(slot, _)| Some((slot, self.slots.new_prompt(slot)?.to_vec()))).collect();
+        let (mut computed, mut computed_by) = (0, None);
         if let [(first, prompt), others @ ..] = new.as_slice()
             && let Some(shared) = others.iter().map(|(_, other)| takeable(prompt, other)).min()
-            && shared >= SHARED.max(1 + self.held.iter().map(|held| takeable(held, prompt)).max().unwrap_or(0))
+            // The first prompt computes its last token itself.
+            && let shared = shared.min(prompt.len() - 1)
+            && shared >= SHARED.max(1 + self.known(prompt))
         {
             for start in (0..shared).step_by(self.rows) {
                 let count = self.rows.min(shared - start);
                 let part = Part { slot: *first, row: 0, count, position: start };
                 in_pool(|| self.forward(&[part], &prompt[start..start + count]));
             }
-            computed = Some(*first);
+            (computed, computed_by) = (shared, Some(*first));
         }
         for (slot, prompt) in &new {
             self.reused[*slot] = 0;
@@ -155,10 +160,21 @@ impl<N: Dtype> CpuDecoder<N> {
             }
             self.held[*slot] = prompt[..count].to_vec();
             self.slots.skip(*slot, count);
-            if computed != Some(*slot) {
+            if computed_by != Some(*slot) {
                 self.reused[*slot] = count;
             }
         }
+        let mut shares = self.slots.share_out(budget.saturating_sub(computed), |_| 0);
+        // The others begin in a later step, when they may take over more.
+        let begins = |slot: &usize| new.iter().any(|(new, _)| new == slot);
+        shares.retain(|(slot, _)| self.slots.new_prompt(*slot).is_none() || begins(slot));
+        (shares, computed)
+    }
+
+    /// Returns how many tokens of a prompt slots hold.
+    fn known(&self, prompt: &[u32]) -> usize {
+        let held = self.held.iter().map(|held| takeable(held, prompt)).max().unwrap_or(0);
+        if held >= SHARED { held } else { 0 }
     }
 
     /// Runs the blocks over the tokens of `parts`, appends to the caches, and leaves the residual stream in the workspace.
@@ -283,22 +299,21 @@ impl<N: Dtype> Decoder for CpuDecoder<N> {
         self.slots.prefill(&self.model.config, slot, tokens)
     }
 
-    fn logits(&mut self) -> Result<Logits, EngineError> {
-        self.share();
-        let work: Vec<(usize, usize, Vec<u32>)> =
-            self.slots.used().map(|(index, slot)| (index, slot.cached, slot.pending.clone())).collect();
+    fn logits_within(&mut self, budget: usize) -> Result<Logits, EngineError> {
+        let (shares, computed) = self.share(budget);
+        let work = self.slots.take(shares, computed);
         let mut logits = Logits { vocabulary: self.model.config.vocab_size, ..Logits::default() };
         let (mut parts, mut tokens, mut last): (Vec<Part>, Vec<u32>, Vec<usize>) = Default::default();
-        for (at, (slot, cached, pending)) in work.iter().enumerate() {
-            let mut done = 0;
+        for (at, turn) in work.iter().enumerate() {
+            let (pending, mut done) = (&turn.tokens, 0);
             while done < pending.len() {
                 let count = (pending.len() - done).min(self.rows - tokens.len());
-                parts.push(Part { slot: *slot, row: tokens.len(), count, position: cached + done });
+                parts.push(Part { slot: turn.slot, row: tokens.len(), count, position: turn.cached + done });
                 tokens.extend_from_slice(&pending[done..done + count]);
                 done += count;
-                if done == pending.len() {
+                if turn.last && done == pending.len() {
                     last.push(tokens.len() - 1);
-                    logits.slots.push(*slot);
+                    logits.slots.push(turn.slot);
                 }
                 let ended = at + 1 == work.len() && done == pending.len();
                 if tokens.len() == self.rows || ended {

@@ -80,6 +80,23 @@ pub(crate) fn limit() -> Isa {
     *LIMIT.get_or_init(|| Isa::limit().unwrap_or(Isa::Amx))
 }
 
+/// The version of the arithmetic of all kernels on processors. It is raised with every change that gives other bits on some
+/// processor, so that what was recorded with another version is not compared bit for bit.
+pub const KERNELS: u32 = 1;
+
+/// Returns the name of the instruction set that kernels use, but for products of matrices in `bf16`, whose code path names it.
+pub fn instruction_set() -> &'static str {
+    match arch() {
+        #[cfg(target_arch = "x86_64")]
+        pulp::Arch::V3(_) => "avx2",
+        #[cfg(target_arch = "x86_64")]
+        pulp::Arch::V4(_) => "avx512",
+        pulp::Arch::Scalar => "portable",
+        #[allow(unreachable_patterns, reason = "reached on other architectures")]
+        _ => env::consts::ARCH,
+    }
+}
+
 /// Returns the instruction set that pulp dispatches to.
 pub fn arch() -> pulp::Arch {
     static ARCH: OnceLock<pulp::Arch> = OnceLock::new();

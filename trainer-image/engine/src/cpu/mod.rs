@@ -29,6 +29,6 @@ pub use eight::round_to_eight_bits;
 pub(crate) use engine::CpuEngine;
 pub(crate) use head::surprise;
 pub(crate) use isa::limit;
-pub use isa::{Isa, UnknownIsa, VARIABLE as MAX_CPU_ISA, arch};
+pub use isa::{Isa, KERNELS, UnknownIsa, VARIABLE as MAX_CPU_ISA, arch, instruction_set};
 pub(crate) use matrix::Dtype;
 pub(crate) use memory::{lora_memory, memory};

@@ -1,5 +1,7 @@
 //! Tests of generation: its bits are those of a training forward pass, and its logits agree with candle.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::cpu::{Bf16, CpuDecoder, CpuEngine, Dtype};
 
@@ -109,13 +111,14 @@ fn assert_shared_prompts_have_their_bits<N: Dtype>(config: &ModelConfig) {
             Ok(())
         };
         let mut decoder = CpuDecoder::<N>::load(config, 4, &mut read).unwrap().with_rows(rows);
+        let all = usize::MAX;
         let computed = |decoder: &CpuDecoder<N>| -> Vec<usize> {
             decoder.slots().used().map(|(_, slot)| slot.pending.len()).collect()
         };
         for (slot, prompt) in prompts[..3].iter().enumerate() {
             decoder.prefill(slot, prompt).unwrap();
         }
-        decoder.share();
+        decoder.share(all);
         // The last token of a prompt is computed even if all of it is shared.
         assert_eq!(computed(&decoder), [10, 1, 10]);
         // What the prompts share was computed for the first of them.
@@ -126,14 +129,14 @@ fn assert_shared_prompts_have_their_bits<N: Dtype>(config: &ModelConfig) {
         }
         (0..3).for_each(|slot| decoder.release(slot));
         decoder.prefill(3, &prompts[3]).unwrap();
-        decoder.share();
+        decoder.share(all);
         assert_eq!(computed(&decoder), [28], "no slot holds this prompt");
         assert!(bits(&decoder.logits().unwrap().rows) == bits(&alone(&prompts[3])));
         assert_eq!(decoder.push(3, 2), None);
         // While slot 3 goes on, slot 0 takes over what it began with, and slot 1 what slot 2 holds.
         decoder.prefill(0, &prompts[4]).unwrap();
         decoder.prefill(1, &prompts[2]).unwrap();
-        decoder.share();
+        decoder.share(all);
         assert_eq!(computed(&decoder), [9, 1, 1]);
         assert_eq!([0, 1].map(|slot| decoder.reused(slot)), [19, 29]);
         let logits = decoder.logits().unwrap();
@@ -171,6 +174,158 @@ fn prompts_that_begin_alike_have_the_bits_that_they_have_alone() {
         assert_shared_prompts_have_their_bits::<f32>(&config);
         assert_shared_prompts_have_their_bits::<Bf16>(&config);
     }
+}
+
+/// A step of a schedule: what happens before it, and its budget.
+#[derive(Clone, Debug)]
+enum Act {
+    /// Puts one of the prompts into a free slot.
+    Begin(usize),
+    /// Releases the slot, also in the middle of its prompt.
+    Abandon(usize),
+    /// Empties the slot if it is free.
+    Forget(usize),
+    /// A step within this budget.
+    Step(usize),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        3 => (0_usize..PROMPTS).prop_map(Act::Begin),
+        1 => (0_usize..SLOTS).prop_map(Act::Abandon),
+        1 => (0_usize..SLOTS).prop_map(Act::Forget),
+        6 => prop_oneof![1_usize..8, 8_usize..40, Just(usize::MAX)].prop_map(Act::Step),
+    ];
+    prop::collection::vec(act, 1..40)
+}
+
+const SLOTS: usize = 3;
+const PROMPTS: usize = 6;
+
+/// Returns prompts of which some begin alike, and one is a single token.
+fn prompts() -> [Vec<u32>; PROMPTS] {
+    let (system, other) = (words(21, 9), words(19, 70));
+    let with = |start: &[u32], count: usize, seed: u32| [start, &words(count, seed)].concat();
+    [with(&system, 9, 5), system.clone(), with(&system, 17, 7), with(&other, 8, 8), with(&other, 2, 6), vec![5]]
+}
+
+/// Runs a schedule, and asserts that each slot has the logits that its prompt has alone, and that a step keeps to its budget.
+fn assert_a_schedule_changes_no_bit<N: Dtype>(acts: &[Act], rows: usize) {
+    const MOST: usize = 3;
+    let config = tiny();
+    let parameters = state(&config, 3).parameters;
+    let bits = |rows: &[f32]| rows.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    // What each prompt gives alone, with the same tokens after it.
+    let alone = prompts().map(|prompt| {
+        let tokens = [prompt.as_slice(), &[3; MOST - 1]].concat();
+        let rows = feed(&mut loaded::<N>(&config, &parameters), &tokens, prompt.len());
+        rows.chunks_exact(config.vocab_size).map(bits).collect::<Vec<_>>()
+    });
+    let mut read = |range: std::ops::Range<usize>, to: &mut [f32]| -> Result<(), EngineError> {
+        to.copy_from_slice(&parameters[range]);
+        Ok(())
+    };
+    let mut decoder = CpuDecoder::<N>::load(&config, SLOTS, &mut read).unwrap().with_rows(rows);
+    // The prompt of each slot, and how many tokens it has yielded.
+    let mut running: [Option<(usize, usize)>; SLOTS] = [None; SLOTS];
+    let step = |decoder: &mut CpuDecoder<N>, running: &mut [Option<(usize, usize)>; SLOTS], budget: usize| {
+        let responds = |slot: &usize| running[*slot].is_some_and(|(_, yielded)| yielded > 0);
+        let responding: Vec<usize> = (0..SLOTS).filter(responds).collect();
+        let logits = decoder.logits_within(budget).unwrap();
+        assert!(responding.iter().all(|slot| logits.slots.contains(slot)), "a response waited: {logits:?}");
+        // Responses go on in any case, and so does a prompt.
+        assert!(decoder.slots().computed() <= budget.max(SLOTS + 1), "{budget}");
+        for (slot, row) in logits.slots.iter().zip(logits.rows.chunks_exact(config.vocab_size)) {
+            let (prompt, yielded) = running[*slot].unwrap();
+            assert!(bits(row) == alone[prompt][yielded], "prompt {prompt}, token {yielded}");
+            assert_eq!(decoder.push(*slot, 3), None);
+            running[*slot] = Some((prompt, yielded + 1)).filter(|(_, yielded)| *yielded < MOST);
+            if running[*slot].is_none() {
+                decoder.release(*slot);
+            }
+        }
+    };
+    for act in acts {
+        match *act {
+            Act::Begin(prompt) => {
+                let Some(slot) = decoder.slots().free() else { continue };
+                decoder.prefill(slot, &prompts()[prompt]).unwrap();
+                running[slot] = Some((prompt, 0));
+            }
+            Act::Abandon(slot) => {
+                decoder.release(slot);
+                running[slot] = None;
+            }
+            Act::Forget(slot) => decoder.forget(slot),
+            Act::Step(budget) => step(&mut decoder, &mut running, budget),
+        }
+    }
+    // Every prompt comes to its end, however small the budget.
+    for _ in 0..SLOTS * (40 + MOST) {
+        step(&mut decoder, &mut running, 1);
+    }
+    assert_eq!(running, [None; SLOTS]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn no_schedule_of_chunks_changes_a_bit(acts in acts(), rows in prop_oneof![Just(512_usize), Just(5), Just(1)]) {
+        assert_a_schedule_changes_no_bit::<f32>(&acts, rows);
+        assert_a_schedule_changes_no_bit::<Bf16>(&acts, rows);
+    }
+}
+
+/// Steps share their budget between responses and prompts, in the order in which the prompts came.
+#[test]
+fn a_budget_is_shared_out_in_order() {
+    let config = tiny();
+    let parameters = state(&config, 3).parameters;
+    let settings = [Settings::default(), Settings { backend: Backend::Candle(Device::Cpu), ..Settings::default() }];
+    for settings in settings {
+        let mut decoder = decoder(&config, &parameters, settings, 4).unwrap();
+        decoder.prefill(2, &words(5, 1)).unwrap();
+        assert_eq!(decoder.logits_within(5).unwrap().slots, [2]);
+        assert_eq!(decoder.push(2, 3), None);
+        decoder.prefill(3, &words(20, 2)).unwrap();
+        decoder.prefill(0, &words(6, 3)).unwrap();
+        // One token of the response and seven of the prompt that came first, and so on.
+        for (budget, ready) in [(8, vec![2]), (8, vec![2]), (9, vec![2, 3]), (1, vec![2, 3])] {
+            let found = decoder.logits_within(budget).unwrap();
+            assert_eq!(found.slots, ready, "{}", decoder.path());
+            assert_eq!(found.rows.len(), ready.len() * config.vocab_size);
+            assert_eq!(decoder.slots().computed(), budget.max(ready.len() + usize::from(budget == 1)));
+            for slot in found.slots {
+                assert_eq!(decoder.push(slot, 3), None);
+            }
+        }
+        // Two tokens of the last prompt were computed with the third budget, and one with the fourth.
+        assert_eq!(decoder.logits_within(5).unwrap().slots, [0, 2, 3]);
+        assert_eq!(decoder.slots().computed(), 5);
+    }
+}
+
+/// A prompt that waits for the budget takes over what the prompts before it have computed meanwhile.
+#[test]
+fn a_prompt_that_waits_takes_over_more() {
+    let config = tiny();
+    let parameters = state(&config, 3).parameters;
+    let mut decoder = loaded::<f32>(&config, &parameters);
+    let prompt = words(40, 9);
+    for slot in [0, 1] {
+        decoder.prefill(slot, &prompt).unwrap();
+    }
+    for _ in 0..2 {
+        assert!(decoder.logits_within(16).unwrap().slots.is_empty());
+        assert_eq!(decoder.slots().computed(), 16);
+    }
+    // The rest of the first prompt, and what the second one does not take over of it.
+    let found = decoder.logits_within(16).unwrap();
+    assert_eq!((found.slots, decoder.slots().computed()), (vec![0, 1], 16));
+    assert_eq!([0, 1].map(|slot| decoder.reused(slot)), [0, 32]);
+    let alone = feed(&mut loaded::<f32>(&config, &parameters), &prompt, 40);
+    assert!(found.rows.chunks_exact(config.vocab_size).all(|row| row == alone));
 }
 
 #[test]

@@ -16,12 +16,14 @@ use std::{
 };
 
 use codex_provenance::Sha256;
+use codex_reports::CopiedGrammar;
 use llguidance::{
     Matcher, ParserFactory,
     api::{GrammarInit, TopLevelGrammar},
     earley::SlicedBiasComputer,
     toktrie::{ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie},
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -51,7 +53,8 @@ const MAX_REASON: usize = 400;
 const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
 
 /// What a response must be.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(super) enum Grammar {
     /// A JSON text by a JSON Schema, which is an object.
     Json(Value),
@@ -180,6 +183,16 @@ impl Grammar {
             Self::Arguments(schema) => json!(["arguments", schema]),
         };
         Sha256::of(text.to_string())
+    }
+
+    /// Returns the grammar as copies of requests hold it.
+    pub(super) fn copied(&self, around: &Around) -> CopiedGrammar {
+        CopiedGrammar {
+            grammar: json!(self).to_string(),
+            reasoning: around.reasoning.map(|(open, _)| open.to_owned()),
+            opened: around.opened,
+            calls: around.calls.is_some(),
+        }
     }
 
     /// Returns the grammar in the form of the compiler.

@@ -31,7 +31,10 @@ use serde_json::{Value, json};
 #[cfg(test)]
 pub(crate) use request::read_any;
 
-pub(super) use self::error::ApiError;
+pub(super) use self::{
+    error::ApiError,
+    split::{CALLS, reasoning_markers},
+};
 use self::{
     request::Asked,
     respond::{Answer, identifier, stream, whole},

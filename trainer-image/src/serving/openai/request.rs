@@ -2,6 +2,8 @@
 //!
 //! Fields that change what is generated are honoured or refused; all others are ignored, because clients send many.
 
+use std::sync::Arc;
+
 use axum::http::StatusCode;
 use codex_engine::{Sampler, Sampling};
 use serde::Deserialize;
@@ -14,7 +16,12 @@ use super::{
 };
 use crate::{
     safety::Direction,
-    serving::{batcher::Job, filter::Check, grammar::GrammarError, phase::ServedModel},
+    serving::{
+        batcher::{Bound, Job},
+        filter::Check,
+        grammar::GrammarError,
+        phase::ServedModel,
+    },
     text::TokenizerError,
 };
 
@@ -220,8 +227,9 @@ impl Asked {
             GrammarError::Busy => ApiError::other(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
             _ => ApiError::field(&structure.field, error),
         })?;
+        let source = Arc::new(structure.grammar.copied(&structure.around));
         for job in &mut self.jobs {
-            job.bound = Some(bound.clone());
+            job.bound = Some(Bound { constraint: bound.clone(), source: Arc::clone(&source) });
         }
         Ok(())
     }

@@ -30,6 +30,15 @@ pub(super) const CALL: &str = "<tool_call>";
 /// The marker after a call.
 pub(super) const CALL_END: &str = "</tool_call>";
 
+/// The markers around calls.
+pub(in crate::serving) const CALLS: (&str, &str) = (CALL, CALL_END);
+
+/// Returns the known markers of reasoning of which this is the first one.
+pub(in crate::serving) fn reasoning_markers(open: &str) -> Option<(&'static str, &'static str)> {
+    let known = Markers::KNOWN.into_iter().find(|markers| markers.open == open)?;
+    Some((known.open, known.close))
+}
+
 /// A part of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Part {

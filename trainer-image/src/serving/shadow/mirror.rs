@@ -1,11 +1,12 @@
-//! Sends copies of requests to shadows, after they were answered. Does I/O on a thread of its own.
+//! Sends copies of requests to shadows, after they were answered. Does I/O on a thread for each shadow, so that one that does not
+//! answer delays no other.
 
 use std::{
-    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     time::{Duration, Instant},
@@ -14,8 +15,8 @@ use std::{
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use codex_provenance::{ModelDigest, files};
 use codex_reports::{
-    COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, CopiedSampling, MAX_COPY, MirrorFile, MirrorTarget,
-    RequestCopy, signed_copy,
+    COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, CopiedGrammar, CopiedSampling, MAX_COPY, MirrorFile,
+    MirrorTarget, RequestCopy, signed_copy,
 };
 use ureq::Agent;
 
@@ -24,7 +25,7 @@ use crate::{
     text::Tokenizer,
 };
 
-/// The most copies that wait to be sent. Further ones are dropped.
+/// The most copies that wait to be sent to a shadow. Further ones are dropped.
 const QUEUE: usize = 64;
 /// The timeout of a request. A shadow takes a copy before it generates.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -47,64 +48,62 @@ const FAILED: &str = "failed";
 pub(in crate::serving) struct Mirror {
     path: PathBuf,
     /// The bytes that were read last, and the shadows that they name.
-    shadows: RwLock<(Vec<u8>, Arc<Vec<MirrorTarget>>)>,
-    queue: SyncSender<Waiting>,
-    /// The public key that verifies copies.
-    key: String,
+    shadows: RwLock<(Vec<u8>, Arc<Vec<Lane>>)>,
     shared: Arc<Shared>,
 }
 
-/// What the sending thread needs, too.
+/// The way to one shadow. Its thread ends once nothing holds the queue.
+#[derive(Clone, Debug)]
+struct Lane {
+    target: MirrorTarget,
+    queue: SyncSender<Arc<RequestCopy>>,
+}
+
+/// What all threads need, too.
 #[derive(Debug)]
 struct Shared {
+    pair: Ed25519KeyPair,
+    /// The public key that verifies copies.
+    key: String,
+    agent: Agent,
+    /// The number of the last copy. Those of a shadow grow, because its thread takes them when it sends.
+    sequence: AtomicU64,
     /// The model that answers, once it is loaded.
     served: OnceLock<(ModelDigest, Tokenizer)>,
     metrics: Arc<Metrics>,
 }
 
-/// A copy that waits to be sent.
+/// A copy that waits for the end of the response.
 struct Waiting {
-    targets: Vec<MirrorTarget>,
+    lanes: Vec<Lane>,
     copy: RequestCopy,
 }
 
 impl Mirror {
-    /// Reads the file and starts the thread that sends copies. It ends when the mirror is dropped.
+    /// Reads the file and starts the threads that send copies. They end when the mirror is dropped.
     ///
     /// # Errors
-    /// The system has no random bytes, or no thread can start.
+    /// The system has no random bytes.
     pub(in crate::serving) fn new(path: PathBuf, metrics: Arc<Metrics>) -> Result<Arc<Self>, ServeError> {
         let pair = Ed25519KeyPair::generate()
             .map_err(|_| ServeError::Mirror(io::Error::other("no key for copies can be generated")))?;
         let key = hex::encode(pair.public_key());
-        let (queue, waiting) = sync_channel(QUEUE);
-        let shared = Arc::new(Shared { served: OnceLock::new(), metrics });
-        let sender = Sender {
-            pair,
-            key: key.clone(),
-            shared: Arc::clone(&shared),
-            agent: Agent::config_builder()
-                .http_status_as_error(false)
-                .max_redirects(0)
-                .proxy(None)
-                .timeout_global(Some(TIMEOUT))
-                .build()
-                .into(),
-            sequence: 0,
-            silent: BTreeSet::new(),
-        };
-        std::thread::Builder::new()
-            .name("copies".to_owned())
-            .spawn(move || sender.run(&waiting))
-            .map_err(ServeError::Mirror)?;
-        let mirror = Self { path, shadows: RwLock::default(), queue, key, shared };
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .proxy(None)
+            .timeout_global(Some(TIMEOUT))
+            .build()
+            .into();
+        let shared = Shared { pair, key, agent, sequence: AtomicU64::new(0), served: OnceLock::new(), metrics };
+        let mirror = Self { path, shadows: RwLock::default(), shared: Arc::new(shared) };
         mirror.reload();
         Ok(Arc::new(mirror))
     }
 
     /// Returns the public key that verifies copies, in hexadecimal digits.
     pub(in crate::serving) fn key(&self) -> &str {
-        &self.key
+        &self.shared.key
     }
 
     /// Says which model answers from now on.
@@ -135,7 +134,7 @@ impl Mirror {
         let next = match named {
             Ok(file) => {
                 tracing::info!(shadows = file.shadows.len(), "the shadows changed");
-                Arc::new(file.shadows)
+                Arc::new(file.shadows.into_iter().filter_map(|target| self.lane(target, &former)).collect())
             }
             Err(error) => {
                 tracing::error!(%error, path = %self.path.display(), "the file with the shadows is invalid; the former ones stay");
@@ -145,15 +144,33 @@ impl Mirror {
         *shadows = (bytes, next);
     }
 
-    /// Begins to record a request, if it is sampled for a shadow. Requests that a grammar binds are not copied.
+    /// Returns the way to a shadow: the former one, if its address is the same, or a new one with a thread of its own.
+    fn lane(&self, target: MirrorTarget, former: &[Lane]) -> Option<Lane> {
+        let known = former.iter().find(|lane| lane.target.uid == target.uid && lane.target.url == target.url);
+        if let Some(Lane { queue, .. }) = known {
+            return Some(Lane { target, queue: queue.clone() });
+        }
+        let (queue, waiting) = sync_channel(QUEUE);
+        let sender = Sender { target: target.clone(), shared: Arc::clone(&self.shared), silent: false };
+        let started = std::thread::Builder::new().name("copies".to_owned()).spawn(move || sender.run(&waiting));
+        match started {
+            Ok(_) => Some(Lane { target, queue }),
+            Err(error) => {
+                tracing::error!(%error, url = target.url, "no thread for copies can start; the shadow gets none");
+                None
+            }
+        }
+    }
+
+    /// Begins to record a request, if it is sampled for a shadow.
     pub(in crate::serving) fn begin(self: &Arc<Self>, job: &Job) -> Option<Recording> {
         let shadows = Arc::clone(&self.shadows.read().unwrap_or_else(PoisonError::into_inner).1);
-        if shadows.is_empty() || job.bound.is_some() {
+        if shadows.is_empty() {
             return None;
         }
         let draw = rand::random::<u32>() % 100;
-        let targets: Vec<_> = shadows.iter().filter(|shadow| draw < shadow.sample_percent).cloned().collect();
-        if targets.is_empty() {
+        let lanes: Vec<_> = shadows.iter().filter(|lane| draw < lane.target.sample_percent).cloned().collect();
+        if lanes.is_empty() {
             return None;
         }
         let sampling = job.sampler.sampling();
@@ -169,18 +186,20 @@ impl Mirror {
                 top_k: sampling.top_k,
                 seed: sampling.seed,
             },
+            bound: job.bound.as_ref().map(|bound| CopiedGrammar::clone(&bound.source)),
             tokens: Vec::new(),
             stopped: false,
             milliseconds: 0,
         };
-        Some(Recording { mirror: Arc::clone(self), waiting: Waiting { targets, copy }, begun: Instant::now() })
+        Some(Recording { mirror: Arc::clone(self), waiting: Waiting { lanes, copy }, begun: Instant::now() })
     }
 
-    fn offer(&self, waiting: Waiting) {
-        let targets = waiting.targets.len();
-        // The thread ends only with the mirror.
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.queue.try_send(waiting) {
-            (0..targets).for_each(|_| self.shared.metrics.copied(DROPPED));
+    fn offer(&self, Waiting { lanes, copy }: Waiting) {
+        let copy = Arc::new(copy);
+        for lane in lanes {
+            if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = lane.queue.try_send(Arc::clone(&copy)) {
+                self.shared.metrics.copied(DROPPED);
+            }
         }
     }
 }
@@ -216,42 +235,37 @@ impl Recording {
     }
 }
 
-/// Sends copies, one after the other.
+/// Sends copies to one shadow, one after the other.
 struct Sender {
-    pair: Ed25519KeyPair,
-    key: String,
+    target: MirrorTarget,
     shared: Arc<Shared>,
-    agent: Agent,
-    sequence: u64,
-    /// The shadows that take no copies, for which that was logged.
-    silent: BTreeSet<String>,
+    /// Whether the shadow takes no copies, and that was logged.
+    silent: bool,
 }
 
 impl Sender {
-    fn run(mut self, waiting: &Receiver<Waiting>) {
-        while let Ok(Waiting { targets, mut copy }) = waiting.recv() {
-            let Some((_, tokenizer)) = self.shared.served.get() else { continue };
+    fn run(mut self, waiting: &Receiver<Arc<RequestCopy>>) {
+        while let Ok(copy) = waiting.recv() {
+            let text = self.shared.served.get().map(|(_, tokenizer)| tokenizer.decode(&copy.prompt));
             // A prompt that cannot be decoded cannot be compared.
-            let Ok(text) = tokenizer.decode(&copy.prompt) else { continue };
-            copy.prompt_text = text;
-            self.sequence += 1;
-            copy.sequence = self.sequence;
-            let Ok(body) = serde_json::to_vec(&copy) else { continue };
-            for target in &targets {
-                let result = if body.len() > MAX_COPY { DROPPED } else { self.send(target, &body) };
-                self.shared.metrics.copied(result);
-            }
+            let Some(Ok(prompt_text)) = text else { continue };
+            let sequence = self.shared.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+            let numbered = RequestCopy { sequence, prompt_text, ..RequestCopy::clone(&copy) };
+            let Ok(body) = serde_json::to_vec(&numbered) else { continue };
+            let result = if body.len() > MAX_COPY { DROPPED } else { self.send(&body) };
+            self.shared.metrics.copied(result);
         }
     }
 
-    fn send(&mut self, target: &MirrorTarget, body: &[u8]) -> &'static str {
-        let url = format!("{}{COPIES_PATH}", target.url);
-        let signature = hex::encode(self.pair.sign(&signed_copy(&target.uid, body)));
+    fn send(&mut self, body: &[u8]) -> &'static str {
+        let url = format!("{}{COPIES_PATH}", self.target.url);
+        let signature = hex::encode(self.shared.pair.sign(&signed_copy(&self.target.uid, body)));
         let request = self
+            .shared
             .agent
             .post(&url)
             .header("content-type", "application/json")
-            .header(COPY_KEY_HEADER, &self.key)
+            .header(COPY_KEY_HEADER, &self.shared.key)
             .header(COPY_SIGNATURE_HEADER, signature);
         let (result, why) = match request.send(body) {
             Ok(response) => match response.status().as_u16() {
@@ -261,16 +275,13 @@ impl Sender {
             },
             Err(error) => (FAILED, Some(error.to_string())),
         };
-        match why {
-            None => {
-                self.silent.remove(&target.uid);
-            }
-            // Once, and again after it took one.
-            Some(why) if self.silent.insert(target.uid.clone()) => {
-                tracing::warn!(url, why, "a shadow takes no copies");
-            }
-            Some(_) => {}
+        // Once, and again after it took one.
+        if let Some(why) = &why
+            && !self.silent
+        {
+            tracing::warn!(url, why, "a shadow takes no copies");
         }
+        self.silent = why.is_some();
         result
     }
 }

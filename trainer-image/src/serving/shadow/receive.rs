@@ -17,15 +17,19 @@ use axum::{
 };
 use codex_engine::{LogProbabilities, Sampler, Sampling};
 use codex_provenance::{ModelDigest, files};
-use codex_reports::{COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, Comparison, RequestCopy, ShadowFile, signed_copy};
+use codex_reports::{
+    COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, Comparison, CopiedGrammar, RequestCopy, ShadowFile, signed_copy,
+};
 use serde_json::json;
 
 use super::compare::{Comparisons, answer, compare};
 use crate::serving::{
     access::Client,
-    batcher::{Job, Piece, Pieces, RequestError},
+    batcher::{Bound, Job, Piece, Pieces, RequestError},
+    grammar::{Around, Grammar, checked},
     http::App,
     metrics::Metrics,
+    openai::{CALLS, reasoning_markers},
     phase::ServedModel,
 };
 
@@ -71,6 +75,8 @@ enum Refused {
     Tokenizer,
     #[error("the prompt has {tokens} tokens, but the context of this shadow holds {context}")]
     TooLong { tokens: usize, context: usize },
+    #[error("what binds the response: {0}")]
+    Grammar(String),
     #[error(transparent)]
     Request(#[from] RequestError),
 }
@@ -78,7 +84,7 @@ enum Refused {
 impl Refused {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Body(_) | Self::Malformed(_) | Self::Sampling(_) => StatusCode::BAD_REQUEST,
+            Self::Body(_) | Self::Malformed(_) | Self::Sampling(_) | Self::Grammar(_) => StatusCode::BAD_REQUEST,
             Self::Unsigned => StatusCode::UNAUTHORIZED,
             Self::UnknownKey(_) | Self::Signature => StatusCode::FORBIDDEN,
             Self::Repeated(_) => StatusCode::CONFLICT,
@@ -202,10 +208,42 @@ fn taken(
     };
     let job = job(model, &copy).map_err(skipped)?;
     let client = Client::anonymous(app.metrics_handle());
-    let pieces = model.batcher.stream(job, client).map_err(|error| skipped(error.into()))?;
-    let (shadow, model, begun) = (Arc::clone(shadow), Arc::clone(model), Instant::now());
-    tokio::spawn(async move { again(&shadow, &model, copy, pieces, begun).await });
+    let Some(bound) = &copy.bound else {
+        let pieces = model.batcher.stream(job, client).map_err(|error| skipped(error.into()))?;
+        let (shadow, model, begun) = (Arc::clone(shadow), Arc::clone(model), Instant::now());
+        tokio::spawn(async move { again(&shadow, &model, copy, pieces, begun).await });
+        return Ok(());
+    };
+    let (grammar, around) = grammar(bound).map_err(skipped)?;
+    let (shadow, model) = (Arc::clone(shadow), Arc::clone(model));
+    // A grammar may take longer to compile than the other server waits.
+    tokio::spawn(async move {
+        let bound = model
+            .grammars
+            .bind(&grammar, &around)
+            .await
+            .map(|constraint| Bound { constraint, source: Arc::new(grammar.copied(&around)) });
+        let Ok(bound) = bound else { return shadow.skip(copy.model) };
+        let begun = Instant::now();
+        match model.batcher.stream(Job { bound: Some(bound), ..job }, client) {
+            Ok(pieces) => again(&shadow, &model, copy, pieces, begun).await,
+            Err(_) => shadow.skip(copy.model),
+        }
+    });
     Ok(())
+}
+
+/// Reads what binds the response, within the limits of requests.
+fn grammar(copied: &CopiedGrammar) -> Result<(Grammar, Around), Refused> {
+    let grammar: Grammar = codex_json::from_str(&copied.grammar)
+        .map_err(|why| Refused::Grammar(format!("it has the wrong form: {why}")))?;
+    let grammar = checked(grammar).map_err(|why| Refused::Grammar(why.to_string()))?;
+    let known = |open: &String| {
+        reasoning_markers(open)
+            .ok_or_else(|| Refused::Grammar(format!("this shadow does not know the marker {open:?}")))
+    };
+    let reasoning = copied.reasoning.as_ref().map(known).transpose()?;
+    Ok((grammar, Around { reasoning, opened: copied.opened, calls: copied.calls.then_some(CALLS) }))
 }
 
 /// Returns the job that generates the response to a copied request again.

@@ -71,7 +71,8 @@ impl Pair {
         for seed in 0..seeds {
             let body = json!({ "prompt": format!("{seed}+86:"), "max_new_tokens": tokens });
             assert_eq!(self.incumbent.infer(body).await.0, 200);
-            for extra in [json!({}), json!({ "seed": seed }), json!({ "stop": ["3"] })] {
+            let bound = json!({ "guided_regex": "[0-9]{1,30}" });
+            for extra in [json!({}), json!({ "seed": seed }), json!({ "stop": ["3"] }), bound] {
                 let mut body = json!({ "prompt": "1+1:", "temperature": 1.5, "top_p": 0.95, "max_tokens": tokens });
                 body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
                 let answered = request(self.incumbent.address, "/v1/completions", Some(body.to_string())).await;
@@ -103,7 +104,7 @@ async fn the_same_weights_agree_on_every_request() {
     let pair = Pair::start(11, 11).await;
     let before = pair.comparison().unwrap().compared;
     pair.ask(5, 12).await;
-    let comparison = pair.compared(before, 20).await;
+    let comparison = pair.compared(before, 25).await;
     assert_eq!((comparison.identical, comparison.agreed), (comparison.compared, comparison.compared));
     assert_eq!(comparison.first_difference, None);
     let last = comparison.latency.len() - 1;
@@ -120,7 +121,7 @@ async fn other_weights_diverge_and_the_first_difference_is_known() {
     let pair = Pair::start(11, 12).await;
     let before = pair.comparison().unwrap().compared;
     pair.ask(5, 12).await;
-    let comparison = pair.compared(before, 20).await;
+    let comparison = pair.compared(before, 25).await;
     assert!(comparison.agreed < comparison.compared, "{comparison:?}");
     assert!(comparison.identical <= comparison.agreed, "{comparison:?}");
     assert!(comparison.first_difference.is_some_and(|difference| difference.token < 12), "{comparison:?}");
@@ -177,6 +178,7 @@ fn copy(sequence: u64) -> RequestCopy {
         limit: 4,
         sampling: CopiedSampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 },
         tokens: vec![1, 2, 3, 4],
+        bound: None,
         stopped: false,
         milliseconds: 5,
     }
@@ -257,6 +259,45 @@ fn copies_that_find_no_place_are_dropped_and_counted() {
         mirror.reload();
         assert_eq!(mirror.begin(&job).is_some(), copies, "{contents:?}");
     }
+}
+
+/// A shadow that does not answer costs two seconds for each copy, but only its own: copies for the other one do not wait for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_that_does_not_answer_delays_no_other() {
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut compares = Case::new(64);
+    compares.shadow = Some(compares.path("shadow.json"));
+    let shadow = compares.ready().await;
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let target = |uid: &str, url: String| MirrorTarget { uid: uid.to_owned(), url, sample_percent: 100 };
+    let shadows = vec![
+        target("deaf", format!("http://{}", deaf.local_addr().unwrap())),
+        target(UID, format!("http://{}", shadow.address)),
+    ];
+    fs::write(compares.path("mirror.json"), serde_json::to_vec(&MirrorFile { shadows }).unwrap()).unwrap();
+    let mirror = Mirror::new(compares.path("mirror.json"), Arc::clone(&metrics)).unwrap();
+    let tokenizer = Tokenizer::characters().unwrap();
+    let prompt = tokenizer.encode_prompt("1+1:").unwrap();
+    mirror.serves(ModelDigest(Sha256::of("other")), tokenizer);
+    accept(&compares, &[mirror.key().to_owned()]);
+    let job = Job { prompt, limit: 4, sampler: Sampler::greedy(), scores: None, bound: None };
+    let compared = || shadow.reporter.state().comparisons.first().map_or(0, |it| it.compared + it.skipped);
+    // Copies are refused until the shadow has read the key.
+    for _ in 0..1_500 {
+        let mut recording = mirror.begin(&job).unwrap();
+        recording.token(3);
+        recording.finish(false);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if compared() >= 40 {
+            break;
+        }
+    }
+    let text = TextEncoder::new().encode_to_string(&metrics.registry().gather()).unwrap();
+    let count = |result: &str| -> u64 {
+        let name = format!("codex_ml_inference_copies_total{{result=\"{result}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(name.as_str())).unwrap().parse().unwrap()
+    };
+    assert!(count("sent") >= 40 && count("failed") < count("sent") / 2, "{text}");
 }
 
 #[test]
