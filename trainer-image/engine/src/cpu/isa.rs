@@ -38,6 +38,11 @@ impl Isa {
         wide.unwrap_or(Self::Portable)
     }
 
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        Self::ALL.into_iter().find(|(isa, _)| *isa == self).map_or("", |(_, name)| name)
+    }
+
     /// Returns whether this processor has the instruction set.
     pub fn is_supported(self) -> bool {
         match self {
@@ -70,7 +75,7 @@ impl FromStr for Isa {
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(Self::ALL.into_iter().find(|(isa, _)| isa == self).map_or("", |(_, name)| name))
+        f.write_str(self.name())
     }
 }
 
@@ -86,15 +91,7 @@ pub const KERNELS: u32 = 1;
 
 /// Returns the name of the instruction set that kernels use, but for products of matrices in `bf16`, whose code path names it.
 pub fn instruction_set() -> &'static str {
-    match arch() {
-        #[cfg(target_arch = "x86_64")]
-        pulp::Arch::V3(_) => "avx2",
-        #[cfg(target_arch = "x86_64")]
-        pulp::Arch::V4(_) => "avx512",
-        pulp::Arch::Scalar => "portable",
-        #[allow(unreachable_patterns, reason = "reached on other architectures")]
-        _ => env::consts::ARCH,
-    }
+    Isa::of_kernels(limit()).name()
 }
 
 /// Returns the instruction set that pulp dispatches to.
