@@ -5,13 +5,14 @@ use std::{
     sync::Arc,
 };
 
-use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, TrainingRun, annotation, child};
+use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, SignOff, TrainingRun, annotation, child};
 use codex_plan::{
     Obstruction, Plan, Received,
-    reasoning_pod::{self, ObservedReasoningPod},
+    reasoning_pod::{self, Aims, Compared, Named, ObservedReasoningPod, RecordedPromotion},
     unexplained,
 };
 use codex_provenance::ModelDigest;
+use codex_verdict::policy::Policy;
 use jiff::Timestamp;
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{Api, ResourceExt};
@@ -19,7 +20,7 @@ use kube::{Api, ResourceExt};
 use super::{
     bundles,
     cache::Cache,
-    endpoints,
+    cycles, endpoints,
     error::ObserveError,
     kind::{Kind, Observe},
     policies,
@@ -80,19 +81,7 @@ impl Observe for ReasoningPod {
 
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedReasoningPod, ObserveError> {
         let (namespace, uid) = (self.namespace().unwrap_or_default(), self.uid().unwrap_or_default());
-        let run = get(&context.stores.training_runs, &namespace, &self.spec.training_run);
-        let run = run.map(|run| Arc::unwrap_or_clone(run).believed(context));
-        let evaluations: BTreeMap<String, Evaluation> = self
-            .spec
-            .evaluations
-            .iter()
-            .filter_map(|name| {
-                let evaluation = get(&context.stores.evaluations, &namespace, name)?;
-                Some((name.clone(), Arc::unwrap_or_clone(evaluation).believed(context)))
-            })
-            .collect();
         let policies = policies::policies(context, &namespace);
-        let found = bundles::find(context, &self, run.as_ref(), &evaluations, &policies);
         let rolled_out = self.status.as_ref().is_some_and(|status| status.training_run_uid.is_some());
         let live = servers(context, &namespace, &child::server(&self.name_any()), rolled_out).await?;
         let (deployment, tampered) = workers::deployment(context, live, &uid);
@@ -115,17 +104,18 @@ impl Observe for ReasoningPod {
         } else {
             foreign(context, &namespace, &self.name_any(), &[&behind, &tries])
         };
-        let promotions = if policies.is_empty() {
-            Vec::new()
-        } else {
-            let pods = behind.current.iter().chain(&behind.former).chain(&tries.current).map(ResourceExt::annotations);
-            let served = deployment.iter().chain(&canary).map(ResourceExt::annotations).chain(pods);
-            let models = models(&self, run.as_ref(), served);
-            let status = self.status.as_ref();
-            let named = status.and_then(|status| Some(status.promotion.as_ref()?.bundle.as_str()));
-            policies::promotions(context, &namespace, &models, named)
+        let pods = behind.current.iter().chain(&behind.former).chain(&tries.current).map(ResourceExt::annotations);
+        let served: Vec<_> = deployment.iter().chain(&canary).map(ResourceExt::annotations).chain(pods).collect();
+        let seal = self.check_seal(context);
+        let cycles = cycles::of(context, &self);
+        let Aims { served: aim, candidate } = reasoning_pod::aims(&self, &seal, &cycles, deployment.as_ref());
+        let judge = |aim: Named| {
+            let mut object = Self::clone(&self);
+            aim.aim(&mut object);
+            Judged::of(context, object, &policies, &served)
         };
-        let compared = if policies.is_empty() { Vec::new() } else { shadows::compared(context, &self, run.as_ref()) };
+        let candidate = candidate.map(judge);
+        let Judged { object, run, evaluations, found, sign_offs, promotions, compared } = judge(aim);
         let unprotected = context.admission.current().protects(&namespace).err();
         let serves = deployment.is_some() || tampered;
         let all = unprotected.is_some() && serves;
@@ -135,7 +125,7 @@ impl Observe for ReasoningPod {
             .flat_map(|pods| unexplained(None, pods, context.now()))
             .collect();
         let warnings = warnings(context, &namespace, &late).await;
-        Ok(ObservedReasoningPod {
+        let observed = ObservedReasoningPod {
             settings: context.settings.clone(),
             run,
             evaluations,
@@ -147,7 +137,9 @@ impl Observe for ReasoningPod {
             promotion: found.promotion,
             promotion_again: found.promotion_again,
             lent: found.lent,
-            sign_offs: policies::sign_offs(context, &self),
+            sign_offs,
+            cycles,
+            candidate: None,
             policies,
             promotions,
             admission: context.admission.current(),
@@ -176,8 +168,15 @@ impl Observe for ReasoningPod {
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
             obstruction: None,
-            seal: self.check_seal(context),
-            object: Arc::unwrap_or_clone(self),
+            seal,
+            object,
+        };
+        Ok(match candidate {
+            Some(candidate) => {
+                let candidate = Box::new(candidate.beside(&observed));
+                ObservedReasoningPod { candidate: Some(candidate), ..observed }
+            }
+            None => observed,
         })
     }
 
@@ -186,11 +185,81 @@ impl Observe for ReasoningPod {
     }
 
     fn obstruct(observed: &mut ObservedReasoningPod, obstruction: Obstruction) {
+        if let Some(candidate) = &mut observed.candidate {
+            candidate.obstruction = Some(obstruction.clone());
+        }
         observed.obstruction = Some(obstruction);
     }
 
     fn plan(observed: &ObservedReasoningPod, now: Timestamp) -> Plan<ReasoningPodStatus> {
         reasoning_pod::plan(observed, now)
+    }
+}
+
+/// What is known about a run and the Evaluations of its model.
+struct Judged {
+    object: ReasoningPod,
+    run: Option<TrainingRun>,
+    evaluations: BTreeMap<String, Evaluation>,
+    found: bundles::Found,
+    sign_offs: Vec<SignOff>,
+    promotions: Vec<RecordedPromotion>,
+    compared: Vec<Compared>,
+}
+
+impl Judged {
+    /// Observes what the spec of `object` names. `served` are the annotations of what is served.
+    fn of(
+        context: &Context,
+        object: ReasoningPod,
+        policies: &[Policy],
+        served: &[&BTreeMap<String, String>],
+    ) -> Self {
+        let namespace = object.namespace().unwrap_or_default();
+        let run = get(&context.stores.training_runs, &namespace, &object.spec.training_run);
+        let run = run.map(|run| Arc::unwrap_or_clone(run).believed(context));
+        let evaluations: BTreeMap<String, Evaluation> = object
+            .spec
+            .evaluations
+            .iter()
+            .filter_map(|name| {
+                let evaluation = get(&context.stores.evaluations, &namespace, name)?;
+                Some((name.clone(), Arc::unwrap_or_clone(evaluation).believed(context)))
+            })
+            .collect();
+        let found = bundles::find(context, &object, run.as_ref(), &evaluations, policies);
+        let (mut promotions, mut compared) = (Vec::new(), Vec::new());
+        if !policies.is_empty() {
+            let models = models(&object, run.as_ref(), served.iter().copied());
+            let status = object.status.as_ref();
+            let named = status.and_then(|status| Some(status.promotion.as_ref()?.bundle.as_str()));
+            promotions = policies::promotions(context, &namespace, &models, named);
+            compared = shadows::compared(context, &object, run.as_ref());
+        }
+        let sign_offs = policies::sign_offs(context, &object);
+        Self { object, run, evaluations, found, sign_offs, promotions, compared }
+    }
+
+    /// Returns the observation with this run and these Evaluations.
+    fn beside(self, observed: &ObservedReasoningPod) -> ObservedReasoningPod {
+        let Self { object, run, evaluations, found, sign_offs, promotions, compared } = self;
+        ObservedReasoningPod {
+            object,
+            run,
+            evaluations,
+            signer: found.signer,
+            trusted: found.trusted,
+            trusted_root: found.trusted_root,
+            oms: found.oms,
+            oms_again: found.oms_again,
+            promotion: found.promotion,
+            promotion_again: found.promotion_again,
+            lent: found.lent,
+            sign_offs,
+            promotions,
+            compared,
+            ..observed.clone()
+        }
     }
 }
 

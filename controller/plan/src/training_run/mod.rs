@@ -6,7 +6,7 @@ mod observed;
 mod outcome;
 mod stage;
 mod status;
-mod view;
+pub(crate) mod view;
 
 use codex_crds::TrainingRunStatus;
 use jiff::Timestamp;

@@ -13,6 +13,7 @@ mod make;
 mod policies;
 mod properties;
 mod queued;
+mod redeployed;
 mod rotation;
 mod samples;
 mod scheduled;
