@@ -36,7 +36,8 @@ pub struct Redeploy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RedeployTemplate {
-    /// Spec of the TrainingRun, without suspend. Its ring must be spec.rolloutRing.
+    /// Spec of the TrainingRun, as kubectl explain trainingrun.spec describes it, without suspend. Its rolloutRing must be
+    /// spec.rolloutRing.
     #[schemars(schema_with = "run")]
     pub training_run: TrainingRunSpec,
     /// Evaluations that must pass.
@@ -55,7 +56,8 @@ pub struct EvaluationTemplate {
     #[schemars(length(min = 1, max = 14))]
     #[x_kube(validation = crate::rules::text("template.evaluations[].name", "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')", "lower-case letters, digits and inner dashes, such as lite"))]
     pub name: String,
-    /// Spec of the Evaluation, without the fields that the cycle sets or excludes: trainingRun, model, output, schedule and suspend.
+    /// Spec of the Evaluation, as kubectl explain evaluation.spec describes it, without the fields that the cycle sets or excludes:
+    /// trainingRun, model, output, schedule and suspend.
     #[schemars(schema_with = "evaluation")]
     pub spec: EvaluationSpec,
 }
@@ -69,31 +71,24 @@ fn default_failed() -> i32 {
 }
 
 fn run(generator: &mut SchemaGenerator) -> Schema {
-    let description = "Spec of the TrainingRun, as kubectl explain trainingrun.spec describes it, without suspend. Its rolloutRing must \
-                       be spec.rolloutRing.";
-    of_template(TrainingRunSpec::json_schema(generator), &["suspend"], description)
+    of_template(TrainingRunSpec::json_schema(generator), &["suspend"])
 }
 
 fn evaluation(generator: &mut SchemaGenerator) -> Schema {
-    let description = "Spec of the Evaluation, as kubectl explain evaluation.spec describes it, without the fields that the cycle sets \
-                       or excludes: trainingRun, model, output, schedule and suspend.";
-    let excluded = ["trainingRun", "model", "output", "schedule", "suspend"];
-    of_template(EvaluationSpec::json_schema(generator), &excluded, description)
+    of_template(EvaluationSpec::json_schema(generator), &["trainingRun", "model", "output", "schedule", "suspend"])
 }
 
 /// Returns the schema of a spec as a part of another one: without these fields, without rules about them and about changes, and
 /// without descriptions, because the size of a CRD is limited.
-fn of_template(mut schema: Schema, excluded: &[&str], description: &str) -> Schema {
-    let about = |rule: &str| {
-        rule.contains("oldSelf") || excluded.iter().any(|field| rule.contains(&format!("self.{field})")))
-    };
+fn of_template(mut schema: Schema, excluded: &[&str]) -> Schema {
+    let about =
+        |rule: &str| rule.contains("oldSelf") || excluded.iter().any(|field| rule.contains(&format!("self.{field})")));
     let all = schema.ensure_object();
     if let Some(Value::Object(properties)) = all.get_mut("properties") {
         properties.retain(|name, _| !excluded.contains(&name.as_str()));
     }
     all.values_mut().for_each(|value| reduce(value, &about));
     rules(all, &about);
-    all.insert("description".to_owned(), Value::String(description.to_owned()));
     schema
 }
 

@@ -314,11 +314,21 @@ fn promotion() -> Vec<Alert> {
             lasting: "5m",
             summary: "A cycle of spec.redeploy did not start in time or was not promoted: an older model is served.",
             at: "15m",
-            fires: vec![(CONDITIONS.value(&[&redeploys[..], &[STATUS.is("False"), REASON.is("CyclesMissed")]].concat()).to_string(), "0x3 1x20")],
+            fires: vec![(
+                CONDITIONS
+                    .value(&[&redeploys[..], &[STATUS.is("False"), REASON.is("CyclesMissed")]].concat())
+                    .to_string(),
+                "0x3 1x20",
+            )],
             labels: &[("reason", "CyclesMissed")],
             // Before the first cycle has ended, and while cycles are promoted, nothing is late.
             quiet: vec![
-                (CONDITIONS.value(&[&redeploys[..], &[STATUS.is("False"), REASON.is("CyclesMissed")]].concat()).to_string(), "0x20"),
+                (
+                    CONDITIONS
+                        .value(&[&redeploys[..], &[STATUS.is("False"), REASON.is("CyclesMissed")]].concat())
+                        .to_string(),
+                    "0x20",
+                ),
                 (CONDITIONS.value(&[&redeploys[..], &[STATUS.is("True")]].concat()).to_string(), "1x20"),
                 (CONDITIONS.value(&[&redeploys[..], &[STATUS.is("Unknown")]].concat()).to_string(), "1x20"),
             ],

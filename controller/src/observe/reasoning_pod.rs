@@ -8,7 +8,7 @@ use std::{
 use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, SignOff, TrainingRun, annotation, child};
 use codex_plan::{
     Obstruction, Plan, Received,
-    reasoning_pod::{self, Aims, Compared, Named, ObservedReasoningPod, RecordedPromotion},
+    reasoning_pod::{self, Aims, Compared, Named, ObservedCycle, ObservedReasoningPod, RecordedPromotion},
     unexplained,
 };
 use codex_provenance::ModelDigest;
@@ -104,18 +104,16 @@ impl Observe for ReasoningPod {
         } else {
             foreign(context, &namespace, &self.name_any(), &[&behind, &tries])
         };
-        let pods = behind.current.iter().chain(&behind.former).chain(&tries.current).map(ResourceExt::annotations);
-        let served: Vec<_> = deployment.iter().chain(&canary).map(ResourceExt::annotations).chain(pods).collect();
         let seal = self.check_seal(context);
         let cycles = cycles::of(context, &self);
         let Aims { served: aim, candidate } = reasoning_pod::aims(&self, &seal, &cycles, deployment.as_ref());
-        let judge = |aim: Named| {
-            let mut object = Self::clone(&self);
-            aim.aim(&mut object);
-            Judged::of(context, object, &policies, &served)
+        let (judged, candidate) = {
+            let pods = behind.current.iter().chain(&behind.former).chain(&tries.current).map(ResourceExt::annotations);
+            let served: Vec<_> = deployment.iter().chain(&canary).map(ResourceExt::annotations).chain(pods).collect();
+            let judge = |aim: Named| Judged::of(context, &self, aim, &cycles, &policies, &served);
+            (judge(aim), candidate.map(judge))
         };
-        let candidate = candidate.map(judge);
-        let Judged { object, run, evaluations, found, sign_offs, promotions, compared } = judge(aim);
+        let Judged { object, run, evaluations, found, sign_offs, promotions, compared } = judged;
         let unprotected = context.admission.current().protects(&namespace).err();
         let serves = deployment.is_some() || tampered;
         let all = unprotected.is_some() && serves;
@@ -208,25 +206,30 @@ struct Judged {
 }
 
 impl Judged {
-    /// Observes what the spec of `object` names. `served` are the annotations of what is served.
+    /// Observes what `aim` names, which replaces what the spec of the object names. `served` are the annotations of what is served.
     fn of(
         context: &Context,
-        object: ReasoningPod,
+        object: &ReasoningPod,
+        aim: Named,
+        cycles: &[ObservedCycle],
         policies: &[Policy],
         served: &[&BTreeMap<String, String>],
     ) -> Self {
+        let mut object = object.clone();
         let namespace = object.namespace().unwrap_or_default();
-        let run = get(&context.stores.training_runs, &namespace, &object.spec.training_run);
+        let run = get(&context.stores.training_runs, &namespace, &aim.training_run);
+        let run = run.filter(|run| aim.means(&**run, cycles));
         let run = run.map(|run| Arc::unwrap_or_clone(run).believed(context));
-        let evaluations: BTreeMap<String, Evaluation> = object
-            .spec
+        let evaluations: BTreeMap<String, Evaluation> = aim
             .evaluations
             .iter()
             .filter_map(|name| {
                 let evaluation = get(&context.stores.evaluations, &namespace, name)?;
-                Some((name.clone(), Arc::unwrap_or_clone(evaluation).believed(context)))
+                let means = aim.means(&*evaluation, cycles);
+                means.then(|| (name.clone(), Arc::unwrap_or_clone(evaluation).believed(context)))
             })
             .collect();
+        aim.aim(&mut object);
         let found = bundles::find(context, &object, run.as_ref(), &evaluations, policies);
         let (mut promotions, mut compared) = (Vec::new(), Vec::new());
         if !policies.is_empty() {

@@ -22,13 +22,7 @@ pub(crate) fn check(kind: &str, object: &Value, found: &mut Vec<(Path, String)>,
     }
 }
 
-fn of_spec(
-    kind: &str,
-    spec: &Value,
-    path: &Path,
-    found: &mut Vec<(Path, String)>,
-    notices: &mut Vec<(Path, String)>,
-) {
+fn of_spec(kind: &str, spec: &Value, path: &Path, found: &mut Vec<(Path, String)>, notices: &mut Vec<(Path, String)>) {
     let text = |field: &str| spec[field].as_str().unwrap_or_default();
     let overrides: Vec<String> =
         spec["overrides"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();

@@ -11,7 +11,10 @@ use codex_crds::{
 };
 use codex_provenance::{ModelDigest, Sha256};
 use jiff::Timestamp;
-use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Time};
+use k8s_openapi::{
+    api::{apps::v1::Deployment, core::v1::PodSpec},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
 use kube::{Resource, ResourceExt};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -39,6 +42,17 @@ pub struct ObservedCycle {
     /// Its objects that are not being deleted, by kind and name.
     #[serde(default)]
     pub objects: Vec<CycleObject>,
+}
+
+impl ObservedCycle {
+    /// Whether pods of this template serve the model of the cycle: they mount the folder of its run. Other runs may have made the same
+    /// model.
+    pub(super) fn is_served(&self, template: Option<&PodSpec>) -> bool {
+        let run = self.objects.iter().find(|it| it.kind == CycleKind::TrainingRun);
+        let mounts = template.into_iter().flat_map(|spec| &spec.containers).filter_map(|it| it.volume_mounts.as_ref());
+        let folders = mounts.flatten().filter_map(|mount| mount.sub_path.as_deref());
+        run.is_some_and(|run| folders.flat_map(|folder| folder.split('/')).any(|part| part == run.uid))
+    }
 }
 
 /// An object of a cycle.
@@ -69,9 +83,18 @@ pub struct Named {
     pub training_run: String,
     /// The names of the Evaluations.
     pub evaluations: Vec<String>,
+    /// The cycle that they belong to; `None` if the spec names them.
+    pub cycle: Option<Timestamp>,
 }
 
 impl Named {
+    /// Whether an object that has one of these names is meant. What somebody else created under the name of an object of a cycle is not.
+    pub fn means(&self, object: &impl Resource, cycles: &[ObservedCycle]) -> bool {
+        let Some(scheduled) = self.cycle else { return true };
+        let cycle = cycles.iter().find(|cycle| cycle.scheduled == scheduled);
+        cycle.is_some_and(|cycle| cycle.objects.iter().any(|it| Some(&it.uid) == object.meta().uid.as_ref()))
+    }
+
     /// Writes these names into the spec of an object that is observed.
     pub fn aim(self, object: &mut ReasoningPod) {
         (object.spec.training_run, object.spec.evaluations) = (self.training_run, self.evaluations);
@@ -96,15 +119,22 @@ pub fn aims(
     deployment: Option<&Deployment>,
 ) -> Aims {
     let spec = &object.spec;
-    let named = Named { training_run: spec.training_run.clone(), evaluations: spec.evaluations.clone() };
+    let named = Named { training_run: spec.training_run.clone(), evaluations: spec.evaluations.clone(), cycle: None };
     if spec.redeploy.is_none() {
         return Aims { served: named, candidate: None };
     }
     let status = object.status.clone().unwrap_or_default().believed(seal);
     let (state, current) = recorded(&status, cycles, deployment);
-    let served = current.map(|it| Named { training_run: it.training_run, evaluations: it.evaluations });
-    let candidate =
-        state.and_then(|it| it.cycle).map(|it| Named { training_run: it.training_run, evaluations: it.evaluations });
+    let served = current.map(|it| Named {
+        training_run: it.training_run,
+        evaluations: it.evaluations,
+        cycle: it.cycle.map(|time| time.0),
+    });
+    let candidate = state.and_then(|it| it.cycle).map(|it| Named {
+        training_run: it.training_run,
+        evaluations: it.evaluations,
+        cycle: Some(it.scheduled.0),
+    });
     Aims { served: served.unwrap_or(named), candidate }
 }
 
@@ -119,8 +149,8 @@ pub(super) fn recorded(
         return (status.redeploy.clone(), status.current.clone());
     }
     let whole = || cycles.iter().rev().filter_map(|cycle| Some((cycle, cycle.training_run.clone()?)));
-    let made_for = deployment.and_then(|it| it.annotations().get(annotation::MODEL_DIGEST)?.parse().ok());
-    let current = whole().find(|(cycle, _)| made_for.is_some() && cycle.model == made_for);
+    let template = deployment.and_then(|it| it.spec.as_ref()?.template.spec.as_ref());
+    let current = whole().find(|(cycle, _)| cycle.is_served(template));
     let current = current.map(|(cycle, training_run)| ServedStatus {
         training_run,
         evaluations: cycle.evaluations.clone(),

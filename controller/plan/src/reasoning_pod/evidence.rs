@@ -140,7 +140,8 @@ fn unnamed(observed: &ObservedReasoningPod) -> Option<Block> {
     let spec = &observed.object.spec;
     let unnamed = spec.redeploy.is_some() && spec.training_run.is_empty();
     unnamed.then(|| {
-        let sentence = "nothing is served until a cycle of spec.redeploy is promoted: status.redeploy shows its progress";
+        let sentence =
+            "nothing is served until a cycle of spec.redeploy is promoted: status.redeploy shows its progress";
         Block::waits(About::Training, Reason::WaitingForTraining, sentence)
     })
 }

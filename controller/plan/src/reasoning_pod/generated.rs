@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use codex_crds::{
     CyclePhase, CycleStatus, Evaluation, EvaluationSpec, Redeploy, RedeployStatus, TrainingRun, annotation, label,
 };
-use codex_provenance::ModelDigest;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
@@ -99,17 +98,16 @@ fn expired(view: &View<'_>, redeploy: &Redeploy, status: &RedeployStatus) -> Vec
     let mut kept: BTreeSet<Timestamp> = served.map(|time| time.0).collect();
     kept.extend(status.cycle.as_ref().map(|cycle| cycle.scheduled.0));
     let deployments = observed.deployment.iter().chain(&observed.canary);
+    let templates = deployments.filter_map(|it| it.spec.as_ref()?.template.spec.as_ref());
     let pods = observed.pods.iter().chain(&observed.former_pods).chain(&observed.canary_pods);
-    let annotations = deployments.map(ResourceExt::annotations).chain(pods.map(ResourceExt::annotations));
-    let models: BTreeSet<ModelDigest> =
-        annotations.filter_map(|all| all.get(annotation::MODEL_DIGEST)?.parse().ok()).collect();
+    let templates: Vec<_> = templates.chain(pods.filter_map(|pod| pod.spec.as_ref())).collect();
     // While their template is modified, it is not known which model the servers have.
     if observed.tampered {
         return Vec::new();
     }
     let (mut promoted, mut others) = (redeploy.successful_history_limit, redeploy.failed_history_limit);
     let mut stays = |cycle: &ObservedCycle| {
-        if kept.contains(&cycle.scheduled) || cycle.model.is_some_and(|model| models.contains(&model)) {
+        if kept.contains(&cycle.scheduled) || templates.iter().any(|template| cycle.is_served(Some(template))) {
             return true;
         }
         let record = status.history.iter().find(|record| record.scheduled.0 == cycle.scheduled);

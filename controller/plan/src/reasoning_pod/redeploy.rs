@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use codex_crds::{
-    ConditionType, CyclePhase, CycleRecord, CycleStatus, MAX_HISTORY, MissedRuns, Reason, Redeploy, RedeployStatus,
-    ReasoningPodStatus, ServedStatus, TrainingRunPhase, child,
+    ConditionType, CyclePhase, CycleRecord, CycleStatus, MAX_HISTORY, MissedRuns, Reason, ReasoningPodStatus, Redeploy,
+    RedeployStatus, ServedStatus, TrainingRunPhase, child,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -23,9 +23,10 @@ use super::{
 };
 use crate::{
     conditions::{Conditions, Truth},
-    evaluation, throttle,
+    evaluation,
     plan::{Event, EventType},
     text::truncate_chars,
+    throttle,
     times::{MAX_COUNT, Times},
     training_run,
 };
@@ -303,9 +304,9 @@ fn problem(redeploy: &Redeploy) -> Option<String> {
     template.evaluations.iter().enumerate().find_map(|(index, it)| {
         let compares = it.spec.gates.iter().any(|gate| gate.better_than.is_some() || gate.not_worse_than.is_some());
         // What is compared with is known once the Evaluation exists.
-        let why = evaluation::gates::gates(&it.spec.gates).err().or_else(|| {
-            (!compares).then(|| evaluation::view::compose(&it.spec, &[]).err()).flatten()
-        })?;
+        let why = evaluation::gates::gates(&it.spec.gates)
+            .err()
+            .or_else(|| (!compares).then(|| evaluation::view::compose(&it.spec, &[]).err()).flatten())?;
         Some(in_field(format!("spec.redeploy.template.evaluations[{index}].spec"), why))
     })
 }
@@ -330,7 +331,10 @@ fn judged(view: &View<'_>, cycle: &CycleStatus, candidate: &ObservedReasoningPod
         return if planned {
             Standing::at_work(Evaluating, format!("Evaluation {name} is being created"))
         } else {
-            Standing::at_work(Failed, format!("Evaluation {name} does not exist, and spec.redeploy.template no longer has it"))
+            Standing::at_work(
+                Failed,
+                format!("Evaluation {name} does not exist, and spec.redeploy.template no longer has it"),
+            )
         };
     }
     let gates: Vec<&Block> = about(About::Gates).collect();
@@ -411,9 +415,10 @@ pub(super) fn events(view: &View<'_>, status: &ReasoningPodStatus, events: &mut 
         };
         add(reason, type_, format!("the cycle of {}: {}", record.scheduled.0, record.reason));
     }
-    let started = next.cycle.as_ref().filter(|_| {
-        before.and_then(|before| before.last_schedule_time.as_ref()) != next.last_schedule_time.as_ref()
-    });
+    let started = next
+        .cycle
+        .as_ref()
+        .filter(|_| before.and_then(|before| before.last_schedule_time.as_ref()) != next.last_schedule_time.as_ref());
     if let Some(cycle) = started {
         let note = format!("the cycle of {} starts with the TrainingRun {}", cycle.scheduled.0, cycle.training_run);
         add(Reason::CycleStarted, EventType::Normal, note);

@@ -9,7 +9,7 @@ use codex_plan::{
     conditions::find,
     reasoning_pod::{self, Aims, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, aims, cycles},
 };
-use codex_provenance::{ModelDigest, Sha256, oms};
+use codex_provenance::{Sha256, oms};
 use codex_verdict::policy::{Denied, PolicyKind};
 use kube::ResourceExt;
 use serde_json::json;
@@ -56,11 +56,13 @@ impl Hourly {
             aims(&observed.object, &observed.seal, &observed.cycles, observed.deployment.as_ref());
         let Some(named) = candidate else { return };
         let mut candidate = observed.clone();
-        candidate.run = self.runs.iter().find(|run| run.name_any() == named.training_run).cloned();
+        let cycles = &observed.cycles;
+        let run = self.runs.iter().find(|run| run.name_any() == named.training_run);
+        candidate.run = run.filter(|run| named.means(*run, cycles)).cloned();
         candidate.evaluations = self
             .evaluations
             .iter()
-            .filter(|evaluation| named.evaluations.contains(&evaluation.name_any()))
+            .filter(|evaluation| named.evaluations.contains(&evaluation.name_any()) && named.means(*evaluation, cycles))
             .map(|evaluation| (evaluation.name_any(), evaluation.clone()))
             .collect();
         named.aim(&mut candidate.object);
@@ -110,7 +112,9 @@ impl Hourly {
             self.observed.evaluations = named
                 .evaluations
                 .iter()
-                .filter_map(|name| Some((name.clone(), self.evaluations.iter().find(|it| it.name_any() == *name)?.clone())))
+                .filter_map(|name| {
+                    Some((name.clone(), self.evaluations.iter().find(|it| it.name_any() == *name)?.clone()))
+                })
                 .collect();
             (self.observed.object.spec.training_run, self.observed.object.spec.evaluations) =
                 (named.training_run, named.evaluations);
@@ -231,10 +235,6 @@ fn a_cycle_that_passed_is_promoted_and_one_that_failed_changes_nothing() {
     assert_eq!(ready.status, "True");
     // Its objects are deleted once its end is recorded: failedHistoryLimit is 0.
     assert!(failed.desired.expired.is_empty());
-    hourly.observed.deployment.as_mut().unwrap().annotations_mut().insert(
-        annotation::MODEL_DIGEST.to_owned(),
-        ModelDigest(Sha256::of("another")).to_string(),
-    );
     assert_eq!(hourly.plan(HOUR + 201).desired.expired.len(), 2);
     assert!(hourly.runs.is_empty() && hourly.evaluations.is_empty());
     // The next cycle is another one.
@@ -329,7 +329,10 @@ fn an_invalid_template_or_schedule_is_said_with_its_field_and_starts_nothing() {
     for (field, change) in [
         ("spec.redeploy.schedule.timeZone", json!({"schedule": {"timeZone": "Europe/Bielefeld"}})),
         ("spec.redeploy.template.trainingRun", json!({"template": {"trainingRun": {"template": "unknown"}}})),
-        ("spec.redeploy.template.trainingRun", json!({"template": {"trainingRun": {"overrides": ["training.max_steps=x"]}}})),
+        (
+            "spec.redeploy.template.trainingRun",
+            json!({"template": {"trainingRun": {"overrides": ["training.max_steps=x"]}}}),
+        ),
     ] {
         let mut hourly = Hourly::new();
         let redeploy = hourly.observed.object.spec.redeploy.as_mut().unwrap();
@@ -369,11 +372,19 @@ fn a_lost_status_follows_from_the_objects_and_nothing_is_created_twice() {
     let cycle = after.cycle.unwrap();
     assert_eq!((cycle.training_run, cycle.evaluations), (before.training_run, before.evaluations));
     assert_eq!(after.last_schedule_time.unwrap().0, make::at(HOUR));
-    // What the servers were made for is served.
-    let model = hourly.runs[0].status.as_ref().unwrap().model.as_ref().unwrap().digest;
-    assert_eq!(hourly.observed.cycles[0].model, Some(model));
-    let Aims { served, candidate } =
-        aims(&hourly.observed.object, &codex_plan::StatusSeal::Broken, &hourly.observed.cycles, hourly.observed.deployment.as_ref());
+    // What the servers mount is served, although both runs made the same model.
+    let lost = |hourly: &Hourly| {
+        let observed = &hourly.observed;
+        aims(&observed.object, &codex_plan::StatusSeal::Broken, &observed.cycles, observed.deployment.as_ref())
+    };
+    let Aims { served, candidate } = lost(&hourly);
+    assert_eq!((served.training_run.as_str(), candidate.unwrap().training_run.as_str()), ("cot", FIRST));
+    let mut deployment = json!(hourly.observed.deployment);
+    let text =
+        deployment.to_string().replace("/run-1/", &format!("/{}/", hourly.runs[0].metadata.uid.as_ref().unwrap()));
+    deployment = serde_json::from_str(&text).unwrap();
+    hourly.observed.deployment = make::from(deployment);
+    let Aims { served, candidate } = lost(&hourly);
     assert_eq!((served.training_run.as_str(), candidate), (FIRST, None));
     // An object that somebody else put there is none of its cycles.
     let mut forged = hourly.evaluations[0].clone();

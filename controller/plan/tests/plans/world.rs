@@ -341,7 +341,10 @@ impl World {
             expired,
             kept,
         } = desired;
-        assert!(training_runs.is_empty() && evaluations.is_empty() && expired.is_empty(), "nothing is redeployed in this world");
+        assert!(
+            training_runs.is_empty() && evaluations.is_empty() && expired.is_empty(),
+            "nothing is redeployed in this world"
+        );
         assert!(horizontal_pod_autoscalers.is_empty(), "nothing is scaled automatically in this world");
         assert!(endpoint_slices.is_empty() && foreign_slices.is_empty(), "policies are in place in this world");
         for wanted in config_maps {

@@ -130,7 +130,9 @@ async fn year(seed: u64) -> Result<(), String> {
         overrides = redeploy["manualOverrides"].clone();
         // Three promoted cycles, what is served before them, and one other are kept.
         let kept = simulator.server.lock().of_kind("TrainingRun").len();
-        if kept > 6 || (!current.is_null() && simulator.object("trainingruns", current.as_str().unwrap_or_default()).is_null()) {
+        if kept > 6
+            || (!current.is_null() && simulator.object("trainingruns", current.as_str().unwrap_or_default()).is_null())
+        {
             return wrong(&format!("{kept} runs are kept"));
         }
     }
@@ -144,7 +146,8 @@ async fn year(seed: u64) -> Result<(), String> {
     let mut created: BTreeMap<&str, usize> = BTreeMap::new();
     for line in &server.writes {
         let path = line.split_once("PATCH ").map_or("", |(_, path)| path);
-        let of_cycle = ["trainingruns", "evaluations"].iter().any(|plural| path.contains(&format!("/{NAMESPACE}/{plural}/")));
+        let of_cycle =
+            ["trainingruns", "evaluations"].iter().any(|plural| path.contains(&format!("/{NAMESPACE}/{plural}/")));
         if of_cycle && !path.ends_with("/status") {
             *created.entry(path).or_default() += 1;
         }
