@@ -291,9 +291,8 @@ mod tests {
     fn redeployments_are_counted_by_the_phase_of_their_latest_cycle() {
         let mut census = Census::default();
         let spec = json!({ "rolloutRing": "main", "trainingRun": "x", "evaluations": ["y"] });
-        for redeploy in
-            [json!({ "phase": "Training", "manualOverrides": 2 }), json!({ "phase": "Training" }), json!({})]
-        {
+        for (phase, overrides) in [(json!("Training"), 2), (json!("Training"), 0), (Value::Null, 0)] {
+            let redeploy = json!({ "phase": phase, "promoted": 0, "manualOverrides": overrides });
             census.reasoning_pod(&object("ReasoningPod", &spec, &json!({ "redeploy": redeploy })));
         }
         census.reasoning_pod(&object("ReasoningPod", &spec, &json!({})));

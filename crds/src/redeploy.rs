@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 
 use crate::{EvaluationSpec, MAX_HISTORY, MissedRuns, Schedule, TrainingRunSpec};
 
+/// Fields of pods whose types are Kubernetes' own.
+const FOREIGN: [&str; 5] = ["affinity", "tolerations", "resources", "env", "imagePullSecrets"];
+
 /// The most Evaluations of a cycle.
 pub const MAX_CYCLE_EVALUATIONS: usize = 4;
 
@@ -79,7 +82,7 @@ fn evaluation(generator: &mut SchemaGenerator) -> Schema {
 }
 
 /// Returns the schema of a spec as a part of another one: without these fields, without rules about them and about changes, and
-/// without descriptions, because the size of a CRD is limited.
+/// without descriptions of Kubernetes' own types, because the size of a CRD is limited.
 fn of_template(mut schema: Schema, excluded: &[&str]) -> Schema {
     let about =
         |rule: &str| rule.contains("oldSelf") || excluded.iter().any(|field| rule.contains(&format!("self.{field})")));
@@ -87,23 +90,41 @@ fn of_template(mut schema: Schema, excluded: &[&str]) -> Schema {
     if let Some(Value::Object(properties)) = all.get_mut("properties") {
         properties.retain(|name, _| !excluded.contains(&name.as_str()));
     }
-    all.values_mut().for_each(|value| reduce(value, &about));
     rules(all, &about);
+    all.values_mut().for_each(|value| reduce(value, &about));
     schema
 }
 
-/// Removes descriptions, and rules for which `about` returns true.
+/// Removes rules for which `about` returns true, and descriptions of Kubernetes' own types.
 fn reduce(value: &mut Value, about: &impl Fn(&str) -> bool) {
     match value {
         Value::Object(fields) => {
-            // A property may have this name; a description is a text.
+            rules(fields, about);
+            for (name, inner) in fields {
+                reduce(inner, about);
+                if let Value::Object(foreign) = inner
+                    && FOREIGN.contains(&name.as_str())
+                {
+                    foreign.values_mut().for_each(undescribed);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|value| reduce(value, about)),
+        _ => {}
+    }
+}
+
+/// Removes all descriptions.
+fn undescribed(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            // A field may have this name; a description is a text.
             if fields.get("description").is_some_and(Value::is_string) {
                 fields.remove("description");
             }
-            rules(fields, about);
-            fields.values_mut().for_each(|value| reduce(value, about));
+            fields.values_mut().for_each(undescribed);
         }
-        Value::Array(items) => items.iter_mut().for_each(|value| reduce(value, about)),
+        Value::Array(items) => items.iter_mut().for_each(undescribed),
         _ => {}
     }
 }
@@ -142,11 +163,9 @@ pub struct RedeployStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missed: Option<MissedRuns>,
     /// Number of promoted cycles.
-    #[serde(default)]
     #[schemars(range(min = 0))]
     pub promoted: i64,
     /// Number of SignOffs that promoted cycles needed or had: 0 means that no person waved one through.
-    #[serde(default)]
     #[schemars(range(min = 0))]
     pub manual_overrides: i64,
     /// Cycles that have ended, the latest first.
@@ -229,7 +248,6 @@ pub struct CycleRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<ModelDigest>,
     /// Number of SignOffs that counted when it was promoted.
-    #[serde(default)]
     #[schemars(range(min = 0))]
     pub manual_overrides: i64,
     /// Why it ended so.
