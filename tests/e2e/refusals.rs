@@ -51,7 +51,9 @@ fn redeploy(schedule: &Value, ring: &str) -> Value {
     let mut evaluation = serde_json::to_value(objects::evaluation("any", "any", &"0".repeat(64)).spec).unwrap();
     run["rolloutRing"] = json!(ring);
     for (spec, fields) in [(&mut run, &["suspend"][..]), (&mut evaluation, &["suspend", "trainingRun"])] {
-        fields.iter().for_each(|field| drop(spec.as_object_mut().unwrap().remove(*field)));
+        for field in fields {
+            spec.as_object_mut().unwrap().remove(*field);
+        }
     }
     let template = json!({ "trainingRun": run, "evaluations": [{ "name": "lite", "spec": evaluation }] });
     json!({ "schedule": schedule, "template": template })
