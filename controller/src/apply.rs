@@ -5,7 +5,10 @@
 use std::{collections::BTreeSet, fmt::Debug, hash::Hash, sync::Arc};
 
 use codex_crds::Reason;
-use codex_plan::{Desired, KeptKind, reasoning_pod::ForeignSlice};
+use codex_plan::{
+    Desired, Expired, KeptKind,
+    reasoning_pod::{CycleKind, ForeignSlice},
+};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
@@ -156,6 +159,9 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
         foreign_slices,
         pod_disruption_budgets,
         network_policies,
+        training_runs,
+        evaluations,
+        expired,
         kept,
     } = desired;
     for child in config_maps {
@@ -198,7 +204,21 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
     let bundles = apply.owned(&stores.config_maps).into_iter().map(|found| found.name_any());
     let bundles = bundles.filter(|name| BUNDLES.iter().any(|prefix| name.starts_with(prefix)));
     let mounted = names(config_maps).into_iter().chain(kept_of(KeptKind::ConfigMap)).chain(bundles).collect();
-    apply.prune(&stores.config_maps, mounted).await
+    apply.prune(&stores.config_maps, mounted).await?;
+    // After the servers: a template that the API server refuses keeps nothing from being served.
+    for child in training_runs {
+        apply.ensure(&stores.training_runs, child, Template::Immutable).await?;
+    }
+    for child in evaluations {
+        apply.ensure(&stores.evaluations, child, Template::Immutable).await?;
+    }
+    for Expired { kind, name, uid } in expired {
+        match kind {
+            CycleKind::TrainingRun => apply.expire(&stores.training_runs, name, uid).await?,
+            CycleKind::Evaluation => apply.expire(&stores.evaluations, name, uid).await?,
+        }
+    }
+    Ok(())
 }
 
 fn names<C: Resource>(children: &[C]) -> BTreeSet<String> {
@@ -328,6 +348,15 @@ impl Apply<'_> {
         for child in goes {
             self.delete::<C>(&child.name_any(), child.uid()).await?;
             caught_up_deleted(store, &*child).await;
+        }
+        Ok(())
+    }
+
+    /// Deletes an object of a cycle.
+    async fn expire<C: Child>(&self, store: &Store<C>, name: &str, uid: &str) -> Result<(), ApplyError> {
+        self.delete::<C>(name, Some(uid.to_owned())).await?;
+        if let Some(live) = get(store, &self.namespace, name).filter(|live| live.meta().uid.as_deref() == Some(uid)) {
+            caught_up_deleted(store, &*live).await;
         }
         Ok(())
     }

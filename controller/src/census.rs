@@ -54,6 +54,10 @@ pub struct Census {
     pub unverified: i64,
     /// ReasoningPods whose model, or what they serve, is on a deny-list.
     pub revoked: i64,
+    /// ReasoningPods that redeploy by the phase of their latest cycle.
+    pub redeploying: BTreeMap<String, i64>,
+    /// Sign-offs that promoted cycles had.
+    pub cycle_overrides: i64,
 }
 
 macro_rules! count_kinds {
@@ -152,6 +156,11 @@ impl Census {
 
     fn reasoning_pod(&mut self, pod: &ReasoningPod) {
         let Some(status) = &pod.status else { return };
+        if let Some(redeploy) = &status.redeploy {
+            let phase = redeploy.phase.map_or_else(|| "Waiting".to_owned(), |phase| format!("{phase:?}"));
+            *self.redeploying.entry(phase).or_default() += 1;
+            self.cycle_overrides += redeploy.manual_overrides;
+        }
         self.revoked += i64::from(is_true(&status.conditions, ConditionType::Revoked));
         let ready = i64::from(status.ready_replicas.unwrap_or(0));
         if ready == 0 {
@@ -276,6 +285,19 @@ mod tests {
         unsigned["promotion"] = Value::Null;
         assert_eq!(unverified(&unsigned), (Some(2), 1));
         assert_eq!(unverified(&json!({ "readyReplicas": 0 })), (None, 0));
+    }
+
+    #[test]
+    fn redeployments_are_counted_by_the_phase_of_their_latest_cycle() {
+        let mut census = Census::default();
+        let spec = json!({ "rolloutRing": "main", "trainingRun": "x", "evaluations": ["y"] });
+        for (phase, overrides) in [(json!("Training"), 2), (json!("Training"), 0), (Value::Null, 0)] {
+            let redeploy = json!({ "phase": phase, "promoted": 0, "manualOverrides": overrides });
+            census.reasoning_pod(&object("ReasoningPod", &spec, &json!({ "redeploy": redeploy })));
+        }
+        census.reasoning_pod(&object("ReasoningPod", &spec, &json!({})));
+        let counted = [("Training".to_owned(), 2), ("Waiting".to_owned(), 1)];
+        assert_eq!((census.redeploying, census.cycle_overrides), (counted.into(), 2));
     }
 
     #[test]

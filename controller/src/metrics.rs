@@ -62,6 +62,8 @@ pub struct Metrics {
     serving: IntGaugeVec,
     unverified: IntGauge,
     revoked: IntGauge,
+    redeploying: IntGaugeVec,
+    cycle_overrides: IntGauge,
     signer: IntGauge,
     key_expiry: IntGaugeVec,
     certificate: IntGauge,
@@ -97,6 +99,8 @@ impl Metrics {
             spans: contract::SPANS.labelled(&registry)?,
             manual_overrides: contract::MANUAL_OVERRIDES.labelled(&registry)?,
             revoked: contract::REVOKED.single(&registry)?,
+            redeploying: contract::REDEPLOYING.labelled(&registry)?,
+            cycle_overrides: contract::CYCLE_OVERRIDES.single(&registry)?,
             refused_connections,
             objects: contract::OBJECTS.labelled(&registry)?,
             conditions: contract::CONDITIONS.labelled(&registry)?,
@@ -212,9 +216,16 @@ impl Metrics {
 
     /// Replaces everything that is counted over the existing objects.
     pub fn count(&self, census: &Census) {
-        for vector in
-            [&self.queue, &self.objects, &self.conditions, &self.gates, &self.reads, &self.run_steps, &self.serving]
-        {
+        for vector in [
+            &self.queue,
+            &self.objects,
+            &self.conditions,
+            &self.gates,
+            &self.reads,
+            &self.run_steps,
+            &self.serving,
+            &self.redeploying,
+        ] {
             vector.reset();
         }
         for vector in
@@ -257,6 +268,10 @@ impl Metrics {
         }
         self.unverified.set(census.unverified);
         self.revoked.set(census.revoked);
+        for (phase, objects) in &census.redeploying {
+            self.redeploying.with_label_values(&[phase]).set(*objects);
+        }
+        self.cycle_overrides.set(census.cycle_overrides);
     }
 
     /// Returns all metrics in the text format.
@@ -326,6 +341,8 @@ pub(crate) mod tests {
             serving: BTreeMap::from([("main".to_owned(), 6)]),
             unverified: 1,
             revoked: 3,
+            redeploying: BTreeMap::from([("Training".to_owned(), 8)]),
+            cycle_overrides: 9,
         });
         metrics
     }
@@ -387,6 +404,8 @@ pub(crate) mod tests {
             "codex_controller_serving_unverified_objects 1",
             "codex_controller_manual_overrides_total{ring=\"main\"} 2",
             "codex_controller_revoked_objects 3",
+            "codex_controller_redeploying_objects{phase=\"Training\"} 8",
+            "codex_controller_cycle_manual_overrides 9",
             "codex_controller_signer_available 1",
             "codex_controller_report_certificate_expiry_timestamp_seconds 1000",
             "codex_controller_is_leader 1",

@@ -24,6 +24,9 @@ pub enum ConditionType {
     ProgressStale,
     /// Times of `spec.schedule` have passed without a run. Present only while true: until a run starts in time.
     RunsMissed,
+    /// Cycles of `spec.redeploy` start in time, and the latest one was promoted. Present only with `spec.redeploy`; Unknown until a
+    /// cycle has ended, and while it is suspended.
+    RedeploysOnTime,
     /// A policy denies what the servers serve, or the model that would be served: nothing serves it. It stays, with the status False,
     /// after the policy was changed.
     Revoked,
@@ -72,6 +75,7 @@ impl ConditionType {
             Self::CheckpointLost => "CheckpointLost",
             Self::ProgressStale => "ProgressStale",
             Self::RunsMissed => "RunsMissed",
+            Self::RedeploysOnTime => "RedeploysOnTime",
             Self::Revoked => "Revoked",
             Self::KeyExpires => "KeyExpires",
             Self::ConfigResolved => "ConfigResolved",
@@ -256,6 +260,16 @@ reasons! {
     WaitingForSchedule,
     /// Times of `spec.schedule` have passed without a run.
     RunsMissed,
+    /// Times of `spec.redeploy.schedule` have passed without a cycle.
+    CyclesMissed,
+    /// A cycle has started.
+    CycleStarted,
+    /// The latest cycle was promoted, without a time of `spec.redeploy.schedule` having been missed since.
+    CyclePromoted,
+    /// The latest cycle failed, so what was served before is served.
+    CycleFailed,
+    /// A cycle is kept from being promoted.
+    CycleBlocked,
     /// The answers of a shadow certainly differ in at most `spec.shadow.maxDivergence` of the requests.
     ParityProved,
     /// The answers of a shadow certainly differ in more than `spec.shadow.maxDivergence` of the requests.

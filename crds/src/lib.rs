@@ -16,6 +16,7 @@ mod names;
 mod pod;
 mod promotion_policy;
 mod reasoning_pod;
+mod redeploy;
 mod reproduction;
 mod rollout;
 mod rules;
@@ -39,6 +40,10 @@ pub use promotion_policy::{ClusterPromotionPolicy, ClusterPromotionPolicySpec, P
 pub use reasoning_pod::{
     ApiKeys, ManifestStatus, PromotionStatus, ReasoningPod, ReasoningPodPhase, ReasoningPodSpec, ReasoningPodStatus,
     SafetyRules, Serving, SignOffStatus, VerifiedStatus,
+};
+pub use redeploy::{
+    CyclePhase, CycleRecord, CycleStatus, EvaluationTemplate, MAX_CYCLE_EVALUATIONS, Redeploy, RedeployStatus,
+    RedeployTemplate, ServedStatus,
 };
 pub use reproduction::{ComputationStatus, Reproduces, ReproductionStatus};
 pub use rollout::{

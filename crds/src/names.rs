@@ -32,6 +32,12 @@ pub mod annotation {
     pub const ATTEMPT: &str = "codex-ml.dev/attempt";
     /// The span, as in a `traceparent` header, that the spans of a TrainingRun become part of. Set by whoever applies the run.
     pub const TRACE_PARENT: &str = "codex-ml.dev/traceparent";
+    /// Time of the cycle for which an object was created, in seconds since 1970.
+    pub const CYCLE: &str = "codex-ml.dev/cycle";
+    /// Names of the Evaluations of the cycle, separated by commas. On the TrainingRun of a cycle.
+    pub const CYCLE_EVALUATIONS: &str = "codex-ml.dev/cycle-evaluations";
+    /// SHA-256 over the name of an object of a cycle and the parts of its spec that define the result.
+    pub const SPEC_DIGEST: &str = "codex-ml.dev/spec-digest";
     /// Name of the queue that a Job was created for.
     pub const QUEUE: &str = "codex-ml.dev/queue";
     /// Namespaces that an installation of the controller watches, separated by commas; empty for all. On its Lease.
@@ -67,6 +73,16 @@ pub mod child {
     /// Returns the name of the Deployment of the canary of a ReasoningPod.
     pub fn canary(pod: &str) -> String {
         format!("codex-c-{pod}")
+    }
+
+    /// Returns the name of the TrainingRun of a cycle of a ReasoningPod, which was due at this minute since 1970.
+    pub fn cycle(pod: &str, minute: i64) -> String {
+        format!("{pod}-{minute}")
+    }
+
+    /// Returns the name of an Evaluation of a cycle.
+    pub fn cycle_evaluation(pod: &str, minute: i64, evaluation: &str) -> String {
+        format!("{pod}-{minute}-{evaluation}")
     }
 
     /// Returns the name of the immutable ConfigMap with the trusted root of a ReasoningPod's servers. `digest` is the first twelve

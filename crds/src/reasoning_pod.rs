@@ -7,7 +7,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Autoscaling, MAX_HISTORY, Rollout, RolloutRecord, RolloutStatus, Shadow, ShadowStatus, WorkerPod};
+use crate::{
+    Autoscaling, MAX_HISTORY, Redeploy, RedeployStatus, Rollout, RolloutRecord, RolloutStatus, ServedStatus, Shadow,
+    ShadowStatus, WorkerPod,
+};
 
 /// The most SignOffs in a status.
 pub(crate) const MAX_SIGN_OFFS: usize = 64;
@@ -32,15 +35,21 @@ pub(crate) const MAX_SIGN_OFFS: usize = 64;
     printcolumn(name = "Model", type_ = "string", json_path = ".status.model"),
     printcolumn(name = "Blocked by", type_ = "string", json_path = ".status.blockedBy[0]", priority = 1),
     printcolumn(name = "Evidence", type_ = "string", json_path = ".status.evidence", priority = 1),
+    printcolumn(name = "Cycle", type_ = "string", json_path = ".status.redeploy.phase", priority = 1),
+    printcolumn(name = "Next cycle", type_ = "string", json_path = ".status.redeploy.nextScheduleTime", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = crate::rules::name(),
-    validation = crate::rules::own_shadow()
+    validation = crate::rules::own_shadow(),
+    validation = crate::rules::redeployed_name()
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = crate::rules::same_pod("ReasoningPod", false),
     validation = crate::rules::scaled_by_cpu(),
     validation = crate::rules::shadow(),
+    validation = crate::rules::served(),
+    validation = crate::rules::redeployed_ring(),
+    validation = crate::rules::no_redeployed_shadow(),
 )]
 pub struct ReasoningPodSpec {
     /// Rollout ring in which the model is served. A ring is a stage of promotion: a model moves through
@@ -48,10 +57,14 @@ pub struct ReasoningPodSpec {
     /// it forward by at most one ring, or back by any number. It must equal the ring of the TrainingRun.
     #[x_kube(validation = crate::rules::ring())]
     pub rollout_ring: Ring,
-    /// Name of the TrainingRun in this namespace whose model is served.
+    /// Name of the TrainingRun in this namespace whose model is served; with spec.redeploy, until the first cycle is promoted.
+    /// Required without spec.redeploy.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(min = 1, max = 52))]
     pub training_run: String,
-    /// Names of the Evaluations in this namespace that must have passed for exactly the model that is served.
+    /// Names of the Evaluations in this namespace that must have passed for exactly the model that is served. Required with
+    /// spec.trainingRun.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 52)))]
     #[x_kube(
         validation = ("self.all(a, self.exists_one(b, b == a))", "spec.evaluations[] must name each Evaluation once: remove the duplicates")
@@ -71,6 +84,9 @@ pub struct ReasoningPodSpec {
     /// Rollout by a canary. Without it, a new model replaces the served one as soon as its servers are ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+    /// Regular redeployment: a cycle trains, evaluates and promotes another model at each time of a schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redeploy: Option<Redeploy>,
     /// Makes this ReasoningPod a shadow of another one: it answers copies of requests, is compared, and answers nobody. Without it,
     /// the servers answer requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -218,12 +234,19 @@ pub struct ReasoningPodStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_HISTORY))]
     pub history: Vec<RolloutRecord>,
+    /// What is served: the TrainingRun and the Evaluations of the latest promoted cycle. Present only with spec.redeploy, once a cycle
+    /// was promoted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current: Option<ServedStatus>,
+    /// State of the redeployments. Present only with spec.redeploy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redeploy: Option<RedeployStatus>,
     /// Seal of the controller over the parts of this status that later steps depend on. A status without a valid seal is discarded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub seal: Option<String>,
     /// Conditions of the rollout: Canary, EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, KeyExpires, ParityHolding,
-    /// PolicyMet, Ready, Reconciling, Revoked, RingMatched, ScalingActive, Signed, SignedOff, Stalled, StatusDiscarded, Trained and Verified.
+    /// PolicyMet, Ready, Reconciling, RedeploysOnTime, Revoked, RingMatched, ScalingActive, Signed, SignedOff, Stalled, StatusDiscarded, Trained and Verified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 24))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

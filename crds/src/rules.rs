@@ -53,20 +53,20 @@ pub(crate) fn share(field: &str, example: &str) -> Rule {
     text(field, "self.matches('^(0([.][0-9]{1,6})?|1([.]0{1,6})?)$')", &form)
 }
 
-/// Returns the rule on `spec.schedule.cron`: the number of fields and their letters. What the fields say is checked by the controller.
+/// Returns the rule on the `cron` of a schedule: the number of fields and their letters. What the fields say is checked by the controller.
 pub(crate) fn cron() -> Rule {
     text(
-        "spec.schedule.cron",
+        "schedule.cron",
         "self.matches('^(@(hourly|daily|midnight|weekly|monthly|yearly|annually)|[-0-9A-Za-z*/,#]+( +[-0-9A-Za-z*/,#]+){4})$')",
         "five fields (minute, hour, day of the month, month, day of the week), such as 0 3 * * 1, or one of @hourly, @daily, \
-         @weekly, @monthly and @yearly; the time zone is spec.schedule.timeZone",
+         @weekly, @monthly and @yearly; the time zone is schedule.timeZone",
     )
 }
 
-/// Returns the rule on `spec.schedule.timeZone`.
+/// Returns the rule on the `timeZone` of a schedule.
 pub(crate) fn time_zone() -> Rule {
     text(
-        "spec.schedule.timeZone",
+        "schedule.timeZone",
         "self.matches('^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z][A-Za-z0-9_+-]*)*$') && self != 'Local'",
         "the name of a time zone in the IANA database, such as Etc/UTC or Europe/Berlin",
     )
@@ -103,6 +103,38 @@ pub(crate) fn shadow() -> Rule {
     Rule::new("!has(self.shadow) || !(has(self.autoscaling) || has(self.rollout) || has(self.serving))").message(
         "spec.shadow excludes spec.autoscaling, spec.rollout and spec.serving, because a shadow has no clients: remove them, or \
          remove spec.shadow",
+    )
+}
+
+/// Returns the rule that a ReasoningPod names what it serves, or trains it.
+pub(crate) fn served() -> Rule {
+    Rule::new("(has(self.redeploy) || has(self.trainingRun)) && has(self.trainingRun) == has(self.evaluations)").message(
+        "spec must name what is served: set spec.trainingRun and spec.evaluations, or with spec.redeploy neither of them, to serve \
+         nothing until the first cycle is promoted",
+    )
+}
+
+/// Returns the rule that cycles train for the ring in which their models are served.
+pub(crate) fn redeployed_ring() -> Rule {
+    Rule::new("!has(self.redeploy) || self.redeploy.template.trainingRun.rolloutRing == self.rolloutRing").message(
+        "spec.redeploy.template.trainingRun.rolloutRing and spec.rolloutRing differ: set both to the same ring in one change",
+    )
+}
+
+/// Returns the rule that a shadow does not redeploy.
+pub(crate) fn no_redeployed_shadow() -> Rule {
+    Rule::new("!has(self.redeploy) || !has(self.shadow)").message(
+        "spec.shadow excludes spec.redeploy, because a shadow is not promoted: put spec.redeploy into the ReasoningPod that is shadowed, \
+         or remove spec.shadow",
+    )
+}
+
+/// Returns the rule on the name of a ReasoningPod with cycles, whose objects have the time of the cycle in their names. The name of an
+/// object is known only at its root.
+pub(crate) fn redeployed_name() -> Rule {
+    Rule::new("!has(self.spec.redeploy) || self.metadata.name.size() <= 27").message(
+        "metadata.name of a ReasoningPod with spec.redeploy has at most 27 characters, because the objects of its cycles are named after \
+         it and the time: use a shorter name",
     )
 }
 

@@ -255,6 +255,8 @@ fn promotion() -> Vec<Alert> {
     let rolled_back = [&stalled[..], &[REASON.is("RolledBack")]].concat();
     let canaries = CONDITIONS.value(&rolled_back);
     let shadows = [KIND.is("ReasoningPod"), CONDITION.is("ParityHolding")];
+    let redeploys = [KIND.is("ReasoningPod"), CONDITION.is("RedeploysOnTime")];
+    let late = CONDITIONS.value(&[&redeploys[..], &[STATUS.is("False")]].concat());
     let parity = CONDITIONS.value(&[&shadows[..], &[STATUS.is("False")]].concat());
     vec![
         Alert {
@@ -303,6 +305,32 @@ fn promotion() -> Vec<Alert> {
             quiet: vec![
                 (parity.to_string(), "0x20"),
                 (CONDITIONS.value(&[&shadows[..], &[STATUS.is("Unknown")]].concat()).to_string(), "1x20"),
+            ],
+        },
+        Alert {
+            name: "CodexRedeployLate",
+            severity: Severity::Warning,
+            query: late.max(&[REASON]).above(0.0),
+            lasting: "5m",
+            summary: "A cycle of spec.redeploy did not start in time or was not promoted: an older model is served.",
+            at: "15m",
+            fires: vec![(
+                CONDITIONS
+                    .value(&[&redeploys[..], &[STATUS.is("False"), REASON.is("CyclesMissed")]].concat())
+                    .to_string(),
+                "0x3 1x20",
+            )],
+            labels: &[("reason", "CyclesMissed")],
+            // Before the first cycle has ended, and while cycles are promoted, nothing is late.
+            quiet: vec![
+                (
+                    CONDITIONS
+                        .value(&[&redeploys[..], &[STATUS.is("False"), REASON.is("CyclesMissed")]].concat())
+                        .to_string(),
+                    "0x20",
+                ),
+                (CONDITIONS.value(&[&redeploys[..], &[STATUS.is("True")]].concat()).to_string(), "1x20"),
+                (CONDITIONS.value(&[&redeploys[..], &[STATUS.is("Unknown")]].concat()).to_string(), "1x20"),
             ],
         },
         Alert {

@@ -75,6 +75,12 @@ metrics! {
     MANUAL_OVERRIDES = Counter("codex_controller_manual_overrides_total", Count, [RING],
         "Sign-offs of people that signed promotions name, by ring.")
         .more("A promotion that is signed again, for example under a changed policy, counts again.").later();
+    REDEPLOYING = Gauge("codex_controller_redeploying_objects", Count, [PHASE],
+        "ReasoningPods with `spec.redeploy` by the phase of their latest cycle.")
+        .more("Waiting before the first one, then Training, Evaluating, Blocked, RollingOut, Serving, Failed or RolledBack.").later();
+    CYCLE_OVERRIDES = Gauge("codex_controller_cycle_manual_overrides", Count, [],
+        "Sign-offs of people that promoted cycles of existing ReasoningPods had.")
+        .more("0 means that no person waved one through.");
     SIGNATURES = Counter("codex_controller_signatures_total", Count, [STATEMENT, RESULT],
         "Attempts to sign a statement (model, promotion, reproduction) by result (ok, error).").later();
     SPANS = Counter("codex_controller_spans_total", Count, [RESULT],

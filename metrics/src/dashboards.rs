@@ -2,10 +2,10 @@
 
 use crate::{
     controller::{
-        API_DURATION, API_REQUESTS, CERTIFICATE, CHECKPOINT_OLDEST, CONDITION_OLDEST, CONDITIONS, ERRORS, GATE_MARGIN,
-        GATES, KEY_EXPIRY, LEADER, MALFORMED, MANUAL_OVERRIDES, OBJECTS, PROGRESS_OLDEST, QUEUE, QUEUE_AGE, QUEUE_WAIT,
-        READS, RECONCILE_DURATION, RECONCILIATIONS, REFUSED_CONNECTIONS, REPORTS, REVOKED, RUN_STEPS, SERVING,
-        SIGNATURES, SIGNER, UNVERIFIED, WATCH_ERRORS, WRITES,
+        API_DURATION, API_REQUESTS, CERTIFICATE, CHECKPOINT_OLDEST, CONDITION_OLDEST, CONDITIONS, CYCLE_OVERRIDES,
+        ERRORS, GATE_MARGIN, GATES, KEY_EXPIRY, LEADER, MALFORMED, MANUAL_OVERRIDES, OBJECTS, PROGRESS_OLDEST, QUEUE,
+        QUEUE_AGE, QUEUE_WAIT, READS, RECONCILE_DURATION, RECONCILIATIONS, REDEPLOYING, REFUSED_CONNECTIONS, REPORTS,
+        REVOKED, RUN_STEPS, SERVING, SIGNATURES, SIGNER, UNVERIFIED, WATCH_ERRORS, WRITES,
     },
     dashboard::{
         Dashboard, Panel,
@@ -345,6 +345,12 @@ fn rings() -> Dashboard {
                         .named(&SIGNATURES.increase(&[RESULT.is("ok")], "24h").sum(&[]).or_zero(), "statements"),
                     Panel::new(Number, Plain, "Manual overrides this week", "Sign-offs of people that promotions signed in the last 7 days name.")
                         .named(&MANUAL_OVERRIDES.increase(&[], "7d").sum(&[]).or_zero(), "sign-offs"),
+                    Panel::new(Bars, Plain, "Redeployments", "ReasoningPods with spec.redeploy by the phase of their latest cycle.")
+                        .by(&REDEPLOYING.value(&[]).sum(&[PHASE]), &[PHASE])
+                        .when_empty("nothing is redeployed"),
+                    Panel::new(Zero, Plain, "Cycles waved through", "Sign-offs that promoted cycles had; 0 if no person waved one through.")
+                        .named(&CYCLE_OVERRIDES.value(&[]).max(&[]), "sign-offs")
+                        .when_empty("no controller"),
                 ],
             ),
             (

@@ -14,6 +14,7 @@ mod elsewhere;
 mod evidence;
 mod failures;
 mod fields;
+mod flywheel;
 mod forgery;
 mod integrity;
 mod killed_controller;

@@ -45,6 +45,20 @@ fn shadow(of: &str, most: &str) -> Value {
     json!({ "of": of, "samplePercent": 10, "maxDivergence": most })
 }
 
+/// Returns `spec.redeploy` of a ReasoningPod.
+fn redeploy(schedule: &Value, ring: &str) -> Value {
+    let mut run = serde_json::to_value(objects::run("any", &[]).spec).unwrap();
+    let mut evaluation = serde_json::to_value(objects::evaluation("any", "any", &"0".repeat(64)).spec).unwrap();
+    run["rolloutRing"] = json!(ring);
+    for (spec, fields) in [(&mut run, &["suspend"][..]), (&mut evaluation, &["suspend", "trainingRun"])] {
+        for field in fields {
+            spec.as_object_mut().unwrap().remove(*field);
+        }
+    }
+    let template = json!({ "trainingRun": run, "evaluations": [{ "name": "lite", "spec": evaluation }] });
+    json!({ "schedule": schedule, "template": template })
+}
+
 /// Returns `spec.model` of an Evaluation.
 fn given() -> Value {
     base_claim("llama")
@@ -56,6 +70,7 @@ fn cases() -> Vec<Case> {
     let evaluation = objects::evaluation("bad", "run", &digest);
     let pod = objects::reasoning_pod("bad", "run", "judged");
     let shadowing = with(&pod, "/spec/shadow", shadow("other", "0.01"));
+    let redeploying = with(&pod, "/spec/redeploy", redeploy(&json!({ "cron": "0 3 * * 1" }), "0A_base_"));
     let judged_given = with(&with(&evaluation, "/spec/trainingRun", Value::Null), "/spec/model", given());
     let output = json!({ "persistentVolumeClaim": { "claimName": "a" } });
     let both_bases = json!({ "persistentVolumeClaim": { "claimName": "a" }, "trainingRun": { "name": "b" } });
@@ -190,6 +205,41 @@ fn cases() -> Vec<Case> {
             object: with(&shadowing, "/spec/rollout", json!({})),
             told: &["spec.shadow excludes spec.autoscaling, spec.rollout and spec.serving"],
         },
+        pod("/spec", json!({ "rolloutRing": "main" }), &["spec must name what is served"]),
+        pod(
+            "/spec/redeploy",
+            redeploy(&json!({ "cron": "soon" }), "0A_base_"),
+            &["spec.redeploy.schedule.cron", "such as 0 3 * * 1"],
+        ),
+        pod(
+            "/spec/redeploy",
+            redeploy(&json!({ "cron": "0 3 * * 1" }), "main"),
+            &["spec.redeploy.template.trainingRun.rolloutRing and spec.rolloutRing differ"],
+        ),
+        Case {
+            object: with(
+                &with(&redeploying, "/metadata/name", json!("a-name-of-twenty-eight-chars")),
+                "/spec/replicas",
+                json!(2),
+            ),
+            told: &["at most 27 characters"],
+        },
+        Case {
+            object: with(&redeploying, "/spec/redeploy/template/evaluations/0/name", json!("Lite")),
+            told: &["template.evaluations[].name", "lower-case letters"],
+        },
+        Case {
+            object: with(&redeploying, "/spec/redeploy/template/evaluations/0/spec/gates/0/min", json!("high")),
+            told: &["spec.redeploy.template.evaluations[0].spec.gates[0].min", "high"],
+        },
+        Case {
+            object: with(&redeploying, "/spec/redeploy/template/trainingRun/suspend", json!(true)),
+            told: &["unknown field", "spec.redeploy.template.trainingRun.suspend"],
+        },
+        Case {
+            object: with(&redeploying, "/spec/shadow", shadow("other", "0.01")),
+            told: &["spec.shadow excludes spec.redeploy"],
+        },
         pod("/spec/rollout", json!({ "steps": [5, 50] }), &["spec.rollout.steps", "end with 100"]),
         pod("/spec/rollout", json!({ "steps": [50, 50, 100] }), &["spec.rollout.steps", "different"]),
         pod("/spec/rollout", json!({ "analysis": { "maxErrorRate": "1.5" } }), &["maxErrorRate", "1.5", "from 0 to 1"]),
@@ -218,7 +268,9 @@ async fn bad_objects_are_refused_with_a_message() -> Result<()> {
     }
     let run = objects::run("good", &[]);
     let evaluation = objects::evaluation("good", "run", &"0".repeat(64));
-    for object in [with(&run, "/spec/seed", json!(7)), with(&evaluation, "/spec/retries", json!(1))] {
+    let pod = objects::reasoning_pod("good", "run", "judged");
+    let redeploying = with(&pod, "/spec/redeploy", redeploy(&json!({ "cron": "@weekly" }), "0A_base_"));
+    for object in [with(&run, "/spec/seed", json!(7)), with(&evaluation, "/spec/retries", json!(1)), redeploying] {
         assert_eq!(validated(&object)?, None);
         let mut kubectl = team.kubectl()?;
         kubectl.args(["create", "--dry-run=server", "--validate=strict", "--filename=-"]);

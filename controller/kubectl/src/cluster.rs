@@ -68,7 +68,7 @@ impl Found {
         match self {
             Self::Run(run) => Some(run.name_any()),
             Self::Evaluation(evaluation) => evaluation.spec.training_run.clone(),
-            Self::Pod(pod) => Some(pod.spec.training_run.clone()),
+            Self::Pod(pod) => served(pod),
         }
     }
 
@@ -82,6 +82,16 @@ impl Found {
             Self::Pod(_) => false,
         }
     }
+}
+
+/// Returns the name of the run whose model a ReasoningPod serves. With `spec.redeploy`, that is the run of the latest promoted cycle,
+/// or before it the one in the spec, or that of the cycle at work.
+pub(crate) fn served(pod: &ReasoningPod) -> Option<String> {
+    let status = pod.status.as_ref();
+    let current = status.and_then(|status| Some(status.current.as_ref()?.training_run.clone()));
+    let named = || Some(pod.spec.training_run.clone()).filter(|run| !run.is_empty());
+    let cycle = || Some(status?.redeploy.as_ref()?.cycle.as_ref()?.training_run.clone());
+    current.or_else(named).or_else(cycle)
 }
 
 impl Cluster {
@@ -169,7 +179,10 @@ impl Cluster {
                 return Ok(chain);
             }
             (_, Some(name)) => self.get_opt(&name).await?,
-            (Found::Pod(_), None) => None,
+            (Found::Pod(pod), None) => {
+                chain.pods.push(*pod);
+                return Ok(chain);
+            }
         };
         let mut seen = BTreeSet::new();
         while let Some(run) = next.take() {
@@ -184,7 +197,7 @@ impl Cluster {
         chain.evaluations = self.list::<Evaluation>(false, ListParams::default()).await?;
         chain.evaluations.retain(|evaluation| evaluation.spec.training_run == of_run);
         chain.pods = self.list::<ReasoningPod>(false, ListParams::default()).await?;
-        chain.pods.retain(|pod| Some(&pod.spec.training_run) == of_run.as_ref());
+        chain.pods.retain(|pod| served(pod) == of_run);
         chain.reproductions = self.list::<TrainingRun>(false, ListParams::default()).await?;
         chain.reproductions.retain(|run| {
             run.spec.reproduces.as_ref().is_some_and(|reproduces| Some(&reproduces.name) == of_run.as_ref())
@@ -201,7 +214,11 @@ impl Cluster {
                 (base.map(|base| base.name.clone()).into_iter().chain(reproduced).collect(), Vec::new())
             }
             Found::Evaluation(evaluation) => (Vec::from_iter(evaluation.spec.training_run.clone()), Vec::new()),
-            Found::Pod(pod) => (vec![pod.spec.training_run.clone()], pod.spec.evaluations.clone()),
+            Found::Pod(pod) => {
+                let current = pod.status.as_ref().and_then(|status| status.current.as_ref());
+                let evaluations = current.map_or(&pod.spec.evaluations, |current| &current.evaluations);
+                (served(pod).into_iter().collect(), evaluations.clone())
+            }
         };
         let mut causes = Vec::new();
         for run in runs {

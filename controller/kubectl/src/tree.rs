@@ -1,6 +1,6 @@
 //! `tree`: the chain of an object, from the base of its run to what serves the model. Pure.
 
-use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
+use codex_crds::{CyclePhase, Evaluation, ReasoningPod, TrainingRun};
 use codex_verdict::Verdict;
 use kube::ResourceExt;
 use serde::Serialize;
@@ -9,6 +9,9 @@ use crate::{
     text::{Painter, Tone},
     view::{Gate, State, View},
 };
+
+/// The most cycles that a tree shows.
+const MAX_CYCLES: usize = 5;
 
 /// The objects of a chain: a run, the runs that it is based on, and what uses its model.
 #[derive(Clone, Debug, Default)]
@@ -34,18 +37,53 @@ pub(crate) struct Node {
     /// The name of a run that does not exist.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) missing: Option<String>,
+    /// A cycle of a ReasoningPod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cycle: Option<Cycle>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) children: Vec<Self>,
 }
 
+/// A cycle of `spec.redeploy`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Cycle {
+    pub(crate) scheduled: String,
+    pub(crate) phase: CyclePhase,
+    pub(crate) training_run: String,
+    pub(crate) reason: String,
+}
+
 impl Node {
     fn of(object: View) -> Self {
-        Self { object: Some(object), missing: None, children: Vec::new() }
+        Self { object: Some(object), missing: None, cycle: None, children: Vec::new() }
     }
 
     fn missing(what: String) -> Self {
-        Self { object: None, missing: Some(what), children: Vec::new() }
+        Self { object: None, missing: Some(what), cycle: None, children: Vec::new() }
     }
+
+    fn cycle(cycle: Cycle) -> Self {
+        Self { object: None, missing: None, cycle: Some(cycle), children: Vec::new() }
+    }
+}
+
+/// Returns the cycles of a ReasoningPod, the latest first.
+fn cycles(pod: &ReasoningPod) -> Vec<Cycle> {
+    let Some(redeploy) = pod.status.as_ref().and_then(|status| status.redeploy.as_ref()) else { return Vec::new() };
+    let active = redeploy.cycle.iter().map(|cycle| Cycle {
+        scheduled: cycle.scheduled.0.to_string(),
+        phase: cycle.phase,
+        training_run: cycle.training_run.clone(),
+        reason: cycle.reason.clone(),
+    });
+    let ended = redeploy.history.iter().map(|record| Cycle {
+        scheduled: record.scheduled.0.to_string(),
+        phase: record.result,
+        training_run: record.training_run.clone(),
+        reason: record.reason.clone(),
+    });
+    active.chain(ended).take(MAX_CYCLES).collect()
 }
 
 /// Returns the roots of the tree. A ReasoningPod hangs below the run, beside the Evaluations that it requires; those that do not
@@ -54,8 +92,10 @@ pub(crate) fn roots(chain: &Chain) -> Vec<Node> {
     let mut below: Vec<_> = sorted(chain.evaluations.iter().map(View::of_evaluation)).map(Node::of).collect();
     let pods = chain.pods.iter().map(|pod| {
         let known = |name: &&String| !chain.evaluations.iter().any(|evaluation| evaluation.name_any() == **name);
-        let missing = pod.spec.evaluations.iter().filter(known);
-        let children = missing.map(|name| Node::missing(format!("Evaluation {name}"))).collect();
+        let current = pod.status.as_ref().and_then(|status| status.current.as_ref());
+        let required = current.map_or(&pod.spec.evaluations, |current| &current.evaluations);
+        let missing = required.iter().filter(known).map(|name| Node::missing(format!("Evaluation {name}")));
+        let children = cycles(pod).into_iter().map(Node::cycle).chain(missing).collect();
         Node { children, ..Node::of(View::of_pod(pod)) }
     });
     let mut pods: Vec<_> = pods.collect();
@@ -96,6 +136,11 @@ fn node(shown: &Node, first: &str, rest: &str, painter: Painter, text: &mut Stri
         for detail in details(object, painter) {
             line(text, &indent, &detail);
         }
+    } else if let Some(cycle) = &shown.cycle {
+        line(text, first, &cycle_line(cycle, painter));
+        if !cycle.reason.is_empty() {
+            line(text, &indent, &painter.paint(Tone::Plain, &cycle.reason));
+        }
     } else {
         let what = painter.paint(Tone::Strong, shown.missing.as_deref().unwrap_or_default());
         line(text, first, &format!("{what} {}", painter.paint(Tone::Bad, "does not exist")));
@@ -105,6 +150,21 @@ fn node(shown: &Node, first: &str, rest: &str, painter: Painter, text: &mut Stri
         let (branch, trunk) = if index == last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
         node(child, &format!("{rest}{branch}"), &format!("{rest}{trunk}"), painter, text);
     }
+}
+
+fn cycle_line(cycle: &Cycle, painter: Painter) -> String {
+    let tone = match cycle.phase {
+        CyclePhase::Serving => Tone::Good,
+        CyclePhase::Failed | CyclePhase::RolledBack | CyclePhase::Blocked => Tone::Bad,
+        CyclePhase::Training | CyclePhase::Evaluating | CyclePhase::RollingOut => Tone::Waiting,
+    };
+    format!(
+        "{} {}  {}  {}",
+        painter.paint(Tone::Plain, "cycle"),
+        painter.paint(Tone::Strong, &cycle.scheduled),
+        painter.paint(tone, &format!("{:?}", cycle.phase)),
+        painter.paint(Tone::Faint, &cycle.training_run),
+    )
 }
 
 fn line(text: &mut String, indent: &str, content: &str) {

@@ -187,6 +187,11 @@ impl View {
         facts.add("signed off by", (!signed.is_empty()).then(|| signed.join(", ")));
         facts.add("report", status.report_digest.map(|digest| short(&digest.to_string())));
         facts.add("url", status.url.clone());
+        facts.add("serves", status.current.as_ref().map(|current| current.training_run.clone()));
+        let redeploy = status.redeploy.as_ref();
+        facts.add("next cycle", redeploy.and_then(|it| it.next_schedule_time.as_ref()).map(|time| time.0.to_string()));
+        let overrides = redeploy.filter(|it| it.promoted > 0).map(|it| it.manual_overrides.to_string());
+        facts.add("manual overrides", overrides);
         Self {
             kind: Kind::ReasoningPod,
             namespace: pod.namespace().unwrap_or_default(),

@@ -18,6 +18,7 @@ const REPORTED: &[ConditionType] = &[
     ConditionType::CheckpointLost,
     ConditionType::ProgressStale,
     ConditionType::RunsMissed,
+    ConditionType::RedeploysOnTime,
     ConditionType::KeyExpires,
     ConditionType::Stalled,
     ConditionType::Trained,
@@ -117,6 +118,9 @@ fn is_warning(kind: ConditionType, reason: &str) -> bool {
         Reason::SignOffVoid,
         Reason::ReadUncounted,
         Reason::RunsMissed,
+        Reason::CyclesMissed,
+        Reason::CycleFailed,
+        Reason::CycleBlocked,
     ];
     // A change of the ring reaches run and pod one after the other, so different rings are a step of a normal rollout.
     if reason == Reason::RingsDiffer.name() {

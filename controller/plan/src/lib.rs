@@ -22,13 +22,14 @@ mod seal;
 mod settings;
 pub mod text;
 mod throttle;
+mod times;
 pub mod trace;
 pub mod training_run;
 mod work;
 
 pub use admission::Admission;
 pub use obstruction::Obstruction;
-pub use plan::{Desired, Effect, Event, EventType, Kept, KeptKind, Plan, Read};
+pub use plan::{Desired, Effect, Event, EventType, Expired, Kept, KeptKind, Plan, Read};
 pub use pod_template::CONFIG_FILE;
 pub use pods::{ClusterWarning, Received, References, RefusedPod, SECOND_WRITER, unexplained};
 pub use seal::{Sealable, StatusSeal};

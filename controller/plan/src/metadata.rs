@@ -14,6 +14,7 @@ pub(crate) enum Component {
     Evaluator,
     Server,
     Bundle,
+    Cycle,
 }
 
 impl Component {
@@ -23,6 +24,7 @@ impl Component {
             Self::Evaluator => "evaluator",
             Self::Server => "server",
             Self::Bundle => "bundle",
+            Self::Cycle => "cycle",
         }
     }
 }

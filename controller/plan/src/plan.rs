@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use codex_crds::{Evaluation, TrainingRun};
 use codex_provenance::{DataDigest, manifest::Manifest, promotion::Promotion, reproduction::Reproduction};
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -14,7 +15,7 @@ use k8s_openapi::api::{
 };
 use serde::Serialize;
 
-use crate::reasoning_pod::ForeignSlice;
+use crate::reasoning_pod::{CycleKind, ForeignSlice};
 
 /// The plan of one object. `S` is the status of its kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -58,8 +59,29 @@ pub struct Desired {
     pub pod_disruption_budgets: Vec<PodDisruptionBudget>,
     /// Network policies.
     pub network_policies: Vec<NetworkPolicy>,
+    /// The TrainingRuns and Evaluations of cycles to create or change. Those that are left out stay as they are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub training_runs: Vec<TrainingRun>,
+    /// See [`Desired::training_runs`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub evaluations: Vec<Evaluation>,
+    /// The TrainingRuns and Evaluations of cycles to delete. They are named, because what cannot be recognized must stay: servers
+    /// may serve the model.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub expired: Vec<Expired>,
     /// Children that exist and stay as they are: neither applied nor deleted.
     pub kept: Vec<Kept>,
+}
+
+/// An object of a cycle that is deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Expired {
+    /// Its kind.
+    pub kind: CycleKind,
+    /// Its name, in the object's namespace.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
 }
 
 /// A child that stays as it is.

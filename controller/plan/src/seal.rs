@@ -136,7 +136,7 @@ impl Sealable for EvaluationStatus {
 
 impl Sealable for ReasoningPodStatus {
     const SEALED: &'static [&'static str] =
-        &["trainingRunUid", "manifest", "promotion", "verified", "rollout", "shadow", "history"];
+        &["trainingRunUid", "manifest", "promotion", "verified", "rollout", "shadow", "history", "current", "redeploy"];
     const DERIVED: &'static [&'static str] = &["evidence", "evidenceReason", "reportDigest", "signOffs"];
 
     fn seal(&self) -> Option<&str> {

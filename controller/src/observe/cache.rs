@@ -100,9 +100,10 @@ impl Names for ConfigMap {
 
 impl Names for TrainingRun {
     fn names(&self) -> Vec<Name> {
+        let owner = controller(self).map(|owner| Name::Owner(owner.uid.clone()));
         let base = training_run::base_run(self).map(|run| Name::TrainingRun(run.to_owned()));
         let reproduced = self.spec.reproduces.as_ref().map(|run| Name::TrainingRun(run.name.clone()));
-        base.into_iter().chain(reproduced).chain(training_run::mounted(&self.spec)).collect()
+        owner.into_iter().chain(base).chain(reproduced).chain(training_run::mounted(&self.spec)).collect()
     }
 }
 
@@ -110,7 +111,8 @@ impl Names for Evaluation {
     fn names(&self) -> Vec<Name> {
         let run = self.spec.training_run.clone().map(Name::TrainingRun);
         let compared = evaluation::compared(&self.spec).map(|with| Name::Evaluation(with.to_owned()));
-        run.into_iter().chain(compared).chain(evaluation::mounted(&self.spec)).collect()
+        let owner = controller(self).map(|owner| Name::Owner(owner.uid.clone()));
+        owner.into_iter().chain(run).chain(compared).chain(evaluation::mounted(&self.spec)).collect()
     }
 }
 
@@ -118,7 +120,9 @@ impl Names for ReasoningPod {
     fn names(&self) -> Vec<Name> {
         let evaluations = self.spec.evaluations.iter().cloned().map(Name::Evaluation);
         let shadowed = self.spec.shadow.as_ref().map(|shadow| Name::ReasoningPod(shadow.of.clone()));
-        [Name::TrainingRun(self.spec.training_run.clone())].into_iter().chain(evaluations).chain(shadowed).collect()
+        // With spec.redeploy the spec may name no run. The objects of cycles name their owner.
+        let run = Some(&self.spec.training_run).filter(|run| !run.is_empty()).cloned().map(Name::TrainingRun);
+        run.into_iter().chain(evaluations).chain(shadowed).collect()
     }
 }
 

@@ -36,6 +36,7 @@ impl Kind for Evaluation {
 
     fn changed(&self, triggers: &Triggers) {
         triggers.object(self);
+        triggers.owner(self);
         triggers.users_of_evaluation(&self.namespace().unwrap_or_default(), &self.name_any());
     }
 }

@@ -4,6 +4,7 @@
 
 mod bundles;
 mod cache;
+mod cycles;
 mod endpoints;
 mod error;
 mod evaluation;

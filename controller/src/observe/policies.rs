@@ -57,7 +57,15 @@ impl Kind for SignOff {
 fn concerns(sign_off: &SignOff, pod: &ReasoningPod) -> bool {
     let spec = &sign_off.spec;
     spec.reasoning_pod.as_ref().is_some_and(|name| *name == pod.name_any())
-        || spec.evaluation.as_ref().is_some_and(|name| pod.spec.evaluations.contains(name))
+        || spec.evaluation.as_ref().is_some_and(|name| pod.spec.evaluations.contains(name) || of_cycle(pod, name))
+}
+
+/// Whether an Evaluation is one of the cycle that has not ended or of what is served. A forged status causes a needless plan.
+fn of_cycle(pod: &ReasoningPod, name: &String) -> bool {
+    let Some(status) = &pod.status else { return false };
+    let cycle = status.redeploy.as_ref().and_then(|redeploy| redeploy.cycle.as_ref());
+    status.current.as_ref().is_some_and(|current| current.evaluations.contains(name))
+        || cycle.is_some_and(|cycle| cycle.evaluations.contains(name))
 }
 
 /// Returns the policies that apply in a namespace, by kind and name.

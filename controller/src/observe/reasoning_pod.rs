@@ -5,14 +5,15 @@ use std::{
     sync::Arc,
 };
 
-use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, TrainingRun, annotation, child};
+use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, SignOff, TrainingRun, annotation, child};
 use codex_plan::{
     Obstruction, Plan, Received,
-    reasoning_pod::{self, ObservedReasoningPod},
+    reasoning_pod::{self, Aims, Compared, Named, ObservedCycle, ObservedReasoningPod, RecordedPromotion},
     trace::{self, Span},
     unexplained,
 };
 use codex_provenance::ModelDigest;
+use codex_verdict::policy::Policy;
 use jiff::Timestamp;
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{Api, ResourceExt};
@@ -20,7 +21,7 @@ use kube::{Api, ResourceExt};
 use super::{
     bundles,
     cache::Cache,
-    endpoints,
+    cycles, endpoints,
     error::ObserveError,
     kind::{Kind, Observe},
     policies,
@@ -81,19 +82,7 @@ impl Observe for ReasoningPod {
 
     async fn observe(self: Arc<Self>, context: &Context) -> Result<ObservedReasoningPod, ObserveError> {
         let (namespace, uid) = (self.namespace().unwrap_or_default(), self.uid().unwrap_or_default());
-        let run = get(&context.stores.training_runs, &namespace, &self.spec.training_run);
-        let run = run.map(|run| Arc::unwrap_or_clone(run).believed(context));
-        let evaluations: BTreeMap<String, Evaluation> = self
-            .spec
-            .evaluations
-            .iter()
-            .filter_map(|name| {
-                let evaluation = get(&context.stores.evaluations, &namespace, name)?;
-                Some((name.clone(), Arc::unwrap_or_clone(evaluation).believed(context)))
-            })
-            .collect();
         let policies = policies::policies(context, &namespace);
-        let found = bundles::find(context, &self, run.as_ref(), &evaluations, &policies);
         let rolled_out = self.status.as_ref().is_some_and(|status| status.training_run_uid.is_some());
         let live = servers(context, &namespace, &child::server(&self.name_any()), rolled_out).await?;
         let (deployment, tampered) = workers::deployment(context, live, &uid);
@@ -116,17 +105,16 @@ impl Observe for ReasoningPod {
         } else {
             foreign(context, &namespace, &self.name_any(), &[&behind, &tries])
         };
-        let promotions = if policies.is_empty() {
-            Vec::new()
-        } else {
+        let seal = self.check_seal(context);
+        let cycles = cycles::of(context, &self);
+        let Aims { served: aim, candidate } = reasoning_pod::aims(&self, &seal, &cycles, deployment.as_ref());
+        let (judged, candidate) = {
             let pods = behind.current.iter().chain(&behind.former).chain(&tries.current).map(ResourceExt::annotations);
-            let served = deployment.iter().chain(&canary).map(ResourceExt::annotations).chain(pods);
-            let models = models(&self, run.as_ref(), served);
-            let status = self.status.as_ref();
-            let named = status.and_then(|status| Some(status.promotion.as_ref()?.bundle.as_str()));
-            policies::promotions(context, &namespace, &models, named)
+            let served: Vec<_> = deployment.iter().chain(&canary).map(ResourceExt::annotations).chain(pods).collect();
+            let judge = |aim: Named| Judged::of(context, &self, aim, &cycles, &policies, &served);
+            (judge(aim), candidate.map(judge))
         };
-        let compared = if policies.is_empty() { Vec::new() } else { shadows::compared(context, &self, run.as_ref()) };
+        let Judged { object, run, evaluations, found, sign_offs, promotions, compared } = judged;
         let unprotected = context.admission.current().protects(&namespace).err();
         let serves = deployment.is_some() || tampered;
         let all = unprotected.is_some() && serves;
@@ -136,7 +124,7 @@ impl Observe for ReasoningPod {
             .flat_map(|pods| unexplained(None, pods, context.now()))
             .collect();
         let warnings = warnings(context, &namespace, &late).await;
-        Ok(ObservedReasoningPod {
+        let observed = ObservedReasoningPod {
             settings: context.settings.clone(),
             run,
             evaluations,
@@ -148,7 +136,9 @@ impl Observe for ReasoningPod {
             promotion: found.promotion,
             promotion_again: found.promotion_again,
             lent: found.lent,
-            sign_offs: policies::sign_offs(context, &self),
+            sign_offs,
+            cycles,
+            candidate: None,
             policies,
             promotions,
             admission: context.admission.current(),
@@ -177,8 +167,15 @@ impl Observe for ReasoningPod {
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
             obstruction: None,
-            seal: self.check_seal(context),
-            object: Arc::unwrap_or_clone(self),
+            seal,
+            object,
+        };
+        Ok(match candidate {
+            Some(candidate) => {
+                let candidate = Box::new(candidate.beside(&observed));
+                ObservedReasoningPod { candidate: Some(candidate), ..observed }
+            }
+            None => observed,
         })
     }
 
@@ -187,6 +184,9 @@ impl Observe for ReasoningPod {
     }
 
     fn obstruct(observed: &mut ObservedReasoningPod, obstruction: Obstruction) {
+        if let Some(candidate) = &mut observed.candidate {
+            candidate.obstruction = Some(obstruction.clone());
+        }
         observed.obstruction = Some(obstruction);
     }
 
@@ -196,6 +196,78 @@ impl Observe for ReasoningPod {
 
     fn spans(observed: &ObservedReasoningPod, next: &ReasoningPodStatus, now: Timestamp) -> Vec<Span> {
         trace::reasoning_pod(observed, next, now)
+    }
+}
+
+/// What is known about a run and the Evaluations of its model.
+struct Judged {
+    object: ReasoningPod,
+    run: Option<TrainingRun>,
+    evaluations: BTreeMap<String, Evaluation>,
+    found: bundles::Found,
+    sign_offs: Vec<SignOff>,
+    promotions: Vec<RecordedPromotion>,
+    compared: Vec<Compared>,
+}
+
+impl Judged {
+    /// Observes what `aim` names, which replaces what the spec of the object names. `served` are the annotations of what is served.
+    fn of(
+        context: &Context,
+        object: &ReasoningPod,
+        aim: Named,
+        cycles: &[ObservedCycle],
+        policies: &[Policy],
+        served: &[&BTreeMap<String, String>],
+    ) -> Self {
+        let mut object = object.clone();
+        let namespace = object.namespace().unwrap_or_default();
+        let run = get(&context.stores.training_runs, &namespace, &aim.training_run);
+        let run = run.filter(|run| aim.means(&**run, cycles));
+        let run = run.map(|run| Arc::unwrap_or_clone(run).believed(context));
+        let evaluations: BTreeMap<String, Evaluation> = aim
+            .evaluations
+            .iter()
+            .filter_map(|name| {
+                let evaluation = get(&context.stores.evaluations, &namespace, name)?;
+                let means = aim.means(&*evaluation, cycles);
+                means.then(|| (name.clone(), Arc::unwrap_or_clone(evaluation).believed(context)))
+            })
+            .collect();
+        aim.aim(&mut object);
+        let found = bundles::find(context, &object, run.as_ref(), &evaluations, policies);
+        let (mut promotions, mut compared) = (Vec::new(), Vec::new());
+        if !policies.is_empty() {
+            let models = models(&object, run.as_ref(), served.iter().copied());
+            let status = object.status.as_ref();
+            let named = status.and_then(|status| Some(status.promotion.as_ref()?.bundle.as_str()));
+            promotions = policies::promotions(context, &namespace, &models, named);
+            compared = shadows::compared(context, &object, run.as_ref());
+        }
+        let sign_offs = policies::sign_offs(context, &object);
+        Self { object, run, evaluations, found, sign_offs, promotions, compared }
+    }
+
+    /// Returns the observation with this run and these Evaluations.
+    fn beside(self, observed: &ObservedReasoningPod) -> ObservedReasoningPod {
+        let Self { object, run, evaluations, found, sign_offs, promotions, compared } = self;
+        ObservedReasoningPod {
+            object,
+            run,
+            evaluations,
+            signer: found.signer,
+            trusted: found.trusted,
+            trusted_root: found.trusted_root,
+            oms: found.oms,
+            oms_again: found.oms_again,
+            promotion: found.promotion,
+            promotion_again: found.promotion_again,
+            lent: found.lent,
+            sign_offs,
+            promotions,
+            compared,
+            ..observed.clone()
+        }
     }
 }
 

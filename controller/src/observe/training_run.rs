@@ -40,6 +40,7 @@ impl Kind for TrainingRun {
 
     fn changed(&self, triggers: &Triggers) {
         triggers.object(self);
+        triggers.owner(self);
         triggers.users_of_run(&self.namespace().unwrap_or_default(), &self.name_any());
     }
 }

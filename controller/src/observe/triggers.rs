@@ -42,6 +42,13 @@ impl Triggers {
         self.queues.add::<K>(namespace, name);
     }
 
+    /// Queues the ReasoningPod that created an object for one of its cycles.
+    pub(super) fn owner<K: Resource<DynamicType = ()>>(&self, object: &K) {
+        if let Some(owner) = controller(object) {
+            self.queues.add_kind(&owner.kind, &object.namespace().unwrap_or_default(), &owner.name);
+        }
+    }
+
     /// Queues the ReasoningPods that shadow a ReasoningPod.
     pub(super) fn shadows_of(&self, namespace: &str, name: &str) {
         self.users(namespace, &Name::ReasoningPod(name.to_owned()));

@@ -8,8 +8,21 @@ use crate::document::Path;
 
 /// Composes the configuration of an object that its CRD accepts. Gates that lack power are pointed out.
 pub(crate) fn check(kind: &str, object: &Value, found: &mut Vec<(Path, String)>, notices: &mut Vec<(Path, String)>) {
-    let spec = &object["spec"];
     let path = Path::default().field("spec");
+    let template = &object["spec"]["redeploy"]["template"];
+    if kind != "ReasoningPod" || template.is_null() {
+        return of_spec(kind, &object["spec"], &path, found, notices);
+    }
+    // A ReasoningPod creates these objects.
+    let path = path.field("redeploy").field("template");
+    of_spec("TrainingRun", &template["trainingRun"], &path.field("trainingRun"), found, notices);
+    for (index, evaluation) in template["evaluations"].as_array().into_iter().flatten().enumerate() {
+        let path = path.field("evaluations").index(index).field("spec");
+        of_spec("Evaluation", &evaluation["spec"], &path, found, notices);
+    }
+}
+
+fn of_spec(kind: &str, spec: &Value, path: &Path, found: &mut Vec<(Path, String)>, notices: &mut Vec<(Path, String)>) {
     let text = |field: &str| spec[field].as_str().unwrap_or_default();
     let overrides: Vec<String> =
         spec["overrides"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();

@@ -13,8 +13,7 @@ mod stage;
 pub(crate) mod statement;
 mod status;
 mod subject;
-mod times;
-mod view;
+pub(crate) mod view;
 
 use codex_crds::EvaluationStatus;
 use jiff::Timestamp;

@@ -14,12 +14,12 @@ use super::{
     gates::{gates, judged_again},
     observed::ObservedEvaluation,
     status::with_result,
-    times::{MAX_COUNT, Times},
 };
 use crate::{
     plan::Plan,
     seal::{Sealable, StatusSeal},
     throttle,
+    times::{MAX_COUNT, Times},
 };
 
 /// The longest time that a plan waits. Timers have a limit, and cron can name times in years.
@@ -93,7 +93,7 @@ impl Scheduled {
         let running = runs.active.clone();
         let mut turn = Turn { run: runs.current(), holds: holds(&recorded), ..Turn::default() };
         let mut due = None;
-        match Times::of(schedule) {
+        match Times::of(schedule, "spec.schedule") {
             Err(why) => {
                 turn.problem = Some(why);
                 runs.next_schedule_time = None;

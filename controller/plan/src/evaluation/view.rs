@@ -161,7 +161,11 @@ fn notices(composed: &Outcome<Configured>, gates: &[codex_verdict::Gate]) -> Vec
     gates.iter().filter_map(|gate| Some(codex_verdict::powerless(gate, most)?.message().to_owned())).collect()
 }
 
-fn compose(spec: &EvaluationSpec, compared: &[Data]) -> Outcome<Configured> {
+/// Returns the configuration of an Evaluation. `compared` are the outcomes that its gates compare with.
+///
+/// # Errors
+/// One sentence that says what to change.
+pub(crate) fn compose(spec: &EvaluationSpec, compared: &[Data]) -> Outcome<Configured> {
     static COMPOSED: LazyLock<Memory<Configured>> = LazyLock::new(Memory::new);
     let inputs = (&spec.preset, &spec.overrides, spec.seed, &spec.data, &spec.gates, compared);
     COMPOSED.of(&inputs, || composed(spec, compared))

@@ -119,6 +119,9 @@ impl<'a> Evidence<'a> {
         if !blocks.is_empty() {
             blocks.extend(lost_servers(observed, trust));
         }
+        if let Some(waits) = unnamed(observed) {
+            (blocks, waived) = (vec![waits], Vec::new());
+        }
         for block in blocks.iter_mut().chain(&mut waived) {
             block.sentence = truncate_chars(&block.sentence, MAX_SENTENCE);
         }
@@ -130,6 +133,17 @@ impl<'a> Evidence<'a> {
     pub(crate) fn missing(&self) -> impl Iterator<Item = &Block> {
         self.blocks.iter().chain(&self.waived)
     }
+}
+
+/// Returns a block if nothing is to be served before the first cycle is promoted.
+fn unnamed(observed: &ObservedReasoningPod) -> Option<Block> {
+    let spec = &observed.object.spec;
+    let unnamed = spec.redeploy.is_some() && spec.training_run.is_empty();
+    unnamed.then(|| {
+        let sentence =
+            "nothing is served until a cycle of spec.redeploy is promoted: status.redeploy shows its progress";
+        Block::waits(About::Training, Reason::WaitingForTraining, sentence)
+    })
 }
 
 /// Returns a block because the object `name` does not exist. It may still be created, unless servers were rolled out for it: then

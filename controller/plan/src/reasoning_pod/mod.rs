@@ -4,14 +4,17 @@ mod autoscaling;
 mod bundles;
 mod canary;
 mod children;
+mod cycles;
 mod effects;
 mod endpoints;
 mod evidence;
+mod generated;
 mod guarded;
 mod lent;
 mod observed;
 mod parity;
 mod policy;
+mod redeploy;
 mod servers;
 mod shadow;
 mod signing;
@@ -25,6 +28,7 @@ use codex_crds::ReasoningPodStatus;
 use jiff::Timestamp;
 
 pub use bundles::{BundleNames, bundle_names, manifest};
+pub use cycles::{Aims, CycleKind, CycleObject, Named, ObservedCycle, aims, cycles};
 pub use endpoints::{ForeignSlice, SERVICE_NAME, WRITER, WRITTEN_BY};
 pub use observed::{
     Bundle, Compared, Incumbent, LentPromotion, Mirrored, ObservedReasoningPod, RecordedPromotion, SignedModel,
@@ -39,9 +43,11 @@ use view::View;
 pub fn plan(observed: &ObservedReasoningPod, now: Timestamp) -> Plan<ReasoningPodStatus> {
     let view = View::of(observed, whole_seconds(now));
     let stage = Stage::of(&view);
-    let desired = children::children(&view, &stage);
+    let mut desired = children::children(&view, &stage);
+    generated::children(&view, &mut desired);
     let effects = effects::effects(&view, &stage);
     let (status, requeue) = status::status(&view, &stage);
-    let events = events(&view.status.conditions, &status.conditions, view.obstruction);
+    let mut events = events(&view.status.conditions, &status.conditions, view.obstruction);
+    redeploy::events(&view, &status, &mut events);
     Plan { desired, effects, status, events, requeue }
 }

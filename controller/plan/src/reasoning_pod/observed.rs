@@ -17,7 +17,7 @@ use k8s_openapi::api::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::endpoints::ForeignSlice;
+use super::{cycles::ObservedCycle, endpoints::ForeignSlice};
 use crate::{
     admission::Admission,
     obstruction::Obstruction,
@@ -30,7 +30,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ObservedReasoningPod {
-    /// The object with its status.
+    /// The object with its status. If a cycle is served, its run and Evaluations replace those in the spec.
     pub object: ReasoningPod,
     /// The settings of the controller.
     pub settings: Arc<Settings>,
@@ -40,6 +40,13 @@ pub struct ObservedReasoningPod {
     /// The Evaluations that `spec.evaluations` names, by name, as far as they exist in the object's namespace.
     #[serde(default)]
     pub evaluations: BTreeMap<String, Evaluation>,
+    /// The cycles of `spec.redeploy` whose objects exist, and which this controller created, by time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cycles: Vec<ObservedCycle>,
+    /// The same observation with the run and the Evaluations of the cycle that has not ended, if there is one. They replace those in
+    /// the spec of the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<Box<Self>>,
     /// The signer.
     pub signer: Signer,
     /// The list of trusted keys and identities, including expired ones. Where it is empty, the signer's key is the only trusted one

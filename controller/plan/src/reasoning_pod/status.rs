@@ -17,6 +17,7 @@ use super::{
     guarded::{self, blocked_by, waits},
     lent,
     observed::Signer,
+    redeploy::Turn,
     servers::Servers,
     shadow,
     stage::Stage,
@@ -47,6 +48,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     let wanted = view.wanted();
     let serves = view.serves() || rolls(stage);
     let canary = Next::of(view, stage);
+    let turn = Turn::of(view, stage, &canary);
     let compared = shadow::status(view, rolls(stage));
     let fits = view.servers.as_ref().is_none_or(|servers| shadow::fits(view, servers.live));
     let counts = view.servers.as_ref().filter(|_| serves).map(|servers| servers.counts(wanted)).unwrap_or_default();
@@ -81,16 +83,20 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         rollout: canary.rollout.clone(),
         shadow: compared.clone(),
         history: canary.history.clone(),
+        current: turn.as_ref().and_then(|turn| turn.current.clone()),
+        redeploy: turn.as_ref().map(|turn| turn.status.clone()),
         seal: view.status.seal.clone(),
-        conditions: conditions(view, stage, &canary, compared.as_ref()),
+        conditions: conditions(view, stage, &canary, compared.as_ref(), turn.as_ref()),
     };
     let written = observed.status_written_at;
     let late = view.servers.iter().filter(|_| serves).chain(&view.canary);
     let again = late.filter_map(|servers| servers.pod_due(view.now)).min();
     let keys = view.trust().due(&keys(view)).map(|due| throttle::until(view.now, due));
     let scaling = autoscaling::due(view).filter(|_| serves);
-    let again =
-        [again, view.evidence.policies.due(view.now), keys, scaling, canary.due(view)].into_iter().flatten().min();
+    let judged = view.candidate.as_ref().and_then(|(_, evidence)| evidence.policies.due(view.now));
+    let cycle = turn.as_ref().and_then(|turn| turn.due);
+    let again = [again, view.evidence.policies.due(view.now), keys, scaling, canary.due(view), judged, cycle];
+    let again = again.into_iter().flatten().min();
     throttle::hold(recorded, next, written, view.now, again, |next, present| ReasoningPodStatus {
         replicas: present.replicas,
         ready_replicas: present.ready_replicas,
@@ -245,7 +251,13 @@ fn verified(view: &View<'_>, stage: &Stage, serves: bool) -> Option<VerifiedStat
     }
 }
 
-fn conditions(view: &View<'_>, stage: &Stage, canary: &Next, compared: Option<&ShadowStatus>) -> Vec<Condition> {
+fn conditions(
+    view: &View<'_>,
+    stage: &Stage,
+    canary: &Next,
+    compared: Option<&ShadowStatus>,
+    turn: Option<&Turn>,
+) -> Vec<Condition> {
     use ConditionType::{
         EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, KeyExpires, Ready, Reconciling, RingMatched,
         Signed, Stalled, Trained, Verified,
@@ -326,6 +338,9 @@ fn conditions(view: &View<'_>, stage: &Stage, canary: &Next, compared: Option<&S
             conditions.set(Reconciling, true, reason, &message);
         }
         Stage::Blocked | Stage::Revoked | Stage::Refused(..) => conditions.set(Stalled, true, reason, &message),
+    }
+    if let Some(turn) = turn {
+        turn.condition(view, &mut conditions);
     }
     seal::condition(&mut conditions, &view.observed.seal, true);
     if let Some(obstruction) = view.obstruction {

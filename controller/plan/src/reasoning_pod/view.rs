@@ -7,6 +7,7 @@ use super::{
     autoscaling,
     evidence::Evidence,
     observed::ObservedReasoningPod,
+    redeploy,
     servers::{Servers, Wanted},
     target::Target,
     trust::Trust,
@@ -22,6 +23,10 @@ pub(crate) struct View<'a> {
     /// The status as it is recorded, without the parts that were discarded.
     pub(crate) status: ReasoningPodStatus,
     pub(crate) evidence: Evidence<'a>,
+    /// The evidence for the cycle that has not ended, while what is served is planned.
+    pub(crate) candidate: Option<(&'a ObservedReasoningPod, Evidence<'a>)>,
+    /// What is planned is the rollout of a cycle.
+    pub(crate) rolls_cycle: bool,
     pub(crate) servers: Option<Servers<'a>>,
     /// The servers of a canary.
     pub(crate) canary: Option<Servers<'a>>,
@@ -36,12 +41,20 @@ impl<'a> View<'a> {
     pub(crate) fn of(observed: &'a ObservedReasoningPod, now: Timestamp) -> Self {
         let owner = Owner::reasoning_pod(&observed.object);
         let status = observed.object.status.clone().unwrap_or_default().believed(&observed.seal);
+        // A cycle is rolled out only once that was recorded.
+        let rolling = redeploy::is_rolling(&status);
+        let candidate = observed.candidate.as_deref();
+        let rolls_cycle = rolling && candidate.is_some();
+        let observed = candidate.filter(|_| rolling).unwrap_or(observed);
+        let candidate = candidate.filter(|_| !rolling).map(|candidate| (candidate, Evidence::of(candidate, now)));
         let recorded = Target::recorded(observed, Trust::of(observed, now)).filter(|_| observed.deployment.is_none());
         Self {
             observed,
             obstruction: Obstruction::current(observed.obstruction.as_ref(), observed.object.metadata.generation),
             now,
             evidence: Evidence::of(observed, now),
+            candidate,
+            rolls_cycle,
             servers: Servers::of(observed, &owner),
             canary: Servers::of_canary(observed, &owner),
             former: recorded.clone().filter(|_| observed.tampered),

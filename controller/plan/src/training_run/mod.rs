@@ -8,7 +8,7 @@ mod reproduction;
 mod stage;
 mod status;
 mod verdict;
-mod view;
+pub(crate) mod view;
 
 use codex_crds::TrainingRunStatus;
 use jiff::Timestamp;

@@ -235,7 +235,11 @@ fn containers(spec: &PodSpec) -> Vec<&str> {
     debuggers.chain(others.map(|container| container.name.as_str())).collect()
 }
 
-fn compose(spec: &TrainingRunSpec) -> Outcome<Training> {
+/// Returns the configuration of a run.
+///
+/// # Errors
+/// One sentence that says what to change.
+pub(crate) fn compose(spec: &TrainingRunSpec) -> Outcome<Training> {
     static COMPOSED: LazyLock<Memory<Training>> = LazyLock::new(Memory::new);
     let TrainingRunSpec { template, overrides, config, seed, data, base, .. } = spec;
     COMPOSED.of(&(template, overrides, config, seed, data, base.is_some()), || {

@@ -14,6 +14,7 @@ mod make;
 mod policies;
 mod properties;
 mod queued;
+mod redeployed;
 mod reproduced;
 mod rotation;
 mod samples;

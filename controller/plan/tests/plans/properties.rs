@@ -250,6 +250,8 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         settings: make::settings(),
         run: case.run.then_some(run),
         evaluations,
+        cycles: Vec::new(),
+        candidate: None,
         policies: Vec::new(),
         sign_offs: Vec::new(),
         promotions: Vec::new(),

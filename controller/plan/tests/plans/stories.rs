@@ -530,6 +530,7 @@ stories! {
     evaluation_uncounted: ObservedEvaluation;
     evaluation_on_a_schedule: ObservedEvaluation;
     pod_scales: ObservedReasoningPod;
+    pod_redeploys: ObservedReasoningPod;
     pod_tries_a_canary: ObservedReasoningPod;
     pod_is_a_shadow: ObservedReasoningPod;
 }

@@ -232,6 +232,8 @@ impl World {
             settings: make::settings(),
             run: Some(run),
             evaluations,
+            cycles: Vec::new(),
+            candidate: None,
             policies: self.policies.clone(),
             sign_offs: Vec::new(),
             promotions: Vec::new(),
@@ -349,8 +351,15 @@ impl World {
             foreign_slices,
             pod_disruption_budgets,
             network_policies,
+            training_runs,
+            evaluations,
+            expired,
             kept,
         } = desired;
+        assert!(
+            training_runs.is_empty() && evaluations.is_empty() && expired.is_empty(),
+            "nothing is redeployed in this world"
+        );
         assert!(horizontal_pod_autoscalers.is_empty(), "nothing is scaled automatically in this world");
         assert!(endpoint_slices.is_empty() && foreign_slices.is_empty(), "policies are in place in this world");
         for wanted in config_maps {

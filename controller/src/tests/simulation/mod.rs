@@ -10,6 +10,7 @@
 
 mod actions;
 mod cluster;
+mod flywheel;
 mod invariants;
 #[path = "../../../plan/tests/plans/make.rs"]
 #[allow(dead_code, clippy::unwrap_used, reason = "these values are shared with the tests of plans")]

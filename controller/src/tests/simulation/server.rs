@@ -347,8 +347,10 @@ impl Server {
         let before = self.objects.get(path).cloned();
         let generation = before.as_ref().and_then(|before| before["metadata"]["generation"].as_i64()).unwrap_or(0);
         let same = before.as_ref().is_some_and(|before| before["spec"] == object["spec"]);
-        let uid =
-            before.as_ref().map_or_else(|| json!(format!("uid-{}", self.version)), |it| it["metadata"]["uid"].clone());
+        // Whether the model of a run is good follows from its uid.
+        let prefix = if object["kind"] == "TrainingRun" { "run" } else { "uid" };
+        let new = || json!(format!("{prefix}-{}", self.version));
+        let uid = before.as_ref().map_or_else(new, |it| it["metadata"]["uid"].clone());
         let metadata = object["metadata"].as_object_mut().unwrap();
         metadata.entry("uid").or_insert(uid);
         metadata.entry("namespace").or_insert(json!(NAMESPACE));

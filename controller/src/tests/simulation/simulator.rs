@@ -68,10 +68,21 @@ pub(super) struct Simulator {
     pub(super) sent: Vec<Sent>,
     /// The uids of the servers that have verified their model.
     ready: BTreeSet<String>,
+    /// More writes than the simulation needs.
+    most_writes: usize,
 }
 
 impl Simulator {
     pub(super) fn new(seed: u64, sabotage: Sabotage) -> Self {
+        let mut simulator = Self::bare(seed, sabotage, MOST_WRITES);
+        for (plural, _) in OBJECTS {
+            simulator.create(plural);
+        }
+        simulator
+    }
+
+    /// Returns a simulator without objects of users, whose controllers need at most so many writes.
+    pub(super) fn bare(seed: u64, sabotage: Sabotage, most_writes: usize) -> Self {
         let server = Shared::new(seed);
         let clock = Simulated::starting_at(make::at(0));
         let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -95,11 +106,7 @@ impl Simulator {
         let made = random.random_range(1..10);
         let processes = (0..2).map(|index| Process::start(index, 0, &server, sabotage, &clock)).collect();
         let (posts, sent, ready) = (Vec::new(), Vec::new(), BTreeSet::new());
-        let mut simulator = Self { server, sabotage, processes, clock, random, made, seq: 0, posts, sent, ready };
-        for (plural, _) in OBJECTS {
-            simulator.create(plural);
-        }
-        simulator
+        Self { server, sabotage, processes, clock, random, made, seq: 0, posts, sent, ready, most_writes }
     }
 
     pub(super) fn now(&self) -> Timestamp {
@@ -130,7 +137,7 @@ impl Simulator {
         self.check()
     }
 
-    fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         let server = self.server.lock();
         if server.violations.is_empty() {
             return Ok(());
@@ -139,7 +146,7 @@ impl Simulator {
     }
 
     /// Lets time pass.
-    async fn tick(&mut self, long: Duration) {
+    pub(super) async fn tick(&mut self, long: Duration) {
         let end = Instant::now() + long;
         let mut timer = pin!(sleep_until(end));
         poll_fn(|task| {
@@ -194,8 +201,8 @@ impl Simulator {
                 }
             });
             let mut server = self.server.lock();
-            if server.writes.len() > MOST_WRITES && server.violations.is_empty() {
-                let last = server.writes[MOST_WRITES - 3..].join(", ");
+            if server.writes.len() > self.most_writes && server.violations.is_empty() {
+                let last = server.writes[self.most_writes - 3..].join(", ");
                 server.violations.push(format!("a settled controller writes nothing, but this one never ends: {last}"));
             }
             if server.changes.is_empty() || !server.violations.is_empty() {
@@ -362,7 +369,7 @@ impl Simulator {
     }
 
     /// Lets pods do their work until nothing is written any more.
-    async fn calm(&mut self) -> Result<(), String> {
+    pub(super) async fn calm(&mut self) -> Result<(), String> {
         let (mut written, mut since) = (self.server.lock().writes.len(), Instant::now());
         for round in 0..200 {
             for pod in self.running() {

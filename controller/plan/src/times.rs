@@ -18,27 +18,27 @@ use jiff::{
 /// The time zone of a schedule that names none.
 const UTC: &str = "Etc/UTC";
 /// The most times that are counted.
-pub(super) const MAX_COUNT: i64 = 101;
+pub(crate) const MAX_COUNT: i64 = 101;
 
 /// The time zones. The system's files would make plans depend on the machine.
 static ZONES: LazyLock<TimeZoneDatabase> = LazyLock::new(TimeZoneDatabase::bundled);
 
 /// The times of a schedule.
-pub(super) struct Times {
+pub(crate) struct Times {
     cron: Cron,
     zone: TimeZone,
 }
 
 impl Times {
-    /// Returns the times of a schedule.
+    /// Returns the times of the schedule in `field`.
     ///
     /// # Errors
     /// A sentence that names the invalid field.
-    pub(super) fn of(schedule: &Schedule) -> Result<Self, String> {
+    pub(crate) fn of(schedule: &Schedule, field: &str) -> Result<Self, String> {
         let name = schedule.time_zone.as_deref().unwrap_or(UTC);
         let zone = ZONES.get(name).map_err(|_| {
             format!(
-                "spec.schedule.timeZone {name:?} is not in the IANA database of this controller: use a name such as Etc/UTC or \
+                "{field}.timeZone {name:?} is not in the IANA database of this controller: use a name such as Etc/UTC or \
                  Europe/Berlin"
             )
         })?;
@@ -46,7 +46,7 @@ impl Times {
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
         let cron = parser.parse(text).map_err(|why| {
             format!(
-                "spec.schedule.cron {text:?} is invalid: {why}: use five fields (minute, hour, day of the month, month, day of the week), \
+                "{field}.cron {text:?} is invalid: {why}: use five fields (minute, hour, day of the month, month, day of the week), \
                  such as 0 3 * * 1"
             )
         })?;
@@ -54,22 +54,22 @@ impl Times {
     }
 
     /// Returns the first time after `time`; `None` if the schedule never matches again.
-    pub(super) fn next(&self, time: Timestamp) -> Option<Timestamp> {
+    pub(crate) fn next(&self, time: Timestamp) -> Option<Timestamp> {
         Some(self.cron.find_next_occurrence(&self.at(time), false).ok()?.timestamp())
     }
 
     /// Returns the latest time up to `time`; `None` if the schedule did not match before.
-    pub(super) fn latest(&self, time: Timestamp) -> Option<Timestamp> {
+    pub(crate) fn latest(&self, time: Timestamp) -> Option<Timestamp> {
         Some(self.cron.find_previous_occurrence(&self.at(time), true).ok()?.timestamp())
     }
 
     /// Returns the latest time before `time`; `None` if the schedule did not match before.
-    pub(super) fn before(&self, time: Timestamp) -> Option<Timestamp> {
+    pub(crate) fn before(&self, time: Timestamp) -> Option<Timestamp> {
         self.latest(time.checked_sub(SignedDuration::from_secs(1)).ok()?)
     }
 
     /// Returns how many times there are after `since` and up to `until`, [`MAX_COUNT`] at most.
-    pub(super) fn count(&self, since: Timestamp, until: Timestamp) -> i64 {
+    pub(crate) fn count(&self, since: Timestamp, until: Timestamp) -> i64 {
         let (mut count, mut time) = (0, since);
         while count < MAX_COUNT {
             match self.next(time).filter(|next| *next <= until && *next > time) {
@@ -104,7 +104,7 @@ mod tests {
     }
 
     fn times(cron: &str, zone: Option<&str>) -> Times {
-        Times::of(&schedule(cron, zone)).unwrap_or_else(|why| panic!("{why}"))
+        Times::of(&schedule(cron, zone), "spec.schedule").unwrap_or_else(|why| panic!("{why}"))
     }
 
     fn at(text: &str) -> Timestamp {
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn what_names_no_time_is_refused_or_has_none() {
-        let refused = |cron: &str, zone| Times::of(&schedule(cron, zone)).err().unwrap_or_default();
+        let refused = |cron: &str, zone| Times::of(&schedule(cron, zone), "spec.schedule").err().unwrap_or_default();
         for cron in ["", "0 3 * *", "61 3 * * *", "0 3 * * * *", "soon"] {
             let said = refused(cron, None);
             assert!(said.starts_with("spec.schedule.cron ") && said.contains("such as 0 3 * * 1"), "{cron}: {said}");

@@ -1,0 +1,95 @@
+//! Regular redeployment: a cycle trains, evaluates, signs and serves a model by itself, and one that fails changes nothing.
+
+use std::time::Duration;
+
+use codex_crds::{ConditionType, CyclePhase, Evaluation, ReasoningPod, TrainingRun};
+use codex_tests::{
+    Result, Team, objects,
+    team::{SOON, condition},
+    wait::{until, until_gone},
+};
+use codex_verdict::Decimal;
+use kube::ResourceExt as _;
+use serde_json::json;
+
+/// The time until a minute begins, and its cycle has trained, evaluated and rolled out a tiny model.
+const CYCLE: Duration = Duration::from_secs(360);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cycle_is_served_without_anybody_and_a_failed_one_leaves_it_served() -> Result<()> {
+    let team = Team::new("flywheel").await?;
+    let run = objects::run("any", &[]).spec;
+    let mut evaluation = objects::evaluation("any", "any", &team.problems).spec;
+    evaluation.training_run = None;
+    let mut pod = objects::reasoning_pod("weekly", "any", "any");
+    // It names nothing to serve: what it serves is trained by its first cycle.
+    (pod.spec.training_run, pod.spec.evaluations) = (String::new(), Vec::new());
+    let redeploy = json!({
+        "schedule": { "cron": "* * * * *" },
+        "template": { "trainingRun": run, "evaluations": [{ "name": "judged", "spec": evaluation }] },
+        "failedHistoryLimit": 0,
+    });
+    pod.spec.redeploy = Some(serde_json::from_value(redeploy).unwrap());
+    team.create(&pod).await?;
+
+    let pods = team.api::<ReasoningPod>();
+    let served = until(&pods, "weekly", "its first cycle is served", CYCLE, |pod| {
+        let status = pod.status.as_ref();
+        status.is_some_and(|status| status.redeploy.as_ref().is_some_and(|redeploy| redeploy.promoted >= 1))
+    })
+    .await?;
+    // No further one starts while this one is looked at.
+    team.change::<ReasoningPod>("weekly", json!({ "spec": { "redeploy": { "schedule": { "suspend": true } } } }))
+        .await?;
+    let status = served.status.unwrap();
+    let (current, redeploy) = (status.current.unwrap(), status.redeploy.unwrap());
+    let record = redeploy.history.iter().find(|record| record.result == CyclePhase::Serving).unwrap();
+    assert_eq!(redeploy.manual_overrides, 0, "no person was needed");
+    assert_eq!(current.training_run, record.training_run);
+    assert_eq!(current.evaluations, [format!("{}-judged", current.training_run)]);
+    let trained = team.api::<TrainingRun>().get(&current.training_run).await?;
+    let model = trained.status.and_then(|status| status.model).unwrap();
+    assert_eq!(status.manifest.map(|manifest| manifest.digest), Some(model.digest));
+    assert_eq!(record.digest, Some(model.digest));
+    let answer = team.infer("weekly", "1+1:").await?;
+    assert!(answer.to_string().contains(&model.digest.to_string()), "{answer}");
+    let object = pods.get("weekly").await?;
+    assert!(object.spec.training_run.is_empty(), "the controller writes no spec");
+
+    // A cycle whose model does not pass ends, its objects are deleted, and the former model is served.
+    let settled = until(&pods, "weekly", "no cycle is at work", CYCLE, |pod| {
+        let redeploy = pod.status.as_ref().and_then(|status| status.redeploy.as_ref());
+        redeploy.is_some_and(|redeploy| redeploy.cycle.is_none() && redeploy.next_schedule_time.is_none())
+    })
+    .await?;
+    let before = settled.status.unwrap();
+    let mut strict = settled.spec.redeploy.unwrap();
+    strict.template.evaluations[0].spec.gates[0].min = Some(Decimal("0.9999".to_owned()));
+    strict.schedule.suspend = false;
+    team.change::<ReasoningPod>("weekly", json!({ "spec": { "redeploy": strict } })).await?;
+    let failed = until(&pods, "weekly", "a cycle failed", CYCLE, |pod| {
+        let redeploy = pod.status.as_ref().and_then(|status| status.redeploy.as_ref());
+        let latest = redeploy.and_then(|redeploy| redeploy.history.first());
+        latest.is_some_and(|latest| latest.result == CyclePhase::Failed)
+    })
+    .await?;
+    team.change::<ReasoningPod>("weekly", json!({ "spec": { "redeploy": { "schedule": { "suspend": true } } } }))
+        .await?;
+    let status = failed.status.unwrap();
+    assert_eq!(status.current, before.current);
+    assert_eq!(status.manifest, before.manifest);
+    let late = condition(Some(&status.conditions), ConditionType::RedeploysOnTime).unwrap();
+    assert_eq!((late.status.as_str(), late.reason.as_str()), ("False", "CycleFailed"));
+    let ready = condition(Some(&status.conditions), ConditionType::Ready).unwrap();
+    assert_eq!(ready.status, "True", "{}", ready.message);
+    let redeploy = status.redeploy.unwrap();
+    let gone = &redeploy.history[0].training_run;
+    assert!(redeploy.history[0].reason.contains("trace_coverage"), "{:?}", redeploy.history[0]);
+    until_gone(&team.api::<TrainingRun>(), gone, SOON).await?;
+    until_gone(&team.api::<Evaluation>(), &format!("{gone}-judged"), SOON).await?;
+    let kept = team.api::<TrainingRun>().get(&status.current.unwrap().training_run).await?;
+    assert_eq!(kept.owner_references()[0].name, "weekly");
+    team.infer("weekly", "1+1:").await?;
+    team.done();
+    Ok(())
+}
