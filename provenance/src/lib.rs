@@ -1,12 +1,14 @@
 //! What a model is: file digests, the manifest, and the statements made about it.
 //!
 //! [`manifest::Manifest`] lists a model's files; its digest is the model's identity. [`oms`] writes and reads the
-//! OpenSSF Model Signing statement about a manifest, [`promotion`] the statement that allows a model in a ring. Who
-//! signs and verifies them is the crate `codex-signing`: this one needs no cryptography beyond SHA-256.
+//! OpenSSF Model Signing statement about a manifest, [`promotion`] the statement that allows a model in a ring, and
+//! [`attestation`] the statements about a promotion that other programs read. Who signs and verifies them is the crate
+//! `codex-signing`: this one needs no cryptography beyond SHA-256.
 //!
 //! Everything here works on bytes and values, except [`files`] and the constructors of [`manifest::Manifest`] that
 //! read directories.
 
+pub mod attestation;
 mod canonical;
 pub mod digest;
 mod evidence;

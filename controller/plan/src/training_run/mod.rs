@@ -13,6 +13,7 @@ use jiff::Timestamp;
 
 pub use base::base_cycle;
 pub use observed::ObservedTrainingRun;
+pub(crate) use view::configuration;
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};
 use children::children;
