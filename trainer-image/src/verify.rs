@@ -852,7 +852,7 @@ pub(crate) mod tests {
         let told = outcome.to_string();
         for line in [
             "attested   slsaProvenance: https://codex-ml.dev/operator/v1alpha1 trained it in the run u from 2 dependencies",
-            "attested   testResult: PASSED, with 1 gates that the promotion judges the same",
+            "attested   testResult: PASSED, for every gate of the promotion (1)",
             "attested   verificationSummary: PASSED against https://codex-ml.dev/policies/none",
         ] {
             assert!(told.lines().any(|found| found == line), "{told}");

@@ -196,7 +196,7 @@ impl Attestation {
             }
             AttestationKind::TestResult => {
                 let count = self.predicate["passedTests"].as_array().map_or(0, Vec::len);
-                format!("PASSED, with {count} gates that the promotion judges the same")
+                format!("PASSED, for every gate of the promotion ({count})")
             }
             AttestationKind::VerificationSummary => {
                 let policy = self.predicate.pointer("/policy/uri").and_then(Value::as_str).unwrap_or_default();
