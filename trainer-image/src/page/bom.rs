@@ -1,4 +1,4 @@
-//! A CycloneDX ML-BOM of a model: what it was made of, and what was measured. Pure.
+//! A `CycloneDX` ML-BOM of a model: what it was made of, and what was measured. Pure.
 //!
 //! Source: <https://cyclonedx.org/docs/1.6/json/>. The same files give the same bytes, so the document has no time, and its serial
 //! number follows from its content.
@@ -41,7 +41,7 @@ pub(super) fn document(content: &Content) -> Result<Value, String> {
         "version": digest,
         "components": files.collect::<Vec<_>>(),
         "modelCard": {
-            "modelParameters": parameters(content, datasets),
+            "modelParameters": parameters(content, &datasets),
             "quantitativeAnalysis": { "performanceMetrics": performance(content) },
         },
         "properties": properties(content),
@@ -115,7 +115,7 @@ fn promoted(content: &Content) -> Option<&promotion::Promotion> {
     valid.promoted.as_ref().map(|promoted| &promoted.promotion)
 }
 
-fn parameters(content: &Content, datasets: Vec<Value>) -> Value {
+fn parameters(content: &Content, datasets: &[Value]) -> Value {
     let mut parameters = json!({
         "task": "text-generation",
         "architectureFamily": "transformer",
@@ -200,7 +200,7 @@ fn metric(name: &str, value: Option<&str>, on: &str, bounds: Option<(&str, &str)
     metric.into()
 }
 
-/// Returns what CycloneDX has no field for: digests, gates with their verdicts, the promotion and who signed.
+/// Returns what `CycloneDX` has no field for: digests, gates with their verdicts, the promotion and who signed.
 fn properties(content: &Content) -> Vec<Value> {
     let property = |name: &str, value: String| json!({ "name": format!("codex:{name}"), "value": value });
     let mut properties = Vec::new();

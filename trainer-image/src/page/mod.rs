@@ -56,7 +56,7 @@ pub struct Report {
     /// The page to write.
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     out: PathBuf,
-    /// Also write a CycloneDX ML-BOM of the model: its data, base and measurements with their bounds.
+    /// Also write a `CycloneDX` ML-BOM of the model: its data, base and measurements with their bounds.
     #[arg(long, value_name = "FILE")]
     ml_bom: Option<PathBuf>,
 }

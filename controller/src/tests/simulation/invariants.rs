@@ -198,7 +198,7 @@ fn check_read(server: &mut Server, evaluation: &Value, wrong: &mut Vec<String>) 
 
 /// Returns what the bundles of a ConfigMap sign, one after the other.
 fn payload(bundle: &Value) -> Vec<u8> {
-    let entries = bundle["data"].as_object().into_iter().flatten().filter(|(name, _)| name.ends_with(".json"));
+    let entries = bundle["data"].as_object().into_iter().flatten().filter(|(name, _)| *name != "key.pem");
     let signed = entries.map(|(_, text)| {
         let bundle: Value = serde_json::from_str(text.as_str().unwrap_or_default()).unwrap_or_default();
         let payload = bundle["dsseEnvelope"]["payload"].as_str().unwrap_or_default();
