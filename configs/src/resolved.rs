@@ -87,6 +87,15 @@ impl<T: Spec> Resolved<T> {
         self.digest
     }
 
+    /// Returns the value whose canonical JSON (RFC 8785) has the digest; `None` if JSON cannot represent it.
+    pub fn digested(&self) -> Option<serde_json::Value> {
+        let digested = Digested { schema_version: SCHEMA_VERSION, kind: T::KIND, spec: &self.spec };
+        let value = serde_json::to_value(&digested).ok()?;
+        // A number that another type would round is not left to the reader.
+        let canonical = serde_json_canonicalizer::to_vec(&value).ok()?;
+        (Sha256::of(canonical) == self.digest.0).then_some(value)
+    }
+
     /// Returns the contents of the resolved configuration file.
     ///
     /// # Errors

@@ -1,8 +1,10 @@
 //! Effects of a plan: signing, and counting reads. A bundle is created once and never changed.
 
+use std::collections::BTreeMap;
+
 use codex_crds::Reason;
 use codex_plan::Effect;
-use codex_provenance::oms;
+use codex_provenance::{attestation::attestations, oms};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, ResourceExt, api::Patch};
 use serde_json::json;
@@ -90,10 +92,13 @@ pub async fn carry_out(context: &Context, effects: &[Effect]) -> Result<(), Effe
     for effect in effects {
         let (statement, result) = match effect {
             Effect::SignModel { config_map, manifest, name } => {
-                ("model", sign(context, config_map, &oms::payload(manifest, name)).await)
+                ("model", sign(context, config_map, &[(BUNDLE, oms::payload(manifest, name).as_slice())]).await)
             }
-            Effect::SignPromotion { config_map, promotion } => {
-                let result = sign(context, config_map, &promotion.payload()).await;
+            Effect::SignPromotion { config_map, promotion, build } => {
+                let (payload, others) = (promotion.payload(), attestations(promotion, build));
+                let others = others.iter().map(|it| (it.kind.entry(), it.payload.as_slice()));
+                let statements: Vec<_> = std::iter::once((BUNDLE, payload.as_slice())).chain(others).collect();
+                let result = sign(context, config_map, &statements).await;
                 if result.is_ok() {
                     context.metrics.overridden(&promotion.reasons.ring, promotion.reasons.sign_offs.len());
                 }
@@ -113,30 +118,31 @@ pub async fn carry_out(context: &Context, effects: &[Effect]) -> Result<(), Effe
     Ok(())
 }
 
-async fn sign(context: &Context, config_map: &ConfigMap, payload: &[u8]) -> Result<(), EffectError> {
+/// Signs statements, each under its entry of a ConfigMap, and creates the ConfigMap.
+async fn sign(context: &Context, config_map: &ConfigMap, statements: &[(&str, &[u8])]) -> Result<(), EffectError> {
     let name = config_map.name_any();
-    let Signed { bundle, key } = context.signer.sign(payload).await?;
-    let bundle = String::from_utf8(bundle).map_err(|_| EffectError::Text(name.clone()))?;
-    let filled = ConfigMap {
-        data: Some(
-            std::iter::once((BUNDLE.to_owned(), bundle)).chain(key.map(|key| (PUBLIC.to_owned(), key))).collect(),
-        ),
-        immutable: Some(true),
-        ..config_map.clone()
-    };
+    let (entries, payloads): (Vec<&str>, Vec<&[u8]>) = statements.iter().copied().unzip();
+    let Signed { bundles, key } = context.signer.sign(&payloads).await?;
+    let mut data: BTreeMap<String, String> = key.map(|key| (PUBLIC.to_owned(), key)).into_iter().collect();
+    for (entry, bundle) in entries.into_iter().zip(bundles) {
+        let bundle = String::from_utf8(bundle).map_err(|_| EffectError::Text(name.clone()))?;
+        data.insert(entry.to_owned(), bundle);
+    }
+    let filled = ConfigMap { data: Some(data), immutable: Some(true), ..config_map.clone() };
+    let recorded = || payloads.iter().for_each(|payload| context.signer.recorded(payload));
     let namespace = config_map.namespace().unwrap_or_default();
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
     match api.create(&post_params(), &filled).await {
         Ok(created) => {
             context.metrics.wrote("ConfigMap", "create");
             info!("created the signed bundle in the ConfigMap {name}");
-            context.signer.recorded(payload);
+            recorded();
             caught_up(&context.stores.config_maps, &created).await;
             Ok(())
         }
         Err(source) if answered(&source, 409) => {
             adopt(context, &api, config_map).await?;
-            context.signer.recorded(payload);
+            recorded();
             Ok(())
         }
         Err(source) => Err(EffectError::Client { name, verb: "created", source }),

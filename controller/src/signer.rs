@@ -103,11 +103,11 @@ impl SignerError {
     }
 }
 
-/// A statement that was signed.
+/// Statements that one key or identity signed.
 pub struct Signed {
-    /// The bundle, in JSON.
-    pub bundle: Vec<u8>,
-    /// The public key that verifies it, in PEM; `None` if an identity signed.
+    /// The bundles, in JSON, in the order of the statements.
+    pub bundles: Vec<Vec<u8>>,
+    /// The public key that verifies them, in PEM; `None` if an identity signed.
     pub key: Option<String>,
 }
 
@@ -476,16 +476,24 @@ impl Signer {
         }
     }
 
-    /// Signs a statement.
+    /// Signs statements, all with the same key or identity, even if the key is replaced meanwhile.
     ///
     /// # Errors
     /// When the signer is unavailable or signing fails.
-    pub async fn sign(&self, payload: &[u8]) -> Result<Signed, SignerError> {
+    pub async fn sign(&self, payloads: &[&[u8]]) -> Result<Signed, SignerError> {
         let private = self.state().private.clone().map_err(SignerError::Unavailable)?;
-        match private {
-            Private::Key(key) => Ok(Signed { bundle: key.sign(payload)?, key: Some(key.public().to_pem().to_owned()) }),
-            Private::Keyless(signer) => Ok(Signed { bundle: signer.sign(payload).await?, key: None }),
+        let mut bundles = Vec::with_capacity(payloads.len());
+        for payload in payloads {
+            bundles.push(match &private {
+                Private::Key(key) => key.sign(payload)?,
+                Private::Keyless(signer) => signer.sign(payload).await?,
+            });
         }
+        let key = match private {
+            Private::Key(key) => Some(key.public().to_pem().to_owned()),
+            Private::Keyless(_) => None,
+        };
+        Ok(Signed { bundles, key })
     }
 
     /// Forgets a bundle that is recorded: without a key, a finished one is kept until then, so that nothing is signed twice.

@@ -2,12 +2,13 @@
 //!
 //! [`manifest::Manifest`] lists a model's files; its digest is the model's identity. [`oms`] writes and reads the
 //! OpenSSF Model Signing statement about a manifest, [`promotion`] the statement that allows a model in a ring,
-//! [`reproduction`] the one that it was trained again. Who signs and verifies them is the crate `codex-signing`: this one
-//! needs no cryptography beyond SHA-256.
+//! [`attestation`] the statements about a promotion that other programs read, and [`reproduction`] the one that a model was
+//! trained again. Who signs and verifies them is the crate `codex-signing`: this one needs no cryptography beyond SHA-256.
 //!
 //! Everything here works on bytes and values, except [`files`] and the constructors of [`manifest::Manifest`] that
 //! read directories.
 
+pub mod attestation;
 mod canonical;
 pub mod digest;
 mod evidence;

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use codex_crds::{ConditionType, Evaluation, ReasoningPodPhase, TrainingRun, child};
-use codex_provenance::manifest::Manifest;
+use codex_provenance::{attestation::AttestationKind, manifest::Manifest};
+use codex_signing::{bundle, key::PublicKey};
 use codex_tests::{
     Result, Team, install,
     objects::{self, STEPS, TRACE_COVERAGE},
@@ -19,7 +20,7 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
 };
 use kube::{ResourceExt as _, api::ListParams};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trained_model_is_served_and_an_untrained_one_is_not() -> Result<()> {
@@ -147,6 +148,9 @@ async fn signatures(team: &Team, run: &TrainingRun, pod: &codex_crds::ReasoningP
         let data: BTreeMap<_, _> = config_map.data.unwrap();
         fs::write(files.path().join(format!("{name}.json")), &data["bundle.json"]).unwrap();
         fs::write(files.path().join("key.pem"), &data["key.pem"]).unwrap();
+        for entry in AttestationKind::ALL.map(AttestationKind::entry).into_iter().filter(|_| name == "promotion") {
+            fs::write(files.path().join(entry), &data[entry]).unwrap();
+        }
     }
     let Some(folder) = team.folder(run).await? else {
         team.skip("the signatures over the model's files", "the files of this cluster's volumes cannot be read");
@@ -164,9 +168,19 @@ async fn signatures(team: &Team, run: &TrainingRun, pod: &codex_crds::ReasoningP
         codex.arg("verify").arg(model).arg("--bundle").arg(files.path().join("oms.json"));
         codex.arg("--key").arg(files.path().join("key.pem")).args(["--fingerprint", &pinned]);
         codex.arg("--promotion").arg(files.path().join("promotion.json")).args(["--ring", "0A_base_"]);
+        for entry in AttestationKind::ALL.map(AttestationKind::entry) {
+            codex.arg("--attestation").arg(files.path().join(entry));
+        }
         codex
     };
-    output(&mut verify(&model))?;
+    let told = output(&mut verify(&model))?;
+    assert_eq!(told.lines().filter(|line| line.starts_with("attested ")).count(), 3, "{told}");
+    // The composed configuration is part of the provenance.
+    let provenance = fs::read(files.path().join(AttestationKind::SlsaProvenance.entry())).unwrap();
+    let key = PublicKey::from_pem(&fs::read_to_string(files.path().join("key.pem")).unwrap()).unwrap();
+    let statement: Value = serde_json::from_slice(&bundle::open(&provenance, &key).unwrap()).unwrap();
+    let parameters = &statement["predicate"]["buildDefinition"]["externalParameters"];
+    assert_eq!(parameters["configuration"]["kind"], "TrainingRun", "{parameters:#}");
     peer_accepts(&model, files.path()).await?;
 
     // Neither accepts other bytes.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use codex_crds::{ConditionType, ReasoningPod, child};
-use codex_provenance::Identity;
+use codex_provenance::{Identity, attestation::AttestationKind};
 use codex_tests::{
     Installation, Result, Team, install, objects,
     process::output,
@@ -114,6 +114,12 @@ async fn a_model_is_promoted_and_served_without_a_key() -> Result<()> {
         let data: BTreeMap<_, _> = found.data.unwrap();
         assert!(!data.contains_key("key.pem"));
         fs::write(files.path().join(format!("{name}.json")), &data["bundle.json"]).unwrap();
+        for entry in AttestationKind::ALL.map(AttestationKind::entry) {
+            assert_eq!(data.contains_key(entry), name == "promotion", "{entry}");
+            if let Some(bundle) = data.get(entry) {
+                fs::write(files.path().join(entry), bundle).unwrap();
+            }
+        }
     }
     fs::write(files.path().join("root.json"), instance.trusted_root()).unwrap();
     if let Some(folder) = team.folder(&run).await? {
@@ -124,6 +130,13 @@ async fn a_model_is_promoted_and_served_without_a_key() -> Result<()> {
     } else {
         team.skip("codex verify with the identity", "the files of this cluster's volumes cannot be read");
     }
+
+    // Every entry of the log is one of these bundles, and without them none is explained.
+    let explained = watch(&instance.log(), files.path(), files.path(), &issuer)?;
+    assert!(explained.contains("of 5 by this identity, 0 unexplained"), "{explained}");
+    let nothing = tempfile::tempdir().unwrap();
+    let told = watch(&instance.log(), files.path(), nothing.path(), &issuer).unwrap_err().to_string();
+    assert!(told.contains("of 5 by this identity, 5 unexplained"), "{told}");
     team.done();
     let _ = config_maps.delete(SIGSTORE, &DeleteParams::default()).await;
     Ok(())
@@ -133,6 +146,16 @@ fn verify(model: &Path, files: &Path, identity: &str, issuer: &str) -> Result<St
     let mut codex = Command::new(install::program("codex")?);
     codex.arg("verify").arg(model).arg("--bundle").arg(files.join("oms.json"));
     codex.arg("--promotion").arg(files.join("promotion.json")).args(["--ring", "0A_base_"]);
+    for entry in AttestationKind::ALL.map(AttestationKind::entry) {
+        codex.arg("--attestation").arg(files.join(entry));
+    }
     codex.arg("--trusted-root").arg(files.join("root.json"));
     output(codex.args(["--certificate-identity", identity, "--certificate-oidc-issuer", issuer]))
+}
+
+fn watch(log: &Path, files: &Path, bundles: &Path, issuer: &str) -> Result<String> {
+    let mut codex = Command::new(install::program("codex")?);
+    codex.arg("log-watch").arg("--log").arg(log).arg("--bundles").arg(bundles);
+    codex.arg("--trusted-root").arg(files.join("root.json"));
+    output(codex.args(["--certificate-identity", SUBJECT, "--certificate-oidc-issuer", issuer]))
 }

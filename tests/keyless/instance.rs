@@ -147,6 +147,11 @@ impl Instance {
         format!("http://{}:{}{path}", self.host, self.port(service))
     }
 
+    /// Returns the folder in which Rekor keeps its log: a checkpoint, and tiles.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
     /// Returns the signing configuration, in JSON.
     pub(crate) fn signing_config(&self) -> String {
         let service = |service, version: u32| {

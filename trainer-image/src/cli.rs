@@ -62,6 +62,8 @@ enum Command {
     Safety(crate::safety::Safety),
     /// Verify that a model directory is exactly what was signed.
     Verify(crate::verify::Verify),
+    /// Report signatures of an identity in a transparency log that no bundle explains.
+    LogWatch(crate::log_watch::LogWatch),
     /// Sign the files of a model with a key of your own.
     Sign(crate::sign::Sign),
     /// Check manifests without a cluster.
@@ -110,6 +112,7 @@ impl Command {
             Self::BenchServe(command) => command.run(),
             Self::Safety(command) => command.run(),
             Self::Verify(command) => command.run(),
+            Self::LogWatch(command) => command.run(),
             Self::Sign(command) => command.run(),
             Self::Validate(command) => command.run(),
             Self::Deploy(command) => command.run(),

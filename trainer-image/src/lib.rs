@@ -24,6 +24,7 @@ pub mod gpu;
 pub mod hub;
 pub mod import;
 pub mod knobs;
+pub mod log_watch;
 pub mod merge;
 pub mod metrics;
 pub mod model;

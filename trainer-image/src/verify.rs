@@ -1,8 +1,10 @@
 //! `codex verify`: the checks of a server on the command line, for a model and its bundles. Reads files.
 
 pub(crate) mod given;
+mod json;
 mod keys;
 mod policies;
+mod trusted;
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +15,9 @@ use std::{
 
 use clap::builder::PossibleValuesParser;
 use codex_provenance::{
-    EvidenceStrength, Sha256, files,
+    EvidenceStrength, Sha256,
+    attestation::Attestation,
+    files,
     golden::Golden,
     manifest::{Manifest, ManifestError},
     promotion::{Comparison, Earlier, Evaluation, Gate, HeldPolicy, Promotion, Reference},
@@ -22,10 +26,11 @@ use codex_provenance::{
 };
 use codex_reports::exit;
 use codex_signing::{
-    bundle::{self, BundleError, Opened},
-    keyless::{self, Identity, Keyless},
+    bundle,
+    keyless::Identity,
     verify::{
-        Promoted, Reproduced, Signed, Trusts, VerifyError, verify_promotion, verify_reproduction, verify_signature,
+        Promoted, Reproduced, Signed, VerifyError, verify_attestations, verify_promotion, verify_reproduction,
+        verify_signature,
     },
 };
 use codex_verdict::{
@@ -40,7 +45,9 @@ use crate::{
     evaluation::again::measured_again,
     wording::counted,
 };
-use keys::Keys;
+use json::Format;
+pub use json::{Checked, SignedBy, Verification, VerifiedAttestation, VerifiedModel, VerifiedPromotion};
+use trusted::IdentityArguments;
 
 /// The exit code for a valid model whose key was not compared with a fingerprint.
 const NOT_PINNED: i32 = 3;
@@ -72,19 +79,8 @@ pub struct Verify {
     /// pinned, and the exit code is 3.
     #[arg(long, value_name = "SHA256")]
     fingerprint: Vec<Sha256>,
-    /// The identity that must have signed instead of a key, as its certificate names it, such as
-    /// `https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller`. Exact, or with * for
-    /// a run of characters other than /.
-    #[arg(long, value_name = "IDENTITY", requires_all = ["certificate_oidc_issuer", "trusted_root"])]
-    certificate_identity: Option<String>,
-    /// The issuer of the token with which the identity signed; exact.
-    #[arg(long, value_name = "URL", requires_all = ["certificate_identity", "trusted_root"])]
-    certificate_oidc_issuer: Option<String>,
-    /// The trusted root of the Sigstore instance, in JSON: its certificate authorities, logs and timestamp authorities. Nothing is
-    /// downloaded.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["key", "fingerprint"],
-        requires_all = ["certificate_identity", "certificate_oidc_issuer"])]
-    trusted_root: Option<PathBuf>,
+    #[command(flatten)]
+    identity: IdentityArguments,
     /// The promotion bundle. Without it, no promotion is checked.
     #[arg(long, value_name = "FILE", requires = "ring")]
     promotion: Option<PathBuf>,
@@ -111,6 +107,13 @@ pub struct Verify {
     /// The bundle of a reproduction: a second TrainingRun made this model again, bit for bit. May be repeated.
     #[arg(long, value_name = "FILE")]
     reproduced: Vec<PathBuf>,
+    /// The bundle of an attestation beside the promotion: SLSA provenance, test result or verification summary, from the same
+    /// ConfigMap. May be repeated. Each must be signed as the promotion is, and say what it says.
+    #[arg(long, value_name = "FILE", requires = "promotion")]
+    attestation: Vec<PathBuf>,
+    /// How the result is printed.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
 }
 
 /// A valid model.
@@ -123,6 +126,8 @@ struct Outcome {
     promoted: Option<Promoted>,
     /// The reproductions of the model.
     reproduced: Vec<Reproduced>,
+    /// The attestations about the promotion.
+    attested: Vec<Attestation>,
     /// The policies that were checked.
     policies: Vec<Policy>,
     /// Names of the evaluations that were measured again from their outcomes.
@@ -147,14 +152,19 @@ impl Verify {
     pub fn run(self) -> Result<i32, CommandError> {
         let mut steps = Steps::default();
         let outcome = self.verify_in(&mut steps);
-        if outcome.is_err() {
+        let told = match (self.format, &outcome) {
+            (Format::Text, Ok(outcome)) => outcome.to_string(),
             // What was checked before the refusal, which follows as the error.
-            let _ = std::io::stdout().write_all(steps.to_string().as_bytes());
-        }
-        let outcome = outcome?;
+            (Format::Text, Err(_)) => steps.to_string(),
+            (Format::Json, outcome) => {
+                let outcome = outcome.as_ref().map_err(CommandError::sentence);
+                let json = serde_json::to_string_pretty(&Verification::of(&steps, outcome));
+                format!("{}\n", json.map_err(CommandError::failed)?)
+            }
+        };
         // The exit code is the result, even if it cannot be printed.
-        let _ = std::io::stdout().write_all(outcome.to_string().as_bytes());
-        Ok(outcome.exit())
+        let _ = std::io::stdout().write_all(told.as_bytes());
+        Ok(outcome?.exit())
     }
 
     #[cfg(test)]
@@ -169,10 +179,13 @@ impl Verify {
         let reproductions = self.reproduced.iter().map(|path| read("--reproduced", path, bundle::MAX_BYTES));
         let reproductions: Vec<Vec<u8>> = reproductions.collect::<Result<_, CommandError>>()?;
         let policies = policies::read(&self.policy)?;
+        let attestations = self.attestation.iter().map(|path| read("--attestation", path, bundle::MAX_BYTES));
+        let attestations: Vec<Vec<u8>> = attestations.collect::<Result<_, CommandError>>()?;
         let outcomes = self.outcomes.iter().map(|path| Ok((path.as_path(), read("--outcomes", path, MAX_OUTCOMES)?)));
         let outcomes: Vec<(&Path, Vec<u8>)> = outcomes.collect::<Result<_, CommandError>>()?;
         let now = self.at.unwrap_or_else(Timestamp::now);
-        let trusted = self.trusted(now, steps)?;
+        let trusted = self.identity.trusted(&self.key, &self.fingerprint, now)?;
+        steps.passed(trusted.kind(), trusted.told(!self.fingerprint.is_empty()));
         let manifest = self.manifest().map_err(|error| match error {
             ManifestError::Unreadable { .. } => CommandError::bad_input(error),
             refused => CommandError::failed(format!("the model is refused: {refused}")),
@@ -185,7 +198,7 @@ impl Verify {
         let until = trusted.check(signed.signer, "the OMS bundle")?;
         expiring.extend(until.map(|end| (signed.signer, end)));
         steps.passed("validity", trusted.counted(&signer, now));
-        let mut measured = Vec::new();
+        let (mut measured, mut attested) = (Vec::new(), Vec::new());
         let promoted = match (promotion, &self.ring) {
             (Some(promotion), Some(ring)) => {
                 let promoted = verify_promotion(&signed, &promotion, &trusted, ring, None).map_err(refused)?;
@@ -195,11 +208,17 @@ impl Verify {
                 expiring.extend(until.filter(|_| promoted.signer != signed.signer).map(|end| (promoted.signer, end)));
                 self.check_evidence(&promoted.promotion).map_err(CommandError::failed)?;
                 steps.passed("evidence", "its gates pass, and it is as recent and as strong as demanded".to_owned());
+                let bundles = attestations.iter().map(Vec::as_slice);
+                attested = verify_attestations(&promoted, bundles, &trusted).map_err(refused)?;
+                for attestation in &attested {
+                    steps.passed(attestation.kind.name(), attestation.told(&promoted.promotion));
+                }
                 let signers = [
                     Signatory { fingerprint: promoted.signer, identity: promoted.identity.as_ref() },
                     Signatory { fingerprint: signed.signer, identity: signed.identity.as_ref() },
                 ];
-                policies::check(&policies, &promoted.promotion, &signers, now).map_err(CommandError::failed)?;
+                let kinds = attested.iter().map(|it| it.kind).collect();
+                policies::check(&policies, &promoted.promotion, kinds, &signers, now).map_err(CommandError::failed)?;
                 steps.passed("policies", format!("{} given, and all hold", policies.len()));
                 measured = measured_again(&promoted.promotion.reasons.evaluations, &outcomes)?;
                 Some(promoted)
@@ -214,26 +233,8 @@ impl Verify {
             steps.passed("reproduction", format!("{signer} signed that a second run made the same model"));
             reproduced.push(again);
         }
-        let pinned = !self.fingerprint.is_empty() || self.trusted_root.is_some();
-        Ok(Outcome { manifest, pinned, signed, expiring, promoted, reproduced, policies, measured })
-    }
-
-    /// Reads who is trusted: keys, or an identity.
-    fn trusted(&self, now: Timestamp, steps: &mut Steps) -> Result<Trusted, CommandError> {
-        let (Some(path), Some(identity), Some(issuer)) =
-            (&self.trusted_root, &self.certificate_identity, &self.certificate_oidc_issuer)
-        else {
-            let keys = Keys::read(&self.key, &self.fingerprint, now)?;
-            let pinned =
-                if self.fingerprint.is_empty() { "none is pinned" } else { "all have a fingerprint of --fingerprint" };
-            steps.passed("keys", format!("{}, {pinned}", counted(keys.len(), "public key")));
-            return Ok(Trusted::Keys(keys));
-        };
-        let root = read("--trusted-root", path, keyless::MAX_ROOT)?;
-        let keyless =
-            Keyless::new(&String::from_utf8_lossy(&root), identity, issuer).map_err(CommandError::bad_input)?;
-        steps.passed("trusted root", "it names authorities and logs".to_owned());
-        Ok(Trusted::Identity(Box::new(keyless)))
+        let pinned = !self.fingerprint.is_empty() || self.identity.is_given();
+        Ok(Outcome { manifest, pinned, signed, expiring, promoted, attested, reproduced, policies, measured })
     }
 
     /// Checks what the caller demands of the evidence.
@@ -273,46 +274,6 @@ impl Verify {
     }
 }
 
-/// Who is trusted to have signed.
-enum Trusted {
-    Keys(Keys),
-    Identity(Box<Keyless>),
-}
-
-impl Trusts for Trusted {
-    fn open(&self, bundle: &[u8]) -> Result<Opened, BundleError> {
-        match self {
-            Self::Keys(keys) => keys.open(bundle),
-            Self::Identity(keyless) => keyless.open(bundle),
-        }
-    }
-
-    fn fingerprints(&self) -> Vec<Sha256> {
-        match self {
-            Self::Keys(keys) => keys.fingerprints(),
-            Self::Identity(keyless) => keyless.fingerprints(),
-        }
-    }
-}
-
-impl Trusted {
-    /// As [`Keys::check`]. When an identity signed, its certificate was valid; nothing ends afterwards.
-    fn check(&self, signer: Sha256, signed: &str) -> Result<Option<Timestamp>, CommandError> {
-        match self {
-            Self::Keys(keys) => keys.check(signer, signed),
-            Self::Identity(_) => Ok(None),
-        }
-    }
-
-    /// Returns why a signature counts.
-    fn counted(&self, signer: &str, now: Timestamp) -> String {
-        match self {
-            Self::Keys(_) => format!("{signer} counts at {now}"),
-            Self::Identity(_) => "the certificate was valid when a timestamp was made over the signature".to_owned(),
-        }
-    }
-}
-
 /// Names a signer.
 fn who(signer: Sha256, identity: Option<&Identity>) -> String {
     identity.map_or_else(|| format!("the key {signer}"), ToString::to_string)
@@ -336,12 +297,7 @@ impl fmt::Display for Steps {
 
 /// Returns the exit code 2 for a file that is not a bundle, and 1 for every other refusal.
 fn refused(error: VerifyError) -> CommandError {
-    match error {
-        VerifyError::Oms(BundleError::Shape(_) | BundleError::TooLarge)
-        | VerifyError::Promotion(BundleError::Shape(_) | BundleError::TooLarge)
-        | VerifyError::Reproduction(BundleError::Shape(_) | BundleError::TooLarge) => CommandError::bad_input(error),
-        error => CommandError::failed(error),
-    }
+    if error.is_shape() { CommandError::bad_input(error) } else { CommandError::failed(error) }
 }
 
 fn read(argument: &'static str, path: &Path, limit: usize) -> Result<Vec<u8>, CommandError> {
@@ -459,6 +415,9 @@ impl fmt::Display for Outcome {
             }
             None => writeln!(f, "promoted   NOT checked: give --promotion and --ring")?,
         }
+        for (attestation, promoted) in self.attested.iter().filter_map(|it| Some((it, self.promoted.as_ref()?))) {
+            writeln!(f, "attested   {}: {}", attestation.kind, attestation.told(&promoted.promotion))?;
+        }
         for policy in &self.policies {
             writeln!(f, "held       {}", Printable(&policy.to_string()))?;
         }
@@ -546,6 +505,7 @@ pub(crate) mod tests {
     use clap::Parser;
     use codex_provenance::{
         ConfigDigest, DataDigest, ModelDigest,
+        attestation::{AttestationKind, Build, Unsigned, attestations},
         golden::{GoldenPrompt, Tokens},
         oms,
         promotion::{Attested, Base, Object, Parity, Promotion, Reasons, Reported, Training},
@@ -561,7 +521,7 @@ pub(crate) mod tests {
         verify: Verify,
     }
 
-    fn promotion(model: &Manifest, payload: &[u8], name: &str, base: Option<Base>) -> Promotion {
+    pub(crate) fn promotion(model: &Manifest, payload: &[u8], name: &str, base: Option<Base>) -> Promotion {
         let gate = GateSpec {
             metric: "exact_match".into(),
             min: Some(Decimal("0.95".into())),
@@ -666,11 +626,15 @@ pub(crate) mod tests {
         let key = PrivateKey::generate().unwrap();
         let manifest = Manifest::of_dir(&model).unwrap();
         let payload = oms::payload(&manifest, "model");
-        let promotion = promotion(&manifest, &payload, evaluation, base).payload();
-        fs::write(root.path().join("promotion.json"), key.sign(&promotion).unwrap()).unwrap();
+        let promotion = promotion(&manifest, &payload, evaluation, base);
+        fs::write(root.path().join("promotion.json"), key.sign(&promotion.payload()).unwrap()).unwrap();
         for (name, model) in [("reproduced.json", manifest.digest()), ("other.json", ModelDigest(Sha256::of("other")))]
         {
             fs::write(root.path().join(name), key.sign(&reproduction(model).payload()).unwrap()).unwrap();
+        }
+        let build = Build { parameters: serde_json::json!({ "template": "cot-starter" }), started_at: None };
+        for Unsigned { kind, payload } in attestations(&promotion, &build) {
+            fs::write(root.path().join(kind.entry()), key.sign(&payload).unwrap()).unwrap();
         }
         fs::write(root.path().join("key.pem"), key.public().to_pem()).unwrap();
         fs::write(model.join("model.sig"), key.sign(&payload).unwrap()).unwrap();
@@ -873,6 +837,7 @@ pub(crate) mod tests {
             expiring: Vec::new(),
             promoted: None,
             reproduced: Vec::new(),
+            attested: Vec::new(),
             policies: Vec::new(),
             measured: Vec::new(),
         };
@@ -996,6 +961,70 @@ pub(crate) mod tests {
             .unwrap();
         let (code, why) = refused("reproduced.json");
         assert!(code == exit::FAILED && why.contains(&key.public().fingerprint().to_string()), "{why}");
+    }
+
+    #[test]
+    fn attestations_are_verified_with_the_promotion() {
+        let root = signed();
+        let pin = fingerprint(root.path());
+        let promoted = ["--promotion", "promotion.json", "--ring", "main", "--fingerprint", &pin];
+        let all = AttestationKind::ALL.map(|kind| ["--attestation", kind.entry()]).concat();
+        let with = |more: &[&str]| verify(root.path(), &[&promoted[..], more].concat());
+        let outcome = with(&all).ok().unwrap();
+        let told = outcome.to_string();
+        for line in [
+            "attested   slsaProvenance: https://codex-ml.dev/operator/v1alpha1 trained it in the run u from 2 dependencies",
+            "attested   testResult: PASSED, for every gate of the promotion (1)",
+            "attested   verificationSummary: PASSED against https://codex-ml.dev/policies/none",
+        ] {
+            assert!(told.lines().any(|found| found == line), "{told}");
+        }
+        let json = serde_json::to_value(Verification::of(&Steps::default(), Ok(&outcome))).unwrap();
+        assert_eq!(json["promotion"]["attestations"][2]["kind"], "verificationSummary");
+        assert_eq!((&json["verified"], &json["model"]["files"]), (&true.into(), &1.into()));
+        let refused = |more: &[&str]| with(more).err().map(|error| (error.exit, error.sentence())).unwrap();
+        // One of another promotion, one of another key, one twice, and a bundle of something else.
+        let other = signed_with("lite", None);
+        let foreign = fs::read(other.path().join("test-result.json")).unwrap();
+        fs::write(root.path().join("foreign.json"), foreign).unwrap();
+        let (code, why) = refused(&["--attestation", "foreign.json"]);
+        assert!(code == exit::FAILED && why.starts_with("the attestation was signed with another key"), "{why}");
+        let (code, why) = refused(&["--attestation", "test-result.json", "--attestation", "test-result.json"]);
+        assert_eq!((code, why.as_str()), (1, "the attestation is refused: testResult is given twice"));
+        let (code, why) = refused(&["--attestation", "promotion.json"]);
+        assert!(code == exit::FAILED && why.contains("its predicate type is"), "{why}");
+        fs::write(root.path().join("none.json"), "no bundle").unwrap();
+        let (code, why) = refused(&["--attestation", "none.json"]);
+        assert!(code == exit::BAD_INPUT && why.contains("the attestation is not a Sigstore bundle"), "{why}");
+        // A policy demands them.
+        let policy = serde_json::json!({
+            "apiVersion": "codex-ml.dev/v1alpha1", "kind": "ClusterPromotionPolicy", "metadata": { "name": "guard" },
+            "spec": { "rules": [{ "ring": "main", "attestations": ["slsaProvenance", "testResult"] }] },
+        });
+        fs::write(root.path().join("policy.json"), policy.to_string()).unwrap();
+        let (code, why) = refused(&["--policy", "policy.json", "--attestation", "test-result.json"]);
+        assert!(code == exit::FAILED && why.contains("the promotion has no valid slsaProvenance: "), "{why}");
+        assert!(with(&[&["--policy", "policy.json"], &all[..]].concat()).is_ok());
+    }
+
+    #[test]
+    fn the_result_in_json_says_why_something_is_refused() {
+        let root = signed();
+        fs::write(root.path().join("model/config.json"), "[]").unwrap();
+        let path = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
+        let (model, bundle, key) = (path("model"), path("model/model.sig"), path("key.pem"));
+        let arguments = ["verify", &model, "--bundle", &bundle, "--key", &key, "--format", "json"];
+        let mut steps = Steps::default();
+        let error = Arguments::try_parse_from(arguments).unwrap().verify.verify_in(&mut steps).err().unwrap();
+        let json = serde_json::to_value(Verification::of(&steps, Err(error.sentence()))).unwrap();
+        assert_eq!((&json["verified"], &json["model"]), (&false.into(), &serde_json::Value::Null));
+        let checks = json["checks"].as_array().unwrap();
+        let passed: Vec<_> = checks.iter().map(|check| (&check["name"], &check["passed"])).collect();
+        assert_eq!(
+            passed,
+            [(&"keys".into(), &true.into()), (&"files".into(), &true.into()), (&"refused".into(), &false.into())]
+        );
+        assert!(checks[2]["reason"].as_str().unwrap().contains("config.json was changed"), "{checks:?}");
     }
 
     #[test]

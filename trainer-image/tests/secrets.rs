@@ -89,6 +89,17 @@ fn an_argument_that_names_a_secret_prints_none_of_it() {
     let (problems, baseline, mine) = (named("problems"), named("baseline"), named("mine"));
     let asked = path("asked.jsonl");
     fs::write(&asked, r#"{"prompt": "1+1:", "response": "2"}"#).unwrap();
+    let watch = [
+        "log-watch",
+        "--log",
+        &run,
+        "--bundles",
+        &run,
+        "--certificate-identity",
+        "a",
+        "--certificate-oidc-issuer",
+        "b",
+    ];
     for contents in secrets() {
         fs::write(&secret, &contents).unwrap();
         let serve = |bundle: &str, promotion: &str, key: &str| {
@@ -129,6 +140,7 @@ fn an_argument_that_names_a_secret_prints_none_of_it() {
             &["report", &run, "--gates", &secret, "--out", &output],
             &["report", &run, "--bundle", &secret, "--key", &key, "--out", &output],
             &["register", &model, "--expect", &secret, "--registry", &output],
+            &[&watch[..], &["--trusted-root", &secret]].concat(),
             &["repo-map", "--reasoning", "--config", &secret],
             &["config", "show", "--config", &secret],
             &["config", "show", "--preset", "cot-lite", "--config", &secret],

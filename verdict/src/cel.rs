@@ -139,8 +139,8 @@ pub(crate) fn ring_rule() -> Value {
             "message": "rules[].minimumTimeInRing needs rules[].requires: name the ring in which the time counts",
         },
         {
-            "rule": "has(self.requires) || has(self.signOffs) || has(self.signers) || has(self.parity) || (has(self.requiredEvaluations) && size(self.requiredEvaluations) > 0)",
-            "message": "rules[] must demand something: requiredEvaluations, requires, signOffs, signers or parity",
+            "rule": "has(self.requires) || has(self.signOffs) || has(self.signers) || has(self.parity) || (has(self.requiredEvaluations) && size(self.requiredEvaluations) > 0) || (has(self.attestations) && size(self.attestations) > 0)",
+            "message": "rules[] must demand something: requiredEvaluations, requires, signOffs, signers, parity or attestations",
         },
         {
             "rule": format!("!has(self.parity) || self.ring != '{}'", Ring::ALL[0]),

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use codex_crds::{Evaluation, TrainingRun};
-use codex_provenance::{DataDigest, manifest::Manifest, promotion::Promotion, reproduction::Reproduction};
+use codex_provenance::{
+    DataDigest, attestation::Build, manifest::Manifest, promotion::Promotion, reproduction::Reproduction,
+};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -121,13 +123,15 @@ pub enum Effect {
         /// The name of the model in the statement.
         name: String,
     },
-    /// Signs a promotion.
+    /// Signs a promotion, and `attestation::attestations(&promotion, &build)` beside it.
     SignPromotion {
-        /// The ConfigMap without its `data`: `bundle.json` and `key.pem`.
+        /// The ConfigMap without its `data`: `bundle.json`, `key.pem` and the entries of the attestations.
         config_map: ConfigMap,
         /// The statement.
         #[serde(flatten)]
         promotion: Box<Promotion>,
+        /// What the provenance says about the training beyond the statement.
+        build: Box<Build>,
     },
     /// Signs that a model was trained again.
     SignReproduction {

@@ -12,12 +12,15 @@ use codex_plan::{
     },
     training_run::statement,
 };
-use codex_provenance::{Identity, Sha256};
+use codex_provenance::{Identity, Sha256, attestation::AttestationKind};
 use codex_signing::{
     bundle::BundleError,
-    verify::{Signed, Trusted, VerifyError, verify_promotion, verify_reproduction, verify_signature},
+    verify::{
+        Promoted, Signed, Trusted, VerifyError, verify_attestations, verify_promotion, verify_reproduction,
+        verify_signature,
+    },
 };
-use codex_verdict::policy::Policy;
+use codex_verdict::policy::{Policy, demanded_attestations};
 use kube::ResourceExt;
 
 use super::{shadows, stores::get};
@@ -101,7 +104,7 @@ pub(super) fn find(
     let manifest = manifest(model).map_err(|why| chain(&why));
     // The payload is that of the manifest, whichever key signed it.
     let mut model_signed: Option<Signed> = None;
-    (found.oms, found.oms_again) = here.all(names.oms, |bundle, keys| {
+    (found.oms, found.oms_again) = here.all(names.oms, |bundle, _, keys| {
         let manifest = manifest.as_ref().map_err(|why| Bundle::Invalid(why.clone()))?;
         let signed = verify_signature(manifest, bundle, keys, Some(model.digest)).map_err(|why| refused(&why))?;
         let stated = SignedModel { payload: signed.payload, signer: signed.signer };
@@ -119,9 +122,11 @@ pub(super) fn find(
         return found;
     };
     let mut promoters: Vec<Identity> = Vec::new();
-    let ring = pod.spec.rollout_ring.name();
-    (found.promotion, found.promotion_again) = here.all(names.promotion, |bundle, keys| {
-        let promoted = verify_promotion(&signed, bundle, keys, ring, None).map_err(|why| refused(&why))?;
+    let ring = pod.spec.rollout_ring;
+    let demanded = demanded_attestations(policies, ring);
+    (found.promotion, found.promotion_again) = here.all(names.promotion, |bundle, entries, keys| {
+        let promoted = verify_promotion(&signed, bundle, keys, ring.name(), None).map_err(|why| refused(&why))?;
+        attested(&promoted, &demanded, entries, keys).map_err(|why| refused(&why))?;
         let key = promoted.promotion.key().digest();
         promoters.extend(promoted.identity.clone());
         Ok(SignedPromotion { digest: promoted.digest, key, signer: promoted.signer })
@@ -132,6 +137,9 @@ pub(super) fn find(
     }
     found
 }
+
+/// The entries of a ConfigMap.
+type Entries = BTreeMap<String, String>;
 
 /// Where the bundles of a run are, and what verifies them.
 struct Here<'a> {
@@ -148,7 +156,7 @@ impl Here<'_> {
     fn all<T>(
         &self,
         name: Option<String>,
-        mut verify: impl FnMut(&[u8], &Trusted) -> Result<T, Bundle<T>>,
+        mut verify: impl FnMut(&[u8], &Entries, &Trusted) -> Result<T, Bundle<T>>,
     ) -> (Bundle<T>, BTreeMap<Sha256, Bundle<T>>) {
         let Some(name) = name else { return (Bundle::Absent, BTreeMap::new()) };
         let first = self.one(&name, &mut verify);
@@ -162,7 +170,11 @@ impl Here<'_> {
         (first, again)
     }
 
-    fn one<T>(&self, name: &str, verify: &mut impl FnMut(&[u8], &Trusted) -> Result<T, Bundle<T>>) -> Bundle<T> {
+    fn one<T>(
+        &self,
+        name: &str,
+        verify: &mut impl FnMut(&[u8], &Entries, &Trusted) -> Result<T, Bundle<T>>,
+    ) -> Bundle<T> {
         let Some(config_map) = get(&self.context.stores.config_maps, &self.namespace, name) else {
             return Bundle::Absent;
         };
@@ -173,10 +185,28 @@ impl Here<'_> {
             let run = self.run.name_any();
             return Bundle::Invalid(format!("the ConfigMap {name} does not belong to the TrainingRun {run}"));
         }
-        match config_map.data.as_ref().and_then(|data| data.get(BUNDLE)) {
-            Some(bundle) => verify(bundle.as_bytes(), &self.trusted).map_or_else(|why| why, Bundle::Valid),
+        match config_map.data.as_ref().and_then(|data| Some((data, data.get(BUNDLE)?))) {
+            Some((entries, bundle)) => {
+                verify(bundle.as_bytes(), entries, &self.trusted).map_or_else(|why| why, Bundle::Valid)
+            }
             None => Bundle::Invalid(format!("the ConfigMap {name} has no {BUNDLE:?}")),
         }
+    }
+}
+
+/// Verifies the attestations about a promotion that policies demand. Others are not read.
+fn attested(
+    promoted: &Promoted,
+    demanded: &BTreeSet<AttestationKind>,
+    entries: &Entries,
+    trusted: &Trusted,
+) -> Result<(), VerifyError> {
+    let bundle = |kind: AttestationKind| entries.get(kind.entry()).map(String::as_bytes);
+    let bundles: Vec<_> = demanded.iter().filter_map(|kind| bundle(*kind)).collect();
+    let found = verify_attestations(promoted, bundles, trusted)?;
+    match demanded.iter().find(|kind| found.iter().all(|it| it.kind != **kind)) {
+        Some(kind) => Err(VerifyError::NoAttestation(*kind)),
+        None => Ok(()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Promotion policies: which promotions count, and how fast a denied model is scaled to zero.
 
 use codex_crds::ReasoningPod;
+use codex_provenance::attestation::AttestationKind;
 use serde_json::{Value, json};
 
 use super::{
@@ -80,4 +81,38 @@ async fn a_denied_model_is_scaled_to_zero_in_one_reconciliation() {
     world.api.put(&path("promotionpolicies", "guard"), policy(&denies(&json!([]))));
     world.reconcile::<ReasoningPod>("p").await.1.unwrap();
     assert_eq!(replicas(), Some(1));
+}
+
+#[tokio::test]
+async fn attestations_that_a_policy_demands_are_signed_and_must_stay_valid() {
+    let world = judged(600).await;
+    let entries = AttestationKind::ALL.map(AttestationKind::entry);
+    let demands = json!({"rules": [{"ring": "0D_base_", "attestations": AttestationKind::ALL}]});
+    world.api.put(&path("promotionpolicies", "guard"), policy(&demands));
+    let status = move_to(&world, "0D_base_").await;
+    assert_eq!(blocked(&status), "", "{status:#}");
+    let bundle = format!("/api/v1{TEAM}/configmaps/{}", status["promotion"]["bundle"].as_str().unwrap());
+    let genuine = world.api.object(&bundle).unwrap();
+    let names: Vec<_> = genuine["data"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(names, ["bundle.json", "key.pem", entries[0], entries[1], entries[2]]);
+    for kind in AttestationKind::ALL {
+        let mut without = genuine.clone();
+        without["data"].as_object_mut().unwrap().remove(kind.entry());
+        world.api.put(&bundle, without);
+        let status = move_to(&world, "0D_base_").await;
+        let told = blocked(&status);
+        assert!(told.contains(&format!("cannot be used: the attestation {kind} is missing")), "{told}");
+    }
+    let mut swapped = genuine.clone();
+    swapped["data"][entries[0]] = genuine["data"][entries[1]].clone();
+    world.api.put(&bundle, swapped);
+    let told = blocked(&move_to(&world, "0D_base_").await);
+    assert!(told.contains("the attestation is refused: testResult is given twice"), "{told}");
+    let mut forged = genuine.clone();
+    forged["data"][entries[2]] = genuine["data"]["bundle.json"].clone();
+    world.api.put(&bundle, forged);
+    let told = blocked(&move_to(&world, "0D_base_").await);
+    assert!(told.contains("the attestation is refused: its predicate type is"), "{told}");
+    world.api.put(&bundle, genuine);
+    assert_eq!(blocked(&move_to(&world, "0D_base_").await), "");
 }

@@ -55,7 +55,7 @@ async fn a_missing_or_changed_key_signs_nothing_and_is_not_replaced() {
     assert_eq!(changed.fingerprint(), first.fingerprint());
     assert!(first.fingerprint().is_some());
     assert!(changed.available().unwrap_err().contains("not the pinned one"));
-    assert!(changed.sign(b"x").await.is_err());
+    assert!(changed.sign(&[b"x"]).await.is_err());
     let lost = Api::default();
     lost.put(PIN, api.object(PIN).unwrap());
     let lost_signer = load(&lost).await;
@@ -76,7 +76,7 @@ async fn an_unusable_key_or_pin_stops_no_start() {
     let unusable = load(&api).await;
     let told = unusable.available().unwrap_err();
     assert!(told.contains("none is pinned") && told.contains("encrypted") && told.contains("P-256"), "{told}");
-    assert!(unusable.fingerprint().is_none() && unusable.sign(b"x").await.is_err());
+    assert!(unusable.fingerprint().is_none() && unusable.sign(&[b"x"]).await.is_err());
     assert!(api.object(PIN).is_none(), "nothing is pinned");
     // The next start with a usable key pins it.
     secret["data"]["private.pem"] = usable;
@@ -119,7 +119,7 @@ async fn keys_are_rotated_by_the_list_without_a_restart() {
     assert!(signer.signs_at(end) && signer.trusted().keys.len() == 2);
     assert_eq!(signer.expiries(before), Expiries { signing: None, others: Some(end) });
     assert_eq!(signer.expiries(end), Expiries::default(), "an expired key needs no more attention");
-    assert_eq!(signer.sign(b"{}").await.unwrap().key.as_deref(), Some(next.public().to_pem()));
+    assert_eq!(signer.sign(&[b"{}"]).await.unwrap().key.as_deref(), Some(next.public().to_pem()));
     let fingerprints: Vec<_> = signer.listed(&[]).iter().map(|listed| listed.fingerprint).collect();
     assert_eq!(fingerprints, [former.fingerprint(), next.public().fingerprint()]);
     // A start finds the same.
@@ -183,7 +183,7 @@ async fn without_a_key_the_service_account_signs() {
     let told = signer.available().unwrap_err();
     assert!(told.contains("the ConfigMap codex-sigstore does not exist"), "{told}");
     assert!(api.object(SECRET).is_none() && api.object(PIN).is_none(), "no key is created");
-    assert!(signer.trusted().is_empty() && signer.sign(b"{}").await.is_err());
+    assert!(signer.trusted().is_empty() && signer.sign(&[b"{}"]).await.is_err());
     api.put(SIGSTORE, sigstore());
     signer.refresh().await;
     signer.available().unwrap();

@@ -331,6 +331,7 @@ spec:
 fn policies_and_sign_offs_are_checked() {
     assert_eq!(findings(POLICY), [""; 0]);
     assert_eq!(findings(&POLICY.replace("kind: P", "kind: ClusterP")), [""; 0]);
+    assert_eq!(findings(&POLICY.replace("minimumTimeInRing: 24h", "attestations: [slsaProvenance]")), [""; 0]);
     assert_eq!(findings(SIGN_OFF), [""; 0]);
     for (from, to, said) in [
         ("ring: 0D_base_", "ring: main", "rules[].requires.ring must come before rules[].ring"),
@@ -352,6 +353,7 @@ fn policies_and_sign_offs_are_checked() {
         ),
         ("min: \"0.95\"", "min: \"0.95\", max: \"1\"", "exactly one of min, max"),
         ("minimumTimeInRing: 24h", "signOffs: { count: 0 }", "count"),
+        ("minimumTimeInRing: 24h", "attestations: [provenance]", "attestations[0]"),
     ] {
         let found = one(POLICY, from, to);
         assert!(found.contains(said), "{to}: {found}");

@@ -9,6 +9,7 @@ pub mod bundle;
 mod dsse;
 pub mod key;
 pub mod keyless;
+pub mod log;
 pub mod services;
 pub mod token;
 pub mod trust;

@@ -5,6 +5,7 @@
 
 use codex_provenance::{
     ModelDigest, OmsPayloadDigest, PromotionDigest, Sha256,
+    attestation::{Attestation, AttestationKind},
     files::Entry,
     manifest::{Difference, Manifest},
     oms::{self, Comparison, ListingError, Statement},
@@ -257,6 +258,27 @@ pub enum VerifyError {
         /// The model at hand.
         expected: ModelDigest,
     },
+    /// The bundle of an attestation is refused.
+    #[error("the attestation {0}")]
+    Attestation(#[source] BundleError),
+    /// The attestation is validly signed, but is not one about this promotion.
+    #[error("the attestation is refused: {0}")]
+    AttestationStatement(String),
+    /// Another one signed the attestation than the promotion.
+    #[error(
+        "the attestation {kind} was signed by {found}, but its promotion by {expected}: take both from the same ConfigMap"
+    )]
+    AttestationSigner {
+        /// The kind of the attestation.
+        kind: AttestationKind,
+        /// Fingerprint of the key or the identity that signed it.
+        found: Sha256,
+        /// Fingerprint of the one that signed the promotion.
+        expected: Sha256,
+    },
+    /// An attestation that is required is missing.
+    #[error("the attestation {0} is missing")]
+    NoAttestation(AttestationKind),
     /// The promotion is for the same model and ring, but is not the required one.
     #[error("the promotion bundle holds the statement {found}, but {expected} is required")]
     PromotionDigest {
@@ -265,6 +287,16 @@ pub enum VerifyError {
         /// The required statement.
         expected: PromotionDigest,
     },
+}
+
+impl VerifyError {
+    /// Whether a bundle is refused because it is not one, and not because of what it holds.
+    pub fn is_shape(&self) -> bool {
+        let (Self::Oms(why) | Self::Promotion(why) | Self::Attestation(why) | Self::Reproduction(why)) = self else {
+            return false;
+        };
+        matches!(why, BundleError::Shape(_) | BundleError::TooLarge)
+    }
 }
 
 fn name(differences: &[Difference]) -> String {
@@ -409,6 +441,38 @@ pub fn verify_reproduction(
         return Err(VerifyError::ReproductionModel { found: reproduction.model, expected: model });
     }
     Ok(Reproduced { reproduction, signer, identity })
+}
+
+/// Checks attestations about a verified promotion: the one who signed it signed each of them, each says what it says, and a summary
+/// among them names the others. Returns them in the order in which they are given.
+///
+/// # Errors
+/// The first check that fails.
+pub fn verify_attestations<'b>(
+    promoted: &Promoted,
+    bundles: impl IntoIterator<Item = &'b [u8]>,
+    trusted: &(impl Trusts + ?Sized),
+) -> Result<Vec<Attestation>, VerifyError> {
+    let mut found: Vec<Attestation> = Vec::new();
+    for bundle in bundles {
+        let Opened { payload, signer, .. } = trusted.open(bundle).map_err(VerifyError::Attestation)?;
+        let attestation =
+            Attestation::read(&payload, &promoted.promotion).map_err(VerifyError::AttestationStatement)?;
+        let kind = attestation.kind;
+        if signer != promoted.signer {
+            return Err(VerifyError::AttestationSigner { kind, found: signer, expected: promoted.signer });
+        }
+        if found.iter().any(|other| other.kind == kind) {
+            return Err(VerifyError::AttestationStatement(format!("{kind} is given twice")));
+        }
+        found.push(attestation);
+    }
+    for summary in &found {
+        summary
+            .check_inputs(&found)
+            .map_err(|why| VerifyError::AttestationStatement(format!("{}: {why}", summary.kind)))?;
+    }
+    Ok(found)
 }
 
 /// Reads a recorded promotion, whatever its model and ring: it must be signed by one who is trusted, and its gates are judged again.

@@ -12,6 +12,7 @@ use codex_signing::{
     bundle::{self, BundleError},
     key::{PrivateKey, Signer as _},
     keyless::{Identity, IdentityPattern, Keyless, Root},
+    log::{self, LogError, LogKeys},
     verify::{Trusted, Trusts as _},
 };
 use serde_json::{Value, json};
@@ -210,4 +211,22 @@ fn keys_and_identities_are_trusted_together() {
 fn base64(bytes: &[u8]) -> String {
     use ::base64::{Engine as _, engine::general_purpose::STANDARD};
     STANDARD.encode(bytes)
+}
+
+/// The checkpoint of the recorded log, and the entry that it recorded.
+#[test]
+fn a_recorded_checkpoint_and_entry_are_read() {
+    let bundle: Value = serde_json::from_slice(&BUNDLE).unwrap();
+    let entry = &bundle["verificationMaterial"]["tlogEntries"][0];
+    let checkpoint = entry["inclusionProof"]["checkpoint"]["envelope"].as_str().unwrap();
+    let keys = LogKeys::of_root(&ROOT).unwrap();
+    let head = keys.open(checkpoint).unwrap();
+    assert_eq!((head.origin.as_str(), head.size), ("log2025-alpha3.rekor.sigstage.dev", 4_026_479));
+    let told = keys.open(&checkpoint.replace("4026479", "4026480")).unwrap_err().to_string();
+    assert!(told.contains("is not signed by a log of the trusted root"), "{told}");
+    assert!(matches!(keys.open("x"), Err(LogError::Checkpoint(_))));
+    assert!(matches!(LogKeys::of_root("{}"), Err(LogError::Root(_))));
+    let [body] = &log::logged(&bundle).unwrap()[..] else { panic!("one entry") };
+    let identity = log::identity(body).unwrap();
+    assert_eq!((identity.subject.as_str(), identity.issuer.as_str()), (SUBJECT, ISSUER));
 }

@@ -10,10 +10,11 @@ use crate::{
     checklist::{Checklist, Survey},
     evaluation::{Outcomes, Results, Scored, Summary},
     register::Record,
+    verify::Verification,
 };
 
 /// Returns every schema with its file name. The schema of an `.ndjson` file describes each line.
-pub fn all() -> [(&'static str, Schema); 13] {
+pub fn all() -> [(&'static str, Schema); 14] {
     [
         ("checklist.schema.json", of::<Checklist>()),
         ("data_report.schema.json", of::<DataReport>()),
@@ -28,6 +29,7 @@ pub fn all() -> [(&'static str, Schema); 13] {
         ("run_metadata.schema.json", of::<metadata::RunMetadata>()),
         ("summary.schema.json", of::<Summary>()),
         ("survey.schema.json", of::<Survey>()),
+        ("verification.schema.json", of::<Verification>()),
     ]
 }
 

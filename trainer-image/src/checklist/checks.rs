@@ -387,8 +387,8 @@ fn signed(outcome: &Outcome, unsigned: bool, manifest: &Part<Manifest>) -> Findi
             findings.reasons.push("without the files of the model, no signature can be checked".to_owned());
         }
         Outcome::NotGiven => findings.reasons.push(
-            "no bundle was given: name it by --bundle, --key and --fingerprint, or give --unsigned if the operator is to sign at \
-             the rollout"
+            "no bundle was given: name it by --bundle, --key and --fingerprint, or by --bundle, --trusted-root and the identity, or \
+             give --unsigned if the operator is to sign at the rollout"
                 .to_owned(),
         ),
         Outcome::Refused(why) => findings.reasons.push(why.clone()),
@@ -406,7 +406,7 @@ fn signed(outcome: &Outcome, unsigned: bool, manifest: &Part<Manifest>) -> Findi
                     signed.skipped.join(", ")
                 ));
             }
-            findings.found.push(format!("the files are exactly what {} signed", signed.signer));
+            findings.found.push(format!("the files are exactly what {} signed", valid.signer()));
             findings.found.push(match promoted {
                 Some(promoted) => {
                     format!("promoted into {} by the statement {}", promoted.promotion.reasons.ring, promoted.digest)

@@ -84,7 +84,7 @@ macro_rules! targets {
 
 targets! {
     json reports manifests configurations overrides gguf model_directories model_configurations tokenizers records tables
-    parquet predictions bundles statements keys requests copies expectations surveys
+    parquet predictions bundles statements attestations logs keys requests copies expectations surveys
 }
 
 /// The loop finds what it looks for.

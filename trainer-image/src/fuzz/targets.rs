@@ -3,11 +3,17 @@
 use std::{fs, path::Path};
 
 use codex_configs::{DataFormat, DataSettings, Device, Sources, explain_training, is_settings, sweep::Axis};
-use codex_provenance::{ModelDigest, Sha256, manifest::Manifest, oms, promotion::Promotion};
+use codex_provenance::{
+    ModelDigest, Sha256,
+    attestation::{Attestation, Build, attestations as statements_beside},
+    manifest::Manifest,
+    oms,
+    promotion::Promotion,
+};
 use codex_signing::{
     bundle,
     key::{PrivateKey, PublicKey, Signer as _},
-    trust,
+    log, trust,
 };
 use codex_validate::Validator;
 use serde_json::{Value, json};
@@ -22,6 +28,7 @@ use crate::{
     tasks::parse_free_records,
     text::Tokenizer,
     training,
+    verify::tests::promotion,
 };
 
 /// The parts of a file that is text may all change.
@@ -221,6 +228,34 @@ pub(super) fn statements() -> Target {
             drop(statement.check_listing(&[], ModelDigest(Sha256::of("other"))));
             true
         })
+    })
+}
+
+pub(super) fn attestations() -> Target {
+    let manifest = Manifest::of_files(&std::collections::BTreeMap::from([("a".to_owned(), "b")])).unwrap();
+    let promotion = promotion(&manifest, b"payload", "lite", None);
+    let build = Build { parameters: json!({ "template": "cot-starter" }), started_at: None };
+    let seeds = statements_beside(&promotion, &build).map(|it| it.payload).into();
+    target("attestations", seeds, TEXT, move |bytes| {
+        Attestation::read(bytes, &promotion).is_ok_and(|read| {
+            drop(read.told(&promotion));
+            read.check_inputs([&read]).is_ok()
+        })
+    })
+}
+
+pub(super) fn logs() -> Target {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../provenance/signing/tests/fixtures/keyless");
+    let read = |name: &str| fs::read(folder.join(name)).unwrap();
+    let keys = log::LogKeys::of_root(&String::from_utf8(read("trusted_root.json")).unwrap()).unwrap();
+    let bundle: Value = serde_json::from_slice(&read("dsse.sigstore.json")).unwrap();
+    let proof = &bundle["verificationMaterial"]["tlogEntries"][0]["inclusionProof"];
+    let checkpoint = proof["checkpoint"]["envelope"].as_str().unwrap().as_bytes().to_vec();
+    let [entry] = &log::logged(&bundle).unwrap()[..] else { panic!("one entry") };
+    let tile = [&u16::try_from(entry.len()).unwrap().to_be_bytes()[..], entry].concat();
+    target("logs", vec![checkpoint, tile], TEXT, move |bytes| {
+        let tile = log::entries(bytes, 0, 1).map(|entries| entries.iter().any(|entry| log::identity(entry).is_some()));
+        std::str::from_utf8(bytes).is_ok_and(|text| keys.open(text).is_ok()) || tile.unwrap_or_default()
     })
 }
 

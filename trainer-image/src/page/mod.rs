@@ -1,8 +1,9 @@
-//! `codex report`: one page of HTML about a run or a model, for people. Reads files; writes the page.
+//! `codex report`: one page of HTML about a run or a model, for people, and its ML-BOM. Reads files; writes both.
 //!
 //! The page loads nothing: no scripts, fonts or pictures, and a policy in it forbids them. Text from files is escaped. A part that is
 //! missing is said to be missing. The same files give the same bytes.
 
+mod bom;
 mod content;
 mod draw;
 mod examples;
@@ -55,6 +56,9 @@ pub struct Report {
     /// The page to write.
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     out: PathBuf,
+    /// Also write a `CycloneDX` ML-BOM of the model: its data, base and measurements with their bounds.
+    #[arg(long, value_name = "FILE")]
+    ml_bom: Option<PathBuf>,
 }
 
 fn named(text: &str) -> Result<(String, PathBuf), String> {
@@ -66,35 +70,57 @@ fn named(text: &str) -> Result<(String, PathBuf), String> {
 
 impl Report {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
-        let page = self.page()?;
+        let (page, bom) = self.written()?;
         atomic_fs::write(&self.out, page.as_bytes())?;
         atomic_fs::say(&self.out.display().to_string())?;
+        if let Some((path, bom)) = self.ml_bom.as_ref().zip(bom) {
+            atomic_fs::write_json(path, &bom)?;
+            atomic_fs::say(&path.display().to_string())?;
+        }
         Ok(exit::FINISHED)
     }
 
-    /// Reads everything and returns the page.
+    #[cfg(test)]
+    fn page(&self) -> Result<String, CommandError> {
+        self.written().map(|(page, _)| page)
+    }
+
+    /// Reads everything and returns the page, and the ML-BOM if one is asked for.
     ///
     /// # Errors
     /// Exit code 2: a file of the command line cannot be read or used, or the page would change an input.
-    fn page(&self) -> Result<String, CommandError> {
+    fn written(&self) -> Result<(String, Option<serde_json::Value>), CommandError> {
         if self.signatures.promotion.is_some() && self.ring.is_none() {
             return Err(CommandError::bad_input("--promotion needs --ring: the ring that the promotion must be for"));
         }
         let folder = RunFolder::locate("DIR", &self.directory).map_err(CommandError::bad_input)?;
         atomic_fs::check_output_file("--out", &self.out).map_err(CommandError::bad_input)?;
+        if let Some(path) = &self.ml_bom {
+            atomic_fs::check_output_file("--ml-bom", path).map_err(CommandError::bad_input)?;
+        }
         self.check_overlap(&folder)?;
-        Ok(render::page(&Content::read(self, &folder)?).into_string())
+        let content = Content::read(self, &folder)?;
+        let bom = self.ml_bom.as_ref().map(|_| bom::document(&content)).transpose().map_err(CommandError::bad_input)?;
+        Ok((render::page(&content).into_string(), bom))
     }
 
     fn check_overlap(&self, folder: &RunFolder) -> Result<(), CommandError> {
-        let Given { bundle, key, promotion, .. } = &self.signatures;
-        let given = [("--bundle", bundle), ("--key", key), ("--promotion", promotion), ("--gates", &self.gates)];
+        let Given { bundle, key, promotion, identity, .. } = &self.signatures;
+        let given = [
+            ("--bundle", bundle),
+            ("--key", key),
+            ("--trusted-root", &identity.trusted_root),
+            ("--promotion", promotion),
+            ("--gates", &self.gates),
+        ];
         let mut inputs: Vec<Named> =
             given.into_iter().filter_map(|(role, path)| Some(Named::new(role, path.as_ref()?))).collect();
         inputs.push(Named::new("the model", &folder.model));
         inputs.push(Named::new("the artifacts", &folder.artifacts));
         let reports = self.evaluation.iter().cloned().chain(folder.evaluations());
         inputs.extend(reports.map(|path| Named::new("an evaluation", path)));
-        overlap::check(&[Named::new("--out", &self.out)], &inputs).map_err(CommandError::bad_input)
+        let bom = self.ml_bom.iter().map(|path| Named::new("--ml-bom", path));
+        let outputs: Vec<Named> = std::iter::once(Named::new("--out", &self.out)).chain(bom).collect();
+        overlap::check(&outputs, &inputs).map_err(CommandError::bad_input)
     }
 }

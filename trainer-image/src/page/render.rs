@@ -395,7 +395,7 @@ fn signatures(content: &Content) -> Markup {
             Outcome::Valid(valid) => (valid_bundles(valid)),
         }
         h3 { "Verify it yourself" }
-        p { "Take the fingerprint from a source that you trust, not from this page." }
+        p { "Take the fingerprint, or the trusted root, from a source that you trust, not from this page." }
         pre { (visible(&content.command)) }
         @if let Some(command) = &content.openssf_command {
             p { "The OpenSSF's own tool verifies the signature of the model alone:" }
@@ -409,8 +409,12 @@ fn valid_bundles(valid: &Valid) -> Markup {
     html! {
         p.good { "Valid when this page was written: the files are exactly what was signed." }
         p {
-            "Signed by the key " (code(signed.signer))
-            @if *is_pinned { ", the one of --fingerprint" } @else { ", which was NOT compared with a fingerprint" }
+            @if let Some(identity) = &signed.identity {
+                "Signed by the identity " (code(&identity.subject)) " of the issuer " (code(&identity.issuer))
+            } @else {
+                "Signed by the key " (code(signed.signer))
+                @if *is_pinned { ", the one of --fingerprint" } @else { ", which was NOT compared with a fingerprint" }
+            }
         }
         @if !signed.skipped.is_empty() { p.bad { "Not signed: " (code(signed.skipped.join(", "))) } }
         @if let Some(promoted) = promoted {

@@ -202,3 +202,69 @@ fn a_page_changes_no_input() {
     assert_eq!(report.run().unwrap(), exit::FINISHED);
     assert!(fs::read_to_string(out).unwrap().starts_with("<!DOCTYPE html>"));
 }
+
+#[test]
+fn an_ml_bom_has_the_data_and_the_interval_of_the_verdict() {
+    let root = whole();
+    let gates = root.path().join("gates.yaml");
+    let (out, bom) = (root.path().join("report.html"), root.path().join("bom.json"));
+    let line = ["--gates", gates.to_str().unwrap(), "--ml-bom", bom.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    assert_eq!(command(root.path(), &line).run().unwrap(), exit::FINISHED);
+    let first = fs::read(&bom).unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&first).unwrap();
+    assert_eq!((&document["bomFormat"], &document["specVersion"]), (&"CycloneDX".into(), &"1.6".into()));
+    let serial = document["serialNumber"].as_str().unwrap();
+    assert!(serial.starts_with("urn:uuid:") && serial.len() == 45 && serial.as_bytes()[23] == b'8', "{serial}");
+    let model = &document["metadata"]["component"];
+    assert_eq!(model["type"], "machine-learning-model");
+    assert_eq!(model["components"].as_array().unwrap().len(), 2, "the files of the model");
+    let card = &model["modelCard"];
+    assert_eq!(card["modelParameters"]["datasets"], json!([{ "ref": "training-data/arithmetic" }]));
+    assert_eq!(card["modelParameters"]["approach"]["type"], "supervised");
+    let metrics = card["quantitativeAnalysis"]["performanceMetrics"].as_array().unwrap();
+    let exact = metrics.iter().find(|metric| metric["type"] == "exact_match").unwrap();
+    assert_eq!(exact["value"], "0.001");
+    assert!(exact["slice"].as_str().unwrap().starts_with("cot-lite, problems "));
+    let bound = |name: &str| exact["confidenceInterval"][name].as_str().unwrap().parse::<f64>().unwrap();
+    assert!(bound("lowerBound") < 0.001 && bound("upperBound") > 0.001, "{exact}");
+    let known = ["type", "value", "slice", "confidenceInterval"];
+    for metric in metrics {
+        assert!(metric.as_object().unwrap().keys().all(|key| known.contains(&key.as_str())), "{metric}");
+    }
+    let told: Vec<_> = model["properties"].as_array().unwrap().iter().map(|it| it["value"].as_str().unwrap()).collect();
+    assert!(told.iter().any(|value| value.starts_with("exact_match ") && value.ends_with(": Failed")), "{told:?}");
+    // Every reference exists, once.
+    let mut refs: Vec<_> =
+        document["components"].as_array().unwrap().iter().map(|it| it["bom-ref"].as_str().unwrap()).collect();
+    let needed = document["dependencies"][0]["dependsOn"].as_array().unwrap();
+    assert_eq!(needed.iter().map(|it| it.as_str().unwrap()).collect::<Vec<_>>(), refs);
+    refs.sort_unstable();
+    refs.dedup();
+    assert_eq!(refs.len(), needed.len());
+    assert_eq!(command(root.path(), &line).run().unwrap(), exit::FINISHED);
+    assert_eq!(fs::read(&bom).unwrap(), first, "the same files give the same bytes");
+    // The model itself is not overwritten, and is needed.
+    let told = refused(root.path(), &["--ml-bom", root.path().join("model/bom.json").to_str().unwrap()]);
+    assert!(told.starts_with("--ml-bom: ") && told.contains("is inside the model"), "{told}");
+    fs::remove_dir_all(root.path().join("model")).unwrap();
+    assert!(refused(root.path(), &line).contains("no ML-BOM can be written without the files of the model"));
+}
+
+#[test]
+fn an_ml_bom_names_the_promotion() {
+    let root = signed();
+    let path = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
+    let (bundle, key, promotion) = (path("model/model.sig"), path("key.pem"), path("promotion.json"));
+    let (bom, out) = (path("bom.json"), path("report.html"));
+    let line = ["--bundle", &bundle, "--key", &key, "--promotion", &promotion, "--ring", "main"];
+    let line = [&line[..], &["--ml-bom", &bom, "--out", &out]].concat();
+    assert_eq!(command(&root.path().join("model"), &line).run().unwrap(), exit::FINISHED);
+    let document: serde_json::Value = serde_json::from_slice(&fs::read(&bom).unwrap()).unwrap();
+    let model = &document["metadata"]["component"];
+    let metric = &model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"][0];
+    assert_eq!((&metric["type"], &metric["value"]), (&"exact_match".into(), &"0.99".into()));
+    assert!(metric["confidenceInterval"]["lowerBound"].as_str().unwrap().starts_with("0.97"), "{metric}");
+    assert!(metric["slice"].as_str().unwrap().ends_with(", as promoted"));
+    let names: Vec<_> = model["properties"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["codex:signedBy", "codex:ring", "codex:promotionDigest", "codex:promotedGate"]);
+}

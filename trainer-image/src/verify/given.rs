@@ -14,14 +14,14 @@ use codex_signing::{
 };
 use jiff::Timestamp;
 
-use super::{inside, keys::Keys, read, refused};
+use super::{inside, read, refused, trusted::IdentityArguments, who};
 use crate::error::CommandError;
 
 /// The bundles of a model and the key that signed them.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Given {
     /// The OpenSSF Model Signing bundle of the model. Inside the model directory, it does not count as a file of the model.
-    #[arg(long, value_name = "FILE", requires = "key")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) bundle: Option<PathBuf>,
     /// The trusted public keys, a PEM file. Lines notBefore: TIME and notAfter: TIME above a key limit when its signatures count.
     #[arg(long, value_name = "FILE", requires = "bundle")]
@@ -29,6 +29,8 @@ pub(crate) struct Given {
     /// The SHA-256 fingerprint that every key must have, from a source that you trust.
     #[arg(long, value_name = "SHA256", requires = "key")]
     pub(crate) fingerprint: Option<Sha256>,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
     /// The promotion bundle.
     #[arg(long, value_name = "FILE", requires = "bundle")]
     pub(crate) promotion: Option<PathBuf>,
@@ -39,7 +41,7 @@ pub(crate) struct Given {
 pub(crate) struct Valid {
     /// The content of the OMS bundle.
     pub(crate) signed: Signed,
-    /// Whether the key has the given fingerprint; false if none was given.
+    /// Whether the signer is the one that was named: by a fingerprint, or as an identity.
     pub(crate) is_pinned: bool,
     /// The content of the promotion bundle, if one was given.
     pub(crate) promoted: Option<Promoted>,
@@ -56,6 +58,13 @@ pub(crate) enum Outcome {
     Refused(String),
 }
 
+impl Valid {
+    /// Names who signed the model: a key, or an identity.
+    pub(crate) fn signer(&self) -> String {
+        who(self.signed.signer, self.signed.identity.as_ref())
+    }
+}
+
 impl Given {
     /// Returns the paths of the bundles inside the model directory, relative to it: they are not files of the model.
     pub(crate) fn inside(&self, model: &Path) -> BTreeSet<String> {
@@ -67,11 +76,22 @@ impl Given {
     /// # Errors
     /// Exit code 2: a file cannot be read, or is no bundle or no key.
     pub(crate) fn verify(&self, manifest: &Manifest, ring: &str) -> Result<Outcome, CommandError> {
-        let (Some(path), Some(key)) = (&self.bundle, &self.key) else { return Ok(Outcome::NotGiven) };
+        let Some(path) = &self.bundle else {
+            if self.identity.is_given() {
+                return Err(CommandError::bad_input("--trusted-root needs --bundle: the signature that it verifies"));
+            }
+            return Ok(Outcome::NotGiven);
+        };
+        if self.key.is_none() && !self.identity.is_given() {
+            return Err(CommandError::bad_input(
+                "--bundle needs --key, or --trusted-root with --certificate-identity and --certificate-oidc-issuer: who is trusted to \
+                 have signed",
+            ));
+        }
         let oms = read("--bundle", path, bundle::MAX_BYTES)?;
         let promotion =
             self.promotion.as_deref().map(|path| read("--promotion", path, bundle::MAX_BYTES)).transpose()?;
-        match self.check(manifest, &oms, promotion.as_deref(), key, ring) {
+        match self.check(manifest, &oms, promotion.as_deref(), ring) {
             Ok(valid) => Ok(Outcome::Valid(Box::new(valid))),
             Err(error) if error.exit == exit::FAILED => Ok(Outcome::Refused(error.sentence())),
             Err(error) => Err(error),
@@ -83,18 +103,19 @@ impl Given {
         manifest: &Manifest,
         oms: &[u8],
         promotion: Option<&[u8]>,
-        key: &Path,
         ring: &str,
     ) -> Result<Valid, CommandError> {
-        let keys = Keys::read(&[key.to_owned()], self.fingerprint.as_slice(), Timestamp::now())?;
-        let signed = verify_signature(manifest, oms, &keys, None).map_err(refused)?;
-        keys.check(signed.signer, "the OMS bundle")?;
-        let promoted = promotion.map(|promotion| verify_promotion(&signed, promotion, &keys, ring, None)).transpose();
+        let trusted = self.identity.trusted(self.key.as_slice(), self.fingerprint.as_slice(), Timestamp::now())?;
+        let signed = verify_signature(manifest, oms, &trusted, None).map_err(refused)?;
+        trusted.check(signed.signer, "the OMS bundle")?;
+        let promoted =
+            promotion.map(|promotion| verify_promotion(&signed, promotion, &trusted, ring, None)).transpose();
         let promoted = promoted.map_err(refused)?;
         if let Some(promoted) = &promoted {
-            keys.check(promoted.signer, "the promotion bundle")?;
+            trusted.check(promoted.signer, "the promotion bundle")?;
         }
-        Ok(Valid { signed, is_pinned: self.fingerprint.is_some(), promoted })
+        let is_pinned = self.fingerprint.is_some() || self.identity.is_given();
+        Ok(Valid { signed, is_pinned, promoted })
     }
 
     /// Returns the command line that verifies a model. Words in capitals stand for what was not given.
@@ -102,18 +123,29 @@ impl Given {
         let path = |given: &Option<PathBuf>, otherwise: &str| {
             given.as_ref().map_or_else(|| otherwise.to_owned(), |path| quoted(&path.display().to_string()))
         };
-        let fingerprint = self.fingerprint.map_or_else(|| "FINGERPRINT".to_owned(), |digest| digest.to_string());
+        let signer = if self.identity.is_given() {
+            let text = |given: &Option<String>| quoted(given.as_deref().unwrap_or_default());
+            format!(
+                "--trusted-root {} --certificate-identity {} --certificate-oidc-issuer {}",
+                path(&self.identity.trusted_root, "ROOT"),
+                text(&self.identity.certificate_identity),
+                text(&self.identity.certificate_oidc_issuer),
+            )
+        } else {
+            let fingerprint = self.fingerprint.map_or_else(|| "FINGERPRINT".to_owned(), |digest| digest.to_string());
+            format!("--key {} --fingerprint {fingerprint}", path(&self.key, "KEY"))
+        };
         format!(
-            "codex verify {} --bundle {} --key {} --fingerprint {fingerprint} --promotion {} --ring {}",
+            "codex verify {} --bundle {} {signer} --promotion {} --ring {}",
             quoted(&model.display().to_string()),
             path(&self.bundle, "OMS_BUNDLE"),
-            path(&self.key, "KEY"),
             path(&self.promotion, "PROMOTION_BUNDLE"),
             ring.unwrap_or("RING"),
         )
     }
 
-    /// Returns the command line of the `OpenSSF`'s own tool, which verifies the signature of the model alone; `None` without a bundle.
+    /// Returns the command line of the `OpenSSF`'s own tool, which verifies the signature of the model alone; `None` without a bundle
+    /// and a key.
     pub(crate) fn openssf_command(&self, model: &Path) -> Option<String> {
         let (bundle, key) = self.bundle.as_ref().zip(self.key.as_ref())?;
         let [model, bundle, key] = [model, bundle, key].map(|path| quoted(&path.display().to_string()));
@@ -147,6 +179,7 @@ mod tests {
             key: Some(root.join("key.pem")),
             fingerprint: Some(fingerprint(root).parse().unwrap()),
             promotion: Some(root.join("promotion.json")),
+            identity: IdentityArguments::default(),
         }
     }
 
@@ -189,5 +222,39 @@ mod tests {
         assert!(
             Given::default().command(Path::new("$(id)"), None).starts_with("codex verify '$(id)' --bundle OMS_BUNDLE ")
         );
+    }
+
+    /// The recorded bundle is validly signed and holds no statement about a model, so what is refused tells how far it came.
+    #[test]
+    fn an_identity_is_trusted_instead_of_a_key() {
+        let root = signed();
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../provenance/signing/tests/fixtures/keyless");
+        let trusting = |subject: &str| Given {
+            bundle: Some(fixtures.join("dsse.sigstore.json")),
+            identity: IdentityArguments {
+                certificate_identity: Some(subject.to_owned()),
+                certificate_oidc_issuer: Some("https://token.actions.githubusercontent.com".to_owned()),
+                trusted_root: Some(fixtures.join("trusted_root.json")),
+            },
+            ..Given::default()
+        };
+        let manifest = Manifest::of_dir(&root.path().join("model")).unwrap();
+        let why = |given: &Given| match given.verify(&manifest, "main") {
+            Ok(Outcome::Refused(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        let right = "https://github.com/sigstore-conformance/*/.github/workflows/*@refs/heads/main";
+        assert!(why(&trusting(right)).contains("has no valid model signing statement"));
+        assert!(why(&trusting("https://github.com/other/*")).contains("was signed by another identity"));
+        let line = trusting("https://example.com/*").command(Path::new("m"), Some("main"));
+        assert!(
+            line.contains(" --certificate-identity 'https://example.com/*' --certificate-oidc-issuer https://token."),
+            "{line}"
+        );
+        let neither = Given { identity: IdentityArguments::default(), ..trusting(right) };
+        let error = neither.verify(&manifest, "main").unwrap_err();
+        assert!(error.exit == exit::BAD_INPUT && error.sentence().contains("--bundle needs --key, or"), "{error}");
+        let alone = Given { bundle: None, ..trusting(right) };
+        assert!(alone.verify(&manifest, "main").unwrap_err().sentence().contains("--trusted-root needs --bundle"));
     }
 }

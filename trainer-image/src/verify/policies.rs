@@ -1,8 +1,11 @@
 //! Promotion policies from files: `codex verify --policy`. Reads files.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
-use codex_provenance::{files, promotion::Promotion, text::Printable};
+use codex_provenance::{attestation::AttestationKind, files, promotion::Promotion, text::Printable};
 use codex_validate::Validator;
 use codex_verdict::{
     Ring,
@@ -62,14 +65,15 @@ fn of_file(validator: &Validator, path: &Path) -> Result<Vec<Policy>, CommandErr
     Ok(policies)
 }
 
-/// Checks a promotion statement, given those who signed it and its model: first the deny-lists, then the rules for its ring. The time
-/// in a ring counts until `now`.
+/// Checks a promotion statement, given the attestations beside it that are valid and those who signed it and its model: first the
+/// deny-lists, then the rules for its ring. The time in a ring counts until `now`.
 ///
 /// # Errors
 /// The sentences of everything that does not hold.
 pub(super) fn check(
     policies: &[Policy],
     promotion: &Promotion,
+    attestations: BTreeSet<AttestationKind>,
     signers: &[Signatory<'_>],
     now: Timestamp,
 ) -> Result<(), String> {
@@ -83,7 +87,7 @@ pub(super) fn check(
         }
     }
     let facts = Facts::of_statement(promotion, ring, now).map_err(|why| format!("the promotion statement: {why}"))?;
-    refused.extend(breaches(policies, &facts));
+    refused.extend(breaches(policies, &Facts { attestations, ..facts }));
     if refused.is_empty() {
         return Ok(());
     }

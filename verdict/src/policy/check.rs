@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use codex_provenance::attestation::AttestationKind;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
@@ -27,6 +28,8 @@ pub enum Demand {
     Parity,
     /// `signers`.
     Signer,
+    /// `attestations`.
+    Attestation,
     /// `denied`.
     Denied,
 }
@@ -63,7 +66,21 @@ fn of_rule(policy: &Policy, rule: &PolicyRule, facts: &Facts) -> Vec<Breach> {
     found.extend(signed.map(|said| cite(Demand::SignOff, None, said)));
     let compared = rule.parity.as_ref().and_then(|wanted| parity::check(wanted, rule.ring, &facts.parity).err());
     found.extend(compared.map(|said| cite(Demand::Parity, None, said)));
+    let missing = rule.attestations.iter().filter(|kind| !facts.attestations.contains(kind));
+    let missing: Vec<&str> = missing.map(|kind| kind.name()).collect();
+    if !missing.is_empty() {
+        let said = format!(
+            "the promotion has no valid {}: take it from the ConfigMap of the promotion, or have the promotion signed again",
+            missing.join(", ")
+        );
+        found.push(cite(Demand::Attestation, None, said));
+    }
     found
+}
+
+/// Returns the attestations that the rules for a ring demand.
+pub fn demanded_attestations(policies: &[Policy], ring: Ring) -> BTreeSet<AttestationKind> {
+    policies.iter().filter_map(|policy| policy.rule(ring)).flat_map(|rule| rule.attestations.iter().copied()).collect()
 }
 
 /// Checks that an evaluation satisfies a template.

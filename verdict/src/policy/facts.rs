@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use codex_provenance::{DataDigest, Identity, ModelDigest, Sha256, promotion};
+use codex_provenance::{DataDigest, Identity, ModelDigest, Sha256, attestation::AttestationKind, promotion};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -126,12 +126,15 @@ pub struct Facts {
     pub sign_offs: Vec<SignedOff>,
     /// What shadows with the same model in this ring have compared.
     pub parity: Vec<ShadowParity>,
+    /// Attestations about the promotion that are valid, or are signed with it.
+    pub attestations: BTreeSet<AttestationKind>,
     /// The time.
     pub now: Timestamp,
 }
 
 impl Facts {
-    /// Returns what a promotion statement says. Sign-offs, earlier promotions and parity are those that it names.
+    /// Returns what a promotion statement says. Sign-offs, earlier promotions and parity are those that it names. It has no
+    /// attestations: they are beside it.
     ///
     /// # Errors
     /// A sentence that names the field that cannot be read.
@@ -155,6 +158,7 @@ impl Facts {
             earlier: reasons.earlier.iter().map(earlier).collect::<Result<_, _>>()?,
             sign_offs: reasons.sign_offs.iter().map(signed).collect(),
             parity: reasons.parity.iter().map(ShadowParity::of_statement).collect(),
+            attestations: BTreeSet::new(),
             now,
         })
     }

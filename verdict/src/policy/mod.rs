@@ -19,7 +19,7 @@ use std::fmt;
 use codex_provenance::{Sha256, promotion};
 use serde::{Deserialize, Serialize};
 
-pub use check::{Breach, Demand, breaches, denials, may_sign};
+pub use check::{Breach, Demand, breaches, demanded_attestations, denials, may_sign};
 pub use facts::{Candidate, Earlier, Facts, Lineage, PROBLEMS, Signatory, SignedOff};
 pub use parity::{PARITY_CONFIDENCE, ShadowParity};
 pub(crate) use period::{FORM, PATTERN};

@@ -1,6 +1,6 @@
 //! What a promotion policy demands, as its spec states it. `PromotionPolicy` and `ClusterPromotionPolicy` share it. Pure.
 
-use codex_provenance::{DataDigest, Identity, IdentityPattern, ModelDigest, Sha256};
+use codex_provenance::{DataDigest, Identity, IdentityPattern, ModelDigest, Sha256, attestation::AttestationKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,11 @@ pub struct PolicyRule {
     /// Keys and identities that may sign the model and its promotion. Without it, every trusted one may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signers: Option<RequiredSigners>,
+    /// Attestations that must be signed beside the promotion: slsaProvenance, testResult and verificationSummary. A server is rolled
+    /// out only if each is there and valid.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = AttestationKind::ALL.len()))]
+    pub attestations: Vec<AttestationKind>,
 }
 
 /// A template of an Evaluation.

@@ -1,14 +1,14 @@
 //! Tests of the check of policies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use codex_provenance::{DataDigest, Identity, ModelDigest, Sha256};
+use codex_provenance::{DataDigest, Identity, ModelDigest, Sha256, attestation::AttestationKind};
 use jiff::Timestamp;
 
 use super::{
     Candidate, Demand, Denied, Earlier, Facts, Lineage, Policy, PolicyKind, PolicyRule, PolicySpec, RequiredEvaluation,
     RequiredParity, RequiredRing, RequiredSignOffs, RequiredSigners, ShadowParity, Signatory, SignedOff,
-    SignerIdentity, breaches, denials, may_sign, stated,
+    SignerIdentity, breaches, demanded_attestations, denials, may_sign, stated,
 };
 use crate::{Decimal, Gate, GateSpec, Ring};
 
@@ -25,6 +25,7 @@ fn rule() -> PolicyRule {
         sign_offs: None,
         parity: None,
         signers: None,
+        attestations: Vec::new(),
     }
 }
 
@@ -40,6 +41,7 @@ fn facts() -> Facts {
         earlier: Vec::new(),
         sign_offs: Vec::new(),
         parity: Vec::new(),
+        attestations: BTreeSet::new(),
         now: at(10_000),
     }
 }
@@ -282,4 +284,26 @@ fn rules_of_other_rings_do_not_apply() {
     assert!(stated(&under(wanted.clone()), Ring::Base0D).is_empty());
     let held = stated(&under(wanted), Ring::Main);
     assert_eq!((held[0].kind.as_str(), held[0].name.as_str()), ("ClusterPromotionPolicy", "p"));
+}
+
+#[test]
+fn attestations_are_demanded_by_every_policy() {
+    use AttestationKind::{SlsaProvenance, TestResult, VerificationSummary};
+    let wanted = PolicyRule { attestations: vec![SlsaProvenance, VerificationSummary], ..rule() };
+    let with = |attestations: &[AttestationKind]| {
+        said(wanted.clone(), &Facts { attestations: attestations.iter().copied().collect(), ..facts() })
+    };
+    assert_eq!(with(&[SlsaProvenance, VerificationSummary]), []);
+    let told = with(&[SlsaProvenance, TestResult]);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].0, Demand::Attestation);
+    assert!(told[0].1.contains("rule for main: the promotion has no valid verificationSummary: "), "{told:?}");
+    assert!(with(&[])[0].1.contains("no valid slsaProvenance, verificationSummary: "));
+    let mut policies = under(wanted.clone());
+    policies.extend(under(PolicyRule { attestations: vec![TestResult], ..rule() }));
+    assert_eq!(demanded_attestations(&policies, Ring::Main), AttestationKind::ALL.into());
+    assert!(demanded_attestations(&policies, Ring::Base0A).is_empty());
+    // What a rule demands is part of its digest, so that a promotion is signed again when it changes.
+    let digest = |rule: PolicyRule| stated(&under(rule), Ring::Main)[0].rule;
+    assert_ne!(digest(wanted), digest(rule()));
 }

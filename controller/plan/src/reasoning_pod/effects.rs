@@ -5,16 +5,19 @@ use std::collections::BTreeMap;
 use codex_crds::{ModelStatus, TrainingRun, annotation};
 use codex_provenance::{
     ModelDigest, OmsPayloadDigest,
+    attestation::Build,
     promotion::{self, Attested, Object, Promotion, Reasons, Reported, Training},
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
+use serde_json::{Map, Value};
 
 use super::{bundles::manifest, signing::Signing, stage::Stage, trust::Chosen, view::View};
 use crate::{
     evaluation::statement::statement,
     metadata::{Component, Owner, ring_label},
     plan::Effect,
+    training_run,
 };
 
 /// Returns what the signer has to do now.
@@ -71,7 +74,28 @@ fn sign_promotion(
         sign_offs: view.evidence.policies.signed.clone(),
         parity: view.evidence.policies.parity.clone(),
     };
-    Some(Effect::SignPromotion { config_map, promotion: Box::new(Promotion { model: model.digest, reasons }) })
+    Some(Effect::SignPromotion {
+        config_map,
+        promotion: Box::new(Promotion { model: model.digest, reasons }),
+        build: Box::new(build(run)),
+    })
+}
+
+/// The fields of a TrainingRun that define the result and cannot be changed.
+const PARAMETERS: [&str; 6] = ["template", "overrides", "config", "seed", "data", "base"];
+
+/// Returns what provenance says about a run. The composed configuration is left out if this controller composes another one than the
+/// trainer was given, as after an upgrade; its digest is among the dependencies.
+fn build(run: &TrainingRun) -> Build {
+    let spec = serde_json::to_value(&run.spec).unwrap_or_default();
+    let mut parameters: Map<String, Value> =
+        PARAMETERS.into_iter().filter_map(|name| Some((name.to_owned(), spec.get(name)?.clone()))).collect();
+    let image = run.spec.pod.image.clone().map(|image| ("image".to_owned(), image.into()));
+    let digest = run.status.as_ref().and_then(|status| status.config_digest);
+    let composed = digest.and_then(|digest| training_run::configuration(&run.spec, digest));
+    parameters.extend(image.into_iter().chain(composed.map(|composed| ("configuration".to_owned(), composed))));
+    let started = run.status.as_ref().and_then(|status| status.work.started_at.as_ref());
+    Build { parameters: parameters.into(), started_at: started.map(|time| time.0.to_string()) }
 }
 
 fn training(run: &TrainingRun) -> Option<Training> {

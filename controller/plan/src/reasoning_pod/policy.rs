@@ -6,7 +6,7 @@ use std::{
 };
 
 use codex_crds::{ModelStatus, ReasoningPod, SignOff, SignOffStatus, annotation};
-use codex_provenance::{ModelDigest, PromotionDigest, Sha256, promotion};
+use codex_provenance::{ModelDigest, PromotionDigest, Sha256, attestation::AttestationKind, promotion};
 use codex_verdict::policy::{
     Breach, Candidate, Demand, Earlier, Facts, Lineage, Policy, SignedOff, breaches, denials, stated,
 };
@@ -88,6 +88,8 @@ impl Policies {
                 .map(|it| SignedOff { by: it.by.clone(), groups: it.groups.clone(), authenticated: it.authenticated })
                 .collect(),
             parity: found.iter().map(|found| found.fact.clone()).collect(),
+            // They are signed with the promotion. Those of a recorded one are verified with it.
+            attestations: AttestationKind::ALL.into(),
             now,
         };
         let judged = report.is_some();
@@ -98,7 +100,7 @@ impl Policies {
             breaches(&without_problems(&observed.policies), &facts)
         };
         unmet.retain(|breach| match breach.demand {
-            Demand::Rule | Demand::Evaluation | Demand::Denied | Demand::Signer => true,
+            Demand::Rule | Demand::Evaluation | Demand::Denied | Demand::Signer | Demand::Attestation => true,
             Demand::Ring | Demand::Time | Demand::Parity => model.is_some(),
             Demand::SignOff => judged,
         });

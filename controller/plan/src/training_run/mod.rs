@@ -16,6 +16,7 @@ use jiff::Timestamp;
 pub use base::base_cycle;
 pub use observed::ObservedTrainingRun;
 pub use reproduction::statement;
+pub(crate) use view::configuration;
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};
 use children::children;

@@ -4,9 +4,11 @@ use std::sync::LazyLock;
 
 use codex_configs::{Training, compose_training};
 use codex_crds::{BaseStatus, ComputationStatus, LostCheckpointStatus, Reason, TrainingRunSpec, TrainingRunStatus};
+use codex_provenance::ConfigDigest;
 use codex_reports::{Report, Stage as PodStage, State, TrainingState};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::PodSpec, apimachinery::pkg::apis::meta::v1::Time};
+use serde_json::Value;
 
 use super::{
     base::{self, Base},
@@ -233,6 +235,16 @@ fn containers(spec: &PodSpec) -> Vec<&str> {
     let debuggers = spec.ephemeral_containers.iter().flatten().map(|container| container.name.as_str());
     let others = spec.init_containers.iter().flatten().chain(&spec.containers);
     debuggers.chain(others.map(|container| container.name.as_str())).collect()
+}
+
+/// Returns the configuration that this controller composes for a run, in the form that its digest covers; `None` if it has another
+/// digest.
+pub(crate) fn configuration(spec: &TrainingRunSpec, digest: ConfigDigest) -> Option<Value> {
+    let composed = compose(spec).ok()?;
+    if composed.resolved.digest() != digest {
+        return None;
+    }
+    composed.resolved.digested()
 }
 
 /// Returns the configuration of a run.

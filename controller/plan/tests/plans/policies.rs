@@ -35,6 +35,7 @@ pub(crate) fn requiring(ring: Ring) -> PolicySpec {
         sign_offs: None,
         parity: None,
         signers: None,
+        attestations: Vec::new(),
     };
     PolicySpec { rules: vec![rule], denied: Denied::default() }
 }

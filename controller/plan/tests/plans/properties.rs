@@ -452,7 +452,7 @@ fn runs_that_made_the_same_model_have_a_promotion_each() {
     let kept = ["run-1", "run-2"].map(|uid| {
         let mut observed = ready_to_sign(uid);
         let plan = reasoning_pod::plan(&observed, make::at(9));
-        let [Effect::SignPromotion { config_map, promotion }] = &plan.effects[..] else { panic!("{plan:?}") };
+        let [Effect::SignPromotion { config_map, promotion, .. }] = &plan.effects[..] else { panic!("{plan:?}") };
         let names = bundle_names(&observed.object, observed.run.as_ref(), &observed.evaluations, &observed.policies);
         assert_eq!(names.promotion, config_map.metadata.name, "the ConfigMap has the name that is looked up");
         let key = promotion.key().digest();

@@ -76,7 +76,7 @@ fn sign(observed: &mut ObservedReasoningPod, plan: &Planned) -> String {
             }
             name
         }
-        [Effect::SignPromotion { config_map, promotion }] => {
+        [Effect::SignPromotion { config_map, promotion, .. }] => {
             let (digest, key) = (promotion.digest(), promotion.key().digest());
             let signed = Bundle::Valid(SignedPromotion { digest, key, signer });
             if matches!(observed.promotion, Bundle::Absent) {
@@ -421,6 +421,7 @@ fn a_policy_names_who_may_sign() {
             sign_offs: None,
             parity: None,
             signers,
+            attestations: Vec::new(),
         };
         Policy {
             kind: PolicyKind::PromotionPolicy,

@@ -197,6 +197,7 @@ fn shipped_policies_accept_the_demo_and_refuse_a_jump_to_main() {
         earlier,
         sign_offs: Vec::new(),
         parity: Vec::new(),
+        attestations: std::collections::BTreeSet::new(),
         now: make::at(90_000),
     };
     for ring in [Ring::Base0A, Ring::Base0B, Ring::Base0C, Ring::Base0D] {

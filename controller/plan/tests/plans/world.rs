@@ -452,7 +452,7 @@ impl World {
                 );
                 self.writes.push("signature".to_owned());
             }
-            Effect::SignPromotion { config_map, promotion } => {
+            Effect::SignPromotion { config_map, promotion, .. } => {
                 let digest = promotion.digest();
                 let name = config_map.name_any();
                 let evaluations = BTreeMap::from([("lite".to_owned(), self.evaluation.clone())]);

@@ -199,12 +199,15 @@ fn check_read(server: &mut Server, evaluation: &Value, wrong: &mut Vec<String>) 
     }
 }
 
-/// Returns what a bundle signs.
+/// Returns what the bundles of a ConfigMap sign, one after the other.
 fn payload(bundle: &Value) -> Vec<u8> {
-    let text = bundle["data"]["bundle.json"].as_str().unwrap_or_default();
-    let bundle: Value = serde_json::from_str(text).unwrap_or_default();
-    let payload = bundle["dsseEnvelope"]["payload"].as_str().unwrap_or_default();
-    STANDARD.decode(payload).unwrap_or_else(|_| payload.as_bytes().to_vec())
+    let entries = bundle["data"].as_object().into_iter().flatten().filter(|(name, _)| *name != "key.pem");
+    let signed = entries.map(|(_, text)| {
+        let bundle: Value = serde_json::from_str(text.as_str().unwrap_or_default()).unwrap_or_default();
+        let payload = bundle["dsseEnvelope"]["payload"].as_str().unwrap_or_default();
+        STANDARD.decode(payload).unwrap_or_else(|_| payload.as_bytes().to_vec())
+    });
+    signed.collect::<Vec<_>>().concat()
 }
 
 /// Returns the uids of the Evaluations that a promotion statement names. A user who deletes an Evaluation and its bundle, and

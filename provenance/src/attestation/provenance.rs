@@ -1,0 +1,96 @@
+//! SLSA provenance v1: how a model was trained. Pure.
+
+use serde_json::{Map, Value, json};
+
+use super::{BUILD_TYPE, Build, OPERATOR, check_named, check_text, descriptor};
+use crate::{
+    canonical::canonical,
+    digest::Sha256,
+    promotion::{Promotion, Training},
+};
+
+/// Returns the predicate.
+pub(super) fn predicate(promotion: &Promotion, build: &Build) -> Value {
+    let training = &promotion.reasons.training;
+    let mut metadata = Map::new();
+    metadata.insert("invocationId".to_owned(), json!(training.run.uid));
+    let times = [("startedOn", &build.started_at), ("finishedOn", &training.attested.completed_at)];
+    metadata.extend(times.into_iter().filter_map(|(name, time)| Some((name.to_owned(), json!(time.as_ref()?)))));
+    json!({
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "externalParameters": build.parameters,
+            "internalParameters": {
+                "namespace": promotion.reasons.namespace,
+                "trainingRun": training.run.name,
+                "dataIsAttested": training.is_attested(),
+            },
+            "resolvedDependencies": dependencies(training),
+        },
+        "runDetails": { "builder": { "id": OPERATOR }, "metadata": metadata },
+    })
+}
+
+/// Returns what the training was given: configuration, image, base and data files. What has no digest is left out.
+fn dependencies(training: &Training) -> Vec<Value> {
+    let source = training.base.as_ref().and_then(|base| base.source.as_ref());
+    let described = named(training).into_iter().map(|(name, digest)| {
+        let mut entry = descriptor(&name, digest);
+        match name.as_str() {
+            "configuration" => entry["mediaType"] = json!("application/json"),
+            "image" => entry["annotations"] = json!({ "imageID": training.attested.image_id }),
+            "base" if source.is_some() => entry["annotations"] = json!({ "source": source }),
+            _ => {}
+        }
+        entry
+    });
+    described.collect()
+}
+
+fn named(training: &Training) -> Vec<(String, Sha256)> {
+    let attested = &training.attested;
+    let mut named = vec![("configuration".to_owned(), attested.config_digest.0)];
+    named.extend(image_digest(&attested.image_id).map(|digest| ("image".to_owned(), digest)));
+    named.extend(training.base.as_ref().map(|base| ("base".to_owned(), base.model.0)));
+    named.extend(training.data().into_iter().flatten().map(|(name, digest)| (format!("data/{name}"), digest.0)));
+    named
+}
+
+/// Returns the digest in the id of an image, such as `registry.example.com/codex@sha256:…`.
+fn image_digest(id: &str) -> Option<Sha256> {
+    id.rsplit_once("sha256:")?.1.parse().ok()
+}
+
+/// Checks that provenance says about a training what the promotion says.
+pub(super) fn check(predicate: &Value, promotion: &Promotion) -> Result<(), String> {
+    let training = &promotion.reasons.training;
+    check_text(predicate, "/buildDefinition/buildType", BUILD_TYPE)?;
+    check_text(predicate, "/runDetails/builder/id", OPERATOR)?;
+    check_text(predicate, "/runDetails/metadata/invocationId", &training.run.uid)?;
+    check_named(predicate, "/buildDefinition/resolvedDependencies", named(training))?;
+    let parameters = predicate.pointer("/buildDefinition/externalParameters").and_then(Value::as_object);
+    let parameters = parameters.ok_or("its buildDefinition.externalParameters is missing: an object is required")?;
+    let expected = training.attested.config_digest;
+    match parameters.get("configuration").map(|composed| Sha256::of(canonical(composed))) {
+        Some(found) if found != expected.0 => Err(format!(
+            "its buildDefinition.externalParameters.configuration has the digest {found}, but the promotion names {expected}"
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_of_an_image_is_found_in_every_form_of_its_id() {
+        let digest = Sha256::of("image");
+        for id in [format!("docker.io/library/codex@sha256:{digest}"), format!("sha256:{digest}")] {
+            assert_eq!(image_digest(&id), Some(digest), "{id}");
+        }
+        for id in ["", "codex:latest", "sha256:0002"] {
+            assert_eq!(image_digest(id), None, "{id}");
+        }
+    }
+}

@@ -1,0 +1,326 @@
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    canonical::canonical,
+    digest::{ConfigDigest, DataDigest, GatesDigest, ModelDigest, OmsPayloadDigest, ReportDigest},
+    promotion::{Attested, Base, Evaluation, Gate, HeldPolicy, Object, Reasons, Reported, Training},
+};
+
+fn digest(text: &str) -> Sha256 {
+    Sha256::of(text)
+}
+
+fn configuration() -> Value {
+    json!({ "schemaVersion": 1, "kind": "training", "spec": { "training": { "learning_rate": 0.001, "max_steps": 2000 } } })
+}
+
+fn gate(metric: &str, min: &str) -> Gate {
+    let gate = json!({
+        "metric": metric, "min": min, "confidence": "0.95", "minSamples": 500, "value": "0.99", "n": 500, "verdict": "Passed",
+    });
+    serde_json::from_value(gate).unwrap()
+}
+
+fn evaluation(name: &str, gates: Vec<Gate>) -> Evaluation {
+    Evaluation {
+        name: name.to_owned(),
+        uid: format!("{name}-uid"),
+        preset: "cot-lite".to_owned(),
+        config_digest: None,
+        report_digest: ReportDigest(digest("report")),
+        gates_digest: GatesDigest(digest("gates")),
+        data: BTreeMap::from([("problems".to_owned(), DataDigest(digest("problems")))]),
+        image_id: String::new(),
+        completed_at: "2026-11-28T09:00:00Z".to_owned(),
+        evidence: None,
+        outcomes: None,
+        metrics: BTreeMap::new(),
+        gates,
+        references: Vec::new(),
+        reads: None,
+    }
+}
+
+fn promotion() -> Promotion {
+    let training = Training {
+        run: Object { name: "cot".to_owned(), uid: "77aa".to_owned() },
+        attested: Attested {
+            config_digest: ConfigDigest(Sha256::of(canonical(&configuration()))),
+            image_id: format!("registry.example.com/codex@sha256:{}", digest("image")),
+            completed_at: Some("2026-11-28T08:00:00Z".to_owned()),
+            data: None,
+        },
+        reported: Some(Reported { data: BTreeMap::from([("arithmetic".to_owned(), DataDigest(digest("data")))]) }),
+        base: Some(Base {
+            model: ModelDigest(digest("base")),
+            source: Some("models/bases/small".to_owned()),
+            signer: None,
+        }),
+    };
+    let reasons = Reasons {
+        ring: "0D_base_".to_owned(),
+        namespace: "team".to_owned(),
+        oms_payload: OmsPayloadDigest(digest("oms")),
+        training,
+        evaluations: vec![evaluation("lite", vec![gate("exact_match", "0.95"), gate("trace_coverage", "0.90")])],
+        policies: Vec::new(),
+        earlier: Vec::new(),
+        sign_offs: Vec::new(),
+        parity: Vec::new(),
+    };
+    Promotion { model: ModelDigest(digest("model")), reasons }
+}
+
+fn build() -> Build {
+    Build {
+        parameters: json!({ "template": "cot-starter", "seed": 1, "configuration": configuration() }),
+        started_at: Some("2026-11-28T07:00:00Z".to_owned()),
+    }
+}
+
+fn held(name: &str) -> HeldPolicy {
+    HeldPolicy { kind: "PromotionPolicy".to_owned(), name: name.to_owned(), uid: "u".to_owned(), rule: digest(name) }
+}
+
+fn value(unsigned: &Unsigned) -> Value {
+    serde_json::from_slice(&unsigned.payload).unwrap()
+}
+
+fn schema(kind: AttestationKind) -> Value {
+    let name = kind.entry().replace(".json", ".schema.json");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas").join(name);
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Compares a value with the keywords of JSON Schema that these schemas use. Of patterns, it knows those for digests and URIs.
+fn fault(root: &Value, schema: &Value, found: &Value, at: &str) -> Option<String> {
+    let schema = match schema["$ref"].as_str() {
+        Some(reference) => root.pointer(reference.trim_start_matches('#')).unwrap(),
+        None => schema,
+    };
+    let is = |name: &str| match name {
+        "object" => found.is_object(),
+        "array" => found.is_array(),
+        "string" => found.is_string(),
+        other => panic!("the type {other} is not known here"),
+    };
+    if schema["type"].as_str().is_some_and(|name| !is(name)) {
+        return Some(format!("{at} is not of type {}", schema["type"]));
+    }
+    if schema.get("const").is_some_and(|one| one != found) {
+        return Some(format!("{at} is not {}", schema["const"]));
+    }
+    if schema["enum"].as_array().is_some_and(|all| !all.contains(found)) {
+        return Some(format!("{at} is none of {}", schema["enum"]));
+    }
+    let text = found.as_str().unwrap_or_default();
+    let fits = match schema["pattern"].as_str() {
+        None => true,
+        Some("^[0-9a-f]{64}$") => text.parse::<Sha256>().is_ok(),
+        Some("^[a-z][a-z0-9+.-]*:[^ ]+$") => text.split_once(':').is_some_and(|(scheme, rest)| {
+            !rest.is_empty() && !rest.contains(' ') && scheme.bytes().all(|byte| byte.is_ascii_lowercase())
+        }),
+        Some("^[0-9]+[.][0-9]+$") => text == "1.0",
+        Some(time) if time.starts_with("^[0-9]{4}-") => text.ends_with('Z') && text.parse::<jiff::Timestamp>().is_ok(),
+        Some(other) => panic!("the pattern {other} is not known here"),
+    };
+    if !fits {
+        return Some(format!("{at} is {text:?}"));
+    }
+    for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        if found.get(name).is_none() {
+            return Some(format!("{at}.{name} is missing"));
+        }
+    }
+    for (name, inner) in found.as_object().into_iter().flatten() {
+        let here = format!("{at}.{name}");
+        match schema["properties"].get(name) {
+            Some(property) => {
+                if let Some(fault) = fault(root, property, inner, &here) {
+                    return Some(fault);
+                }
+            }
+            None if schema["additionalProperties"] == json!(false) => return Some(format!("{here} is not known")),
+            None => {}
+        }
+    }
+    let items = found.as_array().into_iter().flatten().enumerate();
+    let least = schema["minItems"].as_u64().unwrap_or_default();
+    if found.as_array().is_some_and(|items| (items.len() as u64) < least) {
+        return Some(format!("{at} has too few items"));
+    }
+    items
+        .filter(|_| schema.get("items").is_some())
+        .find_map(|(index, inner)| fault(root, &schema["items"], inner, &format!("{at}[{index}]")))
+}
+
+#[test]
+fn each_statement_fits_its_specification() {
+    let mut several = promotion();
+    several.reasons.policies = vec![held("b"), held("a")];
+    let mut one = promotion();
+    one.reasons.policies = vec![held("a")];
+    for promotion in [promotion(), one, several] {
+        for unsigned in attestations(&promotion, &build()) {
+            let (schema, found) = (schema(unsigned.kind), value(&unsigned));
+            assert_eq!(fault(&schema, &schema, &found, "statement"), None, "{found:#}");
+            assert_eq!(found["predicateType"], unsigned.kind.predicate_type());
+            assert_eq!(found["subject"], json!([{ "name": "model", "digest": { "sha256": digest("model") } }]));
+            // What lacks a required field does not fit.
+            let mut wrong = found.clone();
+            wrong["predicate"] = json!({});
+            assert!(fault(&schema, &schema, &wrong, "statement").is_some());
+        }
+    }
+}
+
+#[test]
+fn provenance_says_what_the_run_was_given() {
+    let [provenance, tests, summary] = attestations(&promotion(), &build());
+    let provenance = value(&provenance);
+    let definition = &provenance["predicate"]["buildDefinition"];
+    assert_eq!(definition["externalParameters"]["template"], "cot-starter");
+    let names: Vec<_> = definition["resolvedDependencies"].as_array().unwrap().iter().map(|it| &it["name"]).collect();
+    assert_eq!(names, ["configuration", "image", "base", "data/arithmetic"]);
+    assert_eq!(
+        provenance["predicate"]["runDetails"]["metadata"],
+        json!({ "invocationId": "77aa", "startedOn": "2026-11-28T07:00:00Z", "finishedOn": "2026-11-28T08:00:00Z" })
+    );
+    let on = format!("at confidence 0.95 with minSamples 500, problems {}", digest("problems").short());
+    assert_eq!(
+        value(&tests)["predicate"]["passedTests"],
+        json!([format!("exact_match >= 0.95 {on}"), format!("trace_coverage >= 0.9 {on}")])
+    );
+    let summary = value(&summary);
+    assert_eq!(summary["predicate"]["policy"]["uri"], "https://codex-ml.dev/policies/none");
+    assert_eq!(summary["predicate"]["verifiedLevels"], json!(["SLSA_BUILD_LEVEL_1", "CODEX_RING_0D_base_"]));
+}
+
+#[test]
+fn names_uids_and_orders_that_the_record_does_not_name_change_no_test_result_and_no_provenance() {
+    let of = |promotion: &Promotion| attestations(promotion, &build()).map(|it| it.payload);
+    let [provenance, tests, _] = of(&promotion());
+    let mut other = promotion();
+    let reasons = &mut other.reasons;
+    (reasons.evaluations[0].name, reasons.evaluations[0].uid) = ("again".to_owned(), "again-uid".to_owned());
+    reasons.evaluations[0].completed_at = "2026-11-29T09:00:00Z".to_owned();
+    reasons.evaluations[0].gates.reverse();
+    reasons.evaluations[0].gates[0].min = Some("0.9".to_owned());
+    let [same_provenance, same_tests, _] = of(&other);
+    assert_eq!((provenance, tests), (same_provenance, same_tests));
+}
+
+#[test]
+fn what_was_signed_is_read_and_belongs_together() {
+    let promotion = promotion();
+    let [provenance, tests, summary] =
+        attestations(&promotion, &build()).map(|it| Attestation::read(&it.payload, &promotion).unwrap());
+    assert_eq!([provenance.kind, tests.kind, summary.kind], AttestationKind::ALL);
+    summary.check_inputs([&provenance, &tests, &summary]).unwrap();
+    let mut other = build();
+    other.parameters["seed"] = json!(2);
+    let [foreign, ..] = attestations(&promotion, &other);
+    let foreign = Attestation::read(&foreign.payload, &promotion).unwrap();
+    let told = summary.check_inputs([&foreign]).unwrap_err();
+    assert!(told.starts_with("its inputAttestations name another slsaProvenance: "), "{told}");
+}
+
+/// A change of a statement, by kind, and what the refusal says.
+#[test]
+fn a_statement_about_something_else_is_refused() {
+    use AttestationKind::{SlsaProvenance, TestResult, VerificationSummary};
+    type Edit = fn(&mut Value);
+    let changes: [(AttestationKind, Edit, &str); 15] = [
+        (SlsaProvenance, |it| it["subject"][0]["digest"]["sha256"] = json!(digest("x")), "made for another model"),
+        (SlsaProvenance, |it| it["predicateType"] = json!("https://slsa.dev/provenance/v0.2"), "its predicate type is"),
+        (SlsaProvenance, |it| it["predicate"]["buildDefinition"]["buildType"] = json!("x"), "buildType is \"x\""),
+        (SlsaProvenance, |it| it["predicate"]["runDetails"]["builder"]["id"] = json!("x"), "builder.id is \"x\""),
+        (
+            SlsaProvenance,
+            |it| it["predicate"]["runDetails"]["metadata"]["invocationId"] = json!("other"),
+            "invocationId is \"other\"",
+        ),
+        (
+            SlsaProvenance,
+            |it| {
+                let list = it["predicate"]["buildDefinition"]["resolvedDependencies"].as_array_mut().unwrap();
+                list.pop();
+            },
+            "lacks data/arithmetic",
+        ),
+        (
+            SlsaProvenance,
+            |it| {
+                let list = it["predicate"]["buildDefinition"]["resolvedDependencies"].as_array_mut().unwrap();
+                list.push(descriptor("data/more", digest("more")));
+            },
+            "names data/more",
+        ),
+        (
+            SlsaProvenance,
+            |it| it["predicate"]["buildDefinition"]["externalParameters"]["configuration"]["kind"] = json!("x"),
+            "externalParameters.configuration has the digest",
+        ),
+        (TestResult, |it| it["predicate"]["result"] = json!("FAILED"), "result is \"FAILED\""),
+        (TestResult, |it| it["predicate"]["failedTests"] = json!(["bleu"]), "failedTests is not empty"),
+        (TestResult, |it| it["predicate"]["passedTests"] = json!(["bleu"]), "passedTests are not the gates"),
+        (VerificationSummary, |it| it["predicate"]["verificationResult"] = json!("FAILED"), "is \"FAILED\""),
+        (
+            VerificationSummary,
+            |it| {
+                let uri = it["predicate"]["resourceUri"].as_str().unwrap().replace("0D_base_", "main");
+                it["predicate"]["resourceUri"] = json!(uri);
+            },
+            "resourceUri is \"https://codex-ml.dev/rings/main/",
+        ),
+        (
+            VerificationSummary,
+            |it| it["predicate"]["policy"] = json!({ "uri": "https://example.com/lax" }),
+            "policy.uri is \"https://example.com/lax\"",
+        ),
+        (
+            VerificationSummary,
+            |it| it["predicate"]["inputAttestations"] = json!([]),
+            "inputAttestations lack signature",
+        ),
+    ];
+    let promotion = promotion();
+    for (kind, edit, why) in changes {
+        let signed = attestations(&promotion, &build());
+        let mut statement = value(signed.iter().find(|it| it.kind == kind).unwrap());
+        edit(&mut statement);
+        let told = Attestation::read(&canonical(&statement), &promotion).unwrap_err();
+        assert!(told.contains(why), "{kind}: {told}");
+    }
+}
+
+#[test]
+fn a_summary_names_the_policies() {
+    let mut promotion = promotion();
+    let policy = |promotion: &Promotion| value(&attestations(promotion, &build())[2])["predicate"]["policy"].clone();
+    promotion.reasons.policies = vec![held("a")];
+    let one = policy(&promotion);
+    assert_eq!(one["uri"], "https://codex-ml.dev/policies/PromotionPolicy/a/rules/0D_base_");
+    assert_eq!(one["digest"]["sha256"], json!(digest("a")));
+    promotion.reasons.policies = vec![held("b"), held("a")];
+    let several = policy(&promotion);
+    assert_eq!(several["annotations"]["policies"][0]["name"], "a");
+    promotion.reasons.policies.reverse();
+    assert_eq!(policy(&promotion), several, "their order does not count");
+    let [_, _, summary] = attestations(&promotion, &build());
+    promotion.reasons.policies[0].rule = digest("another rule");
+    let told = Attestation::read(&summary.payload, &promotion).unwrap_err();
+    assert!(told.contains("policy.digest.sha256 is"), "{told}");
+}
+
+#[test]
+fn kinds_have_names() {
+    for kind in AttestationKind::ALL {
+        assert_eq!(kind.name().parse(), Ok(kind));
+        assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+    }
+    assert!("provenance".parse::<AttestationKind>().unwrap_err().contains("slsaProvenance, testResult"));
+}

@@ -1,0 +1,364 @@
+//! `codex log-watch`: signatures of an identity in a transparency log that no bundle explains. Reads a log, over HTTP or from a folder,
+//! and files; writes its state.
+//!
+//! The log is read as C2SP tlog-tiles serves it (Rekor v2). Every entry is read once, and the state keeps what is needed to continue:
+//! the number of entries, the hashes over them, and the entries that are still unexplained.
+
+use std::{
+    collections::BTreeSet,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use codex_provenance::{IdentityPattern, Sha256, files, text::Printable};
+use codex_reports::exit;
+use codex_signing::{
+    keyless,
+    log::{self, Frontier, Head, LogError, LogKeys, MAX_BUNDLE, MAX_CHECKPOINT, WIDTH},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use ureq::Agent;
+
+use crate::{
+    artifacts::environment::variable,
+    atomic_fs,
+    error::{CommandError, chain},
+    hub,
+};
+
+/// The exit code for a log that does not answer, or that is not believed.
+const UNREAD: i32 = 3;
+/// The version of the state.
+const SCHEMA_VERSION: u32 = 1;
+/// Maximum size of a state or of a file of bundles in bytes.
+const MAX_FILE: usize = 256 << 20;
+/// After how many entries progress is logged.
+const PROGRESS: u64 = 100_000;
+
+/// Report signatures of an identity in a transparency log that no bundle explains.
+///
+/// Reads the log from where the state file ends, verifies that it is complete and only grew, and compares each entry whose certificate
+/// names the identity with the given bundles. Exit codes: 0 all are explained, 1 some are not, 2 bad input, 3 the log does not
+/// answer or is not believed.
+#[derive(Clone, Debug, clap::Args)]
+pub struct LogWatch {
+    /// The log: the address below which checkpoint and tile/ lie, such as `https://rekor.example.com/api/v2`, or a folder with a
+    /// copy of it.
+    #[arg(long, value_name = "URL")]
+    log: String,
+    /// The trusted root of the Sigstore instance, in JSON: it names the key of the log.
+    #[arg(long, value_name = "FILE")]
+    trusted_root: PathBuf,
+    /// The identity, as certificates name it. Exact, or with * for a run of characters other than /.
+    #[arg(long, value_name = "IDENTITY")]
+    certificate_identity: String,
+    /// The issuer of its tokens; exact.
+    #[arg(long, value_name = "URL")]
+    certificate_oidc_issuer: String,
+    /// The bundles that explain entries: a folder of JSON files, each a bundle, a ConfigMap with bundles, or a list of ConfigMaps as
+    /// kubectl get configmaps -o json prints it.
+    #[arg(long, value_name = "DIR")]
+    bundles: PathBuf,
+    /// The state: where the next run continues. It is created if it does not exist. Without it, the log is read from its start.
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// How the result is printed.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// Lines for people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// An entry of the log that names the identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Found {
+    /// Its index in the log.
+    index: u64,
+    /// SHA-256 of the entry.
+    entry: Sha256,
+    /// Subject of its certificate.
+    subject: String,
+}
+
+/// Where a run ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct State {
+    schema_version: u32,
+    /// Name of the log in its checkpoints.
+    origin: String,
+    /// The identity and issuer whose entries were looked for.
+    identity: String,
+    issuer: String,
+    /// Number of entries that were read.
+    size: u64,
+    /// The roots of the complete trees over them.
+    peaks: Vec<Sha256>,
+    /// Entries of the identity that no bundle has explained yet.
+    unexplained: Vec<Found>,
+}
+
+/// The result of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Outcome {
+    origin: String,
+    /// Number of entries in the log.
+    size: u64,
+    /// Number of entries that this run read.
+    read: u64,
+    /// Number of entries of the identity that were read or still unexplained.
+    entries: usize,
+    unexplained: Vec<Found>,
+}
+
+/// Reasons why the log is not read to its end.
+#[derive(Debug, thiserror::Error)]
+enum WatchError {
+    #[error("{url} does not answer: {why}")]
+    Silent { url: String, why: String },
+    #[error("{url} answered with status {status}")]
+    Status { url: String, status: u16 },
+    #[error("{path:?} cannot be read")]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("the checkpoint is not UTF-8")]
+    Text,
+    #[error("the state is of the log {}, but this one is {}: use another --state", Printable(.state), Printable(.found))]
+    Origin { state: String, found: String },
+}
+
+impl LogWatch {
+    pub(crate) fn run(self) -> Result<i32, CommandError> {
+        let outcome = self.watch()?;
+        match self.format {
+            Format::Text => atomic_fs::say(&outcome.to_string())?,
+            Format::Json => atomic_fs::say(&serde_json::to_string_pretty(&outcome).map_err(CommandError::failed)?)?,
+        }
+        Ok(if outcome.unexplained.is_empty() { exit::FINISHED } else { exit::FAILED })
+    }
+
+    /// Reads what is new in the log, and writes the state.
+    fn watch(&self) -> Result<Outcome, CommandError> {
+        let pattern = IdentityPattern::new(&self.certificate_oidc_issuer, &self.certificate_identity);
+        let pattern = pattern.map_err(CommandError::bad_input)?;
+        let root = read("--trusted-root", &self.trusted_root, keyless::MAX_ROOT)?;
+        let keys = LogKeys::of_root(&String::from_utf8_lossy(&root))
+            .map_err(|why| CommandError::bad_input(format!("--trusted-root: {why}")))?;
+        let explained = explained(&self.bundles)?;
+        if let Some(path) = &self.state {
+            atomic_fs::check_output_file("--state", path).map_err(CommandError::bad_input)?;
+        }
+        let mut state = self.state()?;
+        let source = Source::of(&self.log)?;
+        let before = state.size;
+        let told = state.advance(&source, &keys, &pattern);
+        told.map_err(|why| CommandError { exit: UNREAD, source: Box::new(why) })?;
+        let entries = state.unexplained.len();
+        state.unexplained.retain(|found| !explained.contains(&found.entry));
+        if let Some(path) = &self.state {
+            atomic_fs::write_json(path, &state)?;
+        }
+        Ok(Outcome {
+            origin: state.origin,
+            size: state.size,
+            read: state.size - before,
+            entries,
+            unexplained: state.unexplained,
+        })
+    }
+
+    /// Reads the state, or returns a new one.
+    fn state(&self) -> Result<State, CommandError> {
+        let (identity, issuer) = (self.certificate_identity.clone(), self.certificate_oidc_issuer.clone());
+        let Some(path) = self.state.as_ref().filter(|path| path.exists()) else {
+            return Ok(State { schema_version: SCHEMA_VERSION, identity, issuer, ..State::default() });
+        };
+        let wrong = |why: String| {
+            let path = path.display().to_string();
+            CommandError::bad_input(format!("--state: {}: {why}", Printable(&path)))
+        };
+        let state: State = codex_json::from_slice(&read("--state", path, MAX_FILE)?)
+            .map_err(|why| wrong(format!("it is no state of codex log-watch ({why}): name another file")))?;
+        if state.schema_version != SCHEMA_VERSION {
+            return Err(wrong(format!("it has the version {}, and {SCHEMA_VERSION} is known", state.schema_version)));
+        }
+        if (&state.identity, &state.issuer) != (&identity, &issuer) {
+            return Err(wrong(format!(
+                "it is of the identity {} of {}: its entries were not compared with another one; use another file",
+                Printable(&state.identity),
+                Printable(&state.issuer)
+            )));
+        }
+        Frontier::of(state.size, state.peaks.clone()).map_err(|why| wrong(why.to_string()))?;
+        Ok(state)
+    }
+}
+
+impl State {
+    /// Reads every entry that the log has beyond this state. The state changes only if the log is believed.
+    fn advance(&mut self, source: &Source, keys: &LogKeys, pattern: &IdentityPattern) -> Result<(), WatchError> {
+        let checkpoint = source.get("checkpoint", MAX_CHECKPOINT)?;
+        let head = keys.open(std::str::from_utf8(&checkpoint).map_err(|_| WatchError::Text)?)?;
+        if !self.origin.is_empty() && self.origin != head.origin {
+            return Err(WatchError::Origin { state: self.origin.clone(), found: head.origin });
+        }
+        let mut frontier = Frontier::of(self.size, self.peaks.clone())?;
+        frontier.check_size(&head)?;
+        let mut found = Vec::new();
+        while frontier.size() < head.size {
+            let first = frontier.size() / WIDTH * WIDTH;
+            let width = WIDTH.min(head.size - first);
+            let bundle = source.bundle(first / WIDTH, width)?;
+            for entry in log::entries(&bundle, first, width)?.into_iter().skip(skipped(&frontier, first)) {
+                if let Some(identity) = log::identity(entry).filter(|identity| pattern.admits(identity)) {
+                    found.push(Found { index: frontier.size(), entry: Sha256::of(entry), subject: identity.subject });
+                }
+                frontier.push(entry);
+                if frontier.size().is_multiple_of(PROGRESS) {
+                    tracing::info!(entries = frontier.size(), of = head.size, "reading the log");
+                }
+            }
+        }
+        frontier.check(&head)?;
+        let Head { origin, size, .. } = head;
+        (self.origin, self.size, self.peaks) = (origin, size, frontier.peaks().to_vec());
+        self.unexplained.extend(found);
+        Ok(())
+    }
+}
+
+/// Returns the number of entries of a bundle that were read before.
+fn skipped(frontier: &Frontier, first: u64) -> usize {
+    usize::try_from(frontier.size() - first).unwrap_or(usize::MAX)
+}
+
+/// Where a log is read.
+enum Source {
+    Address(Box<Agent>, String),
+    Folder(PathBuf),
+}
+
+impl Source {
+    fn of(log: &str) -> Result<Self, CommandError> {
+        if !log.contains("://") {
+            let folder = PathBuf::from(log);
+            if folder.is_dir() {
+                return Ok(Self::Folder(folder));
+            }
+            let told = format!(
+                "--log: {} is no folder and no address such as https://rekor.example.com/api/v2",
+                Printable(log)
+            );
+            return Err(CommandError::bad_input(told));
+        }
+        let agent = hub::agent(log, variable("SSL_CERT_FILE").map(PathBuf::from));
+        let agent = agent.map_err(|why| CommandError::bad_input(format!("--log: {}", chain(&why))))?;
+        Ok(Self::Address(Box::new(agent), log.trim_end_matches('/').to_owned()))
+    }
+
+    fn get(&self, path: &str, limit: usize) -> Result<Vec<u8>, WatchError> {
+        match self {
+            Self::Folder(folder) => {
+                let path = folder.join(path);
+                files::read_start(&path, limit).map_err(|source| WatchError::File { path, source })
+            }
+            Self::Address(agent, address) => {
+                let url = format!("{address}/{path}");
+                let silent = |why: ureq::Error| WatchError::Silent { url: url.clone(), why: why.to_string() };
+                let mut response = agent.get(&url).call().map_err(silent)?;
+                let status = response.status().as_u16();
+                if status != 200 {
+                    return Err(WatchError::Status { url, status });
+                }
+                response.body_mut().with_config().limit(limit as u64).read_to_vec().map_err(silent)
+            }
+        }
+    }
+
+    /// Returns a bundle of entries. A part of one may be gone as soon as all of it exists.
+    fn bundle(&self, index: u64, width: u64) -> Result<Vec<u8>, WatchError> {
+        let part = self.get(&log::bundle_path(index, width), MAX_BUNDLE);
+        match part {
+            Err(WatchError::Status { status: 404, .. } | WatchError::File { .. }) if width < WIDTH => {
+                self.get(&log::bundle_path(index, WIDTH), MAX_BUNDLE)
+            }
+            read => read,
+        }
+    }
+}
+
+/// Returns the digests of the entries that the bundles in a folder hold.
+///
+/// # Errors
+/// Exit code 2: the folder or a file in it cannot be read, or no file in it holds a bundle.
+fn explained(folder: &Path) -> Result<BTreeSet<Sha256>, CommandError> {
+    let unreadable = |path: &Path, why: &dyn fmt::Display| {
+        let path = path.display().to_string();
+        CommandError::bad_input(format!("--bundles: {} cannot be read: {why}", Printable(&path)))
+    };
+    let listed = fs::read_dir(folder).map_err(|why| unreadable(folder, &why))?;
+    let mut explained = BTreeSet::new();
+    for entry in listed {
+        let path = entry.map_err(|why| unreadable(folder, &why))?.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let bytes = files::read_start(&path, MAX_FILE).map_err(|why| unreadable(&path, &why))?;
+        let value: Value = codex_json::from_slice(&bytes).map_err(|why| unreadable(&path, &why))?;
+        add(&value, &mut explained);
+    }
+    Ok(explained)
+}
+
+/// Adds the entries of a bundle, of the bundles in a ConfigMap, or of those in a list.
+fn add(value: &Value, explained: &mut BTreeSet<Sha256>) {
+    if let Some(logged) = log::logged(value) {
+        explained.extend(logged.iter().map(Sha256::of));
+        return;
+    }
+    for item in value["items"].as_array().into_iter().flatten() {
+        add(item, explained);
+    }
+    for text in value["data"].as_object().into_iter().flat_map(serde_json::Map::values).filter_map(Value::as_str) {
+        if let Some(logged) = codex_json::from_slice(text.as_bytes()).ok().and_then(|inner: Value| log::logged(&inner))
+        {
+            explained.extend(logged.iter().map(Sha256::of));
+        }
+    }
+}
+
+fn read(argument: &'static str, path: &Path, limit: usize) -> Result<Vec<u8>, CommandError> {
+    files::read_start(path, limit).map_err(|why| {
+        let path = path.display().to_string();
+        CommandError::bad_input(format!("{argument}: {} cannot be read: {why}", Printable(&path)))
+    })
+}
+
+/// The result for people. Text from the log is escaped.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { origin, size, read, entries, unexplained } = self;
+        for Found { index, entry, subject } in unexplained {
+            writeln!(f, "unexplained {index} {entry}: signed by {}", Printable(subject))?;
+        }
+        let (origin, open) = (Printable(origin), unexplained.len());
+        write!(f, "{origin}: {size} entries, {read} of them new; of {entries} by this identity, {open} unexplained")
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,259 @@
+//! `codex log-watch` on a log that the test makes. The entry of the identity is a recorded one of Sigstore's staging instance.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::{TcpListener, TcpStream},
+};
+
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use clap::Parser;
+use serde_json::json;
+
+use super::*;
+
+const ISSUER: &str = "https://token.actions.githubusercontent.com";
+const SUBJECT: &str = "https://github.com/sigstore-conformance/*/.github/workflows/*@refs/heads/main";
+/// The DER of a public key on P-256 before its point.
+const SPKI: &str = "3059301306072a8648ce3d020106082a8648ce3d030107034200";
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    watch: LogWatch,
+}
+
+fn fixture(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../provenance/signing/tests/fixtures/keyless");
+    fs::read(folder.join(name)).unwrap()
+}
+
+/// A log in a folder, and the trusted root that names its key.
+struct Log {
+    folder: tempfile::TempDir,
+    key: EcdsaKeyPair,
+    entries: Vec<Vec<u8>>,
+}
+
+impl Log {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
+        let mut public = hex::decode(SPKI).unwrap();
+        public.extend(key.public_key().as_ref());
+        let mut root: Value = serde_json::from_slice(&fixture("trusted_root.json")).unwrap();
+        root["tlogs"] = json!([{
+            "baseUrl": "https://log.example.com", "hashAlgorithm": "SHA2_256",
+            "publicKey": {
+                "rawBytes": STANDARD.encode(&public), "keyDetails": "PKIX_ECDSA_P256_SHA_256",
+                "validFor": { "start": "2026-01-01T00:00:00Z" },
+            },
+            "logId": { "keyId": STANDARD.encode(Sha256::of(&public).bytes()) },
+        }]);
+        fs::write(folder.path().join("root.json"), root.to_string()).unwrap();
+        for name in ["log", "bundles"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        Self { folder, key, entries: Vec::new() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Adds entries of others.
+    fn fill(&mut self, count: usize) {
+        let first = self.entries.len();
+        self.entries.extend((first..first + count).map(|index| format!(r#"{{"index":{index}}}"#).into_bytes()));
+    }
+
+    /// Adds the recorded entry of the identity.
+    fn sign(&mut self) {
+        let bundle: Value = serde_json::from_slice(&fixture("dsse.sigstore.json")).unwrap();
+        self.entries.extend(log::logged(&bundle).unwrap());
+    }
+
+    /// Writes the tiles and a checkpoint over them.
+    fn publish(&self) {
+        let mut frontier = Frontier::default();
+        self.entries.iter().for_each(|entry| frontier.push(entry));
+        for (index, entries) in self.entries.chunks(WIDTH as usize).enumerate() {
+            let path = self.path("log").join(log::bundle_path(index as u64, entries.len() as u64));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let each =
+                entries.iter().map(|entry| [&u16::try_from(entry.len()).unwrap().to_be_bytes()[..], entry].concat());
+            fs::write(path, each.collect::<Vec<_>>().concat()).unwrap();
+        }
+        self.checkpoint(self.entries.len(), frontier.root());
+    }
+
+    fn checkpoint(&self, size: usize, root: Sha256) {
+        let text = format!("log.example.com\n{size}\n{}\n", STANDARD.encode(root.bytes()));
+        let signature = self.key.sign(&SystemRandom::new(), text.as_bytes()).unwrap();
+        let signature = STANDARD.encode([&[0; 4], signature.as_ref()].concat());
+        let note = format!("{text}\n\u{2014} log.example.com {signature}\n");
+        fs::write(self.path("log/checkpoint"), note).unwrap();
+    }
+
+    fn command(&self, log: &str, more: &[&str]) -> LogWatch {
+        let path = |name: &str| self.path(name).display().to_string();
+        let (root, bundles) = (path("root.json"), path("bundles"));
+        let line = ["log-watch", "--log", log, "--trusted-root", &root, "--bundles", &bundles];
+        let who = ["--certificate-identity", SUBJECT, "--certificate-oidc-issuer", ISSUER];
+        Arguments::try_parse_from([&line[..], &who, more].concat()).unwrap().watch
+    }
+
+    fn watch(&self, more: &[&str]) -> Result<Outcome, CommandError> {
+        self.command(&self.path("log").display().to_string(), more).watch()
+    }
+
+    fn refused(&self, more: &[&str]) -> (i32, String) {
+        self.watch(more).map_err(|error| (error.exit, error.sentence())).unwrap_err()
+    }
+}
+
+#[test]
+fn what_a_bundle_explains_is_not_reported() {
+    let mut log = Log::new();
+    log.fill(300);
+    log.sign();
+    log.fill(3);
+    log.publish();
+    let outcome = log.watch(&[]).unwrap();
+    assert_eq!((outcome.size, outcome.read, outcome.entries), (304, 304, 1));
+    let [found] = &outcome.unexplained[..] else { panic!("{outcome:?}") };
+    assert_eq!(found.index, 300);
+    assert!(found.subject.ends_with("oidc-beacon.yml@refs/heads/main"), "{found:?}");
+    let told = outcome.to_string();
+    assert!(told.starts_with(&format!("unexplained 300 {}: signed by https://github.com/", found.entry)), "{told}");
+    assert!(told.ends_with("304 entries, 304 of them new; of 1 by this identity, 1 unexplained"), "{told}");
+    // A bundle, one in a ConfigMap, and one in a list of ConfigMaps explain it.
+    let bundle = String::from_utf8(fixture("dsse.sigstore.json")).unwrap();
+    let config_map = json!({ "kind": "ConfigMap", "data": { "bundle.json": bundle, "key.pem": "no JSON" } });
+    for text in [bundle.clone(), config_map.to_string(), json!({ "items": [config_map] }).to_string()] {
+        fs::write(log.path("bundles/some.json"), text).unwrap();
+        let outcome = log.watch(&[]).unwrap();
+        assert_eq!((outcome.entries, outcome.unexplained.len()), (1, 0));
+    }
+    assert_eq!(log.command(&log.path("log").display().to_string(), &[]).run().unwrap(), exit::FINISHED);
+    fs::write(log.path("bundles/some.json"), "no JSON").unwrap();
+    let (code, told) = log.refused(&[]);
+    assert!(code == exit::BAD_INPUT && told.starts_with("--bundles: ") && told.contains("some.json"), "{told}");
+}
+
+#[test]
+fn a_run_continues_where_the_last_one_ended_and_forgets_nothing_unexplained() {
+    let mut log = Log::new();
+    log.fill(5);
+    log.sign();
+    log.publish();
+    let state = log.path("state.json").display().to_string();
+    let with = ["--state", state.as_str()];
+    assert_eq!(log.watch(&with).unwrap().unexplained.len(), 1);
+    // Entries that were read are not read again: their bundle may be gone once a larger one exists.
+    log.fill(400);
+    log.publish();
+    let outcome = log.watch(&with).unwrap();
+    assert_eq!((outcome.size, outcome.read, outcome.unexplained.len()), (406, 400, 1));
+    assert_eq!(log.command(&log.path("log").display().to_string(), &with).run().unwrap(), exit::FAILED);
+    fs::write(log.path("bundles/some.json"), fixture("dsse.sigstore.json")).unwrap();
+    let outcome = log.watch(&with).unwrap();
+    assert_eq!((outcome.read, outcome.entries, outcome.unexplained.len()), (0, 1, 0));
+    assert_eq!(log.watch(&with).unwrap().entries, 0, "what was explained is settled");
+    // The state is of this identity alone.
+    let text = fs::read_to_string(&state).unwrap();
+    fs::write(&state, text.replace(ISSUER, "https://other.example.com")).unwrap();
+    let (code, told) = log.refused(&with);
+    assert!(code == exit::BAD_INPUT && told.contains("it is of the identity"), "{told}");
+    fs::write(&state, text.replacen("\"size\":406", "\"size\":407", 1).replacen("\"size\": 406", "\"size\": 407", 1))
+        .unwrap();
+    let (code, told) = log.refused(&with);
+    assert!(code == exit::BAD_INPUT && told.contains("hashes do not describe 407 entries"), "{told}");
+    fs::write(&state, "{}").unwrap();
+    assert!(log.refused(&with).1.contains("it is no state of codex log-watch"));
+}
+
+#[test]
+fn a_log_that_lies_is_not_believed() {
+    let mut log = Log::new();
+    log.fill(9);
+    log.publish();
+    let state = log.path("state.json").display().to_string();
+    let with = ["--state", state.as_str()];
+    log.watch(&with).unwrap();
+    let kept = fs::read(&state).unwrap();
+    let lies = |log: &Log, why: &str| {
+        let (code, told) = log.refused(&with);
+        assert!(code == UNREAD && told.contains(why), "{told}");
+        assert_eq!(fs::read(&state).unwrap(), kept, "the state stays");
+    };
+    // Fewer entries, another root, an entry that was changed after it was read, and another key.
+    log.checkpoint(8, Sha256::of("x"));
+    lies(&log, "the log has 8 entries, and had 9");
+    log.checkpoint(9, Sha256::of("x"));
+    lies(&log, "shows other entries than it has");
+    log.entries[2] = b"changed".to_vec();
+    log.fill(1);
+    log.publish();
+    lies(&log, "changed some that were read before");
+    let other = Log::new();
+    fs::copy(other.path("root.json"), log.path("root.json")).unwrap();
+    lies(&log, "is not signed by a log of the trusted root");
+    fs::write(log.path("log/checkpoint"), "x").unwrap();
+    lies(&log, "the checkpoint is invalid");
+    fs::remove_file(log.path("log/checkpoint")).unwrap();
+    lies(&log, "cannot be read");
+    let (code, told) = log.command("nowhere", &[]).watch().map_err(|error| (error.exit, error.sentence())).unwrap_err();
+    assert!(code == exit::BAD_INPUT && told.contains("is no folder and no address"), "{told}");
+}
+
+/// Serves the files of a folder over HTTP.
+fn serve(folder: PathBuf) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}/api/v2", listener.local_addr().unwrap());
+    let answer = move |mut stream: TcpStream| -> io::Result<()> {
+        let mut lines = BufReader::new(stream.try_clone()?).lines();
+        let first = lines.next().unwrap_or_else(|| Ok(String::new()))?;
+        for line in lines {
+            if line?.is_empty() {
+                break;
+            }
+        }
+        let path = first.split(' ').nth(1).and_then(|path| path.strip_prefix("/api/v2/")).unwrap_or_default();
+        let (status, body) = fs::read(folder.join(path)).map_or((404, Vec::new()), |body| (200, body));
+        write!(stream, "HTTP/1.1 {status} Answer\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len())?;
+        stream.write_all(&body)
+    };
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            // A client that went away.
+            let _ = answer(stream.unwrap());
+        }
+    });
+    address
+}
+
+#[test]
+fn a_log_is_read_over_http() {
+    let mut log = Log::new();
+    log.fill(WIDTH as usize);
+    log.sign();
+    log.publish();
+    let address = serve(log.path("log"));
+    let watch = |address: &str| log.command(address, &[]).watch();
+    let outcome = watch(&address).unwrap();
+    assert_eq!((outcome.size, outcome.unexplained.len()), (257, 1));
+    // The part is gone because the log has grown meanwhile; the whole bundle begins with it.
+    let part = log.path("log/tile/entries/001.p/1");
+    fs::rename(&part, log.path("log/tile/entries/001")).unwrap();
+    assert_eq!(watch(&format!("{address}/")).unwrap().size, 257);
+    fs::remove_file(log.path("log/tile/entries/000")).unwrap();
+    let (code, told) = watch(&address).map_err(|error| (error.exit, error.sentence())).unwrap_err();
+    assert!(code == UNREAD && told.ends_with("/api/v2/tile/entries/000 answered with status 404"), "{told}");
+    let away = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (code, told) = watch(&format!("http://{away}")).map_err(|error| (error.exit, error.sentence())).unwrap_err();
+    assert!(code == UNREAD && told.contains("/checkpoint does not answer"), "{told}");
+}
