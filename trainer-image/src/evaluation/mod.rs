@@ -73,8 +73,8 @@ pub struct Evaluate {
     /// `problems` or `baseline` (JSON lines) in place of the preset's.
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
     data: Vec<(String, PathBuf)>,
-    /// A task in the form of lm-evaluation-harness: a YAML file, or the included toy_copy_task or tiny_wikitext. Results and samples
-    /// have that program's shape, too.
+    /// A task in the form of lm-evaluation-harness: a YAML file, or the included `toy_copy_task` or `tiny_wikitext`. Results and
+    /// samples have that program's shape, too.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "config", "preset", "set", "changes", "data", "gate", "record_baseline", "better_than", "not_worse_than",
     ])]

@@ -78,7 +78,7 @@ impl Asked<'_> {
                 let session =
                     Session { model, expected: self.expected, device: self.device, seed: self.seed, stop: self.stop };
                 let Some((digest, said)) = session.ask(&task)? else { return Ok(exit::INTERRUPTED) };
-                Written { time: outputs::now(), results: Results::of(&task, digest, self.seed, said)? }
+                Written { time: outputs::now(), results: Results::of(&task, digest, self.seed, &said)? }
             }
             (None, None) => return Err(HarnessError::Arguments("--model: name the model directory".to_owned()).into()),
         };

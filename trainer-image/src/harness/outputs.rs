@@ -23,7 +23,7 @@ use crate::atomic_fs::{self, FileError};
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Results {
     /// The content of `results_<time>.json`.
-    results: Value,
+    numbers: Value,
     /// The content of `samples_<task>_<time>.jsonl`.
     samples: Vec<u8>,
     task: String,
@@ -54,7 +54,7 @@ impl Written {
     /// The file system refuses.
     pub(super) fn write(&self, [results, samples]: &[PathBuf; 2]) -> Result<(), FileError> {
         atomic_fs::write(samples, &self.results.samples)?;
-        atomic_fs::write_json(results, &self.results.results)?;
+        atomic_fs::write_json(results, &self.results.numbers)?;
         Ok(())
     }
 
@@ -63,8 +63,8 @@ impl Written {
         json!({
             "results": results,
             "samples": samples,
-            "model": self.results.results["codex"]["model_digest"],
-            "metrics": self.results.results["results"],
+            "model": self.results.numbers["codex"]["model_digest"],
+            "metrics": self.results.numbers["results"],
         })
         .to_string()
     }
@@ -94,7 +94,7 @@ impl Results {
     ///
     /// # Errors
     /// A document cannot be asked about.
-    pub(super) fn of(task: &Task, model: ModelDigest, seed: u64, said: Vec<Response>) -> Result<Self, HarnessError> {
+    pub(super) fn of(task: &Task, model: ModelDigest, seed: u64, said: &[Response]) -> Result<Self, HarnessError> {
         let questions = task.questions()?;
         let names: Vec<&str> = match task.output {
             OutputType::GenerateUntil => task.filters.iter().map(|filter| filter.name.as_str()).collect(),
@@ -102,7 +102,7 @@ impl Results {
         };
         let mut values: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();
         let mut samples = Vec::new();
-        for (document, (question, response)) in questions.iter().zip(&said).enumerate() {
+        for (document, (question, response)) in questions.iter().zip(said).enumerate() {
             for (number, name) in names.iter().enumerate() {
                 let (filtered, own) = score(task, number, question, response);
                 let mut sample = Map::from_iter([
@@ -139,7 +139,7 @@ impl Results {
             task.metrics.iter().map(|metric| (metric.name.to_owned(), metric.higher_is_better.into())).collect();
         let of_task = |value: Value| Value::Object(Map::from_iter([(task.name.clone(), value)]));
         let count = questions.len();
-        let results = json!({
+        let all = json!({
             "results": of_task(numbers.into()),
             "group_subtasks": of_task(json!([])),
             "configs": of_task(task.config.clone()),
@@ -153,7 +153,7 @@ impl Results {
                 "version": env!("CARGO_PKG_VERSION"),
             },
         });
-        Ok(Self { results, samples, task: task.name.clone() })
+        Ok(Self { numbers: all, samples, task: task.name.clone() })
     }
 }
 
@@ -244,7 +244,7 @@ pub(super) fn rescored(task: &Task, path: &Path) -> Result<Written, HarnessError
     let Some(said) = said.into_iter().collect::<Option<Vec<_>>>() else {
         return Err(wrong("it lacks a document of the task, which would count as wrong".to_owned()));
     };
-    Ok(Written { time: time.to_owned(), results: Results::of(task, model, seed, said)? })
+    Ok(Written { time: time.to_owned(), results: Results::of(task, model, seed, &said)? })
 }
 
 fn read_responses(value: &Value, task: &Task, question: &Question) -> Option<Response> {

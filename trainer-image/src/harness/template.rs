@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, syntax::SyntaxConfig, value::Serde};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use regex::Regex;
 use serde_json::{Map, Value};
@@ -37,7 +37,8 @@ impl Template {
     /// What is wrong with it.
     pub(super) fn new(source: &str) -> Result<Self, String> {
         let mut environment = Environment::new();
-        environment.set_keep_trailing_newline(true);
+        let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
+        environment.set_syntax(syntax.map_err(|error| told(&error))?);
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(unknown_method_callback);
@@ -68,7 +69,7 @@ impl Template {
             None => {}
         }
         let template = self.environment.get_template(NAME).map_err(|error| told(&error))?;
-        template.render(document).map_err(|error| told(&error))
+        template.render(Serde(document)).map_err(|error| told(&error))
     }
 }
 

@@ -20,7 +20,6 @@ pub(crate) use directory::{check_weights, open, read_parameters};
 pub(crate) use files::is_kept;
 pub use files::{ModelError, ModelFiles, read_directory};
 pub use generate::{Completion, GenerateError, Generator};
-pub(crate) use likelihood::Continuation;
 pub(crate) use rewrite::rewrite;
 pub use size::TooLarge;
 pub(crate) use size::check_size;

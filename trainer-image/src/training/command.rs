@@ -49,7 +49,7 @@ pub struct Train {
     #[arg(long, value_name = "KEY=VALUE")]
     pub(super) set: Vec<String>,
     /// More overrides, after those of --set; template=NAME chooses the template, +reasoning=NAME settings to begin with, for which no
-    /// template is needed, and training.output_dir=DIRECTORY is --output.
+    /// template is needed, and `training.output_dir=DIRECTORY` is --output.
     #[arg(value_name = "KEY=VALUE")]
     pub(super) changes: Vec<String>,
     /// Seed of initial weights and data order [default: 1].

@@ -306,7 +306,7 @@ impl Dataset {
     pub(super) fn of(sources: Vec<Source>, seed: u64, shuffle: bool) -> Self {
         let mix = Mix::new(sources.iter().map(Source::name), None);
         let (phases, scratch) = (Phases::default(), std::env::temp_dir());
-        Self { sources, mix, seed, shuffle, phases, scratch, reference: Vec::new() }
+        Self { sources, mix, seed, shuffle, phases, scratch, reference: Vec::new(), tools: None }
     }
 }
 

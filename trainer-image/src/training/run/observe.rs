@@ -1,7 +1,7 @@
 //! What is captured of the model after a step, for the heads that read it. Calls the engine; changes nothing of the model.
 
 use codex_configs::{Pooling, TraceMode};
-use codex_engine::{Engine, EngineError, Packed, Target};
+use codex_engine::{Engine, Packed, Target};
 
 use super::Session;
 use crate::{

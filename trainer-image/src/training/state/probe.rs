@@ -133,9 +133,13 @@ fn linear(matrix: &[f64], bias: &[f64], input: &[f64]) -> Vec<f64> {
 
 fn softmax(mut logits: Vec<f64>, temperature: f64) -> Vec<f64> {
     let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    logits.iter_mut().for_each(|logit| *logit = ((*logit - most) / temperature).exp());
+    for logit in &mut logits {
+        *logit = ((*logit - most) / temperature).exp();
+    }
     let sum: f64 = logits.iter().sum();
-    logits.iter_mut().for_each(|share| *share /= sum);
+    for share in &mut logits {
+        *share /= sum;
+    }
     logits
 }
 
