@@ -236,7 +236,7 @@ mod tests {
     }
 
     fn observation(step: u64) -> Observation {
-        let called = (step % 2 == 0).then(|| "calculator".to_owned());
+        let called = step.is_multiple_of(2).then(|| "calculator".to_owned());
         let sign = if step.is_multiple_of(2) { 1.0 } else { -1.0 };
         Observation { embedding: vec![sign, 0.5, -0.25], pooled: vec![0.5, sign], tokens: vec![9, 3, 15, 4], called }
     }
@@ -273,7 +273,9 @@ mod tests {
         let count = |more: &[&str]| {
             let (rows, _) = traces(&settings(more), &[]);
             let mut epochs = [0; 4];
-            rows.iter().for_each(|row| epochs[row.epoch as usize] += 1);
+            for row in &rows {
+                epochs[row.epoch as usize] += 1;
+            }
             (epochs, rows)
         };
         let key = |key: &str| format!("training.reasoning.{key}");

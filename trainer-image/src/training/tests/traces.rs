@@ -58,7 +58,7 @@ fn capturing_changes_no_weight_and_no_loss() {
         assert_eq!(ledger(output.path()), ledger(plain.path()), "{mode} {more:?}");
         let traces = rows(output.path(), "reasoning_traces.ndjson");
         assert_eq!(traces.iter().map(|row| row.step).collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
-        assert!(traces.iter().all(|row| row.tool_decision.is_some() == !more.is_empty()), "{traces:?}");
+        assert!(traces.iter().all(|row| row.tool_decision.is_some() != more.is_empty()), "{traces:?}");
         let described: Reasoning = read(output.path(), "reasoning.json");
         assert_eq!(format!("trace_capture.mode={}", described.effective.trace_mode.name()), mode);
         assert_eq!((described.effective.reason, described.effective.tool_adapter), (None, !more.is_empty()));
