@@ -113,12 +113,8 @@ fn samples_of_other_tasks_and_incomplete_ones_are_refused() {
     let kept: String = whole.split_inclusive('\n').skip(2).collect();
     assert!(again(&kept).contains("lacks a document of the task"));
     assert!(
-        again(&whole.replacen(
-            "doc_hash\":\"",
-            "doc_hash\":\"0",
-            1
-        ))
-        .contains("line 1 is about another document or prompt")
+        again(&whole.replacen("doc_hash\":\"", "doc_hash\":\"0", 1))
+            .contains("line 1 is about another document or prompt")
     );
     assert!(again(&whole.replacen("\"resps\":[[", "\"resps\":[[\"other\",", 1)).contains("has other resps"));
     assert!(again("{}\n").contains("has no doc_id"));
