@@ -59,14 +59,35 @@ const GYM_PRODUCTS: &[BenchmarkFile] = &[BenchmarkFile {
     bytes: include_bytes!("../benchmarks/gym-products/problems.jsonl"),
 }];
 
+const BASE: &[BenchmarkFile] = &[BenchmarkFile {
+    name: PROBLEMS,
+    path: "benchmarks/base/problems.jsonl",
+    bytes: include_bytes!("../benchmarks/base/problems.jsonl"),
+}];
+
+const MATH: &[BenchmarkFile] = &[BenchmarkFile {
+    name: PROBLEMS,
+    path: "benchmarks/math/problems.jsonl",
+    bytes: include_bytes!("../benchmarks/math/problems.jsonl"),
+}];
+
+const TOOLS: &[BenchmarkFile] = &[BenchmarkFile {
+    name: PROBLEMS,
+    path: "benchmarks/tools/problems.jsonl",
+    bytes: include_bytes!("../benchmarks/tools/problems.jsonl"),
+}];
+
 /// Returns the files of a preset: its problems and, if it has a baseline, the recorded predictions of the baseline.
 pub fn benchmark(preset: &str) -> &'static [BenchmarkFile] {
     match preset {
+        "base" => BASE,
         "cot-hard" => COT_HARD,
         "cot-lite" => COT_LITE,
         "gym-chain-sum" => GYM_CHAIN_SUM,
         "gym-gsm-symbolic" => GYM_GSM_SYMBOLIC,
         "gym-products" => GYM_PRODUCTS,
+        "math" => MATH,
+        "tools" => TOOLS,
         _ => &[],
     }
 }
@@ -84,6 +105,9 @@ mod tests {
     fn files_match_their_checksums() {
         for preset in crate::PRESETS {
             let sums = match *preset {
+                "base" => include_str!("../benchmarks/base/SHA256SUMS"),
+                "math" => include_str!("../benchmarks/math/SHA256SUMS"),
+                "tools" => include_str!("../benchmarks/tools/SHA256SUMS"),
                 "cot-hard" => include_str!("../benchmarks/cot-hard/SHA256SUMS"),
                 "cot-lite" => include_str!("../benchmarks/cot-lite/SHA256SUMS"),
                 "gym-chain-sum" => include_str!("../benchmarks/gym-chain-sum/SHA256SUMS"),

@@ -19,15 +19,19 @@ use crate::{
 const MAX_REGEX: usize = 1 << 20;
 
 pub(crate) const GROUPS: &[(&str, &str, &str)] = &[
+    ("base", "evaluation/base.yaml", include_str!("../evaluation/base.yaml")),
     ("cot-hard", "evaluation/cot-hard.yaml", include_str!("../evaluation/cot-hard.yaml")),
     ("cot-lite", "evaluation/cot-lite.yaml", include_str!("../evaluation/cot-lite.yaml")),
     ("gym-chain-sum", "evaluation/gym-chain-sum.yaml", include_str!("../evaluation/gym-chain-sum.yaml")),
     ("gym-gsm-symbolic", "evaluation/gym-gsm-symbolic.yaml", include_str!("../evaluation/gym-gsm-symbolic.yaml")),
     ("gym-products", "evaluation/gym-products.yaml", include_str!("../evaluation/gym-products.yaml")),
+    ("math", "evaluation/math.yaml", include_str!("../evaluation/math.yaml")),
+    ("tools", "evaluation/tools.yaml", include_str!("../evaluation/tools.yaml")),
 ];
 
 /// The names of the presets.
-pub const PRESETS: &[&str] = &["cot-hard", "cot-lite", "gym-chain-sum", "gym-gsm-symbolic", "gym-products"];
+pub const PRESETS: &[&str] =
+    &["base", "cot-hard", "cot-lite", "gym-chain-sum", "gym-gsm-symbolic", "gym-products", "math", "tools"];
 
 /// The configuration of an evaluator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -1,6 +1,6 @@
 //! The keys of each kind of configuration with their rules, and the keys that are fields of an object instead. Pure.
 
-use crate::{Rule, curriculum};
+use crate::{Rule, curriculum, reasoning};
 
 /// A key and the values that it accepts.
 pub(crate) struct Key {
@@ -19,6 +19,9 @@ const PROJECTIONS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj", "gate_pro
 
 /// The metrics that are measured where something asks for them.
 const ON_DEMAND: &[&str] = &["token_f1", "bleu", "perplexity"];
+
+/// How hidden states become one vector.
+const POOLINGS: &[&str] = &["mean", "cls", "last"];
 
 /// Where an answer is in a text.
 const ANSWERS: &[&str] = &["marked", "last_number", "after", "regex", "choice", "whole"];
@@ -123,6 +126,24 @@ pub(crate) const TRAINING: &[Key] = &[
     key("training.grpo.reward.correct", Rule::From { min: 0.0, below: 1e6 }),
     key("training.grpo.reward.format", Rule::From { min: 0.0, below: 1e6 }),
     key("training.grpo.reward.steps", Rule::From { min: 0.0, below: 1e6 }),
+    key("training.reasoning.enabled", Rule::Flag),
+    key("training.reasoning.trace_history", Rule::Whole { min: 1, max: 1_000_000 }),
+    key("training.reasoning.log_probability_threshold", Rule::Above { above: 0.0, most: 1.0 }),
+    key("training.reasoning.objective.mode", Rule::Choice(&["chain_of_thought", "tool_execution"])),
+    key("training.reasoning.objective.weight", Rule::Above { above: 0.0, most: 2.0 }),
+    key("training.reasoning.objective.max_traces_per_epoch", Rule::Whole { min: 0, max: STEPS }),
+    key("training.reasoning.objective.log_top_k", Rule::Whole { min: 1, max: 64 }),
+    key("training.reasoning.objective.trace_store", Rule::Text { max: 63 }),
+    key("training.reasoning.objective.tool_supervision_weight", Rule::From { min: 0.0, below: 1000.0 }),
+    key("training.reasoning.head.hidden_size", Rule::Whole { min: 1, max: 8192 }),
+    key("training.reasoning.head.projection_size", Rule::Whole { min: 1, max: 8192 }),
+    key("training.reasoning.head.trace_vocab_size", Rule::Whole { min: 2, max: 65_536 }),
+    key("training.reasoning.head.dropout", Rule::From { min: 0.0, below: 1.0 }),
+    key("training.reasoning.tool_adapter.enabled", Rule::Flag),
+    key("training.reasoning.tool_adapter.tools", Rule::Names { max: reasoning::MAX_TOOLS }),
+    key("training.reasoning.tool_adapter.pooling", Rule::Choice(POOLINGS)),
+    key("training.reasoning.tool_adapter.temperature", Rule::Above { above: 0.0, most: 100.0 }),
+    key("training.reasoning.tool_adapter.hidden_size", Rule::Whole { min: 1, max: 8192 }),
     key("data.format", Rule::Choice(&["auto", "jsonl", "csv", "parquet", "text"])),
     key("data.fields.prompt", Rule::Text { max: 200 }),
     key("data.fields.response", Rule::Text { max: 200 }),
@@ -144,6 +165,9 @@ pub(crate) const TRAINING: &[Key] = &[
     key("curriculum.phase_schedule", Rule::Choice(curriculum::SCHEDULES)),
     key(curriculum::PHASES, Rule::Phases { max: curriculum::MAX_PHASES }),
     key("response.format", Rule::Choice(&["steps", "answer"])),
+    key("trace_capture.mode", Rule::Choice(&["disabled", "weights", "activations"])),
+    key("trace_capture.pooling", Rule::Choice(POOLINGS)),
+    key("logging.reasoning_trace", Rule::Flag),
     key("tracking.csv", Rule::Flag),
     key("tracking.tensorboard", Rule::Flag),
     key("tracking.mlflow.files", Rule::Flag),

@@ -19,6 +19,7 @@ mod layers;
 mod lines;
 mod options;
 mod preferences;
+mod reasoning;
 mod references;
 mod resolved;
 mod rewards;
@@ -48,6 +49,10 @@ pub use keys::LANGUAGES;
 pub use lines::lines;
 pub use options::has_options;
 pub use preferences::DpoSettings;
+pub use reasoning::{
+    HeadSettings, LoggingSettings, ObjectiveSettings, Pooling, ReasoningMode, ReasoningSettings, ToolAdapterSettings,
+    TraceCapture, TraceMode,
+};
 pub use references::{Environment, VARIABLES};
 pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
 pub use rewards::{GrpoSettings, RewardSettings};

@@ -22,6 +22,11 @@ pub(crate) const TRAINING_GROUPS: &[OptionGroup] = &[
                 "training/reasoning/chain_of_thought.yaml",
                 include_str!("../training/reasoning/chain_of_thought.yaml"),
             ),
+            (
+                "tool_execution",
+                "training/reasoning/tool_execution.yaml",
+                include_str!("../training/reasoning/tool_execution.yaml"),
+            ),
         ],
     },
     OptionGroup {

@@ -1,10 +1,10 @@
 //! Rules on the values of keys. Pure. Ranges are defined only here; messages are derived from the rules.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use serde_json::{Value, json};
 
-use crate::{DIFFICULTIES, PHASE_METRICS, Phase, TASKS};
+use crate::{DIFFICULTIES, PHASE_METRICS, Phase, TASKS, reasoning::MAX_TOOL};
 
 /// The smallest weight of a source of data.
 const LEAST_WEIGHT: f64 = 0.000_001;
@@ -63,6 +63,11 @@ pub enum Rule {
     },
     /// A list of distinct words of these, which may be empty. It is stored in this order.
     AnyOf(&'static [&'static str]),
+    /// A list of distinct names of letters, digits, `-`, `_` and `.`, at least one.
+    Names {
+        /// Maximum number of names.
+        max: usize,
+    },
     /// A mapping of names to weights, or null.
     WeightsOrNull,
     /// True or false.
@@ -108,6 +113,11 @@ impl fmt::Display for Rule {
             Self::AnyOf(words) => {
                 write!(f, "a list of any of {}, each once, such as [{}], or [] for all", words.join(", "), words[0])
             }
+            Self::Names { max } => write!(
+                f,
+                "a list of 1 to {max} different names of letters, digits, -, _ and ., each of at most {MAX_TOOL} characters, such as \
+                 [calculator]"
+            ),
             Self::WeightsOrNull => write!(
                 f,
                 "names of data, each with a number from {LEAST_WEIGHT} to {MOST_WEIGHT}, such as {{mine: 2}}, or null for equal \
@@ -155,6 +165,12 @@ impl Rule {
                 let chosen: Vec<&str> = words.iter().copied().filter(|word| named.contains(word)).collect();
                 (chosen.len() == named.len()).then(|| Value::from(chosen))
             }
+            Self::Names { max } => {
+                let names: Vec<&str> = value.as_array()?.iter().map(Value::as_str).collect::<Option<_>>()?;
+                let distinct: BTreeSet<&str> = names.iter().copied().collect();
+                let possible = (1..=max).contains(&names.len()) && distinct.len() == names.len();
+                (possible && names.iter().all(|name| is_name(name))).then(|| Value::from(names))
+            }
             Self::WeightsOrNull => {
                 let weight = |value: &Value| {
                     value.as_f64().filter(|weight| (LEAST_WEIGHT..=MOST_WEIGHT).contains(weight)).map(Value::from)
@@ -194,6 +210,10 @@ impl Rule {
             Self::Choices(words) => list(words, 1),
             Self::ChoicesOrNull { words, .. } => or_null(list(words, 1)),
             Self::AnyOf(words) => list(words, 0),
+            Self::Names { max } => json!({
+                "type": "array", "minItems": 1, "maxItems": max, "uniqueItems": true,
+                "items": { "type": "string", "maxLength": MAX_TOOL, "pattern": "^[A-Za-z0-9._-]+$" },
+            }),
             Self::WeightsOrNull => or_null(json!({
                 "type": "object", "minProperties": 1,
                 "additionalProperties": { "type": "number", "minimum": LEAST_WEIGHT, "maximum": MOST_WEIGHT },
@@ -257,6 +277,11 @@ impl Rule {
 
 fn is_line(text: &str, max: usize) -> bool {
     !text.trim().is_empty() && text.chars().count() <= max && !text.chars().any(char::is_control)
+}
+
+fn is_name(name: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
+    !name.is_empty() && name.len() <= MAX_TOOL && name.chars().all(is_part)
 }
 
 /// Returns the parameter group to store, or `None` if it is malformed.

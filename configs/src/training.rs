@@ -7,14 +7,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    ConfigError, CurriculumSettings, Data, DpoSettings, Environment, Explained, GrpoSettings, Located, MAX_SYNTHETIC,
-    ReplaySettings, Resolved, Sources, Synthetic, TrackingSettings, VALIDATION, curriculum, data,
+    ConfigError, CurriculumSettings, Data, DpoSettings, Environment, Explained, GrpoSettings, Located, LoggingSettings,
+    MAX_SYNTHETIC, ReasoningSettings, ReplaySettings, Resolved, Sources, Synthetic, TraceCapture, TrackingSettings,
+    VALIDATION, curriculum, data,
     error::nearest,
     explained::explain,
     keys,
     layers::{Layers, recheck},
     options::{TRAINING_GROUPS, options},
-    preferences,
+    preferences, reasoning,
     resolved::Spec,
     rewards,
 };
@@ -133,6 +134,10 @@ pub struct TrainingSettings {
     pub curriculum: CurriculumSettings,
     /// The form of the responses.
     pub response: Response,
+    /// The source of reasoning traces.
+    pub trace_capture: TraceCapture,
+    /// What the run logs.
+    pub logging: LoggingSettings,
     /// The trackers that the run writes to.
     pub tracking: TrackingSettings,
     /// Metadata of the results.
@@ -169,6 +174,8 @@ pub struct Optimization {
     pub dpo: DpoSettings,
     /// The objective of [`Method::Grpo`].
     pub grpo: GrpoSettings,
+    /// Reasoning traces, and the weight of tool calls.
+    pub reasoning: ReasoningSettings,
     /// Number of optimizer steps of the schedule.
     pub max_steps: u64,
     /// Number of epochs of the schedule. Replaces `max_steps`.
@@ -602,6 +609,7 @@ impl Spec for Training {
         }
         preferences::check(self)?;
         rewards::check(self)?;
+        reasoning::check(self)?;
         // With epochs, the trainer knows the steps only after it has read the data, and checks them then.
         if training.warmup_steps > training.max_steps && training.max_epochs.is_none() {
             let right = format!("write at most training.max_steps ({})", training.max_steps);

@@ -68,7 +68,7 @@ pub struct EvaluationSpec {
     /// Deleting the Evaluation does not delete them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Output>,
-    /// Evaluation preset: cot-hard, cot-lite, gym-chain-sum, gym-gsm-symbolic or gym-products.
+    /// Evaluation preset: base, cot-hard, cot-lite, gym-chain-sum, gym-gsm-symbolic, gym-products, math or tools.
     #[schemars(length(min = 1, max = 63))]
     pub preset: String,
     /// Settings that replace those of the preset, each as key=value.

@@ -21,6 +21,7 @@ mod fuzz;
 pub mod gating;
 pub mod generation;
 pub mod gpu;
+pub mod harness;
 pub mod hub;
 pub mod import;
 pub mod knobs;

@@ -156,13 +156,14 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         }
         Rule::ParameterGroups { .. } => ("[]".to_owned(), "[{pattern: '*', weight_decay: 0}]".to_owned()),
         Rule::AnyOf(words) => ("[]".to_owned(), format!("[{}]", words[0])),
+        Rule::Names { .. } => ("[one]".to_owned(), "[one, two]".to_owned()),
         Rule::WeightsOrNull => ("null".to_owned(), "{arithmetic: 2}".to_owned()),
         Rule::Flag => ("false".to_owned(), "true".to_owned()),
         Rule::Phases { .. } => ("[]".to_owned(), "[{id: one, steps: 9}]".to_owned()),
         Rule::Text { .. } | Rule::TextOrNull { .. } => ("ada".to_owned(), "grace".to_owned()),
     };
-    // Heads and width go together, patience and the best take evaluations, adapters of preferences and rewards their method, the keys
-    // of a curriculum and of replay each other, and some keys take few values; every other key can be set alone.
+    // Heads and width go together, patience and the best take evaluations, adapters of preferences and rewards their method, traces
+    // a name and a vocabulary, the keys of a curriculum and of replay each other, and some keys take few values; every other key can be set alone.
     let together = [
         "model.num_attention_heads",
         "training.max_steps",
@@ -172,6 +173,9 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         "training.grpo.lora",
         "training.grpo.reward.version",
         "training.grpo.reward.choices",
+        "training.reasoning.objective.trace_store",
+        "training.reasoning.objective.log_top_k",
+        "training.reasoning.head.trace_vocab_size",
         "data.validation.share",
         "data.replay.ratio",
         "curriculum.preset",
@@ -218,6 +222,7 @@ proptest! {
                     format!("{}=[{}]", known.path, words[1])
                 }
                 Rule::ParameterGroups { .. } | Rule::Phases { .. } => format!("{}=[]", known.path),
+                Rule::Names { .. } => format!("{}=[three]", known.path),
                 Rule::WeightsOrNull => format!("{}={{arithmetic: 3}}", known.path),
                 Rule::Flag => format!("{}=true", known.path),
                 Rule::Text { .. } | Rule::TextOrNull { .. } => format!("{}=lin", known.path),

@@ -92,6 +92,17 @@ fn every_option_is_valid() {
     for group in TRAINING_GROUPS {
         for name in group.names() {
             let choice = format!("{}={name}", group.name);
+            if name == "tool_execution" {
+                // Synthetic tasks have no tool calls to weigh.
+                assert!(
+                    sentence(&[&choice]).contains("synthetic tasks have no tool calls"),
+                    "{}",
+                    sentence(&[&choice])
+                );
+                let run = starter(&[&choice, "training.reasoning.objective.tool_supervision_weight=1"], None);
+                assert_eq!(run.spec().settings.trace_mode(), crate::TraceMode::Activations);
+                continue;
+            }
             let curriculum = if group.name == "replay" && !name.starts_with("difficulty") {
                 "curriculum.phase_schedule=starter"
             } else {
@@ -104,10 +115,8 @@ fn every_option_is_valid() {
     let unknown = |text: &str| options(TRAINING_GROUPS, &overrides(&[text])).expect_err("unknown").to_string();
     assert_eq!(
         unknown("+reasoning=baselin"),
-        r#"reasoning "baselin" is unknown (did you mean baseline?): use one of baseline, chain_of_thought"#
+        r#"reasoning "baselin" is unknown (did you mean baseline?): use one of baseline, chain_of_thought, tool_execution"#
     );
-    // It would need a tool adapter, which does not exist.
-    assert!(sentence(&["+reasoning=tool_execution"]).starts_with(r#"reasoning "tool_execution" is unknown"#));
     assert!(
         unknown("replay=all")
             .ends_with("use one of base, difficulty_curriculum, difficulty_scaling, interleaved, rehearsal")

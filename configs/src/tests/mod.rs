@@ -4,6 +4,7 @@ mod arbitrary;
 mod composition;
 mod curriculum;
 mod explained;
+mod reasoning;
 mod refusals;
 mod resolved;
 

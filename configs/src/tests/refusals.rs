@@ -30,7 +30,7 @@ fn names() {
     );
     assert_eq!(
         compose_evaluation("cotlite", &[], 0, vec![]).expect_err("unknown").to_string(),
-        r#"preset "cotlite" is unknown (did you mean cot-lite?): use one of cot-hard, cot-lite, gym-chain-sum, gym-gsm-symbolic, gym-products"#
+        r#"preset "cotlite" is unknown (did you mean cot-lite?): use one of base, cot-hard, cot-lite, gym-chain-sum, gym-gsm-symbolic, gym-products, math, tools"#
     );
 }
 

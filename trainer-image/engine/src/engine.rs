@@ -48,6 +48,23 @@ pub trait Engine: Send {
         weigh: &mut dyn FnMut(&[f64]) -> Vec<f64>,
     ) -> Result<Vec<f64>, EngineError>;
 
+    /// Adds the gradients of Σ over the targets of scale · cross-entropy, and returns Σ of the cross-entropies in nats, without the
+    /// scales. `scales` has one number for each target of the batch, in their order.
+    ///
+    /// # Errors
+    /// A token id is outside the vocabulary, or a sequence is longer than the context.
+    ///
+    /// # Panics
+    /// There are other than one scale for each target.
+    fn accumulate_scaled(&mut self, batch: &Packed, scales: &[f32]) -> Result<f64, EngineError>;
+
+    /// Returns the hidden states after the final norm [rows, hidden]: what the output projection reads. Leaves the gradients
+    /// unchanged.
+    ///
+    /// # Errors
+    /// A token id is outside the vocabulary, or a sequence is longer than the context.
+    fn hidden_states(&mut self, batch: &Packed) -> Result<Vec<f32>, EngineError>;
+
     /// Returns Σ over the targets of each sequence of the cross-entropy in nats. Leaves the gradients unchanged.
     ///
     /// # Errors
@@ -65,6 +82,15 @@ pub trait Engine: Send {
     /// # Errors
     /// The device fails.
     fn parameters(&self) -> Result<Cow<'_, [f32]>, EngineError>;
+
+    /// Returns the first numbers of the first trained tensor, at most `count`.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn leading_parameters(&self, count: usize) -> Result<Vec<f32>, EngineError> {
+        let first = self.layout().tensors().first().map_or(0, |tensor| tensor.range.len());
+        Ok(self.parameters()?[..count.min(first)].to_vec())
+    }
 
     /// Returns the gradients accumulated since they were cleared, in the order of [`layout`](Self::layout).
     ///

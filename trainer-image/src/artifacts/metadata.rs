@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use codex_configs::CurriculumSettings;
+use codex_configs::{CurriculumSettings, TrainingSettings};
 use codex_provenance::{ConfigDigest, DataDigest, ModelDigest, Sha256};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,9 @@ pub struct RunMetadata {
 pub struct Knobs {
     /// The curriculum whose phases the run trains in: `none`, its name, or `custom`.
     pub curriculum_preset: String,
+    /// The source of reasoning traces that took effect: `disabled`, `weights` or `activations`; absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_mode: Option<String>,
 }
 
 /// What the settings that control a run lead to.
@@ -71,11 +74,12 @@ pub struct CurriculumSurface {
 
 impl ControlSurface {
     /// Returns the control surface of a configuration, and the knobs that took effect.
-    pub fn of(curriculum: &CurriculumSettings) -> (Self, Knobs) {
-        let CurriculumSettings { preset, phase_schedule, phases } = curriculum;
+    pub fn of(settings: &TrainingSettings) -> (Self, Knobs) {
+        let CurriculumSettings { preset, phase_schedule, phases } = &settings.curriculum;
         let phases = phases.iter().map(|phase| phase.id.clone()).collect();
         let curriculum = CurriculumSurface { preset: preset.clone(), phase_schedule: phase_schedule.clone(), phases };
-        (Self { curriculum }, Knobs { curriculum_preset: phase_schedule.clone() })
+        let trace_mode = Some(settings.trace_mode().name().to_owned());
+        (Self { curriculum }, Knobs { curriculum_preset: phase_schedule.clone(), trace_mode })
     }
 }
 

@@ -6,4 +6,5 @@ pub mod environment;
 pub mod errors;
 pub mod ledger;
 pub mod metadata;
+pub mod reasoning;
 pub mod schemas;

@@ -5,7 +5,7 @@
 
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 
-use super::{data_report::DataReport, environment::Environment, errors::ErrorRow, ledger::Row, metadata};
+use super::{data_report::DataReport, environment::Environment, errors::ErrorRow, ledger::Row, metadata, reasoning};
 use crate::{
     checklist::{Checklist, Survey},
     evaluation::{Outcomes, Results, Scored, Summary},
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Returns every schema with its file name. The schema of an `.ndjson` file describes each line.
-pub fn all() -> [(&'static str, Schema); 14] {
+pub fn all() -> [(&'static str, Schema); 16] {
     [
         ("checklist.schema.json", of::<Checklist>()),
         ("data_report.schema.json", of::<DataReport>()),
@@ -24,6 +24,8 @@ pub fn all() -> [(&'static str, Schema); 14] {
         ("evaluation.schema.json", of::<Results>()),
         ("metrics.schema.json", of::<Row>()),
         ("outcomes.schema.json", of::<Outcomes>()),
+        ("reasoning.schema.json", of::<reasoning::Reasoning>()),
+        ("reasoning_traces.schema.json", of::<reasoning::TraceRow>()),
         ("records.schema.json", of::<Scored>()),
         ("registry_record.schema.json", of::<Record>()),
         ("run_metadata.schema.json", of::<metadata::RunMetadata>()),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use codex_configs::{CurriculumSettings, Environment, Sources, explain_training};
+use codex_configs::{Environment, Sources, TrainingSettings, explain_training};
 use codex_provenance::{ModelDigest, Sha256, files, text::Printable};
 use codex_validate::Validator;
 use codex_verdict::{Gate, GateSpec, Ring};
@@ -126,11 +126,11 @@ impl Chain {
         Some((text(run, "/spec/rolloutRing")?, text(run, "/spec/template").unwrap_or_default()))
     }
 
-    /// Returns the configuration of the TrainingRun, and the phase of its curriculum that its status records, if the file has them.
+    /// Returns the settings of the TrainingRun, and the phase of its curriculum that its status records, if the file has them.
     ///
     /// # Errors
     /// The configuration is refused; one sentence.
-    pub(crate) fn curriculum(&self) -> Result<Option<(CurriculumSettings, Option<&str>)>, String> {
+    pub(crate) fn settings(&self) -> Result<Option<(TrainingSettings, Option<&str>)>, String> {
         let Some(run) = self.object("TrainingRun", self.run_name()) else { return Ok(None) };
         let list = run["spec"]["overrides"].as_array().into_iter().flatten();
         let overrides: Vec<String> = list.filter_map(Value::as_str).map(str::to_owned).collect();
@@ -138,7 +138,7 @@ impl Chain {
         let config = text(run, "/spec/config");
         let sources = Sources { group: template, config, overrides: &overrides, environment: Environment::ABSENT };
         let explained = explain_training(&sources, 1, None).map_err(|why| why.to_string())?;
-        let settings = explained.resolved.spec().settings.curriculum.clone();
+        let settings = explained.resolved.spec().settings.clone();
         Ok(Some((settings, text(run, "/status/curriculum/phase"))))
     }
 

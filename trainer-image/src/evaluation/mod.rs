@@ -2,7 +2,7 @@
 //!
 //! In a pod it reads the resolved configuration, and demands the digest of the model unless any model is to be scored; the
 //! verdict is the controller's.
-//! On a laptop it composes a preset, and judges by `--gate` with the controller's own code.
+//! On a laptop it composes a preset, and judges by `--gate` with the controller's own code. With `--task` it is that of `harness/`.
 
 pub(crate) mod again;
 mod baseline;
@@ -13,6 +13,7 @@ mod inputs;
 pub(crate) mod items;
 pub(crate) mod outcomes;
 mod outputs;
+mod probes;
 mod score;
 mod session;
 mod table;
@@ -20,7 +21,7 @@ mod token_f1;
 
 use std::{
     io::IsTerminal as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -45,13 +46,14 @@ use crate::{
     atomic_fs,
     composing::variable,
     error::CommandError,
+    harness::Asked,
     overlap::{self, Named},
     reporting::Reporter,
 };
 
 /// Have a model answer held-out problems and score its answers.
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["config", "preset", "set", "changes"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["config", "preset", "set", "changes", "task"])))]
 pub struct Evaluate {
     /// A resolved configuration, as the controller mounts it.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "set", "changes", "seed"])]
@@ -71,9 +73,19 @@ pub struct Evaluate {
     /// `problems` or `baseline` (JSON lines) in place of the preset's.
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
     data: Vec<(String, PathBuf)>,
+    /// A task in the form of lm-evaluation-harness: a YAML file, or the included `toy_copy_task` or `tiny_wikitext`. Results and
+    /// samples have that program's shape, too.
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "config", "preset", "set", "changes", "data", "gate", "record_baseline", "better_than", "not_worse_than",
+    ])]
+    task: Option<String>,
+    /// Samples of an earlier evaluation of --task, whose responses are scored again in place of a model's. The same task gives the
+    /// same bytes.
+    #[arg(long, value_name = "SAMPLES", requires = "task", conflicts_with_all = ["model", "model_digest"])]
+    rescore: Option<PathBuf>,
     /// The model directory.
-    #[arg(long, value_name = "DIRECTORY")]
-    model: PathBuf,
+    #[arg(long, value_name = "DIRECTORY", required_unless_present = "rescore")]
+    model: Option<PathBuf>,
     /// What the model must hash to; another one is refused.
     #[arg(long, value_name = "HEX")]
     model_digest: Option<ModelDigest>,
@@ -103,6 +115,9 @@ fn named_file(text: &str) -> Result<(String, PathBuf), String> {
 
 impl Evaluate {
     pub(crate) fn run(mut self) -> Result<i32, CommandError> {
+        if let Some(task) = &self.task {
+            return self.run_task(task);
+        }
         let Comparisons { files, gates } = self.compare.comparisons()?;
         self.data.extend(files);
         self.gate.extend(gates);
@@ -131,6 +146,30 @@ impl Evaluate {
         }
     }
 
+    /// Evaluates a task in the form of lm-evaluation-harness.
+    fn run_task(&self, task: &str) -> Result<i32, CommandError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGTERM, SIGINT] {
+            flag::register(signal, Arc::clone(&stop)).map_err(EvaluateError::System)?;
+        }
+        let asked = Asked {
+            task,
+            rescore: self.rescore.as_deref(),
+            model: self.model.as_deref(),
+            expected: self.model_digest,
+            device: self.device,
+            seed: self.seed.unwrap_or(1),
+            output: &self.output,
+            stop: &stop,
+        };
+        asked.run()
+    }
+
+    /// Returns the model directory, which the command line requires here.
+    fn model(&self) -> &Path {
+        self.model.as_deref().unwrap_or(Path::new(""))
+    }
+
     fn evaluate(&self, reporter: &Reporter<EvaluationState>, stop: Arc<AtomicBool>) -> Result<Outcome, EvaluateError> {
         reporter.update(|state| state.stage = Stage::Starting);
         atomic_fs::check_output(&self.output)?;
@@ -147,7 +186,7 @@ impl Evaluate {
         let session = Session {
             resolved: &resolved,
             files: &self.data,
-            model: &self.model,
+            model: self.model(),
             expected: self.model_digest,
             device: self.device,
             output: &self.output,
@@ -167,7 +206,7 @@ impl Evaluate {
             outputs.push(Named::new("--record-baseline", path));
         }
         let mut inputs: Vec<Named> = Named::data(&self.data).collect();
-        inputs.push(Named::new("--model", &self.model));
+        inputs.push(Named::new("--model", self.model()));
         inputs.extend(self.config.iter().map(|path| Named::new("--config", path)));
         Ok(overlap::check(&outputs, &inputs)?)
     }

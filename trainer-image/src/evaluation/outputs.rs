@@ -18,7 +18,8 @@ use serde::Serialize;
 
 use super::{
     outcomes::{self, Outcomes},
-    score::{Scored, baseline_exact_match, exact_match, metrics},
+    probes::Probes,
+    score::{Scored, baseline_exact_match, exact_match, metrics, trace_coverage},
 };
 use crate::atomic_fs::{self, FileError};
 
@@ -131,6 +132,11 @@ pub struct Summary<'a> {
     baseline_exact_match: Option<Shown>,
     /// `exact_match` by category.
     categories: BTreeMap<&'a str, Option<Shown>>,
+    /// `trace_coverage` by category, which is the template of a problem; without those whose references have no steps.
+    coverage: BTreeMap<&'a str, Option<Shown>>,
+    /// What is looked at in the responses of certain categories; absent without problems of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probes: Option<Probes>,
 }
 
 impl Results {
@@ -181,6 +187,11 @@ impl Results {
             confidence: CONFIDENCE,
             metrics: self.metrics.iter().map(|(name, number)| (name.as_str(), Shown::of(name, number))).collect(),
             baseline_exact_match: self.baseline.as_ref().and_then(exact_match_shown),
+            probes: Probes::of(&self.scored),
+            coverage: categories
+                .iter()
+                .filter_map(|(name, scored)| Some((*name, coverage_shown(&trace_coverage(scored.iter().copied())?))))
+                .collect(),
             categories: categories
                 .into_iter()
                 .map(|(name, scored)| (name, exact_match_shown(&exact_match(scored.iter().copied()))))
@@ -191,6 +202,10 @@ impl Results {
 
 fn exact_match_shown(measurement: &Measurement) -> Option<Shown> {
     Shown::of(Metric::ExactMatch.name(), measurement)
+}
+
+fn coverage_shown(measurement: &Measurement) -> Option<Shown> {
+    Shown::of(Metric::TraceCoverage.name(), measurement)
 }
 
 /// The names of the files in the output directory.

@@ -176,7 +176,7 @@ fn measure(metric: Metric, scored: &[Scored], resampling: Resampling) -> Option<
     match metric {
         Metric::ExactMatch => Some(exact_match(scored.iter())),
         Metric::WinRate => win_rate(scored),
-        Metric::TraceCoverage | Metric::TokenF1 | Metric::PassAtK => mean(metric, scored),
+        Metric::TraceCoverage | Metric::TokenF1 | Metric::PassAtK => mean(metric, scored.iter()),
         Metric::MajAtK => {
             let right: Vec<bool> =
                 scored.iter().filter_map(|one| one.samples.as_ref()).map(|it| it.majority_correct).collect();
@@ -199,13 +199,18 @@ fn win_rate(scored: &[Scored]) -> Option<Measurement> {
 }
 
 /// Measures a mean over the problems that allow the metric, such as those whose reference has steps; `None` if none does.
-fn mean(metric: Metric, scored: &[Scored]) -> Option<Measurement> {
-    let shares: Vec<f64> = scored.iter().filter_map(|one| one.value(metric)).collect();
+fn mean<'a>(metric: Metric, scored: impl Iterator<Item = &'a Scored>) -> Option<Measurement> {
+    let shares: Vec<f64> = scored.filter_map(|one| one.value(metric)).collect();
     (!shares.is_empty()).then(|| Measurement::Mean {
         n: shares.len() as u64,
         sum: Some(shares.iter().sum()),
         sum_of_squares: Some(shares.iter().map(|share| share * share).sum()),
     })
+}
+
+/// Measures the mean share of the reference's steps that were found; `None` if no reference has steps.
+pub(super) fn trace_coverage<'a>(scored: impl Iterator<Item = &'a Scored>) -> Option<Measurement> {
+    mean(Metric::TraceCoverage, scored)
 }
 
 /// Measures the share of right answers.

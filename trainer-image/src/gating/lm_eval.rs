@@ -162,6 +162,12 @@ fn parse(bytes: &[u8], asked: &[Asked], filter: Option<&str>) -> Result<BTreeMap
     }
 }
 
+/// Returns the number of samples of a metric, as [`asked`] reads it, and a filter.
+#[cfg(test)]
+pub(crate) fn count(bytes: &[u8], metric: &str, filter: Option<&str>) -> Result<usize, String> {
+    parse(bytes, &[asked(metric)?], filter).map(|samples| samples.len())
+}
+
 fn item(line: usize, object: &Map<String, Value>, asked: &[Asked]) -> Result<Item, String> {
     let mut item = Item { line, values: BTreeMap::new(), bleu: None, perplexity: None };
     for Asked { metric, field } in asked {

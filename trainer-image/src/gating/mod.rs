@@ -18,6 +18,8 @@ use codex_verdict::{Gate, GateResult, Verdict};
 use self::{format::Format, input::Recorded};
 pub(crate) use self::{gates::read as read_gates, report::Report};
 use crate::{atomic_fs, error::CommandError};
+#[cfg(test)]
+pub(crate) use lm_eval::count as samples_of;
 
 /// The exit code of gates that are inconclusive.
 const INCONCLUSIVE: i32 = 3;

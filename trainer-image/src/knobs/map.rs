@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
-use codex_configs::{CURRICULUM_PRESETS, CurriculumSettings, compose_evaluation};
+use codex_configs::{CURRICULUM_PRESETS, CurriculumSettings, TraceMode, TrainingSettings, compose_evaluation};
 use codex_provenance::text::Printable;
 use codex_reports::exit;
 use codex_verdict::Ring;
@@ -88,17 +88,20 @@ impl RepoMap {
             .collect();
         let run_ring = chain.and_then(|chain| Some(chain.run()?.0.to_owned()));
         let setting = |path, value: Option<String>| Setting { path, value: value.unwrap_or_else(|| UNSET.to_owned()) };
-        let curriculum = chain.map(Chain::curriculum).transpose().map_err(CommandError::bad_input)?.flatten();
-        let (preset, phase) = match &curriculum {
-            Some((CurriculumSettings { phase_schedule, phases, .. }, reported)) => {
+        let run = chain.map(Chain::settings).transpose().map_err(CommandError::bad_input)?.flatten();
+        let trace_mode = run.as_ref().map_or(TraceMode::Disabled, |(settings, _)| settings.trace_mode());
+        let (preset, phase) = match &run {
+            Some((
+                TrainingSettings { curriculum: CurriculumSettings { phase_schedule, phases, .. }, .. },
+                reported,
+            )) => {
                 let first = phases.first().map(|phase| phase.id.as_str());
                 (phase_schedule.clone(), reported.or(first).unwrap_or(NONE).to_owned())
             }
             None => (NONE.to_owned(), NONE.to_owned()),
         };
-        // Runs capture no traces.
         let mut settings = vec![
-            setting("trace_mode", Some("disabled".to_owned())),
+            setting("trace_mode", Some(trace_mode.name().to_owned())),
             setting("curriculum.preset", Some(preset)),
             setting("curriculum.phase", Some(phase)),
             setting("evaluation.preset", Some(presets.join(", ")).filter(|presets| !presets.is_empty())),
@@ -126,8 +129,10 @@ impl RepoMap {
                 "curriculum.phase" => {
                     return Err(wrong("the phase follows from the progress of the run: remove it".to_owned()));
                 }
+                "trace_mode" if TraceMode::ALL.iter().any(|mode| mode.name() == value) => {}
                 "trace_mode" => {
-                    return Err(wrong(format!("runs of this program have no {key}: remove it")));
+                    let known = TraceMode::ALL.map(TraceMode::name).join(", ");
+                    return Err(wrong(format!("there is no such source of traces: use one of {known}")));
                 }
                 _ => {
                     let known: Vec<_> = settings.iter().map(|setting| setting.path).collect();
@@ -227,7 +232,10 @@ spec:
         let with = "template: cot-starter\n  overrides: [+reasoning=baseline]";
         let begun = OBJECTS.replacen("template: cot-starter", with, 1);
         std::fs::write(&path, &begun).unwrap();
-        assert_eq!(map(&config).unwrap()[1..3], ["curriculum.preset -> starter", "curriculum.phase -> warmup"]);
+        let running = ["trace_mode -> weights", "curriculum.preset -> starter", "curriculum.phase -> warmup"];
+        assert_eq!(map(&config).unwrap()[..3], running);
+        let set = [&config[..], &["--set", "trace_mode=activations"]].concat();
+        assert_eq!(map(&set).unwrap()[0], "trace_mode -> activations");
         let status = "spec:\n  rolloutRing: 0C_base_";
         let phases = "{ phase: challenge, index: 3, of: 3, steps: 1/300, phases: [] }";
         let begun = begun.replacen(status, &format!("status: {{ curriculum: {phases} }}\n{status}"), 1);
@@ -246,7 +254,7 @@ spec:
         for (set, why) in [
             ("evaluation.preset=cot-lit", "did you mean cot-lite?"),
             ("metadata.rollout_ring=0E_base_", "is not a rollout ring"),
-            ("trace_mode=weights", "runs of this program have no trace_mode"),
+            ("trace_mode=gradients", "there is no such source of traces: use one of disabled, weights, activations"),
             ("curriculum.preset=start", "there is no such curriculum: use one of none, starter"),
             ("curriculum.phase=warmup", "the phase follows from the progress of the run"),
             ("training.max_steps=1", "there is no such setting: use one of trace_mode"),

@@ -29,6 +29,17 @@ struct Running {
     /// Place of the token that is scored next.
     at: usize,
     log_probability: f64,
+    /// Whether each token so far was the most likely one.
+    greedy: bool,
+}
+
+/// How likely a text is after a prompt.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Continuation {
+    /// Its log-probability, and the number of its tokens.
+    pub(crate) likelihood: Likelihood,
+    /// Whether each of its tokens is the most likely one.
+    pub(crate) greedy: bool,
 }
 
 impl Generator {
@@ -37,7 +48,7 @@ impl Generator {
     /// # Errors
     /// A text cannot be encoded, both together exceed the model's context, or nothing of the response counts.
     pub(crate) fn expect(&self, prompt: &str, response: &str) -> Result<Expected, GenerateError> {
-        let (mut ids, mut counts) = if self.tokenizer.has_template() && !self.plain {
+        let (ids, counts) = if self.tokenizer.has_template() && !self.plain {
             let message = |role, content: &str| Message { role, content: content.to_owned() };
             let turns =
                 self.tokenizer.encode_turns(&[message(Role::User, prompt), message(Role::Assistant, response)])?;
@@ -52,6 +63,23 @@ impl Generator {
             let counts = (0..ids.len()).map(|at| at >= prompt).collect();
             (ids, counts)
         };
+        self.bounded(ids, counts)
+    }
+
+    /// Returns the tokens of a text and of what follows it, to which no end token is added.
+    ///
+    /// # Errors
+    /// As [`expect`](Self::expect).
+    pub(crate) fn continued(&self, text: &str, more: &str) -> Result<Expected, GenerateError> {
+        let mut ids = self.tokenizer.encode(text)?;
+        let given = ids.len();
+        ids.extend(self.tokenizer.encode_more(more)?);
+        let counts = (0..ids.len()).map(|at| at >= given).collect();
+        self.bounded(ids, counts)
+    }
+
+    /// Returns tokens up to the last one that counts.
+    fn bounded(&self, mut ids: Vec<u32>, mut counts: Vec<bool>) -> Result<Expected, GenerateError> {
         let config = self.decoder.config();
         let prompt = counts.iter().position(|counts| *counts).filter(|at| *at > 0).ok_or(PromptError::Empty)?;
         // The decoder ends a sequence with its first end token; nothing counts after it.
@@ -74,17 +102,37 @@ impl Generator {
     pub(crate) fn likelihoods_while(
         &mut self,
         pairs: &[(&str, &str)],
-        mut go_on: impl FnMut() -> bool,
+        go_on: impl FnMut() -> bool,
     ) -> Option<Vec<Result<Likelihood, GenerateError>>> {
-        let mut results: Vec<Option<Result<Likelihood, GenerateError>>> = pairs.iter().map(|_| None).collect();
+        let found = self.scored_while(pairs, Self::expect, go_on)?;
+        Some(found.into_iter().map(|one| one.map(|one| one.likelihood)).collect())
+    }
+
+    /// As [`likelihoods_while`](Self::likelihoods_while), for texts and what follows them as it is: without a chat template and without
+    /// an end token.
+    pub(crate) fn continuations_while(
+        &mut self,
+        pairs: &[(&str, &str)],
+        go_on: impl FnMut() -> bool,
+    ) -> Option<Vec<Result<Continuation, GenerateError>>> {
+        self.scored_while(pairs, Self::continued, go_on)
+    }
+
+    fn scored_while(
+        &mut self,
+        pairs: &[(&str, &str)],
+        encode: impl Fn(&Self, &str, &str) -> Result<Expected, GenerateError>,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Option<Vec<Result<Continuation, GenerateError>>> {
+        let mut results: Vec<Option<Result<Continuation, GenerateError>>> = pairs.iter().map(|_| None).collect();
         let mut waiting = pairs.iter().enumerate();
         let mut running: BTreeMap<usize, Running> = BTreeMap::new();
         loop {
             while let Some(slot) = self.free_slot() {
                 let Some((index, (prompt, response))) = waiting.next() else { break };
-                let placed = self.expect(prompt, response).and_then(|expected| {
+                let placed = encode(self, prompt, response).and_then(|expected| {
                     self.prefill(slot, &expected.ids[..expected.prompt])?;
-                    Ok(Running { index, at: expected.prompt, expected, log_probability: 0.0 })
+                    Ok(Running { index, at: expected.prompt, expected, log_probability: 0.0, greedy: true })
                 });
                 match placed {
                     Ok(one) => drop(running.insert(slot, one)),
@@ -105,8 +153,8 @@ impl Generator {
                     return Some(all.collect());
                 }
             };
-            for (index, likelihood) in self.take(&logits, &mut running) {
-                results[index] = Some(Ok(likelihood));
+            for (index, continuation) in self.take(&logits, &mut running) {
+                results[index] = Some(Ok(continuation));
             }
             if !go_on() {
                 for slot in running.keys() {
@@ -119,7 +167,7 @@ impl Generator {
     }
 
     /// Scores the next token of each sequence, and returns what is done.
-    fn take(&mut self, logits: &Logits, running: &mut BTreeMap<usize, Running>) -> Vec<(usize, Likelihood)> {
+    fn take(&mut self, logits: &Logits, running: &mut BTreeMap<usize, Running>) -> Vec<(usize, Continuation)> {
         let mut done = Vec::new();
         for (slot, row) in logits.slots.iter().zip(logits.rows.chunks_exact(logits.vocabulary.max(1))) {
             let Some(one) = running.get_mut(slot) else { continue };
@@ -127,18 +175,28 @@ impl Generator {
             let token = ids[one.at];
             if counts[one.at] {
                 one.log_probability += log_probability(row, token);
+                one.greedy &= is_most_likely(row, token);
             }
             self.decoder.push(*slot, token);
             one.at += 1;
             if one.at == ids.len() {
                 let tokens = counts.iter().filter(|counts| **counts).count() as u64;
-                done.push((one.index, Likelihood { log_probability: one.log_probability, tokens }));
+                let likelihood = Likelihood { log_probability: one.log_probability, tokens };
+                done.push((one.index, Continuation { likelihood, greedy: one.greedy }));
                 running.remove(slot);
                 self.decoder.release(*slot);
             }
         }
         done
     }
+}
+
+/// Whether a token is the most likely one, the first of equal ones.
+fn is_most_likely(logits: &[f32], token: u32) -> bool {
+    let token = token as usize;
+    logits
+        .get(token)
+        .is_some_and(|own| logits.iter().enumerate().all(|(at, logit)| logit < own || (at >= token && logit <= own)))
 }
 
 /// Returns the natural logarithm of a token's probability; at most 0.
@@ -202,6 +260,19 @@ mod tests {
         assert_eq!(found.tokens, 5);
         assert!((found.log_probability - sum).abs() < 1e-4, "{} is not {sum}", found.log_probability);
         assert!(found.log_probability < 0.0);
+    }
+
+    #[test]
+    fn a_text_is_greedy_if_the_model_would_write_it() {
+        let mut generator = generator(2);
+        let written = generator.complete(&["347+86:"], 4, |_| ()).remove(0).unwrap().text;
+        let other = if written.starts_with('1') { "2" } else { "1" };
+        let other = format!("{other}{}", &written[1..]);
+        let pairs = [("347+86:", written.as_str()), ("347+86:", other.as_str())];
+        let found = generator.continuations_while(&pairs, || true).unwrap();
+        let [own, other] = &found.into_iter().map(Result::unwrap).collect::<Vec<_>>()[..] else { panic!() };
+        assert!(own.greedy && !other.greedy);
+        assert_eq!(generator.expect("12:", "#3$").unwrap(), generator.continued("12:", "#3$").unwrap());
     }
 
     #[test]

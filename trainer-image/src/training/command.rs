@@ -48,8 +48,8 @@ pub struct Train {
     /// Override a key of the template, such as `training.max_steps=200`.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(super) set: Vec<String>,
-    /// More overrides, after those of --set; template=NAME chooses the template, and +reasoning=NAME settings to begin with, for
-    /// which no template is needed.
+    /// More overrides, after those of --set; template=NAME chooses the template, +reasoning=NAME settings to begin with, for which no
+    /// template is needed, and `training.output_dir=DIRECTORY` is --output.
     #[arg(value_name = "KEY=VALUE")]
     pub(super) changes: Vec<String>,
     /// Seed of initial weights and data order [default: 1].
@@ -76,7 +76,7 @@ pub struct Train {
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
     pub(super) data: Vec<(String, PathBuf)>,
     /// Directory of the run.
-    #[arg(long, value_name = "DIRECTORY", default_value = "runs/default")]
+    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_OUTPUT)]
     pub(super) output: PathBuf,
     /// Show the effect of resuming, and exit.
     #[arg(long, conflicts_with = "prove_resume")]
@@ -102,6 +102,10 @@ pub struct Train {
     pub(super) metrics_address: Option<SocketAddr>,
 }
 
+/// The directory of a run that names none.
+const DEFAULT_OUTPUT: &str = "runs/default";
+/// The override that is `--output`. It is no setting: where a run is written does not change what it is, so it is in no digest.
+const OUTPUT_DIR: &str = "training.output_dir";
 /// The directories in `--output` whose files a run replaces or removes.
 const OUTPUTS: [&str; 7] = ["model", "checkpoints", "artifacts", "cache", "mlruns", "writers", PROOF];
 /// The cache of downloaded bases in `--output`.
@@ -110,7 +114,8 @@ const BASES: &str = "base";
 const PROOF: &str = "prove-resume";
 
 impl Train {
-    pub(crate) fn run(self) -> Result<i32, CommandError> {
+    pub(crate) fn run(mut self) -> Result<i32, CommandError> {
+        self.take_output()?;
         if self.plan {
             return Ok(self.show_diff()?);
         }
@@ -150,6 +155,25 @@ impl Train {
                 Err(error.into())
             }
         }
+    }
+
+    /// Takes the directory of the run out of the overrides.
+    ///
+    /// # Errors
+    /// `--output` names another one.
+    fn take_output(&mut self) -> Result<(), TrainError> {
+        for texts in [&mut self.set, &mut self.changes] {
+            let (chosen, rest) = choose(OUTPUT_DIR, texts);
+            *texts = rest;
+            let Some(chosen) = chosen.map(PathBuf::from) else { continue };
+            if self.output != Path::new(DEFAULT_OUTPUT) && self.output != chosen {
+                let (output, chosen) = (self.output.display(), chosen.display());
+                let why = format!("--output is {output}, but {OUTPUT_DIR} is {chosen}: name one directory");
+                return Err(TrainError::Arguments(why));
+            }
+            self.output = chosen;
+        }
+        Ok(())
     }
 
     fn train(&self, reporter: &Reporter<TrainingState>) -> Result<Outcome, TrainError> {

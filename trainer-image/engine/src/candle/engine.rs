@@ -109,12 +109,17 @@ impl CandleEngine {
         Model { config: &self.config, place: &self.place, weights, frozen: self.frozen.is_some(), adapters }
     }
 
-    /// Returns the hidden states [targets, hidden] that predict the targets, and the targets' ids.
-    fn hidden(&self, model: &Model, batch: &Packed) -> Result<(Tensor, Tensor)> {
+    /// Returns the hidden states [rows, hidden] of all rows.
+    fn rows(&self, model: &Model, batch: &Packed) -> Result<Tensor> {
         let positions: Vec<u32> =
             batch.cu_seqlens.windows(2).flat_map(|bounds| 0..(bounds[1] - bounds[0]) as u32).collect();
         let mut sequences = Sequences::new(&self.config, &self.place, batch)?;
-        let hidden = model.hidden(&batch.tokens, &positions, &mut sequences)?;
+        model.hidden(&batch.tokens, &positions, &mut sequences)
+    }
+
+    /// Returns the hidden states [targets, hidden] that predict the targets, and the targets' ids.
+    fn hidden(&self, model: &Model, batch: &Packed) -> Result<(Tensor, Tensor)> {
+        let hidden = self.rows(model, batch)?;
         let (rows, ids): (Vec<u32>, Vec<u32>) =
             batch.targets.iter().map(|target| (target.row as u32, target.id)).unzip();
         Ok((hidden.index_select(&self.place.indices(&rows)?, 0)?, self.place.indices(&ids)?))
@@ -250,6 +255,24 @@ impl Engine for CandleEngine {
         Ok(losses)
     }
 
+    fn accumulate_scaled(&mut self, batch: &Packed, scales: &[f32]) -> std::result::Result<f64, EngineError> {
+        assert_eq!(scales.len(), batch.targets.len(), "one scale for each target");
+        batch.check(&self.config)?;
+        if batch.targets.is_empty() {
+            return Ok(0.0);
+        }
+        Ok(self.accumulate_graph(batch, |_| Ok(scales.to_vec()))?)
+    }
+
+    fn hidden_states(&mut self, batch: &Packed) -> std::result::Result<Vec<f32>, EngineError> {
+        batch.check(&self.config)?;
+        let weights = self.weights()?;
+        let states = self.rows(&self.model(&weights, None), batch)?;
+        let mut all = Vec::new();
+        flatten([&states.detach()], &mut all)?;
+        Ok(all)
+    }
+
     fn losses(&mut self, batch: &Packed) -> std::result::Result<Vec<f64>, EngineError> {
         batch.check(&self.config)?;
         if batch.targets.is_empty() {
@@ -270,6 +293,12 @@ impl Engine for CandleEngine {
         let mut all = Vec::with_capacity(self.layout.size());
         flatten(self.parameters.iter().map(Var::as_tensor), &mut all)?;
         Ok(Cow::Owned(all))
+    }
+
+    fn leading_parameters(&self, count: usize) -> std::result::Result<Vec<f32>, EngineError> {
+        let Some(first) = self.parameters.first() else { return Ok(Vec::new()) };
+        let flat = first.as_tensor().flatten_all().and_then(|flat| flat.narrow(0, 0, count.min(flat.elem_count())));
+        Ok(flat.and_then(|leading| leading.to_vec1::<f32>())?)
     }
 
     fn gradients(&self) -> std::result::Result<Cow<'_, [f32]>, EngineError> {

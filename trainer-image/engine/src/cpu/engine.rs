@@ -416,6 +416,25 @@ impl<N: Dtype> Engine for CpuEngine<N> {
         Ok(losses)
     }
 
+    fn accumulate_scaled(&mut self, batch: &Packed, scales: &[f32]) -> Result<f64, EngineError> {
+        assert_eq!(scales.len(), batch.targets.len(), "one scale for each target");
+        // A shared prefix has no targets, and the others keep their order.
+        self.step(batch, |_| scales.to_vec())
+    }
+
+    fn hidden_states(&mut self, batch: &Packed) -> Result<Vec<f32>, EngineError> {
+        batch.check(&self.model.config)?;
+        // Not shared, because the states of every row are wanted.
+        let batch = &Batch { packed: Cow::Borrowed(batch), prefix: 0 };
+        self.forward(batch, false);
+        let Self { model, rotary, parameters, packs, frozen, workspace, .. } = self;
+        let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
+        let context = weights.context(batch, false);
+        let mut states = vec![0.0_f32; batch.packed.tokens.len() * context.hidden];
+        super::norm::norm(&workspace.stream[model.blocks.len() % 2], context.norm(&model.norm), &mut states);
+        Ok(states)
+    }
+
     fn losses(&mut self, batch: &Packed) -> Result<Vec<f64>, EngineError> {
         let batch = &self.prepare(batch, false)?;
         in_pool(|| self.forward(batch, false));

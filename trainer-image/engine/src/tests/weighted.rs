@@ -121,3 +121,49 @@ fn weighted_steps_do_not_depend_on_threads() {
     };
     assert!(run(1) == run(3));
 }
+
+#[test]
+fn equal_scales_give_the_gradients_of_the_mean_to_the_bit() {
+    let batch = batch_with_prefix(21, &[12, 5, 30, 9]);
+    let total = batch.targets.len();
+    for settings in [Settings::default(), BF16] {
+        let (mut mean, mut scaled) = (start(&tiny(), 3, settings), start(&tiny(), 3, settings));
+        let loss = mean.accumulate(&batch, total).unwrap();
+        let sum = scaled.accumulate_scaled(&batch, &vec![1.0 / total as f32; total]).unwrap();
+        assert_eq!(loss.to_bits(), (sum / total as f64).to_bits());
+        assert!(mean.gradients().unwrap() == scaled.gradients().unwrap());
+    }
+}
+
+#[test]
+fn scaled_gradients_agree_with_candle_and_leave_targets_of_scale_zero_out() {
+    let batch = pairs();
+    let scales: Vec<f32> = (0..batch.targets.len()).map(|at| [0.0, 0.01, 0.05][at % 3]).collect();
+    for config in shapes() {
+        let mut plain = plain(&config, 3);
+        let expected = plain.accumulate_scaled(&batch, &scales).unwrap();
+        let mut fast = start(&config, 3, Settings::default());
+        let found = fast.accumulate_scaled(&batch, &scales).unwrap();
+        assert!((found - expected).abs() < 1e-4 * expected, "{found} {expected}");
+        assert_gradients_agree(&*fast, &*plain, 5e-4);
+        fast.clear_gradients().unwrap();
+        fast.accumulate_scaled(&batch, &vec![0.0; scales.len()]).unwrap();
+        assert!(fast.gradients().unwrap().iter().all(|gradient| *gradient == 0.0));
+    }
+}
+
+#[test]
+fn hidden_states_agree_with_candle_and_leave_the_state_as_it_is() {
+    let batch = batch_with_prefix(21, &[12, 5, 30, 9]);
+    for config in shapes() {
+        let expected = plain(&config, 3).hidden_states(&batch).unwrap();
+        let mut fast = start(&config, 3, Settings::default());
+        fast.accumulate(&batch, 10).unwrap();
+        let (gradients, loss) = (fast.gradients().unwrap().into_owned(), fast.loss(&batch).unwrap());
+        let found = fast.hidden_states(&batch).unwrap();
+        assert_eq!(found.len(), batch.tokens.len() * config.hidden_size);
+        let most = expected.iter().fold(0.0_f32, |most, number| most.max(number.abs()));
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-3 * most));
+        assert!(fast.gradients().unwrap() == gradients && fast.loss(&batch).unwrap().to_bits() == loss.to_bits());
+    }
+}

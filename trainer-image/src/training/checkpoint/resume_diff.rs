@@ -79,10 +79,13 @@ impl fmt::Display for ResumeDiff {
 }
 
 /// Keys that never change a weight. `stop_after` and `early_stop_patience` only end the run earlier or later.
-const NO_EFFECT: [&str; 22] = [
+const NO_EFFECT: [&str; 40] = [
     // The phases decide, which are compared on their own.
     "curriculum.preset",
+    "logging.reasoning_trace",
     "metadata.owner",
+    "trace_capture.mode",
+    "trace_capture.pooling",
     "tracking.csv",
     "tracking.mlflow.files",
     "tracking.mlflow.server",
@@ -102,6 +105,22 @@ const NO_EFFECT: [&str; 22] = [
     "training.keep_every",
     "training.keep_last",
     "training.metric_mode",
+    // Traces are read by heads beside the model.
+    "training.reasoning.head.dropout",
+    "training.reasoning.head.hidden_size",
+    "training.reasoning.head.projection_size",
+    "training.reasoning.head.trace_vocab_size",
+    "training.reasoning.log_probability_threshold",
+    "training.reasoning.objective.log_top_k",
+    "training.reasoning.objective.max_traces_per_epoch",
+    "training.reasoning.objective.trace_store",
+    "training.reasoning.objective.weight",
+    "training.reasoning.tool_adapter.enabled",
+    "training.reasoning.tool_adapter.hidden_size",
+    "training.reasoning.tool_adapter.pooling",
+    "training.reasoning.tool_adapter.temperature",
+    "training.reasoning.tool_adapter.tools",
+    "training.reasoning.trace_history",
     "training.state_digest_every",
     "training.stop_after",
 ];

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use codex_configs::{Training, VALIDATION};
+use codex_configs::{TraceMode, Training, VALIDATION};
 use codex_engine::Packed;
 use codex_provenance::Sha256;
 use codex_reports::DataFile;
@@ -22,6 +22,7 @@ use super::{
     selection::{Selection, Wanted, select},
     source::Source,
     token_store::TokenStore,
+    tool_spans::ToolSpans,
 };
 use crate::{
     artifacts::data_report::{DataReport, SourceReport},
@@ -43,6 +44,8 @@ pub(crate) struct Dataset {
     pub(super) scratch: PathBuf,
     /// Log-probabilities under the reference of each record by source; empty unless preferences are trained.
     reference: Vec<Vec<Pair>>,
+    /// What finds tokens of tool calls; `None` if nothing asks for it.
+    tools: Option<ToolSpans>,
 }
 
 /// Where the data of a run is written.
@@ -122,7 +125,11 @@ impl Dataset {
         let mix = Mix::new(sources.iter().map(Source::name), settings.weights.as_ref());
         let (seed, shuffle) = (training.seed, training.settings.training.shuffle);
         let phases = Phases::select(training, &sources, &scratch, stop)?;
-        let dataset = Self { sources, mix, seed, shuffle, phases, scratch, reference: Vec::new() };
+        let supervision = training.settings.training.tool_supervision();
+        let adapter = training.settings.training.reasoning.tool_adapter.enabled;
+        let adapts = adapter && training.settings.trace_mode() != TraceMode::Disabled;
+        let tools = (supervision.is_some() || adapts).then(|| ToolSpans::new(encoder.tokenizer, supervision));
+        let dataset = Self { sources, mix, seed, shuffle, phases, scratch, reference: Vec::new(), tools };
         let (batch, records) = (training.settings.training.batch_size, dataset.records() as usize);
         if batch > records {
             return Err(DataError::Batch { batch, records });
@@ -219,6 +226,11 @@ impl Dataset {
         Ok(pack(&records.collect::<Result<Vec<_>, _>>()?))
     }
 
+    /// Returns what finds tokens of tool calls, if the run asks for it.
+    pub(crate) fn tool_spans(&self) -> Option<&ToolSpans> {
+        self.tools.as_ref()
+    }
+
     /// Computes the digest of the records of a step: name, number and tokens of each, in order.
     ///
     /// # Errors
@@ -294,7 +306,7 @@ impl Dataset {
     pub(super) fn of(sources: Vec<Source>, seed: u64, shuffle: bool) -> Self {
         let mix = Mix::new(sources.iter().map(Source::name), None);
         let (phases, scratch) = (Phases::default(), std::env::temp_dir());
-        Self { sources, mix, seed, shuffle, phases, scratch, reference: Vec::new() }
+        Self { sources, mix, seed, shuffle, phases, scratch, reference: Vec::new(), tools: None }
     }
 }
 

@@ -24,6 +24,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod token_store;
+mod tool_spans;
 mod validation;
 
 pub(crate) use dataset::{Address, Dataset, Places};

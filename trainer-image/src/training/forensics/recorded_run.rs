@@ -157,6 +157,7 @@ impl Rerun<'_> {
         let read = |layout: &_| Ok(found.map(|found| found.read(layout)).transpose()?);
         let mut state = self.model.state(self.base.as_ref(), training.seed, settings, read)?;
         state.begin_curriculum(&training.settings.curriculum.phases);
+        state.begin_traces(&training.settings, training.seed);
         if let (true, Some(evaluation)) = (state.evaluation_pending, self.evaluation()) {
             self.session().evaluate(&mut state, evaluation)?;
         }

@@ -1,5 +1,5 @@
 //! Files that a run leaves beside its model: `run_metadata.json`, `environment.json`, `dataset_checksums.json`, `data_report.json`,
-//! the metrics ledger `metrics.ndjson`, and `errors.ndjson` with the failures of attempts. Does I/O.
+//! `reasoning.json`, the metrics ledger `metrics.ndjson`, and `errors.ndjson` with the failures of attempts. Does I/O.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use codex_provenance::{DataDigest, manifest::Manifest};
 use codex_reports::Failure;
 use jiff::Timestamp;
 
-use super::{AppendLog, Row, append_log::Opened};
+use super::{AppendLog, Row, TraceStore, append_log::Opened};
 use crate::{
     artifacts::{
         data_report::{self, DataReport},
@@ -20,6 +20,7 @@ use crate::{
         errors::{self, ErrorRow},
         ledger::{self, Row as MetricsRow},
         metadata::{self, BaseModel, Checksums, ControlSurface, Metadata, RunMetadata},
+        reasoning::{self, Reasoning},
     },
     atomic_fs::{self, FileError},
     model::ModelFiles,
@@ -72,7 +73,7 @@ impl Artifacts {
             .version(&training.template)
             .map_err(std::io::Error::other)
             .map_err(FileError::of("encoding", &self.directory))?;
-        let (control_surface, knobs) = ControlSurface::of(&training.settings.curriculum);
+        let (control_surface, knobs) = ControlSurface::of(&training.settings);
         let metadata = RunMetadata {
             metadata: Metadata {
                 owner: training.settings.metadata.owner.clone(),
@@ -90,6 +91,29 @@ impl Artifacts {
         };
         atomic_fs::write_json(&self.directory.join(metadata::FILE), &metadata)?;
         Ok(())
+    }
+
+    /// Writes `reasoning.json`.
+    ///
+    /// # Errors
+    /// When a file operation fails.
+    pub(crate) fn reasoning(&self, reasoning: &Reasoning) -> Result<(), FileError> {
+        atomic_fs::write_json(&self.directory.join(reasoning::FILE), reasoning)?;
+        Ok(())
+    }
+
+    /// Opens the file of traces for a run that resumes at `step`, and returns a notice if it was damaged; `None` if the run captures
+    /// none.
+    ///
+    /// # Errors
+    /// When a file operation fails.
+    pub(crate) fn traces(
+        &self,
+        reasoning: &Reasoning,
+        step: u64,
+    ) -> Result<Option<(TraceStore, Option<String>)>, FileError> {
+        let Some(name) = &reasoning.effective.trace_store else { return Ok(None) };
+        TraceStore::open(self.directory.join(name), step, reasoning.harness.trace_history).map(Some)
     }
 
     /// Writes `data_report.json`.

@@ -9,13 +9,14 @@ use codex_reports::{Model, Stage};
 use super::{
     CONFIG, Outcome, Session,
     inputs::{check_warmup, data_digests},
+    observe::source_of,
     preferences::Keep,
     progress::ProgressOutputs,
     resume::compare,
     steps::Evaluation,
 };
 use crate::{
-    artifacts::errors::causes,
+    artifacts::{errors::causes, reasoning::Reasoning},
     atomic_fs,
     error::chain,
     model::{ModelFiles, describe},
@@ -171,7 +172,16 @@ impl Session<'_> {
         }
         let failures = |tracker: &str| self.metrics.map(|metrics| metrics.tracking_failures(tracker));
         let trackers = Trackers::start(training.settings.tracking, &artifacts_directory, state.step, failures);
-        let mut outputs = ProgressOutputs::new(self.reporter, (ledger, trackers), self.metrics, state.step, total);
+        let traced = &training.settings;
+        let most = traced.training.reasoning.head.hidden_size;
+        let reasoning = Reasoning::of(traced, source_of(state.engine.as_ref(), traced.trace_mode(), most));
+        artifacts.reasoning(&reasoning)?;
+        let (traces, notice) = artifacts.traces(&reasoning, state.step)?.unzip();
+        if let Some(notice) = notice.flatten() {
+            self.notice(notice);
+        }
+        let mut outputs = ProgressOutputs::new(self.reporter, (ledger, trackers), self.metrics, state.step, total)
+            .with_traces(traces);
         self.reporter.update(|report| {
             report.stage = Stage::Running;
             report.steps_executed = lock.executed();
@@ -235,6 +245,7 @@ impl Session<'_> {
         atomic_fs::write(&self.output.join("artifacts").join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
         let settings = engine_settings(&self.resolved.spec().settings.training);
         artifacts.environment(self.resolved.spec().seed, settings.path())?;
+        artifacts.reasoning(&Reasoning::of(&self.resolved.spec().settings, None))?;
         lock.check()?;
         lock.enter(Phase::Exporting);
         let written = self.write_model(&base.copy()?, base.config().parameters())?;

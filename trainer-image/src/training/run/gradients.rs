@@ -34,13 +34,25 @@ pub(crate) fn accumulate(
     let StepBatches { addresses, batches, targets } = step;
     let (mut loss, mut tally) = (0.0, Tally::default());
     let pairs: usize = addresses.iter().map(Vec::len).sum();
+    let weights: Option<Vec<Vec<f64>>> = match (&preferences, dataset.tool_spans()) {
+        (None, Some(spans)) => batches.iter().map(|batch| spans.weights(batch)).collect(),
+        _ => None,
+    };
+    // Divided by the sum of the weights, so that they say how much a target counts relative to others.
+    let total = weights.iter().flatten().flatten().sum::<f64>();
+    let total = if total > 0.0 { total } else { 1.0 };
     for (index, (batch, addresses)) in batches.iter().zip(addresses).enumerate() {
         if index > 0 && stop() {
             return Ok(None);
         }
-        match &preferences {
-            None => loss += engine.accumulate(batch, targets)?,
-            Some(settings) => {
+        match (&preferences, &weights) {
+            (None, None) => loss += engine.accumulate(batch, targets)?,
+            (None, Some(weights)) => {
+                let scales: Vec<f32> = weights[index].iter().map(|weight| (weight / total) as f32).collect();
+                // What is reported does not depend on the weights.
+                loss += engine.accumulate_scaled(batch, &scales)? / targets as f64;
+            }
+            (Some(settings), _) => {
                 let reference = dataset.reference(addresses);
                 accumulate_pairs(engine, settings, batch, &reference, (pairs, &mut tally))?;
             }

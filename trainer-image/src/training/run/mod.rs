@@ -5,6 +5,7 @@ mod attempt;
 mod error;
 mod gradients;
 mod inputs;
+mod observe;
 mod preferences;
 mod progress;
 mod resume;

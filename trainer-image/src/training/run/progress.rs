@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{StepNumbers, TrainerMetrics, sparkline::Sparkline};
 use crate::{
+    artifacts::reasoning::TraceRow,
     error::chain,
     reporting::Reporter,
     terminal,
@@ -18,7 +19,7 @@ use crate::{
     training::{
         data::Sample,
         objective::{Measured, Preferences, Sampled},
-        records::{MetricsLedger, VALIDATION_SPLIT},
+        records::{MetricsLedger, TraceStore, VALIDATION_SPLIT},
     },
 };
 
@@ -53,7 +54,11 @@ pub(super) struct ProgressOutputs<'a> {
     ledger: MetricsLedger,
     /// Whether a failed write of the ledger was logged.
     failing: bool,
+    /// Whether a failed write of a trace was logged.
+    losing: bool,
     trackers: Trackers,
+    /// The file of reasoning traces, if the run captures some.
+    traces: Option<TraceStore>,
     metrics: Option<&'a TrainerMetrics>,
     bar: Option<ProgressBar>,
     total: u64,
@@ -94,7 +99,9 @@ impl<'a> ProgressOutputs<'a> {
             reporter,
             ledger,
             failing: false,
+            losing: false,
             trackers,
+            traces: None,
             metrics,
             bar,
             total,
@@ -103,6 +110,27 @@ impl<'a> ProgressOutputs<'a> {
             losses: Sparkline::default(),
             val_loss: None,
             last_line: None,
+        }
+    }
+
+    /// Adds the file of reasoning traces.
+    pub(super) fn with_traces(self, traces: Option<TraceStore>) -> Self {
+        Self { traces, ..self }
+    }
+
+    /// Writes a reasoning trace, the `number`th of the run. A failing volume loses traces, but does not end training.
+    pub(super) fn trace(&mut self, row: &TraceRow, number: u64) {
+        let Some(store) = &mut self.traces else { return };
+        match store.append(row, number) {
+            Ok(()) => self.losing = false,
+            Err(error) if !std::mem::replace(&mut self.losing, true) => {
+                tracing::warn!(
+                    step = row.step,
+                    error = chain(&error),
+                    "reasoning traces cannot be written, from this step on"
+                );
+            }
+            Err(_) => {}
         }
     }
 

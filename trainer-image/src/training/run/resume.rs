@@ -126,6 +126,7 @@ impl Session<'_> {
         let mut state = model
             .state(self.base, seed, settings, |layout| Ok(found.map(|found| found.read(layout)).transpose()?))?;
         state.begin_curriculum(&self.resolved.spec().settings.curriculum.phases);
+        state.begin_traces(&self.resolved.spec().settings, seed);
         let Some(found) = found else { return Ok(state) };
         tracing::info!(step = state.step, "training resumes from a checkpoint");
         self.reporter.update(|report| {

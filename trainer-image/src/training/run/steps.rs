@@ -12,6 +12,7 @@ use super::{
     progress::ProgressOutputs, record_loss,
 };
 use crate::{
+    artifacts::reasoning::TraceRow,
     text::Tokenizer,
     training::{
         TrainError,
@@ -26,7 +27,7 @@ use crate::{
         schedule::{
             Curriculum, Examples, examples_of_step, executed_steps, learning_rate, scheduled_steps, tensor_rates,
         },
-        state::{PhaseProgress, State, first_non_finite_tensor},
+        state::{PhaseProgress, State, TraceHead, first_non_finite_tensor},
     },
 };
 
@@ -51,6 +52,8 @@ pub(crate) struct StepResult {
     pub(crate) numbers: StepNumbers,
     /// Row for the ledger.
     pub(crate) row: LedgerRow,
+    /// What was captured of the model, unless the run captures nothing or it was dropped.
+    pub(crate) trace: Option<TraceRow>,
 }
 
 /// Returns a seed that is a hash of these numbers, for this purpose, so that a resumed run draws the same.
@@ -101,12 +104,15 @@ impl Session<'_> {
         {
             let began = Instant::now();
             let result = if (self.stop)() { None } else { self.step(state, dataset, rollouts)? };
-            let Some(StepResult { numbers, row }) = result else { return self.interrupt(state, policy) };
+            let Some(StepResult { numbers, row, trace }) = result else { return self.interrupt(state, policy) };
             lock.count_step(state.step + 1);
             if let Some(metrics) = self.metrics.filter(|_| row.spike.is_some()) {
                 metrics.count_spike();
             }
             outputs.step(numbers, lock.executed());
+            if let Some(trace) = trace {
+                outputs.trace(&trace, state.traces.as_ref().map_or(0, TraceHead::total));
+            }
             let evaluated = self.evaluate_and_report(state, evaluation, outputs)?;
             self.report_phase(state, false);
             if state.step == 1 {
@@ -328,7 +334,8 @@ impl Session<'_> {
                 }
             }
         };
-        let State { step, engine, spikes, measured, early_stopping: _, curriculum, evaluation_pending: _ } = state;
+        let State { step, engine, spikes, measured, early_stopping: _, curriculum, traces: _, evaluation_pending: _ } =
+            state;
         engine.clear_gradients()?;
         let preferences = training.preferences();
         let of_step = StepBatches { addresses: &addresses, batches: &batches, targets };
@@ -424,6 +431,7 @@ impl Session<'_> {
             flops,
             data_wait,
         };
-        Ok(Some(StepResult { numbers, row }))
+        let trace = self.observe(state, dataset, (addresses.first().copied(), first))?;
+        Ok(Some(StepResult { numbers, row, trace }))
     }
 }

@@ -4,9 +4,11 @@
 mod early_stopping;
 mod error;
 mod phase_progress;
+mod probe;
 mod snapshot;
 mod snapshot_reader;
 mod spike_detector;
+mod trace_head;
 mod training_state;
 
 pub use error::StateError;
@@ -14,6 +16,7 @@ pub(crate) use phase_progress::PhaseProgress;
 #[cfg(test)]
 pub(crate) use snapshot::{Column, Columns};
 pub(crate) use snapshot::{Digests, Snapshot, differing_names};
+pub(crate) use trace_head::{Observation, TraceHead};
 #[cfg(test)]
 pub(crate) use training_state::EVALUATION_PENDING;
 pub(crate) use training_state::{State, engine_settings, first_non_finite_tensor};

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use codex_configs::{Dtype, Optimization, Phase};
+use codex_configs::{Dtype, Optimization, Phase, TraceMode, TrainingSettings};
 use codex_engine::{Engine, EngineError, EngineState, Layout, ModelConfig, Precision, Settings, engine, initial};
 
 use super::{
@@ -11,6 +11,7 @@ use super::{
     phase_progress::PhaseProgress,
     snapshot::{Column, Columns, Snapshot},
     spike_detector::SpikeDetector,
+    trace_head::TraceHead,
 };
 
 /// Everything that changes from step to step. [`snapshot`](Self::snapshot) destructures it field by field, so that no field can
@@ -28,6 +29,8 @@ pub(crate) struct State {
     pub(crate) early_stopping: EarlyStopping,
     /// Progress of the curriculum; `None` if the run has none.
     pub(crate) curriculum: Option<PhaseProgress>,
+    /// The heads that read what is captured; `None` if the run captures no traces.
+    pub(crate) traces: Option<TraceHead>,
     /// Whether the evaluation that is due after the latest step was interrupted; a resumed run begins with it.
     pub(crate) evaluation_pending: bool,
 }
@@ -88,6 +91,7 @@ impl State {
             measured: BTreeMap::new(),
             early_stopping: EarlyStopping::default(),
             curriculum: None,
+            traces: None,
             evaluation_pending: false,
         }
     }
@@ -99,12 +103,21 @@ impl State {
         }
     }
 
+    /// Begins to capture traces, if the settings ask for it, unless the state has heads of these settings already.
+    pub(crate) fn begin_traces(&mut self, settings: &TrainingSettings, seed: u64) {
+        let width = self.engine.config().hidden_size;
+        let first = self.engine.layout().tensors().first().map_or(0, |tensor| tensor.range.len());
+        let captured = if settings.trace_mode() == TraceMode::Weights { first } else { width };
+        let inputs = captured.min(settings.training.reasoning.head.hidden_size);
+        self.traces = TraceHead::begin(self.traces.take(), settings, seed, (inputs, width));
+    }
+
     /// Copies the state, into the vectors of `spare` if given.
     ///
     /// # Errors
     /// When the device fails.
     pub(crate) fn snapshot(&self, spare: Option<EngineState>) -> Result<Snapshot, EngineError> {
-        let Self { step, engine, spikes, measured, early_stopping, curriculum, evaluation_pending } = self;
+        let Self { step, engine, spikes, measured, early_stopping, curriculum, traces, evaluation_pending } = self;
         let engine = match spare {
             Some(mut vectors) => {
                 engine.export_into(&mut vectors)?;
@@ -117,6 +130,9 @@ impl State {
         early_stopping.save(&mut rest);
         if let Some(curriculum) = curriculum {
             curriculum.save(&mut rest);
+        }
+        if let Some(traces) = traces {
+            traces.save(&mut rest);
         }
         if *evaluation_pending {
             rest.insert(EVALUATION_PENDING.to_owned(), Column::U64(vec![1]));
@@ -147,6 +163,7 @@ impl State {
         let spikes = SpikeDetector::load(&mut rest).ok_or_else(|| lacks("the window of losses and gradient norms"))?;
         let early_stopping = EarlyStopping::load(&mut rest).ok_or_else(|| lacks("the state of early stopping"))?;
         let curriculum = PhaseProgress::load(&mut rest).map_err(|()| lacks("the progress of the curriculum"))?;
+        let traces = TraceHead::load(&mut rest).map_err(|()| lacks("the heads of reasoning traces"))?;
         let evaluation_pending = rest.remove(EVALUATION_PENDING).is_some();
         let mut measured = BTreeMap::new();
         for (name, column) in rest {
@@ -159,6 +176,6 @@ impl State {
             measured.insert(value.0, value.1);
         }
         let engine = make(engine)?;
-        Ok(Self { step, engine, spikes, measured, early_stopping, curriculum, evaluation_pending })
+        Ok(Self { step, engine, spikes, measured, early_stopping, curriculum, traces, evaluation_pending })
     }
 }

@@ -11,4 +11,5 @@ mod numerics;
 mod preferences;
 mod resume;
 mod rewards;
+mod traces;
 mod tracking;
