@@ -20,7 +20,7 @@ impl Axis {
             range = 0.0..1.0;
         }
         // A flat line is drawn in the middle, or at the bottom if it is 0.
-        if range.start == range.end {
+        if range.start >= range.end {
             let around = if range.start == 0.0 { 1.0 } else { range.start.abs() / 2.0 };
             range = (range.start - if from_zero || range.start == 0.0 { 0.0 } else { around })..range.end + around;
         }

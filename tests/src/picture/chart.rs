@@ -165,7 +165,7 @@ mod tests {
     fn a_gap_ends_a_stretch() {
         let line = &stack(&[line("a", &[(0.0, 1.0), (2.0, 1.0), (8.0, 1.0), (10.0, 1.0)])], false)[0];
         assert_eq!(parts(line, 2.0).collect::<Vec<_>>(), [0..2, 2..4]);
-        assert_eq!(parts(line, 10.0).collect::<Vec<_>>(), [0..4]);
+        assert_eq!(parts(line, 10.0).map(|part| part.len()).collect::<Vec<_>>(), [4]);
     }
 
     #[test]

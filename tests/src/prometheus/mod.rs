@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(window, Window { start: 1002.0, end: 1100.0, step: 2.0 });
         assert_eq!(window.rate_interval(), "4s");
         assert_eq!(Window::new(0.0, 600.0, 60).rate_interval(), "11s");
-        assert_eq!(Window::new(0.0, 30.0, 60).step, 1.0);
+        assert_eq!(Window::new(0.0, 30.0, 60), Window { start: 0.0, end: 30.0, step: 1.0 });
     }
 
     #[test]
