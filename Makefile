@@ -34,10 +34,10 @@ if ! python3 -c 'import ensurepip' 2>/dev/null; then
 fi
 endef
 
-# promtool tests the alerts. Debian's package also brings the server, which must not run here.
+# promtool tests the alerts, and the tests on the cluster start the server as their own process. It must not run as a service.
 define install-promtool
 if ! command -v promtool >/dev/null; then
-	echo "Installing prometheus, whose promtool tests the alerts. Its server is not started."
+	echo "Installing prometheus, which tests the alerts and the dashboards. It is not started as a service."
 	root=; [ "$$(id -u)" = 0 ] || root=sudo
 	systemd() { [ ! -d /run/systemd/system ] || $$root systemctl --quiet "$$@" || true; }
 	systemd mask --runtime prometheus.service

@@ -124,8 +124,10 @@ impl Metrics {
     /// Counts a reconciliation and, if it failed, the category of the failure.
     pub fn reconciled(&self, kind: &str, took: Duration, failure: Option<&'static str>) {
         self.durations.with_label_values(&[kind]).observe(took.as_secs_f64());
-        let result = if failure.is_some() { "error" } else { "ok" };
-        self.reconciliations.with_label_values(&[kind, result]).inc();
+        // Both series of a kind exist from its first reconciliation on, so that the share of failures is 0 and not unknown.
+        for (result, counts) in [("ok", failure.is_none()), ("error", failure.is_some())] {
+            self.reconciliations.with_label_values(&[kind, result]).inc_by(u64::from(counts));
+        }
         if let Some(category) = failure {
             self.errors.with_label_values(&[kind, category]).inc();
         }
@@ -378,6 +380,7 @@ pub(crate) mod tests {
         let text = metrics.shown();
         for line in [
             "codex_controller_reconciliations_total{kind=\"TrainingRun\",result=\"error\"} 1",
+            "codex_controller_reconciliations_total{kind=\"TrainingRun\",result=\"ok\"} 0",
             "codex_controller_errors_total{category=\"conflict\",kind=\"TrainingRun\"} 1",
             "codex_controller_reconcile_duration_seconds_count{kind=\"TrainingRun\"} 1",
             "codex_controller_queue_objects{kind=\"TrainingRun\"} 3",

@@ -1,5 +1,7 @@
 //! Writes Grafana dashboards: rows of panels, each with a title, a sentence, a unit and queries.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use crate::{Label, query::Expr};
@@ -7,7 +9,7 @@ use crate::{Label, query::Expr};
 /// The tag of all dashboards; each links to the others by it.
 pub const TAG: &str = "codex";
 /// The columns of a dashboard.
-const COLUMNS: u32 = 24;
+pub const COLUMNS: u32 = 24;
 /// The data source that the user chose.
 const SOURCE: &str = "${datasource}";
 
@@ -58,14 +60,62 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// Returns the type in Grafana, the width and the height.
-    fn layout(self) -> (&'static str, u32, u32) {
+    /// Returns the type in Grafana.
+    fn kind(self) -> &'static str {
         match self {
-            Self::Lines | Self::Stack => ("timeseries", 8, 8),
-            Self::Number | Self::Zero => ("stat", 4, 4),
-            Self::Bars => ("bargauge", 8, 8),
+            Self::Lines | Self::Stack => "timeseries",
+            Self::Number | Self::Zero => "stat",
+            Self::Bars => "bargauge",
         }
     }
+
+    /// Returns the width in columns, and the height in lines of the grid.
+    fn size(self) -> (u32, u32) {
+        match self {
+            Self::Lines | Self::Stack | Self::Bars => (8, 8),
+            Self::Number | Self::Zero => (4, 4),
+        }
+    }
+}
+
+/// An area of the grid of a dashboard, in columns and lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Area {
+    /// The first column.
+    pub x: u32,
+    /// The first line.
+    pub y: u32,
+    /// The number of columns.
+    pub width: u32,
+    /// The number of lines.
+    pub height: u32,
+}
+
+impl Area {
+    fn json(self) -> Value {
+        json!({ "x": self.x, "y": self.y, "w": self.width, "h": self.height })
+    }
+}
+
+/// What fills an area.
+#[derive(Clone, Copy, Debug)]
+pub enum Item<'a> {
+    /// The title of a row.
+    Row(&'static str),
+    /// A panel.
+    Panel(&'a Panel),
+}
+
+/// Returns the legend of a series: `template` with each `{{label}}` replaced by the value of the label.
+pub fn legend(template: &str, labels: &BTreeMap<String, String>) -> String {
+    let mut parts = template.split("{{");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (label, rest) = part.split_once("}}").unwrap_or((part, ""));
+        text.push_str(labels.get(label).map_or("", String::as_str));
+        text.push_str(rest);
+    }
+    text
 }
 
 /// A panel.
@@ -113,8 +163,12 @@ impl Panel {
         self
     }
 
-    fn json(&self, id: usize, x: u32, y: u32) -> Value {
-        let (kind, width, height) = self.shape.layout();
+    /// Returns whether its axis starts at 0, even if all values are far from it. Learning curves and margins may be below 0.
+    pub fn from_zero(&self) -> bool {
+        self.unit != PanelUnit::Number || self.shape != Shape::Lines
+    }
+
+    fn json(&self, id: usize, area: Area) -> Value {
         let mut defaults = json!({ "unit": self.unit.name(), "noValue": self.empty, "min": 0 });
         match self.shape {
             Shape::Lines | Shape::Stack => {
@@ -123,8 +177,7 @@ impl Panel {
                     "fillOpacity": if stacked { 30 } else { 0 },
                     "stacking": { "mode": if stacked { "normal" } else { "none" } },
                 });
-                // Learning curves and margins may be below 0.
-                if self.unit == PanelUnit::Number && !stacked {
+                if !self.from_zero() {
                     defaults["min"] = Value::Null;
                 }
             }
@@ -156,11 +209,11 @@ impl Panel {
             .collect();
         json!({
             "id": id,
-            "type": kind,
+            "type": self.shape.kind(),
             "title": self.title,
             "description": self.sentence,
             "datasource": { "type": "prometheus", "uid": SOURCE },
-            "gridPos": { "x": x, "y": y, "w": width, "h": height },
+            "gridPos": area.json(),
             "fieldConfig": { "defaults": defaults, "overrides": [] },
             "options": options,
             "targets": targets,
@@ -189,26 +242,35 @@ impl Dashboard {
         self.rows.iter().flat_map(|(_, panels)| panels)
     }
 
-    /// Returns the dashboard in Grafana's JSON.
-    pub fn json(&self) -> Value {
-        let (mut panels, mut y) = (Vec::new(), 0);
+    /// Returns what fills which area, from top to bottom. A row whose panels are wider than the dashboard continues below.
+    pub fn layout(&self) -> Vec<(Area, Item<'_>)> {
+        let (mut layout, mut y) = (Vec::new(), 0);
         for (title, row) in &self.rows {
-            let (id, place) = (panels.len() + 1, json!({ "x": 0, "y": y, "w": COLUMNS, "h": 1 }));
-            panels.push(
-                json!({ "id": id, "type": "row", "title": title, "collapsed": false, "gridPos": place, "panels": [] }),
-            );
+            layout.push((Area { x: 0, y, width: COLUMNS, height: 1 }, Item::Row(title)));
             y += 1;
             let (mut x, mut tallest) = (0, 0);
             for panel in row {
-                let (_, width, height) = panel.shape.layout();
+                let (width, height) = panel.shape.size();
                 if x + width > COLUMNS {
                     (x, y, tallest) = (0, y + tallest, 0);
                 }
-                panels.push(panel.json(panels.len() + 1, x, y));
+                layout.push((Area { x, y, width, height }, Item::Panel(panel)));
                 (x, tallest) = (x + width, tallest.max(height));
             }
             y += tallest;
         }
+        layout
+    }
+
+    /// Returns the dashboard in Grafana's JSON.
+    pub fn json(&self) -> Value {
+        let item = |(id, (area, item)): (usize, (Area, Item<'_>))| match item {
+            Item::Row(title) => json!({
+                "id": id, "type": "row", "title": title, "collapsed": false, "gridPos": area.json(), "panels": [],
+            }),
+            Item::Panel(panel) => panel.json(id, area),
+        };
+        let panels: Vec<_> = (1..).zip(self.layout()).map(item).collect();
         let mut variables = vec![json!({
             "name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "hide": 0, "current": {},
         })];
@@ -242,5 +304,20 @@ impl Dashboard {
             }],
             "panels": panels,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn legends_hold_the_values_of_labels() {
+        let labels =
+            [("kind", "TrainingRun"), ("verb", "apply")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let labels = BTreeMap::from(labels);
+        assert_eq!(legend("{{kind}} {{verb}}", &labels), "TrainingRun apply");
+        assert_eq!(legend("p95", &labels), "p95");
+        assert_eq!(legend("{{pod}}!", &labels), "!");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Counter, Gauge, Histogram, Label, Metric, metric::Contract};
+use crate::{Counter, Gauge, Histogram, Label, Metric, label::target::NAMESPACE, metric::Contract};
 
 /// The range of rates in dashboards. Grafana replaces it with at least four scrape intervals.
 pub const RATE_INTERVAL: &str = "$__rate_interval";
@@ -40,6 +40,14 @@ pub struct Expr(String);
 impl fmt::Display for Expr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
+    }
+}
+
+impl Expr {
+    /// Returns the query with the variables of a dashboard replaced, as Grafana does before it asks Prometheus: rates are over
+    /// `range`, such as `1m`, and the chosen namespaces match the regular expression `namespaces`.
+    pub fn with_variables(&self, range: &str, namespaces: &str) -> String {
+        self.0.replace(RATE_INTERVAL, range).replace(&format!("${}", NAMESPACE.name), namespaces)
     }
 }
 
@@ -244,6 +252,10 @@ mod tests {
             LATENCY.share_above(LATENCY_TARGET, &[], &[], "5m").to_string(),
             "1 - ((sum(rate(codex_ml_inference_latency_seconds_bucket{le=\"0.7\"}[5m])) / \
              (sum(rate(codex_ml_inference_latency_seconds_count[5m])) > 0)))"
+        );
+        assert_eq!(
+            LATENCY.rate(&[NAMESPACE.chosen()], RATE_INTERVAL).with_variables("4s", "team|other"),
+            "rate(codex_ml_inference_latency_seconds_count{namespace=~\"team|other\"}[4s])"
         );
     }
 }

@@ -375,7 +375,7 @@ fn every_panel_shows_data_and_never_nan() {
         let mut expressions = Vec::new();
         for dashboard in dashboards::all() {
             for (query, _) in dashboard.panels().flat_map(|panel| &panel.queries) {
-                let query = query.to_string().replace("$__rate_interval", "5m").replace("$namespace", ".*");
+                let query = query.with_variables("5m", ".*");
                 // Only NaN differs from itself.
                 let (query, samples) = if expected {
                     (format!("count({query}) > bool 0"), serde_json::json!([{ "labels": "{}", "value": 1 }]))

@@ -9,6 +9,7 @@ mod canary;
 mod chain;
 mod cluster;
 mod conditions;
+mod dashboards;
 mod documents;
 mod elsewhere;
 mod evidence;

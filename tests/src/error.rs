@@ -23,6 +23,9 @@ pub enum Error {
     /// A watch failed.
     #[error("the watch failed: {0}")]
     Watch(#[from] kube::runtime::watcher::Error),
+    /// Prometheus did not start, or refused a request.
+    #[error("Prometheus: {0}")]
+    Prometheus(String),
     /// A command failed.
     #[error("`{command}` failed ({status}):\n{output}")]
     Command {

@@ -1,5 +1,5 @@
 //! Shared code of the tests and benchmarks on a real cluster: installing the operator, a namespace per test, waiting, the
-//! audit log, the controller as a process, documents. Does I/O.
+//! audit log, the controller and Prometheus as processes, pictures of dashboards, documents. Does I/O.
 //!
 //! A test begins with [`Team::new`], which makes sure that the cluster runs and the operator of this working tree is
 //! installed, and creates a namespace for the test under the `restricted` Pod Security level.
@@ -11,7 +11,9 @@ pub mod host;
 pub mod install;
 pub mod objects;
 pub mod peers;
+pub mod picture;
 pub mod process;
+pub mod prometheus;
 pub mod rights;
 mod skip;
 pub mod team;
