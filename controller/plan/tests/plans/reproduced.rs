@@ -303,7 +303,7 @@ fn a_configuration_of_an_earlier_controller_is_taken_from_its_config_map() {
 fn other_fields_and_circles_are_invalid() {
     let mut other = observed();
     other.object.spec.seed = 7;
-    other.object.spec.overrides = vec!["training.max_steps=9".to_owned()];
+    other.object.spec.overrides = vec!["training.max_steps=900".to_owned()];
     let plan_of = plan(&other);
     let (_, reason, message) = condition(&plan_of.status, ConditionType::Ready);
     assert_eq!(reason, "InvalidConfiguration");
