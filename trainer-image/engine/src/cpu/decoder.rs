@@ -131,13 +131,16 @@ impl<N: Dtype> CpuDecoder<N> {
         let known = |prompt: &[u32]| self.known(prompt);
         let shares = self.slots.share_out(budget, known);
         let new: Vec<(usize, Vec<u32>)> =
-            shares.into_iter().filter_map(|(slot, _)| Some((slot, self.slots.new_prompt(slot)?.to_vec()))).collect();
+            shares.iter().filter_map(|(slot, _)| Some((*slot, self.slots.new_prompt(*slot)?.to_vec()))).collect();
+        let allotted = |slot: usize| shares.iter().find(|share| share.0 == slot).map_or(0, |share| share.1);
         let (mut computed, mut computed_by) = (0, None);
         if let [(first, prompt), others @ ..] = new.as_slice()
             && let Some(shared) = others.iter().map(|(_, other)| takeable(prompt, other)).min()
             // The first prompt computes its last token itself.
             && let shared = shared.min(prompt.len() - 1)
             && shared >= SHARED.max(1 + self.known(prompt))
+            // Computing what slots hold already is worth it only within the budget.
+            && shared < allotted(*first)
         {
             for start in (0..shared).step_by(self.rows) {
                 let count = self.rows.min(shared - start);
