@@ -105,7 +105,7 @@ pub async fn carry_out(context: &Context, effects: &[Effect]) -> Result<(), Effe
                 ("promotion", result)
             }
             Effect::SignReproduction { config_map, reproduction } => {
-                ("reproduction", sign(context, config_map, &reproduction.payload()).await)
+                ("reproduction", sign(context, config_map, &[(BUNDLE, reproduction.payload().as_slice())]).await)
             }
             Effect::RecordRead(read) => {
                 context.ledger.record(context, read).await?;

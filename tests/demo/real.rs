@@ -42,7 +42,7 @@ pub(crate) async fn run() -> Result<()> {
     let tour = Tour::begin(Installation::ensure().await?).await?;
     let model = tour.given().await?;
     tour.judge_base().await?;
-    tour.tune().await?;
+    Box::pin(tour.tune()).await?;
     tour.ask(&model).await?;
     tour.farewell("tuned", "smollm2")
 }

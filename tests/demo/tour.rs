@@ -36,8 +36,8 @@ pub(crate) const SERVING: Duration = Duration::from_secs(180);
 /// If a step does not have the expected result.
 pub(crate) async fn run() -> Result<()> {
     let tour = Tour::begin(Installation::ensure().await?).await?;
-    tour.passes().await?;
-    tour.stopped_early().await?;
+    Box::pin(tour.passes()).await?;
+    Box::pin(tour.stopped_early()).await?;
     tour.farewell("cot-lite", "cot-rc")
 }
 

@@ -234,7 +234,7 @@ impl Verify {
             reproduced.push(again);
         }
         let pinned = !self.fingerprint.is_empty() || self.identity.is_given();
-        Ok(Outcome { manifest, pinned, signed, expiring, promoted, attested, reproduced, policies, measured })
+        Ok(Outcome { manifest, pinned, signed, expiring, promoted, reproduced, attested, policies, measured })
     }
 
     /// Checks what the caller demands of the evidence.

@@ -317,7 +317,7 @@ pub(crate) fn newest_reports(owner: &Owner, facts: &[Facts<'_>], received: &[Rec
 
 /// Returns the condition reason of a failure that a pod reported.
 pub(crate) fn reason(failure: &Failure) -> Reason {
-    const REPORTED: [Reason; 6] = [
+    const REPORTED: [Reason; 7] = [
         Reason::BaseMismatch,
         Reason::DataMismatch,
         Reason::GoldenTokensDiffer,

@@ -62,14 +62,17 @@ pub(super) fn verdict(context: &Context, run: &TrainingRun) -> (Signer, Bundle<S
     let verdict = statement(run).map(|statement| {
         let namespace = run.namespace().unwrap_or_default();
         let here = Here { context, namespace, run, trusted: context.signer.trusted(), known: BTreeSet::new() };
-        here.one(&bundle::reproduction(&statement.digest().short()), &mut |bundle: &[u8], trusted: &Trusted| {
-            let found = verify_reproduction(statement.model, bundle, trusted).map_err(|why| refused(&why))?;
-            if found.reproduction == statement {
-                Ok(found.signer)
-            } else {
-                Err(Bundle::Invalid("the bundle states something else than the status records".to_owned()))
-            }
-        })
+        here.one(
+            &bundle::reproduction(&statement.digest().short()),
+            &mut |bundle: &[u8], _: &Entries, trusted: &Trusted| {
+                let found = verify_reproduction(statement.model, bundle, trusted).map_err(|why| refused(&why))?;
+                if found.reproduction == statement {
+                    Ok(found.signer)
+                } else {
+                    Err(Bundle::Invalid("the bundle states something else than the status records".to_owned()))
+                }
+            },
+        )
     });
     (signer(context), verdict.unwrap_or_default())
 }

@@ -40,6 +40,7 @@ fn evaluation(name: &str, gates: Vec<Gate>) -> Evaluation {
         metrics: BTreeMap::new(),
         gates,
         references: Vec::new(),
+        golden_tokens: None,
         reads: None,
     }
 }

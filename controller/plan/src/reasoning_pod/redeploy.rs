@@ -358,7 +358,7 @@ fn rolled(view: &View<'_>, stage: &Stage, canary: &Next) -> Standing {
         Stage::Serving(target) => {
             Standing::at_work(Serving, format!("its model {} passed everything and is served", target.model.short()))
         }
-        Stage::Refused(_, why) => Standing::at_work(RolledBack, &**why),
+        Stage::Refused(_, _, why) => Standing::at_work(RolledBack, &**why),
         Stage::Canary(_) => match (canary.rolled_back(), canary.told()) {
             (Some(why), _) => Standing::at_work(RolledBack, why),
             (None, told) => Standing::at_work(RollingOut, told.map(|(_, told)| told).unwrap_or_default()),

@@ -181,7 +181,7 @@ impl<'a> Reproduction<'a> {
     }
 
     /// Returns the message about a failure of the Job which says that the recorded conditions cannot be had.
-    pub(crate) fn excused(&self, failure: &WorkFailure, has_started: bool) -> Option<String> {
+    pub(crate) fn excused(failure: &WorkFailure, has_started: bool) -> Option<String> {
         let of_inputs = [Reason::Unreproducible, Reason::DataMismatch, Reason::BaseMismatch].contains(&failure.reason);
         let without_node = failure.reason == Reason::DeadlineExceeded && !has_started && no_such_node(&failure.message);
         (of_inputs || without_node).then(|| failure.message.clone())

@@ -57,7 +57,7 @@ impl Stage {
     /// Returns the stage after a failure. A run that cannot be reproduced has not failed.
     fn failed(view: &View<'_>, failure: &WorkFailure) -> Self {
         let started = view.work.worker.has_started();
-        let excused = view.reproduction.as_ref().and_then(|it| it.excused(failure, started));
+        let excused = view.reproduction.as_ref().and_then(|_| Reproduction::excused(failure, started));
         excused.map_or_else(|| Self::Failed(failure.clone()), Self::Unreproducible)
     }
 

@@ -97,7 +97,7 @@ impl Hourly {
                     let key = promotion.key().digest();
                     self.signed.1 = Some(SignedPromotion { digest: promotion.digest(), key, signer });
                 }
-                Effect::RecordRead(read) => panic!("{read:?}"),
+                Effect::SignReproduction { .. } | Effect::RecordRead(_) => panic!("{effect:?}"),
             }
         }
         if self.observed.object.spec.replicas == 0 {

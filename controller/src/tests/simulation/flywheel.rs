@@ -136,7 +136,7 @@ async fn year(seed: u64) -> Result<(), String> {
             return wrong(&format!("{kept} runs are kept"));
         }
     }
-    if promoted < WEEKS / 3 || promoted > WEEKS - 5 {
+    if !(WEEKS / 3..=WEEKS - 5).contains(&promoted) {
         return Err(format!("seed {seed}: {promoted} of {WEEKS} cycles were promoted, so too little was tried"));
     }
     if overrides != json!(0) {

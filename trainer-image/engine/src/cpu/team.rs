@@ -91,7 +91,7 @@ impl Team {
         let mut looks = 0;
         while self.done.load(Ordering::Acquire) < parts as usize {
             if !self.help() {
-                wait(&mut looks, || thread::yield_now());
+                wait(&mut looks, thread::yield_now);
             }
         }
     }
