@@ -5,7 +5,7 @@ use crate::{
         API_DURATION, API_REQUESTS, CERTIFICATE, CHECKPOINT_OLDEST, CONDITION_OLDEST, CONDITIONS, CYCLE_OVERRIDES,
         ERRORS, GATE_MARGIN, GATES, KEY_EXPIRY, LEADER, MALFORMED, MANUAL_OVERRIDES, OBJECTS, PROGRESS_OLDEST, QUEUE,
         QUEUE_AGE, QUEUE_WAIT, READS, RECONCILE_DURATION, RECONCILIATIONS, REDEPLOYING, REFUSED_CONNECTIONS, REPORTS,
-        REVOKED, RUN_STEPS, SERVING, SIGNATURES, SIGNER, UNVERIFIED, WATCH_ERRORS, WRITES,
+        REVOKED, RUN_STEPS, SERVING, SIGNATURES, SIGNER, SPANS, UNVERIFIED, WATCH_ERRORS, WRITES,
     },
     dashboard::{
         Dashboard, Panel,
@@ -166,6 +166,14 @@ fn operator() -> Dashboard {
                     )
                     .by(&REFUSED_CONNECTIONS.rate(&[], RATE_INTERVAL).sum(&[PORT]), &[PORT])
                     .when_empty("no controller"),
+                    Panel::new(
+                        Lines,
+                        PerSecond,
+                        "Spans",
+                        "Spans per second for a collector of OpenTelemetry by result; lost ones are never normal.",
+                    )
+                    .by(&SPANS.rate(&[], RATE_INTERVAL).sum(&[RESULT]), &[RESULT])
+                    .when_empty("no collector"),
                     Panel::new(Bars, Plain, "Objects", "Existing objects by kind and phase.")
                         .by(&OBJECTS.value(&[]).sum(&[KIND, PHASE]), &[KIND, PHASE])
                         .when_empty("no objects"),

@@ -42,9 +42,11 @@ const PICTURE: usize = 100_000;
 type Absent = (&'static str, &'static str, &'static str, bool);
 
 /// The panels without data. Each says so on the dashboard.
-const ABSENT: [Absent; 17] = [
+const ABSENT: [Absent; 19] = [
     ("codex-operator", "Keys", "the key of the tests does not expire", true),
     ("codex-operator", "Failures by category", "only what neighbours do can fail", false),
+    ("codex-operator", "Spans", "no collector", true),
+    ("codex-rings", "Redeployments", "only a neighbour is redeployed", false),
     ("codex-runs", "Reward margin", "DPO", true),
     ("codex-runs", "Preference accuracy", "DPO", true),
     ("codex-runs", "Reward", "GRPO", true),

@@ -36,8 +36,8 @@ pub(super) struct Known {
     pub(super) finished: BTreeSet<String>,
     /// The uids of objects to which something happened that may fail them.
     pub(super) disturbed: BTreeSet<String>,
-    /// The payload of each bundle ever made, by the name of its ConfigMap.
-    signed: BTreeMap<String, Vec<u8>>,
+    /// The payloads of the bundles ever made, by the name of its ConfigMap.
+    signed: BTreeMap<String, Vec<Vec<u8>>>,
     /// The uid of the Evaluation whose verdict was the read of this number of these problems.
     reads: BTreeMap<(String, i64), String>,
     /// The digests that servers of each object reported.
@@ -199,43 +199,45 @@ fn check_read(server: &mut Server, evaluation: &Value, wrong: &mut Vec<String>) 
     }
 }
 
-/// Returns what the bundles of a ConfigMap sign, one after the other.
-fn payload(bundle: &Value) -> Vec<u8> {
+/// Returns what the bundles of a ConfigMap sign.
+fn payloads(bundle: &Value) -> Vec<Vec<u8>> {
     let entries = bundle["data"].as_object().into_iter().flatten().filter(|(name, _)| *name != "key.pem");
     let signed = entries.map(|(_, text)| {
         let bundle: Value = serde_json::from_str(text.as_str().unwrap_or_default()).unwrap_or_default();
         let payload = bundle["dsseEnvelope"]["payload"].as_str().unwrap_or_default();
         STANDARD.decode(payload).unwrap_or_else(|_| payload.as_bytes().to_vec())
     });
-    signed.collect::<Vec<_>>().concat()
+    signed.collect()
 }
 
 /// Returns the uids of the Evaluations that a promotion statement names. A user who deletes an Evaluation and its bundle, and
 /// creates the Evaluation again, gets a statement about another object under the same name: the name covers what was decided, and
 /// the statement also says by which object, when, and at which read.
-fn evaluations(payload: &[u8]) -> Vec<String> {
-    let statement: Value = serde_json::from_slice(payload).unwrap_or_default();
-    let named = statement["predicate"]["evaluations"].as_array().into_iter().flatten();
+fn evaluations(payloads: &[Vec<u8>]) -> Vec<String> {
+    let named = payloads.iter().flat_map(|payload| {
+        let statement: Value = serde_json::from_slice(payload).unwrap_or_default();
+        statement["predicate"]["evaluations"].as_array().cloned().unwrap_or_default()
+    });
     named.filter_map(|evaluation| Some(evaluation["uid"].as_str()?.to_owned())).collect()
 }
 
 /// Invariant 9 and the first half of 10.
 fn check_bundle(server: &mut Server, name: &str, bundle: &Value, wrong: &mut Vec<String>) {
-    let payload = payload(bundle);
+    let payloads = payloads(bundle);
     match server.known.signed.get(name) {
-        Some(known) if *known != payload && evaluations(known) == evaluations(&payload) => {
+        Some(known) if *known != payloads && evaluations(known) == evaluations(&payloads) => {
             wrong.push(format!("the bundle {name} is signed twice with different content"));
         }
         _ => {}
     }
     if name.starts_with("codex-promo-") {
-        let text = String::from_utf8_lossy(&payload);
         let run = Server::owner(bundle).unwrap_or_default();
-        if !is_good(run) || !text.contains(&model(run)) {
+        let names = |payload: &Vec<u8>| String::from_utf8_lossy(payload).contains(&model(run));
+        if !is_good(run) || payloads.is_empty() || !payloads.iter().all(names) {
             wrong.push(format!("the bundle {name} promotes what did not pass: {run}"));
         }
     }
-    server.known.signed.insert(name.to_owned(), payload);
+    server.known.signed.insert(name.to_owned(), payloads);
 }
 
 /// The second half of invariant 10.
@@ -248,7 +250,7 @@ fn check_servers(server: &Server, before: Option<&Value>, deployment: &Value, wr
         deployment["metadata"]["annotations"][format!("codex-ml.dev/{name}")].as_str().unwrap_or_default().to_owned()
     };
     let (model, promotion) = (annotation("model-digest"), annotation("promotion-digest"));
-    let holds = server.known.signed.values().any(|payload| {
+    let holds = server.known.signed.values().flatten().any(|payload| {
         Sha256::of(payload).to_string() == promotion && String::from_utf8_lossy(payload).contains(&model)
     });
     let arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
