@@ -182,10 +182,10 @@ fn forms_of_overrides() {
     );
     assert!(sentence(&["~training"]).starts_with("overrides[0] sets training to null, but training is a group"));
     assert!(sentence(&["~seed"]).ends_with("set spec.seed instead"));
-    for group in ["+optimizer=adamw", "++logging=base"] {
+    for group in ["+optimizer=adamw", "++monitoring=base"] {
         let told = sentence(&[group]);
         assert!(told.contains("which is neither a group nor a key: the groups are template (answers-only, "), "{told}");
-        assert!(told.contains("reasoning (baseline, ") && told.contains(" and preset (cot-hard, "), "{told}");
+        assert!(told.contains("reasoning (baseline, ") && told.contains(" and preset (base, "), "{told}");
     }
     assert!(sentence(&["+template=lora"]).ends_with("set spec.template instead"));
     assert!(sentence(&["+training.nothing=1"]).contains("names the key training.nothing, which does not exist"));

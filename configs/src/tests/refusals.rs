@@ -113,7 +113,7 @@ fn unknown_keys() {
         sentence(&[], Some("trainin:\n  max_steps: 8\n")),
         "config names the key trainin, which does not exist: did you mean training?"
     );
-    for stranger in ["logging.reasoning_trace=true", "logging.verbosity=2", "training.foo=1"] {
+    for stranger in ["zzz.verbosity=2", "training.foo=1"] {
         let told = sentence(&[stranger], None);
         assert!(told.contains("which does not exist: use one of model.hidden_size, "), "{told}");
     }
