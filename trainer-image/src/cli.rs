@@ -154,7 +154,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Makes clap ignore environment variables that are set and empty.
-fn ignore_empty_variables(command: clap::Command, is_empty: &impl Fn(&std::ffi::OsStr) -> bool) -> clap::Command {
+pub fn ignore_empty_variables(command: clap::Command, is_empty: &impl Fn(&std::ffi::OsStr) -> bool) -> clap::Command {
     let command = command.mut_args(|argument| match argument.get_env() {
         Some(name) if is_empty(name) => argument.env(clap::builder::Resettable::Reset),
         _ => argument,
@@ -164,7 +164,7 @@ fn ignore_empty_variables(command: clap::Command, is_empty: &impl Fn(&std::ffi::
 
 /// Starts logging to standard error: compact lines on a terminal, JSON lines elsewhere, filtered by `CODEX_LOG` (default
 /// `info`).
-fn start_logging() {
+pub fn start_logging() {
     let filter = std::env::var("CODEX_LOG").ok().filter(|filter| !filter.is_empty());
     let filter = filter.and_then(|filter| tracing_subscriber::EnvFilter::try_new(filter).ok());
     let builder = tracing_subscriber::fmt()
