@@ -25,7 +25,8 @@ impl fmt::Display for Size {
 pub fn size(text: &str) -> Result<Size, String> {
     let written = text.strip_suffix('i').filter(|text| text.ends_with(UNITS.map(|(unit, _)| unit))).unwrap_or(text);
     let unit = UNITS.into_iter().find(|(unit, _)| written.ends_with(*unit));
-    let (digits, factor) = unit.map_or((written, 1), |(unit, factor)| (written.strip_suffix(unit).unwrap_or(written), factor));
+    let (digits, factor) =
+        unit.map_or((written, 1), |(unit, factor)| (written.strip_suffix(unit).unwrap_or(written), factor));
     let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     let number = digits.parse::<u64>().ok().filter(|_| plain).and_then(|number| number.checked_mul(factor));
     number.map(Size).ok_or_else(|| "write a whole number of bytes, or one with K, M, G or T, such as 500M".to_owned())
@@ -37,10 +38,14 @@ mod tests {
 
     #[test]
     fn sizes_are_read_and_shown() {
-        for (text, size) in [("0", 0), ("17", 17), ("500M", 500 << 20), ("1Gi", 1 << 30), ("2K", 2048), ("3T", 3 << 40)] {
+        for (text, size) in [("0", 0), ("17", 17), ("500M", 500 << 20), ("1Gi", 1 << 30), ("2K", 2048), ("3T", 3 << 40)]
+        {
             assert_eq!(super::size(text), Ok(Size(size)), "{text}");
         }
-        assert_eq!([Size(2048), Size(1 << 30), Size(17), Size(0)].map(|size| size.to_string()), ["2K", "1G", "17", "0"]);
+        assert_eq!(
+            [Size(2048), Size(1 << 30), Size(17), Size(0)].map(|size| size.to_string()),
+            ["2K", "1G", "17", "0"]
+        );
         for text in ["", "M", "i", "-1", "1.5G", "1MM", "99999999999T", "1e3", "+1"] {
             assert!(size(text).unwrap_err().contains("such as 500M"), "{text}");
         }

@@ -19,7 +19,8 @@ fn the_reference_client_works_unchanged() {
     let place = tempfile::tempdir().unwrap();
     run(place.path());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/clients/mcp_client.py");
-    let output = Command::new(python).arg(script).arg(env!("CARGO_BIN_EXE_codex-tools")).arg(place.path()).output().unwrap();
+    let output =
+        Command::new(python).arg(script).arg(env!("CARGO_BIN_EXE_codex-tools")).arg(place.path()).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}\n{told}", String::from_utf8_lossy(&output.stdout));
 }

@@ -52,7 +52,8 @@ fn refusing() -> u16 {
             let mut buffer = vec![0; 1 << 16];
             let count = stream.read(&mut buffer).unwrap_or(0);
             let target = String::from_utf8_lossy(&buffer[..count]).lines().next().unwrap_or_default().to_owned();
-            let body = format!("<Error><Code>AccessDenied</Code><Message>{}</Message></Error>", target.replace('&', "&amp;"));
+            let body =
+                format!("<Error><Code>AccessDenied</Code><Message>{}</Message></Error>", target.replace('&', "&amp;"));
             let head = format!("HTTP/1.1 403 Forbidden\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
             let _ = stream.write_all((head + &body).as_bytes());
         }
@@ -91,10 +92,9 @@ fn no_log_holds_credentials() {
     ];
     for (address, environment) in cases {
         let to = place.path().join("got");
-        for arguments in [
-            ["fetch", address, to.to_str().unwrap()],
-            ["push", place.path().join("model").to_str().unwrap(), address],
-        ] {
+        for arguments in
+            [["fetch", address, to.to_str().unwrap()], ["push", place.path().join("model").to_str().unwrap(), address]]
+        {
             let output = tools(&environment, &arguments);
             let told = said(&output);
             assert_eq!(output.status.code(), Some(2), "{address}: {told}");

@@ -183,7 +183,7 @@ impl Ingest {
             counts.large += 1;
             return None;
         }
-        let (text, encoding) = match decode(bytes, self.encoding) {
+        let (decoded, encoding) = match decode(bytes, self.encoding) {
             Ok(decoded) => decoded,
             Err(NotText::Binary) => {
                 counts.binary += 1;
@@ -195,7 +195,7 @@ impl Ingest {
                 return None;
             }
         };
-        let checked = rules.map(|rules| rules.check(&text, Direction::Prompt));
+        let checked = rules.map(|rules| rules.check(&decoded, Direction::Prompt));
         let text = match &checked {
             Some(checked) => match &checked.text {
                 Some(clean) => clean,
@@ -204,7 +204,7 @@ impl Ingest {
                     return None;
                 }
             },
-            None => &text,
+            None => &decoded,
         };
         if text.trim().chars().count() < self.min_characters {
             counts.short += 1;
@@ -215,7 +215,7 @@ impl Ingest {
             return None;
         }
         counts.written += 1;
-        counts.redacted += usize::from(checked.as_ref().is_some_and(|checked| !checked.hits.is_empty()));
+        counts.redacted += usize::from(*text != decoded);
         let record = Record { text, source: name, encoding, sha256: Sha256::of(bytes) };
         serde_json::to_string(&record).ok().map(|line| line + "\n")
     }

@@ -25,7 +25,8 @@ pub(super) fn encoding(text: &str) -> Result<Chosen, String> {
     }
     let found = Encoding::for_label_no_replacement(text.as_bytes());
     found.map(Chosen::Always).ok_or_else(|| {
-        "write auto, or the label of an encoding as browsers know it, such as utf-8, windows-1252 or shift_jis".to_owned()
+        "write auto, or the label of an encoding as browsers know it, such as utf-8, windows-1252 or shift_jis"
+            .to_owned()
     })
 }
 
@@ -82,7 +83,10 @@ mod tests {
         assert_eq!(auto(b"\xef\xbb\xbfa"), Ok(("a".to_owned(), "UTF-8")));
         assert_eq!(auto(b"\xff\xfea\0\xfc\0"), Ok(("aü".to_owned(), "UTF-16LE")));
         let (german, _, _) = encoding_rs::WINDOWS_1252.encode("Die Größe der Straße ist schön und übel für Käufer.");
-        assert_eq!(auto(&german).unwrap(), ("Die Größe der Straße ist schön und übel für Käufer.".to_owned(), "windows-1252"));
+        assert_eq!(
+            auto(&german).unwrap(),
+            ("Die Größe der Straße ist schön und übel für Käufer.".to_owned(), "windows-1252")
+        );
         let (japanese, _, _) = encoding_rs::SHIFT_JIS.encode("これは日本語の文章です。漢字とかなが混ざっています。");
         assert_eq!(auto(&japanese).unwrap().1, "Shift_JIS");
         let (russian, _, _) = encoding_rs::WINDOWS_1251.encode("Это обычный русский текст, написанный для проверки.");

@@ -70,7 +70,11 @@ fn rules_block_and_redact_and_fail_closed() {
     let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
     fs::write(at("a.txt"), "mail me at jane.doe@example.com").unwrap();
     fs::write(at("b.txt"), "the codeword is xyzzy").unwrap();
-    fs::write(at("rules.yaml"), "rules: [{ id: word, action: block, literal: xyzzy }, { id: mail, action: redact, regex: '\\S+@\\S+' }]").unwrap();
+    fs::write(
+        at("rules.yaml"),
+        "rules: [{ id: word, action: block, literal: xyzzy }, { id: mail, action: redact, regex: '\\S+@\\S+' }]",
+    )
+    .unwrap();
     let (counts, records) = ingest(place.path(), &[&at("a.txt"), &at("b.txt"), "--rules", &at("rules.yaml")]).unwrap();
     assert_eq!(counts, Counts { written: 1, redacted: 1, blocked: 1, ..Counts::default() });
     assert_eq!(records[0]["text"], "mail me at {REDACTED}");
@@ -87,7 +91,9 @@ fn zip_files_are_unpacked_in_memory_and_bounded() {
     let path = place.path().join("docs.zip");
     let mut writer = zip::ZipWriter::new(fs::File::create(&path).unwrap());
     let options = zip::write::SimpleFileOptions::default();
-    for (name, bytes) in [("../../evil.md", &b"up"[..]), ("b/c.md", b"deep"), (".git/x", b"no"), ("bomb.md", &[b'a'; 1 << 20])] {
+    for (name, bytes) in
+        [("../../evil.md", &b"up"[..]), ("b/c.md", b"deep"), (".git/x", b"no"), ("bomb.md", &[b'a'; 1 << 20])]
+    {
         writer.start_file(name, options).unwrap();
         writer.write_all(bytes).unwrap();
     }

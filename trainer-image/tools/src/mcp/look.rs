@@ -300,9 +300,12 @@ impl Root {
         let inside = folder.model.join(crate::stores::SIGNATURE);
         let bundle = file("bundle", &asked.bundle)?.or_else(|| inside.is_file().then_some(inside));
         let wrong = |field, right: &str| LookError::Value { field, right: right.to_owned() };
-        let fingerprint: Option<Sha256> = asked.fingerprint.as_ref().map(|text| text.parse()).transpose().map_err(|_| {
-            wrong("fingerprint", "write 64 hexadecimal digits")
-        })?;
+        let fingerprint: Option<Sha256> = asked
+            .fingerprint
+            .as_ref()
+            .map(|text| text.parse())
+            .transpose()
+            .map_err(|_| wrong("fingerprint", "write 64 hexadecimal digits"))?;
         let promotion = file("promotion", &asked.promotion)?;
         if promotion.is_some() != asked.ring.is_some() {
             return Err(wrong("ring", "give promotion and ring together"));

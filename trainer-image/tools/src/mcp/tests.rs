@@ -80,7 +80,8 @@ fn nothing_outside_the_root_is_read() {
     symlink(outside.path().join("team/run/artifacts"), place.path().join("mixed/artifacts")).unwrap();
     let told = root.show_run(&Run { run: "mixed".to_owned() }).unwrap_err().to_string();
     assert!(told.contains("lies outside the root"), "{told}");
-    let judging = Judging { evaluation: "link/evaluations/cot/evaluation.json".to_owned(), gates: "/etc/passwd".to_owned() };
+    let judging =
+        Judging { evaluation: "link/evaluations/cot/evaluation.json".to_owned(), gates: "/etc/passwd".to_owned() };
     assert!(root.judge_evaluation(&judging).unwrap_err().to_string().contains("lies outside the root"));
     // Links are not listed either.
     assert_eq!(root.list_runs(&Folder::default()).unwrap()["runs"].as_array().unwrap().len(), 1);
@@ -118,7 +119,8 @@ async fn a_client_lists_and_calls_tools() {
     let mut lines = BufReader::new(read).lines();
     let mut send = async |message: Value| write.write_all(format!("{message}\n").as_bytes()).await.unwrap();
     let mut receive = async || -> Value { serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap() };
-    let info = json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } });
+    let info =
+        json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } });
     send(json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": info })).await;
     let hello = receive().await;
     assert_eq!(hello["result"]["serverInfo"]["name"], "codex-tools");
@@ -128,9 +130,7 @@ async fn a_client_lists_and_calls_tools() {
     let tools = tools["result"]["tools"].as_array().unwrap();
     assert_eq!(tools.len(), 6);
     assert!(tools.iter().all(|tool| tool["annotations"]["readOnlyHint"] == true), "{tools:?}");
-    let call = |id: u64, name: &str, arguments: Value| {
-        json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": { "name": name, "arguments": arguments } })
-    };
+    let call = |id: u64, name: &str, arguments: Value| json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": { "name": name, "arguments": arguments } });
     send(call(3, "list_runs", json!({}))).await;
     assert_eq!(receive().await["result"]["structuredContent"]["runs"][0]["path"], "team/run");
     send(call(4, "show_run", json!({ "run": "../.." }))).await;

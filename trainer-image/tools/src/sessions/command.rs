@@ -221,9 +221,7 @@ impl Sessions {
         let done = match command {
             Command::Log(command) => command.run(&place),
             Command::List(command) => command.run(&place),
-            Command::View(View { session, filter, format }) => {
-                print(&place, Some(&session), &filter, format, false)
-            }
+            Command::View(View { session, filter, format }) => print(&place, Some(&session), &filter, format, false),
             Command::Query(Query { session_id, filter, format }) => {
                 print(&place, session_id.as_ref(), &filter, format, true)
             }
@@ -277,7 +275,7 @@ impl Log {
             if let Some(directory) = &self.ndjson {
                 lines::append(directory, &event)?;
             }
-            Ok(())
+            Ok::<_, SessionsError>(())
         };
         let input = io::stdin();
         if let Some(message) = self.message {

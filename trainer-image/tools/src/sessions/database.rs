@@ -200,7 +200,8 @@ impl Database {
         let mode = if wal { "wal" } else { "delete" };
         let begun = Instant::now();
         loop {
-            let set = self.connection.pragma_update_and_check(None, "journal_mode", mode, |row| row.get::<_, String>(0));
+            let set =
+                self.connection.pragma_update_and_check(None, "journal_mode", mode, |row| row.get::<_, String>(0));
             match set {
                 Ok(now) if now == mode => return Ok(()),
                 Ok(_) if begun.elapsed() > BUSY => return Err(DatabaseError::Busy(self.path.clone())),
@@ -238,7 +239,7 @@ impl Database {
         &mut self,
         action: impl FnOnce(&Transaction) -> rusqlite::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let done = (|| {
+        let done: rusqlite::Result<T> = (|| {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let done = action(&transaction)?;
             transaction.commit()?;
@@ -254,7 +255,7 @@ impl Database {
     pub fn add(&mut self, events: &[Event]) -> Result<(), DatabaseError> {
         self.write(|transaction| {
             let sql = format!("INSERT INTO session_events ({COLUMNS}) VALUES (?, ?, ?, ?)");
-            let mut insert = transaction.prepare_cached(&sql)?;
+            let mut insert = transaction.prepare(&sql)?;
             for Event { ts, session_id, role, message } in events {
                 insert.execute((ts, session_id.as_str(), role.name(), message))?;
             }
@@ -268,7 +269,7 @@ impl Database {
     /// SQLite fails, or others write for too long.
     pub fn add_missing(&mut self, events: &[Event]) -> Result<usize, DatabaseError> {
         self.write(|transaction| {
-            let mut insert = transaction.prepare_cached(&format!(
+            let mut insert = transaction.prepare(&format!(
                 "INSERT INTO session_events ({COLUMNS}) SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (SELECT 1 FROM session_events
                  WHERE session_id = ?2 AND ts = ?1 AND role = ?3 AND message = ?4)"
             ))?;
@@ -350,7 +351,7 @@ impl Database {
     pub fn summaries(&self) -> Result<Vec<Summary>, DatabaseError> {
         let sql = "SELECT session_id, count(*), min(ts), max(ts) FROM session_events
                    GROUP BY session_id ORDER BY max(ts), session_id";
-        let read = || {
+        let read = || -> rusqlite::Result<Vec<Summary>> {
             let mut select = self.connection.prepare(sql)?;
             let rows = select.query_map((), |row| {
                 let events: i64 = row.get(1)?;
@@ -372,8 +373,8 @@ impl Database {
     /// SQLite fails.
     pub fn size(&self) -> Result<u64, DatabaseError> {
         let of = |name: &str| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-        let size = (|| Ok((of("page_count")? - of("freelist_count")?) * of("page_size")?))();
-        size.map(|size: i64| size.unsigned_abs()).map_err(|source| self.failed(source))
+        let size: rusqlite::Result<i64> = (|| Ok((of("page_count")? - of("freelist_count")?) * of("page_size")?))();
+        size.map(i64::unsigned_abs).map_err(|source| self.failed(source))
     }
 
     /// Gives free pages back to the file system, and empties the write-ahead log.
@@ -399,7 +400,9 @@ fn is_busy(error: &rusqlite::Error) -> bool {
 }
 
 fn kind_of(directory: &Path) -> Result<Option<&'static str>, FileError> {
-    filesystem::of(directory).map_err(io::Error::from).map_err(FileError::of("looking up the file system of", directory))
+    filesystem::of(directory)
+        .map_err(io::Error::from)
+        .map_err(FileError::of("looking up the file system of", directory))
 }
 
 /// Looks what a file is, without SQLite: opening a write-ahead log where it is unsafe would already use it.
@@ -419,12 +422,7 @@ fn look(path: &Path) -> Result<Found, DatabaseError> {
 }
 
 /// Returns whether a database shall have a write-ahead log.
-fn wanted(
-    path: &Path,
-    journal: Journal,
-    kind: Option<&'static str>,
-    found: Found,
-) -> Result<bool, DatabaseError> {
+fn wanted(path: &Path, journal: Journal, kind: Option<&'static str>, found: Found) -> Result<bool, DatabaseError> {
     let Some(kind) = kind else { return Ok(journal != Journal::Delete) };
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if found == Found::Wal {

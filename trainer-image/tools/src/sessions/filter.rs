@@ -38,7 +38,8 @@ fn moment(text: &str) -> Result<f64, String> {
     Timestamp::now().checked_sub(ago.0).map(seconds).map_err(|_| RIGHT.to_owned())
 }
 
-const RIGHT: &str = "write a time as RFC 3339, such as 2026-11-28T09:00:00Z, seconds since 1970, or how long ago, such as 2h or 30d";
+const RIGHT: &str =
+    "write a time as RFC 3339, such as 2026-11-28T09:00:00Z, seconds since 1970, or how long ago, such as 2h or 30d";
 
 impl Filter {
     /// Returns the conditions in SQL, each begun by ` AND `, and the values of their parameters.

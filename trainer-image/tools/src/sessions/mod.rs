@@ -20,5 +20,5 @@ pub use self::{
     database::{Database, DatabaseError, Journal},
     event::{Event, EventError, Role, SessionId},
     filter::Filter,
-    rotate::{Limits, Rotated, RotateError, rotate},
+    rotate::{Limits, RotateError, Rotated, rotate},
 };

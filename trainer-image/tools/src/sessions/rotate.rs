@@ -63,7 +63,8 @@ const BESIDE: u64 = 48;
 /// # Errors
 /// The database or the file system fails. A file may be left then, and its events are still in the database.
 pub fn rotate(database: &mut Database, limits: Limits, archive: Option<&Path>) -> Result<Rotated, RotateError> {
-    let over = limits.max_bytes.map(|most| Ok::<_, DatabaseError>(database.size()?.saturating_sub(most))).transpose()?;
+    let over =
+        limits.max_bytes.map(|most| Ok::<_, DatabaseError>(database.size()?.saturating_sub(most))).transpose()?;
     let oldest = limits.max_age.map(|age| seconds(Timestamp::now()) - age.as_secs_f64());
     let mut failed = None;
     let rotated = database.write(|transaction| {

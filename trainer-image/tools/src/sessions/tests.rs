@@ -73,7 +73,8 @@ fn events_are_found_by_every_filter() {
     let (last, _) = database.last(2, Some(&id("a")), &all).unwrap();
     assert_eq!(last, some()[1..3]);
     let summaries = database.summaries().unwrap();
-    let shown: Vec<_> = summaries.iter().map(|one| (one.session_id.as_str(), one.events, one.first, one.last)).collect();
+    let shown: Vec<_> =
+        summaries.iter().map(|one| (one.session_id.as_str(), one.events, one.first, one.last)).collect();
     assert_eq!(shown, [("a", 3, 10.0, 12.5), ("b", 3, 11.5, 14.0)]);
 }
 
@@ -81,7 +82,10 @@ fn events_are_found_by_every_filter() {
 fn other_roles_and_sessions_are_refused() {
     let parse = |line: &str| Event::parse(line.as_bytes(), Err("write a name"));
     let told = parse(r#"{"ts": 1, "session_id": "a", "role": "admin", "message": "secret"}"#).unwrap_err().to_string();
-    assert!(told.contains("use one of system, user, assistant, tool, INFO, WARN") && !told.contains("secret"), "{told}");
+    assert!(
+        told.contains("use one of system, user, assistant, tool, INFO, WARN") && !told.contains("secret"),
+        "{told}"
+    );
     for (line, why) in [
         (r#"{"ts": 1, "session_id": "../a", "role": "user", "message": ""}"#, "the session_id is none"),
         (r#"{"ts": 1, "role": "user", "message": ""}"#, "has no session_id"),
@@ -93,7 +97,9 @@ fn other_roles_and_sessions_are_refused() {
         let told = parse(line).unwrap_err().to_string();
         assert!(told.contains(why), "{line}: {told}");
     }
-    let read = parse(r#"{"timestamp": "2025-11-28T09:00:00.5Z", "session_id": "a", "role": "INFO", "content": "x", "more": 1}"#);
+    let read = parse(
+        r#"{"timestamp": "2025-11-28T09:00:00.5Z", "session_id": "a", "role": "INFO", "content": "x", "more": 1}"#,
+    );
     assert_eq!(read.unwrap(), event(1_764_320_400.5, "a", Role::Info, "x"));
     for role in Role::ALL {
         assert_eq!(role.name().parse(), Ok(role));
@@ -117,7 +123,10 @@ fn a_write_ahead_log_is_refused_on_network_file_systems() {
     assert_eq!(mode(Database::open_on(&at("remote"), Journal::Auto, Some("NFS")).unwrap()), 1);
     assert_eq!(mode(Database::open_on(&at("chosen"), Journal::Delete, None).unwrap()), 1);
     let told = Database::open_on(&at("other"), Journal::Wal, Some("CIFS")).unwrap_err().to_string();
-    assert!(told.starts_with("--journal wal: ") && told.contains("(CIFS)") && told.contains("use --journal delete"), "{told}");
+    assert!(
+        told.starts_with("--journal wal: ") && told.contains("(CIFS)") && told.contains("use --journal delete"),
+        "{told}"
+    );
     assert!(!at("other").exists());
     let told = Database::open_on(&at("local"), Journal::Auto, Some("FUSE")).unwrap_err().to_string();
     assert!(told.contains("has a write-ahead log and is on a network file system (FUSE)"), "{told}");
@@ -254,7 +263,10 @@ fn an_export_can_be_imported_again() {
     let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
     let (db, other) = (place.path().join("s.db"), place.path().join("t.db"));
     Database::open(&db, Journal::Auto).unwrap().add(&some()).unwrap();
-    assert_eq!(run(&db, &["export", "--out", &at("all.ndjson"), "--role", "user", "--role", "WARN"]), Ok(exit::FINISHED));
+    assert_eq!(
+        run(&db, &["export", "--out", &at("all.ndjson"), "--role", "user", "--role", "WARN"]),
+        Ok(exit::FINISHED)
+    );
     assert_eq!(run(&other, &["import", &at("all.ndjson")]), Ok(exit::FINISHED));
     assert_eq!(taken(&Database::read(&other).unwrap(), None, &Filter::default()), [11.0, 13.0]);
     assert_eq!(run(&db, &["export", "a", "--format", "text", "--out", &at("a.txt")]), Ok(exit::FINISHED));

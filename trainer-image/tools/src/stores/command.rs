@@ -16,7 +16,7 @@ use signal_hook::{
     flag,
 };
 
-use super::{Location, Remote, StoreError, Stop, fetch, push};
+use super::{Location, Remote, Stop, StoreError, fetch, push};
 
 /// Fetch a directory from an object store: a model, a base, a checkpoint or data.
 ///

@@ -9,9 +9,7 @@ use std::{
     time::Duration,
 };
 
-use codex::{
-    atomic_fs::{self, FileError},
-};
+use codex::atomic_fs::{self, FileError};
 use codex_provenance::{
     ModelDigest, Sha256,
     manifest::{Manifest, check_paths},
@@ -205,7 +203,8 @@ impl Wanted {
     /// Compares a complete file.
     fn check(&self, path: &Path, shown: &str) -> Result<(), StoreError> {
         let size = fs::metadata(path).map_err(FileError::of("reading", path))?.len();
-        let changed = |found: String, expected: String| StoreError::Changed { location: shown.to_owned(), found, expected };
+        let changed =
+            |found: String, expected: String| StoreError::Changed { location: shown.to_owned(), found, expected };
         if size != self.size {
             return Err(changed(format!("{size} bytes"), format!("{} bytes", self.size)));
         }
@@ -296,7 +295,9 @@ async fn attempt(remote: &Remote, file: &Wanted, partial: &Path, stop: Stop<'_>)
         let shown = remote.shown(&file.key);
         let failed = |error: object_store::Error| match StoreError::of("reading", &shown, &error) {
             // The store's client has tried again already; what is left is worth another pause.
-            StoreError::Store { is_refused: false, why, .. } if !matches!(error, object_store::Error::Precondition { .. }) => {
+            StoreError::Store { is_refused: false, why, .. }
+                if !matches!(error, object_store::Error::Precondition { .. }) =>
+            {
                 Attempt::Cut(why)
             }
             error => Attempt::Final(error),

@@ -66,7 +66,9 @@ pub enum StoreError {
         expected: ModelDigest,
     },
     /// A file is not what the manifest says.
-    #[error("{location} is not what its manifest says ({found}, not {expected}): it was changed after it was pushed, or damaged")]
+    #[error(
+        "{location} is not what its manifest says ({found}, not {expected}): it was changed after it was pushed, or damaged"
+    )]
     Changed {
         /// The object.
         location: String,
@@ -103,7 +105,9 @@ pub enum StoreError {
         why: ManifestError,
     },
     /// A body ended too early, again and again.
-    #[error("{location}: the connection was cut {times} times in a row without a byte in between: {why}; run the command again to go on")]
+    #[error(
+        "{location}: the connection was cut {times} times in a row without a byte in between: {why}; run the command again to go on"
+    )]
     Cut {
         /// The object.
         location: String,
@@ -134,7 +138,11 @@ impl StoreError {
     fn is_final(&self) -> bool {
         !matches!(
             self,
-            Self::Store { is_refused: false, .. } | Self::Busy(_) | Self::Moving { .. } | Self::Cut { .. } | Self::Changed { .. }
+            Self::Store { is_refused: false, .. }
+                | Self::Busy(_)
+                | Self::Moving { .. }
+                | Self::Cut { .. }
+                | Self::Changed { .. }
         )
     }
 }
@@ -149,26 +157,27 @@ impl From<StoreError> for CommandError {
     }
 }
 
-/// Returns a text without the queries of addresses in it: those of Azure and of presigned requests are credentials.
+/// Returns a text without the queries of addresses in it, which may be signatures, and without users before hosts, which may have
+/// passwords.
 pub(super) fn scrubbed(text: &str) -> String {
     let mut clean = String::new();
     let mut rest = text;
-    while let Some(at) = rest.find("://") {
-        let (before, address) = rest.split_at(at + 3);
-        clean.push_str(before);
-        let end = address.find(|letter: char| letter.is_whitespace() || "\"'<>)".contains(letter)).unwrap_or(address.len());
-        let (address, after) = address.split_at(end);
-        let plain = address.split(['?', '#']).next().unwrap_or_default();
-        // A user before the host may be a password.
-        let (host, path) = plain.split_once('/').map_or((plain, None), |(host, path)| (host, Some(path)));
-        clean.push_str(host.rsplit('@').next().unwrap_or_default());
-        if let Some(path) = path {
-            clean.push('/');
-            clean.push_str(path);
+    while !rest.is_empty() {
+        let is_end = |letter: char| letter.is_whitespace() || "\"'<>()".contains(letter);
+        let (word, after) = rest.split_at(rest.find(is_end).unwrap_or(rest.len()));
+        let (plain, query) = word.split_once(['?', '#']).unwrap_or((word, ""));
+        let plain = if query.is_empty() { word } else { plain };
+        match plain.split_once("://") {
+            Some((scheme, address)) => {
+                let (host, path) = address.split_at(address.find('/').unwrap_or(address.len()));
+                clean.extend([scheme, "://", host.rsplit('@').next().unwrap_or_default(), path]);
+            }
+            None => clean.push_str(plain),
         }
-        rest = after;
+        let end = after.chars().next().map_or(0, char::len_utf8);
+        clean.push_str(&after[..end]);
+        rest = &after[end..];
     }
-    clean.push_str(rest);
     clean
 }
 
@@ -180,6 +189,7 @@ mod tests {
     fn queries_and_users_of_addresses_are_left_out() {
         let told = scrubbed("GET \"https://a.example/b/c?sig=secret&x=1\": 403 (http://me:pw@h:1/p#f), see s3://a/b");
         assert_eq!(told, "GET \"https://a.example/b/c\": 403 (http://h:1/p), see s3://a/b");
-        assert_eq!(scrubbed("nothing? here"), "nothing? here");
+        assert_eq!(scrubbed("<Message>PUT /box/a?sig=secret</Message>"), "<Message>PUT /box/a</Message>");
+        assert_eq!(scrubbed("nothing? here, größer\n"), "nothing? here, größer\n");
     }
 }

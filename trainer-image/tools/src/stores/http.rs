@@ -1,7 +1,7 @@
 //! Requests of object stores, sent by the client that `codex fetch` uses: the same trust in certificates, proxies and time limits,
 //! and one TLS. Uses the network.
 
-use std::{io::Read as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{io::Read as _, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -66,14 +66,16 @@ struct Service {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("{0} has no TLS: use https, or allow clear text by AWS_ALLOW_HTTP=true, GOOGLE_ALLOW_HTTP=true or AZURE_ALLOW_HTTP=true")]
+    #[error(
+        "{0} has no TLS: use https, or allow clear text by AWS_ALLOW_HTTP=true, GOOGLE_ALLOW_HTTP=true or AZURE_ALLOW_HTTP=true"
+    )]
     Plain(String),
     #[error("no answer within {} s", LONGEST.as_secs())]
     Slow,
     #[error("the request was dropped")]
     Dropped,
-    #[error("{0}")]
-    Client(#[source] Arc<ureq::Error>),
+    #[error("the request failed")]
+    Client(#[source] Box<ureq::Error>),
     #[error("the connection was cut")]
     Cut(#[source] std::io::Error),
 }
@@ -128,14 +130,11 @@ fn send(
 ) {
     let bare = request.body().is_empty() && matches!(*request.method(), Method::GET | Method::HEAD | Method::DELETE);
     let (parts, body) = request.into_parts();
-    let sent = if bare {
-        agent.run(Request::from_parts(parts, ()))
-    } else {
-        agent.run(Request::from_parts(parts, &body[..]))
-    };
+    let sent =
+        if bare { agent.run(Request::from_parts(parts, ())) } else { agent.run(Request::from_parts(parts, &body[..])) };
     let (parts, body) = match sent {
         Ok(response) => response.into_parts(),
-        Err(error) => return drop(answer.send(Err(Failure::Client(Arc::new(error))))),
+        Err(error) => return drop(answer.send(Err(Failure::Client(Box::new(error))))),
     };
     if answer.send(Ok(parts)).is_err() {
         return;

@@ -72,8 +72,7 @@ impl FromStr for Location {
         let prefix = prefix.trim_end_matches('/');
         let parsed = match scheme {
             Scheme::File if prefix.is_empty() => return Err(RIGHT.to_owned()),
-            Scheme::File => Path::from_absolute_path(format!("/{prefix}")).map_err(|why| why.to_string()),
-            _ => Path::parse(prefix).map_err(|why| why.to_string()),
+            _ => Path::parse(prefix),
         };
         let prefix = parsed.map_err(|why| format!("the path is invalid ({why}): {RIGHT}"))?;
         Ok(Self { scheme, bucket: bucket.to_owned(), prefix })

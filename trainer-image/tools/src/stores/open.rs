@@ -61,7 +61,7 @@ impl Remote {
                 let builder = MicrosoftAzureBuilder::from_env().with_container_name(&location.bucket);
                 Arc::new(builder.with_retry(retry).with_http_connector(connector()?).build().map_err(failed)?)
             }
-            Scheme::File => Arc::new(LocalFileSystem::new()),
+            Scheme::File => Arc::new(LocalFileSystem::new().with_fsync(true)),
         };
         Ok(Self { store, location: location.clone(), pause: Duration::from_secs(1) })
     }
@@ -75,9 +75,7 @@ impl Remote {
     pub(super) fn path(&self, name: &str) -> Result<Path, StoreError> {
         let prefix = &self.location.prefix;
         let whole = if prefix.as_ref().is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
-        // A folder's paths are encoded; those of stores are taken as they are.
-        let path = if self.is_local() { Ok(whole.into()) } else { Path::parse(&whole) };
-        path.map_err(|why| StoreError::Name {
+        Path::parse(&whole).map_err(|why| StoreError::Name {
             location: self.location.to_string(),
             name: name.to_owned(),
             why: why.to_string(),

@@ -63,17 +63,20 @@ impl Server {
     /// Returns the store at a prefix.
     pub(super) fn remote(&self, prefix: &str) -> Remote {
         let location: Location = format!("s3://bucket/{prefix}").parse().unwrap();
+        let short = std::time::Duration::from_millis(1);
+        let backoff = object_store::BackoffConfig { init_backoff: short, max_backoff: short, base: 2.0 };
+        let retry = object_store::RetryConfig { backoff, max_retries: 2, ..object_store::RetryConfig::default() };
         let store = object_store::aws::AmazonS3Builder::new()
             .with_endpoint(format!("http://127.0.0.1:{}", self.port))
             .with_bucket_name("bucket")
             .with_region("us-east-1")
             .with_access_key_id("AKIATEST")
             .with_secret_access_key(SECRET)
-            .with_retry(object_store::RetryConfig { max_retries: 2, ..object_store::RetryConfig::default() })
+            .with_retry(retry)
             .with_http_connector(Connector::new(None).unwrap())
             .build()
             .unwrap();
-        Remote { store: Arc::new(store), location, pause: std::time::Duration::from_millis(1) }
+        Remote { store: Arc::new(store), location, pause: short }
     }
 
     fn answer(&self, stream: TcpStream) {
@@ -98,17 +101,22 @@ impl Server {
         let mut body = vec![0; header("content-length").map_or(0, |length| length.parse().unwrap())];
         reader.read_exact(&mut body).unwrap();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let key = path.trim_start_matches("/bucket").trim_start_matches('/').to_owned();
+        let key = decoded(path.trim_start_matches("/bucket").trim_start_matches('/'));
         let query: BTreeMap<&str, &str> =
             query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
         let mut state = self.state();
         state.requests.push(format!("{method} {target}"));
         if let Some(status) = state.status {
-            return reply(stream, status, "", format!("<Error><Code>No</Code><Message>{target}</Message></Error>").as_bytes());
+            return reply(
+                stream,
+                status,
+                "",
+                format!("<Error><Code>No</Code><Message>{target}</Message></Error>").as_bytes(),
+            );
         }
         match (method, query.contains_key("uploads"), query.get("uploadId").copied()) {
             ("GET", ..) if query.contains_key("list-type") => {
-                let prefix = query.get("prefix").unwrap_or(&"").replace("%2F", "/");
+                let prefix = decoded(query.get("prefix").unwrap_or(&""));
                 let found = state.objects.iter().filter(|(key, _)| key.starts_with(&prefix));
                 let found: String = found
                     .map(|(key, object)| {
@@ -200,6 +208,22 @@ impl Server {
             _ => reply(stream, 405, "", b""),
         }
     }
+}
+
+/// Decodes `%XX`.
+fn decoded(text: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+    while let [first, after @ ..] = rest {
+        rest = after;
+        if *first == b'%' {
+            let digits = std::str::from_utf8(&after[..2]).unwrap();
+            bytes.push(u8::from_str_radix(digits, 16).unwrap());
+            rest = &after[2..];
+        } else {
+            bytes.push(*first);
+        }
+    }
+    String::from_utf8(bytes).unwrap()
 }
 
 fn tag(object: &Object) -> String {

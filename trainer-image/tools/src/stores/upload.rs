@@ -15,8 +15,8 @@ use codex_provenance::{
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{
-    Attribute, Attributes, GetOptions, MultipartUpload, ObjectMeta, ObjectStore as _, ObjectStoreExt as _, PutMultipartOptions, PutOptions,
-    path::Path as Key,
+    Attribute, Attributes, GetOptions, MultipartUpload, ObjectMeta, ObjectStore as _, ObjectStoreExt as _,
+    PutMultipartOptions, PutOptions, path::Path as Key,
 };
 use sha2::Digest as _;
 
@@ -91,7 +91,8 @@ pub async fn push(
         }
     }
     if !same {
-        let bytes = serde_json::to_vec(&manifest).map_err(std::io::Error::other).map_err(FileError::of("encoding", source))?;
+        let bytes =
+            serde_json::to_vec(&manifest).map_err(std::io::Error::other).map_err(FileError::of("encoding", source))?;
         let put = remote.store.put(&key, bytes.into()).await;
         put.map_err(|error| StoreError::of("writing", &remote.shown(&key), &error))?;
     }

@@ -121,7 +121,9 @@ impl VerifyModels {
         for model in &models {
             let shown = model.display();
             let line = match verify::verify(model, &self.key, self.fingerprint)? {
-                Verdict::Signed { digest, signer } => format!("verified  {shown}  {digest}  signed by {}", signer.short()),
+                Verdict::Signed { digest, signer } => {
+                    format!("verified  {shown}  {digest}  signed by {}", signer.short())
+                }
                 Verdict::Unsigned(digest) => {
                     unsigned += 1;
                     format!("unsigned  {shown}  {digest}")

@@ -48,7 +48,11 @@ pub(super) fn remove(path: &Path) -> Result<(), FileError> {
     if is_locked(path) {
         return Ok(());
     }
-    if path.is_dir() { atomic_fs::remove_directory(path) } else { fs::remove_file(path).map_err(FileError::of("removing", path)) }
+    if path.is_dir() {
+        atomic_fs::remove_directory(path)
+    } else {
+        fs::remove_file(path).map_err(FileError::of("removing", path))
+    }
 }
 
 /// Returns the time of the last write to a file or to anything in a directory, and the size.

@@ -36,8 +36,7 @@ fn every_model_below_a_folder_is_verified() {
     fs::create_dir(at("g-empty")).unwrap();
     let found = verify::models(place.path()).unwrap();
     assert_eq!(found, ["a/signed", "b/deep/changed", "c-unsigned", "d-foreign", "e-broken"].map(at));
-    let verdicts: Vec<Verdict> =
-        found.iter().map(|path| verify::verify(path, &at("key.pem"), None).unwrap()).collect();
+    let verdicts: Vec<Verdict> = found.iter().map(|path| verify::verify(path, &at("key.pem"), None).unwrap()).collect();
     assert!(matches!(&verdicts[0], Verdict::Signed { signer, .. } if *signer == key.public().fingerprint()));
     assert!(matches!(&verdicts[1], Verdict::Refused(why) if why.contains("config.json")), "{:?}", verdicts[1]);
     assert!(matches!(&verdicts[2], Verdict::Unsigned(_)));
