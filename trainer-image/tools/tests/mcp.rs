@@ -1,5 +1,7 @@
 //! The reference client of the Model Context Protocol, that of PyPI, against `codex-tools mcp`. `make test-clients` installs it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
 use std::{fs, path::Path, process::Command};
 
 /// Writes a run with a model and a ledger of one row.

@@ -1,5 +1,7 @@
 //! Processes that write to one database at once.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
 use std::{
     io::Write as _,
     path::Path,
@@ -37,8 +39,8 @@ fn many_write_at_once(journal: &str) {
     // The database does not exist yet, so they also race to make it.
     let mut writers: Vec<Child> = (0..WRITERS).map(|_| writer(&db, place.path(), journal)).collect();
     for (index, writer) in writers.iter_mut().enumerate() {
-        let lines: String = (0..LINES).map(|line| format!("{index}:{line}\n")).collect();
-        writer.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        let lines: Vec<String> = (0..LINES).map(|line| format!("{index}:{line}\n")).collect();
+        writer.stdin.take().unwrap().write_all(lines.concat().as_bytes()).unwrap();
     }
     for mut writer in writers {
         assert!(writer.wait().unwrap().success());

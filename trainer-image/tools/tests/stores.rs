@@ -1,6 +1,8 @@
 //! `codex-tools push` and `fetch` against servers: one that refuses everything, and real ones, with cut connections. `make test-stores`
 //! installs the real ones.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
 use std::{
     fs,
     io::{Read as _, Write as _},

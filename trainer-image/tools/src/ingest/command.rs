@@ -35,7 +35,7 @@ pub struct Ingest {
     /// The file to write, whose name ends in .jsonl; it is replaced as a whole.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// The encoding: auto, or a label such as utf-8, windows-1252 or shift_jis. auto takes UTF-8 where it is valid, else what the
+    /// The encoding: auto, or a label such as utf-8, windows-1252 or `shift_jis`. auto takes UTF-8 where it is valid, else what the
     /// letters look like.
     #[arg(long, value_name = "ENCODING", default_value = "auto", value_parser = encoding)]
     encoding: Chosen,
@@ -197,13 +197,13 @@ impl Ingest {
         };
         let checked = rules.map(|rules| rules.check(&decoded, Direction::Prompt));
         let text = match &checked {
-            Some(checked) => match &checked.text {
-                Some(clean) => clean,
-                None => {
+            Some(checked) => {
+                let Some(clean) = &checked.text else {
                     counts.blocked += 1;
                     return None;
-                }
-            },
+                };
+                clean
+            }
             None => &decoded,
         };
         if text.trim().chars().count() < self.min_characters {

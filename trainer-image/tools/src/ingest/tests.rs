@@ -91,8 +91,8 @@ fn zip_files_are_unpacked_in_memory_and_bounded() {
     let path = place.path().join("docs.zip");
     let mut writer = zip::ZipWriter::new(fs::File::create(&path).unwrap());
     let options = zip::write::SimpleFileOptions::default();
-    for (name, bytes) in
-        [("../../evil.md", &b"up"[..]), ("b/c.md", b"deep"), (".git/x", b"no"), ("bomb.md", &[b'a'; 1 << 20])]
+    let bomb = vec![b'a'; 1 << 20];
+    for (name, bytes) in [("../../evil.md", &b"up"[..]), ("b/c.md", b"deep"), (".git/x", b"no"), ("bomb.md", &bomb[..])]
     {
         writer.start_file(name, options).unwrap();
         writer.write_all(bytes).unwrap();

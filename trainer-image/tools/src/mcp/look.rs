@@ -50,7 +50,7 @@ pub(super) enum LookError {
 }
 
 impl LookError {
-    fn of(error: CommandError) -> Self {
+    fn of(error: &CommandError) -> Self {
         Self::Lack(error.sentence())
     }
 }
@@ -72,7 +72,7 @@ pub(super) struct Folder {
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Run {
-    /// The run or the model, as a path that list_runs returned.
+    /// The run or the model, as a path that `list_runs` returned.
     pub(super) run: String,
 }
 
@@ -80,7 +80,7 @@ pub(super) struct Run {
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Rows {
-    /// The run, as a path that list_runs returned.
+    /// The run, as a path that `list_runs` returned.
     pub(super) run: String,
     /// Only rows of this metric, such as loss.
     #[serde(default)]
@@ -97,7 +97,7 @@ pub(super) struct Rows {
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Judging {
-    /// The evaluation.json, as a path that list_evaluations returned.
+    /// The evaluation.json, as a path that `list_evaluations` returned.
     pub(super) evaluation: String,
     /// A YAML file below the root with gates, or an Evaluation.
     pub(super) gates: String,
@@ -107,7 +107,7 @@ pub(super) struct Judging {
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Verifying {
-    /// The run or the model, as a path that list_runs returned.
+    /// The run or the model, as a path that `list_runs` returned.
     pub(super) run: String,
     /// The OpenSSF Model Signing bundle; the model.sig inside the model by default.
     #[serde(default)]
@@ -328,7 +328,10 @@ impl Root {
         let mut answer = json!({
             "model": manifest.digest(), "files": manifest.files.len(), "bytes": manifest.size_bytes(),
         });
-        let outcome = match given.verify(&manifest, asked.ring.as_deref().unwrap_or_default()).map_err(LookError::of)? {
+        let outcome = match given
+            .verify(&manifest, asked.ring.as_deref().unwrap_or_default())
+            .map_err(|error| LookError::of(&error))?
+        {
             Outcome::NotGiven => json!({ "verified": false, "why": "no key was given, so no signature was checked" }),
             Outcome::Refused(why) => json!({ "verified": false, "why": why }),
             Outcome::Valid(valid) => json!({

@@ -15,7 +15,7 @@ use codex_reports::exit;
 
 /// Answer a client of the Model Context Protocol over standard input and output. Only reads.
 ///
-/// Tools: list_runs, show_run, tail_metrics, list_evaluations, judge_evaluation, verify_model.
+/// Tools: `list_runs`, `show_run`, `tail_metrics`, `list_evaluations`, `judge_evaluation`, `verify_model`.
 #[derive(Debug, clap::Args)]
 pub struct Mcp {
     /// The directory that clients may look at: nothing outside it is read.

@@ -29,8 +29,8 @@ const DATABASE: &str = "sessions/sessions.db";
 
 /// Log, show, export and rotate the events of sessions.
 ///
-/// Events are in a SQLite database, in the table session_events(ts, session_id, role, message). Many processes may write to it at
-/// once.
+/// Events are in a SQLite database, in the table `session_events(ts, session_id, role, message)`. Many processes may write
+/// to it at once.
 #[derive(Debug, Args)]
 pub struct Sessions {
     #[command(flatten)]

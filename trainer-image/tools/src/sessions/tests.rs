@@ -198,7 +198,7 @@ fn rotation_moves_the_oldest_events_to_a_file_that_can_be_imported() {
     assert!(after <= before * 11 / 20, "{after} of {before}");
     let left = taken(&database, None, &Filter::default());
     assert_eq!(left.len(), 1001 - rotated.events);
-    assert_eq!(left[0], rotated.events as f64, "the oldest left");
+    assert_eq!(left[..1], [rotated.events as f64], "the oldest left");
     let moved = lines::read(rotated.archive.as_ref().unwrap()).unwrap();
     assert_eq!(moved, numbered(1000)[..rotated.events]);
     let old = Limits { max_age: Some(SignedDuration::from_hours(1)), ..Limits::default() };

@@ -21,12 +21,13 @@ use super::{Location, Remote, Stop, StoreError, fetch, push};
 /// Fetch a directory from an object store: a model, a base, a checkpoint or data.
 ///
 /// A directory that codex-tools pushed is compared with its manifest, file by file. A transfer that was interrupted goes on from
-/// DIR.partial. Credentials are read from the environment: AWS_ACCESS_KEY_ID and the other variables of AWS,
-/// GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME and the others of Azure; without any, those
-/// of the machine or its workload identity. HTTPS_PROXY and SSL_CERT_FILE are respected.
+/// DIR.partial. Credentials are read from the environment: `AWS_ACCESS_KEY_ID` and the other variables of AWS,
+/// `GOOGLE_APPLICATION_CREDENTIALS` or `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_NAME` and the others of Azure; without any, those
+/// of the machine or its workload identity. `HTTPS_PROXY` and `SSL_CERT_FILE` are respected.
 #[derive(Debug, clap::Args)]
 pub struct Fetch {
-    /// The directory in the store, as s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH or file:///PATH; or one object.
+    /// The directory in the store, as `s3://BUCKET/PATH`, `gs://BUCKET/PATH`, `az://CONTAINER/PATH` or `file:///PATH`; or one
+    /// object.
     #[arg(value_name = "URL", value_parser = clap::value_parser!(Location))]
     from: Location,
     /// The directory to write, which must not exist yet.
@@ -49,7 +50,7 @@ pub struct Push {
     /// The directory, such as a model directory, or a file.
     #[arg(value_name = "DIR")]
     source: PathBuf,
-    /// Where to, as s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH or file:///PATH.
+    /// Where to, as `s3://BUCKET/PATH`, `gs://BUCKET/PATH`, `az://CONTAINER/PATH` or `file:///PATH`.
     #[arg(value_name = "URL", value_parser = clap::value_parser!(Location))]
     to: Location,
     /// Digest that the files must have, as codex verify prints it.

@@ -88,14 +88,13 @@ pub async fn fetch(
     remove_others(&partial, &wanted)?;
     let transfers = wanted.iter().map(|file| one(remote, file, &partial, stop));
     stream::iter(transfers).buffer_unordered(parallel).try_collect::<()>().await?;
-    let found = match &manifest {
+    let found = if let Some(manifest) = &manifest {
         // Each file was compared with it.
-        Some(manifest) => manifest.digest(),
-        None => {
-            let except = BTreeSet::from([SIGNATURE.to_owned()]);
-            let of = Manifest::of_dir_except(&partial, &except);
-            of.map_err(|why| StoreError::Source { path: partial.clone(), why })?.digest()
-        }
+        manifest.digest()
+    } else {
+        let except = BTreeSet::from([SIGNATURE.to_owned()]);
+        let of = Manifest::of_dir_except(&partial, &except);
+        of.map_err(|why| StoreError::Source { path: partial.clone(), why })?.digest()
     };
     if let Some(error) = wrong(found) {
         return Err(error);

@@ -143,7 +143,8 @@ impl Server {
                 let mut head =
                     format!("ETag: {}\r\nLast-Modified: Sat, 28 Nov 2026 09:00:00 GMT\r\n{meta}", tag(&object));
                 if range.is_some() {
-                    head += &format!("Content-Range: bytes {start}-{}/{total}\r\n", total - 1);
+                    let range = format!("Content-Range: bytes {start}-{}/{total}\r\n", total - 1);
+                    head.push_str(&range);
                 }
                 let status = if range.is_some() { 206 } else { 200 };
                 let bytes = &object.bytes[start..];

@@ -102,7 +102,10 @@ async fn an_interrupted_transfer_goes_on() {
         asked.store(0, Ordering::Relaxed);
         match fetch(&remote, &at("got"), Some(digest), 1, &stop).await {
             Err(StoreError::Interrupted) => attempts += 1,
-            result => break drop(result.unwrap()),
+            result => {
+                result.unwrap();
+                break;
+            }
         }
         assert!(attempts < 100 && !at("got").exists());
     }
