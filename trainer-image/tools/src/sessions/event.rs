@@ -212,7 +212,7 @@ impl Event {
 
 /// Returns the seconds since 1970 of a time.
 pub(super) fn seconds(time: Timestamp) -> f64 {
-    time.as_second() as f64 + f64::from(time.subsec_microsecond()) / 1e6 + f64::from(time.subsec_millisecond()) / 1e3
+    time.as_microsecond() as f64 / 1e6
 }
 
 /// Returns the time of seconds since 1970; `None` if they are out of range.

@@ -77,7 +77,7 @@ mod tests {
         };
         assert_eq!(
             event(&said, Format::Text, true),
-            "2025-11-28T09:00:00.250Z  a  WARN       one\n                                         two\\u{1b}[2J\n"
+            "2025-11-28T09:00:00.250Z  a  WARN       one\n                                        two\\u{1b}[2J\n"
         );
         assert_eq!(
             event(&said, Format::Json, false),
