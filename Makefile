@@ -48,7 +48,7 @@ fi
 endef
 
 .PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
-	test-clients test-helm test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale bench-memory bench-real bench-train sanitize
+	test-clients test-stores test-helm test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale bench-memory bench-real bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,7 +63,7 @@ root: ## checks that packages can be installed and the local cluster can start: 
 	fi
 
 # Go builds Kubernetes and kubectl. Images and programs do not need it.
-cluster demo demo-real test test-helm test-keyless chaos release bench bench-scale: WITH_GO := yes
+cluster demo demo-real test test-clients test-stores test-helm test-keyless chaos release bench bench-scale: WITH_GO := yes
 
 prerequisites: ## checks that Rust, Go and gcc are installed
 	@missing=()
@@ -406,7 +406,7 @@ deny: prerequisites ## checks the licences, sources, versions and known vulnerab
 
 CYCLONEDX_VERSION := 0.5.9
 CYCLONEDX = $(CACHE)/cargo-cyclonedx-$(CYCLONEDX_VERSION)/bin/cargo-cyclonedx
-# Writes the bills of materials of both images to RELEASE. cargo-cyclonedx writes one beside each Cargo.toml of the workspace, so it
+# Writes the bills of materials of both images and of codex-tools to RELEASE. cargo-cyclonedx writes one beside each Cargo.toml of the workspace, so it
 # works on a copy of the manifests.
 define sboms
 if [ ! -x "$(CYCLONEDX)" ]; then
@@ -420,13 +420,14 @@ git ls-files -z | tar --create --null --files-from=- | tar --extract --directory
 	--describe binaries --target "$(HOST)"
 cp "$$sources/controller/codex-controller_bin.cdx.json" "$(RELEASE)/codex-controller.cdx.json"
 cp "$$sources/trainer-image/codex_bin.cdx.json" "$(RELEASE)/codex.cdx.json"
+cp "$$sources/trainer-image/tools/codex-tools_bin.cdx.json" "$(RELEASE)/codex-tools.cdx.json"
 endef
 
 # The versions that were tested. MODEL= names a model directory with a chat template; a small untrained one by default.
 COLLECTOR_VERSION := v0.165.0
 COLLECTOR_BUILDER = $(CACHE)/collector-$(COLLECTOR_VERSION)/builder
-CLIENTS := openai==3.57.0 tensorboard==2.21.0 mlflow-skinny==3.17.2
-test-clients: prerequisites ## tries the OpenAI client of PyPI against the server, TensorBoard and MLflow on the files of a run, and OpenTelemetry's collector on spans
+CLIENTS := openai==3.57.0 tensorboard==2.21.0 mlflow-skinny==3.17.2 mcp==2.3.0
+test-clients: prerequisites ## tries the clients of OpenAI and MCP, TensorBoard and MLflow on the files of a run, and OpenTelemetry's collector on spans
 	@$(call install-venv,the clients)
 	venv="$(CACHE)/clients"
 	installed=$$("$$venv/bin/pip" freeze 2>/dev/null || true)
@@ -447,11 +448,32 @@ test-clients: prerequisites ## tries the OpenAI client of PyPI against the serve
 		mv "$$folder/collector" "$$COLLECTOR"
 		rm -rf "$$folder"
 	fi
-	CLIENTS_PYTHON="$$venv/bin/python" cargo test --release --locked --workspace --lib -- \
+	export CLIENTS_PYTHON="$$venv/bin/python"
+	cargo test --release --locked --workspace --lib -- \
 		--ignored openai_client tensorboard_and_mlflow opentelemetry_collector
+	cargo test --release --locked --workspace --test mcp -- --ignored
+
+# The servers that object stores are tested with: S3 and Azure from npm, Google Cloud Storage as a Go module.
+S3RVER_VERSION := 3.7.1
+AZURITE_VERSION := 3.37.0
+FAKE_GCS_VERSION := v1.56.1
+STORES = $(CACHE)/stores-$(S3RVER_VERSION)-$(AZURITE_VERSION)-$(FAKE_GCS_VERSION)
+test-stores: prerequisites ## pushes to and fetches from s3rver, Azurite and fake-gcs-server over connections that are cut
+	@for tool in npm go; do
+		command -v "$$tool" >/dev/null || { echo "$$tool is missing: install it, it installs the servers of this target." >&2; exit 1; }
+	done
+	if [ ! -d "$(STORES)/node_modules" ]; then
+		echo "Installing s3rver $(S3RVER_VERSION) and azurite $(AZURITE_VERSION) in $(STORES)."
+		npm install --silent --no-fund --no-audit --prefix "$(STORES).partial" s3rver@$(S3RVER_VERSION) azurite@$(AZURITE_VERSION)
+		mkdir -p "$(STORES)"
+		mv "$(STORES).partial/node_modules" "$(STORES)/"
+		rm -rf "$(STORES).partial"
+	fi
+	$(call install-go,$(STORES)/bin/fake-gcs-server,github.com/fsouza/fake-gcs-server@$(FAKE_GCS_VERSION))
+	STORES="$(STORES)" cargo test --release --locked --workspace --test stores -- --ignored
 
 RELEASE = $(CACHE)/release
-release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex, bills of materials and checksums to RELEASE=, by default a folder of the cache
+release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex, codex-tools, bills of materials and checksums to RELEASE=, by default a folder of the cache
 	@$(install-helm)
 	kubectl=$$(ls -t "$(CACHE)"/cluster/*/bin/kubectl 2>/dev/null | head -n 1 || command -v kubectl || true)
 	if [ -z "$$kubectl" ]; then
@@ -460,14 +482,16 @@ release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex, bi
 	fi
 	$(BUILD)
 	mkdir -p "$(RELEASE)"
-	strip --strip-all -o "$(RELEASE)/kubectl-codex" "$(PROGRAMS)/kubectl-codex"
+	for program in kubectl-codex codex-tools; do
+		strip --strip-all -o "$(RELEASE)/$$program" "$(PROGRAMS)/$$program"
+	done
 	rm -f "$(RELEASE)"/codex-operator-*.tgz
 	"$$kubectl" kustomize manifests/controller >"$(RELEASE)/install.yaml"
 	"$$kubectl" kustomize manifests/monitoring >"$(RELEASE)/monitoring.yaml"
 	"$(HELM)" package manifests/helm/codex-operator --destination "$(RELEASE)" >/dev/null
 	$(sboms)
 	cd "$(RELEASE)"
-	sha256sum kubectl-codex install.yaml monitoring.yaml codex-operator-*.tgz *.cdx.json >SHA256SUMS
+	sha256sum kubectl-codex codex-tools install.yaml monitoring.yaml codex-operator-*.tgz *.cdx.json >SHA256SUMS
 	echo "$(RELEASE):"
 	cat SHA256SUMS
 

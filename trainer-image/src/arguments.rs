@@ -9,12 +9,12 @@ use jiff::{SignedDuration, Timestamp};
 ///
 /// # Errors
 /// The allowed values.
-pub(crate) fn seed(text: &str) -> Result<u64, String> {
+pub fn seed(text: &str) -> Result<u64, String> {
     whole(0..=MAX_SEED)(text)
 }
 
 /// Returns a parser of whole numbers in a range.
-pub(crate) fn whole<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<T, String> + Clone {
+pub fn whole<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<T, String> + Clone {
     move |text| {
         let number = text.parse().ok().filter(|number| range.contains(number));
         number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| match range.clone().into_inner() {
@@ -25,7 +25,7 @@ pub(crate) fn whole<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str
 }
 
 /// Returns a parser of finite numbers; `right` names the allowed ones, which the caller checks.
-pub(crate) fn number(right: &'static str) -> impl Fn(&str) -> Result<f64, String> + Clone {
+pub fn number(right: &'static str) -> impl Fn(&str) -> Result<f64, String> + Clone {
     move |text| text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| right.to_owned())
 }
 
@@ -33,13 +33,13 @@ pub(crate) fn number(right: &'static str) -> impl Fn(&str) -> Result<f64, String
 ///
 /// # Errors
 /// The expected form.
-pub(crate) fn socket_address(text: &str) -> Result<SocketAddr, String> {
+pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:9464".to_owned())
 }
 
 /// A duration, shown as it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Duration(pub(crate) SignedDuration);
+pub struct Duration(pub SignedDuration);
 
 /// Units of a duration with their seconds, the largest first.
 const UNITS: [(char, i64); 4] = [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)];
@@ -56,7 +56,7 @@ impl fmt::Display for Duration {
 ///
 /// # Errors
 /// The expected form.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let parsed = text.strip_suffix(UNITS.map(|(unit, _)| unit)).and_then(|number| {
         let (_, length) = UNITS.into_iter().find(|(unit, _)| text.ends_with(*unit))?;
         let number: u32 = number.parse().ok()?;
@@ -69,7 +69,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// The expected form.
-pub(crate) fn timestamp(text: &str) -> Result<Timestamp, String> {
+pub fn timestamp(text: &str) -> Result<Timestamp, String> {
     text.parse().map_err(|_| "write a time as RFC 3339, such as 2026-11-28T09:00:00Z".to_owned())
 }
 

@@ -157,7 +157,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Makes clap ignore environment variables that are set and empty.
-fn ignore_empty_variables(command: clap::Command, is_empty: &impl Fn(&std::ffi::OsStr) -> bool) -> clap::Command {
+pub fn ignore_empty_variables(command: clap::Command, is_empty: &impl Fn(&std::ffi::OsStr) -> bool) -> clap::Command {
     let command = command.mut_args(|argument| match argument.get_env() {
         Some(name) if is_empty(name) => argument.env(clap::builder::Resettable::Reset),
         _ => argument,
@@ -167,11 +167,15 @@ fn ignore_empty_variables(command: clap::Command, is_empty: &impl Fn(&std::ffi::
 
 /// Starts logging to standard error: compact lines on a terminal, JSON lines elsewhere, filtered by `CODEX_LOG` (default
 /// `info`).
-fn start_logging() {
+pub fn start_logging() {
     let filter = std::env::var("CODEX_LOG").ok().filter(|filter| !filter.is_empty());
     let filter = filter.and_then(|filter| tracing_subscriber::EnvFilter::try_new(filter).ok());
+    let filter = filter.unwrap_or_else(|| "info".into());
+    // The HTTP client shows requests whole, with tokens and signed addresses: no setting brings these lines.
+    let quiet = ["ureq=warn", "ureq_proto=warn"].into_iter().filter_map(|directive| directive.parse().ok());
+    let filter = quiet.fold(filter, tracing_subscriber::EnvFilter::add_directive);
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|| "info".into()))
+        .with_env_filter(filter)
         .with_writer(std::io::stderr)
         // Otherwise a log line that cannot be written is reported with `eprintln!`, which panics.
         .log_internal_errors(false);

@@ -3,7 +3,7 @@
 //! It runs in pods and on laptops alike, and has no Kubernetes client.
 
 mod append;
-mod arguments;
+pub mod arguments;
 pub mod artifacts;
 pub mod atomic_fs;
 pub mod checklist;
@@ -34,7 +34,7 @@ pub mod page;
 pub mod quantize;
 pub mod register;
 pub mod reporting;
-mod run_folder;
+pub mod run_folder;
 pub mod safety;
 pub mod serving;
 pub mod sign;
@@ -47,4 +47,4 @@ mod tracking;
 pub mod training;
 pub mod validate;
 pub mod verify;
-mod wording;
+pub mod wording;

@@ -27,11 +27,11 @@ use crate::{
 /// The largest file of JSON or YAML that is read, in bytes.
 const MAX_FILE: usize = 64 << 20;
 /// The name of an evaluation's results.
-pub(crate) const EVALUATION: &str = "evaluation.json";
+pub const EVALUATION: &str = "evaluation.json";
 
 /// A part of a run.
 #[derive(Clone, Debug)]
-pub(crate) enum Part<T> {
+pub enum Part<T> {
     /// It was read.
     Found(T),
     /// Its file or folder does not exist.
@@ -42,7 +42,7 @@ pub(crate) enum Part<T> {
 
 impl<T> Part<T> {
     /// Returns the part, if it was read.
-    pub(crate) fn found(&self) -> Option<&T> {
+    pub fn found(&self) -> Option<&T> {
         match self {
             Self::Found(part) => Some(part),
             Self::Missing(_) | Self::Invalid(..) => None,
@@ -50,7 +50,7 @@ impl<T> Part<T> {
     }
 
     /// Returns what is lacking, in one sentence; `None` if the part was read.
-    pub(crate) fn lack(&self) -> Option<String> {
+    pub fn lack(&self) -> Option<String> {
         match self {
             Self::Found(_) => None,
             Self::Missing(path) => Some(format!("{} does not exist", path.display())),
@@ -62,7 +62,7 @@ impl<T> Part<T> {
 /// The path is neither a run nor a model.
 #[derive(Debug, thiserror::Error)]
 #[error("{role}: {} {wrong}", path.display())]
-pub(crate) struct NotAFolder {
+pub struct NotAFolder {
     role: &'static str,
     path: PathBuf,
     wrong: &'static str,
@@ -70,13 +70,13 @@ pub(crate) struct NotAFolder {
 
 /// The folder of a run, or of a model alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct RunFolder {
+pub struct RunFolder {
     /// The output directory of the run; the model directory for a model alone.
-    pub(crate) root: PathBuf,
+    pub root: PathBuf,
     /// The model directory, which may not exist.
-    pub(crate) model: PathBuf,
+    pub model: PathBuf,
     /// The directory of the run's artifacts, which may not exist.
-    pub(crate) artifacts: PathBuf,
+    pub artifacts: PathBuf,
 }
 
 impl RunFolder {
@@ -84,7 +84,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// It is no directory, or none of these.
-    pub(crate) fn locate(role: &'static str, path: &Path) -> Result<Self, NotAFolder> {
+    pub fn locate(role: &'static str, path: &Path) -> Result<Self, NotAFolder> {
         let wrong = |wrong| NotAFolder { role, path: path.to_owned(), wrong };
         if !path.is_dir() {
             return Err(wrong("is no directory: name the output directory of a run, or a model directory"));
@@ -107,38 +107,38 @@ impl RunFolder {
     }
 
     /// Whether it is the folder of a run, and not a model alone.
-    pub(crate) fn is_run(&self) -> bool {
+    pub fn is_run(&self) -> bool {
         self.root != self.model
     }
 
     /// Returns a name for people: that of the directory.
-    pub(crate) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         let whole = fs::canonicalize(&self.root).unwrap_or_else(|_| self.root.clone());
         whole.file_name().map_or_else(|| "run".to_owned(), |name| name.to_string_lossy().into_owned())
     }
 
     /// Reads `run_metadata.json`.
-    pub(crate) fn metadata(&self) -> Part<RunMetadata> {
+    pub fn metadata(&self) -> Part<RunMetadata> {
         json(&self.artifacts.join(metadata::FILE))
     }
 
     /// Reads `environment.json`.
-    pub(crate) fn environment(&self) -> Part<Environment> {
+    pub fn environment(&self) -> Part<Environment> {
         json(&self.artifacts.join(environment::FILE))
     }
 
     /// Reads `dataset_checksums.json`.
-    pub(crate) fn checksums(&self) -> Part<Checksums> {
+    pub fn checksums(&self) -> Part<Checksums> {
         json(&self.artifacts.join(metadata::CHECKSUMS_FILE))
     }
 
     /// Reads `config.yaml`, and checks its digest.
-    pub(crate) fn config(&self) -> Part<Resolved<Training>> {
+    pub fn config(&self) -> Part<Resolved<Training>> {
         read(&self.artifacts.join(CONFIG), |bytes| Resolved::from_yaml(bytes).map_err(|why| why.to_string()))
     }
 
     /// Reads `metrics.ndjson`. Invalid lines are counted in it.
-    pub(crate) fn ledger(&self) -> Part<Ledger> {
+    pub fn ledger(&self) -> Part<Ledger> {
         let path = self.artifacts.join(ledger::FILE);
         match Ledger::read(&path) {
             Ok(ledger) => Part::Found(ledger),
@@ -148,7 +148,7 @@ impl RunFolder {
     }
 
     /// Hashes the files of the model, without a signature inside the directory.
-    pub(crate) fn manifest(&self, except: &BTreeSet<String>) -> Part<Manifest> {
+    pub fn manifest(&self, except: &BTreeSet<String>) -> Part<Manifest> {
         match Manifest::of_dir_except(&self.model, except) {
             Ok(manifest) => Part::Found(manifest),
             Err(ManifestError::Unreadable { source, .. })
@@ -162,7 +162,7 @@ impl RunFolder {
 
     /// Lists the results of evaluations: `evaluation.json` of the run's folder, of `evaluation/`, and of the folders in
     /// `evaluations/`, in the order of their names.
-    pub(crate) fn evaluations(&self) -> Vec<PathBuf> {
+    pub fn evaluations(&self) -> Vec<PathBuf> {
         if !self.is_run() {
             return Vec::new();
         }
@@ -175,7 +175,7 @@ impl RunFolder {
 }
 
 /// Reads a file of JSON.
-pub(crate) fn json<T: DeserializeOwned>(path: &Path) -> Part<T> {
+pub fn json<T: DeserializeOwned>(path: &Path) -> Part<T> {
     read(path, |bytes| codex_json::from_slice(bytes).map_err(|why| why.to_string()))
 }
 

@@ -1,6 +1,6 @@
 //! `codex verify`: the checks of a server on the command line, for a model and its bundles. Reads files.
 
-pub(crate) mod given;
+pub mod given;
 mod json;
 mod keys;
 mod policies;

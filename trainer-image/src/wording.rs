@@ -1,7 +1,7 @@
 //! Numbers and lists in messages. Pure.
 
 /// Returns a count with its noun: `1 row`, `2 rows`.
-pub(crate) fn counted(count: usize, noun: &str) -> String {
+pub fn counted(count: usize, noun: &str) -> String {
     let s = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{s}")
 }

@@ -92,6 +92,6 @@ impl Environment {
 }
 
 /// Returns an environment variable; an empty one counts as absent.
-pub(crate) fn variable(name: &str) -> Option<String> {
+pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }

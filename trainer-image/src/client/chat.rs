@@ -8,7 +8,7 @@ use std::{
 use codex_configs::Device;
 use serde_json::{Value, json};
 
-use super::{ClientError, Remote};
+use super::{ClientError, Remote, session_log::SessionLog};
 use crate::{error::CommandError, serving::local::Local};
 
 /// Talk to a model in the terminal. An empty line sends nothing, /clear begins anew, /exit or the end of the input ends.
@@ -37,6 +37,10 @@ pub struct Chat {
     /// Do not show thinking.
     #[arg(long)]
     hide_thinking: bool,
+    /// Append the conversation to this file as lines of JSON, which codex-tools sessions import reads, such as
+    /// sessions/chat-1.ndjson.
+    #[arg(long, value_name = "FILE")]
+    session_log: Option<PathBuf>,
 }
 
 impl Chat {
@@ -60,6 +64,8 @@ impl Chat {
         let system = self.system.iter().map(|text| json!({ "role": "system", "content": text }));
         let beginning: Vec<Value> = system.collect();
         let mut messages = beginning.clone();
+        let mut log = SessionLog::open(self.session_log.clone())?;
+        self.system.iter().try_for_each(|text| log.add("system", text))?;
         loop {
             if look.prompts {
                 write!(out, "> ").and_then(|()| out.flush()).map_err(CommandError::failed)?;
@@ -75,13 +81,20 @@ impl Chat {
                     messages.clone_from(&beginning);
                     continue;
                 }
-                text => messages.push(json!({ "role": "user", "content": text })),
+                text => {
+                    log.add("user", text)?;
+                    messages.push(json!({ "role": "user", "content": text }));
+                }
             }
             match self.answer(&agent, &messages, out, look) {
-                Ok(content) => messages.push(json!({ "role": "assistant", "content": content })),
+                Ok(content) => {
+                    log.add("assistant", &content)?;
+                    messages.push(json!({ "role": "assistant", "content": content }));
+                }
                 // In a terminal the conversation goes on without the message.
                 Err(error @ ClientError::Refused { .. }) if look.prompts => {
                     messages.pop();
+                    log.add("WARN", &error.to_string())?;
                     writeln!(out, "{error}").map_err(CommandError::failed)?;
                 }
                 Err(error) => return Err(error.into()),

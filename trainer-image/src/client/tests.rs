@@ -40,6 +40,15 @@ async fn a_conversation_is_streamed_with_its_history() {
     assert!(result.is_ok() && once.ends_with('\n') && once.len() > 1, "{once:?}");
     let (_, twice) = talk(line.clone(), "Hi\n/clear\nHi\n\n/exit\nHi\n", plain).await;
     assert_eq!(twice, once.repeat(2), "a cleared conversation begins anew");
+    let place = tempfile::tempdir().unwrap();
+    let log = place.path().join("sessions/chat-1.ndjson");
+    let (_, logged) = talk(format!("{line}|--system|Be brief.|--session-log|{}", log.display()), "Hi\n", plain).await;
+    let written = std::fs::read_to_string(&log).unwrap();
+    let events: Vec<Value> = written.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let said: Vec<_> = events.iter().map(|event| (event["role"].as_str().unwrap(), &event["message"])).collect();
+    assert_eq!(said[..2], [("system", &Value::from("Be brief.")), ("user", &Value::from("Hi"))]);
+    assert!(said[2].0 == "assistant" && logged.contains(said[2].1.as_str().unwrap()) && said.len() == 3, "{written}");
+    assert!(events.iter().all(|event| event["session_id"] == "chat-1" && event["ts"].as_f64().unwrap() > 1e9));
     let typed = Look { prompts: true, ..plain };
     let (result, told) = talk(line.replace("--max-tokens|4", "--model|other"), "Hi\n", typed).await;
     assert!(

@@ -18,7 +18,7 @@ const DECIMALS: [&str; 4] = ["min", "max", "by", "confidence"];
 ///
 /// # Errors
 /// The file cannot be read, or a gate is invalid.
-pub(crate) fn read(path: &Path) -> Result<Vec<Gate>, GatingError> {
+pub fn read(path: &Path) -> Result<Vec<Gate>, GatingError> {
     let bytes = input::read("--gates", path)?;
     parse(&bytes).map_err(|why| GatingError::Invalid { argument: "--gates", path: path.to_owned(), why })
 }

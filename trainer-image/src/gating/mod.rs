@@ -16,7 +16,7 @@ use codex_reports::exit;
 use codex_verdict::{Gate, GateResult, Verdict};
 
 use self::{format::Format, input::Recorded};
-pub(crate) use self::{gates::read as read_gates, report::Report};
+pub use self::{gates::read as read_gates, report::Report};
 use crate::{atomic_fs, error::CommandError};
 #[cfg(test)]
 pub(crate) use lm_eval::count as samples_of;
@@ -73,29 +73,49 @@ fn named_file(text: &str) -> Result<(String, PathBuf), String> {
 
 /// Why results cannot be judged.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum GatingError {
+pub enum GatingError {
     /// A file cannot be read.
     #[error("{argument}: {} cannot be read", path.display())]
     Unreadable {
+        /// The argument that names it.
         argument: &'static str,
+        /// The file.
         path: PathBuf,
+        /// The I/O error.
         #[source]
         source: std::io::Error,
     },
     /// A file that cannot be used.
     #[error("{argument}: {}: {why}", path.display())]
-    Invalid { argument: &'static str, path: PathBuf, why: String },
+    Invalid {
+        /// The argument that names it.
+        argument: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A gate compares with results that are not given.
     #[error(
         "gates[{index}] compares with {name:?}, which the report does not: give its results, such as --reference {name}=FILE"
     )]
-    NoReference { index: usize, name: String },
+    NoReference {
+        /// The position of the gate.
+        index: usize,
+        /// The evaluation that it compares with.
+        name: String,
+    },
     /// A result that no gate compares with.
     #[error("--reference {0}: no gate compares with it: remove it, or correct the name")]
     Unused(String),
     /// Another model was evaluated.
     #[error("the report is about the model {found}, but --model-digest is {expected}")]
-    Model { found: ModelDigest, expected: ModelDigest },
+    Model {
+        /// The model of the report.
+        found: ModelDigest,
+        /// The model that is required.
+        expected: ModelDigest,
+    },
 }
 
 impl From<GatingError> for CommandError {

@@ -37,7 +37,7 @@ struct DataFile {
 
 /// A report, with its outcomes if they are there.
 #[derive(Debug)]
-pub(crate) struct Report {
+pub struct Report {
     read: Read,
     outcomes: Option<Outcomes>,
     references: Vec<(String, Outcomes)>,
@@ -49,7 +49,7 @@ impl Report {
     ///
     /// # Errors
     /// A file cannot be read, is malformed, or contradicts another.
-    pub(crate) fn read(
+    pub fn read(
         argument: &'static str,
         path: &Path,
         outcomes: Option<&Path>,
@@ -97,27 +97,27 @@ impl Report {
     }
 
     /// Returns the preset's name.
-    pub(crate) fn preset(&self) -> &str {
+    pub fn preset(&self) -> &str {
         &self.read.preset
     }
 
     /// Returns the digest of the model that was evaluated.
-    pub(crate) fn model(&self) -> ModelDigest {
+    pub fn model(&self) -> ModelDigest {
         self.read.model.digest
     }
 
     /// Returns the digest of the model, the data and the measurements.
-    pub(crate) fn digest(&self) -> ReportDigest {
+    pub fn digest(&self) -> ReportDigest {
         self.read.report_digest
     }
 
     /// Returns the measurements by metric.
-    pub(crate) fn metrics(&self) -> &BTreeMap<String, Measurement> {
+    pub fn metrics(&self) -> &BTreeMap<String, Measurement> {
         &self.read.metrics
     }
 
     /// Returns the name and SHA-256 of each data file.
-    pub(crate) fn data(&self) -> impl Iterator<Item = (&str, DataDigest)> {
+    pub fn data(&self) -> impl Iterator<Item = (&str, DataDigest)> {
         self.read.data_files.iter().map(|file| (file.name.as_str(), file.sha256))
     }
 
@@ -125,7 +125,7 @@ impl Report {
     ///
     /// # Errors
     /// A gate compares with results that were not given.
-    pub(crate) fn judge(&self, gates: Vec<Gate>) -> Result<Vec<(Gate, GateResult)>, GatingError> {
+    pub fn judge(&self, gates: Vec<Gate>) -> Result<Vec<(Gate, GateResult)>, GatingError> {
         judge_gates(self, gates)
     }
 }

@@ -298,7 +298,7 @@ fn origin(url: &str) -> Option<(String, String, u16)> {
 }
 
 /// Whether an address is one of this machine.
-pub(crate) fn is_loopback(url: &str) -> bool {
+pub fn is_loopback(url: &str) -> bool {
     origin(url).is_some_and(|(_, host, _)| {
         let host = host.trim_matches(['[', ']']);
         host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
@@ -355,7 +355,7 @@ fn check_endpoint(endpoint: &str) -> Result<(), HubError> {
 ///
 /// # Errors
 /// The certificates are invalid.
-pub(crate) fn agent(endpoint: &str, certificates: Option<PathBuf>) -> Result<Agent, HubError> {
+pub fn agent(endpoint: &str, certificates: Option<PathBuf>) -> Result<Agent, HubError> {
     let roots = certificates.map_or(Ok(RootCerts::WebPki), trusted)?;
     let tls = TlsConfig::builder()
         .root_certs(roots)

@@ -19,8 +19,8 @@ use std::{
     str::FromStr,
 };
 
-pub use client::Hub;
-pub(crate) use client::{agent, bearer, is_loopback};
+pub(crate) use client::bearer;
+pub use client::{Hub, agent, is_loopback};
 pub use command::Fetch;
 pub use error::HubError;
 

@@ -18,9 +18,9 @@ use std::{
 
 use codex_provenance::files;
 
-pub use self::command::Safety;
-pub(crate) use self::{
-    events::Log,
+pub(crate) use self::events::Log;
+pub use self::{
+    command::Safety,
     rules::{Action, Direction, Rules, RulesError},
 };
 
@@ -29,26 +29,29 @@ const MAX_RULES: usize = 1 << 20;
 
 /// What the rules say about a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Checked {
+pub struct Checked {
     /// The text without what was redacted; `None` if it is blocked.
-    pub(crate) text: Option<String>,
+    pub text: Option<String>,
     /// The rules that hit, with the number of matches.
-    pub(crate) hits: Vec<Hit>,
+    pub hits: Vec<Hit>,
     /// Whether the text was cut at the cap of answers.
-    pub(crate) cut: bool,
+    pub cut: bool,
 }
 
 /// A rule that hit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Hit {
-    pub(crate) rule: String,
-    pub(crate) action: Action,
-    pub(crate) count: usize,
+pub struct Hit {
+    /// The id of the rule.
+    pub rule: String,
+    /// What the rule does.
+    pub action: Action,
+    /// The number of matches.
+    pub count: usize,
 }
 
 impl Checked {
     /// Returns the rule that blocks the text.
-    pub(crate) fn blocked_by(&self) -> Option<&str> {
+    pub fn blocked_by(&self) -> Option<&str> {
         let block = self.hits.iter().find(|hit| hit.action == Action::Block);
         block.filter(|_| self.text.is_none()).map(|hit| hit.rule.as_str())
     }

@@ -22,7 +22,7 @@ const MAX_PATTERN: usize = 1 << 20;
 /// What a rule does with a text that it hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Action {
+pub enum Action {
     /// Refuses the text.
     Block,
     /// Cancels blocks.
@@ -34,7 +34,7 @@ pub(crate) enum Action {
 /// Which texts a rule checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Direction {
+pub enum Direction {
     /// What clients send.
     Prompt,
     /// What the model answers.
@@ -92,7 +92,7 @@ struct Rule {
 }
 
 /// Compiled rules.
-pub(crate) struct Rules {
+pub struct Rules {
     rules: Vec<Rule>,
     output_cap: usize,
 }
@@ -102,7 +102,7 @@ impl Rules {
     ///
     /// # Errors
     /// The text is no YAML, has other fields, or a rule is invalid.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, RulesError> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, RulesError> {
         let written: Written = serde_yaml::from_slice(bytes).map_err(|why| RulesError::Invalid(why.to_string()))?;
         let cap = written.output_cap.unwrap_or(OUTPUT_CAP);
         if cap == 0 {
@@ -134,7 +134,7 @@ impl Rules {
     }
 
     /// Checks a text.
-    pub(crate) fn check(&self, text: &str, direction: Direction) -> Checked {
+    pub fn check(&self, text: &str, direction: Direction) -> Checked {
         let mut hits = Vec::new();
         let mut redacted: Vec<Range<usize>> = Vec::new();
         let end = text.char_indices().nth(self.output_cap).map_or(text.len(), |(at, _)| at);

@@ -19,37 +19,37 @@ use crate::error::CommandError;
 
 /// The bundles of a model and the key that signed them.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub(crate) struct Given {
+pub struct Given {
     /// The OpenSSF Model Signing bundle of the model. Inside the model directory, it does not count as a file of the model.
     #[arg(long, value_name = "FILE")]
-    pub(crate) bundle: Option<PathBuf>,
+    pub bundle: Option<PathBuf>,
     /// The trusted public keys, a PEM file. Lines notBefore: TIME and notAfter: TIME above a key limit when its signatures count.
     #[arg(long, value_name = "FILE", requires = "bundle")]
-    pub(crate) key: Option<PathBuf>,
+    pub key: Option<PathBuf>,
     /// The SHA-256 fingerprint that every key must have, from a source that you trust.
     #[arg(long, value_name = "SHA256", requires = "key")]
-    pub(crate) fingerprint: Option<Sha256>,
+    pub fingerprint: Option<Sha256>,
     #[command(flatten)]
-    pub(crate) identity: IdentityArguments,
+    pub identity: IdentityArguments,
     /// The promotion bundle.
     #[arg(long, value_name = "FILE", requires = "bundle")]
-    pub(crate) promotion: Option<PathBuf>,
+    pub promotion: Option<PathBuf>,
 }
 
 /// Valid bundles.
 #[derive(Clone, Debug)]
-pub(crate) struct Valid {
+pub struct Valid {
     /// The content of the OMS bundle.
-    pub(crate) signed: Signed,
+    pub signed: Signed,
     /// Whether the signer is the one that was named: by a fingerprint, or as an identity.
-    pub(crate) is_pinned: bool,
+    pub is_pinned: bool,
     /// The content of the promotion bundle, if one was given.
-    pub(crate) promoted: Option<Promoted>,
+    pub promoted: Option<Promoted>,
 }
 
 /// What the bundles say about a model.
 #[derive(Clone, Debug)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// No bundle was given.
     NotGiven,
     /// Everything that was given is valid.
@@ -67,7 +67,7 @@ impl Valid {
 
 impl Given {
     /// Returns the paths of the bundles inside the model directory, relative to it: they are not files of the model.
-    pub(crate) fn inside(&self, model: &Path) -> BTreeSet<String> {
+    pub fn inside(&self, model: &Path) -> BTreeSet<String> {
         [&self.bundle, &self.promotion].into_iter().flatten().filter_map(|file| inside(file, model)).collect()
     }
 
@@ -75,7 +75,7 @@ impl Given {
     ///
     /// # Errors
     /// Exit code 2: a file cannot be read, or is no bundle or no key.
-    pub(crate) fn verify(&self, manifest: &Manifest, ring: &str) -> Result<Outcome, CommandError> {
+    pub fn verify(&self, manifest: &Manifest, ring: &str) -> Result<Outcome, CommandError> {
         let Some(path) = &self.bundle else {
             if self.identity.is_given() {
                 return Err(CommandError::bad_input("--trusted-root needs --bundle: the signature that it verifies"));
@@ -119,7 +119,7 @@ impl Given {
     }
 
     /// Returns the command line that verifies a model. Words in capitals stand for what was not given.
-    pub(crate) fn command(&self, model: &Path, ring: Option<&str>) -> String {
+    pub fn command(&self, model: &Path, ring: Option<&str>) -> String {
         let path = |given: &Option<PathBuf>, otherwise: &str| {
             given.as_ref().map_or_else(|| otherwise.to_owned(), |path| quoted(&path.display().to_string()))
         };
@@ -146,7 +146,7 @@ impl Given {
 
     /// Returns the command line of the `OpenSSF`'s own tool, which verifies the signature of the model alone; `None` without a bundle
     /// and a key.
-    pub(crate) fn openssf_command(&self, model: &Path) -> Option<String> {
+    pub fn openssf_command(&self, model: &Path) -> Option<String> {
         let (bundle, key) = self.bundle.as_ref().zip(self.key.as_ref())?;
         let [model, bundle, key] = [model, bundle, key].map(|path| quoted(&path.display().to_string()));
         Some(format!("model_signing verify key {model} --signature {bundle} --public_key {key}"))

@@ -1,0 +1,183 @@
+//! Where documents come from. Reads files, uses the network, and asks git which files of a checkout it knows.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use codex::{
+    artifacts::environment::variable,
+    atomic_fs::FileError,
+    hub::{agent, is_loopback},
+};
+
+use super::IngestError;
+
+/// Redirects that are followed.
+const MAX_REDIRECTS: usize = 5;
+/// The most files of a zip file.
+const MAX_ENTRIES: usize = 100_000;
+
+/// A source of documents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// A file or a folder.
+    Path(PathBuf),
+    /// An address.
+    Url(String),
+}
+
+/// Parses a source.
+///
+/// # Errors
+/// The allowed forms.
+pub(super) fn source(text: &str) -> Result<Source, String> {
+    match text.split_once("://") {
+        None if text.is_empty() => Err("write a path, or an address that begins with https://".to_owned()),
+        None => Ok(Source::Path(text.into())),
+        Some((_, rest)) if rest.split('/').next().is_some_and(|host| host.contains('@')) => {
+            Err("write the address without a user".to_owned())
+        }
+        Some(("https" | "http", rest)) if !rest.is_empty() => Ok(Source::Url(text.to_owned())),
+        Some(_) => Err("write a path, or an address that begins with https:// or http://".to_owned()),
+    }
+}
+
+/// Passes on the name and the bytes of each document of a source, in the order of their names. Bytes are one more than `limit` if a
+/// document has more.
+///
+/// # Errors
+/// A source cannot be read, or the action fails.
+pub(super) fn each(
+    source: &Source,
+    limit: u64,
+    action: &mut impl FnMut(&str, Vec<u8>) -> Result<(), IngestError>,
+) -> Result<(), IngestError> {
+    match source {
+        Source::Url(url) => action(plain(url), download(url, limit)?),
+        Source::Path(path) if path.is_dir() => {
+            let files = if path.join(".git").exists() { known_to_git(path)? } else { walk(path)? };
+            for file in files {
+                let name = file.strip_prefix(path).unwrap_or(&file).to_string_lossy().into_owned();
+                let bytes = start(File::open(&file), limit).map_err(FileError::of("reading", &file))?;
+                action(&name, bytes)?;
+            }
+            Ok(())
+        }
+        Source::Path(path) => {
+            let is_zip = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("zip"));
+            if is_zip {
+                return unzip(path, limit, action);
+            }
+            let bytes = start(File::open(path), limit).map_err(FileError::of("reading", path))?;
+            action(&path.to_string_lossy(), bytes)
+        }
+    }
+}
+
+/// Reads the first bytes, one more than `limit`.
+fn start(reader: io::Result<impl Read>, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    reader?.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Returns the files below a folder, without hidden ones and without links.
+fn walk(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let entries: io::Result<Vec<_>> = fs::read_dir(folder).and_then(Iterator::collect);
+    let mut entries = entries.map_err(FileError::of("listing", folder))?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    let mut found = Vec::new();
+    for entry in entries {
+        let kind = entry.file_type().map_err(FileError::of("reading", folder))?;
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
+        if kind.is_dir() {
+            found.extend(walk(&entry.path())?);
+        } else if kind.is_file() {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the files of a checkout that git tracks and that are there, without links.
+fn known_to_git(folder: &Path) -> Result<Vec<PathBuf>, IngestError> {
+    let wrong = |why: String| IngestError::Git { path: folder.to_owned(), why };
+    let listed = Command::new("git").arg("-C").arg(folder).args(["ls-files", "-z"]).output();
+    let listed = listed.map_err(|error| wrong(format!("git cannot be run: {error}")))?;
+    if !listed.status.success() {
+        return Err(wrong(String::from_utf8_lossy(&listed.stderr).trim().to_owned()));
+    }
+    let names = String::from_utf8(listed.stdout).map_err(|_| wrong("a name is no UTF-8".to_owned()))?;
+    let paths = names.split_terminator('\0').map(|name| folder.join(name));
+    let mut paths: Vec<PathBuf> =
+        paths.filter(|path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+/// Passes on the files of a zip file. Nothing is written under their names, and no more than `limit` bytes of each are unpacked.
+fn unzip(
+    path: &Path,
+    limit: u64,
+    action: &mut impl FnMut(&str, Vec<u8>) -> Result<(), IngestError>,
+) -> Result<(), IngestError> {
+    let wrong = |why: String| IngestError::Zip { path: path.to_owned(), why };
+    let file = File::open(path).map_err(FileError::of("opening", path))?;
+    let mut archive = zip::ZipArchive::new(io::BufReader::new(file)).map_err(|error| wrong(error.to_string()))?;
+    if archive.len() > MAX_ENTRIES {
+        return Err(wrong(format!("it has {} entries: split it into ones of at most {MAX_ENTRIES}", archive.len())));
+    }
+    let mut names: Vec<(String, usize)> = Vec::new();
+    for index in 0..archive.len() {
+        let entry = archive.by_index_raw(index).map_err(|error| wrong(error.to_string()))?;
+        let hidden = entry.name().split('/').any(|part| part.starts_with('.') || part == "__MACOSX");
+        if entry.is_file() && !hidden {
+            names.push((entry.name().to_owned(), index));
+        }
+    }
+    names.sort();
+    for (name, index) in names {
+        let read = archive.by_index(index).map_err(io::Error::other).and_then(|entry| start(Ok(entry), limit));
+        action(&name, read.map_err(|error| wrong(format!("{name}: {error}")))?)?;
+    }
+    Ok(())
+}
+
+/// Returns an address without its query, which may be a signature.
+fn plain(url: &str) -> &str {
+    url.split(['?', '#']).next().unwrap_or_default()
+}
+
+/// Downloads a document.
+fn download(url: &str, limit: u64) -> Result<Vec<u8>, IngestError> {
+    let wrong = |url: &str, why: String| IngestError::Download { url: plain(url).to_owned(), why };
+    let mut url = url.to_owned();
+    for _ in 0..=MAX_REDIRECTS {
+        if !url.starts_with("https://") && !is_loopback(&url) {
+            return Err(wrong(&url, "it has no TLS: use https".to_owned()));
+        }
+        let certificates = variable("SSL_CERT_FILE").map(PathBuf::from);
+        let agent = agent(&url, certificates).map_err(|error| wrong(&url, codex::error::chain(&error)))?;
+        let answer = agent.get(&url).call().map_err(|error| wrong(&url, error.to_string()))?;
+        match answer.status().as_u16() {
+            200 => {
+                let reader = answer.into_body().into_with_config().limit(limit + 2).reader();
+                return start(Ok(reader), limit).map_err(|error| wrong(&url, error.to_string()));
+            }
+            301 | 302 | 303 | 307 | 308 => {
+                let to = answer.headers().get("location").and_then(|to| to.to_str().ok());
+                let base = url::Url::parse(&url).ok();
+                let next = base.zip(to).and_then(|(base, to)| base.join(to).ok());
+                let next = next.ok_or_else(|| wrong(&url, "it redirects to no address".to_owned()))?;
+                url = next.to_string();
+            }
+            status => return Err(wrong(&url, format!("it answered with status {status}"))),
+        }
+    }
+    Err(wrong(&url, "it redirects too often".to_owned()))
+}

@@ -1,0 +1,7 @@
+//! The `codex-tools` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    codex_tools::cli::main()
+}

@@ -1,0 +1,124 @@
+//! The commands `fetch` and `push`. Use the network, read and write files.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use codex::{arguments::whole, atomic_fs, error::CommandError};
+use codex_provenance::ModelDigest;
+use codex_reports::exit;
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+
+use super::{Location, Remote, Stop, StoreError, fetch, push};
+
+/// Fetch a directory from an object store: a model, a base, a checkpoint or data.
+///
+/// A directory that codex-tools pushed is compared with its manifest, file by file. A transfer that was interrupted goes on from
+/// DIR.partial. Credentials are read from the environment: `AWS_ACCESS_KEY_ID` and the other variables of AWS,
+/// `GOOGLE_APPLICATION_CREDENTIALS` or `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_NAME` and the others of Azure; without any, those
+/// of the machine or its workload identity. `HTTPS_PROXY` and `SSL_CERT_FILE` are respected.
+#[derive(Debug, clap::Args)]
+pub struct Fetch {
+    /// The directory in the store, as `s3://BUCKET/PATH`, `gs://BUCKET/PATH`, `az://CONTAINER/PATH` or `file:///PATH`; or one
+    /// object.
+    #[arg(value_name = "URL", value_parser = clap::value_parser!(Location))]
+    from: Location,
+    /// The directory to write, which must not exist yet.
+    #[arg(value_name = "DIR")]
+    output: PathBuf,
+    /// Digest that the files must have, as codex verify prints it.
+    #[arg(long, value_name = "DIGEST")]
+    digest: Option<ModelDigest>,
+    /// Files that are transferred at once.
+    #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = whole::<usize>(1..=64))]
+    parallel: usize,
+}
+
+/// Push a directory, or a file, to an object store, with a manifest of its files.
+///
+/// Files that the store has already are not sent again; large ones are sent in parts. The manifest is written last, so that a fetch
+/// sees all or nothing. Credentials are read from the environment, as for fetch.
+#[derive(Debug, clap::Args)]
+pub struct Push {
+    /// The directory, such as a model directory, or a file.
+    #[arg(value_name = "DIR")]
+    source: PathBuf,
+    /// Where to, as `s3://BUCKET/PATH`, `gs://BUCKET/PATH`, `az://CONTAINER/PATH` or `file:///PATH`.
+    #[arg(value_name = "URL", value_parser = clap::value_parser!(Location))]
+    to: Location,
+    /// Digest that the files must have, as codex verify prints it.
+    #[arg(long, value_name = "DIGEST")]
+    digest: Option<ModelDigest>,
+    /// Replace another model at this address, and delete the files that the new one does not have.
+    #[arg(long)]
+    replace: bool,
+    /// Files that are transferred at once.
+    #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = whole::<usize>(1..=64))]
+    parallel: usize,
+}
+
+impl Fetch {
+    /// Fetches the directory, and prints a line of JSON about it.
+    ///
+    /// # Errors
+    /// Exit code 2: the address, the credentials or the digest are wrong. 1: the store fails.
+    pub fn run(self) -> Result<i32, CommandError> {
+        let remote = Remote::open(&self.from)?;
+        finish(|runtime, stop| {
+            let fetched = runtime.block_on(fetch(&remote, &self.output, self.digest, self.parallel, stop))?;
+            Ok(serde_json::json!({
+                "directory": self.output, "from": self.from.to_string(), "digest": fetched.digest, "files": fetched.files,
+                "bytes": fetched.bytes, "manifest": fetched.has_manifest,
+            }))
+        })
+    }
+}
+
+impl Push {
+    /// Pushes the directory, and prints a line of JSON about it.
+    ///
+    /// # Errors
+    /// Exit code 2: the address, the credentials or the digest are wrong. 1: the store fails.
+    pub fn run(self) -> Result<i32, CommandError> {
+        let remote = Remote::open(&self.to)?;
+        finish(|runtime, stop| {
+            let pushing = push(&self.source, &remote, self.digest, self.replace, self.parallel, stop);
+            let pushed = runtime.block_on(pushing)?;
+            Ok(serde_json::json!({
+                "to": self.to.to_string(), "digest": pushed.digest, "sent": pushed.sent, "there": pushed.there,
+                "bytes": pushed.bytes,
+            }))
+        })
+    }
+}
+
+/// Runs a transfer until it ends or a signal arrives, and prints its line.
+fn finish(
+    transfer: impl FnOnce(&tokio::runtime::Runtime, Stop) -> Result<serde_json::Value, StoreError>,
+) -> Result<i32, CommandError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    flag::register_conditional_shutdown(SIGINT, exit::FAILED, Arc::clone(&stop)).map_err(CommandError::failed)?;
+    for signal in [SIGTERM, SIGINT] {
+        flag::register(signal, Arc::clone(&stop)).map_err(CommandError::failed)?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(CommandError::failed)?;
+    let done = transfer(&runtime, &|| stop.load(Ordering::Relaxed));
+    // A request that hangs must not hold up the end.
+    runtime.shutdown_background();
+    match done {
+        Ok(line) => {
+            atomic_fs::say(&line.to_string())?;
+            Ok(exit::FINISHED)
+        }
+        Err(StoreError::Interrupted) => Ok(exit::INTERRUPTED),
+        Err(error) => Err(error.into()),
+    }
+}
