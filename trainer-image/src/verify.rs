@@ -4,7 +4,7 @@ pub mod given;
 mod json;
 mod keys;
 mod policies;
-mod trusted;
+pub mod trusted;
 
 use std::{
     collections::BTreeSet,

@@ -29,6 +29,7 @@ pub struct Given {
     /// The SHA-256 fingerprint that every key must have, from a source that you trust.
     #[arg(long, value_name = "SHA256", requires = "key")]
     pub fingerprint: Option<Sha256>,
+    /// The identity that is trusted instead of keys.
     #[command(flatten)]
     pub identity: IdentityArguments,
     /// The promotion bundle.

@@ -15,7 +15,7 @@ use crate::{error::CommandError, wording::counted};
 
 /// The identity that is trusted instead of keys.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub(crate) struct IdentityArguments {
+pub struct IdentityArguments {
     /// The identity that must have signed instead of a key, as its certificate names it, such as
     /// `https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller`. Exact, or with * for
     /// a run of characters other than /.

@@ -320,7 +320,7 @@ impl Root {
         if key.is_some() && bundle.is_none() {
             return Err(wrong("bundle", "the model has no model.sig inside: give the bundle"));
         }
-        let given = Given { bundle, key: key.clone(), fingerprint, promotion };
+        let given = Given { bundle, key: key.clone(), fingerprint, promotion, ..Given::default() };
         let manifest = match folder.manifest(&given.inside(&folder.model)) {
             Part::Found(manifest) => manifest,
             other => return Err(LookError::Lack(other.lack().unwrap_or_default())),

@@ -70,7 +70,7 @@ pub(super) fn verify(model: &Path, key: &Path, fingerprint: Option<Sha256>) -> R
     if !bundle.is_file() {
         return Ok(Verdict::Unsigned(manifest.digest()));
     }
-    let given = Given { bundle: Some(bundle), key: Some(key.to_owned()), fingerprint, promotion: None };
+    let given = Given { bundle: Some(bundle), key: Some(key.to_owned()), fingerprint, ..Given::default() };
     Ok(match given.verify(&manifest, "") {
         Ok(Outcome::Valid(valid)) => Verdict::Signed { digest: valid.signed.model, signer: valid.signed.signer },
         Ok(Outcome::Refused(why)) => Verdict::Refused(why),
