@@ -142,7 +142,6 @@ async fn a_client_lists_and_calls_tools() {
     assert!(wrong.get("error").is_some() || wrong["result"]["isError"] == true, "{wrong}");
     send(call(6, "delete_run", json!({}))).await;
     assert!(receive().await.get("error").is_some());
-    drop((send, receive));
     drop((write, lines));
     serving.await.unwrap();
 }

@@ -51,7 +51,7 @@ impl Filter {
         }
         if !self.role.is_empty() {
             let marks = vec!["?"; self.role.len()].join(", ");
-            sql.push_str(&format!(" AND role IN ({marks})"));
+            sql.extend([" AND role IN (", &marks, ")"]);
             values.extend(self.role.iter().map(|role| Value::Text(role.name().to_owned())));
         }
         if let Some(text) = &self.contains {

@@ -42,8 +42,8 @@ impl Connector {
     ///
     /// # Errors
     /// The certificates are invalid.
-    pub(super) fn new(certificates: Option<PathBuf>) -> Result<Self, codex::hub::HubError> {
-        let of = |endpoint| agent(endpoint, certificates.clone());
+    pub(super) fn new(certificates: Option<&PathBuf>) -> Result<Self, codex::hub::HubError> {
+        let of = |endpoint| agent(endpoint, certificates.cloned());
         Ok(Self { outside: of("https://outside")?, inside: of("http://127.0.0.1")? })
     }
 }

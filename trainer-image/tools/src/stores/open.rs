@@ -34,7 +34,7 @@ impl Remote {
         let failed = |error: object_store::Error| wrong(codex::error::chain(&error));
         let connector = || {
             let certificates = variable("SSL_CERT_FILE").map(Into::into);
-            Connector::new(certificates).map_err(|error| wrong(codex::error::chain(&error)))
+            Connector::new(certificates.as_ref()).map_err(|error| wrong(codex::error::chain(&error)))
         };
         let retry = RetryConfig {
             backoff: BackoffConfig {

@@ -118,7 +118,7 @@ impl Server {
             ("GET", ..) if query.contains_key("list-type") => {
                 let prefix = decoded(query.get("prefix").unwrap_or(&""));
                 let found = state.objects.iter().filter(|(key, _)| key.starts_with(&prefix));
-                let found: String = found
+                let found: Vec<String> = found
                     .map(|(key, object)| {
                         format!(
                             "<Contents><Key>{key}</Key><LastModified>2026-11-28T09:00:00.000Z</LastModified>\
@@ -128,6 +128,7 @@ impl Server {
                         )
                     })
                     .collect();
+                let found = found.concat();
                 let text = format!("<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>");
                 reply(stream, 200, "", text.as_bytes());
             }
@@ -202,7 +203,7 @@ impl Server {
                 let mut told = String::new();
                 for key in keys {
                     state.objects.remove(&key);
-                    told += &format!("<Deleted><Key>{key}</Key></Deleted>");
+                    told.extend(["<Deleted><Key>", &key, "</Key></Deleted>"]);
                 }
                 reply(stream, 200, "", format!("<DeleteResult>{told}</DeleteResult>").as_bytes());
             }
