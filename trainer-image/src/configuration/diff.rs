@@ -56,7 +56,15 @@ impl Diff {
     }
 
     pub(super) fn text(&self) -> Result<String, ConfigurationError> {
-        let (first, second) = (side(&self.first)?, side(&self.second)?);
+        let (mut first, mut second) = (side(&self.first)?, side(&self.second)?);
+        // `base` is the defaults of training and a preset: it means what the other one is.
+        if first.kind != second.kind {
+            for (name, view) in [(&self.first, &mut first), (&self.second, &mut second)] {
+                if name == BASE {
+                    *view = Composition::default().view(Environment::ABSENT)?;
+                }
+            }
+        }
         if first.kind != second.kind {
             let why = format!(
                 "{} and {} are settings of a training run and of an evaluation: name two of a kind",

@@ -320,7 +320,7 @@ impl Choices {
             Self::Of(template) => {
                 let value = match template.field(document) {
                     Some(value) => Some(value.clone()),
-                    None => serde_json::from_str(&template.render(document)?).ok(),
+                    None => template.value(document)?,
                 };
                 let texts = value.as_ref().and_then(Value::as_array);
                 texts.and_then(|all| all.iter().map(|choice| choice.as_str().map(str::to_owned)).collect())

@@ -57,6 +57,18 @@ impl Template {
         document.get(&self.source)
     }
 
+    /// Returns the value for a document of a template that is one expression between braces; `None` for any other template.
+    ///
+    /// # Errors
+    /// What is wrong with the expression or the document.
+    pub(super) fn value(&self, document: &Document) -> Result<Option<Value>, String> {
+        let inner = self.source.trim().strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"));
+        let Some(inner) = inner.filter(|inner| !inner.contains("{{")) else { return Ok(None) };
+        let expression = self.environment.compile_expression(inner).map_err(|error| told(&error))?;
+        let value = expression.eval(Serde(document)).map_err(|error| told(&error))?;
+        Ok(serde_json::to_value(value).ok())
+    }
+
     /// Returns the text for a document.
     ///
     /// # Errors

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use codex_crds::{
-    ConditionType, CyclePhase, CycleRecord, CycleStatus, MAX_HISTORY, MissedRuns, Reason, ReasoningPodStatus, Redeploy,
-    RedeployStatus, ServedStatus, TrainingRunPhase, child,
+    ConditionType, CyclePhase, CycleRecord, CycleStatus, Evaluation, EvaluationPhase, MAX_HISTORY, MissedRuns, Reason,
+    ReasoningPodStatus, Redeploy, RedeployStatus, ServedStatus, TrainingRunPhase, child,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -340,7 +340,14 @@ fn judged(view: &View<'_>, cycle: &CycleStatus, candidate: &ObservedReasoningPod
     let gates: Vec<&Block> = about(About::Gates).collect();
     let failed: Vec<&Block> = gates.iter().copied().filter(|block| !block.waits).collect();
     if !failed.is_empty() {
-        return Standing::at_work(Failed, sentences(failed));
+        let phase = |it: &Evaluation| it.status.as_ref().and_then(|status| status.phase);
+        let ended = candidate.evaluations.values().any(|it| phase(it) == Some(EvaluationPhase::Failed));
+        // What stalls without a verdict may go on: an obstruction can be gone a moment later.
+        return if ended || failed.iter().any(|block| block.reason != Reason::WaitingForVerdict) {
+            Standing::at_work(Failed, sentences(failed))
+        } else {
+            Standing::stuck(Evaluating, sentences(failed))
+        };
     }
     if !gates.is_empty() {
         return Standing::at_work(Evaluating, sentences(gates));

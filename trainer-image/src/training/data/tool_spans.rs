@@ -109,10 +109,10 @@ mod tests {
         assert_eq!(calls.called.as_deref(), Some("calculator"));
         for (text, marked, called) in [
             ("no call", 0, None),
-            ("a <tool_call>{\"name\": \"bro", 25, None),
+            ("a <tool_call>{\"name\": \"bro", 24, None),
             ("<tool_call>plain</tool_call>", 28, None),
             ("</tool_call> alone", 0, None),
-            ("<tool_call> {\"name\": \"b\"} </tool_call>", 39, Some("b")),
+            ("<tool_call> {\"name\": \"b\"} </tool_call>", 38, Some("b")),
         ] {
             let calls = spans.of(&tokenizer.encode(text).unwrap());
             let found = calls.tokens.iter().filter(|is| **is).count();

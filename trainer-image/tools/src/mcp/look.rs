@@ -157,13 +157,14 @@ impl Root {
     fn folder(&self, run: &str) -> Result<RunFolder, LookError> {
         let path = self.inside("run", run)?;
         let folder = RunFolder::locate("run", &path).map_err(|error| LookError::Lack(error.to_string()))?;
-        // Parts of a run may be links, too.
-        for part in [&folder.root, &folder.model, &folder.artifacts] {
-            if part.exists() {
-                self.inside("run", &part.to_string_lossy())?;
-            }
-        }
+        self.contains(&folder)?;
         Ok(folder)
+    }
+
+    /// Refuses a run of which a part lies outside the root: parts may be links, too.
+    fn contains(&self, folder: &RunFolder) -> Result<(), LookError> {
+        let parts = [&folder.root, &folder.model, &folder.artifacts].into_iter().filter(|part| part.exists());
+        parts.map(|part| self.inside("run", &part.to_string_lossy())).try_for_each(|part| part.map(drop))
     }
 
     /// Lists the runs and models below a folder.
@@ -183,6 +184,7 @@ impl Root {
         if let Ok(folder) = RunFolder::locate("run", directory)
             // The artifacts of a run are a part of it.
             && folder.root == directory
+            && self.contains(&folder).is_ok()
         {
             let metadata = folder.metadata();
             let metadata = metadata.found();

@@ -158,8 +158,8 @@ pub enum EventError {
 struct Line {
     #[serde(alias = "timestamp")]
     ts: Written,
-    session_id: Option<SessionId>,
-    role: Role,
+    session_id: Option<String>,
+    role: String,
     #[serde(alias = "content")]
     message: String,
 }
@@ -185,8 +185,10 @@ impl Event {
     pub fn parse(line: &[u8], session: Result<&SessionId, &str>) -> Result<Self, EventError> {
         let Line { ts, session_id, role, message } =
             codex_json::from_slice(line).map_err(|why| EventError::Shape(why.to_string()))?;
+        // Read as texts before, because errors of the parser name a place, and no reason.
+        let role = Role::try_from(role).map_err(EventError::Shape)?;
         let session_id = match (session_id, session) {
-            (Some(id), _) => id,
+            (Some(id), _) => SessionId::try_from(id).map_err(EventError::Shape)?,
             (None, Ok(id)) => id.clone(),
             (None, Err(why)) => return Err(EventError::NoSession(why.to_owned())),
         };
