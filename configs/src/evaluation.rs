@@ -237,17 +237,34 @@ impl Generation {
 /// # Errors
 /// [`ConfigError`] if it is missing or malformed.
 pub(crate) fn regex(section: &str, answer: AnswerForm, pattern: Option<&str>) -> Result<Option<Regex>, ConfigError> {
+    let Some(pattern) = checked_pattern(section, answer, pattern)? else { return Ok(None) };
+    RegexBuilder::new(pattern).size_limit(MAX_REGEX).build().map(Some).map_err(|_| malformed(section, pattern))
+}
+
+/// Checks the syntax of the regular expression of [`AnswerForm::Regex`] and returns it; `None` for other forms. Only its parser is
+/// needed, so that programs without evaluations, such as the controller, do without the rest.
+fn checked_pattern<'a>(
+    section: &str,
+    answer: AnswerForm,
+    pattern: Option<&'a str>,
+) -> Result<Option<&'a str>, ConfigError> {
     let (AnswerForm::Regex, pattern) = (answer, pattern) else { return Ok(None) };
-    let refuse = |value: String, right: String| ConfigError::Data { field: format!("{section}.pattern"), value, right };
     let Some(pattern) = pattern else {
-        let right = format!("write a regular expression, because {section}.answer is regex");
-        return Err(refuse("null".to_owned(), right));
+        return Err(ConfigError::Data {
+            field: format!("{section}.pattern"),
+            value: "null".to_owned(),
+            right: format!("write a regular expression, because {section}.answer is regex"),
+        });
     };
-    let compiled = RegexBuilder::new(pattern).size_limit(MAX_REGEX).build();
-    compiled.map(Some).map_err(|_| {
-        let right = "write a regular expression without look-around, such as \"answer is (-?[0-9]+)\"";
-        refuse(format!("{pattern:?}"), right.to_owned())
-    })
+    regex_syntax::parse(pattern).map(|_| Some(pattern)).map_err(|_| malformed(section, pattern))
+}
+
+fn malformed(section: &str, pattern: &str) -> ConfigError {
+    ConfigError::Data {
+        field: format!("{section}.pattern"),
+        value: format!("{pattern:?}"),
+        right: "write a regular expression without look-around, such as \"answer is (-?[0-9]+)\"".to_owned(),
+    }
 }
 
 /// Checks the settings that say where an answer is. `section` is their key.
@@ -267,7 +284,7 @@ pub(crate) fn check_answer(
             right: format!("write the text before an answer, because {section}.answer is after"),
         });
     }
-    regex(section, answer, pattern).map(drop)
+    checked_pattern(section, answer, pattern).map(drop)
 }
 
 /// How a problem becomes a prompt.
