@@ -4,78 +4,70 @@ use codex_provenance::{DataDigest, Sha256};
 
 use crate::{BASELINE, PROBLEMS};
 
-/// A file of a preset.
+/// A file of a preset. What it holds is apart from what is known about it, so that the controller, which needs only the latter, does
+/// not carry the problems in its program.
 #[derive(Clone, Copy, Debug)]
 pub struct BenchmarkFile {
     /// `problems` or `baseline`.
     pub name: &'static str,
     /// Path within the folder of this crate.
     pub path: &'static str,
-    /// Contents.
-    pub bytes: &'static [u8],
+    /// Number of lines.
+    pub records: u64,
+    /// The lines of `SHA256SUMS` beside it.
+    sums: &'static str,
 }
 
 impl BenchmarkFile {
-    /// Returns the digest of the contents.
+    /// Returns the digest of the contents, as `SHA256SUMS` has it.
     pub fn digest(&self) -> DataDigest {
-        DataDigest(Sha256::of(self.bytes))
+        let file = self.path.rsplit('/').next().unwrap_or_default();
+        let line = self.sums.lines().filter_map(|line| line.split_once("  ")).find(|(_, name)| *name == file);
+        let digest = line.and_then(|(digest, _)| digest.parse().ok());
+        // A test compares every line with the contents.
+        DataDigest(digest.unwrap_or_else(|| Sha256::of("")))
+    }
+
+    /// Returns the contents.
+    pub fn contents(&self) -> &'static [u8] {
+        match self.path {
+            "benchmarks/base/problems.jsonl" => include_bytes!("../benchmarks/base/problems.jsonl"),
+            "benchmarks/cot-hard/problems.jsonl" => include_bytes!("../benchmarks/cot-hard/problems.jsonl"),
+            "benchmarks/cot-lite/problems.jsonl" => include_bytes!("../benchmarks/cot-lite/problems.jsonl"),
+            "benchmarks/cot-lite/baseline.jsonl" => include_bytes!("../benchmarks/cot-lite/baseline.jsonl"),
+            "benchmarks/gym-chain-sum/problems.jsonl" => include_bytes!("../benchmarks/gym-chain-sum/problems.jsonl"),
+            "benchmarks/gym-gsm-symbolic/problems.jsonl" => {
+                include_bytes!("../benchmarks/gym-gsm-symbolic/problems.jsonl")
+            }
+            "benchmarks/gym-products/problems.jsonl" => include_bytes!("../benchmarks/gym-products/problems.jsonl"),
+            "benchmarks/math/problems.jsonl" => include_bytes!("../benchmarks/math/problems.jsonl"),
+            "benchmarks/tools/problems.jsonl" => include_bytes!("../benchmarks/tools/problems.jsonl"),
+            _ => &[],
+        }
     }
 }
 
-const COT_LITE: &[BenchmarkFile] = &[
-    BenchmarkFile {
-        name: PROBLEMS,
-        path: "benchmarks/cot-lite/problems.jsonl",
-        bytes: include_bytes!("../benchmarks/cot-lite/problems.jsonl"),
-    },
-    BenchmarkFile {
-        name: BASELINE,
-        path: "benchmarks/cot-lite/baseline.jsonl",
-        bytes: include_bytes!("../benchmarks/cot-lite/baseline.jsonl"),
-    },
-];
+/// A file of the preset in a folder of `benchmarks/`.
+macro_rules! file {
+    ($name:expr, $folder:literal, $file:literal, $records:literal) => {
+        BenchmarkFile {
+            name: $name,
+            path: concat!("benchmarks/", $folder, "/", $file),
+            records: $records,
+            sums: include_str!(concat!("../benchmarks/", $folder, "/SHA256SUMS")),
+        }
+    };
+}
 
-const COT_HARD: &[BenchmarkFile] = &[BenchmarkFile {
-    name: PROBLEMS,
-    path: "benchmarks/cot-hard/problems.jsonl",
-    bytes: include_bytes!("../benchmarks/cot-hard/problems.jsonl"),
-}];
-
-const GYM_CHAIN_SUM: &[BenchmarkFile] = &[BenchmarkFile {
-    name: PROBLEMS,
-    path: "benchmarks/gym-chain-sum/problems.jsonl",
-    bytes: include_bytes!("../benchmarks/gym-chain-sum/problems.jsonl"),
-}];
-
-const GYM_GSM_SYMBOLIC: &[BenchmarkFile] = &[BenchmarkFile {
-    name: PROBLEMS,
-    path: "benchmarks/gym-gsm-symbolic/problems.jsonl",
-    bytes: include_bytes!("../benchmarks/gym-gsm-symbolic/problems.jsonl"),
-}];
-
-const GYM_PRODUCTS: &[BenchmarkFile] = &[BenchmarkFile {
-    name: PROBLEMS,
-    path: "benchmarks/gym-products/problems.jsonl",
-    bytes: include_bytes!("../benchmarks/gym-products/problems.jsonl"),
-}];
-
-const BASE: &[BenchmarkFile] = &[BenchmarkFile {
-    name: PROBLEMS,
-    path: "benchmarks/base/problems.jsonl",
-    bytes: include_bytes!("../benchmarks/base/problems.jsonl"),
-}];
-
-const MATH: &[BenchmarkFile] = &[BenchmarkFile {
-    name: PROBLEMS,
-    path: "benchmarks/math/problems.jsonl",
-    bytes: include_bytes!("../benchmarks/math/problems.jsonl"),
-}];
-
-const TOOLS: &[BenchmarkFile] = &[BenchmarkFile {
-    name: PROBLEMS,
-    path: "benchmarks/tools/problems.jsonl",
-    bytes: include_bytes!("../benchmarks/tools/problems.jsonl"),
-}];
+const BASE: &[BenchmarkFile] = &[file!(PROBLEMS, "base", "problems.jsonl", 150)];
+const COT_HARD: &[BenchmarkFile] = &[file!(PROBLEMS, "cot-hard", "problems.jsonl", 800)];
+const COT_LITE: &[BenchmarkFile] =
+    &[file!(PROBLEMS, "cot-lite", "problems.jsonl", 1000), file!(BASELINE, "cot-lite", "baseline.jsonl", 1000)];
+const GYM_CHAIN_SUM: &[BenchmarkFile] = &[file!(PROBLEMS, "gym-chain-sum", "problems.jsonl", 200)];
+const GYM_GSM_SYMBOLIC: &[BenchmarkFile] = &[file!(PROBLEMS, "gym-gsm-symbolic", "problems.jsonl", 200)];
+const GYM_PRODUCTS: &[BenchmarkFile] = &[file!(PROBLEMS, "gym-products", "problems.jsonl", 200)];
+const MATH: &[BenchmarkFile] = &[file!(PROBLEMS, "math", "problems.jsonl", 100)];
+const TOOLS: &[BenchmarkFile] = &[file!(PROBLEMS, "tools", "problems.jsonl", 50)];
 
 /// Returns the files of a preset: its problems and, if it has a baseline, the recorded predictions of the baseline.
 pub fn benchmark(preset: &str) -> &'static [BenchmarkFile] {
@@ -102,27 +94,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_match_their_checksums() {
+    fn files_are_what_is_known_about_them() {
         for preset in crate::PRESETS {
-            let sums = match *preset {
-                "base" => include_str!("../benchmarks/base/SHA256SUMS"),
-                "math" => include_str!("../benchmarks/math/SHA256SUMS"),
-                "tools" => include_str!("../benchmarks/tools/SHA256SUMS"),
-                "cot-hard" => include_str!("../benchmarks/cot-hard/SHA256SUMS"),
-                "cot-lite" => include_str!("../benchmarks/cot-lite/SHA256SUMS"),
-                "gym-chain-sum" => include_str!("../benchmarks/gym-chain-sum/SHA256SUMS"),
-                "gym-gsm-symbolic" => include_str!("../benchmarks/gym-gsm-symbolic/SHA256SUMS"),
-                "gym-products" => include_str!("../benchmarks/gym-products/SHA256SUMS"),
-                other => panic!("no checksums of {other}"),
-            };
-            let lines: Vec<String> = benchmark(preset)
-                .iter()
-                .map(|file| format!("{}  {}", file.digest(), file.path.rsplit('/').next().expect("a name")))
-                .collect();
-            // Training data is not part of a preset.
-            assert_eq!(lines, sums.lines().filter(|line| !line.ends_with("train.jsonl")).collect::<Vec<_>>());
-            assert_eq!(benchmark(preset).iter().filter(|file| file.name == PROBLEMS).count(), 1);
-            assert!(benchmark(preset).iter().all(|file| [PROBLEMS, BASELINE].contains(&file.name)));
+            let files = benchmark(preset);
+            for file in files {
+                let contents = file.contents();
+                assert_eq!(DataDigest(Sha256::of(contents)), file.digest(), "{}", file.path);
+                let lines = contents.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+                assert_eq!(lines.count() as u64, file.records, "{}", file.path);
+                // Training data is not part of a preset.
+                let listed = file.sums.lines().filter(|line| !line.ends_with("train.jsonl"));
+                assert_eq!(listed.count(), files.len(), "{}", file.path);
+            }
+            assert_eq!(files.iter().filter(|file| file.name == PROBLEMS).count(), 1);
+            assert!(files.iter().all(|file| [PROBLEMS, BASELINE].contains(&file.name)));
         }
     }
 }

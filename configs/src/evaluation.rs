@@ -67,10 +67,11 @@ impl Evaluation {
     /// Returns the most problems that are asked, if the configuration tells it.
     pub fn most_problems(&self) -> Option<u64> {
         let problems = self.data.iter().find(|item| item.name == PROBLEMS)?;
-        let known = problems.synthetic.as_ref().map(|synthetic| synthetic.count).or_else(|| {
-            let file = benchmark_file(&self.preset, problems.sha256?)?;
-            Some(file.bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count() as u64)
-        });
+        let known = problems
+            .synthetic
+            .as_ref()
+            .map(|synthetic| synthetic.count)
+            .or_else(|| Some(benchmark_file(&self.preset, problems.sha256?)?.records));
         match (known, self.settings.evaluation.limit) {
             (Some(known), Some(limit)) => Some(known.min(limit)),
             (known, limit) => known.or(limit),

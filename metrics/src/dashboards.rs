@@ -353,9 +353,6 @@ fn rings() -> Dashboard {
                         .named(&SIGNATURES.increase(&[RESULT.is("ok")], "24h").sum(&[]).or_zero(), "statements"),
                     Panel::new(Number, Plain, "Manual overrides this week", "Sign-offs of people that promotions signed in the last 7 days name.")
                         .named(&MANUAL_OVERRIDES.increase(&[], "7d").sum(&[]).or_zero(), "sign-offs"),
-                    Panel::new(Bars, Plain, "Redeployments", "ReasoningPods with spec.redeploy by the phase of their latest cycle.")
-                        .by(&REDEPLOYING.value(&[]).sum(&[PHASE]), &[PHASE])
-                        .when_empty("nothing is redeployed"),
                     Panel::new(Zero, Plain, "Cycles waved through", "Sign-offs that promoted cycles had; 0 if no person waved one through.")
                         .named(&CYCLE_OVERRIDES.value(&[]).max(&[]), "sign-offs")
                         .when_empty("no controller"),
@@ -404,6 +401,9 @@ fn rings() -> Dashboard {
                     Panel::new(Lines, PerSecond, "Signatures", "Statements signed per second, by statement and result.")
                         .by(&SIGNATURES.rate(&[], RATE_INTERVAL).sum(&[STATEMENT, RESULT]), &[STATEMENT, RESULT])
                         .when_empty("no signatures"),
+                    Panel::new(Bars, Plain, "Redeployments", "ReasoningPods with spec.redeploy by the phase of their latest cycle.")
+                        .by(&REDEPLOYING.value(&[]).sum(&[PHASE]), &[PHASE])
+                        .when_empty("nothing is redeployed"),
                 ],
             ),
         ],

@@ -64,7 +64,7 @@ pub(crate) fn held_out() -> Result<Vec<Problem>> {
 pub(crate) fn baseline() -> Result<(usize, usize)> {
     let text = |name: &str| {
         let file = benchmark("cot-lite").iter().find(|file| file.name == name);
-        file.map(|file| String::from_utf8_lossy(file.bytes).into_owned()).unwrap_or_default()
+        file.map(|file| String::from_utf8_lossy(file.contents()).into_owned()).unwrap_or_default()
     };
     let predictions: HashMap<String, String> =
         lines::<Prediction>(&text("baseline"))?.into_iter().map(|line| (line.prompt, line.prediction)).collect();

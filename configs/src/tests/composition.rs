@@ -72,7 +72,7 @@ fn the_baseline_is_of_equal_size_tokens_and_tuning() {
     assert_eq!(differing, ["training.max_steps", "response.format"]);
 
     // Tokens of an example with its steps, against one with its answer alone (a character is a token).
-    let problems = crate::benchmark("cot-lite")[0].bytes;
+    let problems = crate::benchmark("cot-lite")[0].contents();
     let (mut long, mut short) = (0, 0);
     for line in problems.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let record: Value = serde_json::from_slice(line).expect("a record");

@@ -121,7 +121,7 @@ fn bytes_of(
         (None, None) => data
             .sha256
             .and_then(|digest| benchmark_file(&evaluation.preset, digest))
-            .map(|file| (file.bytes.to_vec(), file.path.to_owned()))
+            .map(|file| (file.contents().to_vec(), file.path.to_owned()))
             .ok_or_else(|| EvaluateError::Arguments(format!("data {0} has no file: pass --data {0}=FILE", data.name))),
         (Some(_), Some(_)) => Err(EvaluateError::Arguments(format!(
             "data {0} is synthetic in the configuration: leave --data {0}=… out",

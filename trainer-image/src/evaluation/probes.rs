@@ -227,7 +227,7 @@ mod tests {
     fn references_of_the_presets_pass_their_probes() {
         for (preset, [proofs, stories, tools]) in [("base", [50, 50, 50]), ("math", [50, 50, 0]), ("tools", [0, 0, 50])]
         {
-            let records = parse_records(preset, benchmark(preset)[0].bytes).unwrap();
+            let records = parse_records(preset, benchmark(preset)[0].contents()).unwrap();
             let all: Vec<Scored> =
                 records.iter().map(|record| Scored::of(1, record, record.response.clone(), None, &answers())).collect();
             let Probes { theorem_proving, math_verification, tool_audit } = Probes::of(&all).unwrap();

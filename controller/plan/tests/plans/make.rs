@@ -175,7 +175,7 @@ pub(crate) fn evaluated(contents: &str, right: u64) -> EvaluationState {
             .map(|file| DataFile {
                 name: file.name.to_owned(),
                 sha256: file.digest(),
-                size: file.bytes.len() as u64,
+                size: file.contents().len() as u64,
                 records: Some(500),
             })
             .collect(),
