@@ -133,7 +133,7 @@ fn side(name: &str) -> Result<View, ConfigurationError> {
         if !path.exists() {
             let unknown = template(name).err().map(|error| error.to_string()).unwrap_or_default();
             let why = format!(
-                "{unknown}, one of the presets {}, {BASE}, or a file or the directory of a run that exists",
+                "{unknown}, one of the presets {}, or a file or the directory of a run that exists",
                 PRESETS.join(", ")
             );
             return Err(ConfigurationError::Arguments(why));

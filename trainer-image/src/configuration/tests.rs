@@ -147,7 +147,7 @@ fn two_configurations_are_compared() {
     let told = text(&["cot-lite", "cot-starter"]).unwrap_err();
     assert!(told.ends_with("name two of a kind"), "{told}");
     let told = text(&["cot-stater", "cot-starter"]).unwrap_err();
-    assert!(told.contains("did you mean cot-starter?") && told.contains("one of the presets cot-hard"), "{told}");
+    assert!(told.contains("did you mean cot-starter?") && told.contains("one of the presets base"), "{told}");
 }
 
 #[test]
