@@ -327,7 +327,11 @@ pub(super) fn check_end(server: &Server) -> Vec<String> {
         let judged = evaluation["status"]["trainingRunUid"] == run["metadata"]["uid"];
         passes = judged && evaluation["status"]["verdict"] == "Passed";
         let undisturbed = !server.known.disturbed.contains(&uid(evaluation));
+        // Its status was discarded, and its evaluator reads the model of a run that is gone.
+        let stalled = evaluation["status"]["conditions"].as_array().into_iter().flatten();
+        let replaced = stalled.into_iter().any(|it| it["type"] == "Stalled" && it["reason"] == "Replaced");
         if undisturbed
+            && !replaced
             && (evaluation["status"]["trainingRunUid"].is_null() || judged)
             && !evaluation["status"]["verdict"].is_string()
         {
