@@ -444,7 +444,8 @@ test-clients: prerequisites ## tries the clients of OpenAI and MCP, TensorBoard 
 	export COLLECTOR="$$(dirname "$(COLLECTOR_BUILDER)")/collector"
 	if [ ! -x "$$COLLECTOR" ]; then
 		folder=$$(mktemp -d)
-		OUTPUT="$$folder" "$(COLLECTOR_BUILDER)" --config tests/clients/collector.yaml
+		sed "s|FOLDER|$$folder|" tests/clients/collector.yaml >"$$folder/builder.yaml"
+		"$(COLLECTOR_BUILDER)" --config "$$folder/builder.yaml" >/dev/null
 		mv "$$folder/collector" "$$COLLECTOR"
 		rm -rf "$$folder"
 	fi
@@ -458,7 +459,7 @@ S3RVER_VERSION := 3.7.1
 AZURITE_VERSION := 3.37.0
 FAKE_GCS_VERSION := v1.56.1
 STORES = $(CACHE)/stores-$(S3RVER_VERSION)-$(AZURITE_VERSION)-$(FAKE_GCS_VERSION)
-test-stores: prerequisites ## pushes to and fetches from s3rver, Azurite and fake-gcs-server over connections that are cut
+test-stores: prerequisites ## pushes to and fetches from s3rver and Azurite, and fetches from fake-gcs-server, over connections that are cut
 	@for tool in npm go; do
 		command -v "$$tool" >/dev/null || { echo "$$tool is missing: install it, it installs the servers of this target." >&2; exit 1; }
 	done
