@@ -8,8 +8,8 @@ const VARIABLES: [&str; 2] = ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"];
 /// Limits the thread pool to one thread per processor that this process may use, whatever the environment requests: more
 /// threads only compete for processors, and thousands of them make the machine unusable.
 pub(crate) fn limit() {
-    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
-    let processors = allowed.count() as usize;
+    // As many as the affinity and the quota of the cgroup allow: threads that wait for work awake would use up the quota.
+    let Ok(processors) = std::thread::available_parallelism().map(usize::from) else { return };
     let Some((name, requested)) = VARIABLES.into_iter().find_map(|name| Some((name, variable(name)?))) else { return };
     let Some(threads) = limited(&requested, processors) else { return };
     tracing::warn!(

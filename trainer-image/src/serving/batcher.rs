@@ -365,7 +365,10 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Ro
             }
             Vec::new()
         });
-        metrics.step_of(generator.computed());
+        // Nothing is computed if every request was abandoned.
+        if generator.computed() > 0 {
+            metrics.step_of(generator.computed());
+        }
         for emitted in emitted {
             let Some(place) = running.get_mut(emitted.slot) else { continue };
             let cached = generator.reused(emitted.slot);

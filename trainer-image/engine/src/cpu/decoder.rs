@@ -16,7 +16,7 @@ use super::{
     kernels::add,
     matrix::{COLUMNS, Dtype, FEW, Out, Weight, chunk_rows, forward_parallel},
     norm::{NormWeights, norm},
-    team::{in_pool, in_team},
+    team::in_team,
 };
 use crate::{
     Decoder, EngineError, ModelConfig, PromptError,
@@ -145,7 +145,7 @@ impl<N: Dtype> CpuDecoder<N> {
             for start in (0..shared).step_by(self.rows) {
                 let count = self.rows.min(shared - start);
                 let part = Part { slot: *first, row: 0, count, position: start };
-                in_pool(|| self.forward(&[part], &prompt[start..start + count]));
+                self.forward(&[part], &prompt[start..start + count]);
             }
             (computed, computed_by) = (shared, Some(*first));
         }
@@ -321,11 +321,11 @@ impl<N: Dtype> Decoder for CpuDecoder<N> {
                 let ended = at + 1 == work.len() && done == pending.len();
                 if tokens.len() == self.rows || ended {
                     let few = tokens.len() <= FEW;
-                    let work = || {
+                    let mut work = || {
                         self.forward(&parts, &tokens);
                         if last.is_empty() { Vec::new() } else { self.head(&last) }
                     };
-                    logits.rows.extend(if few { in_team(work) } else { in_pool(work) });
+                    logits.rows.extend(if few { in_team(work) } else { work() });
                     parts.clear();
                     tokens.clear();
                     last.clear();

@@ -14,7 +14,6 @@ use super::{
     kernels::add,
     lora::LoraContext,
     matrix::{Dtype, chunk_rows},
-    team::in_pool,
 };
 use crate::{
     AdamW, Engine, EngineError, EngineState, Layout, Lora, ModelConfig, Packed, Settings,
@@ -158,7 +157,7 @@ impl<N: Dtype> CpuEngine<N> {
     /// loss. Returns Σ of the losses.
     fn step(&mut self, batch: &Packed, weigh: impl FnOnce(Head<'_, N>) -> Vec<f32>) -> Result<f64, EngineError> {
         let batch = &self.prepare(batch, true)?;
-        in_pool(|| self.forward(batch, true));
+        self.forward(batch, true);
         let Self { model, rotary, parameters, gradients, packs, frozen, workspace, settings, .. } = self;
         // Taken out, because the rest of the frozen model is read while they are written.
         let mut taken = frozen.as_mut().map(|frozen| std::mem::take(&mut frozen.gradients));
@@ -169,22 +168,19 @@ impl<N: Dtype> CpuEngine<N> {
         let layers = model.blocks.len();
         let scales = weigh(Head { context, model, x: &stream[layers], batch });
         dy.resize(batch.tokens.len() * context.hidden);
-        let sum = in_pool(|| {
-            let of_head = taken.is_none().then_some(&mut gradients[..]);
-            let sum = head::backward(context, model, (&stream[layers], &batch.targets, &scales), head, dy, of_head);
-            for (layer, block) in model.blocks.iter().enumerate().rev() {
-                let kept = saved.len();
-                let block = (block, weights.adapters(layer));
-                // The last block's activations are still there.
-                if settings.gradient_checkpointing && layer + 1 < layers {
-                    let (x, y) = pair(stream, layer, layer + 1);
-                    block::forward(context, block, x, y, &mut saved[layer % kept]);
-                }
-                let gradients = taken.as_mut().unwrap_or(gradients);
-                block::backward(context, block, &stream[layer], &saved[layer % kept], backward, dy, gradients);
+        let of_head = taken.is_none().then_some(&mut gradients[..]);
+        let sum = head::backward(context, model, (&stream[layers], &batch.targets, &scales), head, dy, of_head);
+        for (layer, block) in model.blocks.iter().enumerate().rev() {
+            let kept = saved.len();
+            let block = (block, weights.adapters(layer));
+            // The last block's activations are still there.
+            if settings.gradient_checkpointing && layer + 1 < layers {
+                let (x, y) = pair(stream, layer, layer + 1);
+                block::forward(context, block, x, y, &mut saved[layer % kept]);
             }
-            sum
-        });
+            let gradients = taken.as_mut().unwrap_or(gradients);
+            block::backward(context, block, &stream[layer], &saved[layer % kept], backward, dy, gradients);
+        }
         match (frozen, taken) {
             (Some(frozen), Some(taken)) => {
                 frozen.adapters.gather(&taken, gradients);
@@ -437,7 +433,7 @@ impl<N: Dtype> Engine for CpuEngine<N> {
 
     fn losses(&mut self, batch: &Packed) -> Result<Vec<f64>, EngineError> {
         let batch = &self.prepare(batch, false)?;
-        in_pool(|| self.forward(batch, false));
+        self.forward(batch, false);
         let Self { model, rotary, parameters, packs, frozen, workspace, .. } = self;
         let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
         let (context, x) = (weights.context(batch, false), &workspace.stream[model.blocks.len() % 2]);
@@ -446,7 +442,7 @@ impl<N: Dtype> Engine for CpuEngine<N> {
 
     fn loss(&mut self, batch: &Packed) -> Result<f64, EngineError> {
         let batch = &self.prepare(batch, false)?;
-        in_pool(|| self.forward(batch, false));
+        self.forward(batch, false);
         let Self { model, rotary, parameters, packs, frozen, workspace, .. } = self;
         let weights = Weights { model, rotary: rotary.as_ref(), parameters, packs, frozen: frozen.as_ref() };
         let context = weights.context(batch, false);

@@ -1,6 +1,8 @@
 //! A team of threads for work in many small steps, such as decoding one token: each product takes some microseconds, and a thread of
 //! the pool that found nothing to do meanwhile sleeps, and takes as long to wake. Members of a team wait for the next step awake, for
-//! as long as the team exists.
+//! as long as the team exists. The leader is the thread that asks, so that its scratch memory is not held by each thread of the pool.
+//!
+//! The work of a team must not wait for the pool, whose threads are in the team.
 //!
 //! Which thread does a part of a step is left to chance, and no result depends on it.
 
@@ -12,6 +14,9 @@ use std::{
 };
 
 use rayon::prelude::*;
+
+/// The part of a team's state that counts.
+const LEFT: u64 = u32::MAX as u64;
 
 /// How often a thread looks for work before it lets others run.
 const LOOKS: u32 = 2_000;
@@ -63,18 +68,41 @@ impl Drop for Ended<'_> {
     }
 }
 
+/// Keeps a step where it is while a member works on it, also if the leader's own part panics.
+struct Leading<'a> {
+    team: &'a Team,
+    parts: usize,
+}
+
+impl Drop for Leading<'_> {
+    fn drop(&mut self) {
+        // After a panic, nobody begins the parts that are left.
+        let left = self.team.state.fetch_and(!LEFT, Ordering::AcqRel) & LEFT;
+        let mut looks = 0;
+        while self.team.done.load(Ordering::Acquire) + (left as usize) < self.parts {
+            wait(&mut looks);
+        }
+    }
+}
+
 impl Team {
     /// Does a part that nobody has begun; whether there was one.
     fn help(&self) -> bool {
-        let state = self.state.load(Ordering::Acquire);
-        let left = state & u64::from(u32::MAX);
-        if left == 0 || self.state.compare_exchange(state, state - 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            return false;
-        }
+        let mut state = self.state.load(Ordering::Acquire);
+        let left = loop {
+            let left = state & LEFT;
+            if left == 0 {
+                return false;
+            }
+            match self.state.compare_exchange_weak(state, state - 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => break left,
+                Err(other) => state = other,
+            }
+        };
         let done = Done(&self.done);
         let step = self.step.load(Ordering::Acquire);
         // SAFETY: this thread has begun a part of the step that `state` names. Its leader keeps the step where it is, and begins no
-        // other, until every part is done, which `done` says below.
+        // other, until every part that was begun is done, also if it panics (`Leading`); `done` says so below.
         #[allow(unsafe_code)]
         let Step { work, part } = unsafe { &*step };
         part(*work, left as usize - 1);
@@ -88,12 +116,9 @@ impl Team {
         self.step.store(ptr::from_ref(step).cast_mut(), Ordering::Relaxed);
         let number = self.state.load(Ordering::Relaxed) >> 32;
         self.state.store((number + 1) << 32 | u64::from(parts), Ordering::Release);
-        let mut looks = 0;
-        while self.done.load(Ordering::Acquire) < parts as usize {
-            if !self.help() {
-                wait(&mut looks, thread::yield_now);
-            }
-        }
+        // Waits for the others.
+        let _leading = Leading { team: self, parts: parts as usize };
+        while self.help() {}
     }
 
     /// Helps until the team ends.
@@ -103,35 +128,25 @@ impl Team {
             if self.help() {
                 looks = 0;
             } else {
-                // The pool may have other work.
-                wait(&mut looks, || {
-                    if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                        thread::yield_now();
-                    }
-                });
+                wait(&mut looks);
             }
         }
     }
 }
 
-fn wait(looks: &mut u32, patience_ends: impl FnOnce()) {
+fn wait(looks: &mut u32) {
     if *looks < LOOKS {
         *looks += 1;
         hint::spin_loop();
     } else {
-        patience_ends();
+        thread::yield_now();
     }
 }
 
-/// Does work that has many parallel steps on a thread of the pool. Another thread would sleep and be woken at each step.
-pub(crate) fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| work())
-}
-
-/// Does work in many small steps with a team of all threads of the pool.
-pub(crate) fn in_team<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+/// Does work in many small steps with a team of this thread and, but for one, the threads of the pool.
+pub(crate) fn in_team<R>(work: impl FnOnce() -> R) -> R {
     let team = Team::default();
-    rayon::scope(|scope| {
+    rayon::in_place_scope(|scope| {
         for _ in 1..rayon::current_num_threads() {
             scope.spawn(|_| team.follow());
         }
@@ -163,10 +178,12 @@ impl<T: Send, F: Fn(T) + Sync> Items<'_, T, F> {
 
 /// Does work for each item on all threads: those of the team that this thread leads, or else those of the pool.
 pub(crate) fn spread<T: Send, F: Fn(T) + Send + Sync>(items: Vec<T>, work: F) {
-    let team = LED.get();
+    // Parts that call this again find no team: it has one step.
+    let team = LED.replace(ptr::null());
     let parts = u32::try_from(items.len()).unwrap_or(u32::MAX);
     if team.is_null() || parts < 2 || parts == u32::MAX {
         items.into_par_iter().with_max_len(1).for_each(work);
+        LED.set(team);
         return;
     }
     let items = Items { items: items.into_iter().map(|item| UnsafeCell::new(Some(item))).collect(), work: &work };
@@ -174,11 +191,20 @@ pub(crate) fn spread<T: Send, F: Fn(T) + Send + Sync>(items: Vec<T>, work: F) {
     // SAFETY: `in_team` has set the pointer on this thread, and replaces it before the team goes.
     #[allow(unsafe_code)]
     unsafe { &*team }.lead(&step, parts);
+    LED.set(team);
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{panic, sync::Mutex};
+    use std::{
+        panic,
+        sync::{
+            Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
+        thread,
+        time::Duration,
+    };
 
     use super::{in_team, spread};
 
@@ -214,6 +240,51 @@ mod tests {
                     }
                 });
             }
+        });
+    }
+
+    /// Returns a pool of three threads, whatever the processor has.
+    fn three() -> rayon::ThreadPool {
+        rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap()
+    }
+
+    #[test]
+    fn no_member_works_on_a_step_whose_leader_panicked() {
+        three().install(|| {
+            in_team(|| {
+                let (leader, busy) = (thread::current().id(), AtomicUsize::new(0));
+                let part = |_: u32| {
+                    if thread::current().id() == leader {
+                        while busy.load(Ordering::Acquire) == 0 {
+                            thread::yield_now();
+                        }
+                        panic!("the leader's part");
+                    }
+                    busy.fetch_add(1, Ordering::AcqRel);
+                    thread::sleep(Duration::from_millis(50));
+                    busy.fetch_sub(1, Ordering::AcqRel);
+                };
+                let _ = panic::catch_unwind(panic::AssertUnwindSafe(|| spread((0..8).collect(), part)));
+                assert_eq!(busy.load(Ordering::Acquire), 0, "a member still works on the step");
+            });
+        });
+    }
+
+    /// Fails if another thread sleeps in the pool: two parts wait for each other.
+    #[test]
+    fn the_parts_of_a_step_are_done_beside_each_other() {
+        three().install(|| {
+            in_team(|| {
+                for _ in 0..200 {
+                    let met = AtomicUsize::new(0);
+                    spread(vec![(), ()], |()| {
+                        met.fetch_add(1, Ordering::AcqRel);
+                        while met.load(Ordering::Acquire) < 2 {
+                            thread::yield_now();
+                        }
+                    });
+                }
+            });
         });
     }
 

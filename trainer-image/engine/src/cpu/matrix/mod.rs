@@ -147,8 +147,12 @@ impl<N: Dtype> Copy for Weight<'_, N> {}
 /// Columns that are packed together.
 pub(crate) const COLUMNS: usize = 32;
 
-/// Rows up to which threads share the columns of a product instead of its rows.
-pub(crate) const FEW: usize = 32;
+/// Rows up to which threads share the columns of a product instead of its rows. They are one chunk of [`chunk_rows`] at most, so that
+/// a team, which must not wait for the pool, works on no more.
+pub(crate) const FEW: usize = SMALLEST;
+
+/// The fewest rows of a chunk.
+const SMALLEST: usize = 32;
 
 /// As [`Dtype::forward`], on all threads, with the same bits.
 pub(crate) fn forward_parallel<N: Dtype>(weight: Weight<N>, x: &[N], out: Out<N>) {
@@ -177,7 +181,7 @@ pub(crate) fn forward_parallel<N: Dtype>(weight: Weight<N>, x: &[N], out: Out<N>
 
 /// Returns the rows of a chunk among `rows`: few enough to fit into the cache, with enough chunks for all threads.
 pub(crate) fn chunk_rows(rows: usize) -> usize {
-    rows.div_ceil(8).next_multiple_of(32).clamp(32, 256)
+    rows.div_ceil(8).next_multiple_of(SMALLEST).clamp(SMALLEST, 256)
 }
 
 /// Returns how many of `columns` panels one task of [`Dtype::forward_few`] takes.
