@@ -23,6 +23,7 @@ pub(crate) fn files(manifests: &Path) -> BTreeMap<String, String> {
     add("rbac.yaml", rbac(&read("controller/rbac.yaml")));
     add("roles.yaml", read("controller/roles.yaml"));
     add("admission.yaml", admission(&read("controller/admission.yaml")));
+    add("redeploy.yaml", when(".Values.admissionPolicies.enabled", &read("controller/redeploy.yaml")));
     add("deployment.yaml", edit(&read("controller/deployment.yaml"), DEPLOYMENT));
     add("service.yaml", edit(&read("controller/service.yaml"), &[NAMESPACE]));
     for kind in

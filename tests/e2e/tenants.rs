@@ -4,7 +4,7 @@ use codex_tests::{
     Result, Team,
     install::{NAMESPACE, SIGNING_KEY},
     objects,
-    process::output,
+    process::{output, output_with},
     team::blocking,
 };
 use k8s_openapi::api::core::v1::Secret;
@@ -131,6 +131,42 @@ async fn a_viewer_can_read_objects_and_do_nothing_else() -> Result<()> {
         };
         assert!(why.contains("forbidden"), "{refused:?}: {why}");
     }
+    team.done();
+    Ok(())
+}
+
+/// A trainer runs any image and reads Secrets: the right to write ReasoningPods is not the right to have them create trainers.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_may_train_may_write_a_redeploy() -> Result<()> {
+    let team = Team::new("redeployer").await?;
+    let account = format!("--serviceaccount={}:promoter", team.namespace);
+    let words = [
+        vec!["create", "serviceaccount", "promoter"],
+        vec!["create", "rolebinding", "promotes", "--clusterrole=codex-promoter", &account],
+    ];
+    for words in words {
+        let mut kubectl = team.kubectl()?;
+        kubectl.args(words);
+        blocking(move || output(&mut kubectl)).await?;
+    }
+    let sample = include_str!("../../manifests/samples/flywheel/weekly.yaml");
+    let objects = sample.split("\n---\n").find(|text| text.contains("kind: ReasoningPod")).unwrap_or_default();
+    let apply = async |name: &str, text: String| {
+        let mut kubectl = team.kubectl()?;
+        kubectl.arg(format!("--as=system:serviceaccount:{}:promoter", team.namespace));
+        kubectl.args(["create", "--filename=-"]);
+        let text = text.replace("name: cot-weekly\n", &format!("name: {name}\n"));
+        blocking(move || Ok(output_with(&mut kubectl, &text))).await
+    };
+    let why = apply("weekly", objects.to_owned()).await?.unwrap_err().to_string();
+    assert!(why.contains("spec.redeploy creates TrainingRuns and Evaluations"), "{why}");
+    let plain = "apiVersion: codex-ml.dev/v1alpha1\nkind: ReasoningPod\nmetadata:\n  name: cot-weekly\nspec:\n  rolloutRing: 0D_base_\n  \
+                 trainingRun: none\n  evaluations: [none]\n";
+    apply("plain", plain.to_owned()).await?.map_err(|why| panic!("{why}")).ok();
+    let mut kubectl = team.kubectl()?;
+    kubectl.args(["create", "rolebinding", "trains", "--clusterrole=codex-editor", &account]);
+    blocking(move || output(&mut kubectl)).await?;
+    apply("weekly", objects.to_owned()).await?.map_err(|why| panic!("{why}")).ok();
     team.done();
     Ok(())
 }
