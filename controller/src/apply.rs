@@ -141,7 +141,7 @@ enum Template {
     Immutable,
 }
 
-/// Applies the children of `object` and deletes the others.
+/// Applies the children of `object`, but for the objects of cycles, and deletes the others.
 ///
 /// # Errors
 /// When a child cannot be applied; the children before it have been applied.
@@ -159,9 +159,9 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
         foreign_slices,
         pod_disruption_budgets,
         network_policies,
-        training_runs,
-        evaluations,
-        expired,
+        training_runs: _,
+        evaluations: _,
+        expired: _,
         kept,
     } = desired;
     for child in config_maps {
@@ -204,8 +204,19 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
     let bundles = apply.owned(&stores.config_maps).into_iter().map(|found| found.name_any());
     let bundles = bundles.filter(|name| BUNDLES.iter().any(|prefix| name.starts_with(prefix)));
     let mounted = names(config_maps).into_iter().chain(kept_of(KeptKind::ConfigMap)).chain(bundles).collect();
-    apply.prune(&stores.config_maps, mounted).await?;
-    // After the servers: a template that the API server refuses keeps nothing from being served.
+    apply.prune(&stores.config_maps, mounted).await
+}
+
+/// Creates, changes and deletes the objects of cycles, after everything else of the plan: a template that the API server refuses keeps
+/// nothing from being signed or served.
+///
+/// # Errors
+/// When one of them cannot be written; those before it have been.
+pub async fn apply_cycles<K: Resource>(context: &Context, object: &K, desired: &Desired) -> Result<(), ApplyError> {
+    let stores = &*context.stores;
+    let apply =
+        Apply { context, namespace: object.namespace().unwrap_or_default(), owner: object.uid().unwrap_or_default() };
+    let Desired { training_runs, evaluations, expired, .. } = desired;
     for child in training_runs {
         apply.ensure(&stores.training_runs, child, Template::Immutable).await?;
     }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::{Instrument, debug, error, info_span};
 
 use crate::{
-    apply::{ApplyError, apply},
+    apply::{ApplyError, apply, apply_cycles},
     context::Context,
     effects::{EffectError, carry_out},
     error::chain,
@@ -90,7 +90,8 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
     let plan = sealed_plan(context, &*object, &observed)?;
     let applied = async {
         apply(context, &*object, &plan.desired).await?;
-        Ok::<_, ReconcileError>(carry_out(context, &plan.effects).await?)
+        carry_out(context, &plan.effects).await?;
+        Ok::<_, ReconcileError>(apply_cycles(context, &*object, &plan.desired).await?)
     };
     if let Err(failure) = applied.instrument(info_span!("apply")).await {
         if let Some(reason) = failure.needs_attention() {

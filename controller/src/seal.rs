@@ -5,6 +5,7 @@
 //! controller's annotations; its key is in a Secret of the controller's namespace. A copied seal is valid only for the
 //! same template and the same owner. The seal of a status covers the object's uid and the parts that later steps depend on.
 
+use codex_crds::annotation;
 use codex_plan::{Sealable, StatusSeal};
 use codex_provenance::Sha256;
 use hmac::{Hmac, Mac};
@@ -90,7 +91,10 @@ impl Seal {
         let child = serde_json::to_value(child).map_err(SealError::Json)?;
         let template = child.pointer("/spec/template/spec").map(canonical);
         let annotations = child.pointer("/metadata/annotations").and_then(Value::as_object).map(|all| {
-            all.iter().filter(|(key, _)| key.starts_with("codex-ml.dev/") && *key != ANNOTATION).collect::<Vec<_>>()
+            let own = |key: &str| {
+                key.starts_with(annotation::PREFIX) && ![ANNOTATION, annotation::TRACE_PARENT].contains(&key)
+            };
+            all.iter().filter(|(key, _)| own(key)).collect::<Vec<_>>()
         });
         let sealed =
             (owner, child.get("kind"), child.pointer("/metadata/namespace"), annotations.unwrap_or_default(), template);
@@ -181,7 +185,7 @@ impl Seal {
 
 #[cfg(test)]
 mod tests {
-    use codex_crds::EvaluationStatus;
+    use codex_crds::{EvaluationStatus, annotation};
     use codex_plan::StatusSeal;
     use jiff::Timestamp;
     use k8s_openapi::{api::batch::v1::Job, apimachinery::pkg::apis::meta::v1::Time};
@@ -216,6 +220,7 @@ mod tests {
         live["spec"]["template"]["spec"]["dnsPolicy"] = json!("ClusterFirst");
         live["spec"]["template"]["spec"]["containers"][0]["imagePullPolicy"] = json!("IfNotPresent");
         live["metadata"]["annotations"]["other"] = json!("y");
+        live["metadata"]["annotations"][annotation::TRACE_PARENT] = json!("00-0af7");
         assert!(holds(&seal, "uid", live));
     }
 

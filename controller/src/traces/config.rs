@@ -80,6 +80,11 @@ fn url(endpoint: &str, named: &str) -> Result<String, String> {
     if uri.host().is_none() || !matches!(uri.scheme_str(), Some("http" | "https")) {
         return Err(wrong());
     }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(format!(
+            "{named} holds a user or a password: write it into {PREFIX}HEADERS, such as authorization=Basic%20TEXT"
+        ));
+    }
     let whole = named.contains("_TRACES_");
     Ok(if whole { endpoint.to_owned() } else { format!("{}/v1/traces", endpoint.trim_end_matches('/')) })
 }
@@ -171,6 +176,7 @@ mod tests {
     fn a_wrong_variable_is_named() {
         for (name, value, told) in [
             ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "collector:4318", "write a URL such as http://"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://a:b@c", "holds a user"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "only http/json is supported"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "a number of milliseconds"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "authorization", "NAME=VALUE at place 1"),
@@ -179,7 +185,7 @@ mod tests {
             ("OTEL_RESOURCE_ATTRIBUTES", "a=1,=2", "at place 2"),
         ] {
             let why = of(&[ENDPOINT, (name, value)]).unwrap_err();
-            assert!(why.starts_with(name) && why.contains(told), "{why}");
+            assert!(why.starts_with(name) && why.contains(told) && !why.contains("a:b"), "{why}");
         }
     }
 }

@@ -78,7 +78,9 @@ impl Exporter {
             if spans.recv_many(&mut together, TOGETHER).await == 0 {
                 return;
             }
-            sleep(COLLECTED).await;
+            if together.len() < TOGETHER {
+                sleep(COLLECTED).await;
+            }
             while together.len() < TOGETHER
                 && let Ok(span) = spans.try_recv()
             {

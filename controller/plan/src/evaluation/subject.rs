@@ -172,19 +172,15 @@ impl<'a> Model<'a> {
         args.extend(["--output".to_owned(), OUTPUT.to_owned()]);
     }
 
-    /// Returns the folder on its claim that an evaluator reads for this model, if it is that of a run. It names the run's uid.
-    fn folder(&self) -> Option<String> {
-        let (_, folder) = self.output();
-        matches!(self, Self::Trained { .. }).then(|| join(&[&folder, "model"]))
-    }
-
     /// Returns the folder that the pods of `job` read instead of this model's, if they read another. The template of a Job cannot
     /// be changed, so it says which run was meant when the Job was created, whatever became of the status.
     pub(crate) fn former(&self, job: &Job) -> Option<String> {
-        let expected = self.folder()?;
+        let Self::Trained { run, .. } = self else { return None };
+        let uid = run.uid()?;
         let pod = job.spec.as_ref()?.template.spec.as_ref()?;
         let mut mounts = pod.containers.iter().flat_map(|container| container.volume_mounts.iter().flatten());
         let read = mounts.find(|mount| mount.mount_path == MOUNT)?.sub_path.clone()?;
-        (read != expected).then_some(read)
+        // The folder of a run is named after its uid. The path to it can be written in several ways.
+        (!read.split('/').any(|part| part == uid)).then_some(read)
     }
 }

@@ -145,7 +145,8 @@ pub(super) fn recorded(
     cycles: &[ObservedCycle],
     deployment: Option<&Deployment>,
 ) -> (Option<RedeployStatus>, Option<ServedStatus>) {
-    if status.redeploy.is_some() || cycles.is_empty() {
+    // A status with a seal was not lost: spec.redeploy was removed, and what its cycles made is not tried again.
+    if status.redeploy.is_some() || status.seal.is_some() || cycles.is_empty() {
         return (status.redeploy.clone(), status.current.clone());
     }
     let whole = || cycles.iter().rev().filter_map(|cycle| Some((cycle, cycle.training_run.clone()?)));

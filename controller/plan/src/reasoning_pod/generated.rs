@@ -107,7 +107,11 @@ fn expired(view: &View<'_>, redeploy: &Redeploy, status: &RedeployStatus) -> Vec
     }
     let (mut promoted, mut others) = (redeploy.successful_history_limit, redeploy.failed_history_limit);
     let mut stays = |cycle: &ObservedCycle| {
-        if kept.contains(&cycle.scheduled) || templates.iter().any(|template| cycle.is_served(Some(template))) {
+        let is_named = cycle.training_run.as_ref() == Some(&view.spec().training_run);
+        if is_named
+            || kept.contains(&cycle.scheduled)
+            || templates.iter().any(|template| cycle.is_served(Some(template)))
+        {
             return true;
         }
         let record = status.history.iter().find(|record| record.scheduled.0 == cycle.scheduled);

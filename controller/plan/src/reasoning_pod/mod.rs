@@ -30,6 +30,8 @@ use jiff::Timestamp;
 pub use bundles::{BundleNames, bundle_names, manifest};
 pub use cycles::{Aims, CycleKind, CycleObject, Named, ObservedCycle, aims, cycles};
 pub use endpoints::{ForeignSlice, SERVICE_NAME, WRITER, WRITTEN_BY};
+pub(crate) use redeploy::planned;
+
 pub use observed::{
     Bundle, Compared, Incumbent, LentPromotion, Mirrored, ObservedReasoningPod, RecordedPromotion, SignedModel,
     SignedPromotion, Signer, TrustedKey, TrustedRoot,

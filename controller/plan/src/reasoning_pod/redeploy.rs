@@ -311,11 +311,21 @@ fn problem(redeploy: &Redeploy) -> Option<String> {
     })
 }
 
+/// Returns the observation that is planned: that of the cycle, once the believed status records that it is rolled out.
+pub(crate) fn planned<'a>(observed: &'a ObservedReasoningPod, status: &ReasoningPodStatus) -> &'a ObservedReasoningPod {
+    observed.candidate.as_deref().filter(|_| is_rolling(status)).unwrap_or(observed)
+}
+
 /// Judges a cycle that is not rolled out yet.
 fn judged(view: &View<'_>, cycle: &CycleStatus, candidate: &ObservedReasoningPod, evidence: &Evidence<'_>) -> Standing {
     use CyclePhase::{Blocked, Evaluating, Failed, RollingOut, Training};
+    // What keeps an object from being created may last: another object has its name, or the API server refuses it.
+    let creating = |phase, sentence: String| match view.obstruction.filter(|obstruction| !obstruction.waits) {
+        Some(obstruction) => Standing::stuck(phase, &*obstruction.message),
+        None => Standing::at_work(phase, sentence),
+    };
     let Some(run) = &candidate.run else {
-        return Standing::at_work(Training, "its TrainingRun is being created");
+        return creating(Training, "its TrainingRun is being created".to_owned());
     };
     let about = |about: About| evidence.blocks.iter().filter(move |block| block.about == about);
     let phase = run.status.as_ref().and_then(|status| status.phase);
@@ -329,7 +339,7 @@ fn judged(view: &View<'_>, cycle: &CycleStatus, candidate: &ObservedReasoningPod
     if let Some(name) = cycle.evaluations.iter().find(|name| !candidate.evaluations.contains_key(*name)) {
         let planned = view.spec().redeploy.as_ref().is_some_and(|redeploy| names(view, redeploy, cycle).contains(name));
         return if planned {
-            Standing::at_work(Evaluating, format!("Evaluation {name} is being created"))
+            creating(Evaluating, format!("Evaluation {name} is being created"))
         } else {
             Standing::at_work(
                 Failed,
@@ -374,7 +384,8 @@ fn rolled(view: &View<'_>, stage: &Stage, canary: &Next) -> Standing {
             let blocks = &view.evidence.blocks;
             let ends = |block: &Block| match block.about {
                 About::Revocation => true,
-                About::Training | About::Gates => !block.waits,
+                // What is gone is not created again while it is rolled out.
+                About::Training | About::Gates => !block.waits || block.reason == Reason::NotFound,
                 _ => false,
             };
             if blocks.iter().any(ends) {

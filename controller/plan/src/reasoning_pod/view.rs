@@ -45,7 +45,7 @@ impl<'a> View<'a> {
         let rolling = redeploy::is_rolling(&status);
         let candidate = observed.candidate.as_deref();
         let rolls_cycle = rolling && candidate.is_some();
-        let observed = candidate.filter(|_| rolling).unwrap_or(observed);
+        let observed = redeploy::planned(observed, &status);
         let candidate = candidate.filter(|_| !rolling).map(|candidate| (candidate, Evidence::of(candidate, now)));
         let recorded = Target::recorded(observed, Trust::of(observed, now)).filter(|_| observed.deployment.is_none());
         Self {

@@ -10,7 +10,10 @@ use kube::{Resource, ResourceExt};
 
 use super::{Span, Trace, pods, span_id};
 use crate::{
-    conditions::find, evaluation::ObservedEvaluation, reasoning_pod::ObservedReasoningPod,
+    conditions::find,
+    evaluation::ObservedEvaluation,
+    reasoning_pod::{ObservedReasoningPod, planned},
+    seal::Sealable,
     training_run::ObservedTrainingRun,
 };
 
@@ -77,8 +80,9 @@ pub fn evaluation(observed: &ObservedEvaluation, next: &EvaluationStatus) -> Vec
 
 /// Returns the spans of a ReasoningPod that end with the status `next`, which is written `now`.
 pub fn reasoning_pod(observed: &ObservedReasoningPod, next: &ReasoningPodStatus, now: Timestamp) -> Vec<Span> {
+    let before = observed.object.status.clone().unwrap_or_default();
+    let observed = planned(observed, &before.clone().believed(&observed.seal));
     let object = &observed.object;
-    let before = object.status.clone().unwrap_or_default();
     let (uid, Some(created)) = (object.uid().unwrap_or_default(), created(object)) else { return Vec::new() };
     let mut trace = Trace::of(object, observed.run.as_ref());
     let parent = trace.parent;

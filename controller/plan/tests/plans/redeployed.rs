@@ -1,16 +1,18 @@
 //! ReasoningPods that redeploy: when cycles start, what becomes of them, and what is deleted.
 
 use codex_crds::{
-    ConditionType, CyclePhase, Evaluation, ReasoningPodStatus, RedeployStatus, ServedStatus, TrainingRun,
+    ConditionType, CyclePhase, Evaluation, Reason, ReasoningPodStatus, RedeployStatus, ServedStatus, TrainingRun,
     TrainingRunPhase, annotation,
 };
 use codex_plan::{
-    Effect, Plan,
+    Effect, Obstruction, Plan,
     conditions::find,
     reasoning_pod::{self, Aims, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, aims, cycles},
+    trace::{self, Span},
 };
 use codex_provenance::{Sha256, oms};
 use codex_verdict::policy::{Denied, PolicyKind};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use serde_json::json;
 
@@ -33,6 +35,7 @@ struct Hourly {
     current: Option<ServedStatus>,
     runs: Vec<TrainingRun>,
     evaluations: Vec<Evaluation>,
+    spans: Vec<Span>,
 }
 
 impl Hourly {
@@ -44,7 +47,9 @@ impl Hourly {
         let redeploy = json!({"schedule": {"cron": "0 * * * *"}, "template": template, "failedHistoryLimit": 0});
         observed.object.spec.redeploy = Some(make::from(redeploy));
         observed.status_written_at = None;
-        Self { observed, signed: (None, None), current: None, runs: Vec::new(), evaluations: Vec::new() }
+        observed.object.metadata.creation_timestamp = Some(Time(make::at(0)));
+        let (runs, evaluations, spans) = Default::default();
+        Self { observed, signed: (None, None), current: None, runs, evaluations, spans }
     }
 
     /// Observes the objects of cycles as the controller does.
@@ -76,10 +81,13 @@ impl Hourly {
         self.observe();
         let plan = reasoning_pod::plan(&self.observed, make::at(second));
         assert_eq!(plan, reasoning_pod::plan(&self.observed, make::at(second)));
+        self.spans.extend(trace::reasoning_pod(&self.observed, &plan.status, make::at(second)));
         self.observed.object.status = Some(plan.status.clone());
         for mut run in plan.desired.training_runs.clone() {
             assert!(self.runs.iter().all(|known| known.name_any() != run.name_any()), "a run is created once");
             run.metadata.uid = Some(format!("run-of-{}", run.name_any()));
+            let trace = format!("00-{:032x}-b7ad6b7169203331-01", second / HOUR);
+            run.metadata.annotations.get_or_insert_default().insert(annotation::TRACE_PARENT.to_owned(), trace);
             self.runs.push(run);
         }
         for mut evaluation in plan.desired.evaluations.clone() {
@@ -359,6 +367,55 @@ fn json_patch(target: &mut serde_json::Value, patch: &serde_json::Value) {
 }
 
 #[test]
+fn what_former_cycles_made_is_not_tried_again_when_the_field_comes_back() {
+    let mut hourly = Hourly::new();
+    hourly.plan(100);
+    hourly.train(1);
+    hourly.judge(500);
+    // The field was removed: a plan recorded a status without it, and sealed that.
+    let status = hourly.observed.object.status.as_mut().unwrap();
+    (status.redeploy, status.current, status.seal) = (None, None, Some("x".to_owned()));
+    let again = hourly.plan(HOUR + 300);
+    let redeploy = hourly.redeploy();
+    assert!(redeploy.cycle.is_none() && again.effects.is_empty() && again.desired.training_runs.is_empty());
+    assert_eq!(redeploy.seen.unwrap().0, make::at(HOUR + 300));
+    assert_eq!(redeploy.next_schedule_time.unwrap().0, make::at(2 * HOUR));
+}
+
+#[test]
+fn a_name_that_somebody_else_took_does_not_stop_the_next_cycle() {
+    let mut hourly = Hourly::new();
+    hourly.plan(100);
+    hourly.plan(HOUR);
+    let message = format!("the TrainingRun {FIRST} exists and was not created by this controller");
+    let generation = hourly.observed.object.metadata.generation;
+    hourly.observed.obstruction =
+        Some(Obstruction { reason: Reason::NameTaken, message: message.clone(), generation, waits: false });
+    // The name stays taken.
+    for second in [HOUR + 1, HOUR + 2] {
+        hourly.plan(second);
+        hourly.runs.clear();
+    }
+    hourly.plan(2 * HOUR);
+    let status = hourly.redeploy();
+    assert!(status.history[0].reason.contains(&message), "{:?}", status.history);
+    assert_eq!(status.cycle.unwrap().training_run, "rc-30000120");
+}
+
+#[test]
+fn a_run_that_is_deleted_while_it_is_rolled_out_ends_its_cycle() {
+    let mut hourly = Hourly::new();
+    hourly.plan(100);
+    hourly.train(1);
+    hourly.judge(500);
+    hourly.plan(HOUR + 200);
+    assert_eq!(hourly.phase(), Some(CyclePhase::RollingOut));
+    (hourly.observed.deployment, hourly.runs) = (None, Vec::new());
+    hourly.plan(HOUR + 201);
+    assert_eq!(hourly.phase(), Some(CyclePhase::Failed));
+}
+
+#[test]
 fn a_lost_status_follows_from_the_objects_and_nothing_is_created_twice() {
     let mut hourly = Hourly::new();
     hourly.plan(100);
@@ -416,6 +473,9 @@ fn a_promoted_cycle_is_served_until_the_next_one_and_its_objects_stay() {
         let former = redeploy.former.map(|former| former.training_run);
         assert_eq!(former, (hours > 1).then(|| format!("rc-{}", 30_000_000 + (hours - 1) * 60)));
     }
+    let promotions = hourly.spans.iter().filter(|span| span.name == "promotion").map(|span| json!(span.trace));
+    let expected: Vec<_> = (1..=5).map(|hours| json!(format!("{hours:032x}"))).collect();
+    assert_eq!(promotions.collect::<Vec<_>>(), expected, "a promotion is in the trace of its own run");
     // Three promoted cycles beside the present and the former one.
     assert_eq!(hourly.runs.len(), 5);
     let history = hourly.redeploy().history;
