@@ -192,7 +192,7 @@ impl LogWatch {
             CommandError::bad_input(format!("--state: {}: {why}", Printable(&path)))
         };
         let state: State = codex_json::from_slice(&read("--state", path, MAX_FILE)?)
-            .map_err(|why| wrong(format!("it is no state of codex log-watch ({why}): name another file")))?;
+            .map_err(|why| wrong(format!("it is not a state of codex log-watch ({why}); name another file")))?;
         if state.schema_version != SCHEMA_VERSION {
             return Err(wrong(format!("it has the version {}, and {SCHEMA_VERSION} is known", state.schema_version)));
         }
@@ -224,7 +224,7 @@ impl State {
             let width = WIDTH.min(head.size - first);
             let bundle = source.bundle(first / WIDTH, width)?;
             for entry in log::entries(&bundle, first, width)?.into_iter().skip(skipped(&frontier, first)) {
-                if let Some(identity) = log::identity(entry).filter(|identity| pattern.admits(identity)) {
+                if let Some(identity) = log::identities(entry).into_iter().find(|identity| pattern.admits(identity)) {
                     found.push(Found { index: frontier.size(), entry: Sha256::of(entry), subject: identity.subject });
                 }
                 frontier.push(entry);
@@ -260,7 +260,7 @@ impl Source {
                 return Ok(Self::Folder(folder));
             }
             let told = format!(
-                "--log: {} is no folder and no address such as https://rekor.example.com/api/v2",
+                "--log: {} is neither a folder nor an address such as https://rekor.example.com/api/v2",
                 Printable(log)
             );
             return Err(CommandError::bad_input(told));
@@ -304,7 +304,7 @@ impl Source {
 /// Returns the digests of the entries that the bundles in a folder hold.
 ///
 /// # Errors
-/// Exit code 2: the folder or a file in it cannot be read, or no file in it holds a bundle.
+/// Exit code 2: the folder or a file in it cannot be read, or is not JSON. Files without the extension json are skipped.
 fn explained(folder: &Path) -> Result<BTreeSet<Sha256>, CommandError> {
     let unreadable = |path: &Path, why: &dyn fmt::Display| {
         let path = path.display().to_string();

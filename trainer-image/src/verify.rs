@@ -221,6 +221,12 @@ impl Verify {
                 policies::check(&policies, &promoted.promotion, kinds, &signers, now).map_err(CommandError::failed)?;
                 steps.passed("policies", format!("{} given, and all hold", policies.len()));
                 measured = measured_again(&promoted.promotion.reasons.evaluations, &outcomes)?;
+                if !outcomes.is_empty() {
+                    steps.passed(
+                        "outcomes",
+                        format!("{} measured again, and equal", counted(measured.len(), "evaluation")),
+                    );
+                }
                 Some(promoted)
             }
             _ => None,
@@ -983,12 +989,20 @@ pub(crate) mod tests {
         assert_eq!(json["promotion"]["attestations"][2]["kind"], "verificationSummary");
         assert_eq!((&json["verified"], &json["model"]["files"]), (&true.into(), &1.into()));
         let refused = |more: &[&str]| with(more).err().map(|error| (error.exit, error.sentence())).unwrap();
-        // One of another promotion, one of another key, one twice, and a bundle of something else.
+        // One of a key that is not trusted, one of another trusted key, one twice, and a bundle of something else.
         let other = signed_with("lite", None);
         let foreign = fs::read(other.path().join("test-result.json")).unwrap();
         fs::write(root.path().join("foreign.json"), foreign).unwrap();
         let (code, why) = refused(&["--attestation", "foreign.json"]);
         assert!(code == exit::FAILED && why.starts_with("the attestation was signed with another key"), "{why}");
+        let next = PrivateKey::generate().unwrap();
+        let own = PublicKey::from_pem(&fs::read_to_string(root.path().join("key.pem")).unwrap()).unwrap();
+        let payload = bundle::open(&fs::read(root.path().join("test-result.json")).unwrap(), &own).unwrap();
+        fs::write(root.path().join("again.json"), next.sign(&payload).unwrap()).unwrap();
+        fs::write(root.path().join("next.pub"), next.public().to_pem()).unwrap();
+        let other = next.public().fingerprint().to_string();
+        let (code, why) = refused(&["--key", "next.pub", "--fingerprint", &other, "--attestation", "again.json"]);
+        assert!(code == exit::FAILED && why.contains("take both from the same ConfigMap"), "{why}");
         let (code, why) = refused(&["--attestation", "test-result.json", "--attestation", "test-result.json"]);
         assert_eq!((code, why.as_str()), (1, "the attestation is refused: testResult is given twice"));
         let (code, why) = refused(&["--attestation", "promotion.json"]);

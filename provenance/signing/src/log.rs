@@ -89,10 +89,10 @@ impl LogKeys {
     /// If the text is not a trusted root, or has no key of a log that can be used.
     pub fn of_root(text: &str) -> Result<Self, LogError> {
         // The parser's sentence could quote the file.
-        let root = TrustedRoot::from_json(text).map_err(|_| LogError::Root("it is no trusted root in JSON"))?;
+        let root = TrustedRoot::from_json(text).map_err(|_| LogError::Root("it is not a trusted root in JSON"))?;
         let key = |raw: &DerPublicKey| VerificationKey::from_spki(raw).ok();
         let keys: Vec<_> = root.tlogs.iter().filter_map(|log| key(&log.public_key.raw_bytes)).collect();
-        if keys.is_empty() { Err(LogError::Root("it names none")) } else { Ok(Self(keys)) }
+        if keys.is_empty() { Err(LogError::Root("it names no log")) } else { Ok(Self(keys)) }
     }
 
     /// Verifies a checkpoint.
@@ -234,19 +234,20 @@ fn node(left: Sha256, right: Sha256) -> Sha256 {
     Sha256::of([&[1], left.bytes().as_slice(), right.bytes()].concat())
 }
 
-/// Returns the identity that the certificate of an entry names; `None` if it has no certificate or one without an identity.
+/// Returns the identities that the certificates of an entry name, one for each signature that has one.
 ///
 /// A log does not verify certificates: anyone can enter one that names anybody.
-pub fn identity(entry: &[u8]) -> Option<Identity> {
-    let entry: Value = serde_json::from_slice(entry).ok()?;
-    let verifiers = [
-        "/spec/hashedRekordV002/signature/verifier/x509Certificate/rawBytes",
-        "/spec/dsseV002/signatures/0/verifier/x509Certificate/rawBytes",
-    ];
-    let raw = verifiers.iter().find_map(|pointer| entry.pointer(pointer))?;
-    let certificate: DerCertificate = serde_json::from_value(raw.clone()).ok()?;
-    let info = parse_certificate_info(&certificate).ok()?;
-    Some(Identity { issuer: info.issuer?, subject: info.identity?.as_str().to_owned() })
+pub fn identities(entry: &[u8]) -> Vec<Identity> {
+    let Ok(entry) = serde_json::from_slice::<Value>(entry) else { return Vec::new() };
+    let one = entry.pointer("/spec/hashedRekordV002/signature");
+    let several = entry.pointer("/spec/dsseV002/signatures").and_then(Value::as_array);
+    let identity = |signature: &Value| {
+        let raw = signature.pointer("/verifier/x509Certificate/rawBytes")?;
+        let certificate: DerCertificate = serde_json::from_value(raw.clone()).ok()?;
+        let info = parse_certificate_info(&certificate).ok()?;
+        Some(Identity { issuer: info.issuer?, subject: info.identity?.as_str().to_owned() })
+    };
+    one.into_iter().chain(several.into_iter().flatten()).filter_map(identity).collect()
 }
 
 /// Returns the entries of logs that a bundle holds, as the logs have them. Nothing is verified; `None` if it is not a bundle.
@@ -328,7 +329,7 @@ mod tests {
     #[test]
     fn only_an_entry_with_a_certificate_names_an_identity() {
         for entry in ["", "{}", r#"{"spec":{"hashedRekordV002":{"signature":{"verifier":{"publicKey":{}}}}}}"#] {
-            assert_eq!(identity(entry.as_bytes()), None, "{entry}");
+            assert_eq!(identities(entry.as_bytes()), [], "{entry}");
         }
         assert_eq!(logged(&serde_json::json!({})), None);
         let bundle =

@@ -227,6 +227,16 @@ fn a_recorded_checkpoint_and_entry_are_read() {
     assert!(matches!(keys.open("x"), Err(LogError::Checkpoint(_))));
     assert!(matches!(LogKeys::of_root("{}"), Err(LogError::Root(_))));
     let [body] = &log::logged(&bundle).unwrap()[..] else { panic!("one entry") };
-    let identity = log::identity(body).unwrap();
-    assert_eq!((identity.subject.as_str(), identity.issuer.as_str()), (SUBJECT, ISSUER));
+    let named = |entry: &[u8]| -> Vec<(String, String)> {
+        log::identities(entry).into_iter().map(|identity| (identity.subject, identity.issuer)).collect()
+    };
+    let own = [(SUBJECT.to_owned(), ISSUER.to_owned())];
+    assert_eq!(named(body), own);
+    // Of an entry with several signatures, each counts.
+    let entry: Value = serde_json::from_slice(body).unwrap();
+    let signature =
+        entry.pointer("/spec/hashedRekordV002/signature").or(entry.pointer("/spec/dsseV002/signatures/0")).unwrap();
+    let other = json!({ "verifier": { "publicKey": {} } });
+    let several = json!({ "spec": { "dsseV002": { "signatures": [other, signature] } } });
+    assert_eq!(named(several.to_string().as_bytes()), own);
 }

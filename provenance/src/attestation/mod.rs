@@ -15,7 +15,7 @@ mod test_result;
 #[cfg(test)]
 mod tests;
 
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::{borrow::Cow, fmt};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -93,18 +93,8 @@ impl fmt::Display for AttestationKind {
     }
 }
 
-impl FromStr for AttestationKind {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.name() == text)
-            .ok_or_else(|| format!("{text:?} is no kind of attestation: use {}", Self::ALL.map(Self::name).join(", ")))
-    }
-}
-
-/// What provenance says about a training beyond the promotion statement. The uid of the TrainingRun fixes all of it.
+/// What provenance says about a training beyond the promotion statement. The uid of the TrainingRun fixes all of it but
+/// `configuration`, which a later controller may leave out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Build {

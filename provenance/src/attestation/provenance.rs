@@ -68,6 +68,12 @@ pub(super) fn check(predicate: &Value, promotion: &Promotion) -> Result<(), Stri
     check_text(predicate, "/runDetails/builder/id", OPERATOR)?;
     check_text(predicate, "/runDetails/metadata/invocationId", &training.run.uid)?;
     check_named(predicate, "/buildDefinition/resolvedDependencies", named(training))?;
+    let own = self::predicate(promotion, &Build::default());
+    for part in ["/buildDefinition/internalParameters", "/runDetails/metadata/finishedOn"] {
+        if predicate.pointer(part) != own.pointer(part) {
+            return Err(format!("its {} is not that of the promotion", part.trim_start_matches('/').replace('/', ".")));
+        }
+    }
     let parameters = predicate.pointer("/buildDefinition/externalParameters").and_then(Value::as_object);
     let parameters = parameters.ok_or("its buildDefinition.externalParameters is missing: an object is required")?;
     let expected = training.attested.config_digest;

@@ -29,7 +29,7 @@ pub(super) fn predicate(promotion: &Promotion, others: &[(&str, Sha256)]) -> Val
         "policy": policy(promotion),
         "inputAttestations": inputs.collect::<Vec<_>>(),
         "verificationResult": "PASSED",
-        "verifiedLevels": ["SLSA_BUILD_LEVEL_1", level(&promotion.reasons.ring)],
+        "verifiedLevels": levels(&promotion.reasons.ring),
         "slsaVersion": "1.0",
     });
     if let Some(time) = time(promotion) {
@@ -43,9 +43,9 @@ fn resource(ring: &str, model: ModelDigest) -> String {
     format!("https://codex-ml.dev/rings/{ring}/models/sha256/{model}")
 }
 
-/// Returns the level of a ring: a custom value, which must not begin with `SLSA_`.
-fn level(ring: &str) -> String {
-    format!("CODEX_RING_{ring}")
+/// Returns the levels that a promotion verifies; that of the ring is a custom value, which must not begin with `SLSA_`.
+fn levels(ring: &str) -> Value {
+    json!(["SLSA_BUILD_LEVEL_1", format!("CODEX_RING_{ring}")])
 }
 
 /// Returns the time of the verification: that of the last verdict, as the promotion statement names it. The time of signing is not
@@ -88,10 +88,12 @@ pub(super) fn check(predicate: &Value, promotion: &Promotion) -> Result<(), Stri
     if let Some(digest) = policy.pointer("/digest/sha256").and_then(Value::as_str) {
         check_text(predicate, "/policy/digest/sha256", digest)?;
     }
-    let level = level(&promotion.reasons.ring);
-    let levels = predicate["verifiedLevels"].as_array();
-    if !levels.is_some_and(|levels| levels.iter().any(|found| found == &json!(level))) {
-        return Err(format!("its verifiedLevels lack {level}"));
+    let levels = levels(&promotion.reasons.ring);
+    if predicate["verifiedLevels"] != levels {
+        return Err(format!("its verifiedLevels are not {levels}"));
+    }
+    if predicate.get("timeVerified").and_then(Value::as_str) != time(promotion) {
+        return Err("its timeVerified is not the time of the last verdict".to_owned());
     }
     check_input(predicate, SIGNATURE, promotion.reasons.oms_payload.0)?;
     check_input(predicate, PROMOTION, promotion.digest().0)

@@ -234,7 +234,7 @@ fn what_was_signed_is_read_and_belongs_together() {
 fn a_statement_about_something_else_is_refused() {
     use AttestationKind::{SlsaProvenance, TestResult, VerificationSummary};
     type Edit = fn(&mut Value);
-    let changes: [(AttestationKind, Edit, &str); 15] = [
+    let changes: [(AttestationKind, Edit, &str); 19] = [
         (SlsaProvenance, |it| it["subject"][0]["digest"]["sha256"] = json!(digest("x")), "made for another model"),
         (SlsaProvenance, |it| it["predicateType"] = json!("https://slsa.dev/provenance/v0.2"), "its predicate type is"),
         (SlsaProvenance, |it| it["predicate"]["buildDefinition"]["buildType"] = json!("x"), "buildType is \"x\""),
@@ -264,6 +264,26 @@ fn a_statement_about_something_else_is_refused() {
             SlsaProvenance,
             |it| it["predicate"]["buildDefinition"]["externalParameters"]["configuration"]["kind"] = json!("x"),
             "externalParameters.configuration has the digest",
+        ),
+        (
+            SlsaProvenance,
+            |it| it["predicate"]["buildDefinition"]["internalParameters"]["dataIsAttested"] = json!("x"),
+            "buildDefinition.internalParameters is not that of the promotion",
+        ),
+        (
+            SlsaProvenance,
+            |it| it["predicate"]["runDetails"]["metadata"]["finishedOn"] = json!("2030-01-01T00:00:00Z"),
+            "runDetails.metadata.finishedOn is not that of the promotion",
+        ),
+        (
+            VerificationSummary,
+            |it| it["predicate"]["verifiedLevels"][0] = json!("SLSA_BUILD_LEVEL_3"),
+            "verifiedLevels are not",
+        ),
+        (
+            VerificationSummary,
+            |it| it["predicate"]["timeVerified"] = json!("2030-01-01T00:00:00Z"),
+            "timeVerified is not the time",
         ),
         (TestResult, |it| it["predicate"]["result"] = json!("FAILED"), "result is \"FAILED\""),
         (TestResult, |it| it["predicate"]["failedTests"] = json!(["bleu"]), "failedTests is not empty"),
@@ -320,8 +340,6 @@ fn a_summary_names_the_policies() {
 #[test]
 fn kinds_have_names() {
     for kind in AttestationKind::ALL {
-        assert_eq!(kind.name().parse(), Ok(kind));
         assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
     }
-    assert!("provenance".parse::<AttestationKind>().unwrap_err().contains("slsaProvenance, testResult"));
 }

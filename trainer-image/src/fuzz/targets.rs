@@ -254,7 +254,8 @@ pub(super) fn logs() -> Target {
     let [entry] = &log::logged(&bundle).unwrap()[..] else { panic!("one entry") };
     let tile = [&u16::try_from(entry.len()).unwrap().to_be_bytes()[..], entry].concat();
     target("logs", vec![checkpoint, tile], TEXT, move |bytes| {
-        let tile = log::entries(bytes, 0, 1).map(|entries| entries.iter().any(|entry| log::identity(entry).is_some()));
+        let tile =
+            log::entries(bytes, 0, 1).map(|entries| entries.iter().any(|entry| !log::identities(entry).is_empty()));
         std::str::from_utf8(bytes).is_ok_and(|text| keys.open(text).is_ok()) || tile.unwrap_or_default()
     })
 }

@@ -173,7 +173,7 @@ fn a_run_continues_where_the_last_one_ended_and_forgets_nothing_unexplained() {
     let (code, told) = log.refused(&with);
     assert!(code == exit::BAD_INPUT && told.contains("hashes do not describe 407 entries"), "{told}");
     fs::write(&state, "{}").unwrap();
-    assert!(log.refused(&with).1.contains("it is no state of codex log-watch"));
+    assert!(log.refused(&with).1.contains("it is not a state of codex log-watch"));
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn a_log_that_lies_is_not_believed() {
     fs::remove_file(log.path("log/checkpoint")).unwrap();
     lies(&log, "cannot be read");
     let (code, told) = log.command("nowhere", &[]).watch().map_err(|error| (error.exit, error.sentence())).unwrap_err();
-    assert!(code == exit::BAD_INPUT && told.contains("is no folder and no address"), "{told}");
+    assert!(code == exit::BAD_INPUT && told.contains("is neither a folder nor an address"), "{told}");
 }
 
 /// Serves the files of a folder over HTTP.
