@@ -54,8 +54,12 @@ fn refusing() -> u16 {
             let mut buffer = vec![0; 1 << 16];
             let count = stream.read(&mut buffer).unwrap_or(0);
             let target = String::from_utf8_lossy(&buffer[..count]).lines().next().unwrap_or_default().to_owned();
-            let body =
-                format!("<Error><Code>AccessDenied</Code><Message>{}</Message></Error>", target.replace('&', "&amp;"));
+            // As S3 does for a signature that does not fit.
+            let quoted = String::from_utf8_lossy(&buffer[..count]).replace('&', "&amp;").replace('<', "&lt;");
+            let body = format!(
+                "<Error><Code>AccessDenied</Code><Message>{}</Message><CanonicalRequest>{quoted}</CanonicalRequest></Error>",
+                target.replace('&', "&amp;")
+            );
             let head = format!("HTTP/1.1 403 Forbidden\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
             let _ = stream.write_all((head + &body).as_bytes());
         }

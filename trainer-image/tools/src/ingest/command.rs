@@ -156,7 +156,8 @@ impl Ingest {
                 let Some(line) = self.line(name, &bytes, rules.as_ref(), &mut counts, &mut seen) else { return Ok(()) };
                 Ok(writer.write_all(line.as_bytes()).map_err(FileError::of("writing", &self.out))?)
             };
-            let all = self.sources.iter().try_for_each(|source| sources::each(source, self.max_document.0, &mut one));
+            let limit = self.max_document.0;
+            let all = self.sources.iter().try_for_each(|source| sources::each(source, limit, &self.out, &mut one));
             if let Err(error) = all {
                 failed = Some(error);
                 return Err(std::io::Error::other("the sources failed"));

@@ -17,6 +17,8 @@ use super::IngestError;
 
 /// Redirects that are followed.
 const MAX_REDIRECTS: usize = 5;
+/// The most bytes that are unpacked of a zip file.
+const MAX_UNPACKED: u64 = if cfg!(test) { 1 << 20 } else { 16 << 30 };
 /// The most files of a zip file.
 const MAX_ENTRIES: usize = 100_000;
 
@@ -46,20 +48,25 @@ pub(super) fn source(text: &str) -> Result<Source, String> {
 }
 
 /// Passes on the name and the bytes of each document of a source, in the order of their names. Bytes are one more than `limit` if a
-/// document has more.
+/// document has more. `out`, which is being written, is no document.
 ///
 /// # Errors
 /// A source cannot be read, or the action fails.
 pub(super) fn each(
     source: &Source,
     limit: u64,
+    out: &Path,
     action: &mut impl FnMut(&str, Vec<u8>) -> Result<(), IngestError>,
 ) -> Result<(), IngestError> {
     match source {
         Source::Url(url) => action(plain(url), download(url, limit)?),
         Source::Path(path) if path.is_dir() => {
             let files = if path.join(".git").exists() { known_to_git(path)? } else { walk(path)? };
+            let own = [out.to_owned(), out.with_added_extension("partial")].map(|path| fs::canonicalize(path).ok());
             for file in files {
+                if own.contains(&fs::canonicalize(&file).ok()) {
+                    continue;
+                }
                 let name = file.strip_prefix(path).unwrap_or(&file).to_string_lossy().into_owned();
                 let bytes = start(File::open(&file), limit).map_err(FileError::of("reading", &file))?;
                 action(&name, bytes)?;
@@ -107,15 +114,19 @@ fn walk(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
 /// Returns the files of a checkout that git tracks and that are there, without links.
 fn known_to_git(folder: &Path) -> Result<Vec<PathBuf>, IngestError> {
     let wrong = |why: String| IngestError::Git { path: folder.to_owned(), why };
-    let listed = Command::new("git").arg("-C").arg(folder).args(["ls-files", "-z"]).output();
+    // The configuration of a checkout may name a program here, which git would run.
+    let mut git = Command::new("git");
+    let listed = git.args(["-c", "core.fsmonitor=false", "-C"]).arg(folder).args(["ls-files", "-z"]).output();
     let listed = listed.map_err(|error| wrong(format!("git cannot be run: {error}")))?;
     if !listed.status.success() {
         return Err(wrong(String::from_utf8_lossy(&listed.stderr).trim().to_owned()));
     }
     let names = String::from_utf8(listed.stdout).map_err(|_| wrong("a name is no UTF-8".to_owned()))?;
-    let paths = names.split_terminator('\0').map(|name| folder.join(name));
-    let mut paths: Vec<PathBuf> =
-        paths.filter(|path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())).collect();
+    let base = fs::canonicalize(folder).map_err(FileError::of("reading", folder))?;
+    // No part of a path is a link.
+    let inside =
+        |name: &&str| fs::canonicalize(folder.join(name)).is_ok_and(|path| path == base.join(name) && path.is_file());
+    let mut paths: Vec<PathBuf> = names.split_terminator('\0').filter(inside).map(|name| folder.join(name)).collect();
     paths.sort();
     Ok(paths)
 }
@@ -141,9 +152,13 @@ fn unzip(
         }
     }
     names.sort();
+    let mut left = MAX_UNPACKED;
     for (name, index) in names {
         let read = archive.by_index(index).map_err(io::Error::other).and_then(|entry| start(Ok(entry), limit));
-        action(&name, read.map_err(|error| wrong(format!("{name}: {error}")))?)?;
+        let bytes = read.map_err(|error| wrong(format!("{name}: {error}")))?;
+        let more = || wrong(format!("it has more than {MAX_UNPACKED} bytes unpacked: split it"));
+        left = left.checked_sub(bytes.len() as u64).ok_or_else(more)?;
+        action(&name, bytes)?;
     }
     Ok(())
 }
@@ -156,9 +171,11 @@ fn plain(url: &str) -> &str {
 /// Downloads a document.
 fn download(url: &str, limit: u64) -> Result<Vec<u8>, IngestError> {
     let wrong = |url: &str, why: String| IngestError::Download { url: plain(url).to_owned(), why };
+    // Only an address of this machine may lead to another one in clear text.
+    let is_near = is_loopback(url);
     let mut url = url.to_owned();
     for _ in 0..=MAX_REDIRECTS {
-        if !url.starts_with("https://") && !is_loopback(&url) {
+        if !(url.starts_with("https://") || is_near && is_loopback(&url)) {
             return Err(wrong(&url, "it has no TLS: use https".to_owned()));
         }
         let certificates = variable("SSL_CERT_FILE").map(PathBuf::from);

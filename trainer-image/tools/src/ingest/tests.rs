@@ -115,9 +115,30 @@ fn a_checkout_gives_what_git_tracks() {
         assert!(output.status.success(), "{output:?}");
     };
     git(&["init", "--quiet"]);
-    git(&["add", "b.md", ".hidden/c.md", "link.md"]);
+    git(&["add", "b.md", ".hidden/c.md", "link.md", "deep/a.txt"]);
+    // A foreign checkout: its configuration names a program, and a folder became a link to files outside.
+    let hook = place.path().join("hook");
+    fs::write(&hook, format!("#!/bin/sh\ntouch {}\n", place.path().join("ran").display())).unwrap();
+    fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    git(&["config", "core.fsmonitor", hook.to_str().unwrap()]);
+    fs::rename(path.join("deep"), place.path().join("outside")).unwrap();
+    std::os::unix::fs::symlink(place.path().join("outside"), path.join("deep")).unwrap();
     let (_, records) = ingest(place.path(), &[path.to_str().unwrap()]).unwrap();
     assert_eq!(sources(&records), [".hidden/c.md", "b.md"]);
+    assert!(!place.path().join("ran").exists(), "git ran a program that the checkout names");
+}
+
+#[test]
+fn what_is_written_is_no_document() {
+    let place = tempfile::tempdir().unwrap();
+    for index in 0..20 {
+        fs::write(place.path().join(format!("a{index:02}.md")), format!("{index} {}", "word ".repeat(200))).unwrap();
+    }
+    let folder = place.path().to_str().unwrap().to_owned();
+    let (first, _) = ingest(place.path(), &[&folder]).unwrap();
+    assert_eq!(first.written, 20);
+    let (second, _) = ingest(place.path(), &[&folder]).unwrap();
+    assert_eq!(second, first, "the same input gives the same bytes");
 }
 
 #[test]

@@ -164,7 +164,12 @@ impl Root {
     /// Refuses a run of which a part lies outside the root: parts may be links, too.
     fn contains(&self, folder: &RunFolder) -> Result<(), LookError> {
         let parts = [&folder.root, &folder.model, &folder.artifacts].into_iter().filter(|part| part.exists());
-        parts.map(|part| self.inside("run", &part.to_string_lossy())).try_for_each(|part| part.map(drop))
+        parts.map(|part| self.inside("run", &part.to_string_lossy())).try_for_each(|part| part.map(drop))?;
+        // So may the files in them be.
+        let parts =
+            [&folder.root, &folder.artifacts, &folder.model].into_iter().filter_map(|part| fs::read_dir(part).ok());
+        let links = parts.flatten().flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
+        links.map(|link| self.inside("run", &link.path().to_string_lossy())).try_for_each(|link| link.map(drop))
     }
 
     /// Lists the runs and models below a folder.

@@ -149,7 +149,8 @@ impl Database {
     pub fn open(path: &Path, journal: Journal) -> Result<Self, DatabaseError> {
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         atomic_fs::make_directory(directory)?;
-        Self::open_on(path, journal, kind_of(directory)?)
+        // The file may be a link to another file system.
+        Self::open_on(path, journal, kind_of(if path.exists() { path } else { directory })?)
     }
 
     /// As [`open`](Self::open), on a file system of this kind.
@@ -173,12 +174,11 @@ impl Database {
     /// # Errors
     /// As [`open`](Self::open), or the file does not exist.
     pub fn read(path: &Path) -> Result<Self, DatabaseError> {
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let found = look(path)?;
         if found == Found::Nothing {
             return Err(DatabaseError::Missing(path.to_owned()));
         }
-        wanted(path, Journal::Auto, kind_of(directory)?, found)?;
+        wanted(path, Journal::Auto, kind_of(path)?, found)?;
         // Readers of a write-ahead log write to its shared memory.
         let database = Self::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
             .or_else(|_| Self::connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY))?;

@@ -9,6 +9,7 @@ use codex::{
     atomic_fs::{self, FileError},
     error::CommandError,
 };
+use codex_provenance::Sha256;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
@@ -108,21 +109,17 @@ pub fn rotate(database: &mut Database, limits: Limits, archive: Option<&Path>) -
     Ok(rotated)
 }
 
-/// Writes events to a file, which is named by the times of the first and the last one and their number. The same events give the
-/// same file.
+/// Writes events to a file, which is named by the times of the first and the last one, their number and a digest. The same events give
+/// the same file, and others another one.
 fn write(directory: &Path, events: &[(i64, Event)]) -> Result<PathBuf, FileError> {
     let stamp = |event: Option<&(i64, Event)>| {
         let time = event.and_then(|(_, event)| time(event.ts)).unwrap_or_default();
         time.strftime("%Y%m%dT%H%M%S%6fZ").to_string()
     };
-    let name = format!("sessions-{}-{}-{}.ndjson", stamp(events.first()), stamp(events.last()), events.len());
-    let path = directory.join(name);
-    atomic_fs::write_with(&path, |file| {
-        let mut writer = std::io::BufWriter::new(file);
-        for (_, event) in events {
-            writer.write_all(event.line().map_err(std::io::Error::other)?.as_bytes())?;
-        }
-        writer.flush()
-    })?;
+    let lines: Result<Vec<String>, _> = events.iter().map(|(_, event)| event.line()).collect();
+    let text = lines.map_err(std::io::Error::other).map_err(FileError::of("encoding", directory))?.concat();
+    let (first, last, digest) = (stamp(events.first()), stamp(events.last()), Sha256::of(&text).short());
+    let path = directory.join(format!("sessions-{first}-{last}-{}-{digest}.ndjson", events.len()));
+    atomic_fs::write_with(&path, |file| file.write_all(text.as_bytes()))?;
     Ok(path)
 }

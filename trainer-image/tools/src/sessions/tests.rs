@@ -215,6 +215,22 @@ fn rotation_moves_the_oldest_events_to_a_file_that_can_be_imported() {
 }
 
 #[test]
+fn an_archive_is_never_overwritten_by_other_events() {
+    let place = tempfile::tempdir().unwrap();
+    let mut database = Database::open(&place.path().join("s.db"), Journal::Auto).unwrap();
+    let archive = place.path().join("archive");
+    let old = Limits { max_age: Some(SignedDuration::from_hours(1)), ..Limits::default() };
+    for message in ["one", "two"] {
+        let event = Event { ts: 10.0, session_id: id("a"), role: Role::User, message: message.to_owned() };
+        database.add(&[event]).unwrap();
+        rotate(&mut database, old, Some(&archive)).unwrap();
+    }
+    let kept: Vec<String> =
+        lines::files(&archive).unwrap().iter().map(|path| lines::read(path).unwrap()[0].message.clone()).collect();
+    assert_eq!(kept.len(), 2, "{kept:?}");
+}
+
+#[test]
 fn an_archive_that_cannot_be_written_loses_nothing() {
     let place = tempfile::tempdir().unwrap();
     let mut database = Database::open(&place.path().join("s.db"), Journal::Auto).unwrap();

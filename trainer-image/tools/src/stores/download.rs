@@ -88,6 +88,10 @@ pub async fn fetch(
     remove_others(&partial, &wanted)?;
     let transfers = wanted.iter().map(|file| one(remote, file, &partial, stop));
     stream::iter(transfers).buffer_unordered(parallel).try_collect::<()>().await?;
+    for file in wanted.iter().filter(|file| file.sha256.is_none()) {
+        let (from, to) = (partial.join(file.partial()), partial.join(&file.name));
+        fs::rename(&from, &to).map_err(FileError::of("renaming to", &to))?;
+    }
     let found = if let Some(manifest) = &manifest {
         // Each file was compared with it.
         manifest.digest()
@@ -213,12 +217,13 @@ impl Wanted {
     }
 }
 
-/// Fetches a file, unless it is there already.
+/// Fetches a file, unless it is there already. One without a digest keeps the name of its version until all are there.
 async fn one(remote: &Remote, file: &Wanted, directory: &Path, stop: Stop<'_>) -> Result<(), StoreError> {
     let shown = remote.shown(&file.key);
     let path = directory.join(&file.name);
     if path.exists() {
-        if file.check(&path, &shown).is_ok() {
+        // Without a digest, only the name of the incomplete file says which version it is.
+        if file.sha256.is_some() && file.check(&path, &shown).is_ok() {
             return Ok(());
         }
         fs::remove_file(&path).map_err(FileError::of("removing", &path))?;
@@ -256,7 +261,9 @@ async fn one(remote: &Remote, file: &Wanted, directory: &Path, stop: Stop<'_>) -
         wait(pause, stop).await?;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    fs::rename(&partial, &path).map_err(FileError::of("renaming to", &path))?;
+    if file.sha256.is_some() {
+        fs::rename(&partial, &path).map_err(FileError::of("renaming to", &path))?;
+    }
     Ok(())
 }
 

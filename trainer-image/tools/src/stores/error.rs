@@ -157,9 +157,14 @@ impl From<StoreError> for CommandError {
     }
 }
 
+/// What S3 quotes of a request that it refuses: the name of the key, and headers with tokens.
+const QUOTED: [&str; 3] = ["<AWSAccessKeyId", "<StringToSign", "<CanonicalRequest"];
+
 /// Returns a text without the queries of addresses in it, which may be signatures, and without users before hosts, which may have
 /// passwords.
 pub(super) fn scrubbed(text: &str) -> String {
+    let end = QUOTED.iter().filter_map(|tag| text.find(tag)).min().unwrap_or(text.len());
+    let text = &text[..end];
     let mut clean = String::new();
     let mut rest = text;
     while !rest.is_empty() {

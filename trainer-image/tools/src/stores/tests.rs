@@ -7,7 +7,7 @@ use std::{
 use codex_provenance::{ModelDigest, Sha256, manifest::Manifest};
 
 use super::{
-    Fetched, Location, MANIFEST, Pushed, Remote, StoreError, fetch, push,
+    Fetched, Location, MANIFEST, Pushed, Remote, SIGNATURE, StoreError, fetch, push,
     server::{SECRET, Server},
     upload::PART,
 };
@@ -161,6 +161,14 @@ async fn another_model_is_replaced_only_when_asked_to() {
     fetched(&remote, &at("got"), Some(pushed.digest)).await.unwrap();
     same(&at("new"), &at("got"));
     assert!(!server.state().objects.keys().any(|key| key.contains("tokenizer")));
+    // A model below the address is another one, and the signature of the old one is not that of an unsigned one.
+    sent(&at("old"), &server.remote("a/b")).await.unwrap();
+    fs::remove_file(at("new").join(SIGNATURE)).unwrap();
+    fs::write(at("new/config.json"), "{\"x\": 2}").unwrap();
+    push(&at("new"), &remote, None, true, 2, &|| false).await.unwrap();
+    assert!(!server.state().objects.contains_key(&format!("a/{SIGNATURE}")));
+    fetched(&server.remote("a/b"), &at("below"), Some(old)).await.unwrap();
+    same(&at("old"), &at("below"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -183,6 +191,10 @@ async fn objects_without_a_manifest_are_fetched_by_their_version() {
     fs::write(at("new.partial/train.jsonl.0123456789ab.partial"), [b'x'; 100]).unwrap();
     fetched(&server.remote("data/train.jsonl"), &at("new"), Some(one.digest)).await.unwrap();
     assert_eq!(fs::read_dir(at("new")).unwrap().count(), 1);
+    // Nor is a whole file of an older version taken for this one.
+    fs::create_dir(at("stale.partial")).unwrap();
+    fs::write(at("stale.partial/train.jsonl"), [b'x'; 5000]).unwrap();
+    fetched(&server.remote("data/train.jsonl"), &at("stale"), Some(one.digest)).await.unwrap();
     put("bad/a", b"1");
     put("bad/A", b"2");
     let told = fetched(&server.remote("bad"), &at("bad"), None).await.unwrap_err().to_string();

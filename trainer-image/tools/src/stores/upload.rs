@@ -67,17 +67,22 @@ pub async fn push(
         there => there?,
     };
     let same = there.as_ref().is_some_and(|there| there.digest() == found);
-    if let Some(other) = there.filter(|_| !same && !replace) {
+    if let Some(other) = there.as_ref().filter(|_| !same && !replace) {
         return Err(StoreError::Taken { location: remote.location.to_string(), found: other.digest() });
     }
     let listed: BTreeMap<String, ObjectMeta> = download::list(remote).await?.into_iter().collect();
+    // Only what the former manifest names is deleted: other objects below the address belong to other models.
+    let mut former: BTreeSet<String> =
+        there.iter().flat_map(|there| &there.files).map(|file| file.path.clone()).collect();
+    if !same {
+        former.insert(SIGNATURE.to_owned());
+    }
     if !same && replace {
         // From here on nobody takes what is there for the old model.
         delete(remote, &key).await?;
     }
     let mut files = manifest.files.clone();
     let signature = folder.join(SIGNATURE);
-    let except = BTreeSet::from([SIGNATURE.to_owned()]);
     if source.is_dir() && signature.is_file() {
         let of = Manifest::of_file(&signature).map_err(|why| StoreError::Source { path: signature, why })?;
         files.extend(of.files);
@@ -86,7 +91,7 @@ pub async fn push(
     let sent: Vec<bool> = stream::iter(sends).buffer_unordered(parallel).try_collect().await?;
     if replace {
         let kept: BTreeSet<&str> = files.iter().map(|file| file.path.as_str()).collect();
-        for (_, meta) in listed.iter().filter(|(name, _)| !kept.contains(name.as_str()) && !except.contains(*name)) {
+        for (_, meta) in listed.iter().filter(|(name, _)| former.contains(*name) && !kept.contains(name.as_str())) {
             delete(remote, &meta.location).await?;
         }
     }

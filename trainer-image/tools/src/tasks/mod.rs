@@ -144,15 +144,16 @@ impl VerifyModels {
 impl CleanPartials {
     fn run(self) -> Result<i32, CommandError> {
         let found = partial::find(&self.folder, self.older_than.0)?;
+        let (mut count, mut sum) = (0, 0);
         for (path, bytes) in &found {
-            if !self.dry_run {
-                partial::remove(path)?;
+            if !self.dry_run && !partial::remove(path)? {
+                continue;
             }
+            (count, sum) = (count + 1, sum + bytes);
             let what = if self.dry_run { "would be removed" } else { "removed" };
             atomic_fs::say(&format!("{what}  {}  {bytes} bytes", path.display()))?;
         }
-        let bytes: u64 = found.iter().map(|(_, bytes)| bytes).sum();
-        atomic_fs::say(&format!("{}, {bytes} bytes", counted(found.len(), "partial file")))?;
+        atomic_fs::say(&format!("{}, {sum} bytes", counted(count, "partial file")))?;
         Ok(exit::FINISHED)
     }
 }

@@ -28,7 +28,11 @@ pub(super) fn find(folder: &Path, age: SignedDuration) -> Result<Vec<(PathBuf, u
         let kind = entry.file_type().map_err(FileError::of("reading", &path))?;
         let ends = entry.file_name().to_string_lossy().ends_with(ENDING);
         if ends && (kind.is_dir() || kind.is_file()) {
-            let (newest, bytes) = measure(&path)?;
+            let (newest, bytes) = match measure(&path) {
+                // Its writer has renamed it meanwhile.
+                Err(error) if error.source.kind() == io::ErrorKind::NotFound => continue,
+                measured => measured?,
+            };
             let idle = SystemTime::now().duration_since(newest).unwrap_or_default();
             if SignedDuration::try_from(idle).is_ok_and(|idle| idle >= age) && !is_locked(&path) {
                 found.push((path, bytes));
@@ -40,19 +44,20 @@ pub(super) fn find(folder: &Path, age: SignedDuration) -> Result<Vec<(PathBuf, u
     Ok(found)
 }
 
-/// Removes what was found, unless a process works in it by now.
+/// Removes what was found, unless a process works in it by now. Returns whether it did.
 ///
 /// # Errors
 /// The file system returns an error.
-pub(super) fn remove(path: &Path) -> Result<(), FileError> {
+pub(super) fn remove(path: &Path) -> Result<bool, FileError> {
     if is_locked(path) {
-        return Ok(());
+        return Ok(false);
     }
     if path.is_dir() {
-        atomic_fs::remove_directory(path)
+        atomic_fs::remove_directory(path)?;
     } else {
-        fs::remove_file(path).map_err(FileError::of("removing", path))
+        fs::remove_file(path).map_err(FileError::of("removing", path))?;
     }
+    Ok(true)
 }
 
 /// Returns the time of the last write to a file or to anything in a directory, and the size.
