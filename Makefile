@@ -36,7 +36,7 @@ endef
 
 # promtool tests the alerts, and the tests on the cluster start the server as their own process. It must not run as a service.
 define install-promtool
-if ! command -v promtool >/dev/null; then
+if ! command -v promtool >/dev/null || ! command -v prometheus >/dev/null; then
 	echo "Installing prometheus, which tests the alerts and the dashboards. It is not started as a service."
 	root=; [ "$$(id -u)" = 0 ] || root=sudo
 	systemd() { [ ! -d /run/systemd/system ] || $$root systemctl --quiet "$$@" || true; }

@@ -239,11 +239,16 @@ impl Generation {
 /// [`ConfigError`] if it is missing or malformed.
 pub(crate) fn regex(section: &str, answer: AnswerForm, pattern: Option<&str>) -> Result<Option<Regex>, ConfigError> {
     let Some(pattern) = checked_pattern(section, answer, pattern)? else { return Ok(None) };
-    RegexBuilder::new(pattern).size_limit(MAX_REGEX).build().map(Some).map_err(|_| malformed(section, pattern))
+    RegexBuilder::new(pattern).size_limit(MAX_REGEX).build().map(Some).map_err(|_| ConfigError::Data {
+        field: format!("{section}.pattern"),
+        value: format!("{pattern:?}"),
+        right: "write a shorter regular expression: compiled, this one has more than 1 MiB".to_owned(),
+    })
 }
 
 /// Checks the syntax of the regular expression of [`AnswerForm::Regex`] and returns it; `None` for other forms. Only its parser is
-/// needed, so that programs without evaluations, such as the controller, do without the rest.
+/// needed, so that programs without evaluations, such as the controller, do without the rest; how large it is when compiled is checked where
+/// it is used.
 fn checked_pattern<'a>(
     section: &str,
     answer: AnswerForm,
@@ -257,15 +262,11 @@ fn checked_pattern<'a>(
             right: format!("write a regular expression, because {section}.answer is regex"),
         });
     };
-    regex_syntax::parse(pattern).map(|_| Some(pattern)).map_err(|_| malformed(section, pattern))
-}
-
-fn malformed(section: &str, pattern: &str) -> ConfigError {
-    ConfigError::Data {
+    regex_syntax::parse(pattern).map(|_| Some(pattern)).map_err(|_| ConfigError::Data {
         field: format!("{section}.pattern"),
         value: format!("{pattern:?}"),
         right: "write a regular expression without look-around, such as \"answer is (-?[0-9]+)\"".to_owned(),
-    }
+    })
 }
 
 /// Checks the settings that say where an answer is. `section` is their key.

@@ -23,8 +23,8 @@ const BASE: &str = "base";
 /// Print the settings in which two configurations differ, with their origins.
 #[derive(Debug, Args)]
 pub(super) struct Diff {
-    /// A template, a preset, `base` for the defaults of training, a resolved configuration, the directory of a run that has
-    /// one, or a file of settings above the defaults of training.
+    /// A template, a preset, a resolved configuration, the directory of a run that has one, or a file of settings above the
+    /// defaults of training. Beside settings of training, `base` means their defaults.
     #[arg(value_name = "A")]
     first: String,
     /// The other one.
@@ -120,8 +120,6 @@ fn side(name: &str) -> Result<View, ConfigurationError> {
         Composition { template: Some(name.to_owned()), ..Composition::default() }
     } else if PRESETS.contains(&name) {
         Composition { preset: Some(name.to_owned()), ..Composition::default() }
-    } else if name == BASE {
-        Composition::default()
     } else {
         let mut path = PathBuf::from(name);
         if path.is_dir() {

@@ -182,11 +182,12 @@ impl ToolAudit {
         for one in scored {
             let (reference, written) = (calls(&one.reference), calls(&one.prediction));
             wanted += reference.len();
-            let pairs = || reference.iter().flatten().zip(&written);
-            names +=
-                pairs().filter(|(right, found)| found.as_ref().is_some_and(|found| found.name == right.name)).count();
-            arguments += pairs().filter(|(right, found)| found.as_ref() == Some(right)).count();
-            complete += usize::from(reference == written);
+            // By their places: a malformed call holds its place, and is equal to no other.
+            let pairs =
+                || reference.iter().zip(&written).filter_map(|(right, found)| right.as_ref().zip(found.as_ref()));
+            names += pairs().filter(|(right, found)| right.name == found.name).count();
+            arguments += pairs().filter(|(right, found)| right == found).count();
+            complete += usize::from(reference == written && reference.iter().all(Option::is_some));
             issues += written.iter().filter(|call| call.is_none()).count();
             extra += written.len().saturating_sub(reference.len());
         }

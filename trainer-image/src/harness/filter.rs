@@ -144,7 +144,7 @@ impl Function {
             Self::Lowercase => each(&str::to_lowercase),
             Self::Uppercase => each(&str::to_uppercase),
             Self::Map { mapping, default } => {
-                each(&|text| mapping.get(text).or(default.as_ref()).cloned().unwrap_or_else(|| text.to_owned()))
+                each(&|text| mapping.get(text).or(default.as_ref()).cloned().unwrap_or_default())
             }
             Self::TakeFirst => responses.into_iter().take(1).collect(),
             Self::TakeFirstK(k) => responses.into_iter().take(*k).collect(),
@@ -157,8 +157,8 @@ impl Function {
     }
 }
 
-/// Returns the match number `select` of a pattern, counted from the end if it is negative: of a pattern with groups, its first group that
-/// is not empty.
+/// Returns the match number `select` of a pattern, counted from the end if it is negative: of a pattern with one group, that group; of one
+/// with more, the first that is not empty.
 fn matched(pattern: &Regex, select: i64, text: &str) -> Option<String> {
     let all: Vec<_> = pattern.captures_iter(text).collect();
     let at = if select < 0 {
@@ -167,8 +167,8 @@ fn matched(pattern: &Regex, select: i64, text: &str) -> Option<String> {
         usize::try_from(select).ok()?
     };
     let found = all.get(at)?;
-    let text = if found.len() == 1 {
-        found.get(0)?.as_str()
+    let text = if found.len() <= 2 {
+        found.get(found.len() - 1).map_or("", |group| group.as_str())
     } else {
         found.iter().skip(1).flatten().map(|group| group.as_str()).find(|group| !group.is_empty())?
     };

@@ -229,9 +229,12 @@ pub(super) fn rescored(task: &Task, path: &Path) -> Result<Written, HarnessError
                 questions.len()
             )));
         };
-        let own = (document_hash(&task.documents.all[document]), hash(&questions[document].prompt));
-        if (sample["doc_hash"].as_str(), sample["prompt_hash"].as_str()) != (Some(&own.0), Some(&own.1)) {
-            return Err(wrong(format!("line {line_number} is about another document or prompt than the task has")));
+        let same = sample["doc_hash"] == document_hash(&task.documents.all[document]).as_str()
+            && sample["arguments"] == arguments(task, &questions[document]);
+        if !same {
+            return Err(wrong(format!(
+                "line {line_number} is about another document, prompt, choice or way to answer than the task has"
+            )));
         }
         let response = read_responses(&sample["resps"], task, &questions[document]);
         let response =

@@ -64,7 +64,7 @@ pub(super) struct Task {
     pub(super) documents: Documents,
     file: PathBuf,
     examples: Documents,
-    description: String,
+    description: Template,
     text: Template,
     target: Template,
     choices: Option<Choices>,
@@ -154,6 +154,8 @@ impl Task {
             Template::new(needed(key)?)
                 .map_err(|why| task.refuse(key, format!("is no template that can be used: {why}")))
         };
+        let description = Template::new(task.text("description")?.unwrap_or_default())
+            .map_err(|why| task.refuse("description", format!("is no template that can be used: {why}")))?;
         let choices = match (output, task.value("doc_to_choice")) {
             (OutputType::MultipleChoice, None) => {
                 return Err(task.refuse("doc_to_choice", "is missing: list the choices"));
@@ -219,7 +221,7 @@ impl Task {
             documents,
             file,
             examples,
-            description: task.text("description")?.unwrap_or_default().to_owned(),
+            description,
             text: template("doc_to_text")?,
             target: template("doc_to_target")?,
             choices,
@@ -282,7 +284,14 @@ impl Task {
     pub(super) fn questions(&self) -> Result<Vec<Question>, HarnessError> {
         let [delimiter, between] = &self.delimiters;
         let wrong = |document: usize, why: String| HarnessError::Document { file: self.name.clone(), document, why };
-        let mut before = self.description.clone();
+        for template in [&self.text, &self.target] {
+            let all = self.documents.all.iter().map(|document| template.field(document).is_some()).collect::<Vec<_>>();
+            let without = all.iter().position(|has| !has).filter(|_| all.contains(&true));
+            if let Some(number) = without {
+                return Err(wrong(number, "lacks a field that doc_to_text or doc_to_target names".to_owned()));
+            }
+        }
+        let mut before = String::new();
         for (number, example) in self.examples.all.iter().enumerate() {
             let Question { prompt, target, choices, right, .. } =
                 self.question("", example).map_err(|why| wrong(number, format!("of the examples: {why}")))?;
@@ -290,23 +299,33 @@ impl Task {
             before.push_str(&[prompt.as_str(), delimiter, &target, between].concat());
         }
         let documents = self.documents.all.iter().enumerate();
-        documents.map(|(number, document)| self.question(&before, document).map_err(|why| wrong(number, why))).collect()
+        let question = |document: &Document| {
+            let described = self.description.render(document)?;
+            self.question(&format!("{described}{before}"), document)
+        };
+        documents.map(|(number, document)| question(document).map_err(|why| wrong(number, why))).collect()
     }
 
     fn question(&self, before: &str, document: &Document) -> Result<Question, String> {
         let prompt = format!("{before}{}", self.text.render(document)?);
+        if matches!(self.target.value(document)?, Some(Value::Array(_))) {
+            return Err("doc_to_target gives a list, which is not supported: give one text".to_owned());
+        }
         let target = self.target.render(document)?;
         let delimiter = &self.delimiters[0];
         let Some(choices) = &self.choices else {
             let continuations = match self.output {
-                OutputType::Loglikelihood => vec![format!("{delimiter}{target}")],
+                OutputType::Loglikelihood => vec![target.clone()],
                 _ => Vec::new(),
             };
             return Ok(Question { prompt, target: target.into(), continuations, choices: Vec::new(), right: 0 });
         };
         let choices = choices.of(document)?;
         let named = choices.iter().position(|choice| *choice == target);
-        let right = target.trim().parse::<usize>().ok().filter(|at| *at < choices.len()).or(named);
+        // A field that is a text names its choice, even if it looks like an index.
+        let is_text = self.target.field(document).is_some_and(Value::is_string);
+        let index = target.trim().parse::<usize>().ok().filter(|at| !is_text && *at < choices.len());
+        let right = index.or(named);
         let right = right.ok_or("doc_to_target is neither the index of a choice nor one of the choices")?;
         let continuations = choices.iter().map(|choice| format!("{delimiter}{choice}")).collect();
         Ok(Question { prompt, target: right.into(), continuations, choices, right })
@@ -337,7 +356,7 @@ impl Generation {
         if section.is_some() && output != OutputType::GenerateUntil {
             return Err(task.refuse("generation_kwargs", "says how a model writes: remove it, or use generate_until"));
         }
-        let mut until = vec![delimiter.to_owned()];
+        let mut until: Vec<String> = Some(delimiter.to_owned()).filter(|text| !text.is_empty()).into_iter().collect();
         let (mut tokens, mut sampling) = (TOKENS, Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 });
         if let Some(section) = section {
             until = section.texts("until")?.unwrap_or(until);

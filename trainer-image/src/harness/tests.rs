@@ -160,6 +160,43 @@ fn choices_and_examples_are_those_of_the_file() {
     let again = place.path().join("again");
     evaluate(file.to_str().unwrap(), None, Some(&samples), &again).unwrap();
     assert!(fs::read(&written(&again)[0]).unwrap() == fs::read(&results).unwrap());
+    // The likelihoods are those of other choices.
+    fs::write(&file, CHOICE.replace("[\"x\", \"yy\", b]", "[\"yy\", \"x\", b]")).unwrap();
+    let refused = evaluate(file.to_str().unwrap(), None, Some(&samples), &again).unwrap_err();
+    assert!(refused.contains("line 1 is about another document, prompt, choice or way to answer"), "{refused}");
+    fs::write(&file, CHOICE.replace("'Choose. '", "'{{ q }} '")).unwrap();
+    let described = Task::open(file.to_str().unwrap()).unwrap().questions().unwrap();
+    assert_eq!(described[0].prompt, "1? 0? x\n\n1?", "a description is a template of the document that is asked");
+}
+
+/// Returns what is asked by `PLAIN` with more lines, of these documents.
+fn questions(more: &str, documents: &str) -> Result<Vec<task::Question>, String> {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("plain.yaml");
+    fs::write(&file, format!("{PLAIN}{more}")).unwrap();
+    fs::write(place.path().join("docs.jsonl"), documents).unwrap();
+    let task = Task::open(file.to_str().unwrap()).unwrap();
+    task.questions().map_err(|error| error.to_string())
+}
+
+#[test]
+fn targets_are_what_the_harness_makes_of_them() {
+    let two = "{\"q\":\"1?\",\"a\":\"2\"}\n";
+    let likelihood = questions("output_type: loglikelihood\n", two).unwrap();
+    assert_eq!(likelihood[0].continuations, ["2"], "no delimiter stands before the target of a loglikelihood");
+    let choice = "output_type: multiple_choice\ndoc_to_choice: ['1', '2', '3']\n";
+    assert_eq!(questions(choice, two).unwrap()[0].right, 1, "a text names its choice");
+    assert_eq!(questions(choice, "{\"q\":\"1?\",\"a\":2}\n").unwrap()[0].right, 2, "a number is an index");
+    let lacks = questions("", "{\"q\":\"1?\",\"a\":\"2\"}\n{\"q\":\"2?\"}\n").unwrap_err();
+    assert!(lacks.contains("document 1: lacks a field"), "{lacks}");
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("plain.yaml");
+    fs::write(place.path().join("docs.jsonl"), two).unwrap();
+    fs::write(&file, PLAIN.replace("doc_to_target: a", "doc_to_target: '{{ [a, a] }}'")).unwrap();
+    let list = Task::open(file.to_str().unwrap()).unwrap().questions().unwrap_err().to_string();
+    assert!(list.contains("doc_to_target gives a list"), "{list}");
+    fs::write(&file, format!("{PLAIN}fewshot_delimiter: ''\n")).unwrap();
+    assert!(Task::open(file.to_str().unwrap()).unwrap().generation.until.is_empty(), "not every response ends at once");
 }
 
 /// The task whose file is refused below, with a line put in.
@@ -274,6 +311,8 @@ fn responses_are_filtered_and_compared_as_the_task_says() {
         (filter("{function: majority_vote}"), &["41", "42", "42"], "42", true),
         (filter("{function: take_first_k, k: 2}, {function: majority_vote}"), &["41", "42", "42"], "41", false),
         (filter("{function: map, mapping_dict: {forty-two: '42'}}"), &["forty-two"], "42", true),
+        (filter("{function: map, mapping_dict: {forty-two: '42'}}"), &["42"], "", false),
+        (filter("{function: regex, regex_pattern: '#([0-9]*)', fallback: '42'}"), &["#"], "", false),
         ("metric_list: [{metric: exact_match, ignore_punctuation: true}]".to_owned(), &["42."], "42.", true),
         (
             "metric_list: [{metric: exact_match, regexes_to_ignore: [',', '[a-z ]+']}]".to_owned(),

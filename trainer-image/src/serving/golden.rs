@@ -26,7 +26,7 @@ pub(super) fn reproduce(
         .collect();
     if records.is_empty() {
         tracing::warn!(
-            "the promotion has no golden tokens, as those of earlier releases: what the server generates is not compared with what \
+            "the promotion has no golden tokens: what the server generates is not compared with what \
              was judged; evaluate again to record them"
         );
         return Ok(Reproduction::Absent);

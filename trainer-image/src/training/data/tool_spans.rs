@@ -2,6 +2,8 @@
 //!
 //! The markers are found in the text of the tokens, so it does not matter how the tokenizer cuts them.
 
+use std::collections::BTreeSet;
+
 use codex_engine::Packed;
 
 use crate::text::Tokenizer;
@@ -38,8 +40,8 @@ impl ToolSpans {
         Self { pieces: (0..tokenizer.vocabulary() as u32).map(piece).collect(), weight }
     }
 
-    /// Returns the tool calls of a sequence.
-    pub(crate) fn of(&self, ids: &[u32]) -> ToolCalls {
+    /// Returns the tool calls that begin where `is_written` holds: what a prompt shows is no call.
+    pub(crate) fn of(&self, ids: &[u32], is_written: impl Fn(usize) -> bool) -> ToolCalls {
         let (mut text, mut ends) = (String::new(), Vec::with_capacity(ids.len()));
         for id in ids {
             text.push_str(self.pieces.get(*id as usize).map_or("", |piece| piece));
@@ -49,6 +51,10 @@ impl ToolSpans {
         while let Some(at) = text[from..].find(OPEN) {
             let begin = from + at;
             let inner = begin + OPEN.len();
+            if !is_written(ends.partition_point(|end| *end <= begin)) {
+                from = inner;
+                continue;
+            }
             // A call that is cut off goes on to the end.
             let (inner_end, end) = match text[inner..].find(CLOSE) {
                 Some(length) => (inner + length, inner + length + CLOSE.len()),
@@ -78,7 +84,8 @@ impl ToolSpans {
             let mut ids = batch.tokens[bounds[0]..bounds[1]].to_vec();
             // The last token of a sequence predicts nothing, so it is a target only.
             ids.extend(own.last().filter(|target| target.row + 1 == bounds[1]).map(|target| target.id));
-            let calls = self.of(&ids).tokens;
+            let written: BTreeSet<usize> = own.iter().map(|target| target.row + 1 - bounds[0]).collect();
+            let calls = self.of(&ids, |at| written.contains(&at)).tokens;
             let is_call = |row: usize| calls.get(row + 1 - bounds[0]).copied().unwrap_or_default();
             weights.extend(own.iter().map(|target| if is_call(target.row) { weight } else { 1.0 }));
         }
@@ -103,7 +110,7 @@ mod tests {
         let (tokenizer, spans) = spans(None);
         let other = r#"<tool_call>{"name": "browser"}</tool_call>"#;
         let text = format!("so {CALL} is 3; {other}.");
-        let calls = spans.of(&tokenizer.encode(&text).unwrap());
+        let calls = spans.of(&tokenizer.encode(&text).unwrap(), |_| true);
         let marked: String = text.chars().zip(&calls.tokens).filter(|(_, is)| **is).map(|(c, _)| c).collect();
         assert_eq!(marked, format!("{CALL}{other}"));
         assert_eq!(calls.called.as_deref(), Some("calculator"));
@@ -114,11 +121,17 @@ mod tests {
             ("</tool_call> alone", 0, None),
             ("<tool_call> {\"name\": \"b\"} </tool_call>", 38, Some("b")),
         ] {
-            let calls = spans.of(&tokenizer.encode(text).unwrap());
+            let calls = spans.of(&tokenizer.encode(text).unwrap(), |_| true);
             let found = calls.tokens.iter().filter(|is| **is).count();
             assert_eq!((found, calls.called.as_deref()), (marked, called), "{text}");
         }
-        assert_eq!(spans.of(&[]), ToolCalls::default());
+        assert_eq!(spans.of(&[], |_| true), ToolCalls::default());
+        // A prompt speaks of the marker and shows an earlier call.
+        let prompt = format!("what is <tool_call>? {CALL} was 3. ");
+        let shown = prompt.chars().count();
+        let calls = spans.of(&tokenizer.encode(&format!("{prompt}{other}")).unwrap(), |at| at >= shown);
+        assert_eq!(calls.called.as_deref(), Some("browser"));
+        assert_eq!(calls.tokens.iter().filter(|is| **is).count(), other.len());
     }
 
     #[test]

@@ -68,7 +68,8 @@ impl Session<'_> {
         };
         let called = dataset.tool_spans().filter(|_| adapts).and_then(|spans| {
             let last = record.targets.last().filter(|target| target.row + 1 == record.tokens.len());
-            spans.of(&[record.tokens.as_slice(), last.map(|target| target.id).as_slice()].concat()).called
+            let ids = [record.tokens.as_slice(), last.map(|target| target.id).as_slice()].concat();
+            spans.of(&ids, |at| record.targets.iter().any(|target| target.row + 1 == at)).called
         });
         let observation = Observation {
             embedding,
