@@ -1,6 +1,7 @@
 mod bits;
 mod decoding;
 mod lora;
+mod optimizers;
 mod weighted;
 
 use std::sync::Arc;

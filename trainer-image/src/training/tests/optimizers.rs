@@ -66,9 +66,8 @@ fn killed_runs_end_in_the_same_bits() {
         let each = |all: u64| (1..=all).step_by((all as usize / 12).max(1));
         for (look, write) in each(looks).map(|look| (look, ALL)).chain(each(writes).map(|write| (ALL, write))) {
             let output = tempfile::tempdir_in(scratch()).unwrap();
-            let died = threads(1, || {
-                mortal(&run, output.path(), &AtomicU64::new(look), &Arc::new(AtomicU64::new(write)))
-            });
+            let died =
+                threads(1, || mortal(&run, output.path(), &AtomicU64::new(look), &Arc::new(AtomicU64::new(write))));
             threads(3, || finished(&attempt(&run, output.path(), false)));
             assert!(remains(output.path()) == expected, "{look} {write} {died}");
             let rows = metrics(output.path());
@@ -138,8 +137,7 @@ fn a_private_gradient_is_clipped_record_by_record() {
         assert!(batches.iter().all(|batch| batch.cu_seqlens.len() == 2) && addresses.is_sorted());
         sizes.push(batches.len() as f64);
         let privacy = state.privacy.as_ref().unwrap();
-        let of_step =
-            StepBatches { addresses: &addresses, batches: &batches, targets, private: Some((privacy, step)) };
+        let of_step = StepBatches { addresses: &addresses, batches: &batches, targets, private: Some((privacy, step)) };
         accumulate(state.engine.as_mut(), None, &dataset, of_step, &|| false, None).unwrap().unwrap();
         let found = state.engine.gradients().unwrap().into_owned();
         let noise = ClippedSum::new(found.len(), 1.0).finish(privacy.noise(step), 0.8 * 0.5, 6.0);
@@ -175,7 +173,8 @@ fn a_checkpoint_of_another_mechanism_is_refused() {
     ] {
         let run = seeded(&[changed]);
         let reporter = Reporter::<TrainingState>::nowhere();
-        let session = Session { accept_other_bits: true, ..Session::new(&run, &[], output.path(), &reporter, &|| false) };
+        let session =
+            Session { accept_other_bits: true, ..Session::new(&run, &[], output.path(), &reporter, &|| false) };
         let told = session.run().unwrap_err();
         assert!(matches!(told, TrainError::State(_)), "{told}");
         assert!(told.to_string().contains(said), "{told}");
@@ -191,7 +190,11 @@ fn a_private_step_cannot_have_more_records_than_there_are() {
     let careless = seeded(&["training.stop_after=1", "training.privacy.target_delta=0.05"]);
     let ended = attempt(&careless, output.path(), false);
     finished(&ended);
-    assert!(ended.state.notices.iter().any(|notice| notice.contains("target_delta is 0.05")), "{:?}", ended.state.notices);
+    assert!(
+        ended.state.notices.iter().any(|notice| notice.contains("target_delta is 0.05")),
+        "{:?}",
+        ended.state.notices
+    );
 }
 
 #[test]
