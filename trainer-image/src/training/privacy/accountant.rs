@@ -9,9 +9,9 @@ use statrs::function::erf::erfc;
 const NEGLIGIBLE: f64 = -30.0;
 /// Terms after which a series counts as divergent. Opacus has no such limit.
 const MOST_TERMS: u32 = 2_000_000;
-/// The noise multipliers that are tried for a target are multiples of this, so that every machine finds the same one.
-const GRID: f64 = 1e-4;
-/// The least and the largest noise multiplier that is tried, in units of [`GRID`].
+/// The noise multipliers that are tried for a target are multiples of one divided by this, so that every machine finds the same one.
+const GRID: f64 = 10_000.0;
+/// The least and the largest noise multiplier that is tried, times [`GRID`].
 const TRIED: [u64; 2] = [1001, 10_000_000_000];
 
 /// What each step of a run costs, at every order.
@@ -42,7 +42,7 @@ impl Account {
     /// Returns the least noise multiplier, a multiple of 0.0001 above 0.1, with which `steps` steps spend at most `epsilon`; `None` if
     /// no noise is enough.
     pub(crate) fn calibrate(rate: f64, steps: u64, (epsilon, delta): (f64, f64)) -> Option<f64> {
-        let noise = |units: u64| units as f64 * GRID;
+        let noise = |units: u64| units as f64 / GRID;
         let enough = |units: u64| Self::new(rate, noise(units)).epsilon(steps, delta) <= epsilon;
         let [least, most] = TRIED;
         let mut high = least;
@@ -191,7 +191,7 @@ mod tests {
         for (rate, steps, epsilon) in [(0.01, 1000, 3.0), (0.2, 50, 0.5), (1.0, 10, 8.0)] {
             let noise = Account::calibrate(rate, steps, (epsilon, 1e-5)).unwrap();
             let spent = |noise| Account::new(rate, noise).epsilon(steps, 1e-5);
-            assert!(spent(noise) <= epsilon && spent(noise - GRID) > epsilon, "{noise}");
+            assert!(spent(noise) <= epsilon && spent(noise - 1.0 / GRID) > epsilon, "{noise}");
         }
         assert_eq!(Account::calibrate(1.0, 1, (1e-9, 1e-5)), None, "the orders end at 63");
     }
