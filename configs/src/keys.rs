@@ -90,6 +90,21 @@ pub(crate) const TRAINING: &[Key] = &[
     key("training.beta2", Rule::From { min: 0.0, below: 1.0 }),
     key("training.epsilon", Rule::Above { above: 0.0, most: 0.1 }),
     key("training.grad_clip_norm", Rule::Above { above: 0.0, most: 1e9 }),
+    key("training.optimizer.name", Rule::Choice(&["adamw", "muon"])),
+    key("training.optimizer.momentum", Rule::From { min: 0.0, below: 1.0 }),
+    key("training.ema.decay", Rule::AboveOrNull { above: 0.0, most: 0.999_999_9, null: "no average" }),
+    key("training.gradient_noise_scale", Rule::Flag),
+    key(
+        "training.privacy.noise_multiplier",
+        Rule::AboveOrNull { above: 0.1, most: 1e6, null: "no noise, unless training.privacy.target_epsilon is set" },
+    ),
+    key(
+        "training.privacy.target_epsilon",
+        Rule::AboveOrNull { above: 0.0, most: 1e4, null: "training.privacy.noise_multiplier instead" },
+    ),
+    key("training.privacy.target_delta", Rule::Above { above: 0.0, most: 0.1 }),
+    key("training.privacy.max_grad_norm", Rule::Above { above: 0.0, most: 1e6 }),
+    key("training.privacy.randomness", Rule::Choice(&["secret", "seed"])),
     key("training.checkpoint_every", Rule::Whole { min: 1, max: STEPS }),
     key(
         "training.checkpoint_interval_seconds",

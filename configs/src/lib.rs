@@ -17,8 +17,10 @@ mod explained;
 mod keys;
 mod layers;
 mod lines;
+mod optimizers;
 mod options;
 mod preferences;
+mod privacy;
 mod reasoning;
 mod references;
 mod resolved;
@@ -47,8 +49,10 @@ pub use evaluation::{
 pub use explained::{Explained, Leaf, Located, ResolvedFile, Share, Sources, is_settings, settings_groups};
 pub use keys::LANGUAGES;
 pub use lines::lines;
+pub use optimizers::{EmaSettings, OptimizerName, OptimizerSettings};
 pub use options::has_options;
 pub use preferences::DpoSettings;
+pub use privacy::{PrivacySettings, Randomness};
 pub use reasoning::{
     HeadSettings, LoggingSettings, ObjectiveSettings, Pooling, ReasoningMode, ReasoningSettings, ToolAdapterSettings,
     TraceCapture, TraceMode,

@@ -43,6 +43,15 @@ pub enum Rule {
         /// The maximum.
         most: f64,
     },
+    /// A number above `above` and at most `most`, or null.
+    AboveOrNull {
+        /// The exclusive lower bound.
+        above: f64,
+        /// The maximum.
+        most: f64,
+        /// The meaning of null.
+        null: &'static str,
+    },
     /// A number of at least `min` and below `below`.
     From {
         /// The minimum.
@@ -104,6 +113,9 @@ impl fmt::Display for Rule {
                 write!(f, "a whole number from {min} to {max}, or null for {null}")
             }
             Self::Above { above, most } => write!(f, "a number above {above} and at most {most}"),
+            Self::AboveOrNull { above, most, null } => {
+                write!(f, "{}, or null for {null}", Self::Above { above: *above, most: *most })
+            }
             Self::From { min, below } => write!(f, "a number of at least {min} and below {below}"),
             Self::Choice(words) => write!(f, "one of {}", words.join(", ")),
             Self::Choices(words) => {
@@ -151,6 +163,9 @@ impl Rule {
             Self::Whole { min, max } => whole(min, max),
             Self::WholeOrNull { min, max, .. } => value.is_null().then_some(Value::Null).or_else(|| whole(min, max)),
             Self::Above { above, most } => real(&|x| x > above && x <= most),
+            Self::AboveOrNull { above, most, .. } => {
+                value.is_null().then_some(Value::Null).or_else(|| Self::Above { above, most }.accept(value))
+            }
             Self::From { min, below } => real(&|x| x >= min && x < below),
             Self::Choice(words) => value.as_str().filter(|word| words.contains(word)).map(Value::from),
             Self::Choices(words) => {
@@ -205,6 +220,7 @@ impl Rule {
             Self::Whole { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
             Self::WholeOrNull { min, max, .. } => or_null(Self::Whole { min, max }.schema()),
             Self::Above { above, most } => json!({ "type": "number", "exclusiveMinimum": above, "maximum": most }),
+            Self::AboveOrNull { above, most, .. } => or_null(Self::Above { above, most }.schema()),
             Self::From { min, below } => json!({ "type": "number", "minimum": min, "exclusiveMaximum": below }),
             Self::Choice(words) => json!({ "enum": words }),
             Self::Choices(words) => list(words, 1),

@@ -7,15 +7,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    ConfigError, CurriculumSettings, Data, DpoSettings, Environment, Explained, GrpoSettings, Located, LoggingSettings,
-    MAX_SYNTHETIC, ReasoningSettings, ReplaySettings, Resolved, Sources, Synthetic, TraceCapture, TrackingSettings,
-    VALIDATION, curriculum, data,
+    ConfigError, CurriculumSettings, Data, DpoSettings, EmaSettings, Environment, Explained, GrpoSettings, Located,
+    LoggingSettings, MAX_SYNTHETIC, OptimizerSettings, PrivacySettings, ReasoningSettings, ReplaySettings, Resolved,
+    Sources, Synthetic, TraceCapture, TrackingSettings, VALIDATION, curriculum, data,
     error::nearest,
     explained::explain,
     keys,
     layers::{Layers, recheck},
+    optimizers,
     options::{TRAINING_GROUPS, options},
-    preferences, reasoning,
+    preferences, privacy, reasoning,
     resolved::Spec,
     rewards,
 };
@@ -162,7 +163,7 @@ pub struct ModelShape {
     pub rope_theta: f64,
 }
 
-/// The optimization: AdamW, learning-rate schedule, evaluation, checkpoints.
+/// The optimization: optimizer, learning-rate schedule, evaluation, checkpoints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Optimization {
@@ -234,6 +235,14 @@ pub struct Optimization {
     pub epsilon: f64,
     /// Maximum norm of the gradient, which is clipped to it.
     pub grad_clip_norm: f64,
+    /// What updates the weights.
+    pub optimizer: OptimizerSettings,
+    /// The moving average of the weights.
+    pub ema: EmaSettings,
+    /// Whether the gradient noise scale is measured.
+    pub gradient_noise_scale: bool,
+    /// Differential privacy.
+    pub privacy: PrivacySettings,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
     /// Seconds between additional checkpoints.
@@ -610,6 +619,8 @@ impl Spec for Training {
         preferences::check(self)?;
         rewards::check(self)?;
         reasoning::check(self)?;
+        optimizers::check(self)?;
+        privacy::check(self)?;
         // With epochs, the trainer knows the steps only after it has read the data, and checks them then.
         if training.warmup_steps > training.max_steps && training.max_epochs.is_none() {
             let right = format!("write at most training.max_steps ({})", training.max_steps);

@@ -22,7 +22,7 @@ use crate::{
     server::{self, LATENCY, LATENCY_BUDGET, LATENCY_TARGET, MODEL_INFO, RESPONSES, SESSIONS},
     trainer::{
         self, ANSWER_ACCURACY, ANSWER_TOKENS, CURRICULUM_PHASE, CURRICULUM_WAITS, DAMAGED, DATA_DURATION, ENTROPY,
-        FLOPS, GRADIENT_NORM, LEARNING_RATE, LOSS, PREFERENCE_ACCURACY, REWARD, REWARD_DEVIATION, REWARD_MARGIN,
+        EPSILON, FLOPS, GRADIENT_NOISE_SCALE, GRADIENT_NORM, LEARNING_RATE, LOSS, PREFERENCE_ACCURACY, REWARD, REWARD_DEVIATION, REWARD_MARGIN,
         SOLVED_PROMPTS, SPIKES, STEP, STEP_DURATION, STEPS, TARGET, TOKENS, TRUNCATED_ANSWERS, VAL_LOSS,
     },
 };
@@ -243,6 +243,12 @@ fn runs() -> Dashboard {
                     Panel::new(Lines, Plain, "Learning rate", "Learning rate of the latest step.")
                         .by(&LEARNING_RATE.value(&chosen), &HERE)
                         .when_empty("no trainer"),
+                    Panel::new(Lines, Plain, "Gradient noise scale", "About how many examples a batch needs before its gradient is no longer mostly noise.")
+                        .by(&GRADIENT_NOISE_SCALE.value(&chosen).known(), &HERE)
+                        .when_empty("not measured"),
+                    Panel::new(Lines, Plain, "Epsilon", "With training.privacy: the epsilon that the run has spent.")
+                        .by(&EPSILON.value(&chosen).known(), &HERE)
+                        .when_empty("not private"),
                     Panel::new(Lines, Plain, "Reward margin", "With DPO: by how much more the model prefers the chosen response than the reference model does.")
                         .by(&REWARD_MARGIN.value(&chosen).known(), &HERE)
                         .when_empty("no DPO"),

@@ -56,6 +56,10 @@ metrics! {
         "Learning rate of the latest step.");
     GRADIENT_NORM = Gauge("codex_ml_training_gradient_norm", Number, [],
         "Gradient norm of the latest step before clipping.");
+    GRADIENT_NOISE_SCALE = Gauge("codex_ml_training_gradient_noise_scale", Count, [],
+        "Simple noise scale of the gradient in examples, over about the last hundred steps; NaN unless it is measured.");
+    EPSILON = Gauge("codex_ml_training_epsilon", Number, [],
+        "The epsilon of differential privacy that the run has spent; NaN unless it is private.");
     STEP_DURATION = Histogram("codex_ml_training_duration_seconds", Seconds, [],
         "Seconds per step, including data loading and waits for checkpoints, but not evaluations.")
         .buckets(&[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0]);

@@ -42,11 +42,13 @@ const PICTURE: usize = 100_000;
 type Absent = (&'static str, &'static str, &'static str, bool);
 
 /// The panels without data. Each says so on the dashboard.
-const ABSENT: [Absent; 19] = [
+const ABSENT: [Absent; 21] = [
     ("codex-operator", "Keys", "the key of the tests does not expire", true),
     ("codex-operator", "Failures by category", "only what neighbours do can fail", false),
     ("codex-operator", "Spans", "no collector", true),
     ("codex-rings", "Redeployments", "only a neighbour is redeployed", false),
+    ("codex-runs", "Gradient noise scale", "training.gradient_noise_scale", true),
+    ("codex-runs", "Epsilon", "training.privacy", true),
     ("codex-runs", "Reward margin", "DPO", true),
     ("codex-runs", "Preference accuracy", "DPO", true),
     ("codex-runs", "Reward", "GRPO", true),

@@ -276,7 +276,16 @@ fn training(plan: Plan, table: &mut String) -> Result<(), Failure> {
             losses.push(engine.accumulate(&batch, batch.targets.len())?);
             let scale = (1.0 / engine.gradient_norm()?).min(1.0);
             let rate = 3e-4;
-            engine.update(&AdamW { step, rate, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, scale, rates: &rates })?;
+            engine.update(&AdamW {
+                step,
+                rate,
+                beta1: 0.9,
+                beta2: 0.95,
+                epsilon: 1e-8,
+                scale,
+                rates: &rates,
+                muon: None,
+            })?;
             if step >= 3 {
                 timed += 1;
                 if begun.elapsed() > limit {

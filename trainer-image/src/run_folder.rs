@@ -233,6 +233,7 @@ pub(crate) mod tests {
             control_surface: None,
             base: None,
             adapter: None,
+            privacy: None,
         };
         let write = |name: &str, text: String| fs::write(artifacts.join(name), text).unwrap();
         write(metadata::CHECKSUMS_FILE, serde_json::to_string(&checksums).unwrap());

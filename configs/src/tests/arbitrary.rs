@@ -52,7 +52,7 @@ proptest! {
 
     /// A resolved file with one changed value is refused or has the same digest.
     #[test]
-    fn resolved_files_with_one_changed_value(at in 0_usize..125, with in scalar()) {
+    fn resolved_files_with_one_changed_value(at in 0_usize..135, with in scalar()) {
         let good = starter(&[], None);
         let mut value: Value = serde_yaml::from_str(&good.to_yaml().expect("YAML")).expect("JSON");
         let mut at = at;

@@ -147,7 +147,7 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         Rule::Whole { min, .. } | Rule::WholeOrNull { min, .. } => {
             (min.max(64).to_string(), min.max(64).saturating_add(64).to_string())
         }
-        Rule::Above { above, .. } => ((above + 0.015_625).to_string(), (above + 0.031_25).to_string()),
+        Rule::Above { above, .. } | Rule::AboveOrNull { above, .. } => ((above + 0.015_625).to_string(), (above + 0.031_25).to_string()),
         Rule::From { .. } => ("0.125".to_owned(), "0.25".to_owned()),
         // The first scheduler takes no warm-up, which the template has.
         Rule::Choice(words) => (words[words.len() - 2].to_owned(), words[words.len() - 1].to_owned()),
@@ -162,13 +162,18 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         Rule::Phases { .. } => ("[]".to_owned(), "[{id: one, steps: 9}]".to_owned()),
         Rule::Text { .. } | Rule::TextOrNull { .. } => ("ada".to_owned(), "grace".to_owned()),
     };
-    // Heads and width go together, patience and the best take evaluations, adapters of preferences and rewards their method, traces
+    // Heads and width go together, patience and the best take evaluations, the noise scale takes
+    // accumulation, privacy and Muon take few methods, adapters of preferences and rewards their method, traces
     // a name and a vocabulary, the keys of a curriculum and of replay each other, and some keys take few values; every other key can be set alone.
     let together = [
         "model.num_attention_heads",
         "training.max_steps",
         "training.early_stop_patience",
         "training.best_k",
+        "training.optimizer.name",
+        "training.gradient_noise_scale",
+        "training.privacy.noise_multiplier",
+        "training.privacy.target_epsilon",
         "training.dpo.lora",
         "training.grpo.lora",
         "training.grpo.reward.version",
@@ -215,7 +220,9 @@ proptest! {
             .filter(|known| changes.contains_key(known.path) && known.path != key)
             .map(|known| match known.rule {
                 Rule::Whole { min, .. } | Rule::WholeOrNull { min, .. } => format!("{}={}", known.path, min.max(128)),
-                Rule::Above { above, .. } => format!("{}={}", known.path, above + 0.062_5),
+                Rule::Above { above, .. } | Rule::AboveOrNull { above, .. } => {
+                    format!("{}={}", known.path, above + 0.062_5)
+                }
                 Rule::From { .. } => format!("{}=0.125", known.path),
                 Rule::Choice(words) => format!("{}={}", known.path, words[words.len() - 2]),
                 Rule::Choices(words) | Rule::ChoicesOrNull { words, .. } | Rule::AnyOf(words) => {

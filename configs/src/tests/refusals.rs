@@ -629,3 +629,57 @@ fn methods_that_need_a_base() {
     }
     assert!(starter(&[], None).spec().check_base(false).is_ok());
 }
+
+#[test]
+fn optimizers_and_what_they_go_with() {
+    for (settings, said) in [
+        (&["training.optimizer.name=sgd"][..], "one of adamw, muon"),
+        (&["training.optimizer.name=muon", "training.method=lora"], "adapters are products of two matrices"),
+        (&["training.ema.decay=1"], "a number above 0 and at most 0.9999999, or null for no average"),
+        (&["training.gradient_noise_scale=true"], "set training.gradient_accumulation to at least 2"),
+        (
+            &["training.gradient_noise_scale=true", "training.gradient_accumulation=2", "training.method=grpo"],
+            "it is measured on the loss of single records",
+        ),
+    ] {
+        let told = sentence(settings, None);
+        assert!(told.contains(said), "{settings:?}: {told}");
+    }
+}
+
+#[test]
+fn what_would_break_the_guarantee_of_privacy() {
+    let private = |more: &[&str]| sentence(&[&["training.privacy.noise_multiplier=1"], more].concat(), None);
+    for (settings, said) in [
+        (&["training.privacy.target_epsilon=3"][..], "training.privacy.noise_multiplier is 1: with training.privacy, training."),
+        (&["training.privacy.noise_multiplier=0.05"], "a number above 0.1 and at most 1000000, or null for no noise"),
+        (&["training.method=dpo", "data.format=jsonl"], "training.method is dpo"),
+        (&["training.method=grpo"], "training.method is grpo"),
+        (&["+reasoning=baseline"], "is starter: with training.privacy, every step draws from all records"),
+        (&["data.weights={arithmetic: 2}"], "every record has the same probability; write null"),
+        (&["training.shuffle=false"], "records are drawn at random; write true"),
+        (&["training.spike_action=skip"], "a step must not depend on losses"),
+        (
+            &["training.early_stop_patience=2", "training.eval_every=10", "training.best_metric=loss"],
+            "the end must not depend on the loss of training records",
+        ),
+        (
+            &[
+                "training.reasoning.objective.mode=tool_execution",
+                "training.reasoning.objective.tool_supervision_weight=2",
+            ],
+            "the loss of a record must not depend on the others",
+        ),
+        (
+            &["logging.reasoning_trace=true", "trace_capture.mode=activations"],
+            "no trace of a single record may be written",
+        ),
+        (
+            &["training.gradient_noise_scale=true", "training.gradient_accumulation=2"],
+            "no statistics of gradients without noise",
+        ),
+    ] {
+        let told = private(settings);
+        assert!(told.contains(said), "{settings:?}: {told}");
+    }
+}

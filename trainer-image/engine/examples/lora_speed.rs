@@ -69,7 +69,16 @@ fn run() -> Result<(), Failure> {
         engine.clear_gradients()?;
         losses.push(engine.accumulate(&batch, batch.targets.len())?);
         let scale = (1.0 / engine.gradient_norm()?).min(1.0);
-        engine.update(&AdamW { step, rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, scale, rates: &rates })?;
+        engine.update(&AdamW {
+            step,
+            rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            scale,
+            rates: &rates,
+            muon: None,
+        })?;
         if step >= WARM_UP {
             times.push(start.elapsed().as_secs_f64());
             used += processor()? - before;

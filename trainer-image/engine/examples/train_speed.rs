@@ -103,7 +103,16 @@ fn run() -> Result<(), Failure> {
         let norm = engine.gradient_norm()?;
         let clipped = Instant::now();
         let scale = (1.0 / norm).min(1.0);
-        engine.update(&AdamW { step, rate: 1e-3, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates })?;
+        engine.update(&AdamW {
+            step,
+            rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.99,
+            epsilon: 1e-8,
+            scale,
+            rates: &rates,
+            muon: None,
+        })?;
         let end = Instant::now();
         if step == 0 {
             first = (end - begun).as_secs_f64();

@@ -110,6 +110,33 @@ pub trait Engine: Send {
     /// The device fails.
     fn update(&mut self, step: &AdamW) -> Result<(), EngineError>;
 
+    /// Replaces the accumulated gradients.
+    ///
+    /// # Errors
+    /// The device fails.
+    ///
+    /// # Panics
+    /// There are other than one for each trained parameter.
+    fn set_gradients(&mut self, gradients: &[f32]) -> Result<(), EngineError>;
+
+    /// Keeps a moving average of the parameters from now on, which begins with them unless there is one; or drops it.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn keep_average(&mut self, keep: bool) -> Result<(), EngineError>;
+
+    /// Moves the average, if one is kept, towards the parameters: `a ← decay · a + (1 − decay) · w`.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn average(&mut self, decay: f64) -> Result<(), EngineError>;
+
+    /// Exchanges the parameters with their average, if one is kept, so that it is what is evaluated. A second call undoes the first.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn swap_average(&mut self) -> Result<(), EngineError>;
+
     /// Returns the bytes that the engine holds: parameters, gradients, moments and workspace.
     fn memory(&self) -> usize;
 

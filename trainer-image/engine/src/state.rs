@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{EngineError, Layout};
 
-/// The state that an engine keeps between steps: three vectors with one layout.
+/// The state that an engine keeps between steps: vectors with one layout.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineState {
     /// The range of each tensor in the vectors.
@@ -15,13 +15,15 @@ pub struct EngineState {
     pub first: Vec<f32>,
     /// The second moments: running means of the squared gradients.
     pub second: Vec<f32>,
+    /// The moving average of the parameters, if one is kept.
+    pub average: Option<Vec<f32>>,
 }
 
 impl EngineState {
     /// Returns the state before the first step, with moments of 0.
     pub fn new(layout: Arc<Layout>, parameters: Vec<f32>) -> Self {
         let zero = vec![0.0; parameters.len()];
-        Self { layout, parameters, first: zero.clone(), second: zero }
+        Self { layout, parameters, first: zero.clone(), second: zero, average: None }
     }
 
     /// Checks that the state belongs to a model of `layout`.
@@ -34,6 +36,7 @@ impl EngineState {
             ("parameters", self.parameters.len()),
             ("first moments", self.first.len()),
             ("second moments", self.second.len()),
+            ("averages", self.average.as_ref().map_or(expected, Vec::len)),
         ] {
             if found != expected {
                 return Err(EngineError::State { what, found, expected });

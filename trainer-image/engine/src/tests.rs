@@ -1,6 +1,7 @@
 mod bits;
 mod decoding;
 mod lora;
+mod optimizers;
 mod weighted;
 
 use std::sync::Arc;
@@ -153,7 +154,16 @@ fn three_steps(config: &ModelConfig, settings: Settings) -> (Vec<u64>, EngineSta
         bits.push(norm.to_bits());
         let scale = (1.0 / norm).min(1.0);
         engine
-            .update(&AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates })
+            .update(&AdamW {
+                step,
+                rate: 1e-2,
+                beta1: 0.9,
+                beta2: 0.99,
+                epsilon: 1e-8,
+                scale,
+                rates: &rates,
+                muon: None,
+            })
             .unwrap();
     }
     (bits, engine.export().unwrap())
@@ -277,7 +287,8 @@ fn shapes_without_kernels_are_computed_by_candle() {
         engine.clear_gradients().unwrap();
         losses.push(engine.accumulate(&batch, batch.targets.len()).unwrap());
         let scale = (1.0 / engine.gradient_norm().unwrap()).min(1.0);
-        let update = AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates };
+        let update =
+            AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates, muon: None };
         engine.update(&update).unwrap();
     }
     assert!(losses[7] < 0.8 * losses[0], "{losses:?}");
@@ -432,7 +443,16 @@ fn losses_gradients_and_steps_agree_with_pytorch() {
                 close(found, *norm, 10.0 * norm);
                 let (step, scale) = (step as u64, (1.0 / found).min(1.0));
                 engine
-                    .update(&AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates })
+                    .update(&AdamW {
+                        step,
+                        rate: 1e-2,
+                        beta1: 0.9,
+                        beta2: 0.99,
+                        epsilon: 1e-8,
+                        scale,
+                        rates: &rates,
+                        muon: None,
+                    })
                     .unwrap();
             }
             if settings.precision == Precision::F32 {

@@ -39,6 +39,36 @@ pub struct RunMetadata {
     /// The manifest digest of `artifacts/adapter/`, once a run that trains adapters has written it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<ModelDigest>,
+    /// What a private run guarantees, as of its last attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacyReport>,
+}
+
+/// The guarantee of a private run: (ε, δ)-differential privacy of the trained weights, for adding or removing one record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PrivacyReport {
+    /// The ε that the steps have spent.
+    pub epsilon: f64,
+    /// The δ of the guarantee.
+    pub delta: f64,
+    /// The optimizer steps that are accounted for.
+    pub steps: u64,
+    /// Standard deviation of the noise, in units of `max_grad_norm`.
+    pub noise_multiplier: f64,
+    /// Maximum norm of the gradient of a record.
+    pub max_grad_norm: f64,
+    /// Probability with which a step takes a record.
+    pub sampling_rate: f64,
+    /// What the guarantee is about: `record`.
+    pub unit: String,
+    /// How steps draw records: `poisson`.
+    pub sampling: String,
+    /// How ε is computed: `rdp`.
+    pub accountant: String,
+    /// Whether records and noise were drawn from a secret key. Otherwise the guarantee holds only against those who do not know the
+    /// seed of the run.
+    pub secret: bool,
 }
 
 /// The settings that control a run.

@@ -15,7 +15,7 @@ use super::{
     examples::{Example, Examples},
 };
 use crate::{
-    artifacts::ledger::Ledger,
+    artifacts::{ledger::Ledger, metadata::PrivacyReport},
     evaluation::Shown,
     run_folder::Part,
     verify::{
@@ -52,6 +52,9 @@ pub(super) fn page(content: &Content) -> Markup {
                 (section("Loss", &loss(content)))
                 (section("Data", &data(content)))
                 (section("Base", &base(content)))
+                @if let Some(privacy) = content.metadata.found().and_then(|metadata| metadata.privacy.as_ref()) {
+                    (section("Privacy", &privacy_of(privacy)))
+                }
                 (section("Environment", &environment(content)))
                 (section("Files of the model", &files(content)))
                 (section("Signatures, and how to verify", &signatures(content)))
@@ -338,6 +341,19 @@ fn base(content: &Content) -> Markup {
     rows.extend(base.commit.as_ref().map(|commit| ("Commit", code(commit))));
     rows.extend(base.signer.map(|signer| ("Signed by the key", code(signer))));
     table(&rows)
+}
+
+fn privacy_of(privacy: &PrivacyReport) -> Markup {
+    let PrivacyReport { epsilon, delta, steps, noise_multiplier, max_grad_norm, sampling_rate, secret, .. } = privacy;
+    html! {
+        p {
+            "The trained weights are differentially private for adding or removing one record, with ε = "
+            (format!("{epsilon:.4}")) " and δ = " (delta) ", after " (steps) " steps with a noise multiplier of "
+            (noise_multiplier) ", a sampling rate of " (sampling_rate) " and a clipping norm of " (max_grad_norm) ". "
+            @if !secret { "The noise follows from the seed of the run: this holds only against those who do not know it. " }
+            "Nothing else of the run is private."
+        }
+    }
 }
 
 fn environment(content: &Content) -> Markup {

@@ -111,6 +111,25 @@ fn nothing_from_a_file_becomes_markup_and_nothing_is_loaded() {
 }
 
 #[test]
+fn a_private_run_says_what_is_guaranteed() {
+    let root = whole();
+    assert!(!page(root.path(), &[]).contains("<h2>Privacy</h2>"));
+    let path = root.path().join("artifacts/run_metadata.json");
+    let mut metadata: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    metadata["privacy"] = serde_json::json!({
+        "epsilon": 1.73456, "delta": 1e-5, "steps": 900, "noise_multiplier": 1.1, "max_grad_norm": 0.5, "sampling_rate": 0.01,
+        "unit": "record", "sampling": "poisson", "accountant": "rdp", "secret": false,
+    });
+    fs::write(&path, metadata.to_string()).unwrap();
+    let page = page(root.path(), &[]);
+    for expected in
+        ["<h2>Privacy</h2>", "ε = 1.7346 and δ = 0.00001, after 900 steps", "follows from the seed of the run"]
+    {
+        assert!(page.contains(expected), "{expected}");
+    }
+}
+
+#[test]
 fn what_is_missing_is_said() {
     let root = tempfile::tempdir().unwrap();
     run(root.path());

@@ -10,6 +10,7 @@ use super::{
     checks::{ProofError, SmokeError},
     data::DataError,
     failure_class::FailureClass,
+    privacy::PrivacyError,
     records::RecordsError,
     resources::MemoryError,
     run::{BlockedError, NumericsError},
@@ -71,6 +72,9 @@ pub enum TrainError {
     /// The configuration needs more memory than there is.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The run cannot be private as it is configured.
+    #[error(transparent)]
+    Privacy(#[from] PrivacyError),
     /// The loss or a gradient is not finite.
     #[error(transparent)]
     Numerics(#[from] NumericsError),
@@ -122,6 +126,7 @@ impl TrainError {
             | Self::Shape(_)
             | Self::Arguments(_)
             | Self::Groups(_)
+            | Self::Privacy(_)
             | Self::Misnamed(_)
             | Self::Overlap(_) => FailureClass::INVALID_CONFIGURATION,
             Self::Unreproducible(_) => FailureClass::UNREPRODUCIBLE,

@@ -11,8 +11,9 @@ use super::{
     model::{Adapters, Model, Weights},
 };
 use crate::{
-    AdamW, Engine, EngineError, EngineState, Layout, Lora, ModelConfig, Packed,
+    AdamW, Engine, EngineError, EngineState, Layout, Lora, ModelConfig, Muon, Packed, Rates,
     model::{Dropout, adapter_flops, flops},
+    optim::muon,
 };
 
 /// An engine on candle's autograd.
@@ -25,6 +26,7 @@ pub(crate) struct CandleEngine {
     parameters: Vec<Var>,
     first: Vec<Tensor>,
     second: Vec<Tensor>,
+    average: Option<Vec<Tensor>>,
     gradients: Vec<Tensor>,
     frozen: Option<Frozen>,
 }
@@ -84,6 +86,7 @@ impl CandleEngine {
             parameters: parameters.iter().map(Var::from_tensor).collect::<Result<_>>()?,
             first: place.tensors(&layout, &state.first)?,
             second: place.tensors(&layout, &state.second)?,
+            average: state.average.as_deref().map(|average| place.tensors(&layout, average)).transpose()?,
             gradients: parameters.iter().map(Tensor::zeros_like).collect::<Result<_>>()?,
             config,
             place,
@@ -177,6 +180,10 @@ impl CandleEngine {
         let (correction1, root2) = (correction(step.beta1), (1.0 / correction(step.beta2)).sqrt());
         for (at, (variable, rates)) in self.parameters.iter().zip(step.rates).enumerate() {
             let gradient = (&self.gradients[at] * step.scale)?;
+            if let Some(muon) = step.muon.filter(|_| step.leaves(at)) {
+                self.first[at] = muon_step((step, muon, *rates), variable, &gradient, &self.first[at])?;
+                continue;
+            }
             let first = ((&self.first[at] * step.beta1)? + (&gradient * (1.0 - step.beta1))?)?;
             let second = ((&self.second[at] * step.beta2)? + (gradient.sqr()? * (1.0 - step.beta2))?)?;
             let rate = step.rate * rates.rate;
@@ -187,6 +194,39 @@ impl CandleEngine {
         }
         Ok(())
     }
+}
+
+/// Updates a matrix as Muon does, and returns its new momentum.
+fn muon_step(
+    (step, muon, rates): (&AdamW, Muon, Rates),
+    variable: &Var,
+    gradient: &Tensor,
+    momentum: &Tensor,
+) -> Result<Tensor> {
+    let mix = |kept: &Tensor| (kept * muon.momentum)? + (gradient * (1.0 - muon.momentum))?;
+    let momentum = mix(momentum)?;
+    let (rows, columns) = gradient.dims2()?;
+    let change = (orthogonalized(&mix(&momentum)?)? * (step.rate * rates.rate * muon::size(rows, columns)))?;
+    let weight = variable.as_tensor().detach();
+    variable.set(&((&weight - (&weight * (step.rate * rates.rate * rates.decay))?)? - change)?)?;
+    Ok(momentum)
+}
+
+/// Returns about the nearest matrix with orthogonal rows or columns, by Newton–Schulz iterations.
+fn orthogonalized(matrix: &Tensor) -> Result<Tensor> {
+    let (rows, columns) = matrix.dims2()?;
+    if rows > columns {
+        return orthogonalized(&matrix.t()?.contiguous()?)?.t()?.contiguous();
+    }
+    let norm = squares(matrix)?.sqrt();
+    let mut x = (matrix * (1.0 / (norm + muon::EPSILON)))?;
+    let [a, b, c] = muon::COEFFICIENTS;
+    for _ in 0..muon::ITERATIONS {
+        let gram = x.matmul(&x.t()?)?;
+        let mixed = ((&gram * b)? + (gram.matmul(&gram)? * c)?)?;
+        x = ((&x * a)? + mixed.matmul(&x)?)?;
+    }
+    Ok(x)
 }
 
 /// Returns Σ x² of a gradient. Rows are summed on the device, their sums in `f64`.
@@ -324,15 +364,55 @@ impl Engine for CandleEngine {
         Ok(self.step(step)?)
     }
 
+    fn set_gradients(&mut self, gradients: &[f32]) -> std::result::Result<(), EngineError> {
+        assert_eq!(gradients.len(), self.layout.size(), "one gradient for each parameter");
+        self.gradients = self.place.tensors(&self.layout, gradients)?;
+        Ok(())
+    }
+
+    fn keep_average(&mut self, keep: bool) -> std::result::Result<(), EngineError> {
+        if !keep {
+            self.average = None;
+        } else if self.average.is_none() {
+            // Copied, because setting a variable writes where it is.
+            self.average =
+                Some(self.parameters.iter().map(|now| now.as_detached_tensor().copy()).collect::<Result<_>>()?);
+        }
+        Ok(())
+    }
+
+    fn average(&mut self, decay: f64) -> std::result::Result<(), EngineError> {
+        let Some(average) = &mut self.average else { return Ok(()) };
+        for (average, now) in average.iter_mut().zip(&self.parameters) {
+            *average = ((&*average * decay)? + (now.as_detached_tensor() * (1.0 - decay))?)?;
+        }
+        Ok(())
+    }
+
+    fn swap_average(&mut self) -> std::result::Result<(), EngineError> {
+        for (average, variable) in self.average.iter_mut().flatten().zip(&self.parameters) {
+            // Copied, because setting a variable writes where it is.
+            let now = variable.as_detached_tensor().copy()?;
+            variable.set(average)?;
+            *average = now;
+        }
+        Ok(())
+    }
+
     fn memory(&self) -> usize {
         let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         let frozen = self.frozen.iter().flat_map(|frozen| frozen.weights.values()).map(bytes).sum::<usize>();
-        4 * size_of::<f32>() * self.layout.size() + frozen
+        (4 + usize::from(self.average.is_some())) * size_of::<f32>() * self.layout.size() + frozen
     }
 
     fn export(&self) -> std::result::Result<EngineState, EngineError> {
-        let mut state =
-            EngineState { layout: self.layout.clone(), parameters: Vec::new(), first: Vec::new(), second: Vec::new() };
+        let mut state = EngineState {
+            layout: self.layout.clone(),
+            parameters: Vec::new(),
+            first: Vec::new(),
+            second: Vec::new(),
+            average: None,
+        };
         self.export_into(&mut state)?;
         Ok(state)
     }
@@ -342,6 +422,10 @@ impl Engine for CandleEngine {
         flatten(self.parameters.iter().map(Var::as_tensor), &mut state.parameters)?;
         flatten(&self.first, &mut state.first)?;
         flatten(&self.second, &mut state.second)?;
+        match &self.average {
+            None => state.average = None,
+            Some(average) => flatten(average, state.average.get_or_insert_default())?,
+        }
         Ok(())
     }
 
@@ -353,6 +437,8 @@ impl Engine for CandleEngine {
         }
         self.first = self.place.tensors(&self.layout, &state.first)?;
         self.second = self.place.tensors(&self.layout, &state.second)?;
+        let average = state.average.as_deref();
+        self.average = average.map(|average| self.place.tensors(&self.layout, average)).transpose()?;
         Ok(())
     }
 }

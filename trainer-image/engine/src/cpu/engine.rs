@@ -33,6 +33,7 @@ pub(crate) struct CpuEngine<N: Dtype> {
     gradients: Vec<f32>,
     first: Vec<f32>,
     second: Vec<f32>,
+    average: Option<Vec<f32>>,
     /// The packed trained weights.
     packs: N::Packs,
     /// Whether the packed weights are up to date.
@@ -122,7 +123,7 @@ impl<N: Dtype> CpuEngine<N> {
         settings: Settings,
         frozen: Option<Frozen<N>>,
     ) -> Self {
-        let EngineState { parameters, first, second, .. } = state;
+        let EngineState { parameters, first, second, average, .. } = state;
         let rotary = Rotary::of(&model.config);
         let gradients = vec![0.0; parameters.len()];
         Self {
@@ -134,6 +135,7 @@ impl<N: Dtype> CpuEngine<N> {
             gradients,
             first,
             second,
+            average,
             packs: N::Packs::default(),
             packed: false,
             frozen,
@@ -467,12 +469,45 @@ impl<N: Dtype> Engine for CpuEngine<N> {
         Ok(())
     }
 
+    fn set_gradients(&mut self, gradients: &[f32]) -> Result<(), EngineError> {
+        self.gradients.copy_from_slice(gradients);
+        Ok(())
+    }
+
+    fn keep_average(&mut self, keep: bool) -> Result<(), EngineError> {
+        if !keep {
+            self.average = None;
+        } else if self.average.is_none() {
+            self.average = Some(self.parameters.clone());
+        }
+        Ok(())
+    }
+
+    fn average(&mut self, decay: f64) -> Result<(), EngineError> {
+        let Some(average) = &mut self.average else { return Ok(()) };
+        let (keep, take) = (decay as f32, (1.0 - decay) as f32);
+        let pieces = average.par_chunks_mut(1 << 16).zip(self.parameters.par_chunks(1 << 16));
+        pieces.for_each(|(average, now)| {
+            average.iter_mut().zip(now).for_each(|(average, now)| *average = keep * *average + take * now);
+        });
+        Ok(())
+    }
+
+    fn swap_average(&mut self) -> Result<(), EngineError> {
+        if let Some(average) = &mut self.average {
+            std::mem::swap(average, &mut self.parameters);
+            self.packed = false;
+        }
+        Ok(())
+    }
+
     fn memory(&self) -> usize {
         let Workspace { stream, saved, backward, head, dy } = &self.workspace;
         let stream: usize = stream.iter().chain([dy]).map(Buffer::bytes).sum();
         let saved: usize = saved.iter().map(Saved::bytes).sum();
         let frozen = self.frozen.as_ref().map_or(0, Frozen::bytes);
-        let trained = 4 * size_of::<f32>() * self.parameters.len();
+        let vectors = 4 + usize::from(self.average.is_some());
+        let trained = vectors * size_of::<f32>() * self.parameters.len();
         trained + frozen + stream + saved + backward.bytes(&self.packs) + head.bytes()
     }
 
@@ -482,6 +517,7 @@ impl<N: Dtype> Engine for CpuEngine<N> {
             parameters: self.parameters.clone(),
             first: self.first.clone(),
             second: self.second.clone(),
+            average: self.average.clone(),
         })
     }
 
@@ -490,6 +526,7 @@ impl<N: Dtype> Engine for CpuEngine<N> {
         state.parameters.clone_from(&self.parameters);
         state.first.clone_from(&self.first);
         state.second.clone_from(&self.second);
+        state.average.clone_from(&self.average);
         Ok(())
     }
 
@@ -498,6 +535,7 @@ impl<N: Dtype> Engine for CpuEngine<N> {
         self.parameters.copy_from_slice(&state.parameters);
         self.first.copy_from_slice(&state.first);
         self.second.copy_from_slice(&state.second);
+        self.average.clone_from(&state.average);
         self.packed = false;
         Ok(())
     }

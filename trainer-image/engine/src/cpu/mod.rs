@@ -30,5 +30,5 @@ pub(crate) use engine::CpuEngine;
 pub(crate) use head::surprise;
 pub(crate) use isa::limit;
 pub use isa::{Isa, KERNELS, UnknownIsa, VARIABLE as MAX_CPU_ISA, arch, instruction_set};
-pub(crate) use matrix::Dtype;
+pub(crate) use matrix::{Dtype, Panels, product};
 pub(crate) use memory::{lora_memory, memory};

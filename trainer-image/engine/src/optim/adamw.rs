@@ -6,6 +6,7 @@
 use pulp::Simd;
 use rayon::prelude::*;
 
+use super::muon::{self, Muon};
 use crate::{EngineError, Layout, dispatched};
 
 /// The learning rate and weight decay of one tensor.
@@ -42,6 +43,15 @@ pub struct AdamW<'a> {
     pub scale: f64,
     /// One entry per tensor of the layout, in order.
     pub rates: &'a [Rates],
+    /// The tensors that Muon updates instead, if any.
+    pub muon: Option<Muon<'a>>,
+}
+
+impl AdamW<'_> {
+    /// Whether Muon updates the tensor with this index.
+    pub(crate) fn leaves(&self, tensor: usize) -> bool {
+        self.muon.is_some_and(|muon| muon.tensors[tensor])
+    }
 }
 
 /// Elements of a flat vector per task.
@@ -62,11 +72,14 @@ impl AdamW<'_> {
     ) {
         assert_eq!(self.rates.len(), layout.tensors().len(), "one pair of rates for each tensor");
         assert!([parameters.len(), gradients.len(), first.len(), second.len()] == [layout.size(); 4]);
+        if let Some(muon) = self.muon {
+            muon::apply((muon, self.rate, self.scale, self.rates), layout, parameters, gradients, first);
+        }
         let correction = |beta: f64| 1.0 - beta.powf((self.step + 1) as f64);
         let (correction1, root2) = (correction(self.beta1), (1.0 / correction(self.beta2)).sqrt() as f32);
         let (mut parameters, mut first, mut second) = (parameters, first, second);
         let mut pieces = Vec::new();
-        for (tensor, rates) in layout.tensors().iter().zip(self.rates) {
+        for (index, (tensor, rates)) in layout.tensors().iter().zip(self.rates).enumerate() {
             let rate = self.rate * rates.rate;
             let numbers = Numbers {
                 beta1: self.beta1 as f32,
@@ -80,6 +93,9 @@ impl AdamW<'_> {
             let count = tensor.range.len();
             let weight = parameters.split_off_mut(..count).unwrap_or_default();
             let (m, v) = (first.split_off_mut(..count), second.split_off_mut(..count));
+            if self.leaves(index) {
+                continue;
+            }
             let moments = m.unwrap_or_default().chunks_mut(PIECE).zip(v.unwrap_or_default().chunks_mut(PIECE));
             let gradient = gradients[tensor.range.clone()].chunks(PIECE);
             pieces.extend(weight.chunks_mut(PIECE).zip(gradient).zip(moments).map(|((w, g), (m, v))| Update {
@@ -173,7 +189,7 @@ mod tests {
     use super::*;
 
     fn settings(step: u64, scale: f64, rates: &[Rates]) -> AdamW<'_> {
-        AdamW { step, rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates }
+        AdamW { step, rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates, muon: None }
     }
 
     /// Expected values follow the definition of `torch.optim.AdamW(lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.01)`.

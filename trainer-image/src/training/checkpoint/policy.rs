@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use codex_configs::Optimization;
+use codex_engine::EngineState;
 use codex_reports::TrainingState;
 
 use super::{
@@ -337,15 +338,16 @@ impl<'a> CheckpointPolicy<'a> {
         drop(self.writer.wait());
     }
 
-    /// Returns the parameters of the last checkpoint, from the snapshot of the writer thread to avoid a third copy.
+    /// Returns the parameters of the last checkpoint, or their moving average if one is kept, from the snapshot of the writer thread to avoid a third copy.
     ///
     /// # Errors
     /// When the device fails.
     pub(crate) fn into_parameters(mut self, state: &State) -> Result<Vec<f32>, codex_engine::EngineError> {
-        Ok(match self.writer.take_spare() {
-            Some(spare) => spare.parameters,
-            None => state.engine.export()?.parameters,
-        })
+        let EngineState { parameters, average, .. } = match self.writer.take_spare() {
+            Some(spare) => spare,
+            None => state.engine.export()?,
+        };
+        Ok(average.unwrap_or(parameters))
     }
 
     /// Returns the number of checkpoints written, and how long training waited for them between steps.

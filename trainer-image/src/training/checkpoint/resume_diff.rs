@@ -79,7 +79,7 @@ impl fmt::Display for ResumeDiff {
 }
 
 /// Keys that never change a weight. `stop_after` and `early_stop_patience` only end the run earlier or later.
-const NO_EFFECT: [&str; 40] = [
+const NO_EFFECT: [&str; 41] = [
     // The phases decide, which are compared on their own.
     "curriculum.preset",
     "logging.reasoning_trace",
@@ -102,6 +102,7 @@ const NO_EFFECT: [&str; 40] = [
     "training.eval_records",
     "training.eval_samples",
     "training.gradient_checkpointing",
+    "training.gradient_noise_scale",
     "training.keep_every",
     "training.keep_last",
     "training.metric_mode",

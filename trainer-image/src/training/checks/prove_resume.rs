@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codex_configs::{Resolved, TrackingSettings, Training};
+use codex_configs::{Randomness, Resolved, TrackingSettings, Training};
 use codex_reports::TrainingState;
 use serde_json::json;
 
@@ -76,6 +76,8 @@ impl ResumeProof<'_> {
         training.checkpoint_every = (steps / 5).max(1);
         training.keep_last = usize::try_from(steps).unwrap_or(1000).min(1000);
         training.state_digest_every = Some(1);
+        // Two runs with keys of their own would differ.
+        training.privacy.randomness = Randomness::Seed;
         let short = Resolved::new(spec)?;
         let config = self.directory.join("config.yaml");
         atomic_fs::write(&config, short.to_yaml()?.as_bytes())?;

@@ -207,6 +207,22 @@ impl Dataset {
         (first..first + count).map(|example| self.address(example)).collect()
     }
 
+    /// Returns the records with these numbers, which count those of all sources, one source after another.
+    pub(crate) fn numbered(&self, numbers: &[u64]) -> Vec<Address> {
+        let mut sources = self.sources.iter().enumerate();
+        let (mut before, mut current) = (0, sources.next());
+        let mut find = |number: u64| loop {
+            let (source, records) = current?;
+            if number < before + records.len() {
+                return Some(Address { source, record: number - before });
+            }
+            before += records.len();
+            current = sources.next();
+        };
+        debug_assert!(numbers.is_sorted());
+        numbers.iter().filter_map(|number| find(*number)).collect()
+    }
+
     /// Returns the record of one example.
     fn address(&self, example: u64) -> Address {
         let (source, draw) = self.mix.draw(example);

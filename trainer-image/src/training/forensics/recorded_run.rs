@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use codex_configs::{Data, Phase, Resolved, Training};
+use codex_configs::{Data, Phase, Randomness, Resolved, Training};
 use codex_provenance::DataDigest;
 use codex_reports::TrainingState;
 
@@ -18,6 +18,7 @@ use crate::{
         base::TrainedModel,
         checkpoint::{ValidCheckpoint, newest},
         data::{Caches, Dataset, Places, ValidationSet},
+        privacy::Mechanism,
         records::{Artifacts, LEDGER, LedgerRow, STATES, StateRow, read_rows, read_states},
         run::{CONFIG, Evaluation, Keep, Rollouts, StepResult, data_digests},
         state::{State, engine_settings},
@@ -158,6 +159,16 @@ impl Rerun<'_> {
         let mut state = self.model.state(self.base.as_ref(), training.seed, settings, read)?;
         state.begin_curriculum(&training.settings.curriculum.phases);
         state.begin_traces(&training.settings, training.seed);
+        let optimization = &training.settings.training;
+        if state.step == 0 && optimization.private().is_some_and(|privacy| privacy.randomness == Randomness::Secret) {
+            return Err(TrainError::Arguments(
+                "no checkpoint before this step is left, and only checkpoints hold the key that a private run draws from: name a \
+                 later step"
+                    .to_owned(),
+            ));
+        }
+        let mechanism = Mechanism::of(optimization, self.dataset.records())?;
+        state.begin_optimization(optimization, mechanism, training.seed)?;
         if let (true, Some(evaluation)) = (state.evaluation_pending, self.evaluation()) {
             self.session().evaluate(&mut state, evaluation)?;
         }

@@ -235,9 +235,10 @@ pub(crate) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
         }
     };
     state.engine.clear_gradients()?;
-    let of_step = StepBatches { addresses: &addresses, batches: &batches, targets };
+    let private = state.privacy.as_ref().map(|privacy| (privacy, state.step));
+    let of_step = StepBatches { addresses: &addresses, batches: &batches, targets, private };
     let measured = match &rolled {
-        None => accumulate(state.engine.as_mut(), preferences, &rerun.dataset, of_step, &|| false)?,
+        None => accumulate(state.engine.as_mut(), preferences, &rerun.dataset, of_step, &|| false, None)?,
         Some(rolled) => accumulate_rollouts(state.engine.as_mut(), rolled, &|| false)?,
     };
     let rollouts = rolled.map_or_else(|| Ok(Vec::new()), |rolled| groups(rerun, &addresses.concat(), &rolled))?;

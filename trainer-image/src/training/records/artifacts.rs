@@ -19,7 +19,7 @@ use crate::{
         environment::{self, Environment, variable},
         errors::{self, ErrorRow},
         ledger::{self, Row as MetricsRow},
-        metadata::{self, BaseModel, Checksums, ControlSurface, Metadata, RunMetadata},
+        metadata::{self, BaseModel, Checksums, ControlSurface, Metadata, PrivacyReport, RunMetadata},
         reasoning::{self, Reasoning},
     },
     atomic_fs::{self, FileError},
@@ -88,6 +88,7 @@ impl Artifacts {
             control_surface: Some(control_surface),
             base: base.map(Base::described),
             adapter: None,
+            privacy: None,
         };
         atomic_fs::write_json(&self.directory.join(metadata::FILE), &metadata)?;
         Ok(())
@@ -135,11 +136,24 @@ impl Artifacts {
         if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
             atomic_fs::write_directory(&place, files)?;
         }
+        Ok(self.amend(|metadata| metadata.adapter = Some(manifest.digest()))?)
+    }
+
+    /// Writes what a private run guarantees so far into `run_metadata.json`.
+    ///
+    /// # Errors
+    /// When a file operation fails, or `run_metadata.json` cannot be read.
+    pub(crate) fn privacy(&self, report: &PrivacyReport) -> Result<(), FileError> {
+        self.amend(|metadata| metadata.privacy = Some(report.clone()))
+    }
+
+    fn amend(&self, change: impl FnOnce(&mut RunMetadata)) -> Result<(), FileError> {
         let path = self.directory.join(metadata::FILE);
-        let read: RunMetadata = codex_json::from_slice(&atomic_fs::read(&path)?)
+        let mut read: RunMetadata = codex_json::from_slice(&atomic_fs::read(&path)?)
             .map_err(std::io::Error::from)
             .map_err(FileError::of("reading", &path))?;
-        atomic_fs::write_json(&path, &RunMetadata { adapter: Some(manifest.digest()), ..read })?;
+        change(&mut read);
+        atomic_fs::write_json(&path, &read)?;
         Ok(())
     }
 

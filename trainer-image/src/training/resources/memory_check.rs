@@ -1,6 +1,6 @@
 //! The memory estimate of a configuration and its data, checked against the limit. Reads the memory of this process.
 
-use codex_configs::{GrpoSettings, Optimization};
+use codex_configs::{GrpoSettings, Optimization, OptimizerName};
 use codex_engine::{ModelConfig, Precision, Settings};
 
 use super::{
@@ -15,18 +15,27 @@ use crate::training::{
     state::engine_settings,
 };
 
-/// Bytes that an engine keeps per parameter: the parameter, its gradient, two moments.
-const KEPT: u64 = 16;
-/// Bytes of a snapshot per parameter: the parameter and two moments.
-const COPIED: u64 = 12;
+/// Bytes that an engine keeps per parameter: the parameter, its gradient, two moments, and the moving average if there is one.
+fn kept(training: &Optimization) -> u64 {
+    16 + averaged(training)
+}
+
+/// Bytes of a snapshot per parameter: the parameter, two moments, and the moving average if there is one.
+fn copied(training: &Optimization) -> u64 {
+    12 + averaged(training)
+}
+
+fn averaged(training: &Optimization) -> u64 {
+    if training.ema.decay.is_some() { 4 } else { 0 }
+}
 
 /// Bytes that no other part counts: the allocator's reserve for buffers that grew, and the rounding of huge pages. Measured:
 /// `make bench-memory` found 24 to 70 MiB on six configurations, before packed matrices were a part of their own.
 const UNCOUNTED: u64 = 32 << 20;
 
 /// Bytes of a snapshot of a model's state.
-pub(crate) fn snapshot_size(model: &TrainedModel) -> u64 {
-    model.trained as u64 * COPIED
+pub(crate) fn snapshot_size(model: &TrainedModel, training: &Optimization) -> u64 {
+    model.trained as u64 * copied(training)
 }
 
 /// Refuses a model whose state alone is too large, before anything of its size is allocated.
@@ -39,7 +48,7 @@ pub(crate) fn check_model_size(
     limit: Option<&MemoryLimit>,
 ) -> Result<(), MemoryError> {
     let parameters = model.config.parameters() as u64;
-    let trained = (model.trained as u64).saturating_mul(KEPT + COPIED);
+    let trained = (model.trained as u64).saturating_mul(kept(training) + copied(training));
     let frozen = if model.lora.is_some() { parameters.saturating_mul(packed(training)) } else { 0 };
     let needed = trained.saturating_add(frozen);
     match limit {
@@ -103,9 +112,12 @@ pub(crate) fn estimate(model: &TrainedModel, training: &Optimization, records: &
 }
 
 fn shape(training: &Optimization) -> BatchShape {
+    let (batch, accumulation) = (training.batch_size, training.gradient_accumulation);
+    // Forward passes of a private run have a record each.
+    let private = training.private().is_some();
     BatchShape {
-        batch: training.batch_size,
-        accumulation: training.gradient_accumulation,
+        batch: if private { 1 } else { batch },
+        accumulation: if private { batch * accumulation } else { accumulation },
         checkpointing: training.gradient_checkpointing,
     }
 }
@@ -139,11 +151,18 @@ fn estimate_shape(
     let batches = (rows * shape.accumulation * 32) as u64;
     let mut parts = vec![
         ("program and data", resident.0),
-        (state_part(model), model.trained as u64 * KEPT),
-        ("a checkpoint in flight", snapshot_size(model)),
+        (state_part(model), model.trained as u64 * kept(training)),
+        ("a checkpoint in flight", snapshot_size(model, training)),
         (if model.lora.is_some() { "frozen weights and activations" } else { "activations" }, activations + batches),
         ("allocator", UNCOUNTED),
     ];
+    if training.private().is_some() {
+        parts.push(("clipped gradients", model.trained as u64 * 8));
+    }
+    if training.optimizer.name == OptimizerName::Muon {
+        let widest = config.intermediate_size.max(config.num_attention_heads * config.head_dim);
+        parts.push(("Muon", (codex_engine::muon_memory(config.hidden_size, widest) * threads) as u64));
+    }
     if let Some(rewards) = training.rewards() {
         let answers = (shape.batch * shape.accumulation * rewards.group).min(MAX_SLOTS);
         parts.push(("sampled answers", generation(model, answers, longest + 1)));

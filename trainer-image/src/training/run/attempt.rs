@@ -28,6 +28,7 @@ use crate::{
         base::TrainedModel,
         checkpoint::{AsyncWriter, CheckpointPolicy, CheckpointStore, Origin, Retention, Written},
         data::{Caches, Places},
+        privacy::Mechanism,
         records::Artifacts,
         resources::{check_model_size, log_memory, memory_limit, release_memory, resident_memory, snapshot_size},
         schedule::executed_steps,
@@ -104,6 +105,9 @@ impl Session<'_> {
         let mut dataset = self.read_data(&Places { synthetic: Some(artifacts.data()), caches }, encoder)?;
         let mut validation = self.read_validation(&dataset, encoder)?;
         check_warmup(settings, dataset.records())?;
+        if let Some(notice) = Mechanism::of(settings, dataset.records())?.and_then(|mechanism| mechanism.notice()) {
+            self.notice(notice);
+        }
         log_memory("data");
         release_memory();
         let estimate = self.check_memory(model, &dataset, validation.as_ref())?;
@@ -127,12 +131,12 @@ impl Session<'_> {
         if let Some(rollouts) = &rollouts {
             self.check_rewards(rollouts, &dataset)?;
         }
-        let mut state = self.restore(model, found.as_ref())?;
+        let mut state = self.restore(model, found.as_ref(), dataset.records())?;
         log_memory("state");
         self.check_stop()?;
         let total = executed_steps(settings, dataset.records());
         let store = CheckpointStore::open(self.output.join("checkpoints"), identity, Retention::of(settings, total))?;
-        let probe = self.grace.map(|_| store.probe(snapshot_size(model))).transpose()?;
+        let probe = self.grace.map(|_| store.probe(snapshot_size(model, settings))).transpose()?;
         let (writer, ends) = AsyncWriter::start(lock.handle(), store, origin, &artifacts_directory, state.step)?;
         ends.notices.into_iter().for_each(|notice| self.notice(notice));
         match ends.ledger {
@@ -198,6 +202,11 @@ impl Session<'_> {
             Err(_) => Ended::Failed,
         });
         let ended = ended.inspect_err(|_| policy.write_remaining_rows(&state));
+        if let Some(privacy) = &state.privacy {
+            let report = privacy.report(state.step);
+            tracing::info!(epsilon = report.epsilon, delta = report.delta, steps = report.steps, "privacy spent");
+            artifacts.privacy(&report)?;
+        }
         log_memory("steps");
         tracing::debug!(engine = state.engine.memory(), "memory counted by the engine");
         let (checkpoints, paused) = policy.cost();

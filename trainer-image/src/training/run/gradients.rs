@@ -1,12 +1,13 @@
 //! The gradients of a step on given responses, and the loss of a record. Calls the engine; pure otherwise.
 
 use codex_configs::DpoSettings;
-use codex_engine::{Engine, EngineError, Packed};
+use codex_engine::{ClippedSum, Engine, EngineError, Packed};
 
 use crate::training::{
     TrainError,
     data::{Address, Dataset, Stop},
     objective::{Measured, Tally, accumulate_pairs, measure_pairs},
+    privacy::Privacy,
 };
 
 /// The batches of a step, and what they are made of.
@@ -18,9 +19,53 @@ pub(crate) struct StepBatches<'a> {
     pub(crate) batches: &'a [Packed],
     /// Number of target tokens in all batches.
     pub(crate) targets: usize,
+    /// The mechanism of a private run, whose batches have a record each, and the number of steps done.
+    pub(crate) private: Option<(&'a Privacy, u64)>,
 }
 
-/// Adds the gradients of a step, and returns its loss; `None` if `stop` returns true between two batches.
+/// Sets the gradients to those of a private step: each record's is clipped, noise is added to their sum, and that is divided by the
+/// number of records that a step has in the mean. A record's loss is the mean over its targets. Returns the loss, which is not private:
+/// the mean over all targets.
+///
+/// # Errors
+/// When the engine rejects a batch.
+fn accumulate_private(
+    engine: &mut dyn Engine,
+    (privacy, done): (&Privacy, u64),
+    StepBatches { batches, targets, .. }: StepBatches,
+    stop: Stop,
+) -> Result<Option<Measured>, EngineError> {
+    let mechanism = privacy.mechanism;
+    let mut sum = ClippedSum::new(engine.layout().size(), mechanism.max_grad_norm);
+    let mut loss = 0.0;
+    for (index, record) in batches.iter().enumerate() {
+        if index > 0 && stop() {
+            return Ok(None);
+        }
+        engine.clear_gradients()?;
+        let own = record.targets.len();
+        let mean = engine.accumulate(record, own.max(1))?;
+        loss += mean * own as f64 / targets.max(1) as f64;
+        if !loss.is_finite() {
+            break;
+        }
+        match engine.gradient_norm() {
+            Ok(norm) => sum.add(&engine.gradients()?, norm),
+            // A loss that is not finite ends the run with the names of the records.
+            Err(EngineError::NotFinite { .. }) => {
+                loss = f64::NAN;
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let deviation = mechanism.noise_multiplier * mechanism.max_grad_norm;
+    engine.set_gradients(&sum.finish(privacy.noise(done), deviation, mechanism.expected))?;
+    Ok(Some(Measured { loss, preferences: None, sampled: None }))
+}
+
+/// Adds the gradients of a step, and returns its loss; `None` if `stop` returns true between two batches. `first` is set to the norm of
+/// the gradient of the first of several batches, as if there were no other, if that is finite.
 ///
 /// # Errors
 /// When the engine rejects a batch.
@@ -30,8 +75,12 @@ pub(crate) fn accumulate(
     dataset: &Dataset,
     step: StepBatches,
     stop: Stop,
+    mut first: Option<&mut Option<f64>>,
 ) -> Result<Option<Measured>, EngineError> {
-    let StepBatches { addresses, batches, targets } = step;
+    let StepBatches { addresses, batches, targets, private } = step;
+    if let Some(private) = private {
+        return accumulate_private(engine, private, step, stop);
+    }
     let (mut loss, mut tally) = (0.0, Tally::default());
     let pairs: usize = addresses.iter().map(Vec::len).sum();
     let weights: Option<Vec<Vec<f64>>> = match (&preferences, dataset.tool_spans()) {
@@ -56,6 +105,10 @@ pub(crate) fn accumulate(
                 let reference = dataset.reference(addresses);
                 accumulate_pairs(engine, settings, batch, &reference, (pairs, &mut tally))?;
             }
+        }
+        if let Some(first) = first.take().filter(|_| batches.len() > 1) {
+            let share = batch.targets.len().max(1) as f64 / targets as f64;
+            *first = engine.gradient_norm().ok().map(|norm| norm / share);
         }
     }
     Ok(Some(if preferences.is_some() { tally.finish() } else { Measured { loss, preferences: None, sampled: None } }))

@@ -185,6 +185,8 @@ impl<'a> ProgressOutputs<'a> {
                 reward = numbers.sampled.map(|it| it.reward),
                 answer_accuracy = numbers.sampled.map(|it| it.right),
                 entropy = numbers.sampled.map(|it| it.entropy),
+                gradient_noise_scale = numbers.noise_scale,
+                epsilon = numbers.epsilon,
                 "training"
             );
         }
@@ -207,6 +209,8 @@ impl<'a> ProgressOutputs<'a> {
         ];
         metrics.extend(rows(numbers.preferences));
         metrics.extend(numbers.sampled.into_iter().flat_map(Sampled::rows));
+        metrics.extend(numbers.noise_scale.map(|scale| ("gradient_noise_scale", scale)));
+        metrics.extend(numbers.epsilon.map(|epsilon| ("epsilon", epsilon)));
         self.write(numbers.step, "train", &metrics);
     }
 
@@ -341,6 +345,8 @@ fn line(numbers: &StepNumbers, speed: Speed, memory: Option<u64>, val_loss: Opti
     ];
     parts.extend(memory.map(|bytes| format!("memory {:.0} MiB", bytes as f64 / f64::from(1 << 20))));
     parts.extend(val_loss.map(|loss| format!("val loss {loss:.4}")));
+    parts.extend(numbers.noise_scale.map(|scale| format!("noise scale {scale:.0}")));
+    parts.extend(numbers.epsilon.map(|epsilon| format!("epsilon {epsilon:.3}")));
     parts.extend(numbers.sampled.map(|it| format!("reward {:.3}  right {:.1} %", it.reward, 100.0 * it.right)));
     parts.join("  ") + &suffix(numbers.preferences)
 }
@@ -372,6 +378,8 @@ mod tests {
             sampled: None,
             gradient_norm: 0.5,
             learning_rate: 0.005,
+            noise_scale: None,
+            epsilon: None,
             tokens: 10,
             flops: 1e9,
             data_wait: Duration::ZERO,

@@ -8,6 +8,7 @@ use crate::training::{
     base::TrainedModel,
     checkpoint::{Effect, Origin, ResumeDiff, RunIdentity, ValidCheckpoint, newest, peek},
     data::{Caches, Dataset, Places},
+    privacy::Mechanism,
     records::LedgerRow,
     state::{State, engine_settings},
 };
@@ -24,6 +25,7 @@ impl Session<'_> {
         let places = Places { synthetic: None, caches: Caches::of_run(self.output, false) };
         let dataset = self.read_data(&places, encoder)?;
         let validation = self.read_validation(&dataset, encoder)?;
+        Mechanism::of(&training.settings.training, dataset.records())?;
         self.check_memory(&model, &dataset, validation.as_ref())?;
         let identity = self.identity(data_digests(&dataset, validation.as_ref()))?;
         let origin = Origin::here(engine_settings(&training.settings.training).suited(&model.config));
@@ -106,9 +108,10 @@ impl Session<'_> {
     pub(super) fn check_order(&self, row: &LedgerRow, state: &State, dataset: &Dataset) -> Result<(), TrainError> {
         let (first, addresses) = match &state.curriculum {
             // Examples are counted over the whole run, so this holds for another batch size, too.
-            None => (row.first, dataset.examples(row.first, row.examples)),
-            Some(progress) => {
-                let (first, addresses, _) = self.records_of(Some(progress), row.step.saturating_sub(1), dataset)?;
+            None if state.privacy.is_none() => (row.first, dataset.examples(row.first, row.examples)),
+            progress => {
+                let which = (progress.as_ref(), state.privacy.as_ref());
+                let (first, addresses, _) = self.records_of(which, row.step.saturating_sub(1), dataset)?;
                 (first, addresses)
             }
         };
@@ -119,14 +122,21 @@ impl Session<'_> {
         Err(ResumeError::DataOrder { step: row.step, found: row.records.short(), expected: expected.short() }.into())
     }
 
-    /// Restores the state of the checkpoint, or creates the initial one.
-    pub(super) fn restore(&self, model: &TrainedModel, found: Option<&ValidCheckpoint>) -> Result<State, TrainError> {
+    /// Restores the state of the checkpoint, or creates the initial one of a run with this number of records.
+    pub(super) fn restore(
+        &self,
+        model: &TrainedModel,
+        found: Option<&ValidCheckpoint>,
+        records: u64,
+    ) -> Result<State, TrainError> {
         let settings = engine_settings(&self.resolved.spec().settings.training);
         let seed = self.resolved.spec().seed;
         let mut state = model
             .state(self.base, seed, settings, |layout| Ok(found.map(|found| found.read(layout)).transpose()?))?;
         state.begin_curriculum(&self.resolved.spec().settings.curriculum.phases);
         state.begin_traces(&self.resolved.spec().settings, seed);
+        let training = &self.resolved.spec().settings.training;
+        state.begin_optimization(training, Mechanism::of(training, records)?, seed)?;
         let Some(found) = found else { return Ok(state) };
         tracing::info!(step = state.step, "training resumes from a checkpoint");
         self.reporter.update(|report| {

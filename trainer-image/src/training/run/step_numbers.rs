@@ -19,6 +19,10 @@ pub(crate) struct StepNumbers {
     pub(crate) gradient_norm: f64,
     /// Learning rate of the step.
     pub(crate) learning_rate: f64,
+    /// Gradient noise scale in examples, if it is measured and can be estimated yet.
+    pub(crate) noise_scale: Option<f64>,
+    /// The ε that a private run has spent so far.
+    pub(crate) epsilon: Option<f64>,
     /// Number of tokens.
     pub(crate) tokens: usize,
     /// Number of floating-point operations; see [`codex_engine::flops`].

@@ -3,7 +3,8 @@
 
 use std::time::Instant;
 
-use codex_engine::{AdamW, EngineError, Packed};
+use codex_configs::OptimizerName;
+use codex_engine::{AdamW, EngineError, Muon, Packed};
 use codex_reports::Stage;
 use sha2::Digest as _;
 
@@ -22,12 +23,13 @@ use crate::{
         data::{Address, DataError, Dataset, Evaluated, SampleMetrics, ValidationSet},
         listing::counted,
         objective::Measured,
+        privacy::Privacy,
         records::LedgerRow,
         resources::log_memory,
         schedule::{
             Curriculum, Examples, examples_of_step, executed_steps, learning_rate, scheduled_steps, tensor_rates,
         },
-        state::{PhaseProgress, State, TraceHead, first_non_finite_tensor},
+        state::{BatchNorm, NoiseScale, PhaseProgress, State, TraceHead, first_non_finite_tensor},
     },
 };
 
@@ -245,17 +247,25 @@ impl Session<'_> {
         let known = self.resolved.spec().settings.curriculum.phases.as_slice();
         let phase = state.curriculum.as_ref().map(|progress| progress.active(known));
         let begun = phase.map_or(0, |phase| phase + 1);
-        let measured = validation.measure(state.engine.as_mut(), settings.preferences(), begun, self.stop)?;
-        let (measured, phases) = measured.ok_or(TrainError::Interrupted)?;
-        let samples = match tokenizer {
-            Some(tokenizer) if validation.has_samples(phase) => {
-                let trained = state.engine.parameters()?;
-                let merged = model.parameters(self.base, &trained)?;
-                let model = (&model.config, merged.as_deref().unwrap_or(&trained));
-                validation.samples(model, tokenizer, phase, self.stop)?
-            }
-            _ => Some(Vec::new()),
+        // The average becomes the model, if one is kept, so that is evaluated.
+        state.engine.swap_average()?;
+        let mut look = || -> Result<_, TrainError> {
+            let measured = validation.measure(state.engine.as_mut(), settings.preferences(), begun, self.stop)?;
+            let samples = match tokenizer {
+                Some(tokenizer) if measured.is_some() && validation.has_samples(phase) => {
+                    let trained = state.engine.parameters()?;
+                    let merged = model.parameters(self.base, &trained)?;
+                    let model = (&model.config, merged.as_deref().unwrap_or(&trained));
+                    validation.samples(model, tokenizer, phase, self.stop)?
+                }
+                _ => Some(Vec::new()),
+            };
+            Ok((measured, samples))
         };
+        let seen = look();
+        state.engine.swap_average()?;
+        let (measured, samples) = seen?;
+        let (measured, phases) = measured.ok_or(TrainError::Interrupted)?;
         let samples = samples.ok_or(TrainError::Interrupted)?;
         state.measured.insert(VAL_LOSS.to_owned(), measured.loss);
         if let (Some(phase), Some(progress)) = (phase, &mut state.curriculum) {
@@ -271,17 +281,22 @@ impl Session<'_> {
     }
 
     /// Returns the records of the step after `done` steps, of a run whose curriculum, if it has one, got as far as `progress`: the
-    /// number of the first example, counted over the whole run, the records, and how many of them are in a batch.
+    /// number of the first example, counted over the whole run, the records, and how many of them are in a batch. A private run draws
+    /// them; its examples are counted as if every step had as many as it has in the mean.
     ///
     /// # Errors
     /// When the number of a record cannot be read.
     pub(super) fn records_of(
         &self,
-        progress: Option<&PhaseProgress>,
+        (progress, privacy): (Option<&PhaseProgress>, Option<&Privacy>),
         done: u64,
         dataset: &Dataset,
     ) -> Result<(u64, Vec<Address>, usize), DataError> {
         let settings = &self.resolved.spec().settings;
+        if let Some(privacy) = privacy {
+            let first = done * privacy.mechanism.expected as u64;
+            return Ok((first, dataset.numbered(&privacy.draw(done)), 1));
+        }
         if let (Some(curriculum), Some(progress)) = (Curriculum::of(settings), progress) {
             let phase = curriculum.place(progress.firsts(), done).phase;
             let (first, addresses) = dataset.of_phase(&curriculum, progress.firsts(), done)?;
@@ -297,7 +312,8 @@ impl Session<'_> {
     /// When it cannot be read.
     pub(crate) fn data_of(&self, state: &State, dataset: &Dataset) -> Result<StepData, DataError> {
         let done = state.step;
-        let (first, addresses, batch) = self.records_of(state.curriculum.as_ref(), done, dataset)?;
+        let (first, addresses, batch) =
+            self.records_of((state.curriculum.as_ref(), state.privacy.as_ref()), done, dataset)?;
         let addresses: Vec<Vec<Address>> = addresses.chunks(batch).map(<[_]>::to_vec).collect();
         let seed = self.resolved.spec().seed;
         let noisy = |(index, addresses): (usize, &Vec<Address>)| {
@@ -334,16 +350,22 @@ impl Session<'_> {
                 }
             }
         };
-        let State { step, engine, spikes, measured, early_stopping: _, curriculum, traces: _, evaluation_pending: _ } =
-            state;
+        let State { step, engine, spikes, measured, curriculum, noise_scale, privacy, .. } = state;
+        let privacy = privacy.as_ref();
         engine.clear_gradients()?;
         let preferences = training.preferences();
-        let of_step = StepBatches { addresses: &addresses, batches: &batches, targets };
+        let private = privacy.map(|privacy| (privacy, *step));
+        let of_step = StepBatches { addresses: &addresses, batches: &batches, targets, private };
+        let mut first_norm = None;
+        let small = noise_scale.is_some().then_some(&mut first_norm);
         let measured_now = match &rolled {
-            None => accumulate(engine.as_mut(), preferences, dataset, of_step, self.stop)?,
+            None => accumulate(engine.as_mut(), preferences, dataset, of_step, self.stop, small)?,
             Some(rolled) => accumulate_rollouts(engine.as_mut(), rolled, self.stop)?,
         };
         let Some(Measured { loss, preferences: compared, sampled }) = measured_now else { return Ok(None) };
+        // A private step that drew no record has no loss of its own.
+        let loss = if addresses.is_empty() { measured.get("loss").copied().unwrap_or_default() } else { loss };
+        let first_batch = addresses.first().map_or(0, Vec::len);
         let addresses = addresses.concat();
         if !loss.is_finite() {
             // Name the records whose own loss is not finite, or all of them if each alone is finite.
@@ -368,6 +390,10 @@ impl Session<'_> {
             },
             other => other.into(),
         })?;
+        if let (Some(scale), Some(norm)) = (noise_scale.as_mut(), first_norm) {
+            let batch = |norm: f64, examples: usize| BatchNorm { squares: norm * norm, examples: examples as f64 };
+            scale.observe(batch(norm, first_batch), batch(grad_norm, addresses.len()));
+        }
         let spike = spikes.observe(training, loss, grad_norm);
         let phases = Curriculum::of(&self.resolved.spec().settings).zip(curriculum.as_ref());
         let peak = phases.map_or(training.learning_rate, |(phases, progress)| {
@@ -388,6 +414,11 @@ impl Session<'_> {
         }
         if !skipped {
             let rates = tensor_rates(engine.layout(), training)?;
+            let matrices = match training.optimizer.name {
+                OptimizerName::Adamw => None,
+                OptimizerName::Muon => Some(Muon::tensors(engine.layout())),
+            };
+            let momentum = training.optimizer.momentum;
             engine.update(&AdamW {
                 // Skipped steps do not advance Adam's bias correction.
                 step: *step - spikes.skipped,
@@ -397,7 +428,11 @@ impl Session<'_> {
                 epsilon: training.epsilon,
                 scale: (training.grad_clip_norm / grad_norm).min(1.0),
                 rates: &rates,
+                muon: matrices.as_deref().map(|tensors| Muon { momentum, tensors }),
             })?;
+            if let Some(decay) = training.ema.decay {
+                engine.average(decay)?;
+            }
         }
         *step += 1;
         measured.insert("loss".to_owned(), loss);
@@ -427,6 +462,8 @@ impl Session<'_> {
             sampled,
             gradient_norm: grad_norm,
             learning_rate: rate,
+            noise_scale: noise_scale.as_ref().and_then(NoiseScale::value),
+            epsilon: privacy.map(|privacy| privacy.epsilon(*step)),
             tokens,
             flops,
             data_wait,

@@ -37,6 +37,8 @@ pub struct TrainerMetrics {
     truncated: Gauge,
     learning_rate: Gauge,
     gradient_norm: Gauge,
+    noise_scale: Gauge,
+    epsilon: Gauge,
     duration: Histogram,
     data: Histogram,
 }
@@ -73,6 +75,8 @@ impl TrainerMetrics {
             truncated: contract::TRUNCATED_ANSWERS.float(&registry)?,
             learning_rate: contract::LEARNING_RATE.float(&registry)?,
             gradient_norm: contract::GRADIENT_NORM.float(&registry)?,
+            noise_scale: contract::GRADIENT_NOISE_SCALE.float(&registry)?,
+            epsilon: contract::EPSILON.float(&registry)?,
             duration: contract::STEP_DURATION.single(&registry)?,
             data: contract::DATA_DURATION.single(&registry)?,
             registry,
@@ -87,7 +91,7 @@ impl TrainerMetrics {
             &metrics.answer_tokens,
             &metrics.truncated,
         ];
-        for unmeasured in [&metrics.val_loss].into_iter().chain(of_pairs).chain(of_answers) {
+        for unmeasured in [&metrics.val_loss, &metrics.noise_scale, &metrics.epsilon].into_iter().chain(of_pairs).chain(of_answers) {
             unmeasured.set(f64::NAN);
         }
         for tracker in tracking::NAMES {
@@ -132,6 +136,12 @@ impl TrainerMetrics {
         if let Some(preferences) = numbers.preferences {
             self.reward_margin.set(preferences.margin);
             self.preference_accuracy.set(preferences.accuracy);
+        }
+        if let Some(scale) = numbers.noise_scale {
+            self.noise_scale.set(scale);
+        }
+        if let Some(epsilon) = numbers.epsilon {
+            self.epsilon.set(epsilon);
         }
         if let Some(sampled) = numbers.sampled {
             self.reward.set(sampled.reward);
@@ -196,6 +206,8 @@ mod tests {
             sampled: Some(Sampled { reward: 0.75, entropy: 1.5, ..Sampled::default() }),
             gradient_norm: 0.5,
             learning_rate: 0.005,
+            noise_scale: Some(12.5),
+            epsilon: Some(1.25),
             tokens: 100,
             flops: 1.5e9,
             data_wait: Duration::from_micros(50),
@@ -230,6 +242,8 @@ mod tests {
             "codex_ml_training_preference_accuracy 0.875",
             "codex_ml_training_reward 0.75",
             "codex_ml_training_entropy 1.5",
+            "codex_ml_training_gradient_noise_scale 12.5",
+            "codex_ml_training_epsilon 1.25",
             "codex_ml_training_val_loss 0.75",
             "codex_ml_training_duration_seconds_bucket{le=\"0.025\"} 1",
             "codex_ml_training_duration_seconds_bucket{le=\"0.01\"} 0",

@@ -13,6 +13,21 @@ pub enum StateError {
         /// The missing part.
         what: String,
     },
+    /// The checkpoint has another privacy guarantee.
+    #[error(
+        "the checkpoint of step {step} was trained with {before}, and this run trains with {now}: use an empty output directory"
+    )]
+    Privacy {
+        /// Step of the checkpoint.
+        step: u64,
+        /// Its mechanism.
+        before: String,
+        /// The mechanism of the run.
+        now: String,
+    },
+    /// The key of a private run cannot be drawn.
+    #[error("the system gives no random numbers for training.privacy")]
+    Random,
     /// The engine rejected the state.
     #[error("the engine cannot continue")]
     Engine(#[from] codex_engine::EngineError),
@@ -21,7 +36,8 @@ pub enum StateError {
 impl StateError {
     pub(crate) fn class(&self) -> FailureClass {
         match self {
-            Self::Parts { .. } => FailureClass::FOREIGN_CHECKPOINT,
+            Self::Parts { .. } | Self::Privacy { .. } => FailureClass::FOREIGN_CHECKPOINT,
+            Self::Random => FailureClass::TRAINING_FAILED,
             Self::Engine(error) => FailureClass::of_engine(error),
         }
     }

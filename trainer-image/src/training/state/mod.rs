@@ -3,6 +3,7 @@
 
 mod early_stopping;
 mod error;
+mod noise_scale;
 mod phase_progress;
 mod probe;
 mod snapshot;
@@ -12,10 +13,9 @@ mod trace_head;
 mod training_state;
 
 pub use error::StateError;
+pub(crate) use noise_scale::{BatchNorm, NoiseScale};
 pub(crate) use phase_progress::PhaseProgress;
-#[cfg(test)]
-pub(crate) use snapshot::{Column, Columns};
-pub(crate) use snapshot::{Digests, Snapshot, differing_names};
+pub(crate) use snapshot::{Column, Columns, Digests, Snapshot, differing_names};
 pub(crate) use trace_head::{Observation, TraceHead};
 #[cfg(test)]
 pub(crate) use training_state::EVALUATION_PENDING;

@@ -1,7 +1,7 @@
 //! A snapshot of the state as named tensors, its digests, and its form as a safetensors file. Pure, except for the given writers.
 //!
-//! The file holds `parameters/NAME`, `first/NAME` and `second/NAME` for every tensor of the model, and all other state as
-//! one-dimensional tensors of `F64` or `U64`. Its bytes are those of `safetensors::serialize`, but it is written piece by piece:
+//! The file holds `parameters/NAME`, `first/NAME` and `second/NAME` for every tensor of the model, `average/NAME` if a moving average is
+//! kept, and all other state as one-dimensional tensors of `F64` or `U64`. Its bytes are those of `safetensors::serialize`, but it is written piece by piece:
 //! a state can be larger than the free memory.
 
 use std::{
@@ -67,6 +67,8 @@ pub(super) struct Leaf<'a> {
 pub(crate) const PARAMETERS: &str = "parameters";
 pub(crate) const FIRST: &str = "first";
 pub(crate) const SECOND: &str = "second";
+/// Group that exists only if a moving average of the parameters is kept.
+pub(crate) const AVERAGE: &str = "average";
 /// Number of values that are converted to bytes at once.
 pub(crate) const PIECE: usize = 1 << 14;
 
@@ -152,9 +154,10 @@ impl Digests {
 impl Snapshot {
     /// Returns the tensors in file order: wide types first, so that all are aligned, then by name.
     pub(super) fn leaves(&self) -> Vec<Leaf<'_>> {
-        let EngineState { layout, parameters, first, second } = &self.engine;
+        let EngineState { layout, parameters, first, second, average } = &self.engine;
         let mut leaves = Vec::new();
-        for (group, vector) in [(PARAMETERS, parameters), (FIRST, first), (SECOND, second)] {
+        let average = average.iter().map(|average| (AVERAGE, average));
+        for (group, vector) in [(PARAMETERS, parameters), (FIRST, first), (SECOND, second)].into_iter().chain(average) {
             leaves.extend(layout.tensors().iter().map(|tensor| Leaf {
                 name: format!("{group}/{}", tensor.name),
                 shape: tensor.shape.clone(),

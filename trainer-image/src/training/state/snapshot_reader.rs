@@ -12,7 +12,7 @@ use codex_provenance::Sha256;
 use safetensors::{Dtype, SafeTensorError, tensor::Metadata};
 use sha2::Digest as _;
 
-use super::snapshot::{Column, Columns, Digests, FIRST, PARAMETERS, PIECE, SECOND, Snapshot, tensor_hasher};
+use super::snapshot::{AVERAGE, Column, Columns, Digests, FIRST, PARAMETERS, PIECE, SECOND, Snapshot, tensor_hasher};
 
 /// Maximum size of a header in bytes; the limit of safetensors itself.
 const MAX_HEADER: u64 = 100_000_000;
@@ -72,6 +72,10 @@ impl Snapshot {
         source: impl Read + Seek,
     ) -> Result<(Self, Digests), SnapshotError> {
         let mut reader = Reader::open(source)?;
+        let averaged = layout
+            .tensors()
+            .first()
+            .is_some_and(|tensor| reader.metadata.info(&format!("{AVERAGE}/{}", tensor.name)).is_some());
         let mut read = |group: &str| -> Result<Vec<f32>, SnapshotError> {
             let mut numbers = vec![0.0; layout.size()];
             for tensor in layout.tensors() {
@@ -81,8 +85,9 @@ impl Snapshot {
             Ok(numbers)
         };
         let (parameters, first, second) = (read(PARAMETERS)?, read(FIRST)?, read(SECOND)?);
+        let average = averaged.then(|| read(AVERAGE)).transpose()?;
         let rest = reader.columns()?;
-        let engine = EngineState { layout: layout.clone(), parameters, first, second };
+        let engine = EngineState { layout: layout.clone(), parameters, first, second, average };
         Ok((Self { step, engine, rest }, Digests::of(step, reader.digests)))
     }
 }
@@ -209,7 +214,7 @@ mod tests {
             ("counters".to_owned(), Column::U64(vec![u64::MAX, 0])),
             ("empty".to_owned(), Column::F64(Vec::new())),
         ]);
-        Snapshot { step: 7, engine: EngineState { layout, parameters, first, second }, rest }
+        Snapshot { step: 7, engine: EngineState { layout, parameters, first, second, average: None }, rest }
     }
 
     fn file(snapshot: &Snapshot) -> Vec<u8> {

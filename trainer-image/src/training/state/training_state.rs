@@ -8,11 +8,13 @@ use codex_engine::{Engine, EngineError, EngineState, Layout, ModelConfig, Precis
 use super::{
     StateError,
     early_stopping::EarlyStopping,
+    noise_scale::NoiseScale,
     phase_progress::PhaseProgress,
     snapshot::{Column, Columns, Snapshot},
     spike_detector::SpikeDetector,
     trace_head::TraceHead,
 };
+use crate::training::privacy::{Mechanism, Privacy, Saved};
 
 /// Everything that changes from step to step. [`snapshot`](Self::snapshot) destructures it field by field, so that no field can
 /// be left out of a checkpoint.
@@ -31,6 +33,12 @@ pub(crate) struct State {
     pub(crate) curriculum: Option<PhaseProgress>,
     /// The heads that read what is captured; `None` if the run captures no traces.
     pub(crate) traces: Option<TraceHead>,
+    /// Running means of the gradient noise scale; `None` if it is not measured.
+    pub(crate) noise_scale: Option<NoiseScale>,
+    /// The mechanism and the key of a private run.
+    pub(crate) privacy: Option<Privacy>,
+    /// What the checkpoint has of a private run, until that is begun.
+    saved_privacy: Option<Saved>,
     /// Whether the evaluation that is due after the latest step was interrupted; a resumed run begins with it.
     pub(crate) evaluation_pending: bool,
 }
@@ -92,6 +100,9 @@ impl State {
             early_stopping: EarlyStopping::default(),
             curriculum: None,
             traces: None,
+            noise_scale: None,
+            privacy: None,
+            saved_privacy: None,
             evaluation_pending: false,
         }
     }
@@ -101,6 +112,23 @@ impl State {
         if !phases.is_empty() {
             self.curriculum.get_or_insert_default();
         }
+    }
+
+    /// Begins what a run keeps beside its weights, or goes on with it: their moving average, the running means of the noise scale, and
+    /// the mechanism and key of a private run.
+    ///
+    /// # Errors
+    /// When the checkpoint was trained with another mechanism, or the device fails.
+    pub(crate) fn begin_optimization(
+        &mut self,
+        training: &Optimization,
+        mechanism: Option<Mechanism>,
+        seed: u64,
+    ) -> Result<(), StateError> {
+        self.engine.keep_average(training.ema.decay.is_some())?;
+        self.noise_scale = training.gradient_noise_scale.then(|| self.noise_scale.unwrap_or_default());
+        self.privacy = Privacy::begin(mechanism, self.saved_privacy.take(), (seed, self.step))?;
+        Ok(())
     }
 
     /// Begins to capture traces, if the settings ask for it, unless the state has heads of these settings already.
@@ -117,7 +145,19 @@ impl State {
     /// # Errors
     /// When the device fails.
     pub(crate) fn snapshot(&self, spare: Option<EngineState>) -> Result<Snapshot, EngineError> {
-        let Self { step, engine, spikes, measured, early_stopping, curriculum, traces, evaluation_pending } = self;
+        let Self {
+            step,
+            engine,
+            spikes,
+            measured,
+            early_stopping,
+            curriculum,
+            traces,
+            noise_scale,
+            privacy,
+            saved_privacy,
+            evaluation_pending,
+        } = self;
         let engine = match spare {
             Some(mut vectors) => {
                 engine.export_into(&mut vectors)?;
@@ -133,6 +173,12 @@ impl State {
         }
         if let Some(traces) = traces {
             traces.save(&mut rest);
+        }
+        if let Some(noise_scale) = noise_scale {
+            noise_scale.save(&mut rest);
+        }
+        if let Some(saved) = privacy.as_ref().map(Privacy::saved).or_else(|| saved_privacy.clone()) {
+            saved.save(&mut rest);
         }
         if *evaluation_pending {
             rest.insert(EVALUATION_PENDING.to_owned(), Column::U64(vec![1]));
@@ -164,6 +210,8 @@ impl State {
         let early_stopping = EarlyStopping::load(&mut rest).ok_or_else(|| lacks("the state of early stopping"))?;
         let curriculum = PhaseProgress::load(&mut rest).map_err(|()| lacks("the progress of the curriculum"))?;
         let traces = TraceHead::load(&mut rest).map_err(|()| lacks("the heads of reasoning traces"))?;
+        let noise_scale = NoiseScale::load(&mut rest).map_err(|()| lacks("the running means of the noise scale"))?;
+        let saved_privacy = Saved::load(&mut rest).map_err(|()| lacks("the mechanism of a private run"))?;
         let evaluation_pending = rest.remove(EVALUATION_PENDING).is_some();
         let mut measured = BTreeMap::new();
         for (name, column) in rest {
@@ -176,6 +224,18 @@ impl State {
             measured.insert(value.0, value.1);
         }
         let engine = make(engine)?;
-        Ok(Self { step, engine, spikes, measured, early_stopping, curriculum, traces, evaluation_pending })
+        Ok(Self {
+            step,
+            engine,
+            spikes,
+            measured,
+            early_stopping,
+            curriculum,
+            traces,
+            noise_scale,
+            privacy: None,
+            saved_privacy,
+            evaluation_pending,
+        })
     }
 }

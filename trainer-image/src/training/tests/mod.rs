@@ -8,6 +8,7 @@ mod given;
 mod inputs;
 mod kills;
 mod numerics;
+mod optimizers;
 mod preferences;
 mod resume;
 mod rewards;

@@ -108,6 +108,24 @@ fn multiply_kernel<S: Simd>(simd: S, work: Product) {
     }
 }
 
+/// Computes `x` [rows, depth] · `right` [depth, columns] on this thread. A `transposed` right factor is stored [columns, depth].
+/// `panels` is room for its copy.
+pub(crate) fn product(
+    x: &[f32],
+    right: &[f32],
+    (depth, columns): (usize, usize),
+    transposed: bool,
+    panels: &mut Panels,
+    out: &mut [f32],
+) {
+    panels.shape(depth, columns);
+    let stride = if transposed { depth } else { columns };
+    for (column, panel) in panels.iter_mut() {
+        fill(Filling { data: right, stride, across: !transposed, column, width: columns - column, panel });
+    }
+    multiply(Product { x, right: panels, columns, out, add: false });
+}
+
 /// The products of a few rows `x` with some panels, each [rows, 32].
 struct PanelProduct<'a> {
     x: &'a [f32],

@@ -3,6 +3,7 @@
 mod bf16;
 mod fp32;
 
+pub(crate) use fp32::{Panels, product};
 use rayon::prelude::*;
 
 use super::buffer::Pooled;
