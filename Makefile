@@ -48,7 +48,7 @@ fi
 endef
 
 .PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
-	test-clients test-stores test-helm test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale bench-memory bench-real bench-train sanitize
+	test-clients test-stores test-helm test-cosign test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale bench-memory bench-real bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,7 +63,7 @@ root: ## checks that packages can be installed and the local cluster can start: 
 	fi
 
 # Go builds Kubernetes and kubectl. Images and programs do not need it.
-cluster demo demo-real test test-clients test-stores test-helm test-keyless chaos release bench bench-scale: WITH_GO := yes
+cluster demo demo-real test test-clients test-stores test-helm test-cosign test-keyless chaos release bench bench-scale: WITH_GO := yes
 
 prerequisites: ## checks that Rust, Go and gcc are installed
 	@missing=()
@@ -350,6 +350,9 @@ TIMESTAMP_VERSION := v2.0.6
 FULCIO = $(CACHE)/fulcio-$(FULCIO_VERSION)/fulcio
 REKOR_SERVER = $(CACHE)/rekor-$(REKOR_VERSION)/posix
 TIMESTAMP_SERVER = $(CACHE)/timestamp-authority-$(TIMESTAMP_VERSION)/timestamp-server
+# Verifies the bundles, as others do.
+COSIGN_VERSION := v3.1.3
+COSIGN = $(CACHE)/cosign-$(COSIGN_VERSION)/cosign
 # Builds a Go program at $(1) from the package $(2).
 define install-go
 if [ ! -x "$(1)" ]; then
@@ -358,11 +361,21 @@ if [ ! -x "$(1)" ]; then
 fi
 endef
 
+define install-sigstore
+$(call install-go,$(FULCIO),github.com/sigstore/fulcio@$(FULCIO_VERSION))
+$(call install-go,$(REKOR_SERVER),github.com/sigstore/rekor-tiles/v2/cmd/rekor-server/posix@$(REKOR_VERSION))
+$(call install-go,$(TIMESTAMP_SERVER),github.com/sigstore/timestamp-authority/v2/cmd/timestamp-server@$(TIMESTAMP_VERSION))
+$(call install-go,$(COSIGN),github.com/sigstore/cosign/v3/cmd/cosign@$(COSIGN_VERSION))
+export FULCIO="$(FULCIO)" REKOR_SERVER="$(REKOR_SERVER)" TIMESTAMP_SERVER="$(TIMESTAMP_SERVER)" COSIGN="$(COSIGN)"
+endef
+
+test-cosign: prerequisites ## verifies every kind of bundle with cosign, offline, signed with a key and without one; needs no cluster
+	@$(install-sigstore)
+	cargo test --release --locked --workspace --test sigstore -- --test-threads=1 cosign::
+
 test-keyless: root prerequisites ## signs without a key through Fulcio, Rekor and a timestamp authority, which it builds, and runs the chain on the local cluster
-	@$(call install-go,$(FULCIO),github.com/sigstore/fulcio@$(FULCIO_VERSION))
-	$(call install-go,$(REKOR_SERVER),github.com/sigstore/rekor-tiles/v2/cmd/rekor-server/posix@$(REKOR_VERSION))
-	$(call install-go,$(TIMESTAMP_SERVER),github.com/sigstore/timestamp-authority/v2/cmd/timestamp-server@$(TIMESTAMP_VERSION))
-	export FULCIO="$(FULCIO)" REKOR_SERVER="$(REKOR_SERVER)" TIMESTAMP_SERVER="$(TIMESTAMP_SERVER)" CODEX_TESTS_BASE=overlays/keyless
+	@$(install-sigstore)
+	export CODEX_TESTS_BASE=overlays/keyless
 	$(MAKE) image REGISTRY=
 	if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
 	[ "$$started" = before ] || $(CLUSTER_COMMAND) up
