@@ -48,7 +48,7 @@ fi
 endef
 
 .PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
-	test-clients test-stores test-helm test-cosign test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale bench-memory bench-real bench-train sanitize
+	test-clients test-stores test-helm test-cosign test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale bench-verify bench-memory bench-real bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -535,6 +535,18 @@ bench-scale: root prerequisites ## measures RUNS= (1,000) TrainingRuns at once, 
 
 bench-memory: programs ## compares the trainer's memory estimate with its peak, on six configurations
 	@benches/memory.sh $(PROGRAMS)/codex
+
+MODEL_SIGNING = $(CACHE)/venvs/bench-model-signing/bin/model_signing
+bench-verify: programs ## measures what verification adds to loading a model of 1 GB, beside model_signing, and what signing costs
+	@$(call install-venv,model_signing)
+	if [ ! -x "$(MODEL_SIGNING)" ]; then
+		echo "Installing model_signing 1.1.1 in $(CACHE)/venvs/bench-model-signing."
+		python3 -m venv "$(CACHE)/venvs/bench-model-signing"
+		"$(CACHE)/venvs/bench-model-signing/bin/python" -m pip install --quiet --no-cache-dir model-signing==1.1.1 pyOpenSSL==26.4.0
+	fi
+	cargo build --release --locked --workspace --example verify_speed --example sign_directory
+	model=$$($(PROGRAMS)/codex-demo model)
+	python3 benches/verify.py "$(PROGRAMS)" "$$model" "$(MODEL_SIGNING)" "$(ROUNDS)"
 
 # PEERS=no measures this project alone.
 PEERS ?= yes

@@ -12,13 +12,10 @@ use codex_plan::{
     },
     training_run::statement,
 };
-use codex_provenance::{Identity, Sha256, attestation::AttestationKind};
+use codex_provenance::{Identity, Sha256};
 use codex_signing::{
     bundle::BundleError,
-    verify::{
-        Signed, Trusted, VerifyError, verify_demanded, verify_promotion, verify_reproduction,
-        verify_signature,
-    },
+    verify::{Signed, Trusted, VerifyError, verify_demanded, verify_promotion, verify_reproduction, verify_signature},
 };
 use codex_verdict::policy::{Policy, demanded_attestations};
 use kube::ResourceExt;

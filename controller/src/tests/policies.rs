@@ -129,7 +129,8 @@ async fn what_nobody_demands_is_not_read() {
     assert_eq!((blocked(&status).as_str(), &served["attestations"]), ("", &json!([first])), "{status:#}");
     let bundle = format!("/api/v1{TEAM}/configmaps/{}", served["bundle"].as_str().unwrap());
     let mut edited = world.api.object(&bundle).unwrap();
-    let unsigned = json!({"mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json", "dsseEnvelope": {"signatures": []}});
+    let unsigned =
+        json!({"mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json", "dsseEnvelope": {"signatures": []}});
     edited["data"][second.entry()] = json!(unsigned.to_string());
     edited["data"][third.entry()] = json!("no JSON");
     world.api.put(&bundle, edited.clone());

@@ -78,7 +78,11 @@ impl FromStr for AttestationKind {
     fn from_str(name: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|kind| kind.name() == name);
         found.ok_or_else(|| {
-            format!("{:?} is not a kind of attestation: use {}", Printable(name).to_string(), Self::ALL.map(Self::name).join(", "))
+            format!(
+                "{:?} is not a kind of attestation: use {}",
+                Printable(name).to_string(),
+                Self::ALL.map(Self::name).join(", ")
+            )
         })
     }
 }

@@ -105,7 +105,9 @@ impl Log {
     /// Returns a tree as Rekor v1 describes it, over entries.
     fn tree(&self, id: &str, entries: &[Vec<u8>]) -> Value {
         let mut frontier = Frontier::default();
-        entries.iter().for_each(|entry| frontier.push(entry));
+        for entry in entries {
+            frontier.push(entry);
+        }
         let (size, root) = (entries.len(), frontier.root());
         let head = format!("log.example.com - {id}\n{size}\n{}\nTimestamp: 1\n", STANDARD.encode(root.bytes()));
         json!({"treeID": id, "treeSize": size, "rootHash": root, "signedTreeHead": self.note(&head)})

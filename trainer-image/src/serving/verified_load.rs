@@ -69,11 +69,10 @@ pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verif
     };
     // Before the first byte is read: a file that was replaced may be larger than the memory.
     verify_listing(&entries, &oms_bundle, &trusted, expected)?;
-    let (manifest, held) = Manifest::hold(entries, is_kept).map_err(refused)?;
+    let (manifest, held) = Manifest::hold(&entries, is_kept).map_err(refused)?;
     let verified = verify_model(&manifest, &oms_bundle, &promotion, &trusted, expected)?;
     let demanded = paths.attestations.iter().map(|(kind, _)| *kind).collect();
-    let attested =
-        verify_demanded(&verified.promoted, attestations.iter().map(Vec::as_slice), &demanded, &trusted)?;
+    let attested = verify_demanded(&verified.promoted, attestations.iter().map(Vec::as_slice), &demanded, &trusted)?;
     tracing::info!(
         model = %verified.signed.model,
         bytes = manifest.size_bytes(),
@@ -108,7 +107,7 @@ fn trusted(paths: &Paths) -> Result<Trusted, ServeError> {
 pub(super) fn read_unsigned(path: &Path) -> Result<(ModelDigest, Held), ServeError> {
     let refused = |source| ServeError::Manifest { path: path.to_owned(), source };
     let entries = files::walk(path, &BTreeSet::new()).map_err(refused)?;
-    let (manifest, held) = Manifest::hold(entries, is_kept).map_err(refused)?;
+    let (manifest, held) = Manifest::hold(&entries, is_kept).map_err(refused)?;
     tracing::warn!(
         model = %manifest.digest(),
         bytes = manifest.size_bytes(),

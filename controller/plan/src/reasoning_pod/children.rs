@@ -283,7 +283,8 @@ fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'
     let attestations = target.attestations.iter();
     let attestations =
         attestations.map(|kind| ("--attestation", format!("{kind}=/bundles/promotion/{}", kind.entry())));
-    let arguments = arguments.chain(attestations).chain(root.into_iter().flatten()).chain(copies).chain(granted(view, &mut mounts));
+    let arguments =
+        arguments.chain(attestations).chain(root.into_iter().flatten()).chain(copies).chain(granted(view, &mut mounts));
     let arguments = arguments.flat_map(|(flag, value)| [flag.to_owned(), value]);
     let reports = (track == Track::Canary).then(|| "--report-traffic".to_owned());
     Template {

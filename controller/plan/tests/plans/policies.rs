@@ -117,7 +117,8 @@ fn servers_verify_the_attestations_that_policies_demand() {
     // A modified template: the recorded one is restored while something else blocks the rollout.
     observed.object.status = Some(rolling.status);
     (observed.deployment, observed.tampered) = (None, true);
-    observed.signer = reasoning_pod::Signer::Unavailable { fingerprint: Some(Sha256::of("key")), reason: "it is away".into() };
+    observed.signer =
+        reasoning_pod::Signer::Unavailable { fingerprint: Some(Sha256::of("key")), reason: "it is away".into() };
     observed.policies.clear();
     assert_eq!(arguments(&plan(&observed)), demanded);
 }
@@ -149,9 +150,13 @@ fn no_pod_can_sign() {
         let audiences: Vec<_> = tokens.map(|token| token.audience.as_deref()).collect();
         assert_eq!(audiences, [Some("codex-ml.dev/reports")]);
         for container in spec.containers {
-            assert!(container.env.iter().flatten().all(|variable| {
-                variable.value_from.as_ref().is_none_or(|from| from.secret_key_ref.is_none())
-            }));
+            assert!(
+                container
+                    .env
+                    .iter()
+                    .flatten()
+                    .all(|variable| { variable.value_from.as_ref().is_none_or(|from| from.secret_key_ref.is_none()) })
+            );
             assert!(container.env_from.is_none());
         }
     }
