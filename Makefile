@@ -48,7 +48,8 @@ fi
 endef
 
 .PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
-	test-clients test-stores test-helm test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale bench-memory bench-data bench-real bench-train sanitize
+	test-clients test-stores test-helm test-cosign test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale \
+	bench-verify bench-memory bench-data bench-real bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,7 +64,7 @@ root: ## checks that packages can be installed and the local cluster can start: 
 	fi
 
 # Go builds Kubernetes and kubectl. Images and programs do not need it.
-cluster demo demo-real test test-clients test-stores test-helm test-keyless chaos release bench bench-scale: WITH_GO := yes
+cluster demo demo-real test test-clients test-stores test-helm test-cosign test-keyless chaos release bench bench-scale: WITH_GO := yes
 
 prerequisites: ## checks that Rust, Go and gcc are installed
 	@missing=()
@@ -350,6 +351,9 @@ TIMESTAMP_VERSION := v2.0.6
 FULCIO = $(CACHE)/fulcio-$(FULCIO_VERSION)/fulcio
 REKOR_SERVER = $(CACHE)/rekor-$(REKOR_VERSION)/posix
 TIMESTAMP_SERVER = $(CACHE)/timestamp-authority-$(TIMESTAMP_VERSION)/timestamp-server
+# Verifies the bundles, as others do.
+COSIGN_VERSION := v3.1.3
+COSIGN = $(CACHE)/cosign-$(COSIGN_VERSION)/cosign
 # Builds a Go program at $(1) from the package $(2).
 define install-go
 if [ ! -x "$(1)" ]; then
@@ -358,11 +362,21 @@ if [ ! -x "$(1)" ]; then
 fi
 endef
 
+define install-sigstore
+$(call install-go,$(FULCIO),github.com/sigstore/fulcio@$(FULCIO_VERSION))
+$(call install-go,$(REKOR_SERVER),github.com/sigstore/rekor-tiles/v2/cmd/rekor-server/posix@$(REKOR_VERSION))
+$(call install-go,$(TIMESTAMP_SERVER),github.com/sigstore/timestamp-authority/v2/cmd/timestamp-server@$(TIMESTAMP_VERSION))
+$(call install-go,$(COSIGN),github.com/sigstore/cosign/v3/cmd/cosign@$(COSIGN_VERSION))
+export FULCIO="$(FULCIO)" REKOR_SERVER="$(REKOR_SERVER)" TIMESTAMP_SERVER="$(TIMESTAMP_SERVER)" COSIGN="$(COSIGN)"
+endef
+
+test-cosign: prerequisites ## verifies every kind of bundle with cosign, offline, signed with a key and without one; needs no cluster
+	@$(install-sigstore)
+	cargo test --release --locked --workspace --test sigstore -- --test-threads=1 cosign::
+
 test-keyless: root prerequisites ## signs without a key through Fulcio, Rekor and a timestamp authority, which it builds, and runs the chain on the local cluster
-	@$(call install-go,$(FULCIO),github.com/sigstore/fulcio@$(FULCIO_VERSION))
-	$(call install-go,$(REKOR_SERVER),github.com/sigstore/rekor-tiles/v2/cmd/rekor-server/posix@$(REKOR_VERSION))
-	$(call install-go,$(TIMESTAMP_SERVER),github.com/sigstore/timestamp-authority/v2/cmd/timestamp-server@$(TIMESTAMP_VERSION))
-	export FULCIO="$(FULCIO)" REKOR_SERVER="$(REKOR_SERVER)" TIMESTAMP_SERVER="$(TIMESTAMP_SERVER)" CODEX_TESTS_BASE=overlays/keyless
+	@$(install-sigstore)
+	export CODEX_TESTS_BASE=overlays/keyless
 	$(MAKE) image REGISTRY=
 	if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
 	[ "$$started" = before ] || $(CLUSTER_COMMAND) up
@@ -526,6 +540,18 @@ bench-memory: programs ## compares the trainer's memory estimate with its peak, 
 GIGABYTES ?= 10
 bench-data: programs ## trains on a file of GIGABYTES= (10) and says how much memory that takes; needs 1.7 times as much disk in TMPDIR
 	@benches/data.sh $(PROGRAMS)/codex $(GIGABYTES)
+
+MODEL_SIGNING = $(CACHE)/venvs/bench-model-signing/bin/model_signing
+bench-verify: programs ## measures what verification adds to loading a model of 1 GB, beside model_signing, and what signing costs
+	@$(call install-venv,model_signing)
+	if [ ! -x "$(MODEL_SIGNING)" ]; then
+		echo "Installing model_signing 1.1.1 in $(CACHE)/venvs/bench-model-signing."
+		python3 -m venv "$(CACHE)/venvs/bench-model-signing"
+		"$(CACHE)/venvs/bench-model-signing/bin/python" -m pip install --quiet --no-cache-dir model-signing==1.1.1 pyOpenSSL==26.4.0
+	fi
+	cargo build --release --locked --workspace --example verify_speed --example sign_directory
+	model=$$($(PROGRAMS)/codex-demo model)
+	python3 benches/verify.py "$(PROGRAMS)" "$$model" "$(MODEL_SIGNING)" "$(ROUNDS)"
 
 # PEERS=no measures this project alone; WHAT chooses tables.
 PEERS ?= yes

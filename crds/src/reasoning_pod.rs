@@ -1,6 +1,6 @@
 //! `ReasoningPod`: serves one model, once it passed in its ring. No I/O.
 
-use codex_provenance::{EvidenceStrength, ModelDigest, PromotionDigest, Sha256};
+use codex_provenance::{EvidenceStrength, ModelDigest, PromotionDigest, Sha256, attestation::AttestationKind};
 use codex_verdict::Ring;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -326,6 +326,10 @@ pub struct PromotionStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub signer: Option<String>,
+    /// The attestations beside it that promotion policies demand. Servers verify them before they load the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub attestations: Vec<AttestationKind>,
 }
 
 /// Result of the verification that a server makes before it loads a model.

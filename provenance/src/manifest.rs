@@ -213,7 +213,7 @@ impl Manifest {
     /// # Errors
     /// As [`Manifest::of_dir`].
     pub fn of_dir_except(directory: &Path, except: &BTreeSet<String>) -> Result<Self, ManifestError> {
-        Self::hash(files::walk(directory, except)?)
+        Self::hash(&files::walk(directory, except)?)
     }
 
     /// Returns the manifest of a model that is a single file: its name, its size and its digest.
@@ -221,17 +221,16 @@ impl Manifest {
     /// # Errors
     /// As [`files::single`]; fails if the file cannot be read.
     pub fn of_file(file: &Path) -> Result<Self, ManifestError> {
-        Self::hash(vec![files::single(file)?])
+        Self::hash(&[files::single(file)?])
     }
 
-    fn hash(entries: Vec<Entry>) -> Result<Self, ManifestError> {
-        let hash = |entry: Entry| {
+    fn hash(entries: &[Entry]) -> Result<Self, ManifestError> {
+        let files = files::in_parallel(entries, |entry| {
             let (size, sha256) = files::open(&entry.location)
                 .and_then(files::hash_reader)
-                .map_err(|source| ManifestError::Unreadable { path: entry.location, source })?;
-            Ok(File { path: entry.path, size, sha256 })
-        };
-        let files = entries.into_iter().map(hash).collect::<Result<_, ManifestError>>()?;
+                .map_err(|source| ManifestError::Unreadable { path: entry.location.clone(), source })?;
+            Ok(File { path: entry.path.clone(), size, sha256 })
+        })?;
         Self { schema: SCHEMA, files }.validated()
     }
 
@@ -266,19 +265,29 @@ impl Manifest {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub fn hold(entries: Vec<Entry>, kept: impl Fn(&str) -> bool) -> Result<(Self, Held), ManifestError> {
-        let (mut held, mut files) = (Held::default(), Vec::new());
-        for Entry { path, location, size } in entries {
+    pub fn hold(entries: &[Entry], kept: impl Fn(&str) -> bool + Sync) -> Result<(Self, Held), ManifestError> {
+        enum Read {
+            Kept(Vec<u8>),
+            Sealed(Sealed),
+        }
+
+        let read = files::in_parallel(entries, |Entry { path, location, size }| {
             let unreadable = |source| ManifestError::Unreadable { path: location.clone(), source };
-            if kept(&path) {
-                let (bytes, sha256) = files::read_hashed(&location, size).map_err(unreadable)?;
-                files.push(File { path: path.clone(), size: bytes.len() as u64, sha256 });
-                held.files.insert(path, bytes);
+            Ok(if kept(path) {
+                let (bytes, sha256) = files::read_hashed(location, *size).map_err(unreadable)?;
+                (File { path: path.clone(), size: bytes.len() as u64, sha256 }, Read::Kept(bytes))
             } else {
-                let sealed = Sealed::of(&location, size).map_err(unreadable)?;
-                files.push(File { path: path.clone(), size: sealed.size(), sha256: sealed.sha256() });
-                held.sealed.insert(path, sealed);
+                let sealed = Sealed::of(location, *size).map_err(unreadable)?;
+                (File { path: path.clone(), size: sealed.size(), sha256: sealed.sha256() }, Read::Sealed(sealed))
+            })
+        })?;
+        let (mut held, mut files) = (Held::default(), Vec::new());
+        for (file, read) in read {
+            match read {
+                Read::Kept(bytes) => drop(held.files.insert(file.path.clone(), bytes)),
+                Read::Sealed(sealed) => drop(held.sealed.insert(file.path.clone(), sealed)),
             }
+            files.push(file);
         }
         Ok((Self { schema: SCHEMA, files }.validated()?, held))
     }

@@ -37,6 +37,11 @@ async fn a_tenant_cannot_read_the_signing_key() -> Result<()> {
         vec!["get", "pods"],
         vec!["create", "token", "codex-controller"],
         vec!["exec", "deployment/codex-controller", "--", "/codex-controller"],
+        // The list of who is trusted, the pinned key, the Lease, and what runs there.
+        vec!["patch", "configmap", "codex-trusted-keys", "--type=merge", "--patch={}"],
+        vec!["patch", "configmap", SIGNING_KEY, "--type=merge", "--patch={}"],
+        vec!["patch", "lease", "codex-controller", "--type=merge", "--patch={}"],
+        vec!["patch", "deployment", "codex-controller", "--type=merge", "--patch={}"],
     ] {
         let mut kubectl = team.installation.cluster.kubectl()?;
         kubectl.args(["--namespace", NAMESPACE, &as_user]).args(&words);

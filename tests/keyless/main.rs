@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "an unexpected result ends the test")]
 
 mod chain;
+mod cosign;
 mod instance;
 mod issuer;
 mod signature;

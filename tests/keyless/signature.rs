@@ -31,7 +31,7 @@ fn settings(instance: &Instance) -> Settings {
     Settings::read(Some(&found), root).unwrap()
 }
 
-async fn signer(folder: &Path, token: &str, instance: &Instance) -> KeylessSigner {
+pub(crate) async fn signer(folder: &Path, token: &str, instance: &Instance) -> KeylessSigner {
     let path = folder.join("token");
     std::fs::write(&path, token).unwrap();
     let settings = settings(instance);

@@ -183,6 +183,30 @@ mod tests {
         }
     }
 
+    /// Every line names a test, and each test that it names exists.
+    #[test]
+    fn every_attack_has_its_test() {
+        let root = repository();
+        let text = read(&root.join("docs/security.md")).unwrap();
+        let section = text.split("\n## ").find(|section| section.starts_with("Attacks\n")).unwrap();
+        let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+        assert!(rows.len() >= 40, "{} attacks", rows.len());
+        for row in rows {
+            let tests = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+            let (mut file, mut found) = (None, 0);
+            for word in tests.split('`').skip(1).step_by(2) {
+                if is_rust(Path::new(word)) {
+                    file = Some(read(&root.join(word)).unwrap());
+                } else {
+                    let file = file.as_ref().unwrap_or_else(|| panic!("{row}: a file comes first"));
+                    assert!(file.contains(&format!("fn {word}(")), "{row}: {word} does not exist");
+                    found += 1;
+                }
+            }
+            assert!(found > 0, "{row}: it names no test");
+        }
+    }
+
     fn is_rust(path: &Path) -> bool {
         path.extension().is_some_and(|extension| extension == "rs")
     }

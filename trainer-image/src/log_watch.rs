@@ -1,8 +1,8 @@
 //! `codex log-watch`: signatures of an identity in a transparency log that no bundle explains. Reads a log, over HTTP or from a folder,
 //! and files; writes its state.
 //!
-//! The log is read as C2SP tlog-tiles serves it (Rekor v2). Every entry is read once, and the state keeps what is needed to continue:
-//! the number of entries, the hashes over them, and the entries that are still unexplained.
+//! The log is read as C2SP tlog-tiles serves it (Rekor v2), or entry by entry from Rekor v1. Every entry is read once, and the state keeps
+//! what is needed to continue: the number of entries, the hashes over them, and the entries that are still unexplained.
 
 use std::{
     collections::BTreeSet,
@@ -43,8 +43,8 @@ const PROGRESS: u64 = 100_000;
 /// answer or is not believed.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LogWatch {
-    /// The log: the address below which checkpoint and tile/ lie, such as `https://rekor.example.com/api/v2`, or a folder with a
-    /// copy of it.
+    /// The log: the address below which checkpoint and tile/ lie, such as `https://rekor.example.com/api/v2`; a folder with a copy
+    /// of it; or the address of Rekor v1, which ends in /api/v1.
     #[arg(long, value_name = "URL")]
     log: String,
     /// The trusted root of the Sigstore instance, in JSON: it names the key of the log.
@@ -98,12 +98,24 @@ struct State {
     /// The identity and issuer whose entries were looked for.
     identity: String,
     issuer: String,
+    /// The trees that ended before the one that `origin`, `size` and `peaks` describe. Only logs of Rekor v1 have several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ended: Vec<Ended>,
     /// Number of entries that were read.
     size: u64,
     /// The roots of the complete trees over them.
     peaks: Vec<Sha256>,
     /// Entries of the identity that no bundle has explained yet.
     unexplained: Vec<Found>,
+}
+
+/// A tree of a log that no longer grows, with all of its entries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Ended {
+    origin: String,
+    size: u64,
+    root: Sha256,
 }
 
 /// The result of a run.
@@ -164,7 +176,7 @@ impl LogWatch {
         }
         let mut state = self.state()?;
         let source = Source::of(&self.log)?;
-        let before = state.size;
+        let before = state.total();
         let told = state.advance(&source, &keys, &pattern);
         told.map_err(|why| CommandError { exit: UNREAD, source: Box::new(why) })?;
         let entries = state.unexplained.len();
@@ -173,9 +185,9 @@ impl LogWatch {
             atomic_fs::write_json(path, &state)?;
         }
         Ok(Outcome {
+            size: state.total(),
+            read: state.total() - before,
             origin: state.origin,
-            size: state.size,
-            read: state.size - before,
             entries,
             unexplained: state.unexplained,
         })
@@ -209,25 +221,78 @@ impl LogWatch {
 }
 
 impl State {
+    /// Returns the number of entries that were read, of all trees.
+    fn total(&self) -> u64 {
+        self.ended.iter().map(|ended| ended.size).fold(self.size, u64::saturating_add)
+    }
+
     /// Reads every entry that the log has beyond this state. The state changes only if the log is believed.
     fn advance(&mut self, source: &Source, keys: &LogKeys, pattern: &IdentityPattern) -> Result<(), WatchError> {
-        let checkpoint = source.get("checkpoint", MAX_CHECKPOINT)?;
-        let head = keys.open(std::str::from_utf8(&checkpoint).map_err(|_| WatchError::Text)?)?;
+        let mut next = self.clone();
+        if source.is_rekor_v1() {
+            next.read_trees(source, keys, pattern)?;
+        } else {
+            let checkpoint = source.get("checkpoint", MAX_CHECKPOINT)?;
+            let head = keys.open(std::str::from_utf8(&checkpoint).map_err(|_| WatchError::Text)?)?;
+            next.read_tree(head, pattern, &mut |index, size| {
+                let first = index / WIDTH * WIDTH;
+                let width = WIDTH.min(size - first);
+                let bundle = source.bundle(first / WIDTH, width)?;
+                let entries = log::entries(&bundle, first, width)?.into_iter().skip(skipped(index, first));
+                Ok(entries.map(<[u8]>::to_vec).collect())
+            })?;
+        }
+        *self = next;
+        Ok(())
+    }
+
+    /// Reads the trees of a log of Rekor v1. Each but the last has ended.
+    fn read_trees(&mut self, source: &Source, keys: &LogKeys, pattern: &IdentityPattern) -> Result<(), WatchError> {
+        let checkpoints = log::v1::checkpoints(&source.get(log::v1::INFO, log::v1::MAX_ANSWER)?)?;
+        let heads: Vec<Head> = checkpoints.iter().map(|text| keys.open(text)).collect::<Result<_, _>>()?;
+        for (index, Ended { origin, size, root }) in self.ended.iter().enumerate() {
+            let head = Head { origin: origin.clone(), size: *size, root: *root };
+            if heads.get(index) != Some(&head) {
+                return Err(LogError::Ended(head).into());
+            }
+        }
+        let last = heads.len() - 1;
+        for (index, head) in heads.into_iter().enumerate().skip(self.ended.len()) {
+            let before = self.total() - self.size;
+            let Head { origin, size, root } = head.clone();
+            self.read_tree(head, pattern, &mut |index, _| {
+                let index = before.saturating_add(index);
+                let answer = source.get(&log::v1::entry_path(index), log::v1::MAX_ANSWER)?;
+                Ok(vec![log::v1::entry(&answer, index)?])
+            })?;
+            if index < last {
+                self.ended.push(Ended { origin, size, root });
+                (self.origin, self.size, self.peaks) = (String::new(), 0, Vec::new());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a tree to its end. `read` returns entries from an index on, at least one, of a tree of this size.
+    fn read_tree(
+        &mut self,
+        head: Head,
+        pattern: &IdentityPattern,
+        read: &mut dyn FnMut(u64, u64) -> Result<Vec<Vec<u8>>, WatchError>,
+    ) -> Result<(), WatchError> {
         if !self.origin.is_empty() && self.origin != head.origin {
             return Err(WatchError::Origin { state: self.origin.clone(), found: head.origin });
         }
+        let before = self.total() - self.size;
         let mut frontier = Frontier::of(self.size, self.peaks.clone())?;
         frontier.check_size(&head)?;
-        let mut found = Vec::new();
         while frontier.size() < head.size {
-            let first = frontier.size() / WIDTH * WIDTH;
-            let width = WIDTH.min(head.size - first);
-            let bundle = source.bundle(first / WIDTH, width)?;
-            for entry in log::entries(&bundle, first, width)?.into_iter().skip(skipped(&frontier, first)) {
-                if let Some(identity) = log::identities(entry).into_iter().find(|identity| pattern.admits(identity)) {
-                    found.push(Found { index: frontier.size(), entry: Sha256::of(entry), subject: identity.subject });
+            for entry in read(frontier.size(), head.size)? {
+                if let Some(identity) = log::identities(&entry).into_iter().find(|identity| pattern.admits(identity)) {
+                    let index = before.saturating_add(frontier.size());
+                    self.unexplained.push(Found { index, entry: Sha256::of(&entry), subject: identity.subject });
                 }
-                frontier.push(entry);
+                frontier.push(&entry);
                 if frontier.size().is_multiple_of(PROGRESS) {
                     tracing::info!(entries = frontier.size(), of = head.size, "reading the log");
                 }
@@ -236,14 +301,13 @@ impl State {
         frontier.check(&head)?;
         let Head { origin, size, .. } = head;
         (self.origin, self.size, self.peaks) = (origin, size, frontier.peaks().to_vec());
-        self.unexplained.extend(found);
         Ok(())
     }
 }
 
 /// Returns the number of entries of a bundle that were read before.
-fn skipped(frontier: &Frontier, first: u64) -> usize {
-    usize::try_from(frontier.size() - first).unwrap_or(usize::MAX)
+fn skipped(index: u64, first: u64) -> usize {
+    usize::try_from(index - first).unwrap_or(usize::MAX)
 }
 
 /// Where a log is read.
@@ -268,6 +332,11 @@ impl Source {
         let agent = hub::agent(log, variable("SSL_CERT_FILE").map(PathBuf::from));
         let agent = agent.map_err(|why| CommandError::bad_input(format!("--log: {}", chain(&why))))?;
         Ok(Self::Address(Box::new(agent), log.trim_end_matches('/').to_owned()))
+    }
+
+    /// Whether this is the address of Rekor v1, which serves no tiles.
+    fn is_rekor_v1(&self) -> bool {
+        matches!(self, Self::Address(_, address) if address.ends_with("/api/v1"))
     }
 
     fn get(&self, path: &str, limit: usize) -> Result<Vec<u8>, WatchError> {

@@ -208,6 +208,21 @@ fn measurements_of_another_model_never_pass() {
     assert_ne!(judge(&gates, &metrics, None, model("a")).verdict, Verdict::Passed);
 }
 
+/// A digest is over text, so a number has one text.
+#[test]
+fn a_negative_zero_is_zero() {
+    let mean = |sum| Measurement::Mean { n: 9, sum: Some(sum), sum_of_squares: Some(sum) };
+    for gate in ["trace_coverage>=0", "trace_coverage<=0"] {
+        assert_eq!(one(gate, mean(-0.0)), one(gate, mean(0.0)), "{gate}");
+        assert_eq!(text(one(gate, mean(-0.0)).value.as_ref()), Some("0"), "{gate}");
+    }
+    let digest = |sum| {
+        let metrics = metrics(&[("trace_coverage", mean(sum))]);
+        crate::report_digest(model("a"), &BTreeMap::new(), &metrics, None)
+    };
+    assert_eq!(digest(-0.0), digest(0.0));
+}
+
 fn any_measurement() -> impl Strategy<Value = Measurement> {
     let number = || {
         prop_oneof![

@@ -12,13 +12,10 @@ use codex_plan::{
     },
     training_run::statement,
 };
-use codex_provenance::{Identity, Sha256, attestation::AttestationKind};
+use codex_provenance::{Identity, Sha256};
 use codex_signing::{
     bundle::BundleError,
-    verify::{
-        Promoted, Signed, Trusted, VerifyError, verify_attestations, verify_promotion, verify_reproduction,
-        verify_signature,
-    },
+    verify::{Signed, Trusted, VerifyError, verify_demanded, verify_promotion, verify_reproduction, verify_signature},
 };
 use codex_verdict::policy::{Policy, demanded_attestations};
 use kube::ResourceExt;
@@ -129,7 +126,8 @@ pub(super) fn find(
     let demanded = demanded_attestations(policies, ring);
     (found.promotion, found.promotion_again) = here.all(names.promotion, |bundle, entries, keys| {
         let promoted = verify_promotion(&signed, bundle, keys, ring.name(), None).map_err(|why| refused(&why))?;
-        attested(&promoted, &demanded, entries, keys).map_err(|why| refused(&why))?;
+        let attestations = demanded.iter().filter_map(|kind| entries.get(kind.entry())).map(String::as_bytes);
+        verify_demanded(&promoted, attestations, &demanded, keys).map_err(|why| refused(&why))?;
         let key = promoted.promotion.key().digest();
         promoters.extend(promoted.identity.clone());
         Ok(SignedPromotion { digest: promoted.digest, key, signer: promoted.signer })
@@ -194,22 +192,6 @@ impl Here<'_> {
             }
             None => Bundle::Invalid(format!("the ConfigMap {name} has no {BUNDLE:?}")),
         }
-    }
-}
-
-/// Verifies the attestations about a promotion that policies demand. Others are not read.
-fn attested(
-    promoted: &Promoted,
-    demanded: &BTreeSet<AttestationKind>,
-    entries: &Entries,
-    trusted: &Trusted,
-) -> Result<(), VerifyError> {
-    let bundle = |kind: AttestationKind| entries.get(kind.entry()).map(String::as_bytes);
-    let bundles: Vec<_> = demanded.iter().filter_map(|kind| bundle(*kind)).collect();
-    let found = verify_attestations(promoted, bundles, trusted)?;
-    match demanded.iter().find(|kind| found.iter().all(|it| it.kind != **kind)) {
-        Some(kind) => Err(VerifyError::NoAttestation(*kind)),
-        None => Ok(()),
     }
 }
 

@@ -116,3 +116,29 @@ async fn attestations_that_a_policy_demands_are_signed_and_must_stay_valid() {
     world.api.put(&bundle, genuine);
     assert_eq!(blocked(&move_to(&world, "0D_base_").await), "");
 }
+
+/// Anyone who may write ConfigMaps can put an entry beside a promotion: unless a policy demands it, nobody reads it.
+#[tokio::test]
+async fn what_nobody_demands_is_not_read() {
+    let world = judged(600).await;
+    let demands = |kinds: &Value| policy(&json!({"rules": [{"ring": "0D_base_", "attestations": kinds}]}));
+    let [first, second, third] = AttestationKind::ALL;
+    world.api.put(&path("promotionpolicies", "guard"), demands(&json!([first])));
+    let status = move_to(&world, "0D_base_").await;
+    let served = status["promotion"].clone();
+    assert_eq!((blocked(&status).as_str(), &served["attestations"]), ("", &json!([first])), "{status:#}");
+    let bundle = format!("/api/v1{TEAM}/configmaps/{}", served["bundle"].as_str().unwrap());
+    let mut edited = world.api.object(&bundle).unwrap();
+    let unsigned =
+        json!({"mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json", "dsseEnvelope": {"signatures": []}});
+    edited["data"][second.entry()] = json!(unsigned.to_string());
+    edited["data"][third.entry()] = json!("no JSON");
+    world.api.put(&bundle, edited.clone());
+    let status = move_to(&world, "0D_base_").await;
+    assert_eq!((blocked(&status).as_str(), &status["promotion"]), ("", &served), "{status:#}");
+    // The same entry where it is demanded.
+    edited["data"][first.entry()] = json!(unsigned.to_string());
+    world.api.put(&bundle, edited);
+    let told = blocked(&move_to(&world, "0D_base_").await);
+    assert!(told.contains("cannot be used: the attestation "), "{told}");
+}

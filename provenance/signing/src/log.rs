@@ -3,7 +3,11 @@
 //! Rekor v2 serves its log as tiles (<https://github.com/C2SP/C2SP/blob/main/tlog-tiles.md>): a checkpoint, which the log signs, and
 //! bundles of up to [`WIDTH`] entries. [`Frontier`] computes the root over all entries from the first one on, as RFC 6962 defines it.
 //! If it equals the root of the checkpoint, the entries are all that the log has, and those that were read before are still in it.
+//! [`v1`] reads the answers of Rekor v1, whose trees are checked the same way.
 
+pub mod v1;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use codex_provenance::{Identity, Sha256, text::Printable};
 use serde_json::Value;
 use sigstore_verify::{
@@ -31,6 +35,17 @@ pub enum LogError {
     /// No log of the trusted root signed the checkpoint.
     #[error("the checkpoint of {} is not signed by a log of the trusted root", Printable(.0))]
     Signature(String),
+    /// An answer of Rekor v1 has another form.
+    #[error("the {what} of the log is invalid: {}", Printable(why))]
+    Answer {
+        /// What was asked for.
+        what: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// A tree that had ended is another one now.
+    #[error("the tree {} had ended with {} entries, and the log now shows another one in its place", Printable(&.0.origin), .0.size)]
+    Ended(Head),
     /// A bundle of entries is damaged.
     #[error("the bundle of entries from {first} is damaged: {why}")]
     Bundle {
@@ -234,25 +249,50 @@ fn node(left: Sha256, right: Sha256) -> Sha256 {
     Sha256::of([&[1], left.bytes().as_slice(), right.bytes()].concat())
 }
 
-/// Returns the identities that the certificates of an entry name, one for each signature that has one.
+/// Returns the identities that the certificates of an entry name: of Rekor v2 one for each signature that has a certificate, of Rekor v1
+/// one for each certificate in any field, because each of its kinds of entry has another one for them.
 ///
 /// A log does not verify certificates: anyone can enter one that names anybody.
 pub fn identities(entry: &[u8]) -> Vec<Identity> {
     let Ok(entry) = serde_json::from_slice::<Value>(entry) else { return Vec::new() };
     let one = entry.pointer("/spec/hashedRekordV002/signature");
     let several = entry.pointer("/spec/dsseV002/signatures").and_then(Value::as_array);
-    let identity = |signature: &Value| {
+    let certificate = |signature: &Value| {
         let raw = signature.pointer("/verifier/x509Certificate/rawBytes")?;
-        let certificate: DerCertificate = serde_json::from_value(raw.clone()).ok()?;
+        serde_json::from_value(raw.clone()).ok()
+    };
+    let mut certificates: Vec<DerCertificate> =
+        one.into_iter().chain(several.into_iter().flatten()).filter_map(certificate).collect();
+    pem_certificates(&entry, &mut certificates);
+    let identity = |certificate: DerCertificate| {
         let info = parse_certificate_info(&certificate).ok()?;
         Some(Identity { issuer: info.issuer?, subject: info.identity?.as_str().to_owned() })
     };
-    one.into_iter().chain(several.into_iter().flatten()).filter_map(identity).collect()
+    certificates.into_iter().filter_map(identity).collect()
+}
+
+/// Adds the certificates in PEM that strings of a value hold in base64, once or twice, as entries of Rekor v1 have them.
+fn pem_certificates(value: &Value, found: &mut Vec<DerCertificate>) {
+    match value {
+        Value::String(text) => {
+            let mut bytes = STANDARD.decode(text).unwrap_or_default();
+            if let Ok(again) = STANDARD.decode(&bytes) {
+                bytes = again;
+            }
+            if bytes.starts_with(b"-----BEGIN ") {
+                let blocks = pem::parse_many(&bytes).unwrap_or_default();
+                let certificates = blocks.into_iter().filter(|block| block.tag() == "CERTIFICATE");
+                found.extend(certificates.map(|block| DerCertificate::new(block.into_contents())));
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| pem_certificates(item, found)),
+        Value::Object(fields) => fields.values().for_each(|field| pem_certificates(field, found)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 /// Returns the entries of logs that a bundle holds, as the logs have them. Nothing is verified; `None` if it is not a bundle.
 pub fn logged(bundle: &Value) -> Option<Vec<Vec<u8>>> {
-    use base64::{Engine as _, engine::general_purpose::STANDARD};
     let entries = bundle.get("verificationMaterial")?.get("tlogEntries").and_then(Value::as_array);
     let body = |entry: &Value| STANDARD.decode(entry.get("canonicalizedBody")?.as_str()?).ok();
     Some(entries.into_iter().flatten().filter_map(body).collect())

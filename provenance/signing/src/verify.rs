@@ -3,6 +3,8 @@
 //! Compute the manifest from the bytes that will be used; never read it from a file. Each refusal is one sentence that names
 //! the file, the bundle, the key or the ring, and is safe to print.
 
+use std::collections::BTreeSet;
+
 use codex_provenance::{
     ModelDigest, OmsPayloadDigest, PromotionDigest, Sha256,
     attestation::{Attestation, AttestationKind},
@@ -473,6 +475,23 @@ pub fn verify_attestations<'b>(
             .map_err(|why| VerifyError::AttestationStatement(format!("{}: {why}", summary.kind)))?;
     }
     Ok(found)
+}
+
+/// Checks attestations about a verified promotion as [`verify_attestations`] does, and that every demanded kind is among them.
+///
+/// # Errors
+/// The first check that fails.
+pub fn verify_demanded<'b>(
+    promoted: &Promoted,
+    bundles: impl IntoIterator<Item = &'b [u8]>,
+    demanded: &BTreeSet<AttestationKind>,
+    trusted: &(impl Trusts + ?Sized),
+) -> Result<Vec<Attestation>, VerifyError> {
+    let found = verify_attestations(promoted, bundles, trusted)?;
+    match demanded.iter().find(|kind| found.iter().all(|it| it.kind != **kind)) {
+        Some(kind) => Err(VerifyError::NoAttestation(*kind)),
+        None => Ok(found),
+    }
 }
 
 /// Reads a recorded promotion, whatever its model and ring: it must be signed by one who is trusted, and its gates are judged again.

@@ -15,7 +15,7 @@ mod test_result;
 #[cfg(test)]
 mod tests;
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -69,6 +69,21 @@ impl AttestationKind {
             Self::TestResult => "test-result.json",
             Self::VerificationSummary => "verification-summary.json",
         }
+    }
+}
+
+impl FromStr for AttestationKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|kind| kind.name() == name);
+        found.ok_or_else(|| {
+            format!(
+                "{:?} is not a kind of attestation: use {}",
+                Printable(name).to_string(),
+                Self::ALL.map(Self::name).join(", ")
+            )
+        })
     }
 }
 

@@ -194,7 +194,7 @@ impl Session<'_> {
             check_size(&entries, limit.bytes, &limit.source)
                 .map_err(|source| EvaluateError::TooLarge { path: self.model.to_owned(), source })?;
         }
-        let (manifest, held) = Manifest::hold(entries, is_kept).map_err(refused)?;
+        let (manifest, held) = Manifest::hold(&entries, is_kept).map_err(refused)?;
         let found = manifest.digest();
         self.reporter.update(|state| state.model_digest = Some(found));
         match self.expected {

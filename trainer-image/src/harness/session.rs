@@ -112,7 +112,7 @@ impl Session<'_> {
             check_size(&entries, limit.bytes, &limit.source)
                 .map_err(|source| HarnessError::TooLarge { path: path(), source })?;
         }
-        let (manifest, held) = Manifest::hold(entries, is_kept).map_err(refused)?;
+        let (manifest, held) = Manifest::hold(&entries, is_kept).map_err(refused)?;
         let found = manifest.digest();
         if let Some(expected) = self.expected.filter(|expected| *expected != found) {
             return Err(HarnessError::ModelMismatch { path: path(), found, expected });

@@ -92,10 +92,56 @@ impl Log {
 
     fn checkpoint(&self, size: usize, root: Sha256) {
         let text = format!("log.example.com\n{size}\n{}\n", STANDARD.encode(root.bytes()));
+        fs::write(self.path("log/checkpoint"), self.note(&text)).unwrap();
+    }
+
+    /// Signs the text of a checkpoint.
+    fn note(&self, text: &str) -> String {
         let signature = self.key.sign(&SystemRandom::new(), text.as_bytes()).unwrap();
         let signature = STANDARD.encode([&[0; 4], signature.as_ref()].concat());
-        let note = format!("{text}\n\u{2014} log.example.com {signature}\n");
-        fs::write(self.path("log/checkpoint"), note).unwrap();
+        format!("{text}\n\u{2014} log.example.com {signature}\n")
+    }
+
+    /// Returns a tree as Rekor v1 describes it, over entries.
+    fn tree(&self, id: &str, entries: &[Vec<u8>]) -> Value {
+        let mut frontier = Frontier::default();
+        for entry in entries {
+            frontier.push(entry);
+        }
+        let (size, root) = (entries.len(), frontier.root());
+        let head = format!("log.example.com - {id}\n{size}\n{}\nTimestamp: 1\n", STANDARD.encode(root.bytes()));
+        json!({"treeID": id, "treeSize": size, "rootHash": root, "signedTreeHead": self.note(&head)})
+    }
+
+    /// Writes what Rekor v1 answers: its description, and each entry. The first `former` entries are those of a tree that ended.
+    fn publish_v1(&self, former: usize) {
+        let (ended, current) = self.entries.split_at(former);
+        let mut info = self.tree("2", current);
+        if former > 0 {
+            info["inactiveShards"] = json!([self.tree("1", ended)]);
+        }
+        let folder = self.path("log/log");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("info"), info.to_string()).unwrap();
+        for (index, entry) in self.entries.iter().enumerate() {
+            let answer = json!({"24296fb2": {
+                "body": STANDARD.encode(entry), "integratedTime": 1, "logID": "00", "logIndex": index, "verification": {},
+            }});
+            fs::write(folder.join(format!("entries?logIndex={index}")), answer.to_string()).unwrap();
+        }
+    }
+
+    /// Adds what Rekor v1 records for a DSSE envelope: the certificate of the recorded entry, in PEM.
+    fn sign_v1(&mut self) {
+        let bundle: Value = serde_json::from_slice(&fixture("dsse.sigstore.json")).unwrap();
+        let entry: Value = serde_json::from_slice(&log::logged(&bundle).unwrap()[0]).unwrap();
+        let signature = entry.pointer("/spec/hashedRekordV002/signature");
+        let signature = signature.or(entry.pointer("/spec/dsseV002/signatures/0")).unwrap();
+        let raw = signature["verifier"]["x509Certificate"]["rawBytes"].as_str().unwrap();
+        let pem = format!("-----BEGIN CERTIFICATE-----\n{raw}\n-----END CERTIFICATE-----\n");
+        let signatures = json!([{"signature": "MEUC", "verifier": STANDARD.encode(pem)}]);
+        let body = json!({"apiVersion": "0.0.1", "kind": "dsse", "spec": {"signatures": signatures}});
+        self.entries.push(body.to_string().into_bytes());
     }
 
     fn command(&self, log: &str, more: &[&str]) -> LogWatch {
@@ -210,10 +256,10 @@ fn a_log_that_lies_is_not_believed() {
     assert!(code == exit::BAD_INPUT && told.contains("is neither a folder nor an address"), "{told}");
 }
 
-/// Serves the files of a folder over HTTP.
-fn serve(folder: PathBuf) -> String {
+/// Serves the files of a folder over HTTP below a path.
+fn serve(folder: PathBuf, below: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}/api/v2", listener.local_addr().unwrap());
+    let address = format!("http://{}{below}", listener.local_addr().unwrap());
     let answer = move |mut stream: TcpStream| -> io::Result<()> {
         let mut lines = BufReader::new(stream.try_clone()?).lines();
         let first = lines.next().unwrap_or_else(|| Ok(String::new()))?;
@@ -222,7 +268,8 @@ fn serve(folder: PathBuf) -> String {
                 break;
             }
         }
-        let path = first.split(' ').nth(1).and_then(|path| path.strip_prefix("/api/v2/")).unwrap_or_default();
+        let path = first.split(' ').nth(1).and_then(|path| path.strip_prefix(below)).unwrap_or_default();
+        let path = if path == "/log" { "log/info" } else { path.trim_start_matches('/') };
         let (status, body) = fs::read(folder.join(path)).map_or((404, Vec::new()), |body| (200, body));
         write!(stream, "HTTP/1.1 {status} Answer\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len())?;
         stream.write_all(&body)
@@ -242,7 +289,7 @@ fn a_log_is_read_over_http() {
     log.fill(WIDTH as usize);
     log.sign();
     log.publish();
-    let address = serve(log.path("log"));
+    let address = serve(log.path("log"), "/api/v2");
     let watch = |address: &str| log.command(address, &[]).watch();
     let outcome = watch(&address).unwrap();
     assert_eq!((outcome.size, outcome.unexplained.len()), (257, 1));
@@ -256,4 +303,91 @@ fn a_log_is_read_over_http() {
     let away = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (code, told) = watch(&format!("http://{away}")).map_err(|error| (error.exit, error.sentence())).unwrap_err();
     assert!(code == UNREAD && told.contains("/checkpoint does not answer"), "{told}");
+}
+
+/// A log of Rekor v1 that was rotated: the entries of both of its trees are read, with indices through both.
+#[test]
+fn every_tree_of_rekor_v1_is_read() {
+    let mut log = Log::new();
+    log.fill(5);
+    log.publish_v1(0);
+    let address = serve(log.path("log"), "/api/v1");
+    let state = log.path("state.json").display().to_string();
+    let with = ["--state", state.as_str()];
+    let watch = |log: &Log| log.command(&address, &with).watch();
+    let refused = |log: &Log| watch(log).map_err(|error| (error.exit, error.sentence())).unwrap_err();
+    let outcome = watch(&log).unwrap();
+    assert_eq!((outcome.size, outcome.read, outcome.entries), (5, 5, 0));
+
+    // The state continues in the tree that it knows, and then in the next one.
+    let (first, second) = (log.tree("2", &log.entries), log.entries.len());
+    log.sign_v1();
+    log.fill(3);
+    log.publish_v1(0);
+    let outcome = watch(&log).unwrap();
+    assert_eq!((outcome.size, outcome.read, outcome.unexplained.len()), (9, 4, 1));
+    assert_eq!(outcome.unexplained[0].index, second as u64);
+    let ended = log.tree("2", &log.entries);
+    log.fill(1);
+    log.sign_v1();
+    let mut info = log.tree("3", &log.entries[9..]);
+    info["inactiveShards"] = json!([ended]);
+    log.publish_v1(0);
+    let publish = |info: &Value| fs::write(log.path("log/log/info"), info.to_string()).unwrap();
+    publish(&info);
+    let outcome = watch(&log).unwrap();
+    let indices: Vec<u64> = outcome.unexplained.iter().map(|found| found.index).collect();
+    assert_eq!((outcome.size, outcome.read, &indices[..]), (11, 2, &[5, 10][..]));
+    assert_eq!(outcome.origin, "log.example.com - 3");
+    assert_eq!(watch(&log).unwrap().read, 0);
+
+    // A tree that ended must not change or go, and its successor must not shrink.
+    let kept = fs::read(&state).unwrap();
+    let mut other = info.clone();
+    other["inactiveShards"] = json!([first]);
+    publish(&other);
+    let (code, told) = refused(&log);
+    assert!(code == UNREAD && told.contains("log.example.com - 2 had ended with 9 entries"), "{told}");
+    publish(&log.tree("3", &log.entries[9..]));
+    assert!(refused(&log).1.contains("shows another one in its place"));
+    publish(&json!({"signedTreeHead": "x"}));
+    assert!(refused(&log).1.contains("the checkpoint is invalid"));
+    publish(&json!({}));
+    assert!(refused(&log).1.contains("the description of the log is invalid"), "{}", refused(&log).1);
+    assert_eq!(fs::read(&state).unwrap(), kept, "the state stays");
+
+    // Bundles explain entries of both trees.
+    publish(&info);
+    for index in [5, 10] {
+        let body = STANDARD.encode(&log.entries[index]);
+        let bundle = json!({"verificationMaterial": {"tlogEntries": [{"canonicalizedBody": body}]}});
+        fs::write(log.path(&format!("bundles/{index}.json")), bundle.to_string()).unwrap();
+    }
+    assert_eq!(watch(&log).unwrap().unexplained.len(), 0);
+}
+
+#[test]
+fn rekor_v1_that_lies_is_not_believed() {
+    let mut log = Log::new();
+    log.fill(3);
+    log.sign_v1();
+    log.publish_v1(2);
+    let address = serve(log.path("log"), "/api/v1");
+    let watch = || log.command(&format!("{address}/"), &[]).watch();
+    let refused = || watch().map_err(|error| (error.exit, error.sentence())).unwrap_err();
+    assert_eq!(watch().unwrap().unexplained.len(), 1);
+    let entry = |index: usize| log.path(&format!("log/log/entries?logIndex={index}"));
+    let genuine = fs::read(entry(3)).unwrap();
+    // The entry of the identity is replaced by another one, or is that of another index.
+    fs::write(entry(3), String::from_utf8_lossy(&fs::read(entry(2)).unwrap()).replace(":2,", ":3,")).unwrap();
+    let (code, told) = refused();
+    assert!(code == UNREAD && told.contains("shows other entries than it has"), "{told}");
+    fs::copy(entry(2), entry(3)).unwrap();
+    assert!(refused().1.contains("it is the entry 2, but 3 was asked for"), "{}", refused().1);
+    fs::remove_file(entry(3)).unwrap();
+    assert!(refused().1.ends_with("/api/v1/log/entries?logIndex=3 answered with status 404"), "{}", refused().1);
+    fs::write(entry(3), genuine).unwrap();
+    let foreign = Log::new();
+    fs::copy(foreign.path("root.json"), log.path("root.json")).unwrap();
+    assert!(refused().1.contains("is not signed by a log of the trusted root"));
 }

@@ -85,7 +85,7 @@ fn child() {
     let before = status("VmRSS");
     let generator = if way == "held" {
         let entries = files::walk(path, &BTreeSet::new()).unwrap();
-        let (_, held) = Manifest::hold(entries, is_kept).unwrap();
+        let (_, held) = Manifest::hold(&entries, is_kept).unwrap();
         Generator::load_held(held, 1, Device::Cpu).unwrap()
     } else {
         Generator::load_directory(path, 1, Device::Cpu).unwrap()

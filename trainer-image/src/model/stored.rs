@@ -378,7 +378,7 @@ mod tests {
     fn held(path: &Path, sealed: bool) -> Held {
         let entries = codex_provenance::files::walk(path, &std::collections::BTreeSet::new()).unwrap();
         let (manifest, held) =
-            codex_provenance::manifest::Manifest::hold(entries, |name| !sealed || !name.ends_with(".safetensors"))
+            codex_provenance::manifest::Manifest::hold(&entries, |name| !sealed || !name.ends_with(".safetensors"))
                 .unwrap();
         assert_eq!(held.sealed.is_empty(), !sealed);
         assert_eq!(manifest, codex_provenance::manifest::Manifest::of_dir(path).unwrap());

@@ -35,7 +35,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use clap::builder::PossibleValuesParser;
 use codex_configs::Device;
 use codex_http::Limits;
-use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
+use codex_provenance::{ModelDigest, PromotionDigest, Sha256, attestation::AttestationKind};
 use codex_reports::{ServingState, Stage, exit};
 use codex_signing::{
     keyless::{IdentityPattern, KeylessError},
@@ -77,12 +77,13 @@ const LIMITS: Limits = Limits {
 };
 
 /// The arguments of a signed model.
-const SIGNED: [&str; 12] = [
+const SIGNED: [&str; 13] = [
     "model",
     "model_digest",
     "oms_bundle",
     "promotion",
     "promotion_digest",
+    "attestation",
     "public_key",
     "key_fingerprint",
     "certificate_identity",
@@ -122,6 +123,10 @@ pub struct Serve {
     /// Required digest of the promotion statement.
     #[arg(long, value_name = "HEX", required_unless_present = "unsigned")]
     promotion_digest: Option<PromotionDigest>,
+    /// An attestation that must be beside the promotion, with its kind: slsaProvenance, testResult or verificationSummary. May be
+    /// repeated. Each must be signed as the promotion is, and say what it says.
+    #[arg(long, value_name = "KIND=FILE", value_parser = attestation)]
+    attestation: Vec<(AttestationKind, PathBuf)>,
     /// A public key that verifies a bundle, in PEM. May be repeated, if different keys signed the two bundles.
     #[arg(long, value_name = "FILE", required_unless_present_any = ["unsigned", "certificate_identity"])]
     public_key: Vec<PathBuf>,
@@ -205,6 +210,12 @@ pub struct Serve {
     /// Seconds that running requests then have to finish.
     #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = whole::<u16>(0..=MOST))]
     drain_deadline: u16,
+}
+
+/// Reads a kind of attestation and the path of its bundle.
+fn attestation(text: &str) -> Result<(AttestationKind, PathBuf), String> {
+    let (kind, path) = text.split_once('=').ok_or("write KIND=FILE, such as testResult=test-result.json")?;
+    if path.is_empty() { Err("the path after = is empty".to_owned()) } else { Ok((kind.parse()?, path.into())) }
 }
 
 impl Serve {
@@ -338,6 +349,7 @@ impl Server {
                     model: arguments.model?,
                     oms_bundle: arguments.oms_bundle?,
                     promotion: arguments.promotion?,
+                    attestations: arguments.attestation,
                     public_keys: arguments.public_key,
                     identities,
                     trusted_root: arguments

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fs, io, net::SocketAddr, path::Path, sync::Arc,
 use codex_engine::{Layout, ModelConfig, Sampler, Shape, initial};
 use codex_http::Limits;
 use codex_provenance::{
-    ConfigDigest, Sha256,
+    ConfigDigest, ModelDigest, Sha256,
+    attestation::{AttestationKind, Build, Unsigned, attestations},
     golden::{Golden, GoldenPrompt},
     manifest::Manifest,
     oms,
@@ -130,6 +131,9 @@ pub(crate) struct Case {
     drain_delay: Duration,
     drain_deadline: Duration,
     limits: Limits,
+    key: PrivateKey,
+    promotion: Promotion,
+    attestations: Vec<(AttestationKind, std::path::PathBuf)>,
     pub(super) access: access::Settings,
     pub(super) filter: filter::Settings,
     tls: Option<tls::Settings>,
@@ -179,6 +183,9 @@ impl Case {
             drain_delay: Duration::ZERO,
             drain_deadline: Duration::from_secs(30),
             limits: super::LIMITS,
+            key,
+            promotion,
+            attestations: Vec::new(),
             access: access::Settings::default(),
             filter: filter::Settings::default(),
             tls: None,
@@ -197,11 +204,20 @@ impl Case {
         self.root.path().join(name)
     }
 
+    /// Signs the attestations about the promotion, and demands every kind of them.
+    fn attest(&mut self, key: Option<&PrivateKey>) {
+        for Unsigned { kind, payload } in attestations(&self.promotion, &Build::default()) {
+            fs::write(self.path(kind.entry()), key.unwrap_or(&self.key).sign(&payload).unwrap()).unwrap();
+        }
+        self.attestations = AttestationKind::ALL.map(|kind| (kind, self.path(kind.entry()))).into();
+    }
+
     fn paths(&self) -> Paths {
         Paths {
             model: self.path("model"),
             oms_bundle: self.path("oms.json"),
             promotion: self.path("promotion.json"),
+            attestations: self.attestations.clone(),
             public_keys: vec![self.path("key.pem")],
             identities: Vec::new(),
             trusted_root: None,
@@ -727,6 +743,83 @@ fn a_server_takes_only_the_root_and_the_signers_of_its_arguments() {
     assert!(told(&paths, &case.expected).to_string().contains("trusted root"));
 }
 
+/// A server verifies the attestations that its arguments demand, over the same model and with the same key.
+#[tokio::test(flavor = "multi_thread")]
+async fn demanded_attestations_are_verified_before_the_server_is_ready() {
+    let attested = || {
+        let mut case = Case::new(64);
+        case.attest(None);
+        case
+    };
+    attested().ready().await;
+    let told = async |spoil: &dyn Fn(&mut Case)| {
+        let mut case = attested();
+        spoil(&mut case);
+        let failure = refusal(&case).await.0.failure();
+        assert_eq!(failure.reason, "VerificationFailed", "{}", failure.message);
+        failure.message
+    };
+    let sign = |case: &Case, kind: AttestationKind, payload: &[u8]| {
+        fs::write(case.path(kind.entry()), case.key.sign(payload).unwrap()).unwrap();
+    };
+    let [provenance, test_result, summary] = AttestationKind::ALL;
+
+    let missing = told(&|case| fs::remove_file(case.path(provenance.entry())).unwrap()).await;
+    assert!(missing.contains("the attestation ") && missing.contains("slsa-provenance.json"), "{missing}");
+    let other_kind = told(&|case| {
+        fs::copy(case.path(test_result.entry()), case.path(provenance.entry())).unwrap();
+        case.attestations.retain(|(kind, _)| *kind == provenance);
+    })
+    .await;
+    assert!(other_kind.contains("the attestation slsaProvenance is missing"), "{other_kind}");
+    let twice = told(&|case| {
+        fs::copy(case.path(test_result.entry()), case.path(provenance.entry())).unwrap();
+    })
+    .await;
+    assert!(twice.contains("testResult is given twice"), "{twice}");
+    let predicate_type = told(&|case| {
+        fs::copy(case.path("promotion.json"), case.path(summary.entry())).unwrap();
+    })
+    .await;
+    assert!(predicate_type.contains("its predicate type is \"https://codex-ml.dev/promotion/v2\""), "{predicate_type}");
+    let another_model = told(&|case| {
+        let other = Promotion { model: ModelDigest(Sha256::of("another model")), ..case.promotion.clone() };
+        for Unsigned { kind, payload } in attestations(&other, &Build::default()) {
+            sign(case, kind, &payload);
+        }
+    })
+    .await;
+    assert!(another_model.contains("it was made for another model"), "{another_model}");
+    let another_promotion = told(&|case| {
+        let mut other = case.promotion.clone();
+        other.reasons.training.run.uid = "another".to_owned();
+        let [Unsigned { kind, payload }, ..] = attestations(&other, &Build::default());
+        sign(case, kind, &payload);
+    })
+    .await;
+    assert!(another_promotion.contains("the attestation is refused: "), "{another_promotion}");
+    let foreign = told(&|case| case.attest(Some(&PrivateKey::generate().unwrap()))).await;
+    assert!(foreign.contains("the attestation was signed with another key"), "{foreign}");
+    let unsigned = told(&|case| {
+        let path = case.path(test_result.entry());
+        let mut bundle: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        bundle["dsseEnvelope"]["signatures"] = json!([]);
+        fs::write(path, bundle.to_string()).unwrap();
+    })
+    .await;
+    assert!(unsigned.contains("the attestation has 0 signatures"), "{unsigned}");
+    let forged = told(&|case| {
+        let path = case.path(test_result.entry());
+        let mut bundle: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let other = fs::read(case.path(provenance.entry())).unwrap();
+        let other: Value = serde_json::from_slice(&other).unwrap();
+        bundle["dsseEnvelope"]["payload"] = other["dsseEnvelope"]["payload"].clone();
+        fs::write(path, bundle.to_string()).unwrap();
+    })
+    .await;
+    assert!(forged.contains("the attestation ") && forged.contains("signature"), "{forged}");
+}
+
 #[test]
 fn identities_come_with_issuers_and_a_root() {
     use clap::Parser as _;
@@ -748,6 +841,11 @@ fn identities_come_with_issuers_and_a_root() {
     assert!(Server::of(serve.clone(), serve.identities().unwrap()).is_some());
     for wrong in [one, &root, &format!("--certificate-identity s {root}"), &format!("{one} --trusted-root r"), ""] {
         assert!(parse(wrong).is_err(), "{wrong}");
+    }
+    let attested = parse("--public-key k --attestation testResult=a/b=c").unwrap();
+    assert_eq!(attested.attestation, [(AttestationKind::TestResult, "a/b=c".into())]);
+    for wrong in ["testResult", "testResult=", "report=r", "=r"] {
+        assert!(parse(&format!("--public-key k --attestation {wrong}")).is_err(), "{wrong}");
     }
     let uneven = parse(&format!("{one} --certificate-identity t {root}")).unwrap();
     let why = uneven.identities().unwrap_err().to_string();

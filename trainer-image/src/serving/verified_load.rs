@@ -7,14 +7,16 @@ use std::{
 
 use codex_configs::Device;
 use codex_provenance::{
-    ModelDigest, Sha256, files,
+    ModelDigest, Sha256,
+    attestation::AttestationKind,
+    files,
     manifest::{Held, Manifest, ManifestError},
 };
 use codex_signing::{
     bundle,
     key::PublicKey,
     keyless::{IdentityPattern, Keyless, MAX_ROOT, Root},
-    verify::{Expected, Trusted, Verified, verify_listing, verify_model},
+    verify::{Expected, Trusted, Verified, verify_demanded, verify_listing, verify_model},
 };
 
 use super::ServeError;
@@ -31,6 +33,8 @@ pub(super) struct Paths {
     pub(super) model: PathBuf,
     pub(super) oms_bundle: PathBuf,
     pub(super) promotion: PathBuf,
+    /// The attestations that must be beside the promotion.
+    pub(super) attestations: Vec<(AttestationKind, PathBuf)>,
     pub(super) public_keys: Vec<PathBuf>,
     /// The identities that may have signed; they need a trusted root.
     pub(super) identities: Vec<IdentityPattern>,
@@ -47,11 +51,13 @@ pub(super) struct TrustedRoot {
 /// Maximum size of a key file in bytes.
 const MAX_KEY: usize = 64 << 10;
 
-/// Checks names and sizes, hashes every file of the model, and verifies signature, promotion and ring against exactly the bytes
-/// that the returned files give.
+/// Checks names and sizes, hashes every file of the model, and verifies signature, promotion, ring and attestations against exactly the
+/// bytes that the returned files give.
 pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verified, Held), ServeError> {
     let oms_bundle = read("OMS bundle", &paths.oms_bundle, bundle::MAX_BYTES)?;
     let promotion = read("promotion bundle", &paths.promotion, bundle::MAX_BYTES)?;
+    let attestations = paths.attestations.iter().map(|(_, path)| read("attestation", path, bundle::MAX_BYTES));
+    let attestations: Vec<Vec<u8>> = attestations.collect::<Result<_, ServeError>>()?;
     let trusted = trusted(paths)?;
     let refused = |source| ServeError::Manifest { path: paths.model.clone(), source };
     let entries = match files::walk(&paths.model, &BTreeSet::new()) {
@@ -63,14 +69,17 @@ pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verif
     };
     // Before the first byte is read: a file that was replaced may be larger than the memory.
     verify_listing(&entries, &oms_bundle, &trusted, expected)?;
-    let (manifest, held) = Manifest::hold(entries, is_kept).map_err(refused)?;
+    let (manifest, held) = Manifest::hold(&entries, is_kept).map_err(refused)?;
     let verified = verify_model(&manifest, &oms_bundle, &promotion, &trusted, expected)?;
+    let demanded = paths.attestations.iter().map(|(kind, _)| *kind).collect();
+    let attested = verify_demanded(&verified.promoted, attestations.iter().map(Vec::as_slice), &demanded, &trusted)?;
     tracing::info!(
         model = %verified.signed.model,
         bytes = manifest.size_bytes(),
         signer = %verified.signed.signer,
         promotion = %verified.promoted.digest,
         ring = %verified.promoted.promotion.reasons.ring,
+        attestations = attested.len(),
         "verified"
     );
     Ok((verified, held))
@@ -98,7 +107,7 @@ fn trusted(paths: &Paths) -> Result<Trusted, ServeError> {
 pub(super) fn read_unsigned(path: &Path) -> Result<(ModelDigest, Held), ServeError> {
     let refused = |source| ServeError::Manifest { path: path.to_owned(), source };
     let entries = files::walk(path, &BTreeSet::new()).map_err(refused)?;
-    let (manifest, held) = Manifest::hold(entries, is_kept).map_err(refused)?;
+    let (manifest, held) = Manifest::hold(&entries, is_kept).map_err(refused)?;
     tracing::warn!(
         model = %manifest.digest(),
         bytes = manifest.size_bytes(),

@@ -280,7 +280,11 @@ fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'
     // The answers of a canary are not those that a shadow is compared with.
     let copies = (track == Track::Stable).then(|| shadow::arguments(view)).into_iter().flatten();
     let arguments = arguments.into_iter().chain(first).chain(listens).chain(second.into_iter().flatten());
-    let arguments = arguments.chain(root.into_iter().flatten()).chain(copies).chain(granted(view, &mut mounts));
+    let attestations = target.attestations.iter();
+    let attestations =
+        attestations.map(|kind| ("--attestation", format!("{kind}=/bundles/promotion/{}", kind.entry())));
+    let arguments =
+        arguments.chain(attestations).chain(root.into_iter().flatten()).chain(copies).chain(granted(view, &mut mounts));
     let arguments = arguments.flat_map(|(flag, value)| [flag.to_owned(), value]);
     let reports = (track == Track::Canary).then(|| "--report-traffic".to_owned());
     Template {

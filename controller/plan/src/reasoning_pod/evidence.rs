@@ -1,10 +1,13 @@
 //! The evidence for a rollout, and everything that blocks it. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use codex_crds::{ConditionType, ModelStatus, Reason, TrainingRun, child};
-use codex_provenance::{Sha256, Untimely, promotion::PromotionKey};
-use codex_verdict::{Ring, policy::Demand};
+use codex_provenance::{Sha256, Untimely, attestation::AttestationKind, promotion::PromotionKey};
+use codex_verdict::{
+    Ring,
+    policy::{Demand, demanded_attestations},
+};
 use jiff::Timestamp;
 use kube::ResourceExt;
 
@@ -127,6 +130,15 @@ impl<'a> Evidence<'a> {
         }
         let lent = lent.and_then(Result::ok).map(|lent| lent.ring);
         Self { trained, key, proofs, oms, promotion, policies, blocks, lent, waived }
+    }
+
+    /// Returns the attestations that servers verify: those that policies demand of the ring. A shadow runs on a promotion of which none
+    /// are demanded.
+    pub(crate) fn attestations(&self, observed: &ObservedReasoningPod) -> BTreeSet<AttestationKind> {
+        match self.lent {
+            None => demanded_attestations(&observed.policies, observed.object.spec.rollout_ring),
+            Some(_) => BTreeSet::new(),
+        }
     }
 
     /// Returns everything that the conditions say is missing, also if it does not keep a shadow from running.

@@ -56,6 +56,7 @@ impl Signing {
             promotion: promoted.digest,
             promotion_signer: promoted.signer,
             promotion_bundle: promotion_bundle.clone(),
+            attestations: evidence.attestations(observed),
             root: trust.root([signed.signer, promoted.signer]),
             run_uid,
         })))

@@ -211,6 +211,7 @@ fn signed(view: &View<'_>, stage: &Stage, serves: bool) -> Signed {
                 digest: signed.digest,
                 bundle: name.clone(),
                 signer: Some(signed.signer.short()).filter(|signer| *signer != manifest.signer),
+                attestations: view.evidence.attestations(view.observed).into_iter().collect(),
             })
         }
         _ => None,
@@ -233,6 +234,7 @@ fn of_target(target: &Target) -> Signed {
             digest: target.promotion,
             bundle: target.promotion_bundle.clone(),
             signer: (target.promotion_signer != target.oms_signer).then(|| target.promotion_signer.short()),
+            attestations: target.attestations.iter().copied().collect(),
         }),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
+use codex_provenance::{ModelDigest, PromotionDigest, Sha256, attestation::AttestationKind};
 use codex_verdict::Ring;
 
 use super::{lent, observed::ObservedReasoningPod, trust::Trust};
@@ -24,6 +24,8 @@ pub(crate) struct Target {
     /// Fingerprint of the key that signed the promotion bundle.
     pub(crate) promotion_signer: Sha256,
     pub(crate) promotion_bundle: String,
+    /// The attestations beside the promotion that servers verify as well.
+    pub(crate) attestations: BTreeSet<AttestationKind>,
     /// Digest of the trusted root that verifies them, if an identity signed one of them.
     pub(crate) root: Option<Sha256>,
 }
@@ -58,6 +60,7 @@ impl Target {
             oms_bundle: manifest.bundle.clone(),
             promotion: promotion.digest,
             promotion_bundle: promotion.bundle.clone(),
+            attestations: promotion.attestations.iter().copied().collect(),
             root: trust.root([oms_signer, promotion_signer]),
         })
     }

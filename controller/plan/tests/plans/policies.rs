@@ -6,7 +6,7 @@ use codex_plan::{
     conditions::find,
     reasoning_pod::{self, Bundle, Compared, ObservedReasoningPod, RecordedPromotion, SignedPromotion},
 };
-use codex_provenance::{DataDigest, ModelDigest, PromotionDigest, Sha256};
+use codex_provenance::{DataDigest, ModelDigest, PromotionDigest, Sha256, attestation::AttestationKind};
 use codex_verdict::{
     Ring,
     policy::{Denied, Lineage, Policy, PolicyKind, PolicyRule, PolicySpec, RequiredParity, RequiredRing},
@@ -14,7 +14,11 @@ use codex_verdict::{
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
-use crate::{make, properties::ready_to_sign};
+use crate::{
+    make,
+    properties::{ready_to_sign, trained},
+    world::World,
+};
 
 type Planned = Plan<codex_crds::ReasoningPodStatus>;
 
@@ -72,6 +76,90 @@ pub(crate) fn serving() -> ObservedReasoningPod {
     observed.deployment = Some(deployment);
     observed.pods = vec![make::from::<Pod>(json!({"metadata": {"name": "a", "uid": "a", "annotations": annotations}}))];
     observed
+}
+
+/// Servers verify the attestations that policies demand: the arguments name them, in plans for a target and in those that restore one.
+#[test]
+fn servers_verify_the_attestations_that_policies_demand() {
+    let arguments = |plan: &Planned| -> Vec<String> {
+        let template = plan.desired.deployments[0].spec.clone().unwrap().template.spec.unwrap();
+        let arguments = template.containers[0].args.clone().unwrap();
+        let pairs = arguments.windows(2).filter(|pair| pair[0] == "--attestation");
+        pairs.map(|pair| pair[1].clone()).collect()
+    };
+    let mut observed = serving();
+    assert!(arguments(&plan(&observed)).is_empty());
+    let status = plan(&observed).status.promotion.unwrap();
+    assert!(status.attestations.is_empty());
+
+    let mut spec = requiring(Ring::Base0C);
+    let rule = &mut spec.rules[0];
+    (rule.ring, rule.requires) = (observed.object.spec.rollout_ring, None);
+    rule.attestations = vec![AttestationKind::VerificationSummary, AttestationKind::SlsaProvenance];
+    observed.policies = vec![policy(PolicyKind::PromotionPolicy, spec)];
+    observed.promotion = Bundle::Absent;
+    let signing = plan(&observed);
+    let [Effect::SignPromotion { promotion, .. }] = &signing.effects[..] else { panic!("{signing:?}") };
+    observed.promotion = Bundle::Valid(SignedPromotion {
+        digest: promotion.digest(),
+        key: promotion.key().digest(),
+        signer: Sha256::of("key"),
+    });
+    let rolling = plan(&observed);
+    let demanded = [
+        "slsaProvenance=/bundles/promotion/slsa-provenance.json",
+        "verificationSummary=/bundles/promotion/verification-summary.json",
+    ];
+    assert_eq!(arguments(&rolling), demanded);
+    let recorded = rolling.status.promotion.clone().unwrap();
+    assert_eq!(recorded.attestations, [AttestationKind::SlsaProvenance, AttestationKind::VerificationSummary]);
+
+    // A modified template: the recorded one is restored while something else blocks the rollout.
+    observed.object.status = Some(rolling.status);
+    (observed.deployment, observed.tampered) = (None, true);
+    observed.signer =
+        reasoning_pod::Signer::Unavailable { fingerprint: Some(Sha256::of("key")), reason: "it is away".into() };
+    observed.policies.clear();
+    assert_eq!(arguments(&plan(&observed)), demanded);
+}
+
+/// The only credential of a trainer, an evaluator or a server is the token for its own reports: neither the signing key nor a token that
+/// Fulcio or the API server accepts.
+#[test]
+fn no_pod_can_sign() {
+    let observed_run = World::new().observed_run();
+    let mut observed_evaluation = World::new().observed_evaluation();
+    observed_evaluation.run = Some(trained());
+    let jobs = [
+        codex_plan::training_run::plan(&observed_run, make::at(9)).desired.jobs,
+        codex_plan::evaluation::plan(&observed_evaluation, make::at(9)).desired.jobs,
+    ];
+    let jobs = jobs.into_iter().flatten().map(|job| job.spec.unwrap().template.spec.unwrap());
+    let servers = plan(&serving()).desired.deployments;
+    let servers = servers.into_iter().map(|deployment| deployment.spec.unwrap().template.spec.unwrap());
+    let specs: Vec<_> = jobs.chain(servers).collect();
+    assert_eq!(specs.len(), 3);
+    for spec in specs {
+        assert_eq!(spec.automount_service_account_token, Some(false));
+        let volumes = spec.volumes.unwrap();
+        assert!(volumes.iter().all(|volume| volume.secret.is_none() && volume.csi.is_none()), "{volumes:?}");
+        let sources = volumes.iter().filter_map(|volume| volume.projected.as_ref()?.sources.as_ref()).flatten();
+        let sources: Vec<_> = sources.collect();
+        assert!(sources.iter().all(|source| source.secret.is_none()), "{sources:?}");
+        let tokens = sources.iter().filter_map(|source| source.service_account_token.as_ref());
+        let audiences: Vec<_> = tokens.map(|token| token.audience.as_deref()).collect();
+        assert_eq!(audiences, [Some("codex-ml.dev/reports")]);
+        for container in spec.containers {
+            assert!(
+                container
+                    .env
+                    .iter()
+                    .flatten()
+                    .all(|variable| { variable.value_from.as_ref().is_none_or(|from| from.secret_key_ref.is_none()) })
+            );
+            assert!(container.env_from.is_none());
+        }
+    }
 }
 
 fn replicas(plan: &Planned) -> Option<i32> {

@@ -1,0 +1,66 @@
+//! What verification costs when a model is loaded, and what signing costs: prints one line of JSON. `make bench-verify` runs it.
+//!
+//! Each round loads the model once as it is, and once as a server does: hashed, compared with its signature, and loaded from the bytes
+//! that were hashed. The two take turns, so that other work on the machine meets both.
+//!
+//! `verify_speed MODEL_DIR OMS_BUNDLE KEY ROUNDS`
+
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use codex::model::Generator;
+use codex_configs::Device;
+use codex_provenance::{files, manifest::Manifest, oms};
+use codex_signing::{
+    key::{PrivateKey, PublicKey, Signer as _},
+    verify::verify_signature,
+};
+use serde_json::json;
+
+/// The statements that are signed for a promotion: OMS, promotion and three attestations.
+const STATEMENTS: usize = 5;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model, bundle, key, rounds] = arguments.as_slice() else {
+        return Err("usage: verify_speed MODEL_DIR OMS_BUNDLE KEY ROUNDS".into());
+    };
+    let (model, bundle) = (Path::new(model), fs::read(bundle)?);
+    let key = PublicKey::from_pem(&fs::read_to_string(key)?)?;
+    let (mut plain, mut verified, mut hashing) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds.parse::<usize>()? {
+        let begun = Instant::now();
+        drop(Generator::load_directory(model, 1, Device::Cpu)?);
+        plain.push(begun.elapsed());
+        let begun = Instant::now();
+        let (manifest, held) = Manifest::hold(&files::walk(model, &BTreeSet::new())?, kept)?;
+        verify_signature(&manifest, &bundle, &key, None)?;
+        hashing.push(begun.elapsed());
+        drop(Generator::load_held(held, 1, Device::Cpu)?);
+        verified.push(begun.elapsed());
+    }
+    let payload = oms::payload(&Manifest::of_dir(model)?, "model");
+    let begun = Instant::now();
+    let signer = PrivateKey::generate()?;
+    for _ in 0..STATEMENTS {
+        signer.sign(&payload)?;
+    }
+    let (of_all, of_one) = (|times: &[Duration]| times.iter().map(seconds).collect::<Vec<_>>(), begun.elapsed());
+    let (plain, verified, hashing) = (of_all(&plain), of_all(&verified), of_all(&hashing));
+    println!("{}", json!({"plain": plain, "verified": verified, "hashing": hashing, "signing": seconds(&of_one)}));
+    Ok(())
+}
+
+/// As servers do: weights are read from their files, and everything else is kept.
+fn kept(name: &str) -> bool {
+    !name.ends_with(".safetensors")
+}
+
+fn seconds(time: &Duration) -> f64 {
+    time.as_secs_f64()
+}
