@@ -48,7 +48,7 @@ fi
 endef
 
 .PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
-	test-clients test-stores test-helm test-cosign test-keyless simulate chaos fuzz deny release demo demo-real bench bench-scale \
+	test-clients test-stores test-helm test-cosign test-keyless test-gateway test-autoscaling simulate chaos fuzz deny release demo demo-real bench bench-scale \
 	bench-verify bench-memory bench-data bench-real bench-train sanitize
 
 help: ## lists all targets
@@ -64,7 +64,7 @@ root: ## checks that packages can be installed and the local cluster can start: 
 	fi
 
 # Go builds Kubernetes and kubectl. Images and programs do not need it.
-cluster demo demo-real test test-clients test-stores test-helm test-cosign test-keyless chaos release bench bench-scale: WITH_GO := yes
+cluster demo demo-real test test-clients test-stores test-helm test-cosign test-keyless test-gateway test-autoscaling chaos release bench bench-scale: WITH_GO := yes
 
 prerequisites: ## checks that Rust, Go and gcc are installed
 	@missing=()
@@ -385,6 +385,50 @@ test-keyless: root prerequisites ## signs without a key through Fulcio, Rekor an
 	cargo test --release --locked --workspace --test sigstore -- --test-threads=1 || status=$$?
 	[ "$$started" = before ] || $(CLUSTER_COMMAND) down
 	exit "$$status"
+
+# Runs the test $(1) on the local cluster, which is stopped again unless it ran before.
+define on-the-cluster
+$(MAKE) image REGISTRY=
+if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
+[ "$$started" = before ] || $(CLUSTER_COMMAND) up
+status=0
+cargo test --release --locked --workspace --test $(1) || status=$$?
+[ "$$started" = before ] || $(CLUSTER_COMMAND) down
+exit "$$status"
+endef
+
+# Traefik's go.mod names this version of the Gateway API.
+TRAEFIK_VERSION := v3.7.13
+GATEWAY_API_VERSION := v1.6.1
+TRAEFIK = $(CACHE)/traefik-$(TRAEFIK_VERSION)/traefik
+test-gateway: root prerequisites ## tries canaries with exact weights through Traefik, which it builds, and the Gateway API on the local cluster
+	@if [ ! -x "$(TRAEFIK)" ]; then
+		echo "Building Traefik $(TRAEFIK_VERSION) in $$(dirname "$(TRAEFIK)")."
+		tests/gateway/traefik.sh "$(TRAEFIK_VERSION)" "$(TRAEFIK)"
+	fi
+	module=sigs.k8s.io/gateway-api@$(GATEWAY_API_VERSION)
+	(cd / && go mod download "$$module")
+	export TRAEFIK="$(TRAEFIK)" GATEWAY_API="$$(cd / && go list -m -f '{{.Dir}}' "$$module")/config/crd/standard"
+	$(call on-the-cluster,gateway)
+
+METRICS_SERVER_VERSION := v0.8.0
+PROMETHEUS_ADAPTER_VERSION := v0.12.0
+METRICS_SERVER = $(CACHE)/metrics-server-$(METRICS_SERVER_VERSION)/metrics-server
+PROMETHEUS_ADAPTER = $(CACHE)/prometheus-adapter-$(PROMETHEUS_ADAPTER_VERSION)/adapter
+test-autoscaling: root prerequisites ## scales servers by CPU, queue and latency with metrics-server, Prometheus and its adapter on the local cluster
+	@$(call install-promtool)
+	$(call install-go,$(METRICS_SERVER),sigs.k8s.io/metrics-server/cmd/metrics-server@$(METRICS_SERVER_VERSION))
+	if [ ! -x "$(PROMETHEUS_ADAPTER)" ]; then
+		echo "Building sigs.k8s.io/prometheus-adapter $(PROMETHEUS_ADAPTER_VERSION) in $$(dirname "$(PROMETHEUS_ADAPTER)")."
+		# Not with go install, which asks for the list of versions.
+		module=sigs.k8s.io/prometheus-adapter@$(PROMETHEUS_ADAPTER_VERSION)
+		(cd / && go mod download "$$module")
+		cd "$$(cd / && go list -m -f '{{.Dir}}' "$$module")"
+		CGO_ENABLED=0 go build -trimpath -o "$(PROMETHEUS_ADAPTER)" ./cmd/adapter
+		cd "$(CURDIR)"
+	fi
+	export METRICS_SERVER="$(METRICS_SERVER)" PROMETHEUS_ADAPTER="$(PROMETHEUS_ADAPTER)"
+	$(call on-the-cluster,autoscaling)
 
 SIMULATION_SEEDS ?= 10000
 simulate: prerequisites ## runs the controller in SIMULATION_SEEDS=10000 simulated clusters with faults; a seed that fails is printed

@@ -155,6 +155,7 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
         deployments,
         horizontal_pod_autoscalers,
         services,
+        http_routes,
         endpoint_slices,
         foreign_slices,
         pod_disruption_budgets,
@@ -181,6 +182,9 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
         apply.ensure(&stores.services, child, Template::None).await?;
     }
     apply.remove_slices(services, foreign_slices).await?;
+    for child in http_routes {
+        apply.ensure(&stores.http_routes, child, Template::None).await?;
+    }
     for child in jobs {
         apply.ensure(&stores.jobs, child, Template::Immutable).await?;
     }
@@ -196,6 +200,7 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
     let serving = names(deployments).into_iter().chain(kept_of(KeptKind::Deployment)).collect();
     apply.prune(&stores.deployments, serving).await?;
     apply.prune(&stores.jobs, names(jobs).into_iter().chain(kept_of(KeptKind::Job)).collect()).await?;
+    apply.prune(&stores.http_routes, names(http_routes)).await?;
     apply.prune(&stores.services, names(services)).await?;
     let slices = names(endpoint_slices).into_iter().chain(kept_of(KeptKind::EndpointSlice)).collect();
     apply.prune(&stores.endpoint_slices, slices).await?;

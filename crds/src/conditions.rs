@@ -55,6 +55,8 @@ pub enum ConditionType {
     Verified,
     /// The HorizontalPodAutoscaler scales the servers. Present only with `spec.autoscaling`.
     ScalingActive,
+    /// The Gateways of `spec.rollout.gateway` have accepted the HTTPRoute. Present only with that field.
+    RouteAccepted,
     /// A canary runs beside the servers. Present once there has been one.
     Canary,
     /// The shadow answers as the ReasoningPod that it shadows. Present only with `spec.shadow`; Unknown until enough requests were
@@ -89,6 +91,7 @@ impl ConditionType {
             Self::Signed => "Signed",
             Self::Verified => "Verified",
             Self::ScalingActive => "ScalingActive",
+            Self::RouteAccepted => "RouteAccepted",
             Self::Canary => "Canary",
             Self::ParityHolding => "ParityHolding",
         }
@@ -252,6 +255,14 @@ reasons! {
     WaitingForMetrics,
     /// The HorizontalPodAutoscaler cannot compute or set the number of servers. The message quotes its condition.
     ScalingFailed,
+    /// Every Gateway has accepted the HTTPRoute.
+    Accepted,
+    /// No implementation of the Gateway API has answered for a Gateway of the HTTPRoute yet.
+    WaitingForGateway,
+    /// A Gateway refuses the HTTPRoute. The message quotes its condition.
+    RouteRefused,
+    /// The cluster has no HTTPRoutes of the Gateway API, or the controller may not read them.
+    GatewayApiMissing,
     /// A SignOff names another model, report or ring than those of now.
     SignOffVoid,
     /// The read of the problems cannot be counted, so the verdict is not published.

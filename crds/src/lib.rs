@@ -47,7 +47,8 @@ pub use redeploy::{
 };
 pub use reproduction::{ComputationStatus, Reproduces, ReproductionStatus};
 pub use rollout::{
-    Analysis, MAX_HISTORY, Rollout, RolloutPhase, RolloutRecord, RolloutResult, RolloutStatus, TrafficStatus,
+    Analysis, MAX_HISTORY, ParentRef, Rollout, RolloutGateway, RolloutPhase, RolloutRecord, RolloutResult,
+    RolloutStatus, TrafficStatus,
 };
 pub use schedule::{ActiveRun, ConcurrencyPolicy, FinishedRun, MAX_FINISHED, MissedRuns, Schedule, ScheduleStatus};
 pub use shadow::{DifferenceStatus, MAX_SHADOW_SOURCES, Parity, Shadow, ShadowSource, ShadowStatus};

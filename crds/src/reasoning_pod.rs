@@ -246,7 +246,8 @@ pub struct ReasoningPodStatus {
     #[schemars(length(max = 128))]
     pub seal: Option<String>,
     /// Conditions of the rollout: Canary, EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, KeyExpires, ParityHolding,
-    /// PolicyMet, Ready, Reconciling, RedeploysOnTime, Revoked, RingMatched, ScalingActive, Signed, SignedOff, Stalled, StatusDiscarded, Trained and Verified.
+    /// PolicyMet, Ready, Reconciling, RedeploysOnTime, Revoked, RingMatched, RouteAccepted, ScalingActive, Signed, SignedOff, Stalled, StatusDiscarded,
+    /// Trained and Verified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 24))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

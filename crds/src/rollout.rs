@@ -16,7 +16,8 @@ pub const MAX_HISTORY: usize = 10;
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
     /// Servers of the canary in percent of the present servers, rounded up, in ascending order. At 100 all requests go to the
-    /// canary; before, each server gets an equal share. Defaults to 5, 25, 50 and 100.
+    /// canary; before, each server gets an equal share, or with gateway the canary this share of all requests. Defaults to 5, 25, 50
+    /// and 100.
     #[serde(default = "default_steps")]
     #[schemars(length(min = 1, max = 10), inner(range(min = 1, max = 100)))]
     #[x_kube(
@@ -26,6 +27,50 @@ pub struct Rollout {
     /// When a step ends, and when the canary fails.
     #[serde(default)]
     pub analysis: Analysis,
+    /// Exact shares through Gateway API: the controller writes an HTTPRoute whose weights are those of the step. Requests that come
+    /// through the Gateway follow them, and the Service of the ReasoningPod answers only with the present servers. Without it, the
+    /// Service gives each server an equal share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<RolloutGateway>,
+}
+
+/// Where the HTTPRoute of a ReasoningPod is attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutGateway {
+    /// The Gateways that send requests to the servers, as in spec.parentRefs of an HTTPRoute.
+    #[schemars(length(min = 1, max = 8))]
+    pub parent_refs: Vec<ParentRef>,
+    /// Host names of the requests, as in spec.hostnames of an HTTPRoute, such as models.example.com or *.example.com. Without any, the
+    /// route takes the requests of every host that its listeners accept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
+    #[x_kube(
+        validation = ("self.all(host, host.matches('^([*][.])?[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$'))", "spec.rollout.gateway.hostnames[] must be host names of lower-case letters, digits, dashes and dots, such as models.example.com or *.example.com")
+    )]
+    pub hostnames: Vec<String>,
+}
+
+/// A Gateway, or one of its listeners.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ParentRef {
+    /// Name of the Gateway.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = crate::rules::subdomain("spec.rollout.gateway.parentRefs[].name", "public"))]
+    pub name: String,
+    /// Namespace of the Gateway. Defaults to that of the ReasoningPod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: Option<String>,
+    /// Name of the listener. Without it, all listeners that allow the route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub section_name: Option<String>,
+    /// Port of the listeners. Without it, all ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: Option<i32>,
 }
 
 /// The analysis of a canary.
@@ -123,7 +168,8 @@ pub struct RolloutStatus {
     pub promotion: PromotionDigest,
     /// Current step, in percent.
     pub step: i32,
-    /// Share of the ready servers that the canary has, as canary/all, such as 1/3. Requests are shared equally.
+    /// Share of the requests that the canary gets, as canary/all: its share of the ready servers, such as 1/3, or with
+    /// spec.rollout.gateway its weight in the HTTPRoute, such as 5/100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub share: Option<String>,

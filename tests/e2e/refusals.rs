@@ -243,6 +243,16 @@ fn cases() -> Vec<Case> {
         pod("/spec/rollout", json!({ "steps": [5, 50] }), &["spec.rollout.steps", "end with 100"]),
         pod("/spec/rollout", json!({ "steps": [50, 50, 100] }), &["spec.rollout.steps", "different"]),
         pod("/spec/rollout", json!({ "analysis": { "maxErrorRate": "1.5" } }), &["maxErrorRate", "1.5", "from 0 to 1"]),
+        pod(
+            "/spec/rollout",
+            json!({ "gateway": { "parentRefs": [{ "name": "Public" }] } }),
+            &["spec.rollout.gateway.parentRefs[].name", "Public", "such as public"],
+        ),
+        pod(
+            "/spec/rollout",
+            json!({ "gateway": { "parentRefs": [{ "name": "public" }], "hostnames": ["https://models"] } }),
+            &["spec.rollout.gateway.hostnames[]", "such as models.example.com"],
+        ),
     ]
 }
 

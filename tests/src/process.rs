@@ -81,11 +81,7 @@ impl Controller {
         let kubeconfig = folder.path().join("kubeconfig");
         write_kubeconfig(cluster.kubeconfig(), output(&mut token)?.trim(), &kubeconfig)?;
         let host = cluster.host_address()?;
-        let port = |host: &str| -> Result<u16> {
-            let free = TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr());
-            Ok(free.map_err(Error::io(format!("finding a free port of {host}")))?.port())
-        };
-        let (reports, health) = (port(&host.to_string())?, port("127.0.0.1")?);
+        let (reports, health) = (free_port(&host.to_string())?, free_port("127.0.0.1")?);
         let arguments = [
             "--namespace",
             install::NAMESPACE,
@@ -142,6 +138,84 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Another program as a process of this machine; killed when dropped.
+#[derive(Debug)]
+pub struct Beside {
+    child: Child,
+    name: String,
+    folder: tempfile::TempDir,
+}
+
+impl Beside {
+    /// Starts the program whose path is in the environment variable `variable`, in a folder of its own. `target` is the one that builds
+    /// it.
+    ///
+    /// # Errors
+    /// If the variable is not set or the program cannot be started.
+    pub fn start(
+        variable: &str,
+        target: &str,
+        configure: impl FnOnce(&mut Command, &Path) -> Result<()>,
+    ) -> Result<Self> {
+        let program = std::env::var_os(variable).ok_or_else(|| {
+            let source =
+                std::io::Error::new(std::io::ErrorKind::NotFound, format!("run `make {target}`, which builds it"));
+            Error::io(format!("reading {variable}"))(source)
+        })?;
+        let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
+        let mut command = Command::new(&program);
+        command.current_dir(folder.path());
+        configure(&mut command, folder.path())?;
+        let name = variable.to_lowercase();
+        let file = folder.path().join("log");
+        let log = File::create(&file).map_err(Error::io(format!("creating {}", file.display())))?;
+        let again = log.try_clone().map_err(Error::io("opening a log twice"))?;
+        let spawned = command.stdin(Stdio::null()).stdout(log).stderr(again).spawn();
+        let child = spawned.map_err(Error::io(format!("starting {}", program.display())))?;
+        Ok(Self { child, name, folder })
+    }
+
+    /// Returns an error with the end of its log if it has ended.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn runs(&mut self) -> Result<()> {
+        match self.child.try_wait() {
+            Ok(None) => Ok(()),
+            ended => {
+                let status = ended.map_or_else(|error| error.to_string(), |ended| format!("{ended:?}"));
+                Err(Error::Command { command: self.name.clone(), status, output: self.last_words() })
+            }
+        }
+    }
+
+    /// Returns the end of its log.
+    pub fn last_words(&self) -> String {
+        let text = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("\n--- the log of {}\n{}", self.name, self.last_words());
+        }
+    }
+}
+
+/// Returns a free port of an address of this machine.
+///
+/// # Errors
+/// If there is none.
+pub fn free_port(host: &str) -> Result<u16> {
+    let free = TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr());
+    Ok(free.map_err(Error::io(format!("finding a free port of {host}")))?.port())
 }
 
 /// Writes the administrator's kubeconfig with a token instead of the certificate.

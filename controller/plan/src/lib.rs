@@ -11,6 +11,7 @@ pub mod conditions;
 mod data;
 pub mod evaluation;
 mod events;
+pub mod http_route;
 mod metadata;
 mod numbers;
 mod obstruction;

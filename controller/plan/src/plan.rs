@@ -17,7 +17,10 @@ use k8s_openapi::api::{
 };
 use serde::Serialize;
 
-use crate::reasoning_pod::{CycleKind, ForeignSlice};
+use crate::{
+    http_route::HttpRoute,
+    reasoning_pod::{CycleKind, ForeignSlice},
+};
 
 /// The plan of one object. `S` is the status of its kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -50,6 +53,9 @@ pub struct Desired {
     pub horizontal_pod_autoscalers: Vec<HorizontalPodAutoscaler>,
     /// Services.
     pub services: Vec<Service>,
+    /// HTTPRoutes of the Gateway API. They are applied after the Services that they name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub http_routes: Vec<HttpRoute>,
     /// The EndpointSlices of Services without a selector. They are applied before the Services.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub endpoint_slices: Vec<EndpointSlice>,

@@ -5,13 +5,16 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
     ops::Deref,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use codex_crds::{
     ClusterPromotionPolicy, Evaluation, PromotionPolicy, ReasoningPod, SignOff, TrainingRun, annotation, label,
 };
-use codex_plan::reasoning_pod::SERVICE_NAME;
+use codex_plan::{http_route::HttpRoute, reasoning_pod::SERVICE_NAME};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -66,6 +69,7 @@ impl Names for Job {}
 impl Names for Deployment {}
 impl Names for HorizontalPodAutoscaler {}
 impl Names for Service {}
+impl Names for HttpRoute {}
 impl Names for PodDisruptionBudget {}
 impl Names for NetworkPolicy {}
 
@@ -155,6 +159,8 @@ type Index<K> = HashMap<u64, Vec<Arc<K>>>;
 struct Shared<K> {
     index: RwLock<Index<K>>,
     hasher: RandomState,
+    /// Whether the cluster does not have the kind.
+    missing: AtomicBool,
 }
 
 impl<K: Names> Shared<K> {
@@ -208,6 +214,11 @@ impl<K: Names> Deref for Cache<K> {
 }
 
 impl<K: Names> Cache<K> {
+    /// Whether the API server lists the kind. Only a kind that clusters need not have can be missing.
+    pub fn exists(&self) -> bool {
+        !self.shared.missing.load(Ordering::Relaxed)
+    }
+
     /// Returns the objects of a namespace that name `name`, in no particular order.
     pub fn naming(&self, namespace: &str, name: &Name) -> Vec<Arc<K>> {
         let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
@@ -227,7 +238,7 @@ pub struct CacheWriter<K: Names> {
 
 impl<K: Names> Default for CacheWriter<K> {
     fn default() -> Self {
-        let shared = Shared { index: RwLock::default(), hasher: RandomState::new() };
+        let shared = Shared { index: RwLock::default(), hasher: RandomState::new(), missing: AtomicBool::new(false) };
         Self { writer: Writer::default(), shared: Arc::new(shared) }
     }
 }
@@ -236,6 +247,11 @@ impl<K: Names> CacheWriter<K> {
     /// Returns a reader.
     pub fn as_reader(&self) -> Cache<K> {
         Cache { store: self.writer.as_reader(), shared: self.shared.clone() }
+    }
+
+    /// Records whether the API server lists the kind.
+    pub fn set_exists(&self, exists: bool) {
+        self.shared.missing.store(!exists, Ordering::Relaxed);
     }
 
     /// Applies an event to the cache and its index. Readers of the index wait meanwhile, so that it never shows less than the cache.

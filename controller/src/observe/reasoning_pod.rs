@@ -89,6 +89,9 @@ impl Observe for ReasoningPod {
         let autoscaler = get(&context.stores.horizontal_pod_autoscalers, &namespace, &child::server(&self.name_any()))
             .filter(|found| is_controlled_by(&**found, &uid))
             .map(Arc::unwrap_or_clone);
+        let http_route = get(&context.stores.http_routes, &namespace, &child::server(&self.name_any()))
+            .filter(|found| is_controlled_by(&**found, &uid))
+            .map(Arc::unwrap_or_clone);
         let behind = match &deployment {
             Some(deployment) => served(context, &uid, deployment).await?,
             None => Served::default(),
@@ -118,7 +121,10 @@ impl Observe for ReasoningPod {
         let unprotected = context.admission.current().protects(&namespace).err();
         let serves = deployment.is_some() || tampered;
         let all = unprotected.is_some() && serves;
-        let slices = endpoints::slices(context, &namespace, &self.name_any(), &uid, all).await?;
+        let routed = self.spec.rollout.as_ref().is_some_and(|rollout| rollout.gateway.is_some());
+        let of_canary = routed.then(|| child::canary(&self.name_any()));
+        let services: Vec<_> = std::iter::once(self.name_any()).chain(of_canary).collect();
+        let slices = endpoints::slices(context, &namespace, &services, &uid, all).await?;
         let late: Vec<String> = [&behind.current, &tries.current]
             .into_iter()
             .flat_map(|pods| unexplained(None, pods, context.now()))
@@ -164,6 +170,8 @@ impl Observe for ReasoningPod {
             deployment,
             tampered,
             autoscaler,
+            gateway_api: context.stores.http_routes.exists(),
+            http_route,
             reports: context.inbox.of(&uid),
             status_written_at: context.written.get(&uid),
             obstruction: None,

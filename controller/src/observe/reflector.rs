@@ -38,6 +38,8 @@ pub(super) struct Watch<K> {
     /// The namespace of each watch; `None` for the whole cluster.
     namespaces: Vec<Option<String>>,
     events: Events<K>,
+    /// Whether the cluster need not have the kind.
+    optional: bool,
 }
 
 /// The objects of a kind to watch.
@@ -97,6 +99,15 @@ where
     events(selection, apis, Ok)
 }
 
+/// Watches a kind of another project that the cluster may lack. Where the API server does not know it, or refuses to list it, it has
+/// no objects, and the caches of the other kinds do not wait for it.
+pub(super) fn optional<K>(selection: &Selection) -> Watch<K>
+where
+    K: Resource<DynamicType = (), Scope: WatchScope> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    Watch { optional: true, ..guarded(selection) }
+}
+
 fn events<W, K>(selection: &Selection, apis: Vec<Api<W>>, parse: fn(W) -> Parsed<K>) -> Watch<K>
 where
     W: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -107,7 +118,18 @@ where
         let events = watcher(api, selection.config()).default_backoff();
         events.map(move |event| (index, event.map(|event| convert(event, parse)))).boxed()
     });
-    Watch { namespaces, events: select_all(streams).boxed() }
+    Watch { namespaces, events: select_all(streams).boxed(), optional: false }
+}
+
+/// Returns the status code of the API server's answer to a watch.
+fn answer(failure: &watcher::Error) -> Option<u16> {
+    match failure {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(status.code),
+        _ => None,
+    }
 }
 
 fn convert<W, K>(event: Event<W>, parse: fn(W) -> Parsed<K>) -> Event<Parsed<K>> {
@@ -194,9 +216,13 @@ where
                 Err(watcher::Error::WatchError(status)) if status.code == 410 => {
                     debug!(kind = self.kind, "the watch has expired; listing again");
                 }
+                Err(failure) if watch.optional && answer(&failure) == Some(404) => self.missing(index),
                 Err(failure) => {
                     self.metrics.watch_failed(&self.kind);
                     self.log_once(chain(&failure));
+                    if watch.optional && answer(&failure) == Some(403) {
+                        self.missing(index);
+                    }
                 }
             }
             let complete = self.listings.values().filter(|listing| listing.complete).count();
@@ -207,6 +233,19 @@ where
                 // The receiver is gone only when the process stops.
                 let _ = listed.send(());
             }
+        }
+    }
+
+    /// Handles that the API server does not list the kind: there are no objects.
+    pub(super) fn missing(&mut self, index: usize) {
+        if self.store.exists() {
+            debug!(kind = self.kind, "the cluster does not have the kind, or it may not be listed; trying again");
+        }
+        self.writer.set_exists(false);
+        let listing = self.listings.entry(index).or_default();
+        (listing.relisted, listing.complete) = (None, true);
+        for object in self.store.state() {
+            self.remove(&reference(object.meta()));
         }
     }
 
@@ -248,6 +287,7 @@ where
             }
             Event::InitDone => {
                 listing.complete = true;
+                self.writer.set_exists(true);
                 if !std::mem::take(&mut self.logged).is_empty() {
                     info!(kind = self.kind, "the watch works again");
                 }
@@ -348,5 +388,24 @@ mod tests {
         assert_eq!((store.len(), changes.load(Ordering::Relaxed)), (1, 1));
         reflector.handle(0, Event::Delete(Ok(object)));
         assert_eq!((store.len(), changes.load(Ordering::Relaxed)), (0, 2));
+    }
+
+    #[test]
+    fn a_kind_that_the_cluster_lacks_has_no_objects_until_it_is_installed() {
+        let (writer, metrics) = (CacheWriter::<ClusterPromotionPolicy>::default(), Metrics::new().unwrap());
+        let store = writer.as_reader();
+        let mut reflector = Reflector::new(writer, metrics, |_| {}, |_| {});
+        let object =
+            ClusterPromotionPolicy::new("a", serde_json::from_value(serde_json::json!({"rings": []})).unwrap());
+        for event in [Event::Init, Event::InitApply(Ok(object)), Event::InitDone] {
+            reflector.handle(0, event);
+        }
+        assert!(store.exists() && store.len() == 1);
+        reflector.missing(0);
+        assert!(!store.exists() && store.is_empty());
+        reflector.handle(0, Event::Init);
+        assert!(!store.exists(), "the listing has not ended");
+        reflector.handle(0, Event::InitDone);
+        assert!(store.exists());
     }
 }

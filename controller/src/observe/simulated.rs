@@ -3,6 +3,7 @@
 use std::mem::take;
 
 use codex_crds::{ClusterPromotionPolicy, Evaluation, PromotionPolicy, ReasoningPod, SignOff, TrainingRun, label};
+use codex_plan::http_route::HttpRoute;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -101,6 +102,7 @@ declare_reflectors! {
     config_maps: ConfigMap, |all| take(&mut all.config_maps), "ConfigMap", OURS, typed, |_| {}, Triggers::child;
     services: Service, |all| take(&mut all.services), "Service", OURS, typed, |_| {}, Triggers::child;
     endpoint_slices: EndpointSlice, |all| take(&mut all.endpoint_slices), "EndpointSlice", OURS, typed, strip_foreign, Triggers::slice;
+    http_routes: HttpRoute, |all| take(&mut all.http_routes), "HTTPRoute", OURS, typed, |_| {}, Triggers::child;
     pod_disruption_budgets: PodDisruptionBudget, |all| take(&mut all.pod_disruption_budgets), "PodDisruptionBudget", OURS, typed, |_| {}, Triggers::child;
     network_policies: NetworkPolicy, |all| take(&mut all.network_policies), "NetworkPolicy", OURS, typed, |_| {}, Triggers::child;
     claims: PartialObjectMeta<PersistentVolumeClaim>, |all| take(&mut all.claims), "PersistentVolumeClaim", "", metadata, strip_metadata, Triggers::claim;

@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use codex_plan::http_route::HttpRoute;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -51,6 +52,8 @@ macro_rules! declare_stores {
                 /// The EndpointSlices of the controller's Services. The cluster copies the labels of a Service to the slices that it
                 /// writes. Those have no endpoints in this cache.
                 endpoint_slices: EndpointSlice;
+                /// The controller's HTTPRoutes. The cluster may have none.
+                http_routes: HttpRoute;
                 /// The controller's PodDisruptionBudgets.
                 pod_disruption_budgets: PodDisruptionBudget;
                 /// The controller's NetworkPolicies.

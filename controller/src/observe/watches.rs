@@ -16,7 +16,7 @@ use super::{
     cache::{CacheWriter, Names},
     kind::Kind,
     queues::Queues,
-    reflector::{Reflector, Selection, Watch, guarded, objects},
+    reflector::{Reflector, Selection, Watch, guarded, objects, optional},
     stores::{OURS, Stores, Writers},
     triggers::Triggers,
 };
@@ -77,6 +77,7 @@ pub async fn watch(
     watches.start(writers.labelled, objects(&labelled), strip_annotations, Triggers::labelled);
     watches.start(writers.config_maps, objects(&ours), |_| {}, Triggers::child);
     watches.start(writers.services, objects(&ours), |_| {}, Triggers::child);
+    watches.start(writers.http_routes, optional(&ours), |_| {}, Triggers::child);
     watches.start(writers.endpoint_slices, objects(&ours), strip_foreign, Triggers::slice);
     watches.start(writers.pod_disruption_budgets, objects(&ours), |_| {}, Triggers::child);
     watches.start(writers.network_policies, objects(&ours), |_| {}, Triggers::child);

@@ -276,6 +276,34 @@ async fn the_number_of_servers_is_left_to_the_autoscaler() {
 }
 
 #[tokio::test]
+async fn the_route_of_a_gateway_is_restored_and_goes_with_its_field() {
+    let world = judged(600).await;
+    let mut routed = pod(false);
+    routed["spec"]["rollout"] = json!({"gateway": {"parentRefs": [{"name": "public"}], "hostnames": ["a.example"]}});
+    world.api.put(&path("reasoningpods", "p"), routed);
+    settle::<ReasoningPod>(&world, "p").await;
+    let route = format!("/apis/gateway.networking.k8s.io/v1{TEAM}/httproutes/codex-s-p");
+    let canary = format!("/api/v1{TEAM}/services/codex-c-p");
+    let before = world.api.object(&route).unwrap();
+    assert_eq!(before["spec"]["parentRefs"][0]["name"], "public");
+    assert!(world.api.object(&canary).is_some());
+    let mut diverted = before.clone();
+    diverted["spec"]["rules"][0]["filters"] =
+        json!([{"type": "RequestRedirect", "requestRedirect": {"hostname": "b"}}]);
+    // What the API server fills in is no difference.
+    diverted["spec"]["rules"][0]["name"] = json!("any");
+    world.api.put(&route, diverted);
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    assert!(requests.contains(&format!("PATCH {route} as codex-controller force")), "{requests:#?}");
+    let mut live = world.api.object(&path("reasoningpods", "p")).unwrap();
+    live["spec"]["rollout"].as_object_mut().unwrap().remove("gateway");
+    world.api.put(&path("reasoningpods", "p"), live);
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    assert!(requests.contains(&format!("DELETE {route}")), "{requests:#?}");
+    assert!(world.api.object(&canary).is_none(), "its Service goes, too");
+}
+
+#[tokio::test]
 async fn a_bundle_without_its_labels_gets_them_back() {
     let world = judged(600).await;
     world.api.put(&path("reasoningpods", "p"), pod(false));

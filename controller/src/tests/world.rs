@@ -7,7 +7,7 @@ use std::{
 };
 
 use codex_crds::{ClusterPromotionPolicy, Evaluation, PromotionPolicy, ReasoningPod, SignOff, TrainingRun};
-use codex_plan::{Admission, Settings};
+use codex_plan::{Admission, Settings, http_route::HttpRoute};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use k8s_openapi::api::{
@@ -314,6 +314,7 @@ impl Held {
             "ConfigMap" config_maps ConfigMap;
             "Service" services Service;
             "EndpointSlice" endpoint_slices EndpointSlice;
+            "HTTPRoute" http_routes HttpRoute;
             "PodDisruptionBudget" pod_disruption_budgets PodDisruptionBudget;
             "NetworkPolicy" network_policies NetworkPolicy;
         }

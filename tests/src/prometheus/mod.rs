@@ -35,6 +35,7 @@ const ALERTS: &str = "alerts.yaml";
 
 /// A running Prometheus, whose process is killed when it is dropped.
 pub struct Prometheus {
+    url: String,
     client: Client,
     process: Child,
     discovery: JoinHandle<()>,
@@ -186,7 +187,8 @@ impl Prometheus {
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let address = free.map_err(Error::io("finding a free port of 127.0.0.1"))?;
         let unusable = |error: &dyn Display| Error::Prometheus(format!("{address}: {error}"));
-        let url = format!("http://{address}").parse().map_err(|error| unusable(&error))?;
+        let own = format!("http://{address}");
+        let url = own.parse().map_err(|error| unusable(&error))?;
         // Without TLS, it needs no certificate authorities.
         let mut config = Config::new(url);
         config.root_cert = Some(Vec::new());
@@ -199,7 +201,7 @@ impl Prometheus {
         let process =
             command.spawn().map_err(Error::io(format!("starting {PROGRAM}; install Debian's package prometheus")))?;
         let discovery = tokio::spawn(discovery::follow(cluster, jobs, folder.path().to_owned()));
-        let mut started = Self { client, process, discovery, folder };
+        let mut started = Self { url: own, client, process, discovery, folder };
         until_found("Prometheus answers", STARTED, async || {
             if let Ok(Some(status)) = started.process.try_wait() {
                 return Err(Error::Prometheus(format!("it ended with {status}: {}", started.last_words())));
@@ -209,6 +211,11 @@ impl Prometheus {
         })
         .await?;
         Ok(started)
+    }
+
+    /// Returns its address.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// Evaluates a query at each time of the window.

@@ -18,6 +18,7 @@ use serde_json::json;
 
 use super::{
     children::settings_digest,
+    route,
     servers::{Servers, Wanted},
     shadow,
     stage::Stage,
@@ -142,13 +143,23 @@ pub(super) fn answers(view: &View<'_>, stage: &Stage) -> bool {
     wanted(view, stage).is_some()
 }
 
-/// Whether all requests go to the canary: at the last step, once it has as many ready servers as it replaces. Then the servers
-/// stay idle, so that a rollback is immediate.
+/// Whether the Service of the servers sends all requests to the canary: at the last step, once it has as many ready servers as it
+/// replaces. Then the servers stay idle, so that a rollback is immediate. With a Gateway the weights of the route decide.
 pub(super) fn answers_alone(view: &View<'_>, stage: &Stage) -> bool {
     let (Some(held), Some(canary)) = (&view.status.rollout, &view.canary) else { return false };
+    if route::gateway(view).is_some() {
+        return false;
+    }
     let present = view.wanted().replicas;
     let as_many = held.step == ALL && count(present, ALL) == present;
     as_many && answers(view, stage) && canary.counts(Wanted::exactly(present)).settled
+}
+
+/// Whether the Service of the servers sends no request to the canary, which has a Service of its own: with a Gateway, until the
+/// servers are being replaced.
+pub(super) fn answers_apart(view: &View<'_>, stage: &Stage) -> bool {
+    let replaced = matches!(stage, Stage::RollingOut(_) | Stage::Refused(..) | Stage::Serving(_));
+    route::gateway(view).is_some() && !replaced && planned(view, stage).is_some()
 }
 
 /// The state of the canary after a plan.
@@ -351,7 +362,10 @@ fn judge(view: &View<'_>, stage: &Stage, target: &Target, rollout: &Rollout, hel
     let counts = canary.counts(Wanted::exactly(servers));
     let others = view.servers.as_ref().map_or(0, |servers| servers.counts(view.wanted()).ready);
     let others = if answers_alone(view, stage) { 0 } else { others };
-    next.share = (counts.ready + others > 0).then(|| format!("{}/{}", counts.ready, counts.ready + others));
+    next.share = match route::gateway(view) {
+        Some(_) => route::share(view),
+        None => (counts.ready + others > 0).then(|| format!("{}/{}", counts.ready, counts.ready + others)),
+    };
     if let Some((_, why)) = canary.refusal() {
         return failed(next, why);
     }
@@ -378,6 +392,9 @@ fn judge(view: &View<'_>, stage: &Stage, target: &Target, rollout: &Rollout, hel
         return waits(next, why);
     }
     if next.step_started.is_none() {
+        if let Some(why) = route::obstacle(view) {
+            return waits(next, why);
+        }
         next.step_started = Some(Time(view.now));
     }
     let (seen, least) = (traffic.requests, i64::from(analysis.min_requests));

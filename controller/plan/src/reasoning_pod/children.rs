@@ -28,8 +28,8 @@ use kube::ResourceExt;
 use super::{
     autoscaling,
     canary::{self, Planned},
-    endpoints,
-    servers::{Servers, digests},
+    endpoints, route,
+    servers::{Servers, TEMPLATE_HASH, digests},
     shadow,
     stage::Stage,
     target::Target,
@@ -92,7 +92,8 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
         endpoint_slices: endpoints::slices(view, stage),
         foreign_slices: endpoints::foreign(view),
         config_maps: std::iter::once(config_map(view)).chain(roots).collect(),
-        services: vec![service(view, canary::answers_alone(view, stage))],
+        services: services(view, stage),
+        http_routes: route::planned(view, stage).into_iter().collect(),
         pod_disruption_budgets: vec![budget(view)],
         network_policies: vec![policy(view)],
         ..desired
@@ -386,13 +387,27 @@ fn config_map(view: &View<'_>) -> ConfigMap {
     }
 }
 
-/// Returns the Service of all servers, or of those of the canary.
-fn service(view: &View<'_>, canary_alone: bool) -> Service {
+/// Returns the Service of all servers, or of those of the canary, and with a Gateway also that of the canary.
+fn services(view: &View<'_>, stage: &Stage) -> Vec<Service> {
+    let selector = view.owner.selector(Component::Server);
+    let canary: BTreeMap<_, _> = selector.clone().into_iter().chain(Track::Canary.label()).collect();
+    let of_canary = route::gateway(view).map(|_| service(view, child::canary(&view.owner.name), canary.clone()));
+    let selected = if canary::answers_alone(view, stage) {
+        canary
+    } else if canary::answers_apart(view, stage) {
+        // Only the canary has a label of its own. Servers that stay have the one of their ReplicaSet in common.
+        let hash = view.servers.as_ref().and_then(Servers::template_hash);
+        selector.into_iter().chain(hash.map(|hash| (TEMPLATE_HASH.to_owned(), hash))).collect()
+    } else {
+        selector
+    };
+    std::iter::once(service(view, view.owner.name.clone(), selected)).chain(of_canary).collect()
+}
+
+fn service(view: &View<'_>, name: String, selector: BTreeMap<String, String>) -> Service {
     let protected = view.observed.unprotected.is_none();
-    let mut selector = view.owner.selector(Component::Server);
-    selector.extend(Track::Canary.label().filter(|_| canary_alone));
     Service {
-        metadata: metadata(view, view.owner.name.clone()),
+        metadata: metadata(view, name),
         spec: Some(ServiceSpec {
             selector: protected.then_some(selector),
             // The name of another host would divert the traffic. Admission policies protect the type, too.

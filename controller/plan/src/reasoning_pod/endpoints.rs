@@ -16,7 +16,7 @@ use k8s_openapi::{
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
-use super::{canary, children::PORT, stage::Stage, view::View};
+use super::{canary, children::PORT, route, stage::Stage, view::View};
 use crate::{
     metadata::Component,
     plan::{Kept, KeptKind},
@@ -60,17 +60,32 @@ pub(crate) fn slices(view: &View<'_>, stage: &Stage) -> Vec<EndpointSlice> {
     let held = view.status.verified.as_ref();
     let alone = canary::answers_alone(view, stage);
     let servers = view.servers.iter().filter(|_| !alone).map(|servers| servers.verified_pods(&recorded, held));
+    let servers: Vec<_> = servers.flatten().collect();
     let held = view.status.rollout.as_ref().and_then(|rollout| rollout.verified.as_ref());
     let canary =
         view.canary.iter().filter(|_| canary::answers(view, stage)).map(|canary| canary.verified_pods(&recorded, held));
-    let servers: Vec<_> = servers.chain(canary).flatten().collect();
+    let canary: Vec<_> = canary.flatten().collect();
+    let (service, prefix) = (view.owner.name.clone(), child::server(&view.owner.name));
+    let Some(_) = route::gateway(view) else {
+        let all: Vec<_> = servers.into_iter().chain(canary).collect();
+        return of_service(view, &service, &prefix, &all);
+    };
+    let own = child::canary(&view.owner.name);
+    let of_canary = of_service(view, &own, &own, &canary);
+    let apart = canary::answers_apart(view, stage);
+    let all: Vec<_> = servers.into_iter().chain(canary.into_iter().filter(|_| !apart)).collect();
+    of_service(view, &service, &prefix, &all).into_iter().chain(of_canary).collect()
+}
+
+/// Returns the slices of a Service that answers with these servers.
+fn of_service(view: &View<'_>, service: &str, prefix: &str, servers: &[&Facts<'_>]) -> Vec<EndpointSlice> {
     let mut slices = Vec::new();
     for (family, suffix) in [("IPv4", "ipv4"), ("IPv6", "ipv6")] {
         let endpoints: Vec<_> = servers.iter().filter_map(|facts| endpoint(facts, family)).collect();
         for (index, endpoints) in endpoints.chunks(MAX_ENDPOINTS).enumerate() {
             let number = if index == 0 { String::new() } else { format!("-{index}") };
-            let name = format!("{}-{suffix}{number}", child::server(&view.owner.name));
-            slices.push(slice(view, name, family, endpoints.to_vec()));
+            let name = format!("{prefix}-{suffix}{number}");
+            slices.push(slice(view, service, name, family, endpoints.to_vec()));
         }
     }
     slices
@@ -96,9 +111,9 @@ pub(crate) fn foreign(view: &View<'_>) -> Vec<ForeignSlice> {
     if view.observed.unprotected.is_some() { view.observed.foreign_slices.clone() } else { Vec::new() }
 }
 
-fn slice(view: &View<'_>, name: String, family: &str, endpoints: Vec<Endpoint>) -> EndpointSlice {
+fn slice(view: &View<'_>, service: &str, name: String, family: &str, endpoints: Vec<Endpoint>) -> EndpointSlice {
     let mut metadata: ObjectMeta = view.owner.child(name, Component::Server, &view.observed.settings.version);
-    let labels = [(SERVICE_NAME, view.owner.name.as_str()), (WRITTEN_BY, WRITER)];
+    let labels = [(SERVICE_NAME, service), (WRITTEN_BY, WRITER)];
     let labels: BTreeMap<_, _> = labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     metadata.labels.get_or_insert_default().extend(labels);
     EndpointSlice {

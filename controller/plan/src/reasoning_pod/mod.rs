@@ -15,6 +15,7 @@ mod observed;
 mod parity;
 mod policy;
 mod redeploy;
+mod route;
 mod servers;
 mod shadow;
 mod signing;

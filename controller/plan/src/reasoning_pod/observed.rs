@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{cycles::ObservedCycle, endpoints::ForeignSlice};
 use crate::{
     admission::Admission,
+    http_route::HttpRoute,
     obstruction::Obstruction,
     pods::{ClusterWarning, Received, RefusedPod},
     seal::StatusSeal,
@@ -92,6 +93,12 @@ pub struct ObservedReasoningPod {
     /// The HorizontalPodAutoscaler of that Deployment, if it exists and the object controls it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaler: Option<HorizontalPodAutoscaler>,
+    /// Whether the cluster has HTTPRoutes of the Gateway API, and the controller may list them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gateway_api: bool,
+    /// The HTTPRoute `codex-s-<name>`, if it exists and the object controls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_route: Option<HttpRoute>,
     /// The Deployment's pods, in any order.
     #[serde(default)]
     pub pods: Vec<Pod>,

@@ -25,6 +25,9 @@ use crate::{
     pods::{Facts, explained_again, newest_reports, refusals},
 };
 
+/// The label by which the cluster tells the pods of a Deployment's templates apart.
+pub(crate) const TEMPLATE_HASH: &str = "pod-template-hash";
+
 /// Returns the fingerprints of the keys and identities that servers of this template accept, and the digest of their trusted root.
 pub(crate) fn keys(template: Option<&PodSpec>) -> BTreeSet<Sha256> {
     digests(template, &[KEY_FINGERPRINT, ROOT_DIGEST]).collect()
@@ -122,6 +125,18 @@ impl<'a> Servers<'a> {
         let fits = wanted.scaled || all == wanted.replicas;
         let settled = current && fits && ready >= wanted.least && updated_replicas.unwrap_or(0) == all;
         Counts { all, ready, settled }
+    }
+
+    /// Returns the value of [`TEMPLATE_HASH`] that a ready pod of the current template bears. `None` if there is none, or if ready
+    /// pods of a former template answer, too.
+    pub(crate) fn template_hash(&self) -> Option<String> {
+        if self.former.iter().any(Facts::is_ready) {
+            return None;
+        }
+        self.facts
+            .iter()
+            .filter(|facts| facts.is_ready())
+            .find_map(|facts| facts.pod.labels().get(TEMPLATE_HASH).cloned())
     }
 
     /// Whether there are servers, or are about to be.

@@ -18,6 +18,7 @@ use super::{
     lent,
     observed::Signer,
     redeploy::Turn,
+    route,
     servers::Servers,
     shadow,
     stage::Stage,
@@ -95,7 +96,8 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     let scaling = autoscaling::due(view).filter(|_| serves);
     let judged = view.candidate.as_ref().and_then(|(_, evidence)| evidence.policies.due(view.now));
     let cycle = turn.as_ref().and_then(|turn| turn.due);
-    let again = [again, view.evidence.policies.due(view.now), keys, scaling, canary.due(view), judged, cycle];
+    let route = route::due(view).filter(|_| serves);
+    let again = [again, view.evidence.policies.due(view.now), keys, scaling, canary.due(view), judged, cycle, route];
     let again = again.into_iter().flatten().min();
     throttle::hold(recorded, next, written, view.now, again, |next, present| ReasoningPodStatus {
         replicas: present.replicas,
@@ -309,6 +311,7 @@ fn conditions(
 
     if view.serves() || rolls(stage) {
         autoscaling::condition(view, &mut conditions);
+        route::condition(view, &mut conditions);
     }
     canary.condition(&mut conditions);
     shadow::condition(view, stage, compared, &mut conditions);

@@ -9,7 +9,7 @@ use codex_plan::{
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_reports::{Kind, LATENCY_EDGES, ServingState, Stage, State, Traffic};
 use codex_verdict::policy::Denied;
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod, discovery::v1::EndpointSlice};
 use kube::ResourceExt;
 use serde_json::json;
 
@@ -148,6 +148,57 @@ fn a_deleted_deployment_comes_back_with_the_former_model() {
     let restored = plan(&observed, 1_010);
     assert_eq!(promotion(named(&restored, "codex-s-rc").unwrap()), former);
     assert_eq!(phase(&restored), Some(RolloutPhase::Running));
+}
+
+#[test]
+fn with_a_gateway_the_service_of_the_servers_leaves_the_canary_out() {
+    let mut observed = trying();
+    let gateway = json!({"parentRefs": [{"name": "public"}]});
+    observed.object.spec.rollout.as_mut().unwrap().gateway = Some(make::from(gateway));
+    observed.gateway_api = true;
+    observed.object.status = Some(plan(&observed, 1_003).status);
+    let labels = |pods: &mut Vec<Pod>, hash: &str| {
+        for pod in pods {
+            pod.labels_mut().insert("pod-template-hash".to_owned(), hash.to_owned());
+        }
+    };
+    labels(&mut observed.pods, "5d8f");
+    answer(&mut observed, 0, 0, 1_010);
+    let service = |plan: &Plan<ReasoningPodStatus>, name: &str| {
+        let found = plan.desired.services.iter().find(|service| service.name_any() == name);
+        found.map(|service| service.spec.clone().unwrap().selector)
+    };
+    let begun = plan(&observed, 1_010);
+    assert_eq!(service(&begun, "rc").unwrap().unwrap()["pod-template-hash"], "5d8f");
+    assert_eq!(service(&begun, "codex-c-rc").unwrap().unwrap()["codex-ml.dev/track"], "canary");
+    let weights = |plan: &Plan<ReasoningPodStatus>| -> Vec<(String, i32)> {
+        let backends = &plan.desired.http_routes[0].spec.rules[0].backend_refs;
+        backends.iter().map(|backend| (backend.name.clone(), backend.weight)).collect()
+    };
+    let all = |servers, canary| vec![("rc".to_owned(), servers), ("codex-c-rc".to_owned(), canary)];
+    assert_eq!(weights(&begun), all(100, 0), "no Gateway has accepted the route, so the step has not begun");
+
+    // Without admission policies the controller writes the endpoints of both Services.
+    observed.unprotected = Some("the policies do not exist".to_owned());
+    let written = plan(&observed, 1_010);
+    let addresses = |service: &str| -> Vec<String> {
+        let of = |slice: &&EndpointSlice| slice.labels()["kubernetes.io/service-name"] == service;
+        let slices = written.desired.endpoint_slices.iter().filter(of);
+        slices.flat_map(|slice| &slice.endpoints).filter_map(|it| it.target_ref.as_ref()?.name.clone()).collect()
+    };
+    assert_eq!(service(&written, "rc"), Some(None));
+    assert!(!addresses("rc").contains(&"x".to_owned()) && !addresses("codex-c-rc").contains(&"a".to_owned()));
+
+    // A ready server of a former template has another hash, so the Service selects all servers.
+    observed.unprotected = None;
+    observed.former_pods = observed.pods.clone();
+    labels(&mut observed.former_pods, "7c9a");
+    assert!(!service(&plan(&observed, 1_010), "rc").unwrap().unwrap().contains_key("pod-template-hash"));
+    // A canary without servers gets nothing, whatever its step.
+    observed.object.spec.rollout.as_mut().unwrap().gateway.as_mut().unwrap().hostnames = vec!["a.example".to_owned()];
+    let other = plan(&observed, 1_011);
+    assert_eq!(weights(&other), all(100, 0));
+    assert_eq!(other.desired.http_routes[0].spec.hostnames, ["a.example"]);
 }
 
 #[test]

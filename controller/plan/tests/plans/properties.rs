@@ -275,6 +275,8 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         promotion_again: BTreeMap::new(),
         deployment: case.live.then_some(live),
         autoscaler: None,
+        gateway_api: false,
+        http_route: None,
         canary: None,
         canary_pods: Vec::new(),
         tampered: false,

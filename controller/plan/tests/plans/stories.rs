@@ -11,6 +11,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use codex_plan::{
     Desired, Effect, KeptKind, Plan, Received,
     evaluation::{self, ObservedEvaluation},
+    http_route::HttpRoute,
     reasoning_pod::{self, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer},
     training_run::{self, ObservedTrainingRun},
 };
@@ -265,6 +266,8 @@ impl Told for ObservedReasoningPod {
         let status = self.autoscaler.take().and_then(|live| live.status);
         let planned = plan.desired.horizontal_pod_autoscalers.first();
         self.autoscaler = planned.map(|planned| HorizontalPodAutoscaler { status, ..planned.clone() });
+        let status = self.http_route.take().and_then(|live| live.status);
+        self.http_route = plan.desired.http_routes.first().map(|planned| HttpRoute { status, ..planned.clone() });
         let kept = |slice: &EndpointSlice| {
             let name = slice.metadata.name.as_ref();
             plan.desired.kept.iter().any(|kept| kept.kind == KeptKind::EndpointSlice && Some(&kept.name) == name)
@@ -532,5 +535,6 @@ stories! {
     pod_scales: ObservedReasoningPod;
     pod_redeploys: ObservedReasoningPod;
     pod_tries_a_canary: ObservedReasoningPod;
+    pod_routes_a_canary: ObservedReasoningPod;
     pod_is_a_shadow: ObservedReasoningPod;
 }

@@ -241,6 +241,8 @@ impl World {
             deployment: self.deployment.clone().filter(|_| !self.tampered),
             tampered: self.tampered,
             autoscaler: None,
+            gateway_api: false,
+            http_route: None,
             canary: None,
             canary_pods: Vec::new(),
             pods: self.pods_of("codex-s-rc"),
@@ -347,6 +349,7 @@ impl World {
             deployments,
             horizontal_pod_autoscalers,
             services,
+            http_routes,
             endpoint_slices,
             foreign_slices,
             pod_disruption_budgets,
@@ -361,6 +364,7 @@ impl World {
             "nothing is redeployed in this world"
         );
         assert!(horizontal_pod_autoscalers.is_empty(), "nothing is scaled automatically in this world");
+        assert!(http_routes.is_empty(), "no Gateway is named in this world");
         assert!(endpoint_slices.is_empty() && foreign_slices.is_empty(), "policies are in place in this world");
         for wanted in config_maps {
             let live = self.config_maps.get(&wanted.name_any());

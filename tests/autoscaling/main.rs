@@ -1,0 +1,250 @@
+//! Automatic scaling with the real HorizontalPodAutoscaler, metrics-server, Prometheus and its adapter: run by `make test-autoscaling`,
+//! which builds or installs them.
+//!
+//! Both servers of metrics are processes of this machine. The API server reaches them as aggregated APIs. The local cluster has no
+//! certificate for that, so the requests that it forwards are anonymous, and the test allows anonymous requests to read these
+//! metrics while it runs.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "an unexpected result ends the test")]
+
+use std::{
+    fs,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use codex_crds::{ConditionType, ReasoningPod, child};
+use codex_tests::{
+    Error, Result, Team, install, objects,
+    process::{Beside, free_port, output, output_with},
+    prometheus::Prometheus,
+    team::{SOON, condition},
+    wait::{until, until_found},
+};
+use k8s_openapi::api::{apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler};
+use serde_json::{Value, json};
+
+/// The time in which metrics arrive: two scrapes, two rounds of the adapter and of the autoscaler, and the reconciliation.
+const MEASURED: Duration = Duration::from_secs(240);
+/// The clients that ask at once. A server of the tiny model runs 8 of their requests.
+const CLIENTS: usize = 64;
+/// The namespace of the Services through which the API server reaches the servers of metrics.
+const SYSTEM: &str = "kube-system";
+const QUEUE_DEPTH: &str = "codex_ml_inference_requests_waiting";
+const P95: &str = "codex_ml_inference_latency_p95_seconds";
+
+/// Objects of the whole cluster; deleted when dropped.
+struct Registered<'a> {
+    team: &'a Team,
+    objects: String,
+}
+
+impl<'a> Registered<'a> {
+    fn create(team: &'a Team, objects: &[Value]) -> Result<Self> {
+        let objects = json!({ "apiVersion": "v1", "kind": "List", "items": objects }).to_string();
+        let registered = Self { team, objects };
+        let mut kubectl = team.installation.cluster.kubectl()?;
+        output_with(kubectl.args(["apply", "--filename", "-"]), &registered.objects)?;
+        Ok(registered)
+    }
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        let Ok(mut kubectl) = self.team.installation.cluster.kubectl() else { return };
+        kubectl.args(["delete", "--ignore-not-found", "--wait=false", "--filename", "-"]);
+        let _ = output_with(&mut kubectl, &self.objects);
+    }
+}
+
+/// Returns the objects by which the API server forwards `version.group` to a port of this machine.
+fn aggregated(name: &str, group: &str, version: &str, host: IpAddr, port: u16) -> Vec<Value> {
+    let metadata = json!({ "name": name, "namespace": SYSTEM });
+    let ports = json!([{ "name": "https", "port": port, "protocol": "TCP" }]);
+    vec![
+        json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": { "ports": ports } }),
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "ports": ports,
+            "metadata": { "name": name, "namespace": SYSTEM, "labels": { "kubernetes.io/service-name": name } },
+            "endpoints": [{ "addresses": [host.to_string()], "conditions": { "ready": true } }],
+        }),
+        json!({
+            "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": { "name": format!("{version}.{group}") },
+            "spec": {
+                "group": group, "version": version, "groupPriorityMinimum": 100, "versionPriority": 100,
+                "insecureSkipTLSVerify": true, "service": { "name": name, "namespace": SYSTEM, "port": port },
+            },
+        }),
+    ]
+}
+
+/// Returns the rights of the requests that the API server forwards.
+fn readable() -> Vec<Value> {
+    let name = "codex-tests-read-metrics";
+    let groups = ["metrics.k8s.io", "custom.metrics.k8s.io"];
+    vec![
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": name },
+            "rules": [
+                { "apiGroups": groups, "resources": ["*"], "verbs": ["get", "list"] },
+                { "nonResourceURLs": ["/apis", "/apis/*", "/openapi/*"], "verbs": ["get"] },
+            ],
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": name },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
+            "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:anonymous" }],
+        }),
+    ]
+}
+
+/// Starts a server of metrics that the API server reaches at this port.
+fn serve(team: &Team, variable: &str, port: u16, arguments: &[String], config: Option<&str>) -> Result<Beside> {
+    let kubeconfig = team.installation.cluster.kubeconfig().display().to_string();
+    let host = team.installation.cluster.host_address()?;
+    Beside::start(variable, "test-autoscaling", |command, folder| {
+        command.args(["authentication", "authorization"].map(|what| format!("--{what}-kubeconfig={kubeconfig}")));
+        command.args(["--authentication-skip-lookup=true".to_owned(), format!("--secure-port={port}")]);
+        command
+            .args([format!("--bind-address={host}"), format!("--cert-dir={}", folder.join("certificates").display())]);
+        command.args(arguments);
+        if let Some(config) = config {
+            let file = folder.join("config.yaml");
+            fs::write(&file, config).map_err(Error::io(format!("writing {}", file.display())))?;
+            command.arg(format!("--config={}", file.display()));
+        }
+        Ok(())
+    })
+}
+
+/// Reads the value of a metric of each server.
+fn read(team: &Team, metric: &str) -> Result<Value> {
+    let path = format!("/apis/custom.metrics.k8s.io/v1beta1/namespaces/{}/pods/*/{metric}", team.namespace);
+    let text = output(team.kubectl()?.args(["get", "--raw", &path]))?;
+    Ok(serde_json::from_str(&text).unwrap())
+}
+
+fn replicas(found: &Deployment) -> i32 {
+    found.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_are_added_while_prompts_wait_and_removed_when_none_does() -> Result<()> {
+    let team = Team::alone("scaled").await?;
+    let host = team.installation.cluster.host_address()?;
+    let kubeconfig = team.installation.cluster.kubeconfig().display().to_string();
+    let prometheus = Prometheus::start(team.client.clone(), &team.namespace).await?;
+    let (of_resources, of_pods) = (free_port(&host.to_string())?, free_port(&host.to_string())?);
+    let mut metrics_server = serve(
+        &team,
+        "METRICS_SERVER",
+        of_resources,
+        &[
+            format!("--kubeconfig={kubeconfig}"),
+            "--kubelet-insecure-tls".to_owned(),
+            "--kubelet-preferred-address-types=InternalIP".to_owned(),
+            "--metric-resolution=10s".to_owned(),
+        ],
+        None,
+    )?;
+    // The rules that are shipped, as values of the chart that installs the adapter.
+    let shipped = install::repository().join("manifests/autoscaling/prometheus-adapter.yaml");
+    let text = fs::read_to_string(&shipped).map_err(Error::io(format!("reading {}", shipped.display())))?;
+    let values: Value = serde_yaml::from_str(&text).unwrap();
+    let rules = json!({ "rules": values["rules"]["custom"] }).to_string();
+    let mut adapter = serve(
+        &team,
+        "PROMETHEUS_ADAPTER",
+        of_pods,
+        &[
+            format!("--lister-kubeconfig={kubeconfig}"),
+            format!("--prometheus-url={}", prometheus.url()),
+            "--metrics-relist-interval=5s".to_owned(),
+        ],
+        Some(&rules),
+    )?;
+    let objects: Vec<_> = aggregated("codex-tests-metrics-server", "metrics.k8s.io", "v1beta1", host, of_resources)
+        .into_iter()
+        .chain(aggregated("codex-tests-adapter", "custom.metrics.k8s.io", "v1beta1", host, of_pods))
+        .chain(readable())
+        .collect();
+    let registered = Registered::create(&team, &objects)?;
+
+    team.create(&objects::run("learns", &[])).await?;
+    team.create(&objects::evaluation("judged", "learns", &team.problems)).await?;
+    let mut pod = objects::reasoning_pod("served", "learns", "judged");
+    let autoscaling = json!({
+        "minReplicas": 1,
+        "maxReplicas": 3,
+        // CPU and latency are measured; the queue decides.
+        "targetCPUUtilizationPercentage": 1000,
+        "metrics": { "queueDepth": 4, "p95Seconds": "1000" },
+        "behavior": { "scaleDown": { "stabilizationWindowSeconds": 0 } },
+    });
+    pod.spec.autoscaling = Some(serde_json::from_value(autoscaling).unwrap());
+    team.create(&pod).await?;
+    team.trained("learns").await?;
+    team.serving("served").await?;
+    metrics_server.runs()?;
+    adapter.runs()?;
+
+    // More clients than a server has slots: their prompts wait.
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let (client, namespace, stop) = (team.client.clone(), team.namespace.clone(), stop.clone());
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    // A server that has just been added may not answer yet.
+                    let _ = install::infer::<Value>(&client, &namespace, "served", "12+345:").await;
+                }
+            })
+        })
+        .collect();
+    let server = child::server("served");
+    for metric in [QUEUE_DEPTH, P95] {
+        let found = until_found(&format!("the adapter serves {metric}"), MEASURED, async || {
+            adapter.runs()?;
+            let found = read(&team, metric).ok().filter(|found| found["items"][0]["value"].is_string());
+            Ok(found)
+        })
+        .await?;
+        let pod = found["items"][0]["describedObject"]["name"].as_str().unwrap();
+        assert!(pod.starts_with(&server), "{found}");
+    }
+    until(&team.api::<Deployment>(), &server, "servers are added", MEASURED, |found| replicas(found) > 1).await?;
+    let scaled = until(&team.api::<HorizontalPodAutoscaler>(), &server, "all metrics are known", MEASURED, |found| {
+        let status = found.status.as_ref();
+        let current = status.and_then(|status| status.current_metrics.as_ref());
+        current
+            .is_some_and(|metrics| metrics.iter().filter(|it| it.resource.is_some() || it.pods.is_some()).count() == 3)
+    })
+    .await?;
+    let status = scaled.status.unwrap();
+    assert!(
+        status.current_metrics.unwrap().iter().any(|metric| metric.resource.is_some()),
+        "metrics-server counts, too"
+    );
+    let pod = until(&team.api::<ReasoningPod>(), "served", "it says that it scales", SOON, |pod| {
+        let status = pod.status.as_ref();
+        let found = status.and_then(|status| condition(Some(&status.conditions), ConditionType::ScalingActive));
+        found.is_some_and(|found| found.status == "True")
+    })
+    .await?;
+    assert!(pod.spec.replicas == 1, "the controller leaves the spec alone");
+
+    // Without clients, the servers go.
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        let _ = client.await;
+    }
+    until(&team.api::<Deployment>(), &server, "one server is left", MEASURED, |found| replicas(found) == 1).await?;
+    team.serving("served").await?;
+    drop(registered);
+    team.done();
+    Ok(())
+}
