@@ -94,8 +94,9 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     let keys = view.trust().due(&keys(view)).map(|due| throttle::until(view.now, due));
     let scaling = autoscaling::due(view).filter(|_| serves);
     let judged = view.candidate.as_ref().and_then(|(_, evidence)| evidence.policies.due(view.now));
+    let tried = view.trial.as_ref().and_then(|trial| trial.evidence.policies.due(view.now));
     let cycle = turn.as_ref().and_then(|turn| turn.due);
-    let again = [again, view.evidence.policies.due(view.now), keys, scaling, canary.due(view), judged, cycle];
+    let again = [again, view.evidence.policies.due(view.now), keys, scaling, canary.due(view), judged, tried, cycle];
     let again = again.into_iter().flatten().min();
     throttle::hold(recorded, next, written, view.now, again, |next, present| ReasoningPodStatus {
         replicas: present.replicas,
