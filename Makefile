@@ -49,7 +49,7 @@ endef
 
 .PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
 	test-clients test-stores test-helm test-cosign test-keyless test-gateway test-autoscaling simulate chaos fuzz deny release demo demo-real bench bench-scale \
-	bench-verify bench-memory bench-data bench-real bench-train sanitize
+	bench-verify bench-memory bench-data bench-real bench-serve bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -618,6 +618,14 @@ bench-real: programs ## times LoRA, prefill, decoding and evaluation of a pretra
 	cargo build --release --locked --workspace --example lora_speed --example decode_speed
 	model=$$($(PROGRAMS)/codex-demo model)
 	"$$python" benches/real.py compare "$(PROGRAMS)" "$$model" configs/benchmarks/gym-chain-sum/problems.jsonl 96 "$(ROUNDS)" "$(WHAT)"
+
+# LLAMA_SERVER=PATH and GGUF=PATH, the same model for it, measure llama.cpp's server beside ours.
+LLAMA_SERVER ?=
+GGUF ?=
+bench-serve: programs ## measures the server with a pretrained model: throughput, latency, overload, idle connections, copies
+	@$(call install-venv,pip)
+	model=$$($(PROGRAMS)/codex-demo model)
+	python3 benches/serve.py "$(PROGRAMS)/codex" "$$model" "$(ROUNDS)" $(if $(LLAMA_SERVER),"$(LLAMA_SERVER)" "$(GGUF)")
 
 sanitize: prerequisites ## runs the engine's tests under AddressSanitizer, which checks its unsafe kernels
 	@RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Z sanitizer=address" cargo test --release --locked --package codex-engine --lib \

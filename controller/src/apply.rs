@@ -162,6 +162,7 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
         network_policies,
         training_runs: _,
         evaluations: _,
+        reasoning_pods: _,
         expired: _,
         kept,
     } = desired;
@@ -221,17 +222,21 @@ pub async fn apply_cycles<K: Resource>(context: &Context, object: &K, desired: &
     let stores = &*context.stores;
     let apply =
         Apply { context, namespace: object.namespace().unwrap_or_default(), owner: object.uid().unwrap_or_default() };
-    let Desired { training_runs, evaluations, expired, .. } = desired;
+    let Desired { training_runs, evaluations, reasoning_pods, expired, .. } = desired;
     for child in training_runs {
         apply.ensure(&stores.training_runs, child, Template::Immutable).await?;
     }
     for child in evaluations {
         apply.ensure(&stores.evaluations, child, Template::Immutable).await?;
     }
+    for child in reasoning_pods {
+        apply.ensure(&stores.reasoning_pods, child, Template::Immutable).await?;
+    }
     for Expired { kind, name, uid } in expired {
         match kind {
             CycleKind::TrainingRun => apply.expire(&stores.training_runs, name, uid).await?,
             CycleKind::Evaluation => apply.expire(&stores.evaluations, name, uid).await?,
+            CycleKind::ReasoningPod => apply.expire(&stores.reasoning_pods, name, uid).await?,
         }
     }
     Ok(())

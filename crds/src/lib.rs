@@ -42,8 +42,8 @@ pub use reasoning_pod::{
     SafetyRules, Serving, SignOffStatus, VerifiedStatus,
 };
 pub use redeploy::{
-    CyclePhase, CycleRecord, CycleStatus, EvaluationTemplate, MAX_CYCLE_EVALUATIONS, Redeploy, RedeployStatus,
-    RedeployTemplate, ServedStatus,
+    CyclePhase, CycleRecord, CycleStatus, EvaluationTemplate, MAX_CYCLE_EVALUATIONS, Redeploy, RedeployShadow,
+    RedeployStatus, RedeployTemplate, ServedStatus,
 };
 pub use reproduction::{ComputationStatus, Reproduces, ReproductionStatus};
 pub use rollout::{

@@ -75,7 +75,7 @@ pub mod child {
         format!("codex-c-{pod}")
     }
 
-    /// Returns the name of the TrainingRun of a cycle of a ReasoningPod, which was due at this minute since 1970.
+    /// Returns the name of the TrainingRun of a cycle of a ReasoningPod, which was due at this minute since 1970, and of its shadow.
     pub fn cycle(pod: &str, minute: i64) -> String {
         format!("{pod}-{minute}")
     }

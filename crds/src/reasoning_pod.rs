@@ -121,6 +121,11 @@ pub struct Serving {
     #[schemars(length(max = 32))]
     #[x_kube(validation = crate::rules::quota("spec.serving.tokenBudget", "1000000/1d"))]
     pub token_budget: Option<String>,
+    /// Most seconds from the arrival of a request to the end of its response; then it is answered with 504. Without it, there is no
+    /// limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub request_timeout_seconds: Option<i32>,
     /// ConfigMap with the safety rules of prompts and answers. Without it, texts are not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub safety: Option<SafetyRules>,

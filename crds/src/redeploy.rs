@@ -24,6 +24,9 @@ pub struct Redeploy {
     pub schedule: Schedule,
     /// What each cycle creates. A change holds from the next cycle on.
     pub template: RedeployTemplate,
+    /// Shadow that must prove parity with what is served before the model of a cycle is promoted. Without it, none is created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<RedeployShadow>,
     /// Number of promoted cycles whose TrainingRun and Evaluations are kept. Those that are served, or that a rollback returns to, are
     /// kept besides. Defaults to 3.
     #[serde(default = "default_successful")]
@@ -33,6 +36,31 @@ pub struct Redeploy {
     #[serde(default = "default_failed")]
     #[schemars(range(min = 0, max = 10))]
     pub failed_history_limit: i32,
+}
+
+/// Shadow of each cycle: a ReasoningPod that answers copies of the requests of what is served with the model of the cycle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RedeployShadow {
+    /// Share of the requests that are copied, in percent.
+    #[schemars(range(min = 1, max = 100))]
+    pub sample_percent: i32,
+    /// Greatest share of requests that may be answered differently, such as 0.01. The cycle goes on once the upper confidence bound of
+    /// the share is at most this, and fails once the lower one is above it.
+    #[schemars(length(max = 16))]
+    #[x_kube(
+        validation = crate::rules::share("spec.redeploy.shadow.maxDivergence", "0.01"),
+        validation = ("self.matches('[1-9]')", "spec.redeploy.shadow.maxDivergence must be above 0, because no number of requests proves that nothing differs: write 0.01")
+    )]
+    pub max_divergence: String,
+    /// Least number of compared requests before parity holds. Without it, as many as the bounds need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub min_requests: Option<i32>,
+    /// Seconds in which parity must be proved, from when the shadow is created. Then the cycle fails. Defaults to 86400, one day.
+    #[serde(default = "default_deadline")]
+    #[schemars(range(min = 1, max = 2_419_200))]
+    pub deadline_seconds: i64,
 }
 
 /// Objects that a cycle creates.
@@ -67,6 +95,10 @@ pub struct EvaluationTemplate {
 
 fn default_successful() -> i32 {
     3
+}
+
+fn default_deadline() -> i64 {
+    86_400
 }
 
 fn default_failed() -> i32 {
@@ -141,7 +173,7 @@ fn rules(schema: &mut Map<String, Value>, about: &impl Fn(&str) -> bool) {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RedeployStatus {
-    /// Phase of the latest cycle: Training, Evaluating, Blocked, RollingOut, Serving, Failed or RolledBack.
+    /// Phase of the latest cycle: Training, Evaluating, Blocked, Shadowing, RollingOut, Serving, Failed or RolledBack.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<CyclePhase>,
     /// Time at which the controller first saw spec.redeploy. Earlier times of the schedule do not count.
@@ -184,11 +216,14 @@ pub enum CyclePhase {
     Evaluating,
     /// Its Evaluations have passed, and a policy, a ring or the signer keeps the model from being promoted.
     Blocked,
+    /// Its shadow answers copies of requests until parity with what is served is proved.
+    Shadowing,
     /// Its model is signed and rolled out, by a canary with spec.rollout.
     RollingOut,
     /// Its model was rolled out.
     Serving,
-    /// Its training failed, or an Evaluation did not pass, or something kept it from going on until the next one was due.
+    /// Its training failed, an Evaluation did not pass, its shadow lost parity or did not prove it in time, or something kept it from going
+    /// on until the next one was due.
     Failed,
     /// Its canary failed, or a server refused its model: what was served before is served.
     RolledBack,
@@ -217,7 +252,7 @@ pub struct CycleStatus {
     pub scheduled: Time,
     /// Time at which the controller started it.
     pub since: Time,
-    /// Phase of the cycle: Training, Evaluating, Blocked or RollingOut.
+    /// Phase of the cycle: Training, Evaluating, Blocked, Shadowing or RollingOut.
     pub phase: CyclePhase,
     /// Name of its TrainingRun.
     #[schemars(length(max = 52))]
@@ -225,6 +260,9 @@ pub struct CycleStatus {
     /// Names of its Evaluations.
     #[schemars(length(max = MAX_CYCLE_EVALUATIONS), inner(length(max = 52)))]
     pub evaluations: Vec<String>,
+    /// Time at which its shadow was first to be created. Absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow_since: Option<Time>,
     /// What it waits for.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 1024))]

@@ -53,7 +53,9 @@ metrics! {
     WAITING = Gauge("codex_ml_inference_requests_waiting", Count, [],
         "Prompts that wait for a slot.");
     CACHE_USAGE = Gauge("codex_ml_inference_kv_cache_usage_ratio", Ratio, [],
-        "Tokens with keys and values of running requests, over those of all slots with a full context.");
+        "Tokens with keys and values of running requests, over --kv-cache.");
+    PREEMPTIONS = Counter("codex_ml_inference_preemptions_total", Count, [],
+        "Running requests whose keys and values were dropped, because --kv-cache was full, and computed again later.");
     SESSIONS = Gauge("codex_ml_active_sessions", Count, [],
         "Running and waiting requests.");
     REFUSED_CONNECTIONS = Counter("codex_ml_inference_connections_refused_total", Count, [],

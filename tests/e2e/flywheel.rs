@@ -1,29 +1,34 @@
-//! Regular redeployment: a cycle trains, evaluates, signs and serves a model by itself, and one that fails changes nothing.
+//! Regular redeployment: a cycle trains, evaluates, signs and serves a model by itself, its shadow compares it with what is served before,
+//! and one that fails changes nothing.
 
 use std::time::Duration;
 
-use codex_crds::{ConditionType, CyclePhase, Evaluation, ReasoningPod, TrainingRun};
+use codex_crds::{ConditionType, CyclePhase, Evaluation, Parity, ReasoningPod, TrainingRun, label};
 use codex_tests::{
     Result, Team, objects,
     team::{SOON, condition},
-    wait::{until, until_gone},
+    wait::{until, until_found, until_gone},
 };
-use codex_verdict::Decimal;
+use codex_verdict::{Decimal, Ring};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 use serde_json::json;
 
 /// The time until a minute begins, and its cycle has trained, evaluated and rolled out a tiny model.
 const CYCLE: Duration = Duration::from_secs(360);
+/// The same, and until the kubelet has updated two mounted ConfigMaps and enough requests were compared.
+const COMPARED: Duration = Duration::from_secs(600);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cycle_is_served_without_anybody_and_a_failed_one_leaves_it_served() -> Result<()> {
     let team = Team::new("flywheel").await?;
-    let run = objects::run("any", &[]).spec;
+    let mut run = objects::run("any", &[]).spec;
     let mut evaluation = objects::evaluation("any", "any", &team.problems).spec;
     evaluation.training_run = None;
     let mut pod = objects::reasoning_pod("weekly", "any", "any");
     // It names nothing to serve: what it serves is trained by its first cycle.
     (pod.spec.training_run, pod.spec.evaluations) = (String::new(), Vec::new());
+    (pod.spec.rollout_ring, run.rollout_ring) = (Ring::Base0B, Ring::Base0B);
     let redeploy = json!({
         "schedule": { "cron": "* * * * *" },
         "template": { "trainingRun": run, "evaluations": [{ "name": "judged", "spec": evaluation }] },
@@ -56,12 +61,51 @@ async fn a_cycle_is_served_without_anybody_and_a_failed_one_leaves_it_served() -
     let object = pods.get("weekly").await?;
     assert!(object.spec.training_run.is_empty(), "the controller writes no spec");
 
-    // A cycle whose model does not pass ends, its objects are deleted, and the former model is served.
     let settled = until(&pods, "weekly", "no cycle is at work", CYCLE, |pod| {
         let redeploy = pod.status.as_ref().and_then(|status| status.redeploy.as_ref());
         redeploy.is_some_and(|redeploy| redeploy.cycle.is_none() && redeploy.next_schedule_time.is_none())
     })
     .await?;
+    // The model of the next cycle answers copies of requests before it is served.
+    let promoted = settled.status.and_then(|status| status.redeploy).unwrap().promoted;
+    let shadow = json!({ "samplePercent": 100, "maxDivergence": "0.5", "minRequests": 10 });
+    let schedule =
+        |suspend: bool| json!({ "spec": { "redeploy": { "schedule": { "suspend": suspend }, "shadow": shadow } } });
+    team.change::<ReasoningPod>("weekly", schedule(false)).await?;
+    let shadowing = until(&pods, "weekly", "a cycle is compared", CYCLE, |pod| {
+        let redeploy = pod.status.as_ref().and_then(|status| status.redeploy.as_ref());
+        redeploy.is_some_and(|redeploy| redeploy.phase == Some(CyclePhase::Shadowing))
+    })
+    .await?;
+    team.change::<ReasoningPod>("weekly", schedule(true)).await?;
+    let name = shadowing.status.unwrap().redeploy.unwrap().cycle.unwrap().training_run;
+    let (mut asked, mut seen) = (0, None);
+    let settled = until_found("the model that was compared is served", COMPARED, async || {
+        asked += 1;
+        team.infer("weekly", &format!("{}+{}:", asked % 90 + 10, asked * 7 % 90 + 10)).await?;
+        seen = pods.get_opt(&name).await?.or(seen.take());
+        let pod = pods.get("weekly").await?;
+        let redeploy = pod.status.as_ref().and_then(|status| status.redeploy.as_ref());
+        let served = redeploy.is_some_and(|redeploy| redeploy.promoted > promoted && redeploy.cycle.is_none());
+        Ok(served.then_some(pod))
+    })
+    .await?;
+    let shadow = seen.unwrap();
+    assert_eq!(shadow.owner_references()[0].name, "weekly");
+    let compared = shadow.status.unwrap().shadow.unwrap();
+    assert_eq!((compared.parity, compared.of.as_str()), (Some(Parity::Holds), "weekly"));
+    until_gone(&pods, &name, SOON).await?;
+    let status = settled.status.as_ref().unwrap();
+    assert_eq!(status.current.as_ref().unwrap().training_run, name);
+    assert_eq!(status.redeploy.as_ref().unwrap().manual_overrides, 0);
+    let owned = team.api::<ConfigMap>().list(&kube::api::ListParams::default()).await?.items.into_iter().filter(|it| {
+        it.name_any().starts_with("codex-promo-") && it.owner_references().iter().any(|owner| owner.name == name)
+    });
+    let mut rings: Vec<_> = owned.map(|it| it.labels()[label::RING].clone()).collect();
+    rings.sort();
+    assert_eq!(rings, ["0A_base", "0B_base"], "the shadow ran on a promotion into the ring before");
+
+    // A cycle whose model does not pass ends, its objects are deleted, and the former model is served.
     let before = settled.status.unwrap();
     let mut strict = settled.spec.redeploy.unwrap();
     strict.template.evaluations[0].spec.gates[0].min = Some(Decimal("0.9999".to_owned()));

@@ -156,7 +156,7 @@ fn cycle_line(cycle: &Cycle, painter: Painter) -> String {
     let tone = match cycle.phase {
         CyclePhase::Serving => Tone::Good,
         CyclePhase::Failed | CyclePhase::RolledBack | CyclePhase::Blocked => Tone::Bad,
-        CyclePhase::Training | CyclePhase::Evaluating | CyclePhase::RollingOut => Tone::Waiting,
+        CyclePhase::Training | CyclePhase::Evaluating | CyclePhase::Shadowing | CyclePhase::RollingOut => Tone::Waiting,
     };
     format!(
         "{} {}  {}  {}",

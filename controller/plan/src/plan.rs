@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use codex_crds::{Evaluation, TrainingRun};
+use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
 use codex_provenance::{
     DataDigest, attestation::Build, manifest::Manifest, promotion::Promotion, reproduction::Reproduction,
 };
@@ -73,7 +73,10 @@ pub struct Desired {
     /// See [`Desired::training_runs`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub evaluations: Vec<Evaluation>,
-    /// The TrainingRuns and Evaluations of cycles to delete. They are named, because what cannot be recognized must stay: servers
+    /// The shadows of cycles to create or change. Those that are left out stay as they are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reasoning_pods: Vec<ReasoningPod>,
+    /// The objects of cycles to delete. They are named, because what cannot be recognized must stay: servers
     /// may serve the model.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub expired: Vec<Expired>,

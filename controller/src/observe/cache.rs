@@ -124,9 +124,10 @@ impl Names for ReasoningPod {
     fn names(&self) -> Vec<Name> {
         let evaluations = self.spec.evaluations.iter().cloned().map(Name::Evaluation);
         let shadowed = self.spec.shadow.as_ref().map(|shadow| Name::ReasoningPod(shadow.of.clone()));
+        let owner = controller(self).map(|owner| Name::Owner(owner.uid.clone()));
         // With spec.redeploy the spec may name no run. The objects of cycles name their owner.
         let run = Some(&self.spec.training_run).filter(|run| !run.is_empty()).cloned().map(Name::TrainingRun);
-        run.into_iter().chain(evaluations).chain(shadowed).collect()
+        owner.into_iter().chain(run).chain(evaluations).chain(shadowed).collect()
     }
 }
 

@@ -19,7 +19,10 @@ pub(super) fn of(context: &Context, pod: &ReasoningPod) -> Vec<ObservedCycle> {
     let runs = sealed(context, pod, &stores.training_runs);
     let runs: Vec<TrainingRun> = runs.into_iter().map(|run| Arc::unwrap_or_clone(run).believed(context)).collect();
     let evaluations: Vec<Arc<Evaluation>> = sealed(context, pod, &stores.evaluations);
-    cycles(&runs, evaluations.iter().map(|evaluation| &**evaluation))
+    let shadows = sealed(context, pod, &stores.reasoning_pods);
+    let shadows: Vec<ReasoningPod> =
+        shadows.into_iter().map(|shadow| Arc::unwrap_or_clone(shadow).believed(context)).collect();
+    cycles(&runs, evaluations.iter().map(|evaluation| &**evaluation), &shadows)
 }
 
 /// Returns the objects that a ReasoningPod controls and that carry its seal.

@@ -13,7 +13,7 @@ use codex_plan::{
     unexplained,
 };
 use codex_provenance::ModelDigest;
-use codex_verdict::policy::Policy;
+use codex_verdict::{Ring, policy::Policy};
 use jiff::Timestamp;
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{Api, ResourceExt};
@@ -111,11 +111,15 @@ impl Observe for ReasoningPod {
         let seal = self.check_seal(context);
         let cycles = cycles::of(context, &self);
         let Aims { served: aim, candidate } = reasoning_pod::aims(&self, &seal, &cycles, deployment.as_ref());
-        let (judged, candidate) = {
+        let (judged, candidate, trial) = {
             let pods = behind.current.iter().chain(&behind.former).chain(&tries.current).map(ResourceExt::annotations);
             let served: Vec<_> = deployment.iter().chain(&canary).map(ResourceExt::annotations).chain(pods).collect();
-            let judge = |aim: Named| Judged::of(context, &self, aim, &cycles, &policies, &served);
-            (judge(aim), candidate.map(judge))
+            let judge = |aim: Named, ring: Ring| Judged::of(context, &self, (aim, ring), &cycles, &policies, &served);
+            let ring = self.spec.rollout_ring;
+            let shadows = self.spec.redeploy.as_ref().is_some_and(|redeploy| redeploy.shadow.is_some());
+            let before = ring.before().filter(|_| shadows);
+            let trial = candidate.clone().zip(before).map(|(aim, before)| judge(aim, before));
+            (judge(aim, ring), candidate.map(|aim| judge(aim, ring)), trial)
         };
         let Judged { object, run, evaluations, found, sign_offs, promotions, compared } = judged;
         let unprotected = context.admission.current().protects(&namespace).err();
@@ -145,6 +149,7 @@ impl Observe for ReasoningPod {
             sign_offs,
             cycles,
             candidate: None,
+            trial: None,
             policies,
             promotions,
             admission: context.admission.current(),
@@ -181,7 +186,8 @@ impl Observe for ReasoningPod {
         Ok(match candidate {
             Some(candidate) => {
                 let candidate = Box::new(candidate.beside(&observed));
-                ObservedReasoningPod { candidate: Some(candidate), ..observed }
+                let trial = trial.map(|trial| Box::new(trial.beside(&observed)));
+                ObservedReasoningPod { candidate: Some(candidate), trial, ..observed }
             }
             None => observed,
         })
@@ -219,20 +225,26 @@ struct Judged {
 }
 
 impl Judged {
-    /// Observes what `aim` names, which replaces what the spec of the object names. `served` are the annotations of what is served.
+    /// Observes what `aim` names, which replaces what the spec of the object names, as it is judged for `ring`. `served` are the
+    /// annotations of what is served.
     fn of(
         context: &Context,
         object: &ReasoningPod,
-        aim: Named,
+        (aim, ring): (Named, Ring),
         cycles: &[ObservedCycle],
         policies: &[Policy],
         served: &[&BTreeMap<String, String>],
     ) -> Self {
+        let own = object.spec.rollout_ring;
         let mut object = object.clone();
+        object.spec.rollout_ring = ring;
         let namespace = object.namespace().unwrap_or_default();
         let run = get(&context.stores.training_runs, &namespace, &aim.training_run);
         let run = run.filter(|run| aim.means(&**run, cycles));
-        let run = run.map(|run| Arc::unwrap_or_clone(run).believed(context));
+        let mut run = run.map(|run| Arc::unwrap_or_clone(run).believed(context));
+        if let Some(run) = run.as_mut().filter(|run| run.spec.rollout_ring == own) {
+            run.spec.rollout_ring = ring;
+        }
         let evaluations: BTreeMap<String, Evaluation> = aim
             .evaluations
             .iter()

@@ -4,10 +4,23 @@
 //! queue, so overload is refused before a request is queued. A request holds its permit until the thread is done with it. A
 //! request whose receiver is gone is dropped before the next step, also in the middle of its prompt.
 //!
+//! Requests may have more slots than the cache holds whole contexts. One is admitted if its tokens so far fit, not its longest response. When
+//! the responses have grown beyond the bound, the request that came last is pre-empted: its slot is emptied, and it waits before all
+//! others until its tokens fit again. Then prompt and response so far are computed again, which gives the same bits, and it goes on.
+//!
 //! A step computes a bounded number of tokens: one for each response that is generated, and chunks of prompts in the order in which
 //! they came. A long prompt so delays the next tokens of other requests by a chunk, not by its length. Chunks change no bit.
 
-use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    io,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use codex_engine::{Emitted, End, LogProbabilities, Sampler};
 use codex_reports::CopiedGrammar;
@@ -28,8 +41,37 @@ pub(super) struct Batcher {
     requests: mpsc::Sender<Request>,
     pub(super) permits: Arc<Semaphore>,
     capacity: usize,
+    /// The longest time from the arrival of a request to the end of its response.
+    time_limit: Option<Duration>,
+    progress: Arc<Progress>,
     /// Copies requests to shadows.
     mirror: Option<Arc<Mirror>>,
+}
+
+/// When the engine thread was last seen to go on.
+#[derive(Debug)]
+struct Progress {
+    begun: Instant,
+    /// Milliseconds since `begun`.
+    latest: AtomicU64,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { begun: Instant::now(), latest: AtomicU64::new(0) }
+    }
+
+    fn go_on(&self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.begun).as_millis();
+        self.latest.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Returns how long it has not gone on, if that is so long that it never will.
+    fn stalled(&self, now: Instant) -> Option<Duration> {
+        let latest = Duration::from_millis(self.latest.load(Ordering::Relaxed));
+        let since = now.saturating_duration_since(self.begun).saturating_sub(latest);
+        (since >= STALLED).then_some(since)
+    }
 }
 
 /// How much a batcher does and keeps.
@@ -39,6 +81,9 @@ pub(super) struct Room {
     pub(super) running: usize,
     /// Requests that wait, at most.
     pub(super) queue: usize,
+    /// Tokens whose keys and values running requests have together, at most: at least a whole context. `None` is a whole context for each,
+    /// so that none is pre-empted.
+    pub(super) cache: Option<usize>,
     /// Tokens whose keys and values are kept for later prompts, at most.
     pub(super) prefixes: usize,
     /// Tokens that a step computes, at most, those of prompts included; `None` for what suits the device. Each running request has
@@ -50,6 +95,10 @@ pub(super) struct Room {
 const BATCHED: usize = 256;
 /// Tokens of a step on a GPU, which computes few of them no faster.
 const BATCHED_ON_GPU: usize = 2048;
+/// The time after which an engine thread that has requests and makes no step counts as stalled. Steps take less by far.
+const STALLED: Duration = Duration::from_secs(120);
+/// Tokens by which each running response can grow after a request was admitted, at least, before one is pre-empted.
+const GROWTH: usize = 16;
 
 impl Room {
     /// Returns the most tokens of a step of a decoder with this code path.
@@ -87,11 +136,15 @@ pub(super) enum Piece {
     Token(Token),
     /// The last piece: why the response ended, `None` if it reached the limit of new tokens; or why it failed.
     End(Result<Option<End>, GenerateError>),
+    /// Nothing more comes, because the time limit, which is given, has passed.
+    Late(Duration),
 }
 
 /// The pieces of a response, as they are generated. Dropping them ends the generation.
 pub(super) struct Pieces {
     received: mpsc::UnboundedReceiver<Piece>,
+    /// When the response must have ended, and the time limit.
+    deadline: Option<(tokio::time::Instant, Duration)>,
     /// What is copied to shadows once the response has ended.
     copy: Option<Recording>,
 }
@@ -99,7 +152,13 @@ pub(super) struct Pieces {
 impl Pieces {
     /// Returns the next piece; `None` if the engine thread has ended.
     pub(super) async fn recv(&mut self) -> Option<Piece> {
-        let piece = self.received.recv().await;
+        let piece = match self.deadline {
+            None => self.received.recv().await,
+            Some((deadline, limit)) => {
+                let piece = tokio::time::timeout_at(deadline, self.received.recv()).await;
+                piece.unwrap_or(Some(Piece::Late(limit)))
+            }
+        };
         match (&piece, &mut self.copy) {
             (Some(Piece::Token(token)), Some(copy)) => copy.token(token.id),
             (Some(Piece::End(Ok(_))), _) => self.answered(false),
@@ -152,9 +211,15 @@ pub(super) enum RequestError {
     /// The prompt is refused, or the decoder failed.
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    /// The time limit has passed.
+    #[error("the response did not end within the {} s that a request may take here: ask for fewer tokens", limit.as_secs())]
+    Late { limit: Duration },
     /// The engine thread has ended.
     #[error("the engine thread has ended")]
     Ended,
+    /// The engine thread makes no step.
+    #[error("the engine has made no step for {} s although requests wait", since.as_secs())]
+    Stalled { since: Duration },
 }
 
 /// A request on its way to the engine thread.
@@ -184,8 +249,18 @@ impl Batcher {
     pub(super) fn start(generator: Generator, room: Room, metrics: Arc<Metrics>) -> io::Result<Self> {
         let capacity = room.running + room.queue;
         let (requests, taken) = mpsc::channel(capacity);
-        std::thread::Builder::new().name("engine".to_owned()).spawn(move || run(generator, taken, room, &metrics))?;
-        Ok(Self { requests, permits: Arc::new(Semaphore::new(capacity)), capacity, mirror: None })
+        let progress = Arc::new(Progress::new());
+        let seen = Arc::clone(&progress);
+        std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || run(generator, taken, room, &metrics, &seen))?;
+        let permits = Arc::new(Semaphore::new(capacity));
+        Ok(Self { requests, permits, capacity, time_limit: None, progress, mirror: None })
+    }
+
+    /// Ends responses that have not ended within this time.
+    pub(super) fn with_time_limit(self, time_limit: Option<Duration>) -> Self {
+        Self { time_limit, ..self }
     }
 
     /// Copies requests to shadows, once they are answered.
@@ -201,12 +276,17 @@ impl Batcher {
     pub(super) fn stream(&self, job: Job, client: Client) -> Result<Pieces, RequestError> {
         let overloaded = RequestError::Overloaded { capacity: self.capacity };
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return Err(overloaded) };
+        if self.active() == 1 {
+            // The thread was idle.
+            self.progress.go_on(Instant::now());
+        }
         let (pieces, received) = mpsc::unbounded_channel();
         // A permit guarantees a place in the queue, so this fails only if the thread has ended.
         let copy = self.mirror.as_ref().and_then(|mirror| mirror.begin(&job));
         let request = Request { job, pieces, permit, client, queued: Instant::now() };
         self.requests.try_send(request).map_err(|_| RequestError::Ended)?;
-        Ok(Pieces { received, copy })
+        let deadline = self.time_limit.map(|limit| (tokio::time::Instant::now() + limit, limit));
+        Ok(Pieces { received, deadline, copy })
     }
 
     /// Generates the response to a prompt and returns it whole.
@@ -223,6 +303,7 @@ impl Batcher {
                     tokens.push(token.id);
                 }
                 Some(Piece::End(end)) => return Ok(Generated { tokens, cached, end: end? }),
+                Some(Piece::Late(limit)) => return Err(RequestError::Late { limit }),
                 None => return Err(RequestError::Ended),
             }
         }
@@ -233,9 +314,16 @@ impl Batcher {
         self.capacity - self.permits.available_permits()
     }
 
-    /// Returns whether the thread is running.
-    pub(super) fn is_running(&self) -> bool {
-        !self.requests.is_closed()
+    /// Checks that the thread is alive and goes on with its requests.
+    ///
+    /// # Errors
+    /// It has ended or stalled.
+    pub(super) fn check(&self) -> Result<(), RequestError> {
+        if self.requests.is_closed() {
+            return Err(RequestError::Ended);
+        }
+        let stalled = self.progress.stalled(Instant::now()).filter(|_| self.active() > 0);
+        stalled.map_or(Ok(()), |since| Err(RequestError::Stalled { since }))
     }
 
     /// Waits until the thread has ended.
@@ -244,11 +332,17 @@ impl Batcher {
     }
 }
 
-/// A request in a slot.
+/// A request in a slot, or one that waits for the tokens of others to go.
 struct Running {
     request: Request,
-    /// The number of its tokens so far.
-    tokens: usize,
+    /// The number of the request, in the order in which they came.
+    came: u64,
+    /// Whether it has had a slot.
+    admitted: bool,
+    /// The tokens of its response so far, which have been sent.
+    tokens: Vec<u32>,
+    /// How many tokens of the prompt came from the prefix cache, once its first token is chosen.
+    cached: Option<usize>,
     /// When its latest token was sent; before the first one, when it was queued.
     latest: Instant,
     /// Those of the token that was chosen last.
@@ -258,8 +352,24 @@ struct Running {
 }
 
 impl Running {
-    fn new(request: Request) -> Self {
-        Self { latest: request.queued, request, tokens: 0, scores: None, stuck: false }
+    fn new(request: Request, came: u64) -> Self {
+        let (admitted, tokens, cached) = (false, Vec::new(), None);
+        Self { latest: request.queued, request, came, admitted, tokens, cached, scores: None, stuck: false }
+    }
+
+    /// Returns the tokens that have keys and values after the next step, at most.
+    fn length(&self) -> usize {
+        self.request.job.prompt.len() + self.tokens.len()
+    }
+
+    /// Returns the tokens that are computed before its next one is chosen.
+    fn sequence(&self) -> Vec<u32> {
+        [self.request.job.prompt.as_slice(), &self.tokens].concat()
+    }
+
+    /// Whether nobody waits for its response any more.
+    fn is_abandoned(&self) -> bool {
+        self.request.pieces.is_closed()
     }
 
     fn choose(&mut self, logits: &[f32], metrics: &Metrics) -> u32 {
@@ -280,19 +390,21 @@ impl Running {
     }
 
     /// Sends the chosen token, or ends the response if there is none. Breaks with how the response ended, if it did.
-    fn emit(&mut self, emitted: &Emitted, cached: usize, metrics: &Metrics) -> ControlFlow<Option<End>> {
+    /// `reused` is the number of tokens of its sequence that were not computed.
+    fn emit(&mut self, emitted: &Emitted, reused: usize, metrics: &Metrics) -> ControlFlow<Option<End>> {
         if self.stuck {
             return ControlFlow::Break(None);
         }
         let now = Instant::now();
         let took = now.duration_since(self.latest);
-        if self.tokens == 0 {
+        let cached = *self.cached.get_or_insert(reused);
+        if self.tokens.is_empty() {
             metrics.first_token_after(took);
         } else {
             metrics.next_token_after(took);
         }
         self.latest = now;
-        self.tokens += 1;
+        self.tokens.push(emitted.token);
         self.request.client.spend(1);
         let token = Token { id: emitted.token, scores: self.scores.take(), cached };
         // The client may have gone; the next step finds out.
@@ -301,58 +413,155 @@ impl Running {
         match emitted.end {
             Some(end) => ControlFlow::Break(Some(end)),
             None if complete => ControlFlow::Break(Some(End::Stop)),
-            None if self.tokens >= self.request.job.limit => ControlFlow::Break(None),
+            None if self.tokens.len() >= self.request.job.limit => ControlFlow::Break(None),
             None => ControlFlow::Continue(()),
         }
     }
 }
 
-fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Room, metrics: &Metrics) {
-    let mut running: Vec<Option<Running>> = Vec::new();
-    running.resize_with(generator.slots(), || None);
-    let mut places = Places::new(&mut generator, room.prefixes);
-    let most = room.running * generator.config().max_position_embeddings;
-    let budget = room.budget(generator.path());
-    loop {
-        loop {
-            let count = running.iter().flatten().count();
-            if count >= room.running {
-                break;
+/// The requests of the engine thread.
+struct Work {
+    generator: Generator,
+    places: Places,
+    /// By slot.
+    running: Vec<Option<Running>>,
+    /// Requests that do not fit yet, and those that were pre-empted, in the order in which they came. All of them came after those that run.
+    waiting: VecDeque<Running>,
+    /// Requests that run, at most.
+    most: usize,
+    /// Tokens of requests that run, at most.
+    bound: usize,
+    /// The number of requests that came.
+    came: u64,
+}
+
+impl Work {
+    fn new(mut generator: Generator, room: Room) -> Self {
+        let mut running = Vec::new();
+        running.resize_with(generator.slots(), || None);
+        let places = Places::new(&mut generator, room.prefixes);
+        let context = generator.config().max_position_embeddings;
+        let bound = room.cache.unwrap_or(usize::MAX).clamp(context, room.running.max(1).saturating_mul(context));
+        Self { generator, places, running, waiting: VecDeque::new(), most: room.running, bound, came: 0 }
+    }
+
+    /// Returns the number of running requests, and their tokens.
+    fn load(&self) -> (usize, usize) {
+        self.running.iter().flatten().fold((0, 0), |(count, tokens), it| (count + 1, tokens + it.length()))
+    }
+
+    /// Empties a slot for good, or for a request that is pre-empted.
+    fn leave(&mut self, slot: usize) -> Option<Running> {
+        let left = self.running.get_mut(slot)?.take()?;
+        self.generator.release(slot);
+        Some(left)
+    }
+
+    /// Drops requests that nobody waits for.
+    fn drop_abandoned(&mut self) {
+        self.waiting.retain(|waiting| !waiting.is_abandoned());
+        for slot in 0..self.running.len() {
+            if self.running[slot].as_ref().is_some_and(Running::is_abandoned) && self.leave(slot).is_some() {
+                self.places.released(&mut self.generator, slot);
             }
-            let next = if count == 0 {
-                // Idle: wait for a request, or for the handle to be dropped.
-                metrics.set_running(0, 0.0);
-                let Some(request) = requests.blocking_recv() else { return };
-                Some(request)
-            } else {
-                requests.try_recv().ok()
+        }
+    }
+
+    /// Pre-empts the requests that came last until the tokens of the others fit.
+    fn preempt(&mut self, metrics: &Metrics) {
+        loop {
+            let (count, tokens) = self.load();
+            if count <= 1 || tokens <= self.bound {
+                return;
+            }
+            let last = (0..self.running.len()).max_by_key(|slot| self.running[*slot].as_ref().map(|it| it.came));
+            let Some((slot, left)) = last.and_then(|slot| Some((slot, self.leave(slot)?))) else { return };
+            self.generator.forget(slot);
+            metrics.preempted();
+            self.waiting.push_front(left);
+        }
+    }
+
+    /// Whether a request fits beside those that run, which then can all grow for a while.
+    fn fits(&self, next: &Running) -> bool {
+        let (count, tokens) = self.load();
+        count == 0 || tokens + next.length() + (count + 1) * GROWTH <= self.bound
+    }
+
+    /// Gives requests slots. Waits for one if none runs; breaks if none can come any more.
+    fn admit(&mut self, requests: &mut mpsc::Receiver<Request>, metrics: &Metrics) -> ControlFlow<()> {
+        loop {
+            let (count, _) = self.load();
+            if count >= self.most {
+                return ControlFlow::Continue(());
+            }
+            let next = match self.waiting.pop_front() {
+                Some(next) => next,
+                None => {
+                    let request = if count == 0 {
+                        // Idle: wait for a request, or for the handle to be dropped.
+                        metrics.set_running(0, 0.0);
+                        let Some(request) = requests.blocking_recv() else { return ControlFlow::Break(()) };
+                        request
+                    } else {
+                        let Ok(request) = requests.try_recv() else { return ControlFlow::Continue(()) };
+                        request
+                    };
+                    self.came += 1;
+                    Running::new(request, self.came)
+                }
             };
-            let Some(request) = next else { break };
-            if request.pieces.is_closed() {
+            if next.is_abandoned() {
                 continue;
             }
-            // More slots than running requests exist, so that one is free.
-            let slot = places.choose(&generator, &request.job.prompt).unwrap_or_default();
-            metrics.admitted_after(request.queued.elapsed());
-            match generator.prefill(slot, &request.job.prompt) {
-                Ok(()) => {
-                    request.client.spend(request.job.prompt.len());
-                    running[slot] = Some(Running::new(request));
+            if !self.fits(&next) {
+                self.waiting.push_front(next);
+                return ControlFlow::Continue(());
+            }
+            self.start(next, metrics);
+        }
+    }
+
+    fn start(&mut self, mut next: Running, metrics: &Metrics) {
+        let sequence = next.sequence();
+        // More slots than running requests exist, so that one is free.
+        let slot = self.places.choose(&self.generator, &sequence).unwrap_or_default();
+        if !next.admitted {
+            metrics.admitted_after(next.request.queued.elapsed());
+        }
+        match self.generator.prefill(slot, &sequence) {
+            Ok(()) => {
+                if !std::mem::replace(&mut next.admitted, true) {
+                    next.request.client.spend(next.request.job.prompt.len());
                 }
-                Err(error) => request.end(Err(error)),
+                self.running[slot] = Some(next);
             }
+            Err(error) => next.request.end(Err(error)),
         }
-        for (slot, place) in running.iter_mut().enumerate() {
-            if place.as_ref().is_some_and(|running| running.request.pieces.is_closed()) {
-                *place = None;
-                generator.release(slot);
-                places.released(&mut generator, slot);
-            }
+    }
+}
+
+fn run(
+    generator: Generator,
+    mut requests: mpsc::Receiver<Request>,
+    room: Room,
+    metrics: &Metrics,
+    progress: &Progress,
+) {
+    let budget = room.budget(generator.path());
+    let mut work = Work::new(generator, room);
+    loop {
+        progress.go_on(Instant::now());
+        work.drop_abandoned();
+        work.preempt(metrics);
+        if work.admit(&mut requests, metrics).is_break() {
+            return;
         }
+        let Work { generator, places, running, bound, .. } = &mut work;
         let slots = running.iter().enumerate().filter(|(_, place)| place.is_some());
         let (count, held) =
             slots.fold((0, 0), |(count, held), (slot, _)| (count + 1, held + generator.held(slot).len()));
-        metrics.set_running(count, held as f64 / most.max(1) as f64);
+        metrics.set_running(count, held as f64 / (*bound).max(1) as f64);
         // Only slots with a request are in use.
         let choose =
             |slot: usize, logits: &[f32]| running[slot].as_mut().map_or(0, |running| running.choose(logits, metrics));
@@ -371,16 +580,35 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Ro
         }
         for emitted in emitted {
             let Some(place) = running.get_mut(emitted.slot) else { continue };
-            let cached = generator.reused(emitted.slot);
-            let ended = place.as_mut().map(|running| running.emit(&emitted, cached, metrics));
+            let reused = generator.reused(emitted.slot);
+            let ended = place.as_mut().map(|running| running.emit(&emitted, reused, metrics));
             let Some(ControlFlow::Break(end)) = ended else { continue };
             if emitted.end.is_none() {
                 generator.release(emitted.slot);
             }
             if let Some(running) = place.take() {
-                places.released(&mut generator, emitted.slot);
+                places.released(generator, emitted.slot);
                 running.request.end(Ok(end));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Progress, STALLED};
+
+    #[test]
+    fn an_engine_without_a_step_for_long_is_stalled() {
+        let progress = Progress::new();
+        let begun = progress.begun;
+        let after = |seconds: u64| begun + Duration::from_secs(seconds);
+        assert_eq!(progress.stalled(after(119)), None);
+        assert_eq!(progress.stalled(after(120)), Some(STALLED));
+        progress.go_on(after(100));
+        assert_eq!(progress.stalled(after(219)), None);
+        assert_eq!(progress.stalled(after(250)), Some(Duration::from_secs(150)));
     }
 }

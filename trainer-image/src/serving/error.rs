@@ -112,6 +112,16 @@ pub enum ServeError {
         /// --slots.
         slots: usize,
     },
+    /// No request with a whole context fits into the cache.
+    #[error(
+        "--kv-cache {tokens} is less than the model's context of {context} tokens, which one request may need: use at least {context}"
+    )]
+    Cache {
+        /// --kv-cache.
+        tokens: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
     /// The API keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeysError),
@@ -172,6 +182,7 @@ impl ServeError {
             Self::Golden { .. } => "GoldenTokensDiffer",
             Self::Arguments
             | Self::Budget { .. }
+            | Self::Cache { .. }
             | Self::Identities { .. }
             | Self::Keys(_)
             | Self::Filter(_)

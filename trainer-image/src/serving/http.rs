@@ -301,7 +301,10 @@ async fn answer(
     let answer = model.batcher.answer(job, client).await.map_err(|error| match &error {
         RequestError::Overloaded { .. } => ErrorResponse::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
         RequestError::Generate(error) => ErrorResponse::prompt(error),
-        RequestError::Ended => ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+        RequestError::Late { .. } => ErrorResponse::new(StatusCode::GATEWAY_TIMEOUT, error.to_string()),
+        RequestError::Ended | RequestError::Stalled { .. } => {
+            ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+        }
     })?;
     let mut text = model
         .tokenizer
@@ -332,11 +335,9 @@ async fn answer(
 
 /// Returns 200 unless the engine thread has died.
 async fn health(State(app): State<App>) -> Response {
-    match app.phase().model() {
-        Some(model) if !model.batcher.is_running() => {
-            ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, RequestError::Ended.to_string()).into_response()
-        }
-        _ => Json(serde_json::json!({ "status": "ok" })).into_response(),
+    match app.phase().model().map_or(Ok(()), |model| model.batcher.check()) {
+        Err(why) => ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).into_response(),
+        Ok(()) => Json(serde_json::json!({ "status": "ok" })).into_response(),
     }
 }
 

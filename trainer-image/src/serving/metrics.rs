@@ -79,6 +79,7 @@ pub(super) struct Metrics {
     running: IntGauge,
     waiting: IntGauge,
     cache_usage: Gauge,
+    preemptions: IntCounter,
     copies: IntCounterVec,
     golden: IntCounterVec,
     compared: IntCounterVec,
@@ -110,6 +111,7 @@ impl Metrics {
             running: contract::RUNNING.single(&registry)?,
             waiting: contract::WAITING.single(&registry)?,
             cache_usage: contract::CACHE_USAGE.float(&registry)?,
+            preemptions: contract::PREEMPTIONS.single(&registry)?,
             key_requests: contract::KEY_REQUESTS.labelled(&registry)?,
             key_tokens: contract::KEY_TOKENS.labelled(&registry)?,
             copies: contract::COPIES.labelled(&registry)?,
@@ -222,6 +224,11 @@ impl Metrics {
         self.grammar_time.observe(took.as_secs_f64());
     }
 
+    /// Counts a request that was pre-empted.
+    pub(super) fn preempted(&self) {
+        self.preemptions.inc();
+    }
+
     /// Sets how many prompts run, and the share of the cache that they use.
     pub(super) fn set_running(&self, running: usize, cache_usage: f64) {
         self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
@@ -317,6 +324,7 @@ mod tests {
         metrics.next_token_after(Duration::from_millis(20));
         metrics.bound_in(Duration::from_micros(80));
         metrics.set_running(2, 0.25);
+        metrics.preempted();
         metrics.set_active(5);
         metrics.serves("main", "9f2c41d0a7b3");
         metrics.refused();
@@ -350,6 +358,7 @@ mod tests {
             "codex_ml_inference_requests_running 2",
             "codex_ml_inference_requests_waiting 3",
             "codex_ml_inference_kv_cache_usage_ratio 0.25",
+            "codex_ml_inference_preemptions_total 1",
             "codex_ml_active_sessions 5",
             "codex_ml_inference_connections_refused_total 1",
             "codex_ml_inference_key_requests_total{key=\"alice\",result=\"rate_limited\"} 1",

@@ -159,6 +159,10 @@ pub struct Serve {
     /// The most tokens of a key within a time, such as 1000000/1d, those of prompts included. Without keys, of all clients.
     #[arg(long, value_name = "COUNT/TIME", value_parser = str::parse::<Quota>)]
     token_budget: Option<Quota>,
+    /// Seconds from the arrival of a request to the end of its response, at most; then it is answered with 504, and its generation
+    /// ends. Without it, there is no limit.
+    #[arg(long, value_name = "SECONDS", value_parser = whole::<u32>(1..=86_400))]
+    request_timeout: Option<u32>,
     /// Address and port to listen on.
     #[arg(long, default_value = "127.0.0.1:8000", value_parser = socket_address)]
     listen: SocketAddr,
@@ -171,6 +175,11 @@ pub struct Serve {
     /// Number of requests that may wait; further ones are refused with 429.
     #[arg(long, default_value_t = 64, value_parser = whole::<u16>(0..=MOST))]
     queue: u16,
+    /// Tokens whose keys and values running requests have together, at most; at least a whole context. When they are full, the request
+    /// that came last waits, and its tokens are computed again. Allows more --slots in the same memory [default: a whole context for
+    /// each slot].
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>(1..=1 << 40))]
+    kv_cache: Option<usize>,
     /// Tokens whose keys and values are kept for later prompts that begin alike, over all idle slots; 0 keeps none.
     #[arg(long, value_name = "TOKENS", default_value_t = 16_384, value_parser = whole::<usize>(0..=1 << 40))]
     prefix_cache: usize,
@@ -327,6 +336,8 @@ struct Server {
     room: Room,
     drain_delay: Duration,
     drain_deadline: Duration,
+    /// The longest time from the arrival of a request to the end of its response.
+    time_limit: Option<Duration>,
     limits: Limits,
     /// Whether and how often the numbers of requests are reported.
     traffic: Option<Duration>,
@@ -378,10 +389,12 @@ impl Server {
                 .zip(arguments.tls_key)
                 .map(|(certificate, key)| tls::Settings { certificate, key }),
             reload: access::RELOAD,
+            time_limit: arguments.request_timeout.map(|seconds| Duration::from_secs(seconds.into())),
             device: arguments.device,
             room: Room {
                 running: arguments.slots.into(),
                 queue: arguments.queue.into(),
+                cache: arguments.kv_cache,
                 prefixes: arguments.prefix_cache,
                 batched: arguments.max_num_batched_tokens,
             },
@@ -549,13 +562,17 @@ impl Server {
         })
         .await?;
         let (tokenizer, context) = (generator.tokenizer().clone(), generator.config().max_position_embeddings);
+        if let Some(tokens) = self.room.cache.filter(|tokens| *tokens < context) {
+            return Err(ServeError::Cache { tokens, context });
+        }
         let ends = generator.config().eos_token_ids.clone();
         let markers = openai::markers(&tokenizer);
         let grammars = Grammars::new(tokenizer.clone(), ends.clone());
         if let Some(mirror) = &mirror {
             mirror.serves(digest, tokenizer.clone());
         }
-        let batcher = Batcher::start(generator, self.room, metrics).map_err(ServeError::Engine)?.with_mirror(mirror);
+        let batcher = Batcher::start(generator, self.room, metrics).map_err(ServeError::Engine)?;
+        let batcher = batcher.with_time_limit(self.time_limit).with_mirror(mirror);
         Ok(ServedModel { digest, verified, golden, tokenizer, ends, markers, context, grammars, batcher })
     }
 }

@@ -51,6 +51,9 @@ impl Places {
     /// Records that a slot was released, and empties others until the bound holds.
     pub(super) fn released(&mut self, generator: &mut Generator, slot: usize) {
         self.touch(slot);
+        if generator.held(slot).is_empty() {
+            generator.forget(slot);
+        }
         loop {
             let free: Vec<usize> = (0..self.used.len())
                 .filter(|slot| generator.is_free(*slot) && !generator.held(*slot).is_empty())

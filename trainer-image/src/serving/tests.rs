@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use codex_engine::{Layout, ModelConfig, Sampler, Shape, initial};
+use codex_engine::{Layout, ModelConfig, Sampler, Sampling, Shape, initial};
 use codex_http::Limits;
 use codex_provenance::{
     ConfigDigest, ModelDigest, Sha256,
@@ -19,6 +19,7 @@ use codex_signing::{
     verify::Expected,
 };
 use codex_verdict::{Decimal, GateSpec, Measurement, Stated, report_digest};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -30,7 +31,7 @@ use tokio::{
 use super::{
     Paths, ServeError, Server, Shutdown, Source, TrustedRoot,
     access::{self, Access, Client},
-    batcher::{Batcher, Job, Room},
+    batcher::{Batcher, Job, Piece, Room},
     filter, http, load_checked,
     metrics::Metrics,
     phase::Phase,
@@ -126,10 +127,12 @@ pub(crate) struct Case {
     pub(super) expected: Expected,
     slots: usize,
     queue: usize,
+    pub(super) cache: Option<usize>,
     pub(super) prefixes: usize,
     pub(super) batched: Option<usize>,
     drain_delay: Duration,
     drain_deadline: Duration,
+    time_limit: Option<Duration>,
     limits: Limits,
     key: PrivateKey,
     promotion: Promotion,
@@ -178,10 +181,12 @@ impl Case {
             expected,
             slots: 4,
             queue: 64,
+            cache: None,
             prefixes: 1000,
             batched: None,
             drain_delay: Duration::ZERO,
             drain_deadline: Duration::from_secs(30),
+            time_limit: None,
             limits: super::LIMITS,
             key,
             promotion,
@@ -236,9 +241,16 @@ impl Case {
             tls: self.tls.clone(),
             reload: Duration::from_millis(20),
             device: codex_configs::Device::Cpu,
-            room: Room { running: self.slots, queue: self.queue, prefixes: self.prefixes, batched: self.batched },
+            room: Room {
+                running: self.slots,
+                queue: self.queue,
+                cache: self.cache,
+                prefixes: self.prefixes,
+                batched: self.batched,
+            },
             drain_delay: self.drain_delay,
             drain_deadline: self.drain_deadline,
+            time_limit: self.time_limit,
             limits: self.limits,
             traffic: self.traffic,
             mirror: self.mirror.clone(),
@@ -950,9 +962,12 @@ fn job(token: u32, limit: usize) -> Job {
 
 #[tokio::test]
 async fn without_a_free_permit_requests_are_refused() {
-    let batcher =
-        Batcher::start(generator(64, 4), Room { running: 2, queue: 3, prefixes: 100, batched: None }, metrics())
-            .unwrap();
+    let batcher = Batcher::start(
+        generator(64, 4),
+        Room { running: 2, queue: 3, cache: None, prefixes: 100, batched: None },
+        metrics(),
+    )
+    .unwrap();
     let all = Arc::clone(&batcher.permits).acquire_many_owned(5).await.unwrap();
     assert_eq!(batcher.active(), 5);
     assert!(
@@ -970,9 +985,12 @@ async fn without_a_free_permit_requests_are_refused() {
 
 #[tokio::test]
 async fn an_abandoned_request_is_dropped() {
-    let batcher =
-        Batcher::start(generator(ENDLESS, 1), Room { running: 1, queue: 1, prefixes: 0, batched: None }, metrics())
-            .unwrap();
+    let batcher = Batcher::start(
+        generator(ENDLESS, 1),
+        Room { running: 1, queue: 1, cache: None, prefixes: 0, batched: None },
+        metrics(),
+    )
+    .unwrap();
     let payer = client();
     let abandoned = batcher.answer(job(5, ENDLESS), &payer);
     assert!(tokio::time::timeout(Duration::from_millis(50), abandoned).await.is_err(), "generation has only begun");
@@ -984,7 +1002,7 @@ async fn an_abandoned_request_is_dropped() {
 
 /// A batcher whose steps compute at most 16 tokens.
 fn in_chunks(context: usize) -> Batcher {
-    let room = Room { running: 2, queue: 2, prefixes: 10_000, batched: Some(16) };
+    let room = Room { running: 2, queue: 2, cache: None, prefixes: 10_000, batched: Some(16) };
     Batcher::start(generator(context, 4), room, metrics()).unwrap()
 }
 
@@ -1006,7 +1024,7 @@ async fn a_long_prompt_lets_responses_go_on() {
     let (short, prompt) = tokio::join!(ended("short", job(5, 100), &first), ended("long", long(2_000, 3), &second));
     assert_eq!(*order.lock().unwrap(), ["short", "long"]);
     // Neither has other tokens than it has alone, in one piece.
-    let whole = Room { running: 1, queue: 1, prefixes: 0, batched: Some(1 << 20) };
+    let whole = Room { running: 1, queue: 1, cache: None, prefixes: 0, batched: Some(1 << 20) };
     let alone = Batcher::start(generator(4_000, 1), whole, metrics()).unwrap();
     assert_eq!(alone.answer(job(5, 100), &first).await.unwrap().tokens, short);
     assert_eq!(alone.answer(long(2_000, 3), &first).await.unwrap().tokens, prompt);
@@ -1024,6 +1042,122 @@ async fn prompts_in_chunks_take_over_what_others_computed() {
     assert_eq!((again.tokens, again.cached), (one.tokens, 199));
 }
 
+/// A request of a random schedule: its prompt, the limit of its response, the seed of its sampler, and when it begins.
+#[derive(Clone, Debug)]
+struct Asked {
+    prompt: Vec<u32>,
+    limit: usize,
+    seed: u64,
+    after: u64,
+    /// Whether the client goes away after its first token.
+    leaves: bool,
+}
+
+impl Asked {
+    fn job(&self) -> Job {
+        let sampling = Sampling { temperature: 1.0, seed: self.seed, ..Sampling::default() };
+        let (prompt, sampler) = (self.prompt.clone(), Sampler::new(sampling).unwrap());
+        Job { prompt, limit: self.limit, sampler, scores: Some(2), bound: None }
+    }
+}
+
+/// The context of the models of random schedules.
+const SMALL: usize = 96;
+
+fn asked() -> impl Strategy<Value = Vec<Asked>> {
+    let prompt = proptest::collection::vec(2_u32..9, 1..60);
+    let one = (prompt, 1_usize..60, any::<u64>(), 0_u64..4, proptest::bool::weighted(0.1));
+    let one = one.prop_map(|(prompt, limit, seed, after, leaves)| Asked { prompt, limit, seed, after, leaves });
+    proptest::collection::vec(one, 2..10)
+}
+
+/// Returns the tokens with their log-probabilities that each client receives, in pieces.
+async fn received(batcher: &Batcher, asked: &[Asked]) -> Vec<Vec<(u32, String)>> {
+    let one = async |asked: &Asked| {
+        tokio::time::sleep(Duration::from_millis(asked.after)).await;
+        let (mut pieces, mut tokens) = (batcher.stream(asked.job(), client()).unwrap(), Vec::new());
+        while let Some(piece) = pieces.recv().await {
+            match piece {
+                Piece::Token(token) => tokens.push((token.id, format!("{:?}", token.scores))),
+                Piece::End(end) => {
+                    end.unwrap();
+                    break;
+                }
+                Piece::Late(limit) => panic!("there is no time limit of {limit:?}"),
+            }
+            if asked.leaves {
+                break;
+            }
+        }
+        tokens
+    };
+    futures::future::join_all(asked.iter().map(one)).await
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever is pre-empted and when: each client receives every token once, with the bits that it gets alone, and nothing stays.
+    #[test]
+    fn no_pre_emption_changes_or_repeats_a_token(asked in asked(), cache in SMALL..3 * SMALL, batched in 6_usize..64) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let alone = Room { running: 1, queue: 16, cache: None, prefixes: 0, batched: Some(1 << 20) };
+            let alone = Batcher::start(generator(SMALL, 1), alone, metrics()).unwrap();
+            let crowd = Room { running: 6, queue: 16, cache: Some(cache), prefixes: 64, batched: Some(batched) };
+            let crowd = Batcher::start(generator(SMALL, 14), crowd, metrics()).unwrap();
+            let expected = received(&alone, &asked).await;
+            let found = received(&crowd, &asked).await;
+            prop_assert_eq!(expected, found);
+            let idle = tokio::time::timeout(Duration::from_secs(10), async {
+                while crowd.active() > 0 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            });
+            prop_assert!(idle.await.is_ok(), "{} requests stay", crowd.active());
+            Ok::<_, TestCaseError>(())
+        })?;
+    }
+}
+
+#[tokio::test]
+async fn a_full_cache_pre_empts_the_latest_request_and_computes_it_again() {
+    let counted = metrics();
+    let room = Room { running: 4, queue: 4, cache: Some(2_000), prefixes: 0, batched: Some(32) };
+    let batcher = Batcher::start(generator(2_000, 4), room, Arc::clone(&counted)).unwrap();
+    let order = std::sync::Mutex::new(Vec::new());
+    let payers: Vec<_> = (0..3).map(|_| client()).collect();
+    let one = async |name: usize, job: Job| {
+        let tokens = batcher.answer(job, &payers[name]).await.unwrap().tokens;
+        order.lock().unwrap().push(name);
+        tokens
+    };
+    // All three fit when they begin, and two of them when they end.
+    let (first, second, third) = tokio::join!(one(0, job(5, 900)), one(1, job(6, 900)), one(2, job(7, 900)));
+    assert_eq!(order.lock().unwrap()[2], 2, "the one that came last ends last");
+    let preempted = preemptions(&counted);
+    assert!((1.0..=3.0).contains(&preempted), "{preempted}");
+    let whole = Room { running: 1, queue: 1, cache: None, prefixes: 0, batched: None };
+    let alone = Batcher::start(generator(2_000, 1), whole, metrics()).unwrap();
+    for (token, found) in [(5, first), (6, second), (7, third)] {
+        assert_eq!(alone.answer(job(token, 900), &client()).await.unwrap().tokens, found);
+    }
+    // With room for everything none is.
+    let counted = metrics();
+    let room = Room { cache: None, ..room };
+    let batcher = Batcher::start(generator(2_000, 4), room, Arc::clone(&counted)).unwrap();
+    let payer = client();
+    let all = (0..4).map(|token| batcher.answer(job(5 + token, 700), &payer));
+    futures::future::join_all(all).await;
+    assert_eq!(preemptions(&counted), 0.0);
+}
+
+fn preemptions(metrics: &Metrics) -> f64 {
+    let families = metrics.registry().gather();
+    let found = families.iter().find(|family| family.name() == "codex_ml_inference_preemptions_total").unwrap();
+    found.get_metric()[0].get_counter().get_value()
+}
+
 #[tokio::test]
 async fn a_prompt_is_abandoned_between_two_chunks() {
     let batcher = in_chunks(ENDLESS);
@@ -1033,6 +1167,20 @@ async fn a_prompt_is_abandoned_between_two_chunks() {
     let next = tokio::time::timeout(Duration::from_secs(10), batcher.answer(job(5, 3), &client())).await;
     assert_eq!(next.unwrap().unwrap().tokens.len(), 3);
     assert_eq!(batcher.active(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_ends_at_its_time_limit() {
+    let case = Case { time_limit: Some(Duration::from_secs(1)), ..Case::new(ENDLESS) };
+    let server = case.ready().await;
+    let told = "the response did not end within the 1 s that a request may take here: ask for fewer tokens";
+    let (status, body) = server.infer(json!({ "prompt": "1" })).await;
+    assert_eq!((status, body["error"].as_str()), (504, Some(told)));
+    let asked = json!({ "prompt": "1", "max_tokens": ENDLESS - 10, "stream": true });
+    let (status, _, events) = request(server.address, "/v1/completions", Some(asked.to_string())).await.unwrap();
+    assert!(status == 200 && events.contains("request_timeout") && events.contains(told), "{events}");
+    // Its slot is free again, and a request that ends in time is answered.
+    assert_eq!(server.infer(json!({ "prompt": "1", "max_new_tokens": 2 })).await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -358,6 +358,7 @@ fn granted(view: &View<'_>, mounts: &mut Mounts) -> Vec<(&'static str, String)> 
     }
     let quotas = [("--rate-limit", &serving.rate_limit), ("--token-budget", &serving.token_budget)];
     arguments.extend(quotas.into_iter().filter_map(|(flag, quota)| Some((flag, quota.clone()?))));
+    arguments.extend(serving.request_timeout_seconds.map(|seconds| ("--request-timeout", seconds.to_string())));
     arguments
 }
 

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use codex_crds::{
-    CyclePhase, CycleStatus, Evaluation, EvaluationSpec, ReasoningPod, ReasoningPodStatus, RedeployStatus,
-    ServedStatus, TrainingRun, TrainingRunSpec, annotation,
+    CyclePhase, CycleStatus, Evaluation, EvaluationSpec, ReasoningPod, ReasoningPodSpec, ReasoningPodStatus,
+    RedeployStatus, ServedStatus, ShadowStatus, TrainingRun, TrainingRunSpec, annotation,
 };
 use codex_provenance::{ModelDigest, Sha256};
 use jiff::Timestamp;
@@ -39,6 +39,9 @@ pub struct ObservedCycle {
     /// The digest of its model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelDigest>,
+    /// What its shadow has compared, from its sealed status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowStatus>,
     /// Its objects that are not being deleted, by kind and name.
     #[serde(default)]
     pub objects: Vec<CycleObject>,
@@ -74,6 +77,8 @@ pub enum CycleKind {
     TrainingRun,
     /// An Evaluation.
     Evaluation,
+    /// The ReasoningPod that is its shadow.
+    ReasoningPod,
 }
 
 /// A run and the Evaluations of its model.
@@ -165,6 +170,7 @@ pub(super) fn recorded(
         phase: CyclePhase::Training,
         training_run,
         evaluations: cycle.evaluations.clone(),
+        shadow_since: None,
         reason: String::new(),
     });
     let last_schedule_time = cycles.last().map(|cycle| Time(cycle.scheduled));
@@ -183,11 +189,18 @@ pub(super) fn evaluation_digest(name: &str, spec: &EvaluationSpec) -> String {
     Sha256::of(json!([name, training_run, preset, overrides, data, seed, gates]).to_string()).to_string()
 }
 
+/// Returns the digest over the name of a shadow and what defines its comparison.
+pub(super) fn shadow_digest(name: &str, spec: &ReasoningPodSpec) -> String {
+    let ReasoningPodSpec { training_run, evaluations, shadow, .. } = spec;
+    Sha256::of(json!([name, training_run, evaluations, shadow]).to_string()).to_string()
+}
+
 /// Returns the cycles of these objects, by time. Their owner and their seals have been checked, and with the seals the annotations;
 /// an object whose annotations do not fit its spec was not created by the controller.
 pub fn cycles<'a>(
     runs: impl IntoIterator<Item = &'a TrainingRun>,
     evaluations: impl IntoIterator<Item = &'a Evaluation>,
+    shadows: impl IntoIterator<Item = &'a ReasoningPod>,
 ) -> Vec<ObservedCycle> {
     let mut cycles: BTreeMap<Timestamp, ObservedCycle> = BTreeMap::new();
     for run in runs {
@@ -201,6 +214,11 @@ pub fn cycles<'a>(
     for evaluation in evaluations {
         let digest = evaluation_digest(&evaluation.name_any(), &evaluation.spec);
         cycle_of(&mut cycles, evaluation, CycleKind::Evaluation, &digest);
+    }
+    for shadow in shadows {
+        let digest = shadow_digest(&shadow.name_any(), &shadow.spec);
+        let Some(cycle) = cycle_of(&mut cycles, shadow, CycleKind::ReasoningPod, &digest) else { continue };
+        cycle.shadow = shadow.status.as_ref().and_then(|status| status.shadow.clone());
     }
     cycles.into_values().collect()
 }
@@ -224,6 +242,7 @@ fn cycle_of<'a, K: Resource>(
         evaluations: Vec::new(),
         training_run: None,
         model: None,
+        shadow: None,
         objects: Vec::new(),
     });
     cycle.objects.push(CycleObject { kind, name: object.name_any(), uid: object.uid().unwrap_or_default() });

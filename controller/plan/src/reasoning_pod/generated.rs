@@ -1,4 +1,4 @@
-//! The TrainingRuns and Evaluations of cycles: which are created, and which are deleted. Pure.
+//! The objects of cycles: which are created, and which are deleted. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,6 +12,7 @@ use kube::ResourceExt;
 use super::{
     cycles::{CycleKind, ObservedCycle, evaluation_digest, run_digest},
     redeploy::names,
+    trial,
     view::View,
 };
 use crate::{
@@ -21,17 +22,28 @@ use crate::{
 
 /// Adds the objects of cycles that are created, changed or deleted. They follow the recorded state.
 pub(super) fn children(view: &View<'_>, desired: &mut Desired) {
-    let Some(redeploy) = &view.spec().redeploy else { return };
-    let Some(status) = &view.status.redeploy else { return };
+    let Some((redeploy, status)) = view.spec().redeploy.as_ref().zip(view.status.redeploy.as_ref()) else {
+        // Shadows would answer copies for good. The others stay.
+        desired.expired = trial::expired(view, None);
+        return;
+    };
     let begun = |cycle: &&CycleStatus| matches!(cycle.phase, CyclePhase::Training | CyclePhase::Evaluating);
     if let Some(cycle) = status.cycle.as_ref().filter(begun).filter(|_| !view.spec().dry_run) {
         create(view, redeploy, cycle, desired);
     }
+    trial::create(view, desired);
     desired.training_runs.extend(moved(view));
     desired.expired = expired(view, redeploy, status);
+    desired.expired.extend(trial::expired(view, Some((redeploy, status))));
 }
 
-fn metadata(view: &View<'_>, name: &str, cycle: Timestamp, digest: String, evaluations: &[String]) -> ObjectMeta {
+pub(super) fn metadata(
+    view: &View<'_>,
+    name: &str,
+    cycle: Timestamp,
+    digest: String,
+    evaluations: &[String],
+) -> ObjectMeta {
     let mut metadata = view.owner.child(name.to_owned(), Component::Cycle, &view.observed.settings.version);
     let queue = queue(&view.observed.object).map(|queue| (label::QUEUE_NAME.to_owned(), queue.to_owned()));
     metadata.labels.get_or_insert_default().extend(queue);
@@ -122,5 +134,6 @@ fn expired(view: &View<'_>, redeploy: &Redeploy, status: &RedeployStatus) -> Vec
     };
     let gone: Vec<&ObservedCycle> = observed.cycles.iter().rev().filter(|cycle| !stays(cycle)).collect();
     let objects = gone.into_iter().flat_map(|cycle| &cycle.objects);
+    let objects = objects.filter(|it| it.kind != CycleKind::ReasoningPod);
     objects.map(|it| Expired { kind: it.kind, name: it.name.clone(), uid: it.uid.clone() }).collect()
 }

@@ -22,6 +22,7 @@ mod signing;
 mod stage;
 mod status;
 mod target;
+mod trial;
 mod trust;
 mod view;
 
@@ -48,7 +49,8 @@ pub fn plan(observed: &ObservedReasoningPod, now: Timestamp) -> Plan<ReasoningPo
     let stage = Stage::of(&view);
     let mut desired = children::children(&view, &stage);
     generated::children(&view, &mut desired);
-    let effects = effects::effects(&view, &stage);
+    let mut effects = effects::effects(&view, &stage);
+    effects.extend(trial::effects(&view));
     let (status, requeue) = status::status(&view, &stage);
     let mut events = events(&view.status.conditions, &status.conditions, view.obstruction);
     redeploy::events(&view, &status, &mut events);

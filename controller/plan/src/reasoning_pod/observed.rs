@@ -48,6 +48,10 @@ pub struct ObservedReasoningPod {
     /// the spec of the object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candidate: Option<Box<Self>>,
+    /// The same observation as the candidate, in the ring before the object's: its shadow runs on a promotion into that one. `None`
+    /// without `spec.redeploy.shadow`, and in the first ring.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<Box<Self>>,
     /// The signer.
     pub signer: Signer,
     /// The list of trusted keys and identities, including expired ones. Where it is empty, the signer's key is the only trusted one

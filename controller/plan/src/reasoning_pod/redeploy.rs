@@ -19,6 +19,7 @@ use super::{
     guarded::waits,
     observed::ObservedReasoningPod,
     stage::Stage,
+    trial::{self, Trial},
     view::View,
 };
 use crate::{
@@ -108,10 +109,16 @@ impl Turn {
             CyclePhase::Failed | CyclePhase::RolledBack => self.end(view, standing.phase, &standing.reason, 0),
             phase => {
                 if let Some(cycle) = &mut self.status.cycle {
-                    if phase == CyclePhase::RollingOut && cycle.phase != phase {
+                    let decided = matches!(phase, CyclePhase::RollingOut | CyclePhase::Shadowing);
+                    if decided && cycle.phase != phase {
                         self.due = Some(AT_ONCE);
                     }
                     cycle.phase = phase;
+                    if phase == CyclePhase::Shadowing {
+                        cycle.shadow_since.get_or_insert(Time(view.now));
+                    }
+                    let due = trial::due(view, cycle).map(|due| throttle::until(view.now, due));
+                    self.due = [self.due, due].into_iter().flatten().min();
                     cycle.reason = truncate_chars(&standing.reason, MAX_REASON);
                 }
                 return standing.stuck;
@@ -265,6 +272,7 @@ fn name(phase: CyclePhase) -> &'static str {
         CyclePhase::Training => "it trains",
         CyclePhase::Evaluating => "it is evaluated",
         CyclePhase::Blocked => "it is blocked",
+        CyclePhase::Shadowing => "its shadow is compared",
         CyclePhase::RollingOut => "it is rolled out",
         CyclePhase::Serving => "it is served",
         CyclePhase::Failed => "it failed",
@@ -273,7 +281,7 @@ fn name(phase: CyclePhase) -> &'static str {
 }
 
 /// Returns the minute of a time, counted from 1970, which names the objects of a cycle.
-fn minute(time: Timestamp) -> i64 {
+pub(super) fn minute(time: Timestamp) -> i64 {
     time.as_second().div_euclid(60)
 }
 
@@ -286,6 +294,7 @@ fn begin(view: &View<'_>, redeploy: &Redeploy, scheduled: Timestamp) -> CycleSta
         phase: CyclePhase::Training,
         training_run: child::cycle(pod, minute),
         evaluations: names.collect(),
+        shadow_since: None,
         reason: String::new(),
     }
 }
@@ -318,7 +327,7 @@ pub(crate) fn planned<'a>(observed: &'a ObservedReasoningPod, status: &Reasoning
 
 /// Judges a cycle that is not rolled out yet.
 fn judged(view: &View<'_>, cycle: &CycleStatus, candidate: &ObservedReasoningPod, evidence: &Evidence<'_>) -> Standing {
-    use CyclePhase::{Blocked, Evaluating, Failed, RollingOut, Training};
+    use CyclePhase::{Blocked, Evaluating, Failed, RollingOut, Shadowing, Training};
     // What keeps an object from being created may last: another object has its name, or the API server refuses it.
     let creating = |phase, sentence: String| match view.obstruction.filter(|obstruction| !obstruction.waits) {
         Some(obstruction) => Standing::stuck(phase, &*obstruction.message),
@@ -361,6 +370,13 @@ fn judged(view: &View<'_>, cycle: &CycleStatus, candidate: &ObservedReasoningPod
     }
     if !gates.is_empty() {
         return Standing::at_work(Evaluating, sentences(gates));
+    }
+    match Trial::of(view, cycle, evidence) {
+        Trial::Passed => {}
+        Trial::Starts(reason) => return creating(Shadowing, reason),
+        Trial::Waits(reason) => return Standing::at_work(Shadowing, reason),
+        Trial::Blocked(reason) => return Standing::stuck(Blocked, reason),
+        Trial::Failed(reason) => return Standing::at_work(Failed, reason),
     }
     if !evidence.blocks.is_empty() {
         return Standing::stuck(Blocked, sentences(&evidence.blocks));

@@ -95,9 +95,11 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     let keys = view.trust().due(&keys(view)).map(|due| throttle::until(view.now, due));
     let scaling = autoscaling::due(view).filter(|_| serves);
     let judged = view.candidate.as_ref().and_then(|(_, evidence)| evidence.policies.due(view.now));
+    let tried = view.trial.as_ref().and_then(|trial| trial.evidence.policies.due(view.now));
     let cycle = turn.as_ref().and_then(|turn| turn.due);
     let route = route::due(view).filter(|_| serves);
-    let again = [again, view.evidence.policies.due(view.now), keys, scaling, canary.due(view), judged, cycle, route];
+    let promoted = view.evidence.policies.due(view.now);
+    let again = [again, promoted, keys, scaling, canary.due(view), judged, tried, cycle, route];
     let again = again.into_iter().flatten().min();
     throttle::hold(recorded, next, written, view.now, again, |next, present| ReasoningPodStatus {
         replicas: present.replicas,

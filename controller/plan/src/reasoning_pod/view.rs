@@ -25,6 +25,8 @@ pub(crate) struct View<'a> {
     pub(crate) evidence: Evidence<'a>,
     /// The evidence for the cycle that has not ended, while what is served is planned.
     pub(crate) candidate: Option<(&'a ObservedReasoningPod, Evidence<'a>)>,
+    /// The view of that cycle in the ring before, where its shadow is promoted.
+    pub(crate) trial: Option<Box<Self>>,
     /// What is planned is the rollout of a cycle.
     pub(crate) rolls_cycle: bool,
     pub(crate) servers: Option<Servers<'a>>,
@@ -45,6 +47,8 @@ impl<'a> View<'a> {
         let rolling = redeploy::is_rolling(&status);
         let candidate = observed.candidate.as_deref();
         let rolls_cycle = rolling && candidate.is_some();
+        let trial = observed.trial.as_deref().filter(|_| !rolling);
+        let trial = trial.map(|trial| Box::new(Self::of(trial, now)));
         let observed = redeploy::planned(observed, &status);
         let candidate = candidate.filter(|_| !rolling).map(|candidate| (candidate, Evidence::of(candidate, now)));
         let recorded = Target::recorded(observed, Trust::of(observed, now)).filter(|_| observed.deployment.is_none());
@@ -54,6 +58,7 @@ impl<'a> View<'a> {
             now,
             evidence: Evidence::of(observed, now),
             candidate,
+            trial,
             rolls_cycle,
             servers: Servers::of(observed, &owner),
             canary: Servers::of_canary(observed, &owner),

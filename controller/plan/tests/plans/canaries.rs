@@ -48,7 +48,7 @@ pub(crate) fn trying() -> ObservedReasoningPod {
 }
 
 /// Lets the two servers of the canary be ready and report so many requests and errors, all of the first one.
-fn answer(observed: &mut ObservedReasoningPod, requests: u64, errors: u64, second: i64) {
+pub(crate) fn answer(observed: &mut ObservedReasoningPod, requests: u64, errors: u64, second: i64) {
     let canary = observed.canary.as_mut().unwrap();
     canary.metadata.generation = Some(1);
     canary.status = Some(make::from(json!({

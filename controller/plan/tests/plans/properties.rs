@@ -252,6 +252,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         evaluations,
         cycles: Vec::new(),
         candidate: None,
+        trial: None,
         policies: Vec::new(),
         sign_offs: Vec::new(),
         promotions: Vec::new(),

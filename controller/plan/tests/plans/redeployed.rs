@@ -1,22 +1,29 @@
 //! ReasoningPods that redeploy: when cycles start, what becomes of them, and what is deleted.
 
 use codex_crds::{
-    ConditionType, CyclePhase, Evaluation, Reason, ReasoningPodStatus, RedeployStatus, ServedStatus, TrainingRun,
-    TrainingRunPhase, annotation,
+    ConditionType, CyclePhase, Evaluation, Parity, Reason, ReasoningPod, ReasoningPodStatus, RedeployStatus,
+    RolloutPhase, ServedStatus, ShadowStatus, TrainingRun, TrainingRunPhase, annotation,
 };
 use codex_plan::{
     Effect, Obstruction, Plan,
     conditions::find,
-    reasoning_pod::{self, Aims, Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, aims, cycles},
+    reasoning_pod::{
+        self, Aims, Bundle, Compared, CycleKind, ObservedReasoningPod, RecordedPromotion, SignedModel, SignedPromotion,
+        aims, cycles,
+    },
     trace::{self, Span},
 };
 use codex_provenance::{Sha256, oms};
-use codex_verdict::policy::{Denied, PolicyKind};
+use codex_verdict::{
+    Ring,
+    policy::{Denied, Lineage, PolicyKind},
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use serde_json::json;
 
 use crate::{
+    canaries::answer,
     make,
     policies::{denying, policy},
     properties::{busy, judged, trained},
@@ -33,8 +40,11 @@ struct Hourly {
     /// What was signed for the cycle that has not ended.
     signed: (Option<SignedModel>, Option<SignedPromotion>),
     current: Option<ServedStatus>,
+    /// The promotion into the ring before, on which its shadow runs.
+    lent: Option<SignedPromotion>,
     runs: Vec<TrainingRun>,
     evaluations: Vec<Evaluation>,
+    shadows: Vec<ReasoningPod>,
     spans: Vec<Span>,
 }
 
@@ -48,15 +58,23 @@ impl Hourly {
         observed.object.spec.redeploy = Some(make::from(redeploy));
         observed.status_written_at = None;
         observed.object.metadata.creation_timestamp = Some(Time(make::at(0)));
-        let (runs, evaluations, spans) = Default::default();
-        Self { observed, signed: (None, None), current: None, runs, evaluations, spans }
+        let (lent, runs, evaluations, shadows, spans) = Default::default();
+        Self { observed, signed: (None, None), current: None, lent, runs, evaluations, shadows, spans }
+    }
+
+    /// The same with a shadow for each cycle.
+    fn shadowed() -> Self {
+        let mut hourly = Self::new();
+        let shadow = json!({"samplePercent": 50, "maxDivergence": "0.05", "minRequests": 60, "deadlineSeconds": 1_200});
+        hourly.observed.object.spec.redeploy.as_mut().unwrap().shadow = Some(make::from(shadow));
+        hourly
     }
 
     /// Observes the objects of cycles as the controller does.
     fn observe(&mut self) {
         let observed = &mut self.observed;
-        observed.candidate = None;
-        observed.cycles = cycles(&self.runs, &self.evaluations);
+        (observed.candidate, observed.trial) = (None, None);
+        observed.cycles = cycles(&self.runs, &self.evaluations, &self.shadows);
         let Aims { candidate, .. } =
             aims(&observed.object, &observed.seal, &observed.cycles, observed.deployment.as_ref());
         let Some(named) = candidate else { return };
@@ -73,6 +91,19 @@ impl Hourly {
         named.aim(&mut candidate.object);
         candidate.oms = self.signed.0.map_or(Bundle::Absent, Bundle::Valid);
         candidate.promotion = self.signed.1.map_or(Bundle::Absent, Bundle::Valid);
+        let compared = self.shadows.iter().filter_map(|shadow| {
+            let status = shadow.status.clone()?.shadow?;
+            Some(Compared { name: shadow.name_any(), uid: shadow.uid()?, status })
+        });
+        candidate.compared = compared.collect();
+        if observed.object.spec.redeploy.as_ref().is_some_and(|redeploy| redeploy.shadow.is_some()) {
+            let mut trial = candidate.clone();
+            trial.object.spec.rollout_ring = Ring::Base0C;
+            trial.run.iter_mut().for_each(|run| run.spec.rollout_ring = Ring::Base0C);
+            trial.promotion = self.lent.map_or(Bundle::Absent, Bundle::Valid);
+            trial.compared.clear();
+            observed.trial = Some(Box::new(trial));
+        }
         observed.candidate = Some(Box::new(candidate));
     }
 
@@ -94,6 +125,10 @@ impl Hourly {
             evaluation.metadata.uid = Some(format!("uid of {}", evaluation.name_any()));
             self.evaluations.push(evaluation);
         }
+        for mut shadow in plan.desired.reasoning_pods.clone() {
+            shadow.metadata.uid = Some(format!("uid of {}", shadow.name_any()));
+            self.shadows.push(shadow);
+        }
         let signer = Sha256::of("key");
         for effect in &plan.effects {
             match effect {
@@ -103,7 +138,20 @@ impl Hourly {
                 }
                 Effect::SignPromotion { promotion, .. } => {
                     let key = promotion.key().digest();
-                    self.signed.1 = Some(SignedPromotion { digest: promotion.digest(), key, signer });
+                    let signed = SignedPromotion { digest: promotion.digest(), key, signer };
+                    let ring: Ring = make::from(json!(promotion.reasons.ring));
+                    if ring == Ring::Base0C {
+                        self.lent = Some(signed);
+                    } else {
+                        self.signed.1 = Some(signed);
+                    }
+                    self.observed.promotions.push(RecordedPromotion {
+                        digest: signed.digest,
+                        ring,
+                        since: make::at(second),
+                        lineage: Lineage { model: Some(promotion.model), ..Lineage::default() },
+                        parity: promotion.reasons.parity.clone(),
+                    });
                 }
                 Effect::SignReproduction { .. } | Effect::RecordRead(_) => panic!("{effect:?}"),
             }
@@ -130,9 +178,12 @@ impl Hourly {
             self.observed.oms = oms.map_or(Bundle::Absent, Bundle::Valid);
             self.observed.promotion = promotion.map_or(Bundle::Absent, Bundle::Valid);
         }
-        let gone = |name: &str| plan.desired.expired.iter().any(|expired| expired.name == name);
-        self.runs.retain(|run| !gone(&run.name_any()));
-        self.evaluations.retain(|evaluation| !gone(&evaluation.name_any()));
+        let expired = |kind: CycleKind, name: &str| {
+            plan.desired.expired.iter().any(|expired| expired.kind == kind && expired.name == name)
+        };
+        self.runs.retain(|run| !expired(CycleKind::TrainingRun, &run.name_any()));
+        self.evaluations.retain(|evaluation| !expired(CycleKind::Evaluation, &evaluation.name_any()));
+        self.shadows.retain(|shadow| !expired(CycleKind::ReasoningPod, &shadow.name_any()));
         plan
     }
 
@@ -151,6 +202,42 @@ impl Hourly {
 
     fn phase(&self) -> Option<CyclePhase> {
         self.redeploy().phase
+    }
+
+    /// Lets the shadow of the cycle report what it compared.
+    fn compare(&mut self, compared: i64, agreed: i64, parity: Option<Parity>) {
+        let shadow = self.shadows.last_mut().unwrap();
+        let status = ShadowStatus {
+            of: "rc".to_owned(),
+            digest: trained().status.unwrap().model.map(|model| model.digest),
+            max_divergence: shadow.spec.shadow.as_ref().unwrap().max_divergence.clone(),
+            compared,
+            agreed,
+            parity,
+            ..ShadowStatus::default()
+        };
+        shadow.status = Some(ReasoningPodStatus { shadow: Some(status), ..ReasoningPodStatus::default() });
+    }
+
+    /// Starts the first cycle, and lets it go on until its shadow runs.
+    fn shadow(&mut self) {
+        self.plan(100);
+        self.train(1);
+        self.judge(500);
+        let recorded = self.plan(HOUR + 200);
+        assert_eq!(self.phase(), Some(CyclePhase::Shadowing), "{:?}", self.redeploy().cycle);
+        assert!(recorded.effects.is_empty() && recorded.desired.reasoning_pods.is_empty(), "it is recorded first");
+        let signs = self.plan(HOUR + 201);
+        assert!(matches!(&signs.effects[..], [Effect::SignModel { .. }]), "{:?}", signs.effects);
+        let signs = self.plan(HOUR + 202);
+        let [Effect::SignPromotion { promotion, .. }] = &signs.effects[..] else { panic!("{:?}", signs.effects) };
+        assert_eq!(promotion.reasons.ring, "0C_base_", "the shadow runs on a promotion into the ring before");
+        assert!(signs.desired.reasoning_pods.is_empty());
+        let created = self.plan(HOUR + 203);
+        assert!(created.effects.is_empty(), "{:?}", created.effects);
+        assert_eq!(created.desired.reasoning_pods.len(), 1);
+        assert!(self.plan(HOUR + 204).desired.reasoning_pods.is_empty(), "it is created once");
+        assert_eq!(self.phase(), Some(CyclePhase::Shadowing));
     }
 
     /// Starts the cycle of so many hours, and lets its run train a model.
@@ -446,7 +533,7 @@ fn a_lost_status_follows_from_the_objects_and_nothing_is_created_twice() {
     // An object that somebody else put there is none of its cycles.
     let mut forged = hourly.evaluations[0].clone();
     forged.spec.gates[0].min = Some(make::from(json!("0.1")));
-    assert!(cycles(&[], [&forged]).is_empty());
+    assert!(cycles(&[], [&forged], &[]).is_empty());
 }
 
 #[test]
@@ -480,4 +567,194 @@ fn a_promoted_cycle_is_served_until_the_next_one_and_its_objects_stay() {
     assert_eq!(hourly.runs.len(), 5);
     let history = hourly.redeploy().history;
     assert!(history.iter().all(|record| record.result == CyclePhase::Serving) && history.len() == 5);
+}
+
+/// A rule with parity is met by the shadow that the cycle creates, without anybody.
+#[test]
+fn a_cycle_with_a_shadow_is_promoted_once_parity_is_proved_and_states_it() {
+    let mut hourly = Hourly::shadowed();
+    let demand = json!({"rules": [{"ring": "0D_base_", "parity": {"minRequests": 80, "maxDivergence": "0.05"}}]});
+    hourly.observed.policies = vec![policy(PolicyKind::ClusterPromotionPolicy, make::from(demand))];
+    hourly.shadow();
+    let shadow = hourly.shadows[0].clone();
+    let spec = &shadow.spec;
+    assert_eq!((shadow.name_any().as_str(), spec.training_run.as_str()), (FIRST, FIRST));
+    assert_eq!(spec.evaluations, [format!("{FIRST}-lite")]);
+    assert_eq!((spec.rollout_ring, spec.dry_run, spec.replicas), (Ring::Base0D, false, 1));
+    assert_eq!(
+        json!(spec.shadow),
+        json!({"of": "rc", "samplePercent": 50, "maxDivergence": "0.05", "minRequests": 60})
+    );
+    assert_eq!(spec.pod, hourly.observed.object.spec.pod);
+    assert_eq!(shadow.owner_references()[0].uid, "pod-1");
+    assert_eq!(shadow.annotations()[annotation::CYCLE], make::at(HOUR).as_second().to_string());
+
+    hourly.compare(70, 70, Some(Parity::Holds));
+    let short = hourly.plan(HOUR + 300);
+    assert_eq!(hourly.phase(), Some(CyclePhase::Blocked), "the rule demands more requests than the cycle");
+    assert!(hourly.redeploy().cycle.unwrap().reason.contains("minRequests 80"), "{:?}", hourly.redeploy().cycle);
+    assert!(short.effects.is_empty() && short.desired.expired.is_empty());
+    hourly.compare(90, 90, Some(Parity::Holds));
+    let proved = hourly.plan(HOUR + 310);
+    assert_eq!(hourly.phase(), Some(CyclePhase::RollingOut));
+    assert!(proved.effects.is_empty(), "that it is rolled out is recorded before anything is signed");
+    let signs = hourly.plan(HOUR + 311);
+    let [Effect::SignPromotion { promotion, .. }] = &signs.effects[..] else { panic!("{:?}", signs.effects) };
+    let parity = &promotion.reasons.parity[..];
+    assert_eq!(promotion.reasons.ring, "0D_base_");
+    assert!(matches!(parity, [parity] if parity.shadow.name == FIRST && parity.compared == 90), "{parity:?}");
+    assert!(signs.desired.expired.is_empty(), "it stays until the promotion is signed");
+    let rolls = hourly.plan(HOUR + 312);
+    assert!(matches!(&rolls.desired.expired[..], [gone] if gone.kind == CycleKind::ReasoningPod && gone.name == FIRST));
+    assert!(hourly.shadows.is_empty());
+    let still = hourly.plan(HOUR + 313);
+    assert_eq!(hourly.phase(), Some(CyclePhase::RollingOut), "what was promoted stays so without its shadow");
+    assert!(still.status.blocked_by.is_empty(), "{:?}", still.status.blocked_by);
+    // Without servers nothing has to be verified.
+    hourly.observed.object.spec.replicas = 0;
+    for second in 320..324 {
+        hourly.plan(HOUR + second);
+    }
+    let status = hourly.redeploy();
+    assert_eq!((status.promoted, status.manual_overrides, status.phase), (1, 0, Some(CyclePhase::Serving)));
+    assert_eq!(hourly.current.unwrap().training_run, FIRST);
+}
+
+#[test]
+fn lost_parity_and_too_few_requests_end_a_cycle_and_the_incumbent_serves_on() {
+    for (compared, agreed, parity, second, told) in [
+        (200, 150, Some(Parity::Lost), 300, "lost parity: 50 of 200 requests were answered differently than by rc"),
+        (9, 9, None, 1_400, "did not prove parity within the 1200 s of spec.redeploy.shadow.deadlineSeconds: 0 of 9"),
+    ] {
+        let mut hourly = Hourly::shadowed();
+        hourly.shadow();
+        hourly.compare(compared, agreed, None);
+        let waiting = hourly.plan(HOUR + 250);
+        assert_eq!(hourly.phase(), Some(CyclePhase::Shadowing));
+        assert!(
+            waiting.requeue.unwrap().as_secs() <= 1_150,
+            "it is judged when its time has passed: {:?}",
+            waiting.requeue
+        );
+        hourly.compare(compared, agreed, parity);
+        let failed = hourly.plan(HOUR + second);
+        assert_eq!(hourly.phase(), Some(CyclePhase::Failed));
+        let record = hourly.redeploy().history[0].clone();
+        assert!(record.reason.contains(told) && record.reason.contains("maxDivergence is 0.05"), "{}", record.reason);
+        assert_eq!(reason(&failed), ("False".to_owned(), "CycleFailed".to_owned()));
+        let ready = find(&failed.status.conditions, ConditionType::Ready).unwrap();
+        assert!(ready.status == "True" && failed.status.current.is_none() && failed.effects.is_empty());
+        hourly.plan(HOUR + second + 1);
+        assert!(hourly.shadows.is_empty(), "the shadow is deleted with its cycle");
+        assert_eq!(hourly.redeploy().promoted, 0);
+    }
+}
+
+#[test]
+fn no_shadow_is_created_where_it_is_of_no_use() {
+    // The ring before does not take the model.
+    let mut hourly = Hourly::shadowed();
+    let demand = |ring: &str, what: serde_json::Value| {
+        let mut rule = json!({"ring": ring});
+        json_patch(&mut rule, &what);
+        vec![policy(PolicyKind::ClusterPromotionPolicy, make::from(json!({"rules": [rule]})))]
+    };
+    hourly.plan(100);
+    hourly.train(1);
+    hourly.judge(500);
+    hourly.observed.policies = demand("0C_base_", json!({"signOffs": {"count": 1}}));
+    let blocked = hourly.plan(HOUR + 200);
+    let cycle = hourly.redeploy().cycle.unwrap();
+    assert_eq!(cycle.phase, CyclePhase::Blocked);
+    let told = "its shadow needs a promotion into 0C_base_, the ring before: ";
+    assert!(cycle.reason.starts_with(told) && cycle.shadow_since.is_none(), "{}", cycle.reason);
+    assert!(blocked.effects.is_empty() && blocked.desired.reasoning_pods.is_empty());
+    // A rule of its own ring that no shadow can meet.
+    let template = json!([{"name": "m0", "preset": "cot-lite", "problemsSha256": "0".repeat(64), "gates": []}]);
+    hourly.observed.policies = demand("0D_base_", json!({"requiredEvaluations": template}));
+    hourly.plan(HOUR + 201);
+    let cycle = hourly.redeploy().cycle.unwrap();
+    assert!(cycle.phase == CyclePhase::Blocked && !cycle.reason.starts_with(told), "{}", cycle.reason);
+    // People can sign meanwhile.
+    hourly.observed.policies = demand("0D_base_", json!({"signOffs": {"count": 1}}));
+    hourly.plan(HOUR + 202);
+    assert_eq!(hourly.phase(), Some(CyclePhase::Shadowing));
+
+    // Nothing is served, so that there are no requests.
+    let mut hourly = Hourly::shadowed();
+    hourly.observed.object.spec.replicas = 0;
+    hourly.drained();
+    hourly.plan(100);
+    hourly.train(1);
+    hourly.judge(500);
+    hourly.plan(HOUR + 200);
+    assert_eq!(hourly.phase(), Some(CyclePhase::RollingOut));
+
+    // Without spec.redeploy a shadow does not stay.
+    let mut hourly = Hourly::shadowed();
+    hourly.shadow();
+    hourly.observed.object.spec.redeploy = None;
+    let removed = hourly.plan(HOUR + 300);
+    assert!(matches!(&removed.desired.expired[..], [gone] if gone.kind == CycleKind::ReasoningPod));
+    assert_eq!((hourly.runs.len(), hourly.shadows.len()), (1, 0));
+}
+
+#[test]
+fn a_forged_shadow_proves_nothing_and_one_that_is_deleted_comes_back() {
+    let mut hourly = Hourly::shadowed();
+    hourly.shadow();
+    // Somebody makes it accept any difference: the controller no longer takes it for its own, and mends it.
+    hourly.compare(90, 0, Some(Parity::Holds));
+    hourly.shadows[0].spec.shadow.as_mut().unwrap().max_divergence = "1".to_owned();
+    let again = hourly.plan(HOUR + 300);
+    assert_eq!(hourly.phase(), Some(CyclePhase::Shadowing));
+    assert_eq!(again.desired.reasoning_pods.len(), 1);
+    hourly.shadows.clear();
+    assert_eq!(hourly.plan(HOUR + 301).desired.reasoning_pods.len(), 1);
+    // One that compares another model counts for nothing.
+    hourly.compare(90, 90, Some(Parity::Holds));
+    hourly.shadows[0].status.as_mut().unwrap().shadow.as_mut().unwrap().digest = Some(make::model("other").digest);
+    hourly.plan(HOUR + 302);
+    assert_eq!(hourly.phase(), Some(CyclePhase::Shadowing));
+}
+
+#[test]
+fn a_canary_that_fails_rolls_its_cycle_back_and_it_is_not_tried_again() {
+    let mut hourly = Hourly::new();
+    let analysis = json!({"intervalSeconds": 10, "minRequests": 5});
+    hourly.observed.object.spec.rollout = Some(make::from(json!({"steps": [100], "analysis": analysis})));
+    hourly.plan(100);
+    hourly.train(1);
+    hourly.judge(500);
+    let deployment = hourly.observed.deployment.clone();
+    let mut second = HOUR + 200;
+    while hourly.observed.canary.is_none() {
+        let plan = hourly.plan(second);
+        let canary = plan.desired.deployments.iter().find(|deployment| deployment.name_any() == "codex-c-rc");
+        hourly.observed.canary = canary.cloned();
+        second += 1;
+        assert!(second < HOUR + 220, "{:?}", hourly.redeploy().cycle);
+    }
+    assert_eq!(hourly.phase(), Some(CyclePhase::RollingOut));
+    answer(&mut hourly.observed, 100, 60, second);
+    let failed = hourly.plan(second);
+    assert_eq!(hourly.phase(), Some(CyclePhase::RolledBack));
+    assert_eq!(failed.status.rollout.as_ref().map(|rollout| rollout.phase), Some(RolloutPhase::RolledBack));
+    let redeploy = hourly.redeploy();
+    assert_eq!(redeploy.history[0].result, CyclePhase::RolledBack);
+    assert!(redeploy.cycle.is_none() && redeploy.promoted == 0 && failed.status.current.is_none());
+    assert_eq!(reason(&failed), ("False".to_owned(), "RolledBack".to_owned()));
+    assert!(failed.events.iter().any(|event| event.reason == "RolledBack"), "{:?}", failed.events);
+    // What was served before is served, and the model of the cycle is not tried again.
+    (hourly.observed.canary, hourly.observed.canary_pods) = (None, Vec::new());
+    for later in 1..5 {
+        let plan = hourly.plan(second + later);
+        let servers = plan.desired.deployments.iter().map(|deployment| deployment.name_any());
+        assert_eq!(servers.collect::<Vec<_>>(), ["codex-s-rc"], "no canary starts");
+        let template = |deployment: &k8s_openapi::api::apps::v1::Deployment| deployment.spec.clone().unwrap().template;
+        assert_eq!(template(&plan.desired.deployments[0]), template(deployment.as_ref().unwrap()));
+        let ready = find(&plan.status.conditions, ConditionType::Ready).unwrap();
+        assert_eq!(ready.status, "True", "{}", ready.message);
+    }
+    assert_eq!(hourly.redeploy().history.len(), 1);
 }

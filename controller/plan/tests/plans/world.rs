@@ -234,6 +234,7 @@ impl World {
             evaluations,
             cycles: Vec::new(),
             candidate: None,
+            trial: None,
             policies: self.policies.clone(),
             sign_offs: Vec::new(),
             promotions: Vec::new(),
@@ -357,6 +358,7 @@ impl World {
             training_runs,
             evaluations,
             expired,
+            reasoning_pods: _,
             kept,
         } = desired;
         assert!(

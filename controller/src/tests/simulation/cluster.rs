@@ -2,12 +2,14 @@
 //! collector; and what pods say.
 
 use codex_provenance::Sha256;
-use codex_reports::{DataFile, Kind, LATENCY_EDGES, Report, ServingState, Stage, State, Traffic, TrainingState};
+use codex_reports::{
+    Comparison, DataFile, Kind, LATENCY_EDGES, Report, ServingState, Stage, State, Traffic, TrainingState,
+};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    invariants::{contents, is_good},
+    invariants::{contents, is_alike, is_good},
     make,
     server::{NAMESPACE, Server},
 };
@@ -31,6 +33,8 @@ pub(super) struct PodView {
     pub(super) model: Option<String>,
     /// Whether a server is told to report its requests.
     counts: bool,
+    /// Whether a server is a shadow.
+    compares: bool,
 }
 
 fn pods_path(name: &str) -> String {
@@ -60,6 +64,10 @@ fn view(server: &Server, path: &str) -> Option<PodView> {
         "Evaluation" => Kind::Evaluation,
         _ => Kind::ReasoningPod,
     };
+    let told = |argument: &str| {
+        let arguments = pod["spec"]["containers"][0]["args"].as_array();
+        arguments.is_some_and(|all| all.contains(&json!(argument)))
+    };
     let annotation = |of: &Value, name: &str| text(&of["metadata"]["annotations"][format!("codex-ml.dev/{name}")]);
     Some(PodView {
         path: path.to_owned(),
@@ -72,9 +80,8 @@ fn view(server: &Server, path: &str) -> Option<PodView> {
         config: annotation(parent, "config-digest"),
         promotion: annotation(pod, "promotion-digest"),
         model: annotation(pod, "model-digest"),
-        counts: pod["spec"]["containers"][0]["args"]
-            .as_array()
-            .is_some_and(|all| all.contains(&json!("--report-traffic"))),
+        counts: told("--report-traffic"),
+        compares: told("--shadow"),
     })
 }
 
@@ -115,6 +122,7 @@ impl PodView {
                 verified: self.model.as_ref().and_then(|model| model.parse().ok()),
                 promotion: self.promotion.as_ref().and_then(|digest| digest.parse().ok()),
                 traffic: self.counts.then(|| traffic(server)),
+                comparisons: comparison(server, self).into_iter().collect(),
                 ..ServingState::default()
             }),
         }
@@ -147,6 +155,15 @@ impl PodView {
 fn traffic(server: &Server) -> Traffic {
     let requests = server.writes.len() as u64;
     Traffic { requests, completed: requests, latency: vec![requests; LATENCY_EDGES.len()], ..Traffic::default() }
+}
+
+/// Returns what a shadow has compared with the ReasoningPod of the simulation.
+fn comparison(server: &Server, pod: &PodView) -> Option<Comparison> {
+    let incumbent = server.objects.get(&super::simulator::object_path("reasoningpods", "rc"))?;
+    let served = incumbent["status"]["verified"]["digest"].as_str()?.parse().ok()?;
+    let run = run_of(server, pod).filter(|_| pod.compares)?;
+    let agreed = if is_alike(&run) { 200 } else { 100 };
+    Some(Comparison { model: served, ..make::comparison(200, agreed, agreed) })
 }
 
 /// Returns the uid of the run whose folder a pod mounts.

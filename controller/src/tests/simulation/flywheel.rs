@@ -1,5 +1,6 @@
 //! A year of cycles: a ReasoningPod that redeploys each week, in accelerated weeks of an hour, while processes of the controller end,
-//! requests fail and answers get lost. Whether a model is good follows from the uid of its run, so about four of ten fail.
+//! requests fail and answers get lost. Whether a model is good follows from the uid of its run, so about four of ten fail, and likewise
+//! whether its shadow proves parity.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,7 +8,7 @@ use rand::Rng;
 use serde_json::{Value, json};
 
 use super::{
-    invariants::{is_good, model},
+    invariants::{is_alike, is_good, model},
     make,
     sabotage::Sabotage,
     server::NAMESPACE,
@@ -24,7 +25,7 @@ const MOST_WRITES: usize = 20_000;
 const POD: &str = "rc";
 
 /// Returns a ReasoningPod that trains, evaluates and promotes a model each hour.
-fn redeploying() -> Value {
+fn redeploying(shadows: bool) -> Value {
     let spec = |object: Value| object["spec"].clone();
     let run = spec(serde_json::to_value(make::run()).unwrap());
     let mut evaluation = spec(serde_json::to_value(make::evaluation()).unwrap());
@@ -38,6 +39,10 @@ fn redeploying() -> Value {
     fields.insert("replicas".to_owned(), json!(1));
     let template = json!({"trainingRun": run, "evaluations": [{"name": "lite", "spec": evaluation}]});
     fields.insert("redeploy".to_owned(), json!({"schedule": {"cron": "0 * * * *"}, "template": template}));
+    if shadows {
+        let shadow = json!({"samplePercent": 50, "maxDivergence": "0.05", "deadlineSeconds": 3_000});
+        fields["redeploy"].as_object_mut().unwrap().insert("shadow".to_owned(), shadow);
+    }
     let analysis = json!({"intervalSeconds": 5, "minRequests": 1});
     fields.insert("rollout".to_owned(), json!({"steps": [50, 100], "analysis": analysis}));
     pod
@@ -83,12 +88,12 @@ impl Simulator {
     }
 }
 
-async fn year(seed: u64) -> Result<(), String> {
+async fn year(seed: u64, shadows: bool) -> Result<(), String> {
     let mut simulator = Simulator::bare(seed, Sabotage::None, MOST_WRITES);
     let path = object_path("reasoningpods", POD);
-    simulator.server.lock().put(&path, redeploying());
+    simulator.server.lock().put(&path, redeploying(shadows));
     simulator.begin("a user asks for a cycle each week");
-    let (mut current, mut promoted, mut overrides) = (Value::Null, 0, json!(0));
+    let (mut current, mut promoted, mut overrides, mut lost) = (Value::Null, 0, json!(0), 0);
     for week in 1..=WEEKS {
         // `make::at(0)` is a full hour.
         simulator.until(week * WEEK + 1).await;
@@ -106,7 +111,9 @@ async fn year(seed: u64) -> Result<(), String> {
         }
         let uid = simulator.object("trainingruns", &run)["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         let disturbed = simulator.server.lock().known.disturbed.contains(&uid);
-        let good = is_good(&uid);
+        // Nothing is served before the first promotion, so that nothing is compared.
+        let alike = !shadows || promoted == 0 || is_alike(&uid);
+        let good = is_good(&uid) && alike;
         match latest["result"].as_str() {
             Some("Serving") if good => {
                 promoted += 1;
@@ -115,7 +122,9 @@ async fn year(seed: u64) -> Result<(), String> {
                     return wrong("another model is served than the one that was promoted");
                 }
             }
-            Some("Failed") if !good || disturbed => {}
+            Some("Failed") if !good || disturbed => {
+                lost += usize::from(latest["reason"].as_str().unwrap_or_default().contains("lost parity"));
+            }
             _ => return wrong("a cycle must be promoted exactly if its model is good"),
         }
         if status["current"]["trainingRun"] != current {
@@ -123,6 +132,9 @@ async fn year(seed: u64) -> Result<(), String> {
         }
         if promoted > 0 && status["phase"] != "Serving" {
             return wrong("the servers do not serve");
+        }
+        if simulator.server.lock().of_kind("ReasoningPod").len() != 1 {
+            return wrong("a shadow outlives its cycle");
         }
         if redeploy["promoted"] != json!(promoted) {
             return wrong("a promoted cycle is not counted once");
@@ -136,8 +148,11 @@ async fn year(seed: u64) -> Result<(), String> {
             return wrong(&format!("{kept} runs are kept"));
         }
     }
-    if !(WEEKS / 3..=WEEKS - 5).contains(&promoted) {
-        return Err(format!("seed {seed}: {promoted} of {WEEKS} cycles were promoted, so too little was tried"));
+    let fewest = if shadows { WEEKS / 5 } else { WEEKS / 3 };
+    if !(fewest..=WEEKS - 5).contains(&promoted) || (shadows && lost == 0) {
+        return Err(format!(
+            "seed {seed}: {promoted} of {WEEKS} cycles were promoted, and {lost} shadows lost parity, so too little was tried"
+        ));
     }
     if overrides != json!(0) {
         return Err(format!("seed {seed}: {overrides} manual overrides"));
@@ -146,13 +161,21 @@ async fn year(seed: u64) -> Result<(), String> {
     let mut created: BTreeMap<&str, usize> = BTreeMap::new();
     for line in &server.writes {
         let path = line.split_once("PATCH ").map_or("", |(_, path)| path);
-        let of_cycle =
-            ["trainingruns", "evaluations"].iter().any(|plural| path.contains(&format!("/{NAMESPACE}/{plural}/")));
+        let of_cycle = ["trainingruns", "evaluations", "reasoningpods"]
+            .iter()
+            .any(|plural| path.contains(&format!("/{NAMESPACE}/{plural}/")));
         if of_cycle && !path.ends_with("/status") {
             *created.entry(path).or_default() += 1;
         }
     }
-    if created.len() != 2 * usize::try_from(WEEKS).unwrap_or(0) || created.values().any(|times| *times != 1) {
+    let (shadowed, others): (Vec<&str>, Vec<&str>) =
+        created.keys().copied().partition(|path| path.contains("/reasoningpods/"));
+    // Each good model after the first promotion has one.
+    let compared = usize::try_from(promoted).unwrap_or(0) + lost;
+    if shadows && !(compared - 1..=compared + 3).contains(&shadowed.len()) || (!shadows && !shadowed.is_empty()) {
+        return Err(format!("seed {seed}: {} shadows for {compared} cycles that were judged by one", shadowed.len()));
+    }
+    if others.len() != 2 * usize::try_from(WEEKS).unwrap_or(0) || created.values().any(|times| *times != 1) {
         return Err(format!("seed {seed}: not every object of a cycle was created once: {created:?}"));
     }
     Ok(())
@@ -160,8 +183,8 @@ async fn year(seed: u64) -> Result<(), String> {
 
 #[test]
 fn a_year_of_cycles_promotes_every_good_model_once_and_no_other() {
-    for seed in 1..=3 {
+    for (seed, shadows) in [(1, false), (2, true), (3, true)] {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(year(seed)).unwrap_or_else(|failure| panic!("{failure}"));
+        runtime.block_on(year(seed, shadows)).unwrap_or_else(|failure| panic!("{failure}"));
     }
 }

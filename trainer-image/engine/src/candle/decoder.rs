@@ -187,6 +187,12 @@ impl Decoder for CandleDecoder {
         self.slots.release(slot);
     }
 
+    fn forget(&mut self, slot: usize) {
+        if self.slots.is_free(slot) {
+            self.caches[slot].fill(None);
+        }
+    }
+
     fn memory(&self) -> usize {
         let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         let caches = self.caches.iter().flatten().flatten().map(bytes).sum::<usize>();

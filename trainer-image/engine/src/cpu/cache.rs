@@ -63,8 +63,8 @@ impl Cache {
         let (width, stride) = (heads.width, N::stride(heads.all()));
         let rows = qkv.len() / stride;
         let shared = heads.kv_heads * width;
-        self.keys.resize((position + rows).div_ceil(SPAN) * shared * SPAN, 0.0);
-        self.values.resize((position + rows) * shared, 0.0);
+        fit(&mut self.keys, (position + rows).div_ceil(SPAN) * shared * SPAN);
+        fit(&mut self.values, (position + rows) * shared);
         let mut head = scratch::<f32>(rows * width);
         for kv_head in 0..heads.kv_heads {
             let key = heads.queries() + kv_head * width;
@@ -81,6 +81,14 @@ impl Cache {
                 self.values[(position + row) * shared + kv_head * width..][..width].copy_from_slice(value);
             }
         }
+    }
+}
+
+/// Resizes a buffer. It grows by doubling, so it has at most twice its length; what a longer sequence left is given back.
+fn fit(buffer: &mut Vec<f32>, length: usize) {
+    buffer.resize(length, 0.0);
+    if buffer.capacity() / 2 > length {
+        buffer.shrink_to_fit();
     }
 }
 

@@ -74,7 +74,12 @@ impl From<RequestError> for ApiError {
         match error {
             RequestError::Overloaded { .. } => Self::other(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
             RequestError::Generate(error) => Self::invalid(None, error.to_string()),
-            RequestError::Ended => Self::other(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+            RequestError::Late { .. } => {
+                Self { code: Some("request_timeout"), ..Self::other(StatusCode::GATEWAY_TIMEOUT, error.to_string()) }
+            }
+            RequestError::Ended | RequestError::Stalled { .. } => {
+                Self::other(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
         }
     }
 }

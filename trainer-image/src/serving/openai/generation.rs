@@ -179,6 +179,7 @@ async fn unchecked(
                 let stopped = end == Some(End::Stop) || progress.stops.reached();
                 return Ok(progress.end(if stopped { Reason::Stop } else { Reason::Length }, &mut said));
             }
+            Some(Piece::Late(limit)) => return Err(RequestError::Late { limit }.into()),
             None => return Err(RequestError::Ended.into()),
         }
     }

@@ -283,7 +283,7 @@ async fn again(shadow: &Shadow, model: &ServedModel, copy: RequestCopy, mut piec
                 scores.push(token.scores);
             }
             Some(Piece::End(Ok(_))) => break,
-            Some(Piece::End(Err(_))) | None => return shadow.skip(copy.model),
+            Some(Piece::End(Err(_)) | Piece::Late(_)) | None => return shadow.skip(copy.model),
         }
     }
     let own = begun.elapsed().as_secs_f64();
