@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     access::Client,
+    capture::{self, Capture, Trace},
     grammar::Constraint,
     metrics::Metrics,
     place::Places,
@@ -30,6 +31,8 @@ pub(super) struct Batcher {
     capacity: usize,
     /// Copies requests to shadows.
     mirror: Option<Arc<Mirror>>,
+    /// Traces requests.
+    capture: Option<Arc<Capture>>,
 }
 
 /// How much a batcher does and keeps.
@@ -167,6 +170,7 @@ struct Request {
     client: Client,
     /// When it was queued.
     queued: Instant,
+    trace: Option<Trace>,
 }
 
 impl Request {
@@ -185,12 +189,17 @@ impl Batcher {
         let capacity = room.running + room.queue;
         let (requests, taken) = mpsc::channel(capacity);
         std::thread::Builder::new().name("engine".to_owned()).spawn(move || run(generator, taken, room, &metrics))?;
-        Ok(Self { requests, permits: Arc::new(Semaphore::new(capacity)), capacity, mirror: None })
+        Ok(Self { requests, permits: Arc::new(Semaphore::new(capacity)), capacity, mirror: None, capture: None })
     }
 
     /// Copies requests to shadows, once they are answered.
     pub(super) fn with_mirror(self, mirror: Option<Arc<Mirror>>) -> Self {
         Self { mirror, ..self }
+    }
+
+    /// Traces requests.
+    pub(super) fn with_capture(self, capture: Option<Arc<Capture>>) -> Self {
+        Self { capture, ..self }
     }
 
     /// Generates the response to a prompt. The caller receives its tokens one by one; dropping the pieces ends the
@@ -204,7 +213,8 @@ impl Batcher {
         let (pieces, received) = mpsc::unbounded_channel();
         // A permit guarantees a place in the queue, so this fails only if the thread has ended.
         let copy = self.mirror.as_ref().and_then(|mirror| mirror.begin(&job));
-        let request = Request { job, pieces, permit, client, queued: Instant::now() };
+        let trace = self.capture.as_ref().and_then(|capture| capture.begin(job.prompt.len()));
+        let request = Request { job, pieces, permit, client, queued: Instant::now(), trace };
         self.requests.try_send(request).map_err(|_| RequestError::Ended)?;
         Ok(Pieces { received, copy })
     }
@@ -274,6 +284,9 @@ impl Running {
                 token.unwrap_or_default()
             }
         };
+        if let Some(trace) = &mut self.request.trace {
+            trace.observe(logits, token);
+        }
         // They are the model's own: temperature, settings and grammars do not change them.
         self.scores = job.scores.map(|count| LogProbabilities::of(logits, token, count));
         token
@@ -344,7 +357,9 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Ro
         }
         for (slot, place) in running.iter_mut().enumerate() {
             if place.as_ref().is_some_and(|running| running.request.pieces.is_closed()) {
-                *place = None;
+                if let Some(Running { request: Request { trace: Some(trace), .. }, tokens, .. }) = place.take() {
+                    trace.finish(tokens, capture::Ended::Closed);
+                }
                 generator.release(slot);
                 places.released(&mut generator, slot);
             }
@@ -377,8 +392,11 @@ fn run(mut generator: Generator, mut requests: mpsc::Receiver<Request>, room: Ro
             if emitted.end.is_none() {
                 generator.release(emitted.slot);
             }
-            if let Some(running) = place.take() {
+            if let Some(mut running) = place.take() {
                 places.released(&mut generator, emitted.slot);
+                if let Some(trace) = running.request.trace.take() {
+                    trace.finish(running.tokens, capture::Ended::Generated(end));
+                }
                 running.request.end(Ok(end));
             }
         }
